@@ -1,1 +1,32 @@
-//! x
+//! Pictures in, augmented views out.
+//!
+//! A [`Source`] lists pictures and loads them one by one; [`ViewsConfig`] says how a picture
+//! becomes the crops ("views") that a network is trained on; a [`Loader`] prepares batches of
+//! views on worker threads. Every random choice is a function of the seed and of the place it is
+//! made for (epoch, sample, view), so a batch is the same whatever the number of threads and
+//! wherever a run was resumed.
+
+pub mod augment;
+mod decode;
+mod folder;
+mod loader;
+mod materials;
+mod memory;
+mod picture;
+mod png;
+mod resize;
+mod sheet;
+mod source;
+
+pub use augment::config::{ConfigError, Policy, ViewsConfig};
+pub use augment::views::{Erasure, View};
+pub use decode::{DecodeError, DecodeLimits, decode};
+pub use folder::{Folder, FolderError};
+pub use loader::{Batch, Batches, BrokenPicture, Loader, LoaderConfig, LoaderError};
+pub use materials::{MATERIALS_LICENSE, MaterialsTask, training_materials};
+pub use memory::InMemory;
+pub use picture::{Picture, PictureError};
+pub use png::{PngError, encode_png};
+pub use resize::{EvalTransform, Interpolation, resized_crop};
+pub use sheet::contact_sheet;
+pub use source::{Source, SourceError};

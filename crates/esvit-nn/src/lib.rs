@@ -1,1 +1,19 @@
-//! x
+//! Backbones, heads and the operations that they are written in.
+//!
+//! A network is a description built once over a list of named [`params`]; student and teacher are
+//! two sets of values for it. See [`network::Network`] for the whole of backbone and heads.
+
+pub mod backbone;
+pub mod head;
+pub mod layers;
+pub mod network;
+pub mod ops;
+pub mod params;
+pub mod pass;
+pub mod weights;
+pub mod zoo;
+
+pub use backbone::swin::{Swin, SwinConfig};
+pub use network::Network;
+pub use params::Params;
+pub use pass::Pass;

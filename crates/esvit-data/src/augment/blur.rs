@@ -1,0 +1,153 @@
+//! Gaussian blur, approximated by three box blurs in each direction.
+//!
+//! Pillow's `GaussianBlur` does the same: boxes of fractional radius (Gwosdek et al. 2011,
+//! "Theoretical foundations of Gaussian convolution by extended box filtering"), every pass
+//! rounded to 8 bits, borders repeated, rows before columns.
+
+use crate::Picture;
+use crate::picture::CHANNELS;
+
+const PASSES: usize = 3;
+
+/// Blurs by a Gaussian of standard deviation `radius` pixels. Nothing happens at 0 or below.
+pub fn gaussian_blur(picture: &mut Picture, radius: f64) {
+    // Beyond a hundred thousand pixels, sums would not fit; no picture needs it.
+    let radius = radius.min(1e5) as f32;
+    if radius.is_nan() || radius <= 0.0 {
+        return;
+    }
+    let box_blur = BoxBlur::for_gaussian(radius);
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    // Columns are blurred row by row, which vectorises; for rows the picture is laid on its side.
+    let mut turned = vec![0; picture.pixels().len()];
+    let mut spare = vec![0; picture.pixels().len()];
+    transpose(picture.pixels(), &mut turned, width, height);
+    box_blur.columns(&mut turned, &mut spare, height, width);
+    transpose(&turned, picture.pixels_mut(), height, width);
+    box_blur.columns(picture.pixels_mut(), &mut spare, width, height);
+}
+
+/// A box that covers `2 * radius + 1` pixels whole and the next one on each side in part, with
+/// weights in units of 2^-24.
+struct BoxBlur {
+    radius: usize,
+    whole: u32,
+    part: u32,
+}
+
+impl BoxBlur {
+    fn for_gaussian(sigma: f32) -> Self {
+        let variance = sigma * sigma / PASSES as f32;
+        let length = (12.0 * f64::from(variance) + 1.0).sqrt() as f32;
+        let l = ((length - 1.0) / 2.0).floor();
+        let a = (2.0 * l + 1.0) * (l * (l + 1.0) - 3.0 * variance)
+            / (6.0 * (variance - (l + 1.0) * (l + 1.0)));
+        let radius = l as u32;
+        let whole = ((1 << 24) as f32 / ((l + a) * 2.0 + 1.0)) as u32;
+        let part = ((1 << 24) - (radius * 2 + 1) * whole) / 2;
+        Self { radius: radius as usize, whole, part }
+    }
+
+    /// Blurs along the columns, [`PASSES`] times; `spare` is as long as `pixels`.
+    fn columns(&self, pixels: &mut [u8], spare: &mut [u8], width: usize, height: usize) {
+        let mut sums = vec![0; width * CHANNELS];
+        for pass in 0..PASSES {
+            if pass % 2 == 0 {
+                self.pass(pixels, spare, &mut sums, height);
+            } else {
+                self.pass(spare, pixels, &mut sums, height);
+            }
+        }
+        pixels.copy_from_slice(spare);
+    }
+
+    fn pass(&self, from: &[u8], to: &mut [u8], sums: &mut [u32], height: usize) {
+        let stride = sums.len();
+        let row = |y: isize| {
+            let y = y.clamp(0, height as isize - 1) as usize;
+            &from[y * stride..(y + 1) * stride]
+        };
+        let radius = self.radius as isize;
+        sums.fill(0);
+        for y in -radius..=radius {
+            for (sum, &value) in sums.iter_mut().zip(row(y)) {
+                *sum += u32::from(value);
+            }
+        }
+        for (y, out) in (0isize..).zip(to.chunks_exact_mut(stride)) {
+            let (before, after) = (row(y - radius - 1), row(y + radius + 1));
+            let first = row(y - radius);
+            for i in 0..stride {
+                let edges = u32::from(before[i]) + u32::from(after[i]);
+                let total = sums[i] * self.whole + edges * self.part;
+                out[i] = ((total + (1 << 23)) >> 24) as u8;
+                sums[i] = sums[i] + u32::from(after[i]) - u32::from(first[i]);
+            }
+        }
+    }
+}
+
+/// Lays a picture of `width` x `height` on its side.
+fn transpose(from: &[u8], to: &mut [u8], width: usize, height: usize) {
+    let from = from.as_chunks::<CHANNELS>().0;
+    let to = to.as_chunks_mut::<CHANNELS>().0;
+    for (x, column) in to.chunks_exact_mut(height).enumerate() {
+        for (pixel, row) in column.iter_mut().zip(from.chunks_exact(width)) {
+            *pixel = row[x];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::test_pictures::{f7_after, noise};
+    use proptest::prelude::*;
+
+    #[test]
+    fn as_pillow() {
+        assert_eq!(f7_after(|p| gaussian_blur(p, 1.0)), [103, 118, 139]);
+        assert_eq!(f7_after(|p| gaussian_blur(p, 0.1)), [51, 227, 180]);
+        assert_eq!(f7_after(|p| gaussian_blur(p, 2.0)), [117, 110, 132]);
+    }
+
+    #[test]
+    fn no_radius_no_change() {
+        for radius in [0.0, -1.0, f64::NAN] {
+            let mut picture = noise(5, 4, 1);
+            gaussian_blur(&mut picture, radius);
+            assert_eq!(picture, noise(5, 4, 1));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        #[test]
+        fn one_colour_stays_and_values_keep_their_range(
+            w in 1u32..40, h in 1u32..40, radius in 0.0f64..30.0, seed: u64
+        ) {
+            let mut flat = Picture::filled(w, h, [9, 200, 255]);
+            gaussian_blur(&mut flat, radius);
+            prop_assert_eq!(&flat, &Picture::filled(w, h, [9, 200, 255]));
+
+            let mut picture = noise(w, h, seed);
+            let range = |p: &Picture| (*p.pixels().iter().min().unwrap(), *p.pixels().iter().max().unwrap());
+            let before = range(&picture);
+            gaussian_blur(&mut picture, radius);
+            let after = range(&picture);
+            prop_assert!(before.0 <= after.0 && after.1 <= before.1);
+        }
+    }
+
+    #[test]
+    fn extreme_shapes_and_radii() {
+        for (w, h) in [(1, 1), (1, 5000), (5000, 1)] {
+            let mut picture = noise(w, h, 2);
+            gaussian_blur(&mut picture, 2.0);
+        }
+        let mut picture = noise(7, 5, 3);
+        gaussian_blur(&mut picture, f64::INFINITY);
+        let spread = picture.pixels().iter().max().unwrap() - picture.pixels().iter().min().unwrap();
+        assert!(spread < 90, "{spread}");
+    }
+}

@@ -1,0 +1,334 @@
+//! What views of a picture a network is trained on.
+
+use serde::{Deserialize, Serialize};
+
+use super::color::ColorJitter;
+use super::erase::Erase;
+use super::overlay::{Overlay, overlay};
+use super::randaugment::RandAugment;
+use crate::Interpolation;
+
+/// Number of global views.
+pub(super) const GLOBALS: usize = 2;
+
+/// A set of augmentations that belong together. It gives every setting of [`ViewsConfig`] its
+/// default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// DINO's multi-crop, with which all published EsViT networks were trained.
+    #[default]
+    #[serde(alias = "dino_aug")]
+    Dino,
+    /// DeiT's: RandAugment and random erasing.
+    #[serde(alias = "deit_aug")]
+    Deit,
+    /// MoCo v2's: colour jitter, grey and blur, the same for all views.
+    #[serde(alias = "mocov2", alias = "mocov2_aug")]
+    MocoV2,
+    /// Random crop and mirroring only.
+    #[serde(alias = "basic_aug")]
+    Basic,
+}
+
+overlay! {
+    /// Everything that makes views out of a picture: always two global views, then local ones.
+    ///
+    /// Read from a file, only the settings to be changed need be given; the rest are the
+    /// policy's. Written to a file, all values are there.
+    ///
+    /// ```
+    /// # use esvit_data::ViewsConfig;
+    /// let config: ViewsConfig =
+    ///     serde_json::from_str(r#"{"policy": "moco_v2", "jitter": {"p": 0.5}}"#)?;
+    /// assert_eq!(config.jitter.p, 0.5);
+    /// assert_eq!(config.jitter.saturation, 0.4);
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    #[derive(Deserialize)]
+    #[serde(from = "PartialViews")]
+    pub struct ViewsConfig / PartialViews {
+        /// Where the other defaults come from.
+        pub policy: Policy = Policy::Dino,
+        /// Side of the two global views, in pixels.
+        pub global_size: u32 = 224,
+        /// Area of a global crop, as a share of the picture's.
+        pub global_scale: [f64; 2] = [0.4, 1.0],
+        /// Sides of the local views, in pixels.
+        pub local_sizes: Vec<u32> = vec![96],
+        /// Number of local views of each size; may be 0.
+        pub local_counts: Vec<u32> = vec![8],
+        /// Area of a local crop, as a share of the picture's.
+        pub local_scale: [f64; 2] = [0.05, 0.4],
+        /// Width : height of a crop before it is made square.
+        pub ratio: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0],
+        /// How crops are resized.
+        pub interpolation: Interpolation = Interpolation::Bicubic,
+        /// Probability of mirroring.
+        pub flip: f64 = 0.5,
+        /// Change of colours.
+        pub jitter: ColorJitter = ColorJitter::default(),
+        /// Probability of turning grey.
+        pub grayscale: f64 = 0.2,
+        /// Blur.
+        pub blur: Blur = Blur::default(),
+        /// Solarisation of the second global view.
+        pub solarize: Solarize = Solarize::default(),
+        /// Random operations.
+        pub randaugment: RandAugment = RandAugment::default(),
+        /// Random erasing.
+        pub erase: Erase = Erase::default(),
+        /// Mean of red, green and blue in 0..=1, for normalisation.
+        pub mean: [f64; 3] = [0.485, 0.456, 0.406],
+        /// Standard deviation of red, green and blue.
+        pub std: [f64; 3] = [0.229, 0.224, 0.225],
+    }
+}
+
+overlay! {
+    /// How often and how much views are blurred.
+    pub struct Blur / PartialBlur {
+        /// Probability for the first global view.
+        pub p_global1: f64 = 1.0,
+        /// Probability for the second global view.
+        pub p_global2: f64 = 0.1,
+        /// Probability for a local view.
+        pub p_local: f64 = 0.5,
+        /// Range of the standard deviation, in pixels of the view.
+        pub radius: [f64; 2] = [0.1, 2.0],
+    }
+}
+
+overlay! {
+    /// How often the second global view is solarised.
+    pub struct Solarize / PartialSolarize {
+        /// Probability; 0 turns it off.
+        pub p: f64 = 0.2,
+        /// Values from here on are inverted.
+        pub threshold: u32 = 128,
+    }
+}
+
+impl From<PartialViews> for ViewsConfig {
+    fn from(given: PartialViews) -> Self {
+        let mut config = Self::for_policy(given.policy.unwrap_or_default());
+        config.overlay(given);
+        config
+    }
+}
+
+/// A setting that makes no sense.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{field}` is `{value}`; {need}")]
+pub struct ConfigError {
+    /// Name of the setting.
+    pub field: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What is needed.
+    pub need: &'static str,
+}
+
+impl ViewsConfig {
+    /// All settings of a policy.
+    pub fn for_policy(policy: Policy) -> Self {
+        let plain = Self {
+            policy,
+            jitter: ColorJitter { p: 0.0, ..ColorJitter::default() },
+            grayscale: 0.0,
+            blur: Blur { p_global1: 0.0, p_global2: 0.0, p_local: 0.0, ..Blur::default() },
+            solarize: Solarize { p: 0.0, ..Solarize::default() },
+            ..Self::default()
+        };
+        match policy {
+            Policy::Dino => Self::default(),
+            // One transform for every crop, so locals come from the same range of areas.
+            Policy::Deit => Self {
+                global_scale: [0.08, 1.0],
+                local_scale: [0.08, 1.0],
+                randaugment: RandAugment { ops: 2, ..RandAugment::default() },
+                erase: Erase { p: 0.25, ..Erase::default() },
+                ..plain
+            },
+            Policy::MocoV2 => Self {
+                global_scale: [0.2, 1.0],
+                jitter: ColorJitter { saturation: 0.4, ..ColorJitter::default() },
+                grayscale: 0.2,
+                blur: Blur { p_global1: 0.5, p_global2: 0.5, p_local: 0.5, ..Blur::default() },
+                ..plain
+            },
+            Policy::Basic => plain,
+        }
+    }
+
+    /// Side of every view in order: the two global ones, then the local ones grouped by size.
+    pub fn sizes(&self) -> Vec<u32> {
+        let locals = self.local_sizes.iter().zip(&self.local_counts);
+        std::iter::repeat_n(self.global_size, GLOBALS)
+            .chain(locals.flat_map(|(&size, &count)| std::iter::repeat_n(size, count as usize)))
+            .collect()
+    }
+
+    /// Checks every setting, and names the first that makes no sense.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let check = |good: bool, field, value: &dyn std::fmt::Debug, need| {
+            if good { Ok(()) } else { Err(ConfigError { field, value: format!("{value:?}"), need }) }
+        };
+        let probability = |field, p: f64| {
+            check((0.0..=1.0).contains(&p), field, &p, "a probability is between 0 and 1")
+        };
+        // The upper bound keeps a slip of the pen from asking for all of the memory.
+        let side = |size: u32| (1..=4096).contains(&size);
+        let share = |[low, high]: [f64; 2]| 0.0 < low && low <= high && high <= 1.0;
+        let positive = |[low, high]: [f64; 2]| 0.0 < low && low <= high && high.is_finite();
+        const SIDE: &str = "a view's side is between 1 and 4096 pixels";
+        const SHARE: &str = "give `[low, high]` with 0 < low <= high <= 1";
+        const POSITIVE: &str = "give `[low, high]` with 0 < low <= high";
+
+        check(side(self.global_size), "global_size", &self.global_size, SIDE)?;
+        check(share(self.global_scale), "global_scale", &self.global_scale, SHARE)?;
+        check(self.local_sizes.iter().all(|&s| side(s)), "local_sizes", &self.local_sizes, SIDE)?;
+        check(
+            self.local_sizes.len() == self.local_counts.len(),
+            "local_counts",
+            &self.local_counts,
+            "give one count for every entry of `local_sizes`",
+        )?;
+        check(
+            self.local_counts.iter().map(|&count| u64::from(count)).sum::<u64>() <= 1024,
+            "local_counts",
+            &self.local_counts,
+            "at most 1024 local views can be made",
+        )?;
+        check(share(self.local_scale), "local_scale", &self.local_scale, SHARE)?;
+        check(positive(self.ratio), "ratio", &self.ratio, POSITIVE)?;
+        probability("flip", self.flip)?;
+        probability("jitter.p", self.jitter.p)?;
+        let strengths = [
+            ("jitter.brightness", self.jitter.brightness),
+            ("jitter.contrast", self.jitter.contrast),
+            ("jitter.saturation", self.jitter.saturation),
+        ];
+        for (field, x) in strengths {
+            check(x >= 0.0 && x.is_finite(), field, &x, "a strength is 0 or more")?;
+        }
+        let hue = self.jitter.hue;
+        check((0.0..=0.5).contains(&hue), "jitter.hue", &hue, "give 0 to 0.5 (half a turn)")?;
+        probability("grayscale", self.grayscale)?;
+        probability("blur.p_global1", self.blur.p_global1)?;
+        probability("blur.p_global2", self.blur.p_global2)?;
+        probability("blur.p_local", self.blur.p_local)?;
+        let [low, high] = self.blur.radius;
+        check(
+            0.0 <= low && low <= high && high <= 1000.0,
+            "blur.radius",
+            &self.blur.radius,
+            "give `[low, high]` with 0 <= low <= high <= 1000",
+        )?;
+        probability("solarize.p", self.solarize.p)?;
+        let threshold = self.solarize.threshold;
+        check(threshold <= 256, "solarize.threshold", &threshold, "give 0 to 256 (256: never)")?;
+        let random = &self.randaugment;
+        check(random.ops <= 15, "randaugment.ops", &random.ops, "give 0 (off) to 15")?;
+        probability("randaugment.p", random.p)?;
+        let levels = [
+            ("randaugment.magnitude", random.magnitude),
+            ("randaugment.magnitude_std", random.magnitude_std),
+        ];
+        for (field, x) in levels {
+            check((0.0..=10.0).contains(&x), field, &x, "give 0 to 10")?;
+        }
+        probability("erase.p", self.erase.p)?;
+        check(share(self.erase.area), "erase.area", &self.erase.area, SHARE)?;
+        check(positive(self.erase.aspect), "erase.aspect", &self.erase.aspect, POSITIVE)?;
+        check(self.mean.iter().all(|x| x.is_finite()), "mean", &self.mean, "give three numbers")?;
+        check(
+            self.std.iter().all(|&x| x > 0.0 && x.is_finite()),
+            "std",
+            &self.std,
+            "give three numbers above 0",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> ViewsConfig {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_given_is_the_policys() {
+        assert_eq!(read("{}"), ViewsConfig::default());
+        let config = read(r#"{"policy": "deit_aug", "erase": {"area": [0.1, 0.2]}, "flip": 0}"#);
+        let expected = ViewsConfig {
+            erase: Erase { p: 0.25, area: [0.1, 0.2], ..Erase::default() },
+            flip: 0.0,
+            ..ViewsConfig::for_policy(Policy::Deit)
+        };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn every_policy_is_valid_has_its_names_and_survives_a_round_trip() {
+        for (policy, names) in [
+            (Policy::Dino, ["dino", "dino_aug"]),
+            (Policy::Deit, ["deit", "deit_aug"]),
+            (Policy::MocoV2, ["moco_v2", "mocov2_aug"]),
+            (Policy::Basic, ["basic", "basic_aug"]),
+        ] {
+            let config = ViewsConfig::for_policy(policy);
+            config.validate().unwrap();
+            for name in names {
+                assert_eq!(read(&format!(r#"{{"policy": "{name}"}}"#)), config);
+            }
+            assert_eq!(read(&serde_json::to_string(&config).unwrap()), config);
+        }
+    }
+
+    #[test]
+    fn unknown_settings_are_refused() {
+        for json in [r#"{"size": 3}"#, r#"{"blur": {"sigma": 1}}"#, r#"{"policy": "simclr"}"#] {
+            assert!(serde_json::from_str::<ViewsConfig>(json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_grouped() {
+        let config = read(r#"{"local_sizes": [96, 48], "local_counts": [1, 2]}"#);
+        assert_eq!(config.sizes(), [224, 224, 96, 48, 48]);
+        assert_eq!(read(r#"{"local_counts": [0]}"#).sizes(), [224, 224]);
+        let none = read(r#"{"local_sizes": [], "local_counts": []}"#);
+        none.validate().unwrap();
+        assert_eq!(none.sizes(), [224, 224]);
+    }
+
+    #[test]
+    fn senseless_settings_are_named() {
+        for (json, field) in [
+            (r#"{"global_size": 0}"#, "global_size"),
+            (r#"{"global_scale": [0.5, 0.4]}"#, "global_scale"),
+            (r#"{"local_sizes": [96, 0], "local_counts": [1, 1]}"#, "local_sizes"),
+            (r#"{"local_sizes": [96, 64]}"#, "local_counts"),
+            (r#"{"local_counts": [4294967295]}"#, "local_counts"),
+            (r#"{"local_scale": [0, 1]}"#, "local_scale"),
+            (r#"{"ratio": [2, 1]}"#, "ratio"),
+            (r#"{"flip": 1.5}"#, "flip"),
+            (r#"{"jitter": {"p": -1}}"#, "jitter.p"),
+            (r#"{"jitter": {"contrast": -1}}"#, "jitter.contrast"),
+            (r#"{"jitter": {"hue": 0.6}}"#, "jitter.hue"),
+            (r#"{"blur": {"radius": [2, 1]}}"#, "blur.radius"),
+            (r#"{"solarize": {"threshold": 300}}"#, "solarize.threshold"),
+            (r#"{"randaugment": {"magnitude": 11}}"#, "randaugment.magnitude"),
+            (r#"{"erase": {"aspect": [0, 1]}}"#, "erase.aspect"),
+            (r#"{"std": [1, 1, 0]}"#, "std"),
+        ] {
+            let error = read(json).validate().expect_err(json);
+            assert_eq!(error.field, field);
+        }
+        let error = read(r#"{"flip": 1.5}"#).validate().unwrap_err();
+        assert_eq!(error.to_string(), "`flip` is `1.5`; a probability is between 0 and 1");
+    }
+}

@@ -1,0 +1,209 @@
+//! RandAugment (Cubuk et al. 2019) as timm's `rand-m9-mstd0.5-inc1`: operations drawn from
+//! fifteen, whose effect grows with the magnitude for all of them.
+
+use esvit_kernels::rng::Rng;
+
+use super::geometry::{rotation, transform};
+use super::histogram::{autocontrast, equalize};
+use super::lookup::{apply, blend, table};
+use super::overlay::overlay;
+use super::{brightness, contrast, saturation, solarize};
+use crate::Picture;
+use crate::picture::CHANNELS;
+
+overlay! {
+    /// How many random operations are applied, how often and how strongly.
+    pub struct RandAugment / PartialRandAugment {
+        /// Operations drawn per view, with repetition; 0 turns RandAugment off.
+        pub ops: u32 = 0,
+        /// Probability that a drawn operation is applied.
+        pub p: f64 = 0.5,
+        /// Mean of the magnitude, on a scale of 0 to 10.
+        pub magnitude: f64 = 9.0,
+        /// Standard deviation of the magnitude.
+        pub magnitude_std: f64 = 0.5,
+    }
+}
+
+/// Largest magnitude.
+const FULL: f64 = 10.0;
+
+#[derive(Debug, Clone, Copy)]
+enum Op {
+    AutoContrast,
+    Equalize,
+    Invert,
+    Rotate,
+    Posterize,
+    Solarize,
+    SolarizeAdd,
+    Saturation,
+    Contrast,
+    Brightness,
+    Sharpness,
+    ShearX,
+    ShearY,
+    TranslateX,
+    TranslateY,
+}
+
+const OPS: [Op; 15] = [
+    Op::AutoContrast,
+    Op::Equalize,
+    Op::Invert,
+    Op::Rotate,
+    Op::Posterize,
+    Op::Solarize,
+    Op::SolarizeAdd,
+    Op::Saturation,
+    Op::Contrast,
+    Op::Brightness,
+    Op::Sharpness,
+    Op::ShearX,
+    Op::ShearY,
+    Op::TranslateX,
+    Op::TranslateY,
+];
+
+impl RandAugment {
+    /// Applies the random operations; what is moved in from outside has the colour `fill`.
+    pub(super) fn apply(&self, picture: &mut Picture, fill: [u8; 3], rng: &mut Rng) {
+        for _ in 0..self.ops {
+            let op = OPS[rng.below(OPS.len() as u64) as usize];
+            if rng.chance(self.p) {
+                let magnitude = self.magnitude + self.magnitude_std * rng.normal();
+                op.apply(picture, magnitude.clamp(0.0, FULL) / FULL, fill, rng);
+            }
+        }
+    }
+}
+
+impl Op {
+    /// `level` is the magnitude in 0..=1.
+    fn apply(self, picture: &mut Picture, level: f64, fill: [u8; 3], rng: &mut Rng) {
+        let mut either_way = |amount: f64| if rng.chance(0.5) { -amount } else { amount };
+        let mut enhancement = || (1.0 + either_way(level * 0.9)).max(0.1);
+        match self {
+            Op::AutoContrast => autocontrast(picture),
+            Op::Equalize => equalize(picture),
+            Op::Invert => apply(picture, &table(|value| 255 - value)),
+            Op::Posterize => posterize(picture, 4 - (level * 4.0) as u32),
+            Op::Solarize => solarize(picture, 256 - (level * 256.0) as u32),
+            Op::SolarizeAdd => {
+                let add = (level * 110.0) as u8;
+                apply(picture, &table(|v| if v < 128 { v.saturating_add(add) } else { v }));
+            }
+            Op::Saturation => saturation(picture, enhancement()),
+            Op::Contrast => contrast(picture, enhancement()),
+            Op::Brightness => brightness(picture, enhancement()),
+            Op::Sharpness => sharpness(picture, enhancement() as f32),
+            Op::Rotate => {
+                let matrix = rotation(picture, either_way(level * 30.0));
+                transform(picture, matrix, fill);
+            }
+            Op::ShearX => {
+                transform(picture, [1.0, either_way(level * 0.3) as f32, 0.0, 0.0, 1.0, 0.0], fill);
+            }
+            Op::ShearY => {
+                transform(picture, [1.0, 0.0, 0.0, either_way(level * 0.3) as f32, 1.0, 0.0], fill);
+            }
+            Op::TranslateX => {
+                let pixels = either_way(level * 0.45) as f32 * picture.width() as f32;
+                transform(picture, [1.0, 0.0, pixels, 0.0, 1.0, 0.0], fill);
+            }
+            Op::TranslateY => {
+                let pixels = either_way(level * 0.45) as f32 * picture.height() as f32;
+                transform(picture, [1.0, 0.0, 0.0, 0.0, 1.0, pixels], fill);
+            }
+        }
+    }
+}
+
+/// Keeps the highest `bits` bits of every value.
+fn posterize(picture: &mut Picture, bits: u32) {
+    let mask = 0xFFu8.checked_shl(8u32.saturating_sub(bits)).unwrap_or(0);
+    apply(picture, &table(|value| value & mask));
+}
+
+/// Moves every value away from its smoothed neighbourhood by `factor`: 0 is the smoothed picture,
+/// whose 3 x 3 kernel has 5 in the centre and 1 around, over 13. Borders are not smoothed.
+fn sharpness(picture: &mut Picture, factor: f32) {
+    let original = picture.clone();
+    let stride = original.stride();
+    let from = original.pixels();
+    for (y, row) in picture.rows_mut().enumerate() {
+        if y == 0 || y + 1 == original.height() as usize {
+            continue;
+        }
+        for i in CHANNELS..stride.saturating_sub(CHANNELS) {
+            let at = y * stride + i;
+            let three = |middle: usize| {
+                u32::from(from[middle - CHANNELS])
+                    + u32::from(from[middle])
+                    + u32::from(from[middle + CHANNELS])
+            };
+            let around = three(at - stride) + three(at) + three(at + stride);
+            let smooth = (2 * (around + 4 * u32::from(from[at])) + 13) / 26;
+            row[i] = blend(smooth as u8, from[at], factor);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::test_pictures::noise;
+
+    #[test]
+    fn every_operation_works_on_every_shape() {
+        for (width, height) in [(1, 1), (1, 50), (50, 1), (2, 3), (37, 41)] {
+            for op in OPS {
+                for level in [0.0, 0.9, 1.0] {
+                    let mut picture = noise(width, height, 1);
+                    op.apply(&mut picture, level, [124, 116, 104], &mut Rng::new(1, [0; 3]));
+                    assert_eq!((picture.width(), picture.height()), (width, height), "{op:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_changes_a_picture_at_full_level() {
+        // A narrow range, so that `AutoContrast` and `Equalize` have something to do.
+        let mut picture = noise(40, 40, 2);
+        picture.pixels_mut().iter_mut().for_each(|value| *value = 60 + *value / 2);
+        for op in OPS {
+            let mut changed = picture.clone();
+            op.apply(&mut changed, 1.0, [0; 3], &mut Rng::new(3, [0; 3]));
+            assert_ne!(changed, picture, "{op:?}");
+        }
+    }
+
+    #[test]
+    fn posterize_keeps_the_high_bits() {
+        for (bits, expected) in [(0, 0), (1, 0x80), (4, 0xB0), (8, 0xB7)] {
+            let mut picture = Picture::filled(1, 1, [0xB7; 3]);
+            posterize(&mut picture, bits);
+            assert_eq!(picture.pixel(0, 0), Some([expected; 3]));
+        }
+    }
+
+    #[test]
+    fn sharpness_of_one_changes_nothing() {
+        let mut picture = noise(9, 8, 1);
+        sharpness(&mut picture, 1.0);
+        assert_eq!(picture, noise(9, 8, 1));
+        sharpness(&mut picture, 0.0);
+        let spread = |p: &Picture| {
+            p.pixels().windows(2).map(|w| u32::from(w[0].abs_diff(w[1]))).sum::<u32>()
+        };
+        assert!(spread(&picture) < spread(&noise(9, 8, 1)));
+    }
+
+    #[test]
+    fn off_means_off() {
+        let mut picture = noise(9, 8, 1);
+        RandAugment::default().apply(&mut picture, [0; 3], &mut Rng::new(1, [0; 3]));
+        assert_eq!(picture, noise(9, 8, 1));
+    }
+}

@@ -1,0 +1,27 @@
+//! Solarisation.
+
+use crate::Picture;
+
+/// Inverts every value of at least `threshold` (Pillow's `ImageOps.solarize`). A threshold above
+/// 255 inverts nothing.
+pub fn solarize(picture: &mut Picture, threshold: u32) {
+    let Ok(threshold) = u8::try_from(threshold) else { return };
+    for value in picture.pixels_mut() {
+        *value = if *value < threshold { *value } else { 255 - *value };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::test_pictures::{f7, f7_after};
+
+    #[test]
+    fn as_pillow() {
+        assert_eq!(f7_after(|p| solarize(p, 128)), [51, 25, 75]);
+        assert_eq!(f7_after(|p| solarize(p, 0)), [204, 25, 75]);
+        let mut picture = f7();
+        solarize(&mut picture, 256);
+        assert_eq!(picture, f7());
+    }
+}

@@ -1,0 +1,43 @@
+//! Pictures for tests.
+
+use esvit_kernels::rng::Rng;
+
+use crate::Picture;
+
+/// Side of the picture of the pixel fixtures.
+pub(crate) const F7_SIDE: u32 = 16;
+
+/// The 16 x 16 picture of the pixel fixtures: bytes from a 32-bit integer hash of their index.
+pub(crate) fn f7() -> Picture {
+    let hash = |stream: u64, i: u64| {
+        let mut x = (i * 2_654_435_761 + stream * 40_503 + 12_345) & 0xFFFF_FFFF;
+        for _ in 0..2 {
+            x ^= x >> 16;
+            x = (x * 0x45D_9F3B) & 0xFFFF_FFFF;
+        }
+        x ^= x >> 16;
+        x as f64 / 4_294_967_296.0 * 2.0 - 1.0
+    };
+    let pixels = (0..16 * 16 * 3).map(|i| ((hash(60, i) + 1.0) / 2.0 * 255.0) as u8).collect();
+    Picture::new(F7_SIDE, F7_SIDE, pixels).unwrap()
+}
+
+/// A picture of random bytes.
+pub(crate) fn noise(width: u32, height: u32, seed: u64) -> Picture {
+    let mut rng = Rng::new(seed, [0; 3]);
+    let pixels = (0..width * height * 3).map(|_| rng.below(256) as u8).collect();
+    Picture::new(width, height, pixels).unwrap()
+}
+
+/// What `op` makes of the fixture at (5, 7).
+pub(crate) fn f7_after(op: impl FnOnce(&mut Picture)) -> [u8; 3] {
+    let mut picture = f7();
+    op(&mut picture);
+    picture.pixel(5, 7).unwrap()
+}
+
+#[test]
+fn the_fixture_picture() {
+    assert_eq!(f7().pixel(0, 0), Some([89, 233, 131]));
+    assert_eq!(f7().pixel(5, 7), Some([51, 230, 180]));
+}

@@ -1,0 +1,224 @@
+//! From the bytes of a file to a picture.
+//!
+//! Files found in the wild are wrong in many ways. A picture is either decoded whole or refused
+//! with a reason: a half-grey picture would silently teach the network something false.
+
+use std::io::{Cursor, ErrorKind};
+
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+
+use crate::Picture;
+
+/// How large a picture may be. Both limits are checked from the header, before pixels are
+/// decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecodeLimits {
+    /// Most pixels (width x height). Default 178,956,970: above that Pillow, too, suspects a
+    /// decompression bomb.
+    pub max_pixels: u64,
+    /// Most bytes of the decoded picture in the file's own pixel format. Default 1 GiB.
+    pub max_bytes: u64,
+}
+
+impl Default for DecodeLimits {
+    fn default() -> Self {
+        Self { max_pixels: 178_956_970, max_bytes: 1 << 30 }
+    }
+}
+
+/// Why bytes are not a usable picture. The name of the file is added by whoever read it.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// There are no bytes.
+    #[error("the file is empty (0 bytes); copy it again or delete it")]
+    Empty,
+    /// The first bytes belong to no format that is read here.
+    #[error(
+        "not a picture: it begins with {begin}; JPEG, PNG, WebP, TIFF, BMP and GIF are read, \
+         recognised by content"
+    )]
+    UnknownFormat {
+        /// The first bytes, in readable form.
+        begin: String,
+    },
+    /// The file ends before the picture does.
+    #[error("the {format} file is truncated: it ends before the picture does; copy it again")]
+    Truncated {
+        /// Name of the format.
+        format: &'static str,
+    },
+    /// More pixels than allowed.
+    #[error(
+        "{width}x{height} is {pixels} pixels, more than `max_pixels` = {limit}; shrink the \
+         picture or raise the limit"
+    )]
+    TooManyPixels {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Their product.
+        pixels: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// More memory than allowed.
+    #[error(
+        "decoding needs {bytes} bytes, more than `max_bytes` = {limit}; shrink the picture or \
+         raise the limit"
+    )]
+    TooManyBytes {
+        /// Bytes needed.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A feature of the format that is not supported.
+    #[error("the {format} file uses a feature that is not supported: {reason}; save it anew")]
+    Unsupported {
+        /// Name of the format.
+        format: &'static str,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// Anything else the decoder objects to.
+    #[error("the {format} file is damaged: {reason}; copy it again or save it anew")]
+    Damaged {
+        /// Name of the format.
+        format: &'static str,
+        /// What the decoder said.
+        reason: String,
+    },
+}
+
+/// Decodes a JPEG, PNG, WebP, TIFF, BMP or GIF (first frame) file, recognised by its content.
+///
+/// Grey becomes RGB, 16 bits become 8, palettes are looked up, alpha is dropped (as Pillow's
+/// `convert("RGB")` does), CMYK is converted, and the EXIF orientation is applied.
+///
+/// ```
+/// use esvit_data::{DecodeLimits, Picture, decode, encode_png};
+/// let picture = Picture::new(1, 1, vec![1, 2, 3])?;
+/// assert_eq!(decode(&encode_png(&picture)?, &DecodeLimits::default())?, picture);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    let format = match image::guess_format(bytes) {
+        Ok(format) if name(format).is_some() => format,
+        _ => return Err(DecodeError::UnknownFormat { begin: beginning(bytes) }),
+    };
+    let name = name(format).unwrap_or_default();
+    let explain = |error| explain(error, name);
+
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    // Decoders also keep their own buffers (compressed chunks, metadata) below this limit.
+    let mut own = Limits::no_limits();
+    own.max_alloc = Some(limits.max_bytes);
+    reader.limits(own);
+    let mut decoder = reader.into_decoder().map_err(explain)?;
+
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > limits.max_pixels {
+        return Err(DecodeError::TooManyPixels { width, height, pixels, limit: limits.max_pixels });
+    }
+    let bytes_needed = decoder.total_bytes();
+    if bytes_needed > limits.max_bytes {
+        return Err(DecodeError::TooManyBytes { bytes: bytes_needed, limit: limits.max_bytes });
+    }
+    // The JPEG decoder fills what is missing with grey instead of failing.
+    if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
+        return Err(DecodeError::Truncated { format: name });
+    }
+
+    // An unreadable orientation is no reason to lose the picture.
+    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+    let decoded = DynamicImage::from_decoder(decoder).map_err(explain)?;
+    let mut rgb = DynamicImage::ImageRgb8(decoded.into_rgb8());
+    rgb.apply_orientation(orientation);
+    let (width, height) = (rgb.width(), rgb.height());
+    Picture::new(width, height, rgb.into_rgb8().into_raw())
+        .map_err(|error| DecodeError::Damaged { format: name, reason: error.to_string() })
+}
+
+/// The formats that are read, by name.
+fn name(format: ImageFormat) -> Option<&'static str> {
+    match format {
+        ImageFormat::Jpeg => Some("JPEG"),
+        ImageFormat::Png => Some("PNG"),
+        ImageFormat::WebP => Some("WebP"),
+        ImageFormat::Tiff => Some("TIFF"),
+        ImageFormat::Bmp => Some("BMP"),
+        ImageFormat::Gif => Some("GIF"),
+        _ => None,
+    }
+}
+
+/// The first bytes as text where they are text (a web page saved as `.jpg` is common), else in
+/// hexadecimal.
+fn beginning(bytes: &[u8]) -> String {
+    let bytes = &bytes[..bytes.len().min(16)];
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains(|c: char| c.is_control() && !c.is_whitespace()) => {
+            format!("the text `{}`", text.escape_default())
+        }
+        _ => {
+            let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("the bytes `{}`", hex.join(" "))
+        }
+    }
+}
+
+/// Walks the markers of a JPEG file (ITU T.81, annex B) and tells whether the end-of-image
+/// marker is reached. Segments are skipped by their length, so that the end of an embedded
+/// thumbnail is not taken for the end of the picture.
+fn jpeg_is_complete(bytes: &[u8]) -> bool {
+    const END_OF_IMAGE: u8 = 0xD9;
+    let mut at = 2;
+    loop {
+        // Between segments and inside entropy-coded data alike, the next marker is the next 0xFF
+        // that is followed neither by 0x00 (a stuffed byte) nor by 0xFF (fill).
+        let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xFF))
+        else {
+            return false;
+        };
+        at += offset + 1;
+        match bytes.get(at) {
+            None => return false,
+            Some(&END_OF_IMAGE) => return true,
+            // Stuffing, fill, TEM, restart markers and a repeated start stand alone.
+            Some(0x00 | 0x01 | 0xD0..=0xD8) => at += 1,
+            Some(0xFF) => {}
+            Some(_) => {
+                let Some(&[high, low]) = bytes.get(at + 1..at + 3) else { return false };
+                // A scan's compressed data follow its header and are searched as above.
+                at += 1 + usize::from(u16::from_be_bytes([high, low])).max(2);
+            }
+        }
+    }
+}
+
+fn explain(error: ImageError, format: &'static str) -> DecodeError {
+    let reason = error.to_string();
+    match error {
+        ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            DecodeError::Truncated { format }
+        }
+        ImageError::Unsupported(_) => DecodeError::Unsupported { format, reason },
+        // Some decoders report the end of the data as a message only.
+        _ if reason.to_ascii_lowercase().contains("end of file")
+            || reason.to_ascii_lowercase().contains("unexpected eof") =>
+        {
+            DecodeError::Truncated { format }
+        }
+        _ => DecodeError::Damaged { format, reason },
+    }
+}
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

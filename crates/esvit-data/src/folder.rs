@@ -1,0 +1,298 @@
+//! A folder of picture files.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::{DecodeLimits, Picture, Source, SourceError, decode};
+
+/// File name extensions that are listed, in lower case. What a file really is, its content says.
+const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif"];
+
+/// All pictures below a folder, at any depth.
+///
+/// The order is that of the paths, compared folder by folder and byte by byte, and so the same
+/// on every machine. Hidden files and folders are skipped. Symbolic links are followed, except
+/// to a folder that is being walked already.
+///
+/// Where every picture lies in a subfolder, the first folder of its path is its class
+/// (`root/<class>/...`). With pictures directly in the root there are no labels.
+#[derive(Debug)]
+pub struct Folder {
+    root: PathBuf,
+    limits: DecodeLimits,
+    /// Folders relative to the root. Kept apart from the file names, so that a million paths do
+    /// not repeat them.
+    folders: Vec<PathBuf>,
+    files: Vec<File>,
+    classes: Vec<String>,
+}
+
+#[derive(Debug)]
+struct File {
+    folder: u32,
+    label: u32,
+    name: Box<OsStr>,
+}
+
+/// Why a folder cannot be a source of pictures.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// There is nothing at the path.
+    #[error("there is no folder `{}`; check the path", path.display())]
+    Missing {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is something else at the path.
+    #[error("`{}` is a file; give the folder that holds the pictures", path.display())]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A folder could not be listed.
+    #[error("cannot list `{}`: {error}; check its permissions", path.display())]
+    Read {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// No file with a known extension.
+    #[error(
+        "no pictures in `{}` or below; files named {} are looked for",
+        path.display(),
+        EXTENSIONS.map(|extension| format!("`.{extension}`")).join(" ")
+    )]
+    NoPictures {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+impl Folder {
+    /// Lists the pictures below `path`. No file is opened yet.
+    pub fn open(path: impl AsRef<Path>, limits: &DecodeLimits) -> Result<Self, FolderError> {
+        let root = path.as_ref().to_path_buf();
+        match fs::metadata(&root) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(FolderError::NotAFolder { path: root }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(FolderError::Missing { path: root });
+            }
+            Err(error) => return Err(FolderError::Read { path: root, error }),
+        }
+        let mut folder = Self {
+            root: root.clone(),
+            limits: *limits,
+            folders: Vec::new(),
+            files: Vec::new(),
+            classes: Vec::new(),
+        };
+        let real =
+            root.canonicalize().map_err(|error| FolderError::Read { path: root.clone(), error })?;
+        folder.walk(PathBuf::new(), &mut vec![real])?;
+        if folder.files.is_empty() {
+            return Err(FolderError::NoPictures { path: root });
+        }
+        folder.label();
+        Ok(folder)
+    }
+
+    /// Adds what lies in `relative` and below. `walking` holds the real paths of the folders from
+    /// the root down to this one: a link to one of them would never end.
+    fn walk(&mut self, relative: PathBuf, walking: &mut Vec<PathBuf>) -> Result<(), FolderError> {
+        let path = self.root.join(&relative);
+        let failed = |error| FolderError::Read { path: path.clone(), error };
+        let mut entries: Vec<(OsString, fs::FileType)> = Vec::new();
+        for entry in fs::read_dir(&path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                entries.push((entry.file_name(), entry.file_type().map_err(failed)?));
+            }
+        }
+        entries.sort_unstable_by(|(a, _), (b, _)| a.as_encoded_bytes().cmp(b.as_encoded_bytes()));
+
+        let index = self.folders.len() as u32;
+        self.folders.push(relative.clone());
+        for (name, kind) in entries {
+            let is_folder = kind.is_dir() || (kind.is_symlink() && path.join(&name).is_dir());
+            if is_folder {
+                let real = if kind.is_symlink() {
+                    path.join(&name).canonicalize().map_err(failed)?
+                } else {
+                    walking.last().map(|parent| parent.join(&name)).unwrap_or_default()
+                };
+                if !walking.contains(&real) {
+                    walking.push(real);
+                    self.walk(relative.join(&name), walking)?;
+                    walking.pop();
+                }
+            } else if is_picture(&name) {
+                // A link to nothing is listed too: it fails with a reason when it is loaded.
+                self.files.push(File { folder: index, label: 0, name: name.into_boxed_os_str() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets classes and labels where every picture lies in a subfolder.
+    fn label(&mut self) {
+        let class_of = |folder: &Path| {
+            folder.iter().next().map(|class| class.to_string_lossy().into_owned())
+        };
+        let classes: Vec<Option<String>> = self.folders.iter().map(|f| class_of(f)).collect();
+        if self.files.iter().any(|file| classes[file.folder as usize].is_none()) {
+            return;
+        }
+        for file in &mut self.files {
+            // Files come in the order of their folders, so a new class is always the last one.
+            let class = classes[file.folder as usize].as_ref();
+            if self.classes.last() != class {
+                self.classes.extend(class.cloned());
+            }
+            file.label = self.classes.len() as u32 - 1;
+        }
+    }
+
+    /// Path of picture `index`, beginning with the path that was opened.
+    pub fn path(&self, index: usize) -> Option<PathBuf> {
+        let file = self.files.get(index)?;
+        Some(self.root.join(&self.folders[file.folder as usize]).join(&file.name))
+    }
+}
+
+fn is_picture(name: &OsStr) -> bool {
+    Path::new(name).extension().and_then(OsStr::to_str).is_some_and(|extension| {
+        EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(extension))
+    })
+}
+
+impl Source for Folder {
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.path(index).map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        if self.classes.is_empty() { None } else { Some(self.files.get(index)?.label) }
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn load(&self, index: usize) -> Result<Picture, SourceError> {
+        let path =
+            self.path(index).ok_or(SourceError::NoSuchPicture { index, len: self.files.len() })?;
+        let bytes = fs::read(&path).map_err(|error| SourceError::Read { path, error })?;
+        decode(&bytes, &self.limits)
+            .map_err(|error| SourceError::Decode { name: self.name(index), error })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touch(root: &Path, names: &[&str]) {
+        for name in names {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, b"").unwrap();
+        }
+    }
+
+    fn names(folder: &Folder) -> Vec<String> {
+        (0..folder.len())
+            .map(|i| {
+                let path = folder.path(i).unwrap();
+                path.strip_prefix(&folder.root).unwrap().display().to_string().replace('\\', "/")
+            })
+            .collect()
+    }
+
+    fn open(root: &Path) -> Folder {
+        Folder::open(root, &DecodeLimits::default()).unwrap()
+    }
+
+    #[test]
+    fn lists_in_path_order_and_skips_what_is_hidden_or_no_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        touch(dir.path(), &["b.JPG", "a.png", "Z.webp", "a/c/d.Tiff", "a-b/x.gif", "notes.txt"]);
+        touch(dir.path(), &[".hidden/a.png", ".b.png", "jpg", "x.jpg.part"]);
+        let folder = open(dir.path());
+        assert_eq!(names(&folder), ["Z.webp", "a/c/d.Tiff", "a-b/x.gif", "a.png", "b.JPG"]);
+    }
+
+    #[test]
+    fn subfolders_are_classes() {
+        let dir = tempfile::tempdir().unwrap();
+        touch(dir.path(), &["dog/1.png", "cat/deep/er/2.png", "cat/1.png", "empty/readme.md"]);
+        let folder = open(dir.path());
+        assert_eq!(folder.classes(), ["cat", "dog"]);
+        assert_eq!(names(&folder), ["cat/1.png", "cat/deep/er/2.png", "dog/1.png"]);
+        assert_eq!((0..3).map(|i| folder.label(i)).collect::<Vec<_>>(), [Some(0), Some(0), Some(1)]);
+        assert_eq!(folder.label(3), None);
+    }
+
+    #[test]
+    fn pictures_in_the_root_mean_no_labels() {
+        let dir = tempfile::tempdir().unwrap();
+        touch(dir.path(), &["1.png", "cat/1.png"]);
+        let folder = open(dir.path());
+        assert!(folder.classes().is_empty());
+        assert!((0..2).all(|i| folder.label(i).is_none()));
+    }
+
+    #[test]
+    fn wrong_paths_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        touch(dir.path(), &["a.txt"]);
+        let limits = DecodeLimits::default();
+        let error = Folder::open(dir.path(), &limits).unwrap_err();
+        assert!(matches!(error, FolderError::NoPictures { .. }), "{error}");
+        assert!(error.to_string().contains("`.jpeg`"), "{error}");
+        let error = Folder::open(dir.path().join("no"), &limits).unwrap_err();
+        assert!(matches!(error, FolderError::Missing { .. }), "{error}");
+        let error = Folder::open(dir.path().join("a.txt"), &limits).unwrap_err();
+        assert!(matches!(error, FolderError::NotAFolder { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        touch(dir.path(), &["a.png", "b.png"]);
+        let folder = open(dir.path());
+        fs::remove_file(dir.path().join("b.png")).unwrap();
+        assert!(matches!(folder.load(0), Err(SourceError::Decode { .. })));
+        let error = folder.load(1).unwrap_err();
+        assert!(matches!(error, SourceError::Read { .. }));
+        assert!(error.to_string().contains("b.png"), "{error}");
+        assert!(matches!(folder.load(2), Err(SourceError::NoSuchPicture { .. })));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_but_not_in_circles() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let other = tempfile::tempdir().unwrap();
+        touch(other.path(), &["o.png"]);
+        touch(dir.path(), &["a/1.png", "b/2.png"]);
+        symlink(dir.path().join("b"), dir.path().join("a/x")).unwrap();
+        symlink(dir.path().join("a"), dir.path().join("b/y")).unwrap();
+        symlink(dir.path(), dir.path().join("a/up")).unwrap();
+        symlink(other.path(), dir.path().join("c")).unwrap();
+        symlink(other.path().join("o.png"), dir.path().join("a/l.png")).unwrap();
+        fs::hard_link(dir.path().join("a/1.png"), dir.path().join("a/h.png")).unwrap();
+        let expected =
+            ["a/1.png", "a/h.png", "a/l.png", "a/x/2.png", "b/2.png", "b/y/1.png", "b/y/h.png"];
+        let folder = open(dir.path());
+        assert_eq!(names(&folder)[..7], expected);
+        assert_eq!(names(&folder)[7..], ["b/y/l.png", "c/o.png"]);
+    }
+}

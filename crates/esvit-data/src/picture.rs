@@ -1,0 +1,206 @@
+//! A decoded picture: 8-bit RGB, rows from top to bottom, pixels interleaved.
+
+/// Bytes per pixel: red, green, blue.
+pub(crate) const CHANNELS: usize = 3;
+
+/// An 8-bit RGB picture, `[height, width, 3]`, with at least one pixel.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Picture {
+    width: u32,
+    height: u32,
+    pixels: Vec<u8>,
+}
+
+/// Sizes that do not describe a picture.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PictureError {
+    /// Width or height is zero.
+    #[error("a picture of {width}x{height} has no pixels; give a width and a height of at least 1")]
+    Empty {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
+    /// The buffer does not hold `width * height * 3` bytes.
+    #[error("{width}x{height} RGB needs {need} bytes, but the buffer holds {got}")]
+    Length {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Bytes needed.
+        need: u64,
+        /// Bytes given.
+        got: u64,
+    },
+    /// A crop reaches outside the picture.
+    #[error(
+        "a crop of {crop_width}x{crop_height} at ({left}, {top}) reaches outside the picture of {width}x{height}"
+    )]
+    Outside {
+        /// Left edge of the crop.
+        left: u32,
+        /// Top edge of the crop.
+        top: u32,
+        /// Width of the crop.
+        crop_width: u32,
+        /// Height of the crop.
+        crop_height: u32,
+        /// Width of the picture.
+        width: u32,
+        /// Height of the picture.
+        height: u32,
+    },
+}
+
+impl Picture {
+    /// A picture from its bytes, `[height, width, 3]` row-major.
+    pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Result<Self, PictureError> {
+        if width == 0 || height == 0 {
+            return Err(PictureError::Empty { width, height });
+        }
+        // At most 3 * 2^64, so the product of three is taken in 128 bits.
+        let need = u128::from(width) * u128::from(height) * CHANNELS as u128;
+        if need != pixels.len() as u128 {
+            let need = u64::try_from(need).unwrap_or(u64::MAX);
+            return Err(PictureError::Length { width, height, need, got: pixels.len() as u64 });
+        }
+        Ok(Self { width, height, pixels })
+    }
+
+    /// A picture of one colour. The sizes are the crate's own and known to be at least 1.
+    pub(crate) fn filled(width: u32, height: u32, color: [u8; 3]) -> Self {
+        let count = width as usize * height as usize;
+        let pixels = match color {
+            [r, g, b] if r == g && g == b => vec![r; count * CHANNELS],
+            _ => color.repeat(count),
+        };
+        Self { width, height, pixels }
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// All bytes, `[height, width, 3]`.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+
+    /// All bytes, to be changed in place.
+    pub fn pixels_mut(&mut self) -> &mut [u8] {
+        &mut self.pixels
+    }
+
+    /// The bytes without the picture around them.
+    pub fn into_pixels(self) -> Vec<u8> {
+        self.pixels
+    }
+
+    /// The colour at column `x` of row `y`, or `None` outside the picture.
+    pub fn pixel(&self, x: u32, y: u32) -> Option<[u8; 3]> {
+        if x >= self.width || y >= self.height {
+            return None;
+        }
+        let at = (y as usize * self.width as usize + x as usize) * CHANNELS;
+        Some([self.pixels[at], self.pixels[at + 1], self.pixels[at + 2]])
+    }
+
+    /// The part of `width` x `height` pixels whose top left corner is (`left`, `top`).
+    pub fn crop(
+        &self,
+        left: u32,
+        top: u32,
+        width: u32,
+        height: u32,
+    ) -> Result<Self, PictureError> {
+        if width == 0 || height == 0 {
+            return Err(PictureError::Empty { width, height });
+        }
+        let fits = |start: u32, length: u32, limit: u32| {
+            start.checked_add(length).is_some_and(|end| end <= limit)
+        };
+        if !fits(left, width, self.width) || !fits(top, height, self.height) {
+            return Err(PictureError::Outside {
+                left,
+                top,
+                crop_width: width,
+                crop_height: height,
+                width: self.width,
+                height: self.height,
+            });
+        }
+        let (first, length) = (left as usize * CHANNELS, width as usize * CHANNELS);
+        let pixels = self
+            .rows()
+            .skip(top as usize)
+            .take(height as usize)
+            .flat_map(|row| &row[first..first + length])
+            .copied()
+            .collect();
+        Ok(Self { width, height, pixels })
+    }
+
+    /// Bytes of one row.
+    pub(crate) fn stride(&self) -> usize {
+        self.width as usize * CHANNELS
+    }
+
+    /// The rows from top to bottom.
+    pub(crate) fn rows(&self) -> std::slice::ChunksExact<'_, u8> {
+        self.pixels.chunks_exact(self.stride())
+    }
+
+    /// The rows from top to bottom, to be changed in place.
+    pub(crate) fn rows_mut(&mut self) -> std::slice::ChunksExactMut<'_, u8> {
+        let stride = self.stride();
+        self.pixels.chunks_exact_mut(stride)
+    }
+}
+
+/// Sizes only: a picture's bytes are never worth printing.
+impl std::fmt::Debug for Picture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Picture({}x{})", self.width, self.height)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_is_checked() {
+        assert!(Picture::new(2, 1, vec![0; 6]).is_ok());
+        assert!(matches!(
+            Picture::new(2, 1, vec![0; 5]),
+            Err(PictureError::Length { need: 6, got: 5, .. })
+        ));
+        assert!(matches!(Picture::new(0, 1, vec![]), Err(PictureError::Empty { .. })));
+        assert!(Picture::new(u32::MAX, u32::MAX, vec![]).is_err());
+    }
+
+    #[test]
+    fn crop_takes_the_named_pixels() {
+        let picture = Picture::new(3, 2, (0..18).collect()).unwrap();
+        let crop = picture.crop(1, 1, 2, 1).unwrap();
+        assert_eq!(crop.pixels(), &[12, 13, 14, 15, 16, 17]);
+        assert_eq!(picture.pixel(2, 1), Some([15, 16, 17]));
+        assert_eq!(picture.pixel(3, 1), None);
+    }
+
+    #[test]
+    fn crop_outside_is_an_error() {
+        let picture = Picture::filled(3, 2, [1, 2, 3]);
+        assert!(matches!(picture.crop(2, 0, 2, 1), Err(PictureError::Outside { .. })));
+        assert!(matches!(picture.crop(u32::MAX, 0, 2, 1), Err(PictureError::Outside { .. })));
+        assert!(matches!(picture.crop(0, 0, 0, 1), Err(PictureError::Empty { .. })));
+    }
+}

@@ -1,0 +1,195 @@
+//! Resizing with antialiasing, as Pillow does it: when a picture shrinks, the filter is
+//! stretched with it. (`interpolate` of PyTorch has another bicubic kernel, a = -0.75, and does
+//! not stretch it.)
+
+use fast_image_resize::images::{CroppedImage, Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use serde::{Deserialize, Serialize};
+
+use crate::augment::CropBox;
+use crate::picture::CHANNELS;
+use crate::{Picture, PictureError};
+
+/// The filter of a resize.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// Triangle filter.
+    Bilinear,
+    /// Cubic convolution with a = -0.5.
+    #[default]
+    Bicubic,
+}
+
+/// The pixels of `crop` resized to `size` x `size`. The crop is cut first: nothing outside it
+/// takes part.
+pub fn resized_crop(
+    picture: &Picture,
+    crop: CropBox,
+    size: u32,
+    interpolation: Interpolation,
+) -> Result<Picture, PictureError> {
+    let CropBox { left, top, width, height } = crop;
+    let outside = || PictureError::Outside {
+        left,
+        top,
+        crop_width: width,
+        crop_height: height,
+        width: picture.width(),
+        height: picture.height(),
+    };
+    if width == 0 || height == 0 || size == 0 {
+        return Err(PictureError::Empty { width: width.min(size), height: height.min(size) });
+    }
+    let whole = view(picture).ok_or_else(outside)?;
+    let part = CroppedImage::new(&whole, left, top, width, height).map_err(|_| outside())?;
+    run(&part, size, size, &options(interpolation)).ok_or_else(outside)
+}
+
+/// What a picture goes through before it is evaluated: the shorter side is resized, then a
+/// square is cut from the centre.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalTransform {
+    /// Length of the shorter side after resizing, in pixels. Taken as `crop` if it is smaller.
+    pub resize: u32,
+    /// Side of the square, in pixels.
+    pub crop: u32,
+    /// The filter.
+    #[serde(default)]
+    pub interpolation: Interpolation,
+}
+
+impl EvalTransform {
+    /// The usual proportion, 256 to 224, with bicubic resizing.
+    pub fn new(crop: u32) -> Self {
+        let resize = (f64::from(crop) * 256.0 / 224.0).round() as u32;
+        Self { resize, crop, interpolation: Interpolation::Bicubic }
+    }
+
+    /// The evaluated square of `picture`, `crop` x `crop` pixels.
+    pub fn apply(&self, picture: &Picture) -> Result<Picture, PictureError> {
+        let crop = self.crop;
+        let (width, height) = (picture.width(), picture.height());
+        let empty = PictureError::Empty { width: crop, height: crop };
+        if crop == 0 {
+            return Err(empty);
+        }
+        let shorter = u64::from(self.resize.max(crop));
+        // torchvision truncates the longer side.
+        let scaled = |side: u32, other: u32| match side <= other {
+            true => shorter,
+            false => shorter * u64::from(side) / u64::from(other),
+        };
+        let (wide, high) = (scaled(width, height), scaled(height, width));
+        let offset = |side: u64| ((side - u64::from(crop)) as f64 / 2.0).round_ties_even();
+        // Only the square is computed. The filter still reads its neighbours, so this equals
+        // resizing everything, which for a picture of 1 x 5000 would be a million pixels high.
+        let (fx, fy) = (f64::from(width) / wide as f64, f64::from(height) / high as f64);
+        let crop_side = f64::from(crop);
+        let options = options(self.interpolation).crop(
+            offset(wide) * fx,
+            offset(high) * fy,
+            (crop_side * fx).min(f64::from(width)),
+            (crop_side * fy).min(f64::from(height)),
+        );
+        let whole = view(picture).ok_or(PictureError::Empty { width, height })?;
+        run(&whole, crop, crop, &options).ok_or(empty)
+    }
+}
+
+/// Any size, for the contact sheet.
+pub(crate) fn resize_to(picture: &Picture, width: u32, height: u32) -> Option<Picture> {
+    run(&view(picture)?, width, height, &options(Interpolation::Bicubic))
+}
+
+fn options(interpolation: Interpolation) -> ResizeOptions {
+    let filter = match interpolation {
+        Interpolation::Bilinear => FilterType::Bilinear,
+        // The cubic convolution with a = -0.5 is the Catmull-Rom spline.
+        Interpolation::Bicubic => FilterType::CatmullRom,
+    };
+    ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter))
+}
+
+fn view(picture: &Picture) -> Option<ImageRef<'_>> {
+    ImageRef::new(picture.width(), picture.height(), picture.pixels(), PixelType::U8x3).ok()
+}
+
+fn run(
+    from: &impl fast_image_resize::IntoImageView,
+    width: u32,
+    height: u32,
+    options: &ResizeOptions,
+) -> Option<Picture> {
+    let mut pixels = vec![0; width as usize * height as usize * CHANNELS];
+    let mut to = Image::from_slice_u8(width, height, &mut pixels, PixelType::U8x3).ok()?;
+    Resizer::new().resize(from, &mut to, options).ok()?;
+    Picture::new(width, height, pixels).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::test_pictures::{F7_SIDE, f7, noise};
+
+    fn near(got: Option<[u8; 3]>, expected: [u8; 3]) {
+        let got = got.unwrap();
+        assert!(got.iter().zip(expected).all(|(g, e)| g.abs_diff(e) <= 1), "{got:?} {expected:?}");
+    }
+
+    #[test]
+    fn bicubic_as_pillow() {
+        let all = CropBox { left: 0, top: 0, width: F7_SIDE, height: F7_SIDE };
+        let small = resized_crop(&f7(), all, 8, Interpolation::Bicubic).unwrap();
+        near(small.pixel(3, 3), [149, 132, 143]);
+        let large = resized_crop(&f7(), all, 24, Interpolation::Bicubic).unwrap();
+        near(large.pixel(10, 11), [197, 91, 140]);
+    }
+
+    #[test]
+    fn nothing_outside_the_crop_takes_part() {
+        let picture = noise(40, 30, 1);
+        let crop = CropBox { left: 7, top: 3, width: 20, height: 11 };
+        let cut = picture.crop(7, 3, 20, 11).unwrap();
+        let all = CropBox { left: 0, top: 0, ..crop };
+        for interpolation in [Interpolation::Bilinear, Interpolation::Bicubic] {
+            assert_eq!(
+                resized_crop(&picture, crop, 16, interpolation).unwrap(),
+                resized_crop(&cut, all, 16, interpolation).unwrap()
+            );
+        }
+        assert!(resized_crop(&picture, CropBox { left: 21, ..crop }, 16, Default::default()).is_err());
+        assert!(resized_crop(&picture, crop, 0, Default::default()).is_err());
+    }
+
+    #[test]
+    fn evaluation_equals_resizing_everything_and_cutting() {
+        for (width, height) in [(57, 40), (40, 57), (33, 33), (31, 97)] {
+            let picture = noise(width, height, 2);
+            let transform =
+                EvalTransform { resize: 24, crop: 20, interpolation: Interpolation::Bicubic };
+            let shorter = width.min(height);
+            let (wide, high) = (24 * width / shorter, 24 * height / shorter);
+            let offset = |side: u32| (f64::from(side - 20) / 2.0).round_ties_even() as u32;
+            let expected = resize_to(&picture, wide, high)
+                .unwrap()
+                .crop(offset(wide), offset(high), 20, 20)
+                .unwrap();
+            let got = transform.apply(&picture).unwrap();
+            let worst = got.pixels().iter().zip(expected.pixels()).map(|(a, b)| a.abs_diff(*b));
+            assert!(worst.max() <= Some(1), "{width}x{height}");
+        }
+    }
+
+    #[test]
+    fn evaluation_of_extreme_shapes() {
+        assert_eq!(EvalTransform::new(224).resize, 256);
+        assert_eq!(EvalTransform::new(64).resize, 73);
+        for (width, height) in [(1, 1), (1, 5000), (5000, 1)] {
+            let square = EvalTransform::new(224).apply(&noise(width, height, 3)).unwrap();
+            assert_eq!((square.width(), square.height()), (224, 224));
+        }
+        assert!(EvalTransform::new(0).apply(&noise(5, 5, 4)).is_err());
+    }
+}

@@ -1,0 +1,462 @@
+//! NumPy's `.npy` files, version 1.0: matrices of `f32` and vectors of `i64`.
+//!
+//! A file is a header, padded with spaces to a fixed length so that the number of rows can be
+//! filled in at the end, and then the little-endian values in C order.
+//!
+//! Source of the format: the NumPy reference, `numpy.lib.format`.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use crate::files::{AtomicFile, FileError};
+
+const MAGIC: &[u8; 6] = b"\x93NUMPY";
+const VERSION: [u8; 2] = [1, 0];
+const PREAMBLE_LENGTH: usize = 10;
+/// A multiple of 64, as the format asks, in which even the largest two dimensions fit.
+const HEADER_LENGTH: usize = 128;
+/// A multiple of every element's size.
+const READ_CHUNK: usize = 1 << 16;
+
+/// A `.npy` file that could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NpyError {
+    /// The file could not be written.
+    #[error(transparent)]
+    Write(#[from] FileError),
+    /// The file could not be read.
+    #[error("cannot read `{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// A matrix was to have no columns.
+    #[error("cannot write `{path}` as a matrix without columns")]
+    NoColumns {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Values were appended that do not make whole rows.
+    #[error("cannot append {values} values to `{path}`, whose rows have {columns}")]
+    PartialRow {
+        /// The file.
+        path: PathBuf,
+        /// How many values were given.
+        values: usize,
+        /// How many values a row has.
+        columns: usize,
+    },
+    /// The header is not one of a `.npy` file that can be read here.
+    #[error("cannot read `{path}` as a `.npy` file: {reason}")]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The values are of another type than asked for.
+    #[error(
+        "`{path}` holds values of type `{found}` instead of `{expected}`, \
+         convert it with `.astype('{expected}')`"
+    )]
+    ElementType {
+        /// The file.
+        path: PathBuf,
+        /// The type that was asked for, in NumPy's notation.
+        expected: &'static str,
+        /// The type in the file.
+        found: String,
+    },
+    /// The file is shorter or longer than its shape says.
+    #[error("`{path}` holds {found} bytes of values, its shape {shape:?} needs {expected}")]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// The shape in the header.
+        shape: Vec<usize>,
+        /// The number of bytes that the shape needs.
+        expected: u64,
+        /// The number of bytes there are.
+        found: u64,
+    },
+}
+
+/// A type of value that these files hold: `f32` or `i64`.
+pub trait Element: Copy + private::Sealed {
+    /// NumPy's notation, such as `<f4`.
+    const DESCRIPTION: &'static str;
+    /// The length of a value in bytes.
+    const SIZE: usize;
+    /// Appends the value's little-endian bytes to `bytes`.
+    fn append_to(self, bytes: &mut Vec<u8>);
+    /// The value of [`SIZE`](Self::SIZE) little-endian bytes; missing bytes count as zero.
+    fn from_bytes(bytes: &[u8]) -> Self;
+}
+
+mod private {
+    pub trait Sealed {}
+}
+
+macro_rules! element {
+    ($type:ty, $description:literal) => {
+        impl private::Sealed for $type {}
+
+        impl Element for $type {
+            const DESCRIPTION: &'static str = $description;
+            const SIZE: usize = size_of::<$type>();
+
+            fn append_to(self, bytes: &mut Vec<u8>) {
+                bytes.extend_from_slice(&self.to_le_bytes());
+            }
+
+            fn from_bytes(bytes: &[u8]) -> Self {
+                let mut value = [0; size_of::<$type>()];
+                value.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+                Self::from_le_bytes(value)
+            }
+        }
+    };
+}
+
+element!(f32, "<f4");
+element!(i64, "<i8");
+
+/// Writes a `.npy` file row by row, without holding it in memory.
+///
+/// The file appears under its name when [`finish`](Self::finish) succeeds.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let path = std::env::temp_dir().join("esvit-example.npy");
+/// use esvit_train::npy::{NpyWriter, read};
+/// let mut embeddings = NpyWriter::create(&path, 2)?;
+/// embeddings.append(&[0.5f32, 1.0])?;
+/// embeddings.append(&[2.0, 3.0, 4.0, 5.0])?;
+/// assert_eq!(embeddings.finish()?, 3);
+/// assert_eq!(read::<f32>(&path)?.shape, [3, 2]);
+/// # std::fs::remove_file(&path)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct NpyWriter<E> {
+    file: AtomicFile,
+    path: PathBuf,
+    columns: Option<usize>,
+    values: usize,
+    scratch: Vec<u8>,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> NpyWriter<E> {
+    /// Starts a matrix of `columns` columns.
+    ///
+    /// # Errors
+    /// [`NpyError::NoColumns`], and [`NpyError::Write`] if the file cannot be created.
+    pub fn create(path: &Path, columns: usize) -> Result<Self, NpyError> {
+        if columns == 0 {
+            return Err(NpyError::NoColumns { path: path.to_owned() });
+        }
+        Self::start(path, Some(columns))
+    }
+
+    /// Starts a vector, of which every value is a row.
+    ///
+    /// # Errors
+    /// [`NpyError::Write`] if the file cannot be created.
+    pub fn create_vector(path: &Path) -> Result<Self, NpyError> {
+        Self::start(path, None)
+    }
+
+    fn start(path: &Path, columns: Option<usize>) -> Result<Self, NpyError> {
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(&header::<E>(0, columns))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            columns,
+            values: 0,
+            scratch: Vec::new(),
+            element: PhantomData,
+        })
+    }
+
+    /// Appends one or more whole rows.
+    ///
+    /// # Errors
+    /// [`NpyError::PartialRow`], after which the writer can go on, and [`NpyError::Write`].
+    pub fn append(&mut self, rows: &[E]) -> Result<(), NpyError> {
+        let columns = self.columns.unwrap_or(1);
+        if !rows.len().is_multiple_of(columns) {
+            let path = self.path.clone();
+            return Err(NpyError::PartialRow { path, values: rows.len(), columns });
+        }
+        self.scratch.clear();
+        rows.iter().for_each(|value| value.append_to(&mut self.scratch));
+        self.file.write_all(&self.scratch)?;
+        self.values += rows.len();
+        Ok(())
+    }
+
+    /// Writes the number of rows into the header, gives the file its name and returns that number.
+    ///
+    /// # Errors
+    /// [`NpyError::Write`]; there is then no new file.
+    pub fn finish(mut self) -> Result<usize, NpyError> {
+        let rows = self.values / self.columns.unwrap_or(1);
+        self.file.overwrite(0, &header::<E>(rows, self.columns))?;
+        self.file.commit()?;
+        Ok(rows)
+    }
+}
+
+fn header<E: Element>(rows: usize, columns: Option<usize>) -> Vec<u8> {
+    let shape = match columns {
+        Some(columns) => format!("({rows}, {columns})"),
+        None => format!("({rows},)"),
+    };
+    let text =
+        format!("{{'descr': '{}', 'fortran_order': False, 'shape': {shape}, }}", E::DESCRIPTION);
+    let text_length = HEADER_LENGTH - PREAMBLE_LENGTH;
+    let mut header = Vec::with_capacity(HEADER_LENGTH);
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&VERSION);
+    header.extend_from_slice(&(text_length as u16).to_le_bytes());
+    header.extend_from_slice(text.as_bytes());
+    header.resize(HEADER_LENGTH - 1, b' ');
+    header.push(b'\n');
+    header
+}
+
+/// The contents of a `.npy` file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NpyArray<E> {
+    /// The length of each dimension, `[rows, columns]` of a matrix.
+    pub shape: Vec<usize>,
+    /// The values in C order.
+    pub values: Vec<E>,
+}
+
+/// Reads a `.npy` file of version 1.0 in C order, as `numpy.save` writes it.
+///
+/// # Errors
+/// [`NpyError`]; a file whose length does not fit its shape is refused before memory for its
+/// values is taken.
+pub fn read<E: Element>(path: &Path) -> Result<NpyArray<E>, NpyError> {
+    let read_error = |source| NpyError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read_error)?;
+    let length = file.metadata().map_err(read_error)?.len();
+    read_from(BufReader::new(file), length, path)
+}
+
+/// Reads an array of `length` bytes, header included; `path` is for messages.
+fn read_from<E: Element>(
+    mut reader: impl Read,
+    length: u64,
+    path: &Path,
+) -> Result<NpyArray<E>, NpyError> {
+    let read_error = |source| NpyError::Read { path: path.to_owned(), source };
+    let header_error = |reason| NpyError::Header { path: path.to_owned(), reason };
+    let text = read_header_text(&mut reader).map_err(read_error)?.map_err(header_error)?;
+    let header = Header::parse(&text).map_err(header_error)?;
+    if header.element != E::DESCRIPTION {
+        let (expected, found) = (E::DESCRIPTION, header.element);
+        return Err(NpyError::ElementType { path: path.to_owned(), expected, found });
+    }
+    let found = length.saturating_sub((PREAMBLE_LENGTH + text.len()) as u64);
+    let expected = header.bytes_of::<E>();
+    if found != expected {
+        let (path, shape) = (path.to_owned(), header.shape);
+        return Err(NpyError::Length { path, shape, expected, found });
+    }
+    let values = read_values(reader, expected).map_err(read_error)?;
+    Ok(NpyArray { shape: header.shape, values })
+}
+
+fn read_values<E: Element>(mut reader: impl Read, length: u64) -> io::Result<Vec<E>> {
+    let length = usize::try_from(length).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut values = Vec::new();
+    values.try_reserve_exact(length / E::SIZE)?;
+    let mut chunk = [0; READ_CHUNK];
+    let mut remaining = length;
+    while remaining > 0 {
+        let chunk = &mut chunk[..remaining.min(READ_CHUNK)];
+        reader.read_exact(chunk)?;
+        values.extend(chunk.chunks_exact(E::SIZE).map(E::from_bytes));
+        remaining -= chunk.len();
+    }
+    Ok(values)
+}
+
+/// The text after the preamble; the inner error says why the preamble is refused.
+fn read_header_text(reader: &mut impl Read) -> io::Result<Result<String, String>> {
+    let mut preamble = Vec::new();
+    reader.take(PREAMBLE_LENGTH as u64).read_to_end(&mut preamble)?;
+    let (Some(MAGIC), &[.., major, minor, low, high]) = (preamble.first_chunk(), &preamble[..])
+    else {
+        return Ok(Err("it does not begin with `\\x93NUMPY`".to_owned()));
+    };
+    if [major, minor] != VERSION {
+        return Ok(Err(format!("its format version is {major}.{minor} instead of 1.0")));
+    }
+    let mut text = Vec::new();
+    let length = u16::from_le_bytes([low, high]);
+    reader.take(length.into()).read_to_end(&mut text)?;
+    if text.len() < length.into() {
+        return Ok(Err("it ends within the header".to_owned()));
+    }
+    Ok(String::from_utf8(text).map_err(|_| "its header is not text".to_owned()))
+}
+
+struct Header {
+    element: String,
+    shape: Vec<usize>,
+}
+
+impl Header {
+    fn parse(text: &str) -> Result<Self, String> {
+        let element = value_of(text, "descr")?
+            .strip_prefix('\'')
+            .and_then(|rest| rest.split_once('\''))
+            .map(|(element, _)| element.to_owned())
+            .ok_or("its `descr` is not a simple type")?;
+        if !value_of(text, "fortran_order")?.starts_with("False") {
+            return Err("its values are in Fortran order, save `np.ascontiguousarray` of it".into());
+        }
+        let shape = value_of(text, "shape")?
+            .strip_prefix('(')
+            .and_then(|rest| rest.split_once(')'))
+            .and_then(|(lengths, _)| parse_shape(lengths))
+            .ok_or("its `shape` is not a tuple of lengths")?;
+        Ok(Self { element, shape })
+    }
+
+    /// Saturates, which no file is long enough to match.
+    fn bytes_of<E: Element>(&self) -> u64 {
+        self.shape.iter().fold(E::SIZE as u64, |bytes, length| bytes.saturating_mul(*length as u64))
+    }
+}
+
+/// The text that follows `key` in a Python dictionary of strings, booleans and tuples.
+fn value_of<'a>(dictionary: &'a str, key: &str) -> Result<&'a str, String> {
+    dictionary
+        .split_once(&format!("'{key}'"))
+        .and_then(|(_, rest)| rest.trim_start().strip_prefix(':'))
+        .map(str::trim_start)
+        .ok_or_else(|| format!("its header has no `{key}`"))
+}
+
+fn parse_shape(lengths: &str) -> Option<Vec<usize>> {
+    let lengths = lengths.trim();
+    let lengths = lengths.strip_suffix(',').unwrap_or(lengths);
+    if lengths.is_empty() {
+        return Some(Vec::new());
+    }
+    lengths.split(',').map(|length| length.trim().parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error;
+
+    type TestResult = Result<(), Box<dyn Error>>;
+
+    #[test]
+    fn the_header_is_exact() {
+        let matrix =
+            b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (3, 768), }";
+        let vector =
+            b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (3,), }";
+        for (header, start) in
+            [(header::<f32>(3, Some(768)), &matrix[..]), (header::<i64>(3, None), &vector[..])]
+        {
+            let mut expected = start.to_vec();
+            expected.resize(127, b' ');
+            expected.push(b'\n');
+            assert_eq!(header, expected);
+        }
+        let largest = header::<f32>(usize::MAX, Some(usize::MAX));
+        assert_eq!((largest.len(), &largest[126..]), (HEADER_LENGTH, &b" \n"[..]));
+    }
+
+    #[test]
+    fn written_files_read_back() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("embeddings.npy");
+        let mut writer = NpyWriter::create(&path, 3)?;
+        let partial = writer.append(&[1.0f32; 4]).expect_err("not whole rows");
+        assert!(partial.to_string().starts_with("cannot append 4 values"), "{partial}");
+        writer.append(&[1.5, -2.0, f32::MAX])?;
+        writer.append(&[])?;
+        writer.append(&[f32::MIN_POSITIVE, f32::INFINITY, -0.0, 7.0, 8.0, 9.0])?;
+        assert!(!path.exists(), "the file appears when it is finished");
+        assert_eq!(writer.finish()?, 3);
+        let values =
+            vec![1.5, -2.0, f32::MAX, f32::MIN_POSITIVE, f32::INFINITY, -0.0, 7.0, 8.0, 9.0];
+        assert_eq!(read::<f32>(&path)?, NpyArray { shape: vec![3, 3], values });
+
+        let mut labels = NpyWriter::create_vector(&path)?;
+        labels.append(&[i64::MIN, 0, i64::MAX])?;
+        labels.finish()?;
+        let expected = NpyArray { shape: vec![3], values: vec![i64::MIN, 0, i64::MAX] };
+        assert_eq!(read::<i64>(&path)?, expected);
+
+        NpyWriter::<f32>::create(&path, 5)?.finish()?;
+        assert_eq!(read::<f32>(&path)?.shape, [0, 5]);
+        assert!(matches!(NpyWriter::<f32>::create(&path, 0), Err(NpyError::NoColumns { .. })));
+        Ok(())
+    }
+
+    fn file_of(dictionary: &str, values: &[u8]) -> Vec<u8> {
+        let length = (dictionary.len() as u16).to_le_bytes();
+        [&MAGIC[..], &VERSION, &length, dictionary.as_bytes(), values].concat()
+    }
+
+    fn parse(bytes: &[u8]) -> Result<NpyArray<f32>, NpyError> {
+        read_from(bytes, bytes.len() as u64, Path::new("bad.npy"))
+    }
+
+    #[test]
+    fn every_bad_file_has_its_reason() {
+        let good = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n";
+        let cases = [
+            (b"".to_vec(), "does not begin with"),
+            (b"\x93NUMPX\x01\x00\x00\x00".to_vec(), "does not begin with"),
+            (b"\x93NUMPY\x02\x00\x00\x00\x00\x00".to_vec(), "format version is 2.0"),
+            (b"\x93NUMPY\x01\x00\x40\x00{".to_vec(), "ends within the header"),
+            (b"\x93NUMPY\x01\x00\x01\x00\xff".to_vec(), "header is not text"),
+            (file_of("{}", b""), "no `descr`"),
+            (file_of(&good.replace("'<f4'", "[('a', '<f4')]"), b""), "not a simple type"),
+            (file_of(&good.replace("<f4", "<f8"), &[0; 16]), "type `<f8` instead of `<f4`"),
+            (file_of(&good.replace("False", "True"), &[0; 8]), "Fortran order"),
+            (file_of(&good.replace("(2,)", "(-2,)"), &[0; 8]), "not a tuple of lengths"),
+            (file_of(good, &[0; 7]), "holds 7 bytes of values, its shape [2] needs 8"),
+            (file_of(good, &[0; 9]), "holds 9 bytes"),
+            (file_of(&good.replace("(2,)", "(9999999999999999, 9999999999)"), &[0; 8]), "needs"),
+        ];
+        for (bytes, reason) in cases {
+            let message = parse(&bytes).expect_err(reason).to_string();
+            assert!(message.contains(reason) && message.contains("bad.npy"), "{message}");
+        }
+        assert_eq!(parse(&file_of(good, &[0; 8])).expect("intact").values, [0.0; 2]);
+    }
+
+    #[test]
+    fn damaged_headers_never_panic() {
+        let intact = [header::<f32>(1, Some(2)), vec![0; 8]].concat();
+        for place in 0..intact.len() {
+            assert!(parse(&intact[..place]).is_err(), "cut at {place}");
+            for byte in 0..=u8::MAX {
+                let mut damaged = intact.clone();
+                damaged[place] = byte;
+                let _ = parse(&damaged);
+            }
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Multi-stage backbones.
+
+pub mod swin;
+
+use burn::tensor::Tensor;
+
+/// What a backbone gives for a batch of pictures.
+#[derive(Debug, Clone)]
+pub struct Features {
+    /// The view feature, `[B, C]`: one vector a picture.
+    pub view: Tensor<2>,
+    /// The region features, `[B, T, C]`: the tokens of the last map, row-major, after the final
+    /// norm and before any head.
+    pub region: Tensor<3>,
+    /// Height and width of that map in tokens, `T = height * width`.
+    pub map: [usize; 2],
+}

@@ -1,0 +1,396 @@
+//! Swin transformer as EsViT trains it.
+//!
+//! It differs from the common implementations in three ways that matter for equal numbers:
+//! LayerNorm uses `eps = 1e-6`; a map that is no multiple of the window is padded after the norm
+//! and the padding takes part in attention unmasked; and window and shift of every stage are fixed
+//! by the configured picture size, whatever the size of the input.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::Features;
+use crate::layers::{LayerNorm, Linear, WEIGHT_STD};
+use crate::ops::{self, WindowMap, WindowMaps};
+use crate::params::{Init, ParamId, Params, Scope};
+use crate::pass::Pass;
+
+const NORM_EPS: f64 = 1e-6;
+const CHANNELS: usize = 3;
+
+/// The shape of a Swin transformer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwinConfig {
+    /// Side of the picture, in pixels, for which windows are laid out. Other sizes can be put in.
+    pub img_size: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Width of the first stage; every further stage doubles it.
+    pub embed_dim: usize,
+    /// Number of blocks of every stage.
+    pub depths: Vec<usize>,
+    /// Number of attention heads of every stage.
+    pub num_heads: Vec<usize>,
+    /// Side of a window in tokens.
+    pub window_size: usize,
+    /// Width of a block's hidden layer, as a multiple of the stage's width.
+    pub mlp_ratio: f64,
+}
+
+/// A [`SwinConfig`] that describes no network.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error("model: {0}")]
+pub struct SwinConfigError(String);
+
+impl SwinConfig {
+    /// Checks that the numbers fit each other.
+    ///
+    /// # Errors
+    /// Names the first setting that does not.
+    pub fn validate(&self) -> Result<(), SwinConfigError> {
+        let fail = |message: String| Err(SwinConfigError(message));
+        if self.depths.is_empty() || self.depths.contains(&0) {
+            return fail(format!("`depths` is {:?}, every stage needs a block", self.depths));
+        }
+        if self.num_heads.len() != self.depths.len() {
+            return fail(format!(
+                "`num_heads` has {} stages and `depths` has {}, give one number a stage to each",
+                self.num_heads.len(),
+                self.depths.len()
+            ));
+        }
+        if self.patch_size == 0 || self.window_size == 0 || self.embed_dim == 0 {
+            return fail("`patch_size`, `window_size` and `embed_dim` must be at least 1".into());
+        }
+        let hidden = self.embed_dim as f64 * self.mlp_ratio;
+        if !hidden.is_finite() || hidden < 1.0 {
+            return fail(format!("`mlp_ratio` is {}, it must be a positive number", self.mlp_ratio));
+        }
+        for (stage, &heads) in self.num_heads.iter().enumerate() {
+            if heads == 0 || !self.width(stage).is_multiple_of(heads) {
+                return fail(format!(
+                    "`num_heads[{stage}]` is {heads}, it must divide the stage's width {}",
+                    self.width(stage)
+                ));
+            }
+        }
+        if self.resolution(self.depths.len() - 1) == 0 {
+            return fail(format!(
+                "`img_size` {} leaves no token in stage {}, use at least {} pixels",
+                self.img_size,
+                self.depths.len() - 1,
+                self.patch_size << (self.depths.len() - 1)
+            ));
+        }
+        Ok(())
+    }
+
+    /// Number of stages.
+    pub fn stages(&self) -> usize {
+        self.depths.len()
+    }
+
+    /// Width of a stage.
+    pub fn width(&self, stage: usize) -> usize {
+        self.embed_dim << stage
+    }
+
+    /// Width of the last stage: that of the view and region features.
+    pub fn output_width(&self) -> usize {
+        self.width(self.stages() - 1)
+    }
+
+    /// Side of a stage's map for the configured picture size.
+    fn resolution(&self, stage: usize) -> usize {
+        (self.img_size / self.patch_size) >> stage
+    }
+
+    /// Window and shift of a block: a map no larger than the window is one window without shift,
+    /// otherwise every second block is shifted by half a window.
+    fn window_and_shift(&self, stage: usize, block: usize) -> (usize, usize) {
+        let resolution = self.resolution(stage);
+        if resolution <= self.window_size {
+            (resolution, 0)
+        } else {
+            (self.window_size, if block % 2 == 1 { self.window_size / 2 } else { 0 })
+        }
+    }
+
+    fn hidden_width(&self, stage: usize) -> usize {
+        (self.width(stage) as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Side of the last map for a square picture of `size` pixels.
+    pub fn last_map(&self, size: usize) -> usize {
+        (1..self.stages()).fold(size / self.patch_size, |side, _| side.div_ceil(2))
+    }
+
+    /// Multiply-accumulates of linear layers and attention for one picture of `size` pixels,
+    /// padding tokens counted as the official code computes them.
+    pub fn macs(&self, size: usize) -> u64 {
+        let mut side = size / self.patch_size;
+        let mut total = side * side * self.embed_dim * CHANNELS * self.patch_size.pow(2);
+        for stage in 0..self.stages() {
+            let width = self.width(stage);
+            for block in 0..self.depths[stage] {
+                let (window, _) = self.window_and_shift(stage, block);
+                let padded = side.div_ceil(window).pow(2) * window.pow(2);
+                total += padded * width * 4 * width + 2 * padded * window.pow(2) * width;
+                total += 2 * side * side * width * self.hidden_width(stage);
+            }
+            if stage + 1 < self.stages() {
+                side = side.div_ceil(2);
+                total += side * side * 8 * width * width;
+            }
+        }
+        total as u64
+    }
+}
+
+/// A map of tokens on its way through the stages.
+#[derive(Debug, Clone)]
+struct TokenMap {
+    /// `[B, height * width, C]`.
+    tokens: Tensor<3>,
+    size: [usize; 2],
+}
+
+/// A Swin transformer over parameters with the official names.
+#[derive(Debug)]
+pub struct Swin {
+    config: SwinConfig,
+    patch_weight: ParamId,
+    patch_bias: ParamId,
+    patch_norm: LayerNorm,
+    stages: Vec<Stage>,
+    norm: LayerNorm,
+    maps: WindowMaps,
+}
+
+#[derive(Debug)]
+struct Stage {
+    blocks: Vec<Block>,
+    downsample: Option<Downsample>,
+}
+
+impl Swin {
+    /// Registers the network's parameters in the official order. `drop_path` is the rate of the
+    /// last block; it grows linearly from 0 at the first.
+    pub fn new(scope: &mut Scope<'_>, config: &SwinConfig, drop_path: f64) -> Self {
+        let fan_in = CHANNELS * config.patch_size * config.patch_size;
+        // The default of PyTorch's convolutions, which the official code leaves in place.
+        let uniform = Init::Uniform((fan_in as f64).powf(-0.5));
+        let mut embed = scope.at("patch_embed");
+        let shape = [config.embed_dim, CHANNELS, config.patch_size, config.patch_size];
+        let patch_weight = embed.at("proj").param("weight", &shape, uniform);
+        let patch_bias = embed.at("proj").param("bias", &[config.embed_dim], uniform);
+        let patch_norm = LayerNorm::new(&mut embed.at("norm"), config.embed_dim, NORM_EPS);
+
+        let total: usize = config.depths.iter().sum();
+        let mut index = 0;
+        let mut stages = Vec::new();
+        for stage in 0..config.stages() {
+            let mut scope = scope.at(format_args!("layers.{stage}"));
+            let mut blocks = Vec::new();
+            for block in 0..config.depths[stage] {
+                let rate = drop_path * index as f64 / (total.max(2) - 1) as f64;
+                let mut scope = scope.at(format_args!("blocks.{block}"));
+                blocks.push(Block::new(&mut scope, config, [stage, block, index], rate));
+                index += 1;
+            }
+            let downsample = (stage + 1 < config.stages())
+                .then(|| Downsample::new(&mut scope.at("downsample"), config.width(stage)));
+            stages.push(Stage { blocks, downsample });
+        }
+        let norm = LayerNorm::new(&mut scope.at("norm"), config.output_width(), NORM_EPS);
+        let config = config.clone();
+        let maps = WindowMaps::default();
+        Self { config, patch_weight, patch_bias, patch_norm, stages, norm, maps }
+    }
+
+    /// The network's shape.
+    pub fn config(&self) -> &SwinConfig {
+        &self.config
+    }
+
+    /// Number of blocks in all stages.
+    pub fn blocks(&self) -> usize {
+        self.config.depths.iter().sum()
+    }
+
+    /// View and region features of `images [B, 3, H, W]`, normalised pixels of any size.
+    pub fn forward(&self, params: &Params, images: Tensor<4>, pass: &Pass) -> Features {
+        let map = self.run(params, images, pass, |_, _| {});
+        let region = self.norm.forward(params, map.tokens);
+        let [batch, _, width] = region.dims();
+        let view = region.clone().mean_dim(1).reshape([batch, width]);
+        Features { view, region, map: map.size }
+    }
+
+    /// The linear probe's feature of `images [B, 3, H, W]`: the token means of the outputs of the
+    /// last `n` blocks, oldest first, with the final norm on blocks of the last stage only.
+    pub fn last_blocks(&self, params: &Params, images: Tensor<4>, n: usize) -> Tensor<2> {
+        let blocks = self.blocks();
+        let last_stage = blocks - self.config.depths[self.config.stages() - 1];
+        let mut features = Vec::new();
+        self.run(params, images, &Pass::eval(), |index, tokens| {
+            if index + n >= blocks {
+                let tokens = tokens.clone();
+                let tokens =
+                    if index >= last_stage { self.norm.forward(params, tokens) } else { tokens };
+                let [batch, _, width] = tokens.dims();
+                features.push(tokens.mean_dim(1).reshape([batch, width]));
+            }
+        });
+        Tensor::cat(features, 1)
+    }
+
+    /// Attention weights of a block (counted over all stages) for `images [B, 3, H, W]`:
+    /// `[B * windows, heads, window^2, window^2]`, and the windows they belong to.
+    /// None when there is no such block.
+    pub fn attention(
+        &self,
+        params: &Params,
+        images: Tensor<4>,
+        block: usize,
+    ) -> Option<(Tensor<4>, std::sync::Arc<WindowMap>)> {
+        let pass = Pass::eval();
+        let mut map = self.embed(params, images);
+        for stage in &self.stages {
+            for candidate in &stage.blocks {
+                if candidate.index == block {
+                    return Some(candidate.attention_weights(params, &map, &self.maps));
+                }
+                map = candidate.forward(params, map, &self.maps, &pass);
+            }
+            if let Some(downsample) = &stage.downsample {
+                map = downsample.forward(params, map);
+            }
+        }
+        None
+    }
+
+    /// The last stage's map; `observe` is shown the index and output of every block.
+    fn run(
+        &self,
+        params: &Params,
+        images: Tensor<4>,
+        pass: &Pass,
+        mut observe: impl FnMut(usize, &Tensor<3>),
+    ) -> TokenMap {
+        let mut map = self.embed(params, images);
+        for stage in &self.stages {
+            for block in &stage.blocks {
+                map = block.forward(params, map, &self.maps, pass);
+                observe(block.index, &map.tokens);
+            }
+            if let Some(downsample) = &stage.downsample {
+                map = downsample.forward(params, map);
+            }
+        }
+        map
+    }
+
+    fn embed(&self, params: &Params, images: Tensor<4>) -> TokenMap {
+        let patch = self.config.patch_size;
+        let (patches, size) = ops::patches(images, patch);
+        let columns = CHANNELS * patch * patch;
+        let weight = params.vector(self.patch_weight).reshape([self.config.embed_dim, columns]);
+        let tokens = ops::linear(patches, weight, Some(params.vector(self.patch_bias)));
+        TokenMap { tokens: self.patch_norm.forward(params, tokens), size }
+    }
+}
+
+/// Attention and a two-layer perceptron, each with a norm before and a residual around it.
+#[derive(Debug)]
+struct Block {
+    /// Position among the blocks of all stages.
+    index: usize,
+    window: usize,
+    shift: usize,
+    drop_path: f64,
+    norm1: LayerNorm,
+    table: ParamId,
+    qkv: Linear,
+    qkv_bias: ParamId,
+    proj: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Block {
+    fn new(
+        scope: &mut Scope<'_>,
+        config: &SwinConfig,
+        [stage, block, index]: [usize; 3],
+        drop_path: f64,
+    ) -> Self {
+        let width = config.width(stage);
+        let hidden = config.hidden_width(stage);
+        let (window, shift) = config.window_and_shift(stage, block);
+        let norm1 = LayerNorm::new(&mut scope.at("norm1"), width, NORM_EPS);
+        let mut attn = scope.at("attn");
+        let table = attn.param(
+            "relative_position_bias_table",
+            &[(2 * window - 1).pow(2), config.num_heads[stage]],
+            Init::TruncatedNormal(WEIGHT_STD),
+        );
+        let qkv = Linear::without_bias(&mut attn.at("qkv"), width, 3 * width);
+        let qkv_bias = attn.at("qkv").param("bias", &[3 * width], Init::Zeros);
+        let proj = Linear::new(&mut attn.at("proj"), width, width);
+        let norm2 = LayerNorm::new(&mut scope.at("norm2"), width, NORM_EPS);
+        let mut mlp = scope.at("mlp");
+        let fc1 = Linear::new(&mut mlp.at("fc1"), width, hidden);
+        let fc2 = Linear::new(&mut mlp.at("fc2"), hidden, width);
+        Self { index, window, shift, drop_path, norm1, table, qkv, qkv_bias, proj, norm2, fc1, fc2 }
+    }
+
+    fn forward(&self, params: &Params, map: TokenMap, maps: &WindowMaps, pass: &Pass) -> TokenMap {
+        let TokenMap { tokens: x, size } = map;
+        let windows = maps.get(size, self.window, self.shift);
+
+        let qkv = self.qkv.forward(params, self.norm1.forward(params, x.clone()));
+        let bias = params.vector(self.qkv_bias);
+        let mixed = ops::window_attention(qkv, bias, params.tensor(self.table), &windows);
+        let branch = self.proj.forward(params, mixed);
+        let x = x + pass.drop_path(branch, self.drop_path, 2 * self.index as u64);
+
+        let hidden = self.fc1.forward(params, self.norm2.forward(params, x.clone()));
+        let branch = self.fc2.forward(params, ops::gelu(hidden));
+        let x = x + pass.drop_path(branch, self.drop_path, 2 * self.index as u64 + 1);
+        TokenMap { tokens: x, size }
+    }
+
+    fn attention_weights(
+        &self,
+        params: &Params,
+        map: &TokenMap,
+        maps: &WindowMaps,
+    ) -> (Tensor<4>, std::sync::Arc<WindowMap>) {
+        let windows = maps.get(map.size, self.window, self.shift);
+        let qkv = self.qkv.forward(params, self.norm1.forward(params, map.tokens.clone()));
+        let (bias, table) = (params.vector(self.qkv_bias), params.tensor(self.table));
+        (ops::window_attention_weights(qkv, bias, table, &windows), windows)
+    }
+}
+
+/// Patch merging: halves the map and doubles the width.
+#[derive(Debug)]
+struct Downsample {
+    reduction: Linear,
+    norm: LayerNorm,
+}
+
+impl Downsample {
+    fn new(scope: &mut Scope<'_>, width: usize) -> Self {
+        let reduction = Linear::without_bias(&mut scope.at("reduction"), 4 * width, 2 * width);
+        Self { reduction, norm: LayerNorm::new(&mut scope.at("norm"), 4 * width, NORM_EPS) }
+    }
+
+    fn forward(&self, params: &Params, map: TokenMap) -> TokenMap {
+        let (tokens, size) = ops::merge_patches(map.tokens, map.size);
+        let tokens = self.reduction.forward(params, self.norm.forward(params, tokens));
+        TokenMap { tokens, size }
+    }
+}

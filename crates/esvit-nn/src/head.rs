@@ -1,0 +1,165 @@
+//! The projection head of both tasks: a perceptron, a unit-length bottleneck and a last layer of
+//! prototypes with weight normalisation (Section 3.1 of the DINO paper).
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::layers::Linear;
+use crate::ops;
+use crate::params::{Init, ParamId, Params, Role, Scope};
+use crate::pass::Pass;
+
+/// The shape of a projection head.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HeadConfig {
+    /// Number of prototypes, K.
+    pub out_dim: usize,
+    /// Width of the hidden layers.
+    pub hidden_dim: usize,
+    /// Width of the unit-length bottleneck before the prototypes.
+    pub bottleneck_dim: usize,
+    /// Number of linear layers before the prototypes.
+    pub layers: usize,
+    /// Batch normalisation after each hidden linear layer.
+    pub use_bn_in_head: bool,
+    /// Keeps the prototypes at unit length. It steadies training, above all of large models.
+    pub norm_last_layer: bool,
+}
+
+impl Default for HeadConfig {
+    fn default() -> Self {
+        Self {
+            out_dim: 65_536,
+            hidden_dim: 2048,
+            bottleneck_dim: 256,
+            layers: 3,
+            use_bn_in_head: false,
+            norm_last_layer: true,
+        }
+    }
+}
+
+/// A projection head over [`Params`].
+#[derive(Debug)]
+pub struct Head {
+    hidden: Vec<(Linear, Option<BatchNorm>)>,
+    bottleneck: Linear,
+    weight_g: ParamId,
+    weight_v: ParamId,
+    prototypes: usize,
+}
+
+impl Head {
+    /// Number of prototypes, K.
+    pub fn prototype_count(&self) -> usize {
+        self.prototypes
+    }
+
+    /// A head on features of `inputs` values.
+    pub fn new(scope: &mut Scope<'_>, inputs: usize, config: &HeadConfig) -> Self {
+        let HeadConfig { out_dim, hidden_dim, bottleneck_dim, layers, .. } = *config;
+        let mut hidden = Vec::new();
+        let mut width = inputs;
+        // A hidden layer is a linear layer, a normalisation if asked for, and an activation.
+        let stride = if config.use_bn_in_head { 3 } else { 2 };
+        for layer in 0..layers.saturating_sub(1) {
+            let name = stride * layer;
+            let linear = Linear::new(&mut scope.at(format_args!("mlp.{name}")), width, hidden_dim);
+            let norm = config.use_bn_in_head.then(|| {
+                BatchNorm::new(&mut scope.at(format_args!("mlp.{}", name + 1)), hidden_dim)
+            });
+            hidden.push((linear, norm));
+            width = hidden_dim;
+        }
+        let bottleneck = if hidden.is_empty() {
+            Linear::new(&mut scope.at("mlp"), width, bottleneck_dim)
+        } else {
+            let name = stride * hidden.len();
+            Linear::new(&mut scope.at(format_args!("mlp.{name}")), width, bottleneck_dim)
+        };
+        let role = if config.norm_last_layer { Role::Frozen } else { Role::Trained };
+        let mut last = scope.at("last_layer");
+        let weight_g = last.register("weight_g", &[out_dim, 1], Init::Ones, role);
+        // PyTorch's default for a linear layer, which the official code leaves in place.
+        let uniform = Init::Uniform((bottleneck_dim as f64).powf(-0.5));
+        let weight_v = last.param("weight_v", &[out_dim, bottleneck_dim], uniform);
+        Self { hidden, bottleneck, weight_g, weight_v, prototypes: out_dim }
+    }
+
+    /// Logits `[rows, K]` of features `[rows, C]`.
+    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        let embedding = self.embed(params, x, pass);
+        embedding.matmul(self.prototypes(params).transpose())
+    }
+
+    /// The unit-length bottleneck, `[rows, bottleneck]`.
+    pub fn embed(&self, params: &Params, mut x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        for (linear, norm) in &self.hidden {
+            x = linear.forward(params, x);
+            if let Some(norm) = norm {
+                x = norm.forward(params, x, pass);
+            }
+            x = ops::gelu(x);
+        }
+        ops::l2_normalize(self.bottleneck.forward(params, x))
+    }
+
+    /// The prototypes `[K, bottleneck]`: rows of `weight_v` scaled to the length `weight_g`.
+    pub fn prototypes(&self, params: &Params) -> Tensor<2> {
+        let v: Tensor<2> = params.tensor(self.weight_v);
+        let norm = v.clone().square().sum_dim(1).sqrt();
+        v * (params.tensor(self.weight_g) / norm)
+    }
+}
+
+/// Batch normalisation over rows, with PyTorch's defaults.
+#[derive(Debug)]
+struct BatchNorm {
+    weight: ParamId,
+    bias: ParamId,
+    running_mean: ParamId,
+    running_var: ParamId,
+}
+
+impl BatchNorm {
+    const EPS: f64 = 1e-5;
+    /// Share of the new batch in the running statistics.
+    const MOMENTUM: f64 = 0.1;
+
+    fn new(scope: &mut Scope<'_>, channels: usize) -> Self {
+        Self {
+            weight: scope.param("weight", &[channels], Init::Ones),
+            bias: scope.param("bias", &[channels], Init::Zeros),
+            running_mean: scope.register("running_mean", &[channels], Init::Zeros, Role::Buffer),
+            running_var: scope.register("running_var", &[channels], Init::Ones, Role::Buffer),
+        }
+    }
+
+    fn forward(&self, params: &Params, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        let [rows, channels] = x.dims();
+        let row = |v: Tensor<1>| v.reshape([1, channels]);
+        let (centred, variance) = if pass.is_training() {
+            let mean = x.clone().mean_dim(0);
+            let centred = x - mean.clone();
+            let variance = centred.clone().square().mean_dim(0);
+            // The running variance is the unbiased one.
+            let unbiased = variance.clone() * (rows as f64 / (rows.max(2) - 1) as f64);
+            self.blend(params, pass, self.running_mean, mean);
+            self.blend(params, pass, self.running_var, unbiased);
+            (centred, variance)
+        } else {
+            (x - row(params.vector(self.running_mean)), row(params.vector(self.running_var)))
+        };
+        let y = centred / (variance + Self::EPS).sqrt();
+        y * row(params.vector(self.weight)) + row(params.vector(self.bias))
+    }
+
+    fn blend(&self, params: &Params, pass: &Pass, id: ParamId, batch: Tensor<2>) {
+        let old = params.vector(id).inner();
+        let channels = old.dims()[0];
+        let new = old * (1.0 - Self::MOMENTUM)
+            + batch.inner().reshape([channels]) * Self::MOMENTUM;
+        pass.record(id, new);
+    }
+}

@@ -1,0 +1,247 @@
+//! Named parameters, kept apart from the network that uses them.
+//!
+//! A network is a plain description (shapes, names, geometry) that is built once; student and
+//! teacher are two [`Params`] for the same network. Every value is kept flat, so that the
+//! optimiser, the teacher's moving average and the checkpoint are loops over one list.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use esvit_kernels::rng::Rng;
+
+/// Purpose word of the random numbers that initialise parameters.
+const INIT_PURPOSE: u64 = 0x1417;
+
+/// How a parameter starts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// Normal with this standard deviation, cut at an absolute value of 2.
+    TruncatedNormal(f64),
+    /// Uniform in `[-bound, bound)`.
+    Uniform(f64),
+}
+
+/// What a value is to the training loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Trained by the optimiser and averaged by the teacher.
+    Trained,
+    /// Never trained, but averaged by the teacher (`weight_g` under `norm_last_layer`).
+    Frozen,
+    /// A running statistic: each network keeps its own.
+    Buffer,
+}
+
+/// Name, shape and start of one parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamSpec {
+    /// The official checkpoint's name, for instance `layers.0.blocks.0.attn.qkv.weight`.
+    pub name: String,
+    /// Shape in the official layout (linear weights are `[out, in]`).
+    pub shape: Vec<usize>,
+    /// How it starts.
+    pub init: Init,
+    /// Whether it is trained.
+    pub role: Role,
+}
+
+impl ParamSpec {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// True for a shape with a zero in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether weight decay applies: every tensor of at least two dimensions that is not a bias.
+    pub fn is_decayed(&self) -> bool {
+        self.shape.len() >= 2 && !self.name.ends_with(".bias")
+    }
+
+    /// The starting values under `seed`. They depend on the name, not on the position, so that
+    /// the same backbone starts alike whichever heads follow it.
+    pub fn initial_values(&self, seed: u64) -> Vec<f32> {
+        let mut rng = Rng::for_purpose(seed, INIT_PURPOSE, [hash_name(&self.name), 0, 0]);
+        let mut draw = || match self.init {
+            Init::Zeros => 0.0,
+            Init::Ones => 1.0,
+            Init::Uniform(bound) => rng.uniform_in(-bound, bound),
+            Init::TruncatedNormal(std) => loop {
+                let value = rng.normal() * std;
+                if value.abs() <= 2.0 {
+                    break value;
+                }
+            },
+        };
+        (0..self.len()).map(|_| draw() as f32).collect()
+    }
+}
+
+/// FNV-1a: a stable 64-bit name for a string.
+fn hash_name(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Index of a parameter in its network's list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ParamId(usize);
+
+/// Collects the parameters of a network while it is being built; `scope` gives dotted names.
+#[derive(Debug, Default)]
+pub struct Registry {
+    specs: Vec<ParamSpec>,
+}
+
+impl Registry {
+    /// A scope at the top level.
+    pub fn root(&mut self) -> Scope<'_> {
+        Scope { registry: self, prefix: String::new() }
+    }
+
+    /// The collected list, in the order of registration.
+    pub fn finish(self) -> Arc<[ParamSpec]> {
+        self.specs.into()
+    }
+}
+
+/// A dotted prefix under which parameters are registered.
+#[derive(Debug)]
+pub struct Scope<'a> {
+    registry: &'a mut Registry,
+    prefix: String,
+}
+
+impl Scope<'_> {
+    /// The scope `name` below this one.
+    pub fn at(&mut self, name: impl std::fmt::Display) -> Scope<'_> {
+        Scope { prefix: format!("{}{name}.", self.prefix), registry: self.registry }
+    }
+
+    /// Registers a trained parameter.
+    pub fn param(&mut self, name: &str, shape: &[usize], init: Init) -> ParamId {
+        self.register(name, shape, init, Role::Trained)
+    }
+
+    /// Registers a parameter with a given role.
+    pub fn register(&mut self, name: &str, shape: &[usize], init: Init, role: Role) -> ParamId {
+        let spec = ParamSpec {
+            name: format!("{}{name}", self.prefix),
+            shape: shape.to_vec(),
+            init,
+            role,
+        };
+        self.registry.specs.push(spec);
+        ParamId(self.registry.specs.len() - 1)
+    }
+}
+
+/// Values for every parameter of a network, each flat (`[len]`).
+#[derive(Debug, Clone)]
+pub struct Params {
+    specs: Arc<[ParamSpec]>,
+    values: Vec<Tensor<1>>,
+}
+
+impl Params {
+    /// Starting values under `seed`.
+    pub fn init(specs: &Arc<[ParamSpec]>, seed: u64, device: &Device) -> Self {
+        Self::from_fn(specs, device, |spec| spec.initial_values(seed))
+    }
+
+    /// Values made by `make`, which must return as many as the parameter has.
+    pub fn from_fn(
+        specs: &Arc<[ParamSpec]>,
+        device: &Device,
+        mut make: impl FnMut(&ParamSpec) -> Vec<f32>,
+    ) -> Self {
+        let values = specs
+            .iter()
+            .map(|spec| {
+                let values = make(spec);
+                assert_eq!(values.len(), spec.len(), "number of values of `{}`", spec.name);
+                vector(values, device)
+            })
+            .collect();
+        Self { specs: specs.clone(), values }
+    }
+
+    /// The network's list of parameters.
+    pub fn specs(&self) -> &Arc<[ParamSpec]> {
+        &self.specs
+    }
+
+    /// Name, shape and value of every parameter.
+    pub fn iter(&self) -> impl Iterator<Item = (&ParamSpec, &Tensor<1>)> {
+        self.specs.iter().zip(&self.values)
+    }
+
+    /// The flat values, in the order of the list.
+    pub fn values(&self) -> &[Tensor<1>] {
+        &self.values
+    }
+
+    /// The flat values, to be replaced.
+    pub fn values_mut(&mut self) -> &mut [Tensor<1>] {
+        &mut self.values
+    }
+
+    /// One value as a vector.
+    pub fn vector(&self, id: ParamId) -> Tensor<1> {
+        self.values[id.0].clone()
+    }
+
+    /// One value in its own shape.
+    ///
+    /// # Panics
+    /// When the parameter does not have `D` dimensions: a mistake in the network's description.
+    pub fn tensor<const D: usize>(&self, id: ParamId) -> Tensor<D> {
+        let shape: [usize; D] = self.specs[id.0]
+            .shape
+            .as_slice()
+            .try_into()
+            .unwrap_or_else(|_| panic!("`{}` does not have {D} dimensions", self.specs[id.0].name));
+        self.values[id.0].clone().reshape(shape)
+    }
+
+    /// Replaces running statistics by those of a training pass.
+    pub fn set_buffers(&mut self, buffers: Vec<(ParamId, Tensor<1>)>) {
+        for (id, value) in buffers {
+            self.values[id.0] = value;
+        }
+    }
+
+    /// The same values as leaves of a gradient graph: trained parameters are tracked.
+    pub fn tracked(&self) -> Self {
+        let values = self.iter().map(|(spec, value)| {
+            let value = value.clone().inner().autodiff();
+            if spec.role == Role::Trained { value.require_grad() } else { value }
+        });
+        Self { specs: self.specs.clone(), values: values.collect() }
+    }
+}
+
+/// A vector on `device`.
+pub fn vector(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), device)
+}
+
+/// A tensor of `shape` on `device`.
+pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// Row numbers on `device`.
+pub fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), device)
+}

@@ -1,0 +1,78 @@
+//! One forward pass: what it draws at random and what it leaves behind.
+
+use std::cell::RefCell;
+
+use burn::tensor::Tensor;
+use esvit_kernels::rng::Rng;
+
+use crate::params::{ParamId, tensor};
+
+/// Purpose word of drop-path's random numbers.
+const DROP_PATH_PURPOSE: u64 = 0xD209;
+
+/// Names the random numbers of a student's pass.
+#[derive(Debug, Clone, Copy)]
+pub struct DropPathKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// Optimiser step.
+    pub step: u64,
+    /// Which pass of that step (crop size, micro-batch).
+    pub pass: u64,
+}
+
+/// How a network runs: in evaluation, or in training with or without drop-path.
+#[derive(Debug, Default)]
+pub struct Pass {
+    training: bool,
+    drop_path: Option<DropPathKey>,
+    statistics: RefCell<Vec<(ParamId, Tensor<1>)>>,
+}
+
+impl Pass {
+    /// Evaluation: nothing is dropped, running statistics are used.
+    pub fn eval() -> Self {
+        Self::default()
+    }
+
+    /// A teacher's pass in training: batch statistics, nothing dropped.
+    pub fn teacher() -> Self {
+        Self { training: true, ..Self::default() }
+    }
+
+    /// A student's pass in training.
+    pub fn student(key: DropPathKey) -> Self {
+        Self { training: true, drop_path: Some(key), ..Self::default() }
+    }
+
+    /// Whether batch statistics are used.
+    pub fn is_training(&self) -> bool {
+        self.training
+    }
+
+    /// Drops a residual branch of some samples (`rate` of them on average) and scales the kept
+    /// ones so that the mean stays; `branch` tells the branches of a network apart.
+    /// `x` is `[B, T, C]`.
+    pub fn drop_path(&self, x: Tensor<3>, rate: f64, branch: u64) -> Tensor<3> {
+        let Some(DropPathKey { seed, step, pass }) = self.drop_path.filter(|_| rate > 0.0) else {
+            return x;
+        };
+        let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, pass, branch]);
+        let batch = x.dims()[0];
+        let scales: Vec<f32> = (0..batch)
+            .map(|_| if rng.chance(rate) { 0.0 } else { (1.0 / (1.0 - rate)) as f32 })
+            .collect();
+        let device = x.device();
+        x * tensor(scales, [batch, 1, 1], &device)
+    }
+
+    /// Notes the new value of a running statistic.
+    pub(crate) fn record(&self, id: ParamId, value: Tensor<1>) {
+        self.statistics.borrow_mut().push((id, value));
+    }
+
+    /// The running statistics after the pass, for [`crate::Params::set_buffers`].
+    pub fn into_statistics(self) -> Vec<(ParamId, Tensor<1>)> {
+        self.statistics.into_inner()
+    }
+}

@@ -1,0 +1,99 @@
+//! Named architectures, with the settings of the official configuration files.
+
+use crate::backbone::swin::SwinConfig;
+
+/// A named architecture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Architecture {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// The published drop-path rate.
+    pub drop_path: f64,
+    embed_dim: usize,
+    depths: [usize; 4],
+    window_size: usize,
+}
+
+const fn swin(
+    name: &'static str,
+    embed_dim: usize,
+    depths: [usize; 4],
+    window_size: usize,
+    drop_path: f64,
+) -> Architecture {
+    Architecture { name, drop_path, embed_dim, depths, window_size }
+}
+
+/// Every named architecture.
+pub const ARCHITECTURES: [Architecture; 8] = [
+    swin("swin_tiny_w7", 96, [2, 2, 6, 2], 7, 0.1),
+    swin("swin_tiny_w14", 96, [2, 2, 6, 2], 14, 0.1),
+    swin("swin_small_w7", 96, [2, 2, 18, 2], 7, 0.2),
+    swin("swin_small_w14", 96, [2, 2, 18, 2], 14, 0.2),
+    swin("swin_base_w7", 128, [2, 2, 18, 2], 7, 0.2),
+    swin("swin_base_w14", 128, [2, 2, 18, 2], 14, 0.2),
+    swin("swin_large_w7", 192, [2, 2, 18, 2], 7, 0.2),
+    swin("swin_large_w14", 192, [2, 2, 18, 2], 14, 0.2),
+];
+
+/// The architecture of this name; `swin_tiny` without a window means window 7.
+pub fn find(name: &str) -> Option<&'static Architecture> {
+    let full = format!("{name}_w7");
+    ARCHITECTURES.iter().find(|arch| arch.name == name || arch.name == full)
+}
+
+impl Architecture {
+    /// The shape of the network.
+    pub fn config(&self) -> SwinConfig {
+        SwinConfig {
+            img_size: 224,
+            patch_size: 4,
+            embed_dim: self.embed_dim,
+            depths: self.depths.to_vec(),
+            // Every head is 32 values wide.
+            num_heads: (0..4).map(|stage| (self.embed_dim << stage) / 32).collect(),
+            window_size: self.window_size,
+            mlp_ratio: 4.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::swin::Swin;
+    use crate::params::Registry;
+
+    /// Parameters of the backbone, without heads, as the official code counts them.
+    #[test]
+    fn parameter_counts() {
+        for (name, expected) in [
+            ("swin_tiny", 27_519_354),
+            ("swin_tiny_w14", 27_569_754),
+            ("swin_small_w7", 48_837_258),
+            ("swin_small_w14", 48_968_298),
+            ("swin_base_w7", 86_743_224),
+            ("swin_base_w14", 86_917_944),
+            ("swin_large_w7", 194_995_476),
+        ] {
+            let mut registry = Registry::default();
+            Swin::new(&mut registry.root(), &find(name).unwrap().config(), 0.0);
+            let count: usize = registry.finish().iter().map(|spec| spec.len()).sum();
+            assert_eq!(count, expected, "{name}");
+        }
+    }
+
+    /// The official classes' own counters: 4.494 G, 4.892 G, 8.746 G and 15.437 G at 224 pixels.
+    #[test]
+    fn multiply_accumulates() {
+        for (name, expected) in [
+            ("swin_tiny_w7", 4.494e9),
+            ("swin_tiny_w14", 4.892e9),
+            ("swin_small_w7", 8.746e9),
+            ("swin_base_w7", 15.437e9),
+        ] {
+            let macs = find(name).unwrap().config().macs(224) as f64;
+            assert!((macs / expected - 1.0).abs() < 0.005, "{name}: {macs}");
+        }
+    }
+}

@@ -1,0 +1,558 @@
+//! A typed configuration out of layers of text: built-in defaults, a recipe, a file, the command
+//! line.
+//!
+//! Tables are merged key by key and the later layer wins; every other value, arrays included, is
+//! replaced whole. A key that the defaults do not have is refused, with the key that was probably
+//! meant. [`none_word`] lets a field of type `Option` take part: TOML has no null.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
+use toml::{Table, Value};
+
+const NONE: &str = "none";
+const MAX_SUGGESTIONS: usize = 3;
+
+/// Where a layer of the configuration comes from, for messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The defaults beside the fields.
+    Defaults,
+    /// A recipe that ships inside the program.
+    Recipe(String),
+    /// A TOML file.
+    File(PathBuf),
+    /// An `a.b=c` override.
+    CommandLine,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Defaults => write!(formatter, "in the defaults"),
+            Self::Recipe(name) => write!(formatter, "in recipe `{name}`"),
+            Self::File(path) => write!(formatter, "in `{}`", path.display()),
+            Self::CommandLine => write!(formatter, "on the command line"),
+        }
+    }
+}
+
+/// Why a configuration could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read config `{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The text of a layer is not TOML.
+    #[error("invalid TOML {origin}")]
+    Syntax {
+        /// Where the text stands.
+        origin: Origin,
+        /// The parser's message, with line and column.
+        source: toml::de::Error,
+    },
+    /// An override is not of the form `a.b=c`.
+    #[error("cannot use override `{text}`: {reason}")]
+    Override {
+        /// The override as given.
+        text: String,
+        /// What is wrong with it and how it is written.
+        reason: &'static str,
+    },
+    /// A key that the configuration does not have.
+    #[error("unknown key `{key}` {origin}{}", did_you_mean(.suggestions))]
+    UnknownKey {
+        /// The full dotted path of the key.
+        key: String,
+        /// The layer that has it.
+        origin: Origin,
+        /// Full dotted paths that may have been meant, the likeliest first.
+        suggestions: Vec<String>,
+    },
+    /// A value of the wrong type, or outside what its type accepts.
+    #[error("bad value for `{key}` {origin}: {message}")]
+    Value {
+        /// The full dotted path of the key.
+        key: String,
+        /// The last layer that sets it.
+        origin: Origin,
+        /// What was expected and what was found.
+        message: String,
+    },
+    /// The defaults cannot be written as TOML, so they cannot say which keys exist.
+    #[error("cannot write the default configuration as TOML")]
+    Defaults(#[source] toml::ser::Error),
+}
+
+fn did_you_mean(suggestions: &[String]) -> String {
+    if suggestions.is_empty() {
+        return String::new();
+    }
+    let quoted: Vec<String> = suggestions.iter().map(|path| format!("`{path}`")).collect();
+    format!(", did you mean {}?", quoted.join(" or "))
+}
+
+/// The keys that a configuration has and their default values.
+#[derive(Debug, Clone)]
+pub struct Schema {
+    known: Table,
+    optional: Vec<String>,
+}
+
+impl Schema {
+    /// The keys of `defaults`, which must name every key.
+    pub fn new(defaults: Table) -> Self {
+        Self { known: defaults, optional: Vec::new() }
+    }
+
+    /// The keys of the serialised `defaults`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Defaults`] if a value has no form in TOML.
+    pub fn of<T: Serialize>(defaults: &T) -> Result<Self, ConfigError> {
+        Table::try_from(defaults).map(Self::new).map_err(ConfigError::Defaults)
+    }
+
+    /// Also accepts these dotted paths, whose fields are plain `Option`s and therefore absent from
+    /// the serialised defaults when they are `None`. The value `none` clears such a key.
+    ///
+    /// Use [`none_word`] instead where the default is `Some` or the struct is
+    /// `#[serde(default)]`: it writes a cleared key as `none`, so that a stored configuration
+    /// reads back as it was, whereas an absent key takes the default again.
+    #[must_use]
+    pub fn with_optional(mut self, paths: &[&str]) -> Self {
+        for path in paths {
+            let mut known = nested(path.split('.'), Value::from(NONE));
+            merge(&mut known, &self.known);
+            self.known = known;
+            self.optional.push((*path).to_owned());
+        }
+        self
+    }
+
+    fn check(&self, layer: &Layer) -> Result<(), ConfigError> {
+        self.check_table(&self.known, layer, &layer.table, "")
+    }
+
+    fn check_table(
+        &self,
+        known: &Table,
+        layer: &Layer,
+        given: &Table,
+        prefix: &str,
+    ) -> Result<(), ConfigError> {
+        for (key, value) in given {
+            let path = join(prefix, key);
+            match (known.get(key), value) {
+                (None, _) => {
+                    return Err(ConfigError::UnknownKey {
+                        suggestions: self.suggest(known, prefix, key),
+                        key: path,
+                        origin: layer.origin.clone(),
+                    });
+                }
+                (Some(Value::Table(known)), Value::Table(given)) => {
+                    self.check_table(known, layer, given, &path)?;
+                }
+                (Some(Value::Table(_)), other) if other.as_str() != Some(NONE) => {
+                    return Err(ConfigError::Value {
+                        key: path,
+                        origin: layer.origin.clone(),
+                        message: format!("expected a table, found {} `{other}`", other.type_str()),
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys of the same table that are spelled much like `key`, then the same key in other tables.
+    fn suggest(&self, siblings: &Table, prefix: &str, key: &str) -> Vec<String> {
+        let mut close: Vec<(usize, &String)> = siblings
+            .keys()
+            .filter_map(|sibling| spelling_distance(key, sibling).map(|far| (far, sibling)))
+            .collect();
+        close.sort();
+        let mut suggestions: Vec<String> =
+            close.first().map(|(_, sibling)| join(prefix, sibling)).into_iter().collect();
+        collect_paths_to(&self.known, key, "", &mut suggestions);
+        suggestions.truncate(MAX_SUGGESTIONS);
+        suggestions
+    }
+
+    fn remove_cleared(&self, merged: &mut Table) {
+        for path in &self.optional {
+            let keys: Vec<&str> = path.split('.').collect();
+            let Some((last, parents)) = keys.split_last() else { continue };
+            let table = parents
+                .iter()
+                .try_fold(&mut *merged, |table, key| table.get_mut(*key)?.as_table_mut());
+            if let Some(table) = table
+                && table.get(*last).and_then(Value::as_str) == Some(NONE)
+            {
+                table.remove(*last);
+            }
+        }
+    }
+}
+
+/// How far apart two keys are in edits, or nothing if one is hardly a misspelling of the other.
+fn spelling_distance(given: &str, known: &str) -> Option<usize> {
+    let given = given.to_lowercase().replace('-', "_");
+    let distance = strsim::osa_distance(&given, known);
+    let abbreviates = given.len() > 2 && known.starts_with(&given);
+    let extends = known.len() > 2 && given.starts_with(known);
+    let few_edits = distance <= (known.len() / 3).max(1);
+    (few_edits || abbreviates || extends).then_some(distance)
+}
+
+fn collect_paths_to(table: &Table, key: &str, prefix: &str, paths: &mut Vec<String>) {
+    for (name, value) in table {
+        let path = join(prefix, name);
+        if name == key && !paths.contains(&path) {
+            paths.push(path.clone());
+        }
+        if let Value::Table(inner) = value {
+            collect_paths_to(inner, key, &path, paths);
+        }
+    }
+}
+
+/// One source of settings; it may leave out any of them.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Where the settings stand.
+    pub origin: Origin,
+    /// The settings.
+    pub table: Table,
+}
+
+/// Reads one layer out of TOML `text`, for instance a recipe.
+///
+/// # Errors
+/// [`ConfigError::Syntax`] with line and column.
+pub fn parse_text(text: &str, origin: Origin) -> Result<Layer, ConfigError> {
+    match text.parse() {
+        Ok(table) => Ok(Layer { origin, table }),
+        Err(source) => Err(ConfigError::Syntax { origin, source }),
+    }
+}
+
+/// Reads one layer out of a TOML file.
+///
+/// # Errors
+/// [`ConfigError::Read`] and [`ConfigError::Syntax`], both with the path.
+pub fn parse_file(path: &Path) -> Result<Layer, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse_text(&text, Origin::File(path.to_owned()))
+}
+
+/// Reads one `a.b=c` override. The value is TOML if it can be, else the text as it stands, so that
+/// `model.name=swin_tiny` needs no quotes.
+///
+/// # Errors
+/// [`ConfigError::Override`] if there is no `=`, no value or an empty key.
+pub fn parse_override(text: &str) -> Result<Layer, ConfigError> {
+    let refuse = |reason| ConfigError::Override { text: text.to_owned(), reason };
+    let (path, value) =
+        text.split_once('=').ok_or_else(|| refuse("there is no `=`, write `table.key=value`"))?;
+    let keys: Vec<&str> = path.split('.').map(str::trim).collect();
+    if keys.iter().any(|key| key.is_empty()) {
+        return Err(refuse("a part of the key is empty, write `table.key=value`"));
+    }
+    let value = value.trim();
+    if value.is_empty() {
+        return Err(refuse("there is no value, write `\"\"` for an empty text"));
+    }
+    Ok(Layer { origin: Origin::CommandLine, table: nested(keys, override_value(value)) })
+}
+
+fn override_value(text: &str) -> Value {
+    let as_toml = format!("value = {text}").parse::<Table>().ok();
+    // A line break in the text could smuggle in further keys; then it is not one value.
+    as_toml
+        .filter(|table| table.len() == 1)
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::from(text))
+}
+
+/// Merges `layers` over the defaults of `schema`, the first one lowest, and builds the typed
+/// configuration.
+///
+/// # Errors
+/// [`ConfigError::UnknownKey`] for a key that `schema` does not have, [`ConfigError::Value`] for
+/// a value that its field cannot take. Both name the full key and the layer.
+pub fn resolve<T: DeserializeOwned>(schema: &Schema, layers: &[Layer]) -> Result<T, ConfigError> {
+    let mut merged = schema.known.clone();
+    for layer in layers {
+        schema.check(layer)?;
+        merge(&mut merged, &layer.table);
+    }
+    schema.remove_cleared(&mut merged);
+    serde_path_to_error::deserialize(Value::Table(merged)).map_err(|error| ConfigError::Value {
+        key: error.path().to_string(),
+        origin: last_origin(layers, error.path()),
+        message: error.inner().message().to_owned(),
+    })
+}
+
+fn last_origin(layers: &[Layer], path: &serde_path_to_error::Path) -> Origin {
+    let keys: Vec<&str> = path
+        .iter()
+        .map_while(|segment| match segment {
+            Segment::Map { key } => Some(key.as_str()),
+            _ => None,
+        })
+        .collect();
+    let sets_it = |layer: &Layer| {
+        let (first, rest) = keys.split_first()?;
+        rest.iter().try_fold(layer.table.get(*first)?, |value, key| value.get(key)).map(|_| ())
+    };
+    let last = layers.iter().rev().find(|layer| sets_it(layer).is_some());
+    last.map_or(Origin::Defaults, |layer| layer.origin.clone())
+}
+
+fn merge(base: &mut Table, over: &Table) {
+    for (key, value) in over {
+        match (base.get_mut(key), value) {
+            (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
+            _ => drop(base.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
+fn nested<'a>(
+    keys: impl IntoIterator<Item = &'a str, IntoIter: DoubleEndedIterator>,
+    value: Value,
+) -> Table {
+    let mut keys = keys.into_iter();
+    let Some(first) = keys.next() else { return Table::new() };
+    let inner =
+        keys.rev().fold(value, |inner, key| Table::from_iter([(key.to_owned(), inner)]).into());
+    Table::from_iter([(first.to_owned(), inner)])
+}
+
+fn join(prefix: &str, key: &str) -> String {
+    if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
+}
+
+/// Writes `None` as the word `none`, for `#[serde(with = "none_word")]` on an `Option` field.
+///
+/// The key then appears in the serialised defaults, can be cleared by `key = "none"`, and a stored
+/// configuration reads back as it was even where the default is `Some`.
+pub mod none_word {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// The value itself, or `none`.
+    ///
+    /// # Errors
+    /// Those of the value and of the format.
+    pub fn serialize<T: Serialize, S: Serializer>(
+        value: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => value.serialize(serializer),
+            None => serializer.serialize_str(super::NONE),
+        }
+    }
+
+    /// `None` for the word `none`, else the value.
+    ///
+    /// # Errors
+    /// Those of the value and of the format.
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
+        let value = toml::Value::deserialize(deserializer)?;
+        if value.as_str() == Some(super::NONE) {
+            return Ok(None);
+        }
+        T::deserialize(value).map(Some).map_err(|error| D::Error::custom(error.message()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Config {
+        seed: u64,
+        model: Model,
+        views: Views,
+        optim: Optim,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Model {
+        name: String,
+        weights: Option<String>,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Views {
+        local_sizes: Vec<usize>,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Optim {
+        name: Optimiser,
+        lr: f64,
+        #[serde(with = "none_word")]
+        clip: Option<f64>,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Optimiser {
+        AdamW,
+        Lars,
+    }
+
+    fn defaults() -> Config {
+        Config {
+            seed: 0,
+            model: Model { name: "swin_tiny".to_owned(), weights: None },
+            views: Views { local_sizes: vec![96] },
+            optim: Optim { name: Optimiser::AdamW, lr: 1e-3, clip: Some(3.0) },
+        }
+    }
+
+    fn schema() -> Schema {
+        Schema::of(&defaults()).expect("defaults are TOML").with_optional(&["model.weights"])
+    }
+
+    fn resolve_overrides(overrides: &[&str]) -> Result<Config, ConfigError> {
+        let layers: Result<Vec<Layer>, _> =
+            overrides.iter().map(|text| parse_override(text)).collect();
+        resolve(&schema(), &layers?)
+    }
+
+    #[test]
+    fn later_layers_win_and_arrays_are_replaced() {
+        let recipe = "seed = 1\n[views]\nlocal_sizes = [96, 80, 64]\n[optim]\nlr = 1";
+        let recipe = parse_text(recipe, Origin::Recipe("swin".to_owned())).expect("TOML");
+        let layers = [
+            recipe,
+            parse_override("views.local_sizes=[32]").expect("override"),
+            parse_override("optim.clip=none").expect("override"),
+            parse_override("model.weights = a=b.pth").expect("override"),
+        ];
+        let config: Config = resolve(&schema(), &layers).expect("valid");
+        let mut expected = Config { seed: 1, ..defaults() };
+        expected.views.local_sizes = vec![32];
+        expected.optim = Optim { lr: 1.0, clip: None, ..expected.optim };
+        expected.model.weights = Some("a=b.pth".to_owned());
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn no_layers_give_the_defaults_and_a_stored_config_reads_back() {
+        assert_eq!(resolve_overrides(&[]).expect("defaults"), defaults());
+        let cleared = resolve_overrides(&["optim.clip=none"]).expect("valid");
+        let stored = toml::to_string(&cleared).expect("TOML");
+        let layer = parse_text(&stored, Origin::File("config.toml".into())).expect("TOML");
+        assert_eq!(resolve::<Config>(&schema(), &[layer]).expect("valid"), cleared);
+    }
+
+    #[test]
+    fn none_clears_a_plain_option() {
+        let overrides = ["model.weights=a.pth", "model.weights=none"];
+        assert_eq!(resolve_overrides(&overrides).expect("valid").model.weights, None);
+    }
+
+    #[test]
+    fn an_override_is_toml_or_plain_text() {
+        let cases = [
+            ("5e-4", Value::from(5e-4)),
+            ("[96, 64]", Value::Array(vec![Value::from(96), Value::from(64)])),
+            ("true", Value::from(true)),
+            ("swin_tiny", Value::from("swin_tiny")),
+            ("\"42\"", Value::from("42")),
+            ("1\nseed = 2", Value::from("1\nseed = 2")),
+            ("[96", Value::from("[96")),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(override_value(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_names_its_key_and_place() {
+        let cases = [
+            ("optim.rl=1", "unknown key `optim.rl`, did you mean `optim.lr`?"),
+            ("lr=1", "unknown key `lr`, did you mean `optim.lr`?"),
+            ("optimiser.lr=1", "unknown key `optimiser`, did you mean `optim`?"),
+            (
+                "views.Local-Size=3",
+                "unknown key `views.Local-Size`, did you mean `views.local_sizes`?",
+            ),
+            (
+                "views.name=3",
+                "unknown key `views.name`, did you mean `model.name` or `optim.name`?",
+            ),
+            ("views.zzz=3", "unknown key `views.zzz`"),
+            ("model.weight=x", "unknown key `model.weight`, did you mean `model.weights`?"),
+            ("seed.x=1", "bad value for `seed`: invalid type: map, expected u64"),
+            ("optim=3", "bad value for `optim`: expected a table, found integer `3`"),
+            ("optim.lr=a", "bad value for `optim.lr`: invalid type: string \"a\", expected f64"),
+            ("optim.clip=[]", "bad value for `optim.clip`: invalid type: sequence, expected f64"),
+            (
+                "optim.name=adam",
+                "bad value for `optim.name`: unknown variant `adam`, expected `adamw` or `lars`",
+            ),
+            (
+                "views.local_sizes=[96,-1]",
+                "bad value for `views.local_sizes[1]`: invalid value: integer `-1`, expected usize",
+            ),
+            ("seed", "cannot use override `seed`: there is no `=`, write `table.key=value`"),
+            (
+                "a.=3",
+                "cannot use override `a.=3`: a part of the key is empty, write `table.key=value`",
+            ),
+            (
+                "seed=",
+                "cannot use override `seed=`: there is no value, write `\"\"` for an empty text",
+            ),
+        ];
+        for (text, expected) in cases {
+            let error = resolve_overrides(&[text]).expect_err(text).to_string();
+            assert_eq!(error.replace(" on the command line", ""), expected, "{text}");
+        }
+        let error = resolve_overrides(&["sed=1"]).expect_err("unknown").to_string();
+        assert_eq!(error, "unknown key `sed` on the command line, did you mean `seed`?");
+    }
+
+    #[test]
+    fn a_type_error_names_the_last_layer_that_set_the_key() {
+        let layers = [
+            parse_text("[optim]\nlr = \"slow\"", Origin::File("run.toml".into())).expect("TOML"),
+            parse_override("seed=3").expect("override"),
+        ];
+        let error = resolve::<Config>(&schema(), &layers).expect_err("not a number");
+        assert!(error.to_string().starts_with("bad value for `optim.lr` in `run.toml`"), "{error}");
+    }
+
+    #[test]
+    fn file_errors_name_the_file() {
+        let missing = parse_file(Path::new("/nonexistent/run.toml")).expect_err("missing");
+        assert_eq!(missing.to_string(), "cannot read config `/nonexistent/run.toml`");
+        let syntax = parse_text("a = ", Origin::File("run.toml".into())).expect_err("cut off");
+        assert_eq!(syntax.to_string(), "invalid TOML in `run.toml`");
+    }
+}

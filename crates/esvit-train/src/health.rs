@@ -1,0 +1,165 @@
+//! Is the teacher still worth following? Figures that tell a healthy run from a collapsed one.
+//!
+//! Two ways to collapse give a falling or flat loss and nothing learnt: the teacher says the same
+//! thing about every picture, either all prototypes alike (uniform) or always the same one
+//! (constant). In both, knowing the picture says nothing about the teacher's answer.
+
+use burn::tensor::Tensor;
+use esvit_nn::ops;
+use serde::Serialize;
+
+/// Share of the largest possible information below which the teacher's answers count as
+/// independent of the picture.
+const LEAST_INFORMATION: f64 = 0.02;
+/// Share of ln K above which a distribution counts as uniform.
+const UNIFORM: f64 = 0.9;
+
+/// Figures about the teacher on one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Health {
+    /// Mean entropy of its distributions, in nats; ln K is that of a uniform one.
+    pub teacher_entropy: f64,
+    /// Entropy of the mean of its distributions over the batch, in nats.
+    pub marginal_entropy: f64,
+    /// ln K, the largest entropy possible.
+    pub max_entropy: f64,
+    /// Rows of the batch, which bound what the answers can tell apart.
+    pub rows: usize,
+    /// Length of the centre of the view logits.
+    pub center_norm: f64,
+    /// Standard deviation of the unit-length view features over the batch, times the root of
+    /// their width: 1 for features in all directions, 0 for identical ones.
+    pub feature_std: f64,
+}
+
+/// A plain finding about a teacher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Collapse {
+    /// All prototypes alike for every picture.
+    Uniform,
+    /// The same few prototypes for every picture.
+    Constant,
+}
+
+impl Health {
+    /// Information, in nats, that the teacher's answer carries about the picture.
+    pub fn information(&self) -> f64 {
+        (self.marginal_entropy - self.teacher_entropy).max(0.0)
+    }
+
+    /// Whether this batch looks collapsed. One batch is no proof: see [`Watch`].
+    pub fn collapse(&self) -> Option<Collapse> {
+        let possible = self.max_entropy.min((self.rows as f64).ln());
+        if self.rows < 4 || self.information() > LEAST_INFORMATION * possible {
+            return None;
+        }
+        let uniform = self.teacher_entropy > UNIFORM * self.max_entropy;
+        Some(if uniform { Collapse::Uniform } else { Collapse::Constant })
+    }
+}
+
+/// Looks at a teacher's distributions `[rows, K]`, features `[rows, C]` and centre `[K]`.
+pub fn examine(distributions: &Tensor<2>, features: &Tensor<2>, center: &Tensor<1>) -> Health {
+    let [rows, prototypes] = distributions.dims();
+    let marginal = distributions.clone().mean_dim(0);
+    let features = ops::l2_normalize(features.clone().inner());
+    let width = features.dims()[1];
+    let centred = features.clone() - features.mean_dim(0);
+    let variance = centred.square().mean_dim(0).mean();
+    Health {
+        teacher_entropy: mean_entropy(distributions.clone()),
+        marginal_entropy: mean_entropy(marginal),
+        max_entropy: (prototypes as f64).ln(),
+        rows,
+        center_norm: scalar(center.clone().square().sum()).sqrt(),
+        feature_std: (scalar(variance) * width as f64).sqrt(),
+    }
+}
+
+/// Mean over rows of the entropy in nats; 0 log 0 counts as 0.
+fn mean_entropy(rows: Tensor<2>) -> f64 {
+    let log = rows.clone().clamp_min(f32::MIN_POSITIVE).log();
+    -scalar((rows * log).sum_dim(1).mean())
+}
+
+fn scalar(tensor: Tensor<1>) -> f64 {
+    f64::from(tensor.into_scalar::<f32>())
+}
+
+/// Turns the findings of single batches into a warning: only a finding that lasts is one.
+#[derive(Debug, Clone, Default)]
+pub struct Watch {
+    suspicious: usize,
+    warned: Option<Collapse>,
+}
+
+/// Number of looks in a row that must agree.
+const PATIENCE: usize = 5;
+
+impl Watch {
+    /// Takes note of a look at the teacher; returns a finding once, when it has lasted.
+    pub fn look(&mut self, health: &Health) -> Option<Collapse> {
+        let Some(collapse) = health.collapse() else {
+            *self = Self::default();
+            return None;
+        };
+        self.suspicious += 1;
+        if self.suspicious < PATIENCE || self.warned == Some(collapse) {
+            return None;
+        }
+        self.warned = Some(collapse);
+        Some(collapse)
+    }
+}
+
+impl Collapse {
+    /// What it means and what helps, for a person.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Uniform => {
+                "the teacher has collapsed: it spreads its answer over all prototypes alike, \
+                 whatever the picture\n\
+                 hint: lower `objective.teacher_temp`, or `head.out_dim` if the set is small"
+            }
+            Self::Constant => {
+                "the teacher has collapsed: it gives the same answer for every picture\n\
+                 hint: raise `objective.teacher_temp`, lower `optim.lr` or \
+                 `objective.center_momentum`, and see with `esvit data preview` that the \
+                 pictures differ"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    fn look(rows: [[f32; 4]; 4]) -> Health {
+        let device = Device::flex();
+        let distributions = Tensor::<2>::from_floats(rows, &device);
+        examine(&distributions, &Tensor::ones([4, 3], &device), &Tensor::zeros([4], &device))
+    }
+
+    #[test]
+    fn tells_collapsed_from_healthy() {
+        let mut confident = [[0.0; 4]; 4];
+        (0..4).for_each(|i| confident[i][i] = 1.0);
+        assert_eq!(look(confident).collapse(), None);
+        assert_eq!(look([[0.25; 4]; 4]).collapse(), Some(Collapse::Uniform));
+        assert_eq!(look([[1.0, 0.0, 0.0, 0.0]; 4]).collapse(), Some(Collapse::Constant));
+    }
+
+    #[test]
+    fn warns_once_after_it_has_lasted() {
+        let mut watch = Watch::default();
+        let collapsed = look([[0.25; 4]; 4]);
+        let warnings = (0..20).filter(|_| watch.look(&collapsed).is_some()).count();
+        assert_eq!(warnings, 1);
+        let healthy = look([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]].repeat(2).try_into().unwrap());
+        assert_eq!(watch.look(&healthy), None);
+        assert_eq!((0..4).filter(|_| watch.look(&collapsed).is_some()).count(), 0);
+    }
+}

@@ -1,0 +1,268 @@
+//! One optimiser step of student and teacher.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use esvit_nn::params::{ParamId, Role};
+use esvit_nn::pass::DropPathKey;
+use esvit_nn::{Network, Params, Pass};
+
+use crate::health::{self, Health};
+use crate::mixup::{self, MixupConfig};
+use crate::objective::{self, Centers, LossSettings, TEACHER_CROPS, Weights};
+use crate::optim::{self, ClipScope, Optimizer, OptimizerKind};
+use crate::teacher;
+
+/// What stays the same over a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LearnerSettings {
+    /// The run's seed, for drop-path and mixup.
+    pub seed: u64,
+    /// The student's temperature.
+    pub student_temp: f64,
+    /// How the tasks are weighed.
+    pub weights: Weights,
+    /// Share of the old centre that is kept at an update.
+    pub center_momentum: f64,
+    /// Largest norm of a gradient.
+    pub clip_grad: Option<f64>,
+    /// Of what the norm is taken.
+    pub clip_scope: ClipScope,
+    /// Mixing of the student's pictures, view task only.
+    pub mixup: Option<MixupConfig>,
+}
+
+/// The scheduled values of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSettings {
+    /// The step, counted from 0 over the whole run.
+    pub step: u64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay of the decayed group.
+    pub weight_decay: f64,
+    /// The teacher's momentum.
+    pub momentum: f64,
+    /// The teacher's temperature.
+    pub teacher_temp: f64,
+    /// Leaves the prototypes of both heads as they are.
+    pub freeze_last_layer: bool,
+    /// Whether to look at the teacher's health.
+    pub health: bool,
+}
+
+/// What a step gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepResult {
+    /// The weighted loss, averaged over micro-batches.
+    pub loss: f32,
+    /// The view task's loss, unweighted.
+    pub view_loss: f32,
+    /// The region task's loss, unweighted.
+    pub region_loss: Option<f32>,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f32,
+    /// The teacher's health, when asked for.
+    pub health: Option<Health>,
+}
+
+/// The loss or its gradient is not a finite number; nothing was updated.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("the loss is {loss} and the norm of its gradient is {grad_norm}")]
+pub struct NotFinite {
+    /// The loss.
+    pub loss: f32,
+    /// Norm of all gradients.
+    pub grad_norm: f32,
+}
+
+/// Gradients of the loss of some micro-batches, and what was seen on the way.
+#[derive(Debug)]
+pub struct Gradients {
+    /// One for every parameter of the network, none where it is not trained.
+    pub values: Vec<Option<Tensor<1>>>,
+    losses: Losses,
+    buffers: Buffers,
+    health: Option<Health>,
+}
+
+#[derive(Debug, Default)]
+struct Losses {
+    total: f32,
+    view: f32,
+    region: Option<f32>,
+}
+
+/// Running statistics of the student and of the teacher.
+type Buffers = [Vec<(ParamId, Tensor<1>)>; 2];
+
+/// Student, teacher, centres and optimiser.
+#[derive(Debug)]
+pub struct Learner {
+    /// The shape that student and teacher share.
+    pub network: Arc<Network>,
+    /// The student's values.
+    pub student: Params,
+    /// The teacher's values.
+    pub teacher: Params,
+    /// The centres of the teacher's logits.
+    pub centers: Centers,
+    /// The optimiser and what it remembers.
+    pub optimizer: Optimizer,
+    /// What stays the same.
+    pub settings: LearnerSettings,
+}
+
+impl Learner {
+    /// A student at its starting values and a teacher equal to it.
+    pub fn new(
+        network: Arc<Network>,
+        kind: OptimizerKind,
+        settings: LearnerSettings,
+        device: &Device,
+    ) -> Self {
+        let student = Params::init(network.specs(), settings.seed, device);
+        let centers = Centers::zeros(network.prototypes(), network.has_region_head(), device);
+        let optimizer = Optimizer::new(kind, network.specs().len());
+        Self { teacher: student.clone(), student, centers, optimizer, network, settings }
+    }
+
+    /// The device on which the values live.
+    pub fn device(&self) -> Device {
+        self.student.values()[0].device()
+    }
+
+    /// One optimiser step on one or more micro-batches of equal size, each a list of crops
+    /// `[B, 3, H, W]` with the two global ones first. Gradients are averaged; centres and teacher
+    /// are updated once.
+    ///
+    /// # Errors
+    /// When the loss or its gradient is not finite. Student, teacher, centres and optimiser then
+    /// are as they were before.
+    pub fn step(
+        &mut self,
+        micro_batches: &[Vec<Tensor<4>>],
+        settings: &StepSettings,
+    ) -> Result<StepResult, NotFinite> {
+        let mut centers = self.centers.clone();
+        let mut gradients = self.gradients(micro_batches, settings, &mut centers);
+        let grad_norm =
+            optim::clip(&mut gradients.values, self.settings.clip_grad, self.settings.clip_scope);
+        let loss = gradients.losses.total;
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(NotFinite { loss, grad_norm });
+        }
+        if settings.freeze_last_layer {
+            for (spec, gradient) in self.network.specs().iter().zip(&mut gradients.values) {
+                if spec.name.contains("last_layer") {
+                    *gradient = None;
+                }
+            }
+        }
+        let (lr, decay) = (settings.lr, settings.weight_decay);
+        self.optimizer.step(&mut self.student, gradients.values, lr, decay);
+        let [student, teacher] = gradients.buffers;
+        self.student.set_buffers(student);
+        self.teacher.set_buffers(teacher);
+        teacher::follow(&mut self.teacher, &self.student, settings.momentum);
+        centers.update(self.settings.center_momentum);
+        self.centers = centers;
+        let Losses { view, region, .. } = gradients.losses;
+        let health = gradients.health;
+        Ok(StepResult { loss, view_loss: view, region_loss: region, grad_norm, health })
+    }
+
+    /// Gradients of the mean loss of `micro_batches`; `centers` takes note of the teacher's logits.
+    pub fn gradients(
+        &self,
+        micro_batches: &[Vec<Tensor<4>>],
+        settings: &StepSettings,
+        centers: &mut Centers,
+    ) -> Gradients {
+        let share = 1.0 / micro_batches.len() as f64;
+        let mut sum = Gradients {
+            values: vec![None; self.network.specs().len()],
+            losses: Losses::default(),
+            buffers: Buffers::default(),
+            health: None,
+        };
+        for (micro_batch, crops) in micro_batches.iter().enumerate() {
+            self.accumulate(&mut sum, crops, [settings.step, micro_batch as u64], settings, centers);
+        }
+        if micro_batches.len() > 1 {
+            for gradient in sum.values.iter_mut().flatten() {
+                *gradient = gradient.clone() * share;
+            }
+        }
+        let share = share as f32;
+        let Losses { total, view, region } = sum.losses;
+        sum.losses = Losses {
+            total: total * share,
+            view: view * share,
+            region: region.map(|region| region * share),
+        };
+        sum
+    }
+
+    /// Adds one micro-batch to the sums.
+    fn accumulate(
+        &self,
+        sum: &mut Gradients,
+        crops: &[Tensor<4>],
+        place: [u64; 2],
+        settings: &StepSettings,
+        centers: &mut Centers,
+    ) {
+        let teacher_pass = Pass::teacher();
+        let teacher =
+            self.network.forward(&self.teacher, &crops[..TEACHER_CROPS], &teacher_pass);
+        centers.observe(&teacher);
+
+        let (crops, mixing) = match self.settings.mixup.filter(|mixup| mixup.enabled) {
+            Some(mixup) => {
+                let (crops, mixing) = mixup::mix(crops, &mixup, self.settings.seed, place);
+                (crops, Some(mixing))
+            }
+            None => (crops.to_vec(), None),
+        };
+        let [step, pass] = place;
+        let student_pass =
+            Pass::student(DropPathKey { seed: self.settings.seed, step, pass });
+        let params = self.student.tracked();
+        let crops: Vec<Tensor<4>> = crops.into_iter().map(Tensor::autodiff).collect();
+        let student = self.network.forward(&params, &crops, &student_pass);
+
+        let loss_settings = LossSettings {
+            student_temp: self.settings.student_temp,
+            teacher_temp: settings.teacher_temp,
+            weights: self.settings.weights,
+        };
+        let loss =
+            objective::loss(&student, &teacher, &self.centers, &loss_settings, mixing.as_deref());
+        let gradients = loss.total.backward();
+        for ((spec, value), sum) in params.iter().zip(&mut sum.values) {
+            if spec.role != Role::Trained {
+                continue;
+            }
+            if let Some(gradient) = value.grad(&gradients) {
+                *sum = Some(match sum.take() {
+                    Some(sum) => sum + gradient,
+                    None => gradient,
+                });
+            }
+        }
+        sum.losses.total += loss.total.inner().into_scalar::<f32>();
+        sum.losses.view += loss.view.into_scalar::<f32>();
+        if let Some(region) = loss.region {
+            *sum.losses.region.get_or_insert(0.0) += region.into_scalar::<f32>();
+        }
+        sum.buffers = [student_pass.into_statistics(), teacher_pass.into_statistics()];
+        if settings.health && sum.health.is_none() {
+            sum.health = Some(health::examine(
+                &loss.teacher_view,
+                &teacher.view_features,
+                &self.centers.view,
+            ));
+        }
+    }
+}

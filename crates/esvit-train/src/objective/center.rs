@@ -1,0 +1,54 @@
+//! Running means of the teacher's logits, subtracted from them so that no prototype wins always.
+
+use burn::tensor::{Device, Tensor};
+use esvit_nn::network::Predictions;
+
+/// The centres of both tasks, each `[K]`, and what a step has seen so far.
+#[derive(Debug, Clone)]
+pub struct Centers {
+    /// Centre of the view logits.
+    pub view: Tensor<1>,
+    /// Centre of the region logits, when the region task is trained.
+    pub region: Option<Tensor<1>>,
+    seen: Vec<(Tensor<1>, Option<Tensor<1>>)>,
+}
+
+impl Centers {
+    /// Centres at the origin.
+    pub fn zeros(prototypes: usize, region: bool, device: &Device) -> Self {
+        let zeros = || Tensor::zeros([prototypes], device);
+        Self::new(zeros(), region.then(zeros))
+    }
+
+    /// Centres of a run that goes on.
+    pub fn new(view: Tensor<1>, region: Option<Tensor<1>>) -> Self {
+        Self { view, region, seen: Vec::new() }
+    }
+
+    /// Notes a micro-batch of raw teacher logits.
+    pub fn observe(&mut self, teacher: &Predictions) {
+        let region = teacher.region.as_ref().map(|region| mean_row(&region.logits));
+        self.seen.push((mean_row(&teacher.view_logits), region));
+    }
+
+    /// Moves the centres towards the mean of what was observed since the last update:
+    /// `c = momentum c + (1 - momentum) mean`. One call an optimiser step.
+    pub fn update(&mut self, momentum: f64) {
+        let count = self.seen.len() as f64;
+        let share = (1.0 - momentum) / count.max(1.0);
+        let decay = if self.seen.is_empty() { 1.0 } else { momentum };
+        self.view = self.view.clone() * decay;
+        self.region = self.region.take().map(|center| center * decay);
+        for (view, region) in self.seen.drain(..) {
+            self.view = self.view.clone() + view * share;
+            if let (Some(center), Some(region)) = (self.region.take(), region) {
+                self.region = Some(center + region * share);
+            }
+        }
+    }
+}
+
+fn mean_row(logits: &Tensor<2>) -> Tensor<1> {
+    let prototypes = logits.dims()[1];
+    logits.clone().inner().mean_dim(0).reshape([prototypes])
+}
