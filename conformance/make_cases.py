@@ -14,6 +14,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -94,7 +95,7 @@ def state(network: nn.Module, prefix: str) -> dict[str, Tensor]:
 # Backbone ----------------------------------------------------------------------------
 
 
-def swin_config(**changes) -> dict:
+def swin_config(**changes: Any) -> dict:
     """A two-stage backbone with one shifted block; `changes` replace entries."""
     config = {
         "img_size": 56,
@@ -211,7 +212,7 @@ def check_margin(student: CropOutputs, teacher: CropOutputs, batch: int) -> None
                 raise ValueError("two teacher tokens are almost equally similar")
 
 
-def objective_case(seed: int, *, batch: int = 3, **changes) -> Case:
+def objective_case(seed: int, *, batch: int = 3, **changes: Any) -> Case:
     """Random logits and features; `changes` replace or add settings."""
     settings = {
         "kind": "objective",
@@ -227,6 +228,8 @@ def objective_case(seed: int, *, batch: int = 3, **changes) -> Case:
         "student_temp": 0.1,
         "mixup": False,
     } | changes
+    if "student_regions" in settings:
+        del settings["local_regions"]
     generator = Generator().manual_seed(seed)
     case = Case(settings, objective_inputs(settings, generator))
     result = run_objective(case)
@@ -270,7 +273,7 @@ def objective_inputs(settings: dict, generator: Generator) -> dict[str, Tensor]:
 # Pre-training ------------------------------------------------------------------------
 
 
-def pretrain_settings(optimizer: str, lr: float, **changes) -> dict:
+def pretrain_settings(optimizer: str, lr: float, **changes: Any) -> dict:
     """Three steps of a two-stage network; `changes` replace settings."""
     settings = {
         "kind": "pretrain",
@@ -356,10 +359,10 @@ def pretrain_cases() -> dict[str, Callable[[], Case]]:
     batch_norm = frozen | {"norm_last_layer": False, "use_bn": True}
     view_only = {"region_task": False, "head": frozen, "freeze_last_layer_epochs": 1}
     settings = {
-        "pretrain-adamw-region": (40, pretrain_settings("adamw", 0.002)),
+        "pretrain-adamw-region": (41, pretrain_settings("adamw", 0.01)),
         "pretrain-adamw-view-frozen": (
             42,
-            pretrain_settings("adamw", 0.002, **view_only),
+            pretrain_settings("adamw", 0.01, **view_only),
         ),
         "pretrain-sgd-region": (41, pretrain_settings("sgd", 0.05)),
         "pretrain-lars-region": (44, pretrain_settings("lars", 2.0)),

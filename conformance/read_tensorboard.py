@@ -3,7 +3,8 @@
     python read_tensorboard.py FOLDER
 
 Prints `tag step value` for every scalar of every event file below FOLDER. The exit
-status is 1 if there is no event file, or if one is corrupt, cut short or without scalars.
+status is 1 if there is no event file, or if one is corrupt or cut short or has no
+scalars.
 """
 
 import argparse
@@ -13,8 +14,8 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.compat import tf
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -26,8 +27,8 @@ class BadFile(Exception):
 def check_records(path: Path) -> None:
     """Reads every record, length and checksum.
 
-    The event loader stops at the first bad record as if the file ended there, because it
-    is made to follow files that are still being written; a test must be stricter.
+    The event loader takes the first bad record for the end of the file, because it has
+    to follow files that are still being written; a test must be stricter.
     """
     reader = PyRecordReader_New(str(path))
     events = []
@@ -35,9 +36,9 @@ def check_records(path: Path) -> None:
         while True:
             reader.GetNext()
             events.append(Event.FromString(reader.record()))
-    except tf.errors.OutOfRangeError:
+    except errors.OutOfRangeError:
         pass
-    except (tf.errors.DataLossError, DecodeError) as error:
+    except (errors.DataLossError, DecodeError) as error:
         raise BadFile(f"record {len(events)}: {error}") from error
     if not events:
         raise BadFile("no records")

@@ -81,6 +81,7 @@ def view_term(probs: Tensor, log_probs: Tensor, mix: Tensor | None) -> Tensor:
 
     `mix[i, j]` is the share of image j in the student's mixed image i. Mixing logs of
     image j against the teacher of image i is the published form for mixed crops.
+    Shares are symmetric (images are mixed in pairs), so the order of i and j is free.
     """
     if mix is None:
         return -(probs * log_probs).sum(-1).mean()

@@ -44,7 +44,9 @@ def parameter_groups(network: nn.Module) -> list[dict]:
 class Lars(torch.optim.Optimizer):
     """SGD with momentum whose step for a matrix is scaled to the matrix's norm."""
 
-    def __init__(self, params, lr: float = 0.0, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: list[dict], lr: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": 0.9}
         super().__init__(params, defaults | {"eta": 0.001})
 

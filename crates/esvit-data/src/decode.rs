@@ -130,8 +130,14 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeErro
     if bytes_needed > limits.max_bytes {
         return Err(DecodeError::TooManyBytes { bytes: bytes_needed, limit: limits.max_bytes });
     }
-    // The JPEG decoder fills what is missing with grey instead of failing.
-    if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
+    // The JPEG decoder fills what is missing with grey instead of failing, and the WebP decoder
+    // does not know truncation from other damage.
+    let complete = match format {
+        ImageFormat::Jpeg => jpeg_is_complete(bytes),
+        ImageFormat::WebP => webp_is_complete(bytes),
+        _ => true,
+    };
+    if !complete {
         return Err(DecodeError::Truncated { format: name });
     }
 
@@ -200,6 +206,12 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
             }
         }
     }
+}
+
+/// Tells whether all bytes are there that the header of the RIFF container announces.
+fn webp_is_complete(bytes: &[u8]) -> bool {
+    let Some(&[_, _, _, _, a, b, c, d]) = bytes.first_chunk::<8>() else { return false };
+    bytes.len() as u64 >= 8 + u64::from(u32::from_le_bytes([a, b, c, d]))
 }
 
 fn explain(error: ImageError, format: &'static str) -> DecodeError {

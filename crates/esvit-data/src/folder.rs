@@ -95,7 +95,7 @@ impl Folder {
         if folder.files.is_empty() {
             return Err(FolderError::NoPictures { path: root });
         }
-        folder.label();
+        folder.classify();
         Ok(folder)
     }
 
@@ -128,7 +128,7 @@ impl Folder {
                     self.walk(relative.join(&name), walking)?;
                     walking.pop();
                 }
-            } else if is_picture(&name) {
+            } else if (kind.is_file() || kind.is_symlink()) && is_picture(&name) {
                 // A link to nothing is listed too: it fails with a reason when it is loaded.
                 self.files.push(File { folder: index, label: 0, name: name.into_boxed_os_str() });
             }
@@ -137,10 +137,9 @@ impl Folder {
     }
 
     /// Sets classes and labels where every picture lies in a subfolder.
-    fn label(&mut self) {
-        let class_of = |folder: &Path| {
-            folder.iter().next().map(|class| class.to_string_lossy().into_owned())
-        };
+    fn classify(&mut self) {
+        let class_of =
+            |folder: &Path| folder.iter().next().map(|class| class.to_string_lossy().into_owned());
         let classes: Vec<Option<String>> = self.folders.iter().map(|f| class_of(f)).collect();
         if self.files.iter().any(|file| classes[file.folder as usize].is_none()) {
             return;
@@ -158,7 +157,7 @@ impl Folder {
     /// Path of picture `index`, beginning with the path that was opened.
     pub fn path(&self, index: usize) -> Option<PathBuf> {
         let file = self.files.get(index)?;
-        Some(self.root.join(&self.folders[file.folder as usize]).join(&file.name))
+        Some(self.root.join(&self.folders[file.folder as usize]).join(&*file.name))
     }
 }
 
@@ -235,7 +234,10 @@ mod tests {
         let folder = open(dir.path());
         assert_eq!(folder.classes(), ["cat", "dog"]);
         assert_eq!(names(&folder), ["cat/1.png", "cat/deep/er/2.png", "dog/1.png"]);
-        assert_eq!((0..3).map(|i| folder.label(i)).collect::<Vec<_>>(), [Some(0), Some(0), Some(1)]);
+        assert_eq!(
+            (0..3).map(|i| folder.label(i)).collect::<Vec<_>>(),
+            [Some(0), Some(0), Some(1)]
+        );
         assert_eq!(folder.label(3), None);
     }
 

@@ -6,6 +6,8 @@
 //! made for (epoch, sample, view), so a batch is the same whatever the number of threads and
 //! wherever a run was resumed.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
+
 pub mod augment;
 mod decode;
 mod folder;

@@ -114,13 +114,7 @@ impl Picture {
     }
 
     /// The part of `width` x `height` pixels whose top left corner is (`left`, `top`).
-    pub fn crop(
-        &self,
-        left: u32,
-        top: u32,
-        width: u32,
-        height: u32,
-    ) -> Result<Self, PictureError> {
+    pub fn crop(&self, left: u32, top: u32, width: u32, height: u32) -> Result<Self, PictureError> {
         if width == 0 || height == 0 {
             return Err(PictureError::Empty { width, height });
         }

@@ -10,7 +10,7 @@ use std::io::{self, BufReader, Read};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use crate::files::{AtomicFile, FileError};
+use esvit_train::files::{AtomicFile, FileError};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 const VERSION: [u8; 2] = [1, 0];
@@ -133,7 +133,7 @@ element!(i64, "<i8");
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let path = std::env::temp_dir().join("esvit-example.npy");
-/// use esvit_train::npy::{NpyWriter, read};
+/// use esvit_eval::npy::{NpyWriter, read};
 /// let mut embeddings = NpyWriter::create(&path, 2)?;
 /// embeddings.append(&[0.5f32, 1.0])?;
 /// embeddings.append(&[2.0, 3.0, 4.0, 5.0])?;

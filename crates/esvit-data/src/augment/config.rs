@@ -172,7 +172,11 @@ impl ViewsConfig {
     /// Checks every setting, and names the first that makes no sense.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = |good: bool, field, value: &dyn std::fmt::Debug, need| {
-            if good { Ok(()) } else { Err(ConfigError { field, value: format!("{value:?}"), need }) }
+            if good {
+                Ok(())
+            } else {
+                Err(ConfigError { field, value: format!("{value:?}"), need })
+            }
         };
         let probability = |field, p: f64| {
             check((0.0..=1.0).contains(&p), field, &p, "a probability is between 0 and 1")

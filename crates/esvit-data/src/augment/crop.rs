@@ -58,7 +58,7 @@ impl CropBox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use proptest::prelude::{ProptestConfig, prop_assert, proptest};
 
     const RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
 

@@ -24,5 +24,5 @@ pub use blur::gaussian_blur;
 pub use color::{brightness, contrast, grayscale, hue, saturation};
 pub use crop::CropBox;
 pub use flip::horizontal_flip;
-pub use normalize::Normalization;
+pub use normalize::{Normalization, SliceLength};
 pub use solarize::solarize;

@@ -7,7 +7,7 @@
 use crate::Interpolation;
 
 /// A value that can be replaced in part.
-pub trait Overlay {
+pub(super) trait Overlay {
     /// The part that is given.
     type Partial;
 
@@ -51,7 +51,7 @@ macro_rules! overlay {
         #[doc = concat!("The settings of [`", stringify!($name), "`] that are given.")]
         #[derive(Debug, Default, serde::Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        pub struct $partial {
+        pub(super) struct $partial {
             $(pub(super) $field: Option<<$kind as $crate::augment::overlay::Overlay>::Partial>,)*
         }
 

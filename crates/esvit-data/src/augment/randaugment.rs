@@ -135,8 +135,8 @@ fn sharpness(picture: &mut Picture, factor: f32) {
         if y == 0 || y + 1 == original.height() as usize {
             continue;
         }
-        for i in CHANNELS..stride.saturating_sub(CHANNELS) {
-            let at = y * stride + i;
+        let inner = CHANNELS..stride.saturating_sub(CHANNELS).max(CHANNELS);
+        for (at, value) in (y * stride + CHANNELS..).zip(row.get_mut(inner).unwrap_or_default()) {
             let three = |middle: usize| {
                 u32::from(from[middle - CHANNELS])
                     + u32::from(from[middle])
@@ -144,7 +144,7 @@ fn sharpness(picture: &mut Picture, factor: f32) {
             };
             let around = three(at - stride) + three(at) + three(at + stride);
             let smooth = (2 * (around + 4 * u32::from(from[at])) + 13) / 26;
-            row[i] = blend(smooth as u8, from[at], factor);
+            *value = blend(smooth as u8, from[at], factor);
         }
     }
 }

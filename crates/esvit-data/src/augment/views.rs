@@ -82,8 +82,7 @@ impl ViewsConfig {
         }
         let fill = self.mean.map(|mean| (255.0 * mean).round() as u8);
         self.randaugment.apply(&mut view, fill, rng);
-        let erased =
-            self.erase.draw(size, rng).map(|place| Erasure { place, noise: rng.clone() });
+        let erased = self.erase.draw(size, rng).map(|place| Erasure { place, noise: rng.clone() });
         Ok(View { picture: view, erased })
     }
 }
@@ -95,11 +94,7 @@ impl View {
     }
 
     /// Writes the network's input, `[3, size, size]`, into `out`.
-    pub fn write(
-        &self,
-        normalization: &Normalization,
-        out: &mut [f32],
-    ) -> Result<(), SliceLength> {
+    pub fn write(&self, normalization: &Normalization, out: &mut [f32]) -> Result<(), SliceLength> {
         normalization.write(&self.picture, out)?;
         let side = self.size() as usize;
         self.for_each_erased(|x, y, channel, value| out[(channel * side + y) * side + x] = value);
@@ -196,10 +191,8 @@ mod tests {
     /// With everything else off, solarisation and blur show which views they belong to.
     #[test]
     fn only_the_second_global_view_is_solarised() {
-        let config = ViewsConfig {
-            solarize: Solarize { p: 1.0, threshold: 0 },
-            ..small(Policy::Basic)
-        };
+        let config =
+            ViewsConfig { solarize: Solarize { p: 1.0, threshold: 0 }, ..small(Policy::Basic) };
         let views = config.views(&Picture::filled(9, 9, [10; 3]), 1, 0, 0).unwrap();
         let values: Vec<u8> = views.iter().map(|view| view.picture.pixels()[0]).collect();
         assert_eq!(values, [10, 245, 10, 10, 10]);

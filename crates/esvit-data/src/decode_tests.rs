@@ -1,0 +1,284 @@
+//! Every way in which a file can be odd, with files made here.
+
+use std::time::{Duration, Instant};
+
+use image::codecs::jpeg::JpegEncoder;
+use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, Rgb, RgbImage};
+use proptest::prelude::*;
+
+use super::*;
+use crate::augment::test_pictures::noise;
+
+fn read(bytes: &[u8]) -> Result<Picture, DecodeError> {
+    decode(bytes, &DecodeLimits::default())
+}
+
+fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// A picture with enough detail that half of its file is half of the picture.
+fn detailed(width: u32, height: u32) -> DynamicImage {
+    let picture = noise(width, height, 1);
+    RgbImage::from_raw(width, height, picture.into_pixels()).unwrap().into()
+}
+
+const FORMATS: [ImageFormat; 6] = [
+    ImageFormat::Jpeg,
+    ImageFormat::Png,
+    ImageFormat::WebP,
+    ImageFormat::Tiff,
+    ImageFormat::Bmp,
+    ImageFormat::Gif,
+];
+
+#[test]
+fn every_format_is_recognised_by_its_content() {
+    let image = DynamicImage::from(RgbImage::from_pixel(19, 7, Rgb([200, 100, 50])));
+    for format in FORMATS {
+        let picture = read(&encode(&image, format)).unwrap();
+        assert_eq!((picture.width(), picture.height()), (19, 7), "{format:?}");
+        let color = picture.pixel(9, 3).unwrap();
+        let near = color.iter().zip([200, 100, 50]).all(|(a, b)| a.abs_diff(b) <= 3);
+        assert!(near, "{format:?} {color:?}");
+    }
+}
+
+#[test]
+fn truncated_files_of_every_format_are_named_as_such() {
+    for format in FORMATS {
+        let bytes = encode(&detailed(64, 64), format);
+        for keep in [bytes.len() * 9 / 10, bytes.len() / 2] {
+            match read(&bytes[..keep]) {
+                Err(DecodeError::Truncated { .. }) => {}
+                other => panic!("{format:?} cut to {keep} of {}: {other:?}", bytes.len()),
+            }
+        }
+    }
+    let bytes = encode(&detailed(64, 64), ImageFormat::Jpeg);
+    let error = read(&bytes[..bytes.len() - 2]).unwrap_err();
+    assert!(error.to_string().starts_with("the JPEG file is truncated"), "{error}");
+}
+
+#[test]
+fn the_end_of_an_embedded_thumbnail_is_not_the_end() {
+    let thumbnail = encode(&detailed(8, 8), ImageFormat::Jpeg);
+    let mut bytes = encode(&detailed(64, 64), ImageFormat::Jpeg);
+    let mut segment = vec![0xFF, 0xE5];
+    segment.extend(((thumbnail.len() + 2) as u16).to_be_bytes());
+    segment.extend(thumbnail);
+    bytes.splice(2..2, segment);
+    assert_eq!(read(&bytes).unwrap().width(), 64);
+    let half = bytes.len() / 2;
+    assert!(matches!(read(&bytes[..half]), Err(DecodeError::Truncated { .. })));
+}
+
+#[test]
+fn bytes_after_the_end_do_no_harm() {
+    for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Gif, ImageFormat::Bmp] {
+        let mut bytes = encode(&detailed(16, 16), format);
+        let clean = read(&bytes).unwrap();
+        bytes.extend(b"\0\0 trailing \xFF\xD8 bytes");
+        assert_eq!(read(&bytes).unwrap(), clean, "{format:?}");
+    }
+}
+
+#[test]
+fn what_is_no_picture_is_described() {
+    assert!(matches!(read(b""), Err(DecodeError::Empty)));
+    let text = read(b"<!DOCTYPE html><html>").unwrap_err().to_string();
+    assert!(text.starts_with("not a picture: it begins with the text `<!DOCTYPE html>"), "{text}");
+    let bytes = read(&[0, 159, 146, 150]).unwrap_err().to_string();
+    assert!(bytes.contains("the bytes `00 9f 92 96`"), "{bytes}");
+    // A format that is known but not read.
+    assert!(matches!(
+        read(b"qoif\0\0\0\x01\0\0\0\x01\x03\0"),
+        Err(DecodeError::UnknownFormat { .. })
+    ));
+}
+
+#[test]
+fn a_huge_header_is_refused_before_anything_is_allocated() {
+    let mut bytes = encode(&detailed(8, 8), ImageFormat::Png);
+    bytes[16..20].copy_from_slice(&50_000u32.to_be_bytes());
+    bytes[20..24].copy_from_slice(&50_000u32.to_be_bytes());
+    let checksum = crc32(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&checksum.to_be_bytes());
+    let began = Instant::now();
+    let error = read(&bytes).unwrap_err();
+    assert!(began.elapsed() < Duration::from_millis(100));
+    assert!(matches!(error, DecodeError::TooManyPixels { pixels: 2_500_000_000, .. }), "{error}");
+    let limits = DecodeLimits { max_pixels: u64::MAX, ..DecodeLimits::default() };
+    let error = decode(&bytes, &limits).unwrap_err();
+    assert!(matches!(error, DecodeError::TooManyBytes { bytes: 7_500_000_000, .. }), "{error}");
+}
+
+/// The checksum of PNG chunks.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32| if crc & 1 == 1 { 0xEDB8_8320 ^ (crc >> 1) } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), |crc, _| step(crc)))
+}
+
+#[test]
+fn limits_can_be_lowered() {
+    let bytes = encode(&detailed(10, 10), ImageFormat::Jpeg);
+    let limits = DecodeLimits { max_pixels: 99, ..DecodeLimits::default() };
+    let error = decode(&bytes, &limits).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "10x10 is 100 pixels, more than `max_pixels` = 99; shrink the picture or raise the limit"
+    );
+}
+
+#[test]
+fn grey_deep_and_transparent_pixels_become_rgb() {
+    let grey = image::GrayImage::from_pixel(3, 2, image::Luma([90])).into();
+    assert_eq!(read(&encode(&grey, ImageFormat::Png)).unwrap().pixel(2, 1), Some([90; 3]));
+    assert_eq!(read(&encode(&grey, ImageFormat::Jpeg)).unwrap().pixel(2, 1), Some([90; 3]));
+
+    let deep: image::ImageBuffer<Rgb<u16>, _> =
+        image::ImageBuffer::from_pixel(3, 2, Rgb([0u16, 257 * 100, 65_535]));
+    for format in [ImageFormat::Png, ImageFormat::Tiff] {
+        let picture = read(&encode(&deep.clone().into(), format)).unwrap();
+        assert_eq!(picture.pixel(0, 0), Some([0, 100, 255]), "{format:?}");
+    }
+
+    // The colour under full transparency is kept, as Pillow keeps it.
+    let clear = image::RgbaImage::from_pixel(3, 2, image::Rgba([10, 20, 30, 0])).into();
+    assert_eq!(read(&encode(&clear, ImageFormat::Png)).unwrap().pixel(1, 1), Some([10, 20, 30]));
+}
+
+#[test]
+fn palettes_are_looked_up() {
+    // Two rows of two pixels, one byte per pixel, stored without compression.
+    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+    let mut chunk = |kind: &[u8; 4], data: &[u8]| {
+        bytes.extend((data.len() as u32).to_be_bytes());
+        let body = [kind, data].concat();
+        bytes.extend(&body);
+        bytes.extend(crc32(&body).to_be_bytes());
+    };
+    chunk(b"IHDR", &[0, 0, 0, 2, 0, 0, 0, 2, 8, 3, 0, 0, 0]);
+    chunk(b"PLTE", &[255, 0, 0, 1, 2, 3]);
+    let rows = [0, 0, 1, 0, 1, 0];
+    let adler = rows.iter().fold((1u32, 0u32), |(a, b), &x| (a + x, b + a + x));
+    let mut data = vec![0x78, 0x01, 1, 6, 0, 249, 255];
+    data.extend(rows.map(|x| x as u8));
+    data.extend((adler.1 << 16 | adler.0).to_be_bytes());
+    chunk(b"IDAT", &data);
+    chunk(b"IEND", &[]);
+    let picture = read(&bytes).unwrap();
+    assert_eq!(picture.pixels(), [255, 0, 0, 1, 2, 3, 1, 2, 3, 255, 0, 0]);
+}
+
+/// EXIF data with nothing but an orientation.
+fn exif(orientation: u8) -> Vec<u8> {
+    let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+    exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+    exif
+}
+
+#[test]
+fn the_orientation_is_applied() {
+    // Red on the left, blue on the right; turned by 6 it is red at the top.
+    let image =
+        RgbImage::from_fn(32, 16, |x, _| Rgb(if x < 16 { [255, 0, 0] } else { [0, 0, 255] }));
+    let mut jpeg = Vec::new();
+    let mut encoder = JpegEncoder::new(&mut jpeg);
+    encoder.set_exif_metadata(exif(6)).unwrap();
+    encoder.write_image(image.as_raw(), 32, 16, ExtendedColorType::Rgb8).unwrap();
+    let mut png = Vec::new();
+    let mut encoder = image::codecs::png::PngEncoder::new(&mut png);
+    encoder.set_exif_metadata(exif(6)).unwrap();
+    encoder.write_image(image.as_raw(), 32, 16, ExtendedColorType::Rgb8).unwrap();
+    for bytes in [jpeg, png] {
+        let picture = read(&bytes).unwrap();
+        assert_eq!((picture.width(), picture.height()), (16, 32));
+        assert!(picture.pixel(8, 2).unwrap()[0] > 200 && picture.pixel(8, 29).unwrap()[2] > 200);
+    }
+}
+
+/// A JPEG of one 8 x 8 block whose four components are constant, marked by Adobe's segment as
+/// CMYK (transform 0) or YCCK (2). Only the constant term is coded, in 8 bits.
+fn four_components(values: [u8; 4], transform: u8) -> Vec<u8> {
+    let mut bytes = vec![0xFF, 0xD8, 0xFF, 0xEE, 0, 14];
+    bytes.extend(b"Adobe\0\x64\0\0\0\0");
+    bytes.push(transform);
+    bytes.extend([0xFF, 0xDB, 0, 67, 0]);
+    bytes.extend([1; 64]);
+    bytes.extend([0xFF, 0xC0, 0, 20, 8, 0, 8, 0, 8, 4]);
+    (1..=4).for_each(|id| bytes.extend([id, 0x11, 0]));
+    // Constant terms: lengths 0 to 11 bits, in codes of 4 bits. Others: end of block, code 0.
+    bytes.extend([0xFF, 0xC4, 0, 31, 0, 0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    bytes.extend(0..12);
+    bytes.extend([0xFF, 0xC4, 0, 20, 0x10, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    bytes.extend([0xFF, 0xDA, 0, 14, 4, 1, 0, 2, 0, 3, 0, 4, 0, 0, 63, 0]);
+    let mut bits = String::new();
+    for value in values {
+        let constant = (i32::from(value) - 128) * 8;
+        let length = 32 - constant.unsigned_abs().leading_zeros();
+        let coded = if constant < 0 { constant + (1 << length) - 1 } else { constant };
+        bits += &format!("{length:04b}");
+        if length > 0 {
+            bits += &format!("{coded:0width$b}", width = length as usize);
+        }
+        bits += "0";
+    }
+    bits += &"1".repeat((8 - bits.len() % 8) % 8);
+    for byte in bits.as_bytes().chunks(8) {
+        let byte = byte.iter().fold(0u8, |byte, bit| byte << 1 | (bit - b'0'));
+        bytes.push(byte);
+        if byte == 0xFF {
+            bytes.push(0);
+        }
+    }
+    bytes.extend([0xFF, 0xD9]);
+    bytes
+}
+
+#[test]
+fn cmyk_is_converted() {
+    let near = |bytes: &[u8], expected: [u8; 3]| {
+        let got = read(bytes).unwrap().pixel(4, 4).unwrap();
+        assert!(got.iter().zip(expected).all(|(g, e)| g.abs_diff(e) <= 3), "{got:?} {expected:?}");
+    };
+    // Adobe stores inverted ink: 255 is none. Full cyan ink leaves green and blue.
+    near(&four_components([0, 255, 255, 255], 0), [0, 255, 255]);
+    near(&four_components([200, 100, 50, 255], 0), [200, 100, 50]);
+    near(&four_components([255, 255, 255, 128], 0), [128, 128, 128]);
+    // In YCCK, the first three are YCbCr of the complement; neutral chroma makes them equal.
+    near(&four_components([180, 128, 128, 255], 2), [75, 75, 75]);
+}
+
+#[test]
+fn extreme_shapes() {
+    for (width, height) in [(1, 1), (1, 5000), (5000, 1)] {
+        for format in FORMATS {
+            let picture = read(&encode(&detailed(width, height), format)).unwrap();
+            assert_eq!((picture.width(), picture.height()), (width, height), "{format:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn damage_never_panics(
+        which in 0usize..6,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        keep in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = encode(&detailed(12, 9), FORMATS[which]);
+        for (at, value) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        bytes.truncate(keep.index(bytes.len()) + 1);
+        let limits = DecodeLimits { max_pixels: 1 << 20, max_bytes: 1 << 24 };
+        if let Ok(picture) = decode(&bytes, &limits) {
+            prop_assert!(u64::from(picture.width()) * u64::from(picture.height()) <= 1 << 20);
+        }
+    }
+}

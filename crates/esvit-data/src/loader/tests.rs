@@ -1,0 +1,221 @@
+//! Tests of the loader as a whole.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::augment::test_pictures::noise;
+use crate::{DecodeError, Picture, Policy, SourceError};
+
+/// Pictures made when they are asked for, some of them broken.
+#[derive(Default)]
+struct Made {
+    len: usize,
+    broken: Vec<usize>,
+    panics: Option<usize>,
+    loads: AtomicUsize,
+    delay: Duration,
+}
+
+impl Source for Made {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("{index}.png")
+    }
+
+    fn label(&self, _: usize) -> Option<u32> {
+        None
+    }
+
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
+    fn load(&self, index: usize) -> Result<Picture, SourceError> {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(self.delay);
+        assert!(self.panics != Some(index), "no picture {index}");
+        if self.broken.contains(&index) {
+            return Err(SourceError::Decode { name: self.name(index), error: DecodeError::Empty });
+        }
+        Ok(noise(20, 16, index as u64))
+    }
+}
+
+fn views() -> ViewsConfig {
+    ViewsConfig {
+        global_size: 8,
+        local_sizes: vec![6, 4],
+        local_counts: vec![1, 2],
+        ..ViewsConfig::for_policy(Policy::Dino)
+    }
+}
+
+fn config() -> LoaderConfig {
+    LoaderConfig { batch: 4, workers: 2, seed: 7, ..LoaderConfig::default() }
+}
+
+fn loader(source: Made, config: LoaderConfig) -> Loader {
+    Loader::new(Arc::new(source), views(), config).unwrap()
+}
+
+type Content = (u64, u64, Vec<u64>, Vec<Vec<f32>>);
+
+fn contents(loader: &Loader, steps: Range<u64>) -> Vec<Content> {
+    loader
+        .batches(steps)
+        .map(|batch| batch.unwrap())
+        .map(|batch| (batch.epoch, batch.step, batch.samples, batch.views))
+        .collect()
+}
+
+#[test]
+fn batches_do_not_depend_on_threads_queue_or_cache() {
+    let source = || Made { len: 14, broken: vec![3, 11], ..Made::default() };
+    let expected = contents(&loader(source(), LoaderConfig { workers: 1, ..config() }), 0..9);
+    assert_eq!(expected.len(), 9);
+    for (workers, queue, cache_bytes) in [(1, 0, 0), (2, 1, 1 << 20), (4, 5, 2000), (3, 50, 0)] {
+        let loader = loader(source(), LoaderConfig { workers, queue, cache_bytes, ..config() });
+        assert!(contents(&loader, 0..9) == expected, "{workers} workers, queue {queue}");
+    }
+}
+
+#[test]
+fn a_run_can_begin_anywhere() {
+    let source = || Made { len: 14, broken: vec![3, 11], ..Made::default() };
+    let all = contents(&loader(source(), config()), 0..9);
+    let later = loader(source(), config());
+    assert!(contents(&later, 5..9) == all[5..]);
+    assert!(contents(&later, 2..4) == all[2..4]);
+    assert!(contents(&later, 4..4).is_empty());
+}
+
+#[test]
+fn batches_hold_the_views_of_their_samples() {
+    let loader = loader(Made { len: 9, ..Made::default() }, config());
+    let views = views();
+    for batch in loader.batches(0..4) {
+        let batch = batch.unwrap();
+        assert_eq!(batch.epoch, batch.step / 2);
+        let first = (batch.step % 2) as usize * 4;
+        let order = &loader.order(batch.epoch)[first..first + 4];
+        assert!(order.iter().map(|&sample| sample as u64).eq(batch.samples.iter().copied()));
+        for (slot, &sample) in batch.samples.iter().enumerate() {
+            let picture = noise(20, 16, sample);
+            let made = views.views(&picture, 7, batch.epoch, sample).unwrap();
+            assert_eq!(made.len(), batch.views.len());
+            for (view, buffer) in made.iter().zip(&batch.views) {
+                let mut values = vec![0.0; 3 * (view.size() * view.size()) as usize];
+                view.write(&views.normalization(), &mut values).unwrap();
+                assert_eq!(buffer.len(), 4 * values.len());
+                assert_eq!(buffer[slot * values.len()..][..values.len()], values[..]);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_epoch_has_its_own_order_of_different_pictures() {
+    let loader = loader(Made { len: 12, ..Made::default() }, config());
+    assert_eq!(loader.steps_per_epoch(), 3);
+    let epochs: Vec<Vec<u64>> = contents(&loader, 0..6)
+        .chunks(3)
+        .map(|steps| steps.iter().flat_map(|step| step.2.clone()).collect())
+        .collect();
+    assert_ne!(epochs[0], epochs[1]);
+    for epoch in epochs {
+        assert_eq!(epoch.into_iter().collect::<BTreeSet<_>>(), (0..12).collect());
+    }
+}
+
+#[test]
+fn broken_pictures_are_replaced_and_reported_once() {
+    let loader = loader(Made { len: 12, broken: vec![2, 5], ..Made::default() }, config());
+    for batch in contents(&loader, 0..9) {
+        assert!(batch.2.iter().all(|sample| ![2, 5].contains(sample)));
+    }
+    let found = loader.broken();
+    assert_eq!(found.iter().map(|b| b.sample).collect::<Vec<_>>(), [2, 5]);
+    assert_eq!(found[0].name, "2.png");
+    assert!(found[0].reason.contains("empty"), "{}", found[0].reason);
+    assert_eq!(loader.take_new_broken().len(), 2);
+    assert!(loader.take_new_broken().is_empty());
+}
+
+#[test]
+fn too_many_broken_pictures_end_the_run() {
+    let source = Made { len: 60, broken: (0..60).step_by(2).collect(), ..Made::default() };
+    let loader = loader(source, LoaderConfig { max_broken: 0.4, ..config() });
+    let mut batches = loader.batches(0..1000);
+    let error = batches.find_map(Result::err).unwrap();
+    let LoaderError::TooManyBroken { count, len: 60, limit: 24, first } = &error else {
+        panic!("{error}")
+    };
+    assert!(*count >= 25 && first.len() == 20);
+    assert!(error.to_string().contains("\n  `0.png`: "), "{error}");
+    assert!(batches.next().is_none());
+}
+
+#[test]
+fn without_a_usable_picture_there_is_no_batch() {
+    let source = Made { len: 5, broken: (0..5).collect(), ..Made::default() };
+    let loader = loader(source, LoaderConfig { max_broken: 1.0, ..config() });
+    let error = loader.batches(0..1).next().unwrap().unwrap_err();
+    assert!(matches!(error, LoaderError::TooManyBroken { count: 5, .. }), "{error}");
+}
+
+#[test]
+fn a_panic_becomes_an_error() {
+    let loader = loader(Made { len: 12, panics: Some(4), ..Made::default() }, config());
+    let error = loader.batches(0..3).find_map(Result::err).unwrap();
+    let text = error.to_string();
+    assert!(text.contains("`4.png`") && text.contains("no picture 4"), "{text}");
+    // The workers are still there.
+    let panicking = loader.batches(3..6).find_map(Result::err).unwrap();
+    assert!(matches!(panicking, LoaderError::Panic { .. }));
+}
+
+#[test]
+fn dropping_in_the_middle_does_not_wait_for_the_rest() {
+    let delay = Duration::from_millis(20);
+    let source = Arc::new(Made { len: 1000, delay, ..Made::default() });
+    let config = LoaderConfig { batch: 100, queue: 50, ..config() };
+    let loader = Loader::new(Arc::clone(&source) as Arc<dyn Source>, views(), config).unwrap();
+    let began = Instant::now();
+    let batches = loader.batches(0..500);
+    drop(batches);
+    drop(loader);
+    // 5,000 pictures are queued; all of them would take 50 s.
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(source.loads.load(Ordering::Relaxed) < 100);
+}
+
+#[test]
+fn kept_pictures_are_loaded_once() {
+    for (cache_bytes, expected) in [(1 << 20, 12), (0, 48)] {
+        let source = Arc::new(Made { len: 12, ..Made::default() });
+        let config = LoaderConfig { cache_bytes, workers: 1, ..config() };
+        let loader = Loader::new(Arc::clone(&source) as Arc<dyn Source>, views(), config).unwrap();
+        contents(&loader, 0..12);
+        assert_eq!(source.loads.load(Ordering::Relaxed), expected);
+    }
+}
+
+#[test]
+fn senseless_settings_are_refused() {
+    let new = |len, views, config| {
+        Loader::new(Arc::new(Made { len, ..Made::default() }), views, config).err().unwrap()
+    };
+    let error = new(3, views(), config());
+    assert!(matches!(error, LoaderError::TooFewPictures { len: 3, batch: 4 }));
+    assert!(error.to_string().contains("lower `batch` to at most 3"), "{error}");
+    let error = new(9, views(), LoaderConfig { batch: 0, ..config() });
+    assert!(error.to_string().starts_with("`batch` is `0`"), "{error}");
+    let error = new(9, views(), LoaderConfig { max_broken: f64::NAN, ..config() });
+    assert!(error.to_string().starts_with("`max_broken`"), "{error}");
+    let error = new(9, ViewsConfig { flip: 2.0, ..views() }, config());
+    assert!(matches!(error, LoaderError::Config(_)), "{error}");
+}

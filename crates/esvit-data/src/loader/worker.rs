@@ -1,0 +1,207 @@
+//! What worker threads do: one job is all views of one picture of a batch.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use esvit_kernels::rng::Rng;
+
+use super::broken::Broken;
+use super::cache::Cache;
+use super::{Batch, LoaderConfig, LoaderError, Outcome};
+use crate::augment::Normalization;
+use crate::{Picture, Source, ViewsConfig};
+
+/// Tells the numbers that choose replacements from others of the same seed.
+const REPLACEMENT: u64 = u64::from_be_bytes(*b"replace ");
+
+/// Tries to replace a broken picture. With half of the pictures broken, all of them fail once in
+/// 2^1000; with one good picture in a hundred, once in 20,000.
+const ATTEMPTS: u64 = 1000;
+
+/// What all workers of a loader use.
+pub(super) struct Shared {
+    pub(super) source: Arc<dyn Source>,
+    pub(super) batch: usize,
+    pub(super) seed: u64,
+    pub(super) broken: Broken,
+    views: ViewsConfig,
+    sizes: Vec<u32>,
+    normalization: Normalization,
+    cache: Cache,
+}
+
+/// A batch that is being filled.
+pub(super) struct Pending {
+    epoch: u64,
+    step: u64,
+    /// Place of the batch's first picture in the order of the epoch.
+    first: usize,
+    order: Arc<Vec<usize>>,
+    samples: Vec<AtomicU64>,
+    /// One lock a view: the workers fill different views of a batch at the same time.
+    views: Vec<Mutex<Vec<f32>>>,
+    /// Pictures that are missing.
+    left: AtomicUsize,
+    stop: Arc<AtomicBool>,
+}
+
+/// One picture of a batch.
+pub(super) struct Job {
+    pub(super) pending: Arc<Pending>,
+    pub(super) slot: usize,
+    /// Told when the batch is complete or has failed.
+    pub(super) done: Sender<Outcome>,
+}
+
+impl Pending {
+    pub(super) fn new(
+        epoch: u64,
+        step: u64,
+        first: usize,
+        order: Arc<Vec<usize>>,
+        shared: &Shared,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let values = |&size: &u32| vec![0.0; shared.batch * values_per_view(size)];
+        Self {
+            epoch,
+            step,
+            first,
+            order,
+            samples: (0..shared.batch).map(|_| AtomicU64::new(0)).collect(),
+            views: shared.sizes.iter().map(|size| Mutex::new(values(size))).collect(),
+            left: AtomicUsize::new(shared.batch),
+            stop,
+        }
+    }
+
+    /// The complete batch.
+    pub(super) fn take(&self, waited: Duration) -> Batch {
+        let take = |view: &Mutex<Vec<f32>>| {
+            std::mem::take(&mut *view.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        Batch {
+            epoch: self.epoch,
+            step: self.step,
+            samples: self.samples.iter().map(|sample| sample.load(Ordering::Relaxed)).collect(),
+            views: self.views.iter().map(take).collect(),
+            waited,
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(source: Arc<dyn Source>, views: ViewsConfig, config: &LoaderConfig) -> Self {
+        Self {
+            batch: config.batch,
+            seed: config.seed,
+            broken: Broken::new(source.len(), config.max_broken),
+            sizes: views.sizes(),
+            normalization: views.normalization(),
+            cache: Cache::new(config.cache_bytes),
+            source,
+            views,
+        }
+    }
+
+    /// Does jobs until there will be no more.
+    pub(super) fn work(&self, jobs: &Receiver<Job>) {
+        for Job { pending, slot, done } in jobs {
+            if pending.stop.load(Ordering::Relaxed) {
+                continue;
+            }
+            let mut name = String::new();
+            // Nothing half-done is seen after a panic: the batch it belongs to is given up.
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(&pending, slot, &mut name)))
+                .unwrap_or_else(|panic| {
+                    Err(LoaderError::Panic { name, message: message(&*panic) })
+                });
+            // The last of the batch tells that it is complete. The order lets it see the writes
+            // of the others. A full or closed channel means that an error was told before.
+            match outcome {
+                Ok(()) if pending.left.fetch_sub(1, Ordering::AcqRel) == 1 => {
+                    let _ = done.try_send(Ok(()));
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    let _ = done.try_send(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Writes all views of one picture. `name` is set to the picture at work.
+    fn fill(&self, pending: &Pending, slot: usize, name: &mut String) -> Outcome {
+        let place = pending.first + slot;
+        let (sample, picture) = self.usable(pending.epoch, place, pending.order[place], name)?;
+        pending.samples[slot].store(sample as u64, Ordering::Relaxed);
+        let views = self
+            .views
+            .views(&picture, self.seed, pending.epoch, sample as u64)
+            .map_err(|error| LoaderError::Views { name: name.clone(), error })?;
+        for (view, batch) in views.iter().zip(&pending.views) {
+            let length = values_per_view(view.size());
+            let mut batch = batch.lock().unwrap_or_else(PoisonError::into_inner);
+            view.write(&self.normalization, &mut batch[slot * length..(slot + 1) * length])?;
+        }
+        Ok(())
+    }
+
+    /// The picture `sample`, or what replaces it at `place` of the epoch if it is broken. The
+    /// choice does not depend on what other threads have found out so far.
+    fn usable(
+        &self,
+        epoch: u64,
+        place: usize,
+        mut sample: usize,
+        name: &mut String,
+    ) -> Result<(usize, Arc<Picture>), LoaderError> {
+        for attempt in 0..ATTEMPTS {
+            *name = self.source.name(sample);
+            if let Some(picture) = self.load(sample, name)? {
+                return Ok((sample, picture));
+            }
+            let at = [epoch, place as u64, attempt];
+            let len = self.source.len() as u64;
+            sample = Rng::for_purpose(self.seed, REPLACEMENT, at).below(len) as usize;
+        }
+        Err(self.broken.too_many())
+    }
+
+    /// The decoded picture, or `None` if it is broken.
+    fn load(&self, sample: usize, name: &str) -> Result<Option<Arc<Picture>>, LoaderError> {
+        if let Some(picture) = self.cache.get(sample) {
+            return Ok(Some(picture));
+        }
+        if self.broken.contains(sample) {
+            return Ok(None);
+        }
+        match self.source.load(sample) {
+            Ok(picture) => {
+                let picture = Arc::new(picture);
+                self.cache.offer(sample, &picture);
+                Ok(Some(picture))
+            }
+            Err(reason) => {
+                self.broken.record(sample, name.to_owned(), &reason)?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn values_per_view(size: u32) -> usize {
+    3 * size as usize * size as usize
+}
+
+/// The text of a panic, if it has one.
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| text.to_string())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}

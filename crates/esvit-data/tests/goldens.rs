@@ -1,0 +1,79 @@
+//! The operations against Pillow's and torchvision's own results, where those are at hand:
+//! `ESVIT_GOLDENS` names a folder of cases, of which `augment` is read.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may fail and tell why")]
+
+use std::path::PathBuf;
+
+use esvit_data::augment::{self, CropBox};
+use esvit_data::{EvalTransform, Interpolation, Picture, resized_crop};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+#[test]
+fn augment() {
+    let Some(folder) = std::env::var_os("ESVIT_GOLDENS") else { return };
+    let folder = PathBuf::from(folder).join("augment");
+    let case: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
+    let file = std::fs::read(folder.join("tensors.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let picture = |name: &str| {
+        let tensor = tensors.tensor(name).unwrap();
+        let (height, width) = (tensor.shape()[0] as u32, tensor.shape()[1] as u32);
+        Picture::new(width, height, tensor.data().to_vec()).unwrap()
+    };
+
+    let mut wrong = Vec::new();
+    for (i, operation) in case["operations"].as_array().unwrap().iter().enumerate() {
+        let input = picture(operation["input"].as_str().unwrap_or("image"));
+        let got = run(operation, input);
+        let expected = picture(&format!("out.{i}"));
+        assert_eq!((got.width(), got.height()), (expected.width(), expected.height()));
+        let differences = got.pixels().iter().zip(expected.pixels()).map(|(a, b)| a.abs_diff(*b));
+        let worst = differences.clone().max().unwrap();
+        let mean = differences.map(f64::from).sum::<f64>() / got.pixels().len() as f64;
+        let op = operation["op"].as_str().unwrap();
+        println!("{i:2} {op:16} mean {mean:.4} max {worst}");
+        if mean > if op == "gaussian_blur" { 1.0 } else { 0.5 } || worst > 3 {
+            wrong.push(format!("{operation}: mean {mean}, max {worst}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn run(operation: &Value, mut picture: Picture) -> Picture {
+    let whole = |key: &str| operation[key].as_u64().unwrap() as u32;
+    let factor = || operation["factor"].as_f64().unwrap();
+    match operation["op"].as_str().unwrap() {
+        "resized_crop" => {
+            let crop = CropBox {
+                left: whole("left"),
+                top: whole("top"),
+                width: whole("width"),
+                height: whole("height"),
+            };
+            return resized_crop(&picture, crop, whole("size"), Interpolation::Bicubic).unwrap();
+        }
+        "eval_transform" => {
+            let transform = EvalTransform {
+                resize: whole("resize_shorter"),
+                crop: whole("center_crop"),
+                interpolation: Interpolation::Bicubic,
+            };
+            return transform.apply(&picture).unwrap();
+        }
+        "horizontal_flip" => augment::horizontal_flip(&mut picture),
+        "brightness" => augment::brightness(&mut picture, factor()),
+        "contrast" => augment::contrast(&mut picture, factor()),
+        "saturation" => augment::saturation(&mut picture, factor()),
+        "hue" => augment::hue(&mut picture, factor()),
+        "grayscale" => augment::grayscale(&mut picture),
+        "gaussian_blur" => {
+            augment::gaussian_blur(&mut picture, operation["radius"].as_f64().unwrap());
+        }
+        "solarize" => augment::solarize(&mut picture, whole("threshold")),
+        other => panic!("unknown operation `{other}`"),
+    }
+    picture
+}

@@ -1,0 +1,243 @@
+//! k-nearest-neighbour classification on frozen features, by DINO's protocol.
+//!
+//! Features have unit length; each of a query's k most similar training features votes for its
+//! class with `exp(similarity / temperature)`; classes are ranked by the sum of their votes.
+
+use burn::tensor::{Device, Tensor};
+use esvit_nn::params::tensor;
+use esvit_nn::weights::to_vec;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Queries and training rows whose similarities are held at a time: 16 MiB.
+const QUERY_CHUNK: usize = 512;
+const TRAIN_CHUNK: usize = 8192;
+
+/// The protocol's temperature.
+pub const TEMPERATURE: f64 = 0.07;
+/// The protocol's numbers of neighbours.
+pub const NEIGHBOURS: [usize; 4] = [10, 20, 100, 200];
+
+/// Labelled features, row-major `[rows, width]`.
+#[derive(Debug, Clone, Default)]
+pub struct LabelledFeatures {
+    /// `rows * width` values.
+    pub values: Vec<f32>,
+    /// Number of values of a row.
+    pub width: usize,
+    /// Class of every row.
+    pub labels: Vec<u32>,
+}
+
+impl LabelledFeatures {
+    /// Scales every row to unit length; a row of zeros stays.
+    pub fn normalize(&mut self) {
+        for row in self.values.chunks_exact_mut(self.width.max(1)) {
+            let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
+            row.iter_mut().for_each(|v| *v /= norm);
+        }
+    }
+}
+
+/// Accuracy for one number of neighbours, in per cent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// Number of neighbours asked for; all training rows vote if there are fewer.
+    pub k: usize,
+    /// Share of queries whose class is ranked first.
+    pub top1: f64,
+    /// Share of queries whose class is among the first five.
+    pub top5: f64,
+}
+
+/// Why there is no accuracy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KnnError {
+    /// One of the two sets has no rows.
+    #[error("the {set} set has no pictures")]
+    Empty {
+        /// `training` or `query`.
+        set: &'static str,
+    },
+    /// The two sets were made by different networks.
+    #[error("training features have {train} values and query features {queries}")]
+    Width {
+        /// Width of the training features.
+        train: usize,
+        /// Width of the query features.
+        queries: usize,
+    },
+}
+
+/// Classifies `queries` by their neighbours in `train`, both normalised, for each k in `ks`.
+/// Equally similar neighbours count in the order of their rows, equal votes in the order of
+/// their classes.
+///
+/// # Errors
+/// When a set is empty or the widths differ.
+pub fn classify(
+    train: &LabelledFeatures,
+    queries: &LabelledFeatures,
+    ks: &[usize],
+    temperature: f64,
+) -> Result<Vec<Accuracy>, KnnError> {
+    for (set, rows) in [("training", train.labels.len()), ("query", queries.labels.len())] {
+        if rows == 0 {
+            return Err(KnnError::Empty { set });
+        }
+    }
+    if train.width != queries.width {
+        return Err(KnnError::Width { train: train.width, queries: queries.width });
+    }
+    let largest = ks.iter().copied().max().unwrap_or(0).min(train.labels.len());
+    let neighbours = nearest(train, queries, largest);
+    let accuracy = |&k: &usize| {
+        let ranks: Vec<usize> = neighbours
+            .par_iter()
+            .zip(&queries.labels)
+            .map(|(found, &label)| {
+                rank(&found[..k.min(found.len())], &train.labels, label, temperature)
+            })
+            .collect();
+        let share = |limit: usize| {
+            100.0 * ranks.iter().filter(|&&rank| rank < limit).count() as f64 / ranks.len() as f64
+        };
+        Accuracy { k, top1: share(1), top5: share(5) }
+    };
+    Ok(ks.iter().map(accuracy).collect())
+}
+
+/// A training row and its similarity to a query.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Neighbour {
+    /// Row number.
+    pub row: usize,
+    /// Cosine of the angle.
+    pub similarity: f32,
+}
+
+/// The `k` most similar training rows of every query, most similar first.
+pub fn nearest(
+    train: &LabelledFeatures,
+    queries: &LabelledFeatures,
+    k: usize,
+) -> Vec<Vec<Neighbour>> {
+    let device = Device::flex();
+    let width = train.width;
+    let matrix = |values: &[f32]| -> Tensor<2> {
+        tensor(values.to_vec(), [values.len() / width, width], &device)
+    };
+    let mut found = Vec::with_capacity(queries.labels.len());
+    for queries in queries.values.chunks(QUERY_CHUNK * width) {
+        let queries = matrix(queries);
+        let mut best = vec![Vec::new(); queries.dims()[0]];
+        for (chunk, train) in train.values.chunks(TRAIN_CHUNK * width).enumerate() {
+            let train = matrix(train).transpose();
+            let columns = train.dims()[1];
+            let similarities = to_vec(&queries.clone().matmul(train));
+            best.par_iter_mut().zip(similarities.par_chunks(columns)).for_each(|(best, row)| {
+                merge(best, row, chunk * TRAIN_CHUNK, k);
+            });
+        }
+        found.append(&mut best);
+    }
+    found
+}
+
+/// Merges a stretch of similarities, whose first training row is `first`, into the best so far.
+fn merge(best: &mut Vec<Neighbour>, similarities: &[f32], first: usize, k: usize) {
+    if k == 0 {
+        return;
+    }
+    for (row, &similarity) in similarities.iter().enumerate() {
+        if best.len() == k && best[k - 1].similarity >= similarity {
+            continue;
+        }
+        let place = best.partition_point(|other| other.similarity >= similarity);
+        best.truncate(k - 1);
+        best.insert(place.min(best.len()), Neighbour { row: first + row, similarity });
+    }
+}
+
+/// How many classes are ranked before `label` by the votes of `neighbours`.
+fn rank(neighbours: &[Neighbour], labels: &[u32], label: u32, temperature: f64) -> usize {
+    let mut votes: Vec<(u32, f64)> = Vec::new();
+    for neighbour in neighbours {
+        let class = labels[neighbour.row];
+        let vote = (f64::from(neighbour.similarity) / temperature).exp();
+        match votes.iter_mut().find(|(known, _)| *known == class) {
+            Some((_, sum)) => *sum += vote,
+            None => votes.push((class, vote)),
+        }
+    }
+    let Some(&(_, own)) = votes.iter().find(|(class, _)| *class == label) else {
+        // Without a vote the class is tied with all other voteless ones; those of lower number
+        // that no training picture is known of do not exist, so count the known ones.
+        let mut voteless: Vec<u32> = labels
+            .iter()
+            .copied()
+            .filter(|class| *class < label && votes.iter().all(|(known, _)| known != class))
+            .collect();
+        voteless.sort_unstable();
+        voteless.dedup();
+        return votes.len() + voteless.len();
+    };
+    votes
+        .iter()
+        .filter(|&&(class, sum)| sum > own || (sum == own && class < label))
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esvit_kernels::rng::Rng;
+
+    fn features(rows: usize, width: usize, classes: u32, stream: u64) -> LabelledFeatures {
+        let mut rng = Rng::new(stream, [0; 3]);
+        let values = (0..rows * width).map(|_| rng.normal() as f32).collect();
+        let labels = (0..rows as u32).map(|row| row % classes).collect();
+        let mut features = LabelledFeatures { values, width, labels };
+        features.normalize();
+        features
+    }
+
+    /// Against sorting all similarities of a query.
+    #[test]
+    fn neighbours_are_those_of_a_full_sort() {
+        let train = features(TRAIN_CHUNK + 37, 5, 3, 1);
+        let queries = features(17, 5, 3, 2);
+        let found = nearest(&train, &queries, 23);
+        for (query, found) in queries.values.chunks_exact(5).zip(&found) {
+            let mut all: Vec<f32> = train
+                .values
+                .chunks_exact(5)
+                .map(|row| row.iter().zip(query).map(|(a, b)| a * b).sum())
+                .collect();
+            all.sort_by(|a, b| b.total_cmp(a));
+            assert_eq!(found.len(), 23);
+            for (neighbour, expected) in found.iter().zip(all) {
+                assert!((neighbour.similarity - expected).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_finds_itself() {
+        let train = features(40, 8, 40, 3);
+        let accuracy = classify(&train, &train, &[1, 500], TEMPERATURE).unwrap();
+        assert_eq!((accuracy[0].top1, accuracy[1].k), (100.0, 500));
+    }
+
+    #[test]
+    fn one_picture_one_class_and_nothing() {
+        let one = features(1, 4, 1, 4);
+        let accuracy = classify(&one, &one, &NEIGHBOURS, TEMPERATURE).unwrap();
+        assert!(accuracy.iter().all(|a| a.top1 == 100.0 && a.top5 == 100.0));
+        let none = LabelledFeatures { width: 4, ..Default::default() };
+        let error = classify(&none, &one, &[1], TEMPERATURE).unwrap_err();
+        assert_eq!(error, KnnError::Empty { set: "training" });
+        let wide = features(1, 5, 1, 4);
+        assert!(matches!(classify(&wide, &one, &[1], 0.1), Err(KnnError::Width { .. })));
+    }
+}

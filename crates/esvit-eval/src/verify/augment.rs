@@ -1,0 +1,152 @@
+//! Cases of kind `augment`: operations on a picture.
+
+use esvit_data::augment::{self, CropBox};
+use esvit_data::{EvalTransform, Interpolation, Picture, PictureError, resized_crop};
+use serde::Deserialize;
+
+use super::{Case, CaseError, Check, Outcome};
+
+const MEAN_TOLERANCE: f64 = 0.5;
+const BLUR_MEAN_TOLERANCE: f64 = 1.0;
+const LARGEST_TOLERANCE: f64 = 3.0;
+
+#[derive(Deserialize)]
+struct Settings {
+    operations: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    #[serde(default)]
+    input: Option<String>,
+    #[serde(flatten)]
+    operation: Operation,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+enum Operation {
+    ResizedCrop {
+        top: u32,
+        left: u32,
+        height: u32,
+        width: u32,
+        size: u32,
+        interpolation: Interpolation,
+    },
+    EvalTransform {
+        resize_shorter: u32,
+        center_crop: u32,
+        interpolation: Interpolation,
+    },
+    HorizontalFlip,
+    Brightness {
+        factor: f64,
+    },
+    Contrast {
+        factor: f64,
+    },
+    Saturation {
+        factor: f64,
+    },
+    Hue {
+        factor: f64,
+    },
+    Grayscale,
+    GaussianBlur {
+        radius: f64,
+    },
+    Solarize {
+        threshold: u32,
+    },
+}
+
+pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+    let settings: Settings = case.settings()?;
+    let mut checks = Vec::new();
+    for (index, step) in settings.operations.iter().enumerate() {
+        let input = picture(case, step.input.as_deref().unwrap_or("image"))?;
+        let expected = picture(case, &format!("out.{index}"))?;
+        let found = step
+            .operation
+            .apply(input)
+            .map_err(|e| CaseError::Computation(e.to_string()))?;
+        let (mean, largest) = grey_levels(&found, &expected);
+        let name = step.operation.name();
+        let blurred = matches!(step.operation, Operation::GaussianBlur { .. });
+        let tolerance = if blurred { BLUR_MEAN_TOLERANCE } else { MEAN_TOLERANCE };
+        checks.push(Check {
+            what: format!("{name} ({index}), mean"),
+            difference: mean,
+            tolerance,
+        });
+        checks.push(Check {
+            what: format!("{name} ({index}), largest"),
+            difference: largest,
+            tolerance: LARGEST_TOLERANCE,
+        });
+    }
+    Ok(Outcome::Compared(checks))
+}
+
+impl Operation {
+    fn apply(&self, mut picture: Picture) -> Result<Picture, PictureError> {
+        match *self {
+            Self::ResizedCrop { top, left, height, width, size, interpolation } => {
+                let area = CropBox { left, top, width, height };
+                return resized_crop(&picture, area, size, interpolation);
+            }
+            Self::EvalTransform { resize_shorter, center_crop, interpolation } => {
+                let transform =
+                    EvalTransform { resize: resize_shorter, crop: center_crop, interpolation };
+                return transform.apply(&picture);
+            }
+            Self::HorizontalFlip => augment::horizontal_flip(&mut picture),
+            Self::Brightness { factor } => augment::brightness(&mut picture, factor),
+            Self::Contrast { factor } => augment::contrast(&mut picture, factor),
+            Self::Saturation { factor } => augment::saturation(&mut picture, factor),
+            Self::Hue { factor } => augment::hue(&mut picture, factor),
+            Self::Grayscale => augment::grayscale(&mut picture),
+            Self::GaussianBlur { radius } => augment::gaussian_blur(&mut picture, radius),
+            Self::Solarize { threshold } => augment::solarize(&mut picture, threshold),
+        }
+        Ok(picture)
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::ResizedCrop { .. } => "resized_crop",
+            Self::EvalTransform { .. } => "eval_transform",
+            Self::HorizontalFlip => "horizontal_flip",
+            Self::Brightness { .. } => "brightness",
+            Self::Contrast { .. } => "contrast",
+            Self::Saturation { .. } => "saturation",
+            Self::Hue { .. } => "hue",
+            Self::Grayscale => "grayscale",
+            Self::GaussianBlur { .. } => "gaussian_blur",
+            Self::Solarize { .. } => "solarize",
+        }
+    }
+}
+
+/// A picture stored as bytes, height x width x 3.
+fn picture(case: &Case, name: &str) -> Result<Picture, CaseError> {
+    let (shape, pixels) =
+        case.tensors.bytes(name).ok_or_else(|| CaseError::Tensor(name.into()))?;
+    let &[height, width, 3] = shape.as_slice() else {
+        return Err(CaseError::Settings(format!("`{name}` has shape {shape:?}")));
+    };
+    Picture::new(width as u32, height as u32, pixels)
+        .map_err(|e| CaseError::Settings(format!("`{name}`: {e}")))
+}
+
+/// Mean and largest absolute difference in grey levels.
+fn grey_levels(found: &Picture, expected: &Picture) -> (f64, f64) {
+    let [found, expected] = [found.pixels(), expected.pixels()];
+    if found.len() != expected.len() {
+        return (f64::INFINITY, f64::INFINITY);
+    }
+    let differences = || found.iter().zip(expected).map(|(a, b)| u32::from(a.abs_diff(*b)));
+    let mean = f64::from(differences().sum::<u32>()) / found.len() as f64;
+    (mean, f64::from(differences().max().unwrap_or(0)))
+}

@@ -1,0 +1,49 @@
+//! Cases of kind `backbone`.
+
+use esvit_nn::params::Registry;
+use esvit_nn::weights::to_vec;
+use esvit_nn::{Pass, Swin, SwinConfig};
+use serde::Deserialize;
+
+use super::{Case, CaseError, Outcome, absolute, device};
+
+const TOLERANCE: f64 = 2e-4;
+
+#[derive(Deserialize)]
+struct Settings {
+    config: SwinConfig,
+    n_last_blocks: usize,
+    inputs: usize,
+}
+
+pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+    if let Some(outcome) = case.swin_or_not_supported() {
+        return Ok(outcome);
+    }
+    let settings: Settings = case.settings()?;
+    settings.config.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
+    let mut registry = Registry::default();
+    let swin = Swin::new(&mut registry.root(), &settings.config, 0.0);
+    let params = case.tensors.params("param.", &registry.finish(), &device(), |_| false)?;
+    let mut checks = Vec::new();
+    for input in 0..settings.inputs {
+        let images = case.load::<4>(&format!("input.{input}"))?;
+        let features = swin.forward(&params, images.clone(), &Pass::eval());
+        let last_blocks = swin.last_blocks(&params, images.clone(), settings.n_last_blocks);
+        let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
+            let name = format!("{name}.{input}");
+            let (_, expected) = case.tensor(&name)?;
+            checks.push(absolute(name, &found, &expected, TOLERANCE));
+            Ok(())
+        };
+        compare("cls", to_vec(&features.view))?;
+        compare("region", to_vec(&features.region))?;
+        compare("last_blocks", to_vec(&last_blocks))?;
+        if case.tensors.values(&format!("last_attention.{input}")).is_some()
+            && let Some((attention, _)) = swin.attention(&params, images, swin.blocks() - 1)
+        {
+            compare("last_attention", to_vec(&attention))?;
+        }
+    }
+    Ok(Outcome::Compared(checks))
+}

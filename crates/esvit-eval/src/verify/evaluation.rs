@@ -1,0 +1,93 @@
+//! Cases of kinds `knn` and `correspondence`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{Case, CaseError, Check, Outcome, absolute};
+use crate::correspondence::correspond;
+use crate::knn::{LabelledFeatures, classify};
+
+#[derive(Deserialize)]
+struct KnnSettings {
+    temperature: f64,
+    results: BTreeMap<String, KnnResult>,
+}
+
+#[derive(Deserialize)]
+struct KnnResult {
+    top1: f64,
+    top5: f64,
+    /// What other orders of tied classes could give.
+    top1_range: Option<[f64; 2]>,
+    top5_range: Option<[f64; 2]>,
+}
+
+pub(super) fn knn(case: &Case) -> Result<Outcome, CaseError> {
+    let settings: KnnSettings = case.settings()?;
+    let (train, queries) = (labelled(case, "train")?, labelled(case, "test")?);
+    let ks: Vec<usize> = settings
+        .results
+        .keys()
+        .map(|k| k.parse().map_err(|_| CaseError::Settings(format!("`{k}` is no number"))))
+        .collect::<Result<_, _>>()?;
+    let found = classify(&train, &queries, &ks, settings.temperature)
+        .map_err(|e| CaseError::Computation(e.to_string()))?;
+    let mut checks = Vec::new();
+    for (accuracy, expected) in found.iter().zip(settings.results.values()) {
+        for (what, found, exact, range) in [
+            ("top-1", accuracy.top1, expected.top1, expected.top1_range),
+            ("top-5", accuracy.top5, expected.top5, expected.top5_range),
+        ] {
+            let [low, high] = range.unwrap_or([exact, exact]);
+            let difference = (low - found).max(found - high).max(0.0);
+            let what = format!("{what}, k = {}", accuracy.k);
+            checks.push(Check { what, difference, tolerance: 1e-9 });
+        }
+    }
+    Ok(Outcome::Compared(checks))
+}
+
+fn labelled(case: &Case, set: &str) -> Result<LabelledFeatures, CaseError> {
+    let (shape, values) = case.tensor(&format!("{set}_features"))?;
+    let labels = case.integers(&format!("{set}_labels"))?;
+    let labels = labels
+        .into_iter()
+        .map(|label| u32::try_from(label).map_err(|e| CaseError::Settings(e.to_string())))
+        .collect::<Result<_, _>>()?;
+    Ok(LabelledFeatures { values, width: shape.last().copied().unwrap_or(0), labels })
+}
+
+#[derive(Deserialize)]
+struct CorrespondenceSettings {
+    grid: usize,
+    stride: usize,
+    pairs: usize,
+    accuracy: f64,
+    distance_error: f64,
+}
+
+pub(super) fn correspondence(case: &Case) -> Result<Outcome, CaseError> {
+    let settings: CorrespondenceSettings = case.settings()?;
+    let (shape, first) = case.tensor("features1")?;
+    let (_, second) = case.tensor("features2")?;
+    let found = correspond(&first, &second, shape.last().copied().unwrap_or(1).max(1));
+    let expected = case.integers("best_match")?;
+    let wrong =
+        found.best_match.iter().zip(&expected).filter(|&(&a, &b)| a as i64 != b).count();
+    let missing = found.best_match.len().abs_diff(expected.len());
+    let (accuracy, distance) =
+        found.against_mirror(settings.grid, settings.stride, settings.pairs);
+    let (_, similarity) = case.tensor("similarity")?;
+    let check = |what: &str, difference: f64, tolerance: f64| Check {
+        what: what.into(),
+        difference,
+        tolerance,
+    };
+    Ok(Outcome::Compared(vec![
+        check("best_match, cells that differ", (wrong + missing) as f64, 0.0),
+        absolute("similarity", &found.similarity, &similarity, 1e-5),
+        check("accuracy", (accuracy - settings.accuracy).abs(), 1e-9),
+        check("distance_error", (distance - settings.distance_error).abs(), 1e-4),
+    ]))
+}

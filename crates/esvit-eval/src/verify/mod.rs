@@ -1,0 +1,250 @@
+//! Numeric cases on disk, compared with what this program computes.
+//!
+//! A case is a folder with `case.json` (its kind and settings) and `tensors.safetensors` (what is
+//! given and what must come out).
+
+mod augment;
+mod backbone;
+mod evaluation;
+mod objective;
+mod pretrain;
+mod schedule;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use esvit_nn::weights::{WeightsError, WeightsFile};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// One comparison within a case.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// What was compared.
+    pub what: String,
+    /// The difference found, in the unit of the tolerance.
+    pub difference: f64,
+    /// The largest difference allowed.
+    pub tolerance: f64,
+}
+
+impl Check {
+    /// Whether the difference is allowed; one that is not a number is not.
+    pub fn passed(&self) -> bool {
+        self.difference <= self.tolerance
+    }
+}
+
+/// What came of a case.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was computed: every comparison that was made.
+    Compared(Vec<Check>),
+    /// It needs something that this program does not have yet.
+    NotSupported(String),
+    /// It could not be computed.
+    Failed(CaseError),
+}
+
+/// A case and what came of it.
+#[derive(Debug)]
+pub struct Report {
+    /// Name of its folder.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+impl Report {
+    /// Whether the case was computed and all its comparisons hold.
+    pub fn passed(&self) -> bool {
+        matches!(&self.outcome, Outcome::Compared(checks)
+            if !checks.is_empty() && checks.iter().all(Check::passed))
+    }
+
+    /// Whether the case counts as failed.
+    pub fn failed(&self) -> bool {
+        !self.passed() && !matches!(self.outcome, Outcome::NotSupported(_))
+    }
+}
+
+/// Why a case could not be computed.
+#[derive(Debug, thiserror::Error)]
+pub enum CaseError {
+    /// A file or folder cannot be read.
+    #[error("cannot read `{path}`: {reason}", path = path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The settings lack something or say something else than expected.
+    #[error("`case.json`: {0}")]
+    Settings(String),
+    /// A tensor is missing or of another type.
+    #[error("tensor `{0}` is missing")]
+    Tensor(String),
+    /// The tensors do not fit the network.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// No such kind of case is known.
+    #[error("unknown kind `{0}`")]
+    Kind(String),
+    /// The computation refused.
+    #[error("{0}")]
+    Computation(String),
+}
+
+/// Runs every case under `folder` (each folder with a `case.json`, sorted by name), or the case
+/// that `folder` itself is, and shows each report as it comes.
+///
+/// # Errors
+/// When the folder cannot be read or holds no case.
+pub fn run(folder: &Path, mut show: impl FnMut(&Report)) -> Result<Vec<Report>, CaseError> {
+    let read = |e: std::io::Error| CaseError::Read { path: folder.into(), reason: e.to_string() };
+    let mut cases = Vec::new();
+    if folder.join("case.json").is_file() {
+        cases.push(folder.to_path_buf());
+    } else {
+        for entry in std::fs::read_dir(folder).map_err(read)? {
+            let path = entry.map_err(read)?.path();
+            if path.join("case.json").is_file() {
+                cases.push(path);
+            }
+        }
+    }
+    if cases.is_empty() {
+        let reason = "no folder in it has a `case.json`".into();
+        return Err(CaseError::Read { path: folder.into(), reason });
+    }
+    cases.sort();
+    let mut reports = Vec::new();
+    for path in cases {
+        let report = run_case(&path);
+        show(&report);
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+fn run_case(folder: &Path) -> Report {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let case = match Case::open(folder) {
+        Ok(case) => case,
+        Err(error) => {
+            return Report { name, kind: String::new(), outcome: Outcome::Failed(error) };
+        }
+    };
+    let result = match case.kind.as_str() {
+        "backbone" => backbone::run(&case),
+        "objective" => objective::run(&case),
+        "pretrain" => pretrain::run(&case),
+        "knn" => evaluation::knn(&case),
+        "correspondence" => evaluation::correspondence(&case),
+        "schedule" => schedule::run(&case),
+        "augment" => augment::run(&case),
+        "checkpoint" => Ok(Outcome::NotSupported("reading `.pth` checkpoints".into())),
+        kind => Err(CaseError::Kind(kind.into())),
+    };
+    let outcome = result.unwrap_or_else(Outcome::Failed);
+    Report { name, kind: case.kind, outcome }
+}
+
+/// A case as it is on disk.
+struct Case {
+    kind: String,
+    settings: Value,
+    tensors: WeightsFile,
+}
+
+impl Case {
+    fn open(folder: &Path) -> Result<Self, CaseError> {
+        let path = folder.join("case.json");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|e| CaseError::Read { path: path.clone(), reason: e.to_string() })?;
+        let settings: Value =
+            serde_json::from_str(&text).map_err(|e| CaseError::Settings(e.to_string()))?;
+        let kind = settings["kind"]
+            .as_str()
+            .ok_or_else(|| CaseError::Settings("`kind` is missing".into()))?
+            .to_owned();
+        let tensors = WeightsFile::open(&folder.join("tensors.safetensors"))?;
+        Ok(Self { kind, settings, tensors })
+    }
+
+    /// The settings as the structure of a kind.
+    fn settings<T: DeserializeOwned>(&self) -> Result<T, CaseError> {
+        T::deserialize(&self.settings).map_err(|e| CaseError::Settings(e.to_string()))
+    }
+
+    /// The family of a case about a network, and none if it is not supported yet.
+    fn swin_or_not_supported(&self) -> Option<Outcome> {
+        match self.settings["family"].as_str() {
+            Some("swin") => None,
+            family => Some(Outcome::NotSupported(format!(
+                "networks of family `{}`",
+                family.unwrap_or("unknown")
+            ))),
+        }
+    }
+
+    /// Shape and values of a tensor.
+    fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), CaseError> {
+        self.tensors.values(name).ok_or_else(|| CaseError::Tensor(name.into()))
+    }
+
+    /// Values of an integer tensor.
+    fn integers(&self, name: &str) -> Result<Vec<i64>, CaseError> {
+        let (_, values) =
+            self.tensors.integers(name).ok_or_else(|| CaseError::Tensor(name.into()))?;
+        Ok(values)
+    }
+
+    /// A tensor of `D` dimensions on the CPU.
+    fn load<const D: usize>(&self, name: &str) -> Result<burn::tensor::Tensor<D>, CaseError> {
+        let (shape, values) = self.tensor(name)?;
+        let shape: [usize; D] = shape.try_into().map_err(|shape| {
+            CaseError::Settings(format!("tensor `{name}` has shape {shape:?}, not {D} dimensions"))
+        })?;
+        Ok(esvit_nn::params::tensor(values, shape, &device()))
+    }
+}
+
+fn device() -> burn::tensor::Device {
+    burn::tensor::Device::flex()
+}
+
+/// Largest absolute difference; infinite when lengths differ or a value is not finite.
+fn largest_difference(found: &[f32], expected: &[f32]) -> f64 {
+    if found.len() != expected.len() {
+        return f64::INFINITY;
+    }
+    let differences = found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs()));
+    differences.fold(0.0, |largest, d| if d.is_nan() { f64::INFINITY } else { largest.max(d) })
+}
+
+fn largest_entry(values: &[f32]) -> f64 {
+    values.iter().fold(0.0, |largest: f64, v| largest.max(f64::from(v.abs())))
+}
+
+/// The comparison of the largest absolute difference with a tolerance.
+fn absolute(what: impl fmt::Display, found: &[f32], expected: &[f32], tolerance: f64) -> Check {
+    let difference = largest_difference(found, expected);
+    Check { what: what.to_string(), difference, tolerance }
+}
+
+/// The same, as a share of the largest expected entry.
+fn of_largest(what: impl fmt::Display, found: &[f32], expected: &[f32], tolerance: f64) -> Check {
+    let scale = largest_entry(expected).max(f64::MIN_POSITIVE);
+    let difference = largest_difference(found, expected) / scale;
+    Check { what: what.to_string(), difference, tolerance }
+}
+
+/// The comparison of two numbers as a share of the expected one.
+fn relative(what: impl fmt::Display, found: f64, expected: f64, tolerance: f64) -> Check {
+    let difference = (found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE);
+    Check { what: what.to_string(), difference, tolerance }
+}

@@ -1,0 +1,134 @@
+//! Cases of kind `objective`.
+
+use burn::tensor::Tensor;
+use esvit_nn::network::{Predictions, RegionPredictions};
+use esvit_nn::weights::to_vec;
+use esvit_train::objective::{self, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::schedule::TemperatureSchedule;
+use serde::Deserialize;
+
+use super::{Case, CaseError, Outcome, of_largest, relative};
+
+const LOSS_TOLERANCE: f64 = 1e-5;
+const GRADIENT_TOLERANCE: f64 = 1e-4;
+const CENTER_MOMENTUM: f64 = 0.9;
+
+#[derive(Deserialize)]
+struct Settings {
+    region_task: bool,
+    teacher_regions: usize,
+    #[serde(default)]
+    local_regions: usize,
+    local_crops: usize,
+    student_regions: Option<Vec<usize>>,
+    epoch: u64,
+    teacher_temp: TeacherTemp,
+    student_temp: f64,
+    #[serde(default)]
+    mixup: bool,
+    loss: f64,
+    weights: Option<Factors>,
+}
+
+/// The teacher's temperature as cases write it.
+#[derive(Deserialize)]
+pub(super) struct TeacherTemp {
+    warmup: f64,
+    #[serde(rename = "final")]
+    last: f64,
+    warmup_epochs: u64,
+}
+
+impl TeacherTemp {
+    pub(super) fn at(&self, epoch: u64) -> f64 {
+        let Self { warmup, last, warmup_epochs } = *self;
+        TemperatureSchedule { warmup, last, warmup_epochs }.at(epoch)
+    }
+}
+
+#[derive(Deserialize, Clone, Copy)]
+struct Factors {
+    view: f64,
+    region: f64,
+}
+
+pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+    let settings: Settings = case.settings()?;
+    let student_view = case.load::<2>("student_view")?.autodiff().require_grad();
+    let mut student_region = None;
+    let teacher_region = match settings.region_task {
+        true => Some(RegionPredictions {
+            logits: case.load("teacher_region")?,
+            features: case.load("teacher_features")?,
+            tokens: vec![settings.teacher_regions; objective::TEACHER_CROPS],
+        }),
+        false => None,
+    };
+    if settings.region_task {
+        student_region = Some(RegionPredictions {
+            logits: case.load::<2>("student_region")?.autodiff().require_grad(),
+            features: case.load("student_features")?,
+            tokens: settings.student_regions.clone().unwrap_or_else(|| {
+                let mut tokens = vec![settings.teacher_regions; objective::TEACHER_CROPS];
+                tokens.extend(vec![settings.local_regions; settings.local_crops]);
+                tokens
+            }),
+        });
+    }
+    // The objective does not look at view features.
+    let unused = Tensor::zeros([1, 1], &super::device());
+    let student = Predictions {
+        view_features: unused.clone(),
+        view_logits: student_view.clone(),
+        region: student_region.clone(),
+    };
+    let teacher = Predictions {
+        view_features: unused,
+        view_logits: case.load("teacher_view")?,
+        region: teacher_region,
+    };
+    let center = |name: &str| -> Result<Tensor<1>, CaseError> {
+        let center = case.load::<2>(name)?;
+        let prototypes = center.dims()[1];
+        Ok(center.reshape([prototypes]))
+    };
+    let region_center = settings.region_task.then(|| center("center_grid")).transpose()?;
+    let mut centers = Centers::new(center("center")?, region_center);
+    let weights = match settings.weights {
+        Some(Factors { view, region }) => Weights::Free { view, region },
+        None => Weights::Named(NamedWeights::Reference),
+    };
+    let mixing: Option<Vec<Tensor<2>>> = settings
+        .mixup
+        .then(|| {
+            let crops = objective::TEACHER_CROPS + settings.local_crops;
+            (0..crops).map(|crop| case.load(&format!("mixup_target.{crop}"))).collect()
+        })
+        .transpose()?;
+
+    let loss_settings = LossSettings {
+        student_temp: settings.student_temp,
+        teacher_temp: settings.teacher_temp.at(settings.epoch),
+        weights,
+    };
+    let loss = objective::loss(&student, &teacher, &centers, &loss_settings, mixing.as_deref());
+    let gradients = loss.total.backward();
+    centers.observe(&teacher);
+    centers.update(CENTER_MOMENTUM);
+
+    let found = f64::from(loss.total.inner().into_scalar::<f32>());
+    let mut checks = vec![relative("loss", found, settings.loss, LOSS_TOLERANCE)];
+    let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
+        let (_, expected) = case.tensor(name)?;
+        checks.push(of_largest(name, &found, &expected, GRADIENT_TOLERANCE));
+        Ok(())
+    };
+    let gradient = |tensor: &Tensor<2>| tensor.grad(&gradients).map(|g| to_vec(&g));
+    compare("grad_student_view", gradient(&student_view).unwrap_or_default())?;
+    compare("center_after", to_vec(&centers.view))?;
+    if let (Some(region), Some(center)) = (&student_region, &centers.region) {
+        compare("grad_student_region", gradient(&region.logits).unwrap_or_default())?;
+        compare("center_grid_after", to_vec(center))?;
+    }
+    Ok(Outcome::Compared(checks))
+}

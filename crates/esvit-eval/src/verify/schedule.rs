@@ -1,0 +1,66 @@
+//! Cases of kind `schedule`.
+
+use esvit_train::schedule::CosineSchedule;
+use serde::Deserialize;
+
+use super::objective::TeacherTemp;
+use super::{Case, CaseError, Check, Outcome};
+
+const TOLERANCE: f64 = 1e-7;
+
+#[derive(Deserialize)]
+struct Settings {
+    schedules: Vec<Schedule>,
+    #[serde(default)]
+    teacher_temperatures: Vec<TeacherTemp>,
+}
+
+#[derive(Deserialize)]
+struct Schedule {
+    base: f64,
+    #[serde(rename = "final")]
+    last: f64,
+    epochs: u64,
+    steps_per_epoch: u64,
+    warmup_epochs: u64,
+    start_warmup: f64,
+}
+
+pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+    let settings: Settings = case.settings()?;
+    let mut checks = Vec::new();
+    for (index, schedule) in settings.schedules.iter().enumerate() {
+        let values = CosineSchedule {
+            start: schedule.start_warmup,
+            base: schedule.base,
+            last: schedule.last,
+            warmup_steps: schedule.warmup_epochs * schedule.steps_per_epoch,
+            total_steps: schedule.epochs * schedule.steps_per_epoch,
+        };
+        let length = schedule.epochs * schedule.steps_per_epoch;
+        checks.push(compare(case, &format!("values.{index}"), length, |step| values.at(step))?);
+    }
+    for (index, temperature) in settings.teacher_temperatures.iter().enumerate() {
+        let name = format!("teacher_temperature.{index}");
+        let length = case.tensor(&name)?.1.len() as u64;
+        checks.push(compare(case, &name, length, |epoch| temperature.at(epoch))?);
+    }
+    Ok(Outcome::Compared(checks))
+}
+
+/// The stored values are f32, so ours are rounded to that first.
+fn compare(
+    case: &Case,
+    name: &str,
+    length: u64,
+    value: impl Fn(u64) -> f64,
+) -> Result<Check, CaseError> {
+    let (_, expected) = case.tensor(name)?;
+    let mut difference = if expected.len() as u64 == length { 0.0 } else { f64::INFINITY };
+    for (i, &expected) in (0..length).zip(&expected) {
+        let (found, expected) = (f64::from(value(i) as f32), f64::from(expected));
+        let scale = expected.abs().max(f64::MIN_POSITIVE);
+        difference = f64::max(difference, (found - expected).abs() / scale);
+    }
+    Ok(Check { what: name.into(), difference, tolerance: TOLERANCE })
+}
