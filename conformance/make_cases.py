@@ -359,10 +359,10 @@ def pretrain_cases() -> dict[str, Callable[[], Case]]:
     batch_norm = frozen | {"norm_last_layer": False, "use_bn": True}
     view_only = {"region_task": False, "head": frozen, "freeze_last_layer_epochs": 1}
     settings = {
-        "pretrain-adamw-region": (41, pretrain_settings("adamw", 0.01)),
+        "pretrain-adamw-region": (41, pretrain_settings("adamw", 0.001)),
         "pretrain-adamw-view-frozen": (
             42,
-            pretrain_settings("adamw", 0.01, **view_only),
+            pretrain_settings("adamw", 0.001, **view_only),
         ),
         "pretrain-sgd-region": (41, pretrain_settings("sgd", 0.05)),
         "pretrain-lars-region": (44, pretrain_settings("lars", 2.0)),

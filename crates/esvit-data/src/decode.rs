@@ -181,7 +181,8 @@ fn beginning(bytes: &[u8]) -> String {
 
 /// Walks the markers of a JPEG file (ITU T.81, annex B) and tells whether the end-of-image
 /// marker is reached. Segments are skipped by their length, so that the end of an embedded
-/// thumbnail is not taken for the end of the picture.
+/// thumbnail is not taken for the end of the picture. A file without the marker is refused even
+/// if only the marker is missing, as Pillow refuses it.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
     const END_OF_IMAGE: u8 = 0xD9;
     let mut at = 2;

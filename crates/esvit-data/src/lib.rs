@@ -20,8 +20,7 @@ mod resize;
 mod sheet;
 mod source;
 
-pub use augment::config::{ConfigError, Policy, ViewsConfig};
-pub use augment::views::{Erasure, View};
+pub use augment::{ConfigError, Policy, View, ViewsConfig};
 pub use decode::{DecodeError, DecodeLimits, decode};
 pub use folder::{Folder, FolderError};
 pub use loader::{Batch, Batches, BrokenPicture, Loader, LoaderConfig, LoaderError};

@@ -35,6 +35,8 @@ const ORDER: u64 = u64::from_be_bytes(*b"  order ");
 pub struct LoaderConfig {
     /// Pictures per batch. Default 64.
     pub batch: usize,
+    /// How often each picture comes up in one epoch, every time with other views. Default 1.
+    pub repeat: u32,
     /// Worker threads; 0 (the default) means one per processor.
     pub workers: usize,
     /// Batches that are prepared while one is used. Default 2.
@@ -49,7 +51,7 @@ pub struct LoaderConfig {
 
 impl Default for LoaderConfig {
     fn default() -> Self {
-        Self { batch: 64, workers: 0, queue: 2, seed: 0, max_broken: 0.5, cache_bytes: 512 << 20 }
+        Self { batch: 64, repeat: 1, workers: 0, queue: 2, seed: 0, max_broken: 0.5, cache_bytes: 512 << 20 }
     }
 }
 
@@ -61,8 +63,8 @@ pub enum LoaderError {
     Config(#[from] ConfigError),
     /// Not even one batch can be filled.
     #[error(
-        "{len} pictures do not fill one batch of {batch}; lower `batch` to at most {len} or add \
-         pictures"
+        "{len} pictures do not fill one batch of {batch}; lower the batch size to at most {len}, add \
+         pictures, or let each come up several times in an epoch with `repeat`"
     )]
     TooFewPictures {
         /// Pictures of the source.
@@ -160,7 +162,13 @@ impl Loader {
             config.max_broken.to_string(),
             "give a share between 0 and 1",
         )?;
-        if source.len() < config.batch {
+        need(
+            config.repeat > 0,
+            "repeat",
+            config.repeat.to_string(),
+            "every picture comes up at least once in an epoch",
+        )?;
+        if source.len().saturating_mul(config.repeat as usize) < config.batch {
             return Err(LoaderError::TooFewPictures { len: source.len(), batch: config.batch });
         }
         let count = match config.workers {
@@ -190,12 +198,12 @@ impl Loader {
     /// Batches per epoch. Pictures that do not fill the last batch are left out; which ones,
     /// changes from epoch to epoch.
     pub fn steps_per_epoch(&self) -> u64 {
-        (self.shared.source.len() / self.shared.batch) as u64
+        (self.shared.visits() / self.shared.batch) as u64
     }
 
-    /// The order in which the pictures are visited in an epoch.
+    /// The order of an epoch's visits. Visit `v` is to picture `v % len`.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.shared.source.len()).collect();
+        let mut order: Vec<usize> = (0..self.shared.visits()).collect();
         Rng::for_purpose(self.shared.seed, ORDER, [epoch, 0, 0]).shuffle(&mut order);
         order
     }
@@ -222,6 +230,15 @@ impl Loader {
     /// The broken pictures found since the last call, each reported once.
     pub fn take_new_broken(&self) -> Vec<BrokenPicture> {
         self.shared.broken.take_new()
+    }
+}
+
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader")
+            .field("pictures", &self.shared.source.len())
+            .field("workers", &self.workers.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -9,7 +9,7 @@ mod list;
 
 use esvit_kernels::rng::Rng;
 
-use crate::augment::color::{ColorJitter, jitter};
+use crate::augment::{ColorJitter, jitter};
 use crate::{DecodeLimits, InMemory, Picture, SourceError, decode};
 
 /// Licences of the built-in pictures, to be shown with them.
@@ -81,6 +81,11 @@ impl MaterialsTask {
     /// 404 pictures.
     pub fn queries(&self) -> &InMemory {
         &self.queries
+    }
+
+    /// Gallery and queries.
+    pub fn into_sources(self) -> (InMemory, InMemory) {
+        (self.gallery, self.queries)
     }
 }
 

@@ -1,6 +1,9 @@
 //! Measuring what a backbone has learnt.
 
+pub mod backbone;
 pub mod correspondence;
+pub mod features;
 pub mod knn;
 pub mod npy;
+pub mod task;
 pub mod verify;

@@ -1,12 +1,13 @@
 //! Weights on disk: safetensors files with the official parameter names.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 
 use crate::params::{ParamSpec, Params};
 
@@ -53,14 +54,6 @@ pub enum WeightsError {
         path: PathBuf,
         /// One line for every tensor that does not fit.
         differences: Vec<String>,
-    },
-    /// The file cannot be written.
-    #[error("cannot write `{path}`: {reason}", path = path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        reason: String,
     },
 }
 
@@ -146,27 +139,41 @@ impl WeightsFile {
     pub fn params(
         &self,
         prefix: &str,
-        specs: &std::sync::Arc<[ParamSpec]>,
+        specs: &Arc<[ParamSpec]>,
         device: &Device,
         ignore: impl Fn(&str) -> bool,
     ) -> Result<Params, WeightsError> {
+        self.params_or(prefix, specs, device, ignore, |_| None)
+    }
+
+    /// The same, where `other` may give the values of a parameter that the file lacks.
+    ///
+    /// # Errors
+    /// As [`WeightsFile::params`].
+    pub fn params_or(
+        &self,
+        prefix: &str,
+        specs: &Arc<[ParamSpec]>,
+        device: &Device,
+        ignore: impl Fn(&str) -> bool,
+        mut other: impl FnMut(&ParamSpec) -> Option<Vec<f32>>,
+    ) -> Result<Params, WeightsError> {
         let mut differences = Vec::new();
         let params = Params::from_fn(specs, device, |spec| {
-            match self.values(&format!("{prefix}{}", spec.name)) {
-                Some((shape, values)) if shape == spec.shape => values,
-                found => {
-                    differences.push(match found {
-                        Some((shape, _)) => {
-                            format!("`{}` is {shape:?}, the network has {:?}", spec.name, spec.shape)
-                        }
-                        None => format!("`{}` {:?} is missing", spec.name, spec.shape),
-                    });
-                    vec![0.0; spec.len()]
+            let difference = match self.values(&format!("{prefix}{}", spec.name)) {
+                Some((shape, values)) if shape == spec.shape => return values,
+                Some((shape, _)) => {
+                    format!("`{}` is {shape:?}, the network has {:?}", spec.name, spec.shape)
                 }
-            }
+                None => match other(spec) {
+                    Some(values) => return values,
+                    None => format!("`{}` {:?} is missing", spec.name, spec.shape),
+                },
+            };
+            differences.push(difference);
+            vec![0.0; spec.len()]
         });
-        let known: std::collections::HashSet<&str> =
-            specs.iter().map(|spec| spec.name.as_str()).collect();
+        let known: HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
         for name in self.names() {
             if let Some(name) = name.strip_prefix(prefix)
                 && !known.contains(name)
@@ -221,25 +228,6 @@ pub struct Entry {
     pub values: Tensor<1>,
 }
 
-impl View for &Entry {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let values = to_vec(&self.values);
-        Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.shape.iter().product::<usize>()
-    }
-}
-
 /// The values of a tensor of any rank, row-major.
 pub fn to_vec<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
     tensor.to_data().try_to_vec().expect("the tensor holds f32")
@@ -255,14 +243,103 @@ pub fn entries(prefix: &str, params: &Params) -> Vec<Entry> {
     params.iter().map(entry).collect()
 }
 
-/// Writes `entries` and `metadata` to `path`, which is replaced. The caller sees to it that a
-/// half-written file is never taken for a whole one.
+/// Writes `entries`, in their order, and `metadata` as a safetensors file.
 ///
 /// # Errors
-/// When the file cannot be written.
-pub fn save(path: &Path, entries: &[Entry], metadata: &str) -> Result<(), WeightsError> {
+/// When `writer` cannot take it.
+pub fn save(writer: &mut impl Write, entries: &[Entry], metadata: &str) -> io::Result<()> {
+    let mut end = 0;
+    let infos = entries.iter().map(|entry| {
+        let start = end;
+        end += size_of::<f32>() * entry.shape.iter().product::<usize>();
+        let info = TensorInfo {
+            dtype: Dtype::F32,
+            shape: entry.shape.clone(),
+            data_offsets: (start, end),
+        };
+        (entry.name.clone(), info)
+    });
     let metadata = HashMap::from([(METADATA_KEY.to_owned(), metadata.to_owned())]);
-    let tensors = entries.iter().map(|entry| (entry.name.as_str(), entry));
-    safetensors::serialize_to_file(tensors, Some(metadata), path)
-        .map_err(|e| WeightsError::Write { path: path.into(), reason: e.to_string() })
+    let header = Metadata::new(Some(metadata), infos.collect()).map_err(io::Error::other)?;
+    let mut header = serde_json::to_vec(&header)?;
+    // The format wants the values aligned to eight bytes.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    writer.write_all(&(header.len() as u64).to_le_bytes())?;
+    writer.write_all(&header)?;
+    for entry in entries {
+        for block in to_vec(&entry.values).chunks(WRITE_BLOCK) {
+            let bytes: Vec<u8> = block.iter().flat_map(|value| value.to_le_bytes()).collect();
+            writer.write_all(&bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Values turned into bytes at a time when writing.
+const WRITE_BLOCK: usize = 1 << 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::{Init, Registry};
+
+    fn specs() -> Arc<[ParamSpec]> {
+        let mut registry = Registry::default();
+        let mut scope = registry.root();
+        scope.param("a.weight", &[2, 3], Init::Uniform(1.0));
+        scope.param("b", &[5], Init::TruncatedNormal(1.0));
+        registry.finish()
+    }
+
+    fn file(folder: &Path, bytes: &[u8]) -> Result<WeightsFile, WeightsError> {
+        let path = folder.join("file");
+        std::fs::write(&path, bytes).unwrap();
+        WeightsFile::open(&path)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_to_the_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::flex();
+        let params = Params::init(&specs(), 3, &device);
+        let mut bytes = Vec::new();
+        save(&mut bytes, &entries("x.", &params), "said").unwrap();
+        let file = file(folder.path(), &bytes).unwrap();
+        assert_eq!(file.metadata(), Some("said"));
+        let again = file.params("x.", &specs(), &device, |_| false).unwrap();
+        for ((_, a), (_, b)) in params.iter().zip(again.iter()) {
+            assert_eq!(to_vec(a), to_vec(b));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let params = Params::init(&specs(), 3, &Device::flex());
+        let mut bytes = Vec::new();
+        save(&mut bytes, &entries("", &params), "").unwrap();
+        for length in 0..bytes.len() {
+            let error = file(folder.path(), &bytes[..length]).unwrap_err();
+            assert!(matches!(error, WeightsError::Format { .. }), "{length}: {error}");
+        }
+    }
+
+    #[test]
+    fn differences_are_listed_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::flex();
+        let entry = |name: &str, shape: &[usize]| Entry {
+            name: name.into(),
+            shape: shape.to_vec(),
+            values: Tensor::zeros([shape.iter().product()], &device),
+        };
+        let mut bytes = Vec::new();
+        save(&mut bytes, &[entry("a.weight", &[3, 2]), entry("c", &[1])], "").unwrap();
+        let file = file(folder.path(), &bytes).unwrap();
+        let error = file.params("", &specs(), &device, |_| false).unwrap_err().to_string();
+        for part in ["3 tensors", "`a.weight` is [3, 2]", "`b` [5] is missing", "`c` has no place"]
+        {
+            assert!(error.contains(part), "{error}");
+        }
+    }
 }

@@ -260,7 +260,8 @@ pub fn write_atomically(
     file.commit()
 }
 
-fn temporary_path(destination: &Path) -> io::Result<PathBuf> {
+/// A name beside `destination` that no other writer of this machine uses.
+pub(crate) fn temporary_path(destination: &Path) -> io::Result<PathBuf> {
     // Two writers of one process must not share a temporary file.
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = destination.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
@@ -287,6 +288,11 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn sync_folder(_folder: &Path) -> io::Result<()> {
     Ok(())
+}
+
+/// Whether a file of this name is the temporary file of a writer.
+pub(crate) fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(TEMPORARY_SUFFIX)
 }
 
 /// Deletes the temporary files that killed runs left in `folder` and returns their paths.

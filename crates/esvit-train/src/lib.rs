@@ -1,5 +1,7 @@
 //! Training: objectives, schedules, optimisers, the loop and the run folder.
 
+pub mod checkpoint;
+pub mod config;
 pub mod config_text;
 pub mod files;
 pub mod health;
@@ -7,8 +9,12 @@ pub mod learner;
 pub mod mixup;
 pub mod objective;
 pub mod optim;
+pub mod recipe;
+pub mod run;
 pub mod schedule;
 pub mod teacher;
 pub mod tensorboard;
 
+pub use config::Config;
 pub use learner::Learner;
+pub use run::pretrain;

@@ -84,13 +84,9 @@ pub fn grayscale(picture: &mut Picture) {
 /// Turns the colour circle by `shift` (1 is a full turn), by way of an 8-bit hue that wraps.
 pub fn hue(picture: &mut Picture, shift: f64) {
     let shift = (shift * 255.0) as i32 as u8;
-    // Per hue: the sector of the colour circle and the place within it.
-    let sectors: [(u8, f32); 256] = std::array::from_fn(|hue| {
-        let turned = hue as f32 * 6.0 / 255.0;
-        ((turned as u8) % 6, turned - turned.floor())
-    });
+    let hues: [[f32; CHANNELS]; 256] = std::array::from_fn(|hue| absence(hue as u8, shift));
     for pixel in picture.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
-        *pixel = turn(*pixel, shift, &sectors);
+        *pixel = turn(*pixel, &hues);
     }
 }
 
@@ -99,46 +95,48 @@ fn luminance([r, g, b]: [u8; 3]) -> u8 {
     ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
 }
 
-/// Pillow's 8-bit HSV there and back, with `shift` added to the hue in between.
+/// How much of red, green and blue is missing in the purest colour of an 8-bit hue (a turn is
+/// 255), after `shift` is added with wrapping.
+fn absence(hue: u8, shift: u8) -> [f32; CHANNELS] {
+    let sixths = f32::from(hue.wrapping_add(shift)) * 6.0 / 255.0;
+    let falling = sixths - sixths.floor();
+    let rising = 1.0 - falling;
+    match sixths as u8 % 6 {
+        0 => [0.0, rising, 1.0],
+        1 => [falling, 0.0, 1.0],
+        2 => [1.0, 0.0, rising],
+        3 => [1.0, falling, 0.0],
+        4 => [rising, 1.0, 0.0],
+        _ => [0.0, 1.0, falling],
+    }
+}
+
+/// Pillow's 8-bit HSV there and back; `hues` tells what is missing in each hue on the way back.
 #[inline]
-fn turn(pixel: [u8; 3], shift: u8, sectors: &[(u8, f32); 256]) -> [u8; 3] {
+fn turn(pixel: [u8; 3], hues: &[[f32; CHANNELS]; 256]) -> [u8; 3] {
     let [r, g, b] = pixel;
     let value = r.max(g).max(b);
     let spread = value - r.min(g).min(b);
     if spread == 0 {
         return pixel;
     }
-    let saturation = (f32::from(spread) / f32::from(value) * 255.0) as u8;
-    if saturation == 0 {
-        return [value; 3];
-    }
-    let below = |channel: u8| f32::from(value - channel) / f32::from(spread);
-    let (rc, gc, bc) = (below(r), below(g), below(b));
+    // Hue and saturation are truncated to 8 bits, so their last digit decides. Pillow holds some
+    // of the steps in single and some in double precision, and so does this.
+    let below = |channel: u8| f64::from(f32::from(value - channel) / f32::from(spread));
     let sixths = if r == value {
-        bc - gc
+        below(b) - below(g)
     } else if g == value {
-        2.0 + rc - bc
+        2.0 + below(r) - below(b)
     } else {
-        4.0 + gc - rc
-    };
-    // Truncated to 8 bits: the last digit decides, and Pillow takes it in double precision.
+        4.0 + below(g) - below(r)
+    } as f32;
     let turns = f64::from(sixths) / 6.0 + 1.0;
-    let hue = ((f64::from((turns - turns.trunc()) as f32) * 255.0) as u8).wrapping_add(shift);
+    let turn = (if turns >= 1.0 { turns - 1.0 } else { turns }) as f32;
+    let hue = (f64::from(turn) * 255.0) as u8;
+    let saturation = (f64::from(f32::from(spread) / f32::from(value)) * 255.0) as u8;
 
-    let (sector, along) = sectors[hue as usize];
-    let (v, s) = (f32::from(value), f32::from(saturation) / 255.0);
-    let round = |x: f32| (x + 0.5) as u8;
-    let p = round(v * (1.0 - s));
-    let q = round(v * (1.0 - s * along));
-    let t = round(v * (1.0 - s * (1.0 - along)));
-    match sector {
-        0 => [value, t, p],
-        1 => [q, value, p],
-        2 => [p, value, t],
-        3 => [p, q, value],
-        4 => [t, p, value],
-        _ => [value, p, q],
-    }
+    let saturation = f32::from(saturation) / 255.0;
+    hues[hue as usize].map(|absent| (f32::from(value) * (1.0 - saturation * absent) + 0.5) as u8)
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 //! Operations on colour reproduce Pillow's arithmetic on 8-bit pixels, rounding included, since
 //! that is what published recipes were tuned with.
 
-pub mod blur;
-pub mod color;
-pub mod config;
+mod blur;
+mod color;
+mod config;
 mod crop;
 mod erase;
 mod flip;
@@ -14,15 +14,19 @@ mod histogram;
 mod lookup;
 mod normalize;
 mod overlay;
-pub mod randaugment;
+mod randaugment;
 mod solarize;
 #[cfg(test)]
 pub(crate) mod test_pictures;
-pub mod views;
+mod views;
 
 pub use blur::gaussian_blur;
-pub use color::{brightness, contrast, grayscale, hue, saturation};
+pub use color::{ColorJitter, brightness, contrast, grayscale, hue, jitter, saturation};
+pub use config::{Blur, ConfigError, Policy, Solarize, ViewsConfig};
 pub use crop::CropBox;
+pub use erase::Erase;
 pub use flip::horizontal_flip;
 pub use normalize::{Normalization, SliceLength};
+pub use randaugment::RandAugment;
 pub use solarize::solarize;
+pub use views::{Erasure, View};

@@ -132,6 +132,25 @@ fn every_epoch_has_its_own_order_of_different_pictures() {
 }
 
 #[test]
+fn a_small_set_comes_up_several_times_with_other_views() {
+    let config = LoaderConfig { batch: 10, repeat: 4, ..config() };
+    let loader = loader(Made { len: 5, ..Made::default() }, config);
+    assert_eq!(loader.steps_per_epoch(), 2);
+    let epoch: Vec<Batch> = loader.batches(0..2).map(|batch| batch.unwrap()).collect();
+    let mut times = [0; 5];
+    let mut globals = BTreeSet::new();
+    for batch in &epoch {
+        for (slot, &sample) in batch.samples.iter().enumerate() {
+            times[sample as usize] += 1;
+            let view = &batch.views[0][slot * 192..(slot + 1) * 192];
+            globals.insert(view.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+        }
+    }
+    assert_eq!(times, [4; 5]);
+    assert_eq!(globals.len(), 20, "no visit has the views of another");
+}
+
+#[test]
 fn broken_pictures_are_replaced_and_reported_once() {
     let loader = loader(Made { len: 12, broken: vec![2, 5], ..Made::default() }, config());
     for batch in contents(&loader, 0..9) {
@@ -211,7 +230,7 @@ fn senseless_settings_are_refused() {
     };
     let error = new(3, views(), config());
     assert!(matches!(error, LoaderError::TooFewPictures { len: 3, batch: 4 }));
-    assert!(error.to_string().contains("lower `batch` to at most 3"), "{error}");
+    assert!(error.to_string().contains("lower the batch size to at most 3"), "{error}");
     let error = new(9, views(), LoaderConfig { batch: 0, ..config() });
     assert!(error.to_string().starts_with("`batch` is `0`"), "{error}");
     let error = new(9, views(), LoaderConfig { max_broken: f64::NAN, ..config() });

@@ -26,6 +26,7 @@ pub(super) struct Shared {
     pub(super) source: Arc<dyn Source>,
     pub(super) batch: usize,
     pub(super) seed: u64,
+    repeat: usize,
     pub(super) broken: Broken,
     views: ViewsConfig,
     sizes: Vec<u32>,
@@ -98,6 +99,7 @@ impl Shared {
         Self {
             batch: config.batch,
             seed: config.seed,
+            repeat: config.repeat as usize,
             broken: Broken::new(source.len(), config.max_broken),
             sizes: views.sizes(),
             normalization: views.normalization(),
@@ -105,6 +107,11 @@ impl Shared {
             source,
             views,
         }
+    }
+
+    /// Pictures of an epoch, each counted as often as it comes up.
+    pub(super) fn visits(&self) -> usize {
+        self.source.len() * self.repeat
     }
 
     /// Does jobs until there will be no more.
@@ -136,11 +143,15 @@ impl Shared {
     /// Writes all views of one picture. `name` is set to the picture at work.
     fn fill(&self, pending: &Pending, slot: usize, name: &mut String) -> Outcome {
         let place = pending.first + slot;
-        let (sample, picture) = self.usable(pending.epoch, place, pending.order[place], name)?;
+        let len = self.source.len();
+        let (round, sample) = (pending.order[place] / len, pending.order[place] % len);
+        let (sample, picture) = self.usable(pending.epoch, place, sample, name)?;
         pending.samples[slot].store(sample as u64, Ordering::Relaxed);
+        // Every visit of a picture in an epoch has views of its own.
+        let visit = (round * len + sample) as u64;
         let views = self
             .views
-            .views(&picture, self.seed, pending.epoch, sample as u64)
+            .views(&picture, self.seed, pending.epoch, visit)
             .map_err(|error| LoaderError::Views { name: name.clone(), error })?;
         for (view, batch) in views.iter().zip(&pending.views) {
             let length = values_per_view(view.size());

@@ -1,0 +1,308 @@
+//! The whole state of a run in one file.
+//!
+//! Tensors are named `student.*`, `teacher.*`, `center`, `center_grid`, `optimizer.exp_avg.*` and
+//! `optimizer.exp_avg_sq.*`; the rest is metadata. Nothing in the file depends on when or how it
+//! was written, so equal states make equal files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Tensor;
+use esvit_nn::params::{ParamSpec, vector};
+use esvit_nn::weights::{self, Entry, WeightsError, WeightsFile, to_vec};
+use serde::{Deserialize, Serialize};
+
+use crate::Learner;
+use crate::files::{self, FileError};
+
+const FORMAT: u32 = 1;
+const STUDENT: &str = "student.";
+const TEACHER: &str = "teacher.";
+const FIRST_MOMENT: &str = "optimizer.exp_avg.";
+const SECOND_MOMENT: &str = "optimizer.exp_avg_sq.";
+const CENTER: &str = "center";
+const CENTER_GRID: &str = "center_grid";
+
+/// What a checkpoint says beside its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metadata {
+    format: u32,
+    /// Version of the program that wrote it.
+    pub program: String,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Whole epochs done.
+    pub epoch: u64,
+    /// The run's settings, as text.
+    pub config: String,
+    /// The best k-NN top-1 so far and its epoch.
+    pub best: Option<Best>,
+    /// Updates of every parameter by the optimiser, where there were any.
+    updates: BTreeMap<String, u64>,
+}
+
+/// The best k-NN check of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Top-1 in per cent.
+    pub top1: f64,
+    /// Epochs done when it was made.
+    pub epoch: u64,
+}
+
+impl Metadata {
+    /// The metadata of a learner after `step` steps.
+    pub fn new(step: u64, epoch: u64, config: String, best: Option<Best>) -> Self {
+        let program = env!("CARGO_PKG_VERSION").into();
+        Self { format: FORMAT, program, step, epoch, config, best, updates: BTreeMap::new() }
+    }
+}
+
+/// Why a checkpoint cannot be used or made.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file is no safetensors file or does not fit the network.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The file is whole but not a checkpoint of a run.
+    #[error(
+        "`{path}` holds weights and not the state of a run: {reason}\n\
+         hint: start a new run from it with `--init-from {path}`",
+        path = path.display()
+    )]
+    NotARun {
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// The file cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// Writes a learner's state. The file appears whole or not at all.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn save(path: &Path, learner: &Learner, mut metadata: Metadata) -> Result<(), CheckpointError> {
+    let mut entries = weights::entries(STUDENT, &learner.student);
+    entries.extend(weights::entries(TEACHER, &learner.teacher));
+    let row = |name: &str, center: &Tensor<1>| Entry {
+        name: name.into(),
+        shape: vec![1, center.dims()[0]],
+        values: center.clone(),
+    };
+    entries.push(row(CENTER, &learner.centers.view));
+    entries.extend(learner.centers.region.as_ref().map(|center| row(CENTER_GRID, center)));
+    for (spec, moments) in learner.network.specs().iter().zip(learner.optimizer.moments()) {
+        for (prefix, moment) in [(FIRST_MOMENT, &moments.first), (SECOND_MOMENT, &moments.second)] {
+            entries.extend(moment.as_ref().map(|moment| Entry {
+                name: format!("{prefix}{}", spec.name),
+                shape: spec.shape.clone(),
+                values: moment.clone(),
+            }));
+        }
+        if moments.updates > 0 {
+            metadata.updates.insert(spec.name.clone(), moments.updates);
+        }
+    }
+    write(path, &entries, &metadata)
+}
+
+/// Writes tensors and what is said about them; the file appears whole or not at all.
+pub(crate) fn write(
+    path: &Path,
+    entries: &[Entry],
+    metadata: &impl Serialize,
+) -> Result<(), CheckpointError> {
+    let metadata = serde_json::to_string(metadata).expect("plain values");
+    files::write_atomically(path, |file| weights::save(file, entries, &metadata))?;
+    Ok(())
+}
+
+/// A checkpoint that was opened.
+#[derive(Debug)]
+pub struct Checkpoint {
+    file: WeightsFile,
+    /// What it says beside its tensors; none for a file of weights alone.
+    pub metadata: Option<Metadata>,
+}
+
+/// Which parts of a network a file gave values to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Parts that the file had: `backbone`, `head`, `head_dense`.
+    pub found: Vec<String>,
+    /// Parts that keep their starting values.
+    pub new: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint or a file of weights.
+    ///
+    /// # Errors
+    /// When it cannot be read or is no whole safetensors file.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let file = WeightsFile::open(path)?;
+        let metadata = file.metadata().and_then(|text| serde_json::from_str(text).ok());
+        Ok(Self { file, metadata })
+    }
+
+    /// The tensors.
+    pub fn file(&self) -> &WeightsFile {
+        &self.file
+    }
+
+    /// Prefix of the names of the teacher's backbone: empty in a file of weights alone.
+    pub fn teacher_prefix(&self) -> &'static str {
+        let has_teacher = self.file.names().iter().any(|name| name.starts_with(TEACHER));
+        if has_teacher { TEACHER } else { "" }
+    }
+
+    /// What the checkpoint says of its run.
+    ///
+    /// # Errors
+    /// When the file holds weights alone.
+    pub fn run(&self) -> Result<&Metadata, CheckpointError> {
+        self.metadata.as_ref().ok_or_else(|| CheckpointError::NotARun {
+            path: self.file.path().into(),
+            reason: "it says nothing of a run".into(),
+        })
+    }
+
+    /// Puts a learner into the stored state, all of it.
+    ///
+    /// # Errors
+    /// When anything is missing or does not fit; the learner then is of no use.
+    pub fn restore(&self, learner: &mut Learner) -> Result<(), CheckpointError> {
+        let metadata = self.run()?;
+        let specs = learner.network.specs().clone();
+        let device = learner.device();
+        learner.student = self.file.params(STUDENT, &specs, &device, |_| false)?;
+        learner.teacher = self.file.params(TEACHER, &specs, &device, |_| false)?;
+        self.restore_moments(learner, metadata);
+        let center = |name: &str| -> Result<Tensor<1>, CheckpointError> {
+            let prototypes = learner.network.prototypes();
+            match self.file.values(name) {
+                Some((_, values)) if values.len() == prototypes => Ok(vector(values, &device)),
+                _ => Err(CheckpointError::NotARun {
+                    path: self.file.path().into(),
+                    reason: format!("`{name}` with {prototypes} values is missing"),
+                }),
+            }
+        };
+        learner.centers.view = center(CENTER)?;
+        if learner.centers.region.is_some() {
+            learner.centers.region = Some(center(CENTER_GRID)?);
+        }
+        Ok(())
+    }
+
+    /// Takes over weights only: student and teacher start from the file's, optimiser and centres
+    /// from nothing. A file that holds one network gives it to both. Heads may be missing.
+    ///
+    /// # Errors
+    /// When the backbone or a head that is there does not fit.
+    pub fn initialise(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
+        let whole = self.teacher_prefix() == TEACHER;
+        let [student, teacher] = if whole { [STUDENT, TEACHER] } else { ["", ""] };
+        learner.student = self.partly(student, &learner.student, learner)?;
+        learner.teacher = self.partly(teacher, &learner.teacher, learner)?;
+        Ok(self.parts(student, learner))
+    }
+
+    /// Takes over everything that the file has: weights, moments, centres. Parts of the network
+    /// that it lacks, such as the head of a task that is added, start anew, the teacher's equal to
+    /// the student's. Returns what was found; the run goes on at the stored step.
+    ///
+    /// # Errors
+    /// When the file is no checkpoint of a run or a part that is there does not fit.
+    pub fn go_on(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
+        let metadata = self.run()?;
+        learner.student = self.partly(STUDENT, &learner.student, learner)?;
+        learner.teacher = self.partly(TEACHER, &learner.teacher, learner)?;
+        self.restore_moments(learner, metadata);
+        let prototypes = learner.network.prototypes();
+        let device = learner.device();
+        let center = |name: &str| -> Option<Tensor<1>> {
+            let (_, values) = self.file.values(name)?;
+            (values.len() == prototypes).then(|| vector(values, &device))
+        };
+        if let Some(view) = center(CENTER) {
+            learner.centers.view = view;
+        }
+        if let (Some(_), Some(region)) = (&learner.centers.region, center(CENTER_GRID)) {
+            learner.centers.region = Some(region);
+        }
+        Ok(self.parts(STUDENT, learner))
+    }
+
+    /// The file's values where it has the part of the network, the present ones elsewhere. A head
+    /// of the file that the network does not have is left out.
+    fn partly(
+        &self,
+        prefix: &str,
+        present: &esvit_nn::Params,
+        learner: &Learner,
+    ) -> Result<esvit_nn::Params, CheckpointError> {
+        let specs = learner.network.specs();
+        let values: BTreeMap<&str, &Tensor<1>> =
+            present.iter().map(|(spec, value)| (spec.name.as_str(), value)).collect();
+        let found = self.parts(prefix, learner).found;
+        let keep = |spec: &ParamSpec| {
+            let is_new = !found.iter().any(|name| name == part(&spec.name));
+            let value = values.get(spec.name.as_str())?;
+            (is_new && part(&spec.name) != "backbone").then(|| to_vec(*value))
+        };
+        let known: Vec<&str> = specs.iter().map(|spec| part(&spec.name)).collect();
+        let ignore = |name: &str| !known.contains(&part(name)) || is_state(prefix, name);
+        Ok(self.file.params_or(prefix, specs, &learner.device(), ignore, keep)?)
+    }
+
+    /// Which parts of the network the file has.
+    fn parts(&self, prefix: &str, learner: &Learner) -> Loaded {
+        let names = self.file.names();
+        let mut loaded = Loaded::default();
+        for spec in learner.network.specs().iter() {
+            let part = part(&spec.name).to_owned();
+            if loaded.found.contains(&part) || loaded.new.contains(&part) {
+                continue;
+            }
+            let has = names
+                .iter()
+                .filter_map(|name| name.strip_prefix(prefix))
+                .any(|name| !is_state(prefix, name) && self::part(name) == part);
+            if has { loaded.found.push(part) } else { loaded.new.push(part) }
+        }
+        loaded
+    }
+
+    fn restore_moments(&self, learner: &mut Learner, metadata: &Metadata) {
+        let device = learner.device();
+        let specs = learner.network.specs().clone();
+        for (spec, moments) in specs.iter().zip(learner.optimizer.moments_mut()) {
+            let moment = |prefix: &str| {
+                let (shape, values) = self.file.values(&format!("{prefix}{}", spec.name))?;
+                (shape == spec.shape).then(|| vector(values, &device))
+            };
+            moments.first = moment(FIRST_MOMENT);
+            moments.second = moment(SECOND_MOMENT);
+            moments.updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);
+        }
+    }
+}
+
+/// The part of a network that a parameter belongs to.
+fn part(name: &str) -> &str {
+    match name.split('.').next() {
+        Some(head @ ("head" | "head_dense")) => head,
+        _ => "backbone",
+    }
+}
+
+/// Whether a tensor of a file without prefixes is no weight at all.
+fn is_state(prefix: &str, name: &str) -> bool {
+    prefix.is_empty()
+        && (name == CENTER || name == CENTER_GRID || name.starts_with("optimizer."))
+}

@@ -1,0 +1,190 @@
+//! The folder of a run and what lies in it.
+
+use std::path::{Path, PathBuf};
+
+use crate::files::{self, FileError};
+
+/// A folder that cannot be used for a run.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// There is something in it.
+    #[error(
+        "`{path}` is not empty\n\
+         hint: add `--resume` to go on with the run in it, `--overwrite` to delete that run, or \
+         choose another folder with `--out`",
+        path = path.display()
+    )]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// It is to be overwritten but does not look like a run.
+    #[error(
+        "`{path}` holds `{file}`, which no run has written, so it is not deleted\n\
+         hint: choose another folder with `--out`",
+        path = path.display()
+    )]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// A file in it.
+        file: String,
+    },
+    /// The system refuses.
+    #[error(
+        "cannot use `{path}` as the run's folder: {source}\n\
+         hint: choose a folder that you may write to with `--out`",
+        path = path.display()
+    )]
+    Io {
+        /// The folder or a file in it.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file in it cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// Names of everything that a run writes at the top of its folder; event files go by their prefix.
+const OWN_FILES: [&str; 7] =
+    ["config.toml", "env.json", "train.log", "metrics.jsonl", "log.txt", "checkpoints", "failures"];
+const EVENT_PREFIX: &str = "events.out.tfevents.";
+const BEST: &str = "best.safetensors";
+
+/// The folder of a run.
+#[derive(Debug, Clone)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// Makes a folder for a new run. One with something in it is refused, unless `overwrite` is
+    /// set and all in it comes from a run, which then is deleted.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub fn create(path: &Path, overwrite: bool) -> Result<Self, FolderError> {
+        let folder = Self { path: path.into() };
+        let names = folder.names()?;
+        if !names.is_empty() {
+            if !overwrite {
+                return Err(FolderError::NotEmpty { path: path.into() });
+            }
+            let foreign = names.iter().find(|name| {
+                !OWN_FILES.contains(&name.as_str())
+                    && !name.starts_with(EVENT_PREFIX)
+                    && !files::is_temporary(name)
+                    && *name != "eval"
+            });
+            if let Some(file) = foreign {
+                return Err(FolderError::Foreign { path: path.into(), file: file.clone() });
+            }
+            folder.io(std::fs::remove_dir_all(path))?;
+        }
+        folder.io(std::fs::create_dir_all(folder.checkpoints()))?;
+        Ok(folder)
+    }
+
+    /// The folder of a run that goes on. Temporary files of a killed run are deleted.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub fn reopen(path: &Path) -> Result<Self, FolderError> {
+        let folder = Self { path: path.into() };
+        folder.io(std::fs::create_dir_all(folder.checkpoints()))?;
+        files::remove_stale_temporaries(path)?;
+        files::remove_stale_temporaries(&folder.checkpoints())?;
+        Ok(folder)
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file at the top of the folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The stored settings.
+    pub fn config(&self) -> PathBuf {
+        self.file("config.toml")
+    }
+
+    /// The folder of the checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// The checkpoint after a step.
+    pub fn checkpoint(&self, epoch: u64, step: u64) -> PathBuf {
+        self.checkpoints().join(format!("epoch={epoch:04}-step={step:08}.safetensors"))
+    }
+
+    /// The checkpoint with the best k-NN accuracy.
+    pub fn best(&self) -> PathBuf {
+        self.checkpoints().join(BEST)
+    }
+
+    /// All numbered checkpoints, newest first, with their steps.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<(u64, PathBuf)>, FolderError> {
+        let mut found = Vec::new();
+        for entry in self.io(std::fs::read_dir(self.checkpoints()))? {
+            let path = self.io(entry)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let step = name
+                .strip_suffix(".safetensors")
+                .and_then(|stem| stem.rsplit_once("-step="))
+                .and_then(|(_, step)| step.parse().ok());
+            if let Some(step) = step {
+                found.push((step, path));
+            }
+        }
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(found)
+    }
+
+    /// Makes `checkpoint` the best one.
+    ///
+    /// # Errors
+    /// When it can be neither linked nor copied.
+    pub fn mark_best(&self, checkpoint: &Path) -> Result<(), FolderError> {
+        let fresh = self.io(files::temporary_path(&self.best()))?;
+        // A second name for the same bytes; a copy where the file system has no links.
+        if std::fs::hard_link(checkpoint, &fresh).is_err() {
+            self.io(std::fs::copy(checkpoint, &fresh))?;
+        }
+        self.io(std::fs::rename(&fresh, self.best()))
+    }
+
+    /// Deletes all but the newest `keep` checkpoints.
+    ///
+    /// # Errors
+    /// When one cannot be deleted.
+    pub fn prune(&self, keep: usize) -> Result<(), FolderError> {
+        for (_, path) in self.list()?.into_iter().skip(keep) {
+            self.io(std::fs::remove_file(path))?;
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<String>, FolderError> {
+        let entries = match std::fs::read_dir(&self.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => self.io(entries)?,
+        };
+        entries
+            .map(|entry| Ok(self.io(entry)?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    fn io<T>(&self, result: std::io::Result<T>) -> Result<T, FolderError> {
+        result.map_err(|source| FolderError::Io { path: self.path.clone(), source })
+    }
+}

@@ -1,0 +1,180 @@
+//! What a run writes down while it goes: `train.log`, `metrics.jsonl`, `log.txt` and TensorBoard.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::RunError;
+use super::folder::RunFolder;
+use crate::files::{self, LineLog};
+use crate::health::Health;
+use crate::tensorboard::TensorBoard;
+
+/// The figures of a stretch of steps, averaged where that makes sense.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepFigures {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Epoch of the last step, counted from 0.
+    pub epoch: u64,
+    /// Mean loss since the last line.
+    pub train_loss: f64,
+    /// Mean loss of the view task, unweighted.
+    pub view_loss: f64,
+    /// Mean loss of the region task, unweighted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region_loss: Option<f64>,
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Weight decay of the last step.
+    pub wd: f64,
+    /// The teacher's momentum of the last step.
+    pub momentum: f64,
+    /// The teacher's temperature of the last step.
+    pub teacher_temp: f64,
+    /// Mean norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Seconds a step.
+    pub batch_time: f64,
+    /// Share of that time spent waiting for data.
+    pub data_wait: f64,
+    /// Pictures a second.
+    pub img_per_s: f64,
+    /// Largest resident memory so far, in MiB.
+    pub max_mem: f64,
+    /// The teacher's health.
+    #[serde(flatten)]
+    pub health: Option<Health>,
+}
+
+/// A k-NN check.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct KnnFigures {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: u64,
+    /// Neighbours.
+    pub knn_k: usize,
+    /// Top-1 in per cent.
+    pub knn_top1: f64,
+    /// Top-5 in per cent.
+    pub knn_top5: f64,
+}
+
+/// An epoch, in the form of DINO's `log.txt`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct EpochFigures {
+    /// Mean loss.
+    pub train_loss: f64,
+    /// Learning rate of the last step.
+    pub train_lr: f64,
+    /// Weight decay of the last step.
+    pub train_wd: f64,
+    /// The epoch, counted from 0.
+    pub epoch: u64,
+}
+
+/// The open files.
+pub(super) struct Record {
+    log: LineLog,
+    metrics: LineLog,
+    epochs: LineLog,
+    tensorboard: TensorBoard,
+}
+
+/// What is needed to find the place in a file of lines.
+#[derive(Deserialize)]
+struct Place {
+    step: Option<u64>,
+    epoch: u64,
+}
+
+impl Record {
+    /// Opens the files; lines of steps after `step` (of epochs after `epochs` are done) are cut
+    /// off, since they will be written again.
+    pub(super) fn open(folder: &RunFolder, step: u64, epochs: u64) -> Result<Self, RunError> {
+        let [log, metrics, log_txt] =
+            ["train.log", "metrics.jsonl", "log.txt"].map(|name| folder.file(name));
+        for path in [&metrics, &log_txt] {
+            if path.exists() {
+                files::keep_lines_while(path, |line| {
+                    serde_json::from_str::<Place>(line).is_ok_and(|place| match place.step {
+                        Some(at) => at <= step,
+                        None => place.epoch < epochs,
+                    })
+                })?;
+            }
+        }
+        let tensorboard = if step == 0 {
+            TensorBoard::create(folder.path())
+        } else {
+            TensorBoard::resume(folder.path(), step + 1)
+        };
+        Ok(Self {
+            log: LineLog::open(&log)?,
+            metrics: LineLog::open(&metrics)?,
+            epochs: LineLog::open(&log_txt)?,
+            tensorboard: tensorboard?,
+        })
+    }
+
+    /// A line for people.
+    pub(super) fn say(&mut self, line: &str) -> Result<(), RunError> {
+        let time = humantime::format_rfc3339_seconds(SystemTime::now());
+        for line in line.lines() {
+            self.log.append_line(&format!("{time} {line}"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn step(&mut self, figures: &StepFigures) -> Result<(), RunError> {
+        self.line(figures, figures.step)
+    }
+
+    pub(super) fn knn(&mut self, figures: &KnnFigures) -> Result<(), RunError> {
+        self.line(figures, figures.step)
+    }
+
+    pub(super) fn epoch(&mut self, figures: &EpochFigures) -> Result<(), RunError> {
+        self.epochs.append_line(&json(figures))?;
+        Ok(())
+    }
+
+    /// Every number of a structure under its name, in `metrics.jsonl` and for TensorBoard.
+    fn line(&mut self, figures: &impl Serialize, step: u64) -> Result<(), RunError> {
+        let text = json(figures);
+        self.metrics.append_line(&text)?;
+        let values: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&text).unwrap_or_default();
+        let scalars: Vec<(&str, f32)> = values
+            .iter()
+            .filter(|(name, _)| *name != "step")
+            .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()? as f32)))
+            .collect();
+        self.tensorboard.scalars(step, now(), &scalars)?;
+        Ok(())
+    }
+
+    /// Makes sure that what was written outlives the process.
+    pub(super) fn flush(&mut self) -> Result<(), RunError> {
+        self.tensorboard.flush()?;
+        Ok(())
+    }
+}
+
+fn json(figures: &impl Serialize) -> String {
+    serde_json::to_string(figures).expect("plain numbers")
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+/// Largest resident memory of this process in MiB; 0 where the system does not say.
+pub(super) fn peak_memory() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+    kilobytes.unwrap_or(0.0) / 1024.0
+}

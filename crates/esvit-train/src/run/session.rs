@@ -1,0 +1,438 @@
+//! The loop of a run in this process: from its start, or from where an earlier process left it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, Tensor};
+use esvit_data::{Batch, Loader};
+use esvit_nn::params::tensor;
+use esvit_nn::weights::Entry;
+
+use super::folder::RunFolder;
+use super::record::{EpochFigures, KnnFigures, Record, StepFigures, peak_memory};
+use super::{End, Event, KnnCheck, Observer, Options, Outcome, Plan, RunError, Start, plan};
+use crate::Learner;
+use crate::checkpoint::{self, Best, Checkpoint, CheckpointError, Loaded, Metadata};
+use crate::config::Config;
+use crate::files;
+use crate::health::Watch;
+use crate::learner::{NotFinite, StepResult, StepSettings};
+
+pub(super) struct Session<'a> {
+    config: &'a Config,
+    folder: RunFolder,
+    record: Record,
+    observer: &'a mut dyn Observer,
+    knn: Option<&'a mut KnnCheck<'a>>,
+    stop: Arc<AtomicBool>,
+    learner: Learner,
+    plan: Plan,
+    watch: Watch,
+    best: Option<Best>,
+    newest: PathBuf,
+    last_knn: Option<KnnFigures>,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn open(
+        config: &'a Config,
+        options: Options<'a>,
+        loader: &Loader,
+    ) -> Result<Self, RunError> {
+        let Options { out, overwrite, start, source, stop, environment, observer, knn } = options;
+        let mut learner = plan::learner(config, &Device::flex());
+        let mut notes = Vec::new();
+        let mut first_step = 0;
+        // What the run starts from is read before anything is written or deleted.
+        match &start {
+            Start::New | Start::Resume => {}
+            Start::InitFrom(path) => {
+                let loaded = from_file(path, |file| file.initialise(&mut learner))?;
+                notes.push(describe("weights", path, &loaded));
+            }
+            Start::ContinueFrom(path) => {
+                let loaded = from_file(path, |file| {
+                    first_step = file.run()?.step;
+                    file.go_on(&mut learner)
+                })?;
+                notes.push(describe("weights, moments and centres", path, &loaded));
+            }
+        }
+        let steps = loader.steps_per_epoch() * config.train.epochs;
+        if let Start::ContinueFrom(path) = &start
+            && first_step >= steps
+        {
+            return Err(RunError::NoStepLeft {
+                path: path.clone(),
+                done: first_step,
+                total: steps,
+                epochs: config.train.epochs,
+            });
+        }
+        let folder = match start {
+            Start::Resume => RunFolder::reopen(&out)?,
+            _ => RunFolder::create(&out, overwrite)?,
+        };
+        let mut best = None;
+        let mut newest = PathBuf::new();
+        if start == Start::Resume {
+            match newest_whole(&folder, &mut notes)? {
+                Some((path, file)) => {
+                    let failed = |source| RunError::Start { path: path.clone(), source };
+                    file.restore(&mut learner).map_err(failed)?;
+                    let metadata = file.run().map_err(failed)?;
+                    (first_step, best) = (metadata.step, metadata.best);
+                    notes.push(format!("going on after step {first_step} (`{}`)", path.display()));
+                    newest = path;
+                }
+                None => notes.push("no checkpoint yet, starting from the beginning".into()),
+            }
+        }
+        let plan = Plan::new(config, loader, source.len(), &learner, first_step);
+        write_text(&folder.config(), &config.to_toml())?;
+        write_text(&folder.file("env.json"), &format!("{environment:#}\n"))?;
+        let record = Record::open(&folder, first_step, plan.epochs_done(first_step))?;
+        let mut session = Self {
+            config,
+            folder,
+            record,
+            observer,
+            knn,
+            stop,
+            learner,
+            plan,
+            watch: Watch::default(),
+            best,
+            newest,
+            last_knn: None,
+        };
+        for note in notes {
+            session.note(&note)?;
+        }
+        Ok(session)
+    }
+
+    pub(super) fn run(&mut self, loader: &Loader) -> Result<Outcome, RunError> {
+        self.record.say(&self.plan.to_string())?;
+        self.observer.notice(&Event::Begin(&self.plan));
+        let Plan { first_step, total_steps, .. } = self.plan;
+        if first_step >= total_steps {
+            self.note(&format!("nothing to do: all {total_steps} steps of this run are done"))?;
+            return Ok(self.outcome(End::NothingToDo, first_step, Duration::ZERO, loader));
+        }
+        if self.newest.as_os_str().is_empty() {
+            // A run that fails before its first checkpoint has one to fall back on.
+            self.save(first_step)?;
+        }
+        let mut stretch = Stretch::new();
+        let mut epoch_loss = Mean::default();
+        let mut training = Duration::ZERO;
+        let mut done = first_step;
+        for batch in loader.batches(first_step..total_steps) {
+            let batch = batch?;
+            self.report_broken(loader)?;
+            let begin = Instant::now();
+            let waited = batch.waited;
+            let settings = self.plan.settings(done);
+            let result = self.step(batch, &settings)?;
+            done += 1;
+            let spent = begin.elapsed() + waited;
+            training += spent;
+            epoch_loss.add(f64::from(result.loss));
+            stretch.add(&result, spent, waited);
+            self.observer.notice(&Event::Step { step: done, loss: result.loss });
+            if self.plan.is_logged(done) {
+                self.figures(&stretch, &settings, &result)?;
+                stretch = Stretch::new();
+            }
+            let saved = self.end_of_epoch(done, &settings, &mut epoch_loss)?;
+            if self.stop.load(Ordering::Relaxed) && done < total_steps {
+                if !saved {
+                    self.save(done)?;
+                }
+                self.note(&format!("stopped after step {done} of {total_steps}, state saved"))?;
+                return Ok(self.outcome(End::Stopped, done, training, loader));
+            }
+        }
+        self.record.flush()?;
+        Ok(self.outcome(End::Finished, done, training, loader))
+    }
+
+    /// One optimiser step; a loss that is not finite leaves its inputs and the state on disk.
+    fn step(&mut self, batch: Batch, settings: &StepSettings) -> Result<StepResult, RunError> {
+        let micro_batches = self.micro_batches(batch);
+        self.learner
+            .step(&micro_batches, settings)
+            .or_else(|error| Err(self.not_finite(&micro_batches, settings, error)?))
+    }
+
+    /// The batch as crops of `train.batch_size` pictures.
+    fn micro_batches(&self, batch: Batch) -> Vec<Vec<Tensor<4>>> {
+        let device = self.learner.device();
+        let pictures = self.config.train.batch_size;
+        let sizes = self.config.views.sizes();
+        let crops = |part: usize| -> Vec<Tensor<4>> {
+            let views = batch.views.iter().zip(&sizes).map(|(view, &size)| {
+                let size = size as usize;
+                let length = pictures * 3 * size * size;
+                let values = view[part * length..(part + 1) * length].to_vec();
+                tensor(values, [pictures, 3, size, size], &device)
+            });
+            views.collect()
+        };
+        (0..self.config.train.accumulate).map(crops).collect()
+    }
+
+    fn not_finite(
+        &mut self,
+        micro_batches: &[Vec<Tensor<4>>],
+        settings: &StepSettings,
+        source: NotFinite,
+    ) -> Result<RunError, RunError> {
+        let step = settings.step;
+        let folder = self.folder.file("failures");
+        std::fs::create_dir_all(&folder).map_err(|source| {
+            RunError::Folder(super::FolderError::Io { path: folder.clone(), source })
+        })?;
+        let mut entries = Vec::new();
+        for (part, crops) in micro_batches.iter().enumerate() {
+            for (view, crop) in crops.iter().enumerate() {
+                entries.push(Entry {
+                    name: format!("batch.{part}.view.{view}"),
+                    shape: crop.dims().to_vec(),
+                    values: crop.clone().reshape([crop.shape().num_elements()]),
+                });
+            }
+        }
+        let inputs = folder.join(format!("step={step:08}-inputs.safetensors"));
+        checkpoint::write(&inputs, &entries, &serde_json::json!({ "step": step }))?;
+        let state = folder.join(format!("step={step:08}-state.safetensors"));
+        checkpoint::save(&state, &self.learner, self.metadata(step))?;
+        Ok(RunError::NotFinite { step, source, saved: folder, checkpoint: self.newest.clone() })
+    }
+
+    /// Writes the figures of the last steps down and looks at the teacher's health.
+    fn figures(
+        &mut self,
+        stretch: &Stretch,
+        settings: &StepSettings,
+        result: &StepResult,
+    ) -> Result<(), RunError> {
+        let figures = StepFigures {
+            step: settings.step + 1,
+            epoch: self.plan.epochs_done(settings.step),
+            train_loss: stretch.loss.mean(),
+            view_loss: stretch.view_loss.mean(),
+            region_loss: result.region_loss.map(|_| stretch.region_loss.mean()),
+            lr: settings.lr,
+            wd: settings.weight_decay,
+            momentum: settings.momentum,
+            teacher_temp: settings.teacher_temp,
+            grad_norm: stretch.grad_norm.mean(),
+            batch_time: stretch.spent.as_secs_f64() / stretch.loss.count as f64,
+            data_wait: stretch.waited.as_secs_f64() / stretch.spent.as_secs_f64().max(1e-9),
+            img_per_s: self.plan.global_batch as f64 * stretch.loss.count as f64
+                / stretch.spent.as_secs_f64().max(1e-9),
+            max_mem: peak_memory(),
+            health: result.health,
+        };
+        self.record.step(&figures)?;
+        self.observer.notice(&Event::Figures(&figures));
+        if let Some(health) = &result.health
+            && let Some(collapse) = self.watch.look(health)
+        {
+            let warning = format!("step {}: {}", figures.step, collapse.advice());
+            self.record.say(&format!("warning: {warning}"))?;
+            self.observer.notice(&Event::Warning(&warning));
+        }
+        Ok(())
+    }
+
+    /// Check and checkpoint where they are due; returns whether the state was saved.
+    fn end_of_epoch(
+        &mut self,
+        done: u64,
+        settings: &StepSettings,
+        epoch_loss: &mut Mean,
+    ) -> Result<bool, RunError> {
+        let last = done == self.plan.total_steps;
+        let epoch = self.plan.epochs_done(done);
+        let is_end = done.is_multiple_of(self.plan.steps_per_epoch);
+        let every_steps = self.config.checkpoint.every_steps;
+        let mut due = every_steps > 0 && done.is_multiple_of(every_steps);
+        let mut improved = false;
+        if is_end {
+            let figures = EpochFigures {
+                train_loss: epoch_loss.mean(),
+                train_lr: settings.lr,
+                train_wd: settings.weight_decay,
+                epoch: epoch - 1,
+            };
+            *epoch_loss = Mean::default();
+            self.record.epoch(&figures)?;
+            let every = self.config.knn.every_epochs;
+            if every > 0 && (epoch.is_multiple_of(every) || last) {
+                improved = self.check(done, epoch)?;
+            }
+            due |= last || epoch.is_multiple_of(self.config.checkpoint.every_epochs);
+        }
+        if due || improved {
+            self.save(done)?;
+            if improved {
+                self.folder.mark_best(&self.newest)?;
+            }
+        }
+        Ok(due || improved)
+    }
+
+    /// Measures the teacher; returns whether it is the best so far.
+    fn check(&mut self, done: u64, epoch: u64) -> Result<bool, RunError> {
+        let Some(knn) = &mut self.knn else { return Ok(false) };
+        let accuracy =
+            knn(&self.learner.network, &self.learner.teacher).map_err(RunError::Knn)?;
+        let figures = KnnFigures {
+            step: done,
+            epoch,
+            knn_k: self.config.knn.k,
+            knn_top1: accuracy.top1,
+            knn_top5: accuracy.top5,
+        };
+        self.record.knn(&figures)?;
+        self.observer.notice(&Event::Knn(&figures));
+        self.last_knn = Some(figures);
+        let improved = self.best.is_none_or(|best| accuracy.top1 > best.top1);
+        if improved {
+            self.best = Some(Best { top1: accuracy.top1, epoch });
+        }
+        Ok(improved)
+    }
+
+    fn metadata(&self, step: u64) -> Metadata {
+        Metadata::new(step, self.plan.epochs_done(step), self.config.to_toml(), self.best)
+    }
+
+    fn save(&mut self, step: u64) -> Result<(), RunError> {
+        let path = self.folder.checkpoint(self.plan.epochs_done(step), step);
+        checkpoint::save(&path, &self.learner, self.metadata(step))?;
+        self.record.flush()?;
+        self.folder.prune(self.config.checkpoint.keep_last)?;
+        self.observer.notice(&Event::Checkpoint(&path));
+        self.newest = path;
+        Ok(())
+    }
+
+    pub(super) fn report_broken(&mut self, loader: &Loader) -> Result<(), RunError> {
+        for broken in loader.take_new_broken() {
+            self.record.say(&format!("left out `{}`: {}", broken.name, broken.reason))?;
+            self.observer.notice(&Event::Broken(&broken));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, note: &str) -> Result<(), RunError> {
+        self.record.say(note)?;
+        self.observer.notice(&Event::Note(note));
+        Ok(())
+    }
+
+    fn outcome(&self, end: End, step: u64, training: Duration, loader: &Loader) -> Outcome {
+        Outcome {
+            end,
+            step,
+            checkpoint: self.newest.clone(),
+            knn: self.last_knn,
+            training,
+            broken: loader.broken().len(),
+        }
+    }
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), RunError> {
+    files::write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()))?;
+    Ok(())
+}
+
+fn from_file(
+    path: &Path,
+    load: impl FnOnce(&Checkpoint) -> Result<Loaded, CheckpointError>,
+) -> Result<Loaded, RunError> {
+    Checkpoint::open(path)
+        .and_then(|file| load(&file))
+        .map_err(|source| RunError::Start { path: path.into(), source })
+}
+
+fn describe(what: &str, path: &Path, loaded: &Loaded) -> String {
+    let list = |parts: &[String]| {
+        parts.iter().map(|part| format!("`{part}`")).collect::<Vec<_>>().join(", ")
+    };
+    let mut text = format!("{what} of {} from `{}`", list(&loaded.found), path.display());
+    if !loaded.new.is_empty() {
+        text.push_str(&format!("; {} start anew", list(&loaded.new)));
+    }
+    text
+}
+
+/// The newest checkpoint that can be read; those that cannot are named in `notes`.
+fn newest_whole(
+    folder: &RunFolder,
+    notes: &mut Vec<String>,
+) -> Result<Option<(PathBuf, Checkpoint)>, RunError> {
+    let mut first_error = None;
+    for (_, path) in folder.list()? {
+        match Checkpoint::open(&path) {
+            Ok(file) => return Ok(Some((path, file))),
+            Err(source) => {
+                notes.push(format!("passing over a broken checkpoint: {source}"));
+                first_error.get_or_insert(RunError::Start { path, source });
+            }
+        }
+    }
+    // With checkpoints but none that is whole, starting over would hide the loss.
+    first_error.map_or(Ok(None), Err)
+}
+
+/// Sums over the steps of one line of the log.
+struct Stretch {
+    loss: Mean,
+    view_loss: Mean,
+    region_loss: Mean,
+    grad_norm: Mean,
+    spent: Duration,
+    waited: Duration,
+}
+
+impl Stretch {
+    fn new() -> Self {
+        let [loss, view_loss, region_loss, grad_norm] = Default::default();
+        let [spent, waited] = Default::default();
+        Self { loss, view_loss, region_loss, grad_norm, spent, waited }
+    }
+
+    fn add(&mut self, result: &StepResult, spent: Duration, waited: Duration) {
+        self.loss.add(f64::from(result.loss));
+        self.view_loss.add(f64::from(result.view_loss));
+        self.region_loss.add(f64::from(result.region_loss.unwrap_or(0.0)));
+        self.grad_norm.add(f64::from(result.grad_norm));
+        self.spent += spent;
+        self.waited += waited;
+    }
+}
+
+#[derive(Default)]
+struct Mean {
+    sum: f64,
+    count: u64,
+}
+
+impl Mean {
+    fn add(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1;
+    }
+
+    fn mean(&self) -> f64 {
+        if self.count == 0 { 0.0 } else { self.sum / self.count as f64 }
+    }
+}

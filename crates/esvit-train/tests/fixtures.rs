@@ -1,0 +1,289 @@
+//! Objectives and optimisers against values of the official code, hand formulas and finite
+//! differences.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../esvit-nn/tests/common/mod.rs"]
+mod common;
+
+use burn::tensor::{Device, Tensor};
+use common::{assert_close, check_gradients, hash, hashed, hashed_tensor, hashed_times};
+use esvit_nn::Params;
+use esvit_nn::network::{Predictions, RegionPredictions};
+use esvit_nn::params::{Init, Registry, tensor};
+use esvit_nn::weights::to_vec;
+use esvit_train::objective::{self, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind};
+use esvit_train::schedule::TemperatureSchedule;
+
+const CENTER_MOMENTUM: f64 = 0.9;
+
+fn settings(epoch: u64) -> LossSettings {
+    let teacher = TemperatureSchedule { warmup: 0.04, last: 0.07, warmup_epochs: 30 };
+    LossSettings {
+        student_temp: 0.1,
+        teacher_temp: teacher.at(epoch),
+        weights: Weights::Named(NamedWeights::Reference),
+    }
+}
+
+/// Two pictures, two global crops of 4 tokens and two local ones of 2, 5 prototypes.
+struct Case {
+    student_view: Tensor<2>,
+    student_region: Tensor<2>,
+    student_features: Tensor<2>,
+    teacher: Predictions,
+}
+
+impl Case {
+    fn new() -> Self {
+        let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
+        let region = RegionPredictions {
+            logits: hashed_tensor(4, [16, 5]),
+            features: hashed_tensor(6, [16, 3]),
+            tokens: vec![4; 2],
+        };
+        Self {
+            student_view: leaf(hashed_tensor(1, [8, 5])),
+            student_region: leaf(hashed_tensor(3, [24, 5])),
+            student_features: leaf(hashed_tensor(5, [24, 3])),
+            teacher: predictions(hashed_tensor(2, [4, 5]), Some(region)),
+        }
+    }
+
+    fn student(&self) -> Predictions {
+        let region = RegionPredictions {
+            logits: self.student_region.clone(),
+            features: self.student_features.clone(),
+            tokens: vec![4, 4, 2, 2],
+        };
+        predictions(self.student_view.clone(), Some(region))
+    }
+}
+
+fn predictions(view_logits: Tensor<2>, region: Option<RegionPredictions>) -> Predictions {
+    // The objective does not look at view features.
+    let view_features = Tensor::zeros([1, 1], &Device::flex());
+    Predictions { view_features, view_logits, region }
+}
+
+fn scalar(loss: &Tensor<1>) -> [f32; 1] {
+    [loss.clone().inner().into_scalar()]
+}
+
+/// Loss, gradients and centres of both tasks together.
+#[test]
+fn view_and_region_task() {
+    let case = Case::new();
+    let (student, teacher) = (case.student(), &case.teacher);
+    let mut centers = Centers::zeros(5, true, &Device::flex());
+
+    let loss = objective::loss(&student, teacher, &centers, &settings(0), None);
+    assert_close("loss", &scalar(&loss.total), &[8.402898], 5e-6);
+    let halves = 0.5 * (scalar(&loss.view)[0] + scalar(&loss.region.clone().unwrap())[0]);
+    assert_close("half of each task", &[halves], &[8.402898], 5e-6);
+
+    let gradients = loss.total.backward();
+    let row = |tensor: &Tensor<2>| to_vec(&tensor.grad(&gradients).unwrap())[..5].to_vec();
+    let expected = [0.026771, -0.198348, 0.382144, -0.211137, 0.00057];
+    assert_close("view gradient", &row(&case.student_view), &expected, 2e-6);
+    let expected = [0.022819, 0.000011, 0.033959, -0.025978, -0.030812];
+    assert_close("region gradient", &row(&case.student_region), &expected, 2e-6);
+    assert!(case.student_features.grad(&gradients).is_none(), "no gradient through the match");
+
+    centers.observe(teacher);
+    centers.update(CENTER_MOMENTUM);
+    let expected = [-0.018811, 0.064982, 0.003913, 0.030025, -0.01128];
+    assert_close("centre", &to_vec(&centers.view), &expected, 1e-6);
+    let expected = [-0.007342, 0.005995, -0.001919, -0.018885, -0.008416];
+    assert_close("region centre", &to_vec(centers.region.as_ref().unwrap()), &expected, 1e-6);
+
+    let loss = objective::loss(&student, teacher, &centers, &settings(29), None);
+    assert_close("second loss", &scalar(&loss.total), &[8.382052], 5e-6);
+}
+
+/// The view task alone, plain and with every crop mixed of 0.3 of itself and 0.7 of the other.
+#[test]
+fn view_task() {
+    let case = Case::new();
+    let student = predictions(case.student_view.clone(), None);
+    let teacher = predictions(case.teacher.view_logits.clone(), None);
+    let centers = Centers::zeros(5, false, &Device::flex());
+    let loss = |mixing: Option<&[Tensor<2>]>| {
+        scalar(&objective::loss(&student, &teacher, &centers, &settings(0), mixing).total)
+    };
+    assert_close("loss", &loss(None), &[8.798439], 5e-6);
+    let mixing = tensor(vec![0.3, 0.7, 0.7, 0.3], [2, 2], &Device::flex());
+    assert_close("mixed loss", &loss(Some(&vec![mixing; 4])), &[7.523733], 5e-6);
+}
+
+/// With two sizes of local crops, with one of a single token, and without any.
+#[test]
+fn gradients_of_the_objective() {
+    const BATCH: usize = 2;
+    const PROTOTYPES: usize = 5;
+    for tokens in [vec![4, 4, 2, 2, 3], vec![4, 4, 1], vec![4, 4]] {
+        let rows = BATCH * tokens.iter().sum::<usize>();
+        let views = BATCH * tokens.len();
+        let region = RegionPredictions {
+            logits: hashed_tensor(4, [BATCH * 8, PROTOTYPES]),
+            features: hashed_tensor(6, [BATCH * 8, 3]),
+            tokens: vec![4; 2],
+        };
+        let teacher = predictions(hashed_tensor(2, [2 * BATCH, PROTOTYPES]), Some(region));
+        let center = |stream| hashed_tensor(stream, [PROTOTYPES]) * 0.1;
+        let centers = Centers::new(center(8), Some(center(9)));
+        // Ten times the logits: a step then is small compared with the student's temperature.
+        let inputs = [1, 3].map(|stream| {
+            hashed_times(stream, if stream == 1 { views } else { rows } * PROTOTYPES, 10.0)
+        });
+        let what = format!("objective, tokens {tokens:?}");
+        check_gradients(&what, &inputs, |v| {
+            let region = RegionPredictions {
+                logits: v[1].clone().reshape([rows, PROTOTYPES]) * 0.1,
+                features: hashed_tensor(5, [rows, 3]),
+                tokens: tokens.clone(),
+            };
+            let student =
+                predictions(v[0].clone().reshape([views, PROTOTYPES]) * 0.1, Some(region));
+            objective::loss(&student, &teacher, &centers, &settings(0), None).total
+        });
+    }
+}
+
+/// Equal teacher tokens: the first is the match, wherever the product of the matrices computes
+/// them.
+#[test]
+fn the_first_of_equal_matches_wins() {
+    const WIDTH: usize = 96;
+    for [batch, student_tokens, teacher_tokens] in [[1, 1, 4], [2, 9, 49], [3, 49, 49], [1, 36, 196]] {
+        // Tokens repeat after the first third.
+        let distinct = teacher_tokens / 3;
+        let rows = (0..batch * teacher_tokens).flat_map(|row| {
+            let (image, token) = (row / teacher_tokens, row % teacher_tokens % distinct);
+            let row: Vec<f64> =
+                (0..WIDTH).map(|i| hash(1, (image * distinct + token) * WIDTH + i)).collect();
+            let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+            row.into_iter().map(move |v| (v / norm) as f32)
+        });
+        let teacher: Tensor<3> =
+            tensor(rows.collect(), [batch, teacher_tokens, WIDTH], &Device::flex());
+        let student = hashed_tensor(2, [batch, student_tokens, WIDTH]);
+        let matches = objective::best_matches(student, teacher).to_data();
+        for index in matches.iter::<i64>() {
+            assert!((index as usize) < distinct, "{index} of {distinct} distinct ones");
+        }
+    }
+
+    // The whole loss: with equal teacher features, all rows learn from token 0.
+    let mut case = Case::new();
+    let student = case.student();
+    let region = case.teacher.region.as_mut().unwrap();
+    region.features = region.features.clone().slice([0..1, 0..3]).repeat_dim(0, 16);
+    let centers = Centers::zeros(5, true, &Device::flex());
+    let tied = objective::loss(&student, &case.teacher, &centers, &settings(0), None);
+    let region = case.teacher.region.as_mut().unwrap();
+    let first = region.logits.clone().reshape([4, 4, 5]).slice([0..4, 0..1, 0..5]);
+    region.logits = first.repeat_dim(1, 4).reshape([16, 5]);
+    let of_first = objective::loss(&student, &case.teacher, &centers, &settings(0), None);
+    assert_eq!(scalar(&tied.total), scalar(&of_first.total));
+}
+
+/// A matrix, a vector, and a bias of two dimensions, which is not decayed.
+fn parameters() -> Params {
+    let mut registry = Registry::default();
+    registry.root().param("w", &[2, 3], Init::Zeros);
+    registry.root().param("b", &[3], Init::Zeros);
+    registry.root().at("c").param("bias", &[1, 2], Init::Zeros);
+    let mut stream = 10;
+    Params::from_fn(&registry.finish(), &Device::flex(), |spec| {
+        stream += 1;
+        hashed(stream, spec.len())
+    })
+}
+
+const LR: f64 = 0.5;
+const DECAY: f64 = 0.04;
+
+/// The matrix is adapted and decayed, the vector neither.
+#[test]
+fn lars() {
+    let mut params = parameters();
+    let mut optimizer = Optimizer::new(OptimizerKind::Lars, 3);
+    let gradients = vec![Some(hashed_tensor(13, [6])), Some(hashed_tensor(14, [3])), None];
+    optimizer.step(&mut params, gradients, LR, DECAY);
+    let expected = [-0.853116, 0.76792, -0.878982, 0.037363, -0.958242, -0.747526];
+    assert_close("matrix", &to_vec(&params.values()[0]), &expected, 1e-6);
+    let expected = [0.60172, -1.364341, -0.996615];
+    assert_close("vector", &to_vec(&params.values()[1]), &expected, 1e-6);
+    assert_eq!(to_vec(&params.values()[2]), hashed(13, 2), "no gradient, no change");
+    assert_eq!(optimizer.moments()[2].updates, 0);
+}
+
+/// Three steps by the textbook, in f64.
+#[test]
+fn sgd_and_adamw() {
+    for kind in [OptimizerKind::Sgd, OptimizerKind::AdamW] {
+        let mut params = parameters();
+        let mut optimizer = Optimizer::new(kind, 3);
+        let mut by_hand: Vec<Vec<[f64; 3]>> = params
+            .values()
+            .iter()
+            .map(|value| to_vec(value).iter().map(|&v| [v.into(), 0.0, 0.0]).collect())
+            .collect();
+        for step in 1..=3 {
+            let stream = |parameter: usize| (20 * step + parameter) as u32;
+            let gradients = [6, 3, 2].into_iter().enumerate();
+            let gradients = gradients.map(|(p, len)| Some(hashed_tensor(stream(p), [len])));
+            optimizer.step(&mut params, gradients.collect(), LR, DECAY);
+            for (parameter, entries) in by_hand.iter_mut().enumerate() {
+                let decay = if parameter == 0 { DECAY } else { 0.0 };
+                for (i, [value, first, second]) in entries.iter_mut().enumerate() {
+                    let gradient = hash(stream(parameter), i);
+                    if kind == OptimizerKind::Sgd {
+                        *first = 0.9 * *first + gradient + decay * *value;
+                        *value -= LR * *first;
+                    } else {
+                        *value -= LR * decay * *value;
+                        *first = 0.9 * *first + 0.1 * gradient;
+                        *second = 0.999 * *second + 0.001 * gradient * gradient;
+                        let mean = *first / (1.0 - 0.9f64.powi(step as i32));
+                        let square = *second / (1.0 - 0.999f64.powi(step as i32));
+                        *value -= LR * mean / (square.sqrt() + 1e-8);
+                    }
+                }
+            }
+        }
+        for (found, expected) in params.values().iter().zip(&by_hand) {
+            let expected: Vec<f64> = expected.iter().map(|entry| entry[0]).collect();
+            assert_close(&format!("{kind:?}"), &to_vec(found), &expected, 3e-6);
+        }
+    }
+}
+
+#[test]
+fn clipping_by_tensor_and_by_all() {
+    let gradients = || {
+        let vector = |values: [f32; 2]| Some(tensor(values.to_vec(), [2], &Device::flex()));
+        vec![vector([3.0, -4.0]), None, vector([0.3, 0.4])]
+    };
+    let total = 25.25f64.sqrt();
+    for (limit, scope, scales) in [
+        (Some(3.0), ClipScope::Tensor, [3.0 / 5.0, 1.0]),
+        (Some(3.0), ClipScope::Global, [3.0 / total; 2]),
+        (Some(5.01), ClipScope::Tensor, [1.0; 2]),
+        (Some(5.01), ClipScope::Global, [5.01 / total; 2]),
+        (None, ClipScope::Global, [1.0; 2]),
+    ] {
+        let mut clipped = gradients();
+        let norm = optim::clip(&mut clipped, limit, scope);
+        assert_close("norm before", &[norm], &[total], 1e-6);
+        assert!(clipped[1].is_none());
+        for (place, scale) in [0, 2].into_iter().zip(scales) {
+            let original = to_vec(gradients()[place].as_ref().unwrap());
+            let expected: Vec<f64> = original.iter().map(|&g| f64::from(g) * scale).collect();
+            let found = to_vec(clipped[place].as_ref().unwrap());
+            assert_close(&format!("{limit:?}, {scope:?}"), &found, &expected, 3e-6);
+        }
+    }
+}

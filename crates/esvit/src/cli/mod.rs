@@ -1,0 +1,103 @@
+//! The command line.
+
+mod data;
+mod embed;
+mod eval;
+mod flags;
+mod info;
+mod output;
+mod pretrain;
+mod progress;
+mod settings;
+mod verify;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::{Output, Quiet};
+
+/// Exit code of a run that was asked to stop and has saved its state: the one by which schedulers
+/// know that a job wants to be started again.
+const STOPPED: u8 = 75;
+/// Exit code of a command that failed.
+const FAILED: u8 = 1;
+/// Exit code of a command line that makes no sense.
+const USAGE: u8 = 2;
+
+/// Pre-trains vision backbones on pictures without labels, and evaluates and uses them.
+#[derive(Debug, Parser)]
+#[command(name = "esvit", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Says less: no progress, no notes.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Pre-trains a backbone on a folder of pictures, or on the built-in ones.
+    #[command(visible_alias = "train")]
+    Pretrain(pretrain::Pretrain),
+    /// Goes on with a run where it stopped.
+    Resume(pretrain::Resume),
+    /// Measures what a backbone has learnt.
+    #[command(subcommand)]
+    Eval(eval::Eval),
+    /// Writes the features of a folder of pictures to a file.
+    Embed(embed::Embed),
+    /// Lists architectures and recipes, or tells what a file of weights is.
+    Info(info::Info),
+    /// Compares what this program computes with stored numeric cases.
+    Verify(verify::Verify),
+    /// Looks at pictures before a run.
+    #[command(subcommand)]
+    Data(data::Data),
+}
+
+/// How a command ended, if it did not fail.
+enum Done {
+    /// All is well.
+    Well,
+    /// It was asked to stop and can be gone on with.
+    Stopped,
+    /// It ran, and what it found is bad.
+    Bad,
+}
+
+/// Runs the program.
+pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
+    let arguments = flags::translate(arguments);
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; both go where clap sends them.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let output = Output::new(if cli.quiet { Quiet::Yes } else { Quiet::No });
+    let result = match cli.command {
+        Command::Pretrain(command) => command.run(&output),
+        Command::Resume(command) => command.run(&output),
+        Command::Eval(command) => command.run(&output),
+        Command::Embed(command) => command.run(&output),
+        Command::Info(command) => command.run(&output),
+        Command::Verify(command) => command.run(&output),
+        Command::Data(command) => command.run(&output),
+    };
+    match result {
+        Ok(Done::Well) => ExitCode::SUCCESS,
+        Ok(Done::Bad) => ExitCode::from(FAILED),
+        Ok(Done::Stopped) => ExitCode::from(STOPPED),
+        // Whoever read our output has seen enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! `esvit pretrain` and `esvit resume`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use esvit_data::{DecodeLimits, Folder, Source, training_materials};
+use esvit_eval::features::Preprocess;
+use esvit_eval::task::KnnTask;
+use esvit_train::Config;
+use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
+use esvit_nn::{Network, Params};
+
+use super::Done;
+use super::eval::{self, preprocess};
+use super::output::Output;
+use super::progress::{Progress, clock};
+use super::settings::Settings;
+
+/// Pre-trains a backbone.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "The flags of DINO's and EsViT's scripts are understood too, with their \
+                        underscores: --batch_size_per_gpu, --teacher_temp, --use_dense_prediction \
+                        and so on.")]
+pub(super) struct Pretrain {
+    #[command(flatten)]
+    settings: Settings,
+    /// The run's folder; `runs/<recipe>-<number>` if not given.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Goes on with the run in the folder, if there is one.
+    #[arg(long, conflicts_with_all = ["overwrite", "init_from", "continue_from"])]
+    resume: bool,
+    /// Deletes an earlier run in the folder.
+    #[arg(long)]
+    overwrite: bool,
+    /// Starts from the weights of a file and from nothing else.
+    #[arg(long, value_name = "FILE", conflicts_with = "continue_from")]
+    init_from: Option<PathBuf>,
+    /// Goes on, in a new folder, from the whole state of a checkpoint, with other settings: adds
+    /// the region task to a run of the view task, for instance.
+    #[arg(long, value_name = "FILE")]
+    continue_from: Option<PathBuf>,
+}
+
+/// Goes on with a run.
+#[derive(Debug, clap::Args)]
+pub(super) struct Resume {
+    /// The run's folder.
+    run: PathBuf,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Pretrain {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let recipe = self.settings.recipe().to_owned();
+        let out = match self.out {
+            Some(out) => out,
+            None => numbered(Path::new("runs"), &recipe, self.resume)?,
+        };
+        if self.resume {
+            return resume(&out, &self.settings, output);
+        }
+        let config = self.settings.resolve()?;
+        let start = match (self.init_from, self.continue_from) {
+            (Some(path), _) => Start::InitFrom(path),
+            (None, Some(path)) => Start::ContinueFrom(path),
+            (None, None) => Start::New,
+        };
+        train(&config, &out, start, self.overwrite, output)
+    }
+}
+
+impl Resume {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        if !self.run.join("config.toml").is_file() {
+            bail!(
+                "there is no run in `{}`\nhint: start one with `esvit pretrain --out {}`",
+                self.run.display(),
+                self.run.display()
+            );
+        }
+        resume(&self.run, &self.settings, output)
+    }
+}
+
+/// Goes on with the run in a folder; a folder without one gets a new run.
+fn resume(out: &Path, settings: &Settings, output: &Output) -> Result<Done> {
+    let stored = out.join("config.toml");
+    let config = if stored.is_file() {
+        settings.resolve_stored(&stored)?
+    } else {
+        settings.resolve()?
+    };
+    train(&config, out, Start::Resume, false, output)
+}
+
+/// The folder `name-N` in `parent`: the last one to go on with, else the first free one.
+fn numbered(parent: &Path, name: &str, last: bool) -> Result<PathBuf> {
+    let folder = |number: u32| parent.join(format!("{name}-{number}"));
+    let free = (1..).find(|&number| !folder(number).exists()).unwrap_or(1);
+    if !last {
+        return Ok(folder(free));
+    }
+    if free == 1 {
+        bail!(
+            "there is no run `{}` to go on with\nhint: name its folder with `--out`",
+            folder(1).display()
+        );
+    }
+    Ok(folder(free - 1))
+}
+
+fn train(
+    config: &Config,
+    out: &Path,
+    start: Start,
+    overwrite: bool,
+    output: &Output,
+) -> Result<Done> {
+    output.note(format!("run folder `{}`", out.display()));
+    let (source, task) = pictures(config, output)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    stop_on_signal(&stop)?;
+    let preprocess = preprocess(config);
+    let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
+    let mut progress = Progress::new(output);
+    let options = Options {
+        out: out.into(),
+        overwrite,
+        start,
+        source,
+        stop,
+        environment: environment(),
+        observer: &mut progress,
+        knn: check.as_mut().map(|check| check as _),
+    };
+    let outcome = esvit_train::pretrain(config, options)?;
+    drop(progress);
+    drop(check);
+    report(config, &outcome, task.as_ref(), out, output)
+}
+
+/// The pictures of a run, and the task of its k-NN check where labels exist.
+fn pictures(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<KnnTask>)> {
+    let limits = DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() };
+    let Some(path) = &config.data.path else {
+        let source = training_materials()?;
+        let task = (config.knn.every_epochs > 0).then(KnnTask::materials).transpose()?;
+        return Ok((Arc::new(source), task));
+    };
+    let folder = Folder::open(path, &limits)?;
+    output.note(format!("{} pictures in `{}`", folder.len(), path.display()));
+    let knn = &config.knn;
+    let train = knn.train.as_deref().unwrap_or(path);
+    let asked = knn.train.is_some() || knn.val.is_some();
+    let task = if knn.every_epochs > 0 && (asked || folder.classes().len() > 1) {
+        let val = knn.val.clone().or_else(|| validation_folder(train));
+        let task = KnnTask::folders(train, val.as_deref(), &limits, knn.max_pictures)?;
+        output.note(format!("k-NN check on {}", task.description));
+        Some(task)
+    } else {
+        None
+    };
+    Ok((Arc::new(folder), task))
+}
+
+/// The `val` folder beside a folder called `train`, as ImageNet has it.
+fn validation_folder(train: &Path) -> Option<PathBuf> {
+    let val = train.parent()?.join("val");
+    (train.file_name()? == "train" && val.is_dir()).then_some(val)
+}
+
+fn knn_check<'a>(
+    config: &'a Config,
+    task: &'a KnnTask,
+    preprocess: &'a Preprocess,
+) -> impl FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error>> + 'a {
+    move |network, teacher| {
+        let (k, temperature) = (config.knn.k, config.knn.temperature);
+        let swin = network.backbone();
+        let measured = task.accuracy(swin, teacher, preprocess, &[k], temperature, |_| ())?;
+        let accuracy = measured.accuracies.first().ok_or("no accuracy")?;
+        Ok(KnnAccuracy { top1: accuracy.top1, top5: accuracy.top5 })
+    }
+}
+
+/// Lets the first interrupt or termination signal stop the run after its step, and a second one at
+/// once.
+fn stop_on_signal(stop: &Arc<AtomicBool>) -> Result<()> {
+    let stop = stop.clone();
+    let handler = move || {
+        if stop.swap(true, Ordering::Relaxed) {
+            // The process is told twice: what is on disk is whole at any time.
+            #[expect(clippy::exit, reason = "a second signal ends the process at once")]
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).context("cannot listen for signals")
+}
+
+/// Facts about machine and program, stored beside the settings.
+fn environment() -> serde_json::Value {
+    serde_json::json!({
+        "program": env!("CARGO_PKG_VERSION"),
+        "command": std::env::args().collect::<Vec<_>>(),
+        "system": std::env::consts::OS,
+        "architecture": std::env::consts::ARCH,
+        "threads": std::thread::available_parallelism().map_or(1, usize::from),
+        "processor": processor(),
+    })
+}
+
+fn processor() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// What came of the run, and what to type next.
+fn report(
+    config: &Config,
+    outcome: &Outcome,
+    task: Option<&KnnTask>,
+    out: &Path,
+    output: &Output,
+) -> Result<Done> {
+    if outcome.broken > 0 {
+        output.warning(format!(
+            "{} pictures were left out, `{}` names them",
+            outcome.broken,
+            out.join("train.log").display()
+        ));
+    }
+    if outcome.end == End::Stopped {
+        output.note(format!("to go on: esvit resume {}", out.display()));
+        return Ok(Done::Stopped);
+    }
+    if outcome.training > Duration::ZERO {
+        output.note(format!("{} steps in {}", outcome.step, clock(outcome.training)));
+    }
+    if let Some(task) = task {
+        let ks = [config.knn.k];
+        let rows = eval::compare(&outcome.checkpoint, None, task, &ks, output)?;
+        output.result(eval::table(&rows, task))?;
+    }
+    let checkpoint = outcome.checkpoint.display();
+    output.note("what to do next:");
+    let knn = match (&config.data.path, task) {
+        (None, _) => Some(String::new()),
+        (Some(path), Some(_)) => Some(format!(" --train {}", path.display())),
+        (Some(_), None) => None,
+    };
+    if let Some(data) = knn {
+        output.note(format!("  esvit eval knn --checkpoint {checkpoint}{data}"));
+    }
+    let data = match &config.data.path {
+        Some(path) => format!(" --data {}", path.display()),
+        None => String::new(),
+    };
+    output.note(format!("  esvit embed --checkpoint {checkpoint}{data} --out features.npy"));
+    output.note(format!("  esvit info {checkpoint}"));
+    Ok(Done::Well)
+}

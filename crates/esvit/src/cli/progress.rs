@@ -1,0 +1,109 @@
+//! Shows what happens in a run.
+
+use std::time::Duration;
+
+use esvit_train::run::{Event, KnnFigures, Observer, Plan, StepFigures};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::output::Output;
+
+/// Bar, notes and figures of a run.
+pub(super) struct Progress<'a> {
+    output: &'a Output,
+    bar: ProgressBar,
+    total: u64,
+}
+
+impl<'a> Progress<'a> {
+    pub(super) fn new(output: &'a Output) -> Self {
+        Self { output, bar: ProgressBar::hidden(), total: 0 }
+    }
+
+    fn begin(&mut self, plan: &Plan) {
+        self.output.note(plan);
+        self.total = plan.total_steps;
+        if self.output.draws_bars() {
+            let template = "{bar:24} {pos}/{len} steps  {elapsed_precise} left {eta_precise}  {msg}";
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.bar = self.output.bars.add(ProgressBar::new(plan.total_steps).with_style(style));
+            self.bar.set_position(plan.first_step);
+            self.bar.reset_eta();
+        }
+    }
+
+    fn figures(&self, figures: &StepFigures) {
+        let region =
+            figures.region_loss.map(|loss| format!(" region {loss:.3}")).unwrap_or_default();
+        let left = Duration::from_secs_f64(
+            figures.batch_time * (self.total - figures.step.min(self.total)) as f64,
+        );
+        let health = figures.health.map(|health| {
+            format!(
+                "  teacher entropy {:.2} of {:.2}, centre {:.2}, feature std {:.2}",
+                health.teacher_entropy,
+                health.max_entropy,
+                health.center_norm,
+                health.feature_std
+            )
+        });
+        self.output.note(format!(
+            "step {}/{} epoch {}  loss {:.4} (view {:.3}{region})  lr {:.2e}  {:.0} img/s  data \
+             wait {:.0} %  left {}{}",
+            figures.step,
+            self.total,
+            figures.epoch,
+            figures.train_loss,
+            figures.view_loss,
+            figures.lr,
+            figures.img_per_s,
+            100.0 * figures.data_wait,
+            clock(left),
+            health.unwrap_or_default(),
+        ));
+    }
+
+    fn knn(&self, figures: &KnnFigures) {
+        self.output.note(format!(
+            "epoch {}  k-NN top-1 {:.1} %, top-5 {:.1} % (k = {}, teacher)",
+            figures.epoch, figures.knn_top1, figures.knn_top5, figures.knn_k
+        ));
+    }
+}
+
+/// Minutes and seconds, with hours where there are any.
+pub(super) fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{minutes}:{seconds:02}")
+    }
+}
+
+impl Observer for Progress<'_> {
+    fn notice(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Begin(plan) => self.begin(plan),
+            Event::Step { step, loss } => {
+                self.bar.set_position(*step);
+                self.bar.set_message(format!("loss {loss:.3}"));
+            }
+            Event::Figures(figures) => self.figures(figures),
+            Event::Knn(figures) => self.knn(figures),
+            Event::Broken(broken) => {
+                self.output.warning(format!("left out `{}`: {}", broken.name, broken.reason));
+            }
+            Event::Note(note) => self.output.note(note),
+            Event::Warning(warning) => self.output.warning(warning),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,70 @@
+//! The settings of a run out of recipe, file and command line.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use esvit_train::Config;
+use esvit_train::config::recipe_layer;
+use esvit_train::config_text::{Layer, parse_file, parse_override};
+
+/// Where settings come from.
+#[derive(Debug, clap::Args)]
+pub(super) struct Settings {
+    /// Folder of pictures, flat or nested; without it the built-in ones are used.
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) data: Option<PathBuf>,
+    /// A recipe that ships inside the program (`esvit info` lists them).
+    #[arg(long, value_name = "NAME")]
+    recipe: Option<String>,
+    /// A TOML file of settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A named architecture; the same as `model.arch=NAME`.
+    #[arg(long, value_name = "NAME")]
+    arch: Option<String>,
+    /// Single settings, for instance `train.epochs=50 optim.lr=1e-3`; later ones win.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+/// The recipe for the built-in pictures.
+pub(super) const BUILT_IN: &str = "materials";
+/// The recipe for other pictures.
+const DEFAULT: &str = "swin_tiny_w7";
+
+impl Settings {
+    /// Name of the recipe that a new run starts from.
+    pub(super) fn recipe(&self) -> &str {
+        let default = if self.data.is_none() { BUILT_IN } else { DEFAULT };
+        self.recipe.as_deref().unwrap_or(default)
+    }
+
+    /// The settings of a new run.
+    pub(super) fn resolve(&self) -> Result<Config> {
+        self.on_top_of(recipe_layer(self.recipe())?)
+    }
+
+    /// The settings of a run that goes on: those stored in `file` with the given ones on top. The
+    /// recipe is in the file already.
+    pub(super) fn resolve_stored(&self, file: &Path) -> Result<Config> {
+        self.on_top_of(parse_file(file)?)
+    }
+
+    fn on_top_of(&self, base: Layer) -> Result<Config> {
+        let mut layers = vec![base];
+        if let Some(path) = &self.config {
+            layers.push(parse_file(path)?);
+        }
+        if let Some(arch) = &self.arch {
+            layers.push(parse_override(&format!("model.arch={arch}"))?);
+        }
+        for text in &self.overrides {
+            layers.push(parse_override(text)?);
+        }
+        let mut config = Config::resolve(layers)?;
+        if let Some(data) = &self.data {
+            config.data.path = Some(data.clone());
+        }
+        Ok(config)
+    }
+}

@@ -1,0 +1,70 @@
+//! `esvit verify`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use esvit_eval::verify::{Check, Outcome, Report, run};
+
+use super::Done;
+use super::output::Output;
+
+/// Runs numeric cases.
+#[derive(Debug, clap::Args)]
+pub(super) struct Verify {
+    /// A folder of cases, or one case.
+    #[arg(value_name = "FOLDER", default_value = "goldens")]
+    cases: PathBuf,
+    /// Fails also when a case is not supported.
+    #[arg(long)]
+    strict: bool,
+    /// Shows every comparison, not only the one nearest to its tolerance.
+    #[arg(long)]
+    all: bool,
+}
+
+impl Verify {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let mut shown = Ok(());
+        let reports = run(&self.cases, |report| {
+            let lines = describe(report, self.all);
+            shown = std::mem::replace(&mut shown, Ok(())).and_then(|()| output.result(lines));
+        })?;
+        shown?;
+        let failed = reports.iter().filter(|report| report.failed()).count();
+        let passed = reports.iter().filter(|report| report.passed()).count();
+        let unsupported = reports.len() - passed - failed;
+        output.result(format!("{passed} passed, {failed} failed, {unsupported} not supported"))?;
+        let bad = failed > 0 || (self.strict && unsupported > 0);
+        Ok(if bad { Done::Bad } else { Done::Well })
+    }
+}
+
+fn describe(report: &Report, all: bool) -> String {
+    let Report { name, kind, outcome } = report;
+    let state = if report.passed() { "passed" } else { "FAILED" };
+    match outcome {
+        Outcome::NotSupported(what) => format!("not supported  {name}: {what}"),
+        Outcome::Failed(error) => format!("FAILED         {name}: {error}"),
+        Outcome::Compared(checks) if all => {
+            let lines = checks.iter().map(|check| format!("\n    {}", line(check)));
+            format!("{state:14} {name} ({kind}){}", lines.collect::<String>())
+        }
+        Outcome::Compared(checks) => {
+            let nearest = checks.iter().max_by(|a, b| nearness(a).total_cmp(&nearness(b)));
+            let nearest = nearest.map(line).unwrap_or_else(|| "nothing was compared".into());
+            format!("{state:14} {name} ({kind}, {} comparisons): {nearest}", checks.len())
+        }
+    }
+}
+
+/// A difference as a share of its tolerance.
+fn nearness(check: &Check) -> f64 {
+    match check.difference {
+        0.0 => 0.0,
+        difference => difference / check.tolerance,
+    }
+}
+
+fn line(check: &Check) -> String {
+    format!("{} differs by {:.1e}, {:.0e} allowed", check.what, check.difference, check.tolerance)
+}
