@@ -2,6 +2,7 @@
 
 pub mod backbone;
 pub mod correspondence;
+pub mod embedding;
 pub mod features;
 pub mod knn;
 pub mod npy;

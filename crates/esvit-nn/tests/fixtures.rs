@@ -36,10 +36,9 @@ fn sum(values: &[f32]) -> f64 {
 
 #[test]
 fn the_hash_is_the_one_that_the_values_were_made_with() {
-    for (stream, expected) in [
-        (0, [-0.18623554, -0.08581558, -0.73810759]),
-        (7, [-0.22613627, -0.31824104, -0.44244588]),
-    ] {
+    for (stream, expected) in
+        [(0, [-0.18623554, -0.08581558, -0.73810759]), (7, [-0.22613627, -0.31824104, -0.44244588])]
+    {
         for (i, expected) in expected.into_iter().enumerate() {
             assert!((hash(stream, i) - expected).abs() < 1e-8, "stream {stream}, {i}");
         }
@@ -168,7 +167,8 @@ fn state_dict() {
 
     let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
     let mut add = |prefix: &str, entries: &[(&str, &[usize])]| {
-        let entries = entries.iter().map(|(name, shape)| (format!("{prefix}{name}"), shape.to_vec()));
+        let entries =
+            entries.iter().map(|(name, shape)| (format!("{prefix}{name}"), shape.to_vec()));
         expected.extend(entries);
     };
     add(

@@ -23,11 +23,7 @@ fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
 #[test]
 fn linear() {
     for [rows, inputs, outputs] in [[1, 1, 1], [5, 3, 7], [4, 6, 2]] {
-        let data = [
-            hashed(1, 2 * rows * inputs),
-            hashed(2, outputs * inputs),
-            hashed(3, outputs),
-        ];
+        let data = [hashed(1, 2 * rows * inputs), hashed(2, outputs * inputs), hashed(3, outputs)];
         let apply = |v: &[Tensor<1>]| {
             let x = v[0].clone().reshape([2, rows, inputs]);
             let weight = v[1].clone().reshape([outputs, inputs]);
@@ -42,11 +38,8 @@ fn linear() {
 fn layer_norm() {
     for [rows, channels] in [[1, 3], [3, 5], [4, 8]] {
         // Twice the size, so that the variance is well above the step.
-        let data = [
-            hashed_times(1, rows * channels, 2.0),
-            hashed(2, channels),
-            hashed(3, channels),
-        ];
+        let data =
+            [hashed_times(1, rows * channels, 2.0), hashed(2, channels), hashed(3, channels)];
         check_gradients("layer_norm", &data, |v| {
             let x = v[0].clone().reshape([rows, channels]);
             flat(ops::layer_norm(x, v[1].clone(), v[2].clone(), 1e-6))
@@ -123,8 +116,10 @@ fn patches() {
 #[test]
 fn soft_cross_entropy() {
     for ([rows, prototypes], temperature) in [([1, 2], 1.0), ([4, 5], 0.5), ([3, 7], 2.0)] {
-        let targets: Vec<f32> = hashed(2, rows * prototypes).iter().map(|t| 2.0 * t.abs()).collect();
-        let weights: Vec<f32> = (0..rows).map(|row| 0.5 * row as f32 + f32::from(rows == 1)).collect();
+        let targets: Vec<f32> =
+            hashed(2, rows * prototypes).iter().map(|t| 2.0 * t.abs()).collect();
+        let weights: Vec<f32> =
+            (0..rows).map(|row| 0.5 * row as f32 + f32::from(rows == 1)).collect();
         check_gradients("soft_cross_entropy", &[hashed(1, rows * prototypes)], |v| {
             let logits = v[0].clone().reshape([rows, prototypes]);
             let targets = tensor(targets.clone(), [rows, prototypes], &Device::flex());
@@ -140,18 +135,15 @@ fn check_network(
     start: &Params,
     forward: impl Fn(&Params, Tensor<1>) -> Tensor<1>,
 ) {
-    let trained: Vec<bool> =
-        start.specs().iter().map(|spec| spec.role == Role::Trained).collect();
     let mut inputs = vec![x];
-    inputs.extend(start.iter().zip(&trained).filter(|(_, trained)| **trained).map(
-        |((_, value), _)| to_vec(value),
-    ));
+    let trained = start.iter().filter(|(spec, _)| spec.role == Role::Trained);
+    inputs.extend(trained.map(|(_, value)| to_vec(value)));
     check_gradients(what, &inputs, |values| {
         let mut values = values.iter().cloned();
         let x = values.next().unwrap();
         let mut params = start.clone();
-        for (value, trained) in params.values_mut().iter_mut().zip(&trained) {
-            if *trained {
+        for (spec, value) in start.specs().iter().zip(params.values_mut()) {
+            if spec.role == Role::Trained {
                 *value = values.next().unwrap();
             } else if x.device().is_autodiff() {
                 *value = value.clone().autodiff();
@@ -166,13 +158,9 @@ fn check_network(
 #[test]
 fn head() {
     const ROWS: usize = 9;
-    for (layers, use_bn_in_head, training) in [
-        (1, false, true),
-        (2, false, true),
-        (3, false, true),
-        (3, true, true),
-        (3, true, false),
-    ] {
+    for (layers, use_bn_in_head, training) in
+        [(1, false, true), (2, false, true), (3, false, true), (3, true, true), (3, true, false)]
+    {
         let config = HeadConfig {
             out_dim: 7,
             hidden_dim: 6,

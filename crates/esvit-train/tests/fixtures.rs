@@ -156,7 +156,9 @@ fn gradients_of_the_objective() {
 #[test]
 fn the_first_of_equal_matches_wins() {
     const WIDTH: usize = 96;
-    for [batch, student_tokens, teacher_tokens] in [[1, 1, 4], [2, 9, 49], [3, 49, 49], [1, 36, 196]] {
+    for [batch, student_tokens, teacher_tokens] in
+        [[1, 1, 4], [2, 9, 49], [3, 49, 49], [1, 36, 196]]
+    {
         // Tokens repeat after the first third.
         let distinct = teacher_tokens / 3;
         let rows = (0..batch * teacher_tokens).flat_map(|row| {

@@ -60,7 +60,7 @@ pub struct Options<'a> {
 
 /// Measures the k-NN accuracy of a network with the given values.
 pub type KnnCheck<'a> =
-    dyn FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error>> + 'a;
+    dyn FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>> + 'a;
 
 /// What a k-NN check gives, in per cent.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -155,7 +155,7 @@ pub enum RunError {
     Data(#[from] LoaderError),
     /// The k-NN check failed.
     #[error("the k-NN check failed: {0}")]
-    Knn(Box<dyn std::error::Error>),
+    Knn(Box<dyn std::error::Error + Send + Sync>),
     /// A run that would do nothing.
     #[error(
         "nothing to do: `{path}` is at step {done} and the run would end at step {total}\n\

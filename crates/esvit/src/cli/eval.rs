@@ -70,6 +70,11 @@ pub(super) struct NetworkChoice {
 }
 
 impl NetworkChoice {
+    /// Name of the network of a run.
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// The backbone in a file.
     pub(super) fn open(&self, path: &Path) -> Result<Backbone> {
         let which = match self.key.as_str() {

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use esvit_data::{DecodeLimits, Folder, Source, training_materials};
+use esvit_nn::{Network, Params};
 use esvit_eval::features::Preprocess;
 use esvit_eval::task::KnnTask;
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
-use esvit_nn::{Network, Params};
 
 use super::Done;
 use super::eval::{self, preprocess};
@@ -178,7 +178,7 @@ fn knn_check<'a>(
     config: &'a Config,
     task: &'a KnnTask,
     preprocess: &'a Preprocess,
-) -> impl FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error>> + 'a {
+) -> impl FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>> + 'a {
     move |network, teacher| {
         let (k, temperature) = (config.knn.k, config.knn.temperature);
         let swin = network.backbone();
