@@ -1,8 +1,11 @@
 //! Attention inside (shifted) windows.
 
+use std::sync::Arc;
+
 use burn::tensor::{Tensor, activation};
 
 use super::WindowMap;
+use super::fused::{Device, Fused};
 use crate::params::{indices, tensor};
 
 /// Self-attention inside the windows of a map.
@@ -16,16 +19,16 @@ pub fn window_attention(
     qkv: Tensor<3>,
     bias: Tensor<1>,
     table: Tensor<2>,
-    windows: &WindowMap,
+    windows: &Arc<WindowMap>,
 ) -> Tensor<3> {
-    let [batch, tokens, width] = qkv.dims();
-    let device = qkv.device();
-    let [attention, values] = attend(qkv, bias, table, windows);
-    let mixed = attention.matmul(values).swap_dims(1, 2);
-    let slots = windows.windows() * windows.window_tokens();
-    let mixed = mixed.reshape([batch, slots, width / 3]);
-    debug_assert_eq!(tokens, windows.tokens());
-    mixed.select(1, indices(windows.token_slot.clone(), &device))
+    debug_assert_eq!(qkv.dims()[1], windows.tokens());
+    let mixed = Device::fused_window_attention(
+        qkv.into_dispatch(),
+        bias.into_dispatch(),
+        table.into_dispatch(),
+        windows.clone(),
+    );
+    Tensor::from_dispatch(mixed)
 }
 
 /// The attention weights of [`window_attention`]: `[B * windows, heads, window^2, window^2]`,
@@ -36,17 +39,6 @@ pub fn window_attention_weights(
     table: Tensor<2>,
     windows: &WindowMap,
 ) -> Tensor<4> {
-    let [attention, _] = attend(qkv, bias, table, windows);
-    attention
-}
-
-/// Attention weights and values, `[B * windows, heads, window^2, ..]`.
-fn attend(
-    qkv: Tensor<3>,
-    bias: Tensor<1>,
-    table: Tensor<2>,
-    windows: &WindowMap,
-) -> [Tensor<4>; 2] {
     let [batch, _, width] = qkv.dims();
     let heads = table.dims()[1];
     let device = qkv.device();
@@ -63,10 +55,9 @@ fn attend(
     let qkv = (qkv + bias.reshape([1, 1, width]))
         .reshape([batch * count, side, 3, heads, head_dim])
         .permute([2, 0, 3, 1, 4]);
-    let part = |i: usize| -> Tensor<4> {
-        qkv.clone().slice_dim(0, i..i + 1).reshape([batch * count, heads, side, head_dim])
-    };
-    let [queries, keys, values] = [part(0), part(1), part(2)];
+    let [queries, keys] = [0, 1].map(|part| -> Tensor<4> {
+        qkv.clone().slice_dim(0, part..part + 1).reshape([batch * count, heads, side, head_dim])
+    });
 
     let scale = (head_dim as f64).powf(-0.5);
     let mut logits = (queries * scale).matmul(keys.swap_dims(2, 3));
@@ -80,5 +71,5 @@ fn attend(
         logits = (logits.reshape([batch, count, heads, side, side]) + mask)
             .reshape([batch * count, heads, side, side]);
     }
-    [activation::softmax(logits, 3), values]
+    activation::softmax(logits, 3)
 }

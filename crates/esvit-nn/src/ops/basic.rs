@@ -1,9 +1,11 @@
-//! Linear layers, normalisation, activation and patch extraction.
+//! Linear layers, normalisation, activation, patches and the loss.
 
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
 use burn::tensor::ops::PadMode;
-use burn::tensor::{Tensor, activation};
 
-use crate::params::vector;
+use super::fused::{Device, Fused};
 
 /// Rows times the transposed weight plus the bias: `x [.., in]`, `weight [out, in]`, `bias [out]`.
 pub fn linear<const D: usize>(
@@ -13,13 +15,14 @@ pub fn linear<const D: usize>(
 ) -> Tensor<D> {
     let mut shape = x.dims();
     let [outputs, inputs] = weight.dims();
-    let rows = x.shape().num_elements() / inputs;
-    let mut y = x.reshape([rows, inputs]).matmul(weight.transpose());
-    if let Some(bias) = bias {
-        y = y + bias.reshape([1, outputs]);
-    }
+    let x = rows(x, inputs).into_dispatch();
+    let weight = weight.into_dispatch();
+    let y = match bias {
+        Some(bias) => Device::fused_linear_bias(x, weight, bias.into_dispatch()),
+        None => Device::fused_linear(x, weight),
+    };
     shape[D - 1] = outputs;
-    y.reshape(shape)
+    Tensor::<2>::from_dispatch(y).reshape(shape)
 }
 
 /// Layer normalisation over the last axis with biased variance: `gamma`, `beta` `[C]`.
@@ -30,18 +33,41 @@ pub fn layer_norm<const D: usize>(
     eps: f64,
 ) -> Tensor<D> {
     let shape = x.dims();
-    let channels = shape[D - 1];
-    let rows = x.shape().num_elements() / channels;
-    let x = x.reshape([rows, channels]);
-    let centred = x.clone() - x.mean_dim(1);
-    let variance = centred.clone().square().mean_dim(1);
-    let y = centred / (variance + eps).sqrt();
-    (y * gamma.reshape([1, channels]) + beta.reshape([1, channels])).reshape(shape)
+    let x = rows(x, shape[D - 1]).into_dispatch();
+    let (gamma, beta) = (gamma.into_dispatch(), beta.into_dispatch());
+    let y = Device::fused_layer_norm(x, gamma, beta, eps as f32);
+    Tensor::<2>::from_dispatch(y).reshape(shape)
+}
+
+/// `[.., C]` as `[rows, C]`.
+fn rows<const D: usize>(x: Tensor<D>, width: usize) -> Tensor<2> {
+    let rows = x.shape().num_elements() / width;
+    x.reshape([rows, width])
 }
 
 /// The exact Gaussian error linear unit, `x * (1 + erf(x / sqrt 2)) / 2`.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activation::gelu(x)
+    Tensor::from_dispatch(Device::fused_gelu(x.into_dispatch()))
+}
+
+/// Cross-entropy between target distributions and softmax rows at a temperature, weighted by row:
+/// `sum_r w_r ((sum_k t_rk) logsumexp(s_r / temp) - <t_r, s_r / temp>)`, with `logits` and
+/// `targets [R, K]`. A row of `targets` need not sum to 1: it may be the sum of several. No
+/// gradient goes to the targets.
+pub fn soft_cross_entropy(
+    logits: Tensor<2>,
+    targets: Tensor<2>,
+    row_weights: Vec<f32>,
+    temperature: f64,
+) -> Tensor<1> {
+    let targets = if logits.is_autodiff() { targets.autodiff() } else { targets };
+    let (loss, _) = Device::fused_cross_entropy(
+        logits.into_dispatch(),
+        targets.into_dispatch(),
+        Arc::from(row_weights),
+        temperature as f32,
+    );
+    Tensor::from_dispatch(loss)
 }
 
 /// Rows scaled to unit length; a norm below `1e-12` counts as `1e-12`.
@@ -86,24 +112,4 @@ pub fn merge_patches(tokens: Tensor<3>, [height, width]: [usize; 2]) -> (Tensor<
         .permute([0, 1, 3, 4, 2, 5])
         .reshape([batch, h * w, 4 * channels]);
     (rows, [h, w])
-}
-
-/// Cross-entropy between target distributions and softmax rows at a temperature, weighted by row:
-/// `sum_r w_r ((sum_k t_rk) logsumexp(s_r / temp) - <t_r, s_r / temp>)`, with `logits` and
-/// `targets [R, K]`. A row of `targets` need not sum to 1: it may be the sum of several.
-pub fn soft_cross_entropy(
-    logits: Tensor<2>,
-    targets: Tensor<2>,
-    row_weights: Vec<f32>,
-    temperature: f64,
-) -> Tensor<1> {
-    let device = logits.device();
-    let rows = logits.dims()[0];
-    let scaled = logits / temperature;
-    let targets = if device.is_autodiff() { targets.autodiff() } else { targets };
-    let mass = targets.clone().sum_dim(1);
-    let largest = scaled.clone().detach().max_dim(1);
-    let partition = (scaled.clone() - largest.clone()).exp().sum_dim(1).log() + largest;
-    let per_row = mass * partition - (targets * scaled).sum_dim(1);
-    (per_row.reshape([rows]) * vector(row_weights, &device)).sum()
 }

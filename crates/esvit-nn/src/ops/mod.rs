@@ -5,6 +5,7 @@
 
 mod attention;
 mod basic;
+mod fused;
 mod window;
 
 pub use attention::{window_attention, window_attention_weights};

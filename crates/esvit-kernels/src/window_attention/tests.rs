@@ -1,0 +1,151 @@
+//! Against the definition, pair by pair in f64, and the gradients against differences of it.
+
+use super::*;
+use crate::rng::Rng;
+use proptest::prelude::*;
+
+struct Case {
+    images: usize,
+    tokens: usize,
+    slots: usize,
+    width: usize,
+    heads: usize,
+    slot_token: Vec<i32>,
+    bias_row: Vec<i32>,
+    mask: Option<Vec<f32>>,
+    qkv: Vec<f32>,
+    bias: Vec<f32>,
+    table: Vec<f32>,
+}
+
+impl Case {
+    /// Windows that hold the tokens in any order, with padding at any place.
+    fn new(images: usize, slots: usize, count: usize, heads: usize, d: usize, masked: bool) -> Self {
+        let mut rng = Rng::new(11, [slots as u64, count as u64, d as u64]);
+        let padding = if count > 1 { slots / 2 } else { 0 };
+        let tokens = slots * count - padding;
+        let mut slot_token: Vec<i32> =
+            (0..slots * count).map(|slot| slot.min(tokens) as i32).collect();
+        rng.shuffle(&mut slot_token);
+        let width = heads * d;
+        let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.normal() as f32).collect() };
+        let pairs = slots * slots;
+        Self {
+            images,
+            tokens,
+            slots,
+            width,
+            heads,
+            slot_token,
+            bias_row: (0..pairs).map(|pair| (pair % 5) as i32).collect(),
+            mask: masked.then(|| values(count * pairs)),
+            qkv: values(images * tokens * 3 * width),
+            bias: values(3 * width),
+            table: values(5 * heads),
+        }
+    }
+
+    fn windows(&self) -> Windows<'_> {
+        Windows {
+            tokens: self.tokens,
+            slots: self.slots,
+            width: self.width,
+            heads: self.heads,
+            slot_token: &self.slot_token,
+            bias_row: &self.bias_row,
+            mask: self.mask.as_deref(),
+        }
+    }
+
+    /// What comes out, by the definition, for arguments in f64.
+    fn definition(&self, [qkv, bias, table]: [&[f64]; 3]) -> Vec<f64> {
+        let (n, d, width) = (self.slots, self.width / self.heads, self.width);
+        let mut mixed = vec![0.0; self.images * self.tokens * width];
+        for image in 0..self.images {
+            for (window, slots) in self.slot_token.chunks_exact(n).enumerate() {
+                for head in 0..self.heads {
+                    let value = |part: usize, slot: usize, i: usize| {
+                        let at = part * width + head * d + i;
+                        let token = slots[slot] as usize;
+                        let own = if token < self.tokens {
+                            qkv[(image * self.tokens + token) * 3 * width + at]
+                        } else {
+                            0.0
+                        };
+                        own + bias[at]
+                    };
+                    for (query, &token) in slots.iter().enumerate() {
+                        let weights: Vec<f64> = (0..n)
+                            .map(|key| {
+                                let dot: f64 =
+                                    (0..d).map(|i| value(0, query, i) * value(1, key, i)).sum();
+                                let pair = query * n + key;
+                                let row = self.bias_row[pair] as usize;
+                                let mask = self
+                                    .mask
+                                    .as_ref()
+                                    .map_or(0.0, |m| f64::from(m[window * n * n + pair]));
+                                let position = table[row * self.heads + head];
+                                (dot / (d as f64).sqrt() + position + mask).exp()
+                            })
+                            .collect();
+                        let total: f64 = weights.iter().sum();
+                        let token = token as usize;
+                        if token < self.tokens {
+                            for i in 0..d {
+                                mixed[(image * self.tokens + token) * width + head * d + i] =
+                                    (0..n).map(|key| weights[key] * value(2, key, i)).sum::<f64>()
+                                        / total;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        mixed
+    }
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&value| f64::from(value)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn forward_and_gradients(
+        images in 1usize..6, slots in 1usize..19, count in 1usize..3,
+        heads in 1usize..3, d in 1usize..18, masked: bool,
+    ) {
+        let case = Case::new(images, slots, count, heads, d, masked);
+        let windows = case.windows();
+        let arguments = [wide(&case.qkv), wide(&case.bias), wide(&case.table)];
+        let call = |arguments: &[Vec<f64>; 3]| case.definition([0, 1, 2].map(|i| &arguments[i][..]));
+        let mut mixed = vec![f32::NAN; images * case.tokens * case.width];
+        forward(&case.qkv, &case.bias, &case.table, &windows, &mut mixed);
+        for (found, expected) in mixed.iter().zip(call(&arguments)) {
+            prop_assert!((f64::from(*found) - expected).abs() < 2e-5, "{found} {expected}");
+        }
+
+        let mut rng = Rng::new(5, [0; 3]);
+        let dmixed: Vec<f32> = mixed.iter().map(|_| rng.normal() as f32).collect();
+        let mut dqkv = vec![f32::NAN; case.qkv.len()];
+        let (dbias, dtable) =
+            backward(&case.qkv, &case.bias, &case.table, &windows, &dmixed, &mut dqkv);
+        for (argument, gradient) in [dqkv, dbias, dtable].iter().enumerate() {
+            for at in (0..gradient.len()).step_by(gradient.len().div_ceil(5)) {
+                let moved = |h: f64| -> f64 {
+                    let mut arguments = arguments.clone();
+                    arguments[argument][at] += h;
+                    let mixed = call(&arguments);
+                    mixed.iter().zip(&dmixed).map(|(m, &g)| m * f64::from(g)).sum()
+                };
+                let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+                let found = f64::from(gradient[at]);
+                let scale = expected.abs().max(1.0) * images as f64;
+                prop_assert!((found - expected).abs() < 1e-4 * scale, "{argument}: {found} {expected}");
+            }
+        }
+    }
+}
