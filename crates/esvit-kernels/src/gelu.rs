@@ -45,11 +45,13 @@ dispatch! {
 fn cdf_and_density(x: f32) -> (f32, f32) {
     const INV_SQRT_TAU: f32 = 0.398_942_3;
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let t = 1.0 / z.mul_add(0.327_591_1, 1.0);
     let tail = exp(-z * z);
-    let series = t
-        * (0.254_829_6
-            + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152 + t * 1.061_405_4))));
+    let mut series = 1.061_405_4;
+    for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+        series = t.mul_add(series, coefficient);
+    }
+    series *= t;
     let half = 0.5 * series * tail;
     (if x >= 0.0 { 1.0 - half } else { half }, tail * INV_SQRT_TAU)
 }

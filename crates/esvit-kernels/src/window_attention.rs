@@ -378,7 +378,7 @@ dispatch! {
                     for i in 0..BLOCK_ROWS {
                         let a = a_rows[i][l];
                         for lane in 0..LANES {
-                            sums[i][lane] += a * b[lane];
+                            sums[i][lane] = a.mul_add(b[lane], sums[i][lane]);
                         }
                     }
                 }

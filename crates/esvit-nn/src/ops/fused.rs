@@ -22,6 +22,7 @@ use super::WindowMap;
 
 /// The hot operations of backbones and heads. Tensors are contiguous row-major f32.
 #[backend_extension(Flex, Autodiff)]
+#[expect(unreachable_pub, reason = "the macro wants a visibility that its output can repeat")]
 pub trait Fused: Backend {
     /// `x [R, in]` times the transpose of `weight [out, in]`.
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
