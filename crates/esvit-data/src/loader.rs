@@ -51,7 +51,15 @@ pub struct LoaderConfig {
 
 impl Default for LoaderConfig {
     fn default() -> Self {
-        Self { batch: 64, repeat: 1, workers: 0, queue: 2, seed: 0, max_broken: 0.5, cache_bytes: 512 << 20 }
+        Self {
+            batch: 64,
+            repeat: 1,
+            workers: 0,
+            queue: 2,
+            seed: 0,
+            max_broken: 0.5,
+            cache_bytes: 512 << 20,
+        }
     }
 }
 

@@ -130,6 +130,10 @@ pub fn view_features(
 }
 
 /// The normalised pixels themselves as features: what a backbone must beat.
-pub fn pixel_features(source: &dyn Source, pictures: &[usize], preprocess: &Preprocess) -> Features {
+pub fn pixel_features(
+    source: &dyn Source,
+    pictures: &[usize],
+    preprocess: &Preprocess,
+) -> Features {
     extract(source, pictures, preprocess, |pixels, _| pixels, |_| ())
 }

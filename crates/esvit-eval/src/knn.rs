@@ -182,10 +182,7 @@ fn rank(neighbours: &[Neighbour], labels: &[u32], label: u32, temperature: f64) 
         voteless.dedup();
         return votes.len() + voteless.len();
     };
-    votes
-        .iter()
-        .filter(|&&(class, sum)| sum > own || (sum == own && class < label))
-        .count()
+    votes.iter().filter(|&&(class, sum)| sum > own || (sum == own && class < label)).count()
 }
 
 #[cfg(test)]

@@ -109,14 +109,8 @@ mod tests {
         let mut values = vec![1.0f32; 40];
         let gradients: Vec<f32> = (0..40).map(|i| if i % 2 == 0 { 0.3 } else { -7.0 }).collect();
         let (mut mean, mut square) = (vec![0.0; 40], vec![0.0; 40]);
-        let settings = AdamW {
-            lr: 0.01,
-            weight_decay: 0.1,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            updates: 1,
-        };
+        let settings =
+            AdamW { lr: 0.01, weight_decay: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, updates: 1 };
         adamw(&mut values, &gradients, &mut mean, &mut square, &settings);
         for (value, gradient) in values.iter().zip(&gradients) {
             let expected = 1.0 - 0.001 - 0.01 * gradient.signum();

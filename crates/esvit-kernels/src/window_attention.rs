@@ -228,13 +228,10 @@ impl Scratch {
         for slot in 0..n {
             let token = windows.token(window, slot).map(|token| &qkv[token * 3 * width..]);
             let at = slot * row..slot * row + d;
-            for (part, (rows, scale)) in [
-                (&mut self.queries, scale),
-                (&mut self.keys, 1.0),
-                (&mut self.values, 1.0),
-            ]
-            .into_iter()
-            .enumerate()
+            for (part, (rows, scale)) in
+                [(&mut self.queries, scale), (&mut self.keys, 1.0), (&mut self.values, 1.0)]
+                    .into_iter()
+                    .enumerate()
             {
                 let from = part * width + head * d;
                 let bias = &bias[from..from + d];
@@ -286,13 +283,7 @@ impl Scratch {
     }
 
     /// Gathers the gradient of what came out; nothing depends on padding.
-    fn load_gradient(
-        &mut self,
-        dmixed: &[f32],
-        windows: &Windows<'_>,
-        window: usize,
-        head: usize,
-    ) {
+    fn load_gradient(&mut self, dmixed: &[f32], windows: &Windows<'_>, window: usize, head: usize) {
         let (d, width) = (windows.head_width(), windows.width);
         for (slot, row) in self.dmixed.chunks_exact_mut(padded(d)).enumerate() {
             match windows.token(window, slot) {

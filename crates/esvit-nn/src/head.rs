@@ -158,8 +158,7 @@ impl BatchNorm {
     fn blend(&self, params: &Params, pass: &Pass, id: ParamId, batch: Tensor<2>) {
         let old = params.vector(id).inner();
         let channels = old.dims()[0];
-        let new = old * (1.0 - Self::MOMENTUM)
-            + batch.inner().reshape([channels]) * Self::MOMENTUM;
+        let new = old * (1.0 - Self::MOMENTUM) + batch.inner().reshape([channels]) * Self::MOMENTUM;
         pass.record(id, new);
     }
 }

@@ -133,12 +133,8 @@ impl Scope<'_> {
 
     /// Registers a parameter with a given role.
     pub fn register(&mut self, name: &str, shape: &[usize], init: Init, role: Role) -> ParamId {
-        let spec = ParamSpec {
-            name: format!("{}{name}", self.prefix),
-            shape: shape.to_vec(),
-            init,
-            role,
-        };
+        let spec =
+            ParamSpec { name: format!("{}{name}", self.prefix), shape: shape.to_vec(), init, role };
         self.registry.specs.push(spec);
         ParamId(self.registry.specs.len() - 1)
     }
@@ -204,11 +200,10 @@ impl Params {
     /// # Panics
     /// When the parameter does not have `D` dimensions: a mistake in the network's description.
     pub fn tensor<const D: usize>(&self, id: ParamId) -> Tensor<D> {
-        let shape: [usize; D] = self.specs[id.0]
-            .shape
-            .as_slice()
-            .try_into()
-            .unwrap_or_else(|_| panic!("`{}` does not have {D} dimensions", self.specs[id.0].name));
+        let shape: [usize; D] =
+            self.specs[id.0].shape.as_slice().try_into().unwrap_or_else(|_| {
+                panic!("`{}` does not have {D} dimensions", self.specs[id.0].name)
+            });
         self.values[id.0].clone().reshape(shape)
     }
 

@@ -80,11 +80,10 @@ impl WeightsFile {
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let bytes = std::fs::read(path)
             .map_err(|source| WeightsError::Read { path: path.into(), source })?;
-        let format =
-            |e: safetensors::SafeTensorError| WeightsError::Format {
-                path: path.into(),
-                reason: e.to_string(),
-            };
+        let format = |e: safetensors::SafeTensorError| WeightsError::Format {
+            path: path.into(),
+            reason: e.to_string(),
+        };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
         let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY)).cloned();
         SafeTensors::deserialize(&bytes).map_err(format)?;
@@ -103,8 +102,7 @@ impl WeightsFile {
 
     /// Names of all tensors, sorted.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> =
-            self.tensors().names().into_iter().map(String::from).collect();
+        let mut names: Vec<String> = self.tensors().names().into_iter().map(String::from).collect();
         names.sort_unstable();
         names
     }
@@ -331,7 +329,7 @@ mod tests {
         let entry = |name: &str, shape: &[usize]| Entry {
             name: name.into(),
             shape: shape.to_vec(),
-            values: Tensor::zeros([shape.iter().product()], &device),
+            values: Tensor::zeros([shape.iter().product::<usize>()], &device),
         };
         let mut bytes = Vec::new();
         save(&mut bytes, &[entry("a.weight", &[3, 2]), entry("c", &[1])], "").unwrap();

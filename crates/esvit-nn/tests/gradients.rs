@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor};
 use common::{check_gradients, fill, hashed, hashed_times};
 use esvit_nn::head::{Head, HeadConfig};
@@ -77,7 +79,7 @@ fn window_attention() {
         ([1, 2], 3, 1),
         ([1, 1], 1, 0),
     ] {
-        let windows = WindowMap::new(map, window, shift);
+        let windows = Arc::new(WindowMap::new(map, window, shift));
         let rows = (2 * window - 1).pow(2);
         let data = [
             hashed_times(1, BATCH * windows.tokens() * 3 * WIDTH, 2.0),

@@ -303,6 +303,5 @@ fn part(name: &str) -> &str {
 
 /// Whether a tensor of a file without prefixes is no weight at all.
 fn is_state(prefix: &str, name: &str) -> bool {
-    prefix.is_empty()
-        && (name == CENTER || name == CENTER_GRID || name.starts_with("optimizer."))
+    prefix.is_empty() && (name == CENTER || name == CENTER_GRID || name.starts_with("optimizer."))
 }

@@ -383,9 +383,10 @@ impl Config {
             // The full name, also where a short one was given.
             table.insert("arch".into(), model.arch.clone().into());
         }
-        let policy = layers.iter().rev().find_map(|layer| {
-            layer.table.get("views")?.as_table()?.get("policy").cloned()
-        });
+        let policy = layers
+            .iter()
+            .rev()
+            .find_map(|layer| layer.table.get("views")?.as_table()?.get("policy").cloned());
         let policy = match policy.map(Policy::deserialize) {
             Some(Ok(policy)) => policy,
             // A wrong name is reported with its place when the whole is read.
@@ -541,7 +542,8 @@ mod tests {
 
     #[test]
     fn a_named_architecture_replaces_an_earlier_shape() {
-        let recipe = "[model]\narch = 'custom'\nembed_dim = 48\ndepths = [2, 2]\nnum_heads = [2, 4]";
+        let recipe =
+            "[model]\narch = 'custom'\nembed_dim = 48\ndepths = [2, 2]\nnum_heads = [2, 4]";
         let recipe = parse_text(recipe, Origin::Recipe("small".into())).unwrap();
         let custom = Config::resolve(vec![recipe.clone()]).unwrap();
         assert_eq!((custom.model.embed_dim, custom.model.depths.len()), (48, 2));

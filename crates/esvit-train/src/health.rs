@@ -158,7 +158,8 @@ mod tests {
         let collapsed = look([[0.25; 4]; 4]);
         let warnings = (0..20).filter(|_| watch.look(&collapsed).is_some()).count();
         assert_eq!(warnings, 1);
-        let healthy = look([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]].repeat(2).try_into().unwrap());
+        let healthy =
+            look([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]].repeat(2).try_into().unwrap());
         assert_eq!(watch.look(&healthy), None);
         assert_eq!((0..4).filter(|_| watch.look(&collapsed).is_some()).count(), 0);
     }

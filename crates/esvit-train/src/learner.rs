@@ -187,7 +187,13 @@ impl Learner {
             health: None,
         };
         for (micro_batch, crops) in micro_batches.iter().enumerate() {
-            self.accumulate(&mut sum, crops, [settings.step, micro_batch as u64], settings, centers);
+            self.accumulate(
+                &mut sum,
+                crops,
+                [settings.step, micro_batch as u64],
+                settings,
+                centers,
+            );
         }
         if micro_batches.len() > 1 {
             for gradient in sum.values.iter_mut().flatten() {
@@ -214,8 +220,7 @@ impl Learner {
         centers: &mut Centers,
     ) {
         let teacher_pass = Pass::teacher();
-        let teacher =
-            self.network.forward(&self.teacher, &crops[..TEACHER_CROPS], &teacher_pass);
+        let teacher = self.network.forward(&self.teacher, &crops[..TEACHER_CROPS], &teacher_pass);
         centers.observe(&teacher);
 
         let (crops, mixing) = match self.settings.mixup.filter(|mixup| mixup.enabled) {
@@ -226,8 +231,7 @@ impl Learner {
             None => (crops.to_vec(), None),
         };
         let [step, pass] = place;
-        let student_pass =
-            Pass::student(DropPathKey { seed: self.settings.seed, step, pass });
+        let student_pass = Pass::student(DropPathKey { seed: self.settings.seed, step, pass });
         let params = self.student.tracked();
         let crops: Vec<Tensor<4>> = crops.into_iter().map(Tensor::autodiff).collect();
         let student = self.network.forward(&params, &crops, &student_pass);

@@ -152,8 +152,7 @@ fn lars(
     let mut update = gradient;
     if spec.shape.len() != 1 {
         update = update + value.clone() * decay;
-        let [value_norm, update_norm]: [f32; 2] =
-            [&value, &update].map(|t| norm(t).into_scalar());
+        let [value_norm, update_norm]: [f32; 2] = [&value, &update].map(|t| norm(t).into_scalar());
         if value_norm > 0.0 && update_norm > 0.0 {
             update = update * (TRUST * f64::from(value_norm) / f64::from(update_norm));
         }

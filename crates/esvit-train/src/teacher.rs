@@ -7,9 +7,7 @@ use esvit_nn::params::Role;
 /// `teacher = momentum teacher + (1 - momentum) student`. Running statistics stay its own.
 pub fn follow(teacher: &mut Params, student: &Params, momentum: f64) {
     let specs = teacher.specs().clone();
-    for ((spec, teacher), student) in
-        specs.iter().zip(teacher.values_mut()).zip(student.values())
-    {
+    for ((spec, teacher), student) in specs.iter().zip(teacher.values_mut()).zip(student.values()) {
         if spec.role != Role::Buffer {
             *teacher = teacher.clone() * momentum + student.clone() * (1.0 - momentum);
         }

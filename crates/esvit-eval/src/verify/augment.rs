@@ -67,19 +67,13 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     for (index, step) in settings.operations.iter().enumerate() {
         let input = picture(case, step.input.as_deref().unwrap_or("image"))?;
         let expected = picture(case, &format!("out.{index}"))?;
-        let found = step
-            .operation
-            .apply(input)
-            .map_err(|e| CaseError::Computation(e.to_string()))?;
+        let found =
+            step.operation.apply(input).map_err(|e| CaseError::Computation(e.to_string()))?;
         let (mean, largest) = grey_levels(&found, &expected);
         let name = step.operation.name();
         let blurred = matches!(step.operation, Operation::GaussianBlur { .. });
         let tolerance = if blurred { BLUR_MEAN_TOLERANCE } else { MEAN_TOLERANCE };
-        checks.push(Check {
-            what: format!("{name} ({index}), mean"),
-            difference: mean,
-            tolerance,
-        });
+        checks.push(Check { what: format!("{name} ({index}), mean"), difference: mean, tolerance });
         checks.push(Check {
             what: format!("{name} ({index}), largest"),
             difference: largest,
@@ -131,8 +125,7 @@ impl Operation {
 
 /// A picture stored as bytes, height x width x 3.
 fn picture(case: &Case, name: &str) -> Result<Picture, CaseError> {
-    let (shape, pixels) =
-        case.tensors.bytes(name).ok_or_else(|| CaseError::Tensor(name.into()))?;
+    let (shape, pixels) = case.tensors.bytes(name).ok_or_else(|| CaseError::Tensor(name.into()))?;
     let &[height, width, 3] = shape.as_slice() else {
         return Err(CaseError::Settings(format!("`{name}` has shape {shape:?}")));
     };

@@ -73,11 +73,9 @@ pub(super) fn correspondence(case: &Case) -> Result<Outcome, CaseError> {
     let (_, second) = case.tensor("features2")?;
     let found = correspond(&first, &second, shape.last().copied().unwrap_or(1).max(1));
     let expected = case.integers("best_match")?;
-    let wrong =
-        found.best_match.iter().zip(&expected).filter(|&(&a, &b)| a as i64 != b).count();
+    let wrong = found.best_match.iter().zip(&expected).filter(|&(&a, &b)| a as i64 != b).count();
     let missing = found.best_match.len().abs_diff(expected.len());
-    let (accuracy, distance) =
-        found.against_mirror(settings.grid, settings.stride, settings.pairs);
+    let (accuracy, distance) = found.against_mirror(settings.grid, settings.stride, settings.pairs);
     let (_, similarity) = case.tensor("similarity")?;
     let check = |what: &str, difference: f64, tolerance: f64| Check {
         what: what.into(),

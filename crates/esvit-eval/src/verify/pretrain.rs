@@ -167,8 +167,7 @@ fn outputs(
     let network = &learner.network;
     // Without drop-path a student's pass in training is that of a teacher.
     let student = network.forward(&learner.student, views, &Pass::teacher());
-    let teacher =
-        network.forward(&learner.teacher, &views[..TEACHER_CROPS], &Pass::teacher());
+    let teacher = network.forward(&learner.teacher, &views[..TEACHER_CROPS], &Pass::teacher());
     for (name, predictions) in [("student", student), ("teacher", teacher)] {
         let mut compare = |part: &str, found: &Tensor<2>| -> Result<(), CaseError> {
             let name = format!("out.{name}_{part}");

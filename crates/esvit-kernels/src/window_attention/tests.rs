@@ -20,7 +20,14 @@ struct Case {
 
 impl Case {
     /// Windows that hold the tokens in any order, with padding at any place.
-    fn new(images: usize, slots: usize, count: usize, heads: usize, d: usize, masked: bool) -> Self {
+    fn new(
+        images: usize,
+        slots: usize,
+        count: usize,
+        heads: usize,
+        d: usize,
+        masked: bool,
+    ) -> Self {
         let mut rng = Rng::new(11, [slots as u64, count as u64, d as u64]);
         let padding = if count > 1 { slots / 2 } else { 0 };
         let tokens = slots * count - padding;

@@ -64,7 +64,10 @@ impl SwinConfig {
         }
         let hidden = self.embed_dim as f64 * self.mlp_ratio;
         if !hidden.is_finite() || hidden < 1.0 {
-            return fail(format!("`mlp_ratio` is {}, it must be a positive number", self.mlp_ratio));
+            return fail(format!(
+                "`mlp_ratio` is {}, it must be a positive number",
+                self.mlp_ratio
+            ));
         }
         for (stage, &heads) in self.num_heads.iter().enumerate() {
             if heads == 0 || !self.width(stage).is_multiple_of(heads) {

@@ -68,8 +68,12 @@ pub fn window_attention_weights(
     logits = logits + position;
     if let Some(mask) = &windows.mask {
         let mask: Tensor<5> = tensor(mask.clone(), [1, count, 1, side, side], &device);
-        logits = (logits.reshape([batch, count, heads, side, side]) + mask)
-            .reshape([batch * count, heads, side, side]);
+        logits = (logits.reshape([batch, count, heads, side, side]) + mask).reshape([
+            batch * count,
+            heads,
+            side,
+            side,
+        ]);
     }
     activation::softmax(logits, 3)
 }

@@ -107,9 +107,10 @@ pub fn merge_patches(tokens: Tensor<3>, [height, width]: [usize; 2]) -> (Tensor<
         let padding = [(0, 0), (0, 2 * h - height), (0, 2 * w - width), (0, 0)];
         map.pad(padding, PadMode::Constant(0.0))
     };
-    let rows = map
-        .reshape([batch, h, 2, w, 2, channels])
-        .permute([0, 1, 3, 4, 2, 5])
-        .reshape([batch, h * w, 4 * channels]);
+    let rows = map.reshape([batch, h, 2, w, 2, channels]).permute([0, 1, 3, 4, 2, 5]).reshape([
+        batch,
+        h * w,
+        4 * channels,
+    ]);
     (rows, [h, w])
 }

@@ -13,7 +13,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::backend::{
+    Autodiff, AutodiffBackend, Backend, Dispatch, Flex, TensorMetadata, backend_extension,
+};
 use burn::tensor::{Bytes, DType, Shape};
 use esvit_kernels::window_attention::{self, Windows};
 use esvit_kernels::{cross_entropy, gelu, layer_norm, matmul};
@@ -161,7 +163,12 @@ impl Fused for Flex {
         made(matmul::column_sums(values(&dy), columns), [columns])
     }
 
-    fn fused_layer_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, eps: f32) -> FlexTensor {
+    fn fused_layer_norm(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        eps: f32,
+    ) -> FlexTensor {
         let (x, gamma, beta) = (contiguous(x), contiguous(gamma), contiguous(beta));
         let mut y = vec![0.0; x.shape().num_elements()];
         layer_norm::forward(values(&x), values(&gamma), values(&beta), eps, &mut y);
@@ -479,8 +486,7 @@ impl<B: Fused, C: CheckpointStrategy> Fused for Autodiff<B, C> {
         dy: FloatTensor<Self>,
         windows: Arc<WindowMap>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let [qkv, bias, table, dy] =
-            [qkv, bias, table, dy].map(|tensor| tensor.into_primitive());
+        let [qkv, bias, table, dy] = [qkv, bias, table, dy].map(|tensor| tensor.into_primitive());
         let (dqkv, dbias, dtable) =
             B::fused_window_attention_backward(qkv, bias, table, dy, windows);
         (constant::<B>(dqkv), constant::<B>(dbias), constant::<B>(dtable))
@@ -523,12 +529,8 @@ impl<B: Fused, C: CheckpointStrategy> Fused for Autodiff<B, C> {
         }
         let node = logits.node();
         let (logits, targets) = (logits.into_primitive(), targets.into_primitive());
-        let (loss, partitions) = B::fused_cross_entropy(
-            logits.clone(),
-            targets.clone(),
-            weights.clone(),
-            temperature,
-        );
+        let (loss, partitions) =
+            B::fused_cross_entropy(logits.clone(), targets.clone(), weights.clone(), temperature);
         let loss = match CrossEntropy.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let tensors = [logits, targets, partitions.clone()];

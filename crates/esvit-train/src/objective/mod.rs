@@ -100,12 +100,8 @@ pub fn loss(
     let targets = view::targets(&teacher_view, crops, mixing);
     let row_weights = vec![(1.0 / (batch as f64 * pairs)) as f32; crops * batch];
     let temperature = settings.student_temp;
-    let view = ops::soft_cross_entropy(
-        student.view_logits.clone(),
-        targets,
-        row_weights,
-        temperature,
-    );
+    let view =
+        ops::soft_cross_entropy(student.view_logits.clone(), targets, row_weights, temperature);
 
     let region = match (&student.region, &teacher.region, &centers.region) {
         (Some(student), Some(teacher), Some(center)) => {

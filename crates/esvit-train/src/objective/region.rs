@@ -31,10 +31,8 @@ pub(super) fn targets(
     let mut start = 0;
     for (crop, &tokens) in student.tokens.iter().enumerate() {
         let rows = batch * tokens;
-        let features = student_features
-            .clone()
-            .narrow(0, start, rows)
-            .reshape([batch, tokens, width]);
+        let features =
+            student_features.clone().narrow(0, start, rows).reshape([batch, tokens, width]);
         let matched = (0..TEACHER_CROPS).filter(|&other| other != crop).map(|other| {
             let candidates =
                 teacher_features[other].clone().reshape([batch, teacher_tokens, width]);

@@ -59,8 +59,8 @@ pub struct Options<'a> {
 }
 
 /// Measures the k-NN accuracy of a network with the given values.
-pub type KnnCheck<'a> =
-    dyn FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>> + 'a;
+pub type KnnCheck<'a> = dyn FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>>
+    + 'a;
 
 /// What a k-NN check gives, in per cent.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -123,10 +123,7 @@ fn describe(config: &Config, learner: &Learner) -> String {
     let tasks = if config.objective.region { "L_V + L_R" } else { "L_V" };
     let parameters = |is_head: bool| -> usize {
         let specs = learner.network.specs().iter();
-        specs
-            .filter(|spec| spec.name.starts_with("head") == is_head)
-            .map(|spec| spec.len())
-            .sum()
+        specs.filter(|spec| spec.name.starts_with("head") == is_head).map(|spec| spec.len()).sum()
     };
     let views = &config.views;
     let locals = views.local_sizes.iter().zip(&views.local_counts);
@@ -164,12 +161,8 @@ pub(super) fn loader(config: &Config, source: Arc<dyn Source>) -> Result<Loader,
 /// A learner at its starting values.
 pub(super) fn learner(config: &Config, device: &Device) -> Learner {
     let objective = &config.objective;
-    let network = Network::new(
-        &config.model.swin(),
-        config.model.drop_path,
-        &config.head,
-        objective.region,
-    );
+    let network =
+        Network::new(&config.model.swin(), config.model.drop_path, &config.head, objective.region);
     let settings = LearnerSettings {
         seed: config.seed,
         student_temp: objective.student_temp,

@@ -290,8 +290,7 @@ impl<'a> Session<'a> {
     /// Measures the teacher; returns whether it is the best so far.
     fn check(&mut self, done: u64, epoch: u64) -> Result<bool, RunError> {
         let Some(knn) = &mut self.knn else { return Ok(false) };
-        let accuracy =
-            knn(&self.learner.network, &self.learner.teacher).map_err(RunError::Knn)?;
+        let accuracy = knn(&self.learner.network, &self.learner.teacher).map_err(RunError::Knn)?;
         let figures = KnnFigures {
             step: done,
             epoch,

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use esvit_data::{DecodeLimits, Folder, Source, training_materials};
-use esvit_nn::{Network, Params};
 use esvit_eval::features::Preprocess;
 use esvit_eval::task::KnnTask;
+use esvit_nn::{Network, Params};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 
@@ -90,11 +90,8 @@ impl Resume {
 /// Goes on with the run in a folder; a folder without one gets a new run.
 fn resume(out: &Path, settings: &Settings, output: &Output) -> Result<Done> {
     let stored = out.join("config.toml");
-    let config = if stored.is_file() {
-        settings.resolve_stored(&stored)?
-    } else {
-        settings.resolve()?
-    };
+    let config =
+        if stored.is_file() { settings.resolve_stored(&stored)? } else { settings.resolve()? };
     train(&config, out, Start::Resume, false, output)
 }
 
@@ -178,7 +175,8 @@ fn knn_check<'a>(
     config: &'a Config,
     task: &'a KnnTask,
     preprocess: &'a Preprocess,
-) -> impl FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>> + 'a {
+) -> impl FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>> + 'a
+{
     move |network, teacher| {
         let (k, temperature) = (config.knn.k, config.knn.temperature);
         let swin = network.backbone();

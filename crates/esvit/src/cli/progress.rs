@@ -23,7 +23,8 @@ impl<'a> Progress<'a> {
         self.output.note(plan);
         self.total = plan.total_steps;
         if self.output.draws_bars() {
-            let template = "{bar:24} {pos}/{len} steps  {elapsed_precise} left {eta_precise}  {msg}";
+            let template =
+                "{bar:24} {pos}/{len} steps  {elapsed_precise} left {eta_precise}  {msg}";
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             self.bar = self.output.bars.add(ProgressBar::new(plan.total_steps).with_style(style));
@@ -41,10 +42,7 @@ impl<'a> Progress<'a> {
         let health = figures.health.map(|health| {
             format!(
                 "  teacher entropy {:.2} of {:.2}, centre {:.2}, feature std {:.2}",
-                health.teacher_entropy,
-                health.max_entropy,
-                health.center_norm,
-                health.feature_std
+                health.teacher_entropy, health.max_entropy, health.center_norm, health.feature_std
             )
         });
         self.output.note(format!(
