@@ -57,7 +57,7 @@ pub enum BackboneError {
         /// The file.
         path: String,
         /// What is wrong.
-        source: esvit_train::config::ConfigError,
+        source: Box<esvit_train::config::ConfigError>,
     },
 }
 
@@ -72,8 +72,9 @@ impl Backbone {
         let shown = path.display().to_string();
         let (config, step) = match (&file.metadata, config) {
             (Some(metadata), _) => {
-                let config = Config::parse(&metadata.config, Origin::File(path.into()))
-                    .map_err(|source| BackboneError::Settings { path: shown, source })?;
+                let config = Config::parse(&metadata.config, Origin::File(path.into())).map_err(
+                    |source| BackboneError::Settings { path: shown, source: source.into() },
+                )?;
                 (config, Some(metadata.step))
             }
             (None, Some(config)) => (config, None),

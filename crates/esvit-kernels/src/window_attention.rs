@@ -342,7 +342,7 @@ impl Scratch {
 }
 
 /// Rows that are multiplied at a time, so that a value that was read serves several times.
-const BLOCK_ROWS: usize = 4;
+const BLOCK_ROWS: usize = 8;
 
 dispatch! {
     /// `out [m, columns] = a [m, k] b [k, columns]` for a `shape` of `[m, k]`, with rows of `a` at `a_row` and `columns` a

@@ -107,10 +107,13 @@ fn bias_rows(window: usize) -> Vec<i32> {
     rows.collect()
 }
 
+/// Size of a map, side of its windows, shift.
+type Layout = ([usize; 2], usize, usize);
+
 /// The tables of every map size that a network has met.
 #[derive(Debug, Default)]
 pub struct WindowMaps {
-    made: Mutex<HashMap<([usize; 2], usize, usize), Arc<WindowMap>>>,
+    made: Mutex<HashMap<Layout, Arc<WindowMap>>>,
 }
 
 impl WindowMaps {

@@ -118,7 +118,7 @@ pub(crate) fn check_gradients(
         let gradient = to_vec(&gradient.unwrap_or_else(|| panic!("{what}: input {number}")));
         let largest = gradient.iter().fold(0.0, |largest: f64, g| f64::from(g.abs()).max(largest));
         // An odd stride meets every column of a matrix with an even number of them.
-        let stride = inputs[number].len() / MOVED_ENTRIES | 1;
+        let stride = (inputs[number].len() / MOVED_ENTRIES) | 1;
         for entry in (0..inputs[number].len()).step_by(stride) {
             let start = inputs[number][entry];
             let mut at = |steps: f32| {

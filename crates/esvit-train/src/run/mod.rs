@@ -210,6 +210,11 @@ pub fn pretrain<'a>(config: &'a Config, options: Options<'a>) -> Result<Outcome,
     let mut session = Session::open(config, options, &loader)?;
     let result = session.run(&loader);
     // Pictures found broken by the last batches are told of also when the run fails.
-    session.report_broken(&loader)?;
-    result
+    let reported = session.report_broken(&loader);
+    if let Err(error) = &result {
+        session.record_failure(error);
+    }
+    let outcome = result?;
+    reported?;
+    Ok(outcome)
 }

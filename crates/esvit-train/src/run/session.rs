@@ -84,6 +84,11 @@ impl<'a> Session<'a> {
                     file.restore(&mut learner).map_err(failed)?;
                     let metadata = file.run().map_err(failed)?;
                     (first_step, best) = (metadata.step, metadata.best);
+                    let epoch_ended = first_step.is_multiple_of(loader.steps_per_epoch());
+                    if epoch_ended && best.is_some_and(|best| best.epoch == metadata.epoch) {
+                        // A kill may have come between its writing and its marking.
+                        folder.mark_best(&path)?;
+                    }
                     notes.push(format!("going on after step {first_step} (`{}`)", path.display()));
                     newest = path;
                 }
@@ -328,6 +333,12 @@ impl<'a> Session<'a> {
             self.observer.notice(&Event::Broken(&broken));
         }
         Ok(())
+    }
+
+    /// Writes down why the run failed, where that can still be written.
+    pub(super) fn record_failure(&mut self, error: &RunError) {
+        // The error is returned all the same; a full disk takes no line.
+        let _ = self.record.say(&format!("error: {error}"));
     }
 
     fn note(&mut self, note: &str) -> Result<(), RunError> {
