@@ -1,0 +1,108 @@
+//! Runs from nothing, on few pictures and on many.
+
+use std::path::Path;
+
+use esvit_train::Config;
+use esvit_train::config_text::Origin;
+
+use crate::pictures::labelled;
+use crate::place::{Place, TINY, metadata};
+
+#[test]
+fn a_run_from_nothing_leaves_a_whole_folder() {
+    let place = Place::new();
+    let line = format!(
+        "pretrain --out runs/first {TINY} train.log_every=5 checkpoint.every_steps=7 \
+         checkpoint.keep_last=2 knn.every_epochs=1"
+    );
+    let ended = place.well(&line).says(&[
+        "run folder `runs/first`",
+        "101 pictures, 3 epochs of 25 steps of 4 pictures",
+        "step 75/75",
+        "esvit eval knn --checkpoint runs/first/checkpoints/",
+    ]);
+    for row in ["raw pixels", "untrained", "trained"] {
+        assert!(ended.stdout.contains(row), "{ended}");
+    }
+
+    let run = place.folder("runs/first");
+    let names = run.names();
+    let (events, others): (Vec<_>, Vec<_>) =
+        names.iter().partition(|name| name.starts_with("events.out.tfevents."));
+    assert_eq!(events.len(), 1, "{names:?}");
+    let expected =
+        ["checkpoints", "config.toml", "env.json", "log.txt", "metrics.jsonl", "train.log"];
+    assert_eq!(others, expected.iter().collect::<Vec<_>>());
+    let checkpoints = [
+        "best.safetensors",
+        "epoch=0002-step=00000070.safetensors",
+        "epoch=0003-step=00000075.safetensors",
+    ];
+    assert_eq!(run.checkpoint_names(), checkpoints);
+
+    let steps: Vec<u64> = run.losses().iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, (1..=15).map(|n| n * 5).collect::<Vec<_>>());
+    assert!(run.losses().iter().all(|(_, loss)| loss.is_finite() && *loss > 0.0));
+    let metrics = run.lines("metrics.jsonl");
+    for key in ["lr", "img_per_s", "data_wait", "teacher_entropy", "center_norm", "feature_std"] {
+        assert!(metrics[0][key].is_number(), "{key}: {}", metrics[0]);
+    }
+    let checks: Vec<f64> = metrics.iter().filter_map(|line| line["knn_top1"].as_f64()).collect();
+    assert_eq!(checks.len(), 3);
+    let best = metadata(&run.file("checkpoints/best.safetensors"));
+    assert_eq!(best["best"]["top1"].as_f64(), checks.iter().copied().reduce(f64::max));
+    assert_eq!(best["best"]["epoch"], best["epoch"]);
+
+    let epochs = run.lines("log.txt");
+    assert_eq!(
+        epochs.iter().filter_map(|line| line["epoch"].as_u64()).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
+    let text = run.text("config.toml");
+    let config = Config::parse(&text, Origin::File(Path::new("config.toml").into())).unwrap();
+    assert_eq!((config.seed, config.train.epochs, config.checkpoint.keep_last), (1, 3, 2));
+    assert_eq!(metadata(&run.newest())["config"], text.as_str());
+    assert!(run.text("train.log").contains("L_V + L_R"));
+    let environment: serde_json::Value = serde_json::from_str(&run.text("env.json")).unwrap();
+    assert!(environment["command"].as_array().is_some_and(|words| words.len() > 10));
+}
+
+#[test]
+fn a_labelled_folder_is_checked_with_the_val_folder_beside_it() {
+    let place = Place::new();
+    labelled(&place, "set/train", 6);
+    labelled(&place, "set/val", 2);
+    place
+        .well(&format!("pretrain --data set/train --out run {TINY} knn.every_epochs=3 knn.k=3"))
+        .says(&["18 pictures in `set/train`", "k-NN check on `set/train` and `set/val`"])
+        .says(&["k-NN top-1", "esvit embed --checkpoint run/", "--data set/train"]);
+    let metrics = place.folder("run").lines("metrics.jsonl");
+    assert_eq!(metrics.iter().filter(|line| line["knn_top1"].is_number()).count(), 1);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_hundred_thousand_files_start_at_once() {
+    use std::time::Duration;
+
+    let place = Place::new();
+    crate::pictures::good(&place, "few", 50);
+    let few: Vec<_> = place.files("").into_keys().collect();
+    std::fs::create_dir(place.path("many")).unwrap();
+    for number in 0..100_000 {
+        let picture = &few[number % few.len()];
+        let extension = picture.extension().unwrap().to_str().unwrap();
+        let name = format!("many/{number:06}.{extension}");
+        std::fs::hard_link(picture, place.path(&name)).unwrap();
+    }
+    let line = format!("pretrain --data many --out run {TINY} train.epochs=1 train.log_every=1");
+    let began = std::time::Instant::now();
+    let mut running = place.start(&line);
+    let run = place.folder("run");
+    running.wait_until(|| run.losses_so_far() > 0);
+    let first_step = began.elapsed();
+    running.signal("INT");
+    let ended = running.wait().expect(75).says(&["100000 pictures in `many`"]);
+    assert!(first_step < Duration::from_secs(10), "the first step took {first_step:?}\n{ended}");
+    eprintln!("first step of 100,000 files after {first_step:?}");
+}

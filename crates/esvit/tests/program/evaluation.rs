@@ -1,0 +1,130 @@
+//! k-NN accuracy and features of a trained network.
+
+use serde_json::Value;
+
+use crate::pictures::{labelled, unusable};
+use crate::place::{Ended, Place, TINY};
+use esvit_nn::weights::WeightsFile;
+
+const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
+
+fn with_a_run() -> Place {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+    place
+}
+
+/// Top-1 and top-5 for every k of one row of the answer.
+fn accuracies(answer: &Value, row: usize, name: &str) -> Vec<(u64, f64, f64)> {
+    let row = &answer["results"][row];
+    assert_eq!(row["features"], name, "{answer}");
+    let of = |entry: &Value| {
+        let [top1, top5] = ["top1", "top5"].map(|key| entry[key].as_f64().unwrap());
+        assert!((0.0..=100.0).contains(&top1) && top5 >= top1, "{answer}");
+        (entry["k"].as_u64().unwrap(), top1, top5)
+    };
+    row["accuracies"].as_array().unwrap().iter().map(of).collect()
+}
+
+#[test]
+fn knn_on_the_built_in_task() {
+    let place = with_a_run();
+    let answer = place.well(&format!("eval knn --checkpoint {CHECKPOINT} --json")).json();
+    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&808.into(), &404.into()));
+    for (row, name) in ["raw pixels", "untrained", "trained"].iter().enumerate() {
+        let accuracies = accuracies(&answer, row, name);
+        assert_eq!(accuracies.iter().map(|a| a.0).collect::<Vec<_>>(), [10, 20, 100, 200]);
+        // By chance it is 1 in 101.
+        assert!(accuracies[0].1 > 3.0, "{answer}");
+    }
+    let table = place.well(&format!("eval knn --checkpoint {CHECKPOINT} --key student --k 5"));
+    assert!(
+        table.stdout.contains("k=5 top-1/top-5") && table.stdout.contains("untrained"),
+        "{table}"
+    );
+}
+
+#[test]
+fn knn_on_labelled_folders() {
+    let place = with_a_run();
+    labelled(&place, "set/train", 8);
+    labelled(&place, "set/val", 3);
+    place.write("set/val/red/broken.jpg", &unusable()[1].1);
+    let line = format!("eval knn --checkpoint {CHECKPOINT} --k 1 3 --json --train set/train");
+    let ended =
+        place.well(&format!("{line} --val set/val")).says(&["left out `set/val/red/broken.jpg`"]);
+    let answer = ended.json();
+    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&24.into(), &10.into()));
+    let pixels = accuracies(&answer, 0, "raw pixels");
+    assert_eq!(pixels.iter().map(|a| a.0).collect::<Vec<_>>(), [1, 3]);
+    // The classes differ in colour, and three classes are all among the first five.
+    assert!(pixels[0].1 > 99.0 && pixels[0].2 == 100.0, "{answer}");
+    accuracies(&answer, 2, "trained");
+
+    let answer = place.well(&line).json();
+    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&19.into(), &5.into()));
+}
+
+/// Shape and values of a NumPy file.
+fn npy(bytes: &[u8]) -> (String, Vec<f32>) {
+    assert_eq!(bytes[..8], *b"\x93NUMPY\x01\0");
+    let end = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let header = String::from_utf8(bytes[10..end].to_vec()).unwrap();
+    assert!(header.contains("'descr': '<f4'") && header.contains("'fortran_order': False"));
+    let shape = header.split_once("'shape': ").unwrap().1.split_once(')').unwrap().0;
+    let values = bytes[end..].chunks_exact(4);
+    (format!("{shape})"), values.map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
+}
+
+#[test]
+fn features_are_the_same_in_every_format() {
+    let place = with_a_run();
+    labelled(&place, "set", 4);
+    place.write("set/red/broken.jpg", "");
+    let embed = |rest: &str| -> Ended {
+        place.well(&format!("embed --checkpoint {CHECKPOINT} --data set {rest}"))
+    };
+    embed("--out f.npy").says(&["left out `set/red/broken.jpg`", "12 features of 32 values"]);
+    embed("--out f.safetensors");
+    embed("--out f.csv");
+
+    let read = |name: &str| std::fs::read_to_string(place.path(name)).unwrap();
+    let (shape, values) = npy(&std::fs::read(place.path("f.npy")).unwrap());
+    assert_eq!((shape.as_str(), values.len()), ("(12, 32)", 12 * 32));
+    let names: Vec<String> = read("f.txt").lines().map(String::from).collect();
+    let expected = ["blue", "green", "red"]
+        .iter()
+        .flat_map(|class| (0..4).map(move |number| format!("set/{class}/{number}.png")));
+    assert_eq!(names, expected.collect::<Vec<_>>());
+
+    let file = WeightsFile::open(&place.path("f.safetensors")).unwrap();
+    assert_eq!(file.values("features"), Some((vec![12, 32], values.clone())));
+
+    let csv = read("f.csv");
+    let mut lines = csv.lines();
+    assert!(lines.next().unwrap().starts_with("name,label,f0,f1,"));
+    let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.len(), 12);
+    for ((row, name), values) in rows.iter().zip(&names).zip(values.chunks(32)) {
+        assert_eq!((row[0], row[1]), (name.as_str(), name.split('/').nth(1).unwrap()));
+        let found: Vec<f32> = row[2..].iter().map(|value| value.parse().unwrap()).collect();
+        assert_eq!(found, values);
+    }
+
+    embed("--out f.npy --normalize --overwrite");
+    let (_, values) = npy(&std::fs::read(place.path("f.npy")).unwrap());
+    for row in values.chunks(32) {
+        let length = row.iter().map(|value| value * value).sum::<f32>();
+        assert!((length - 1.0).abs() < 1e-5, "{length}");
+    }
+}
+
+#[test]
+fn features_of_the_built_in_pictures() {
+    let place = with_a_run();
+    place.well(&format!("embed --checkpoint {CHECKPOINT} --out features.npy"));
+    let (shape, values) = npy(&std::fs::read(place.path("features.npy")).unwrap());
+    assert_eq!((shape.as_str(), values.len()), ("(808, 32)", 808 * 32));
+    let names = std::fs::read_to_string(place.path("features.txt")).unwrap();
+    assert_eq!(names.lines().count(), 808);
+}

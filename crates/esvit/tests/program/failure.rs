@@ -1,0 +1,113 @@
+//! Runs that go wrong by themselves.
+
+use crate::place::{Place, TINY, metadata, tensors};
+
+/// A file system of its own size; unmounted when this is dropped.
+#[cfg(target_os = "linux")]
+struct SmallDisk(std::path::PathBuf);
+
+#[cfg(target_os = "linux")]
+impl SmallDisk {
+    fn mount(path: std::path::PathBuf, options: &str) -> Option<Self> {
+        std::fs::create_dir_all(&path).unwrap();
+        mount(&["-t", "tmpfs", "-o", options, "tmpfs"], &path).then_some(Self(path))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn mount(options: &[&str], path: &std::path::Path) -> bool {
+    let output = std::process::Command::new("mount").args(options).arg(path).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_whole() {
+    let place = Place::new();
+    let Some(disk) = SmallDisk::mount(place.path("disk"), "size=800k") else {
+        eprintln!("skipped: this user may not mount a small disk");
+        return;
+    };
+    // The first checkpoint has 200 kB, those with an optimiser's moments 370 kB.
+    let line = format!("pretrain --out disk/run {TINY} checkpoint.every_steps=10");
+    let ended = place.run(&line).expect(1).says(&[
+        "the disk is full: `disk/run/checkpoints/epoch=0000-step=00000020.safetensors`",
+        "has room for",
+    ]);
+    assert_eq!(ended.stderr.matches("error:").count(), 1, "{ended}");
+    let run = place.folder("disk/run");
+    assert_eq!(run.steps(), [0, 10], "{ended}");
+    assert_eq!(run.checkpoint_names().len(), 2, "{:?}", run.checkpoint_names());
+    place.well("info disk/run/checkpoints/epoch=0000-step=00000010.safetensors");
+    assert!(mount(&["-o", "remount,size=16m"], &disk.0));
+    place.well("resume disk/run").says(&["going on after step 10"]);
+    assert_eq!(run.steps().last(), Some(&75));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_led_to_it() {
+    let place = Place::new();
+    let line = format!("pretrain --out run {TINY} optim.lr=1e30 optim.warmup_epochs=0");
+    let message = [
+        "step 1: the loss is",
+        "nothing was updated",
+        "`run/failures`",
+        "the last good checkpoint is `run/checkpoints/epoch=0000-step=00000000.safetensors`",
+    ];
+    let ended = place.run(&line).expect(1).says(&message);
+    let run = place.folder("run");
+    assert!(run.text("train.log").contains("error: step 1: the loss is"), "{ended}");
+    let inputs = tensors(&run.file("failures/step=00000001-inputs.safetensors"));
+    let shapes: Vec<(&str, usize)> =
+        inputs.iter().map(|(name, values)| (name.as_str(), values.len())).collect();
+    let [global, local] = [32, 16].map(|size| 4 * 3 * size * size);
+    let expected =
+        [("batch.0.view.0", global), ("batch.0.view.1", global), ("batch.0.view.2", local)];
+    assert_eq!(shapes, expected);
+    let state = run.file("failures/step=00000001-state.safetensors");
+    assert_eq!(metadata(&state)["step"], 1);
+    assert!(tensors(&state).contains_key("optimizer.exp_avg.norm.weight"));
+
+    assert_eq!(run.steps(), [0]);
+    let good = run.newest();
+    let good = good.strip_prefix(place.path("")).unwrap().display();
+    place.well(&format!("pretrain --out again {TINY} train.epochs=1 --init-from {good}"));
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1 --overwrite"));
+    assert!(!run.file("failures").exists());
+}
+
+/// The run says within 200 steps that the teacher has collapsed.
+fn collapses(settings: &str, finding: &str) {
+    let place = Place::new();
+    let line = format!(
+        "pretrain --out run {TINY} train.epochs=8 train.log_every=1 optim.momentum_teacher=0.0 \
+         objective.center_momentum=1.0 {settings}"
+    );
+    let ended = place.well(&line).says(&["warning: step", finding, "hint:"]);
+    let log = place.folder("run").text("train.log");
+    assert!(log.contains(finding), "{ended}\n-- train.log\n{log}");
+}
+
+#[test]
+fn a_collapsed_teacher_is_told_of() {
+    collapses("optim.lr=0.5", "the teacher has collapsed: it gives the same answer");
+    collapses(
+        "optim.lr=0.1 objective.teacher_temp=1.0 objective.warmup_teacher_temp=1.0",
+        "the teacher has collapsed: it spreads its answer over all prototypes alike",
+    );
+}
+
+#[test]
+fn a_healthy_run_is_not_called_collapsed() {
+    let place = Place::new();
+    let line = format!("pretrain --out run {TINY} train.log_every=1");
+    let ended = place.well(&line);
+    assert!(!ended.stderr.contains("warning:"), "{ended}");
+}

@@ -1,0 +1,83 @@
+//! The numeric cases: the project's own, and those of `ESVIT_GOLDENS` where that is set.
+
+use std::path::{Path, PathBuf};
+
+use esvit_eval::verify::{Outcome, Report, run};
+
+use crate::place::Place;
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
+}
+
+fn reports(folder: &Path) -> Vec<Report> {
+    run(folder, |_| ()).unwrap()
+}
+
+/// Cases for which `holds` is false, with the comparisons that do not hold.
+fn others<'a>(reports: &'a [Report], holds: impl Fn(&Report) -> bool) -> Vec<String> {
+    let describe = |report: &&'a Report| match &report.outcome {
+        Outcome::Compared(checks) => {
+            let bad: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
+            format!("{}: {} comparisons, failed {bad:#?}", report.name, checks.len())
+        }
+        outcome => format!("{}: {outcome:?}", report.name),
+    };
+    reports.iter().filter(|report| !holds(report)).map(|report| describe(&report)).collect()
+}
+
+#[test]
+fn own_cases_pass() {
+    let reports = reports(&workspace().join("goldens"));
+    let others = others(&reports, Report::passed);
+    assert!(others.is_empty(), "{}", others.join("\n"));
+}
+
+#[test]
+fn cases_from_elsewhere_do_not_fail() {
+    let Some(folder) = std::env::var_os("ESVIT_GOLDENS").filter(|folder| !folder.is_empty()) else {
+        eprintln!("skipped: `ESVIT_GOLDENS` is not set");
+        return;
+    };
+    // A relative path is meant from where the tests are started, the workspace.
+    let reports = reports(&workspace().join(PathBuf::from(folder)));
+    let others = others(&reports, |report| !report.failed());
+    assert!(others.is_empty(), "{}", others.join("\n"));
+}
+
+/// A folder `cases` with the project's schedule case and one more, of another kind.
+fn cases(kind: &str) -> Place {
+    let place = Place::new();
+    for file in ["case.json", "tensors.safetensors"] {
+        let bytes = std::fs::read(workspace().join("goldens/schedule").join(file)).unwrap();
+        place.write(&format!("cases/schedule/{file}"), &bytes);
+        place.write(&format!("cases/other/{file}"), &bytes);
+    }
+    place.write("cases/other/case.json", kind);
+    place
+}
+
+#[test]
+fn the_program_counts_cases() {
+    let last = |text: &str| text.lines().last().unwrap_or_default().to_owned();
+    let place = Place::new();
+    let goldens = workspace().join("goldens");
+    let ended = place.well(&format!("verify {} --strict", goldens.display()));
+    let count = std::fs::read_dir(&goldens)
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().path().join("case.json").is_file())
+        .count();
+    assert_eq!(last(&ended.stdout), format!("{count} passed, 0 failed, 0 not supported"));
+
+    let place = cases(r#"{"kind": "backbone", "family": "of tomorrow"}"#);
+    let ended = place.well("verify cases");
+    assert_eq!(last(&ended.stdout), "1 passed, 0 failed, 1 not supported", "{ended}");
+    let ended = place.run("verify cases --strict").expect(1);
+    assert_eq!(last(&ended.stdout), "1 passed, 0 failed, 1 not supported", "{ended}");
+
+    let place = cases(r#"{"kind": "nonsense"}"#);
+    let ended = place.run("verify cases").expect(1);
+    assert_eq!(last(&ended.stdout), "1 passed, 1 failed, 0 not supported", "{ended}");
+    assert!(ended.stdout.contains("unknown kind `nonsense`"), "{ended}");
+    place.run("verify nowhere").expect(1).says(&["`nowhere`"]);
+}

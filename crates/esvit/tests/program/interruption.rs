@@ -1,0 +1,156 @@
+//! Runs that are killed or asked to stop, and go on.
+#![cfg(unix)]
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use crate::place::{Folder, Place, Running, TINY};
+
+/// 400 steps with a checkpoint after every one.
+const LONG: &str = "train.epochs=16 train.log_every=1 checkpoint.every_steps=1";
+
+/// What an uninterrupted run leaves.
+struct Whole {
+    bytes: Vec<u8>,
+    losses: Vec<(u64, f64)>,
+    took: Duration,
+}
+
+fn uninterrupted() -> &'static Whole {
+    static WHOLE: OnceLock<Whole> = OnceLock::new();
+    WHOLE.get_or_init(|| {
+        let place = Place::new();
+        let took = place.well(&format!("pretrain --out run {TINY} {LONG}")).took;
+        let run = place.folder("run");
+        assert_eq!(run.steps(), [398, 399, 400]);
+        Whole { bytes: std::fs::read(run.newest()).unwrap(), losses: run.losses(), took }
+    })
+}
+
+/// Nothing tells the folder from that of the uninterrupted run.
+fn assert_whole(run: &Folder) {
+    let whole = uninterrupted();
+    assert!(
+        std::fs::read(run.newest()).unwrap() == whole.bytes,
+        "other bytes in {:?}",
+        run.newest()
+    );
+    assert_eq!(run.steps(), [398, 399, 400]);
+    assert_eq!(run.checkpoint_names().len(), 3, "{:?}", run.checkpoint_names());
+    assert_eq!(run.losses(), whole.losses);
+    let epochs: Vec<u64> =
+        run.lines("log.txt").iter().filter_map(|line| line["epoch"].as_u64()).collect();
+    assert_eq!(epochs, (0..16).collect::<Vec<_>>());
+    assert!(!run.names().iter().any(|name| name.ends_with("-tmp")), "{:?}", run.names());
+}
+
+/// A random share of `time`; the seed is the process's own, and what it gave is printed.
+fn some_of(time: Duration) -> Duration {
+    let share = RandomState::new().hash_one(0) >> 11;
+    time.mul_f64(share as f64 / (1u64 << 53) as f64)
+}
+
+/// Waits until the run is writing a checkpoint.
+fn wait_for_a_write(running: &mut Running, run: &Folder) {
+    running.wait_until(|| {
+        let until = Instant::now() + Duration::from_millis(20);
+        while Instant::now() < until {
+            if run.checkpoint_names().iter().any(|name| name.ends_with("-tmp")) {
+                return true;
+            }
+        }
+        false
+    });
+}
+
+#[test]
+fn killed_at_five_random_moments_it_ends_as_if_it_never_was() {
+    let longest = uninterrupted().took / 6;
+    let place = Place::new();
+    let run = place.folder("run");
+    let mut halves = 0;
+    for aimed in [false, true, false, true, true] {
+        // The first moment may come before there is anything to go on from.
+        let mut running = place.start(&format!("pretrain --resume --out run {TINY} {LONG}"));
+        let delay = some_of(longest);
+        std::thread::sleep(delay);
+        if aimed {
+            wait_for_a_write(&mut running, &run);
+        }
+        running.kill();
+        let half = run.checkpoint_names().iter().filter(|name| name.ends_with("-tmp")).count();
+        eprintln!("killed after {delay:?}, aimed: {aimed}, half-written files: {half}");
+        halves += half;
+    }
+    eprintln!("{halves} half-written checkpoints");
+    place.well("resume run").says(&["going on after step"]);
+    assert_whole(&run);
+}
+
+#[test]
+fn asked_to_stop_it_saves_and_goes_on() {
+    let whole = uninterrupted();
+    let place = Place::new();
+    let run = place.folder("run");
+    let mut line = format!("pretrain --out run {TINY} {LONG}");
+    let mut last = 0;
+    for signal in ["INT", "TERM"] {
+        let mut running = place.start(&line);
+        running.wait_until(|| run.steps().last().is_some_and(|step| *step > last + 20));
+        std::thread::sleep(some_of(whole.took / 20));
+        running.signal(signal);
+        let ended = running.wait().expect(75).says(&["to go on: esvit resume run"]);
+        last = *run.steps().last().unwrap();
+        assert!(last < 400, "{ended}");
+        let ended = ended.says(&[&format!("stopped after step {last} of 400, state saved")]);
+        assert_eq!(run.losses().last().map(|(step, _)| *step), Some(last), "{ended}");
+        line = "resume run".into();
+    }
+    place.well("resume run").says(&[&format!("going on after step {last}")]);
+    assert_whole(&run);
+}
+
+#[test]
+fn a_stop_between_checkpoints_makes_one() {
+    let place = Place::new();
+    let run = place.folder("run");
+    let settings = "train.epochs=400 checkpoint.every_epochs=400 train.log_every=1";
+    let mut running = place.start(&format!("pretrain --out run {TINY} {settings}"));
+    running.wait_until(|| run.losses_so_far() > 30);
+    running.signal("INT");
+    let ended = running.wait().expect(75);
+    let steps = run.steps();
+    assert_eq!(steps[0], 0);
+    let stopped = format!("stopped after step {} of 10000, state saved", steps[1]);
+    let ended = ended.says(&[&stopped]);
+    assert!(steps.len() == 2 && steps[1] > 30, "{steps:?}\n{ended}");
+}
+
+#[test]
+fn a_kill_before_the_best_is_marked_is_mended() {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1 knn.every_epochs=1"));
+    let run = place.folder("run");
+    let best = run.file("checkpoints/best.safetensors");
+    std::fs::remove_file(&best).unwrap();
+    place.well("resume run").says(&["nothing to do: all 25 steps of this run are done"]);
+    assert!(std::fs::read(best).unwrap() == std::fs::read(run.newest()).unwrap());
+}
+
+#[test]
+fn a_cut_checkpoint_is_passed_over() {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} {LONG} train.epochs=2"));
+    let run = place.folder("run");
+    let (bytes, newest) = (std::fs::read(run.newest()).unwrap(), run.newest());
+    std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
+    place.well("resume run").says(&[
+        "passing over a broken checkpoint",
+        "epoch=0002-step=00000050.safetensors` is not a whole safetensors file",
+        "going on after step 49",
+    ]);
+    assert!(std::fs::read(newest).unwrap() == bytes);
+    let steps: Vec<u64> = run.losses().iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, (1..=50).collect::<Vec<_>>());
+}

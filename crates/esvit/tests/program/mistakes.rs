@@ -1,0 +1,135 @@
+//! What a person gets wrong: one clear message, a non-zero exit code, nothing lost.
+
+use crate::pictures::{good, unusable};
+use crate::place::{Place, TINY};
+
+/// Runs `line` in `place`, where it must fail with one message that has all `parts`, and leave
+/// everything outside the folder `new` as it was.
+fn fails(place: &Place, line: &str, parts: &[&str]) {
+    let before = place.files("new");
+    let ended = place.run(line).expect(1).says(parts);
+    assert_eq!(ended.stderr.matches("error:").count(), 1, "not one message\n{ended}");
+    assert!(!ended.stderr.contains("panicked"), "{ended}");
+    let after = place.files("new");
+    for path in before.keys() {
+        assert!(after.get(path) == before.get(path), "{path:?} was changed\n{ended}");
+    }
+    let added: Vec<_> = after.keys().filter(|path| !before.contains_key(*path)).collect();
+    assert!(added.is_empty(), "{added:?} are new\n{ended}");
+    let _ = std::fs::remove_dir_all(place.path("new"));
+}
+
+/// A place with a finished run `run` of one epoch.
+fn with_a_run() -> Place {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1 checkpoint.keep_last=1"));
+    place
+}
+
+#[test]
+fn folders_without_usable_pictures() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("empty")).unwrap();
+    place.write("letters/letter.txt", "no picture");
+    for (name, bytes) in unusable() {
+        place.write(&format!("broken/{name}"), bytes);
+    }
+    let line = |data: &str| format!("pretrain --data {data} --out new {TINY}");
+    fails(&place, &line("empty"), &["no pictures in `empty` or below"]);
+    fails(&place, &line("letters"), &["no pictures in `letters` or below"]);
+    fails(&place, &line("nowhere"), &["there is no folder `nowhere`"]);
+    fails(&place, &line("letters/letter.txt"), &["`letters/letter.txt` is a file"]);
+    let all = ["of 6 pictures are broken", "broken/cut.jpg", "broken/empty.jpg", "`max_broken`"];
+    fails(&place, &format!("{} data.max_broken=1.0", line("broken")), &all);
+    let some = ["of 6 pictures are broken, and at most 3 may be"];
+    fails(&place, &line("broken"), &some);
+    good(&place, "few", 3);
+    fails(&place, &line("few"), &["3 pictures do not fill one batch of 4"]);
+}
+
+#[test]
+fn settings_that_make_no_sense() {
+    let place = Place::new();
+    place.write("settings.toml", "[optim]\nlearning_rate = 1.0\n");
+    place.write("typo.toml", "[optim\n");
+    let line = |rest: &str| format!("pretrain --out new {TINY} {rest}");
+    fails(
+        &place,
+        &line("train.epoch=3"),
+        &["unknown key `train.epoch` on the command line", "did you mean `train.epochs`"],
+    );
+    fails(&place, &line("--config settings.toml"), &["`optim.learning_rate` in `settings.toml`"]);
+    fails(&place, &line("--config typo.toml"), &["invalid TOML in `typo.toml`"]);
+    fails(&place, &line("--config nothing.toml"), &["`nothing.toml`", "No such file"]);
+    fails(&place, &line("train.epochs=many"), &["bad value for `train.epochs`", "\"many\""]);
+    fails(&place, &line("train.epochs=0"), &["`train.epochs` is 0"]);
+    fails(&place, &line("optim.name=adam"), &["`optim.name`", "adamw"]);
+    fails(&place, "pretrain --out new --recipe nothing", &["no recipe `nothing`", "`materials`"]);
+    fails(&place, &line("--arch swin_huge"), &["no architecture `swin_huge`", "`swin_tiny_w7`"]);
+    fails(&place, &line("model.num_heads=[3,3]"), &["num_heads"]);
+    place.run("pretrain --nonsense").expect(2).says(&["--nonsense"]);
+}
+
+#[test]
+fn run_folders_that_cannot_be_used() {
+    let place = with_a_run();
+    place.write("foreign/letter.txt", "dear reader");
+    place.write("run-and-more/config.toml", "");
+    place.write("run-and-more/thesis.tex", "years of work");
+    let line = |rest: &str| format!("pretrain {TINY} {rest}");
+    fails(&place, &line("--out foreign/letter.txt/run"), &["`foreign/letter.txt/run`"]);
+    fails(&place, &line("--out foreign/letter.txt"), &["`foreign/letter.txt`"]);
+    fails(&place, &line("--out run"), &["`run` is not empty", "--resume", "--overwrite"]);
+    fails(&place, &line("--out foreign"), &["`foreign` is not empty"]);
+    fails(&place, &line("--out foreign --overwrite"), &["`foreign` holds `letter.txt`"]);
+    fails(&place, &line("--out run-and-more --overwrite"), &["holds `thesis.tex`"]);
+    fails(&place, "resume foreign", &["no run in `foreign`"]);
+    fails(&place, "resume new", &["no run in `new`", "--out new"]);
+    // Nothing is deleted for a run that cannot begin.
+    for rest in ["--data nowhere", "train.batch_size=4000", "--init-from nowhere.safetensors"] {
+        fails(&place, &line(&format!("--out run --overwrite {rest}")), &["error:"]);
+    }
+    place.well(&line("--out run --overwrite train.epochs=2 checkpoint.keep_last=1"));
+    assert_eq!(place.folder("run").steps(), [50]);
+}
+
+#[test]
+fn checkpoints_that_do_not_fit() {
+    let place = with_a_run();
+    let checkpoint = "run/checkpoints/epoch=0001-step=00000025.safetensors";
+    let bytes = std::fs::read(place.path(checkpoint)).unwrap();
+    place.write("cut.safetensors", &bytes[..bytes.len() - 100]);
+    place.write("text.safetensors", "not a checkpoint at all");
+    let start = |rest: &str| format!("pretrain --out new {TINY} {rest}");
+    let other = ["epoch=0001-step=00000025.safetensors` does not fit", "`patch_embed.proj.weight`"];
+    for flag in ["--init-from", "--continue-from"] {
+        fails(
+            &place,
+            &start(&format!("{flag} {checkpoint} train.epochs=2 model.embed_dim=32")),
+            &other,
+        );
+        fails(&place, &start(&format!("{flag} cut.safetensors")), &["`cut.safetensors`", "whole"]);
+        fails(&place, &start(&format!("{flag} text.safetensors")), &["`text.safetensors`"]);
+        fails(&place, &start(&format!("{flag} nowhere.safetensors")), &["`nowhere.safetensors`"]);
+    }
+    fails(&place, "resume run model.embed_dim=32", &other);
+    fails(
+        &place,
+        &start(&format!("--continue-from {checkpoint} train.epochs=1")),
+        &[
+            "nothing to do",
+            "is at step 25 and the run would end at step 25",
+            "`train.epochs` above 1",
+        ],
+    );
+    for command in ["info", "eval knn --checkpoint", "embed --out new.npy --checkpoint"] {
+        fails(&place, &format!("{command} cut.safetensors"), &["`cut.safetensors`"]);
+        fails(&place, &format!("{command} nowhere.safetensors"), &["`nowhere.safetensors`"]);
+    }
+    place.write("there.npy", "something");
+    let embed = format!("embed --checkpoint {checkpoint}");
+    fails(&place, &format!("{embed} --out there.npy"), &["`there.npy` is there already"]);
+    fails(&place, &format!("{embed} --out new.parquet"), &["`new.parquet`", "`.csv`"]);
+    good(&place, "flat", 4);
+    fails(&place, &format!("eval knn --checkpoint {checkpoint} --train flat"), &["no labels"]);
+}

@@ -1,0 +1,283 @@
+//! A fresh folder, the program run in it, and what it left there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use esvit_nn::weights::WeightsFile;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The built-in pictures and a network so small that a step takes milliseconds: 25 steps an epoch.
+pub(crate) const TINY: &str = "--recipe materials seed=1 train.epochs=3 train.batch_size=4 \
+    data.repeat=1 model.depths=[1,1] model.embed_dim=16 model.num_heads=[1,2] head.out_dim=32 \
+    head.hidden_dim=16 head.bottleneck_dim=8 views.local_counts=[1] optim.warmup_epochs=1 \
+    knn.every_epochs=0";
+
+/// Nothing here takes that long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A fresh folder in which the program is run.
+pub(crate) struct Place(TempDir);
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    /// Starts the program with a command line of words without spaces.
+    pub(crate) fn start(&self, line: &str) -> Running {
+        let outputs = tempfile::tempdir().unwrap();
+        let [stdout, stderr] =
+            ["stdout", "stderr"].map(|name| File::create(outputs.path().join(name)).unwrap());
+        let child = Command::new(env!("CARGO_BIN_EXE_esvit"))
+            .args(line.split_whitespace())
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        Running { child, outputs, line: line.into(), began: Instant::now() }
+    }
+
+    pub(crate) fn run(&self, line: &str) -> Ended {
+        self.start(line).wait()
+    }
+
+    /// Runs a command that must succeed.
+    pub(crate) fn well(&self, line: &str) -> Ended {
+        self.run(line).expect(0)
+    }
+
+    /// What lies in the folder of a run.
+    pub(crate) fn folder(&self, name: &str) -> Folder {
+        Folder(self.path(name))
+    }
+
+    /// Every file below the place with its bytes, apart from those below `ignored`.
+    pub(crate) fn files(&self, ignored: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![self.0.path().to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path == self.path(ignored) {
+                } else if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let bytes = fs::read(&path).unwrap();
+                    files.insert(path, bytes);
+                }
+            }
+        }
+        files
+    }
+}
+
+/// The program at work; it is killed when this is dropped.
+pub(crate) struct Running {
+    child: Child,
+    outputs: TempDir,
+    line: String,
+    began: Instant,
+}
+
+impl Running {
+    pub(crate) fn wait(mut self) -> Ended {
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if self.began.elapsed() > PATIENCE {
+                panic!("still running after {PATIENCE:?}\n{}", self.ended(None));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        self.ended(status.code())
+    }
+
+    /// Sends a signal by its name.
+    #[cfg(unix)]
+    pub(crate) fn signal(&mut self, name: &str) {
+        assert!(self.is_running(), "ended before the signal\n{}", self.ended(None));
+        let kill = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Ends it as the system does when memory runs out: at once.
+    #[cfg(unix)]
+    pub(crate) fn kill(mut self) {
+        assert!(self.is_running(), "ended before it was killed\n{}", self.ended(None));
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits until `done` is true; what it did up to then is shown if that never comes.
+    pub(crate) fn wait_until(&mut self, mut done: impl FnMut() -> bool) {
+        while !done() {
+            let in_time = self.began.elapsed() < PATIENCE;
+            assert!(in_time && self.is_running(), "waited in vain\n{}", self.ended(None));
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    fn ended(&self, code: Option<i32>) -> Ended {
+        let read = |name| {
+            let mut text = String::new();
+            File::open(self.outputs.path().join(name)).unwrap().read_to_string(&mut text).unwrap();
+            text
+        };
+        let (stdout, stderr) = (read("stdout"), read("stderr"));
+        Ended { line: self.line.clone(), code, stdout, stderr, took: self.began.elapsed() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What came of a command.
+pub(crate) struct Ended {
+    line: String,
+    code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) took: Duration,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, code, stdout, stderr, took } = self;
+        let code = code.map_or("no exit code".into(), |code| format!("exit code {code}"));
+        write!(f, "$ esvit {line}\n{code} after {took:?}\n-- stdout\n{stdout}-- stderr\n{stderr}")
+    }
+}
+
+impl Ended {
+    pub(crate) fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "another exit code was expected\n{self}");
+        self
+    }
+
+    /// All of `parts` stand in what was said to people.
+    pub(crate) fn says(self, parts: &[&str]) -> Self {
+        for part in parts {
+            assert!(self.stderr.contains(part), "`{part}` was not said\n{self}");
+        }
+        self
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}\n{self}"))
+    }
+}
+
+/// The folder of a run.
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.file(name)).unwrap()
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        names(&self.0)
+    }
+
+    /// Names of the files in `checkpoints`; empty while there is no such folder.
+    pub(crate) fn checkpoint_names(&self) -> Vec<String> {
+        names(&self.file("checkpoints"))
+    }
+
+    /// Steps of the numbered checkpoints.
+    pub(crate) fn steps(&self) -> Vec<u64> {
+        let names = self.checkpoint_names();
+        let step = |name: &String| {
+            name.strip_suffix(".safetensors")?.rsplit_once("-step=")?.1.parse().ok()
+        };
+        let mut steps: Vec<u64> = names.iter().filter_map(step).collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    /// The checkpoint after a step.
+    pub(crate) fn checkpoint(&self, step: u64) -> PathBuf {
+        let end = format!("-step={step:08}.safetensors");
+        let names = self.checkpoint_names();
+        let name = names.iter().find(|name| name.ends_with(&end));
+        self.file("checkpoints").join(name.unwrap_or_else(|| panic!("no {end} in {names:?}")))
+    }
+
+    pub(crate) fn newest(&self) -> PathBuf {
+        self.checkpoint(*self.steps().last().expect("a checkpoint"))
+    }
+
+    /// The lines of a file of JSON objects.
+    pub(crate) fn lines(&self, name: &str) -> Vec<Value> {
+        let line = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        self.text(name).lines().map(line).collect()
+    }
+
+    /// Whole lines of `metrics.jsonl` by now.
+    pub(crate) fn losses_so_far(&self) -> usize {
+        fs::read_to_string(self.file("metrics.jsonl")).map_or(0, |text| text.matches('\n').count())
+    }
+
+    /// Step and loss of every line of `metrics.jsonl` that has a loss.
+    pub(crate) fn losses(&self) -> Vec<(u64, f64)> {
+        let lines = self.lines("metrics.jsonl");
+        let loss = |line: &Value| Some((line["step"].as_u64()?, line["train_loss"].as_f64()?));
+        lines.iter().filter_map(loss).collect()
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let name = |entry: std::io::Result<fs::DirEntry>| {
+        entry.unwrap().file_name().to_string_lossy().into_owned()
+    };
+    let mut names: Vec<String> = entries.map(name).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Names and bits of all tensors of a file.
+pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Vec<u32>> {
+    let file = WeightsFile::open(path).unwrap();
+    let bits = |name: &String| {
+        let (_, values) = file.values(name).unwrap();
+        values.iter().map(|value| value.to_bits()).collect()
+    };
+    file.names().into_iter().map(|name| (name.clone(), bits(&name))).collect()
+}
+
+/// What a checkpoint says beside its tensors.
+pub(crate) fn metadata(path: &Path) -> Value {
+    serde_json::from_str(WeightsFile::open(path).unwrap().metadata().unwrap()).unwrap()
+}
