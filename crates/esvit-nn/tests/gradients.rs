@@ -24,7 +24,7 @@ fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
 
 #[test]
 fn linear() {
-    for [rows, inputs, outputs] in [[1, 1, 1], [5, 3, 7], [4, 6, 2]] {
+    for [rows, inputs, outputs] in [[1, 1, 1], [5, 3, 7], [4, 6, 2], [10, 37, 19]] {
         let data = [hashed(1, 2 * rows * inputs), hashed(2, outputs * inputs), hashed(3, outputs)];
         let apply = |v: &[Tensor<1>]| {
             let x = v[0].clone().reshape([2, rows, inputs]);
@@ -38,7 +38,7 @@ fn linear() {
 
 #[test]
 fn layer_norm() {
-    for [rows, channels] in [[1, 3], [3, 5], [4, 8]] {
+    for [rows, channels] in [[1, 3], [3, 5], [4, 8], [18, 37]] {
         // Twice the size, so that the variance is well above the step.
         let data =
             [hashed_times(1, rows * channels, 2.0), hashed(2, channels), hashed(3, channels)];
@@ -63,32 +63,41 @@ fn l2_normalize() {
     }
 }
 
+/// Far below the smallest norm that counts the function is linear: a row of zeros has a gradient.
+#[test]
+fn l2_normalize_of_zeros() {
+    let zeros: Tensor<2> = Tensor::zeros([1, 3], &Device::flex()).autodiff().require_grad();
+    let gradients = ops::l2_normalize(zeros.clone()).sum().backward();
+    let gradient = to_vec(&zeros.grad(&gradients).unwrap());
+    assert!(gradient.iter().all(|g| (g * 1e-12 - 1.0).abs() < 1e-6), "{gradient:?}");
+}
+
 /// With and without shift and padding; gradients of the product, of its bias (which padding tokens
 /// consist of) and of the table.
 #[test]
 fn window_attention() {
     const HEADS: usize = 2;
-    const WIDTH: usize = 6;
-    const BATCH: usize = 2;
-    for (map, window, shift) in [
-        ([4, 4], 2, 0),
-        ([4, 4], 2, 1),
-        ([3, 3], 3, 0),
-        ([5, 3], 2, 1),
-        ([3, 5], 4, 2),
-        ([1, 2], 3, 1),
-        ([1, 1], 1, 0),
+    for (batch, head_dim, map, window, shift) in [
+        (2, 3, [4, 4], 2, 0),
+        (2, 3, [4, 4], 2, 1),
+        (2, 3, [3, 3], 3, 0),
+        (2, 3, [5, 3], 2, 1),
+        (2, 3, [3, 5], 4, 2),
+        (2, 3, [1, 2], 3, 1),
+        (2, 3, [1, 1], 1, 0),
+        (5, 20, [9, 5], 7, 3),
     ] {
+        let width = HEADS * head_dim;
         let windows = Arc::new(WindowMap::new(map, window, shift));
         let rows = (2 * window - 1).pow(2);
         let data = [
-            hashed_times(1, BATCH * windows.tokens() * 3 * WIDTH, 2.0),
-            hashed(2, 3 * WIDTH),
+            hashed_times(1, batch * windows.tokens() * 3 * width, 2.0),
+            hashed(2, 3 * width),
             hashed(3, rows * HEADS),
         ];
         let what = format!("map {map:?}, window {window}, shift {shift}");
         check_gradients(&what, &data, |v| {
-            let qkv = v[0].clone().reshape([BATCH, windows.tokens(), 3 * WIDTH]);
+            let qkv = v[0].clone().reshape([batch, windows.tokens(), 3 * width]);
             let table = v[2].clone().reshape([rows, HEADS]);
             flat(ops::window_attention(qkv, v[1].clone(), table, &windows))
         });
@@ -117,11 +126,13 @@ fn patches() {
 /// Targets that do not sum to 1, and a weight of zero among those of the rows.
 #[test]
 fn soft_cross_entropy() {
-    for ([rows, prototypes], temperature) in [([1, 2], 1.0), ([4, 5], 0.5), ([3, 7], 2.0)] {
-        let targets: Vec<f32> =
-            hashed(2, rows * prototypes).iter().map(|t| 2.0 * t.abs()).collect();
-        let weights: Vec<f32> =
-            (0..rows).map(|row| 0.5 * row as f32 + f32::from(rows == 1)).collect();
+    for ([rows, prototypes], temperature) in
+        [([1, 2], 1.0), ([4, 5], 0.5), ([3, 7], 2.0), ([3, 37], 1.0), ([18, 2], 1.0)]
+    {
+        // The sum stays small: its rounding is what limits the differences.
+        let targets = hashed(2, rows * prototypes);
+        let targets: Vec<f32> = targets.iter().map(|t| 5.0 * t.abs() / prototypes as f32).collect();
+        let weights: Vec<f32> = (0..rows).map(|row| ((row + 1) % 3) as f32).collect();
         check_gradients("soft_cross_entropy", &[hashed(1, rows * prototypes)], |v| {
             let logits = v[0].clone().reshape([rows, prototypes]);
             let targets = tensor(targets.clone(), [rows, prototypes], &Device::flex());

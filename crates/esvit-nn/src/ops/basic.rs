@@ -72,7 +72,8 @@ pub fn soft_cross_entropy(
 
 /// Rows scaled to unit length; a norm below `1e-12` counts as `1e-12`.
 pub fn l2_normalize(x: Tensor<2>) -> Tensor<2> {
-    let norm = x.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
+    // The limit is on the square: the root's slope at zero is infinite.
+    let norm = x.clone().square().sum_dim(1).clamp_min(1e-24).sqrt();
     x / norm
 }
 
