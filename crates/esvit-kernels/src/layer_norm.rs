@@ -1,110 +1,249 @@
-//! Layer normalisation over rows.
+//! Layer normalisation over rows, `z = (x - mean) / sqrt(variance + eps)` and `y = z gamma + beta`.
+//!
+//! The backward pass keeps `z` and the inverse deviation of every row: with `g` the gradient of
+//! `z`, that of `x` is `(g - mean(g) - z mean(g z)) / deviation`.
 
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
+use crate::element::{Element, row_len};
 use crate::simd::{dispatch, sum};
 
-/// Normalises every row of `x [rows, C]` into `y`: `gamma`, `beta [C]`.
+/// What the backward pass needs: normalised rows, each stored at the length of
+/// [`row_len`], and the inverse deviation of every row.
+#[derive(Debug, Clone)]
+pub struct Kept<T> {
+    normalised: Vec<T>,
+    inverse: Vec<f32>,
+}
+
+/// Normalises every row of `x [rows, C]` into `y`: `gamma`, `beta [C]`. With `keep` the result
+/// holds what [`backward`] needs.
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32]) {
+pub fn forward<T: Element>(
+    x: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    eps: f32,
+    y: &mut [f32],
+    keep: bool,
+) -> Option<Kept<T>> {
     let width = gamma.len();
     assert_eq!((x.len(), beta.len()), (y.len(), width), "output and shift");
     assert!(x.len().is_multiple_of(width), "whole rows");
-    let task = rows_of_task(width) * width;
-    y.par_chunks_mut(task)
-        .zip(x.par_chunks(task))
-        .for_each(|(y, x)| forward_task(x, gamma, beta, eps, y));
+    let (rows, stored) = (x.len() / width, row_len::<T>(width));
+    let task = TASK_VALUES.div_ceil(width);
+    if !keep {
+        y.par_chunks_mut(task * width).zip(x.par_chunks(task * width)).for_each(|(y, x)| {
+            let mut row = vec![T::default(); stored];
+            for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+                normalise(x, eps, &mut row);
+                affine(&row, gamma, beta, y);
+            }
+        });
+        return None;
+    }
+    let mut normalised = vec![T::default(); rows * stored];
+    let mut inverse = vec![0.0; rows];
+    y.par_chunks_mut(task * width)
+        .zip(x.par_chunks(task * width))
+        .zip(normalised.par_chunks_mut(task * stored).zip(inverse.par_chunks_mut(task)))
+        .for_each(|((y, x), (normalised, inverse))| {
+            let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
+            let kept = normalised.chunks_exact_mut(stored).zip(inverse);
+            for ((x, y), (normalised, inverse)) in rows.zip(kept) {
+                *inverse = normalise(x, eps, normalised);
+                affine(normalised, gamma, beta, y);
+            }
+        });
+    Some(Kept { normalised, inverse })
 }
 
 /// Gradients of `x` (into `dx`), `gamma` and `beta` from that of the output, `dy [rows, C]`.
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn backward(
-    x: &[f32],
+pub fn backward<T: Element>(
+    kept: &Kept<T>,
     gamma: &[f32],
     dy: &[f32],
-    eps: f32,
     dx: &mut [f32],
 ) -> (Vec<f32>, Vec<f32>) {
-    let width = gamma.len();
-    assert_eq!((x.len(), dy.len()), (dx.len(), dx.len()), "inputs and gradients");
-    assert!(x.len().is_multiple_of(width), "whole rows");
-    let task = rows_of_task(width) * width;
-    let parts: Vec<(Vec<f32>, Vec<f32>)> = dx
-        .par_chunks_mut(task)
-        .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
-        .map(|(dx, (x, dy))| {
-            let (mut dgamma, mut dbeta) = (vec![0.0; width], vec![0.0; width]);
-            backward_task(x, gamma, dy, eps, dx, &mut dgamma, &mut dbeta);
-            (dgamma, dbeta)
+    let (width, stored) = (gamma.len(), row_len::<T>(gamma.len()));
+    assert_eq!(dy.len(), dx.len(), "gradients");
+    assert_eq!(dy.len(), kept.inverse.len() * width, "rows");
+    let task = TASK_VALUES.div_ceil(width);
+    let parts: Vec<[Vec<f32>; 2]> = dx
+        .par_chunks_mut(task * width)
+        .zip(dy.par_chunks(task * width))
+        .zip(kept.normalised.par_chunks(task * stored).zip(kept.inverse.par_chunks(task)))
+        .map(|((dx, dy), (normalised, inverse))| {
+            let mut sums = [vec![0.0; width], vec![0.0; width]];
+            let [dgamma, dbeta] = &mut sums;
+            let rows = dx.chunks_exact_mut(width).zip(dy.chunks_exact(width));
+            let kept = normalised.chunks_exact(stored).zip(inverse);
+            for ((dx, dy), (normalised, &inverse)) in rows.zip(kept) {
+                affine_backward(normalised, gamma, dy, dgamma, dbeta, dx);
+                normalise_backward(normalised, inverse, dx);
+            }
+            sums
         })
         .collect();
-    let mut totals = (vec![0.0; width], vec![0.0; width]);
-    for (dgamma, dbeta) in parts {
-        totals.0.iter_mut().zip(dgamma).for_each(|(total, part)| *total += part);
-        totals.1.iter_mut().zip(dbeta).for_each(|(total, part)| *total += part);
+    let mut totals = [vec![0.0; width], vec![0.0; width]];
+    for part in parts {
+        for (total, part) in totals.iter_mut().zip(part) {
+            total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+        }
     }
-    totals
-}
-
-fn rows_of_task(width: usize) -> usize {
-    TASK_VALUES.div_ceil(width)
-}
-
-/// Mean and inverse standard deviation of a row.
-#[inline(always)]
-fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
-    let count = row.len() as f32;
-    let mean = sum(row.len(), |i| row[i]) / count;
-    let variance = sum(row.len(), |i| (row[i] - mean) * (row[i] - mean)) / count;
-    (mean, 1.0 / (variance + eps).sqrt())
+    let [dgamma, dbeta] = totals;
+    (dgamma, dbeta)
 }
 
 dispatch! {
-    fn forward_task(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32]) {
-        let width = gamma.len();
-        let beta = &beta[..width];
-        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-            let (mean, inverse) = statistics(x, eps);
-            for i in 0..width {
-                y[i] = (x[i] - mean) * inverse * gamma[i] + beta[i];
-            }
+    /// Stores the normalised row and returns its inverse deviation.
+    pub(crate) fn normalise<T: Element>(x: &[f32], eps: f32, normalised: &mut [T]) -> f32 {
+        let (width, count) = (x.len(), x.len() as f32);
+        let mean = sum(width, |i| x[i]) / count;
+        let variance = sum(width, |i| (x[i] - mean) * (x[i] - mean)) / count;
+        let inverse = 1.0 / (variance + eps).sqrt();
+        let normalised = &mut normalised[..width];
+        for i in 0..width {
+            normalised[i] = T::from_f32((x[i] - mean) * inverse);
+        }
+        inverse
+    }
+}
+
+dispatch! {
+    /// Turns the gradient of a normalised row, in place, into that of the row.
+    pub(crate) fn normalise_backward<T: Element>(
+        normalised: &[T],
+        inverse: f32,
+        gradient: &mut [f32],
+    ) {
+        let width = gradient.len();
+        let normalised = &normalised[..width];
+        let mean = sum(width, |i| gradient[i]) / width as f32;
+        let slope = sum(width, |i| gradient[i] * normalised[i].to_f32()) / width as f32;
+        for i in 0..width {
+            gradient[i] = (gradient[i] - mean - normalised[i].to_f32() * slope) * inverse;
         }
     }
 }
 
 dispatch! {
-    #[allow(clippy::too_many_arguments)]
-    fn backward_task(
-        x: &[f32],
+    fn affine<T: Element>(normalised: &[T], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
+        let width = y.len();
+        let (normalised, gamma, beta) = (&normalised[..width], &gamma[..width], &beta[..width]);
+        for i in 0..width {
+            y[i] = normalised[i].to_f32() * gamma[i] + beta[i];
+        }
+    }
+}
+
+dispatch! {
+    fn affine_backward<T: Element>(
+        normalised: &[T],
         gamma: &[f32],
         dy: &[f32],
-        eps: f32,
-        dx: &mut [f32],
+        dgamma: &mut [f32],
+        dbeta: &mut [f32],
+        gradient: &mut [f32],
+    ) {
+        let width = dy.len();
+        let (normalised, gamma) = (&normalised[..width], &gamma[..width]);
+        let (dgamma, dbeta) = (&mut dgamma[..width], &mut dbeta[..width]);
+        let gradient = &mut gradient[..width];
+        for i in 0..width {
+            dgamma[i] += dy[i] * normalised[i].to_f32();
+            dbeta[i] += dy[i];
+            gradient[i] = dy[i] * gamma[i];
+        }
+    }
+}
+
+/// Gradients behind a normalisation that feeds a linear layer, `y = (z gamma + beta) w^T`.
+///
+/// `product [out, C]` holds `dy^T z`, the gradient of the weight if there were no `gamma` and
+/// `beta`, and `sums [out]` the sums of `dy`; `product` is turned into the gradient of `weight`,
+/// and those of `gamma` and `beta` are returned. No pass over the rows is needed.
+pub(crate) fn through_linear(
+    product: &mut [f32],
+    weight: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    sums: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let width = gamma.len();
+    let task = TASK_VALUES.div_ceil(width);
+    let parts: Vec<[Vec<f32>; 2]> = product
+        .par_chunks_mut(task * width)
+        .zip(weight.par_chunks(task * width).zip(sums.par_chunks(task)))
+        .map(|(product, (weight, sums))| {
+            let mut gradients = [vec![0.0; width], vec![0.0; width]];
+            let [dgamma, dbeta] = &mut gradients;
+            let rows = product.chunks_exact_mut(width).zip(weight.chunks_exact(width));
+            for ((product, weight), &sum) in rows.zip(sums) {
+                through_row(product, weight, gamma, beta, sum, dgamma, dbeta);
+            }
+            gradients
+        })
+        .collect();
+    let mut totals = [vec![0.0; width], vec![0.0; width]];
+    for part in parts {
+        for (total, part) in totals.iter_mut().zip(part) {
+            total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+        }
+    }
+    let [dgamma, dbeta] = totals;
+    (dgamma, dbeta)
+}
+
+dispatch! {
+    fn through_row(
+        product: &mut [f32],
+        weight: &[f32],
+        gamma: &[f32],
+        beta: &[f32],
+        sum: f32,
         dgamma: &mut [f32],
         dbeta: &mut [f32],
     ) {
-        let width = gamma.len();
+        let width = product.len();
+        let (weight, gamma, beta) = (&weight[..width], &gamma[..width], &beta[..width]);
         let (dgamma, dbeta) = (&mut dgamma[..width], &mut dbeta[..width]);
-        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
-        for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-            let (mean, inverse) = statistics(x, eps);
-            // With g = dy * gamma and z the normalised row:
-            // dx = (g - mean(g) - z * mean(g * z)) / std.
-            let mean_g = sum(width, |i| dy[i] * gamma[i]) / width as f32;
-            let mean_gz =
-                sum(width, |i| dy[i] * gamma[i] * ((x[i] - mean) * inverse)) / width as f32;
-            for i in 0..width {
-                let z = (x[i] - mean) * inverse;
-                dgamma[i] += dy[i] * z;
-                dbeta[i] += dy[i];
-                dx[i] = (dy[i] * gamma[i] - mean_g - z * mean_gz) * inverse;
-            }
+        for i in 0..width {
+            dgamma[i] += weight[i] * product[i];
+            dbeta[i] += weight[i] * sum;
+            product[i] = product[i] * gamma[i] + sum * beta[i];
         }
+    }
+}
+
+/// The bias of a linear layer behind a normalisation: `bias + w beta`, for `weight [out, C]`.
+pub(crate) fn shifted_bias(weight: &[f32], beta: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    let width = beta.len();
+    let task = TASK_VALUES.div_ceil(width);
+    let mut shifted = match bias {
+        Some(bias) => bias.to_vec(),
+        None => vec![0.0; weight.len() / width],
+    };
+    shifted.par_chunks_mut(task).zip(weight.par_chunks(task * width)).for_each(
+        |(shifted, weight)| {
+            for (shifted, weight) in shifted.iter_mut().zip(weight.chunks_exact(width)) {
+                *shifted += dot(weight, beta);
+            }
+        },
+    );
+    shifted
+}
+
+dispatch! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let b = &b[..a.len()];
+        sum(a.len(), |i| a[i] * b[i])
     }
 }
 
@@ -141,12 +280,15 @@ mod tests {
             let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
             let (x64, gamma64, beta64) = (wide(&x), wide(&gamma), wide(&beta));
             let mut y = vec![0.0; x.len()];
-            forward(&x, &gamma, &beta, eps, &mut y);
+            let kept = forward::<f32>(&x, &gamma, &beta, eps, &mut y, true).unwrap();
+            let mut again = vec![0.0; x.len()];
+            prop_assert!(forward::<f32>(&x, &gamma, &beta, eps, &mut again, false).is_none());
+            prop_assert_eq!(&y, &again);
             let found: f64 = y.iter().zip(&dy).map(|(y, dy)| f64::from(y * dy)).sum();
             prop_assert!((found - normalised(&x64, &gamma64, &beta64)).abs() < 1e-4);
 
             let mut dx = vec![0.0; x.len()];
-            let (dgamma, dbeta) = backward(&x, &gamma, &dy, eps, &mut dx);
+            let (dgamma, dbeta) = backward(&kept, &gamma, &dy, &mut dx);
             let difference = |at: &mut dyn FnMut(f64) -> f64| (at(1e-5) - at(-1e-5)) / 2e-5;
             for i in 0..x.len() {
                 let expected = difference(&mut |h| {

@@ -4,15 +4,28 @@
 //! Every kernel gives the same bits however many threads there are: work is cut into pieces by its
 //! size alone, and sums over pieces are taken in order.
 
+pub mod attention;
+pub mod best_match;
+pub mod buffer;
+mod gelu;
+mod product;
+mod rows;
 mod simd;
 
-pub mod cross_entropy;
-pub mod gelu;
+pub mod element;
+pub mod isa;
 pub mod layer_norm;
-pub mod matmul;
+pub mod linear;
+pub mod merge;
+pub mod mlp;
 pub mod optimizer;
+pub mod peak;
+pub mod prototypes;
 pub mod rng;
+pub mod tokens;
 pub mod window_attention;
+
+pub use rows::DropPath;
 
 /// Values that one task of an elementwise kernel works on.
 const TASK_VALUES: usize = 1 << 15;

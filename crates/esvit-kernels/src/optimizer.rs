@@ -5,9 +5,20 @@ use rayon::prelude::*;
 use crate::TASK_VALUES;
 use crate::simd::dispatch;
 
+/// A moving average that is updated in the same pass.
+#[derive(Debug)]
+pub struct Average<'a> {
+    /// `average = momentum average + (1 - momentum) values`, after the update of the values.
+    pub values: &'a mut [f32],
+    /// Share of the old average that is kept.
+    pub momentum: f64,
+}
+
 /// The numbers of one AdamW update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
+    /// What gradients are multiplied by first.
+    pub gradient_scale: f64,
     /// Learning rate.
     pub lr: f64,
     /// Decoupled weight decay.
@@ -29,13 +40,14 @@ pub struct AdamW {
 pub fn adamw(
     values: &mut [f32],
     gradients: &[f32],
-    mean: &mut [f32],
-    square: &mut [f32],
+    [mean, square]: [&mut [f32]; 2],
+    average: Average<'_>,
     settings: &AdamW,
 ) {
     let n = values.len();
     assert_eq!([gradients.len(), mean.len(), square.len()], [n; 3], "values and moments");
-    let AdamW { lr, weight_decay, beta1, beta2, eps, updates } = *settings;
+    assert_eq!(average.values.len(), n, "average");
+    let AdamW { gradient_scale, lr, weight_decay, beta1, beta2, eps, updates } = *settings;
     let updates = updates as f64;
     let numbers = [
         1.0 - lr * weight_decay,
@@ -46,35 +58,133 @@ pub fn adamw(
         lr / (1.0 - beta1.powf(updates)),
         (1.0 - beta2.powf(updates)).sqrt(),
         eps,
+        gradient_scale,
+        average.momentum,
+        1.0 - average.momentum,
     ]
     .map(|number| number as f32);
     let moments = mean.par_chunks_mut(TASK_VALUES).zip(square.par_chunks_mut(TASK_VALUES));
     values
         .par_chunks_mut(TASK_VALUES)
+        .zip(average.values.par_chunks_mut(TASK_VALUES))
         .zip(gradients.par_chunks(TASK_VALUES))
         .zip(moments)
-        .for_each(|((values, gradients), (mean, square))| {
-            adamw_task(values, gradients, mean, square, numbers);
+        .for_each(|(((values, average), gradients), (mean, square))| {
+            adamw_task(values, average, gradients, mean, square, numbers);
         });
 }
 
 dispatch! {
     fn adamw_task(
         values: &mut [f32],
+        average: &mut [f32],
         gradients: &[f32],
         mean: &mut [f32],
         square: &mut [f32],
-        numbers: [f32; 8],
+        numbers: [f32; 11],
     ) {
-        let [keep, beta1, rest1, beta2, rest2, step, correction, eps] = numbers;
+        let [keep, beta1, rest1, beta2, rest2, step, correction, eps, scale, old, new] = numbers;
         let n = values.len();
         let (gradients, mean, square) = (&gradients[..n], &mut mean[..n], &mut square[..n]);
+        let average = &mut average[..n];
         for i in 0..n {
-            let gradient = gradients[i];
+            let gradient = gradients[i] * scale;
             mean[i] = mean[i] * beta1 + gradient * rest1;
             square[i] = square[i] * beta2 + gradient * gradient * rest2;
             values[i] = values[i] * keep - mean[i] / (square[i].sqrt() / correction + eps) * step;
+            average[i] = average[i] * old + values[i] * new;
         }
+    }
+}
+
+/// The numbers of one update with momentum: `step = (scale gradient + decay value) trust`,
+/// `buffer = momentum buffer + step`, `value = value - lr buffer`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Momentum {
+    /// What gradients are multiplied by first.
+    pub gradient_scale: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay, added to the gradient.
+    pub weight_decay: f64,
+    /// Share of the old buffer that is kept.
+    pub momentum: f64,
+    /// What the step is multiplied by (LARS); 1 for plain SGD.
+    pub trust: f64,
+}
+
+/// One update with momentum of `values` and its `buffer` by `gradients`.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn momentum(
+    values: &mut [f32],
+    gradients: &[f32],
+    buffer: &mut [f32],
+    average: Average<'_>,
+    settings: &Momentum,
+) {
+    let n = values.len();
+    assert_eq!([gradients.len(), buffer.len(), average.values.len()], [n; 3], "values and buffer");
+    let Momentum { gradient_scale, lr, weight_decay, momentum, trust } = *settings;
+    let numbers = [
+        gradient_scale,
+        weight_decay,
+        trust,
+        momentum,
+        lr,
+        average.momentum,
+        1.0 - average.momentum,
+    ]
+    .map(|number| number as f32);
+    values
+        .par_chunks_mut(TASK_VALUES)
+        .zip(average.values.par_chunks_mut(TASK_VALUES))
+        .zip(gradients.par_chunks(TASK_VALUES).zip(buffer.par_chunks_mut(TASK_VALUES)))
+        .for_each(|((values, average), (gradients, buffer))| {
+            momentum_task(values, average, gradients, buffer, numbers);
+        });
+}
+
+dispatch! {
+    fn momentum_task(
+        values: &mut [f32],
+        average: &mut [f32],
+        gradients: &[f32],
+        buffer: &mut [f32],
+        numbers: [f32; 7],
+    ) {
+        let [scale, decay, trust, momentum, lr, old, new] = numbers;
+        let n = values.len();
+        let (gradients, buffer) = (&gradients[..n], &mut buffer[..n]);
+        let average = &mut average[..n];
+        for i in 0..n {
+            let step = (gradients[i] * scale + values[i] * decay) * trust;
+            buffer[i] = buffer[i] * momentum + step;
+            values[i] -= buffer[i] * lr;
+            average[i] = average[i] * old + values[i] * new;
+        }
+    }
+}
+
+/// The norm of `scale gradients + decay values`.
+pub fn decayed_norm(gradients: &[f32], scale: f64, values: &[f32], decay: f64) -> f64 {
+    let numbers = [scale as f32, decay as f32];
+    let pieces: Vec<f64> = gradients
+        .par_chunks(TASK_VALUES)
+        .zip(values.par_chunks(TASK_VALUES))
+        .map(|(gradients, values)| f64::from(decayed_square_sum(gradients, values, numbers)))
+        .collect();
+    pieces.iter().sum::<f64>().sqrt()
+}
+
+dispatch! {
+    fn decayed_square_sum(gradients: &[f32], values: &[f32], numbers: [f32; 2]) -> f32 {
+        let values = &values[..gradients.len()];
+        crate::simd::sum(gradients.len(), |i| {
+            let step = gradients[i] * numbers[0] + values[i] * numbers[1];
+            step * step
+        })
     }
 }
 
@@ -99,6 +209,44 @@ dispatch! {
     }
 }
 
+/// Multiplies all values by a factor.
+pub fn scale(values: &mut [f32], factor: f32) {
+    values.par_chunks_mut(TASK_VALUES).for_each(|values| crate::prototypes::scale(values, factor));
+}
+
+/// Adds values to others.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn add(sums: &mut [f32], values: &[f32]) {
+    assert_eq!(sums.len(), values.len(), "sums and values");
+    sums.par_chunks_mut(TASK_VALUES)
+        .zip(values.par_chunks(TASK_VALUES))
+        .for_each(|(sums, values)| add_task(sums, values));
+}
+
+dispatch! {
+    fn add_task(sums: &mut [f32], values: &[f32]) {
+        let values = &values[..sums.len()];
+        for i in 0..sums.len() {
+            sums[i] += values[i];
+        }
+    }
+}
+
+/// The Euclidean norm of all values, summed in f64 over pieces of a fixed size.
+pub fn norm(values: &[f32]) -> f64 {
+    let pieces: Vec<f64> =
+        values.par_chunks(TASK_VALUES).map(|values| f64::from(square_sum(values))).collect();
+    pieces.iter().sum::<f64>().sqrt()
+}
+
+dispatch! {
+    fn square_sum(values: &[f32]) -> f32 {
+        crate::simd::sum(values.len(), |i| values[i] * values[i])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,14 +257,46 @@ mod tests {
         let mut values = vec![1.0f32; 40];
         let gradients: Vec<f32> = (0..40).map(|i| if i % 2 == 0 { 0.3 } else { -7.0 }).collect();
         let (mut mean, mut square) = (vec![0.0; 40], vec![0.0; 40]);
-        let settings =
-            AdamW { lr: 0.01, weight_decay: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, updates: 1 };
-        adamw(&mut values, &gradients, &mut mean, &mut square, &settings);
+        let settings = AdamW {
+            gradient_scale: 1.0,
+            lr: 0.01,
+            weight_decay: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            updates: 1,
+        };
+        let mut teacher = vec![0.0; 40];
+        let average = Average { values: &mut teacher, momentum: 0.75 };
+        adamw(&mut values, &gradients, [&mut mean, &mut square], average, &settings);
         for (value, gradient) in values.iter().zip(&gradients) {
             let expected = 1.0 - 0.001 - 0.01 * gradient.signum();
             assert!((value - expected).abs() < 1e-6, "{value} {expected}");
         }
         assert!((mean[1] + 0.7).abs() < 1e-6 && (square[1] - 0.049).abs() < 1e-6);
+        assert!(teacher.iter().zip(&values).all(|(teacher, value)| *teacher == 0.25 * value));
+    }
+
+    /// Two steps by hand.
+    #[test]
+    fn steps_with_momentum() {
+        let (mut values, mut buffer, mut teacher) = (vec![2.0f32], vec![0.0], vec![0.0]);
+        let settings = Momentum {
+            gradient_scale: 0.5,
+            lr: 0.1,
+            weight_decay: 0.25,
+            momentum: 0.9,
+            trust: 2.0,
+        };
+        for expected in [(3.0, 1.7), (5.55, 1.145)] {
+            let average = Average { values: &mut teacher, momentum: 0.0 };
+            momentum(&mut values, &[2.0], &mut buffer, average, &settings);
+            assert!((buffer[0] - expected.0).abs() < 1e-6, "{buffer:?}");
+            assert!((values[0] - expected.1).abs() < 1e-6, "{values:?}");
+            assert_eq!(teacher, values);
+        }
+        assert!((decayed_norm(&[2.0, 6.0], 0.5, &[4.0, -4.0], 0.5) - 10f64.sqrt()).abs() < 1e-6);
+        assert!((norm(&[3.0, 4.0]) - 5.0).abs() < 1e-6);
     }
 
     #[test]

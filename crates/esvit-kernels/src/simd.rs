@@ -4,37 +4,39 @@
 pub(crate) const LANES: usize = 16;
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA and for the target's
-/// baseline; the best one that the machine has is called.
+/// baseline; the best one within [`crate::isa::current`] is called.
 macro_rules! dispatch {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident $(<$generic:ident: $bound:ident>)? (
+            $($arg:ident: $ty:ty),* $(,)?
+        ) $(-> $out:ty)? $body:block
+    ) => {
         $(#[$meta])*
-        $vis fn $name($($arg: $ty),*) $(-> $out)? {
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $out)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body($($arg: $ty),*) $(-> $out)? $body
+            fn body $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $out)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx512($($arg: $ty),*) $(-> $out)? {
+                fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $out)? {
                     body($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx2($($arg: $ty),*) $(-> $out)? {
+                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $out)? {
                     body($($arg),*)
                 }
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("fma")
-                {
+                let isa = $crate::isa::current();
+                if isa >= $crate::isa::Isa::Avx512 {
                     // SAFETY: the machine has every feature that `avx512` is compiled for.
                     return unsafe { avx512($($arg),*) };
                 }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                if isa >= $crate::isa::Isa::Avx2 {
                     // SAFETY: the machine has every feature that `avx2` is compiled for.
                     return unsafe { avx2($($arg),*) };
                 }

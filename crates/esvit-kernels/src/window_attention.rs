@@ -6,11 +6,17 @@
 
 use rayon::prelude::*;
 
-use crate::simd::{LANES, dispatch, exp, max, sum};
+use crate::buffer::Buffer;
+use crate::element::{Element, row_len};
+use crate::product::{Extent, LANES, Left, Out, STRIP, Strip, interleave, transpose_rows};
+use crate::simd::{dispatch, exp, max, sum};
 
-/// Images of one task. Gradients of table and bias are summed within a task and then over tasks in
-/// order.
-const TASK_IMAGES: usize = 4;
+/// Tasks into which the windows of a call are cut, whatever the number of threads: gradients of
+/// table and padding are summed within a task and then over tasks in order.
+const TASKS: usize = 32;
+
+/// A logit that no weight comes from.
+const NEVER: f32 = -1e30;
 
 /// Where tokens stand and how large everything is.
 #[derive(Debug, Clone, Copy)]
@@ -46,108 +52,191 @@ impl Windows<'_> {
         (token < self.tokens).then_some(token)
     }
 
-    fn check(&self, qkv: &[f32], bias: &[f32], table: &[f32], images: usize) {
-        let n = self.slots;
-        assert!(self.width.is_multiple_of(self.heads), "heads divide the width");
-        assert_eq!(qkv.len(), images * self.tokens * 3 * self.width, "queries, keys and values");
-        assert_eq!((bias.len(), self.bias_row.len()), (3 * self.width, n * n), "bias and pairs");
-        assert!(self.slot_token.len().is_multiple_of(n), "whole windows");
+    /// Positions of the relative bias, their lanes filled up to registers.
+    fn lanes(&self) -> usize {
+        self.slots.next_multiple_of(LANES)
+    }
+
+    /// # Panics
+    /// When the lengths do not fit or a token does not have exactly one slot.
+    fn check<T: Element>(&self, qkv: &[T], padding: &[f32], table: &[f32], mixed: &[T]) {
+        let (n, width) = (self.slots, self.width);
+        assert!(width.is_multiple_of(self.heads), "heads divide the width");
+        let rows = mixed.len() / row_len::<T>(width);
+        assert!(rows.is_multiple_of(self.tokens), "whole images");
+        assert_eq!(qkv.len(), rows * row_len::<T>(3 * width), "queries, keys and values");
+        assert_eq!(padding.len(), 3 * width, "query, key and value of padding");
+        assert_eq!(table.len() % self.heads, 0, "table");
+        let table_rows = table.len() / self.heads;
+        assert_eq!(self.bias_row.len(), n * n, "rows of the table");
+        assert!(self.bias_row.iter().all(|&row| (row as usize) < table_rows), "rows of the table");
         assert!(self.mask.is_none_or(|mask| mask.len() == self.windows() * n * n), "mask");
-        let rows = table.len() / self.heads;
-        assert!(self.bias_row.iter().all(|&row| (row as usize) < rows), "rows of the table");
+        // Tasks write the rows of their own tokens without looking at each other.
+        let mut seen = vec![false; self.tokens];
+        for &token in self.slot_token.iter().filter(|&&token| (token as usize) < self.tokens) {
+            assert!(!std::mem::replace(&mut seen[token as usize], true), "token {token} stands twice");
+        }
+        assert!(seen.into_iter().all(|seen| seen), "every token has a slot");
     }
 }
 
-/// Mixes the values of every window: `qkv [B, T, 3 C]` without its `bias [3 C]`, `table [rows,
-/// heads]`, into `mixed [B, T, C]`.
-///
-/// # Panics
-/// When the lengths do not fit.
-pub fn forward(qkv: &[f32], bias: &[f32], table: &[f32], windows: &Windows<'_>, mixed: &mut [f32]) {
-    let image = windows.tokens * windows.width;
-    windows.check(qkv, bias, table, mixed.len() / image);
+/// A matrix whose rows are written by several tasks, none by two.
+#[derive(Clone, Copy)]
+struct SharedRows<'a, T> {
+    values: *mut T,
+    len: usize,
+    lifetime: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: tasks only write, to places of which no two have the same, as `write` demands.
+unsafe impl<T: Send> Send for SharedRows<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedRows<'_, T> {}
+
+impl<'a, T: Element> SharedRows<'a, T> {
+    fn new(values: &'a mut [T]) -> Self {
+        let lifetime = std::marker::PhantomData;
+        Self { len: values.len(), values: values.as_mut_ptr(), lifetime }
+    }
+
+    /// # Safety
+    /// No other task reads or writes these places.
+    unsafe fn write(&self, at: usize, from: &[f32]) {
+        assert!(at + from.len() <= self.len, "within the matrix");
+        // SAFETY: within the matrix, which is borrowed exclusively, and no other task is here.
+        let to = unsafe { std::slice::from_raw_parts_mut(self.values.add(at), from.len()) };
+        store(from, to);
+    }
+}
+
+dispatch! {
+    fn store<T: Element>(from: &[f32], to: &mut [T]) {
+        let to = &mut to[..from.len()];
+        for i in 0..from.len() {
+            to[i] = T::from_f32(from[i]);
+        }
+    }
+}
+
+/// Mixes the values of every window: `qkv [B T, 3 C]` with its bias, and `padding [3 C]`, the
+/// query, key and value of a slot without a token; `table [rows, heads]`; into `mixed [B T, C]`.
+/// Rows of `qkv` and `mixed` are stored at the length of [`row_len`].
+pub(crate) fn forward<T: Element>(
+    qkv: &[T],
+    padding: &[f32],
+    table: &[f32],
+    windows: &Windows<'_>,
+    mixed: &mut [T],
+) {
+    windows.check(qkv, padding, table, mixed);
+    let row = row_len::<T>(windows.width);
+    let images = mixed.len() / row / windows.tokens;
     let positions = positions(table, windows);
-    mixed
-        .par_chunks_mut(TASK_IMAGES * image)
-        .zip(qkv.par_chunks(TASK_IMAGES * 3 * image))
-        .for_each(|(mixed, qkv)| {
-            let mut scratch = Scratch::new(windows);
-            for (mixed, qkv) in mixed.chunks_exact_mut(image).zip(qkv.chunks_exact(3 * image)) {
-                for window in 0..windows.windows() {
-                    for head in 0..windows.heads {
-                        scratch.load(qkv, bias, windows, window, head);
-                        scratch.attend(&positions, windows, window, head);
-                        scratch.mix(windows);
-                        scratch.store_mixed(mixed, windows, window, head);
-                    }
+    let padding: Vec<T> = padding.iter().map(|&value| T::from_f32(value)).collect();
+    let mixed = SharedRows::new(mixed);
+    tasks(images, windows).into_par_iter().for_each(|task| {
+        let mut scratch = Scratch::new(windows);
+        for at in task {
+            let (first, window) = scratch.choose(windows, at);
+            for head in 0..windows.heads {
+                scratch.load(qkv, &padding, windows, first, head);
+                scratch.attend(&positions, windows, window, head);
+                scratch.mix();
+                for (query, out) in scratch.queries.iter().zip(scratch.out.chunks_exact(scratch.width)) {
+                    let at = (first + query.token) * row + head * scratch.d;
+                    // SAFETY: a token has one slot, and each window and head is in one task.
+                    unsafe { mixed.write(at, &out[..scratch.d]) };
                 }
             }
-        });
+        }
+    });
 }
 
 /// Gradients of the arguments of [`forward`] from that of `mixed`: `dqkv` is filled, those of
-/// `bias` and `table` are returned.
-///
-/// # Panics
-/// When the lengths do not fit.
-pub fn backward(
-    qkv: &[f32],
-    bias: &[f32],
+/// `padding` and `table` are returned.
+pub(crate) fn backward<T: Element>(
+    qkv: &[T],
+    padding: &[f32],
     table: &[f32],
     windows: &Windows<'_>,
-    dmixed: &[f32],
-    dqkv: &mut [f32],
+    dmixed: &[T],
+    dqkv: &mut [T],
 ) -> (Vec<f32>, Vec<f32>) {
-    let image = windows.tokens * windows.width;
-    windows.check(qkv, bias, table, dmixed.len() / image);
+    windows.check(qkv, padding, table, dmixed);
     assert_eq!(qkv.len(), dqkv.len(), "gradient of queries, keys and values");
+    let (row, row3) = (row_len::<T>(windows.width), row_len::<T>(3 * windows.width));
+    let images = dmixed.len() / row / windows.tokens;
     let positions = positions(table, windows);
-    let parts: Vec<(Vec<f32>, Vec<f32>)> = dqkv
-        .par_chunks_mut(TASK_IMAGES * 3 * image)
-        .zip(qkv.par_chunks(TASK_IMAGES * 3 * image))
-        .zip(dmixed.par_chunks(TASK_IMAGES * image))
-        .map(|((dqkv, qkv), dmixed)| {
+    let padding_values: Vec<T> = padding.iter().map(|&value| T::from_f32(value)).collect();
+    let dqkv = SharedRows::new(dqkv);
+    let parts: Vec<(Vec<f32>, Buffer<f32>)> = tasks(images, windows)
+        .into_par_iter()
+        .map(|task| {
             let mut scratch = Scratch::new(windows);
-            let mut dbias = vec![0.0; bias.len()];
-            let mut dpositions = vec![0.0; positions.len()];
-            let images = dqkv.chunks_exact_mut(3 * image).zip(qkv.chunks_exact(3 * image));
-            for ((dqkv, qkv), dmixed) in images.zip(dmixed.chunks_exact(image)) {
-                for window in 0..windows.windows() {
-                    for head in 0..windows.heads {
-                        scratch.load(qkv, bias, windows, window, head);
-                        scratch.attend(&positions, windows, window, head);
-                        scratch.load_gradient(dmixed, windows, window, head);
-                        scratch.differentiate(windows, head, &mut dpositions);
-                        scratch.store_gradients(dqkv, &mut dbias, windows, window, head);
+            let mut dpadding = vec![0.0; padding.len()];
+            let mut dpositions = Buffer::<f32>::zeroed(positions.len());
+            let d = scratch.d;
+            for at in task {
+                let (first, window) = scratch.choose(windows, at);
+                for head in 0..windows.heads {
+                    scratch.load(qkv, &padding_values, windows, first, head);
+                    scratch.attend(&positions, windows, window, head);
+                    scratch.load_gradient(dmixed, windows, first, head);
+                    scratch.differentiate(head, &mut dpositions);
+                    let to = head * d;
+                    for (query, gradient) in
+                        scratch.queries.iter().zip(scratch.dqueries.chunks_exact(scratch.width))
+                    {
+                        let at = (first + query.token) * row3 + to;
+                        // SAFETY: a token has one slot, and each window and head is in one task.
+                        unsafe { dqkv.write(at, &gradient[..d]) };
+                    }
+                    for (part, gradients) in [(1, &scratch.dkeys), (2, &scratch.dvalues)] {
+                        let to = part * windows.width + head * d;
+                        for (slot, gradient) in gradients.chunks_exact(scratch.width).enumerate() {
+                            match windows.token(window, slot) {
+                                // SAFETY: as above.
+                                Some(token) => unsafe {
+                                    dqkv.write((first + token) * row3 + to, &gradient[..d]);
+                                },
+                                None => {
+                                    let sums = dpadding[to..to + d].iter_mut().zip(gradient);
+                                    sums.for_each(|(sum, value)| *sum += value);
+                                }
+                            }
+                        }
                     }
                 }
             }
-            (dbias, dpositions)
+            (dpadding, dpositions)
         })
         .collect();
-    let mut dbias = vec![0.0; bias.len()];
+    let mut dpadding = vec![0.0; padding.len()];
     let mut dpositions = vec![0.0; positions.len()];
     for (part, position_part) in parts {
-        dbias.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-        dpositions.iter_mut().zip(position_part).for_each(|(total, part)| *total += part);
+        dpadding.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+        let sums = dpositions.iter_mut().zip(position_part.iter());
+        sums.for_each(|(total, part)| *total += part);
     }
-    (dbias, table_gradient(&dpositions, table.len(), windows))
+    (dpadding, table_gradient(&dpositions, table.len(), windows))
 }
 
-/// Lanes of a row of `n` values, filled up to whole registers.
-fn padded(n: usize) -> usize {
-    n.next_multiple_of(LANES)
+/// All windows of all images in order, cut into tasks.
+fn tasks(images: usize, windows: &Windows<'_>) -> Vec<std::ops::Range<usize>> {
+    let total = images * windows.windows();
+    let size = total.div_ceil(TASKS).max(1);
+    (0..total).step_by(size).map(|start| start..(start + size).min(total)).collect()
 }
 
-/// The table's bias for every pair of slots, `[heads, n, padded n]`.
+/// The table's bias for every pair of slots, `[heads, n, lanes]`; what fills up the lanes is
+/// [`NEVER`].
 fn positions(table: &[f32], windows: &Windows<'_>) -> Vec<f32> {
-    let (n, heads) = (windows.slots, windows.heads);
-    let row = padded(n);
-    let mut positions = vec![0.0; heads * n * row];
-    for head in 0..heads {
-        for (pair, &table_row) in windows.bias_row.iter().enumerate() {
-            positions[(head * n + pair / n) * row + pair % n] =
-                table[table_row as usize * heads + head];
+    let (n, heads, lanes) = (windows.slots, windows.heads, windows.lanes());
+    let mut positions = vec![NEVER; heads * n * lanes];
+    for (at, row) in positions.chunks_exact_mut(lanes).enumerate() {
+        let (head, query) = (at / n, at % n);
+        for (position, &table_row) in row.iter_mut().zip(&windows.bias_row[query * n..][..n]) {
+            *position = table[table_row as usize * heads + head];
         }
     }
     positions
@@ -155,244 +244,240 @@ fn positions(table: &[f32], windows: &Windows<'_>) -> Vec<f32> {
 
 /// The sum over all pairs of slots that share a row of the table.
 fn table_gradient(dpositions: &[f32], len: usize, windows: &Windows<'_>) -> Vec<f32> {
-    let (n, heads) = (windows.slots, windows.heads);
-    let row = padded(n);
+    let (n, heads, lanes) = (windows.slots, windows.heads, windows.lanes());
     let mut dtable = vec![0.0; len];
-    for head in 0..heads {
-        for (pair, &table_row) in windows.bias_row.iter().enumerate() {
-            dtable[table_row as usize * heads + head] +=
-                dpositions[(head * n + pair / n) * row + pair % n];
+    for (at, row) in dpositions.chunks_exact(lanes).enumerate() {
+        let (head, query) = (at / n, at % n);
+        for (gradient, &table_row) in row.iter().zip(&windows.bias_row[query * n..][..n]) {
+            dtable[table_row as usize * heads + head] += gradient;
         }
     }
     dtable
 }
 
-/// Matrices of one head in one window. Rows are filled up with zeros to whole registers; names
-/// that end in `_t` are transposed.
-struct Scratch {
-    /// Queries times the scale, keys and values, `[n, d]`.
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    /// `[d, n]`.
-    keys_t: Vec<f32>,
-    values_t: Vec<f32>,
-    /// Weights of the attention and their gradient, then that of the logits, `[n, n]`.
-    weights: Vec<f32>,
-    dlogits: Vec<f32>,
-    transposed: Vec<f32>,
-    /// What comes out and its gradient, `[n, d]`.
-    mixed: Vec<f32>,
-    dmixed: Vec<f32>,
-    /// `[n, d]`.
-    dqueries: Vec<f32>,
-    dkeys: Vec<f32>,
-    dvalues: Vec<f32>,
+/// A slot that a token stands in.
+#[derive(Debug, Clone, Copy)]
+struct Query {
+    slot: usize,
+    token: usize,
 }
 
-impl Scratch {
+/// Matrices of one head in one window. Only slots with a token ask (`m` of them); all `n` are
+/// keys.
+struct Scratch<T: Element> {
+    d: usize,
+    n: usize,
+    /// Stored length of a row of a head.
+    row: usize,
+    /// `d` filled up to registers.
+    width: usize,
+    /// `n` filled up to registers.
+    lanes: usize,
+    window: usize,
+    queries: Vec<Query>,
+    /// `[m, row]`, `[n, row]`, `[n, row]`, `[m, row]`.
+    query_rows: Buffer<T>,
+    key_rows: Buffer<T>,
+    value_rows: Buffer<T>,
+    gradient_rows: Buffer<T>,
+    /// Keys or values as a right operand, `[d, lanes]`.
+    across: Buffer<T>,
+    /// Rows of a head as a right operand, `[n, width]`.
+    down: Buffer<T>,
+    /// Weights of the attention, `[m, lanes]`, and in the stored type.
+    weights: Buffer<f32>,
+    stored: Buffer<T>,
+    /// Gradient of the weights, then of the logits, and in the stored type.
+    dlogits: Buffer<f32>,
+    dstored: Buffer<T>,
+    /// A transposed left operand, `[m, lanes]` in pairs of rows.
+    turned: Buffer<T>,
+    /// What comes out, `[m, width]`.
+    out: Buffer<f32>,
+    dqueries: Buffer<f32>,
+    dkeys: Buffer<f32>,
+    dvalues: Buffer<f32>,
+}
+
+impl<T: Element> Scratch<T> {
     fn new(windows: &Windows<'_>) -> Self {
-        let (n, d) = (windows.slots, windows.head_width());
-        let tall = || vec![0.0; n * padded(d)];
-        let wide = || vec![0.0; d * padded(n)];
-        let square = || vec![0.0; n * padded(n)];
+        let (n, d, lanes) = (windows.slots, windows.head_width(), windows.lanes());
+        let (row, width) = (row_len::<T>(d), d.next_multiple_of(LANES));
+        let pairs = n.next_multiple_of(T::PAIR);
+        // Zeros where nothing is written: they stand in operands.
+        let stored = Buffer::<T>::zeroed;
+        let sums = Buffer::<f32>::zeroed;
         Self {
-            queries: tall(),
-            keys: tall(),
-            values: tall(),
-            keys_t: wide(),
-            values_t: wide(),
-            weights: square(),
-            dlogits: square(),
-            transposed: square(),
-            mixed: tall(),
-            dmixed: tall(),
-            dqueries: tall(),
-            dkeys: tall(),
-            dvalues: tall(),
+            d,
+            n,
+            row,
+            width,
+            lanes,
+            window: usize::MAX,
+            queries: Vec::new(),
+            query_rows: stored(n * row),
+            key_rows: stored(n * row),
+            value_rows: stored(n * row),
+            gradient_rows: stored(n * row),
+            across: stored(row * lanes),
+            down: stored(pairs * width),
+            weights: sums(n * lanes),
+            stored: stored(n * lanes),
+            dlogits: sums(n * lanes),
+            dstored: stored(n * lanes),
+            turned: stored(pairs * lanes),
+            out: sums(n * width),
+            dqueries: sums(n * width),
+            dkeys: sums(n * width),
+            dvalues: sums(n * width),
         }
     }
 
-    /// Gathers queries, keys and values with their bias; a padding slot has the bias alone.
+    /// Takes up window `at` of all; returns the first row of its image and its window there.
+    fn choose(&mut self, windows: &Windows<'_>, at: usize) -> (usize, usize) {
+        let window = at % windows.windows();
+        if window != self.window {
+            self.window = window;
+            self.queries.clear();
+            let slots = (0..self.n).filter_map(|slot| {
+                windows.token(window, slot).map(|token| Query { slot, token })
+            });
+            self.queries.extend(slots);
+        }
+        (at / windows.windows() * windows.tokens, window)
+    }
+
+    /// Gathers queries, keys and values.
     fn load(
         &mut self,
-        qkv: &[f32],
-        bias: &[f32],
+        qkv: &[T],
+        padding: &[T],
         windows: &Windows<'_>,
-        window: usize,
+        first: usize,
         head: usize,
     ) {
-        let (n, d, width) = (windows.slots, windows.head_width(), windows.width);
-        let (row, row_t) = (padded(d), padded(n));
-        let scale = (d as f32).powf(-0.5);
-        for slot in 0..n {
-            let token = windows.token(window, slot).map(|token| &qkv[token * 3 * width..]);
-            let at = slot * row..slot * row + d;
-            for (part, (rows, scale)) in
-                [(&mut self.queries, scale), (&mut self.keys, 1.0), (&mut self.values, 1.0)]
-                    .into_iter()
-                    .enumerate()
-            {
-                let from = part * width + head * d;
-                let bias = &bias[from..from + d];
-                match token {
-                    Some(token) => {
-                        let values = token[from..from + d].iter().zip(bias);
-                        for (row, (value, bias)) in rows[at.clone()].iter_mut().zip(values) {
-                            *row = (value + bias) * scale;
-                        }
-                    }
-                    None => {
-                        for (row, bias) in rows[at.clone()].iter_mut().zip(bias) {
-                            *row = bias * scale;
-                        }
-                    }
-                }
-            }
-            for i in 0..d {
-                self.keys_t[i * row_t + slot] = self.keys[slot * row + i];
-                self.values_t[i * row_t + slot] = self.values[slot * row + i];
-            }
+        let (d, row, width) = (self.d, self.row, windows.width);
+        let row3 = row_len::<T>(3 * width);
+        for (query, to) in self.queries.iter().zip(self.query_rows.chunks_exact_mut(row)) {
+            to[..d].copy_from_slice(&qkv[(first + query.token) * row3 + head * d..][..d]);
+        }
+        let rows = self.key_rows.chunks_exact_mut(row).zip(self.value_rows.chunks_exact_mut(row));
+        for (slot, (key, value)) in rows.enumerate().take(self.n) {
+            let from = match windows.token(self.window, slot) {
+                Some(token) => &qkv[(first + token) * row3..][..3 * width],
+                None => padding,
+            };
+            key[..d].copy_from_slice(&from[width + head * d..][..d]);
+            value[..d].copy_from_slice(&from[2 * width + head * d..][..d]);
         }
     }
 
     /// The weights of the attention.
     fn attend(&mut self, positions: &[f32], windows: &Windows<'_>, window: usize, head: usize) {
-        let (n, d) = (windows.slots, windows.head_width());
-        product(&self.queries, padded(d), &self.keys_t, padded(n), [n, d], &mut self.weights);
-        let square = n * padded(n);
-        let positions = &positions[head * square..(head + 1) * square];
-        let mask = windows.mask.map(|mask| &mask[window * n * n..(window + 1) * n * n]);
-        softmax(&mut self.weights, positions, mask, n);
+        let (n, m, lanes) = (self.n, self.queries.len(), self.lanes);
+        transpose_rows(&self.key_rows, self.row, n, &mut self.across, lanes * T::PAIR);
+        let queries = Left::rows(&self.query_rows, self.row);
+        let extent = Extent { rows: m, steps: self.row / T::PAIR };
+        product(queries, &self.across, lanes, extent, &mut self.weights);
+        let positions = &positions[head * n * lanes..][..n * lanes];
+        let mask = windows.mask.map(|mask| &mask[window * n * n..][..n * n]);
+        let scale = (self.d as f32).powf(-0.5);
+        softmax(&mut self.weights, scale, positions, mask, &self.queries, n, &mut self.stored);
     }
 
-    fn mix(&mut self, windows: &Windows<'_>) {
-        let (n, d) = (windows.slots, windows.head_width());
-        product(&self.weights, padded(n), &self.values, padded(d), [n, n], &mut self.mixed);
+    /// Sums of values by weight.
+    fn mix(&mut self) {
+        let (n, width) = (self.n, self.width);
+        interleave(&self.value_rows, self.row, n, self.d, &mut self.down, width * T::PAIR);
+        let weights = Left::rows(&self.stored, self.lanes);
+        let extent = Extent { rows: self.queries.len(), steps: n.div_ceil(T::PAIR) };
+        product(weights, &self.down, width, extent, &mut self.out);
     }
 
-    /// Scatters what came out to its tokens; padding is dropped.
-    fn store_mixed(&self, mixed: &mut [f32], windows: &Windows<'_>, window: usize, head: usize) {
-        let (d, width) = (windows.head_width(), windows.width);
-        for (slot, row) in self.mixed.chunks_exact(padded(d)).enumerate() {
-            if let Some(token) = windows.token(window, slot) {
-                let at = token * width + head * d;
-                mixed[at..at + d].copy_from_slice(&row[..d]);
-            }
-        }
-    }
-
-    /// Gathers the gradient of what came out; nothing depends on padding.
-    fn load_gradient(&mut self, dmixed: &[f32], windows: &Windows<'_>, window: usize, head: usize) {
-        let (d, width) = (windows.head_width(), windows.width);
-        for (slot, row) in self.dmixed.chunks_exact_mut(padded(d)).enumerate() {
-            match windows.token(window, slot) {
-                Some(token) => {
-                    let at = token * width + head * d;
-                    row[..d].copy_from_slice(&dmixed[at..at + d]);
-                }
-                None => row.fill(0.0),
-            }
+    /// Gathers the gradient of what came out.
+    fn load_gradient(&mut self, dmixed: &[T], windows: &Windows<'_>, first: usize, head: usize) {
+        let (d, row_of_all) = (self.d, row_len::<T>(windows.width));
+        let rows = self.gradient_rows.chunks_exact_mut(self.row);
+        for (query, to) in self.queries.iter().zip(rows) {
+            to[..d].copy_from_slice(&dmixed[(first + query.token) * row_of_all + head * d..][..d]);
         }
     }
 
     /// Gradients of queries, keys, values and positions.
-    fn differentiate(&mut self, windows: &Windows<'_>, head: usize, dpositions: &mut [f32]) {
-        let (n, d) = (windows.slots, windows.head_width());
-        let (row, square_row) = (padded(d), padded(n));
+    fn differentiate(&mut self, head: usize, dpositions: &mut [f32]) {
+        let (n, m, row, width, lanes) =
+            (self.n, self.queries.len(), self.row, self.width, self.lanes);
+        let (down, turned) = (width * T::PAIR, lanes * T::PAIR);
+        let over_queries = Extent { rows: n, steps: m.div_ceil(T::PAIR) };
         // With O = P V: dV = P^T dO and dP = dO V^T.
-        transpose(&self.weights, n, &mut self.transposed);
-        product(&self.transposed, square_row, &self.dmixed, row, [n, n], &mut self.dvalues);
-        product(&self.dmixed, row, &self.values_t, square_row, [n, d], &mut self.dlogits);
-        let square = n * square_row;
-        let dpositions = &mut dpositions[head * square..(head + 1) * square];
-        softmax_gradient(&self.weights, &mut self.dlogits, dpositions, n);
-        // With S = (scale Q) K^T: dQ = scale dS K and dK = dS^T (scale Q).
-        product(&self.dlogits, square_row, &self.keys, row, [n, n], &mut self.dqueries);
-        transpose(&self.dlogits, n, &mut self.transposed);
-        product(&self.transposed, square_row, &self.queries, row, [n, n], &mut self.dkeys);
-        let scale = (d as f32).powf(-0.5);
-        self.dqueries.iter_mut().for_each(|value| *value *= scale);
-    }
-
-    /// Scatters the gradients to their tokens and adds all, padding too, to that of the bias.
-    fn store_gradients(
-        &self,
-        dqkv: &mut [f32],
-        dbias: &mut [f32],
-        windows: &Windows<'_>,
-        window: usize,
-        head: usize,
-    ) {
-        let (n, d, width) = (windows.slots, windows.head_width(), windows.width);
-        let row = padded(d);
-        for (part, gradients) in [&self.dqueries, &self.dkeys, &self.dvalues].iter().enumerate() {
-            let to = part * width + head * d;
-            for slot in 0..n {
-                let gradient = &gradients[slot * row..slot * row + d];
-                let sums = dbias[to..to + d].iter_mut().zip(gradient);
-                sums.for_each(|(sum, value)| *sum += value);
-                if let Some(token) = windows.token(window, slot) {
-                    let at = token * 3 * width + to;
-                    dqkv[at..at + d].copy_from_slice(gradient);
-                }
-            }
-        }
+        interleave(&self.stored, lanes, m, lanes, &mut self.turned, turned);
+        interleave(&self.gradient_rows, row, m, self.d, &mut self.down, down);
+        let left = Left::transposed(&self.turned, lanes);
+        product(left, &self.down, width, over_queries, &mut self.dvalues);
+        transpose_rows(&self.value_rows, row, n, &mut self.across, turned);
+        let gradients = Left::rows(&self.gradient_rows, row);
+        let over_width = Extent { rows: m, steps: row / T::PAIR };
+        product(gradients, &self.across, lanes, over_width, &mut self.dlogits);
+        let dpositions = &mut dpositions[head * n * lanes..][..n * lanes];
+        let scale = (self.d as f32).powf(-0.5);
+        softmax_gradient(
+            &self.weights,
+            &mut self.dlogits,
+            dpositions,
+            &self.queries,
+            n,
+            scale,
+            &mut self.dstored,
+        );
+        // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
+        interleave(&self.key_rows, row, n, self.d, &mut self.down, down);
+        let left = Left::rows(&self.dstored, lanes);
+        let over_keys = Extent { rows: m, steps: n.div_ceil(T::PAIR) };
+        product(left, &self.down, width, over_keys, &mut self.dqueries);
+        interleave(&self.dstored, lanes, m, lanes, &mut self.turned, turned);
+        interleave(&self.query_rows, row, m, self.d, &mut self.down, down);
+        let left = Left::transposed(&self.turned, lanes);
+        product(left, &self.down, width, over_queries, &mut self.dkeys);
     }
 }
 
-/// Rows that are multiplied at a time, so that a value that was read serves several times.
-const BLOCK_ROWS: usize = 8;
-
-dispatch! {
-    /// `out [m, columns] = a [m, k] b [k, columns]` for a `shape` of `[m, k]`, with rows of `a` at `a_row` and `columns` a
-    /// multiple of a register.
-    fn product(
-        a: &[f32],
-        a_row: usize,
-        b: &[f32],
-        columns: usize,
-        shape: [usize; 2],
-        out: &mut [f32],
-    ) {
-        let [m, k] = shape;
-        let (b, out) = (&b[..k * columns], &mut out[..m * columns]);
-        for start in (0..m).step_by(BLOCK_ROWS) {
-            let rows = BLOCK_ROWS.min(m - start);
-            // The last block takes its last row several times instead of a slower path.
-            let a_rows: [&[f32]; BLOCK_ROWS] =
-                std::array::from_fn(|i| &a[(start + i.min(rows - 1)) * a_row..][..k]);
-            for column in (0..columns).step_by(LANES) {
-                let mut sums = [[0f32; LANES]; BLOCK_ROWS];
-                for l in 0..k {
-                    let b = &b[l * columns + column..][..LANES];
-                    for i in 0..BLOCK_ROWS {
-                        let a = a_rows[i][l];
-                        for lane in 0..LANES {
-                            sums[i][lane] = a.mul_add(b[lane], sums[i][lane]);
-                        }
-                    }
-                }
-                for i in 0..rows {
-                    out[(start + i) * columns + column..][..LANES].copy_from_slice(&sums[i]);
-                }
-            }
-        }
+/// `out [rows, columns]` for a right operand `[steps, columns]`, strip by strip.
+fn product<T: Element>(
+    left: Left<'_, T>,
+    right: &[T],
+    columns: usize,
+    extent: Extent,
+    out: &mut [f32],
+) {
+    for first in (0..columns).step_by(STRIP) {
+        let width = STRIP.min(columns - first);
+        let strip = Strip { values: &right[first * T::PAIR..], step: columns * T::PAIR, width };
+        let mut out = Out { values: &mut out[first..], row: columns };
+        T::multiply(left, strip, extent, &mut out, false);
     }
 }
 
 dispatch! {
-    /// Turns the first `n` logits of every row into weights, after adding positions and mask.
-    fn softmax(logits: &mut [f32], positions: &[f32], mask: Option<&[f32]>, n: usize) {
-        let row = n.next_multiple_of(LANES);
-        let rows = logits.chunks_exact_mut(row).zip(positions.chunks_exact(row));
-        for (query, (logits, positions)) in rows.enumerate() {
-            let (logits, positions) = (&mut logits[..n], &positions[..n]);
-            for i in 0..n {
-                logits[i] += positions[i];
+    /// Turns the logits of every query into weights, after scaling and adding positions and mask;
+    /// also stores them.
+    fn softmax<T: Element>(
+        logits: &mut [f32],
+        scale: f32,
+        positions: &[f32],
+        mask: Option<&[f32]>,
+        queries: &[Query],
+        n: usize,
+        stored: &mut [T],
+    ) {
+        let lanes = n.next_multiple_of(LANES);
+        let rows = logits.chunks_exact_mut(lanes).zip(stored.chunks_exact_mut(lanes));
+        for (query, (logits, stored)) in queries.iter().zip(rows) {
+            let positions = &positions[query.slot * lanes..][..lanes];
+            for i in 0..lanes {
+                logits[i] = logits[i] * scale + positions[i];
             }
             if let Some(mask) = mask {
-                let mask = &mask[query * n..][..n];
+                let mask = &mask[query.slot * n..][..n];
                 for i in 0..n {
                     logits[i] += mask[i];
                 }
@@ -401,37 +486,39 @@ dispatch! {
             for logit in logits.iter_mut() {
                 *logit = exp(*logit - largest);
             }
-            let inverse = 1.0 / sum(n, |i| logits[i]);
-            for weight in logits.iter_mut() {
-                *weight *= inverse;
+            let inverse = 1.0 / sum(lanes, |i| logits[i]);
+            for i in 0..lanes {
+                logits[i] *= inverse;
+                stored[i] = T::from_f32(logits[i]);
             }
         }
     }
 }
 
 dispatch! {
-    /// Turns gradients of weights into those of logits, and adds them to those of the positions.
-    fn softmax_gradient(weights: &[f32], gradients: &mut [f32], dpositions: &mut [f32], n: usize) {
-        let row = n.next_multiple_of(LANES);
-        let rows = weights.chunks_exact(row).zip(gradients.chunks_exact_mut(row));
-        for ((weights, gradients), dpositions) in rows.zip(dpositions.chunks_exact_mut(row)) {
-            let (weights, dpositions) = (&weights[..n], &mut dpositions[..n]);
-            let gradients = &mut gradients[..n];
-            let mean = sum(n, |i| weights[i] * gradients[i]);
-            for i in 0..n {
-                gradients[i] = weights[i] * (gradients[i] - mean);
-                dpositions[i] += gradients[i];
+    /// Turns gradients of weights into those of logits, adds them to those of the positions and
+    /// stores them times the scale.
+    fn softmax_gradient<T: Element>(
+        weights: &[f32],
+        gradients: &mut [f32],
+        dpositions: &mut [f32],
+        queries: &[Query],
+        n: usize,
+        scale: f32,
+        stored: &mut [T],
+    ) {
+        let lanes = n.next_multiple_of(LANES);
+        let rows = weights.chunks_exact(lanes).zip(gradients.chunks_exact_mut(lanes));
+        for (query, ((weights, gradients), stored)) in
+            queries.iter().zip(rows.zip(stored.chunks_exact_mut(lanes)))
+        {
+            let dpositions = &mut dpositions[query.slot * lanes..][..lanes];
+            let mean = sum(lanes, |i| weights[i] * gradients[i]);
+            for i in 0..lanes {
+                let gradient = weights[i] * (gradients[i] - mean);
+                dpositions[i] += gradient;
+                stored[i] = T::from_f32(gradient * scale);
             }
-        }
-    }
-}
-
-/// The transpose of an `[n, n]` matrix with filled-up rows.
-fn transpose(matrix: &[f32], n: usize, transposed: &mut [f32]) {
-    let row = padded(n);
-    for i in 0..n {
-        for j in 0..n {
-            transposed[j * row + i] = matrix[i * row + j];
         }
     }
 }

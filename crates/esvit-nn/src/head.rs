@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::layers::Linear;
-use crate::ops;
+use crate::ops::{self, Activation, Logits};
 use crate::params::{Init, ParamId, Params, Role, Scope};
 use crate::pass::Pass;
 
@@ -87,29 +87,25 @@ impl Head {
         Self { hidden, bottleneck, weight_g, weight_v, prototypes: out_dim }
     }
 
-    /// Logits `[rows, K]` of features `[rows, C]`.
-    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
-        let embedding = self.embed(params, x, pass);
-        embedding.matmul(self.prototypes(params).transpose())
+    /// Logits of features `[rows, C]`, not multiplied out.
+    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &Pass) -> Logits {
+        let z = self.embed(params, x, pass);
+        let prototypes = self.prototypes;
+        let g = params.tensor::<2>(self.weight_g).reshape([prototypes]);
+        Logits { z, v: params.tensor(self.weight_v), g }
     }
 
     /// The unit-length bottleneck, `[rows, bottleneck]`.
     pub fn embed(&self, params: &Params, mut x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        let mut activation = Activation::None;
         for (linear, norm) in &self.hidden {
-            x = linear.forward(params, x);
+            x = linear.forward(params, x, activation, pass);
             if let Some(norm) = norm {
                 x = norm.forward(params, x, pass);
             }
-            x = ops::gelu(x);
+            activation = Activation::Gelu;
         }
-        ops::l2_normalize(self.bottleneck.forward(params, x))
-    }
-
-    /// The prototypes `[K, bottleneck]`: rows of `weight_v` scaled to the length `weight_g`.
-    pub fn prototypes(&self, params: &Params) -> Tensor<2> {
-        let v: Tensor<2> = params.tensor(self.weight_v);
-        let norm = v.clone().square().sum_dim(1).sqrt();
-        v * (params.tensor(self.weight_g) / norm)
+        ops::l2_normalize(self.bottleneck.forward(params, x, activation, pass))
     }
 }
 

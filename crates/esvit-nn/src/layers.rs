@@ -2,39 +2,45 @@
 
 use burn::tensor::Tensor;
 
-use crate::ops;
+use crate::ops::{self, Activation, LinearValues, NormValues};
 use crate::params::{Init, ParamId, Params, Scope};
+use crate::pass::Pass;
 
 /// Standard deviation of the truncated normal from which weights start.
 pub(crate) const WEIGHT_STD: f64 = 0.02;
 
-/// A linear layer, `weight [out, in]` and an optional `bias [out]`.
+/// A linear layer, `weight [out, in]` and `bias [out]`.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// `[out, in]`.
-    pub weight: ParamId,
-    /// `[out]`.
-    pub bias: Option<ParamId>,
+    weight: ParamId,
+    bias: ParamId,
 }
 
 impl Linear {
-    /// A layer with a bias: truncated-normal weight, zero bias.
+    /// A layer with a truncated-normal weight and zero bias.
     pub fn new(scope: &mut Scope<'_>, inputs: usize, outputs: usize) -> Self {
-        let mut layer = Self::without_bias(scope, inputs, outputs);
-        layer.bias = Some(scope.param("bias", &[outputs], Init::Zeros));
-        layer
-    }
-
-    /// A layer without a bias.
-    pub fn without_bias(scope: &mut Scope<'_>, inputs: usize, outputs: usize) -> Self {
         let init = Init::TruncatedNormal(WEIGHT_STD);
-        Self { weight: scope.param("weight", &[outputs, inputs], init), bias: None }
+        Self {
+            weight: scope.param("weight", &[outputs, inputs], init),
+            bias: scope.param("bias", &[outputs], Init::Zeros),
+        }
     }
 
-    /// `[.., in]` to `[.., out]`.
-    pub fn forward<const D: usize>(&self, params: &Params, x: Tensor<D>) -> Tensor<D> {
-        let bias = self.bias.map(|bias| params.vector(bias));
-        ops::linear(x, params.tensor(self.weight), bias)
+    /// `[rows, in]` to `[rows, out]`; `activation` is applied to the input.
+    pub fn forward(
+        &self,
+        params: &Params,
+        x: Tensor<2>,
+        activation: Activation,
+        pass: &Pass,
+    ) -> Tensor<2> {
+        let LinearValues { weight, bias } = self.values(params);
+        ops::linear(x, weight, bias, activation, pass.precision)
+    }
+
+    /// Its values, for an operation that contains the layer.
+    pub fn values(&self, params: &Params) -> LinearValues {
+        LinearValues { weight: params.tensor(self.weight), bias: params.vector(self.bias) }
     }
 }
 
@@ -56,8 +62,15 @@ impl LayerNorm {
         }
     }
 
-    /// `[.., C]` to `[.., C]`.
-    pub fn forward<const D: usize>(&self, params: &Params, x: Tensor<D>) -> Tensor<D> {
-        ops::layer_norm(x, params.vector(self.weight), params.vector(self.bias), self.eps)
+    /// `[rows, C]` to `[rows, C]`.
+    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        let NormValues { gamma, beta, eps } = self.values(params);
+        ops::layer_norm(x, gamma, beta, eps, pass.precision)
+    }
+
+    /// Its values, for an operation that contains the layer.
+    pub fn values(&self, params: &Params) -> NormValues {
+        let (gamma, beta) = (params.vector(self.weight), params.vector(self.bias));
+        NormValues { gamma, beta, eps: self.eps }
     }
 }

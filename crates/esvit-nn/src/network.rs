@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use crate::backbone::swin::{Swin, SwinConfig};
 use crate::head::{Head, HeadConfig};
+use crate::ops::Logits;
 use crate::params::{ParamSpec, Params, Registry};
 use crate::pass::Pass;
 
@@ -27,7 +28,7 @@ pub struct Predictions {
     /// View features, `[crops * B, C]`.
     pub view_features: Tensor<2>,
     /// View logits, `[crops * B, K]`.
-    pub view_logits: Tensor<2>,
+    pub view_logits: Logits,
     /// The region task's part.
     pub region: Option<RegionPredictions>,
 }
@@ -36,7 +37,7 @@ pub struct Predictions {
 #[derive(Debug, Clone)]
 pub struct RegionPredictions {
     /// Logits, `[sum over crops of B * T_crop, K]`.
-    pub logits: Tensor<2>,
+    pub logits: Logits,
     /// Region features before the head, `[sum over crops of B * T_crop, C]`.
     pub features: Tensor<2>,
     /// Tokens of an image, T, for every crop.
@@ -75,29 +76,27 @@ impl Network {
         &self.specs
     }
 
-    /// Predictions for `crops`, each `[B, 3, H, W]`. Neighbouring crops of one size run through
-    /// the backbone as one batch; the heads run once over all.
+    /// Predictions for `crops`, each `[B, 3, H, W]`. All run through the network as one batch of
+    /// rows, neighbouring crops of one size as one segment of it.
     pub fn forward(&self, params: &Params, crops: &[Tensor<4>], pass: &Pass) -> Predictions {
-        let mut views = Vec::new();
-        let mut regions = Vec::new();
-        let mut tokens = Vec::new();
-        for group in crops.chunk_by(|a, b| a.dims() == b.dims()) {
-            let images = Tensor::cat(group.to_vec(), 0);
-            let features = self.backbone.forward(params, images, pass);
-            views.push(features.view);
-            if self.head_dense.is_some() {
-                let [rows, per_image, width] = features.region.dims();
-                regions.push(features.region.reshape([rows * per_image, width]));
-                tokens.extend(group.iter().map(|_| per_image));
-            }
-        }
-        let view_features = Tensor::cat(views, 0);
-        let view_logits = self.head.forward(params, view_features.clone(), pass);
+        let groups: Vec<Tensor<4>> = crops
+            .chunk_by(|a, b| a.dims() == b.dims())
+            .map(|group| match group {
+                [crop] => crop.clone(),
+                group => Tensor::cat(group.to_vec(), 0),
+            })
+            .collect();
+        let features = self.backbone.features(params, groups, pass);
+        let view_logits = self.head.forward(params, features.view.clone(), pass);
         let region = self.head_dense.as_ref().map(|head| {
-            let features = Tensor::cat(regions, 0);
-            let logits = head.forward(params, features.clone(), pass);
-            RegionPredictions { logits, features, tokens }
+            let logits = head.forward(params, features.region.clone(), pass);
+            let tokens = features.segments.iter().flat_map(|segment| {
+                let crops = segment.images / crops[0].dims()[0];
+                std::iter::repeat_n(segment.tokens(), crops)
+            });
+            let tokens = tokens.collect();
+            RegionPredictions { logits, features: features.region.clone(), tokens }
         });
-        Predictions { view_features, view_logits, region }
+        Predictions { view_features: features.view, view_logits, region }
     }
 }

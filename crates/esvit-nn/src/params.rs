@@ -230,6 +230,11 @@ pub fn vector(values: Vec<f32>, device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values, [len]), device)
 }
 
+/// The values of a vector: no copy when it has no other owner and lies in the machine's memory.
+pub fn into_values(vector: Tensor<1>) -> Vec<f32> {
+    vector.inner().into_data().try_into_vec().expect("parameters are f32")
+}
+
 /// A tensor of `shape` on `device`.
 pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), device)

@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use burn::tensor::Tensor;
 use esvit_kernels::rng::Rng;
 
-use crate::params::{ParamId, tensor};
+use crate::ops::{Precision, Scales};
+use crate::params::ParamId;
 
 /// Purpose word of drop-path's random numbers.
 const DROP_PATH_PURPOSE: u64 = 0xD209;
@@ -24,6 +25,8 @@ pub struct DropPathKey {
 /// How a network runs: in evaluation, or in training with or without drop-path.
 #[derive(Debug, Default)]
 pub struct Pass {
+    /// The type of operands and kept activations.
+    pub precision: Precision,
     training: bool,
     drop_path: Option<DropPathKey>,
     statistics: RefCell<Vec<(ParamId, Tensor<1>)>>,
@@ -45,25 +48,25 @@ impl Pass {
         Self { training: true, drop_path: Some(key), ..Self::default() }
     }
 
+    /// The same in another precision.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
     /// Whether batch statistics are used.
     pub fn is_training(&self) -> bool {
         self.training
     }
 
-    /// Drops a residual branch of some samples (`rate` of them on average) and scales the kept
-    /// ones so that the mean stays; `branch` tells the branches of a network apart.
-    /// `x` is `[B, T, C]`.
-    pub fn drop_path(&self, x: Tensor<3>, rate: f64, branch: u64) -> Tensor<3> {
-        let Some(DropPathKey { seed, step, pass }) = self.drop_path.filter(|_| rate > 0.0) else {
-            return x;
-        };
+    /// Drops a residual branch of some of `images` images (`rate` of them on average): the factors
+    /// of the branch, 0 or such that the mean stays; `branch` tells the branches of a network apart.
+    /// None when nothing is dropped.
+    pub fn drop_path(&self, images: usize, rate: f64, branch: u64) -> Scales {
+        let DropPathKey { seed, step, pass } = self.drop_path.filter(|_| rate > 0.0)?;
         let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, pass, branch]);
-        let batch = x.dims()[0];
-        let scales: Vec<f32> = (0..batch)
-            .map(|_| if rng.chance(rate) { 0.0 } else { (1.0 / (1.0 - rate)) as f32 })
-            .collect();
-        let device = x.device();
-        x * tensor(scales, [batch, 1, 1], &device)
+        let kept = (1.0 / (1.0 - rate)) as f32;
+        Some((0..images).map(|_| if rng.chance(rate) { 0.0 } else { kept }).collect())
     }
 
     /// Notes the new value of a running statistic.

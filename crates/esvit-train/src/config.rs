@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use esvit_data::{Policy, ViewsConfig};
 use esvit_nn::head::HeadConfig;
+use esvit_nn::ops::Precision;
 use esvit_nn::{SwinConfig, zoo};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -245,13 +246,45 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Such batches in one optimiser step: the global batch is `batch_size * accumulate`.
     pub accumulate: usize,
+    /// The type of operands of large products and of kept activations.
+    pub precision: PrecisionChoice,
     /// Steps from one line of the log to the next.
     pub log_every: u64,
 }
 
+/// A precision, or the choice of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionChoice {
+    /// bf16 where the machine multiplies it in hardware, else f32.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits with the range of f32.
+    Bf16,
+}
+
+impl PrecisionChoice {
+    /// The precision on this machine.
+    pub fn resolve(self) -> Precision {
+        match self {
+            Self::Auto => Precision::auto(),
+            Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
 impl Default for TrainConfig {
     fn default() -> Self {
-        Self { epochs: 100, batch_size: 64, accumulate: 1, log_every: 10 }
+        Self {
+            epochs: 100,
+            batch_size: 64,
+            accumulate: 1,
+            precision: PrecisionChoice::Auto,
+            log_every: 10,
+        }
     }
 }
 

@@ -4,9 +4,12 @@
 //! thing about every picture, either all prototypes alike (uniform) or always the same one
 //! (constant). In both, knowing the picture says nothing about the teacher's answer.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, activation};
+use esvit_nn::network::Predictions;
 use esvit_nn::ops;
 use serde::Serialize;
+
+use crate::objective::Centers;
 
 /// Share of the largest possible information below which the teacher's answers count as
 /// independent of the picture.
@@ -59,20 +62,23 @@ impl Health {
     }
 }
 
-/// Looks at a teacher's distributions `[rows, K]`, features `[rows, C]` and centre `[K]`.
-pub fn examine(distributions: &Tensor<2>, features: &Tensor<2>, center: &Tensor<1>) -> Health {
-    let [rows, prototypes] = distributions.dims();
+/// Looks at what a teacher says about the views of a batch, at its temperature, and at the centre.
+pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> Health {
+    let logits = teacher.view_logits.clone().inner().matrix();
+    let [rows, prototypes] = logits.dims();
+    let centred = logits - centers.view.clone().reshape([1, prototypes]);
+    let distributions = activation::softmax(centred / temperature, 1);
     let marginal = distributions.clone().mean_dim(0);
-    let features = ops::l2_normalize(features.clone().inner());
+    let features = ops::l2_normalize(teacher.view_features.clone().inner());
     let width = features.dims()[1];
     let centred = features.clone() - features.mean_dim(0);
     let variance = centred.square().mean_dim(0).mean();
     Health {
-        teacher_entropy: mean_entropy(distributions.clone()),
+        teacher_entropy: mean_entropy(distributions),
         marginal_entropy: mean_entropy(marginal),
         max_entropy: (prototypes as f64).ln(),
         rows,
-        center_norm: scalar(center.clone().square().sum()).sqrt(),
+        center_norm: scalar(centers.view.clone().square().sum()).sqrt(),
         feature_std: (scalar(variance) * width as f64).sqrt(),
     }
 }
@@ -136,11 +142,18 @@ impl Collapse {
 mod tests {
     use super::*;
     use burn::tensor::Device;
+    use esvit_nn::ops::Logits;
 
     fn look(rows: [[f32; 4]; 4]) -> Health {
         let device = Device::flex();
-        let distributions = Tensor::<2>::from_floats(rows, &device);
-        examine(&distributions, &Tensor::ones([4, 3], &device), &Tensor::zeros([4], &device))
+        // Logits of these distributions.
+        let logits = rows.map(|row| row.map(|share: f32| share.max(1e-30).ln()));
+        let teacher = Predictions {
+            view_features: Tensor::ones([4, 3], &device),
+            view_logits: Logits::from_matrix(Tensor::from_floats(logits, &device)),
+            region: None,
+        };
+        examine(&teacher, &Centers::zeros(4, false, &device), 1.0)
     }
 
     #[test]

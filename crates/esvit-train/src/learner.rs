@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
+use esvit_nn::ops::Precision;
 use esvit_nn::params::{ParamId, Role};
 use esvit_nn::pass::DropPathKey;
 use esvit_nn::{Network, Params, Pass};
@@ -10,8 +11,7 @@ use esvit_nn::{Network, Params, Pass};
 use crate::health::{self, Health};
 use crate::mixup::{self, MixupConfig};
 use crate::objective::{self, Centers, LossSettings, TEACHER_CROPS, Weights};
-use crate::optim::{self, ClipScope, Optimizer, OptimizerKind};
-use crate::teacher;
+use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 
 /// What stays the same over a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +28,8 @@ pub struct LearnerSettings {
     pub clip_grad: Option<f64>,
     /// Of what the norm is taken.
     pub clip_scope: ClipScope,
+    /// The type of operands of large products and of kept activations.
+    pub precision: Precision,
     /// Mixing of the student's pictures, view task only.
     pub mixup: Option<MixupConfig>,
 }
@@ -146,8 +148,8 @@ impl Learner {
     ) -> Result<StepResult, NotFinite> {
         let mut centers = self.centers.clone();
         let mut gradients = self.gradients(micro_batches, settings, &mut centers);
-        let grad_norm =
-            optim::clip(&mut gradients.values, self.settings.clip_grad, self.settings.clip_scope);
+        let (grad_norm, scales) =
+            optim::clip(&gradients.values, self.settings.clip_grad, self.settings.clip_scope);
         let loss = gradients.losses.total;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(NotFinite { loss, grad_norm });
@@ -159,12 +161,13 @@ impl Learner {
                 }
             }
         }
-        let (lr, decay) = (settings.lr, settings.weight_decay);
-        self.optimizer.step(&mut self.student, gradients.values, lr, decay);
+        let StepSettings { lr, weight_decay, momentum, .. } = *settings;
+        let update = UpdateSettings { lr, weight_decay, momentum };
+        let (student, teacher) = (&mut self.student, &mut self.teacher);
+        self.optimizer.step(student, teacher, gradients.values, &scales, &update);
         let [student, teacher] = gradients.buffers;
         self.student.set_buffers(student);
         self.teacher.set_buffers(teacher);
-        teacher::follow(&mut self.teacher, &self.student, settings.momentum);
         centers.update(self.settings.center_momentum);
         self.centers = centers;
         let Losses { view, region, .. } = gradients.losses;
@@ -196,8 +199,8 @@ impl Learner {
             );
         }
         if micro_batches.len() > 1 {
-            for gradient in sum.values.iter_mut().flatten() {
-                *gradient = gradient.clone() * share;
+            for gradient in sum.values.iter_mut() {
+                *gradient = gradient.take().map(|gradient| optim::scale(gradient, share));
             }
         }
         let share = share as f32;
@@ -219,7 +222,8 @@ impl Learner {
         settings: &StepSettings,
         centers: &mut Centers,
     ) {
-        let teacher_pass = Pass::teacher();
+        let precision = self.settings.precision;
+        let teacher_pass = Pass::teacher().with_precision(precision);
         let teacher = self.network.forward(&self.teacher, &crops[..TEACHER_CROPS], &teacher_pass);
         centers.observe(&teacher);
 
@@ -231,7 +235,8 @@ impl Learner {
             None => (crops.to_vec(), None),
         };
         let [step, pass] = place;
-        let student_pass = Pass::student(DropPathKey { seed: self.settings.seed, step, pass });
+        let key = DropPathKey { seed: self.settings.seed, step, pass };
+        let student_pass = Pass::student(key).with_precision(precision);
         let params = self.student.tracked();
         let crops: Vec<Tensor<4>> = crops.into_iter().map(Tensor::autodiff).collect();
         let student = self.network.forward(&params, &crops, &student_pass);
@@ -240,6 +245,7 @@ impl Learner {
             student_temp: self.settings.student_temp,
             teacher_temp: settings.teacher_temp,
             weights: self.settings.weights,
+            precision,
         };
         let loss =
             objective::loss(&student, &teacher, &self.centers, &loss_settings, mixing.as_deref());
@@ -250,7 +256,7 @@ impl Learner {
             }
             if let Some(gradient) = value.grad(&gradients) {
                 *sum = Some(match sum.take() {
-                    Some(sum) => sum + gradient,
+                    Some(sum) => optim::add(sum, gradient),
                     None => gradient,
                 });
             }
@@ -262,11 +268,7 @@ impl Learner {
         }
         sum.buffers = [student_pass.into_statistics(), teacher_pass.into_statistics()];
         if settings.health && sum.health.is_none() {
-            sum.health = Some(health::examine(
-                &loss.teacher_view,
-                &teacher.view_features,
-                &self.centers.view,
-            ));
+            sum.health = Some(health::examine(&teacher, &self.centers, settings.teacher_temp));
         }
     }
 }

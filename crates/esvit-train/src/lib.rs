@@ -12,7 +12,6 @@ pub mod optim;
 pub mod recipe;
 pub mod run;
 pub mod schedule;
-pub mod teacher;
 pub mod tensorboard;
 
 pub use config::Config;

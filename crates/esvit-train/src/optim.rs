@@ -2,8 +2,10 @@
 //! more dimensions that is not a bias, none on the rest.
 
 use burn::tensor::Tensor;
-use esvit_nn::Params;
-use esvit_nn::params::ParamSpec;
+use esvit_kernels::buffer::recycle;
+use esvit_kernels::optimizer::{self, Average};
+use esvit_nn::params::{ParamSpec, Role, into_values, vector};
+use esvit_nn::{Params, ops};
 use serde::{Deserialize, Serialize};
 
 /// Which optimiser.
@@ -65,30 +67,128 @@ impl Optimizer {
         &mut self.moments
     }
 
-    /// Updates every parameter that has a gradient. Parameters without one keep value and state.
+    /// Updates every parameter of the student that has a gradient, and moves the teacher towards
+    /// it: `teacher = momentum teacher + (1 - momentum) student`, for every parameter, trainable
+    /// or not; running statistics stay its own. Parameters without a gradient keep value and state.
+    /// `scales` are what gradients are multiplied by first.
     pub fn step(
         &mut self,
-        params: &mut Params,
+        student: &mut Params,
+        teacher: &mut Params,
         gradients: Vec<Option<Tensor<1>>>,
-        lr: f64,
-        weight_decay: f64,
+        scales: &[f64],
+        settings: &UpdateSettings,
     ) {
-        let specs = params.specs().clone();
-        let values = params.values_mut();
-        for (((spec, value), moments), gradient) in
-            specs.iter().zip(values).zip(&mut self.moments).zip(gradients)
+        let specs = student.specs().clone();
+        let kind = self.kind;
+        let values = student.values_mut().iter_mut().zip(teacher.values_mut());
+        let state = self.moments.iter_mut().zip(gradients.into_iter().zip(scales));
+        for ((spec, (value, average)), (moments, (gradient, &scale))) in
+            specs.iter().zip(values).zip(state)
         {
-            let Some(gradient) = gradient else { continue };
-            let decay = if spec.is_decayed() { weight_decay } else { 0.0 };
-            moments.updates += 1;
-            let old = value.clone();
-            *value = match self.kind {
-                OptimizerKind::AdamW => adamw(moments, old, gradient, lr, decay),
-                OptimizerKind::Sgd => sgd(moments, old, gradient, lr, decay),
-                OptimizerKind::Lars => lars(moments, old, gradient, lr, decay, spec),
+            if spec.role == Role::Buffer {
+                continue;
+            }
+            let decay = if spec.is_decayed() { settings.weight_decay } else { 0.0 };
+            let settings = UpdateSettings { weight_decay: decay, ..*settings };
+            let Some(gradient) = gradient else {
+                follow(average, value, settings.momentum);
+                continue;
             };
+            moments.updates += 1;
+            if ops::has_kernels(&value.device()) {
+                update(kind, spec, [value, average], moments, gradient, scale, &settings);
+            } else {
+                let gradient = gradient * scale;
+                let (lr, old) = (settings.lr, value.clone());
+                *value = match kind {
+                    OptimizerKind::AdamW => adamw(moments, old, gradient, lr, decay),
+                    OptimizerKind::Sgd => sgd(moments, old, gradient, lr, decay),
+                    OptimizerKind::Lars => lars(moments, old, gradient, lr, decay, spec),
+                };
+                follow(average, value, settings.momentum);
+            }
         }
     }
+}
+
+/// The scheduled numbers of one update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateSettings {
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay of the decayed group.
+    pub weight_decay: f64,
+    /// The teacher's momentum.
+    pub momentum: f64,
+}
+
+fn follow(average: &mut Tensor<1>, value: &Tensor<1>, momentum: f64) {
+    *average = average.clone() * momentum + value.clone() * (1.0 - momentum);
+}
+
+/// The update on the machine's memory, in one pass over value, moments and average.
+fn update(
+    kind: OptimizerKind,
+    spec: &ParamSpec,
+    [value, average]: [&mut Tensor<1>; 2],
+    moments: &mut Moments,
+    gradient: Tensor<1>,
+    gradient_scale: f64,
+    settings: &UpdateSettings,
+) {
+    let device = value.device();
+    let n = spec.len();
+    let take = |tensor: &mut Tensor<1>| {
+        into_values(std::mem::replace(tensor, Tensor::empty([0], &device)))
+    };
+    let moment = |moment: &mut Option<Tensor<1>>| match moment.take() {
+        Some(moment) => into_values(moment),
+        None => vec![0.0; n],
+    };
+    let (mut values, mut averages, gradients) = (take(value), take(average), into_values(gradient));
+    let to = Average { values: &mut averages, momentum: settings.momentum };
+    let mut first = moment(&mut moments.first);
+    let UpdateSettings { lr, weight_decay, .. } = *settings;
+    match kind {
+        OptimizerKind::AdamW => {
+            let mut second = moment(&mut moments.second);
+            let settings = optimizer::AdamW {
+                gradient_scale,
+                lr,
+                weight_decay,
+                beta1: BETA1,
+                beta2: BETA2,
+                eps: EPS,
+                updates: moments.updates,
+            };
+            optimizer::adamw(&mut values, &gradients, [&mut first, &mut second], to, &settings);
+            moments.second = Some(vector(second, &device));
+        }
+        OptimizerKind::Sgd | OptimizerKind::Lars => {
+            let (mut weight_decay, mut trust) = (weight_decay, 1.0);
+            if kind == OptimizerKind::Lars {
+                if spec.shape.len() == 1 {
+                    weight_decay = 0.0;
+                } else {
+                    let norm = optimizer::norm(&values);
+                    let step =
+                        optimizer::decayed_norm(&gradients, gradient_scale, &values, weight_decay);
+                    if norm > 0.0 && step > 0.0 {
+                        trust = TRUST * norm / step;
+                    }
+                }
+            }
+            let momentum = MOMENTUM;
+            let settings =
+                optimizer::Momentum { gradient_scale, lr, weight_decay, momentum, trust };
+            optimizer::momentum(&mut values, &gradients, &mut first, to, &settings);
+        }
+    }
+    moments.first = Some(vector(first, &device));
+    *value = vector(values, &device);
+    *average = vector(averages, &device);
+    recycle(gradients);
 }
 
 fn adamw(
@@ -165,6 +265,29 @@ fn norm(tensor: &Tensor<1>) -> Tensor<1> {
     tensor.clone().square().sum().sqrt()
 }
 
+/// The sum of two gradients.
+pub(crate) fn add(sum: Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {
+    let device = sum.device();
+    if !ops::has_kernels(&device) {
+        return sum + gradient;
+    }
+    let (mut sum, gradient) = (into_values(sum), into_values(gradient));
+    optimizer::add(&mut sum, &gradient);
+    recycle(gradient);
+    vector(sum, &device)
+}
+
+/// A gradient times a factor.
+pub(crate) fn scale(gradient: Tensor<1>, factor: f64) -> Tensor<1> {
+    let device = gradient.device();
+    if !ops::has_kernels(&device) {
+        return gradient * factor;
+    }
+    let mut gradient = into_values(gradient);
+    optimizer::scale(&mut gradient, factor as f32);
+    vector(gradient, &device)
+}
+
 /// How gradients are kept small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -175,23 +298,26 @@ pub enum ClipScope {
     Global,
 }
 
-/// Scales gradients so that the norm (of each tensor, or of all) is at most `limit`.
-/// Returns the norm of all gradients before clipping.
-pub fn clip(gradients: &mut [Option<Tensor<1>>], limit: Option<f64>, scope: ClipScope) -> f32 {
-    let norms: Vec<f32> =
-        gradients.iter().flatten().map(|gradient| norm(gradient).into_scalar()).collect();
-    let total = norms.iter().map(|&n| f64::from(n).powi(2)).sum::<f64>().sqrt();
-    if let Some(limit) = limit {
-        for (gradient, norm) in gradients.iter_mut().flatten().zip(norms) {
-            let norm = match scope {
-                ClipScope::Tensor => f64::from(norm),
-                ClipScope::Global => total,
-            };
-            let scale = limit / (norm + 1e-6);
-            if scale < 1.0 {
-                *gradient = gradient.clone() * scale;
-            }
+/// The norm of all gradients, and what each tensor is to be multiplied by so that the norm (of each,
+/// or of all) is at most `limit`.
+pub fn clip(
+    gradients: &[Option<Tensor<1>>],
+    limit: Option<f64>,
+    scope: ClipScope,
+) -> (f32, Vec<f64>) {
+    let norm_of = |gradient: &Option<Tensor<1>>| match gradient {
+        None => 0.0,
+        Some(gradient) if ops::has_kernels(&gradient.device()) => {
+            let data = gradient.clone().into_data();
+            optimizer::norm(data.as_slice().expect("gradients are f32"))
         }
-    }
-    total as f32
+        Some(gradient) => f64::from(norm(gradient).into_scalar::<f32>()),
+    };
+    let norms: Vec<f64> = gradients.iter().map(norm_of).collect();
+    let total = norms.iter().map(|norm| norm.powi(2)).sum::<f64>().sqrt();
+    let scale = |norm: f64| {
+        let norm = if scope == ClipScope::Global { total } else { norm };
+        limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0))
+    };
+    (total as f32, norms.into_iter().map(scale).collect())
 }

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use common::{assert_alike, fill, hashed_tensor};
 use esvit_nn::head::HeadConfig;
+use esvit_nn::ops::Precision;
 use esvit_nn::params::Role;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Network, Params, SwinConfig};
 use esvit_train::Learner;
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, Weights};
-use esvit_train::optim::{ClipScope, OptimizerKind};
-use esvit_train::teacher;
+use esvit_train::optim::{ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 
 const STEP: StepSettings = StepSettings {
     step: 0,
@@ -55,6 +55,7 @@ fn learner(kind: OptimizerKind, norm_last_layer: bool, use_bn_in_head: bool) -> 
         center_momentum: 0.9,
         clip_grad: Some(3.0),
         clip_scope: ClipScope::Tensor,
+        precision: Precision::F32,
         mixup: None,
     };
     let network = Arc::new(Network::new(&backbone, 0.0, &head, true));
@@ -209,8 +210,16 @@ fn moving_average() {
         params
     };
     let (student, old) = (shifted(&learner.student, 1.0), shifted(&learner.teacher, -2.0));
-    let mut new = old.clone();
-    teacher::follow(&mut new, &student, 0.75);
+    let (mut new, mut unchanged, count) = (old.clone(), student.clone(), specs.len());
+    let settings = UpdateSettings { lr: 0.1, weight_decay: 0.0, momentum: 0.75 };
+    let none = vec![None; count];
+    Optimizer::new(OptimizerKind::Sgd, count).step(
+        &mut unchanged,
+        &mut new,
+        none,
+        &vec![1.0; count],
+        &settings,
+    );
     for (i, (spec, new)) in new.iter().enumerate() {
         let [old, student] = [&old, &student].map(|params| params.values()[i].clone());
         if spec.role == Role::Buffer {

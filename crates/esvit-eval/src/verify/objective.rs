@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use esvit_nn::network::{Predictions, RegionPredictions};
+use esvit_nn::ops::{Logits, Precision};
 use esvit_nn::weights::to_vec;
 use esvit_train::objective::{self, Centers, LossSettings, NamedWeights, Weights};
 use esvit_train::schedule::TemperatureSchedule;
@@ -58,7 +59,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let mut student_region = None;
     let teacher_region = match settings.region_task {
         true => Some(RegionPredictions {
-            logits: case.load("teacher_region")?,
+            logits: Logits::from_matrix(case.load("teacher_region")?),
             features: case.load("teacher_features")?,
             tokens: vec![settings.teacher_regions; objective::TEACHER_CROPS],
         }),
@@ -66,7 +67,9 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     };
     if settings.region_task {
         student_region = Some(RegionPredictions {
-            logits: case.load::<2>("student_region")?.autodiff().require_grad(),
+            logits: Logits::from_matrix(
+                case.load::<2>("student_region")?.autodiff().require_grad(),
+            ),
             features: case.load("student_features")?,
             tokens: settings.student_regions.clone().unwrap_or_else(|| {
                 let mut tokens = vec![settings.teacher_regions; objective::TEACHER_CROPS];
@@ -79,12 +82,12 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let unused = Tensor::zeros([1, 1], &super::device());
     let student = Predictions {
         view_features: unused.clone(),
-        view_logits: student_view.clone(),
+        view_logits: Logits::from_matrix(student_view.clone()),
         region: student_region.clone(),
     };
     let teacher = Predictions {
         view_features: unused,
-        view_logits: case.load("teacher_view")?,
+        view_logits: Logits::from_matrix(case.load("teacher_view")?),
         region: teacher_region,
     };
     let center = |name: &str| -> Result<Tensor<1>, CaseError> {
@@ -110,6 +113,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         student_temp: settings.student_temp,
         teacher_temp: settings.teacher_temp.at(settings.epoch),
         weights,
+        precision: Precision::F32,
     };
     let loss = objective::loss(&student, &teacher, &centers, &loss_settings, mixing.as_deref());
     let gradients = loss.total.backward();
@@ -127,7 +131,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     compare("grad_student_view", gradient(&student_view).unwrap_or_default())?;
     compare("center_after", to_vec(&centers.view))?;
     if let (Some(region), Some(center)) = (&student_region, &centers.region) {
-        compare("grad_student_region", gradient(&region.logits).unwrap_or_default())?;
+        compare("grad_student_region", gradient(&region.logits.z).unwrap_or_default())?;
         compare("center_grid_after", to_vec(center))?;
     }
     Ok(Outcome::Compared(checks))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use esvit_nn::head::HeadConfig;
+use esvit_nn::ops::Precision;
 use esvit_nn::params::Params;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Network, Pass, SwinConfig};
@@ -139,6 +140,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         center_momentum: settings.center_momentum,
         clip_grad: Some(settings.clip_grad_per_parameter),
         clip_scope: ClipScope::Tensor,
+        precision: Precision::F32,
         mixup: None,
     };
     let params = |prefix: &str| -> Result<Params, CaseError> {
@@ -175,9 +177,9 @@ fn outputs(
             checks.push(absolute(name, &to_vec(found), &expected, OUTPUT_TOLERANCE));
             Ok(())
         };
-        compare("view_logits", &predictions.view_logits)?;
+        compare("view_logits", &predictions.view_logits.matrix())?;
         if let Some(region) = &predictions.region {
-            compare("region_logits", &region.logits)?;
+            compare("region_logits", &region.logits.matrix())?;
             compare("region_features", &region.features)?;
         }
     }

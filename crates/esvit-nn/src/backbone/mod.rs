@@ -4,6 +4,8 @@ pub mod swin;
 
 use burn::tensor::Tensor;
 
+use crate::ops::Segment;
+
 /// What a backbone gives for a batch of pictures.
 #[derive(Debug, Clone)]
 pub struct Features {
@@ -14,4 +16,15 @@ pub struct Features {
     pub region: Tensor<3>,
     /// Height and width of that map in tokens, `T = height * width`.
     pub map: [usize; 2],
+}
+
+/// What a backbone gives for pictures of several sizes at once.
+#[derive(Debug, Clone)]
+pub struct RowFeatures {
+    /// The view feature of every picture, `[pictures, C]`.
+    pub view: Tensor<2>,
+    /// The region features of all pictures, `[tokens, C]`.
+    pub region: Tensor<2>,
+    /// Which rows of `region` belong to which picture.
+    pub segments: Vec<Segment>,
 }

@@ -5,12 +5,16 @@
 //! and the padding takes part in attention unmasked; and window and shift of every stage are fixed
 //! by the configured picture size, whatever the size of the input.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::Features;
+use super::{Features, RowFeatures};
 use crate::layers::{LayerNorm, Linear, WEIGHT_STD};
-use crate::ops::{self, WindowMap, WindowMaps};
+use crate::ops::{
+    self, Activation, LinearValues, NormValues, Segment, WindowMap, WindowMaps,
+};
 use crate::params::{Init, ParamId, Params, Scope};
 use crate::pass::Pass;
 
@@ -150,12 +154,19 @@ impl SwinConfig {
     }
 }
 
-/// A map of tokens on its way through the stages.
+/// Maps of tokens on their way through the stages.
 #[derive(Debug, Clone)]
-struct TokenMap {
-    /// `[B, height * width, C]`.
-    tokens: Tensor<3>,
-    size: [usize; 2],
+struct TokenMaps {
+    /// `[tokens of all images, C]`.
+    rows: Tensor<2>,
+    segments: Vec<Segment>,
+}
+
+impl TokenMaps {
+    /// The mean token of every image, `[images, C]`.
+    fn means(&self) -> Tensor<2> {
+        ops::image_means(self.rows.clone(), &ops::segment_images(&self.segments))
+    }
 }
 
 /// A Swin transformer over parameters with the official names.
@@ -167,7 +178,7 @@ pub struct Swin {
     patch_norm: LayerNorm,
     stages: Vec<Stage>,
     norm: LayerNorm,
-    maps: WindowMaps,
+    windows: WindowMaps,
 }
 
 #[derive(Debug)]
@@ -207,8 +218,8 @@ impl Swin {
         }
         let norm = LayerNorm::new(&mut scope.at("norm"), config.output_width(), NORM_EPS);
         let config = config.clone();
-        let maps = WindowMaps::default();
-        Self { config, patch_weight, patch_bias, patch_norm, stages, norm, maps }
+        let windows = WindowMaps::default();
+        Self { config, patch_weight, patch_bias, patch_norm, stages, norm, windows }
     }
 
     /// The network's shape.
@@ -223,26 +234,40 @@ impl Swin {
 
     /// View and region features of `images [B, 3, H, W]`, normalised pixels of any size.
     pub fn forward(&self, params: &Params, images: Tensor<4>, pass: &Pass) -> Features {
-        let map = self.run(params, images, pass, |_, _| {});
-        let region = self.norm.forward(params, map.tokens);
-        let [batch, _, width] = region.dims();
-        let view = region.clone().mean_dim(1).reshape([batch, width]);
-        Features { view, region, map: map.size }
+        let RowFeatures { view, region, segments } = self.features(params, vec![images], pass);
+        let ([batch, width], Segment { map, .. }) = (view.dims(), segments[0]);
+        Features { view, region: region.reshape([batch, map[0] * map[1], width]), map }
+    }
+
+    /// View and region features of batches of images, each `[B, 3, H, W]`, of several sizes.
+    pub fn features(
+        &self,
+        params: &Params,
+        images: Vec<Tensor<4>>,
+        pass: &Pass,
+    ) -> RowFeatures {
+        let maps = self.normalised(params, self.run(params, images, pass, |_, _| {}), pass);
+        RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments }
     }
 
     /// The linear probe's feature of `images [B, 3, H, W]`: the token means of the outputs of the
     /// last `n` blocks, oldest first, with the final norm on blocks of the last stage only.
-    pub fn last_blocks(&self, params: &Params, images: Tensor<4>, n: usize) -> Tensor<2> {
+    pub fn last_blocks(
+        &self,
+        params: &Params,
+        images: Tensor<4>,
+        n: usize,
+        pass: &Pass,
+    ) -> Tensor<2> {
         let blocks = self.blocks();
         let last_stage = blocks - self.config.depths[self.config.stages() - 1];
         let mut features = Vec::new();
-        self.run(params, images, &Pass::eval(), |index, tokens| {
+        self.run(params, vec![images], pass, |index, maps| {
             if index + n >= blocks {
-                let tokens = tokens.clone();
-                let tokens =
-                    if index >= last_stage { self.norm.forward(params, tokens) } else { tokens };
-                let [batch, _, width] = tokens.dims();
-                features.push(tokens.mean_dim(1).reshape([batch, width]));
+                let maps = maps.clone();
+                let maps =
+                    if index >= last_stage { self.normalised(params, maps, pass) } else { maps };
+                features.push(maps.means());
             }
         });
         Tensor::cat(features, 1)
@@ -256,51 +281,58 @@ impl Swin {
         params: &Params,
         images: Tensor<4>,
         block: usize,
-    ) -> Option<(Tensor<4>, std::sync::Arc<WindowMap>)> {
+    ) -> Option<(Tensor<4>, Arc<WindowMap>)> {
         let pass = Pass::eval();
-        let mut map = self.embed(params, images);
+        let mut maps = self.embed(params, vec![images], &pass);
         for stage in &self.stages {
             for candidate in &stage.blocks {
                 if candidate.index == block {
-                    return Some(candidate.attention_weights(params, &map, &self.maps));
+                    return Some(candidate.attention_weights(params, &maps, &self.windows));
                 }
-                map = candidate.forward(params, map, &self.maps, &pass);
+                maps = candidate.forward(params, maps, &self.windows, &pass);
             }
             if let Some(downsample) = &stage.downsample {
-                map = downsample.forward(params, map);
+                maps = downsample.forward(params, maps, &pass);
             }
         }
         None
     }
 
-    /// The last stage's map; `observe` is shown the index and output of every block.
+    /// The last stage's maps; `observe` is shown the index and output of every block.
     fn run(
         &self,
         params: &Params,
-        images: Tensor<4>,
+        images: Vec<Tensor<4>>,
         pass: &Pass,
-        mut observe: impl FnMut(usize, &Tensor<3>),
-    ) -> TokenMap {
-        let mut map = self.embed(params, images);
+        mut observe: impl FnMut(usize, &TokenMaps),
+    ) -> TokenMaps {
+        let mut maps = self.embed(params, images, pass);
         for stage in &self.stages {
             for block in &stage.blocks {
-                map = block.forward(params, map, &self.maps, pass);
-                observe(block.index, &map.tokens);
+                maps = block.forward(params, maps, &self.windows, pass);
+                observe(block.index, &maps);
             }
             if let Some(downsample) = &stage.downsample {
-                map = downsample.forward(params, map);
+                maps = downsample.forward(params, maps, pass);
             }
         }
-        map
+        maps
     }
 
-    fn embed(&self, params: &Params, images: Tensor<4>) -> TokenMap {
+    fn embed(&self, params: &Params, images: Vec<Tensor<4>>, pass: &Pass) -> TokenMaps {
         let patch = self.config.patch_size;
-        let (patches, size) = ops::patches(images, patch);
+        let (mut rows, segments): (Vec<_>, Vec<_>) =
+            images.into_iter().map(|images| ops::patches(images, patch)).unzip();
+        let rows = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) };
         let columns = CHANNELS * patch * patch;
         let weight = params.vector(self.patch_weight).reshape([self.config.embed_dim, columns]);
-        let tokens = ops::linear(patches, weight, Some(params.vector(self.patch_bias)));
-        TokenMap { tokens: self.patch_norm.forward(params, tokens), size }
+        let bias = params.vector(self.patch_bias);
+        let rows = ops::linear(rows, weight, bias, Activation::None, pass.precision);
+        TokenMaps { rows: self.patch_norm.forward(params, rows, pass), segments }
+    }
+
+    fn normalised(&self, params: &Params, maps: TokenMaps, pass: &Pass) -> TokenMaps {
+        TokenMaps { rows: self.norm.forward(params, maps.rows, pass), ..maps }
     }
 }
 
@@ -315,7 +347,6 @@ struct Block {
     norm1: LayerNorm,
     table: ParamId,
     qkv: Linear,
-    qkv_bias: ParamId,
     proj: Linear,
     norm2: LayerNorm,
     fc1: Linear,
@@ -339,41 +370,65 @@ impl Block {
             &[(2 * window - 1).pow(2), config.num_heads[stage]],
             Init::TruncatedNormal(WEIGHT_STD),
         );
-        let qkv = Linear::without_bias(&mut attn.at("qkv"), width, 3 * width);
-        let qkv_bias = attn.at("qkv").param("bias", &[3 * width], Init::Zeros);
+        let qkv = Linear::new(&mut attn.at("qkv"), width, 3 * width);
         let proj = Linear::new(&mut attn.at("proj"), width, width);
         let norm2 = LayerNorm::new(&mut scope.at("norm2"), width, NORM_EPS);
         let mut mlp = scope.at("mlp");
         let fc1 = Linear::new(&mut mlp.at("fc1"), width, hidden);
         let fc2 = Linear::new(&mut mlp.at("fc2"), hidden, width);
-        Self { index, window, shift, drop_path, norm1, table, qkv, qkv_bias, proj, norm2, fc1, fc2 }
+        Self { index, window, shift, drop_path, norm1, table, qkv, proj, norm2, fc1, fc2 }
     }
 
-    fn forward(&self, params: &Params, map: TokenMap, maps: &WindowMaps, pass: &Pass) -> TokenMap {
-        let TokenMap { tokens: x, size } = map;
-        let windows = maps.get(size, self.window, self.shift);
+    fn forward(
+        &self,
+        params: &Params,
+        maps: TokenMaps,
+        windows: &WindowMaps,
+        pass: &Pass,
+    ) -> TokenMaps {
+        let TokenMaps { rows, segments } = maps;
+        let windows = self.windows(&segments, windows);
+        let images = segments.iter().map(|segment| segment.images).sum();
+        let scales = |branch| pass.drop_path(images, self.drop_path, branch);
 
-        let qkv = self.qkv.forward(params, self.norm1.forward(params, x.clone()));
-        let bias = params.vector(self.qkv_bias);
-        let mixed = ops::window_attention(qkv, bias, params.tensor(self.table), &windows);
-        let branch = self.proj.forward(params, mixed);
-        let x = x + pass.drop_path(branch, self.drop_path, 2 * self.index as u64);
+        let rows = ops::attention_branch(
+            rows,
+            &segments,
+            &windows,
+            self.norm1.values(params),
+            [&self.qkv, &self.proj].map(|layer| layer.values(params)),
+            params.tensor(self.table),
+            scales(2 * self.index as u64),
+            pass.precision,
+        );
+        let rows = ops::mlp_branch(
+            rows,
+            &segments,
+            self.norm2.values(params),
+            [&self.fc1, &self.fc2].map(|layer| layer.values(params)),
+            scales(2 * self.index as u64 + 1),
+            pass.precision,
+        );
+        TokenMaps { rows, segments }
+    }
 
-        let hidden = self.fc1.forward(params, self.norm2.forward(params, x.clone()));
-        let branch = self.fc2.forward(params, ops::gelu(hidden));
-        let x = x + pass.drop_path(branch, self.drop_path, 2 * self.index as u64 + 1);
-        TokenMap { tokens: x, size }
+    fn windows(&self, segments: &[Segment], windows: &WindowMaps) -> Vec<Arc<WindowMap>> {
+        segments.iter().map(|s| windows.get(s.map, self.window, self.shift)).collect()
     }
 
     fn attention_weights(
         &self,
         params: &Params,
-        map: &TokenMap,
-        maps: &WindowMaps,
-    ) -> (Tensor<4>, std::sync::Arc<WindowMap>) {
-        let windows = maps.get(map.size, self.window, self.shift);
-        let qkv = self.qkv.forward(params, self.norm1.forward(params, map.tokens.clone()));
-        let (bias, table) = (params.vector(self.qkv_bias), params.tensor(self.table));
+        maps: &TokenMaps,
+        windows: &WindowMaps,
+    ) -> (Tensor<4>, Arc<WindowMap>) {
+        let windows = self.windows(&maps.segments, windows).swap_remove(0);
+        let LinearValues { weight, bias } = self.qkv.values(params);
+        let normalised = self.norm1.forward(params, maps.rows.clone(), &Pass::eval());
+        let qkv = normalised.matmul(weight.transpose());
+        let [rows, width] = qkv.dims();
+        let qkv = qkv.reshape([rows / windows.tokens(), windows.tokens(), width]);
+        let table = params.tensor(self.table);
         (ops::window_attention_weights(qkv, bias, table, &windows), windows)
     }
 }
@@ -381,19 +436,28 @@ impl Block {
 /// Patch merging: halves the map and doubles the width.
 #[derive(Debug)]
 struct Downsample {
-    reduction: Linear,
+    reduction: ParamId,
     norm: LayerNorm,
 }
 
 impl Downsample {
     fn new(scope: &mut Scope<'_>, width: usize) -> Self {
-        let reduction = Linear::without_bias(&mut scope.at("reduction"), 4 * width, 2 * width);
+        let init = Init::TruncatedNormal(WEIGHT_STD);
+        let reduction = scope.at("reduction").param("weight", &[2 * width, 4 * width], init);
         Self { reduction, norm: LayerNorm::new(&mut scope.at("norm"), 4 * width, NORM_EPS) }
     }
 
-    fn forward(&self, params: &Params, map: TokenMap) -> TokenMap {
-        let (tokens, size) = ops::merge_patches(map.tokens, map.size);
-        let tokens = self.reduction.forward(params, self.norm.forward(params, tokens));
-        TokenMap { tokens, size }
+    fn forward(&self, params: &Params, maps: TokenMaps, pass: &Pass) -> TokenMaps {
+        let NormValues { gamma, beta, eps } = self.norm.values(params);
+        let weight = params.tensor(self.reduction);
+        let (rows, segments) = ops::merge_patches(
+            maps.rows,
+            &maps.segments,
+            [gamma, beta],
+            weight,
+            eps,
+            pass.precision,
+        );
+        TokenMaps { rows, segments }
     }
 }

@@ -1,15 +1,60 @@
 //! The operations that backbones and heads are written in.
 //!
-//! Models call these functions and no others on the hot path, so that how an operation is carried
-//! out on a device can change without touching a model.
+//! Models call these functions and no others on the hot path. Each exists twice: as kernels on
+//! slices with a gradient by hand, which the CPU uses, and composed of the tensor framework's own
+//! operations, for every other device and as the kernels' test.
 
-mod attention;
-mod basic;
-mod fused;
+mod block;
+mod extension;
+mod linear;
+mod norm;
+mod patch;
+mod precision;
+mod prototypes;
 mod window;
 
-pub use attention::{window_attention, window_attention_weights};
-pub use basic::{
-    gelu, l2_normalize, layer_norm, linear, merge_patches, patches, soft_cross_entropy,
+use burn::tensor::Tensor;
+
+pub use block::{
+    LinearValues, NormValues, Scales, attention_branch, composed_attention_branch,
+    composed_mlp_branch, mlp_branch, window_attention_weights,
+};
+pub use extension::has_kernels;
+pub use linear::{Activation, composed as composed_linear, linear};
+pub use norm::{composed_layer_norm, image_means, l2_normalize, layer_norm};
+pub use patch::{
+    composed_merge, composed_patches, merge_patches, neighbours, patches,
+};
+pub use precision::Precision;
+pub use prototypes::{
+    Group, Logits, Pairs, best_matches, composed_best_matches, composed_cross_entropy,
+    prototype_cross_entropy,
 };
 pub use window::{WindowMap, WindowMaps};
+
+/// Images of one size among the rows of a batch: tokens lie image by image, row-major over the
+/// map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// How many images.
+    pub images: usize,
+    /// Height and width of their maps, in tokens.
+    pub map: [usize; 2],
+}
+
+impl Segment {
+    /// Tokens of an image.
+    pub fn tokens(&self) -> usize {
+        self.map[0] * self.map[1]
+    }
+}
+
+/// Tokens of every image of all segments.
+pub fn segment_images(segments: &[Segment]) -> Vec<usize> {
+    segments.iter().flat_map(|s| std::iter::repeat_n(s.tokens(), s.images)).collect()
+}
+
+/// The exact Gaussian error linear unit, `x * (1 + erf(x / sqrt 2)) / 2`.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    burn::tensor::activation::gelu(x)
+}

@@ -27,8 +27,8 @@ impl Centers {
 
     /// Notes a micro-batch of raw teacher logits.
     pub fn observe(&mut self, teacher: &Predictions) {
-        let region = teacher.region.as_ref().map(|region| mean_row(&region.logits));
-        self.seen.push((mean_row(&teacher.view_logits), region));
+        let region = teacher.region.as_ref().map(|region| region.logits.mean());
+        self.seen.push((teacher.view_logits.mean(), region));
     }
 
     /// Moves the centres towards the mean of what was observed since the last update:
@@ -46,9 +46,4 @@ impl Centers {
             }
         }
     }
-}
-
-fn mean_row(logits: &Tensor<2>) -> Tensor<1> {
-    let prototypes = logits.dims()[1];
-    logits.clone().inner().mean_dim(0).reshape([prototypes])
 }

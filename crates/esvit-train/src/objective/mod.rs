@@ -1,20 +1,20 @@
 //! What the student learns: the view task L_V and the region task L_R.
 //!
-//! Both compare a student's distribution over prototypes with a teacher's by cross-entropy. The
-//! pairs of crops are summed before they meet the student: a student row has one target, the sum
-//! of the teachers' rows that it is paired with, and
-//! `-sum_k t_k log p_k = (sum_k t_k) logsumexp(s) - <t, s>` needs one pass over its logits.
+//! Both compare a student's distribution over prototypes with a teacher's by cross-entropy. What
+//! tells them apart is which rows are paired: this module lists the pairs, and
+//! [`ops::prototype_cross_entropy`] sums over them.
 
 mod center;
 mod region;
 mod view;
 
 pub use center::Centers;
-pub use region::best_matches;
 
-use burn::tensor::{Tensor, activation};
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
 use esvit_nn::network::Predictions;
-use esvit_nn::ops;
+use esvit_nn::ops::{self, Precision};
 use serde::{Deserialize, Serialize};
 
 /// Number of crops that the teacher sees.
@@ -65,6 +65,8 @@ pub struct LossSettings {
     pub teacher_temp: f64,
     /// How the tasks are weighed.
     pub weights: Weights,
+    /// The type of the products with the prototypes.
+    pub precision: Precision,
 }
 
 /// The loss of a batch.
@@ -76,8 +78,6 @@ pub struct Loss {
     pub view: Tensor<1>,
     /// The region task's loss, unweighted.
     pub region: Option<Tensor<1>>,
-    /// The teacher's view distributions, `[2 B, K]`.
-    pub teacher_view: Tensor<2>,
 }
 
 /// The loss of a student's predictions for all crops against a teacher's for the first two.
@@ -91,26 +91,32 @@ pub fn loss(
     settings: &LossSettings,
     mixing: Option<&[Tensor<2>]>,
 ) -> Loss {
-    let batch = teacher.view_logits.dims()[0] / TEACHER_CROPS;
-    let crops = student.view_logits.dims()[0] / batch;
+    let batch = teacher.view_logits.rows() / TEACHER_CROPS;
+    let crops = student.view_logits.rows() / batch;
     // Every teacher crop is paired with every crop but itself.
-    let pairs = (TEACHER_CROPS * (crops - 1)) as f64;
+    let pair_count = (TEACHER_CROPS * (crops - 1)) as f64;
+    let temperatures = [settings.student_temp, settings.teacher_temp];
+    let precision = settings.precision;
 
-    let teacher_view = distributions(&teacher.view_logits, &centers.view, settings.teacher_temp);
-    let targets = view::targets(&teacher_view, crops, mixing);
-    let row_weights = vec![(1.0 / (batch as f64 * pairs)) as f32; crops * batch];
-    let temperature = settings.student_temp;
-    let view =
-        ops::soft_cross_entropy(student.view_logits.clone(), targets, row_weights, temperature);
+    let weight = (1.0 / (batch as f64 * pair_count)) as f32;
+    let view = ops::prototype_cross_entropy(
+        student.view_logits.clone(),
+        teacher.view_logits.clone(),
+        centers.view.clone(),
+        Arc::new(view::pairs(batch, crops, mixing, weight)),
+        temperatures,
+        precision,
+    );
 
     let region = match (&student.region, &teacher.region, &centers.region) {
-        (Some(student), Some(teacher), Some(center)) => {
-            let probabilities = distributions(&teacher.logits, center, settings.teacher_temp);
-            let (targets, row_weights) =
-                region::targets(student, teacher, &probabilities, batch, pairs);
-            let logits = student.logits.clone();
-            Some(ops::soft_cross_entropy(logits, targets, row_weights, temperature))
-        }
+        (Some(student), Some(teacher), Some(center)) => Some(ops::prototype_cross_entropy(
+            student.logits.clone(),
+            teacher.logits.clone(),
+            center.clone(),
+            Arc::new(region::pairs(student, teacher, batch, pair_count)),
+            temperatures,
+            precision,
+        )),
         _ => None,
     };
 
@@ -119,11 +125,5 @@ pub fn loss(
     if let Some(region) = &region {
         total = total + region.clone() * region_weight;
     }
-    Loss { total, view: view.inner(), region: region.map(Tensor::inner), teacher_view }
-}
-
-/// The teacher's distributions: softmax of the centred logits `[rows, K]` at a temperature.
-fn distributions(logits: &Tensor<2>, center: &Tensor<1>, temperature: f64) -> Tensor<2> {
-    let center = center.clone().reshape([1, center.dims()[0]]);
-    activation::softmax((logits.clone().inner() - center) / temperature, 1)
+    Loss { total, view: view.inner(), region: region.map(Tensor::inner) }
 }

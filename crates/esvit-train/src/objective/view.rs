@@ -1,37 +1,39 @@
 //! The view task L_V: every crop predicts the teacher's distribution for the other global crop.
 
 use burn::tensor::Tensor;
+use esvit_nn::ops::Pairs;
 
 use super::TEACHER_CROPS;
 
-/// Targets `[crops * B, K]` for the student's view rows from the teacher's `[2 B, K]`: for each
-/// crop the sum over the global crops other than itself.
+/// The teacher rows `[2 B]` that make up the target of each of the student's view rows
+/// `[crops * B]`: those of the global crops other than its own, each with weight `weight`.
 ///
 /// With mixing, student image `j` of a crop is a mix of images: the target of row `j` is
 /// `sum_i T[i, j] q[i]`, so that every image counts by its share.
-pub(super) fn targets(
-    teacher: &Tensor<2>,
+pub(super) fn pairs(
+    batch: usize,
     crops: usize,
     mixing: Option<&[Tensor<2>]>,
-) -> Tensor<2> {
-    let [first, second] = halves(teacher);
-    let both = first.clone() + second.clone();
-    let rows = (0..crops).map(|crop| {
-        let target = match crop {
-            0 => second.clone(),
-            1 => first.clone(),
-            _ => both.clone(),
-        };
-        match mixing.and_then(|mixing| mixing.get(crop)) {
-            Some(mixing) => mixing.clone().transpose().matmul(target),
-            None => target,
+    weight: f32,
+) -> Pairs {
+    let mut pairs = Pairs::new();
+    for crop in 0..crops {
+        let shares = mixing
+            .and_then(|mixing| mixing.get(crop))
+            .map(|mixing| mixing.clone().into_data().iter::<f32>().collect::<Vec<f32>>());
+        for image in 0..batch {
+            let others = (0..TEACHER_CROPS).filter(|&other| other != crop);
+            pairs.push(others.flat_map(|other| {
+                let sources = match &shares {
+                    Some(shares) => (0..batch)
+                        .map(|source| (source, shares[source * batch + image]))
+                        .filter(|&(_, share)| share != 0.0)
+                        .collect(),
+                    None => vec![(image, 1.0)],
+                };
+                sources.into_iter().map(move |(source, share)| (other * batch + source, share * weight))
+            }));
         }
-    });
-    Tensor::cat(rows.collect(), 0)
-}
-
-/// The rows of each of the teacher's crops.
-pub(super) fn halves(teacher: &Tensor<2>) -> [Tensor<2>; TEACHER_CROPS] {
-    let rows = teacher.dims()[0] / TEACHER_CROPS;
-    [0, 1].map(|crop| teacher.clone().narrow(0, crop * rows, rows))
+    }
+    pairs
 }

@@ -170,6 +170,7 @@ pub(super) fn learner(config: &Config, device: &Device) -> Learner {
         center_momentum: objective.center_momentum,
         clip_grad: config.optim.clip_grad,
         clip_scope: config.optim.clip_scope,
+        precision: config.train.precision.resolve(),
         mixup: objective.mixup.enabled.then_some(objective.mixup),
     };
     Learner::new(Arc::new(network), config.optim.name, settings, device)

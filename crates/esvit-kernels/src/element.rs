@@ -1,0 +1,104 @@
+//! The types in which operands of products and kept activations are stored.
+
+use std::fmt::Debug;
+
+use crate::buffer::Pool;
+use crate::product::Multiply;
+
+/// A stored number: f32, or bf16 where precision says so. Arithmetic is f32.
+pub trait Element: Multiply + Copy + Default + Debug + PartialEq + Send + Sync + 'static {
+    /// Neighbours along the inner dimension that a product multiplies at once. Rows of operands
+    /// are filled up with zeros to a multiple of it.
+    const PAIR: usize;
+    /// Its name in options and reports.
+    const NAME: &'static str;
+
+    /// The nearest stored number.
+    fn from_f32(value: f32) -> Self;
+    /// The number.
+    fn to_f32(self) -> f32;
+    /// Where buffers of this type wait to be used again.
+    fn pool() -> &'static Pool<Self>;
+}
+
+impl Element for f32 {
+    const PAIR: usize = 1;
+    const NAME: &'static str = "f32";
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    fn pool() -> &'static Pool<Self> {
+        static POOL: Pool<f32> = Pool::new();
+        &POOL
+    }
+}
+
+/// A bfloat16: the upper half of an f32.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Bf16(pub u16);
+
+impl Debug for Bf16 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.to_f32().fmt(f)
+    }
+}
+
+impl Element for Bf16 {
+    const PAIR: usize = 2;
+    const NAME: &'static str = "bf16";
+
+    /// Rounds to the nearest, ties to even; what is not a number stays none.
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let quiet = (bits >> 16) | 0x40;
+        Self(if value.is_nan() { quiet } else { rounded } as u16)
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+
+    fn pool() -> &'static Pool<Self> {
+        static POOL: Pool<Bf16> = Pool::new();
+        &POOL
+    }
+}
+
+/// Length of a stored row of `n` values: a multiple of what a product takes at once.
+#[inline(always)]
+pub fn row_len<T: Element>(n: usize) -> usize {
+    n.next_multiple_of(T::PAIR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding() {
+        for (value, bits) in [
+            (1.0, 0x3f80),
+            (1.0 + 1.0 / 256.0, 0x3f80),
+            (1.0 + 3.0 / 256.0, 0x3f82),
+            (-1.0, 0xbf80),
+            (f32::INFINITY, 0x7f80),
+            (f32::MAX, 0x7f80),
+        ] {
+            assert_eq!(Bf16::from_f32(value).0, bits, "{value}");
+        }
+        assert!(Bf16::from_f32(f32::NAN).to_f32().is_nan());
+        assert!(Bf16::from_f32(f32::from_bits(0x7fff_ffff)).to_f32().is_nan());
+    }
+}

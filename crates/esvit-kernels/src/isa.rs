@@ -1,0 +1,99 @@
+//! The instruction set that kernels run on, chosen when the program runs.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// An instruction set, from the least to the most capable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Isa {
+    /// What every machine of the target has; on AArch64 that includes NEON.
+    Baseline,
+    /// x86-64 with AVX2 and FMA: 8 lanes.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL: 16 lanes.
+    Avx512,
+    /// AVX-512 with products of bf16 pairs.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// All, from the least to the most capable.
+    pub const ALL: [Self; 4] = [Self::Baseline, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// Its name in options and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+}
+
+static LIMIT: AtomicU8 = AtomicU8::new(Isa::Avx512Bf16 as u8);
+
+/// The best instruction set that the machine has.
+pub fn detected() -> Isa {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                return if is_x86_feature_detected!("avx512bf16") {
+                    Isa::Avx512Bf16
+                } else {
+                    Isa::Avx512
+                };
+            }
+            return Isa::Avx2;
+        }
+    }
+    Isa::Baseline
+}
+
+/// The instruction set in use: the best one of the machine within the [`limit`].
+#[inline]
+pub fn current() -> Isa {
+    let limit = LIMIT.load(Ordering::Relaxed);
+    let limit = Isa::ALL.into_iter().find(|&isa| isa as u8 == limit).unwrap_or(Isa::Baseline);
+    detected().min(limit)
+}
+
+/// Keeps all kernels of the process within an instruction set, to test or to compare.
+///
+/// Results of different instruction sets differ by rounding, so this is for the beginning of a
+/// program.
+pub fn limit(isa: Isa) {
+    LIMIT.store(isa as u8, Ordering::Relaxed);
+}
+
+/// Whether products of bf16 pairs are done by the hardware, so that bf16 is faster than f32.
+pub fn has_bf16() -> bool {
+    current() >= Isa::Avx512Bf16
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::sync::{Mutex, PoisonError};
+
+    /// Runs a test under every instruction set that the machine has.
+    pub(crate) fn under_each(mut test: impl FnMut(Isa)) {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        for isa in Isa::ALL.into_iter().filter(|&isa| isa <= detected()) {
+            limit(isa);
+            test(isa);
+        }
+        limit(Isa::Avx512Bf16);
+    }
+
+    #[test]
+    fn limits_are_kept() {
+        under_each(|isa| assert_eq!(current(), isa));
+    }
+}

@@ -1,0 +1,195 @@
+//! A linear layer, `y = act(x) w^T + bias`, whose input may go through the activation first.
+
+use rayon::prelude::*;
+
+use crate::TASK_VALUES;
+use crate::buffer::Buffer;
+use crate::element::{Element, row_len};
+use crate::gelu::cdf_and_density;
+use crate::product::{Columns, Left, Packed, convert, transposed_product};
+use crate::rows::{DropPath, each_strip, store};
+use crate::simd::dispatch;
+
+/// What the input goes through first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// The Gaussian error linear unit.
+    Gelu,
+}
+
+/// What the backward pass needs: the input, before its activation.
+#[derive(Debug, Clone)]
+pub struct Kept<T: Element> {
+    input: Buffer<T>,
+}
+
+/// Gradients of the layer.
+#[derive(Debug)]
+pub struct Gradients {
+    /// Of the input, when it is wanted.
+    pub x: Option<Vec<f32>>,
+    /// Of the weight.
+    pub weight: Vec<f32>,
+    /// Of the bias.
+    pub bias: Vec<f32>,
+}
+
+/// The layer on `x [rows, in]` with `weight [out, in]`; with `keep` also what [`backward`] needs.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn forward<T: Element>(
+    x: &[f32],
+    inputs: usize,
+    activation: Activation,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    keep: bool,
+) -> (Vec<f32>, Option<Kept<T>>) {
+    let (count, outputs) = (x.len() / inputs, weight.len() / inputs);
+    assert_eq!((x.len(), weight.len()), (count * inputs, outputs * inputs), "whole rows");
+    assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias");
+    let (row, packed) = (row_len::<T>(inputs), Packed::<T>::transposed(weight, inputs, None));
+    let rows = DropPath::NONE.rows::<T>(count, inputs.max(outputs));
+    let mut y = Buffer::<f32>::stale(count * outputs);
+    let mut input = Buffer::<T>::rows(if keep { count } else { 0 }, inputs);
+    let slots: Vec<_> = if keep {
+        rows.split(&mut input, row).into_iter().map(Some).collect()
+    } else {
+        rows.blocks.iter().map(|_| None).collect()
+    };
+    let tasks = rows.blocks.par_iter().zip(rows.split(&mut y, outputs)).zip(slots);
+    tasks.for_each(|((block, y), kept)| {
+        let x = &x[block.rows.start * inputs..block.rows.end * inputs];
+        let mut left = Buffer::<T>::rows(block.rows.len(), inputs);
+        for (x, left) in x.chunks_exact(inputs).zip(left.chunks_exact_mut(row)) {
+            match activation {
+                Activation::None => convert(x, None, left),
+                Activation::Gelu => activate(x, left),
+            }
+        }
+        if let Some(kept) = kept {
+            match activation {
+                Activation::None => kept.copy_from_slice(&left),
+                Activation::Gelu => {
+                    for (x, kept) in x.chunks_exact(inputs).zip(kept.chunks_exact_mut(row)) {
+                        convert(x, None, kept);
+                    }
+                }
+            }
+        }
+        let left = Left::rows(&left, row);
+        each_strip(left, block.rows.len(), &packed, |first, columns, product, padded| {
+            let bias = bias.map(|bias| &bias[first..first + columns]);
+            store(product, padded, bias, columns, &mut y[first..], outputs);
+        });
+    });
+    (y.into_vec(), keep.then_some(Kept { input }))
+}
+
+/// Gradients from that of the output, `dy [rows, out]`; that of the input only if `input` is set.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn backward<T: Element>(
+    kept: Kept<T>,
+    inputs: usize,
+    activation: Activation,
+    weight: &[f32],
+    dy: &[f32],
+    input: bool,
+) -> Gradients {
+    let outputs = weight.len() / inputs;
+    let (count, row, out_row) = (dy.len() / outputs, row_len::<T>(inputs), row_len::<T>(outputs));
+    let mut active = kept.input;
+    assert_eq!(active.len(), count * row, "rows that were kept");
+    let rows = DropPath::NONE.rows::<T>(count, inputs.max(outputs));
+    let packed = input.then(|| Packed::<T>::straight(weight, inputs, None));
+    let mut gradients = Buffer::<T>::rows(count, outputs);
+    let mut dx = Buffer::<f32>::stale(if input { count * inputs } else { 0 });
+    let dx_blocks: Vec<_> = if input {
+        rows.split(&mut dx, inputs)
+    } else {
+        rows.blocks.iter().map(|_| Default::default()).collect()
+    };
+    let tasks = rows
+        .blocks
+        .par_iter()
+        .zip(rows.split(&mut gradients, out_row))
+        .zip(rows.split(&mut active, row))
+        .zip(dx_blocks);
+    tasks.for_each(|(((block, gradients), active), dx)| {
+        let dy = &dy[block.rows.start * outputs..block.rows.end * outputs];
+        for (from, to) in dy.chunks_exact(outputs).zip(gradients.chunks_exact_mut(out_row)) {
+            convert(from, None, to);
+        }
+        if let Some(packed) = &packed {
+            let left = Left::rows(gradients, out_row);
+            each_strip(left, block.rows.len(), packed, |first, columns, product, padded| {
+                store(product, padded, None, columns, &mut dx[first..], inputs);
+            });
+        }
+        if activation == Activation::Gelu {
+            // Rows of `dx` are missing when it is not wanted; the activation is needed all the same.
+            let mut dx = dx.chunks_exact_mut(inputs);
+            for active in active.chunks_exact_mut(row) {
+                activate_backward(&mut active[..inputs], dx.next().unwrap_or_default());
+            }
+        }
+    });
+    let mut dweight = Buffer::<f32>::stale(weight.len());
+    let mut bias = vec![0.0; outputs];
+    let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&active, inputs));
+    transposed_product(left, right, &mut dweight, Some(&mut bias));
+    Gradients { x: input.then(|| dx.into_vec()), weight: dweight.into_vec(), bias }
+}
+
+/// The sums of the columns of `values [rows, columns]`.
+pub fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
+    let task = columns * TASK_VALUES.div_ceil(columns);
+    let parts: Vec<Vec<f32>> = values
+        .par_chunks(task)
+        .map(|values| {
+            let mut sums = vec![0.0; columns];
+            for row in values.chunks_exact(columns) {
+                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+            sums
+        })
+        .collect();
+    parts.into_iter().fold(vec![0.0; columns], |mut total, part| {
+        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+        total
+    })
+}
+
+dispatch! {
+    fn activate<T: Element>(x: &[f32], active: &mut [T]) {
+        let active = &mut active[..x.len()];
+        for i in 0..x.len() {
+            active[i] = T::from_f32(x[i] * cdf_and_density(x[i]).0);
+        }
+    }
+}
+
+dispatch! {
+    /// Replaces inputs of the activation by its outputs, and multiplies a gradient by its slope.
+    fn activate_backward<T: Element>(active: &mut [T], gradient: &mut [f32]) {
+        let n = gradient.len();
+        for i in 0..n.min(active.len()) {
+            let x = active[i].to_f32();
+            let (cdf, density) = cdf_and_density(x);
+            active[i] = T::from_f32(x * cdf);
+            gradient[i] *= cdf + x * density;
+        }
+        for value in &mut active[n..] {
+            let x = value.to_f32();
+            *value = T::from_f32(x * cdf_and_density(x).0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

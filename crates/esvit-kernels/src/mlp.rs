@@ -1,0 +1,261 @@
+//! The perceptron branch of a block: `x + scale (fc2(gelu(fc1(norm(x)))))`.
+//!
+//! A task takes some rows through all of it, so that only the kept activations leave the caches.
+
+use rayon::prelude::*;
+
+use crate::buffer::Buffer;
+use crate::element::{Element, row_len};
+use crate::gelu::cdf_and_density;
+use crate::layer_norm::{shifted_bias, through_linear};
+use crate::product::{Columns, Left, Packed, transposed_product};
+use crate::rows::{DropPath, Rows, add_normalised_gradients, add_residual, each_strip, store};
+use crate::simd::dispatch;
+
+/// The parameters: a normalisation over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "the names are those of the layers")]
+pub struct Mlp<'a> {
+    pub gamma: &'a [f32],
+    pub beta: &'a [f32],
+    pub eps: f32,
+    pub fc1_weight: &'a [f32],
+    pub fc1_bias: &'a [f32],
+    pub fc2_weight: &'a [f32],
+    pub fc2_bias: &'a [f32],
+}
+
+/// Gradients of the parameters, in the order of [`Mlp`].
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the names are those of the layers")]
+pub struct Gradients {
+    pub gamma: Vec<f32>,
+    pub beta: Vec<f32>,
+    pub fc1_weight: Vec<f32>,
+    pub fc1_bias: Vec<f32>,
+    pub fc2_weight: Vec<f32>,
+    pub fc2_bias: Vec<f32>,
+}
+
+/// What the backward pass needs of the rows that were not dropped.
+#[derive(Debug, Clone)]
+pub struct Kept<T: Element> {
+    normalised: Buffer<T>,
+    inverse: Vec<f32>,
+    /// Before the activation.
+    hidden: Buffer<T>,
+}
+
+impl Mlp<'_> {
+    fn width(&self) -> usize {
+        self.gamma.len()
+    }
+
+    fn hidden(&self) -> usize {
+        self.fc1_bias.len()
+    }
+
+    /// The rows of `x` in blocks, after a check of all lengths.
+    fn rows<T: Element>(&self, x: &[f32], plan: &DropPath<'_>) -> Rows {
+        let (width, hidden) = (self.width(), self.hidden());
+        assert!(x.len().is_multiple_of(width), "whole rows");
+        assert_eq!((self.beta.len(), self.fc2_bias.len()), (width, width), "vectors");
+        assert_eq!(self.fc1_weight.len(), hidden * width, "fc1");
+        assert_eq!(self.fc2_weight.len(), hidden * width, "fc2");
+        plan.rows::<T>(x.len() / width, hidden.max(width))
+    }
+}
+
+impl<T: Element> Kept<T> {
+    fn new(rows: usize, width: usize, hidden: usize) -> Self {
+        Self {
+            normalised: Buffer::rows(rows, width),
+            inverse: vec![0.0; rows],
+            hidden: Buffer::rows(rows, hidden),
+        }
+    }
+}
+
+/// Adds the branch to `x [rows, C]` in place; `plan` says which images are dropped or scaled. With `keep` the
+/// result holds what [`backward`] needs.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn forward<T: Element>(
+    x: &mut [f32],
+    mlp: &Mlp<'_>,
+    plan: &DropPath<'_>,
+    keep: bool,
+) -> Option<Kept<T>> {
+    let rows = mlp.rows::<T>(x, plan);
+    let (width, hidden) = (mlp.width(), mlp.hidden());
+    let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
+    let fc1 = Packed::<T>::transposed(mlp.fc1_weight, width, Some(mlp.gamma));
+    let fc1_bias = shifted_bias(mlp.fc1_weight, mlp.beta, Some(mlp.fc1_bias));
+    let fc2 = Packed::<T>::transposed(mlp.fc2_weight, hidden, None);
+
+    let mut kept = keep.then(|| Kept::<T>::new(rows.kept, width, hidden));
+    let slots: Vec<_> = match &mut kept {
+        Some(kept) => rows
+            .split_kept(&mut kept.normalised, row)
+            .into_iter()
+            .zip(rows.split_kept(&mut kept.inverse, 1))
+            .zip(rows.split_kept(&mut kept.hidden, hidden_row))
+            .map(Some)
+            .collect(),
+        None => rows.blocks.iter().map(|_| None).collect(),
+    };
+    let tasks = rows.blocks.par_iter().zip(rows.split(x, width)).zip(slots);
+    tasks.for_each(|((block, x), slots)| {
+        let count = block.kept.len();
+        let mut own;
+        let ((normalised, inverse), mut kept_hidden) = match slots {
+            Some((rows, hidden)) => (rows, Some(hidden)),
+            None => {
+                own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
+                ((&mut own.0[..], &mut own.1[..]), None)
+            }
+        };
+        block.normalise(x, mlp.eps, normalised, inverse);
+        let mut active = Buffer::<T>::rows(count, hidden);
+        each_strip(Left::rows(normalised, row), count, &fc1, |first, columns, product, padded| {
+            let bias = &fc1_bias[first..first + columns];
+            let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
+            activate(product, padded, bias, kept, &mut active[first..], hidden_row);
+        });
+        let scales = rows.scales_of(block);
+        each_strip(Left::rows(&active, hidden_row), count, &fc2, |first, columns, product, padded| {
+            let bias = &mlp.fc2_bias[first..first + columns];
+            let to = &mut x[first..];
+            add_residual(product, padded, bias, scales.as_deref(), &block.kept, to, width);
+        });
+    });
+    kept
+}
+
+/// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
+/// returns those of the parameters; other arguments as for the [`forward`] that made `kept`.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn backward<T: Element>(
+    kept: Kept<T>,
+    mlp: &Mlp<'_>,
+    plan: &DropPath<'_>,
+    gradient: &mut [f32],
+) -> Gradients {
+    let rows = mlp.rows::<T>(gradient, plan);
+    let (width, hidden) = (mlp.width(), mlp.hidden());
+    let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
+    let Kept { normalised, inverse, hidden: mut active } = kept;
+    assert_eq!(inverse.len(), rows.kept, "rows that were kept");
+    let fc2 = Packed::<T>::straight(mlp.fc2_weight, hidden, None);
+    let fc1 = Packed::<T>::straight(mlp.fc1_weight, width, Some(mlp.gamma));
+
+    let mut dbranch = Buffer::<T>::rows(rows.kept, width);
+    let mut dhidden = Buffer::<T>::rows(rows.kept, hidden);
+    let tasks = rows
+        .blocks
+        .par_iter()
+        .zip(rows.split(gradient, width))
+        .zip(rows.split_kept(&mut dbranch, row))
+        .zip(rows.split_kept(&mut dhidden, hidden_row))
+        .zip(rows.split_kept(&mut active, hidden_row));
+    tasks.for_each(|((((block, gradient), dbranch), dhidden), active)| {
+        let count = block.kept.len();
+        rows.scaled(block, gradient, width, dbranch);
+        each_strip(Left::rows(dbranch, row), count, &fc2, |first, columns, product, padded| {
+            let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
+            activate_backward(product, padded, columns, active, dhidden, hidden_row);
+        });
+        let mut dnormalised = Buffer::<f32>::stale(count * width);
+        each_strip(Left::rows(dhidden, hidden_row), count, &fc1, |first, columns, product, padded| {
+            store(product, padded, None, columns, &mut dnormalised[first..], width);
+        });
+        add_normalised_gradients(
+            block,
+            block.kept_of(&normalised, row),
+            block.kept_of(&inverse, 1),
+            &mut dnormalised,
+            gradient,
+        );
+    });
+
+    let mut fc2_weight = Buffer::<f32>::stale(mlp.fc2_weight.len());
+    let mut fc2_bias = vec![0.0; width];
+    let branch = Columns::new(&dbranch, width);
+    let actives = Columns::new(&active, hidden);
+    transposed_product(branch, actives, &mut fc2_weight, Some(&mut fc2_bias));
+    drop((active, dbranch));
+    let mut fc1_weight = Buffer::<f32>::stale(mlp.fc1_weight.len());
+    let mut fc1_bias = vec![0.0; hidden];
+    let hiddens = Columns::new(&dhidden, hidden);
+    let inputs = Columns::new(&normalised, width);
+    transposed_product(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias));
+    let (gamma, beta) =
+        through_linear(&mut fc1_weight, mlp.fc1_weight, mlp.gamma, mlp.beta, &fc1_bias);
+    let (fc1_weight, fc2_weight) = (fc1_weight.into_vec(), fc2_weight.into_vec());
+    Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias }
+}
+
+dispatch! {
+    /// Adds the bias to a product, keeps the sum and stores its activation.
+    fn activate<T: Element>(
+        product: &mut [f32],
+        width: usize,
+        bias: &[f32],
+        kept: Option<&mut [T]>,
+        active: &mut [T],
+        to_row: usize,
+    ) {
+        let columns = bias.len();
+        for product in product.chunks_exact_mut(width) {
+            let product = &mut product[..columns];
+            for i in 0..columns {
+                product[i] += bias[i];
+            }
+        }
+        if let Some(kept) = kept {
+            for (product, kept) in product.chunks_exact(width).zip(kept.chunks_mut(to_row)) {
+                let (product, kept) = (&product[..columns], &mut kept[..columns]);
+                for i in 0..columns {
+                    kept[i] = T::from_f32(product[i]);
+                }
+            }
+        }
+        for (product, active) in product.chunks_exact(width).zip(active.chunks_mut(to_row)) {
+            let (product, active) = (&product[..columns], &mut active[..columns]);
+            for i in 0..columns {
+                active[i] = T::from_f32(product[i] * cdf_and_density(product[i]).0);
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// Multiplies a gradient by the slope of the activation, and replaces what went into the
+    /// activation by what came out.
+    fn activate_backward<T: Element>(
+        product: &[f32],
+        width: usize,
+        columns: usize,
+        active: &mut [T],
+        dhidden: &mut [T],
+        to_row: usize,
+    ) {
+        let rows = active.chunks_mut(to_row).zip(dhidden.chunks_mut(to_row));
+        for (product, (active, dhidden)) in product.chunks_exact(width).zip(rows) {
+            let (product, active) = (&product[..columns], &mut active[..columns]);
+            let dhidden = &mut dhidden[..columns];
+            for i in 0..columns {
+                let x = active[i].to_f32();
+                let (cdf, density) = cdf_and_density(x);
+                active[i] = T::from_f32(x * cdf);
+                dhidden[i] = T::from_f32(product[i] * (cdf + x * density));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+//! Operands laid out for [`Multiply`](super::Multiply).
+
+use rayon::prelude::*;
+
+use super::{LANES, STRIP, Strip};
+use crate::buffer::Buffer;
+use crate::element::{Element, row_len};
+use crate::simd::dispatch;
+
+/// Columns of a full strip for an operand of `columns` columns: strips of equal width serve the
+/// widths of Swin (multiples of 96) best.
+pub(crate) fn strip_width(columns: usize) -> usize {
+    let padded = columns.next_multiple_of(LANES);
+    match padded {
+        0..=STRIP => padded,
+        _ if padded.is_multiple_of(STRIP) => STRIP,
+        _ if padded.is_multiple_of(48) => 48,
+        _ => STRIP,
+    }
+}
+
+/// A right operand `[inner, columns]` cut into strips, each ready to be multiplied.
+#[derive(Debug)]
+pub(crate) struct Packed<T: Element> {
+    values: Buffer<T>,
+    inner: usize,
+    columns: usize,
+    width: usize,
+}
+
+impl<T: Element> Packed<T> {
+    fn new(inner: usize, columns: usize) -> Self {
+        let (row, padded) = (row_len::<T>(inner), columns.next_multiple_of(LANES));
+        let mut values = Buffer::stale(row * padded);
+        if row > inner || padded > columns {
+            values.fill(T::default());
+        }
+        Self { values, inner, columns, width: strip_width(columns) }
+    }
+
+    /// Inner steps of a product with it.
+    pub(crate) fn steps(&self) -> usize {
+        self.inner.div_ceil(T::PAIR)
+    }
+
+    /// Columns of the operand.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The transpose of `weight [columns, inner]`, each inner index times its `scale`.
+    pub(crate) fn transposed(weight: &[f32], inner: usize, scale: Option<&[f32]>) -> Self {
+        let columns = weight.len() / inner.max(1);
+        let mut packed = Self::new(inner, columns);
+        let (width, row) = (packed.width, row_len::<T>(inner));
+        packed
+            .values
+            .par_chunks_mut((width * row).max(1))
+            .zip(weight.par_chunks((width * inner).max(1)))
+            .for_each(|(strip, weight)| {
+                let width = strip.len() / row;
+                let mut rows = Buffer::<T>::rows(LANES, inner);
+                for (group, weight) in weight.chunks(LANES * inner).enumerate() {
+                    let count = weight.len() / inner;
+                    for (to, from) in rows.chunks_exact_mut(row).zip(weight.chunks_exact(inner)) {
+                        convert(from, scale, to);
+                    }
+                    let at = group * LANES * T::PAIR;
+                    transpose_rows(&rows, row, count, &mut strip[at..], width * T::PAIR);
+                }
+            });
+        packed
+    }
+
+    /// `weight [inner, columns]`, each column times its `scale`.
+    pub(crate) fn straight(weight: &[f32], columns: usize, scale: Option<&[f32]>) -> Self {
+        let inner = weight.len() / columns.max(1);
+        let mut packed = Self::new(inner, columns);
+        let (width, row) = (packed.width, row_len::<T>(inner));
+        packed.values.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(at, strip)| {
+            let width = strip.len() / row;
+            let first = at * packed.width;
+            let used = first..(first + width).min(columns);
+            let scale = scale.map(|scale| &scale[used.clone()]);
+            for (step, to) in strip.chunks_exact_mut(width * T::PAIR).enumerate() {
+                for pair in 0..T::PAIR.min(inner - step * T::PAIR) {
+                    let from = &weight[(step * T::PAIR + pair) * columns..][used.clone()];
+                    convert_column(from, scale, pair, to);
+                }
+            }
+        });
+        packed
+    }
+
+    /// The strips from left to right, with the first column of each.
+    pub(crate) fn strips(&self) -> impl Iterator<Item = (usize, Strip<'_, T>)> {
+        let row = row_len::<T>(self.inner);
+        (0..self.columns).step_by(self.width.max(1)).map(move |first| {
+            let width = self.width.min(self.columns.next_multiple_of(LANES) - first);
+            let values = &self.values[first * row..(first + width) * row];
+            (first, Strip { values, step: width * T::PAIR, width })
+        })
+    }
+}
+
+dispatch! {
+    /// Stores a row, each value times its scale.
+    pub(crate) fn convert<T: Element>(from: &[f32], scale: Option<&[f32]>, to: &mut [T]) {
+        let to = &mut to[..from.len()];
+        match scale {
+            Some(scale) => {
+                let scale = &scale[..from.len()];
+                for i in 0..from.len() {
+                    to[i] = T::from_f32(from[i] * scale[i]);
+                }
+            }
+            None => {
+                for i in 0..from.len() {
+                    to[i] = T::from_f32(from[i]);
+                }
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// Stores values at place `pair` of the pairs of a step.
+    fn convert_column<T: Element>(
+        from: &[f32],
+        scale: Option<&[f32]>,
+        pair: usize,
+        to: &mut [T],
+    ) {
+        let to = &mut to[..from.len() * T::PAIR];
+        match scale {
+            Some(scale) => {
+                let scale = &scale[..from.len()];
+                for i in 0..from.len() {
+                    to[i * T::PAIR + pair] = T::from_f32(from[i] * scale[i]);
+                }
+            }
+            None => {
+                for i in 0..from.len() {
+                    to[i * T::PAIR + pair] = T::from_f32(from[i]);
+                }
+            }
+        }
+    }
+}
+
+/// Pairs up the rows of a matrix: `from` holds `rows` rows that are `row` values apart; step `s`
+/// of `to` (`step` values apart) gets the first `columns` values of rows `PAIR s ..`, pair by
+/// pair; zeros stand in for a row that is missing.
+pub(crate) fn interleave<T: Element>(
+    from: &[T],
+    row: usize,
+    rows: usize,
+    columns: usize,
+    to: &mut [T],
+    step: usize,
+) {
+    for (at, to) in to.chunks_mut(step.max(1)).enumerate().take(rows.div_ceil(T::PAIR)) {
+        let to = &mut to[..columns * T::PAIR];
+        let first = &from[at * T::PAIR * row..][..columns];
+        if T::PAIR == 1 {
+            to.copy_from_slice(first);
+        } else if at * T::PAIR + 1 < rows {
+            interleave_pair(first, &from[(at * T::PAIR + 1) * row..][..columns], to);
+        } else {
+            for (to, &value) in to.chunks_exact_mut(T::PAIR).zip(first) {
+                to.fill(T::default());
+                to[0] = value;
+            }
+        }
+    }
+}
+
+dispatch! {
+    fn interleave_pair<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
+        let n = first.len();
+        let (second, to) = (&second[..n], &mut to[..2 * n]);
+        for i in 0..n {
+            to[2 * i] = first[i];
+            to[2 * i + 1] = second[i];
+        }
+    }
+}
+
+/// Transposes `count` rows that are `row` values apart, pair by pair: pair `s` of row `i` goes to
+/// `to[s * step + i * PAIR ..]`.
+pub(crate) fn transpose_rows<T: Element>(
+    from: &[T],
+    row: usize,
+    count: usize,
+    to: &mut [T],
+    step: usize,
+) {
+    let steps = row / T::PAIR;
+    assert!(count * T::PAIR <= step, "columns of a step");
+    assert!(count == 0 || (count - 1) * row + steps * T::PAIR <= from.len(), "rows");
+    assert!(steps == 0 || (steps - 1) * step + count * T::PAIR <= to.len(), "steps");
+    let (mut whole_rows, mut whole_steps) = (0, 0);
+    #[cfg(target_arch = "x86_64")]
+    if crate::isa::current() >= crate::isa::Isa::Avx512 && size_of::<T>() * T::PAIR == 4 {
+        whole_rows = count / LANES * LANES;
+        whole_steps = steps / LANES * LANES;
+        for first in (0..whole_rows).step_by(LANES) {
+            for at in (0..whole_steps).step_by(LANES) {
+                // SAFETY: the machine has AVX-512; 16 rows of 16 pairs of 4 bytes from (first, at)
+                // lie in `from` and their transpose in `to`, as asserted above.
+                unsafe {
+                    super::x86::transpose16_avx512(
+                        from.as_ptr().add(first * row + at * T::PAIR).cast(),
+                        row / T::PAIR,
+                        to.as_mut_ptr().add(at * step + first * T::PAIR).cast(),
+                        step / T::PAIR,
+                    );
+                }
+            }
+        }
+    }
+    for i in 0..count {
+        let from = &from[i * row..];
+        let start = if i < whole_rows { whole_steps } else { 0 };
+        for s in start..steps {
+            let to = &mut to[s * step + i * T::PAIR..][..T::PAIR];
+            to.copy_from_slice(&from[s * T::PAIR..][..T::PAIR]);
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The product for x86-64. A tile of rows and registers of columns is summed in registers; the
+//! loads of the strip serve all rows of the tile, the broadcasts of the left operand all columns.
+
+use std::arch::x86_64::*;
+
+use super::{Extent, Left, Out, Strip, blocks};
+use crate::element::Bf16;
+
+/// Pointers into the operands at one tile.
+#[derive(Clone, Copy)]
+struct Tile<T> {
+    left: *const T,
+    left_row: usize,
+    left_step: usize,
+    right: *const T,
+    right_step: usize,
+    out: *mut f32,
+    out_row: usize,
+    steps: usize,
+}
+
+/// Defines `multiply` functions: the loops over blocks of steps, groups of columns and tiles of
+/// rows around one tile function `tile::<ROWS, VECTORS>`.
+///
+/// `$lanes` are the columns of a register; `($columns, $vectors, $rows)` lists the groups of
+/// columns, widest first, with the rows of a full tile and of what may be left over.
+macro_rules! multiply {
+    (
+        $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal, $tile:ident,
+        [$(($vectors:literal, $rows:literal, [$($rest:literal),*])),+]
+    ) => {
+        /// # Safety
+        /// The machine has the features, and the operands reach as far as `check` demands.
+        #[target_feature(enable = $feature)]
+        pub(super) unsafe fn $name(
+            left: Left<'_, $element>,
+            strip: Strip<'_, $element>,
+            extent: Extent,
+            out: &mut Out<'_>,
+            add: bool,
+        ) {
+            if extent.steps == 0 && !add {
+                for row in 0..extent.rows {
+                    out.values[row * out.row..][..strip.width].fill(0.0);
+                }
+            }
+            for block in blocks(extent.steps) {
+                let add = add || block.start > 0;
+                let mut column = 0;
+                while column < strip.width {
+                    let remaining = (strip.width - column) / $lanes;
+                    $(
+                        if remaining >= $vectors {
+                            let mut row = 0;
+                            while row < extent.rows {
+                                // SAFETY: the tile starts at row `row`, step `block.start` and
+                                // column `column`, all within what `check` has checked.
+                                let tile = unsafe {
+                                    Tile {
+                                        left: left
+                                            .values
+                                            .as_ptr()
+                                            .add(row * left.row + block.start * left.step),
+                                        left_row: left.row,
+                                        left_step: left.step,
+                                        right: strip
+                                            .values
+                                            .as_ptr()
+                                            .add(block.start * strip.step + column * $pair),
+                                        right_step: strip.step,
+                                        out: out.values.as_mut_ptr().add(row * out.row + column),
+                                        out_row: out.row,
+                                        steps: block.len(),
+                                    }
+                                };
+                                let rows = (extent.rows - row).min($rows);
+                                // SAFETY: `rows` rows and `$vectors` registers of columns lie
+                                // within the operands.
+                                unsafe {
+                                    match rows {
+                                        $($rest => $tile::<$rest, $vectors>(tile, add),)*
+                                        _ => $tile::<$rows, $vectors>(tile, add),
+                                    }
+                                }
+                                row += rows;
+                            }
+                            column += $vectors * $lanes;
+                            continue;
+                        }
+                    )+
+                    unreachable!("a strip is a whole number of registers wide");
+                }
+            }
+        }
+    };
+}
+
+multiply!(
+    multiply_f32_avx512, "avx512f,avx512bw,avx512dq,avx512vl,fma", f32, 1, 16, tile_f32_avx512,
+    [
+        (4, 6, [1, 2, 3, 4, 5]),
+        (3, 8, [1, 2, 3, 4, 5, 6, 7]),
+        (2, 12, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        (1, 14, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
+    ]
+);
+multiply!(
+    multiply_bf16_avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma", Bf16, 2, 16,
+    tile_bf16_avx512,
+    [
+        (4, 6, [1, 2, 3, 4, 5]),
+        (3, 8, [1, 2, 3, 4, 5, 6, 7]),
+        (2, 12, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        (1, 14, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
+    ]
+);
+multiply!(
+    multiply_bf16_widened_avx512, "avx512f,avx512bw,avx512dq,avx512vl,fma", Bf16, 2, 16,
+    tile_bf16_widened_avx512,
+    [(2, 8, [1, 2, 3, 4, 5, 6, 7]), (1, 8, [1, 2, 3, 4, 5, 6, 7])]
+);
+multiply!(
+    multiply_f32_avx2, "avx2,fma", f32, 1, 8, tile_f32_avx2,
+    [(2, 6, [1, 2, 3, 4, 5])]
+);
+multiply!(
+    multiply_bf16_avx2, "avx2,fma", Bf16, 2, 8, tile_bf16_avx2,
+    [(2, 4, [1, 2, 3])]
+);
+
+/// Defines a tile function. `$zero`, `$load`, `$add`, `$store` work on sums, `$right` loads a
+/// register of the strip, `$left` broadcasts a value, `$fma` multiplies and adds.
+macro_rules! tile {
+    (
+        $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal,
+        $zero:expr, $load:expr, $add:expr, $store:expr, $right:expr, $left:expr, $fma:expr
+    ) => {
+        /// # Safety
+        /// The machine has the features; `ROWS` rows and `VECTORS` registers of columns at the
+        /// tile's pointers lie within the operands for all of its steps.
+        #[target_feature(enable = $feature)]
+        #[inline]
+        unsafe fn $name<const ROWS: usize, const VECTORS: usize>(tile: Tile<$element>, add: bool) {
+            let mut sums = [[$zero; VECTORS]; ROWS];
+            let (mut left, mut right) = (tile.left, tile.right);
+            for _ in 0..tile.steps {
+                let mut columns = [$right(right); VECTORS];
+                for (vector, column) in columns.iter_mut().enumerate().skip(1) {
+                    // SAFETY: the strip has `VECTORS` registers of columns at this step.
+                    *column = $right(unsafe { right.add(vector * $lanes * $pair) });
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: the left operand has `ROWS` rows at this step.
+                    let value = $left(unsafe { left.add(row * tile.left_row) });
+                    for (sum, column) in sums.iter_mut().zip(&columns) {
+                        *sum = $fma(value, *column, *sum);
+                    }
+                }
+                left = left.wrapping_add(tile.left_step);
+                right = right.wrapping_add(tile.right_step);
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (vector, sum) in sums.iter().enumerate() {
+                    // SAFETY: the output has these rows and columns.
+                    unsafe {
+                        let to = tile.out.add(row * tile.out_row + vector * $lanes);
+                        $store(to, if add { $add($load(to), *sum) } else { *sum });
+                    }
+                }
+            }
+        }
+    };
+}
+
+tile!(
+    tile_f32_avx512, "avx512f,avx512bw,avx512dq,avx512vl,fma", f32, 1, 16,
+    _mm512_setzero_ps(),
+    |at| _mm512_loadu_ps(at),
+    |a, b| _mm512_add_ps(a, b),
+    |at, value| _mm512_storeu_ps(at, value),
+    // SAFETY: as said for the whole tile.
+    |at: *const f32| unsafe { _mm512_loadu_ps(at) },
+    // SAFETY: as said for the whole tile.
+    |at: *const f32| _mm512_set1_ps(unsafe { *at }),
+    |a, b, sum| _mm512_fmadd_ps(a, b, sum)
+);
+
+tile!(
+    tile_bf16_avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma", Bf16, 2, 16,
+    _mm512_setzero_ps(),
+    |at| _mm512_loadu_ps(at),
+    |a, b| _mm512_add_ps(a, b),
+    |at, value| _mm512_storeu_ps(at, value),
+    // SAFETY: as said for the whole tile.
+    |at: *const Bf16| unsafe { pairs(_mm512_loadu_si512(at.cast())) },
+    // SAFETY: as said for the whole tile.
+    |at: *const Bf16| pairs(_mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })),
+    |a, b, sum| _mm512_dpbf16_ps(sum, a, b)
+);
+
+tile!(
+    tile_bf16_widened_avx512, "avx512f,avx512bw,avx512dq,avx512vl,fma", Bf16, 2, 16,
+    _mm512_setzero_ps(),
+    |at| _mm512_loadu_ps(at),
+    |a, b| _mm512_add_ps(a, b),
+    |at, value| _mm512_storeu_ps(at, value),
+    // SAFETY: as said for the whole tile.
+    |at: *const Bf16| widened512(unsafe { _mm512_loadu_si512(at.cast()) }),
+    // SAFETY: as said for the whole tile.
+    |at: *const Bf16| widened512(_mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })),
+    |a: [__m512; 2], b: [__m512; 2], sum| {
+        _mm512_fmadd_ps(a[1], b[1], _mm512_fmadd_ps(a[0], b[0], sum))
+    }
+);
+
+tile!(
+    tile_f32_avx2, "avx2,fma", f32, 1, 8,
+    _mm256_setzero_ps(),
+    |at| _mm256_loadu_ps(at),
+    |a, b| _mm256_add_ps(a, b),
+    |at, value| _mm256_storeu_ps(at, value),
+    // SAFETY: as said for the whole tile.
+    |at: *const f32| unsafe { _mm256_loadu_ps(at) },
+    // SAFETY: as said for the whole tile.
+    |at: *const f32| _mm256_set1_ps(unsafe { *at }),
+    |a, b, sum| _mm256_fmadd_ps(a, b, sum)
+);
+
+tile!(
+    tile_bf16_avx2, "avx2,fma", Bf16, 2, 8,
+    _mm256_setzero_ps(),
+    |at| _mm256_loadu_ps(at),
+    |a, b| _mm256_add_ps(a, b),
+    |at, value| _mm256_storeu_ps(at, value),
+    // SAFETY: as said for the whole tile.
+    |at: *const Bf16| widened256(unsafe { _mm256_loadu_si256(at.cast()) }),
+    // SAFETY: as said for the whole tile.
+    |at: *const Bf16| widened256(_mm256_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })),
+    |a: [__m256; 2], b: [__m256; 2], sum| {
+        _mm256_fmadd_ps(a[1], b[1], _mm256_fmadd_ps(a[0], b[0], sum))
+    }
+);
+
+/// 16 pairs as the type that products of pairs take.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn pairs(values: __m512i) -> __m512bh {
+    // SAFETY: both types are 512 bits without invalid values.
+    unsafe { std::mem::transmute(values) }
+}
+
+/// The first and the second of 16 pairs, as f32.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn widened512(values: __m512i) -> [__m512; 2] {
+    let second = _mm512_and_si512(values, _mm512_set1_epi32(-65_536));
+    [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(values)), _mm512_castsi512_ps(second)]
+}
+
+/// The first and the second of 8 pairs, as f32.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn widened256(values: __m256i) -> [__m256; 2] {
+    let second = _mm256_and_si256(values, _mm256_set1_epi32(-65_536));
+    [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(values)), _mm256_castsi256_ps(second)]
+}
+
+/// Transposes 16 rows of 16 values of 32 bits; rows are `row` and `to_row` values apart.
+///
+/// # Safety
+/// The machine has AVX-512; 16 rows of 16 values lie at `from`, and there is room for as many at
+/// `to`.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn transpose16_avx512(from: *const u32, row: usize, to: *mut u32, to_row: usize) {
+    let mut rows = [_mm512_setzero_si512(); 16];
+    for (i, value) in rows.iter_mut().enumerate() {
+        // SAFETY: row `i` of 16.
+        *value = unsafe { _mm512_loadu_si512(from.add(i * row).cast()) };
+    }
+    // Pairs of values, then pairs of pairs, change places inside each 128-bit lane.
+    let mut twos = rows;
+    for i in (0..16).step_by(2) {
+        twos[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        twos[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    let mut fours = twos;
+    for i in (0..16).step_by(4) {
+        for half in 0..2 {
+            let (a, b) = (twos[i + half], twos[i + 2 + half]);
+            fours[i + 2 * half] = _mm512_unpacklo_epi64(a, b);
+            fours[i + 2 * half + 1] = _mm512_unpackhi_epi64(a, b);
+        }
+    }
+    // Then the lanes themselves: `fours[4 g + c]` holds columns c, c + 4, c + 8, c + 12 of rows
+    // 4 g .. 4 g + 4.
+    for c in 0..4 {
+        let [a, b, c4, d] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+        let ab_even = _mm512_shuffle_i32x4::<0x88>(a, b);
+        let ab_odd = _mm512_shuffle_i32x4::<0xdd>(a, b);
+        let cd_even = _mm512_shuffle_i32x4::<0x88>(c4, d);
+        let cd_odd = _mm512_shuffle_i32x4::<0xdd>(c4, d);
+        let columns = [
+            (c, _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even)),
+            (c + 4, _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd)),
+            (c + 8, _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even)),
+            (c + 12, _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd)),
+        ];
+        for (column, value) in columns {
+            // SAFETY: row `column` of 16 of the transpose.
+            unsafe { _mm512_storeu_si512(to.add(column * to_row).cast(), value) };
+        }
+    }
+}

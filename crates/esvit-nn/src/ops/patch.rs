@@ -1,0 +1,180 @@
+//! Patches of pictures and the merging of neighbours.
+
+use std::sync::Arc;
+
+use burn::backend::TensorMetadata;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use esvit_kernels::{merge, tokens};
+
+use super::extension::{Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, values};
+use super::precision::with_element;
+use super::{Precision, Segment, composed_layer_norm};
+use crate::params::indices;
+
+/// Non-overlapping patches of `[B, 3, H, W]` as rows `[B * h * w, 3 * p * p]`, row-major over the
+/// map of `h = H / p` by `w = W / p`; pixels beyond the last whole patch are dropped.
+///
+/// A row lists channel, then row, then column, as the weight of a convolution of stride `p` does.
+pub fn patches(images: Tensor<4>, patch: usize) -> (Tensor<2>, Segment) {
+    let [batch, _, height, width] = images.dims();
+    let [h, w] = [height / patch, width / patch];
+    let segment = Segment { images: batch, map: [h, w] };
+    if has_kernels(&images.device()) {
+        let operation = Arc::new(Patches { patch, sizes: images.dims() });
+        let rows = Entry::fused1(operation, images.into_dispatch());
+        return (Tensor::from_dispatch(rows), segment);
+    }
+    (composed_patches(images, patch), segment)
+}
+
+/// [`patches`] from the framework's own operations.
+pub fn composed_patches(images: Tensor<4>, patch: usize) -> Tensor<2> {
+    let [batch, channels, height, width] = images.dims();
+    let [h, w] = [height / patch, width / patch];
+    images
+        .slice([0..batch, 0..channels, 0..h * patch, 0..w * patch])
+        .reshape([batch, channels, h, patch, w, patch])
+        .permute([0, 2, 4, 1, 3, 5])
+        .reshape([batch * h * w, channels * patch * patch])
+}
+
+#[derive(Debug)]
+struct Patches {
+    patch: usize,
+    sizes: [usize; 4],
+}
+
+impl Operation for Patches {
+    fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+        let columns = self.sizes[1] * self.patch * self.patch;
+        let rows = tokens::patches(values(&inputs[0]), self.sizes, self.patch);
+        let shape = [rows.len() / columns, columns];
+        (made(rows, shape), keep.then(|| Box::new(()) as Kept))
+    }
+
+    fn backward(
+        &self,
+        _: Kept,
+        _: &[FlexTensor],
+        gradient: FlexTensor,
+        _: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let pictures = tokens::patches_backward(values(&gradient), self.sizes, self.patch);
+        vec![Some(made(pictures, self.sizes))]
+    }
+}
+
+/// Patch merging: joins each 2 x 2 neighbourhood of the maps of `x [rows, C]` into one row of `4 C`,
+/// in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), with zeros beyond odd sides;
+/// normalises it with `gamma`, `beta [4 C]` and multiplies it with `weight [out, 4 C]`.
+pub fn merge_patches(
+    x: Tensor<2>,
+    segments: &[Segment],
+    [gamma, beta]: [Tensor<1>; 2],
+    weight: Tensor<2>,
+    eps: f64,
+    precision: Precision,
+) -> (Tensor<2>, Vec<Segment>) {
+    let halved = segments.iter().map(|&Segment { images, map }| Segment {
+        images,
+        map: map.map(|side| side.div_ceil(2)),
+    });
+    let halved = halved.collect();
+    let neighbours = neighbours(segments);
+    if !has_kernels(&x.device()) {
+        return (composed_merge(x, &neighbours, [gamma, beta], weight, eps), halved);
+    }
+    let operation = Arc::new(Merge { neighbours, eps: eps as f32, precision });
+    let (gamma, beta) = (gamma.into_dispatch(), beta.into_dispatch());
+    let y = Entry::fused4(operation, x.into_dispatch(), gamma, beta, weight.into_dispatch());
+    (Tensor::from_dispatch(y), halved)
+}
+
+/// [`merge_patches`] from the framework's own operations, for a table of [`neighbours`].
+pub fn composed_merge(
+    x: Tensor<2>,
+    neighbours: &[[u32; 4]],
+    [gamma, beta]: [Tensor<1>; 2],
+    weight: Tensor<2>,
+    eps: f64,
+) -> Tensor<2> {
+    let ([rows, width], device) = (x.dims(), x.device());
+    // One row of zeros stands for all that lies outside.
+    let x = Tensor::cat(vec![x, Tensor::zeros([1, width], &device)], 0);
+    let places = neighbours.as_flattened().iter();
+    let places = places.map(|&row| if row == merge::OUTSIDE { rows as i32 } else { row as i32 });
+    let joined = x.select(0, indices(places.collect(), &device));
+    let joined = joined.reshape([neighbours.len(), 4 * width]);
+    composed_layer_norm(joined, gamma, beta, eps).matmul(weight.transpose())
+}
+
+/// The four rows that each row of the merged maps consists of.
+pub fn neighbours(segments: &[Segment]) -> Vec<[u32; 4]> {
+    let mut table = Vec::new();
+    let mut first = 0;
+    for &Segment { images, map: [height, width] } in segments {
+        for _ in 0..images {
+            for row in (0..height).step_by(2) {
+                for column in (0..width).step_by(2) {
+                    table.push([(0, 0), (1, 0), (0, 1), (1, 1)].map(|(down, right)| {
+                        let (y, x) = (row + down, column + right);
+                        let inside = y < height && x < width;
+                        if inside { (first + y * width + x) as u32 } else { merge::OUTSIDE }
+                    }));
+                }
+            }
+            first += height * width;
+        }
+    }
+    table
+}
+
+#[derive(Debug)]
+struct Merge {
+    neighbours: Vec<[u32; 4]>,
+    eps: f32,
+    precision: Precision,
+}
+
+impl Merge {
+    fn parameters<'a>(&self, inputs: &'a [FlexTensor]) -> merge::Merge<'a> {
+        let [gamma, beta, weight] = [0, 1, 2].map(|i| values(&inputs[i]));
+        merge::Merge { gamma, beta, eps: self.eps, weight }
+    }
+}
+
+/// What is kept, with the number of rows before the merge.
+type KeptMerge<T> = (merge::Kept<T>, usize);
+
+impl Operation for Merge {
+    fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+        let (x, parameters) = (values(&inputs[0]), self.parameters(&inputs[1..]));
+        let rows = inputs[0].shape()[0];
+        let shape = [self.neighbours.len(), inputs[3].shape()[0]];
+        with_element!(self.precision, T => {
+            let (y, kept) = merge::forward::<T>(x, &parameters, &self.neighbours, keep);
+            (made(y, shape), kept.map(|kept| -> Kept { Box::<KeptMerge<T>>::new((kept, rows)) }))
+        })
+    }
+
+    fn backward(
+        &self,
+        kept: Kept,
+        parameters: &[FlexTensor],
+        gradient: FlexTensor,
+        _: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let (merge, dy) = (self.parameters(parameters), values(&gradient));
+        let (gradients, rows) = with_element!(self.precision, T => {
+            let (kept, rows): KeptMerge<T> = own(kept);
+            (merge::backward::<T>(kept, &merge, &self.neighbours, dy, rows), rows)
+        });
+        vec![
+            Some(made(gradients.x, [rows, merge.gamma.len() / 4])),
+            Some(made_like(gradients.gamma, &parameters[0])),
+            Some(made_like(gradients.beta, &parameters[1])),
+            Some(made_like(gradients.weight, &parameters[2])),
+        ]
+    }
+}

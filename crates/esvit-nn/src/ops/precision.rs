@@ -1,0 +1,48 @@
+//! In which type large products take their operands and activations are kept.
+
+use esvit_kernels::isa;
+use serde::{Deserialize, Serialize};
+
+/// The type of operands of large products and of activations that are kept for the backward pass.
+/// Parameters, reductions, softmax, losses and everything between operations are f32 always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits with the range of f32, products summed in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// bf16 where the hardware multiplies it, else f32.
+    pub fn auto() -> Self {
+        if isa::has_bf16() { Self::Bf16 } else { Self::F32 }
+    }
+
+    /// Its name in settings and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// Calls a generic function with the stored type of a precision.
+macro_rules! with_element {
+    ($precision:expr, $element:ident => $call:expr) => {
+        match $precision {
+            $crate::ops::Precision::F32 => {
+                type $element = f32;
+                $call
+            }
+            $crate::ops::Precision::Bf16 => {
+                type $element = esvit_kernels::element::Bf16;
+                $call
+            }
+        }
+    };
+}
+pub(super) use with_element;

@@ -1,0 +1,268 @@
+//! The last layer of the projection head, and the loss over it.
+
+use std::sync::Arc;
+
+use burn::backend::TensorMetadata;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{Tensor, activation};
+use esvit_kernels::{best_match, prototypes};
+
+use super::Precision;
+use super::extension::{
+    Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, values, values_mut,
+};
+use super::precision::with_element;
+use crate::params::{indices, tensor};
+
+pub use esvit_kernels::prototypes::Pairs;
+
+/// Logits over prototypes, not multiplied out: `z` times the transpose of the rows of `v` at the
+/// lengths `g`.
+#[derive(Debug, Clone)]
+pub struct Logits {
+    /// Rows before the last layer, `[rows, D]`.
+    pub z: Tensor<2>,
+    /// Directions of the prototypes, `[K, D]`.
+    pub v: Tensor<2>,
+    /// Their lengths, `[K]`.
+    pub g: Tensor<1>,
+}
+
+impl Logits {
+    /// A matrix of logits `[rows, K]` as it is: the prototypes are the unit vectors.
+    pub fn from_matrix(logits: Tensor<2>) -> Self {
+        let (prototypes, device) = (logits.dims()[1], logits.device().inner());
+        let mut unit = vec![0.0; prototypes * prototypes];
+        unit.iter_mut().step_by(prototypes + 1).for_each(|value| *value = 1.0);
+        let (mut v, mut g) = (
+            tensor(unit, [prototypes, prototypes], &device),
+            Tensor::ones([prototypes], &device),
+        );
+        if logits.is_autodiff() {
+            (v, g) = (v.autodiff(), g.autodiff());
+        }
+        Self { z: logits, v, g }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.z.dims()[0]
+    }
+
+    /// Number of prototypes, K.
+    pub fn prototypes(&self) -> usize {
+        self.g.dims()[0]
+    }
+
+    /// The same without a graph of gradients.
+    pub fn inner(self) -> Self {
+        let Self { z, v, g } = self;
+        Self { z: z.inner(), v: v.inner(), g: g.inner() }
+    }
+
+    /// The matrix `[rows, K]`.
+    pub fn matrix(&self) -> Tensor<2> {
+        let prototypes = self.prototypes();
+        let norm = self.v.clone().square().sum_dim(1).sqrt();
+        let weight = self.v.clone() * (self.g.clone().reshape([prototypes, 1]) / norm);
+        self.z.clone().matmul(weight.transpose())
+    }
+
+    /// The mean row of the matrix, `[K]`.
+    pub fn mean(&self) -> Tensor<1> {
+        let prototypes = self.prototypes();
+        let Self { z, v, g } = self.clone().inner();
+        let z = z.mean_dim(0);
+        if has_kernels(&z.device()) {
+            let operation = Arc::new(Product);
+            let inputs = [z.into_dispatch(), v.into_dispatch(), g.into_dispatch()];
+            let [z, v, g] = inputs;
+            return Tensor::<2>::from_dispatch(Entry::fused3(operation, z, v, g))
+                .reshape([prototypes]);
+        }
+        Self { z, v, g }.matrix().reshape([prototypes])
+    }
+}
+
+/// Cross-entropy between sums of the teacher's distributions and the student's:
+/// `sum_r sum_j w_rj (logsumexp(s_r) - <q_j, s_r>)`, where `pairs` lists the teacher rows `j` of
+/// every student row `r` with their weights, `s` are the student's logits over its temperature and
+/// `q` the softmax of the teacher's logits, less `center [K]`, over its own. No gradient goes to
+/// the teacher.
+pub fn prototype_cross_entropy(
+    student: Logits,
+    teacher: Logits,
+    center: Tensor<1>,
+    pairs: Arc<Pairs>,
+    temperatures: [f64; 2],
+    precision: Precision,
+) -> Tensor<1> {
+    let teacher = teacher.inner();
+    if !has_kernels(&student.z.device()) {
+        return composed_cross_entropy(student, teacher, center, &pairs, temperatures);
+    }
+    let temperatures = temperatures.map(|temperature| temperature as f32);
+    let operation = Arc::new(CrossEntropy { pairs, temperatures, precision });
+    let mut constants = (teacher.z, teacher.v, teacher.g, center.inner());
+    if student.z.is_autodiff() {
+        let (z, v, g, center) = constants;
+        constants = (z.autodiff(), v.autodiff(), g.autodiff(), center.autodiff());
+    }
+    Tensor::from_dispatch(Entry::fused7(
+        operation,
+        student.z.into_dispatch(),
+        student.v.into_dispatch(),
+        student.g.into_dispatch(),
+        constants.0.into_dispatch(),
+        constants.1.into_dispatch(),
+        constants.2.into_dispatch(),
+        constants.3.into_dispatch(),
+    ))
+}
+
+/// [`prototype_cross_entropy`] from the framework's own operations.
+pub fn composed_cross_entropy(
+    student: Logits,
+    teacher: Logits,
+    center: Tensor<1>,
+    pairs: &Pairs,
+    [student_temp, teacher_temp]: [f64; 2],
+) -> Tensor<1> {
+    let (rows, teachers, prototypes) = (student.rows(), teacher.rows(), student.prototypes());
+    let device = student.z.device();
+    let centred = teacher.inner().matrix() - center.inner().reshape([1, prototypes]);
+    let distributions = activation::softmax(centred / teacher_temp, 1);
+    let mut shares = vec![0.0; rows * teachers];
+    let mut mass = vec![0.0; rows];
+    for row in 0..rows {
+        for (teacher, weight) in pairs.of(row) {
+            shares[row * teachers + teacher] += weight;
+            mass[row] += weight;
+        }
+    }
+    let device_inner = device.clone().inner();
+    let targets = tensor(shares, [rows, teachers], &device_inner).matmul(distributions);
+    let (mut targets, mut mass) = (targets, tensor(mass, [rows, 1], &device_inner));
+    if student.z.is_autodiff() {
+        (targets, mass) = (targets.autodiff(), mass.autodiff());
+    }
+    let scaled = student.matrix() / student_temp;
+    let largest = scaled.clone().detach().max_dim(1);
+    let log_sum = (scaled.clone() - largest.clone()).exp().sum_dim(1).log() + largest;
+    (log_sum * mass).sum() - (targets * scaled).sum()
+}
+
+#[derive(Debug)]
+struct CrossEntropy {
+    pairs: Arc<Pairs>,
+    /// The student's and the teacher's.
+    temperatures: [f32; 2],
+    precision: Precision,
+}
+
+impl Operation for CrossEntropy {
+    fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+        let [z, v, g, teacher_z, teacher_v, teacher_g, center] =
+            std::array::from_fn(|i| values(&inputs[i]));
+        let [student_temp, teacher_temp] = self.temperatures;
+        let side = |z, v, g, temperature| prototypes::Side {
+            z,
+            prototypes: prototypes::Prototypes { v, g },
+            temperature,
+        };
+        let student = side(z, v, g, student_temp);
+        let teacher = side(teacher_z, teacher_v, teacher_g, teacher_temp);
+        let (loss, gradients) = with_element!(self.precision, T => {
+            prototypes::cross_entropy::<T>(&student, &teacher, center, &self.pairs, keep)
+        });
+        // The loss is the end of the way, so its gradients are made in the same pass.
+        let kept = gradients.map(|gradients| {
+            let z = made_like(gradients.z, &inputs[0]);
+            let v = made_like(gradients.v, &inputs[1]);
+            Box::new([z, v, made_like(gradients.g, &inputs[2])]) as Kept
+        });
+        (made(vec![loss], [1]), kept)
+    }
+
+    fn backward(
+        &self,
+        kept: Kept,
+        _: &[FlexTensor],
+        gradient: FlexTensor,
+        _: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let upstream = values(&gradient)[0];
+        let gradients: [FlexTensor; 3] = own(kept);
+        let scaled = gradients.map(|mut gradient| {
+            if upstream != 1.0 {
+                esvit_kernels::optimizer::scale(values_mut(&mut gradient), upstream);
+            }
+            Some(gradient)
+        });
+        let constants = std::iter::repeat_n(None, 4);
+        scaled.into_iter().chain(constants).collect()
+    }
+}
+
+/// Logits of a few rows, multiplied out.
+#[derive(Debug)]
+struct Product;
+
+impl Operation for Product {
+    fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+        let [z, v, g] = [0, 1, 2].map(|i| values(&inputs[i]));
+        let logits = prototypes::logits(z, &prototypes::Prototypes { v, g });
+        let shape = [inputs[0].shape()[0], g.len()];
+        (made(logits, shape), keep.then(|| Box::new(()) as Kept))
+    }
+
+    fn backward(
+        &self,
+        _: Kept,
+        _: &[FlexTensor],
+        _: FlexTensor,
+        _: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        unreachable!("only called on tensors without a graph")
+    }
+}
+
+/// Rows of one matrix to be matched with rows of another.
+pub type Group = (std::ops::Range<usize>, std::ops::Range<usize>);
+
+/// For every row of `queries [.., C]` in the first range of a group the row of `keys [.., C]` in
+/// its second range with the largest cosine, all groups one after the other. The first of equal
+/// ones wins; no gradient passes through.
+pub fn best_matches(queries: &Tensor<2>, keys: &Tensor<2>, groups: &[Group]) -> Vec<u32> {
+    let width = queries.dims()[1];
+    let [queries, keys] = [queries, keys].map(|tensor| tensor.clone().inner());
+    if has_kernels(&queries.device()) {
+        let [queries, keys] = [queries, keys].map(|tensor| tensor.into_data());
+        let slices = [&queries, &keys].map(|data| data.as_slice::<f32>());
+        if let [Ok(queries), Ok(keys)] = slices {
+            return best_match::best_matches(queries, keys, width, groups);
+        }
+        unreachable!("features are f32")
+    }
+    composed_best_matches(queries, keys, groups)
+}
+
+/// [`best_matches`] from the framework's own operations.
+pub fn composed_best_matches(queries: Tensor<2>, keys: Tensor<2>, groups: &[Group]) -> Vec<u32> {
+    let [queries, keys] = [queries, keys].map(super::l2_normalize);
+    let device = queries.device();
+    let rows = |range: &std::ops::Range<usize>| {
+        indices(range.clone().map(|row| row as i32).collect(), &device)
+    };
+    let matched = groups.iter().map(|(of, among)| {
+        let cosines = queries.clone().select(0, rows(of)).matmul(
+            keys.clone().select(0, rows(among)).transpose(),
+        );
+        cosines.argmax(1).reshape([of.len()]) + among.start as i64
+    });
+    let matched: Vec<Tensor<1, burn::tensor::Int>> = matched.collect();
+    if matched.is_empty() {
+        return Vec::new();
+    }
+    Tensor::cat(matched, 0).into_data().iter::<i64>().map(|row| row as u32).collect()
+}
