@@ -24,7 +24,7 @@ pub use augment::{ConfigError, Policy, View, ViewsConfig};
 pub use decode::{DecodeError, DecodeLimits, decode};
 pub use folder::{Folder, FolderError};
 pub use loader::{Batch, Batches, BrokenPicture, Loader, LoaderConfig, LoaderError};
-pub use materials::{MATERIALS_LICENSE, MaterialsTask, training_materials};
+pub use materials::{MATERIALS_LICENSE, MaterialsTask, sample_jpeg, training_materials};
 pub use memory::InMemory;
 pub use picture::{Picture, PictureError};
 pub use png::{PngError, encode_png};

@@ -28,6 +28,11 @@ const PURPOSE: u64 = u64::from_be_bytes(*b"material");
 const QUERY_JITTER: ColorJitter =
     ColorJitter { p: 1.0, brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 };
 
+/// The JPEG file of one of the built-in pictures, to measure with.
+pub fn sample_jpeg() -> &'static [u8] {
+    list::FILES[0].1
+}
+
 /// The pictures to train on: the left two thirds (171 x 256 pixels) of every texture, decoded
 /// and labelled with the texture's name.
 pub fn training_materials() -> Result<InMemory, SourceError> {

@@ -1,6 +1,7 @@
 //! Measuring what a backbone has learnt.
 
 pub mod backbone;
+pub mod bench;
 pub mod correspondence;
 pub mod embedding;
 pub mod features;

@@ -6,6 +6,7 @@ use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, transposed_product};
+use crate::profile;
 use crate::rows::{DropPath, Rows, add_normalised_gradients, add_residual, each_strip, store};
 use crate::window_attention::{self, Windows};
 
@@ -124,22 +125,30 @@ pub fn forward<T: Element>(
         rows.blocks.iter().map(|_| None).collect()
     };
     let tasks = rows.blocks.par_iter().zip(rows.split_kept(&mut qkv, row3)).zip(slots);
-    tasks.for_each(|((block, qkv), slots)| {
-        let count = block.kept.len();
-        let mut own;
-        let (normalised, inverse) = match slots {
-            Some(slots) => slots,
-            None => {
-                own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
-                (&mut own.0[..], &mut own.1[..])
-            }
-        };
-        let x = &x[block.rows.start * width..block.rows.end * width];
-        block.normalise(x, attention.eps, normalised, inverse);
-        each_strip(Left::rows(normalised, row), count, &weight, |first, columns, product, padded| {
-            let bias = &bias[first..first + columns];
-            store(product, padded, Some(bias), columns, &mut qkv[first..], row3);
-        });
+    let macs = 3 * rows.kept * width * width;
+    profile::time("attention forward, qkv", macs, || {
+        tasks.for_each(|((block, qkv), slots)| {
+            let count = block.kept.len();
+            let mut own;
+            let (normalised, inverse) = match slots {
+                Some(slots) => slots,
+                None => {
+                    own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
+                    (&mut own.0[..], &mut own.1[..])
+                }
+            };
+            let x = &x[block.rows.start * width..block.rows.end * width];
+            block.normalise(x, attention.eps, normalised, inverse);
+            each_strip(
+                Left::rows(normalised, row),
+                count,
+                &weight,
+                |first, columns, product, padded| {
+                    let bias = &bias[first..first + columns];
+                    store(product, padded, Some(bias), columns, &mut qkv[first..], row3);
+                },
+            );
+        })
     });
 
     let mut mixed = Buffer::<T>::rows(rows.kept, width);
@@ -147,18 +156,25 @@ pub fn forward<T: Element>(
         let qkv = &qkv[kept.start * row3..kept.end * row3];
         let mixed = &mut mixed[kept.start * row..kept.end * row];
         let (padding, table) = (attention.qkv_bias, attention.table);
-        window_attention::forward(qkv, padding, table, &segment.windows, mixed);
+        let macs = 2 * kept.len() * segment.windows.slots * width;
+        profile::time("attention forward, windows", macs, || {
+            window_attention::forward(qkv, padding, table, &segment.windows, mixed);
+        });
     }
 
     let weight = Packed::<T>::transposed(attention.proj_weight, width, None);
-    rows.blocks.par_iter().zip(rows.split(x, width)).for_each(|(block, x)| {
-        let scales = rows.scales_of(block);
-        let left = Left::rows(block.kept_of(&mixed, row), row);
-        each_strip(left, block.kept.len(), &weight, |first, columns, product, padded| {
-            let bias = &attention.proj_bias[first..first + columns];
-            let to = &mut x[first..];
-            add_residual(product, padded, bias, scales.as_deref(), &block.kept, to, width);
-        });
+    let tasks = rows.blocks.par_iter().zip(rows.split(x, width));
+    let macs = rows.kept * width * width;
+    profile::time("attention forward, proj", macs, || {
+        tasks.for_each(|(block, x)| {
+            let scales = rows.scales_of(block);
+            let left = Left::rows(block.kept_of(&mixed, row), row);
+            each_strip(left, block.kept.len(), &weight, |first, columns, product, padded| {
+                let bias = &attention.proj_bias[first..first + columns];
+                let to = &mut x[first..];
+                add_residual(product, padded, bias, scales.as_deref(), &block.kept, to, width);
+            });
+        })
     });
     keep.then_some(Kept { normalised, inverse, qkv, mixed })
 }
@@ -189,18 +205,24 @@ pub fn backward<T: Element>(
         .par_iter()
         .zip(rows.split_kept(&mut dbranch, row))
         .zip(rows.split_kept(&mut dmixed, row));
-    tasks.for_each(|((block, dbranch), dmixed)| {
-        let dy = &gradient[block.rows.start * width..block.rows.end * width];
-        rows.scaled(block, dy, width, dbranch);
-        let left = Left::rows(dbranch, row);
-        each_strip(left, block.kept.len(), &weight, |first, columns, product, padded| {
-            store(product, padded, None, columns, &mut dmixed[first..], row);
-        });
+    let macs = rows.kept * width * width;
+    profile::time("attention backward, rows", macs, || {
+        tasks.for_each(|((block, dbranch), dmixed)| {
+            let dy = &gradient[block.rows.start * width..block.rows.end * width];
+            rows.scaled(block, dy, width, dbranch);
+            let left = Left::rows(dbranch, row);
+            each_strip(left, block.kept.len(), &weight, |first, columns, product, padded| {
+                store(product, padded, None, columns, &mut dmixed[first..], row);
+            });
+        })
     });
     let mut proj_weight = Buffer::<f32>::stale(width * width);
     let mut proj_bias = vec![0.0; width];
     let branches = Columns::new(&dbranch, width);
-    transposed_product(branches, Columns::new(&mixed, width), &mut proj_weight, Some(&mut proj_bias));
+    profile::time("attention backward, weights", macs, || {
+        let mixed = Columns::new(&mixed, width);
+        transposed_product(branches, mixed, &mut proj_weight, Some(&mut proj_bias));
+    });
     drop((dbranch, mixed));
 
     let mut dqkv = Buffer::<T>::rows(rows.kept, 3 * width);
@@ -208,40 +230,50 @@ pub fn backward<T: Element>(
     let mut table = vec![0.0; attention.table.len()];
     for (segment, kept) in kept_rows(segments, plan) {
         let of = kept.start * row3..kept.end * row3;
-        let (padding, dtable) = window_attention::backward(
-            &qkv[of.clone()],
-            attention.qkv_bias,
-            attention.table,
-            &segment.windows,
-            &dmixed[kept.start * row..kept.end * row],
-            &mut dqkv[of],
-        );
+        // The weights of the attention, and four products for the gradients.
+        let macs = 5 * kept.len() * segment.windows.slots * width;
+        let (padding, dtable) = profile::time("attention backward, windows", macs, || {
+            window_attention::backward(
+                &qkv[of.clone()],
+                attention.qkv_bias,
+                attention.table,
+                &segment.windows,
+                &dmixed[kept.start * row..kept.end * row],
+                &mut dqkv[of],
+            )
+        });
         dpadding.iter_mut().zip(padding).for_each(|(sum, part)| *sum += part);
         table.iter_mut().zip(dtable).for_each(|(sum, part)| *sum += part);
     }
     drop((qkv, dmixed));
 
     let weight = Packed::<T>::straight(attention.qkv_weight, width, Some(attention.gamma));
-    rows.blocks.par_iter().zip(rows.split(gradient, width)).for_each(|(block, gradient)| {
-        let count = block.kept.len();
-        let mut dnormalised = Buffer::<f32>::stale(count * width);
-        let left = Left::rows(block.kept_of(&dqkv, row3), row3);
-        each_strip(left, count, &weight, |first, columns, product, padded| {
-            store(product, padded, None, columns, &mut dnormalised[first..], width);
-        });
-        add_normalised_gradients(
-            block,
-            block.kept_of(&normalised, row),
-            block.kept_of(&inverse, 1),
-            &mut dnormalised,
-            gradient,
-        );
+    let tasks = rows.blocks.par_iter().zip(rows.split(gradient, width));
+    let macs = 3 * rows.kept * width * width;
+    profile::time("attention backward, rows", macs, || {
+        tasks.for_each(|(block, gradient)| {
+            let count = block.kept.len();
+            let mut dnormalised = Buffer::<f32>::stale(count * width);
+            let left = Left::rows(block.kept_of(&dqkv, row3), row3);
+            each_strip(left, count, &weight, |first, columns, product, padded| {
+                store(product, padded, None, columns, &mut dnormalised[first..], width);
+            });
+            add_normalised_gradients(
+                block,
+                block.kept_of(&normalised, row),
+                block.kept_of(&inverse, 1),
+                &mut dnormalised,
+                gradient,
+            );
+        })
     });
     let mut qkv_weight = Buffer::<f32>::stale(3 * width * width);
     let mut qkv_bias = vec![0.0; 3 * width];
     let outputs = Columns::new(&dqkv, 3 * width);
     let inputs = Columns::new(&normalised, width);
-    transposed_product(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias));
+    profile::time("attention backward, weights", macs, || {
+        transposed_product(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias));
+    });
     let (gamma, beta) = through_linear(
         &mut qkv_weight,
         attention.qkv_weight,

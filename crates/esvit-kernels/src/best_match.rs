@@ -61,9 +61,8 @@ mod tests {
     fn against_the_definition() {
         let mut rng = Rng::new(3, [0; 3]);
         for (width, queries, keys) in [(1, 3, 2), (7, 9, 17), (48, 30, 49), (33, 5, 100)] {
-            let mut values = |n: usize| -> Vec<f32> {
-                (0..n * width).map(|_| rng.normal() as f32).collect()
-            };
+            let mut values =
+                |n: usize| -> Vec<f32> { (0..n * width).map(|_| rng.normal() as f32).collect() };
             let (q, k) = (values(queries), values(keys));
             let cosine = |i: usize, j: usize| -> f64 {
                 let (a, b) = (&q[i * width..][..width], &k[j * width..][..width]);
@@ -73,9 +72,9 @@ mod tests {
             let groups = [(0..queries, 0..keys), (1..queries, keys / 2..keys)];
             under_each(|_| {
                 let found = best_matches(&q, &k, width, &groups);
-                let rows = groups.iter().flat_map(|(of, among)| {
-                    of.clone().map(move |row| (row, among.clone()))
-                });
+                let rows = groups
+                    .iter()
+                    .flat_map(|(of, among)| of.clone().map(move |row| (row, among.clone())));
                 for ((row, among), found) in rows.zip(found) {
                     let best = among.clone().map(|j| cosine(row, j)).fold(f64::MIN, f64::max);
                     assert!(among.contains(&(found as usize)));

@@ -87,6 +87,12 @@ impl<T: Element> Drop for Buffer<T> {
     }
 }
 
+/// `len` values of memory that may have been used before, whatever they are, to be written before
+/// they are read.
+pub fn stale(len: usize) -> Vec<f32> {
+    Buffer::<f32>::stale(len).into_vec()
+}
+
 /// Puts memory that is no longer needed into the pool that kernels take theirs from.
 pub fn recycle<T: Element>(values: Vec<T>) {
     if values.len() * size_of::<T>() >= POOLED_BYTES {

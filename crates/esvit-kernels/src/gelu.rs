@@ -2,21 +2,44 @@
 
 use crate::simd::exp;
 
-/// The normal distribution's cdf and density. The error function is Abramowitz and Stegun's
-/// 7.1.26, within 1.5e-7.
+/// Numerator (odd powers) and denominator (even powers), highest first, of the rational function that
+/// is the error function on [-4, 4] to within rounding; the same numbers serve Eigen and XLA.
+const NUMERATOR: [f32; 7] = [
+    -2.726_142_2e-10,
+    2.770_681_4e-8,
+    -2.101_024e-6,
+    -5.692_506_5e-5,
+    -7.349_906_4e-4,
+    -2.954_599_8e-3,
+    -1.609_603_3e-2,
+];
+const DENOMINATOR: [f32; 5] =
+    [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
+
+/// The normal distribution's cdf.
+#[inline(always)]
+pub(crate) fn cdf(x: f32) -> f32 {
+    let z = x * std::f32::consts::FRAC_1_SQRT_2;
+    // Beyond 4 the error function is 1 to within rounding; what is no number stays none.
+    let z = if z > 4.0 { 4.0 } else { z };
+    let z = if z < -4.0 { -4.0 } else { z };
+    let square = z * z;
+    let polynomial = |coefficients: &[f32]| {
+        let mut sum = coefficients[0];
+        for &coefficient in &coefficients[1..] {
+            sum = square.mul_add(sum, coefficient);
+        }
+        sum
+    };
+    let erf = z * polynomial(&NUMERATOR) / polynomial(&DENOMINATOR);
+    erf.mul_add(0.5, 0.5)
+}
+
+/// The normal distribution's cdf and density.
 #[inline(always)]
 pub(crate) fn cdf_and_density(x: f32) -> (f32, f32) {
     const INV_SQRT_TAU: f32 = 0.398_942_3;
-    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / z.mul_add(0.327_591_1, 1.0);
-    let tail = exp(-z * z);
-    let mut series = 1.061_405_4;
-    for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
-        series = t.mul_add(series, coefficient);
-    }
-    series *= t;
-    let half = 0.5 * series * tail;
-    (if x >= 0.0 { 1.0 - half } else { half }, tail * INV_SQRT_TAU)
+    (cdf(x), exp(-0.5 * x * x) * INV_SQRT_TAU)
 }
 
 #[cfg(test)]
@@ -24,7 +47,7 @@ mod tests {
     use super::*;
 
     /// `0.5 (1 + erf(x / sqrt 2))` by the series of the error function, in f64.
-    fn cdf(x: f64) -> f64 {
+    fn series(x: f64) -> f64 {
         let (mut term, mut sum) = (x, x);
         for n in 1..200 {
             term *= x * x / (2 * n + 1) as f64;
@@ -40,14 +63,14 @@ mod tests {
             let (y, derivative) = (x * found_cdf, found_cdf + x * found_density);
             let x = f64::from(x);
             let density = (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
-            assert!((f64::from(y) - x * cdf(x)).abs() < 1e-6, "{x}");
-            assert!((f64::from(derivative) - cdf(x) - x * density).abs() < 1e-6, "{x}");
+            assert!((f64::from(y) - x * series(x)).abs() < 1e-6, "{x}");
+            assert!((f64::from(derivative) - series(x) - x * density).abs() < 1e-6, "{x}");
         }
     }
 
     #[test]
     fn what_is_no_number_stays_none() {
         assert!(cdf_and_density(f32::NAN).0.is_nan());
-        assert_eq!(cdf_and_density(f32::INFINITY).0, 1.0);
+        assert!((cdf(f32::INFINITY) - 1.0).abs() < 1e-7 && cdf(f32::NEG_INFINITY).abs() < 1e-7);
     }
 }

@@ -31,7 +31,9 @@ impl Isa {
     }
 }
 
-static LIMIT: AtomicU8 = AtomicU8::new(Isa::Avx512Bf16 as u8);
+/// The instruction set in use, and none before the first look.
+static IN_USE: AtomicU8 = AtomicU8::new(UNKNOWN);
+const UNKNOWN: u8 = u8::MAX;
 
 /// The best instruction set that the machine has.
 pub fn detected() -> Isa {
@@ -58,9 +60,16 @@ pub fn detected() -> Isa {
 /// The instruction set in use: the best one of the machine within the [`limit`].
 #[inline]
 pub fn current() -> Isa {
-    let limit = LIMIT.load(Ordering::Relaxed);
-    let limit = Isa::ALL.into_iter().find(|&isa| isa as u8 == limit).unwrap_or(Isa::Baseline);
-    detected().min(limit)
+    match IN_USE.load(Ordering::Relaxed) {
+        0 => Isa::Baseline,
+        1 => Isa::Avx2,
+        2 => Isa::Avx512,
+        3 => Isa::Avx512Bf16,
+        _ => {
+            limit(Isa::Avx512Bf16);
+            current()
+        }
+    }
 }
 
 /// Keeps all kernels of the process within an instruction set, to test or to compare.
@@ -68,7 +77,7 @@ pub fn current() -> Isa {
 /// Results of different instruction sets differ by rounding, so this is for the beginning of a
 /// program.
 pub fn limit(isa: Isa) {
-    LIMIT.store(isa as u8, Ordering::Relaxed);
+    IN_USE.store(detected().min(isa) as u8, Ordering::Relaxed);
 }
 
 /// Whether products of bf16 pairs are done by the hardware, so that bf16 is faster than f32.

@@ -20,6 +20,7 @@ pub mod merge;
 pub mod mlp;
 pub mod optimizer;
 pub mod peak;
+pub mod profile;
 pub mod prototypes;
 pub mod rng;
 pub mod tokens;

@@ -5,8 +5,9 @@ use rayon::prelude::*;
 use crate::TASK_VALUES;
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gelu::cdf_and_density;
+use crate::gelu::{cdf, cdf_and_density};
 use crate::product::{Columns, Left, Packed, convert, transposed_product};
+use crate::profile;
 use crate::rows::{DropPath, each_strip, store};
 use crate::simd::dispatch;
 
@@ -61,30 +62,32 @@ pub fn forward<T: Element>(
         rows.blocks.iter().map(|_| None).collect()
     };
     let tasks = rows.blocks.par_iter().zip(rows.split(&mut y, outputs)).zip(slots);
-    tasks.for_each(|((block, y), kept)| {
-        let x = &x[block.rows.start * inputs..block.rows.end * inputs];
-        let mut left = Buffer::<T>::rows(block.rows.len(), inputs);
-        for (x, left) in x.chunks_exact(inputs).zip(left.chunks_exact_mut(row)) {
-            match activation {
-                Activation::None => convert(x, None, left),
-                Activation::Gelu => activate(x, left),
+    profile::time("linear forward", count * inputs * outputs, || {
+        tasks.for_each(|((block, y), kept)| {
+            let x = &x[block.rows.start * inputs..block.rows.end * inputs];
+            let mut left = Buffer::<T>::rows(block.rows.len(), inputs);
+            for (x, left) in x.chunks_exact(inputs).zip(left.chunks_exact_mut(row)) {
+                match activation {
+                    Activation::None => convert(x, None, left),
+                    Activation::Gelu => activate(x, left),
+                }
             }
-        }
-        if let Some(kept) = kept {
-            match activation {
-                Activation::None => kept.copy_from_slice(&left),
-                Activation::Gelu => {
-                    for (x, kept) in x.chunks_exact(inputs).zip(kept.chunks_exact_mut(row)) {
-                        convert(x, None, kept);
+            if let Some(kept) = kept {
+                match activation {
+                    Activation::None => kept.copy_from_slice(&left),
+                    Activation::Gelu => {
+                        for (x, kept) in x.chunks_exact(inputs).zip(kept.chunks_exact_mut(row)) {
+                            convert(x, None, kept);
+                        }
                     }
                 }
             }
-        }
-        let left = Left::rows(&left, row);
-        each_strip(left, block.rows.len(), &packed, |first, columns, product, padded| {
-            let bias = bias.map(|bias| &bias[first..first + columns]);
-            store(product, padded, bias, columns, &mut y[first..], outputs);
-        });
+            let left = Left::rows(&left, row);
+            each_strip(left, block.rows.len(), &packed, |first, columns, product, padded| {
+                let bias = bias.map(|bias| &bias[first..first + columns]);
+                store(product, padded, bias, columns, &mut y[first..], outputs);
+            });
+        })
     });
     (y.into_vec(), keep.then_some(Kept { input }))
 }
@@ -120,29 +123,34 @@ pub fn backward<T: Element>(
         .zip(rows.split(&mut gradients, out_row))
         .zip(rows.split(&mut active, row))
         .zip(dx_blocks);
-    tasks.for_each(|(((block, gradients), active), dx)| {
-        let dy = &dy[block.rows.start * outputs..block.rows.end * outputs];
-        for (from, to) in dy.chunks_exact(outputs).zip(gradients.chunks_exact_mut(out_row)) {
-            convert(from, None, to);
-        }
-        if let Some(packed) = &packed {
-            let left = Left::rows(gradients, out_row);
-            each_strip(left, block.rows.len(), packed, |first, columns, product, padded| {
-                store(product, padded, None, columns, &mut dx[first..], inputs);
-            });
-        }
-        if activation == Activation::Gelu {
-            // Rows of `dx` are missing when it is not wanted; the activation is needed all the same.
-            let mut dx = dx.chunks_exact_mut(inputs);
-            for active in active.chunks_exact_mut(row) {
-                activate_backward(&mut active[..inputs], dx.next().unwrap_or_default());
+    let macs = if input { count * inputs * outputs } else { 0 };
+    profile::time("linear backward, rows", macs, || {
+        tasks.for_each(|(((block, gradients), active), dx)| {
+            let dy = &dy[block.rows.start * outputs..block.rows.end * outputs];
+            for (from, to) in dy.chunks_exact(outputs).zip(gradients.chunks_exact_mut(out_row)) {
+                convert(from, None, to);
             }
-        }
+            if let Some(packed) = &packed {
+                let left = Left::rows(gradients, out_row);
+                each_strip(left, block.rows.len(), packed, |first, columns, product, padded| {
+                    store(product, padded, None, columns, &mut dx[first..], inputs);
+                });
+            }
+            if activation == Activation::Gelu {
+                // Rows of `dx` are missing when it is not wanted; the activation is needed all the same.
+                let mut dx = dx.chunks_exact_mut(inputs);
+                for active in active.chunks_exact_mut(row) {
+                    activate_backward(&mut active[..inputs], dx.next().unwrap_or_default());
+                }
+            }
+        })
     });
     let mut dweight = Buffer::<f32>::stale(weight.len());
     let mut bias = vec![0.0; outputs];
     let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&active, inputs));
-    transposed_product(left, right, &mut dweight, Some(&mut bias));
+    profile::time("linear backward, weights", count * inputs * outputs, || {
+        transposed_product(left, right, &mut dweight, Some(&mut bias));
+    });
     Gradients { x: input.then(|| dx.into_vec()), weight: dweight.into_vec(), bias }
 }
 
@@ -169,7 +177,7 @@ dispatch! {
     fn activate<T: Element>(x: &[f32], active: &mut [T]) {
         let active = &mut active[..x.len()];
         for i in 0..x.len() {
-            active[i] = T::from_f32(x[i] * cdf_and_density(x[i]).0);
+            active[i] = T::from_f32(x[i] * cdf(x[i]));
         }
     }
 }
@@ -186,7 +194,7 @@ dispatch! {
         }
         for value in &mut active[n..] {
             let x = value.to_f32();
-            *value = T::from_f32(x * cdf_and_density(x).0);
+            *value = T::from_f32(x * cdf(x));
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, transposed_product};
+use crate::profile;
 use crate::rows::{DropPath, Rows, add_normalised_gradients, each_strip, store};
 
 /// A neighbour that lies outside the map: zeros.
@@ -74,29 +75,37 @@ pub fn forward<T: Element>(
         rows.blocks.iter().map(|_| None).collect()
     };
     let tasks = rows.blocks.par_iter().zip(rows.split(&mut y, outputs)).zip(slots);
-    tasks.for_each(|((block, y), slots)| {
-        let count = block.rows.len();
-        let mut own;
-        let (normalised, inverse) = match slots {
-            Some(slots) => slots,
-            None => {
-                own = (Buffer::<T>::rows(count, wide), vec![0.0; count]);
-                (&mut own.0[..], &mut own.1[..])
+    let macs = neighbours.len() * wide * outputs;
+    profile::time("merge forward", macs, || {
+        tasks.for_each(|((block, y), slots)| {
+            let count = block.rows.len();
+            let mut own;
+            let (normalised, inverse) = match slots {
+                Some(slots) => slots,
+                None => {
+                    own = (Buffer::<T>::rows(count, wide), vec![0.0; count]);
+                    (&mut own.0[..], &mut own.1[..])
+                }
+            };
+            let mut gathered = Buffer::<f32>::stale(count * wide);
+            let quarters = gathered.chunks_exact_mut(width);
+            for (to, &from) in quarters.zip(neighbours[block.rows.clone()].as_flattened()) {
+                match from {
+                    OUTSIDE => to.fill(0.0),
+                    from => to.copy_from_slice(&x[from as usize * width..][..width]),
+                }
             }
-        };
-        let mut gathered = Buffer::<f32>::stale(count * wide);
-        let quarters = gathered.chunks_exact_mut(width);
-        for (to, &from) in quarters.zip(neighbours[block.rows.clone()].as_flattened()) {
-            match from {
-                OUTSIDE => to.fill(0.0),
-                from => to.copy_from_slice(&x[from as usize * width..][..width]),
-            }
-        }
-        block.normalise(&gathered, merge.eps, normalised, inverse);
-        each_strip(Left::rows(normalised, row), count, &weight, |first, columns, product, padded| {
-            let bias = &bias[first..first + columns];
-            store(product, padded, Some(bias), columns, &mut y[first..], outputs);
-        });
+            block.normalise(&gathered, merge.eps, normalised, inverse);
+            each_strip(
+                Left::rows(normalised, row),
+                count,
+                &weight,
+                |first, columns, product, padded| {
+                    let bias = &bias[first..first + columns];
+                    store(product, padded, Some(bias), columns, &mut y[first..], outputs);
+                },
+            );
+        })
     });
     (y.into_vec(), keep.then_some(kept))
 }
@@ -126,23 +135,27 @@ pub fn backward<T: Element>(
         .par_iter()
         .zip(rows.split(&mut gradients, out_row))
         .zip(rows.split(&mut gathered, wide));
-    tasks.for_each(|((block, gradients), gathered)| {
-        let count = block.rows.len();
-        rows.scaled(block, &dy[block.rows.start * outputs..], outputs, gradients);
-        let mut dnormalised = Buffer::<f32>::stale(count * wide);
-        let left = Left::rows(gradients, out_row);
-        each_strip(left, count, &weight, |first, columns, product, padded| {
-            store(product, padded, None, columns, &mut dnormalised[first..], wide);
-        });
-        add_normalised_gradients(
-            block,
-            block.kept_of(&normalised, row),
-            block.kept_of(&inverse, 1),
-            &mut dnormalised,
-            gathered,
-        );
+    let macs = neighbours.len() * wide * outputs;
+    profile::time("merge backward, rows", macs, || {
+        tasks.for_each(|((block, gradients), gathered)| {
+            let count = block.rows.len();
+            rows.scaled(block, &dy[block.rows.start * outputs..], outputs, gradients);
+            let mut dnormalised = Buffer::<f32>::stale(count * wide);
+            let left = Left::rows(gradients, out_row);
+            each_strip(left, count, &weight, |first, columns, product, padded| {
+                store(product, padded, None, columns, &mut dnormalised[first..], wide);
+            });
+            add_normalised_gradients(
+                block,
+                block.kept_of(&normalised, row),
+                block.kept_of(&inverse, 1),
+                &mut dnormalised,
+                gathered,
+            );
+        })
     });
-    let mut x = vec![0.0; inputs * width];
+    // Every row has its place, since the maps are covered by their neighbourhoods.
+    let mut x = Buffer::<f32>::stale(inputs * width);
     for (from, &to) in gathered.chunks_exact(width).zip(neighbours.as_flattened()) {
         if to != OUTSIDE {
             x[to as usize * width..][..width].copy_from_slice(from);
@@ -151,8 +164,9 @@ pub fn backward<T: Element>(
     let mut dweight = Buffer::<f32>::stale(merge.weight.len());
     let mut sums = vec![0.0; outputs];
     let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&normalised, wide));
-    transposed_product(left, right, &mut dweight, Some(&mut sums));
-    let (gamma, beta) =
-        through_linear(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
-    Gradients { x, gamma, beta, weight: dweight.into_vec() }
+    profile::time("merge backward, weights", macs, || {
+        transposed_product(left, right, &mut dweight, Some(&mut sums));
+    });
+    let (gamma, beta) = through_linear(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
+    Gradients { x: x.into_vec(), gamma, beta, weight: dweight.into_vec() }
 }

@@ -6,9 +6,10 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gelu::cdf_and_density;
+use crate::gelu::{cdf, cdf_and_density};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, transposed_product};
+use crate::profile;
 use crate::rows::{DropPath, Rows, add_normalised_gradients, add_residual, each_strip, store};
 use crate::simd::dispatch;
 
@@ -106,29 +107,42 @@ pub fn forward<T: Element>(
         None => rows.blocks.iter().map(|_| None).collect(),
     };
     let tasks = rows.blocks.par_iter().zip(rows.split(x, width)).zip(slots);
-    tasks.for_each(|((block, x), slots)| {
-        let count = block.kept.len();
-        let mut own;
-        let ((normalised, inverse), mut kept_hidden) = match slots {
-            Some((rows, hidden)) => (rows, Some(hidden)),
-            None => {
-                own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
-                ((&mut own.0[..], &mut own.1[..]), None)
-            }
-        };
-        block.normalise(x, mlp.eps, normalised, inverse);
-        let mut active = Buffer::<T>::rows(count, hidden);
-        each_strip(Left::rows(normalised, row), count, &fc1, |first, columns, product, padded| {
-            let bias = &fc1_bias[first..first + columns];
-            let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
-            activate(product, padded, bias, kept, &mut active[first..], hidden_row);
-        });
-        let scales = rows.scales_of(block);
-        each_strip(Left::rows(&active, hidden_row), count, &fc2, |first, columns, product, padded| {
-            let bias = &mlp.fc2_bias[first..first + columns];
-            let to = &mut x[first..];
-            add_residual(product, padded, bias, scales.as_deref(), &block.kept, to, width);
-        });
+    let macs = 2 * rows.kept * width * hidden;
+    profile::time("mlp forward", macs, || {
+        tasks.for_each(|((block, x), slots)| {
+            let count = block.kept.len();
+            let mut own;
+            let ((normalised, inverse), mut kept_hidden) = match slots {
+                Some((rows, hidden)) => (rows, Some(hidden)),
+                None => {
+                    own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
+                    ((&mut own.0[..], &mut own.1[..]), None)
+                }
+            };
+            block.normalise(x, mlp.eps, normalised, inverse);
+            let mut active = Buffer::<T>::rows(count, hidden);
+            each_strip(
+                Left::rows(normalised, row),
+                count,
+                &fc1,
+                |first, columns, product, padded| {
+                    let bias = &fc1_bias[first..first + columns];
+                    let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
+                    activate(product, padded, bias, kept, &mut active[first..], hidden_row);
+                },
+            );
+            let scales = rows.scales_of(block);
+            each_strip(
+                Left::rows(&active, hidden_row),
+                count,
+                &fc2,
+                |first, columns, product, padded| {
+                    let bias = &mlp.fc2_bias[first..first + columns];
+                    let to = &mut x[first..];
+                    add_residual(product, padded, bias, scales.as_deref(), &block.kept, to, width);
+                },
+            );
+        })
     });
     kept
 }
@@ -161,37 +175,49 @@ pub fn backward<T: Element>(
         .zip(rows.split_kept(&mut dbranch, row))
         .zip(rows.split_kept(&mut dhidden, hidden_row))
         .zip(rows.split_kept(&mut active, hidden_row));
-    tasks.for_each(|((((block, gradient), dbranch), dhidden), active)| {
-        let count = block.kept.len();
-        rows.scaled(block, gradient, width, dbranch);
-        each_strip(Left::rows(dbranch, row), count, &fc2, |first, columns, product, padded| {
-            let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
-            activate_backward(product, padded, columns, active, dhidden, hidden_row);
-        });
-        let mut dnormalised = Buffer::<f32>::stale(count * width);
-        each_strip(Left::rows(dhidden, hidden_row), count, &fc1, |first, columns, product, padded| {
-            store(product, padded, None, columns, &mut dnormalised[first..], width);
-        });
-        add_normalised_gradients(
-            block,
-            block.kept_of(&normalised, row),
-            block.kept_of(&inverse, 1),
-            &mut dnormalised,
-            gradient,
-        );
+    let macs = 2 * rows.kept * width * hidden;
+    profile::time("mlp backward, rows", macs, || {
+        tasks.for_each(|((((block, gradient), dbranch), dhidden), active)| {
+            let count = block.kept.len();
+            rows.scaled(block, gradient, width, dbranch);
+            each_strip(Left::rows(dbranch, row), count, &fc2, |first, columns, product, padded| {
+                let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
+                activate_backward(product, padded, columns, active, dhidden, hidden_row);
+            });
+            let mut dnormalised = Buffer::<f32>::stale(count * width);
+            each_strip(
+                Left::rows(dhidden, hidden_row),
+                count,
+                &fc1,
+                |first, columns, product, padded| {
+                    store(product, padded, None, columns, &mut dnormalised[first..], width);
+                },
+            );
+            add_normalised_gradients(
+                block,
+                block.kept_of(&normalised, row),
+                block.kept_of(&inverse, 1),
+                &mut dnormalised,
+                gradient,
+            );
+        })
     });
 
     let mut fc2_weight = Buffer::<f32>::stale(mlp.fc2_weight.len());
     let mut fc2_bias = vec![0.0; width];
     let branch = Columns::new(&dbranch, width);
     let actives = Columns::new(&active, hidden);
-    transposed_product(branch, actives, &mut fc2_weight, Some(&mut fc2_bias));
+    profile::time("mlp backward, weights", rows.kept * width * hidden, || {
+        transposed_product(branch, actives, &mut fc2_weight, Some(&mut fc2_bias));
+    });
     drop((active, dbranch));
     let mut fc1_weight = Buffer::<f32>::stale(mlp.fc1_weight.len());
     let mut fc1_bias = vec![0.0; hidden];
     let hiddens = Columns::new(&dhidden, hidden);
     let inputs = Columns::new(&normalised, width);
-    transposed_product(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias));
+    profile::time("mlp backward, weights", rows.kept * width * hidden, || {
+        transposed_product(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias));
+    });
     let (gamma, beta) =
         through_linear(&mut fc1_weight, mlp.fc1_weight, mlp.gamma, mlp.beta, &fc1_bias);
     let (fc1_weight, fc2_weight) = (fc1_weight.into_vec(), fc2_weight.into_vec());
@@ -226,7 +252,7 @@ dispatch! {
         for (product, active) in product.chunks_exact(width).zip(active.chunks_mut(to_row)) {
             let (product, active) = (&product[..columns], &mut active[..columns]);
             for i in 0..columns {
-                active[i] = T::from_f32(product[i] * cdf_and_density(product[i]).0);
+                active[i] = T::from_f32(product[i] * cdf(product[i]));
             }
         }
     }

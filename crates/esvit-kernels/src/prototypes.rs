@@ -16,9 +16,8 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::product::{
-    Extent, LANES, Left, Out, Packed, STRIP, Strip, convert, interleave,
-};
+use crate::product::{Extent, LANES, Left, Out, Packed, STRIP, Strip, convert, interleave};
+use crate::profile;
 use crate::simd::{dispatch, exp, max, sum};
 
 /// Most prototypes of a chunk.
@@ -172,40 +171,31 @@ pub fn cross_entropy<T: Element>(
     let walk = Walk::new(prototypes, d);
     let mut chunks = vec![Chunk::<T>::default(); walk.chunks()];
     let [z, teacher_z] = [student, teacher].map(|side| stored_rows::<T>(side.z, d));
-    chunks.par_iter_mut().enumerate().for_each(|(at, chunk)| {
-        let first = at * walk.chunk;
-        let count = walk.count(at);
-        let center = Some(&center[first..first + count]);
-        let teacher_rows = teacher.prototypes.chunk(first, count);
-        chunk.teacher = exponentials(
-            &teacher_z,
-            &teacher_rows,
-            center,
-            teacher.temperature,
-            d,
-            |_, _| {},
-        );
-        let student_rows = student.prototypes.chunk(first, count);
-        let (lanes, mut dots) = (row_len::<T>(count), vec![0.0; pairs.teachers.len()]);
-        let exponents = &chunk.teacher.values;
-        chunk.student = exponentials(
-            &z,
-            &student_rows,
-            None,
-            student.temperature,
-            d,
-            |row, logits| {
-                for pair in pairs.range(row) {
-                    let teacher = pairs.teachers[pair] as usize;
-                    dots[pair] = dot(&exponents[teacher * lanes..][..count], logits);
-                }
-            },
-        );
-        chunk.dots = dots;
-        if !gradients {
-            chunk.teacher.values = Buffer::stale(0);
-            chunk.student.values = Buffer::stale(0);
-        }
+    let macs = (rows + teachers) * prototypes * d;
+    profile::time("prototypes forward", macs, || {
+        chunks.par_iter_mut().enumerate().for_each(|(at, chunk)| {
+            let first = at * walk.chunk;
+            let count = walk.count(at);
+            let center = Some(&center[first..first + count]);
+            let teacher_rows = teacher.prototypes.chunk(first, count);
+            chunk.teacher =
+                exponentials(&teacher_z, &teacher_rows, center, teacher.temperature, d, |_, _| {});
+            let student_rows = student.prototypes.chunk(first, count);
+            let (lanes, mut dots) = (row_len::<T>(count), vec![0.0; pairs.teachers.len()]);
+            let exponents = &chunk.teacher.values;
+            chunk.student =
+                exponentials(&z, &student_rows, None, student.temperature, d, |row, logits| {
+                    for pair in pairs.range(row) {
+                        let teacher = pairs.teachers[pair] as usize;
+                        dots[pair] = dot(&exponents[teacher * lanes..][..count], logits);
+                    }
+                });
+            chunk.dots = dots;
+            if !gradients {
+                chunk.teacher.values = Buffer::stale(0);
+                chunk.student.values = Buffer::stale(0);
+            }
+        })
     });
 
     let teacher_log_sums = log_sums(&chunks, teachers, |chunk| &chunk.teacher);
@@ -228,7 +218,9 @@ pub fn cross_entropy<T: Element>(
     }
     let gradients = gradients.then(|| {
         let log_sums = [&student_log_sums[..], &teacher_log_sums[..]];
-        backward(student, &z, chunks, pairs, log_sums, walk)
+        profile::time("prototypes backward", 2 * rows * prototypes * d, || {
+            backward(student, &z, chunks, pairs, log_sums, walk)
+        })
     });
     (loss as f32, gradients)
 }
@@ -247,7 +239,8 @@ pub fn logits(z: &[f32], prototypes: &Prototypes<'_>) -> Vec<f32> {
         .map(|at| {
             let chunk = prototypes.chunk(at * walk.chunk, walk.count(at));
             let rows = z.chunks_exact(d);
-            rows.flat_map(|z| chunk.chunks_exact(d).map(|w| dot(z, w)).collect::<Vec<f32>>()).collect()
+            rows.flat_map(|z| chunk.chunks_exact(d).map(|w| dot(z, w)).collect::<Vec<f32>>())
+                .collect()
         })
         .collect();
     let mut logits = vec![0.0; rows * count];

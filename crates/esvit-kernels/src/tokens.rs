@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::TASK_VALUES;
+use crate::{TASK_VALUES, buffer};
 use crate::simd::{dispatch, sum};
 
 /// Smallest length that a row is divided by.
@@ -14,16 +14,16 @@ pub type Pictures = [usize; 4];
 /// Non-overlapping patches of `pictures [B, C, H, W]` as rows `[B h w, C p p]` of maps of
 /// `h = H / p` by `w = W / p`; pixels beyond the last whole patch are left out.
 pub fn patches(pictures: &[f32], sizes: Pictures, patch: usize) -> Vec<f32> {
-    let mut rows = vec![0.0; patch_count(sizes, patch) * patch_values(sizes, patch)];
+    let mut rows = buffer::stale(patch_count(sizes, patch) * patch_values(sizes, patch));
     let [_, channels, height, width] = sizes;
     let one = (height / patch) * (width / patch) * patch_values(sizes, patch);
-    rows.par_chunks_mut(one.max(1))
-        .zip(pictures.par_chunks(channels * height * width))
-        .for_each(|(rows, picture)| {
+    rows.par_chunks_mut(one.max(1)).zip(pictures.par_chunks(channels * height * width)).for_each(
+        |(rows, picture)| {
             each_line(sizes, patch, |at, from| {
                 rows[at..at + patch].copy_from_slice(&picture[from..from + patch]);
             });
-        });
+        },
+    );
     rows
 }
 
@@ -32,14 +32,13 @@ pub fn patches_backward(rows: &[f32], sizes: Pictures, patch: usize) -> Vec<f32>
     let mut pictures = vec![0.0; sizes.iter().product()];
     let [_, channels, height, width] = sizes;
     let one = (height / patch) * (width / patch) * patch_values(sizes, patch);
-    pictures
-        .par_chunks_mut(channels * height * width)
-        .zip(rows.par_chunks(one.max(1)))
-        .for_each(|(picture, rows)| {
+    pictures.par_chunks_mut(channels * height * width).zip(rows.par_chunks(one.max(1))).for_each(
+        |(picture, rows)| {
             each_line(sizes, patch, |at, to| {
                 picture[to..to + patch].copy_from_slice(&rows[at..at + patch]);
             });
-        });
+        },
+    );
     pictures
 }
 
@@ -52,7 +51,11 @@ fn patch_values([_, channels, ..]: Pictures, patch: usize) -> usize {
 }
 
 /// Visits every line of every patch of a picture: its place among the rows and in the picture.
-fn each_line([_, channels, height, width]: Pictures, patch: usize, mut visit: impl FnMut(usize, usize)) {
+fn each_line(
+    [_, channels, height, width]: Pictures,
+    patch: usize,
+    mut visit: impl FnMut(usize, usize),
+) {
     let mut at = 0;
     for row in 0..height / patch {
         for column in 0..width / patch {
@@ -138,16 +141,25 @@ pub fn image_means(x: &[f32], width: usize, images: &[usize]) -> Vec<f32> {
 /// Gradient of the rows from that of the [`image_means`].
 pub fn image_means_backward(gradient: &[f32], width: usize, images: &[usize]) -> Vec<f32> {
     let total: usize = images.iter().sum();
-    let mut rows = vec![0.0; total * width];
+    let mut rows = buffer::stale(total * width);
     let mut rest = &mut rows[..];
     for (&tokens, mean) in images.iter().zip(gradient.chunks_exact(width)) {
         let (image, tail) = rest.split_at_mut(tokens * width);
         rest = tail;
         for row in image.chunks_exact_mut(width) {
-            add_scaled(mean, 1.0 / tokens as f32, row);
+            scale_to(mean, 1.0 / tokens as f32, row);
         }
     }
     rows
+}
+
+dispatch! {
+    fn scale_to(from: &[f32], scale: f32, to: &mut [f32]) {
+        let to = &mut to[..from.len()];
+        for i in 0..from.len() {
+            to[i] = from[i] * scale;
+        }
+    }
 }
 
 dispatch! {

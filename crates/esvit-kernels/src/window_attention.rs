@@ -74,7 +74,10 @@ impl Windows<'_> {
         // Tasks write the rows of their own tokens without looking at each other.
         let mut seen = vec![false; self.tokens];
         for &token in self.slot_token.iter().filter(|&&token| (token as usize) < self.tokens) {
-            assert!(!std::mem::replace(&mut seen[token as usize], true), "token {token} stands twice");
+            assert!(
+                !std::mem::replace(&mut seen[token as usize], true),
+                "token {token} stands twice"
+            );
         }
         assert!(seen.into_iter().all(|seen| seen), "every token has a slot");
     }
@@ -142,7 +145,9 @@ pub(crate) fn forward<T: Element>(
                 scratch.load(qkv, &padding, windows, first, head);
                 scratch.attend(&positions, windows, window, head);
                 scratch.mix();
-                for (query, out) in scratch.queries.iter().zip(scratch.out.chunks_exact(scratch.width)) {
+                for (query, out) in
+                    scratch.queries.iter().zip(scratch.out.chunks_exact(scratch.width))
+                {
                     let at = (first + query.token) * row + head * scratch.d;
                     // SAFETY: a token has one slot, and each window and head is in one task.
                     unsafe { mixed.write(at, &out[..scratch.d]) };
@@ -339,23 +344,15 @@ impl<T: Element> Scratch<T> {
         if window != self.window {
             self.window = window;
             self.queries.clear();
-            let slots = (0..self.n).filter_map(|slot| {
-                windows.token(window, slot).map(|token| Query { slot, token })
-            });
+            let slots = (0..self.n)
+                .filter_map(|slot| windows.token(window, slot).map(|token| Query { slot, token }));
             self.queries.extend(slots);
         }
         (at / windows.windows() * windows.tokens, window)
     }
 
     /// Gathers queries, keys and values.
-    fn load(
-        &mut self,
-        qkv: &[T],
-        padding: &[T],
-        windows: &Windows<'_>,
-        first: usize,
-        head: usize,
-    ) {
+    fn load(&mut self, qkv: &[T], padding: &[T], windows: &Windows<'_>, first: usize, head: usize) {
         let (d, row, width) = (self.d, self.row, windows.width);
         let row3 = row_len::<T>(3 * width);
         for (query, to) in self.queries.iter().zip(self.query_rows.chunks_exact_mut(row)) {

@@ -29,6 +29,7 @@ pub struct Pass {
     pub precision: Precision,
     training: bool,
     drop_path: Option<DropPathKey>,
+    images_before: usize,
     statistics: RefCell<Vec<(ParamId, Tensor<1>)>>,
 }
 
@@ -54,6 +55,13 @@ impl Pass {
         Self { precision, ..self }
     }
 
+    /// The part of a pass that begins after `images` images: what is drawn for an image does not
+    /// depend on how the pass is cut.
+    #[must_use]
+    pub fn after_images(self, images: usize) -> Self {
+        Self { images_before: images, ..self }
+    }
+
     /// Whether batch statistics are used.
     pub fn is_training(&self) -> bool {
         self.training
@@ -66,7 +74,10 @@ impl Pass {
         let DropPathKey { seed, step, pass } = self.drop_path.filter(|_| rate > 0.0)?;
         let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, pass, branch]);
         let kept = (1.0 / (1.0 - rate)) as f32;
-        Some((0..images).map(|_| if rng.chance(rate) { 0.0 } else { kept }).collect())
+        let scales = (0..self.images_before + images)
+            .map(|_| if rng.chance(rate) { 0.0 } else { kept })
+            .skip(self.images_before);
+        Some(scales.collect())
     }
 
     /// Notes the new value of a running statistic.

@@ -147,7 +147,8 @@ fn head() {
     let mut registry = Registry::default();
     let head = Head::new(&mut registry.root(), 8, &config);
     let params = fill(&registry.finish(), 0);
-    let logits = to_vec(&head.forward(&params, hashed_tensor(2000, [3, 8]), &Pass::eval()).matrix());
+    let logits =
+        to_vec(&head.forward(&params, hashed_tensor(2000, [3, 8]), &Pass::eval()).matrix());
     let expected = [
         [0.411922, 0.078899, 0.20165, -0.500888],
         [0.070152, 0.147677, 0.094266, 0.557065],

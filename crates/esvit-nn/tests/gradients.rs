@@ -166,9 +166,11 @@ fn attention_branch() {
 
 #[test]
 fn mlp_branch() {
-    for (width, hidden, maps) in
-        [(1, 1, vec![(1, [1, 1])]), (5, 11, vec![(2, [2, 1]), (2, [3, 2])]), (9, 70, vec![(3, [3, 3])])]
-    {
+    for (width, hidden, maps) in [
+        (1, 1, vec![(1, [1, 1])]),
+        (5, 11, vec![(2, [2, 1]), (2, [3, 2])]),
+        (9, 70, vec![(3, [3, 3])]),
+    ] {
         let segments: Vec<Segment> =
             maps.iter().map(|&(images, map)| Segment { images, map }).collect();
         let images = ops::segment_images(&segments);

@@ -246,6 +246,8 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Such batches in one optimiser step: the global batch is `batch_size * accumulate`.
     pub accumulate: usize,
+    /// Crops that go through the student at a time, for less memory; 0 for all at once.
+    pub crops_per_pass: usize,
     /// The type of operands of large products and of kept activations.
     pub precision: PrecisionChoice,
     /// Steps from one line of the log to the next.
@@ -282,6 +284,7 @@ impl Default for TrainConfig {
             epochs: 100,
             batch_size: 64,
             accumulate: 1,
+            crops_per_pass: 0,
             precision: PrecisionChoice::Auto,
             log_every: 10,
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
+use esvit_kernels::profile;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::{ParamId, Role};
 use esvit_nn::pass::DropPathKey;
@@ -10,7 +11,7 @@ use esvit_nn::{Network, Params, Pass};
 
 use crate::health::{self, Health};
 use crate::mixup::{self, MixupConfig};
-use crate::objective::{self, Centers, LossSettings, TEACHER_CROPS, Weights};
+use crate::objective::{self, Centers, Crops, Loss, LossSettings, TEACHER_CROPS, Weights};
 use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 
 /// What stays the same over a run.
@@ -30,6 +31,9 @@ pub struct LearnerSettings {
     pub clip_scope: ClipScope,
     /// The type of operands of large products and of kept activations.
     pub precision: Precision,
+    /// Crops that go through the student at a time, for less memory; 0 for all. Gradients are the
+    /// same but for rounding.
+    pub crops_per_pass: usize,
     /// Mixing of the student's pictures, view task only.
     pub mixup: Option<MixupConfig>,
 }
@@ -86,6 +90,32 @@ pub struct Gradients {
     losses: Losses,
     buffers: Buffers,
     health: Option<Health>,
+}
+
+impl Gradients {
+    /// Adds the gradients of a loss.
+    fn add(&mut self, params: &Params, loss: Loss) {
+        let Loss { total, view, region } = loss;
+        self.losses.total += total.clone().inner().into_scalar::<f32>();
+        self.losses.view += view.into_scalar::<f32>();
+        if let Some(region) = region {
+            *self.losses.region.get_or_insert(0.0) += region.into_scalar::<f32>();
+        }
+        let mut gradients = total.backward();
+        profile::time("sums of gradients", 0, || {
+            for ((spec, value), sum) in params.iter().zip(&mut self.values) {
+                if spec.role != Role::Trained {
+                    continue;
+                }
+                if let Some(gradient) = value.grad_remove(&mut gradients) {
+                    *sum = Some(match sum.take() {
+                        Some(sum) => optim::add(sum, gradient),
+                        None => gradient,
+                    });
+                }
+            }
+        });
+    }
 }
 
 #[derive(Debug, Default)]
@@ -148,8 +178,9 @@ impl Learner {
     ) -> Result<StepResult, NotFinite> {
         let mut centers = self.centers.clone();
         let mut gradients = self.gradients(micro_batches, settings, &mut centers);
-        let (grad_norm, scales) =
-            optim::clip(&gradients.values, self.settings.clip_grad, self.settings.clip_scope);
+        let (grad_norm, scales) = profile::time("norms of gradients", 0, || {
+            optim::clip(&gradients.values, self.settings.clip_grad, self.settings.clip_scope)
+        });
         let loss = gradients.losses.total;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(NotFinite { loss, grad_norm });
@@ -164,7 +195,9 @@ impl Learner {
         let StepSettings { lr, weight_decay, momentum, .. } = *settings;
         let update = UpdateSettings { lr, weight_decay, momentum };
         let (student, teacher) = (&mut self.student, &mut self.teacher);
-        self.optimizer.step(student, teacher, gradients.values, &scales, &update);
+        profile::time("optimiser and teacher", 0, || {
+            self.optimizer.step(student, teacher, gradients.values, &scales, &update);
+        });
         let [student, teacher] = gradients.buffers;
         self.student.set_buffers(student);
         self.teacher.set_buffers(teacher);
@@ -225,7 +258,7 @@ impl Learner {
         let precision = self.settings.precision;
         let teacher_pass = Pass::teacher().with_precision(precision);
         let teacher = self.network.forward(&self.teacher, &crops[..TEACHER_CROPS], &teacher_pass);
-        centers.observe(&teacher);
+        profile::time("centres", 0, || centers.observe(&teacher));
 
         let (crops, mixing) = match self.settings.mixup.filter(|mixup| mixup.enabled) {
             Some(mixup) => {
@@ -236,37 +269,41 @@ impl Learner {
         };
         let [step, pass] = place;
         let key = DropPathKey { seed: self.settings.seed, step, pass };
-        let student_pass = Pass::student(key).with_precision(precision);
-        let params = self.student.tracked();
-        let crops: Vec<Tensor<4>> = crops.into_iter().map(Tensor::autodiff).collect();
-        let student = self.network.forward(&params, &crops, &student_pass);
-
         let loss_settings = LossSettings {
             student_temp: self.settings.student_temp,
             teacher_temp: settings.teacher_temp,
             weights: self.settings.weights,
             precision,
         };
-        let loss =
-            objective::loss(&student, &teacher, &self.centers, &loss_settings, mixing.as_deref());
-        let gradients = loss.total.backward();
-        for ((spec, value), sum) in params.iter().zip(&mut sum.values) {
-            if spec.role != Role::Trained {
-                continue;
-            }
-            if let Some(gradient) = value.grad(&gradients) {
-                *sum = Some(match sum.take() {
-                    Some(sum) => optim::add(sum, gradient),
-                    None => gradient,
-                });
-            }
+        let batch = crops[0].dims()[0];
+        let per_pass = match self.settings.crops_per_pass {
+            0 => crops.len(),
+            count => count,
+        };
+        let mut statistics = Vec::new();
+        for first in (0..crops.len()).step_by(per_pass) {
+            let at_hand = first..(first + per_pass).min(crops.len());
+            let pass = Pass::student(key).with_precision(precision).after_images(first * batch);
+            let params = self.student.tracked();
+            let some: Vec<Tensor<4>> =
+                crops[at_hand.clone()].iter().cloned().map(Tensor::autodiff).collect();
+            let student = self.network.forward(&params, &some, &pass);
+            let at_hand = Crops { at_hand, total: crops.len() };
+            let centers = &self.centers;
+            let loss = objective::loss(
+                &student,
+                &teacher,
+                &at_hand,
+                centers,
+                &loss_settings,
+                mixing.as_deref(),
+            );
+            // What is no longer needed must not be kept over the way back.
+            drop(student);
+            sum.add(&params, loss);
+            statistics = pass.into_statistics();
         }
-        sum.losses.total += loss.total.inner().into_scalar::<f32>();
-        sum.losses.view += loss.view.into_scalar::<f32>();
-        if let Some(region) = loss.region {
-            *sum.losses.region.get_or_insert(0.0) += region.into_scalar::<f32>();
-        }
-        sum.buffers = [student_pass.into_statistics(), teacher_pass.into_statistics()];
+        sum.buffers = [statistics, teacher_pass.into_statistics()];
         if settings.health && sum.health.is_none() {
             sum.health = Some(health::examine(&teacher, &self.centers, settings.teacher_temp));
         }

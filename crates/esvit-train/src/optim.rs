@@ -305,14 +305,7 @@ pub fn clip(
     limit: Option<f64>,
     scope: ClipScope,
 ) -> (f32, Vec<f64>) {
-    let norm_of = |gradient: &Option<Tensor<1>>| match gradient {
-        None => 0.0,
-        Some(gradient) if ops::has_kernels(&gradient.device()) => {
-            let data = gradient.clone().into_data();
-            optimizer::norm(data.as_slice().expect("gradients are f32"))
-        }
-        Some(gradient) => f64::from(norm(gradient).into_scalar::<f32>()),
-    };
+    let norm_of = |gradient: &Option<Tensor<1>>| gradient.as_ref().map_or(0.0, ops::norm);
     let norms: Vec<f64> = gradients.iter().map(norm_of).collect();
     let total = norms.iter().map(|norm| norm.powi(2)).sum::<f64>().sqrt();
     let scale = |norm: f64| {

@@ -13,7 +13,7 @@ use esvit_nn::network::{Predictions, RegionPredictions};
 use esvit_nn::ops::{self, Group, Logits, Precision};
 use esvit_nn::params::{Init, Registry, tensor};
 use esvit_nn::weights::to_vec;
-use esvit_train::objective::{self, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::objective::{self, Crops, Centers, LossSettings, NamedWeights, Weights};
 use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 use esvit_train::schedule::TemperatureSchedule;
 
@@ -80,7 +80,7 @@ fn view_and_region_task() {
     let (student, teacher) = (case.student(), &case.teacher);
     let mut centers = Centers::zeros(5, true, &Device::flex());
 
-    let loss = objective::loss(&student, teacher, &centers, &settings(0), None);
+    let loss = objective::loss(&student, teacher, &Crops::all(4), &centers, &settings(0), None);
     assert_close("loss", &scalar(&loss.total), &[8.402898], 5e-6);
     let halves = 0.5 * (scalar(&loss.view)[0] + scalar(&loss.region.clone().unwrap())[0]);
     assert_close("half of each task", &[halves], &[8.402898], 5e-6);
@@ -100,7 +100,7 @@ fn view_and_region_task() {
     let expected = [-0.007342, 0.005995, -0.001919, -0.018885, -0.008416];
     assert_close("region centre", &to_vec(centers.region.as_ref().unwrap()), &expected, 1e-6);
 
-    let loss = objective::loss(&student, teacher, &centers, &settings(29), None);
+    let loss = objective::loss(&student, teacher, &Crops::all(4), &centers, &settings(29), None);
     assert_close("second loss", &scalar(&loss.total), &[8.382052], 5e-6);
 }
 
@@ -112,7 +112,7 @@ fn view_task() {
     let teacher = predictions(case.teacher.view_logits.z.clone(), None);
     let centers = Centers::zeros(5, false, &Device::flex());
     let loss = |mixing: Option<&[Tensor<2>]>| {
-        scalar(&objective::loss(&student, &teacher, &centers, &settings(0), mixing).total)
+        scalar(&objective::loss(&student, &teacher, &Crops::all(4), &centers, &settings(0), mixing).total)
     };
     assert_close("loss", &loss(None), &[8.798439], 5e-6);
     let mixing = tensor(vec![0.3, 0.7, 0.7, 0.3], [2, 2], &Device::flex());
@@ -148,7 +148,7 @@ fn gradients_of_the_objective() {
             };
             let student =
                 predictions(v[0].clone().reshape([views, PROTOTYPES]) * 0.1, Some(region));
-            objective::loss(&student, &teacher, &centers, &settings(0), None).total
+            objective::loss(&student, &teacher, &Crops::all(tokens.len()), &centers, &settings(0), None).total
         });
     }
 }
@@ -197,11 +197,11 @@ fn the_first_of_equal_matches_wins() {
     let region = case.teacher.region.as_mut().unwrap();
     region.features = region.features.clone().slice([0..1, 0..3]).repeat_dim(0, 16);
     let centers = Centers::zeros(5, true, &Device::flex());
-    let tied = objective::loss(&student, &case.teacher, &centers, &settings(0), None);
+    let tied = objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
     let region = case.teacher.region.as_mut().unwrap();
     let first = region.logits.z.clone().reshape([4, 4, 5]).slice([0..4, 0..1, 0..5]);
     region.logits = Logits::from_matrix(first.repeat_dim(1, 4).reshape([16, 5]));
-    let of_first = objective::loss(&student, &case.teacher, &centers, &settings(0), None);
+    let of_first = objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
     assert_eq!(scalar(&tied.total), scalar(&of_first.total));
 }
 
@@ -220,8 +220,7 @@ fn parameters() -> Params {
 
 const LR: f64 = 0.5;
 const DECAY: f64 = 0.04;
-const UPDATE: UpdateSettings =
-    UpdateSettings { lr: LR, weight_decay: DECAY, momentum: 0.75 };
+const UPDATE: UpdateSettings = UpdateSettings { lr: LR, weight_decay: DECAY, momentum: 0.75 };
 
 /// The matrix is adapted and decayed, the vector neither.
 #[test]
@@ -257,7 +256,8 @@ fn sgd_and_adamw() {
             let gradients = gradients.map(|(p, len)| Some(hashed_tensor(stream(p), [len])));
             let before = teacher.clone();
             // The scale undoes what the gradients were multiplied by.
-            let gradients = gradients.map(|gradient| gradient.map(|g: Tensor<1>| g * 4.0)).collect();
+            let gradients =
+                gradients.map(|gradient| gradient.map(|g: Tensor<1>| g * 4.0)).collect();
             optimizer.step(&mut params, &mut teacher, gradients, &[0.25; 3], &UPDATE);
             for ((before, after), value) in
                 before.values().iter().zip(teacher.values()).zip(params.values())

@@ -29,7 +29,8 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     for input in 0..settings.inputs {
         let images = case.load::<4>(&format!("input.{input}"))?;
         let features = swin.forward(&params, images.clone(), &Pass::eval());
-        let last_blocks = swin.last_blocks(&params, images.clone(), settings.n_last_blocks, &Pass::eval());
+        let last_blocks =
+            swin.last_blocks(&params, images.clone(), settings.n_last_blocks, &Pass::eval());
         let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
             let name = format!("{name}.{input}");
             let (_, expected) = case.tensor(&name)?;

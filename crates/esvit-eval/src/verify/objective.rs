@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use esvit_nn::network::{Predictions, RegionPredictions};
 use esvit_nn::ops::{Logits, Precision};
 use esvit_nn::weights::to_vec;
-use esvit_train::objective::{self, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, Weights};
 use esvit_train::schedule::TemperatureSchedule;
 use serde::Deserialize;
 
@@ -115,7 +115,14 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         weights,
         precision: Precision::F32,
     };
-    let loss = objective::loss(&student, &teacher, &centers, &loss_settings, mixing.as_deref());
+    let loss = objective::loss(
+        &student,
+        &teacher,
+        &Crops::all(objective::TEACHER_CROPS + settings.local_crops),
+        &centers,
+        &loss_settings,
+        mixing.as_deref(),
+    );
     let gradients = loss.total.backward();
     centers.observe(&teacher);
     centers.update(CENTER_MOMENTUM);

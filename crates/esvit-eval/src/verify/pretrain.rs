@@ -141,6 +141,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         clip_grad: Some(settings.clip_grad_per_parameter),
         clip_scope: ClipScope::Tensor,
         precision: Precision::F32,
+        crops_per_pass: 0,
         mixup: None,
     };
     let params = |prefix: &str| -> Result<Params, CaseError> {

@@ -47,13 +47,7 @@ impl Parameters {
 const EPS: f64 = 0.05;
 
 /// `sum(dy * y)` by the definition, in f64.
-fn definition(
-    x: &[f64],
-    parameters: &Parameters,
-    all: &[f64],
-    scales: &[f32],
-    dy: &[f32],
-) -> f64 {
+fn definition(x: &[f64], parameters: &Parameters, all: &[f64], scales: &[f32], dy: &[f32]) -> f64 {
     let width = parameters.width;
     let [gamma, beta, w1, b1, w2, b2] = parameters.cut(all);
     let mut total = 0.0;

@@ -75,8 +75,8 @@ fn all_forms<T: Element>(rows: usize, inner: usize, columns: usize) {
     let scaled = rounded::<T>(&scaled);
     let expected: Vec<f64> = (0..rows * columns)
         .map(|at| {
-            let terms =
-                (0..inner).map(|l| x64[at / columns * inner + l] * scaled[at % columns * inner + l]);
+            let terms = (0..inner)
+                .map(|l| x64[at / columns * inner + l] * scaled[at % columns * inner + l]);
             terms.sum()
         })
         .collect();
@@ -85,7 +85,9 @@ fn all_forms<T: Element>(rows: usize, inner: usize, columns: usize) {
 
     let expected: Vec<f64> = (0..rows * columns)
         .map(|at| {
-            (0..inner).map(|l| x64[at / columns * inner + l] * w64[l * columns + at % columns]).sum()
+            (0..inner)
+                .map(|l| x64[at / columns * inner + l] * w64[l * columns + at % columns])
+                .sum()
         })
         .collect();
     let found = product(left, &Packed::straight(&w, columns, None), rows);

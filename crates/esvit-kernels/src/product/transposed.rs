@@ -66,9 +66,8 @@ pub(crate) fn transposed_product<T: Element>(
             || lay_out(a, chunk.clone(), task, panels, sums.as_deref_mut()),
             || lay_out(b, chunk.clone(), width, strips, None),
         );
-        out.par_chunks_mut(task * b.columns)
-            .zip(panels.par_chunks(task * stored))
-            .for_each(|(out, panel)| {
+        out.par_chunks_mut(task * b.columns).zip(panels.par_chunks(task * stored)).for_each(
+            |(out, panel)| {
                 let columns = panel.len() / stored;
                 let left = Left::transposed(panel, columns);
                 let extent = Extent { rows: out.len() / b.columns, steps };
@@ -84,7 +83,8 @@ pub(crate) fn transposed_product<T: Element>(
                         multiply_ragged(left, strip, extent, out, first, b.columns, add);
                     }
                 }
-            });
+            },
+        );
     }
 }
 

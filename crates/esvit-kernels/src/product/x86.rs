@@ -96,7 +96,12 @@ macro_rules! multiply {
 }
 
 multiply!(
-    multiply_f32_avx512, "avx512f,avx512bw,avx512dq,avx512vl,fma", f32, 1, 16, tile_f32_avx512,
+    multiply_f32_avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,fma",
+    f32,
+    1,
+    16,
+    tile_f32_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
         (3, 8, [1, 2, 3, 4, 5, 6, 7]),
@@ -105,7 +110,11 @@ multiply!(
     ]
 );
 multiply!(
-    multiply_bf16_avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma", Bf16, 2, 16,
+    multiply_bf16_avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma",
+    Bf16,
+    2,
+    16,
     tile_bf16_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
@@ -115,18 +124,16 @@ multiply!(
     ]
 );
 multiply!(
-    multiply_bf16_widened_avx512, "avx512f,avx512bw,avx512dq,avx512vl,fma", Bf16, 2, 16,
+    multiply_bf16_widened_avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,fma",
+    Bf16,
+    2,
+    16,
     tile_bf16_widened_avx512,
     [(2, 8, [1, 2, 3, 4, 5, 6, 7]), (1, 8, [1, 2, 3, 4, 5, 6, 7])]
 );
-multiply!(
-    multiply_f32_avx2, "avx2,fma", f32, 1, 8, tile_f32_avx2,
-    [(2, 6, [1, 2, 3, 4, 5])]
-);
-multiply!(
-    multiply_bf16_avx2, "avx2,fma", Bf16, 2, 8, tile_bf16_avx2,
-    [(2, 4, [1, 2, 3])]
-);
+multiply!(multiply_f32_avx2, "avx2,fma", f32, 1, 8, tile_f32_avx2, [(2, 6, [1, 2, 3, 4, 5])]);
+multiply!(multiply_bf16_avx2, "avx2,fma", Bf16, 2, 8, tile_bf16_avx2, [(2, 4, [1, 2, 3])]);
 
 /// Defines a tile function. `$zero`, `$load`, `$add`, `$store` work on sums, `$right` loads a
 /// register of the strip, `$left` broadcasts a value, `$fma` multiplies and adds.
@@ -173,7 +180,11 @@ macro_rules! tile {
 }
 
 tile!(
-    tile_f32_avx512, "avx512f,avx512bw,avx512dq,avx512vl,fma", f32, 1, 16,
+    tile_f32_avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,fma",
+    f32,
+    1,
+    16,
     _mm512_setzero_ps(),
     |at| _mm512_loadu_ps(at),
     |a, b| _mm512_add_ps(a, b),
@@ -186,7 +197,11 @@ tile!(
 );
 
 tile!(
-    tile_bf16_avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma", Bf16, 2, 16,
+    tile_bf16_avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma",
+    Bf16,
+    2,
+    16,
     _mm512_setzero_ps(),
     |at| _mm512_loadu_ps(at),
     |a, b| _mm512_add_ps(a, b),
@@ -199,7 +214,11 @@ tile!(
 );
 
 tile!(
-    tile_bf16_widened_avx512, "avx512f,avx512bw,avx512dq,avx512vl,fma", Bf16, 2, 16,
+    tile_bf16_widened_avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,fma",
+    Bf16,
+    2,
+    16,
     _mm512_setzero_ps(),
     |at| _mm512_loadu_ps(at),
     |a, b| _mm512_add_ps(a, b),
@@ -214,7 +233,11 @@ tile!(
 );
 
 tile!(
-    tile_f32_avx2, "avx2,fma", f32, 1, 8,
+    tile_f32_avx2,
+    "avx2,fma",
+    f32,
+    1,
+    8,
     _mm256_setzero_ps(),
     |at| _mm256_loadu_ps(at),
     |a, b| _mm256_add_ps(a, b),
@@ -227,7 +250,11 @@ tile!(
 );
 
 tile!(
-    tile_bf16_avx2, "avx2,fma", Bf16, 2, 8,
+    tile_bf16_avx2,
+    "avx2,fma",
+    Bf16,
+    2,
+    8,
     _mm256_setzero_ps(),
     |at| _mm256_loadu_ps(at),
     |a, b| _mm256_add_ps(a, b),

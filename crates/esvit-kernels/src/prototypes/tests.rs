@@ -161,7 +161,8 @@ fn large_logits() {
     let mut case = Case::new(6, 3, 70, 8);
     case.g.iter_mut().for_each(|g| *g *= 60.0);
     let [student, teacher] = case.sides();
-    let (loss, gradients) = cross_entropy::<f32>(&student, &teacher, &case.center, &case.pairs, true);
+    let (loss, gradients) =
+        cross_entropy::<f32>(&student, &teacher, &case.center, &case.pairs, true);
     assert!(loss.is_finite() && gradients.unwrap().z.iter().all(|v| v.is_finite()));
 }
 

@@ -153,14 +153,8 @@ fn check<T: Element>(case: &Case, within: f64) {
     let mut rng = Rng::new(5, [0; 3]);
     let dmixed: Vec<f32> = mixed.iter().map(|_| rng.normal() as f32).collect();
     let mut dqkv = vec![T::from_f32(f32::NAN); qkv.len()];
-    let (dpadding, dtable) = backward(
-        &qkv,
-        &case.bias,
-        &case.table,
-        &windows,
-        &stored::<T>(&dmixed, width),
-        &mut dqkv,
-    );
+    let (dpadding, dtable) =
+        backward(&qkv, &case.bias, &case.table, &windows, &stored::<T>(&dmixed, width), &mut dqkv);
     let dqkv = loaded(&dqkv, 3 * width);
     let mut dbias = dpadding;
     for row in dqkv.chunks_exact(3 * width) {
@@ -177,7 +171,10 @@ fn check<T: Element>(case: &Case, within: f64) {
             let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
             let found = f64::from(gradient[at]);
             let scale = expected.abs().max(1.0) * (rows as f64).sqrt();
-            assert!((found - expected).abs() < 5.0 * within * scale, "{argument}: {found} {expected}");
+            assert!(
+                (found - expected).abs() < 5.0 * within * scale,
+                "{argument}: {found} {expected}"
+            );
         }
     }
 }

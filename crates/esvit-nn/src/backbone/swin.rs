@@ -12,9 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Features, RowFeatures};
 use crate::layers::{LayerNorm, Linear, WEIGHT_STD};
-use crate::ops::{
-    self, Activation, LinearValues, NormValues, Segment, WindowMap, WindowMaps,
-};
+use crate::ops::{self, Activation, LinearValues, NormValues, Segment, WindowMap, WindowMaps};
 use crate::params::{Init, ParamId, Params, Scope};
 use crate::pass::Pass;
 
@@ -154,6 +152,34 @@ impl SwinConfig {
     }
 }
 
+impl SwinConfig {
+    /// Multiply-accumulates that are really computed for one square picture of `size` pixels:
+    /// padding is not, nor, on average, are the branches that `drop_path` drops (the rate of the
+    /// last block).
+    pub fn real_macs(&self, size: usize, drop_path: f64) -> f64 {
+        let mut side = size / self.patch_size;
+        let mut total = (side * side * self.embed_dim * CHANNELS * self.patch_size.pow(2)) as f64;
+        let blocks: usize = self.depths.iter().sum();
+        let mut index = 0;
+        for stage in 0..self.stages() {
+            let width = self.width(stage);
+            for block in 0..self.depths[stage] {
+                let (window, _) = self.window_and_shift(stage, block);
+                let kept = 1.0 - drop_path * index as f64 / (blocks.max(2) - 1) as f64;
+                let attention = 4 * width * width + 2 * window.pow(2) * width;
+                let tokens = side * side;
+                total += kept * (tokens * (attention + 2 * width * self.hidden_width(stage))) as f64;
+                index += 1;
+            }
+            if stage + 1 < self.stages() {
+                side = side.div_ceil(2);
+                total += (side * side * 8 * width * width) as f64;
+            }
+        }
+        total
+    }
+}
+
 /// Maps of tokens on their way through the stages.
 #[derive(Debug, Clone)]
 struct TokenMaps {
@@ -240,12 +266,7 @@ impl Swin {
     }
 
     /// View and region features of batches of images, each `[B, 3, H, W]`, of several sizes.
-    pub fn features(
-        &self,
-        params: &Params,
-        images: Vec<Tensor<4>>,
-        pass: &Pass,
-    ) -> RowFeatures {
+    pub fn features(&self, params: &Params, images: Vec<Tensor<4>>, pass: &Pass) -> RowFeatures {
         let maps = self.normalised(params, self.run(params, images, pass, |_, _| {}), pass);
         RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments }
     }

@@ -305,10 +305,7 @@ impl AttentionBranch {
         DropPath { images: &self.images, scales: self.scales.as_deref() }
     }
 
-    fn segments<'a>(
-        &'a self,
-        attention: &attention::Attention<'_>,
-    ) -> Vec<attention::Segment<'a>> {
+    fn segments<'a>(&'a self, attention: &attention::Attention<'_>) -> Vec<attention::Segment<'a>> {
         let segments = self.counts.iter().zip(&self.windows);
         let segments = segments.map(|(&images, map)| {
             let rows = (2 * map.window - 1).pow(2);

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
-use esvit_kernels::{layer_norm, tokens};
+use esvit_kernels::{buffer, layer_norm, optimizer, tokens};
 
+use super::Precision;
 use super::extension::{
     Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, values, values_mut,
 };
-use super::Precision;
 use super::precision::with_element;
 
 /// Layer normalisation over the last axis with biased variance: `gamma`, `beta` `[C]`.
@@ -31,12 +31,7 @@ pub fn layer_norm(
 }
 
 /// [`layer_norm`] from the framework's own operations.
-pub fn composed_layer_norm(
-    x: Tensor<2>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
-    eps: f64,
-) -> Tensor<2> {
+pub fn composed_layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, eps: f64) -> Tensor<2> {
     let width = gamma.dims()[0];
     let mean = x.clone().mean_dim(1);
     let centred = x - mean;
@@ -54,7 +49,7 @@ struct LayerNorm {
 impl Operation for LayerNorm {
     fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let [x, gamma, beta] = [0, 1, 2].map(|i| values(&inputs[i]));
-        let mut y = vec![0.0; x.len()];
+        let mut y = buffer::stale(x.len());
         let kept = with_element!(self.precision, T => {
             layer_norm::forward::<T>(x, gamma, beta, self.eps, &mut y, keep)
                 .map(|kept| Box::new(kept) as Kept)
@@ -70,7 +65,7 @@ impl Operation for LayerNorm {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let dy = values(&gradient);
-        let mut dx = vec![0.0; dy.len()];
+        let mut dx = buffer::stale(dy.len());
         let gamma = values(&parameters[0]);
         let (dgamma, dbeta) = with_element!(self.precision, T => {
             layer_norm::backward::<T>(&own(kept), gamma, dy, &mut dx)
@@ -117,6 +112,36 @@ impl Operation for UnitRows {
         let width = y.shape()[1];
         tokens::unit_rows_backward(values(&y), &lengths, width, values_mut(&mut gradient));
         vec![Some(gradient)]
+    }
+}
+
+/// The Euclidean norm of all values, without a copy of them.
+pub fn norm(values: &Tensor<1>) -> f64 {
+    let norm: Tensor<1> = if has_kernels(&values.device()) {
+        let values = values.clone().inner().into_dispatch();
+        Tensor::from_dispatch(Entry::fused1(Arc::new(Norm), values))
+    } else {
+        values.clone().inner().square().sum().sqrt()
+    };
+    f64::from(norm.into_scalar::<f32>())
+}
+
+#[derive(Debug)]
+struct Norm;
+
+impl Operation for Norm {
+    fn forward(&self, inputs: Vec<FlexTensor>, _: bool) -> (FlexTensor, Option<Kept>) {
+        (made(vec![optimizer::norm(values(&inputs[0])) as f32], [1]), None)
+    }
+
+    fn backward(
+        &self,
+        _: Kept,
+        _: &[FlexTensor],
+        _: FlexTensor,
+        _: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        unreachable!("only called on tensors without a graph")
     }
 }
 

@@ -76,10 +76,9 @@ pub fn merge_patches(
     eps: f64,
     precision: Precision,
 ) -> (Tensor<2>, Vec<Segment>) {
-    let halved = segments.iter().map(|&Segment { images, map }| Segment {
-        images,
-        map: map.map(|side| side.div_ceil(2)),
-    });
+    let halved = segments
+        .iter()
+        .map(|&Segment { images, map }| Segment { images, map: map.map(|side| side.div_ceil(2)) });
     let halved = halved.collect();
     let neighbours = neighbours(segments);
     if !has_kernels(&x.device()) {

@@ -34,10 +34,8 @@ impl Logits {
         let (prototypes, device) = (logits.dims()[1], logits.device().inner());
         let mut unit = vec![0.0; prototypes * prototypes];
         unit.iter_mut().step_by(prototypes + 1).for_each(|value| *value = 1.0);
-        let (mut v, mut g) = (
-            tensor(unit, [prototypes, prototypes], &device),
-            Tensor::ones([prototypes], &device),
-        );
+        let (mut v, mut g) =
+            (tensor(unit, [prototypes, prototypes], &device), Tensor::ones([prototypes], &device));
         if logits.is_autodiff() {
             (v, g) = (v.autodiff(), g.autodiff());
         }
@@ -255,9 +253,10 @@ pub fn composed_best_matches(queries: Tensor<2>, keys: Tensor<2>, groups: &[Grou
         indices(range.clone().map(|row| row as i32).collect(), &device)
     };
     let matched = groups.iter().map(|(of, among)| {
-        let cosines = queries.clone().select(0, rows(of)).matmul(
-            keys.clone().select(0, rows(among)).transpose(),
-        );
+        let cosines = queries
+            .clone()
+            .select(0, rows(of))
+            .matmul(keys.clone().select(0, rows(among)).transpose());
         cosines.argmax(1).reshape([of.len()]) + among.start as i64
     });
     let matched: Vec<Tensor<1, burn::tensor::Int>> = matched.collect();

@@ -10,9 +10,11 @@ mod view;
 
 pub use center::Centers;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
+use esvit_kernels::profile;
 use esvit_nn::network::Predictions;
 use esvit_nn::ops::{self, Precision};
 use serde::{Deserialize, Serialize};
@@ -80,21 +82,40 @@ pub struct Loss {
     pub region: Option<Tensor<1>>,
 }
 
-/// The loss of a student's predictions for all crops against a teacher's for the first two.
+/// Which of a picture's crops the student's predictions are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Crops {
+    /// The crops at hand.
+    pub at_hand: Range<usize>,
+    /// All crops of a picture.
+    pub total: usize,
+}
+
+impl Crops {
+    /// All of `total` crops.
+    pub fn all(total: usize) -> Self {
+        Self { at_hand: 0..total, total }
+    }
+}
+
+/// The loss of a student's predictions for some crops against a teacher's for the first two; the
+/// losses of all parts of the crops add up to that of all.
 ///
-/// `mixing` holds, for every crop, the `[B, B]` matrix that says of which images each of the
-/// student's images is mixed; without it every image is itself. It is for the view task alone.
+/// `mixing` holds, for every crop of a picture, the `[B, B]` matrix that says of which images each
+/// of the student's images is mixed; without it every image is itself. It is for the view task
+/// alone.
 pub fn loss(
     student: &Predictions,
     teacher: &Predictions,
+    crops: &Crops,
     centers: &Centers,
     settings: &LossSettings,
     mixing: Option<&[Tensor<2>]>,
 ) -> Loss {
     let batch = teacher.view_logits.rows() / TEACHER_CROPS;
-    let crops = student.view_logits.rows() / batch;
     // Every teacher crop is paired with every crop but itself.
-    let pair_count = (TEACHER_CROPS * (crops - 1)) as f64;
+    let pair_count = (TEACHER_CROPS * (crops.total - 1)) as f64;
+    let first_crop = crops.at_hand.start;
     let temperatures = [settings.student_temp, settings.teacher_temp];
     let precision = settings.precision;
 
@@ -103,7 +124,7 @@ pub fn loss(
         student.view_logits.clone(),
         teacher.view_logits.clone(),
         centers.view.clone(),
-        Arc::new(view::pairs(batch, crops, mixing, weight)),
+        Arc::new(view::pairs(batch, crops.at_hand.clone(), mixing, weight)),
         temperatures,
         precision,
     );
@@ -113,7 +134,9 @@ pub fn loss(
             student.logits.clone(),
             teacher.logits.clone(),
             center.clone(),
-            Arc::new(region::pairs(student, teacher, batch, pair_count)),
+            profile::time("region matches", 0, || {
+                Arc::new(region::pairs(student, teacher, batch, first_crop, pair_count))
+            }),
             temperatures,
             precision,
         )),

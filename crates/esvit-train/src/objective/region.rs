@@ -7,18 +7,20 @@ use esvit_nn::ops::{self, Group, Pairs};
 use super::TEACHER_CROPS;
 
 /// The teacher rows that make up the target of each of the student's region rows: for every global
-/// crop other than its own the best match there. `pair_count` is the number of (teacher crop,
+/// crop other than its own the best match there. The student's crops are those from
+/// `first_crop` on; `pair_count` is the number of (teacher crop,
 /// student crop) pairs. No gradient passes through the match.
 pub(super) fn pairs(
     student: &RegionPredictions,
     teacher: &RegionPredictions,
     batch: usize,
+    first_crop: usize,
     pair_count: f64,
 ) -> Pairs {
     let teacher_tokens = teacher.tokens[0];
     let mut groups: Vec<Group> = Vec::new();
     let mut start = 0;
-    for (crop, &tokens) in student.tokens.iter().enumerate() {
+    for (crop, &tokens) in (first_crop..).zip(&student.tokens) {
         for other in (0..TEACHER_CROPS).filter(|&other| other != crop) {
             for image in 0..batch {
                 let of = start + image * tokens;
@@ -32,7 +34,7 @@ pub(super) fn pairs(
 
     let mut pairs = Pairs::new();
     let mut place = 0;
-    for (crop, &tokens) in student.tokens.iter().enumerate() {
+    for (crop, &tokens) in (first_crop..).zip(&student.tokens) {
         let weight = (1.0 / (batch as f64 * tokens as f64 * pair_count)) as f32;
         let rows = batch * tokens;
         let others = (0..TEACHER_CROPS).filter(|&other| other != crop).count();

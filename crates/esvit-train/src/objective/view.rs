@@ -1,23 +1,25 @@
 //! The view task L_V: every crop predicts the teacher's distribution for the other global crop.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use esvit_nn::ops::Pairs;
 
 use super::TEACHER_CROPS;
 
 /// The teacher rows `[2 B]` that make up the target of each of the student's view rows
-/// `[crops * B]`: those of the global crops other than its own, each with weight `weight`.
+/// `[crops * B]`, for some of the crops: those of the global crops other than its own, each with weight `weight`.
 ///
 /// With mixing, student image `j` of a crop is a mix of images: the target of row `j` is
 /// `sum_i T[i, j] q[i]`, so that every image counts by its share.
 pub(super) fn pairs(
     batch: usize,
-    crops: usize,
+    crops: Range<usize>,
     mixing: Option<&[Tensor<2>]>,
     weight: f32,
 ) -> Pairs {
     let mut pairs = Pairs::new();
-    for crop in 0..crops {
+    for crop in crops {
         let shares = mixing
             .and_then(|mixing| mixing.get(crop))
             .map(|mixing| mixing.clone().into_data().iter::<f32>().collect::<Vec<f32>>());
@@ -31,7 +33,9 @@ pub(super) fn pairs(
                         .collect(),
                     None => vec![(image, 1.0)],
                 };
-                sources.into_iter().map(move |(source, share)| (other * batch + source, share * weight))
+                sources
+                    .into_iter()
+                    .map(move |(source, share)| (other * batch + source, share * weight))
             }));
         }
     }

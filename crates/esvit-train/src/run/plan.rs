@@ -171,6 +171,7 @@ pub(super) fn learner(config: &Config, device: &Device) -> Learner {
         clip_grad: config.optim.clip_grad,
         clip_scope: config.optim.clip_scope,
         precision: config.train.precision.resolve(),
+        crops_per_pass: config.train.crops_per_pass,
         mixup: objective.mixup.enabled.then_some(objective.mixup),
     };
     Learner::new(Arc::new(network), config.optim.name, settings, device)

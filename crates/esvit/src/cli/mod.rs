@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod data;
 mod embed;
 mod eval;
@@ -53,6 +54,8 @@ enum Command {
     Info(info::Info),
     /// Compares what this program computes with stored numeric cases.
     Verify(verify::Verify),
+    /// Measures how fast this machine is at what the program does.
+    Bench(bench::Bench),
     /// Looks at pictures before a run.
     #[command(subcommand)]
     Data(data::Data),
@@ -87,6 +90,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Embed(command) => command.run(&output),
         Command::Info(command) => command.run(&output),
         Command::Verify(command) => command.run(&output),
+        Command::Bench(command) => command.run(&output),
         Command::Data(command) => command.run(&output),
     };
     match result {

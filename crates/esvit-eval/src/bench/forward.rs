@@ -1,0 +1,34 @@
+//! Forward passes of a backbone.
+
+use std::convert::Infallible;
+
+use burn::tensor::Device;
+use esvit_nn::params::{Params, Registry};
+use esvit_nn::weights::to_vec;
+use esvit_nn::{Pass, Swin, zoo};
+
+use super::train_step::pictures;
+use super::{Bench, BenchError, Report, repeat};
+
+/// The view and region features of a batch of pictures, weights random.
+///
+/// # Errors
+/// For an architecture that does not exist.
+pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
+    let arch = zoo::find(&bench.model)
+        .ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
+    let config = arch.config();
+    let mut registry = Registry::default();
+    let swin = Swin::new(&mut registry.root(), &config, 0.0);
+    let params = Params::init(&registry.finish(), 0, &Device::flex());
+    let images = pictures(bench.batch, bench.global_size, [0, 0]);
+    let seconds = repeat::<Infallible>(bench.iterations, |_| {
+        let pass = Pass::eval().with_precision(bench.precision);
+        let features = swin.forward(&params, images.clone(), &pass);
+        std::hint::black_box(to_vec(&features.view));
+        Ok(())
+    });
+    let macs = bench.batch as f64 * config.real_macs(bench.global_size, 0.0);
+    let seconds = seconds.unwrap_or_else(|never| match never {});
+    Ok(Report::new(bench, seconds, macs as u64))
+}

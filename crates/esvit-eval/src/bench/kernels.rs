@@ -1,0 +1,113 @@
+//! The kernels one by one: what products alone reach, and how near to it each kernel comes.
+
+use std::convert::Infallible;
+
+use esvit_kernels::element::{Bf16, Element};
+use esvit_kernels::{DropPath, linear, mlp};
+use esvit_nn::ops::Precision;
+use serde::Serialize;
+
+use super::{median, peak_gflops, repeat};
+
+/// One kernel at one size.
+#[derive(Debug, Clone, Serialize)]
+pub struct KernelReport {
+    /// Its name.
+    pub kernel: &'static str,
+    /// Type of operands.
+    pub precision: &'static str,
+    /// Rows, inputs, outputs.
+    pub shape: [usize; 3],
+    /// Median, in seconds.
+    pub median_s: f64,
+    /// Billions of operations of its products a second.
+    pub gflops: f64,
+    /// That as a share of what products alone reach.
+    pub share_of_peak: f64,
+}
+
+/// Rows and widths of the stages of Swin-T for 4 pictures of 2 x 224 and 8 x 96 pixels.
+const STAGES: [[usize; 2]; 4] = [[43_520, 96], [10_880, 192], [2_720, 384], [680, 768]];
+
+/// What products alone reach, in billions of operations a second, and every kernel.
+pub fn kernels(precision: Precision, iterations: usize) -> (f64, Vec<KernelReport>) {
+    let peak = peak_gflops(precision);
+    let reports = match precision {
+        Precision::F32 => all::<f32>(iterations, peak),
+        Precision::Bf16 => all::<Bf16>(iterations, peak),
+    };
+    (peak, reports)
+}
+
+fn all<T: Element>(iterations: usize, peak: f64) -> Vec<KernelReport> {
+    STAGES.into_iter().flat_map(|[rows, width]| stage::<T>(rows, width, iterations, peak)).collect()
+}
+
+fn stage<T: Element>(
+    rows: usize,
+    width: usize,
+    iterations: usize,
+    peak: f64,
+) -> Vec<KernelReport> {
+    let hidden = 4 * width;
+    let values = |n: usize| -> Vec<f32> {
+        (0..n).map(|i| (i * 7919 % 1009) as f32 / 5045.0 - 0.1).collect()
+    };
+    let (x, dy) = (values(rows * width), values(rows * hidden));
+    let (weight, bias) = (values(hidden * width), values(hidden));
+    let report = |kernel, macs: usize, seconds: f64| KernelReport {
+        kernel,
+        precision: T::NAME,
+        shape: [rows, width, hidden],
+        median_s: seconds,
+        gflops: 2e-9 * macs as f64 / seconds,
+        share_of_peak: 2e-9 * macs as f64 / seconds / peak,
+    };
+    let timed = |call: &mut dyn FnMut()| -> f64 {
+        let seconds = repeat::<Infallible>(iterations, |_| {
+            call();
+            Ok(())
+        });
+        median(&mut seconds.unwrap_or_else(|never| match never {}))
+    };
+    let act = linear::Activation::None;
+    let forward = |keep| linear::forward::<T>(&x, width, act, &weight, Some(&bias), keep);
+    let kept = forward(true).1;
+    let macs = rows * width * hidden;
+    let linear_forward = timed(&mut || drop(std::hint::black_box(forward(false))));
+    let linear_backward = timed(&mut || {
+        if let Some(kept) = kept.clone() {
+            let gradients = linear::backward(kept, width, act, &weight, &dy, true);
+            drop(std::hint::black_box(gradients));
+        }
+    });
+    let branch = mlp::Mlp {
+        gamma: &bias[..width],
+        beta: &bias[..width],
+        eps: 1e-6,
+        fc1_weight: &weight,
+        fc1_bias: &bias,
+        fc2_weight: &weight,
+        fc2_bias: &bias[..width],
+    };
+    let plan = DropPath::NONE;
+    let mut rows_in_place = x.clone();
+    let branch_forward = timed(&mut || {
+        let kept = mlp::forward::<T>(&mut rows_in_place, &branch, &plan, false);
+        drop(std::hint::black_box(kept));
+    });
+    rows_in_place.copy_from_slice(&x);
+    let kept = mlp::forward::<T>(&mut rows_in_place, &branch, &plan, true);
+    let mut gradient = x.clone();
+    let branch_backward = timed(&mut || {
+        if let Some(kept) = kept.clone() {
+            drop(std::hint::black_box(mlp::backward(kept, &branch, &plan, &mut gradient)));
+        }
+    });
+    vec![
+        report("linear forward", macs, linear_forward),
+        report("linear backward", 2 * macs, linear_backward),
+        report("mlp forward", 2 * macs, branch_forward),
+        report("mlp backward", 4 * macs, branch_backward),
+    ]
+}

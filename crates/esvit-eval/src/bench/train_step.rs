@@ -1,0 +1,176 @@
+//! Whole optimiser steps on made-up pictures, and the loss alone.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use esvit_kernels::rng::Rng;
+use esvit_nn::head::HeadConfig;
+use esvit_nn::ops::{self, Logits, Pairs};
+use esvit_nn::params::tensor;
+use esvit_nn::{Network, zoo};
+use esvit_train::Learner;
+use esvit_train::learner::{LearnerSettings, StepSettings};
+use esvit_train::objective::{NamedWeights, TEACHER_CROPS, Weights};
+use esvit_train::optim::{ClipScope, OptimizerKind};
+
+use super::{Bench, BenchError, Report, repeat};
+
+/// Purpose word of the random numbers of made-up pictures.
+const PICTURES_PURPOSE: u64 = 0xBE9C;
+
+/// Width of the rows before the prototypes.
+const BOTTLENECK: usize = 256;
+
+/// A whole step: teacher, student, both tasks, backward, clipping, AdamW, moving average, centres.
+///
+/// # Errors
+/// For settings that make no sense.
+pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
+    let arch = zoo::find(&bench.model)
+        .ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
+    let micro_batch = if bench.micro_batch == 0 { bench.batch } else { bench.micro_batch };
+    if bench.batch == 0 || !bench.batch.is_multiple_of(micro_batch) {
+        return Err(BenchError::Setting(format!(
+            "a batch of {} cannot be cut into micro-batches of {micro_batch}",
+            bench.batch
+        )));
+    }
+    let config = arch.config();
+    let head = HeadConfig {
+        out_dim: bench.prototypes,
+        norm_last_layer: false,
+        ..HeadConfig::default()
+    };
+    let network = Arc::new(Network::new(&config, arch.drop_path, &head, bench.region));
+    let settings = LearnerSettings {
+        seed: 0,
+        student_temp: 0.1,
+        weights: Weights::Named(NamedWeights::Reference),
+        center_momentum: 0.9,
+        clip_grad: Some(3.0),
+        clip_scope: ClipScope::Tensor,
+        precision: bench.precision,
+        crops_per_pass: bench.crops_per_pass,
+        mixup: None,
+    };
+    let device = Device::flex();
+    let mut learner = Learner::new(network, OptimizerKind::AdamW, settings, &device);
+    let crops = |size: usize, count: usize, stream: u64| {
+        (0..count as u64).map(move |crop| pictures(micro_batch, size, [stream, crop]))
+    };
+    let micro_batches: Vec<Vec<Tensor<4>>> = (0..bench.batch / micro_batch)
+        .map(|part| {
+            let stream = 2 * part as u64;
+            crops(bench.global_size, TEACHER_CROPS, stream)
+                .chain(crops(bench.local_size, bench.local_crops, stream + 1))
+                .collect()
+        })
+        .collect();
+    let seconds = repeat(bench.iterations, |step| {
+        let settings = StepSettings {
+            step: step as u64,
+            lr: 5e-4,
+            weight_decay: 0.04,
+            momentum: 0.996,
+            teacher_temp: 0.04,
+            freeze_last_layer: false,
+            health: false,
+        };
+        learner
+            .step(&micro_batches, &settings)
+            .map(|_| ())
+            .map_err(|error| BenchError::Step(error.to_string()))
+    })?;
+    Ok(Report::new(bench, seconds, step_macs(bench, arch)))
+}
+
+/// Made-up normalised pictures `[B, 3, size, size]`.
+pub(super) fn pictures(batch: usize, size: usize, place: [u64; 2]) -> Tensor<4> {
+    let mut rng = Rng::for_purpose(0, PICTURES_PURPOSE, [place[0], place[1], size as u64]);
+    let values = (0..batch * 3 * size * size).map(|_| rng.uniform_in(-2.0, 2.0) as f32);
+    tensor(values.collect(), [batch, 3, size, size], &Device::flex())
+}
+
+/// Multiply-accumulates of the products of a step: padding and dropped branches, which are not
+/// computed, do not count.
+fn step_macs(bench: &Bench, arch: &zoo::Architecture) -> u64 {
+    let config = arch.config();
+    let (global, local) = (bench.global_size, bench.local_size);
+    let pass = |drop_path: f64| {
+        TEACHER_CROPS as f64 * config.real_macs(global, drop_path)
+            + bench.local_crops as f64 * config.real_macs(local, drop_path)
+    };
+    let teacher = TEACHER_CROPS as f64 * config.real_macs(global, 0.0);
+    let [global_tokens, local_tokens] =
+        [global, local].map(|size| config.last_map(size).pow(2) as f64);
+    let width = config.output_width() as f64;
+    let hidden = HeadConfig::default().hidden_dim as f64;
+    let bottleneck = BOTTLENECK as f64;
+    let row = width * hidden
+        + hidden * hidden
+        + hidden * bottleneck
+        + bottleneck * bench.prototypes as f64;
+    let teacher_crops = TEACHER_CROPS as f64;
+    let local_crops = bench.local_crops as f64;
+    let mut rows = [teacher_crops, teacher_crops + local_crops];
+    if bench.region {
+        rows[0] += teacher_crops * global_tokens;
+        rows[1] += teacher_crops * global_tokens + local_crops * local_tokens;
+    }
+    let picture = 3.0 * pass(arch.drop_path) + teacher + (rows[0] + 3.0 * rows[1]) * row;
+    (picture * bench.batch as f64) as u64
+}
+
+/// The loss of both tasks over the prototypes, forward and backward, without the networks.
+///
+/// # Errors
+/// For settings that make no sense.
+pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
+    let arch = zoo::find(&bench.model)
+        .ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
+    let config = arch.config();
+    let [global, local] =
+        [bench.global_size, bench.local_size].map(|size| config.last_map(size).pow(2));
+    let teachers = TEACHER_CROPS * bench.batch * global;
+    let rows = teachers + bench.local_crops * bench.batch * local;
+    let mut pairs = Pairs::new();
+    for row in 0..rows {
+        let count = if row < teachers { 1 } else { 2 };
+        pairs.push((0..count).map(|i| ((row + i * teachers / 2) % teachers, 1.0 / rows as f32)));
+    }
+    let pairs = Arc::new(pairs);
+    let random = |rows: usize, width: usize, place: u64| -> Tensor<2> {
+        let mut rng = Rng::for_purpose(0, PICTURES_PURPOSE, [place, rows as u64, width as u64]);
+        let values = (0..rows * width).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect();
+        tensor(values, [rows, width], &Device::flex())
+    };
+    let k = bench.prototypes;
+    let logits = |rows: usize, place: u64| Logits {
+        z: ops::l2_normalize(random(rows, BOTTLENECK, place)),
+        v: random(k, BOTTLENECK, place + 1),
+        g: Tensor::ones([k], &Device::flex()),
+    };
+    let (student, teacher) = (logits(rows, 0), logits(teachers, 2));
+    let center = Tensor::zeros([k], &Device::flex());
+    let seconds = repeat::<Infallible>(bench.iterations, |_| {
+        let student = Logits {
+            z: student.z.clone().autodiff().require_grad(),
+            v: student.v.clone().autodiff().require_grad(),
+            g: student.g.clone().autodiff().require_grad(),
+        };
+        let loss = ops::prototype_cross_entropy(
+            student,
+            teacher.clone(),
+            center.clone(),
+            pairs.clone(),
+            [0.1, 0.04],
+            bench.precision,
+        );
+        drop(loss.backward());
+        Ok(())
+    });
+    let macs = (3 * rows + teachers) as u64 * (BOTTLENECK * k) as u64;
+    let seconds = seconds.unwrap_or_else(|never| match never {});
+    Ok(Report::new(bench, seconds, macs))
+}

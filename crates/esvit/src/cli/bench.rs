@@ -1,0 +1,286 @@
+//! `esvit bench`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use esvit_eval::bench::{self, DataBench, KernelReport, Report};
+use esvit_kernels::isa::{self, Isa};
+use esvit_kernels::profile;
+use esvit_nn::ops::Precision;
+
+use super::Done;
+use super::output::Output;
+
+/// Measures how fast this machine is at what the program does.
+#[derive(Debug, Args)]
+pub(super) struct Bench {
+    #[command(subcommand)]
+    what: What,
+    /// Threads of the kernels; by default one a core.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Timed repetitions.
+    #[arg(long, global = true, default_value_t = 5, value_name = "N")]
+    iterations: usize,
+    /// Best instruction set to use, to compare it with what the machine has.
+    #[arg(long, global = true, value_name = "NAME")]
+    isa: Option<InstructionSet>,
+    /// Prints a table of where the time goes.
+    #[arg(long, global = true)]
+    profile: bool,
+    /// One JSON object instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// A whole optimiser step on made-up pictures: teacher, student, loss, backward, clipping,
+    /// AdamW, moving average.
+    TrainStep(Shape),
+    /// View and region features of a batch of pictures.
+    Forward(Shape),
+    /// The loss of the region task over the prototypes, forward and backward, without networks.
+    Objective(Shape),
+    /// Kernels one by one, and what matrix products alone reach on this machine.
+    Kernels {
+        /// Type of operands of products.
+        #[arg(long, default_value = "auto")]
+        precision: PrecisionName,
+    },
+    /// Decoding a JPEG and making its ten views, on one core.
+    Data {
+        /// A picture file; by default a built-in one of 256 x 256.
+        #[arg(long, value_name = "FILE")]
+        picture: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Shape {
+    /// Architecture: `esvit info` lists them.
+    #[arg(long, default_value = "swin_tiny")]
+    model: String,
+    /// Pictures of a step or a pass.
+    #[arg(long, default_value_t = 4)]
+    batch: usize,
+    /// Side of a global crop, in pixels.
+    #[arg(long, default_value_t = 224)]
+    global_size: usize,
+    /// Side of a local crop, in pixels.
+    #[arg(long, default_value_t = 96)]
+    local_size: usize,
+    /// Local crops of a picture.
+    #[arg(long, default_value_t = 8)]
+    local_crops: usize,
+    /// Crops that go through the student at a time; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    crops_per_pass: usize,
+    /// Pictures that go through the networks at a time; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    micro_batch: usize,
+    /// Prototypes of a head.
+    #[arg(long, default_value_t = 65_536)]
+    prototypes: usize,
+    /// Trains the view task alone.
+    #[arg(long)]
+    view_only: bool,
+    /// Type of operands of products and of kept activations.
+    #[arg(long, default_value = "auto")]
+    precision: PrecisionName,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PrecisionName {
+    Auto,
+    F32,
+    Bf16,
+}
+
+impl PrecisionName {
+    fn resolve(self) -> Precision {
+        match self {
+            Self::Auto => Precision::auto(),
+            Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum InstructionSet {
+    Baseline,
+    Avx2,
+    Avx512,
+    #[value(name = "avx512-bf16")]
+    Avx512Bf16,
+}
+
+impl Bench {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .context("cannot set the number of threads")?;
+        }
+        if let Some(set) = self.isa {
+            isa::limit(match set {
+                InstructionSet::Baseline => Isa::Baseline,
+                InstructionSet::Avx2 => Isa::Avx2,
+                InstructionSet::Avx512 => Isa::Avx512,
+                InstructionSet::Avx512Bf16 => Isa::Avx512Bf16,
+            });
+        }
+        let iterations = self.iterations;
+        profile::enable(self.profile);
+        match &self.what {
+            What::TrainStep(shape) => {
+                self.show(output, &bench::train_step(&shape.bench(iterations))?)?;
+            }
+            What::Forward(shape) => self.show(output, &bench::forward(&shape.bench(iterations))?)?,
+            What::Objective(shape) => {
+                self.show(output, &bench::objective(&shape.bench(iterations))?)?;
+            }
+            What::Kernels { precision } => {
+                let precision = precision.resolve();
+                let (peak, kernels) = bench::kernels(precision, iterations);
+                if self.json {
+                    output.json(&serde_json::json!({
+                        "isa": isa::current().name(),
+                        "precision": precision.name(),
+                        "peak_gflops": peak,
+                        "kernels": kernels,
+                    }))?;
+                } else {
+                    output.result(kernel_table(precision, peak, &kernels))?;
+                }
+            }
+            What::Data { picture } => {
+                let report = bench::data(&DataBench { picture: picture.clone(), iterations })?;
+                if self.json {
+                    output.json(&report)?;
+                } else {
+                    output.result(format!(
+                        "{} x {}: decoding {:.2} ms, ten views {:.2} ms, together {:.2} ms \
+                         ({:.1} pictures a second on one core)",
+                        report.size[0],
+                        report.size[1],
+                        report.decode_ms,
+                        report.views_ms,
+                        report.total_ms,
+                        report.images_per_s
+                    ))?;
+                }
+            }
+        }
+        Ok(Done::Well)
+    }
+
+    fn show(&self, output: &Output, report: &Report) -> Result<()> {
+        let repetitions = report.seconds.len();
+        if self.json {
+            output.json(report)?;
+        } else {
+            output.result(format!(
+                "{:.3} s (median of {}), {:.2} pictures a second\n\
+                 {:.0} GFLOP/s, {:.0} % of the {:.0} that products alone reach\n\
+                 {:.0} MB at most, {}, {} threads",
+                report.median_s,
+                report.seconds.len(),
+                report.images_per_s,
+                report.gflops,
+                100.0 * report.share_of_peak,
+                report.peak_gflops,
+                report.peak_rss_mb,
+                report.precision,
+                report.threads
+            ))?;
+        }
+        if self.profile {
+            output.note(profile_table(report.peak_gflops, repetitions));
+        }
+        Ok(())
+    }
+}
+
+impl Shape {
+    fn bench(&self, iterations: usize) -> bench::Bench {
+        bench::Bench {
+            model: self.model.clone(),
+            batch: self.batch,
+            global_size: self.global_size,
+            local_size: self.local_size,
+            local_crops: self.local_crops,
+            crops_per_pass: self.crops_per_pass,
+            micro_batch: self.micro_batch,
+            prototypes: self.prototypes,
+            region: !self.view_only,
+            precision: self.precision.resolve(),
+            iterations,
+        }
+    }
+}
+
+fn kernel_table(precision: Precision, peak: f64, kernels: &[KernelReport]) -> String {
+    let mut text = format!(
+        "{}, {}: products alone reach {peak:.0} GFLOP/s\n{:16} {:>20} {:>10} {:>9} {:>7}",
+        isa::current().name(),
+        precision.name(),
+        "kernel",
+        "rows x in x out",
+        "median",
+        "GFLOP/s",
+        "share"
+    );
+    for report in kernels {
+        let [rows, inputs, outputs] = report.shape;
+        text.push_str(&format!(
+            "\n{:16} {:>20} {:>7.2} ms {:>9.0} {:>5.0} %",
+            report.kernel,
+            format!("{rows} x {inputs} x {outputs}"),
+            report.median_s * 1e3,
+            report.gflops,
+            100.0 * report.share_of_peak
+        ));
+    }
+    text
+}
+
+/// Where the time went, by phase of a kernel.
+fn profile_table(peak_gflops: f64, repetitions: usize) -> String {
+    let phases = profile::take();
+    let mut text = format!(
+        "{:28} {:>7} {:>12} {:>9} {:>7}",
+        "phase", "calls", "ms a step", "GFLOP/s", "share"
+    );
+    let (mut time, mut product_time, mut macs) = (0.0, 0.0, 0);
+    for (name, phase) in &phases {
+        let seconds = phase.time.as_secs_f64();
+        time += seconds;
+        let gflops = 2e-9 * phase.macs as f64 / seconds;
+        let (rate, share) = if phase.macs > 0 {
+            product_time += seconds;
+            macs += phase.macs;
+            (format!("{gflops:.0}"), format!("{:.0} %", 100.0 * gflops / peak_gflops))
+        } else {
+            Default::default()
+        };
+        text.push_str(&format!(
+            "\n{name:28} {:>7} {:>12.1} {rate:>9} {share:>7}",
+            phase.calls / repetitions as u64,
+            seconds * 1e3 / repetitions as f64
+        ));
+    }
+    let gflops = 2e-9 * macs as f64 / product_time;
+    text.push_str(&format!(
+        "\n{:28} {:>7} {:>12.1} {:>9} {:>7}",
+        "all of these",
+        "",
+        time * 1e3 / repetitions as f64,
+        format!("{gflops:.0}"),
+        format!("{:.0} %", 100.0 * gflops / peak_gflops)
+    ));
+    text
+}
