@@ -14,7 +14,7 @@ use crate::element::{Element, row_len};
 const POOLED_BYTES: usize = 16 << 10;
 
 /// A buffer that nobody took while this many others were taken is freed.
-const IDLE_TAKES: u64 = 8192;
+const IDLE_TAKES: u64 = 1 << 17;
 
 /// Values in a buffer that may be larger. Returns to the pool when dropped.
 #[derive(Debug)]

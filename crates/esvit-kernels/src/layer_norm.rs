@@ -5,9 +5,9 @@
 
 use rayon::prelude::*;
 
-use crate::TASK_VALUES;
 use crate::element::{Element, row_len};
 use crate::simd::{dispatch, sum};
+use crate::{TASK_VALUES, profile};
 
 /// What the backward pass needs: normalised rows, each stored at the length of
 /// [`row_len`], and the inverse deviation of every row.
@@ -230,13 +230,15 @@ pub(crate) fn shifted_bias(weight: &[f32], beta: &[f32], bias: Option<&[f32]>) -
         Some(bias) => bias.to_vec(),
         None => vec![0.0; weight.len() / width],
     };
-    shifted.par_chunks_mut(task).zip(weight.par_chunks(task * width)).for_each(
-        |(shifted, weight)| {
-            for (shifted, weight) in shifted.iter_mut().zip(weight.chunks_exact(width)) {
-                *shifted += dot(weight, beta);
-            }
-        },
-    );
+    profile::time("packing", 0, || {
+        shifted.par_chunks_mut(task).zip(weight.par_chunks(task * width)).for_each(
+            |(shifted, weight)| {
+                for (shifted, weight) in shifted.iter_mut().zip(weight.chunks_exact(width)) {
+                    *shifted += dot(weight, beta);
+                }
+            },
+        );
+    });
     shifted
 }
 

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::{TASK_VALUES, buffer};
 use crate::simd::{dispatch, sum};
+use crate::{TASK_VALUES, buffer};
 
 /// Smallest length that a row is divided by.
 const SMALLEST_LENGTH: f32 = 1e-12;

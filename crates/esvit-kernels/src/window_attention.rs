@@ -102,22 +102,51 @@ impl<'a, T: Element> SharedRows<'a, T> {
         Self { len: values.len(), values: values.as_mut_ptr(), lifetime }
     }
 
+    /// The `len` values from `at` on.
+    ///
     /// # Safety
-    /// No other task reads or writes these places.
-    unsafe fn write(&self, at: usize, from: &[f32]) {
-        assert!(at + from.len() <= self.len, "within the matrix");
+    /// No other task reads or writes these places, nor does the caller by another slice.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "as its safety section demands")]
+    unsafe fn at(&self, at: usize, len: usize) -> &mut [T] {
+        assert!(at + len <= self.len, "within the matrix");
         // SAFETY: within the matrix, which is borrowed exclusively, and no other task is here.
-        let to = unsafe { std::slice::from_raw_parts_mut(self.values.add(at), from.len()) };
-        store(from, to);
+        unsafe { std::slice::from_raw_parts_mut(self.values.add(at), len) }
     }
 }
 
 dispatch! {
-    fn store<T: Element>(from: &[f32], to: &mut [T]) {
-        let to = &mut to[..from.len()];
-        for i in 0..from.len() {
-            to[i] = T::from_f32(from[i]);
+    /// Stores the first `d` values of each row of `from`, which are `width` values apart, at
+    /// `places` of a matrix; no two tasks have the same places.
+    fn scatter<T: Element>(
+        from: &[f32],
+        width: usize,
+        d: usize,
+        places: &[usize],
+        to: SharedRows<'_, T>,
+    ) {
+        for (from, &place) in from.chunks_exact(width).zip(places) {
+            // SAFETY: a token has one slot, as `Windows::check` has made sure, and each window and
+            // head is in one task: no two tasks have the same place.
+            let to = unsafe { to.at(place, d) };
+            let from = &from[..d];
+            for i in 0..d {
+                to[i] = T::from_f32(from[i]);
+            }
         }
+    }
+}
+
+/// Copies a few values without a call.
+#[inline(always)]
+fn copy<T: Element>(from: &[T], to: &mut [T]) {
+    let (from, rest) = from.as_chunks::<LANES>();
+    let (to, to_rest) = to[..from.len() * LANES + rest.len()].as_chunks_mut::<LANES>();
+    for (from, to) in from.iter().zip(to) {
+        *to = *from;
+    }
+    for (from, to) in rest.iter().zip(to_rest) {
+        *to = *from;
     }
 }
 
@@ -145,13 +174,8 @@ pub(crate) fn forward<T: Element>(
                 scratch.load(qkv, &padding, windows, first, head);
                 scratch.attend(&positions, windows, window, head);
                 scratch.mix();
-                for (query, out) in
-                    scratch.queries.iter().zip(scratch.out.chunks_exact(scratch.width))
-                {
-                    let at = (first + query.token) * row + head * scratch.d;
-                    // SAFETY: a token has one slot, and each window and head is in one task.
-                    unsafe { mixed.write(at, &out[..scratch.d]) };
-                }
+                scratch.place(first, row, head * scratch.d);
+                scatter(&scratch.out, scratch.width, scratch.d, &scratch.places, mixed);
             }
         }
     });
@@ -188,27 +212,27 @@ pub(crate) fn backward<T: Element>(
                     scratch.attend(&positions, windows, window, head);
                     scratch.load_gradient(dmixed, windows, first, head);
                     scratch.differentiate(head, &mut dpositions);
-                    let to = head * d;
-                    for (query, gradient) in
-                        scratch.queries.iter().zip(scratch.dqueries.chunks_exact(scratch.width))
-                    {
-                        let at = (first + query.token) * row3 + to;
-                        // SAFETY: a token has one slot, and each window and head is in one task.
-                        unsafe { dqkv.write(at, &gradient[..d]) };
-                    }
+                    scratch.place(first, row3, head * d);
+                    scatter(&scratch.dqueries, scratch.width, d, &scratch.places, dqkv);
                     for (part, gradients) in [(1, &scratch.dkeys), (2, &scratch.dvalues)] {
                         let to = part * windows.width + head * d;
                         for (slot, gradient) in gradients.chunks_exact(scratch.width).enumerate() {
-                            match windows.token(window, slot) {
-                                // SAFETY: as above.
-                                Some(token) => unsafe {
-                                    dqkv.write((first + token) * row3 + to, &gradient[..d]);
-                                },
-                                None => {
-                                    let sums = dpadding[to..to + d].iter_mut().zip(gradient);
-                                    sums.for_each(|(sum, value)| *sum += value);
-                                }
+                            if windows.token(window, slot).is_none() {
+                                let sums = dpadding[to..to + d].iter_mut().zip(gradient);
+                                sums.for_each(|(sum, value)| *sum += value);
                             }
+                        }
+                    }
+                    for part in [1, 2] {
+                        scratch.place(first, row3, part * windows.width + head * d);
+                        let gradients = if part == 1 { &scratch.dkeys } else { &scratch.dvalues };
+                        if scratch.queries.len() == scratch.n {
+                            scatter(gradients, scratch.width, d, &scratch.places, dqkv);
+                            continue;
+                        }
+                        for (query, &place) in scratch.queries.iter().zip(&scratch.places) {
+                            let gradient = &gradients[query.slot * scratch.width..];
+                            scatter(&gradient[..scratch.width], scratch.width, d, &[place], dqkv);
                         }
                     }
                 }
@@ -280,6 +304,8 @@ struct Scratch<T: Element> {
     lanes: usize,
     window: usize,
     queries: Vec<Query>,
+    /// Where the row of every query goes.
+    places: Vec<usize>,
     /// `[m, row]`, `[n, row]`, `[n, row]`, `[m, row]`.
     query_rows: Buffer<T>,
     key_rows: Buffer<T>,
@@ -320,6 +346,7 @@ impl<T: Element> Scratch<T> {
             lanes,
             window: usize::MAX,
             queries: Vec::new(),
+            places: Vec::new(),
             query_rows: stored(n * row),
             key_rows: stored(n * row),
             value_rows: stored(n * row),
@@ -351,12 +378,19 @@ impl<T: Element> Scratch<T> {
         (at / windows.windows() * windows.tokens, window)
     }
 
+    /// Notes where the rows of the queries go: in a matrix of rows `row` apart, `offset` into
+    /// each.
+    fn place(&mut self, first: usize, row: usize, offset: usize) {
+        self.places.clear();
+        self.places.extend(self.queries.iter().map(|query| (first + query.token) * row + offset));
+    }
+
     /// Gathers queries, keys and values.
     fn load(&mut self, qkv: &[T], padding: &[T], windows: &Windows<'_>, first: usize, head: usize) {
         let (d, row, width) = (self.d, self.row, windows.width);
         let row3 = row_len::<T>(3 * width);
         for (query, to) in self.queries.iter().zip(self.query_rows.chunks_exact_mut(row)) {
-            to[..d].copy_from_slice(&qkv[(first + query.token) * row3 + head * d..][..d]);
+            copy(&qkv[(first + query.token) * row3 + head * d..][..d], to);
         }
         let rows = self.key_rows.chunks_exact_mut(row).zip(self.value_rows.chunks_exact_mut(row));
         for (slot, (key, value)) in rows.enumerate().take(self.n) {
@@ -364,8 +398,8 @@ impl<T: Element> Scratch<T> {
                 Some(token) => &qkv[(first + token) * row3..][..3 * width],
                 None => padding,
             };
-            key[..d].copy_from_slice(&from[width + head * d..][..d]);
-            value[..d].copy_from_slice(&from[2 * width + head * d..][..d]);
+            copy(&from[width + head * d..][..d], key);
+            copy(&from[2 * width + head * d..][..d], value);
         }
     }
 
@@ -396,7 +430,7 @@ impl<T: Element> Scratch<T> {
         let (d, row_of_all) = (self.d, row_len::<T>(windows.width));
         let rows = self.gradient_rows.chunks_exact_mut(self.row);
         for (query, to) in self.queries.iter().zip(rows) {
-            to[..d].copy_from_slice(&dmixed[(first + query.token) * row_of_all + head * d..][..d]);
+            copy(&dmixed[(first + query.token) * row_of_all + head * d..][..d], to);
         }
     }
 
@@ -471,7 +505,7 @@ dispatch! {
         for (query, (logits, stored)) in queries.iter().zip(rows) {
             let positions = &positions[query.slot * lanes..][..lanes];
             for i in 0..lanes {
-                logits[i] = logits[i] * scale + positions[i];
+                logits[i] = logits[i].mul_add(scale, positions[i]);
             }
             if let Some(mask) = mask {
                 let mask = &mask[query.slot * n..][..n];

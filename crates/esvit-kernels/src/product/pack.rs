@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{LANES, STRIP, Strip};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
+use crate::profile;
 use crate::simd::dispatch;
 
 /// Columns of a full strip for an operand of `columns` columns: strips of equal width serve the
@@ -50,6 +51,10 @@ impl<T: Element> Packed<T> {
 
     /// The transpose of `weight [columns, inner]`, each inner index times its `scale`.
     pub(crate) fn transposed(weight: &[f32], inner: usize, scale: Option<&[f32]>) -> Self {
+        profile::time("packing", 0, || Self::pack_transposed(weight, inner, scale))
+    }
+
+    fn pack_transposed(weight: &[f32], inner: usize, scale: Option<&[f32]>) -> Self {
         let columns = weight.len() / inner.max(1);
         let mut packed = Self::new(inner, columns);
         let (width, row) = (packed.width, row_len::<T>(inner));
@@ -74,18 +79,27 @@ impl<T: Element> Packed<T> {
 
     /// `weight [inner, columns]`, each column times its `scale`.
     pub(crate) fn straight(weight: &[f32], columns: usize, scale: Option<&[f32]>) -> Self {
+        profile::time("packing", 0, || Self::pack_straight(weight, columns, scale))
+    }
+
+    fn pack_straight(weight: &[f32], columns: usize, scale: Option<&[f32]>) -> Self {
         let inner = weight.len() / columns.max(1);
         let mut packed = Self::new(inner, columns);
         let (width, row) = (packed.width, row_len::<T>(inner));
+        let zeros = [0.0; STRIP];
         packed.values.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(at, strip)| {
             let width = strip.len() / row;
             let first = at * packed.width;
             let used = first..(first + width).min(columns);
             let scale = scale.map(|scale| &scale[used.clone()]);
             for (step, to) in strip.chunks_exact_mut(width * T::PAIR).enumerate() {
-                for pair in 0..T::PAIR.min(inner - step * T::PAIR) {
-                    let from = &weight[(step * T::PAIR + pair) * columns..][used.clone()];
-                    convert_column(from, scale, pair, to);
+                let row = |pair: usize| {
+                    let at = step * T::PAIR + pair;
+                    (at < inner).then(|| &weight[at * columns..][used.clone()])
+                };
+                if let Some(first) = row(0) {
+                    let second = if T::PAIR == 2 { row(1) } else { None };
+                    pair_up(first, second.unwrap_or(&zeros[..first.len()]), scale, to);
                 }
             }
         });
@@ -124,25 +138,25 @@ dispatch! {
 }
 
 dispatch! {
-    /// Stores values at place `pair` of the pairs of a step.
-    fn convert_column<T: Element>(
-        from: &[f32],
+    /// Stores the values of one or, in pairs, of two rows, each times its scale.
+    fn pair_up<T: Element>(
+        first: &[f32],
+        second: &[f32],
         scale: Option<&[f32]>,
-        pair: usize,
         to: &mut [T],
     ) {
-        let to = &mut to[..from.len() * T::PAIR];
-        match scale {
-            Some(scale) => {
-                let scale = &scale[..from.len()];
-                for i in 0..from.len() {
-                    to[i * T::PAIR + pair] = T::from_f32(from[i] * scale[i]);
-                }
+        let n = first.len();
+        let (second, to) = (&second[..n], &mut to[..n * T::PAIR]);
+        let ones = [1.0; STRIP];
+        let scale = &scale.unwrap_or(&ones)[..n];
+        if T::PAIR == 1 {
+            for i in 0..n {
+                to[i] = T::from_f32(first[i] * scale[i]);
             }
-            None => {
-                for i in 0..from.len() {
-                    to[i * T::PAIR + pair] = T::from_f32(from[i]);
-                }
+        } else {
+            let (to, _) = to.as_chunks_mut::<2>();
+            for i in 0..n {
+                to[i] = [first[i], second[i]].map(|value| T::from_f32(value * scale[i]));
             }
         }
     }
@@ -175,14 +189,28 @@ pub(crate) fn interleave<T: Element>(
     }
 }
 
-dispatch! {
-    fn interleave_pair<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
-        let n = first.len();
-        let (second, to) = (&second[..n], &mut to[..2 * n]);
-        for i in 0..n {
-            to[2 * i] = first[i];
-            to[2 * i + 1] = second[i];
+/// Values of two rows by turns.
+fn interleave_pair<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
+    let n = first.len();
+    assert!(second.len() >= n && to.len() >= 2 * n, "rows of equal length");
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if crate::isa::current() >= crate::isa::Isa::Avx512 && size_of::<T>() == 2 {
+        done = n / 32 * 32;
+        // SAFETY: the machine has AVX-512 with BW, `done` values of 16 bits lie in both rows and
+        // there is room for twice as many.
+        unsafe {
+            super::x86::interleave_avx512(
+                first.as_ptr().cast(),
+                second.as_ptr().cast(),
+                to.as_mut_ptr().cast(),
+                done,
+            );
         }
+    }
+    for i in done..n {
+        to[2 * i] = first[i];
+        to[2 * i + 1] = second[i];
     }
 }
 

@@ -124,7 +124,7 @@ fn stored<T: Element>(values: &[f32], width: usize) -> Vec<T> {
     let row = row_len::<T>(width);
     let mut rows = vec![T::default(); values.len() / width * row];
     for (to, from) in rows.chunks_exact_mut(row).zip(values.chunks_exact(width)) {
-        store(from, to);
+        crate::product::convert(from, None, to);
     }
     rows
 }

@@ -249,6 +249,15 @@ pub(super) fn made_like(values: Vec<f32>, like: &FlexTensor) -> FlexTensor {
     made(values, like.shape())
 }
 
+/// Gives the memory of a tensor that nobody else has back to the kernels.
+pub(super) fn reclaim(tensor: FlexTensor) {
+    if tensor.is_unique()
+        && let Ok(values) = tensor.into_data().try_into_vec::<f32>()
+    {
+        esvit_kernels::buffer::recycle(values);
+    }
+}
+
 /// What an operation kept, in its own type.
 pub(super) fn own<T: 'static>(kept: Kept) -> T {
     *kept.downcast::<T>().expect("an operation gets back what it kept")

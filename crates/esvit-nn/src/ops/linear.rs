@@ -7,7 +7,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use esvit_kernels::linear;
 
-use super::extension::{Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, values};
+use super::extension::{Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, reclaim, values};
 use super::precision::with_element;
 use super::{Precision, gelu};
 
@@ -59,15 +59,17 @@ struct Linear {
 }
 
 impl Operation for Linear {
-    fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+    fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let [x, weight, bias] = [0, 1, 2].map(|i| values(&inputs[i]));
         let [rows, width] = [0, 1].map(|axis| inputs[0].shape()[axis]);
         let outputs = bias.len();
-        with_element!(self.precision, T => {
+        let result = with_element!(self.precision, T => {
             let (y, kept) =
                 linear::forward::<T>(x, width, self.activation, weight, Some(bias), keep);
             (made(y, [rows, outputs]), kept.map(|kept| Box::new(kept) as Kept))
-        })
+        });
+        reclaim(inputs.swap_remove(0));
+        result
     }
 
     fn backward(
@@ -87,6 +89,7 @@ impl Operation for Linear {
             values(&gradient),
             wanted[0],
         ));
+        reclaim(gradient);
         vec![
             gradients.x.map(|x| made(x, [rows, width])),
             Some(made_like(gradients.weight, &parameters[0])),

@@ -9,7 +9,7 @@ use esvit_kernels::{buffer, layer_norm, optimizer, tokens};
 
 use super::Precision;
 use super::extension::{
-    Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, values, values_mut,
+    Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, reclaim, values, values_mut,
 };
 use super::precision::with_element;
 
@@ -47,14 +47,16 @@ struct LayerNorm {
 }
 
 impl Operation for LayerNorm {
-    fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+    fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let [x, gamma, beta] = [0, 1, 2].map(|i| values(&inputs[i]));
         let mut y = buffer::stale(x.len());
         let kept = with_element!(self.precision, T => {
             layer_norm::forward::<T>(x, gamma, beta, self.eps, &mut y, keep)
                 .map(|kept| Box::new(kept) as Kept)
         });
-        (made_like(y, &inputs[0]), kept)
+        let y = made_like(y, &inputs[0]);
+        reclaim(inputs.swap_remove(0));
+        (y, kept)
     }
 
     fn backward(
@@ -70,8 +72,10 @@ impl Operation for LayerNorm {
         let (dgamma, dbeta) = with_element!(self.precision, T => {
             layer_norm::backward::<T>(&own(kept), gamma, dy, &mut dx)
         });
+        let dx = made_like(dx, &gradient);
+        reclaim(gradient);
         vec![
-            Some(made_like(dx, &gradient)),
+            Some(dx),
             Some(made_like(dgamma, &parameters[0])),
             Some(made_like(dbeta, &parameters[1])),
         ]

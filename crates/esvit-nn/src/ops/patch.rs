@@ -7,7 +7,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use esvit_kernels::{merge, tokens};
 
-use super::extension::{Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, values};
+use super::extension::{Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, reclaim, values};
 use super::precision::with_element;
 use super::{Precision, Segment, composed_layer_norm};
 use crate::params::indices;
@@ -147,14 +147,16 @@ impl Merge {
 type KeptMerge<T> = (merge::Kept<T>, usize);
 
 impl Operation for Merge {
-    fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+    fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let (x, parameters) = (values(&inputs[0]), self.parameters(&inputs[1..]));
         let rows = inputs[0].shape()[0];
         let shape = [self.neighbours.len(), inputs[3].shape()[0]];
-        with_element!(self.precision, T => {
+        let result = with_element!(self.precision, T => {
             let (y, kept) = merge::forward::<T>(x, &parameters, &self.neighbours, keep);
             (made(y, shape), kept.map(|kept| -> Kept { Box::<KeptMerge<T>>::new((kept, rows)) }))
-        })
+        });
+        reclaim(inputs.swap_remove(0));
+        result
     }
 
     fn backward(
@@ -169,6 +171,7 @@ impl Operation for Merge {
             let (kept, rows): KeptMerge<T> = own(kept);
             (merge::backward::<T>(kept, &merge, &self.neighbours, dy, rows), rows)
         });
+        reclaim(gradient);
         vec![
             Some(made(gradients.x, [rows, merge.gamma.len() / 4])),
             Some(made_like(gradients.gamma, &parameters[0])),
