@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use burn::tensor::Tensor;
 use esvit_kernels::rng::Rng;
 
-use crate::ops::{Precision, Scales};
+use crate::ops::{Compute, Precision, Scales};
 use crate::params::ParamId;
 
 /// Purpose word of drop-path's random numbers.
@@ -27,6 +27,8 @@ pub struct DropPathKey {
 pub struct Pass {
     /// The type of operands and kept activations.
     pub precision: Precision,
+    /// Keeps the input of every branch alone and computes the rest again on the way back.
+    pub recompute: bool,
     training: bool,
     drop_path: Option<DropPathKey>,
     images_before: usize,
@@ -53,6 +55,11 @@ impl Pass {
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// How blocks are computed.
+    pub fn compute(&self) -> Compute {
+        Compute { precision: self.precision, recompute: self.recompute }
     }
 
     /// The part of a pass that begins after `images` images: what is drawn for an image does not

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use common::{check_gradients, fill, hashed, hashed_times};
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
-    self, Activation, LinearValues, Logits, NormValues, Pairs, Precision, Scales, Segment,
+    self, Activation, Compute, LinearValues, Logits, NormValues, Pairs, Precision, Scales, Segment,
     WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role, vector};
@@ -138,7 +138,8 @@ fn attention_branch() {
             hashed_times(7, width * width, small),
             hashed(8, width),
         ];
-        for scales in [None, scales(images.len())] {
+        for (scales, recompute) in [(None, true), (scales(images.len()), false)] {
+            let compute = Compute { recompute, ..Compute::default() };
             let arguments = |v: &[Tensor<1>]| {
                 let x = v[0].clone().reshape([rows, width]);
                 let layers = [linear_values(&v[3..], width), linear_values(&v[6..], width)];
@@ -147,9 +148,9 @@ fn attention_branch() {
             let what = format!("maps {maps:?}, window {window}, shift {shift}");
             let by_kernels = |v: &[Tensor<1>]| {
                 let (x, norm, layers, table) = arguments(v);
-                let (scales, f32) = (scales.clone(), Precision::F32);
+                let scales = scales.clone();
                 flat(ops::attention_branch(
-                    x, &segments, &windows, norm, layers, table, scales, f32,
+                    x, &segments, &windows, norm, layers, table, scales, compute,
                 ))
             };
             let composed = |v: &[Tensor<1>]| {
@@ -184,7 +185,8 @@ fn mlp_branch() {
             hashed(6, hidden * width),
             hashed(7, width),
         ];
-        for scales in [None, scales(images.len())] {
+        for (scales, recompute) in [(None, true), (scales(images.len()), false)] {
+            let compute = Compute { recompute, ..Compute::default() };
             let arguments = |v: &[Tensor<1>]| {
                 let x = v[0].clone().reshape([rows, width]);
                 let layers = [linear_values(&v[3..], width), linear_values(&v[5..], hidden)];
@@ -192,7 +194,7 @@ fn mlp_branch() {
             };
             let by_kernels = |v: &[Tensor<1>]| {
                 let (x, norm, layers) = arguments(v);
-                flat(ops::mlp_branch(x, &segments, norm, layers, scales.clone(), Precision::F32))
+                flat(ops::mlp_branch(x, &segments, norm, layers, scales.clone(), compute))
             };
             let composed = |v: &[Tensor<1>]| {
                 let (x, norm, layers) = arguments(v);

@@ -248,6 +248,8 @@ pub struct TrainConfig {
     pub accumulate: usize,
     /// Crops that go through the student at a time, for less memory; 0 for all at once.
     pub crops_per_pass: usize,
+    /// Keeps less for the way back and computes it again: less memory, about a quarter more time.
+    pub checkpoint_blocks: bool,
     /// The type of operands of large products and of kept activations.
     pub precision: PrecisionChoice,
     /// Steps from one line of the log to the next.
@@ -285,6 +287,7 @@ impl Default for TrainConfig {
             batch_size: 64,
             accumulate: 1,
             crops_per_pass: 0,
+            checkpoint_blocks: false,
             precision: PrecisionChoice::Auto,
             log_every: 10,
         }

@@ -34,6 +34,8 @@ pub struct LearnerSettings {
     /// Crops that go through the student at a time, for less memory; 0 for all. Gradients are the
     /// same but for rounding.
     pub crops_per_pass: usize,
+    /// Keeps the input of every branch of a block alone and computes the rest again.
+    pub checkpoint_blocks: bool,
     /// Mixing of the student's pictures, view task only.
     pub mixup: Option<MixupConfig>,
 }
@@ -283,7 +285,8 @@ impl Learner {
         let mut statistics = Vec::new();
         for first in (0..crops.len()).step_by(per_pass) {
             let at_hand = first..(first + per_pass).min(crops.len());
-            let pass = Pass::student(key).with_precision(precision).after_images(first * batch);
+            let mut pass = Pass::student(key).with_precision(precision).after_images(first * batch);
+            pass.recompute = self.settings.checkpoint_blocks;
             let params = self.student.tracked();
             let some: Vec<Tensor<4>> =
                 crops[at_hand.clone()].iter().cloned().map(Tensor::autodiff).collect();

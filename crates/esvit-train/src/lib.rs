@@ -6,6 +6,7 @@ pub mod config_text;
 pub mod files;
 pub mod health;
 pub mod learner;
+pub mod memory;
 pub mod mixup;
 pub mod objective;
 pub mod optim;

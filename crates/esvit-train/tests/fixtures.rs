@@ -13,7 +13,7 @@ use esvit_nn::network::{Predictions, RegionPredictions};
 use esvit_nn::ops::{self, Group, Logits, Precision};
 use esvit_nn::params::{Init, Registry, tensor};
 use esvit_nn::weights::to_vec;
-use esvit_train::objective::{self, Crops, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, Weights};
 use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 use esvit_train::schedule::TemperatureSchedule;
 
@@ -112,7 +112,10 @@ fn view_task() {
     let teacher = predictions(case.teacher.view_logits.z.clone(), None);
     let centers = Centers::zeros(5, false, &Device::flex());
     let loss = |mixing: Option<&[Tensor<2>]>| {
-        scalar(&objective::loss(&student, &teacher, &Crops::all(4), &centers, &settings(0), mixing).total)
+        scalar(
+            &objective::loss(&student, &teacher, &Crops::all(4), &centers, &settings(0), mixing)
+                .total,
+        )
     };
     assert_close("loss", &loss(None), &[8.798439], 5e-6);
     let mixing = tensor(vec![0.3, 0.7, 0.7, 0.3], [2, 2], &Device::flex());
@@ -148,7 +151,15 @@ fn gradients_of_the_objective() {
             };
             let student =
                 predictions(v[0].clone().reshape([views, PROTOTYPES]) * 0.1, Some(region));
-            objective::loss(&student, &teacher, &Crops::all(tokens.len()), &centers, &settings(0), None).total
+            objective::loss(
+                &student,
+                &teacher,
+                &Crops::all(tokens.len()),
+                &centers,
+                &settings(0),
+                None,
+            )
+            .total
         });
     }
 }
@@ -197,11 +208,13 @@ fn the_first_of_equal_matches_wins() {
     let region = case.teacher.region.as_mut().unwrap();
     region.features = region.features.clone().slice([0..1, 0..3]).repeat_dim(0, 16);
     let centers = Centers::zeros(5, true, &Device::flex());
-    let tied = objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
+    let tied =
+        objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
     let region = case.teacher.region.as_mut().unwrap();
     let first = region.logits.z.clone().reshape([4, 4, 5]).slice([0..4, 0..1, 0..5]);
     region.logits = Logits::from_matrix(first.repeat_dim(1, 4).reshape([16, 5]));
-    let of_first = objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
+    let of_first =
+        objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
     assert_eq!(scalar(&tied.total), scalar(&of_first.total));
 }
 

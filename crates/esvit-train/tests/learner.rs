@@ -57,6 +57,7 @@ fn learner(kind: OptimizerKind, norm_last_layer: bool, use_bn_in_head: bool) -> 
         clip_scope: ClipScope::Tensor,
         precision: Precision::F32,
         crops_per_pass: 0,
+        checkpoint_blocks: false,
         mixup: None,
     };
     let network = Arc::new(Network::new(&backbone, 0.0, &head, true));

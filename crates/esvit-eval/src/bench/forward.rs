@@ -15,8 +15,8 @@ use super::{Bench, BenchError, Report, repeat};
 /// # Errors
 /// For an architecture that does not exist.
 pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
-    let arch = zoo::find(&bench.model)
-        .ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
+    let arch =
+        zoo::find(&bench.model).ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
     let config = arch.config();
     let mut registry = Registry::default();
     let swin = Swin::new(&mut registry.root(), &config, 0.0);

@@ -43,12 +43,7 @@ fn all<T: Element>(iterations: usize, peak: f64) -> Vec<KernelReport> {
     STAGES.into_iter().flat_map(|[rows, width]| stage::<T>(rows, width, iterations, peak)).collect()
 }
 
-fn stage<T: Element>(
-    rows: usize,
-    width: usize,
-    iterations: usize,
-    peak: f64,
-) -> Vec<KernelReport> {
+fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) -> Vec<KernelReport> {
     let hidden = 4 * width;
     let values = |n: usize| -> Vec<f32> {
         (0..n).map(|i| (i * 7919 % 1009) as f32 / 5045.0 - 0.1).collect()

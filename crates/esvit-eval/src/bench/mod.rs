@@ -33,6 +33,8 @@ pub struct Bench {
     pub local_crops: usize,
     /// Crops that go through the student at a time; 0 for all.
     pub crops_per_pass: usize,
+    /// Keeps the input of every branch of a block alone and computes the rest again.
+    pub checkpoint_blocks: bool,
     /// Pictures that go through the networks at a time; 0 for all.
     pub micro_batch: usize,
     /// Prototypes of a head.

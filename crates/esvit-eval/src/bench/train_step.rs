@@ -27,8 +27,8 @@ const BOTTLENECK: usize = 256;
 /// # Errors
 /// For settings that make no sense.
 pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
-    let arch = zoo::find(&bench.model)
-        .ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
+    let arch =
+        zoo::find(&bench.model).ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
     let micro_batch = if bench.micro_batch == 0 { bench.batch } else { bench.micro_batch };
     if bench.batch == 0 || !bench.batch.is_multiple_of(micro_batch) {
         return Err(BenchError::Setting(format!(
@@ -37,11 +37,8 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
         )));
     }
     let config = arch.config();
-    let head = HeadConfig {
-        out_dim: bench.prototypes,
-        norm_last_layer: false,
-        ..HeadConfig::default()
-    };
+    let head =
+        HeadConfig { out_dim: bench.prototypes, norm_last_layer: false, ..HeadConfig::default() };
     let network = Arc::new(Network::new(&config, arch.drop_path, &head, bench.region));
     let settings = LearnerSettings {
         seed: 0,
@@ -52,6 +49,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
         clip_scope: ClipScope::Tensor,
         precision: bench.precision,
         crops_per_pass: bench.crops_per_pass,
+        checkpoint_blocks: bench.checkpoint_blocks,
         mixup: None,
     };
     let device = Device::flex();
@@ -127,8 +125,8 @@ fn step_macs(bench: &Bench, arch: &zoo::Architecture) -> u64 {
 /// # Errors
 /// For settings that make no sense.
 pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
-    let arch = zoo::find(&bench.model)
-        .ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
+    let arch =
+        zoo::find(&bench.model).ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
     let config = arch.config();
     let [global, local] =
         [bench.global_size, bench.local_size].map(|size| config.last_map(size).pow(2));

@@ -142,6 +142,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         clip_scope: ClipScope::Tensor,
         precision: Precision::F32,
         crops_per_pass: 0,
+        checkpoint_blocks: false,
         mixup: None,
     };
     let params = |prefix: &str| -> Result<Params, CaseError> {

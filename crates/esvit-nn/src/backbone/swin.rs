@@ -168,7 +168,8 @@ impl SwinConfig {
                 let kept = 1.0 - drop_path * index as f64 / (blocks.max(2) - 1) as f64;
                 let attention = 4 * width * width + 2 * window.pow(2) * width;
                 let tokens = side * side;
-                total += kept * (tokens * (attention + 2 * width * self.hidden_width(stage))) as f64;
+                total +=
+                    kept * (tokens * (attention + 2 * width * self.hidden_width(stage))) as f64;
                 index += 1;
             }
             if stage + 1 < self.stages() {
@@ -420,7 +421,7 @@ impl Block {
             [&self.qkv, &self.proj].map(|layer| layer.values(params)),
             params.tensor(self.table),
             scales(2 * self.index as u64),
-            pass.precision,
+            pass.compute(),
         );
         let rows = ops::mlp_branch(
             rows,
@@ -428,7 +429,7 @@ impl Block {
             self.norm2.values(params),
             [&self.fc1, &self.fc2].map(|layer| layer.values(params)),
             scales(2 * self.index as u64 + 1),
-            pass.precision,
+            pass.compute(),
         );
         TokenMaps { rows, segments }
     }

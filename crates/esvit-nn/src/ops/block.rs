@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, activation};
-use esvit_kernels::{DropPath, attention, mlp, window_attention::Windows};
+use esvit_kernels::buffer::{recycle, stale};
+use esvit_kernels::window_attention::Windows;
+use esvit_kernels::{DropPath, attention, mlp};
 
 use super::extension::{
     Entry, Fused, Kept, Operation, has_kernels, made_like, own, values, values_mut,
 };
 use super::linear::{Activation, composed as linear};
 use super::precision::with_element;
-use super::{Precision, Segment, WindowMap, composed_layer_norm, segment_images};
+use super::{Compute, Segment, WindowMap, composed_layer_norm, segment_images};
 use crate::params::{indices, tensor};
 
 /// Layer normalisation: `gamma`, `beta` `[C]`.
@@ -42,13 +44,13 @@ pub fn mlp_branch(
     norm: NormValues,
     [fc1, fc2]: [LinearValues; 2],
     scales: Scales,
-    precision: Precision,
+    compute: Compute,
 ) -> Tensor<2> {
     if !has_kernels(&x.device()) {
         return composed_mlp_branch(x, segments, norm, [fc1, fc2], scales);
     }
     let images = segment_images(segments);
-    let operation = Arc::new(MlpBranch { images, scales, eps: norm.eps as f32, precision });
+    let operation = Arc::new(MlpBranch { images, scales, eps: norm.eps as f32, compute });
     Tensor::from_dispatch(Entry::fused7(
         operation,
         x.into_dispatch(),
@@ -89,7 +91,7 @@ struct MlpBranch {
     images: Vec<usize>,
     scales: Scales,
     eps: f32,
-    precision: Precision,
+    compute: Compute,
 }
 
 impl MlpBranch {
@@ -109,11 +111,13 @@ impl Operation for MlpBranch {
         let parameters = inputs.split_off(1);
         let mut x = inputs.remove(0);
         let mlp = self.parameters(&parameters);
-        let kept = with_element!(self.precision, T => {
+        let input = (keep && self.compute.recompute).then(|| copy_of(&x));
+        let keep = keep && input.is_none();
+        let kept = with_element!(self.compute.precision, T => {
             let kept = mlp::forward::<T>(values_mut(&mut x), &mlp, &self.plan(), keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
-        (x, kept)
+        (x, kept.or(input))
     }
 
     fn backward(
@@ -123,14 +127,29 @@ impl Operation for MlpBranch {
         mut gradient: FlexTensor,
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        let mlp = self.parameters(parameters);
-        let mlp::Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias } = with_element!(
-            self.precision,
-            T => mlp::backward::<T>(own(kept), &mlp, &self.plan(), values_mut(&mut gradient))
-        );
+        let (mlp, plan) = (self.parameters(parameters), self.plan());
+        let gradients = with_element!(self.compute.precision, T => {
+            let kept = if self.compute.recompute {
+                let mut x: Vec<f32> = own(kept);
+                let kept = mlp::forward::<T>(&mut x, &mlp, &plan, true);
+                recycle(x);
+                kept.expect("asked to keep it")
+            } else {
+                own(kept)
+            };
+            mlp::backward::<T>(kept, &mlp, &plan, values_mut(&mut gradient))
+        });
+        let mlp::Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias } = gradients;
         let gradients = [gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias];
         with_input(gradient, gradients, parameters)
     }
+}
+
+/// A copy of a branch's input, from which the branch can be computed again.
+fn copy_of(x: &FlexTensor) -> Kept {
+    let mut copy = stale(values(x).len());
+    copy.copy_from_slice(values(x));
+    Box::new(copy)
 }
 
 /// Gradients of the input and of the parameters, each in the shape of its parameter.
@@ -158,7 +177,7 @@ pub fn attention_branch(
     [qkv, proj]: [LinearValues; 2],
     table: Tensor<2>,
     scales: Scales,
-    precision: Precision,
+    compute: Compute,
 ) -> Tensor<2> {
     if !has_kernels(&x.device()) {
         return composed_attention_branch(x, segments, windows, norm, [qkv, proj], table, scales);
@@ -166,7 +185,7 @@ pub fn attention_branch(
     let images = segment_images(segments);
     let eps = norm.eps as f32;
     let (counts, windows) = (segments.iter().map(|s| s.images).collect(), windows.to_vec());
-    let operation = Arc::new(AttentionBranch { images, counts, windows, scales, eps, precision });
+    let operation = Arc::new(AttentionBranch { images, counts, windows, scales, eps, compute });
     Tensor::from_dispatch(Entry::fused8(
         operation,
         x.into_dispatch(),
@@ -281,7 +300,7 @@ struct AttentionBranch {
     windows: Vec<Arc<WindowMap>>,
     scales: Scales,
     eps: f32,
-    precision: Precision,
+    compute: Compute,
 }
 
 impl AttentionBranch {
@@ -330,12 +349,14 @@ impl Operation for AttentionBranch {
         let mut x = inputs.remove(0);
         let attention = self.parameters(&parameters);
         let (segments, plan) = (self.segments(&attention), self.plan());
-        let kept = with_element!(self.precision, T => {
+        let input = (keep && self.compute.recompute).then(|| copy_of(&x));
+        let keep = keep && input.is_none();
+        let kept = with_element!(self.compute.precision, T => {
             let x = values_mut(&mut x);
             let kept = attention::forward::<T>(x, &attention, &segments, &plan, keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
-        (x, kept)
+        (x, kept.or(input))
     }
 
     fn backward(
@@ -347,9 +368,17 @@ impl Operation for AttentionBranch {
     ) -> Vec<Option<FlexTensor>> {
         let attention = self.parameters(parameters);
         let (segments, plan) = (self.segments(&attention), self.plan());
-        let gradients = with_element!(self.precision, T => {
+        let gradients = with_element!(self.compute.precision, T => {
+            let kept = if self.compute.recompute {
+                let mut x: Vec<f32> = own(kept);
+                let kept = attention::forward::<T>(&mut x, &attention, &segments, &plan, true);
+                recycle(x);
+                kept.expect("asked to keep it")
+            } else {
+                own(kept)
+            };
             let gradient = values_mut(&mut gradient);
-            attention::backward::<T>(own(kept), &attention, &segments, &plan, gradient)
+            attention::backward::<T>(kept, &attention, &segments, &plan, gradient)
         });
         let attention::Gradients {
             gamma,

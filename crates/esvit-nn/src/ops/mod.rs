@@ -23,7 +23,7 @@ pub use extension::has_kernels;
 pub use linear::{Activation, composed as composed_linear, linear};
 pub use norm::{composed_layer_norm, image_means, l2_normalize, layer_norm, norm};
 pub use patch::{composed_merge, composed_patches, merge_patches, neighbours, patches};
-pub use precision::Precision;
+pub use precision::{Compute, Precision};
 pub use prototypes::{
     Group, Logits, Pairs, best_matches, composed_best_matches, composed_cross_entropy,
     prototype_cross_entropy,

@@ -7,7 +7,9 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use esvit_kernels::{merge, tokens};
 
-use super::extension::{Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, reclaim, values};
+use super::extension::{
+    Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, reclaim, values,
+};
 use super::precision::with_element;
 use super::{Precision, Segment, composed_layer_norm};
 use crate::params::indices;

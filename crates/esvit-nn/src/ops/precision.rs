@@ -30,6 +30,16 @@ impl Precision {
     }
 }
 
+/// How a block is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Compute {
+    /// The type of operands of products and of kept activations.
+    pub precision: Precision,
+    /// Keeps a branch's input alone and computes the rest again on the way back: about a third more
+    /// time for a fraction of the memory.
+    pub recompute: bool,
+}
+
 /// Calls a generic function with the stored type of a precision.
 macro_rules! with_element {
     ($precision:expr, $element:ident => $call:expr) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use esvit_data::{Loader, LoaderConfig, LoaderError, Source};
 use esvit_nn::Network;
+use esvit_nn::ops::Precision;
 
 use crate::Learner;
 use crate::config::{Config, LR_BATCH};
@@ -28,6 +29,8 @@ pub struct Plan {
     pub pictures: usize,
     /// Threads of the arithmetic.
     pub threads: usize,
+    /// The type of operands of large products.
+    pub precision: Precision,
     description: String,
     lr: CosineSchedule,
     weight_decay: CosineSchedule,
@@ -63,6 +66,7 @@ impl Plan {
             global_batch,
             pictures,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            precision: learner.settings.precision,
             description: describe(config, learner),
             lr,
             weight_decay: CosineSchedule::new(
@@ -112,8 +116,12 @@ impl fmt::Display for Plan {
         writeln!(f, "{}", self.description)?;
         write!(
             f,
-            "{} pictures, {epochs} epochs of {} steps of {} pictures, {} threads, f32",
-            self.pictures, self.steps_per_epoch, self.global_batch, self.threads
+            "{} pictures, {epochs} epochs of {} steps of {} pictures, {} threads, {}",
+            self.pictures,
+            self.steps_per_epoch,
+            self.global_batch,
+            self.threads,
+            self.precision.name()
         )
     }
 }
@@ -172,6 +180,7 @@ pub(super) fn learner(config: &Config, device: &Device) -> Learner {
         clip_scope: config.optim.clip_scope,
         precision: config.train.precision.resolve(),
         crops_per_pass: config.train.crops_per_pass,
+        checkpoint_blocks: config.train.checkpoint_blocks,
         mixup: objective.mixup.enabled.then_some(objective.mixup),
     };
     Learner::new(Arc::new(network), config.optim.name, settings, device)

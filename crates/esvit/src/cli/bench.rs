@@ -77,6 +77,9 @@ struct Shape {
     /// Crops that go through the student at a time; 0 for all.
     #[arg(long, default_value_t = 0)]
     crops_per_pass: usize,
+    /// Keeps less for the way back and computes it again.
+    #[arg(long)]
+    checkpoint_blocks: bool,
     /// Pictures that go through the networks at a time; 0 for all.
     #[arg(long, default_value_t = 0)]
     micro_batch: usize,
@@ -139,7 +142,9 @@ impl Bench {
             What::TrainStep(shape) => {
                 self.show(output, &bench::train_step(&shape.bench(iterations))?)?;
             }
-            What::Forward(shape) => self.show(output, &bench::forward(&shape.bench(iterations))?)?,
+            What::Forward(shape) => {
+                self.show(output, &bench::forward(&shape.bench(iterations))?)?
+            }
             What::Objective(shape) => {
                 self.show(output, &bench::objective(&shape.bench(iterations))?)?;
             }
@@ -214,6 +219,7 @@ impl Shape {
             local_size: self.local_size,
             local_crops: self.local_crops,
             crops_per_pass: self.crops_per_pass,
+            checkpoint_blocks: self.checkpoint_blocks,
             micro_batch: self.micro_batch,
             prototypes: self.prototypes,
             region: !self.view_only,

@@ -43,6 +43,9 @@ pub(super) struct Pretrain {
     /// the region task to a run of the view task, for instance.
     #[arg(long, value_name = "FILE")]
     continue_from: Option<PathBuf>,
+    /// Memory to stay within, for instance `8G`: cuts a step into micro-batches that fit.
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    memory: Option<f64>,
 }
 
 /// Goes on with a run.
@@ -64,7 +67,22 @@ impl Pretrain {
         if self.resume {
             return resume(&out, &self.settings, output);
         }
-        let config = self.settings.resolve()?;
+        let mut config = self.settings.resolve()?;
+        if let Some(memory) = self.memory {
+            let fit = esvit_train::memory::fit(&config, memory)?;
+            config.train.batch_size = fit.micro_batch;
+            config.train.accumulate = fit.accumulate;
+            config.train.checkpoint_blocks = fit.checkpoint_blocks;
+            let recompute =
+                if fit.checkpoint_blocks { ", blocks computed again on the way back" } else { "" };
+            output.note(format!(
+                "within {:.1} GB: {} pictures at a time, {} times a step{recompute} (about {:.1} GB)",
+                memory / 1e9,
+                fit.micro_batch,
+                fit.accumulate,
+                fit.bytes / 1e9
+            ));
+        }
         let start = match (self.init_from, self.continue_from) {
             (Some(path), _) => Start::InitFrom(path),
             (None, Some(path)) => Start::ContinueFrom(path),
@@ -84,6 +102,27 @@ impl Resume {
             );
         }
         resume(&self.run, &self.settings, output)
+    }
+}
+
+/// A size such as `8G`, `800M` or `6.5GB`, in bytes.
+fn bytes(text: &str) -> Result<f64, String> {
+    let lower = text.to_ascii_lowercase();
+    let number = lower.trim_end_matches('b').trim_end_matches('i');
+    let (number, unit) = match number.strip_suffix(['k', 'm', 'g', 't']) {
+        Some(rest) => (rest, &number[rest.len()..]),
+        None => (number, ""),
+    };
+    let factor = match unit {
+        "k" => 1e3,
+        "m" => 1e6,
+        "g" => 1e9,
+        "t" => 1e12,
+        _ => 1.0,
+    };
+    match number.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number * factor),
+        _ => Err("a size such as `8G` or `800M` is needed".to_owned()),
     }
 }
 

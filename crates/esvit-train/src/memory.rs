@@ -1,0 +1,168 @@
+//! How much memory a step takes, and the micro-batch that fits into a given amount.
+
+use esvit_nn::Network;
+use esvit_nn::ops::Precision;
+use esvit_nn::params::Role;
+
+use crate::config::Config;
+use crate::objective::TEACHER_CROPS;
+use crate::optim::OptimizerKind;
+
+/// Program, loader and allocator, in bytes.
+const BASE: f64 = 200e6;
+
+/// What the estimate is multiplied by, for buffers between the phases of a step: measured steps
+/// stay within it.
+const MARGIN: f64 = 1.2;
+
+/// Values of a token that a block keeps for the way back, per unit of width: two normalisations,
+/// query, key and value, what attention gave, and the hidden layer of four widths.
+const KEPT: f64 = 10.0;
+
+/// Estimated peak memory of a step, in bytes, with `micro_batch` pictures at a time.
+pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
+    let swin = config.model.swin();
+    let network = Network::new(&swin, 0.0, &config.head, config.objective.region);
+    let count = |trained: bool| -> f64 {
+        let specs = network.specs().iter();
+        let specs = specs.filter(|spec| !trained || spec.role == Role::Trained);
+        specs.map(|spec| spec.len() as f64).sum()
+    };
+    let moments = match config.optim.name {
+        OptimizerKind::AdamW => 2.0,
+        OptimizerKind::Sgd | OptimizerKind::Lars => 1.0,
+    };
+    let views = &config.views;
+    let passes = config.train.crops_per_pass > 0 || micro_batch < config.global_batch();
+    let sums = if passes { 1.0 } else { 0.0 };
+    let state = 4.0 * (2.0 * count(false) + (moments + 1.0 + sums) * count(true));
+
+    let size = match config.train.precision.resolve() {
+        Precision::F32 => 4.0,
+        Precision::Bf16 => 2.0,
+    };
+    let kept = if config.train.checkpoint_blocks { 2.0 * 4.0 } else { KEPT * size };
+    let sizes: Vec<usize> = views.sizes().iter().map(|&size| size as usize).collect();
+    let at_once = match config.train.crops_per_pass {
+        0 => sizes.len(),
+        count => count,
+    };
+    // Sums over the stages of a network: tokens times width, over all blocks and of the largest.
+    let network_values = |size: usize| -> [f64; 2] {
+        let mut side = size / swin.patch_size;
+        let (mut all, mut largest) = (0.0, 0.0f64);
+        for stage in 0..swin.stages() {
+            let values = (side * side * swin.width(stage)) as f64;
+            all += values * swin.depths[stage] as f64;
+            largest = largest.max(values);
+            side = side.div_ceil(2);
+        }
+        [all, largest]
+    };
+    let head_width = 2.0 * config.head.hidden_dim as f64 + swin.output_width() as f64;
+    let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
+    let pass = |crops: &[usize]| -> f64 {
+        let [mut all, mut largest, mut rows] = [0.0; 3];
+        for &crop in crops {
+            let [of_all, of_largest] = network_values(crop);
+            all += of_all;
+            largest += of_largest;
+            rows += region_rows(config, crop);
+        }
+        // In the largest stage: the hidden layer's gradient and the branch's, the stream and its
+        // gradient; besides, the exponentials of all logits and the heads' layers.
+        let transient = largest * (6.0 * size + 8.0);
+        let prototypes = (rows + teacher_rows) * config.head.out_dim as f64 * size;
+        all * kept + transient + prototypes + rows * head_width * (size + 4.0)
+    };
+    let activations = sizes.chunks(at_once).map(pass).fold(0.0, f64::max);
+    let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64 * 4.0).sum();
+    let loader = pixels * config.global_batch() as f64 * (config.data.queue as f64 + 2.0);
+    BASE + MARGIN * (state + micro_batch as f64 * activations) + loader
+}
+
+/// Rows that go through the heads for a crop.
+fn region_rows(config: &Config, size: usize) -> f64 {
+    let tokens = config.model.swin().last_map(size).pow(2) as f64;
+    if config.objective.region { 1.0 + tokens } else { 1.0 }
+}
+
+/// What fits into an amount of memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fit {
+    /// Pictures at a time.
+    pub micro_batch: usize,
+    /// Micro-batches of a step.
+    pub accumulate: usize,
+    /// Whether blocks are computed again on the way back.
+    pub checkpoint_blocks: bool,
+    /// Estimated peak memory, in bytes.
+    pub bytes: f64,
+}
+
+/// No micro-batch fits.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error(
+    "one picture at a time takes about {:.1} GB, and {:.1} GB were given\n\
+     hint: a smaller network (`model.arch`) or fewer prototypes (`head.out_dim`) take less",
+    need / 1e9,
+    given / 1e9
+)]
+pub struct DoesNotFit {
+    /// Bytes that one picture at a time takes.
+    pub need: f64,
+    /// Bytes that there are.
+    pub given: f64,
+}
+
+/// The largest micro-batch that divides the step's pictures and fits into `bytes`; blocks are
+/// computed again only when nothing fits otherwise.
+///
+/// # Errors
+/// When not even one picture at a time fits.
+pub fn fit(config: &Config, bytes: f64) -> Result<Fit, DoesNotFit> {
+    let global = config.global_batch();
+    let mut config = config.clone();
+    let mut need = f64::INFINITY;
+    for checkpoint_blocks in [config.train.checkpoint_blocks, true] {
+        config.train.checkpoint_blocks = checkpoint_blocks;
+        for micro_batch in (1..=global).rev().filter(|&size| global.is_multiple_of(size)) {
+            need = estimate(&config, micro_batch);
+            if need <= bytes {
+                let accumulate = global / micro_batch;
+                return Ok(Fit { micro_batch, accumulate, checkpoint_blocks, bytes: need });
+            }
+        }
+    }
+    Err(DoesNotFit { need, given: bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::recipe_layer;
+
+    fn recipe() -> Config {
+        Config::resolve(vec![recipe_layer("swin_tiny_w7").unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn more_memory_takes_more_pictures() {
+        let config = recipe();
+        let mut last = 0;
+        for gigabytes in [8.0, 16.0, 64.0] {
+            let fit = fit(&config, gigabytes * 1e9).unwrap();
+            assert!(fit.bytes <= gigabytes * 1e9);
+            assert_eq!(fit.micro_batch * fit.accumulate, config.global_batch());
+            assert!(fit.micro_batch >= last);
+            last = fit.micro_batch;
+        }
+        assert!(last > 16);
+    }
+
+    #[test]
+    fn too_little_is_said() {
+        let error = fit(&recipe(), 1e9).unwrap_err();
+        assert!(error.to_string().contains("1.0 GB were given"), "{error}");
+    }
+}
