@@ -5,12 +5,12 @@ use crate::simd::exp;
 /// Numerator (odd powers) and denominator (even powers), highest first, of the rational function that
 /// is the error function on [-4, 4] to within rounding; the same numbers serve Eigen and XLA.
 const NUMERATOR: [f32; 7] = [
-    -2.726_142_2e-10,
+    -2.726_142e-10,
     2.770_681_4e-8,
     -2.101_024e-6,
     -5.692_506_5e-5,
     -7.349_906_4e-4,
-    -2.954_599_8e-3,
+    -2.954_6e-3,
     -1.609_603_3e-2,
 ];
 const DENOMINATOR: [f32; 5] =

@@ -201,8 +201,8 @@ pub fn cross_entropy<T: Element>(
     let teacher_log_sums = log_sums(&chunks, teachers, |chunk| &chunk.teacher);
     let student_log_sums = log_sums(&chunks, rows, |chunk| &chunk.student);
     let mut loss = 0f64;
-    for row in 0..rows {
-        loss += f64::from(pairs.mass(row)) * f64::from(student_log_sums[row]);
+    for (row, &log_sum) in student_log_sums.iter().enumerate() {
+        loss += f64::from(pairs.mass(row)) * f64::from(log_sum);
         for pair in pairs.range(row) {
             let teacher = pairs.teachers[pair] as usize;
             let overlap: f64 = chunks

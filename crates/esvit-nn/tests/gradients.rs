@@ -10,8 +10,8 @@ use burn::tensor::{Device, Tensor};
 use common::{check_gradients, fill, hashed, hashed_times};
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
-    self, Activation, Compute, LinearValues, Logits, NormValues, Pairs, Precision, Scales, Segment,
-    WindowMap,
+    self, Activation, AttentionValues, Compute, LinearValues, Logits, NormValues, Pairs, Precision,
+    Scales, Segment, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role, vector};
 use esvit_nn::pass::DropPathKey;
@@ -142,23 +142,24 @@ fn attention_branch() {
             let compute = Compute { recompute, ..Compute::default() };
             let arguments = |v: &[Tensor<1>]| {
                 let x = v[0].clone().reshape([rows, width]);
-                let layers = [linear_values(&v[3..], width), linear_values(&v[6..], width)];
-                (x, norm_values(&v[1..]), layers, v[5].clone().reshape([table, HEADS]))
+                let layers = AttentionValues {
+                    norm: norm_values(&v[1..]),
+                    qkv: linear_values(&v[3..], width),
+                    proj: linear_values(&v[6..], width),
+                    table: v[5].clone().reshape([table, HEADS]),
+                };
+                (x, layers)
             };
             let what = format!("maps {maps:?}, window {window}, shift {shift}");
             let by_kernels = |v: &[Tensor<1>]| {
-                let (x, norm, layers, table) = arguments(v);
+                let (x, layers) = arguments(v);
                 let scales = scales.clone();
-                flat(ops::attention_branch(
-                    x, &segments, &windows, norm, layers, table, scales, compute,
-                ))
+                flat(ops::attention_branch(x, &segments, &windows, layers, scales, compute))
             };
             let composed = |v: &[Tensor<1>]| {
-                let (x, norm, layers, table) = arguments(v);
+                let (x, layers) = arguments(v);
                 let scales = scales.clone();
-                flat(ops::composed_attention_branch(
-                    x, &segments, &windows, norm, layers, table, scales,
-                ))
+                flat(ops::composed_attention_branch(x, &segments, &windows, layers, scales))
             };
             check_both(&what, &data, by_kernels, composed);
         }

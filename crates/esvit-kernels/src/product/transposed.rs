@@ -29,7 +29,7 @@ impl<'a, T: Element> Columns<'a, T> {
     }
 
     fn rows(&self) -> usize {
-        if self.row == 0 { 0 } else { self.values.len() / self.row }
+        self.values.len().checked_div(self.row).unwrap_or(0)
     }
 }
 

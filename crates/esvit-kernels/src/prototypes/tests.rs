@@ -6,7 +6,6 @@ use proptest::prelude::*;
 
 struct Case {
     d: usize,
-    prototypes: usize,
     z: Vec<f32>,
     v: Vec<f32>,
     g: Vec<f32>,
@@ -41,7 +40,6 @@ impl Case {
         };
         Self {
             d,
-            prototypes,
             z,
             v: values(prototypes * d, -1.0, 1.0),
             g: values(prototypes, 0.5, 1.5),

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Features, RowFeatures};
 use crate::layers::{LayerNorm, Linear, WEIGHT_STD};
-use crate::ops::{self, Activation, LinearValues, NormValues, Segment, WindowMap, WindowMaps};
+use crate::ops::{
+    self, Activation, AttentionValues, LinearValues, NormValues, Segment, WindowMap, WindowMaps,
+};
 use crate::params::{Init, ParamId, Params, Scope};
 use crate::pass::Pass;
 
@@ -413,16 +415,15 @@ impl Block {
         let images = segments.iter().map(|segment| segment.images).sum();
         let scales = |branch| pass.drop_path(images, self.drop_path, branch);
 
-        let rows = ops::attention_branch(
-            rows,
-            &segments,
-            &windows,
-            self.norm1.values(params),
-            [&self.qkv, &self.proj].map(|layer| layer.values(params)),
-            params.tensor(self.table),
-            scales(2 * self.index as u64),
-            pass.compute(),
-        );
+        let layers = AttentionValues {
+            norm: self.norm1.values(params),
+            qkv: self.qkv.values(params),
+            proj: self.proj.values(params),
+            table: params.tensor(self.table),
+        };
+        let dropped = scales(2 * self.index as u64);
+        let rows =
+            ops::attention_branch(rows, &segments, &windows, layers, dropped, pass.compute());
         let rows = ops::mlp_branch(
             rows,
             &segments,

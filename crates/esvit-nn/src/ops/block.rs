@@ -33,6 +33,16 @@ pub struct LinearValues {
     pub bias: Tensor<1>,
 }
 
+/// The layers of an attention branch; `table [(2 w - 1)^2, heads]` holds the relative-position bias.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the names are the usual ones")]
+pub struct AttentionValues {
+    pub norm: NormValues,
+    pub qkv: LinearValues,
+    pub proj: LinearValues,
+    pub table: Tensor<2>,
+}
+
 /// What the branch of every image is multiplied by; none for 1.
 pub type Scales = Option<Arc<[f32]>>;
 
@@ -166,22 +176,21 @@ fn with_input<const N: usize>(
 /// The attention branch: `x + scale proj(attention(qkv(norm(x))))` for `x [rows, C]`, the tokens of
 /// all images of `segments`, whose windows are those of `windows`, one map a segment.
 ///
-/// `table [(2 w - 1)^2, heads]` holds the relative-position bias. Slots of a window without a token
+/// Slots of a window without a token
 /// have the query, key and value that `qkv`'s bias gives, and take part unmasked, as in the
 /// official code.
 pub fn attention_branch(
     x: Tensor<2>,
     segments: &[Segment],
     windows: &[Arc<WindowMap>],
-    norm: NormValues,
-    [qkv, proj]: [LinearValues; 2],
-    table: Tensor<2>,
+    layers: AttentionValues,
     scales: Scales,
     compute: Compute,
 ) -> Tensor<2> {
     if !has_kernels(&x.device()) {
-        return composed_attention_branch(x, segments, windows, norm, [qkv, proj], table, scales);
+        return composed_attention_branch(x, segments, windows, layers, scales);
     }
+    let AttentionValues { norm, qkv, proj, table } = layers;
     let images = segment_images(segments);
     let eps = norm.eps as f32;
     let (counts, windows) = (segments.iter().map(|s| s.images).collect(), windows.to_vec());
@@ -204,11 +213,10 @@ pub fn composed_attention_branch(
     x: Tensor<2>,
     segments: &[Segment],
     windows: &[Arc<WindowMap>],
-    norm: NormValues,
-    [qkv, proj]: [LinearValues; 2],
-    table: Tensor<2>,
+    layers: AttentionValues,
     scales: Scales,
 ) -> Tensor<2> {
+    let AttentionValues { norm, qkv, proj, table } = layers;
     let width = x.dims()[1];
     let normalised = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
     // Without its bias: padding then is rows of zeros here, as it is in the official code before

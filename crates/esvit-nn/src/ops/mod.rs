@@ -16,7 +16,7 @@ mod window;
 use burn::tensor::Tensor;
 
 pub use block::{
-    LinearValues, NormValues, Scales, attention_branch, composed_attention_branch,
+    AttentionValues, LinearValues, NormValues, Scales, attention_branch, composed_attention_branch,
     composed_mlp_branch, mlp_branch, window_attention_weights,
 };
 pub use extension::has_kernels;
