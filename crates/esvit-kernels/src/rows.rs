@@ -44,7 +44,7 @@ impl Rows {
     pub(crate) fn new<T: Element>(total: usize, widest: usize, scales: Option<Vec<f32>>) -> Self {
         let fitting = BLOCK_BYTES / (widest * size_of::<T>()).max(1);
         let rows = fitting.clamp(BLOCK_ROWS.start, BLOCK_ROWS.end);
-        let count = total.div_ceil(rows).next_multiple_of(BLOCK_SHARES);
+        let count = total.div_ceil(rows).next_multiple_of(BLOCK_SHARES).max(BLOCK_SHARES);
         let rows = total.div_ceil(count).max(1);
         let mut first_kept = 0;
         let blocks = (0..total)

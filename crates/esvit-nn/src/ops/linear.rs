@@ -39,7 +39,7 @@ pub fn linear<const D: usize>(
     y.reshape(shape)
 }
 
-/// [`linear`] on rows, from the framework's own operations.
+/// [`linear()`] on rows, from the framework's own operations.
 pub fn composed(
     x: Tensor<2>,
     weight: Tensor<2>,

@@ -30,7 +30,7 @@ pub fn layer_norm(
     Tensor::from_dispatch(Entry::fused3(operation, x.into_dispatch(), gamma, beta))
 }
 
-/// [`layer_norm`] from the framework's own operations.
+/// [`layer_norm()`] from the framework's own operations.
 pub fn composed_layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, eps: f64) -> Tensor<2> {
     let width = gamma.dims()[0];
     let mean = x.clone().mean_dim(1);
