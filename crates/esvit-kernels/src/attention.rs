@@ -115,9 +115,10 @@ pub fn forward<T: Element>(
     let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
     let weight = Packed::<T>::transposed(attention.qkv_weight, width, Some(attention.gamma));
     let bias = shifted_bias(attention.qkv_weight, attention.beta, Some(attention.qkv_bias));
-    let mut normalised = Buffer::<T>::rows(if keep { rows.kept } else { 0 }, width);
+    let mut normalised =
+        if keep { Buffer::<T>::kept_rows(rows.kept, rows.total, width) } else { Buffer::stale(0) };
     let mut inverse = vec![0.0; if keep { rows.kept } else { 0 }];
-    let mut qkv = Buffer::<T>::rows(rows.kept, 3 * width);
+    let mut qkv = Buffer::<T>::kept_rows(rows.kept, rows.total, 3 * width);
     let slots: Vec<_> = if keep {
         let normalised = rows.split_kept(&mut normalised, row).into_iter();
         normalised.zip(rows.split_kept(&mut inverse, 1)).map(Some).collect()
@@ -151,7 +152,7 @@ pub fn forward<T: Element>(
         })
     });
 
-    let mut mixed = Buffer::<T>::rows(rows.kept, width);
+    let mut mixed = Buffer::<T>::kept_rows(rows.kept, rows.total, width);
     for (segment, kept) in kept_rows(segments, plan) {
         let qkv = &qkv[kept.start * row3..kept.end * row3];
         let mixed = &mut mixed[kept.start * row..kept.end * row];
@@ -198,8 +199,8 @@ pub fn backward<T: Element>(
     assert_eq!(inverse.len(), rows.kept, "rows that were kept");
 
     let weight = Packed::<T>::straight(attention.proj_weight, width, None);
-    let mut dbranch = Buffer::<T>::rows(rows.kept, width);
-    let mut dmixed = Buffer::<T>::rows(rows.kept, width);
+    let mut dbranch = Buffer::<T>::kept_rows(rows.kept, rows.total, width);
+    let mut dmixed = Buffer::<T>::kept_rows(rows.kept, rows.total, width);
     let tasks = rows
         .blocks
         .par_iter()
@@ -225,7 +226,7 @@ pub fn backward<T: Element>(
     });
     drop((dbranch, mixed));
 
-    let mut dqkv = Buffer::<T>::rows(rows.kept, 3 * width);
+    let mut dqkv = Buffer::<T>::kept_rows(rows.kept, rows.total, 3 * width);
     let mut dpadding = vec![0.0; 3 * width];
     let mut table = vec![0.0; attention.table.len()];
     for (segment, kept) in kept_rows(segments, plan) {

@@ -51,6 +51,14 @@ impl<T: Element> Buffer<T> {
         buffer
     }
 
+    /// The same for the `kept` ones of `total` rows. Takes as much memory whatever is kept, so that
+    /// a step in which other rows are dropped finds it in the pool.
+    pub(crate) fn kept_rows(kept: usize, total: usize, width: usize) -> Self {
+        let mut buffer = Self::rows(total.max(kept), width);
+        buffer.len = kept * row_len::<T>(width);
+        buffer
+    }
+
     /// The values as a vector.
     pub(crate) fn into_vec(mut self) -> Vec<T> {
         let mut values = std::mem::take(&mut self.values);

@@ -68,11 +68,11 @@ impl Mlp<'_> {
 }
 
 impl<T: Element> Kept<T> {
-    fn new(rows: usize, width: usize, hidden: usize) -> Self {
+    fn new(rows: &Rows, width: usize, hidden: usize) -> Self {
         Self {
-            normalised: Buffer::rows(rows, width),
-            inverse: vec![0.0; rows],
-            hidden: Buffer::rows(rows, hidden),
+            normalised: Buffer::kept_rows(rows.kept, rows.total, width),
+            inverse: vec![0.0; rows.kept],
+            hidden: Buffer::kept_rows(rows.kept, rows.total, hidden),
         }
     }
 }
@@ -95,7 +95,7 @@ pub fn forward<T: Element>(
     let fc1_bias = shifted_bias(mlp.fc1_weight, mlp.beta, Some(mlp.fc1_bias));
     let fc2 = Packed::<T>::transposed(mlp.fc2_weight, hidden, None);
 
-    let mut kept = keep.then(|| Kept::<T>::new(rows.kept, width, hidden));
+    let mut kept = keep.then(|| Kept::<T>::new(&rows, width, hidden));
     let slots: Vec<_> = match &mut kept {
         Some(kept) => rows
             .split_kept(&mut kept.normalised, row)
@@ -166,8 +166,8 @@ pub fn backward<T: Element>(
     let fc2 = Packed::<T>::straight(mlp.fc2_weight, hidden, None);
     let fc1 = Packed::<T>::straight(mlp.fc1_weight, width, Some(mlp.gamma));
 
-    let mut dbranch = Buffer::<T>::rows(rows.kept, width);
-    let mut dhidden = Buffer::<T>::rows(rows.kept, hidden);
+    let mut dbranch = Buffer::<T>::kept_rows(rows.kept, rows.total, width);
+    let mut dhidden = Buffer::<T>::kept_rows(rows.kept, rows.total, hidden);
     let tasks = rows
         .blocks
         .par_iter()

@@ -35,6 +35,7 @@ pub(crate) struct Block {
 pub(crate) struct Rows {
     pub(crate) blocks: Vec<Block>,
     pub(crate) kept: usize,
+    pub(crate) total: usize,
     scales: Option<Vec<f32>>,
 }
 
@@ -60,7 +61,7 @@ impl Rows {
                 block
             })
             .collect();
-        Self { blocks, kept: first_kept, scales }
+        Self { blocks, kept: first_kept, total, scales }
     }
 
     /// What the branch of every kept row of a block is multiplied by.

@@ -493,6 +493,14 @@ impl Config {
         if let Some((key, value)) = shares.iter().find(|(_, s)| !(0.0..=1.0).contains(s)) {
             return fail(format!("`{key}` is {value}, it must be between 0 and 1"));
         }
+        if self.head.use_bn_in_head && self.train.crops_per_pass > 0 {
+            return fail(
+                "`train.crops_per_pass` and `head.use_bn_in_head` do not go together: batch \
+                 normalisation sees all crops of a step at once\n\
+                 hint: set the first to 0, and `train.checkpoint_blocks=true` for less memory"
+                    .into(),
+            );
+        }
         if self.model.drop_path >= 1.0 {
             return fail("`model.drop_path` is 1, which leaves nothing of a block".into());
         }

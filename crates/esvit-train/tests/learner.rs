@@ -31,6 +31,15 @@ const STEP: StepSettings = StepSettings {
 
 /// Both tasks; student, teacher and centres differ from each other and from zero.
 fn learner(kind: OptimizerKind, norm_last_layer: bool, use_bn_in_head: bool) -> Learner {
+    learner_with_drop_path(kind, norm_last_layer, use_bn_in_head, 0.0)
+}
+
+fn learner_with_drop_path(
+    kind: OptimizerKind,
+    norm_last_layer: bool,
+    use_bn_in_head: bool,
+    drop_path: f64,
+) -> Learner {
     let backbone = SwinConfig {
         img_size: 16,
         patch_size: 4,
@@ -60,7 +69,7 @@ fn learner(kind: OptimizerKind, norm_last_layer: bool, use_bn_in_head: bool) -> 
         checkpoint_blocks: false,
         mixup: None,
     };
-    let network = Arc::new(Network::new(&backbone, 0.0, &head, true));
+    let network = Arc::new(Network::new(&backbone, drop_path, &head, true));
     let specs = network.specs().clone();
     let mut learner = Learner::new(network, kind, settings, &Device::flex());
     learner.student = fill(&specs, 100);
@@ -138,6 +147,30 @@ fn accumulation() {
     {
         for ((spec, by_half), at_once) in by_half.iter().zip(at_once.values()) {
             check(&spec.name, by_half, at_once);
+        }
+    }
+}
+
+/// Cutting the crops into passes, computing blocks again, or both, changes memory and time and
+/// nothing else, dropped branches included.
+#[test]
+fn less_memory_gives_the_same_gradients() {
+    let batch = [crops(3)];
+    let gradients = |crops_per_pass: usize, checkpoint_blocks: bool| {
+        let mut learner = learner_with_drop_path(OptimizerKind::Sgd, false, false, 0.5);
+        learner.settings.crops_per_pass = crops_per_pass;
+        learner.settings.checkpoint_blocks = checkpoint_blocks;
+        let mut centers = learner.centers.clone();
+        learner.gradients(&batch, &STEP, &mut centers).values
+    };
+    let expected = gradients(0, false);
+    let specs = learner(OptimizerKind::Sgd, false, false).network.specs().clone();
+    for (crops_per_pass, checkpoint_blocks) in [(0, true), (2, false), (1, true), (3, false)] {
+        let found = gradients(crops_per_pass, checkpoint_blocks);
+        for ((spec, found), expected) in specs.iter().zip(&found).zip(&expected) {
+            let [found, expected] = [found, expected].map(|g| to_vec(g.as_ref().unwrap()));
+            let what = format!("{}, {crops_per_pass} crops", spec.name);
+            assert_alike(&what, &found, &expected, 1e-5);
         }
     }
 }

@@ -11,6 +11,7 @@ use esvit_nn::ops::Precision;
 
 use super::Done;
 use super::output::Output;
+use super::profile_table::profile_table;
 
 /// Measures how fast this machine is at what the program does.
 #[derive(Debug, Args)]
@@ -204,7 +205,7 @@ impl Bench {
             ))?;
         }
         if self.profile {
-            output.note(profile_table(report.peak_gflops, repetitions));
+            output.note(profile_table(report.peak_gflops, Some(repetitions as u64)));
         }
         Ok(())
     }
@@ -251,42 +252,5 @@ fn kernel_table(precision: Precision, peak: f64, kernels: &[KernelReport]) -> St
             100.0 * report.share_of_peak
         ));
     }
-    text
-}
-
-/// Where the time went, by phase of a kernel.
-fn profile_table(peak_gflops: f64, repetitions: usize) -> String {
-    let phases = profile::take();
-    let mut text = format!(
-        "{:28} {:>7} {:>12} {:>9} {:>7}",
-        "phase", "calls", "ms a step", "GFLOP/s", "share"
-    );
-    let (mut time, mut product_time, mut macs) = (0.0, 0.0, 0);
-    for (name, phase) in &phases {
-        let seconds = phase.time.as_secs_f64();
-        time += seconds;
-        let gflops = 2e-9 * phase.macs as f64 / seconds;
-        let (rate, share) = if phase.macs > 0 {
-            product_time += seconds;
-            macs += phase.macs;
-            (format!("{gflops:.0}"), format!("{:.0} %", 100.0 * gflops / peak_gflops))
-        } else {
-            Default::default()
-        };
-        text.push_str(&format!(
-            "\n{name:28} {:>7} {:>12.1} {rate:>9} {share:>7}",
-            phase.calls / repetitions as u64,
-            seconds * 1e3 / repetitions as f64
-        ));
-    }
-    let gflops = 2e-9 * macs as f64 / product_time;
-    text.push_str(&format!(
-        "\n{:28} {:>7} {:>12.1} {:>9} {:>7}",
-        "all of these",
-        "",
-        time * 1e3 / repetitions as f64,
-        format!("{gflops:.0}"),
-        format!("{:.0} %", 100.0 * gflops / peak_gflops)
-    ));
     text
 }

@@ -8,6 +8,7 @@ mod flags;
 mod info;
 mod output;
 mod pretrain;
+mod profile_table;
 mod progress;
 mod settings;
 mod verify;

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use esvit_data::{DecodeLimits, Folder, Source, training_materials};
+use esvit_eval::bench::peak_gflops;
 use esvit_eval::features::Preprocess;
 use esvit_eval::task::KnnTask;
+use esvit_kernels::profile;
 use esvit_nn::{Network, Params};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
@@ -16,6 +18,7 @@ use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 use super::Done;
 use super::eval::{self, preprocess};
 use super::output::Output;
+use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
 use super::settings::Settings;
 
@@ -46,6 +49,9 @@ pub(super) struct Pretrain {
     /// Memory to stay within, for instance `8G`: cuts a step into micro-batches that fit.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<f64>,
+    /// Prints a table of where the time went.
+    #[arg(long)]
+    profile: bool,
 }
 
 /// Goes on with a run.
@@ -88,7 +94,13 @@ impl Pretrain {
             (None, Some(path)) => Start::ContinueFrom(path),
             (None, None) => Start::New,
         };
-        train(&config, &out, start, self.overwrite, output)
+        profile::enable(self.profile);
+        let done = train(&config, &out, start, self.overwrite, output)?;
+        if self.profile {
+            let peak = peak_gflops(config.train.precision.resolve());
+            output.note(profile_table(peak, None));
+        }
+        Ok(done)
     }
 }
 

@@ -1,0 +1,47 @@
+//! The table of `--profile`.
+
+use esvit_kernels::profile;
+
+/// The phase that a step has once.
+const STEP_PHASE: &str = "optimiser and teacher";
+
+/// Where the time went, by phase of a kernel.
+///
+/// `repetitions` is what the figures are divided by; without it, the number of optimiser steps.
+pub(super) fn profile_table(peak_gflops: f64, repetitions: Option<u64>) -> String {
+    let phases = profile::take();
+    let steps = phases.iter().find(|(name, _)| *name == STEP_PHASE).map(|(_, phase)| phase.calls);
+    let repetitions = repetitions.or(steps).unwrap_or(1).max(1);
+    let mut text = format!(
+        "{:28} {:>7} {:>12} {:>9} {:>7}",
+        "phase", "calls", "ms a step", "GFLOP/s", "share"
+    );
+    let (mut time, mut product_time, mut macs) = (0.0, 0.0, 0);
+    for (name, phase) in &phases {
+        let seconds = phase.time.as_secs_f64();
+        time += seconds;
+        let gflops = 2e-9 * phase.macs as f64 / seconds;
+        let (rate, share) = if phase.macs > 0 {
+            product_time += seconds;
+            macs += phase.macs;
+            (format!("{gflops:.0}"), format!("{:.0} %", 100.0 * gflops / peak_gflops))
+        } else {
+            Default::default()
+        };
+        text.push_str(&format!(
+            "\n{name:28} {:>7} {:>12.1} {rate:>9} {share:>7}",
+            phase.calls / repetitions,
+            seconds * 1e3 / repetitions as f64
+        ));
+    }
+    let gflops = 2e-9 * macs as f64 / product_time;
+    text.push_str(&format!(
+        "\n{:28} {:>7} {:>12.1} {:>9} {:>7}",
+        "all of these",
+        "",
+        time * 1e3 / repetitions as f64,
+        format!("{gflops:.0}"),
+        format!("{:.0} %", 100.0 * gflops / peak_gflops)
+    ));
+    text
+}
