@@ -4,6 +4,7 @@
 //! two sets of values for it. See [`network::Network`] for the whole of backbone and heads.
 
 pub mod backbone;
+pub mod device;
 pub mod head;
 pub mod layers;
 pub mod network;

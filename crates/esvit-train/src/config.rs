@@ -250,6 +250,8 @@ pub struct TrainConfig {
     pub crops_per_pass: usize,
     /// Keeps less for the way back and computes it again: less memory, about a quarter more time.
     pub checkpoint_blocks: bool,
+    /// Where to compute: `cpu`, or with a build that has it `vulkan`, `metal`, `cuda:0`, `rocm:0`.
+    pub device: String,
     /// The type of operands of large products and of kept activations.
     pub precision: PrecisionChoice,
     /// Steps from one line of the log to the next.
@@ -288,6 +290,7 @@ impl Default for TrainConfig {
             accumulate: 1,
             crops_per_pass: 0,
             checkpoint_blocks: false,
+            device: "cpu".into(),
             precision: PrecisionChoice::Auto,
             log_every: 10,
         }
@@ -501,6 +504,8 @@ impl Config {
                     .into(),
             );
         }
+        esvit_nn::device::find(&self.train.device)
+            .map_err(|error| ConfigError::Value(format!("`train.device`: {error}")))?;
         if self.model.drop_path >= 1.0 {
             return fail("`model.drop_path` is 1, which leaves nothing of a block".into());
         }

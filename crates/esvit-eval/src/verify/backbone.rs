@@ -5,7 +5,7 @@ use esvit_nn::weights::to_vec;
 use esvit_nn::{Pass, Swin, SwinConfig};
 use serde::Deserialize;
 
-use super::{Case, CaseError, Outcome, absolute, device};
+use super::{Case, CaseError, Outcome, absolute};
 
 const TOLERANCE: f64 = 2e-4;
 
@@ -24,7 +24,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     settings.config.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
     let mut registry = Registry::default();
     let swin = Swin::new(&mut registry.root(), &settings.config, 0.0);
-    let params = case.tensors.params("param.", &registry.finish(), &device(), |_| false)?;
+    let params = case.tensors.params("param.", &registry.finish(), &case.device, |_| false)?;
     let mut checks = Vec::new();
     for input in 0..settings.inputs {
         let images = case.load::<4>(&format!("input.{input}"))?;

@@ -13,6 +13,7 @@ mod schedule;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use esvit_nn::weights::{WeightsError, WeightsFile};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -99,11 +100,15 @@ pub enum CaseError {
 }
 
 /// Runs every case under `folder` (each folder with a `case.json`, sorted by name), or the case
-/// that `folder` itself is, and shows each report as it comes.
+/// that `folder` itself is, on `device`, and shows each report as it comes.
 ///
 /// # Errors
 /// When the folder cannot be read or holds no case.
-pub fn run(folder: &Path, mut show: impl FnMut(&Report)) -> Result<Vec<Report>, CaseError> {
+pub fn run(
+    folder: &Path,
+    device: &Device,
+    mut show: impl FnMut(&Report),
+) -> Result<Vec<Report>, CaseError> {
     let read = |e: std::io::Error| CaseError::Read { path: folder.into(), reason: e.to_string() };
     let mut cases = Vec::new();
     if folder.join("case.json").is_file() {
@@ -123,16 +128,16 @@ pub fn run(folder: &Path, mut show: impl FnMut(&Report)) -> Result<Vec<Report>, 
     cases.sort();
     let mut reports = Vec::new();
     for path in cases {
-        let report = run_case(&path);
+        let report = run_case(&path, device);
         show(&report);
         reports.push(report);
     }
     Ok(reports)
 }
 
-fn run_case(folder: &Path) -> Report {
+fn run_case(folder: &Path, device: &Device) -> Report {
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let case = match Case::open(folder) {
+    let case = match Case::open(folder, device) {
         Ok(case) => case,
         Err(error) => {
             return Report { name, kind: String::new(), outcome: Outcome::Failed(error) };
@@ -158,10 +163,11 @@ struct Case {
     kind: String,
     settings: Value,
     tensors: WeightsFile,
+    device: Device,
 }
 
 impl Case {
-    fn open(folder: &Path) -> Result<Self, CaseError> {
+    fn open(folder: &Path, device: &Device) -> Result<Self, CaseError> {
         let path = folder.join("case.json");
         let text = std::fs::read_to_string(&path)
             .map_err(|e| CaseError::Read { path: path.clone(), reason: e.to_string() })?;
@@ -172,7 +178,7 @@ impl Case {
             .ok_or_else(|| CaseError::Settings("`kind` is missing".into()))?
             .to_owned();
         let tensors = WeightsFile::open(&folder.join("tensors.safetensors"))?;
-        Ok(Self { kind, settings, tensors })
+        Ok(Self { kind, settings, tensors, device: device.clone() })
     }
 
     /// The settings as the structure of a kind.
@@ -203,18 +209,14 @@ impl Case {
         Ok(values)
     }
 
-    /// A tensor of `D` dimensions on the CPU.
+    /// A tensor of `D` dimensions on the device.
     fn load<const D: usize>(&self, name: &str) -> Result<burn::tensor::Tensor<D>, CaseError> {
         let (shape, values) = self.tensor(name)?;
         let shape: [usize; D] = shape.try_into().map_err(|shape| {
             CaseError::Settings(format!("tensor `{name}` has shape {shape:?}, not {D} dimensions"))
         })?;
-        Ok(esvit_nn::params::tensor(values, shape, &device()))
+        Ok(esvit_nn::params::tensor(values, shape, &self.device))
     }
-}
-
-fn device() -> burn::tensor::Device {
-    burn::tensor::Device::flex()
 }
 
 /// Largest absolute difference; infinite when lengths differ or a value is not finite.

@@ -79,7 +79,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         });
     }
     // The objective does not look at view features.
-    let unused = Tensor::zeros([1, 1], &super::device());
+    let unused = Tensor::zeros([1, 1], &case.device);
     let student = Predictions {
         view_features: unused.clone(),
         view_logits: Logits::from_matrix(student_view.clone()),

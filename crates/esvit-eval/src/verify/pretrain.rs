@@ -15,7 +15,7 @@ use esvit_train::optim::{ClipScope, OptimizerKind};
 use serde::Deserialize;
 
 use super::objective::TeacherTemp;
-use super::{Case, CaseError, Check, Outcome, absolute, device, of_largest, relative};
+use super::{Case, CaseError, Check, Outcome, absolute, of_largest, relative};
 
 const OUTPUT_TOLERANCE: f64 = 2e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
@@ -146,7 +146,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         mixup: None,
     };
     let params = |prefix: &str| -> Result<Params, CaseError> {
-        Ok(case.tensors.params(prefix, network.specs(), &device(), |_| false)?)
+        Ok(case.tensors.params(prefix, network.specs(), &case.device, |_| false)?)
     };
     let (student, teacher) = (params("student.")?, params("teacher.")?);
     let center = |name: &str| -> Result<Tensor<1>, CaseError> {
@@ -154,7 +154,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
     };
     let region_center = settings.region_task.then(|| center("center_grid")).transpose()?;
     let centers = Centers::new(center("center")?, region_center);
-    let mut learner = Learner::new(network, settings.optimizer, learner_settings, &device());
+    let mut learner = Learner::new(network, settings.optimizer, learner_settings, &case.device);
     learner.student = student;
     learner.teacher = teacher;
     learner.centers = centers;

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use esvit_data::{BrokenPicture, LoaderError, Source};
+use esvit_nn::device::DeviceError;
 use esvit_nn::{Network, Params};
 
 pub use folder::{FolderError, RunFolder};
@@ -138,6 +139,9 @@ pub enum RunError {
     /// The settings are wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no such device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The folder cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use esvit_data::{Batch, Loader};
+use esvit_nn::device;
 use esvit_nn::params::tensor;
 use esvit_nn::weights::Entry;
 
@@ -42,7 +43,7 @@ impl<'a> Session<'a> {
         loader: &Loader,
     ) -> Result<Self, RunError> {
         let Options { out, overwrite, start, source, stop, environment, observer, knn } = options;
-        let mut learner = plan::learner(config, &Device::flex());
+        let mut learner = plan::learner(config, &device::find(&config.train.device)?);
         let mut notes = Vec::new();
         let mut first_step = 0;
         // What the run starts from is read before anything is written or deleted.

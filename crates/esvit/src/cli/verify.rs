@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use esvit_eval::verify::{Check, Outcome, Report, run};
+use esvit_nn::device;
 
 use super::Done;
 use super::output::Output;
@@ -17,6 +18,9 @@ pub(super) struct Verify {
     /// Fails also when a case is not supported.
     #[arg(long)]
     strict: bool,
+    /// Where to compute: `cpu`, or a device that the build has.
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    device: String,
     /// Shows every comparison, not only the one nearest to its tolerance.
     #[arg(long)]
     all: bool,
@@ -25,7 +29,7 @@ pub(super) struct Verify {
 impl Verify {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
         let mut shown = Ok(());
-        let reports = run(&self.cases, |report| {
+        let reports = run(&self.cases, &device::find(&self.device)?, |report| {
             let lines = describe(report, self.all);
             shown = std::mem::replace(&mut shown, Ok(())).and_then(|()| output.result(lines));
         })?;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use esvit_eval::verify::{Outcome, Report, run};
+use esvit_nn::device;
 
 use crate::place::Place;
 
@@ -11,7 +12,7 @@ fn workspace() -> &'static Path {
 }
 
 fn reports(folder: &Path) -> Vec<Report> {
-    run(folder, |_| ()).unwrap()
+    run(folder, &device::find("cpu").unwrap(), |_| ()).unwrap()
 }
 
 /// Cases for which `holds` is false, with the comparisons that do not hold.

@@ -1,0 +1,68 @@
+//! Devices by name.
+
+use burn::tensor::Device;
+
+/// A device that this build or this machine does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No such kind of device.
+    #[error(
+        "there is no device `{0}`\nhint: `cpu`, or `vulkan`, `metal`, `cuda`, `rocm`, with a number as in `cuda:1`"
+    )]
+    Unknown(String),
+    /// The build lacks it.
+    #[error("`{0}` is not in this build\nhint: build with `--features {0}`")]
+    NotBuilt(String),
+}
+
+/// The device of this name: `cpu`, or `vulkan`, `metal`, `cuda` or `rocm`, which are features of the
+/// build, each with the number of the device behind a colon (0 if there is none).
+///
+/// # Errors
+/// When the name says nothing or names a device that is not in this build.
+pub fn find(name: &str) -> Result<Device, DeviceError> {
+    let (kind, number) = match name.split_once(':') {
+        Some((kind, number)) => {
+            (kind, number.parse().map_err(|_| DeviceError::Unknown(name.to_owned()))?)
+        }
+        None => (name, 0usize),
+    };
+    match kind {
+        "cpu" if number == 0 => Ok(Device::flex()),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Ok(Device::vulkan(graphics(name, number))),
+        #[cfg(feature = "metal")]
+        "metal" => Ok(Device::metal(graphics(name, number))),
+        #[cfg(feature = "cuda")]
+        "cuda" => Ok(Device::cuda(number)),
+        #[cfg(feature = "rocm")]
+        "rocm" => Ok(Device::rocm(number)),
+        "vulkan" | "metal" | "cuda" | "rocm" => Err(DeviceError::NotBuilt(kind.to_owned())),
+        _ => Err(DeviceError::Unknown(name.to_owned())),
+    }
+}
+
+/// A graphics device by number; without one whichever there is, software drivers too.
+#[cfg(any(feature = "vulkan", feature = "metal"))]
+fn graphics(name: &str, number: usize) -> burn::tensor::DeviceKind {
+    if name.contains(':') {
+        burn::tensor::DeviceKind::DiscreteGpu(number)
+    } else {
+        burn::tensor::DeviceKind::DefaultDevice
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert!(find("cpu").is_ok());
+        for name in ["gpu", "cpu:1", "cuda:x", ""] {
+            assert_eq!(find(name).unwrap_err(), DeviceError::Unknown(name.into()), "{name}");
+        }
+        #[cfg(not(feature = "cuda"))]
+        assert_eq!(find("cuda:1").unwrap_err(), DeviceError::NotBuilt("cuda".into()));
+    }
+}
