@@ -57,7 +57,7 @@ pub(crate) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
             *sum += term(start + lane);
         }
     }
-    let mut total = lanes.iter().sum();
+    let mut total = fold(lanes, |a, b| a + b);
     for i in whole..n {
         total += term(i);
     }
@@ -76,7 +76,20 @@ pub(crate) fn max(values: &[f32]) -> f32 {
             *lane = larger(*lane, value);
         }
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
+    rest.iter().fold(fold(lanes, larger), |a, &b| larger(a, b))
+}
+
+/// Joins all lanes, half by half: four steps instead of a chain of fifteen.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = join(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// `e^x` within 2 units in the last place, for `x` up to 88; smaller than -87 counts as -87. Free
