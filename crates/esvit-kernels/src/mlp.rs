@@ -8,10 +8,10 @@ use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
 use crate::gelu::{cdf, cdf_and_density};
 use crate::layer_norm::{shifted_bias, through_linear};
-use crate::product::{Columns, Left, Packed, transposed_product};
+use crate::product::{Columns, Left, Packed, STRIP, transposed_product};
 use crate::profile;
 use crate::rows::{DropPath, Rows, add_normalised_gradients, add_residual, each_strip, store};
-use crate::simd::dispatch;
+use crate::simd::{dispatch, prefetch};
 
 /// The parameters: a normalisation over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
 #[derive(Debug, Clone, Copy)]
@@ -180,9 +180,12 @@ pub fn backward<T: Element>(
         tasks.for_each(|((((block, gradient), dbranch), dhidden), active)| {
             let count = block.kept.len();
             rows.scaled(block, gradient, width, dbranch);
+            prefetch(active, hidden_row, STRIP);
             each_strip(Left::rows(dbranch, row), count, &fc2, |first, columns, product, padded| {
                 let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
                 activate_backward(product, padded, columns, active, dhidden, hidden_row);
+                // The next strip's lines come while its product is made.
+                prefetch(&active[columns..], hidden_row, STRIP);
             });
             let mut dnormalised = Buffer::<f32>::stale(count * width);
             each_strip(

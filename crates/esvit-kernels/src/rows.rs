@@ -177,9 +177,10 @@ pub(crate) fn each_strip<T: Element>(
     let mut product = Buffer::<f32>::stale(rows * crate::product::STRIP);
     let extent = Extent { rows, steps: packed.steps() };
     for (first, strip) in packed.strips() {
+        let columns = strip.width.min(packed.columns() - first);
         let product = &mut product[..rows * strip.width];
         T::multiply(left, strip, extent, &mut Out { values: product, row: strip.width }, false);
-        each(first, strip.width.min(packed.columns() - first), product, strip.width);
+        each(first, columns, product, strip.width);
     }
 }
 

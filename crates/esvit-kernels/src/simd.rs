@@ -47,6 +47,22 @@ macro_rules! dispatch {
 }
 pub(crate) use dispatch;
 
+/// Asks the second-level cache for `columns` values of every row of `values`, whose rows are `row`
+/// values apart: lines that no pattern of the hardware foresees.
+pub(crate) fn prefetch<T>(values: &[T], row: usize, columns: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for values in values.chunks(row) {
+        let values = &values[..columns.min(values.len())];
+        for line in values.chunks((64 / size_of::<T>()).max(1)) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: a prefetch reads nothing, and the address is that of a slice.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, row, columns);
+}
+
 /// Sum of `term(i)` for `i < n`, in lanes.
 #[inline(always)]
 pub(crate) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {

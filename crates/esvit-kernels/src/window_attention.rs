@@ -419,10 +419,11 @@ impl<T: Element> Scratch<T> {
     /// Sums of values by weight.
     fn mix(&mut self) {
         let (n, width) = (self.n, self.width);
-        interleave(&self.value_rows, self.row, n, self.d, &mut self.down, width * T::PAIR);
+        let down = width * T::PAIR;
+        let values = paired(&self.value_rows, self.row, [n, self.d], &mut self.down, down);
         let weights = Left::rows(&self.stored, self.lanes);
         let extent = Extent { rows: self.queries.len(), steps: n.div_ceil(T::PAIR) };
-        product(weights, &self.down, width, extent, &mut self.out);
+        product(weights, values, width, extent, &mut self.out);
     }
 
     /// Gathers the gradient of what came out.
@@ -441,10 +442,11 @@ impl<T: Element> Scratch<T> {
         let (down, turned) = (width * T::PAIR, lanes * T::PAIR);
         let over_queries = Extent { rows: n, steps: m.div_ceil(T::PAIR) };
         // With O = P V: dV = P^T dO and dP = dO V^T.
-        interleave(&self.stored, lanes, m, lanes, &mut self.turned, turned);
-        interleave(&self.gradient_rows, row, m, self.d, &mut self.down, down);
-        let left = Left::transposed(&self.turned, lanes);
-        product(left, &self.down, width, over_queries, &mut self.dvalues);
+        let d = self.d;
+        let weights = paired(&self.stored, lanes, [m, lanes], &mut self.turned, turned);
+        let gradients = paired(&self.gradient_rows, row, [m, d], &mut self.down, down);
+        let left = Left::transposed(weights, lanes);
+        product(left, gradients, width, over_queries, &mut self.dvalues);
         transpose_rows(&self.value_rows, row, n, &mut self.across, turned);
         let gradients = Left::rows(&self.gradient_rows, row);
         let over_width = Extent { rows: m, steps: row / T::PAIR };
@@ -461,15 +463,30 @@ impl<T: Element> Scratch<T> {
             &mut self.dstored,
         );
         // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
-        interleave(&self.key_rows, row, n, self.d, &mut self.down, down);
+        let keys = paired(&self.key_rows, row, [n, d], &mut self.down, down);
         let left = Left::rows(&self.dstored, lanes);
         let over_keys = Extent { rows: m, steps: n.div_ceil(T::PAIR) };
-        product(left, &self.down, width, over_keys, &mut self.dqueries);
-        interleave(&self.dstored, lanes, m, lanes, &mut self.turned, turned);
-        interleave(&self.query_rows, row, m, self.d, &mut self.down, down);
-        let left = Left::transposed(&self.turned, lanes);
-        product(left, &self.down, width, over_queries, &mut self.dkeys);
+        product(left, keys, width, over_keys, &mut self.dqueries);
+        let dlogits = paired(&self.dstored, lanes, [m, lanes], &mut self.turned, turned);
+        let queries = paired(&self.query_rows, row, [m, d], &mut self.down, down);
+        let left = Left::transposed(dlogits, lanes);
+        product(left, queries, width, over_queries, &mut self.dkeys);
     }
+}
+
+/// Rows in pairs, steps `step` values apart: laid out in `to`, unless they lie like that already.
+fn paired<'a, T: Element>(
+    rows: &'a [T],
+    row: usize,
+    [count, columns]: [usize; 2],
+    to: &'a mut [T],
+    step: usize,
+) -> &'a [T] {
+    if T::PAIR == 1 && row == step {
+        return rows;
+    }
+    interleave(rows, row, count, columns, to, step);
+    to
 }
 
 /// `out [rows, columns]` for a right operand `[steps, columns]`, strip by strip.
