@@ -129,6 +129,9 @@ pub fn forward<T: Element>(
                     let bias = &fc1_bias[first..first + columns];
                     let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
                     activate(product, padded, bias, kept, &mut active[first..], hidden_row);
+                    if let Some(kept) = kept_hidden.as_deref() {
+                        prefetch(&kept[first + columns..], hidden_row, STRIP);
+                    }
                 },
             );
             let scales = rows.scales_of(block);
@@ -186,6 +189,7 @@ pub fn backward<T: Element>(
                 activate_backward(product, padded, columns, active, dhidden, hidden_row);
                 // The next strip's lines come while its product is made.
                 prefetch(&active[columns..], hidden_row, STRIP);
+                prefetch(&dhidden[columns..], hidden_row, STRIP);
             });
             let mut dnormalised = Buffer::<f32>::stale(count * width);
             each_strip(

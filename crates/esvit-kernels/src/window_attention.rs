@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
 use crate::product::{Extent, LANES, Left, Out, STRIP, Strip, interleave, transpose_rows};
-use crate::simd::{dispatch, exp, max, sum};
+use crate::simd::{dispatch, exp, max, prefetch, sum};
 
 /// Tasks into which the windows of a call are cut, whatever the number of threads: gradients of
 /// table and padding are summed within a task and then over tasks in order.
@@ -137,16 +137,12 @@ dispatch! {
     }
 }
 
-/// Copies a few values without a call.
+/// Copies a row of a head; the usual width without a call.
 #[inline(always)]
 fn copy<T: Element>(from: &[T], to: &mut [T]) {
-    let (from, rest) = from.as_chunks::<LANES>();
-    let (to, to_rest) = to[..from.len() * LANES + rest.len()].as_chunks_mut::<LANES>();
-    for (from, to) in from.iter().zip(to) {
-        *to = *from;
-    }
-    for (from, to) in rest.iter().zip(to_rest) {
-        *to = *from;
+    match (from.as_array::<32>(), to.first_chunk_mut::<32>()) {
+        (Some(from), Some(to)) => *to = *from,
+        _ => to[..from.len()].copy_from_slice(from),
     }
 }
 
@@ -170,6 +166,7 @@ pub(crate) fn forward<T: Element>(
         let mut scratch = Scratch::new(windows);
         for at in task {
             let (first, window) = scratch.choose(windows, at);
+            prefetch_window(qkv, row_len::<T>(3 * windows.width), windows, at + 1);
             for head in 0..windows.heads {
                 scratch.load(qkv, &padding, windows, first, head);
                 scratch.attend(&positions, windows, window, head);
@@ -207,6 +204,8 @@ pub(crate) fn backward<T: Element>(
             let d = scratch.d;
             for at in task {
                 let (first, window) = scratch.choose(windows, at);
+                prefetch_window(qkv, row3, windows, at + 1);
+                prefetch_window(dmixed, row, windows, at + 1);
                 for head in 0..windows.heads {
                     scratch.load(qkv, &padding_values, windows, first, head);
                     scratch.attend(&positions, windows, window, head);
@@ -248,6 +247,19 @@ pub(crate) fn backward<T: Element>(
         sums.for_each(|(total, part)| *total += part);
     }
     (dpadding, table_gradient(&dpositions, table.len(), windows))
+}
+
+/// Asks for the rows of all tokens of window `at` of all, if there is one.
+fn prefetch_window<T: Element>(rows: &[T], row: usize, windows: &Windows<'_>, at: usize) {
+    let (image, window) = (at / windows.windows(), at % windows.windows());
+    for slot in 0..windows.slots {
+        if let Some(token) = windows.token(window, slot) {
+            let start = (image * windows.tokens + token) * row;
+            if let Some(row_of_token) = rows.get(start..start + row) {
+                prefetch(row_of_token, row, row);
+            }
+        }
+    }
 }
 
 /// All windows of all images in order, cut into tasks.
