@@ -118,7 +118,9 @@ pub fn forward<T: Element>(
     let mut normalised =
         if keep { Buffer::<T>::kept_rows(rows.kept, rows.total, width) } else { Buffer::stale(0) };
     let mut inverse = vec![0.0; if keep { rows.kept } else { 0 }];
-    let mut qkv = Buffer::<T>::kept_rows(rows.kept, rows.total, 3 * width);
+    // Without a way back they are soon free again.
+    let between = if keep { Buffer::<T>::kept_rows } else { Buffer::<T>::brief_kept_rows };
+    let mut qkv = between(rows.kept, rows.total, 3 * width);
     let slots: Vec<_> = if keep {
         let normalised = rows.split_kept(&mut normalised, row).into_iter();
         normalised.zip(rows.split_kept(&mut inverse, 1)).map(Some).collect()
@@ -152,7 +154,7 @@ pub fn forward<T: Element>(
         })
     });
 
-    let mut mixed = Buffer::<T>::kept_rows(rows.kept, rows.total, width);
+    let mut mixed = between(rows.kept, rows.total, width);
     for (segment, kept) in kept_rows(segments, plan) {
         let qkv = &qkv[kept.start * row3..kept.end * row3];
         let mixed = &mut mixed[kept.start * row..kept.end * row];
@@ -199,8 +201,8 @@ pub fn backward<T: Element>(
     assert_eq!(inverse.len(), rows.kept, "rows that were kept");
 
     let weight = Packed::<T>::straight(attention.proj_weight, width, None);
-    let mut dbranch = Buffer::<T>::kept_rows(rows.kept, rows.total, width);
-    let mut dmixed = Buffer::<T>::kept_rows(rows.kept, rows.total, width);
+    let mut dbranch = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, width);
+    let mut dmixed = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, width);
     let tasks = rows
         .blocks
         .par_iter()
@@ -217,7 +219,7 @@ pub fn backward<T: Element>(
             });
         })
     });
-    let mut proj_weight = Buffer::<f32>::stale(width * width);
+    let mut proj_weight = Buffer::<f32>::brief(width * width);
     let mut proj_bias = vec![0.0; width];
     let branches = Columns::new(&dbranch, width);
     profile::time("attention backward, weights", macs, || {
@@ -226,7 +228,7 @@ pub fn backward<T: Element>(
     });
     drop((dbranch, mixed));
 
-    let mut dqkv = Buffer::<T>::kept_rows(rows.kept, rows.total, 3 * width);
+    let mut dqkv = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, 3 * width);
     let mut dpadding = vec![0.0; 3 * width];
     let mut table = vec![0.0; attention.table.len()];
     for (segment, kept) in kept_rows(segments, plan) {
@@ -268,7 +270,7 @@ pub fn backward<T: Element>(
             );
         })
     });
-    let mut qkv_weight = Buffer::<f32>::stale(3 * width * width);
+    let mut qkv_weight = Buffer::<f32>::brief(3 * width * width);
     let mut qkv_bias = vec![0.0; 3 * width];
     let outputs = Columns::new(&dqkv, 3 * width);
     let inputs = Columns::new(&normalised, width);

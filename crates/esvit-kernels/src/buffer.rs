@@ -4,14 +4,21 @@
 //! for every 4 KiB and a pass of zeros over all of it, together a fifth of a step, so buffers that
 //! are no longer needed wait in a pool. They keep their old contents: whoever takes one writes it
 //! before reading it.
+//!
+//! There is one pool for all types, so that gradients lie where the activations were that they were
+//! made from.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 use crate::element::{Element, row_len};
 
 /// Smaller buffers are left to the allocator.
-const POOLED_BYTES: usize = 16 << 10;
+const POOLED_WORDS: usize = 4 << 10;
+
+/// Smaller buffers are never taken much larger than they need be: there are many at a time.
+const LARGE_WORDS: usize = 256 << 10;
 
 /// A buffer that nobody took while this many others were taken is freed.
 const IDLE_TAKES: u64 = 1 << 17;
@@ -19,18 +26,37 @@ const IDLE_TAKES: u64 = 1 << 17;
 /// Values in a buffer that may be larger. Returns to the pool when dropped.
 #[derive(Debug)]
 pub struct Buffer<T: Element> {
-    values: Vec<T>,
+    words: Vec<f32>,
     len: usize,
+    element: PhantomData<T>,
+}
+
+/// How long a buffer is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Until the way back, or for an unknown time: it should not be larger than it need be.
+    Long,
+    /// Within an operation of the way back, or until the update: any that is large enough will do,
+    /// since what waits in the pool then is not needed before the next step.
+    Brief,
 }
 
 impl<T: Element> Buffer<T> {
+    fn take(len: usize, need: Need) -> Self {
+        let words = (len * size_of::<T>()).div_ceil(size_of::<f32>());
+        let taken = if words < POOLED_WORDS { None } else { POOL.take(words, need) };
+        let words = taken.unwrap_or_else(|| vec![0.0; words]);
+        Self { words, len, element: PhantomData }
+    }
+
     /// `len` values, whatever they are.
     pub(crate) fn stale(len: usize) -> Self {
-        if len * size_of::<T>() < POOLED_BYTES {
-            return Self { values: vec![T::default(); len], len };
-        }
-        let values = T::pool().take(len).unwrap_or_else(|| vec![T::default(); len]);
-        Self { values, len }
+        Self::take(len, Need::Long)
+    }
+
+    /// The same, needed only briefly or until the update of the parameters.
+    pub(crate) fn brief(len: usize) -> Self {
+        Self::take(len, Need::Brief)
     }
 
     /// `len` zeros.
@@ -43,25 +69,42 @@ impl<T: Element> Buffer<T> {
     /// Whatever values for `rows` rows of `width`, each stored at the length of [`row_len`]; what
     /// fills up the rows is zero.
     pub(crate) fn rows(rows: usize, width: usize) -> Self {
-        let row = row_len::<T>(width);
-        let mut buffer = Self::stale(rows * row);
-        if row > width {
-            buffer.fill(T::default());
+        Self::take(rows * row_len::<T>(width), Need::Long).without_gaps(width)
+    }
+
+    /// The same, needed only briefly.
+    pub(crate) fn brief_rows(rows: usize, width: usize) -> Self {
+        Self::take(rows * row_len::<T>(width), Need::Brief).without_gaps(width)
+    }
+
+    fn without_gaps(mut self, width: usize) -> Self {
+        if row_len::<T>(width) > width {
+            self.fill(T::default());
         }
-        buffer
+        self
     }
 
     /// The same for the `kept` ones of `total` rows. Takes as much memory whatever is kept, so that
     /// a step in which other rows are dropped finds it in the pool.
     pub(crate) fn kept_rows(kept: usize, total: usize, width: usize) -> Self {
-        let mut buffer = Self::rows(total.max(kept), width);
-        buffer.len = kept * row_len::<T>(width);
-        buffer
+        Self::rows(total.max(kept), width).cut(kept * row_len::<T>(width))
     }
 
+    /// The same, needed only briefly.
+    pub(crate) fn brief_kept_rows(kept: usize, total: usize, width: usize) -> Self {
+        Self::brief_rows(total.max(kept), width).cut(kept * row_len::<T>(width))
+    }
+
+    fn cut(mut self, len: usize) -> Self {
+        self.len = len;
+        self
+    }
+}
+
+impl Buffer<f32> {
     /// The values as a vector.
-    pub(crate) fn into_vec(mut self) -> Vec<T> {
-        let mut values = std::mem::take(&mut self.values);
+    pub(crate) fn into_vec(mut self) -> Vec<f32> {
+        let mut values = std::mem::take(&mut self.words);
         values.truncate(self.len);
         values
     }
@@ -71,13 +114,13 @@ impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &self.values[..self.len]
+        &bytemuck::cast_slice(&self.words)[..self.len]
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.values[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
     }
 }
 
@@ -91,7 +134,7 @@ impl<T: Element> Clone for Buffer<T> {
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
-        recycle(std::mem::take(&mut self.values));
+        recycle(std::mem::take(&mut self.words));
     }
 }
 
@@ -102,45 +145,49 @@ pub fn stale(len: usize) -> Vec<f32> {
 }
 
 /// Puts memory that is no longer needed into the pool that kernels take theirs from.
-pub fn recycle<T: Element>(values: Vec<T>) {
-    if values.len() * size_of::<T>() >= POOLED_BYTES {
-        T::pool().put(values);
+pub fn recycle(mut values: Vec<f32>) {
+    // What a vector was cut down to is not all that it has.
+    if values.capacity() >= POOLED_WORDS {
+        values.resize(values.capacity(), 0.0);
+        POOL.put(values);
     }
 }
+
+static POOL: Pool = Pool { idle: Mutex::new(Idle { buffers: Vec::new(), takes: 0 }) };
 
 /// Buffers that wait to be taken.
 #[derive(Debug)]
-pub struct Pool<T> {
-    idle: Mutex<Idle<T>>,
+struct Pool {
+    idle: Mutex<Idle>,
 }
 
 #[derive(Debug)]
-struct Idle<T> {
+struct Idle {
     /// With the time, in takes, at which each was put.
-    buffers: Vec<(u64, Vec<T>)>,
+    buffers: Vec<(u64, Vec<f32>)>,
     takes: u64,
 }
 
-impl<T> Pool<T> {
-    pub(crate) const fn new() -> Self {
-        Self { idle: Mutex::new(Idle { buffers: Vec::new(), takes: 0 }) }
-    }
-
-    /// The smallest buffer of at least `len` values, if one is not much larger.
-    fn take(&self, len: usize) -> Option<Vec<T>> {
+impl Pool {
+    /// The smallest buffer of at least `words` words that suits the need.
+    fn take(&self, words: usize, need: Need) -> Option<Vec<f32>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.takes += 1;
         let now = idle.takes;
         if now.is_multiple_of(IDLE_TAKES / 8) {
             idle.buffers.retain(|(put, _)| now - put < IDLE_TAKES);
         }
-        let fits = |buffer: &Vec<T>| (len..=len + len / 4).contains(&buffer.len());
-        let best = idle.buffers.iter().enumerate().filter(|(_, (_, buffer))| fits(buffer));
-        let (at, _) = best.min_by_key(|(_, (put, buffer))| (buffer.len(), u64::MAX - put))?;
+        let most = match need {
+            Need::Brief if words >= LARGE_WORDS => usize::MAX,
+            _ => words + words / 4,
+        };
+        let buffers = idle.buffers.iter().enumerate();
+        let fitting = buffers.filter(|(_, (_, buffer))| (words..=most).contains(&buffer.len()));
+        let (at, _) = fitting.min_by_key(|(_, (put, buffer))| (buffer.len(), u64::MAX - put))?;
         Some(idle.buffers.swap_remove(at).1)
     }
 
-    fn put(&self, values: Vec<T>) {
+    fn put(&self, values: Vec<f32>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let now = idle.takes;
         idle.buffers.push((now, values));
@@ -150,6 +197,7 @@ impl<T> Pool<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::element::Bf16;
 
     #[test]
     fn buffers_are_used_again() {
@@ -164,6 +212,10 @@ mod tests {
         drop(second);
         let third = Buffer::<f32>::stale(len * 3 / 4 - 10);
         assert_ne!(third.as_ptr(), at);
+        // Half as many words, at the same place.
+        let pairs = Buffer::<Bf16>::stale(2 * len);
+        assert_eq!((pairs.as_ptr().cast(), pairs.len()), (at, 2 * len));
+        drop(pairs);
         let fourth = Buffer::<f32>::zeroed(len);
         assert!(fourth.as_ptr() == at && fourth.iter().all(|&v| v == 0.0));
         recycle(fourth.into_vec());

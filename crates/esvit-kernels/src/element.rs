@@ -2,11 +2,10 @@
 
 use std::fmt::Debug;
 
-use crate::buffer::Pool;
 use crate::product::Multiply;
 
 /// A stored number: f32, or bf16 where precision says so. Arithmetic is f32.
-pub trait Element: Multiply + Copy + Default + Debug + PartialEq + Send + Sync + 'static {
+pub trait Element: Multiply + bytemuck::Pod + Default + Debug + PartialEq + Send + Sync {
     /// Neighbours along the inner dimension that a product multiplies at once. Rows of operands
     /// are filled up with zeros to a multiple of it.
     const PAIR: usize;
@@ -17,8 +16,6 @@ pub trait Element: Multiply + Copy + Default + Debug + PartialEq + Send + Sync +
     fn from_f32(value: f32) -> Self;
     /// The number.
     fn to_f32(self) -> f32;
-    /// Where buffers of this type wait to be used again.
-    fn pool() -> &'static Pool<Self>;
 }
 
 impl Element for f32 {
@@ -35,16 +32,17 @@ impl Element for f32 {
         self
     }
 
-    fn pool() -> &'static Pool<Self> {
-        static POOL: Pool<f32> = Pool::new();
-        &POOL
-    }
 }
 
 /// A bfloat16: the upper half of an f32.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Bf16(pub u16);
+
+// SAFETY: a wrapper of `u16` without padding, for which all bits are valid.
+unsafe impl bytemuck::Zeroable for Bf16 {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Bf16 {}
 
 impl Debug for Bf16 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -70,10 +68,6 @@ impl Element for Bf16 {
         f32::from_bits(u32::from(self.0) << 16)
     }
 
-    fn pool() -> &'static Pool<Self> {
-        static POOL: Pool<Bf16> = Pool::new();
-        &POOL
-    }
 }
 
 /// Length of a stored row of `n` values: a multiple of what a product takes at once.

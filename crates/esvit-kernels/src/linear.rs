@@ -110,8 +110,8 @@ pub fn backward<T: Element>(
     assert_eq!(active.len(), count * row, "rows that were kept");
     let rows = DropPath::NONE.rows::<T>(count, inputs.max(outputs));
     let packed = input.then(|| Packed::<T>::straight(weight, inputs, None));
-    let mut gradients = Buffer::<T>::rows(count, outputs);
-    let mut dx = Buffer::<f32>::stale(if input { count * inputs } else { 0 });
+    let mut gradients = Buffer::<T>::brief_rows(count, outputs);
+    let mut dx = Buffer::<f32>::brief(if input { count * inputs } else { 0 });
     let dx_blocks: Vec<_> = if input {
         rows.split(&mut dx, inputs)
     } else {
@@ -145,7 +145,7 @@ pub fn backward<T: Element>(
             }
         })
     });
-    let mut dweight = Buffer::<f32>::stale(weight.len());
+    let mut dweight = Buffer::<f32>::brief(weight.len());
     let mut bias = vec![0.0; outputs];
     let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&active, inputs));
     profile::time("linear backward, weights", count * inputs * outputs, || {

@@ -128,8 +128,9 @@ pub fn backward<T: Element>(
     let Kept { normalised, inverse } = kept;
     assert_eq!(inverse.len(), neighbours.len(), "rows that were kept");
     let weight = Packed::<T>::straight(merge.weight, wide, Some(merge.gamma));
-    let mut gradients = Buffer::<T>::rows(neighbours.len(), outputs);
-    let mut gathered = Buffer::<f32>::zeroed(neighbours.len() * wide);
+    let mut gradients = Buffer::<T>::brief_rows(neighbours.len(), outputs);
+    let mut gathered = Buffer::<f32>::brief(neighbours.len() * wide);
+    gathered.fill(0.0);
     let tasks = rows
         .blocks
         .par_iter()
@@ -155,13 +156,13 @@ pub fn backward<T: Element>(
         })
     });
     // Every row has its place, since the maps are covered by their neighbourhoods.
-    let mut x = Buffer::<f32>::stale(inputs * width);
+    let mut x = Buffer::<f32>::brief(inputs * width);
     for (from, &to) in gathered.chunks_exact(width).zip(neighbours.as_flattened()) {
         if to != OUTSIDE {
             x[to as usize * width..][..width].copy_from_slice(from);
         }
     }
-    let mut dweight = Buffer::<f32>::stale(merge.weight.len());
+    let mut dweight = Buffer::<f32>::brief(merge.weight.len());
     let mut sums = vec![0.0; outputs];
     let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&normalised, wide));
     profile::time("merge backward, weights", macs, || {

@@ -169,8 +169,8 @@ pub fn backward<T: Element>(
     let fc2 = Packed::<T>::straight(mlp.fc2_weight, hidden, None);
     let fc1 = Packed::<T>::straight(mlp.fc1_weight, width, Some(mlp.gamma));
 
-    let mut dbranch = Buffer::<T>::kept_rows(rows.kept, rows.total, width);
-    let mut dhidden = Buffer::<T>::kept_rows(rows.kept, rows.total, hidden);
+    let mut dbranch = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, width);
+    let mut dhidden = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, hidden);
     let tasks = rows
         .blocks
         .par_iter()
@@ -210,7 +210,7 @@ pub fn backward<T: Element>(
         })
     });
 
-    let mut fc2_weight = Buffer::<f32>::stale(mlp.fc2_weight.len());
+    let mut fc2_weight = Buffer::<f32>::brief(mlp.fc2_weight.len());
     let mut fc2_bias = vec![0.0; width];
     let branch = Columns::new(&dbranch, width);
     let actives = Columns::new(&active, hidden);
@@ -218,7 +218,7 @@ pub fn backward<T: Element>(
         transposed_product(branch, actives, &mut fc2_weight, Some(&mut fc2_bias));
     });
     drop((active, dbranch));
-    let mut fc1_weight = Buffer::<f32>::stale(mlp.fc1_weight.len());
+    let mut fc1_weight = Buffer::<f32>::brief(mlp.fc1_weight.len());
     let mut fc1_bias = vec![0.0; hidden];
     let hiddens = Columns::new(&dhidden, hidden);
     let inputs = Columns::new(&normalised, width);
