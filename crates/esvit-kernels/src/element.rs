@@ -31,7 +31,6 @@ impl Element for f32 {
     fn to_f32(self) -> f32 {
         self
     }
-
 }
 
 /// A bfloat16: the upper half of an f32.
@@ -67,7 +66,6 @@ impl Element for Bf16 {
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.0) << 16)
     }
-
 }
 
 /// Length of a stored row of `n` values: a multiple of what a product takes at once.
