@@ -27,6 +27,8 @@ const CHUNK: usize = 512;
 const CHUNKS: usize = 16;
 
 /// Groups of chunks, each with its own sums of the gradient of `z`, whatever the number of threads.
+/// What is kept of a group is one buffer, so that it is free for other work once the group's
+/// gradient is made.
 const GROUPS: usize = 16;
 
 /// Rows whose logits of a chunk are worked on together, in the second-level cache.
@@ -143,6 +145,11 @@ impl Walk {
     fn count(&self, chunk: usize) -> usize {
         self.chunk.min(self.prototypes - chunk * self.chunk)
     }
+
+    /// Chunks of a group; the last one may have fewer.
+    fn per_group(&self) -> usize {
+        self.chunks().div_ceil(GROUPS)
+    }
 }
 
 /// The loss, and with `gradients` those of the student's side. The teacher's logits are centred by
@@ -169,33 +176,55 @@ pub fn cross_entropy<T: Element>(
     assert!(pairs.teachers.iter().all(|&row| (row as usize) < teachers), "teacher's rows");
 
     let walk = Walk::new(prototypes, d);
-    let mut chunks = vec![Chunk::<T>::default(); walk.chunks()];
+    let mut chunks = vec![Chunk::default(); walk.chunks()];
     let [z, teacher_z] = [student, teacher].map(|side| stored_rows::<T>(side.z, d));
     let macs = (rows + teachers) * prototypes * d;
-    profile::time("prototypes forward", macs, || {
-        chunks.par_iter_mut().enumerate().for_each(|(at, chunk)| {
-            let first = at * walk.chunk;
-            let count = walk.count(at);
-            let center = Some(&center[first..first + count]);
-            let teacher_rows = teacher.prototypes.chunk(first, count);
-            chunk.teacher =
-                exponentials(&teacher_z, &teacher_rows, center, teacher.temperature, d, |_, _| {});
-            let student_rows = student.prototypes.chunk(first, count);
-            let (lanes, mut dots) = (row_len::<T>(count), vec![0.0; pairs.teachers.len()]);
-            let exponents = &chunk.teacher.values;
-            chunk.student =
-                exponentials(&z, &student_rows, None, student.temperature, d, |row, logits| {
-                    for pair in pairs.range(row) {
-                        let teacher = pairs.teachers[pair] as usize;
-                        dots[pair] = dot(&exponents[teacher * lanes..][..count], logits);
-                    }
-                });
-            chunk.dots = dots;
-            if !gradients {
-                chunk.teacher.values = Buffer::stale(0);
-                chunk.student.values = Buffer::stale(0);
+    let groups: Vec<Buffer<T>> = profile::time("prototypes forward", macs, || {
+        let groups = chunks.par_chunks_mut(walk.per_group()).enumerate();
+        let forward = |(group, chunks): (usize, &mut [Chunk])| {
+            let exponents = (rows + teachers) * row_len::<T>(walk.chunk);
+            let kept = if gradients { chunks.len() } else { 1 };
+            let mut kept_exponents = Buffer::<T>::stale(kept * exponents);
+            for (at, chunk) in chunks.iter_mut().enumerate() {
+                let index = group * walk.per_group() + at;
+                let (first, count) = (index * walk.chunk, walk.count(index));
+                let center = Some(&center[first..first + count]);
+                let lanes = row_len::<T>(count);
+                let exponents = &mut kept_exponents[at.min(kept - 1) * exponents..][..exponents];
+                let (teacher_exponents, student_exponents) =
+                    exponents.split_at_mut(teachers * lanes);
+                let teacher_rows = teacher.prototypes.chunk(first, count);
+                chunk.teacher = exponentials(
+                    &teacher_z,
+                    &teacher_rows,
+                    d,
+                    center,
+                    teacher.temperature,
+                    teacher_exponents,
+                    |_, _| {},
+                );
+                let student_rows = student.prototypes.chunk(first, count);
+                let mut dots = vec![0.0; pairs.teachers.len()];
+                chunk.student = exponentials(
+                    &z,
+                    &student_rows,
+                    d,
+                    None,
+                    student.temperature,
+                    student_exponents,
+                    |row, logits| {
+                        for pair in pairs.range(row) {
+                            let teacher = pairs.teachers[pair] as usize;
+                            dots[pair] =
+                                dot(&teacher_exponents[teacher * lanes..][..count], logits);
+                        }
+                    },
+                );
+                chunk.dots = dots;
             }
-        })
+            kept_exponents
+        };
+        groups.map(forward).collect()
     });
 
     let teacher_log_sums = log_sums(&chunks, teachers, |chunk| &chunk.teacher);
@@ -208,7 +237,7 @@ pub fn cross_entropy<T: Element>(
             let overlap: f64 = chunks
                 .iter()
                 .map(|chunk| {
-                    let [largest, _] = chunk.teacher.partitions[teacher];
+                    let [largest, _] = chunk.teacher[teacher];
                     let share = (largest - teacher_log_sums[teacher]).exp();
                     f64::from(share) * f64::from(chunk.dots[pair])
                 })
@@ -219,7 +248,7 @@ pub fn cross_entropy<T: Element>(
     let gradients = gradients.then(|| {
         let log_sums = [&student_log_sums[..], &teacher_log_sums[..]];
         profile::time("prototypes backward", 2 * rows * prototypes * d, || {
-            backward(student, &z, chunks, pairs, log_sums, walk)
+            backward(student, &z, &chunks, groups, pairs, log_sums, walk)
         })
     });
     (loss as f32, gradients)
@@ -253,27 +282,13 @@ pub fn logits(z: &[f32], prototypes: &Prototypes<'_>) -> Vec<f32> {
     logits
 }
 
-/// What is kept of a chunk of prototypes.
-#[derive(Clone)]
-struct Chunk<T: Element> {
-    student: Exponentials<T>,
-    teacher: Exponentials<T>,
+/// What is kept of a chunk of prototypes beside its exponentials.
+#[derive(Debug, Clone, Default)]
+struct Chunk {
+    student: Vec<Partition>,
+    teacher: Vec<Partition>,
     /// For every pair, the teacher's exponentials times the student's scaled logits.
     dots: Vec<f32>,
-}
-
-#[derive(Clone)]
-struct Exponentials<T: Element> {
-    /// Relative to the row's largest, `[rows, chunk]`.
-    values: Buffer<T>,
-    partitions: Vec<Partition>,
-}
-
-impl<T: Element> Default for Chunk<T> {
-    fn default() -> Self {
-        let none = || Exponentials { values: Buffer::stale(0), partitions: Vec::new() };
-        Self { student: none(), teacher: none(), dots: Vec::new() }
-    }
 }
 
 /// Rows in the stored type, each at its stored length.
@@ -286,22 +301,22 @@ fn stored_rows<T: Element>(rows: &[f32], width: usize) -> Buffer<T> {
     stored
 }
 
-/// Exponentials of the logits of rows `z` for a chunk of prototypes; `see` is shown every row's
-/// scaled logits.
+/// Exponentials of the logits of rows `z` for a chunk of prototypes, relative to the row's largest,
+/// into `values [rows, chunk]`; `see` is shown every row's scaled logits.
 fn exponentials<T: Element>(
     z: &[T],
     prototypes: &[f32],
+    d: usize,
     center: Option<&[f32]>,
     temperature: f32,
-    d: usize,
+    values: &mut [T],
     mut see: impl FnMut(usize, &[f32]),
-) -> Exponentials<T> {
+) -> Vec<Partition> {
     let count = prototypes.len() / d;
     let (row, lanes) = (row_len::<T>(d), row_len::<T>(count));
-    let rows = z.len() / row;
     let packed = Packed::<T>::transposed(prototypes, d, None);
+    let rows = z.len() / row;
     let padded = count.next_multiple_of(LANES);
-    let mut values = Buffer::<T>::rows(rows, count);
     let mut partitions = vec![[0.0; 2]; rows];
     let mut logits = Buffer::<f32>::stale(BLOCK_ROWS.min(rows) * padded);
     for start in (0..rows).step_by(BLOCK_ROWS) {
@@ -316,22 +331,20 @@ fn exponentials<T: Element>(
             let logits = &mut logits[..count];
             partitions[start + at][0] = scale_logits(logits, center, 1.0 / temperature);
             see(start + at, logits);
-            let to = &mut values[(start + at) * lanes..][..count];
-            partitions[start + at][1] = exponentiate(logits, partitions[start + at][0], to);
+            let to = &mut values[(start + at) * lanes..][..lanes];
+            to[count..].fill(T::default());
+            partitions[start + at][1] =
+                exponentiate(logits, partitions[start + at][0], &mut to[..count]);
         }
     }
-    Exponentials { values, partitions }
+    partitions
 }
 
 /// The logarithm of the sum of all exponentials of every row.
-fn log_sums<T: Element>(
-    chunks: &[Chunk<T>],
-    rows: usize,
-    side: impl Fn(&Chunk<T>) -> &Exponentials<T>,
-) -> Vec<f32> {
+fn log_sums(chunks: &[Chunk], rows: usize, side: impl Fn(&Chunk) -> &[Partition]) -> Vec<f32> {
     (0..rows)
         .map(|row| {
-            let partitions = || chunks.iter().map(|chunk| side(chunk).partitions[row]);
+            let partitions = || chunks.iter().map(|chunk| side(chunk)[row]);
             // A largest logit that is not a number must not be passed over.
             let larger = |a: f32, b: f32| if a >= b || a.is_nan() { a } else { b };
             let largest = partitions().map(|[largest, _]| largest).fold(f32::NEG_INFINITY, larger);
@@ -346,9 +359,10 @@ fn log_sums<T: Element>(
 fn backward<T: Element>(
     student: &Side<'_>,
     z: &[T],
-    chunks: Vec<Chunk<T>>,
+    chunks: &[Chunk],
+    groups: Vec<Buffer<T>>,
     pairs: &Pairs,
-    [student_log_sums, teacher_log_sums]: [&[f32]; 2],
+    log_sums: [&[f32]; 2],
     walk: Walk,
 ) -> Gradients {
     let Walk { prototypes, d, .. } = walk;
@@ -359,27 +373,27 @@ fn backward<T: Element>(
 
     let mut v = Buffer::<f32>::stale(prototypes * d);
     let mut g = vec![0.0; prototypes];
-    let per_group = chunks.len().div_ceil(GROUPS);
+    let per_group = walk.per_group();
+    let teachers = log_sums[1].len();
+    let exponents = (rows + teachers) * row_len::<T>(walk.chunk);
     let dv_groups = v.par_chunks_mut(per_group * walk.chunk * d);
     let dg_groups = g.par_chunks_mut(per_group * walk.chunk);
     let parts: Vec<Buffer<f32>> = dv_groups
         .zip(dg_groups)
-        .zip(chunks.into_par_iter().chunks(per_group))
+        .zip(groups)
+        .zip(chunks.par_chunks(per_group))
         .enumerate()
-        .map(|(group, ((dv, dg), chunks))| {
+        .map(|(group, (((dv, dg), kept), chunks))| {
             let mut dz = Buffer::<f32>::zeroed(rows * width);
             let pieces = dv.chunks_mut(walk.chunk * d).zip(dg.chunks_mut(walk.chunk));
-            for (at, ((dv, dg), chunk)) in pieces.zip(chunks).enumerate() {
+            let kept = kept.chunks(exponents).zip(chunks);
+            for (at, ((dv, dg), (exponents, chunk))) in pieces.zip(kept).enumerate() {
                 let first = (group * per_group + at) * walk.chunk;
                 let count = dg.len();
-                let dlogits = logit_gradients(
-                    &chunk,
-                    count,
-                    pairs,
-                    [student_log_sums, teacher_log_sums],
-                    student.temperature,
-                );
-                drop(chunk);
+                let exponents = exponents.split_at(teachers * row_len::<T>(count));
+                let temperature = student.temperature;
+                let dlogits =
+                    logit_gradients(chunk, exponents, count, pairs, log_sums, temperature);
                 let rows_of_chunk = student.prototypes.chunk(first, count);
                 let packed = Packed::<T>::straight(&rows_of_chunk, d, None);
                 let lanes = row_len::<T>(count);
@@ -423,7 +437,8 @@ fn backward<T: Element>(
 
 /// `(m_r p_rk - t_rk) / temp` for the prototypes of a chunk, `[rows, count]`.
 fn logit_gradients<T: Element>(
-    chunk: &Chunk<T>,
+    chunk: &Chunk,
+    (teacher_exponents, student_exponents): (&[T], &[T]),
     count: usize,
     pairs: &Pairs,
     [student_log_sums, teacher_log_sums]: [&[f32]; 2],
@@ -433,13 +448,13 @@ fn logit_gradients<T: Element>(
     let mut gradients = Buffer::<T>::rows(pairs.rows(), count);
     let mut sums = Buffer::<f32>::stale(count);
     for (row, to) in gradients.chunks_exact_mut(lanes).enumerate() {
-        let [largest, _] = chunk.student.partitions[row];
+        let [largest, _] = chunk.student[row];
         let share = (largest - student_log_sums[row]).exp() * pairs.mass(row) / temperature;
-        weigh(&chunk.student.values[row * lanes..][..count], share, &mut sums);
+        weigh(&student_exponents[row * lanes..][..count], share, &mut sums);
         for (teacher, weight) in pairs.of(row) {
-            let [largest, _] = chunk.teacher.partitions[teacher];
+            let [largest, _] = chunk.teacher[teacher];
             let share = (largest - teacher_log_sums[teacher]).exp() * weight / temperature;
-            subtract(&chunk.teacher.values[teacher * lanes..][..count], share, &mut sums);
+            subtract(&teacher_exponents[teacher * lanes..][..count], share, &mut sums);
         }
         convert(&sums, None, &mut to[..count]);
     }
