@@ -1,0 +1,117 @@
+//! Types of elements, and their conversion.
+
+use std::fmt;
+
+use half::{bf16, f16};
+
+/// What the elements of a tensor are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// Floating point, 64 bits.
+    F64,
+    /// Floating point, 32 bits.
+    F32,
+    /// Floating point, 16 bits.
+    F16,
+    /// The upper half of an `F32`.
+    Bf16,
+    /// Integer, 64 bits.
+    I64,
+    /// Integer, 32 bits.
+    I32,
+    /// Integer, 16 bits.
+    I16,
+    /// Integer, 8 bits.
+    I8,
+    /// Integer without sign, 8 bits.
+    U8,
+    /// A byte that is 0 or not.
+    Bool,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 => 8,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::Bf16 | Self::I16 => 2,
+            Self::I8 | Self::U8 | Self::Bool => 1,
+        }
+    }
+
+    /// Whether elements are floating-point numbers.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16)
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F64 => "f64",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::I64 => "i64",
+            Self::I32 => "i32",
+            Self::I16 => "i16",
+            Self::I8 => "i8",
+            Self::U8 => "u8",
+            Self::Bool => "bool",
+        })
+    }
+}
+
+/// Appends floating-point elements to `out`; other types add nothing.
+pub(crate) fn extend_f32(dtype: Dtype, data: &[u8], out: &mut Vec<f32>) {
+    match dtype {
+        Dtype::F64 => extend(data, out, |b| f64::from_le_bytes(b) as f32),
+        Dtype::F32 => extend(data, out, f32::from_le_bytes),
+        Dtype::F16 => extend(data, out, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::Bf16 => extend(data, out, |b| bf16::from_le_bytes(b).to_f32()),
+        _ => {}
+    }
+}
+
+/// Appends integers and truth values to `out`; other types add nothing.
+pub(crate) fn extend_i64(dtype: Dtype, data: &[u8], out: &mut Vec<i64>) {
+    match dtype {
+        Dtype::I64 => extend(data, out, i64::from_le_bytes),
+        Dtype::I32 => extend(data, out, |b| i32::from_le_bytes(b).into()),
+        Dtype::I16 => extend(data, out, |b| i16::from_le_bytes(b).into()),
+        Dtype::I8 => extend(data, out, |b| i8::from_le_bytes(b).into()),
+        Dtype::U8 => extend(data, out, |[b]: [u8; 1]| b.into()),
+        Dtype::Bool => extend(data, out, |[b]: [u8; 1]| (b != 0).into()),
+        _ => {}
+    }
+}
+
+fn extend<const N: usize, T>(data: &[u8], out: &mut Vec<T>, convert: impl Fn([u8; N]) -> T) {
+    out.extend(data.as_chunks::<N>().0.iter().map(|&element| convert(element)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_are_widened_exactly() {
+        let mut out = Vec::new();
+        extend_f32(Dtype::F16, &f16::from_f32(1.5).to_le_bytes(), &mut out);
+        extend_f32(Dtype::Bf16, &bf16::from_f32(-3.0).to_le_bytes(), &mut out);
+        extend_f32(Dtype::F64, &1e300f64.to_le_bytes(), &mut out);
+        extend_f32(Dtype::I64, &[0; 8], &mut out);
+        assert_eq!(out, [1.5, -3.0, f32::INFINITY]);
+    }
+
+    #[test]
+    fn integers_keep_their_sign() {
+        let mut out = Vec::new();
+        extend_i64(Dtype::I8, &[255], &mut out);
+        extend_i64(Dtype::U8, &[255], &mut out);
+        extend_i64(Dtype::I16, &(-300i16).to_le_bytes(), &mut out);
+        extend_i64(Dtype::Bool, &[7], &mut out);
+        assert_eq!(out, [-1, 255, -300, 1]);
+    }
+}

@@ -1,0 +1,23 @@
+//! Files of weights: safetensors and PyTorch checkpoints.
+//!
+//! [`WeightsFile::open`] tells a file by its content and reads only what describes its tensors; a
+//! tensor's elements are read when asked for. Nothing that a file says is run, and a file of any
+//! content gives an error at worst.
+
+mod dtype;
+mod error;
+mod file;
+pub mod limits;
+mod pickle;
+mod place;
+mod recognise;
+mod safetensors;
+mod source;
+mod torch;
+mod value;
+
+pub use dtype::Dtype;
+pub use error::{Fault, WeightsError};
+pub use file::{TensorInfo, WeightsFile};
+pub use recognise::Container;
+pub use value::Value;

@@ -1,0 +1,197 @@
+//! What calls stand for. Known functions of PyTorch, NumPy and Python's own types give what they
+//! would make; any other gives an object that says what it was made of.
+
+use std::sync::Arc;
+
+use super::machine::Machine;
+use super::node::{Id, Node, Object};
+use crate::error::Fault;
+
+/// Bytes of the longest number of NumPy that is known.
+const MAX_SCALAR: usize = 8;
+
+impl Machine<'_, '_> {
+    pub(super) fn call(&mut self, callable: Id, arguments: Id) -> Result<Id, Fault> {
+        let Some(given) = self.arena.tuple(arguments) else {
+            return Err(Fault::damaged("a call has no tuple of arguments"));
+        };
+        let Node::Global(global) = self.arena.get(callable) else {
+            return self.object(callable, arguments);
+        };
+        let global = global.clone();
+        match (&*global.module, &*global.name, &*given) {
+            // Tensors with attributes of their own, and subclasses: what rebuilds the tensor is
+            // called with a tuple. Only what is not such a call itself, or it would not end.
+            ("torch._tensor", "_rebuild_from_type_v2", &[inner, _, inner_arguments, _]) if matches!(self.arena.get(inner), Node::Global(g) if &*g.module == "torch._utils") => {
+                self.call(inner, inner_arguments)
+            }
+            ("torch._utils", name, given) => match self.rebuild(name, given)? {
+                Some(tensor) => Ok(tensor),
+                None => self.object(callable, arguments),
+            },
+            ("torch", "Size", &[sizes]) => Ok(sizes),
+            ("_codecs", "encode", &[text, encoding])
+            | ("builtins" | "__builtin__", "bytes" | "bytearray", &[text, encoding]) => {
+                self.encoded(text, encoding, arguments, callable)
+            }
+            ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar", &[dtype, bytes]) => {
+                match self.scalar(dtype, bytes) {
+                    Some(node) => self.arena.add(node),
+                    None => self.object(callable, arguments),
+                }
+            }
+            ("collections", "OrderedDict" | "Counter", given)
+            | ("builtins" | "__builtin__", "dict", given) => self.dict(given),
+            ("collections", "defaultdict", given) => self.dict(given.get(1..).unwrap_or_default()),
+            ("copyreg" | "copy_reg", "_reconstructor", &[class, ..]) => {
+                let nothing = self.arena.add(Node::Tuple(Arc::default()))?;
+                self.object(class, nothing)
+            }
+            ("builtins" | "__builtin__", name, given) => match self.builtin(name, given) {
+                Some(node) => self.arena.add(node),
+                None => match (name, given) {
+                    ("list" | "tuple" | "set" | "frozenset", &[items]) => Ok(items),
+                    _ => self.object(callable, arguments),
+                },
+            },
+            _ => self.object(callable, arguments),
+        }
+    }
+
+    fn object(&mut self, class: Id, arguments: Id) -> Result<Id, Fault> {
+        let object =
+            Object { class, arguments, state: None, items: Vec::new(), entries: Vec::new() };
+        self.arena.add(Node::Object(Box::new(object)))
+    }
+
+    fn builtin(&self, name: &str, given: &[Id]) -> Option<Node> {
+        match (name, given) {
+            ("list" | "set" | "frozenset", []) => Some(Node::List(Vec::new())),
+            ("tuple", []) => Some(Node::Tuple(Arc::default())),
+            ("bytearray" | "bytes", []) => Some(Node::Bytes(Arc::default())),
+            ("bytearray" | "bytes", &[bytes]) => match self.arena.get(bytes) {
+                Node::Bytes(bytes) => Some(Node::Bytes(bytes.clone())),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// A dictionary, of nothing, of another one or of a list of pairs.
+    fn dict(&mut self, given: &[Id]) -> Result<Id, Fault> {
+        let entries = match given.first().map(|&first| self.arena.get(first)) {
+            None => Vec::new(),
+            Some(Node::Dict(entries)) => entries.clone(),
+            Some(Node::List(items)) => {
+                let pair = |&item: &Id| match *self.arena.tuple(item)? {
+                    [key, value] => Some((key, value)),
+                    _ => match self.arena.get(item) {
+                        Node::List(pair) => pair.first().copied().zip(pair.get(1).copied()),
+                        _ => None,
+                    },
+                };
+                let pairs: Option<Vec<_>> = items.iter().map(pair).collect();
+                pairs.ok_or_else(|| Fault::damaged("a dictionary is not made of pairs"))?
+            }
+            Some(_) => return Err(Fault::damaged("a dictionary is not made of pairs")),
+        };
+        self.arena.charge(entries.len())?;
+        self.arena.add(Node::Dict(entries))
+    }
+
+    /// Bytes as Python 3 writes them for Python 2: text, each character of which is a byte.
+    fn encoded(
+        &mut self,
+        text: Id,
+        encoding: Id,
+        arguments: Id,
+        callable: Id,
+    ) -> Result<Id, Fault> {
+        let (Some(text), Some(encoding)) = (self.arena.text(text), self.arena.text(encoding))
+        else {
+            return self.object(callable, arguments);
+        };
+        let (text, encoding) = (text.clone(), encoding.clone());
+        self.arena.charge_text(text.len())?;
+        let bytes: Option<Arc<[u8]>> = match &*encoding {
+            "latin1" | "latin-1" | "iso-8859-1" => {
+                text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect()
+            }
+            "utf-8" | "utf8" | "ascii" => Some(text.as_bytes().into()),
+            _ => None,
+        };
+        match bytes {
+            Some(bytes) => self.arena.add(Node::Bytes(bytes)),
+            None => self.object(callable, arguments),
+        }
+    }
+
+    /// A number of NumPy: an object of class `numpy.dtype`, whose first argument names the type and
+    /// whose state the order of bytes, and the bytes.
+    fn scalar(&self, dtype: Id, bytes: Id) -> Option<Node> {
+        let Node::Object(dtype) = self.arena.get(dtype) else { return None };
+        let code = self.arena.text(*self.arena.tuple(dtype.arguments)?.first()?)?;
+        let order = dtype.state.and_then(|state| self.arena.tuple(state));
+        let order = order.and_then(|state| self.arena.text(*state.get(1)?).cloned());
+        let mut bytes = match self.arena.get(bytes) {
+            Node::Bytes(bytes) if bytes.len() <= MAX_SCALAR => bytes.to_vec(),
+            Node::Text(text) if text.len() <= 2 * MAX_SCALAR => {
+                text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect::<Option<_>>()?
+            }
+            _ => return None,
+        };
+        if order.as_deref() == Some(">") {
+            bytes.reverse();
+        }
+        fn array<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
+            bytes.try_into().ok()
+        }
+        Some(match &**code {
+            "f8" => Node::Float(f64::from_le_bytes(array(&bytes)?)),
+            "f4" => Node::Float(f32::from_le_bytes(array(&bytes)?).into()),
+            "f2" => Node::Float(half::f16::from_le_bytes(array(&bytes)?).into()),
+            "i8" => Node::Int(i64::from_le_bytes(array(&bytes)?)),
+            "i4" => Node::Int(i32::from_le_bytes(array(&bytes)?).into()),
+            "i2" => Node::Int(i16::from_le_bytes(array(&bytes)?).into()),
+            "i1" => Node::Int(i8::from_le_bytes(array(&bytes)?).into()),
+            "u8" => Node::Int(u64::from_le_bytes(array(&bytes)?).try_into().ok()?),
+            "u4" => Node::Int(u32::from_le_bytes(array(&bytes)?).into()),
+            "u2" => Node::Int(u16::from_le_bytes(array(&bytes)?).into()),
+            "u1" => Node::Int(u8::from_le_bytes(array(&bytes)?).into()),
+            "b1" => Node::Bool(array::<1>(&bytes)? != [0]),
+            _ => return None,
+        })
+    }
+
+    /// Appends to a list, or to an object that is one in Python.
+    pub(super) fn append(&mut self, items: Vec<Id>) -> Result<(), Fault> {
+        let top = self.top()?;
+        match self.arena.get_mut(top) {
+            Node::List(list) => list.extend(items),
+            Node::Object(object) => object.items.extend(items),
+            _ => return Err(Fault::damaged("something is appended to what is no list")),
+        }
+        Ok(())
+    }
+
+    /// Puts pairs into a dictionary, or into an object that is one in Python.
+    pub(super) fn set(&mut self, pairs: Vec<(Id, Id)>) -> Result<(), Fault> {
+        let top = self.top()?;
+        match self.arena.get_mut(top) {
+            Node::Dict(entries) => entries.extend(pairs),
+            Node::Object(object) => object.entries.extend(pairs),
+            _ => return Err(Fault::damaged("a pair is put into what is no dictionary")),
+        }
+        Ok(())
+    }
+
+    /// Gives an object its attributes. Those of dictionaries and tensors say nothing about weights.
+    pub(super) fn build(&mut self, object: Id, state: Id) -> Result<(), Fault> {
+        match self.arena.get_mut(object) {
+            Node::Object(object) => object.state = Some(state),
+            Node::Dict(_) | Node::List(_) | Node::Tensor(_) => {}
+            _ => return Err(Fault::damaged("attributes are given to what has none")),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! Functions whose call in a file of weights is an attack.
+
+/// Modules of which nothing may be called.
+const MODULES: &[&str] = &[
+    "_io",
+    "_pickle",
+    "_posixsubprocess",
+    "asyncio",
+    "bdb",
+    "code",
+    "codeop",
+    "commands",
+    "cProfile",
+    "ctypes",
+    "dill",
+    "ftplib",
+    "http",
+    "imaplib",
+    "importlib",
+    "io",
+    "marshal",
+    "multiprocessing",
+    "nt",
+    "ntpath",
+    "os",
+    "pdb",
+    "pickle",
+    "pip",
+    "pkgutil",
+    "platform",
+    "poplib",
+    "popen2",
+    "posix",
+    "posixpath",
+    "profile",
+    "pty",
+    "pydoc",
+    "requests",
+    "runpy",
+    "shutil",
+    "signal",
+    "site",
+    "smtplib",
+    "socket",
+    "socketserver",
+    "subprocess",
+    "sys",
+    "telnetlib",
+    "tempfile",
+    "threading",
+    "timeit",
+    "trace",
+    "urllib",
+    "urllib2",
+    "venv",
+    "webbrowser",
+    "zipimport",
+];
+
+/// Functions of modules that also hold harmless ones.
+const FUNCTIONS: &[&str] = &[
+    "apply",
+    "breakpoint",
+    "compile",
+    "delattr",
+    "eval",
+    "exec",
+    "execfile",
+    "exit",
+    "file",
+    "getattr",
+    "globals",
+    "help",
+    "input",
+    "locals",
+    "open",
+    "quit",
+    "raw_input",
+    "reload",
+    "setattr",
+    "vars",
+    "__import__",
+    "__build_class__",
+];
+
+/// Whether calling the function reaches out of the program that loads the file.
+pub(crate) fn is_dangerous(module: &str, name: &str) -> bool {
+    let package = module.split('.').next().unwrap_or(module);
+    if matches!(module, "builtins" | "__builtin__" | "__builtins__") {
+        // `open.__call__` is `open`.
+        return FUNCTIONS.contains(&name.split('.').next().unwrap_or(name));
+    }
+    MODULES.contains(&package)
+        || matches!((module, name), ("torch" | "torch.serialization", "load"))
+        || matches!(module, "torch.hub" | "numpy.testing._private.utils" | "operator" | "_operator")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attacks_are_told_from_classes() {
+        for (module, name) in
+            [("os", "system"), ("os.path", "join"), ("posix", "system"), ("builtins", "eval")]
+        {
+            assert!(is_dangerous(module, name), "{module}.{name}");
+        }
+        for (module, name) in [
+            ("builtins", "set"),
+            ("argparse", "Namespace"),
+            ("osprey", "system"),
+            ("torch._utils", "_rebuild_tensor_v2"),
+            ("pathlib", "PosixPath"),
+        ] {
+            assert!(!is_dangerous(module, name), "{module}.{name}");
+        }
+    }
+}

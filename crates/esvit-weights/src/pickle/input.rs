@@ -1,0 +1,123 @@
+//! The bytes of a pickle, read from the file piece by piece: a legacy file does not say where its
+//! pickles end.
+
+use crate::error::Fault;
+use crate::limits::MAX_PICKLE;
+use crate::source::Source;
+
+/// Bytes that are read ahead.
+const AHEAD: u64 = 1 << 16;
+
+/// Bytes of a line in the text protocols.
+const MAX_LINE: usize = 1 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Input<'a> {
+    source: &'a Source,
+    buffer: Vec<u8>,
+    /// What of the buffer is used up.
+    used: usize,
+    /// Where in the file the buffer ends.
+    next: u64,
+    /// Where the pickle has to end.
+    end: u64,
+    /// Where it would exceed the limit.
+    limit: u64,
+}
+
+impl<'a> Input<'a> {
+    /// The bytes from `start` to `end`, which lies within the file.
+    pub(crate) fn new(source: &'a Source, start: u64, end: u64) -> Self {
+        let limit = start.saturating_add(MAX_PICKLE);
+        Self { source, buffer: Vec::new(), used: 0, next: start, end, limit }
+    }
+
+    /// Where in the file the next byte is.
+    pub(crate) fn position(&self) -> u64 {
+        self.next - (self.buffer.len() - self.used) as u64
+    }
+
+    /// Makes at least `count` bytes available.
+    fn fetch(&mut self, count: u64) -> Result<(), Fault> {
+        let available = (self.buffer.len() - self.used) as u64;
+        if available >= count {
+            return Ok(());
+        }
+        let needed = count - available;
+        if needed > self.end.saturating_sub(self.next) {
+            let position = self.position();
+            let reason = format!("its pickle is cut off: {count} bytes are missing at {position}");
+            return Err(Fault::damaged(reason));
+        }
+        if needed > self.limit.saturating_sub(self.next) {
+            return Err(Fault::Limit { what: "bytes of pickle", limit: MAX_PICKLE });
+        }
+        let more = needed.max(AHEAD).min(self.end - self.next);
+        self.buffer.drain(..self.used);
+        self.used = 0;
+        self.buffer.extend_from_slice(&self.source.read(self.next, more)?);
+        self.next += more;
+        Ok(())
+    }
+
+    pub(crate) fn take(&mut self, count: u64) -> Result<&[u8], Fault> {
+        self.fetch(count)?;
+        let taken = &self.buffer[self.used..][..count as usize];
+        self.used += count as usize;
+        Ok(taken)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N as u64)?);
+        Ok(array)
+    }
+
+    pub(crate) fn byte(&mut self) -> Result<u8, Fault> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    /// An unsigned length of `N` bytes.
+    pub(crate) fn length<const N: usize>(&mut self) -> Result<u64, Fault> {
+        let mut wide = [0; 8];
+        wide[..N].copy_from_slice(&self.array::<N>()?);
+        Ok(u64::from_le_bytes(wide))
+    }
+
+    /// Text up to the end of the line.
+    pub(crate) fn line(&mut self) -> Result<Vec<u8>, Fault> {
+        let mut line = Vec::new();
+        loop {
+            match self.byte()? {
+                b'\n' => break,
+                byte => line.push(byte),
+            }
+            if line.len() > MAX_LINE {
+                return Err(Fault::damaged("a line of its pickle does not end"));
+            }
+        }
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        Ok(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_taken_in_order_across_blocks() {
+        let bytes: Vec<u8> = (0..200_000u32).map(|i| (i % 251) as u8).collect();
+        let source = Source::memory(bytes.clone());
+        let mut input = Input::new(&source, 5, 199_999);
+        assert_eq!(input.take(3).unwrap(), &bytes[5..8]);
+        assert_eq!(input.take(150_000).unwrap(), &bytes[8..150_008]);
+        assert_eq!(input.position(), 150_008);
+        assert!(input.take(u64::MAX).is_err());
+        assert!(input.take(50_000).is_err());
+        assert_eq!(input.take(49_991).unwrap().len(), 49_991);
+        assert!(input.byte().is_err());
+    }
+}

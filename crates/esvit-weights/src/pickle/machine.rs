@@ -1,0 +1,408 @@
+//! The stack machine. Every instruction adds at most one node, so that the limits on instructions
+//! and nodes bound memory and time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::danger::is_dangerous;
+use super::input::Input;
+use super::node::{Arena, Global, Id, Node, Storage};
+use super::opcode as op;
+use crate::error::Fault;
+use crate::limits::MAX_STEPS;
+
+/// Digits of an integer beyond 64 bits.
+const MAX_DIGITS: usize = 1024;
+
+/// What a pickle holds.
+#[derive(Debug)]
+pub(crate) struct Pickle {
+    pub(crate) arena: Arena,
+    pub(crate) root: Id,
+    /// Every storage in the order in which the pickle names it.
+    pub(crate) storages: Vec<Arc<Storage>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Machine<'i, 's> {
+    input: &'i mut Input<'s>,
+    pub(super) arena: Arena,
+    stack: Vec<Id>,
+    marks: Vec<usize>,
+    memo: HashMap<u64, Id>,
+    pub(super) storages: Vec<Arc<Storage>>,
+}
+
+impl<'i, 's> Machine<'i, 's> {
+    /// Follows one pickle to its end; `input` then stands behind it.
+    pub(crate) fn run(input: &'i mut Input<'s>) -> Result<Pickle, Fault> {
+        let mut machine = Self {
+            input,
+            arena: Arena::default(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            storages: Vec::new(),
+        };
+        for _ in 0..MAX_STEPS {
+            let position = machine.input.position();
+            let code = machine.input.byte()?;
+            if code == op::STOP {
+                let root = machine.pop()?;
+                return Ok(Pickle { arena: machine.arena, root, storages: machine.storages });
+            }
+            machine.step(code).map_err(|fault| match fault {
+                Fault::Damaged(reason) => Fault::Damaged(format!(
+                    "{reason} (instruction {} at byte {position})",
+                    op::name(code)
+                )),
+                other => other,
+            })?;
+        }
+        Err(Fault::Limit { what: "instructions in its pickle", limit: MAX_STEPS })
+    }
+
+    fn step(&mut self, code: u8) -> Result<(), Fault> {
+        match code {
+            op::PROTO => drop(self.input.byte()?),
+            op::FRAME => drop(self.input.array::<8>()?),
+            op::READONLY_BUFFER => {}
+            op::MARK => self.marks.push(self.stack.len()),
+            op::POP => {
+                // Where a mark is on top, that is what is taken.
+                if self.marks.last() == Some(&self.stack.len()) {
+                    self.marks.pop();
+                } else {
+                    self.pop()?;
+                }
+            }
+            op::POP_MARK => drop(self.since_mark()?),
+            op::DUP => self.stack.push(self.top()?),
+
+            op::NONE => self.push(Node::None)?,
+            op::NEWTRUE => self.push(Node::Bool(true))?,
+            op::NEWFALSE => self.push(Node::Bool(false))?,
+            op::INT | op::LONG => self.integer_line()?,
+            op::BININT => {
+                let number = i32::from_le_bytes(self.input.array()?);
+                self.push(Node::Int(number.into()))?;
+            }
+            op::BININT1 => self.integer::<1>()?,
+            op::BININT2 => self.integer::<2>()?,
+            op::LONG1 => {
+                let count = self.input.length::<1>()?;
+                self.long(count)?;
+            }
+            op::LONG4 => {
+                let count = self.input.length::<4>()?;
+                self.long(count)?;
+            }
+            op::FLOAT => {
+                let line = self.input.line()?;
+                let number = std::str::from_utf8(&line).ok().and_then(|text| text.parse().ok());
+                let number = number.ok_or_else(|| Fault::damaged("a number has no digits"))?;
+                self.push(Node::Float(number))?;
+            }
+            op::BINFLOAT => {
+                let number = f64::from_be_bytes(self.input.array()?);
+                self.push(Node::Float(number))?;
+            }
+
+            op::BINUNICODE => self.text::<4>()?,
+            op::SHORT_BINUNICODE => self.text::<1>()?,
+            op::BINUNICODE8 => self.text::<8>()?,
+            op::UNICODE => {
+                let line = self.input.line()?;
+                self.push(Node::Text(utf8(&line)?.into()))?;
+            }
+            op::STRING => self.quoted()?,
+            op::BINSTRING => self.old_string::<4>()?,
+            op::SHORT_BINSTRING => self.old_string::<1>()?,
+            op::BINBYTES => self.bytes::<4>()?,
+            op::SHORT_BINBYTES => self.bytes::<1>()?,
+            op::BINBYTES8 | op::BYTEARRAY8 => self.bytes::<8>()?,
+
+            op::EMPTY_LIST | op::EMPTY_SET => self.push(Node::List(Vec::new()))?,
+            op::EMPTY_DICT => self.push(Node::Dict(Vec::new()))?,
+            op::EMPTY_TUPLE => self.tuple(0)?,
+            op::TUPLE1 => self.tuple(1)?,
+            op::TUPLE2 => self.tuple(2)?,
+            op::TUPLE3 => self.tuple(3)?,
+            op::TUPLE => {
+                let items = self.since_mark()?;
+                self.push(Node::Tuple(items.into()))?;
+            }
+            op::LIST | op::FROZENSET => {
+                let items = self.since_mark()?;
+                self.push(Node::List(items))?;
+            }
+            op::DICT => {
+                let entries = pairs(self.since_mark()?)?;
+                self.push(Node::Dict(entries))?;
+            }
+            op::APPEND => {
+                let item = self.pop()?;
+                self.append(vec![item])?;
+            }
+            op::APPENDS | op::ADDITEMS => {
+                let items = self.since_mark()?;
+                self.append(items)?;
+            }
+            op::SETITEM => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.set(vec![(key, value)])?;
+            }
+            op::SETITEMS => {
+                let entries = pairs(self.since_mark()?)?;
+                self.set(entries)?;
+            }
+
+            op::PUT => {
+                let key = self.memo_line()?;
+                self.put(key)?;
+            }
+            op::BINPUT => {
+                let key = self.input.length::<1>()?;
+                self.put(key)?;
+            }
+            op::LONG_BINPUT => {
+                let key = self.input.length::<4>()?;
+                self.put(key)?;
+            }
+            op::MEMOIZE => self.put(self.memo.len() as u64)?,
+            op::GET => {
+                let key = self.memo_line()?;
+                self.get(key)?;
+            }
+            op::BINGET => {
+                let key = self.input.length::<1>()?;
+                self.get(key)?;
+            }
+            op::LONG_BINGET => {
+                let key = self.input.length::<4>()?;
+                self.get(key)?;
+            }
+
+            op::GLOBAL => {
+                let global = self.global_lines()?;
+                self.stack.push(global);
+            }
+            op::STACK_GLOBAL => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let text = |id| self.arena.text(id).cloned();
+                let (Some(module), Some(name)) = (text(module), text(name)) else {
+                    return Err(Fault::damaged("a class has no name"));
+                };
+                self.push(Node::Global(Arc::new(Global { module, name })))?;
+            }
+            op::REDUCE | op::NEWOBJ => {
+                let (arguments, callable) = (self.pop()?, self.pop()?);
+                self.called(callable, arguments)?;
+            }
+            op::NEWOBJ_EX => {
+                let (_keywords, arguments) = (self.pop()?, self.pop()?);
+                let callable = self.pop()?;
+                self.called(callable, arguments)?;
+            }
+            op::INST => {
+                let callable = self.global_lines()?;
+                let arguments = self.since_mark()?;
+                let arguments = self.arena.add(Node::Tuple(arguments.into()))?;
+                self.called(callable, arguments)?;
+            }
+            op::OBJ => {
+                let items = self.since_mark()?;
+                let (&callable, arguments) =
+                    items.split_first().ok_or_else(|| Fault::damaged("an object has no class"))?;
+                let arguments = self.arena.add(Node::Tuple(arguments.into()))?;
+                self.called(callable, arguments)?;
+            }
+            op::BUILD => {
+                let state = self.pop()?;
+                let object = self.top()?;
+                self.build(object, state)?;
+            }
+            op::BINPERSID => {
+                let id = self.pop()?;
+                let storage = self.persistent(id)?;
+                self.stack.push(storage);
+            }
+
+            op::PERSID | op::EXT1 | op::EXT2 | op::EXT4 | op::NEXT_BUFFER => {
+                return Err(Fault::damaged("torch.save writes no such instruction"));
+            }
+            _ => return Err(Fault::damaged("there is no such instruction")),
+        }
+        Ok(())
+    }
+
+    fn called(&mut self, callable: Id, arguments: Id) -> Result<(), Fault> {
+        if let Node::Global(global) = self.arena.get(callable)
+            && is_dangerous(&global.module, &global.name)
+        {
+            return Err(Fault::Runs { function: global.path() });
+        }
+        let result = self.call(callable, arguments)?;
+        self.stack.push(result);
+        Ok(())
+    }
+
+    fn push(&mut self, node: Node) -> Result<(), Fault> {
+        let id = self.arena.add(node)?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    /// The stack's height below which only an instruction that takes the mark may reach.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn pop(&mut self) -> Result<Id, Fault> {
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    pub(super) fn top(&self) -> Result<Id, Fault> {
+        let above = self.stack.get(self.floor()..).unwrap_or_default();
+        above.last().copied().ok_or_else(|| Fault::damaged("the stack of its pickle is empty"))
+    }
+
+    fn since_mark(&mut self) -> Result<Vec<Id>, Fault> {
+        let mark = self.marks.pop().ok_or_else(|| Fault::damaged("a mark is missing"))?;
+        Ok(self.stack.split_off(mark.min(self.stack.len())))
+    }
+
+    fn tuple(&mut self, count: usize) -> Result<(), Fault> {
+        if self.stack.len() < self.floor() + count {
+            return Err(Fault::damaged("the stack of its pickle is empty"));
+        }
+        let items = self.stack.split_off(self.stack.len() - count);
+        self.push(Node::Tuple(items.into()))
+    }
+
+    fn put(&mut self, key: u64) -> Result<(), Fault> {
+        let top = self.top()?;
+        self.memo.insert(key, top);
+        Ok(())
+    }
+
+    fn get(&mut self, key: u64) -> Result<(), Fault> {
+        let id = self.memo.get(&key).copied();
+        self.stack.push(id.ok_or_else(|| Fault::damaged(format!("nothing is kept as {key}")))?);
+        Ok(())
+    }
+
+    fn memo_line(&mut self) -> Result<u64, Fault> {
+        let line = self.input.line()?;
+        let key = std::str::from_utf8(&line).ok().and_then(|text| text.parse().ok());
+        key.ok_or_else(|| Fault::damaged("a key is no number"))
+    }
+
+    fn integer<const N: usize>(&mut self) -> Result<(), Fault> {
+        let number = self.input.length::<N>()?;
+        self.push(Node::Int(number as i64))
+    }
+
+    /// An integer in decimal digits, with an `L` behind it if it was a `long` of Python 2. `00` and
+    /// `01` are truth values.
+    fn integer_line(&mut self) -> Result<(), Fault> {
+        let line = self.input.line()?;
+        let digits = line.strip_suffix(b"L").unwrap_or(&line);
+        let node = match digits {
+            b"00" => Node::Bool(false),
+            b"01" => Node::Bool(true),
+            _ => {
+                let digits = utf8(digits)?.trim();
+                let whole = |text: &str| {
+                    !text.is_empty()
+                        && text.len() <= MAX_DIGITS
+                        && text.bytes().all(|byte| byte.is_ascii_digit())
+                };
+                match digits.parse() {
+                    Ok(number) => Node::Int(number),
+                    Err(_) if whole(digits.strip_prefix('-').unwrap_or(digits)) => {
+                        Node::BigInt(digits.into())
+                    }
+                    Err(_) => return Err(Fault::damaged("a number has no digits")),
+                }
+            }
+        };
+        self.push(node)
+    }
+
+    /// An integer of `count` bytes, the lowest first, the highest bit of the last its sign.
+    fn long(&mut self, count: u64) -> Result<(), Fault> {
+        let bytes = self.input.take(count)?;
+        let negative = bytes.last().is_some_and(|&last| last >= 0x80);
+        let fill = if negative { 0xff } else { 0 };
+        let node = if bytes.len() > 8 && bytes[8..].iter().any(|&byte| byte != fill)
+            || bytes.len() > 8 && (bytes[7] >= 0x80) != negative
+        {
+            if bytes.len() > MAX_DIGITS {
+                return Err(Fault::damaged("an integer has too many digits"));
+            }
+            let digits: String = bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect();
+            Node::BigInt(format!("0x{digits}").into())
+        } else {
+            let mut wide = [fill; 8];
+            let kept = bytes.len().min(8);
+            wide[..kept].copy_from_slice(&bytes[..kept]);
+            Node::Int(i64::from_le_bytes(wide))
+        };
+        self.push(node)
+    }
+
+    fn text<const N: usize>(&mut self) -> Result<(), Fault> {
+        let count = self.input.length::<N>()?;
+        let text = utf8(self.input.take(count)?)?.into();
+        self.push(Node::Text(text))
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<(), Fault> {
+        let count = self.input.length::<N>()?;
+        let bytes = self.input.take(count)?.into();
+        self.push(Node::Bytes(bytes))
+    }
+
+    /// A string of Python 2, which is text or bytes.
+    fn old_string<const N: usize>(&mut self) -> Result<(), Fault> {
+        let count = self.input.length::<N>()?;
+        let node = text_or_bytes(self.input.take(count)?);
+        self.push(node)
+    }
+
+    fn quoted(&mut self) -> Result<(), Fault> {
+        let line = self.input.line()?;
+        let inner = match *line {
+            [b'\'', ref inner @ .., b'\''] | [b'"', ref inner @ .., b'"'] => inner,
+            _ => return Err(Fault::damaged("a string has no quotes")),
+        };
+        self.push(text_or_bytes(inner))
+    }
+
+    fn global_lines(&mut self) -> Result<Id, Fault> {
+        let (module, name) = (self.input.line()?, self.input.line()?);
+        let global = Global { module: utf8(&module)?.into(), name: utf8(&name)?.into() };
+        self.arena.add(Node::Global(Arc::new(global)))
+    }
+}
+
+fn text_or_bytes(bytes: &[u8]) -> Node {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Node::Text(text.into()),
+        Err(_) => Node::Bytes(bytes.into()),
+    }
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
+    std::str::from_utf8(bytes).map_err(|_| Fault::damaged("text is not UTF-8"))
+}
+
+fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, Fault> {
+    match items.as_chunks::<2>() {
+        (pairs, []) => Ok(pairs.iter().map(|&[key, value]| (key, value)).collect()),
+        _ => Err(Fault::damaged("a key has no value")),
+    }
+}

@@ -1,0 +1,135 @@
+//! Storages and tensors of a pickle.
+
+use std::sync::Arc;
+
+use super::machine::Machine;
+use super::node::{Arena, Element, Id, Node, Storage, View};
+use crate::dtype::Dtype;
+use crate::error::Fault;
+use crate::limits::{MAX_RANK, MAX_TENSORS};
+
+impl Machine<'_, '_> {
+    /// What is stored beside the pickle: a storage, or a class of which the source is kept as well.
+    pub(super) fn persistent(&mut self, id: Id) -> Result<Id, Fault> {
+        let bad = || Fault::damaged("a reference to a storage is not as torch.save writes it");
+        let parts = self.arena.tuple(id).ok_or_else(bad)?;
+        let kind = parts.first().and_then(|&kind| self.arena.text(kind)).ok_or_else(bad)?;
+        match (&**kind, &parts[1..]) {
+            ("module", &[class, ..]) => Ok(class),
+            ("storage", &[class, key, _location, count, ref view @ ..]) => {
+                let storage = storage(&self.arena, class, key, count, view.first().copied());
+                let storage = Arc::new(storage.ok_or_else(bad)?);
+                if self.storages.len() >= MAX_TENSORS {
+                    return Err(Fault::Limit { what: "storages", limit: MAX_TENSORS as u64 });
+                }
+                self.storages.push(storage.clone());
+                self.arena.add(Node::Storage(storage))
+            }
+            _ => Err(bad()),
+        }
+    }
+
+    /// What a function of `torch._utils` gives; nothing if it is not known here.
+    pub(super) fn rebuild(&mut self, name: &str, given: &[Id]) -> Result<Option<Id>, Fault> {
+        let view = match (name, given) {
+            ("_rebuild_parameter" | "_rebuild_parameter_with_state", &[tensor, ..]) => {
+                return Ok(Some(tensor));
+            }
+            ("_rebuild_tensor" | "_rebuild_tensor_v2", &[storage, offset, shape, strides, ..]) => {
+                view(&self.arena, storage, offset, shape, strides, None)
+            }
+            ("_rebuild_tensor_v3", &[storage, offset, shape, strides, _, _, dtype, ..]) => {
+                view(&self.arena, storage, offset, shape, strides, Some(dtype))
+            }
+            _ => return Ok(None),
+        };
+        let view = view.ok_or_else(|| Fault::damaged("a tensor is not as torch.save writes it"))?;
+        self.arena.charge(view.shape.len())?;
+        self.arena.add(Node::Tensor(Box::new(view))).map(Some)
+    }
+}
+
+fn storage(arena: &Arena, class: Id, key: Id, count: Id, view: Option<Id>) -> Option<Storage> {
+    let Node::Global(global) = arena.get(class) else { return None };
+    let element = storage_element(&global.name)?;
+    let key = arena.text(key)?.clone();
+    let class = global.name.clone();
+    let (offset, count) = match view.map(|view| arena.get(view)) {
+        None | Some(Node::None) => (0, arena.count(count)?),
+        Some(Node::Tuple(view)) => match **view {
+            [_, offset, count] => (arena.count(offset)?, arena.count(count)?),
+            _ => return None,
+        },
+        Some(_) => return None,
+    };
+    Some(Storage { key, class, element, offset, count })
+}
+
+fn view(
+    arena: &Arena,
+    storage: Id,
+    offset: Id,
+    shape: Id,
+    strides: Id,
+    dtype: Option<Id>,
+) -> Option<View> {
+    let Node::Storage(storage) = arena.get(storage) else { return None };
+    let element = match dtype.map(|dtype| arena.get(dtype)) {
+        None => storage.element,
+        Some(Node::Global(dtype)) => dtype_element(&dtype.name),
+        Some(_) => return None,
+    };
+    let counts = |id| {
+        let items = arena.tuple(id).filter(|items| items.len() <= MAX_RANK)?;
+        items.iter().map(|&item| arena.count(item)).collect::<Option<Vec<u64>>>()
+    };
+    let shape: Option<Vec<usize>> =
+        counts(shape)?.into_iter().map(|size| usize::try_from(size).ok()).collect();
+    Some(View {
+        storage: storage.clone(),
+        element,
+        offset: arena.count(offset)?,
+        shape: shape?,
+        strides: counts(strides)?,
+    })
+}
+
+/// The elements of a storage class of PyTorch, on whatever device.
+fn storage_element(class: &str) -> Option<Element> {
+    let (size, dtype) = match class {
+        "DoubleStorage" => (8, Some(Dtype::F64)),
+        "FloatStorage" => (4, Some(Dtype::F32)),
+        "HalfStorage" => (2, Some(Dtype::F16)),
+        "BFloat16Storage" => (2, Some(Dtype::Bf16)),
+        "LongStorage" => (8, Some(Dtype::I64)),
+        "IntStorage" => (4, Some(Dtype::I32)),
+        "ShortStorage" => (2, Some(Dtype::I16)),
+        "CharStorage" => (1, Some(Dtype::I8)),
+        "ByteStorage" | "UntypedStorage" => (1, Some(Dtype::U8)),
+        "BoolStorage" => (1, Some(Dtype::Bool)),
+        "ComplexDoubleStorage" => (16, None),
+        "ComplexFloatStorage" => (8, None),
+        "QInt32Storage" => (4, None),
+        "QInt8Storage" | "QUInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage" => (1, None),
+        _ => return None,
+    };
+    Some(Element { size, dtype })
+}
+
+/// The elements of a type of PyTorch; one that is not known here is not read.
+fn dtype_element(name: &str) -> Element {
+    let dtype = match name {
+        "float64" => Some(Dtype::F64),
+        "float32" => Some(Dtype::F32),
+        "float16" => Some(Dtype::F16),
+        "bfloat16" => Some(Dtype::Bf16),
+        "int64" => Some(Dtype::I64),
+        "int32" => Some(Dtype::I32),
+        "int16" => Some(Dtype::I16),
+        "int8" => Some(Dtype::I8),
+        "uint8" => Some(Dtype::U8),
+        "bool" => Some(Dtype::Bool),
+        _ => None,
+    };
+    Element { size: dtype.map_or(1, |dtype| dtype.size() as u64), dtype }
+}

@@ -1,0 +1,324 @@
+//! From the nodes of a pickle to the tree and the list of tensors that a file shows.
+//!
+//! The nodes may name each other in a circle, and a few of them may stand for a tree beyond all
+//! memory: the tree is made within limits on its depth, its nodes and its text.
+
+use std::collections::HashSet;
+
+use super::machine::Pickle;
+use super::node::{Id, Node, Object, Storage, View};
+use crate::error::Fault;
+use crate::file::{Contents, TensorInfo, join};
+use crate::limits::{MAX_NAME, MAX_NESTING, MAX_NODES, MAX_TENSORS, MAX_TEXT};
+use crate::place::Place;
+use crate::value::Value;
+
+/// Where the bytes of a storage lie in the file: their start and their number.
+pub(crate) type StorageBytes = (u64, u64);
+
+/// Makes the tree; `locate` finds a storage, or says why it cannot.
+pub(crate) fn unfold(
+    pickle: &Pickle,
+    locate: impl FnMut(&Storage) -> Result<StorageBytes, Fault>,
+) -> Result<Contents, Fault> {
+    let mut tree = Tree {
+        pickle,
+        locate,
+        contents: Contents::default(),
+        path: Path::default(),
+        open: HashSet::new(),
+        nodes: 0,
+        text: 0,
+    };
+    tree.contents.facts = tree.value(pickle.root, "")?;
+    Ok(tree.contents)
+}
+
+/// Where in the tree a node is: the dictionaries around it, and inside a module the modules.
+#[derive(Debug, Default, Clone)]
+struct Path {
+    group: String,
+    /// The modules, each with a dot behind it.
+    modules: String,
+}
+
+struct Tree<'p, F> {
+    pickle: &'p Pickle,
+    locate: F,
+    contents: Contents,
+    path: Path,
+    /// The nodes that are being made, to find one inside itself.
+    open: HashSet<Id>,
+    nodes: usize,
+    text: usize,
+}
+
+impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
+    /// The tree of a node that is called `name` where it stands.
+    fn value(&mut self, id: Id, name: &str) -> Result<Value, Fault> {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            return Err(Fault::Limit {
+                what: "values beside its tensors",
+                limit: MAX_NODES as u64,
+            });
+        }
+        Ok(match self.pickle.arena.get(id) {
+            Node::None => Value::None,
+            Node::Bool(value) => Value::Bool(*value),
+            Node::Int(number) => Value::Int(*number),
+            Node::Float(number) => Value::Float(*number),
+            Node::Text(text) => Value::Str(self.copied(text)?),
+            Node::Bytes(bytes) => {
+                self.charge(bytes.len())?;
+                Value::Bytes(bytes.to_vec())
+            }
+            Node::BigInt(digits) => foreign("int", vec![Value::Str(self.copied(digits)?)]),
+            Node::Global(global) => {
+                self.charge(global.module.len() + global.name.len())?;
+                foreign(global.path(), Vec::new())
+            }
+            Node::Storage(storage) => {
+                let key = Value::Str(self.copied(&storage.key)?);
+                foreign(format!("torch.{}", storage.class), vec![key])
+            }
+            Node::Tensor(view) => self.tensor(view, name)?,
+            Node::List(items) => Value::List(self.inside(id, name, |tree| tree.list(items))?),
+            Node::Tuple(items) => Value::Tuple(self.inside(id, name, |tree| tree.list(items))?),
+            Node::Dict(pairs) => Value::Dict(self.inside(id, name, |tree| tree.dict(pairs))?),
+            Node::Object(object) => self.object(id, object, name)?,
+        })
+    }
+
+    /// Makes what is inside a node, with the node's name at the end of the path.
+    fn inside<T>(
+        &mut self,
+        id: Id,
+        name: &str,
+        make: impl FnOnce(&mut Self) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let group = if self.open.is_empty() {
+            // What the file itself is has no name.
+            String::new()
+        } else {
+            join(&self.path.group, &format!("{}{name}", self.path.modules))
+        };
+        self.at(id, Path { group, modules: String::new() }, make)
+    }
+
+    fn at<T>(
+        &mut self,
+        id: Id,
+        path: Path,
+        make: impl FnOnce(&mut Self) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        if self.open.len() >= MAX_NESTING {
+            return Err(Fault::Limit { what: "levels of nesting", limit: MAX_NESTING as u64 });
+        }
+        if !self.open.insert(id) {
+            let place = if path.group.is_empty() { "the file's content" } else { &path.group };
+            return Err(Fault::damaged(format!("`{place}` contains itself")));
+        }
+        self.charge(path.group.len() + path.modules.len())?;
+        let outer = std::mem::replace(&mut self.path, path);
+        let made = make(self)?;
+        self.path = outer;
+        self.open.remove(&id);
+        Ok(made)
+    }
+
+    fn list(&mut self, items: &[Id]) -> Result<Vec<Value>, Fault> {
+        items.iter().enumerate().map(|(i, &item)| self.value(item, &i.to_string())).collect()
+    }
+
+    fn dict(&mut self, pairs: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, Fault> {
+        let pair =
+            |(place, &(key, value))| self.pair(place, key, |tree, name| tree.value(value, name));
+        pairs.iter().enumerate().map(pair).collect()
+    }
+
+    /// A key of a dictionary, and what is made of what belongs to it.
+    fn pair(
+        &mut self,
+        place: usize,
+        key: Id,
+        make: impl FnOnce(&mut Self, &str) -> Result<Value, Fault>,
+    ) -> Result<(Value, Value), Fault> {
+        let name = self.key(key, place);
+        self.charge(name.len())?;
+        Ok((self.value(key, &format!("{place}.key"))?, make(self, &name)?))
+    }
+
+    /// What a key of a dictionary is in a path; one that is no text or number, its place.
+    fn key(&self, key: Id, place: usize) -> String {
+        match self.pickle.arena.get(key) {
+            Node::Text(text) if text.len() <= MAX_NAME => text.to_string(),
+            Node::Text(text) => {
+                // Too long as the name of a tensor, which is found out there; else only a label.
+                text.chars().take(MAX_NAME + 1).collect()
+            }
+            Node::Int(number) => number.to_string(),
+            _ => place.to_string(),
+        }
+    }
+
+    fn object(&mut self, id: Id, object: &Object, name: &str) -> Result<Value, Fault> {
+        self.inside(id, name, |tree| tree.object_here(object))
+    }
+
+    /// The tree of an object, with the path set to it.
+    fn object_here(&mut self, object: &Object) -> Result<Value, Fault> {
+        let class = match self.pickle.arena.get(object.class) {
+            Node::Global(global) => {
+                self.charge(global.module.len() + global.name.len())?;
+                global.path()
+            }
+            _ => "a call".into(),
+        };
+        let mut arguments = Vec::new();
+        if let Some(given) = self.pickle.arena.tuple(object.arguments)
+            && !given.is_empty()
+        {
+            arguments = self.inside(object.arguments, "arguments", |tree| tree.list(&given))?;
+        }
+        arguments.extend(self.list(&object.items)?);
+        let state = self.state(object)?.map(Box::new);
+        Ok(Value::Object { class, arguments, state })
+    }
+
+    /// The attributes of an object, behind what was put into it as into a dictionary.
+    fn state(&mut self, object: &Object) -> Result<Option<Value>, Fault> {
+        let mut pairs = self.dict(&object.entries)?;
+        let Some(id) = object.state else {
+            return Ok((!pairs.is_empty()).then_some(Value::Dict(pairs)));
+        };
+        match self.pickle.arena.get(id) {
+            Node::Dict(attributes) if self.is_module(attributes) => {
+                pairs.extend(self.module(attributes)?);
+            }
+            Node::Dict(attributes) => pairs.extend(self.dict(attributes)?),
+            _ if pairs.is_empty() => return self.value(id, "state").map(Some),
+            _ => pairs.push((Value::Str("state".into()), self.value(id, "state")?)),
+        }
+        Ok(Some(Value::Dict(pairs)))
+    }
+
+    /// Whether these are the attributes of a module of PyTorch.
+    fn is_module(&self, attributes: &[(Id, Id)]) -> bool {
+        let has = |name: &str| attributes.iter().any(|&(key, _)| self.is(key, name));
+        has("_parameters") && has("_modules")
+    }
+
+    fn is(&self, key: Id, name: &str) -> bool {
+        self.pickle.arena.text(key).is_some_and(|key| &**key == name)
+    }
+
+    /// The attributes of a module. Its parameters are named as its `state_dict()` names them: by the
+    /// path of the modules, with dots.
+    fn module(&mut self, attributes: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, Fault> {
+        let mut made = Vec::new();
+        for (place, &(key, value)) in attributes.iter().enumerate() {
+            let entries = match self.pickle.arena.get(value) {
+                Node::Dict(entries) => entries,
+                _ => {
+                    made.push(self.pair(place, key, |tree, name| tree.value(value, name))?);
+                    continue;
+                }
+            };
+            let inner = if self.is(key, "_modules") {
+                Some(self.children(entries)?)
+            } else if self.is(key, "_parameters") || self.is(key, "_buffers") {
+                Some(self.dict(entries)?)
+            } else {
+                None
+            };
+            made.push(self.pair(place, key, |tree, name| match inner {
+                Some(inner) => Ok(Value::Dict(inner)),
+                None => tree.value(value, name),
+            })?);
+        }
+        Ok(made)
+    }
+
+    fn children(&mut self, modules: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, Fault> {
+        let child = |(place, &(key, child))| {
+            self.pair(place, key, |tree, name| match tree.pickle.arena.get(child) {
+                Node::Object(object) => {
+                    let mut path = tree.path.clone();
+                    path.modules.push_str(name);
+                    path.modules.push('.');
+                    tree.at(child, path, |tree| tree.object_here(object))
+                }
+                _ => tree.value(child, name),
+            })
+        };
+        modules.iter().enumerate().map(child).collect()
+    }
+
+    fn tensor(&mut self, view: &View, name: &str) -> Result<Value, Fault> {
+        let name = format!("{}{name}", self.path.modules);
+        let group = self.path.group.clone();
+        let path = join(&group, &name);
+        if path.len() > MAX_NAME {
+            return Err(Fault::Limit { what: "bytes of a tensor's name", limit: MAX_NAME as u64 });
+        }
+        self.charge(path.len())?;
+        let contents = &mut self.contents;
+        if contents.tensors.len() + contents.unsupported.len() >= MAX_TENSORS {
+            return Err(Fault::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
+        }
+        let storage = &*view.storage;
+        let Some(dtype) = view.element.dtype else {
+            contents.unsupported.push((path, storage.class.to_string()));
+            return Ok(foreign("torch.Tensor", vec![Value::Str(storage.class.to_string())]));
+        };
+        let (start, length) = (self.locate)(storage).map_err(|fault| match fault {
+            Fault::Damaged(reason) => Fault::Tensor { tensor: path.clone(), reason },
+            other => other,
+        })?;
+        let place = place(view, start, length);
+        let place = place.and_then(|place| place.extent(dtype, &view.shape).map(|_| place));
+        let place = place.map_err(|reason| Fault::Tensor { tensor: path, reason })?;
+        let shape = view.shape.clone();
+        self.contents.tensors.push(TensorInfo { group, name, dtype, shape, place });
+        Ok(Value::Tensor(self.contents.tensors.len() - 1))
+    }
+
+    fn copied(&mut self, text: &str) -> Result<String, Fault> {
+        self.charge(text.len())?;
+        Ok(text.into())
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.text = self.text.saturating_add(bytes);
+        if self.text > MAX_TEXT {
+            return Err(Fault::Limit {
+                what: "bytes of text in its pickle",
+                limit: MAX_TEXT as u64,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Where a view lies, if the file has `length` bytes from `start` on for its storage.
+fn place(view: &View, start: u64, length: u64) -> Result<Place, String> {
+    let storage = &*view.storage;
+    let size = storage.element.size;
+    let first = storage.offset.checked_mul(size);
+    let claimed = storage.count.checked_mul(size);
+    let end = first.zip(claimed).and_then(|(first, claimed)| first.checked_add(claimed));
+    let (Some(first), Some(claimed), true) = (first, claimed, end.is_some_and(|e| e <= length))
+    else {
+        return Err(format!(
+            "is of a storage of {} elements from {} on, for which the file has {length} bytes",
+            storage.count, storage.offset
+        ));
+    };
+    let strides = view.strides.clone();
+    Ok(Place { start: start + first, length: claimed, offset: view.offset, strides })
+}
+
+fn foreign(class: impl Into<String>, arguments: Vec<Value>) -> Value {
+    Value::Object { class: class.into(), arguments, state: None }
+}

@@ -1,0 +1,140 @@
+//! What a file is, by its first bytes: names of files are often wrong.
+
+use std::fmt;
+
+use crate::error::Fault;
+use crate::source::Source;
+
+/// How a file of weights is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Container {
+    /// A JSON header and the tensors.
+    Safetensors,
+    /// What `torch.save` writes: a zip archive of a pickle and the tensors.
+    TorchZip,
+    /// What `torch.save` wrote before PyTorch 1.6: pickles, then the tensors.
+    TorchLegacy,
+}
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Safetensors => "safetensors",
+            Self::TorchZip => "PyTorch zip",
+            Self::TorchLegacy => "PyTorch legacy",
+        })
+    }
+}
+
+/// Bytes that are looked at: up to the mark of a tar archive.
+const LOOKED_AT: u64 = 512;
+
+/// The number that a legacy file begins with, as the text protocols of pickle write it.
+const LEGACY_MAGIC_TEXT: &[u8] = b"L119547037146038801333356";
+
+const AGAIN: &str = "fetch the file again, and compare its size with the one that is published";
+const UNPACK: &str = "unpack it and name the file of weights in it";
+const CONVERT: &str = "convert it to safetensors, or to PyTorch with `torch.save`";
+
+pub(crate) fn recognise(source: &Source) -> Result<Container, Fault> {
+    let head = source.read(0, source.length().min(LOOKED_AT))?;
+    match *head {
+        [b'P', b'K', 3, 4, ..] => return Ok(Container::TorchZip),
+        [0x80, 0..=5, ..] => return Ok(Container::TorchLegacy),
+        [_, _, _, _, _, _, _, _, b'{', ..] => return Ok(Container::Safetensors),
+        _ if head.starts_with(LEGACY_MAGIC_TEXT) || names_a_global(&head) => {
+            return Ok(Container::TorchLegacy);
+        }
+        _ => {}
+    }
+    let (found, hint) = describe(&head);
+    Err(Fault::NotWeights { found, hint })
+}
+
+/// Whether a pickle of the text protocols begins by naming a function: `cmodule\nname\n`.
+fn names_a_global(head: &[u8]) -> bool {
+    let mut lines = head.splitn(3, |&byte| byte == b'\n');
+    let name = |line: &[u8]| {
+        let part = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.');
+        !line.is_empty() && line.iter().all(part)
+    };
+    let module = lines.next().and_then(|line| line.strip_prefix(b"c"));
+    module.is_some_and(name) && lines.next().is_some_and(name) && lines.next().is_some()
+}
+
+fn describe(head: &[u8]) -> (String, &'static str) {
+    let text = head.trim_ascii_start();
+    let starts = |mark: &[u8]| head.starts_with(mark);
+    let (found, hint) = if head.is_empty() {
+        ("the file is empty", AGAIN)
+    } else if text.get(..1) == Some(b"<") {
+        let hint = "the server sent a page instead of the file; open the address in a browser";
+        ("it looks like a web page (HTML or XML)", hint)
+    } else if starts(b"version https://git-lfs") {
+        ("it is a git-lfs pointer to the file, not the file", "run `git lfs pull` in its folder")
+    } else if starts(&[0x1f, 0x8b]) {
+        ("it looks like a gzip file", UNPACK)
+    } else if starts(b"BZh") || starts(&[0xfd, b'7', b'z', b'X', b'Z']) || starts(b"7z\xbc\xaf") {
+        ("it looks like a compressed archive", UNPACK)
+    } else if starts(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        ("it looks like a zstd file", UNPACK)
+    } else if head.get(257..262) == Some(b"ustar") {
+        let hint = "unpack it; a `tar` of PyTorch before 0.2 has to be saved again by PyTorch";
+        ("it looks like a tar archive", hint)
+    } else if starts(b"PK") {
+        ("it looks like an empty or damaged zip archive", AGAIN)
+    } else if starts(b"\x89HDF") {
+        ("it looks like an HDF5 file (Keras, MATLAB)", CONVERT)
+    } else if starts(b"\x93NUMPY") {
+        ("it looks like a NumPy array", CONVERT)
+    } else if starts(b"GGUF") {
+        ("it looks like a GGUF file", CONVERT)
+    } else if starts(&[8]) {
+        ("it looks like an ONNX model or another protocol buffer", CONVERT)
+    } else if text.get(..1) == Some(b"{") {
+        ("it looks like JSON", "the weights are in another file, as a rule beside it")
+    } else {
+        let shown: Vec<String> = head.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let found = format!("its first bytes are `{}`", shown.join(" "));
+        return (found, "give a safetensors file or one written by `torch.save`");
+    };
+    (found.into(), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_told_by_their_first_bytes() {
+        for (head, expected) in [
+            (&b"PK\x03\x04"[..], Container::TorchZip),
+            (b"\x80\x02\x8a", Container::TorchLegacy),
+            (b"cos\nsystem\n(S'id'\ntR.", Container::TorchLegacy),
+            (b"L119547037146038801333356L\n.", Container::TorchLegacy),
+            (b"\x02\0\0\0\0\0\0\0{}", Container::Safetensors),
+        ] {
+            assert_eq!(recognise(&Source::memory(head.into())).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        for (head, part) in [
+            (&b""[..], "empty"),
+            (b"\n<!DOCTYPE html>", "web page"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b"\x89HDF\r\n\x1a\n", "HDF5"),
+            (b"\x08\x07\x12\x07pytorch", "ONNX"),
+            (b"{\"error\": 404}", "JSON"),
+            (b"cold as ice", "63 6f 6c 64"),
+            (&tar, "tar"),
+        ] {
+            let error = recognise(&Source::memory(head.into())).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("hint: "), "{error}");
+        }
+    }
+}

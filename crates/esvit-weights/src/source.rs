@@ -1,0 +1,127 @@
+//! Reading at a position. Files are not mapped into memory: that takes `unsafe`, and a file that
+//! another program cuts off meanwhile would end the process.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use crate::error::Fault;
+
+/// Bytes that can be read at any position, from several threads.
+#[derive(Debug)]
+pub(crate) struct Source {
+    store: Store,
+    length: u64,
+}
+
+#[derive(Debug)]
+enum Store {
+    File(File),
+    Memory(Vec<u8>),
+}
+
+impl Source {
+    pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
+        // Asked before opening: opening a pipe would wait for its other end.
+        let found = std::fs::metadata(path)?;
+        if !found.is_file() {
+            let what = if found.is_dir() { "it is a folder" } else { "it is not a regular file" };
+            let hint = "name the file of weights itself";
+            return Err(Fault::NotWeights { found: what.into(), hint });
+        }
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        Ok(Self { store: Store::File(file), length })
+    }
+
+    pub(crate) fn memory(bytes: Vec<u8>) -> Self {
+        let length = bytes.len() as u64;
+        Self { store: Store::Memory(bytes), length }
+    }
+
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Fills `buffer` with the bytes from `position` on.
+    pub(crate) fn fill(&self, position: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        match &self.store {
+            Store::File(file) => Ok(read_exact_at(file, buffer, position)?),
+            Store::Memory(bytes) => {
+                let from = usize::try_from(position).ok().and_then(|start| bytes.get(start..));
+                let found = from.and_then(|rest| rest.get(..buffer.len()));
+                buffer.copy_from_slice(
+                    found.ok_or(io::ErrorKind::UnexpectedEof).map_err(io::Error::from)?,
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// The `count` bytes from `position` on. Takes no memory for bytes that the file does not have.
+    pub(crate) fn read(&self, position: u64, count: u64) -> Result<Vec<u8>, Fault> {
+        if position.checked_add(count).is_none_or(|end| end > self.length) {
+            return Err(Fault::damaged(format!(
+                "{count} bytes at {position} lie beyond its end at {}",
+                self.length
+            )));
+        }
+        let mut buffer = reserved(count)?;
+        buffer.resize(count as usize, 0);
+        self.fill(position, &mut buffer)?;
+        Ok(buffer)
+    }
+}
+
+/// An empty list with room for `count` elements; an error where memory does not suffice.
+pub(crate) fn reserved<T>(count: u64) -> Result<Vec<T>, Fault> {
+    let mut list = Vec::new();
+    let reserved = usize::try_from(count).ok().and_then(|n| list.try_reserve_exact(n).ok());
+    match reserved {
+        Some(()) => Ok(list),
+        None => Err(Fault::Read(io::ErrorKind::OutOfMemory.into())),
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], position: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, position)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut position: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !buffer.is_empty() {
+        match file.seek_read(buffer, position) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                buffer = &mut buffer[count..];
+                position += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_and_memory_read_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"0123456789").unwrap();
+        for source in [Source::open(&path).unwrap(), Source::memory(b"0123456789".to_vec())] {
+            assert_eq!(source.length(), 10);
+            assert_eq!(source.read(3, 4).unwrap(), b"3456");
+            assert_eq!(source.read(10, 0).unwrap(), b"");
+            for (position, count) in [(3, 8), (11, 0), (u64::MAX, 2), (0, u64::MAX)] {
+                assert!(matches!(source.read(position, count), Err(Fault::Damaged(_))));
+            }
+            assert!(matches!(source.fill(8, &mut [0; 3]), Err(Fault::Read(_))));
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The list of entries of a zip archive.
+//!
+//! Written here because PyTorch only stores and never compresses, and tensors are to be read at a
+//! position: of the general libraries nothing but this list would be left in use.
+
+use std::collections::HashMap;
+
+use crate::error::Fault;
+use crate::limits::{MAX_DIRECTORY, MAX_NAME};
+use crate::source::Source;
+
+const END: &[u8] = b"PK\x05\x06";
+const END64_LOCATOR: &[u8] = b"PK\x06\x07";
+const END64: &[u8] = b"PK\x06\x06";
+const CENTRAL: &[u8] = b"PK\x01\x02";
+const LOCAL: &[u8] = b"PK\x03\x04";
+const END_LENGTH: usize = 22;
+const END64_LENGTH: u64 = 56;
+const LOCATOR_LENGTH: u64 = 20;
+const CENTRAL_LENGTH: usize = 46;
+const LOCAL_LENGTH: u64 = 30;
+
+/// An entry of an archive, as the list at its end gives it.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    /// Where the entry's own header is.
+    header: u64,
+    /// Bytes of its data.
+    pub(crate) length: u64,
+    /// How it is compressed; 0 is not at all.
+    pub(crate) method: u16,
+}
+
+/// Reads the list of entries, by name, and checks that they do not overlap.
+pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, Fault> {
+    let (count, start, length) = directory(source)?;
+    if length > MAX_DIRECTORY {
+        return Err(Fault::Limit { what: "bytes of archive directory", limit: MAX_DIRECTORY });
+    }
+    let bytes = source.read(start, length)?;
+    if count > length / CENTRAL_LENGTH as u64 {
+        return Err(Fault::damaged(format!(
+            "its archive claims {count} entries in {length} bytes"
+        )));
+    }
+    let mut entries = HashMap::new();
+    let mut extents = Vec::new();
+    let mut rest = &bytes[..];
+    for _ in 0..count {
+        let (name, entry) = entry(&mut rest)
+            .ok_or_else(|| Fault::damaged("an entry of its archive's directory is not whole"))?;
+        let name = String::from_utf8(name.into())
+            .map_err(|_| Fault::damaged("a name in its archive is not UTF-8"))?;
+        if name.len() > MAX_NAME {
+            return Err(Fault::Limit { what: "bytes of a name", limit: MAX_NAME as u64 });
+        }
+        let end = entry.header.checked_add(LOCAL_LENGTH + name.len() as u64);
+        let end = end.and_then(|end| end.checked_add(entry.length)).filter(|&end| end <= start);
+        let Some(end) = end else {
+            return Err(Fault::damaged(format!("entry `{name}` lies beyond its archive")));
+        };
+        extents.push((entry.header, end));
+        if entries.insert(name.clone(), entry).is_some() {
+            return Err(Fault::damaged(format!("entry `{name}` stands in its archive twice")));
+        }
+    }
+    extents.sort_unstable();
+    if extents.windows(2).any(|pair| pair[0].1 > pair[1].0) {
+        return Err(Fault::damaged("entries of its archive overlap"));
+    }
+    Ok(entries)
+}
+
+/// Where the data of an entry begin.
+pub(crate) fn data(source: &Source, name: &str, entry: &Entry) -> Result<u64, Fault> {
+    let header = source.read(entry.header, LOCAL_LENGTH)?;
+    let lengths = u64::from(word(&header, 26)) + u64::from(word(&header, 28));
+    let start = entry.header + LOCAL_LENGTH + lengths;
+    let fits = start.checked_add(entry.length).is_some_and(|end| end <= source.length());
+    if !header.starts_with(LOCAL) || !fits {
+        return Err(Fault::damaged(format!("entry `{name}` is not where its archive says")));
+    }
+    Ok(start)
+}
+
+/// The number of entries, and where their list starts and how long it is.
+fn directory(source: &Source) -> Result<(u64, u64, u64), Fault> {
+    let none = || Fault::damaged("the directory at the end of its archive is missing");
+    let total = source.length();
+    // A comment of up to 65535 bytes may stand behind the end record.
+    let tail_length = total.min(END_LENGTH as u64 + u64::from(u16::MAX));
+    let tail = source.read(total - tail_length, tail_length)?;
+    let is_end = |at: &usize| {
+        tail[*at..].starts_with(END)
+            && usize::from(word(&tail, at + 20)) == tail.len() - at - END_LENGTH
+    };
+    let last = tail.len().checked_sub(END_LENGTH).ok_or_else(none)?;
+    let at = (0..=last).rev().find(is_end).ok_or_else(none)?;
+    let position = total - tail_length + at as u64;
+
+    let end64 = position.checked_sub(LOCATOR_LENGTH).map(|at| source.read(at, LOCATOR_LENGTH));
+    if let Some(locator) = end64.transpose()?
+        && locator.starts_with(END64_LOCATOR)
+    {
+        let record_at = quad(&locator, 8);
+        let record = source.read(record_at, END64_LENGTH)?;
+        let (length, start) = (quad(&record, 40), quad(&record, 48));
+        let whole = start.checked_add(length).is_some_and(|end| end <= record_at);
+        if !record.starts_with(END64) || !whole {
+            return Err(none());
+        }
+        return Ok((quad(&record, 32), start, length));
+    }
+    let record = &tail[at..];
+    let (length, start) = (u64::from(double(record, 12)), u64::from(double(record, 16)));
+    if start + length > position {
+        return Err(none());
+    }
+    Ok((u64::from(word(record, 10)), start, length))
+}
+
+/// Takes an entry off the front of the list.
+fn entry<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], Entry)> {
+    let (fixed, behind) = rest.split_at_checked(CENTRAL_LENGTH)?;
+    if !fixed.starts_with(CENTRAL) {
+        return None;
+    }
+    let length = |at| usize::from(word(fixed, at));
+    let (name, behind) = behind.split_at_checked(length(28))?;
+    let (extra, behind) = behind.split_at_checked(length(30))?;
+    (_, *rest) = behind.split_at_checked(length(32))?;
+
+    // What does not fit into 32 bits is all ones there, and stands in an extra field in this order.
+    let mut wide = zip64(extra);
+    let mut number = |at| match double(fixed, at) {
+        u32::MAX => {
+            let (number, behind) = wide.split_first_chunk()?;
+            wide = behind;
+            Some(u64::from_le_bytes(*number))
+        }
+        number => Some(u64::from(number)),
+    };
+    let (length, stored, header) = (number(24)?, number(20)?, number(42)?);
+    let method = word(fixed, 10);
+    if method == 0 && stored != length {
+        return None;
+    }
+    Some((name, Entry { header, length, method }))
+}
+
+/// The extra field with the numbers of 64 bits; nothing if there is none.
+fn zip64(mut extra: &[u8]) -> &[u8] {
+    while extra.len() >= 4 {
+        let (kind, length) = (word(extra, 0), usize::from(word(extra, 2)));
+        let Some((field, behind)) = extra[4..].split_at_checked(length) else { break };
+        if kind == 1 {
+            return field;
+        }
+        extra = behind;
+    }
+    &[]
+}
+
+fn word(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn double(bytes: &[u8], at: usize) -> u32 {
+    u32::from(word(bytes, at)) | u32::from(word(bytes, at + 2)) << 16
+}
+
+fn quad(bytes: &[u8], at: usize) -> u64 {
+    u64::from(double(bytes, at)) | u64::from(double(bytes, at + 4)) << 32
+}

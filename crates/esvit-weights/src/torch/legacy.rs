@@ -1,0 +1,97 @@
+//! The files of `torch.save` before PyTorch 1.6: five pickles, then the storages one after another,
+//! each behind the number of its elements.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::zip::big_endian;
+use crate::error::Fault;
+use crate::file::Contents;
+use crate::pickle::{Element, Input, Machine, Pickle, StorageBytes, unfold};
+use crate::source::Source;
+use crate::value::Value;
+
+/// The number that the file begins with, as the machine gives one beyond 64 bits.
+const MAGIC: [&str; 2] = ["0x1950a86a20f9469cfc6c", "119547037146038801333356"];
+
+/// The version of the format.
+const VERSION: i64 = 1001;
+
+/// Bytes before a storage: the number of its elements.
+const COUNT: u64 = 8;
+
+pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
+    let mut input = Input::new(source, 0, source.length());
+    let magic = plain(&Machine::run(&mut input)?)?;
+    let is_magic = match &magic {
+        Value::Object { class, arguments, .. } if class == "int" => {
+            arguments.first().and_then(Value::as_str).is_some_and(|digits| MAGIC.contains(&digits))
+        }
+        _ => false,
+    };
+    if !is_magic {
+        return Err(Fault::NotWeights {
+            found: "it is a pickle that `torch.save` did not write".into(),
+            hint: "load it with what wrote it, and save its arrays as safetensors",
+        });
+    }
+    if plain(&Machine::run(&mut input)?)?.as_i64() != Some(VERSION) {
+        let found = "it is of an unknown version of the legacy format".into();
+        let hint = "load it in PyTorch and save it again";
+        return Err(Fault::Unsupported { found, hint });
+    }
+    let system = plain(&Machine::run(&mut input)?)?;
+    if system.get("little_endian").and_then(Value::as_bool) == Some(false) {
+        return Err(big_endian());
+    }
+
+    let pickle = Machine::run(&mut input)?;
+    let Value::List(keys) = plain(&Machine::run(&mut input)?)? else {
+        return Err(Fault::damaged("its list of storages is missing"));
+    };
+    let storages = storages(source, input.position(), &pickle, &keys)?;
+    unfold(&pickle, |storage| {
+        let found = storages.get(&*storage.key).copied();
+        found.ok_or_else(|| Fault::damaged(format!("misses its storage `{}`", storage.key)))
+    })
+}
+
+/// What a pickle without tensors holds.
+fn plain(pickle: &Pickle) -> Result<Value, Fault> {
+    let none = |_: &_| Err(Fault::damaged("a tensor stands where none is expected"));
+    Ok(unfold(pickle, none)?.facts)
+}
+
+/// Where the storages lie, by key. All counts are read, as each says where the next storage is.
+fn storages<'k>(
+    source: &Source,
+    mut position: u64,
+    pickle: &Pickle,
+    keys: &'k [Value],
+) -> Result<HashMap<&'k str, StorageBytes>, Fault> {
+    // A storage is in the file with the type under which the pickle names it first.
+    let mut elements: HashMap<Arc<str>, Element> = HashMap::new();
+    for storage in &pickle.storages {
+        elements.entry(storage.key.clone()).or_insert(storage.element);
+    }
+    let mut found = HashMap::new();
+    for key in keys {
+        let key = key.as_str().ok_or_else(|| Fault::damaged("the key of a storage is no text"))?;
+        let element = elements
+            .get(key)
+            .ok_or_else(|| Fault::damaged(format!("no tensor is of its storage `{key}`")))?;
+        let mut count = [0; COUNT as usize];
+        count.copy_from_slice(&source.read(position, COUNT)?);
+        let start = position + COUNT;
+        let length = u64::from_le_bytes(count).checked_mul(element.size);
+        let end = length.and_then(|length| start.checked_add(length));
+        let (Some(length), Some(end)) = (length, end.filter(|&end| end <= source.length())) else {
+            return Err(Fault::damaged(format!("its storage `{key}` is cut off")));
+        };
+        if found.insert(key, (start, length)).is_some() {
+            return Err(Fault::damaged(format!("its storage `{key}` stands in it twice")));
+        }
+        position = end;
+    }
+    Ok(found)
+}

@@ -1,0 +1,94 @@
+//! The zip archives of `torch.save`: `PREFIX/data.pkl`, and each storage as `PREFIX/data/KEY`.
+
+use std::collections::HashMap;
+
+use super::archive::{self, Entry};
+use crate::error::Fault;
+use crate::file::Contents;
+use crate::limits::MAX_PICKLE;
+use crate::pickle::{Input, Machine, StorageBytes, unfold};
+use crate::source::Source;
+
+/// Bytes of the note on the order of bytes; `little` is what it says.
+const MAX_BYTE_ORDER: u64 = 16;
+
+pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
+    let archive = Archive { source, entries: archive::read(source)? };
+    let prefix = archive.prefix()?;
+    if archive.entries.keys().any(|name| name.starts_with(&format!("{prefix}code/"))) {
+        let hint = "in PyTorch: `torch.save(torch.jit.load(path).state_dict(), new_path)`";
+        return Err(Fault::Unsupported { found: "it is a TorchScript program".into(), hint });
+    }
+    archive.check_byte_order(&format!("{prefix}byteorder"))?;
+
+    let (start, length) = archive.find(&format!("{prefix}data.pkl"))?;
+    if length > MAX_PICKLE {
+        return Err(Fault::Limit { what: "bytes of pickle", limit: MAX_PICKLE });
+    }
+    let pickle = Machine::run(&mut Input::new(source, start, start + length))?;
+    let mut found: HashMap<String, StorageBytes> = HashMap::new();
+    unfold(&pickle, |storage| {
+        let name = format!("{prefix}data/{}", storage.key);
+        if let Some(&bytes) = found.get(&name) {
+            return Ok(bytes);
+        }
+        let bytes = archive.find(&name)?;
+        found.insert(name, bytes);
+        Ok(bytes)
+    })
+}
+
+struct Archive<'s> {
+    source: &'s Source,
+    entries: HashMap<String, Entry>,
+}
+
+impl Archive<'_> {
+    /// What stands before the names of all entries, the slash included.
+    fn prefix(&self) -> Result<String, Fault> {
+        let mut prefixes = self.entries.keys().filter_map(|name| {
+            let prefix = name.strip_suffix("data.pkl")?;
+            (prefix.is_empty() || prefix.find('/') == Some(prefix.len() - 1)).then_some(prefix)
+        });
+        match (prefixes.next(), prefixes.next()) {
+            (Some(prefix), None) => Ok(prefix.into()),
+            (Some(_), Some(_)) => Err(Fault::damaged("its archive has several `data.pkl`")),
+            (None, _) => Err(Fault::NotWeights {
+                found: "it is a zip archive without `data.pkl`".into(),
+                hint: "if it holds a file of weights, unpack it and name that file",
+            }),
+        }
+    }
+
+    /// Where the data of an entry lie.
+    fn find(&self, name: &str) -> Result<StorageBytes, Fault> {
+        let missing = || Fault::damaged(format!("misses the entry `{name}` in its archive"));
+        let entry = self.entries.get(name).ok_or_else(missing)?;
+        if entry.method != 0 {
+            return Err(Fault::Unsupported {
+                found: format!("entry `{name}` of its archive is compressed"),
+                hint: "load it in PyTorch and save it again with `torch.save`",
+            });
+        }
+        Ok((archive::data(self.source, name, entry)?, entry.length))
+    }
+
+    fn check_byte_order(&self, name: &str) -> Result<(), Fault> {
+        if !self.entries.contains_key(name) {
+            return Ok(());
+        }
+        let (start, length) = self.find(name)?;
+        match &*self.source.read(start, length.min(MAX_BYTE_ORDER))? {
+            b"little" => Ok(()),
+            _ => Err(big_endian()),
+        }
+    }
+}
+
+/// The error for a file of the other order of bytes.
+pub(super) fn big_endian() -> Fault {
+    Fault::Unsupported {
+        found: "its numbers have their highest byte first".into(),
+        hint: "load it in PyTorch on a usual machine and save it again",
+    }
+}
