@@ -3,7 +3,8 @@
     python make_weights_fixtures.py ../crates/esvit-weights/tests/fixtures
 
 makes the same content in the formats of `torch.save` (zip and legacy, pickle protocols
-2 and 4), and beside them `expected.json` with the values of every tensor.
+2 and 4), and beside them `expected.json` with the values of every tensor. The keys of
+legacy storages are addresses, so that these files differ from run to run.
 
     cargo run --release -p esvit-weights --example write -- /tmp/written
     python make_weights_fixtures.py --check /tmp/written
@@ -27,6 +28,8 @@ from torch import nn
 
 def state() -> OrderedDict[str, torch.Tensor]:
     """Tensors of every type and layout."""
+    noted, noted_parameter = torch.ones(2), nn.Parameter(torch.ones(3))
+    noted.note = noted_parameter.note = "has an attribute"  # type: ignore[attr-defined]
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 8 - 1
     tensors = OrderedDict(
         f32=base.clone(),
@@ -45,6 +48,8 @@ def state() -> OrderedDict[str, torch.Tensor]:
         stepped=base[::2, ::3],
         expanded=base[0, :3].expand(2, 3),
         parameter=nn.Parameter(base[:2].clone()),
+        noted=noted,
+        noted_parameter=noted_parameter,
         empty=torch.empty(0, 3),
         scalar=torch.tensor(2.5),
     )
@@ -78,7 +83,7 @@ def checkpoint() -> dict[str, Any]:
 def expected(prefix: str, value: Any, into: dict[str, Any]) -> None:
     """Lists the tensors below `value` by group and name."""
     if isinstance(value, torch.Tensor):
-        if value.is_complex():
+        if value.is_complex() or value.dtype == torch.uint16:
             return
         group, _, name = prefix.rpartition("/")
         into[prefix] = {
@@ -103,12 +108,13 @@ def make(out: Path) -> None:
     content = checkpoint()
     zipped = {"_use_new_zipfile_serialization": True}
     legacy = {"_use_new_zipfile_serialization": False}
-    torch.save(content, out / "zip.pth", **zipped)
-    torch.save(content, out / "zip_protocol4.pth", pickle_protocol=4, **zipped)
+    # The legacy format has no 16 bits without sign.
+    more = content | {"u16": torch.tensor([1, 2], dtype=torch.uint16)}
+    torch.save(more, out / "zip.pth", **zipped)
+    torch.save(more, out / "zip_protocol4.pth", pickle_protocol=4, **zipped)
     torch.save(content, out / "legacy.pth", **legacy)
     torch.save(content, out / "legacy_protocol4.pth", pickle_protocol=4, **legacy)
     torch.save(state(), out / "state_dict.pth", **zipped)
-    # The text protocol cannot name storages; plain content can be written.
     module = nn.Sequential(OrderedDict(body=nn.Sequential(nn.Linear(2, 3)), norm=nn.BatchNorm1d(3)))
     torch.save(module, out / "module.pth", **zipped)
     plain = {name: tensor.detach().contiguous().clone() for name, tensor in state().items()}

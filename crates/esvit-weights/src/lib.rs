@@ -7,17 +7,22 @@
 mod dtype;
 mod error;
 mod file;
+mod float;
 pub mod limits;
 mod pickle;
 mod place;
+pub mod protobuf;
 mod recognise;
 mod safetensors;
 mod source;
 mod torch;
 mod value;
+mod write;
 
 pub use dtype::Dtype;
 pub use error::{Fault, WeightsError};
 pub use file::{TensorInfo, WeightsFile};
+pub use float::Float;
 pub use recognise::Container;
 pub use value::Value;
+pub use write::{Tensor, Tree, Values, WriteError, write_safetensors, write_torch};

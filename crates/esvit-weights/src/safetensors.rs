@@ -1,6 +1,10 @@
 //! Reading the header of a safetensors file.
 
-use safetensors::tensor::{Dtype as Named, Metadata};
+use std::collections::BTreeMap;
+use std::fmt;
+
+use safetensors::tensor::{Dtype as Named, TensorInfo as Info};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::dtype::Dtype;
 use crate::error::Fault;
@@ -22,18 +26,20 @@ pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
         return Err(Fault::damaged(format!("its header claims to have {length} bytes")));
     }
     let header = source.read(LENGTH, length)?;
-    let header: Metadata = serde_json::from_slice(&header)
+    let mut header: Header = serde_json::from_slice(&header)
         .map_err(|error| Fault::damaged(format!("its header is no safetensors header: {error}")))?;
-
-    let mut contents = Contents { facts: facts(&header), ..Contents::default() };
-    let data = LENGTH + length;
-    let mut end = 0;
-    let tensors = header.offset_keys();
-    if tensors.len() > MAX_TENSORS {
+    if header.tensors.len() > MAX_TENSORS {
         return Err(Fault::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
     }
-    for name in tensors {
-        let Some(info) = header.info(&name) else { continue };
+    header.tensors.sort_by_key(|(_, info)| info.data_offsets);
+
+    let metadata = header.metadata.into_iter();
+    let metadata = metadata.map(|(key, value)| (Value::Str(key), Value::Str(value)));
+    let facts = Value::Dict(metadata.collect());
+    let mut contents = Contents { facts, ..Contents::default() };
+    let data = LENGTH + length;
+    let mut end = 0;
+    for (name, info) in header.tensors {
         if name.len() > MAX_NAME {
             return Err(Fault::Limit { what: "bytes of a tensor's name", limit: MAX_NAME as u64 });
         }
@@ -54,8 +60,8 @@ pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
         if count * dtype.size() as u64 != length {
             return Err(fault(format!("of shape {:?} in {dtype} has {length} bytes", info.shape)));
         }
-        let shape = info.shape.clone();
-        contents.tensors.push(TensorInfo { group: String::new(), name, dtype, shape, place });
+        let (group, shape) = (String::new(), info.shape);
+        contents.tensors.push(TensorInfo { group, name, dtype, shape, place });
     }
     if data.checked_add(end as u64) != Some(source.length()) {
         return Err(Fault::damaged(format!(
@@ -67,11 +73,37 @@ pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
     Ok(contents)
 }
 
-fn facts(header: &Metadata) -> Value {
-    let mut pairs: Vec<(&String, &String)> = header.metadata().iter().flatten().collect();
-    pairs.sort();
-    let text = |text: &String| Value::Str(text.clone());
-    Value::Dict(pairs.into_iter().map(|(key, value)| (text(key), text(value))).collect())
+/// The header as it is written. The format's own library keeps it in a map, in which of a name that
+/// stands twice only one is left.
+#[derive(Default)]
+struct Header {
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<(String, Info)>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut header = Header::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    match &*name {
+                        "__metadata__" => header.metadata = map.next_value()?,
+                        _ => header.tensors.push((name, map.next_value()?)),
+                    }
+                }
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
 }
 
 fn known(dtype: Named) -> Option<Dtype> {

@@ -7,7 +7,8 @@ pub enum Value {
     None,
     /// A truth value.
     Bool(bool),
-    /// An integer. One beyond 64 bits is an `Object` of class `int` with its hexadecimal digits.
+    /// An integer. One beyond 64 bits is an `Object` of class `int` with its digits: hexadecimal and
+    /// in two's complement behind `0x`, or decimal.
     Int(i64),
     /// A floating-point number.
     Float(f64),

@@ -1,41 +1,34 @@
 //! Functions whose call in a file of weights is an attack.
 
-/// Modules of which nothing may be called.
+/// Modules of which nothing may be called. A project of one's own may have a folder called `code`,
+/// so that only the module itself is meant.
 const MODULES: &[&str] = &[
     "_io",
+    "_operator",
     "_pickle",
     "_posixsubprocess",
-    "asyncio",
     "bdb",
+    "cProfile",
     "code",
     "codeop",
     "commands",
-    "cProfile",
-    "ctypes",
-    "dill",
     "ftplib",
-    "http",
     "imaplib",
-    "importlib",
     "io",
     "marshal",
-    "multiprocessing",
     "nt",
     "ntpath",
-    "os",
+    "operator",
     "pdb",
     "pickle",
-    "pip",
     "pkgutil",
     "platform",
-    "poplib",
     "popen2",
+    "poplib",
     "posix",
     "posixpath",
     "profile",
     "pty",
-    "pydoc",
-    "requests",
     "runpy",
     "shutil",
     "signal",
@@ -50,11 +43,25 @@ const MODULES: &[&str] = &[
     "threading",
     "timeit",
     "trace",
-    "urllib",
     "urllib2",
-    "venv",
     "webbrowser",
     "zipimport",
+];
+
+/// Packages of which nothing may be called, whatever the module.
+const PACKAGES: &[&str] = &[
+    "asyncio",
+    "ctypes",
+    "dill",
+    "http",
+    "importlib",
+    "multiprocessing",
+    "os",
+    "pip",
+    "pydoc",
+    "requests",
+    "urllib",
+    "venv",
 ];
 
 /// Functions of modules that also hold harmless ones.
@@ -90,9 +97,10 @@ pub(crate) fn is_dangerous(module: &str, name: &str) -> bool {
         // `open.__call__` is `open`.
         return FUNCTIONS.contains(&name.split('.').next().unwrap_or(name));
     }
-    MODULES.contains(&package)
+    MODULES.contains(&module)
+        || PACKAGES.contains(&package)
         || matches!((module, name), ("torch" | "torch.serialization", "load"))
-        || matches!(module, "torch.hub" | "numpy.testing._private.utils" | "operator" | "_operator")
+        || matches!(module, "torch.hub" | "numpy.testing._private.utils")
 }
 
 #[cfg(test)]
@@ -110,6 +118,7 @@ mod tests {
             ("builtins", "set"),
             ("argparse", "Namespace"),
             ("osprey", "system"),
+            ("code.model", "Swin"),
             ("torch._utils", "_rebuild_tensor_v2"),
             ("pathlib", "PosixPath"),
         ] {

@@ -7,9 +7,10 @@
 mod call;
 mod danger;
 mod input;
+mod literal;
 mod machine;
 mod node;
-mod opcode;
+pub(crate) mod opcode;
 mod tensor;
 mod tree;
 

@@ -15,7 +15,7 @@ pub(crate) enum Node {
     None,
     Bool(bool),
     Int(i64),
-    /// Hexadecimal digits of an integer beyond 64 bits.
+    /// Digits of an integer beyond 64 bits: hexadecimal behind `0x`, or decimal in text protocols.
     BigInt(Arc<str>),
     Float(f64),
     Text(Arc<str>),
@@ -80,6 +80,8 @@ pub(crate) struct Storage {
 pub(crate) struct View {
     pub(crate) storage: Arc<Storage>,
     pub(crate) element: Element,
+    /// What the file calls the type.
+    pub(crate) kind: Arc<str>,
     pub(crate) offset: u64,
     pub(crate) shape: Vec<usize>,
     pub(crate) strides: Vec<u64>,

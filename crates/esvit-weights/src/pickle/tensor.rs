@@ -74,9 +74,9 @@ fn view(
     dtype: Option<Id>,
 ) -> Option<View> {
     let Node::Storage(storage) = arena.get(storage) else { return None };
-    let element = match dtype.map(|dtype| arena.get(dtype)) {
-        None => storage.element,
-        Some(Node::Global(dtype)) => dtype_element(&dtype.name),
+    let (element, kind) = match dtype.map(|dtype| arena.get(dtype)) {
+        None => (storage.element, storage.class.clone()),
+        Some(Node::Global(dtype)) => (dtype_element(&dtype.name), dtype.name.clone()),
         Some(_) => return None,
     };
     let counts = |id| {
@@ -88,6 +88,7 @@ fn view(
     Some(View {
         storage: storage.clone(),
         element,
+        kind,
         offset: arena.count(offset)?,
         shape: shape?,
         strides: counts(strides)?,

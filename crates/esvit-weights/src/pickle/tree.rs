@@ -269,8 +269,9 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         }
         let storage = &*view.storage;
         let Some(dtype) = view.element.dtype else {
-            contents.unsupported.push((path, storage.class.to_string()));
-            return Ok(foreign("torch.Tensor", vec![Value::Str(storage.class.to_string())]));
+            let kind = self.copied(&view.kind)?;
+            self.contents.unsupported.push((path, kind.clone()));
+            return Ok(foreign("torch.Tensor", vec![Value::Str(kind)]));
         };
         let (start, length) = (self.locate)(storage).map_err(|fault| match fault {
             Fault::Damaged(reason) => Fault::Tensor { tensor: path.clone(), reason },

@@ -1,5 +1,5 @@
 //! Reading what `torch.save` writes.
 
-mod archive;
+pub(crate) mod archive;
 pub(crate) mod legacy;
 pub(crate) mod zip;

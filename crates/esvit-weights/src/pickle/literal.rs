@@ -1,0 +1,104 @@
+//! Instructions that put a number, text or bytes of the pickle on the stack.
+
+use super::machine::Machine;
+use super::node::Node;
+use crate::error::Fault;
+
+/// Digits of an integer beyond 64 bits.
+const MAX_DIGITS: usize = 1024;
+
+impl Machine<'_, '_> {
+    pub(super) fn integer<const N: usize>(&mut self) -> Result<(), Fault> {
+        let number = self.input.length::<N>()?;
+        self.push(Node::Int(number as i64))
+    }
+
+    /// An integer in decimal digits, with an `L` behind it if it was a `long` of Python 2. `00` and
+    /// `01` are truth values.
+    pub(super) fn integer_line(&mut self) -> Result<(), Fault> {
+        let line = self.input.line()?;
+        let digits = line.strip_suffix(b"L").unwrap_or(&line);
+        let node = match digits {
+            b"00" => Node::Bool(false),
+            b"01" => Node::Bool(true),
+            _ => {
+                let digits = utf8(digits)?.trim();
+                let whole = |text: &str| {
+                    !text.is_empty()
+                        && text.len() <= MAX_DIGITS
+                        && text.bytes().all(|byte| byte.is_ascii_digit())
+                };
+                match digits.parse() {
+                    Ok(number) => Node::Int(number),
+                    Err(_) if whole(digits.strip_prefix('-').unwrap_or(digits)) => {
+                        Node::BigInt(digits.into())
+                    }
+                    Err(_) => return Err(Fault::damaged("a number has no digits")),
+                }
+            }
+        };
+        self.push(node)
+    }
+
+    /// An integer of `count` bytes, the lowest first, the highest bit of the last its sign.
+    pub(super) fn long(&mut self, count: u64) -> Result<(), Fault> {
+        let bytes = self.input.take(count)?;
+        let negative = bytes.last().is_some_and(|&last| last >= 0x80);
+        let fill = if negative { 0xff } else { 0 };
+        // The rest repeats the sign of what 64 bits hold, or the number is beyond them.
+        let fits = bytes.len() <= 8
+            || bytes[8..].iter().all(|&byte| byte == fill) && (bytes[7] >= 0x80) == negative;
+        let node = if !fits {
+            if bytes.len() > MAX_DIGITS {
+                return Err(Fault::damaged("an integer has too many digits"));
+            }
+            let digits: String = bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect();
+            Node::BigInt(format!("0x{digits}").into())
+        } else {
+            let mut wide = [fill; 8];
+            let kept = bytes.len().min(8);
+            wide[..kept].copy_from_slice(&bytes[..kept]);
+            Node::Int(i64::from_le_bytes(wide))
+        };
+        self.push(node)
+    }
+
+    pub(super) fn text<const N: usize>(&mut self) -> Result<(), Fault> {
+        let count = self.input.length::<N>()?;
+        let text = utf8(self.input.take(count)?)?.into();
+        self.push(Node::Text(text))
+    }
+
+    pub(super) fn bytes<const N: usize>(&mut self) -> Result<(), Fault> {
+        let count = self.input.length::<N>()?;
+        let bytes = self.input.take(count)?.into();
+        self.push(Node::Bytes(bytes))
+    }
+
+    /// A string of Python 2, which is text or bytes.
+    pub(super) fn old_string<const N: usize>(&mut self) -> Result<(), Fault> {
+        let count = self.input.length::<N>()?;
+        let node = text_or_bytes(self.input.take(count)?);
+        self.push(node)
+    }
+
+    pub(super) fn quoted(&mut self) -> Result<(), Fault> {
+        let line = self.input.line()?;
+        let inner = match *line {
+            [b'\'', ref inner @ .., b'\''] | [b'"', ref inner @ .., b'"'] => inner,
+            _ => return Err(Fault::damaged("a string has no quotes")),
+        };
+        self.push(text_or_bytes(inner))
+    }
+}
+
+fn text_or_bytes(bytes: &[u8]) -> Node {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Node::Text(text.into()),
+        Err(_) => Node::Bytes(bytes.into()),
+    }
+}
+
+pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
+    std::str::from_utf8(bytes).map_err(|_| Fault::damaged("text is not UTF-8"))
+}

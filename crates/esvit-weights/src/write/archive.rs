@@ -1,0 +1,212 @@
+//! Writing a zip archive of stored entries, each aligned as PyTorch aligns them.
+
+use std::io::{self, Seek, SeekFrom, Write};
+
+use super::WriteError;
+
+/// Where data begin: at multiples of this many bytes.
+const ALIGNMENT: u64 = 64;
+
+/// The extra field that PyTorch fills up to the alignment.
+const PADDING: [u8; 2] = *b"FB";
+
+/// The extra field of numbers beyond 32 bits.
+const WIDE: [u8; 2] = [1, 0];
+
+/// The first of January 1980: when something was written is not part of what was.
+const DATE: [u8; 4] = [0, 0, 0x21, 0];
+
+/// Names are UTF-8.
+const FLAGS: u16 = 1 << 11;
+
+/// The version of the format that has numbers of 64 bits.
+const VERSION: u16 = 45;
+
+const LOCAL_LENGTH: u64 = 30;
+const CRC_AT: u64 = 14;
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    header: u64,
+    length: u64,
+    crc: u32,
+}
+
+/// An archive that is being written from where the writer stands.
+#[derive(Debug)]
+pub(super) struct Archive<'w, W> {
+    writer: &'w mut W,
+    /// Where in the writer the archive begins.
+    base: u64,
+    entries: Vec<Entry>,
+    /// The least number that is written with 64 bits.
+    wide_from: u64,
+}
+
+impl<'w, W: Write + Seek> Archive<'w, W> {
+    pub(super) fn new(writer: &'w mut W) -> io::Result<Self> {
+        let base = writer.stream_position()?;
+        Ok(Self { writer, base, entries: Vec::new(), wide_from: u32::MAX.into() })
+    }
+
+    /// Writes an entry that is at hand.
+    pub(super) fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
+        self.entry(name, bytes.len() as u64, |sink| Ok(sink(bytes)?))
+    }
+
+    /// Writes an entry of `length` bytes, which `make` hands to what it is given.
+    pub(super) fn entry(
+        &mut self,
+        name: &str,
+        length: u64,
+        make: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
+        let header = self.writer.stream_position()? - self.base;
+        let extra = self.local_extra(header, name, length);
+        let mut local = b"PK\x03\x04".to_vec();
+        local.extend(VERSION.to_le_bytes());
+        local.extend(FLAGS.to_le_bytes());
+        local.extend([0, 0]);
+        local.extend(DATE);
+        local.extend([0; 4]);
+        local.extend(self.narrow(length).to_le_bytes());
+        local.extend(self.narrow(length).to_le_bytes());
+        local.extend((name.len() as u16).to_le_bytes());
+        local.extend((extra.len() as u16).to_le_bytes());
+        local.extend(name.as_bytes());
+        local.extend(extra);
+        self.writer.write_all(&local)?;
+
+        let mut hasher = crc32fast::Hasher::new();
+        make(&mut |bytes| {
+            hasher.update(bytes);
+            self.writer.write_all(bytes)
+        })?;
+        let crc = hasher.finalize();
+        let end = self.writer.stream_position()?;
+        self.writer.seek(SeekFrom::Start(self.base + header + CRC_AT))?;
+        self.writer.write_all(&crc.to_le_bytes())?;
+        self.writer.seek(SeekFrom::Start(end))?;
+        self.entries.push(Entry { name: name.into(), header, length, crc });
+        Ok(())
+    }
+
+    fn local_extra(&self, header: u64, name: &str, length: u64) -> Vec<u8> {
+        let mut extra = Vec::new();
+        if length >= self.wide_from {
+            extra.extend(WIDE);
+            extra.extend(16u16.to_le_bytes());
+            extra.extend(length.to_le_bytes());
+            extra.extend(length.to_le_bytes());
+        }
+        let fixed = header + LOCAL_LENGTH + name.len() as u64 + extra.len() as u64 + 4;
+        let padding = fixed.next_multiple_of(ALIGNMENT) - fixed;
+        extra.extend(PADDING);
+        extra.extend((padding as u16).to_le_bytes());
+        extra.resize(extra.len() + padding as usize, b'Z');
+        extra
+    }
+
+    fn narrow(&self, number: u64) -> u32 {
+        if number >= self.wide_from { u32::MAX } else { number as u32 }
+    }
+
+    /// Writes the list of entries, with which the archive is whole.
+    pub(super) fn finish(self) -> io::Result<()> {
+        let start = self.writer.stream_position()? - self.base;
+        for entry in &self.entries {
+            let record = self.central(entry);
+            self.writer.write_all(&record)?;
+        }
+        let end = self.writer.stream_position()? - self.base;
+        let (count, length) = (self.entries.len() as u64, end - start);
+
+        let mut record = Vec::new();
+        let wide = [count >= u16::MAX.into(), length >= self.wide_from, start >= self.wide_from];
+        if wide.contains(&true) {
+            record.extend(b"PK\x06\x06");
+            record.extend(44u64.to_le_bytes());
+            record.extend(VERSION.to_le_bytes());
+            record.extend(VERSION.to_le_bytes());
+            record.extend([0; 8]);
+            for number in [count, count, length, start] {
+                record.extend(number.to_le_bytes());
+            }
+            record.extend(b"PK\x06\x07\0\0\0\0");
+            record.extend(end.to_le_bytes());
+            record.extend(1u32.to_le_bytes());
+        }
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        record.extend(b"PK\x05\x06\0\0\0\0");
+        record.extend(count.to_le_bytes());
+        record.extend(count.to_le_bytes());
+        record.extend(self.narrow(length).to_le_bytes());
+        record.extend(self.narrow(start).to_le_bytes());
+        record.extend([0, 0]);
+        self.writer.write_all(&record)?;
+        self.writer.flush()
+    }
+
+    fn central(&self, entry: &Entry) -> Vec<u8> {
+        let mut wide = Vec::new();
+        for number in [entry.length, entry.length, entry.header] {
+            if number >= self.wide_from {
+                wide.extend(number.to_le_bytes());
+            }
+        }
+        let extra_length = if wide.is_empty() { 0 } else { wide.len() + 4 };
+        let mut record = b"PK\x01\x02".to_vec();
+        record.extend(VERSION.to_le_bytes());
+        record.extend(VERSION.to_le_bytes());
+        record.extend(FLAGS.to_le_bytes());
+        record.extend([0, 0]);
+        record.extend(DATE);
+        record.extend(entry.crc.to_le_bytes());
+        record.extend(self.narrow(entry.length).to_le_bytes());
+        record.extend(self.narrow(entry.length).to_le_bytes());
+        record.extend((entry.name.len() as u16).to_le_bytes());
+        record.extend((extra_length as u16).to_le_bytes());
+        record.extend([0; 10]);
+        record.extend(self.narrow(entry.header).to_le_bytes());
+        record.extend(entry.name.as_bytes());
+        if !wide.is_empty() {
+            record.extend(WIDE);
+            record.extend((wide.len() as u16).to_le_bytes());
+            record.extend(wide);
+        }
+        record
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+    use crate::source::Source;
+    use crate::torch::archive::{data, read};
+
+    /// With a low bound, numbers of 64 bits are written without 4 GiB of data.
+    #[test]
+    fn entries_are_found_with_numbers_of_32_and_64_bits() {
+        for wide_from in [u32::MAX.into(), 150, 0] {
+            let mut writer = Cursor::new(Vec::new());
+            let mut archive = Archive::new(&mut writer).unwrap();
+            archive.wide_from = wide_from;
+            archive.bytes("a/small", b"abc").unwrap();
+            archive.bytes("a/large", &[7; 200]).unwrap();
+            archive.bytes("a/empty", b"").unwrap();
+            archive.finish().unwrap();
+            let source = Source::memory(writer.into_inner());
+            let entries = read(&source).unwrap();
+            for (name, expected) in
+                [("a/small", &b"abc"[..]), ("a/large", &[7; 200]), ("a/empty", b"")]
+            {
+                let start = data(&source, name, &entries[name]).unwrap();
+                assert_eq!(start % ALIGNMENT, 0);
+                assert_eq!(source.read(start, entries[name].length).unwrap(), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Writing files of weights.
+//!
+//! Both formats are written tensor by tensor: a tensor's values are asked for when it is its turn,
+//! so that no more than one of them is in memory. The bytes depend on nothing but what is given.
+
+mod archive;
+mod pickle;
+mod safetensors;
+mod torch;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+
+use half::{bf16, f16};
+
+pub use safetensors::write_safetensors;
+pub use torch::{Tree, write_torch};
+
+use crate::dtype::Dtype;
+
+/// Values that are converted at a time.
+const BLOCK: usize = 1 << 14;
+
+/// The values of a tensor, row-major.
+#[derive(Debug, Clone)]
+pub enum Values<'a> {
+    /// For `F32`, and for `F16` and `Bf16`, to which they are rounded to nearest, ties to even.
+    F32(Cow<'a, [f32]>),
+    /// For `I64`.
+    I64(Cow<'a, [i64]>),
+    /// For `U8`.
+    U8(Cow<'a, [u8]>),
+}
+
+/// A tensor on its way into a file.
+pub struct Tensor<'a> {
+    shape: Vec<usize>,
+    dtype: Dtype,
+    values: Box<dyn Fn() -> io::Result<Values<'a>> + 'a>,
+}
+
+impl<'a> Tensor<'a> {
+    /// A tensor that is stored as `dtype`; `values` is called once, when it is written.
+    pub fn new(
+        shape: &[usize],
+        dtype: Dtype,
+        values: impl Fn() -> io::Result<Values<'a>> + 'a,
+    ) -> Self {
+        Self { shape: shape.to_vec(), dtype, values: Box::new(values) }
+    }
+
+    /// A tensor of `f32` that are at hand.
+    pub fn f32(shape: &[usize], values: &'a [f32]) -> Self {
+        Self::new(shape, Dtype::F32, move || Ok(Values::F32(values.into())))
+    }
+
+    /// Bytes in the file.
+    fn length(&self, name: &str) -> Result<u64, WriteError> {
+        let count = self
+            .shape
+            .iter()
+            .try_fold(self.dtype.size() as u64, |product, &size| product.checked_mul(size as u64));
+        count.ok_or_else(|| WriteError::Size { tensor: name.into(), shape: self.shape.clone() })
+    }
+
+    /// Writes the values, block by block.
+    fn write(
+        &self,
+        name: &str,
+        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), WriteError> {
+        let values = (self.values)()?;
+        let (found, kind) = match &values {
+            Values::F32(values) => (values.len(), "f32"),
+            Values::I64(values) => (values.len(), "i64"),
+            Values::U8(values) => (values.len(), "u8"),
+        };
+        if found as u64 * self.dtype.size() as u64 != self.length(name)? {
+            let shape = self.shape.clone();
+            return Err(WriteError::Count { tensor: name.into(), shape, found });
+        }
+        match (values, self.dtype) {
+            (Values::F32(values), Dtype::F32) => encode(&values, f32::to_le_bytes, &mut sink)?,
+            (Values::F32(values), Dtype::F16) => {
+                encode(&values, |value| f16::from_f32(value).to_le_bytes(), &mut sink)?;
+            }
+            (Values::F32(values), Dtype::Bf16) => {
+                encode(&values, |value| bf16::from_f32(value).to_le_bytes(), &mut sink)?;
+            }
+            (Values::I64(values), Dtype::I64) => encode(&values, i64::to_le_bytes, &mut sink)?,
+            (Values::U8(values), Dtype::U8) => sink(&values)?,
+            (_, dtype) => {
+                return Err(WriteError::Type { tensor: name.into(), dtype, given: kind });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Tensor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({} {:?})", self.dtype, self.shape)
+    }
+}
+
+fn encode<const N: usize, T: Copy>(
+    values: &[T],
+    convert: impl Fn(T) -> [u8; N],
+    sink: &mut impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(N * BLOCK.min(values.len()));
+    for block in values.chunks(BLOCK) {
+        bytes.clear();
+        bytes.extend(block.iter().flat_map(|&value| convert(value)));
+        sink(&bytes)?;
+    }
+    Ok(())
+}
+
+/// Why weights cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The file cannot take them, or their source cannot give them.
+    #[error("weights cannot be written: {0}\nhint: check the disk's free space and the folder")]
+    Io(#[from] io::Error),
+    /// There are more or fewer values than the shape has.
+    #[error("tensor `{tensor}` of shape {shape:?} was given {found} values\nhint: give one each")]
+    Count {
+        /// Its name.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The number of values.
+        found: usize,
+    },
+    /// The values cannot be stored as that type.
+    #[error(
+        "tensor `{tensor}` cannot be stored as {dtype}, it was given {given}\n\
+         hint: store f32 as f32, f16 or bf16, and other types as themselves"
+    )]
+    Type {
+        /// Its name.
+        tensor: String,
+        /// What it is to be stored as.
+        dtype: Dtype,
+        /// What its values are.
+        given: &'static str,
+    },
+    /// The shape is beyond any file.
+    #[error("tensor `{tensor}` of shape {shape:?} is too large for a file\nhint: check its shape")]
+    Size {
+        /// Its name.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A name is given twice, is too long, or has a meaning of its own in the format.
+    #[error("`{0}` cannot be the name of one more entry\nhint: give every entry a name of its own")]
+    Name(String),
+    /// What is to be written is larger or deeper than what is read back.
+    #[error("more than {limit} {what} cannot be written\nhint: write several files")]
+    Limit {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much is accepted.
+        limit: u64,
+    },
+}

@@ -1,0 +1,90 @@
+//! Writing safetensors files.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write;
+
+use super::{Tensor, WriteError};
+use crate::dtype::Dtype;
+use crate::limits::{MAX_HEADER, MAX_NAME, MAX_TENSORS};
+
+/// The name in the header that is no tensor's.
+const METADATA: &str = "__metadata__";
+
+/// Writes a safetensors file of `tensors` and `metadata`.
+///
+/// The tensors are ordered by size of element, the largest first, and then by name, so that each is
+/// aligned. Equal input gives equal bytes.
+///
+/// # Errors
+/// When `writer` or a source of values fails, a name stands twice or is `__metadata__`, or values
+/// do not fit their tensor. What is written by then is no whole file.
+pub fn write_safetensors(
+    writer: &mut impl Write,
+    tensors: &[(String, Tensor<'_>)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), WriteError> {
+    let mut order: Vec<&(String, Tensor<'_>)> = tensors.iter().collect();
+    order.sort_by(|(a, x), (b, y)| y.dtype.size().cmp(&x.dtype.size()).then_with(|| a.cmp(b)));
+
+    let header = header(&order, metadata)?;
+    writer.write_all(&(header.len() as u64).to_le_bytes())?;
+    writer.write_all(header.as_bytes())?;
+    for (name, tensor) in order {
+        tensor.write(name, |bytes| writer.write_all(bytes))?;
+    }
+    Ok(())
+}
+
+/// The header, in an order of its own making: that of a map may change from build to build.
+fn header(
+    tensors: &[&(String, Tensor<'_>)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<String, WriteError> {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let mut parts = Vec::new();
+    if !metadata.is_empty() {
+        let pair = |(key, value): (&String, &String)| format!("{}:{}", quoted(key), quoted(value));
+        let pairs: Vec<String> = metadata.iter().map(pair).collect();
+        parts.push(format!("{}:{{{}}}", quoted(METADATA), pairs.join(",")));
+    }
+    let mut names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(WriteError::Name(pair[0].into()));
+    }
+    if names.len() > MAX_TENSORS {
+        return Err(WriteError::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
+    }
+    let mut start = 0u64;
+    for (name, tensor) in tensors {
+        if name == METADATA || name.len() > MAX_NAME {
+            return Err(WriteError::Name(name.clone()));
+        }
+        let shape = tensor.shape.clone();
+        let too_large = || WriteError::Size { tensor: name.clone(), shape: shape.clone() };
+        let end = start.checked_add(tensor.length(name)?).ok_or_else(too_large)?;
+        let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+        let mut part = quoted(name);
+        let (dtype, shape) = (dtype_name(tensor.dtype), shape.join(","));
+        let _ = write!(
+            part,
+            r#":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{start},{end}]}}"#
+        );
+        parts.push(part);
+        start = end;
+    }
+    let mut header = format!("{{{}}}", parts.join(","));
+    // The format wants the values aligned to eight bytes.
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    if header.len() as u64 > MAX_HEADER {
+        return Err(WriteError::Limit { what: "bytes of header", limit: MAX_HEADER });
+    }
+    Ok(header)
+}
+
+fn dtype_name(dtype: Dtype) -> String {
+    dtype.to_string().to_ascii_uppercase()
+}

@@ -1,0 +1,206 @@
+//! What is written is read back to the bit.
+
+#![expect(clippy::unwrap_used, reason = "a test that unwraps says at which line it failed")]
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::Path;
+
+use esvit_weights::{
+    Dtype, Tensor, Tree, Value, Values, WeightsFile, WriteError, write_safetensors, write_torch,
+};
+use proptest::prelude::*;
+
+fn read(bytes: Vec<u8>) -> WeightsFile {
+    WeightsFile::from_bytes(Path::new("written"), bytes).unwrap()
+}
+
+fn torch(tree: &Tree) -> Result<Vec<u8>, WriteError> {
+    let mut writer = Cursor::new(Vec::new());
+    write_torch(&mut writer, tree)?;
+    Ok(writer.into_inner())
+}
+
+fn safetensors(
+    tensors: &[(String, Tensor)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, WriteError> {
+    let mut bytes = Vec::new();
+    write_safetensors(&mut bytes, tensors, metadata)?;
+    Ok(bytes)
+}
+
+/// A tensor's shape, type and values, which the type can hold.
+#[derive(Debug, Clone)]
+struct Case {
+    name: String,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    floats: Vec<f32>,
+    integers: Vec<i64>,
+    bytes: Vec<u8>,
+}
+
+impl Case {
+    fn tensor(&self) -> Tensor<'_> {
+        Tensor::new(&self.shape, self.dtype, || {
+            Ok(match self.dtype {
+                Dtype::I64 => Values::I64((&self.integers).into()),
+                Dtype::U8 => Values::U8((&self.bytes).into()),
+                _ => Values::F32((&self.floats).into()),
+            })
+        })
+    }
+
+    fn check(&self, file: &WeightsFile, group: &str) {
+        let tensor = file.find(group, &self.name).unwrap();
+        assert_eq!((&tensor.shape, tensor.dtype), (&self.shape, self.dtype));
+        match self.dtype {
+            Dtype::I64 => assert_eq!(file.read_i64(tensor).unwrap(), self.integers),
+            Dtype::U8 => assert_eq!(file.read_u8(tensor).unwrap(), self.bytes),
+            _ => {
+                let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&file.read_f32(tensor).unwrap()), bits(&self.floats));
+            }
+        }
+    }
+}
+
+fn cases() -> impl Strategy<Value = Vec<Case>> {
+    let dtypes = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I64, Dtype::U8];
+    let case = (proptest::collection::vec(0usize..5, 0..5), 0usize..dtypes.len(), any::<u64>());
+    let case = case.prop_map(move |(shape, kind, seed)| {
+        let count: usize = shape.iter().product();
+        let bits: Vec<u64> = (0..count as u64)
+            .map(|i| (i + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23))
+            .collect();
+        let float = |&bits: &u64| match dtypes[kind] {
+            Dtype::F32 => f32::from_bits(bits as u32),
+            // Small integers stand exactly in 16 bits.
+            _ => (bits % 256) as f32 - 128.0,
+        };
+        Case {
+            name: String::new(),
+            shape,
+            dtype: dtypes[kind],
+            floats: bits.iter().map(float).collect(),
+            integers: bits.iter().map(|&bits| bits as i64).collect(),
+            bytes: bits.iter().map(|&bits| bits as u8).collect(),
+        }
+    });
+    proptest::collection::vec(case, 0..6).prop_map(|mut cases| {
+        for (i, case) in cases.iter_mut().enumerate() {
+            case.name = format!("layers.{i}.\"weight\" ü");
+        }
+        cases
+    })
+}
+
+proptest! {
+    #[test]
+    fn tensors_come_back_to_the_bit(cases in cases()) {
+        let tensors: Vec<(String, Tensor)> =
+            cases.iter().map(|case| (case.name.clone(), case.tensor())).collect();
+        let metadata = BTreeMap::from([("b".into(), "2".into()), ("a".into(), "\n".into())]);
+        let bytes = safetensors(&tensors, &metadata).unwrap();
+        let mut reversed: Vec<(String, Tensor)> =
+            cases.iter().map(|case| (case.name.clone(), case.tensor())).collect();
+        reversed.reverse();
+        prop_assert_eq!(&safetensors(&reversed, &metadata).unwrap(), &bytes);
+        let file = read(bytes);
+        prop_assert_eq!(file.tensors().len(), cases.len());
+        prop_assert_eq!(file.facts().get("a").and_then(Value::as_str), Some("\n"));
+        cases.iter().for_each(|case| case.check(&file, ""));
+
+        let tree = || {
+            let named = cases.iter().map(|case| (case.name.clone(), Tree::Tensor(case.tensor())));
+            let model = Tree::Dict(named.collect());
+            Tree::Dict(vec![("model".into(), model), ("epoch".into(), Tree::Int(-3))])
+        };
+        let bytes = torch(&tree()).unwrap();
+        prop_assert_eq!(&torch(&tree()).unwrap(), &bytes);
+        let file = read(bytes);
+        prop_assert_eq!(file.tensors().len(), cases.len());
+        cases.iter().for_each(|case| case.check(&file, "model"));
+    }
+}
+
+#[test]
+fn plain_data_come_back() {
+    let long = 1 << 40;
+    let tree = Tree::Dict(vec![
+        ("none".into(), Tree::None),
+        ("yes".into(), Tree::Bool(true)),
+        ("long".into(), Tree::Int(-long)),
+        ("least".into(), Tree::Int(i64::MIN)),
+        ("pi".into(), Tree::Float(std::f64::consts::PI)),
+        ("list".into(), Tree::List(vec![Tree::Str("ü".into()), Tree::Dict(vec![])])),
+    ]);
+    let file = read(torch(&tree).unwrap());
+    let expected = Value::Dict(
+        [
+            ("none", Value::None),
+            ("yes", Value::Bool(true)),
+            ("long", Value::Int(-long)),
+            ("least", Value::Int(i64::MIN)),
+            ("pi", Value::Float(std::f64::consts::PI)),
+            ("list", Value::List(vec![Value::Str("ü".into()), Value::Dict(vec![])])),
+        ]
+        .map(|(key, value)| (Value::Str(key.into()), value))
+        .into(),
+    );
+    assert_eq!(file.facts(), &expected);
+}
+
+#[test]
+fn sixteen_bits_are_rounded_to_even() {
+    // Halfway between two neighbours, a little above, and beyond the largest number.
+    let values = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.1 / 256.0, f32::MAX];
+    let bf16 = [1.0, 1.0 + 4.0 / 256.0, 1.0 + 2.0 / 256.0, f32::INFINITY];
+    let tensor = Tensor::new(&[4], Dtype::Bf16, || Ok(Values::F32((&values[..]).into())));
+    let file = read(torch(&Tree::Tensor(tensor)).unwrap());
+    assert_eq!(file.read_f32(file.find("", "").unwrap()).unwrap(), bf16);
+
+    let values = [1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 1.0 + 1.1 / 2048.0, 65520.0];
+    let f16 = [1.0, 1.0 + 4.0 / 2048.0, 1.0 + 2.0 / 2048.0, f32::INFINITY];
+    let tensor = Tensor::new(&[4], Dtype::F16, || Ok(Values::F32((&values[..]).into())));
+    let bytes = safetensors(&[("x".into(), tensor)], &BTreeMap::new()).unwrap();
+    let file = read(bytes);
+    assert_eq!(file.read_f32(file.find("", "x").unwrap()).unwrap(), f16);
+}
+
+#[test]
+fn what_would_not_be_read_is_not_written() {
+    let tensor = || Tensor::f32(&[2], &[1.0, 2.0]);
+    let named = |name: &str, tensor| (name.to_owned(), tensor);
+    let both = |name: &str, make: &dyn Fn() -> Tensor<'static>| {
+        [
+            safetensors(&[named(name, make())], &BTreeMap::new()).unwrap_err(),
+            torch(&Tree::Dict(vec![(name.into(), Tree::Tensor(make()))])).unwrap_err(),
+        ]
+    };
+    for error in both("x", &|| Tensor::f32(&[3], &[1.0, 2.0])) {
+        assert!(matches!(&error, WriteError::Count { tensor, found: 2, .. } if tensor == "x"));
+    }
+    for error in
+        both("x", &|| Tensor::new(&[1], Dtype::I64, || Ok(Values::F32(vec![1.0; 1].into()))))
+    {
+        assert!(matches!(error, WriteError::Count { .. } | WriteError::Type { .. }), "{error}");
+    }
+    for error in both("x", &|| Tensor::f32(&[usize::MAX, 2], &[])) {
+        assert!(matches!(error, WriteError::Size { .. }), "{error}");
+    }
+    for error in both(&"x".repeat(5000), &|| Tensor::f32(&[], &[1.0])) {
+        assert!(matches!(error, WriteError::Name(_)), "{error}");
+    }
+    let twice = [named("a", tensor()), named("a", tensor())];
+    assert!(matches!(safetensors(&twice, &BTreeMap::new()), Err(WriteError::Name(_))));
+    let twice = Tree::Dict(twice.map(|(name, tensor)| (name, Tree::Tensor(tensor))).into());
+    assert!(matches!(torch(&twice), Err(WriteError::Name(_))));
+    let meta = [named("__metadata__", tensor())];
+    assert!(matches!(safetensors(&meta, &BTreeMap::new()), Err(WriteError::Name(_))));
+    let deep = (0..100).fold(Tree::None, |tree, _| Tree::List(vec![tree]));
+    assert!(matches!(torch(&deep), Err(WriteError::Limit { .. })));
+    let failing = Tensor::new(&[1], Dtype::F32, || Err(std::io::Error::other("gone")));
+    assert!(matches!(torch(&Tree::Tensor(failing)), Err(WriteError::Io(_))));
+}
