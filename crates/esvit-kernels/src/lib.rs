@@ -5,6 +5,7 @@
 //! size alone, and sums over pieces are taken in order.
 
 pub mod attention;
+pub mod batch_norm;
 pub mod best_match;
 pub mod buffer;
 mod gelu;
@@ -12,6 +13,7 @@ mod product;
 mod rows;
 mod simd;
 
+pub mod depthwise;
 pub mod element;
 pub mod isa;
 pub mod layer_norm;
@@ -20,6 +22,7 @@ pub mod merge;
 pub mod mlp;
 pub mod optimizer;
 pub mod peak;
+pub mod pool;
 pub mod profile;
 pub mod prototypes;
 pub mod rng;

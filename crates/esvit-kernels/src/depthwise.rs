@@ -1,0 +1,200 @@
+//! Depthwise convolution over maps of tokens: every channel with its own square filter, at stride 1
+//! and with zeros around the map.
+
+use rayon::prelude::*;
+
+use crate::simd::dispatch;
+
+/// Maps `[images, height, width, C]` and the filter's side.
+#[derive(Debug, Clone, Copy)]
+pub struct Maps {
+    /// Height and width of a map.
+    pub size: [usize; 2],
+    /// Channels, C.
+    pub channels: usize,
+    /// Side of the filter, odd.
+    pub side: usize,
+}
+
+impl Maps {
+    fn row(&self) -> usize {
+        self.size[1] * self.channels
+    }
+
+    fn image(&self) -> usize {
+        self.size[0] * self.row()
+    }
+
+    /// # Panics
+    /// When the lengths do not fit.
+    fn check(&self, x: &[f32], weight: &[f32]) {
+        assert!(self.side % 2 == 1, "an odd side");
+        assert!(self.image() > 0 && x.len().is_multiple_of(self.image()), "whole maps");
+        assert_eq!(weight.len(), self.side * self.side * self.channels, "weight");
+    }
+
+    /// Rows and columns of a tap relative to its output, and the tap's filter in
+    /// `weight [side * side, C]`.
+    fn taps(&self) -> impl Iterator<Item = (isize, isize, std::ops::Range<usize>)> + use<> {
+        let Self { side, channels, .. } = *self;
+        let half = (side / 2) as isize;
+        (0..side * side).map(move |tap| {
+            let [down, right] = [tap / side, tap % side].map(|at| at as isize - half);
+            (down, right, tap * channels..(tap + 1) * channels)
+        })
+    }
+
+    /// Where a tap of an output row meets its input: first column of the output, first place in
+    /// the map of the input, number of columns. None if it lies outside of the map.
+    fn overlap(&self, row: usize, down: isize, right: isize) -> Option<[usize; 3]> {
+        let [height, width] = self.size;
+        let from = row.checked_add_signed(down).filter(|&from| from < height)?;
+        let columns = width.checked_sub(right.unsigned_abs()).filter(|&columns| columns > 0)?;
+        let (out, input) = if right < 0 { (right.unsigned_abs(), 0) } else { (0, right as usize) };
+        Some([out, from * width + input, columns])
+    }
+}
+
+/// `y = x * weight`, for `weight [side * side, C]`: the filter's taps row by row.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn forward(maps: &Maps, x: &[f32], weight: &[f32], y: &mut [f32]) {
+    maps.check(x, weight);
+    assert_eq!(x.len(), y.len(), "output");
+    let (row, channels) = (maps.row(), maps.channels);
+    y.par_chunks_mut(row).enumerate().for_each(|(at, y)| {
+        let (image, at) = (at / maps.size[0], at % maps.size[0]);
+        let x = &x[image * maps.image()..][..maps.image()];
+        y.fill(0.0);
+        for (down, right, tap) in maps.taps() {
+            let Some([out, input, columns]) = maps.overlap(at, down, right) else { continue };
+            let y = &mut y[out * channels..][..columns * channels];
+            let x = &x[input * channels..][..columns * channels];
+            for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                accumulate(x, &weight[tap.clone()], y);
+            }
+        }
+    });
+}
+
+/// Gradients of `x` (into `dx`) and of `weight`, returned, from that of the output.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn backward(maps: &Maps, x: &[f32], weight: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
+    maps.check(x, weight);
+    assert_eq!((x.len(), x.len()), (dy.len(), dx.len()), "gradients");
+    // The way back is the same convolution with the filter turned round.
+    let turned: Vec<f32> = weight.chunks_exact(maps.channels).rev().flatten().copied().collect();
+    forward(maps, dy, &turned, dx);
+    let (row, channels, image) = (maps.row(), maps.channels, maps.image());
+    let parts: Vec<Vec<f32>> = x
+        .par_chunks(image)
+        .zip(dy.par_chunks(image))
+        .map(|(x, dy)| {
+            let mut dw = vec![0.0; weight.len()];
+            for (at, dy) in dy.chunks_exact(row).enumerate() {
+                for (down, right, tap) in maps.taps() {
+                    let Some([out, input, columns]) = maps.overlap(at, down, right) else {
+                        continue;
+                    };
+                    let dy = &dy[out * channels..][..columns * channels];
+                    let x = &x[input * channels..][..columns * channels];
+                    for (dy, x) in dy.chunks_exact(channels).zip(x.chunks_exact(channels)) {
+                        accumulate(x, dy, &mut dw[tap.clone()]);
+                    }
+                }
+            }
+            dw
+        })
+        .collect();
+    let mut dw = vec![0.0; weight.len()];
+    for part in parts {
+        dw.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+    dw
+}
+
+dispatch! {
+    fn accumulate(a: &[f32], b: &[f32], sums: &mut [f32]) {
+        let width = sums.len();
+        let (a, b) = (&a[..width], &b[..width]);
+        for i in 0..width {
+            sums[i] += a[i] * b[i];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::tests::under_each;
+    use crate::rng::Rng;
+    use proptest::prelude::*;
+
+    fn values(n: usize, stream: u64) -> Vec<f32> {
+        let mut rng = Rng::new(stream, [0; 3]);
+        (0..n).map(|_| rng.normal() as f32).collect()
+    }
+
+    /// Every product of an input, a weight and an output that meet: `(x, weight, y)` places.
+    fn meetings(maps: &Maps, images: usize) -> Vec<[usize; 3]> {
+        let ([height, width], channels) = (maps.size, maps.channels);
+        let half = maps.side / 2;
+        let mut found = Vec::new();
+        for image in 0..images {
+            for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
+                for (down, right) in
+                    (0..maps.side).flat_map(|d| (0..maps.side).map(move |r| (d, r)))
+                {
+                    let (from_y, from_x) = (y + down, x + right);
+                    let inside = (half..height + half).contains(&from_y)
+                        && (half..width + half).contains(&from_x);
+                    if !inside {
+                        continue;
+                    }
+                    let place = |y: usize, x: usize| ((image * height + y) * width + x) * channels;
+                    for c in 0..channels {
+                        found.push([
+                            place(from_y - half, from_x - half) + c,
+                            (down * maps.side + right) * channels + c,
+                            place(y, x) + c,
+                        ]);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn forward_and_backward(
+            images in 1usize..3, height in 1usize..6, width in 1usize..6, channels in 1usize..20,
+            half in 0usize..3,
+        ) {
+            let maps = Maps { size: [height, width], channels, side: 2 * half + 1 };
+            let n = images * height * width * channels;
+            let (x, dy) = (values(n, 1), values(n, 2));
+            let weight = values(maps.side * maps.side * channels, 3);
+            let (mut y, mut dx, mut dw) =
+                (vec![0f64; n], vec![0f64; n], vec![0f64; weight.len()]);
+            for [from, tap, to] in meetings(&maps, images) {
+                y[to] += f64::from(x[from]) * f64::from(weight[tap]);
+                dx[from] += f64::from(dy[to]) * f64::from(weight[tap]);
+                dw[tap] += f64::from(dy[to]) * f64::from(x[from]);
+            }
+            under_each(|_| {
+                let (mut found, mut found_dx) = (vec![7.0; n], vec![7.0; n]);
+                forward(&maps, &x, &weight, &mut found);
+                let found_dw = backward(&maps, &x, &weight, &dy, &mut found_dx);
+                for (found, expected) in [(&found, &y), (&found_dx, &dx), (&found_dw, &dw)] {
+                    for (found, expected) in found.iter().zip(expected) {
+                        assert!((f64::from(*found) - expected).abs() < 1e-4);
+                    }
+                }
+            });
+        }
+    }
+}
