@@ -1,13 +1,13 @@
 //! Features on disk.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use esvit_data::Source;
-use esvit_nn::params::vector;
-use esvit_nn::weights::{self, Entry};
+use esvit_nn::weights::write_error;
 use esvit_train::files::{FileError, write_atomically};
+use esvit_weights::{Tensor, write_safetensors};
 
 use crate::features::Features;
 use crate::npy::{NpyError, NpyWriter};
@@ -78,12 +78,11 @@ pub fn write(
             writer.finish()?;
         }
         Format::Safetensors => {
-            let entry = Entry {
-                name: "features".into(),
-                shape: vec![features.pictures.len(), rows.width],
-                values: vector(rows.values.clone(), &Device::flex()),
-            };
-            write_atomically(path, |file| weights::save(file, &[entry], ""))?;
+            let shape = [features.pictures.len(), rows.width];
+            let features = [("features".into(), Tensor::f32(&shape, &rows.values))];
+            write_atomically(path, |file| {
+                write_safetensors(file, &features, &BTreeMap::new()).map_err(write_error)
+            })?;
         }
         Format::Csv => return Ok(write_atomically(path, |file| csv(file, features, source))?),
     }

@@ -1,24 +1,30 @@
 //! Features of whole sets of pictures by a frozen backbone.
 
 use esvit_data::augment::Normalization;
-use esvit_data::{EvalTransform, Picture, Source, ViewsConfig};
+use esvit_data::{EvalTransform, Picture, PictureError, Source, ViewsConfig};
+use esvit_kernels::pool;
 use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Params, Pass, Swin};
+use esvit_train::Config;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::knn::LabelledFeatures;
 
 /// Pictures that are decoded and sent through the network at a time.
 const BATCH: usize = 64;
 
-/// How pictures are shown to a frozen backbone.
-#[derive(Debug, Clone)]
+/// How pictures are shown to a frozen backbone. Travels with weights that leave a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Preprocess {
     /// Resizing and centre crop.
+    #[serde(flatten)]
     pub transform: EvalTransform,
-    /// Mean and standard deviation of the channels.
-    pub normalization: Normalization,
+    /// Mean of the channels, for values in 0..=1.
+    pub mean: [f64; 3],
+    /// Standard deviation of the channels.
+    pub std: [f64; 3],
 }
 
 impl Preprocess {
@@ -29,7 +35,16 @@ impl Preprocess {
         if resize > 0 {
             transform.resize = resize;
         }
-        Self { transform, normalization: views.normalization() }
+        Self { transform, mean: views.mean, std: views.std }
+    }
+
+    /// How the evaluations of a run with these settings show pictures.
+    pub fn of_run(config: &Config) -> Self {
+        let crop = match config.knn.crop {
+            0 => config.views.global_size,
+            crop => crop,
+        };
+        Self::new(crop, config.knn.resize, &config.views)
     }
 
     /// Side of what the network sees, in pixels.
@@ -38,10 +53,15 @@ impl Preprocess {
     }
 
     /// A picture as normalised `[3, size, size]`.
-    fn prepare(&self, picture: &Picture) -> Result<Vec<f32>, String> {
+    ///
+    /// # Errors
+    /// When the picture cannot be resized.
+    pub fn prepare(&self, picture: &Picture) -> Result<Vec<f32>, PictureError> {
+        let shown = self.transform.apply(picture)?;
         let mut values = vec![0.0; 3 * self.size() * self.size()];
-        let shown = self.transform.apply(picture).map_err(|e| e.to_string())?;
-        self.normalization.write(&shown, &mut values).map_err(|e| e.to_string())?;
+        Normalization::new(self.mean, self.std)
+            .write(&shown, &mut values)
+            .expect("as many values as the crop has");
         Ok(values)
     }
 }
@@ -81,7 +101,7 @@ fn extract(
     for batch in pictures.chunks(BATCH) {
         let prepare = |&index: &usize| {
             let picture = source.load(index).map_err(|e| e.to_string())?;
-            preprocess.prepare(&picture)
+            preprocess.prepare(&picture).map_err(|e| e.to_string())
         };
         let prepared: Vec<Result<Vec<f32>, String>> = batch.par_iter().map(prepare).collect();
         let mut pixels = Vec::new();
@@ -124,7 +144,7 @@ pub fn view_features(
     let device = params.values()[0].device();
     let forward = |pixels: Vec<f32>, count: usize| {
         let images = tensor(pixels, [count, 3, size, size], &device);
-        to_vec(&swin.forward(params, images, &Pass::eval()).view)
+        pool::run(|| to_vec(&swin.forward(params, images, &Pass::eval()).view))
     };
     extract(source, pictures, preprocess, forward, done)
 }

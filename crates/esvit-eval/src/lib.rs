@@ -3,7 +3,9 @@
 pub mod backbone;
 pub mod bench;
 pub mod correspondence;
+pub mod difference;
 pub mod embedding;
+pub mod export;
 pub mod features;
 pub mod knn;
 pub mod npy;

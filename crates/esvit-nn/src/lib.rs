@@ -8,6 +8,7 @@ pub mod device;
 pub mod head;
 pub mod layers;
 pub mod network;
+pub mod onnx;
 pub mod ops;
 pub mod params;
 pub mod pass;

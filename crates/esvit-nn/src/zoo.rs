@@ -1,6 +1,6 @@
 //! Named architectures, with the settings of the official configuration files.
 
-use crate::backbone::swin::SwinConfig;
+use crate::backbone::swin::{NORM_EPS, SwinConfig};
 
 /// A named architecture.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,6 +42,13 @@ pub fn find(name: &str) -> Option<&'static Architecture> {
     ARCHITECTURES.iter().find(|arch| arch.name == name || arch.name == full)
 }
 
+/// The architecture with this shape, whatever its norms add to a variance.
+pub fn of_shape(shape: &SwinConfig) -> Option<&'static Architecture> {
+    ARCHITECTURES
+        .iter()
+        .find(|arch| SwinConfig { norm_eps: shape.norm_eps, ..arch.config() } == *shape)
+}
+
 impl Architecture {
     /// The shape of the network.
     pub fn config(&self) -> SwinConfig {
@@ -54,6 +61,7 @@ impl Architecture {
             num_heads: (0..4).map(|stage| (self.embed_dim << stage) / 32).collect(),
             window_size: self.window_size,
             mlp_ratio: 4.0,
+            norm_eps: NORM_EPS,
         }
     }
 }

@@ -371,6 +371,7 @@ fn swin() {
         num_heads: vec![1, 2],
         window_size: 4,
         mlp_ratio: 2.0,
+        norm_eps: 1e-6,
     };
     config.validate().unwrap();
     let mut registry = Registry::default();

@@ -8,12 +8,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
+use esvit_nn::Params;
 use esvit_nn::params::{ParamSpec, vector};
-use esvit_nn::weights::{self, Entry, WeightsError, WeightsFile, to_vec};
+use esvit_nn::weights::{
+    self, Entry, METADATA_KEY, Report, Stored, WeightsError, WeightsFile, entry, to_vec,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::Learner;
+use crate::config::ConfigError;
+use crate::config_text::Origin;
 use crate::files::{self, FileError};
+use crate::{Config, Learner};
 
 const FORMAT: u32 = 1;
 const STUDENT: &str = "student.";
@@ -56,6 +61,14 @@ impl Metadata {
         let program = env!("CARGO_PKG_VERSION").into();
         Self { format: FORMAT, program, step, epoch, config, best, updates: BTreeMap::new() }
     }
+
+    /// The run's settings. `path` is the file that they were stored in.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn config(&self, path: &Path) -> Result<Config, ConfigError> {
+        Config::parse(&self.config, Origin::File(path.to_owned()))
+    }
 }
 
 /// Why a checkpoint cannot be used or made.
@@ -88,20 +101,13 @@ pub enum CheckpointError {
 pub fn save(path: &Path, learner: &Learner, mut metadata: Metadata) -> Result<(), CheckpointError> {
     let mut entries = weights::entries(STUDENT, &learner.student);
     entries.extend(weights::entries(TEACHER, &learner.teacher));
-    let row = |name: &str, center: &Tensor<1>| Entry {
-        name: name.into(),
-        shape: vec![1, center.dims()[0]],
-        values: center.clone(),
-    };
+    let row = |name: &str, center: &Tensor<1>| entry(name, &[1, center.dims()[0]], center);
     entries.push(row(CENTER, &learner.centers.view));
     entries.extend(learner.centers.region.as_ref().map(|center| row(CENTER_GRID, center)));
     for (spec, moments) in learner.network.specs().iter().zip(learner.optimizer.moments()) {
         for (prefix, moment) in [(FIRST_MOMENT, &moments.first), (SECOND_MOMENT, &moments.second)] {
-            entries.extend(moment.as_ref().map(|moment| Entry {
-                name: format!("{prefix}{}", spec.name),
-                shape: spec.shape.clone(),
-                values: moment.clone(),
-            }));
+            let name = format!("{prefix}{}", spec.name);
+            entries.extend(moment.as_ref().map(|moment| entry(name, &spec.shape, moment)));
         }
         if moments.updates > 0 {
             metadata.updates.insert(spec.name.clone(), moments.updates);
@@ -136,28 +142,25 @@ pub struct Loaded {
     pub found: Vec<String>,
     /// Parts that keep their starting values.
     pub new: Vec<String>,
+    /// What became of the file's tensors.
+    pub report: Report,
 }
 
 impl Checkpoint {
     /// Opens a checkpoint or a file of weights.
     ///
     /// # Errors
-    /// When it cannot be read or is no whole safetensors file.
+    /// When it cannot be read or is no whole file of weights.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let file = WeightsFile::open(path)?;
-        let metadata = file.metadata().and_then(|text| serde_json::from_str(text).ok());
+        let file = WeightsFile::open(path).map_err(WeightsError::from)?;
+        let text = file.facts().get(METADATA_KEY).and_then(|value| value.as_str());
+        let metadata = text.and_then(|text| serde_json::from_str(text).ok());
         Ok(Self { file, metadata })
     }
 
     /// The tensors.
     pub fn file(&self) -> &WeightsFile {
         &self.file
-    }
-
-    /// Prefix of the names of the teacher's backbone: empty in a file of weights alone.
-    pub fn teacher_prefix(&self) -> &'static str {
-        let has_teacher = self.file.names().iter().any(|name| name.starts_with(TEACHER));
-        if has_teacher { TEACHER } else { "" }
     }
 
     /// What the checkpoint says of its run.
@@ -179,12 +182,13 @@ impl Checkpoint {
         let metadata = self.run()?;
         let specs = learner.network.specs().clone();
         let device = learner.device();
-        learner.student = self.file.params(STUDENT, &specs, &device, |_| false)?;
-        learner.teacher = self.file.params(TEACHER, &specs, &device, |_| false)?;
-        self.restore_moments(learner, metadata);
+        let network = |prefix| Stored::at(&self.file, prefix).load(&specs, &device, |_| None);
+        learner.student = network(STUDENT)?.0;
+        learner.teacher = network(TEACHER)?.0;
+        self.restore_moments(learner, metadata)?;
+        let prototypes = learner.network.prototypes();
         let center = |name: &str| -> Result<Tensor<1>, CheckpointError> {
-            let prototypes = learner.network.prototypes();
-            match self.file.values(name) {
+            match self.values(name)? {
                 Some((_, values)) if values.len() == prototypes => Ok(vector(values, &device)),
                 _ => Err(CheckpointError::NotARun {
                     path: self.file.path().into(),
@@ -200,16 +204,25 @@ impl Checkpoint {
     }
 
     /// Takes over weights only: student and teacher start from the file's, optimiser and centres
-    /// from nothing. A file that holds one network gives it to both. Heads may be missing.
+    /// from nothing. A file that holds one network gives it to both, whatever program wrote it.
+    /// Heads may be missing.
     ///
     /// # Errors
     /// When the backbone or a head that is there does not fit.
     pub fn initialise(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
-        let whole = self.teacher_prefix() == TEACHER;
-        let [student, teacher] = if whole { [STUDENT, TEACHER] } else { ["", ""] };
-        learner.student = self.partly(student, &learner.student, learner)?;
-        learner.teacher = self.partly(teacher, &learner.teacher, learner)?;
-        Ok(self.parts(student, learner))
+        let networks = esvit_nn::weights::networks(&self.file);
+        let has = |name| networks.iter().any(|at| at.network() == name);
+        let keys = if has("student") && has("teacher") {
+            [Some("student"), Some("teacher")]
+        } else {
+            [None, None]
+        };
+        let student = Stored::find(&self.file, keys[0])?;
+        let teacher = Stored::find(&self.file, keys[1])?;
+        let loaded;
+        (learner.student, loaded) = partly(&student, &learner.student, learner)?;
+        (learner.teacher, _) = partly(&teacher, &learner.teacher, learner)?;
+        Ok(loaded)
     }
 
     /// Takes over everything that the file has: weights, moments, centres. Parts of the network
@@ -220,88 +233,92 @@ impl Checkpoint {
     /// When the file is no checkpoint of a run or a part that is there does not fit.
     pub fn go_on(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
         let metadata = self.run()?;
-        learner.student = self.partly(STUDENT, &learner.student, learner)?;
-        learner.teacher = self.partly(TEACHER, &learner.teacher, learner)?;
-        self.restore_moments(learner, metadata);
+        let [student, teacher] = [STUDENT, TEACHER].map(|prefix| Stored::at(&self.file, prefix));
+        let loaded;
+        (learner.student, loaded) = partly(&student, &learner.student, learner)?;
+        (learner.teacher, _) = partly(&teacher, &learner.teacher, learner)?;
+        self.restore_moments(learner, metadata)?;
         let prototypes = learner.network.prototypes();
         let device = learner.device();
-        let center = |name: &str| -> Option<Tensor<1>> {
-            let (_, values) = self.file.values(name)?;
-            (values.len() == prototypes).then(|| vector(values, &device))
+        let center = |name: &str| -> Result<Option<Tensor<1>>, CheckpointError> {
+            let values = self.values(name)?.map(|(_, values)| values);
+            Ok(values.filter(|v| v.len() == prototypes).map(|v| vector(v, &device)))
         };
-        if let Some(view) = center(CENTER) {
+        if let Some(view) = center(CENTER)? {
             learner.centers.view = view;
         }
-        if let (Some(_), Some(region)) = (&learner.centers.region, center(CENTER_GRID)) {
+        if learner.centers.region.is_some()
+            && let Some(region) = center(CENTER_GRID)?
+        {
             learner.centers.region = Some(region);
         }
-        Ok(self.parts(STUDENT, learner))
+        Ok(loaded)
     }
 
-    /// The file's values where it has the part of the network, the present ones elsewhere. A head
-    /// of the file that the network does not have is left out.
-    fn partly(
+    /// Shape and values of a tensor of the run's state, if there is one.
+    fn values(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>, CheckpointError> {
+        let Some(tensor) = self.file.find("", name) else { return Ok(None) };
+        let values = self.file.read_f32(tensor).map_err(WeightsError::from)?;
+        Ok(Some((tensor.shape.clone(), values)))
+    }
+
+    fn restore_moments(
         &self,
-        prefix: &str,
-        present: &esvit_nn::Params,
-        learner: &Learner,
-    ) -> Result<esvit_nn::Params, CheckpointError> {
-        let specs = learner.network.specs();
-        let values: BTreeMap<&str, &Tensor<1>> =
-            present.iter().map(|(spec, value)| (spec.name.as_str(), value)).collect();
-        let found = self.parts(prefix, learner).found;
-        let keep = |spec: &ParamSpec| {
-            let is_new = !found.iter().any(|name| name == part(&spec.name));
-            let value = values.get(spec.name.as_str())?;
-            (is_new && part(&spec.name) != "backbone").then(|| to_vec(*value))
-        };
-        let known: Vec<&str> = specs.iter().map(|spec| part(&spec.name)).collect();
-        let ignore = |name: &str| !known.contains(&part(name)) || is_state(prefix, name);
-        Ok(self.file.params_or(prefix, specs, &learner.device(), ignore, keep)?)
-    }
-
-    /// Which parts of the network the file has.
-    fn parts(&self, prefix: &str, learner: &Learner) -> Loaded {
-        let names = self.file.names();
-        let mut loaded = Loaded::default();
-        for spec in learner.network.specs().iter() {
-            let part = part(&spec.name).to_owned();
-            if loaded.found.contains(&part) || loaded.new.contains(&part) {
-                continue;
-            }
-            let has = names
-                .iter()
-                .filter_map(|name| name.strip_prefix(prefix))
-                .any(|name| !is_state(prefix, name) && self::part(name) == part);
-            if has { loaded.found.push(part) } else { loaded.new.push(part) }
-        }
-        loaded
-    }
-
-    fn restore_moments(&self, learner: &mut Learner, metadata: &Metadata) {
+        learner: &mut Learner,
+        metadata: &Metadata,
+    ) -> Result<(), CheckpointError> {
         let device = learner.device();
         let specs = learner.network.specs().clone();
         for (spec, moments) in specs.iter().zip(learner.optimizer.moments_mut()) {
-            let moment = |prefix: &str| {
-                let (shape, values) = self.file.values(&format!("{prefix}{}", spec.name))?;
-                (shape == spec.shape).then(|| vector(values, &device))
+            let moment = |prefix: &str| -> Result<Option<Tensor<1>>, CheckpointError> {
+                let found = self.values(&format!("{prefix}{}", spec.name))?;
+                let fitting = found.filter(|(shape, _)| *shape == spec.shape);
+                Ok(fitting.map(|(_, values)| vector(values, &device)))
             };
-            moments.first = moment(FIRST_MOMENT);
-            moments.second = moment(SECOND_MOMENT);
+            moments.first = moment(FIRST_MOMENT)?;
+            moments.second = moment(SECOND_MOMENT)?;
             moments.updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);
         }
+        Ok(())
     }
 }
+
+/// The file's values where it has the part of the network, the present ones elsewhere. A head of
+/// the file that the network does not have is left out.
+fn partly(
+    stored: &Stored<'_>,
+    present: &Params,
+    learner: &Learner,
+) -> Result<(Params, Loaded), CheckpointError> {
+    let mut loaded = Loaded::default();
+    for spec in present.specs().iter() {
+        let part = part(&spec.name).to_owned();
+        let parts = if part == BACKBONE || stored.has_part(&part) {
+            &mut loaded.found
+        } else {
+            &mut loaded.new
+        };
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    let values: BTreeMap<&str, &Tensor<1>> =
+        present.iter().map(|(spec, value)| (spec.name.as_str(), value)).collect();
+    let keep = |spec: &ParamSpec| {
+        let is_new = loaded.new.iter().any(|name| name == part(&spec.name));
+        is_new.then(|| to_vec(values[spec.name.as_str()]))
+    };
+    let (params, report) = stored.load(present.specs(), &learner.device(), keep)?;
+    loaded.report = report;
+    Ok((params, loaded))
+}
+
+const BACKBONE: &str = "backbone";
 
 /// The part of a network that a parameter belongs to.
 fn part(name: &str) -> &str {
     match name.split('.').next() {
         Some(head @ ("head" | "head_dense")) => head,
-        _ => "backbone",
+        _ => BACKBONE,
     }
-}
-
-/// Whether a tensor of a file without prefixes is no weight at all.
-fn is_state(prefix: &str, name: &str) -> bool {
-    prefix.is_empty() && (name == CENTER || name == CENTER_GRID || name.starts_with("optimizer."))
 }

@@ -104,6 +104,8 @@ pub struct ModelConfig {
     pub window_size: usize,
     /// Hidden width of a block as a multiple of its width.
     pub mlp_ratio: f64,
+    /// What every LayerNorm adds to a variance; 1e-5 for weights of most other programs.
+    pub norm_eps: f64,
 }
 
 impl ModelConfig {
@@ -117,6 +119,7 @@ impl ModelConfig {
             num_heads,
             window_size,
             mlp_ratio,
+            norm_eps,
         } = arch.config();
         Self {
             arch: arch.name.into(),
@@ -128,6 +131,7 @@ impl ModelConfig {
             num_heads,
             window_size,
             mlp_ratio,
+            norm_eps,
         }
     }
 
@@ -141,6 +145,7 @@ impl ModelConfig {
             num_heads: self.num_heads.clone(),
             window_size: self.window_size,
             mlp_ratio: self.mlp_ratio,
+            norm_eps: self.norm_eps,
         }
     }
 }

@@ -12,6 +12,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use esvit_weights::protobuf::Message;
+
 const FILE_PREFIX: &str = "events.out.tfevents.";
 /// From version 2 on, TensorBoard takes a session's start as the sign of a resumed run.
 const FILE_VERSION: &[u8] = b"brain.Event:2";
@@ -83,7 +85,7 @@ impl TensorBoard {
         let mut session = Message::default();
         session.integer(SESSION_LOG_STATUS, SESSION_START);
         let mut event = event_at(seconds_since_epoch(), first_step);
-        event.bytes(EVENT_SESSION_LOG, &session.0);
+        event.message(EVENT_SESSION_LOG, &session);
         board.record(&event)?;
         board.flush()?;
         Ok(board)
@@ -109,10 +111,10 @@ impl TensorBoard {
             let mut entry = Message::default();
             entry.bytes(VALUE_TAG, tag.as_bytes());
             entry.float(VALUE_SIMPLE_VALUE, *value);
-            summary.bytes(SUMMARY_VALUE, &entry.0);
+            summary.message(SUMMARY_VALUE, &entry);
         }
         let mut event = event_at(wall_time, step);
-        event.bytes(EVENT_SUMMARY, &summary.0);
+        event.message(EVENT_SUMMARY, &summary);
         self.record(&event)
     }
 
@@ -126,7 +128,7 @@ impl TensorBoard {
     }
 
     fn record(&mut self, event: &Message) -> Result<(), TensorBoardError> {
-        write_record(&mut self.writer, &event.0).map_err(|source| self.write_error(source))
+        write_record(&mut self.writer, event.as_bytes()).map_err(|source| self.write_error(source))
     }
 
     fn write_error(&self, source: io::Error) -> TensorBoardError {
@@ -206,51 +208,6 @@ fn event_at(wall_time: f64, step: u64) -> Message {
     event
 }
 
-/// A message in the protocol-buffer encoding: each field is a key, which holds the field's number
-/// and its wire type, and a value.
-#[derive(Default)]
-struct Message(Vec<u8>);
-
-const WIRE_VARINT: u64 = 0;
-const WIRE_FIXED_64: u64 = 1;
-const WIRE_BYTES: u64 = 2;
-const WIRE_FIXED_32: u64 = 5;
-
-impl Message {
-    fn integer(&mut self, field: u64, value: u64) {
-        self.key(field, WIRE_VARINT);
-        self.varint(value);
-    }
-
-    fn double(&mut self, field: u64, value: f64) {
-        self.key(field, WIRE_FIXED_64);
-        self.0.extend_from_slice(&value.to_le_bytes());
-    }
-
-    fn float(&mut self, field: u64, value: f32) {
-        self.key(field, WIRE_FIXED_32);
-        self.0.extend_from_slice(&value.to_le_bytes());
-    }
-
-    fn bytes(&mut self, field: u64, value: &[u8]) {
-        self.key(field, WIRE_BYTES);
-        self.varint(value.len() as u64);
-        self.0.extend_from_slice(value);
-    }
-
-    fn key(&mut self, field: u64, wire_type: u64) {
-        self.varint(field << 3 | wire_type);
-    }
-
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,6 +243,11 @@ mod tests {
             })
         })
     }
+
+    const WIRE_VARINT: u64 = 0;
+    const WIRE_FIXED_64: u64 = 1;
+    const WIRE_BYTES: u64 = 2;
+    const WIRE_FIXED_32: u64 = 5;
 
     #[derive(Debug, PartialEq)]
     enum Field<'a> {

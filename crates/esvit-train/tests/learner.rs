@@ -48,6 +48,7 @@ fn learner_with_drop_path(
         num_heads: vec![1, 2],
         window_size: 2,
         mlp_ratio: 2.0,
+        norm_eps: 1e-6,
     };
     let head = HeadConfig {
         out_dim: 6,

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
+use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::{self, Logits, Pairs};
@@ -75,8 +76,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
             freeze_last_layer: false,
             health: false,
         };
-        learner
-            .step(&micro_batches, &settings)
+        pool::run(|| learner.step(&micro_batches, &settings))
             .map(|_| ())
             .map_err(|error| BenchError::Step(error.to_string()))
     })?;

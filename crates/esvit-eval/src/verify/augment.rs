@@ -125,7 +125,7 @@ impl Operation {
 
 /// A picture stored as bytes, height x width x 3.
 fn picture(case: &Case, name: &str) -> Result<Picture, CaseError> {
-    let (shape, pixels) = case.tensors.bytes(name).ok_or_else(|| CaseError::Tensor(name.into()))?;
+    let (shape, pixels) = case.bytes(name)?;
     let &[height, width, 3] = shape.as_slice() else {
         return Err(CaseError::Settings(format!("`{name}` has shape {shape:?}")));
     };

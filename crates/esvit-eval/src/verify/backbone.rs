@@ -24,7 +24,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     settings.config.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
     let mut registry = Registry::default();
     let swin = Swin::new(&mut registry.root(), &settings.config, 0.0);
-    let params = case.tensors.params("param.", &registry.finish(), &case.device, |_| false)?;
+    let params = case.params("param.", &registry.finish())?;
     let mut checks = Vec::new();
     for input in 0..settings.inputs {
         let images = case.load::<4>(&format!("input.{input}"))?;
@@ -40,7 +40,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         compare("cls", to_vec(&features.view))?;
         compare("region", to_vec(&features.region))?;
         compare("last_blocks", to_vec(&last_blocks))?;
-        if case.tensors.values(&format!("last_attention.{input}")).is_some()
+        if case.tensors.find("", &format!("last_attention.{input}")).is_some()
             && let Some((attention, _)) = swin.attention(&params, images, swin.blocks() - 1)
         {
             compare("last_attention", to_vec(&attention))?;

@@ -5,6 +5,7 @@
 
 mod augment;
 mod backbone;
+mod checkpoint;
 mod evaluation;
 mod objective;
 mod pretrain;
@@ -12,9 +13,13 @@ mod schedule;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
-use esvit_nn::weights::{WeightsError, WeightsFile};
+use esvit_nn::Params;
+use esvit_nn::params::ParamSpec;
+use esvit_nn::weights::{Stored, WeightsError, WeightsFile};
+use esvit_weights::{TensorInfo, WeightsError as FileError};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -151,7 +156,7 @@ fn run_case(folder: &Path, device: &Device) -> Report {
         "correspondence" => evaluation::correspondence(&case),
         "schedule" => schedule::run(&case),
         "augment" => augment::run(&case),
-        "checkpoint" => Ok(Outcome::NotSupported("reading `.pth` checkpoints".into())),
+        "checkpoint" => checkpoint::run(&case),
         kind => Err(CaseError::Kind(kind.into())),
     };
     let outcome = result.unwrap_or_else(Outcome::Failed);
@@ -160,6 +165,7 @@ fn run_case(folder: &Path, device: &Device) -> Report {
 
 /// A case as it is on disk.
 struct Case {
+    folder: PathBuf,
     kind: String,
     settings: Value,
     tensors: WeightsFile,
@@ -177,8 +183,9 @@ impl Case {
             .as_str()
             .ok_or_else(|| CaseError::Settings("`kind` is missing".into()))?
             .to_owned();
-        let tensors = WeightsFile::open(&folder.join("tensors.safetensors"))?;
-        Ok(Self { kind, settings, tensors, device: device.clone() })
+        let tensors =
+            WeightsFile::open(&folder.join("tensors.safetensors")).map_err(WeightsError::from)?;
+        Ok(Self { folder: folder.into(), kind, settings, tensors, device: device.clone() })
     }
 
     /// The settings as the structure of a kind.
@@ -199,14 +206,33 @@ impl Case {
 
     /// Shape and values of a tensor.
     fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), CaseError> {
-        self.tensors.values(name).ok_or_else(|| CaseError::Tensor(name.into()))
+        self.read(name, WeightsFile::read_f32)
     }
 
     /// Values of an integer tensor.
     fn integers(&self, name: &str) -> Result<Vec<i64>, CaseError> {
-        let (_, values) =
-            self.tensors.integers(name).ok_or_else(|| CaseError::Tensor(name.into()))?;
-        Ok(values)
+        Ok(self.read(name, WeightsFile::read_i64)?.1)
+    }
+
+    /// Shape and values of a tensor of bytes.
+    fn bytes(&self, name: &str) -> Result<(Vec<usize>, Vec<u8>), CaseError> {
+        self.read(name, WeightsFile::read_u8)
+    }
+
+    fn read<T>(
+        &self,
+        name: &str,
+        read: impl Fn(&WeightsFile, &TensorInfo) -> Result<Vec<T>, FileError>,
+    ) -> Result<(Vec<usize>, Vec<T>), CaseError> {
+        let tensor = self.tensors.find("", name).ok_or_else(|| CaseError::Tensor(name.into()))?;
+        let values = read(&self.tensors, tensor).map_err(WeightsError::from)?;
+        Ok((tensor.shape.clone(), values))
+    }
+
+    /// Parameters named `prefix` + name.
+    fn params(&self, prefix: &str, specs: &Arc<[ParamSpec]>) -> Result<Params, CaseError> {
+        let stored = Stored::at(&self.tensors, prefix);
+        Ok(stored.load(specs, &self.device, |_| None)?.0)
     }
 
     /// A tensor of `D` dimensions on the device.

@@ -145,9 +145,8 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         checkpoint_blocks: false,
         mixup: None,
     };
-    let params = |prefix: &str| -> Result<Params, CaseError> {
-        Ok(case.tensors.params(prefix, network.specs(), &case.device, |_| false)?)
-    };
+    let params =
+        |prefix: &str| -> Result<Params, CaseError> { case.params(prefix, network.specs()) };
     let (student, teacher) = (params("student.")?, params("teacher.")?);
     let center = |name: &str| -> Result<Tensor<1>, CaseError> {
         Ok(case.load::<2>(name)?.reshape([settings.prototypes]))

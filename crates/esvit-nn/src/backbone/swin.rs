@@ -1,7 +1,7 @@
 //! Swin transformer as EsViT trains it.
 //!
 //! It differs from the common implementations in three ways that matter for equal numbers:
-//! LayerNorm uses `eps = 1e-6`; a map that is no multiple of the window is padded after the norm
+//! LayerNorm uses `eps = 1e-6`, which is a setting here, for weights of others; a map that is no multiple of the window is padded after the norm
 //! and the padding takes part in attention unmasked; and window and shift of every stage are fixed
 //! by the configured picture size, whatever the size of the input.
 
@@ -18,7 +18,8 @@ use crate::ops::{
 use crate::params::{Init, ParamId, Params, Scope};
 use crate::pass::Pass;
 
-const NORM_EPS: f64 = 1e-6;
+/// The official code's `eps` of LayerNorm.
+pub const NORM_EPS: f64 = 1e-6;
 const CHANNELS: usize = 3;
 
 /// The shape of a Swin transformer.
@@ -39,6 +40,13 @@ pub struct SwinConfig {
     pub window_size: usize,
     /// Width of a block's hidden layer, as a multiple of the stage's width.
     pub mlp_ratio: f64,
+    /// What every LayerNorm adds to a variance.
+    #[serde(default = "norm_eps")]
+    pub norm_eps: f64,
+}
+
+fn norm_eps() -> f64 {
+    NORM_EPS
 }
 
 /// A [`SwinConfig`] that describes no network.
@@ -72,6 +80,9 @@ impl SwinConfig {
                 "`mlp_ratio` is {}, it must be a positive number",
                 self.mlp_ratio
             ));
+        }
+        if !self.norm_eps.is_finite() || self.norm_eps <= 0.0 {
+            return fail(format!("`norm_eps` is {}, it must be a positive number", self.norm_eps));
         }
         for (stage, &heads) in self.num_heads.iter().enumerate() {
             if heads == 0 || !self.width(stage).is_multiple_of(heads) {
@@ -112,9 +123,19 @@ impl SwinConfig {
         (self.img_size / self.patch_size) >> stage
     }
 
+    /// Side of a stage's windows in tokens.
+    pub(crate) fn window(&self, stage: usize) -> usize {
+        self.window_and_shift(stage, 0).0
+    }
+
+    /// Sides of the windows of every stage, in tokens.
+    pub fn windows(&self) -> Vec<usize> {
+        (0..self.stages()).map(|stage| self.window(stage)).collect()
+    }
+
     /// Window and shift of a block: a map no larger than the window is one window without shift,
     /// otherwise every second block is shifted by half a window.
-    fn window_and_shift(&self, stage: usize, block: usize) -> (usize, usize) {
+    pub(crate) fn window_and_shift(&self, stage: usize, block: usize) -> (usize, usize) {
         let resolution = self.resolution(stage);
         if resolution <= self.window_size {
             (resolution, 0)
@@ -227,7 +248,7 @@ impl Swin {
         let shape = [config.embed_dim, CHANNELS, config.patch_size, config.patch_size];
         let patch_weight = embed.at("proj").param("weight", &shape, uniform);
         let patch_bias = embed.at("proj").param("bias", &[config.embed_dim], uniform);
-        let patch_norm = LayerNorm::new(&mut embed.at("norm"), config.embed_dim, NORM_EPS);
+        let patch_norm = LayerNorm::new(&mut embed.at("norm"), config.embed_dim, config.norm_eps);
 
         let total: usize = config.depths.iter().sum();
         let mut index = 0;
@@ -241,11 +262,12 @@ impl Swin {
                 blocks.push(Block::new(&mut scope, config, [stage, block, index], rate));
                 index += 1;
             }
-            let downsample = (stage + 1 < config.stages())
-                .then(|| Downsample::new(&mut scope.at("downsample"), config.width(stage)));
+            let downsample = (stage + 1 < config.stages()).then(|| {
+                Downsample::new(&mut scope.at("downsample"), config.width(stage), config.norm_eps)
+            });
             stages.push(Stage { blocks, downsample });
         }
-        let norm = LayerNorm::new(&mut scope.at("norm"), config.output_width(), NORM_EPS);
+        let norm = LayerNorm::new(&mut scope.at("norm"), config.output_width(), config.norm_eps);
         let config = config.clone();
         let windows = WindowMaps::default();
         Self { config, patch_weight, patch_bias, patch_norm, stages, norm, windows }
@@ -387,7 +409,7 @@ impl Block {
         let width = config.width(stage);
         let hidden = config.hidden_width(stage);
         let (window, shift) = config.window_and_shift(stage, block);
-        let norm1 = LayerNorm::new(&mut scope.at("norm1"), width, NORM_EPS);
+        let norm1 = LayerNorm::new(&mut scope.at("norm1"), width, config.norm_eps);
         let mut attn = scope.at("attn");
         let table = attn.param(
             "relative_position_bias_table",
@@ -396,7 +418,7 @@ impl Block {
         );
         let qkv = Linear::new(&mut attn.at("qkv"), width, 3 * width);
         let proj = Linear::new(&mut attn.at("proj"), width, width);
-        let norm2 = LayerNorm::new(&mut scope.at("norm2"), width, NORM_EPS);
+        let norm2 = LayerNorm::new(&mut scope.at("norm2"), width, config.norm_eps);
         let mut mlp = scope.at("mlp");
         let fc1 = Linear::new(&mut mlp.at("fc1"), width, hidden);
         let fc2 = Linear::new(&mut mlp.at("fc2"), hidden, width);
@@ -464,10 +486,10 @@ struct Downsample {
 }
 
 impl Downsample {
-    fn new(scope: &mut Scope<'_>, width: usize) -> Self {
+    fn new(scope: &mut Scope<'_>, width: usize, norm_eps: f64) -> Self {
         let init = Init::TruncatedNormal(WEIGHT_STD);
         let reduction = scope.at("reduction").param("weight", &[2 * width, 4 * width], init);
-        Self { reduction, norm: LayerNorm::new(&mut scope.at("norm"), 4 * width, NORM_EPS) }
+        Self { reduction, norm: LayerNorm::new(&mut scope.at("norm"), 4 * width, norm_eps) }
     }
 
     fn forward(&self, params: &Params, maps: TokenMaps, pass: &Pass) -> TokenMaps {

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 use esvit_data::{Batch, Loader};
+use esvit_kernels::pool;
 use esvit_nn::device;
 use esvit_nn::params::tensor;
-use esvit_nn::weights::Entry;
+use esvit_nn::weights::entry;
 
 use super::folder::RunFolder;
 use super::record::{EpochFigures, KnnFigures, Record, StepFigures, peak_memory};
@@ -169,8 +170,8 @@ impl<'a> Session<'a> {
     /// One optimiser step; a loss that is not finite leaves its inputs and the state on disk.
     fn step(&mut self, batch: Batch, settings: &StepSettings) -> Result<StepResult, RunError> {
         let micro_batches = self.micro_batches(batch);
-        self.learner
-            .step(&micro_batches, settings)
+        let learner = &mut self.learner;
+        pool::run(|| learner.step(&micro_batches, settings))
             .or_else(|error| Err(self.not_finite(&micro_batches, settings, error)?))
     }
 
@@ -205,11 +206,9 @@ impl<'a> Session<'a> {
         let mut entries = Vec::new();
         for (part, crops) in micro_batches.iter().enumerate() {
             for (view, crop) in crops.iter().enumerate() {
-                entries.push(Entry {
-                    name: format!("batch.{part}.view.{view}"),
-                    shape: crop.dims().to_vec(),
-                    values: crop.clone().reshape([crop.shape().num_elements()]),
-                });
+                let values = crop.clone().reshape([crop.shape().num_elements()]);
+                let name = format!("batch.{part}.view.{view}");
+                entries.push(entry(name, &crop.dims(), &values));
             }
         }
         let inputs = folder.join(format!("step={step:08}-inputs.safetensors"));
@@ -381,6 +380,9 @@ fn describe(what: &str, path: &Path, loaded: &Loaded) -> String {
     let mut text = format!("{what} of {} from `{}`", list(&loaded.found), path.display());
     if !loaded.new.is_empty() {
         text.push_str(&format!("; {} start anew", list(&loaded.new)));
+    }
+    for line in &loaded.report.resized {
+        text.push_str(&format!("; resized {line}"));
     }
     text
 }

@@ -10,7 +10,7 @@ use esvit_eval::features::view_features;
 use indicatif::ProgressBar;
 
 use super::Done;
-use super::eval::{NetworkChoice, preprocess};
+use super::eval::NetworkChoice;
 use super::output::Output;
 
 /// Writes features.
@@ -42,7 +42,7 @@ impl Embed {
         if self.out.exists() && !self.overwrite {
             bail!("`{}` is there already\nhint: add `--overwrite`", self.out.display());
         }
-        let backbone = self.network.open(&self.checkpoint)?;
+        let backbone = self.network.open(&self.checkpoint, output)?;
         let source: Arc<dyn Source> = match &self.data {
             Some(path) => Arc::new(Folder::open(path, &DecodeLimits::default())?),
             None => Arc::new(MaterialsTask::new()?.into_sources().0),
@@ -52,13 +52,12 @@ impl Embed {
             false => ProgressBar::hidden(),
         };
         let pictures: Vec<usize> = (0..source.len()).collect();
-        let preprocess = preprocess(&backbone.config);
         let mut features = view_features(
             &backbone.swin,
             &backbone.params,
             &*source,
             &pictures,
-            &preprocess,
+            &backbone.preprocess,
             |count| bar.inc(count as u64),
         );
         bar.finish_and_clear();

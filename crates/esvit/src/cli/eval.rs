@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use esvit_data::DecodeLimits;
-use esvit_eval::backbone::{Backbone, Which};
-use esvit_eval::features::Preprocess;
+use esvit_eval::backbone::Backbone;
 use esvit_eval::knn::{Accuracy, NEIGHBOURS, TEMPERATURE};
 use esvit_eval::task::{KnnTask, Measured};
+use esvit_nn::SwinConfig;
 use esvit_train::Config;
 use serde::Serialize;
 
-use super::Done;
 use super::output::Output;
+use super::{Done, weights_report};
 
 /// Evaluations.
 #[derive(Debug, Subcommand)]
@@ -59,48 +59,36 @@ pub(super) struct Knn {
 }
 
 /// Which network of a file, and what shape it has.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct NetworkChoice {
-    /// Which of a run's two networks: `teacher` or `student`.
-    #[arg(long, value_name = "NAME", alias = "checkpoint_key", default_value = "teacher")]
-    key: String,
-    /// Architecture of a file that does not name its own.
+    /// Which network of the file, such as `student`; without it the teacher, or the only one.
+    #[arg(long, value_name = "NAME", alias = "checkpoint_key")]
+    key: Option<String>,
+    /// Architecture to read the file as; without it the file's own. Tables of relative positions
+    /// are resized where its windows are others.
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
 }
 
 impl NetworkChoice {
-    /// Name of the network of a run.
-    pub(super) fn key(&self) -> &str {
-        &self.key
+    /// Name of the network in the file, if one is asked for.
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
     }
 
-    /// The backbone in a file.
-    pub(super) fn open(&self, path: &Path) -> Result<Backbone> {
-        let which = match self.key.as_str() {
-            "teacher" => Which::Teacher,
-            "student" => Which::Student,
-            other => bail!("`--key` is `{other}`, choose `teacher` or `student`"),
-        };
-        let config = match &self.arch {
-            Some(arch) => {
-                let layer =
-                    esvit_train::config_text::parse_override(&format!("model.arch={arch}"))?;
-                Some(Config::resolve(vec![layer])?)
-            }
-            None => None,
-        };
-        Ok(Backbone::open(path, which, config)?)
+    /// The shape that is asked for.
+    pub(super) fn shape(&self) -> Result<Option<SwinConfig>> {
+        let Some(name) = &self.arch else { return Ok(None) };
+        let layer = esvit_train::config_text::parse_override(&format!("model.arch={name}"))?;
+        Ok(Some(Config::resolve(vec![layer])?.model.swin()))
     }
-}
 
-/// How pictures are shown to a network that was trained with these settings.
-pub(super) fn preprocess(config: &Config) -> Preprocess {
-    let crop = match config.knn.crop {
-        0 => config.views.global_size,
-        crop => crop,
-    };
-    Preprocess::new(crop, config.knn.resize, &config.views)
+    /// The backbone in a file; what is worth knowing of its tensors is told.
+    pub(super) fn open(&self, path: &Path, output: &Output) -> Result<Backbone> {
+        let backbone = Backbone::open(path, self.key(), self.shape()?.as_ref())?;
+        weights_report::tell(path, &backbone, output);
+        Ok(backbone)
+    }
 }
 
 /// Accuracies of one kind of feature.
@@ -146,14 +134,14 @@ pub(super) fn compare(
     ks: &[usize],
     output: &Output,
 ) -> Result<Vec<Row>> {
-    let teacher = NetworkChoice { key: "teacher".into(), arch: None };
+    let teacher = NetworkChoice::default();
     let (network, temperature) = options.unwrap_or((&teacher, TEMPERATURE));
-    let trained = network.open(checkpoint)?;
-    let untrained = Backbone::untrained(&trained.config);
-    let preprocess = preprocess(&trained.config);
+    let trained = network.open(checkpoint, output)?;
+    let untrained = trained.untrained();
+    let preprocess = &trained.preprocess;
     let measure = |backbone: &Backbone| {
         let Backbone { swin, params, .. } = backbone;
-        task.accuracy(swin, params, &preprocess, ks, temperature, |_| ())
+        task.accuracy(swin, params, preprocess, ks, temperature, |_| ())
     };
     let measured = measure(&trained)?;
     for left_out in &measured.left_out {
@@ -161,7 +149,7 @@ pub(super) fn compare(
     }
     let row = |features, measured: Measured| Row { features, accuracies: measured.accuracies };
     Ok(vec![
-        row("raw pixels", task.pixel_accuracy(&preprocess, ks, temperature)?),
+        row("raw pixels", task.pixel_accuracy(preprocess, ks, temperature)?),
         row("untrained", measure(&untrained)?),
         row("trained", measured),
     ])

@@ -1,15 +1,19 @@
 //! `esvit info`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use esvit_eval::backbone::Backbone;
 use esvit_nn::params::{Params, Registry};
+use esvit_nn::weights::{WeightsFile, networks};
 use esvit_nn::{Swin, zoo};
 use esvit_train::recipe::RECIPES;
+use serde_json::{Map, Value, json};
 
-use super::Done;
 use super::eval::NetworkChoice;
 use super::output::Output;
+use super::{Done, weights_report};
 
 /// Lists what there is, or tells what a file is.
 #[derive(Debug, clap::Args)]
@@ -29,45 +33,113 @@ const SIZES: [usize; 2] = [224, 96];
 impl Info {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
         match &self.file {
-            Some(file) => {
-                let backbone = self.network.open(file)?;
-                let config = &backbone.config;
-                let size = config.views.global_size as usize;
-                let facts = serde_json::json!({
-                    "file": file,
-                    "architecture": config.model.arch,
-                    "network": self.network.key(),
-                    "shape": backbone.swin.config(),
-                    "backbone_parameters": count(&backbone.params),
-                    "feature_width": backbone.swin.config().output_width(),
-                    "picture_size": size,
-                    "macs": backbone.swin.config().macs(size),
-                    "objective": if config.objective.region { "L_V + L_R" } else { "L_V" },
-                    "prototypes": config.head.out_dim,
-                    "steps": backbone.step,
-                    "seed": config.seed,
+            Some(path) => {
+                let file = WeightsFile::open(path)?;
+                let mut facts = self.container(&file);
+                let backbone = self.network.shape().and_then(|shape| {
+                    Ok(Backbone::read(&file, self.network.key(), shape.as_ref())?)
                 });
-                if self.json { output.json(&facts)? } else { output.result(lines(&facts))? }
+                match &backbone {
+                    Ok(backbone) => facts.extend(network_facts(backbone)),
+                    Err(error) => {
+                        facts.insert("does_not_load".into(), error.to_string().into());
+                    }
+                }
+                let facts = facts.into();
+                if self.json {
+                    output.json(&facts)?
+                } else {
+                    output.result(lines(&facts))?
+                }
+                Ok(if backbone.is_ok() { Done::Well } else { Done::Bad })
             }
-            None if self.json => output.json(&listing())?,
-            None => output.result(tables())?,
+            None => {
+                if self.json {
+                    output.json(&listing())?
+                } else {
+                    output.result(tables())?
+                }
+                Ok(Done::Well)
+            }
         }
-        Ok(Done::Well)
     }
+
+    /// What a file is, whether or not it holds a backbone.
+    fn container(&self, file: &WeightsFile) -> Map<String, Value> {
+        let mut values: BTreeMap<String, usize> = BTreeMap::new();
+        for tensor in file.tensors() {
+            *values.entry(tensor.dtype.to_string()).or_default() +=
+                tensor.shape.iter().product::<usize>();
+        }
+        let networks = networks(file);
+        let networks: Vec<&str> = networks.iter().map(|location| location.network()).collect();
+        let facts = json!({
+            "file": self.file,
+            "format": file.container().to_string(),
+            "tensors": file.tensors().len(),
+            "values": values,
+            "networks": networks,
+        });
+        facts.as_object().cloned().unwrap_or_default()
+    }
+}
+
+/// What a backbone is and what its file says of it.
+fn network_facts(backbone: &Backbone) -> Map<String, Value> {
+    let Backbone { swin, params, preprocess, source } = backbone;
+    let size = preprocess.size();
+    let location = source.location.as_ref();
+    let mut facts = json!({
+        "network": location.map(|location| location.network()),
+        "layout": location.map(|location| location.layout.label()),
+        "architecture": backbone.architecture(),
+        "shape": swin.config(),
+        "backbone_parameters": count(params),
+        "feature_width": swin.config().output_width(),
+        "picture_size": size,
+        "preprocess": preprocess,
+        "macs": swin.config().macs(size),
+        "epochs": source.epochs,
+        "steps": source.steps,
+    });
+    if let (Some(facts), Some(config)) = (facts.as_object_mut(), &source.config) {
+        let objective = if config.objective.region { "L_V + L_R" } else { "L_V" };
+        facts.insert("objective".into(), objective.into());
+        facts.insert("prototypes".into(), config.head.out_dim.into());
+        facts.insert("seed".into(), config.seed.into());
+    }
+    let mut facts = facts.as_object().cloned().unwrap_or_default();
+    facts.extend(weights_report::as_json(source).as_object().cloned().unwrap_or_default());
+    facts
 }
 
 fn count(params: &Params) -> usize {
     params.specs().iter().map(|spec| spec.len()).sum()
 }
 
-/// One line a fact.
-fn lines(facts: &serde_json::Value) -> String {
-    let facts = facts.as_object().into_iter().flatten();
-    let lines = facts.map(|(name, value)| match value.as_str() {
-        Some(text) => format!("{name:20} {text}"),
-        None => format!("{name:20} {value}"),
-    });
-    lines.collect::<Vec<_>>().join("\n")
+/// One line a fact; of what is not known there is none.
+fn lines(facts: &Value) -> String {
+    let mut lines = Vec::new();
+    for (name, value) in facts.as_object().into_iter().flatten() {
+        let name = name.replace('_', " ");
+        match value {
+            Value::Null => {}
+            Value::String(text) => lines.push(format!("{name:20} {text}")),
+            Value::Object(reasons) if name == "left out" => {
+                for (reason, names) in reasons {
+                    lines.push(format!("{name:20} {}", weights_report::left_out(reason, names)));
+                }
+            }
+            Value::Array(items) if items.is_empty() => {}
+            Value::Array(items) if items.iter().all(Value::is_string) => {
+                for item in items {
+                    lines.push(format!("{name:20} {}", item.as_str().unwrap_or_default()));
+                }
+            }
+            value => lines.push(format!("{name:20} {value}")),
+        }
+    }
+    lines.join("\n")
 }
 
 fn listing() -> serde_json::Value {

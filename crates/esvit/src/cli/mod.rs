@@ -2,8 +2,10 @@
 
 mod bench;
 mod data;
+mod diff;
 mod embed;
 mod eval;
+mod export;
 mod flags;
 mod info;
 mod output;
@@ -12,6 +14,7 @@ mod profile_table;
 mod progress;
 mod settings;
 mod verify;
+mod weights_report;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -51,6 +54,10 @@ enum Command {
     Eval(eval::Eval),
     /// Writes the features of a folder of pictures to a file.
     Embed(embed::Embed),
+    /// Writes a backbone for other programs: timm, torchvision, transformers, ONNX, EsViT.
+    Export(export::Export),
+    /// Compares the tensors of two files of weights.
+    Diff(diff::Diff),
     /// Lists architectures and recipes, or tells what a file of weights is.
     Info(info::Info),
     /// Compares what this program computes with stored numeric cases.
@@ -89,6 +96,8 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Resume(command) => command.run(&output),
         Command::Eval(command) => command.run(&output),
         Command::Embed(command) => command.run(&output),
+        Command::Export(command) => command.run(&output),
+        Command::Diff(command) => command.run(&output),
         Command::Info(command) => command.run(&output),
         Command::Verify(command) => command.run(&output),
         Command::Bench(command) => command.run(&output),

@@ -16,7 +16,7 @@ use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 
 use super::Done;
-use super::eval::{self, preprocess};
+use super::eval;
 use super::output::Output;
 use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
@@ -173,7 +173,7 @@ fn train(
     let (source, task) = pictures(config, output)?;
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signal(&stop)?;
-    let preprocess = preprocess(config);
+    let preprocess = Preprocess::of_run(config);
     let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
     let mut progress = Progress::new(output);
     let options = Options {

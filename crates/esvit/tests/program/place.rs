@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use esvit_nn::weights::WeightsFile;
+use esvit_weights::{TensorInfo, WeightsFile};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -270,14 +270,15 @@ fn names(folder: &Path) -> Vec<String> {
 /// Names and bits of all tensors of a file.
 pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Vec<u32>> {
     let file = WeightsFile::open(path).unwrap();
-    let bits = |name: &String| {
-        let (_, values) = file.values(name).unwrap();
-        values.iter().map(|value| value.to_bits()).collect()
+    let bits = |tensor: &TensorInfo| {
+        let values = file.read_f32(tensor).unwrap();
+        (tensor.name.clone(), values.iter().map(|value| value.to_bits()).collect())
     };
-    file.names().into_iter().map(|name| (name.clone(), bits(&name))).collect()
+    file.tensors().iter().map(bits).collect()
 }
 
 /// What a checkpoint says beside its tensors.
 pub(crate) fn metadata(path: &Path) -> Value {
-    serde_json::from_str(WeightsFile::open(path).unwrap().metadata().unwrap()).unwrap()
+    let file = WeightsFile::open(path).unwrap();
+    serde_json::from_str(file.facts().get("esvit").unwrap().as_str().unwrap()).unwrap()
 }

@@ -1,0 +1,192 @@
+//! What other programs want to know of a backbone beside its weights, and the line that loads it.
+
+use std::path::Path;
+
+use esvit_nn::{SwinConfig, zoo};
+use esvit_weights::Float;
+use serde_json::{Value, json};
+
+use super::{Options, Target};
+use crate::backbone::Backbone;
+use crate::features::Preprocess;
+
+/// Pillow's number for bicubic resizing.
+const PIL_BICUBIC: u32 = 3;
+
+/// Files that stand beside the weights: name and content.
+pub(super) fn cards(options: &Options, backbone: &Backbone) -> Vec<(&'static str, Value)> {
+    let model = backbone.swin.config();
+    match options.target {
+        Target::Timm => vec![("config.json", timm(model, &backbone.preprocess))],
+        Target::Transformers => vec![
+            ("config.json", transformers(model, options.float)),
+            ("preprocessor_config.json", processor(&backbone.preprocess)),
+        ],
+        _ => Vec::new(),
+    }
+}
+
+/// timm's name of the architecture with this width and these depths, and the arguments by which a
+/// network differs from it.
+fn timm_name(model: &SwinConfig) -> (&'static str, Value) {
+    let depths = model.depths.as_slice();
+    let name = match (model.embed_dim, depths) {
+        (96, [2, 2, 18, 2]) => "swin_small_patch4_window7_224",
+        (128, [2, 2, 18, 2]) => "swin_base_patch4_window7_224",
+        (192, [2, 2, 18, 2]) => "swin_large_patch4_window7_224",
+        _ => "swin_tiny_patch4_window7_224",
+    };
+    let mut arguments = serde_json::Map::new();
+    if zoo::of_shape(&SwinConfig { window_size: 7, ..model.clone() }).is_none() {
+        let shape = json!({
+            "img_size": model.img_size,
+            "patch_size": model.patch_size,
+            "embed_dim": model.embed_dim,
+            "depths": model.depths,
+            "num_heads": model.num_heads,
+            "mlp_ratio": model.mlp_ratio,
+        });
+        arguments.extend(shape.as_object().cloned().unwrap_or_default());
+    }
+    if model.window_size != 7 {
+        arguments.insert("window_size".into(), model.window_size.into());
+    }
+    (name, arguments.into())
+}
+
+fn timm(model: &SwinConfig, preprocess: &Preprocess) -> Value {
+    let (name, arguments) = timm_name(model);
+    let size = preprocess.size();
+    let map = model.last_map(size);
+    json!({
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": model.output_width(),
+        "global_pool": "avg",
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "fixed_input_size": true,
+            "pool_size": [map, map],
+            "crop_pct": f64::from(preprocess.transform.crop) / f64::from(preprocess.transform.resize),
+            "crop_mode": "center",
+            "interpolation": preprocess.transform.interpolation,
+            "mean": preprocess.mean,
+            "std": preprocess.std,
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head.fc",
+        },
+    })
+}
+
+fn transformers(model: &SwinConfig, float: Float) -> Value {
+    let stages = model.stages();
+    let names: Vec<String> = (1..=stages).map(|stage| format!("stage{stage}")).collect();
+    let all = std::iter::once("stem".to_owned()).chain(names.iter().cloned());
+    json!({
+        "architectures": ["SwinModel"],
+        "model_type": "swin",
+        "image_size": model.img_size,
+        "patch_size": model.patch_size,
+        "num_channels": 3,
+        "embed_dim": model.embed_dim,
+        "depths": model.depths,
+        "num_heads": model.num_heads,
+        "num_layers": stages,
+        "hidden_size": model.output_width(),
+        "window_size": model.window_size,
+        "mlp_ratio": model.mlp_ratio,
+        "qkv_bias": true,
+        "hidden_act": "gelu",
+        "use_absolute_embeddings": false,
+        "layer_norm_eps": model.norm_eps,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+        "initializer_range": 0.02,
+        "encoder_stride": model.patch_size << (stages - 1),
+        "stage_names": all.collect::<Vec<_>>(),
+        "out_features": names.last().map(|name| vec![name]),
+        "out_indices": [stages],
+        "dtype": float.torch_name(),
+    })
+}
+
+fn processor(preprocess: &Preprocess) -> Value {
+    let crop = preprocess.transform.crop;
+    json!({
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": { "shortest_edge": preprocess.transform.resize },
+        "resample": PIL_BICUBIC,
+        "do_center_crop": true,
+        "crop_size": { "height": crop, "width": crop },
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": preprocess.mean,
+        "image_std": preprocess.std,
+    })
+}
+
+/// Python that loads what was written, ready to be pasted.
+pub fn hint(backbone: &Backbone, out: &Path, options: &Options) -> String {
+    let model = backbone.swin.config();
+    let path = out.display();
+    let is_torch = out.extension().is_some_and(|ending| ending != "safetensors");
+    let load = if is_torch {
+        format!("torch.load('{path}', weights_only=True)")
+    } else {
+        format!("safetensors.torch.load_file('{path}')")
+    };
+    let norm = format!("functools.partial(torch.nn.LayerNorm, eps={:e})", model.norm_eps);
+    match options.target {
+        Target::Timm if out.is_dir() => format!(
+            "import functools, timm, torch\n\
+             model = timm.create_model('local-dir:{path}', pretrained=True, norm_layer={norm})"
+        ),
+        Target::Timm => {
+            let (name, arguments) = timm_name(model);
+            let arguments: String = arguments
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(name, value)| format!(", {name}={value}"))
+                .collect();
+            format!(
+                "import functools, safetensors.torch, timm, torch\n\
+                 model = timm.create_model('{name}', num_classes=0, norm_layer={norm}{arguments})\n\
+                 model.load_state_dict({load})"
+            )
+        }
+        Target::Torchvision => format!(
+            "import functools, safetensors.torch, torch, torchvision\n\
+             model = torchvision.models.SwinTransformer(patch_size=[{p}, {p}], embed_dim={}, \
+             depths={:?}, num_heads={:?}, window_size=[{w}, {w}], mlp_ratio={:?}, \
+             norm_layer={norm})\n\
+             model.head = torch.nn.Identity()\n\
+             model.load_state_dict({load})",
+            model.embed_dim,
+            model.depths,
+            model.num_heads,
+            model.mlp_ratio,
+            p = model.patch_size,
+            w = model.window_size,
+        ),
+        Target::Transformers => format!(
+            "import transformers\n\
+             model = transformers.AutoModel.from_pretrained('{path}')\n\
+             processor = transformers.AutoImageProcessor.from_pretrained('{path}')"
+        ),
+        Target::Esvit if is_torch => {
+            format!("import torch\nstate = torch.load('{path}', weights_only=True)['teacher']")
+        }
+        Target::Esvit => format!("import safetensors.torch\nstate = {load}"),
+        Target::Onnx => format!(
+            "import onnxruntime\n\
+             view, region = onnxruntime.InferenceSession('{path}').run(None, {{'images': images}})"
+        ),
+    }
+}

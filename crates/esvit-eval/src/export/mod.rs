@@ -1,0 +1,318 @@
+//! Backbones for other programs.
+
+mod cards;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use burn::tensor::Device;
+use esvit_nn::weights::{Entry, Layout, Stored, WeightsError, exported, write_error};
+use esvit_nn::{Network, onnx};
+use esvit_train::checkpoint::{Checkpoint, CheckpointError};
+use esvit_train::config::ConfigError;
+use esvit_train::files::{FileError, write_atomically};
+use esvit_weights::{Float, Tensor, Tree, Values, write_safetensors, write_torch};
+
+use crate::backbone::{ABOUT_KEY, About, Backbone};
+use crate::features::Preprocess;
+
+pub use cards::hint;
+
+/// Whose file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// timm: a folder for `timm.create_model("local-dir:...")`, or one file of weights.
+    Timm,
+    /// torchvision: one file of weights.
+    Torchvision,
+    /// Hugging Face `transformers`: a folder for `from_pretrained`.
+    Transformers,
+    /// The official EsViT code: one `.pth`, or `.safetensors`.
+    Esvit,
+    /// ONNX: one graph.
+    Onnx,
+}
+
+impl Target {
+    /// Every target with its name.
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("timm", Self::Timm),
+        ("torchvision", Self::Torchvision),
+        ("transformers", Self::Transformers),
+        ("esvit", Self::Esvit),
+        ("onnx", Self::Onnx),
+    ];
+
+    fn layout(self) -> Layout {
+        match self {
+            Self::Timm => Layout::Timm,
+            Self::Torchvision => Layout::Torchvision,
+            Self::Transformers => Layout::Transformers,
+            Self::Esvit | Self::Onnx => Layout::Esvit,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(_, target)| target == self).map(|(name, _)| *name);
+        f.write_str(name.unwrap_or_default())
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|(known, _)| *known == name);
+        found.map(|(_, target)| target).ok_or_else(|| {
+            let names = Self::ALL.map(|(name, _)| name).join(", ");
+            format!("choose one of {names}")
+        })
+    }
+}
+
+/// What is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Whose file.
+    pub target: Target,
+    /// The type in which matrices are stored.
+    pub float: Float,
+    /// Height and width of the pictures that an ONNX graph takes.
+    pub size: [usize; 2],
+}
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// A file cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The folder cannot be made.
+    #[error("cannot make the folder `{path}`: {source}", path = path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The name's ending does not fit the target.
+    #[error("{target} is no `{ending}` file\nhint: give `--out` a name ending in {fitting}")]
+    Ending {
+        /// The target.
+        target: Target,
+        /// What the name ends in.
+        ending: String,
+        /// What it may end in.
+        fitting: &'static str,
+    },
+    /// The file to be exported cannot be read.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The file to be exported is no checkpoint of a run.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The settings stored with a checkpoint cannot be read.
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
+    /// The other program has windows of one size only.
+    #[error(
+        "{target} has windows of one size in all stages, this backbone has {windows:?}\n\
+         hint: timm, esvit and onnx can take it"
+    )]
+    Windows {
+        /// The target.
+        target: Target,
+        /// Sides of the windows by stage.
+        windows: Vec<usize>,
+    },
+    /// A picture of this size leaves no token.
+    #[error("pictures of {height} x {width} pixels are smaller than a patch of {patch}")]
+    Size {
+        /// Height in pixels.
+        height: usize,
+        /// Width in pixels.
+        width: usize,
+        /// Side of a patch.
+        patch: usize,
+    },
+}
+
+/// What a name's ending asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Folder,
+    Safetensors,
+    Torch,
+    Onnx,
+}
+
+impl Form {
+    fn of(target: Target, path: &Path) -> Result<Self, ExportError> {
+        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
+        let (forms, fitting): (&[Self], _) = match target {
+            Target::Timm => (
+                &[Self::Folder, Self::Safetensors, Self::Torch],
+                "`.safetensors` or `.pth`, or a folder's",
+            ),
+            Target::Transformers => (&[Self::Folder], "nothing: it is a folder"),
+            Target::Torchvision => (&[Self::Safetensors, Self::Torch], "`.safetensors` or `.pth`"),
+            Target::Esvit => (&[Self::Torch, Self::Safetensors], "`.pth` or `.safetensors`"),
+            Target::Onnx => (&[Self::Onnx], "`.onnx`"),
+        };
+        let asked = match ending.as_str() {
+            "" => Some(Self::Folder),
+            "safetensors" => Some(Self::Safetensors),
+            "pth" | "pt" | "bin" => Some(Self::Torch),
+            "onnx" => Some(Self::Onnx),
+            _ => None,
+        };
+        asked.filter(|form| forms.contains(form)).ok_or(ExportError::Ending {
+            target,
+            ending,
+            fitting,
+        })
+    }
+}
+
+/// Writes a backbone. Returns the files that were made.
+///
+/// # Errors
+/// When the name does not fit the target or a file cannot be written.
+pub fn write(
+    backbone: &Backbone,
+    out: &Path,
+    options: &Options,
+) -> Result<Vec<PathBuf>, ExportError> {
+    let about = serde_json::to_string(&backbone.about()).expect("plain values");
+    let windows = backbone.swin.config().windows();
+    let is_uneven = windows.iter().any(|window| *window != windows[0]);
+    if is_uneven && matches!(options.target, Target::Torchvision | Target::Transformers) {
+        return Err(ExportError::Windows { target: options.target, windows });
+    }
+    match Form::of(options.target, out)? {
+        Form::Folder => folder(backbone, out, options, &about),
+        Form::Safetensors => {
+            let tensors = exported(&backbone.params, options.target.layout(), options.float);
+            safetensors(out, &tensors, &about)?;
+            Ok(vec![out.into()])
+        }
+        Form::Torch => {
+            let state = state(exported(&backbone.params, options.target.layout(), options.float));
+            let tree = match options.target {
+                Target::Esvit => Tree::Dict(vec![
+                    ("teacher".into(), state),
+                    (ABOUT_KEY.into(), Tree::Str(about)),
+                ]),
+                // A state dictionary alone: a strict reader wants no other entry.
+                _ => state,
+            };
+            torch(out, &tree)?;
+            Ok(vec![out.into()])
+        }
+        Form::Onnx => {
+            let [height, width] = options.size;
+            let model = backbone.swin.config();
+            let patch = model.patch_size;
+            if height < patch || width < patch {
+                return Err(ExportError::Size { height, width, patch });
+            }
+            let facts = [(ABOUT_KEY, about.as_str())];
+            write_atomically(out, |file| {
+                onnx::write(file, model, &backbone.params, options.size, options.float, &facts)
+            })?;
+            Ok(vec![out.into()])
+        }
+    }
+}
+
+/// Writes both networks of a run, with heads and centres, as the official code saves them.
+/// Moments of the optimiser are left out.
+///
+/// # Errors
+/// When the file is no checkpoint of a run or the other cannot be written.
+pub fn full(checkpoint: &Path, out: &Path, float: Float) -> Result<PathBuf, ExportError> {
+    let form = Form::of(Target::Esvit, out)?;
+    if form != Form::Torch {
+        return Err(ExportError::Ending {
+            target: Target::Esvit,
+            ending: "safetensors".into(),
+            fitting: "`.pth`",
+        });
+    }
+    let file = Checkpoint::open(checkpoint)?;
+    let run = file.run()?;
+    let config = run.config(checkpoint)?;
+    let model = config.model.swin();
+    let network = Network::new(&model, 0.0, &config.head, config.objective.region);
+    let mut entries = Vec::new();
+    for (name, prefix) in [("student", "module."), ("teacher", "")] {
+        let stored = Stored::at(file.file(), &format!("{name}."));
+        let (params, _) = stored.load(network.specs(), &Device::flex(), |_| None)?;
+        let mut tensors = exported(&params, Layout::Esvit, float);
+        for (name, _) in &mut tensors {
+            name.insert_str(0, prefix);
+        }
+        entries.push((name.to_owned(), state(tensors)));
+    }
+    let mut centers = Vec::new();
+    for name in ["center", "center_grid"] {
+        if let Some(tensor) = file.file().find("", name) {
+            let values = file.file().read_f32(tensor).map_err(WeightsError::from)?;
+            let values = move || Ok(Values::F32(Cow::Owned(values.clone())));
+            let center = Tensor::new(&tensor.shape, Float::F32.dtype(), values);
+            centers.push((name.to_owned(), Tree::Tensor(center)));
+        }
+    }
+    entries.push(("dino_loss".into(), Tree::Dict(centers)));
+    entries.push(("epoch".into(), Tree::Int(run.epoch as i64)));
+    let about = About { model, preprocess: Preprocess::of_run(&config), steps: Some(run.step) };
+    let about = serde_json::to_string(&about).expect("plain values");
+    entries.push((ABOUT_KEY.into(), Tree::Str(about)));
+    torch(out, &Tree::Dict(entries))?;
+    Ok(out.into())
+}
+
+/// Writes weights and the description of the network beside them.
+fn folder(
+    backbone: &Backbone,
+    out: &Path,
+    options: &Options,
+    about: &str,
+) -> Result<Vec<PathBuf>, ExportError> {
+    std::fs::create_dir_all(out)
+        .map_err(|source| ExportError::Folder { path: out.into(), source })?;
+    let weights = out.join("model.safetensors");
+    let tensors = exported(&backbone.params, options.target.layout(), options.float);
+    safetensors(&weights, &tensors, about)?;
+    let mut files = vec![weights];
+    for (name, card) in cards::cards(options, backbone) {
+        let path = out.join(name);
+        let text = serde_json::to_vec_pretty(&card).expect("plain values");
+        write_atomically(&path, |file| std::io::Write::write_all(file, &text))?;
+        files.push(path);
+    }
+    Ok(files)
+}
+
+/// Tensors as PyTorch's dictionary of a state.
+fn state(tensors: Vec<Entry>) -> Tree<'static> {
+    Tree::Dict(tensors.into_iter().map(|(name, tensor)| (name, Tree::Tensor(tensor))).collect())
+}
+
+fn torch(path: &Path, tree: &Tree<'_>) -> Result<(), FileError> {
+    write_atomically(path, |file| write_torch(file, tree).map_err(write_error))
+}
+
+/// Weights and what is known of them. `format` is what `transformers` wants to see.
+fn safetensors(path: &Path, tensors: &[Entry], about: &str) -> Result<(), FileError> {
+    let metadata = BTreeMap::from([
+        (ABOUT_KEY.to_owned(), about.to_owned()),
+        ("format".to_owned(), "pt".to_owned()),
+    ]);
+    write_atomically(path, |file| write_safetensors(file, tensors, &metadata).map_err(write_error))
+}

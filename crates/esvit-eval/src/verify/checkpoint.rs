@@ -1,0 +1,54 @@
+//! Cases of kind `checkpoint`: a file of weights of some program, and what its network says of
+//! pictures.
+
+use esvit_nn::weights::to_vec;
+use esvit_nn::{Pass, SwinConfig};
+use serde::Deserialize;
+
+use super::{Case, CaseError, Check, Outcome, absolute};
+use crate::backbone::Backbone;
+
+const TOLERANCE: f64 = 2e-4;
+
+#[derive(Deserialize)]
+struct Settings {
+    /// The shape that must be recognised.
+    config: Option<SwinConfig>,
+    key: Option<String>,
+    /// Epochs that the file must tell of.
+    epoch: Option<u64>,
+    #[serde(default = "usual_file")]
+    file: String,
+}
+
+fn usual_file() -> String {
+    "checkpoint.pth".into()
+}
+
+pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+    if let Some(outcome) = case.swin_or_not_supported() {
+        return Ok(outcome);
+    }
+    let settings: Settings = case.settings()?;
+    let path = case.folder.join(&settings.file);
+    let backbone = Backbone::open(&path, settings.key.as_deref(), None)
+        .map_err(|e| CaseError::Computation(e.to_string()))?;
+    let mut checks = Vec::new();
+    let mut equal = |what: &str, is_equal: bool| {
+        let difference = f64::from(u8::from(!is_equal));
+        checks.push(Check { what: what.into(), difference, tolerance: 0.0 });
+    };
+    if let Some(config) = &settings.config {
+        equal("shape", backbone.swin.config() == config);
+    }
+    if settings.epoch.is_some() {
+        equal("epoch", backbone.source.epochs == settings.epoch);
+    }
+    let images = case.load::<4>("input")?;
+    let features = backbone.swin.forward(&backbone.params, images, &Pass::eval());
+    for (name, found) in [("cls", to_vec(&features.view)), ("region", to_vec(&features.region))] {
+        let (_, expected) = case.tensor(name)?;
+        checks.push(absolute(name, &found, &expected, TOLERANCE));
+    }
+    Ok(Outcome::Compared(checks))
+}

@@ -1,0 +1,264 @@
+//! A graph of the ONNX format, written node by node.
+//!
+//! Source of the format: `onnx.proto` of ONNX 1.12 (operator set 17).
+
+use std::io::{self, Write};
+
+use esvit_weights::Float;
+use esvit_weights::protobuf::Message;
+
+const IR_VERSION: u64 = 8;
+const OPERATOR_SET: u64 = 17;
+const PRODUCER: &[u8] = b"esvit";
+
+/// Field numbers of `onnx.proto`.
+mod field {
+    pub(super) const MODEL_IR_VERSION: u64 = 1;
+    pub(super) const MODEL_PRODUCER: u64 = 2;
+    pub(super) const MODEL_PRODUCER_VERSION: u64 = 3;
+    pub(super) const MODEL_GRAPH: u64 = 7;
+    pub(super) const MODEL_OPERATOR_SET: u64 = 8;
+    pub(super) const MODEL_METADATA: u64 = 14;
+    pub(super) const OPERATOR_SET_VERSION: u64 = 2;
+    pub(super) const ENTRY_KEY: u64 = 1;
+    pub(super) const ENTRY_VALUE: u64 = 2;
+
+    pub(super) const GRAPH_NODE: u64 = 1;
+    pub(super) const GRAPH_NAME: u64 = 2;
+    pub(super) const GRAPH_INITIALIZER: u64 = 5;
+    pub(super) const GRAPH_INPUT: u64 = 11;
+    pub(super) const GRAPH_OUTPUT: u64 = 12;
+
+    pub(super) const NODE_INPUT: u64 = 1;
+    pub(super) const NODE_OUTPUT: u64 = 2;
+    pub(super) const NODE_NAME: u64 = 3;
+    pub(super) const NODE_OPERATOR: u64 = 4;
+    pub(super) const NODE_ATTRIBUTE: u64 = 5;
+
+    pub(super) const ATTRIBUTE_NAME: u64 = 1;
+    pub(super) const ATTRIBUTE_FLOAT: u64 = 2;
+    pub(super) const ATTRIBUTE_INTEGER: u64 = 3;
+    pub(super) const ATTRIBUTE_INTEGERS: u64 = 8;
+    pub(super) const ATTRIBUTE_KIND: u64 = 20;
+
+    pub(super) const TENSOR_DIMENSION: u64 = 1;
+    pub(super) const TENSOR_TYPE: u64 = 2;
+    pub(super) const TENSOR_NAME: u64 = 8;
+    pub(super) const TENSOR_BYTES: u64 = 9;
+
+    pub(super) const VALUE_NAME: u64 = 1;
+    pub(super) const VALUE_TYPE: u64 = 2;
+    pub(super) const TYPE_TENSOR: u64 = 1;
+    pub(super) const TENSOR_TYPE_ELEMENT: u64 = 1;
+    pub(super) const TENSOR_TYPE_SHAPE: u64 = 2;
+    pub(super) const SHAPE_DIMENSION: u64 = 1;
+    pub(super) const DIMENSION_VALUE: u64 = 1;
+    pub(super) const DIMENSION_NAME: u64 = 2;
+}
+
+const TYPE_F32: u64 = 1;
+const TYPE_I64: u64 = 7;
+const TYPE_F16: u64 = 10;
+const TYPE_BF16: u64 = 16;
+
+/// The type of stored values in ONNX's numbering.
+fn type_of(float: Float) -> u64 {
+    match float {
+        Float::F32 => TYPE_F32,
+        Float::F16 => TYPE_F16,
+        Float::Bf16 => TYPE_BF16,
+    }
+}
+
+/// An attribute of a node.
+pub(super) enum Attribute<'a> {
+    Float(f32),
+    Integer(i64),
+    Integers(&'a [i64]),
+}
+
+impl Attribute<'_> {
+    fn message(&self, name: &str) -> Message {
+        let mut message = Message::default();
+        message.bytes(field::ATTRIBUTE_NAME, name.as_bytes());
+        let kind = match self {
+            Self::Float(value) => {
+                message.float(field::ATTRIBUTE_FLOAT, *value);
+                1
+            }
+            Self::Integer(value) => {
+                message.integer(field::ATTRIBUTE_INTEGER, *value as u64);
+                2
+            }
+            Self::Integers(values) => {
+                for &value in *values {
+                    message.integer(field::ATTRIBUTE_INTEGERS, value as u64);
+                }
+                7
+            }
+        };
+        message.integer(field::ATTRIBUTE_KIND, kind);
+        message
+    }
+}
+
+/// A dimension of an input or output.
+pub(super) enum Dimension {
+    /// Any number.
+    Batch,
+    Fixed(usize),
+}
+
+/// A graph in the making. Values are known by name.
+#[derive(Default)]
+pub(super) struct Graph {
+    body: Message,
+    nodes: usize,
+    constants: std::collections::HashSet<String>,
+}
+
+impl Graph {
+    pub(super) fn new() -> Self {
+        let mut graph = Self::default();
+        graph.body.bytes(field::GRAPH_NAME, b"backbone");
+        graph
+    }
+
+    /// Adds a node with one output and returns the output's name.
+    pub(super) fn node(
+        &mut self,
+        operator: &str,
+        inputs: &[&str],
+        attributes: &[(&str, Attribute<'_>)],
+    ) -> String {
+        self.nodes += 1;
+        let output = format!("{}_{}", operator.to_lowercase(), self.nodes);
+        self.named_node(operator, inputs, attributes, &output);
+        output
+    }
+
+    /// The same with a chosen name of the output.
+    pub(super) fn named_node(
+        &mut self,
+        operator: &str,
+        inputs: &[&str],
+        attributes: &[(&str, Attribute<'_>)],
+        output: &str,
+    ) {
+        let mut node = Message::default();
+        for input in inputs {
+            node.bytes(field::NODE_INPUT, input.as_bytes());
+        }
+        node.bytes(field::NODE_OUTPUT, output.as_bytes());
+        node.bytes(field::NODE_NAME, output.as_bytes());
+        node.bytes(field::NODE_OPERATOR, operator.as_bytes());
+        for (name, attribute) in attributes {
+            node.message(field::NODE_ATTRIBUTE, &attribute.message(name));
+        }
+        self.body.message(field::GRAPH_NODE, &node);
+    }
+
+    /// Adds stored values and returns the name of their f32 form: what is stored in 16 bits is
+    /// converted by a node.
+    pub(super) fn floats(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        values: &[f32],
+        float: Float,
+    ) -> String {
+        let stored = if float == Float::F32 { name.into() } else { format!("{name}.stored") };
+        self.tensor(&stored, shape, type_of(float), &float.to_bytes(values));
+        if float != Float::F32 {
+            let to = Attribute::Integer(TYPE_F32 as i64);
+            self.named_node("Cast", &[&stored], &[("to", to)], name);
+        }
+        name.into()
+    }
+
+    /// Adds whole numbers under a name of their own, once.
+    pub(super) fn integers(&mut self, name: &str, values: &[i64]) -> String {
+        if self.constants.insert(name.into()) {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            self.tensor(name, &[values.len()], TYPE_I64, &bytes);
+        }
+        name.into()
+    }
+
+    /// Adds a single whole number, which picks one entry and drops the dimension.
+    pub(super) fn index(&mut self, name: &str, value: i64) -> String {
+        if self.constants.insert(name.into()) {
+            self.tensor(name, &[], TYPE_I64, &value.to_le_bytes());
+        }
+        name.into()
+    }
+
+    /// Adds f32 values that are no parameter under a name of their own, once.
+    pub(super) fn constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
+        if self.constants.insert(name.into()) {
+            self.tensor(name, shape, TYPE_F32, &Float::F32.to_bytes(values));
+        }
+        name.into()
+    }
+
+    fn tensor(&mut self, name: &str, shape: &[usize], kind: u64, bytes: &[u8]) {
+        let mut tensor = Message::default();
+        for &dimension in shape {
+            tensor.integer(field::TENSOR_DIMENSION, dimension as u64);
+        }
+        tensor.integer(field::TENSOR_TYPE, kind);
+        tensor.bytes(field::TENSOR_NAME, name.as_bytes());
+        tensor.bytes(field::TENSOR_BYTES, bytes);
+        self.body.message(field::GRAPH_INITIALIZER, &tensor);
+    }
+
+    pub(super) fn input(&mut self, name: &str, shape: &[Dimension]) {
+        self.body.message(field::GRAPH_INPUT, &value(name, shape));
+    }
+
+    pub(super) fn output(&mut self, name: &str, shape: &[Dimension]) {
+        self.body.message(field::GRAPH_OUTPUT, &value(name, shape));
+    }
+
+    /// Writes the graph as a model, with facts about it.
+    pub(super) fn write(self, writer: &mut impl Write, facts: &[(&str, &str)]) -> io::Result<()> {
+        let mut model = Message::default();
+        model.integer(field::MODEL_IR_VERSION, IR_VERSION);
+        model.bytes(field::MODEL_PRODUCER, PRODUCER);
+        model.bytes(field::MODEL_PRODUCER_VERSION, env!("CARGO_PKG_VERSION").as_bytes());
+        let mut set = Message::default();
+        set.integer(field::OPERATOR_SET_VERSION, OPERATOR_SET);
+        model.message(field::MODEL_OPERATOR_SET, &set);
+        for (key, value) in facts {
+            let mut entry = Message::default();
+            entry.bytes(field::ENTRY_KEY, key.as_bytes());
+            entry.bytes(field::ENTRY_VALUE, value.as_bytes());
+            model.message(field::MODEL_METADATA, &entry);
+        }
+        // The graph comes last and is not copied once more.
+        model.key_of_bytes(field::MODEL_GRAPH, self.body.as_bytes().len());
+        writer.write_all(model.as_bytes())?;
+        writer.write_all(self.body.as_bytes())
+    }
+}
+
+fn value(name: &str, shape: &[Dimension]) -> Message {
+    let mut dimensions = Message::default();
+    for dimension in shape {
+        let mut message = Message::default();
+        match dimension {
+            Dimension::Batch => message.bytes(field::DIMENSION_NAME, b"batch"),
+            Dimension::Fixed(side) => message.integer(field::DIMENSION_VALUE, *side as u64),
+        }
+        dimensions.message(field::SHAPE_DIMENSION, &message);
+    }
+    let mut tensor = Message::default();
+    tensor.integer(field::TENSOR_TYPE_ELEMENT, TYPE_F32);
+    tensor.message(field::TENSOR_TYPE_SHAPE, &dimensions);
+    let mut kind = Message::default();
+    kind.message(field::TYPE_TENSOR, &tensor);
+    let mut value = Message::default();
+    value.bytes(field::VALUE_NAME, name.as_bytes());
+    value.message(field::VALUE_TYPE, &kind);
+    value
+}

@@ -1,0 +1,253 @@
+//! Names of a Swin's parameters in the files of other programs.
+
+/// How a file names the parameters of a Swin transformer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// The official EsViT code, and ours.
+    Esvit,
+    /// Microsoft's Swin code, and timm before 0.9.
+    Microsoft,
+    /// timm since 0.9: patch merging opens a stage instead of closing the one before.
+    Timm,
+    /// torchvision.
+    Torchvision,
+    /// Hugging Face `transformers`, as stored on disk.
+    Transformers,
+    /// `transformers` 5, as named in memory.
+    Transformers5,
+}
+
+/// A parameter by what it is for. `rest` is the official name below that place.
+enum Place<'a> {
+    Embed {
+        rest: &'a str,
+    },
+    Block {
+        stage: usize,
+        block: usize,
+        rest: &'a str,
+    },
+    Merge {
+        stage: usize,
+        rest: &'a str,
+    },
+    Norm {
+        rest: &'a str,
+    },
+    /// A head, which only the official layout has.
+    Other,
+}
+
+impl<'a> Place<'a> {
+    fn of(name: &'a str) -> Self {
+        if let Some(rest) = name.strip_prefix("patch_embed.") {
+            return Self::Embed { rest };
+        }
+        if let Some(rest) = name.strip_prefix("norm.") {
+            return Self::Norm { rest };
+        }
+        Self::in_stage(name).unwrap_or(Self::Other)
+    }
+
+    fn in_stage(name: &'a str) -> Option<Self> {
+        let (stage, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+        let stage = stage.parse().ok()?;
+        if let Some(rest) = rest.strip_prefix("downsample.") {
+            return Some(Self::Merge { stage, rest });
+        }
+        let (block, rest) = rest.strip_prefix("blocks.")?.split_once('.')?;
+        Some(Self::Block { stage, block: block.parse().ok()?, rest })
+    }
+}
+
+impl Layout {
+    /// Every layout. Those before others are tried first.
+    pub const ALL: [Self; 6] = [
+        Self::Esvit,
+        Self::Microsoft,
+        Self::Timm,
+        Self::Torchvision,
+        Self::Transformers,
+        Self::Transformers5,
+    ];
+
+    /// What the layout is called in reports.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Esvit => "EsViT",
+            Self::Microsoft => "Microsoft's Swin",
+            Self::Timm => "timm",
+            Self::Torchvision => "torchvision",
+            Self::Transformers | Self::Transformers5 => "transformers",
+        }
+    }
+
+    /// The `eps` of every LayerNorm of the program that the layout belongs to. It is not stored
+    /// with the weights; EsViT's is the smaller one.
+    pub fn norm_eps(self) -> f64 {
+        match self {
+            Self::Esvit => 1e-6,
+            _ => 1e-5,
+        }
+    }
+
+    /// The file's tensors that hold the parameter with this official name. Several stand below
+    /// each other in it, first rows first.
+    pub fn names(self, official: &str) -> Vec<String> {
+        let place = Place::of(official);
+        match self {
+            Self::Esvit | Self::Microsoft => vec![official.into()],
+            Self::Timm => match place {
+                Place::Merge { stage, rest } => {
+                    vec![format!("layers.{}.downsample.{rest}", stage + 1)]
+                }
+                _ => vec![official.into()],
+            },
+            Self::Torchvision => vec![torchvision(place).unwrap_or_else(|| official.into())],
+            Self::Transformers => transformers(place, official, stored_block_part),
+            Self::Transformers5 => transformers(place, official, block_part_in_memory),
+        }
+    }
+}
+
+fn torchvision(place: Place<'_>) -> Option<String> {
+    Some(match place {
+        Place::Embed { rest } => {
+            format!("features.0.{}", rest.replace("proj.", "0.").replace("norm.", "2."))
+        }
+        Place::Block { stage, block, rest } => {
+            let rest = rest.replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.3.");
+            format!("features.{}.{block}.{rest}", 2 * stage + 1)
+        }
+        Place::Merge { stage, rest } => format!("features.{}.{rest}", 2 * stage + 2),
+        Place::Norm { .. } | Place::Other => return None,
+    })
+}
+
+fn transformers(
+    place: Place<'_>,
+    official: &str,
+    block_part: fn(&str) -> Vec<String>,
+) -> Vec<String> {
+    match place {
+        Place::Embed { rest } => {
+            vec![format!("embeddings.{}", rest.replace("proj.", "patch_embeddings.projection."))]
+        }
+        Place::Block { stage, block, rest } => block_part(rest)
+            .into_iter()
+            .map(|part| format!("encoder.layers.{stage}.blocks.{block}.{part}"))
+            .collect(),
+        Place::Merge { stage, rest } => vec![format!("encoder.layers.{stage}.downsample.{rest}")],
+        Place::Norm { rest } => vec![format!("layernorm.{rest}")],
+        Place::Other => vec![official.into()],
+    }
+}
+
+/// Norms are called alike in both names of `transformers`.
+fn norm_part(rest: &str) -> Option<String> {
+    let before = rest.strip_prefix("norm1.").map(|rest| format!("layernorm_before.{rest}"));
+    before.or_else(|| rest.strip_prefix("norm2.").map(|rest| format!("layernorm_after.{rest}")))
+}
+
+fn stored_block_part(rest: &str) -> Vec<String> {
+    if let Some(kind) = rest.strip_prefix("attn.qkv.") {
+        return ["query", "key", "value"].map(|p| format!("attention.self.{p}.{kind}")).into();
+    }
+    let part = norm_part(rest).unwrap_or_else(|| {
+        rest.replace("attn.proj.", "attention.output.dense.")
+            .replace("attn.", "attention.self.")
+            .replace("mlp.fc1.", "intermediate.dense.")
+            .replace("mlp.fc2.", "output.dense.")
+    });
+    vec![part]
+}
+
+fn block_part_in_memory(rest: &str) -> Vec<String> {
+    if let Some(kind) = rest.strip_prefix("attn.qkv.") {
+        return ["q", "k", "v"].map(|p| format!("attention.{p}_proj.{kind}")).into();
+    }
+    let part = norm_part(rest).unwrap_or_else(|| {
+        rest.replace("attn.proj.", "attention.o_proj.")
+            .replace("attn.relative", "attention.relative_position_bias.relative")
+    });
+    vec![part]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_in_every_layout() {
+        let cases = [
+            (
+                "patch_embed.proj.weight",
+                [
+                    "patch_embed.proj.weight",
+                    "features.0.0.weight",
+                    "embeddings.patch_embeddings.projection.weight",
+                    "embeddings.patch_embeddings.projection.weight",
+                ],
+            ),
+            (
+                "patch_embed.norm.bias",
+                [
+                    "patch_embed.norm.bias",
+                    "features.0.2.bias",
+                    "embeddings.norm.bias",
+                    "embeddings.norm.bias",
+                ],
+            ),
+            (
+                "layers.1.blocks.3.norm2.weight",
+                [
+                    "layers.1.blocks.3.norm2.weight",
+                    "features.3.3.norm2.weight",
+                    "encoder.layers.1.blocks.3.layernorm_after.weight",
+                    "encoder.layers.1.blocks.3.layernorm_after.weight",
+                ],
+            ),
+            (
+                "layers.0.blocks.0.attn.relative_position_bias_table",
+                [
+                    "layers.0.blocks.0.attn.relative_position_bias_table",
+                    "features.1.0.attn.relative_position_bias_table",
+                    "encoder.layers.0.blocks.0.attention.self.relative_position_bias_table",
+                    "encoder.layers.0.blocks.0.attention.relative_position_bias.\
+                     relative_position_bias_table",
+                ],
+            ),
+            (
+                "layers.0.blocks.0.mlp.fc2.bias",
+                [
+                    "layers.0.blocks.0.mlp.fc2.bias",
+                    "features.1.0.mlp.3.bias",
+                    "encoder.layers.0.blocks.0.output.dense.bias",
+                    "encoder.layers.0.blocks.0.mlp.fc2.bias",
+                ],
+            ),
+            (
+                "layers.2.downsample.norm.weight",
+                [
+                    "layers.3.downsample.norm.weight",
+                    "features.6.norm.weight",
+                    "encoder.layers.2.downsample.norm.weight",
+                    "encoder.layers.2.downsample.norm.weight",
+                ],
+            ),
+            ("norm.bias", ["norm.bias", "norm.bias", "layernorm.bias", "layernorm.bias"]),
+        ];
+        for (official, expected) in cases {
+            let layouts =
+                [Layout::Timm, Layout::Torchvision, Layout::Transformers, Layout::Transformers5];
+            for (layout, expected) in layouts.into_iter().zip(expected) {
+                assert_eq!(layout.names(official), [expected], "{layout:?}");
+            }
+            assert_eq!(Layout::Esvit.names(official), [official]);
+        }
+        let queries = Layout::Transformers.names("layers.0.blocks.1.attn.qkv.bias");
+        assert_eq!(queries[2], "encoder.layers.0.blocks.1.attention.self.value.bias");
+        let queries = Layout::Transformers5.names("layers.0.blocks.1.attn.qkv.weight");
+        assert_eq!(queries[0], "encoder.layers.0.blocks.1.attention.q_proj.weight");
+    }
+}

@@ -1,0 +1,299 @@
+//! A network out of a file: every tensor finds its place, or is left out for a stated reason, or
+//! is an error.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use esvit_weights::WeightsFile;
+
+use super::layout::Layout;
+use super::recognise::{self, Location, networks};
+use super::{WeightsError, resize};
+use crate::SwinConfig;
+use crate::params::{ParamSpec, Params};
+
+/// The network that is taken where a file has several and none is asked for.
+const PREFERRED: &str = "teacher";
+
+/// A network in an opened file.
+#[derive(Debug)]
+pub struct Stored<'a> {
+    file: &'a WeightsFile,
+    location: Location,
+}
+
+/// What became of a file's tensors.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Parameters that have their values from the file.
+    pub matched: usize,
+    /// One line for every table that was resized.
+    pub resized: Vec<String>,
+    /// Tensors that were left out, by reason.
+    pub left_out: BTreeMap<&'static str, Vec<String>>,
+}
+
+/// Why tensors are left out.
+pub mod reason {
+    /// Buffers that other programs store although they follow from the settings.
+    pub const DERIVED: &str = "follows from the settings";
+    /// A projection head, where only the backbone is wanted.
+    pub const PROJECTION: &str = "projection head, no part of the backbone";
+    /// A layer of class scores.
+    pub const CLASSES: &str = "class head: features are those before it";
+    /// What stands beside the backbone in a larger network.
+    pub const BESIDE: &str = "beside the backbone";
+    /// Optimiser and centres.
+    pub const STATE: &str = "state of a run";
+}
+
+impl<'a> Stored<'a> {
+    /// The network called `key` in a file; without a key the teacher where there is one, or else
+    /// the only network.
+    ///
+    /// # Errors
+    /// When there is no such network, or several to choose from.
+    pub fn find(file: &'a WeightsFile, key: Option<&str>) -> Result<Self, WeightsError> {
+        let all = networks(file);
+        let named = |name: &str| all.iter().filter(|at| at.network() == name).collect::<Vec<_>>();
+        let mut wanted = named(key.unwrap_or(PREFERRED));
+        if wanted.is_empty() && key.is_none() {
+            wanted = all.iter().collect();
+        }
+        // A file of one network answers to whatever it is called.
+        if wanted.is_empty() && all.len() == 1 && all[0].group.is_empty() {
+            let is_named = matches!(all[0].network(), "teacher" | "student");
+            wanted = if is_named { Vec::new() } else { all.iter().collect() };
+        }
+        match wanted.as_slice() {
+            [location] => Ok(Self { file, location: (*location).clone() }),
+            [] if all.is_empty() => Err(WeightsError::NoBackbone {
+                path: file.path().into(),
+                found: recognise::other_backbone(file),
+                tensors: file.tensors().len(),
+            }),
+            _ => Err(WeightsError::Which {
+                path: file.path().into(),
+                key: key.map(str::to_owned),
+                networks: all.iter().map(|at| at.network().to_owned()).collect(),
+            }),
+        }
+    }
+
+    /// The network whose parameters have their official names after `prefix`.
+    pub fn at(file: &'a WeightsFile, prefix: &str) -> Self {
+        let location =
+            Location { layout: Layout::Esvit, group: String::new(), prefix: prefix.into() };
+        Self { file, location }
+    }
+
+    /// Where it is and how it is named.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Its shape, by the shapes of its tensors.
+    ///
+    /// # Errors
+    /// When they are not those of a Swin transformer.
+    pub fn shape(&self) -> Result<SwinConfig, WeightsError> {
+        recognise::shape(self.file, &self.location)
+            .map_err(|reason| WeightsError::Shape { path: self.file.path().into(), reason })
+    }
+
+    /// Whether the file has the part of the network, such as `head_dense`, that a parameter with
+    /// this official name belongs to.
+    pub fn has_part(&self, part: &str) -> bool {
+        let starts = self.location.head_prefixes().map(|prefix| format!("{prefix}{part}."));
+        let is_in = |name: &str, start: &str| name.strip_prefix(start).is_some_and(is_projection);
+        let group = &self.location.group;
+        self.file
+            .tensors()
+            .iter()
+            .filter(|tensor| tensor.group == *group)
+            .any(|tensor| starts.iter().any(|start| is_in(&tensor.name, start)))
+    }
+
+    /// Values for every parameter of `specs`. Tables of relative positions are resized to the
+    /// network's windows; `other` may give the values of a parameter that the file lacks.
+    ///
+    /// # Errors
+    /// Lists every parameter that is missing, misshapen or not finite, and every tensor of the
+    /// network that has no place in `specs`.
+    pub fn load(
+        &self,
+        specs: &Arc<[ParamSpec]>,
+        device: &Device,
+        mut other: impl FnMut(&ParamSpec) -> Option<Vec<f32>>,
+    ) -> Result<(Params, Report), WeightsError> {
+        let mut report = Report::default();
+        let mut used = HashSet::new();
+        let mut differences = Vec::new();
+        let mut failure = None;
+        let params = Params::from_fn(specs, device, |spec| {
+            match self.values(spec, &mut used, &mut report) {
+                Ok(Some(values)) => return values,
+                Ok(None) => match other(spec) {
+                    Some(values) => return values,
+                    None => {
+                        let names = self.names(&spec.name).join("`, `");
+                        differences.push(format!("`{names}` {:?} is missing", spec.shape));
+                    }
+                },
+                Err(Problem::Difference(difference)) => differences.push(difference),
+                Err(Problem::Unreadable(error)) => failure = Some(error),
+            }
+            vec![0.0; spec.len()]
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        differences.extend(self.rest(&used, &mut report));
+        if differences.is_empty() {
+            Ok((params, report))
+        } else {
+            Err(WeightsError::Mismatch { path: self.file.path().into(), differences })
+        }
+    }
+
+    /// The values of one parameter.
+    ///
+    /// # Errors
+    /// When the file lacks it or holds it in another shape.
+    pub fn parameter(&self, spec: &ParamSpec) -> Result<Vec<f32>, WeightsError> {
+        let mismatch = |difference| WeightsError::Mismatch {
+            path: self.file.path().into(),
+            differences: vec![difference],
+        };
+        match self.values(spec, &mut HashSet::new(), &mut Report::default()) {
+            Ok(Some(values)) => Ok(values),
+            Ok(None) => Err(mismatch(format!("`{}` is missing", spec.name))),
+            Err(Problem::Difference(difference)) => Err(mismatch(difference)),
+            Err(Problem::Unreadable(error)) => Err(error),
+        }
+    }
+
+    /// Names in the file of the tensors that hold a parameter.
+    fn names(&self, official: &str) -> Vec<String> {
+        let prefix = &self.location.prefix;
+        let names = self.location.layout.names(official);
+        let names: Vec<String> = names.into_iter().map(|name| format!("{prefix}{name}")).collect();
+        // Only heads have other places and names.
+        let [_, above] = self.location.head_prefixes();
+        let new = parametrised(official);
+        let others = [prefix, above].into_iter().flat_map(|prefix| {
+            let names = [Some(official), new.as_deref()].into_iter().flatten();
+            names.map(move |name| format!("{prefix}{name}"))
+        });
+        let exists = |name: &String| self.file.find(&self.location.group, name).is_some();
+        if official.starts_with("head") && !names.iter().all(exists) {
+            others.into_iter().find(exists).map_or(names, |name| vec![name])
+        } else {
+            names
+        }
+    }
+
+    /// The file's values of a parameter; none if it has no such tensor.
+    fn values(
+        &self,
+        spec: &ParamSpec,
+        used: &mut HashSet<String>,
+        report: &mut Report,
+    ) -> Result<Option<Vec<f32>>, Problem> {
+        let names = self.names(&spec.name);
+        let found = names.iter().map(|name| self.file.find(&self.location.group, name));
+        let Some(tensors) = found.collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let mut shape = tensors[0].shape.clone();
+        if tensors.len() > 1 {
+            let rows = |t: &&esvit_weights::TensorInfo| t.shape.first().copied().unwrap_or(0);
+            if let Some(first) = shape.first_mut() {
+                *first = tensors.iter().map(rows).sum();
+            }
+        }
+        used.extend(names.iter().cloned());
+        let shown = names.join("`, `");
+        let heads = spec.shape.last().copied().unwrap_or(0);
+        let is_table = spec.name.ends_with("relative_position_bias_table");
+        let can_resize = is_table && shape.len() == 2 && shape[1] == heads;
+        if shape != spec.shape && !can_resize {
+            let difference = format!("`{shown}` is {shape:?}, the network has {:?}", spec.shape);
+            return Err(Problem::Difference(difference));
+        }
+        let mut values = Vec::with_capacity(if tensors.len() > 1 { spec.len() } else { 0 });
+        for tensor in &tensors {
+            let part = self.file.read_f32(tensor).map_err(|e| Problem::Unreadable(e.into()))?;
+            if values.is_empty() { values = part } else { values.extend(part) }
+        }
+        let broken = values.iter().filter(|value| !value.is_finite()).count();
+        if broken > 0 {
+            let difference = format!("`{shown}` holds {broken} values that are not finite");
+            return Err(Problem::Difference(difference));
+        }
+        if shape != spec.shape {
+            values =
+                resize::relative_positions(&values, heads, spec.shape[0]).ok_or_else(|| {
+                    Problem::Difference(format!("`{shown}` {shape:?} is no square of positions"))
+                })?;
+            report.resized.push(format!("`{shown}` from {shape:?} to {:?}", spec.shape));
+        }
+        report.matched += 1;
+        Ok(Some(values))
+    }
+
+    /// Sorts the tensors that no parameter asked for. Returns those that have no excuse.
+    fn rest(&self, used: &HashSet<String>, report: &mut Report) -> Vec<String> {
+        let Location { group, prefix, .. } = &self.location;
+        let [_, above] = self.location.head_prefixes();
+        let mut unknown = Vec::new();
+        for tensor in self.file.tensors().iter().filter(|tensor| tensor.group == *group) {
+            let inside = tensor.name.strip_prefix(prefix.as_str());
+            let Some(below) = inside.or_else(|| tensor.name.strip_prefix(above)) else { continue };
+            if used.contains(&tensor.name) {
+                continue;
+            }
+            match excuse(below, inside.is_some()) {
+                Some(reason) => {
+                    report.left_out.entry(reason).or_default().push(tensor.name.clone());
+                }
+                None => unknown.push(format!("`{}` has no place in the network", tensor.name)),
+            }
+        }
+        unknown
+    }
+}
+
+enum Problem {
+    Difference(String),
+    Unreadable(WeightsError),
+}
+
+/// Why a tensor that no parameter asked for may be left out. `name` starts below the prefix of the
+/// backbone or, beside it, of all of the network.
+fn excuse(name: &str, is_backbone: bool) -> Option<&'static str> {
+    let derived = ["relative_position_index", "attn_mask", "num_batches_tracked"];
+    let head = name.strip_prefix("head.").or_else(|| name.strip_prefix("head_dense."));
+    if derived.iter().any(|end| name.ends_with(end)) {
+        Some(reason::DERIVED)
+    } else if head.is_some_and(is_projection) {
+        Some(reason::PROJECTION)
+    } else if head.is_some() || name.starts_with("classifier.") || name.starts_with("fc.") {
+        Some(reason::CLASSES)
+    } else if name == "center" || name == "center_grid" || name.starts_with("optimizer.") {
+        Some(reason::STATE)
+    } else {
+        (!is_backbone).then_some(reason::BESIDE)
+    }
+}
+
+/// Whether a head's parameter, named without the head, is one of a projection head.
+fn is_projection(name: &str) -> bool {
+    name.starts_with("mlp.") || name.starts_with("last_layer.")
+}
+
+/// The name that PyTorch's newer weight normalisation gives to a part of the last layer.
+fn parametrised(official: &str) -> Option<String> {
+    let new = |old, new| official.strip_suffix(old).map(|head| format!("{head}{new}"));
+    new("last_layer.weight_g", "last_layer.parametrizations.weight.original0")
+        .or_else(|| new("last_layer.weight_v", "last_layer.parametrizations.weight.original1"))
+}

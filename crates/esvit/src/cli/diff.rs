@@ -1,0 +1,79 @@
+//! `esvit diff`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use esvit_eval::difference::{Comparison, Tensors, compare};
+use esvit_nn::weights::WeightsFile;
+
+use super::Done;
+use super::output::Output;
+
+/// Compares two files of weights, whatever programs wrote them: networks that are recognised are
+/// compared by what their tensors are for, others by name.
+#[derive(Debug, clap::Args)]
+pub(super) struct Diff {
+    /// A file of weights.
+    a: PathBuf,
+    /// Another one.
+    b: PathBuf,
+    /// Which network of the files; without it the teacher, or the only one.
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lines that a table has at most.
+const SHOWN: usize = 20;
+
+impl Diff {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let [a, b] = [&self.a, &self.b].map(|path: &PathBuf| WeightsFile::open(path));
+        let [a, b] = [a?, b?];
+        let tensors = |file| Tensors::of(file, self.key.as_deref());
+        let comparison = compare(&tensors(&a), &tensors(&b))?;
+        if self.json {
+            output.json(&comparison)?;
+        } else {
+            output.result(table(&self.a, &self.b, &comparison))?;
+        }
+        Ok(if comparison.is_equal() { Done::Well } else { Done::Bad })
+    }
+}
+
+fn table(a: &Path, b: &Path, comparison: &Comparison) -> String {
+    let Comparison { equal, different, reshaped, only_a, only_b } = comparison;
+    let mut lines = vec![format!("{equal} tensors are equal")];
+    if !different.is_empty() {
+        lines.push(format!("{} tensors differ, by at most", different.len()));
+        let line = |d: &esvit_eval::difference::Difference| {
+            format!("  {:<12.3e} of {:<12.3e} {}", d.largest, d.scale, d.name)
+        };
+        lines.extend(cut(different.iter().map(line).collect()));
+    }
+    if !reshaped.is_empty() {
+        lines.push(format!("{} tensors have another shape", reshaped.len()));
+        let line =
+            |(name, a, b): &(String, Vec<usize>, Vec<usize>)| format!("  {a:?} {b:?} {name}");
+        lines.extend(cut(reshaped.iter().map(line).collect()));
+    }
+    for (file, names) in [(a, only_a), (b, only_b)] {
+        if !names.is_empty() {
+            lines.push(format!("{} tensors only in `{}`", names.len(), file.display()));
+            lines.extend(cut(names.iter().map(|name| format!("  {name}")).collect()));
+        }
+    }
+    lines.join("\n")
+}
+
+/// The first lines, and how many more there are.
+fn cut(mut lines: Vec<String>) -> Vec<String> {
+    let more = lines.len().saturating_sub(SHOWN);
+    if more > 0 {
+        lines.truncate(SHOWN);
+        lines.push(format!("  ... and {more} more"));
+    }
+    lines
+}

@@ -1,0 +1,88 @@
+//! `esvit export`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use esvit_eval::export::{self, Options, Target};
+use esvit_weights::Float;
+
+use super::Done;
+use super::eval::NetworkChoice;
+use super::output::Output;
+
+/// Writes a backbone for other programs.
+#[derive(Debug, clap::Args)]
+pub(super) struct Export {
+    /// A checkpoint of a run, or a file of weights.
+    #[arg(long, value_name = "FILE")]
+    checkpoint: PathBuf,
+    #[command(flatten)]
+    network: NetworkChoice,
+    /// For whom: timm, torchvision, transformers, esvit (the official code) or onnx.
+    #[arg(long, value_name = "NAME")]
+    format: Target,
+    /// The file to write, `.safetensors`, `.pth` or `.onnx`, or a folder.
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// Both networks of a run with their heads and centres, as the official code saves them.
+    #[arg(long)]
+    full: bool,
+    /// Type in which matrices are stored: f32, f16 or bf16.
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    precision: Float,
+    /// Pictures that an ONNX graph takes: a side in pixels, or HEIGHTxWIDTH; without it those of
+    /// the backbone's evaluations.
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<Size>,
+    /// Replaces what is there.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// Height and width in pixels.
+#[derive(Debug, Clone, Copy)]
+struct Size([usize; 2]);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (height, width) = text.split_once('x').unwrap_or((text, text));
+        let side = |text: &str| text.parse().ok().filter(|&side| (1..=1 << 14).contains(&side));
+        match (side(height), side(width)) {
+            (Some(height), Some(width)) => Ok(Self([height, width])),
+            _ => Err("give a number of pixels, or two as in `192x256`".into()),
+        }
+    }
+}
+
+impl Export {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let out = &self.out;
+        let is_there =
+            out.is_file() || out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+        if is_there && !self.overwrite {
+            bail!("`{}` is there already\nhint: add `--overwrite`", out.display());
+        }
+        if self.size.is_some() && self.format != Target::Onnx {
+            bail!("`--size` is for `--format onnx`: weights take pictures of any size");
+        }
+        if self.full {
+            if self.format != Target::Esvit {
+                bail!("`--full` is for `--format esvit`: other programs have no student");
+            }
+            let files = export::full(&self.checkpoint, out, self.precision)?;
+            output.result(files.display())?;
+            return Ok(Done::Well);
+        }
+        let backbone = self.network.open(&self.checkpoint, output)?;
+        let size = self.size.map_or([backbone.preprocess.size(); 2], |Size(size)| size);
+        let options = Options { target: self.format, float: self.precision, size };
+        for file in export::write(&backbone, out, &options)? {
+            output.result(file.display())?;
+        }
+        output.note(format!("to load it:\n{}", export::hint(&backbone, out, &options)));
+        Ok(Done::Well)
+    }
+}
