@@ -1,19 +1,23 @@
 """Weights in and out, beside the programs that they come from and go to.
 
-    python interchange.py --esvit target/release/esvit WORK
+    cargo build --release --manifest-path conformance/tract/Cargo.toml
+    python interchange.py --esvit target/release/esvit \
+        --tract conformance/tract/target/release/esvit-tract-check WORK
 
 In: full-size networks with random weights are saved by timm, torchvision, transformers and as
 the official code and Microsoft's save theirs; `esvit verify` then must recognise each and give
 their features. Out: what `esvit export` writes must load strictly in each program, equal to the
-bit, and an ONNX graph must run in ONNX Runtime. Prints one line a comparison; the exit status is
+bit, and ONNX graphs of all architectures must run in ONNX Runtime and in tract. Prints one line a comparison; the exit status is
 1 if one fails.
 """
 
 import argparse
 import functools
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +99,7 @@ def official_checkpoint(student: nn.Module, teacher: nn.Module) -> dict:
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     return {
         "student": {f"module.{k}": v for k, v in student.state_dict().items()},
-        "teacher": teacher.state_dict(),
+        "teacher": {k: v.clone() for k, v in teacher.state_dict().items()},
         "optimizer": optimizer.state_dict(),
         "epoch": 300,
         "args": argparse.Namespace(arch="swin_tiny", use_dense_prediction=True, lr=5e-4),
@@ -284,32 +288,89 @@ def check_exports(esvit: str, folder: Path, failures: Failures) -> None:
         compare("esvit", swin_features(model, images))
         same_bits("esvit", out)
 
-        for precision, tolerance in (
-            ("f32", ONNX_TOLERANCE),
-            ("f16", HALF_TOLERANCE),
-            ("bf16", HALF_TOLERANCE),
-        ):
-            out = export("onnx", f"{precision}.onnx", "--precision", precision)
-            session = onnxruntime.InferenceSession(out)
-            for batch in (1, 5):
-                found = session.run(["view", "region"], {"images": images[:batch].numpy()})
-                for what, value, expected in zip(
-                    ("view", "region"), found, (view, region), strict=True
-                ):
-                    difference = largest(value, expected[:batch])
-                    failures.report(f"ONNX {precision}, batch {batch}, {what}", difference, tolerance)
+
+# Name, width, depths, heads: as the official configuration files have them.
+ARCHITECTURES = (
+    ("tiny", 96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    ("small", 96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    ("base", 128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    ("large", 192, (2, 2, 18, 2), (6, 12, 24, 48)),
+)
+
+
+def check_graphs(esvit: str, folder: Path, tract: str | None, failures: Failures) -> None:
+    """ONNX graphs of every backbone in ONNX Runtime and, where it is at hand, in tract."""
+    for name, width, depths, heads in ARCHITECTURES:
+        for window in (7, 14):
+            config = SwinConfig(SIZE, 4, width, depths, heads, window, 4.0)
+            check_graph(esvit, folder, tract, f"{name} W{window}", config, failures)
+
+
+def check_graph(
+    esvit: str, folder: Path, tract: str | None, name: str, config: SwinConfig, failures: Failures
+) -> None:
+    network = perturb(Swin(config), seed=8)
+    images = torch.randn(5, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        view, region = swin_features(network, images)
+    source, graph, features = (folder / f"graph.{end}" for end in ("pth", "onnx", "safetensors"))
+    torch.save(network.state_dict(), source)
+    tensors = {"input": images, "cls": view, "region": region}
+    safetensors.torch.save_file(
+        {key: value.contiguous().clone() for key, value in tensors.items()}, features
+    )
+    for precision, tolerance in (
+        ("f32", ONNX_TOLERANCE),
+        ("f16", HALF_TOLERANCE),
+        ("bf16", HALF_TOLERANCE),
+    ):
+        command = [esvit, "--quiet", "export", "--checkpoint", str(source), "--format", "onnx"]
+        command += ["--out", str(graph), "--overwrite", "--precision", precision]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        session = onnxruntime.InferenceSession(graph)
+        for batch in (1, 5):
+            found = session.run(["view", "region"], {"images": images[:batch].numpy()})
+            for what, value, expected in zip(
+                ("view", "region"), found, (view, region), strict=True
+            ):
+                difference = largest(value, expected[:batch])
+                what = f"{name}, ONNX {precision}, batch {batch}, {what}"
+                failures.report(what, difference, tolerance)
+        if tract is not None:
+            command = [tract, str(graph), str(features), str(tolerance)]
+            failures.report(f"{name}, tract {precision}", subprocess.run(command).returncode, 0)
+
+
+def check_large_checkpoint(esvit: str, folder: Path, failures: Failures) -> None:
+    """A Swin-B W14 with both networks and heads opens at once, in the memory of its backbone."""
+    config = SwinConfig(SIZE, 4, 128, (2, 2, 18, 2), (4, 8, 16, 32), 14, 4.0)
+    network = SelfSupervisedNetwork(config, HeadConfig(prototypes=65536), True)
+    path = folder / "large.pth"
+    torch.save(official_checkpoint(network, network), path)
+    backbone = sum(value.nbytes for name, value in network.named_parameters() if "head" not in name)
+    started = time.perf_counter()
+    process = subprocess.Popen([esvit, "info", str(path)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    print(f"{path.stat().st_size / 1e6:.0f} MB, of which the backbone {backbone / 1e6:.0f} MB")
+    failures.report("large checkpoint, exit status", status, 0)
+    failures.report("large checkpoint, seconds", seconds, 3.0)
+    failures.report("large checkpoint, memory by backbone", usage.ru_maxrss * 1024 / backbone, 1.3)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for the files")
     parser.add_argument("--esvit", required=True, help="the program")
+    parser.add_argument("--tract", help="the program of conformance/tract, to run graphs in it too")
     arguments = parser.parse_args()
     cases = arguments.work / "cases"
     write_cases(cases)
     read = subprocess.run([arguments.esvit, "verify", "--strict", str(cases)])
     failures = Failures()
     check_exports(arguments.esvit, arguments.work, failures)
+    check_large_checkpoint(arguments.esvit, arguments.work, failures)
+    check_graphs(arguments.esvit, arguments.work, arguments.tract, failures)
     print(f"{failures.count} comparisons of exports failed")
     return int(failures.count > 0 or read.returncode != 0)
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use esvit_nn::Params;
 use esvit_nn::params::{ParamSpec, vector};
 use esvit_nn::weights::{
@@ -136,7 +136,7 @@ pub struct Checkpoint {
 }
 
 /// Which parts of a network a file gave values to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Loaded {
     /// Parts that the file had: `backbone`, `head`, `head_dense`.
     pub found: Vec<String>,
@@ -144,6 +144,9 @@ pub struct Loaded {
     pub new: Vec<String>,
     /// What became of the file's tensors.
     pub report: Report,
+    /// What the norms of the program that wrote the file add to a variance, where the file does
+    /// not say.
+    pub norm_eps: Option<f64>,
 }
 
 impl Checkpoint {
@@ -188,13 +191,10 @@ impl Checkpoint {
         self.restore_moments(learner, metadata)?;
         let prototypes = learner.network.prototypes();
         let center = |name: &str| -> Result<Tensor<1>, CheckpointError> {
-            match self.values(name)? {
-                Some((_, values)) if values.len() == prototypes => Ok(vector(values, &device)),
-                _ => Err(CheckpointError::NotARun {
-                    path: self.file.path().into(),
-                    reason: format!("`{name}` with {prototypes} values is missing"),
-                }),
-            }
+            self.state(name, &[1, prototypes], &device)?.ok_or_else(|| CheckpointError::NotARun {
+                path: self.file.path().into(),
+                reason: format!("`{name}` with {prototypes} values is missing"),
+            })
         };
         learner.centers.view = center(CENTER)?;
         if learner.centers.region.is_some() {
@@ -222,7 +222,9 @@ impl Checkpoint {
         let loaded;
         (learner.student, loaded) = partly(&student, &learner.student, learner)?;
         (learner.teacher, _) = partly(&teacher, &learner.teacher, learner)?;
-        Ok(loaded)
+        let says_more = self.file.facts().get(METADATA_KEY).is_some();
+        let norm_eps = student.location().layout.norm_eps();
+        Ok(Loaded { norm_eps: (!says_more).then_some(norm_eps), ..loaded })
     }
 
     /// Takes over everything that the file has: weights, moments, centres. Parts of the network
@@ -240,10 +242,7 @@ impl Checkpoint {
         self.restore_moments(learner, metadata)?;
         let prototypes = learner.network.prototypes();
         let device = learner.device();
-        let center = |name: &str| -> Result<Option<Tensor<1>>, CheckpointError> {
-            let values = self.values(name)?.map(|(_, values)| values);
-            Ok(values.filter(|v| v.len() == prototypes).map(|v| vector(v, &device)))
-        };
+        let center = |name| self.state(name, &[1, prototypes], &device);
         if let Some(view) = center(CENTER)? {
             learner.centers.view = view;
         }
@@ -255,11 +254,17 @@ impl Checkpoint {
         Ok(loaded)
     }
 
-    /// Shape and values of a tensor of the run's state, if there is one.
-    fn values(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>, CheckpointError> {
-        let Some(tensor) = self.file.find("", name) else { return Ok(None) };
+    /// A tensor of the run's state, if there is one of this shape.
+    fn state(
+        &self,
+        name: &str,
+        shape: &[usize],
+        device: &Device,
+    ) -> Result<Option<Tensor<1>>, CheckpointError> {
+        let found = self.file.find("", name).filter(|tensor| tensor.shape == shape);
+        let Some(tensor) = found else { return Ok(None) };
         let values = self.file.read_f32(tensor).map_err(WeightsError::from)?;
-        Ok(Some((tensor.shape.clone(), values)))
+        Ok(Some(vector(values, device)))
     }
 
     fn restore_moments(
@@ -270,11 +275,8 @@ impl Checkpoint {
         let device = learner.device();
         let specs = learner.network.specs().clone();
         for (spec, moments) in specs.iter().zip(learner.optimizer.moments_mut()) {
-            let moment = |prefix: &str| -> Result<Option<Tensor<1>>, CheckpointError> {
-                let found = self.values(&format!("{prefix}{}", spec.name))?;
-                let fitting = found.filter(|(shape, _)| *shape == spec.shape);
-                Ok(fitting.map(|(_, values)| vector(values, &device)))
-            };
+            let moment =
+                |prefix| self.state(&format!("{prefix}{}", spec.name), &spec.shape, &device);
             moments.first = moment(FIRST_MOMENT)?;
             moments.second = moment(SECOND_MOMENT)?;
             moments.updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);

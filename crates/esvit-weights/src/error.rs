@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 
 /// Why a file of weights cannot be used: the file, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
-#[error("`{path}`: {fault}", path = path.display())]
+#[error("`{path}` {fault}", path = path.display())]
 pub struct WeightsError {
     /// The file.
     pub path: PathBuf,
@@ -62,7 +62,7 @@ pub enum Fault {
         limit: u64,
     },
     /// A tensor does not fit the data that the file has for it.
-    #[error("tensor `{tensor}` {reason}\nhint: the file is damaged; fetch or save it again")]
+    #[error("is damaged: tensor `{tensor}` {reason}\nhint: fetch or save it again")]
     Tensor {
         /// Group and name.
         tensor: String,
@@ -70,7 +70,7 @@ pub enum Fault {
         reason: String,
     },
     /// A tensor was asked for as something that it is not.
-    #[error("tensor `{tensor}` holds {dtype} and not {wanted}\nhint: check which tensor is meant")]
+    #[error("has {dtype} in tensor `{tensor}` and not {wanted}\nhint: check which tensor is meant")]
     WrongType {
         /// Group and name.
         tensor: String,

@@ -4,6 +4,8 @@
 //! cargo run --release --example embed -- backbone.safetensors photo.jpg
 //! ```
 
+#![expect(clippy::print_stdout, reason = "it shows what it found")]
+
 use esvit::data::{DecodeLimits, decode};
 use esvit::eval::backbone::Backbone;
 

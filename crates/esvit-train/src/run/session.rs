@@ -53,6 +53,13 @@ impl<'a> Session<'a> {
             Start::InitFrom(path) => {
                 let loaded = from_file(path, |file| file.initialise(&mut learner))?;
                 notes.push(describe("weights", path, &loaded));
+                if let Some(eps) = loaded.norm_eps.filter(|&eps| eps != config.model.norm_eps) {
+                    notes.push(format!(
+                        "weights of this layout are made for `model.norm_eps={eps:e}`, the run has \
+                         {:e}",
+                        config.model.norm_eps
+                    ));
+                }
             }
             Start::ContinueFrom(path) => {
                 let loaded = from_file(path, |file| {

@@ -9,7 +9,7 @@ use esvit_nn::params::{Params, Registry};
 use esvit_nn::weights::{WeightsFile, networks};
 use esvit_nn::{Swin, zoo};
 use esvit_train::recipe::RECIPES;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::eval::NetworkChoice;
 use super::output::Output;
@@ -30,6 +30,9 @@ pub(super) struct Info {
 /// Picture sizes for which multiply-accumulates are told.
 const SIZES: [usize; 2] = [224, 96];
 
+/// What is known of a file, in the order in which people read it.
+type Facts = Vec<(&'static str, Value)>;
+
 impl Info {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
         match &self.file {
@@ -41,23 +44,21 @@ impl Info {
                 });
                 match &backbone {
                     Ok(backbone) => facts.extend(network_facts(backbone)),
-                    Err(error) => {
-                        facts.insert("does_not_load".into(), error.to_string().into());
-                    }
+                    Err(error) => facts.push(("does_not_load", error.to_string().into())),
                 }
-                let facts = facts.into();
                 if self.json {
-                    output.json(&facts)?
+                    let facts: BTreeMap<&str, Value> = facts.into_iter().collect();
+                    output.json(&facts)?;
                 } else {
-                    output.result(lines(&facts))?
+                    output.result(lines(&facts))?;
                 }
                 Ok(if backbone.is_ok() { Done::Well } else { Done::Bad })
             }
             None => {
                 if self.json {
-                    output.json(&listing())?
+                    output.json(&listing())?;
                 } else {
-                    output.result(tables())?
+                    output.result(tables())?;
                 }
                 Ok(Done::Well)
             }
@@ -65,7 +66,7 @@ impl Info {
     }
 
     /// What a file is, whether or not it holds a backbone.
-    fn container(&self, file: &WeightsFile) -> Map<String, Value> {
+    fn container(&self, file: &WeightsFile) -> Facts {
         let mut values: BTreeMap<String, usize> = BTreeMap::new();
         for tensor in file.tensors() {
             *values.entry(tensor.dtype.to_string()).or_default() +=
@@ -73,43 +74,43 @@ impl Info {
         }
         let networks = networks(file);
         let networks: Vec<&str> = networks.iter().map(|location| location.network()).collect();
-        let facts = json!({
-            "file": self.file,
-            "format": file.container().to_string(),
-            "tensors": file.tensors().len(),
-            "values": values,
-            "networks": networks,
-        });
-        facts.as_object().cloned().unwrap_or_default()
+        vec![
+            ("file", json!(self.file)),
+            ("format", file.container().to_string().into()),
+            ("tensors", file.tensors().len().into()),
+            ("values", json!(values)),
+            ("networks", json!(networks)),
+        ]
     }
 }
 
 /// What a backbone is and what its file says of it.
-fn network_facts(backbone: &Backbone) -> Map<String, Value> {
+fn network_facts(backbone: &Backbone) -> Facts {
     let Backbone { swin, params, preprocess, source } = backbone;
     let size = preprocess.size();
     let location = source.location.as_ref();
-    let mut facts = json!({
-        "network": location.map(|location| location.network()),
-        "layout": location.map(|location| location.layout.label()),
-        "architecture": backbone.architecture(),
-        "shape": swin.config(),
-        "backbone_parameters": count(params),
-        "feature_width": swin.config().output_width(),
-        "picture_size": size,
-        "preprocess": preprocess,
-        "macs": swin.config().macs(size),
-        "epochs": source.epochs,
-        "steps": source.steps,
-    });
-    if let (Some(facts), Some(config)) = (facts.as_object_mut(), &source.config) {
+    let mut facts = vec![
+        ("network", json!(location.map(|location| location.network()))),
+        ("layout", json!(location.map(|location| location.layout.label()))),
+        ("architecture", backbone.architecture().into()),
+        ("backbone_parameters", count(params).into()),
+        ("feature_width", swin.config().output_width().into()),
+        ("picture_size", size.into()),
+        ("macs", swin.config().macs(size).into()),
+        ("epochs", json!(source.epochs)),
+        ("steps", json!(source.steps)),
+    ];
+    if let Some(config) = &source.config {
         let objective = if config.objective.region { "L_V + L_R" } else { "L_V" };
-        facts.insert("objective".into(), objective.into());
-        facts.insert("prototypes".into(), config.head.out_dim.into());
-        facts.insert("seed".into(), config.seed.into());
+        facts.push(("objective", objective.into()));
+        facts.push(("prototypes", config.head.out_dim.into()));
+        facts.push(("seed", config.seed.into()));
     }
-    let mut facts = facts.as_object().cloned().unwrap_or_default();
-    facts.extend(weights_report::as_json(source).as_object().cloned().unwrap_or_default());
+    facts.push(("shape", json!(swin.config())));
+    facts.push(("preprocess", json!(preprocess)));
+    facts.push(("matched", source.report.matched.into()));
+    facts.push(("resized", json!(source.report.resized)));
+    facts.push(("left_out", json!(source.report.left_out)));
     facts
 }
 
@@ -118,9 +119,9 @@ fn count(params: &Params) -> usize {
 }
 
 /// One line a fact; of what is not known there is none.
-fn lines(facts: &Value) -> String {
+fn lines(facts: &Facts) -> String {
     let mut lines = Vec::new();
-    for (name, value) in facts.as_object().into_iter().flatten() {
+    for (name, value) in facts {
         let name = name.replace('_', " ");
         match value {
             Value::Null => {}

@@ -1,10 +1,10 @@
-//! What became of a file's tensors, for people and for `--json`.
+//! What became of a file's tensors, for people.
 
 use std::path::Path;
 
 use esvit_eval::backbone::{Backbone, SourceFile};
 use esvit_nn::weights::reason;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::output::Output;
 
@@ -49,13 +49,4 @@ pub(super) fn left_out(reason: &str, names: &Value) -> String {
     let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
     let more = if names.len() > SHOWN { ", ..." } else { "" };
     format!("{} ({reason}): {shown}{more}", names.len())
-}
-
-/// What became of a file's tensors.
-pub(super) fn as_json(source: &SourceFile) -> Value {
-    json!({
-        "matched": source.report.matched,
-        "resized": source.report.resized,
-        "left_out": source.report.left_out,
-    })
 }

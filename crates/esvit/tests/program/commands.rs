@@ -141,5 +141,5 @@ fn info_tells_what_there_is() {
     }
     assert!(facts["backbone_parameters"].as_u64().is_some_and(|count| count > 10_000), "{facts}");
     let lines = place.well(&format!("info {file}"));
-    assert!(lines.stdout.contains("backbone_parameters"), "{lines}");
+    assert!(lines.stdout.contains("backbone parameters"), "{lines}");
 }

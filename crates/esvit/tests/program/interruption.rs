@@ -147,7 +147,7 @@ fn a_cut_checkpoint_is_passed_over() {
     std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
     place.well("resume run").says(&[
         "passing over a broken checkpoint",
-        "epoch=0002-step=00000050.safetensors` is not a whole safetensors file",
+        "epoch=0002-step=00000050.safetensors` is damaged",
         "going on after step 49",
     ]);
     assert!(std::fs::read(newest).unwrap() == bytes);

@@ -12,3 +12,4 @@ mod mistakes;
 mod pictures;
 mod place;
 mod settings;
+mod weights;

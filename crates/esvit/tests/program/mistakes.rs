@@ -101,14 +101,19 @@ fn checkpoints_that_do_not_fit() {
     place.write("cut.safetensors", &bytes[..bytes.len() - 100]);
     place.write("text.safetensors", "not a checkpoint at all");
     let start = |rest: &str| format!("pretrain --out new {TINY} {rest}");
-    let other = ["epoch=0001-step=00000025.safetensors` does not fit", "`patch_embed.proj.weight`"];
+    let other =
+        ["epoch=0001-step=00000025.safetensors` does not fit", "`student.patch_embed.proj.weight`"];
     for flag in ["--init-from", "--continue-from"] {
         fails(
             &place,
             &start(&format!("{flag} {checkpoint} train.epochs=2 model.embed_dim=32")),
             &other,
         );
-        fails(&place, &start(&format!("{flag} cut.safetensors")), &["`cut.safetensors`", "whole"]);
+        fails(
+            &place,
+            &start(&format!("{flag} cut.safetensors")),
+            &["`cut.safetensors` is damaged"],
+        );
         fails(&place, &start(&format!("{flag} text.safetensors")), &["`text.safetensors`"]);
         fails(&place, &start(&format!("{flag} nowhere.safetensors")), &["`nowhere.safetensors`"]);
     }

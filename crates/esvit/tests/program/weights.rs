@@ -1,0 +1,125 @@
+//! Weights that leave the program, come back, or come from elsewhere.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+
+use esvit_weights::{Dtype, Tensor, Values, write_safetensors};
+
+use crate::place::{Place, TINY};
+
+const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
+
+/// Every target with the name of its file or folder, and the file of weights in it.
+const EXPORTS: [(&str, &str, &str); 7] = [
+    ("timm", "timm", "timm/model.safetensors"),
+    ("timm", "timm.safetensors", "timm.safetensors"),
+    ("timm", "timm.pth", "timm.pth"),
+    ("torchvision", "torchvision.pth", "torchvision.pth"),
+    ("transformers", "transformers", "transformers/model.safetensors"),
+    ("esvit", "esvit.pth", "esvit.pth"),
+    ("esvit", "esvit.safetensors", "esvit.safetensors"),
+];
+
+fn with_a_run() -> Place {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+    place
+}
+
+#[test]
+fn what_is_exported_comes_back_to_the_bit() {
+    let place = with_a_run();
+    place.well(&format!("embed --checkpoint {CHECKPOINT} --out run.npy"));
+    let expected = std::fs::read(place.path("run.npy")).unwrap();
+    for (format, out, weights) in EXPORTS {
+        let line = format!("export --checkpoint {CHECKPOINT} --format {format} --out {out}");
+        place.well(&line).says(&["to load it:"]);
+        place.run(&line).expect(1).says(&["is there already", "--overwrite"]);
+        place.well(&format!("diff {CHECKPOINT} {weights}"));
+        let facts = place.well(&format!("info {weights} --json")).json();
+        assert_eq!(facts["shape"]["embed_dim"], 16, "{facts}");
+        // A state dictionary alone cannot say how its norms and pictures are meant.
+        if weights != "timm.pth" && weights != "torchvision.pth" {
+            assert_eq!(facts["picture_size"], 32, "{facts}");
+            place.well(&format!("embed --checkpoint {weights} --out again.npy --overwrite"));
+            assert!(std::fs::read(place.path("again.npy")).unwrap() == expected, "{weights}");
+        }
+    }
+    let other = format!("export --checkpoint {CHECKPOINT} --key student --format timm --out s.pth");
+    place.well(&other);
+    place.run(&format!("diff {CHECKPOINT} s.pth")).expect(1);
+}
+
+#[test]
+fn a_graph_is_written_for_the_pictures_that_are_asked_for() {
+    let place = with_a_run();
+    let line = format!("export --checkpoint {CHECKPOINT} --format onnx --out");
+    place.well(&format!("{line} small.onnx"));
+    place.well(&format!("{line} wide.onnx --size 48x64 --precision bf16"));
+    assert!(place.path("small.onnx").metadata().unwrap().len() > 10_000);
+    place.run(&format!("{line} tiny.onnx --size 2")).expect(1).says(&["smaller than a patch of 4"]);
+    place.run(&format!("{line} graph.pth")).expect(1).says(&["onnx is no `pth` file"]);
+}
+
+#[test]
+fn both_networks_of_a_run_leave_with_their_heads() {
+    let place = with_a_run();
+    let line = format!("export --checkpoint {CHECKPOINT} --format esvit --full --out full.pth");
+    place.well(&line);
+    let facts = place.well("info full.pth --json").json();
+    assert_eq!(facts["networks"], serde_json::json!(["student", "teacher"]), "{facts}");
+    assert_eq!(facts["epochs"], 1, "{facts}");
+    for key in ["student", "teacher"] {
+        place.well(&format!("diff {CHECKPOINT} full.pth --key {key}"));
+    }
+    // Heads and all begin a new run.
+    place
+        .well(&format!("pretrain --out next {TINY} train.epochs=1 --init-from full.pth"))
+        .says(&["weights of `backbone`, `head`, `head_dense` from"]);
+    place
+        .run("export --checkpoint full.pth --format esvit --full --out again.pth")
+        .expect(1)
+        .says(&["not the state of a run"]);
+}
+
+#[test]
+fn weights_of_another_program_begin_a_run() {
+    let place = with_a_run();
+    place.well(&format!("export --checkpoint {CHECKPOINT} --format timm --out timm"));
+    place
+        .well(&format!(
+            "pretrain --out next {TINY} train.epochs=1 --init-from timm/model.safetensors"
+        ))
+        .says(&["weights of `backbone` from", "`head`, `head_dense` start anew"]);
+}
+
+#[test]
+fn files_that_are_no_backbone_of_ours_are_explained() {
+    let place = Place::new();
+    let write = |name: &str, tensors: &[&str]| {
+        let tensor = |name: &&str| {
+            let values = || Ok(Values::F32(Cow::Borrowed(&[0.0; 4][..])));
+            (name.to_string(), Tensor::new(&[2, 2], Dtype::F32, values))
+        };
+        let tensors: Vec<_> = tensors.iter().map(tensor).collect();
+        let mut file = File::create(place.path(name)).unwrap();
+        write_safetensors(&mut file, &tensors, &BTreeMap::new()).unwrap();
+    };
+    write("vit.safetensors", &["cls_token", "blocks.0.attn.qkv.weight"]);
+    place.write("page.pth", "<!DOCTYPE html><html>404</html>");
+    place.write("cut.pth", b"PK\x03\x04 cut off");
+    let info = place.run("info vit.safetensors").expect(1);
+    assert!(info.stdout.contains("does not load") && info.stdout.contains("ViT"), "{info}");
+    for (file, words) in [
+        (
+            "vit.safetensors",
+            "a vision transformer (ViT), a backbone that this program does not have",
+        ),
+        ("page.pth", "hint:"),
+        ("cut.pth", "is damaged"),
+        ("nothing.pth", "cannot be read"),
+    ] {
+        place.run(&format!("eval knn --checkpoint {file}")).expect(1).says(&[words, file]);
+    }
+}
