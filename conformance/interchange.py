@@ -14,7 +14,6 @@ bit, and ONNX graphs of all architectures must run in ONNX Runtime and in tract.
 import argparse
 import functools
 import json
-import os
 import subprocess
 import sys
 import time
@@ -319,11 +318,7 @@ def check_graph(
     safetensors.torch.save_file(
         {key: value.contiguous().clone() for key, value in tensors.items()}, features
     )
-    for precision, tolerance in (
-        ("f32", ONNX_TOLERANCE),
-        ("f16", HALF_TOLERANCE),
-        ("bf16", HALF_TOLERANCE),
-    ):
+    for precision, tolerance in (("f32", ONNX_TOLERANCE), ("f16", HALF_TOLERANCE)):
         command = [esvit, "--quiet", "export", "--checkpoint", str(source), "--format", "onnx"]
         command += ["--out", str(graph), "--overwrite", "--precision", precision]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -341,6 +336,14 @@ def check_graph(
             failures.report(f"{name}, tract {precision}", subprocess.run(command).returncode, 0)
 
 
+# Runs a command and prints its exit status and its peak of memory in kB.
+MEASURE = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def check_large_checkpoint(esvit: str, folder: Path, failures: Failures) -> None:
     """A Swin-B W14 with both networks and heads opens at once, in the memory of its backbone."""
     config = SwinConfig(SIZE, 4, 128, (2, 2, 18, 2), (4, 8, 16, 32), 14, 4.0)
@@ -349,13 +352,15 @@ def check_large_checkpoint(esvit: str, folder: Path, failures: Failures) -> None
     torch.save(official_checkpoint(network, network), path)
     backbone = sum(value.nbytes for name, value in network.named_parameters() if "head" not in name)
     started = time.perf_counter()
-    process = subprocess.Popen([esvit, "info", str(path)], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    # A child's peak counts that of its parent before it became itself: a small one stands between.
+    command = [sys.executable, "-c", MEASURE, esvit, "info", str(path)]
+    measured = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    status, kilobytes = (int(word) for word in measured.split())
     seconds = time.perf_counter() - started
     print(f"{path.stat().st_size / 1e6:.0f} MB, of which the backbone {backbone / 1e6:.0f} MB")
     failures.report("large checkpoint, exit status", status, 0)
     failures.report("large checkpoint, seconds", seconds, 3.0)
-    failures.report("large checkpoint, memory by backbone", usage.ru_maxrss * 1024 / backbone, 1.3)
+    failures.report("large checkpoint, memory by backbone", kilobytes * 1024 / backbone, 1.3)
 
 
 def main() -> int:

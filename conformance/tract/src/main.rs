@@ -60,7 +60,7 @@ fn tensor(file: &SafeTensors<'_>, name: &str) -> Result<Tensor> {
 /// The largest difference; not a number if there is one among the values.
 fn difference(found: &Tensor, expected: &Tensor) -> Result<f32> {
     ensure!(found.shape() == expected.shape(), "{:?} for {:?}", found.shape(), expected.shape());
-    let [found, expected] = [found, expected].map(|t| t.as_slice::<f32>());
-    let pairs = found?.iter().zip(expected?);
-    Ok(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |l, d| if d > l || d.is_nan() { d } else { l }))
+    let (found, expected) = (found.to_plain_array_view::<f32>()?, expected.to_plain_array_view::<f32>()?);
+    let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+    Ok(differences.fold(0.0, |l, d| if d > l || d.is_nan() { d } else { l }))
 }

@@ -130,6 +130,12 @@ pub enum ExportError {
         /// Sides of the windows by stage.
         windows: Vec<usize>,
     },
+    /// Graphs are not stored in bf16.
+    #[error(
+        "an ONNX graph is not stored in bf16, which few runtimes read\n\
+         hint: `--precision f16` is as small and ten times as close"
+    )]
+    Bf16Graph,
     /// A picture of this size leaves no token.
     #[error("pictures of {height} x {width} pixels are smaller than a patch of {patch}")]
     Size {
@@ -215,6 +221,9 @@ pub fn write(
             Ok(vec![out.into()])
         }
         Form::Onnx => {
+            if options.float == Float::Bf16 {
+                return Err(ExportError::Bf16Graph);
+            }
             let [height, width] = options.size;
             let model = backbone.swin.config();
             let patch = model.patch_size;

@@ -19,11 +19,7 @@ use crate::weights::to_vec;
 use crate::{Params, SwinConfig};
 use graph::{Attribute, Dimension, Graph};
 
-/// Matrices of fewer values are stored in f32 whatever is asked for. They are a few per cent of a
-/// file, and what the first layers get wrong reaches all later ones.
-const SMALL: usize = 200_000;
-
-/// Writes a Swin transformer for pictures of `[height, width]` pixels. Large matrices are stored as
+/// Writes a Swin transformer for pictures of `[height, width]` pixels. Matrices are stored as
 /// `float` and computed with in f32; `facts` are put into the file's metadata.
 ///
 /// # Errors
@@ -244,8 +240,7 @@ impl Network<'_> {
         let (spec, value) = self.values[name];
         let [rows, columns] = [spec.shape[0], spec.shape[1]];
         let transposed = value.clone().reshape([rows, columns]).transpose();
-        let float = if spec.len() < SMALL { Float::F32 } else { self.float };
-        self.graph.floats(name, &[columns, rows], &to_vec(&transposed), float)
+        self.graph.floats(name, &[columns, rows], &to_vec(&transposed), self.float)
     }
 
     /// One more row of zeros after the last token.

@@ -56,7 +56,8 @@ fn a_graph_is_written_for_the_pictures_that_are_asked_for() {
     let place = with_a_run();
     let line = format!("export --checkpoint {CHECKPOINT} --format onnx --out");
     place.well(&format!("{line} small.onnx"));
-    place.well(&format!("{line} wide.onnx --size 48x64 --precision bf16"));
+    place.well(&format!("{line} wide.onnx --size 48x64 --precision f16"));
+    place.run(&format!("{line} b.onnx --precision bf16")).expect(1).says(&["--precision f16"]);
     assert!(place.path("small.onnx").metadata().unwrap().len() > 10_000);
     place.run(&format!("{line} tiny.onnx --size 2")).expect(1).says(&["smaller than a patch of 4"]);
     place.run(&format!("{line} graph.pth")).expect(1).says(&["onnx is no `pth` file"]);
