@@ -185,9 +185,19 @@ impl Checkpoint {
         let metadata = self.run()?;
         let specs = learner.network.specs().clone();
         let device = learner.device();
-        let network = |prefix| Stored::at(&self.file, prefix).load(&specs, &device, |_| None);
-        learner.student = network(STUDENT)?.0;
-        learner.teacher = network(TEACHER)?.0;
+        let network = |prefix| -> Result<Params, CheckpointError> {
+            let (params, report) =
+                Stored::at(&self.file, prefix).load(&specs, &device, |_| None)?;
+            match report.resized.first() {
+                None => Ok(params),
+                Some(table) => Err(CheckpointError::NotARun {
+                    path: self.file.path().into(),
+                    reason: format!("its windows are others, {table}"),
+                }),
+            }
+        };
+        learner.student = network(STUDENT)?;
+        learner.teacher = network(TEACHER)?;
         self.restore_moments(learner, metadata)?;
         let prototypes = learner.network.prototypes();
         let center = |name: &str| -> Result<Tensor<1>, CheckpointError> {

@@ -1,8 +1,8 @@
 //! Swin transformer as EsViT trains it.
 //!
 //! It differs from the common implementations in three ways that matter for equal numbers:
-//! LayerNorm uses `eps = 1e-6`, which is a setting here, for weights of others; a map that is no multiple of the window is padded after the norm
-//! and the padding takes part in attention unmasked; and window and shift of every stage are fixed
+//! LayerNorm uses `eps = 1e-6`, a setting here, for weights of others; a map that is no multiple of
+//! the window is padded after the norm and the padding takes part in attention unmasked; and window and shift of every stage are fixed
 //! by the configured picture size, whatever the size of the input.
 
 use std::sync::Arc;
