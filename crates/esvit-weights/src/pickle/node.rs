@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::dtype::Dtype;
 use crate::error::Fault;
-use crate::limits::{MAX_OBJECTS, MAX_TEXT};
+use crate::limits::MAX_OBJECTS;
 
 /// The number of a node.
 pub(crate) type Id = u32;
@@ -114,14 +114,7 @@ impl Arena {
 
     /// Counts bytes of text that an instruction copies from a node.
     pub(crate) fn charge_text(&mut self, bytes: usize) -> Result<(), Fault> {
-        self.text = self.text.saturating_add(bytes);
-        if self.text > MAX_TEXT {
-            return Err(Fault::Limit {
-                what: "bytes of text in its pickle",
-                limit: MAX_TEXT as u64,
-            });
-        }
-        Ok(())
+        super::charge_text(&mut self.text, bytes)
     }
 
     pub(crate) fn get(&self, id: Id) -> &Node {

@@ -9,7 +9,7 @@ use super::machine::Pickle;
 use super::node::{Id, Node, Object, Storage, View};
 use crate::error::Fault;
 use crate::file::{Contents, TensorInfo, join};
-use crate::limits::{MAX_NAME, MAX_NESTING, MAX_NODES, MAX_TENSORS, MAX_TEXT};
+use crate::limits::{MAX_NAME, MAX_NESTING, MAX_NODES, MAX_TENSORS};
 use crate::place::Place;
 use crate::value::Value;
 
@@ -291,14 +291,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
     }
 
     fn charge(&mut self, bytes: usize) -> Result<(), Fault> {
-        self.text = self.text.saturating_add(bytes);
-        if self.text > MAX_TEXT {
-            return Err(Fault::Limit {
-                what: "bytes of text in its pickle",
-                limit: MAX_TEXT as u64,
-            });
-        }
-        Ok(())
+        super::charge_text(&mut self.text, bytes)
     }
 }
 
