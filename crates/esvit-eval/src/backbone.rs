@@ -182,6 +182,13 @@ impl Backbone {
         zoo::of_shape(self.swin.config()).map_or(esvit_train::config::CUSTOM, |arch| arch.name)
     }
 
+    /// Which of a run's networks it is, `student` or `teacher`; what is alone counts as a teacher.
+    pub fn network_name(&self) -> &'static str {
+        let location = self.source.location.as_ref();
+        let is_student = location.is_some_and(|location| location.network() == "student");
+        if is_student { "student" } else { "teacher" }
+    }
+
     /// What travels with the weights.
     pub fn about(&self) -> About {
         About {

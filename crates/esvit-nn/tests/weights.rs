@@ -185,6 +185,28 @@ fn what_does_not_fit_is_listed() {
 }
 
 #[test]
+fn parts_of_a_parameter_must_be_alike() {
+    let mut entries = exported(&params(&specs(&config())), Layout::Transformers, Float::F32);
+    let name = "encoder.layers.0.blocks.0.attention.self.key.weight";
+    let at = entries.iter().position(|(n, _)| n == name).unwrap();
+    entries[at] = floats(name, &[8, 3], vec![0.0; 24]);
+    let error = load(&opened(&entries), None).unwrap_err().to_string();
+    assert!(error.contains("are [[8, 8], [8, 3], [8, 8]], not alike"), "{error}");
+}
+
+/// A file that names so many stages would ask for a network beyond all memory.
+#[test]
+fn more_stages_than_there_can_be_are_refused() {
+    let table = |stage| format!("layers.{stage}.blocks.0.attn.relative_position_bias_table");
+    let mut entries: Vec<Entry> =
+        (0..70).map(|stage| floats(&table(stage), &[9, 1], vec![0.0; 9])).collect();
+    entries.push(floats("patch_embed.proj.weight", &[4, 3, 4, 4], vec![0.0; 192]));
+    let file = opened(&entries);
+    let error = Stored::find(&file, None).unwrap().shape().unwrap_err().to_string();
+    assert!(error.contains("more than 8 stages"), "{error}");
+}
+
+#[test]
 fn tables_are_resized_to_the_windows_of_the_network() {
     let other = SwinConfig { window_size: 2, ..config() };
     let file = opened(&exported(&params(&specs(&other)), Layout::Esvit, Float::F32));

@@ -181,7 +181,10 @@ pub fn hint(backbone: &Backbone, out: &Path, options: &Options) -> String {
              processor = transformers.AutoImageProcessor.from_pretrained('{path}')"
         ),
         Target::Esvit if is_torch => {
-            format!("import torch\nstate = torch.load('{path}', weights_only=True)['teacher']")
+            format!(
+                "import torch\nstate = torch.load('{path}', weights_only=True)['{}']",
+                backbone.network_name()
+            )
         }
         Target::Esvit => format!("import safetensors.torch\nstate = {load}"),
         Target::Onnx => format!(

@@ -211,7 +211,7 @@ pub fn write(
             let state = state(exported(&backbone.params, options.target.layout(), options.float));
             let tree = match options.target {
                 Target::Esvit => Tree::Dict(vec![
-                    ("teacher".into(), state),
+                    (backbone.network_name().into(), state),
                     (ABOUT_KEY.into(), Tree::Str(about)),
                 ]),
                 // A state dictionary alone: a strict reader wants no other entry.

@@ -130,31 +130,28 @@ impl<'a> Stored<'a> {
         let mut report = Report::default();
         let mut used = HashSet::new();
         let mut differences = Vec::new();
-        let mut failure = None;
-        let params = Params::from_fn(specs, device, |spec| {
+        let mut found = Vec::with_capacity(specs.len());
+        for spec in specs.iter() {
             match self.values(spec, &mut used, &mut report) {
-                Ok(Some(values)) => return values,
+                Ok(Some(values)) => found.push(values),
                 Ok(None) => match other(spec) {
-                    Some(values) => return values,
+                    Some(values) => found.push(values),
                     None => {
                         let names = self.names(&spec.name).join("`, `");
                         differences.push(format!("`{names}` {:?} is missing", spec.shape));
                     }
                 },
                 Err(Problem::Difference(difference)) => differences.push(difference),
-                Err(Problem::Unreadable(error)) => failure = Some(error),
+                Err(Problem::Unreadable(error)) => return Err(error),
             }
-            vec![0.0; spec.len()]
-        });
-        if let Some(error) = failure {
-            return Err(error);
         }
         differences.extend(self.rest(&used, &mut report));
-        if differences.is_empty() {
-            Ok((params, report))
-        } else {
-            Err(WeightsError::Mismatch { path: self.file.path().into(), differences })
+        if !differences.is_empty() {
+            return Err(WeightsError::Mismatch { path: self.file.path().into(), differences });
         }
+        let mut found = found.into_iter();
+        let params = Params::from_fn(specs, device, |_| found.next().unwrap_or_default());
+        Ok((params, report))
     }
 
     /// The values of one parameter.
@@ -204,15 +201,19 @@ impl<'a> Stored<'a> {
         let names = self.names(&spec.name);
         let found = names.iter().map(|name| self.file.find(&self.location.group, name));
         let Some(tensors) = found.collect::<Option<Vec<_>>>() else { return Ok(None) };
-        let mut shape = tensors[0].shape.clone();
-        if tensors.len() > 1 {
-            let rows = |t: &&esvit_weights::TensorInfo| t.shape.first().copied().unwrap_or(0);
-            if let Some(first) = shape.first_mut() {
-                *first = tensors.iter().map(rows).sum();
-            }
-        }
         used.extend(names.iter().cloned());
         let shown = names.join("`, `");
+        let mut shape = tensors[0].shape.clone();
+        if tensors.len() > 1 {
+            // Parts of one parameter are as high as each other, and as wide.
+            if tensors.iter().any(|tensor| tensor.shape != shape) {
+                let shapes: Vec<_> = tensors.iter().map(|tensor| &tensor.shape).collect();
+                return Err(Problem::Difference(format!("`{shown}` are {shapes:?}, not alike")));
+            }
+            if let Some(rows) = shape.first_mut() {
+                *rows *= tensors.len();
+            }
+        }
         let heads = spec.shape.last().copied().unwrap_or(0);
         let is_table = spec.name.ends_with("relative_position_bias_table");
         let can_resize = is_table && shape.len() == 2 && shape[1] == heads;

@@ -12,6 +12,8 @@ const TABLE: &str = "layers.0.blocks.0.attn.relative_position_bias_table";
 
 /// Sides of pictures that published weights were made for, tried before all others.
 const USUAL_SIZES: [usize; 6] = [224, 384, 256, 192, 448, 512];
+/// More stages than any Swin transformer has: the width doubles with each.
+const MAX_STAGES: usize = 8;
 /// Largest side of a picture that is tried, as a multiple of the smallest.
 const MAX_SIZE_FACTOR: usize = 64;
 
@@ -115,6 +117,9 @@ pub(super) fn shape(file: &WeightsFile, location: &Location) -> Result<SwinConfi
     };
     let (mut depths, mut num_heads, mut windows) = (Vec::new(), Vec::new(), Vec::new());
     while exists(&table(depths.len(), 0)) {
+        if depths.len() == MAX_STAGES {
+            return Err(format!("it has more than {MAX_STAGES} stages"));
+        }
         let stage = depths.len();
         let info = find(&table(stage, 0))?;
         let &[rows, heads] = info.shape.as_slice() else {

@@ -49,6 +49,10 @@ fn what_is_exported_comes_back_to_the_bit() {
     let other = format!("export --checkpoint {CHECKPOINT} --key student --format timm --out s.pth");
     place.well(&other);
     place.run(&format!("diff {CHECKPOINT} s.pth")).expect(1);
+    place.well(&other.replace("timm", "esvit").replace("s.pth", "e.pth"));
+    let facts = place.well("info e.pth --json").json();
+    assert_eq!(facts["networks"], serde_json::json!(["student"]), "{facts}");
+    place.well(&format!("diff {CHECKPOINT} e.pth --key student"));
 }
 
 #[test]
