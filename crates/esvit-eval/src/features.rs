@@ -88,9 +88,10 @@ pub struct Features {
     pub left_out: Vec<LeftOut>,
 }
 
-/// Gives the features of `pictures` (indices into `source`) batch by batch: `forward` turns
-/// normalised pixels `[B, 3, size, size]` into rows. Pictures that cannot be read are left out.
-fn extract(
+/// The features of `pictures` (indices into `source`), batch by batch: `forward` turns normalised
+/// pixels `[B, 3, size, size]` and B into B rows; `done` is told how many pictures were worked on.
+/// Pictures that cannot be read are left out.
+pub fn extract(
     source: &dyn Source,
     pictures: &[usize],
     preprocess: &Preprocess,
@@ -130,30 +131,16 @@ fn extract(
     features
 }
 
-/// View features of `pictures` (indices into `source`) by a frozen backbone; `done` is told how
-/// many pictures were worked on.
-pub fn view_features(
-    swin: &Swin,
-    params: &Params,
-    source: &dyn Source,
-    pictures: &[usize],
+/// What [`extract`] needs for the view features of a frozen backbone.
+pub fn view_forward<'a>(
+    swin: &'a Swin,
+    params: &'a Params,
     preprocess: &Preprocess,
-    done: impl FnMut(usize),
-) -> Features {
+) -> impl FnMut(Vec<f32>, usize) -> Vec<f32> + use<'a> {
     let size = preprocess.size();
     let device = params.values()[0].device();
-    let forward = |pixels: Vec<f32>, count: usize| {
+    move |pixels, count| {
         let images = tensor(pixels, [count, 3, size, size], &device);
         pool::run(|| to_vec(&swin.forward(params, images, &Pass::eval()).view))
-    };
-    extract(source, pictures, preprocess, forward, done)
-}
-
-/// The normalised pixels themselves as features: what a backbone must beat.
-pub fn pixel_features(
-    source: &dyn Source,
-    pictures: &[usize],
-    preprocess: &Preprocess,
-) -> Features {
-    extract(source, pictures, preprocess, |pixels, _| pixels, |_| ())
+    }
 }

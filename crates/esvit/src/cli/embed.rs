@@ -6,21 +6,17 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use esvit_data::{DecodeLimits, Folder, MaterialsTask, Source};
 use esvit_eval::embedding::{Format, write};
-use esvit_eval::features::view_features;
-use indicatif::ProgressBar;
+use esvit_eval::features::{extract, view_forward};
 
 use super::Done;
-use super::eval::NetworkChoice;
+use super::choice::BackboneChoice;
 use super::output::Output;
 
 /// Writes features.
 #[derive(Debug, clap::Args)]
 pub(super) struct Embed {
-    /// A checkpoint of a run, or a file of weights.
-    #[arg(long, value_name = "FILE")]
-    checkpoint: PathBuf,
     #[command(flatten)]
-    network: NetworkChoice,
+    backbone: BackboneChoice,
     /// Folder of pictures; without it the gallery of the built-in task.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
@@ -42,28 +38,22 @@ impl Embed {
         if self.out.exists() && !self.overwrite {
             bail!("`{}` is there already\nhint: add `--overwrite`", self.out.display());
         }
-        let backbone = self.network.open(&self.checkpoint, output)?;
+        let backbone = self.backbone.open(output)?;
         let source: Arc<dyn Source> = match &self.data {
             Some(path) => Arc::new(Folder::open(path, &DecodeLimits::default())?),
             None => Arc::new(MaterialsTask::new()?.into_sources().0),
         };
-        let bar = match output.draws_bars() {
-            true => output.bars.add(ProgressBar::new(source.len() as u64)),
-            false => ProgressBar::hidden(),
-        };
+        let bar = output.bar(source.len());
         let pictures: Vec<usize> = (0..source.len()).collect();
-        let mut features = view_features(
-            &backbone.swin,
-            &backbone.params,
+        let mut features = extract(
             &*source,
             &pictures,
             &backbone.preprocess,
+            view_forward(&backbone.swin, &backbone.params, &backbone.preprocess),
             |count| bar.inc(count as u64),
         );
         bar.finish_and_clear();
-        for left_out in &features.left_out {
-            output.warning(format!("left out `{}`: {}", left_out.name, left_out.reason));
-        }
+        output.left_out(&features.left_out);
         if features.pictures.is_empty() {
             bail!("none of the {} pictures can be read", source.len());
         }

@@ -8,7 +8,7 @@ use esvit_eval::export::{self, Options, Target};
 use esvit_weights::Float;
 
 use super::Done;
-use super::eval::NetworkChoice;
+use super::choice::NetworkChoice;
 use super::output::Output;
 
 /// Writes a backbone for other programs.

@@ -11,7 +11,7 @@ use esvit_nn::{Swin, zoo};
 use esvit_train::recipe::RECIPES;
 use serde_json::{Value, json};
 
-use super::eval::NetworkChoice;
+use super::choice::NetworkChoice;
 use super::output::Output;
 use super::{Done, weights_report};
 

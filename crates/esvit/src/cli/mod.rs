@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod choice;
 mod data;
 mod diff;
 mod embed;

@@ -3,7 +3,8 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
-use indicatif::MultiProgress;
+use esvit_eval::features::LeftOut;
+use indicatif::{MultiProgress, ProgressBar};
 
 /// Whether talk is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,21 @@ impl Output {
     pub(super) fn note(&self, text: impl Display) {
         if self.quiet == Quiet::No {
             self.talk(&text.to_string());
+        }
+    }
+
+    /// A bar for `len` steps, drawn only where bars can be.
+    pub(super) fn bar(&self, len: usize) -> ProgressBar {
+        match self.draws_bars() {
+            true => self.bars.add(ProgressBar::new(len as u64)),
+            false => ProgressBar::hidden(),
+        }
+    }
+
+    /// Warns of pictures that could not be read.
+    pub(super) fn left_out(&self, left_out: &[LeftOut]) {
+        for LeftOut { name, reason, .. } in left_out {
+            self.warning(format!("left out `{name}`: {reason}"));
         }
     }
 

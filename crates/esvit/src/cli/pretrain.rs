@@ -9,13 +9,15 @@ use anyhow::{Context, Result, bail};
 use esvit_data::{DecodeLimits, Folder, Source, training_materials};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::features::Preprocess;
-use esvit_eval::task::KnnTask;
+use esvit_eval::knn::{self, TEMPERATURE};
+use esvit_eval::labelled::LabelledTask;
 use esvit_kernels::profile;
 use esvit_nn::{Network, Params};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 
 use super::Done;
+use super::choice::NetworkChoice;
 use super::eval;
 use super::output::Output;
 use super::profile_table::profile_table;
@@ -193,11 +195,11 @@ fn train(
 }
 
 /// The pictures of a run, and the task of its k-NN check where labels exist.
-fn pictures(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<KnnTask>)> {
+fn pictures(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<LabelledTask>)> {
     let limits = DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() };
     let Some(path) = &config.data.path else {
         let source = training_materials()?;
-        let task = (config.knn.every_epochs > 0).then(KnnTask::materials).transpose()?;
+        let task = (config.knn.every_epochs > 0).then(LabelledTask::materials).transpose()?;
         return Ok((Arc::new(source), task));
     };
     let folder = Folder::open(path, &limits)?;
@@ -207,7 +209,7 @@ fn pictures(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option
     let asked = knn.train.is_some() || knn.val.is_some();
     let task = if knn.every_epochs > 0 && (asked || folder.classes().len() > 1) {
         let val = knn.val.clone().or_else(|| validation_folder(train));
-        let task = KnnTask::folders(train, val.as_deref(), &limits, knn.max_pictures)?;
+        let task = LabelledTask::folders(train, val.as_deref(), &limits, knn.max_pictures)?;
         output.note(format!("k-NN check on {}", task.description));
         Some(task)
     } else {
@@ -224,14 +226,15 @@ fn validation_folder(train: &Path) -> Option<PathBuf> {
 
 fn knn_check<'a>(
     config: &'a Config,
-    task: &'a KnnTask,
+    task: &'a LabelledTask,
     preprocess: &'a Preprocess,
 ) -> impl FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>> + 'a
 {
     move |network, teacher| {
         let (k, temperature) = (config.knn.k, config.knn.temperature);
         let swin = network.backbone();
-        let measured = task.accuracy(swin, teacher, preprocess, &[k], temperature, |_| ())?;
+        let network = (swin, teacher);
+        let measured = knn::accuracy(task, network, preprocess, &[k], temperature, |_| ())?;
         let accuracy = measured.accuracies.first().ok_or("no accuracy")?;
         Ok(KnnAccuracy { top1: accuracy.top1, top5: accuracy.top5 })
     }
@@ -273,7 +276,7 @@ fn processor() -> Option<String> {
 fn report(
     config: &Config,
     outcome: &Outcome,
-    task: Option<&KnnTask>,
+    task: Option<&LabelledTask>,
     out: &Path,
     output: &Output,
 ) -> Result<Done> {
@@ -293,8 +296,9 @@ fn report(
     }
     if let Some(task) = task {
         let ks = [config.knn.k];
-        let rows = eval::compare(&outcome.checkpoint, None, task, &ks, output)?;
-        output.result(eval::table(&rows, task))?;
+        let backbone = NetworkChoice::default().open(&outcome.checkpoint, output)?;
+        let rows = eval::knn::compare(&backbone, task, &ks, TEMPERATURE, output)?;
+        output.result(eval::knn::table(&rows, task))?;
     }
     let checkpoint = outcome.checkpoint.display();
     output.note("what to do next:");

@@ -3,11 +3,15 @@
 //! Features have unit length; each of a query's k most similar training features votes for its
 //! class with `exp(similarity / temperature)`; classes are ranked by the sum of their votes.
 
+mod measure;
+
 use burn::tensor::{Device, Tensor};
 use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+pub use measure::{Measured, accuracy, pixel_accuracy};
 
 /// Queries and training rows whose similarities are held at a time: 16 MiB.
 const QUERY_CHUNK: usize = 512;

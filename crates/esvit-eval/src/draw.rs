@@ -1,0 +1,287 @@
+//! Drawings of pictures, marks and words, as SVG and as PNG.
+//!
+//! One description serves both: an SVG document that needs no other file, and the PNG that the
+//! renderer makes of it with the font that is built in.
+
+use std::fmt::{Display, Write};
+use std::sync::{Arc, OnceLock};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use esvit_data::{Picture, PngError, encode_png};
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg::{self, fontdb};
+
+/// Letters for PNG files; SVG files name the family, and whoever shows them has the last word.
+const FONT: &[u8] = include_bytes!("../font/DejaVuSans-subset.ttf");
+const FAMILY: &str = "DejaVu Sans";
+
+/// Marks of one meaning have one colour in all pictures.
+pub mod color {
+    /// A pair of matching regions.
+    pub const PAIR: &str = "#ffd21f";
+    /// A region or pixel that something is asked about.
+    pub const QUERY: &str = "#56c1ff";
+    /// The region nearest to another view as a whole, and the attended part.
+    pub const FOUND: &str = "#ff3b30";
+    /// Words and axes on white.
+    pub const INK: &str = "#1b1f24";
+    /// Words and lines that stand back.
+    pub const FAINT: &str = "#7a828c";
+}
+
+/// A drawing of a given size in pixels, white where nothing is drawn.
+#[derive(Debug, Clone)]
+pub struct Drawing {
+    width: f64,
+    height: f64,
+    body: String,
+}
+
+/// Why there is no PNG of a drawing.
+#[derive(Debug, thiserror::Error)]
+pub enum DrawError {
+    /// A picture in it cannot be stored.
+    #[error(transparent)]
+    Png(#[from] PngError),
+    /// The drawing cannot be rendered.
+    #[error("a drawing of {width} x {height} pixels cannot be rendered: {reason}")]
+    Render {
+        /// Width in pixels.
+        width: f64,
+        /// Height in pixels.
+        height: f64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Where the words of a line stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anchor {
+    /// The line begins at the point.
+    Start,
+    /// The line's middle is at the point.
+    Middle,
+    /// The line ends at the point.
+    End,
+}
+
+impl Drawing {
+    /// An empty drawing.
+    pub fn new(width: f64, height: f64) -> Self {
+        Self { width, height, body: String::new() }
+    }
+
+    /// Width and height in pixels.
+    pub fn size(&self) -> [f64; 2] {
+        [self.width, self.height]
+    }
+
+    /// Adds an SVG element as it is.
+    pub fn element(&mut self, element: impl Display) {
+        let _ = writeln!(self.body, "{element}");
+    }
+
+    /// A picture in the box `[left, top, width, height]`. Pixels stay sharp-edged squares where
+    /// they are enlarged, if `sharp` is set.
+    ///
+    /// # Errors
+    /// When the picture cannot be stored as PNG.
+    pub fn picture(
+        &mut self,
+        picture: &Picture,
+        [left, top, width, height]: [f64; 4],
+        sharp: bool,
+    ) -> Result<(), DrawError> {
+        let data = STANDARD.encode(encode_png(picture)?);
+        let rendering = if sharp { "pixelated" } else { "auto" };
+        self.element(format_args!(
+            "<image x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{height}\" \
+             preserveAspectRatio=\"none\" style=\"image-rendering:{rendering}\" \
+             href=\"data:image/png;base64,{data}\"/>"
+        ));
+        Ok(())
+    }
+
+    /// A line between two points.
+    pub fn line(&mut self, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2], color: &str, width: f64) {
+        self.element(format_args!(
+            "<line x1=\"{x1:.2}\" y1=\"{y1:.2}\" x2=\"{x2:.2}\" y2=\"{y2:.2}\" stroke=\"{color}\" \
+             stroke-width=\"{width}\" stroke-linecap=\"round\"/>"
+        ));
+    }
+
+    /// Lines from point to point.
+    pub fn polyline(&mut self, points: &[[f64; 2]], color: &str, width: f64) {
+        let points: Vec<String> = points.iter().map(|[x, y]| format!("{x:.2},{y:.2}")).collect();
+        self.element(format_args!(
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"{width}\" \
+             stroke-linejoin=\"round\"/>",
+            points.join(" ")
+        ));
+    }
+
+    /// A filled box `[left, top, width, height]` of some opacity (0 to 1).
+    pub fn rect(&mut self, [x, y, width, height]: [f64; 4], color: &str, opacity: f64) {
+        self.element(format_args!(
+            "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" \
+             fill=\"{color}\" fill-opacity=\"{opacity:.3}\"/>"
+        ));
+    }
+
+    /// A ring.
+    pub fn ring(&mut self, [x, y]: [f64; 2], radius: f64, color: &str, width: f64) {
+        self.element(format_args!(
+            "<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{radius}\" fill=\"none\" stroke=\"{color}\" \
+             stroke-width=\"{width}\"/>"
+        ));
+    }
+
+    /// A disc with a thin dark edge, so that it is seen on any ground.
+    pub fn dot(&mut self, [x, y]: [f64; 2], radius: f64, color: &str) {
+        self.element(format_args!(
+            "<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{radius}\" fill=\"{color}\" \
+             stroke=\"{}\" stroke-width=\"0.75\"/>",
+            color::INK
+        ));
+    }
+
+    /// A triangle that stands on its base around a point.
+    pub fn triangle(&mut self, [x, y]: [f64; 2], radius: f64, color: &str) {
+        let (half, low) = (radius * 0.866, radius * 0.5);
+        self.element(format_args!(
+            "<polygon points=\"{x:.2},{:.2} {:.2},{:.2} {:.2},{:.2}\" fill=\"{color}\" \
+             stroke=\"{}\" stroke-width=\"0.75\"/>",
+            y - radius,
+            x + half,
+            y + low,
+            x - half,
+            y + low,
+            color::INK
+        ));
+    }
+
+    /// A line of words whose baseline is at the point.
+    pub fn text(&mut self, [x, y]: [f64; 2], text: &str, size: f64, color: &str, anchor: Anchor) {
+        let anchor = match anchor {
+            Anchor::Start => "start",
+            Anchor::Middle => "middle",
+            Anchor::End => "end",
+        };
+        self.element(format_args!(
+            "<text x=\"{x:.2}\" y=\"{y:.2}\" font-size=\"{size}\" fill=\"{color}\" \
+             text-anchor=\"{anchor}\">{}</text>",
+            escaped(text)
+        ));
+    }
+
+    /// A line of words on a ground of its own, for pictures.
+    pub fn label(&mut self, [x, y]: [f64; 2], text: &str, size: f64, color: &str) {
+        let width = 0.68 * size * text.chars().count() as f64 + 0.4 * size;
+        self.rect([x - width / 2.0, y - 0.6 * size, width, 1.2 * size], "#000000", 0.6);
+        self.text([x, y + 0.36 * size], text, size, color, Anchor::Middle);
+    }
+
+    /// The drawing as an SVG document.
+    pub fn svg(&self) -> String {
+        let Self { width, height, body } = self;
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+             viewBox=\"0 0 {width} {height}\" font-family=\"{FAMILY}, Verdana, sans-serif\">\n\
+             <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n{body}</svg>\n"
+        )
+    }
+
+    /// The drawing as a PNG file, `scale` pixels to one of the drawing's.
+    ///
+    /// # Errors
+    /// When the drawing is empty or too large to be rendered.
+    pub fn png(&self, scale: f64) -> Result<Vec<u8>, DrawError> {
+        let fail = |reason: String| DrawError::Render {
+            width: self.width * scale,
+            height: self.height * scale,
+            reason,
+        };
+        let options = usvg::Options {
+            fontdb: font(),
+            font_family: FAMILY.into(),
+            ..usvg::Options::default()
+        };
+        let tree =
+            usvg::Tree::from_str(&self.svg(), &options).map_err(|error| fail(error.to_string()))?;
+        let [width, height] = [self.width, self.height].map(|side| (side * scale).ceil() as u32);
+        let mut pixels = Pixmap::new(width, height)
+            .ok_or_else(|| fail("it has no pixels, or too many".into()))?;
+        let scale = Transform::from_scale(scale as f32, scale as f32);
+        resvg::render(&tree, scale, &mut pixels.as_mut());
+        pixels.encode_png().map_err(|error| fail(error.to_string()))
+    }
+}
+
+/// The built-in font, read once.
+fn font() -> Arc<fontdb::Database> {
+    static FONTS: OnceLock<Arc<fontdb::Database>> = OnceLock::new();
+    let load = || {
+        let mut fonts = fontdb::Database::new();
+        fonts.load_font_data(FONT.to_vec());
+        fonts.set_sans_serif_family(FAMILY);
+        Arc::new(fonts)
+    };
+    FONTS.get_or_init(load).clone()
+}
+
+/// Text as it may stand in XML.
+pub fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            // XML has no way to write other control characters.
+            letter if letter.is_control() => escaped.push(' '),
+            letter => escaped.push(letter),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esvit_data::{DecodeLimits, decode};
+
+    fn rendered(drawing: &Drawing, scale: f64) -> Picture {
+        decode(&drawing.png(scale).unwrap(), &DecodeLimits::default()).unwrap()
+    }
+
+    #[test]
+    fn pictures_and_marks_are_where_they_were_put() {
+        let red = Picture::new(1, 1, vec![255, 0, 0]).unwrap();
+        let mut drawing = Drawing::new(40.0, 20.0);
+        drawing.picture(&red, [10.0, 0.0, 10.0, 20.0], true).unwrap();
+        drawing.dot([30.0, 10.0], 4.0, "#0000ff");
+        let shown = rendered(&drawing, 2.0);
+        assert_eq!((shown.width(), shown.height()), (80, 40));
+        assert_eq!(shown.pixel(5, 20), Some([255, 255, 255]));
+        assert_eq!(shown.pixel(30, 20), Some([255, 0, 0]));
+        assert_eq!(shown.pixel(60, 20), Some([0, 0, 255]));
+    }
+
+    /// Without a font nothing would be drawn, silently.
+    #[test]
+    fn words_are_drawn_with_the_built_in_font() {
+        let mut drawing = Drawing::new(60.0, 20.0);
+        drawing.text([2.0, 16.0], "A&<0", 16.0, "#000000", Anchor::Start);
+        let dark = rendered(&drawing, 1.0).pixels().iter().filter(|&&value| value < 64).count();
+        assert!(dark > 100, "{dark} dark values");
+        assert!(drawing.svg().contains("A&amp;&lt;0"));
+    }
+
+    #[test]
+    fn no_size_is_an_error() {
+        assert!(Drawing::new(0.0, 10.0).png(1.0).is_err());
+    }
+}

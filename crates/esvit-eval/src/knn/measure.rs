@@ -1,0 +1,62 @@
+//! k-NN accuracy of a backbone, and of the pixels themselves, on a labelled task.
+
+use esvit_nn::{Params, Swin};
+
+use super::{Accuracy, KnnError, classify};
+use crate::features::{Features, LeftOut, Preprocess, view_forward};
+use crate::labelled::{LabelledSet, LabelledTask};
+
+/// What was measured, and on what it could not be.
+#[derive(Debug)]
+pub struct Measured {
+    /// One a number of neighbours.
+    pub accuracies: Vec<Accuracy>,
+    /// Pictures that could not be read.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// k-NN accuracy of a frozen backbone.
+///
+/// # Errors
+/// When no picture of a side can be read.
+pub fn accuracy(
+    task: &LabelledTask,
+    (swin, params): (&Swin, &Params),
+    preprocess: &Preprocess,
+    ks: &[usize],
+    temperature: f64,
+    mut done: impl FnMut(usize),
+) -> Result<Measured, KnnError> {
+    measure(task, ks, temperature, |set| {
+        set.features(preprocess, view_forward(swin, params, preprocess), &mut done)
+    })
+}
+
+/// k-NN accuracy of the pixels themselves.
+///
+/// # Errors
+/// When no picture of a side can be read.
+pub fn pixel_accuracy(
+    task: &LabelledTask,
+    preprocess: &Preprocess,
+    ks: &[usize],
+    temperature: f64,
+) -> Result<Measured, KnnError> {
+    measure(task, ks, temperature, |set| set.features(preprocess, |pixels, _| pixels, |_| ()))
+}
+
+fn measure(
+    task: &LabelledTask,
+    ks: &[usize],
+    temperature: f64,
+    mut extract: impl FnMut(&LabelledSet) -> Features,
+) -> Result<Measured, KnnError> {
+    let mut sides = [&task.train, &task.queries].map(|set| {
+        let mut features = extract(set);
+        features.rows.normalize();
+        features
+    });
+    let accuracies = classify(&sides[0].rows, &sides[1].rows, ks, temperature)?;
+    let left_out = sides.iter_mut().flat_map(|side| side.left_out.drain(..)).collect();
+    Ok(Measured { accuracies, left_out })
+}

@@ -1,0 +1,223 @@
+//! Labelled tasks: pictures whose classes are known, and pictures that are classified.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use esvit_data::{DecodeLimits, Folder, FolderError, MaterialsTask, Source, SourceError};
+use esvit_kernels::rng::Rng;
+
+use crate::features::{self, Features, Preprocess};
+
+/// Purpose word of the numbers that choose pictures.
+const CHOICE_PURPOSE: u64 = 0xC401CE;
+/// One picture in so many is classified where a set has no pictures set aside for that.
+const HELD_OUT: usize = 5;
+
+/// Some pictures of a source with their classes.
+#[derive(Clone)]
+pub struct LabelledSet {
+    /// Where the pictures come from.
+    pub source: Arc<dyn Source>,
+    /// Indices into the source.
+    pub pictures: Vec<usize>,
+    /// For every class of the source its number in the task, where the two count differently.
+    classes: Option<Arc<[u32]>>,
+}
+
+/// Pictures to learn from and pictures that are classified.
+#[derive(Clone)]
+pub struct LabelledTask {
+    /// The pictures that vote, or that a classifier is fitted to.
+    pub train: LabelledSet,
+    /// The pictures that are classified.
+    pub queries: LabelledSet,
+    /// Names of the classes, in the order of their numbers. Query pictures of a class that is not
+    /// among them have higher numbers.
+    pub classes: Vec<String>,
+    /// What the task is, for people.
+    pub description: String,
+}
+
+/// Why there is no task.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// A folder cannot be read.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The built-in pictures cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A folder has no labels.
+    #[error(
+        "`{folder}` has no labels: its pictures do not lie in one folder a class\n\
+         hint: labels are read from `FOLDER/<class>/<picture>`"
+    )]
+    NoLabels {
+        /// The folder.
+        folder: String,
+    },
+    /// The two folders have no class in common.
+    #[error("`{train}` and `{queries}` have no class in common")]
+    Classes {
+        /// The folder whose pictures are learnt from.
+        train: String,
+        /// The folder whose pictures are classified.
+        queries: String,
+    },
+}
+
+impl LabelledTask {
+    /// The built-in task: crops from one part of each built-in picture are learnt from, crops from
+    /// another part, with other colours, are classified.
+    ///
+    /// # Errors
+    /// When the built-in pictures cannot be decoded.
+    pub fn materials() -> Result<Self, TaskError> {
+        let (train, queries) = MaterialsTask::new()?.into_sources();
+        Ok(Self {
+            classes: train.classes().to_vec(),
+            train: LabelledSet::all(Arc::new(train)),
+            queries: LabelledSet::all(Arc::new(queries)),
+            description: "built-in materials".into(),
+        })
+    }
+
+    /// A labelled folder whose pictures are learnt from and, if there is one, a second whose
+    /// pictures are classified; else every fifth picture of the first is set aside for that. At
+    /// most `max_pictures` of each are used, chosen at random.
+    ///
+    /// # Errors
+    /// When a folder cannot be read or has no labels, or the two share no class.
+    pub fn folders(
+        train: &Path,
+        queries: Option<&Path>,
+        limits: &DecodeLimits,
+        max_pictures: usize,
+    ) -> Result<Self, TaskError> {
+        let folder = open(train, limits)?;
+        let classes = folder.classes().to_vec();
+        let mut description = format!("`{}`", train.display());
+        let (mut train, mut queries) = match queries {
+            Some(path) => {
+                description.push_str(&format!(" and `{}`", path.display()));
+                let other = open(path, limits)?;
+                let numbers =
+                    same_classes(&classes, other.classes()).ok_or_else(|| TaskError::Classes {
+                        train: train.display().to_string(),
+                        queries: path.display().to_string(),
+                    })?;
+                let numbers = Some(numbers.into());
+                (
+                    LabelledSet::all(folder),
+                    LabelledSet { classes: numbers, ..LabelledSet::all(other) },
+                )
+            }
+            None => {
+                description.push_str(", every fifth picture set aside");
+                LabelledSet::all(folder).split(HELD_OUT)
+            }
+        };
+        train.limit(max_pictures);
+        queries.limit(max_pictures);
+        Ok(Self { train, queries, classes, description })
+    }
+
+    /// Number of pictures to learn from and of pictures that are classified.
+    pub fn pictures(&self) -> (usize, usize) {
+        (self.train.pictures.len(), self.queries.pictures.len())
+    }
+}
+
+fn open(path: &Path, limits: &DecodeLimits) -> Result<Arc<Folder>, TaskError> {
+    let folder = Folder::open(path, limits)?;
+    if folder.classes().is_empty() {
+        return Err(TaskError::NoLabels { folder: path.display().to_string() });
+    }
+    Ok(Arc::new(folder))
+}
+
+impl LabelledSet {
+    /// All pictures of a source.
+    pub fn all(source: Arc<dyn Source>) -> Self {
+        Self { pictures: (0..source.len()).collect(), source, classes: None }
+    }
+
+    /// The task's number of the class of picture `index` of the source.
+    pub fn label(&self, index: usize) -> u32 {
+        let own = self.source.label(index).unwrap_or(0);
+        self.classes.as_ref().map_or(own, |classes| classes[own as usize])
+    }
+
+    /// The set without every `one_in`th of its pictures, in an order that looks random and is
+    /// always the same, and those pictures.
+    #[must_use]
+    pub fn split(&self, one_in: usize) -> (Self, Self) {
+        let (mut rest, mut aside) = (Vec::new(), Vec::new());
+        for (place, chosen) in shuffled(self.pictures.len()).into_iter().enumerate() {
+            let side = if place % one_in == 0 { &mut aside } else { &mut rest };
+            side.push(self.pictures[chosen]);
+        }
+        (Self { pictures: rest, ..self.clone() }, Self { pictures: aside, ..self.clone() })
+    }
+
+    /// Keeps at most `count` pictures, chosen at random.
+    pub fn limit(&mut self, count: usize) {
+        if self.pictures.len() > count {
+            let order = shuffled(self.pictures.len());
+            self.pictures = order[..count].iter().map(|&place| self.pictures[place]).collect();
+        }
+    }
+
+    /// Features of all pictures with the task's labels; see [`features::extract`].
+    pub fn features(
+        &self,
+        preprocess: &Preprocess,
+        forward: impl FnMut(Vec<f32>, usize) -> Vec<f32>,
+        done: impl FnMut(usize),
+    ) -> Features {
+        let mut features =
+            features::extract(&*self.source, &self.pictures, preprocess, forward, done);
+        features.rows.labels = features.pictures.iter().map(|&index| self.label(index)).collect();
+        features
+    }
+}
+
+/// The numbers up to `len` in an order that is the same every time.
+fn shuffled(len: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..len).collect();
+    Rng::for_purpose(0, CHOICE_PURPOSE, [0; 3]).shuffle(&mut order);
+    order
+}
+
+/// For every class of `other` its number in `known`; classes that are not known get numbers that
+/// no known class has. None when no class is known.
+fn same_classes(known: &[String], other: &[String]) -> Option<Vec<u32>> {
+    let numbers: HashMap<&str, u32> =
+        known.iter().zip(0..).map(|(name, number)| (name.as_str(), number)).collect();
+    if !other.iter().any(|name| numbers.contains_key(name.as_str())) {
+        return None;
+    }
+    let unknown = known.len() as u32..;
+    Some(
+        other
+            .iter()
+            .zip(unknown)
+            .map(|(name, unknown)| numbers.get(name.as_str()).copied().unwrap_or(unknown))
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_matched_by_name() {
+        let names = |names: &[&str]| names.iter().map(|s| s.to_string()).collect::<Vec<_>>();
+        let known = names(&["ape", "bee", "cat"]);
+        let numbers = same_classes(&known, &names(&["bee", "cat", "dog"])).unwrap();
+        assert_eq!(numbers, [1, 2, 5]);
+        assert_eq!(same_classes(&known, &names(&["dog"])), None);
+    }
+}

@@ -1,0 +1,107 @@
+//! Options that several commands share: which backbone, and which labelled pictures.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use esvit_data::DecodeLimits;
+use esvit_eval::backbone::Backbone;
+use esvit_eval::labelled::LabelledTask;
+use esvit_eval::record::{self, Record};
+use esvit_nn::SwinConfig;
+use esvit_train::Config;
+use serde::Serialize;
+
+use super::output::Output;
+use super::weights_report;
+
+/// Which network of a file, and what shape it has.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct NetworkChoice {
+    /// Which network of the file, such as `student`; without it the teacher, or the only one.
+    #[arg(long, value_name = "NAME", alias = "checkpoint_key")]
+    key: Option<String>,
+    /// Architecture to read the file as; without it the file's own. Tables of relative positions
+    /// are resized where its windows are others.
+    #[arg(long, value_name = "NAME")]
+    arch: Option<String>,
+}
+
+impl NetworkChoice {
+    /// Name of the network in the file, if one is asked for.
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// The shape that is asked for.
+    pub(super) fn shape(&self) -> Result<Option<SwinConfig>> {
+        let Some(name) = &self.arch else { return Ok(None) };
+        let layer = esvit_train::config_text::parse_override(&format!("model.arch={name}"))?;
+        Ok(Some(Config::resolve(vec![layer])?.model.swin()))
+    }
+
+    /// The backbone in a file; what is worth knowing of its tensors is told.
+    pub(super) fn open(&self, path: &Path, output: &Output) -> Result<Backbone> {
+        let backbone = Backbone::open(path, self.key(), self.shape()?.as_ref())?;
+        weights_report::tell(path, &backbone, output);
+        Ok(backbone)
+    }
+}
+
+/// A backbone in a file.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct BackboneChoice {
+    /// A checkpoint of a run, or a file of weights.
+    #[arg(long, value_name = "FILE", alias = "pretrained_weights")]
+    pub(super) checkpoint: PathBuf,
+    #[command(flatten)]
+    pub(super) network: NetworkChoice,
+}
+
+impl BackboneChoice {
+    /// The backbone; what is worth knowing of its tensors is told.
+    pub(super) fn open(&self, output: &Output) -> Result<Backbone> {
+        self.network.open(&self.checkpoint, output)
+    }
+
+    /// Writes what an evaluation found into the folder of the run that the checkpoint belongs to,
+    /// if it belongs to one, where `esvit report` reads it.
+    pub(super) fn keep(
+        &self,
+        backbone: &Backbone,
+        evaluation: &str,
+        task: &str,
+        results: &impl Serialize,
+        output: &Output,
+    ) -> Result<()> {
+        let Some(run) = record::run_of(&self.checkpoint) else { return Ok(()) };
+        let kept = record::append(
+            &run,
+            &Record::new(evaluation, task, backbone, &self.checkpoint, results)?,
+        )?;
+        output.note(format!("kept in `{}`", kept.display()));
+        Ok(())
+    }
+}
+
+/// Labelled pictures.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct TaskChoice {
+    /// Labelled folder to learn from (`FOLDER/<class>/<picture>`); without it the built-in task is
+    /// measured.
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) train: Option<PathBuf>,
+    /// Labelled folder whose pictures are classified; without it every fifth of the others.
+    #[arg(long, value_name = "FOLDER", requires = "train")]
+    pub(super) val: Option<PathBuf>,
+}
+
+impl TaskChoice {
+    /// The task.
+    pub(super) fn open(&self) -> Result<LabelledTask> {
+        let limits = DecodeLimits::default();
+        Ok(match &self.train {
+            Some(train) => LabelledTask::folders(train, self.val.as_deref(), &limits, usize::MAX)?,
+            None => LabelledTask::materials()?,
+        })
+    }
+}

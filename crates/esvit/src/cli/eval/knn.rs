@@ -1,0 +1,108 @@
+//! `esvit eval knn`.
+
+use std::fmt::Write;
+
+use anyhow::{Result, bail};
+use esvit_eval::backbone::Backbone;
+use esvit_eval::knn::{self, Accuracy, Measured, NEIGHBOURS, TEMPERATURE};
+use esvit_eval::labelled::LabelledTask;
+use serde::Serialize;
+
+use crate::cli::Done;
+use crate::cli::choice::{BackboneChoice, TaskChoice};
+use crate::cli::output::Output;
+
+/// k-NN evaluation.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Knn {
+    #[command(flatten)]
+    backbone: BackboneChoice,
+    #[command(flatten)]
+    task: TaskChoice,
+    /// Numbers of neighbours.
+    #[arg(long, value_name = "K", num_args = 1.., alias = "nb_knn", default_values_t = NEIGHBOURS)]
+    k: Vec<usize>,
+    /// Temperature of the votes.
+    #[arg(long, default_value_t = TEMPERATURE)]
+    temperature: f64,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Accuracies of one kind of feature.
+#[derive(Debug, Serialize)]
+pub(in crate::cli) struct Row {
+    features: &'static str,
+    accuracies: Vec<Accuracy>,
+}
+
+impl Knn {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        if self.k.contains(&0) {
+            bail!("`--k` is 0, at least one neighbour must vote");
+        }
+        let task = self.task.open()?;
+        let backbone = self.backbone.open(output)?;
+        let rows = compare(&backbone, &task, &self.k, self.temperature, output)?;
+        let (train, queries) = task.pictures();
+        let answer = serde_json::json!({
+            "task": task.description,
+            "train_pictures": train,
+            "query_pictures": queries,
+            "temperature": self.temperature,
+            "results": rows,
+        });
+        if self.json {
+            output.json(&answer)?;
+        } else {
+            output.result(table(&rows, &task))?;
+        }
+        self.backbone.keep(&backbone, "knn", &task.description, &answer, output)?;
+        Ok(Done::Well)
+    }
+}
+
+/// Accuracies of a trained backbone, of the same network untrained and of raw pixels.
+pub(in crate::cli) fn compare(
+    trained: &Backbone,
+    task: &LabelledTask,
+    ks: &[usize],
+    temperature: f64,
+    output: &Output,
+) -> Result<Vec<Row>> {
+    let untrained = trained.untrained();
+    let preprocess = &trained.preprocess;
+    let measure = |backbone: &Backbone| {
+        let network = (&backbone.swin, &backbone.params);
+        knn::accuracy(task, network, preprocess, ks, temperature, |_| ())
+    };
+    let measured = measure(trained)?;
+    output.left_out(&measured.left_out);
+    let row = |features, measured: Measured| Row { features, accuracies: measured.accuracies };
+    Ok(vec![
+        row("raw pixels", knn::pixel_accuracy(task, preprocess, ks, temperature)?),
+        row("untrained", measure(&untrained)?),
+        row("trained", measured),
+    ])
+}
+
+/// The accuracies as a table for people.
+pub(in crate::cli) fn table(rows: &[Row], task: &LabelledTask) -> String {
+    let (train, queries) = task.pictures();
+    let mut text = format!(
+        "k-NN on {}: {queries} pictures classified by {train}\n{:12}",
+        task.description, "features"
+    );
+    let accuracies = rows.first().map(|row| row.accuracies.as_slice()).unwrap_or_default();
+    for accuracy in accuracies {
+        let _ = write!(text, "{:>18}", format!("k={} top-1/top-5", accuracy.k));
+    }
+    for row in rows {
+        let _ = write!(text, "\n{:12}", row.features);
+        for accuracy in &row.accuracies {
+            let _ = write!(text, "{:>18}", format!("{:.1} / {:.1}", accuracy.top1, accuracy.top5));
+        }
+    }
+    text
+}
