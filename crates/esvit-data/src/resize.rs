@@ -75,33 +75,51 @@ impl EvalTransform {
         if crop == 0 {
             return Err(empty);
         }
-        let shorter = u64::from(self.resize.max(crop));
+        // Only the square is computed. The filter still reads its neighbours, so this equals
+        // resizing everything, which for a picture of 1 x 5000 would be a million pixels high.
+        let part = self.square(width, height);
+        let whole = view(picture).ok_or(PictureError::Empty { width, height })?;
+        resample(&whole, part, crop, crop, self.interpolation).ok_or(empty)
+    }
+
+    /// The part `[left, top, width, height]` of a picture of `width` x `height` pixels, at least
+    /// one each, that becomes the square.
+    pub fn square(&self, width: u32, height: u32) -> [f64; 4] {
+        let shorter = u64::from(self.resize.max(self.crop));
         // torchvision truncates the longer side.
         let scaled = |side: u32, other: u32| match side <= other {
             true => shorter,
             false => shorter * u64::from(side) / u64::from(other),
         };
         let (wide, high) = (scaled(width, height), scaled(height, width));
-        let offset = |side: u64| ((side - u64::from(crop)) as f64 / 2.0).round_ties_even();
-        // Only the square is computed. The filter still reads its neighbours, so this equals
-        // resizing everything, which for a picture of 1 x 5000 would be a million pixels high.
+        let offset = |side: u64| ((side - u64::from(self.crop)) as f64 / 2.0).round_ties_even();
         let (fx, fy) = (f64::from(width) / wide as f64, f64::from(height) / high as f64);
-        let crop_side = f64::from(crop);
-        let part = [
+        let crop_side = f64::from(self.crop);
+        [
             offset(wide) * fx,
             offset(high) * fy,
             (crop_side * fx).min(f64::from(width)),
             (crop_side * fy).min(f64::from(height)),
-        ];
-        let whole = view(picture).ok_or(PictureError::Empty { width, height })?;
-        resample(&whole, part, crop, crop, self.interpolation).ok_or(empty)
+        ]
     }
+}
+
+/// The whole picture as `width` x `height` pixels, whatever its aspect.
+pub fn resized(
+    picture: &Picture,
+    width: u32,
+    height: u32,
+    interpolation: Interpolation,
+) -> Result<Picture, PictureError> {
+    let empty = PictureError::Empty { width, height };
+    let all = [0.0, 0.0, f64::from(picture.width()), f64::from(picture.height())];
+    let whole = view(picture).ok_or(PictureError::Empty { width, height })?;
+    resample(&whole, all, width, height, interpolation).ok_or(empty)
 }
 
 /// Any size, for the contact sheet.
 pub(crate) fn resize_to(picture: &Picture, width: u32, height: u32) -> Option<Picture> {
-    let all = [0.0, 0.0, f64::from(picture.width()), f64::from(picture.height())];
-    resample(&view(picture)?, all, width, height, Interpolation::Bicubic)
+    resized(picture, width, height, Interpolation::Bicubic).ok()
 }
 
 fn view(picture: &Picture) -> Option<ImageRef<'_>> {

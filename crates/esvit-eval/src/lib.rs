@@ -1,5 +1,6 @@
 //! Measuring what a backbone has learnt.
 
+pub mod attention;
 pub mod backbone;
 pub mod bench;
 pub mod correspondence;

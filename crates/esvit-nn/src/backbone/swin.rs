@@ -5,6 +5,7 @@
 //! the window is padded after the norm and the padding takes part in attention unmasked; and window and shift of every stage are fixed
 //! by the configured picture size, whatever the size of the input.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -328,20 +329,39 @@ impl Swin {
         images: Tensor<4>,
         block: usize,
     ) -> Option<(Tensor<4>, Arc<WindowMap>)> {
+        let mut found = None;
+        self.attentions(params, images, block..block.saturating_add(1), |_, weights, windows| {
+            found = Some((weights, windows));
+        });
+        found
+    }
+
+    /// Shows `observe` the attention weights of each of `blocks` and their windows, as
+    /// [`Swin::attention`] gives them, with the block's index. Later blocks are not computed.
+    pub fn attentions(
+        &self,
+        params: &Params,
+        images: Tensor<4>,
+        blocks: Range<usize>,
+        mut observe: impl FnMut(usize, Tensor<4>, Arc<WindowMap>),
+    ) {
         let pass = Pass::eval();
         let mut maps = self.embed(params, vec![images], &pass);
         for stage in &self.stages {
-            for candidate in &stage.blocks {
-                if candidate.index == block {
-                    return Some(candidate.attention_weights(params, &maps, &self.windows));
+            for block in &stage.blocks {
+                if blocks.contains(&block.index) {
+                    let (weights, windows) = block.attention_weights(params, &maps, &self.windows);
+                    observe(block.index, weights, windows);
                 }
-                maps = candidate.forward(params, maps, &self.windows, &pass);
+                if block.index + 1 >= blocks.end {
+                    return;
+                }
+                maps = block.forward(params, maps, &self.windows, &pass);
             }
             if let Some(downsample) = &stage.downsample {
                 maps = downsample.forward(params, maps, &pass);
             }
         }
-        None
     }
 
     /// The last stage's maps; `observe` is shown the index and output of every block.

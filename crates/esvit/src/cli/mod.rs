@@ -1,5 +1,6 @@
 //! The command line.
 
+mod attend;
 mod bench;
 mod choice;
 mod data;
@@ -53,6 +54,8 @@ enum Command {
     /// Measures what a backbone has learnt.
     #[command(subcommand)]
     Eval(eval::Eval),
+    /// Draws where a picture's pixel looks: the attention of every head of a block.
+    Attend(attend::Attend),
     /// Writes the features of a folder of pictures to a file.
     Embed(embed::Embed),
     /// Writes a backbone for other programs: timm, torchvision, transformers, ONNX, EsViT.
@@ -96,6 +99,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Pretrain(command) => command.run(&output),
         Command::Resume(command) => command.run(&output),
         Command::Eval(command) => command.run(&output),
+        Command::Attend(command) => command.run(&output),
         Command::Embed(command) => command.run(&output),
         Command::Export(command) => command.run(&output),
         Command::Diff(command) => command.run(&output),

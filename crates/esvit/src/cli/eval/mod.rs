@@ -1,5 +1,6 @@
 //! `esvit eval`.
 
+mod attention;
 mod efficiency;
 pub(super) mod knn;
 
@@ -18,6 +19,8 @@ pub(super) enum Eval {
     /// Parameters, speed and memory of backbones with and without the region task, each step in a
     /// process of its own.
     Efficiency(efficiency::Efficiency),
+    /// Entropy of attention, head by head, and how much heads differ.
+    Attention(attention::Attention),
 }
 
 impl Eval {
@@ -25,6 +28,7 @@ impl Eval {
         match self {
             Self::Knn(command) => command.run(output),
             Self::Efficiency(command) => command.run(output),
+            Self::Attention(command) => command.run(output),
         }
     }
 }

@@ -1,0 +1,85 @@
+//! The words beside the picture: what is shown and what its marks mean.
+
+use super::super::ramp::{blue, hex};
+use super::super::{Attended, QueryAttention};
+use super::Figure;
+use crate::draw::{Anchor, Drawing, color};
+
+/// Height of a line.
+const LINE: f64 = 21.0;
+/// Width that the words need.
+pub(super) const WIDTH: f64 = 470.0;
+/// Height of all lines.
+pub(super) const HEIGHT: f64 = 6.0 * LINE;
+
+/// What is shown and what its marks mean.
+pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64; 2]) {
+    let QueryAttention { place, map, cell, query, window, shift, .. } = figure.attention;
+    let title = match figure.attention.attended.first() {
+        Some(Attended { head: None, .. }) => {
+            format!("Attention rollout over blocks 0 to {}", place.block)
+        }
+        _ => format!(
+            "Attention of block {} (stage {}, block {})",
+            place.block, place.stage, place.block_in_stage
+        ),
+    };
+    drawing.text([left, top + 15.0], &title, 16.0, color::INK, Anchor::Start);
+    let shifted = if *shift > 0 { format!(", shifted by {shift}") } else { String::new() };
+    let facts = format!(
+        "{} × {} cells of {cell} × {cell} pixels in windows of {window} × {window}{shifted}",
+        map[0], map[1]
+    );
+    drawing.text([left, top + 15.0 + LINE], &facts, 11.0, color::FAINT, Anchor::Start);
+
+    let entry = |line: usize| top + 17.0 + LINE * line as f64;
+    let words = |drawing: &mut Drawing, line: usize, text: &str| {
+        drawing.text([left + 26.0, entry(line) + 4.0], text, 11.0, color::INK, Anchor::Start);
+    };
+    let swatch = |line: usize| [left, entry(line) - 6.0, 18.0, 12.0];
+
+    let padding = match figure.attention.padding_keys {
+        0 => String::new(),
+        keys => format!(" and {keys} padding tokens"),
+    };
+    let sees = format!(
+        "query at row {}, column {}; sees {} of {} cells{padding}",
+        query[0],
+        query[1],
+        figure.attention.visible_cells(),
+        map[0] * map[1]
+    );
+    drawing.dot([left + 9.0, entry(2)], 5.0, color::QUERY);
+    words(drawing, 2, &sees);
+
+    let [x, y, width, height] = swatch(3);
+    for step in 0..18 {
+        let value = (f64::from(step) + 0.5) / 18.0;
+        let part = [x + f64::from(step) * width / 18.0, y, width / 18.0 + 0.2, height];
+        drawing.rect(part, &hex(blue(value)), 1.0);
+    }
+    words(drawing, 3, "weight, from 0 to the largest of the head");
+
+    drawing.rect(swatch(4), "#ff0000", 0.5);
+    let share = format!("{:.4}", 100.0 * figure.attention.mass);
+    let share = share.trim_end_matches('0').trim_end_matches('.');
+    let words_of_mask = match figure.attention.padding_keys {
+        0 => format!("smallest set of cells with {share} % of the attention"),
+        _ => format!("smallest set of cells with {share} % of the attention on the picture"),
+    };
+    words(drawing, 4, &words_of_mask);
+
+    if figure.attention.visible_cells() < figure.attention.visible.len() {
+        let [x, y, width, height] = swatch(5);
+        // The hatch is as wide as in a panel.
+        drawing.element(format_args!(
+            "<g transform=\"translate({x:.2} {y:.2}) scale({0:.6})\"><rect width=\"{1:.3}\" \
+             height=\"{2:.3}\" fill=\"url(#hatch-{3})\"/></g>",
+            figure.scale,
+            width / figure.scale,
+            height / figure.scale,
+            figure.suffix
+        ));
+        words(drawing, 5, "not seen by the query (dark in pictures)");
+    }
+}

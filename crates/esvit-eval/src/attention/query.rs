@@ -1,0 +1,312 @@
+//! The attention of one query as maps over the tokens of its block.
+
+use burn::tensor::Tensor;
+use esvit_kernels::pool;
+use esvit_nn::ops::WindowMap;
+use esvit_nn::params::tensor;
+use esvit_nn::weights::to_vec;
+use esvit_nn::{Params, Swin};
+
+use super::measure::{entropy, smallest_set};
+use super::{AttentionError, BlockPlace, Shown};
+
+/// What one query attends to.
+#[derive(Debug, Clone)]
+pub struct QueryAttention {
+    /// The block.
+    pub place: BlockPlace,
+    /// Height and width of the block's map in tokens ("cells").
+    pub map: [usize; 2],
+    /// Side of a cell in pixels of the shown picture. The last row and column may stick out of it.
+    pub cell: usize,
+    /// Row and column of the query's cell.
+    pub query: [usize; 2],
+    /// Side of a window in tokens.
+    pub window: usize,
+    /// By how many tokens the windows are shifted.
+    pub shift: usize,
+    /// For every cell whether the query can see it.
+    pub visible: Vec<bool>,
+    /// Padding tokens that the query can see.
+    pub padding_keys: usize,
+    /// The share of the attention that masks hold.
+    pub mass: f64,
+    /// One a head, by entropy, largest first; a single one for a rollout.
+    pub attended: Vec<Attended>,
+}
+
+/// Where the attention of one head, or of a rollout, lies.
+#[derive(Debug, Clone)]
+pub struct Attended {
+    /// Number of the head; none for a rollout.
+    pub head: Option<usize>,
+    /// Weight of every cell of the map, row by row; 0 outside the query's window.
+    pub weights: Vec<f32>,
+    /// Attention that goes to padding. With the weights it adds up to 1.
+    pub padding_mass: f64,
+    /// Entropy over all keys, padding among them, in bits.
+    pub entropy: f64,
+    /// The smallest set of cells that holds the share of the attention on the picture.
+    pub mask: Vec<usize>,
+}
+
+impl Attended {
+    /// From the weights of the cells and of the padding.
+    pub(super) fn new(head: Option<usize>, weights: Vec<f32>, padding: &[f32], mass: f64) -> Self {
+        Self {
+            head,
+            padding_mass: padding.iter().map(|&weight| f64::from(weight)).sum(),
+            entropy: entropy(&weights) + entropy(padding),
+            mask: smallest_set(&weights, mass),
+            weights,
+        }
+    }
+
+    /// The largest weight of a cell.
+    pub fn largest(&self) -> f32 {
+        self.weights.iter().copied().fold(0.0, f32::max)
+    }
+}
+
+impl QueryAttention {
+    /// Cells that the query can see.
+    pub fn visible_cells(&self) -> usize {
+        self.visible.iter().filter(|&&visible| visible).count()
+    }
+
+    /// The largest entropy that attention to the visible keys can have, in bits.
+    pub fn largest_entropy(&self) -> f64 {
+        ((self.visible_cells() + self.padding_keys) as f64).log2()
+    }
+
+    /// Keeps some heads, in the order they have.
+    ///
+    /// # Errors
+    /// When there is no such head.
+    pub fn keep_heads(&mut self, heads: &[usize]) -> Result<(), AttentionError> {
+        let last = self.attended.len() - 1;
+        if let Some(&head) = heads.iter().find(|&&head| head > last) {
+            return Err(AttentionError::Head { head, last });
+        }
+        self.attended.retain(|row| row.head.is_some_and(|head| heads.contains(&head)));
+        Ok(())
+    }
+}
+
+/// The attention of the cell at `query` (`[x, y]` in pixels of what is shown) in a block counted
+/// over all stages; masks hold the share `mass` of it.
+///
+/// # Errors
+/// When there is no such block, or the share is none.
+pub fn of_query(
+    swin: &Swin,
+    params: &Params,
+    shown: &Shown,
+    query: [f64; 2],
+    block: usize,
+    mass: f64,
+) -> Result<QueryAttention, AttentionError> {
+    let place = BlockPlace::of(swin.config(), block)?;
+    check_mass(mass)?;
+    let images = images(shown, params);
+    let (weights, windows) = pool::run(|| {
+        let (weights, windows) =
+            swin.attention(params, images, block).expect("a block that exists");
+        let dims = weights.dims();
+        ((to_vec(&weights), dims), windows)
+    });
+    let (weights, [_, heads, side, _]) = weights;
+
+    let (token, mut attention) = empty(swin, place, windows.map, query, mass);
+    let slot = windows.token_slot[token] as usize;
+    let (window, row) = (slot / side, slot % side);
+    let keys = visible_keys(&windows, slot);
+    let tokens = &windows.slot_token[window * side..][..side];
+    let is_cell = |key: usize| (tokens[key] as usize) < windows.tokens();
+    for key in (0..side).filter(|&key| keys[key]) {
+        match is_cell(key) {
+            true => attention.visible[tokens[key] as usize] = true,
+            false => attention.padding_keys += 1,
+        }
+    }
+    for head in 0..heads {
+        let row = &weights[((window * heads + head) * side + row) * side..][..side];
+        let mut cells = vec![0.0; windows.tokens()];
+        let mut padding = Vec::new();
+        for (key, &weight) in row.iter().enumerate() {
+            match is_cell(key) {
+                true => cells[tokens[key] as usize] = weight,
+                false => padding.push(weight),
+            }
+        }
+        attention.attended.push(Attended::new(Some(head), cells, &padding, mass));
+    }
+    attention.attended.sort_by(|a, b| b.entropy.total_cmp(&a.entropy));
+    Ok(QueryAttention { window: windows.window, shift: windows.shift, ..attention })
+}
+
+pub(super) fn check_mass(mass: f64) -> Result<(), AttentionError> {
+    let is_share = mass > 0.0 && mass <= 1.0;
+    if is_share { Ok(()) } else { Err(AttentionError::Mass { mass }) }
+}
+
+/// What is shown as a batch of one.
+pub(super) fn images(shown: &Shown, params: &Params) -> Tensor<4> {
+    let [height, width] = shown.size();
+    let device = params.values()[0].device();
+    tensor(shown.pixels.clone(), [1, 3, height, width], &device)
+}
+
+/// The query's token, and its attention before anything is known of it.
+pub(super) fn empty(
+    swin: &Swin,
+    place: BlockPlace,
+    map: [usize; 2],
+    [x, y]: [f64; 2],
+    mass: f64,
+) -> (usize, QueryAttention) {
+    let cell = swin.config().patch_size << place.stage;
+    let at = |position: f64, cells: usize| ((position / cell as f64) as usize).min(cells - 1);
+    let query = [at(y, map[0]), at(x, map[1])];
+    let attention = QueryAttention {
+        place,
+        map,
+        cell,
+        query,
+        window: 0,
+        shift: 0,
+        visible: vec![false; map[0] * map[1]],
+        padding_keys: 0,
+        mass,
+        attended: Vec::new(),
+    };
+    (query[0] * map[1] + query[1], attention)
+}
+
+/// For every key of a slot's window whether the slot sees it.
+pub(super) fn visible_keys(windows: &WindowMap, slot: usize) -> Vec<bool> {
+    let side = windows.window_tokens();
+    match &windows.mask {
+        Some(mask) => mask[slot * side..][..side].iter().map(|&added| added == 0.0).collect(),
+        None => vec![true; side],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::{Framing, MASS};
+    use super::*;
+    use crate::backbone::network;
+    use crate::features::Preprocess;
+    use burn::tensor::Device;
+    use esvit_data::{Picture, ViewsConfig};
+    use esvit_nn::SwinConfig;
+
+    /// Two stages of two blocks for pictures of 32 pixels: maps of 8 and 4 in windows of 4.
+    fn untrained() -> (Swin, Params) {
+        let config = SwinConfig {
+            img_size: 32,
+            patch_size: 4,
+            embed_dim: 16,
+            depths: vec![2, 2],
+            num_heads: vec![2, 4],
+            window_size: 4,
+            mlp_ratio: 2.0,
+            norm_eps: 1e-6,
+        };
+        let (swin, specs) = network(&config);
+        let params = Params::init(&specs, 3, &Device::flex());
+        (swin, params)
+    }
+
+    /// The whole of a picture of 44 x 26 pixels, as 44 x 28: a map of 7 x 11 cells.
+    fn oblong() -> Shown {
+        let pixels = (0..44u32 * 26 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
+        let picture = Picture::new(44, 26, pixels.collect()).unwrap();
+        let preprocess = Preprocess::new(32, 0, &ViewsConfig::default());
+        Shown::new(&picture, &preprocess, Framing::Whole, 26, 4).unwrap()
+    }
+
+    fn attention(query: [f64; 2], block: usize) -> QueryAttention {
+        let (swin, params) = untrained();
+        of_query(&swin, &params, &oblong(), query, block, MASS).unwrap()
+    }
+
+    /// Rows and columns of the visible cells.
+    fn visible(attention: &QueryAttention) -> [BTreeSet<usize>; 2] {
+        let width = attention.map[1];
+        let cells = || (0..attention.visible.len()).filter(|&cell| attention.visible[cell]);
+        [cells().map(|cell| cell / width).collect(), cells().map(|cell| cell % width).collect()]
+    }
+
+    #[test]
+    fn every_query_of_a_padded_oblong_map_spends_all_its_attention() {
+        for (block, heads) in [(0, 2), (1, 2), (2, 4), (3, 4)] {
+            for query in [[0.0, 0.0], [43.0, 0.0], [20.0, 14.0], [43.0, 27.0]] {
+                let attention = attention(query, block);
+                assert_eq!(attention.attended.len(), heads);
+                let [row, column] = attention.query;
+                assert!(attention.visible[row * attention.map[1] + column]);
+                for head in &attention.attended {
+                    let on_cells: f32 = head.weights.iter().sum();
+                    let all = f64::from(on_cells) + head.padding_mass;
+                    assert!((all - 1.0).abs() < 1e-5, "{all}");
+                    assert_eq!(head.padding_mass > 0.0, attention.padding_keys > 0);
+                    for (&weight, &visible) in head.weights.iter().zip(&attention.visible) {
+                        assert_eq!(weight > 1e-12, visible);
+                    }
+                    assert!(head.entropy <= attention.largest_entropy() + 1e-4);
+                }
+                let entropies: Vec<f64> = attention.attended.iter().map(|h| h.entropy).collect();
+                assert!(entropies.is_sorted_by(|a, b| a >= b), "{entropies:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_query_sees_its_window_without_what_a_shift_brought_there() {
+        let range = |from: usize, to: usize| (from..to).collect::<BTreeSet<_>>();
+        // Without a shift: the second window across, whose last row is padding.
+        let plain = attention([20.0, 2.0], 0);
+        assert_eq!((plain.map, plain.cell, plain.shift), ([7, 11], 4, 0));
+        assert_eq!(plain.query, [0, 5]);
+        assert_eq!(visible(&plain), [range(0, 4), range(4, 8)]);
+        assert_eq!(plain.padding_keys, 0);
+        let corner = attention([43.0, 27.0], 0);
+        assert_eq!(visible(&corner), [range(4, 7), range(8, 11)]);
+        assert_eq!(corner.padding_keys, 16 - 9);
+        // Shifted by 2: the first two rows see each other only, and columns 2 to 5.
+        let shifted = attention([20.0, 2.0], 1);
+        assert_eq!(shifted.shift, 2);
+        assert_eq!(visible(&shifted), [range(0, 2), range(2, 6)]);
+        assert_eq!((shifted.visible_cells(), shifted.padding_keys), (8, 0));
+    }
+
+    #[test]
+    fn later_maps_have_larger_cells() {
+        let last = attention([43.0, 27.0], 3);
+        // 7 x 11 merged by two, in pixels 32 x 48: it sticks out of the picture.
+        assert_eq!((last.map, last.cell, last.query), ([4, 6], 8, [3, 5]));
+        let place = BlockPlace { block: 3, stage: 1, block_in_stage: 1 };
+        assert_eq!(last.place, place);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        let (swin, params) = untrained();
+        let of = |block, mass| of_query(&swin, &params, &oblong(), [1.0, 1.0], block, mass);
+        assert_eq!(
+            of(4, 0.6).unwrap_err().to_string(),
+            "there is no block 4: the network's blocks are 0 to 3"
+        );
+        for mass in [0.0, -1.0, 1.1, f64::NAN] {
+            assert!(matches!(of(0, mass), Err(AttentionError::Mass { .. })));
+        }
+        let mut attention = of(3, 0.6).unwrap();
+        assert!(matches!(attention.keep_heads(&[0, 4]), Err(AttentionError::Head { last: 3, .. })));
+        attention.keep_heads(&[3, 1]).unwrap();
+        assert_eq!(attention.attended.len(), 2);
+    }
+}

@@ -1,0 +1,154 @@
+//! Attention rollout (Abnar & Zuidema, 2020): attention followed through all blocks.
+
+use esvit_kernels::pool;
+use esvit_nn::weights::to_vec;
+use esvit_nn::{Params, Swin};
+
+use super::query::{check_mass, empty, images};
+use super::{Attended, AttentionError, BlockPlace, QueryAttention, Shown};
+
+/// What reaches the cell at `query` (`[x, y]` in pixels of what is shown) after `block` from every
+/// cell of the first map: the query's row of the product over blocks of `A / 2 + I / 2`, with `A`
+/// the mean of the block's heads and `I` for the residual path.
+///
+/// It is defined where all blocks see the same tokens: for one stage whose windows hold the whole
+/// map, as in a ViT.
+///
+/// # Errors
+/// When it is not defined for the network and the shown size, there is no such block, or the share
+/// is none.
+pub fn rollout(
+    swin: &Swin,
+    params: &Params,
+    shown: &Shown,
+    query: [f64; 2],
+    block: usize,
+    mass: f64,
+) -> Result<QueryAttention, AttentionError> {
+    let place = BlockPlace::of(swin.config(), block)?;
+    check_mass(mass)?;
+    let refuse = |reason: String| Err(AttentionError::Rollout { reason });
+    let stages = swin.config().stages();
+    if stages > 1 {
+        return refuse(format!(
+            "this network has {stages} stages, and every merging of patches makes other tokens"
+        ));
+    }
+    let patch = swin.config().patch_size;
+    let [height, width] = shown.size().map(|side| side / patch);
+    let window = swin.config().windows()[0];
+    if [height, width] != [window, window] {
+        return refuse(format!(
+            "a map of {height} x {width} tokens is not one window of {window} x {window}"
+        ));
+    }
+
+    let images = images(shown, params);
+    let blocks = pool::run(|| {
+        let mut blocks = Vec::new();
+        swin.attentions(params, images, 0..block + 1, |_, weights, _| {
+            blocks.push(to_vec(&weights));
+        });
+        blocks
+    });
+    let (token, mut attention) = empty(swin, place, [height, width], query, mass);
+    let tokens = height * width;
+    let mut row = vec![0.0; tokens];
+    row[token] = 1.0;
+    for weights in blocks.iter().rev() {
+        row = through(&row, weights, swin.config().num_heads[0]);
+    }
+    let weights = row.iter().map(|&weight| weight as f32).collect();
+    attention.visible.fill(true);
+    attention.attended.push(Attended::new(None, weights, &[], mass));
+    Ok(QueryAttention { window, ..attention })
+}
+
+/// `row (A / 2 + I / 2)`, `A` the mean over heads of `weights [heads, tokens, tokens]`.
+fn through(row: &[f64], weights: &[f32], heads: usize) -> Vec<f64> {
+    let tokens = row.len();
+    let mut result: Vec<f64> = row.iter().map(|&weight| 0.5 * weight).collect();
+    for head in weights.chunks_exact(tokens * tokens) {
+        for (&weight, keys) in row.iter().zip(head.chunks_exact(tokens)) {
+            let share = 0.5 * weight / heads as f64;
+            result.iter_mut().zip(keys).for_each(|(sum, &key)| *sum += share * f64::from(key));
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Framing;
+    use super::*;
+    use crate::backbone::network;
+    use crate::features::Preprocess;
+    use burn::tensor::Device;
+    use esvit_data::{Picture, ViewsConfig};
+    use esvit_nn::SwinConfig;
+
+    fn shown(size: usize) -> Shown {
+        let pixels = (0..32u32 * 32 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
+        let picture = Picture::new(32, 32, pixels.collect()).unwrap();
+        let preprocess = Preprocess::new(32, 32, &ViewsConfig::default());
+        Shown::new(&picture, &preprocess, Framing::Centre, size, 8).unwrap()
+    }
+
+    fn untrained(depths: &[usize], window: usize) -> (Swin, Params) {
+        let config = SwinConfig {
+            img_size: 32,
+            patch_size: 8,
+            embed_dim: 16,
+            depths: depths.to_vec(),
+            num_heads: vec![4; depths.len()],
+            window_size: window,
+            mlp_ratio: 2.0,
+            norm_eps: 1e-6,
+        };
+        let (swin, specs) = network(&config);
+        let params = Params::init(&specs, 3, &Device::flex());
+        (swin, params)
+    }
+
+    /// Two tokens, one head, by hand.
+    #[test]
+    fn one_block_by_hand() {
+        let weights = [0.5, 0.5, 0.25, 0.75];
+        assert_eq!(through(&[1.0, 0.0], &weights, 1), [0.75, 0.25]);
+        assert_eq!(through(&[0.5, 0.5], &weights, 1), [0.4375, 0.5625]);
+        // Two heads are averaged.
+        let two = [weights, [0.0, 1.0, 1.0, 0.0]].concat();
+        assert_eq!(through(&[1.0, 0.0], &two, 2), [0.625, 0.375]);
+    }
+
+    #[test]
+    fn the_first_block_is_attention_and_residual() {
+        let (swin, params) = untrained(&[3], 4);
+        let query = [20.0, 12.0];
+        let rolled = rollout(&swin, &params, &shown(32), query, 0, 0.6).unwrap();
+        let heads = super::super::of_query(&swin, &params, &shown(32), query, 0, 0.6).unwrap();
+        assert_eq!(rolled.query, [1, 2]);
+        for cell in 0..16 {
+            let mean: f32 = heads.attended.iter().map(|head| head.weights[cell]).sum::<f32>() / 4.0;
+            let residual = if cell == 6 { 0.5 } else { 0.0 };
+            assert!((rolled.attended[0].weights[cell] - 0.5 * mean - residual).abs() < 1e-6);
+        }
+        // Each further block halves what stays.
+        let rolled = rollout(&swin, &params, &shown(32), query, 2, 0.6).unwrap();
+        let weights = &rolled.attended[0].weights;
+        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        assert!(weights[6] > 0.125 && weights[6] < 0.3, "{weights:?}");
+    }
+
+    #[test]
+    fn networks_without_one_map_are_refused() {
+        let refused = |depths: &[usize], window, size| {
+            let (swin, params) = untrained(depths, window);
+            let query = shown(size).centre();
+            rollout(&swin, &params, &shown(size), query, 0, 0.6).unwrap_err().to_string()
+        };
+        assert!(refused(&[1, 1], 4, 32).contains("has 2 stages"));
+        assert!(refused(&[2], 2, 32).contains("a map of 4 x 4 tokens is not one window of 2 x 2"));
+        assert!(refused(&[2], 4, 24).contains("a map of 3 x 3 tokens is not one window of 4 x 4"));
+    }
+}

@@ -1,0 +1,320 @@
+//! Entropy of attention over whole sets of pictures: all blocks, heads, windows and queries.
+
+use burn::tensor::Tensor;
+use esvit_data::Source;
+use esvit_kernels::pool;
+use esvit_nn::ops::WindowMap;
+use esvit_nn::params::tensor;
+use esvit_nn::weights::to_vec;
+use esvit_nn::{Params, Swin, SwinConfig};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::BlockPlace;
+use super::measure::{entropy, jensen_shannon};
+use super::query::visible_keys;
+use crate::features::{LeftOut, Preprocess, extract};
+
+/// Pictures whose attention is held in memory at a time.
+const TOGETHER: usize = 4;
+
+/// Attention of one block.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BlockStatistics {
+    /// The block.
+    #[serde(flatten)]
+    pub place: BlockPlace,
+    /// Height and width of its map in tokens.
+    pub map: [usize; 2],
+    /// Side of its windows in tokens.
+    pub window: usize,
+    /// By how many tokens they are shifted.
+    pub shift: usize,
+    /// Mean entropy of the heads, in bits.
+    pub entropy: f64,
+    /// The largest entropy that is possible, in bits: the mean over queries of the logarithm of the
+    /// number of keys that they see, padding among them.
+    pub largest_entropy: f64,
+    /// Mean entropy as a share of the largest; none where every query sees one key.
+    pub share: Option<f64>,
+    /// How much heads differ: Jensen-Shannon divergence of two heads for the same query, in bits
+    /// (0 equal, 1 nothing in common), mean over pairs, queries and pictures. None for one head.
+    pub diversity: Option<f64>,
+    /// Mean share of the attention that goes to padding.
+    pub padding_mass: f64,
+    /// The heads in the order of their numbers.
+    pub heads: Vec<HeadStatistics>,
+}
+
+/// Attention of one head.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HeadStatistics {
+    /// Its number.
+    pub head: usize,
+    /// Mean entropy over queries and pictures, in bits.
+    pub entropy: f64,
+    /// Standard deviation over pictures of a picture's mean; none for one picture.
+    pub entropy_std: Option<f64>,
+    /// Mean entropy as a share of the largest; none where every query sees one key.
+    pub share: Option<f64>,
+}
+
+/// What was measured, and on what it could not be.
+#[derive(Debug)]
+pub struct Measured {
+    /// One a block; empty when no picture could be read.
+    pub blocks: Vec<BlockStatistics>,
+    /// Pictures that were measured.
+    pub pictures: usize,
+    /// Pictures that could not be read.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Attention statistics over `pictures` (indices into `source`), shown as evaluations show them;
+/// `done` is told how many pictures were worked on. Every token of the map is a query; padding is
+/// none, since nothing of it is kept.
+pub fn statistics(
+    swin: &Swin,
+    params: &Params,
+    preprocess: &Preprocess,
+    source: &dyn Source,
+    pictures: &[usize],
+    mut done: impl FnMut(usize),
+) -> Measured {
+    let size = preprocess.size();
+    let device = params.values()[0].device();
+    let mut layouts: Vec<Layout> = Vec::new();
+    let forward = |pixels: Vec<f32>, _| {
+        let mut rows = Vec::new();
+        for pixels in pixels.chunks(TOGETHER * 3 * size * size) {
+            let count = pixels.len() / (3 * size * size);
+            let images = tensor(pixels.to_vec(), [count, 3, size, size], &device);
+            let (found, measured) = pool::run(|| measure(swin, params, images, count));
+            layouts = found;
+            rows.extend(measured);
+        }
+        rows
+    };
+    let features = extract(source, pictures, preprocess, forward, &mut done);
+    let rows: Vec<&[f32]> = match features.pictures.len() {
+        0 => Vec::new(),
+        _ => features.rows.values.chunks_exact(features.rows.width).collect(),
+    };
+    Measured {
+        blocks: if rows.is_empty() { Vec::new() } else { blocks(swin.config(), &layouts, &rows) },
+        pictures: rows.len(),
+        left_out: features.left_out,
+    }
+}
+
+/// What is the same for all pictures in a block.
+#[derive(Debug, Clone)]
+struct Layout {
+    map: [usize; 2],
+    window: usize,
+    shift: usize,
+    heads: usize,
+    largest_entropy: f64,
+}
+
+impl Layout {
+    fn of(windows: &WindowMap, heads: usize) -> Self {
+        let logs = windows.token_slot.iter().map(|&slot| {
+            let keys = visible_keys(windows, slot as usize).into_iter().filter(|&key| key).count();
+            (keys as f64).log2()
+        });
+        let largest_entropy = logs.sum::<f64>() / windows.tokens() as f64;
+        let WindowMap { map, window, shift, .. } = *windows;
+        Self { map, window, shift, heads, largest_entropy }
+    }
+
+    /// Numbers that are measured in a picture: of every head its entropy, then diversity and
+    /// padding.
+    fn numbers(&self) -> usize {
+        self.heads + 2
+    }
+}
+
+/// The layouts of all blocks, and the numbers of all blocks for each of `count` images.
+fn measure(
+    swin: &Swin,
+    params: &Params,
+    images: Tensor<4>,
+    count: usize,
+) -> (Vec<Layout>, Vec<f32>) {
+    let mut layouts = Vec::new();
+    let mut rows = vec![Vec::new(); count];
+    swin.attentions(params, images, 0..swin.blocks(), |_, weights, windows| {
+        let heads = weights.dims()[1];
+        layouts.push(Layout::of(&windows, heads));
+        let weights = to_vec(&weights);
+        let of_picture = weights.len() / count;
+        rows.par_iter_mut()
+            .zip(weights.par_chunks_exact(of_picture))
+            .for_each(|(row, weights)| row.extend(measure_picture(weights, heads, &windows)));
+    });
+    (layouts, rows.concat())
+}
+
+/// Entropy of every head, diversity of the heads and attention to padding, means over all queries of
+/// a picture's weights `[windows, heads, window^2, window^2]`.
+fn measure_picture(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32> {
+    let side = windows.window_tokens();
+    let mut entropies = vec![0.0; heads];
+    let (mut divergence, mut padding) = (0.0, 0.0);
+    let mut of_query = vec![0.0; heads];
+    for &slot in &windows.token_slot {
+        let (window, query) = (slot as usize / side, slot as usize % side);
+        let row = |head: usize| &weights[((window * heads + head) * side + query) * side..][..side];
+        let tokens = &windows.slot_token[window * side..][..side];
+        for head in 0..heads {
+            of_query[head] = entropy(row(head));
+            entropies[head] += of_query[head];
+            if windows.is_padded() {
+                let padded = tokens.iter().map(|&token| token as usize >= windows.tokens());
+                let keys = row(head).iter().zip(padded).filter(|(_, padded)| *padded);
+                padding += keys.map(|(&weight, _)| f64::from(weight)).sum::<f64>();
+            }
+        }
+        for first in 0..heads {
+            for second in first + 1..heads {
+                let pair = [of_query[first], of_query[second]];
+                divergence += jensen_shannon([row(first), row(second)], pair);
+            }
+        }
+    }
+    let queries = windows.tokens() as f64;
+    let pairs = (heads * (heads - 1) / 2).max(1) as f64;
+    let entropies = entropies.iter().map(|sum| sum / queries);
+    let others = [divergence / queries / pairs, padding / queries / heads as f64];
+    entropies.chain(others).map(|value| value as f32).collect()
+}
+
+/// The statistics of all blocks from every picture's numbers.
+fn blocks(config: &SwinConfig, layouts: &[Layout], rows: &[&[f32]]) -> Vec<BlockStatistics> {
+    let mut at = 0;
+    let mut blocks = Vec::new();
+    for (block, layout) in layouts.iter().enumerate() {
+        let column = |number: usize| -> Vec<f64> {
+            rows.iter().map(|row| f64::from(row[at + number])).collect()
+        };
+        let share =
+            |entropy: f64| (layout.largest_entropy > 0.0).then(|| entropy / layout.largest_entropy);
+        let heads: Vec<HeadStatistics> = (0..layout.heads)
+            .map(|head| {
+                let (entropy, entropy_std) = mean_and_deviation(&column(head));
+                HeadStatistics { head, entropy, entropy_std, share: share(entropy) }
+            })
+            .collect();
+        let mean = |number| mean_and_deviation(&column(number)).0;
+        let entropy = heads.iter().map(|head| head.entropy).sum::<f64>() / heads.len() as f64;
+        blocks.push(BlockStatistics {
+            place: BlockPlace::of(config, block).expect("a block of the network"),
+            map: layout.map,
+            window: layout.window,
+            shift: layout.shift,
+            entropy,
+            largest_entropy: layout.largest_entropy,
+            share: share(entropy),
+            diversity: (layout.heads > 1).then(|| mean(layout.heads)),
+            padding_mass: mean(layout.heads + 1),
+            heads,
+        });
+        at += layout.numbers();
+    }
+    blocks
+}
+
+/// Mean and, for more than one value, the standard deviation of a sample.
+fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (mean, (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::network;
+    use burn::tensor::Device;
+    use esvit_data::{InMemory, Picture, ViewsConfig};
+
+    fn measured(img_size: usize, crop: u32, pictures: u32) -> Measured {
+        let config = SwinConfig {
+            img_size,
+            patch_size: 4,
+            embed_dim: 16,
+            depths: vec![2, 1],
+            num_heads: vec![1, 4],
+            window_size: 4,
+            mlp_ratio: 2.0,
+            norm_eps: 1e-6,
+        };
+        let (swin, specs) = network(&config);
+        let params = Params::init(&specs, 3, &Device::flex());
+        let mut source = InMemory::new(Vec::new());
+        for number in 0..pictures {
+            let pixels = (0..40u32 * 40 * 3)
+                .map(|i| ((i + 7919 * number).wrapping_mul(2_654_435_761) >> 24) as u8);
+            source.push(number.to_string(), None, Picture::new(40, 40, pixels.collect()).unwrap());
+        }
+        let all: Vec<usize> = (0..source.len()).collect();
+        let preprocess = Preprocess::new(crop, 0, &ViewsConfig::default());
+        statistics(&swin, &params, &preprocess, &source, &all, |_| ())
+    }
+
+    /// All windows and queries take part: the number for a shifted block is the mean over queries
+    /// that see 16, 8 and 4 keys.
+    #[test]
+    fn the_largest_entropy_is_that_of_the_visible_keys() {
+        let blocks = measured(32, 32, 3).blocks;
+        let maps: Vec<_> = blocks.iter().map(|b| (b.map, b.window, b.shift)).collect();
+        assert_eq!(maps, [([8, 8], 4, 0), ([8, 8], 4, 2), ([4, 4], 4, 0)]);
+        let largest: Vec<f64> = blocks.iter().map(|b| b.largest_entropy).collect();
+        // Of 64 tokens 16 are in the middle window, 32 at an edge and 16 in a corner.
+        assert_eq!(largest, [4.0, (16.0 * 4.0 + 32.0 * 3.0 + 16.0 * 2.0) / 64.0, 4.0]);
+        for block in &blocks {
+            let share = block.share.unwrap();
+            // Untrained heads look nearly everywhere.
+            assert!(share > 0.9 && share <= 1.0 + 1e-6, "{block:?}");
+            assert_eq!(block.padding_mass, 0.0);
+            assert!(block.heads.iter().all(|head| head.entropy_std.unwrap() >= 0.0));
+        }
+        assert_eq!(blocks[0].diversity, None);
+        assert!((0.0..0.1).contains(&blocks[2].diversity.unwrap()));
+    }
+
+    #[test]
+    fn padding_takes_part() {
+        // Maps of 6 and 3 in windows of 4.
+        let blocks = measured(32, 24, 1).blocks;
+        assert_eq!(blocks[2].map, [3, 3]);
+        assert_eq!(blocks[2].largest_entropy, 4.0);
+        assert!((blocks[2].padding_mass - 7.0 / 16.0).abs() < 0.1, "{:?}", blocks[2]);
+        assert_eq!(blocks[0].heads[0].entropy_std, None);
+    }
+
+    #[test]
+    fn the_number_of_pictures_together_does_not_matter() {
+        let (one, five) = (measured(32, 32, 1), measured(32, 32, 5));
+        assert_eq!((one.pictures, five.pictures), (1, 5));
+        assert_eq!(measured(32, 32, 5).blocks, five.blocks);
+        assert!(measured(32, 32, 0).blocks.is_empty());
+    }
+
+    #[test]
+    fn means_over_queries_by_hand() {
+        // One window of two tokens: a map of 1 x 2 in windows of 2, half of it padding.
+        let windows = WindowMap::new([1, 2], 2, 0);
+        let even = [0.25; 4];
+        let sure = [1.0, 0.0, 0.0, 0.0];
+        let unused = [9.0; 4];
+        // Queries 0 and 1 are tokens, 2 and 3 padding, which counts as no query.
+        let head = |a: [f32; 4], b: [f32; 4]| [a, b, unused, unused].concat();
+        let weights = [head(even, even), head(sure, even)].concat();
+        let found = measure_picture(&weights, 2, &windows);
+        let divergence = super::super::jensen_shannon([&even, &sure], [2.0, 0.0]) / 2.0;
+        assert_eq!(found, [2.0, 1.0, divergence as f32, 0.375]);
+    }
+}

@@ -1,0 +1,176 @@
+//! `esvit attend`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use esvit_data::{DecodeLimits, Picture, decode};
+use esvit_eval::attention::{self, Attended, Framing, MASS, QueryAttention, Shown};
+use esvit_train::files::write_atomically;
+use serde_json::{Value, json};
+use std::io::Write;
+
+use super::Done;
+use super::choice::BackboneChoice;
+use super::output::Output;
+
+/// Pixels of the PNG to one of the drawing.
+const SCALE: f64 = 2.0;
+
+/// The attention figure of one picture.
+#[derive(Debug, clap::Args)]
+pub(super) struct Attend {
+    /// The picture.
+    #[arg(value_name = "PICTURE")]
+    picture: PathBuf,
+    #[command(flatten)]
+    backbone: BackboneChoice,
+    /// The block, counted from 0 over all stages; without it the last.
+    #[arg(long, value_name = "N")]
+    block: Option<usize>,
+    /// Heads that are shown; without it all.
+    #[arg(long, value_name = "H", num_args = 1.., conflicts_with = "rollout")]
+    head: Vec<usize>,
+    /// Column and row of the pixel that asks, in the picture as it is; without it the centre.
+    #[arg(long, value_name = "X,Y", value_parser = pixel)]
+    query: Option<[u32; 2]>,
+    /// Side of what the network sees, in pixels (with `--whole` the shorter side); without it as in
+    /// evaluations.
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<usize>,
+    /// Shows the whole picture with its aspect, not the centre square.
+    #[arg(long)]
+    whole: bool,
+    /// Share of the attention that the red mask holds.
+    #[arg(long, value_name = "SHARE", default_value_t = MASS)]
+    mass: f64,
+    /// Follows attention through all blocks up to the chosen one (single-scale networks only).
+    #[arg(long)]
+    rollout: bool,
+    /// The PNG file to write.
+    #[arg(long, value_name = "FILE", default_value = "attend.png")]
+    out: PathBuf,
+    /// An SVG file to write as well.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Tells what was found as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Attend {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let picture = read(&self.picture)?;
+        let backbone = self.backbone.open(output)?;
+        let (swin, params) = (&backbone.swin, &backbone.params);
+        let framing = if self.whole { Framing::Whole } else { Framing::Centre };
+        let size = self.size.unwrap_or(backbone.preprocess.size());
+        let patch = swin.config().patch_size;
+        let shown = Shown::new(&picture, &backbone.preprocess, framing, size, patch)?;
+        let place = self.query.map_or(Ok(shown.centre()), |pixel| shown.place(pixel))?;
+        let block = self.block.unwrap_or(swin.blocks() - 1);
+        let mut found = match self.rollout {
+            true => attention::rollout(swin, params, &shown, place, block, self.mass)?,
+            false => attention::of_query(swin, params, &shown, place, block, self.mass)?,
+        };
+        if !self.head.is_empty() {
+            found.keep_heads(&self.head)?;
+        }
+        let drawing = attention::picture(&shown, &found)?;
+        let png = drawing.png(SCALE)?;
+        write_atomically(&self.out, |file| file.write_all(&png))?;
+        if let Some(path) = &self.svg {
+            write_atomically(path, |file| file.write_all(drawing.svg().as_bytes()))?;
+        }
+        match self.json {
+            true => output.json(&answer(&self.picture, &shown, &found))?,
+            false => output.result(table(&found))?,
+        }
+        output.note(format!("drawn in `{}`", self.out.display()));
+        Ok(Done::Well)
+    }
+}
+
+fn read(path: &Path) -> Result<Picture> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    decode(&bytes, &DecodeLimits::default())
+        .with_context(|| format!("`{}` is not a picture that can be used", path.display()))
+}
+
+/// A pixel from `X,Y`.
+fn pixel(text: &str) -> Result<[u32; 2], String> {
+    let parts = text
+        .split_once(',')
+        .and_then(|(x, y)| Some([x.trim().parse().ok()?, y.trim().parse().ok()?]));
+    parts.ok_or_else(|| "give column and row of a pixel, such as `120,80`".into())
+}
+
+fn answer(path: &Path, shown: &Shown, found: &QueryAttention) -> Value {
+    let [height, width] = shown.size();
+    let largest = found.largest_entropy();
+    let row = |attended: &Attended| {
+        json!({
+            "head": attended.head,
+            "entropy": attended.entropy,
+            "share": (largest > 0.0).then(|| attended.entropy / largest),
+            "largest_weight": attended.largest(),
+            "padding_mass": attended.padding_mass,
+            "mask_cells": attended.mask.len(),
+        })
+    };
+    json!({
+        "picture": path.display().to_string(),
+        "shown": { "width": width, "height": height },
+        "block": found.place.block,
+        "stage": found.place.stage,
+        "block_in_stage": found.place.block_in_stage,
+        "rollout": found.attended.iter().any(|attended| attended.head.is_none()),
+        "map": found.map,
+        "cell": found.cell,
+        "window": found.window,
+        "shift": found.shift,
+        "query": { "row": found.query[0], "column": found.query[1] },
+        "visible_cells": found.visible_cells(),
+        "padding_keys": found.padding_keys,
+        "largest_entropy": largest,
+        "mass": found.mass,
+        "heads": found.attended.iter().map(row).collect::<Vec<_>>(),
+    })
+}
+
+/// What was found, for people.
+fn table(found: &QueryAttention) -> String {
+    let [rows, columns] = found.map;
+    let mut text = format!(
+        "block {} (stage {}, block {}): the query at row {}, column {} sees {} of {} cells",
+        found.place.block,
+        found.place.stage,
+        found.place.block_in_stage,
+        found.query[0],
+        found.query[1],
+        found.visible_cells(),
+        rows * columns
+    );
+    if found.padding_keys > 0 {
+        text.push_str(&format!(" and {} padding tokens", found.padding_keys));
+    }
+    text.push_str(&format!(
+        "\nlargest possible entropy {:.2} bits\n{:>7} {:>8} {:>10} {:>8} {:>10}",
+        found.largest_entropy(),
+        "head",
+        "bits",
+        "max weight",
+        "padding",
+        "mask cells"
+    ));
+    for attended in &found.attended {
+        let name = attended.head.map_or("rollout".into(), |head| head.to_string());
+        text.push_str(&format!(
+            "\n{name:>7} {:>8.3} {:>10.4} {:>7.1}% {:>10}",
+            attended.entropy,
+            attended.largest(),
+            100.0 * attended.padding_mass.max(0.0),
+            attended.mask.len()
+        ));
+    }
+    text
+}

@@ -1,0 +1,183 @@
+//! `esvit eval attention`.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use esvit_data::{DecodeLimits, Folder, MaterialsTask};
+use esvit_eval::attention::{self, BlockStatistics, Measured};
+use esvit_eval::backbone::Backbone;
+use esvit_eval::labelled::LabelledSet;
+use esvit_eval::record;
+use esvit_train::files::write_atomically;
+use serde_json::json;
+
+use crate::cli::Done;
+use crate::cli::choice::BackboneChoice;
+use crate::cli::output::Output;
+
+/// Pixels of the PNG to one of the drawing.
+const SCALE: f64 = 2.0;
+
+/// Attention statistics.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Attention {
+    #[command(flatten)]
+    backbone: BackboneChoice,
+    /// Folder of pictures; without it the built-in ones.
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// At most so many pictures are used, chosen at random.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pictures: usize,
+    /// A second checkpoint to compare with, read as the first.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// A PNG file to write a plot to.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// An SVG file to write the plot to.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Attention {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        if self.pictures == 0 {
+            bail!("`--pictures` is 0, at least one picture must be looked at");
+        }
+        let (mut set, task) = match &self.data {
+            Some(path) => {
+                let folder = Folder::open(path, &DecodeLimits::default())?;
+                (LabelledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
+            }
+            None => {
+                let gallery = MaterialsTask::new()?.into_sources().0;
+                (LabelledSet::all(Arc::new(gallery)), "built-in materials".into())
+            }
+        };
+        set.limit(self.pictures);
+        let backbone = self.backbone.open(output)?;
+        let other = match &self.against {
+            Some(path) => Some((path, self.backbone.network.open(path, output)?)),
+            None => None,
+        };
+        let measured = measure(&backbone, &set, output)?;
+        output.left_out(&measured.left_out);
+        let other = match other {
+            Some((path, backbone)) => Some((path, measure(&backbone, &set, output)?)),
+            None => None,
+        };
+
+        let mut networks = vec![(name(&self.backbone.checkpoint), measured.blocks.as_slice())];
+        if let Some((path, other)) = &other {
+            networks.push((name(path), other.blocks.as_slice()));
+        }
+        self.draw(&networks, output)?;
+        let mut answer = json!({
+            "task": task,
+            "pictures": measured.pictures,
+            "blocks": measured.blocks,
+        });
+        if let Some((path, other)) = &other {
+            answer["against"] =
+                json!({ "checkpoint": path.display().to_string(), "blocks": other.blocks });
+        }
+        if self.json {
+            output.json(&answer)?;
+        } else {
+            for (name, blocks) in &networks {
+                let title = format!("{name}, {} pictures of {task}", measured.pictures);
+                output.result(table(&title, blocks))?;
+            }
+        }
+        self.backbone.keep(&backbone, "attention", &task, &answer, output)?;
+        Ok(Done::Well)
+    }
+
+    fn draw(&self, networks: &[(String, &[BlockStatistics])], output: &Output) -> Result<()> {
+        let networks: Vec<(&str, &[BlockStatistics])> =
+            networks.iter().map(|(name, blocks)| (name.as_str(), *blocks)).collect();
+        let drawing = attention::plot(&networks);
+        if let Some(path) = &self.out {
+            let png = drawing.png(SCALE)?;
+            write_atomically(path, |file| file.write_all(&png))?;
+            output.note(format!("drawn in `{}`", path.display()));
+        }
+        if let Some(path) = &self.svg {
+            write_atomically(path, |file| file.write_all(drawing.svg().as_bytes()))?;
+            output.note(format!("drawn in `{}`", path.display()));
+        }
+        Ok(())
+    }
+}
+
+fn measure(backbone: &Backbone, set: &LabelledSet, output: &Output) -> Result<Measured> {
+    let bar = output.bar(set.pictures.len());
+    let measured = attention::statistics(
+        &backbone.swin,
+        &backbone.params,
+        &backbone.preprocess,
+        &*set.source,
+        &set.pictures,
+        |count| bar.inc(count as u64),
+    );
+    bar.finish_and_clear();
+    if measured.pictures == 0 {
+        output.left_out(&measured.left_out);
+        bail!("none of the {} pictures can be read", set.pictures.len());
+    }
+    Ok(measured)
+}
+
+/// A checkpoint for people: the run it belongs to and the file.
+fn name(checkpoint: &Path) -> String {
+    let file = checkpoint.file_name().unwrap_or_default().to_string_lossy();
+    match record::run_of(checkpoint).as_deref().and_then(Path::file_name) {
+        Some(run) => format!("{}, {file}", run.to_string_lossy()),
+        None => file.into(),
+    }
+}
+
+/// The statistics of a network as a table.
+fn table(title: &str, blocks: &[BlockStatistics]) -> String {
+    let mut text = format!(
+        "attention entropy in bits: {title}\n{:>5} {:>5} {:>8} {:>6} {:>6} {:>8} {:>10} {:>13} {:>9} {:>8}",
+        "block",
+        "stage",
+        "map",
+        "window",
+        "heads",
+        "entropy",
+        "of largest",
+        "lowest-highest",
+        "diversity",
+        "padding"
+    );
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    for block in blocks {
+        let entropies = || block.heads.iter().map(|head| head.entropy);
+        let (lowest, highest) =
+            (entropies().fold(f64::INFINITY, f64::min), entropies().fold(0.0, f64::max));
+        let _ = write!(
+            text,
+            "\n{:>5} {:>5} {:>8} {:>6} {:>6} {:>8.3} {:>10} {:>14} {:>9} {:>7.1}%",
+            block.place.block,
+            block.place.stage,
+            format!("{}x{}", block.map[0], block.map[1]),
+            block.window,
+            block.heads.len(),
+            block.entropy,
+            or_none(block.share.map(|share| format!("{:.1}%", 100.0 * share))),
+            format!("{lowest:.2}-{highest:.2}"),
+            or_none(block.diversity.map(|diversity| format!("{diversity:.4}"))),
+            100.0 * block.padding_mass
+        );
+    }
+    text
+}
