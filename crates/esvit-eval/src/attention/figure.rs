@@ -1,13 +1,15 @@
 //! The attention figure: the picture with the query, and for every head a map of its weights and
 //! the part of the picture that holds most of them.
 
+mod cells;
+mod frame;
 mod legend;
 
-use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use esvit_data::Picture;
 
+use self::frame::{Frame, fit};
 use super::ramp::blue;
 use super::{Attended, QueryAttention, Shown};
 use crate::draw::{Anchor, DrawError, Drawing, color};
@@ -16,8 +18,6 @@ use crate::draw::{Anchor, DrawError, Drawing, color};
 const PER_ROW: usize = 4;
 /// A panel has the area of a square of this side.
 const PANEL: f64 = 128.0;
-/// No side of a panel is longer.
-const LONGEST: f64 = 2.0 * PANEL;
 /// How much larger the picture with the query is.
 const ENLARGED: f64 = 1.5;
 const MARGIN: f64 = 16.0;
@@ -35,16 +35,18 @@ pub fn picture(shown: &Shown, attention: &QueryAttention) -> Result<Drawing, Dra
     let figure = Figure::new(shown, attention);
     let columns = attention.attended.len().min(PER_ROW) as f64;
     let rows = attention.attended.len().div_ceil(PER_ROW) as f64;
-    let [width, height] = figure.panel;
+    let [width, height] = figure.panel();
     let tile = [2.0 * width + GAPS[0], height + WORDS];
     let heads = columns * tile[0] + (columns - 1.0) * GAPS[1];
-    let top = [ENLARGED * width, (ENLARGED * height).max(legend::HEIGHT)];
+    let original = figure.original();
+    let [wide, high] = original.size();
+    let top = [wide, high.max(legend::HEIGHT)];
     let mut drawing = Drawing::new(
         2.0 * MARGIN + heads.max(top[0] + GAPS[1] + legend::WIDTH),
         2.0 * MARGIN + top[1] + rows * (tile[1] + 0.7 * GAPS[1]),
     );
     figure.define(&mut drawing)?;
-    figure.original(&mut drawing);
+    figure.overview(&mut drawing, &original);
     legend::draw(&figure, &mut drawing, [MARGIN + top[0] + GAPS[1], MARGIN]);
     for (index, attended) in attention.attended.iter().enumerate() {
         let [row, column] = [index / PER_ROW, index % PER_ROW].map(|i| i as f64);
@@ -59,8 +61,8 @@ pub fn picture(shown: &Shown, attention: &QueryAttention) -> Result<Drawing, Dra
 struct Figure<'a> {
     shown: &'a Shown,
     attention: &'a QueryAttention,
-    /// Width and height of a panel.
-    panel: [f64; 2],
+    /// What the panels of the heads show, `[left, top, width, height]` in shown pixels.
+    part: [f64; 4],
     /// Length of a shown pixel in a panel.
     scale: f64,
     /// Ends the names of what is drawn several times: figures may stand on one page.
@@ -69,12 +71,55 @@ struct Figure<'a> {
 
 impl<'a> Figure<'a> {
     fn new(shown: &'a Shown, attention: &'a QueryAttention) -> Self {
-        let [height, width] = shown.size().map(|side| side as f64);
-        let scale = (PANEL / (width * height).sqrt()).min(LONGEST / width.max(height));
         let mut hasher = DefaultHasher::new();
         (shown.picture.pixels(), shown.size(), &attention.visible).hash(&mut hasher);
         let suffix = format!("{:016x}", hasher.finish());
-        Self { shown, attention, panel: [width * scale, height * scale], scale, suffix }
+        let mut figure = Self { shown, attention, part: [0.0; 4], scale: 1.0, suffix };
+        figure.part = figure.surroundings();
+        let [_, _, width, height] = figure.part;
+        figure.scale = fit([width, height], PANEL);
+        figure
+    }
+
+    /// What the query sees with half as much on each side, where that is less than a quarter of the
+    /// picture; else all of it.
+    fn surroundings(&self) -> [f64; 4] {
+        let [height, width] = self.shown.size().map(|side| side as f64);
+        let [mut left, mut top, mut right, mut bottom] = [width, height, 0.0, 0.0];
+        for cell in (0..self.attention.visible.len()).filter(|&c| self.attention.visible[c]) {
+            let columns = self.attention.map[1];
+            let [x, y, wide, high] = self.cell(cell / columns, cell % columns);
+            (left, top) = (x.min(left), y.min(top));
+            (right, bottom) = ((x + wide).max(right), (y + high).max(bottom));
+        }
+        let [aside, above] = [(right - left) / 2.0, (bottom - top) / 2.0];
+        (left, top) = ((left - aside).max(0.0), (top - above).max(0.0));
+        (right, bottom) = ((right + aside).min(width), (bottom + above).min(height));
+        let part = [left, top, right - left, bottom - top];
+        if 4.0 * part[2] * part[3] < width * height { part } else { [0.0, 0.0, width, height] }
+    }
+
+    /// Whether panels show less than the whole picture.
+    fn is_close(&self) -> bool {
+        let [height, width] = self.shown.size().map(|side| side as f64);
+        self.part != [0.0, 0.0, width, height]
+    }
+
+    /// Width and height of a panel.
+    fn panel(&self) -> [f64; 2] {
+        self.frame([0.0; 2]).size()
+    }
+
+    /// A panel.
+    fn frame(&self, corner: [f64; 2]) -> Frame {
+        Frame { corner, part: self.part, scale: self.scale }
+    }
+
+    /// The frame of the whole picture.
+    fn original(&self) -> Frame {
+        let [height, width] = self.shown.size().map(|side| side as f64);
+        let scale = fit([width, height], ENLARGED * PANEL);
+        Frame { corner: [MARGIN; 2], part: [0.0, 0.0, width, height], scale }
     }
 
     /// Defines the picture and what the query cannot see, to be drawn in every panel.
@@ -99,13 +144,21 @@ impl<'a> Figure<'a> {
         Ok(())
     }
 
-    /// The picture with the query and the border of what it sees.
-    fn original(&self, drawing: &mut Drawing) {
-        self.panel(drawing, [MARGIN, MARGIN], ENLARGED, |drawing| {
+    /// The picture with the query, the border of what it sees, and what panels show.
+    fn overview(&self, drawing: &mut Drawing, frame: &Frame) {
+        frame.draw(drawing, |drawing| {
             self.used(drawing, "picture", "");
-            self.border(drawing, ENLARGED);
+            if self.is_close() {
+                let [x, y, width, height] = self.part;
+                drawing.element(format_args!(
+                    "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" \
+                     fill=\"none\" stroke=\"#ffffff\" stroke-width=\"{:.3}\"/>",
+                    1.5 / frame.scale
+                ));
+            }
+            self.border(drawing, frame);
         });
-        drawing.dot(self.query([MARGIN, MARGIN], ENLARGED), 5.0, color::QUERY);
+        drawing.dot(frame.at(self.query()), if self.is_close() { 2.5 } else { 5.0 }, color::QUERY);
     }
 
     /// Weights and mask of a head below its words.
@@ -123,31 +176,34 @@ impl<'a> Figure<'a> {
         if attended.padding_mass >= 0.005 {
             facts = format!("padding {:.0} % · {facts}", 100.0 * attended.padding_mass);
         }
-        let right = left + 2.0 * self.panel[0] + GAPS[0];
+        let right = left + 2.0 * self.panel()[0] + GAPS[0];
         drawing.text([right, baseline], &facts, 10.0, color::FAINT, Anchor::End);
 
-        let corner = [left, top + WORDS];
+        let frame = self.frame([left, top + WORDS]);
         let map = self.map(attended);
         let [height, width] = self.shown.size().map(|side| side as f64);
-        drawing.picture(&map, [corner[0], corner[1], self.panel[0], self.panel[1]], true)?;
-        self.panel(drawing, corner, 1.0, |drawing| {
+        let mut stored = Ok(());
+        frame.draw(drawing, |drawing| {
+            stored = drawing.picture(&map, [0.0, 0.0, width, height], true);
             self.used(drawing, "unseen", &format!("fill=\"url(#hatch-{})\"", self.suffix));
+            let [x, y, width, height] = self.part;
             drawing.element(format_args!(
-                "<rect width=\"{width}\" height=\"{height}\" fill=\"none\" stroke=\"#c9ced4\" \
-                 stroke-width=\"{:.3}\"/>",
-                0.75 / self.scale
+                "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"none\" \
+                 stroke=\"#c9ced4\" stroke-width=\"{:.3}\"/>",
+                1.5 / self.scale
             ));
         });
-        drawing.dot(self.query(corner, 1.0), 3.0, color::QUERY);
+        stored?;
+        drawing.dot(frame.at(self.query()), 3.0, color::QUERY);
 
-        let corner = [corner[0] + self.panel[0] + GAPS[0], corner[1]];
-        self.panel(drawing, corner, 1.0, |drawing| {
+        let frame = self.frame([left + self.panel()[0] + GAPS[0], top + WORDS]);
+        frame.draw(drawing, |drawing| {
             self.used(drawing, "picture", "");
             self.used(drawing, "unseen", "fill=\"#000000\" fill-opacity=\"0.55\"");
-            self.border(drawing, 1.0);
+            self.border(drawing, &frame);
             self.mask(drawing, attended);
         });
-        drawing.dot(self.query(corner, 1.0), 3.0, color::QUERY);
+        drawing.dot(frame.at(self.query()), 3.0, color::QUERY);
         Ok(())
     }
 
@@ -166,14 +222,14 @@ impl<'a> Figure<'a> {
     }
 
     /// The border of what the query sees, if it does not see everything.
-    fn border(&self, drawing: &mut Drawing, enlarged: f64) {
+    fn border(&self, drawing: &mut Drawing, frame: &Frame) {
         if self.attention.visible_cells() < self.attention.visible.len() {
             drawing.element(format_args!(
                 "<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{:.3}\" \
                  stroke-linecap=\"square\"/>",
                 self.outline(|cell| self.attention.visible[cell]),
                 color::QUERY,
-                1.25 / self.scale / enlarged
+                1.25 / frame.scale
             ));
         }
     }
@@ -193,90 +249,7 @@ impl<'a> Figure<'a> {
         Picture::new(width as u32, height as u32, pixels.collect()).expect("a pixel a patch")
     }
 
-    /// Draws in pixels of the shown picture, from `corner` on.
-    fn panel(
-        &self,
-        drawing: &mut Drawing,
-        [left, top]: [f64; 2],
-        enlarged: f64,
-        draw: impl FnOnce(&mut Drawing),
-    ) {
-        drawing.element(format_args!(
-            "<g transform=\"translate({left:.2} {top:.2}) scale({:.6})\">",
-            self.scale * enlarged
-        ));
-        draw(drawing);
-        drawing.element("</g>");
-    }
-
     fn used(&self, drawing: &mut Drawing, name: &str, style: &str) {
         drawing.element(format_args!("<use href=\"#{name}-{}\" {style}/>", self.suffix));
-    }
-
-    /// The centre of the query's cell, or of what is shown of it, in a panel at `corner`.
-    fn query(&self, corner: [f64; 2], enlarged: f64) -> [f64; 2] {
-        let [row, column] = self.attention.query;
-        let [x, y, width, height] = self.cell(row, column);
-        let scale = self.scale * enlarged;
-        [corner[0] + scale * (x + width / 2.0), corner[1] + scale * (y + height / 2.0)]
-    }
-
-    /// What is shown of a cell, `[left, top, width, height]`.
-    fn cell(&self, row: usize, column: usize) -> [f64; 4] {
-        let [height, width] = self.shown.size();
-        let span = |index: usize, side: usize| {
-            let start = (index * self.attention.cell).min(side);
-            [start as f64, (start + self.attention.cell).min(side) as f64 - start as f64]
-        };
-        let ([x, w], [y, h]) = (span(column, width), span(row, height));
-        [x, y, w, h]
-    }
-
-    /// Boxes over runs of chosen cells, as SVG writes a path.
-    fn boxes(&self, chosen: impl Fn(usize) -> bool) -> String {
-        let [rows, columns] = self.attention.map;
-        let mut path = String::new();
-        for row in 0..rows {
-            let mut column = 0;
-            while column < columns {
-                let run = (column..columns).take_while(|c| chosen(row * columns + c)).count();
-                if run > 0 {
-                    let [x, y, _, height] = self.cell(row, column);
-                    let [last, _, width, _] = self.cell(row, column + run - 1);
-                    let width = last + width - x;
-                    let _ = write!(path, "M{x} {y}h{width}v{height}h-{width}z");
-                }
-                column += run.max(1);
-            }
-        }
-        path
-    }
-
-    /// The edges between chosen cells and others, as SVG writes a path.
-    fn outline(&self, chosen: impl Fn(usize) -> bool) -> String {
-        let [rows, columns] = self.attention.map.map(|side| side as isize);
-        let is = |row: isize, column: isize| {
-            let inside = (0..rows).contains(&row) && (0..columns).contains(&column);
-            inside && chosen((row * columns + column) as usize)
-        };
-        let mut path = String::new();
-        for row in 0..rows {
-            for column in (0..columns).filter(|&column| is(row, column)) {
-                let [x, y, width, height] = self.cell(row as usize, column as usize);
-                let (right, bottom) = (x + width, y + height);
-                let edges = [
-                    ([row - 1, column], format!("M{x} {y}H{right}")),
-                    ([row + 1, column], format!("M{x} {bottom}H{right}")),
-                    ([row, column - 1], format!("M{x} {y}V{bottom}")),
-                    ([row, column + 1], format!("M{right} {y}V{bottom}")),
-                ];
-                for ([row, column], edge) in edges {
-                    if !is(row, column) {
-                        path.push_str(&edge);
-                    }
-                }
-            }
-        }
-        path
     }
 }

@@ -2,7 +2,7 @@
 
 /// Entropy of a distribution in bits; outcomes of probability 0 add nothing.
 pub fn entropy(weights: &[f32]) -> f64 {
-    weights.iter().map(|&weight| surprise(f64::from(weight))).sum()
+    weights.iter().fold(0.0, |sum, &weight| sum + surprise(f64::from(weight)))
 }
 
 /// `-p log2 p`.

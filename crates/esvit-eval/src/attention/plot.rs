@@ -111,7 +111,7 @@ impl Axes {
 
     /// Lines and numbers of the values.
     fn draw(&self, drawing: &mut Drawing, title: &str) {
-        let step = round_step(self.largest / if self.height > 200.0 { 6.0 } else { 3.0 });
+        let step = round_step(self.largest / if self.height > 200.0 { 6.0 } else { 4.0 });
         let mut tick = 0;
         while f64::from(tick) * step <= self.largest {
             let value = f64::from(tick) * step;

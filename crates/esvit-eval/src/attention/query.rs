@@ -55,7 +55,7 @@ impl Attended {
     pub(super) fn new(head: Option<usize>, weights: Vec<f32>, padding: &[f32], mass: f64) -> Self {
         Self {
             head,
-            padding_mass: padding.iter().map(|&weight| f64::from(weight)).sum(),
+            padding_mass: padding.iter().fold(0.0, |sum, &weight| sum + f64::from(weight)),
             entropy: entropy(&weights) + entropy(padding),
             mask: smallest_set(&weights, mass),
             weights,

@@ -1,6 +1,7 @@
 //! The program itself, run in fresh folders.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod attend;
 mod beginning;
 mod broken_pictures;
 mod commands;

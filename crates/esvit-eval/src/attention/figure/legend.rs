@@ -30,6 +30,8 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
         "{} × {} cells of {cell} × {cell} pixels in windows of {window} × {window}{shifted}",
         map[0], map[1]
     );
+    let close = if figure.is_close() { "; the part in white is shown below" } else { "" };
+    let facts = format!("{facts}{close}");
     drawing.text([left, top + 15.0 + LINE], &facts, 11.0, color::FAINT, Anchor::Start);
 
     let entry = |line: usize| top + 17.0 + LINE * line as f64;
@@ -58,7 +60,7 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
         let part = [x + f64::from(step) * width / 18.0, y, width / 18.0 + 0.2, height];
         drawing.rect(part, &hex(blue(value)), 1.0);
     }
-    words(drawing, 3, "weight, from 0 to the largest of the head");
+    words(drawing, 3, "weight, from 0 to the largest of each map");
 
     drawing.rect(swatch(4), "#ff0000", 0.5);
     let share = format!("{:.4}", 100.0 * figure.attention.mass);

@@ -92,7 +92,10 @@ impl Attention {
             output.json(&answer)?;
         } else {
             for (name, blocks) in &networks {
-                let title = format!("{name}, {} pictures of {task}", measured.pictures);
+                let title = match measured.pictures {
+                    1 => format!("{name}, 1 picture of {task}"),
+                    count => format!("{name}, {count} pictures of {task}"),
+                };
                 output.result(table(&title, blocks))?;
             }
         }
@@ -147,7 +150,7 @@ fn name(checkpoint: &Path) -> String {
 /// The statistics of a network as a table.
 fn table(title: &str, blocks: &[BlockStatistics]) -> String {
     let mut text = format!(
-        "attention entropy in bits: {title}\n{:>5} {:>5} {:>8} {:>6} {:>6} {:>8} {:>10} {:>13} {:>9} {:>8}",
+        "attention entropy in bits: {title}\n{:>5} {:>5} {:>8} {:>6} {:>6} {:>8} {:>10} {:>14} {:>9} {:>8}",
         "block",
         "stage",
         "map",
