@@ -1,5 +1,6 @@
 //! `esvit eval`.
 
+mod correspondence;
 pub(super) mod knn;
 
 use anyhow::Result;
@@ -14,12 +15,15 @@ pub(super) enum Eval {
     /// k-nearest-neighbour accuracy of frozen features, beside that of raw pixels and of the same
     /// network untrained.
     Knn(knn::Knn),
+    /// How well parts of a picture are found again in another view of it.
+    Correspondence(correspondence::Correspondence),
 }
 
 impl Eval {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
         match self {
             Self::Knn(command) => command.run(output),
+            Self::Correspondence(command) => command.run(output),
         }
     }
 }
