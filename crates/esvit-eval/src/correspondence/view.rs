@@ -40,6 +40,12 @@ impl View {
         Self { crop, mirrored: rng.chance(0.5), colors: None }
     }
 
+    /// Another part, likewise.
+    #[must_use]
+    pub fn cropped(self, crop: CropBox) -> Self {
+        Self { crop, ..self }
+    }
+
     /// The view mirrored.
     #[must_use]
     pub fn mirrored(self) -> Self {
@@ -164,7 +170,7 @@ mod tests {
 
     #[test]
     fn colours_are_the_same_at_every_size_and_may_be_grey() {
-        let picture = Picture::filled(40, 40, [200, 90, 10]);
+        let picture = Picture::new(40, 40, [200, 90, 10].repeat(1600)).unwrap();
         let view = View::whole([40, 40]).recolored(1.0, Rng::new(5, [0; 3]));
         let [small, large] = [40, 80].map(|side| view.render(&picture, [side; 2]).unwrap());
         assert_eq!(small.pixel(0, 0), large.pixel(79, 79));

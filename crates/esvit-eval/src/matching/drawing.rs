@@ -122,7 +122,7 @@ fn legend(drawing: &mut Drawing, matching: &Matching, y: f64) {
     };
     let middle = y - 0.35 * LETTERS;
     let mut x = MARGIN;
-    let mut words = |drawing: &mut Drawing, x: f64, text: &str| {
+    let words = |drawing: &mut Drawing, x: f64, text: &str| {
         drawing.text([x, y], text, LETTERS, color::INK, Anchor::Start);
         x + 0.62 * LETTERS * text.chars().count() as f64 + 22.0
     };

@@ -153,8 +153,7 @@ fn whole(picture: &Picture) -> View {
     let longest = LONGEST.saturating_mul(full_width.min(full_height));
     let (width, height) = (full_width.min(longest), full_height.min(longest));
     let (left, top) = ((full_width - width) / 2, (full_height - height) / 2);
-    let all = View::whole([full_width, full_height]);
-    View { crop: CropBox { left, top, width, height }, ..all }
+    View::whole([full_width, full_height]).cropped(CropBox { left, top, width, height })
 }
 
 /// What a network makes of a view.

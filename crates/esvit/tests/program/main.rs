@@ -4,6 +4,7 @@
 mod beginning;
 mod broken_pictures;
 mod commands;
+mod correspondence;
 mod evaluation;
 mod failure;
 mod goldens;
