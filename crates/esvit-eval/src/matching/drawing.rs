@@ -14,10 +14,13 @@ const GAP: f64 = 12.0;
 /// Room for the words below.
 const LEGEND: f64 = 34.0;
 const LETTERS: f64 = 13.0;
+/// Ranks at the ends of the lines: letters, and half the height of what they stand on.
+const RANK: f64 = 11.0;
+const BADGE: f64 = 8.0;
 /// Lines and marks have dark edges, to be seen on any ground.
 const EDGE: &str = "#000000";
-const RING: f64 = 12.0;
-const TRIANGLE: f64 = 9.0;
+const RING: f64 = 13.0;
+const TRIANGLE: f64 = 10.0;
 
 /// Pixels with which a view of `[width, height]` pixels is drawn: twice those of the drawing where
 /// its picture has them, for print.
@@ -72,12 +75,15 @@ pub fn picture(matching: &Matching) -> Result<Drawing, DrawError> {
         let ends = [panels[0].centre(pair.first.cell), panels[1].centre(pair.second.cell)];
         line(&mut drawing, ends);
     }
-    for panel in &panels {
-        ring(&mut drawing, panel.centre(panel.side.nearest_own));
-        drawing.triangle(panel.centre(panel.side.nearest_other), TRIANGLE, color::FOUND);
-    }
     for (at, panel) in panels.iter().enumerate() {
-        ranks(&mut drawing, matching, at, panel);
+        let ends = ends(matching, at);
+        ring(&mut drawing, panel.centre(panel.side.nearest_own));
+        ranks(&mut drawing, &ends, panel);
+        // A triangle stands on the badge that is there.
+        let nearest = panel.side.nearest_other;
+        let [x, y] = panel.centre(nearest);
+        let lift = if ends.contains_key(&nearest) { BADGE + 0.5 * TRIANGLE } else { 0.0 };
+        drawing.triangle([x, y - lift], TRIANGLE, color::FOUND);
     }
     legend(&mut drawing, matching, height - MARGIN - 7.0);
     Ok(drawing)
@@ -96,22 +102,34 @@ fn ring(drawing: &mut Drawing, at: [f64; 2]) {
     drawing.ring(at, RING, color::QUERY, 3.0);
 }
 
-/// The ends of the pairs in one view, and their ranks on its outer side. Pairs that end in one
-/// cell share a label.
-fn ranks(drawing: &mut Drawing, matching: &Matching, at: usize, panel: &Panel<'_>) {
+/// The ranks of the pairs that end in each cell of one view.
+fn ends(matching: &Matching, at: usize) -> BTreeMap<usize, Vec<String>> {
     let mut ends: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for pair in &matching.pairs {
         let place = if at == 0 { &pair.first } else { &pair.second };
         ends.entry(place.cell).or_default().push(pair.rank.to_string());
     }
-    for (cell, ranks) in ends {
+    ends
+}
+
+/// The ends of the pairs in one view, as badges with their ranks. Pairs that end in one cell share
+/// a badge.
+fn ranks(drawing: &mut Drawing, ends: &BTreeMap<usize, Vec<String>>, panel: &Panel<'_>) {
+    for (&cell, ranks) in ends {
         let [x, y] = panel.centre(cell);
-        drawing.dot([x, y], 4.0, color::PAIR);
         let text = ranks.join(" ");
-        let half = 0.5 * LETTERS * (0.68 * text.chars().count() as f64 + 0.4);
-        let outwards = if at == 0 { -(half + 7.0) } else { half + 7.0 };
-        let middle = (x + outwards).clamp(half, (drawing.size()[0] - half).max(half));
-        drawing.label([middle, y], &text, LETTERS, color::PAIR);
+        // Digits are twice as wide as the gaps between them.
+        let gaps = ranks.len() - 1;
+        let letters = 0.64 * (text.len() - gaps) as f64 + 0.32 * gaps as f64;
+        let half = BADGE.max(0.5 * RANK * letters + 4.0);
+        let x = x.clamp(half, (drawing.size()[0] - half).max(half));
+        let (left, top, width, height) = (x - half, y - BADGE, 2.0 * half, 2.0 * BADGE);
+        drawing.element(format_args!(
+            "<rect x=\"{left:.2}\" y=\"{top:.2}\" width=\"{width:.2}\" height=\"{height}\" \
+             rx=\"{BADGE}\" fill=\"{}\" stroke=\"{EDGE}\" stroke-width=\"0.75\"/>",
+            color::PAIR
+        ));
+        drawing.text([x, y + 0.36 * RANK], &text, RANK, color::INK, Anchor::Middle);
     }
 }
 

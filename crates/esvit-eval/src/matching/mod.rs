@@ -250,3 +250,132 @@ fn matching(sides: [Seen; 2], settings: &MatchSettings, same_picture: bool) -> M
     });
     Matching { sides, pairs }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::{SourceFile, network};
+    use crate::features::Preprocess;
+    use esvit_data::ViewsConfig;
+    use esvit_nn::{Params, SwinConfig};
+
+    fn backbone() -> Backbone {
+        let model = SwinConfig {
+            img_size: 32,
+            patch_size: 4,
+            embed_dim: 8,
+            depths: vec![1, 1],
+            num_heads: vec![1, 2],
+            window_size: 4,
+            mlp_ratio: 2.0,
+            norm_eps: 1e-6,
+        };
+        let (swin, specs) = network(&model);
+        let params = Params::init(&specs, 3, &Device::flex());
+        let preprocess = Preprocess::new(32, 32, &ViewsConfig::default());
+        Backbone { swin, params, preprocess, source: SourceFile::default() }
+    }
+
+    fn noise(width: u32, height: u32, seed: u64) -> Picture {
+        let mut rng = Rng::new(seed, [0; 3]);
+        // Patches of 8 x 8 pixels, so that something is left of it in few pixels.
+        let patches: Vec<u8> = (0..3 * 64 * 64).map(|_| rng.below(256) as u8).collect();
+        let pixel = |x: u32, y: u32| &patches[3 * ((y / 8) * 64 + x / 8) as usize..][..3];
+        let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y)));
+        Picture::new(width, height, pixels.copied().collect()).unwrap()
+    }
+
+    const SETTINGS: MatchSettings = MatchSettings { pairs: 10, size: 32, stage: 0, mutual: false };
+
+    /// All four marks against the definition.
+    #[test]
+    fn marks_are_nearest_to_the_own_and_to_the_other_view() {
+        let backbone = backbone();
+        let pictures = [noise(64, 64, 1), noise(96, 64, 2)];
+        let found = two_pictures(&backbone, pictures.each_ref(), &SETTINGS).unwrap();
+        let sizes = found.sides.each_ref().map(|side| [side.grid.columns, side.grid.rows]);
+        assert_eq!(sizes, [[8, 8], [12, 8]]);
+        let seen: Vec<(Vec<f32>, Vec<f32>)> = (0..2)
+            .map(|at| {
+                let [width, height] = sizes[at].map(|cells| 4 * cells);
+                let shown =
+                    found.sides[at].view.render(&pictures[at], [width, height].map(|s| s as u32));
+                let pixels = backbone.preprocess.normalized(&shown.unwrap());
+                let images = tensor(pixels, [1, 3, height, width], &Device::flex());
+                let of = backbone.swin.stage_features(&backbone.params, images, 0, &Pass::eval());
+                let of = of.unwrap();
+                (to_vec(&of.region), to_vec(&of.view))
+            })
+            .collect();
+        let nearest = |cells: &[f32], global: &[f32]| {
+            let cosine = |cell: &[f32]| {
+                let dot: f32 = cell.iter().zip(global).map(|(a, b)| a * b).sum();
+                dot / cell.iter().map(|a| a * a).sum::<f32>().sqrt()
+            };
+            let cosines: Vec<f32> = cells.chunks(8).map(cosine).collect();
+            (0..cosines.len()).max_by(|&a, &b| cosines[a].total_cmp(&cosines[b])).unwrap()
+        };
+        for (at, side) in found.sides.iter().enumerate() {
+            let cells = &seen[at].0;
+            assert_eq!(side.nearest_own, nearest(cells, &seen[at].1));
+            assert_eq!(side.nearest_other, nearest(cells, &seen[1 - at].1));
+        }
+        let marks = found.sides.each_ref().map(|side| (side.nearest_own, side.nearest_other));
+        assert!(marks.iter().any(|(own, other)| own != other), "{marks:?}");
+    }
+
+    #[test]
+    fn mutual_pairs_share_no_cell() {
+        let backbone = backbone();
+        let pictures = [noise(64, 64, 1), noise(64, 64, 2)];
+        let pairs = |mutual| {
+            let settings = MatchSettings { pairs: usize::MAX, mutual, ..SETTINGS };
+            two_pictures(&backbone, pictures.each_ref(), &settings).unwrap().pairs
+        };
+        let (all, mutual) = (pairs(false), pairs(true));
+        assert_eq!(all.len(), 64);
+        let mut ends: Vec<usize> = mutual.iter().map(|pair| pair.second.cell).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        assert!(!mutual.is_empty() && mutual.len() < 64 && ends.len() == mutual.len());
+    }
+
+    /// The error is the distance between the two places, in pixels of the second view.
+    #[test]
+    fn errors_agree_with_the_places_in_the_picture() {
+        let picture = noise(80, 60, 4);
+        let settings = MatchSettings { pairs: usize::MAX, ..SETTINGS };
+        let found = two_views(&backbone(), &picture, 7, &settings).unwrap();
+        let crop = found.sides[1].view.crop;
+        let scale = [crop.width, crop.height].map(|side| 32.0 / f64::from(side));
+        let mut seen = 0;
+        for pair in &found.pairs {
+            let [x, y] = [0, 1]
+                .map(|axis| (pair.first.picture[axis] - pair.second.picture[axis]) * scale[axis]);
+            if let Some(error) = pair.error {
+                seen += 1;
+                assert!((error - x.hypot(y)).abs() < 1e-9, "{pair:?}");
+            }
+        }
+        assert!(seen > 10 && seen < found.pairs.len(), "{seen}");
+        let again = two_views(&backbone(), &picture, 7, &settings).unwrap();
+        assert_eq!((found.pairs, &found.sides[1].shown), (again.pairs, &again.sides[1].shown));
+    }
+
+    #[test]
+    fn pictures_of_any_shape_are_matched_and_drawn() {
+        for (width, height) in [(1, 1), (1, 400), (400, 2), (33, 70)] {
+            let shape = noise(width, height, 5);
+            let found = two_views(&backbone(), &shape, 1, &SETTINGS).unwrap();
+            let [wide, high] = picture(&found).unwrap().size();
+            assert!(wide >= 900.0 && high >= 448.0, "{wide} {high}");
+        }
+    }
+
+    #[test]
+    fn views_of_part_cells_are_refused() {
+        let settings = MatchSettings { size: 30, ..SETTINGS };
+        let error = two_views(&backbone(), &noise(40, 40, 1), 0, &settings).unwrap_err();
+        assert!(error.to_string().contains("such as 32"), "{error}");
+    }
+}

@@ -52,6 +52,29 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 #[test]
+fn one_picture_is_enough_and_broken_ones_are_named() {
+    let place = with_a_run();
+    place.write("set/good.png", encoded(textured(90, 40, 3), ImageFormat::Png));
+    place.write("set/broken.jpg", &unusable()[1].1);
+    let line = format!("eval correspondence --checkpoint {CHECKPOINT} --data set");
+    let answer = place
+        .well(&format!("{line} --size 16 --json"))
+        .says(&["left out `set/broken.jpg`", "the map has 4 cells", "`--stage 1`"])
+        .json();
+    assert_eq!((&answer["pictures"], &answer["left_out"]), (&1.into(), &1.into()));
+    // All four cells are measured, so none is next.
+    assert!(answer["pairs"].is_null() && answer["map"] == serde_json::json!([2, 2]), "{answer}");
+    let trained = &answer["results"][2];
+    assert!(trained["accuracy"]["interval"].is_null(), "{answer}");
+    assert!(trained["next_similarity"].is_null(), "{answer}");
+    place.write("empty/notes.txt", "");
+    place
+        .run(&format!("eval correspondence --checkpoint {CHECKPOINT} --data empty"))
+        .expect(1)
+        .says(&["no pictures in `empty`"]);
+}
+
+#[test]
 fn two_pictures_and_two_views_are_drawn() {
     let place = with_a_run();
     let line = format!("match a.png --checkpoint {CHECKPOINT} --stage 1 --pairs 5 --json");

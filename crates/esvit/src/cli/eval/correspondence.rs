@@ -108,10 +108,12 @@ impl Correspondence {
 
         let pairs = (protocol.pairs < grid.cells()).then_some(protocol.pairs);
         let (pictures, disjoint) = (measured.pictures, measured.disjoint);
+        let left_out = measured.left_out.len();
         let rows = self.rows(measured);
         let answer = serde_json::json!({
             "task": task,
             "pictures": pictures,
+            "left_out": left_out,
             "disjoint": disjoint,
             "geometry": self.geometry,
             "scale": (self.geometry == Views::Crops).then_some(&self.scale),
@@ -126,7 +128,11 @@ impl Correspondence {
         if self.json {
             output.json(&answer)?;
         } else {
-            let which = pairs.map_or("all".into(), |pairs| format!("the {pairs} most similar"));
+            let which = match (pairs, self.geometry) {
+                (Some(pairs), _) => format!("the {pairs} most similar"),
+                (None, Views::Mirror) => "all".into(),
+                (None, Views::Crops) => "those seen in both".into(),
+            };
             let views = match self.geometry {
                 Views::Mirror => "a picture and its mirror image",
                 Views::Crops => "two crops of a picture",
