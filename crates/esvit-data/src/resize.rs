@@ -28,6 +28,16 @@ pub fn resized_crop(
     size: u32,
     interpolation: Interpolation,
 ) -> Result<Picture, PictureError> {
+    resized_crop_to(picture, crop, [size; 2], interpolation)
+}
+
+/// The pixels of `crop` resized to `[width, height]`, likewise.
+pub fn resized_crop_to(
+    picture: &Picture,
+    crop: CropBox,
+    [to_width, to_height]: [u32; 2],
+    interpolation: Interpolation,
+) -> Result<Picture, PictureError> {
     let CropBox { left, top, width, height } = crop;
     let outside = || PictureError::Outside {
         left,
@@ -37,13 +47,16 @@ pub fn resized_crop(
         width: picture.width(),
         height: picture.height(),
     };
-    if width == 0 || height == 0 || size == 0 {
-        return Err(PictureError::Empty { width: width.min(size), height: height.min(size) });
+    if width == 0 || height == 0 || to_width == 0 || to_height == 0 {
+        return Err(PictureError::Empty {
+            width: width.min(to_width),
+            height: height.min(to_height),
+        });
     }
     let whole = view(picture).ok_or_else(outside)?;
     let part = CroppedImage::new(&whole, left, top, width, height).map_err(|_| outside())?;
     let all = [0.0, 0.0, f64::from(width), f64::from(height)];
-    resample(&part, all, size, size, interpolation).ok_or_else(outside)
+    resample(&part, all, to_width, to_height, interpolation).ok_or_else(outside)
 }
 
 /// What a picture goes through before it is evaluated: the shorter side is resized, then a

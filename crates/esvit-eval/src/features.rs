@@ -57,12 +57,16 @@ impl Preprocess {
     /// # Errors
     /// When the picture cannot be resized.
     pub fn prepare(&self, picture: &Picture) -> Result<Vec<f32>, PictureError> {
-        let shown = self.transform.apply(picture)?;
-        let mut values = vec![0.0; 3 * self.size() * self.size()];
+        Ok(self.normalized(&self.transform.apply(picture)?))
+    }
+
+    /// A picture as it is, as normalised `[3, height, width]`.
+    pub fn normalized(&self, picture: &Picture) -> Vec<f32> {
+        let mut values = vec![0.0; picture.pixels().len()];
         Normalization::new(self.mean, self.std)
-            .write(&shown, &mut values)
-            .expect("as many values as the crop has");
-        Ok(values)
+            .write(picture, &mut values)
+            .expect("as many values as the picture has");
+        values
     }
 }
 

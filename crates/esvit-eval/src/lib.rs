@@ -12,6 +12,7 @@ pub mod export;
 pub mod features;
 pub mod knn;
 pub mod labelled;
+pub mod matching;
 pub mod npy;
 pub mod record;
 pub mod verify;

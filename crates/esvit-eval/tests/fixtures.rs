@@ -6,7 +6,7 @@
 mod common;
 
 use common::{assert_close, hash, hashed};
-use esvit_eval::correspondence::{MEASURED_PAIRS, correspond};
+use esvit_eval::correspondence::{Grid, MEASURED_PAIRS, View, correspond};
 use esvit_eval::knn::{LabelledFeatures, TEMPERATURE, classify, nearest};
 
 const CLASSES: u32 = 7;
@@ -67,13 +67,16 @@ const WIDTH: usize = 8;
 /// its similarity.
 fn check(second: &[f32], [accuracy, distance]: [f64; 2], eleventh: f64, best: (usize, usize, f64)) {
     let found = correspond(&hashed(31, GRID * GRID * WIDTH), second, WIDTH);
-    let (found_accuracy, found_distance) = found.against_mirror(GRID, STRIDE, MEASURED_PAIRS);
-    assert!((found_accuracy - accuracy).abs() < 1e-9, "{found_accuracy}");
-    assert!((found_distance - distance).abs() < 1e-5, "{found_distance}");
-    let (first, eleventh_cell) = (found.order[0], found.order[10]);
+    let grid = Grid { rows: GRID, columns: GRID, cell: STRIDE };
+    let whole = View::whole([(GRID * STRIDE) as u32; 2]);
+    let truth = whole.truth(&grid, &whole.clone().mirrored(), &grid);
+    let scores = found.scores(&truth, &grid, MEASURED_PAIRS).unwrap();
+    assert!((scores.accuracy - accuracy).abs() < 1e-9, "{scores:?}");
+    assert!((scores.distance - distance).abs() < 1e-5, "{scores:?}");
+    let first = found.order[0];
     assert_eq!((first, found.best_match[first]), (best.0, best.1));
-    let similarities = [first, eleventh_cell].map(|cell| found.similarity[cell]);
-    assert_close("similarities", &similarities, &[best.2, eleventh], 1e-6);
+    assert_close("first similarity", &[found.similarity[first]], &[best.2], 1e-6);
+    assert!((scores.next_similarity.unwrap() - eleventh).abs() < 1e-6, "{scores:?}");
 }
 
 #[test]

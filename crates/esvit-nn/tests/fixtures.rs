@@ -241,3 +241,23 @@ fn state_dict() {
         assert_eq!(spec.role, if frozen { Role::Frozen } else { Role::Trained }, "{}", spec.name);
     }
 }
+
+/// The map of a stage is what its last block gives, whose mean the linear probe takes.
+#[test]
+fn features_of_earlier_stages() {
+    let (swin, params) = swin("swin_tiny_w7");
+    let pass = Pass::eval();
+    let blocks = to_vec(&swin.last_blocks(&params, picture(64), swin.blocks(), &pass));
+    let mut end = 0;
+    for stage in 0..swin.config().stages() {
+        let depth = swin.config().depths[stage];
+        let width = swin.config().width(stage);
+        let features = swin.stage_features(&params, picture(64), stage, &pass).unwrap();
+        end += depth * width;
+        assert_eq!(to_vec(&features.view), blocks[end - width..end]);
+        let side = 64 / swin.config().stride(stage);
+        assert_eq!(features.map, [side; 2]);
+        assert_eq!(features.region.dims(), [1, side * side, width]);
+    }
+    assert!(swin.stage_features(&params, picture(64), 4, &pass).is_none());
+}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::{Case, CaseError, Check, Outcome, absolute};
-use crate::correspondence::correspond;
+use crate::correspondence::{Grid, View, correspond};
 use crate::knn::{LabelledFeatures, classify};
 
 #[derive(Deserialize)]
@@ -75,7 +75,17 @@ pub(super) fn correspondence(case: &Case) -> Result<Outcome, CaseError> {
     let expected = case.integers("best_match")?;
     let wrong = found.best_match.iter().zip(&expected).filter(|&(&a, &b)| a as i64 != b).count();
     let missing = found.best_match.len().abs_diff(expected.len());
-    let (accuracy, distance) = found.against_mirror(settings.grid, settings.stride, settings.pairs);
+    let CorrespondenceSettings { grid: side, stride, pairs, .. } = settings;
+    let grid = Grid { rows: side, columns: side, cell: stride };
+    let whole = View::whole([(side * stride) as u32; 2]);
+    let truth = whole.truth(&grid, &whole.clone().mirrored(), &grid);
+    if found.order.len() != truth.len() {
+        let cells = found.order.len();
+        return Err(CaseError::Settings(format!("{cells} cells do not fill a grid of {side}")));
+    }
+    let scores = found
+        .scores(&truth, &grid, pairs)
+        .ok_or_else(|| CaseError::Settings("there are no pairs".into()))?;
     let (_, similarity) = case.tensor("similarity")?;
     let check = |what: &str, difference: f64, tolerance: f64| Check {
         what: what.into(),
@@ -85,7 +95,7 @@ pub(super) fn correspondence(case: &Case) -> Result<Outcome, CaseError> {
     Ok(Outcome::Compared(vec![
         check("best_match, cells that differ", (wrong + missing) as f64, 0.0),
         absolute("similarity", &found.similarity, &similarity, 1e-5),
-        check("accuracy", (accuracy - settings.accuracy).abs(), 1e-9),
-        check("distance_error", (distance - settings.distance_error).abs(), 1e-4),
+        check("accuracy", (scores.accuracy - settings.accuracy).abs(), 1e-9),
+        check("distance_error", (scores.distance - settings.distance_error).abs(), 1e-4),
     ]))
 }

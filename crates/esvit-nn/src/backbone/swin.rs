@@ -149,6 +149,11 @@ impl SwinConfig {
         (self.width(stage) as f64 * self.mlp_ratio) as usize
     }
 
+    /// Side of what a token of a stage covers, in pixels.
+    pub fn stride(&self, stage: usize) -> usize {
+        self.patch_size << stage
+    }
+
     /// Side of the last map for a square picture of `size` pixels.
     pub fn last_map(&self, size: usize) -> usize {
         (1..self.stages()).fold(size / self.patch_size, |side, _| side.div_ceil(2))
@@ -289,6 +294,34 @@ impl Swin {
         let RowFeatures { view, region, segments } = self.features(params, vec![images], pass);
         let ([batch, width], Segment { map, .. }) = (view.dims(), segments[0]);
         Features { view, region: region.reshape([batch, map[0] * map[1], width]), map }
+    }
+
+    /// The same of the output of stage `stage` (from 0), taken before patches are merged: the last
+    /// stage gives what [`Swin::forward`] gives, earlier ones their map as it is, without the final
+    /// norm, and its mean. None when there is no such stage.
+    pub fn stage_features(
+        &self,
+        params: &Params,
+        images: Tensor<4>,
+        stage: usize,
+        pass: &Pass,
+    ) -> Option<Features> {
+        if stage + 1 == self.stages.len() {
+            return Some(self.forward(params, images, pass));
+        }
+        let until = self.stages.get(..=stage)?;
+        let mut maps = self.embed(params, vec![images], pass);
+        for (index, Stage { blocks, downsample }) in until.iter().enumerate() {
+            for block in blocks {
+                maps = block.forward(params, maps, &self.windows, pass);
+            }
+            if let Some(downsample) = downsample.as_ref().filter(|_| index < stage) {
+                maps = downsample.forward(params, maps, pass);
+            }
+        }
+        let (view, Segment { map, .. }) = (maps.means(), maps.segments[0]);
+        let [batch, width] = view.dims();
+        Some(Features { view, region: maps.rows.reshape([batch, map[0] * map[1], width]), map })
     }
 
     /// View and region features of batches of images, each `[B, 3, H, W]`, of several sizes.

@@ -10,6 +10,7 @@ mod eval;
 mod export;
 mod flags;
 mod info;
+mod match_pictures;
 mod output;
 mod pretrain;
 mod profile_table;
@@ -58,6 +59,8 @@ enum Command {
     Attend(attend::Attend),
     /// Writes the features of a folder of pictures to a file.
     Embed(embed::Embed),
+    /// Draws which parts of two pictures, or of two views of one, are alike to a backbone.
+    Match(match_pictures::Match),
     /// Writes a backbone for other programs: timm, torchvision, transformers, ONNX, EsViT.
     Export(export::Export),
     /// Compares the tensors of two files of weights.
@@ -101,6 +104,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Eval(command) => command.run(&output),
         Command::Attend(command) => command.run(&output),
         Command::Embed(command) => command.run(&output),
+        Command::Match(command) => command.run(&output),
         Command::Export(command) => command.run(&output),
         Command::Diff(command) => command.run(&output),
         Command::Info(command) => command.run(&output),

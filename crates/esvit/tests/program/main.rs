@@ -5,6 +5,7 @@ mod attend;
 mod beginning;
 mod broken_pictures;
 mod commands;
+mod correspondence;
 mod evaluation;
 mod failure;
 mod goldens;

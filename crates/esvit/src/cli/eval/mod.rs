@@ -1,6 +1,7 @@
 //! `esvit eval`.
 
 mod attention;
+mod correspondence;
 mod efficiency;
 pub(super) mod knn;
 
@@ -21,6 +22,8 @@ pub(super) enum Eval {
     Efficiency(efficiency::Efficiency),
     /// Entropy of attention, head by head, and how much heads differ.
     Attention(attention::Attention),
+    /// How well parts of a picture are found again in another view of it.
+    Correspondence(correspondence::Correspondence),
 }
 
 impl Eval {
@@ -29,6 +32,7 @@ impl Eval {
             Self::Knn(command) => command.run(output),
             Self::Efficiency(command) => command.run(output),
             Self::Attention(command) => command.run(output),
+            Self::Correspondence(command) => command.run(output),
         }
     }
 }

@@ -1,0 +1,79 @@
+//! The cells of a map.
+
+use esvit_nn::SwinConfig;
+use serde::Serialize;
+
+use super::CorrespondenceError;
+
+/// Cells of a map over the view that it belongs to, counted row by row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Grid {
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub columns: usize,
+    /// Side of a cell in pixels of the view.
+    pub cell: usize,
+}
+
+impl Grid {
+    /// The cells of a stage's map (from 0) for a view of `[width, height]` pixels.
+    ///
+    /// # Errors
+    /// When there is no such stage, or the view is not a whole number of cells.
+    pub fn new(
+        config: &SwinConfig,
+        stage: usize,
+        [width, height]: [usize; 2],
+    ) -> Result<Self, CorrespondenceError> {
+        if stage >= config.stages() {
+            let stages = config.stages();
+            return Err(CorrespondenceError::Stage { stage: stage + 1, stages });
+        }
+        let cell = config.stride(stage);
+        for size in [width, height] {
+            if size == 0 || !size.is_multiple_of(cell) {
+                return Err(CorrespondenceError::Size { size, cell });
+            }
+        }
+        Ok(Self { rows: height / cell, columns: width / cell, cell })
+    }
+
+    /// Number of cells.
+    pub fn cells(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// Width and height of the view in pixels.
+    pub fn size(&self) -> [f64; 2] {
+        [self.columns, self.rows].map(|cells| (cells * self.cell) as f64)
+    }
+
+    /// Centre of a cell, `[x, y]` in pixels of the view.
+    pub fn centre(&self, cell: usize) -> [f64; 2] {
+        [cell % self.columns, cell / self.columns].map(|at| (at as f64 + 0.5) * self.cell as f64)
+    }
+
+    /// The cell that a place of the view lies in; none for places outside.
+    pub fn cell_at(&self, [x, y]: [f64; 2]) -> Option<usize> {
+        let [column, row] = [x, y].map(|at| (at / self.cell as f64).floor());
+        let inside =
+            (0.0..self.columns as f64).contains(&column) && (0.0..self.rows as f64).contains(&row);
+        inside.then_some(row as usize * self.columns + column as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn centres_lie_in_their_cells() {
+        let grid = Grid { rows: 2, columns: 3, cell: 32 };
+        assert_eq!((grid.centre(5), grid.size()), ([80.0, 48.0], [96.0, 64.0]));
+        assert!((0..6).all(|cell| grid.cell_at(grid.centre(cell)) == Some(cell)));
+        for outside in [[-0.1, 5.0], [96.0, 5.0], [5.0, 64.0], [5.0, -1.0], [f64::NAN, 5.0]] {
+            assert_eq!(grid.cell_at(outside), None);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Matching of cells by their features.
+
+use esvit_kernels::best_match::best_matches;
+
+use super::Grid;
+use super::score::Scores;
+
+/// What was found for two views.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Correspondence {
+    /// For every cell of the first view the most similar cell of the second; the first of equals.
+    pub best_match: Vec<usize>,
+    /// Cosine similarity of every cell to its match.
+    pub similarity: Vec<f32>,
+    /// Cells of the first view, most similar match first.
+    pub order: Vec<usize>,
+}
+
+/// Matches the cells of two views, `[cells, width]` each, by cosine similarity.
+///
+/// # Panics
+/// When the second view has no cells.
+pub fn correspond(first: &[f32], second: &[f32], width: usize) -> Correspondence {
+    let [cells, others] = [first, second].map(|view| view.len() / width);
+    let best_match: Vec<usize> = best_matches(first, second, width, &[(0..cells, 0..others)])
+        .into_iter()
+        .map(|cell| cell as usize)
+        .collect();
+    let similarity: Vec<f32> = first
+        .chunks_exact(width)
+        .zip(&best_match)
+        .map(|(cell, &other)| cosine(cell, &second[other * width..][..width]))
+        .collect();
+    let mut order: Vec<usize> = (0..cells).collect();
+    order.sort_by(|&a, &b| similarity[b].total_cmp(&similarity[a]));
+    Correspondence { best_match, similarity, order }
+}
+
+/// Cosine of the angle between two vectors; 0 where one has no direction.
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    (dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).max(1e-12)) as f32
+}
+
+impl Correspondence {
+    /// How good the `pairs` most similar of all matches are whose true place in the second view,
+    /// in pixels, is known. None when there is no such cell.
+    ///
+    /// `truth` has an entry for every cell of the first view, `grid` are the second one's cells.
+    pub fn scores(&self, truth: &[Option<[f64; 2]>], grid: &Grid, pairs: usize) -> Option<Scores> {
+        let mut known = self.order.iter().filter_map(|&cell| Some((cell, truth[cell]?)));
+        let measured = known.by_ref().take(pairs);
+        let scores =
+            Scores::of(measured.map(|(cell, truth)| (self.best_match[cell], truth)), grid)?;
+        let next_similarity = known.next().map(|(cell, _)| f64::from(self.similarity[cell]));
+        Some(Scores { next_similarity, ..scores })
+    }
+}

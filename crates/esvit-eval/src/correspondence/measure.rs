@@ -1,0 +1,224 @@
+//! Correspondence over the pictures of a source.
+
+use burn::tensor::Device;
+use esvit_data::{Picture, Source};
+use esvit_kernels::pool;
+use esvit_kernels::rng::Rng;
+use esvit_nn::Pass;
+use esvit_nn::params::tensor;
+use esvit_nn::weights::to_vec;
+use rayon::prelude::*;
+
+use super::score::{Scores, Summary};
+use super::{CorrespondenceError, Grid, View, correspond};
+use crate::backbone::Backbone;
+use crate::features::{LeftOut, Preprocess};
+
+/// Pictures whose two views go through the network at a time.
+const BATCH: usize = 32;
+/// Purpose word of the numbers that make views.
+const VIEWS: u64 = u64::from_be_bytes(*b"cell-map");
+
+/// How the two views of a picture are cut. The second one's colours are always changed: jittered
+/// with probability 0.8, and grey.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Geometry {
+    /// The paper's: the evaluated square, and its mirror image.
+    Mirror,
+    /// Two random crops, each mirrored half of the time.
+    Crops {
+        /// Area of a crop as a share of the picture's.
+        scale: [f64; 2],
+    },
+}
+
+/// What is measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Protocol {
+    /// The two views.
+    pub geometry: Geometry,
+    /// How many pairs of a picture are measured, most similar first; fewer where there are not so
+    /// many.
+    pub pairs: usize,
+    /// Whose map is matched, from 0.
+    pub stage: usize,
+    /// What views are made with.
+    pub seed: u64,
+}
+
+/// What was measured, and on what it could not be.
+#[derive(Debug)]
+pub struct Measured {
+    /// The cells of a view.
+    pub grid: Grid,
+    /// Number of pictures measured.
+    pub pictures: usize,
+    /// Pictures whose second view shows no cell of the first one; they are not measured.
+    pub disjoint: usize,
+    /// One a network, in their order.
+    pub networks: Vec<Summary>,
+    /// What matches chosen at random would have.
+    pub chance: Summary,
+    /// What finding the right cell every time would have.
+    pub best: Summary,
+    /// Pictures that could not be read.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Two views of a picture, ready for a network.
+struct Prepared {
+    /// Normalised `[3, size, size]`.
+    pixels: [Vec<f32>; 2],
+    /// Where the second view shows the cells of the first.
+    truth: Vec<Option<[f64; 2]>>,
+}
+
+/// What the pictures measured so far have.
+#[derive(Default)]
+struct Tally {
+    networks: Vec<Vec<Scores>>,
+    chance: Vec<Scores>,
+    best: Vec<Scores>,
+}
+
+/// Measures networks of one shape on `pictures` (indices into `source`), which are shown as
+/// `preprocess` says. `done` is told how many pictures were worked on.
+///
+/// # Errors
+/// When the first network has no such stage, views are not a whole number of its cells, or nothing
+/// is left to measure.
+///
+/// # Panics
+/// When there is no network.
+pub fn measure(
+    source: &dyn Source,
+    pictures: &[usize],
+    preprocess: &Preprocess,
+    protocol: &Protocol,
+    networks: &[&Backbone],
+    mut done: impl FnMut(usize),
+) -> Result<Measured, CorrespondenceError> {
+    let config = networks[0].swin.config();
+    let grid = Grid::new(config, protocol.stage, [preprocess.size(); 2])?;
+    let mut tally = Tally { networks: vec![Vec::new(); networks.len()], ..Tally::default() };
+    let (mut disjoint, mut left_out) = (0, Vec::new());
+    for batch in pictures.chunks(BATCH) {
+        let prepared: Vec<Result<Prepared, String>> = batch
+            .par_iter()
+            .map(|&index| {
+                let picture = source.load(index).map_err(|e| e.to_string())?;
+                prepare(&picture, index, preprocess, protocol, &grid).map_err(|e| e.to_string())
+            })
+            .collect();
+        let mut usable = Vec::new();
+        for (&index, prepared) in batch.iter().zip(prepared) {
+            match prepared {
+                Ok(prepared) if prepared.truth.iter().all(Option::is_none) => disjoint += 1,
+                Ok(prepared) => usable.push(prepared),
+                Err(reason) => left_out.push(LeftOut { index, name: source.name(index), reason }),
+            }
+        }
+        tally.add(&usable, preprocess, protocol, &grid, networks);
+        done(batch.len());
+    }
+    let pictures_measured = tally.chance.len();
+    if pictures_measured == 0 {
+        return Err(match disjoint {
+            0 => CorrespondenceError::Unreadable { pictures: pictures.len() },
+            _ => CorrespondenceError::Disjoint,
+        });
+    }
+    Ok(Measured {
+        grid,
+        pictures: pictures_measured,
+        disjoint,
+        networks: tally.networks.iter().map(|scores| Summary::of(scores)).collect(),
+        chance: Summary::of(&tally.chance),
+        best: Summary::of(&tally.best),
+        left_out,
+    })
+}
+
+fn prepare(
+    picture: &Picture,
+    index: usize,
+    preprocess: &Preprocess,
+    Protocol { geometry, seed, .. }: &Protocol,
+    grid: &Grid,
+) -> Result<Prepared, esvit_data::PictureError> {
+    let mut rngs = [0, 1].map(|view| Rng::for_purpose(*seed, VIEWS, [index as u64, view, 0]));
+    let evaluated;
+    let (base, first, second) = match *geometry {
+        Geometry::Mirror => {
+            evaluated = preprocess.transform.apply(picture)?;
+            let whole = View::whole([evaluated.width(), evaluated.height()]);
+            (&evaluated, whole.clone(), whole.mirrored())
+        }
+        Geometry::Crops { scale } => {
+            let size = [picture.width(), picture.height()];
+            let [first, second] = rngs.each_mut().map(|rng| View::random(size, scale, rng));
+            (picture, first, second)
+        }
+    };
+    let [_, colors] = rngs;
+    let second = second.recolored(1.0, colors);
+    let size = [preprocess.size() as u32; 2];
+    let pixels = [
+        preprocess.normalized(&first.render(base, size)?),
+        preprocess.normalized(&second.render(base, size)?),
+    ];
+    Ok(Prepared { pixels, truth: first.truth(grid, &second, grid) })
+}
+
+impl Tally {
+    fn add(
+        &mut self,
+        prepared: &[Prepared],
+        preprocess: &Preprocess,
+        protocol: &Protocol,
+        grid: &Grid,
+        networks: &[&Backbone],
+    ) {
+        if prepared.is_empty() {
+            return;
+        }
+        for (scores, network) in self.networks.iter_mut().zip(networks) {
+            let (values, width) = region_features(network, prepared, preprocess, protocol.stage);
+            let (firsts, seconds) = values.split_at(values.len() / 2);
+            let map = grid.cells() * width;
+            let found = prepared
+                .par_iter()
+                .zip(firsts.par_chunks(map).zip(seconds.par_chunks(map)))
+                .filter_map(|(Prepared { truth, .. }, (first, second))| {
+                    correspond(first, second, width).scores(truth, grid, protocol.pairs)
+                });
+            scores.extend(found.collect::<Vec<_>>());
+        }
+        let references = prepared.par_iter().filter_map(|Prepared { truth, .. }| {
+            let truth: Vec<[f64; 2]> = truth.iter().flatten().copied().collect();
+            Some((Scores::by_chance(&truth, grid)?, Scores::at_best(&truth, grid)?))
+        });
+        let (chance, best): (Vec<_>, Vec<_>) = references.collect::<Vec<_>>().into_iter().unzip();
+        self.chance.extend(chance);
+        self.best.extend(best);
+    }
+}
+
+/// Features of all cells: first those of all first views, then those of all second ones. Returns
+/// them with their width.
+fn region_features(
+    network: &Backbone,
+    prepared: &[Prepared],
+    preprocess: &Preprocess,
+    stage: usize,
+) -> (Vec<f32>, usize) {
+    let views = [0, 1].into_iter().flat_map(|view| prepared.iter().map(move |p| &p.pixels[view]));
+    let pixels = views.flatten().copied().collect();
+    let size = preprocess.size();
+    let images = tensor(pixels, [2 * prepared.len(), 3, size, size], &Device::flex());
+    pool::run(|| {
+        let features = network.swin.stage_features(&network.params, images, stage, &Pass::eval());
+        let region = features.expect("the stage was checked").region;
+        (to_vec(&region), region.dims()[2])
+    })
+}

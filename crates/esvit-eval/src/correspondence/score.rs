@@ -1,0 +1,137 @@
+//! How far found places are from the true ones.
+
+use serde::Serialize;
+
+use super::Grid;
+use super::interval::{Estimate, estimate};
+
+/// Thresholds of the percentage of correct keypoints, as shares of the view's longer side.
+pub const ALPHAS: [f64; 3] = [0.05, 0.1, 0.2];
+
+/// Values of [`Scores`] that every picture has.
+const VALUES: usize = 2 + ALPHAS.len();
+
+/// What was measured on the pairs of one picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// Share of the pairs whose second cell is the one that the true place lies in.
+    pub accuracy: f64,
+    /// Share of the pairs whose second cell's centre lies within each of [`ALPHAS`] of the true
+    /// place.
+    pub pck: [f64; ALPHAS.len()],
+    /// Mean distance of the second cells' centres from the true places, in pixels of the view.
+    pub distance: f64,
+    /// Similarity of the best match that was not measured.
+    pub next_similarity: Option<f64>,
+}
+
+/// Percentage of correct keypoints, as a share.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Pck {
+    /// Threshold, as a share of the view's longer side.
+    pub alpha: f64,
+    /// Share of the pairs within it.
+    #[serde(flatten)]
+    pub share: Estimate,
+}
+
+/// Means over pictures.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// See [`Scores::accuracy`].
+    pub accuracy: Estimate,
+    /// See [`Scores::distance`].
+    pub distance: Estimate,
+    /// See [`Scores::pck`].
+    pub pck: Vec<Pck>,
+    /// See [`Scores::next_similarity`]; only where every picture has one.
+    pub next_similarity: Option<Estimate>,
+}
+
+impl Scores {
+    /// Of pairs of a found cell and a true place; none where there are no pairs.
+    pub fn of(pairs: impl IntoIterator<Item = (usize, [f64; 2])>, grid: &Grid) -> Option<Self> {
+        let side = grid.size().into_iter().fold(0.0, f64::max);
+        let (mut count, mut exact, mut within, mut total) = (0, 0, [0; ALPHAS.len()], 0.0);
+        for (cell, truth @ [x, y]) in pairs {
+            let [found_x, found_y] = grid.centre(cell);
+            let distance = ((found_x - x).powi(2) + (found_y - y).powi(2)).sqrt();
+            count += 1;
+            exact += usize::from(grid.cell_at(truth) == Some(cell));
+            for (within, alpha) in within.iter_mut().zip(ALPHAS) {
+                *within += usize::from(distance <= alpha * side);
+            }
+            total += distance;
+        }
+        let share = |of: usize| of as f64 / count as f64;
+        (count > 0).then(|| Self {
+            accuracy: share(exact),
+            pck: within.map(share),
+            distance: total / count as f64,
+            next_similarity: None,
+        })
+    }
+
+    /// What cells chosen at random would have, on average.
+    pub fn by_chance(truth: &[[f64; 2]], grid: &Grid) -> Option<Self> {
+        let pairs = truth.iter().flat_map(|&truth| (0..grid.cells()).map(move |at| (at, truth)));
+        Self::of(pairs, grid)
+    }
+
+    /// What finding the right cell every time would have: places are told no finer than by cells.
+    pub fn at_best(truth: &[[f64; 2]], grid: &Grid) -> Option<Self> {
+        let right = |&truth: &[f64; 2]| Some((grid.cell_at(truth)?, truth));
+        Self::of(truth.iter().filter_map(right), grid)
+    }
+
+    fn values(&self) -> [f64; VALUES] {
+        let [a, b, c] = self.pck;
+        [self.accuracy, self.distance, a, b, c]
+    }
+}
+
+impl Summary {
+    /// The means of some pictures' scores, with their intervals.
+    pub fn of(scores: &[Scores]) -> Self {
+        let values: Vec<[f64; VALUES]> = scores.iter().map(Scores::values).collect();
+        let [accuracy, distance, pck @ ..] = estimate(&values);
+        let next: Option<Vec<[f64; 1]>> =
+            scores.iter().map(|scores| scores.next_similarity.map(|value| [value])).collect();
+        Self {
+            accuracy,
+            distance,
+            pck: ALPHAS.into_iter().zip(pck).map(|(alpha, share)| Pck { alpha, share }).collect(),
+            next_similarity: next.map(|values| estimate(&values)[0]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRID: Grid = Grid { rows: 2, columns: 2, cell: 50 };
+
+    #[test]
+    fn distances_shares_and_the_right_cell() {
+        // The first is right and 5 pixels off, the second wrong and 50 off.
+        let scores = Scores::of([(0, [28.0, 29.0]), (1, [25.0, 25.0])], &GRID).unwrap();
+        assert_eq!((scores.accuracy, scores.distance), (0.5, 27.5));
+        assert_eq!(scores.pck, [0.5, 0.5, 0.5]);
+        let near = Scores::of([(0, [25.0, 43.0])], &GRID).unwrap();
+        assert_eq!(near.pck, [0.0, 0.0, 1.0]);
+        assert_eq!(Scores::of([], &GRID), None);
+    }
+
+    #[test]
+    fn chance_is_the_mean_over_all_cells_and_the_best_is_the_right_one() {
+        let truth = [[25.0, 25.0], [80.0, 75.0]];
+        let chance = Scores::by_chance(&truth, &GRID).unwrap();
+        assert_eq!(chance.accuracy, 0.25);
+        let first = (0.0 + 50.0 + 50.0 + 50f64.hypot(50.0)) / 4.0;
+        let second = (5.0 + 55.0 + 5f64.hypot(50.0) + 55f64.hypot(50.0)) / 4.0;
+        assert!((chance.distance - (first + second) / 2.0).abs() < 1e-12);
+        let best = Scores::at_best(&truth, &GRID).unwrap();
+        assert_eq!((best.accuracy, best.distance, best.pck[0]), (1.0, 2.5, 1.0));
+    }
+}

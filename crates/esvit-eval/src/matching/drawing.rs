@@ -1,0 +1,153 @@
+//! Drawing of matched cells.
+
+use std::collections::BTreeMap;
+
+use super::{Matching, Side};
+use crate::correspondence::View;
+use crate::draw::{Anchor, DrawError, Drawing, color};
+
+/// Shorter side of a view in the drawing.
+const SHORTER: f64 = 448.0;
+/// White around the views and between them.
+const MARGIN: f64 = 10.0;
+const GAP: f64 = 12.0;
+/// Room for the words below.
+const LEGEND: f64 = 34.0;
+const LETTERS: f64 = 13.0;
+/// Ranks at the ends of the lines: letters, and half the height of what they stand on.
+const RANK: f64 = 11.0;
+const BADGE: f64 = 8.0;
+/// Lines and marks have dark edges, to be seen on any ground.
+const EDGE: &str = "#000000";
+const RING: f64 = 13.0;
+const TRIANGLE: f64 = 10.0;
+
+/// Pixels with which a view of `[width, height]` pixels is drawn: twice those of the drawing where
+/// its picture has them, for print.
+pub(super) fn resolution(view: &View, [width, height]: [u32; 2]) -> [u32; 2] {
+    let shorter = f64::from(view.crop.width.min(view.crop.height));
+    let side = shorter.clamp(SHORTER, 2.0 * SHORTER);
+    let scale = side / f64::from(width.min(height));
+    [width, height].map(|side| (f64::from(side) * scale).round() as u32)
+}
+
+/// A view's place in the drawing.
+struct Panel<'a> {
+    side: &'a Side,
+    /// Left, top, width, height.
+    place: [f64; 4],
+}
+
+impl Panel<'_> {
+    fn centre(&self, cell: usize) -> [f64; 2] {
+        let ([x, y], [width, height]) = (self.side.grid.centre(cell), self.side.grid.size());
+        let [left, top, wide, high] = self.place;
+        [left + x / width * wide, top + y / height * high]
+    }
+}
+
+/// The two views side by side. Yellow lines join the pairs, their ranks at both ends; a sky-blue
+/// ring is around the cell most similar to its own view as a whole, a red triangle on the cell
+/// most similar to the other view as a whole.
+///
+/// # Errors
+/// When a view cannot be stored as PNG.
+pub fn picture(matching: &Matching) -> Result<Drawing, DrawError> {
+    let sizes = matching.sides.each_ref().map(|side| {
+        let [width, height] = side.grid.size();
+        [width, height].map(|length| SHORTER * length / width.min(height))
+    });
+    let high = sizes[0][1].max(sizes[1][1]);
+    let (width, height) =
+        (2.0 * MARGIN + sizes[0][0] + GAP + sizes[1][0], 2.0 * MARGIN + high + LEGEND);
+    let mut drawing = Drawing::new(width, height);
+    let panel = |at: usize, left: f64| {
+        let [wide, tall] = sizes[at];
+        let top = MARGIN + (high - tall) / 2.0;
+        Panel { side: &matching.sides[at], place: [left, top, wide, tall] }
+    };
+    let panels = [panel(0, MARGIN), panel(1, MARGIN + sizes[0][0] + GAP)];
+    for Panel { side, place } in &panels {
+        drawing.picture(&side.shown, *place, false)?;
+    }
+    // The best pair lies on top.
+    for pair in matching.pairs.iter().rev() {
+        let ends = [panels[0].centre(pair.first.cell), panels[1].centre(pair.second.cell)];
+        line(&mut drawing, ends);
+    }
+    for (at, panel) in panels.iter().enumerate() {
+        let ends = ends(matching, at);
+        ring(&mut drawing, panel.centre(panel.side.nearest_own));
+        ranks(&mut drawing, &ends, panel);
+        // A triangle stands on the badge that is there.
+        let nearest = panel.side.nearest_other;
+        let [x, y] = panel.centre(nearest);
+        let lift = if ends.contains_key(&nearest) { BADGE + 0.5 * TRIANGLE } else { 0.0 };
+        drawing.triangle([x, y - lift], TRIANGLE, color::FOUND);
+    }
+    legend(&mut drawing, matching, height - MARGIN - 7.0);
+    Ok(drawing)
+}
+
+fn line(drawing: &mut Drawing, [from @ [x1, y1], to @ [x2, y2]]: [[f64; 2]; 2]) {
+    drawing.element(format_args!(
+        "<line x1=\"{x1:.2}\" y1=\"{y1:.2}\" x2=\"{x2:.2}\" y2=\"{y2:.2}\" stroke=\"{EDGE}\" \
+         stroke-opacity=\"0.45\" stroke-width=\"4\" stroke-linecap=\"round\"/>"
+    ));
+    drawing.line(from, to, color::PAIR, 2.0);
+}
+
+fn ring(drawing: &mut Drawing, at: [f64; 2]) {
+    drawing.ring(at, RING, EDGE, 5.0);
+    drawing.ring(at, RING, color::QUERY, 3.0);
+}
+
+/// The ranks of the pairs that end in each cell of one view.
+fn ends(matching: &Matching, at: usize) -> BTreeMap<usize, Vec<String>> {
+    let mut ends: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for pair in &matching.pairs {
+        let place = if at == 0 { &pair.first } else { &pair.second };
+        ends.entry(place.cell).or_default().push(pair.rank.to_string());
+    }
+    ends
+}
+
+/// The ends of the pairs in one view, as badges with their ranks. Pairs that end in one cell share
+/// a badge.
+fn ranks(drawing: &mut Drawing, ends: &BTreeMap<usize, Vec<String>>, panel: &Panel<'_>) {
+    for (&cell, ranks) in ends {
+        let [x, y] = panel.centre(cell);
+        let text = ranks.join(" ");
+        // Digits are twice as wide as the gaps between them.
+        let gaps = ranks.len() - 1;
+        let letters = 0.64 * (text.len() - gaps) as f64 + 0.32 * gaps as f64;
+        let half = BADGE.max(0.5 * RANK * letters + 4.0);
+        let x = x.clamp(half, (drawing.size()[0] - half).max(half));
+        let (left, top, width, height) = (x - half, y - BADGE, 2.0 * half, 2.0 * BADGE);
+        drawing.element(format_args!(
+            "<rect x=\"{left:.2}\" y=\"{top:.2}\" width=\"{width:.2}\" height=\"{height}\" \
+             rx=\"{BADGE}\" fill=\"{}\" stroke=\"{EDGE}\" stroke-width=\"0.75\"/>",
+            color::PAIR
+        ));
+        drawing.text([x, y + 0.36 * RANK], &text, RANK, color::INK, Anchor::Middle);
+    }
+}
+
+fn legend(drawing: &mut Drawing, matching: &Matching, y: f64) {
+    let pairs = match matching.pairs.len() {
+        1 => "the most similar pair".into(),
+        count => format!("{count} most similar pairs, 0 first"),
+    };
+    let middle = y - 0.35 * LETTERS;
+    let mut x = MARGIN;
+    let words = |drawing: &mut Drawing, x: f64, text: &str| {
+        drawing.text([x, y], text, LETTERS, color::INK, Anchor::Start);
+        x + 0.62 * LETTERS * text.chars().count() as f64 + 22.0
+    };
+    line(drawing, [[x + 2.0, middle], [x + 26.0, middle]]);
+    x = words(drawing, x + 34.0, &pairs);
+    drawing.ring([x + 7.0, middle], 6.0, color::QUERY, 3.0);
+    x = words(drawing, x + 22.0, "nearest to its own view");
+    drawing.triangle([x + 7.0, middle + 1.0], 7.0, color::FOUND);
+    words(drawing, x + 22.0, "nearest to the other view");
+}

@@ -1,0 +1,381 @@
+//! The most similar cells of two pictures, or of two views of one picture, and a drawing of them
+//! (Figure 4 of the EsViT paper).
+
+mod drawing;
+
+use burn::tensor::Device;
+use esvit_data::augment::CropBox;
+use esvit_data::{Picture, PictureError};
+use esvit_kernels::best_match::best_matches;
+use esvit_kernels::pool;
+use esvit_kernels::rng::Rng;
+use esvit_nn::Pass;
+use esvit_nn::params::tensor;
+use esvit_nn::weights::to_vec;
+use serde::Serialize;
+
+use crate::backbone::Backbone;
+use crate::correspondence::{CorrespondenceError, Grid, View, correspond};
+
+pub use drawing::picture;
+
+/// Purpose word of the numbers that make the second view of a picture.
+const VIEWS: u64 = u64::from_be_bytes(*b"matching");
+/// Area of the second view of a picture, as a share of the picture's.
+const SECOND_SCALE: [f64; 2] = [0.4, 0.6];
+/// How often the second view of a picture is grey.
+const SECOND_GRAYSCALE: f64 = 0.2;
+/// Of pictures longer than this many times their shorter side, the middle is taken.
+const LONGEST: u32 = 3;
+
+/// What is matched, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MatchSettings {
+    /// Number of pairs, most similar first; fewer where there are not so many.
+    pub pairs: usize,
+    /// Shorter side of what the network sees, in pixels: a multiple of a cell's.
+    pub size: usize,
+    /// Whose map is matched, from 0.
+    pub stage: usize,
+    /// Keeps only pairs of cells that are each other's best match.
+    pub mutual: bool,
+}
+
+/// The most similar cells of two views.
+#[derive(Debug, Clone)]
+pub struct Matching {
+    /// The two views.
+    pub sides: [Side; 2],
+    /// Pairs of their cells, most similar first.
+    pub pairs: Vec<Pair>,
+}
+
+/// One of the two views.
+#[derive(Debug, Clone)]
+pub struct Side {
+    /// What it shows, in as many pixels as it is drawn with.
+    pub shown: Picture,
+    /// The part of its picture.
+    pub view: View,
+    /// Its cells.
+    pub grid: Grid,
+    /// The cell that is most similar to the view as a whole.
+    pub nearest_own: usize,
+    /// The cell that is most similar to the other view as a whole.
+    pub nearest_other: usize,
+}
+
+/// Two cells, one of each view.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pair {
+    /// 0 for the most similar pair.
+    pub rank: usize,
+    /// Cosine of the angle between the two features.
+    pub similarity: f32,
+    /// The cell of the first view.
+    pub first: Place,
+    /// The cell of the second view.
+    pub second: Place,
+    /// Where the second view really shows the centre of the first cell, in pixels of the view:
+    /// known for two views of one picture, where it is seen.
+    pub true_place: Option<[f64; 2]>,
+    /// Distance of the second cell's centre from there, in pixels of the view.
+    pub error: Option<f64>,
+}
+
+/// Where a cell lies.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Place {
+    /// Number of the cell, row by row.
+    pub cell: usize,
+    /// Its centre, `[x, y]` in pixels of what the network sees.
+    pub view: [f64; 2],
+    /// Its centre, `[x, y]` in pixels of the picture.
+    pub picture: [f64; 2],
+}
+
+/// Why nothing is matched.
+#[derive(Debug, thiserror::Error)]
+pub enum MatchError {
+    /// The network does not fit.
+    #[error(transparent)]
+    Correspondence(#[from] CorrespondenceError),
+    /// A picture cannot be resized.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+}
+
+/// Matches two pictures. Their proportions are kept, to a cell; of very long ones the middle is
+/// taken.
+///
+/// # Errors
+/// When the network has no such stage, views are not a whole number of its cells, or a picture
+/// cannot be resized.
+pub fn two_pictures(
+    backbone: &Backbone,
+    pictures: [&Picture; 2],
+    settings: &MatchSettings,
+) -> Result<Matching, MatchError> {
+    let [first, second] = pictures.map(whole);
+    let sides = [
+        Seen::new(backbone, pictures[0], first, settings)?,
+        Seen::new(backbone, pictures[1], second, settings)?,
+    ];
+    Ok(matching(sides, settings, false))
+}
+
+/// Matches a picture with a view of it: 40 to 60 % of its area, made square, mirrored half of the
+/// time, with jittered colours (probability 0.8), grey one time in five. The view is a function of
+/// `seed`.
+///
+/// # Errors
+/// As [`two_pictures`].
+pub fn two_views(
+    backbone: &Backbone,
+    picture: &Picture,
+    seed: u64,
+    settings: &MatchSettings,
+) -> Result<Matching, MatchError> {
+    let mut rng = Rng::for_purpose(seed, VIEWS, [0; 3]);
+    let second = View::random([picture.width(), picture.height()], SECOND_SCALE, &mut rng)
+        .recolored(SECOND_GRAYSCALE, rng);
+    let side = settings.size as u32;
+    let sides = [
+        Seen::new(backbone, picture, whole(picture), settings)?,
+        Seen::sized(backbone, picture, second, [side; 2], settings.stage)?,
+    ];
+    Ok(matching(sides, settings, true))
+}
+
+/// All of a picture, or the middle of a very long one.
+fn whole(picture: &Picture) -> View {
+    let [full_width, full_height] = [picture.width(), picture.height()];
+    let longest = LONGEST.saturating_mul(full_width.min(full_height));
+    let (width, height) = (full_width.min(longest), full_height.min(longest));
+    let (left, top) = ((full_width - width) / 2, (full_height - height) / 2);
+    View::whole([full_width, full_height]).cropped(CropBox { left, top, width, height })
+}
+
+/// What a network makes of a view.
+struct Seen {
+    view: View,
+    shown: Picture,
+    grid: Grid,
+    /// `[cells, C]`.
+    cells: Vec<f32>,
+    /// `[C]`.
+    global: Vec<f32>,
+}
+
+impl Seen {
+    /// A view in its own proportions.
+    fn new(
+        backbone: &Backbone,
+        picture: &Picture,
+        view: View,
+        settings: &MatchSettings,
+    ) -> Result<Self, MatchError> {
+        let cell = Grid::new(backbone.swin.config(), settings.stage, [settings.size; 2])?.cell;
+        let CropBox { width, height, .. } = view.crop;
+        let along = |side: u32, other: u32| {
+            let ratio = f64::from(side.max(other)) / f64::from(other);
+            (settings.size as f64 * ratio / cell as f64).round() as u32 * cell as u32
+        };
+        let size = [along(width, height), along(height, width)];
+        Self::sized(backbone, picture, view, size, settings.stage)
+    }
+
+    /// A view in `[width, height]` pixels.
+    fn sized(
+        backbone: &Backbone,
+        picture: &Picture,
+        view: View,
+        [width, height]: [u32; 2],
+        stage: usize,
+    ) -> Result<Self, MatchError> {
+        let config = backbone.swin.config();
+        let [columns, rows] = [width, height].map(|side| side as usize);
+        let grid = Grid::new(config, stage, [columns, rows])?;
+        let pixels = backbone.preprocess.normalized(&view.render(picture, [width, height])?);
+        let images = tensor(pixels, [1, 3, rows, columns], &Device::flex());
+        let (cells, global) = pool::run(|| {
+            let features =
+                backbone.swin.stage_features(&backbone.params, images, stage, &Pass::eval());
+            let features = features.expect("the stage was checked");
+            (to_vec(&features.region), to_vec(&features.view))
+        });
+        let shown = view.render(picture, drawing::resolution(&view, [width, height]))?;
+        Ok(Self { view, shown, grid, cells, global })
+    }
+
+    /// The cell most similar to a feature.
+    fn nearest(&self, global: &[f32]) -> usize {
+        let cells = self.grid.cells();
+        best_matches(global, &self.cells, global.len(), &[(0..1, 0..cells)])[0] as usize
+    }
+
+    fn place(&self, cell: usize) -> Place {
+        let (view, [width, height]) = (self.grid.centre(cell), self.grid.size());
+        let picture = self.view.to_picture([view[0] / width, view[1] / height]);
+        Place { cell, view, picture }
+    }
+}
+
+/// Matches the cells of two views, which show the same picture or not.
+fn matching(sides: [Seen; 2], settings: &MatchSettings, same_picture: bool) -> Matching {
+    let [first, second] = &sides;
+    let width = first.global.len();
+    let found = correspond(&first.cells, &second.cells, width);
+    let back = settings.mutual.then(|| correspond(&second.cells, &first.cells, width).best_match);
+    let truth = same_picture.then(|| first.view.truth(&first.grid, &second.view, &second.grid));
+    let mutual =
+        |cell: usize| back.as_ref().is_none_or(|back| back[found.best_match[cell]] == cell);
+    let pair = |(rank, &cell): (usize, &usize)| {
+        let place = second.place(found.best_match[cell]);
+        let true_place = truth.as_ref().and_then(|truth| truth[cell]);
+        let error = true_place.map(|[x, y]| (place.view[0] - x).hypot(place.view[1] - y));
+        let similarity = found.similarity[cell];
+        Pair { rank, similarity, first: first.place(cell), second: place, true_place, error }
+    };
+    let chosen = found.order.iter().filter(|&&cell| mutual(cell)).take(settings.pairs);
+    let pairs = chosen.enumerate().map(pair).collect();
+    let near = [
+        [first.nearest(&first.global), first.nearest(&second.global)],
+        [second.nearest(&second.global), second.nearest(&first.global)],
+    ];
+    let mut near = near.into_iter();
+    let sides = sides.map(|Seen { view, shown, grid, .. }| {
+        let [nearest_own, nearest_other] = near.next().unwrap_or_default();
+        Side { shown, view, grid, nearest_own, nearest_other }
+    });
+    Matching { sides, pairs }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::{SourceFile, network};
+    use crate::features::Preprocess;
+    use esvit_data::ViewsConfig;
+    use esvit_nn::{Params, SwinConfig};
+
+    fn backbone() -> Backbone {
+        let model = SwinConfig {
+            img_size: 32,
+            patch_size: 4,
+            embed_dim: 8,
+            depths: vec![1, 1],
+            num_heads: vec![1, 2],
+            window_size: 4,
+            mlp_ratio: 2.0,
+            norm_eps: 1e-6,
+        };
+        let (swin, specs) = network(&model);
+        let params = Params::init(&specs, 3, &Device::flex());
+        let preprocess = Preprocess::new(32, 32, &ViewsConfig::default());
+        Backbone { swin, params, preprocess, source: SourceFile::default() }
+    }
+
+    fn noise(width: u32, height: u32, seed: u64) -> Picture {
+        let mut rng = Rng::new(seed, [0; 3]);
+        // Patches of 8 x 8 pixels, so that something is left of it in few pixels.
+        let patches: Vec<u8> = (0..3 * 64 * 64).map(|_| rng.below(256) as u8).collect();
+        let pixel = |x: u32, y: u32| &patches[3 * ((y / 8) * 64 + x / 8) as usize..][..3];
+        let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y)));
+        Picture::new(width, height, pixels.copied().collect()).unwrap()
+    }
+
+    const SETTINGS: MatchSettings = MatchSettings { pairs: 10, size: 32, stage: 0, mutual: false };
+
+    /// All four marks against the definition.
+    #[test]
+    fn marks_are_nearest_to_the_own_and_to_the_other_view() {
+        let backbone = backbone();
+        let pictures = [noise(64, 64, 1), noise(96, 64, 2)];
+        let found = two_pictures(&backbone, pictures.each_ref(), &SETTINGS).unwrap();
+        let sizes = found.sides.each_ref().map(|side| [side.grid.columns, side.grid.rows]);
+        assert_eq!(sizes, [[8, 8], [12, 8]]);
+        let seen: Vec<(Vec<f32>, Vec<f32>)> = (0..2)
+            .map(|at| {
+                let [width, height] = sizes[at].map(|cells| 4 * cells);
+                let shown =
+                    found.sides[at].view.render(&pictures[at], [width, height].map(|s| s as u32));
+                let pixels = backbone.preprocess.normalized(&shown.unwrap());
+                let images = tensor(pixels, [1, 3, height, width], &Device::flex());
+                let of = backbone.swin.stage_features(&backbone.params, images, 0, &Pass::eval());
+                let of = of.unwrap();
+                (to_vec(&of.region), to_vec(&of.view))
+            })
+            .collect();
+        let nearest = |cells: &[f32], global: &[f32]| {
+            let cosine = |cell: &[f32]| {
+                let dot: f32 = cell.iter().zip(global).map(|(a, b)| a * b).sum();
+                dot / cell.iter().map(|a| a * a).sum::<f32>().sqrt()
+            };
+            let cosines: Vec<f32> = cells.chunks(8).map(cosine).collect();
+            (0..cosines.len()).max_by(|&a, &b| cosines[a].total_cmp(&cosines[b])).unwrap()
+        };
+        for (at, side) in found.sides.iter().enumerate() {
+            let cells = &seen[at].0;
+            assert_eq!(side.nearest_own, nearest(cells, &seen[at].1));
+            assert_eq!(side.nearest_other, nearest(cells, &seen[1 - at].1));
+        }
+        let marks = found.sides.each_ref().map(|side| (side.nearest_own, side.nearest_other));
+        assert!(marks.iter().any(|(own, other)| own != other), "{marks:?}");
+    }
+
+    #[test]
+    fn mutual_pairs_share_no_cell() {
+        let backbone = backbone();
+        let pictures = [noise(64, 64, 1), noise(64, 64, 2)];
+        let pairs = |mutual| {
+            let settings = MatchSettings { pairs: usize::MAX, mutual, ..SETTINGS };
+            two_pictures(&backbone, pictures.each_ref(), &settings).unwrap().pairs
+        };
+        let (all, mutual) = (pairs(false), pairs(true));
+        assert_eq!(all.len(), 64);
+        let mut ends: Vec<usize> = mutual.iter().map(|pair| pair.second.cell).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        assert!(!mutual.is_empty() && mutual.len() < 64 && ends.len() == mutual.len());
+    }
+
+    /// The error is the distance between the two places, in pixels of the second view.
+    #[test]
+    fn errors_agree_with_the_places_in_the_picture() {
+        let picture = noise(80, 60, 4);
+        let settings = MatchSettings { pairs: usize::MAX, ..SETTINGS };
+        let found = two_views(&backbone(), &picture, 7, &settings).unwrap();
+        let crop = found.sides[1].view.crop;
+        let scale = [crop.width, crop.height].map(|side| 32.0 / f64::from(side));
+        let mut seen = 0;
+        for pair in &found.pairs {
+            let [x, y] = [0, 1]
+                .map(|axis| (pair.first.picture[axis] - pair.second.picture[axis]) * scale[axis]);
+            if let Some(error) = pair.error {
+                seen += 1;
+                assert!((error - x.hypot(y)).abs() < 1e-9, "{pair:?}");
+            }
+        }
+        assert!(seen > 10 && seen < found.pairs.len(), "{seen}");
+        let again = two_views(&backbone(), &picture, 7, &settings).unwrap();
+        assert_eq!((found.pairs, &found.sides[1].shown), (again.pairs, &again.sides[1].shown));
+    }
+
+    #[test]
+    fn pictures_of_any_shape_are_matched_and_drawn() {
+        for (width, height) in [(1, 1), (1, 400), (400, 2), (33, 70)] {
+            let shape = noise(width, height, 5);
+            let found = two_views(&backbone(), &shape, 1, &SETTINGS).unwrap();
+            let [wide, high] = picture(&found).unwrap().size();
+            assert!(wide >= 900.0 && high >= 448.0, "{wide} {high}");
+        }
+    }
+
+    #[test]
+    fn views_of_part_cells_are_refused() {
+        let settings = MatchSettings { size: 30, ..SETTINGS };
+        let error = two_views(&backbone(), &noise(40, 40, 1), 0, &settings).unwrap_err();
+        assert!(error.to_string().contains("such as 32"), "{error}");
+    }
+}

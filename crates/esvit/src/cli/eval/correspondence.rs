@@ -1,0 +1,248 @@
+//! `esvit eval correspondence`.
+
+use std::fmt::Write;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use esvit_data::{DecodeLimits, EvalTransform, Folder, MaterialsTask};
+use esvit_eval::backbone::Backbone;
+use esvit_eval::correspondence::{
+    Estimate, Geometry, Grid, MEASURED_PAIRS, Measured, Protocol, Summary, measure,
+};
+use esvit_eval::features::Preprocess;
+use esvit_eval::labelled::LabelledSet;
+use serde::Serialize;
+
+use crate::cli::Done;
+use crate::cli::choice::BackboneChoice;
+use crate::cli::output::Output;
+
+/// Measures correspondence.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Correspondence {
+    #[command(flatten)]
+    backbone: BackboneChoice,
+    /// Folder of pictures; without it the pieces of the built-in pictures that are not trained on.
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// Measures at most so many pictures, chosen at random.
+    #[arg(long, value_name = "N")]
+    pictures: Option<NonZeroUsize>,
+    /// How the two views of a picture are cut; the second one is always jittered and grey.
+    #[arg(long, value_enum, default_value = "mirror")]
+    geometry: Views,
+    /// Smallest and largest area of a random crop, as shares of the picture's.
+    #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], default_values_t = [0.4, 1.0])]
+    scale: Vec<f64>,
+    /// How many pairs of a picture are measured, most similar first; without it 10 of mirrored
+    /// views, and all cells that both views show of random crops.
+    #[arg(long, value_name = "N")]
+    pairs: Option<NonZeroUsize>,
+    /// Side of the views in pixels; without it that of the backbone's other evaluations.
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<NonZeroUsize>,
+    /// Stage whose map is matched, from 1; without it the last. Earlier maps are finer.
+    #[arg(long, value_name = "STAGE")]
+    stage: Option<NonZeroUsize>,
+    /// What the views are made with.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How views are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Views {
+    /// The evaluated square and its mirror image: the paper's measurement.
+    Mirror,
+    /// Two random crops, each mirrored half of the time.
+    Crops,
+}
+
+/// What was measured of one kind of match.
+#[derive(Debug, Serialize)]
+struct Row {
+    features: &'static str,
+    #[serde(flatten)]
+    summary: Summary,
+}
+
+impl Correspondence {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let (mut set, task) = self.pictures()?;
+        set.limit(self.pictures.map_or(usize::MAX, NonZeroUsize::get));
+        let backbone = self.backbone.open(output)?;
+        let preprocess = self.preprocess(&backbone)?;
+        let stages = backbone.swin.config().stages();
+        let stage = self.stage.map_or(stages, NonZeroUsize::get);
+        let protocol = self.protocol(stage - 1)?;
+        let grid = Grid::new(backbone.swin.config(), stage - 1, [preprocess.size(); 2])?;
+        if self.geometry == Views::Mirror && protocol.pairs > grid.cells() {
+            output.warning(few_cells(&grid, stage));
+        }
+
+        let untrained = backbone.untrained();
+        let bar = output.bar(set.pictures.len());
+        let measured = measure(
+            &*set.source,
+            &set.pictures,
+            &preprocess,
+            &protocol,
+            &[&untrained, &backbone],
+            |count| bar.inc(count as u64),
+        )?;
+        bar.finish_and_clear();
+        output.left_out(&measured.left_out);
+        if measured.disjoint > 0 {
+            output.note(format!(
+                "{} pictures are not measured: their two crops have nothing in common",
+                measured.disjoint
+            ));
+        }
+
+        let pairs = (protocol.pairs < grid.cells()).then_some(protocol.pairs);
+        let (pictures, disjoint) = (measured.pictures, measured.disjoint);
+        let left_out = measured.left_out.len();
+        let rows = self.rows(measured);
+        let answer = serde_json::json!({
+            "task": task,
+            "pictures": pictures,
+            "left_out": left_out,
+            "disjoint": disjoint,
+            "geometry": self.geometry,
+            "scale": (self.geometry == Views::Crops).then_some(&self.scale),
+            "pairs": pairs,
+            "size": preprocess.size(),
+            "stage": stage,
+            "map": [grid.rows, grid.columns],
+            "cell": grid.cell,
+            "seed": self.seed,
+            "results": rows,
+        });
+        if self.json {
+            output.json(&answer)?;
+        } else {
+            let which = match (pairs, self.geometry) {
+                (Some(pairs), _) => format!("the {pairs} most similar"),
+                (None, Views::Mirror) => "all".into(),
+                (None, Views::Crops) => "those seen in both".into(),
+            };
+            let views = match self.geometry {
+                Views::Mirror => "a picture and its mirror image",
+                Views::Crops => "two crops of a picture",
+            };
+            output.result(format!(
+                "correspondence on {task}: {pictures} pictures, {views}, {which} of {} x {} \
+                 cells\n{}",
+                grid.rows,
+                grid.columns,
+                table(&rows)
+            ))?;
+        }
+        self.backbone.keep(&backbone, "correspondence", &task, &answer, output)?;
+        Ok(Done::Well)
+    }
+
+    fn pictures(&self) -> Result<(LabelledSet, String)> {
+        Ok(match &self.data {
+            Some(path) => {
+                let folder = Folder::open(path, &DecodeLimits::default())?;
+                (LabelledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
+            }
+            None => {
+                let (_, queries) = MaterialsTask::new()?.into_sources();
+                (LabelledSet::all(Arc::new(queries)), "built-in materials".into())
+            }
+        })
+    }
+
+    fn preprocess(&self, backbone: &Backbone) -> Result<Preprocess> {
+        let usual = backbone.preprocess.clone();
+        Ok(match self.size {
+            Some(size) => {
+                let transform = EvalTransform::new(u32::try_from(size.get())?);
+                Preprocess { transform, ..usual }
+            }
+            None => usual,
+        })
+    }
+
+    fn protocol(&self, stage: usize) -> Result<Protocol> {
+        let scale = [self.scale[0], self.scale[1]];
+        if !(0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0) {
+            bail!(
+                "`--scale` is {} {}: both must lie above 0 and up to 1, the smaller one first",
+                scale[0],
+                scale[1]
+            );
+        }
+        let (geometry, pairs) = match self.geometry {
+            Views::Mirror => (Geometry::Mirror, MEASURED_PAIRS),
+            Views::Crops => (Geometry::Crops { scale }, usize::MAX),
+        };
+        let pairs = self.pairs.map_or(pairs, NonZeroUsize::get);
+        Ok(Protocol { geometry, pairs, stage, seed: self.seed })
+    }
+
+    fn rows(&self, measured: Measured) -> Vec<Row> {
+        let Measured { chance, best, networks, .. } = measured;
+        let mut rows = vec![Row { features: "chance", summary: chance }];
+        let names = ["untrained", "trained"];
+        rows.extend(
+            names.into_iter().zip(networks).map(|(features, summary)| Row { features, summary }),
+        );
+        // Of mirrored cells every place can be told exactly.
+        if self.geometry == Views::Crops {
+            rows.push(Row { features: "best possible", summary: best });
+        }
+        rows
+    }
+}
+
+fn few_cells(grid: &Grid, stage: usize) -> String {
+    let finer = if stage > 1 { format!(", or `--stage {}`", stage - 1) } else { String::new() };
+    format!(
+        "the map has {} cells, so all of them are measured\n\
+         hint: a larger `--size` gives more{finer}",
+        grid.cells()
+    )
+}
+
+/// The results as a table for people.
+fn table(rows: &[Row]) -> String {
+    let mut text = format!("{:14}{:>23}{:>23}", "matches", "accuracy", "distance in pixels");
+    let summary = |row: &Row| row.summary.clone();
+    for pck in rows.first().map(|row| summary(row).pck).unwrap_or_default() {
+        let _ = write!(text, "{:>23}", format!("PCK@{}", pck.alpha));
+    }
+    let next = rows.iter().any(|row| row.summary.next_similarity.is_some());
+    if next {
+        let _ = write!(text, "{:>23}", "next similarity");
+    }
+    for row in rows {
+        let Summary { accuracy, distance, pck, next_similarity } = summary(row);
+        let _ = write!(text, "\n{:14}{}{}", row.features, shown(&accuracy, 3), shown(&distance, 1));
+        for pck in pck {
+            text.push_str(&shown(&pck.share, 3));
+        }
+        if let Some(next) = next_similarity {
+            text.push_str(&shown(&next, 3));
+        }
+    }
+    text
+}
+
+/// A mean and its interval.
+fn shown(Estimate { mean, interval }: &Estimate, digits: usize) -> String {
+    let interval = match interval {
+        Some([low, high]) if low < high => format!(" [{low:.digits$}, {high:.digits$}]"),
+        _ => String::new(),
+    };
+    format!("{:>23}", format!("{mean:.digits$}{interval}"))
+}

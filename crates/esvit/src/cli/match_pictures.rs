@@ -1,0 +1,158 @@
+//! `esvit match`.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use esvit_data::{DecodeLimits, Picture, decode};
+use esvit_eval::correspondence::MEASURED_PAIRS;
+use esvit_eval::matching::{self, MatchSettings, Matching, Pair, Side};
+use esvit_train::files::write_atomically;
+use serde_json::{Value, json};
+
+use super::Done;
+use super::choice::BackboneChoice;
+use super::output::Output;
+
+/// Pixels of the PNG to one of the drawing, fit for print.
+const PNG_SCALE: f64 = 2.0;
+
+/// Matches pictures.
+#[derive(Debug, clap::Args)]
+pub(super) struct Match {
+    /// A picture.
+    #[arg(value_name = "A")]
+    first: PathBuf,
+    /// Another picture; without it a view of the first one: 40 to 60 % of its area, perhaps
+    /// mirrored and in other colours.
+    #[arg(value_name = "B")]
+    second: Option<PathBuf>,
+    #[command(flatten)]
+    backbone: BackboneChoice,
+    /// Number of pairs that are drawn, most similar first.
+    #[arg(long, value_name = "N", default_value_t = MEASURED_PAIRS)]
+    pairs: usize,
+    /// Keeps only pairs of cells that are each other's best match.
+    #[arg(long)]
+    mutual: bool,
+    /// Shorter side of what the network sees, in pixels; without it that of its evaluations.
+    /// Larger ones give finer maps.
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<NonZeroUsize>,
+    /// Stage whose map is matched, from 1; without it the last. Earlier maps are finer.
+    #[arg(long, value_name = "STAGE")]
+    stage: Option<NonZeroUsize>,
+    /// What the view of the first picture is made with.
+    #[arg(long, default_value_t = 0, conflicts_with = "second")]
+    seed: u64,
+    /// The PNG file to write.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// An SVG file to write as well.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Replaces files that are there.
+    #[arg(long)]
+    overwrite: bool,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Match {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        if self.pairs == 0 {
+            bail!("`--pairs` is 0, at least one pair must be drawn");
+        }
+        for file in [Some(&self.out), self.svg.as_ref()].into_iter().flatten() {
+            if file.exists() && !self.overwrite {
+                bail!("`{}` is there already\nhint: add `--overwrite`", file.display());
+            }
+        }
+        let first = read(&self.first)?;
+        let second = self.second.as_deref().map(read).transpose()?;
+        let backbone = self.backbone.open(output)?;
+        let stages = backbone.swin.config().stages();
+        let settings = MatchSettings {
+            pairs: self.pairs,
+            size: self.size.map_or(backbone.preprocess.size(), NonZeroUsize::get),
+            stage: self.stage.map_or(stages, NonZeroUsize::get) - 1,
+            mutual: self.mutual,
+        };
+        let matching = match &second {
+            Some(second) => matching::two_pictures(&backbone, [&first, second], &settings)?,
+            None => matching::two_views(&backbone, &first, self.seed, &settings)?,
+        };
+        let drawing = matching::picture(&matching)?;
+        write(&self.out, &drawing.png(PNG_SCALE)?)?;
+        if let Some(svg) = &self.svg {
+            write(svg, drawing.svg().as_bytes())?;
+        }
+        match self.json {
+            true => output.json(&self.answer(&matching, &settings))?,
+            false => output.result(table(&matching.pairs))?,
+        }
+        output.note(format!("{} pairs in `{}`", matching.pairs.len(), self.out.display()));
+        Ok(Done::Well)
+    }
+
+    fn answer(&self, matching: &Matching, settings: &MatchSettings) -> Value {
+        let paths = [&self.first, self.second.as_ref().unwrap_or(&self.first)];
+        let view = |at: usize| {
+            let Side { view, grid, nearest_own, nearest_other, .. } = &matching.sides[at];
+            let crop = view.crop;
+            json!({
+                "picture": paths[at],
+                "crop": [crop.left, crop.top, crop.width, crop.height],
+                "mirrored": view.mirrored,
+                "size": grid.size(),
+                "map": [grid.rows, grid.columns],
+                "cell": grid.cell,
+                "nearest_own": nearest_own,
+                "nearest_other": nearest_other,
+            })
+        };
+        json!({
+            "stage": settings.stage + 1,
+            "mutual": settings.mutual,
+            "seed": self.second.is_none().then_some(self.seed),
+            "views": [view(0), view(1)],
+            "pairs": matching.pairs,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Picture> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    decode(&bytes, &DecodeLimits::default()).with_context(|| format!("`{}`", path.display()))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    Ok(write_atomically(path, |file| file.write_all(bytes))?)
+}
+
+/// The pairs as a table for people, places in pixels of the pictures.
+fn table(pairs: &[Pair]) -> String {
+    let mut text =
+        format!("{:>4}{:>12}{:>18}{:>18}", "rank", "similarity", "first x, y", "second x, y");
+    let known = pairs.iter().any(|pair| pair.error.is_some());
+    if known {
+        let _ = write!(text, "{:>16}", "error in view");
+    }
+    for Pair { rank, similarity, first, second, error, .. } in pairs {
+        let place = |[x, y]: [f64; 2]| format!("{x:.1}, {y:.1}");
+        let _ = write!(
+            text,
+            "\n{rank:>4}{similarity:>12.4}{:>18}{:>18}",
+            place(first.picture),
+            place(second.picture)
+        );
+        if known {
+            let error = error.map_or("not seen".into(), |error| format!("{error:.1}"));
+            let _ = write!(text, "{error:>16}");
+        }
+    }
+    text
+}

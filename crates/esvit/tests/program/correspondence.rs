@@ -1,0 +1,102 @@
+//! Correspondence of views, measured and drawn.
+
+use image::ImageFormat;
+
+use crate::pictures::{encoded, textured, unusable};
+use crate::place::{Place, TINY};
+
+const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
+
+fn with_a_run() -> Place {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+    let picture = |seed| encoded(textured(64, 48, seed), ImageFormat::Png);
+    place.write("a.png", picture(1));
+    place.write("b.png", picture(2));
+    place
+}
+
+#[test]
+fn mirrored_and_cropped_views_are_measured() {
+    let place = with_a_run();
+    let line = format!("eval correspondence --checkpoint {CHECKPOINT} --pictures 12 --json");
+    for (geometry, rows) in [
+        ("mirror", &["chance", "untrained", "trained"][..]),
+        ("crops", &["chance", "untrained", "trained", "best possible"][..]),
+    ] {
+        let line = format!("{line} --stage 1 --geometry {geometry}");
+        let first = place.well(&line);
+        let answer = first.json();
+        assert_eq!(answer["stage"], 1, "{first}");
+        let results = answer["results"].as_array().unwrap();
+        let names: Vec<&str> = results.iter().map(|r| r["features"].as_str().unwrap()).collect();
+        assert_eq!(names, rows);
+        let mean = |row: usize, key: &str| results[row][key]["mean"].as_f64().unwrap();
+        // Even an untrained network tells places apart better than chance.
+        assert!(mean(1, "accuracy") > mean(0, "accuracy"), "{first}");
+        assert!(mean(1, "distance") < mean(0, "distance"), "{first}");
+        assert_eq!(results[2]["pck"].as_array().unwrap().len(), 3);
+        assert!(results[2]["accuracy"]["interval"][0].is_number(), "{first}");
+        assert_eq!(first.stdout, place.well(&line).stdout);
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let place = with_a_run();
+    place.write("broken/a.png", &unusable()[1].1);
+    let line = format!("eval correspondence --checkpoint {CHECKPOINT}");
+    place.run(&format!("{line} --stage 3")).expect(1).says(&["no stage 3", "stages 1 to 2"]);
+    place.run(&format!("{line} --size 30")).expect(1).says(&["whole number of cells", "hint:"]);
+    place.run(&format!("{line} --data broken")).expect(1);
+}
+
+#[test]
+fn one_picture_is_enough_and_broken_ones_are_named() {
+    let place = with_a_run();
+    place.write("set/good.png", encoded(textured(90, 40, 3), ImageFormat::Png));
+    place.write("set/broken.jpg", &unusable()[1].1);
+    let line = format!("eval correspondence --checkpoint {CHECKPOINT} --data set");
+    let answer = place
+        .well(&format!("{line} --size 16 --json"))
+        .says(&["left out `set/broken.jpg`", "the map has 4 cells", "`--stage 1`"])
+        .json();
+    assert_eq!((&answer["pictures"], &answer["left_out"]), (&1.into(), &1.into()));
+    // All four cells are measured, so none is next.
+    assert!(answer["pairs"].is_null() && answer["map"] == serde_json::json!([2, 2]), "{answer}");
+    let trained = &answer["results"][2];
+    assert!(trained["accuracy"]["interval"].is_null(), "{answer}");
+    assert!(trained["next_similarity"].is_null(), "{answer}");
+    place.write("empty/notes.txt", "");
+    place
+        .run(&format!("eval correspondence --checkpoint {CHECKPOINT} --data empty"))
+        .expect(1)
+        .says(&["no pictures in `empty`"]);
+}
+
+#[test]
+fn two_pictures_and_two_views_are_drawn() {
+    let place = with_a_run();
+    let line = format!("match a.png --checkpoint {CHECKPOINT} --stage 1 --pairs 5 --json");
+    let views = place.well(&format!("{line} --out views.png --svg views.svg")).json();
+    let pairs = views["pairs"].as_array().unwrap();
+    assert_eq!(pairs.len(), 5);
+    let similarity: Vec<f64> = pairs.iter().map(|p| p["similarity"].as_f64().unwrap()).collect();
+    assert!(similarity.is_sorted_by(|a, b| a >= b), "{similarity:?}");
+    let png = std::fs::read(place.path("views.png")).unwrap();
+    assert!(image::load_from_memory(&png).unwrap().width() > 200);
+    assert!(std::fs::read_to_string(place.path("views.svg")).unwrap().starts_with("<svg"));
+
+    place.run(&format!("{line} --out views.png")).expect(1).says(&["there already"]);
+    place.well(&format!("{line} --out again.png"));
+    assert_eq!(png, std::fs::read(place.path("again.png")).unwrap());
+
+    // A picture is found in itself: every cell is most similar to itself.
+    let line = format!("match a.png a.png --checkpoint {CHECKPOINT} --stage 1 --json --out s.png");
+    let same = place.well(&line).json();
+    for pair in same["pairs"].as_array().unwrap() {
+        assert_eq!(pair["first"]["cell"], pair["second"]["cell"], "{same}");
+    }
+    let line = format!("match a.png b.png --checkpoint {CHECKPOINT} --mutual --out two.png");
+    assert!(place.well(&line).stdout.contains("similarity"));
+}
