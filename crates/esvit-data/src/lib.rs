@@ -28,6 +28,6 @@ pub use materials::{MATERIALS_LICENSE, MaterialsTask, sample_jpeg, training_mate
 pub use memory::InMemory;
 pub use picture::{Picture, PictureError};
 pub use png::{PngError, encode_png};
-pub use resize::{EvalTransform, Interpolation, resized_crop};
+pub use resize::{EvalTransform, Interpolation, resized, resized_crop};
 pub use sheet::contact_sheet;
 pub use source::{Source, SourceError};

@@ -98,6 +98,14 @@ impl EvalTransform {
     }
 }
 
+/// The whole picture resized to `width` x `height` by bicubic interpolation.
+///
+/// # Errors
+/// When there would be no pixels.
+pub fn resized(picture: &Picture, width: u32, height: u32) -> Result<Picture, PictureError> {
+    resize_to(picture, width, height).ok_or(PictureError::Empty { width, height })
+}
+
 /// Any size, for the contact sheet.
 pub(crate) fn resize_to(picture: &Picture, width: u32, height: u32) -> Option<Picture> {
     let all = [0.0, 0.0, f64::from(picture.width()), f64::from(picture.height())];

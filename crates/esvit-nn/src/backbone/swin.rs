@@ -319,6 +319,30 @@ impl Swin {
         Tensor::cat(features, 1)
     }
 
+    /// Region features of a stage (counted from 0) for `images [B, 3, H, W]`: the tokens of its last
+    /// block, `[B * h * w, C]`, with the final norm on the last stage only, and the map's `[h, w]`.
+    /// None when there is no such stage.
+    pub fn stage(
+        &self,
+        params: &Params,
+        images: Tensor<4>,
+        stage: usize,
+        pass: &Pass,
+    ) -> Option<(Tensor<2>, [usize; 2])> {
+        let mut maps = self.embed(params, vec![images], pass);
+        for (index, candidate) in self.stages.get(..=stage)?.iter().enumerate() {
+            for block in &candidate.blocks {
+                maps = block.forward(params, maps, &self.windows, pass);
+            }
+            match &candidate.downsample {
+                None => maps = self.normalised(params, maps, pass),
+                Some(downsample) if index < stage => maps = downsample.forward(params, maps, pass),
+                Some(_) => {}
+            }
+        }
+        Some((maps.rows, maps.segments[0].map))
+    }
+
     /// Attention weights of a block (counted over all stages) for `images [B, 3, H, W]`:
     /// `[B * windows, heads, window^2, window^2]`, and the windows they belong to.
     /// None when there is no such block.

@@ -9,7 +9,11 @@ mod eval;
 mod export;
 mod flags;
 mod info;
+mod map;
+mod neighbours;
 mod output;
+mod pca;
+mod pictures;
 mod pretrain;
 mod profile_table;
 mod progress;
@@ -55,6 +59,12 @@ enum Command {
     Eval(eval::Eval),
     /// Writes the features of a folder of pictures to a file.
     Embed(embed::Embed),
+    /// Draws region features of pictures by their principal components.
+    Pca(pca::Pca),
+    /// Draws pictures with those that a backbone finds most like them.
+    Neighbours(neighbours::Neighbours),
+    /// Draws a two-dimensional map of the features of a set of pictures.
+    Map(map::Map),
     /// Writes a backbone for other programs: timm, torchvision, transformers, ONNX, EsViT.
     Export(export::Export),
     /// Compares the tensors of two files of weights.
@@ -97,6 +107,9 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Resume(command) => command.run(&output),
         Command::Eval(command) => command.run(&output),
         Command::Embed(command) => command.run(&output),
+        Command::Pca(command) => command.run(&output),
+        Command::Neighbours(command) => command.run(&output),
+        Command::Map(command) => command.run(&output),
         Command::Export(command) => command.run(&output),
         Command::Diff(command) => command.run(&output),
         Command::Info(command) => command.run(&output),

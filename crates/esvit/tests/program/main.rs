@@ -8,6 +8,7 @@ mod evaluation;
 mod failure;
 mod goldens;
 mod interruption;
+mod maps;
 mod mistakes;
 mod pictures;
 mod place;
