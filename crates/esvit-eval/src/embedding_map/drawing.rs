@@ -1,32 +1,30 @@
 //! The drawing of a map.
 
-use std::collections::HashMap;
-
 use esvit_data::{Picture, Source};
 use rayon::prelude::*;
 
+use super::colours::{Colours, PALETTE};
 use super::placement::with_room;
 use super::{EmbeddingMap, Method, Point};
 use crate::draw::{Anchor, DrawError, Drawing, color, escaped};
 use crate::thumbnail::{of_source, shortened, words_width};
 
 const MARGIN: f64 = 24.0;
-/// Side of the field that the places are spread over.
-const FIELD: f64 = 900.0;
-/// Sides of thumbnails on the map, and of their pictures in pixels.
-const SIDE: f64 = 38.0;
-const THUMBNAIL: u32 = 76;
+/// Width of the field that the places are spread over, and its height as a multiple of it.
+const FIELD: f64 = 1040.0;
+const HEIGHTS: [f64; 2] = [0.45, 1.1];
+/// Sides of thumbnails on the map: large where pictures are few.
+const SIDES: [f64; 2] = [36.0, 96.0];
+/// Pixels of a thumbnail to one of the drawing.
+const FINENESS: f64 = 2.0;
 const FRAME: f64 = 2.0;
 /// Between thumbnails.
 const GAP: f64 = 3.0;
 const DOT: f64 = 3.2;
-const LEGEND: f64 = 170.0;
-
-/// Colours that are told apart easily; as many classes have a legend.
-const PALETTE: [&str; 12] = [
-    "#3b73b9", "#f28e2b", "#3f9b45", "#d64550", "#8a5fbf", "#8c5a3c", "#e377c2", "#1fb4c8",
-    "#b5a512", "#6b7280", "#1b2a6b", "#93cf5a",
-];
+/// The widest name of a class in the legend, what stands before it, and room for a number after it.
+const CLASS: f64 = 130.0;
+const LEGEND_DOT: f64 = 35.0;
+const LEGEND_COUNT: f64 = 48.0;
 
 /// The drawing: every picture a dot at its place, and thumbnails wherever there is room for one.
 /// Classes are colours, with a legend for up to twelve. There are no axes, as they mean nothing.
@@ -37,17 +35,22 @@ const PALETTE: [&str; 12] = [
 pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Drawing, DrawError> {
     let has_legend = (1..=PALETTE.len()).contains(&map.classes.len());
     let title = format!("{} map of view features", map.layout.method.name());
-    let legend = if has_legend { LEGEND } else { 0.0 };
+    let names = map.classes.iter().map(|class| words_width(class, 12.0));
+    let name = names.fold(0.0, f64::max).min(CLASS);
+    let legend = if has_legend { LEGEND_DOT + name + LEGEND_COUNT } else { 0.0 };
     let heading = words_width(about, 12.0).max(words_width(&title, 18.0));
     let width = (FIELD + legend).max(heading) + 2.0 * MARGIN;
     let top = MARGIN + 78.0;
-    let mut drawing = Drawing::new(width.ceil(), (top + FIELD + MARGIN).ceil());
+    let side = (FIELD / (1.6 * (map.points.len() as f64).sqrt())).clamp(SIDES[0], SIDES[1]);
+    let (mut places, height) = spread(&map.points, side / 2.0 + FRAME);
+    places.iter_mut().for_each(|[x, y]| (*x, *y) = (*x + MARGIN, *y + top));
+    let mut drawing = Drawing::new(width.ceil(), (top + height + MARGIN).ceil());
 
-    let places = spread(&map.points, [MARGIN, top]);
     let colours = Colours::of(map);
-    let pictured = with_room(&places, SIDE + 2.0 * FRAME + GAP);
+    let pictured = with_room(&places, side + 2.0 * FRAME + GAP);
     let load = |&index: &usize| {
-        let thumbnail = of_source(source, map.points[index].picture, THUMBNAIL);
+        let pixels = (FINENESS * side).round() as u32;
+        let thumbnail = of_source(source, map.points[index].picture, pixels);
         thumbnail.map(|thumbnail| (index, thumbnail))
     };
     let thumbnails: Vec<(usize, Picture)> = pictured.par_iter().filter_map(load).collect();
@@ -56,27 +59,35 @@ pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<D
     drawing.text([MARGIN, MARGIN + 38.0], about, 12.0, color::FAINT, Anchor::Start);
     let remark = remark(map, thumbnails.len());
     drawing.text([MARGIN, MARGIN + 56.0], &remark, 12.0, color::FAINT, Anchor::Start);
+    let draw_dots = |drawing: &mut Drawing| {
+        for (index, (point, &place)) in map.points.iter().zip(&places).enumerate() {
+            // A picture that is seen needs no dot.
+            if thumbnails.binary_search_by_key(&index, |(index, _)| *index).is_err() {
+                dot(drawing, place, &colours.of_point(point), &point.name);
+            }
+        }
+    };
+    // Dots hide no thumbnail unless their colours say what thumbnails do not: which class it is.
+    if !has_legend {
+        draw_dots(&mut drawing);
+    }
     for (index, thumbnail) in &thumbnails {
-        let [x, y] = places[*index].map(|centre| centre - SIDE / 2.0);
-        let outer = SIDE + 2.0 * FRAME;
+        let [x, y] = places[*index].map(|centre| centre - side / 2.0);
+        let outer = side + 2.0 * FRAME;
         let frame = colours.of_point(&map.points[*index]);
         drawing.rect([x - FRAME, y - FRAME, outer, outer], &frame, 1.0);
-        drawing.picture(thumbnail, [x, y, SIDE, SIDE], false)?;
-    }
-    // A picture that is seen needs no dot, and dots lie on top: nothing is hidden.
-    for (index, (point, &place)) in map.points.iter().zip(&places).enumerate() {
-        if thumbnails.binary_search_by_key(&index, |(index, _)| *index).is_err() {
-            dot(&mut drawing, place, &colours.of_point(point), &point.name);
-        }
+        drawing.picture(thumbnail, [x, y, side, side], false)?;
     }
     if has_legend {
-        draw_legend(&mut drawing, map, &colours, [MARGIN + FIELD + 22.0, top + 14.0]);
+        draw_dots(&mut drawing);
+        draw_legend(&mut drawing, map, &colours, [MARGIN + FIELD + 22.0, top + 14.0], name);
     }
     Ok(drawing)
 }
 
-/// Places in the field, which they fill as far as they can without being stretched.
-fn spread(points: &[Point], [left, top]: [f64; 2]) -> Vec<[f64; 2]> {
+/// Places in the field, `border` away from its edges, which they fill as far as they can without
+/// being stretched, and the field's height.
+fn spread(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
     let range = |values: &dyn Fn(&Point) -> f64| {
         let values = points.iter().map(values);
         values.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], value| {
@@ -84,17 +95,18 @@ fn spread(points: &[Point], [left, top]: [f64; 2]) -> Vec<[f64; 2]> {
         })
     };
     let [x, y] = [range(&|point| point.x), range(&|point| point.y)];
-    let room = FIELD - SIDE - 2.0 * FRAME;
-    let extent = (x[1] - x[0]).max(y[1] - y[0]);
-    let scale = if extent > 0.0 { room / extent } else { 0.0 };
+    let [wide, high] = [x, y].map(|[low, high]| high - low);
     let centre = |[low, high]: [f64; 2]| (low + high) / 2.0;
+    let room = FIELD - 2.0 * border;
+    let most = HEIGHTS[1] * FIELD - 2.0 * border;
+    // Places on a line up, or all in one, are not spread across.
+    let scale = (room / wide).min(most / high);
+    let scale = if scale.is_finite() { scale } else { 0.0 };
+    let height = (high * scale + 2.0 * border).max(HEIGHTS[0] * FIELD);
     let place = |point: &Point| {
-        [
-            left + FIELD / 2.0 + (point.x - centre(x)) * scale,
-            top + FIELD / 2.0 - (point.y - centre(y)) * scale,
-        ]
+        [FIELD / 2.0 + (point.x - centre(x)) * scale, height / 2.0 - (point.y - centre(y)) * scale]
     };
-    points.iter().map(place).collect()
+    (points.iter().map(place).collect(), height)
 }
 
 /// How the map is to be read.
@@ -109,6 +121,9 @@ fn remark(map: &EmbeddingMap, thumbnails: usize) -> String {
         }
         _ => String::new(),
     };
+    if thumbnails == map.points.len() {
+        return how;
+    }
     format!("{how}; {thumbnails} thumbnails where there is room, dots elsewhere")
 }
 
@@ -121,56 +136,23 @@ fn dot(drawing: &mut Drawing, [x, y]: [f64; 2], shade: &str, name: &str) {
     ));
 }
 
-fn draw_legend(drawing: &mut Drawing, map: &EmbeddingMap, colours: &Colours, [x, y]: [f64; 2]) {
+/// Classes and their numbers of pictures, for names of some width.
+fn draw_legend(
+    drawing: &mut Drawing,
+    map: &EmbeddingMap,
+    colours: &Colours,
+    [x, y]: [f64; 2],
+    name: f64,
+) {
     for (line, class) in (0..).zip(&map.classes) {
         let y = y + 22.0 * f64::from(line);
         let count = map.points.iter().filter(|point| point.class.as_ref() == Some(class)).count();
         drawing.dot([x, y - 4.0], 5.0, &colours.of_class(class));
-        let count = format!(" {count}");
-        let room = LEGEND - 22.0 - 14.0 - words_width(&count, 12.0);
-        let name = shortened(class, 12.0, room);
-        drawing.text([x + 13.0, y], &name, 12.0, color::INK, Anchor::Start);
-        let end = x - 22.0 + LEGEND;
-        drawing.text([end, y], &count, 12.0, color::FAINT, Anchor::End);
+        let words = shortened(class, 12.0, name);
+        drawing.text([x + 13.0, y], &words, 12.0, color::INK, Anchor::Start);
+        let end = x + 13.0 + name + LEGEND_COUNT;
+        drawing.text([end, y], &count.to_string(), 12.0, color::FAINT, Anchor::End);
     }
-}
-
-/// Colours of classes.
-struct Colours(HashMap<String, String>);
-
-impl Colours {
-    /// The palette for as many classes as it has colours; for more, hues far from those before.
-    fn of(map: &EmbeddingMap) -> Self {
-        let count = map.classes.len();
-        let shade = |number: usize| match PALETTE.get(number) {
-            Some(shade) if count <= PALETTE.len() => (*shade).to_owned(),
-            _ => {
-                let hue = (number as f64 * 137.508) % 360.0;
-                let lightness = [46, 60, 36][number % 3];
-                hsl(hue, 0.62, f64::from(lightness) / 100.0)
-            }
-        };
-        Self(map.classes.iter().cloned().zip((0..count).map(shade)).collect())
-    }
-
-    fn of_class(&self, class: &str) -> String {
-        self.0.get(class).cloned().unwrap_or_else(|| color::FAINT.into())
-    }
-
-    fn of_point(&self, point: &Point) -> String {
-        point.class.as_deref().map_or_else(|| "#9aa3ad".into(), |class| self.of_class(class))
-    }
-}
-
-/// A colour by hue in degrees, saturation and lightness.
-fn hsl(hue: f64, saturation: f64, lightness: f64) -> String {
-    let reach = saturation * lightness.min(1.0 - lightness);
-    let channel = |offset: f64| {
-        let place = (offset + hue / 30.0) % 12.0;
-        let value = lightness - reach * (place - 3.0).min(9.0 - place).clamp(-1.0, 1.0);
-        (value * 255.0).round() as u8
-    };
-    format!("#{:02x}{:02x}{:02x}", channel(0.0), channel(8.0), channel(4.0))
 }
 
 #[cfg(test)]
@@ -183,17 +165,15 @@ mod tests {
 
     #[test]
     fn places_fill_the_field_without_being_stretched() {
-        let places = spread(&[point(0.0, 0.0), point(4.0, 1.0)], [10.0, 20.0]);
+        let (places, height) = spread(&[point(0.0, 0.0), point(4.0, 1.0)], 20.0);
         let [[x0, y0], [x1, y1]] = [places[0], places[1]];
-        assert!((x1 - x0 - (FIELD - SIDE - 2.0 * FRAME)).abs() < 1e-9);
+        assert!((x0 - 20.0).abs() < 1e-9 && (x1 - FIELD + 20.0).abs() < 1e-9);
         assert!(((y0 - y1) / (x1 - x0) - 0.25).abs() < 1e-9, "upwards is up");
-        assert_eq!(spread(&[point(2.0, 3.0)], [0.0, 0.0]), [[FIELD / 2.0; 2]]);
-    }
-
-    #[test]
-    fn hues() {
-        assert_eq!(hsl(0.0, 1.0, 0.5), "#ff0000");
-        assert_eq!(hsl(120.0, 1.0, 0.25), "#008000");
-        assert_eq!(hsl(240.0, 0.0, 1.0), "#ffffff");
+        assert!((y0 + y1 - height).abs() < 1e-9 && height == HEIGHTS[0] * FIELD);
+        let (places, height) = spread(&[point(0.0, 0.0), point(0.0, 1.0)], 20.0);
+        assert!(places[1][1] > 19.9 && places[0][1] < height - 19.9);
+        assert_eq!(places[0][0], FIELD / 2.0);
+        let (one, height) = spread(&[point(2.0, 3.0)], 20.0);
+        assert_eq!(one, [[FIELD / 2.0, height / 2.0]]);
     }
 }

@@ -1,5 +1,6 @@
 //! Two-dimensional maps of features: pictures that a network finds alike lie close together.
 
+mod colours;
 mod drawing;
 mod layout;
 mod placement;

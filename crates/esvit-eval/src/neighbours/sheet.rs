@@ -50,7 +50,7 @@ pub fn sheet(neighbours: &Neighbours, about: &str) -> Result<Drawing, DrawError>
         drawing.text([middle(x), heads], &rank, WORDS, color::FAINT, Anchor::Middle);
     }
     let rule = first - BETWEEN / 2.0;
-    drawing.line([rule, top - 20.0], [rule, height - MARGIN], "#d7dbe0", 1.0);
+    drawing.line([rule, top - 20.0], [rule, height - MARGIN + 8.0], "#d7dbe0", 1.0);
 
     for (row, y) in neighbours.rows.iter().zip((0..).map(|row| top + ROW * f64::from(row))) {
         framed(&mut drawing, &row.query, [MARGIN, y], color::FAINT, 1.0)?;

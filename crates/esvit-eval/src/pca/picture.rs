@@ -200,14 +200,14 @@ fn enlarge(regions: &RegionMap, colours: &[[f64; 3]], enlarged: Enlarged) -> Pic
     for y in 0..height {
         let rows = taps(y, high);
         for column in &columns {
-            for channel in 0..3 {
-                let at = |row: usize, column: usize| colours[row * wide + column][channel];
-                let value: f64 = rows
-                    .iter()
-                    .flat_map(|&(row, a)| column.iter().map(move |&(c, b)| a * b * at(row, c)))
-                    .sum();
-                pixels.push((value * 255.0).round().clamp(0.0, 255.0) as u8);
+            let mut colour = [0.0; 3];
+            for (&(row, a), &(column, b)) in
+                rows.iter().flat_map(|row| column.iter().map(move |column| (row, column)))
+            {
+                let region = colours[row * wide + column];
+                colour.iter_mut().zip(region).for_each(|(sum, value)| *sum += a * b * value);
             }
+            pixels.extend(colour.map(|value| (value * 255.0).round().clamp(0.0, 255.0) as u8));
         }
     }
     Picture::new(width, height, pixels).expect("as many bytes as the picture has")
