@@ -5,6 +5,7 @@ pub mod bench;
 pub mod correspondence;
 pub mod difference;
 pub mod draw;
+pub mod efficiency;
 pub mod embedding;
 pub mod embedding_map;
 pub mod export;

@@ -248,42 +248,81 @@ pub struct NpyArray<E> {
 /// [`NpyError`]; a file whose length does not fit its shape is refused before memory for its
 /// values is taken.
 pub fn read<E: Element>(path: &Path) -> Result<NpyArray<E>, NpyError> {
-    let read_error = |source| NpyError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read_error)?;
-    let length = file.metadata().map_err(read_error)?.len();
-    read_from(BufReader::new(file), length, path)
+    let mut reader = NpyReader::open(path)?;
+    let values = reader.rows(usize::MAX)?;
+    Ok(NpyArray { shape: reader.shape, values })
 }
 
-/// Reads an array of `length` bytes, header included; `path` is for messages.
-fn read_from<E: Element>(
-    mut reader: impl Read,
-    length: u64,
-    path: &Path,
-) -> Result<NpyArray<E>, NpyError> {
-    let read_error = |source| NpyError::Read { path: path.to_owned(), source };
-    let header_error = |reason| NpyError::Header { path: path.to_owned(), reason };
-    let text = read_header_text(&mut reader).map_err(read_error)?.map_err(header_error)?;
-    let header = Header::parse(&text).map_err(header_error)?;
-    if header.element != E::DESCRIPTION {
-        let (expected, found) = (E::DESCRIPTION, header.element);
-        return Err(NpyError::ElementType { path: path.to_owned(), expected, found });
-    }
-    let found = length.saturating_sub((PREAMBLE_LENGTH + text.len()) as u64);
-    let expected = header.bytes_of::<E>();
-    if found != expected {
-        let (path, shape) = (path.to_owned(), header.shape);
-        return Err(NpyError::Length { path, shape, expected, found });
-    }
-    let values = read_values(reader, expected).map_err(read_error)?;
-    Ok(NpyArray { shape: header.shape, values })
+/// Reads a `.npy` file piece by piece.
+#[derive(Debug)]
+pub struct NpyReader<E, R = BufReader<File>> {
+    reader: R,
+    path: PathBuf,
+    shape: Vec<usize>,
+    /// Values that were not read yet.
+    left: usize,
+    element: PhantomData<E>,
 }
 
-fn read_values<E: Element>(mut reader: impl Read, length: u64) -> io::Result<Vec<E>> {
-    let length = usize::try_from(length).map_err(|_| io::ErrorKind::OutOfMemory)?;
+impl<E: Element> NpyReader<E> {
+    /// Opens a file; its length and type are checked.
+    ///
+    /// # Errors
+    /// [`NpyError`].
+    pub fn open(path: &Path) -> Result<Self, NpyError> {
+        let read_error = |source| NpyError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read_error)?;
+        let length = file.metadata().map_err(read_error)?.len();
+        Self::new(BufReader::new(file), length, path)
+    }
+}
+
+impl<E: Element, R: Read> NpyReader<E, R> {
+    /// An array of `length` bytes, header included; `path` is for messages.
+    fn new(mut reader: R, length: u64, path: &Path) -> Result<Self, NpyError> {
+        let read_error = |source| NpyError::Read { path: path.to_owned(), source };
+        let header_error = |reason| NpyError::Header { path: path.to_owned(), reason };
+        let text = read_header_text(&mut reader).map_err(read_error)?.map_err(header_error)?;
+        let header = Header::parse(&text).map_err(header_error)?;
+        if header.element != E::DESCRIPTION {
+            let (expected, found) = (E::DESCRIPTION, header.element);
+            return Err(NpyError::ElementType { path: path.to_owned(), expected, found });
+        }
+        let found = length.saturating_sub((PREAMBLE_LENGTH + text.len()) as u64);
+        let expected = header.bytes_of::<E>();
+        let shape = header.shape;
+        if found != expected {
+            return Err(NpyError::Length { path: path.to_owned(), shape, expected, found });
+        }
+        let too_large = |_| read_error(io::ErrorKind::OutOfMemory.into());
+        let left = usize::try_from(expected).map_err(too_large)? / E::SIZE;
+        Ok(Self { reader, path: path.to_owned(), shape, left, element: PhantomData })
+    }
+
+    /// The length of each dimension.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The next rows, at most `count`; none at the end.
+    ///
+    /// # Errors
+    /// [`NpyError::Read`], also when there is no memory for them.
+    pub fn rows(&mut self, count: usize) -> Result<Vec<E>, NpyError> {
+        let row: usize = self.shape.iter().skip(1).product();
+        let wanted = count.saturating_mul(row).min(self.left);
+        let values = read_values(&mut self.reader, wanted)
+            .map_err(|source| NpyError::Read { path: self.path.clone(), source })?;
+        self.left -= wanted;
+        Ok(values)
+    }
+}
+
+fn read_values<E: Element>(mut reader: impl Read, count: usize) -> io::Result<Vec<E>> {
     let mut values = Vec::new();
-    values.try_reserve_exact(length / E::SIZE)?;
+    values.try_reserve_exact(count)?;
     let mut chunk = [0; READ_CHUNK];
-    let mut remaining = length;
+    let mut remaining = count * E::SIZE;
     while remaining > 0 {
         let chunk = &mut chunk[..remaining.min(READ_CHUNK)];
         reader.read_exact(chunk)?;
@@ -419,7 +458,9 @@ mod tests {
     }
 
     fn parse(bytes: &[u8]) -> Result<NpyArray<f32>, NpyError> {
-        read_from(bytes, bytes.len() as u64, Path::new("bad.npy"))
+        let mut reader = NpyReader::new(bytes, bytes.len() as u64, Path::new("bad.npy"))?;
+        let values = reader.rows(usize::MAX)?;
+        Ok(NpyArray { shape: reader.shape, values })
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod merge;
 pub mod mlp;
+pub mod nearest;
 pub mod optimizer;
 pub mod peak;
 pub mod pool;

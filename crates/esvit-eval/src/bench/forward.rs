@@ -6,19 +6,17 @@ use burn::tensor::Device;
 use esvit_kernels::pool;
 use esvit_nn::params::{Params, Registry};
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Pass, Swin, zoo};
+use esvit_nn::{Pass, Swin};
 
 use super::train_step::pictures;
-use super::{Bench, BenchError, Report, repeat};
+use super::{Bench, BenchError, Report, architecture, repeat};
 
 /// The view and region features of a batch of pictures, weights random.
 ///
 /// # Errors
 /// For an architecture that does not exist.
 pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
-    let arch =
-        zoo::find(&bench.model).ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
-    let config = arch.config();
+    let (config, _) = architecture(&bench.model)?;
     let mut registry = Registry::default();
     let swin = Swin::new(&mut registry.root(), &config, 0.0);
     let params = Params::init(&registry.finish(), 0, &Device::flex());

@@ -1,9 +1,11 @@
 //! How fast this machine is at what the program does. Figures on a machine that does other things
 //! are noisy: medians are told, and ratios within one run are what to go by.
 
+mod architecture;
 mod data;
 mod forward;
 mod kernels;
+mod knn;
 mod train_step;
 
 use std::time::Instant;
@@ -13,9 +15,11 @@ use esvit_kernels::{peak, profile};
 use esvit_nn::ops::Precision;
 use serde::Serialize;
 
+pub use architecture::{MONOLITHIC, architecture};
 pub use data::{DataBench, DataReport, data};
 pub use forward::forward;
 pub use kernels::{KernelReport, kernels};
+pub use knn::{KnnBench, KnnReport, knn};
 pub use train_step::{objective, train_step};
 
 /// What is timed.

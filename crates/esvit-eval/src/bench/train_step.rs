@@ -9,13 +9,13 @@ use esvit_kernels::rng::Rng;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::{self, Logits, Pairs};
 use esvit_nn::params::tensor;
-use esvit_nn::{Network, zoo};
+use esvit_nn::{Network, SwinConfig};
 use esvit_train::Learner;
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, TEACHER_CROPS, Weights};
 use esvit_train::optim::{ClipScope, OptimizerKind};
 
-use super::{Bench, BenchError, Report, repeat};
+use super::{Bench, BenchError, Report, architecture, repeat};
 
 /// Purpose word of the random numbers of made-up pictures.
 const PICTURES_PURPOSE: u64 = 0xBE9C;
@@ -28,8 +28,7 @@ const BOTTLENECK: usize = 256;
 /// # Errors
 /// For settings that make no sense.
 pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
-    let arch =
-        zoo::find(&bench.model).ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
+    let (config, drop_path) = architecture(&bench.model)?;
     let micro_batch = if bench.micro_batch == 0 { bench.batch } else { bench.micro_batch };
     if bench.batch == 0 || !bench.batch.is_multiple_of(micro_batch) {
         return Err(BenchError::Setting(format!(
@@ -37,10 +36,9 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
             bench.batch
         )));
     }
-    let config = arch.config();
     let head =
         HeadConfig { out_dim: bench.prototypes, norm_last_layer: false, ..HeadConfig::default() };
-    let network = Arc::new(Network::new(&config, arch.drop_path, &head, bench.region));
+    let network = Arc::new(Network::new(&config, drop_path, &head, bench.region));
     let settings = LearnerSettings {
         seed: 0,
         student_temp: 0.1,
@@ -80,7 +78,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
             .map(|_| ())
             .map_err(|error| BenchError::Step(error.to_string()))
     })?;
-    Ok(Report::new(bench, seconds, step_macs(bench, arch)))
+    Ok(Report::new(bench, seconds, step_macs(bench, &config, drop_path)))
 }
 
 /// Made-up normalised pictures `[B, 3, size, size]`.
@@ -92,8 +90,7 @@ pub(super) fn pictures(batch: usize, size: usize, place: [u64; 2]) -> Tensor<4> 
 
 /// Multiply-accumulates of the products of a step: padding and dropped branches, which are not
 /// computed, do not count.
-fn step_macs(bench: &Bench, arch: &zoo::Architecture) -> u64 {
-    let config = arch.config();
+fn step_macs(bench: &Bench, config: &SwinConfig, drop_path: f64) -> u64 {
     let (global, local) = (bench.global_size, bench.local_size);
     let pass = |drop_path: f64| {
         TEACHER_CROPS as f64 * config.real_macs(global, drop_path)
@@ -116,7 +113,7 @@ fn step_macs(bench: &Bench, arch: &zoo::Architecture) -> u64 {
         rows[0] += teacher_crops * global_tokens;
         rows[1] += teacher_crops * global_tokens + local_crops * local_tokens;
     }
-    let picture = 3.0 * pass(arch.drop_path) + teacher + (rows[0] + 3.0 * rows[1]) * row;
+    let picture = 3.0 * pass(drop_path) + teacher + (rows[0] + 3.0 * rows[1]) * row;
     (picture * bench.batch as f64) as u64
 }
 
@@ -125,9 +122,7 @@ fn step_macs(bench: &Bench, arch: &zoo::Architecture) -> u64 {
 /// # Errors
 /// For settings that make no sense.
 pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
-    let arch =
-        zoo::find(&bench.model).ok_or_else(|| BenchError::Architecture(bench.model.clone()))?;
-    let config = arch.config();
+    let (config, _) = architecture(&bench.model)?;
     let [global, local] =
         [bench.global_size, bench.local_size].map(|size| config.last_map(size).pow(2));
     let teachers = TEACHER_CROPS * bench.batch * global;

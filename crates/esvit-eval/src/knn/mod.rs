@@ -4,18 +4,17 @@
 //! class with `exp(similarity / temperature)`; classes are ranked by the sum of their votes.
 
 mod measure;
+mod stored;
+mod vote;
 
-use burn::tensor::{Device, Tensor};
-use esvit_nn::params::tensor;
-use esvit_nn::weights::to_vec;
-use rayon::prelude::*;
+use esvit_kernels::nearest::Search;
+use esvit_kernels::pool;
 use serde::{Deserialize, Serialize};
 
+pub use esvit_kernels::nearest::Neighbour;
 pub use measure::{Measured, accuracy, pixel_accuracy};
-
-/// Queries and training rows whose similarities are held at a time: 16 MiB.
-const QUERY_CHUNK: usize = 512;
-const TRAIN_CHUNK: usize = 8192;
+pub use stored::{STORED_FILES, StoredError, StoredTask};
+pub use vote::accuracies;
 
 /// The protocol's temperature.
 pub const TEMPERATURE: f64 = 0.07;
@@ -93,31 +92,13 @@ pub fn classify(
     if train.width != queries.width {
         return Err(KnnError::Width { train: train.width, queries: queries.width });
     }
-    let largest = ks.iter().copied().max().unwrap_or(0).min(train.labels.len());
-    let neighbours = nearest(train, queries, largest);
-    let accuracy = |&k: &usize| {
-        let ranks: Vec<usize> = neighbours
-            .par_iter()
-            .zip(&queries.labels)
-            .map(|(found, &label)| {
-                rank(&found[..k.min(found.len())], &train.labels, label, temperature)
-            })
-            .collect();
-        let share = |limit: usize| {
-            100.0 * ranks.iter().filter(|&&rank| rank < limit).count() as f64 / ranks.len() as f64
-        };
-        Accuracy { k, top1: share(1), top5: share(5) }
-    };
-    Ok(ks.iter().map(accuracy).collect())
+    let neighbours = nearest(train, queries, largest(ks));
+    Ok(accuracies(&neighbours, &train.labels, &queries.labels, ks, temperature))
 }
 
-/// A training row and its similarity to a query.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Neighbour {
-    /// Row number.
-    pub row: usize,
-    /// Cosine of the angle.
-    pub similarity: f32,
+/// The largest number of neighbours.
+fn largest(ks: &[usize]) -> usize {
+    ks.iter().copied().max().unwrap_or(0)
 }
 
 /// The `k` most similar training rows of every query, most similar first.
@@ -126,67 +107,11 @@ pub fn nearest(
     queries: &LabelledFeatures,
     k: usize,
 ) -> Vec<Vec<Neighbour>> {
-    let device = Device::flex();
-    let width = train.width;
-    let matrix = |values: &[f32]| -> Tensor<2> {
-        tensor(values.to_vec(), [values.len() / width, width], &device)
-    };
-    let mut found = Vec::with_capacity(queries.labels.len());
-    for queries in queries.values.chunks(QUERY_CHUNK * width) {
-        let queries = matrix(queries);
-        let mut best = vec![Vec::new(); queries.dims()[0]];
-        for (chunk, train) in train.values.chunks(TRAIN_CHUNK * width).enumerate() {
-            let train = matrix(train).transpose();
-            let columns = train.dims()[1];
-            let similarities = to_vec(&queries.clone().matmul(train));
-            best.par_iter_mut().zip(similarities.par_chunks(columns)).for_each(|(best, row)| {
-                merge(best, row, chunk * TRAIN_CHUNK, k);
-            });
-        }
-        found.append(&mut best);
-    }
-    found
-}
-
-/// Merges a stretch of similarities, whose first training row is `first`, into the best so far.
-fn merge(best: &mut Vec<Neighbour>, similarities: &[f32], first: usize, k: usize) {
-    if k == 0 {
-        return;
-    }
-    for (row, &similarity) in similarities.iter().enumerate() {
-        if best.len() == k && best[k - 1].similarity >= similarity {
-            continue;
-        }
-        let place = best.partition_point(|other| other.similarity >= similarity);
-        best.truncate(k - 1);
-        best.insert(place.min(best.len()), Neighbour { row: first + row, similarity });
-    }
-}
-
-/// How many classes are ranked before `label` by the votes of `neighbours`.
-fn rank(neighbours: &[Neighbour], labels: &[u32], label: u32, temperature: f64) -> usize {
-    let mut votes: Vec<(u32, f64)> = Vec::new();
-    for neighbour in neighbours {
-        let class = labels[neighbour.row];
-        let vote = (f64::from(neighbour.similarity) / temperature).exp();
-        match votes.iter_mut().find(|(known, _)| *known == class) {
-            Some((_, sum)) => *sum += vote,
-            None => votes.push((class, vote)),
-        }
-    }
-    let Some(&(_, own)) = votes.iter().find(|(class, _)| *class == label) else {
-        // Without a vote the class is tied with all other voteless ones; those of lower number
-        // that no training picture is known of do not exist, so count the known ones.
-        let mut voteless: Vec<u32> = labels
-            .iter()
-            .copied()
-            .filter(|class| *class < label && votes.iter().all(|(known, _)| known != class))
-            .collect();
-        voteless.sort_unstable();
-        voteless.dedup();
-        return votes.len() + voteless.len();
-    };
-    votes.iter().filter(|&&(class, sum)| sum > own || (sum == own && class < label)).count()
+    pool::run(|| {
+        let mut search = Search::new(&queries.values, train.width, k);
+        search.add(&train.values);
+        search.finish()
+    })
 }
 
 #[cfg(test)]
@@ -206,7 +131,7 @@ mod tests {
     /// Against sorting all similarities of a query.
     #[test]
     fn neighbours_are_those_of_a_full_sort() {
-        let train = features(TRAIN_CHUNK + 37, 5, 3, 1);
+        let train = features(8229, 5, 3, 1);
         let queries = features(17, 5, 3, 2);
         let found = nearest(&train, &queries, 23);
         for (query, found) in queries.values.chunks_exact(5).zip(&found) {

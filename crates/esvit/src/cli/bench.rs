@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use esvit_eval::bench::{self, DataBench, KernelReport, Report};
+use esvit_eval::bench::{self, DataBench, KernelReport, KnnBench, Report};
 use esvit_kernels::isa::{self, Isa};
 use esvit_kernels::profile;
 use esvit_nn::ops::Precision;
@@ -50,6 +50,21 @@ enum What {
         #[arg(long, default_value = "auto")]
         precision: PrecisionName,
     },
+    /// k-NN classification of made-up features, the training side piece by piece.
+    Knn {
+        /// Number of training rows.
+        #[arg(long, default_value_t = 1_280_000)]
+        train: usize,
+        /// Number of query rows.
+        #[arg(long, default_value_t = 5_000)]
+        queries: usize,
+        /// Width of a feature.
+        #[arg(long, default_value_t = 768)]
+        width: usize,
+        /// Number of neighbours.
+        #[arg(long, default_value_t = 20)]
+        k: usize,
+    },
     /// Decoding a JPEG and making its ten views, on one core.
     Data {
         /// A picture file; by default a built-in one of 256 x 256.
@@ -60,7 +75,8 @@ enum What {
 
 #[derive(Debug, Args)]
 struct Shape {
-    /// Architecture: `esvit info` lists them.
+    /// Architecture: `esvit info` lists them; `monolithic_small` is a single-scale one to compare
+    /// with.
     #[arg(long, default_value = "swin_tiny")]
     model: String,
     /// Pictures of a step or a pass.
@@ -161,6 +177,27 @@ impl Bench {
                     }))?;
                 } else {
                     output.result(kernel_table(precision, peak, &kernels))?;
+                }
+            }
+            What::Knn { train, queries, width, k } => {
+                let [train, queries, width, k] = [train, queries, width, k].map(|n| *n);
+                if [train, queries, width, k].contains(&0) {
+                    bail!("`--train`, `--queries`, `--width` and `--k` must be at least 1");
+                }
+                let report = bench::knn(&KnnBench { train, queries, width, k });
+                if self.json {
+                    output.json(&report)?;
+                } else {
+                    output.result(format!(
+                        "{:.1} s, {:.0} GFLOP/s, {:.0} % of the {:.0} that products alone reach\n\
+                         {:.0} MB at most, {} threads",
+                        report.seconds,
+                        report.gflops,
+                        100.0 * report.share_of_peak,
+                        report.peak_gflops,
+                        report.peak_rss_mb,
+                        report.threads
+                    ))?;
                 }
             }
             What::Data { picture } => {

@@ -298,7 +298,7 @@ fn report(
         let ks = [config.knn.k];
         let backbone = NetworkChoice::default().open(&outcome.checkpoint, output)?;
         let rows = eval::knn::compare(&backbone, task, &ks, TEMPERATURE, output)?;
-        output.result(eval::knn::table(&rows, task))?;
+        output.result(eval::knn::table(&rows, &task.description, task.pictures()))?;
     }
     let checkpoint = outcome.checkpoint.display();
     output.note("what to do next:");

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::pictures::{labelled, unusable};
 use crate::place::{Ended, Place, TINY};
+use esvit_eval::npy::NpyWriter;
 use esvit_weights::WeightsFile;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
@@ -128,4 +129,62 @@ fn features_of_the_built_in_pictures() {
     assert_eq!((shape.as_str(), values.len()), ("(808, 32)", 808 * 32));
     let names = std::fs::read_to_string(place.path("features.txt")).unwrap();
     assert_eq!(names.lines().count(), 808);
+}
+
+#[test]
+fn knn_on_stored_features() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("stored")).unwrap();
+    for (side, rows) in [("train", 6), ("query", 3)] {
+        let file = |what: &str| place.path(&format!("stored/{side}_{what}.npy"));
+        let mut features = NpyWriter::create(&file("features"), 2).unwrap();
+        let mut labels = NpyWriter::create_vector(&file("labels")).unwrap();
+        for row in 0..rows {
+            let class = row % 3;
+            let angle = f32::from(class as u8) + 0.01 * row as f32;
+            features.append(&[3.0 * angle.cos(), 3.0 * angle.sin()]).unwrap();
+            labels.append(&[i64::from(class)]).unwrap();
+        }
+        features.finish().unwrap();
+        labels.finish().unwrap();
+    }
+    let answer = place.well("eval knn --features stored --k 1 2 --json").json();
+    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&6.into(), &3.into()));
+    assert_eq!(accuracies(&answer, 0, "stored"), [(1, 100.0, 100.0), (2, 100.0, 100.0)]);
+    std::fs::remove_file(place.path("stored/query_labels.npy")).unwrap();
+    place.run("eval knn --features stored").expect(1).says(&["stored/query_labels.npy"]);
+    place.run("eval knn").expect(1).says(&["--checkpoint FILE", "--features FOLDER"]);
+}
+
+#[test]
+fn results_are_kept_with_the_run() {
+    let place = with_a_run();
+    for k in ["1", "5"] {
+        place
+            .well(&format!("eval knn --checkpoint {CHECKPOINT} --k {k}"))
+            .says(&["run/eval/results.jsonl"]);
+    }
+    let lines = std::fs::read_to_string(place.path("run/eval/results.jsonl")).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!((&lines[1]["evaluation"], &lines[1]["network"]), (&"knn".into(), &"teacher".into()));
+    assert_eq!((&lines[1]["steps"], &lines[1]["epochs"]), (&25.into(), &1.into()));
+    assert_eq!(accuracies(&lines[1]["results"], 2, "trained").len(), 1);
+}
+
+#[test]
+fn efficiency_of_a_small_step() {
+    let place = Place::new();
+    let line = "eval efficiency --models swin_tiny --batches 1 2 --prototypes 64 \
+        --global-size 32 --local-size 32 --local-crops 1 --iterations 1 --json";
+    let answer = place.well(line).json();
+    let backbone = &answer["backbones"][0];
+    assert_eq!((&backbone["stages"], &backbone["parameters"]), (&4.into(), &27_519_354.into()));
+    for (steps, batch) in backbone["steps"].as_array().unwrap().iter().zip([1, 2]) {
+        assert_eq!(steps["batch"], batch);
+        for ratio in ["time_ratio", "memory_ratio"] {
+            assert!(steps[ratio].as_f64().unwrap() > 0.2, "{answer}");
+        }
+    }
+    place.run("eval efficiency --models nothing").expect(1).says(&["`nothing`", "esvit info"]);
 }

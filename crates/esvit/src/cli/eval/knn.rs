@@ -1,24 +1,33 @@
 //! `esvit eval knn`.
 
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use esvit_eval::backbone::Backbone;
-use esvit_eval::knn::{self, Accuracy, Measured, NEIGHBOURS, TEMPERATURE};
+use esvit_eval::knn::{self, Accuracy, Measured, NEIGHBOURS, StoredTask, TEMPERATURE};
 use esvit_eval::labelled::LabelledTask;
 use serde::Serialize;
 
 use crate::cli::Done;
-use crate::cli::choice::{BackboneChoice, TaskChoice};
+use crate::cli::choice::{BackboneChoice, NetworkChoice, TaskChoice};
 use crate::cli::output::Output;
 
 /// k-NN evaluation.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Knn {
+    /// A checkpoint of a run, or a file of weights.
+    #[arg(long, value_name = "FILE", alias = "pretrained_weights")]
+    checkpoint: Option<PathBuf>,
     #[command(flatten)]
-    backbone: BackboneChoice,
+    network: NetworkChoice,
     #[command(flatten)]
     task: TaskChoice,
+    /// Folder of stored features instead of a checkpoint and pictures: `train_features.npy`,
+    /// `train_labels.npy`, `query_features.npy` and `query_labels.npy`. The training side may be
+    /// larger than the memory.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["checkpoint", "train"])]
+    features: Option<PathBuf>,
     /// Numbers of neighbours.
     #[arg(long, value_name = "K", num_args = 1.., alias = "nb_knn", default_values_t = NEIGHBOURS)]
     k: Vec<usize>,
@@ -42,12 +51,49 @@ impl Knn {
         if self.k.contains(&0) {
             bail!("`--k` is 0, at least one neighbour must vote");
         }
+        match (&self.features, self.checkpoint.clone()) {
+            (Some(folder), _) => self.stored(folder, output),
+            (None, Some(checkpoint)) => {
+                let network = self.network.clone();
+                self.pictures(&BackboneChoice { checkpoint, network }, output)
+            }
+            (None, None) => {
+                bail!("nothing to evaluate\nhint: give `--checkpoint FILE` or `--features FOLDER`")
+            }
+        }
+    }
+
+    fn pictures(&self, choice: &BackboneChoice, output: &Output) -> Result<Done> {
         let task = self.task.open()?;
-        let backbone = self.backbone.open(output)?;
+        let backbone = choice.open(output)?;
         let rows = compare(&backbone, &task, &self.k, self.temperature, output)?;
-        let (train, queries) = task.pictures();
+        let answer = self.show(&task.description, task.pictures(), &rows, output)?;
+        choice.keep(&backbone, "knn", &task.description, &answer, output)?;
+        Ok(Done::Well)
+    }
+
+    fn stored(&self, folder: &Path, output: &Output) -> Result<Done> {
+        let task = StoredTask::new(folder);
+        let bar = output.bar(task.rows()?);
+        let found = task.accuracy(&self.k, self.temperature, |rows| bar.inc(rows as u64))?;
+        bar.finish_and_clear();
+        let rows = [Row { features: "stored", accuracies: found.accuracies }];
+        let description = format!("features in `{}`", folder.display());
+        self.show(&description, found.pictures, &rows, output)?;
+        Ok(Done::Well)
+    }
+
+    /// Shows the accuracies; returns what `--json` prints.
+    fn show(
+        &self,
+        task: &str,
+        pictures: (usize, usize),
+        rows: &[Row],
+        output: &Output,
+    ) -> Result<serde_json::Value> {
+        let (train, queries) = pictures;
         let answer = serde_json::json!({
-            "task": task.description,
+            "task": task,
             "train_pictures": train,
             "query_pictures": queries,
             "temperature": self.temperature,
@@ -56,10 +102,9 @@ impl Knn {
         if self.json {
             output.json(&answer)?;
         } else {
-            output.result(table(&rows, &task))?;
+            output.result(table(rows, task, pictures))?;
         }
-        self.backbone.keep(&backbone, "knn", &task.description, &answer, output)?;
-        Ok(Done::Well)
+        Ok(answer)
     }
 }
 
@@ -88,12 +133,10 @@ pub(in crate::cli) fn compare(
 }
 
 /// The accuracies as a table for people.
-pub(in crate::cli) fn table(rows: &[Row], task: &LabelledTask) -> String {
-    let (train, queries) = task.pictures();
-    let mut text = format!(
-        "k-NN on {}: {queries} pictures classified by {train}\n{:12}",
-        task.description, "features"
-    );
+pub(in crate::cli) fn table(rows: &[Row], task: &str, pictures: (usize, usize)) -> String {
+    let (train, queries) = pictures;
+    let mut text =
+        format!("k-NN on {task}: {queries} pictures classified by {train}\n{:12}", "features");
     let accuracies = rows.first().map(|row| row.accuracies.as_slice()).unwrap_or_default();
     for accuracy in accuracies {
         let _ = write!(text, "{:>18}", format!("k={} top-1/top-5", accuracy.k));

@@ -1,0 +1,135 @@
+//! The cost of multi-stage and of single-scale backbones with and without the region task: the
+//! efficiency table of the EsViT paper, on the machine at hand.
+
+use std::fmt::Write;
+
+use esvit_nn::params::Registry;
+use esvit_nn::{Swin, SwinConfig};
+use serde::Serialize;
+
+/// What a step of one size costs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Cost {
+    /// Seconds a step, median.
+    pub seconds: f64,
+    /// Most resident memory of the process that ran it, in MB (2^20 bytes).
+    pub memory_mb: f64,
+}
+
+/// Steps of one batch size.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Steps {
+    /// Pictures of a step.
+    pub batch: usize,
+    /// With the view task alone.
+    pub view: Cost,
+    /// With both tasks.
+    pub both: Cost,
+    /// What the region task multiplies the time of a step by.
+    pub time_ratio: f64,
+    /// What it multiplies the memory by.
+    pub memory_ratio: f64,
+}
+
+impl Steps {
+    /// From both costs.
+    pub fn new(batch: usize, view: Cost, both: Cost) -> Self {
+        Self {
+            batch,
+            view,
+            both,
+            time_ratio: both.seconds / view.seconds,
+            memory_ratio: both.memory_mb / view.memory_mb,
+        }
+    }
+}
+
+/// What a backbone costs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Backbone {
+    /// Name of the architecture.
+    pub model: String,
+    /// Number of stages.
+    pub stages: usize,
+    /// Number of parameters, heads not counted.
+    pub parameters: usize,
+    /// Multiply-accumulates for one picture at the size of a global crop.
+    pub macs: u64,
+    /// Pictures a second of the forward pass at that size.
+    pub forward_images_per_s: f64,
+    /// Steps of growing batches, as far as they could be run.
+    pub steps: Vec<Steps>,
+    /// Why a larger batch could not be run.
+    pub stopped: Option<String>,
+}
+
+/// Number of parameters of a backbone, heads not counted.
+pub fn parameters(config: &SwinConfig) -> usize {
+    let mut registry = Registry::default();
+    Swin::new(&mut registry.root(), config, 0.0);
+    registry.finish().iter().map(|spec| spec.len()).sum()
+}
+
+/// The table for people.
+pub fn table(backbones: &[Backbone]) -> String {
+    let mut text = String::new();
+    for backbone in backbones {
+        let Backbone { model, stages, parameters, macs, forward_images_per_s, .. } = backbone;
+        let stages = if *stages == 1 { "one stage".into() } else { format!("{stages} stages") };
+        let _ = writeln!(
+            text,
+            "{model}: {stages}, {:.1} M parameters, {:.2} G multiply-accumulates, \
+             {forward_images_per_s:.1} pictures a second forward",
+            *parameters as f64 / 1e6,
+            *macs as f64 / 1e9
+        );
+        let _ = writeln!(
+            text,
+            "  {:>5} {:>19} {:>19} {:>7} {:>7}",
+            "batch", "L_V", "L_V + L_R", "time", "memory"
+        );
+        for steps in &backbone.steps {
+            let cost = |cost: &Cost| format!("{:.2} s {:>6.0} MB", cost.seconds, cost.memory_mb);
+            let _ = writeln!(
+                text,
+                "  {:>5} {:>19} {:>19} {:>6.2}x {:>6.2}x",
+                steps.batch,
+                cost(&steps.view),
+                cost(&steps.both),
+                steps.time_ratio,
+                steps.memory_ratio
+            );
+        }
+        if let Some(reason) = &backbone.stopped {
+            let _ = writeln!(text, "  stopped there: {reason}");
+        }
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_every_figure() {
+        let cost = |seconds, memory_mb| Cost { seconds, memory_mb };
+        let steps = Steps::new(4, cost(2.0, 1000.0), cost(2.5, 1100.0));
+        assert_eq!((steps.time_ratio, steps.memory_ratio), (1.25, 1.1));
+        let backbone = Backbone {
+            model: "swin".into(),
+            stages: 4,
+            parameters: 27_500_000,
+            macs: 4_494_000_000,
+            forward_images_per_s: 18.26,
+            steps: vec![steps],
+            stopped: Some("no memory".into()),
+        };
+        let table = table(&[backbone]);
+        for part in ["27.5 M", "4.49 G", "18.3 pictures", "2.50 s   1100 MB", "1.25x", "no memory"]
+        {
+            assert!(table.contains(part), "{part} in\n{table}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! k-NN on features in files, which may be larger than the memory.
+
+use std::path::{Path, PathBuf};
+
+use esvit_kernels::nearest::Search;
+use esvit_kernels::pool;
+
+use super::{Accuracy, KnnError, LabelledFeatures, accuracies, largest};
+use crate::npy::{self, NpyError, NpyReader};
+
+/// Rows that are read at a time.
+const ROWS: usize = 8192;
+
+/// Names of the files of a folder of features: features and labels of the training side, features
+/// and labels of the query side.
+pub const STORED_FILES: [&str; 4] =
+    ["train_features.npy", "train_labels.npy", "query_features.npy", "query_labels.npy"];
+
+/// Features of a labelled task in a folder.
+#[derive(Debug, Clone)]
+pub struct StoredTask {
+    folder: PathBuf,
+}
+
+/// Why stored features have no accuracy.
+#[derive(Debug, thiserror::Error)]
+pub enum StoredError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    Npy(#[from] NpyError),
+    /// There is nothing to classify or to vote, or the sides do not fit.
+    #[error(transparent)]
+    Knn(#[from] KnnError),
+    /// Features are no matrix, or have other rows than labels.
+    #[error(
+        "`{features}` has the shape {shape:?}, `{labels}` has {count} labels\n\
+             hint: features are `[rows, width]`, with one label a row"
+    )]
+    Shape {
+        /// The file of features.
+        features: PathBuf,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The file of labels.
+        labels: PathBuf,
+        /// Number of labels.
+        count: usize,
+    },
+    /// A label is not a class number.
+    #[error("`{labels}` holds the label {label}, which is no class number")]
+    Label {
+        /// The file.
+        labels: PathBuf,
+        /// The label.
+        label: i64,
+    },
+}
+
+impl StoredTask {
+    /// The features in `folder`.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// Number of rows of the training side.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn rows(&self) -> Result<usize, StoredError> {
+        let file = NpyReader::<f32>::open(&self.folder.join(STORED_FILES[0]))?;
+        Ok(file.shape().first().copied().unwrap_or(0))
+    }
+
+    /// k-NN accuracy. Only the query side and what was found for it are held in memory.
+    ///
+    /// # Errors
+    /// When a file cannot be read or they do not fit each other.
+    pub fn accuracy(
+        &self,
+        ks: &[usize],
+        temperature: f64,
+        mut done: impl FnMut(usize),
+    ) -> Result<Stored, StoredError> {
+        let [train, train_labels, queries, query_labels] =
+            STORED_FILES.map(|name| self.folder.join(name));
+        let (mut train, train_labels) = open(&train, &train_labels)?;
+        let (mut queries, query_labels) = open(&queries, &query_labels)?;
+        let widths = [&train, &queries].map(|file| file.shape()[1]);
+        let [width, query_width] = widths;
+        if width != query_width {
+            return Err(KnnError::Width { train: width, queries: query_width }.into());
+        }
+        for (set, labels) in [("training", &train_labels), ("query", &query_labels)] {
+            if labels.is_empty() || width == 0 {
+                return Err(KnnError::Empty { set }.into());
+            }
+        }
+        let read = |file: &mut NpyReader<f32>, rows: usize| -> Result<Vec<f32>, NpyError> {
+            let labels = Vec::new();
+            let mut rows = LabelledFeatures { values: file.rows(rows)?, width, labels };
+            rows.normalize();
+            Ok(rows.values)
+        };
+        let queries = read(&mut queries, query_labels.len())?;
+        let mut search = Search::new(&queries, width, largest(ks));
+        loop {
+            let rows = read(&mut train, ROWS)?;
+            if rows.is_empty() {
+                break;
+            }
+            pool::run(|| search.add(&rows));
+            done(rows.len() / width);
+        }
+        let neighbours = search.finish();
+        let accuracies = accuracies(&neighbours, &train_labels, &query_labels, ks, temperature);
+        Ok(Stored { accuracies, pictures: (train_labels.len(), query_labels.len()) })
+    }
+}
+
+/// What was measured of stored features.
+#[derive(Debug)]
+pub struct Stored {
+    /// One a number of neighbours.
+    pub accuracies: Vec<Accuracy>,
+    /// Number of training and of query pictures.
+    pub pictures: (usize, usize),
+}
+
+fn open(features: &Path, labels: &Path) -> Result<(NpyReader<f32>, Vec<u32>), StoredError> {
+    let file = NpyReader::open(features)?;
+    let numbers = npy::read::<i64>(labels)?.values;
+    if file.shape().len() != 2 || file.shape()[0] != numbers.len() {
+        return Err(StoredError::Shape {
+            features: features.into(),
+            shape: file.shape().to_vec(),
+            labels: labels.into(),
+            count: numbers.len(),
+        });
+    }
+    let class = |label: i64| {
+        u32::try_from(label).map_err(|_| StoredError::Label { labels: labels.into(), label })
+    };
+    Ok((file, numbers.into_iter().map(class).collect::<Result<_, _>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::knn::{TEMPERATURE, classify};
+    use crate::npy::NpyWriter;
+    use esvit_kernels::rng::Rng;
+
+    fn store(folder: &Path, names: [&str; 2], features: &LabelledFeatures) {
+        let mut rows = NpyWriter::create(&folder.join(names[0]), features.width).unwrap();
+        rows.append(&features.values).unwrap();
+        rows.finish().unwrap();
+        let mut labels = NpyWriter::create_vector(&folder.join(names[1])).unwrap();
+        let numbers: Vec<i64> = features.labels.iter().map(|&label| label.into()).collect();
+        labels.append(&numbers).unwrap();
+        labels.finish().unwrap();
+    }
+
+    fn features(rows: usize, stream: u64) -> LabelledFeatures {
+        let mut rng = Rng::new(stream, [0; 3]);
+        let values = (0..rows * 6).map(|_| rng.normal() as f32).collect();
+        LabelledFeatures { values, width: 6, labels: (0..rows as u32).map(|i| i % 7).collect() }
+    }
+
+    #[test]
+    fn files_give_what_memory_gives() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut train, mut queries) = (features(ROWS + 50, 1), features(30, 2));
+        store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &train);
+        store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &queries);
+        let mut seen = 0;
+        let stored = StoredTask::new(folder.path())
+            .accuracy(&[5, 20], TEMPERATURE, |rows| seen += rows)
+            .unwrap();
+        train.normalize();
+        queries.normalize();
+        assert_eq!(stored.accuracies, classify(&train, &queries, &[5, 20], TEMPERATURE).unwrap());
+        assert_eq!((stored.pictures, seen), ((ROWS + 50, 30), ROWS + 50));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let set = features(4, 1);
+        store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &set);
+        let task = StoredTask::new(folder.path());
+        let error = |task: &StoredTask| task.accuracy(&[1], 1.0, |_| ()).unwrap_err().to_string();
+        assert!(error(&task).contains("query_features.npy"));
+        store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &set);
+        store(folder.path(), ["other.npy", STORED_FILES[3]], &features(3, 1));
+        assert!(error(&task).contains("query_labels.npy` has 3 labels"), "{}", error(&task));
+    }
+}

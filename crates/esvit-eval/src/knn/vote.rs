@@ -1,0 +1,77 @@
+//! How neighbours vote.
+
+use rayon::prelude::*;
+
+use super::{Accuracy, Neighbour};
+
+/// Accuracy for each k in `ks` from the neighbours of every query, most similar first, of which
+/// the first k vote. Equal votes count in the order of the classes.
+pub fn accuracies(
+    neighbours: &[Vec<Neighbour>],
+    train_labels: &[u32],
+    query_labels: &[u32],
+    ks: &[usize],
+    temperature: f64,
+) -> Vec<Accuracy> {
+    let mut classes = train_labels.to_vec();
+    classes.sort_unstable();
+    classes.dedup();
+    let accuracy = |&k: &usize| {
+        let rank = |(found, &label): (&Vec<Neighbour>, &u32)| {
+            let votes = votes(&found[..k.min(found.len())], train_labels, temperature);
+            rank(&votes, &classes, label)
+        };
+        let ranks: Vec<usize> = neighbours.par_iter().zip(query_labels).map(rank).collect();
+        let share = |limit: usize| {
+            100.0 * ranks.iter().filter(|&&rank| rank < limit).count() as f64 / ranks.len() as f64
+        };
+        Accuracy { k, top1: share(1), top5: share(5) }
+    };
+    ks.iter().map(accuracy).collect()
+}
+
+/// The sum of the votes for each class that has any.
+fn votes(neighbours: &[Neighbour], labels: &[u32], temperature: f64) -> Vec<(u32, f64)> {
+    let mut votes: Vec<(u32, f64)> = Vec::new();
+    for neighbour in neighbours {
+        let class = labels[neighbour.row];
+        let vote = (f64::from(neighbour.similarity) / temperature).exp();
+        match votes.iter_mut().find(|(known, _)| *known == class) {
+            Some((_, sum)) => *sum += vote,
+            None => votes.push((class, vote)),
+        }
+    }
+    votes
+}
+
+/// How many of `classes`, which are sorted, are ranked before `label`.
+fn rank(votes: &[(u32, f64)], classes: &[u32], label: u32) -> usize {
+    match votes.iter().find(|(class, _)| *class == label) {
+        Some(&(_, own)) => {
+            votes.iter().filter(|&&(class, sum)| sum > own || (sum == own && class < label)).count()
+        }
+        None => {
+            // Without a vote the class is tied with all other voteless ones.
+            let before = classes.partition_point(|&class| class < label);
+            let voted = votes.iter().filter(|(class, _)| *class < label).count();
+            votes.len() + before - voted
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_of_classes_with_and_without_votes() {
+        let neighbour = |row| Neighbour { row, similarity: 1.0 };
+        let labels = [4, 2, 2, 9, 7];
+        let classes = [2, 4, 7, 9];
+        let votes = votes(&[0, 1, 2].map(neighbour), &labels, 1.0);
+        // 2 has two votes, 4 has one; of 7 and 9 the lower one comes first.
+        assert_eq!([2, 4, 7, 9].map(|label| rank(&votes, &classes, label)), [0, 1, 2, 3]);
+        // A class that no training picture has comes after those of lower number.
+        assert_eq!((rank(&votes, &classes, 3), rank(&votes, &classes, 10)), (2, 4));
+    }
+}

@@ -1,0 +1,134 @@
+//! `esvit eval efficiency`.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, anyhow, bail};
+use esvit_eval::bench::{MONOLITHIC, architecture};
+use esvit_eval::efficiency::{self, Backbone, Cost, Steps};
+use serde_json::Value;
+
+use crate::cli::Done;
+use crate::cli::output::Output;
+
+/// Parameters, speed and memory of backbones with and without the region task.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Efficiency {
+    /// Architectures: `esvit info` lists them; `monolithic_small` is a single-scale one.
+    #[arg(long, value_name = "NAME", num_args = 1.., default_values = [MONOLITHIC, "swin_tiny"])]
+    models: Vec<String>,
+    /// Numbers of pictures of a step, each of which is tried until one cannot be run.
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 2, 4])]
+    batches: Vec<usize>,
+    /// Prototypes of a head.
+    #[arg(long, default_value_t = 65_536)]
+    prototypes: usize,
+    /// Side of a global crop and of the forward pass's pictures, in pixels.
+    #[arg(long, default_value_t = 224)]
+    global_size: usize,
+    /// Side of a local crop, in pixels.
+    #[arg(long, default_value_t = 96)]
+    local_size: usize,
+    /// Local crops of a picture.
+    #[arg(long, default_value_t = 8)]
+    local_crops: usize,
+    /// Type of operands of products: `auto`, `f32` or `bf16`.
+    #[arg(long, default_value = "auto")]
+    precision: String,
+    /// Timed repetitions of every step.
+    #[arg(long, default_value_t = 3)]
+    iterations: usize,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Pictures of the forward pass that is timed.
+const FORWARD_BATCH: usize = 8;
+
+impl Efficiency {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let backbones: Vec<Backbone> =
+            self.models.iter().map(|model| self.measure(model, output)).collect::<Result<_>>()?;
+        if self.json {
+            output.json(&serde_json::json!({
+                "prototypes": self.prototypes,
+                "global_size": self.global_size,
+                "local_size": self.local_size,
+                "local_crops": self.local_crops,
+                "precision": self.precision,
+                "backbones": backbones,
+            }))?;
+        } else {
+            output.result(efficiency::table(&backbones))?;
+        }
+        Ok(Done::Well)
+    }
+
+    fn measure(&self, model: &str, output: &Output) -> Result<Backbone> {
+        let (config, _) = architecture(model)?;
+        output.note(format!("{model}: forward"));
+        let forward = self.bench("forward", model, FORWARD_BATCH, false)?;
+        let mut steps = Vec::new();
+        let mut stopped = None;
+        for &batch in &self.batches {
+            output.note(format!("{model}: steps of {batch}"));
+            let cost = |view_only| -> Result<Cost> {
+                let report = self.bench("train-step", model, batch, view_only)?;
+                Ok(Cost {
+                    seconds: number(&report, "median_s")?,
+                    memory_mb: number(&report, "peak_rss_mb")?,
+                })
+            };
+            match cost(true).and_then(|view| Ok(Steps::new(batch, view, cost(false)?))) {
+                Ok(measured) => steps.push(measured),
+                Err(error) if steps.is_empty() => return Err(error),
+                Err(error) => {
+                    stopped = Some(format!("batch {batch}: {error}"));
+                    break;
+                }
+            }
+        }
+        Ok(Backbone {
+            model: model.into(),
+            stages: config.stages(),
+            parameters: efficiency::parameters(&config),
+            macs: config.macs(self.global_size),
+            forward_images_per_s: number(&forward, "images_per_s")?,
+            steps,
+            stopped,
+        })
+    }
+
+    /// A process of its own for every figure: the most memory that one has had is its own.
+    fn bench(&self, what: &str, model: &str, batch: usize, view_only: bool) -> Result<Value> {
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let mut command = Command::new(program);
+        command.args(["bench", what, "--json", "--model", model, "--precision", &self.precision]);
+        for (flag, value) in [
+            ("--batch", batch),
+            ("--prototypes", self.prototypes),
+            ("--global-size", self.global_size),
+            ("--local-size", self.local_size),
+            ("--local-crops", self.local_crops),
+            ("--iterations", self.iterations),
+        ] {
+            command.args([flag, &value.to_string()]);
+        }
+        if view_only {
+            command.arg("--view-only");
+        }
+        let ended = command.output().context("cannot start this program again")?;
+        if !ended.status.success() {
+            let said = String::from_utf8_lossy(&ended.stderr);
+            match said.lines().find(|line| !line.is_empty()) {
+                Some(line) => bail!("{}", line.trim_start_matches("error: ")),
+                None => bail!("ended with {}, maybe for want of memory", ended.status),
+            }
+        }
+        serde_json::from_slice(&ended.stdout).context("a measurement is not JSON")
+    }
+}
+
+fn number(report: &Value, key: &str) -> Result<f64> {
+    report[key].as_f64().ok_or_else(|| anyhow!("a measurement has no `{key}`"))
+}
