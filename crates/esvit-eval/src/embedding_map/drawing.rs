@@ -26,7 +26,8 @@ const CLASS: f64 = 130.0;
 const LEGEND_DOT: f64 = 35.0;
 const LEGEND_COUNT: f64 = 48.0;
 
-/// The drawing: every picture a dot at its place, and thumbnails wherever there is room for one.
+/// The drawing: thumbnails of pictures around their places wherever there is room for one, and dots
+/// for the others.
 /// Classes are colours, with a legend for up to twelve. There are no axes, as they mean nothing.
 /// Thumbnails come from `source`; `about` says of what the map is.
 ///
@@ -41,7 +42,7 @@ pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<D
     let heading = words_width(about, 12.0).max(words_width(&title, 18.0));
     let width = (FIELD + legend).max(heading) + 2.0 * MARGIN;
     let top = MARGIN + 78.0;
-    let side = (FIELD / (1.6 * (map.points.len() as f64).sqrt())).clamp(SIDES[0], SIDES[1]);
+    let side = (FIELD / (2.4 * (map.points.len() as f64).sqrt())).clamp(SIDES[0], SIDES[1]);
     let (mut places, height) = spread(&map.points, side / 2.0 + FRAME);
     places.iter_mut().for_each(|[x, y]| (*x, *y) = (*x + MARGIN, *y + top));
     let mut drawing = Drawing::new(width.ceil(), (top + height + MARGIN).ceil());

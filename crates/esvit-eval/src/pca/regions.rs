@@ -149,6 +149,54 @@ fn stride(model: &SwinConfig, stage: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::Device;
+    use esvit_data::ViewsConfig;
+    use esvit_nn::Params;
+
+    use crate::backbone::{SourceFile, network};
+    use crate::features::Preprocess;
+
+    fn backbone() -> Backbone {
+        let model = SwinConfig {
+            img_size: 32,
+            patch_size: 4,
+            embed_dim: 8,
+            depths: vec![1, 1],
+            num_heads: vec![1, 2],
+            window_size: 4,
+            mlp_ratio: 2.0,
+            norm_eps: 1e-6,
+        };
+        let (swin, specs) = network(&model);
+        let params = Params::init(&specs, 1, &Device::flex());
+        let preprocess = Preprocess::new(32, 0, &ViewsConfig::default());
+        Backbone { swin, params, preprocess, source: SourceFile::default() }
+    }
+
+    #[test]
+    fn the_last_stage_is_that_of_the_region_task() {
+        let backbone = backbone();
+        let pixels = (0..48 * 32 * 3).map(|value| (value * value % 251) as u8).collect();
+        let picture = Picture::new(48, 32, pixels).unwrap();
+        let framing = Framing { size: 32, whole: true };
+        let regions = region_map(&backbone, &picture, framing, 2).unwrap();
+        assert_eq!((regions.map, regions.stride, regions.values.len()), ([4, 6], 8, 24 * 16));
+        assert_eq!(regions.shown, picture);
+        let mut values = vec![0.0; 48 * 32 * 3];
+        let Preprocess { mean, std, .. } = backbone.preprocess;
+        Normalization::new(mean, std).write(&picture, &mut values).unwrap();
+        let images = tensor(values, [1, 3, 32, 48], &Device::flex());
+        let expected = backbone.swin.forward(&backbone.params, images, &Pass::eval());
+        assert_eq!(regions.values, to_vec(&expected.region));
+
+        let first = region_map(&backbone, &picture, framing, 1).unwrap();
+        assert_eq!((first.map, first.stride, first.values.len()), ([8, 12], 4, 96 * 8));
+        for stage in [0, 3] {
+            let error = region_map(&backbone, &picture, framing, stage).unwrap_err();
+            assert!(matches!(error, RegionsError::Stage { stages: 2, .. }));
+        }
+        assert_eq!([1, 2].map(|stage| Framing::usual_size(&backbone, stage)), [64, 128]);
+    }
 
     fn picture(width: u32, height: u32) -> Picture {
         Picture::new(width, height, vec![7; (width * height * 3) as usize]).unwrap()
