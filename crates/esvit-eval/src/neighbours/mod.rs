@@ -87,8 +87,8 @@ pub enum NeighboursError {
     },
     /// There is nothing to look among.
     #[error(
-        "there are {pictures} pictures to look for neighbours among, and a picture is not its own \
-         neighbour\n\
+        "there are too few pictures to look for neighbours among ({pictures}): a picture is not its \
+         own neighbour\n\
          hint: give a folder of at least two pictures that can be read"
     )]
     TooFew {

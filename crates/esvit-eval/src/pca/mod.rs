@@ -29,7 +29,7 @@ pub struct PrincipalComponents {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PcaError {
     /// There is nothing to compare.
-    #[error("there is only one feature, and components need at least two")]
+    #[error("there is only one feature (of a picture or region), and at least two are needed")]
     Single,
     /// The rows do not differ.
     #[error(
