@@ -108,7 +108,7 @@ fn csv(file: &mut impl Write, features: &Features, source: &dyn Source) -> std::
 }
 
 /// A field of a CSV file: in quotes where it holds something that ends a field.
-fn quoted(field: &str) -> String {
+pub(crate) fn quoted(field: &str) -> String {
     if field.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", field.replace('"', "\"\""))
     } else {

@@ -238,10 +238,10 @@ impl<'a> Figure<'a> {
     /// of the last rows and columns may belong to a cell that sticks out.
     fn map(&self, attended: &Attended) -> Picture {
         let QueryAttention { cell, map, place, .. } = self.attention;
-        let patch = cell >> place.stage;
+        let patch = cell >> (place.stage - 1);
         let [height, width] = self.shown.size().map(|side| side / patch);
         let largest = f64::from(attended.largest()).max(f64::MIN_POSITIVE);
-        let per_cell = 1 << place.stage;
+        let per_cell = 1 << (place.stage - 1);
         let pixels = (0..height * width).flat_map(|pixel| {
             let [row, column] = [pixel / width, pixel % width].map(|place| place / per_cell);
             blue(f64::from(attended.weights[row * map[1] + column]) / largest)

@@ -35,7 +35,7 @@ pub const MASS: f64 = 0.6;
 pub struct BlockPlace {
     /// Among the blocks of all stages.
     pub block: usize,
-    /// Its stage.
+    /// Its stage, counted from 1 as in the paper.
     pub stage: usize,
     /// Among the blocks of its stage.
     pub block_in_stage: usize,
@@ -50,7 +50,7 @@ impl BlockPlace {
         let mut block_in_stage = block;
         for (stage, &depth) in config.depths.iter().enumerate() {
             if block_in_stage < depth {
-                return Ok(Self { block, stage, block_in_stage });
+                return Ok(Self { block, stage: stage + 1, block_in_stage });
             }
             block_in_stage -= depth;
         }

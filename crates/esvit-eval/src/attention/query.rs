@@ -165,7 +165,7 @@ pub(super) fn empty(
     [x, y]: [f64; 2],
     mass: f64,
 ) -> (usize, QueryAttention) {
-    let cell = swin.config().patch_size << place.stage;
+    let cell = swin.config().patch_size << (place.stage - 1);
     let at = |position: f64, cells: usize| ((position / cell as f64) as usize).min(cells - 1);
     let query = [at(y, map[0]), at(x, map[1])];
     let attention = QueryAttention {
@@ -289,7 +289,7 @@ mod tests {
         let last = attention([43.0, 27.0], 3);
         // 7 x 11 merged by two, in pixels 32 x 48: it sticks out of the picture.
         assert_eq!((last.map, last.cell, last.query), ([4, 6], 8, [3, 5]));
-        let place = BlockPlace { block: 3, stage: 1, block_in_stage: 1 };
+        let place = BlockPlace { block: 3, stage: 2, block_in_stage: 1 };
         assert_eq!(last.place, place);
     }
 

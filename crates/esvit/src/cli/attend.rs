@@ -141,9 +141,9 @@ fn answer(path: &Path, shown: &Shown, found: &QueryAttention) -> Value {
 fn table(found: &QueryAttention) -> String {
     let [rows, columns] = found.map;
     let mut text = format!(
-        "block {} (stage {}, block {}): the query at row {}, column {} sees {} of {} cells",
+        "block {} (layers.{}.blocks.{}): the query at row {}, column {} sees {} of {} cells",
         found.place.block,
-        found.place.stage,
+        found.place.stage - 1,
         found.place.block_in_stage,
         found.query[0],
         found.query[1],

@@ -10,8 +10,12 @@ mod eval;
 mod export;
 mod flags;
 mod info;
+mod map;
 mod match_pictures;
+mod neighbours;
 mod output;
+mod pca;
+mod pictures;
 mod pretrain;
 mod profile_table;
 mod progress;
@@ -61,6 +65,12 @@ enum Command {
     Embed(embed::Embed),
     /// Draws which parts of two pictures, or of two views of one, are alike to a backbone.
     Match(match_pictures::Match),
+    /// Draws region features of pictures by their principal components.
+    Pca(pca::Pca),
+    /// Draws pictures with those that a backbone finds most like them.
+    Neighbours(neighbours::Neighbours),
+    /// Draws a two-dimensional map of the features of a set of pictures.
+    Map(map::Map),
     /// Writes a backbone for other programs: timm, torchvision, transformers, ONNX, EsViT.
     Export(export::Export),
     /// Compares the tensors of two files of weights.
@@ -105,6 +115,9 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Attend(command) => command.run(&output),
         Command::Embed(command) => command.run(&output),
         Command::Match(command) => command.run(&output),
+        Command::Pca(command) => command.run(&output),
+        Command::Neighbours(command) => command.run(&output),
+        Command::Map(command) => command.run(&output),
         Command::Export(command) => command.run(&output),
         Command::Diff(command) => command.run(&output),
         Command::Info(command) => command.run(&output),

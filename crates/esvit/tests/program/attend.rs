@@ -32,7 +32,7 @@ fn the_attention_of_a_picture() {
     let line = format!("attend picture.png --checkpoint {CHECKPOINT} --json");
     let answer = place.well(&format!("{line} --svg attend.svg")).json();
     // The last of two blocks: a map of 4 x 4 that is one window.
-    assert_eq!((&answer["block"], &answer["stage"]), (&1.into(), &1.into()));
+    assert_eq!((&answer["block"], &answer["stage"]), (&1.into(), &2.into()));
     assert_eq!((&answer["visible_cells"], &answer["padding_keys"]), (&16.into(), &0.into()));
     assert_eq!(answer["query"], serde_json::json!({ "row": 2, "column": 2 }));
     let entropies = numbers(&answer["heads"], "entropy");
@@ -100,7 +100,7 @@ fn entropy_over_many_pictures() {
     let answer = ended.says(&["left out `set/red/broken.jpg`", "kept in"]).json();
     assert_eq!(answer["pictures"], 15);
     for blocks in [&answer["blocks"], &answer["against"]["blocks"]] {
-        assert_eq!(numbers(blocks, "stage"), [0.0, 1.0]);
+        assert_eq!(numbers(blocks, "stage"), [1.0, 2.0]);
         assert_eq!(numbers(blocks, "largest_entropy"), [4.0, 4.0]);
         assert!(numbers(blocks, "share").iter().all(|&share| share > 0.5 && share < 1.0001));
         assert_eq!(blocks[0]["diversity"], Value::Null);

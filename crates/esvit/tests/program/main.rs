@@ -10,6 +10,7 @@ mod evaluation;
 mod failure;
 mod goldens;
 mod interruption;
+mod maps;
 mod mistakes;
 mod pictures;
 mod place;

@@ -20,8 +20,10 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
             format!("Attention rollout over blocks 0 to {}", place.block)
         }
         _ => format!(
-            "Attention of block {} (stage {}, block {})",
-            place.block, place.stage, place.block_in_stage
+            "Attention of block {} (layers.{}.blocks.{})",
+            place.block,
+            place.stage - 1,
+            place.block_in_stage
         ),
     };
     drawing.text([left, top + 15.0], &title, 16.0, color::INK, Anchor::Start);

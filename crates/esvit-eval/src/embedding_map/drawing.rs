@@ -1,0 +1,180 @@
+//! The drawing of a map.
+
+use esvit_data::{Picture, Source};
+use rayon::prelude::*;
+
+use super::colours::{Colours, PALETTE};
+use super::placement::with_room;
+use super::{EmbeddingMap, Method, Point};
+use crate::draw::{Anchor, DrawError, Drawing, color, escaped};
+use crate::thumbnail::{of_source, shortened, words_width};
+
+const MARGIN: f64 = 24.0;
+/// Width of the field that the places are spread over, and its height as a multiple of it.
+const FIELD: f64 = 1040.0;
+const HEIGHTS: [f64; 2] = [0.45, 1.1];
+/// Sides of thumbnails on the map: large where pictures are few.
+const SIDES: [f64; 2] = [36.0, 96.0];
+/// Pixels of a thumbnail to one of the drawing.
+const FINENESS: f64 = 2.0;
+const FRAME: f64 = 2.0;
+/// Between thumbnails.
+const GAP: f64 = 3.0;
+const DOT: f64 = 3.2;
+/// The widest name of a class in the legend, what stands before it, and room for a number after it.
+const CLASS: f64 = 130.0;
+const LEGEND_DOT: f64 = 35.0;
+const LEGEND_COUNT: f64 = 48.0;
+
+/// The drawing: thumbnails of pictures around their places wherever there is room for one, and dots
+/// for the others.
+/// Classes are colours, with a legend for up to twelve. There are no axes, as they mean nothing.
+/// Thumbnails come from `source`; `about` says of what the map is.
+///
+/// # Errors
+/// When a thumbnail cannot be stored.
+pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Drawing, DrawError> {
+    let has_legend = (1..=PALETTE.len()).contains(&map.classes.len());
+    let title = format!("{} map of view features", map.layout.method.name());
+    let names = map.classes.iter().map(|class| words_width(class, 12.0));
+    let name = names.fold(0.0, f64::max).min(CLASS);
+    let legend = if has_legend { LEGEND_DOT + name + LEGEND_COUNT } else { 0.0 };
+    let heading = words_width(about, 12.0).max(words_width(&title, 18.0));
+    let width = (FIELD + legend).max(heading) + 2.0 * MARGIN;
+    let top = MARGIN + 78.0;
+    let side = (FIELD / (2.4 * (map.points.len() as f64).sqrt())).clamp(SIDES[0], SIDES[1]);
+    let (mut places, height) = spread(&map.points, side / 2.0 + FRAME);
+    places.iter_mut().for_each(|[x, y]| (*x, *y) = (*x + MARGIN, *y + top));
+    let mut drawing = Drawing::new(width.ceil(), (top + height + MARGIN).ceil());
+
+    let colours = Colours::of(map);
+    let pictured = with_room(&places, side + 2.0 * FRAME + GAP);
+    let load = |&index: &usize| {
+        let pixels = (FINENESS * side).round() as u32;
+        let thumbnail = of_source(source, map.points[index].picture, pixels);
+        thumbnail.map(|thumbnail| (index, thumbnail))
+    };
+    let thumbnails: Vec<(usize, Picture)> = pictured.par_iter().filter_map(load).collect();
+
+    drawing.text([MARGIN, MARGIN + 16.0], &title, 18.0, color::INK, Anchor::Start);
+    drawing.text([MARGIN, MARGIN + 38.0], about, 12.0, color::FAINT, Anchor::Start);
+    let remark = remark(map, thumbnails.len());
+    drawing.text([MARGIN, MARGIN + 56.0], &remark, 12.0, color::FAINT, Anchor::Start);
+    let draw_dots = |drawing: &mut Drawing| {
+        for (index, (point, &place)) in map.points.iter().zip(&places).enumerate() {
+            // A picture that is seen needs no dot.
+            if thumbnails.binary_search_by_key(&index, |(index, _)| *index).is_err() {
+                dot(drawing, place, &colours.of_point(point), &point.name);
+            }
+        }
+    };
+    // Dots hide no thumbnail unless their colours say what thumbnails do not: which class it is.
+    if !has_legend {
+        draw_dots(&mut drawing);
+    }
+    for (index, thumbnail) in &thumbnails {
+        let [x, y] = places[*index].map(|centre| centre - side / 2.0);
+        let outer = side + 2.0 * FRAME;
+        let frame = colours.of_point(&map.points[*index]);
+        drawing.rect([x - FRAME, y - FRAME, outer, outer], &frame, 1.0);
+        drawing.picture(thumbnail, [x, y, side, side], false)?;
+    }
+    if has_legend {
+        draw_dots(&mut drawing);
+        draw_legend(&mut drawing, map, &colours, [MARGIN + FIELD + 22.0, top + 14.0], name);
+    }
+    Ok(drawing)
+}
+
+/// Places in the field, `border` away from its edges, which they fill as far as they can without
+/// being stretched, and the field's height.
+fn spread(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
+    let range = |values: &dyn Fn(&Point) -> f64| {
+        let values = points.iter().map(values);
+        values.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], value| {
+            [low.min(value), high.max(value)]
+        })
+    };
+    let [x, y] = [range(&|point| point.x), range(&|point| point.y)];
+    let [wide, high] = [x, y].map(|[low, high]| high - low);
+    let centre = |[low, high]: [f64; 2]| (low + high) / 2.0;
+    let room = FIELD - 2.0 * border;
+    let most = HEIGHTS[1] * FIELD - 2.0 * border;
+    // Places on a line up, or all in one, are not spread across.
+    let scale = (room / wide).min(most / high);
+    let scale = if scale.is_finite() { scale } else { 0.0 };
+    let height = (high * scale + 2.0 * border).max(HEIGHTS[0] * FIELD);
+    let place = |point: &Point| {
+        [FIELD / 2.0 + (point.x - centre(x)) * scale, height / 2.0 - (point.y - centre(y)) * scale]
+    };
+    (points.iter().map(place).collect(), height)
+}
+
+/// How the map is to be read.
+fn remark(map: &EmbeddingMap, thumbnails: usize) -> String {
+    let layout = &map.layout;
+    let how = match (layout.method, layout.explained_variance, layout.perplexity) {
+        (Method::Pca, Some([across, up]), _) => {
+            format!("{:.1} % of the variance across, {:.1} % upwards", 100.0 * across, 100.0 * up)
+        }
+        (_, _, Some(perplexity)) => {
+            format!("perplexity {perplexity:.0}; distances between groups mean nothing")
+        }
+        _ => String::new(),
+    };
+    if thumbnails == map.points.len() {
+        return how;
+    }
+    format!("{how}; {thumbnails} thumbnails where there is room, dots elsewhere")
+}
+
+/// A dot with a light edge, which tells its picture's name where it is pointed at.
+fn dot(drawing: &mut Drawing, [x, y]: [f64; 2], shade: &str, name: &str) {
+    drawing.element(format_args!(
+        "<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{DOT}\" fill=\"{shade}\" stroke=\"#ffffff\" \
+         stroke-width=\"0.9\"><title>{}</title></circle>",
+        escaped(name)
+    ));
+}
+
+/// Classes and their numbers of pictures, for names of some width.
+fn draw_legend(
+    drawing: &mut Drawing,
+    map: &EmbeddingMap,
+    colours: &Colours,
+    [x, y]: [f64; 2],
+    name: f64,
+) {
+    for (line, class) in (0..).zip(&map.classes) {
+        let y = y + 22.0 * f64::from(line);
+        let count = map.points.iter().filter(|point| point.class.as_ref() == Some(class)).count();
+        drawing.dot([x, y - 4.0], 5.0, &colours.of_class(class));
+        let words = shortened(class, 12.0, name);
+        drawing.text([x + 13.0, y], &words, 12.0, color::INK, Anchor::Start);
+        let end = x + 13.0 + name + LEGEND_COUNT;
+        drawing.text([end, y], &count.to_string(), 12.0, color::FAINT, Anchor::End);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(x: f64, y: f64) -> Point {
+        Point { picture: 0, name: String::new(), class: None, x, y }
+    }
+
+    #[test]
+    fn places_fill_the_field_without_being_stretched() {
+        let (places, height) = spread(&[point(0.0, 0.0), point(4.0, 1.0)], 20.0);
+        let [[x0, y0], [x1, y1]] = [places[0], places[1]];
+        assert!((x0 - 20.0).abs() < 1e-9 && (x1 - FIELD + 20.0).abs() < 1e-9);
+        assert!(((y0 - y1) / (x1 - x0) - 0.25).abs() < 1e-9, "upwards is up");
+        assert!((y0 + y1 - height).abs() < 1e-9 && height == HEIGHTS[0] * FIELD);
+        let (places, height) = spread(&[point(0.0, 0.0), point(0.0, 1.0)], 20.0);
+        assert!(places[1][1] > 19.9 && places[0][1] < height - 19.9);
+        assert_eq!(places[0][0], FIELD / 2.0);
+        let (one, height) = spread(&[point(2.0, 3.0)], 20.0);
+        assert_eq!(one, [[FIELD / 2.0, height / 2.0]]);
+    }
+}

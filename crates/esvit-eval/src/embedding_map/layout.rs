@@ -1,0 +1,162 @@
+//! Coordinates of features on a map.
+
+use serde::Serialize;
+
+use super::{Method, tsne};
+use crate::pca::{PcaError, PrincipalComponents};
+
+/// Principal components that t-SNE works on: the usual number, which leaves noise behind.
+const TSNE_COMPONENTS: usize = 50;
+/// With fewer pictures t-SNE has no neighbourhoods to keep.
+pub const MIN_TSNE: usize = 10;
+
+/// How a map came about.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Layout {
+    /// The method.
+    pub method: Method,
+    /// Shares of the features' variance across and upwards, 0 to 1, for [`Method::Pca`].
+    pub explained_variance: Option<[f64; 2]>,
+    /// Effective number of neighbours of a picture, for [`Method::Tsne`].
+    pub perplexity: Option<f64>,
+}
+
+/// Why there is no map.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The features have no principal components.
+    #[error(transparent)]
+    Pca(#[from] PcaError),
+    /// There are too few pictures.
+    #[error(
+        "t-SNE needs at least {MIN_TSNE} pictures, there are {pictures}\nhint: PCA needs only two"
+    )]
+    TooFew {
+        /// Number of pictures.
+        pictures: usize,
+    },
+    /// There is no thread to work on.
+    #[error("no thread can be started: {0}")]
+    Thread(#[from] rayon::ThreadPoolBuildError),
+}
+
+/// Coordinates of `values [rows, width]`, one pair a row; the same on every run and for any number
+/// of threads.
+///
+/// # Errors
+/// When all rows are equal, a value is not finite, or there are too few rows for t-SNE.
+pub fn layout(
+    values: &[f32],
+    width: usize,
+    method: Method,
+    done: impl FnMut() + Send,
+) -> Result<(Layout, Vec<[f64; 2]>), MapError> {
+    let rows = values.len() / width.max(1);
+    if method == Method::Tsne && rows < MIN_TSNE {
+        return Err(MapError::TooFew { pictures: rows });
+    }
+    let wanted = if method == Method::Tsne { TSNE_COMPONENTS } else { 2 };
+    let components = PrincipalComponents::fit(values, width, wanted)?;
+    let coordinates = components.project(values);
+    // Rows that vary along one line only have no second coordinate.
+    let component = |row: &[f64], index: usize| row.get(index).copied().unwrap_or(0.0);
+    let first_two: Vec<[f64; 2]> = coordinates
+        .chunks_exact(components.count())
+        .map(|row| [component(row, 0), component(row, 1)])
+        .collect();
+    let layout = Layout { method, explained_variance: None, perplexity: None };
+    Ok(match method {
+        Method::Pca => {
+            let explained = components.explained();
+            let explained = [0, 1].map(|index| component(&explained, index));
+            (Layout { explained_variance: Some(explained), ..layout }, first_two)
+        }
+        Method::Tsne => {
+            let perplexity = tsne::perplexity(rows);
+            let places = tsne::run(&coordinates, components.count(), &first_two, done)?;
+            (Layout { perplexity: Some(perplexity), ..layout }, places)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esvit_kernels::rng::Rng;
+
+    /// Three groups far from each other, row by row in turn.
+    fn groups(rows: usize, width: usize) -> Vec<f32> {
+        let mut rng = Rng::new(4, [0; 3]);
+        let row = |row: usize| {
+            let mut values: Vec<f32> = (0..width).map(|_| rng.normal() as f32 * 0.05).collect();
+            values[row % 3] += 1.0;
+            values
+        };
+        (0..rows).flat_map(row).collect()
+    }
+
+    fn places(values: &[f32], width: usize, method: Method) -> Vec<[f64; 2]> {
+        layout(values, width, method, || ()).unwrap().1
+    }
+
+    #[test]
+    fn groups_stay_together() {
+        let values = groups(60, 12);
+        for method in [Method::Tsne, Method::Pca] {
+            let places = places(&values, 12, method);
+            for (row, place) in places.iter().enumerate() {
+                let distance = |other: &[f64; 2]| (place[0] - other[0]).hypot(place[1] - other[1]);
+                let nearest = (0..60)
+                    .filter(|&other| other != row)
+                    .min_by(|&a, &b| distance(&places[a]).total_cmp(&distance(&places[b])));
+                assert_eq!(nearest.unwrap() % 3, row % 3, "{method:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn maps_do_not_depend_on_threads() {
+        let values = groups(300, 60);
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| places(&values, 60, Method::Tsne))
+        };
+        let one = with(1);
+        assert_eq!(one, with(4));
+        assert_eq!(one, with(4));
+    }
+
+    #[test]
+    fn equal_pictures_lie_in_one_place() {
+        let mut values = groups(30, 6);
+        let first = values[..6].to_vec();
+        values[6 * 10..6 * 11].copy_from_slice(&first);
+        for method in [Method::Tsne, Method::Pca] {
+            let places = places(&values, 6, method);
+            assert!(places.iter().flatten().all(|value| value.is_finite()));
+            let [x, y] = [0, 1].map(|axis| (places[0][axis] - places[10][axis]).abs());
+            let size = places.iter().map(|place| place[0].abs()).fold(0.0, f64::max);
+            assert!(x.max(y) < 0.1 * size, "{method:?} {x} {y} {size}");
+        }
+        // Two kinds of picture only.
+        let halves: Vec<f32> = (0..40).flat_map(|row| [(row % 2) as f32, 1.0]).collect();
+        assert!(places(&halves, 2, Method::Tsne).iter().flatten().all(|value| value.is_finite()));
+    }
+
+    #[test]
+    fn few_pictures() {
+        let two = places(&[1.0, 0.0, 0.0, 1.0], 2, Method::Pca);
+        assert!((two[0][0] + two[1][0]).abs() < 1e-9 && two[0][1] == 0.0);
+        assert!(
+            places(&groups(MIN_TSNE, 4), 4, Method::Tsne).iter().flatten().all(|v| v.is_finite())
+        );
+        let error = layout(&groups(9, 4), 4, Method::Tsne, || ()).unwrap_err();
+        assert!(matches!(error, MapError::TooFew { pictures: 9 }));
+        for method in [Method::Pca, Method::Tsne] {
+            let error = layout(&[0.5; 60], 3, method, || ()).unwrap_err();
+            assert!(matches!(error, MapError::Pca(PcaError::Equal { rows: 20 })));
+        }
+        let error = layout(&[0.5; 3], 3, Method::Pca, || ()).unwrap_err();
+        assert!(matches!(error, MapError::Pca(PcaError::Single)));
+    }
+}

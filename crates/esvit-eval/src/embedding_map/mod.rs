@@ -1,0 +1,96 @@
+//! Two-dimensional maps of features: pictures that a network finds alike lie close together.
+
+mod colours;
+mod drawing;
+mod layout;
+mod placement;
+mod table;
+mod tsne;
+
+use esvit_data::Source;
+use serde::{Deserialize, Serialize};
+
+use crate::features::Features;
+use crate::thumbnail::class_name;
+
+pub use drawing::picture;
+pub use layout::{Layout, MIN_TSNE, MapError, layout};
+pub use table::write_csv;
+pub use tsne::STEPS;
+
+/// How features are laid out in two dimensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// t-distributed stochastic neighbour embedding: neighbours stay neighbours; distances between
+    /// groups, and sizes of groups, mean nothing.
+    Tsne,
+    /// The first two principal components: a projection, in which distances can only shrink.
+    Pca,
+}
+
+impl Method {
+    /// Its usual name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tsne => "t-SNE",
+            Self::Pca => "PCA",
+        }
+    }
+}
+
+/// A map: where every picture lies.
+#[derive(Debug, Serialize)]
+pub struct EmbeddingMap {
+    /// How the places came about.
+    #[serde(flatten)]
+    pub layout: Layout,
+    /// One a picture.
+    pub points: Vec<Point>,
+    /// Names of the classes; none where the pictures have no labels.
+    #[serde(skip)]
+    pub classes: Vec<String>,
+}
+
+/// A picture of a map.
+#[derive(Debug, Serialize)]
+pub struct Point {
+    /// Index of the picture in its source.
+    #[serde(skip)]
+    pub picture: usize,
+    /// Its name.
+    pub name: String,
+    /// Name of its class, if it is labelled.
+    pub class: Option<String>,
+    /// Across.
+    pub x: f64,
+    /// Upwards.
+    pub y: f64,
+}
+
+impl EmbeddingMap {
+    /// Lays out `features` of pictures of `source`. They are scaled to unit length, so that
+    /// distances follow cosine similarities. `done` is called after every step of the method's
+    /// search.
+    ///
+    /// # Errors
+    /// When the method cannot lay out these features.
+    pub fn new(
+        mut features: Features,
+        source: &dyn Source,
+        method: Method,
+        done: impl FnMut() + Send,
+    ) -> Result<Self, MapError> {
+        features.rows.normalize();
+        let (layout, places) = layout(&features.rows.values, features.rows.width, method, done)?;
+        let point = |(&picture, &[x, y]): (&usize, &[f64; 2])| Point {
+            picture,
+            name: source.name(picture),
+            class: class_name(source, picture).map(str::to_owned),
+            x,
+            y,
+        };
+        let points = features.pictures.iter().zip(&places).map(point).collect();
+        Ok(Self { layout, points, classes: source.classes().to_vec() })
+    }
+}

@@ -1,0 +1,93 @@
+//! t-SNE (van der Maaten and Hinton 2008) with the Barnes-Hut approximation (van der Maaten 2014).
+
+use bhtsne::{Neighbor, tSNE};
+use rayon::prelude::*;
+
+use super::MapError;
+
+/// The usual effective number of neighbours.
+const PERPLEXITY: f64 = 30.0;
+/// How coarsely far groups are taken as one point; the usual value.
+const THETA: f64 = 0.5;
+/// Steps of the search for a t-SNE map.
+pub const STEPS: usize = 2000;
+/// How much attractions are exaggerated in the first 250 steps; the usual value.
+const EXAGGERATION: f64 = 12.0;
+/// The least learning rate.
+const LEAST_RATE: f64 = 400.0;
+/// Standard deviation of the places that the search starts from.
+const START: f64 = 1e-4;
+
+/// The perplexity for so many rows: each has three times as many neighbours.
+pub(super) fn perplexity(rows: usize) -> f64 {
+    PERPLEXITY.min((rows - 1) as f64 / 3.0)
+}
+
+/// Places of `values [rows, width]`, starting from `start`, scaled down.
+///
+/// Nothing is random: the search starts from principal components rather than from noise,
+/// neighbours are found exactly rather than by a tree built at random, and the descent, whose
+/// sums would depend on how threads share them, has one thread of its own.
+pub(super) fn run(
+    values: &[f64],
+    width: usize,
+    start: &[[f64; 2]],
+    mut done: impl FnMut() + Send,
+) -> Result<Vec<[f64; 2]>, MapError> {
+    let rows = start.len();
+    let perplexity = perplexity(rows);
+    let neighbours = neighbours(values, width, (3.0 * perplexity) as usize);
+    let variance = start.iter().map(|place| place[0].powi(2)).sum::<f64>() / rows as f64;
+    let scale = START / variance.sqrt();
+    let start: Vec<f64> = start.as_flattened().iter().map(|value| value * scale).collect();
+
+    // The usual rate, a quarter of this and at least 50, is for gradients with their factor 4, which
+    // the library leaves out, and for gains without its bound: with that rate a map is far from
+    // done after these steps.
+    let rate = LEAST_RATE.max(rows as f64 / EXAGGERATION);
+    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+    let places = alone.install(|| {
+        let nothing = vec![(); rows];
+        let mut tsne = tSNE::<f64, (), 2>::new(&nothing);
+        tsne.perplexity(perplexity)
+            .epochs(STEPS)
+            .early_exaggeration(EXAGGERATION)
+            .learning_rate(rate)
+            .initial_embedding(start)
+            .epoch_callback(move |_, _| done())
+            .barnes_hut_with_neighbors(THETA, &neighbours)
+            .embedding()
+    });
+    Ok(places.as_chunks::<2>().0.to_vec())
+}
+
+/// The `count` nearest other rows of every row with their distances, nearest first, equally near
+/// ones in their order.
+fn neighbours(values: &[f64], width: usize, count: usize) -> Vec<Vec<Neighbor<f64>>> {
+    let rows: Vec<&[f64]> = values.chunks_exact(width).collect();
+    let of_row = |(index, row): (usize, &&[f64])| {
+        let distance =
+            |other: &[f64]| row.iter().zip(other).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+        let others = rows.iter().enumerate().filter(|&(other, _)| other != index);
+        let mut found: Vec<Neighbor<f64>> =
+            others.map(|(index, other)| Neighbor { index, distance: distance(other) }).collect();
+        found.sort_by(|a, b| a.distance.total_cmp(&b.distance));
+        found.truncate(count);
+        found
+    };
+    rows.par_iter().enumerate().map(of_row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_others_nearest_first() {
+        let found = neighbours(&[0.0, 5.0, 1.0, 1.0], 1, 2);
+        let indices: Vec<Vec<usize>> =
+            found.iter().map(|row| row.iter().map(|near| near.index).collect()).collect();
+        assert_eq!(indices, [[2, 3], [2, 3], [3, 0], [2, 0]]);
+        assert_eq!(found[1][0].distance, 4.0);
+    }
+}

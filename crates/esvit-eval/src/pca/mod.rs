@@ -1,0 +1,211 @@
+//! Principal components, and pictures of region features by their first three.
+
+mod picture;
+mod regions;
+
+use nalgebra::{DMatrix, DVector, SymmetricEigen};
+
+pub use picture::{ColourMap, Enlarged, RegionPicture, draw};
+pub use regions::{Framing, RegionMap, RegionsError, region_map};
+
+/// Components whose variance is no more than this share of all are rounding errors.
+const NO_VARIANCE: f64 = 1e-10;
+/// Sweeps after which an eigenvalue problem is given up; a few a row are usual.
+const MAX_SWEEPS: usize = 100_000;
+
+/// The directions along which some rows vary most.
+#[derive(Debug, Clone)]
+pub struct PrincipalComponents {
+    mean: DVector<f64>,
+    /// One unit vector a column, most variance first.
+    directions: DMatrix<f64>,
+    /// Variance along every direction.
+    variances: Vec<f64>,
+    /// Variance along all directions there are.
+    total: f64,
+}
+
+/// Why there are no principal components.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PcaError {
+    /// There is nothing to compare.
+    #[error("there is only one feature (of a picture or region), and at least two are needed")]
+    Single,
+    /// The rows do not differ.
+    #[error(
+        "all {rows} features are equal, so nothing tells them apart\n\
+         hint: if the pictures differ, the network has collapsed"
+    )]
+    Equal {
+        /// Number of rows.
+        rows: usize,
+    },
+    /// A value is no number.
+    #[error("the features hold values that are not finite, so the network is broken")]
+    NotFinite,
+    /// The search for eigenvectors came to no end.
+    #[error("no principal components of the features are found")]
+    NotFound,
+}
+
+impl PrincipalComponents {
+    /// The first `count` components of `values [rows, width]`; fewer where the rows vary in fewer
+    /// directions. Of the two senses of a direction the one whose largest coefficient (the first of
+    /// equals) is positive is taken.
+    ///
+    /// # Errors
+    /// When there are fewer than two rows, all are equal or a value is not finite.
+    pub fn fit(values: &[f32], width: usize, count: usize) -> Result<Self, PcaError> {
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(PcaError::NotFinite);
+        }
+        let mut centred = columns(values, width);
+        let rows = centred.ncols();
+        let mean = centred.column_mean();
+        centred.column_iter_mut().for_each(|mut row| row -= &mean);
+        let total = centred.norm_squared();
+        let size = values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+        if rows < 2 {
+            return Err(PcaError::Single);
+        }
+        if total <= NO_VARIANCE * size {
+            return Err(PcaError::Equal { rows });
+        }
+
+        // Both products have the same eigenvalues; the smaller is the less work.
+        let few_rows = rows < width;
+        let product =
+            if few_rows { centred.transpose() * &centred } else { &centred * centred.transpose() };
+        let eigen =
+            SymmetricEigen::try_new(product, f64::EPSILON, MAX_SWEEPS).ok_or(PcaError::NotFound)?;
+        let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
+        order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
+        order.retain(|&index| eigen.eigenvalues[index] > NO_VARIANCE * total);
+        order.truncate(count);
+
+        let mut directions = DMatrix::zeros(width, order.len());
+        for (mut direction, &index) in directions.column_iter_mut().zip(&order) {
+            let vector = eigen.eigenvectors.column(index);
+            direction.copy_from(&if few_rows { &centred * vector } else { vector.into_owned() });
+            direction.normalize_mut();
+            let first_largest = direction.iter().fold(0.0, |largest: f64, &coefficient| {
+                // Rounding must not choose between coefficients of equal size.
+                if coefficient.abs() > largest.abs() * (1.0 + 1e-6) { coefficient } else { largest }
+            });
+            direction *= first_largest.signum();
+        }
+        let freedom = (rows - 1) as f64;
+        let variances = order.iter().map(|&index| eigen.eigenvalues[index] / freedom).collect();
+        Ok(Self { mean, directions, variances, total: total / freedom })
+    }
+
+    /// Number of components.
+    pub fn count(&self) -> usize {
+        self.variances.len()
+    }
+
+    /// The unit vector of a component; none where there is no such component.
+    pub fn direction(&self, component: usize) -> Option<Vec<f64>> {
+        let direction = || self.directions.column(component).iter().copied().collect();
+        (component < self.count()).then(direction)
+    }
+
+    /// Share of every component in the variance of the rows, 0 to 1.
+    pub fn explained(&self) -> Vec<f64> {
+        self.variances.iter().map(|variance| variance / self.total).collect()
+    }
+
+    /// Coordinates of `values [rows, width]` along the components, `[rows, count]`.
+    pub fn project(&self, values: &[f32]) -> Vec<f64> {
+        let mut centred = columns(values, self.mean.len());
+        centred.column_iter_mut().for_each(|mut row| row -= &self.mean);
+        (self.directions.transpose() * centred).as_slice().to_vec()
+    }
+}
+
+/// Rows as the columns of a matrix, which is how they lie in memory.
+fn columns(values: &[f32], width: usize) -> DMatrix<f64> {
+    let rows = values.len() / width.max(1);
+    DMatrix::from_iterator(width, rows, values.iter().map(|&value| f64::from(value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esvit_kernels::rng::Rng;
+
+    /// Rows with standard deviations 3, 2 and 1 along three known directions of `width`, far from
+    /// the origin.
+    fn rows(count: usize, width: usize) -> (Vec<f32>, [Vec<f64>; 3]) {
+        let mut rng = Rng::new(1, [0; 3]);
+        let mut directions: Vec<DVector<f64>> = Vec::new();
+        for _ in 0..3 {
+            let mut direction = DVector::from_fn(width, |_, _| rng.normal());
+            for earlier in &directions {
+                direction -= earlier * earlier.dot(&direction);
+            }
+            directions.push(direction.normalize());
+        }
+        let mut values = Vec::new();
+        for _ in 0..count {
+            let mut row = DVector::repeat(width, 5.0);
+            for (direction, deviation) in directions.iter().zip([3.0, 2.0, 1.0]) {
+                row += direction * (deviation * rng.normal());
+            }
+            values.extend(row.iter().map(|&value| value as f32));
+        }
+        let directions = [0, 1, 2].map(|index| directions[index].as_slice().to_vec());
+        (values, directions)
+    }
+
+    fn cosine(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()
+    }
+
+    /// Once by the product of the features, once by that of the rows.
+    #[test]
+    fn known_directions_and_variances_are_found() {
+        for (count, width) in [(4000, 8), (300, 400)] {
+            let (values, directions) = rows(count, width);
+            let components = PrincipalComponents::fit(&values, width, 5).unwrap();
+            assert_eq!(components.count(), 3, "rows vary in three directions only");
+            for (index, expected) in directions.iter().enumerate() {
+                let found = components.direction(index).unwrap();
+                assert!(cosine(&found, expected).abs() > 0.99, "{count} {width} {index}");
+                assert!((cosine(&found, &found) - 1.0).abs() < 1e-9);
+            }
+            let explained = components.explained();
+            assert!((explained.iter().sum::<f64>() - 1.0).abs() < 1e-6);
+            for (found, expected) in explained.iter().zip([9.0, 4.0, 1.0]) {
+                assert!((found - expected / 14.0).abs() < 0.06, "{explained:?}");
+            }
+            let coordinates = components.project(&values);
+            let mean = coordinates.chunks_exact(3).map(|row| row[0]).sum::<f64>() / count as f64;
+            let square = coordinates.chunks_exact(3).map(|row| row[0] * row[0]).sum::<f64>();
+            assert!(mean.abs() < 1e-6);
+            let variance = square / (count - 1) as f64;
+            assert!((variance / components.variances[0] - 1.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn the_sense_does_not_depend_on_that_of_the_rows() {
+        let (values, _) = rows(50, 6);
+        let mirrored: Vec<f32> = values.iter().map(|value| -value).collect();
+        let [a, b] = [&values, &mirrored].map(|rows| PrincipalComponents::fit(rows, 6, 3).unwrap());
+        for component in 0..3 {
+            let (a, b) = (a.direction(component).unwrap(), b.direction(component).unwrap());
+            assert!(cosine(&a, &b) > 0.999_999);
+            assert!(a.iter().fold(0.0, |m: f64, &v| if v.abs() > m.abs() { v } else { m }) > 0.0);
+        }
+    }
+
+    #[test]
+    fn what_has_no_components_is_told() {
+        let equal = PrincipalComponents::fit(&[0.3, 0.7, 0.3, 0.7, 0.3, 0.7], 2, 2);
+        assert_eq!(equal.unwrap_err(), PcaError::Equal { rows: 3 });
+        assert_eq!(PrincipalComponents::fit(&[1.0, 2.0], 2, 2).unwrap_err(), PcaError::Single);
+        let broken = PrincipalComponents::fit(&[1.0, f32::NAN, 0.0, 1.0], 2, 2);
+        assert_eq!(broken.unwrap_err(), PcaError::NotFinite);
+    }
+}
