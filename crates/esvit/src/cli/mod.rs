@@ -13,6 +13,7 @@ mod output;
 mod pretrain;
 mod profile_table;
 mod progress;
+mod report;
 mod settings;
 mod verify;
 mod weights_report;
@@ -53,6 +54,8 @@ enum Command {
     /// Measures what a backbone has learnt.
     #[command(subcommand)]
     Eval(eval::Eval),
+    /// Writes one HTML page about a run: curves, crops, evaluations, settings.
+    Report(report::Report),
     /// Writes the features of a folder of pictures to a file.
     Embed(embed::Embed),
     /// Writes a backbone for other programs: timm, torchvision, transformers, ONNX, EsViT.
@@ -96,6 +99,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Pretrain(command) => command.run(&output),
         Command::Resume(command) => command.run(&output),
         Command::Eval(command) => command.run(&output),
+        Command::Report(command) => command.run(&output),
         Command::Embed(command) => command.run(&output),
         Command::Export(command) => command.run(&output),
         Command::Diff(command) => command.run(&output),

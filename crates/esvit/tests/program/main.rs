@@ -11,5 +11,6 @@ mod interruption;
 mod mistakes;
 mod pictures;
 mod place;
+mod report;
 mod settings;
 mod weights;
