@@ -38,11 +38,12 @@ impl Axis {
         }
     }
 
-    /// An axis that ends at `high` itself, wherever its ticks are.
-    pub(super) fn up_to(high: f64, ticks: usize) -> Self {
-        let mut axis = Self::linear(0.0, high, ticks);
-        axis.high = high.max(f64::MIN_POSITIVE);
-        axis.ticks.retain(|(value, _)| *value <= axis.high);
+    /// An axis of things that are counted, up to `high` itself; ticks are whole numbers.
+    pub(super) fn counted(high: f64, ticks: usize) -> Self {
+        let high = high.max(1.0);
+        let mut axis = Self::linear(0.0, high, ticks.min(high as usize));
+        axis.high = high;
+        axis.ticks.retain(|(value, _)| *value <= high);
         axis
     }
 
@@ -116,9 +117,9 @@ impl Step {
         let rough = span / ticks.max(1) as f64;
         let power = rough.log10().floor() as i32;
         let mantissa = match rough / 10f64.powi(power) {
-            fraction if fraction <= 1.5 => 1,
-            fraction if fraction <= 3.5 => 2,
-            fraction if fraction <= 7.5 => 5,
+            fraction if fraction <= 2f64.sqrt() => 1,
+            fraction if fraction <= 10f64.sqrt() => 2,
+            fraction if fraction <= 50f64.sqrt() => 5,
             _ => return Self { mantissa: 1, power: power + 1 },
         };
         Self { mantissa, power }
@@ -190,10 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn an_axis_up_to_a_value_ends_there() {
-        let axis = Axis::up_to(453.0, 5);
+    fn an_axis_of_counts_ends_at_the_last_one() {
+        let axis = Axis::counted(453.0, 5);
         assert_eq!(words(&axis), ["0", "100", "200", "300", "400"]);
         assert_eq!((axis.place(0.0), axis.place(453.0)), (0.0, 1.0));
+        assert_eq!(words(&Axis::counted(3.0, 4)), ["0", "1", "2", "3"]);
+        assert_eq!(words(&Axis::counted(1.0, 4)), ["0", "1"]);
+        assert_eq!(words(&Axis::counted(0.0, 4)), ["0", "1"]);
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Chart {
         let (low, high) = points()
             .map(|point| point[1])
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
-        let across = Axis::up_to(last, TICKS_ACROSS);
+        let across = Axis::counted(last, TICKS_ACROSS);
         let up = Axis::new(low, high, self.scale, TICKS_UP);
         format!(
             "<figure class=\"chart\">\n<figcaption><b>{}</b> <span>{}</span></figcaption>\n{}\

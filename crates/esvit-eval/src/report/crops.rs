@@ -43,21 +43,23 @@ struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// Stacks crops in columns as high as the first crop, from left to right.
+    /// Stacks crops in columns about as high as the largest crop, from left to right.
     fn new(crops: &'a [Picture], scale: f64) -> Self {
         let side = |crop: &Picture| scale * f64::from(crop.width().max(crop.height()));
-        let height = crops.iter().map(side).fold(0.0, f64::max);
+        let largest = crops.iter().map(side).fold(0.0, f64::max);
+        let mut bottom = 0.0;
         let (mut left, mut top, mut right) = (0.0, 0.0, 0.0);
         let mut placed = Vec::new();
         for crop in crops {
-            if top > 0.0 && top + side(crop) > height + 0.5 {
+            if top > 0.0 && top + side(crop) > largest + 2.0 * GAP {
                 (left, top) = (right + GAP, 0.0);
             }
             placed.push((crop, [left, top]));
+            bottom = f64::max(bottom, top + side(crop));
             top += side(crop) + GAP;
             right = f64::max(right, left + side(crop));
         }
-        Self { size: [right, height], crops: placed }
+        Self { size: [right, bottom], crops: placed }
     }
 }
 
@@ -66,13 +68,14 @@ fn drawing(rows: &[Vec<Picture>]) -> Result<Drawing, DrawError> {
     let mut scale = LARGEST / f64::from(largest.max().unwrap_or(1));
     let groups = |scale: f64| rows.iter().map(move |row| Group::new(row, scale));
     let widest = |scale: f64| groups(scale).map(|group| group.size[0]).fold(1.0, f64::max);
+    let gaps = GAP * rows.iter().map(Vec::len).max().unwrap_or(0) as f64;
     if widest(scale) > WIDTH {
-        // Gaps do not shrink, so this is a little less than would fit.
-        scale *= 0.95 * WIDTH / widest(scale);
+        // Gaps do not shrink.
+        scale *= (WIDTH - gaps.min(WIDTH / 2.0)) / widest(scale);
     }
     let (column, groups) = (widest(scale) + SPACE, groups(scale).collect::<Vec<_>>());
     let columns = (((WIDTH + SPACE) / column).floor() as usize).clamp(1, groups.len().max(1));
-    let height = groups.first().map_or(0.0, |group| group.size[1]) + SPACE / 2.0;
+    let height = groups.iter().map(|group| group.size[1]).fold(1.0, f64::max) + SPACE / 2.0;
     let lines = groups.len().div_ceil(columns) as f64;
     let mut drawing = Drawing::new(
         (columns as f64 * column - SPACE).ceil(),

@@ -29,9 +29,13 @@ pub(super) fn sentence(run: &Run) -> String {
         }
         (Err(_), None) => "the built-in pictures".into(),
     };
+    let repeat = match config.data.repeat {
+        1 => String::new(),
+        repeat => format!(", each {repeat} times an epoch"),
+    };
     format!(
-        "Swin <code>{}</code> ({} blocks, width {}, window {}) trained with {tasks} on {pictures}: \
-         {} epochs, {} pictures a step.",
+        "Swin <code>{}</code> ({} blocks, width {}, window {}) trained with {tasks} on \
+         {pictures}{repeat}: {} epochs, {} pictures a step.",
         escaped(&config.model.arch),
         depths.join("-"),
         swin.embed_dim,
