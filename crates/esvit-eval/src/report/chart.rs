@@ -9,9 +9,9 @@ use crate::draw::escaped;
 
 /// Side of the square that the plot's coordinates lie in, however it is stretched.
 const SIDE: f64 = 1000.0;
-/// Ticks that find room on a phone.
-const TICKS_ACROSS: usize = 4;
-const TICKS_UP: usize = 4;
+/// Ticks across and up that find room on a phone, and in a chart of half the size.
+const TICKS: [usize; 2] = [4, 4];
+const TICKS_OF_SMALL: [usize; 2] = [2, 3];
 /// Up to this number of points each is marked.
 const MARKED: usize = 40;
 
@@ -35,6 +35,8 @@ pub(super) struct Chart {
     pub(super) unit: &'static str,
     /// What it is shown over: `step` or `epoch`.
     pub(super) over: &'static str,
+    /// Whether there is half the room.
+    pub(super) small: bool,
     /// How values are laid out.
     pub(super) scale: Scale,
     /// The lines.
@@ -66,8 +68,9 @@ impl Chart {
         let (low, high) = points()
             .map(|point| point[1])
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
-        let across = Axis::counted(last, TICKS_ACROSS);
-        let up = Axis::new(low, high, self.scale, TICKS_UP);
+        let [ticks_across, ticks_up] = if self.small { TICKS_OF_SMALL } else { TICKS };
+        let across = Axis::counted(last, ticks_across);
+        let up = Axis::new(low, high, self.scale, ticks_up);
         format!(
             "<figure class=\"chart\">\n<figcaption><b>{}</b> <span>{}</span></figcaption>\n{}\
              <div class=\"plot\">\n{}{}</div>\n</figure>\n",
@@ -169,7 +172,15 @@ mod tests {
     use super::*;
 
     fn chart(series: Vec<Series>) -> String {
-        Chart { title: "Loss", unit: "nats", over: "step", scale: Scale::Linear, series }.html()
+        Chart {
+            title: "Loss",
+            unit: "nats",
+            over: "step",
+            small: false,
+            scale: Scale::Linear,
+            series,
+        }
+        .html()
     }
 
     #[test]

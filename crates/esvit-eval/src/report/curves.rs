@@ -22,7 +22,7 @@ pub(super) fn charts(run: &Run) -> String {
 }
 
 fn chart(title: &'static str, unit: &'static str, scale: Scale, series: Vec<Series>) -> Chart {
-    Chart { title, unit, over: "step", scale, series }
+    Chart { title, unit, over: "step", small: false, scale, series }
 }
 
 /// A line of one figure, where it is known.
@@ -92,7 +92,8 @@ fn speed(run: &Run) -> Chart {
 
 fn schedules(run: &Run) -> [Chart; 4] {
     let of = |title, figure: fn(&StepFigures) -> f64| {
-        chart(title, "", Scale::Linear, vec![line(run, "now", |line| Some(figure(line)))])
+        let series = vec![line(run, "now", |line| Some(figure(line)))];
+        Chart { small: true, ..chart(title, "", Scale::Linear, series) }
     };
     [
         of("Learning rate", |line| line.lr),
