@@ -7,7 +7,7 @@
 use burn::tensor::{Tensor, activation};
 use esvit_nn::network::Predictions;
 use esvit_nn::ops;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::objective::Centers;
 
@@ -18,7 +18,7 @@ const LEAST_INFORMATION: f64 = 0.02;
 const UNIFORM: f64 = 0.9;
 
 /// Figures about the teacher on one batch.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Health {
     /// Mean entropy of its distributions, in nats; ln K is that of a uniform one.
     pub teacher_entropy: f64,

@@ -47,9 +47,17 @@ pub enum FolderError {
     File(#[from] FileError),
 }
 
-/// Names of everything that a run writes at the top of its folder; event files go by their prefix.
-const OWN_FILES: [&str; 7] =
-    ["config.toml", "env.json", "train.log", "metrics.jsonl", "log.txt", "checkpoints", "failures"];
+/// Names of everything that a run and its report write at the top of its folder; event files go by their prefix.
+const OWN_FILES: [&str; 8] = [
+    "config.toml",
+    "env.json",
+    "train.log",
+    "metrics.jsonl",
+    "log.txt",
+    "report.html",
+    "checkpoints",
+    "failures",
+];
 const EVENT_PREFIX: &str = "events.out.tfevents.";
 const BEST: &str = "best.safetensors";
 

@@ -11,7 +11,7 @@ use crate::health::Health;
 use crate::tensorboard::TensorBoard;
 
 /// The figures of a stretch of steps, averaged where that makes sense.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StepFigures {
     /// Optimiser steps done.
     pub step: u64,
@@ -48,7 +48,7 @@ pub struct StepFigures {
 }
 
 /// A k-NN check.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct KnnFigures {
     /// Optimiser steps done.
     pub step: u64,

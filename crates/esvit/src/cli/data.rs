@@ -1,11 +1,11 @@
 //! `esvit data`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Subcommand;
-use esvit_data::{DecodeLimits, Folder, Source, contact_sheet, training_materials};
+use esvit_data::contact_sheet;
+use esvit_eval::preview;
 
 use super::Done;
 use super::output::Output;
@@ -46,41 +46,20 @@ pub(super) struct Preview {
 impl Preview {
     fn run(self, output: &Output) -> Result<Done> {
         let config = self.settings.resolve()?;
-        let source = source(&config)?;
-        let views = &config.views;
-        let normalization = views.normalization();
-        let mut rows = Vec::new();
-        let wanted = self.pictures.clamp(1, source.len());
-        for index in (0..wanted).map(|place| place * source.len() / wanted) {
-            match source.load(index) {
-                Ok(picture) => {
-                    let views = views.views(&picture, config.seed, self.epoch, index as u64)?;
-                    rows.push(views.iter().map(|view| view.shown(&normalization)).collect());
-                }
-                Err(error) => output.warning(format!("left out: {error}")),
-            }
+        let source = preview::source(&config)?;
+        let crops = preview::crops(&config, source.as_ref(), self.pictures, self.epoch)?;
+        for error in &crops.left_out {
+            output.warning(format!("left out: {error}"));
         }
-        if rows.is_empty() {
-            bail!("none of the {wanted} pictures that were tried can be read");
-        }
-        let png = contact_sheet(&rows)?;
+        let png = contact_sheet(&crops.rows)?;
         std::fs::write(&self.out, png)
             .with_context(|| format!("cannot write `{}`", self.out.display()))?;
         output.note(format!(
             "{} pictures, {} crops each, in `{}`",
-            rows.len(),
-            views.sizes().len(),
+            crops.rows.len(),
+            config.views.sizes().len(),
             self.out.display()
         ));
         Ok(Done::Well)
     }
-}
-
-/// The pictures that the settings name.
-pub(super) fn source(config: &esvit_train::Config) -> Result<Arc<dyn Source>> {
-    let limits = DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() };
-    Ok(match &config.data.path {
-        Some(path) => Arc::new(Folder::open(path, &limits)?),
-        None => Arc::new(training_materials()?),
-    })
 }

@@ -19,6 +19,7 @@ mod pictures;
 mod pretrain;
 mod profile_table;
 mod progress;
+mod report;
 mod settings;
 mod verify;
 mod weights_report;
@@ -61,6 +62,8 @@ enum Command {
     Eval(eval::Eval),
     /// Draws where a picture's pixel looks: the attention of every head of a block.
     Attend(attend::Attend),
+    /// Writes one HTML page about a run: curves, crops, evaluations, settings.
+    Report(report::Report),
     /// Writes the features of a folder of pictures to a file.
     Embed(embed::Embed),
     /// Draws which parts of two pictures, or of two views of one, are alike to a backbone.
@@ -113,6 +116,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Resume(command) => command.run(&output),
         Command::Eval(command) => command.run(&output),
         Command::Attend(command) => command.run(&output),
+        Command::Report(command) => command.run(&output),
         Command::Embed(command) => command.run(&output),
         Command::Match(command) => command.run(&output),
         Command::Pca(command) => command.run(&output),

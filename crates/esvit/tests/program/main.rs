@@ -14,5 +14,6 @@ mod maps;
 mod mistakes;
 mod pictures;
 mod place;
+mod report;
 mod settings;
 mod weights;

@@ -1,0 +1,209 @@
+//! Line charts as HTML: lines in SVG that stretch with the page, words beside them that do not.
+
+use std::fmt::Write;
+
+use super::axis::{Axis, Scale};
+use super::number::rounded;
+use super::thin::thinned;
+use crate::draw::escaped;
+
+/// Side of the square that the plot's coordinates lie in, however it is stretched.
+const SIDE: f64 = 1000.0;
+/// Ticks across and up that find room on a phone, and in a chart of half the size.
+const TICKS: [usize; 2] = [4, 4];
+const TICKS_OF_SMALL: [usize; 2] = [2, 3];
+/// Up to this number of points each is marked.
+const MARKED: usize = 40;
+
+/// A line of a chart.
+#[derive(Debug, Clone)]
+pub(super) struct Series {
+    /// What it shows.
+    pub(super) name: String,
+    /// Its points, in ascending order across.
+    pub(super) points: Vec<[f64; 2]>,
+    /// Whether it is a level to compare with, drawn dashed and without a colour of its own.
+    pub(super) reference: bool,
+}
+
+/// A chart of several lines.
+#[derive(Debug, Clone)]
+pub(super) struct Chart {
+    /// What it shows.
+    pub(super) title: &'static str,
+    /// In which unit; empty for a plain number.
+    pub(super) unit: &'static str,
+    /// What it is shown over: `step` or `epoch`.
+    pub(super) over: &'static str,
+    /// Whether there is half the room.
+    pub(super) small: bool,
+    /// How values are laid out.
+    pub(super) scale: Scale,
+    /// The lines.
+    pub(super) series: Vec<Series>,
+}
+
+impl Series {
+    /// A line through the points that matter of `points`.
+    pub(super) fn new(name: &str, points: impl IntoIterator<Item = [f64; 2]>) -> Self {
+        Self { name: name.into(), points: thinned(points), reference: false }
+    }
+
+    /// The same as a level to compare with.
+    pub(super) fn reference(name: &str, points: impl IntoIterator<Item = [f64; 2]>) -> Self {
+        Self { reference: true, ..Self::new(name, points) }
+    }
+}
+
+impl Chart {
+    /// The chart as a figure; nothing where there are no points.
+    pub(super) fn html(&self) -> String {
+        let shown: Vec<&Series> =
+            self.series.iter().filter(|series| !series.points.is_empty()).collect();
+        let points = || shown.iter().flat_map(|series| &series.points);
+        if points().next().is_none() {
+            return String::new();
+        }
+        let last = points().map(|point| point[0]).fold(0.0, f64::max);
+        let (low, high) = points()
+            .map(|point| point[1])
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
+        let [ticks_across, ticks_up] = if self.small { TICKS_OF_SMALL } else { TICKS };
+        let across = Axis::counted(last, ticks_across);
+        let up = Axis::new(low, high, self.scale, ticks_up);
+        format!(
+            "<figure class=\"chart\">\n<figcaption><b>{}</b> <span>{}</span></figcaption>\n{}\
+             <div class=\"plot\">\n{}{}</div>\n</figure>\n",
+            escaped(self.title),
+            escaped(&self.unit_and_axis()),
+            legend(&shown),
+            self.lines(&shown, &across, &up),
+            labels(&across, &up),
+        )
+    }
+
+    fn unit_and_axis(&self) -> String {
+        let over = format!("by {}", self.over);
+        if self.unit.is_empty() { over } else { format!("{}, {over}", self.unit) }
+    }
+
+    fn lines(&self, shown: &[&Series], across: &Axis, up: &Axis) -> String {
+        let names: Vec<&str> = shown.iter().map(|series| series.name.as_str()).collect();
+        let mut svg = format!(
+            "<svg viewBox=\"0 0 {SIDE} {SIDE}\" preserveAspectRatio=\"none\" role=\"img\" \
+             aria-label=\"{} by {}: {}\">\n",
+            escaped(self.title),
+            self.over,
+            escaped(&names.join(", "))
+        );
+        for (value, _) in &up.ticks {
+            let y = SIDE * (1.0 - up.place(*value));
+            let _ = writeln!(svg, "<path class=\"grid\" d=\"M0 {y:.1}H{SIDE}\"/>");
+        }
+        for (series, class) in shown.iter().zip(classes(shown)) {
+            let at = |[x, y]: &[f64; 2]| {
+                format!("{:.1} {:.1}", SIDE * across.place(*x), SIDE * (1.0 - up.place(*y)))
+            };
+            let path: Vec<String> = series.points.iter().map(at).collect();
+            let _ = writeln!(svg, "<path class=\"{class}\" d=\"M{}\"/>", path.join("L"));
+            if series.points.len() <= MARKED && !series.reference {
+                // A line of no length with round ends is a dot that keeps its shape when the
+                // plot is stretched.
+                for (point, place) in series.points.iter().zip(&path) {
+                    let _ = writeln!(
+                        svg,
+                        "<path class=\"{class} dot\" d=\"M{place}h.01\"><title>{} {}: \
+                         {}</title></path>",
+                        self.over,
+                        rounded(point[0]),
+                        rounded(point[1])
+                    );
+                }
+            }
+        }
+        svg + "</svg>\n"
+    }
+}
+
+/// The class of every line: `line c1`, `line c2`, ... and `line reference`.
+fn classes(shown: &[&Series]) -> Vec<String> {
+    let mut color = 0;
+    let mut class = |series: &&Series| {
+        if series.reference {
+            return "line reference".into();
+        }
+        color += 1;
+        format!("line c{color}")
+    };
+    shown.iter().map(&mut class).collect()
+}
+
+/// Names of the lines, with their last values.
+fn legend(shown: &[&Series]) -> String {
+    let mut list = String::from("<ul class=\"legend\">");
+    for (series, class) in shown.iter().zip(classes(shown)) {
+        let last = series.points.last().map_or(f64::NAN, |point| point[1]);
+        let _ = write!(
+            list,
+            "<li class=\"{}\"><i></i>{} <b>{}</b></li>",
+            class.trim_start_matches("line "),
+            escaped(&series.name),
+            rounded(last)
+        );
+    }
+    list + "</ul>\n"
+}
+
+fn labels(across: &Axis, up: &Axis) -> String {
+    let mut spans = String::new();
+    for (value, words) in &up.ticks {
+        let top = 100.0 * (1.0 - up.place(*value));
+        let _ = writeln!(spans, "<span class=\"up\" style=\"top:{top:.2}%\">{words}</span>");
+    }
+    for (value, words) in &across.ticks {
+        let left = 100.0 * across.place(*value);
+        let _ = writeln!(spans, "<span class=\"across\" style=\"left:{left:.2}%\">{words}</span>");
+    }
+    spans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chart(series: Vec<Series>) -> String {
+        Chart {
+            title: "Loss",
+            unit: "nats",
+            over: "step",
+            small: false,
+            scale: Scale::Linear,
+            series,
+        }
+        .html()
+    }
+
+    #[test]
+    fn lines_lie_between_the_ends_of_the_axes() {
+        let html = chart(vec![
+            Series::new("a < b", [[0.0, 1.0], [5.0, 3.0], [10.0, 2.0]]),
+            Series::reference("level", [[0.0, 2.0], [10.0, 2.0]]),
+        ]);
+        assert!(
+            html.contains("class=\"line c1\" d=\"M0.0 1000.0L500.0 0.0L1000.0 500.0\""),
+            "{html}"
+        );
+        assert!(html.contains("class=\"line reference\" d=\"M0.0 500.0L1000.0 500.0\""), "{html}");
+        assert!(html.contains("a &lt; b <b>2</b>") && html.contains("nats, by step"), "{html}");
+        assert_eq!(html.matches("<title>").count(), 3);
+    }
+
+    #[test]
+    fn nothing_to_show_is_no_chart_and_one_point_is_one() {
+        assert_eq!(chart(vec![Series::new("loss", [])]), "");
+        assert_eq!(chart(vec![Series::new("loss", [[1.0, f64::NAN]])]), "");
+        let html = chart(vec![Series::new("loss", [[10.0, 5.0]])]);
+        assert!(html.contains("dot") && !html.contains("NaN") && !html.contains("inf"), "{html}");
+        assert!(!chart(vec![Series::new("loss", [[0.0, 0.0]])]).contains("NaN"));
+    }
+}

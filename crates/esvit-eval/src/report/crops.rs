@@ -1,0 +1,129 @@
+//! The crops of some pictures as the network sees them.
+
+use esvit_data::Picture;
+
+use super::pictures::Shown;
+use super::run::Run;
+use crate::draw::{DrawError, Drawing};
+use crate::preview;
+
+/// Pictures that are shown.
+const PICTURES: usize = 8;
+/// Width of the drawing.
+const WIDTH: f64 = 960.0;
+/// The largest crop is shown at most this large.
+const LARGEST: f64 = 144.0;
+const GAP: f64 = 4.0;
+/// Space between the crops of two pictures.
+const SPACE: f64 = 28.0;
+
+/// The crops of pictures from the whole set.
+pub(super) fn shown(run: &Run) -> Shown {
+    let source = run.source.as_ref().map_err(String::clone)?;
+    let config = run.config.as_ref().ok_or("the settings of the run cannot be read")?;
+    let crops = preview::crops(config, source.as_ref(), PICTURES, 0).map_err(|e| e.to_string())?;
+    let mut text = String::from(
+        "Some pictures as the network sees them in the first epoch: of each the two global crops, \
+         which the teacher sees too, and beside them the local ones.",
+    );
+    for left_out in &crops.left_out {
+        text.push_str(&format!("\nleft out: {left_out}"));
+    }
+    let drawing = drawing(&crops.rows).map_err(|error| error.to_string())?;
+    Ok((text, drawing))
+}
+
+/// A crop and the left upper corner of its place.
+type Placed<'a> = (&'a Picture, [f64; 2]);
+
+/// The crops of one picture, laid out: width, height and places.
+struct Group<'a> {
+    size: [f64; 2],
+    crops: Vec<Placed<'a>>,
+}
+
+impl<'a> Group<'a> {
+    /// Stacks crops in columns about as high as the largest crop, from left to right.
+    fn new(crops: &'a [Picture], scale: f64) -> Self {
+        let side = |crop: &Picture| scale * f64::from(crop.width().max(crop.height()));
+        let largest = crops.iter().map(side).fold(0.0, f64::max);
+        let mut bottom = 0.0;
+        let (mut left, mut top, mut right) = (0.0, 0.0, 0.0);
+        let mut placed = Vec::new();
+        for crop in crops {
+            if top > 0.0 && top + side(crop) > largest + 2.0 * GAP {
+                (left, top) = (right + GAP, 0.0);
+            }
+            placed.push((crop, [left, top]));
+            bottom = f64::max(bottom, top + side(crop));
+            top += side(crop) + GAP;
+            right = f64::max(right, left + side(crop));
+        }
+        Self { size: [right, bottom], crops: placed }
+    }
+}
+
+fn drawing(rows: &[Vec<Picture>]) -> Result<Drawing, DrawError> {
+    let largest = rows.iter().flatten().map(|crop| crop.width().max(crop.height()));
+    let mut scale = LARGEST / f64::from(largest.max().unwrap_or(1));
+    let groups = |scale: f64| rows.iter().map(move |row| Group::new(row, scale));
+    let widest = |scale: f64| groups(scale).map(|group| group.size[0]).fold(1.0, f64::max);
+    let gaps = GAP * rows.iter().map(Vec::len).max().unwrap_or(0) as f64;
+    if widest(scale) > WIDTH {
+        // Gaps do not shrink.
+        scale *= (WIDTH - gaps.min(WIDTH / 2.0)) / widest(scale);
+    }
+    let (column, groups) = (widest(scale) + SPACE, groups(scale).collect::<Vec<_>>());
+    let columns = (((WIDTH + SPACE) / column).floor() as usize).clamp(1, groups.len().max(1));
+    let height = groups.iter().map(|group| group.size[1]).fold(1.0, f64::max) + SPACE / 2.0;
+    let lines = groups.len().div_ceil(columns) as f64;
+    let mut drawing = Drawing::new(
+        (columns as f64 * column - SPACE).ceil(),
+        (lines * height - SPACE / 2.0).ceil(),
+    );
+    for (number, group) in groups.iter().enumerate() {
+        let (x, y) = ((number % columns) as f64 * column, (number / columns) as f64 * height);
+        for (crop, [left, top]) in &group.crops {
+            let [width, height] = [crop.width(), crop.height()].map(|side| scale * f64::from(side));
+            drawing.picture(crop, [x + left, y + top, width, height], scale > 1.5)?;
+        }
+    }
+    Ok(drawing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn squares(sides: &[u32]) -> Vec<Picture> {
+        let square = |&side: &u32| Picture::new(side, side, vec![0; (3 * side * side) as usize]);
+        sides.iter().map(|side| square(side).unwrap()).collect()
+    }
+
+    #[test]
+    fn local_crops_are_stacked_beside_the_global_ones() {
+        let crops = squares(&[32, 32, 14, 14, 14]);
+        let group = Group::new(&crops, 2.0);
+        let places: Vec<[f64; 2]> = group.crops.iter().map(|(_, place)| *place).collect();
+        assert_eq!(places, [[0.0, 0.0], [68.0, 0.0], [136.0, 0.0], [136.0, 32.0], [168.0, 0.0]]);
+        assert_eq!(group.size, [196.0, 64.0]);
+    }
+
+    #[test]
+    fn any_number_of_crops_fits_the_page() {
+        for sides in [
+            &[32, 32, 16, 16, 16, 16][..],
+            &[224, 224, 96, 96, 96, 96, 96, 96, 96, 96],
+            &[224; 30],
+            &[8, 8, 64],
+        ] {
+            let drawing = drawing(&vec![squares(sides); 3]).unwrap();
+            let [width, height] = drawing.size();
+            assert!(
+                width > 60.0 && width <= WIDTH && height > 20.0,
+                "{sides:?} {width} x {height}"
+            );
+            assert_eq!(drawing.svg().matches("<image").count(), 3 * sides.len());
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Which figures are shown over the steps, and how.
+
+use esvit_train::health::Health;
+use esvit_train::run::StepFigures;
+
+use super::axis::Scale;
+use super::chart::{Chart, Series};
+use super::run::Run;
+
+/// The charts of a run as HTML, large ones first; empty where nothing was written down.
+pub(super) fn charts(run: &Run) -> String {
+    let group = |class: &str, charts: &[Chart]| {
+        let charts: String = charts.iter().map(Chart::html).collect();
+        if charts.is_empty() {
+            charts
+        } else {
+            format!("<div class=\"{class}\">\n{charts}</div>\n")
+        }
+    };
+    let large = [loss(run), knn(run), entropy(run), feature_std(run), grad_norm(run), speed(run)];
+    group("charts", &large) + &group("charts small", &schedules(run))
+}
+
+fn chart(title: &'static str, unit: &'static str, scale: Scale, series: Vec<Series>) -> Chart {
+    Chart { title, unit, over: "step", small: false, scale, series }
+}
+
+/// A line of one figure, where it is known.
+fn line(run: &Run, name: &str, figure: impl Fn(&StepFigures) -> Option<f64>) -> Series {
+    let lines = run.metrics.steps.iter();
+    Series::new(name, lines.filter_map(|line| Some([line.step as f64, figure(line)?])))
+}
+
+/// A line of one figure about the teacher.
+fn health(run: &Run, name: &str, figure: impl Fn(&Health) -> f64) -> Series {
+    line(run, name, |line| line.health.as_ref().map(&figure))
+}
+
+fn loss(run: &Run) -> Chart {
+    let region = line(run, "region L_R", |line| line.region_loss);
+    let mut series = vec![line(run, "minimised", |line| Some(line.train_loss))];
+    // Without the region task the view loss is what is minimised.
+    if !region.points.is_empty() {
+        series.extend([line(run, "view L_V", |line| Some(line.view_loss)), region]);
+    }
+    chart("Loss", "nats", Scale::Linear, series)
+}
+
+fn knn(run: &Run) -> Chart {
+    let checks = &run.metrics.knn;
+    let epochs = |figure: fn(&esvit_train::run::KnnFigures) -> f64| {
+        checks.iter().map(move |check| [check.epoch as f64, figure(check)])
+    };
+    let mut series = vec![
+        Series::new("top-1", epochs(|check| check.knn_top1)),
+        Series::new("top-5", epochs(|check| check.knn_top5)),
+    ];
+    if let (Some(untrained), Some(last)) = (run.untrained_top1(), checks.last()) {
+        let ends = [0.0, last.epoch as f64].map(|epoch| [epoch, untrained]);
+        series.push(Series::reference("untrained top-1", ends));
+    }
+    Chart { over: "epoch", ..chart("k-NN accuracy", "%", Scale::FromZero, series) }
+}
+
+fn entropy(run: &Run) -> Chart {
+    let series = vec![
+        health(run, "an answer", |health| health.teacher_entropy),
+        health(run, "mean answer", |health| health.marginal_entropy),
+        Series { reference: true, ..health(run, "ln K", |health| health.max_entropy) },
+    ];
+    chart("Teacher entropy", "nats", Scale::FromZero, series)
+}
+
+fn feature_std(run: &Run) -> Chart {
+    let one = health(run, "all directions", |_| 1.0);
+    let series = vec![
+        health(run, "teacher", |health| health.feature_std),
+        Series { reference: true, ..one },
+    ];
+    chart("Feature spread", "0 if all are alike", Scale::FromZero, series)
+}
+
+fn grad_norm(run: &Run) -> Chart {
+    let series = vec![line(run, "before clipping", |line| Some(line.grad_norm))];
+    chart("Gradient norm", "", Scale::Logarithmic, series)
+}
+
+fn speed(run: &Run) -> Chart {
+    let series = vec![line(run, "training", |line| Some(line.img_per_s))];
+    chart("Speed", "img/s", Scale::FromZero, series)
+}
+
+fn schedules(run: &Run) -> [Chart; 4] {
+    let of = |title, figure: fn(&StepFigures) -> f64| {
+        let series = vec![line(run, "now", |line| Some(figure(line)))];
+        Chart { small: true, ..chart(title, "", Scale::Linear, series) }
+    };
+    [
+        of("Learning rate", |line| line.lr),
+        of("Weight decay", |line| line.wd),
+        of("Teacher momentum", |line| line.momentum),
+        of("Teacher temperature", |line| line.teacher_temp),
+    ]
+}

@@ -1,0 +1,95 @@
+//! Pieces of HTML. Everything that comes from a file is escaped here.
+
+use std::fmt::Write;
+
+use crate::draw::escaped;
+
+/// A key figure.
+pub(super) struct Tile {
+    pub(super) name: &'static str,
+    pub(super) value: String,
+    pub(super) unit: &'static str,
+    pub(super) note: String,
+}
+
+/// Key figures side by side.
+pub(super) fn tiles(tiles: impl Iterator<Item = Tile>) -> String {
+    let mut html = String::from("<dl class=\"tiles\">\n");
+    for Tile { name, value, unit, note } in tiles {
+        let _ = writeln!(
+            html,
+            "<div><dt>{name}</dt><dd><b>{}</b> {unit}<small>{}</small></dd></div>",
+            escaped(&value),
+            escaped(&note)
+        );
+    }
+    html + "</dl>\n"
+}
+
+/// A table in a box of its own, in which it scrolls where the page is narrow. Cells are HTML;
+/// columns from `first_number` on are numbers.
+pub(super) fn table(head: &[String], rows: &[Vec<String>], first_number: usize) -> String {
+    let row = |cells: &[String], tag: &str| -> String {
+        let cells = cells.iter().enumerate().map(|(column, cell)| {
+            let class = if column >= first_number { " class=\"number\"" } else { "" };
+            format!("<{tag}{class}>{cell}</{tag}>")
+        });
+        format!("<tr>{}</tr>\n", cells.collect::<String>())
+    };
+    let body: String = rows.iter().map(|cells| row(cells, "td")).collect();
+    let head = match head {
+        [] => String::new(),
+        head => format!("<thead>\n{}</thead>\n", row(head, "th")),
+    };
+    format!("<div class=\"scroll\"><table>\n{head}<tbody>\n{body}</tbody>\n</table></div>\n")
+}
+
+/// Text of several lines as it is, line breaks kept.
+pub(super) fn lines(text: &str) -> String {
+    text.lines().map(escaped).collect::<Vec<_>>().join("\n")
+}
+
+/// Text in which literals stand in backticks and the next step follows after `hint:`.
+pub(super) fn code_in(text: &str) -> String {
+    let mut html = String::new();
+    for (place, line) in text.lines().enumerate() {
+        let (line, tag) = match line.strip_prefix("hint: ") {
+            Some(hint) => (hint, "<br><span class=\"hint\">"),
+            None if place > 0 => (line, "<br><span>"),
+            None => (line, "<span>"),
+        };
+        html.push_str(tag);
+        let parts: Vec<&str> = line.split('`').collect();
+        for (index, part) in parts.iter().enumerate() {
+            // An odd backtick at the end opens nothing.
+            let is_code = index % 2 == 1 && index + 1 < parts.len();
+            let part = escaped(part);
+            html.push_str(&if is_code { format!("<code>{part}</code>") } else { part });
+        }
+        html.push_str("</span>");
+    }
+    html
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_from_files_is_escaped() {
+        assert_eq!(lines("<a>\nb & \"c\""), "&lt;a&gt;\nb &amp; &quot;c&quot;");
+        assert_eq!(
+            code_in("see `<x>` & go\nhint: `y`"),
+            "<span>see <code>&lt;x&gt;</code> &amp; go</span><br><span class=\"hint\"><code>y</code></span>"
+        );
+        let tile = Tile { name: "Loss", value: "<1".into(), unit: "", note: "a&b".into() };
+        assert!(tiles([tile].into_iter()).contains("<b>&lt;1</b> <small>a&amp;b</small>"));
+    }
+
+    #[test]
+    fn numbers_are_aligned_as_such() {
+        let html = table(&["a".into(), "b".into()], &[vec!["x".into(), "1".into()]], 1);
+        assert!(html.contains("<tr><th>a</th><th class=\"number\">b</th></tr>"), "{html}");
+        assert!(html.contains("<tr><td>x</td><td class=\"number\">1</td></tr>"), "{html}");
+    }
+}

@@ -1,0 +1,109 @@
+//! The figures of a run, out of its `metrics.jsonl`.
+
+use esvit_train::run::{KnnFigures, StepFigures};
+use serde::Deserialize;
+
+/// All figures that can be read.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Metrics {
+    /// Figures of stretches of steps, in the order of the file.
+    pub(super) steps: Vec<StepFigures>,
+    /// k-NN checks, in the order of the file.
+    pub(super) knn: Vec<KnnFigures>,
+    /// Number of whole lines that are neither.
+    pub(super) unreadable: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Step(StepFigures),
+    Knn(KnnFigures),
+}
+
+impl Metrics {
+    /// Reads the text of the file. A last line without a line break is one that a run at work is
+    /// still writing; it is passed over.
+    pub(super) fn parse(text: &str) -> Self {
+        let mut metrics = Self::default();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        for line in whole.lines().filter(|line| !line.trim().is_empty()) {
+            match serde_json::from_str(line) {
+                Ok(Line::Step(figures)) => metrics.steps.push(figures),
+                Ok(Line::Knn(figures)) => metrics.knn.push(figures),
+                Err(_) => metrics.unreadable += 1,
+            }
+        }
+        metrics
+    }
+
+    /// The check with the highest top-1, the first of equals.
+    pub(super) fn best_knn(&self) -> Option<&KnnFigures> {
+        self.knn
+            .iter()
+            .reduce(|best, check| if check.knn_top1 > best.knn_top1 { check } else { best })
+    }
+
+    /// Seconds spent in the steps that are written down.
+    pub(super) fn training_seconds(&self) -> f64 {
+        let mut before = 0;
+        let seconds = self.steps.iter().map(|figures| {
+            let steps = figures.step.saturating_sub(before);
+            before = figures.step;
+            figures.batch_time * steps as f64
+        });
+        seconds.sum()
+    }
+
+    /// Optimiser steps done, as far as they are written down.
+    pub(super) fn steps_done(&self) -> u64 {
+        let last = |step: Option<u64>| step.unwrap_or(0);
+        last(self.steps.last().map(|line| line.step))
+            .max(last(self.knn.last().map(|line| line.step)))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A line of steps as a run writes it.
+    pub(in super::super) fn step_line(step: u64, loss: f64) -> String {
+        format!(
+            "{{\"step\":{step},\"epoch\":0,\"train_loss\":{loss},\"view_loss\":{loss},\
+             \"region_loss\":4.5,\"lr\":0.001,\"wd\":0.04,\"momentum\":0.98,\"teacher_temp\":0.04,\
+             \"grad_norm\":1.5,\"batch_time\":0.25,\"data_wait\":0.01,\"img_per_s\":64.0,\
+             \"max_mem\":200.0,\"teacher_entropy\":2.0,\"marginal_entropy\":3.0,\
+             \"max_entropy\":3.4657,\"rows\":8,\"center_norm\":0.5,\"feature_std\":0.9}}\n"
+        )
+    }
+
+    #[test]
+    fn lines_of_both_kinds_are_told_apart() {
+        let knn = "{\"step\":25,\"epoch\":1,\"knn_k\":10,\"knn_top1\":20.5,\"knn_top5\":41.0}\n";
+        let metrics = Metrics::parse(&(step_line(10, 6.5) + &step_line(30, 6.0) + knn));
+        assert_eq!((metrics.steps.len(), metrics.knn.len(), metrics.unreadable), (2, 1, 0));
+        assert_eq!(metrics.steps[1].region_loss, Some(4.5));
+        assert_eq!(metrics.steps[1].health.unwrap().marginal_entropy, 3.0);
+        assert_eq!((metrics.steps_done(), metrics.training_seconds()), (30, 7.5));
+        assert_eq!(metrics.best_knn().unwrap().knn_top1, 20.5);
+    }
+
+    #[test]
+    fn broken_lines_are_counted_and_an_unfinished_one_is_not() {
+        let text = step_line(10, 6.5) + "{\"step\":\n\nnothing\n{\"step\":3}\n";
+        let metrics = Metrics::parse(&(text.clone() + "{\"step\":20,\"epo"));
+        assert_eq!((metrics.steps.len(), metrics.unreadable), (1, 3));
+        assert_eq!(metrics, Metrics::parse(&text));
+        assert_eq!(Metrics::parse("{\"step\":20,\"epo"), Metrics::default());
+    }
+
+    /// A run without the region task and before the first look at the teacher.
+    #[test]
+    fn optional_figures_may_be_missing() {
+        let line = step_line(10, 6.5).replace("\"region_loss\":4.5,", "");
+        let (line, _) = line.split_once(",\"teacher_entropy\"").unwrap();
+        let metrics = Metrics::parse(&format!("{line}}}\n"));
+        assert_eq!((metrics.steps[0].region_loss, metrics.steps[0].health), (None, None));
+    }
+}

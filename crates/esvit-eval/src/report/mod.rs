@@ -1,0 +1,239 @@
+//! One page about a run: what it is, how it went, what was learnt.
+//!
+//! The page is one HTML file that needs no other file, no network and no script.
+
+mod axis;
+mod chart;
+mod crops;
+mod curves;
+mod evaluations;
+mod findings;
+mod html;
+mod metrics;
+mod number;
+mod overview;
+mod pictures;
+mod run;
+mod thin;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use esvit_train::files::{FileError, write_atomically};
+
+use crate::draw::escaped;
+use run::Run;
+
+const STYLE: &str = include_str!("style.css");
+/// Name of the page in the folder of a run, where nothing else is said.
+const FILE: &str = "report.html";
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The folder is not that of a run.
+    #[error(
+        "there is no run in `{path}`: it has neither `config.toml` nor `metrics.jsonl`\n\
+         hint: give the folder that `esvit pretrain --out FOLDER` has written",
+        path = path.display()
+    )]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The page cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A report that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The page.
+    pub path: PathBuf,
+    /// What is wrong with the run.
+    pub findings: Vec<String>,
+    /// What of the run could not be read.
+    pub problems: Vec<String>,
+}
+
+/// Writes a page about the run in `folder` to `out`, or to `report.html` in the folder. What
+/// cannot be read is named in the page.
+///
+/// # Errors
+/// When there is no run, or the page cannot be written.
+pub fn write(folder: &Path, out: Option<&Path>) -> Result<Written, ReportError> {
+    let run = Run::read(folder)?;
+    let findings = findings::findings(&run);
+    let page = page(&run, &findings);
+    let path = out.map_or_else(|| folder.join(FILE), Path::to_path_buf);
+    write_atomically(&path, |file| file.write_all(page.as_bytes()))?;
+    Ok(Written { path, findings, problems: run.problems })
+}
+
+/// The whole page.
+fn page(run: &Run, findings: &[String]) -> String {
+    let name = escaped(&run.name);
+    let header = format!(
+        "<header>\n<p class=\"kind\">EsViT run</p>\n<h1>{name}</h1>\n<p class=\"sentence\">{}</p>\n{}{}{}</header>\n",
+        overview::sentence(run),
+        overview::key_figures(run),
+        overview::warnings(findings, &run.problems),
+        navigation(),
+    );
+    let body = [
+        header,
+        curves(run),
+        pictures::sections(run),
+        evaluations(run),
+        checkpoints(run),
+        settings(run),
+        environment(run),
+    ];
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
+         style-src 'unsafe-inline'; img-src data:\">\n\
+         <title>{name} – EsViT run</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{}\
+         </main>\n</body>\n</html>\n",
+        body.concat()
+    )
+}
+
+fn navigation() -> String {
+    let pictures = pictures::SECTIONS.iter().map(|section| (section.anchor, section.title));
+    let links: String = std::iter::once(("curves", "Curves"))
+        .chain(pictures)
+        .chain([
+            ("evaluations", "Evaluations"),
+            ("checkpoints", "Checkpoints"),
+            ("settings", "Settings"),
+            ("environment", "Environment"),
+        ])
+        .map(|(anchor, title)| format!("<a href=\"#{anchor}\">{title}</a>\n"))
+        .collect();
+    format!("<nav>\n{links}</nav>\n")
+}
+
+fn section(anchor: &str, title: &str, body: &str) -> String {
+    format!("<section id=\"{anchor}\">\n<h2>{title}</h2>\n{body}</section>\n")
+}
+
+fn curves(run: &Run) -> String {
+    let charts = curves::charts(run);
+    let none = "<p class=\"missing\">No figures are written down yet.</p>\n";
+    section("curves", "Curves", if charts.is_empty() { none } else { &charts })
+}
+
+fn evaluations(run: &Run) -> String {
+    let body = if run.evaluations.is_empty() {
+        let next = match run.checkpoint() {
+            Some(path) => {
+                let path = escaped(&path.display().to_string());
+                format!(", for instance with <code>esvit eval knn --checkpoint {path}</code>")
+            }
+            None => String::new(),
+        };
+        format!("<p class=\"missing\">Nothing has been evaluated yet{next}.</p>\n")
+    } else {
+        evaluations::blocks(&run.evaluations)
+    };
+    section("evaluations", "Evaluations", &body)
+}
+
+fn checkpoints(run: &Run) -> String {
+    if run.checkpoints.is_empty() {
+        let none = "<p class=\"missing\">There are no checkpoints yet.</p>\n";
+        return section("checkpoints", "Checkpoints", none);
+    }
+    let row = |file: &run::CheckpointFile| {
+        let (step, epoch) = match &file.state {
+            Ok([step, epoch]) => (number::grouped(*step as i64), number::grouped(*epoch as i64)),
+            Err(reason) => (html::code_in(reason), "–".into()),
+        };
+        let name = format!("<code>{}</code>", escaped(&file.name));
+        vec![name, epoch, step, number::bytes(file.bytes)]
+    };
+    let head = ["File", "Epochs", "Steps", "Size"].map(String::from);
+    let rows: Vec<Vec<String>> = run.checkpoints.iter().map(row).collect();
+    section("checkpoints", "Checkpoints", &html::table(&head, &rows, 1))
+}
+
+fn settings(run: &Run) -> String {
+    let body = match &run.settings {
+        Some(text) => format!(
+            "<details>\n<summary>Every setting, defaults included (<code>config.toml</code>)\
+             </summary>\n<pre>{}</pre>\n</details>\n",
+            html::lines(text)
+        ),
+        None => "<p class=\"missing\"><code>config.toml</code> cannot be read.</p>\n".into(),
+    };
+    section("settings", "Settings", &body)
+}
+
+fn environment(run: &Run) -> String {
+    let body = match &run.environment {
+        Some(facts) => evaluations::facts(facts),
+        None => "<p class=\"missing\"><code>env.json</code> cannot be read.</p>\n".into(),
+    };
+    section("environment", "Environment", &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esvit_train::Config;
+    use metrics::tests::step_line;
+
+    /// Names and texts that would be markup, if they were not escaped.
+    #[test]
+    fn nothing_from_the_folder_is_markup() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("<script>alert(1)<script>&amp;");
+        std::fs::create_dir_all(folder.join("eval")).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+        let mut config = Config::default();
+        config.data.path = Some("/nowhere/<script>".into());
+        write("config.toml", &config.to_toml());
+        write("env.json", r#"{"<script>": "<script>", "command": ["<script>", "a"]}"#);
+        write("metrics.jsonl", &step_line(10, 6.5));
+        write(
+            "eval/results.jsonl",
+            "{\"evaluation\":\"<script>\",\"task\":\"<script>\",\"checkpoint\":\"<script>\",\
+             \"network\":\"<script>\",\"epochs\":null,\"steps\":null,\
+             \"results\":{\"<script>\":[{\"<script>\":\"<script>\"},\"<script>\"]}}\n",
+        );
+        let written = super::write(&folder, None).unwrap();
+        let page = std::fs::read_to_string(written.path).unwrap();
+        assert!(page.matches("&lt;script&gt;").count() > 10 && !page.contains("<script"), "{page}");
+        assert!(page.contains("Not shown: ") && page.contains("there is no folder"), "{page}");
+        assert_eq!(written.problems, ["`log.txt` is missing"]);
+    }
+
+    #[test]
+    fn equal_folders_make_equal_pages() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("config.toml"), Config::default().to_toml()).unwrap();
+        std::fs::write(place.path().join("metrics.jsonl"), step_line(10, 6.5)).unwrap();
+        let page = |name: &str| {
+            let written = super::write(place.path(), Some(&place.path().join(name))).unwrap();
+            std::fs::read(written.path).unwrap()
+        };
+        assert_eq!(page("a.html"), page("b.html"));
+    }
+
+    /// A run of 100,000 lines makes a page that still opens on a phone.
+    #[test]
+    fn a_long_run_makes_a_small_page() {
+        let place = tempfile::tempdir().unwrap();
+        let lines: String =
+            (1..=100_000).map(|line| step_line(line * 10, 6.5 + (line as f64).sin())).collect();
+        std::fs::write(place.path().join("metrics.jsonl"), lines).unwrap();
+        let written = super::write(place.path(), None).unwrap();
+        let page = std::fs::read_to_string(written.path).unwrap();
+        assert!(page.len() < 300_000, "{} bytes", page.len());
+        assert!(page.contains("<b>1,000,000</b>"));
+    }
+}

@@ -1,0 +1,150 @@
+//! The head of the page: what the run is, and its key figures.
+
+use esvit_nn::Network;
+use esvit_train::Config;
+
+use super::html::{Tile, code_in, tiles};
+use super::number::{duration, grouped, rounded};
+use super::run::Run;
+use crate::draw::escaped;
+
+/// One sentence of what was trained on what.
+pub(super) fn sentence(run: &Run) -> String {
+    let Some(config) = &run.config else {
+        return "A run whose settings cannot be read.".into();
+    };
+    let swin = config.model.swin();
+    let depths: Vec<String> = swin.depths.iter().map(usize::to_string).collect();
+    let tasks =
+        if config.objective.region { "L<sub>V</sub> + L<sub>R</sub>" } else { "L<sub>V</sub>" };
+    let pictures = match (&run.source, &config.data.path) {
+        (Ok(source), None) => format!("{} built-in pictures", grouped(source.len() as i64)),
+        (Ok(source), Some(path)) => format!(
+            "{} pictures of <code>{}</code>",
+            grouped(source.len() as i64),
+            escaped(&path.display().to_string())
+        ),
+        (Err(_), Some(path)) => {
+            format!("the pictures of <code>{}</code>", escaped(&path.display().to_string()))
+        }
+        (Err(_), None) => "the built-in pictures".into(),
+    };
+    let repeat = match config.data.repeat {
+        1 => String::new(),
+        repeat => format!(", each {repeat} times an epoch"),
+    };
+    format!(
+        "Swin <code>{}</code> ({} blocks, width {}, window {}) trained with {tasks} on \
+         {pictures}{repeat}: {} epochs, {} pictures a step.",
+        escaped(&config.model.arch),
+        depths.join("-"),
+        swin.embed_dim,
+        swin.window_size,
+        grouped(config.train.epochs as i64),
+        grouped(config.global_batch() as i64),
+    )
+}
+
+/// The key figures; those that are not known are left out.
+pub(super) fn key_figures(run: &Run) -> String {
+    let figures = [
+        knn(run),
+        loss(run),
+        Some(steps(run)),
+        training_time(run),
+        speed(run),
+        run.config.as_ref().map(parameters),
+        memory(run),
+    ];
+    tiles(figures.into_iter().flatten())
+}
+
+fn knn(run: &Run) -> Option<Tile> {
+    let best = run.metrics.best_knn()?;
+    let mut note = format!("k = {}, after epoch {}", best.knn_k, best.epoch);
+    if let Some(untrained) = run.untrained_top1() {
+        note.push_str(&format!("; untrained {untrained:.1} %"));
+    }
+    let value = format!("{:.1}", best.knn_top1);
+    Some(Tile { name: "Best k-NN top-1", value, unit: "%", note })
+}
+
+fn loss(run: &Run) -> Option<Tile> {
+    let last = run.metrics.steps.last()?;
+    let first = run.metrics.steps.first()?;
+    let note = format!("at step {}: {}", grouped(first.step as i64), rounded(first.train_loss));
+    Some(Tile { name: "Last loss", value: rounded(last.train_loss), unit: "", note })
+}
+
+fn steps(run: &Run) -> Tile {
+    let epochs = match &run.config {
+        Some(config) => format!("{} of {} epochs", run.epochs, config.train.epochs),
+        None => format!("{} epochs", run.epochs),
+    };
+    let value = grouped(run.metrics.steps_done() as i64);
+    Tile { name: "Steps", value, unit: "", note: epochs }
+}
+
+fn training_time(run: &Run) -> Option<Tile> {
+    let last = run.metrics.steps.last()?;
+    let seconds = run.metrics.training_seconds();
+    let note = format!("{} a step", seconds_words(seconds / last.step.max(1) as f64));
+    Some(Tile { name: "Training time", value: duration(seconds), unit: "", note })
+}
+
+fn seconds_words(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.0} ms", 1e3 * seconds) } else { format!("{seconds:.2} s") }
+}
+
+/// Speed and waiting over the whole run, every step counted alike.
+fn speed(run: &Run) -> Option<Tile> {
+    let seconds = run.metrics.training_seconds();
+    let steps = run.metrics.steps.last()?.step as f64;
+    let batch = run.config.as_ref()?.global_batch() as f64;
+    let waits = run.metrics.steps.iter().map(|figures| figures.data_wait);
+    let wait = 100.0 * waits.sum::<f64>() / run.metrics.steps.len() as f64;
+    let value = rounded((batch * steps / seconds.max(1e-9)).round());
+    Some(Tile {
+        name: "Speed",
+        value,
+        unit: "img/s",
+        note: format!("{wait:.1} % waiting for pictures"),
+    })
+}
+
+fn parameters(config: &Config) -> Tile {
+    let model = &config.model;
+    let network =
+        Network::new(&model.swin(), model.drop_path, &config.head, config.objective.region);
+    let count = |heads: bool| -> usize {
+        let specs = network.specs().iter();
+        specs.filter(|spec| spec.name.starts_with("head") == heads).map(|spec| spec.len()).sum()
+    };
+    let millions = |count: usize| format!("{:.2}", count as f64 / 1e6);
+    let note = format!("heads {} M, not counted", millions(count(true)));
+    Tile { name: "Parameters", value: millions(count(false)), unit: "M", note }
+}
+
+fn memory(run: &Run) -> Option<Tile> {
+    let most = run.metrics.steps.iter().map(|figures| figures.max_mem).fold(0.0, f64::max);
+    let (value, unit) = match most {
+        _ if most <= 0.0 => return None,
+        _ if most >= 1024.0 => (format!("{:.2}", most / 1024.0), "GiB"),
+        _ => (format!("{most:.0}"), "MiB"),
+    };
+    Some(Tile { name: "Peak memory", value, unit, note: "resident, whole process".into() })
+}
+
+/// What should be known before the figures are trusted, and what could not be read.
+pub(super) fn warnings(findings: &[String], problems: &[String]) -> String {
+    let list = |class: &str, title: &str, lines: &[String]| {
+        if lines.is_empty() {
+            return String::new();
+        }
+        let items: String =
+            lines.iter().map(|line| format!("<li>{}</li>\n", code_in(line))).collect();
+        format!("<aside class=\"{class}\">\n<h2>{title}</h2>\n<ul>\n{items}</ul>\n</aside>\n")
+    };
+    list("warning", "Look at this first", findings)
+        + &list("notice", "What could not be read", problems)
+}

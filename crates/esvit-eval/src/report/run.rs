@@ -1,0 +1,281 @@
+//! What lies in the folder of a run, as far as it can be read.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use esvit_data::Source;
+use esvit_train::Config;
+use esvit_train::checkpoint::Checkpoint;
+use esvit_train::config_text::Origin;
+use serde_json::Value;
+
+use super::ReportError;
+use super::metrics::Metrics;
+use crate::preview;
+use crate::record::{self, Record};
+
+/// The folder of a run, read.
+pub(super) struct Run {
+    pub(super) path: PathBuf,
+    /// Name of the folder.
+    pub(super) name: String,
+    /// `config.toml` as it is.
+    pub(super) settings: Option<String>,
+    pub(super) config: Option<Config>,
+    pub(super) environment: Option<Value>,
+    pub(super) metrics: Metrics,
+    /// Whole epochs done.
+    pub(super) epochs: u64,
+    /// Newest results of every evaluation.
+    pub(super) evaluations: Vec<Record>,
+    /// The best one first, then the newest.
+    pub(super) checkpoints: Vec<CheckpointFile>,
+    /// Names of the files in `failures/`.
+    pub(super) failures: Vec<String>,
+    /// The pictures it was trained on, if they are still there.
+    pub(super) source: Result<Arc<dyn Source>, String>,
+    /// What could not be read, and why.
+    pub(super) problems: Vec<String>,
+}
+
+/// A file in `checkpoints/`.
+pub(super) struct CheckpointFile {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    /// Steps and epochs done, or why they are not known.
+    pub(super) state: Result<[u64; 2], String>,
+}
+
+const BEST: &str = "best.safetensors";
+
+impl Run {
+    /// Reads all that can be read.
+    pub(super) fn read(path: &Path) -> Result<Self, ReportError> {
+        let is_run = ["config.toml", "metrics.jsonl"].iter().any(|name| path.join(name).is_file());
+        if !is_run {
+            return Err(ReportError::NotARun { path: path.into() });
+        }
+        let mut reader = Reader { folder: path, problems: Vec::new() };
+        let settings = reader.text("config.toml");
+        let config = settings.as_ref().and_then(|text| {
+            let origin = Origin::File(path.join("config.toml"));
+            reader.told("config.toml", Config::parse(text, origin))
+        });
+        let environment = reader
+            .text("env.json")
+            .and_then(|text| reader.told("env.json", serde_json::from_str(&text)));
+        let metrics = Metrics::parse(&reader.text("metrics.jsonl").unwrap_or_default());
+        if metrics.unreadable > 0 {
+            let count = metrics.unreadable;
+            reader.problems.push(format!("`metrics.jsonl`: {count} lines cannot be read"));
+        }
+        let epochs = reader.text("log.txt").map_or(0, |text| epochs_done(&text));
+        let evaluations = reader.told("eval/results.jsonl", record::read(path)).unwrap_or_default();
+        let checkpoints = reader.checkpoints();
+        let failures = reader.names("failures");
+        let source = match &config {
+            Some(config) => preview::source(config).map_err(|error| error.to_string()),
+            None => {
+                Err("without its settings it is not known on which pictures it was trained".into())
+            }
+        };
+        Ok(Self {
+            name: name_of(path),
+            path: path.into(),
+            settings,
+            config,
+            environment,
+            metrics,
+            epochs,
+            evaluations: latest(evaluations),
+            checkpoints,
+            failures,
+            source,
+            problems: reader.problems,
+        })
+    }
+
+    /// The checkpoint to look at: the best, or the newest where none was checked.
+    pub(super) fn checkpoint(&self) -> Option<PathBuf> {
+        let file = self.checkpoints.iter().find(|file| file.state.is_ok())?;
+        Some(self.path.join("checkpoints").join(&file.name))
+    }
+
+    /// Whether all epochs are done; `None` where the settings cannot be read.
+    pub(super) fn is_finished(&self) -> Option<bool> {
+        Some(self.epochs >= self.config.as_ref()?.train.epochs)
+    }
+
+    /// k-NN top-1 of the same network untrained in per cent, if an evaluation has repeated a check
+    /// of the run: same checkpoint, same k, same accuracy, so the same task.
+    pub(super) fn untrained_top1(&self) -> Option<f64> {
+        let top1 = |record: &Record, features: &str, k: usize| -> Option<f64> {
+            let rows = record.results.get("results")?.as_array()?;
+            let row = rows.iter().find(|row| row["features"] == features)?;
+            let accuracies = row["accuracies"].as_array()?;
+            accuracies.iter().find(|entry| entry["k"] == k)?["top1"].as_f64()
+        };
+        let same = |record: &&Record, trained: f64, k: usize| {
+            self.metrics.knn.iter().any(|check| {
+                Some(check.epoch) == record.epochs
+                    && check.knn_k == k
+                    && (check.knn_top1 - trained).abs() < 1e-6
+            })
+        };
+        let k = self.metrics.knn.last()?.knn_k;
+        let checks = self.evaluations.iter().filter(|record| record.evaluation == "knn");
+        let mut repeated = checks.filter(|record| {
+            top1(record, "trained", k).is_some_and(|trained| same(record, trained, k))
+        });
+        top1(repeated.next()?, "untrained", k)
+    }
+}
+
+/// Reads files and takes note of those that it cannot read.
+struct Reader<'a> {
+    folder: &'a Path,
+    problems: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// The text of a file; letters that are none are replaced.
+    fn text(&mut self, name: &str) -> Option<String> {
+        let bytes = std::fs::read(self.folder.join(name));
+        let bytes = match bytes {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.problems.push(format!("`{name}` is missing"));
+                return None;
+            }
+            bytes => self.told(name, bytes)?,
+        };
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn told<T, E: std::fmt::Display>(&mut self, name: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.problems.push(format!("`{name}`: {error}"))).ok()
+    }
+
+    /// Names of the files of a folder, sorted; none where there is no such folder.
+    fn names(&mut self, folder: &str) -> Vec<String> {
+        let entries = match std::fs::read_dir(self.folder.join(folder)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            entries => self.told(folder, entries),
+        };
+        let entries = entries.into_iter().flatten().flatten();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn checkpoints(&mut self) -> Vec<CheckpointFile> {
+        let names = self.names("checkpoints").into_iter();
+        let names = names.filter(|name| name.ends_with(".safetensors") && !name.starts_with('.'));
+        let file = |name: String| {
+            let path = self.folder.join("checkpoints").join(&name);
+            let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            let state = Checkpoint::open(&path)
+                .and_then(|file| file.run().map(|run| [run.step, run.epoch]))
+                .map_err(|error| error.to_string());
+            CheckpointFile { name, bytes, state }
+        };
+        let mut files: Vec<CheckpointFile> = names.map(file).collect();
+        // The names of the others grow with their steps.
+        files.sort_by(|a, b| (b.name == BEST, &b.name).cmp(&(a.name == BEST, &a.name)));
+        files
+    }
+}
+
+/// The name of a folder, also where the path ends in dots.
+fn name_of(path: &Path) -> String {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.into());
+    whole.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Epochs done according to `log.txt`, which has a line an epoch, counted from 0.
+fn epochs_done(log: &str) -> u64 {
+    let epoch = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("epoch")?.as_u64();
+    log.lines().filter_map(epoch).max().map_or(0, |last| last + 1)
+}
+
+/// The last result of every evaluation on a task for a network of a checkpoint, in the order in
+/// which they came up first.
+fn latest(records: Vec<Record>) -> Vec<Record> {
+    let mut kept: Vec<Record> = Vec::new();
+    for record in records {
+        let key = |record: &Record| {
+            let Record { evaluation, task, checkpoint, network, .. } = record;
+            [evaluation, task, checkpoint, network].map(String::clone)
+        };
+        match kept.iter_mut().find(|other| key(other) == key(&record)) {
+            Some(other) => *other = record,
+            None => kept.push(record),
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(evaluation: &str, checkpoint: &str, results: Value) -> Record {
+        Record {
+            evaluation: evaluation.into(),
+            task: "task".into(),
+            checkpoint: checkpoint.into(),
+            network: "teacher".into(),
+            epochs: Some(5),
+            steps: Some(50),
+            results,
+        }
+    }
+
+    #[test]
+    fn later_results_replace_earlier_ones_of_the_same_kind() {
+        let kept = latest(vec![
+            record("knn", "a", 1.into()),
+            record("linear", "a", 2.into()),
+            record("knn", "b", 3.into()),
+            record("knn", "a", 4.into()),
+        ]);
+        let results: Vec<&Value> = kept.iter().map(|record| &record.results).collect();
+        assert_eq!(results, [&Value::from(4), &Value::from(2), &Value::from(3)]);
+    }
+
+    #[test]
+    fn epochs_are_counted_by_the_last_whole_line() {
+        assert_eq!(epochs_done("{\"epoch\":0}\n{\"epoch\":1}\n{\"epo"), 2);
+        assert_eq!(epochs_done(""), 0);
+    }
+
+    #[test]
+    fn a_folder_without_a_run_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Run::read(folder.path()).err().unwrap().to_string();
+        assert!(error.contains("no run") && error.contains("\nhint: "), "{error}");
+    }
+
+    /// Only figures: everything else is missed, and named.
+    #[test]
+    fn what_is_missing_or_broken_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("metrics.jsonl"), "nothing\n").unwrap();
+        std::fs::write(folder.path().join("env.json"), "{").unwrap();
+        std::fs::create_dir(folder.path().join("checkpoints")).unwrap();
+        std::fs::write(folder.path().join("checkpoints/best.safetensors"), "no").unwrap();
+        let run = Run::read(folder.path()).unwrap();
+        let told = run.problems.join("\n");
+        for part in [
+            "`config.toml` is missing",
+            "`env.json`: ",
+            "`metrics.jsonl`: 1 lines",
+            "`log.txt` is missing",
+        ] {
+            assert!(told.contains(part), "{told}");
+        }
+        assert!(run.checkpoints[0].state.is_err() && run.checkpoint().is_none());
+        assert!(run.source.is_err() && run.is_finished().is_none());
+    }
+}

@@ -1,0 +1,52 @@
+//! Fewer points that look the same.
+
+/// Bins of a long series; each keeps its two extremes.
+const BINS: usize = 300;
+
+/// The points of a line that is drawn: all of a short series, of a long one the lowest and the
+/// highest of every bin, and both ends. Points that are not finite are left out.
+pub(super) fn thinned(points: impl IntoIterator<Item = [f64; 2]>) -> Vec<[f64; 2]> {
+    let finite = |point: &[f64; 2]| point.iter().all(|value| value.is_finite());
+    let points: Vec<[f64; 2]> = points.into_iter().filter(finite).collect();
+    if points.len() <= 2 * BINS + 2 {
+        return points;
+    }
+    let mut kept = vec![0];
+    for bin in 0..BINS {
+        let [first, end] = [bin, bin + 1].map(|bin| bin * points.len() / BINS);
+        let by_value = |a: &usize, b: &usize| points[*a][1].total_cmp(&points[*b][1]);
+        kept.extend((first..end).min_by(by_value));
+        kept.extend((first..end).max_by(by_value));
+    }
+    kept.push(points.len() - 1);
+    kept.sort_unstable();
+    kept.dedup();
+    kept.into_iter().map(|index| points[index]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_series_keeps_its_spikes_and_its_ends() {
+        let mut points: Vec<[f64; 2]> =
+            (0..100_000).map(|step| [f64::from(step), (f64::from(step) * 0.01).sin()]).collect();
+        points[77_777][1] = 50.0;
+        points[12_345][1] = -50.0;
+        points[500][1] = f64::NAN;
+        let thin = thinned(points.iter().copied());
+        assert!(thin.len() <= 2 * BINS + 2);
+        assert!(thin.is_sorted_by(|a, b| a[0] < b[0]));
+        for kept in [points[0], points[12_345], points[77_777], points[99_999]] {
+            assert!(thin.contains(&kept), "{kept:?}");
+        }
+    }
+
+    #[test]
+    fn a_short_series_is_kept_whole() {
+        let points = [[1.0, 2.0], [2.0, f64::INFINITY], [3.0, 1.0]];
+        assert_eq!(thinned(points), [[1.0, 2.0], [3.0, 1.0]]);
+        assert!(thinned([]).is_empty());
+    }
+}

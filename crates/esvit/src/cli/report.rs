@@ -1,0 +1,33 @@
+//! `esvit report`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use esvit_eval::report;
+
+use super::Done;
+use super::output::Output;
+
+/// A page about a run.
+#[derive(Debug, clap::Args)]
+pub(super) struct Report {
+    /// The folder of the run.
+    run: PathBuf,
+    /// The HTML file to write; without it `report.html` in the run's folder.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Report {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let written = report::write(&self.run, self.out.as_deref())?;
+        for problem in &written.problems {
+            output.warning(format!("not in the report: {problem}"));
+        }
+        for finding in &written.findings {
+            output.warning(finding);
+        }
+        output.result(written.path.display())?;
+        Ok(Done::Well)
+    }
+}
