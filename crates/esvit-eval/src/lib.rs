@@ -19,7 +19,6 @@ pub mod npy;
 pub mod pca;
 pub mod preview;
 pub mod record;
-pub mod record;
 pub mod report;
 pub mod thumbnail;
 pub mod verify;

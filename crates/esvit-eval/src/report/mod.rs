@@ -9,6 +9,7 @@ mod curves;
 mod evaluations;
 mod findings;
 mod html;
+mod learned;
 mod metrics;
 mod number;
 mod overview;

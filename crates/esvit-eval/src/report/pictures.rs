@@ -1,8 +1,8 @@
 //! What there is to see: drawings with a few words to each.
 
-use super::crops;
 use super::html::code_in;
 use super::run::Run;
+use super::{crops, learned};
 use crate::draw::Drawing;
 
 /// Something to see, or why it cannot be shown; literals stand in backticks.
@@ -19,8 +19,13 @@ pub(super) struct Section {
 }
 
 /// All that there is to see, in the order of the page.
-pub(super) const SECTIONS: [Section; 1] =
-    [Section { anchor: "crops", title: "Crops", make: crops::shown }];
+pub(super) const SECTIONS: [Section; 5] = [
+    Section { anchor: "crops", title: "Crops", make: crops::shown },
+    Section { anchor: "neighbours", title: "Nearest neighbours", make: learned::neighbours },
+    Section { anchor: "matches", title: "Matching regions", make: learned::matches },
+    Section { anchor: "attention", title: "Attention", make: learned::attention },
+    Section { anchor: "regions", title: "Region features", make: learned::regions },
+];
 
 /// The sections as HTML; one that cannot be made says why.
 pub(super) fn sections(run: &Run) -> String {

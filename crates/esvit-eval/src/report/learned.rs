@@ -1,0 +1,117 @@
+//! What the run's best backbone makes of some of the pictures that it was trained on.
+
+use esvit_data::{Picture, Source};
+
+use super::pictures::Shown;
+use super::run::Run;
+use crate::attention::{self, Framing};
+use crate::backbone::Backbone;
+use crate::labelled::LabelledSet;
+use crate::matching::{self, MatchSettings};
+use crate::neighbours::{self, Wanted};
+use crate::pca::{self, ColourMap, Enlarged, RegionPicture};
+
+/// Pictures among which neighbours are looked for: a report must not take as long as the run.
+const GALLERY: usize = 1000;
+/// Queries with their neighbours.
+const NEIGHBOURS: Wanted = Wanted { rows: 5, k: 6, seed: None };
+/// Pictures whose regions are coloured.
+const REGION_PICTURES: usize = 6;
+/// Pairs that are drawn between two views.
+const PAIRS: usize = 10;
+/// The share of the attention that is marked, as in the paper.
+const MASS: f64 = 0.6;
+
+/// Pictures with those most like them.
+pub(super) fn neighbours(run: &Run) -> Shown {
+    let (backbone, source) = open(run)?;
+    let mut gallery = LabelledSet::all(source);
+    let all = gallery.pictures.len();
+    gallery.limit(GALLERY);
+    gallery.pictures.sort_unstable();
+    let found = neighbours::find(&backbone, &gallery, None, NEIGHBOURS, |_| ()).map_err(message)?;
+    let about = format!("cosine similarity of view features, among {} pictures", found.pictures);
+    let drawing = neighbours::sheet(&found, &about).map_err(message)?;
+    let mut text = String::from(
+        "Pictures of the training set, and those of it that the teacher finds most like them.",
+    );
+    if all > GALLERY {
+        text.push_str(&format!(" {GALLERY} of the {all} pictures were searched."));
+    }
+    Ok((text, drawing))
+}
+
+/// Pairs of matching regions between two views of a picture.
+pub(super) fn matches(run: &Run) -> Shown {
+    let (backbone, source) = open(run)?;
+    let (_, picture) = some(&*source, 1).swap_remove(0)?;
+    let settings = MatchSettings {
+        pairs: PAIRS,
+        size: backbone.preprocess.size(),
+        stage: backbone.swin.config().stages() - 1,
+        mutual: false,
+    };
+    let found = matching::two_views(&backbone, &picture, 0, &settings).map_err(message)?;
+    let text = "The most similar pairs of regions of two views of a picture: the task that L_R \
+                trains. A ring marks the region nearest to its own view as a whole, a triangle \
+                the one nearest to the other view.";
+    Ok((text.into(), matching::picture(&found).map_err(message)?))
+}
+
+/// The attention of every head of the last block, for the centre of a picture.
+pub(super) fn attention(run: &Run) -> Shown {
+    let (backbone, source) = open(run)?;
+    let (_, picture) = some(&*source, 1).swap_remove(0)?;
+    let Backbone { swin, params, preprocess, .. } = &backbone;
+    let patch = swin.config().patch_size;
+    let shown =
+        attention::Shown::new(&picture, preprocess, Framing::Centre, preprocess.size(), patch)
+            .map_err(message)?;
+    let block = swin.blocks() - 1;
+    let found =
+        attention::of_query(swin, params, &shown, shown.centre(), block, MASS).map_err(message)?;
+    let text = "Where the centre of a picture looks in the last block, head by head, those that \
+                look most widely first.";
+    Ok((text.into(), attention::picture(&shown, &found).map_err(message)?))
+}
+
+/// Regions coloured by their principal components.
+pub(super) fn regions(run: &Run) -> Shown {
+    let (backbone, source) = open(run)?;
+    let stage = backbone.swin.config().stages();
+    let size = pca::Framing::usual_size(&backbone, stage);
+    let framing = pca::Framing { size, whole: false };
+    let mut pictures = Vec::new();
+    for picture in some(&*source, REGION_PICTURES) {
+        let (name, picture) = picture?;
+        let regions = pca::region_map(&backbone, &picture, framing, stage).map_err(message)?;
+        pictures.push(RegionPicture { name, regions });
+    }
+    let colours = ColourMap::fit(&pictures).map_err(message)?;
+    let about = format!("{} regions, {size} pixels a side", colours.regions());
+    let drawing = pca::draw(&pictures, &colours, Enlarged::Sharp, &about).map_err(message)?;
+    let text = "The first three principal components of the region features of these pictures \
+                as red, green and blue: regions of one colour are alike to the network.";
+    Ok((text.into(), drawing))
+}
+
+/// The backbone to look at and the pictures of the run.
+fn open(run: &Run) -> Result<(Backbone, std::sync::Arc<dyn Source>), String> {
+    let source = run.source.as_ref().map_err(String::clone)?;
+    let path = run.checkpoint().ok_or("there is no checkpoint that can be read")?;
+    let backbone = Backbone::open(&path, None, None).map_err(message)?;
+    Ok((backbone, source.clone()))
+}
+
+/// `count` pictures with their names, spread over the set; at least one.
+fn some(source: &dyn Source, count: usize) -> Vec<Result<(String, Picture), String>> {
+    let count = count.clamp(1, source.len().max(1));
+    // From the middle of each part: the first picture of a set is often no ordinary one.
+    let places = (0..count).map(|part| (2 * part + 1) * source.len() / (2 * count));
+    let load = |index| Ok((source.name(index), source.load(index).map_err(message)?));
+    places.map(load).collect()
+}
+
+fn message(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
