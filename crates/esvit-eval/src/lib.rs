@@ -11,5 +11,7 @@ pub mod features;
 pub mod knn;
 pub mod labelled;
 pub mod npy;
+pub mod probe;
 pub mod record;
+pub mod transfer;
 pub mod verify;

@@ -8,6 +8,7 @@ mod evaluation;
 mod failure;
 mod goldens;
 mod interruption;
+mod linear;
 mod mistakes;
 mod pictures;
 mod place;
