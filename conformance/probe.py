@@ -54,11 +54,11 @@ def write_clusters(folder, rows=3000, width=64, classes=20, spread=2.5):
     random = np.random.default_rng(0)
     centers = random.standard_normal((classes, width))
     folder.mkdir()
-    for name, count in ("train", rows), ("test", rows):
+    for name, count in ("train", rows), ("query", rows):
         labels = random.integers(classes, size=count)
         features = centers[labels] + spread * random.standard_normal((count, width))
-        np.save(folder / f"{name}feat.npy", features.astype(np.float32))
-        np.save(folder / f"{name}labels.npy", labels.astype(np.int64))
+        np.save(folder / f"{name}_features.npy", features.astype(np.float32))
+        np.save(folder / f"{name}_labels.npy", labels.astype(np.int64))
 
 
 def output_of(*line):
@@ -95,8 +95,8 @@ def accuracy(logits, labels):
 def compare(name, folder, options):
     """Yields the name of a probe with its accuracies here and there, seed by seed."""
     read = lambda file: np.load(folder / f"{file}.npy")
-    train, labels = read("trainfeat"), read("trainlabels")
-    queries, truth = read("testfeat"), read("testlabels")
+    train, labels = read("train_features"), read("train_labels")
+    queries, truth = read("query_features"), read("query_labels")
     classes = int(max(labels.max(), truth.max())) + 1
     tensors = torch.from_numpy(train), torch.from_numpy(labels)
     seeds = range(options.seeds)

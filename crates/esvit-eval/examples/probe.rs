@@ -5,7 +5,7 @@
 //! cargo run --release -p esvit-eval --example probe -- FOLDER logistic L2
 //! ```
 //!
-//! `FOLDER` holds `trainfeat.npy`, `trainlabels.npy`, `testfeat.npy` and `testlabels.npy`, as
+//! `FOLDER` holds `train_features.npy`, `train_labels.npy`, `query_features.npy` and `query_labels.npy`, as
 //! `esvit eval linear --dump FOLDER` writes them. `conformance/probe.py` runs this.
 
 use std::error::Error;

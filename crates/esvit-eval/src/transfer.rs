@@ -93,7 +93,8 @@ pub enum TransferError {
 /// When a folder cannot be read or has no labels, or its two parts share no class.
 pub fn open_set(folder: &Path, limits: &DecodeLimits) -> Result<LabelledTask, TaskError> {
     let train = folder.join("train");
-    let queries = QUERY_FOLDERS.map(|name| folder.join(name)).into_iter().find(|path| path.is_dir());
+    let queries =
+        QUERY_FOLDERS.map(|name| folder.join(name)).into_iter().find(|path| path.is_dir());
     match queries {
         Some(queries) if train.is_dir() => {
             LabelledTask::folders(&train, Some(&queries), limits, usize::MAX)
@@ -212,7 +213,10 @@ impl Summary {
         };
         let others: Vec<f64> = values.iter().filter_map(|value| value.1).collect();
         let count = |holds: fn(f64, f64) -> bool| {
-            values.iter().filter(|(own, other)| other.is_some_and(|other| holds(*own, other))).count()
+            values
+                .iter()
+                .filter(|(own, other)| other.is_some_and(|other| holds(*own, other)))
+                .count()
         };
         Self {
             sets: values.len(),

@@ -31,9 +31,8 @@ impl LinearClassifier {
         for start in (0..subset.len()).step_by(CHUNK) {
             let x = subset.gather(start..(start + CHUNK).min(subset.len()), self.first);
             let bias = Some(&self.bias[..]);
-            logits.extend(
-                forward::<f32>(&x, columns, Activation::None, &self.weight, bias, false).0,
-            );
+            logits
+                .extend(forward::<f32>(&x, columns, Activation::None, &self.weight, bias, false).0);
         }
         logits
     }

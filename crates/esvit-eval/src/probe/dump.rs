@@ -29,16 +29,20 @@ pub enum DumpError {
     },
 }
 
-/// Writes `trainfeat.npy` and `testfeat.npy`, `[rows, width]` f32, and `trainlabels.npy` and
-/// `testlabels.npy`: class numbers (i64), or a 0 or 1 for every label (f32).
+/// Writes `train_features.npy` and `query_features.npy`, `[rows, width]` f32, and `train_labels.npy` and
+/// `query_labels.npy`: class numbers (i64), or a 0 or 1 for every label (f32).
 ///
 /// # Errors
 /// When the folder or a file cannot be written.
 pub fn dump(folder: &Path, sides: &Sides) -> Result<(), DumpError> {
     std::fs::create_dir_all(folder)
         .map_err(|source| DumpError::Folder { path: folder.into(), source })?;
-    for (name, side) in [("train", &sides.train), ("test", &sides.queries)] {
-        write(side, &folder.join(format!("{name}feat.npy")), &folder.join(format!("{name}labels.npy")))?;
+    for (name, side) in [("train", &sides.train), ("query", &sides.queries)] {
+        write(
+            side,
+            &folder.join(format!("{name}_features.npy")),
+            &folder.join(format!("{name}_labels.npy")),
+        )?;
     }
     Ok(())
 }
@@ -56,8 +60,9 @@ fn write(side: &Examples, features: &Path, labels: &Path) -> Result<(), NpyError
         Targets::Labels { of, count } => {
             let mut file = NpyWriter::create(labels, *count)?;
             for held in of {
-                let row: Vec<f32> =
-                    (0..*count as u32).map(|label| f32::from(u8::from(held.contains(&label)))).collect();
+                let row: Vec<f32> = (0..*count as u32)
+                    .map(|label| f32::from(u8::from(held.contains(&label))))
+                    .collect();
                 file.append(&row)?;
             }
             file.finish()?;
@@ -74,11 +79,11 @@ fn write(side: &Examples, features: &Path, labels: &Path) -> Result<(), NpyError
 pub fn read_dump(folder: &Path) -> Result<[Examples; 2], DumpError> {
     let wrong = |reason| DumpError::Mismatch { folder: folder.into(), reason };
     let side = |name: &str| {
-        let features = npy::read::<f32>(&folder.join(format!("{name}feat.npy")))?;
-        let labels = npy::read::<i64>(&folder.join(format!("{name}labels.npy")))?.values;
+        let features = npy::read::<f32>(&folder.join(format!("{name}_features.npy")))?;
+        let labels = npy::read::<i64>(&folder.join(format!("{name}_labels.npy")))?.values;
         let (rows, width) = match features.shape[..] {
             [rows, width] => (rows, width),
-            _ => return Err(wrong(format!("`{name}feat.npy` is no matrix"))),
+            _ => return Err(wrong(format!("`{name}_features.npy` is no matrix"))),
         };
         if rows != labels.len() {
             return Err(wrong(format!("`{name}` has {rows} features and {} labels", labels.len())));
@@ -89,5 +94,5 @@ pub fn read_dump(folder: &Path) -> Result<[Examples; 2], DumpError> {
         let targets = Targets::Classes { of, count };
         Ok(Examples { values: features.values, width, targets })
     };
-    Ok([side("train")?, side("test")?])
+    Ok([side("train")?, side("query")?])
 }

@@ -35,7 +35,7 @@ pub struct Examples {
 }
 
 /// The features of some rows anew for an epoch, `[rows, width]`.
-pub type Augmented<'a> = dyn Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + 'a;
+pub type Augmented<'a> = dyn Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + Sync + 'a;
 
 /// Some rows of a side.
 #[derive(Clone)]
@@ -141,8 +141,8 @@ impl<'a> Subset<'a> {
 
     /// The columns from `first` on of the rows at `places` of the subset.
     pub(super) fn gather(&self, places: std::ops::Range<usize>, first: usize) -> Vec<f32> {
-        let places: Vec<usize> = places.collect();
-        self.gather_from(&self.examples.values, &places, |place| self.rows[place], first)
+        let (places, rows): (Vec<usize>, _) = (places.collect(), &self.rows);
+        self.gather_from(&self.examples.values, &places, |place| rows[place], first)
     }
 
     /// The features in an epoch.
@@ -158,12 +158,12 @@ impl<'a> Subset<'a> {
         row_at: impl Fn(usize) -> usize + Sync,
         first: usize,
     ) -> Vec<f32> {
-        let width = self.examples.width;
+        let (width, norm) = (self.examples.width, self.norm);
         let mut gathered = vec![0.0; places.len() * (width - first)];
         gathered.par_chunks_mut(width - first).zip(places).for_each(|(to, &place)| {
             let row = row_at(place) * width;
             to.copy_from_slice(&values[row + first..row + width]);
-            if let Some(norm) = self.norm {
+            if let Some(norm) = norm {
                 norm.apply(to, first);
             }
         });

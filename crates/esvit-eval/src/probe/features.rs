@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use esvit_data::augment::{CropBox, Normalization, horizontal_flip};
+use esvit_data::augment::{CropBox, horizontal_flip};
 use esvit_data::{Picture, PictureError, resized_crop};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
@@ -69,13 +69,16 @@ pub fn last_blocks_forward<'a>(
     }
 }
 
+/// The labels of every picture of a source.
+pub(super) type HeldLabels = Arc<[Vec<u32>]>;
+
 /// A labelled task of classes or of labels.
 #[derive(Clone)]
 pub struct ProbeTask {
     /// The pictures. Where pictures hold labels, their names stand in the place of the classes'.
     pub task: LabelledTask,
     /// The labels of every picture of the two sources, where there are labels.
-    pub(super) labels: Option<[Arc<[Vec<u32>]>; 2]>,
+    pub(super) labels: Option<[HeldLabels; 2]>,
 }
 
 /// The features of a task.
@@ -141,7 +144,7 @@ impl ProbeTask {
         n: usize,
         pictures: &'a [usize],
         seed: u64,
-    ) -> impl Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + 'a {
+    ) -> impl Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + Sync + 'a {
         let preprocess = &backbone.preprocess;
         move |epoch, rows| {
             let shown: Vec<usize> = rows.iter().map(|&row| pictures[row]).collect();

@@ -106,8 +106,7 @@ pub fn few_shot(
         };
         MeanStd::of(&draws.iter().map(value).collect::<Vec<f64>>())
     };
-    let smaller =
-        |rows: &&Vec<usize>| !rows.is_empty() && rows.len() < few.shots;
+    let smaller = |rows: &&Vec<usize>| !rows.is_empty() && rows.len() < few.shots;
     Ok(Spread {
         shots: few.shots,
         smaller_classes: classes.iter().filter(smaller).count(),

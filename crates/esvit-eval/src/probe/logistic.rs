@@ -122,7 +122,8 @@ impl<'a> Problem<'a> {
             let act = Activation::None;
             let (mut logits, kept) =
                 forward::<f32>(x, self.columns, act, &weight, Some(&bias), true);
-            cost += share * loss::replace_by_gradient(&mut logits, &self.data.examples.targets, rows);
+            cost +=
+                share * loss::replace_by_gradient(&mut logits, &self.data.examples.targets, rows);
             let Some(kept) = kept else { continue };
             let part = backward(kept, self.columns, act, &weight, &logits, false);
             let values = part.weight.iter().chain(&part.bias);

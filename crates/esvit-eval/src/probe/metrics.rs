@@ -78,11 +78,12 @@ impl Metrics {
         if logits.iter().any(|logit| !logit.is_finite()) {
             return Err(ProbeError::Diverged);
         }
+        let rows = &subset.rows;
         match &subset.examples.targets {
             Targets::Classes { of, count } => {
                 let ranks: Vec<usize> = logits
                     .par_chunks_exact(*count)
-                    .zip(&subset.rows)
+                    .zip(rows)
                     .map(|(logits, &row)| rank(logits, of[row] as usize))
                     .collect();
                 let below = |limit| ranks.iter().filter(|&&rank| rank < limit).count();
@@ -98,8 +99,7 @@ impl Metrics {
                 let precisions: Vec<(f64, f64)> = (0..*count)
                     .into_par_iter()
                     .filter_map(|label| {
-                        let scored: Vec<(f32, bool)> = subset
-                            .rows
+                        let scored: Vec<(f32, bool)> = rows
                             .iter()
                             .zip(logits.chunks_exact(*count))
                             .map(|(&row, logits)| {

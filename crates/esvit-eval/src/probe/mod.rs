@@ -242,7 +242,7 @@ impl Probe {
     ) -> Result<Outcome, ProbeError> {
         self.solver.check()?;
         for (set, side) in [("training", train), ("query", queries)] {
-            if side.len() == 0 {
+            if side.is_empty() {
                 return Err(ProbeError::Empty { set });
             }
         }

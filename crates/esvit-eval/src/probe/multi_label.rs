@@ -11,6 +11,7 @@ use std::sync::Arc;
 use esvit_data::{DecodeLimits, Folder, FolderError};
 
 use super::ProbeTask;
+use super::features::HeldLabels;
 use crate::labelled::{HELD_OUT, LabelledSet, LabelledTask};
 
 const HEADER: &str = "picture,labels";
@@ -87,11 +88,8 @@ impl Table {
         }
         let mut rows: HashMap<String, Vec<&str>> = HashMap::new();
         for (line, number) in lines.zip(2..).filter(|(line, _)| !line.trim().is_empty()) {
-            let wrong = |problem: String| LabelsError::Line {
-                path: path.into(),
-                line: number,
-                problem,
-            };
+            let wrong =
+                |problem: String| LabelsError::Line { path: path.into(), line: number, problem };
             let (picture, labels) =
                 line.rsplit_once(',').ok_or_else(|| wrong("has no comma".into()))?;
             let labels = labels.split(';').map(str::trim).filter(|label| !label.is_empty());
@@ -156,7 +154,7 @@ fn labelled(
     table: &Table,
     folder: &Path,
     limits: &DecodeLimits,
-) -> Result<(LabelledSet, Arc<[Vec<u32>]>), LabelsError> {
+) -> Result<(LabelledSet, HeldLabels), LabelsError> {
     let pictures = Folder::open(folder, limits)?;
     let real = |path: &Path| {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
@@ -190,7 +188,8 @@ mod tests {
 
     #[test]
     fn labels_are_numbered_by_name() {
-        let table = parse("picture,labels\r\na/1.png,dog; cat;dog\nb, c.png,\n\n2.png,cat\n").unwrap();
+        let table =
+            parse("picture,labels\r\na/1.png,dog; cat;dog\nb, c.png,\n\n2.png,cat\n").unwrap();
         assert_eq!(table.names, ["cat", "dog"]);
         assert_eq!(table.pictures["a/1.png"], [0, 1]);
         assert_eq!(table.pictures["b, c.png"], Vec::<u32>::new());

@@ -113,13 +113,14 @@ impl Group {
 
         let momentum = sgd.momentum as f32;
         let outputs = self.bias.len() / self.heads.len();
-        let update = |head: &Head, l2: f64, values: &mut [f32], velocity: &mut [f32], gradient: &[f32]| {
-            let (lr, l2) = ((head.lr * lr_share) as f32, l2 as f32);
-            for ((value, velocity), gradient) in values.iter_mut().zip(velocity).zip(gradient) {
-                *velocity = momentum * *velocity + (gradient + l2 * *value);
-                *value -= lr * *velocity;
-            }
-        };
+        let update =
+            |head: &Head, l2: f64, values: &mut [f32], velocity: &mut [f32], gradient: &[f32]| {
+                let (lr, l2) = ((head.lr * lr_share) as f32, l2 as f32);
+                for ((value, velocity), gradient) in values.iter_mut().zip(velocity).zip(gradient) {
+                    *velocity = momentum * *velocity + (gradient + l2 * *value);
+                    *value -= lr * *velocity;
+                }
+            };
         let size = outputs * self.columns;
         self.weight
             .par_chunks_mut(size)

@@ -83,15 +83,10 @@ fn steps_are_those_of_momentum_and_a_cosine() {
     let targets = Targets::Classes { of: vec![0, 1], count: 2 };
     let train = Examples { values: vec![1.0, -2.0], width: 1, targets };
     let sgd = Sgd { epochs: 2, batch: 256, momentum: 0.9, seed: 4 };
-    let start = train_heads(
-        &Subset::all(&train),
-        &[Head { first: 0, lr: 0.0, l2: 0.0 }],
-        &sgd,
-    )
-    .unwrap();
+    let start =
+        train_heads(&Subset::all(&train), &[Head { first: 0, lr: 0.0, l2: 0.0 }], &sgd).unwrap();
     let (lr, l2) = (0.5, 0.01);
-    let found =
-        train_heads(&Subset::all(&train), &[Head { first: 0, lr, l2 }], &sgd).unwrap();
+    let found = train_heads(&Subset::all(&train), &[Head { first: 0, lr, l2 }], &sgd).unwrap();
     let mut w: Vec<f64> = start[0].weight.iter().map(|&w| f64::from(w)).collect();
     let (mut b, mut vw, mut vb) = ([0.0; 2], [0.0; 2], [0.0; 2]);
     for epoch in 0..2 {
@@ -140,8 +135,7 @@ fn labels_are_learnt_one_by_one() {
 fn a_single_setting_needs_no_choice() {
     let (train, queries) = (clusters(3, 4, 3, 0.1, 1), clusters(1, 4, 3, 0.1, 2));
     let solver = Solver::Logistic(Logistic { l2s: vec![1e-3], max_iterations: 100 });
-    let probe =
-        Probe { suffixes: vec![Suffix { n: 1, first: 0 }], ..probe(solver, 4) };
+    let probe = Probe { suffixes: vec![Suffix { n: 1, first: 0 }], ..probe(solver, 4) };
     let outcome = probe.run(&train, &queries, None).unwrap();
     assert_eq!((outcome.fitted_to, outcome.chosen_on), (3, 0));
     assert_eq!(outcome.best.metrics.value(), 100.0);
@@ -178,9 +172,9 @@ fn odd_sets_work_or_are_refused() {
 #[test]
 fn epochs_can_have_their_own_features() {
     let (train, queries) = (clusters(60, 8, 3, 0.2, 1), clusters(60, 8, 3, 0.2, 2));
-    let epochs = std::cell::RefCell::new(Vec::new());
+    let epochs = std::sync::Mutex::new(Vec::new());
     let augmented = |epoch: usize, rows: &[usize]| {
-        epochs.borrow_mut().push((epoch, rows.len()));
+        epochs.lock().unwrap().push((epoch, rows.len()));
         Ok(rows.iter().flat_map(|&row| train.values[row * 8..row * 8 + 8].to_vec()).collect())
     };
     let sgd = Sgd { epochs: 4, batch: 16, ..Sgd::default() };
@@ -189,7 +183,7 @@ fn epochs_can_have_their_own_features() {
     let fresh = probe.run(&train, &queries, Some(&augmented)).unwrap();
     assert_eq!(plain, fresh);
     let expected: Vec<_> = (0..4).map(|e| (e, 48)).chain((0..4).map(|e| (e, 60))).collect();
-    assert_eq!(*epochs.borrow(), expected);
+    assert_eq!(*epochs.lock().unwrap(), expected);
 }
 
 #[test]

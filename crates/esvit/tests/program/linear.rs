@@ -57,7 +57,8 @@ fn every_solver_tells_coloured_folders_apart() {
     labelled(&place, "set/val", 3);
     place.write("set/val/red/broken.jpg", &unusable()[1].1);
     place.write("set/val/unknown/1.png", encoded(textured(90, 40, 9), ImageFormat::Png));
-    let line = format!("eval linear --checkpoint {CHECKPOINT} --train set/train --json --no-baseline");
+    let line =
+        format!("eval linear --checkpoint {CHECKPOINT} --train set/train --json --no-baseline");
     for solver in [
         "--epochs 20 --augment",
         "--solver logistic --dump dump",
@@ -69,13 +70,13 @@ fn every_solver_tells_coloured_folders_apart() {
         assert!((top1(&answer["best"]) - 90.0).abs() < 1e-9, "{solver}: {answer}");
         assert_eq!(answer["untrained"], Value::Null);
     }
-    for name in ["trainfeat", "trainlabels", "testfeat", "testlabels"] {
+    for name in ["train_features", "train_labels", "query_features", "query_labels"] {
         let bytes = std::fs::read(place.path(&format!("dump/{name}.npy"))).unwrap();
         let rows = if name.starts_with("train") { "(30," } else { "(10," };
         assert!(String::from_utf8_lossy(&bytes[..128]).contains(rows), "{name}");
     }
     let again = place.run(&format!("{line} --dump dump")).expect(1);
-    again.says(&["`dump/trainfeat.npy` is there already"]);
+    again.says(&["`dump/train_features.npy` is there already"]);
 
     let answer = place.well(&format!("{line} --shots 2 --draws 3 --epochs 20")).json();
     assert_eq!(answer["draws"].as_array().unwrap().len(), 3);
@@ -89,7 +90,8 @@ fn labels_out_of_a_file() {
     labelled(&place, "pictures", 8);
     let mut file = "picture,labels\n".to_string();
     for number in 0..8 {
-        file += &format!("pictures/red/{number}.png,warm;colour\npictures/blue/{number}.png,colour\n");
+        file +=
+            &format!("pictures/red/{number}.png,warm;colour\npictures/blue/{number}.png,colour\n");
     }
     place.write("labels.csv", file.clone() + "pictures/green/0.png,\nelsewhere.png,warm\n");
     let line = format!("eval linear --checkpoint {CHECKPOINT} --train pictures --json");

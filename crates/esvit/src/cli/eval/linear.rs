@@ -101,7 +101,7 @@ impl Linear {
 
     fn check_dump(&self) -> Result<()> {
         let Some(folder) = &self.dump else { return Ok(()) };
-        let file = folder.join("trainfeat.npy");
+        let file = folder.join("train_features.npy");
         if file.exists() {
             bail!("`{}` is there already\nhint: name another folder", file.display());
         }

@@ -95,8 +95,7 @@ pub(super) fn sweep_table(outcome: &Outcome, multi_label: bool) -> String {
     for trial in &outcome.sweep {
         let cells = rows.entry(trial.setting.suffix.n).or_insert(vec![None; columns.len()]);
         if let Some(place) = columns.iter().position(|&value| value == column(trial)) {
-            cells[place] =
-                [cells[place], trial.validation].into_iter().flatten().reduce(f64::max);
+            cells[place] = [cells[place], trial.validation].into_iter().flatten().reduce(f64::max);
         }
     }
     let mut text = format!(

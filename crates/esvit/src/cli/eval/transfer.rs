@@ -175,7 +175,8 @@ fn table(solver: &str, rows: &[Row], failed: &[Failed], summary: &Summary) -> St
     let against = rows.iter().any(|row| row.against.is_some());
     let names = rows.iter().map(|row| row.set.len()).chain(failed.iter().map(|f| f.set.len()));
     let width = names.max().unwrap_or(0).max("mean".len());
-    let mut text = format!("linear probes ({solver})\n{:width$}  {:>22}", "set", "top-1 (95 % interval)");
+    let mut text =
+        format!("linear probes ({solver})\n{:width$}  {:>22}", "set", "top-1 (95 % interval)");
     if against {
         let _ = write!(text, "  {:>22}", "against");
     }
