@@ -10,6 +10,7 @@ use argmin::core::{CostFunction, Error, Executor, Gradient};
 use argmin::solver::linesearch::MoreThuenteLineSearch;
 use argmin::solver::quasinewton::LBFGS;
 use esvit_kernels::linear::{Activation, backward, forward};
+use rayon::prelude::*;
 
 use super::sweep::Trials;
 use super::{LinearClassifier, ProbeError, Setting, Subset, Suffix, Sweep, all_positive, loss};
@@ -18,7 +19,7 @@ use super::{LinearClassifier, ProbeError, Setting, Subset, Suffix, Sweep, all_po
 const CHUNK: usize = 4096;
 /// Pairs of changes that the search remembers.
 const MEMORY: usize = 10;
-/// Length of the gradient at which the search ends.
+/// Root mean square of the gradient's entries at which the search ends.
 const GRADIENT_TOLERANCE: f64 = 1e-5;
 /// Change of the objective at which it ends: what its sums in f32 can still tell.
 const OBJECTIVE_TOLERANCE: f64 = 1e-10;
@@ -84,15 +85,26 @@ struct Problem<'a> {
     first: usize,
     columns: usize,
     outputs: usize,
-    /// `[rows, columns]`.
+    /// `[rows, columns]`, centred: since the bias is free the solution stays, and the search takes
+    /// fewer steps.
     x: Vec<f32>,
+    /// The means of the columns.
+    mean: Vec<f64>,
 }
 
 impl<'a> Problem<'a> {
     fn new(data: &'a Subset<'a>, first: usize) -> Self {
-        let x = data.gather(0..data.len(), first);
-        let outputs = data.examples.targets.outputs();
-        Self { data, first, columns: data.examples.width - first, outputs, x }
+        let columns = data.examples.width - first;
+        let mut x = data.gather(0..data.len(), first);
+        let mut mean = vec![0.0; columns];
+        for row in x.chunks_exact(columns) {
+            mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += f64::from(*x));
+        }
+        mean.iter_mut().for_each(|mean| *mean /= data.len() as f64);
+        x.par_chunks_exact_mut(columns).for_each(|row| {
+            row.iter_mut().zip(&mean).for_each(|(x, mean)| *x = (f64::from(*x) - mean) as f32);
+        });
+        Self { data, first, columns, outputs: data.examples.targets.outputs(), x, mean }
     }
 
     /// A point is the weight `[outputs, columns]` with the bias behind it.
@@ -101,8 +113,13 @@ impl<'a> Problem<'a> {
     }
 
     fn classifier(&self, point: &[f64]) -> LinearClassifier {
-        let (weight, bias) = self.split(point);
-        LinearClassifier { first: self.first, weight, bias }
+        let (weight, bias) = point.split_at(self.outputs * self.columns);
+        let bias = bias.iter().zip(weight.chunks_exact(self.columns)).map(|(bias, weight)| {
+            let of_mean: f64 = weight.iter().zip(&self.mean).map(|(w, mean)| w * mean).sum();
+            (bias - of_mean) as f32
+        });
+        let bias = bias.collect();
+        LinearClassifier { first: self.first, weight: self.split(point).0, bias }
     }
 
     fn split(&self, point: &[f64]) -> (Vec<f32>, Vec<f32>) {
@@ -146,7 +163,7 @@ impl<'a> Problem<'a> {
             best: RefCell::new((f64::INFINITY, start.clone())),
         };
         let search = LBFGS::new(MoreThuenteLineSearch::new(), MEMORY)
-            .with_tolerance_grad(GRADIENT_TOLERANCE)
+            .with_tolerance_grad(GRADIENT_TOLERANCE * (start.len() as f64).sqrt())
             .and_then(|search| search.with_tolerance_cost(OBJECTIVE_TOLERANCE));
         if let Ok(search) = search {
             let steps = max_iterations as u64;
