@@ -99,16 +99,27 @@ pub fn extract(
     source: &dyn Source,
     pictures: &[usize],
     preprocess: &Preprocess,
+    forward: impl FnMut(Vec<f32>, usize) -> Vec<f32>,
+    done: impl FnMut(usize),
+) -> Features {
+    extract_with(source, pictures, |_, picture| preprocess.prepare(picture), forward, done)
+}
+
+/// The same with pictures prepared by `prepare`, which is told their index.
+pub fn extract_with(
+    source: &dyn Source,
+    pictures: &[usize],
+    prepare: impl Fn(usize, &Picture) -> Result<Vec<f32>, PictureError> + Sync,
     mut forward: impl FnMut(Vec<f32>, usize) -> Vec<f32>,
     mut done: impl FnMut(usize),
 ) -> Features {
     let mut features = Features::default();
     for batch in pictures.chunks(BATCH) {
-        let prepare = |&index: &usize| {
+        let prepared = |&index: &usize| {
             let picture = source.load(index).map_err(|e| e.to_string())?;
-            preprocess.prepare(&picture).map_err(|e| e.to_string())
+            prepare(index, &picture).map_err(|e| e.to_string())
         };
-        let prepared: Vec<Result<Vec<f32>, String>> = batch.par_iter().map(prepare).collect();
+        let prepared: Vec<Result<Vec<f32>, String>> = batch.par_iter().map(prepared).collect();
         let mut pixels = Vec::new();
         let before = features.pictures.len();
         for (&index, prepared) in batch.iter().zip(prepared) {

@@ -12,7 +12,7 @@ use crate::features::{self, Features, Preprocess};
 /// Purpose word of the numbers that choose pictures.
 const CHOICE_PURPOSE: u64 = 0xC401CE;
 /// One picture in so many is classified where a set has no pictures set aside for that.
-const HELD_OUT: usize = 5;
+pub(crate) const HELD_OUT: usize = 5;
 
 /// Some pictures of a source with their classes.
 #[derive(Clone)]
@@ -153,12 +153,12 @@ impl LabelledSet {
     /// always the same, and those pictures.
     #[must_use]
     pub fn split(&self, one_in: usize) -> (Self, Self) {
-        let (mut rest, mut aside) = (Vec::new(), Vec::new());
-        for (place, chosen) in shuffled(self.pictures.len()).into_iter().enumerate() {
-            let side = if place % one_in == 0 { &mut aside } else { &mut rest };
-            side.push(self.pictures[chosen]);
-        }
-        (Self { pictures: rest, ..self.clone() }, Self { pictures: aside, ..self.clone() })
+        let (rest, aside) = held_out(self.pictures.len(), one_in);
+        let side = |places: Vec<usize>| Self {
+            pictures: places.into_iter().map(|place| self.pictures[place]).collect(),
+            ..self.clone()
+        };
+        (side(rest), side(aside))
     }
 
     /// Keeps at most `count` pictures, chosen at random.
@@ -181,6 +181,17 @@ impl LabelledSet {
         features.rows.labels = features.pictures.iter().map(|&index| self.label(index)).collect();
         features
     }
+}
+
+/// The numbers up to `len` without every `one_in`th of them, in an order that looks random and is
+/// always the same, and those numbers.
+pub(crate) fn held_out(len: usize, one_in: usize) -> (Vec<usize>, Vec<usize>) {
+    let (mut rest, mut aside) = (Vec::new(), Vec::new());
+    for (place, chosen) in shuffled(len).into_iter().enumerate() {
+        let side = if place % one_in == 0 { &mut aside } else { &mut rest };
+        side.push(chosen);
+    }
+    (rest, aside)
 }
 
 /// The numbers up to `len` in an order that is the same every time.

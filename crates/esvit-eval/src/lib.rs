@@ -21,4 +21,6 @@ pub mod preview;
 pub mod record;
 pub mod report;
 pub mod thumbnail;
+pub mod probe;
+pub mod transfer;
 pub mod verify;

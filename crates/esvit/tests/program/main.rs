@@ -11,6 +11,7 @@ mod failure;
 mod goldens;
 mod interruption;
 mod maps;
+mod linear;
 mod mistakes;
 mod pictures;
 mod place;

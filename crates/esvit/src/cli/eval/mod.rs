@@ -4,6 +4,10 @@ mod attention;
 mod correspondence;
 mod efficiency;
 pub(super) mod knn;
+mod linear;
+mod linear_table;
+mod probe_choice;
+mod transfer;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -24,6 +28,11 @@ pub(super) enum Eval {
     Attention(attention::Attention),
     /// How well parts of a picture are found again in another view of it.
     Correspondence(correspondence::Correspondence),
+    /// Accuracy of a linear classifier on frozen features, beside that of the same network
+    /// untrained.
+    Linear(linear::Linear),
+    /// Linear classifiers on many labelled sets, and how often a backbone beats another.
+    Transfer(transfer::Transfer),
 }
 
 impl Eval {
@@ -33,6 +42,8 @@ impl Eval {
             Self::Efficiency(command) => command.run(output),
             Self::Attention(command) => command.run(output),
             Self::Correspondence(command) => command.run(output),
+            Self::Linear(command) => command.run(output),
+            Self::Transfer(command) => command.run(output),
         }
     }
 }

@@ -1,0 +1,39 @@
+//! A fitted linear classifier.
+
+use esvit_kernels::linear::{Activation, forward};
+
+use super::Subset;
+
+/// Rows whose logits are computed at a time.
+const CHUNK: usize = 4096;
+
+/// `logits = x weight^T + bias`, for the last columns of the features.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearClassifier {
+    /// The first column that it sees.
+    pub first: usize,
+    /// `[outputs, columns]`.
+    pub weight: Vec<f32>,
+    /// `[outputs]`.
+    pub bias: Vec<f32>,
+}
+
+impl LinearClassifier {
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// The logits of all rows, `[rows, outputs]`.
+    pub fn logits(&self, subset: &Subset<'_>) -> Vec<f32> {
+        let columns = subset.examples.width - self.first;
+        let mut logits = Vec::with_capacity(subset.len() * self.outputs());
+        for start in (0..subset.len()).step_by(CHUNK) {
+            let x = subset.gather(start..(start + CHUNK).min(subset.len()), self.first);
+            let bias = Some(&self.bias[..]);
+            logits
+                .extend(forward::<f32>(&x, columns, Activation::None, &self.weight, bias, false).0);
+        }
+        logits
+    }
+}

@@ -1,0 +1,98 @@
+//! Features of a probe on disk, for other programs.
+
+use std::path::{Path, PathBuf};
+
+use super::{Examples, Sides, Targets};
+use crate::npy::{self, NpyError, NpyWriter};
+
+/// Why features cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// A file cannot be written.
+    #[error(transparent)]
+    Npy(#[from] NpyError),
+    /// The folder cannot be made.
+    #[error("cannot make the folder `{path}`: {source}", path = path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Features and labels do not belong together.
+    #[error("`{folder}` cannot be probed: {reason}", folder = folder.display())]
+    Mismatch {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Writes `train_features.npy` and `query_features.npy`, `[rows, width]` f32, and `train_labels.npy` and
+/// `query_labels.npy`: class numbers (i64), or a 0 or 1 for every label (f32).
+///
+/// # Errors
+/// When the folder or a file cannot be written.
+pub fn dump(folder: &Path, sides: &Sides) -> Result<(), DumpError> {
+    std::fs::create_dir_all(folder)
+        .map_err(|source| DumpError::Folder { path: folder.into(), source })?;
+    for (name, side) in [("train", &sides.train), ("query", &sides.queries)] {
+        write(
+            side,
+            &folder.join(format!("{name}_features.npy")),
+            &folder.join(format!("{name}_labels.npy")),
+        )?;
+    }
+    Ok(())
+}
+
+fn write(side: &Examples, features: &Path, labels: &Path) -> Result<(), NpyError> {
+    let mut file = NpyWriter::create(features, side.width.max(1))?;
+    file.append(&side.values)?;
+    file.finish()?;
+    match &side.targets {
+        Targets::Classes { of, .. } => {
+            let mut file = NpyWriter::create_vector(labels)?;
+            file.append(&of.iter().map(|&class| i64::from(class)).collect::<Vec<_>>())?;
+            file.finish()?;
+        }
+        Targets::Labels { of, count } => {
+            let mut file = NpyWriter::create(labels, *count)?;
+            for held in of {
+                let row: Vec<f32> = (0..*count as u32)
+                    .map(|label| f32::from(u8::from(held.contains(&label))))
+                    .collect();
+                file.append(&row)?;
+            }
+            file.finish()?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads features with one class a row, as [`dump`] writes them: those to learn from and those to
+/// report on. They may come from other programs.
+///
+/// # Errors
+/// When a file cannot be read, or features and labels do not belong together.
+pub fn read_dump(folder: &Path) -> Result<[Examples; 2], DumpError> {
+    let wrong = |reason| DumpError::Mismatch { folder: folder.into(), reason };
+    let side = |name: &str| {
+        let features = npy::read::<f32>(&folder.join(format!("{name}_features.npy")))?;
+        let labels = npy::read::<i64>(&folder.join(format!("{name}_labels.npy")))?.values;
+        let (rows, width) = match features.shape[..] {
+            [rows, width] => (rows, width),
+            _ => return Err(wrong(format!("`{name}_features.npy` is no matrix"))),
+        };
+        if rows != labels.len() {
+            return Err(wrong(format!("`{name}` has {rows} features and {} labels", labels.len())));
+        }
+        let classes: Result<Vec<u32>, _> = labels.into_iter().map(u32::try_from).collect();
+        let of = classes.map_err(|_| wrong(format!("a label of `{name}` is no class number")))?;
+        let count = of.iter().max().map_or(0, |&largest| largest as usize + 1);
+        let targets = Targets::Classes { of, count };
+        Ok(Examples { values: features.values, width, targets })
+    };
+    Ok([side("train")?, side("query")?])
+}

@@ -1,0 +1,148 @@
+//! ELEVATER's automatic tuning (Li et al. 2022): for each of six learning rates the L2 strength
+//! is searched on a grid of 97 points, coarsely and then around the best.
+//!
+//! Both neighbours of the best point are tried in every refinement. (The published program trains
+//! the left one twice.)
+
+use super::metrics::Score;
+use super::sweep::Trials;
+use super::{LinearClassifier, ProbeError, Setting, Sgd, Subset, Suffix, Sweep, all_positive, sgd};
+
+/// The protocol's learning rates.
+pub const ELEVATER_LRS: [f64; 6] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1];
+
+/// Points of the grid of L2 strengths, from 1e-6 to 1e6.
+const POINTS: usize = 97;
+/// Every so many points are tried first.
+const COARSE: usize = 16;
+/// Distances of the neighbours that are tried then.
+const REFINEMENTS: [usize; 4] = [8, 4, 2, 1];
+
+/// The tuning protocol.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Elevater {
+    /// Learning rates for a batch of 256.
+    pub lrs: Vec<f64>,
+    /// How heads are trained while settings are compared.
+    pub tuning: Sgd,
+    /// Epochs of the last fit.
+    pub final_epochs: usize,
+}
+
+impl Default for Elevater {
+    fn default() -> Self {
+        let tuning = Sgd { epochs: 10, ..Sgd::default() };
+        Self { lrs: ELEVATER_LRS.to_vec(), tuning, final_epochs: 50 }
+    }
+}
+
+/// The search along the grid for one number of blocks and one learning rate.
+struct Search {
+    suffix: Suffix,
+    lr: f64,
+    best: Option<(usize, Score)>,
+}
+
+impl Search {
+    fn setting(&self, point: usize) -> Setting {
+        Setting { suffix: self.suffix, lr: Some(self.lr), l2: Some(strength(point)) }
+    }
+
+    /// The neighbours of the best point at a distance.
+    fn neighbours(&self, distance: usize) -> Vec<usize> {
+        let Some((best, _)) = self.best else { return Vec::new() };
+        let neighbours = [best.checked_sub(distance), best.checked_add(distance)];
+        neighbours.into_iter().flatten().filter(|&point| point < POINTS).collect()
+    }
+}
+
+/// The strength at a point of the grid.
+fn strength(point: usize) -> f64 {
+    10f64.powf(-6.0 + 12.0 * point as f64 / (POINTS - 1) as f64)
+}
+
+impl Elevater {
+    pub(super) fn check(&self) -> Result<(), ProbeError> {
+        self.tuning.check()?;
+        Sgd { epochs: self.final_epochs, ..self.tuning }.check()?;
+        all_positive("a learning rate", &self.lrs)
+    }
+
+    pub(super) fn sweep(
+        &self,
+        fit: &Subset<'_>,
+        validation: &Subset<'_>,
+        suffixes: &[Suffix],
+    ) -> Result<Sweep, ProbeError> {
+        let mut searches: Vec<Search> = suffixes
+            .iter()
+            .flat_map(|&suffix| self.lrs.iter().map(move |&lr| Search { suffix, lr, best: None }))
+            .collect();
+        let mut trials = Trials::default();
+        let coarse: Vec<usize> = (0..POINTS).step_by(COARSE).collect();
+        let first = vec![coarse; searches.len()];
+        self.round(&mut searches, first, fit, validation, &mut trials)?;
+        for distance in REFINEMENTS {
+            let points = searches.iter().map(|search| search.neighbours(distance)).collect();
+            self.round(&mut searches, points, fit, validation, &mut trials)?;
+        }
+        Ok(trials.finish())
+    }
+
+    /// Tries some points of every search, all in one pass over the rows.
+    fn round(
+        &self,
+        searches: &mut [Search],
+        points: Vec<Vec<usize>>,
+        fit: &Subset<'_>,
+        validation: &Subset<'_>,
+        trials: &mut Trials,
+    ) -> Result<(), ProbeError> {
+        let tried: Vec<(usize, usize)> = points
+            .into_iter()
+            .enumerate()
+            .flat_map(|(search, points)| points.into_iter().map(move |point| (search, point)))
+            .collect();
+        let settings: Vec<Setting> =
+            tried.iter().map(|&(search, point)| searches[search].setting(point)).collect();
+        let heads: Vec<_> = settings.iter().map(sgd::head).collect();
+        let classifiers = sgd::train_heads(fit, &heads, &self.tuning)?;
+        for ((setting, classifier), (search, point)) in
+            settings.into_iter().zip(classifiers).zip(tried)
+        {
+            let best = &mut searches[search].best;
+            if let Some(score) = trials.add(setting, &classifier, validation)
+                && best.is_none_or(|(_, best)| score.beats(&best))
+            {
+                *best = Some((point, score));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn fit(
+        &self,
+        setting: &Setting,
+        data: &Subset<'_>,
+    ) -> Result<LinearClassifier, ProbeError> {
+        sgd::fit(&Sgd { epochs: self.final_epochs, ..self.tuning }, setting, data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_neighbours_of_the_best_point_are_tried() {
+        assert!((strength(0) - 1e-6).abs() < 1e-18 && (strength(48) - 1.0).abs() < 1e-12);
+        let score = Score { value: 50.0, loss: 1.0 };
+        let mut search =
+            Search { suffix: Suffix { n: 1, first: 0 }, lr: 0.1, best: Some((16, score)) };
+        assert_eq!(search.neighbours(8), [8, 24]);
+        search.best = Some((96, score));
+        assert_eq!(search.neighbours(4), [92]);
+        search.best = Some((0, score));
+        assert_eq!(search.neighbours(1), [1]);
+    }
+}

@@ -1,0 +1,186 @@
+//! Features with what is known of their pictures.
+
+use rayon::prelude::*;
+
+use super::{ProbeError, Standardization};
+
+/// What a classifier is to say of every row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// One class each.
+    Classes {
+        /// The class of every row; one that is not below `count` is not known to the task.
+        of: Vec<u32>,
+        /// Number of classes.
+        count: usize,
+    },
+    /// Any number of labels each.
+    Labels {
+        /// The labels of every row.
+        of: Vec<Vec<u32>>,
+        /// Number of labels.
+        count: usize,
+    },
+}
+
+/// Features of pictures, row-major `[rows, width]`, with their targets.
+#[derive(Debug, Clone)]
+pub struct Examples {
+    /// `rows * width` values.
+    pub values: Vec<f32>,
+    /// Number of values of a row.
+    pub width: usize,
+    /// One a row.
+    pub targets: Targets,
+}
+
+/// The features of some rows anew for an epoch, `[rows, width]`.
+pub type Augmented<'a> = dyn Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + Sync + 'a;
+
+/// Some rows of a side.
+#[derive(Clone)]
+pub struct Subset<'a> {
+    pub(super) examples: &'a Examples,
+    pub(super) rows: Vec<usize>,
+    norm: Option<&'a Standardization>,
+    augmented: Option<&'a Augmented<'a>>,
+}
+
+/// A subset's features in one epoch.
+pub(super) struct EpochValues<'s> {
+    subset: &'s Subset<'s>,
+    fresh: Option<Vec<f32>>,
+}
+
+impl Targets {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Classes { of, .. } => of.len(),
+            Self::Labels { of, .. } => of.len(),
+        }
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of outputs that a classifier needs.
+    pub fn outputs(&self) -> usize {
+        match self {
+            Self::Classes { count, .. } | Self::Labels { count, .. } => *count,
+        }
+    }
+
+    /// Fails where the rows do not differ in what is known of them.
+    pub(super) fn check_contrast(&self, rows: &[usize]) -> Result<(), ProbeError> {
+        match self {
+            Self::Classes { of, .. } => {
+                let first = rows.first().map(|&row| of[row]);
+                let differ = rows.iter().any(|&row| Some(of[row]) != first);
+                if differ { Ok(()) } else { Err(ProbeError::OneClass) }
+            }
+            Self::Labels { of, count } => {
+                let mut held = vec![0; *count];
+                rows.iter().flat_map(|&row| &of[row]).for_each(|&label| held[label as usize] += 1);
+                let contrast = held.iter().any(|&held| held > 0 && held < rows.len());
+                if contrast { Ok(()) } else { Err(ProbeError::NoContrast) }
+            }
+        }
+    }
+}
+
+impl Examples {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.targets.is_empty()
+    }
+}
+
+impl<'a> Subset<'a> {
+    /// The rows of `examples` that `rows` lists, with new features for every epoch if there are
+    /// such.
+    pub fn new(
+        examples: &'a Examples,
+        rows: Vec<usize>,
+        augmented: Option<&'a Augmented<'a>>,
+    ) -> Self {
+        Self { examples, rows, norm: None, augmented }
+    }
+
+    /// All rows.
+    pub fn all(examples: &'a Examples) -> Self {
+        Self::new(examples, (0..examples.len()).collect(), None)
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Mean and variance of the columns.
+    pub fn standardization(&self) -> Standardization {
+        Standardization::of(&self.examples.values, self.examples.width, &self.rows)
+    }
+
+    /// Shows the features standardised from now on.
+    pub fn standardize(&mut self, norm: Option<&'a Standardization>) {
+        self.norm = norm;
+    }
+
+    /// The columns from `first` on of the rows at `places` of the subset.
+    pub(super) fn gather(&self, places: std::ops::Range<usize>, first: usize) -> Vec<f32> {
+        let (places, rows): (Vec<usize>, _) = (places.collect(), &self.rows);
+        self.gather_from(&self.examples.values, &places, |place| rows[place], first)
+    }
+
+    /// The features in an epoch.
+    pub(super) fn epoch(&self, epoch: usize) -> Result<EpochValues<'_>, ProbeError> {
+        let fresh = self.augmented.map(|augmented| augmented(epoch, &self.rows)).transpose()?;
+        Ok(EpochValues { subset: self, fresh })
+    }
+
+    fn gather_from(
+        &self,
+        values: &[f32],
+        places: &[usize],
+        row_at: impl Fn(usize) -> usize + Sync,
+        first: usize,
+    ) -> Vec<f32> {
+        let (width, norm) = (self.examples.width, self.norm);
+        let mut gathered = vec![0.0; places.len() * (width - first)];
+        gathered.par_chunks_mut(width - first).zip(places).for_each(|(to, &place)| {
+            let row = row_at(place) * width;
+            to.copy_from_slice(&values[row + first..row + width]);
+            if let Some(norm) = norm {
+                norm.apply(to, first);
+            }
+        });
+        gathered
+    }
+}
+
+impl EpochValues<'_> {
+    /// The columns from `first` on of the rows at `places` of the subset.
+    pub(super) fn gather(&self, places: &[usize], first: usize) -> Vec<f32> {
+        let subset = self.subset;
+        match &self.fresh {
+            Some(fresh) => subset.gather_from(fresh, places, |place| place, first),
+            None => {
+                let rows = &subset.rows;
+                subset.gather_from(&subset.examples.values, places, |place| rows[place], first)
+            }
+        }
+    }
+}

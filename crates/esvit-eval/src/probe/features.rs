@@ -1,0 +1,197 @@
+//! The features that a probe sees: token means of the last n blocks.
+
+use std::sync::Arc;
+
+use esvit_data::augment::{CropBox, horizontal_flip};
+use esvit_data::{Picture, PictureError, resized_crop};
+use esvit_kernels::pool;
+use esvit_kernels::rng::Rng;
+use esvit_nn::params::tensor;
+use esvit_nn::weights::to_vec;
+use esvit_nn::{Params, Pass, Swin, SwinConfig};
+
+use super::{Examples, ProbeError, Targets};
+use crate::backbone::Backbone;
+use crate::features::{self, Features, LeftOut, Preprocess};
+use crate::labelled::{LabelledSet, LabelledTask};
+
+/// Purpose word of the numbers of the augmentation.
+const AUGMENT_PURPOSE: u64 = 0x11EA06;
+/// The random resized crop of supervised training: share of the area, and width : height.
+const CROP_SCALE: [f64; 2] = [0.08, 1.0];
+const CROP_RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
+/// The share of pictures that are mirrored.
+const FLIP: f64 = 0.5;
+
+/// The features of the last `n` blocks in a matrix of at least as many blocks' features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suffix {
+    /// Number of blocks.
+    pub n: usize,
+    /// The column at which they begin.
+    pub first: usize,
+}
+
+/// Where the features of each of `ns` last blocks begin in a matrix of the largest of them;
+/// smallest first, each once.
+///
+/// # Errors
+/// When there are none, or the network has fewer blocks.
+pub fn suffixes(config: &SwinConfig, ns: &[usize]) -> Result<Vec<Suffix>, ProbeError> {
+    let stages = config.depths.iter().enumerate();
+    let widths: Vec<usize> =
+        stages.rev().flat_map(|(stage, &depth)| vec![config.width(stage); depth]).collect();
+    let mut ns = ns.to_vec();
+    ns.sort_unstable();
+    ns.dedup();
+    let wrong = ns.iter().find(|&&n| n == 0 || n > widths.len()).copied();
+    if let Some(n) = wrong.or(ns.is_empty().then_some(0)) {
+        let need = format!("between 1 and {}, the blocks of the network", widths.len());
+        return Err(ProbeError::Setting { name: "`n`", value: n.to_string(), need });
+    }
+    let width = |n: usize| widths[..n].iter().sum::<usize>();
+    let all = ns.last().map_or(0, |&n| width(n));
+    Ok(ns.into_iter().map(|n| Suffix { n, first: all - width(n) }).collect())
+}
+
+/// What [`features::extract`] needs for the features of the last `n` blocks.
+pub fn last_blocks_forward<'a>(
+    swin: &'a Swin,
+    params: &'a Params,
+    preprocess: &Preprocess,
+    n: usize,
+) -> impl FnMut(Vec<f32>, usize) -> Vec<f32> + use<'a> {
+    let size = preprocess.size();
+    let device = params.values()[0].device();
+    move |pixels, count| {
+        let images = tensor(pixels, [count, 3, size, size], &device);
+        pool::run(|| to_vec(&swin.last_blocks(params, images, n, &Pass::eval())))
+    }
+}
+
+/// The labels of every picture of a source.
+pub(super) type HeldLabels = Arc<[Vec<u32>]>;
+
+/// A labelled task of classes or of labels.
+#[derive(Clone)]
+pub struct ProbeTask {
+    /// The pictures. Where pictures hold labels, their names stand in the place of the classes'.
+    pub task: LabelledTask,
+    /// The labels of every picture of the two sources, where there are labels.
+    pub(super) labels: Option<[HeldLabels; 2]>,
+}
+
+/// The features of a task.
+#[derive(Debug)]
+pub struct Sides {
+    /// Of the pictures to learn from.
+    pub train: Examples,
+    /// Of the pictures that are reported on.
+    pub queries: Examples,
+    /// For every row of `train` its picture.
+    pub train_pictures: Vec<usize>,
+    /// Pictures that could not be read.
+    pub left_out: Vec<LeftOut>,
+}
+
+impl From<LabelledTask> for ProbeTask {
+    fn from(task: LabelledTask) -> Self {
+        Self { task, labels: None }
+    }
+}
+
+impl ProbeTask {
+    /// Whether pictures hold labels, and not one class each.
+    pub fn is_multi_label(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    /// The features of the last `n` blocks of a backbone, without augmentation. `done` is told
+    /// how many pictures were worked on.
+    pub fn sides(&self, backbone: &Backbone, n: usize, mut done: impl FnMut(usize)) -> Sides {
+        let preprocess = &backbone.preprocess;
+        let mut extract = |set: &LabelledSet| {
+            let forward = last_blocks_forward(&backbone.swin, &backbone.params, preprocess, n);
+            set.features(preprocess, forward, &mut done)
+        };
+        let [mut train, mut queries] = [&self.task.train, &self.task.queries].map(&mut extract);
+        let left_out = train.left_out.drain(..).chain(queries.left_out.drain(..)).collect();
+        Sides {
+            train_pictures: train.pictures.clone(),
+            train: self.examples(train, 0),
+            queries: self.examples(queries, 1),
+            left_out,
+        }
+    }
+
+    fn examples(&self, features: Features, side: usize) -> Examples {
+        let count = self.task.classes.len();
+        let targets = match &self.labels {
+            None => Targets::Classes { of: features.rows.labels, count },
+            Some(labels) => {
+                let of = features.pictures.iter().map(|&picture| labels[side][picture].clone());
+                Targets::Labels { of: of.collect(), count }
+            }
+        };
+        Examples { values: features.rows.values, width: features.rows.width, targets }
+    }
+
+    /// The features of training pictures anew for every epoch, from random resized crops that are
+    /// mirrored half of the time; `pictures` lists the pictures of the rows, as [`Sides`] does.
+    pub fn augmented<'a>(
+        &'a self,
+        backbone: &'a Backbone,
+        n: usize,
+        pictures: &'a [usize],
+        seed: u64,
+    ) -> impl Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + Sync + 'a {
+        let preprocess = &backbone.preprocess;
+        move |epoch, rows| {
+            let shown: Vec<usize> = rows.iter().map(|&row| pictures[row]).collect();
+            let prepare = |index: usize, picture: &Picture| {
+                let place = [epoch as u64, index as u64, 0];
+                augment(picture, preprocess, Rng::for_purpose(seed, AUGMENT_PURPOSE, place))
+            };
+            let forward = last_blocks_forward(&backbone.swin, &backbone.params, preprocess, n);
+            let source = &*self.task.train.source;
+            let features = features::extract_with(source, &shown, prepare, forward, |_| ());
+            match features.left_out.into_iter().next() {
+                Some(LeftOut { name, reason, .. }) => Err(ProbeError::Picture { name, reason }),
+                None => Ok(features.rows.values),
+            }
+        }
+    }
+}
+
+/// A random resized crop, mirrored or not, as normalised `[3, size, size]`.
+fn augment(
+    picture: &Picture,
+    preprocess: &Preprocess,
+    mut rng: Rng,
+) -> Result<Vec<f32>, PictureError> {
+    let (width, height) = (picture.width(), picture.height());
+    let crop = CropBox::random(width, height, CROP_SCALE, CROP_RATIO, &mut rng);
+    let transform = &preprocess.transform;
+    let mut shown = resized_crop(picture, crop, transform.crop, transform.interpolation)?;
+    if rng.chance(FLIP) {
+        horizontal_flip(&mut shown);
+    }
+    Ok(preprocess.normalized(&shown))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_of_fewer_blocks_are_the_last_columns() {
+        let config = esvit_nn::zoo::find("swin_tiny_w7").map(|arch| arch.config()).unwrap();
+        let suffixes = suffixes(&config, &[4, 1, 2, 4]).unwrap();
+        let found: Vec<(usize, usize)> = suffixes.iter().map(|s| (s.n, s.first)).collect();
+        // Widths of the last four blocks of a Swin-T: 384, 384, 768, 768.
+        assert_eq!(found, [(1, 1536), (2, 768), (4, 0)]);
+        for wrong in [vec![], vec![0], vec![13]] {
+            assert!(super::suffixes(&config, &wrong).is_err());
+        }
+    }
+}

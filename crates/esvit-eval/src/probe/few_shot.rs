@@ -1,0 +1,161 @@
+//! Probes on few pictures of every class, for several draws of them.
+
+use esvit_kernels::rng::Rng;
+use serde::Serialize;
+
+use super::{Augmented, Best, Examples, Metrics, Probe, ProbeError, Targets};
+
+/// Purpose word of the numbers that draw pictures.
+const DRAW_PURPOSE: u64 = 0x11E5807;
+/// Most pictures of a class that a setting is chosen on, as in CoOp (Zhou et al. 2022).
+const MOST_VALIDATION: usize = 4;
+
+/// How pictures are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FewShot {
+    /// Training pictures of every class; all of them where there are fewer.
+    pub shots: usize,
+    /// How many times they are drawn.
+    pub draws: usize,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+/// One draw.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Draw {
+    /// Its number.
+    pub draw: usize,
+    /// Number of pictures that were fitted to.
+    pub fitted_to: usize,
+    /// Number of other pictures that the setting was chosen on.
+    pub chosen_on: usize,
+    /// The chosen setting and what it reaches.
+    #[serde(flatten)]
+    pub best: Best,
+}
+
+/// All draws.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Spread {
+    /// Training pictures of every class.
+    pub shots: usize,
+    /// Each draw.
+    pub draws: Vec<Draw>,
+    /// Classes with fewer training pictures than asked for.
+    pub smaller_classes: usize,
+    /// Top-1 over the draws.
+    pub top1: MeanStd,
+    /// Top-5 over the draws.
+    pub top5: MeanStd,
+}
+
+/// Mean and standard deviation of a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct MeanStd {
+    /// The mean, in per cent.
+    pub mean: f64,
+    /// The standard deviation, in points; one value has none.
+    pub std: Option<f64>,
+}
+
+/// Probes several draws of few pictures a class. A setting is chosen on as many other training
+/// pictures, at most four a class, which the classifier is never fitted to.
+///
+/// # Errors
+/// When the rows have labels in the place of classes, and as [`Probe::run`].
+pub fn few_shot(
+    probe: &Probe,
+    train: &Examples,
+    queries: &Examples,
+    augmented: Option<&Augmented<'_>>,
+    few: &FewShot,
+) -> Result<Spread, ProbeError> {
+    let need = |name, value: usize, need: &str| ProbeError::Setting {
+        name,
+        value: value.to_string(),
+        need: need.into(),
+    };
+    if few.shots == 0 || few.draws == 0 {
+        return Err(need("the number of shots or draws", 0, "at least 1"));
+    }
+    let Targets::Classes { of, count } = &train.targets else {
+        return Err(need("the number of shots", few.shots, "left out where pictures hold labels"));
+    };
+    let mut classes = vec![Vec::new(); *count];
+    for (row, &class) in of.iter().enumerate() {
+        classes[class as usize].push(row);
+    }
+    // What a setting is chosen on is no shot, so nothing is fitted to it.
+    let probe = Probe { refit: false, ..probe.clone() };
+    let only_setting = probe.solver.only_setting(&probe.suffixes).is_some();
+    let mut draws = Vec::with_capacity(few.draws);
+    for draw in 0..few.draws {
+        let (fit, mut validation) = drawn(&classes, few, draw);
+        if only_setting {
+            validation.clear();
+        }
+        let outcome = probe.run_on(train, queries, augmented, fit, validation)?;
+        let (fitted_to, chosen_on) = (outcome.fitted_to, outcome.chosen_on);
+        draws.push(Draw { draw, fitted_to, chosen_on, best: outcome.best });
+    }
+    let top = |of: fn(f64, f64) -> f64| {
+        let value = |draw: &Draw| match draw.best.metrics {
+            Metrics::Classes { top1, top5, .. } => of(top1, top5),
+            Metrics::Labels { map, .. } => map,
+        };
+        MeanStd::of(&draws.iter().map(value).collect::<Vec<f64>>())
+    };
+    let smaller = |rows: &&Vec<usize>| !rows.is_empty() && rows.len() < few.shots;
+    Ok(Spread {
+        shots: few.shots,
+        smaller_classes: classes.iter().filter(smaller).count(),
+        top1: top(|top1, _| top1),
+        top5: top(|_, top5| top5),
+        draws,
+    })
+}
+
+/// Rows to fit to, and others to choose on.
+fn drawn(classes: &[Vec<usize>], few: &FewShot, draw: usize) -> (Vec<usize>, Vec<usize>) {
+    let (mut fit, mut validation) = (Vec::new(), Vec::new());
+    for (class, rows) in classes.iter().enumerate() {
+        let mut rows = rows.clone();
+        Rng::for_purpose(few.seed, DRAW_PURPOSE, [draw as u64, class as u64, 0]).shuffle(&mut rows);
+        let (chosen, rest) = rows.split_at(few.shots.min(rows.len()));
+        fit.extend(chosen);
+        validation.extend(rest.iter().take(few.shots.min(MOST_VALIDATION)));
+    }
+    (fit, validation)
+}
+
+impl MeanStd {
+    fn of(values: &[f64]) -> Self {
+        let count = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / count;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        Self { mean, std: (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_differ_and_never_share_rows() {
+        let classes = vec![(0..30).collect::<Vec<usize>>(), (30..33).collect(), vec![], vec![33]];
+        let few = FewShot { shots: 2, draws: 2, seed: 3 };
+        let (fit, validation) = drawn(&classes, &few, 0);
+        assert_eq!((fit.len(), validation.len()), (2 + 2 + 1, 2 + 1));
+        assert!(fit.iter().all(|row| !validation.contains(row)));
+        assert_eq!(drawn(&classes, &few, 0).0, fit);
+        assert_ne!(drawn(&classes, &few, 1).0, fit);
+    }
+
+    #[test]
+    fn deviations_are_those_of_a_sample() {
+        assert_eq!(MeanStd::of(&[1.0, 3.0]), MeanStd { mean: 2.0, std: Some(2f64.sqrt()) });
+        assert_eq!(MeanStd::of(&[5.0]), MeanStd { mean: 5.0, std: None });
+    }
+}

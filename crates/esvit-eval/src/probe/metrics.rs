@@ -1,0 +1,223 @@
+//! What a classifier reaches: accuracy with its interval, average precision.
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::{LinearClassifier, ProbeError, Subset, Targets, loss};
+
+/// The normal distribution's quantile for 95 % on both sides.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// What is measured on the query side, in per cent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Metrics {
+    /// Of one class a picture.
+    Classes {
+        /// Share of pictures whose class comes first.
+        top1: f64,
+        /// Share of pictures whose class is among the first five.
+        top5: f64,
+        /// 95 % confidence interval of `top1` (Wilson).
+        interval: [f64; 2],
+    },
+    /// Of any number of labels a picture.
+    Labels {
+        /// Mean over the labels of average precision.
+        map: f64,
+        /// The same with the eleven-point precision of VOC2007.
+        map_11_point: f64,
+    },
+}
+
+/// By what settings are compared: the higher value, then the lower loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Score {
+    /// Top-1 or mean average precision, in per cent.
+    pub(super) value: f64,
+    /// Mean loss.
+    pub(super) loss: f64,
+}
+
+impl Score {
+    pub(super) fn beats(&self, other: &Self) -> bool {
+        self.value > other.value || (self.value == other.value && self.loss < other.loss)
+    }
+
+    /// That of a classifier; none when it diverged or nothing can be measured.
+    pub(super) fn of(classifier: &LinearClassifier, subset: &Subset<'_>) -> Option<Self> {
+        let mut logits = classifier.logits(subset);
+        let metrics = Metrics::of_logits(&logits, subset, "validation").ok()?;
+        let loss = loss::replace_by_gradient(&mut logits, &subset.examples.targets, &subset.rows);
+        Some(Self { value: metrics.value(), loss })
+    }
+}
+
+impl Metrics {
+    /// Top-1 or mean average precision.
+    pub fn value(&self) -> f64 {
+        match self {
+            Self::Classes { top1, .. } => *top1,
+            Self::Labels { map, .. } => *map,
+        }
+    }
+
+    /// What a classifier reaches on some rows.
+    ///
+    /// # Errors
+    /// When it diverged, or no row holds a label.
+    pub fn of(classifier: &LinearClassifier, queries: &Subset<'_>) -> Result<Self, ProbeError> {
+        Self::of_logits(&classifier.logits(queries), queries, "query")
+    }
+
+    fn of_logits(
+        logits: &[f32],
+        subset: &Subset<'_>,
+        set: &'static str,
+    ) -> Result<Self, ProbeError> {
+        if logits.iter().any(|logit| !logit.is_finite()) {
+            return Err(ProbeError::Diverged);
+        }
+        let rows = &subset.rows;
+        match &subset.examples.targets {
+            Targets::Classes { of, count } => {
+                let ranks: Vec<usize> = logits
+                    .par_chunks_exact(*count)
+                    .zip(rows)
+                    .map(|(logits, &row)| rank(logits, of[row] as usize))
+                    .collect();
+                let below = |limit| ranks.iter().filter(|&&rank| rank < limit).count();
+                let share = |count| 100.0 * count as f64 / ranks.len() as f64;
+                let (first, among) = (below(1), below(5));
+                Ok(Self::Classes {
+                    top1: share(first),
+                    top5: share(among),
+                    interval: wilson_interval(first, ranks.len()),
+                })
+            }
+            Targets::Labels { of, count } => {
+                let precisions: Vec<(f64, f64)> = (0..*count)
+                    .into_par_iter()
+                    .filter_map(|label| {
+                        let scored: Vec<(f32, bool)> = rows
+                            .iter()
+                            .zip(logits.chunks_exact(*count))
+                            .map(|(&row, logits)| {
+                                (logits[label], of[row].contains(&(label as u32)))
+                            })
+                            .collect();
+                        Some((average_precision(&scored)?, eleven_point_precision(&scored)?))
+                    })
+                    .collect();
+                if precisions.is_empty() {
+                    return Err(ProbeError::NoPositive { set });
+                }
+                let mean = |of: fn(&(f64, f64)) -> f64| {
+                    100.0 * precisions.iter().map(of).sum::<f64>() / precisions.len() as f64
+                };
+                Ok(Self::Labels { map: mean(|p| p.0), map_11_point: mean(|p| p.1) })
+            }
+        }
+    }
+}
+
+/// How many classes come before `class`; equal logits count in the order of the classes. A class
+/// without an output comes after everything, also after the fifth of less than five.
+fn rank(logits: &[f32], class: usize) -> usize {
+    let Some(&own) = logits.get(class) else { return usize::MAX };
+    let before = |(other, &logit): (usize, &f32)| logit > own || (logit == own && other < class);
+    logits.iter().enumerate().filter(|&entry| before(entry)).count()
+}
+
+/// 95 % confidence interval of a share, in per cent, by Wilson's formula (1927).
+pub fn wilson_interval(hits: usize, of: usize) -> [f64; 2] {
+    if of == 0 {
+        return [0.0, 100.0];
+    }
+    let (n, share) = (of as f64, hits as f64 / of as f64);
+    let middle = share + Z * Z / (2.0 * n);
+    let half = Z * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
+    let scale = 100.0 / (1.0 + Z * Z / n);
+    [((middle - half) * scale).max(0.0), ((middle + half) * scale).min(100.0)]
+}
+
+/// Precision and recall at every threshold, highest first; none without a positive.
+fn curve(scored: &[(f32, bool)]) -> Option<Vec<(f64, f64)>> {
+    let positives = scored.iter().filter(|(_, positive)| *positive).count();
+    if positives == 0 {
+        return None;
+    }
+    let mut sorted = scored.to_vec();
+    sorted.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut hits, mut seen) = (0, 0);
+    let points = sorted.chunk_by(|a, b| a.0 == b.0).map(|equal| {
+        seen += equal.len();
+        hits += equal.iter().filter(|(_, positive)| *positive).count();
+        (f64::from(hits as u32) / seen as f64, f64::from(hits as u32) / positives as f64)
+    });
+    Some(points.collect())
+}
+
+/// Average precision of scores, in 0..=1: the sum over thresholds of precision times the growth
+/// of recall. Equal scores are one threshold. None without a positive.
+pub fn average_precision(scored: &[(f32, bool)]) -> Option<f64> {
+    let mut reached = 0.0;
+    let area = curve(scored)?.into_iter().map(|(precision, recall)| {
+        let grown = recall - reached;
+        reached = recall;
+        precision * grown
+    });
+    Some(area.sum())
+}
+
+/// The average precision of PASCAL VOC2007: the mean, over the recalls 0, 0.1, ..., 1, of the
+/// highest precision at that recall or a higher one. None without a positive.
+pub fn eleven_point_precision(scored: &[(f32, bool)]) -> Option<f64> {
+    let curve = curve(scored)?;
+    let best_from = |tenths: u32| {
+        let reached = |(precision, recall): &(f64, f64)| {
+            (*recall >= f64::from(tenths) / 10.0 - 1e-12).then_some(*precision)
+        };
+        curve.iter().filter_map(reached).fold(0.0, f64::max)
+    };
+    Some((0..=10).map(best_from).sum::<f64>() / 11.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_those_of_the_formula() {
+        // 8 of 10, worked out by hand: (0.8 + 0.192073 -+ 0.312961) / 1.384146.
+        let [low, high] = wilson_interval(8, 10);
+        assert!((low - 49.0162).abs() < 1e-3 && (high - 94.3318).abs() < 1e-3, "{low} {high}");
+        let [low, high] = wilson_interval(0, 20);
+        assert!(low == 0.0 && (high - 16.1125).abs() < 1e-3, "{high}");
+        let [low, high] = wilson_interval(1, 1);
+        assert!((low - 20.6543).abs() < 1e-3 && high == 100.0, "{low}");
+    }
+
+    #[test]
+    fn average_precision_by_hand() {
+        // Ranked: hit, miss, hit, miss: 1/2 (1) + 1/2 (2/3).
+        let scored = [(0.4, true), (0.9, true), (0.5, false), (0.1, false)];
+        let scored = scored.map(|(s, p)| if s == 0.4 { (0.3, p) } else { (s, p) });
+        assert!((average_precision(&scored).unwrap() - 5.0 / 6.0).abs() < 1e-12);
+        // Recall 0 to 0.5 is reached with precision 1, the rest with 2/3.
+        let eleven = (6.0 + 5.0 * 2.0 / 3.0) / 11.0;
+        assert!((eleven_point_precision(&scored).unwrap() - eleven).abs() < 1e-12);
+        // All scores equal: one threshold, the share of positives.
+        let equal = [(1.0, true), (1.0, false), (1.0, false), (1.0, false)];
+        assert_eq!(average_precision(&equal), Some(0.25));
+        assert_eq!(average_precision(&[(1.0, false)]), None);
+        assert_eq!(eleven_point_precision(&[(1.0, false)]), None);
+    }
+
+    #[test]
+    fn ranks_count_what_comes_before() {
+        assert_eq!(rank(&[0.5, 2.0, 0.5], 2), 2);
+        assert_eq!(rank(&[0.5, 2.0, 0.5], 0), 1);
+        assert_eq!(rank(&[0.5, 2.0], 7), usize::MAX);
+    }
+}

@@ -1,0 +1,212 @@
+//! Pictures that hold any number of labels, which a file lists.
+//!
+//! The file has the header `picture,labels`; every line names a picture, by its path from the
+//! folder that the file lies in, and its labels, separated by `;`. Nothing behind the comma means
+//! that the picture holds none of the labels.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use esvit_data::{DecodeLimits, Folder, FolderError};
+
+use super::ProbeTask;
+use super::features::HeldLabels;
+use crate::labelled::{HELD_OUT, LabelledSet, LabelledTask};
+
+const HEADER: &str = "picture,labels";
+
+/// Why there is no task.
+#[derive(Debug, thiserror::Error)]
+pub enum LabelsError {
+    /// A folder cannot be read.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A file or folder cannot be read.
+    #[error("cannot read `{path}`: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The first line is another one.
+    #[error(
+        "the first line of `{path}` is not `{HEADER}`\n\
+         hint: every further line is a picture's path from the folder of the file, a comma and the \
+         picture's labels with `;` between them",
+        path = path.display()
+    )]
+    Header {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line cannot be used.
+    #[error("line {line} of `{path}` {problem}", path = path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its number, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// No label is named.
+    #[error("`{path}` names no label", path = path.display())]
+    NoLabels {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is about other pictures.
+    #[error(
+        "`{file}` names no picture in `{folder}`\n\
+         hint: pictures are named by their path from the folder that the file lies in",
+        file = file.display(), folder = folder.display()
+    )]
+    NoPictures {
+        /// The file.
+        file: PathBuf,
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+/// The lines of a file.
+#[derive(Debug, PartialEq)]
+struct Table {
+    /// Names of the labels in the order of their numbers.
+    names: Vec<String>,
+    /// Labels of every picture, by its path from the file's folder.
+    pictures: HashMap<String, Vec<u32>>,
+}
+
+impl Table {
+    fn parse(text: &str, path: &Path) -> Result<Self, LabelsError> {
+        let mut lines = text.trim_start_matches('\u{feff}').lines();
+        if lines.next().map(str::trim) != Some(HEADER) {
+            return Err(LabelsError::Header { path: path.into() });
+        }
+        let mut rows: HashMap<String, Vec<&str>> = HashMap::new();
+        for (line, number) in lines.zip(2..).filter(|(line, _)| !line.trim().is_empty()) {
+            let wrong =
+                |problem: String| LabelsError::Line { path: path.into(), line: number, problem };
+            let (picture, labels) =
+                line.rsplit_once(',').ok_or_else(|| wrong("has no comma".into()))?;
+            let labels = labels.split(';').map(str::trim).filter(|label| !label.is_empty());
+            let picture = picture.trim().replace('\\', "/");
+            if rows.insert(picture.clone(), labels.collect()).is_some() {
+                return Err(wrong(format!("names `{picture}` once more")));
+            }
+        }
+        let names: BTreeSet<&str> = rows.values().flatten().copied().collect();
+        if names.is_empty() {
+            return Err(LabelsError::NoLabels { path: path.into() });
+        }
+        let numbers: HashMap<&str, u32> = names.iter().copied().zip(0..).collect();
+        let numbered = |labels: Vec<&str>| {
+            let labels: BTreeSet<u32> = labels.iter().map(|label| numbers[label]).collect();
+            labels.into_iter().collect()
+        };
+        Ok(Self {
+            names: names.iter().map(|name| name.to_string()).collect(),
+            pictures: rows.into_iter().map(|(name, labels)| (name, numbered(labels))).collect(),
+        })
+    }
+}
+
+/// Pictures of one or two folders with the labels that `file` lists; pictures that it does not
+/// name are not used. Without a second folder every fifth picture is set aside and reported on.
+///
+/// # Errors
+/// When file or folders cannot be read, or do not belong together.
+pub fn multi_label_task(
+    file: &Path,
+    train: &Path,
+    queries: Option<&Path>,
+    limits: &DecodeLimits,
+) -> Result<ProbeTask, LabelsError> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|source| LabelsError::Io { path: file.into(), source })?;
+    let table = Table::parse(&text, file)?;
+    let mut description = format!("`{}`", train.display());
+    let (train_set, train_labels) = labelled(file, &table, train, limits)?;
+    let (train_set, query_set, query_labels) = match queries {
+        Some(path) => {
+            description.push_str(&format!(" and `{}`", path.display()));
+            let (set, labels) = labelled(file, &table, path, limits)?;
+            (train_set, set, labels)
+        }
+        None => {
+            description.push_str(", every fifth picture set aside");
+            let (rest, aside) = train_set.split(HELD_OUT);
+            (rest, aside, train_labels.clone())
+        }
+    };
+    description.push_str(&format!(", labels of `{}`", file.display()));
+    let task =
+        LabelledTask { train: train_set, queries: query_set, classes: table.names, description };
+    Ok(ProbeTask { task, labels: Some([train_labels, query_labels]) })
+}
+
+/// The named pictures of a folder, and the labels of all its pictures.
+fn labelled(
+    file: &Path,
+    table: &Table,
+    folder: &Path,
+    limits: &DecodeLimits,
+) -> Result<(LabelledSet, HeldLabels), LabelsError> {
+    let pictures = Folder::open(folder, limits)?;
+    let real = |path: &Path| {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        path.canonicalize().map_err(|source| LabelsError::Io { path: path.into(), source })
+    };
+    let (base, root) = (real(file.parent().unwrap_or(Path::new(".")))?, real(folder)?);
+    let labels_of = |index: usize| {
+        let path = pictures.path(index)?;
+        let path = root.join(path.strip_prefix(folder).ok()?);
+        let name = path.strip_prefix(&base).ok()?.to_string_lossy().replace('\\', "/");
+        table.pictures.get(&name).cloned()
+    };
+    let count = esvit_data::Source::len(&pictures);
+    let labels: Vec<Option<Vec<u32>>> = (0..count).map(labels_of).collect();
+    let named: Vec<usize> = (0..count).filter(|&index| labels[index].is_some()).collect();
+    if named.is_empty() {
+        return Err(LabelsError::NoPictures { file: file.into(), folder: folder.into() });
+    }
+    let mut set = LabelledSet::all(Arc::new(pictures));
+    set.pictures = named;
+    Ok((set, labels.into_iter().map(Option::unwrap_or_default).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Table, String> {
+        Table::parse(text, Path::new("l.csv")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn labels_are_numbered_by_name() {
+        let table =
+            parse("picture,labels\r\na/1.png,dog; cat;dog\nb, c.png,\n\n2.png,cat\n").unwrap();
+        assert_eq!(table.names, ["cat", "dog"]);
+        assert_eq!(table.pictures["a/1.png"], [0, 1]);
+        assert_eq!(table.pictures["b, c.png"], Vec::<u32>::new());
+        assert_eq!(table.pictures["2.png"], [0]);
+    }
+
+    #[test]
+    fn files_that_make_no_sense() {
+        for (text, message) in [
+            ("1.png,cat\n", "the first line of `l.csv` is not `picture,labels`"),
+            ("", "the first line"),
+            ("picture,labels\n1.png\n", "line 2 of `l.csv` has no comma"),
+            ("picture,labels\n1.png,a\n1.png,b\n", "line 3 of `l.csv` names `1.png` once more"),
+            ("picture,labels\n1.png,\n", "`l.csv` names no label"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Stochastic gradient descent on many linear heads at once.
+//!
+//! All heads see the same batches. Heads on the same columns lie below each other in one weight
+//! matrix, so that a batch is multiplied once for all of them. A head becomes the same whether it
+//! is trained alone or among others.
+
+use std::f64::consts::PI;
+
+use esvit_kernels::linear::{Activation, backward, forward};
+use esvit_kernels::rng::Rng;
+use rayon::prelude::*;
+
+use super::sweep::Trials;
+use super::{LinearClassifier, ProbeError, Setting, Subset, Suffix, Sweep, loss};
+
+/// Learning rates that are tried unless others are named, for a batch of 256.
+pub const SGD_LRS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
+
+/// Purpose words of the random numbers.
+const START_PURPOSE: u64 = 0x11E4D5;
+const ORDER_PURPOSE: u64 = 0x11E0D3;
+/// Standard deviation of a weight's start.
+const START_STD: f64 = 0.01;
+/// The batch that learning rates are given for.
+const LR_BATCH: f64 = 256.0;
+
+/// How heads are trained.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sgd {
+    /// Passes over the rows; the learning rate goes to 0 along a cosine, one step an epoch.
+    pub epochs: usize,
+    /// Rows a step.
+    pub batch: usize,
+    /// Momentum.
+    pub momentum: f64,
+    /// Seed of starts and orders.
+    pub seed: u64,
+}
+
+impl Default for Sgd {
+    fn default() -> Self {
+        Self { epochs: 100, batch: 256, momentum: 0.9, seed: 0 }
+    }
+}
+
+impl Sgd {
+    pub(super) fn check(&self) -> Result<(), ProbeError> {
+        for (name, value) in [("the number of epochs", self.epochs), ("the batch", self.batch)] {
+            if value == 0 {
+                let (value, need) = (value.to_string(), "at least 1".into());
+                return Err(ProbeError::Setting { name, value, need });
+            }
+        }
+        Ok(())
+    }
+
+    /// The share of a head's learning rate that an epoch has.
+    fn lr_share(&self, epoch: usize) -> f64 {
+        let cosine = (PI * epoch as f64 / self.epochs as f64).cos();
+        self.batch as f64 / LR_BATCH * 0.5 * (1.0 + cosine)
+    }
+}
+
+/// One head.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Head {
+    /// The first column that it sees.
+    pub first: usize,
+    /// Learning rate for a batch of 256.
+    pub lr: f64,
+    /// Strength of the L2 penalty on its weight.
+    pub l2: f64,
+}
+
+/// Heads on the same columns.
+struct Group {
+    first: usize,
+    columns: usize,
+    /// Place of every head among all.
+    places: Vec<usize>,
+    heads: Vec<Head>,
+    /// `[heads * outputs, columns]`, and its momentum.
+    weight: Vec<f32>,
+    weight_velocity: Vec<f32>,
+    /// `[heads * outputs]`, and its momentum.
+    bias: Vec<f32>,
+    bias_velocity: Vec<f32>,
+}
+
+impl Group {
+    fn new(first: usize, heads: &[Head], width: usize, outputs: usize, seed: u64) -> Self {
+        let columns = width - first;
+        let own = heads.iter().enumerate().filter(|(_, head)| head.first == first);
+        let (places, heads): (Vec<usize>, Vec<Head>) = own.unzip();
+        let mut rng = Rng::for_purpose(seed, START_PURPOSE, [columns as u64, 0, 0]);
+        let start: Vec<f32> =
+            (0..outputs * columns).map(|_| (START_STD * rng.normal()) as f32).collect();
+        let weight = start.repeat(heads.len());
+        let bias = vec![0.0; heads.len() * outputs];
+        let (weight_velocity, bias_velocity) = (vec![0.0; weight.len()], bias.clone());
+        Self { first, columns, places, heads, weight, weight_velocity, bias, bias_velocity }
+    }
+
+    /// One step on a batch `x [rows, columns]`.
+    fn step(&mut self, x: &[f32], data: &Subset<'_>, rows: &[usize], sgd: &Sgd, lr_share: f64) {
+        let bias = Some(&self.bias[..]);
+        let (mut logits, kept) =
+            forward::<f32>(x, self.columns, Activation::None, &self.weight, bias, true);
+        loss::replace_by_gradient(&mut logits, &data.examples.targets, rows);
+        let Some(kept) = kept else { return };
+        let gradients =
+            backward(kept, self.columns, Activation::None, &self.weight, &logits, false);
+
+        let momentum = sgd.momentum as f32;
+        let outputs = self.bias.len() / self.heads.len();
+        let update =
+            |head: &Head, l2: f64, values: &mut [f32], velocity: &mut [f32], gradient: &[f32]| {
+                let (lr, l2) = ((head.lr * lr_share) as f32, l2 as f32);
+                for ((value, velocity), gradient) in values.iter_mut().zip(velocity).zip(gradient) {
+                    *velocity = momentum * *velocity + (gradient + l2 * *value);
+                    *value -= lr * *velocity;
+                }
+            };
+        let size = outputs * self.columns;
+        self.weight
+            .par_chunks_mut(size)
+            .zip(self.weight_velocity.par_chunks_mut(size))
+            .zip(gradients.weight.par_chunks(size))
+            .zip(&self.heads)
+            .for_each(|(((values, velocity), gradient), head)| {
+                update(head, head.l2, values, velocity, gradient);
+            });
+        let biases = self.bias.chunks_mut(outputs).zip(self.bias_velocity.chunks_mut(outputs));
+        for (((values, velocity), gradient), head) in
+            biases.zip(gradients.bias.chunks(outputs)).zip(&self.heads)
+        {
+            update(head, 0.0, values, velocity, gradient);
+        }
+    }
+
+    /// The heads with their places.
+    fn classifiers(self, outputs: usize) -> Vec<(usize, LinearClassifier)> {
+        let (first, size) = (self.first, outputs * self.columns);
+        let parts = self.weight.chunks(size).zip(self.bias.chunks(outputs));
+        let classifier = |(weight, bias): (&[f32], &[f32])| LinearClassifier {
+            first,
+            weight: weight.to_vec(),
+            bias: bias.to_vec(),
+        };
+        self.places.iter().copied().zip(parts.map(classifier)).collect()
+    }
+}
+
+/// Trains heads on the rows of `data`, all in one pass over its batches; the heads come back in
+/// their order.
+///
+/// # Errors
+/// When a picture cannot be augmented.
+pub fn train_heads(
+    data: &Subset<'_>,
+    heads: &[Head],
+    sgd: &Sgd,
+) -> Result<Vec<LinearClassifier>, ProbeError> {
+    let outputs = data.examples.targets.outputs();
+    let mut firsts: Vec<usize> = heads.iter().map(|head| head.first).collect();
+    firsts.sort_unstable();
+    firsts.dedup();
+    let group = |&first: &usize| Group::new(first, heads, data.examples.width, outputs, sgd.seed);
+    let mut groups: Vec<Group> = firsts.iter().map(group).collect();
+    for epoch in 0..sgd.epochs {
+        let values = data.epoch(epoch)?;
+        let mut order: Vec<usize> = (0..data.len()).collect();
+        Rng::for_purpose(sgd.seed, ORDER_PURPOSE, [epoch as u64, 0, 0]).shuffle(&mut order);
+        let lr_share = sgd.lr_share(epoch);
+        for batch in order.chunks(sgd.batch) {
+            let rows: Vec<usize> = batch.iter().map(|&place| data.rows[place]).collect();
+            for group in &mut groups {
+                let x = values.gather(batch, group.first);
+                group.step(&x, data, &rows, sgd, lr_share);
+            }
+        }
+    }
+    let mut classifiers: Vec<(usize, LinearClassifier)> =
+        groups.into_iter().flat_map(|group| group.classifiers(outputs)).collect();
+    classifiers.sort_by_key(|(place, _)| *place);
+    Ok(classifiers.into_iter().map(|(_, classifier)| classifier).collect())
+}
+
+/// Tries every learning rate with every number of blocks.
+pub(super) fn sweep(
+    sgd: &Sgd,
+    lrs: &[f64],
+    fit: &Subset<'_>,
+    validation: &Subset<'_>,
+    suffixes: &[Suffix],
+) -> Result<Sweep, ProbeError> {
+    let settings: Vec<Setting> = suffixes
+        .iter()
+        .flat_map(|&suffix| lrs.iter().map(move |&lr| Setting { suffix, lr: Some(lr), l2: None }))
+        .collect();
+    let heads: Vec<Head> = settings.iter().map(head).collect();
+    let mut trials = Trials::default();
+    for (setting, classifier) in settings.into_iter().zip(train_heads(fit, &heads, sgd)?) {
+        trials.add(setting, &classifier, validation);
+    }
+    Ok(trials.finish())
+}
+
+/// The classifier of one setting.
+pub(super) fn fit(
+    sgd: &Sgd,
+    setting: &Setting,
+    data: &Subset<'_>,
+) -> Result<LinearClassifier, ProbeError> {
+    Ok(train_heads(data, &[head(setting)], sgd)?.swap_remove(0))
+}
+
+/// The head of a setting.
+pub(super) fn head(setting: &Setting) -> Head {
+    Head {
+        first: setting.suffix.first,
+        lr: setting.lr.unwrap_or(0.0),
+        l2: setting.l2.unwrap_or(0.0),
+    }
+}

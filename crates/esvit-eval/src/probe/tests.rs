@@ -1,0 +1,198 @@
+//! Probes of features made up for it.
+
+use esvit_kernels::rng::Rng;
+
+use super::*;
+
+/// Rows around one centre a class, `spread` away from it; the last column of every row is noise.
+pub(super) fn clusters(
+    rows: usize,
+    width: usize,
+    classes: u32,
+    spread: f64,
+    stream: u64,
+) -> Examples {
+    let mut rng = Rng::new(17, [stream, 0, 0]);
+    let mut centers = Rng::new(18, [0; 3]);
+    let centers: Vec<f64> = (0..classes as usize * width).map(|_| centers.normal()).collect();
+    let of: Vec<u32> = (0..rows as u32).map(|row| row % classes).collect();
+    let values = of
+        .iter()
+        .flat_map(|&class| {
+            let center = &centers[class as usize * width..(class as usize + 1) * width];
+            center.iter().map(|c| (c + spread * rng.normal()) as f32).collect::<Vec<f32>>()
+        })
+        .collect();
+    Examples { values, width, targets: Targets::Classes { of, count: classes as usize } }
+}
+
+fn halves(width: usize) -> Vec<Suffix> {
+    vec![Suffix { n: 1, first: width / 2 }, Suffix { n: 4, first: 0 }]
+}
+
+fn solvers() -> [Solver; 3] {
+    let sgd = Sgd { epochs: 30, batch: 32, ..Sgd::default() };
+    let tuning = Sgd { epochs: 10, batch: 8, ..sgd };
+    [
+        Solver::Sgd { lrs: vec![0.1, 1.0], sgd },
+        Solver::Logistic(Logistic { l2s: vec![1e-3, 1e-1], max_iterations: 200 }),
+        Solver::Elevater(Elevater { tuning, ..Elevater::default() }),
+    ]
+}
+
+fn probe(solver: Solver, width: usize) -> Probe {
+    Probe { solver, suffixes: halves(width), standardize: false, refit: true }
+}
+
+#[test]
+fn separable_classes_are_told_apart_without_a_mistake() {
+    let (train, queries) = (clusters(400, 16, 5, 0.1, 1), clusters(100, 16, 5, 0.1, 2));
+    for solver in solvers() {
+        for standardize in [false, true] {
+            let probe = Probe { standardize, ..probe(solver.clone(), 16) };
+            let outcome = probe.run(&train, &queries, None).unwrap();
+            let name = solver.name();
+            let Metrics::Classes { top1, interval, .. } = outcome.best.metrics else { panic!() };
+            assert_eq!(top1, 100.0, "{name}");
+            assert!(interval[0] > 96.0 && interval[1] == 100.0, "{name} {interval:?}");
+            assert_eq!((outcome.fitted_to, outcome.chosen_on), (400, 80));
+            let again = probe.run(&train, &queries, None).unwrap();
+            assert_eq!(outcome, again, "{name}");
+        }
+    }
+}
+
+#[test]
+fn heads_become_the_same_alone_and_together() {
+    let train = clusters(90, 24, 7, 1.0, 3);
+    let subset = Subset::all(&train);
+    let sgd = Sgd { epochs: 3, batch: 32, ..Sgd::default() };
+    let heads: Vec<Head> = [(0, 0.1, 0.0), (8, 1.0, 0.0), (0, 3.0, 1e-2), (8, 0.01, 1e-3)]
+        .map(|(first, lr, l2)| Head { first, lr, l2 })
+        .to_vec();
+    let together = train_heads(&subset, &heads, &sgd).unwrap();
+    for (head, together) in heads.iter().zip(&together) {
+        let alone = train_heads(&subset, &[*head], &sgd).unwrap();
+        assert_eq!(&alone[0], together, "{head:?}");
+    }
+}
+
+/// Two steps on two rows of one feature, worked out in f64.
+#[test]
+fn steps_are_those_of_momentum_and_a_cosine() {
+    let targets = Targets::Classes { of: vec![0, 1], count: 2 };
+    let train = Examples { values: vec![1.0, -2.0], width: 1, targets };
+    let sgd = Sgd { epochs: 2, batch: 256, momentum: 0.9, seed: 4 };
+    let start =
+        train_heads(&Subset::all(&train), &[Head { first: 0, lr: 0.0, l2: 0.0 }], &sgd).unwrap();
+    let (lr, l2) = (0.5, 0.01);
+    let found = train_heads(&Subset::all(&train), &[Head { first: 0, lr, l2 }], &sgd).unwrap();
+    let mut w: Vec<f64> = start[0].weight.iter().map(|&w| f64::from(w)).collect();
+    let (mut b, mut vw, mut vb) = ([0.0; 2], [0.0; 2], [0.0; 2]);
+    for epoch in 0..2 {
+        let lr = lr * 0.5 * (1.0 + (std::f64::consts::PI * f64::from(epoch) / 2.0).cos());
+        let (mut gw, mut gb) = ([0.0; 2], [0.0; 2]);
+        for (x, class) in [(1.0, 0), (-2.0, 1)] {
+            let e = [0, 1].map(|k| (w[k] * x + b[k]).exp());
+            for k in 0..2 {
+                let g = (e[k] / (e[0] + e[1]) - f64::from(u8::from(k == class))) / 2.0;
+                gw[k] += g * x;
+                gb[k] += g;
+            }
+        }
+        for k in 0..2 {
+            vw[k] = 0.9 * vw[k] + gw[k] + l2 * w[k];
+            vb[k] = 0.9 * vb[k] + gb[k];
+            w[k] -= lr * vw[k];
+            b[k] -= lr * vb[k];
+        }
+    }
+    for k in 0..2 {
+        assert!((f64::from(found[0].weight[k]) - w[k]).abs() < 1e-6);
+        assert!((f64::from(found[0].bias[k]) - b[k]).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn labels_are_learnt_one_by_one() {
+    let make = |stream| {
+        let examples = clusters(200, 12, 4, 0.1, stream);
+        let Targets::Classes { of, .. } = examples.targets else { panic!() };
+        // Class 0 holds nothing, class 3 holds two labels, a fourth label nobody holds.
+        let held = [vec![], vec![0], vec![1], vec![0, 2]];
+        let of = of.into_iter().map(|class| held[class as usize].clone()).collect();
+        Examples { targets: Targets::Labels { of, count: 4 }, ..examples }
+    };
+    for solver in solvers() {
+        let name = solver.name();
+        let outcome = probe(solver, 12).run(&make(1), &make(2), None).unwrap();
+        let Metrics::Labels { map, map_11_point } = outcome.best.metrics else { panic!() };
+        assert!(map > 99.9 && map_11_point > 99.9, "{name} {map} {map_11_point}");
+    }
+}
+
+#[test]
+fn a_single_setting_needs_no_choice() {
+    let (train, queries) = (clusters(3, 4, 3, 0.1, 1), clusters(1, 4, 3, 0.1, 2));
+    let solver = Solver::Logistic(Logistic { l2s: vec![1e-3], max_iterations: 100 });
+    let probe = Probe { suffixes: vec![Suffix { n: 1, first: 0 }], ..probe(solver, 4) };
+    let outcome = probe.run(&train, &queries, None).unwrap();
+    assert_eq!((outcome.fitted_to, outcome.chosen_on), (3, 0));
+    assert_eq!(outcome.best.metrics.value(), 100.0);
+}
+
+#[test]
+fn odd_sets_work_or_are_refused() {
+    let solver = || solvers().into_iter().next().unwrap();
+    let queries = clusters(6, 4, 3, 0.1, 2);
+    let run = |train: &Examples| probe(solver(), 4).run(train, &queries, None);
+    assert_eq!(run(&clusters(0, 4, 3, 0.1, 1)), Err(ProbeError::Empty { set: "training" }));
+    assert_eq!(run(&clusters(1, 4, 3, 0.1, 1)), Err(ProbeError::OneClass));
+    assert_eq!(run(&clusters(9, 4, 1, 0.1, 1)), Err(ProbeError::OneClass));
+    assert!(run(&clusters(2, 4, 3, 0.1, 1)).is_ok());
+    let wide = clusters(6, 5, 3, 0.1, 1);
+    assert_eq!(run(&wide), Err(ProbeError::Width { train: 5, queries: 4 }));
+    // Classes that no training picture has are counted wrong, also among the first five.
+    let mut unknown = queries.clone();
+    unknown.targets = Targets::Classes { of: vec![3; 6], count: 3 };
+    let outcome = probe(solver(), 4).run(&clusters(30, 4, 3, 0.1, 1), &unknown, None).unwrap();
+    let Metrics::Classes { top1, top5, .. } = outcome.best.metrics else { panic!() };
+    assert_eq!((top1, top5), (0.0, 0.0));
+    // More than 1,000 classes with one picture each.
+    let many = clusters(1200, 4, 1200, 0.0, 1);
+    let sgd = Sgd { epochs: 2, ..Sgd::default() };
+    let many_probe = probe(Solver::Sgd { lrs: vec![1.0, 10.0], sgd }, 4);
+    assert!(many_probe.run(&many, &many, None).is_ok());
+    // Nothing but infinities comes out.
+    let mut broken = clusters(30, 4, 3, 0.1, 1);
+    broken.values.fill(f32::INFINITY);
+    assert_eq!(run(&broken), Err(ProbeError::Diverged));
+}
+
+#[test]
+fn epochs_can_have_their_own_features() {
+    let (train, queries) = (clusters(60, 8, 3, 0.2, 1), clusters(60, 8, 3, 0.2, 2));
+    let epochs = std::sync::Mutex::new(Vec::new());
+    let augmented = |epoch: usize, rows: &[usize]| {
+        epochs.lock().unwrap().push((epoch, rows.len()));
+        Ok(rows.iter().flat_map(|&row| train.values[row * 8..row * 8 + 8].to_vec()).collect())
+    };
+    let sgd = Sgd { epochs: 4, batch: 16, ..Sgd::default() };
+    let probe = probe(Solver::Sgd { lrs: vec![0.1, 1.0], sgd }, 8);
+    let plain = probe.run(&train, &queries, None).unwrap();
+    let fresh = probe.run(&train, &queries, Some(&augmented)).unwrap();
+    assert_eq!(plain, fresh);
+    let expected: Vec<_> = (0..4).map(|e| (e, 48)).chain((0..4).map(|e| (e, 60))).collect();
+    assert_eq!(*epochs.lock().unwrap(), expected);
+}
+
+#[test]
+fn few_shots_are_spread_over_draws() {
+    let (train, queries) = (clusters(100, 8, 5, 0.3, 1), clusters(50, 8, 5, 0.3, 2));
+    let few = FewShot { shots: 2, draws: 3, seed: 0 };
+    let solver = solvers().into_iter().nth(1).unwrap();
+    let spread = few_shot(&probe(solver, 8), &train, &queries, None, &few).unwrap();
+    assert_eq!(spread.draws.len(), 3);
+    assert!(spread.draws.iter().all(|draw| (draw.fitted_to, draw.chosen_on) == (10, 10)));
+    assert!(spread.top1.mean > 80.0 && spread.top1.std.is_some(), "{spread:?}");
+}

@@ -1,0 +1,278 @@
+//! Linear probes of one backbone on many labelled sets, and how often it beats another.
+//!
+//! What is found is kept line by line in a file, so that a list of sets can be gone on with.
+
+use std::path::{Path, PathBuf};
+
+use esvit_data::DecodeLimits;
+use esvit_train::files::{FileError, LineLog};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::backbone::Backbone;
+use crate::labelled::{LabelledTask, TaskError};
+use crate::probe::{Metrics, Probe, ProbeError, ProbeTask, Sides};
+
+/// Names of the folder of a set whose pictures are reported on; the first that is there counts.
+const QUERY_FOLDERS: [&str; 2] = ["test", "val"];
+
+/// What a result belongs to; only a result for the very same is used again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Key {
+    /// The set's folder, as it was named.
+    pub set: String,
+    /// Fingerprint of the weights.
+    pub weights: String,
+    /// The probe's options.
+    pub probe: Value,
+    /// Number of pictures to learn from.
+    pub train_pictures: usize,
+    /// Number of pictures that are reported on.
+    pub query_pictures: usize,
+}
+
+/// What a probe reaches on a set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SetResult {
+    /// What is measured.
+    pub metric: String,
+    /// In per cent.
+    pub value: f64,
+    /// 95 % confidence interval.
+    pub interval: [f64; 2],
+    /// The chosen setting and everything that it reaches.
+    pub best: Value,
+}
+
+/// A line of the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Line {
+    #[serde(flatten)]
+    key: Key,
+    #[serde(flatten)]
+    result: SetResult,
+}
+
+/// Why results cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// A set cannot be probed.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The file cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file cannot be read.
+    #[error("cannot read `{path}`: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "line {line} of `{path}` is no result of a transfer evaluation: {source}\n\
+         hint: name another file with `--out`",
+        path = path.display()
+    )]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// Opens a set: a folder with `train` and `test` or `val` in it, or a folder of classes of which
+/// every fifth picture is set aside.
+///
+/// # Errors
+/// When a folder cannot be read or has no labels, or its two parts share no class.
+pub fn open_set(folder: &Path, limits: &DecodeLimits) -> Result<LabelledTask, TaskError> {
+    let train = folder.join("train");
+    let queries =
+        QUERY_FOLDERS.map(|name| folder.join(name)).into_iter().find(|path| path.is_dir());
+    match queries {
+        Some(queries) if train.is_dir() => {
+            LabelledTask::folders(&train, Some(&queries), limits, usize::MAX)
+        }
+        _ => LabelledTask::folders(folder, None, limits, usize::MAX),
+    }
+}
+
+/// A number that differs where weights or the way pictures are shown differ (FNV-1a).
+pub fn fingerprint(backbone: &Backbone) -> String {
+    let mut hash = 0xCBF2_9CE4_8422_2325u64;
+    let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01B3);
+    format!("{:?}", backbone.preprocess).bytes().for_each(|byte| add(byte.into()));
+    for value in backbone.params.values() {
+        for value in esvit_nn::weights::to_vec(value) {
+            add(value.to_bits().into());
+        }
+    }
+    format!("{hash:016x}")
+}
+
+/// Probes a backbone on one set. The features are those of as many last blocks as the probe's
+/// largest number; `extract` makes them.
+///
+/// # Errors
+/// As [`Probe::run`].
+pub fn measure(
+    probe: &Probe,
+    task: &ProbeTask,
+    extract: impl FnOnce(&ProbeTask) -> Sides,
+) -> Result<SetResult, TransferError> {
+    let sides = extract(task);
+    let best = probe.run(&sides.train, &sides.queries, None)?.best;
+    let (metric, interval) = match best.metrics {
+        Metrics::Classes { interval, .. } => ("top1", interval),
+        Metrics::Labels { map, .. } => ("map", [map; 2]),
+    };
+    Ok(SetResult {
+        metric: metric.into(),
+        value: best.metrics.value(),
+        interval,
+        best: serde_json::to_value(best).unwrap_or_default(),
+    })
+}
+
+/// The file of results.
+#[derive(Debug)]
+pub struct Results {
+    lines: Vec<Line>,
+    log: LineLog,
+}
+
+impl Results {
+    /// Opens a file, or starts it. A last line that was cut off is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, or holds something else.
+    pub fn open(path: &Path) -> Result<Self, TransferError> {
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            text => text.map_err(|source| TransferError::Read { path: path.into(), source })?,
+        };
+        let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+        let parse = |(line, number): (&str, usize)| {
+            serde_json::from_str(line).map_err(|source| TransferError::Line {
+                path: path.into(),
+                line: number,
+                source,
+            })
+        };
+        let lines = whole.lines().zip(1..).map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { lines, log: LineLog::open(path)? })
+    }
+
+    /// The newest result for a key.
+    pub fn find(&self, key: &Key) -> Option<&SetResult> {
+        self.lines.iter().rev().find(|line| line.key == *key).map(|line| &line.result)
+    }
+
+    /// Adds a result; it is on the disk when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add(&mut self, key: Key, result: SetResult) -> Result<(), TransferError> {
+        let line = Line { key, result };
+        let text = serde_json::json!(line).to_string();
+        self.log.append_line(&text)?;
+        self.log.sync()?;
+        self.lines.push(line);
+        Ok(())
+    }
+}
+
+/// A backbone's results beside another's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Summary {
+    /// Sets with a result.
+    pub sets: usize,
+    /// Mean of the values, in per cent; none without a set.
+    pub mean: Option<f64>,
+    /// Mean of the other backbone's values.
+    pub against_mean: Option<f64>,
+    /// Sets on which the value is higher than the other's.
+    pub wins: usize,
+    /// Sets on which the values are equal.
+    pub ties: usize,
+    /// Sets on which the value is lower.
+    pub losses: usize,
+}
+
+impl Summary {
+    /// That of every set's value and the other backbone's, where there is one.
+    pub fn of(values: &[(f64, Option<f64>)]) -> Self {
+        let mean = |values: &[f64]| {
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let others: Vec<f64> = values.iter().filter_map(|value| value.1).collect();
+        let count = |holds: fn(f64, f64) -> bool| {
+            values
+                .iter()
+                .filter(|(own, other)| other.is_some_and(|other| holds(*own, other)))
+                .count()
+        };
+        Self {
+            sets: values.len(),
+            mean: mean(&values.iter().map(|value| value.0).collect::<Vec<f64>>()),
+            against_mean: mean(&others),
+            wins: count(|own, other| own > other),
+            ties: count(|own, other| own == other),
+            losses: count(|own, other| own < other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(set: &str) -> Key {
+        Key {
+            set: set.into(),
+            weights: "1".into(),
+            probe: serde_json::json!({ "solver": "sgd", "lr": [0.1] }),
+            train_pictures: 3,
+            query_pictures: 2,
+        }
+    }
+
+    fn result(value: f64) -> SetResult {
+        let best = serde_json::json!({ "n": 4 });
+        SetResult { metric: "top1".into(), value, interval: [value / 2.0, value], best }
+    }
+
+    #[test]
+    fn results_are_found_again_also_after_a_cut_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("transfer.jsonl");
+        let mut results = Results::open(&path).unwrap();
+        results.add(key("a"), result(12.5)).unwrap();
+        results.add(key("b"), result(100.0 / 3.0)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{text}{{\"set\":")).unwrap();
+        let results = Results::open(&path).unwrap();
+        assert_eq!(results.find(&key("b")), Some(&result(100.0 / 3.0)));
+        assert_eq!(results.find(&Key { query_pictures: 3, ..key("b") }), None);
+        assert_eq!(results.find(&key("c")), None);
+        std::fs::write(&path, "no result\n").unwrap();
+        let error = Results::open(&path).unwrap_err().to_string();
+        assert!(error.contains("line 1 of"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "no result\n");
+    }
+
+    #[test]
+    fn wins_are_counted_where_both_have_a_value() {
+        let values = [(80.0, Some(70.0)), (50.0, Some(50.0)), (10.0, Some(30.0)), (60.0, None)];
+        let summary = Summary::of(&values);
+        assert_eq!((summary.wins, summary.ties, summary.losses), (1, 1, 1));
+        assert_eq!((summary.mean, summary.against_mean), (Some(50.0), Some(50.0)));
+        assert_eq!(Summary::of(&[]).mean, None);
+    }
+}

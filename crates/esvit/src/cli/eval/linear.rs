@@ -1,0 +1,271 @@
+//! `esvit eval linear`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use esvit_data::DecodeLimits;
+use esvit_eval::backbone::Backbone;
+use esvit_eval::probe::{
+    Augmented, FewShot, Outcome, Probe, ProbeTask, Setting, Sides, Spread, dump, few_shot,
+    multi_label_task,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::linear_table::{Row, sweep_table, table};
+use super::probe_choice::ProbeChoice;
+use crate::cli::Done;
+use crate::cli::choice::{BackboneChoice, TaskChoice};
+use crate::cli::output::Output;
+
+/// Linear probe.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Linear {
+    #[command(flatten)]
+    backbone: BackboneChoice,
+    #[command(flatten)]
+    task: TaskChoice,
+    #[command(flatten)]
+    probe: ProbeChoice,
+    /// Computes the training features anew for every epoch, from random crops that are mirrored
+    /// half of the time; `sgd` and `elevater` only.
+    #[arg(long)]
+    augment: bool,
+    /// Fits to so many pictures of every class only.
+    #[arg(long, value_name = "COUNT")]
+    shots: Option<usize>,
+    /// How many times the pictures for `--shots` are drawn.
+    #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "shots")]
+    draws: usize,
+    /// File that lists the labels of every picture, where pictures hold several: the line
+    /// `picture,labels`, then lines such as `train/1.jpg,cat;dog` with paths from the file's
+    /// folder.
+    #[arg(long, value_name = "FILE", requires = "train", conflicts_with = "shots")]
+    labels: Option<PathBuf>,
+    /// Also writes the features and labels as `.npy` files into a folder.
+    #[arg(long, value_name = "FOLDER")]
+    dump: Option<PathBuf>,
+    /// Does not probe the same network untrained.
+    #[arg(long)]
+    no_baseline: bool,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is measured of one network.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Found {
+    Whole(Outcome),
+    FewShot(Spread),
+}
+
+impl Linear {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        self.check_dump()?;
+        let task = self.open_task()?;
+        let backbone = self.backbone.open(output)?;
+        let probe = self.probe.probe(backbone.swin.config())?;
+        if self.augment && probe.solver.name() == "logistic" {
+            bail!("`--augment` is not used by `--solver logistic`, which has no epochs");
+        }
+        let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
+        let sides = self.sides(&task, &backbone, n, output);
+        output.left_out(&sides.left_out);
+        if let Some(folder) = &self.dump {
+            dump(folder, &sides)?;
+            output.note(format!("features and labels in `{}`", folder.display()));
+        }
+        let trained = self.measure(&probe, &task, &backbone, &sides)?;
+        let untrained = match self.no_baseline {
+            true => None,
+            false => {
+                let backbone = backbone.untrained();
+                let sides = self.sides(&task, &backbone, n, output);
+                Some(self.measure(&probe, &task, &backbone, &sides)?)
+            }
+        };
+        if let Found::Whole(outcome) = &trained {
+            warn_of_the_edge(outcome, output);
+        }
+        let answer = self.answer(&probe, &task, &trained, untrained.as_ref());
+        if self.json {
+            output.json(&answer)?;
+        } else {
+            output.result(self.text(&probe, &task, &trained, untrained.as_ref()))?;
+        }
+        self.backbone.keep(&backbone, "linear", &task.task.description, &answer, output)?;
+        Ok(Done::Well)
+    }
+
+    fn check_dump(&self) -> Result<()> {
+        let Some(folder) = &self.dump else { return Ok(()) };
+        let file = folder.join("train_features.npy");
+        if file.exists() {
+            bail!("`{}` is there already\nhint: name another folder", file.display());
+        }
+        Ok(())
+    }
+
+    fn open_task(&self) -> Result<ProbeTask> {
+        Ok(match (&self.labels, &self.task.train) {
+            (Some(labels), Some(train)) => {
+                let queries = self.task.val.as_deref();
+                multi_label_task(labels, train, queries, &DecodeLimits::default())?
+            }
+            _ => self.task.open()?.into(),
+        })
+    }
+
+    fn sides(&self, task: &ProbeTask, backbone: &Backbone, n: usize, output: &Output) -> Sides {
+        let (train, queries) = task.task.pictures();
+        let bar = output.bar(train + queries);
+        let sides = task.sides(backbone, n, |count| bar.inc(count as u64));
+        bar.finish_and_clear();
+        sides
+    }
+
+    fn measure(
+        &self,
+        probe: &Probe,
+        task: &ProbeTask,
+        backbone: &Backbone,
+        sides: &Sides,
+    ) -> Result<Found> {
+        let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
+        let anew = task.augmented(backbone, n, &sides.train_pictures, self.probe.seed);
+        let augmented = self.augment.then_some(&anew as &Augmented<'_>);
+        let (train, queries) = (&sides.train, &sides.queries);
+        Ok(match self.shots {
+            None => Found::Whole(probe.run(train, queries, augmented)?),
+            Some(shots) => {
+                let few = FewShot { shots, draws: self.draws, seed: self.probe.seed };
+                Found::FewShot(few_shot(probe, train, queries, augmented, &few)?)
+            }
+        })
+    }
+
+    /// The same for people.
+    fn text(
+        &self,
+        probe: &Probe,
+        task: &ProbeTask,
+        trained: &Found,
+        untrained: Option<&Found>,
+    ) -> String {
+        let (train, queries) = task.task.pictures();
+        let mut text = format!(
+            "linear probe ({}) on {}: {queries} pictures classified, {train} to learn from\n\n",
+            probe.solver.name(),
+            task.task.description,
+        );
+        let rows = untrained.map(|found| ("untrained", found.row())).into_iter();
+        text += &table(&rows.chain([("trained", trained.row())]).collect::<Vec<_>>());
+        match trained {
+            Found::Whole(outcome) if outcome.chosen_on > 0 => {
+                text += &sweep_table(outcome, task.is_multi_label());
+                let then = match probe.refit {
+                    true => "then fitted again to all of them",
+                    false => "not fitted again to those",
+                };
+                let (fitted, chosen) = (outcome.fitted_to, outcome.chosen_on);
+                text += &format!(
+                    "\n\nchosen on {chosen} training pictures set aside, {then}: {fitted} pictures"
+                );
+            }
+            Found::Whole(outcome) => {
+                text += &format!("\n\nfitted to {} pictures", outcome.fitted_to);
+            }
+            Found::FewShot(spread) => {
+                text += &format!(
+                    "\n\n{} pictures of every class, {} draws; settings chosen on other training \
+                     pictures",
+                    spread.shots,
+                    spread.draws.len(),
+                );
+                if spread.smaller_classes > 0 {
+                    text += &format!("; {} classes have fewer", spread.smaller_classes);
+                }
+            }
+        }
+        text
+    }
+
+    /// What `--json` prints.
+    fn answer<'a>(
+        &self,
+        probe: &Probe,
+        task: &'a ProbeTask,
+        found: &'a Found,
+        untrained: Option<&Found>,
+    ) -> Answer<'a> {
+        let (train_pictures, query_pictures) = task.task.pictures();
+        Answer {
+            task: &task.task.description,
+            train_pictures,
+            query_pictures,
+            solver: probe.solver.name(),
+            standardize: probe.standardize,
+            augment: self.augment,
+            refit: probe.refit && self.shots.is_none(),
+            seed: self.probe.seed,
+            found,
+            untrained: untrained.map(Found::short),
+        }
+    }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Answer<'a> {
+    task: &'a str,
+    train_pictures: usize,
+    query_pictures: usize,
+    solver: &'static str,
+    standardize: bool,
+    augment: bool,
+    refit: bool,
+    seed: u64,
+    #[serde(flatten)]
+    found: &'a Found,
+    untrained: Option<Value>,
+}
+
+impl Found {
+    /// What is said of a network that is only there to be compared with.
+    fn short(&self) -> Value {
+        match self {
+            Self::Whole(outcome) => json!(outcome.best),
+            Self::FewShot(spread) => json!({ "top1": spread.top1, "top5": spread.top5 }),
+        }
+    }
+
+    fn row(&self) -> Row<'_> {
+        match self {
+            Self::Whole(outcome) => Row::Whole(&outcome.best),
+            Self::FewShot(spread) => Row::FewShot(spread),
+        }
+    }
+}
+
+/// A best learning rate at the end of the list may not be the best there is.
+fn warn_of_the_edge(outcome: &Outcome, output: &Output) {
+    let tried = |of: fn(&Setting) -> Option<f64>| {
+        let mut values: Vec<f64> =
+            outcome.sweep.iter().filter_map(|trial| of(&trial.setting)).collect();
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        values
+    };
+    let chosen = &outcome.best.setting;
+    let ends: [(&str, Option<f64>, Vec<f64>); 2] =
+        [("--lr", chosen.lr, tried(|s| s.lr)), ("--l2", chosen.l2, tried(|s| s.l2))];
+    for (option, chosen, tried) in ends {
+        let (first, last) = (tried.first().copied(), tried.last().copied());
+        if tried.len() > 1 && chosen.is_some() && (chosen == first || chosen == last) {
+            let end = if chosen == first { "smallest" } else { "largest" };
+            output.note(format!("the best `{option}` is the {end} that was tried"));
+        }
+    }
+}

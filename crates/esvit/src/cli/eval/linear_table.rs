@@ -1,0 +1,118 @@
+//! What a linear probe found, as tables for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use esvit_eval::probe::{Best, MeanStd, Metrics, Outcome, Setting, Spread, Trial};
+
+/// What a row of the first table is about.
+pub(super) enum Row<'a> {
+    Whole(&'a Best),
+    FewShot(&'a Spread),
+}
+
+/// One row a network.
+pub(super) fn table(rows: &[(&str, Row<'_>)]) -> String {
+    let header = match rows.first() {
+        Some((_, Row::FewShot(_))) => {
+            ["features", "top-1 mean +- std", "top-5 mean +- std", ""].map(String::from)
+        }
+        Some((_, Row::Whole(best))) => match best.metrics {
+            Metrics::Classes { .. } => {
+                ["features", "top-1 (95 % interval)", "top-5", "setting"].map(String::from)
+            }
+            Metrics::Labels { .. } => {
+                ["features", "mAP", "11-point mAP", "setting"].map(String::from)
+            }
+        },
+        None => return String::new(),
+    };
+    let cells = |(name, row): &(&str, Row<'_>)| match row {
+        Row::Whole(best) => {
+            let [value, second] = measured(&best.metrics);
+            [name.to_string(), value, second, described(&best.setting)]
+        }
+        Row::FewShot(spread) => {
+            [name.to_string(), spread_of(&spread.top1), spread_of(&spread.top5), String::new()]
+        }
+    };
+    let lines: Vec<String> = [header]
+        .into_iter()
+        .chain(rows.iter().map(cells))
+        .map(|[name, value, second, setting]| {
+            format!("{name:10}  {value:22}  {second:18}  {setting}").trim_end().to_string()
+        })
+        .collect();
+    lines.join("\n")
+}
+
+/// What is measured, in two columns.
+pub(super) fn measured(metrics: &Metrics) -> [String; 2] {
+    match metrics {
+        Metrics::Classes { top1, top5, interval: [low, high] } => {
+            [format!("{top1:.1} ({low:.1} to {high:.1})"), format!("{top5:.1}")]
+        }
+        Metrics::Labels { map, map_11_point } => {
+            [format!("{map:.1}"), format!("{map_11_point:.1}")]
+        }
+    }
+}
+
+fn spread_of(MeanStd { mean, std }: &MeanStd) -> String {
+    match std {
+        Some(std) => format!("{mean:.1} +- {std:.1}"),
+        None => format!("{mean:.1}"),
+    }
+}
+
+/// A setting in words.
+pub(super) fn described(setting: &Setting) -> String {
+    let mut text = format!("n={}", setting.suffix.n);
+    for (name, value) in [("lr", setting.lr), ("l2", setting.l2)] {
+        if let Some(value) = value {
+            let _ = write!(text, " {name}={}", short(value));
+        }
+    }
+    text
+}
+
+/// A number of a grid with no more digits than tell it from its neighbours.
+fn short(value: f64) -> String {
+    let text = format!("{value}");
+    if text.len() <= 6 { text } else { format!("{value:.1e}") }
+}
+
+/// What every setting reached on the pictures set aside: a row for every number of blocks, a
+/// column for every learning rate (the best of its L2 strengths), or L2 strength where there are
+/// no learning rates.
+pub(super) fn sweep_table(outcome: &Outcome, multi_label: bool) -> String {
+    let column = |trial: &Trial| trial.setting.lr.or(trial.setting.l2).unwrap_or(0.0);
+    let by_lr = outcome.sweep.iter().any(|trial| trial.setting.lr.is_some());
+    let mut columns: Vec<f64> = outcome.sweep.iter().map(column).collect();
+    columns.sort_by(f64::total_cmp);
+    columns.dedup();
+    let mut rows: BTreeMap<usize, Vec<Option<f64>>> = BTreeMap::new();
+    for trial in &outcome.sweep {
+        let cells = rows.entry(trial.setting.suffix.n).or_insert(vec![None; columns.len()]);
+        if let Some(place) = columns.iter().position(|&value| value == column(trial)) {
+            cells[place] = [cells[place], trial.validation].into_iter().flatten().reduce(f64::max);
+        }
+    }
+    let mut text = format!(
+        "\n\n{} on the pictures set aside, by n and {}\n{:10}",
+        if multi_label { "mAP" } else { "top-1" },
+        if by_lr { "learning rate" } else { "L2 strength" },
+        "n"
+    );
+    columns.iter().for_each(|&value| {
+        let _ = write!(text, "{:>9}", short(value));
+    });
+    for (n, cells) in rows {
+        let _ = write!(text, "\n{n:<10}");
+        for cell in cells {
+            let cell = cell.map_or("-".to_string(), |value| format!("{value:.1}"));
+            let _ = write!(text, "{cell:>9}");
+        }
+    }
+    text
+}

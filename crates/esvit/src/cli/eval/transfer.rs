@@ -1,0 +1,218 @@
+//! `esvit eval transfer`.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use esvit_data::DecodeLimits;
+use esvit_eval::backbone::Backbone;
+use esvit_eval::labelled::LabelledTask;
+use esvit_eval::probe::{Probe, ProbeTask};
+use esvit_eval::transfer::{self, Key, Results, SetResult, Summary};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::probe_choice::ProbeChoice;
+use crate::cli::Done;
+use crate::cli::choice::{BackboneChoice, NetworkChoice};
+use crate::cli::output::Output;
+
+/// Linear probes on many sets.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Transfer {
+    #[command(flatten)]
+    backbone: BackboneChoice,
+    /// Labelled sets: folders with `train` and `test` or `val` in them, or folders of classes, of
+    /// which every fifth picture is set aside.
+    #[arg(long, value_name = "FOLDER", num_args = 1.., required = true)]
+    sets: Vec<PathBuf>,
+    /// A second checkpoint, or file of weights, to compare with: its teacher or only network.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// Results are kept here set by set; those that are there already are not measured again.
+    #[arg(long, value_name = "FILE", default_value = "transfer.jsonl")]
+    out: PathBuf,
+    #[command(flatten)]
+    probe: ProbeChoice,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A backbone with what is needed to probe it.
+struct Contender {
+    backbone: Backbone,
+    probe: Probe,
+    fingerprint: String,
+}
+
+/// A set's results.
+#[derive(Debug, Serialize)]
+struct Row {
+    set: String,
+    train_pictures: usize,
+    query_pictures: usize,
+    #[serde(flatten)]
+    result: SetResult,
+    against: Option<SetResult>,
+}
+
+/// A set without results.
+#[derive(Debug, Serialize)]
+struct Failed {
+    set: String,
+    reason: String,
+}
+
+impl Transfer {
+    pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let own = self.contender(self.backbone.open(output)?)?;
+        let other = match &self.against {
+            Some(path) => Some(self.contender(NetworkChoice::default().open(path, output)?)?),
+            None => None,
+        };
+        if let Some(folder) = self.out.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut results = Results::open(&self.out)?;
+        let (mut rows, mut failed) = (Vec::new(), Vec::new());
+        for folder in &self.sets {
+            match self.row(folder, &own, other.as_ref(), &mut results, output) {
+                Ok(row) => rows.push(row),
+                Err(error) => {
+                    let (set, reason) = (folder.display().to_string(), error.to_string());
+                    output.warning(format!("left out the set `{set}`: {reason}"));
+                    failed.push(Failed { set, reason });
+                }
+            }
+        }
+        let values: Vec<(f64, Option<f64>)> = rows
+            .iter()
+            .map(|row| (row.result.value, row.against.as_ref().map(|other| other.value)))
+            .collect();
+        let summary = Summary::of(&values);
+        let answer = json!({
+            "solver": own.probe.solver.name(),
+            "sets": rows,
+            "failed": failed,
+            "summary": summary,
+        });
+        if self.json {
+            output.json(&answer)?;
+        } else {
+            output.result(table(own.probe.solver.name(), &rows, &failed, &summary))?;
+        }
+        if rows.is_empty() {
+            bail!("none of the {} sets could be measured", failed.len());
+        }
+        let task = format!("{} sets", rows.len());
+        self.backbone.keep(&own.backbone, "transfer", &task, &answer, output)?;
+        Ok(if failed.is_empty() { Done::Well } else { Done::Bad })
+    }
+
+    fn contender(&self, backbone: Backbone) -> Result<Contender> {
+        let probe = self.probe.probe(backbone.swin.config())?;
+        Ok(Contender { fingerprint: transfer::fingerprint(&backbone), backbone, probe })
+    }
+
+    fn row(
+        &self,
+        folder: &Path,
+        own: &Contender,
+        other: Option<&Contender>,
+        results: &mut Results,
+        output: &Output,
+    ) -> Result<Row> {
+        let task = transfer::open_set(folder, &DecodeLimits::default())?;
+        let (train_pictures, query_pictures) = task.pictures();
+        let mut result = |contender| self.result(folder, &task, contender, results, output);
+        Ok(Row {
+            set: folder.display().to_string(),
+            train_pictures,
+            query_pictures,
+            result: result(own)?,
+            against: other.map(result).transpose()?,
+        })
+    }
+
+    /// The result that is there already, or a new one.
+    fn result(
+        &self,
+        folder: &Path,
+        task: &LabelledTask,
+        contender: &Contender,
+        results: &mut Results,
+        output: &Output,
+    ) -> Result<SetResult> {
+        let (train_pictures, query_pictures) = task.pictures();
+        let key = Key {
+            set: folder.display().to_string(),
+            weights: contender.fingerprint.clone(),
+            probe: json!(self.probe),
+            train_pictures,
+            query_pictures,
+        };
+        if let Some(known) = results.find(&key) {
+            output.note(format!("`{}` is in `{}` already", key.set, self.out.display()));
+            return Ok(known.clone());
+        }
+        let Contender { backbone, probe, .. } = contender;
+        let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
+        let bar = output.bar(train_pictures + query_pictures);
+        let result = transfer::measure(probe, &ProbeTask::from(task.clone()), |task| {
+            let sides = task.sides(backbone, n, |count| bar.inc(count as u64));
+            output.left_out(&sides.left_out);
+            sides
+        });
+        bar.finish_and_clear();
+        let result = result?;
+        results.add(key, result.clone())?;
+        Ok(result)
+    }
+}
+
+fn table(solver: &str, rows: &[Row], failed: &[Failed], summary: &Summary) -> String {
+    let against = rows.iter().any(|row| row.against.is_some());
+    let names = rows.iter().map(|row| row.set.len()).chain(failed.iter().map(|f| f.set.len()));
+    let width = names.max().unwrap_or(0).max("mean".len());
+    let mut text =
+        format!("linear probes ({solver})\n{:width$}  {:>22}", "set", "top-1 (95 % interval)");
+    if against {
+        let _ = write!(text, "  {:>22}", "against");
+    }
+    let _ = write!(text, "  setting");
+    for row in rows {
+        let _ = write!(text, "\n{:width$}  {:>22}", row.set, value(&row.result));
+        if let Some(other) = &row.against {
+            let _ = write!(text, "  {:>22}", value(other));
+        }
+        let _ = write!(text, "  {}", setting(&row.result.best));
+    }
+    for Failed { set, reason } in failed {
+        let reason = reason.lines().next().unwrap_or_default();
+        let _ = write!(text, "\n{set:width$}  left out: {reason}");
+    }
+    if let Some(mean) = summary.mean {
+        let _ = write!(text, "\n{:width$}  {:>22}", "mean", format!("{mean:.1}"));
+    }
+    if let Some(mean) = summary.against_mean {
+        let Summary { wins, ties, losses, .. } = summary;
+        let _ = write!(
+            text,
+            "  {:>22}\nwins on {wins}, ties on {ties}, loses on {losses} of {} sets",
+            format!("{mean:.1}"),
+            wins + ties + losses
+        );
+    }
+    text
+}
+
+fn value(SetResult { value, interval: [low, high], .. }: &SetResult) -> String {
+    format!("{value:.1} ({low:.1} to {high:.1})")
+}
+
+/// The chosen setting out of a result, which may have been read from a file.
+fn setting(best: &Value) -> String {
+    let of = |name: &&str| best.get(*name).map(|value| format!("{name}={value}"));
+    ["n", "lr", "l2"].iter().filter_map(of).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,172 @@
+//! Linear probes, on one set and on several.
+
+use serde_json::Value;
+
+use crate::pictures::{encoded, labelled, textured, unusable};
+use crate::place::{Place, TINY};
+use image::ImageFormat;
+
+const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
+
+fn with_a_run() -> Place {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+    place
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// Checks that a result is one, and returns top-1.
+fn top1(best: &Value) -> f64 {
+    let [top1, top5] = ["top1", "top5"].map(|key| number(&best[key]));
+    let [low, high] = [0, 1].map(|end| number(&best["interval"][end]));
+    assert!(0.0 <= low && low <= top1 && top1 <= high && high <= 100.0 && top5 >= top1, "{best}");
+    top1
+}
+
+#[test]
+fn linear_probe_on_the_built_in_task() {
+    let place = with_a_run();
+    let line = format!("eval linear --checkpoint {CHECKPOINT} --epochs 10 --lr 0.1 1");
+    let answer = place.well(&format!("{line} --json")).json();
+    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&808.into(), &404.into()));
+    assert_eq!((&answer["fitted_to"], &answer["chosen_on"]), (&808.into(), &162.into()));
+    // The network has two blocks: of 1 and 4 blocks asked for by default these are left.
+    assert_eq!(answer["sweep"].as_array().unwrap().len(), 4, "{answer}");
+    assert!([1, 2].contains(&answer["best"]["n"].as_i64().unwrap()), "{answer}");
+    // By chance it is 1 in 101.
+    assert!(top1(&answer["best"]) > 3.0 && top1(&answer["untrained"]) > 3.0, "{answer}");
+    assert_eq!(place.well(&format!("{line} --json")).json(), answer);
+
+    let table = place.well(&format!("{line} --no-baseline --no-refit --standardize"));
+    assert!(table.stdout.contains("trained") && !table.stdout.contains("untrained"), "{table}");
+    assert!(table.stdout.contains("by n and learning rate"), "{table}");
+    assert!(table.stdout.contains("not fitted again to those: 646 pictures"), "{table}");
+
+    let kept = place.folder("run").lines("eval/results.jsonl");
+    assert_eq!(kept.len(), 3);
+    assert_eq!((&kept[0]["evaluation"], &kept[0]["results"]), (&"linear".into(), &answer));
+}
+
+#[test]
+fn every_solver_tells_coloured_folders_apart() {
+    let place = with_a_run();
+    labelled(&place, "set/train", 10);
+    labelled(&place, "set/val", 3);
+    place.write("set/val/red/broken.jpg", &unusable()[1].1);
+    place.write("set/val/unknown/1.png", encoded(textured(90, 40, 9), ImageFormat::Png));
+    let line =
+        format!("eval linear --checkpoint {CHECKPOINT} --train set/train --json --no-baseline");
+    for solver in [
+        "--epochs 20 --augment",
+        "--solver logistic --dump dump",
+        "--solver elevater --n 2 --batch 8",
+    ] {
+        let ended = place.well(&format!("{line} --val set/val {solver}"));
+        let answer = ended.says(&["left out `set/val/red/broken.jpg`"]).json();
+        // Nine pictures of the three colours, and one of a class that is not known.
+        assert!((top1(&answer["best"]) - 90.0).abs() < 1e-9, "{solver}: {answer}");
+        assert_eq!(answer["untrained"], Value::Null);
+    }
+    for name in ["train_features", "train_labels", "query_features", "query_labels"] {
+        let bytes = std::fs::read(place.path(&format!("dump/{name}.npy"))).unwrap();
+        let rows = if name.starts_with("train") { "(30," } else { "(10," };
+        assert!(String::from_utf8_lossy(&bytes[..128]).contains(rows), "{name}");
+    }
+    let again = place.run(&format!("{line} --dump dump")).expect(1);
+    again.says(&["`dump/train_features.npy` is there already"]);
+
+    let answer = place.well(&format!("{line} --shots 2 --draws 3 --epochs 20")).json();
+    assert_eq!(answer["draws"].as_array().unwrap().len(), 3);
+    assert!(number(&answer["top1"]["mean"]) > 60.0, "{answer}");
+    assert!(number(&answer["top1"]["std"]) >= 0.0 && answer["refit"] == Value::Bool(false));
+}
+
+#[test]
+fn labels_out_of_a_file() {
+    let place = with_a_run();
+    labelled(&place, "pictures", 8);
+    let mut file = "picture,labels\n".to_string();
+    for number in 0..8 {
+        file +=
+            &format!("pictures/red/{number}.png,warm;colour\npictures/blue/{number}.png,colour\n");
+    }
+    place.write("labels.csv", file.clone() + "pictures/green/0.png,\nelsewhere.png,warm\n");
+    let line = format!("eval linear --checkpoint {CHECKPOINT} --train pictures --json");
+    let line = format!("{line} --labels labels.csv --solver logistic");
+    let answer = place.well(&line).json();
+    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&13.into(), &4.into()));
+    let best = &answer["best"];
+    assert!(number(&best["map"]) > 50.0 && number(&best["map_11_point"]) <= 100.0, "{answer}");
+
+    place.write("labels.csv", "picture,labels\nred/1.png,warm\n");
+    place.run(&line).expect(1).says(&["`labels.csv` names no picture in `pictures`", "hint:"]);
+    place.write("labels.csv", "name,warm\n");
+    place.run(&line).expect(1).says(&["the first line of `labels.csv` is not `picture,labels`"]);
+}
+
+#[test]
+fn probes_that_make_no_sense() {
+    let place = with_a_run();
+    labelled(&place, "set", 2);
+    labelled(&place, "one", 2);
+    for other in ["green", "red"] {
+        std::fs::remove_dir_all(place.path(&format!("one/{other}"))).unwrap();
+    }
+    place.write("flat/1.png", encoded(textured(40, 40, 1), ImageFormat::Png));
+    let line = format!("eval linear --checkpoint {CHECKPOINT} --train");
+    for (rest, message) in [
+        ("one", "all training pictures are of one class"),
+        ("flat", "`flat` has no labels"),
+        ("set --n 3", "`n` is 3, it must be between 1 and 2"),
+        ("set --lr 0", "a learning rate is 0"),
+        ("set --epochs 0", "the number of epochs is 0"),
+        ("set --l2 1", "`--l2` is not used by `--solver sgd`"),
+        ("set --solver logistic --augment", "`--augment` is not used by `--solver logistic`"),
+        ("set --shots 2", "no training picture is left to choose a setting on"),
+        ("set --shots 0", "at least 1"),
+    ] {
+        let ended = place.run(&format!("{line} {rest}")).expect(1).says(&[message]);
+        assert!(!ended.stderr.contains("panicked"), "{ended}");
+    }
+    // One setting needs no choice.
+    place.well(&format!("{line} set --shots 1 --draws 1 --n 1 --lr 1 --epochs 5"));
+}
+
+#[test]
+fn transfer_goes_on_where_it_stopped() {
+    let place = with_a_run();
+    labelled(&place, "sets/split/train", 5);
+    labelled(&place, "sets/split/test", 2);
+    labelled(&place, "sets/whole", 5);
+    place.write("sets/flat/1.png", encoded(textured(40, 40, 1), ImageFormat::Png));
+    let line = format!(
+        "eval transfer --checkpoint {CHECKPOINT} --solver logistic --n 2 --out kept/results.jsonl \
+         --json --sets sets/split"
+    );
+    let answer = place.well(&line).json();
+    assert_eq!(answer["sets"][0]["query_pictures"], 6);
+    let kept = || std::fs::read_to_string(place.path("kept/results.jsonl")).unwrap();
+    assert_eq!(kept().lines().count(), 1);
+
+    let line = format!("{line} sets/flat sets/whole --against {CHECKPOINT}");
+    let ended = place.run(&line).expect(1);
+    let said = ["`sets/split` is in `kept/results.jsonl` already", "left out the set `sets/flat`"];
+    let answer = ended.says(&said).json();
+    assert_eq!(answer["sets"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["failed"][0]["set"], "sets/flat");
+    // The same weights are their own rival: nothing is measured twice, and nobody wins.
+    assert_eq!(kept().lines().count(), 2);
+    let summary = &answer["summary"];
+    assert_eq!((&summary["wins"], &summary["ties"]), (&0.into(), &2.into()));
+    let mean = [0, 1].map(|set| number(&answer["sets"][set]["value"])).iter().sum::<f64>() / 2.0;
+    assert!((number(&summary["mean"]) - mean).abs() < 1e-9, "{answer}");
+
+    // Other options are another measurement.
+    let other = line.replace("--n 2", "--n 1").replace(" --json", "").replace("sets/flat ", "");
+    let table = place.well(&other);
+    assert!(table.stdout.contains("ties on 2"), "{table}");
+    assert_eq!(kept().lines().count(), 4);
+}
