@@ -8,6 +8,7 @@ pub mod draw;
 pub mod embedding;
 pub mod export;
 pub mod features;
+pub mod finetune;
 pub mod knn;
 pub mod labelled;
 pub mod npy;
