@@ -2,7 +2,7 @@
 //! more dimensions that is not a bias, none on the rest.
 
 use burn::tensor::Tensor;
-use esvit_kernels::buffer::recycle;
+use esvit_kernels::buffer::{recycle, stale};
 use esvit_kernels::optimizer::{self, Average};
 use esvit_nn::params::{ParamSpec, Role, into_values, vector};
 use esvit_nn::{Params, ops};
@@ -79,34 +79,67 @@ impl Optimizer {
         scales: &[f64],
         settings: &UpdateSettings,
     ) {
-        let specs = student.specs().clone();
+        self.update_all(student, Some(teacher), gradients, scales, |_| *settings);
+    }
+
+    /// Updates every parameter that has a gradient, with a learning rate of its own from `lrs`, of
+    /// a network that no teacher follows. The rest is as in [`Optimizer::step`].
+    pub fn step_alone(
+        &mut self,
+        params: &mut Params,
+        gradients: Vec<Option<Tensor<1>>>,
+        scales: &[f64],
+        lrs: &[f64],
+        weight_decay: f64,
+    ) {
+        let settings =
+            |index: usize| UpdateSettings { lr: lrs[index], weight_decay, momentum: 0.0 };
+        self.update_all(params, None, gradients, scales, settings);
+    }
+
+    /// Updates every parameter with a gradient by the settings for its place in the list; where
+    /// there are averages, they follow.
+    fn update_all(
+        &mut self,
+        params: &mut Params,
+        averages: Option<&mut Params>,
+        gradients: Vec<Option<Tensor<1>>>,
+        scales: &[f64],
+        settings: impl Fn(usize) -> UpdateSettings,
+    ) {
+        let specs = params.specs().clone();
         let kind = self.kind;
-        let values = student.values_mut().iter_mut().zip(teacher.values_mut());
+        let mut averages = averages.map(|averages| averages.values_mut().iter_mut());
+        let values = params.values_mut().iter_mut();
         let state = self.moments.iter_mut().zip(gradients.into_iter().zip(scales));
-        for ((spec, (value, average)), (moments, (gradient, &scale))) in
-            specs.iter().zip(values).zip(state)
+        for (index, ((spec, value), (moments, (gradient, &scale)))) in
+            specs.iter().zip(values).zip(state).enumerate()
         {
+            let average = averages.as_mut().and_then(Iterator::next);
             if spec.role == Role::Buffer {
                 continue;
             }
-            let decay = if spec.is_decayed() { settings.weight_decay } else { 0.0 };
-            let settings = UpdateSettings { weight_decay: decay, ..*settings };
+            let mut settings = settings(index);
+            if !spec.is_decayed() {
+                settings.weight_decay = 0.0;
+            }
             let Some(gradient) = gradient else {
                 follow(average, value, settings.momentum);
                 continue;
             };
             moments.updates += 1;
             if ops::has_kernels(&value.device()) {
-                update(kind, spec, [value, average], moments, gradient, scale, &settings);
+                update(kind, spec, (value, average), moments, gradient, scale, &settings);
             } else {
                 let gradient = gradient * scale;
-                let (lr, old) = (settings.lr, value.clone());
+                let UpdateSettings { lr, weight_decay: decay, momentum } = settings;
+                let old = value.clone();
                 *value = match kind {
                     OptimizerKind::AdamW => adamw(moments, old, gradient, lr, decay),
                     OptimizerKind::Sgd => sgd(moments, old, gradient, lr, decay),
                     OptimizerKind::Lars => lars(moments, old, gradient, lr, decay, spec),
                 };
-                follow(average, value, settings.momentum);
+                follow(average, value, momentum);
             }
         }
     }
@@ -123,15 +156,17 @@ pub struct UpdateSettings {
     pub momentum: f64,
 }
 
-fn follow(average: &mut Tensor<1>, value: &Tensor<1>, momentum: f64) {
-    *average = average.clone() * momentum + value.clone() * (1.0 - momentum);
+fn follow(average: Option<&mut Tensor<1>>, value: &Tensor<1>, momentum: f64) {
+    if let Some(average) = average {
+        *average = average.clone() * momentum + value.clone() * (1.0 - momentum);
+    }
 }
 
 /// The update on the machine's memory, in one pass over value, moments and average.
 fn update(
     kind: OptimizerKind,
     spec: &ParamSpec,
-    [value, average]: [&mut Tensor<1>; 2],
+    (value, mut average): (&mut Tensor<1>, Option<&mut Tensor<1>>),
     moments: &mut Moments,
     gradient: Tensor<1>,
     gradient_scale: f64,
@@ -146,7 +181,9 @@ fn update(
         Some(moment) => into_values(moment),
         None => vec![0.0; n],
     };
-    let (mut values, mut averages, gradients) = (take(value), take(average), into_values(gradient));
+    let (mut values, gradients) = (take(value), into_values(gradient));
+    // Where nothing follows, what would have followed is thrown away.
+    let mut averages = average.as_deref_mut().map_or_else(|| stale(n), take);
     let to = Average { values: &mut averages, momentum: settings.momentum };
     let mut first = moment(&mut moments.first);
     let UpdateSettings { lr, weight_decay, .. } = *settings;
@@ -187,7 +224,10 @@ fn update(
     }
     moments.first = Some(vector(first, &device));
     *value = vector(values, &device);
-    *average = vector(averages, &device);
+    match average {
+        Some(average) => *average = vector(averages, &device),
+        None => recycle(averages),
+    }
     recycle(gradients);
 }
 

@@ -47,6 +47,17 @@ impl ViewsConfig {
             .collect()
     }
 
+    /// The first of the [`views`](Self::views) alone.
+    pub fn first_view(
+        &self,
+        picture: &Picture,
+        seed: u64,
+        epoch: u64,
+        sample: u64,
+    ) -> Result<View, PictureError> {
+        self.view(picture, 0, self.global_size, &mut Rng::new(seed, [epoch, sample, 0]))
+    }
+
     /// How pixels become the network's input.
     pub fn normalization(&self) -> Normalization {
         Normalization::new(self.mean, self.std)

@@ -123,7 +123,7 @@ impl Metrics {
 
 /// How many classes come before `class`; equal logits count in the order of the classes. A class
 /// without an output comes after everything, also after the fifth of less than five.
-fn rank(logits: &[f32], class: usize) -> usize {
+pub(crate) fn rank(logits: &[f32], class: usize) -> usize {
     let Some(&own) = logits.get(class) else { return usize::MAX };
     let before = |(other, &logit): (usize, &f32)| logit > own || (logit == own && other < class);
     logits.iter().enumerate().filter(|&entry| before(entry)).count()

@@ -112,14 +112,14 @@ struct Shape {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum PrecisionName {
+pub(super) enum PrecisionName {
     Auto,
     F32,
     Bf16,
 }
 
 impl PrecisionName {
-    fn resolve(self) -> Precision {
+    pub(super) fn resolve(self) -> Precision {
         match self {
             Self::Auto => Precision::auto(),
             Self::F32 => Precision::F32,

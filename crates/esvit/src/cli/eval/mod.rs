@@ -3,6 +3,7 @@
 mod attention;
 mod correspondence;
 mod efficiency;
+pub(super) mod finetune;
 pub(super) mod knn;
 mod linear;
 mod linear_table;
@@ -18,6 +19,8 @@ use super::output::Output;
 /// Evaluations.
 #[derive(Debug, Subcommand)]
 pub(super) enum Eval {
+    /// Trains backbone and a classifier on labelled pictures, and measures how well they do.
+    Finetune(finetune::Finetune),
     /// k-nearest-neighbour accuracy of frozen features, beside that of raw pixels and of the same
     /// network untrained.
     Knn(knn::Knn),
@@ -38,6 +41,7 @@ pub(super) enum Eval {
 impl Eval {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
         match self {
+            Self::Finetune(command) => command.run(output),
             Self::Knn(command) => command.run(output),
             Self::Efficiency(command) => command.run(output),
             Self::Attention(command) => command.run(output),

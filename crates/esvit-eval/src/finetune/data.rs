@@ -1,0 +1,149 @@
+//! Labelled pictures as batches of random crops.
+
+use std::collections::HashSet;
+
+use esvit_data::ViewsConfig;
+use esvit_data::augment::Normalization;
+use esvit_kernels::rng::Rng;
+use rayon::prelude::*;
+
+use crate::features::LeftOut;
+use crate::labelled::LabelledSet;
+
+/// Purpose word of the numbers that order an epoch.
+const ORDER_PURPOSE: u64 = 0xF17E;
+
+/// A step's pictures.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Normalised pixels `[B, 3, size, size]`.
+    pub pixels: Vec<f32>,
+    /// Classes, one a picture.
+    pub labels: Vec<u32>,
+    /// Pictures that could not be read and were not known to be broken.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Cuts a set into batches of random crops. What is drawn for a picture depends on the seed, the
+/// epoch and its number in the source alone. Pictures that cannot be read are left out, which makes
+/// their batches smaller.
+pub struct Batches<'a> {
+    set: &'a LabelledSet,
+    views: ViewsConfig,
+    normalization: Normalization,
+    size: usize,
+    seed: u64,
+    broken: HashSet<usize>,
+}
+
+impl<'a> Batches<'a> {
+    /// Batches of at most `size` pictures; of every picture the first of `views` is taken.
+    pub fn new(set: &'a LabelledSet, views: ViewsConfig, size: usize, seed: u64) -> Self {
+        let size = size.clamp(1, set.pictures.len().max(1));
+        let normalization = views.normalization();
+        Self { set, views, normalization, size, seed, broken: HashSet::new() }
+    }
+
+    /// Pictures of a batch, but for the last one of an epoch.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Batches of an epoch; the last takes what is left.
+    pub fn per_epoch(&self) -> u64 {
+        self.set.pictures.len().div_ceil(self.size) as u64
+    }
+
+    /// The pictures of an epoch, in its order.
+    pub fn order(&self, epoch: u64) -> Vec<usize> {
+        let mut order = self.set.pictures.clone();
+        Rng::for_purpose(self.seed, ORDER_PURPOSE, [epoch, 0, 0]).shuffle(&mut order);
+        order
+    }
+
+    /// Reads some pictures of an epoch.
+    pub fn load(&mut self, epoch: u64, pictures: &[usize]) -> Batch {
+        let crops: Vec<(usize, Result<Vec<f32>, String>)> = pictures
+            .par_iter()
+            .filter(|index| !self.broken.contains(index))
+            .map(|&index| (index, self.crop(epoch, index)))
+            .collect();
+        let mut batch = Batch::default();
+        for (index, crop) in crops {
+            match crop {
+                Ok(values) => {
+                    batch.pixels.extend(values);
+                    batch.labels.push(self.set.label(index));
+                }
+                Err(reason) => {
+                    self.broken.insert(index);
+                    let name = self.set.source.name(index);
+                    batch.left_out.push(LeftOut { index, name, reason });
+                }
+            }
+        }
+        batch
+    }
+
+    fn crop(&self, epoch: u64, index: usize) -> Result<Vec<f32>, String> {
+        let picture = self.set.source.load(index).map_err(|error| error.to_string())?;
+        let view = self
+            .views
+            .first_view(&picture, self.seed, epoch, index as u64)
+            .map_err(|error| error.to_string())?;
+        let side = view.size() as usize;
+        let mut values = vec![0.0; 3 * side * side];
+        view.write(&self.normalization, &mut values).map_err(|error| error.to_string())?;
+        Ok(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use esvit_data::{InMemory, Picture};
+
+    fn set(count: u8) -> LabelledSet {
+        let mut source = InMemory::new(vec!["a".into(), "b".into()]);
+        for i in 0..count {
+            let pixels = (0..20 * 10 * 3).map(|p| (p as u8).wrapping_mul(i + 1)).collect();
+            let picture = Picture::new(20, 10, pixels).unwrap();
+            source.push(format!("{i}"), Some(u32::from(i % 2)), picture);
+        }
+        LabelledSet::all(Arc::new(source))
+    }
+
+    fn views() -> ViewsConfig {
+        ViewsConfig { global_size: 8, ..ViewsConfig::default() }
+    }
+
+    #[test]
+    fn an_epoch_shows_every_picture_once() {
+        let set = set(7);
+        let mut batches = Batches::new(&set, views(), 3, 1);
+        assert_eq!((batches.size(), batches.per_epoch()), (3, 3));
+        let order = batches.order(0);
+        assert_ne!(order, batches.order(1));
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, set.pictures);
+        let counts: Vec<usize> =
+            order.chunks(3).map(|some| batches.load(0, some).labels.len()).collect();
+        assert_eq!(counts, [3, 3, 1]);
+        // A batch is never larger than the set.
+        let batches = Batches::new(&set, views(), 64, 1);
+        assert_eq!((batches.size(), batches.per_epoch()), (7, 1));
+    }
+
+    #[test]
+    fn crops_change_from_epoch_to_epoch_and_not_with_the_batch() {
+        let set = set(4);
+        let mut batches = Batches::new(&set, views(), 2, 1);
+        let one = batches.load(0, &[2]).pixels;
+        assert_eq!(batches.load(0, &[3, 2]).pixels[3 * 64..], one);
+        assert_ne!(batches.load(1, &[2]).pixels, one);
+        assert_ne!(Batches::new(&set, views(), 2, 2).load(0, &[2]).pixels, one);
+    }
+}

@@ -1,0 +1,266 @@
+//! Fine-tuning: a backbone and a linear classifier on its view feature, trained together on
+//! labelled pictures. From random values it is the supervised training that pre-training is
+//! compared with.
+
+mod data;
+mod measure;
+mod model;
+mod save;
+mod settings;
+mod train;
+
+use esvit_nn::Params;
+use esvit_nn::ops::Precision;
+use serde::Serialize;
+
+pub use data::{Batch, Batches};
+pub use measure::{Score, Share, score};
+pub use model::{Classifier, cross_entropy, layer_scales, targets};
+pub use save::save;
+pub use settings::{SettingError, Settings};
+pub use train::Trainer;
+
+use crate::backbone::Backbone;
+use crate::features::LeftOut;
+use crate::labelled::{LabelledSet, LabelledTask};
+
+/// Why there is no fine-tuned network.
+#[derive(Debug, thiserror::Error)]
+pub enum FinetuneError {
+    /// A setting makes no sense.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// The pictures to learn from leave nothing to be learnt.
+    #[error(
+        "all {pictures} pictures to learn from are of one class, `{class}`: there is nothing to tell \
+         apart\nhint: classes are the folders below the one that `--train` names"
+    )]
+    OneClass {
+        /// Number of pictures.
+        pictures: usize,
+        /// Their class.
+        class: String,
+    },
+    /// A set has no pictures.
+    #[error("there are no {set} pictures\nhint: name a folder of them with `--{option}`")]
+    Empty {
+        /// `training` or `query`.
+        set: &'static str,
+        /// The option that gives them.
+        option: &'static str,
+    },
+    /// No picture of a set can be read.
+    #[error("none of the {pictures} {set} pictures can be read")]
+    Unreadable {
+        /// `training` or `query`.
+        set: &'static str,
+        /// Number of its pictures.
+        pictures: usize,
+    },
+    /// Training went astray.
+    #[error(
+        "in step {step} the loss is {loss} and the norm of its gradient {grad_norm}\n\
+         hint: lower `--lr`, which is {lr}{}", remedy(*precision)
+    )]
+    NotFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// The loss.
+        loss: f32,
+        /// Norm of all gradients.
+        grad_norm: f32,
+        /// The learning rate that was asked for.
+        lr: f64,
+        /// The precision of the step.
+        precision: Precision,
+    },
+}
+
+fn remedy(precision: Precision) -> &'static str {
+    if precision == Precision::F32 { "" } else { ", or take `--precision f32`" }
+}
+
+/// What happens on the way.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A step was done.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// Steps of all epochs.
+        steps: u64,
+        /// Pictures of the step.
+        pictures: usize,
+        /// Its loss.
+        loss: f32,
+        /// Its learning rate, for parameters that no layer-wise decay slows down.
+        lr: f64,
+    },
+    /// An epoch was done and the network measured.
+    Epoch(&'a EpochResult),
+    /// Pictures cannot be read.
+    LeftOut(&'a [LeftOut]),
+}
+
+/// One epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct EpochResult {
+    /// The epoch, counted from 1.
+    pub epoch: u64,
+    /// Mean training loss of its pictures, against the mixed and smoothed targets.
+    pub loss: f64,
+    /// Learning rate of its last step, for parameters that no layer-wise decay slows down.
+    pub lr: f64,
+    /// Query pictures whose class is ranked first, in per cent.
+    pub top1: f64,
+    /// Query pictures whose class is among the first five, in per cent.
+    pub top5: f64,
+    /// The same as numbers of pictures.
+    #[serde(skip)]
+    pub score: Score,
+}
+
+/// Accuracy on the query pictures after an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Accuracy {
+    /// The epoch, counted from 1.
+    pub epoch: u64,
+    /// Share of the query pictures whose class is ranked first.
+    pub top1: Share,
+    /// Share of the query pictures whose class is among the first five.
+    pub top5: Share,
+}
+
+impl Accuracy {
+    fn of(result: &EpochResult) -> Self {
+        let EpochResult { epoch, score, .. } = *result;
+        Self { epoch, top1: score.top1(), top5: score.top5() }
+    }
+}
+
+/// A fine-tuned network and how it came about.
+#[derive(Debug)]
+pub struct Finetuned {
+    /// The network.
+    pub network: Classifier,
+    /// Its values after the last epoch.
+    pub params: Params,
+    /// Steps that were done.
+    pub steps: u64,
+    /// Every epoch, at least one.
+    pub epochs: Vec<EpochResult>,
+}
+
+impl Finetuned {
+    /// Accuracy after the last epoch: that of the values at hand.
+    pub fn last(&self) -> Accuracy {
+        Accuracy::of(&self.epochs[self.epochs.len() - 1])
+    }
+
+    /// Accuracy after the epoch with the highest top-1, the first of equals. It is chosen by the
+    /// pictures that it is measured on, and so a little too high.
+    pub fn best(&self) -> Accuracy {
+        let better =
+            |best: &'_ EpochResult, other: &'_ EpochResult| other.score.top1 > best.score.top1;
+        let first = &self.epochs[0];
+        let best = self.epochs.iter().fold(
+            first,
+            |best, other| {
+                if better(best, other) { other } else { best }
+            },
+        );
+        Accuracy::of(best)
+    }
+}
+
+/// Trains the network of `backbone`, from its values or from scratch, with a classifier on the
+/// pictures that `task` gives to learn from, and measures it on the others after every epoch.
+///
+/// # Errors
+/// When a setting makes no sense, there are no pictures or none that can be read, they have only
+/// one class, or the loss is not finite.
+pub fn finetune(
+    backbone: &Backbone,
+    task: &LabelledTask,
+    settings: &Settings,
+    mut watch: impl FnMut(&Event<'_>),
+) -> Result<Finetuned, FinetuneError> {
+    settings.validate()?;
+    check(task)?;
+    let (shape, classes) = (backbone.swin.config(), task.classes.len());
+    let network = Classifier::new(shape, classes, settings.drop_path);
+    let params = match settings.from_scratch {
+        true => Params::init(network.specs(), settings.seed, &backbone.params.values()[0].device()),
+        false => network.start_from(backbone, settings.seed),
+    };
+    let preprocess = &backbone.preprocess;
+    let mut trainer = Trainer::new(network, params, classes, preprocess.size(), settings);
+    let views = settings.views(preprocess);
+    let mut batches = Batches::new(&task.train, views, settings.batch_size, settings.seed);
+    let schedule = settings.schedule(batches.per_epoch(), batches.size());
+    let (mut step, steps) = (0, schedule.total_steps);
+    let mut epochs = Vec::new();
+    for epoch in 0..settings.epochs {
+        let (mut loss_sum, mut seen, mut lr) = (0.0, 0, 0.0);
+        for pictures in batches.order(epoch).chunks(batches.size()) {
+            let mut batch = batches.load(epoch, pictures);
+            let left_out = std::mem::take(&mut batch.left_out);
+            if !left_out.is_empty() {
+                watch(&Event::LeftOut(&left_out));
+            }
+            lr = schedule.at(step);
+            let pictures = batch.labels.len();
+            if pictures > 0 {
+                let loss = trainer.step(step, lr, batch)?;
+                loss_sum += f64::from(loss) * pictures as f64;
+                seen += pictures;
+                watch(&Event::Step { step: step + 1, steps, pictures, loss, lr });
+            }
+            step += 1;
+        }
+        if seen == 0 {
+            return Err(unreadable("training", &task.train));
+        }
+        let (score, left_out) = score(&trainer.network, &trainer.params, preprocess, &task.queries);
+        if epoch == 0 && !left_out.is_empty() {
+            watch(&Event::LeftOut(&left_out));
+        }
+        if score.pictures == 0 {
+            return Err(unreadable("query", &task.queries));
+        }
+        let loss = loss_sum / seen as f64;
+        let (top1, top5) = (score.top1().percent, score.top5().percent);
+        let result = EpochResult { epoch: epoch + 1, loss, lr, top1, top5, score };
+        watch(&Event::Epoch(&result));
+        epochs.push(result);
+    }
+    let Trainer { network, params, .. } = trainer;
+    Ok(Finetuned { network, params, steps: step, epochs })
+}
+
+fn unreadable(set: &'static str, pictures: &LabelledSet) -> FinetuneError {
+    FinetuneError::Unreadable { set, pictures: pictures.pictures.len() }
+}
+
+/// Whether there is anything to learn and anything to measure.
+fn check(task: &LabelledTask) -> Result<(), FinetuneError> {
+    for (set, option, pictures) in
+        [("training", "train", &task.train.pictures), ("query", "val", &task.queries.pictures)]
+    {
+        if pictures.is_empty() {
+            return Err(FinetuneError::Empty { set, option });
+        }
+    }
+    let mut labels = task.train.pictures.iter().map(|&index| task.train.label(index));
+    let first = labels.next().unwrap_or(0);
+    if labels.all(|label| label == first) {
+        return Err(FinetuneError::OneClass {
+            pictures: task.train.pictures.len(),
+            class: task.classes[first as usize].clone(),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! A backbone with a linear classifier on its view feature.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, activation::log_softmax};
+use esvit_nn::layers::Linear;
+use esvit_nn::ops::Activation;
+use esvit_nn::params::{ParamSpec, Registry, tensor};
+use esvit_nn::weights::to_vec;
+use esvit_nn::{Params, Pass, Swin, SwinConfig};
+
+use crate::backbone::Backbone;
+
+/// A network that names classes. The backbone's parameters come first and have their official
+/// names; the classifier's are `classifier.weight [classes, C]` and `classifier.bias [classes]`.
+#[derive(Debug)]
+pub struct Classifier {
+    /// The backbone.
+    pub swin: Swin,
+    linear: Linear,
+    specs: Arc<[ParamSpec]>,
+}
+
+impl Classifier {
+    /// A network of a shape for some classes; `drop_path` is the rate of the last block.
+    pub fn new(shape: &SwinConfig, classes: usize, drop_path: f64) -> Self {
+        let mut registry = Registry::default();
+        let mut scope = registry.root();
+        let swin = Swin::new(&mut scope, shape, drop_path);
+        let linear = Linear::new(&mut scope.at("classifier"), shape.output_width(), classes);
+        Self { swin, linear, specs: registry.finish() }
+    }
+
+    /// All parameters, the backbone's first.
+    pub fn specs(&self) -> &Arc<[ParamSpec]> {
+        &self.specs
+    }
+
+    /// The values of a backbone of the same shape, and a classifier at its starting values.
+    pub fn start_from(&self, backbone: &Backbone, seed: u64) -> Params {
+        let mut known = backbone.params.values().iter();
+        Params::from_fn(&self.specs, &Device::flex(), |spec| {
+            known.next().map_or_else(|| spec.initial_values(seed), to_vec)
+        })
+    }
+
+    /// Class scores `[B, classes]` of normalised pixels `[B, 3, H, W]`.
+    pub fn logits(&self, params: &Params, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
+        self.classify(params, self.swin.forward(params, images, pass).view, pass)
+    }
+
+    /// Class scores `[B, classes]` of view features `[B, C]`.
+    pub fn classify(&self, params: &Params, features: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        self.linear.forward(params, features, Activation::None, pass)
+    }
+}
+
+/// What the learning rate of every parameter is multiplied by. The classifier and the last norm
+/// have 1; every block has `decay` times the factor of what comes after it, and the patch embedding
+/// that of a block before the first. Patch merging belongs to the last block of its stage. (The
+/// grouping of BEiT, for Swin as in SimMIM.)
+pub fn layer_scales(specs: &[ParamSpec], depths: &[usize], decay: f64) -> Vec<f64> {
+    let last = depths.iter().sum::<usize>() + 1;
+    let scale = |spec: &ParamSpec| decay.powi((last - layer(&spec.name, depths)) as i32);
+    specs.iter().map(scale).collect()
+}
+
+/// Place of a parameter's layer: 0 is the patch embedding, then come the blocks of all stages.
+fn layer(name: &str, depths: &[usize]) -> usize {
+    if name.starts_with("patch_embed.") {
+        return 0;
+    }
+    in_stage(name, depths).unwrap_or(depths.iter().sum::<usize>() + 1)
+}
+
+fn in_stage(name: &str, depths: &[usize]) -> Option<usize> {
+    let (stage, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+    let stage: usize = stage.parse().ok()?;
+    let before: usize = depths[..stage].iter().sum();
+    match rest.strip_prefix("blocks.") {
+        Some(rest) => Some(before + rest.split_once('.')?.0.parse::<usize>().ok()? + 1),
+        None => Some(before + depths[stage]),
+    }
+}
+
+/// Targets `[B, classes]` of labels: all of a row belongs to its class but for `smoothing`, which is
+/// spread over all classes alike.
+pub fn targets(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
+    let spread = smoothing / classes as f64;
+    let mut values = vec![spread as f32; labels.len() * classes];
+    for (row, &label) in values.chunks_exact_mut(classes).zip(labels) {
+        row[label as usize] = (1.0 - smoothing + spread) as f32;
+    }
+    tensor(values, [labels.len(), classes], device)
+}
+
+/// Mean cross-entropy of class scores `[B, classes]` against targets that sum to 1 in every row.
+pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
+    let rows = logits.dims()[0] as f64;
+    -(log_softmax(logits, 1) * targets).sum() / rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esvit_nn::pass::DropPathKey;
+
+    fn shape() -> SwinConfig {
+        SwinConfig {
+            img_size: 32,
+            patch_size: 4,
+            embed_dim: 8,
+            depths: vec![1, 2],
+            num_heads: vec![1, 2],
+            window_size: 4,
+            mlp_ratio: 2.0,
+            norm_eps: 1e-6,
+        }
+    }
+
+    #[test]
+    fn layers_nearer_to_the_pixels_learn_more_slowly() {
+        let network = Classifier::new(&shape(), 3, 0.0);
+        let scales = layer_scales(network.specs(), &[1, 2], 0.5);
+        let mut groups: Vec<(f64, Vec<&str>)> = Vec::new();
+        for (spec, scale) in network.specs().iter().zip(scales) {
+            match groups.iter_mut().find(|(known, _)| *known == scale) {
+                Some((_, names)) => names.push(&spec.name),
+                None => groups.push((scale, vec![&spec.name])),
+            }
+        }
+        let starts = [
+            (0.0625, vec!["patch_embed."]),
+            (0.125, vec!["layers.0.blocks.0.", "layers.0.downsample."]),
+            (0.25, vec!["layers.1.blocks.0."]),
+            (0.5, vec!["layers.1.blocks.1."]),
+            (1.0, vec!["norm.", "classifier."]),
+        ];
+        assert_eq!(groups.len(), starts.len());
+        for ((scale, names), (expected, starts)) in groups.iter().zip(starts) {
+            assert_eq!(*scale, expected, "{names:?}");
+            let known = |name: &&str| starts.iter().any(|start| name.starts_with(start));
+            assert!(names.iter().all(known), "{scale}: {names:?}");
+            assert!(starts.iter().all(|start| names.iter().any(|name| name.starts_with(start))));
+        }
+        assert!(layer_scales(network.specs(), &[1, 2], 1.0).iter().all(|&scale| scale == 1.0));
+    }
+
+    /// By hand: two classes, scores 0 and ln 3, so probabilities 1/4 and 3/4.
+    #[test]
+    fn soft_cross_entropy() {
+        let device = Device::flex();
+        let logits = tensor(vec![0.0, 3f32.ln(), 0.0, 3f32.ln()], [2, 2], &device);
+        let loss = |smoothing| {
+            let targets = targets(&[1, 0], 2, smoothing, &device);
+            cross_entropy(logits.clone(), targets).into_scalar::<f32>()
+        };
+        let (right, wrong) = (-(0.75f32.ln()), -(0.25f32.ln()));
+        assert!((loss(0.0) - 0.5 * (right + wrong)).abs() < 1e-6);
+        let one = cross_entropy(logits.clone().slice([0..1, 0..2]), targets(&[1], 2, 0.2, &device));
+        assert!((one.into_scalar::<f32>() - (0.9 * right + 0.1 * wrong)).abs() < 1e-6);
+        let sums = to_vec(&targets(&[3, 1, 0], 7, 0.3, &device).sum_dim(1));
+        assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-6));
+    }
+
+    #[test]
+    fn gradients_reach_every_parameter() {
+        let device = Device::flex();
+        let network = Classifier::new(&shape(), 1200, 0.0);
+        let params = Params::init(network.specs(), 3, &device).tracked();
+        let pixels = (0..2 * 3 * 32 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
+        let images = tensor::<4>(pixels, [2, 3, 32, 32], &device).autodiff();
+        let pass = Pass::student(DropPathKey { seed: 0, step: 0, pass: 0 });
+        let logits = network.logits(&params, images, &pass);
+        assert_eq!(logits.dims(), [2, 1200]);
+        let targets = targets(&[1199, 0], 1200, 0.1, &device).autodiff();
+        let mut gradients = cross_entropy(logits, targets).backward();
+        for (spec, value) in params.iter() {
+            let gradient = value.grad_remove(&mut gradients).map(|gradient| to_vec(&gradient));
+            let reached = gradient.is_some_and(|values| values.iter().any(|value| *value != 0.0));
+            assert!(reached, "`{}` has no gradient", spec.name);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! How a backbone is fine-tuned.
+
+use esvit_data::augment::RandAugment;
+use esvit_data::{Policy, ViewsConfig};
+use esvit_nn::ops::Precision;
+use esvit_train::config::LR_BATCH;
+use esvit_train::mixup::MixupConfig;
+use esvit_train::schedule::CosineSchedule;
+use serde::Serialize;
+
+use crate::features::Preprocess;
+
+/// Share of the epochs over which the learning rate grows, where nothing else is said.
+const WARMUP_SHARE: f64 = 0.1;
+/// Mixing parameters outside these are as good as none, or as good as always one half.
+const MIXING: [f64; 2] = [0.01, 5.0];
+
+/// The recipe. Its defaults are those with which Swin transformers are usually fine-tuned after
+/// self-supervised training.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Settings {
+    /// Starts from random values instead of the backbone's: supervised training.
+    pub from_scratch: bool,
+    /// Passes over the pictures.
+    pub epochs: u64,
+    /// Pictures of a step; the last step of an epoch takes what is left.
+    pub batch_size: usize,
+    /// Learning rate at the end of the warm-up for a batch of 256; it is scaled by the batch.
+    pub lr: f64,
+    /// Epochs over which the learning rate grows from 0; after that it falls by half a cosine.
+    pub warmup_epochs: f64,
+    /// What the learning rate is multiplied by from one block to the one before.
+    pub layer_decay: f64,
+    /// Decoupled weight decay of all matrices.
+    pub weight_decay: f64,
+    /// Largest norm of all gradients together; 0 for any.
+    pub clip_grad: f64,
+    /// Area of a training crop, as a share of the picture's.
+    pub scale: [f64; 2],
+    /// Two random operations on colour or geometry per crop (`rand-m9-mstd0.5-inc1`).
+    pub randaugment: bool,
+    /// Both parameters of the Beta distribution of mixup's share; 0 for no mixup.
+    pub mixup: f64,
+    /// The same of CutMix. Where both are on, a step takes either with equal probability.
+    pub cutmix: f64,
+    /// Share of the target that is spread over all classes.
+    pub label_smoothing: f64,
+    /// Rate at which the last block's branches are dropped; it grows linearly from 0 at the first.
+    pub drop_path: f64,
+    /// Type of operands of products and of kept activations in training.
+    pub precision: Precision,
+    /// Seed of the classifier, the order, the crops, mixing and dropping.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// The defaults, for a number of epochs: layer-wise decay is for values that were learnt before.
+    pub fn new(epochs: u64, from_scratch: bool) -> Self {
+        Self {
+            from_scratch,
+            epochs,
+            batch_size: 64,
+            lr: 1e-3,
+            warmup_epochs: WARMUP_SHARE * epochs as f64,
+            layer_decay: if from_scratch { 1.0 } else { 0.8 },
+            weight_decay: 0.05,
+            clip_grad: 5.0,
+            scale: [0.08, 1.0],
+            randaugment: false,
+            mixup: 0.8,
+            cutmix: 1.0,
+            label_smoothing: 0.1,
+            drop_path: 0.1,
+            precision: Precision::auto(),
+            seed: 0,
+        }
+    }
+
+    /// Names the first setting that makes no sense.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        let check = |good: bool, option, value: String, need| match good {
+            true => Ok(()),
+            false => Err(SettingError { option, value, need }),
+        };
+        let number = |option, value: f64, good: bool, need| {
+            check(good && value.is_finite(), option, value.to_string(), need)
+        };
+        const SHARE: &str = "it must be at least 0 and below 1";
+        const NOT_NEGATIVE: &str = "it must be 0 or more";
+        const MIX: &str = "give 0 for none, or 0.01 to 5";
+        let mixes = |value| value == 0.0 || (MIXING[0]..=MIXING[1]).contains(&value);
+        let [low, high] = self.scale;
+        check(self.epochs > 0, "epochs", "0".into(), "there must be at least one")?;
+        check(self.batch_size > 0, "batch-size", "0".into(), "a step takes at least one picture")?;
+        number("lr", self.lr, self.lr > 0.0, "it must be above 0")?;
+        let warmup = (0.0..=self.epochs as f64).contains(&self.warmup_epochs);
+        number("warmup-epochs", self.warmup_epochs, warmup, "give 0 to the number of epochs")?;
+        let decays = 0.0 < self.layer_decay && self.layer_decay <= 1.0;
+        number("layer-decay", self.layer_decay, decays, "it must be above 0 and at most 1")?;
+        number("weight-decay", self.weight_decay, self.weight_decay >= 0.0, NOT_NEGATIVE)?;
+        number("clip-grad", self.clip_grad, self.clip_grad >= 0.0, NOT_NEGATIVE)?;
+        check(
+            0.0 < low && low <= high && high <= 1.0,
+            "scale",
+            format!("{low} {high}"),
+            "give two shares with 0 < low <= high <= 1",
+        )?;
+        number("mixup", self.mixup, mixes(self.mixup), MIX)?;
+        number("cutmix", self.cutmix, mixes(self.cutmix), MIX)?;
+        let share = |value: f64| (0.0..1.0).contains(&value);
+        number("label-smoothing", self.label_smoothing, share(self.label_smoothing), SHARE)?;
+        number("drop-path", self.drop_path, share(self.drop_path), SHARE)
+    }
+
+    /// The learning rate of every step, for parameters that no layer-wise decay slows down.
+    pub fn schedule(&self, steps_per_epoch: u64, batch: usize) -> CosineSchedule {
+        let base = self.lr * batch as f64 / LR_BATCH;
+        let warmup_steps = (self.warmup_epochs * steps_per_epoch as f64).round() as u64;
+        let total_steps = self.epochs * steps_per_epoch;
+        // A first step of rate 0 would change nothing.
+        CosineSchedule {
+            start: base / warmup_steps.max(1) as f64,
+            base,
+            last: 0.0,
+            warmup_steps,
+            total_steps,
+        }
+    }
+
+    /// How pictures are mixed, if they are.
+    pub fn mixing(&self) -> Option<MixupConfig> {
+        let switch_prob = match (self.mixup > 0.0, self.cutmix > 0.0) {
+            (false, false) => return None,
+            (true, false) => 0.0,
+            (false, true) => 1.0,
+            (true, true) => 0.5,
+        };
+        Some(MixupConfig {
+            enabled: true,
+            mixup_alpha: self.mixup,
+            cutmix_alpha: self.cutmix,
+            switch_prob,
+            views: 1,
+        })
+    }
+
+    /// How a training crop is made of a picture: the first of these views.
+    pub fn views(&self, preprocess: &Preprocess) -> ViewsConfig {
+        let mut views = ViewsConfig {
+            global_size: preprocess.transform.crop,
+            global_scale: self.scale,
+            interpolation: preprocess.transform.interpolation,
+            mean: preprocess.mean,
+            std: preprocess.std,
+            ..ViewsConfig::for_policy(Policy::Basic)
+        };
+        if self.randaugment {
+            views.randaugment = RandAugment { ops: 2, ..views.randaugment };
+        }
+        views
+    }
+}
+
+/// A setting that makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`--{option}` is {value}: {need}")]
+pub struct SettingError {
+    /// The option.
+    pub option: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What is needed.
+    pub need: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_grows_with_the_batch_and_falls_to_nothing() {
+        let settings = Settings { warmup_epochs: 1.0, lr: 1.0, ..Settings::new(10, false) };
+        let schedule = settings.schedule(4, 128);
+        let rates: Vec<f64> = (0..40).map(|step| schedule.at(step)).collect();
+        assert_eq!(rates[..5], [0.125, 0.25, 0.375, 0.5, 0.5]);
+        assert!(rates[4..].windows(2).all(|pair| pair[1] < pair[0]) && rates[39] < 0.002);
+        // Without a warm-up, the first step takes all of it.
+        let settings = Settings { warmup_epochs: 0.0, ..settings };
+        assert_eq!(settings.schedule(4, 256).at(0), 1.0);
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_named() {
+        let good = Settings::new(3, false);
+        assert_eq!(good.validate(), Ok(()));
+        let bad = [
+            ("epochs", Settings { epochs: 0, warmup_epochs: 0.0, ..good.clone() }),
+            ("lr", Settings { lr: f64::NAN, ..good.clone() }),
+            ("lr", Settings { lr: f64::INFINITY, ..good.clone() }),
+            ("warmup-epochs", Settings { warmup_epochs: 4.0, ..good.clone() }),
+            ("layer-decay", Settings { layer_decay: 1.5, ..good.clone() }),
+            ("scale", Settings { scale: [0.5, 0.2], ..good.clone() }),
+            // Drawing from these distributions would hardly ever end.
+            ("mixup", Settings { mixup: 100.0, ..good.clone() }),
+            ("cutmix", Settings { cutmix: 1e-9, ..good.clone() }),
+            ("label-smoothing", Settings { label_smoothing: 1.0, ..good.clone() }),
+            ("drop-path", Settings { drop_path: -0.1, ..good.clone() }),
+        ];
+        for (option, settings) in bad {
+            assert_eq!(settings.validate().unwrap_err().option, option);
+        }
+    }
+
+    #[test]
+    fn mixing_takes_what_is_on() {
+        let with = |mixup, cutmix| Settings { mixup, cutmix, ..Settings::new(1, false) }.mixing();
+        assert_eq!(with(0.0, 0.0), None);
+        let switch = |mixup, cutmix| with(mixup, cutmix).unwrap().switch_prob;
+        assert_eq!((switch(0.8, 0.0), switch(0.0, 1.0), switch(0.8, 1.0)), (0.0, 1.0, 0.5));
+    }
+}

@@ -1,0 +1,179 @@
+use std::sync::Arc;
+
+use esvit_data::{InMemory, Picture};
+use esvit_kernels::rng::Rng;
+use esvit_nn::weights::to_vec;
+use esvit_nn::{SwinConfig, params::ParamSpec};
+
+use super::*;
+use crate::backbone::{SourceFile, network};
+use crate::features::Preprocess;
+
+fn backbone() -> Backbone {
+    let shape = SwinConfig {
+        img_size: 16,
+        patch_size: 4,
+        embed_dim: 8,
+        depths: vec![1, 1],
+        num_heads: vec![1, 2],
+        window_size: 2,
+        mlp_ratio: 2.0,
+        norm_eps: 1e-6,
+    };
+    let (swin, specs) = network(&shape);
+    let params = Params::init(&specs, 5, &burn::tensor::Device::flex());
+    let preprocess = Preprocess::new(16, 16, &esvit_data::ViewsConfig::default());
+    Backbone { swin, params, preprocess, source: SourceFile::default() }
+}
+
+/// `per_class` noisy pictures of every class, learnt and classified.
+fn task(classes: usize, per_class: usize) -> LabelledTask {
+    let names: Vec<String> = (0..classes).map(|class| format!("c{class}")).collect();
+    let mut source = InMemory::new(names.clone());
+    for class in 0..classes {
+        for number in 0..per_class {
+            let mut rng = Rng::new(9, [class as u64, number as u64, 0]);
+            let mut levels = Rng::new(8, [class as u64, 0, 0]);
+            let color: [u64; 3] = std::array::from_fn(|_| levels.below(200));
+            let pixels = (0..24 * 18 * 3).map(|i| (color[i % 3] + rng.below(50)) as u8).collect();
+            let picture = Picture::new(24, 18, pixels).unwrap();
+            source.push(format!("{class}/{number}"), Some(class as u32), picture);
+        }
+    }
+    let set = LabelledSet::all(Arc::new(source));
+    LabelledTask { train: set.clone(), queries: set, classes: names, description: "noise".into() }
+}
+
+fn quick(epochs: u64) -> Settings {
+    Settings { batch_size: 5, precision: Precision::F32, ..Settings::new(epochs, false) }
+}
+
+fn bits(params: &Params) -> Vec<u32> {
+    params.values().iter().flat_map(to_vec::<1>).map(f32::to_bits).collect()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_for_any_number_of_threads() {
+    let (backbone, task) = (backbone(), task(3, 4));
+    let settings = Settings { randaugment: true, ..quick(2) };
+    let run = |threads, settings: &Settings| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| finetune(&backbone, &task, settings, |_| ()).unwrap())
+    };
+    let [one, three] = [1, 3].map(|threads| run(threads, &settings));
+    assert_eq!(bits(&one.params), bits(&three.params));
+    assert_eq!(one.epochs, three.epochs);
+    // 12 pictures by 5 are 3 steps an epoch.
+    assert_eq!(one.steps, 6);
+    let other = run(2, &Settings { seed: 1, ..settings });
+    assert_ne!(bits(&one.params), bits(&other.params));
+}
+
+#[test]
+fn the_backbone_is_where_it_starts_unless_it_is_from_scratch() {
+    let backbone = backbone();
+    let network = Classifier::new(backbone.swin.config(), 3, 0.0);
+    let params = network.start_from(&backbone, 1);
+    let backbones = backbone.params.values().len();
+    assert_eq!(bits(&backbone.params), bits_of(&params.values()[..backbones]));
+    let classifier: Vec<&ParamSpec> = network.specs()[backbones..].iter().collect();
+    assert_eq!(classifier.len(), 2);
+    assert_eq!(to_vec(&params.values()[backbones]), classifier[0].initial_values(1));
+
+    // With almost no learning rate, what is found is what it started from.
+    let task = task(2, 2);
+    let still = Settings { lr: 1e-30, weight_decay: 0.0, ..quick(1) };
+    let end = finetune(&backbone, &task, &still, |_| ()).unwrap();
+    assert_eq!(bits_of(&end.params.values()[..backbones]), bits(&backbone.params));
+    let still = Settings { from_scratch: true, ..still };
+    let end = finetune(&backbone, &task, &still, |_| ()).unwrap();
+    assert_ne!(bits_of(&end.params.values()[..backbones]), bits(&backbone.params));
+}
+
+fn bits_of(values: &[burn::tensor::Tensor<1>]) -> Vec<u32> {
+    values.iter().flat_map(to_vec::<1>).map(f32::to_bits).collect()
+}
+
+#[test]
+fn layers_move_by_their_own_learning_rates() {
+    let (backbone, task) = (backbone(), task(2, 3));
+    let before = network_values(&backbone);
+    let settings = Settings {
+        layer_decay: 0.1,
+        weight_decay: 0.0,
+        warmup_epochs: 0.0,
+        mixup: 0.0,
+        cutmix: 0.0,
+        drop_path: 0.0,
+        batch_size: 6,
+        lr: 0.256 / 6.0,
+        ..quick(1)
+    };
+    let end = finetune(&backbone, &task, &settings, |_| ()).unwrap();
+    // The first update of AdamW moves every value by its learning rate.
+    for (name, expected) in [
+        ("patch_embed.proj.bias", 1e-6),
+        ("layers.0.blocks.0.mlp.fc2.bias", 1e-5),
+        ("layers.1.blocks.0.mlp.fc2.bias", 1e-4),
+        ("norm.bias", 1e-3),
+    ] {
+        let find = |params: &Params| {
+            let (_, value) = params.iter().find(|(spec, _)| spec.name == name).unwrap();
+            to_vec(value)
+        };
+        let moved = find(&end.params)
+            .iter()
+            .zip(find(&before))
+            .fold(0f32, |most, (new, old)| most.max((new - old).abs()));
+        assert!((moved / expected - 1.0).abs() < 0.1, "{name}: {moved} instead of {expected}");
+    }
+}
+
+fn network_values(backbone: &Backbone) -> Params {
+    backbone.params.clone()
+}
+
+#[test]
+fn more_than_a_thousand_classes_of_one_picture_each() {
+    let (backbone, task) = (backbone(), task(1100, 1));
+    let settings = Settings { batch_size: 5000, ..quick(1) };
+    let end = finetune(&backbone, &task, &settings, |_| ()).unwrap();
+    assert_eq!((end.steps, end.epochs[0].score.pictures), (1, 1100));
+    assert!((end.epochs[0].loss - 1100f64.ln()).abs() < 0.5, "{:?}", end.epochs);
+}
+
+#[test]
+fn best_is_the_first_of_the_highest() {
+    let score = |top1| Score { pictures: 10, top1, top5: 10 };
+    let epochs = [3, 7, 7, 5].into_iter().zip(1..).map(|(top1, epoch)| EpochResult {
+        epoch,
+        loss: 1.0,
+        lr: 1.0,
+        top1: 10.0 * top1 as f64,
+        top5: 100.0,
+        score: score(top1),
+    });
+    let (backbone, epochs) = (backbone(), epochs.collect());
+    let network = Classifier::new(backbone.swin.config(), 2, 0.0);
+    let params = network.start_from(&backbone, 0);
+    let end = Finetuned { network, params, steps: 4, epochs };
+    assert_eq!((end.best().epoch, end.last().epoch), (2, 4));
+    assert_eq!((end.best().top1.percent, end.last().top1.percent), (70.0, 50.0));
+}
+
+#[test]
+fn what_cannot_be_learnt_is_refused() {
+    let backbone = backbone();
+    let fails = |task: &LabelledTask, settings: &Settings| {
+        finetune(&backbone, task, settings, |_| ()).unwrap_err().to_string()
+    };
+    let error = fails(&task(1, 3), &quick(1));
+    assert!(error.starts_with("all 3 pictures to learn from are of one class, `c0`"), "{error}");
+    let mut none = task(2, 2);
+    none.queries.pictures.clear();
+    assert!(fails(&none, &quick(1)).contains("no query pictures"));
+    let wild = Settings { lr: 1e30, clip_grad: 0.0, ..quick(3) };
+    let error = fails(&task(2, 3), &wild);
+    assert!(error.contains("hint: lower `--lr`, which is 1000000"), "{error}");
+    assert!(!error.contains("--precision"), "{error}");
+}

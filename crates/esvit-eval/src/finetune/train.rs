@@ -1,0 +1,103 @@
+//! One optimiser step of a classifier.
+
+use burn::tensor::{Device, Tensor};
+use esvit_kernels::pool;
+use esvit_nn::params::tensor;
+use esvit_nn::pass::DropPathKey;
+use esvit_nn::{Params, Pass};
+use esvit_train::mixup;
+use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind};
+
+use super::FinetuneError;
+use super::data::Batch;
+use super::model::{Classifier, cross_entropy, layer_scales, targets};
+use super::settings::Settings;
+
+/// A classifier that is being trained.
+#[derive(Debug)]
+pub struct Trainer {
+    /// The network.
+    pub network: Classifier,
+    /// Its values.
+    pub params: Params,
+    optimizer: Optimizer,
+    layer_scales: Vec<f64>,
+    settings: Settings,
+    classes: usize,
+    /// Side of the crops, in pixels.
+    size: usize,
+}
+
+impl Trainer {
+    /// A network with its values, for crops of `size` pixels.
+    pub fn new(
+        network: Classifier,
+        params: Params,
+        classes: usize,
+        size: usize,
+        settings: &Settings,
+    ) -> Self {
+        let depths = &network.swin.config().depths;
+        let layer_scales = layer_scales(network.specs(), depths, settings.layer_decay);
+        let optimizer = Optimizer::new(OptimizerKind::AdamW, network.specs().len());
+        Self { network, params, optimizer, layer_scales, settings: settings.clone(), classes, size }
+    }
+
+    /// One step on a batch, which must have pictures; returns the loss.
+    ///
+    /// # Errors
+    /// When the loss or its gradient is not finite; nothing is changed then.
+    pub fn step(&mut self, step: u64, lr: f64, batch: Batch) -> Result<f32, FinetuneError> {
+        pool::run(|| self.step_on_this_thread(step, lr, batch))
+    }
+
+    fn step_on_this_thread(
+        &mut self,
+        step: u64,
+        lr: f64,
+        batch: Batch,
+    ) -> Result<f32, FinetuneError> {
+        let (loss, gradients) = self.gradients(step, batch);
+        let limit = Some(self.settings.clip_grad).filter(|&limit| limit > 0.0);
+        let (grad_norm, scales) = optim::clip(&gradients, limit, ClipScope::Global);
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            let Settings { lr, precision, .. } = self.settings;
+            return Err(FinetuneError::NotFinite {
+                step: step + 1,
+                loss,
+                grad_norm,
+                lr,
+                precision,
+            });
+        }
+        let lrs: Vec<f64> = self.layer_scales.iter().map(|scale| lr * scale).collect();
+        let weight_decay = self.settings.weight_decay;
+        self.optimizer.step_alone(&mut self.params, gradients, &scales, &lrs, weight_decay);
+        Ok(loss)
+    }
+
+    /// Loss and gradients of a batch.
+    fn gradients(&self, step: u64, batch: Batch) -> (f32, Vec<Option<Tensor<1>>>) {
+        let (images, targets) = self.mixed(step, batch);
+        let key = DropPathKey { seed: self.settings.seed, step, pass: 0 };
+        let pass = Pass::student(key).with_precision(self.settings.precision);
+        let params = self.params.tracked();
+        let logits = self.network.logits(&params, images.autodiff(), &pass);
+        let loss = cross_entropy(logits, targets.autodiff());
+        let value = loss.clone().inner().into_scalar::<f32>();
+        let mut gradients = loss.backward();
+        (value, params.values().iter().map(|value| value.grad_remove(&mut gradients)).collect())
+    }
+
+    /// Images `[B, 3, size, size]` and targets `[B, classes]`, mixed if they are to be.
+    fn mixed(&self, step: u64, batch: Batch) -> (Tensor<4>, Tensor<2>) {
+        let device = Device::flex();
+        let targets = targets(&batch.labels, self.classes, self.settings.label_smoothing, &device);
+        let shape = [batch.labels.len(), 3, self.size, self.size];
+        let images = tensor(batch.pixels, shape, &device);
+        let Some(mixing) = self.settings.mixing() else { return (images, targets) };
+        let (mut images, mut made_of) =
+            mixup::mix(&[images], &mixing, self.settings.seed, [step, 0]);
+        (images.swap_remove(0), made_of.swap_remove(0).matmul(targets))
+    }
+}
