@@ -18,6 +18,8 @@ use crate::cli::Done;
 use crate::cli::choice::BackboneChoice;
 use crate::cli::output::Output;
 
+/// What `--against` is given for a network without a file.
+const UNTRAINED: &str = "untrained";
 /// Pixels of the PNG to one of the drawing.
 const SCALE: f64 = 2.0;
 
@@ -32,7 +34,8 @@ pub(in crate::cli) struct Attention {
     /// At most so many pictures are used, chosen at random.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pictures: usize,
-    /// A second checkpoint to compare with, read as the first.
+    /// A second checkpoint to compare with, read as the first, or `untrained` for the same network
+    /// before any training.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
     /// A PNG file to write a plot to.
@@ -64,6 +67,7 @@ impl Attention {
         set.limit(self.pictures);
         let backbone = self.backbone.open(output)?;
         let other = match &self.against {
+            Some(path) if path == Path::new(UNTRAINED) => Some((path, backbone.untrained())),
             Some(path) => Some((path, self.backbone.network.open(path, output)?)),
             None => None,
         };
@@ -179,7 +183,7 @@ fn table(title: &str, blocks: &[BlockStatistics]) -> String {
             or_none(block.share.map(|share| format!("{:.1}%", 100.0 * share))),
             format!("{lowest:.2}-{highest:.2}"),
             or_none(block.diversity.map(|diversity| format!("{diversity:.4}"))),
-            100.0 * block.padding_mass
+            100.0 * block.padding_mass.max(0.0)
         );
     }
     text
