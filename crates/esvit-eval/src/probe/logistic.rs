@@ -85,11 +85,13 @@ struct Problem<'a> {
     first: usize,
     columns: usize,
     outputs: usize,
-    /// `[rows, columns]`, centred: since the bias is free the solution stays, and the search takes
-    /// fewer steps.
+    /// `[rows, columns]`, centred and divided by `scale`: since the bias is free and the penalty is
+    /// divided alike, the solution stays, and the search takes fewer steps.
     x: Vec<f32>,
     /// The means of the columns.
     mean: Vec<f64>,
+    /// The root mean square of the centred values.
+    scale: f64,
 }
 
 impl<'a> Problem<'a> {
@@ -101,10 +103,22 @@ impl<'a> Problem<'a> {
             mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += f64::from(*x));
         }
         mean.iter_mut().for_each(|mean| *mean /= data.len() as f64);
+        let squares: f64 = x
+            .chunks_exact(columns)
+            .flat_map(|row| row.iter().zip(&mean))
+            .map(|(x, mean)| (f64::from(*x) - mean).powi(2))
+            .sum();
+        let scale = match (squares / x.len() as f64).sqrt() {
+            scale if scale > 0.0 => scale,
+            _ => 1.0,
+        };
         x.par_chunks_exact_mut(columns).for_each(|row| {
-            row.iter_mut().zip(&mean).for_each(|(x, mean)| *x = (f64::from(*x) - mean) as f32);
+            for (x, mean) in row.iter_mut().zip(&mean) {
+                *x = ((f64::from(*x) - mean) / scale) as f32;
+            }
         });
-        Self { data, first, columns, outputs: data.examples.targets.outputs(), x, mean }
+        let outputs = data.examples.targets.outputs();
+        Self { data, first, columns, outputs, x, mean, scale }
     }
 
     /// A point is the weight `[outputs, columns]` with the bias behind it.
@@ -116,10 +130,11 @@ impl<'a> Problem<'a> {
         let (weight, bias) = point.split_at(self.outputs * self.columns);
         let bias = bias.iter().zip(weight.chunks_exact(self.columns)).map(|(bias, weight)| {
             let of_mean: f64 = weight.iter().zip(&self.mean).map(|(w, mean)| w * mean).sum();
-            (bias - of_mean) as f32
+            (bias - of_mean / self.scale) as f32
         });
         let bias = bias.collect();
-        LinearClassifier { first: self.first, weight: self.split(point).0, bias }
+        let weight = weight.iter().map(|weight| (weight / self.scale) as f32).collect();
+        LinearClassifier { first: self.first, weight, bias }
     }
 
     fn split(&self, point: &[f64]) -> (Vec<f32>, Vec<f32>) {
@@ -130,6 +145,7 @@ impl<'a> Problem<'a> {
 
     /// The objective and its gradient.
     fn evaluate(&self, point: &[f64], l2: f64) -> (f64, Vec<f64>) {
+        let l2 = l2 / (self.scale * self.scale);
         let (weight, bias) = self.split(point);
         let mut gradient = vec![0.0; point.len()];
         let mut cost = 0.0;
