@@ -5,8 +5,24 @@ use std::fs;
 use crate::pictures::good;
 use crate::place::{Place, TINY};
 
-const ANCHORS: [&str; 6] =
-    ["curves", "crops", "evaluations", "checkpoints", "settings", "environment"];
+const ANCHORS: [&str; 10] = [
+    "curves",
+    "crops",
+    "neighbours",
+    "matches",
+    "attention",
+    "regions",
+    "evaluations",
+    "checkpoints",
+    "settings",
+    "environment",
+];
+
+/// A section of a page.
+fn section<'a>(page: &'a str, anchor: &str) -> &'a str {
+    let start = page.find(&format!("<section id=\"{anchor}\">")).unwrap();
+    &page[start..start + page[start..].find("</section>").unwrap()]
+}
 
 fn page(place: &Place, name: &str) -> String {
     fs::read_to_string(place.path(name)).unwrap()
@@ -72,7 +88,12 @@ fn a_run_with_checks_and_an_evaluation() {
 
     // Loss, k-NN, entropy, feature spread, gradients, speed and four schedules.
     assert_eq!(page.matches("<figure class=\"chart\">").count(), 10);
-    assert_eq!(page.matches("<image ").count(), 8 * 3);
+    assert_eq!(section(&page, "crops").matches("<image ").count(), 8 * 3);
+    assert_eq!(section(&page, "neighbours").matches("<image ").count(), 5 * (1 + 6));
+    for anchor in ["matches", "attention", "regions"] {
+        let section = section(&page, anchor);
+        assert!(section.contains("<image ") && !section.contains("Not shown"), "{anchor}");
+    }
     assert!(page.contains("embed_dim = 16") && page.contains("best.safetensors"));
     assert!(!page.contains("Look at this first") && !page.contains("could not be read"));
 
