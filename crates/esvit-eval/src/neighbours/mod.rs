@@ -2,6 +2,7 @@
 
 mod sheet;
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -139,6 +140,9 @@ pub fn find(
         return Err(NeighboursError::NotFinite);
     }
 
+    // Where every picture is its own class, as in a set of names, none can agree.
+    let classes: HashSet<u32> = known.rows.labels.iter().copied().collect();
+    let telling = queries.is_some() || classes.len() < known.rows.labels.len();
     // One more, as a picture finds itself first.
     let found = nearest(&known.rows, &asked.rows, wanted.k + 1);
     let rows = found.iter().zip(&asked.pictures).map(|(found, &query)| {
@@ -147,10 +151,10 @@ pub fn find(
             |&(index, _)| !query_picture.is(&SourcePicture { source: &gallery.source, index }),
         );
         let neighbours = others.take(wanted.k).map(|(index, similarity)| Found {
-            entry: SourcePicture { source: &gallery.source, index }.entry(),
+            entry: SourcePicture { source: &gallery.source, index }.entry(telling),
             similarity,
         });
-        Row { query: query_picture.entry(), neighbours: neighbours.collect() }
+        Row { query: query_picture.entry(telling), neighbours: neighbours.collect() }
     });
     let rows: Vec<Row> = rows.collect();
     if rows.iter().all(|row| row.neighbours.is_empty()) {
@@ -188,10 +192,11 @@ struct SourcePicture<'a> {
 }
 
 impl SourcePicture<'_> {
-    fn entry(&self) -> Entry {
+    fn entry(&self, with_class: bool) -> Entry {
+        let class = class_name(&**self.source, self.index).filter(|_| with_class);
         Entry {
             name: self.source.name(self.index),
-            class: class_name(&**self.source, self.index).map(str::to_owned),
+            class: class.map(str::to_owned),
             thumbnail: of_source(&**self.source, self.index, THUMBNAIL),
         }
     }

@@ -8,6 +8,7 @@ mod commands;
 mod correspondence;
 mod evaluation;
 mod failure;
+mod finetune;
 mod goldens;
 mod interruption;
 mod linear;
