@@ -57,6 +57,15 @@ pub enum TaskError {
         /// The folder.
         folder: String,
     },
+    /// There is nothing that could be set aside.
+    #[error(
+        "`{folder}` holds one picture only, and some must be set aside to be classified\n\
+         hint: name the folder of those with `--val`"
+    )]
+    OnePicture {
+        /// The folder.
+        folder: String,
+    },
     /// The two folders have no class in common.
     #[error("`{train}` and `{queries}` have no class in common")]
     Classes {
@@ -112,6 +121,9 @@ impl LabelledTask {
                     LabelledSet::all(folder),
                     LabelledSet { classes: numbers, ..LabelledSet::all(other) },
                 )
+            }
+            None if folder.len() < 2 => {
+                return Err(TaskError::OnePicture { folder: train.display().to_string() });
             }
             None => {
                 description.push_str(", every fifth picture set aside");

@@ -157,6 +157,18 @@ fn knn_on_stored_features() {
 }
 
 #[test]
+fn one_picture_can_be_classified_but_not_set_aside() {
+    let place = with_a_run();
+    labelled(&place, "set", 1);
+    std::fs::remove_dir_all(place.path("set/blue")).unwrap();
+    std::fs::remove_dir_all(place.path("set/green")).unwrap();
+    let line = format!("eval knn --checkpoint {CHECKPOINT} --k 1 --json --train set");
+    place.run(&line).expect(1).says(&["`set` holds one picture", "--val"]);
+    let answer = place.well(&format!("{line} --val set")).json();
+    assert_eq!(accuracies(&answer, 2, "trained"), [(1, 100.0, 100.0)]);
+}
+
+#[test]
 fn results_are_kept_with_the_run() {
     let place = with_a_run();
     for k in ["1", "5"] {
