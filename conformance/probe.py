@@ -9,12 +9,12 @@ fitted to them by the example `probe`, by PyTorch (SGD with momentum, cosine to 
 reference) and by scikit-learn (logistic regression, L-BFGS), with the same settings. Trainings by
 SGD differ by their random starts and orders, so means over several seeds are compared.
 
-`--idx FOLDER` takes the pictures out of idx files (MNIST, Fashion-MNIST) in the place of the
-built-in ones. The exit status is 1 if an accuracy differs by more than 0.3 points.
+`--train` and `--val` name labelled folders in the place of the built-in pictures. The exit status is
+1 if a top-1 accuracy differs by more than 0.3 points. Top-5 is shown beside it: of a few hundred
+queries it moves by more than that from one seed to the next.
 """
 
 import argparse
-import gzip
 import json
 import math
 import subprocess
@@ -24,29 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 TOLERANCE = 0.3
-
-
-def idx(path):
-    """The array in a compressed idx file."""
-    data = gzip.decompress(path.read_bytes())
-    dimensions = data[3]
-    shape = np.frombuffer(data, ">i4", dimensions, 4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-
-
-def write_pictures(source, folder, counts):
-    """Some of the pictures of idx files as PNG, one folder a class."""
-    for part, prefix, count in zip(("train", "val"), ("train", "t10k"), counts):
-        pictures = idx(source / f"{prefix}-images-idx3-ubyte.gz")[:count]
-        labels = idx(source / f"{prefix}-labels-idx1-ubyte.gz")[:count]
-        for number, (picture, label) in enumerate(zip(pictures, labels)):
-            path = folder / part / str(label) / f"{number:05}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path)
 
 
 def write_clusters(folder, rows=3000, width=64, classes=20, spread=2.5):
@@ -127,8 +107,8 @@ def main():
     parser.add_argument("--esvit", required=True)
     parser.add_argument("--probe", required=True, help="the example `probe` of esvit-eval")
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--idx", type=Path, help="folder of idx files")
-    parser.add_argument("--counts", type=int, nargs=2, default=(5000, 2000))
+    parser.add_argument("--train", type=Path, help="labelled folder to learn from")
+    parser.add_argument("--val", type=Path, help="labelled folder whose pictures are classified")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--lr", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--l2", type=float, nargs="+", default=[1e-4, 1e-2])
@@ -139,10 +119,7 @@ def main():
 
     write_clusters(folder / "clusters")
     sets = [("clusters", folder / "clusters")]
-    pictures = []
-    if options.idx:
-        write_pictures(options.idx, folder, options.counts)
-        pictures = ["--train", folder / "train", "--val", folder / "val"]
+    pictures = ["--train", options.train, "--val", options.val] if options.train else []
     for n in options.n:
         dump = folder / f"features-{n}"
         line = [options.esvit, "eval", "linear", "--checkpoint", options.checkpoint, *pictures]
@@ -158,10 +135,10 @@ def main():
     for name, path in sets:
         for probe, own, other in compare(name, path, options):
             own, other = np.mean(own, axis=0), np.mean(other, axis=0)
-            worst = max(worst, *abs(own - other))
+            worst = max(worst, abs(own - other)[0])
             cells = [f"{a:7.2f} {b:7.2f} {a - b:+7.2f}" for a, b in zip(own, other)]
             print(f"{probe:34}{'  '.join(cells)}", flush=True)
-    print(f"largest difference: {worst:.2f} points")
+    print(f"largest difference of top-1: {worst:.2f} points")
     sys.exit(worst > TOLERANCE)
 
 

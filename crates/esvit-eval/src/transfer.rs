@@ -129,7 +129,7 @@ pub fn measure(
     let sides = extract(task);
     let best = probe.run(&sides.train, &sides.queries, None)?.best;
     let (metric, interval) = match best.metrics {
-        Metrics::Classes { interval, .. } => ("top1", interval),
+        Metrics::Classes(accuracy) => ("top1", accuracy.interval),
         Metrics::Labels { map, .. } => ("map", [map; 2]),
     };
     Ok(SetResult {

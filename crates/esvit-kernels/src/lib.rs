@@ -4,11 +4,11 @@
 //! Every kernel gives the same bits however many threads there are: work is cut into pieces by its
 //! size alone, and sums over pieces are taken in order.
 
+pub mod activation;
 pub mod attention;
 pub mod batch_norm;
 pub mod best_match;
 pub mod buffer;
-mod gelu;
 mod product;
 mod rows;
 mod simd;

@@ -3,22 +3,13 @@
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
+use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gelu::{cdf, cdf_and_density};
 use crate::product::{Columns, Left, Packed, convert, transposed_product};
 use crate::profile;
 use crate::rows::{DropPath, each_strip, store};
 use crate::simd::dispatch;
-
-/// What the input goes through first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    None,
-    /// The Gaussian error linear unit.
-    Gelu,
-}
 
 /// What the backward pass needs: the input, before its activation.
 #[derive(Debug, Clone)]
@@ -69,13 +60,13 @@ pub fn forward<T: Element>(
             for (x, left) in x.chunks_exact(inputs).zip(left.chunks_exact_mut(row)) {
                 match activation {
                     Activation::None => convert(x, None, left),
-                    Activation::Gelu => activate(x, left),
+                    _ => with_gate!(activation, gate => activate(gate, x, left)),
                 }
             }
             if let Some(kept) = kept {
                 match activation {
                     Activation::None => kept.copy_from_slice(&left),
-                    Activation::Gelu => {
+                    _ => {
                         for (x, kept) in x.chunks_exact(inputs).zip(kept.chunks_exact_mut(row)) {
                             convert(x, None, kept);
                         }
@@ -136,11 +127,12 @@ pub fn backward<T: Element>(
                     store(product, padded, None, columns, &mut dx[first..], inputs);
                 });
             }
-            if activation == Activation::Gelu {
+            if activation != Activation::None {
                 // Rows of `dx` are missing when it is not wanted; the activation is needed all the same.
                 let mut dx = dx.chunks_exact_mut(inputs);
                 for active in active.chunks_exact_mut(row) {
-                    activate_backward(&mut active[..inputs], dx.next().unwrap_or_default());
+                    let (active, dx) = (&mut active[..inputs], dx.next().unwrap_or_default());
+                    with_gate!(activation, gate => activate_backward(gate, active, dx));
                 }
             }
         })
@@ -174,27 +166,27 @@ pub fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
 }
 
 dispatch! {
-    fn activate<T: Element>(x: &[f32], active: &mut [T]) {
+    fn activate<T: Element, G: Gate>(gate: G, x: &[f32], active: &mut [T]) {
         let active = &mut active[..x.len()];
         for i in 0..x.len() {
-            active[i] = T::from_f32(x[i] * cdf(x[i]));
+            active[i] = T::from_f32(x[i] * gate.gate(x[i]));
         }
     }
 }
 
 dispatch! {
     /// Replaces inputs of the activation by its outputs, and multiplies a gradient by its slope.
-    fn activate_backward<T: Element>(active: &mut [T], gradient: &mut [f32]) {
+    fn activate_backward<T: Element, G: Gate>(gate: G, active: &mut [T], gradient: &mut [f32]) {
         let n = gradient.len();
         for i in 0..n.min(active.len()) {
             let x = active[i].to_f32();
-            let (cdf, density) = cdf_and_density(x);
-            active[i] = T::from_f32(x * cdf);
-            gradient[i] *= cdf + x * density;
+            let (factor, slope) = gate.gate_and_slope(x);
+            active[i] = T::from_f32(x * factor);
+            gradient[i] *= factor + x * slope;
         }
         for value in &mut active[n..] {
             let x = value.to_f32();
-            *value = T::from_f32(x * cdf(x));
+            *value = T::from_f32(x * gate.gate(x));
         }
     }
 }

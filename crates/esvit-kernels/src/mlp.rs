@@ -1,12 +1,12 @@
-//! The perceptron branch of a block: `x + scale (fc2(gelu(fc1(norm(x)))))`.
+//! The perceptron branch of a block: `x + scale (fc2(act(fc1(norm(x)))))`.
 //!
 //! A task takes some rows through all of it, so that only the kept activations leave the caches.
 
 use rayon::prelude::*;
 
+use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gelu::{cdf, cdf_and_density};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, STRIP, transposed_product};
 use crate::profile;
@@ -22,6 +22,7 @@ pub struct Mlp<'a> {
     pub eps: f32,
     pub fc1_weight: &'a [f32],
     pub fc1_bias: &'a [f32],
+    pub activation: Activation,
     pub fc2_weight: &'a [f32],
     pub fc2_bias: &'a [f32],
 }
@@ -128,7 +129,10 @@ pub fn forward<T: Element>(
                 |first, columns, product, padded| {
                     let bias = &fc1_bias[first..first + columns];
                     let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
-                    activate(product, padded, bias, kept, &mut active[first..], hidden_row);
+                    let active = &mut active[first..];
+                    with_gate!(mlp.activation, gate => {
+                        activate(gate, product, padded, bias, kept, active, hidden_row)
+                    });
                     if let Some(kept) = kept_hidden.as_deref() {
                         prefetch(&kept[first + columns..], hidden_row, STRIP);
                     }
@@ -186,7 +190,9 @@ pub fn backward<T: Element>(
             prefetch(active, hidden_row, STRIP);
             each_strip(Left::rows(dbranch, row), count, &fc2, |first, columns, product, padded| {
                 let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
-                activate_backward(product, padded, columns, active, dhidden, hidden_row);
+                with_gate!(mlp.activation, gate => {
+                    activate_backward(gate, product, padded, columns, active, dhidden, hidden_row)
+                });
                 // The next strip's lines come while its product is made.
                 prefetch(&active[columns..], hidden_row, STRIP);
                 prefetch(&dhidden[columns..], hidden_row, STRIP);
@@ -233,7 +239,8 @@ pub fn backward<T: Element>(
 
 dispatch! {
     /// Adds the bias to a product, keeps the sum and stores its activation.
-    fn activate<T: Element>(
+    fn activate<T: Element, G: Gate>(
+        gate: G,
         product: &mut [f32],
         width: usize,
         bias: &[f32],
@@ -259,7 +266,7 @@ dispatch! {
         for (product, active) in product.chunks_exact(width).zip(active.chunks_mut(to_row)) {
             let (product, active) = (&product[..columns], &mut active[..columns]);
             for i in 0..columns {
-                active[i] = T::from_f32(product[i] * cdf(product[i]));
+                active[i] = T::from_f32(product[i] * gate.gate(product[i]));
             }
         }
     }
@@ -268,7 +275,8 @@ dispatch! {
 dispatch! {
     /// Multiplies a gradient by the slope of the activation, and replaces what went into the
     /// activation by what came out.
-    fn activate_backward<T: Element>(
+    fn activate_backward<T: Element, G: Gate>(
+        gate: G,
         product: &[f32],
         width: usize,
         columns: usize,
@@ -282,9 +290,9 @@ dispatch! {
             let dhidden = &mut dhidden[..columns];
             for i in 0..columns {
                 let x = active[i].to_f32();
-                let (cdf, density) = cdf_and_density(x);
-                active[i] = T::from_f32(x * cdf);
-                dhidden[i] = T::from_f32(product[i] * (cdf + x * density));
+                let (factor, slope) = gate.gate_and_slope(x);
+                active[i] = T::from_f32(x * factor);
+                dhidden[i] = T::from_f32(product[i] * (factor + x * slope));
             }
         }
     }

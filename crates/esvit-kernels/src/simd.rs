@@ -8,27 +8,27 @@ pub(crate) const LANES: usize = 16;
 macro_rules! dispatch {
     (
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident $(<$generic:ident: $bound:ident>)? (
+        $vis:vis fn $name:ident $(<$($generic:ident: $bound:ident),+>)? (
             $($arg:ident: $ty:ty),* $(,)?
         ) $(-> $out:ty)? $body:block
     ) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $out)? {
+        $vis fn $name $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $out)? $body
+            fn body $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $out)? {
+                fn avx512 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
                     body($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $out)? {
+                fn avx2 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
                     body($($arg),*)
                 }
                 let isa = $crate::isa::current();

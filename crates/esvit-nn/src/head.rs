@@ -134,27 +134,23 @@ impl BatchNorm {
 
     fn forward(&self, params: &Params, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
         let [rows, channels] = x.dims();
-        let row = |v: Tensor<1>| v.reshape([1, channels]);
-        let (centred, variance) = if pass.is_training() {
-            let mean = x.clone().mean_dim(0);
-            let centred = x - mean.clone();
-            let variance = centred.clone().square().mean_dim(0);
+        let [weight, bias] = [self.weight, self.bias].map(|id| params.vector(id));
+        if pass.is_training() {
+            let (y, [mean, variance]) = ops::batch_norm(x, weight, bias, Self::EPS);
             // The running variance is the unbiased one.
-            let unbiased = variance.clone() * (rows as f64 / (rows.max(2) - 1) as f64);
+            let unbiased = variance * (rows as f64 / (rows.max(2) - 1) as f64);
             self.blend(params, pass, self.running_mean, mean);
             self.blend(params, pass, self.running_var, unbiased);
-            (centred, variance)
-        } else {
-            (x - row(params.vector(self.running_mean)), row(params.vector(self.running_var)))
-        };
-        let y = centred / (variance + Self::EPS).sqrt();
-        y * row(params.vector(self.weight)) + row(params.vector(self.bias))
+            return y;
+        }
+        let row = |v: Tensor<1>| v.reshape([1, channels]);
+        let [mean, variance] =
+            [self.running_mean, self.running_var].map(|id| row(params.vector(id)));
+        (x - mean) / (variance + Self::EPS).sqrt() * row(weight) + row(bias)
     }
 
-    fn blend(&self, params: &Params, pass: &Pass, id: ParamId, batch: Tensor<2>) {
+    fn blend(&self, params: &Params, pass: &Pass, id: ParamId, batch: Tensor<1>) {
         let old = params.vector(id).inner();
-        let channels = old.dims()[0];
-        let new = old * (1.0 - Self::MOMENTUM) + batch.inner().reshape([channels]) * Self::MOMENTUM;
-        pass.record(id, new);
+        pass.record(id, old * (1.0 - Self::MOMENTUM) + batch * Self::MOMENTUM);
     }
 }

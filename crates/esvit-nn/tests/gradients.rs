@@ -13,7 +13,7 @@ use esvit_nn::ops::{
     self, Activation, AttentionValues, Compute, LinearValues, Logits, NormValues, Pairs, Precision,
     Scales, Segment, WindowMap,
 };
-use esvit_nn::params::{Params, Registry, Role, vector};
+use esvit_nn::params::{Params, Registry, Role, tensor, vector};
 use esvit_nn::pass::DropPathKey;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Pass, Swin, SwinConfig};
@@ -28,7 +28,7 @@ fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
 #[test]
 fn linear() {
     for [rows, inputs, outputs] in [[1, 1, 1], [5, 3, 7], [4, 6, 2], [10, 37, 19]] {
-        for activation in [Activation::None, Activation::Gelu] {
+        for activation in [Activation::None, Activation::Gelu, Activation::QuickGelu] {
             let data =
                 [hashed(1, 2 * rows * inputs), hashed(2, outputs * inputs), hashed(3, outputs)];
             let by_kernels = |v: &[Tensor<1>]| {
@@ -58,6 +58,47 @@ fn layer_norm() {
             &data,
             |v| flat(ops::layer_norm(x(v), v[1].clone(), v[2].clone(), 1e-6, Precision::F32)),
             |v| flat(ops::composed_layer_norm(x(v), v[1].clone(), v[2].clone(), 1e-6)),
+        );
+    }
+}
+
+#[test]
+fn batch_norm() {
+    for [rows, channels] in [[2, 3], [5, 1], [18, 37]] {
+        let data =
+            [hashed_times(1, rows * channels, 2.0), hashed(2, channels), hashed(3, channels)];
+        let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, channels]);
+        check_both(
+            "batch_norm",
+            &data,
+            |v| flat(ops::batch_norm(x(v), v[1].clone(), v[2].clone(), 1e-5).0),
+            |v| flat(ops::composed_batch_norm(x(v), v[1].clone(), v[2].clone(), 1e-5).0),
+        );
+        let x: Tensor<2> = tensor(data[0].clone(), [rows, channels], &Device::flex());
+        let ones = vector(vec![1.0; channels], &Device::flex());
+        let (_, found) = ops::batch_norm(x.clone(), ones.clone(), ones.clone(), 1e-5);
+        let (_, expected) = ops::composed_batch_norm(x, ones.clone(), ones, 1e-5);
+        for (found, expected) in found.iter().zip(&expected) {
+            common::assert_alike("statistics", &to_vec(found), &to_vec(expected), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn depthwise() {
+    for (images, map, channels, side) in
+        [(1, [1, 1], 1, 3), (2, [4, 3], 5, 3), (1, [2, 5], 17, 5), (2, [3, 3], 2, 1)]
+    {
+        let segment = Segment { images, map };
+        let rows = images * segment.tokens();
+        let data = [hashed(1, rows * channels), hashed(2, side * side * channels)];
+        let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, channels]);
+        let weight = |v: &[Tensor<1>]| v[1].clone().reshape([side, side, channels]);
+        check_both(
+            "depthwise",
+            &data,
+            |v| flat(ops::depthwise(x(v), segment, weight(v))),
+            |v| flat(ops::composed_depthwise(x(v), segment, weight(v))),
         );
     }
 }
@@ -166,6 +207,54 @@ fn attention_branch() {
     }
 }
 
+/// Images of several sizes, dropped and not.
+#[test]
+fn plain_attention_branch() {
+    for (heads, head_dim, images) in [(1, 3, vec![1]), (2, 3, vec![5, 5, 2]), (3, 4, vec![17, 9])] {
+        let (width, rows) = (heads * head_dim, images.iter().sum::<usize>());
+        let small = (width as f64).powf(-0.5);
+        let data = [
+            hashed_times(1, rows * width, 2.0),
+            hashed(2, width),
+            hashed(3, width),
+            hashed_times(4, 3 * width * width, small),
+            hashed(5, 3 * width),
+            hashed_times(6, width * width, small),
+            hashed(7, width),
+        ];
+        let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, width]);
+        let layers = |v: &[Tensor<1>]| [3, 5].map(|at| linear_values(&v[at..], width));
+        for (scales, recompute) in [(None, true), (scales(images.len()), false)] {
+            let compute = Compute { recompute, ..Compute::default() };
+            let by_kernels = |v: &[Tensor<1>]| {
+                let (norm, scales) = (norm_values(&v[1..]), scales.clone());
+                flat(ops::plain_attention_branch(
+                    x(v),
+                    &images,
+                    heads,
+                    norm,
+                    layers(v),
+                    scales,
+                    compute,
+                ))
+            };
+            let composed = |v: &[Tensor<1>]| {
+                let (norm, scales) = (norm_values(&v[1..]), scales.clone());
+                let layers = layers(v);
+                flat(ops::composed_plain_attention_branch(
+                    x(v),
+                    &images,
+                    heads,
+                    norm,
+                    layers,
+                    scales,
+                ))
+            };
+            check_both(&format!("images {images:?}"), &data, by_kernels, composed);
+        }
+    }
+}
+
 #[test]
 fn mlp_branch() {
     for (width, hidden, maps) in [
@@ -186,7 +275,11 @@ fn mlp_branch() {
             hashed(6, hidden * width),
             hashed(7, width),
         ];
-        for (scales, recompute) in [(None, true), (scales(images.len()), false)] {
+        for (activation, scales, recompute) in [
+            (Activation::Gelu, None, true),
+            (Activation::Gelu, scales(images.len()), false),
+            (Activation::QuickGelu, None, false),
+        ] {
             let compute = Compute { recompute, ..Compute::default() };
             let arguments = |v: &[Tensor<1>]| {
                 let x = v[0].clone().reshape([rows, width]);
@@ -195,11 +288,13 @@ fn mlp_branch() {
             };
             let by_kernels = |v: &[Tensor<1>]| {
                 let (x, norm, layers) = arguments(v);
-                flat(ops::mlp_branch(x, &segments, norm, layers, scales.clone(), compute))
+                let scales = scales.clone();
+                flat(ops::mlp_branch(x, &segments, norm, layers, activation, scales, compute))
             };
             let composed = |v: &[Tensor<1>]| {
                 let (x, norm, layers) = arguments(v);
-                flat(ops::composed_mlp_branch(x, &segments, norm, layers, scales.clone()))
+                let scales = scales.clone();
+                flat(ops::composed_mlp_branch(x, &segments, norm, layers, activation, scales))
             };
             check_both(&format!("{width}, {hidden}, {maps:?}"), &data, by_kernels, composed);
         }

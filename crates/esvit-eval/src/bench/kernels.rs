@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use esvit_kernels::activation::Activation;
 use esvit_kernels::element::{Bf16, Element};
 use esvit_kernels::{DropPath, linear, mlp};
 use esvit_nn::ops::Precision;
@@ -65,7 +66,7 @@ fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) ->
         });
         median(&mut seconds.unwrap_or_else(|never| match never {}))
     };
-    let act = linear::Activation::None;
+    let act = Activation::None;
     let forward = |keep| linear::forward::<T>(&x, width, act, &weight, Some(&bias), keep);
     let kept = forward(true).1;
     let macs = rows * width * hidden;
@@ -82,6 +83,7 @@ fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) ->
         eps: 1e-6,
         fc1_weight: &weight,
         fc1_bias: &bias,
+        activation: Activation::Gelu,
         fc2_weight: &weight,
         fc2_bias: &bias[..width],
     };

@@ -14,7 +14,7 @@ use esvit_nn::ops::Precision;
 use serde::Serialize;
 
 pub use data::{Batch, Batches};
-pub use measure::{Score, Share, score};
+pub use measure::score;
 pub use model::{Classifier, cross_entropy, layer_scales, targets};
 pub use save::save;
 pub use settings::{SettingError, Settings};
@@ -23,6 +23,7 @@ pub use train::Trainer;
 use crate::backbone::Backbone;
 use crate::features::LeftOut;
 use crate::labelled::{LabelledSet, LabelledTask};
+use crate::probe::ClassAccuracy;
 
 /// Why there is no fine-tuned network.
 #[derive(Debug, thiserror::Error)]
@@ -111,31 +112,9 @@ pub struct EpochResult {
     pub loss: f64,
     /// Learning rate of its last step, for parameters that no layer-wise decay slows down.
     pub lr: f64,
-    /// Query pictures whose class is ranked first, in per cent.
-    pub top1: f64,
-    /// Query pictures whose class is among the first five, in per cent.
-    pub top5: f64,
-    /// The same as numbers of pictures.
-    #[serde(skip)]
-    pub score: Score,
-}
-
-/// Accuracy on the query pictures after an epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Accuracy {
-    /// The epoch, counted from 1.
-    pub epoch: u64,
-    /// Share of the query pictures whose class is ranked first.
-    pub top1: Share,
-    /// Share of the query pictures whose class is among the first five.
-    pub top5: Share,
-}
-
-impl Accuracy {
-    fn of(result: &EpochResult) -> Self {
-        let EpochResult { epoch, score, .. } = *result;
-        Self { epoch, top1: score.top1(), top5: score.top5() }
-    }
+    /// Accuracy on the query pictures.
+    #[serde(flatten)]
+    pub accuracy: ClassAccuracy,
 }
 
 /// A fine-tuned network and how it came about.
@@ -152,24 +131,17 @@ pub struct Finetuned {
 }
 
 impl Finetuned {
-    /// Accuracy after the last epoch: that of the values at hand.
-    pub fn last(&self) -> Accuracy {
-        Accuracy::of(&self.epochs[self.epochs.len() - 1])
+    /// The last epoch: that of the values at hand.
+    pub fn last(&self) -> &EpochResult {
+        &self.epochs[self.epochs.len() - 1]
     }
 
-    /// Accuracy after the epoch with the highest top-1, the first of equals. It is chosen by the
-    /// pictures that it is measured on, and so a little too high.
-    pub fn best(&self) -> Accuracy {
-        let better =
-            |best: &'_ EpochResult, other: &'_ EpochResult| other.score.top1 > best.score.top1;
-        let first = &self.epochs[0];
-        let best = self.epochs.iter().fold(
-            first,
-            |best, other| {
-                if better(best, other) { other } else { best }
-            },
-        );
-        Accuracy::of(best)
+    /// The epoch with the highest top-1, the first of equals. It is chosen by the pictures that it is
+    /// measured on, and so a little too high.
+    pub fn best(&self) -> &EpochResult {
+        self.epochs.iter().fold(&self.epochs[0], |best, other| {
+            if other.accuracy.top1 > best.accuracy.top1 { other } else { best }
+        })
     }
 }
 
@@ -221,16 +193,14 @@ pub fn finetune(
         if seen == 0 {
             return Err(unreadable("training", &task.train));
         }
-        let (score, left_out) = score(&trainer.network, &trainer.params, preprocess, &task.queries);
+        let (accuracy, left_out) =
+            score(&trainer.network, &trainer.params, preprocess, &task.queries);
         if epoch == 0 && !left_out.is_empty() {
             watch(&Event::LeftOut(&left_out));
         }
-        if score.pictures == 0 {
-            return Err(unreadable("query", &task.queries));
-        }
+        let accuracy = accuracy.ok_or_else(|| unreadable("query", &task.queries))?;
         let loss = loss_sum / seen as f64;
-        let (top1, top5) = (score.top1().percent, score.top5().percent);
-        let result = EpochResult { epoch: epoch + 1, loss, lr, top1, top5, score };
+        let result = EpochResult { epoch: epoch + 1, loss, lr, accuracy };
         watch(&Event::Epoch(&result));
         epochs.push(result);
     }

@@ -141,27 +141,24 @@ fn more_than_a_thousand_classes_of_one_picture_each() {
     let (backbone, task) = (backbone(), task(1100, 1));
     let settings = Settings { batch_size: 5000, ..quick(1) };
     let end = finetune(&backbone, &task, &settings, |_| ()).unwrap();
-    assert_eq!((end.steps, end.epochs[0].score.pictures), (1, 1100));
+    assert_eq!(end.steps, 1);
     assert!((end.epochs[0].loss - 1100f64.ln()).abs() < 0.5, "{:?}", end.epochs);
 }
 
 #[test]
 fn best_is_the_first_of_the_highest() {
-    let score = |top1| Score { pictures: 10, top1, top5: 10 };
-    let epochs = [3, 7, 7, 5].into_iter().zip(1..).map(|(top1, epoch)| EpochResult {
+    let epochs = [30.0, 70.0, 70.0, 50.0].into_iter().zip(1..).map(|(top1, epoch)| EpochResult {
         epoch,
         loss: 1.0,
         lr: 1.0,
-        top1: 10.0 * top1 as f64,
-        top5: 100.0,
-        score: score(top1),
+        accuracy: ClassAccuracy { top1, top5: 100.0, interval: [0.0, 100.0] },
     });
     let (backbone, epochs) = (backbone(), epochs.collect());
     let network = Classifier::new(backbone.swin.config(), 2, 0.0);
     let params = network.start_from(&backbone, 0);
     let end = Finetuned { network, params, steps: 4, epochs };
     assert_eq!((end.best().epoch, end.last().epoch), (2, 4));
-    assert_eq!((end.best().top1.percent, end.last().top1.percent), (70.0, 50.0));
+    assert_eq!((end.best().accuracy.top1, end.last().accuracy.top1), (70.0, 50.0));
 }
 
 #[test]

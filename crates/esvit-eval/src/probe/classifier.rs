@@ -1,6 +1,7 @@
 //! A fitted linear classifier.
 
-use esvit_kernels::linear::{Activation, forward};
+use esvit_kernels::activation::Activation;
+use esvit_kernels::linear::forward;
 
 use super::Subset;
 

@@ -3,7 +3,7 @@
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
-use super::{Augmented, Best, Examples, Metrics, Probe, ProbeError, Targets};
+use super::{Augmented, Best, ClassAccuracy, Examples, Metrics, Probe, ProbeError, Targets};
 
 /// Purpose word of the numbers that draw pictures.
 const DRAW_PURPOSE: u64 = 0x11E5807;
@@ -101,7 +101,7 @@ pub fn few_shot(
     }
     let top = |of: fn(f64, f64) -> f64| {
         let value = |draw: &Draw| match draw.best.metrics {
-            Metrics::Classes { top1, top5, .. } => of(top1, top5),
+            Metrics::Classes(ClassAccuracy { top1, top5, .. }) => of(top1, top5),
             Metrics::Labels { map, .. } => map,
         };
         MeanStd::of(&draws.iter().map(value).collect::<Vec<f64>>())

@@ -9,7 +9,8 @@ use std::cell::RefCell;
 use argmin::core::{CostFunction, Error, Executor, Gradient};
 use argmin::solver::linesearch::MoreThuenteLineSearch;
 use argmin::solver::quasinewton::LBFGS;
-use esvit_kernels::linear::{Activation, backward, forward};
+use esvit_kernels::activation::Activation;
+use esvit_kernels::linear::{backward, forward};
 use rayon::prelude::*;
 
 use super::sweep::Trials;

@@ -13,14 +13,7 @@ const Z: f64 = 1.959_963_984_540_054;
 #[serde(untagged)]
 pub enum Metrics {
     /// Of one class a picture.
-    Classes {
-        /// Share of pictures whose class comes first.
-        top1: f64,
-        /// Share of pictures whose class is among the first five.
-        top5: f64,
-        /// 95 % confidence interval of `top1` (Wilson).
-        interval: [f64; 2],
-    },
+    Classes(ClassAccuracy),
     /// Of any number of labels a picture.
     Labels {
         /// Mean over the labels of average precision.
@@ -28,6 +21,32 @@ pub enum Metrics {
         /// The same with the eleven-point precision of VOC2007.
         map_11_point: f64,
     },
+}
+
+/// How often the right class has the highest score, in per cent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ClassAccuracy {
+    /// Share of pictures whose class comes first.
+    pub top1: f64,
+    /// Share of pictures whose class is among the first five.
+    pub top5: f64,
+    /// 95 % confidence interval of `top1` (Wilson).
+    pub interval: [f64; 2],
+}
+
+impl ClassAccuracy {
+    /// From the number of classes that come before each picture's own. Without a picture the shares
+    /// are 0 and the interval says nothing.
+    pub(crate) fn of_ranks(ranks: &[usize]) -> Self {
+        let below = |limit| ranks.iter().filter(|&&rank| rank < limit).count();
+        let share = |count| 100.0 * count as f64 / ranks.len().max(1) as f64;
+        let first = below(1);
+        Self {
+            top1: share(first),
+            top5: share(below(5)),
+            interval: wilson_interval(first, ranks.len()),
+        }
+    }
 }
 
 /// By what settings are compared: the higher value, then the lower loss.
@@ -57,7 +76,7 @@ impl Metrics {
     /// Top-1 or mean average precision.
     pub fn value(&self) -> f64 {
         match self {
-            Self::Classes { top1, .. } => *top1,
+            Self::Classes(accuracy) => accuracy.top1,
             Self::Labels { map, .. } => *map,
         }
     }
@@ -86,14 +105,7 @@ impl Metrics {
                     .zip(rows)
                     .map(|(logits, &row)| rank(logits, of[row] as usize))
                     .collect();
-                let below = |limit| ranks.iter().filter(|&&rank| rank < limit).count();
-                let share = |count| 100.0 * count as f64 / ranks.len() as f64;
-                let (first, among) = (below(1), below(5));
-                Ok(Self::Classes {
-                    top1: share(first),
-                    top5: share(among),
-                    interval: wilson_interval(first, ranks.len()),
-                })
+                Ok(Self::Classes(ClassAccuracy::of_ranks(&ranks)))
             }
             Targets::Labels { of, count } => {
                 let precisions: Vec<(f64, f64)> = (0..*count)

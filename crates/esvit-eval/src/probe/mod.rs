@@ -27,7 +27,9 @@ pub use features::{ProbeTask, Sides, Suffix, last_blocks_forward, suffixes};
 pub use few_shot::{Draw, FewShot, MeanStd, Spread, few_shot};
 pub use logistic::{Logistic, logistic_l2s};
 pub(crate) use metrics::rank;
-pub use metrics::{Metrics, average_precision, eleven_point_precision, wilson_interval};
+pub use metrics::{
+    ClassAccuracy, Metrics, average_precision, eleven_point_precision, wilson_interval,
+};
 pub use multi_label::{LabelsError, multi_label_task};
 pub use sgd::{Head, SGD_LRS, Sgd, train_heads};
 pub use standardize::Standardization;

@@ -6,7 +6,8 @@
 
 use std::f64::consts::PI;
 
-use esvit_kernels::linear::{Activation, backward, forward};
+use esvit_kernels::activation::Activation;
+use esvit_kernels::linear::{backward, forward};
 use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 

@@ -52,7 +52,10 @@ fn separable_classes_are_told_apart_without_a_mistake() {
             let probe = Probe { standardize, ..probe(solver.clone(), 16) };
             let outcome = probe.run(&train, &queries, None).unwrap();
             let name = solver.name();
-            let Metrics::Classes { top1, interval, .. } = outcome.best.metrics else { panic!() };
+            let Metrics::Classes(ClassAccuracy { top1, interval, .. }) = outcome.best.metrics
+            else {
+                panic!()
+            };
             assert_eq!(top1, 100.0, "{name}");
             assert!(interval[0] > 96.0 && interval[1] == 100.0, "{name} {interval:?}");
             assert_eq!((outcome.fitted_to, outcome.chosen_on), (400, 80));
@@ -156,7 +159,7 @@ fn odd_sets_work_or_are_refused() {
     let mut unknown = queries.clone();
     unknown.targets = Targets::Classes { of: vec![3; 6], count: 3 };
     let outcome = probe(solver(), 4).run(&clusters(30, 4, 3, 0.1, 1), &unknown, None).unwrap();
-    let Metrics::Classes { top1, top5, .. } = outcome.best.metrics else { panic!() };
+    let Metrics::Classes(ClassAccuracy { top1, top5, .. }) = outcome.best.metrics else { panic!() };
     assert_eq!((top1, top5), (0.0, 0.0));
     // More than 1,000 classes with one picture each.
     let many = clusters(1200, 4, 1200, 0.0, 1);

@@ -1,6 +1,6 @@
 use super::*;
 use crate::element::Bf16;
-use crate::isa::tests::under_each;
+use crate::isa::tests::{cases, under_each};
 use crate::rng::Rng;
 use proptest::prelude::*;
 
@@ -27,7 +27,11 @@ fn check<T: Element>(rows: usize, inputs: usize, outputs: usize, act: Activation
     let definition = |all: &[f64]| -> Vec<f64> {
         let (x, rest) = all.split_at(rows * inputs);
         let (weight, bias) = rest.split_at(outputs * inputs);
-        let activate = |x: f64| if act == Activation::Gelu { gelu(x) } else { x };
+        let activate = |x: f64| match act {
+            Activation::None => x,
+            Activation::Gelu => gelu(x),
+            Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+        };
         let output = |at: usize| -> f64 {
             let (r, o) = (at / outputs, at % outputs);
             let terms = (0..inputs).map(|i| activate(x[r * inputs + i]) * weight[o * inputs + i]);
@@ -61,11 +65,11 @@ fn check<T: Element>(rows: usize, inputs: usize, outputs: usize, act: Activation
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(cases(16))]
     #[test]
     fn layer_and_gradients(rows in 1usize..70, inputs in 1usize..40, outputs in 1usize..70) {
         under_each(|_| {
-            for activation in [Activation::None, Activation::Gelu] {
+            for activation in [Activation::None, Activation::Gelu, Activation::QuickGelu] {
                 check::<f32>(rows, inputs, outputs, activation, 1e-5);
                 check::<Bf16>(rows, inputs, outputs, activation, 0.02);
             }

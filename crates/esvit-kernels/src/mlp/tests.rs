@@ -1,6 +1,6 @@
 use super::*;
 use crate::element::Bf16;
-use crate::isa::tests::under_each;
+use crate::isa::tests::{cases, under_each};
 use crate::rng::Rng;
 use proptest::prelude::*;
 
@@ -14,10 +14,11 @@ struct Parameters {
     values: Vec<f32>,
     width: usize,
     hidden: usize,
+    activation: Activation,
 }
 
 impl Parameters {
-    fn new(width: usize, hidden: usize) -> Self {
+    fn new(width: usize, hidden: usize, activation: Activation) -> Self {
         let mut all = values(width, 1, 0.3);
         all.iter_mut().for_each(|gamma| *gamma += 1.0);
         all.extend(values(width, 2, 0.3));
@@ -25,7 +26,7 @@ impl Parameters {
         all.extend(values(hidden, 4, 0.3));
         all.extend(values(hidden * width, 5, (hidden as f64).powf(-0.5)));
         all.extend(values(width, 6, 0.3));
-        Self { values: all, width, hidden }
+        Self { values: all, width, hidden, activation }
     }
 
     fn cut<'a, T>(&self, values: &'a [T]) -> [&'a [T]; 6] {
@@ -40,7 +41,8 @@ impl Parameters {
 
     fn mlp(&self) -> Mlp<'_> {
         let [gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias] = self.cut(&self.values);
-        Mlp { gamma, beta, eps: EPS as f32, fc1_weight, fc1_bias, fc2_weight, fc2_bias }
+        let (eps, activation) = (EPS as f32, self.activation);
+        Mlp { gamma, beta, eps, fc1_weight, fc1_bias, activation, fc2_weight, fc2_bias }
     }
 }
 
@@ -62,7 +64,11 @@ fn definition(x: &[f64], parameters: &Parameters, all: &[f64], scales: &[f32], d
             .zip(b1)
             .map(|(w, b)| {
                 let h = w.iter().zip(&z).map(|(w, z)| w * z).sum::<f64>() + b;
-                h * normal_cdf(h)
+                match parameters.activation {
+                    Activation::None => h,
+                    Activation::Gelu => h * normal_cdf(h),
+                    Activation::QuickGelu => h / (1.0 + (-1.702 * h).exp()),
+                }
             })
             .collect();
         for (i, (w, b)) in w2.chunks_exact(parameters.hidden).zip(b2).enumerate() {
@@ -88,8 +94,15 @@ fn wide(values: &[f32]) -> Vec<f64> {
 }
 
 /// Compares the branch and all its gradients with the definition and its differences.
-fn check<T: Element>(images: &[usize], scales: &[f32], width: usize, hidden: usize, within: f64) {
-    let parameters = Parameters::new(width, hidden);
+fn check<T: Element>(
+    images: &[usize],
+    scales: &[f32],
+    width: usize,
+    hidden: usize,
+    activation: Activation,
+    within: f64,
+) {
+    let parameters = Parameters::new(width, hidden, activation);
     let rows: usize = images.iter().sum();
     let (x, dy) = (values(rows * width, 7, 1.0), values(rows * width, 8, 1.0));
     let row_scales: Vec<f32> =
@@ -130,7 +143,7 @@ fn check<T: Element>(images: &[usize], scales: &[f32], width: usize, hidden: usi
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(cases(12))]
     #[test]
     fn branch_and_gradients(
         images in proptest::collection::vec(1usize..30, 1..6),
@@ -139,13 +152,15 @@ proptest! {
     ) {
         let scales: Vec<f32> = (0..images.len()).map(|i| [1.0, 0.0, 1.25][i % 3]).collect();
         under_each(|_| {
-            check::<f32>(&images, &scales, width, hidden, 2e-4);
-            check::<Bf16>(&images, &scales, width, hidden, 0.1);
+            for activation in [Activation::None, Activation::Gelu, Activation::QuickGelu] {
+                check::<f32>(&images, &scales, width, hidden, activation, 2e-4);
+                check::<Bf16>(&images, &scales, width, hidden, activation, 0.1);
+            }
         });
     }
 }
 
 #[test]
 fn all_images_dropped() {
-    check::<f32>(&[3, 4], &[0.0, 0.0], 8, 16, 1e-5);
+    check::<f32>(&[3, 4], &[0.0, 0.0], 8, 16, Activation::Gelu, 1e-5);
 }

@@ -1,8 +1,13 @@
 //! The matrix product that all others are made of: rows times a strip of at most [`STRIP`]
 //! columns, for every instruction set.
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
+#[cfg_attr(target_arch = "aarch64", expect(dead_code, reason = "NEON is always there"))]
 mod portable;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod tile;
 mod transposed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -11,7 +16,9 @@ pub(crate) use pack::{Packed, convert, interleave, transpose_rows};
 pub(crate) use transposed::{Columns, transposed_product};
 
 use crate::element::{Bf16, Element};
-use crate::isa::{self, Isa};
+use crate::isa;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
 
 /// Most columns of a strip.
 pub(crate) const STRIP: usize = 64;
@@ -114,6 +121,10 @@ impl Multiply for f32 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX2 and FMA, and `check` has checked the bounds.
             Isa::Avx2 => unsafe { x86::multiply_f32_avx2(left, strip, extent, out, add) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: every machine of this kind has NEON, and `check` has checked the bounds.
+            _ => unsafe { neon::multiply_f32(left, strip, extent, out, add) },
+            #[cfg(not(target_arch = "aarch64"))]
             _ => portable::multiply(left, strip, extent, out, add),
         }
     }
@@ -142,6 +153,10 @@ impl Multiply for Bf16 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX2 and FMA, and `check` has checked the bounds.
             Isa::Avx2 => unsafe { x86::multiply_bf16_avx2(left, strip, extent, out, add) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: every machine of this kind has NEON, and `check` has checked the bounds.
+            _ => unsafe { neon::multiply_bf16(left, strip, extent, out, add) },
+            #[cfg(not(target_arch = "aarch64"))]
             _ => portable::multiply(left, strip, extent, out, add),
         }
     }

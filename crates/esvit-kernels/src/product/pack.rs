@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{LANES, STRIP, Strip};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
+use crate::isa;
 use crate::profile;
 use crate::simd::dispatch;
 
@@ -189,14 +190,18 @@ pub(crate) fn interleave<T: Element>(
     }
 }
 
+/// Whether the shuffles of AVX-512 are there.
+fn has_avx512() -> bool {
+    cfg!(target_arch = "x86_64") && isa::current() >= isa::Isa::Avx512
+}
+
 /// Values of two rows by turns.
 fn interleave_pair<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
     let n = first.len();
     assert!(second.len() >= n && to.len() >= 2 * n, "rows of equal length");
-    let mut done = 0;
+    let done = if has_avx512() && size_of::<T>() == 2 { n / 32 * 32 } else { 0 };
     #[cfg(target_arch = "x86_64")]
-    if crate::isa::current() >= crate::isa::Isa::Avx512 && size_of::<T>() == 2 {
-        done = n / 32 * 32;
+    if done > 0 {
         // SAFETY: the machine has AVX-512 with BW, `done` values of 16 bits lie in both rows and
         // there is room for twice as many.
         unsafe {
@@ -227,23 +232,22 @@ pub(crate) fn transpose_rows<T: Element>(
     assert!(count * T::PAIR <= step, "columns of a step");
     assert!(count == 0 || (count - 1) * row + steps * T::PAIR <= from.len(), "rows");
     assert!(steps == 0 || (steps - 1) * step + count * T::PAIR <= to.len(), "steps");
-    let (mut whole_rows, mut whole_steps) = (0, 0);
+    let whole = |n: usize| {
+        if has_avx512() && size_of::<T>() * T::PAIR == 4 { n / LANES * LANES } else { 0 }
+    };
+    let (whole_rows, whole_steps) = (whole(count), whole(steps));
     #[cfg(target_arch = "x86_64")]
-    if crate::isa::current() >= crate::isa::Isa::Avx512 && size_of::<T>() * T::PAIR == 4 {
-        whole_rows = count / LANES * LANES;
-        whole_steps = steps / LANES * LANES;
-        for first in (0..whole_rows).step_by(LANES) {
-            for at in (0..whole_steps).step_by(LANES) {
-                // SAFETY: the machine has AVX-512; 16 rows of 16 pairs of 4 bytes from (first, at)
-                // lie in `from` and their transpose in `to`, as asserted above.
-                unsafe {
-                    super::x86::transpose16_avx512(
-                        from.as_ptr().add(first * row + at * T::PAIR).cast(),
-                        row / T::PAIR,
-                        to.as_mut_ptr().add(at * step + first * T::PAIR).cast(),
-                        step / T::PAIR,
-                    );
-                }
+    for first in (0..whole_rows).step_by(LANES) {
+        for at in (0..whole_steps).step_by(LANES) {
+            // SAFETY: the machine has AVX-512; 16 rows of 16 pairs of 4 bytes from (first, at) lie
+            // in `from` and their transpose in `to`, as asserted above.
+            unsafe {
+                super::x86::transpose16_avx512(
+                    from.as_ptr().add(first * row + at * T::PAIR).cast(),
+                    row / T::PAIR,
+                    to.as_mut_ptr().add(at * step + first * T::PAIR).cast(),
+                    step / T::PAIR,
+                );
             }
         }
     }

@@ -504,6 +504,7 @@ impl Block {
             &segments,
             self.norm2.values(params),
             [&self.fc1, &self.fc2].map(|layer| layer.values(params)),
+            Activation::Gelu,
             scales(2 * self.index as u64 + 1),
             pass.compute(),
         );

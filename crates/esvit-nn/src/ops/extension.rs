@@ -47,6 +47,12 @@ pub trait Operation: Debug + Send + Sync {
 pub trait Fused: Backend {
     /// An operation of one input.
     fn fused1(operation: Arc<dyn Operation>, a: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// An operation of two inputs.
+    fn fused2(
+        operation: Arc<dyn Operation>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
     /// An operation of three inputs.
     fn fused3(
         operation: Arc<dyn Operation>,
@@ -151,7 +157,7 @@ macro_rules! by_count {
 impl Fused for Flex {
     by_count!(
         |operation: Arc<dyn Operation>, inputs| Self::run(&*operation, Vec::from(inputs), false).0;
-        fused1(a), fused3(a, b, c), fused4(a, b, c, d), fused7(a, b, c, d, e, f, g),
+        fused1(a), fused2(a, b), fused3(a, b, c), fused4(a, b, c, d), fused7(a, b, c, d, e, f, g),
         fused8(a, b, c, d, e, f, g, h)
     );
 }
@@ -159,7 +165,7 @@ impl Fused for Flex {
 impl<B: Fused + Kernels, C: CheckpointStrategy> Fused for Autodiff<B, C> {
     by_count!(
         tracked::<B, C, _>;
-        fused1(a), fused3(a, b, c), fused4(a, b, c, d), fused7(a, b, c, d, e, f, g),
+        fused1(a), fused2(a, b), fused3(a, b, c), fused4(a, b, c, d), fused7(a, b, c, d, e, f, g),
         fused8(a, b, c, d, e, f, g, h)
     );
 }

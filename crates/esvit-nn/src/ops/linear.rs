@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
+use burn::tensor::activation::sigmoid;
 use esvit_kernels::linear;
 
 use super::extension::{
@@ -13,7 +14,7 @@ use super::extension::{
 use super::precision::with_element;
 use super::{Precision, gelu};
 
-pub use esvit_kernels::linear::Activation;
+pub use esvit_kernels::activation::Activation;
 
 /// `act(x) w^T + bias`: `x [.., in]`, `weight [out, in]`, `bias [out]`, `act` on the input.
 pub fn linear<const D: usize>(
@@ -49,6 +50,7 @@ pub fn composed(
     let x = match activation {
         Activation::None => x,
         Activation::Gelu => gelu(x),
+        Activation::QuickGelu => x.clone() * sigmoid(x * 1.702),
     };
     let outputs = bias.dims()[0];
     x.matmul(weight.transpose()) + bias.reshape([1, outputs])

@@ -4,7 +4,10 @@
 //! slices with a gradient by hand, which the CPU uses, and composed of the tensor framework's own
 //! operations, for every other device and as the kernels' test.
 
+mod attention;
+mod batch_norm;
 mod block;
+mod depthwise;
 mod extension;
 mod linear;
 mod norm;
@@ -15,10 +18,13 @@ mod window;
 
 use burn::tensor::Tensor;
 
-pub use block::{
-    AttentionValues, LinearValues, NormValues, Scales, attention_branch, composed_attention_branch,
-    composed_mlp_branch, mlp_branch, window_attention_weights,
+pub use attention::{
+    AttentionValues, attention_branch, composed_attention_branch, composed_plain_attention_branch,
+    plain_attention_branch, window_attention_weights,
 };
+pub use batch_norm::{batch_norm, composed_batch_norm};
+pub use block::{LinearValues, NormValues, Scales, composed_mlp_branch, mlp_branch};
+pub use depthwise::{composed_depthwise, depthwise};
 pub use extension::has_kernels;
 pub use linear::{Activation, composed as composed_linear, linear};
 pub use norm::{composed_layer_norm, image_means, l2_normalize, layer_norm, norm};

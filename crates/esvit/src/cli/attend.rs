@@ -2,19 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use esvit_data::{DecodeLimits, Picture, decode};
+use anyhow::Result;
 use esvit_eval::attention::{self, Attended, Framing, MASS, QueryAttention, Shown};
-use esvit_train::files::write_atomically;
 use serde_json::{Value, json};
-use std::io::Write;
 
 use super::Done;
 use super::choice::BackboneChoice;
 use super::output::Output;
-
-/// Pixels of the PNG to one of the drawing.
-const SCALE: f64 = 2.0;
+use super::pictures::{self, DrawingFiles};
 
 /// The attention figure of one picture.
 #[derive(Debug, clap::Args)]
@@ -46,12 +41,8 @@ pub(super) struct Attend {
     /// Follows attention through all blocks up to the chosen one (single-scale networks only).
     #[arg(long)]
     rollout: bool,
-    /// The PNG file to write.
-    #[arg(long, value_name = "FILE", default_value = "attend.png")]
-    out: PathBuf,
-    /// An SVG file to write as well.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    #[command(flatten)]
+    files: DrawingFiles,
     /// Tells what was found as one JSON object.
     #[arg(long)]
     json: bool,
@@ -59,7 +50,8 @@ pub(super) struct Attend {
 
 impl Attend {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
-        let picture = read(&self.picture)?;
+        let png = self.files.check("attend")?;
+        let picture = pictures::read(&self.picture)?;
         let backbone = self.backbone.open(output)?;
         let (swin, params) = (&backbone.swin, &backbone.params);
         let framing = if self.whole { Framing::Whole } else { Framing::Centre };
@@ -76,24 +68,13 @@ impl Attend {
             found.keep_heads(&self.head)?;
         }
         let drawing = attention::picture(&shown, &found)?;
-        let png = drawing.png(SCALE)?;
-        write_atomically(&self.out, |file| file.write_all(&png))?;
-        if let Some(path) = &self.svg {
-            write_atomically(path, |file| file.write_all(drawing.svg().as_bytes()))?;
-        }
+        self.files.write(&drawing, &png, output)?;
         match self.json {
             true => output.json(&answer(&self.picture, &shown, &found))?,
             false => output.result(table(&found))?,
         }
-        output.note(format!("drawn in `{}`", self.out.display()));
         Ok(Done::Well)
     }
-}
-
-fn read(path: &Path) -> Result<Picture> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    decode(&bytes, &DecodeLimits::default())
-        .with_context(|| format!("`{}` is not a picture that can be used", path.display()))
 }
 
 /// A pixel from `X,Y`.

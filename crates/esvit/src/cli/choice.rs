@@ -64,7 +64,7 @@ impl BackboneChoice {
     }
 
     /// Writes what an evaluation found into the folder of the run that the checkpoint belongs to,
-    /// if it belongs to one, where `esvit report` reads it.
+    /// if it belongs to one.
     pub(super) fn keep(
         &self,
         backbone: &Backbone,
@@ -74,13 +74,16 @@ impl BackboneChoice {
         output: &Output,
     ) -> Result<()> {
         let Some(run) = record::run_of(&self.checkpoint) else { return Ok(()) };
-        let kept = record::append(
-            &run,
-            &Record::new(evaluation, task, backbone, &self.checkpoint, results)?,
-        )?;
-        output.note(format!("kept in `{}`", kept.display()));
-        Ok(())
+        let record = Record::new(evaluation, task, backbone, &self.checkpoint, results)?;
+        keep(&run, &record, output)
     }
+}
+
+/// Writes what an evaluation found into the folder of a run, where `esvit report` reads it.
+pub(super) fn keep(run: &Path, record: &Record, output: &Output) -> Result<()> {
+    let kept = record::append(run, record)?;
+    output.note(format!("kept in `{}`", kept.display()));
+    Ok(())
 }
 
 /// Labelled pictures.

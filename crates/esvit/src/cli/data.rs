@@ -1,14 +1,16 @@
 //! `esvit data`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Subcommand;
 use esvit_data::contact_sheet;
 use esvit_eval::preview;
+use esvit_train::files::write_atomically;
 
 use super::Done;
-use super::output::Output;
+use super::output::{Output, may_write};
 use super::settings::Settings;
 
 /// Looks at pictures.
@@ -32,9 +34,12 @@ impl Data {
 pub(super) struct Preview {
     #[command(flatten)]
     settings: Settings,
-    /// The PNG file to write.
-    #[arg(long, value_name = "FILE", default_value = "preview.png")]
-    out: PathBuf,
+    /// The PNG file to write; without it `preview.png`, which is replaced.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Replaces the named file where it is there.
+    #[arg(long)]
+    overwrite: bool,
     /// Number of pictures, spread over the whole set.
     #[arg(long, default_value_t = 8)]
     pictures: usize,
@@ -45,6 +50,10 @@ pub(super) struct Preview {
 
 impl Preview {
     fn run(self, output: &Output) -> Result<Done> {
+        if let Some(out) = &self.out {
+            may_write(out, self.overwrite)?;
+        }
+        let out = self.out.unwrap_or_else(|| "preview.png".into());
         let config = self.settings.resolve()?;
         let source = preview::source(&config)?;
         let crops = preview::crops(&config, source.as_ref(), self.pictures, self.epoch)?;
@@ -52,13 +61,12 @@ impl Preview {
             output.warning(format!("left out: {error}"));
         }
         let png = contact_sheet(&crops.rows)?;
-        std::fs::write(&self.out, png)
-            .with_context(|| format!("cannot write `{}`", self.out.display()))?;
+        write_atomically(&out, |file| file.write_all(&png))?;
         output.note(format!(
             "{} pictures, {} crops each, in `{}`",
             crops.rows.len(),
             config.views.sizes().len(),
-            self.out.display()
+            out.display()
         ));
         Ok(Done::Well)
     }

@@ -10,7 +10,7 @@ use esvit_eval::features::{extract, view_forward};
 
 use super::Done;
 use super::choice::BackboneChoice;
-use super::output::Output;
+use super::output::{Output, may_write};
 
 /// Writes features.
 #[derive(Debug, clap::Args)]
@@ -35,9 +35,7 @@ pub(super) struct Embed {
 impl Embed {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
         let format = Format::of(&self.out)?;
-        if self.out.exists() && !self.overwrite {
-            bail!("`{}` is there already\nhint: add `--overwrite`", self.out.display());
-        }
+        may_write(&self.out, self.overwrite)?;
         let backbone = self.backbone.open(output)?;
         let source: Arc<dyn Source> = match &self.data {
             Some(path) => Arc::new(Folder::open(path, &DecodeLimits::default())?),

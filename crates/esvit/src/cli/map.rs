@@ -13,7 +13,7 @@ use esvit_eval::labelled::{LabelledSet, LabelledTask};
 use super::Done;
 use super::choice::BackboneChoice;
 use super::output::Output;
-use super::pictures;
+use super::pictures::DrawingFiles;
 
 /// A map of features.
 #[derive(Debug, clap::Args)]
@@ -30,12 +30,8 @@ pub(super) struct Map {
     /// The most pictures; of more, some are chosen, always the same.
     #[arg(long, value_name = "N", default_value_t = 2000)]
     max: usize,
-    /// The PNG file to write.
-    #[arg(long, value_name = "FILE", default_value = "map.png")]
-    out: PathBuf,
-    /// Also writes the drawing as SVG, in which dots tell their pictures' names.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    #[command(flatten)]
+    files: DrawingFiles,
     /// Also writes the places as a table: name, label, x, y.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -57,6 +53,10 @@ impl Map {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
         if self.max == 0 {
             bail!("`--max` is 0, a map needs pictures");
+        }
+        let png = self.files.check("map")?;
+        if let Some(csv) = &self.csv {
+            self.files.may_write(csv)?;
         }
         let mut set = match &self.data {
             Some(folder) => {
@@ -90,7 +90,7 @@ impl Map {
             classes => format!("{count} pictures of {classes} classes"),
         };
         let drawing = embedding_map::picture(&map, &*set.source, &about)?;
-        pictures::write(&drawing, &self.out, self.svg.as_deref(), output)?;
+        self.files.write(&drawing, &png, output)?;
         if let Some(csv) = &self.csv {
             embedding_map::write_csv(csv, &map)?;
             output.note(format!("written `{}`", csv.display()));

@@ -1,23 +1,18 @@
 //! `esvit match`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
-use esvit_data::{DecodeLimits, Picture, decode};
+use anyhow::{Result, bail};
 use esvit_eval::correspondence::MEASURED_PAIRS;
 use esvit_eval::matching::{self, MatchSettings, Matching, Pair, Side};
-use esvit_train::files::write_atomically;
 use serde_json::{Value, json};
 
 use super::Done;
 use super::choice::BackboneChoice;
 use super::output::Output;
-
-/// Pixels of the PNG to one of the drawing, fit for print.
-const PNG_SCALE: f64 = 2.0;
+use super::pictures::{self, DrawingFiles};
 
 /// Matches pictures.
 #[derive(Debug, clap::Args)]
@@ -47,15 +42,8 @@ pub(super) struct Match {
     /// What the view of the first picture is made with.
     #[arg(long, default_value_t = 0, conflicts_with = "second")]
     seed: u64,
-    /// The PNG file to write.
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    /// An SVG file to write as well.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
-    /// Replaces files that are there.
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    files: DrawingFiles,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -66,13 +54,9 @@ impl Match {
         if self.pairs == 0 {
             bail!("`--pairs` is 0, at least one pair must be drawn");
         }
-        for file in [Some(&self.out), self.svg.as_ref()].into_iter().flatten() {
-            if file.exists() && !self.overwrite {
-                bail!("`{}` is there already\nhint: add `--overwrite`", file.display());
-            }
-        }
-        let first = read(&self.first)?;
-        let second = self.second.as_deref().map(read).transpose()?;
+        let png = self.files.check("match")?;
+        let first = pictures::read(&self.first)?;
+        let second = self.second.as_deref().map(pictures::read).transpose()?;
         let backbone = self.backbone.open(output)?;
         let stages = backbone.swin.config().stages();
         let settings = MatchSettings {
@@ -86,15 +70,11 @@ impl Match {
             None => matching::two_views(&backbone, &first, self.seed, &settings)?,
         };
         let drawing = matching::picture(&matching)?;
-        write(&self.out, &drawing.png(PNG_SCALE)?)?;
-        if let Some(svg) = &self.svg {
-            write(svg, drawing.svg().as_bytes())?;
-        }
+        self.files.write(&drawing, &png, output)?;
         match self.json {
             true => output.json(&self.answer(&matching, &settings))?,
             false => output.result(table(&matching.pairs))?,
         }
-        output.note(format!("{} pairs in `{}`", matching.pairs.len(), self.out.display()));
         Ok(Done::Well)
     }
 
@@ -122,15 +102,6 @@ impl Match {
             "pairs": matching.pairs,
         })
     }
-}
-
-fn read(path: &Path) -> Result<Picture> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    decode(&bytes, &DecodeLimits::default()).with_context(|| format!("`{}`", path.display()))
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    Ok(write_atomically(path, |file| file.write_all(bytes))?)
 }
 
 /// The pairs as a table for people, places in pixels of the pictures.

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Done;
 use super::choice::BackboneChoice;
 use super::output::Output;
-use super::pictures;
+use super::pictures::{self, DrawingFiles};
 
 /// Nearest neighbours.
 #[derive(Debug, clap::Args)]
@@ -35,12 +35,8 @@ pub(super) struct Neighbours {
     /// Chooses queries at random by this seed; without it they are spread evenly over the set.
     #[arg(long)]
     seed: Option<u64>,
-    /// The PNG file to write.
-    #[arg(long, value_name = "FILE", default_value = "neighbours.png")]
-    out: PathBuf,
-    /// Also writes the drawing as SVG.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    #[command(flatten)]
+    files: DrawingFiles,
     /// One JSON object instead of lines.
     #[arg(long)]
     json: bool,
@@ -51,6 +47,7 @@ impl Neighbours {
         if self.k == 0 || self.rows == 0 {
             bail!("`--k` and `--rows` must be at least 1");
         }
+        let png = self.files.check("neighbours")?;
         let (gallery, queries) = self.sets(output)?;
         let backbone = self.backbone.open(output)?;
         let wanted = Wanted { rows: self.rows, k: self.k, seed: self.seed };
@@ -64,7 +61,7 @@ impl Neighbours {
         let about =
             format!("cosine similarity of view features, among {} pictures", found.pictures);
         let drawing = sheet(&found, &about)?;
-        pictures::write(&drawing, &self.out, self.svg.as_deref(), output)?;
+        self.files.write(&drawing, &png, output)?;
         if self.json {
             output.json(&json!({
                 "pictures": found.pictures,

@@ -2,7 +2,9 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
+use anyhow::bail;
 use esvit_eval::features::LeftOut;
 use indicatif::{MultiProgress, ProgressBar};
 
@@ -109,4 +111,17 @@ pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Finds out before the work what would be in the way of its result: a file that is there already, or
+/// no folder to write it into.
+pub(super) fn may_write(file: &Path, overwrite: bool) -> anyhow::Result<()> {
+    if file.exists() && !overwrite {
+        bail!("`{}` is there already\nhint: add `--overwrite`", file.display());
+    }
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        bail!("there is no folder `{}` to write `{}` into", folder.display(), file.display());
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::Done;
 use super::choice::BackboneChoice;
 use super::output::Output;
-use super::pictures;
+use super::pictures::{self, DrawingFiles};
 
 /// The most pictures of one drawing.
 const MAX_PICTURES: usize = 64;
@@ -35,12 +35,8 @@ pub(super) struct Pca {
     /// Colours between the regions' centres are interpolated.
     #[arg(long)]
     smooth: bool,
-    /// The PNG file to write.
-    #[arg(long, value_name = "FILE", default_value = "pca.png")]
-    out: PathBuf,
-    /// Also writes the drawing as SVG.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    #[command(flatten)]
+    files: DrawingFiles,
     /// One JSON object instead of lines.
     #[arg(long)]
     json: bool,
@@ -48,6 +44,7 @@ pub(super) struct Pca {
 
 impl Pca {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
+        let png = self.files.check("pca")?;
         let source = pictures::open(&self.pictures, output)?;
         if source.len() > MAX_PICTURES {
             bail!("{} pictures are too many for a drawing, at most {MAX_PICTURES}", source.len());
@@ -85,7 +82,7 @@ impl Pca {
         );
         let enlarged = if self.smooth { Enlarged::Smooth } else { Enlarged::Sharp };
         let drawing = draw(&shown, &colours, enlarged, &about)?;
-        pictures::write(&drawing, &self.out, self.svg.as_deref(), output)?;
+        self.files.write(&drawing, &png, output)?;
         if self.json {
             let maps = shown.iter().map(|picture| {
                 let [height, width] = picture.regions.map;

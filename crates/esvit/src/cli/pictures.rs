@@ -1,17 +1,25 @@
 //! Pictures named on the command line, and drawings written to files.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use esvit_data::{DecodeLimits, Folder, InMemory, Source, decode};
+use esvit_data::{DecodeLimits, Folder, InMemory, Picture, Source, decode};
 use esvit_eval::draw::Drawing;
 use esvit_train::files::write_atomically;
 
-use super::output::Output;
+use super::output::{Output, may_write};
 
 /// Pixels of a PNG file to one of the drawing: sharp on fine screens and in print.
 const PNG_SCALE: f64 = 2.0;
+
+/// One picture.
+pub(super) fn read(path: &Path) -> Result<Picture> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    decode(&bytes, &DecodeLimits::default())
+        .with_context(|| format!("`{}` is not a picture that can be used", path.display()))
+}
 
 /// One folder, or picture files. Files that are no pictures are left out with a warning.
 pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>> {
@@ -36,19 +44,56 @@ pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>
     Ok(Arc::new(pictures))
 }
 
-/// Writes a drawing as PNG and, if wanted, as SVG.
+/// The files that a drawing is written to.
+#[derive(Debug, clap::Args)]
+pub(super) struct DrawingFiles {
+    /// The PNG file to write; without it one with the command's name in the current folder, which
+    /// is replaced.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Also writes the drawing as SVG.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Replaces the named files where they are there.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl DrawingFiles {
+    /// The PNG file, for the command of this name. An error if a named file must not be replaced:
+    /// to be asked for before the work that the drawing takes.
+    pub(super) fn check(&self, command: &str) -> Result<PathBuf> {
+        for file in [&self.out, &self.svg].into_iter().flatten() {
+            self.may_write(file)?;
+        }
+        Ok(self.out.clone().unwrap_or_else(|| format!("{command}.png").into()))
+    }
+
+    /// An error if this file, another one that the command writes, must not be replaced.
+    pub(super) fn may_write(&self, file: &Path) -> Result<()> {
+        may_write(file, self.overwrite)
+    }
+
+    /// Writes the drawing to the PNG file and, if wanted, as SVG.
+    pub(super) fn write(&self, drawing: &Drawing, png: &Path, output: &Output) -> Result<()> {
+        write(drawing, Some(png), self.svg.as_deref(), output)
+    }
+}
+
+/// Writes a drawing to a PNG and an SVG file, or to one of the two.
 pub(super) fn write(
     drawing: &Drawing,
-    png: &Path,
+    png: Option<&Path>,
     svg: Option<&Path>,
     output: &Output,
 ) -> Result<()> {
-    let bytes = drawing.png(PNG_SCALE)?;
-    write_atomically(png, |file| std::io::Write::write_all(file, &bytes))?;
-    output.note(format!("written `{}`", png.display()));
+    if let Some(png) = png {
+        let bytes = drawing.png(PNG_SCALE)?;
+        write_atomically(png, |file| file.write_all(&bytes))?;
+        output.note(format!("written `{}`", png.display()));
+    }
     if let Some(svg) = svg {
-        let text = drawing.svg();
-        write_atomically(svg, |file| std::io::Write::write_all(file, text.as_bytes()))?;
+        write_atomically(svg, |file| file.write_all(drawing.svg().as_bytes()))?;
         output.note(format!("written `{}`", svg.display()));
     }
     Ok(())

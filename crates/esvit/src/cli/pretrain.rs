@@ -11,13 +11,14 @@ use esvit_eval::bench::peak_gflops;
 use esvit_eval::features::Preprocess;
 use esvit_eval::knn::{self, TEMPERATURE};
 use esvit_eval::labelled::LabelledTask;
+use esvit_eval::record::Record;
 use esvit_kernels::profile;
 use esvit_nn::{Network, Params};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 
 use super::Done;
-use super::choice::NetworkChoice;
+use super::choice::{NetworkChoice, keep};
 use super::eval;
 use super::output::Output;
 use super::profile_table::profile_table;
@@ -298,23 +299,26 @@ fn report(
         let ks = [config.knn.k];
         let backbone = NetworkChoice::default().open(&outcome.checkpoint, output)?;
         let rows = eval::knn::compare(&backbone, task, &ks, TEMPERATURE, output)?;
-        output.result(eval::knn::table(&rows, &task.description, task.pictures()))?;
+        let (about, pictures) = (&task.description, task.pictures());
+        output.result(eval::knn::table(&rows, about, pictures))?;
+        let answer = eval::knn::answer(about, pictures, TEMPERATURE, &rows);
+        keep(out, &Record::new("knn", about, &backbone, &outcome.checkpoint, &answer)?, output)?;
     }
     let checkpoint = outcome.checkpoint.display();
     output.note("what to do next:");
-    let knn = match (&config.data.path, task) {
+    output.note(format!("  esvit report {}", out.display()));
+    let labelled = match (&config.data.path, task) {
         (None, _) => Some(String::new()),
         (Some(path), Some(_)) => Some(format!(" --train {}", path.display())),
         (Some(_), None) => None,
     };
-    if let Some(data) = knn {
-        output.note(format!("  esvit eval knn --checkpoint {checkpoint}{data}"));
+    if let Some(data) = labelled {
+        output.note(format!("  esvit eval linear --checkpoint {checkpoint}{data}"));
     }
     let data = match &config.data.path {
         Some(path) => format!(" --data {}", path.display()),
         None => String::new(),
     };
     output.note(format!("  esvit embed --checkpoint {checkpoint}{data} --out features.npy"));
-    output.note(format!("  esvit info {checkpoint}"));
     Ok(Done::Well)
 }

@@ -19,7 +19,9 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
         "run folder `runs/first`",
         "101 pictures, 3 epochs of 25 steps of 4 pictures",
         "step 75/75",
-        "esvit eval knn --checkpoint runs/first/checkpoints/",
+        "kept in `runs/first/eval/results.jsonl`",
+        "esvit report runs/first",
+        "esvit eval linear --checkpoint runs/first/checkpoints/",
     ]);
     for row in ["raw pixels", "untrained", "trained"] {
         assert!(ended.stdout.contains(row), "{ended}");
@@ -31,8 +33,9 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
         names.iter().partition(|name| name.starts_with("events.out.tfevents."));
     assert_eq!(events.len(), 1, "{names:?}");
     let expected =
-        ["checkpoints", "config.toml", "env.json", "log.txt", "metrics.jsonl", "train.log"];
+        ["checkpoints", "config.toml", "env.json", "eval", "log.txt", "metrics.jsonl", "train.log"];
     assert_eq!(others, expected.iter().collect::<Vec<_>>());
+    assert_eq!(run.lines("eval/results.jsonl")[0]["evaluation"], "knn");
     let checkpoints = [
         "best.safetensors",
         "epoch=0002-step=00000070.safetensors",

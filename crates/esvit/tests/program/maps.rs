@@ -155,4 +155,11 @@ fn maps_of_labelled_and_of_few_pictures() {
     let refused = |rest: &str| place.run(&format!("{line} {rest}")).expect(1);
     refused("--max 9 --method tsne").says(&["at least 10 pictures, there are 9"]);
     refused("--max 1").says(&["there is only one feature"]);
+    for file in ["--svg map.svg", "--csv map.csv", "--out again.png"] {
+        refused(file).says(&["is there already", "hint: add `--overwrite`"]);
+    }
+    refused("--out none/map.png").says(&["there is no folder `none`"]);
+    assert_eq!(csv, text(&place, "map.csv"));
+    place.well(&format!("{line} --max 10 --csv map.csv --overwrite"));
+    assert_eq!(text(&place, "map.csv").lines().count(), 11);
 }

@@ -1,7 +1,6 @@
 //! `esvit eval attention`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,17 +10,15 @@ use esvit_eval::attention::{self, BlockStatistics, Measured};
 use esvit_eval::backbone::Backbone;
 use esvit_eval::labelled::LabelledSet;
 use esvit_eval::record;
-use esvit_train::files::write_atomically;
 use serde_json::json;
 
 use crate::cli::Done;
 use crate::cli::choice::BackboneChoice;
-use crate::cli::output::Output;
+use crate::cli::output::{Output, may_write};
+use crate::cli::pictures;
 
 /// What `--against` is given for a network without a file.
 const UNTRAINED: &str = "untrained";
-/// Pixels of the PNG to one of the drawing.
-const SCALE: f64 = 2.0;
 
 /// Attention statistics.
 #[derive(Debug, clap::Args)]
@@ -44,6 +41,9 @@ pub(in crate::cli) struct Attention {
     /// An SVG file to write the plot to.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Replaces files that are there.
+    #[arg(long)]
+    overwrite: bool,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -53,6 +53,9 @@ impl Attention {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
         if self.pictures == 0 {
             bail!("`--pictures` is 0, at least one picture must be looked at");
+        }
+        for file in [&self.out, &self.svg].into_iter().flatten() {
+            may_write(file, self.overwrite)?;
         }
         let (mut set, task) = match &self.data {
             Some(path) => {
@@ -111,16 +114,7 @@ impl Attention {
         let networks: Vec<(&str, &[BlockStatistics])> =
             networks.iter().map(|(name, blocks)| (name.as_str(), *blocks)).collect();
         let drawing = attention::plot(&networks);
-        if let Some(path) = &self.out {
-            let png = drawing.png(SCALE)?;
-            write_atomically(path, |file| file.write_all(&png))?;
-            output.note(format!("drawn in `{}`", path.display()));
-        }
-        if let Some(path) = &self.svg {
-            write_atomically(path, |file| file.write_all(drawing.svg().as_bytes()))?;
-            output.note(format!("drawn in `{}`", path.display()));
-        }
-        Ok(())
+        pictures::write(&drawing, self.out.as_deref(), self.svg.as_deref(), output)
     }
 }
 

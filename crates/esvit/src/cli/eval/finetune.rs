@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use esvit_eval::finetune::{self, Accuracy, Event, Finetuned, Settings, Share};
+use esvit_eval::finetune::{self, EpochResult, Event, Finetuned, Settings};
 use esvit_eval::labelled::LabelledTask;
+use esvit_eval::probe::ClassAccuracy;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::Done;
 use crate::cli::bench::PrecisionName;
 use crate::cli::choice::{BackboneChoice, TaskChoice};
-use crate::cli::output::Output;
+use crate::cli::output::{Output, may_write};
 
 /// Epochs, where nothing else is said.
 const EPOCHS: u64 = 30;
@@ -165,14 +166,7 @@ fn check_out(out: &Path, overwrite: bool) -> Result<()> {
     if out.extension().is_none_or(|ending| ending != "safetensors") {
         bail!("`--out {}` does not end in `.safetensors`", out.display());
     }
-    if out.exists() && !overwrite {
-        bail!("`{}` is there already\nhint: add `--overwrite`", out.display());
-    }
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        bail!("there is no folder `{}` to write `{}` into", folder.display(), out.display());
-    }
-    Ok(())
+    may_write(out, overwrite)
 }
 
 fn warn_of_unknown_classes(task: &LabelledTask, output: &Output) {
@@ -187,19 +181,17 @@ fn warn_of_unknown_classes(task: &LabelledTask, output: &Output) {
 
 fn table(tuned: &Finetuned, task: &LabelledTask) -> String {
     let (train, queries) = task.pictures();
-    let share = |share: Share| {
-        let [low, high] = share.interval;
-        format!("{:.1} ({low:.1} to {high:.1})", share.percent)
-    };
-    let row = |name: &str, Accuracy { epoch, top1, top5 }: Accuracy| {
-        format!("{name:5} {epoch:>6} {:>24} {:>24}", share(top1), share(top5))
+    let row = |name: &str, EpochResult { epoch, accuracy, .. }: &EpochResult| {
+        let ClassAccuracy { top1, top5, interval: [low, high] } = accuracy;
+        let top1 = format!("{top1:.1} ({low:.1} to {high:.1})");
+        format!("{name:5} {epoch:>6} {top1:>24} {top5:>8.1}")
     };
     [
         format!(
             "fine-tuned on {}: {train} pictures learnt, {queries} classified",
             task.description
         ),
-        format!("{:5} {:>6} {:>24} {:>24}", "", "epoch", "top-1 % (95 % of)", "top-5 % (95 % of)"),
+        format!("{:5} {:>6} {:>24} {:>8}", "", "epoch", "top-1 (95 % interval)", "top-5"),
         row("best", tuned.best()),
         row("last", tuned.last()),
     ]
@@ -259,8 +251,8 @@ impl<'a> Progress<'a> {
                     self.epochs,
                     result.loss,
                     result.lr,
-                    result.top1,
-                    result.top5,
+                    result.accuracy.top1,
+                    result.accuracy.top5,
                     self.speed,
                 ));
                 self.spoke = Instant::now();

@@ -8,6 +8,7 @@ use esvit_eval::backbone::Backbone;
 use esvit_eval::knn::{self, Accuracy, Measured, NEIGHBOURS, StoredTask, TEMPERATURE};
 use esvit_eval::labelled::LabelledTask;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::cli::Done;
 use crate::cli::choice::{BackboneChoice, NetworkChoice, TaskChoice};
@@ -67,7 +68,11 @@ impl Knn {
         let task = self.task.open()?;
         let backbone = choice.open(output)?;
         let rows = compare(&backbone, &task, &self.k, self.temperature, output)?;
-        let answer = self.show(&task.description, task.pictures(), &rows, output)?;
+        let answer = answer(&task.description, task.pictures(), self.temperature, &rows);
+        match self.json {
+            true => output.json(&answer)?,
+            false => output.result(table(&rows, &task.description, task.pictures()))?,
+        }
         choice.keep(&backbone, "knn", &task.description, &answer, output)?;
         Ok(Done::Well)
     }
@@ -79,33 +84,28 @@ impl Knn {
         bar.finish_and_clear();
         let rows = [Row { features: "stored", accuracies: found.accuracies }];
         let description = format!("features in `{}`", folder.display());
-        self.show(&description, found.pictures, &rows, output)?;
+        match self.json {
+            true => output.json(&answer(&description, found.pictures, self.temperature, &rows))?,
+            false => output.result(table(&rows, &description, found.pictures))?,
+        }
         Ok(Done::Well)
     }
+}
 
-    /// Shows the accuracies; returns what `--json` prints.
-    fn show(
-        &self,
-        task: &str,
-        pictures: (usize, usize),
-        rows: &[Row],
-        output: &Output,
-    ) -> Result<serde_json::Value> {
-        let (train, queries) = pictures;
-        let answer = serde_json::json!({
-            "task": task,
-            "train_pictures": train,
-            "query_pictures": queries,
-            "temperature": self.temperature,
-            "results": rows,
-        });
-        if self.json {
-            output.json(&answer)?;
-        } else {
-            output.result(table(rows, task, pictures))?;
-        }
-        Ok(answer)
-    }
+/// What `--json` prints.
+pub(in crate::cli) fn answer(
+    task: &str,
+    (train, queries): (usize, usize),
+    temperature: f64,
+    rows: &[Row],
+) -> Value {
+    json!({
+        "task": task,
+        "train_pictures": train,
+        "query_pictures": queries,
+        "temperature": temperature,
+        "results": rows,
+    })
 }
 
 /// Accuracies of a trained backbone, of the same network untrained and of raw pixels.

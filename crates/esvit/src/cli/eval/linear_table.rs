@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use esvit_eval::probe::{Best, MeanStd, Metrics, Outcome, Setting, Spread, Trial};
+use esvit_eval::probe::{Best, ClassAccuracy, MeanStd, Metrics, Outcome, Setting, Spread, Trial};
 
 /// What a row of the first table is about.
 pub(super) enum Row<'a> {
@@ -18,7 +18,7 @@ pub(super) fn table(rows: &[(&str, Row<'_>)]) -> String {
             ["features", "top-1 mean +- std", "top-5 mean +- std", ""].map(String::from)
         }
         Some((_, Row::Whole(best))) => match best.metrics {
-            Metrics::Classes { .. } => {
+            Metrics::Classes(_) => {
                 ["features", "top-1 (95 % interval)", "top-5", "setting"].map(String::from)
             }
             Metrics::Labels { .. } => {
@@ -49,7 +49,7 @@ pub(super) fn table(rows: &[(&str, Row<'_>)]) -> String {
 /// What is measured, in two columns.
 pub(super) fn measured(metrics: &Metrics) -> [String; 2] {
     match metrics {
-        Metrics::Classes { top1, top5, interval: [low, high] } => {
+        Metrics::Classes(ClassAccuracy { top1, top5, interval: [low, high] }) => {
             [format!("{top1:.1} ({low:.1} to {high:.1})"), format!("{top5:.1}")]
         }
         Metrics::Labels { map, map_11_point } => {

@@ -1,0 +1,139 @@
+//! The loops that the products of all instruction sets are made of. A tile of rows and registers of
+//! columns is summed in registers; the loads of the strip serve all rows of the tile, the broadcasts
+//! of the left operand all columns.
+
+/// Pointers into the operands at one tile.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<T> {
+    pub(super) left: *const T,
+    pub(super) left_row: usize,
+    pub(super) left_step: usize,
+    pub(super) right: *const T,
+    pub(super) right_step: usize,
+    pub(super) out: *mut f32,
+    pub(super) out_row: usize,
+    pub(super) steps: usize,
+}
+
+/// Defines `multiply` functions: the loops over blocks of steps, groups of columns and tiles of
+/// rows around one tile function `tile::<ROWS, VECTORS>`.
+///
+/// `$lanes` are the columns of a register; `($columns, $vectors, $rows)` lists the groups of
+/// columns, widest first, with the rows of a full tile and of what may be left over.
+macro_rules! multiply {
+    (
+        $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal, $tile:ident,
+        [$(($vectors:literal, $rows:literal, [$($rest:literal),*])),+]
+    ) => {
+        /// # Safety
+        /// The machine has the features, and the operands reach as far as `check` demands.
+        #[target_feature(enable = $feature)]
+        pub(super) unsafe fn $name(
+            left: Left<'_, $element>,
+            strip: Strip<'_, $element>,
+            extent: Extent,
+            out: &mut Out<'_>,
+            add: bool,
+        ) {
+            if extent.steps == 0 && !add {
+                for row in 0..extent.rows {
+                    out.values[row * out.row..][..strip.width].fill(0.0);
+                }
+            }
+            for block in blocks(extent.steps) {
+                let add = add || block.start > 0;
+                let mut column = 0;
+                while column < strip.width {
+                    let remaining = (strip.width - column) / $lanes;
+                    $(
+                        if remaining >= $vectors {
+                            let mut row = 0;
+                            while row < extent.rows {
+                                // SAFETY: the tile starts at row `row`, step `block.start` and
+                                // column `column`, all within what `check` has checked.
+                                let tile = unsafe {
+                                    Tile {
+                                        left: left
+                                            .values
+                                            .as_ptr()
+                                            .add(row * left.row + block.start * left.step),
+                                        left_row: left.row,
+                                        left_step: left.step,
+                                        right: strip
+                                            .values
+                                            .as_ptr()
+                                            .add(block.start * strip.step + column * $pair),
+                                        right_step: strip.step,
+                                        out: out.values.as_mut_ptr().add(row * out.row + column),
+                                        out_row: out.row,
+                                        steps: block.len(),
+                                    }
+                                };
+                                let rows = (extent.rows - row).min($rows);
+                                // SAFETY: `rows` rows and `$vectors` registers of columns lie
+                                // within the operands.
+                                unsafe {
+                                    match rows {
+                                        $($rest => $tile::<$rest, $vectors>(tile, add),)*
+                                        _ => $tile::<$rows, $vectors>(tile, add),
+                                    }
+                                }
+                                row += rows;
+                            }
+                            column += $vectors * $lanes;
+                            continue;
+                        }
+                    )+
+                    unreachable!("a strip is a whole number of registers wide");
+                }
+            }
+        }
+    };
+}
+
+pub(super) use multiply;
+
+/// Defines a tile function. `$zero`, `$load`, `$add`, `$store` work on sums, `$right` loads a
+/// register of the strip, `$left` broadcasts a value, `$fma` multiplies and adds.
+macro_rules! tile {
+    (
+        $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal,
+        $zero:expr, $load:expr, $add:expr, $store:expr, $right:expr, $left:expr, $fma:expr
+    ) => {
+        /// # Safety
+        /// The machine has the features; `ROWS` rows and `VECTORS` registers of columns at the
+        /// tile's pointers lie within the operands for all of its steps.
+        #[target_feature(enable = $feature)]
+        #[inline]
+        unsafe fn $name<const ROWS: usize, const VECTORS: usize>(tile: Tile<$element>, add: bool) {
+            let mut sums = [[$zero; VECTORS]; ROWS];
+            let (mut left, mut right) = (tile.left, tile.right);
+            for _ in 0..tile.steps {
+                let mut columns = [$right(right); VECTORS];
+                for (vector, column) in columns.iter_mut().enumerate().skip(1) {
+                    // SAFETY: the strip has `VECTORS` registers of columns at this step.
+                    *column = $right(unsafe { right.add(vector * $lanes * $pair) });
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: the left operand has `ROWS` rows at this step.
+                    let value = $left(unsafe { left.add(row * tile.left_row) });
+                    for (sum, column) in sums.iter_mut().zip(&columns) {
+                        *sum = $fma(value, *column, *sum);
+                    }
+                }
+                left = left.wrapping_add(tile.left_step);
+                right = right.wrapping_add(tile.right_step);
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (vector, sum) in sums.iter().enumerate() {
+                    // SAFETY: the output has these rows and columns.
+                    unsafe {
+                        let to = tile.out.add(row * tile.out_row + vector * $lanes);
+                        $store(to, if add { $add($load(to), *sum) } else { *sum });
+                    }
+                }
+            }
+        }
+    };
+}
+pub(super) use tile;

@@ -1,0 +1,282 @@
+//! One head in one window: its matrices, and the products between them.
+
+use std::ops::Range;
+
+use super::Windows;
+use super::softmax::{softmax, softmax_gradient};
+use crate::buffer::Buffer;
+use crate::element::{Element, row_len};
+use crate::product::{Extent, LANES, Left, Out, STRIP, Strip, interleave, transpose_rows};
+
+/// The most slots that ask at a time. Their weights stay in the second-level cache, and the n x n
+/// matrix of a large window never exists.
+const QUERIES: usize = 64;
+
+/// A slot that a token stands in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Query {
+    pub(super) slot: usize,
+    pub(super) token: usize,
+}
+
+/// Matrices of one head in one window. Only slots with a token ask (`m` of them), some at a time;
+/// all `n` are keys.
+pub(super) struct Head<T: Element> {
+    pub(super) d: usize,
+    n: usize,
+    /// Stored length of a row of a head.
+    row: usize,
+    /// `d` filled up to registers.
+    pub(super) width: usize,
+    /// `n` filled up to registers.
+    lanes: usize,
+    window: usize,
+    pub(super) queries: Vec<Query>,
+    /// `[m, row]`, `[n, row]`, `[n, row]`, `[m, row]`.
+    query_rows: Buffer<T>,
+    key_rows: Buffer<T>,
+    value_rows: Buffer<T>,
+    gradient_rows: Buffer<T>,
+    /// Keys and values as right operands, `[d, lanes]` and `[n, width]`.
+    keys_across: Buffer<T>,
+    keys_down: Buffer<T>,
+    values_across: Buffer<T>,
+    values_down: Buffer<T>,
+    /// Of the queries at hand: weights of the attention, `[QUERIES, lanes]`, and in the stored type.
+    weights: Buffer<f32>,
+    stored: Buffer<T>,
+    /// Gradient of the weights, then of the logits, and in the stored type.
+    dlogits: Buffer<f32>,
+    dstored: Buffer<T>,
+    /// A transposed left operand, `[QUERIES, lanes]` in pairs of rows.
+    turned: Buffer<T>,
+    /// Rows of the queries at hand as a right operand, `[QUERIES, width]`.
+    down: Buffer<T>,
+    /// What comes out for the queries at hand, `[QUERIES, width]`.
+    pub(super) out: Buffer<f32>,
+    pub(super) dqueries: Buffer<f32>,
+    /// Sums over all queries, `[n, width]`.
+    pub(super) dkeys: Buffer<f32>,
+    pub(super) dvalues: Buffer<f32>,
+}
+
+impl<T: Element> Head<T> {
+    /// Room for the forward pass and, `with_gradients`, for the backward pass.
+    pub(super) fn new(windows: &Windows<'_>, with_gradients: bool) -> Self {
+        let (n, d, lanes) = (windows.slots, windows.head_width(), windows.lanes());
+        let (row, width) = (row_len::<T>(d), d.next_multiple_of(LANES));
+        let pairs = n.next_multiple_of(T::PAIR);
+        let block = n.min(QUERIES).next_multiple_of(T::PAIR);
+        // Zeros where nothing is written: they stand in operands.
+        let stored = Buffer::<T>::zeroed;
+        let sums = Buffer::<f32>::zeroed;
+        let back = |len| if with_gradients { len } else { 0 };
+        Self {
+            d,
+            n,
+            row,
+            width,
+            lanes,
+            window: usize::MAX,
+            queries: Vec::new(),
+            query_rows: stored(n * row),
+            key_rows: stored(n * row),
+            value_rows: stored(n * row),
+            gradient_rows: stored(back(n * row)),
+            keys_across: stored(row * lanes),
+            keys_down: stored(back(pairs * width)),
+            values_across: stored(back(row * lanes)),
+            values_down: stored(pairs * width),
+            weights: sums(block * lanes),
+            stored: stored(block * lanes),
+            dlogits: sums(back(block * lanes)),
+            dstored: stored(back(block * lanes)),
+            turned: stored(back(block * lanes)),
+            down: stored(back(block * width)),
+            out: sums(block * width),
+            dqueries: sums(back(block * width)),
+            dkeys: sums(back(n * width)),
+            dvalues: sums(back(n * width)),
+        }
+    }
+
+    /// Takes up a window of an image.
+    pub(super) fn choose(&mut self, windows: &Windows<'_>, window: usize) {
+        if window != self.window {
+            self.window = window;
+            self.queries.clear();
+            let slots = (0..self.n)
+                .filter_map(|slot| windows.token(window, slot).map(|token| Query { slot, token }));
+            self.queries.extend(slots);
+        }
+    }
+
+    /// The queries, as many at a time as there is room for, in nearly equal parts.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let m = self.queries.len();
+        let size = m.div_ceil(m.div_ceil(QUERIES).max(1)).max(1);
+        (0..m).step_by(size).map(move |start| start..(start + size).min(m))
+    }
+
+    /// Gathers queries, keys and values; the image's first row is `first`.
+    pub(super) fn load(
+        &mut self,
+        qkv: &[T],
+        padding: &[T],
+        windows: &Windows<'_>,
+        first: usize,
+        head: usize,
+    ) {
+        let (d, row, width, n) = (self.d, self.row, windows.width, self.n);
+        let row3 = row_len::<T>(3 * width);
+        for (query, to) in self.queries.iter().zip(self.query_rows.chunks_exact_mut(row)) {
+            copy(&qkv[(first + query.token) * row3 + head * d..][..d], to);
+        }
+        let rows = self.key_rows.chunks_exact_mut(row).zip(self.value_rows.chunks_exact_mut(row));
+        for (slot, (key, value)) in rows.enumerate().take(n) {
+            let from = match windows.token(self.window, slot) {
+                Some(token) => &qkv[(first + token) * row3..][..3 * width],
+                None => padding,
+            };
+            copy(&from[width + head * d..][..d], key);
+            copy(&from[2 * width + head * d..][..d], value);
+        }
+        transpose_rows(&self.key_rows, row, n, &mut self.keys_across, self.lanes * T::PAIR);
+    }
+
+    /// The weights of the attention of some queries.
+    pub(super) fn attend(
+        &mut self,
+        positions: Option<&[f32]>,
+        windows: &Windows<'_>,
+        queries: &Range<usize>,
+        head: usize,
+    ) {
+        let (n, lanes) = (self.n, self.lanes);
+        let left = Left::rows(&self.query_rows[queries.start * self.row..], self.row);
+        let extent = Extent { rows: queries.len(), steps: self.row / T::PAIR };
+        product(left, &self.keys_across, lanes, extent, &mut self.weights, false);
+        let positions = positions.map(|positions| &positions[head * n * lanes..][..n * lanes]);
+        let mask = windows.mask.map(|mask| &mask[self.window * n * n..][..n * n]);
+        let (scale, queries) = (self.scale(), &self.queries[queries.clone()]);
+        softmax(&mut self.weights, scale, positions, mask, queries, n, &mut self.stored);
+    }
+
+    fn scale(&self) -> f32 {
+        (self.d as f32).powf(-0.5)
+    }
+
+    /// Sums of values by weight, for the queries at hand.
+    pub(super) fn mix(&mut self, queries: &Range<usize>) {
+        let (n, width) = (self.n, self.width);
+        let down = width * T::PAIR;
+        let lay = queries.start == 0;
+        let values =
+            paired(&self.value_rows, self.row, [n, self.d], &mut self.values_down, down, lay);
+        let weights = Left::rows(&self.stored, self.lanes);
+        let extent = Extent { rows: queries.len(), steps: n.div_ceil(T::PAIR) };
+        product(weights, values, width, extent, &mut self.out, false);
+    }
+
+    /// Gathers the gradient of what came out.
+    pub(super) fn load_gradient(
+        &mut self,
+        dmixed: &[T],
+        windows: &Windows<'_>,
+        first: usize,
+        head: usize,
+    ) {
+        let (d, row_of_all) = (self.d, row_len::<T>(windows.width));
+        let rows = self.gradient_rows.chunks_exact_mut(self.row);
+        for (query, to) in self.queries.iter().zip(rows) {
+            copy(&dmixed[(first + query.token) * row_of_all + head * d..][..d], to);
+        }
+        let turned = self.lanes * T::PAIR;
+        transpose_rows(&self.value_rows, self.row, self.n, &mut self.values_across, turned);
+    }
+
+    /// Gradients of some queries, whose weights are at hand; what they add to those of keys, values
+    /// and positions.
+    pub(super) fn differentiate(
+        &mut self,
+        queries: &Range<usize>,
+        head: usize,
+        dpositions: Option<&mut [f32]>,
+    ) {
+        let (n, d, m, row) = (self.n, self.d, queries.len(), self.row);
+        let (width, lanes, scale) = (self.width, self.lanes, self.scale());
+        let (down, turned) = (width * T::PAIR, lanes * T::PAIR);
+        let over_queries = Extent { rows: n, steps: m.div_ceil(T::PAIR) };
+        let add = queries.start > 0;
+        let query_rows = &self.query_rows[queries.start * row..queries.end * row];
+        let gradient_rows = &self.gradient_rows[queries.start * row..queries.end * row];
+        // With O = P V: dV = P^T dO and dP = dO V^T.
+        let weights = paired(&self.stored, lanes, [m, lanes], &mut self.turned, turned, true);
+        let gradients = paired(gradient_rows, row, [m, d], &mut self.down, down, true);
+        let left = Left::transposed(weights, lanes);
+        product(left, gradients, width, over_queries, &mut self.dvalues, add);
+        let over_width = Extent { rows: m, steps: row / T::PAIR };
+        let gradients = Left::rows(gradient_rows, row);
+        product(gradients, &self.values_across, lanes, over_width, &mut self.dlogits, false);
+        let dpositions =
+            dpositions.map(|dpositions| &mut dpositions[head * n * lanes..][..n * lanes]);
+        let of = &self.queries[queries.clone()];
+        let (dlogits, dstored) = (&mut self.dlogits, &mut self.dstored);
+        softmax_gradient(&self.weights, dlogits, dpositions, of, n, scale, dstored);
+        // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
+        let keys = paired(&self.key_rows, row, [n, d], &mut self.keys_down, down, !add);
+        let left = Left::rows(&self.dstored, lanes);
+        let over_keys = Extent { rows: m, steps: n.div_ceil(T::PAIR) };
+        product(left, keys, width, over_keys, &mut self.dqueries, false);
+        let dlogits = paired(&self.dstored, lanes, [m, lanes], &mut self.turned, turned, true);
+        let queries = paired(query_rows, row, [m, d], &mut self.down, down, true);
+        let left = Left::transposed(dlogits, lanes);
+        product(left, queries, width, over_queries, &mut self.dkeys, add);
+    }
+}
+
+/// Copies a row of a head; the usual width without a call.
+#[inline(always)]
+fn copy<T: Element>(from: &[T], to: &mut [T]) {
+    match (from.as_array::<32>(), to.first_chunk_mut::<32>()) {
+        (Some(from), Some(to)) => *to = *from,
+        _ => to[..from.len()].copy_from_slice(from),
+    }
+}
+
+/// Rows in pairs, steps `step` values apart: laid out in `to`, unless they lie like that already or
+/// `lay` says that it has been done.
+fn paired<'a, T: Element>(
+    rows: &'a [T],
+    row: usize,
+    [count, columns]: [usize; 2],
+    to: &'a mut [T],
+    step: usize,
+    lay: bool,
+) -> &'a [T] {
+    if T::PAIR == 1 && row == step {
+        return rows;
+    }
+    if lay {
+        interleave(rows, row, count, columns, to, step);
+    }
+    to
+}
+
+/// `out [rows, columns]`, or what is added to it, for a right operand `[steps, columns]`, strip by
+/// strip.
+fn product<T: Element>(
+    left: Left<'_, T>,
+    right: &[T],
+    columns: usize,
+    extent: Extent,
+    out: &mut [f32],
+    add: bool,
+) {
+    for first in (0..columns).step_by(STRIP) {
+        let width = STRIP.min(columns - first);
+        let strip = Strip { values: &right[first * T::PAIR..], step: columns * T::PAIR, width };
+        let mut out = Out { values: &mut out[first..], row: columns };
+        T::multiply(left, strip, extent, &mut out, add);
+    }
+}
