@@ -1,7 +1,7 @@
 """Times `esvit bench` and its peers side by side, alternating, in one run.
 
     speed.py train-step [--batch 4] [--precision bf16 f32] [--rounds 5]
-    speed.py forward    [--batch 8] [--rounds 5]
+    speed.py forward    [--batch 8] [--precision bf16 f32] [--rounds 5]
     speed.py data       [--rounds 5]
 
 Every contender is a process of its own, so that peak memories can be told apart; they run one
@@ -259,14 +259,15 @@ def compare_steps(batch: int, precisions: list[str], rounds: int) -> None:
         print(f"  esvit bf16 against PyTorch f32: ratio {peers['f32'] / times['bf16']:.2f}")
 
 
-def compare_forward(batch: int, rounds: int, compile_too: bool) -> None:
+def compare_forward(batch: int, precisions: list[str], rounds: int, compile_too: bool) -> None:
     peers = [("eager", "f32"), ("onnxruntime", "f32"), ("openvino", "f32")]
     peers += [("eager", "bf16"), ("openvino", "bf16")]
     if compile_too:
         peers += [("compile", "f32"), ("compile", "bf16")]
+    peers = [peer for peer in peers if peer[1] in precisions]
     workers = {peer: Worker("forward", *peer, str(batch)) for peer in peers}
     times: dict = {peer: [] for peer in peers}
-    ours: dict = {"f32": [], "bf16": []}
+    ours: dict = {precision: [] for precision in precisions}
     for _ in range(rounds):
         for p in ours:
             report = bench("forward", "--batch", str(batch), "--precision", p, iterations=5)
@@ -326,7 +327,7 @@ def main() -> None:
     if options.what == "train-step":
         compare_steps(options.batch or 4, options.precision, options.rounds)
     elif options.what == "forward":
-        compare_forward(options.batch or 8, options.rounds, options.compile)
+        compare_forward(options.batch or 8, options.precision, options.rounds, options.compile)
     else:
         compare_data(options.rounds)
 

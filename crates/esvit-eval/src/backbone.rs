@@ -148,14 +148,14 @@ impl Backbone {
         told.source.location = Some(stored.location().clone());
         told.source.report = report;
         let preprocess = told.preprocess.unwrap_or_else(|| usual_preprocess(model.img_size));
-        Ok(Self { swin, params, preprocess, source: told.source })
+        Ok(Self { swin, params: params.for_inference(), preprocess, source: told.source })
     }
 
     /// A network of the same shape before any training: as the run started, where it is known.
     pub fn untrained(&self) -> Self {
         let seed = self.source.config.as_ref().map_or(0, |config| config.seed);
         let (swin, specs) = network(self.swin.config());
-        let params = Params::init(&specs, seed, &Device::flex());
+        let params = Params::init(&specs, seed, &Device::flex()).for_inference();
         let preprocess = self.preprocess.clone();
         Self { swin, params, preprocess, source: SourceFile::default() }
     }

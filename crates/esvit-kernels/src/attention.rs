@@ -38,6 +38,15 @@ pub struct Gradients {
     pub proj_bias: Vec<f32>,
 }
 
+/// The weights in the layout of the forward pass's products.
+#[derive(Debug)]
+pub struct Layout<T: Element> {
+    qkv: Packed<T>,
+    /// With the shift of the normalisation.
+    qkv_bias: Vec<f32>,
+    proj: Packed<T>,
+}
+
 /// Images of one size.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment<'a> {
@@ -57,6 +66,15 @@ pub struct Kept<T: Element> {
 }
 
 impl Attention<'_> {
+    /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
+    pub fn lay_out<T: Element>(&self) -> Layout<T> {
+        Layout {
+            qkv: Packed::transposed(self.qkv_weight, self.width(), Some(self.gamma)),
+            qkv_bias: shifted_bias(self.qkv_weight, self.beta, Some(self.qkv_bias)),
+            proj: Packed::transposed(self.proj_weight, self.width(), None),
+        }
+    }
+
     fn width(&self) -> usize {
         self.gamma.len()
     }
@@ -97,7 +115,7 @@ fn kept_rows<'a>(
 }
 
 /// Adds the branch to `x [rows, C]` in place: the images of all `segments` one after the other;
-/// `plan` says which are dropped or scaled. With `keep` the result holds what [`backward`] needs.
+/// `layout` is that of `attention`, `plan` says which are dropped or scaled. With `keep` the result holds what [`backward`] needs.
 ///
 /// A slot without a token has the query, key and value of `qkv_bias` and takes part unmasked.
 ///
@@ -106,6 +124,7 @@ fn kept_rows<'a>(
 pub fn forward<T: Element>(
     x: &mut [f32],
     attention: &Attention<'_>,
+    layout: &Layout<T>,
     segments: &[Segment<'_>],
     plan: &DropPath<'_>,
     keep: bool,
@@ -113,8 +132,8 @@ pub fn forward<T: Element>(
     let rows = attention.rows::<T>(x, segments, plan);
     let width = attention.width();
     let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
-    let weight = Packed::<T>::transposed(attention.qkv_weight, width, Some(attention.gamma));
-    let bias = shifted_bias(attention.qkv_weight, attention.beta, Some(attention.qkv_bias));
+    let Layout { qkv: weight, qkv_bias: bias, proj } = layout;
+    assert_eq!((weight.columns(), proj.columns()), (3 * width, width), "layout of these weights");
     let mut normalised =
         if keep { Buffer::<T>::kept_rows(rows.kept, rows.total, width) } else { Buffer::stale(0) };
     let mut inverse = vec![0.0; if keep { rows.kept } else { 0 }];
@@ -145,7 +164,7 @@ pub fn forward<T: Element>(
             each_strip(
                 Left::rows(normalised, row),
                 count,
-                &weight,
+                weight,
                 |first, columns, product, padded| {
                     let bias = &bias[first..first + columns];
                     store(product, padded, Some(bias), columns, &mut qkv[first..], row3);
@@ -165,14 +184,13 @@ pub fn forward<T: Element>(
         });
     }
 
-    let weight = Packed::<T>::transposed(attention.proj_weight, width, None);
     let tasks = rows.blocks.par_iter().zip(rows.split(x, width));
     let macs = rows.kept * width * width;
     profile::time("attention forward, proj", macs, || {
         tasks.for_each(|(block, x)| {
             let scales = rows.scales_of(block);
             let left = Left::rows(block.kept_of(&mixed, row), row);
-            each_strip(left, block.kept.len(), &weight, |first, columns, product, padded| {
+            each_strip(left, block.kept.len(), proj, |first, columns, product, padded| {
                 let bias = &attention.proj_bias[first..first + columns];
                 let to = &mut x[first..];
                 add_residual(product, padded, bias, scales.as_deref(), &block.kept, to, width);

@@ -39,6 +39,15 @@ pub struct Gradients {
     pub fc2_bias: Vec<f32>,
 }
 
+/// The weights in the layout of the forward pass's products.
+#[derive(Debug)]
+pub struct Layout<T: Element> {
+    fc1: Packed<T>,
+    /// With the shift of the normalisation.
+    fc1_bias: Vec<f32>,
+    fc2: Packed<T>,
+}
+
 /// What the backward pass needs of the rows that were not dropped.
 #[derive(Debug, Clone)]
 pub struct Kept<T: Element> {
@@ -49,6 +58,15 @@ pub struct Kept<T: Element> {
 }
 
 impl Mlp<'_> {
+    /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
+    pub fn lay_out<T: Element>(&self) -> Layout<T> {
+        Layout {
+            fc1: Packed::transposed(self.fc1_weight, self.width(), Some(self.gamma)),
+            fc1_bias: shifted_bias(self.fc1_weight, self.beta, Some(self.fc1_bias)),
+            fc2: Packed::transposed(self.fc2_weight, self.hidden(), None),
+        }
+    }
+
     fn width(&self) -> usize {
         self.gamma.len()
     }
@@ -78,23 +96,23 @@ impl<T: Element> Kept<T> {
     }
 }
 
-/// Adds the branch to `x [rows, C]` in place; `plan` says which images are dropped or scaled. With `keep` the
-/// result holds what [`backward`] needs.
+/// Adds the branch to `x [rows, C]` in place; `layout` is that of `mlp`, `plan` says which images are
+/// dropped or scaled. With `keep` the result holds what [`backward`] needs.
 ///
 /// # Panics
 /// When the lengths do not fit.
 pub fn forward<T: Element>(
     x: &mut [f32],
     mlp: &Mlp<'_>,
+    layout: &Layout<T>,
     plan: &DropPath<'_>,
     keep: bool,
 ) -> Option<Kept<T>> {
     let rows = mlp.rows::<T>(x, plan);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
-    let fc1 = Packed::<T>::transposed(mlp.fc1_weight, width, Some(mlp.gamma));
-    let fc1_bias = shifted_bias(mlp.fc1_weight, mlp.beta, Some(mlp.fc1_bias));
-    let fc2 = Packed::<T>::transposed(mlp.fc2_weight, hidden, None);
+    let Layout { fc1, fc1_bias, fc2 } = layout;
+    assert_eq!((fc1.columns(), fc2.columns()), (hidden, width), "layout of these weights");
 
     let mut kept = keep.then(|| Kept::<T>::new(&rows, width, hidden));
     let slots: Vec<_> = match &mut kept {
@@ -125,7 +143,7 @@ pub fn forward<T: Element>(
             each_strip(
                 Left::rows(normalised, row),
                 count,
-                &fc1,
+                fc1,
                 |first, columns, product, padded| {
                     let bias = &fc1_bias[first..first + columns];
                     let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
@@ -142,7 +160,7 @@ pub fn forward<T: Element>(
             each_strip(
                 Left::rows(&active, hidden_row),
                 count,
-                &fc2,
+                fc2,
                 |first, columns, product, padded| {
                     let bias = &mlp.fc2_bias[first..first + columns];
                     let to = &mut x[first..];

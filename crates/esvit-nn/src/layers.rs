@@ -38,6 +38,11 @@ impl Linear {
         ops::linear(x, weight, bias, activation, pass.precision)
     }
 
+    /// Its weight's place.
+    pub fn weight(&self) -> ParamId {
+        self.weight
+    }
+
     /// Its values, for an operation that contains the layer.
     pub fn values(&self, params: &Params) -> LinearValues {
         LinearValues { weight: params.tensor(self.weight), bias: params.vector(self.bias) }

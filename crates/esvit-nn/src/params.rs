@@ -9,6 +9,8 @@ use std::sync::Arc;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use esvit_kernels::rng::Rng;
 
+use crate::ops::{PackedWeights, Packing};
+
 /// Purpose word of the random numbers that initialise parameters.
 const INIT_PURPOSE: u64 = 0x1417;
 
@@ -145,6 +147,8 @@ impl Scope<'_> {
 pub struct Params {
     specs: Arc<[ParamSpec]>,
     values: Vec<Tensor<1>>,
+    /// Layouts of the weights, kept as long as no value changes.
+    packed: Option<Arc<PackedWeights>>,
 }
 
 impl Params {
@@ -167,7 +171,7 @@ impl Params {
                 vector(values, device)
             })
             .collect();
-        Self { specs: specs.clone(), values }
+        Self { specs: specs.clone(), values, packed: None }
     }
 
     /// The network's list of parameters.
@@ -187,6 +191,7 @@ impl Params {
 
     /// The flat values, to be replaced.
     pub fn values_mut(&mut self) -> &mut [Tensor<1>] {
+        self.packed = None;
         &mut self.values
     }
 
@@ -209,9 +214,24 @@ impl Params {
 
     /// Replaces running statistics by those of a training pass.
     pub fn set_buffers(&mut self, buffers: Vec<(ParamId, Tensor<1>)>) {
+        self.packed = None;
         for (id, value) in buffers {
             self.values[id.0] = value;
         }
+    }
+
+    /// The same values for many passes: weights of large products stay in the layout that these want,
+    /// which takes as much memory again and saves the time to lay them out, the more of a pass the
+    /// fewer pictures it has.
+    #[must_use]
+    pub fn for_inference(self) -> Self {
+        Self { packed: Some(Arc::default()), ..self }
+    }
+
+    /// Where the weights of the operation whose first parameter is `id` are kept.
+    pub fn packing(&self, id: ParamId) -> Packing {
+        let within = |packed: &Arc<PackedWeights>| Packing::within(packed.clone(), id);
+        self.packed.as_ref().map(within).unwrap_or_default()
     }
 
     /// The same values as leaves of a gradient graph: trained parameters are tracked.
@@ -220,7 +240,7 @@ impl Params {
             let value = value.clone().inner().autodiff();
             if spec.role == Role::Trained { value.require_grad() } else { value }
         });
-        Self { specs: self.specs.clone(), values: values.collect() }
+        Self { specs: self.specs.clone(), values: values.collect(), packed: None }
     }
 }
 

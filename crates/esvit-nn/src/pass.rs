@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use burn::tensor::Tensor;
 use esvit_kernels::rng::Rng;
 
-use crate::ops::{Compute, Precision, Scales};
+use crate::ops::{Compute, Packing, Precision, Scales};
 use crate::params::ParamId;
 
 /// Purpose word of drop-path's random numbers.
@@ -57,9 +57,9 @@ impl Pass {
         Self { precision, ..self }
     }
 
-    /// How blocks are computed.
-    pub fn compute(&self) -> Compute {
-        Compute { precision: self.precision, recompute: self.recompute }
+    /// How blocks are computed, their weights kept as `packing` says.
+    pub fn compute(&self, packing: Packing) -> Compute {
+        Compute { precision: self.precision, recompute: self.recompute, packing }
     }
 
     /// The part of a pass that begins after `images` images: what is drawn for an image does not

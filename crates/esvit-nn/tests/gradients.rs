@@ -180,7 +180,7 @@ fn attention_branch() {
             hashed(8, width),
         ];
         for (scales, recompute) in [(None, true), (scales(images.len()), false)] {
-            let compute = Compute { recompute, ..Compute::default() };
+            let compute = || Compute { recompute, ..Compute::default() };
             let arguments = |v: &[Tensor<1>]| {
                 let x = v[0].clone().reshape([rows, width]);
                 let layers = AttentionValues {
@@ -195,7 +195,7 @@ fn attention_branch() {
             let by_kernels = |v: &[Tensor<1>]| {
                 let (x, layers) = arguments(v);
                 let scales = scales.clone();
-                flat(ops::attention_branch(x, &segments, &windows, layers, scales, compute))
+                flat(ops::attention_branch(x, &segments, &windows, layers, scales, compute()))
             };
             let composed = |v: &[Tensor<1>]| {
                 let (x, layers) = arguments(v);
@@ -225,7 +225,7 @@ fn plain_attention_branch() {
         let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, width]);
         let layers = |v: &[Tensor<1>]| [3, 5].map(|at| linear_values(&v[at..], width));
         for (scales, recompute) in [(None, true), (scales(images.len()), false)] {
-            let compute = Compute { recompute, ..Compute::default() };
+            let compute = || Compute { recompute, ..Compute::default() };
             let by_kernels = |v: &[Tensor<1>]| {
                 let (norm, scales) = (norm_values(&v[1..]), scales.clone());
                 flat(ops::plain_attention_branch(
@@ -235,7 +235,7 @@ fn plain_attention_branch() {
                     norm,
                     layers(v),
                     scales,
-                    compute,
+                    compute(),
                 ))
             };
             let composed = |v: &[Tensor<1>]| {
@@ -280,7 +280,7 @@ fn mlp_branch() {
             (Activation::Gelu, scales(images.len()), false),
             (Activation::QuickGelu, None, false),
         ] {
-            let compute = Compute { recompute, ..Compute::default() };
+            let compute = || Compute { recompute, ..Compute::default() };
             let arguments = |v: &[Tensor<1>]| {
                 let x = v[0].clone().reshape([rows, width]);
                 let layers = [linear_values(&v[3..], width), linear_values(&v[5..], hidden)];
@@ -289,7 +289,7 @@ fn mlp_branch() {
             let by_kernels = |v: &[Tensor<1>]| {
                 let (x, norm, layers) = arguments(v);
                 let scales = scales.clone();
-                flat(ops::mlp_branch(x, &segments, norm, layers, activation, scales, compute))
+                flat(ops::mlp_branch(x, &segments, norm, layers, activation, scales, compute()))
             };
             let composed = |v: &[Tensor<1>]| {
                 let (x, norm, layers) = arguments(v);

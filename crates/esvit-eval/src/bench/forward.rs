@@ -19,7 +19,7 @@ pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
     let (config, _) = architecture(&bench.model)?;
     let mut registry = Registry::default();
     let swin = Swin::new(&mut registry.root(), &config, 0.0);
-    let params = Params::init(&registry.finish(), 0, &Device::flex());
+    let params = Params::init(&registry.finish(), 0, &Device::flex()).for_inference();
     let images = pictures(bench.batch, bench.global_size, [0, 0]);
     let seconds = repeat::<Infallible>(bench.iterations, |_| {
         let view = pool::run(|| {

@@ -90,11 +90,13 @@ fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) ->
     let plan = DropPath::NONE;
     let mut rows_in_place = x.clone();
     let branch_forward = timed(&mut || {
-        let kept = mlp::forward::<T>(&mut rows_in_place, &branch, &plan, false);
+        let layout = branch.lay_out::<T>();
+        let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &plan, false);
         drop(std::hint::black_box(kept));
     });
     rows_in_place.copy_from_slice(&x);
-    let kept = mlp::forward::<T>(&mut rows_in_place, &branch, &plan, true);
+    let layout = branch.lay_out::<T>();
+    let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &plan, true);
     let mut gradient = x.clone();
     let branch_backward = timed(&mut || {
         if let Some(kept) = kept.clone() {

@@ -109,8 +109,9 @@ fn check<T: Element>(
         images.iter().zip(scales).flat_map(|(&n, &s)| std::iter::repeat_n(s, n)).collect();
     let plan = DropPath { images, scales: Some(scales) };
     let (mut y, mut again) = (x.clone(), x.clone());
-    let kept = forward::<T>(&mut y, &parameters.mlp(), &plan, true);
-    assert!(forward::<T>(&mut again, &parameters.mlp(), &plan, false).is_none());
+    let (mlp, layout) = (parameters.mlp(), parameters.mlp().lay_out::<T>());
+    let kept = forward::<T>(&mut y, &mlp, &layout, &plan, true);
+    assert!(forward::<T>(&mut again, &mlp, &layout, &plan, false).is_none());
     assert_eq!(y, again);
     let (x64, all64) = (wide(&x), wide(&parameters.values));
     let found: f64 = y.iter().zip(&dy).map(|(y, dy)| f64::from(y * dy)).sum();

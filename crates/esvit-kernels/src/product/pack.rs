@@ -232,22 +232,29 @@ pub(crate) fn transpose_rows<T: Element>(
     assert!(count * T::PAIR <= step, "columns of a step");
     assert!(count == 0 || (count - 1) * row + steps * T::PAIR <= from.len(), "rows");
     assert!(steps == 0 || (steps - 1) * step + count * T::PAIR <= to.len(), "steps");
-    let whole = |n: usize| {
-        if has_avx512() && size_of::<T>() * T::PAIR == 4 { n / LANES * LANES } else { 0 }
+    // Squares of so many pairs of 4 bytes are transposed in registers.
+    let side = match isa::current() {
+        _ if cfg!(not(target_arch = "x86_64")) || size_of::<T>() * T::PAIR != 4 => usize::MAX,
+        isa::Isa::Baseline => usize::MAX,
+        isa::Isa::Avx2 => 8,
+        isa::Isa::Avx512 | isa::Isa::Avx512Bf16 => 16,
     };
-    let (whole_rows, whole_steps) = (whole(count), whole(steps));
+    let (whole_rows, whole_steps) = (count / side * side, steps / side * side);
     #[cfg(target_arch = "x86_64")]
-    for first in (0..whole_rows).step_by(LANES) {
-        for at in (0..whole_steps).step_by(LANES) {
-            // SAFETY: the machine has AVX-512; 16 rows of 16 pairs of 4 bytes from (first, at) lie
-            // in `from` and their transpose in `to`, as asserted above.
+    for first in (0..whole_rows).step_by(side) {
+        for at in (0..whole_steps).step_by(side) {
+            // SAFETY: the machine has AVX2 for a side of 8 and AVX-512 for one of 16; as many rows of
+            // as many pairs of 4 bytes from (first, at) lie in `from` and their transpose in `to`, as
+            // asserted above.
             unsafe {
-                super::x86::transpose16_avx512(
-                    from.as_ptr().add(first * row + at * T::PAIR).cast(),
-                    row / T::PAIR,
-                    to.as_mut_ptr().add(at * step + first * T::PAIR).cast(),
-                    step / T::PAIR,
-                );
+                let from = from.as_ptr().add(first * row + at * T::PAIR);
+                let to = to.as_mut_ptr().add(at * step + first * T::PAIR);
+                let (row, step) = (row / T::PAIR, step / T::PAIR);
+                if side == 8 {
+                    super::x86::transpose8_avx2(from.cast(), row, to.cast(), step);
+                } else {
+                    super::x86::transpose16_avx512(from.cast(), row, to.cast(), step);
+                }
             }
         }
     }

@@ -19,7 +19,8 @@ pub(super) struct Tile<T> {
 /// rows around one tile function `tile::<ROWS, VECTORS>`.
 ///
 /// `$lanes` are the columns of a register; `($columns, $vectors, $rows)` lists the groups of
-/// columns, widest first, with the rows of a full tile and of what may be left over.
+/// columns, widest first, with the rows of a full tile and of what may be left over. A strip of up to
+/// four AVX-512 registers is one group, or its groups have tiles of equal height.
 macro_rules! multiply {
     (
         $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal, $tile:ident,
@@ -40,36 +41,43 @@ macro_rules! multiply {
                     out.values[row * out.row..][..strip.width].fill(0.0);
                 }
             }
+            // All groups of columns of a strip have tiles of as many rows.
+            let registers = strip.width / $lanes;
+            let rows_of_tile = 'rows: {
+                $( if registers >= $vectors { break 'rows $rows; } )+
+                unreachable!("a strip is a whole number of registers wide");
+            };
             for block in blocks(extent.steps) {
                 let add = add || block.start > 0;
-                let mut column = 0;
-                while column < strip.width {
-                    let remaining = (strip.width - column) / $lanes;
-                    $(
-                        if remaining >= $vectors {
-                            let mut row = 0;
-                            while row < extent.rows {
-                                // SAFETY: the tile starts at row `row`, step `block.start` and
-                                // column `column`, all within what `check` has checked.
-                                let tile = unsafe {
-                                    Tile {
-                                        left: left
-                                            .values
-                                            .as_ptr()
-                                            .add(row * left.row + block.start * left.step),
-                                        left_row: left.row,
-                                        left_step: left.step,
-                                        right: strip
-                                            .values
-                                            .as_ptr()
-                                            .add(block.start * strip.step + column * $pair),
-                                        right_step: strip.step,
-                                        out: out.values.as_mut_ptr().add(row * out.row + column),
-                                        out_row: out.row,
-                                        steps: block.len(),
-                                    }
-                                };
-                                let rows = (extent.rows - row).min($rows);
+                let mut row = 0;
+                while row < extent.rows {
+                    let rows = rows_of_tile.min(extent.rows - row);
+                    // The tile's rows stay in the first-level cache for all columns of the strip,
+                    // and the block of the strip for all rows.
+                    let mut column = 0;
+                    while column < strip.width {
+                        // SAFETY: the tile starts at row `row`, step `block.start` and column
+                        // `column`, all within what `check` has checked.
+                        let tile = unsafe {
+                            Tile {
+                                left: left
+                                    .values
+                                    .as_ptr()
+                                    .add(row * left.row + block.start * left.step),
+                                left_row: left.row,
+                                left_step: left.step,
+                                right: strip
+                                    .values
+                                    .as_ptr()
+                                    .add(block.start * strip.step + column * $pair),
+                                right_step: strip.step,
+                                out: out.values.as_mut_ptr().add(row * out.row + column),
+                                out_row: out.row,
+                                steps: block.len(),
+                            }
+                        };
+                        $(
+                            if registers - column / $lanes >= $vectors {
                                 // SAFETY: `rows` rows and `$vectors` registers of columns lie
                                 // within the operands.
                                 unsafe {
@@ -78,13 +86,13 @@ macro_rules! multiply {
                                         _ => $tile::<$rows, $vectors>(tile, add),
                                     }
                                 }
-                                row += rows;
+                                column += $vectors * $lanes;
+                                continue;
                             }
-                            column += $vectors * $lanes;
-                            continue;
-                        }
-                    )+
-                    unreachable!("a strip is a whole number of registers wide");
+                        )+
+                        unreachable!("a strip is a whole number of registers wide");
+                    }
+                    row += rows;
                 }
             }
         }

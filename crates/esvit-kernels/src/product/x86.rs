@@ -206,6 +206,44 @@ pub(super) unsafe fn transpose16_avx512(from: *const u32, row: usize, to: *mut u
     }
 }
 
+/// Transposes 8 rows of 8 values of 32 bits; rows are `row` and `to_row` values apart.
+///
+/// # Safety
+/// The machine has AVX2; 8 rows of 8 values lie at `from`, and there is room for as many at `to`.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn transpose8_avx2(from: *const f32, row: usize, to: *mut f32, to_row: usize) {
+    let mut rows = [_mm256_setzero_ps(); 8];
+    for (i, value) in rows.iter_mut().enumerate() {
+        // SAFETY: row `i` of 8.
+        *value = unsafe { _mm256_loadu_ps(from.add(i * row)) };
+    }
+    // Pairs of values, then pairs of pairs, change places inside each 128-bit lane.
+    let mut twos = rows;
+    for i in (0..8).step_by(2) {
+        twos[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        twos[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    let mut fours = twos;
+    for i in (0..8).step_by(4) {
+        for half in 0..2 {
+            let (a, b) = (twos[i + half], twos[i + 2 + half]);
+            fours[i + 2 * half] = _mm256_shuffle_ps::<0x44>(a, b);
+            fours[i + 2 * half + 1] = _mm256_shuffle_ps::<0xee>(a, b);
+        }
+    }
+    // Then the lanes: `fours[c]` and `fours[4 + c]` hold columns c and c + 4 of rows 0..4 and 4..8.
+    for c in 0..4 {
+        let (low, high) = (fours[c], fours[4 + c]);
+        let first = _mm256_permute2f128_ps::<0x20>(low, high);
+        let second = _mm256_permute2f128_ps::<0x31>(low, high);
+        // SAFETY: rows `c` and `c + 4` of 8 of the transpose.
+        unsafe {
+            _mm256_storeu_ps(to.add(c * to_row), first);
+            _mm256_storeu_ps(to.add((c + 4) * to_row), second);
+        }
+    }
+}
+
 /// Values of 16 bits of two rows by turns, `n` of each, a multiple of 32.
 ///
 /// # Safety

@@ -497,8 +497,8 @@ impl Block {
             table: params.tensor(self.table),
         };
         let dropped = scales(2 * self.index as u64);
-        let rows =
-            ops::attention_branch(rows, &segments, &windows, layers, dropped, pass.compute());
+        let compute = pass.compute(params.packing(self.table));
+        let rows = ops::attention_branch(rows, &segments, &windows, layers, dropped, compute);
         let rows = ops::mlp_branch(
             rows,
             &segments,
@@ -506,7 +506,7 @@ impl Block {
             [&self.fc1, &self.fc2].map(|layer| layer.values(params)),
             Activation::Gelu,
             scales(2 * self.index as u64 + 1),
-            pass.compute(),
+            pass.compute(params.packing(self.fc1.weight())),
         );
         TokenMaps { rows, segments }
     }

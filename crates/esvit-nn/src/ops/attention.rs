@@ -320,7 +320,9 @@ impl Operation for AttentionBranch {
         let keep = keep && input.is_none();
         let kept = with_element!(self.compute.precision, T => {
             let x = values_mut(&mut x);
-            let kept = attention::forward::<T>(x, &attention, &segments, &plan, keep);
+            let packing = &self.compute.packing;
+            let layout = packing.get(self.compute.precision, || attention.lay_out::<T>());
+            let kept = attention::forward(x, &attention, &layout, &segments, &plan, keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
         (x, kept.or(input))
@@ -338,7 +340,8 @@ impl Operation for AttentionBranch {
         let gradients = with_element!(self.compute.precision, T => {
             let kept = if self.compute.recompute {
                 let mut x: Vec<f32> = own(kept);
-                let kept = attention::forward::<T>(&mut x, &attention, &segments, &plan, true);
+                let layout = attention.lay_out::<T>();
+                let kept = attention::forward(&mut x, &attention, &layout, &segments, &plan, true);
                 recycle(x);
                 kept.expect("asked to keep it")
             } else {

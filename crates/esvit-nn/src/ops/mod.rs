@@ -11,6 +11,7 @@ mod depthwise;
 mod extension;
 mod linear;
 mod norm;
+mod packing;
 mod patch;
 mod precision;
 mod prototypes;
@@ -28,6 +29,7 @@ pub use depthwise::{composed_depthwise, depthwise};
 pub use extension::has_kernels;
 pub use linear::{Activation, composed as composed_linear, linear};
 pub use norm::{composed_layer_norm, image_means, l2_normalize, layer_norm, norm};
+pub use packing::{PackedWeights, Packing};
 pub use patch::{composed_merge, composed_patches, merge_patches, neighbours, patches};
 pub use precision::{Compute, Precision};
 pub use prototypes::{

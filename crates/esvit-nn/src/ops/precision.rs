@@ -1,11 +1,12 @@
 //! In which type large products take their operands and activations are kept.
 
+use super::Packing;
 use esvit_kernels::isa;
 use serde::{Deserialize, Serialize};
 
 /// The type of operands of large products and of activations that are kept for the backward pass.
 /// Parameters, reductions, softmax, losses and everything between operations are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits.
@@ -31,13 +32,15 @@ impl Precision {
 }
 
 /// How a block is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Compute {
     /// The type of operands of products and of kept activations.
     pub precision: Precision,
     /// Keeps a branch's input alone and computes the rest again on the way back: about a third more
     /// time for a fraction of the memory.
     pub recompute: bool,
+    /// Where weights stay in the layout of their products from one pass to the next.
+    pub packing: Packing,
 }
 
 /// Calls a generic function with the stored type of a precision.
