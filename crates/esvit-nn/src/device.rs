@@ -7,7 +7,7 @@ use burn::tensor::Device;
 pub enum DeviceError {
     /// No such kind of device.
     #[error(
-        "there is no device `{0}`\nhint: `cpu`, or `vulkan`, `metal`, `cuda`, `rocm`, with a number as in `cuda:1`"
+        "there is no device `{0}`\nhint: `cpu`, or `cuda`, `rocm`, `metal`, `vulkan`, `wgpu`, with a number as in `cuda:1`"
     )]
     Unknown(String),
     /// The build lacks it.
@@ -15,8 +15,9 @@ pub enum DeviceError {
     NotBuilt(String),
 }
 
-/// The device of this name: `cpu`, or `vulkan`, `metal`, `cuda` or `rocm`, which are features of the
-/// build, each with the number of the device behind a colon (0 if there is none).
+/// The device of this name: `cpu`, or `cuda`, `rocm`, `metal`, `vulkan` or `wgpu` (whichever graphics
+/// interface the system has), which are features of the build, each with the number of the device
+/// behind a colon (0 if there is none).
 ///
 /// # Errors
 /// When the name says nothing or names a device that is not in this build.
@@ -29,6 +30,8 @@ pub fn find(name: &str) -> Result<Device, DeviceError> {
     };
     match kind {
         "cpu" if number == 0 => Ok(Device::flex()),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Ok(Device::wgpu(graphics(name, number))),
         #[cfg(feature = "vulkan")]
         "vulkan" => Ok(Device::vulkan(graphics(name, number))),
         #[cfg(feature = "metal")]
@@ -37,13 +40,15 @@ pub fn find(name: &str) -> Result<Device, DeviceError> {
         "cuda" => Ok(Device::cuda(number)),
         #[cfg(feature = "rocm")]
         "rocm" => Ok(Device::rocm(number)),
-        "vulkan" | "metal" | "cuda" | "rocm" => Err(DeviceError::NotBuilt(kind.to_owned())),
+        "wgpu" | "vulkan" | "metal" | "cuda" | "rocm" => {
+            Err(DeviceError::NotBuilt(kind.to_owned()))
+        }
         _ => Err(DeviceError::Unknown(name.to_owned())),
     }
 }
 
 /// A graphics device by number; without one whichever there is, software drivers too.
-#[cfg(any(feature = "vulkan", feature = "metal"))]
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 fn graphics(name: &str, number: usize) -> burn::tensor::DeviceKind {
     if name.contains(':') {
         burn::tensor::DeviceKind::DiscreteGpu(number)

@@ -255,7 +255,7 @@ pub struct TrainConfig {
     pub crops_per_pass: usize,
     /// Keeps less for the way back and computes it again: less memory, about a quarter more time.
     pub checkpoint_blocks: bool,
-    /// Where to compute: `cpu`, or with a build that has it `vulkan`, `metal`, `cuda:0`, `rocm:0`.
+    /// Where to compute: `cpu`, or with a build that has it `cuda:0`, `rocm:0`, `metal`, `vulkan`, `wgpu`.
     pub device: String,
     /// The type of operands of large products and of kept activations.
     pub precision: PrecisionChoice,
