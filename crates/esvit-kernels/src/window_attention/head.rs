@@ -111,11 +111,12 @@ impl<T: Element> Head<T> {
         }
     }
 
-    /// The queries, as many at a time as there is room for, in nearly equal parts.
+    /// The queries, as many at a time as there is room for, in nearly equal parts; without a query one
+    /// empty part, from which all gradients are zero.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<T> {
         let m = self.queries.len();
         let size = m.div_ceil(m.div_ceil(QUERIES).max(1)).max(1);
-        (0..m).step_by(size).map(move |start| start..(start + size).min(m))
+        (0..m.max(1)).step_by(size).map(move |start| start..(start + size).min(m))
     }
 
     /// Gathers queries, keys and values; the image's first row is `first`.
