@@ -218,13 +218,14 @@ fn large_windows() {
     }
 }
 
-/// What a window before it has left behind does not count.
+/// What a window before it, in the same task, has left behind does not count.
 #[test]
 fn a_window_of_padding_alone() {
-    let mut case = Case::new(2, 2, 2, 2, 3, true);
+    let images = 2 * TASKS;
+    let mut case = Case::new(images, 2, 2, 2, 3, true);
     case.tokens = 2;
     case.slot_token = vec![0, 1, 2, 2];
-    case.qkv.truncate(2 * 2 * 3 * case.width);
+    case.qkv.truncate(images * 2 * 3 * case.width);
     under_each(|_| {
         check::<f32>(&case, 2e-5);
         check::<Bf16>(&case, 0.05);
