@@ -40,6 +40,7 @@ pub fn find(name: &str) -> Result<Device, DeviceError> {
         "cuda" => Ok(Device::cuda(number)),
         #[cfg(feature = "rocm")]
         "rocm" => Ok(Device::rocm(number)),
+        #[allow(unreachable_patterns, reason = "those that the build has are found above")]
         "wgpu" | "vulkan" | "metal" | "cuda" | "rocm" => {
             Err(DeviceError::NotBuilt(kind.to_owned()))
         }
