@@ -30,9 +30,33 @@ impl Packing {
         make: impl FnOnce() -> L,
     ) -> Arc<L> {
         let Some((weights, operation)) = &self.0 else { return Arc::new(make()) };
-        let mut layouts = weights.layouts.lock().unwrap_or_else(PoisonError::into_inner);
-        let layout =
-            layouts.entry((*operation, precision)).or_insert_with(|| Arc::new(make())).clone();
+        let key = (*operation, precision);
+        let layouts = || weights.layouts.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = layouts().get(&key).cloned();
+        // Made without the lock: a thread that waits for a part of this work may take up another
+        // pass in the meantime, which asks for layouts too.
+        let layout = found.unwrap_or_else(|| {
+            let made = Arc::new(make());
+            layouts().entry(key).or_insert(made).clone()
+        });
         layout.downcast().expect("an operation has one kind of layout in a precision")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::{Init, Registry};
+
+    #[test]
+    fn a_layout_is_made_once_and_may_need_others() {
+        let mut registry = Registry::default();
+        let [first, second] = ["a", "b"].map(|name| registry.root().param(name, &[1], Init::Zeros));
+        let weights = Arc::new(PackedWeights::default());
+        let [first, second] = [first, second].map(|id| Packing::within(weights.clone(), id));
+        let nested = first.get(Precision::F32, || 1 + *second.get(Precision::F32, || 2));
+        assert_eq!((*nested, *first.get(Precision::F32, || 7)), (3, 3));
+        assert_eq!((*second.get(Precision::F32, || 7), *first.get(Precision::Bf16, || 9)), (2, 9));
+        assert_eq!((*Packing::default().get(Precision::F32, || 5)), 5);
     }
 }

@@ -1,8 +1,9 @@
 //! In which type large products take their operands and activations are kept.
 
-use super::Packing;
 use esvit_kernels::isa;
 use serde::{Deserialize, Serialize};
+
+use super::Packing;
 
 /// The type of operands of large products and of activations that are kept for the backward pass.
 /// Parameters, reductions, softmax, losses and everything between operations are f32 always.
