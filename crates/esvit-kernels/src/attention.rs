@@ -115,7 +115,8 @@ fn kept_rows<'a>(
 }
 
 /// Adds the branch to `x [rows, C]` in place: the images of all `segments` one after the other;
-/// `layout` is that of `attention`, `plan` says which are dropped or scaled. With `keep` the result holds what [`backward`] needs.
+/// `layout` is that of `attention`, `plan` says which are dropped or scaled. With `keep` the result
+/// holds what [`backward`] needs.
 ///
 /// A slot without a token has the query, key and value of `qkv_bias` and takes part unmasked.
 ///

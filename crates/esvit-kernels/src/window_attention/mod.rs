@@ -98,7 +98,7 @@ struct SharedRows<'a, T> {
     lifetime: std::marker::PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: tasks only write, to places of which no two have the same, as `write` demands.
+// SAFETY: tasks only write, to places of which no two have the same, as `at` demands.
 unsafe impl<T: Send> Send for SharedRows<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for SharedRows<'_, T> {}

@@ -1,5 +1,5 @@
-//! The attention branch of a block, with its normalisation and residual: in windows, or among all tokens
-//! of an image.
+//! The attention branch of a block, with its normalisation and residual: in windows, or among all
+//! tokens of an image.
 
 use std::sync::Arc;
 
@@ -29,9 +29,8 @@ pub struct AttentionValues {
 /// The attention branch: `x + scale proj(attention(qkv(norm(x))))` for `x [rows, C]`, the tokens of
 /// all images of `segments`, whose windows are those of `windows`, one map a segment.
 ///
-/// Slots of a window without a token
-/// have the query, key and value that `qkv`'s bias gives, and take part unmasked, as in the
-/// official code.
+/// Slots of a window without a token have the query, key and value that `qkv`'s bias gives, and take
+/// part unmasked, as in the official code.
 pub fn attention_branch(
     x: Tensor<2>,
     segments: &[Segment],

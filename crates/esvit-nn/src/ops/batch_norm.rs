@@ -9,7 +9,8 @@ use esvit_kernels::batch_norm::{self, Statistics};
 use esvit_kernels::buffer;
 
 use super::extension::{
-    Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, reclaim, values,
+    Entry, Fused, Kept, Operation, has_kernels, keep_or_reclaim, made, made_like, own, reclaim,
+    values,
 };
 
 /// Batch normalisation of `x [rows, C]` by the mean and the biased variance of its own rows: `gamma`,
@@ -63,16 +64,6 @@ impl Operation for RowStatistics {
         mean.extend(variance);
         (made(mean, [2, channels]), None)
     }
-
-    fn backward(
-        &self,
-        _: Kept,
-        _: &[FlexTensor],
-        _: FlexTensor,
-        _: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
-        unreachable!("only called on tensors without a graph")
-    }
 }
 
 /// Inputs: rows, `gamma`, `beta`, and the rows' statistics.
@@ -92,12 +83,7 @@ impl Operation for BatchNorm {
         let mut y = buffer::stale(x.len());
         batch_norm::forward(x, &statistics(&inputs[3]), [gamma, beta], self.eps, &mut y);
         let y = made_like(y, &inputs[0]);
-        let x = inputs.swap_remove(0);
-        if keep {
-            return (y, Some(Box::new(x)));
-        }
-        reclaim(x);
-        (y, None)
+        (y, keep_or_reclaim(inputs.swap_remove(0), keep))
     }
 
     fn backward(

@@ -11,7 +11,7 @@ use esvit_kernels::depthwise::{self, Maps};
 
 use super::Segment;
 use super::extension::{
-    Entry, Fused, Kept, Operation, has_kernels, made_like, own, reclaim, values,
+    Entry, Fused, Kept, Operation, has_kernels, keep_or_reclaim, made_like, own, reclaim, values,
 };
 
 /// Every channel of the maps of `segment`, `x [rows, C]`, with its own filter of odd side:
@@ -51,12 +51,7 @@ impl Operation for Depthwise {
         let mut y = buffer::stale(x.len());
         depthwise::forward(&self.maps, x, weight, &mut y);
         let y = made_like(y, &inputs[0]);
-        let x = inputs.swap_remove(0);
-        if keep {
-            return (y, Some(Box::new(x)));
-        }
-        reclaim(x);
-        (y, None)
+        (y, keep_or_reclaim(inputs.swap_remove(0), keep))
     }
 
     fn backward(

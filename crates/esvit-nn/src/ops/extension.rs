@@ -31,13 +31,17 @@ pub trait Operation: Debug + Send + Sync {
 
     /// Gradients of the inputs from that of the result; `parameters` are all inputs but the first.
     /// Those that are not wanted may be left out.
+    ///
+    /// The default is for operations that are only called on tensors without a graph.
     fn backward(
         &self,
-        kept: Kept,
-        parameters: &[FlexTensor],
-        gradient: FlexTensor,
-        wanted: &[bool],
-    ) -> Vec<Option<FlexTensor>>;
+        _kept: Kept,
+        _parameters: &[FlexTensor],
+        _gradient: FlexTensor,
+        _wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        unreachable!("{self:?} is only called on tensors without a graph")
+    }
 }
 
 /// Operations by the number of their inputs.
@@ -262,6 +266,15 @@ pub(super) fn reclaim(tensor: FlexTensor) {
     {
         esvit_kernels::buffer::recycle(values);
     }
+}
+
+/// An input that the backward pass needs, or its memory given back.
+pub(super) fn keep_or_reclaim(tensor: FlexTensor, keep: bool) -> Option<Kept> {
+    if keep {
+        return Some(Box::new(tensor));
+    }
+    reclaim(tensor);
+    None
 }
 
 /// What an operation kept, in its own type.

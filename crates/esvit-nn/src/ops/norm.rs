@@ -137,16 +137,6 @@ impl Operation for Norm {
     fn forward(&self, inputs: Vec<FlexTensor>, _: bool) -> (FlexTensor, Option<Kept>) {
         (made(vec![optimizer::norm(values(&inputs[0])) as f32], [1]), None)
     }
-
-    fn backward(
-        &self,
-        _: Kept,
-        _: &[FlexTensor],
-        _: FlexTensor,
-        _: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
-        unreachable!("only called on tensors without a graph")
-    }
 }
 
 /// The mean row of every image of `x [rows, C]`: `images` lists the rows of each. `[images, C]`.

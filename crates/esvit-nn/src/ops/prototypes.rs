@@ -213,16 +213,6 @@ impl Operation for Product {
         let shape = [inputs[0].shape()[0], g.len()];
         (made(logits, shape), keep.then(|| Box::new(()) as Kept))
     }
-
-    fn backward(
-        &self,
-        _: Kept,
-        _: &[FlexTensor],
-        _: FlexTensor,
-        _: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
-        unreachable!("only called on tensors without a graph")
-    }
 }
 
 /// Rows of one matrix to be matched with rows of another.
