@@ -88,18 +88,7 @@ pub fn has_bf16() -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use proptest::prelude::ProptestConfig;
     use std::sync::{Mutex, PoisonError};
-
-    /// How many cases a property is tested on; under Miri, which is slow, one.
-    pub(crate) fn cases(count: u32) -> ProptestConfig {
-        match cfg!(miri) {
-            true => {
-                ProptestConfig { cases: 1, failure_persistence: None, ..ProptestConfig::default() }
-            }
-            false => ProptestConfig::with_cases(count),
-        }
-    }
 
     /// Runs a test under every instruction set that the machine has.
     pub(crate) fn under_each(mut test: impl FnMut(Isa)) {

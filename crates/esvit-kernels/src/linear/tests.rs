@@ -1,6 +1,6 @@
 use super::*;
 use crate::element::Bf16;
-use crate::isa::tests::{cases, under_each};
+use crate::isa::tests::under_each;
 use crate::rng::Rng;
 use proptest::prelude::*;
 
@@ -65,7 +65,7 @@ fn check<T: Element>(rows: usize, inputs: usize, outputs: usize, act: Activation
 }
 
 proptest! {
-    #![proptest_config(cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
     #[test]
     fn layer_and_gradients(rows in 1usize..70, inputs in 1usize..40, outputs in 1usize..70) {
         under_each(|_| {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::element::Bf16;
-use crate::isa::tests::{cases, under_each};
+use crate::isa::tests::under_each;
 use crate::rng::Rng;
 use proptest::prelude::*;
 
@@ -144,7 +144,7 @@ fn check<T: Element>(
 }
 
 proptest! {
-    #![proptest_config(cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
     fn branch_and_gradients(
         images in proptest::collection::vec(1usize..30, 1..6),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::element::row_len;
-use crate::isa::tests::{cases, under_each};
+use crate::isa::tests::under_each;
 use crate::rng::Rng;
 use proptest::prelude::*;
 
@@ -117,7 +117,7 @@ fn all_forms<T: Element>(rows: usize, inner: usize, columns: usize) {
 }
 
 proptest! {
-    #![proptest_config(cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn products(rows in 1usize..60, inner in 1usize..70, columns in 1usize..150) {
         under_each(|_| {

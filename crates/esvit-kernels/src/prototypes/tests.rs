@@ -1,6 +1,6 @@
 use super::*;
 use crate::element::Bf16;
-use crate::isa::tests::{cases, under_each};
+use crate::isa::tests::under_each;
 use crate::rng::Rng;
 use proptest::prelude::*;
 
@@ -133,7 +133,7 @@ impl Case {
 }
 
 proptest! {
-    #![proptest_config(cases(8))]
+    #![proptest_config(ProptestConfig::with_cases(8))]
     #[test]
     fn loss_and_gradients(
         rows in 1usize..110, teachers in 1usize..9, prototypes in 1usize..140, d in 1usize..20,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::element::Bf16;
-use crate::isa::tests::{cases, under_each};
+use crate::isa::tests::under_each;
 use crate::rng::Rng;
 use proptest::prelude::*;
 
@@ -190,7 +190,7 @@ fn check<T: Element>(case: &Case, within: f64) {
 }
 
 proptest! {
-    #![proptest_config(cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn forward_and_gradients(
