@@ -1,7 +1,7 @@
 //! How much memory a step takes, and the micro-batch that fits into a given amount.
 
 use esvit_nn::Network;
-use esvit_nn::ops::Precision;
+use esvit_nn::ops::{EXPONENTIALS, Precision};
 use esvit_nn::params::Role;
 
 use crate::config::Config;
@@ -61,6 +61,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     };
     let head_width = 2.0 * config.head.hidden_dim as f64 + swin.output_width() as f64;
     let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
+    // What the pass of some crops takes, of all pictures.
     let pass = |crops: &[usize]| -> f64 {
         let [mut all, mut largest, mut rows] = [0.0; 3];
         for &crop in crops {
@@ -70,15 +71,17 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
             rows += region_rows(config, crop);
         }
         // In the largest stage: the hidden layer's gradient and the branch's, the stream and its
-        // gradient; besides, the exponentials of all logits and the heads' layers.
+        // gradient; besides, the heads' layers and the exponentials of logits.
         let transient = largest * (6.0 * size + 8.0);
-        let prototypes = (rows + teacher_rows) * config.head.out_dim as f64 * size;
-        all * kept + transient + prototypes + rows * head_width * (size + 4.0)
+        let picture = all * kept + transient + rows * head_width * (size + 4.0);
+        let exponentials = (rows + teacher_rows) * config.head.out_dim as f64;
+        let most = exponentials.max(EXPONENTIALS as f64);
+        micro_batch as f64 * picture + size * most.min(micro_batch as f64 * exponentials)
     };
     let activations = sizes.chunks(at_once).map(pass).fold(0.0, f64::max);
     let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64 * 4.0).sum();
     let loader = pixels * config.global_batch() as f64 * (config.data.queue as f64 + 2.0);
-    BASE + MARGIN * (state + micro_batch as f64 * activations) + loader
+    BASE + MARGIN * (state + activations) + loader
 }
 
 /// Rows that go through the heads for a crop.

@@ -1,0 +1,89 @@
+//! Arithmetic on rows of logits and prototypes.
+
+use crate::element::Element;
+use crate::simd::{dispatch, exp, max, sum};
+
+dispatch! {
+    pub(super) fn square_norm(row: &[f32]) -> f32 {
+        sum(row.len(), |i| row[i] * row[i])
+    }
+}
+
+dispatch! {
+    pub(crate) fn scale(row: &mut [f32], factor: f32) {
+        for value in row {
+            *value *= factor;
+        }
+    }
+}
+
+dispatch! {
+    /// Centres and scales logits; returns the largest.
+    pub(super) fn scale_logits(logits: &mut [f32], center: Option<&[f32]>, inverse: f32) -> f32 {
+        match center {
+            Some(center) => {
+                let center = &center[..logits.len()];
+                for i in 0..logits.len() {
+                    logits[i] = (logits[i] - center[i]) * inverse;
+                }
+            }
+            None => {
+                for logit in logits.iter_mut() {
+                    *logit *= inverse;
+                }
+            }
+        }
+        max(logits)
+    }
+}
+
+dispatch! {
+    /// Stores `e^(logit - largest)` and returns the sum of what was stored.
+    pub(super) fn exponentiate<T: Element>(logits: &mut [f32], largest: f32, to: &mut [T]) -> f32 {
+        let to = &mut to[..logits.len()];
+        for i in 0..logits.len() {
+            to[i] = T::from_f32(exp(logits[i] - largest));
+        }
+        sum(to.len(), |i| to[i].to_f32())
+    }
+}
+
+dispatch! {
+    pub(super) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
+        let b = &b[..a.len()];
+        sum(a.len(), |i| a[i].to_f32() * b[i])
+    }
+}
+
+dispatch! {
+    pub(super) fn weigh<T: Element>(values: &[T], weight: f32, sums: &mut [f32]) {
+        let sums = &mut sums[..values.len()];
+        for i in 0..values.len() {
+            sums[i] = values[i].to_f32() * weight;
+        }
+    }
+}
+
+dispatch! {
+    pub(super) fn subtract<T: Element>(values: &[T], weight: f32, sums: &mut [f32]) {
+        let sums = &mut sums[..values.len()];
+        for i in 0..values.len() {
+            sums[i] -= values[i].to_f32() * weight;
+        }
+    }
+}
+
+dispatch! {
+    /// From the gradient of a prototype `g v / |v|` those of `v`, added to `dv`, and, returned, of
+    /// `g`.
+    pub(super) fn direction_gradient(v: &[f32], g: f32, dw: &[f32], dv: &mut [f32]) -> f32 {
+        let d = v.len();
+        let (dw, dv) = (&dw[..d], &mut dv[..d]);
+        let inverse = 1.0 / sum(d, |i| v[i] * v[i]).sqrt();
+        let dg = sum(d, |i| v[i] * dw[i]) * inverse;
+        for i in 0..d {
+            dv[i] += (dw[i] - v[i] * inverse * dg) * inverse * g;
+        }
+        dg
+    }
+}

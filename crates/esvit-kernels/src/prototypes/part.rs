@@ -1,0 +1,286 @@
+//! The loss of some rows, all prototypes.
+
+use rayon::prelude::*;
+
+use super::lanes::{direction_gradient, dot, exponentiate, scale_logits, subtract, weigh};
+use super::pairs::{Pairs, Part};
+use super::{Gradients, Side, Walk};
+use crate::buffer::Buffer;
+use crate::element::{Element, row_len};
+use crate::product::{Extent, LANES, Left, Out, Packed, STRIP, Strip, convert, interleave};
+use crate::profile;
+
+/// Rows whose logits of a chunk are worked on together, in the second-level cache.
+const BLOCK_ROWS: usize = 96;
+
+/// Largest scaled logit of a row in a chunk, and the sum of exponentials relative to it.
+type Partition = [f32; 2];
+
+/// What is kept of a chunk of prototypes beside its exponentials.
+#[derive(Debug, Clone, Default)]
+struct Chunk {
+    student: Vec<Partition>,
+    teacher: Vec<Partition>,
+    /// For every pair, the teacher's exponentials times the student's scaled logits.
+    dots: Vec<f32>,
+}
+
+/// The loss of the rows of a part; adds its gradients to `sums`, if there are any.
+pub(super) fn cross_entropy<T: Element>(
+    student: &Side<'_>,
+    teacher: &Side<'_>,
+    center: &[f32],
+    part: &Part,
+    walk: Walk,
+    sums: Option<&mut Gradients>,
+) -> f64 {
+    let Walk { prototypes, d, .. } = walk;
+    let pairs = &part.pairs;
+    let [rows, teachers] = [&part.rows, &part.teachers].map(Vec::len);
+    let z = stored_rows::<T>(student.z, &part.rows, d);
+    let teacher_z = stored_rows::<T>(teacher.z, &part.teachers, d);
+    let mut chunks = vec![Chunk::default(); walk.chunks()];
+    let macs = (rows + teachers) * prototypes * d;
+    let groups: Vec<Buffer<T>> = profile::time("prototypes forward", macs, || {
+        let groups = chunks.par_chunks_mut(walk.per_group()).enumerate();
+        let forward = |(group, chunks): (usize, &mut [Chunk])| {
+            let exponents = (rows + teachers) * row_len::<T>(walk.chunk);
+            let kept = if sums.is_some() { chunks.len() } else { 1 };
+            let mut kept_exponents = Buffer::<T>::stale(kept * exponents);
+            for (at, chunk) in chunks.iter_mut().enumerate() {
+                let index = group * walk.per_group() + at;
+                let (first, count) = (index * walk.chunk, walk.count(index));
+                let center = Some(&center[first..first + count]);
+                let lanes = row_len::<T>(count);
+                let exponents = &mut kept_exponents[at.min(kept - 1) * exponents..][..exponents];
+                let (teacher_exponents, student_exponents) =
+                    exponents.split_at_mut(teachers * lanes);
+                let teacher_rows = teacher.prototypes.chunk(first, count);
+                chunk.teacher = exponentials(
+                    &teacher_z,
+                    &teacher_rows,
+                    d,
+                    center,
+                    teacher.temperature,
+                    teacher_exponents,
+                    |_, _| {},
+                );
+                let student_rows = student.prototypes.chunk(first, count);
+                let mut dots = vec![0.0; pairs.len()];
+                chunk.student = exponentials(
+                    &z,
+                    &student_rows,
+                    d,
+                    None,
+                    student.temperature,
+                    student_exponents,
+                    |row, logits| {
+                        for pair in pairs.range(row) {
+                            let (teacher, _) = pairs.get(pair);
+                            dots[pair] =
+                                dot(&teacher_exponents[teacher * lanes..][..count], logits);
+                        }
+                    },
+                );
+                chunk.dots = dots;
+            }
+            kept_exponents
+        };
+        groups.map(forward).collect()
+    });
+
+    let teacher_log_sums = log_sums(&chunks, teachers, |chunk| &chunk.teacher);
+    let student_log_sums = log_sums(&chunks, rows, |chunk| &chunk.student);
+    let mut loss = 0f64;
+    for (row, &log_sum) in student_log_sums.iter().enumerate() {
+        loss += f64::from(pairs.mass(row)) * f64::from(log_sum);
+        for pair in pairs.range(row) {
+            let (teacher, weight) = pairs.get(pair);
+            let overlap: f64 = chunks
+                .iter()
+                .map(|chunk| {
+                    let [largest, _] = chunk.teacher[teacher];
+                    let share = (largest - teacher_log_sums[teacher]).exp();
+                    f64::from(share) * f64::from(chunk.dots[pair])
+                })
+                .sum();
+            loss -= f64::from(weight) * overlap;
+        }
+    }
+    if let Some(sums) = sums {
+        let log_sums = [&student_log_sums[..], &teacher_log_sums[..]];
+        profile::time("prototypes backward", 2 * rows * prototypes * d, || {
+            backward(student, &z, &chunks, groups, part, log_sums, walk, sums);
+        });
+    }
+    loss
+}
+
+/// Some rows in the stored type, each at its stored length.
+fn stored_rows<T: Element>(values: &[f32], rows: &[usize], width: usize) -> Buffer<T> {
+    let mut stored = Buffer::<T>::rows(rows.len(), width);
+    for (&row, to) in rows.iter().zip(stored.chunks_exact_mut(row_len::<T>(width))) {
+        convert(&values[row * width..][..width], None, to);
+    }
+    stored
+}
+
+/// Exponentials of the logits of rows `z` for a chunk of prototypes, relative to the row's largest,
+/// into `values [rows, chunk]`; `see` is shown every row's scaled logits.
+fn exponentials<T: Element>(
+    z: &[T],
+    prototypes: &[f32],
+    d: usize,
+    center: Option<&[f32]>,
+    temperature: f32,
+    values: &mut [T],
+    mut see: impl FnMut(usize, &[f32]),
+) -> Vec<Partition> {
+    let count = prototypes.len() / d;
+    let (row, lanes) = (row_len::<T>(d), row_len::<T>(count));
+    let packed = Packed::<T>::transposed(prototypes, d, None);
+    let rows = z.len() / row;
+    let padded = count.next_multiple_of(LANES);
+    let mut partitions = vec![[0.0; 2]; rows];
+    let mut logits = Buffer::<f32>::stale(BLOCK_ROWS.min(rows) * padded);
+    for start in (0..rows).step_by(BLOCK_ROWS) {
+        let block = BLOCK_ROWS.min(rows - start);
+        let left = Left::rows(&z[start * row..], row);
+        let extent = Extent { rows: block, steps: packed.steps() };
+        for (first, strip) in packed.strips() {
+            let mut out = Out { values: &mut logits[first..], row: padded };
+            T::multiply(left, strip, extent, &mut out, false);
+        }
+        for (at, logits) in logits.chunks_exact_mut(padded).enumerate().take(block) {
+            let logits = &mut logits[..count];
+            partitions[start + at][0] = scale_logits(logits, center, 1.0 / temperature);
+            see(start + at, logits);
+            let to = &mut values[(start + at) * lanes..][..lanes];
+            to[count..].fill(T::default());
+            partitions[start + at][1] =
+                exponentiate(logits, partitions[start + at][0], &mut to[..count]);
+        }
+    }
+    partitions
+}
+
+/// The logarithm of the sum of all exponentials of every row.
+fn log_sums(chunks: &[Chunk], rows: usize, side: impl Fn(&Chunk) -> &[Partition]) -> Vec<f32> {
+    (0..rows)
+        .map(|row| {
+            let partitions = || chunks.iter().map(|chunk| side(chunk)[row]);
+            // A largest logit that is not a number must not be passed over.
+            let larger = |a: f32, b: f32| if a >= b || a.is_nan() { a } else { b };
+            let largest = partitions().map(|[largest, _]| largest).fold(f32::NEG_INFINITY, larger);
+            let total: f64 = partitions()
+                .map(|[own, sum]| f64::from(sum) * f64::from(own - largest).exp())
+                .sum();
+            (f64::from(largest) + total.ln()) as f32
+        })
+        .collect()
+}
+
+/// Adds the gradients of a part to `sums`.
+#[expect(clippy::too_many_arguments, reason = "one caller, which has them all at hand")]
+fn backward<T: Element>(
+    student: &Side<'_>,
+    z: &[T],
+    chunks: &[Chunk],
+    groups: Vec<Buffer<T>>,
+    part: &Part,
+    log_sums: [&[f32]; 2],
+    walk: Walk,
+    sums: &mut Gradients,
+) {
+    let (pairs, d) = (&part.pairs, walk.d);
+    let (rows, row, width) = (pairs.rows(), row_len::<T>(d), d.next_multiple_of(LANES));
+    let steps = rows.div_ceil(T::PAIR);
+    let mut z_down = Buffer::<T>::zeroed(steps * width * T::PAIR);
+    interleave(z, row, rows, d, &mut z_down, width * T::PAIR);
+
+    let per_group = walk.per_group();
+    let teachers = log_sums[1].len();
+    let exponents = (rows + teachers) * row_len::<T>(walk.chunk);
+    let dv_groups = sums.v.par_chunks_mut(per_group * walk.chunk * d);
+    let dg_groups = sums.g.par_chunks_mut(per_group * walk.chunk);
+    let parts: Vec<Buffer<f32>> = dv_groups
+        .zip(dg_groups)
+        .zip(groups)
+        .zip(chunks.par_chunks(per_group))
+        .enumerate()
+        .map(|(group, (((dv, dg), kept), chunks))| {
+            let mut dz = Buffer::<f32>::zeroed(rows * width);
+            let pieces = dv.chunks_mut(walk.chunk * d).zip(dg.chunks_mut(walk.chunk));
+            let kept = kept.chunks(exponents).zip(chunks);
+            for (at, ((dv, dg), (exponents, chunk))) in pieces.zip(kept).enumerate() {
+                let first = (group * per_group + at) * walk.chunk;
+                let count = dg.len();
+                let exponents = exponents.split_at(teachers * row_len::<T>(count));
+                let temperature = student.temperature;
+                let dlogits =
+                    logit_gradients(chunk, exponents, count, pairs, log_sums, temperature);
+                let rows_of_chunk = student.prototypes.chunk(first, count);
+                let packed = Packed::<T>::straight(&rows_of_chunk, d, None);
+                let lanes = row_len::<T>(count);
+                let left = Left::rows(&dlogits, lanes);
+                for (first, strip) in packed.strips() {
+                    let mut out = Out { values: &mut dz[first..], row: width };
+                    let extent = Extent { rows, steps: packed.steps() };
+                    T::multiply(left, strip, extent, &mut out, true);
+                }
+                let mut turned = Buffer::<T>::stale(steps * lanes * T::PAIR);
+                interleave(&dlogits, lanes, rows, lanes, &mut turned, lanes * T::PAIR);
+                let mut dw = Buffer::<f32>::stale(count * width);
+                let left = Left::transposed(&turned, lanes);
+                for first in (0..width).step_by(STRIP) {
+                    let strip = Strip {
+                        values: &z_down[first * T::PAIR..],
+                        step: width * T::PAIR,
+                        width: STRIP.min(width - first),
+                    };
+                    let mut out = Out { values: &mut dw[first..], row: width };
+                    T::multiply(left, strip, Extent { rows: count, steps }, &mut out, false);
+                }
+                let chunk = first * d..(first + count) * d;
+                let from = student.prototypes.v[chunk].chunks_exact(d).zip(dw.chunks_exact(width));
+                let to = dv.chunks_exact_mut(d).zip(dg);
+                for (k, ((v, dw), (dv, dg))) in from.zip(to).enumerate() {
+                    *dg += direction_gradient(v, student.prototypes.g[first + k], &dw[..d], dv);
+                }
+            }
+            dz
+        })
+        .collect();
+    for dz in parts {
+        for (&row, dz) in part.rows.iter().zip(dz.chunks_exact(width)) {
+            let sums = &mut sums.z[row * d..][..d];
+            sums.iter_mut().zip(dz).for_each(|(sum, dz)| *sum += dz);
+        }
+    }
+}
+
+/// `(m_r p_rk - t_rk) / temp` for the prototypes of a chunk, `[rows, count]`.
+fn logit_gradients<T: Element>(
+    chunk: &Chunk,
+    (teacher_exponents, student_exponents): (&[T], &[T]),
+    count: usize,
+    pairs: &Pairs,
+    [student_log_sums, teacher_log_sums]: [&[f32]; 2],
+    temperature: f32,
+) -> Buffer<T> {
+    let lanes = row_len::<T>(count);
+    let mut gradients = Buffer::<T>::rows(pairs.rows(), count);
+    let mut sums = Buffer::<f32>::stale(count);
+    for (row, to) in gradients.chunks_exact_mut(lanes).enumerate() {
+        let [largest, _] = chunk.student[row];
+        let share = (largest - student_log_sums[row]).exp() * pairs.mass(row) / temperature;
+        weigh(&student_exponents[row * lanes..][..count], share, &mut sums);
+        for (teacher, weight) in pairs.of(row) {
+            let [largest, _] = chunk.teacher[teacher];
+            let share = (largest - teacher_log_sums[teacher]).exp() * weight / temperature;
+            subtract(&teacher_exponents[teacher * lanes..][..count], share, &mut sums);
+        }
+        convert(&sums, None, &mut to[..count]);
+    }
+    gradients
+}
