@@ -243,7 +243,7 @@ pub fn backward<T: Element>(
     let branches = Columns::new(&dbranch, width);
     profile::time("attention backward, weights", macs, || {
         let mixed = Columns::new(&mixed, width);
-        transposed_product(branches, mixed, &mut proj_weight, Some(&mut proj_bias));
+        transposed_product(branches, mixed, &mut proj_weight, Some(&mut proj_bias), false);
     });
     drop((dbranch, mixed));
 
@@ -294,7 +294,7 @@ pub fn backward<T: Element>(
     let outputs = Columns::new(&dqkv, 3 * width);
     let inputs = Columns::new(&normalised, width);
     profile::time("attention backward, weights", macs, || {
-        transposed_product(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias));
+        transposed_product(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias), false);
     });
     let (gamma, beta) = through_linear(
         &mut qkv_weight,

@@ -141,7 +141,7 @@ pub fn backward<T: Element>(
     let mut bias = vec![0.0; outputs];
     let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&active, inputs));
     profile::time("linear backward, weights", count * inputs * outputs, || {
-        transposed_product(left, right, &mut dweight, Some(&mut bias));
+        transposed_product(left, right, &mut dweight, Some(&mut bias), false);
     });
     Gradients { x: input.then(|| dx.into_vec()), weight: dweight.into_vec(), bias }
 }

@@ -166,7 +166,7 @@ pub fn backward<T: Element>(
     let mut sums = vec![0.0; outputs];
     let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&normalised, wide));
     profile::time("merge backward, weights", macs, || {
-        transposed_product(left, right, &mut dweight, Some(&mut sums));
+        transposed_product(left, right, &mut dweight, Some(&mut sums), false);
     });
     let (gamma, beta) = through_linear(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
     Gradients { x: x.into_vec(), gamma, beta, weight: dweight.into_vec() }

@@ -10,7 +10,10 @@ use crate::element::{Element, row_len};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, STRIP, transposed_product};
 use crate::profile;
-use crate::rows::{DropPath, Rows, add_normalised_gradients, add_residual, each_strip, store};
+use crate::rows::{
+    DropPath, Rows, add_normalised_gradients, add_residual, count, each_strip, split, split_kept,
+    store,
+};
 use crate::simd::{dispatch, prefetch};
 
 /// The parameters: a normalisation over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
@@ -191,64 +194,68 @@ pub fn backward<T: Element>(
     let fc2 = Packed::<T>::straight(mlp.fc2_weight, hidden, None);
     let fc1 = Packed::<T>::straight(mlp.fc1_weight, width, Some(mlp.gamma));
 
-    let mut dbranch = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, width);
-    let mut dhidden = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, hidden);
-    let tasks = rows
-        .blocks
-        .par_iter()
-        .zip(rows.split(gradient, width))
-        .zip(rows.split_kept(&mut dbranch, row))
-        .zip(rows.split_kept(&mut dhidden, hidden_row))
-        .zip(rows.split_kept(&mut active, hidden_row));
-    let macs = 2 * rows.kept * width * hidden;
-    profile::time("mlp backward, rows", macs, || {
-        tasks.for_each(|((((block, gradient), dbranch), dhidden), active)| {
-            let count = block.kept.len();
-            rows.scaled(block, gradient, width, dbranch);
-            prefetch(active, hidden_row, STRIP);
-            each_strip(Left::rows(dbranch, row), count, &fc2, |first, columns, product, padded| {
-                let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
-                with_gate!(mlp.activation, gate => {
-                    activate_backward(gate, product, padded, columns, active, dhidden, hidden_row)
-                });
-                // The next strip's lines come while its product is made.
-                prefetch(&active[columns..], hidden_row, STRIP);
-                prefetch(&dhidden[columns..], hidden_row, STRIP);
-            });
-            let mut dnormalised = Buffer::<f32>::stale(count * width);
-            each_strip(
-                Left::rows(dhidden, hidden_row),
-                count,
-                &fc1,
-                |first, columns, product, padded| {
-                    store(product, padded, None, columns, &mut dnormalised[first..], width);
-                },
-            );
-            add_normalised_gradients(
-                block,
-                block.kept_of(&normalised, row),
-                block.kept_of(&inverse, 1),
-                &mut dnormalised,
-                gradient,
-            );
-        })
-    });
-
     let mut fc2_weight = Buffer::<f32>::brief(mlp.fc2_weight.len());
     let mut fc2_bias = vec![0.0; width];
-    let branch = Columns::new(&dbranch, width);
-    let actives = Columns::new(&active, hidden);
-    profile::time("mlp backward, weights", rows.kept * width * hidden, || {
-        transposed_product(branch, actives, &mut fc2_weight, Some(&mut fc2_bias));
-    });
-    drop((active, dbranch));
     let mut fc1_weight = Buffer::<f32>::brief(mlp.fc1_weight.len());
     let mut fc1_bias = vec![0.0; hidden];
-    let hiddens = Columns::new(&dhidden, hidden);
-    let inputs = Columns::new(&normalised, width);
-    profile::time("mlp backward, weights", rows.kept * width * hidden, || {
-        transposed_product(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias));
-    });
+    let [band_rows, _] = rows.bands().map(count).max().unwrap_or_default();
+    let (mut gradient, mut active) = (gradient, &mut active[..]);
+    let mut normalised_left = &normalised[..];
+    for (at, blocks) in rows.bands().enumerate() {
+        let [all, kept] = count(blocks);
+        let gradient = gradient.split_off_mut(..all * width).unwrap_or_default();
+        let active = active.split_off_mut(..kept * hidden_row).unwrap_or_default();
+        let band_normalised = normalised_left.split_off(..kept * row).unwrap_or_default();
+        let mut dbranch = Buffer::<T>::brief_kept_rows(kept, band_rows, width);
+        let mut dhidden = Buffer::<T>::brief_kept_rows(kept, band_rows, hidden);
+        let tasks = blocks
+            .par_iter()
+            .zip(split(blocks, gradient, width))
+            .zip(split_kept(blocks, &mut dbranch, row))
+            .zip(split_kept(blocks, &mut dhidden, hidden_row))
+            .zip(split_kept(blocks, active, hidden_row));
+        let macs = kept * width * hidden;
+        profile::time("mlp backward, rows", 2 * macs, || {
+            tasks.for_each(|((((block, gradient), dbranch), dhidden), active)| {
+                let count = block.kept.len();
+                rows.scaled(block, gradient, width, dbranch);
+                prefetch(active, hidden_row, STRIP);
+                let branch = Left::rows(dbranch, row);
+                each_strip(branch, count, &fc2, |first, columns, product, padded| {
+                    let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
+                    with_gate!(mlp.activation, gate => {
+                        activate_backward(
+                            gate, product, padded, columns, active, dhidden, hidden_row,
+                        )
+                    });
+                    // The next strip's lines come while its product is made.
+                    prefetch(&active[columns..], hidden_row, STRIP);
+                    prefetch(&dhidden[columns..], hidden_row, STRIP);
+                });
+                let mut dnormalised = Buffer::<f32>::stale(count * width);
+                let left = Left::rows(dhidden, hidden_row);
+                each_strip(left, count, &fc1, |first, columns, product, padded| {
+                    store(product, padded, None, columns, &mut dnormalised[first..], width);
+                });
+                add_normalised_gradients(
+                    block,
+                    block.kept_of(&normalised, row),
+                    block.kept_of(&inverse, 1),
+                    &mut dnormalised,
+                    gradient,
+                );
+            })
+        });
+        let add = at > 0;
+        let [branch, inputs] = [&dbranch, band_normalised].map(|rows| Columns::new(rows, width));
+        let [actives, hiddens] = [&*active, &dhidden].map(|rows| Columns::new(rows, hidden));
+        profile::time("mlp backward, weights", macs, || {
+            transposed_product(branch, actives, &mut fc2_weight, Some(&mut fc2_bias), add);
+        });
+        profile::time("mlp backward, weights", macs, || {
+            transposed_product(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias), add);
+        });
+    }
     let (gamma, beta) =
         through_linear(&mut fc1_weight, mlp.fc1_weight, mlp.gamma, mlp.beta, &fc1_bias);
     let (fc1_weight, fc2_weight) = (fc1_weight.into_vec(), fc2_weight.into_vec());

@@ -16,6 +16,10 @@ const BLOCK_BYTES: usize = 384 << 10;
 /// Blocks have about this many rows at least, so that a strip of weights serves several tiles.
 const BLOCK_ROWS: Range<usize> = 48..192;
 
+/// Rows that go through several products one after the other, so that what passes between these
+/// takes little memory.
+const BAND_ROWS: usize = 6144;
+
 /// The number of blocks is a multiple of this, so that a few threads get equal shares.
 const BLOCK_SHARES: usize = 4;
 
@@ -64,6 +68,12 @@ impl Rows {
         Self { blocks, kept: first_kept, total, scales }
     }
 
+    /// The blocks in bands of equally many, of some thousand rows.
+    pub(crate) fn bands(&self) -> std::slice::Chunks<'_, Block> {
+        let bands = self.total.div_ceil(BAND_ROWS).max(1);
+        self.blocks.chunks(self.blocks.len().div_ceil(bands).max(1))
+    }
+
     /// What the branch of every kept row of a block is multiplied by.
     pub(crate) fn scales_of(&self, block: &Block) -> Option<Vec<f32>> {
         let scales = self.scales.as_ref()?;
@@ -87,12 +97,12 @@ impl Rows {
 
     /// A matrix over all rows, `width` values each, cut into the blocks.
     pub(crate) fn split<'a, U>(&self, values: &'a mut [U], width: usize) -> Vec<&'a mut [U]> {
-        cut(values, self.blocks.iter().map(|block| block.rows.len() * width))
+        split(&self.blocks, values, width)
     }
 
     /// A matrix over the kept rows, cut into the blocks.
     pub(crate) fn split_kept<'a, U>(&self, values: &'a mut [U], width: usize) -> Vec<&'a mut [U]> {
-        cut(values, self.blocks.iter().map(|block| block.kept.len() * width))
+        split_kept(&self.blocks, values, width)
     }
 }
 
@@ -151,6 +161,31 @@ impl DropPath<'_> {
         });
         Rows::new::<T>(total, widest, scales)
     }
+}
+
+/// A matrix over all rows of some blocks, cut into these.
+pub(crate) fn split<'a, U>(
+    blocks: &[Block],
+    values: &'a mut [U],
+    width: usize,
+) -> Vec<&'a mut [U]> {
+    cut(values, blocks.iter().map(|block| block.rows.len() * width))
+}
+
+/// A matrix over the kept rows of some blocks, cut into these.
+pub(crate) fn split_kept<'a, U>(
+    blocks: &[Block],
+    values: &'a mut [U],
+    width: usize,
+) -> Vec<&'a mut [U]> {
+    cut(values, blocks.iter().map(|block| block.kept.len() * width))
+}
+
+/// How many rows of some blocks there are, and how many of them are kept.
+pub(crate) fn count(blocks: &[Block]) -> [usize; 2] {
+    blocks
+        .iter()
+        .fold([0; 2], |[all, kept], block| [all + block.rows.len(), kept + block.kept.len()])
 }
 
 fn cut<U>(mut values: &mut [U], sizes: impl Iterator<Item = usize>) -> Vec<&mut [U]> {

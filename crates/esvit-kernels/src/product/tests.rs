@@ -99,21 +99,20 @@ fn all_forms<T: Element>(rows: usize, inner: usize, columns: usize) {
     let (a, b) = (stored::<T>(&x, inner), stored::<T>(&v, columns));
     let mut out = vec![f32::NAN; inner * columns];
     let mut sums = vec![f32::NAN; inner];
-    transposed_product(
-        Columns::new(&a, inner),
-        Columns::new(&b, columns),
-        &mut out,
-        Some(&mut sums),
-    );
-    let expected: Vec<f64> = (0..inner * columns)
-        .map(|at| {
-            (0..rows).map(|r| x64[r * inner + at / columns] * v64[r * columns + at % columns]).sum()
-        })
-        .collect();
-    assert_close(&out, &expected, &format!("over rows {what}"));
-    let expected: Vec<f64> =
-        (0..inner).map(|i| (0..rows).map(|r| x64[r * inner + i]).sum()).collect();
-    assert_close(&sums, &expected, &format!("sums {what}"));
+    for add in [false, true] {
+        let times = if add { 2.0 } else { 1.0 };
+        let (a, b) = (Columns::new(&a, inner), Columns::new(&b, columns));
+        transposed_product(a, b, &mut out, Some(&mut sums), add);
+        let sum = |at: usize| -> f64 {
+            let (i, column) = (at / columns, at % columns);
+            (0..rows).map(|r| x64[r * inner + i] * v64[r * columns + column]).sum()
+        };
+        let expected: Vec<f64> = (0..inner * columns).map(|at| times * sum(at)).collect();
+        assert_close(&out, &expected, &format!("over rows {what}"));
+        let sum = |i: usize| (0..rows).map(|r| x64[r * inner + i]).sum::<f64>();
+        let expected: Vec<f64> = (0..inner).map(|i| times * sum(i)).collect();
+        assert_close(&sums, &expected, &format!("sums {what}"));
+    }
 }
 
 proptest! {

@@ -33,7 +33,8 @@ impl<'a, T: Element> Columns<'a, T> {
     }
 }
 
-/// `out [a's columns, b's columns] = a^T b`; the sums of `a`'s columns go into `sums`.
+/// `out [a's columns, b's columns] = a^T b`; the sums of `a`'s columns go into `sums`. With `add`
+/// both are added to what is there.
 ///
 /// Sums over rows are taken in the same order for any number of threads.
 pub(crate) fn transposed_product<T: Element>(
@@ -41,21 +42,24 @@ pub(crate) fn transposed_product<T: Element>(
     b: Columns<'_, T>,
     out: &mut [f32],
     mut sums: Option<&mut [f32]>,
+    add: bool,
 ) {
     assert_eq!(a.rows(), b.rows(), "rows of both operands");
     assert_eq!(out.len(), a.columns * b.columns, "output");
-    if let Some(sums) = sums.as_deref_mut() {
-        sums.fill(0.0);
-    }
     let rows = a.rows();
-    if rows == 0 {
-        out.fill(0.0);
+    if !add {
+        if let Some(sums) = sums.as_deref_mut() {
+            sums.fill(0.0);
+        }
+        if rows == 0 {
+            out.fill(0.0);
+        }
     }
     let task = a.columns.div_ceil(8).next_multiple_of(LANES).min(TASK_COLUMNS);
     let width = strip_width(b.columns);
     let stored = rows.min(CHUNK_ROWS).next_multiple_of(T::PAIR);
-    let mut panels = Buffer::stale(stored * a.columns.next_multiple_of(LANES));
-    let mut strips = Buffer::stale(stored * b.columns.next_multiple_of(LANES));
+    let mut panels = Buffer::brief(stored * a.columns.next_multiple_of(LANES));
+    let mut strips = Buffer::brief(stored * b.columns.next_multiple_of(LANES));
     for start in (0..rows).step_by(CHUNK_ROWS) {
         let chunk = start..(start + CHUNK_ROWS).min(rows);
         let steps = chunk.len().div_ceil(T::PAIR);
@@ -71,7 +75,7 @@ pub(crate) fn transposed_product<T: Element>(
                 let columns = panel.len() / stored;
                 let left = Left::transposed(panel, columns);
                 let extent = Extent { rows: out.len() / b.columns, steps };
-                let add = start > 0;
+                let add = add || start > 0;
                 for (at, strip) in strips.chunks(width * stored).enumerate() {
                     let columns = strip.len() / stored;
                     let strip = Strip { values: strip, step: columns * T::PAIR, width: columns };

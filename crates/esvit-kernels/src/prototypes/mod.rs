@@ -25,6 +25,7 @@ use crate::product::STRIP;
 
 pub(crate) use lanes::scale;
 pub use pairs::Pairs;
+use pairs::Part;
 
 /// Most prototypes of a chunk.
 const CHUNK: usize = 512;
@@ -92,12 +93,14 @@ struct Walk {
     /// Prototypes of a chunk; the last one may have fewer.
     chunk: usize,
     d: usize,
+    /// Rows of both sides that memory is taken for.
+    room: usize,
 }
 
 impl Walk {
     fn new(prototypes: usize, d: usize) -> Self {
         let chunk = prototypes.div_ceil(CHUNKS).next_multiple_of(STRIP).min(CHUNK);
-        Self { prototypes, chunk, d }
+        Self { prototypes, chunk, d, room: 0 }
     }
 
     fn chunks(&self) -> usize {
@@ -147,15 +150,21 @@ fn in_parts<T: Element>(
     let rows = pairs.rows();
     assert_eq!(student.z.len(), rows * d, "student's rows");
 
-    let walk = Walk::new(prototypes, d);
     let mut sums = gradients.then(|| Gradients {
         z: vec![0.0; rows * d],
         v: Buffer::<f32>::zeroed(prototypes * d).into_vec(),
         g: vec![0.0; prototypes],
     });
+    let teachers = teacher.z.len() / d;
+    let parts = pairs.parts(teachers, most_rows);
+    // What is set aside for a part does not depend on how many teacher rows found a pair, so that
+    // the next step finds it in the pool.
+    let largest = parts.iter().map(Part::size).max().unwrap_or(0);
+    let room = largest.max(most_rows.min(rows + teachers));
+    let walk = Walk { room, ..Walk::new(prototypes, d) };
     let mut loss = 0.0;
-    for part in pairs.parts(teacher.z.len() / d, most_rows) {
-        loss += part::cross_entropy::<T>(student, teacher, center, &part, walk, sums.as_mut());
+    for part in &parts {
+        loss += part::cross_entropy::<T>(student, teacher, center, part, walk, sums.as_mut());
     }
     (loss as f32, sums)
 }

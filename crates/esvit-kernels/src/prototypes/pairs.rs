@@ -116,6 +116,13 @@ pub(super) struct Part {
     pub pairs: Pairs,
 }
 
+impl Part {
+    /// Rows of both sides.
+    pub(super) fn size(&self) -> usize {
+        self.rows.len() + self.teachers.len()
+    }
+}
+
 impl Default for Part {
     fn default() -> Self {
         Self { rows: Vec::new(), teachers: Vec::new(), pairs: Pairs::new() }

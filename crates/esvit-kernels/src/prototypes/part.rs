@@ -44,7 +44,7 @@ pub(super) fn cross_entropy<T: Element>(
     let groups: Vec<Buffer<T>> = profile::time("prototypes forward", macs, || {
         let groups = chunks.par_chunks_mut(walk.per_group()).enumerate();
         let forward = |(group, chunks): (usize, &mut [Chunk])| {
-            let exponents = (rows + teachers) * row_len::<T>(walk.chunk);
+            let exponents = walk.room * row_len::<T>(walk.chunk);
             let kept = if sums.is_some() { chunks.len() } else { 1 };
             let mut kept_exponents = Buffer::<T>::stale(kept * exponents);
             for (at, chunk) in chunks.iter_mut().enumerate() {
@@ -200,7 +200,7 @@ fn backward<T: Element>(
 
     let per_group = walk.per_group();
     let teachers = log_sums[1].len();
-    let exponents = (rows + teachers) * row_len::<T>(walk.chunk);
+    let exponents = walk.room * row_len::<T>(walk.chunk);
     let dv_groups = sums.v.par_chunks_mut(per_group * walk.chunk * d);
     let dg_groups = sums.g.par_chunks_mut(per_group * walk.chunk);
     let parts: Vec<Buffer<f32>> = dv_groups
