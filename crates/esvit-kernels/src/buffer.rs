@@ -10,7 +10,7 @@
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::element::{Element, row_len};
 
@@ -22,6 +22,11 @@ const LARGE_WORDS: usize = 256 << 10;
 
 /// A buffer that nobody took while this many others were taken is freed.
 const IDLE_TAKES: u64 = 1 << 17;
+
+/// By how many words buffers in use and idle ones together may exceed the most that were ever in use
+/// at a time. Where no idle buffer fits and this is reached, a new one takes the place of those that
+/// have been idle for longest: the first to come back from a network are the last that it takes.
+const SLACK_WORDS: usize = 8 << 20;
 
 /// Values in a buffer that may be larger. Returns to the pool when dropped.
 #[derive(Debug)]
@@ -44,8 +49,7 @@ enum Need {
 impl<T: Element> Buffer<T> {
     fn take(len: usize, need: Need) -> Self {
         let words = (len * size_of::<T>()).div_ceil(size_of::<f32>());
-        let taken = if words < POOLED_WORDS { None } else { POOL.take(words, need) };
-        let words = taken.unwrap_or_else(|| vec![0.0; words]);
+        let words = if words < POOLED_WORDS { vec![0.0; words] } else { POOL.take(words, need) };
         Self { words, len, element: PhantomData }
     }
 
@@ -153,44 +157,106 @@ pub fn recycle(mut values: Vec<f32>) {
     }
 }
 
-static POOL: Pool = Pool { idle: Mutex::new(Idle { buffers: Vec::new(), takes: 0 }) };
+static POOL: Pool = Pool { state: Mutex::new(State::new()) };
 
 /// Buffers that wait to be taken.
 #[derive(Debug)]
 struct Pool {
-    idle: Mutex<Idle>,
+    state: Mutex<State>,
 }
 
 #[derive(Debug)]
-struct Idle {
+struct State {
     /// With the time, in takes, at which each was put.
-    buffers: Vec<(u64, Vec<f32>)>,
+    idle: Vec<(u64, Vec<f32>)>,
     takes: u64,
+    /// Words of idle buffers, of those in use, and the most of these so far.
+    idle_words: usize,
+    used_words: usize,
+    most_used: usize,
+}
+
+impl State {
+    const fn new() -> Self {
+        Self { idle: Vec::new(), takes: 0, idle_words: 0, used_words: 0, most_used: 0 }
+    }
+
+    /// The smallest buffer of at least `words` words that suits the need.
+    fn fitting(&mut self, words: usize, need: Need) -> Option<Vec<f32>> {
+        let most = match need {
+            Need::Brief if words >= LARGE_WORDS => usize::MAX,
+            _ => words + words / 8,
+        };
+        let buffers = self.idle.iter().enumerate();
+        let fitting = buffers.filter(|(_, (_, buffer))| (words..=most).contains(&buffer.len()));
+        let (at, _) = fitting.min_by_key(|(_, (put, buffer))| (buffer.len(), u64::MAX - put))?;
+        Some(self.remove(at))
+    }
+
+    fn remove(&mut self, at: usize) -> Vec<f32> {
+        let (_, buffer) = self.idle.swap_remove(at);
+        self.idle_words -= buffer.len();
+        buffer
+    }
+
+    fn use_words(&mut self, words: usize) {
+        self.used_words += words;
+        self.most_used = self.most_used.max(self.used_words);
+    }
+
+    /// What nobody took for long.
+    fn forgotten(&mut self) -> Vec<Vec<f32>> {
+        let oldest = self.takes.saturating_sub(IDLE_TAKES);
+        let mut freed = Vec::new();
+        while let Some(at) = self.idle.iter().position(|&(put, _)| put < oldest) {
+            freed.push(self.remove(at));
+        }
+        freed
+    }
+
+    /// What is too much, the longest idle first.
+    fn superfluous(&mut self) -> Vec<Vec<f32>> {
+        let mut freed = Vec::new();
+        while self.used_words + self.idle_words > self.most_used + SLACK_WORDS {
+            let idle = self.idle.iter().enumerate();
+            let Some((at, _)) = idle.min_by_key(|&(_, &(put, _))| put) else { break };
+            freed.push(self.remove(at));
+        }
+        freed
+    }
 }
 
 impl Pool {
-    /// The smallest buffer of at least `words` words that suits the need.
-    fn take(&self, words: usize, need: Need) -> Option<Vec<f32>> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.takes += 1;
-        let now = idle.takes;
-        if now.is_multiple_of(IDLE_TAKES / 8) {
-            idle.buffers.retain(|(put, _)| now - put < IDLE_TAKES);
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A buffer of at least `words` words.
+    fn take(&self, words: usize, need: Need) -> Vec<f32> {
+        let mut state = self.state();
+        state.takes += 1;
+        let mut freed = Vec::new();
+        if state.takes.is_multiple_of(IDLE_TAKES / 8) {
+            freed = state.forgotten();
         }
-        let most = match need {
-            Need::Brief if words >= LARGE_WORDS => usize::MAX,
-            _ => words + words / 4,
-        };
-        let buffers = idle.buffers.iter().enumerate();
-        let fitting = buffers.filter(|(_, (_, buffer))| (words..=most).contains(&buffer.len()));
-        let (at, _) = fitting.min_by_key(|(_, (put, buffer))| (buffer.len(), u64::MAX - put))?;
-        Some(idle.buffers.swap_remove(at).1)
+        if let Some(buffer) = state.fitting(words, need) {
+            state.use_words(buffer.len());
+            return buffer;
+        }
+        state.use_words(words);
+        freed.append(&mut state.superfluous());
+        // Others need not wait until memory is given back and taken.
+        drop(state);
+        drop(freed);
+        vec![0.0; words]
     }
 
     fn put(&self, values: Vec<f32>) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = idle.takes;
-        idle.buffers.push((now, values));
+        let mut state = self.state();
+        state.used_words = state.used_words.saturating_sub(values.len());
+        state.idle_words += values.len();
+        let now = state.takes;
+        state.idle.push((now, values));
     }
 }
 
@@ -210,7 +276,7 @@ mod tests {
         let second = Buffer::<f32>::stale(len - 10);
         assert_eq!((second.as_ptr(), second.len(), second[5]), (at, len - 10, 7.0));
         drop(second);
-        let third = Buffer::<f32>::stale(len * 3 / 4 - 10);
+        let third = Buffer::<f32>::stale(len * 3 / 4);
         assert_ne!(third.as_ptr(), at);
         // Half as many words, at the same place.
         let pairs = Buffer::<Bf16>::stale(2 * len);

@@ -39,8 +39,8 @@ const CHUNKS: usize = 16;
 const GROUPS: usize = 16;
 
 /// Exponentials that are kept at a time, unless one picture alone has more. Fewer rows at a time
-/// make worse products: these are 640 rows over 65,536 prototypes.
-pub const EXPONENTIALS: usize = 40 << 20;
+/// make worse products: these are 512 rows over 65,536 prototypes.
+pub const EXPONENTIALS: usize = 32 << 20;
 
 /// Prototypes `[K, D]`: row `k` has the direction of `v_k` and the length `g_k`.
 #[derive(Debug, Clone, Copy)]
