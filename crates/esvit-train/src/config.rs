@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::config_text::{self, Layer, Schema, none_word};
+use crate::memory;
 use crate::mixup::MixupConfig;
 use crate::objective::{NamedWeights, Weights};
 use crate::optim::{ClipScope, OptimizerKind};
@@ -251,7 +252,8 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Such batches in one optimiser step: the global batch is `batch_size * accumulate`.
     pub accumulate: usize,
-    /// Crops that go through the student at a time, for less memory; 0 for all at once.
+    /// Crops that go through the student at a time, global and local ones apart unless this is all
+    /// of them; 0 for what memory suggests.
     pub crops_per_pass: usize,
     /// Keeps less for the way back and computes it again: less memory, about a quarter more time.
     pub checkpoint_blocks: bool,
@@ -461,6 +463,18 @@ impl Config {
     /// The global batch: pictures in one optimiser step.
     pub fn global_batch(&self) -> usize {
         self.train.batch_size * self.train.accumulate
+    }
+
+    /// Crops that go through the student at a time, 0 for all, with `pictures` at a time.
+    pub fn crops_per_pass(&self, pictures: usize) -> usize {
+        let TrainConfig { crops_per_pass, checkpoint_blocks, .. } = self.train;
+        // Batch normalisation sees all crops of a step.
+        if crops_per_pass > 0 || self.head.use_bn_in_head {
+            return crops_per_pass;
+        }
+        let sizes: Vec<usize> = self.views.sizes().iter().map(|&size| size as usize).collect();
+        let precision = self.train.precision.resolve();
+        memory::crops_per_pass(&self.model.swin(), &sizes, pictures, precision, checkpoint_blocks)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

@@ -1,5 +1,6 @@
 //! One optimiser step of student and teacher.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
@@ -31,8 +32,8 @@ pub struct LearnerSettings {
     pub clip_scope: ClipScope,
     /// The type of operands of large products and of kept activations.
     pub precision: Precision,
-    /// Crops that go through the student at a time, for less memory; 0 for all. Gradients are the
-    /// same but for rounding.
+    /// Crops that go through the student at a time, as in [`passes`]. Gradients are the same but
+    /// for rounding.
     pub crops_per_pass: usize,
     /// Keeps the input of every branch of a block alone and computes the rest again.
     pub checkpoint_blocks: bool,
@@ -278,13 +279,9 @@ impl Learner {
             precision,
         };
         let batch = crops[0].dims()[0];
-        let per_pass = match self.settings.crops_per_pass {
-            0 => crops.len(),
-            count => count,
-        };
         let mut statistics = Vec::new();
-        for first in (0..crops.len()).step_by(per_pass) {
-            let at_hand = first..(first + per_pass).min(crops.len());
+        for at_hand in passes(crops.len(), self.settings.crops_per_pass) {
+            let first = at_hand.start;
             let mut pass = Pass::student(key).with_precision(precision).after_images(first * batch);
             pass.recompute = self.settings.checkpoint_blocks;
             let params = self.student.tracked();
@@ -311,4 +308,18 @@ impl Learner {
             sum.health = Some(health::examine(&teacher, &self.centers, settings.teacher_temp));
         }
     }
+}
+
+/// The passes of `total` crops, two global ones first, through the student: all at once if
+/// `per_pass` is 0 or as many, else at most so many at a time and global and local ones apart.
+pub(crate) fn passes(total: usize, per_pass: usize) -> Vec<Range<usize>> {
+    if per_pass == 0 || per_pass >= total {
+        return std::iter::once(0..total).collect();
+    }
+    [0..TEACHER_CROPS, TEACHER_CROPS..total]
+        .into_iter()
+        .flat_map(|Range { start, end }| {
+            (start..end).step_by(per_pass).map(move |first| first..(first + per_pass).min(end))
+        })
+        .collect()
 }

@@ -1,10 +1,12 @@
-//! How much memory a step takes, and the micro-batch that fits into a given amount.
+//! How much memory a step takes, the micro-batch that fits into a given amount, and the crops that
+//! go through the student at a time.
 
-use esvit_nn::Network;
 use esvit_nn::ops::{EXPONENTIALS, Precision};
 use esvit_nn::params::Role;
+use esvit_nn::{Network, SwinConfig};
 
 use crate::config::Config;
+use crate::learner::passes;
 use crate::objective::TEACHER_CROPS;
 use crate::optim::OptimizerKind;
 
@@ -19,6 +21,55 @@ const MARGIN: f64 = 1.2;
 /// query, key and value, what attention gave, and the hidden layer of four widths.
 const KEPT: f64 = 10.0;
 
+/// What blocks may keep of all crops together, in bytes. Above this the student sees global and
+/// local crops one after the other: packing weights and adding up gradients twice then takes a
+/// percent of a step's time, and at most half of the memory is saved.
+const AT_ONCE: f64 = (1u64 << 30) as f64;
+
+/// Crops that go through the student at a time, 0 for all, so that more local crops do not take
+/// more memory: `sizes` are those of a picture's crops, global ones first.
+pub fn crops_per_pass(
+    swin: &SwinConfig,
+    sizes: &[usize],
+    pictures: usize,
+    precision: Precision,
+    checkpoint_blocks: bool,
+) -> usize {
+    let kept = |sizes: &[usize]| -> f64 {
+        let values: f64 = sizes.iter().map(|&size| stage_values(swin, size)[0]).sum();
+        values * pictures as f64 * kept_bytes(precision, checkpoint_blocks)
+    };
+    let (global, local) = sizes.split_at(TEACHER_CROPS.min(sizes.len()));
+    let Some(&size) = local.iter().max() else { return 0 };
+    if kept(sizes) <= AT_ONCE {
+        return 0;
+    }
+    let as_many = (kept(global) / kept(&[size])) as usize;
+    as_many.clamp(TEACHER_CROPS, local.len().max(TEACHER_CROPS))
+}
+
+/// Bytes that a block keeps of a token, per unit of width.
+fn kept_bytes(precision: Precision, checkpoint_blocks: bool) -> f64 {
+    match precision {
+        _ if checkpoint_blocks => 2.0 * 4.0,
+        Precision::F32 => KEPT * 4.0,
+        Precision::Bf16 => KEPT * 2.0,
+    }
+}
+
+/// Tokens times width of a crop, over all blocks and of the largest stage.
+fn stage_values(swin: &SwinConfig, size: usize) -> [f64; 2] {
+    let mut side = size / swin.patch_size;
+    let (mut all, mut largest) = (0.0, 0.0f64);
+    for stage in 0..swin.stages() {
+        let values = (side * side * swin.width(stage)) as f64;
+        all += values * swin.depths[stage] as f64;
+        largest = largest.max(values);
+        side = side.div_ceil(2);
+    }
+    [all, largest]
+}
+
 /// Estimated peak memory of a step, in bytes, with `micro_batch` pictures at a time.
 pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let swin = config.model.swin();
@@ -32,40 +83,25 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         OptimizerKind::AdamW => 2.0,
         OptimizerKind::Sgd | OptimizerKind::Lars => 1.0,
     };
-    let views = &config.views;
-    let passes = config.train.crops_per_pass > 0 || micro_batch < config.global_batch();
-    let sums = if passes { 1.0 } else { 0.0 };
+    let sizes: Vec<usize> = config.views.sizes().iter().map(|&size| size as usize).collect();
+    let passes = passes(sizes.len(), config.crops_per_pass(micro_batch));
+    let several = passes.len() > 1 || micro_batch < config.global_batch();
+    let sums = if several { 1.0 } else { 0.0 };
     let state = 4.0 * (2.0 * count(false) + (moments + 1.0 + sums) * count(true));
 
-    let size = match config.train.precision.resolve() {
+    let precision = config.train.precision.resolve();
+    let size = match precision {
         Precision::F32 => 4.0,
         Precision::Bf16 => 2.0,
     };
-    let kept = if config.train.checkpoint_blocks { 2.0 * 4.0 } else { KEPT * size };
-    let sizes: Vec<usize> = views.sizes().iter().map(|&size| size as usize).collect();
-    let at_once = match config.train.crops_per_pass {
-        0 => sizes.len(),
-        count => count,
-    };
-    // Sums over the stages of a network: tokens times width, over all blocks and of the largest.
-    let network_values = |size: usize| -> [f64; 2] {
-        let mut side = size / swin.patch_size;
-        let (mut all, mut largest) = (0.0, 0.0f64);
-        for stage in 0..swin.stages() {
-            let values = (side * side * swin.width(stage)) as f64;
-            all += values * swin.depths[stage] as f64;
-            largest = largest.max(values);
-            side = side.div_ceil(2);
-        }
-        [all, largest]
-    };
+    let kept = kept_bytes(precision, config.train.checkpoint_blocks);
     let head_width = 2.0 * config.head.hidden_dim as f64 + swin.output_width() as f64;
     let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
     // What the pass of some crops takes, of all pictures.
     let pass = |crops: &[usize]| -> f64 {
         let [mut all, mut largest, mut rows] = [0.0; 3];
         for &crop in crops {
-            let [of_all, of_largest] = network_values(crop);
+            let [of_all, of_largest] = stage_values(&swin, crop);
             all += of_all;
             largest += of_largest;
             rows += region_rows(config, crop);
@@ -78,7 +114,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         let most = exponentials.max(EXPONENTIALS as f64);
         micro_batch as f64 * picture + size * most.min(micro_batch as f64 * exponentials)
     };
-    let activations = sizes.chunks(at_once).map(pass).fold(0.0, f64::max);
+    let activations = passes.into_iter().map(|crops| pass(&sizes[crops])).fold(0.0, f64::max);
     let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64 * 4.0).sum();
     let loader = pixels * config.global_batch() as f64 * (config.data.queue as f64 + 2.0);
     BASE + MARGIN * (state + activations) + loader
@@ -161,6 +197,23 @@ mod tests {
             last = fit.micro_batch;
         }
         assert!(last > 16);
+    }
+
+    #[test]
+    fn many_crops_go_one_kind_after_the_other() {
+        let swin = recipe().model.swin();
+        let sizes = |local: usize| [vec![224; 2], vec![96; local]].concat();
+        let chosen = |local: usize, pictures: usize| {
+            crops_per_pass(&swin, &sizes(local), pictures, Precision::F32, false)
+        };
+        assert_eq!([chosen(8, 4), chosen(8, 16), chosen(40, 16), chosen(0, 64)], [0, 8, 10, 0]);
+        let take = |local: usize| {
+            let mut config = recipe();
+            config.views.local_counts = vec![local as u32];
+            estimate(&config, 16)
+        };
+        let loader = 20.0 * 3.0 * 96.0 * 96.0 * 4.0 * recipe().global_batch() as f64 * 10.0;
+        assert!(take(28) < take(8) * 1.1 + loader);
     }
 
     #[test]

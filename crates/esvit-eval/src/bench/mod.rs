@@ -35,7 +35,7 @@ pub struct Bench {
     pub local_size: usize,
     /// Local crops of a picture.
     pub local_crops: usize,
-    /// Crops that go through the student at a time; 0 for all.
+    /// Crops that go through the student at a time; 0 for what memory suggests.
     pub crops_per_pass: usize,
     /// Keeps the input of every branch of a block alone and computes the rest again.
     pub checkpoint_blocks: bool,

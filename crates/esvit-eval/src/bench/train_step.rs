@@ -10,10 +10,10 @@ use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::{self, Logits, Pairs};
 use esvit_nn::params::tensor;
 use esvit_nn::{Network, SwinConfig};
-use esvit_train::Learner;
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, TEACHER_CROPS, Weights};
 use esvit_train::optim::{ClipScope, OptimizerKind};
+use esvit_train::{Learner, memory};
 
 use super::{Bench, BenchError, Report, architecture, repeat};
 
@@ -39,6 +39,17 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     let head =
         HeadConfig { out_dim: bench.prototypes, norm_last_layer: false, ..HeadConfig::default() };
     let network = Arc::new(Network::new(&config, drop_path, &head, bench.region));
+    let sizes = [vec![bench.global_size; TEACHER_CROPS], vec![bench.local_size; bench.local_crops]];
+    let crops_per_pass = match bench.crops_per_pass {
+        0 => memory::crops_per_pass(
+            &config,
+            &sizes.concat(),
+            micro_batch,
+            bench.precision,
+            bench.checkpoint_blocks,
+        ),
+        count => count,
+    };
     let settings = LearnerSettings {
         seed: 0,
         student_temp: 0.1,
@@ -47,7 +58,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
         clip_grad: Some(3.0),
         clip_scope: ClipScope::Tensor,
         precision: bench.precision,
-        crops_per_pass: bench.crops_per_pass,
+        crops_per_pass,
         checkpoint_blocks: bench.checkpoint_blocks,
         mixup: None,
     };

@@ -91,7 +91,7 @@ struct Shape {
     /// Local crops of a picture.
     #[arg(long, default_value_t = 8)]
     local_crops: usize,
-    /// Crops that go through the student at a time; 0 for all.
+    /// Crops that go through the student at a time; 0 for what memory suggests.
     #[arg(long, default_value_t = 0)]
     crops_per_pass: usize,
     /// Keeps less for the way back and computes it again.
