@@ -157,6 +157,13 @@ pub fn recycle(mut values: Vec<f32>) {
     }
 }
 
+/// Says that no work goes on: what was taken from the pool and has not come back is not in use any
+/// more but lost to it. To be called after every step, or the pool would believe that ever more
+/// memory is needed.
+pub fn count_anew() {
+    POOL.state().used_words = 0;
+}
+
 static POOL: Pool = Pool { state: Mutex::new(State::new()) };
 
 /// Buffers that wait to be taken.
@@ -264,6 +271,23 @@ impl Pool {
 mod tests {
     use super::*;
     use crate::element::Bf16;
+
+    #[test]
+    fn new_buffers_take_the_place_of_old_ones() {
+        let pool = Pool { state: Mutex::new(State::new()) };
+        let idle = || pool.state().idle.iter().map(|(_, buffer)| buffer.len()).collect::<Vec<_>>();
+        let words = 3 * SLACK_WORDS;
+        let [a, b] = [words, words + 1].map(|words| pool.take(words, Need::Long));
+        pool.put(a);
+        pool.put(b);
+        // Neither is large enough, and both and the new one would be too much.
+        let both = pool.take(2 * words, Need::Long);
+        assert_eq!((both.len(), idle()), (2 * words, vec![]));
+        pool.put(both);
+        // There may be a little more than there ever was.
+        let small = pool.take(POOLED_WORDS, Need::Long);
+        assert_eq!((small.len(), idle()), (POOLED_WORDS, vec![2 * words]));
+    }
 
     #[test]
     fn buffers_are_used_again() {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use esvit_kernels::profile;
+use esvit_kernels::{buffer, profile};
 use esvit_nn::ops::Precision;
 use esvit_nn::params::{ParamId, Role};
 use esvit_nn::pass::DropPathKey;
@@ -208,6 +208,7 @@ impl Learner {
         self.centers = centers;
         let Losses { view, region, .. } = gradients.losses;
         let health = gradients.health;
+        buffer::count_anew();
         Ok(StepResult { loss, view_loss: view, region_loss: region, grad_norm, health })
     }
 
