@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::config_text::{self, Layer, Schema, none_word};
-use crate::memory;
 use crate::mixup::MixupConfig;
 use crate::objective::{NamedWeights, Weights};
 use crate::optim::{ClipScope, OptimizerKind};
+use crate::per_pass::PerPass;
 use crate::recipe;
 
 pub use crate::config_text::ConfigError as TextError;
@@ -253,7 +253,7 @@ pub struct TrainConfig {
     /// Such batches in one optimiser step: the global batch is `batch_size * accumulate`.
     pub accumulate: usize,
     /// Crops that go through the student at a time, global and local ones apart unless this is all
-    /// of them; 0 for what memory suggests.
+    /// of them; 0 for as many as memory suggests.
     pub crops_per_pass: usize,
     /// Keeps less for the way back and computes it again: less memory, about a quarter more time.
     pub checkpoint_blocks: bool,
@@ -465,16 +465,18 @@ impl Config {
         self.train.batch_size * self.train.accumulate
     }
 
-    /// Crops that go through the student at a time, 0 for all, with `pictures` at a time.
-    pub fn crops_per_pass(&self, pictures: usize) -> usize {
-        let TrainConfig { crops_per_pass, checkpoint_blocks, .. } = self.train;
-        // Batch normalisation sees all crops of a step.
-        if crops_per_pass > 0 || self.head.use_bn_in_head {
-            return crops_per_pass;
+    /// How many crops go through the student at a time.
+    pub fn per_pass(&self) -> PerPass {
+        let TrainConfig { crops_per_pass, checkpoint_blocks, precision, .. } = self.train;
+        match crops_per_pass {
+            // Batch normalisation sees all crops of a step.
+            0 if self.head.use_bn_in_head => PerPass::All,
+            0 => {
+                let precision = precision.resolve();
+                PerPass::within_memory(&self.model.swin(), precision, checkpoint_blocks)
+            }
+            count => PerPass::Crops(count),
         }
-        let sizes: Vec<usize> = self.views.sizes().iter().map(|&size| size as usize).collect();
-        let precision = self.train.precision.resolve();
-        memory::crops_per_pass(&self.model.swin(), &sizes, pictures, precision, checkpoint_blocks)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

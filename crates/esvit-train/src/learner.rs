@@ -1,6 +1,5 @@
 //! One optimiser step of student and teacher.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
@@ -14,6 +13,7 @@ use crate::health::{self, Health};
 use crate::mixup::{self, MixupConfig};
 use crate::objective::{self, Centers, Crops, Loss, LossSettings, TEACHER_CROPS, Weights};
 use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
+use crate::per_pass::PerPass;
 
 /// What stays the same over a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,9 +32,8 @@ pub struct LearnerSettings {
     pub clip_scope: ClipScope,
     /// The type of operands of large products and of kept activations.
     pub precision: Precision,
-    /// Crops that go through the student at a time, as in [`passes`]. Gradients are the same but
-    /// for rounding.
-    pub crops_per_pass: usize,
+    /// Crops that go through the student at a time. Gradients are the same but for rounding.
+    pub per_pass: PerPass,
     /// Keeps the input of every branch of a block alone and computes the rest again.
     pub checkpoint_blocks: bool,
     /// Mixing of the student's pictures, view task only.
@@ -281,7 +280,8 @@ impl Learner {
         };
         let batch = crops[0].dims()[0];
         let mut statistics = Vec::new();
-        for at_hand in passes(crops.len(), self.settings.crops_per_pass) {
+        let sizes: Vec<usize> = crops.iter().map(|crop| crop.dims()[2]).collect();
+        for at_hand in self.settings.per_pass.cut(&sizes, batch) {
             let first = at_hand.start;
             let mut pass = Pass::student(key).with_precision(precision).after_images(first * batch);
             pass.recompute = self.settings.checkpoint_blocks;
@@ -309,18 +309,4 @@ impl Learner {
             sum.health = Some(health::examine(&teacher, &self.centers, settings.teacher_temp));
         }
     }
-}
-
-/// The passes of `total` crops, two global ones first, through the student: all at once if
-/// `per_pass` is 0 or as many, else at most so many at a time and global and local ones apart.
-pub(crate) fn passes(total: usize, per_pass: usize) -> Vec<Range<usize>> {
-    if per_pass == 0 || per_pass >= total {
-        return std::iter::once(0..total).collect();
-    }
-    [0..TEACHER_CROPS, TEACHER_CROPS..total]
-        .into_iter()
-        .flat_map(|Range { start, end }| {
-            (start..end).step_by(per_pass).map(move |first| first..(first + per_pass).min(end))
-        })
-        .collect()
 }

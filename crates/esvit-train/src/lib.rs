@@ -10,6 +10,7 @@ pub mod memory;
 pub mod mixup;
 pub mod objective;
 pub mod optim;
+pub mod per_pass;
 pub mod recipe;
 pub mod run;
 pub mod schedule;
@@ -17,4 +18,5 @@ pub mod tensorboard;
 
 pub use config::Config;
 pub use learner::Learner;
+pub use per_pass::PerPass;
 pub use run::pretrain;

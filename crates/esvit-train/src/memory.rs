@@ -1,12 +1,10 @@
-//! How much memory a step takes, the micro-batch that fits into a given amount, and the crops that
-//! go through the student at a time.
+//! How much memory a step takes, and the micro-batch that fits into a given amount.
 
 use esvit_nn::ops::{EXPONENTIALS, Precision};
 use esvit_nn::params::Role;
 use esvit_nn::{Network, SwinConfig};
 
 use crate::config::Config;
-use crate::learner::passes;
 use crate::objective::TEACHER_CROPS;
 use crate::optim::OptimizerKind;
 
@@ -21,40 +19,20 @@ const MARGIN: f64 = 1.2;
 /// query, key and value, what attention gave, and the hidden layer of four widths.
 const KEPT: f64 = 10.0;
 
-/// What blocks may keep of all crops together, in bytes. Above this the student sees global and
-/// local crops one after the other: packing weights and adding up gradients twice then takes a
-/// percent of a step's time, and at most half of the memory is saved.
-const AT_ONCE: f64 = (1u64 << 30) as f64;
-
-/// Crops that go through the student at a time, 0 for all, so that more local crops do not take
-/// more memory: `sizes` are those of a picture's crops, global ones first.
-pub fn crops_per_pass(
+/// What the blocks keep of a crop of a picture for the way back, in bytes.
+pub(crate) fn kept_by_blocks(
     swin: &SwinConfig,
-    sizes: &[usize],
-    pictures: usize,
+    size: usize,
     precision: Precision,
     checkpoint_blocks: bool,
-) -> usize {
-    let kept = |sizes: &[usize]| -> f64 {
-        let values: f64 = sizes.iter().map(|&size| stage_values(swin, size)[0]).sum();
-        values * pictures as f64 * kept_bytes(precision, checkpoint_blocks)
-    };
-    let (global, local) = sizes.split_at(TEACHER_CROPS.min(sizes.len()));
-    let Some(&size) = local.iter().max() else { return 0 };
-    if kept(sizes) <= AT_ONCE {
-        return 0;
-    }
-    let as_many = (kept(global) / kept(&[size])) as usize;
-    as_many.clamp(TEACHER_CROPS, local.len().max(TEACHER_CROPS))
-}
-
-/// Bytes that a block keeps of a token, per unit of width.
-fn kept_bytes(precision: Precision, checkpoint_blocks: bool) -> f64 {
-    match precision {
-        _ if checkpoint_blocks => 2.0 * 4.0,
-        Precision::F32 => KEPT * 4.0,
-        Precision::Bf16 => KEPT * 2.0,
-    }
+) -> f64 {
+    let [values, _] = stage_values(swin, size);
+    values
+        * match precision {
+            _ if checkpoint_blocks => 2.0 * 4.0,
+            Precision::F32 => KEPT * 4.0,
+            Precision::Bf16 => KEPT * 2.0,
+        }
 }
 
 /// Tokens times width of a crop, over all blocks and of the largest stage.
@@ -84,7 +62,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         OptimizerKind::Sgd | OptimizerKind::Lars => 1.0,
     };
     let sizes: Vec<usize> = config.views.sizes().iter().map(|&size| size as usize).collect();
-    let passes = passes(sizes.len(), config.crops_per_pass(micro_batch));
+    let passes = config.per_pass().cut(&sizes, micro_batch);
     let several = passes.len() > 1 || micro_batch < config.global_batch();
     let sums = if several { 1.0 } else { 0.0 };
     let state = 4.0 * (2.0 * count(false) + (moments + 1.0 + sums) * count(true));
@@ -94,22 +72,21 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         Precision::F32 => 4.0,
         Precision::Bf16 => 2.0,
     };
-    let kept = kept_bytes(precision, config.train.checkpoint_blocks);
     let head_width = 2.0 * config.head.hidden_dim as f64 + swin.output_width() as f64;
     let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
     // What the pass of some crops takes, of all pictures.
     let pass = |crops: &[usize]| -> f64 {
-        let [mut all, mut largest, mut rows] = [0.0; 3];
+        let [mut kept, mut largest, mut rows] = [0.0; 3];
         for &crop in crops {
-            let [of_all, of_largest] = stage_values(&swin, crop);
-            all += of_all;
+            let [_, of_largest] = stage_values(&swin, crop);
+            kept += kept_by_blocks(&swin, crop, precision, config.train.checkpoint_blocks);
             largest += of_largest;
             rows += region_rows(config, crop);
         }
         // In the largest stage: the hidden layer's gradient and the branch's, the stream and its
         // gradient; besides, the heads' layers and the exponentials of logits.
         let transient = largest * (6.0 * size + 8.0);
-        let picture = all * kept + transient + rows * head_width * (size + 4.0);
+        let picture = kept + transient + rows * head_width * (size + 4.0);
         let exponentials = (rows + teacher_rows) * config.head.out_dim as f64;
         let most = exponentials.max(EXPONENTIALS as f64);
         micro_batch as f64 * picture + size * most.min(micro_batch as f64 * exponentials)
@@ -200,20 +177,14 @@ mod tests {
     }
 
     #[test]
-    fn many_crops_go_one_kind_after_the_other() {
-        let swin = recipe().model.swin();
-        let sizes = |local: usize| [vec![224; 2], vec![96; local]].concat();
-        let chosen = |local: usize, pictures: usize| {
-            crops_per_pass(&swin, &sizes(local), pictures, Precision::F32, false)
-        };
-        assert_eq!([chosen(8, 4), chosen(8, 16), chosen(40, 16), chosen(0, 64)], [0, 8, 10, 0]);
-        let take = |local: usize| {
+    fn more_local_crops_take_no_more_memory_but_the_loaders() {
+        let take = |local: u32| {
             let mut config = recipe();
-            config.views.local_counts = vec![local as u32];
+            config.data.queue = 0;
+            config.views.local_counts = vec![local];
             estimate(&config, 16)
         };
-        let loader = 20.0 * 3.0 * 96.0 * 96.0 * 4.0 * recipe().global_batch() as f64 * 10.0;
-        assert!(take(28) < take(8) * 1.1 + loader);
+        assert!(take(28) < 1.2 * take(8), "{} {}", take(28), take(8));
     }
 
     #[test]

@@ -14,10 +14,10 @@ use esvit_nn::ops::Precision;
 use esvit_nn::params::Role;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Network, Params, SwinConfig};
-use esvit_train::Learner;
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, Weights};
 use esvit_train::optim::{ClipScope, Optimizer, OptimizerKind, UpdateSettings};
+use esvit_train::{Learner, PerPass};
 
 const STEP: StepSettings = StepSettings {
     step: 0,
@@ -66,7 +66,7 @@ fn learner_with_drop_path(
         clip_grad: Some(3.0),
         clip_scope: ClipScope::Tensor,
         precision: Precision::F32,
-        crops_per_pass: 0,
+        per_pass: PerPass::All,
         checkpoint_blocks: false,
         mixup: None,
     };
@@ -157,20 +157,26 @@ fn accumulation() {
 #[test]
 fn less_memory_gives_the_same_gradients() {
     let batch = [crops(3)];
-    let gradients = |crops_per_pass: usize, checkpoint_blocks: bool| {
+    let gradients = |per_pass: PerPass, checkpoint_blocks: bool| {
         let mut learner = learner_with_drop_path(OptimizerKind::Sgd, false, false, 0.5);
-        learner.settings.crops_per_pass = crops_per_pass;
+        learner.settings.per_pass = per_pass;
         learner.settings.checkpoint_blocks = checkpoint_blocks;
         let mut centers = learner.centers.clone();
         learner.gradients(&batch, &STEP, &mut centers).values
     };
-    let expected = gradients(0, false);
+    let expected = gradients(PerPass::All, false);
     let specs = learner(OptimizerKind::Sgd, false, false).network.specs().clone();
-    for (crops_per_pass, checkpoint_blocks) in [(0, true), (2, false), (1, true), (3, false)] {
-        let found = gradients(crops_per_pass, checkpoint_blocks);
+    for (per_pass, checkpoint_blocks) in [
+        (PerPass::All, true),
+        (PerPass::Crops(2), false),
+        (PerPass::Crops(1), true),
+        (PerPass::Crops(3), false),
+        (PerPass::Pixels(1.0), false),
+    ] {
+        let found = gradients(per_pass, checkpoint_blocks);
         for ((spec, found), expected) in specs.iter().zip(&found).zip(&expected) {
             let [found, expected] = [found, expected].map(|g| to_vec(g.as_ref().unwrap()));
-            let what = format!("{}, {crops_per_pass} crops", spec.name);
+            let what = format!("{}, {per_pass:?}", spec.name);
             assert_alike(&what, &found, &expected, 1e-5);
         }
     }

@@ -13,7 +13,7 @@ use esvit_nn::{Network, SwinConfig};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, TEACHER_CROPS, Weights};
 use esvit_train::optim::{ClipScope, OptimizerKind};
-use esvit_train::{Learner, memory};
+use esvit_train::{Learner, PerPass};
 
 use super::{Bench, BenchError, Report, architecture, repeat};
 
@@ -39,16 +39,9 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     let head =
         HeadConfig { out_dim: bench.prototypes, norm_last_layer: false, ..HeadConfig::default() };
     let network = Arc::new(Network::new(&config, drop_path, &head, bench.region));
-    let sizes = [vec![bench.global_size; TEACHER_CROPS], vec![bench.local_size; bench.local_crops]];
-    let crops_per_pass = match bench.crops_per_pass {
-        0 => memory::crops_per_pass(
-            &config,
-            &sizes.concat(),
-            micro_batch,
-            bench.precision,
-            bench.checkpoint_blocks,
-        ),
-        count => count,
+    let per_pass = match bench.crops_per_pass {
+        0 => PerPass::within_memory(&config, bench.precision, bench.checkpoint_blocks),
+        count => PerPass::Crops(count),
     };
     let settings = LearnerSettings {
         seed: 0,
@@ -58,7 +51,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
         clip_grad: Some(3.0),
         clip_scope: ClipScope::Tensor,
         precision: bench.precision,
-        crops_per_pass,
+        per_pass,
         checkpoint_blocks: bench.checkpoint_blocks,
         mixup: None,
     };

@@ -8,10 +8,10 @@ use esvit_nn::ops::Precision;
 use esvit_nn::params::Params;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Network, Pass, SwinConfig};
-use esvit_train::Learner;
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{Centers, NamedWeights, TEACHER_CROPS, Weights};
 use esvit_train::optim::{ClipScope, OptimizerKind};
+use esvit_train::{Learner, PerPass};
 use serde::Deserialize;
 
 use super::objective::TeacherTemp;
@@ -141,7 +141,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         clip_grad: Some(settings.clip_grad_per_parameter),
         clip_scope: ClipScope::Tensor,
         precision: Precision::F32,
-        crops_per_pass: 0,
+        per_pass: PerPass::All,
         checkpoint_blocks: false,
         mixup: None,
     };

@@ -179,7 +179,7 @@ pub(super) fn learner(config: &Config, device: &Device) -> Learner {
         clip_grad: config.optim.clip_grad,
         clip_scope: config.optim.clip_scope,
         precision: config.train.precision.resolve(),
-        crops_per_pass: config.crops_per_pass(config.train.batch_size),
+        per_pass: config.per_pass(),
         checkpoint_blocks: config.train.checkpoint_blocks,
         mixup: objective.mixup.enabled.then_some(objective.mixup),
     };

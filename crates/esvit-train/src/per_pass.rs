@@ -1,0 +1,100 @@
+//! How many crops go through the student at a time.
+
+use std::ops::Range;
+
+use esvit_nn::SwinConfig;
+use esvit_nn::ops::Precision;
+
+use crate::memory;
+use crate::objective::TEACHER_CROPS;
+
+/// What blocks may keep of a pass for the way back, in bytes. A second pass packs all weights and
+/// adds up all gradients again, which takes about a percent of the time of a step of this size.
+const KEPT: f64 = 1.5 * (1u64 << 30) as f64;
+
+/// How many crops of a picture go through the student at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PerPass {
+    /// All of them.
+    All,
+    /// So many.
+    Crops(usize),
+    /// As many as have so many pixels, all pictures together, and one at least.
+    Pixels(f64),
+}
+
+impl PerPass {
+    /// As many crops as let a step of any batch and any number of crops fit into about the memory
+    /// of a small one.
+    pub fn within_memory(swin: &SwinConfig, precision: Precision, checkpoint_blocks: bool) -> Self {
+        const SIDE: usize = 224;
+        let kept = memory::kept_by_blocks(swin, SIDE, precision, checkpoint_blocks);
+        Self::Pixels(KEPT / kept * (SIDE * SIDE) as f64)
+    }
+
+    /// The passes of crops with these sides, two global ones first, of `pictures` each. Global and
+    /// local crops go apart unless one pass takes all.
+    pub(crate) fn cut(self, sides: &[usize], pictures: usize) -> Vec<Range<usize>> {
+        let total = sides.len();
+        let pixels = |side: usize| (pictures * side * side) as f64;
+        let all_fit = match self {
+            Self::All => true,
+            Self::Crops(count) => count >= total,
+            Self::Pixels(most) => sides.iter().map(|&side| pixels(side)).sum::<f64>() <= most,
+        };
+        if all_fit {
+            return std::iter::once(0..total).collect();
+        }
+        let at_a_time = |crops: &Range<usize>| match self {
+            Self::All => total,
+            Self::Crops(count) => count.max(1),
+            Self::Pixels(most) => {
+                let largest = sides[crops.clone()].iter().max().copied().unwrap_or(1);
+                ((most / pixels(largest)) as usize).max(1)
+            }
+        };
+        let globals = TEACHER_CROPS.min(total);
+        [0..globals, globals..total]
+            .into_iter()
+            .flat_map(|crops| {
+                let (count, end) = (at_a_time(&crops), crops.end);
+                crops.step_by(count).map(move |first| first..(first + count).min(end))
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIDES: [usize; 6] = [32, 32, 16, 16, 16, 16];
+
+    #[test]
+    fn all_at_once() {
+        for per_pass in [PerPass::All, PerPass::Crops(6), PerPass::Pixels(2.0 * 3072.0)] {
+            assert_eq!(per_pass.cut(&SIDES, 2).len(), 1);
+        }
+    }
+
+    #[test]
+    fn global_and_local_crops_apart() {
+        assert_eq!(PerPass::Crops(1).cut(&SIDES, 2).len(), 6);
+        assert_eq!(PerPass::Crops(3).cut(&SIDES, 2), [0..2, 2..5, 5..6]);
+        assert_eq!(PerPass::Pixels(2.0 * 2048.0).cut(&SIDES, 2), [0..2, 2..6]);
+        assert_eq!(PerPass::Pixels(2.0 * 1024.0).cut(&SIDES, 2), [0..1, 1..2, 2..6]);
+        assert_eq!(PerPass::Pixels(1.0).cut(&SIDES, 2).len(), 6);
+        assert_eq!(PerPass::Crops(1).cut(&SIDES[..2], 2), [0..1, 1..2]);
+    }
+
+    #[test]
+    fn memory_decides() {
+        let swin = esvit_nn::zoo::find("swin_tiny").unwrap().config();
+        let passes = |pictures: usize, precision: Precision| {
+            let sides = [vec![224; 2], vec![96; 8]].concat();
+            PerPass::within_memory(&swin, precision, false).cut(&sides, pictures).len()
+        };
+        assert_eq!([4, 8, 16].map(|pictures| passes(pictures, Precision::F32)), [1, 2, 3]);
+        assert_eq!([8, 16].map(|pictures| passes(pictures, Precision::Bf16)), [1, 2]);
+    }
+}
