@@ -177,10 +177,10 @@ mod tests {
     }
 
     #[test]
-    fn more_local_crops_take_no_more_memory_but_the_loaders() {
+    fn more_local_crops_take_little_more_memory() {
         let take = |local: u32| {
             let mut config = recipe();
-            config.data.queue = 0;
+            (config.train.batch_size, config.train.accumulate) = (16, 1);
             config.views.local_counts = vec![local];
             estimate(&config, 16)
         };
