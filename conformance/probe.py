@@ -139,7 +139,7 @@ def main():
             cells = [f"{a:7.2f} {b:7.2f} {a - b:+7.2f}" for a, b in zip(own, other)]
             print(f"{probe:34}{'  '.join(cells)}", flush=True)
     print(f"largest difference of top-1: {worst:.2f} points")
-    sys.exit(worst > TOLERANCE)
+    sys.exit(int(worst > TOLERANCE))
 
 
 if __name__ == "__main__":
