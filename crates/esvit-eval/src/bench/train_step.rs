@@ -92,8 +92,8 @@ pub(super) fn pictures(batch: usize, size: usize, place: [u64; 2]) -> Tensor<4> 
     tensor(values.collect(), [batch, 3, size, size], &Device::flex())
 }
 
-/// Multiply-accumulates of the products of a step: padding and dropped branches, which are not
-/// computed, do not count.
+/// Multiply-accumulates of the products of a step, at least: padding and dropped branches, which are
+/// not computed, do not count.
 fn step_macs(bench: &Bench, config: &SwinConfig, drop_path: f64) -> u64 {
     let (global, local) = (bench.global_size, bench.local_size);
     let pass = |drop_path: f64| {
@@ -106,10 +106,8 @@ fn step_macs(bench: &Bench, config: &SwinConfig, drop_path: f64) -> u64 {
     let width = config.output_width() as f64;
     let hidden = HeadConfig::default().hidden_dim as f64;
     let bottleneck = BOTTLENECK as f64;
-    let row = width * hidden
-        + hidden * hidden
-        + hidden * bottleneck
-        + bottleneck * bench.prototypes as f64;
+    let embedding = width * hidden + hidden * hidden + hidden * bottleneck;
+    let logits = bottleneck * bench.prototypes as f64;
     let teacher_crops = TEACHER_CROPS as f64;
     let local_crops = bench.local_crops as f64;
     let mut rows = [teacher_crops, teacher_crops + local_crops];
@@ -117,7 +115,10 @@ fn step_macs(bench: &Bench, config: &SwinConfig, drop_path: f64) -> u64 {
         rows[0] += teacher_crops * global_tokens;
         rows[1] += teacher_crops * global_tokens + local_crops * local_tokens;
     }
-    let picture = 3.0 * pass(drop_path) + teacher + (rows[0] + 3.0 * rows[1]) * row;
+    // How many of the teacher's regions are matched, and only then have logits, is not known: none
+    // are counted.
+    let heads = rows[0] * embedding + teacher_crops * logits + 3.0 * rows[1] * (embedding + logits);
+    let picture = 3.0 * pass(drop_path) + teacher + heads;
     (picture * bench.batch as f64) as u64
 }
 
