@@ -7,7 +7,7 @@ use crate::element::{Element, row_len};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, transposed_product};
 use crate::profile;
-use crate::rows::{DropPath, Rows, add_normalised_gradients, add_residual, each_strip, store};
+use crate::rows::{DropPath, Rows, add_input_gradients, add_residual, each_strip, store};
 use crate::window_attention::{self, Windows};
 
 /// The parameters: a normalisation over `C`, `qkv [3 C, C]`, the table of relative positions
@@ -274,19 +274,8 @@ pub fn backward<T: Element>(
     let macs = 3 * rows.kept * width * width;
     profile::time("attention backward, rows", macs, || {
         tasks.for_each(|(block, gradient)| {
-            let count = block.kept.len();
-            let mut dnormalised = Buffer::<f32>::stale(count * width);
             let left = Left::rows(block.kept_of(&dqkv, row3), row3);
-            each_strip(left, count, &weight, |first, columns, product, padded| {
-                store(product, padded, None, columns, &mut dnormalised[first..], width);
-            });
-            add_normalised_gradients(
-                block,
-                block.kept_of(&normalised, row),
-                block.kept_of(&inverse, 1),
-                &mut dnormalised,
-                gradient,
-            );
+            add_input_gradients(block, left, &weight, (&normalised, &inverse), gradient);
         })
     });
     let mut qkv_weight = Buffer::<f32>::brief(3 * width * width);

@@ -7,7 +7,7 @@ use crate::element::{Element, row_len};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, transposed_product};
 use crate::profile;
-use crate::rows::{DropPath, Rows, add_normalised_gradients, each_strip, store};
+use crate::rows::{DropPath, Rows, add_input_gradients, each_strip, store};
 
 /// A neighbour that lies outside the map: zeros.
 pub const OUTSIDE: u32 = u32::MAX;
@@ -124,7 +124,7 @@ pub fn backward<T: Element>(
 ) -> Gradients {
     let (rows, outputs) = merge.rows::<T>(neighbours);
     let wide = merge.gamma.len();
-    let (width, row, out_row) = (wide / 4, row_len::<T>(wide), row_len::<T>(outputs));
+    let (width, out_row) = (wide / 4, row_len::<T>(outputs));
     let Kept { normalised, inverse } = kept;
     assert_eq!(inverse.len(), neighbours.len(), "rows that were kept");
     let weight = Packed::<T>::straight(merge.weight, wide, Some(merge.gamma));
@@ -139,20 +139,9 @@ pub fn backward<T: Element>(
     let macs = neighbours.len() * wide * outputs;
     profile::time("merge backward, rows", macs, || {
         tasks.for_each(|((block, gradients), gathered)| {
-            let count = block.rows.len();
             rows.scaled(block, &dy[block.rows.start * outputs..], outputs, gradients);
-            let mut dnormalised = Buffer::<f32>::stale(count * wide);
             let left = Left::rows(gradients, out_row);
-            each_strip(left, count, &weight, |first, columns, product, padded| {
-                store(product, padded, None, columns, &mut dnormalised[first..], wide);
-            });
-            add_normalised_gradients(
-                block,
-                block.kept_of(&normalised, row),
-                block.kept_of(&inverse, 1),
-                &mut dnormalised,
-                gathered,
-            );
+            add_input_gradients(block, left, &weight, (&normalised, &inverse), gathered);
         })
     });
     // Every row has its place, since the maps are covered by their neighbourhoods.

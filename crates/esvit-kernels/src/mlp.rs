@@ -11,8 +11,7 @@ use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, STRIP, transposed_product};
 use crate::profile;
 use crate::rows::{
-    DropPath, Rows, add_normalised_gradients, add_residual, count, each_strip, split, split_kept,
-    store,
+    DropPath, Rows, add_input_gradients, add_residual, count, each_strip, split, split_kept,
 };
 use crate::simd::{dispatch, prefetch};
 
@@ -232,18 +231,8 @@ pub fn backward<T: Element>(
                     prefetch(&active[columns..], hidden_row, STRIP);
                     prefetch(&dhidden[columns..], hidden_row, STRIP);
                 });
-                let mut dnormalised = Buffer::<f32>::stale(count * width);
                 let left = Left::rows(dhidden, hidden_row);
-                each_strip(left, count, &fc1, |first, columns, product, padded| {
-                    store(product, padded, None, columns, &mut dnormalised[first..], width);
-                });
-                add_normalised_gradients(
-                    block,
-                    block.kept_of(&normalised, row),
-                    block.kept_of(&inverse, 1),
-                    &mut dnormalised,
-                    gradient,
-                );
+                add_input_gradients(block, left, &fc1, (&normalised, &inverse), gradient);
             })
         });
         let add = at > 0;

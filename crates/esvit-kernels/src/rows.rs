@@ -219,20 +219,23 @@ pub(crate) fn each_strip<T: Element>(
     }
 }
 
-/// Turns the gradients of a block's normalised rows into those of the rows, and adds them to `to`,
-/// which holds all rows of the block.
-pub(crate) fn add_normalised_gradients<T: Element>(
+/// Gradients of a linear layer's results, `left` for every kept row of a block, go through its
+/// `weight` and the normalisation before it, and are added to `to`, which holds all rows of the
+/// block.
+pub(crate) fn add_input_gradients<T: Element>(
     block: &Block,
-    normalised: &[T],
-    inverse: &[f32],
-    gradients: &mut [f32],
+    left: Left<'_, T>,
+    weight: &Packed<T>,
+    (normalised, inverse): (&[T], &[f32]),
     to: &mut [f32],
 ) {
-    let width = gradients.len() / block.kept.len().max(1);
-    if width == 0 {
-        return;
-    }
-    let rows = normalised.chunks_exact(row_len::<T>(width)).zip(inverse);
+    let (count, width) = (block.kept.len(), weight.columns());
+    let mut gradients = Buffer::<f32>::stale(count * width);
+    each_strip(left, count, weight, |first, columns, product, padded| {
+        store(product, padded, None, columns, &mut gradients[first..], width);
+    });
+    let normalised = block.kept_of(normalised, row_len::<T>(width));
+    let rows = normalised.chunks_exact(row_len::<T>(width)).zip(block.kept_of(inverse, 1));
     let gradients = gradients.chunks_exact_mut(width).zip(&block.kept);
     for ((normalised, &inverse), (gradient, &target)) in rows.zip(gradients) {
         normalise_backward(normalised, inverse, gradient);

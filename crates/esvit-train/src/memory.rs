@@ -17,7 +17,7 @@ const MARGIN: f64 = 1.2;
 
 /// Values of a token that a block keeps for the way back, per unit of width: two normalisations,
 /// query, key and value, what attention gave, and the hidden layer of four widths.
-const KEPT: f64 = 10.0;
+const KEPT_VALUES: f64 = 10.0;
 
 /// What the blocks keep of a crop of a picture for the way back, in bytes.
 pub(crate) fn kept_by_blocks(
@@ -30,8 +30,8 @@ pub(crate) fn kept_by_blocks(
     values
         * match precision {
             _ if checkpoint_blocks => 2.0 * 4.0,
-            Precision::F32 => KEPT * 4.0,
-            Precision::Bf16 => KEPT * 2.0,
+            Precision::F32 => KEPT_VALUES * 4.0,
+            Precision::Bf16 => KEPT_VALUES * 2.0,
         }
 }
 

@@ -10,7 +10,7 @@ use crate::objective::TEACHER_CROPS;
 
 /// What blocks may keep of a pass for the way back, in bytes. A second pass packs all weights and
 /// adds up all gradients again, which takes about a percent of the time of a step of this size.
-const KEPT: f64 = 1.5 * (1u64 << 30) as f64;
+const KEPT_BYTES: f64 = 1.5 * (1u64 << 30) as f64;
 
 /// How many crops of a picture go through the student at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,7 +29,7 @@ impl PerPass {
     pub fn within_memory(swin: &SwinConfig, precision: Precision, checkpoint_blocks: bool) -> Self {
         const SIDE: usize = 224;
         let kept = memory::kept_by_blocks(swin, SIDE, precision, checkpoint_blocks);
-        Self::Pixels(KEPT / kept * (SIDE * SIDE) as f64)
+        Self::Pixels(KEPT_BYTES / kept * (SIDE * SIDE) as f64)
     }
 
     /// The passes of crops with these sides, two global ones first, of `pictures` each. Global and

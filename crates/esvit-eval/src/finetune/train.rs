@@ -1,7 +1,7 @@
 //! One optimiser step of a classifier.
 
 use burn::tensor::{Device, Tensor};
-use esvit_kernels::pool;
+use esvit_kernels::{buffer, pool};
 use esvit_nn::params::tensor;
 use esvit_nn::pass::DropPathKey;
 use esvit_nn::{Params, Pass};
@@ -73,6 +73,7 @@ impl Trainer {
         let lrs: Vec<f64> = self.layer_scales.iter().map(|scale| lr * scale).collect();
         let weight_decay = self.settings.weight_decay;
         self.optimizer.step_alone(&mut self.params, gradients, &scales, &lrs, weight_decay);
+        buffer::count_anew();
         Ok(loss)
     }
 
