@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::element::{Element, row_len};
-use crate::simd::{dispatch, sum};
+use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, profile};
 
 /// What the backward pass needs: normalised rows, each stored at the length of
@@ -105,8 +105,8 @@ dispatch! {
     /// Stores the normalised row and returns its inverse deviation.
     pub(crate) fn normalise<T: Element>(x: &[f32], eps: f32, normalised: &mut [T]) -> f32 {
         let (width, count) = (x.len(), x.len() as f32);
-        let mean = sum(width, |i| x[i]) / count;
-        let variance = sum(width, |i| (x[i] - mean) * (x[i] - mean)) / count;
+        let mean = sum(x, |x| x) / count;
+        let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
         let inverse = 1.0 / (variance + eps).sqrt();
         let normalised = &mut normalised[..width];
         for i in 0..width {
@@ -125,8 +125,8 @@ dispatch! {
     ) {
         let width = gradient.len();
         let normalised = &normalised[..width];
-        let mean = sum(width, |i| gradient[i]) / width as f32;
-        let slope = sum(width, |i| gradient[i] * normalised[i].to_f32()) / width as f32;
+        let mean = sum(gradient, |gradient| gradient) / width as f32;
+        let slope = sum_pairs(gradient, normalised, |gradient, z| gradient * z.to_f32()) / width as f32;
         for i in 0..width {
             gradient[i] = (gradient[i] - mean - normalised[i].to_f32() * slope) * inverse;
         }
@@ -244,8 +244,7 @@ pub(crate) fn shifted_bias(weight: &[f32], beta: &[f32], bias: Option<&[f32]>) -
 
 dispatch! {
     fn dot(a: &[f32], b: &[f32]) -> f32 {
-        let b = &b[..a.len()];
-        sum(a.len(), |i| a[i] * b[i])
+        sum_pairs(a, b, |a, b| a * b)
     }
 }
 

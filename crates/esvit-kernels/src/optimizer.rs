@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
-use crate::simd::dispatch;
+use crate::simd::{dispatch, sum, sum_pairs};
 
 /// A moving average that is updated in the same pass.
 #[derive(Debug)]
@@ -180,9 +180,8 @@ pub fn decayed_norm(gradients: &[f32], scale: f64, values: &[f32], decay: f64) -
 
 dispatch! {
     fn decayed_square_sum(gradients: &[f32], values: &[f32], numbers: [f32; 2]) -> f32 {
-        let values = &values[..gradients.len()];
-        crate::simd::sum(gradients.len(), |i| {
-            let step = gradients[i] * numbers[0] + values[i] * numbers[1];
+        sum_pairs(gradients, values, |gradient, value| {
+            let step = gradient * numbers[0] + value * numbers[1];
             step * step
         })
     }
@@ -243,7 +242,7 @@ pub fn norm(values: &[f32]) -> f64 {
 
 dispatch! {
     fn square_sum(values: &[f32]) -> f32 {
-        crate::simd::sum(values.len(), |i| values[i] * values[i])
+        sum(values, |value| value * value)
     }
 }
 

@@ -63,21 +63,33 @@ pub(crate) fn prefetch<T>(values: &[T], row: usize, columns: usize) {
     let _ = (values, row, columns);
 }
 
-/// Sum of `term(i)` for `i < n`, in lanes.
+/// Sum of a term of every value, in lanes. Chunks of a known length, unlike indices into a slice,
+/// leave no bounds to be checked, without which nothing is vectorised.
 #[inline(always)]
-pub(crate) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum<A: Copy>(values: &[A], term: impl Fn(A) -> f32) -> f32 {
+    let (chunks, rest) = values.as_chunks::<LANES>();
     let mut lanes = [0f32; LANES];
-    let whole = n / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(start + lane);
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(value);
         }
     }
-    let mut total = fold(lanes, |a, b| a + b);
-    for i in whole..n {
-        total += term(i);
+    rest.iter().fold(fold(lanes, |a, b| a + b), |total, &value| total + term(value))
+}
+
+/// Sum of a term of the values of two rows of equal length, in lanes.
+#[inline(always)]
+pub(crate) fn sum_pairs<A: Copy, B: Copy>(a: &[A], b: &[B], term: impl Fn(A, B) -> f32) -> f32 {
+    debug_assert_eq!(a.len(), b.len(), "rows of equal length");
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut lanes = [0f32; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for (lane, (&a, &b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += term(a, b);
+        }
     }
-    total
+    let rest = a_rest.iter().zip(b_rest);
+    rest.fold(fold(lanes, |a, b| a + b), |total, (&a, &b)| total + term(a, b))
 }
 
 /// Largest value, in lanes; negative infinity of nothing, and not a number of anything that is
@@ -144,6 +156,17 @@ mod tests {
         }
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn sums() {
+        for n in 0..70 {
+            let values: Vec<f32> = (0..n).map(|i| ((i * 7) % 11) as f32 - 4.0).collect();
+            let expected: f32 = values.iter().sum();
+            assert_eq!(sum(&values, |value| value), expected);
+            let expected: f32 = values.iter().map(|value| value * value).sum();
+            assert_eq!(sum_pairs(&values, &values, |a, b| a * b), expected);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::simd::{dispatch, sum};
+use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, buffer};
 
 /// Smallest length that a row is divided by.
@@ -99,7 +99,7 @@ pub fn unit_rows_backward(y: &[f32], lengths: &[f32], width: usize, gradient: &m
 
 dispatch! {
     fn unit_row(row: &mut [f32]) -> f32 {
-        let length = sum(row.len(), |i| row[i] * row[i]).sqrt();
+        let length = sum(row, |value| value * value).sqrt();
         // A length that is not a number must not be replaced.
         let length = if length < SMALLEST_LENGTH { SMALLEST_LENGTH } else { length };
         for value in row {
@@ -114,7 +114,7 @@ dispatch! {
         let y = &y[..gradient.len()];
         // Below the smallest length the divisor is constant.
         let along = if length > SMALLEST_LENGTH {
-            sum(y.len(), |i| y[i] * gradient[i])
+            sum_pairs(y, gradient, |y, gradient| y * gradient)
         } else {
             0.0
         };

@@ -1,11 +1,11 @@
 //! Arithmetic on rows of logits and prototypes.
 
 use crate::element::Element;
-use crate::simd::{dispatch, exp, max, sum};
+use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 
 dispatch! {
     pub(super) fn square_norm(row: &[f32]) -> f32 {
-        sum(row.len(), |i| row[i] * row[i])
+        sum(row, |value| value * value)
     }
 }
 
@@ -44,14 +44,13 @@ dispatch! {
         for i in 0..logits.len() {
             to[i] = T::from_f32(exp(logits[i] - largest));
         }
-        sum(to.len(), |i| to[i].to_f32())
+        sum(to, |value| value.to_f32())
     }
 }
 
 dispatch! {
     pub(super) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
-        let b = &b[..a.len()];
-        sum(a.len(), |i| a[i].to_f32() * b[i])
+        sum_pairs(a, b, |a, b| a.to_f32() * b)
     }
 }
 
@@ -79,8 +78,8 @@ dispatch! {
     pub(super) fn direction_gradient(v: &[f32], g: f32, dw: &[f32], dv: &mut [f32]) -> f32 {
         let d = v.len();
         let (dw, dv) = (&dw[..d], &mut dv[..d]);
-        let inverse = 1.0 / sum(d, |i| v[i] * v[i]).sqrt();
-        let dg = sum(d, |i| v[i] * dw[i]) * inverse;
+        let inverse = 1.0 / sum(v, |v| v * v).sqrt();
+        let dg = sum_pairs(v, dw, |v, dw| v * dw) * inverse;
         for i in 0..d {
             dv[i] += (dw[i] - v[i] * inverse * dg) * inverse * g;
         }

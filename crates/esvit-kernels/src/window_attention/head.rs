@@ -158,7 +158,7 @@ impl<T: Element> Head<T> {
         let extent = Extent { rows: queries.len(), steps: self.row / T::PAIR };
         product(left, &self.keys_across, lanes, extent, &mut self.weights, false);
         let positions = positions.map(|positions| &positions[head * n * lanes..][..n * lanes]);
-        let mask = windows.mask.map(|mask| &mask[self.window * n * n..][..n * n]);
+        let mask = windows.mask.map(|mask| &mask[self.window * n * n..]);
         let (scale, queries) = (self.scale(), &self.queries[queries.clone()]);
         softmax(&mut self.weights, scale, positions, mask, queries, n, &mut self.stored);
     }

@@ -3,7 +3,7 @@
 use super::head::Query;
 use crate::element::Element;
 use crate::product::LANES;
-use crate::simd::{dispatch, exp, max, sum};
+use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 
 /// A logit that no weight comes from.
 pub(super) const NEVER: f32 = -1e30;
@@ -35,16 +35,19 @@ dispatch! {
                 logits[n..].fill(NEVER);
             }
             if let Some(mask) = mask {
-                let mask = &mask[query.slot * n..][..n];
-                for i in 0..n {
-                    logits[i] += mask[i];
+                // Whole registers, where they do not reach beyond the last row: the padding, which gets
+                // values of the next row, stays far below all logits.
+                let mask = &mask[query.slot * n..];
+                let mask = &mask[..if mask.len() < lanes { n } else { lanes }];
+                for (logit, mask) in logits.iter_mut().zip(mask) {
+                    *logit += mask;
                 }
             }
             let largest = max(logits);
             for logit in logits.iter_mut() {
                 *logit = exp(*logit - largest);
             }
-            let inverse = 1.0 / sum(lanes, |i| logits[i]);
+            let inverse = 1.0 / sum(logits, |weight| weight);
             for i in 0..lanes {
                 logits[i] *= inverse;
                 stored[i] = T::from_f32(logits[i]);
@@ -70,7 +73,7 @@ dispatch! {
         for (query, ((weights, gradients), stored)) in
             queries.iter().zip(rows.zip(stored.chunks_exact_mut(lanes)))
         {
-            let mean = sum(lanes, |i| weights[i] * gradients[i]);
+            let mean = sum_pairs(weights, gradients, |weight, gradient| weight * gradient);
             for i in 0..lanes {
                 gradients[i] = weights[i] * (gradients[i] - mean);
                 stored[i] = T::from_f32(gradients[i] * scale);
