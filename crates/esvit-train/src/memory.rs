@@ -1,6 +1,6 @@
 //! How much memory a step takes, and the micro-batch that fits into a given amount.
 
-use esvit_nn::ops::{EXPONENTIALS, Precision};
+use esvit_nn::ops::{EXPONENTIALS_BYTES, Precision};
 use esvit_nn::params::Role;
 use esvit_nn::{Network, SwinConfig};
 
@@ -87,9 +87,9 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         // gradient; besides, the heads' layers and the exponentials of logits.
         let transient = largest * (6.0 * size + 8.0);
         let picture = kept + transient + rows * head_width * (size + 4.0);
-        let exponentials = (rows + teacher_rows) * config.head.out_dim as f64;
-        let most = exponentials.max(EXPONENTIALS as f64);
-        micro_batch as f64 * picture + size * most.min(micro_batch as f64 * exponentials)
+        let exponentials = (rows + teacher_rows) * config.head.out_dim as f64 * size;
+        let most = exponentials.max(EXPONENTIALS_BYTES as f64);
+        micro_batch as f64 * picture + most.min(micro_batch as f64 * exponentials)
     };
     let activations = passes.into_iter().map(|crops| pass(&sizes[crops])).fold(0.0, f64::max);
     let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64 * 4.0).sum();

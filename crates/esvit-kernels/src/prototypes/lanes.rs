@@ -4,8 +4,13 @@ use crate::element::Element;
 use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 
 dispatch! {
-    pub(super) fn square_norm(row: &[f32]) -> f32 {
-        sum(row, |value| value * value)
+    /// A row of the direction of `v` and of the length `g`.
+    pub(super) fn at_length(v: &[f32], g: f32, row: &mut [f32]) {
+        let factor = g / sum(v, |value| value * value).sqrt();
+        let row = &mut row[..v.len()];
+        for i in 0..v.len() {
+            row[i] = v[i] * factor;
+        }
     }
 }
 

@@ -38,9 +38,10 @@ const CHUNKS: usize = 16;
 /// gradient is made.
 const GROUPS: usize = 16;
 
-/// Exponentials that are kept at a time, unless one picture alone has more. Fewer rows at a time
-/// make worse products: these are 512 rows over 65,536 prototypes.
-pub const EXPONENTIALS: usize = 32 << 20;
+/// Bytes of exponentials that are kept at a time, unless one picture alone has more. For fewer rows
+/// at a time, prototypes are laid out more often: these are 512 rows over 65,536 prototypes in f32
+/// and twice as many in bf16.
+pub const EXPONENTIALS_BYTES: usize = 128 << 20;
 
 /// Prototypes `[K, D]`: row `k` has the direction of `v_k` and the length `g_k`.
 #[derive(Debug, Clone, Copy)]
@@ -56,9 +57,9 @@ impl Prototypes<'_> {
     fn chunk(&self, first: usize, count: usize) -> Buffer<f32> {
         let d = self.v.len() / self.g.len();
         let mut rows = Buffer::<f32>::stale(count * d);
-        rows.copy_from_slice(&self.v[first * d..(first + count) * d]);
-        for (row, &g) in rows.chunks_exact_mut(d).zip(&self.g[first..first + count]) {
-            scale(row, g / lanes::square_norm(row).sqrt());
+        let v = self.v[first * d..].chunks_exact(d);
+        for ((row, v), &g) in rows.chunks_exact_mut(d).zip(v).zip(&self.g[first..first + count]) {
+            lanes::at_length(v, g, row);
         }
         rows
     }
@@ -129,7 +130,7 @@ pub fn cross_entropy<T: Element>(
     pairs: &Pairs,
     gradients: bool,
 ) -> (f32, Option<Gradients>) {
-    let most_rows = EXPONENTIALS / center.len();
+    let most_rows = EXPONENTIALS_BYTES / (center.len() * size_of::<T>());
     in_parts::<T>([student, teacher], center, pairs, gradients, most_rows)
 }
 

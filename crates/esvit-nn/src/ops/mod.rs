@@ -33,7 +33,7 @@ pub use packing::{PackedWeights, Packing};
 pub use patch::{composed_merge, composed_patches, merge_patches, neighbours, patches};
 pub use precision::{Compute, Precision};
 pub use prototypes::{
-    EXPONENTIALS, Group, Logits, Pairs, best_matches, composed_best_matches,
+    EXPONENTIALS_BYTES, Group, Logits, Pairs, best_matches, composed_best_matches,
     composed_cross_entropy, prototype_cross_entropy,
 };
 pub use window::{WindowMap, WindowMaps};

@@ -14,7 +14,7 @@ use super::extension::{
 use super::precision::with_element;
 use crate::params::{indices, tensor};
 
-pub use esvit_kernels::prototypes::{EXPONENTIALS, Pairs};
+pub use esvit_kernels::prototypes::{EXPONENTIALS_BYTES, Pairs};
 
 /// Logits over prototypes, not multiplied out: `z` times the transpose of the rows of `v` at the
 /// lengths `g`.
