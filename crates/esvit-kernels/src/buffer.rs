@@ -26,7 +26,7 @@ const IDLE_TAKES: u64 = 1 << 17;
 /// By how many words buffers in use and idle ones together may exceed the most that were ever in use
 /// at a time. Where no idle buffer fits and this is reached, a new one takes the place of those that
 /// have been idle for longest: the first to come back from a network are the last that it takes.
-const SLACK_WORDS: usize = 8 << 20;
+const SLACK_WORDS: usize = 16 << 20;
 
 /// Values in a buffer that may be larger. Returns to the pool when dropped.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ impl State {
     fn fitting(&mut self, words: usize, need: Need) -> Option<Vec<f32>> {
         let most = match need {
             Need::Brief if words >= LARGE_WORDS => usize::MAX,
-            _ => words + words / 8,
+            _ => words + words / 4,
         };
         let buffers = self.idle.iter().enumerate();
         let fitting = buffers.filter(|(_, (_, buffer))| (words..=most).contains(&buffer.len()));

@@ -1,12 +1,13 @@
 //! Where the time of kernels goes: a table by phase, when it is asked for.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static TABLE: Mutex<BTreeMap<&'static str, Phase>> = Mutex::new(BTreeMap::new());
+static PRODUCT_NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 
 /// What one phase of a kernel took.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -19,17 +20,35 @@ pub struct Phase {
     pub macs: u64,
 }
 
+/// What was recorded.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recorded {
+    /// Phases, the longest first.
+    pub phases: Vec<(&'static str, Phase)>,
+    /// What threads spent inside the matrix products of all phases, added up over threads.
+    pub products: Duration,
+}
+
 /// Begins or ends the recording.
 pub fn enable(on: bool) {
     ENABLED.store(on, Ordering::Relaxed);
 }
 
-/// What was recorded since the last call, the longest first.
-pub fn take() -> Vec<(&'static str, Phase)> {
+/// Runs something that is not recorded.
+pub(crate) fn unrecorded<R>(work: impl FnOnce() -> R) -> R {
+    let on = ENABLED.swap(false, Ordering::Relaxed);
+    let result = work();
+    enable(on);
+    result
+}
+
+/// What was recorded since the last call.
+pub fn take() -> Recorded {
     let table = std::mem::take(&mut *TABLE.lock().unwrap_or_else(PoisonError::into_inner));
-    let mut rows: Vec<_> = table.into_iter().collect();
-    rows.sort_by_key(|(_, phase)| std::cmp::Reverse(phase.time));
-    rows
+    let mut phases: Vec<_> = table.into_iter().collect();
+    phases.sort_by_key(|(_, phase)| std::cmp::Reverse(phase.time));
+    let products = Duration::from_nanos(PRODUCT_NANOSECONDS.swap(0, Ordering::Relaxed));
+    Recorded { phases, products }
 }
 
 /// Runs a phase; its products have `macs` multiply-accumulates.
@@ -46,4 +65,15 @@ pub fn time<R>(name: &'static str, macs: usize, phase: impl FnOnce() -> R) -> R 
     row.time += took;
     row.macs += macs as u64;
     result
+}
+
+/// Runs one matrix product.
+pub(crate) fn product(product: impl FnOnce()) {
+    if !ENABLED.load(Ordering::Relaxed) {
+        return product();
+    }
+    let began = Instant::now();
+    product();
+    let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    PRODUCT_NANOSECONDS.fetch_add(took, Ordering::Relaxed);
 }

@@ -10,7 +10,7 @@ use crate::objective::TEACHER_CROPS;
 
 /// What blocks may keep of a pass for the way back, in bytes. A second pass packs all weights and
 /// adds up all gradients again, which takes about a percent of the time of a step of this size.
-const KEPT_BYTES: f64 = 1.5 * (1u64 << 30) as f64;
+const KEPT_BYTES: f64 = (1u64 << 30) as f64;
 
 /// How many crops of a picture go through the student at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]

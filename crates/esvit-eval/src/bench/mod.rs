@@ -128,7 +128,8 @@ pub enum BenchError {
 
 /// What products of a precision reach on this machine, in billions of operations a second.
 pub fn peak_gflops(precision: Precision) -> f64 {
-    const ROUNDS: usize = 10;
+    // A few tenths of a second, so that other work on the machine does not disturb all of them.
+    const ROUNDS: usize = 40;
     2e-9 * match precision {
         Precision::F32 => peak::product_rate::<f32>(ROUNDS),
         Precision::Bf16 => peak::product_rate::<Bf16>(ROUNDS),

@@ -19,6 +19,7 @@ use crate::element::{Bf16, Element};
 use crate::isa;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
+use crate::profile;
 
 /// Most columns of a strip.
 pub(crate) const STRIP: usize = 64;
@@ -112,7 +113,7 @@ impl Multiply for f32 {
         add: bool,
     ) {
         check(&left, &strip, extent, out);
-        match isa::current() {
+        profile::product(|| match isa::current() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX-512, and `check` has checked the bounds.
             Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
@@ -126,7 +127,7 @@ impl Multiply for f32 {
             _ => unsafe { neon::multiply_f32(left, strip, extent, out, add) },
             #[cfg(not(target_arch = "aarch64"))]
             _ => portable::multiply(left, strip, extent, out, add),
-        }
+        });
     }
 }
 
@@ -139,7 +140,7 @@ impl Multiply for Bf16 {
         add: bool,
     ) {
         check(&left, &strip, extent, out);
-        match isa::current() {
+        profile::product(|| match isa::current() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX-512 with BF16, and `check` has checked the bounds.
             Isa::Avx512Bf16 => unsafe {
@@ -158,7 +159,7 @@ impl Multiply for Bf16 {
             _ => unsafe { neon::multiply_bf16(left, strip, extent, out, add) },
             #[cfg(not(target_arch = "aarch64"))]
             _ => portable::multiply(left, strip, extent, out, add),
-        }
+        });
     }
 }
 

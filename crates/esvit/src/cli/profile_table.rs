@@ -1,6 +1,6 @@
 //! The table of `--profile`.
 
-use esvit_kernels::profile;
+use esvit_kernels::profile::{self, Recorded};
 
 /// The phase that a step has once.
 const STEP_PHASE: &str = "optimiser and teacher";
@@ -9,7 +9,7 @@ const STEP_PHASE: &str = "optimiser and teacher";
 ///
 /// `repetitions` is what the figures are divided by; without it, the number of optimiser steps.
 pub(super) fn profile_table(peak_gflops: f64, repetitions: Option<u64>) -> String {
-    let phases = profile::take();
+    let Recorded { phases, products } = profile::take();
     let steps = phases.iter().find(|(name, _)| *name == STEP_PHASE).map(|(_, phase)| phase.calls);
     let repetitions = repetitions.or(steps).unwrap_or(1).max(1);
     let mut text = format!(
@@ -34,14 +34,18 @@ pub(super) fn profile_table(peak_gflops: f64, repetitions: Option<u64>) -> Strin
             seconds * 1e3 / repetitions as f64
         ));
     }
-    let gflops = 2e-9 * macs as f64 / product_time;
-    text.push_str(&format!(
-        "\n{:28} {:>7} {:>12.1} {:>9} {:>7}",
-        "all of these",
-        "",
-        time * 1e3 / repetitions as f64,
-        format!("{gflops:.0}"),
-        format!("{:.0} %", 100.0 * gflops / peak_gflops)
-    ));
+    let mut total = |name: &str, seconds: f64, product_seconds: f64| {
+        let gflops = 2e-9 * macs as f64 / product_seconds;
+        text.push_str(&format!(
+            "\n{name:28} {:>7} {:>12.1} {:>9} {:>7}",
+            "",
+            seconds * 1e3 / repetitions as f64,
+            format!("{gflops:.0}"),
+            format!("{:.0} %", 100.0 * gflops / peak_gflops)
+        ));
+    };
+    total("all of these", time, product_time);
+    let inside = products.as_secs_f64() / rayon::current_num_threads() as f64;
+    total("inside products alone", inside, inside);
     text
 }
