@@ -31,6 +31,11 @@ pub(crate) const LANES: usize = 16;
 /// (256 bytes a step) stays in the first-level cache.
 const BLOCK_STEPS: usize = 96;
 
+/// The same where a tile takes so long for its sums that a strip from the second-level cache keeps
+/// up, and sums that leave the registers less often are worth more.
+#[cfg(target_arch = "x86_64")]
+const LONG_BLOCK_STEPS: usize = 256;
+
 /// A left operand `[m, k]`: the `PAIR` values of row `i` in step `s` stand at
 /// `i * row + s * step`.
 #[derive(Debug, Clone, Copy)]
@@ -163,10 +168,10 @@ impl Multiply for Bf16 {
     }
 }
 
-/// Cuts `steps` into nearly equal blocks of at most [`BLOCK_STEPS`].
+/// Cuts `steps` into nearly equal blocks of at most `most`.
 #[inline(always)]
-fn blocks(steps: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let count = steps.div_ceil(BLOCK_STEPS).max(1);
+fn blocks(steps: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let count = steps.div_ceil(most).max(1);
     let block = steps.div_ceil(count).max(1);
     (0..steps).step_by(block).map(move |start| start..(start + block).min(steps))
 }

@@ -18,13 +18,14 @@ pub(super) struct Tile<T> {
 /// Defines `multiply` functions: the loops over blocks of steps, groups of columns and tiles of
 /// rows around one tile function `tile::<ROWS, VECTORS>`.
 ///
-/// `$lanes` are the columns of a register; `($columns, $vectors, $rows)` lists the groups of
-/// columns, widest first, with the rows of a full tile and of what may be left over. A strip of up to
-/// four AVX-512 registers is one group, or its groups have tiles of equal height.
+/// `$lanes` are the columns of a register, `$block` the most steps of a block; `($vectors, $rows,
+/// [..])` lists the groups of columns, widest first, with the rows of a full tile and of what may be
+/// left over. A strip of up to four AVX-512 registers is one group, or its groups have tiles of equal
+/// height.
 macro_rules! multiply {
     (
-        $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal, $tile:ident,
-        [$(($vectors:literal, $rows:literal, [$($rest:literal),*])),+]
+        $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal, $block:expr,
+        $tile:ident, [$(($vectors:literal, $rows:literal, [$($rest:literal),*])),+]
     ) => {
         /// # Safety
         /// The machine has the features, and the operands reach as far as `check` demands.
@@ -47,7 +48,7 @@ macro_rules! multiply {
                 $( if registers >= $vectors { break 'rows $rows; } )+
                 unreachable!("a strip is a whole number of registers wide");
             };
-            for block in blocks(extent.steps) {
+            for block in blocks(extent.steps, $block) {
                 let add = add || block.start > 0;
                 let mut row = 0;
                 while row < extent.rows {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{Tile, multiply, tile};
-use super::{Extent, Left, Out, Strip, blocks};
+use super::{BLOCK_STEPS, Extent, LONG_BLOCK_STEPS, Left, Out, Strip, blocks};
 use crate::element::Bf16;
 
 multiply!(
@@ -12,6 +12,7 @@ multiply!(
     f32,
     1,
     16,
+    LONG_BLOCK_STEPS,
     tile_f32_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
@@ -26,6 +27,7 @@ multiply!(
     Bf16,
     2,
     16,
+    BLOCK_STEPS,
     tile_bf16_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
@@ -40,11 +42,30 @@ multiply!(
     Bf16,
     2,
     16,
+    BLOCK_STEPS,
     tile_bf16_widened_avx512,
     [(2, 8, [1, 2, 3, 4, 5, 6, 7]), (1, 8, [1, 2, 3, 4, 5, 6, 7])]
 );
-multiply!(multiply_f32_avx2, "avx2,fma", f32, 1, 8, tile_f32_avx2, [(2, 6, [1, 2, 3, 4, 5])]);
-multiply!(multiply_bf16_avx2, "avx2,fma", Bf16, 2, 8, tile_bf16_avx2, [(2, 4, [1, 2, 3])]);
+multiply!(
+    multiply_f32_avx2,
+    "avx2,fma",
+    f32,
+    1,
+    8,
+    BLOCK_STEPS,
+    tile_f32_avx2,
+    [(2, 6, [1, 2, 3, 4, 5])]
+);
+multiply!(
+    multiply_bf16_avx2,
+    "avx2,fma",
+    Bf16,
+    2,
+    8,
+    BLOCK_STEPS,
+    tile_bf16_avx2,
+    [(2, 4, [1, 2, 3])]
+);
 
 tile!(
     tile_f32_avx512,
