@@ -80,7 +80,7 @@ pub(crate) fn sum<A: Copy>(values: &[A], term: impl Fn(A) -> f32) -> f32 {
 /// Sum of a term of the values of two rows of equal length, in lanes.
 #[inline(always)]
 pub(crate) fn sum_pairs<A: Copy, B: Copy>(a: &[A], b: &[B], term: impl Fn(A, B) -> f32) -> f32 {
-    debug_assert_eq!(a.len(), b.len(), "rows of equal length");
+    assert!(a.len() == b.len(), "rows of equal length");
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut lanes = [0f32; LANES];
     for (a, b) in a.iter().zip(b) {
