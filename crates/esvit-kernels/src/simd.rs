@@ -99,7 +99,8 @@ fn fold_sums(lanes: [f32; LANES]) -> f32 {
     fold(std::hint::black_box(lanes), |a, b| a + b)
 }
 
-/// Largest value, in lanes; negative infinity of nothing. What is not a number is passed over.
+/// Largest value, in lanes; negative infinity of nothing. What is not a number is passed
+/// over: sums of exponentials tell of it.
 #[inline(always)]
 pub(crate) fn max(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };

@@ -169,9 +169,8 @@ fn log_sums(chunks: &[Chunk], rows: usize, side: impl Fn(&Chunk) -> &[Partition]
     (0..rows)
         .map(|row| {
             let partitions = || chunks.iter().map(|chunk| side(chunk)[row]);
-            // A largest logit that is not a number must not be passed over.
-            let larger = |a: f32, b: f32| if a >= b || a.is_nan() { a } else { b };
-            let largest = partitions().map(|[largest, _]| largest).fold(f32::NEG_INFINITY, larger);
+            let largest =
+                partitions().map(|[largest, _]| largest).fold(f32::NEG_INFINITY, f32::max);
             let total: f64 = partitions()
                 .map(|[own, sum]| f64::from(sum) * f64::from(own - largest).exp())
                 .sum();

@@ -245,6 +245,27 @@ fn plain_attention() {
     }
 }
 
+/// A query that is not finite spoils its own row, a key that is no number all rows.
+#[test]
+fn what_is_not_finite_is_seen() {
+    let (tokens, d) = (20, 4);
+    let case = Case::plain(1, tokens, 1, d);
+    under_each(|_| {
+        for (value, at, spoilt) in
+            [(f32::NAN, 0, 3..4), (f32::INFINITY, 0, 3..4), (f32::NAN, d, 0..tokens)]
+        {
+            let mut qkv = case.qkv.clone();
+            qkv[3 * 3 * d + at] = value;
+            let mut mixed = vec![0.0; tokens * d];
+            forward::<f32>(&qkv, &case.bias, &case.table, &case.windows(), &mut mixed);
+            for (token, row) in mixed.chunks_exact(d).enumerate() {
+                let seen = row.iter().all(|value| value.is_nan());
+                assert_eq!(seen, spoilt.contains(&token), "{value} {at} {token}");
+            }
+        }
+    });
+}
+
 #[test]
 #[should_panic(expected = "stands twice")]
 fn a_token_cannot_stand_twice() {
