@@ -1,4 +1,9 @@
 //! The attention branch of a block: `x + scale proj(attention(qkv(norm(x))))`, inside windows.
+//!
+//! Between the normalisation and the residual rows stand in the order of windows, so that a task can
+//! take a few windows through all of it, and only the kept activations leave the caches.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -7,8 +12,8 @@ use crate::element::{Element, row_len};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, transposed_product};
 use crate::profile;
-use crate::rows::{DropPath, Rows, add_input_gradients, add_residual, each_strip, store};
-use crate::window_attention::{self, Windows};
+use crate::rows::{BLOCK_SHARES, Block, DropPath, Rows, block_rows, fitting_rows, linear};
+use crate::window_attention::{Mixing, Windows};
 
 /// The parameters: a normalisation over `C`, `qkv [3 C, C]`, the table of relative positions
 /// `[rows, heads]` and `proj [C, C]`.
@@ -41,9 +46,8 @@ pub struct Gradients {
 /// The weights in the layout of the forward pass's products.
 #[derive(Debug)]
 pub struct Layout<T: Element> {
+    /// Its bias with the shift of the normalisation.
     qkv: Packed<T>,
-    /// With the shift of the normalisation.
-    qkv_bias: Vec<f32>,
     proj: Packed<T>,
 }
 
@@ -56,7 +60,7 @@ pub struct Segment<'a> {
     pub windows: Windows<'a>,
 }
 
-/// What the backward pass needs of the rows that were not dropped.
+/// What the backward pass needs of the rows that were not dropped, in the order of windows.
 #[derive(Debug, Clone)]
 pub struct Kept<T: Element> {
     normalised: Buffer<T>,
@@ -68,19 +72,19 @@ pub struct Kept<T: Element> {
 impl Attention<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
     pub fn lay_out<T: Element>(&self) -> Layout<T> {
-        Layout {
-            qkv: Packed::transposed(self.qkv_weight, self.width(), Some(self.gamma)),
-            qkv_bias: shifted_bias(self.qkv_weight, self.beta, Some(self.qkv_bias)),
-            proj: Packed::transposed(self.proj_weight, self.width(), None),
-        }
+        let qkv_bias = shifted_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
+        let qkv = Packed::transposed(self.qkv_weight, self.width(), Some(self.gamma));
+        let proj = Packed::transposed(self.proj_weight, self.width(), None);
+        Layout { qkv: qkv.with_bias(qkv_bias), proj: proj.with_bias(self.proj_bias.to_vec()) }
     }
 
     fn width(&self) -> usize {
         self.gamma.len()
     }
 
-    /// The rows of `x` in blocks, after a check of all lengths.
-    fn rows<T: Element>(&self, x: &[f32], segments: &[Segment<'_>], plan: &DropPath<'_>) -> Rows {
+    /// # Panics
+    /// When lengths do not fit.
+    fn check(&self, x: &[f32], segments: &[Segment<'_>]) {
         let width = self.width();
         assert!(x.len().is_multiple_of(width), "whole rows");
         assert_eq!((self.beta.len(), self.proj_bias.len()), (width, width), "vectors");
@@ -90,28 +94,111 @@ impl Attention<'_> {
         let tokens: usize = segments.iter().map(|s| s.images * s.windows.tokens).sum();
         assert_eq!(x.len(), tokens * width, "rows of all segments");
         assert!(segments.iter().all(|s| s.windows.width == width), "width of the windows");
-        plan.rows::<T>(tokens, 3 * width)
     }
 }
 
-/// The images of every segment that are not dropped, as ranges of kept rows.
-fn kept_rows<'a>(
-    segments: &'a [Segment<'a>],
-    plan: &DropPath<'a>,
-) -> impl Iterator<Item = (&'a Segment<'a>, std::ops::Range<usize>)> {
-    let (scales, mut image, mut row) = (plan.scales, 0, 0);
-    segments.iter().map(move |segment| {
-        let kept = match scales {
-            Some(scales) => {
-                scales[image..image + segment.images].iter().filter(|&&s| s != 0.0).count()
-            }
-            None => segment.images,
-        };
-        image += segment.images;
-        let start = row;
-        row += kept * segment.windows.tokens;
-        (segment, start..row)
-    })
+impl<T: Element> Kept<T> {
+    fn new(kept: usize, total: usize, width: usize) -> Self {
+        Self {
+            normalised: Buffer::kept_rows(kept, total, width),
+            inverse: vec![0.0; kept],
+            qkv: Buffer::kept_rows(kept, total, 3 * width),
+            mixed: Buffer::kept_rows(kept, total, width),
+        }
+    }
+
+    fn all(&mut self) -> Activations<'_, T> {
+        let Self { normalised, inverse, qkv, mixed } = self;
+        Activations { normalised, inverse, qkv, mixed }
+    }
+}
+
+/// Some rows of what is [`Kept`].
+struct Activations<'a, T> {
+    normalised: &'a mut [T],
+    inverse: &'a mut [f32],
+    qkv: &'a mut [T],
+    mixed: &'a mut [T],
+}
+
+impl<T: Element> Activations<'_, T> {
+    /// Cuts off the first `count` rows of a width of `width`.
+    fn split_off(&mut self, count: usize, width: usize) -> Self {
+        fn cut<'a, U>(values: &mut &'a mut [U], count: usize) -> &'a mut [U] {
+            values.split_off_mut(..count).expect("as many rows")
+        }
+        let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+        Self {
+            normalised: cut(&mut self.normalised, count * row),
+            inverse: cut(&mut self.inverse, count),
+            qkv: cut(&mut self.qkv, count * row3),
+            mixed: cut(&mut self.mixed, count * row),
+        }
+    }
+}
+
+/// The images of a segment that are not dropped.
+struct Images<'a, T: Element> {
+    count: usize,
+    mixing: Mixing<'a, T>,
+}
+
+impl<T: Element> Images<'_, T> {
+    fn windows(&self) -> usize {
+        self.count * self.mixing.windows()
+    }
+
+    fn rows(&self) -> usize {
+        self.mixing.rows(0..self.windows()).len()
+    }
+}
+
+/// The rows of `x` in the order of windows, and the images that they are of, segment by segment.
+fn prepare<'x, 'a, T: Element>(
+    x: &'x mut [f32],
+    attention: &Attention<'_>,
+    segments: &[Segment<'a>],
+    plan: &DropPath<'_>,
+) -> (Rows<'x>, Vec<Images<'a, T>>) {
+    attention.check(x, segments);
+    let mut first = 0;
+    let images = segments.iter().map(|segment| {
+        let all = first..first + segment.images;
+        first = all.end;
+        let mixing = Mixing::new(segment.windows, attention.qkv_bias, attention.table);
+        Images { count: all.filter(|&image| plan.scale(image) != 0.0).count(), mixing }
+    });
+    let images: Vec<Images<'a, T>> = images.collect();
+    let orders = segments.iter().zip(&images).flat_map(|(segment, images)| {
+        std::iter::repeat_n((segment.windows.tokens, Some(images.mixing.order())), segment.images)
+    });
+    (Rows::in_order(x, attention.width(), plan, orders), images)
+}
+
+/// Windows of a segment that go through the branch together.
+struct Part {
+    segment: usize,
+    windows: Range<usize>,
+    /// Whether it is all there is of a segment of few windows, so that rows and heads have to be shared
+    /// between threads.
+    alone: bool,
+}
+
+/// All windows, so many at a time that their rows fit into the second-level cache.
+fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for (segment, images) in images.iter().enumerate() {
+        let windows = images.windows();
+        let fitting = fitting_rows::<T>(3 * width) as f64 * windows as f64;
+        let fitting = ((fitting / images.rows().max(1) as f64).round() as usize).max(1);
+        let alone = windows.div_ceil(fitting) < BLOCK_SHARES;
+        let size = if alone { windows.max(1) } else { fitting };
+        parts.extend((0..windows).step_by(size).map(|start| {
+            let windows = start..(start + size).min(windows);
+            Part { segment, windows, alone }
+        }));
+    }
+    parts
 }
 
 /// Adds the branch to `x [rows, C]` in place: the images of all `segments` one after the other;
@@ -130,75 +217,63 @@ pub fn forward<T: Element>(
     plan: &DropPath<'_>,
     keep: bool,
 ) -> Option<Kept<T>> {
-    let rows = attention.rows::<T>(x, segments, plan);
     let width = attention.width();
-    let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
-    let Layout { qkv: weight, qkv_bias: bias, proj } = layout;
-    assert_eq!((weight.columns(), proj.columns()), (3 * width, width), "layout of these weights");
-    let mut normalised =
-        if keep { Buffer::<T>::kept_rows(rows.kept, rows.total, width) } else { Buffer::stale(0) };
-    let mut inverse = vec![0.0; if keep { rows.kept } else { 0 }];
-    // Without a way back they are soon free again.
-    let between = if keep { Buffer::<T>::kept_rows } else { Buffer::<T>::brief_kept_rows };
-    let mut qkv = between(rows.kept, rows.total, 3 * width);
-    let slots: Vec<_> = if keep {
-        let normalised = rows.split_kept(&mut normalised, row).into_iter();
-        normalised.zip(rows.split_kept(&mut inverse, 1)).map(Some).collect()
-    } else {
-        rows.blocks.iter().map(|_| None).collect()
-    };
-    let tasks = rows.blocks.par_iter().zip(rows.split_kept(&mut qkv, row3)).zip(slots);
-    let macs = 3 * rows.kept * width * width;
-    profile::time("attention forward, qkv", macs, || {
-        tasks.for_each(|((block, qkv), slots)| {
-            let count = block.kept.len();
+    let columns = (layout.qkv.columns(), layout.proj.columns());
+    assert_eq!(columns, (3 * width, width), "layout of these weights");
+    let (mut rows, images) = prepare::<T>(x, attention, segments, plan);
+    let mut kept = keep.then(|| Kept::new(rows.kept(), rows.total(), width));
+    let mixing = images.iter().map(|images| images.rows() * images.mixing.slots());
+    let macs = 4 * rows.kept() * width * width + 2 * mixing.sum::<usize>() * width;
+
+    let (mut left, mut activations) = (rows.all(), kept.as_mut().map(Kept::all));
+    let tasks: Vec<_> = parts(&images, width)
+        .into_iter()
+        .map(|part| {
+            let count = images[part.segment].mixing.rows(part.windows.clone()).len();
+            let activations = activations.as_mut().map(|all| all.split_off(count, width));
+            (part, left.split_off(count), activations)
+        })
+        .collect();
+    profile::time("attention forward", macs, || {
+        tasks.into_par_iter().for_each(|(part, rows, activations)| {
+            let mixing = &images[part.segment].mixing;
             let mut own;
-            let (normalised, inverse) = match slots {
-                Some(slots) => slots,
+            let activations = match activations {
+                Some(activations) => activations,
                 None => {
-                    own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
-                    (&mut own.0[..], &mut own.1[..])
+                    own = Kept::new(rows.len(), rows.len(), width);
+                    own.all()
                 }
             };
-            let x = &x[block.rows.start * width..block.rows.end * width];
-            block.normalise(x, attention.eps, normalised, inverse);
-            each_strip(
-                Left::rows(normalised, row),
-                count,
-                weight,
-                |first, columns, product, padded| {
-                    let bias = &bias[first..first + columns];
-                    store(product, padded, Some(bias), columns, &mut qkv[first..], row3);
-                },
-            );
-        })
-    });
-
-    let mut mixed = between(rows.kept, rows.total, width);
-    for (segment, kept) in kept_rows(segments, plan) {
-        let qkv = &qkv[kept.start * row3..kept.end * row3];
-        let mixed = &mut mixed[kept.start * row..kept.end * row];
-        let (padding, table) = (attention.qkv_bias, attention.table);
-        let macs = 2 * kept.len() * segment.windows.slots * width;
-        profile::time("attention forward, windows", macs, || {
-            window_attention::forward(qkv, padding, table, &segment.windows, mixed);
+            forward_part(part, rows, mixing, layout, attention.eps, activations);
         });
-    }
-
-    let tasks = rows.blocks.par_iter().zip(rows.split(x, width));
-    let macs = rows.kept * width * width;
-    profile::time("attention forward, proj", macs, || {
-        tasks.for_each(|(block, x)| {
-            let scales = rows.scales_of(block);
-            let left = Left::rows(block.kept_of(&mixed, row), row);
-            each_strip(left, block.kept.len(), proj, |first, columns, product, padded| {
-                let bias = &attention.proj_bias[first..first + columns];
-                let to = &mut x[first..];
-                add_residual(product, padded, bias, scales.as_deref(), &block.kept, to, width);
-            });
-        })
     });
-    keep.then_some(Kept { normalised, inverse, qkv, mixed })
+    kept
+}
+
+/// Takes a part through the branch.
+fn forward_part<T: Element>(
+    part: Part,
+    mut rows: Block<'_, '_>,
+    mixing: &Mixing<'_, T>,
+    layout: &Layout<T>,
+    eps: f32,
+    Activations { normalised, inverse, qkv, mixed }: Activations<'_, T>,
+) {
+    let width = layout.proj.columns();
+    let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+    let size = if part.alone { block_rows::<T>(rows.len(), 3 * width) } else { rows.len().max(1) };
+    (rows.reborrow().cut(size).into_par_iter())
+        .zip(normalised.par_chunks_mut(size * row).zip(inverse.par_chunks_mut(size)))
+        .zip(qkv.par_chunks_mut(size * row3))
+        .for_each(|((rows, (normalised, inverse)), qkv)| {
+            rows.normalise(eps, normalised, inverse);
+            linear(Left::rows(normalised, row), rows.len(), &layout.qkv, qkv, row3);
+        });
+    mixing.forward(part.windows, part.alone, qkv, mixed);
+    (rows.cut(size).into_par_iter())
+        .zip(mixed.par_chunks(size * row))
+        .for_each(|(mut rows, mixed)| rows.add_product(Left::rows(mixed, row), &layout.proj));
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
@@ -213,30 +288,26 @@ pub fn backward<T: Element>(
     plan: &DropPath<'_>,
     gradient: &mut [f32],
 ) -> Gradients {
-    let rows = attention.rows::<T>(gradient, segments, plan);
     let width = attention.width();
     let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+    let (mut rows, images) = prepare::<T>(gradient, attention, segments, plan);
     let Kept { normalised, inverse, qkv, mixed } = kept;
-    assert_eq!(inverse.len(), rows.kept, "rows that were kept");
+    let (kept, total) = (rows.kept(), rows.total());
+    assert_eq!(inverse.len(), kept, "rows that were kept");
+    let size = block_rows::<T>(kept, 3 * width);
 
     let weight = Packed::<T>::straight(attention.proj_weight, width, None);
-    let mut dbranch = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, width);
-    let mut dmixed = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, width);
-    let tasks = rows
-        .blocks
-        .par_iter()
-        .zip(rows.split_kept(&mut dbranch, row))
-        .zip(rows.split_kept(&mut dmixed, row));
-    let macs = rows.kept * width * width;
+    let mut dbranch = Buffer::<T>::brief_kept_rows(kept, total, width);
+    let mut dmixed = Buffer::<T>::brief_kept_rows(kept, total, width);
+    let macs = kept * width * width;
     profile::time("attention backward, rows", macs, || {
-        tasks.for_each(|((block, dbranch), dmixed)| {
-            let dy = &gradient[block.rows.start * width..block.rows.end * width];
-            rows.scaled(block, dy, width, dbranch);
-            let left = Left::rows(dbranch, row);
-            each_strip(left, block.kept.len(), &weight, |first, columns, product, padded| {
-                store(product, padded, None, columns, &mut dmixed[first..], row);
+        (rows.all().cut(size).into_par_iter())
+            .zip(dbranch.par_chunks_mut(size * row))
+            .zip(dmixed.par_chunks_mut(size * row))
+            .for_each(|((rows, dbranch), dmixed)| {
+                rows.scaled(dbranch);
+                linear(Left::rows(dbranch, row), rows.len(), &weight, dmixed, row);
             });
-        })
     });
     let mut proj_weight = Buffer::<f32>::brief(width * width);
     let mut proj_bias = vec![0.0; width];
@@ -247,22 +318,19 @@ pub fn backward<T: Element>(
     });
     drop((dbranch, mixed));
 
-    let mut dqkv = Buffer::<T>::brief_kept_rows(rows.kept, rows.total, 3 * width);
+    let mut dqkv = Buffer::<T>::brief_kept_rows(kept, total, 3 * width);
     let mut dpadding = vec![0.0; 3 * width];
     let mut table = vec![0.0; attention.table.len()];
-    for (segment, kept) in kept_rows(segments, plan) {
-        let of = kept.start * row3..kept.end * row3;
+    let mut start = 0;
+    for images in &images {
+        let of = start..start + images.rows();
+        start = of.end;
         // The weights of the attention, and four products for the gradients.
-        let macs = 5 * kept.len() * segment.windows.slots * width;
+        let macs = 5 * of.len() * images.mixing.slots() * width;
         let (padding, dtable) = profile::time("attention backward, windows", macs, || {
-            window_attention::backward(
-                &qkv[of.clone()],
-                attention.qkv_bias,
-                attention.table,
-                &segment.windows,
-                &dmixed[kept.start * row..kept.end * row],
-                &mut dqkv[of],
-            )
+            let of3 = of.start * row3..of.end * row3;
+            let dmixed = &dmixed[of.start * row..of.end * row];
+            images.mixing.backward(&qkv[of3.clone()], dmixed, &mut dqkv[of3])
         });
         dpadding.iter_mut().zip(padding).for_each(|(sum, part)| *sum += part);
         table.iter_mut().zip(dtable).for_each(|(sum, part)| *sum += part);
@@ -270,13 +338,14 @@ pub fn backward<T: Element>(
     drop((qkv, dmixed));
 
     let weight = Packed::<T>::straight(attention.qkv_weight, width, Some(attention.gamma));
-    let tasks = rows.blocks.par_iter().zip(rows.split(gradient, width));
-    let macs = 3 * rows.kept * width * width;
+    let macs = 3 * kept * width * width;
     profile::time("attention backward, rows", macs, || {
-        tasks.for_each(|(block, gradient)| {
-            let left = Left::rows(block.kept_of(&dqkv, row3), row3);
-            add_input_gradients(block, left, &weight, (&normalised, &inverse), gradient);
-        })
+        (rows.all().cut(size).into_par_iter())
+            .zip(dqkv.par_chunks(size * row3))
+            .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)))
+            .for_each(|((mut rows, dqkv), (normalised, inverse))| {
+                rows.add_input_gradients(Left::rows(dqkv, row3), &weight, normalised, inverse);
+            });
     });
     let mut qkv_weight = Buffer::<f32>::brief(3 * width * width);
     let mut qkv_bias = vec![0.0; 3 * width];

@@ -8,7 +8,7 @@ use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
 use crate::product::{Columns, Left, Packed, convert, transposed_product};
 use crate::profile;
-use crate::rows::{DropPath, each_strip, store};
+use crate::rows::{block_rows, linear};
 use crate::simd::dispatch;
 
 /// What the backward pass needs: the input, before its activation.
@@ -43,20 +43,24 @@ pub fn forward<T: Element>(
     let (count, outputs) = (x.len() / inputs, weight.len() / inputs);
     assert_eq!((x.len(), weight.len()), (count * inputs, outputs * inputs), "whole rows");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias");
-    let (row, packed) = (row_len::<T>(inputs), Packed::<T>::transposed(weight, inputs, None));
-    let rows = DropPath::NONE.rows::<T>(count, inputs.max(outputs));
+    let row = row_len::<T>(inputs);
+    let mut packed = Packed::<T>::transposed(weight, inputs, None);
+    if let Some(bias) = bias {
+        packed = packed.with_bias(bias.to_vec());
+    }
     let mut y = Buffer::<f32>::stale(count * outputs);
     let mut input = Buffer::<T>::rows(if keep { count } else { 0 }, inputs);
+    let size = block_rows::<T>(count, inputs.max(outputs));
+    let blocks = x.par_chunks(size * inputs).zip(y.par_chunks_mut(size * outputs));
     let slots: Vec<_> = if keep {
-        rows.split(&mut input, row).into_iter().map(Some).collect()
+        input.chunks_mut(size * row).map(Some).collect()
     } else {
-        rows.blocks.iter().map(|_| None).collect()
+        (0..count.div_ceil(size)).map(|_| None).collect()
     };
-    let tasks = rows.blocks.par_iter().zip(rows.split(&mut y, outputs)).zip(slots);
     profile::time("linear forward", count * inputs * outputs, || {
-        tasks.for_each(|((block, y), kept)| {
-            let x = &x[block.rows.start * inputs..block.rows.end * inputs];
-            let mut left = Buffer::<T>::rows(block.rows.len(), inputs);
+        blocks.zip(slots).for_each(|((x, y), kept)| {
+            let count = x.len() / inputs;
+            let mut left = Buffer::<T>::rows(count, inputs);
             for (x, left) in x.chunks_exact(inputs).zip(left.chunks_exact_mut(row)) {
                 match activation {
                     Activation::None => convert(x, None, left),
@@ -73,11 +77,7 @@ pub fn forward<T: Element>(
                     }
                 }
             }
-            let left = Left::rows(&left, row);
-            each_strip(left, block.rows.len(), &packed, |first, columns, product, padded| {
-                let bias = bias.map(|bias| &bias[first..first + columns]);
-                store(product, padded, bias, columns, &mut y[first..], outputs);
-            });
+            linear(Left::rows(&left, row), count, &packed, y, outputs);
         })
     });
     (y.into_vec(), keep.then_some(Kept { input }))
@@ -99,33 +99,28 @@ pub fn backward<T: Element>(
     let (count, row, out_row) = (dy.len() / outputs, row_len::<T>(inputs), row_len::<T>(outputs));
     let mut active = kept.input;
     assert_eq!(active.len(), count * row, "rows that were kept");
-    let rows = DropPath::NONE.rows::<T>(count, inputs.max(outputs));
     let packed = input.then(|| Packed::<T>::straight(weight, inputs, None));
     let mut gradients = Buffer::<T>::brief_rows(count, outputs);
     let mut dx = Buffer::<f32>::brief(if input { count * inputs } else { 0 });
-    let dx_blocks: Vec<_> = if input {
-        rows.split(&mut dx, inputs)
+    let size = block_rows::<T>(count, inputs.max(outputs));
+    let dx_blocks: Vec<&mut [f32]> = if input {
+        dx.chunks_mut(size * inputs).collect()
     } else {
-        rows.blocks.iter().map(|_| Default::default()).collect()
+        (0..count.div_ceil(size)).map(|_| Default::default()).collect()
     };
-    let tasks = rows
-        .blocks
-        .par_iter()
-        .zip(rows.split(&mut gradients, out_row))
-        .zip(rows.split(&mut active, row))
+    let tasks = (dy.par_chunks(size * outputs))
+        .zip(gradients.par_chunks_mut(size * out_row))
+        .zip(active.par_chunks_mut(size * row))
         .zip(dx_blocks);
     let macs = if input { count * inputs * outputs } else { 0 };
     profile::time("linear backward, rows", macs, || {
-        tasks.for_each(|(((block, gradients), active), dx)| {
-            let dy = &dy[block.rows.start * outputs..block.rows.end * outputs];
+        tasks.for_each(|(((dy, gradients), active), dx)| {
             for (from, to) in dy.chunks_exact(outputs).zip(gradients.chunks_exact_mut(out_row)) {
                 convert(from, None, to);
             }
             if let Some(packed) = &packed {
                 let left = Left::rows(gradients, out_row);
-                each_strip(left, block.rows.len(), packed, |first, columns, product, padded| {
-                    store(product, padded, None, columns, &mut dx[first..], inputs);
-                });
+                linear(left, dy.len() / outputs, packed, dx, inputs);
             }
             if activation != Activation::None {
                 // Rows of `dx` are missing when it is not wanted; the activation is needed all the same.

@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::layer_norm::{shifted_bias, through_linear};
-use crate::product::{Columns, Left, Packed, transposed_product};
+use crate::layer_norm::{normalise, shifted_bias, through_linear};
+use crate::product::{Columns, Left, Packed, convert, transposed_product};
 use crate::profile;
-use crate::rows::{DropPath, Rows, add_input_gradients, each_strip, store};
+use crate::rows::{DropPath, Rows, block_rows, linear};
 
 /// A neighbour that lies outside the map: zeros.
 pub const OUTSIDE: u32 = u32::MAX;
@@ -40,12 +40,12 @@ pub struct Kept<T: Element> {
 }
 
 impl Merge<'_> {
-    fn rows<T: Element>(&self, neighbours: &[[u32; 4]]) -> (Rows, usize) {
+    /// Columns of the result, after a check of all lengths.
+    fn outputs(&self) -> usize {
         let wide = self.gamma.len();
         assert!(wide.is_multiple_of(4) && self.beta.len() == wide, "normalisation of four rows");
         assert!(self.weight.len().is_multiple_of(wide), "weight");
-        let outputs = self.weight.len() / wide;
-        (DropPath::NONE.rows::<T>(neighbours.len(), wide), outputs)
+        self.weight.len() / wide
     }
 }
 
@@ -60,25 +60,24 @@ pub fn forward<T: Element>(
     neighbours: &[[u32; 4]],
     keep: bool,
 ) -> (Vec<f32>, Option<Kept<T>>) {
-    let (rows, outputs) = merge.rows::<T>(neighbours);
-    let wide = merge.gamma.len();
+    let (wide, outputs, rows) = (merge.gamma.len(), merge.outputs(), neighbours.len());
     let (width, row) = (wide / 4, row_len::<T>(wide));
     let weight = Packed::<T>::transposed(merge.weight, wide, Some(merge.gamma));
-    let bias = shifted_bias(merge.weight, merge.beta, None);
-    let mut y = Buffer::<f32>::stale(neighbours.len() * outputs);
-    let count = if keep { neighbours.len() } else { 0 };
+    let weight = weight.with_bias(shifted_bias(merge.weight, merge.beta, None));
+    let mut y = Buffer::<f32>::stale(rows * outputs);
+    let count = if keep { rows } else { 0 };
     let mut kept = Kept { normalised: Buffer::<T>::rows(count, wide), inverse: vec![0.0; count] };
+    let size = block_rows::<T>(rows, wide);
     let slots: Vec<_> = if keep {
-        let normalised = rows.split(&mut kept.normalised, row).into_iter();
-        normalised.zip(rows.split(&mut kept.inverse, 1)).map(Some).collect()
+        let normalised = kept.normalised.chunks_mut(size * row);
+        normalised.zip(kept.inverse.chunks_mut(size)).map(Some).collect()
     } else {
-        rows.blocks.iter().map(|_| None).collect()
+        (0..rows.div_ceil(size)).map(|_| None).collect()
     };
-    let tasks = rows.blocks.par_iter().zip(rows.split(&mut y, outputs)).zip(slots);
-    let macs = neighbours.len() * wide * outputs;
-    profile::time("merge forward", macs, || {
-        tasks.for_each(|((block, y), slots)| {
-            let count = block.rows.len();
+    let tasks = neighbours.par_chunks(size).zip(y.par_chunks_mut(size * outputs)).zip(slots);
+    profile::time("merge forward", rows * wide * outputs, || {
+        tasks.for_each(|((neighbours, y), slots)| {
+            let count = neighbours.len();
             let mut own;
             let (normalised, inverse) = match slots {
                 Some(slots) => slots,
@@ -87,24 +86,18 @@ pub fn forward<T: Element>(
                     (&mut own.0[..], &mut own.1[..])
                 }
             };
-            let mut gathered = Buffer::<f32>::stale(count * wide);
-            let quarters = gathered.chunks_exact_mut(width);
-            for (to, &from) in quarters.zip(neighbours[block.rows.clone()].as_flattened()) {
-                match from {
-                    OUTSIDE => to.fill(0.0),
-                    from => to.copy_from_slice(&x[from as usize * width..][..width]),
+            let mut gathered = vec![0.0; wide];
+            let to = normalised.chunks_exact_mut(row).zip(inverse);
+            for (neighbours, (normalised, inverse)) in neighbours.iter().zip(to) {
+                for (to, &from) in gathered.chunks_exact_mut(width).zip(neighbours) {
+                    match from {
+                        OUTSIDE => to.fill(0.0),
+                        from => to.copy_from_slice(&x[from as usize * width..][..width]),
+                    }
                 }
+                *inverse = normalise(&gathered, merge.eps, normalised);
             }
-            block.normalise(&gathered, merge.eps, normalised, inverse);
-            each_strip(
-                Left::rows(normalised, row),
-                count,
-                &weight,
-                |first, columns, product, padded| {
-                    let bias = &bias[first..first + columns];
-                    store(product, padded, Some(bias), columns, &mut y[first..], outputs);
-                },
-            );
+            linear(Left::rows(normalised, row), count, &weight, y, outputs);
         })
     });
     (y.into_vec(), keep.then_some(kept))
@@ -122,27 +115,30 @@ pub fn backward<T: Element>(
     dy: &[f32],
     inputs: usize,
 ) -> Gradients {
-    let (rows, outputs) = merge.rows::<T>(neighbours);
-    let wide = merge.gamma.len();
-    let (width, out_row) = (wide / 4, row_len::<T>(outputs));
+    let (wide, outputs, count) = (merge.gamma.len(), merge.outputs(), neighbours.len());
+    let (width, row, out_row) = (wide / 4, row_len::<T>(wide), row_len::<T>(outputs));
     let Kept { normalised, inverse } = kept;
-    assert_eq!(inverse.len(), neighbours.len(), "rows that were kept");
+    assert_eq!(inverse.len(), count, "rows that were kept");
     let weight = Packed::<T>::straight(merge.weight, wide, Some(merge.gamma));
-    let mut gradients = Buffer::<T>::brief_rows(neighbours.len(), outputs);
-    let mut gathered = Buffer::<f32>::brief(neighbours.len() * wide);
+    let mut gradients = Buffer::<T>::brief_rows(count, outputs);
+    let mut gathered = Buffer::<f32>::brief(count * wide);
     gathered.fill(0.0);
-    let tasks = rows
-        .blocks
-        .par_iter()
-        .zip(rows.split(&mut gradients, out_row))
-        .zip(rows.split(&mut gathered, wide));
-    let macs = neighbours.len() * wide * outputs;
+    let size = block_rows::<T>(count, wide);
+    let macs = count * wide * outputs;
     profile::time("merge backward, rows", macs, || {
-        tasks.for_each(|((block, gradients), gathered)| {
-            rows.scaled(block, &dy[block.rows.start * outputs..], outputs, gradients);
-            let left = Left::rows(gradients, out_row);
-            add_input_gradients(block, left, &weight, (&normalised, &inverse), gathered);
-        })
+        let mut rows = Rows::new(&mut gathered, wide, &DropPath::NONE);
+        (rows.all().cut(size).into_par_iter())
+            .zip(dy.par_chunks(size * outputs))
+            .zip(gradients.par_chunks_mut(size * out_row))
+            .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)))
+            .for_each(|(((mut block, dy), gradients), (normalised, inverse))| {
+                for (from, to) in dy.chunks_exact(outputs).zip(gradients.chunks_exact_mut(out_row))
+                {
+                    convert(from, None, to);
+                }
+                let left = Left::rows(gradients, out_row);
+                block.add_input_gradients(left, &weight, normalised, inverse);
+            });
     });
     // Every row has its place, since the maps are covered by their neighbourhoods.
     let mut x = Buffer::<f32>::brief(inputs * width);

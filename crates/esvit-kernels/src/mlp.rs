@@ -10,9 +10,7 @@ use crate::element::{Element, row_len};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::product::{Columns, Left, Packed, STRIP, transposed_product};
 use crate::profile;
-use crate::rows::{
-    DropPath, Rows, add_input_gradients, add_residual, count, each_strip, split, split_kept,
-};
+use crate::rows::{BAND_ROWS, DropPath, Rows, block_rows, each_strip};
 use crate::simd::{dispatch, prefetch};
 
 /// The parameters: a normalisation over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
@@ -44,9 +42,8 @@ pub struct Gradients {
 /// The weights in the layout of the forward pass's products.
 #[derive(Debug)]
 pub struct Layout<T: Element> {
+    /// Its bias with the shift of the normalisation.
     fc1: Packed<T>,
-    /// With the shift of the normalisation.
-    fc1_bias: Vec<f32>,
     fc2: Packed<T>,
 }
 
@@ -62,11 +59,10 @@ pub struct Kept<T: Element> {
 impl Mlp<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
     pub fn lay_out<T: Element>(&self) -> Layout<T> {
-        Layout {
-            fc1: Packed::transposed(self.fc1_weight, self.width(), Some(self.gamma)),
-            fc1_bias: shifted_bias(self.fc1_weight, self.beta, Some(self.fc1_bias)),
-            fc2: Packed::transposed(self.fc2_weight, self.hidden(), None),
-        }
+        let fc1_bias = shifted_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
+        let fc1 = Packed::transposed(self.fc1_weight, self.width(), Some(self.gamma));
+        let fc2 = Packed::transposed(self.fc2_weight, self.hidden(), None);
+        Layout { fc1: fc1.with_bias(fc1_bias), fc2: fc2.with_bias(self.fc2_bias.to_vec()) }
     }
 
     fn width(&self) -> usize {
@@ -77,23 +73,24 @@ impl Mlp<'_> {
         self.fc1_bias.len()
     }
 
-    /// The rows of `x` in blocks, after a check of all lengths.
-    fn rows<T: Element>(&self, x: &[f32], plan: &DropPath<'_>) -> Rows {
+    /// The rows of `x`, after a check of all lengths.
+    fn rows<'a>(&self, x: &'a mut [f32], plan: &DropPath<'_>) -> Rows<'a> {
         let (width, hidden) = (self.width(), self.hidden());
         assert!(x.len().is_multiple_of(width), "whole rows");
         assert_eq!((self.beta.len(), self.fc2_bias.len()), (width, width), "vectors");
         assert_eq!(self.fc1_weight.len(), hidden * width, "fc1");
         assert_eq!(self.fc2_weight.len(), hidden * width, "fc2");
-        plan.rows::<T>(x.len() / width, hidden.max(width))
+        Rows::new(x, width, plan)
     }
 }
 
 impl<T: Element> Kept<T> {
-    fn new(rows: &Rows, width: usize, hidden: usize) -> Self {
+    fn new(rows: &Rows<'_>, width: usize, hidden: usize) -> Self {
+        let (kept, total) = (rows.kept(), rows.total());
         Self {
-            normalised: Buffer::kept_rows(rows.kept, rows.total, width),
-            inverse: vec![0.0; rows.kept],
-            hidden: Buffer::kept_rows(rows.kept, rows.total, hidden),
+            normalised: Buffer::kept_rows(kept, total, width),
+            inverse: vec![0.0; kept],
+            hidden: Buffer::kept_rows(kept, total, hidden),
         }
     }
 }
@@ -110,28 +107,27 @@ pub fn forward<T: Element>(
     plan: &DropPath<'_>,
     keep: bool,
 ) -> Option<Kept<T>> {
-    let rows = mlp.rows::<T>(x, plan);
+    let mut rows = mlp.rows(x, plan);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
-    let Layout { fc1, fc1_bias, fc2 } = layout;
+    let Layout { fc1, fc2 } = layout;
     assert_eq!((fc1.columns(), fc2.columns()), (hidden, width), "layout of these weights");
 
     let mut kept = keep.then(|| Kept::<T>::new(&rows, width, hidden));
+    let macs = 2 * rows.kept() * width * hidden;
+    let size = block_rows::<T>(rows.kept(), hidden.max(width));
+    let blocks = rows.all().cut(size);
     let slots: Vec<_> = match &mut kept {
-        Some(kept) => rows
-            .split_kept(&mut kept.normalised, row)
-            .into_iter()
-            .zip(rows.split_kept(&mut kept.inverse, 1))
-            .zip(rows.split_kept(&mut kept.hidden, hidden_row))
+        Some(kept) => (kept.normalised.chunks_mut(size * row))
+            .zip(kept.inverse.chunks_mut(size))
+            .zip(kept.hidden.chunks_mut(size * hidden_row))
             .map(Some)
             .collect(),
-        None => rows.blocks.iter().map(|_| None).collect(),
+        None => blocks.iter().map(|_| None).collect(),
     };
-    let tasks = rows.blocks.par_iter().zip(rows.split(x, width)).zip(slots);
-    let macs = 2 * rows.kept * width * hidden;
     profile::time("mlp forward", macs, || {
-        tasks.for_each(|((block, x), slots)| {
-            let count = block.kept.len();
+        blocks.into_par_iter().zip(slots).for_each(|(mut block, slots)| {
+            let count = block.len();
             let mut own;
             let ((normalised, inverse), mut kept_hidden) = match slots {
                 Some((rows, hidden)) => (rows, Some(hidden)),
@@ -140,35 +136,24 @@ pub fn forward<T: Element>(
                     ((&mut own.0[..], &mut own.1[..]), None)
                 }
             };
-            block.normalise(x, mlp.eps, normalised, inverse);
+            block.normalise(mlp.eps, normalised, inverse);
             let mut active = Buffer::<T>::rows(count, hidden);
             each_strip(
                 Left::rows(normalised, row),
                 count,
                 fc1,
                 |first, columns, product, padded| {
-                    let bias = &fc1_bias[first..first + columns];
                     let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
                     let active = &mut active[first..];
                     with_gate!(mlp.activation, gate => {
-                        activate(gate, product, padded, bias, kept, active, hidden_row)
+                        activate(gate, product, padded, columns, kept, active, hidden_row)
                     });
                     if let Some(kept) = kept_hidden.as_deref() {
                         prefetch(&kept[first + columns..], hidden_row, STRIP);
                     }
                 },
             );
-            let scales = rows.scales_of(block);
-            each_strip(
-                Left::rows(&active, hidden_row),
-                count,
-                fc2,
-                |first, columns, product, padded| {
-                    let bias = &mlp.fc2_bias[first..first + columns];
-                    let to = &mut x[first..];
-                    add_residual(product, padded, bias, scales.as_deref(), &block.kept, to, width);
-                },
-            );
+            block.add_product(Left::rows(&active, hidden_row), fc2);
         })
     });
     kept
@@ -185,11 +170,11 @@ pub fn backward<T: Element>(
     plan: &DropPath<'_>,
     gradient: &mut [f32],
 ) -> Gradients {
-    let rows = mlp.rows::<T>(gradient, plan);
+    let mut rows = mlp.rows(gradient, plan);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
     let Kept { normalised, inverse, hidden: mut active } = kept;
-    assert_eq!(inverse.len(), rows.kept, "rows that were kept");
+    assert_eq!(inverse.len(), rows.kept(), "rows that were kept");
     let fc2 = Packed::<T>::straight(mlp.fc2_weight, hidden, None);
     let fc1 = Packed::<T>::straight(mlp.fc1_weight, width, Some(mlp.gamma));
 
@@ -197,27 +182,31 @@ pub fn backward<T: Element>(
     let mut fc2_bias = vec![0.0; width];
     let mut fc1_weight = Buffer::<f32>::brief(mlp.fc1_weight.len());
     let mut fc1_bias = vec![0.0; hidden];
-    let [band_rows, _] = rows.bands().map(count).max().unwrap_or_default();
-    let (mut gradient, mut active) = (gradient, &mut active[..]);
-    let mut normalised_left = &normalised[..];
-    for (at, blocks) in rows.bands().enumerate() {
-        let [all, kept] = count(blocks);
-        let gradient = gradient.split_off_mut(..all * width).unwrap_or_default();
-        let active = active.split_off_mut(..kept * hidden_row).unwrap_or_default();
-        let band_normalised = normalised_left.split_off(..kept * row).unwrap_or_default();
-        let mut dbranch = Buffer::<T>::brief_kept_rows(kept, band_rows, width);
-        let mut dhidden = Buffer::<T>::brief_kept_rows(kept, band_rows, hidden);
-        let tasks = blocks
-            .par_iter()
-            .zip(split(blocks, gradient, width))
-            .zip(split_kept(blocks, &mut dbranch, row))
-            .zip(split_kept(blocks, &mut dhidden, hidden_row))
-            .zip(split_kept(blocks, active, hidden_row));
+    let size = block_rows::<T>(rows.kept(), hidden.max(width));
+    // Bands of equally many blocks; without a row one of none, from which all gradients are zero.
+    let blocks = rows.kept().div_ceil(size);
+    let bands = blocks.div_ceil(BAND_ROWS / size).max(1);
+    let band_rows = blocks.div_ceil(bands).max(1) * size;
+    let room = rows.total().min(BAND_ROWS);
+    let mut rows = rows.all();
+    for at in 0..bands {
+        let band = rows.split_off(band_rows);
+        let (start, kept) = (at * band_rows, band.len());
+        let active = &mut active[start * hidden_row..][..kept * hidden_row];
+        let normalised = &normalised[start * row..][..kept * row];
+        let inverse = &inverse[start..][..kept];
+        let mut dbranch = Buffer::<T>::brief_kept_rows(kept, room, width);
+        let mut dhidden = Buffer::<T>::brief_kept_rows(kept, room, hidden);
+        let tasks = (band.cut(size).into_par_iter())
+            .zip(dbranch.par_chunks_mut(size * row))
+            .zip(dhidden.par_chunks_mut(size * hidden_row))
+            .zip(active.par_chunks_mut(size * hidden_row))
+            .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)));
         let macs = kept * width * hidden;
         profile::time("mlp backward, rows", 2 * macs, || {
-            tasks.for_each(|((((block, gradient), dbranch), dhidden), active)| {
-                let count = block.kept.len();
-                rows.scaled(block, gradient, width, dbranch);
+            tasks.for_each(|((((mut block, dbranch), dhidden), active), (normalised, inverse))| {
+                let count = block.len();
+                block.scaled(dbranch);
                 prefetch(active, hidden_row, STRIP);
                 let branch = Left::rows(dbranch, row);
                 each_strip(branch, count, &fc2, |first, columns, product, padded| {
@@ -232,11 +221,11 @@ pub fn backward<T: Element>(
                     prefetch(&dhidden[columns..], hidden_row, STRIP);
                 });
                 let left = Left::rows(dhidden, hidden_row);
-                add_input_gradients(block, left, &fc1, (&normalised, &inverse), gradient);
+                block.add_input_gradients(left, &fc1, normalised, inverse);
             })
         });
         let add = at > 0;
-        let [branch, inputs] = [&dbranch, band_normalised].map(|rows| Columns::new(rows, width));
+        let [branch, inputs] = [&dbranch, normalised].map(|rows| Columns::new(rows, width));
         let [actives, hiddens] = [&*active, &dhidden].map(|rows| Columns::new(rows, hidden));
         profile::time("mlp backward, weights", macs, || {
             transposed_product(branch, actives, &mut fc2_weight, Some(&mut fc2_bias), add);
@@ -252,23 +241,16 @@ pub fn backward<T: Element>(
 }
 
 dispatch! {
-    /// Adds the bias to a product, keeps the sum and stores its activation.
+    /// Keeps a product and stores its activation.
     fn activate<T: Element, G: Gate>(
         gate: G,
-        product: &mut [f32],
+        product: &[f32],
         width: usize,
-        bias: &[f32],
+        columns: usize,
         kept: Option<&mut [T]>,
         active: &mut [T],
         to_row: usize,
     ) {
-        let columns = bias.len();
-        for product in product.chunks_exact_mut(width) {
-            let product = &mut product[..columns];
-            for i in 0..columns {
-                product[i] += bias[i];
-            }
-        }
         if let Some(kept) = kept {
             for (product, kept) in product.chunks_exact(width).zip(kept.chunks_mut(to_row)) {
                 let (product, kept) = (&product[..columns], &mut kept[..columns]);

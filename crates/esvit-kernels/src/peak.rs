@@ -28,7 +28,8 @@ fn one_round<T: Element>() -> f64 {
         let right = vec![T::from_f32(0.5); inner * columns];
         let mut out = vec![0.0; rows * columns];
         for _ in 0..REPEATS {
-            let strip = Strip { values: &right[..], step: columns * T::PAIR, width: columns };
+            let strip =
+                Strip { values: &right[..], step: columns * T::PAIR, width: columns, bias: None };
             let extent = Extent { rows, steps: inner / T::PAIR };
             let mut out = Out { values: &mut out[..], row: columns };
             T::multiply(Left::rows(&left, inner), strip, extent, &mut out, false);

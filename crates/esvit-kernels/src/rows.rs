@@ -1,12 +1,12 @@
-//! Rows of tokens cut into blocks, each worked on by one task from the normalisation to the
-//! residual, and the rows of images that drop-path leaves out.
+//! The rows of tokens that a branch is computed of, in blocks that one task takes from the
+//! normalisation to the residual, and what is done with them on the way.
 
 use std::ops::Range;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
 use crate::layer_norm::{normalise, normalise_backward};
-use crate::product::{Extent, Left, Out, Packed};
+use crate::product::{Extent, LANES, Left, Out, Packed};
 use crate::simd::dispatch;
 
 /// Bytes that the widest row buffer of a block should not exceed, so that it stays in the
@@ -18,123 +18,22 @@ const BLOCK_ROWS: Range<usize> = 48..192;
 
 /// Rows that go through several products one after the other, so that what passes between these
 /// takes little memory.
-const BAND_ROWS: usize = 6144;
+pub(crate) const BAND_ROWS: usize = 6144;
 
 /// The number of blocks is a multiple of this, so that a few threads get equal shares.
-const BLOCK_SHARES: usize = 4;
+pub(crate) const BLOCK_SHARES: usize = 4;
 
-/// Consecutive rows, some of which are kept.
-#[derive(Debug, Clone)]
-pub(crate) struct Block {
-    /// All rows of the block.
-    pub(crate) rows: Range<usize>,
-    /// Positions of the kept rows within the block.
-    pub(crate) kept: Vec<u32>,
-    /// Position of the first kept row among the kept rows of all blocks.
-    pub(crate) first_kept: usize,
+/// Rows of a block whose widest buffer has rows of `widest` values of type `T`.
+pub(crate) fn fitting_rows<T: Element>(widest: usize) -> usize {
+    let fitting = BLOCK_BYTES / (widest * size_of::<T>()).max(1);
+    fitting.clamp(BLOCK_ROWS.start, BLOCK_ROWS.end)
 }
 
-/// All rows in blocks. What a block holds depends on sizes alone, never on threads.
-#[derive(Debug, Clone)]
-pub(crate) struct Rows {
-    pub(crate) blocks: Vec<Block>,
-    pub(crate) kept: usize,
-    pub(crate) total: usize,
-    scales: Option<Vec<f32>>,
-}
-
-impl Rows {
-    /// Blocks of `total` rows whose widest buffer has `widest` values of type `T`. With `scales`
-    /// (one a row) rows of scale 0 are left out.
-    pub(crate) fn new<T: Element>(total: usize, widest: usize, scales: Option<Vec<f32>>) -> Self {
-        let fitting = BLOCK_BYTES / (widest * size_of::<T>()).max(1);
-        let rows = fitting.clamp(BLOCK_ROWS.start, BLOCK_ROWS.end);
-        let count = total.div_ceil(rows).next_multiple_of(BLOCK_SHARES).max(BLOCK_SHARES);
-        let rows = total.div_ceil(count).max(1);
-        let mut first_kept = 0;
-        let blocks = (0..total)
-            .step_by(rows)
-            .map(|start| {
-                let rows = start..(start + rows).min(total);
-                let is_kept = |&at: &u32| {
-                    scales.as_ref().is_none_or(|scales| scales[start + at as usize] != 0.0)
-                };
-                let kept: Vec<u32> = (0..rows.len() as u32).filter(is_kept).collect();
-                let block = Block { rows, first_kept, kept };
-                first_kept += block.kept.len();
-                block
-            })
-            .collect();
-        Self { blocks, kept: first_kept, total, scales }
-    }
-
-    /// The blocks in bands of equally many, of some thousand rows.
-    pub(crate) fn bands(&self) -> std::slice::Chunks<'_, Block> {
-        let bands = self.total.div_ceil(BAND_ROWS).max(1);
-        self.blocks.chunks(self.blocks.len().div_ceil(bands).max(1))
-    }
-
-    /// What the branch of every kept row of a block is multiplied by.
-    pub(crate) fn scales_of(&self, block: &Block) -> Option<Vec<f32>> {
-        let scales = self.scales.as_ref()?;
-        Some(block.kept.iter().map(|&at| scales[block.rows.start + at as usize]).collect())
-    }
-
-    /// The kept ones of a block's rows, times their scales, in the stored type.
-    pub(crate) fn scaled<T: Element>(
-        &self,
-        block: &Block,
-        rows: &[f32],
-        width: usize,
-        to: &mut [T],
-    ) {
-        let scales = self.scales_of(block);
-        let rows = block.kept_rows(rows, width).zip(to.chunks_exact_mut(row_len::<T>(width)));
-        for (at, (from, to)) in rows.enumerate() {
-            scale_row(from, scales.as_ref().map_or(1.0, |scales| scales[at]), to);
-        }
-    }
-
-    /// A matrix over all rows, `width` values each, cut into the blocks.
-    pub(crate) fn split<'a, U>(&self, values: &'a mut [U], width: usize) -> Vec<&'a mut [U]> {
-        split(&self.blocks, values, width)
-    }
-
-    /// A matrix over the kept rows, cut into the blocks.
-    pub(crate) fn split_kept<'a, U>(&self, values: &'a mut [U], width: usize) -> Vec<&'a mut [U]> {
-        split_kept(&self.blocks, values, width)
-    }
-}
-
-impl Block {
-    /// The kept rows of a matrix over the kept rows of all blocks.
-    pub(crate) fn kept_of<'a, U>(&self, values: &'a [U], width: usize) -> &'a [U] {
-        &values[self.first_kept * width..][..self.kept.len() * width]
-    }
-
-    /// The kept ones of the block's rows.
-    pub(crate) fn kept_rows<'a>(
-        &self,
-        rows: &'a [f32],
-        width: usize,
-    ) -> impl Iterator<Item = &'a [f32]> {
-        self.kept.iter().map(move |&at| &rows[at as usize * width..][..width])
-    }
-
-    /// Normalises the kept ones of the block's rows.
-    pub(crate) fn normalise<T: Element>(
-        &self,
-        rows: &[f32],
-        eps: f32,
-        normalised: &mut [T],
-        inverse: &mut [f32],
-    ) {
-        let width = rows.len() / self.rows.len();
-        let to = normalised.chunks_exact_mut(row_len::<T>(width)).zip(inverse);
-        for (row, (normalised, inverse)) in self.kept_rows(rows, width).zip(to) {
-            *inverse = normalise(row, eps, normalised);
-        }
-    }
+/// Rows of every block but the last, when `total` rows are cut into blocks. It depends on sizes
+/// alone, never on threads.
+pub(crate) fn block_rows<T: Element>(total: usize, widest: usize) -> usize {
+    let count = total.div_ceil(fitting_rows::<T>(widest));
+    total.div_ceil(count.next_multiple_of(BLOCK_SHARES).max(BLOCK_SHARES)).max(1)
 }
 
 /// Which images there are, and by what the branch of each is multiplied.
@@ -150,52 +49,179 @@ impl DropPath<'_> {
     /// Nothing dropped, nothing scaled.
     pub const NONE: DropPath<'static> = DropPath { images: &[], scales: None };
 
-    pub(crate) fn rows<T: Element>(&self, total: usize, widest: usize) -> Rows {
+    /// The scale of an image.
+    pub(crate) fn scale(&self, image: usize) -> f32 {
+        self.scales.map_or(1.0, |scales| scales[image])
+    }
+}
+
+/// The rows of all images that are not dropped, in the order in which the branch is computed.
+#[derive(Debug)]
+pub(crate) struct Rows<'a> {
+    rows: Vec<&'a mut [f32]>,
+    /// What the branch of every row is multiplied by.
+    scales: Option<Vec<f32>>,
+    total: usize,
+}
+
+/// Some rows in a row.
+#[derive(Debug)]
+pub(crate) struct Block<'r, 'a> {
+    rows: &'r mut [&'a mut [f32]],
+    scales: Option<&'r [f32]>,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows of `x`, `width` values each, as they stand.
+    pub(crate) fn new(x: &'a mut [f32], width: usize, plan: &DropPath<'_>) -> Self {
+        let all = [x.len() / width];
+        let whole = plan.images.is_empty() && plan.scales.is_none();
+        let images = if whole { &all } else { plan.images };
+        Self::in_order(x, width, plan, images.iter().map(|&tokens| (tokens, None)))
+    }
+
+    /// Rows of `x`, `width` values each, image by image: its number of rows, and which one comes
+    /// first, second and so on.
+    ///
+    /// # Panics
+    /// When an order names a row twice, or the images do not make up all rows.
+    pub(crate) fn in_order<'o>(
+        x: &'a mut [f32],
+        width: usize,
+        plan: &DropPath<'_>,
+        images: impl Iterator<Item = (usize, Option<&'o [u32]>)>,
+    ) -> Self {
+        let total = x.len() / width;
+        let mut rows = Vec::with_capacity(total);
+        let mut scales = plan.scales.map(|_| Vec::with_capacity(total));
+        let mut left = x.chunks_exact_mut(width);
+        let mut image_rows = Vec::new();
+        let mut count = 0;
+        for (image, (tokens, order)) in images.enumerate() {
+            count += 1;
+            let scale = plan.scale(image);
+            let of_image = left.by_ref().take(tokens);
+            if scale == 0.0 {
+                of_image.for_each(drop);
+                continue;
+            }
+            match order {
+                None => rows.extend(of_image),
+                Some(order) => {
+                    image_rows.clear();
+                    image_rows.extend(of_image.map(Some));
+                    rows.extend(order.iter().map(|&token| {
+                        image_rows[token as usize].take().expect("a token has one place")
+                    }));
+                }
+            }
+            if let Some(scales) = &mut scales {
+                scales.resize(rows.len(), scale);
+            }
+        }
+        assert!(left.next().is_none(), "rows of all images");
+        assert!(plan.scales.is_none_or(|scales| scales.len() == count), "a scale for every image");
+        Self { rows, scales, total }
+    }
+
+    /// How many there are.
+    pub(crate) fn kept(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// How many there would be without drop-path.
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
+    /// All of them as one block.
+    pub(crate) fn all(&mut self) -> Block<'_, 'a> {
+        Block { rows: &mut self.rows, scales: self.scales.as_deref() }
+    }
+}
+
+impl<'r, 'a> Block<'r, 'a> {
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The same rows, for a while.
+    pub(crate) fn reborrow(&mut self) -> Block<'_, 'a> {
+        Block { rows: self.rows, scales: self.scales }
+    }
+
+    /// Cuts off the first `count` rows.
+    pub(crate) fn split_off(&mut self, count: usize) -> Self {
+        let count = count.min(self.rows.len());
+        let (rows, rest) = std::mem::take(&mut self.rows).split_at_mut(count);
         let scales = self.scales.map(|scales| {
-            assert_eq!(scales.len(), self.images.len(), "a scale for every image");
-            let rows: Vec<f32> = (self.images.iter().zip(scales))
-                .flat_map(|(&tokens, &scale)| std::iter::repeat_n(scale, tokens))
-                .collect();
-            assert_eq!(rows.len(), total, "rows of all images");
-            rows
+            let (scales, rest) = scales.split_at(count);
+            self.scales = Some(rest);
+            scales
         });
-        Rows::new::<T>(total, widest, scales)
+        self.rows = rest;
+        Self { rows, scales }
     }
-}
 
-/// A matrix over all rows of some blocks, cut into these.
-pub(crate) fn split<'a, U>(
-    blocks: &[Block],
-    values: &'a mut [U],
-    width: usize,
-) -> Vec<&'a mut [U]> {
-    cut(values, blocks.iter().map(|block| block.rows.len() * width))
-}
-
-/// A matrix over the kept rows of some blocks, cut into these.
-pub(crate) fn split_kept<'a, U>(
-    blocks: &[Block],
-    values: &'a mut [U],
-    width: usize,
-) -> Vec<&'a mut [U]> {
-    cut(values, blocks.iter().map(|block| block.kept.len() * width))
-}
-
-/// How many rows of some blocks there are, and how many of them are kept.
-pub(crate) fn count(blocks: &[Block]) -> [usize; 2] {
-    blocks
-        .iter()
-        .fold([0; 2], |[all, kept], block| [all + block.rows.len(), kept + block.kept.len()])
-}
-
-fn cut<U>(mut values: &mut [U], sizes: impl Iterator<Item = usize>) -> Vec<&mut [U]> {
-    let mut pieces = Vec::new();
-    for size in sizes {
-        let (piece, rest) = values.split_at_mut(size);
-        pieces.push(piece);
-        values = rest;
+    /// Cut into blocks of `size` rows.
+    pub(crate) fn cut(mut self, size: usize) -> Vec<Self> {
+        let mut blocks = Vec::new();
+        while self.len() > 0 {
+            blocks.push(self.split_off(size));
+        }
+        blocks
     }
-    pieces
+
+    /// Normalises the rows.
+    pub(crate) fn normalise<T: Element>(
+        &self,
+        eps: f32,
+        normalised: &mut [T],
+        inverse: &mut [f32],
+    ) {
+        let Some(width) = self.rows.first().map(|row| row.len()) else { return };
+        let to = normalised.chunks_exact_mut(row_len::<T>(width)).zip(inverse);
+        for (row, (normalised, inverse)) in self.rows.iter().zip(to) {
+            *inverse = normalise(row, eps, normalised);
+        }
+    }
+
+    /// The rows, times their scales, in the stored type.
+    pub(crate) fn scaled<T: Element>(&self, to: &mut [T]) {
+        let Some(width) = self.rows.first().map(|row| row.len()) else { return };
+        for (at, (from, to)) in
+            self.rows.iter().zip(to.chunks_exact_mut(row_len::<T>(width))).enumerate()
+        {
+            scale_row(from, self.scales.map_or(1.0, |scales| scales[at]), to);
+        }
+    }
+
+    /// Adds `left packed`, times the scale of each row, to the rows.
+    pub(crate) fn add_product<T: Element>(&mut self, left: Left<'_, T>, packed: &Packed<T>) {
+        each_strip(left, self.len(), packed, |first, columns, product, padded| {
+            add_scaled(product, padded, self.scales, columns, self.rows, first);
+        });
+    }
+
+    /// Gradients of a linear layer's results, `left` for every row, go through its `weight` and the
+    /// normalisation before it, and are added to the rows.
+    pub(crate) fn add_input_gradients<T: Element>(
+        &mut self,
+        left: Left<'_, T>,
+        weight: &Packed<T>,
+        normalised: &[T],
+        inverse: &[f32],
+    ) {
+        let width = weight.columns();
+        let mut gradients = Buffer::<f32>::stale(self.len() * width);
+        linear(left, self.len(), weight, &mut gradients, width);
+        let normalised = normalised.chunks_exact(row_len::<T>(width)).zip(inverse);
+        let rows = self.rows.iter_mut().zip(gradients.chunks_exact_mut(width));
+        for ((row, gradient), (normalised, &inverse)) in rows.zip(normalised) {
+            normalise_backward(normalised, inverse, gradient);
+            add_row(gradient, row);
+        }
+    }
 }
 
 /// Multiplies `rows` rows with every strip of an operand; `each` gets the first column, the
@@ -219,28 +245,31 @@ pub(crate) fn each_strip<T: Element>(
     }
 }
 
-/// Gradients of a linear layer's results, `left` for every kept row of a block, go through its
-/// `weight` and the normalisation before it, and are added to `to`, which holds all rows of the
-/// block.
-pub(crate) fn add_input_gradients<T: Element>(
-    block: &Block,
+/// A linear layer: `left packed`, with the operand's bias, into rows of `to` that are `to_row` values
+/// apart.
+pub(crate) fn linear<T: Element, U: Element>(
     left: Left<'_, T>,
-    weight: &Packed<T>,
-    (normalised, inverse): (&[T], &[f32]),
-    to: &mut [f32],
+    rows: usize,
+    packed: &Packed<T>,
+    to: &mut [U],
+    to_row: usize,
 ) {
-    let (count, width) = (block.kept.len(), weight.columns());
-    let mut gradients = Buffer::<f32>::stale(count * width);
-    each_strip(left, count, weight, |first, columns, product, padded| {
-        store(product, padded, None, columns, &mut gradients[first..], width);
-    });
-    let normalised = block.kept_of(normalised, row_len::<T>(width));
-    let rows = normalised.chunks_exact(row_len::<T>(width)).zip(block.kept_of(inverse, 1));
-    let gradients = gradients.chunks_exact_mut(width).zip(&block.kept);
-    for ((normalised, &inverse), (gradient, &target)) in rows.zip(gradients) {
-        normalise_backward(normalised, inverse, gradient);
-        add_row(gradient, &mut to[target as usize * width..][..width]);
+    if rows == 0 {
+        return;
     }
+    if packed.columns().is_multiple_of(LANES)
+        && let Some(to) = U::as_f32_mut(to)
+    {
+        let extent = Extent { rows, steps: packed.steps() };
+        for (first, strip) in packed.strips() {
+            let mut out = Out { values: &mut to[first..], row: to_row };
+            T::multiply(left, strip, extent, &mut out, false);
+        }
+        return;
+    }
+    each_strip(left, rows, packed, |first, columns, product, padded| {
+        store(product, padded, columns, &mut to[first..], to_row);
+    });
 }
 
 dispatch! {
@@ -262,57 +291,42 @@ dispatch! {
 }
 
 dispatch! {
-    /// Stores a product `[rows, width]` plus a bias into columns of `to`, whose rows are `to_row`
-    /// values apart.
-    pub(crate) fn store<T: Element>(
+    /// Stores a product `[rows, width]` in columns of `to`, whose rows are `to_row` values apart.
+    fn store<T: Element>(
         product: &[f32],
         width: usize,
-        bias: Option<&[f32]>,
         columns: usize,
         to: &mut [T],
         to_row: usize,
     ) {
         for (product, to) in product.chunks_exact(width).zip(to.chunks_mut(to_row)) {
             let (product, to) = (&product[..columns], &mut to[..columns]);
-            match bias {
-                Some(bias) => {
-                    let bias = &bias[..columns];
-                    for i in 0..columns {
-                        to[i] = T::from_f32(product[i] + bias[i]);
-                    }
-                }
-                None => {
-                    for i in 0..columns {
-                        to[i] = T::from_f32(product[i]);
-                    }
-                }
+            for i in 0..columns {
+                to[i] = T::from_f32(product[i]);
             }
         }
     }
 }
 
 dispatch! {
-    /// Adds a product `[rows, width]` plus a bias, times the scale of its row, to columns of the
-    /// rows `targets` of `to`.
-    pub(crate) fn add_residual(
+    /// Adds a product `[rows, width]`, times the scale of its row, to columns of the rows of `to` from
+    /// the `first` on.
+    fn add_scaled(
         product: &[f32],
         width: usize,
-        bias: &[f32],
         scales: Option<&[f32]>,
-        targets: &[u32],
-        to: &mut [f32],
-        to_row: usize,
+        columns: usize,
+        to: &mut [&mut [f32]],
+        first: usize,
     ) {
-        let columns = bias.len();
-        for (row, (product, &target)) in product.chunks_exact(width).zip(targets).enumerate() {
+        for (row, (product, to)) in product.chunks_exact(width).zip(to).enumerate() {
             let scale = match scales {
                 Some(scales) => scales[row],
                 None => 1.0,
             };
-            let to = &mut to[target as usize * to_row..][..columns];
-            let product = &product[..columns];
+            let (product, to) = (&product[..columns], &mut to[first..first + columns]);
             for i in 0..columns {
-                to[i] += (product[i] + bias[i]) * scale;
+                to[i] += product[i] * scale;
             }
         }
     }
@@ -324,25 +338,50 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Blocks cover all rows in order, and kept rows are those with a scale.
+        /// Rows of dropped images are left out, those of the others come once, in the order asked for.
         #[test]
-        fn blocks_cover_the_rows(total in 0usize..2000, widest in 1usize..9000, drop in 0usize..5) {
+        fn rows_of_images(sizes in proptest::collection::vec(0usize..40, 0..9), drop in 1usize..5) {
+            let total: usize = sizes.iter().sum();
+            let mut x: Vec<f32> = (0..total).flat_map(|row| [row as f32; 3]).collect();
             let scales: Vec<f32> =
-                (0..total).map(|row| if drop > 0 && row % drop == 0 { 0.0 } else { 1.5 }).collect();
-            let rows = Rows::new::<f32>(total, widest, Some(scales.clone()));
-            let mut next = 0;
-            let mut kept = 0;
-            for block in &rows.blocks {
-                prop_assert_eq!(block.rows.start, next);
-                prop_assert_eq!(block.first_kept, kept);
-                next = block.rows.end;
-                kept += block.kept.len();
-                for row in block.rows.clone() {
-                    let at = (row - block.rows.start) as u32;
-                    prop_assert_eq!(block.kept.contains(&at), scales[row] != 0.0);
+                (0..sizes.len()).map(|image| if image % drop == 0 { 0.0 } else { 0.5 }).collect();
+            let orders: Vec<Vec<u32>> =
+                sizes.iter().map(|&size| (0..size as u32).rev().collect()).collect();
+            let plan = DropPath { images: &sizes, scales: Some(&scales) };
+            let mut expected = Vec::new();
+            let mut start = 0;
+            for (&size, &scale) in sizes.iter().zip(&scales) {
+                if scale != 0.0 {
+                    expected.extend((start..start + size).rev().map(|row| [row as f32; 3]));
                 }
+                start += size;
             }
-            prop_assert_eq!((next, kept), (total, rows.kept));
+            let images = sizes.iter().zip(&orders).map(|(&size, order)| (size, Some(&order[..])));
+            let mut rows = Rows::in_order(&mut x, 3, &plan, images);
+            prop_assert_eq!((rows.kept(), rows.total()), (expected.len(), total));
+            let mut found = Vec::new();
+            for block in rows.all().cut(7) {
+                prop_assert!(block.len() > 0 && block.len() <= 7);
+                prop_assert_eq!(block.scales.unwrap(), &vec![0.5; block.len()][..]);
+                found.extend(block.rows.iter().map(|row| [row[0], row[1], row[2]]));
+            }
+            prop_assert_eq!(found, expected);
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "a token has one place")]
+    fn a_row_cannot_come_twice() {
+        Rows::in_order(&mut [0.0; 2], 1, &DropPath::NONE, [(2, Some(&[1, 1][..]))].into_iter());
+    }
+
+    /// A few threads get equal shares.
+    #[test]
+    fn sizes_of_blocks() {
+        for total in 1..3000 {
+            let rows = block_rows::<f32>(total, 1000);
+            assert!(rows <= fitting_rows::<f32>(1000) && rows <= total.div_ceil(4));
+        }
+        assert_eq!(block_rows::<f32>(0, 8), 1);
     }
 }

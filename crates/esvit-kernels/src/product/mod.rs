@@ -64,6 +64,8 @@ pub struct Strip<'a, T> {
     pub(crate) values: &'a [T],
     pub(crate) step: usize,
     pub(crate) width: usize,
+    /// What the sums of every column begin with; zero without it.
+    pub(crate) bias: Option<&'a [f32]>,
 }
 
 /// Where a product goes: row `i` stands at `i * row`.
@@ -82,7 +84,7 @@ pub struct Extent {
 
 /// Types that can be multiplied: the dispatch by instruction set. It seals [`Element`].
 pub trait Multiply: Sized {
-    /// `out = left strip`, or `out += left strip` when `add` is set.
+    /// `out = left strip + bias`, or `out += left strip + bias` when `add` is set.
     fn multiply(
         left: Left<'_, Self>,
         strip: Strip<'_, Self>,
@@ -96,6 +98,7 @@ pub trait Multiply: Sized {
 fn check<T: Element>(left: &Left<'_, T>, strip: &Strip<'_, T>, extent: Extent, out: &Out<'_>) {
     let Extent { rows, steps } = extent;
     assert!(strip.width.is_multiple_of(LANES) && strip.width <= STRIP, "width of a strip");
+    assert!(strip.bias.is_none_or(|bias| bias.len() >= strip.width), "bias of a strip");
     if rows == 0 {
         return;
     }
@@ -165,6 +168,17 @@ impl Multiply for Bf16 {
             #[cfg(not(target_arch = "aarch64"))]
             _ => portable::multiply(left, strip, extent, out, add),
         });
+    }
+}
+
+/// A product without inner steps: the bias alone.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn without_steps<T>(strip: &Strip<'_, T>, rows: usize, out: &mut Out<'_>, add: bool) {
+    for row in 0..rows {
+        for (column, out) in out.values[row * out.row..][..strip.width].iter_mut().enumerate() {
+            let bias = strip.bias.map_or(0.0, |bias| bias[column]);
+            *out = if add { *out + bias } else { bias };
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::tile::{Tile, multiply, tile};
-use super::{BLOCK_STEPS, Extent, Left, Out, Strip, blocks};
+use super::{BLOCK_STEPS, Extent, Left, Out, Strip, blocks, without_steps};
 use crate::element::Bf16;
 
 multiply!(multiply_f32, "neon", f32, 1, 4, BLOCK_STEPS, tile_f32, [(4, 6, [1, 2, 3, 4, 5])]);

@@ -28,6 +28,8 @@ pub(crate) struct Packed<T: Element> {
     inner: usize,
     columns: usize,
     width: usize,
+    /// Of every column, filled up to registers.
+    bias: Option<Vec<f32>>,
 }
 
 impl<T: Element> Packed<T> {
@@ -37,7 +39,15 @@ impl<T: Element> Packed<T> {
         if row > inner || padded > columns {
             values.fill(T::default());
         }
-        Self { values, inner, columns, width: strip_width(columns) }
+        Self { values, inner, columns, width: strip_width(columns), bias: None }
+    }
+
+    /// The operand of products to which a bias of every column is added.
+    pub(crate) fn with_bias(mut self, mut bias: Vec<f32>) -> Self {
+        assert_eq!(bias.len(), self.columns, "bias of every column");
+        bias.resize(self.columns.next_multiple_of(LANES), 0.0);
+        self.bias = Some(bias);
+        self
     }
 
     /// Inner steps of a product with it.
@@ -113,7 +123,8 @@ impl<T: Element> Packed<T> {
         (0..self.columns).step_by(self.width.max(1)).map(move |first| {
             let width = self.width.min(self.columns.next_multiple_of(LANES) - first);
             let values = &self.values[first * row..(first + width) * row];
-            (first, Strip { values, step: width * T::PAIR, width })
+            let bias = self.bias.as_ref().map(|bias| &bias[first..first + width]);
+            (first, Strip { values, step: width * T::PAIR, width, bias })
         })
     }
 }

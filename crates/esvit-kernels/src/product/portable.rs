@@ -16,7 +16,11 @@ pub(super) fn multiply<T: Element>(
     for start in (0..extent.rows).step_by(ROWS) {
         let rows = ROWS.min(extent.rows - start);
         for column in (0..strip.width).step_by(LANES) {
-            let mut sums = [[0f32; LANES]; ROWS];
+            let bias = match strip.bias {
+                Some(bias) => std::array::from_fn(|lane| bias[column + lane]),
+                None => [0f32; LANES],
+            };
+            let mut sums = [bias; ROWS];
             for step in 0..extent.steps {
                 let at = step * strip.step + column * T::PAIR;
                 let right = &strip.values[at..at + LANES * T::PAIR];

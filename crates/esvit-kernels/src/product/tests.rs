@@ -71,6 +71,12 @@ fn all_forms<T: Element>(rows: usize, inner: usize, columns: usize) {
     let found = product(left, &Packed::transposed(&w, inner, None), rows);
     assert_close(&found, &expected, &format!("transposed {what}"));
 
+    let bias = values(columns, 5);
+    let biased: Vec<f64> =
+        expected.iter().enumerate().map(|(at, e)| e + f64::from(bias[at % columns])).collect();
+    let found = product(left, &Packed::transposed(&w, inner, None).with_bias(bias), rows);
+    assert_close(&found, &biased, &format!("with bias {what}"));
+
     let scaled: Vec<f32> = w.iter().enumerate().map(|(i, w)| w * scale[i % inner]).collect();
     let scaled = rounded::<T>(&scaled);
     let expected: Vec<f64> = (0..rows * columns)
@@ -154,11 +160,14 @@ fn around_the_blocks() {
 fn nothing_to_sum_is_zero() {
     under_each(|_| {
         let mut out = [f32::NAN; 2 * 16];
-        let strip = Strip { values: &[], step: 16, width: 16 };
+        let strip = Strip { values: &[], step: 16, width: 16, bias: None };
         let left = Left { values: &[0.0f32; 0], row: 0, step: 1 };
         let extent = Extent { rows: 2, steps: 0 };
         f32::multiply(left, strip, extent, &mut Out { values: &mut out, row: 16 }, false);
         assert_eq!(out, [0.0; 32]);
+        let strip = Strip { bias: Some(&[1.5; 16]), ..strip };
+        f32::multiply(left, strip, extent, &mut Out { values: &mut out, row: 16 }, true);
+        assert_eq!(out, [1.5; 32]);
     });
 }
 

@@ -10,6 +10,8 @@ pub(super) struct Tile<T> {
     pub(super) left_step: usize,
     pub(super) right: *const T,
     pub(super) right_step: usize,
+    /// What sums begin with; null for zero.
+    pub(super) bias: *const f32,
     pub(super) out: *mut f32,
     pub(super) out_row: usize,
     pub(super) steps: usize,
@@ -37,10 +39,8 @@ macro_rules! multiply {
             out: &mut Out<'_>,
             add: bool,
         ) {
-            if extent.steps == 0 && !add {
-                for row in 0..extent.rows {
-                    out.values[row * out.row..][..strip.width].fill(0.0);
-                }
+            if extent.steps == 0 {
+                without_steps(&strip, extent.rows, out, add);
             }
             // All groups of columns of a strip have tiles of as many rows.
             let registers = strip.width / $lanes;
@@ -50,6 +50,7 @@ macro_rules! multiply {
             };
             for block in blocks(extent.steps, $block) {
                 let add = add || block.start > 0;
+                let bias = strip.bias.filter(|_| block.start == 0);
                 let mut row = 0;
                 while row < extent.rows {
                     let rows = rows_of_tile.min(extent.rows - row);
@@ -72,6 +73,9 @@ macro_rules! multiply {
                                     .as_ptr()
                                     .add(block.start * strip.step + column * $pair),
                                 right_step: strip.step,
+                                bias: bias.map_or(std::ptr::null(), |bias| {
+                                    bias.as_ptr().add(column)
+                                }),
                                 out: out.values.as_mut_ptr().add(row * out.row + column),
                                 out_row: out.row,
                                 steps: block.len(),
@@ -116,6 +120,14 @@ macro_rules! tile {
         #[inline]
         unsafe fn $name<const ROWS: usize, const VECTORS: usize>(tile: Tile<$element>, add: bool) {
             let mut sums = [[$zero; VECTORS]; ROWS];
+            if !tile.bias.is_null() {
+                for sums in &mut sums {
+                    for (vector, sum) in sums.iter_mut().enumerate() {
+                        // SAFETY: there is a bias for every column.
+                        *sum = unsafe { $load(tile.bias.add(vector * $lanes)) };
+                    }
+                }
+            }
             let (mut left, mut right) = (tile.left, tile.right);
             for _ in 0..tile.steps {
                 let mut columns = [$right(right); VECTORS];

@@ -78,7 +78,8 @@ pub(crate) fn transposed_product<T: Element>(
                 let add = add || start > 0;
                 for (at, strip) in strips.chunks(width * stored).enumerate() {
                     let columns = strip.len() / stored;
-                    let strip = Strip { values: strip, step: columns * T::PAIR, width: columns };
+                    let step = columns * T::PAIR;
+                    let strip = Strip { values: strip, step, width: columns, bias: None };
                     let first = at * width;
                     if first + columns <= b.columns {
                         let mut out = Out { values: &mut out[first..], row: b.columns };

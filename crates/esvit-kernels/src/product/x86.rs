@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{Tile, multiply, tile};
-use super::{BLOCK_STEPS, Extent, LONG_BLOCK_STEPS, Left, Out, Strip, blocks};
+use super::{BLOCK_STEPS, Extent, LONG_BLOCK_STEPS, Left, Out, Strip, blocks, without_steps};
 use crate::element::Bf16;
 
 multiply!(

@@ -236,6 +236,7 @@ fn backward<T: Element>(
                         values: &z_down[first * T::PAIR..],
                         step: width * T::PAIR,
                         width: STRIP.min(width - first),
+                        bias: None,
                     };
                     let mut out = Out { values: &mut dw[first..], row: width };
                     T::multiply(left, strip, Extent { rows: count, steps }, &mut out, false);

@@ -12,17 +12,11 @@ use crate::product::{Extent, LANES, Left, Out, STRIP, Strip, interleave, transpo
 /// matrix of a large window never exists.
 const QUERIES: usize = 64;
 
-/// A slot that a token stands in.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Query {
-    pub(super) slot: usize,
-    pub(super) token: usize,
-}
-
 /// Matrices of one head in one window. Only slots with a token ask (`m` of them), some at a time;
 /// all `n` are keys.
 pub(super) struct Head<T: Element> {
     pub(super) d: usize,
+    heads: usize,
     n: usize,
     /// Stored length of a row of a head.
     row: usize,
@@ -31,7 +25,9 @@ pub(super) struct Head<T: Element> {
     /// `n` filled up to registers.
     lanes: usize,
     window: usize,
-    pub(super) queries: Vec<Query>,
+    /// Slots with a token, and those without.
+    pub(super) queries: Vec<usize>,
+    pub(super) padded: Vec<usize>,
     /// `[m, row]`, `[n, row]`, `[n, row]`, `[m, row]`.
     query_rows: Buffer<T>,
     key_rows: Buffer<T>,
@@ -73,12 +69,14 @@ impl<T: Element> Head<T> {
         let back = |len| if with_gradients { len } else { 0 };
         Self {
             d,
+            heads: windows.heads,
             n,
             row,
             width,
             lanes,
             window: usize::MAX,
             queries: Vec::new(),
+            padded: Vec::new(),
             query_rows: stored(n * row),
             key_rows: stored(n * row),
             value_rows: stored(n * row),
@@ -105,9 +103,9 @@ impl<T: Element> Head<T> {
         if window != self.window {
             self.window = window;
             self.queries.clear();
-            let slots = (0..self.n)
-                .filter_map(|slot| windows.token(window, slot).map(|token| Query { slot, token }));
-            self.queries.extend(slots);
+            self.queries.extend(windows.filled(window));
+            self.padded.clear();
+            self.padded.extend((0..self.n).filter(|slot| !self.queries.contains(slot)));
         }
     }
 
@@ -119,28 +117,20 @@ impl<T: Element> Head<T> {
         (0..m.max(1)).step_by(size).map(move |start| start..(start + size).min(m))
     }
 
-    /// Gathers queries, keys and values; the image's first row is `first`.
-    pub(super) fn load(
-        &mut self,
-        qkv: &[T],
-        padding: &[T],
-        windows: &Windows<'_>,
-        first: usize,
-        head: usize,
-    ) {
-        let (d, row, width, n) = (self.d, self.row, windows.width, self.n);
-        let row3 = row_len::<T>(3 * width);
-        for (query, to) in self.queries.iter().zip(self.query_rows.chunks_exact_mut(row)) {
-            copy(&qkv[(first + query.token) * row3 + head * d..][..d], to);
+    /// Gathers queries, keys and values from the rows of the window's tokens.
+    pub(super) fn load(&mut self, qkv: &[T], padding: &[T], head: usize) {
+        let (d, row, width, n) = (self.d, self.row, self.d * self.heads, self.n);
+        let rows = qkv.chunks_exact(row_len::<T>(3 * width));
+        for (at, (&slot, from)) in self.queries.iter().zip(rows).enumerate() {
+            let from = &from[head * d..];
+            copy(&from[..d], &mut self.query_rows[at * row..][..row]);
+            copy(&from[width..][..d], &mut self.key_rows[slot * row..][..row]);
+            copy(&from[2 * width..][..d], &mut self.value_rows[slot * row..][..row]);
         }
-        let rows = self.key_rows.chunks_exact_mut(row).zip(self.value_rows.chunks_exact_mut(row));
-        for (slot, (key, value)) in rows.enumerate().take(n) {
-            let from = match windows.token(self.window, slot) {
-                Some(token) => &qkv[(first + token) * row3..][..3 * width],
-                None => padding,
-            };
-            copy(&from[width + head * d..][..d], key);
-            copy(&from[2 * width + head * d..][..d], value);
+        for &slot in &self.padded {
+            let from = &padding[head * d..];
+            copy(&from[width..][..d], &mut self.key_rows[slot * row..][..row]);
+            copy(&from[2 * width..][..d], &mut self.value_rows[slot * row..][..row]);
         }
         transpose_rows(&self.key_rows, row, n, &mut self.keys_across, self.lanes * T::PAIR);
     }
@@ -149,7 +139,7 @@ impl<T: Element> Head<T> {
     pub(super) fn attend(
         &mut self,
         positions: Option<&[f32]>,
-        windows: &Windows<'_>,
+        mask: Option<&[f32]>,
         queries: &Range<usize>,
         head: usize,
     ) {
@@ -158,7 +148,7 @@ impl<T: Element> Head<T> {
         let extent = Extent { rows: queries.len(), steps: self.row / T::PAIR };
         product(left, &self.keys_across, lanes, extent, &mut self.weights, false);
         let positions = positions.map(|positions| &positions[head * n * lanes..][..n * lanes]);
-        let mask = windows.mask.map(|mask| &mask[self.window * n * n..]);
+        let mask = mask.map(|mask| &mask[self.window * n * n..]);
         let (scale, queries) = (self.scale(), &self.queries[queries.clone()]);
         softmax(&mut self.weights, scale, positions, mask, queries, n, &mut self.stored);
     }
@@ -179,18 +169,12 @@ impl<T: Element> Head<T> {
         product(weights, values, width, extent, &mut self.out, false);
     }
 
-    /// Gathers the gradient of what came out.
-    pub(super) fn load_gradient(
-        &mut self,
-        dmixed: &[T],
-        windows: &Windows<'_>,
-        first: usize,
-        head: usize,
-    ) {
-        let (d, row_of_all) = (self.d, row_len::<T>(windows.width));
-        let rows = self.gradient_rows.chunks_exact_mut(self.row);
-        for (query, to) in self.queries.iter().zip(rows) {
-            copy(&dmixed[(first + query.token) * row_of_all + head * d..][..d], to);
+    /// Gathers the gradient of what came out from the rows of the window's tokens.
+    pub(super) fn load_gradient(&mut self, dmixed: &[T], head: usize) {
+        let (d, width) = (self.d, self.d * self.heads);
+        let rows = dmixed.chunks_exact(row_len::<T>(width));
+        for (from, to) in rows.zip(self.gradient_rows.chunks_exact_mut(self.row)) {
+            copy(&from[head * d..][..d], to);
         }
         let turned = self.lanes * T::PAIR;
         transpose_rows(&self.value_rows, self.row, self.n, &mut self.values_across, turned);
@@ -276,7 +260,8 @@ fn product<T: Element>(
 ) {
     for first in (0..columns).step_by(STRIP) {
         let width = STRIP.min(columns - first);
-        let strip = Strip { values: &right[first * T::PAIR..], step: columns * T::PAIR, width };
+        let (values, step) = (&right[first * T::PAIR..], columns * T::PAIR);
+        let strip = Strip { values, step, width, bias: None };
         let mut out = Out { values: &mut out[first..], row: columns };
         T::multiply(left, strip, extent, &mut out, add);
     }

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
 use crate::product::LANES;
-use crate::simd::{dispatch, prefetch};
+use crate::simd::dispatch;
 use head::Head;
 use softmax::NEVER;
 
@@ -52,41 +52,15 @@ impl Windows<'_> {
         self.slot_token.len() / self.slots
     }
 
-    /// The token in a slot; none for padding.
-    fn token(&self, window: usize, slot: usize) -> Option<usize> {
-        let token = self.slot_token[window * self.slots + slot] as usize;
-        (token < self.tokens).then_some(token)
+    /// The slots of a window that a token stands in.
+    fn filled(&self, window: usize) -> impl Iterator<Item = usize> {
+        let slots = &self.slot_token[window * self.slots..][..self.slots];
+        (0..self.slots).filter(move |&slot| (slots[slot] as usize) < self.tokens)
     }
 
     /// Positions of the relative bias, their lanes filled up to registers.
     fn lanes(&self) -> usize {
         self.slots.next_multiple_of(LANES)
-    }
-
-    /// # Panics
-    /// When the lengths do not fit or a token does not have exactly one slot.
-    fn check<T: Element>(&self, qkv: &[T], padding: &[f32], table: &[f32], mixed: &[T]) {
-        let (n, width) = (self.slots, self.width);
-        assert!(width.is_multiple_of(self.heads), "heads divide the width");
-        let rows = mixed.len() / row_len::<T>(width);
-        assert!(rows.is_multiple_of(self.tokens), "whole images");
-        assert_eq!(qkv.len(), rows * row_len::<T>(3 * width), "queries, keys and values");
-        assert_eq!(padding.len(), 3 * width, "query, key and value of padding");
-        assert_eq!(table.len() % self.heads, 0, "table");
-        let table_rows = table.len() / self.heads;
-        let pairs = if table.is_empty() { 0 } else { n * n };
-        assert_eq!(self.bias_row.len(), pairs, "rows of the table");
-        assert!(self.bias_row.iter().all(|&row| (row as usize) < table_rows), "rows of the table");
-        assert!(self.mask.is_none_or(|mask| mask.len() == self.windows() * n * n), "mask");
-        // Tasks write the rows of their own tokens without looking at each other.
-        let mut seen = vec![false; self.tokens];
-        for &token in self.slot_token.iter().filter(|&&token| (token as usize) < self.tokens) {
-            assert!(
-                !std::mem::replace(&mut seen[token as usize], true),
-                "token {token} stands twice"
-            );
-        }
-        assert!(seen.into_iter().all(|seen| seen), "every token has a slot");
     }
 }
 
@@ -123,19 +97,20 @@ impl<'a, T: Element> SharedRows<'a, T> {
 }
 
 dispatch! {
-    /// Stores the first `d` values of each row of `from`, which are `width` values apart, at
-    /// `places` of a matrix; no two tasks have the same places.
+    /// Stores the first `d` values of each row of `from`, which are `width` values apart, at `place`
+    /// of a matrix and every `step` values further on; no two tasks have the same places.
     fn scatter<T: Element>(
         from: &[f32],
         width: usize,
         d: usize,
-        places: &[usize],
+        place: usize,
+        step: usize,
         to: SharedRows<'_, T>,
     ) {
-        for (from, &place) in from.chunks_exact(width).zip(places) {
-            // SAFETY: a token has one slot, as `Windows::check` has made sure, and each window and
-            // head is in one task: no two tasks have the same place.
-            let to = unsafe { to.at(place, d) };
+        for (row, from) in from.chunks_exact(width).enumerate() {
+            // SAFETY: each window and head is in one task, and has its own rows and columns: no two
+            // tasks have the same place.
+            let to = unsafe { to.at(place + row * step, d) };
             let from = &from[..d];
             for i in 0..d {
                 to[i] = T::from_f32(from[i]);
@@ -144,191 +119,203 @@ dispatch! {
     }
 }
 
-/// Mixes the values of every window: `qkv [B T, 3 C]` with its bias, and `padding [3 C]`, the
-/// query, key and value of a slot without a token; `table [rows, heads]`, which may have no rows;
-/// into `mixed [B T, C]`.
-/// Rows of `qkv` and `mixed` are stored at the length of [`row_len`].
-pub(crate) fn forward<T: Element>(
-    qkv: &[T],
-    padding: &[f32],
-    table: &[f32],
-    windows: &Windows<'_>,
-    mixed: &mut [T],
-) {
-    windows.check(qkv, padding, table, mixed);
-    let row = row_len::<T>(windows.width);
-    let images = mixed.len() / row / windows.tokens;
-    let positions = positions(table, windows);
-    let padding: Vec<T> = padding.iter().map(|&value| T::from_f32(value)).collect();
-    let mixed = SharedRows::new(mixed);
-    let work = Work::new(images, windows);
-    work.tasks().into_par_iter().for_each(|task| {
-        let (mut part, mut places) = (Head::new(windows, false), Vec::new());
-        for at in task {
-            let Unit { first, window, heads } = work.unit(at);
-            part.choose(windows, window);
-            prefetch_window(qkv, row_len::<T>(3 * windows.width), windows, &work, at + 1);
-            for head in heads {
-                part.load(qkv, &padding, windows, first, head);
-                for queries in part.blocks() {
-                    part.attend(positions.as_deref(), windows, &queries, head);
-                    part.mix(&queries);
-                    place(&mut places, &part.queries[queries], first, row, head * part.d);
-                    scatter(&part.out, part.width, part.d, &places, mixed);
-                }
-            }
-        }
-    });
+/// What all windows of images of one size share. Rows of tokens stand in the order of windows: those
+/// of the first window of the first image by slot, then those of its second window.
+pub(crate) struct Mixing<'a, T: Element> {
+    shape: Windows<'a>,
+    /// The tokens of an image in that order.
+    order: Vec<u32>,
+    /// The first row of every window of an image, and the number of all.
+    starts: Vec<usize>,
+    /// Query, key and value of a slot without a token, `[3 C]`.
+    padding: Vec<T>,
+    /// Rows of the table.
+    table_rows: usize,
+    /// The table's bias for every pair of slots.
+    positions: Option<Vec<f32>>,
 }
 
-/// Gradients of the arguments of [`forward`] from that of `mixed`: `dqkv` is filled, those of
-/// `padding` and `table` are returned.
-pub(crate) fn backward<T: Element>(
-    qkv: &[T],
-    padding: &[f32],
-    table: &[f32],
-    windows: &Windows<'_>,
-    dmixed: &[T],
-    dqkv: &mut [T],
-) -> (Vec<f32>, Vec<f32>) {
-    windows.check(qkv, padding, table, dmixed);
-    assert_eq!(qkv.len(), dqkv.len(), "gradient of queries, keys and values");
-    let (row, row3) = (row_len::<T>(windows.width), row_len::<T>(3 * windows.width));
-    let images = dmixed.len() / row / windows.tokens;
-    let positions = positions(table, windows);
-    let padding_values: Vec<T> = padding.iter().map(|&value| T::from_f32(value)).collect();
-    let dqkv = SharedRows::new(dqkv);
-    let work = Work::new(images, windows);
-    let parts: Vec<(Vec<f32>, Option<Buffer<f32>>)> = work
-        .tasks()
-        .into_par_iter()
-        .map(|task| {
-            let (mut part, mut places) = (Head::new(windows, true), Vec::new());
-            let mut dpadding = vec![0.0; padding.len()];
-            let mut dpositions =
-                positions.as_ref().map(|positions| Buffer::<f32>::zeroed(positions.len()));
-            let d = part.d;
+impl<'a, T: Element> Mixing<'a, T> {
+    /// For `padding [3 C]` and `table [rows, heads]`, which may have no rows.
+    ///
+    /// # Panics
+    /// When the lengths do not fit.
+    pub(crate) fn new(shape: Windows<'a>, padding: &[f32], table: &[f32]) -> Self {
+        let (n, width, heads) = (shape.slots, shape.width, shape.heads);
+        assert!(width.is_multiple_of(heads), "heads divide the width");
+        assert_eq!(padding.len(), 3 * width, "query, key and value of padding");
+        assert_eq!(table.len() % heads, 0, "table");
+        let table_rows = table.len() / heads;
+        let pairs = if table.is_empty() { 0 } else { n * n };
+        assert_eq!(shape.bias_row.len(), pairs, "rows of the table");
+        assert!(shape.bias_row.iter().all(|&row| (row as usize) < table_rows), "rows of the table");
+        assert!(shape.mask.is_none_or(|mask| mask.len() == shape.windows() * n * n), "mask");
+        let (mut order, mut starts) = (Vec::with_capacity(shape.tokens), vec![0]);
+        for window in 0..shape.windows() {
+            let slots = &shape.slot_token[window * n..];
+            order.extend(shape.filled(window).map(|slot| slots[slot] as u32));
+            starts.push(order.len());
+        }
+        assert_eq!(order.len(), shape.tokens, "every token has a slot");
+        let padding = padding.iter().map(|&value| T::from_f32(value)).collect();
+        let positions = positions(table, &shape);
+        Self { shape, order, starts, padding, table_rows, positions }
+    }
+
+    /// Windows of an image.
+    pub(crate) fn windows(&self) -> usize {
+        self.shape.windows()
+    }
+
+    /// Slots of a window.
+    pub(crate) fn slots(&self) -> usize {
+        self.shape.slots
+    }
+
+    /// The tokens of an image in the order of windows.
+    pub(crate) fn order(&self) -> &[u32] {
+        &self.order
+    }
+
+    /// The rows of some of all windows of all images.
+    pub(crate) fn rows(&self, windows: Range<usize>) -> Range<usize> {
+        self.start(windows.start)..self.start(windows.end)
+    }
+
+    fn start(&self, window: usize) -> usize {
+        let (image, window) = (window / self.windows(), window % self.windows());
+        image * self.shape.tokens + self.starts[window]
+    }
+
+    /// Mixes the values of some windows: `qkv [rows, 3 C]`, with its bias, into `mixed [rows, C]`.
+    /// Rows of both are stored at the length of [`row_len`]. `shared` says that threads have nothing
+    /// else to do.
+    pub(crate) fn forward(&self, windows: Range<usize>, shared: bool, qkv: &[T], mixed: &mut [T]) {
+        let shape = &self.shape;
+        let (row, row3) = (row_len::<T>(shape.width), row_len::<T>(3 * shape.width));
+        let first = self.start(windows.start);
+        let rows = self.rows(windows.clone()).len();
+        assert_eq!(qkv.len(), rows * row3, "queries, keys and values");
+        assert_eq!(mixed.len(), rows * row, "mixed values");
+        let mixed = SharedRows::new(mixed);
+        let work = Work::new(windows, shape.heads, if shared { TASKS } else { 1 });
+        work.tasks().into_par_iter().for_each(|task| {
+            let mut part = Head::new(shape, false);
             for at in task {
-                let Unit { first, window, heads } = work.unit(at);
-                part.choose(windows, window);
-                prefetch_window(qkv, row3, windows, &work, at + 1);
-                prefetch_window(dmixed, row, windows, &work, at + 1);
+                let (window, heads) = work.unit(at);
+                let own = self.rows(window..window + 1);
+                let own = own.start - first..own.end - first;
+                part.choose(shape, window % self.windows());
                 for head in heads {
-                    part.load(qkv, &padding_values, windows, first, head);
-                    part.load_gradient(dmixed, windows, first, head);
+                    part.load(&qkv[own.start * row3..own.end * row3], &self.padding, head);
                     for queries in part.blocks() {
-                        part.attend(positions.as_deref(), windows, &queries, head);
-                        part.differentiate(&queries, head, dpositions.as_deref_mut());
-                        place(&mut places, &part.queries[queries], first, row3, head * d);
-                        scatter(&part.dqueries, part.width, d, &places, dqkv);
+                        part.attend(self.positions.as_deref(), shape.mask, &queries, head);
+                        part.mix(&queries);
+                        let place = (own.start + queries.start) * row + head * part.d;
+                        let out = &part.out[..queries.len() * part.width];
+                        scatter(out, part.width, part.d, place, row, mixed);
                     }
-                    for (of, gradients) in [(1, &part.dkeys), (2, &part.dvalues)] {
-                        let offset = of * windows.width + head * d;
-                        place(&mut places, &part.queries, first, row3, offset);
-                        if part.queries.len() == windows.slots {
-                            scatter(gradients, part.width, d, &places, dqkv);
-                            continue;
+                }
+            }
+        });
+    }
+
+    /// Gradients for all windows from that of `mixed`: `dqkv` is filled, those of `padding` and `table`
+    /// are returned.
+    pub(crate) fn backward(&self, qkv: &[T], dmixed: &[T], dqkv: &mut [T]) -> (Vec<f32>, Vec<f32>) {
+        let shape = &self.shape;
+        let (row, row3) = (row_len::<T>(shape.width), row_len::<T>(3 * shape.width));
+        let rows = qkv.len() / row3;
+        assert!(rows.is_multiple_of(shape.tokens), "whole images");
+        assert_eq!(qkv.len(), dqkv.len(), "gradient of queries, keys and values");
+        assert_eq!(dmixed.len(), rows * row, "gradient of mixed values");
+        let dqkv = SharedRows::new(dqkv);
+        let work = Work::new(0..rows / shape.tokens * self.windows(), shape.heads, TASKS);
+        let parts: Vec<(Vec<f32>, Option<Buffer<f32>>)> = work
+            .tasks()
+            .into_par_iter()
+            .map(|task| {
+                let mut part = Head::new(shape, true);
+                let (d, wide) = (part.d, part.width);
+                let mut dpadding = vec![0.0; self.padding.len()];
+                let mut dpositions =
+                    self.positions.as_ref().map(|all| Buffer::<f32>::zeroed(all.len()));
+                for at in task {
+                    let (window, heads) = work.unit(at);
+                    let own = self.rows(window..window + 1);
+                    part.choose(shape, window % self.windows());
+                    for head in heads {
+                        part.load(&qkv[own.start * row3..own.end * row3], &self.padding, head);
+                        part.load_gradient(&dmixed[own.start * row..own.end * row], head);
+                        for queries in part.blocks() {
+                            part.attend(self.positions.as_deref(), shape.mask, &queries, head);
+                            part.differentiate(&queries, head, dpositions.as_deref_mut());
+                            let place = (own.start + queries.start) * row3 + head * d;
+                            let gradients = &part.dqueries[..queries.len() * wide];
+                            scatter(gradients, wide, d, place, row3, dqkv);
                         }
-                        for (query, &place) in part.queries.iter().zip(&places) {
-                            let gradient = &gradients[query.slot * part.width..][..part.width];
-                            scatter(gradient, part.width, d, &[place], dqkv);
-                        }
-                        for (slot, gradient) in gradients.chunks_exact(part.width).enumerate() {
-                            if windows.token(window, slot).is_none() {
+                        for (of, gradients) in [(1, &part.dkeys), (2, &part.dvalues)] {
+                            let offset = of * shape.width + head * d;
+                            let place = own.start * row3 + offset;
+                            if part.padded.is_empty() {
+                                scatter(gradients, wide, d, place, row3, dqkv);
+                                continue;
+                            }
+                            for (at, slot) in part.queries.iter().enumerate() {
+                                let gradient = &gradients[slot * wide..][..wide];
+                                scatter(gradient, wide, d, place + at * row3, row3, dqkv);
+                            }
+                            for slot in &part.padded {
+                                let gradient = &gradients[slot * wide..][..d];
                                 let sums = dpadding[offset..offset + d].iter_mut().zip(gradient);
                                 sums.for_each(|(sum, value)| *sum += value);
                             }
                         }
                     }
                 }
-            }
-            (dpadding, dpositions)
-        })
-        .collect();
-    let mut dpadding = vec![0.0; padding.len()];
-    let mut dpositions = vec![0.0; positions.map_or(0, |positions| positions.len())];
-    for (part, position_part) in parts {
-        dpadding.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-        if let Some(part) = position_part {
-            dpositions.iter_mut().zip(part.iter()).for_each(|(total, part)| *total += part);
-        }
-    }
-    (dpadding, table_gradient(&dpositions, table.len(), windows))
-}
-
-/// Asks for the rows of all tokens of the next unit's window, if there is one.
-fn prefetch_window<T: Element>(
-    rows: &[T],
-    row: usize,
-    windows: &Windows<'_>,
-    work: &Work,
-    at: usize,
-) {
-    let Unit { first, window, .. } = work.unit(at);
-    for slot in 0..windows.slots {
-        if let Some(token) = windows.token(window, slot) {
-            let start = (first + token) * row;
-            if let Some(row_of_token) = rows.get(start..start + row) {
-                prefetch(row_of_token, row, row);
+                (dpadding, dpositions)
+            })
+            .collect();
+        let mut dpadding = vec![0.0; self.padding.len()];
+        let mut dpositions = vec![0.0; self.positions.as_ref().map_or(0, Vec::len)];
+        for (part, position_part) in parts {
+            dpadding.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+            if let Some(part) = position_part {
+                dpositions.iter_mut().zip(part.iter()).for_each(|(total, part)| *total += part);
             }
         }
+        (dpadding, table_gradient(&dpositions, self.table_rows * shape.heads, shape))
     }
 }
 
-/// Notes where rows of queries go: in a matrix of rows `row` apart, `offset` into each.
-fn place(
-    places: &mut Vec<usize>,
-    queries: &[head::Query],
-    first: usize,
-    row: usize,
-    offset: usize,
-) {
-    places.clear();
-    places.extend(queries.iter().map(|query| (first + query.token) * row + offset));
-}
-
-/// All windows of all images in order; where these are few, with some heads at a time.
+/// Windows in order; where these are few, with some heads at a time.
 struct Work {
-    /// Windows of an image, and its tokens.
-    windows: usize,
-    tokens: usize,
+    windows: Range<usize>,
     heads: usize,
     /// Heads of a unit.
     group: usize,
-    units: usize,
-}
-
-/// Heads of one window.
-struct Unit {
-    /// The first row of the window's image.
-    first: usize,
-    /// The window in its image.
-    window: usize,
-    heads: Range<usize>,
+    /// The most tasks.
+    tasks: usize,
 }
 
 impl Work {
-    fn new(images: usize, windows: &Windows<'_>) -> Self {
-        let (total, heads) = (images * windows.windows(), windows.heads);
-        let group = heads.div_ceil(TASKS.div_ceil(total.max(1)));
-        let units = total * heads.div_ceil(group);
-        Self { windows: windows.windows(), tokens: windows.tokens, heads, group, units }
+    fn new(windows: Range<usize>, heads: usize, tasks: usize) -> Self {
+        let group = heads.div_ceil(tasks.div_ceil(windows.len().max(1)));
+        Self { windows, heads, group, tasks }
     }
 
     /// The units, cut into tasks.
     fn tasks(&self) -> Vec<Range<usize>> {
-        let size = self.units.div_ceil(TASKS).max(1);
-        (0..self.units).step_by(size).map(|start| start..(start + size).min(self.units)).collect()
+        let units = self.windows.len() * self.heads.div_ceil(self.group);
+        let size = units.div_ceil(self.tasks).max(1);
+        (0..units).step_by(size).map(|start| start..(start + size).min(units)).collect()
     }
 
-    fn unit(&self, at: usize) -> Unit {
+    /// A window, and some heads of it.
+    fn unit(&self, at: usize) -> (usize, Range<usize>) {
         let groups = self.heads.div_ceil(self.group);
-        let (at, first) = (at / groups, at % groups * self.group);
-        Unit {
-            first: at / self.windows * self.tokens,
-            window: at % self.windows,
-            heads: first..(first + self.group).min(self.heads),
-        }
+        let first = at % groups * self.group;
+        (self.windows.start + at / groups, first..(first + self.group).min(self.heads))
     }
 }
 

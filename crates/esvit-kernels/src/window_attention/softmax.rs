@@ -1,6 +1,5 @@
 //! From logits to weights, and from gradients of weights to those of logits.
 
-use super::head::Query;
 use crate::element::Element;
 use crate::product::LANES;
 use crate::simd::{dispatch, exp, max, sum, sum_pairs};
@@ -16,15 +15,15 @@ dispatch! {
         scale: f32,
         positions: Option<&[f32]>,
         mask: Option<&[f32]>,
-        queries: &[Query],
+        queries: &[usize],
         n: usize,
         stored: &mut [T],
     ) {
         let lanes = n.next_multiple_of(LANES);
         let rows = logits.chunks_exact_mut(lanes).zip(stored.chunks_exact_mut(lanes));
-        for (query, (logits, stored)) in queries.iter().zip(rows) {
+        for (&query, (logits, stored)) in queries.iter().zip(rows) {
             if let Some(positions) = positions {
-                let positions = &positions[query.slot * lanes..][..lanes];
+                let positions = &positions[query * lanes..][..lanes];
                 for i in 0..lanes {
                     logits[i] = logits[i].mul_add(scale, positions[i]);
                 }
@@ -37,7 +36,7 @@ dispatch! {
             if let Some(mask) = mask {
                 // Whole registers, where they do not reach beyond the last row: the padding, which gets
                 // values of the next row, stays far below all logits.
-                let mask = &mask[query.slot * n..];
+                let mask = &mask[query * n..];
                 let mask = &mask[..if mask.len() < lanes { n } else { lanes }];
                 for (logit, mask) in logits.iter_mut().zip(mask) {
                     *logit += mask;
@@ -63,14 +62,14 @@ dispatch! {
         weights: &[f32],
         gradients: &mut [f32],
         dpositions: Option<&mut [f32]>,
-        queries: &[Query],
+        queries: &[usize],
         n: usize,
         scale: f32,
         stored: &mut [T],
     ) {
         let (mut dpositions, lanes) = (dpositions, n.next_multiple_of(LANES));
         let rows = weights.chunks_exact(lanes).zip(gradients.chunks_exact_mut(lanes));
-        for (query, ((weights, gradients), stored)) in
+        for (&query, ((weights, gradients), stored)) in
             queries.iter().zip(rows.zip(stored.chunks_exact_mut(lanes)))
         {
             let mean = sum_pairs(weights, gradients, |weight, gradient| weight * gradient);
@@ -79,7 +78,7 @@ dispatch! {
                 stored[i] = T::from_f32(gradients[i] * scale);
             }
             if let Some(dpositions) = dpositions.as_deref_mut() {
-                let dpositions = &mut dpositions[query.slot * lanes..][..lanes];
+                let dpositions = &mut dpositions[query * lanes..][..lanes];
                 for i in 0..lanes {
                     dpositions[i] += gradients[i];
                 }
