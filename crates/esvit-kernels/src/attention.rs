@@ -191,8 +191,9 @@ fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
         let windows = images.windows();
         let fitting = fitting_rows::<T>(3 * width) as f64 * windows as f64;
         let fitting = ((fitting / images.rows().max(1) as f64).round() as usize).max(1);
-        let alone = windows.div_ceil(fitting) < BLOCK_SHARES;
-        let size = if alone { windows.max(1) } else { fitting };
+        let count = windows.div_ceil(fitting).next_multiple_of(BLOCK_SHARES);
+        let alone = windows < BLOCK_SHARES;
+        let size = if alone { windows } else { windows.div_ceil(count) }.max(1);
         parts.extend((0..windows).step_by(size).map(|start| {
             let windows = start..(start + size).min(windows);
             Part { segment, windows, alone }

@@ -10,7 +10,7 @@ use crate::product::{Extent, LANES, Left, Out, STRIP, Strip, interleave, transpo
 
 /// The most slots that ask at a time. Their weights stay in the second-level cache, and the n x n
 /// matrix of a large window never exists.
-const QUERIES: usize = 64;
+pub(super) const QUERIES: usize = 64;
 
 /// Matrices of one head in one window. Only slots with a token ask (`m` of them), some at a time;
 /// all `n` are keys.

@@ -1,5 +1,6 @@
 //! From logits to weights, and from gradients of weights to those of logits.
 
+use super::head::QUERIES;
 use crate::element::Element;
 use crate::product::LANES;
 use crate::simd::{dispatch, exp, max, sum, sum_pairs};
@@ -7,21 +8,43 @@ use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 /// A logit that no weight comes from.
 pub(super) const NEVER: f32 = -1e30;
 
+/// Turns the logits of every query into weights, after scaling and adding positions and mask; also
+/// stores them.
+///
+/// Every step is done for all queries before the next one: joining the lanes of a row takes longer
+/// than working on them, and rows do not wait for each other.
+pub(super) fn softmax<T: Element>(
+    logits: &mut [f32],
+    scale: f32,
+    positions: Option<&[f32]>,
+    mask: Option<&[f32]>,
+    queries: &[usize],
+    n: usize,
+    stored: &mut [T],
+) {
+    let lanes = n.next_multiple_of(LANES);
+    let logits = &mut logits[..queries.len() * lanes];
+    let mut of_rows = [0.0; QUERIES];
+    let of_rows = &mut of_rows[..queries.len()];
+    complete(logits, lanes, scale, positions, mask, queries, n, of_rows);
+    exponentiate(logits, lanes, of_rows);
+    weigh(logits, lanes, of_rows, stored);
+}
+
 dispatch! {
-    /// Turns the logits of every query into weights, after scaling and adding positions and mask;
-    /// also stores them.
-    pub(super) fn softmax<T: Element>(
+    /// Completes the logits and finds the largest one of every query.
+    fn complete(
         logits: &mut [f32],
+        lanes: usize,
         scale: f32,
         positions: Option<&[f32]>,
         mask: Option<&[f32]>,
         queries: &[usize],
         n: usize,
-        stored: &mut [T],
+        largest: &mut [f32],
     ) {
-        let lanes = n.next_multiple_of(LANES);
-        let rows = logits.chunks_exact_mut(lanes).zip(stored.chunks_exact_mut(lanes));
-        for (&query, (logits, stored)) in queries.iter().zip(rows) {
+        let rows = queries.iter().zip(logits.chunks_exact_mut(lanes));
+        for ((&query, logits), largest) in rows.zip(largest) {
             if let Some(positions) = positions {
                 let positions = &positions[query * lanes..][..lanes];
                 for i in 0..lanes {
@@ -42,46 +65,100 @@ dispatch! {
                     *logit += mask;
                 }
             }
-            let largest = max(logits);
+            *largest = max(logits);
+        }
+    }
+}
+
+dispatch! {
+    /// Turns logits into exponentials, and the largest logit of every query into one over their sum.
+    fn exponentiate(logits: &mut [f32], lanes: usize, of_rows: &mut [f32]) {
+        for (logits, of_row) in logits.chunks_exact_mut(lanes).zip(of_rows) {
+            let largest = *of_row;
             for logit in logits.iter_mut() {
                 *logit = exp(*logit - largest);
             }
-            let inverse = 1.0 / sum(logits, |weight| weight);
-            for i in 0..lanes {
-                logits[i] *= inverse;
-                stored[i] = T::from_f32(logits[i]);
+            *of_row = 1.0 / sum(logits, |weight| weight);
+        }
+    }
+}
+
+dispatch! {
+    /// Turns exponentials into weights, and stores them.
+    fn weigh<T: Element>(
+        exponentials: &mut [f32],
+        lanes: usize,
+        inverse: &[f32],
+        stored: &mut [T],
+    ) {
+        let rows = exponentials.chunks_exact_mut(lanes).zip(stored.chunks_exact_mut(lanes));
+        for ((weights, stored), &inverse) in rows.zip(inverse) {
+            for (weight, stored) in weights.iter_mut().zip(stored) {
+                *weight *= inverse;
+                *stored = T::from_f32(*weight);
+            }
+        }
+    }
+}
+
+/// Turns gradients of weights into those of logits, stores them times the scale and adds them to
+/// those of the positions; all queries step by step, as above.
+pub(super) fn softmax_gradient<T: Element>(
+    weights: &[f32],
+    gradients: &mut [f32],
+    dpositions: Option<&mut [f32]>,
+    queries: &[usize],
+    n: usize,
+    scale: f32,
+    stored: &mut [T],
+) {
+    let lanes = n.next_multiple_of(LANES);
+    let mut means = [0.0; QUERIES];
+    let means = &mut means[..queries.len()];
+    mean_gradients(weights, gradients, lanes, means);
+    logit_gradients(weights, gradients, lanes, means, scale, stored);
+    if let Some(dpositions) = dpositions {
+        add_rows(gradients, lanes, queries, dpositions);
+    }
+}
+
+dispatch! {
+    /// The mean gradient of every query, by weight.
+    fn mean_gradients(weights: &[f32], gradients: &[f32], lanes: usize, means: &mut [f32]) {
+        let rows = weights.chunks_exact(lanes).zip(gradients.chunks_exact(lanes));
+        for ((weights, gradients), mean) in rows.zip(means) {
+            *mean = sum_pairs(weights, gradients, |weight, gradient| weight * gradient);
+        }
+    }
+}
+
+dispatch! {
+    fn logit_gradients<T: Element>(
+        weights: &[f32],
+        gradients: &mut [f32],
+        lanes: usize,
+        means: &[f32],
+        scale: f32,
+        stored: &mut [T],
+    ) {
+        let rows = weights.chunks_exact(lanes).zip(gradients.chunks_exact_mut(lanes));
+        for (((weights, gradients), stored), &mean) in
+            rows.zip(stored.chunks_exact_mut(lanes)).zip(means)
+        {
+            for ((weight, gradient), stored) in weights.iter().zip(gradients).zip(stored) {
+                *gradient = weight * (*gradient - mean);
+                *stored = T::from_f32(*gradient * scale);
             }
         }
     }
 }
 
 dispatch! {
-    /// Turns gradients of weights into those of logits, stores them times the scale and adds
-    /// them to those of the positions.
-    pub(super) fn softmax_gradient<T: Element>(
-        weights: &[f32],
-        gradients: &mut [f32],
-        dpositions: Option<&mut [f32]>,
-        queries: &[usize],
-        n: usize,
-        scale: f32,
-        stored: &mut [T],
-    ) {
-        let (mut dpositions, lanes) = (dpositions, n.next_multiple_of(LANES));
-        let rows = weights.chunks_exact(lanes).zip(gradients.chunks_exact_mut(lanes));
-        for (&query, ((weights, gradients), stored)) in
-            queries.iter().zip(rows.zip(stored.chunks_exact_mut(lanes)))
-        {
-            let mean = sum_pairs(weights, gradients, |weight, gradient| weight * gradient);
-            for i in 0..lanes {
-                gradients[i] = weights[i] * (gradients[i] - mean);
-                stored[i] = T::from_f32(gradients[i] * scale);
-            }
-            if let Some(dpositions) = dpositions.as_deref_mut() {
-                let dpositions = &mut dpositions[query * lanes..][..lanes];
-                for i in 0..lanes {
-                    dpositions[i] += gradients[i];
-                }
+    /// Adds the row of every query to that of its slot.
+    fn add_rows(rows: &[f32], lanes: usize, queries: &[usize], to: &mut [f32]) {
+        for (&query, row) in queries.iter().zip(rows.chunks_exact(lanes)) {
+            for (to, value) in to[query * lanes..][..lanes].iter_mut().zip(row) {
+                *to += value;
             }
         }
     }
