@@ -179,24 +179,27 @@ fn prepare<'x, 'a, T: Element>(
 struct Part {
     segment: usize,
     windows: Range<usize>,
-    /// Whether it is all there is of a segment of few windows, so that rows and heads have to be shared
-    /// between threads.
-    alone: bool,
+    /// Whether it is a whole segment, whose windows are so few or so large that threads share rows
+    /// and heads instead.
+    shared: bool,
 }
 
 /// All windows, so many at a time that their rows fit into the second-level cache.
 fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
     let mut parts = Vec::new();
     for (segment, images) in images.iter().enumerate() {
-        let windows = images.windows();
-        let fitting = fitting_rows::<T>(3 * width) as f64 * windows as f64;
-        let fitting = ((fitting / images.rows().max(1) as f64).round() as usize).max(1);
-        let count = windows.div_ceil(fitting).next_multiple_of(BLOCK_SHARES);
-        let alone = windows < BLOCK_SHARES;
-        let size = if alone { windows } else { windows.div_ceil(count) }.max(1);
+        let (windows, rows) = (images.windows(), images.rows());
+        let fitting = fitting_rows::<T>(3 * width);
+        let shared = windows < BLOCK_SHARES || rows > 2 * fitting * windows;
+        let size = if shared {
+            windows.max(1)
+        } else {
+            let count = rows.div_ceil(fitting).next_multiple_of(BLOCK_SHARES);
+            ((windows + count / 2) / count).max(1)
+        };
         parts.extend((0..windows).step_by(size).map(|start| {
             let windows = start..(start + size).min(windows);
-            Part { segment, windows, alone }
+            Part { segment, windows, shared }
         }));
     }
     parts
@@ -263,7 +266,7 @@ fn forward_part<T: Element>(
 ) {
     let width = layout.proj.columns();
     let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
-    let size = if part.alone { block_rows::<T>(rows.len(), 3 * width) } else { rows.len().max(1) };
+    let size = if part.shared { block_rows::<T>(rows.len(), 3 * width) } else { rows.len().max(1) };
     (rows.reborrow().cut(size).into_par_iter())
         .zip(normalised.par_chunks_mut(size * row).zip(inverse.par_chunks_mut(size)))
         .zip(qkv.par_chunks_mut(size * row3))
@@ -271,7 +274,7 @@ fn forward_part<T: Element>(
             rows.normalise(eps, normalised, inverse);
             linear(Left::rows(normalised, row), rows.len(), &layout.qkv, qkv, row3);
         });
-    mixing.forward(part.windows, part.alone, qkv, mixed);
+    mixing.forward(part.windows, part.shared, qkv, mixed);
     (rows.cut(size).into_par_iter())
         .zip(mixed.par_chunks(size * row))
         .for_each(|(mut rows, mixed)| rows.add_product(Left::rows(mixed, row), &layout.proj));

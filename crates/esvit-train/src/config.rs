@@ -269,7 +269,7 @@ pub struct TrainConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PrecisionChoice {
-    /// bf16 where the machine multiplies it in hardware, else f32.
+    /// bf16 where the CPU computes and multiplies it in hardware, else f32.
     #[default]
     Auto,
     /// 32 bits.
@@ -279,13 +279,24 @@ pub enum PrecisionChoice {
 }
 
 impl PrecisionChoice {
-    /// The precision on this machine.
+    /// The precision of this machine's CPU.
     pub fn resolve(self) -> Precision {
         match self {
             Self::Auto => Precision::auto(),
             Self::F32 => Precision::F32,
             Self::Bf16 => Precision::Bf16,
         }
+    }
+}
+
+impl TrainConfig {
+    /// The precision on this machine and device: others than the CPU compute in f32.
+    pub fn precision(&self) -> Precision {
+        if self.is_on_cpu() { self.precision.resolve() } else { Precision::F32 }
+    }
+
+    fn is_on_cpu(&self) -> bool {
+        self.device.split(':').next() == Some("cpu")
     }
 }
 
@@ -467,12 +478,12 @@ impl Config {
 
     /// How many crops go through the student at a time.
     pub fn per_pass(&self) -> PerPass {
-        let TrainConfig { crops_per_pass, checkpoint_blocks, precision, .. } = self.train;
+        let TrainConfig { crops_per_pass, checkpoint_blocks, .. } = self.train;
         match crops_per_pass {
             // Batch normalisation sees all crops of a step.
             0 if self.head.use_bn_in_head => PerPass::All,
             0 => {
-                let precision = precision.resolve();
+                let precision = self.train.precision();
                 PerPass::within_memory(&self.model.swin(), precision, checkpoint_blocks)
             }
             count => PerPass::Crops(count),
@@ -527,6 +538,13 @@ impl Config {
         }
         esvit_nn::device::find(&self.train.device)
             .map_err(|error| ConfigError::Value(format!("`train.device`: {error}")))?;
+        if self.train.precision == PrecisionChoice::Bf16 && !self.train.is_on_cpu() {
+            return fail(format!(
+                "`train.precision=bf16` is for the CPU, `{}` computes in f32\n\
+                 hint: set it to `auto` or `f32`",
+                self.train.device
+            ));
+        }
         if self.model.drop_path >= 1.0 {
             return fail("`model.drop_path` is 1, which leaves nothing of a block".into());
         }
@@ -624,6 +642,16 @@ mod tests {
         let named = Config::resolve(vec![recipe, base]).unwrap();
         assert_eq!(named.model.arch, "swin_base_w7");
         assert_eq!((named.model.embed_dim, named.model.drop_path), (128, 0.2));
+    }
+
+    #[test]
+    fn devices_compute_in_f32() {
+        let precision = |device: &str, precision| {
+            TrainConfig { device: device.into(), precision, ..TrainConfig::default() }.precision()
+        };
+        assert_eq!(precision("cpu", PrecisionChoice::Auto), Precision::auto());
+        assert_eq!(precision("cpu:0", PrecisionChoice::Bf16), Precision::Bf16);
+        assert_eq!(precision("cuda:1", PrecisionChoice::Auto), Precision::F32);
     }
 
     #[test]

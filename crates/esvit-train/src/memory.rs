@@ -67,7 +67,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let sums = if several { 1.0 } else { 0.0 };
     let state = 4.0 * (2.0 * count(false) + (moments + 1.0 + sums) * count(true));
 
-    let precision = config.train.precision.resolve();
+    let precision = config.train.precision();
     let size = match precision {
         Precision::F32 => 4.0,
         Precision::Bf16 => 2.0,

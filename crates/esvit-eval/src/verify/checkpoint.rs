@@ -2,7 +2,7 @@
 //! pictures.
 
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Pass, SwinConfig};
+use esvit_nn::{Params, Pass, SwinConfig};
 use serde::Deserialize;
 
 use super::{Case, CaseError, Check, Outcome, absolute};
@@ -45,7 +45,11 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         equal("epoch", backbone.source.epochs == settings.epoch);
     }
     let images = case.load::<4>("input")?;
-    let features = backbone.swin.forward(&backbone.params, images, &Pass::eval());
+    let mut values = backbone.params.values().iter().map(to_vec);
+    let params = Params::from_fn(backbone.params.specs(), &case.device, |_| {
+        values.next().unwrap_or_default()
+    });
+    let features = backbone.swin.forward(&params, images, &Pass::eval());
     for (name, found) in [("cls", to_vec(&features.view)), ("region", to_vec(&features.region))] {
         let (_, expected) = case.tensor(name)?;
         checks.push(absolute(name, &found, &expected, TOLERANCE));

@@ -178,7 +178,7 @@ pub(super) fn learner(config: &Config, device: &Device) -> Learner {
         center_momentum: objective.center_momentum,
         clip_grad: config.optim.clip_grad,
         clip_scope: config.optim.clip_scope,
-        precision: config.train.precision.resolve(),
+        precision: config.train.precision(),
         per_pass: config.per_pass(),
         checkpoint_blocks: config.train.checkpoint_blocks,
         mixup: objective.mixup.enabled.then_some(objective.mixup),

@@ -100,7 +100,7 @@ impl Pretrain {
         profile::enable(self.profile);
         let done = train(&config, &out, start, self.overwrite, output)?;
         if self.profile {
-            let peak = peak_gflops(config.train.precision.resolve());
+            let peak = peak_gflops(config.train.precision());
             output.note(profile_table(peak, None));
         }
         Ok(done)

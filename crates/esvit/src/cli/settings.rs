@@ -22,6 +22,9 @@ pub(super) struct Settings {
     /// A named architecture; the same as `model.arch=NAME`.
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
+    /// Where to compute, for instance `cuda:0`; the same as `train.device=NAME`.
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
     /// Single settings, for instance `train.epochs=50 optim.lr=1e-3`; later ones win.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
@@ -57,6 +60,9 @@ impl Settings {
         }
         if let Some(arch) = &self.arch {
             layers.push(parse_override(&format!("model.arch={arch}"))?);
+        }
+        if let Some(device) = &self.device {
+            layers.push(parse_override(&format!("train.device={device}"))?);
         }
         for text in &self.overrides {
             layers.push(parse_override(text)?);
