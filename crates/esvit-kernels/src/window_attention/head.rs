@@ -102,10 +102,7 @@ impl<T: Element> Head<T> {
     pub(super) fn choose(&mut self, windows: &Windows<'_>, window: usize) {
         if window != self.window {
             self.window = window;
-            self.queries.clear();
-            self.queries.extend(windows.filled(window));
-            self.padded.clear();
-            self.padded.extend((0..self.n).filter(|slot| !self.queries.contains(slot)));
+            [self.queries, self.padded] = windows.slots_of(window);
         }
     }
 

@@ -52,10 +52,12 @@ impl Windows<'_> {
         self.slot_token.len() / self.slots
     }
 
-    /// The slots of a window that a token stands in.
-    fn filled(&self, window: usize) -> impl Iterator<Item = usize> {
+    /// The slots of a window: those that a token stands in, and those without one.
+    fn slots_of(&self, window: usize) -> [Vec<usize>; 2] {
         let slots = &self.slot_token[window * self.slots..][..self.slots];
-        (0..self.slots).filter(move |&slot| (slots[slot] as usize) < self.tokens)
+        let (filled, padded) =
+            (0..self.slots).partition(|&slot| (slots[slot] as usize) < self.tokens);
+        [filled, padded]
     }
 
     /// Positions of the relative bias, their lanes filled up to registers.
@@ -153,7 +155,8 @@ impl<'a, T: Element> Mixing<'a, T> {
         let (mut order, mut starts) = (Vec::with_capacity(shape.tokens), vec![0]);
         for window in 0..shape.windows() {
             let slots = &shape.slot_token[window * n..];
-            order.extend(shape.filled(window).map(|slot| slots[slot] as u32));
+            let [filled, _] = shape.slots_of(window);
+            order.extend(filled.into_iter().map(|slot| slots[slot] as u32));
             starts.push(order.len());
         }
         assert_eq!(order.len(), shape.tokens, "every token has a slot");
