@@ -16,7 +16,7 @@ pub trait Element: Multiply + bytemuck::Pod + Default + Debug + PartialEq + Send
     fn from_f32(value: f32) -> Self;
     /// The number.
     fn to_f32(self) -> f32;
-    /// Numbers that products can be written to as they are.
+    /// The same values where they are f32: a product can be written there without conversion.
     fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]>;
 }
 

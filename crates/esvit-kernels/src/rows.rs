@@ -64,7 +64,7 @@ pub(crate) struct Rows<'a> {
     total: usize,
 }
 
-/// Some rows in a row.
+/// Consecutive ones of them.
 #[derive(Debug)]
 pub(crate) struct Block<'r, 'a> {
     rows: &'r mut [&'a mut [f32]],

@@ -24,6 +24,7 @@ pub(super) fn softmax<T: Element>(
 ) {
     let lanes = n.next_multiple_of(LANES);
     let logits = &mut logits[..queries.len() * lanes];
+    // The largest logit of every query, then one over the sum of its exponentials.
     let mut of_rows = [0.0; QUERIES];
     let of_rows = &mut of_rows[..queries.len()];
     complete(logits, lanes, scale, positions, mask, queries, n, of_rows);
