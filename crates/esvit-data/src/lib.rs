@@ -16,6 +16,7 @@ mod materials;
 mod memory;
 mod picture;
 mod png;
+mod preprocess;
 mod resize;
 mod sheet;
 mod source;
@@ -28,6 +29,7 @@ pub use materials::{MATERIALS_LICENSE, MaterialsTask, sample_jpeg, training_mate
 pub use memory::InMemory;
 pub use picture::{Picture, PictureError};
 pub use png::{PngError, encode_png};
+pub use preprocess::Preprocess;
 pub use resize::{EvalTransform, Interpolation, resized, resized_crop, resized_crop_to};
 pub use sheet::contact_sheet;
 pub use source::{Source, SourceError};

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use esvit_data::{DecodeLimits, Folder, FolderError, MaterialsTask, Source, SourceError};
 use esvit_kernels::rng::Rng;
 
-use crate::features::{self, Features, Preprocess};
+use esvit_data::Preprocess;
+use esvit_model::features::{self, Features};
 
 /// Purpose word of the numbers that choose pictures.
 const CHOICE_PURPOSE: u64 = 0xC401CE;

@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use esvit_train::files::{FileError, LineLog};
+use esvit_files::{FileError, LineLog};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backbone::Backbone;
+use esvit_model::PretrainedBackbone;
 
 /// One evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ impl Record {
     pub fn new(
         evaluation: &str,
         task: &str,
-        backbone: &Backbone,
+        backbone: &PretrainedBackbone,
         checkpoint: &Path,
         results: &impl Serialize,
     ) -> Result<Self, RecordError> {

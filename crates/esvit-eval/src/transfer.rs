@@ -5,13 +5,13 @@
 use std::path::{Path, PathBuf};
 
 use esvit_data::DecodeLimits;
-use esvit_train::files::{FileError, LineLog};
+use esvit_files::{FileError, LineLog};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backbone::Backbone;
 use crate::labelled::{LabelledTask, TaskError};
 use crate::probe::{Metrics, Probe, ProbeError, ProbeTask, Sides};
+use esvit_model::PretrainedBackbone;
 
 /// Names of the folder of a set whose pictures are reported on; the first that is there counts.
 const QUERY_FOLDERS: [&str; 2] = ["test", "val"];
@@ -104,7 +104,7 @@ pub fn open_set(folder: &Path, limits: &DecodeLimits) -> Result<LabelledTask, Ta
 }
 
 /// A number that differs where weights or the way pictures are shown differ (FNV-1a).
-pub fn fingerprint(backbone: &Backbone) -> String {
+pub fn fingerprint(backbone: &PretrainedBackbone) -> String {
     let mut hash = 0xCBF2_9CE4_8422_2325u64;
     let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01B3);
     format!("{:?}", backbone.preprocess).bytes().for_each(|byte| add(byte.into()));

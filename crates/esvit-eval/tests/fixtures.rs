@@ -7,7 +7,8 @@ mod common;
 
 use common::{assert_close, hash, hashed};
 use esvit_eval::correspondence::{Grid, MEASURED_PAIRS, View, correspond};
-use esvit_eval::knn::{LabelledFeatures, TEMPERATURE, classify, nearest};
+use esvit_eval::knn::{TEMPERATURE, classify, nearest};
+use esvit_model::features::LabelledFeatures;
 
 const CLASSES: u32 = 7;
 

@@ -2,6 +2,9 @@
 
 use crate::backbone::swin::{NORM_EPS, SwinConfig};
 
+/// The name of a network whose shape is written out.
+pub const CUSTOM: &str = "custom";
+
 /// A named architecture.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Architecture {

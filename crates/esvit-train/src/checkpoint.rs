@@ -8,16 +8,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
-use esvit_nn::Params;
+use esvit_data::Preprocess;
+use esvit_files::{FileError, write_atomically};
 use esvit_nn::params::{ParamSpec, vector};
 use esvit_nn::weights::{
     self, Entry, METADATA_KEY, Report, Stored, WeightsError, WeightsFile, entry, to_vec,
 };
+use esvit_nn::{Params, SwinConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigError;
 use crate::config_text::Origin;
-use crate::files::{self, FileError};
 use crate::{Config, Learner};
 
 const FORMAT: u32 = 1;
@@ -44,6 +45,17 @@ pub struct Metadata {
     pub best: Option<Best>,
     /// Updates of every parameter by the optimiser, where there were any.
     updates: BTreeMap<String, u64>,
+    /// What the backbone is, for readers that know nothing of runs; none in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backbone: Option<BackboneFacts>,
+}
+
+/// Facts of a run's backbone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct BackboneFacts {
+    model: SwinConfig,
+    preprocess: Preprocess,
+    seed: u64,
 }
 
 /// The best k-NN check of a run.
@@ -56,10 +68,22 @@ pub struct Best {
 }
 
 impl Metadata {
-    /// The metadata of a learner after `step` steps.
-    pub fn new(step: u64, epoch: u64, config: String, best: Option<Best>) -> Self {
-        let program = env!("CARGO_PKG_VERSION").into();
-        Self { format: FORMAT, program, step, epoch, config, best, updates: BTreeMap::new() }
+    /// The metadata of a learner after `step` steps of a run with these settings.
+    pub fn new(step: u64, epoch: u64, config: &Config, best: Option<Best>) -> Self {
+        Self {
+            format: FORMAT,
+            program: env!("CARGO_PKG_VERSION").into(),
+            step,
+            epoch,
+            config: config.to_toml(),
+            best,
+            updates: BTreeMap::new(),
+            backbone: Some(BackboneFacts {
+                model: config.model.swin(),
+                preprocess: config.preprocess(),
+                seed: config.seed,
+            }),
+        }
     }
 
     /// The run's settings. `path` is the file that they were stored in.
@@ -123,7 +147,7 @@ pub(crate) fn write(
     metadata: &impl Serialize,
 ) -> Result<(), CheckpointError> {
     let metadata = serde_json::to_string(metadata).expect("plain values");
-    files::write_atomically(path, |file| weights::save(file, entries, &metadata))?;
+    write_atomically(path, |file| weights::save(file, entries, &metadata))?;
     Ok(())
 }
 

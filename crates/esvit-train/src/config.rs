@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use esvit_data::{Policy, ViewsConfig};
+use esvit_data::{Policy, Preprocess, ViewsConfig};
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
+use esvit_nn::zoo::CUSTOM;
 use esvit_nn::{SwinConfig, zoo};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -17,9 +18,6 @@ use crate::per_pass::PerPass;
 use crate::recipe;
 
 pub use crate::config_text::ConfigError as TextError;
-
-/// The value of `model.arch` for a network whose shape is written out.
-pub const CUSTOM: &str = "custom";
 
 /// All settings of a pre-training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -474,6 +472,15 @@ impl Config {
     /// The global batch: pictures in one optimiser step.
     pub fn global_batch(&self) -> usize {
         self.train.batch_size * self.train.accumulate
+    }
+
+    /// How evaluations of the run show pictures to its backbone.
+    pub fn preprocess(&self) -> Preprocess {
+        let crop = match self.knn.crop {
+            0 => self.views.global_size,
+            crop => crop,
+        };
+        Preprocess::new(crop, self.knn.resize, &self.views)
     }
 
     /// How many crops go through the student at a time.

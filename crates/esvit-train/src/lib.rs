@@ -3,12 +3,12 @@
 pub mod checkpoint;
 pub mod config;
 pub mod config_text;
-pub mod files;
 pub mod health;
 pub mod learner;
 pub mod memory;
 pub mod mixup;
 pub mod objective;
+pub mod official;
 pub mod optim;
 pub mod per_pass;
 pub mod recipe;

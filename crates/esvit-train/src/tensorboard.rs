@@ -12,7 +12,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use esvit_weights::protobuf::Message;
+use esvit_files::protobuf::Message;
 
 const FILE_PREFIX: &str = "events.out.tfevents.";
 /// From version 2 on, TensorBoard takes a session's start as the sign of a resumed run.

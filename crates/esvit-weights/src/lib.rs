@@ -11,7 +11,6 @@ mod float;
 pub mod limits;
 mod pickle;
 mod place;
-pub mod protobuf;
 mod recognise;
 mod safetensors;
 mod source;

@@ -6,5 +6,6 @@
 
 pub use esvit_data as data;
 pub use esvit_eval as eval;
+pub use esvit_model as model;
 pub use esvit_nn as nn;
 pub use esvit_train as train;

@@ -7,12 +7,11 @@ mod legend;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use esvit_data::Picture;
+use esvit_data::{Picture, PngError, encode_png};
 
 use self::frame::{Frame, fit};
-use super::ramp::blue;
 use super::{Attended, QueryAttention, Shown};
-use crate::draw::{Anchor, DrawError, Drawing, color};
+use esvit_draw::{Anchor, Drawing, color};
 
 /// Heads in a row.
 const PER_ROW: usize = 4;
@@ -31,7 +30,7 @@ const WORDS: f64 = 20.0;
 ///
 /// # Errors
 /// When the picture cannot be stored in the drawing.
-pub fn picture(shown: &Shown, attention: &QueryAttention) -> Result<Drawing, DrawError> {
+pub fn picture(shown: &Shown, attention: &QueryAttention) -> Result<Drawing, PngError> {
     let figure = Figure::new(shown, attention);
     let columns = attention.attended.len().min(PER_ROW) as f64;
     let rows = attention.attended.len().div_ceil(PER_ROW) as f64;
@@ -123,11 +122,11 @@ impl<'a> Figure<'a> {
     }
 
     /// Defines the picture and what the query cannot see, to be drawn in every panel.
-    fn define(&self, drawing: &mut Drawing) -> Result<(), DrawError> {
+    fn define(&self, drawing: &mut Drawing) -> Result<(), PngError> {
         let Self { suffix, scale, .. } = self;
         let [height, width] = self.shown.size().map(|side| side as f64);
         drawing.element(format_args!("<defs><g id=\"picture-{suffix}\">"));
-        drawing.picture(&self.shown.picture, [0.0, 0.0, width, height], false)?;
+        drawing.image(&encode_png(&self.shown.picture)?, [0.0, 0.0, width, height], false);
         // Lines over the corners close the pattern where it is repeated.
         let side = 5.0 / scale;
         drawing.element(format_args!(
@@ -167,7 +166,7 @@ impl<'a> Figure<'a> {
         drawing: &mut Drawing,
         [left, top]: [f64; 2],
         attended: &Attended,
-    ) -> Result<(), DrawError> {
+    ) -> Result<(), PngError> {
         let name = attended.head.map_or("rollout".into(), |head| format!("head {head}"));
         let entropy = format!("{name} · {:.2} bits", attended.entropy);
         let baseline = top + 13.0;
@@ -182,9 +181,9 @@ impl<'a> Figure<'a> {
         let frame = self.frame([left, top + WORDS]);
         let map = self.map(attended);
         let [height, width] = self.shown.size().map(|side| side as f64);
-        let mut stored = Ok(());
+        let map = encode_png(&map)?;
         frame.draw(drawing, |drawing| {
-            stored = drawing.picture(&map, [0.0, 0.0, width, height], true);
+            drawing.image(&map, [0.0, 0.0, width, height], true);
             self.used(drawing, "unseen", &format!("fill=\"url(#hatch-{})\"", self.suffix));
             let [x, y, width, height] = self.part;
             drawing.element(format_args!(
@@ -193,7 +192,6 @@ impl<'a> Figure<'a> {
                 1.5 / self.scale
             ));
         });
-        stored?;
         drawing.dot(frame.at(self.query()), 3.0, color::QUERY);
 
         let frame = self.frame([left + self.panel()[0] + GAPS[0], top + WORDS]);
@@ -244,7 +242,7 @@ impl<'a> Figure<'a> {
         let per_cell = 1 << (place.stage - 1);
         let pixels = (0..height * width).flat_map(|pixel| {
             let [row, column] = [pixel / width, pixel % width].map(|place| place / per_cell);
-            blue(f64::from(attended.weights[row * map[1] + column]) / largest)
+            color::blue(f64::from(attended.weights[row * map[1] + column]) / largest)
         });
         Picture::new(width as u32, height as u32, pixels.collect()).expect("a pixel a patch")
     }

@@ -1,7 +1,7 @@
 //! Entropy of all heads and diversity of the heads, block by block, as a plot.
 
 use super::BlockStatistics;
-use crate::draw::{Anchor, Drawing, color};
+use esvit_draw::{Anchor, Drawing, color};
 
 /// Of the first and the second network.
 const COLORS: [&str; 2] = ["#1f6fb4", "#e0691a"];

@@ -198,10 +198,10 @@ mod tests {
 
     use super::super::{Framing, MASS};
     use super::*;
-    use crate::backbone::network;
-    use crate::features::Preprocess;
     use burn::tensor::Device;
+    use esvit_data::Preprocess;
     use esvit_data::{Picture, ViewsConfig};
+    use esvit_model::build;
     use esvit_nn::SwinConfig;
 
     /// Two stages of two blocks for pictures of 32 pixels: maps of 8 and 4 in windows of 4.
@@ -216,7 +216,7 @@ mod tests {
             mlp_ratio: 2.0,
             norm_eps: 1e-6,
         };
-        let (swin, specs) = network(&config);
+        let (swin, specs) = build(&config);
         let params = Params::init(&specs, 3, &Device::flex());
         (swin, params)
     }

@@ -81,10 +81,10 @@ fn through(row: &[f64], weights: &[f32], heads: usize) -> Vec<f64> {
 mod tests {
     use super::super::Framing;
     use super::*;
-    use crate::backbone::network;
-    use crate::features::Preprocess;
     use burn::tensor::Device;
+    use esvit_data::Preprocess;
     use esvit_data::{Picture, ViewsConfig};
+    use esvit_model::build;
     use esvit_nn::SwinConfig;
 
     fn shown(size: usize) -> Shown {
@@ -105,7 +105,7 @@ mod tests {
             mlp_ratio: 2.0,
             norm_eps: 1e-6,
         };
-        let (swin, specs) = network(&config);
+        let (swin, specs) = build(&config);
         let params = Params::init(&specs, 3, &Device::flex());
         (swin, params)
     }

@@ -4,7 +4,7 @@ use esvit_data::augment::Normalization;
 use esvit_data::{EvalTransform, Picture, resized};
 
 use super::AttentionError;
-use crate::features::Preprocess;
+use esvit_data::Preprocess;
 
 /// Larger pictures are refused: every token of every head has a row of weights.
 const LARGEST: u64 = 1 << 22;

@@ -13,7 +13,8 @@ use serde::Serialize;
 use super::BlockPlace;
 use super::measure::{entropy, jensen_shannon};
 use super::query::visible_keys;
-use crate::features::{LeftOut, Preprocess, extract};
+use esvit_data::Preprocess;
+use esvit_model::features::{LeftOut, extract};
 
 /// Pictures whose attention is held in memory at a time.
 const TOGETHER: usize = 4;
@@ -236,9 +237,9 @@ fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::network;
     use burn::tensor::Device;
     use esvit_data::{InMemory, Picture, ViewsConfig};
+    use esvit_model::build;
 
     fn measured(img_size: usize, crop: u32, pictures: u32) -> Measured {
         let config = SwinConfig {
@@ -251,7 +252,7 @@ mod tests {
             mlp_ratio: 2.0,
             norm_eps: 1e-6,
         };
-        let (swin, specs) = network(&config);
+        let (swin, specs) = build(&config);
         let params = Params::init(&specs, 3, &Device::flex());
         let mut source = InMemory::new(Vec::new());
         for number in 0..pictures {

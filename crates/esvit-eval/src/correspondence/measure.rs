@@ -11,8 +11,9 @@ use rayon::prelude::*;
 
 use super::score::{Scores, Summary};
 use super::{CorrespondenceError, Grid, View, correspond};
-use crate::backbone::Backbone;
-use crate::features::{LeftOut, Preprocess};
+use esvit_data::Preprocess;
+use esvit_model::PretrainedBackbone;
+use esvit_model::features::LeftOut;
 
 /// Pictures whose two views go through the network at a time.
 const BATCH: usize = 32;
@@ -95,7 +96,7 @@ pub fn measure(
     pictures: &[usize],
     preprocess: &Preprocess,
     protocol: &Protocol,
-    networks: &[&Backbone],
+    networks: &[&PretrainedBackbone],
     mut done: impl FnMut(usize),
 ) -> Result<Measured, CorrespondenceError> {
     let config = networks[0].swin.config();
@@ -177,7 +178,7 @@ impl Tally {
         preprocess: &Preprocess,
         protocol: &Protocol,
         grid: &Grid,
-        networks: &[&Backbone],
+        networks: &[&PretrainedBackbone],
     ) {
         if prepared.is_empty() {
             return;
@@ -207,7 +208,7 @@ impl Tally {
 /// Features of all cells: first those of all first views, then those of all second ones. Returns
 /// them with their width.
 fn region_features(
-    network: &Backbone,
+    network: &PretrainedBackbone,
     prepared: &[Prepared],
     preprocess: &Preprocess,
     stage: usize,

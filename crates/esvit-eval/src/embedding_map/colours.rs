@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{EmbeddingMap, Point};
-use crate::draw::color;
+use esvit_draw::color;
 
 /// Colours that are told apart easily; as many classes have a legend.
 pub(super) const PALETTE: [&str; 12] = [

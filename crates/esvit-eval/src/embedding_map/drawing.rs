@@ -1,13 +1,14 @@
 //! The drawing of a map.
 
-use esvit_data::{Picture, Source};
+use esvit_data::{Picture, PngError, Source, encode_png};
 use rayon::prelude::*;
 
 use super::colours::{Colours, PALETTE};
 use super::placement::with_room;
 use super::{EmbeddingMap, Method, Point};
-use crate::draw::{Anchor, DrawError, Drawing, color, escaped};
-use crate::thumbnail::{of_source, shortened, words_width};
+use crate::thumbnail::of_source;
+use esvit_draw::{Anchor, Drawing, color, escaped};
+use esvit_draw::{shortened, words_width};
 
 const MARGIN: f64 = 24.0;
 /// Width of the field that the places are spread over, and its height as a multiple of it.
@@ -33,7 +34,7 @@ const LEGEND_COUNT: f64 = 48.0;
 ///
 /// # Errors
 /// When a thumbnail cannot be stored.
-pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Drawing, DrawError> {
+pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Drawing, PngError> {
     let has_legend = (1..=PALETTE.len()).contains(&map.classes.len());
     let title = format!("{} map of view features", map.layout.method.name());
     let names = map.classes.iter().map(|class| words_width(class, 12.0));
@@ -77,7 +78,7 @@ pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<D
         let outer = side + 2.0 * FRAME;
         let frame = colours.of_point(&map.points[*index]);
         drawing.rect([x - FRAME, y - FRAME, outer, outer], &frame, 1.0);
-        drawing.picture(thumbnail, [x, y, side, side], false)?;
+        drawing.image(&encode_png(thumbnail)?, [x, y, side, side], false);
     }
     if has_legend {
         draw_dots(&mut drawing);

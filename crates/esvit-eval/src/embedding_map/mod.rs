@@ -10,8 +10,8 @@ mod tsne;
 use esvit_data::Source;
 use serde::{Deserialize, Serialize};
 
-use crate::features::Features;
 use crate::thumbnail::class_name;
+use esvit_model::features::Features;
 
 pub use drawing::picture;
 pub use layout::{Layout, MIN_TSNE, MapError, layout};

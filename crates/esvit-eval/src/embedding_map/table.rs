@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::path::Path;
 
-use esvit_train::files::{FileError, write_atomically};
+use esvit_files::{FileError, write_atomically};
 
 use super::EmbeddingMap;
-use crate::embedding::quoted;
+use esvit_model::embedding::quoted;
 
 /// Writes comma-separated values: name, label, x, y; no label where there is none.
 ///

@@ -7,8 +7,8 @@ use esvit_data::augment::Normalization;
 use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 
-use crate::features::LeftOut;
 use crate::labelled::LabelledSet;
+use esvit_model::features::LeftOut;
 
 /// Purpose word of the numbers that order an epoch.
 const ORDER_PURPOSE: u64 = 0xF17E;

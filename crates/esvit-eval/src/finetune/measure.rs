@@ -7,9 +7,10 @@ use esvit_nn::{Params, Pass};
 use rayon::prelude::*;
 
 use super::model::Classifier;
-use crate::features::{LeftOut, Preprocess, view_forward};
 use crate::labelled::LabelledSet;
 use crate::probe::{ClassAccuracy, rank};
+use esvit_data::Preprocess;
+use esvit_model::features::{LeftOut, view_forward};
 
 /// Rows whose class scores are held at a time.
 const ROWS: usize = 512;

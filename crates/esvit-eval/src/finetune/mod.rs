@@ -20,10 +20,10 @@ pub use save::save;
 pub use settings::{SettingError, Settings};
 pub use train::Trainer;
 
-use crate::backbone::Backbone;
-use crate::features::LeftOut;
 use crate::labelled::{LabelledSet, LabelledTask};
 use crate::probe::ClassAccuracy;
+use esvit_model::PretrainedBackbone;
+use esvit_model::features::LeftOut;
 
 /// Why there is no fine-tuned network.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +152,7 @@ impl Finetuned {
 /// When a setting makes no sense, there are no pictures or none that can be read, they have only
 /// one class, or the loss is not finite.
 pub fn finetune(
-    backbone: &Backbone,
+    backbone: &PretrainedBackbone,
     task: &LabelledTask,
     settings: &Settings,
     mut watch: impl FnMut(&Event<'_>),

@@ -9,7 +9,7 @@ use esvit_nn::params::{ParamSpec, Registry, tensor};
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Params, Pass, Swin, SwinConfig};
 
-use crate::backbone::Backbone;
+use esvit_model::PretrainedBackbone;
 
 /// A network that names classes. The backbone's parameters come first and have their official
 /// names; the classifier's are `classifier.weight [classes, C]` and `classifier.bias [classes]`.
@@ -37,7 +37,7 @@ impl Classifier {
     }
 
     /// The values of a backbone of the same shape, and a classifier at its starting values.
-    pub fn start_from(&self, backbone: &Backbone, seed: u64) -> Params {
+    pub fn start_from(&self, backbone: &PretrainedBackbone, seed: u64) -> Params {
         let mut known = backbone.params.values().iter();
         Params::from_fn(&self.specs, &Device::flex(), |spec| {
             known.next().map_or_else(|| spec.initial_values(seed), to_vec)

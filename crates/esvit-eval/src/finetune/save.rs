@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use esvit_files::{FileError, write_atomically};
 use esvit_nn::weights::{self, entries};
-use esvit_train::files::{FileError, write_atomically};
 use serde::Serialize;
 
 use super::Finetuned;
-use crate::backbone::{About, Backbone};
+use esvit_model::{About, PretrainedBackbone};
 
 /// What travels with the weights.
 #[derive(Serialize)]
@@ -19,7 +19,7 @@ struct Labelled<'a> {
 }
 
 /// Writes a network as a safetensors file: the backbone under its official names, the classifier as
-/// `classifier.weight` and `classifier.bias`, and what [`Backbone::open`] needs to read it. `start`
+/// `classifier.weight` and `classifier.bias`, and what [`PretrainedBackbone::open`] needs to read it. `start`
 /// is the backbone that it was made of, and tells how pictures are shown to it.
 ///
 /// # Errors
@@ -27,7 +27,7 @@ struct Labelled<'a> {
 pub fn save(
     path: &Path,
     finetuned: &Finetuned,
-    start: &Backbone,
+    start: &PretrainedBackbone,
     from_scratch: bool,
     classes: &[String],
 ) -> Result<(), FileError> {

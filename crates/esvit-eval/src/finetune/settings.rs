@@ -8,7 +8,7 @@ use esvit_train::mixup::MixupConfig;
 use esvit_train::schedule::CosineSchedule;
 use serde::Serialize;
 
-use crate::features::Preprocess;
+use esvit_data::Preprocess;
 
 /// Share of the epochs over which the learning rate grows, where nothing else is said.
 const WARMUP_SHARE: f64 = 0.1;

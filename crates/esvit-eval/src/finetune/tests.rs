@@ -6,10 +6,10 @@ use esvit_nn::weights::to_vec;
 use esvit_nn::{SwinConfig, params::ParamSpec};
 
 use super::*;
-use crate::backbone::{SourceFile, network};
-use crate::features::Preprocess;
+use esvit_data::Preprocess;
+use esvit_model::{SourceFile, build};
 
-fn backbone() -> Backbone {
+fn backbone() -> PretrainedBackbone {
     let shape = SwinConfig {
         img_size: 16,
         patch_size: 4,
@@ -20,10 +20,10 @@ fn backbone() -> Backbone {
         mlp_ratio: 2.0,
         norm_eps: 1e-6,
     };
-    let (swin, specs) = network(&shape);
+    let (swin, specs) = build(&shape);
     let params = Params::init(&specs, 5, &burn::tensor::Device::flex());
     let preprocess = Preprocess::new(16, 16, &esvit_data::ViewsConfig::default());
-    Backbone { swin, params, preprocess, source: SourceFile::default() }
+    PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
 }
 
 /// `per_class` noisy pictures of every class, learnt and classified.
@@ -132,7 +132,7 @@ fn layers_move_by_their_own_learning_rates() {
     }
 }
 
-fn network_values(backbone: &Backbone) -> Params {
+fn network_values(backbone: &PretrainedBackbone) -> Params {
     backbone.params.clone()
 }
 

@@ -3,8 +3,9 @@
 use esvit_nn::{Params, Swin};
 
 use super::{Accuracy, KnnError, classify};
-use crate::features::{Features, LeftOut, Preprocess, view_forward};
 use crate::labelled::{LabelledSet, LabelledTask};
+use esvit_data::Preprocess;
+use esvit_model::features::{Features, LeftOut, view_forward};
 
 /// What was measured, and on what it could not be.
 #[derive(Debug)]

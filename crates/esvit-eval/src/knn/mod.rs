@@ -9,6 +9,7 @@ mod vote;
 
 use esvit_kernels::nearest::Search;
 use esvit_kernels::pool;
+use esvit_model::features::LabelledFeatures;
 use serde::{Deserialize, Serialize};
 
 pub use esvit_kernels::nearest::Neighbour;
@@ -20,27 +21,6 @@ pub use vote::accuracies;
 pub const TEMPERATURE: f64 = 0.07;
 /// The protocol's numbers of neighbours.
 pub const NEIGHBOURS: [usize; 4] = [10, 20, 100, 200];
-
-/// Labelled features, row-major `[rows, width]`.
-#[derive(Debug, Clone, Default)]
-pub struct LabelledFeatures {
-    /// `rows * width` values.
-    pub values: Vec<f32>,
-    /// Number of values of a row.
-    pub width: usize,
-    /// Class of every row.
-    pub labels: Vec<u32>,
-}
-
-impl LabelledFeatures {
-    /// Scales every row to unit length; a row of zeros stays.
-    pub fn normalize(&mut self) {
-        for row in self.values.chunks_exact_mut(self.width.max(1)) {
-            let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
-            row.iter_mut().for_each(|v| *v /= norm);
-        }
-    }
-}
 
 /// Accuracy for one number of neighbours, in per cent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

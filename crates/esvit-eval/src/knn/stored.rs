@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use esvit_kernels::nearest::Search;
 use esvit_kernels::pool;
 
-use super::{Accuracy, KnnError, LabelledFeatures, accuracies, largest};
-use crate::npy::{self, NpyError, NpyReader};
+use esvit_model::features::LabelledFeatures;
+
+use super::{Accuracy, KnnError, accuracies, largest};
+use esvit_model::npy::{self, NpyError, NpyReader};
 
 /// Rows that are read at a time.
 const ROWS: usize = 8192;
@@ -147,8 +149,8 @@ fn open(features: &Path, labels: &Path) -> Result<(NpyReader<f32>, Vec<u32>), St
 mod tests {
     use super::*;
     use crate::knn::{TEMPERATURE, classify};
-    use crate::npy::NpyWriter;
     use esvit_kernels::rng::Rng;
+    use esvit_model::npy::NpyWriter;
 
     fn store(folder: &Path, names: [&str; 2], features: &LabelledFeatures) {
         let mut rows = NpyWriter::create(&folder.join(names[0]), features.width).unwrap();

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Matching, Side};
 use crate::correspondence::View;
-use crate::draw::{Anchor, DrawError, Drawing, color};
+use esvit_data::{PngError, encode_png};
+use esvit_draw::{Anchor, Drawing, color};
 
 /// Shorter side of a view in the drawing.
 const SHORTER: f64 = 448.0;
@@ -52,7 +53,7 @@ impl Panel<'_> {
 ///
 /// # Errors
 /// When a view cannot be stored as PNG.
-pub fn picture(matching: &Matching) -> Result<Drawing, DrawError> {
+pub fn picture(matching: &Matching) -> Result<Drawing, PngError> {
     let sizes = matching.sides.each_ref().map(|side| {
         let [width, height] = side.grid.size();
         [width, height].map(|length| SHORTER * length / width.min(height))
@@ -68,7 +69,7 @@ pub fn picture(matching: &Matching) -> Result<Drawing, DrawError> {
     };
     let panels = [panel(0, MARGIN), panel(1, MARGIN + sizes[0][0] + GAP)];
     for Panel { side, place } in &panels {
-        drawing.picture(&side.shown, *place, false)?;
+        drawing.image(&encode_png(&side.shown)?, *place, false);
     }
     // The best pair lies on top.
     for pair in matching.pairs.iter().rev() {

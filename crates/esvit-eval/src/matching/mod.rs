@@ -14,8 +14,8 @@ use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
 use serde::Serialize;
 
-use crate::backbone::Backbone;
 use crate::correspondence::{CorrespondenceError, Grid, View, correspond};
+use esvit_model::PretrainedBackbone;
 
 pub use drawing::picture;
 
@@ -112,7 +112,7 @@ pub enum MatchError {
 /// When the network has no such stage, views are not a whole number of its cells, or a picture
 /// cannot be resized.
 pub fn two_pictures(
-    backbone: &Backbone,
+    backbone: &PretrainedBackbone,
     pictures: [&Picture; 2],
     settings: &MatchSettings,
 ) -> Result<Matching, MatchError> {
@@ -131,7 +131,7 @@ pub fn two_pictures(
 /// # Errors
 /// As [`two_pictures`].
 pub fn two_views(
-    backbone: &Backbone,
+    backbone: &PretrainedBackbone,
     picture: &Picture,
     seed: u64,
     settings: &MatchSettings,
@@ -170,7 +170,7 @@ struct Seen {
 impl Seen {
     /// A view in its own proportions.
     fn new(
-        backbone: &Backbone,
+        backbone: &PretrainedBackbone,
         picture: &Picture,
         view: View,
         settings: &MatchSettings,
@@ -187,7 +187,7 @@ impl Seen {
 
     /// A view in `[width, height]` pixels.
     fn sized(
-        backbone: &Backbone,
+        backbone: &PretrainedBackbone,
         picture: &Picture,
         view: View,
         [width, height]: [u32; 2],
@@ -254,12 +254,12 @@ fn matching(sides: [Seen; 2], settings: &MatchSettings, same_picture: bool) -> M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::{SourceFile, network};
-    use crate::features::Preprocess;
+    use esvit_data::Preprocess;
     use esvit_data::ViewsConfig;
+    use esvit_model::{SourceFile, build};
     use esvit_nn::{Params, SwinConfig};
 
-    fn backbone() -> Backbone {
+    fn backbone() -> PretrainedBackbone {
         let model = SwinConfig {
             img_size: 32,
             patch_size: 4,
@@ -270,10 +270,10 @@ mod tests {
             mlp_ratio: 2.0,
             norm_eps: 1e-6,
         };
-        let (swin, specs) = network(&model);
+        let (swin, specs) = build(&model);
         let params = Params::init(&specs, 3, &Device::flex());
         let preprocess = Preprocess::new(32, 32, &ViewsConfig::default());
-        Backbone { swin, params, preprocess, source: SourceFile::default() }
+        PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
     }
 
     fn noise(width: u32, height: u32, seed: u64) -> Picture {

@@ -11,11 +11,12 @@ use esvit_data::{Picture, Source};
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
-use crate::backbone::Backbone;
-use crate::features::{Features, LeftOut, view_forward};
-use crate::knn::{LabelledFeatures, nearest};
+use crate::knn::nearest;
 use crate::labelled::LabelledSet;
 use crate::thumbnail::{class_name, of_source};
+use esvit_model::PretrainedBackbone;
+use esvit_model::features::LabelledFeatures;
+use esvit_model::features::{Features, LeftOut, view_forward};
 
 pub use sheet::sheet;
 
@@ -108,7 +109,7 @@ pub enum NeighboursError {
 /// # Errors
 /// When no query can be read or there is no other picture.
 pub fn find(
-    backbone: &Backbone,
+    backbone: &PretrainedBackbone,
     gallery: &LabelledSet,
     queries: Option<&LabelledSet>,
     wanted: Wanted,

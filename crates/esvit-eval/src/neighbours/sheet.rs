@@ -1,8 +1,10 @@
 //! The drawing of queries and their neighbours.
 
 use super::{Entry, Neighbours};
-use crate::draw::{Anchor, DrawError, Drawing, color};
-use crate::thumbnail::{file_name, shortened, words_width};
+use crate::thumbnail::file_name;
+use esvit_data::{PngError, encode_png};
+use esvit_draw::{Anchor, Drawing, color};
+use esvit_draw::{shortened, words_width};
 
 /// Frames of neighbours that have the query's class, and that have another.
 const SAME: &str = "#1a9641";
@@ -23,7 +25,7 @@ const ROW: f64 = SIDE + 2.0 * FRAME + 2.0 * (WORDS + 4.0) + 16.0;
 ///
 /// # Errors
 /// When a picture cannot be stored.
-pub fn sheet(neighbours: &Neighbours, about: &str) -> Result<Drawing, DrawError> {
+pub fn sheet(neighbours: &Neighbours, about: &str) -> Result<Drawing, PngError> {
     let columns = neighbours.rows.iter().map(|row| row.neighbours.len()).max().unwrap_or(0);
     let pictures = SIDE + BETWEEN + columns as f64 * (SIDE + GAP) - GAP;
     let title = "Nearest neighbours";
@@ -89,16 +91,14 @@ fn framed(
     [x, y]: [f64; 2],
     frame: &str,
     thickness: f64,
-) -> Result<(), DrawError> {
+) -> Result<(), PngError> {
     let outer = SIDE + 2.0 * thickness;
     drawing.rect([x - thickness, y - thickness, outer, outer], frame, 1.0);
     match &entry.thumbnail {
-        Some(thumbnail) => drawing.picture(thumbnail, [x, y, SIDE, SIDE], false),
-        None => {
-            drawing.rect([x, y, SIDE, SIDE], "#ffffff", 1.0);
-            Ok(())
-        }
+        Some(thumbnail) => drawing.image(&encode_png(thumbnail)?, [x, y, SIDE, SIDE], false),
+        None => drawing.rect([x, y, SIDE, SIDE], "#ffffff", 1.0),
     }
+    Ok(())
 }
 
 /// What stands under a picture: its class, or its name where it has none.

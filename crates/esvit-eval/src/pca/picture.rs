@@ -1,11 +1,12 @@
 //! Region features as colours: the first three principal components of all regions of some
 //! pictures as red, green and blue.
 
-use esvit_data::Picture;
+use esvit_data::{Picture, PngError, encode_png};
 
 use super::{PcaError, PrincipalComponents, RegionMap};
-use crate::draw::{Anchor, DrawError, Drawing, color};
-use crate::thumbnail::{file_name, shortened, words_width};
+use crate::thumbnail::file_name;
+use esvit_draw::{Anchor, Drawing, color};
+use esvit_draw::{shortened, words_width};
 
 /// Shares of the regions below the darkest and up to the brightest value of a component.
 const PERCENTILES: [f64; 2] = [0.01, 0.99];
@@ -116,7 +117,7 @@ pub fn draw(
     colours: &ColourMap,
     enlarged: Enlarged,
     about: &str,
-) -> Result<Drawing, DrawError> {
+) -> Result<Drawing, PngError> {
     let lines = lines(pictures);
     let line_width = |line: &[(&RegionPicture, f64)]| {
         line.iter().map(|(_, width)| pair_width(*width) + GAP).sum::<f64>() - GAP
@@ -136,9 +137,9 @@ pub fn draw(
         let mut x = MARGIN;
         for (picture, width) in line {
             let shown = &picture.regions.shown;
-            drawing.picture(shown, [x, y, *width, HEIGHT], false)?;
+            drawing.image(&encode_png(shown)?, [x, y, *width, HEIGHT], false);
             let map = enlarge(&picture.regions, &colours.colours(&picture.regions), enlarged);
-            drawing.picture(&map, [x + width + PAIR_GAP, y, *width, HEIGHT], false)?;
+            drawing.image(&encode_png(&map)?, [x + width + PAIR_GAP, y, *width, HEIGHT], false);
             let name = shortened(file_name(&picture.name), NAME, pair_width(*width));
             let baseline = y + HEIGHT + NAME + 5.0;
             drawing.text([x, baseline], &name, NAME, color::INK, Anchor::Start);

@@ -7,7 +7,7 @@ use esvit_nn::Pass;
 use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
 
-use crate::backbone::Backbone;
+use esvit_model::PretrainedBackbone;
 
 /// The longest side that is sent through a network, in pixels.
 const MAX_SIDE: usize = 4096;
@@ -67,7 +67,7 @@ pub enum RegionsError {
 impl Framing {
     /// The usual size for maps of a stage (counted from 1): 16 regions a side, and not below the
     /// size that the network is evaluated with.
-    pub fn usual_size(backbone: &Backbone, stage: usize) -> usize {
+    pub fn usual_size(backbone: &PretrainedBackbone, stage: usize) -> usize {
         let model = backbone.swin.config();
         let evaluated = backbone.preprocess.size().next_multiple_of(model.patch_size);
         evaluated
@@ -112,7 +112,7 @@ impl Framing {
 /// # Errors
 /// When there is no such stage or the network cannot see pictures of this size.
 pub fn region_map(
-    backbone: &Backbone,
+    backbone: &PretrainedBackbone,
     picture: &Picture,
     framing: Framing,
     stage: usize,
@@ -150,10 +150,10 @@ mod tests {
     use esvit_data::ViewsConfig;
     use esvit_nn::{Params, SwinConfig};
 
-    use crate::backbone::{SourceFile, network};
-    use crate::features::Preprocess;
+    use esvit_data::Preprocess;
+    use esvit_model::{SourceFile, build};
 
-    fn backbone() -> Backbone {
+    fn backbone() -> PretrainedBackbone {
         let model = SwinConfig {
             img_size: 32,
             patch_size: 4,
@@ -164,10 +164,10 @@ mod tests {
             mlp_ratio: 2.0,
             norm_eps: 1e-6,
         };
-        let (swin, specs) = network(&model);
+        let (swin, specs) = build(&model);
         let params = Params::init(&specs, 1, &Device::flex());
         let preprocess = Preprocess::new(32, 0, &ViewsConfig::default());
-        Backbone { swin, params, preprocess, source: SourceFile::default() }
+        PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
     }
 
     #[test]

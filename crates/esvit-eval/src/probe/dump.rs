@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Examples, Sides, Targets};
-use crate::npy::{self, NpyError, NpyWriter};
+use esvit_model::npy::{self, NpyError, NpyWriter};
 
 /// Why features cannot be written.
 #[derive(Debug, thiserror::Error)]

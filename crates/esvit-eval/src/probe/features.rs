@@ -11,9 +11,10 @@ use esvit_nn::weights::to_vec;
 use esvit_nn::{Params, Pass, Swin, SwinConfig};
 
 use super::{Examples, ProbeError, Targets};
-use crate::backbone::Backbone;
-use crate::features::{self, Features, LeftOut, Preprocess};
 use crate::labelled::{LabelledSet, LabelledTask};
+use esvit_data::Preprocess;
+use esvit_model::PretrainedBackbone;
+use esvit_model::features::{self, Features, LeftOut};
 
 /// Purpose word of the numbers of the augmentation.
 const AUGMENT_PURPOSE: u64 = 0x11EA06;
@@ -108,7 +109,12 @@ impl ProbeTask {
 
     /// The features of the last `n` blocks of a backbone, without augmentation. `done` is told
     /// how many pictures were worked on.
-    pub fn sides(&self, backbone: &Backbone, n: usize, mut done: impl FnMut(usize)) -> Sides {
+    pub fn sides(
+        &self,
+        backbone: &PretrainedBackbone,
+        n: usize,
+        mut done: impl FnMut(usize),
+    ) -> Sides {
         let preprocess = &backbone.preprocess;
         let mut extract = |set: &LabelledSet| {
             let forward = last_blocks_forward(&backbone.swin, &backbone.params, preprocess, n);
@@ -140,7 +146,7 @@ impl ProbeTask {
     /// mirrored half of the time; `pictures` lists the pictures of the rows, as [`Sides`] does.
     pub fn augmented<'a>(
         &'a self,
-        backbone: &'a Backbone,
+        backbone: &'a PretrainedBackbone,
         n: usize,
         pictures: &'a [usize],
         seed: u64,

@@ -1,11 +1,11 @@
 //! The crops of some pictures as the network sees them.
 
-use esvit_data::Picture;
+use esvit_data::{Picture, PngError, encode_png};
 
 use super::pictures::Shown;
 use super::run::Run;
-use crate::draw::{DrawError, Drawing};
 use crate::preview;
+use esvit_draw::Drawing;
 
 /// Pictures that are shown.
 const PICTURES: usize = 8;
@@ -63,7 +63,7 @@ impl<'a> Group<'a> {
     }
 }
 
-fn drawing(rows: &[Vec<Picture>]) -> Result<Drawing, DrawError> {
+fn drawing(rows: &[Vec<Picture>]) -> Result<Drawing, PngError> {
     let largest = rows.iter().flatten().map(|crop| crop.width().max(crop.height()));
     let mut scale = LARGEST / f64::from(largest.max().unwrap_or(1));
     let groups = |scale: f64| rows.iter().map(move |row| Group::new(row, scale));
@@ -85,7 +85,7 @@ fn drawing(rows: &[Vec<Picture>]) -> Result<Drawing, DrawError> {
         let (x, y) = ((number % columns) as f64 * column, (number / columns) as f64 * height);
         for (crop, [left, top]) in &group.crops {
             let [width, height] = [crop.width(), crop.height()].map(|side| scale * f64::from(side));
-            drawing.picture(crop, [x + left, y + top, width, height], scale > 1.5)?;
+            drawing.image(&encode_png(crop)?, [x + left, y + top, width, height], scale > 1.5);
         }
     }
     Ok(drawing)

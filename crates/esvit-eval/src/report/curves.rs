@@ -3,9 +3,9 @@
 use esvit_train::health::Health;
 use esvit_train::run::StepFigures;
 
-use super::axis::Scale;
-use super::chart::{Chart, Series};
 use super::run::Run;
+use esvit_draw::axis::Scale;
+use esvit_draw::chart::{Chart, Series};
 
 /// The charts of a run as HTML, large ones first; empty where nothing was written down.
 pub(super) fn charts(run: &Run) -> String {

@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::html::table;
-use super::number::{grouped, rounded};
-use crate::draw::escaped;
 use crate::record::Record;
+use esvit_draw::escaped;
+use esvit_draw::html::table;
+use esvit_draw::number::{grouped, rounded};
 
 /// Rows and list entries that are shown of longer ones.
 const MOST: usize = 100;
@@ -25,7 +25,7 @@ pub(super) fn blocks(records: &[Record]) -> String {
         format!(
             "<article>\n<h3>{} <span>{}</span></h3>\n{results}</article>\n",
             escaped(&title(evaluation)),
-            super::html::code_in(task)
+            esvit_draw::html::code_in(task)
         )
     };
     order.iter().map(of).collect()
@@ -167,7 +167,7 @@ fn cell(value: &Value) -> String {
     match value {
         Value::Null => "–".into(),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
-        Value::String(text) => super::html::code_in(text),
+        Value::String(text) => esvit_draw::html::code_in(text),
         Value::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(whole), _) => grouped(whole),
             (None, Some(value)) => rounded(value),

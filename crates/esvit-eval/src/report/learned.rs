@@ -5,11 +5,11 @@ use esvit_data::{Picture, Source};
 use super::pictures::Shown;
 use super::run::Run;
 use crate::attention::{self, Framing};
-use crate::backbone::Backbone;
 use crate::labelled::LabelledSet;
 use crate::matching::{self, MatchSettings};
 use crate::neighbours::{self, Wanted};
 use crate::pca::{self, ColourMap, Enlarged, RegionPicture};
+use esvit_model::PretrainedBackbone;
 
 /// Pictures among which neighbours are looked for: a report must not take as long as the run.
 const GALLERY: usize = 1000;
@@ -62,7 +62,7 @@ pub(super) fn matches(run: &Run) -> Shown {
 pub(super) fn attention(run: &Run) -> Shown {
     let (backbone, source) = open(run)?;
     let (_, picture) = some(&*source, 1).swap_remove(0)?;
-    let Backbone { swin, params, preprocess, .. } = &backbone;
+    let PretrainedBackbone { swin, params, preprocess, .. } = &backbone;
     let patch = swin.config().patch_size;
     let shown =
         attention::Shown::new(&picture, preprocess, Framing::Centre, preprocess.size(), patch)
@@ -96,10 +96,10 @@ pub(super) fn regions(run: &Run) -> Shown {
 }
 
 /// The backbone to look at and the pictures of the run.
-fn open(run: &Run) -> Result<(Backbone, std::sync::Arc<dyn Source>), String> {
+fn open(run: &Run) -> Result<(PretrainedBackbone, std::sync::Arc<dyn Source>), String> {
     let source = run.source.as_ref().map_err(String::clone)?;
     let path = run.checkpoint().ok_or("there is no checkpoint that can be read")?;
-    let backbone = Backbone::open(&path, None, None).map_err(message)?;
+    let backbone = PretrainedBackbone::open(&path).map_err(message)?;
     Ok((backbone, source.clone()))
 }
 

@@ -2,30 +2,24 @@
 //!
 //! The page is one HTML file that needs no other file, no network and no script.
 
-mod axis;
-mod chart;
 mod crops;
 mod curves;
 mod evaluations;
 mod findings;
-mod html;
 mod learned;
 mod metrics;
-mod number;
 mod overview;
 mod pictures;
 mod run;
-mod thin;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use esvit_train::files::{FileError, write_atomically};
+use esvit_files::{FileError, write_atomically};
 
-use crate::draw::escaped;
+use esvit_draw::{escaped, html, number};
 use run::Run;
 
-const STYLE: &str = include_str!("style.css");
 /// Name of the page in the folder of a run, where nothing else is said.
 const FILE: &str = "report.html";
 
@@ -91,16 +85,7 @@ fn page(run: &Run, findings: &[String]) -> String {
         settings(run),
         environment(run),
     ];
-    format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
-         style-src 'unsafe-inline'; img-src data:\">\n\
-         <title>{name} – EsViT run</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{}\
-         </main>\n</body>\n</html>\n",
-        body.concat()
-    )
+    html::page(&format!("{name} – EsViT run"), &body.concat())
 }
 
 fn navigation() -> String {

@@ -3,10 +3,10 @@
 use esvit_nn::Network;
 use esvit_train::Config;
 
-use super::html::{Tile, code_in, tiles};
-use super::number::{duration, grouped, rounded};
 use super::run::Run;
-use crate::draw::escaped;
+use esvit_draw::escaped;
+use esvit_draw::html::{Tile, code_in, tiles};
+use esvit_draw::number::{duration, grouped, rounded};
 
 /// One sentence of what was trained on what.
 pub(super) fn sentence(run: &Run) -> String {

@@ -1,9 +1,9 @@
 //! What there is to see: drawings with a few words to each.
 
-use super::html::code_in;
 use super::run::Run;
 use super::{crops, learned};
-use crate::draw::Drawing;
+use esvit_draw::Drawing;
+use esvit_draw::html::code_in;
 
 /// Something to see, or why it cannot be shown; literals stand in backticks.
 pub(super) type Shown = Result<(String, Drawing), String>;

@@ -6,7 +6,7 @@ use esvit_nn::{Params, Pass, SwinConfig};
 use serde::Deserialize;
 
 use super::{Case, CaseError, Check, Outcome, absolute};
-use crate::backbone::Backbone;
+use esvit_model::OpenOptions;
 
 const TOLERANCE: f64 = 2e-4;
 
@@ -31,7 +31,9 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     }
     let settings: Settings = case.settings()?;
     let path = case.folder.join(&settings.file);
-    let backbone = Backbone::open(&path, settings.key.as_deref(), None)
+    let backbone = OpenOptions::default()
+        .key(settings.key.as_deref())
+        .open(&path)
         .map_err(|e| CaseError::Computation(e.to_string()))?;
     let mut checks = Vec::new();
     let mut equal = |what: &str, is_equal: bool| {

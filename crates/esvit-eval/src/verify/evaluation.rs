@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use super::{Case, CaseError, Check, Outcome, absolute};
 use crate::correspondence::{Grid, View, correspond};
-use crate::knn::{LabelledFeatures, classify};
+use crate::knn::classify;
+use esvit_model::features::LabelledFeatures;
 
 #[derive(Deserialize)]
 struct KnnSettings {

@@ -4,8 +4,8 @@
 
 use std::io::{self, Write};
 
+use esvit_files::protobuf::Message;
 use esvit_weights::Float;
-use esvit_weights::protobuf::Message;
 
 const IR_VERSION: u64 = 8;
 const OPERATOR_SET: u64 = 17;

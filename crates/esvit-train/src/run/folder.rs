@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::files::{self, FileError};
+use esvit_files::FileError;
 
 /// A folder that cannot be used for a run.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,7 @@ impl RunFolder {
             let foreign = names.iter().find(|name| {
                 !OWN_FILES.contains(&name.as_str())
                     && !name.starts_with(EVENT_PREFIX)
-                    && !files::is_temporary(name)
+                    && !esvit_files::is_temporary(name)
                     && *name != "eval"
             });
             if let Some(file) = foreign {
@@ -102,8 +102,8 @@ impl RunFolder {
     pub fn reopen(path: &Path) -> Result<Self, FolderError> {
         let folder = Self { path: path.into() };
         folder.io(std::fs::create_dir_all(folder.checkpoints()))?;
-        files::remove_stale_temporaries(path)?;
-        files::remove_stale_temporaries(&folder.checkpoints())?;
+        esvit_files::remove_stale_temporaries(path)?;
+        esvit_files::remove_stale_temporaries(&folder.checkpoints())?;
         Ok(folder)
     }
 
@@ -163,7 +163,7 @@ impl RunFolder {
     /// # Errors
     /// When it can be neither linked nor copied.
     pub fn mark_best(&self, checkpoint: &Path) -> Result<(), FolderError> {
-        let fresh = self.io(files::temporary_path(&self.best()))?;
+        let fresh = self.io(esvit_files::temporary_path(&self.best()))?;
         // A second name for the same bytes; a copy where the file system has no links.
         if std::fs::hard_link(checkpoint, &fresh).is_err() {
             self.io(std::fs::copy(checkpoint, &fresh))?;

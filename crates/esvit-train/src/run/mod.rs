@@ -20,9 +20,9 @@ pub use record::{EpochFigures, KnnFigures, StepFigures};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::{Config, ConfigError};
-use crate::files::FileError;
 use crate::learner::NotFinite;
 use crate::tensorboard::TensorBoardError;
+use esvit_files::FileError;
 use session::Session;
 
 /// How a run begins.

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::RunError;
 use super::folder::RunFolder;
-use crate::files::{self, LineLog};
 use crate::health::Health;
 use crate::tensorboard::TensorBoard;
+use esvit_files::{LineLog, keep_lines_while};
 
 /// The figures of a stretch of steps, averaged where that makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ impl Record {
             ["train.log", "metrics.jsonl", "log.txt"].map(|name| folder.file(name));
         for path in [&metrics, &log_txt] {
             if path.exists() {
-                files::keep_lines_while(path, |line| {
+                keep_lines_while(path, |line| {
                     serde_json::from_str::<Place>(line).is_ok_and(|place| match place.step {
                         Some(at) => at <= step,
                         None => place.epoch < epochs,

@@ -18,9 +18,9 @@ use super::{End, Event, KnnCheck, Observer, Options, Outcome, Plan, RunError, St
 use crate::Learner;
 use crate::checkpoint::{self, Best, Checkpoint, CheckpointError, Loaded, Metadata};
 use crate::config::Config;
-use crate::files;
 use crate::health::Watch;
 use crate::learner::{NotFinite, StepResult, StepSettings};
+use esvit_files::write_atomically;
 
 pub(super) struct Session<'a> {
     config: &'a Config,
@@ -321,7 +321,7 @@ impl<'a> Session<'a> {
     }
 
     fn metadata(&self, step: u64) -> Metadata {
-        Metadata::new(step, self.plan.epochs_done(step), self.config.to_toml(), self.best)
+        Metadata::new(step, self.plan.epochs_done(step), self.config, self.best)
     }
 
     fn save(&mut self, step: u64) -> Result<(), RunError> {
@@ -367,7 +367,7 @@ impl<'a> Session<'a> {
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), RunError> {
-    files::write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()))?;
+    write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()))?;
     Ok(())
 }
 

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use esvit_data::DecodeLimits;
-use esvit_eval::backbone::Backbone;
 use esvit_eval::labelled::LabelledTask;
 use esvit_eval::record::{self, Record};
+use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::SwinConfig;
 use esvit_train::Config;
 use serde::Serialize;
@@ -39,9 +39,14 @@ impl NetworkChoice {
         Ok(Some(Config::resolve(vec![layer])?.model.swin()))
     }
 
+    /// How the backbone is read.
+    pub(super) fn options(&self) -> Result<OpenOptions> {
+        Ok(OpenOptions::default().key(self.key()).shape(self.shape()?))
+    }
+
     /// The backbone in a file; what is worth knowing of its tensors is told.
-    pub(super) fn open(&self, path: &Path, output: &Output) -> Result<Backbone> {
-        let backbone = Backbone::open(path, self.key(), self.shape()?.as_ref())?;
+    pub(super) fn open(&self, path: &Path, output: &Output) -> Result<PretrainedBackbone> {
+        let backbone = self.options()?.open(path)?;
         weights_report::tell(path, &backbone, output);
         Ok(backbone)
     }
@@ -59,7 +64,7 @@ pub(super) struct BackboneChoice {
 
 impl BackboneChoice {
     /// The backbone; what is worth knowing of its tensors is told.
-    pub(super) fn open(&self, output: &Output) -> Result<Backbone> {
+    pub(super) fn open(&self, output: &Output) -> Result<PretrainedBackbone> {
         self.network.open(&self.checkpoint, output)
     }
 
@@ -67,7 +72,7 @@ impl BackboneChoice {
     /// if it belongs to one.
     pub(super) fn keep(
         &self,
-        backbone: &Backbone,
+        backbone: &PretrainedBackbone,
         evaluation: &str,
         task: &str,
         results: &impl Serialize,

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use esvit_data::contact_sheet;
 use esvit_eval::preview;
-use esvit_train::files::write_atomically;
+use esvit_files::write_atomically;
 
 use super::Done;
 use super::output::{Output, may_write};

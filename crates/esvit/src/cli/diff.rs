@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use esvit_eval::difference::{Comparison, Tensors, compare};
+use esvit_model::difference::{Comparison, Tensors, compare};
 use esvit_nn::weights::WeightsFile;
 
 use super::Done;
@@ -48,7 +48,7 @@ fn table(a: &Path, b: &Path, comparison: &Comparison) -> String {
     let mut lines = vec![format!("{equal} tensors are equal")];
     if !different.is_empty() {
         lines.push(format!("{} tensors differ, by at most", different.len()));
-        let line = |d: &esvit_eval::difference::Difference| {
+        let line = |d: &esvit_model::difference::Difference| {
             format!("  {:<12.3e} of {:<12.3e} {}", d.largest, d.scale, d.name)
         };
         lines.extend(cut(different.iter().map(line).collect()));

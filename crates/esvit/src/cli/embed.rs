@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use esvit_data::{DecodeLimits, Folder, MaterialsTask, Source};
-use esvit_eval::embedding::{Format, write};
-use esvit_eval::features::{extract, view_forward};
+use esvit_model::PretrainedBackbone;
+use esvit_model::embedding::{EmbeddingError, EmbeddingWriter, Format, Job, Summary, made_by_us};
+use esvit_model::features::{normalize, stream, view_forward};
 
 use super::Done;
 use super::choice::BackboneChoice;
@@ -36,34 +37,50 @@ impl Embed {
     pub(super) fn run(self, output: &Output) -> Result<Done> {
         let format = Format::of(&self.out)?;
         may_write(&self.out, self.overwrite)?;
+        if self.out.exists() && !made_by_us(&self.out, format) {
+            return Err(EmbeddingError::Foreign { path: self.out }.into());
+        }
         let backbone = self.backbone.open(output)?;
         let source: Arc<dyn Source> = match &self.data {
             Some(path) => Arc::new(Folder::open(path, &DecodeLimits::default())?),
             None => Arc::new(MaterialsTask::new()?.into_sources().0),
         };
+        let job = Job::new(format, &backbone, &*source, self.normalize);
+        let mut writer = EmbeddingWriter::open(&self.out, &job)?;
+        let begun = writer.done();
+        if begun.images > 0 {
+            output.note(format!("going on after {} pictures", begun.images));
+        }
         let bar = output.bar(source.len());
-        let pictures: Vec<usize> = (0..source.len()).collect();
-        let mut features = extract(
+        bar.set_position(begun.images as u64);
+        let PretrainedBackbone { swin, params, preprocess, .. } = &backbone;
+        let batches = stream(
             &*source,
-            &pictures,
-            &backbone.preprocess,
-            view_forward(&backbone.swin, &backbone.params, &backbone.preprocess),
-            |count| bar.inc(count as u64),
+            begun.images..source.len(),
+            |_, picture| preprocess.prepare(picture),
+            view_forward(swin, params, preprocess),
         );
+        for mut batch in batches {
+            output.left_out(&batch.left_out);
+            if self.normalize {
+                let width = batch.width();
+                normalize(&mut batch.rows, width);
+            }
+            writer.append(&*source, &batch)?;
+            bar.set_position(writer.done().images as u64);
+        }
         bar.finish_and_clear();
-        output.left_out(&features.left_out);
-        if features.pictures.is_empty() {
+        if writer.done().rows == 0 {
+            writer.discard();
             bail!("none of the {} pictures can be read", source.len());
         }
-        if self.normalize {
-            features.rows.normalize();
-        }
-        write(&self.out, format, &features, &*source)?;
+        let Summary { rows, width, .. } = writer.finish()?;
+        let names = format.names_file(&self.out);
+        let names = names.map(|names| format!(", names in `{}`", names.display()));
         output.note(format!(
-            "{} features of {} values in `{}`",
-            features.pictures.len(),
-            features.rows.width,
-            self.out.display()
+            "{rows} features of {width} values in `{}`{}",
+            self.out.display(),
+            names.unwrap_or_default()
         ));
         Ok(Done::Well)
     }

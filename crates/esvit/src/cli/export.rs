@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
-use esvit_eval::export::{self, Options, Target};
+use esvit_model::export::{self, Options, Target};
+use esvit_train::official;
 use esvit_weights::Float;
 
 use super::Done;
@@ -72,8 +73,8 @@ impl Export {
             if self.format != Target::Esvit {
                 bail!("`--full` is for `--format esvit`: other programs have no student");
             }
-            let files = export::full(&self.checkpoint, out, self.precision)?;
-            output.result(files.display())?;
+            official::write(&self.checkpoint, out, self.precision)?;
+            output.result(out.display())?;
             return Ok(Done::Well);
         }
         let backbone = self.network.open(&self.checkpoint, output)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use esvit_eval::backbone::Backbone;
+use esvit_model::PretrainedBackbone;
 use esvit_nn::params::{Params, Registry};
 use esvit_nn::weights::{WeightsFile, networks};
 use esvit_nn::{Swin, zoo};
@@ -39,9 +39,7 @@ impl Info {
             Some(path) => {
                 let file = WeightsFile::open(path)?;
                 let mut facts = self.container(&file);
-                let backbone = self.network.shape().and_then(|shape| {
-                    Ok(Backbone::read(&file, self.network.key(), shape.as_ref())?)
-                });
+                let backbone = self.network.options().and_then(|options| Ok(options.read(&file)?));
                 match &backbone {
                     Ok(backbone) => facts.extend(network_facts(backbone)),
                     Err(error) => facts.push(("does_not_load", error.to_string().into())),
@@ -85,8 +83,8 @@ impl Info {
 }
 
 /// What a backbone is and what its file says of it.
-fn network_facts(backbone: &Backbone) -> Facts {
-    let Backbone { swin, params, preprocess, source } = backbone;
+fn network_facts(backbone: &PretrainedBackbone) -> Facts {
+    let PretrainedBackbone { swin, params, preprocess, source } = backbone;
     let size = preprocess.size();
     let location = source.location.as_ref();
     let mut facts = vec![
@@ -100,11 +98,16 @@ fn network_facts(backbone: &Backbone) -> Facts {
         ("epochs", json!(source.epochs)),
         ("steps", json!(source.steps)),
     ];
-    if let Some(config) = &source.config {
-        let objective = if config.objective.region { "L_V + L_R" } else { "L_V" };
-        facts.push(("objective", objective.into()));
-        facts.push(("prototypes", config.head.out_dim.into()));
-        facts.push(("seed", config.seed.into()));
+    if let Some(text) = &source.config {
+        match Config::parse(text, Origin::Defaults) {
+            Ok(config) => {
+                let objective = if config.objective.region { "L_V + L_R" } else { "L_V" };
+                facts.push(("objective", objective.into()));
+                facts.push(("prototypes", config.head.out_dim.into()));
+                facts.push(("seed", config.seed.into()));
+            }
+            Err(error) => facts.push(("settings", error.to_string().into())),
+        }
     }
     facts.push(("shape", json!(swin.config())));
     facts.push(("preprocess", json!(preprocess)));

@@ -7,8 +7,8 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use esvit_data::{DecodeLimits, Folder};
 use esvit_eval::embedding_map::{self, EmbeddingMap, MIN_TSNE, Method};
-use esvit_eval::features::view_forward;
 use esvit_eval::labelled::{LabelledSet, LabelledTask};
+use esvit_model::features::view_forward;
 
 use super::Done;
 use super::choice::BackboneChoice;

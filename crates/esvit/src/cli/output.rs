@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::bail;
-use esvit_eval::features::LeftOut;
+use esvit_model::features::LeftOut;
 use indicatif::{MultiProgress, ProgressBar};
 
 /// Whether talk is wanted.

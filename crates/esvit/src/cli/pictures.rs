@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use esvit_data::{DecodeLimits, Folder, InMemory, Picture, Source, decode};
-use esvit_eval::draw::Drawing;
-use esvit_train::files::write_atomically;
+use esvit_draw::Drawing;
+use esvit_files::write_atomically;
 
 use super::output::{Output, may_write};
 

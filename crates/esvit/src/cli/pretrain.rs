@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use esvit_data::Preprocess;
 use esvit_data::{DecodeLimits, Folder, Source, training_materials};
 use esvit_eval::bench::peak_gflops;
-use esvit_eval::features::Preprocess;
 use esvit_eval::knn::{self, TEMPERATURE};
 use esvit_eval::labelled::LabelledTask;
 use esvit_eval::record::Record;
@@ -176,7 +176,7 @@ fn train(
     let (source, task) = pictures(config, output)?;
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signal(&stop)?;
-    let preprocess = Preprocess::of_run(config);
+    let preprocess = config.preprocess();
     let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
     let mut progress = Progress::new(output);
     let options = Options {

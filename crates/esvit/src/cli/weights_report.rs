@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use esvit_eval::backbone::{Backbone, SourceFile};
+use esvit_model::{PretrainedBackbone, SourceFile};
 use esvit_nn::weights::reason;
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use super::output::Output;
 const SHOWN: usize = 3;
 
 /// Says on which terms a backbone was taken out of a file, where that is worth a line.
-pub(super) fn tell(path: &Path, backbone: &Backbone, output: &Output) {
+pub(super) fn tell(path: &Path, backbone: &PretrainedBackbone, output: &Output) {
     let SourceFile { report, config, .. } = &backbone.source;
     if config.is_none() {
         output.note(format!("`{}`: {}", path.display(), summary(backbone)));
@@ -30,7 +30,7 @@ pub(super) fn tell(path: &Path, backbone: &Backbone, output: &Output) {
 }
 
 /// One line: layout, architecture, tensors.
-pub(super) fn summary(backbone: &Backbone) -> String {
+pub(super) fn summary(backbone: &PretrainedBackbone) -> String {
     let SourceFile { location, report, .. } = &backbone.source;
     let layout = location.as_ref().map_or("new", |location| location.layout.label());
     let left_out: usize = report.left_out.values().map(Vec::len).sum();

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::pictures::{labelled, unusable};
 use crate::place::{Ended, Place, TINY};
-use esvit_eval::npy::NpyWriter;
+use esvit_model::npy::NpyWriter;
 use esvit_weights::WeightsFile;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";

@@ -1,6 +1,6 @@
 //! A part of the shown picture, somewhere in the drawing.
 
-use crate::draw::Drawing;
+use esvit_draw::Drawing;
 
 /// A part of the shown picture, somewhere in the drawing.
 pub(super) struct Frame {

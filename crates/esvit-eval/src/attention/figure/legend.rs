@@ -1,9 +1,8 @@
 //! The words beside the picture: what is shown and what its marks mean.
 
-use super::super::ramp::{blue, hex};
 use super::super::{Attended, QueryAttention};
 use super::Figure;
-use crate::draw::{Anchor, Drawing, color};
+use esvit_draw::{Anchor, Drawing, color};
 
 /// Height of a line.
 const LINE: f64 = 21.0;
@@ -60,7 +59,7 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
     for step in 0..18 {
         let value = (f64::from(step) + 0.5) / 18.0;
         let part = [x + f64::from(step) * width / 18.0, y, width / 18.0 + 0.2, height];
-        drawing.rect(part, &hex(blue(value)), 1.0);
+        drawing.rect(part, &color::hex(color::blue(value)), 1.0);
     }
     words(drawing, 3, "weight, from 0 to the largest of each map");
 

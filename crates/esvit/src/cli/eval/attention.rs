@@ -7,9 +7,9 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use esvit_data::{DecodeLimits, Folder, MaterialsTask};
 use esvit_eval::attention::{self, BlockStatistics, Measured};
-use esvit_eval::backbone::Backbone;
 use esvit_eval::labelled::LabelledSet;
 use esvit_eval::record;
+use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
 use crate::cli::Done;
@@ -118,7 +118,7 @@ impl Attention {
     }
 }
 
-fn measure(backbone: &Backbone, set: &LabelledSet, output: &Output) -> Result<Measured> {
+fn measure(backbone: &PretrainedBackbone, set: &LabelledSet, output: &Output) -> Result<Measured> {
     let bar = output.bar(set.pictures.len());
     let measured = attention::statistics(
         &backbone.swin,

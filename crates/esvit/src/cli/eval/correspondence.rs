@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use esvit_data::Preprocess;
 use esvit_data::{DecodeLimits, EvalTransform, Folder, MaterialsTask};
-use esvit_eval::backbone::Backbone;
 use esvit_eval::correspondence::{
     Estimate, Geometry, Grid, MEASURED_PAIRS, Measured, Protocol, Summary, measure,
 };
-use esvit_eval::features::Preprocess;
 use esvit_eval::labelled::LabelledSet;
+use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 
 use crate::cli::Done;
@@ -162,7 +162,7 @@ impl Correspondence {
         })
     }
 
-    fn preprocess(&self, backbone: &Backbone) -> Result<Preprocess> {
+    fn preprocess(&self, backbone: &PretrainedBackbone) -> Result<Preprocess> {
         let usual = backbone.preprocess.clone();
         Ok(match self.size {
             Some(size) => {

@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use esvit_eval::backbone::Backbone;
 use esvit_eval::knn::{self, Accuracy, Measured, NEIGHBOURS, StoredTask, TEMPERATURE};
 use esvit_eval::labelled::LabelledTask;
+use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -110,7 +110,7 @@ pub(in crate::cli) fn answer(
 
 /// Accuracies of a trained backbone, of the same network untrained and of raw pixels.
 pub(in crate::cli) fn compare(
-    trained: &Backbone,
+    trained: &PretrainedBackbone,
     task: &LabelledTask,
     ks: &[usize],
     temperature: f64,
@@ -118,7 +118,7 @@ pub(in crate::cli) fn compare(
 ) -> Result<Vec<Row>> {
     let untrained = trained.untrained();
     let preprocess = &trained.preprocess;
-    let measure = |backbone: &Backbone| {
+    let measure = |backbone: &PretrainedBackbone| {
         let network = (&backbone.swin, &backbone.params);
         knn::accuracy(task, network, preprocess, ks, temperature, |_| ())
     };

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use esvit_data::DecodeLimits;
-use esvit_eval::backbone::Backbone;
 use esvit_eval::probe::{
     Augmented, FewShot, Outcome, Probe, ProbeTask, Setting, Sides, Spread, dump, few_shot,
     multi_label_task,
 };
+use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -118,7 +118,13 @@ impl Linear {
         })
     }
 
-    fn sides(&self, task: &ProbeTask, backbone: &Backbone, n: usize, output: &Output) -> Sides {
+    fn sides(
+        &self,
+        task: &ProbeTask,
+        backbone: &PretrainedBackbone,
+        n: usize,
+        output: &Output,
+    ) -> Sides {
         let (train, queries) = task.task.pictures();
         let bar = output.bar(train + queries);
         let sides = task.sides(backbone, n, |count| bar.inc(count as u64));
@@ -130,7 +136,7 @@ impl Linear {
         &self,
         probe: &Probe,
         task: &ProbeTask,
-        backbone: &Backbone,
+        backbone: &PretrainedBackbone,
         sides: &Sides,
     ) -> Result<Found> {
         let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);

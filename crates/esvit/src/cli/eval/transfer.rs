@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use esvit_data::DecodeLimits;
-use esvit_eval::backbone::Backbone;
 use esvit_eval::labelled::LabelledTask;
 use esvit_eval::probe::{Probe, ProbeTask};
 use esvit_eval::transfer::{self, Key, Results, SetResult, Summary};
+use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -41,7 +41,7 @@ pub(in crate::cli) struct Transfer {
 
 /// A backbone with what is needed to probe it.
 struct Contender {
-    backbone: Backbone,
+    backbone: PretrainedBackbone,
     probe: Probe,
     fingerprint: String,
 }
@@ -110,7 +110,7 @@ impl Transfer {
         Ok(if failed.is_empty() { Done::Well } else { Done::Bad })
     }
 
-    fn contender(&self, backbone: Backbone) -> Result<Contender> {
+    fn contender(&self, backbone: PretrainedBackbone) -> Result<Contender> {
         let probe = self.probe.probe(backbone.swin.config())?;
         Ok(Contender { fingerprint: transfer::fingerprint(&backbone), backbone, probe })
     }

@@ -1,6 +1,17 @@
-//! Colours of weights: a ramp of blue whose lightness falls evenly to the eye.
+//! Colors: marks of one meaning have one color in all drawings, and a ramp for weights.
 
-/// The colour of a value from 0 (nearly white) to 1 (dark blue). Equal steps look equal: the ramp
+/// A pair of matching regions.
+pub const PAIR: &str = "#ffd21f";
+/// A region or pixel that something is asked about.
+pub const QUERY: &str = "#56c1ff";
+/// The region nearest to another view as a whole, and the attended part.
+pub const FOUND: &str = "#ff3b30";
+/// Words and axes on white.
+pub const INK: &str = "#1b1f24";
+/// Words and lines that stand back.
+pub const FAINT: &str = "#7a828c";
+
+/// The color of a value from 0 (nearly white) to 1 (dark blue). Equal steps look equal: the ramp
 /// is a curve of falling lightness and one hue in the space OKLab (Ottosson, 2020).
 pub fn blue(value: f64) -> [u8; 3] {
     const HUE: f64 = 254.0;
@@ -11,7 +22,7 @@ pub fn blue(value: f64) -> [u8; 3] {
     srgb(lightness, chroma * cos, chroma * sin)
 }
 
-/// The nearest 8-bit sRGB colour of one in OKLab.
+/// The nearest 8-bit sRGB color of one in OKLab.
 fn srgb(lightness: f64, a: f64, b: f64) -> [u8; 3] {
     let l = (lightness + 0.396_337_777_4 * a + 0.215_803_757_3 * b).powi(3);
     let m = (lightness - 0.105_561_345_8 * a - 0.063_854_172_8 * b).powi(3);
@@ -30,8 +41,8 @@ fn srgb(lightness: f64, a: f64, b: f64) -> [u8; 3] {
     })
 }
 
-/// A colour as SVG writes it.
-pub(super) fn hex([r, g, b]: [u8; 3]) -> String {
+/// A color as SVG writes it.
+pub fn hex([r, g, b]: [u8; 3]) -> String {
     format!("#{r:02x}{g:02x}{b:02x}")
 }
 

@@ -2,19 +2,22 @@
 
 use std::path::Path;
 
+use esvit_data::Preprocess;
 use esvit_nn::{SwinConfig, zoo};
 use esvit_weights::Float;
 use serde_json::{Value, json};
 
 use super::{Options, Target};
-use crate::backbone::Backbone;
-use crate::features::Preprocess;
+use crate::PretrainedBackbone;
 
 /// Pillow's number for bicubic resizing.
 const PIL_BICUBIC: u32 = 3;
 
 /// Files that stand beside the weights: name and content.
-pub(super) fn cards(options: &Options, backbone: &Backbone) -> Vec<(&'static str, Value)> {
+pub(super) fn cards(
+    options: &Options,
+    backbone: &PretrainedBackbone,
+) -> Vec<(&'static str, Value)> {
     let model = backbone.swin.config();
     match options.target {
         Target::Timm => vec![("config.json", timm(model, &backbone.preprocess))],
@@ -132,7 +135,7 @@ fn processor(preprocess: &Preprocess) -> Value {
 }
 
 /// Python that loads what was written, ready to be pasted.
-pub fn hint(backbone: &Backbone, out: &Path, options: &Options) -> String {
+pub fn hint(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
     let model = backbone.swin.config();
     let path = out.display();
     let is_torch = out.extension().is_some_and(|ending| ending != "safetensors");

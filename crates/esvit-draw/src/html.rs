@@ -2,18 +2,33 @@
 
 use std::fmt::Write;
 
-use crate::draw::escaped;
+/// How pages look, in light and in dark.
+const STYLE: &str = include_str!("style.css");
+
+/// A whole page with a title and the HTML of its body. It loads nothing and runs no script; its
+/// policy forbids both.
+pub fn page(title: &str, body: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
+         style-src 'unsafe-inline'; img-src data:\">\n\
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\
+         </main>\n</body>\n</html>\n"
+    )
+}
 
 /// A key figure.
-pub(super) struct Tile {
-    pub(super) name: &'static str,
-    pub(super) value: String,
-    pub(super) unit: &'static str,
-    pub(super) note: String,
+pub struct Tile {
+    pub name: &'static str,
+    pub value: String,
+    pub unit: &'static str,
+    pub note: String,
 }
 
 /// Key figures side by side.
-pub(super) fn tiles(tiles: impl Iterator<Item = Tile>) -> String {
+pub fn tiles(tiles: impl Iterator<Item = Tile>) -> String {
     let mut html = String::from("<dl class=\"tiles\">\n");
     for Tile { name, value, unit, note } in tiles {
         let _ = writeln!(
@@ -28,7 +43,7 @@ pub(super) fn tiles(tiles: impl Iterator<Item = Tile>) -> String {
 
 /// A table in a box of its own, in which it scrolls where the page is narrow. Cells are HTML;
 /// columns from `first_number` on are numbers.
-pub(super) fn table(head: &[String], rows: &[Vec<String>], first_number: usize) -> String {
+pub fn table(head: &[String], rows: &[Vec<String>], first_number: usize) -> String {
     let row = |cells: &[String], tag: &str| -> String {
         let cells = cells.iter().enumerate().map(|(column, cell)| {
             let class = if column >= first_number { " class=\"number\"" } else { "" };
@@ -45,12 +60,12 @@ pub(super) fn table(head: &[String], rows: &[Vec<String>], first_number: usize) 
 }
 
 /// Text of several lines as it is, line breaks kept.
-pub(super) fn lines(text: &str) -> String {
+pub fn lines(text: &str) -> String {
     text.lines().map(escaped).collect::<Vec<_>>().join("\n")
 }
 
 /// Text in which literals stand in backticks and the next step follows after `hint:`.
-pub(super) fn code_in(text: &str) -> String {
+pub fn code_in(text: &str) -> String {
     let mut html = String::new();
     for (place, line) in text.lines().enumerate() {
         let (line, tag) = match line.strip_prefix("hint: ") {
@@ -69,6 +84,23 @@ pub(super) fn code_in(text: &str) -> String {
         html.push_str("</span>");
     }
     html
+}
+
+/// Text as it may stand in XML.
+pub fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            // XML has no way to write other control characters.
+            letter if letter.is_control() => escaped.push(' '),
+            letter => escaped.push(letter),
+        }
+    }
+    escaped
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 /// How values are laid out along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scale {
+pub enum Scale {
     /// From the smallest to the largest value.
     Linear,
     /// From zero, or below where values are negative.
@@ -13,13 +13,13 @@ pub(super) enum Scale {
 
 /// An axis: its two ends and its ticks.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Axis {
+pub struct Axis {
     /// The value at the beginning.
-    pub(super) low: f64,
+    pub low: f64,
     /// The value at the end.
-    pub(super) high: f64,
+    pub high: f64,
     /// Values that are marked, in ascending order, and the words for them.
-    pub(super) ticks: Vec<(f64, String)>,
+    pub ticks: Vec<(f64, String)>,
     logarithmic: bool,
 }
 
@@ -28,7 +28,7 @@ const LEAST_RATIO: f64 = 30.0;
 
 impl Axis {
     /// An axis for values from `low` to `high`, with about `ticks` ticks; it ends on ticks.
-    pub(super) fn new(low: f64, high: f64, scale: Scale, ticks: usize) -> Self {
+    pub fn new(low: f64, high: f64, scale: Scale, ticks: usize) -> Self {
         match scale {
             Scale::Logarithmic if low > 0.0 && high / low >= LEAST_RATIO => {
                 Self::logarithmic(low, high)
@@ -39,7 +39,7 @@ impl Axis {
     }
 
     /// An axis of things that are counted, up to `high` itself; ticks are whole numbers.
-    pub(super) fn counted(high: f64, ticks: usize) -> Self {
+    pub fn counted(high: f64, ticks: usize) -> Self {
         let high = high.max(1.0);
         let mut axis = Self::linear(0.0, high, ticks.min(high as usize));
         axis.high = high;
@@ -84,7 +84,7 @@ impl Axis {
     }
 
     /// Where a value lies: 0 at the beginning, 1 at the end.
-    pub(super) fn place(&self, value: f64) -> f64 {
+    pub fn place(&self, value: f64) -> f64 {
         if self.logarithmic {
             let [low, high, value] = [self.low, self.high, value.max(self.low)].map(f64::log10);
             (value - low) / (high - low)

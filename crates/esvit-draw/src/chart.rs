@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::axis::{Axis, Scale};
-use super::number::rounded;
-use super::thin::thinned;
-use crate::draw::escaped;
+use crate::axis::{Axis, Scale};
+use crate::html::escaped;
+use crate::number::rounded;
+use crate::thin::thinned;
 
 /// Side of the square that the plot's coordinates lie in, however it is stretched.
 const SIDE: f64 = 1000.0;
@@ -17,47 +17,47 @@ const MARKED: usize = 40;
 
 /// A line of a chart.
 #[derive(Debug, Clone)]
-pub(super) struct Series {
+pub struct Series {
     /// What it shows.
-    pub(super) name: String,
+    pub name: String,
     /// Its points, in ascending order across.
-    pub(super) points: Vec<[f64; 2]>,
+    pub points: Vec<[f64; 2]>,
     /// Whether it is a level to compare with, drawn dashed and without a colour of its own.
-    pub(super) reference: bool,
+    pub reference: bool,
 }
 
 /// A chart of several lines.
 #[derive(Debug, Clone)]
-pub(super) struct Chart {
+pub struct Chart {
     /// What it shows.
-    pub(super) title: &'static str,
+    pub title: &'static str,
     /// In which unit; empty for a plain number.
-    pub(super) unit: &'static str,
+    pub unit: &'static str,
     /// What it is shown over: `step` or `epoch`.
-    pub(super) over: &'static str,
+    pub over: &'static str,
     /// Whether there is half the room.
-    pub(super) small: bool,
+    pub small: bool,
     /// How values are laid out.
-    pub(super) scale: Scale,
+    pub scale: Scale,
     /// The lines.
-    pub(super) series: Vec<Series>,
+    pub series: Vec<Series>,
 }
 
 impl Series {
     /// A line through the points that matter of `points`.
-    pub(super) fn new(name: &str, points: impl IntoIterator<Item = [f64; 2]>) -> Self {
+    pub fn new(name: &str, points: impl IntoIterator<Item = [f64; 2]>) -> Self {
         Self { name: name.into(), points: thinned(points), reference: false }
     }
 
     /// The same as a level to compare with.
-    pub(super) fn reference(name: &str, points: impl IntoIterator<Item = [f64; 2]>) -> Self {
+    pub fn reference(name: &str, points: impl IntoIterator<Item = [f64; 2]>) -> Self {
         Self { reference: true, ..Self::new(name, points) }
     }
 }
 
 impl Chart {
     /// The chart as a figure; nothing where there are no points.
-    pub(super) fn html(&self) -> String {
+    pub fn html(&self) -> String {
         let shown: Vec<&Series> =
             self.series.iter().filter(|series| !series.points.is_empty()).collect();
         let points = || shown.iter().flat_map(|series| &series.points);

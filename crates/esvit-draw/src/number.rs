@@ -1,7 +1,7 @@
 //! Numbers for people.
 
 /// A number with four significant digits; whole ones are kept whole, long ones grouped.
-pub(super) fn rounded(value: f64) -> String {
+pub fn rounded(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() {
         return value.to_string();
@@ -22,7 +22,7 @@ pub(super) fn rounded(value: f64) -> String {
 }
 
 /// A whole number with a comma between thousands.
-pub(super) fn grouped(value: i64) -> String {
+pub fn grouped(value: i64) -> String {
     let digits = value.unsigned_abs().to_string();
     let mut text = String::from(if value < 0 { "-" } else { "" });
     for (place, digit) in digits.chars().enumerate() {
@@ -35,7 +35,7 @@ pub(super) fn grouped(value: i64) -> String {
 }
 
 /// A size in bytes.
-pub(super) fn bytes(size: u64) -> String {
+pub fn bytes(size: u64) -> String {
     let size = size as f64;
     match size {
         _ if size >= 1e9 => format!("{:.2} GB", size / 1e9),
@@ -46,7 +46,7 @@ pub(super) fn bytes(size: u64) -> String {
 }
 
 /// A length of time.
-pub(super) fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     let (hours, minutes) = (whole / 3600, whole / 60 % 60);
     match whole {

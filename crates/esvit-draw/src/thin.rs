@@ -5,7 +5,7 @@ const BINS: usize = 300;
 
 /// The points of a line that is drawn: all of a short series, of a long one the lowest and the
 /// highest of every bin, and both ends. Points that are not finite are left out.
-pub(super) fn thinned(points: impl IntoIterator<Item = [f64; 2]>) -> Vec<[f64; 2]> {
+pub(crate) fn thinned(points: impl IntoIterator<Item = [f64; 2]>) -> Vec<[f64; 2]> {
     let finite = |point: &[f64; 2]| point.iter().all(|value| value.is_finite());
     let points: Vec<[f64; 2]> = points.into_iter().filter(finite).collect();
     if points.len() <= 2 * BINS + 2 {

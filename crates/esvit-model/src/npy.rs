@@ -10,7 +10,7 @@ use std::io::{self, BufReader, Read};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use esvit_train::files::{AtomicFile, FileError};
+use esvit_files::{AtomicFile, FileError};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 const VERSION: [u8; 2] = [1, 0];
@@ -133,7 +133,7 @@ element!(i64, "<i8");
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let path = std::env::temp_dir().join("esvit-example.npy");
-/// use esvit_eval::npy::{NpyWriter, read};
+/// use esvit_model::npy::{NpyWriter, read};
 /// let mut embeddings = NpyWriter::create(&path, 2)?;
 /// embeddings.append(&[0.5f32, 1.0])?;
 /// embeddings.append(&[2.0, 3.0, 4.0, 5.0])?;
@@ -213,6 +213,11 @@ impl<E: Element> NpyWriter<E> {
         self.file.commit()?;
         Ok(rows)
     }
+}
+
+/// The header of a matrix of `f32`; its length is always the same.
+pub(crate) fn matrix_header(rows: usize, columns: usize) -> Vec<u8> {
+    header::<f32>(rows, Some(columns))
 }
 
 fn header<E: Element>(rows: usize, columns: Option<usize>) -> Vec<u8> {

@@ -6,7 +6,7 @@ use esvit_nn::params::ParamSpec;
 use esvit_nn::weights::{Stored, WeightsError, WeightsFile};
 use serde::Serialize;
 
-use crate::backbone::network;
+use crate::build;
 
 /// The floating-point tensors of a file under the names by which they are compared.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl<'a> Tensors<'a> {
         let stored = Stored::find(file, key).ok();
         let found = stored.and_then(|stored| {
             let shape = stored.shape().ok()?;
-            let (_, specs) = network(&shape);
+            let (_, specs) = build(&shape);
             Some((stored, specs.to_vec()))
         });
         let mut plain = BTreeMap::new();

@@ -8,27 +8,14 @@ use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use esvit_data::{Picture, PngError, encode_png};
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg::{self, fontdb};
+
+use crate::{color, escaped};
 
 /// Letters for PNG files; SVG files name the family, and whoever shows them has the last word.
 const FONT: &[u8] = include_bytes!("../font/DejaVuSans-subset.ttf");
 const FAMILY: &str = "DejaVu Sans";
-
-/// Marks of one meaning have one colour in all pictures.
-pub mod color {
-    /// A pair of matching regions.
-    pub const PAIR: &str = "#ffd21f";
-    /// A region or pixel that something is asked about.
-    pub const QUERY: &str = "#56c1ff";
-    /// The region nearest to another view as a whole, and the attended part.
-    pub const FOUND: &str = "#ff3b30";
-    /// Words and axes on white.
-    pub const INK: &str = "#1b1f24";
-    /// Words and lines that stand back.
-    pub const FAINT: &str = "#7a828c";
-}
 
 /// A drawing of a given size in pixels, white where nothing is drawn.
 #[derive(Debug, Clone)]
@@ -41,9 +28,6 @@ pub struct Drawing {
 /// Why there is no PNG of a drawing.
 #[derive(Debug, thiserror::Error)]
 pub enum DrawError {
-    /// A picture in it cannot be stored.
-    #[error(transparent)]
-    Png(#[from] PngError),
     /// The drawing cannot be rendered.
     #[error("a drawing of {width} x {height} pixels cannot be rendered: {reason}")]
     Render {
@@ -83,25 +67,16 @@ impl Drawing {
         let _ = writeln!(self.body, "{element}");
     }
 
-    /// A picture in the box `[left, top, width, height]`. Pixels stay sharp-edged squares where
-    /// they are enlarged, if `sharp` is set.
-    ///
-    /// # Errors
-    /// When the picture cannot be stored as PNG.
-    pub fn picture(
-        &mut self,
-        picture: &Picture,
-        [left, top, width, height]: [f64; 4],
-        sharp: bool,
-    ) -> Result<(), DrawError> {
-        let data = STANDARD.encode(encode_png(picture)?);
+    /// An image, given as the bytes of a PNG file, in the box `[left, top, width, height]`. Pixels
+    /// stay sharp-edged squares where they are enlarged, if `sharp` is set.
+    pub fn image(&mut self, png: &[u8], [left, top, width, height]: [f64; 4], sharp: bool) {
+        let data = STANDARD.encode(png);
         let rendering = if sharp { "pixelated" } else { "auto" };
         self.element(format_args!(
             "<image x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{height}\" \
              preserveAspectRatio=\"none\" style=\"image-rendering:{rendering}\" \
              href=\"data:image/png;base64,{data}\"/>"
         ));
-        Ok(())
     }
 
     /// A line between two points.
@@ -231,27 +206,10 @@ fn font() -> Arc<fontdb::Database> {
     FONTS.get_or_init(load).clone()
 }
 
-/// Text as it may stand in XML.
-pub fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            // XML has no way to write other control characters.
-            letter if letter.is_control() => escaped.push(' '),
-            letter => escaped.push(letter),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esvit_data::{DecodeLimits, decode};
+    use esvit_data::{DecodeLimits, Picture, decode, encode_png};
 
     fn rendered(drawing: &Drawing, scale: f64) -> Picture {
         decode(&drawing.png(scale).unwrap(), &DecodeLimits::default()).unwrap()
@@ -261,7 +219,7 @@ mod tests {
     fn pictures_and_marks_are_where_they_were_put() {
         let red = Picture::new(1, 1, vec![255, 0, 0]).unwrap();
         let mut drawing = Drawing::new(40.0, 20.0);
-        drawing.picture(&red, [10.0, 0.0, 10.0, 20.0], true).unwrap();
+        drawing.image(&encode_png(&red).unwrap(), [10.0, 0.0, 10.0, 20.0], true);
         drawing.dot([30.0, 10.0], 4.0, "#0000ff");
         let shown = rendered(&drawing, 2.0);
         assert_eq!((shown.width(), shown.height()), (80, 40));

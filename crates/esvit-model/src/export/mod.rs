@@ -2,22 +2,17 @@
 
 mod cards;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use burn::tensor::Device;
-use esvit_nn::weights::{Entry, Layout, Stored, WeightsError, exported, write_error};
-use esvit_nn::{Network, onnx};
-use esvit_train::checkpoint::{Checkpoint, CheckpointError};
-use esvit_train::config::ConfigError;
-use esvit_train::files::{FileError, write_atomically};
-use esvit_weights::{Float, Tensor, Tree, Values, write_safetensors, write_torch};
+use esvit_files::{FileError, write_atomically};
+use esvit_nn::onnx;
+use esvit_nn::weights::{Entry, Layout, METADATA_KEY, exported, write_error};
+use esvit_weights::{Float, Tree, write_safetensors, write_torch};
 
-use crate::backbone::{ABOUT_KEY, About, Backbone};
-use crate::features::Preprocess;
+use crate::PretrainedBackbone;
 
 pub use cards::hint;
 
@@ -110,15 +105,6 @@ pub enum ExportError {
         /// What it may end in.
         fitting: &'static str,
     },
-    /// The file to be exported cannot be read.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The file to be exported is no checkpoint of a run.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The settings stored with a checkpoint cannot be read.
-    #[error(transparent)]
-    Settings(#[from] ConfigError),
     /// The other program has windows of one size only.
     #[error(
         "{target} has windows of one size in all stages, this backbone has {windows:?}\n\
@@ -190,7 +176,7 @@ impl Form {
 /// # Errors
 /// When the name does not fit the target or a file cannot be written.
 pub fn write(
-    backbone: &Backbone,
+    backbone: &PretrainedBackbone,
     out: &Path,
     options: &Options,
 ) -> Result<Vec<PathBuf>, ExportError> {
@@ -212,7 +198,7 @@ pub fn write(
             let tree = match options.target {
                 Target::Esvit => Tree::Dict(vec![
                     (backbone.network_name().into(), state),
-                    (ABOUT_KEY.into(), Tree::Str(about)),
+                    (METADATA_KEY.into(), Tree::Str(about)),
                 ]),
                 // A state dictionary alone: a strict reader wants no other entry.
                 _ => state,
@@ -230,7 +216,7 @@ pub fn write(
             if height < patch || width < patch {
                 return Err(ExportError::Size { height, width, patch });
             }
-            let facts = [(ABOUT_KEY, about.as_str())];
+            let facts = [(METADATA_KEY, about.as_str())];
             write_atomically(out, |file| {
                 onnx::write(file, model, &backbone.params, options.size, options.float, &facts)
             })?;
@@ -239,56 +225,9 @@ pub fn write(
     }
 }
 
-/// Writes both networks of a run, with heads and centres, as the official code saves them.
-/// Moments of the optimiser are left out.
-///
-/// # Errors
-/// When the file is no checkpoint of a run or the other cannot be written.
-pub fn full(checkpoint: &Path, out: &Path, float: Float) -> Result<PathBuf, ExportError> {
-    let form = Form::of(Target::Esvit, out)?;
-    if form != Form::Torch {
-        return Err(ExportError::Ending {
-            target: Target::Esvit,
-            ending: "safetensors".into(),
-            fitting: "`.pth`",
-        });
-    }
-    let file = Checkpoint::open(checkpoint)?;
-    let run = file.run()?;
-    let config = run.config(checkpoint)?;
-    let model = config.model.swin();
-    let network = Network::new(&model, 0.0, &config.head, config.objective.region);
-    let mut entries = Vec::new();
-    for (name, prefix) in [("student", "module."), ("teacher", "")] {
-        let stored = Stored::at(file.file(), &format!("{name}."));
-        let (params, _) = stored.load(network.specs(), &Device::flex(), |_| None)?;
-        let mut tensors = exported(&params, Layout::Esvit, float);
-        for (name, _) in &mut tensors {
-            name.insert_str(0, prefix);
-        }
-        entries.push((name.to_owned(), state(tensors)));
-    }
-    let mut centers = Vec::new();
-    for name in ["center", "center_grid"] {
-        if let Some(tensor) = file.file().find("", name) {
-            let values = file.file().read_f32(tensor).map_err(WeightsError::from)?;
-            let values = move || Ok(Values::F32(Cow::Owned(values.clone())));
-            let center = Tensor::new(&tensor.shape, Float::F32.dtype(), values);
-            centers.push((name.to_owned(), Tree::Tensor(center)));
-        }
-    }
-    entries.push(("dino_loss".into(), Tree::Dict(centers)));
-    entries.push(("epoch".into(), Tree::Int(run.epoch as i64)));
-    let about = About { model, preprocess: Preprocess::of_run(&config), steps: Some(run.step) };
-    let about = serde_json::to_string(&about).expect("plain values");
-    entries.push((ABOUT_KEY.into(), Tree::Str(about)));
-    torch(out, &Tree::Dict(entries))?;
-    Ok(out.into())
-}
-
 /// Writes weights and the description of the network beside them.
 fn folder(
-    backbone: &Backbone,
+    backbone: &PretrainedBackbone,
     out: &Path,
     options: &Options,
     about: &str,
@@ -320,7 +259,7 @@ fn torch(path: &Path, tree: &Tree<'_>) -> Result<(), FileError> {
 /// Weights and what is known of them. `format` is what `transformers` wants to see.
 fn safetensors(path: &Path, tensors: &[Entry], about: &str) -> Result<(), FileError> {
     let metadata = BTreeMap::from([
-        (ABOUT_KEY.to_owned(), about.to_owned()),
+        (METADATA_KEY.to_owned(), about.to_owned()),
         ("format".to_owned(), "pt".to_owned()),
     ]);
     write_atomically(path, |file| write_safetensors(file, tensors, &metadata).map_err(write_error))

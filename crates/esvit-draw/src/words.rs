@@ -1,0 +1,28 @@
+//! Lines of words of a limited width.
+
+/// About how wide a line of words is in a drawing, in pixels.
+pub fn words_width(words: &str, size: f64) -> f64 {
+    0.62 * size * words.chars().count() as f64
+}
+
+/// `words`, cut at the end where the line would be wider than `width` pixels.
+pub fn shortened(words: &str, size: f64, width: f64) -> String {
+    if words_width(words, size) <= width {
+        return words.into();
+    }
+    let room = (width / (0.62 * size)) as usize;
+    words.chars().take(room.saturating_sub(1)).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_words_are_cut() {
+        assert_eq!(shortened("short", 10.0, 100.0), "short");
+        let cut = shortened("a very long name", 10.0, 62.0);
+        assert_eq!(cut, "a very lo…");
+        assert!(words_width(&cut, 10.0) <= 62.0);
+    }
+}

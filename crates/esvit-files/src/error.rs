@@ -1,0 +1,154 @@
+//! What goes wrong with files, and at which step.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What was being done to a file when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileStep {
+    /// Opening or creating it.
+    Open,
+    /// Reading its contents or its length.
+    Read,
+    /// Writing to it.
+    Write,
+    /// Waiting until it is on the disk.
+    Sync,
+    /// Giving the finished temporary file its name.
+    Rename,
+    /// Waiting until the folder's entry of it is on the disk.
+    SyncFolder,
+    /// Cutting it back.
+    Truncate,
+    /// Listing a folder.
+    List,
+    /// Deleting it.
+    Remove,
+}
+
+impl fmt::Display for FileStep {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Open => "open",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Sync => "flush to the disk",
+            Self::Rename => "rename the temporary file to",
+            Self::SyncFolder => "flush the folder of",
+            Self::Truncate => "cut back",
+            Self::List => "list",
+            Self::Remove => "delete",
+        })
+    }
+}
+
+/// A file operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// One step failed.
+    #[error("cannot {step} `{path}`")]
+    Io {
+        /// The step.
+        step: FileStep,
+        /// The file, by its final name.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The disk is full.
+    #[error(
+        "the disk is full: `{path}` needs more than {} and `{folder}` has room for {}, \
+         make room there or choose a folder on another disk",
+        readable(*.attempted),
+        .available.map_or_else(|| "less".to_owned(), readable)
+    )]
+    DiskFull {
+        /// The file, by its final name.
+        path: PathBuf,
+        /// The folder it was being written in.
+        folder: PathBuf,
+        /// How many bytes had been handed over to be written.
+        attempted: u64,
+        /// How many bytes fit into the folder without this file, if that can be told.
+        available: Option<u64>,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+}
+
+impl FileError {
+    pub(crate) fn new(step: FileStep, path: &Path, source: io::Error) -> Self {
+        Self::Io { step, path: path.to_owned(), source }
+    }
+
+    /// `attempted` bytes were to be written, of which `written` are in a file that will go away.
+    pub(crate) fn writing(
+        step: FileStep,
+        path: &Path,
+        attempted: u64,
+        written: u64,
+        source: io::Error,
+    ) -> Self {
+        if source.kind() != io::ErrorKind::StorageFull {
+            return Self::new(step, path, source);
+        }
+        let folder = folder_of(path);
+        let available = free_bytes(folder).map(|free| free.saturating_add(written));
+        Self::DiskFull {
+            path: path.to_owned(),
+            folder: folder.to_owned(),
+            attempted,
+            available,
+            source,
+        }
+    }
+}
+
+fn readable(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    let power = (bytes.ilog10() / 3).min(4);
+    format!("{:.1} {}", bytes as f64 / 1000f64.powi(power as i32), UNITS[power as usize - 1])
+}
+
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(unix)]
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let status = rustix::fs::statvfs(folder).ok()?;
+    Some(status.f_bavail.saturating_mul(status.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_folder: &Path) -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_readable() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (1_260_000_000, "1.3 GB"),
+            (u64::MAX, "18446744.1 TB"),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(readable(bytes), expected);
+        }
+    }
+}

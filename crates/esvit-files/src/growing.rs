@@ -1,0 +1,130 @@
+//! A file that grows beside its destination and can be continued after a kill.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::atomic::sync_folder;
+use crate::error::folder_of;
+use crate::{FileError, FileStep};
+
+const SUFFIX: &str = ".esvit-part";
+
+/// A file that is appended to under a hidden name and appears under its own when it is complete.
+/// What was written stays when it is dropped: it is found again by [`open`](Self::open).
+#[derive(Debug)]
+pub struct GrowingFile {
+    file: File,
+    part: PathBuf,
+    destination: PathBuf,
+}
+
+impl GrowingFile {
+    /// Opens what was written of the file at `destination` and cuts it back to `length` bytes,
+    /// which drops what a kill has left behind them. It is locked: nobody else can open it.
+    ///
+    /// # Errors
+    /// [`FileError`] if it cannot be opened, is shorter, or is being written by somebody else.
+    pub fn open(destination: &Path, length: u64) -> Result<Self, FileError> {
+        let fail = |error| FileError::writing(FileStep::Open, destination, 0, 0, error);
+        let part = part_of(destination).map_err(fail)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&part);
+        let mut file = file.map_err(fail)?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                fail(io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it"))
+            }
+            TryLockError::Error(error) => fail(error),
+        })?;
+        let found = file.metadata().map_err(fail)?.len();
+        if found < length {
+            return Err(fail(io::ErrorKind::UnexpectedEof.into()));
+        }
+        file.set_len(length).and_then(|()| file.seek(SeekFrom::End(0))).map_err(fail)?;
+        Ok(Self { file, part, destination: destination.into() })
+    }
+
+    /// How many bytes were written of the file at `destination`; none if it was not begun.
+    pub fn length(destination: &Path) -> Option<u64> {
+        fs::metadata(part_of(destination).ok()?).ok().map(|metadata| metadata.len())
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// [`FileError`] of the write.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        let length = bytes.len() as u64;
+        self.file
+            .write_all(bytes)
+            .map_err(|e| FileError::writing(FileStep::Write, &self.destination, length, 0, e))
+    }
+
+    /// Waits until everything is on the disk, and returns how much that is.
+    ///
+    /// # Errors
+    /// [`FileError`] of the flush.
+    pub fn sync(&mut self) -> Result<u64, FileError> {
+        let fail = |error| FileError::writing(FileStep::Sync, &self.destination, 0, 0, error);
+        self.file.sync_data().map_err(fail)?;
+        self.file.stream_position().map_err(fail)
+    }
+
+    /// Deletes what was written.
+    pub fn discard(self) {
+        // Whatever made it useless is being reported already.
+        let _ = fs::remove_file(&self.part);
+    }
+
+    /// Writes `start` over the first bytes, flushes the file and gives it its name, replacing a
+    /// file of that name.
+    ///
+    /// # Errors
+    /// [`FileError`] of the step that failed; what was written is then still there.
+    pub fn commit(mut self, start: &[u8]) -> Result<(), FileError> {
+        let fail = |step, error| FileError::writing(step, &self.destination, 0, 0, error);
+        let file = &mut self.file;
+        file.seek(SeekFrom::Start(0))
+            .and_then(|_| file.write_all(start))
+            .map_err(|error| fail(FileStep::Write, error))?;
+        file.sync_all().map_err(|error| fail(FileStep::Sync, error))?;
+        fs::rename(&self.part, &self.destination).map_err(|e| fail(FileStep::Rename, e))?;
+        sync_folder(folder_of(&self.destination)).map_err(|e| fail(FileStep::SyncFolder, e))
+    }
+}
+
+/// The hidden name beside `destination`.
+fn part_of(destination: &Path) -> io::Result<PathBuf> {
+    let mut name = OsString::from(".");
+    name.push(destination.file_name().ok_or(io::ErrorKind::InvalidFilename)?);
+    name.push(SUFFIX);
+    Ok(destination.with_file_name(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_continued_and_appears_when_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("features.npy");
+        let mut file = GrowingFile::open(&path, 0).unwrap();
+        file.append(b"head").unwrap();
+        file.append(b"one").unwrap();
+        assert_eq!(file.sync().unwrap(), 7);
+        file.append(b"half").unwrap();
+        drop(file);
+        assert_eq!((path.exists(), GrowingFile::length(&path)), (false, Some(11)));
+
+        let mut file = GrowingFile::open(&path, 7).unwrap();
+        let busy = GrowingFile::open(&path, 7).unwrap_err();
+        assert!(std::error::Error::source(&busy).unwrap().to_string().contains("another process"));
+        file.append(b"two").unwrap();
+        file.commit(b"HEAD").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "HEADonetwo");
+        assert_eq!(GrowingFile::length(&path), None);
+        assert!(GrowingFile::open(&path, 1).is_err(), "there is nothing to continue");
+    }
+}

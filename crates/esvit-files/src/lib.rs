@@ -1,0 +1,17 @@
+//! Files that survive a kill: whole files replaced in one step, and logs that lose at most their
+//! last line. Beside them the protocol-buffer encoding that ONNX graphs and TensorBoard share.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
+
+mod atomic;
+mod error;
+mod growing;
+mod line_log;
+pub mod protobuf;
+
+pub use atomic::{
+    AtomicFile, is_temporary, remove_stale_temporaries, temporary_path, write_atomically,
+};
+pub use error::{FileError, FileStep};
+pub use growing::GrowingFile;
+pub use line_log::{LineLog, keep_lines_while};

@@ -1,0 +1,142 @@
+//! What a file of weights says of its network beside the tensors.
+
+use esvit_data::Preprocess;
+use esvit_nn::SwinConfig;
+use esvit_nn::weights::{METADATA_KEY, WeightsFile};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::SourceFile;
+
+/// What travels with weights that leave a run, as JSON in the file's metadata.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// Shape of the network.
+    pub model: SwinConfig,
+    /// How pictures are shown to it.
+    pub preprocess: Preprocess,
+    /// Optimiser steps done, if known.
+    pub steps: Option<u64>,
+}
+
+/// Why a description cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DescriptionError {
+    /// It is not the JSON that it should be.
+    #[error("its entry `{METADATA_KEY}` is damaged")]
+    Json(#[from] serde_json::Error),
+    /// The settings of its run lack something.
+    #[error("the settings of its run have no `{key}`")]
+    Missing {
+        /// The key, with its table.
+        key: String,
+    },
+}
+
+/// What the metadata of a run's checkpoint says, as far as it matters here.
+#[derive(Deserialize)]
+struct Run {
+    step: u64,
+    epoch: u64,
+    config: String,
+    backbone: Option<RunBackbone>,
+}
+
+/// Facts of a run's backbone.
+#[derive(Deserialize)]
+struct RunBackbone {
+    model: SwinConfig,
+    preprocess: Preprocess,
+    seed: u64,
+}
+
+/// What a file tells before its network is known.
+#[derive(Debug, Default)]
+pub(crate) struct Description {
+    pub(crate) model: Option<SwinConfig>,
+    pub(crate) preprocess: Option<Preprocess>,
+    pub(crate) source: SourceFile,
+}
+
+impl Description {
+    pub(crate) fn of(file: &WeightsFile) -> Result<Self, DescriptionError> {
+        let facts = file.facts();
+        let epochs = facts.get("epoch").and_then(|v| v.as_i64()).map(|e| e.max(0) as u64);
+        let Some(text) = facts.get(METADATA_KEY).and_then(|value| value.as_str()) else {
+            let source = SourceFile { epochs, ..SourceFile::default() };
+            return Ok(Self { source, ..Self::default() });
+        };
+        let value: Value = serde_json::from_str(text)?;
+        if value.get("config").is_none() {
+            let About { model, preprocess, steps } = serde_json::from_value(value)?;
+            let source = SourceFile { steps, epochs, ..SourceFile::default() };
+            return Ok(Self { model: Some(model), preprocess: Some(preprocess), source });
+        }
+        let Run { step, epoch, config, backbone } = serde_json::from_value(value)?;
+        let RunBackbone { model, preprocess, seed } = match backbone {
+            Some(backbone) => backbone,
+            None => RunBackbone::of_settings(&config)?,
+        };
+        let source = SourceFile {
+            config: Some(config),
+            seed: Some(seed),
+            steps: Some(step),
+            epochs: Some(epoch),
+            ..SourceFile::default()
+        };
+        Ok(Self { model: Some(model), preprocess: Some(preprocess), source })
+    }
+}
+
+impl RunBackbone {
+    /// The facts of a checkpoint that has its run's settings as text alone, as version 0.1 first
+    /// wrote them: tables of one `key = value` a line, whose values are JSON as well.
+    fn of_settings(settings: &str) -> Result<Self, DescriptionError> {
+        let get = |table: &str, key: &str| {
+            let missing = || DescriptionError::Missing { key: format!("{table}.{key}") };
+            value_of(settings, table, key).ok_or_else(missing)
+        };
+        let number =
+            |table, key| Ok::<_, DescriptionError>(serde_json::from_value(get(table, key)?)?);
+        let mut model = Map::new();
+        for key in MODEL_KEYS {
+            model.insert(key.into(), get("model", key)?);
+        }
+        let crop = match number("knn", "crop")? {
+            0 => number("views", "global_size")?,
+            crop => crop,
+        };
+        let mut preprocess = Preprocess::new(crop, number("knn", "resize")?, &Default::default());
+        preprocess.mean = serde_json::from_value(get("views", "mean")?)?;
+        preprocess.std = serde_json::from_value(get("views", "std")?)?;
+        let model = serde_json::from_value(model.into())?;
+        Ok(Self { model, preprocess, seed: serde_json::from_value(get("", "seed")?)? })
+    }
+}
+
+const MODEL_KEYS: [&str; 8] = [
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depths",
+    "num_heads",
+    "window_size",
+    "mlp_ratio",
+    "norm_eps",
+];
+
+/// The value of `key` in a table of settings; the name of the table at the top is empty.
+fn value_of(settings: &str, table: &str, key: &str) -> Option<Value> {
+    let mut current = "";
+    for line in settings.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            current = name;
+        } else if current == table
+            && let Some((name, value)) = line.split_once('=')
+            && name.trim() == key
+        {
+            return serde_json::from_str(value.trim()).ok();
+        }
+    }
+    None
+}

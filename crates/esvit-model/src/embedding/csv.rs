@@ -1,0 +1,72 @@
+//! Comma-separated values.
+
+use std::fmt::Write;
+
+use esvit_data::Source;
+
+/// What every file of features begins with.
+pub(super) const START: &str = "name,label,f0";
+
+pub(super) fn header(width: usize) -> String {
+    let mut line = String::from("name,label");
+    for column in 0..width {
+        let _ = write!(line, ",f{column}");
+    }
+    line + "\n"
+}
+
+/// One line: the image's name, its class, its feature in as many digits as tell it apart.
+pub(super) fn line(source: &dyn Source, image: usize, row: &[f32]) -> String {
+    let class = source.label(image).and_then(|label| source.classes().get(label as usize));
+    let class = class.map(String::as_str).unwrap_or_default();
+    let mut line = format!("{},{}", quoted(&source.name(image)), quoted(class));
+    for value in row {
+        let _ = write!(line, ",{value}");
+    }
+    line + "\n"
+}
+
+/// A field: in quotes where it holds something that ends a field.
+pub fn quoted(field: &str) -> String {
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.into()
+    }
+}
+
+/// The records of a text, field by field.
+pub(super) fn records(text: &str) -> Vec<Vec<String>> {
+    let (mut records, mut record, mut field) = (Vec::new(), Vec::new(), String::new());
+    let (mut letters, mut is_quoted) = (text.chars().peekable(), false);
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if is_quoted && letters.peek() == Some(&'"') => {
+                letters.next();
+                field.push('"');
+            }
+            '"' => is_quoted = !is_quoted,
+            ',' if !is_quoted => record.push(std::mem::take(&mut field)),
+            '\n' if !is_quoted => {
+                record.push(std::mem::take(&mut field));
+                records.push(std::mem::take(&mut record));
+            }
+            letter => field.push(letter),
+        }
+    }
+    records
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_is_one_field() {
+        let names = ["plain", "a,b", "say \"no\"", "two\nlines\r", "", "\""];
+        let text: String = names.iter().map(|name| format!("{},x\n", quoted(name))).collect();
+        let expected: Vec<Vec<String>> =
+            names.iter().map(|name| vec![(*name).into(), "x".into()]).collect();
+        assert_eq!(records(&text), expected);
+    }
+}

@@ -1,0 +1,93 @@
+//! What stands in a file before its rows, and how a row is stored.
+
+use esvit_data::Source;
+
+use super::{Format, csv};
+use crate::npy;
+
+/// Name of the matrix in a safetensors file.
+pub(super) const TENSOR: &str = "features";
+
+impl Format {
+    /// The bytes before the rows of `rows` features. Its length depends on the width alone, so that
+    /// it can be written again when the number of rows is known.
+    pub(super) fn header(self, rows: usize, width: usize) -> Vec<u8> {
+        match self {
+            Self::Npy => npy::matrix_header(rows, width),
+            Self::Safetensors => {
+                let entry = |rows: usize| {
+                    let bytes = rows as u64 * width as u64 * 4;
+                    let entry = serde_json::json!({ TENSOR: {
+                        "dtype": "F32", "shape": [rows, width], "data_offsets": [0, bytes],
+                    }});
+                    entry.to_string()
+                };
+                // Spaces after the entry belong to the header and mean nothing.
+                let longest = entry(usize::MAX / (4 * width.max(1))).len();
+                let length = longest.next_multiple_of(8);
+                let mut header = (length as u64).to_le_bytes().to_vec();
+                header.extend(format!("{:length$}", entry(rows)).into_bytes());
+                header
+            }
+            Self::Csv => csv::header(width).into_bytes(),
+        }
+    }
+
+    /// One feature.
+    pub(super) fn row(self, source: &dyn Source, image: usize, row: &[f32]) -> Vec<u8> {
+        match self {
+            Self::Npy | Self::Safetensors => {
+                row.iter().flat_map(|value| value.to_le_bytes()).collect()
+            }
+            Self::Csv => csv::line(source, image, row).into_bytes(),
+        }
+    }
+}
+
+/// A name as a line of text.
+pub(super) fn escaped(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r")
+}
+
+/// The name that [`escaped`] has made a line of.
+pub(super) fn unescaped(line: &str) -> String {
+    let mut name = String::with_capacity(line.len());
+    let mut letters = line.chars();
+    while let Some(letter) = letters.next() {
+        name.push(match letter {
+            '\\' => match letters.next() {
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some(other) => other,
+                None => '\\',
+            },
+            letter => letter,
+        });
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_is_one_line() {
+        for name in ["plain", "a\\nb", "a\nb", "\r\n", "\\", "ends in \\", ""] {
+            let line = escaped(name);
+            assert!(!line.contains(['\n', '\r']) && unescaped(&line) == name, "{name:?} {line:?}");
+        }
+    }
+
+    #[test]
+    fn headers_keep_their_length() {
+        for format in [Format::Npy, Format::Safetensors, Format::Csv] {
+            for width in [1, 7, 768, 100_000] {
+                let none = format.header(0, width).len();
+                for rows in [1, 12, 1 << 20, 50_000_000] {
+                    assert_eq!(format.header(rows, width).len(), none, "{format:?} {rows} {width}");
+                }
+            }
+        }
+    }
+}

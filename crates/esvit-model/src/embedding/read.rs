@@ -1,0 +1,104 @@
+//! Reads files of features back.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::layout::{TENSOR, unescaped};
+use super::{EmbeddingError, Format, csv};
+use crate::npy::{self, NpyReader};
+use esvit_weights::WeightsFile;
+
+/// Features and whose they are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embeddings {
+    /// Name of every row's image; empty where the file beside the features is missing.
+    pub names: Vec<String>,
+    /// Class of every row's image, empty for none; only CSV files have it.
+    pub labels: Vec<String>,
+    /// Row-major `[images, width]`.
+    pub values: Vec<f32>,
+    /// Number of values of a row.
+    pub width: usize,
+}
+
+/// Reads a file that [`EmbeddingWriter`](super::EmbeddingWriter) has written, and its names.
+///
+/// # Errors
+/// When it cannot be read, is damaged, or has other names than rows.
+pub fn read(path: &Path) -> Result<Embeddings, EmbeddingError> {
+    let damaged = |reason: String| EmbeddingError::Damaged { path: path.into(), reason };
+    let format = Format::of(path)?;
+    let (shape, values) = match format {
+        Format::Npy => {
+            let array = npy::read::<f32>(path)?;
+            (array.shape, array.values)
+        }
+        Format::Safetensors => {
+            let file = WeightsFile::open(path)?;
+            let tensor =
+                file.find("", TENSOR).ok_or_else(|| damaged(format!("it has no `{TENSOR}`")))?;
+            (tensor.shape.clone(), file.read_f32(tensor)?)
+        }
+        Format::Csv => return read_csv(path),
+    };
+    let [rows, width] = shape[..] else {
+        return Err(damaged(format!("its shape is {shape:?} and not [images, width]")));
+    };
+    let names_file = format.names_file(path).filter(|names| names.exists());
+    let names: Vec<String> = match names_file {
+        Some(names) => text(&names)?.lines().map(unescaped).collect(),
+        None => Vec::new(),
+    };
+    if !names.is_empty() && names.len() != rows {
+        return Err(damaged(format!(
+            "it has {rows} rows, the file beside it {} names",
+            names.len()
+        )));
+    }
+    Ok(Embeddings { names, labels: Vec::new(), values, width })
+}
+
+fn read_csv(path: &Path) -> Result<Embeddings, EmbeddingError> {
+    let damaged = |reason: String| EmbeddingError::Damaged { path: path.into(), reason };
+    let mut records = csv::records(&text(path)?).into_iter();
+    let width = records.next().map_or(0, |head| head.len().saturating_sub(2));
+    let (mut names, mut labels, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    for (record, line) in records.zip(2..) {
+        let [name, label, row @ ..] = &record[..] else {
+            return Err(damaged(format!("record {line} has no name and label")));
+        };
+        if row.len() != width {
+            return Err(damaged(format!("record {line} has {} values for {width}", row.len())));
+        }
+        for value in row {
+            values.push(
+                value
+                    .parse()
+                    .map_err(|_| damaged(format!("record {line}: `{value}` is no number")))?,
+            );
+        }
+        names.push(name.clone());
+        labels.push(label.clone());
+    }
+    Ok(Embeddings { names, labels, values, width })
+}
+
+fn text(path: &Path) -> Result<String, EmbeddingError> {
+    std::fs::read_to_string(path)
+        .map_err(|source| EmbeddingError::Read { path: path.into(), source })
+}
+
+/// Whether the file at `path` is one of features, as far as its beginning tells.
+pub fn made_by_us(path: &Path, format: Format) -> bool {
+    match format {
+        Format::Npy => NpyReader::<f32>::open(path).is_ok_and(|file| file.shape().len() == 2),
+        Format::Safetensors => WeightsFile::open(path)
+            .is_ok_and(|file| file.tensors().len() == 1 && file.find("", TENSOR).is_some()),
+        Format::Csv => {
+            let mut start = [0; csv::START.len()];
+            let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+            read.is_ok() && start == csv::START.as_bytes()
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Writes features as they come.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use esvit_data::Source;
+use esvit_files::{GrowingFile, LineLog};
+use serde::{Deserialize, Serialize};
+
+use super::layout::escaped;
+use super::{EmbeddingError, Format, Job, made_by_us};
+use crate::features::FeatureBatch;
+
+/// How far a file is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Images that were worked on.
+    pub images: usize,
+    /// Rows: images that could be read.
+    pub rows: usize,
+    /// Number of values of a row; 0 before the first.
+    pub width: usize,
+    /// Bytes of the file itself and of the names beside it.
+    bytes: [u64; 2],
+}
+
+/// Writes a file of features batch by batch. After every batch all that came before survives a
+/// kill, and a writer of the same [`Job`] goes on behind it.
+#[derive(Debug)]
+pub struct EmbeddingWriter {
+    format: Format,
+    file: GrowingFile,
+    names: Option<GrowingFile>,
+    log: LineLog,
+    log_path: PathBuf,
+    done: Summary,
+}
+
+impl EmbeddingWriter {
+    /// Starts the file at `path`, or goes on where another writer of the same job has stopped. What
+    /// was begun for another job is dropped.
+    ///
+    /// # Errors
+    /// When the file of names beside `path` is somebody else's, or a file cannot be written.
+    pub fn open(path: &Path, job: &Job) -> Result<Self, EmbeddingError> {
+        let format = job.format;
+        let names_path = format.names_file(path);
+        if let Some(names) = names_path.as_ref().filter(|names| names.exists())
+            && !made_by_us(path, format)
+        {
+            return Err(EmbeddingError::Foreign { path: names.clone() });
+        }
+        let log_path = log_of(path);
+        let text = fs::read_to_string(&log_path).unwrap_or_default();
+        let done = begun(&text, job).filter(|done| {
+            let lengths =
+                [Some(path), names_path.as_deref()].map(|path| path.and_then(GrowingFile::length));
+            done.bytes.iter().zip(lengths).all(|(&bytes, length)| length.unwrap_or(0) >= bytes)
+        });
+        let done = done.unwrap_or_default();
+        let file = GrowingFile::open(path, done.bytes[0])?;
+        let names = names_path.map(|names| GrowingFile::open(&names, done.bytes[1])).transpose()?;
+        if done.images == 0 {
+            // The lock of the file is held: nobody else uses the log.
+            let _ = fs::remove_file(&log_path);
+        }
+        let mut log = LineLog::open(&log_path)?;
+        if done.images == 0 {
+            log.append_line(&serde_json::to_string(job).expect("plain values"))?;
+        }
+        Ok(Self { format, file, names, log, log_path, done })
+    }
+
+    /// How far the file is: the next batch begins with image `images` of the source.
+    pub fn done(&self) -> Summary {
+        self.done
+    }
+
+    /// Adds the features of the next images of `source`.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn append(
+        &mut self,
+        source: &dyn Source,
+        batch: &FeatureBatch,
+    ) -> Result<(), EmbeddingError> {
+        let width = batch.width();
+        let (mut rows, mut names) = (Vec::new(), String::new());
+        if self.done.rows == 0 && width > 0 {
+            rows = self.format.header(0, width);
+            self.done.width = width;
+        }
+        for (&image, row) in batch.pictures.iter().zip(batch.rows.chunks(width.max(1))) {
+            rows.extend(self.format.row(source, image, row));
+            names.push_str(&escaped(&source.name(image)));
+            names.push('\n');
+        }
+        self.file.append(&rows)?;
+        self.done.bytes[0] = self.file.sync()?;
+        if let Some(file) = &mut self.names {
+            file.append(names.as_bytes())?;
+            self.done.bytes[1] = file.sync()?;
+        }
+        self.done.images += batch.pictures.len() + batch.left_out.len();
+        self.done.rows += batch.pictures.len();
+        Ok(self.log.append_line(&serde_json::to_string(&self.done).expect("plain values"))?)
+    }
+
+    /// Completes the file: it appears under its name, the one of names before it.
+    ///
+    /// # Errors
+    /// When that cannot be done; all rows are still kept for a later try.
+    pub fn finish(self) -> Result<Summary, EmbeddingError> {
+        if let Some(names) = self.names {
+            names.commit(&[])?;
+        }
+        self.file.commit(&self.format.header(self.done.rows, self.done.width))?;
+        // What is left behind here would be dropped by the next writer.
+        let _ = fs::remove_file(self.log_path);
+        Ok(self.done)
+    }
+
+    /// Drops what was written.
+    pub fn discard(self) {
+        self.file.discard();
+        if let Some(names) = self.names {
+            names.discard();
+        }
+        let _ = fs::remove_file(self.log_path);
+    }
+}
+
+/// The last summary of a log that was written for `job`.
+fn begun(log: &str, job: &Job) -> Option<Summary> {
+    let mut lines = log.lines();
+    let of: Job = serde_json::from_str(lines.next()?).ok()?;
+    let summaries = lines.map_while(|line| serde_json::from_str(line).ok());
+    if of == *job { summaries.last() } else { None }
+}
+
+fn log_of(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".esvit-log");
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::read;
+    use super::*;
+    use esvit_data::{InMemory, Picture};
+
+    fn source(images: usize) -> InMemory {
+        let mut source = InMemory::new(vec!["a, b".into()]);
+        for index in 0..images {
+            let name = if index == 1 { "two\nlines".into() } else { format!("{index}.png") };
+            let label = (index % 2 == 0).then_some(0);
+            source.push(name, label, Picture::filled(1, 1, [0; 3]));
+        }
+        source
+    }
+
+    fn batch(images: std::ops::Range<usize>) -> FeatureBatch {
+        let row = |index: usize| [index as f32 + 0.25, -1e-7, f32::MAX];
+        FeatureBatch {
+            rows: images.clone().flat_map(row).collect(),
+            pictures: images.collect(),
+            left_out: Vec::new(),
+        }
+    }
+
+    fn job(format: Format) -> Job {
+        Job { format, backbone: 1, images: 2, normalize: false }
+    }
+
+    #[test]
+    fn a_file_that_was_interrupted_is_as_one_that_was_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = source(7);
+        for (name, format) in
+            [("f.npy", Format::Npy), ("f.safetensors", Format::Safetensors), ("f.csv", Format::Csv)]
+        {
+            let job = job(format);
+            let path = folder.path().join(name);
+            let mut writer = EmbeddingWriter::open(&path, &job).unwrap();
+            writer.append(&source, &batch(0..3)).unwrap();
+            writer.append(&source, &batch(3..7)).unwrap();
+            writer.finish().unwrap();
+            let whole = std::fs::read(&path).unwrap();
+            let found = read(&path).unwrap();
+            assert_eq!((found.width, found.names.len(), &*found.names[1]), (3, 7, "two\nlines"));
+            assert_eq!(found.values, batch(0..7).rows);
+            if format == Format::Csv {
+                assert_eq!(found.labels[..2], ["a, b", ""]);
+            }
+            std::fs::remove_file(&path).unwrap();
+            if let Some(names) = format.names_file(&path) {
+                std::fs::remove_file(names).unwrap();
+            }
+
+            let mut writer = EmbeddingWriter::open(&path, &job).unwrap();
+            writer.append(&source, &batch(0..3)).unwrap();
+            // Killed in the middle of a batch.
+            writer.file.append(b"half a row").unwrap();
+            drop(writer);
+            let other = Job { normalize: true, ..job.clone() };
+            let mut writer = EmbeddingWriter::open(&path, &job).unwrap();
+            assert_eq!((writer.done().images, writer.done().rows), (3, 3));
+            writer.append(&source, &batch(3..7)).unwrap();
+            assert_eq!(writer.finish().unwrap().rows, 7);
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "{format:?}");
+            assert_eq!(read(&path).unwrap(), found);
+
+            // Another job begins anew.
+            drop(EmbeddingWriter::open(&path, &job).unwrap().append(&source, &batch(0..3)));
+            assert_eq!(EmbeddingWriter::open(&path, &other).unwrap().done().images, 0);
+        }
+    }
+
+    #[test]
+    fn names_of_somebody_else_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notes.npy");
+        std::fs::write(folder.path().join("notes.txt"), "my notes").unwrap();
+        let error = EmbeddingWriter::open(&path, &job(Format::Npy)).unwrap_err().to_string();
+        assert!(error.contains("notes.txt") && error.contains("not replaced"), "{error}");
+        std::fs::write(&path, "not a matrix").unwrap();
+        assert!(EmbeddingWriter::open(&path, &job(Format::Npy)).is_err());
+    }
+}

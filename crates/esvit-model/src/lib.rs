@@ -1,0 +1,30 @@
+//! A trained vision backbone for use: open a file of weights, whatever program wrote it, show it
+//! images, and take its features or the backbone itself elsewhere.
+//!
+//! ```no_run
+//! use esvit_data::{DecodeLimits, decode};
+//! use esvit_model::PretrainedBackbone;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let backbone = PretrainedBackbone::open("backbone.safetensors".as_ref())?;
+//! let image = decode(&std::fs::read("photo.jpg")?, &DecodeLimits::default())?;
+//! let features = backbone.embed(&[image])?;
+//! assert_eq!(features[0].len(), backbone.width());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Nothing here trains, draws or parses a command line.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
+
+pub mod about;
+pub mod difference;
+pub mod embedding;
+pub mod export;
+pub mod features;
+pub mod npy;
+mod pretrained;
+
+pub use about::About;
+pub use pretrained::{BackboneError, OpenOptions, PretrainedBackbone, SourceFile, build};

@@ -1,0 +1,79 @@
+//! A run's state as the official EsViT code saves it.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use esvit_files::{FileError, write_atomically};
+use esvit_nn::Network;
+use esvit_nn::weights::{Layout, METADATA_KEY, Stored, WeightsError, exported, write_error};
+use esvit_weights::{Float, Tensor, Tree, Values, write_torch};
+use serde_json::json;
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::config::ConfigError;
+
+/// Why a run's state was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum OfficialError {
+    /// The name asks for another kind of file.
+    #[error("`{path}` is no name of a PyTorch file\nhint: let it end in `.pth`", path = path.display())]
+    Ending {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is no checkpoint of a run.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Its tensors cannot be read.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The settings that it holds cannot be read.
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
+    /// The file cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// Writes both networks of the run in `checkpoint` with heads and centers to a `.pth` file. The
+/// optimizer's moments are left out.
+///
+/// # Errors
+/// When `checkpoint` is not that of a run or `out` cannot be written.
+pub fn write(checkpoint: &Path, out: &Path, float: Float) -> Result<(), OfficialError> {
+    let ending = out.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
+    if !["pth", "pt", "bin"].contains(&ending.as_str()) {
+        return Err(OfficialError::Ending { path: out.into() });
+    }
+    let file = Checkpoint::open(checkpoint)?;
+    let run = file.run()?;
+    let config = run.config(checkpoint)?;
+    let model = config.model.swin();
+    let network = Network::new(&model, 0.0, &config.head, config.objective.region);
+    let mut entries = Vec::new();
+    for (name, prefix) in [("student", "module."), ("teacher", "")] {
+        let stored = Stored::at(file.file(), &format!("{name}."));
+        let (params, _) = stored.load(network.specs(), &Device::flex(), |_| None)?;
+        let tensors = exported(&params, Layout::Esvit, float).into_iter();
+        let tensors =
+            tensors.map(|(name, tensor)| (format!("{prefix}{name}"), Tree::Tensor(tensor)));
+        entries.push((name.to_owned(), Tree::Dict(tensors.collect())));
+    }
+    let mut centers = Vec::new();
+    for name in ["center", "center_grid"] {
+        if let Some(tensor) = file.file().find("", name) {
+            let values = file.file().read_f32(tensor).map_err(WeightsError::from)?;
+            let values = move || Ok(Values::F32(Cow::Owned(values.clone())));
+            let center = Tensor::new(&tensor.shape, Float::F32.dtype(), values);
+            centers.push((name.to_owned(), Tree::Tensor(center)));
+        }
+    }
+    entries.push(("dino_loss".into(), Tree::Dict(centers)));
+    entries.push(("epoch".into(), Tree::Int(run.epoch as i64)));
+    // What `esvit_model::About` reads.
+    let about = json!({ "model": model, "preprocess": config.preprocess(), "steps": run.step });
+    entries.push((METADATA_KEY.into(), Tree::Str(about.to_string())));
+    write_atomically(out, |file| write_torch(file, &Tree::Dict(entries)).map_err(write_error))?;
+    Ok(())
+}
