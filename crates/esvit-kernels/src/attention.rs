@@ -9,8 +9,8 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
+use crate::gemm::{Columns, Left, Packed, gemm_tn};
 use crate::layer_norm::{shifted_bias, through_linear};
-use crate::product::{Columns, Left, Packed, transposed_product};
 use crate::profile;
 use crate::rows::{BLOCK_SHARES, Block, DropPath, Rows, block_rows, fitting_rows, linear};
 use crate::window_attention::{Mixing, Windows};
@@ -277,7 +277,7 @@ fn forward_part<T: Element>(
     mixing.forward(part.windows, part.shared, qkv, mixed);
     (rows.cut(size).into_par_iter())
         .zip(mixed.par_chunks(size * row))
-        .for_each(|(mut rows, mixed)| rows.add_product(Left::rows(mixed, row), &layout.proj));
+        .for_each(|(mut rows, mixed)| rows.add_linear(Left::rows(mixed, row), &layout.proj));
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
@@ -318,7 +318,7 @@ pub fn backward<T: Element>(
     let branches = Columns::new(&dbranch, width);
     profile::time("attention backward, weights", macs, || {
         let mixed = Columns::new(&mixed, width);
-        transposed_product(branches, mixed, &mut proj_weight, Some(&mut proj_bias), false);
+        gemm_tn(branches, mixed, &mut proj_weight, Some(&mut proj_bias), false);
     });
     drop((dbranch, mixed));
 
@@ -356,7 +356,7 @@ pub fn backward<T: Element>(
     let outputs = Columns::new(&dqkv, 3 * width);
     let inputs = Columns::new(&normalised, width);
     profile::time("attention backward, weights", macs, || {
-        transposed_product(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias), false);
+        gemm_tn(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias), false);
     });
     let (gamma, beta) = through_linear(
         &mut qkv_weight,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::product::{Extent, LANES, Left, Multiply, Out, Packed};
+use crate::gemm::{Extent, Gemm, LANES, Left, Out, Packed};
 
 /// For every row of `queries [.., C]` in the first range of a group the row of `keys [.., C]` in
 /// its second range with the largest cosine; the first of equal ones. Rows of all groups one after
@@ -38,7 +38,7 @@ pub fn best_matches(
             for (first, strip) in packed.strips() {
                 let mut out = Out { values: &mut cosines[first..], row: padded };
                 let extent = Extent { rows, steps: packed.steps() };
-                f32::multiply(Left::rows(of, width), strip, extent, &mut out, false);
+                f32::gemm(Left::rows(of, width), strip, extent, &mut out, false);
             }
             let best = cosines.chunks_exact(padded).map(|row| {
                 let row = &row[..among.len()];

@@ -2,10 +2,10 @@
 
 use std::fmt::Debug;
 
-use crate::product::Multiply;
+use crate::gemm::Gemm;
 
 /// A stored number: f32, or bf16 where precision says so. Arithmetic is f32.
-pub trait Element: Multiply + bytemuck::Pod + Default + Debug + PartialEq + Send + Sync {
+pub trait Element: Gemm + bytemuck::Pod + Default + Debug + PartialEq + Send + Sync {
     /// Neighbours along the inner dimension that a product multiplies at once. Rows of operands
     /// are filled up with zeros to a multiple of it.
     const PAIR: usize;

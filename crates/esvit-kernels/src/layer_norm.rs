@@ -166,11 +166,11 @@ dispatch! {
 
 /// Gradients behind a normalisation that feeds a linear layer, `y = (z gamma + beta) w^T`.
 ///
-/// `product [out, C]` holds `dy^T z`, the gradient of the weight if there were no `gamma` and
-/// `beta`, and `sums [out]` the sums of `dy`; `product` is turned into the gradient of `weight`,
+/// `dw [out, C]` holds `dy^T z`, the gradient of the weight if there were no `gamma` and
+/// `beta`, and `sums [out]` the sums of `dy`; `dw` is turned into the gradient of `weight`,
 /// and those of `gamma` and `beta` are returned. No pass over the rows is needed.
 pub(crate) fn through_linear(
-    product: &mut [f32],
+    dw: &mut [f32],
     weight: &[f32],
     gamma: &[f32],
     beta: &[f32],
@@ -178,15 +178,15 @@ pub(crate) fn through_linear(
 ) -> (Vec<f32>, Vec<f32>) {
     let width = gamma.len();
     let task = TASK_VALUES.div_ceil(width);
-    let parts: Vec<[Vec<f32>; 2]> = product
+    let parts: Vec<[Vec<f32>; 2]> = dw
         .par_chunks_mut(task * width)
         .zip(weight.par_chunks(task * width).zip(sums.par_chunks(task)))
-        .map(|(product, (weight, sums))| {
+        .map(|(dw, (weight, sums))| {
             let mut gradients = [vec![0.0; width], vec![0.0; width]];
             let [dgamma, dbeta] = &mut gradients;
-            let rows = product.chunks_exact_mut(width).zip(weight.chunks_exact(width));
-            for ((product, weight), &sum) in rows.zip(sums) {
-                through_row(product, weight, gamma, beta, sum, dgamma, dbeta);
+            let rows = dw.chunks_exact_mut(width).zip(weight.chunks_exact(width));
+            for ((dw, weight), &sum) in rows.zip(sums) {
+                through_row(dw, weight, gamma, beta, sum, dgamma, dbeta);
             }
             gradients
         })
@@ -203,7 +203,7 @@ pub(crate) fn through_linear(
 
 dispatch! {
     fn through_row(
-        product: &mut [f32],
+        dw: &mut [f32],
         weight: &[f32],
         gamma: &[f32],
         beta: &[f32],
@@ -211,13 +211,13 @@ dispatch! {
         dgamma: &mut [f32],
         dbeta: &mut [f32],
     ) {
-        let width = product.len();
+        let width = dw.len();
         let (weight, gamma, beta) = (&weight[..width], &gamma[..width], &beta[..width]);
         let (dgamma, dbeta) = (&mut dgamma[..width], &mut dbeta[..width]);
         for i in 0..width {
-            dgamma[i] += weight[i] * product[i];
+            dgamma[i] += weight[i] * dw[i];
             dbeta[i] += weight[i] * sum;
-            product[i] = product[i] * gamma[i] + sum * beta[i];
+            dw[i] = dw[i] * gamma[i] + sum * beta[i];
         }
     }
 }

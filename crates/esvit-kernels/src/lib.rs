@@ -9,7 +9,7 @@ pub mod attention;
 pub mod batch_norm;
 pub mod best_match;
 pub mod buffer;
-mod product;
+mod gemm;
 mod rows;
 mod simd;
 

@@ -6,7 +6,7 @@ use crate::TASK_VALUES;
 use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::product::{Columns, Left, Packed, convert, transposed_product};
+use crate::gemm::{Columns, Left, Packed, convert, gemm_tn};
 use crate::profile;
 use crate::rows::{block_rows, linear};
 use crate::simd::dispatch;
@@ -136,7 +136,7 @@ pub fn backward<T: Element>(
     let mut bias = vec![0.0; outputs];
     let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&active, inputs));
     profile::time("linear backward, weights", count * inputs * outputs, || {
-        transposed_product(left, right, &mut dweight, Some(&mut bias), false);
+        gemm_tn(left, right, &mut dweight, Some(&mut bias), false);
     });
     Gradients { x: input.then(|| dx.into_vec()), weight: dweight.into_vec(), bias }
 }

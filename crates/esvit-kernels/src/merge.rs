@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
+use crate::gemm::{Columns, Left, Packed, convert, gemm_tn};
 use crate::layer_norm::{normalise, shifted_bias, through_linear};
-use crate::product::{Columns, Left, Packed, convert, transposed_product};
 use crate::profile;
 use crate::rows::{DropPath, Rows, block_rows, linear};
 
@@ -151,7 +151,7 @@ pub fn backward<T: Element>(
     let mut sums = vec![0.0; outputs];
     let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&normalised, wide));
     profile::time("merge backward, weights", macs, || {
-        transposed_product(left, right, &mut dweight, Some(&mut sums), false);
+        gemm_tn(left, right, &mut dweight, Some(&mut sums), false);
     });
     let (gamma, beta) = through_linear(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
     Gradients { x: x.into_vec(), gamma, beta, weight: dweight.into_vec() }

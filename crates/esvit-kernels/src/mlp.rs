@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
+use crate::gemm::{Columns, Left, Packed, STRIP, gemm_tn};
 use crate::layer_norm::{shifted_bias, through_linear};
-use crate::product::{Columns, Left, Packed, STRIP, transposed_product};
 use crate::profile;
 use crate::rows::{BAND_ROWS, DropPath, Rows, block_rows, each_strip};
 use crate::simd::{dispatch, prefetch};
@@ -138,22 +138,17 @@ pub fn forward<T: Element>(
             };
             block.normalise(mlp.eps, normalised, inverse);
             let mut active = Buffer::<T>::rows(count, hidden);
-            each_strip(
-                Left::rows(normalised, row),
-                count,
-                fc1,
-                |first, columns, product, padded| {
-                    let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
-                    let active = &mut active[first..];
-                    with_gate!(mlp.activation, gate => {
-                        activate(gate, product, padded, columns, kept, active, hidden_row)
-                    });
-                    if let Some(kept) = kept_hidden.as_deref() {
-                        prefetch(&kept[first + columns..], hidden_row, STRIP);
-                    }
-                },
-            );
-            block.add_product(Left::rows(&active, hidden_row), fc2);
+            each_strip(Left::rows(normalised, row), count, fc1, |first, columns, tile, padded| {
+                let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
+                let active = &mut active[first..];
+                with_gate!(mlp.activation, gate => {
+                    activate(gate, tile, padded, columns, kept, active, hidden_row)
+                });
+                if let Some(kept) = kept_hidden.as_deref() {
+                    prefetch(&kept[first + columns..], hidden_row, STRIP);
+                }
+            });
+            block.add_linear(Left::rows(&active, hidden_row), fc2);
         })
     });
     kept
@@ -209,14 +204,14 @@ pub fn backward<T: Element>(
                 block.scaled(dbranch);
                 prefetch(active, hidden_row, STRIP);
                 let branch = Left::rows(dbranch, row);
-                each_strip(branch, count, &fc2, |first, columns, product, padded| {
+                each_strip(branch, count, &fc2, |first, columns, tile, padded| {
                     let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
                     with_gate!(mlp.activation, gate => {
                         activate_backward(
-                            gate, product, padded, columns, active, dhidden, hidden_row,
+                            gate, tile, padded, columns, active, dhidden, hidden_row,
                         )
                     });
-                    // The next strip's lines come while its product is made.
+                    // The next strip's lines come while its tile is made.
                     prefetch(&active[columns..], hidden_row, STRIP);
                     prefetch(&dhidden[columns..], hidden_row, STRIP);
                 });
@@ -228,10 +223,10 @@ pub fn backward<T: Element>(
         let [branch, inputs] = [&dbranch, normalised].map(|rows| Columns::new(rows, width));
         let [actives, hiddens] = [&*active, &dhidden].map(|rows| Columns::new(rows, hidden));
         profile::time("mlp backward, weights", macs, || {
-            transposed_product(branch, actives, &mut fc2_weight, Some(&mut fc2_bias), add);
+            gemm_tn(branch, actives, &mut fc2_weight, Some(&mut fc2_bias), add);
         });
         profile::time("mlp backward, weights", macs, || {
-            transposed_product(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias), add);
+            gemm_tn(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias), add);
         });
     }
     let (gamma, beta) =
@@ -244,7 +239,7 @@ dispatch! {
     /// Keeps a product and stores its activation.
     fn activate<T: Element, G: Gate>(
         gate: G,
-        product: &[f32],
+        tile: &[f32],
         width: usize,
         columns: usize,
         kept: Option<&mut [T]>,
@@ -252,17 +247,17 @@ dispatch! {
         to_row: usize,
     ) {
         if let Some(kept) = kept {
-            for (product, kept) in product.chunks_exact(width).zip(kept.chunks_mut(to_row)) {
-                let (product, kept) = (&product[..columns], &mut kept[..columns]);
+            for (tile, kept) in tile.chunks_exact(width).zip(kept.chunks_mut(to_row)) {
+                let (tile, kept) = (&tile[..columns], &mut kept[..columns]);
                 for i in 0..columns {
-                    kept[i] = T::from_f32(product[i]);
+                    kept[i] = T::from_f32(tile[i]);
                 }
             }
         }
-        for (product, active) in product.chunks_exact(width).zip(active.chunks_mut(to_row)) {
-            let (product, active) = (&product[..columns], &mut active[..columns]);
+        for (tile, active) in tile.chunks_exact(width).zip(active.chunks_mut(to_row)) {
+            let (tile, active) = (&tile[..columns], &mut active[..columns]);
             for i in 0..columns {
-                active[i] = T::from_f32(product[i] * gate.gate(product[i]));
+                active[i] = T::from_f32(tile[i] * gate.gate(tile[i]));
             }
         }
     }
@@ -273,7 +268,7 @@ dispatch! {
     /// activation by what came out.
     fn activate_backward<T: Element, G: Gate>(
         gate: G,
-        product: &[f32],
+        tile: &[f32],
         width: usize,
         columns: usize,
         active: &mut [T],
@@ -281,14 +276,14 @@ dispatch! {
         to_row: usize,
     ) {
         let rows = active.chunks_mut(to_row).zip(dhidden.chunks_mut(to_row));
-        for (product, (active, dhidden)) in product.chunks_exact(width).zip(rows) {
-            let (product, active) = (&product[..columns], &mut active[..columns]);
+        for (tile, (active, dhidden)) in tile.chunks_exact(width).zip(rows) {
+            let (tile, active) = (&tile[..columns], &mut active[..columns]);
             let dhidden = &mut dhidden[..columns];
             for i in 0..columns {
                 let x = active[i].to_f32();
                 let (factor, slope) = gate.gate_and_slope(x);
                 active[i] = T::from_f32(x * factor);
-                dhidden[i] = T::from_f32(product[i] * (factor + x * slope));
+                dhidden[i] = T::from_f32(tile[i] * (factor + x * slope));
             }
         }
     }

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::product::{Extent, Left, Multiply, Out, Packed, STRIP};
+use crate::gemm::{Extent, Gemm, Left, Out, Packed, STRIP};
 use crate::simd::dispatch;
 
 /// Queries that one task works on: with 1,024 values each they fill the second-level cache.
@@ -74,7 +74,7 @@ fn look(queries: &[f32], width: usize, packed: &Packed<f32>, best: &mut [Best], 
         let row = strip.width;
         let extent = Extent { rows: best.len(), steps: packed.steps() };
         let mut out = Out { values: &mut similarities, row };
-        f32::multiply(Left::rows(queries, width), strip, extent, &mut out, false);
+        f32::gemm(Left::rows(queries, width), strip, extent, &mut out, false);
         let columns = row.min(packed.columns() - first);
         for (similarities, best) in similarities.chunks_exact(row).zip(best.iter_mut()) {
             best.offer(&similarities[..columns], seen + first);

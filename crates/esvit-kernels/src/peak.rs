@@ -5,7 +5,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use crate::element::Element;
-use crate::product::{Extent, Left, Out, Strip};
+use crate::gemm::{Extent, Left, Out, Strip};
 use crate::profile;
 
 /// Rows, inner values and columns of a product whose operands stay in the first two caches.
@@ -16,7 +16,7 @@ const REPEATS: usize = 2000;
 
 /// Multiply-accumulates a second, on all threads, of products of `T` whose operands lie in the
 /// caches, laid out as the kernels want them: the best of `rounds` rounds.
-pub fn product_rate<T: Element>(rounds: usize) -> f64 {
+pub fn gemm_rate<T: Element>(rounds: usize) -> f64 {
     profile::unrecorded(|| (0..rounds.max(1)).map(|_| one_round::<T>()).fold(0.0, f64::max))
 }
 
@@ -32,7 +32,7 @@ fn one_round<T: Element>() -> f64 {
                 Strip { values: &right[..], step: columns * T::PAIR, width: columns, bias: None };
             let extent = Extent { rows, steps: inner / T::PAIR };
             let mut out = Out { values: &mut out[..], row: columns };
-            T::multiply(Left::rows(&left, inner), strip, extent, &mut out, false);
+            T::gemm(Left::rows(&left, inner), strip, extent, &mut out, false);
         }
         std::hint::black_box(&out);
     });

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
+use crate::gemm::{Extent, LANES, Left, Out, Packed};
 use crate::layer_norm::{normalise, normalise_backward};
-use crate::product::{Extent, LANES, Left, Out, Packed};
 use crate::simd::dispatch;
 
 /// Bytes that the widest row buffer of a block should not exceed, so that it stays in the
@@ -197,9 +197,9 @@ impl<'r, 'a> Block<'r, 'a> {
     }
 
     /// Adds `left packed`, times the scale of each row, to the rows.
-    pub(crate) fn add_product<T: Element>(&mut self, left: Left<'_, T>, packed: &Packed<T>) {
-        each_strip(left, self.len(), packed, |first, columns, product, padded| {
-            add_scaled(product, padded, self.scales, columns, self.rows, first);
+    pub(crate) fn add_linear<T: Element>(&mut self, left: Left<'_, T>, packed: &Packed<T>) {
+        each_strip(left, self.len(), packed, |first, columns, tile, padded| {
+            add_scaled(tile, padded, self.scales, columns, self.rows, first);
         });
     }
 
@@ -235,13 +235,13 @@ pub(crate) fn each_strip<T: Element>(
     if rows == 0 {
         return;
     }
-    let mut product = Buffer::<f32>::stale(rows * crate::product::STRIP);
+    let mut tile = Buffer::<f32>::stale(rows * crate::gemm::STRIP);
     let extent = Extent { rows, steps: packed.steps() };
     for (first, strip) in packed.strips() {
         let columns = strip.width.min(packed.columns() - first);
-        let product = &mut product[..rows * strip.width];
-        T::multiply(left, strip, extent, &mut Out { values: product, row: strip.width }, false);
-        each(first, columns, product, strip.width);
+        let tile = &mut tile[..rows * strip.width];
+        T::gemm(left, strip, extent, &mut Out { values: tile, row: strip.width }, false);
+        each(first, columns, tile, strip.width);
     }
 }
 
@@ -263,12 +263,12 @@ pub(crate) fn linear<T: Element, U: Element>(
         let extent = Extent { rows, steps: packed.steps() };
         for (first, strip) in packed.strips() {
             let mut out = Out { values: &mut to[first..], row: to_row };
-            T::multiply(left, strip, extent, &mut out, false);
+            T::gemm(left, strip, extent, &mut out, false);
         }
         return;
     }
-    each_strip(left, rows, packed, |first, columns, product, padded| {
-        store(product, padded, columns, &mut to[first..], to_row);
+    each_strip(left, rows, packed, |first, columns, tile, padded| {
+        store(tile, padded, columns, &mut to[first..], to_row);
     });
 }
 
@@ -293,16 +293,16 @@ dispatch! {
 dispatch! {
     /// Stores a product `[rows, width]` in columns of `to`, whose rows are `to_row` values apart.
     fn store<T: Element>(
-        product: &[f32],
+        tile: &[f32],
         width: usize,
         columns: usize,
         to: &mut [T],
         to_row: usize,
     ) {
-        for (product, to) in product.chunks_exact(width).zip(to.chunks_mut(to_row)) {
-            let (product, to) = (&product[..columns], &mut to[..columns]);
+        for (tile, to) in tile.chunks_exact(width).zip(to.chunks_mut(to_row)) {
+            let (tile, to) = (&tile[..columns], &mut to[..columns]);
             for i in 0..columns {
-                to[i] = T::from_f32(product[i]);
+                to[i] = T::from_f32(tile[i]);
             }
         }
     }
@@ -312,21 +312,21 @@ dispatch! {
     /// Adds a product `[rows, width]`, times the scale of its row, to columns of the rows of `to` from
     /// the `first` on.
     fn add_scaled(
-        product: &[f32],
+        tile: &[f32],
         width: usize,
         scales: Option<&[f32]>,
         columns: usize,
         to: &mut [&mut [f32]],
         first: usize,
     ) {
-        for (row, (product, to)) in product.chunks_exact(width).zip(to).enumerate() {
+        for (row, (tile, to)) in tile.chunks_exact(width).zip(to).enumerate() {
             let scale = match scales {
                 Some(scales) => scales[row],
                 None => 1.0,
             };
-            let (product, to) = (&product[..columns], &mut to[first..first + columns]);
+            let (tile, to) = (&tile[..columns], &mut to[first..first + columns]);
             for i in 0..columns {
-                to[i] += product[i] * scale;
+                to[i] += tile[i] * scale;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The kernels one by one: what products alone reach, and how near to it each kernel comes.
+//! The kernels one by one: the peak GEMM rate, and how near to it each kernel comes.
 
 use std::convert::Infallible;
 
@@ -21,16 +21,16 @@ pub struct KernelReport {
     pub shape: [usize; 3],
     /// Median, in seconds.
     pub median_s: f64,
-    /// Billions of operations of its products a second.
+    /// Billions of operations of its GEMMs a second.
     pub gflops: f64,
-    /// That as a share of what products alone reach.
+    /// That as a share of the peak GEMM rate.
     pub share_of_peak: f64,
 }
 
 /// Rows and widths of the stages of Swin-T for 4 pictures of 2 x 224 and 8 x 96 pixels.
 const STAGES: [[usize; 2]; 4] = [[43_520, 96], [10_880, 192], [2_720, 384], [680, 768]];
 
-/// What products alone reach, in billions of operations a second, and every kernel.
+/// The peak GEMM rate, in billions of operations a second, and every kernel.
 pub fn kernels(precision: Precision, iterations: usize) -> (f64, Vec<KernelReport>) {
     let peak = peak_gflops(precision);
     let reports = match precision {

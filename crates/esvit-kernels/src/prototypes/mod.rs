@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::Element;
-use crate::product::STRIP;
+use crate::gemm::STRIP;
 
 pub(crate) use lanes::scale;
 pub use pairs::Pairs;

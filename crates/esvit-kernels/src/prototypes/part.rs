@@ -7,7 +7,7 @@ use super::pairs::{Pairs, Part};
 use super::{Gradients, Side, Walk};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::product::{Extent, LANES, Left, Out, Packed, STRIP, Strip, convert, interleave};
+use crate::gemm::{Extent, LANES, Left, Out, Packed, STRIP, Strip, convert, interleave};
 use crate::profile;
 
 /// Rows whose logits of a chunk are worked on together, in the second-level cache.
@@ -149,7 +149,7 @@ fn exponentials<T: Element>(
         let extent = Extent { rows: block, steps: packed.steps() };
         for (first, strip) in packed.strips() {
             let mut out = Out { values: &mut logits[first..], row: padded };
-            T::multiply(left, strip, extent, &mut out, false);
+            T::gemm(left, strip, extent, &mut out, false);
         }
         for (at, logits) in logits.chunks_exact_mut(padded).enumerate().take(block) {
             let logits = &mut logits[..count];
@@ -225,7 +225,7 @@ fn backward<T: Element>(
                 for (first, strip) in packed.strips() {
                     let mut out = Out { values: &mut dz[first..], row: width };
                     let extent = Extent { rows, steps: packed.steps() };
-                    T::multiply(left, strip, extent, &mut out, true);
+                    T::gemm(left, strip, extent, &mut out, true);
                 }
                 let mut turned = Buffer::<T>::stale(steps * lanes * T::PAIR);
                 interleave(&dlogits, lanes, rows, lanes, &mut turned, lanes * T::PAIR);
@@ -239,7 +239,7 @@ fn backward<T: Element>(
                         bias: None,
                     };
                     let mut out = Out { values: &mut dw[first..], row: width };
-                    T::multiply(left, strip, Extent { rows: count, steps }, &mut out, false);
+                    T::gemm(left, strip, Extent { rows: count, steps }, &mut out, false);
                 }
                 let chunk = first * d..(first + count) * d;
                 let from = student.prototypes.v[chunk].chunks_exact(d).zip(dw.chunks_exact(width));

@@ -6,7 +6,7 @@ use super::Windows;
 use super::softmax::{softmax, softmax_gradient};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::product::{Extent, LANES, Left, Out, STRIP, Strip, interleave, transpose_rows};
+use crate::gemm::{Extent, LANES, Left, Out, STRIP, Strip, interleave, transpose_rows};
 
 /// The most slots that ask at a time. Their weights stay in the second-level cache, and the n x n
 /// matrix of a large window never exists.
@@ -143,7 +143,7 @@ impl<T: Element> Head<T> {
         let (n, lanes) = (self.n, self.lanes);
         let left = Left::rows(&self.query_rows[queries.start * self.row..], self.row);
         let extent = Extent { rows: queries.len(), steps: self.row / T::PAIR };
-        product(left, &self.keys_across, lanes, extent, &mut self.weights, false);
+        gemm(left, &self.keys_across, lanes, extent, &mut self.weights, false);
         let positions = positions.map(|positions| &positions[head * n * lanes..][..n * lanes]);
         let mask = mask.map(|mask| &mask[self.window * n * n..]);
         let (scale, queries) = (self.scale(), &self.queries[queries.clone()]);
@@ -163,7 +163,7 @@ impl<T: Element> Head<T> {
             paired(&self.value_rows, self.row, [n, self.d], &mut self.values_down, down, lay);
         let weights = Left::rows(&self.stored, self.lanes);
         let extent = Extent { rows: queries.len(), steps: n.div_ceil(T::PAIR) };
-        product(weights, values, width, extent, &mut self.out, false);
+        gemm(weights, values, width, extent, &mut self.out, false);
     }
 
     /// Gathers the gradient of what came out from the rows of the window's tokens.
@@ -196,10 +196,10 @@ impl<T: Element> Head<T> {
         let weights = paired(&self.stored, lanes, [m, lanes], &mut self.turned, turned, true);
         let gradients = paired(gradient_rows, row, [m, d], &mut self.down, down, true);
         let left = Left::transposed(weights, lanes);
-        product(left, gradients, width, over_queries, &mut self.dvalues, add);
+        gemm(left, gradients, width, over_queries, &mut self.dvalues, add);
         let over_width = Extent { rows: m, steps: row / T::PAIR };
         let gradients = Left::rows(gradient_rows, row);
-        product(gradients, &self.values_across, lanes, over_width, &mut self.dlogits, false);
+        gemm(gradients, &self.values_across, lanes, over_width, &mut self.dlogits, false);
         let dpositions =
             dpositions.map(|dpositions| &mut dpositions[head * n * lanes..][..n * lanes]);
         let of = &self.queries[queries.clone()];
@@ -209,11 +209,11 @@ impl<T: Element> Head<T> {
         let keys = paired(&self.key_rows, row, [n, d], &mut self.keys_down, down, !add);
         let left = Left::rows(&self.dstored, lanes);
         let over_keys = Extent { rows: m, steps: n.div_ceil(T::PAIR) };
-        product(left, keys, width, over_keys, &mut self.dqueries, false);
+        gemm(left, keys, width, over_keys, &mut self.dqueries, false);
         let dlogits = paired(&self.dstored, lanes, [m, lanes], &mut self.turned, turned, true);
         let queries = paired(query_rows, row, [m, d], &mut self.down, down, true);
         let left = Left::transposed(dlogits, lanes);
-        product(left, queries, width, over_queries, &mut self.dkeys, add);
+        gemm(left, queries, width, over_queries, &mut self.dkeys, add);
     }
 }
 
@@ -247,7 +247,7 @@ fn paired<'a, T: Element>(
 
 /// `out [rows, columns]`, or what is added to it, for a right operand `[steps, columns]`, strip by
 /// strip.
-fn product<T: Element>(
+fn gemm<T: Element>(
     left: Left<'_, T>,
     right: &[T],
     columns: usize,
@@ -260,6 +260,6 @@ fn product<T: Element>(
         let (values, step) = (&right[first * T::PAIR..], columns * T::PAIR);
         let strip = Strip { values, step, width, bias: None };
         let mut out = Out { values: &mut out[first..], row: columns };
-        T::multiply(left, strip, extent, &mut out, add);
+        T::gemm(left, strip, extent, &mut out, add);
     }
 }

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::product::LANES;
+use crate::gemm::LANES;
 use crate::simd::dispatch;
 use head::Head;
 use softmax::NEVER;

@@ -2,7 +2,7 @@
 
 use super::head::QUERIES;
 use crate::element::Element;
-use crate::product::LANES;
+use crate::gemm::LANES;
 use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 
 /// A logit that no weight comes from.

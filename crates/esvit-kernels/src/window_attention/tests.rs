@@ -134,7 +134,7 @@ fn stored<T: Element>(values: &[f32], width: usize) -> Vec<T> {
     let row = row_len::<T>(width);
     let mut rows = vec![T::default(); values.len() / width * row];
     for (to, from) in rows.chunks_exact_mut(row).zip(values.chunks_exact(width)) {
-        crate::product::convert(from, None, to);
+        crate::gemm::convert(from, None, to);
     }
     rows
 }

@@ -31,16 +31,16 @@ fn assert_close(found: &[f32], expected: &[f64], what: &str) {
 }
 
 /// All products of a packed operand, gathered into one row-major matrix.
-fn product<T: Element>(left: Left<'_, T>, packed: &Packed<T>, rows: usize) -> Vec<f32> {
+fn gemm<T: Element>(left: Left<'_, T>, packed: &Packed<T>, rows: usize) -> Vec<f32> {
     let columns = packed.columns();
     let mut out = vec![0.0; rows * columns];
     for (first, strip) in packed.strips() {
         let mut part = vec![f32::NAN; rows * strip.width];
         let mut padded = Out { values: &mut part, row: strip.width };
-        T::multiply(left, strip, Extent { rows, steps: packed.steps() }, &mut padded, false);
+        T::gemm(left, strip, Extent { rows, steps: packed.steps() }, &mut padded, false);
         let mut twice = part.clone();
         let mut padded = Out { values: &mut twice, row: strip.width };
-        T::multiply(left, strip, Extent { rows, steps: packed.steps() }, &mut padded, true);
+        T::gemm(left, strip, Extent { rows, steps: packed.steps() }, &mut padded, true);
         for (i, (row, twice)) in
             part.chunks_exact(strip.width).zip(twice.chunks_exact(strip.width)).enumerate()
         {
@@ -68,13 +68,13 @@ fn all_forms<T: Element>(rows: usize, inner: usize, columns: usize) {
             (0..inner).map(|l| x64[at / columns * inner + l] * w64[at % columns * inner + l]).sum()
         })
         .collect();
-    let found = product(left, &Packed::transposed(&w, inner, None), rows);
+    let found = gemm(left, &Packed::transposed(&w, inner, None), rows);
     assert_close(&found, &expected, &format!("transposed {what}"));
 
     let bias = values(columns, 5);
     let biased: Vec<f64> =
         expected.iter().enumerate().map(|(at, e)| e + f64::from(bias[at % columns])).collect();
-    let found = product(left, &Packed::transposed(&w, inner, None).with_bias(bias), rows);
+    let found = gemm(left, &Packed::transposed(&w, inner, None).with_bias(bias), rows);
     assert_close(&found, &biased, &format!("with bias {what}"));
 
     let scaled: Vec<f32> = w.iter().enumerate().map(|(i, w)| w * scale[i % inner]).collect();
@@ -86,7 +86,7 @@ fn all_forms<T: Element>(rows: usize, inner: usize, columns: usize) {
             terms.sum()
         })
         .collect();
-    let found = product(left, &Packed::transposed(&w, inner, Some(&scale)), rows);
+    let found = gemm(left, &Packed::transposed(&w, inner, Some(&scale)), rows);
     assert_close(&found, &expected, &format!("scaled {what}"));
 
     let expected: Vec<f64> = (0..rows * columns)
@@ -96,7 +96,7 @@ fn all_forms<T: Element>(rows: usize, inner: usize, columns: usize) {
                 .sum()
         })
         .collect();
-    let found = product(left, &Packed::straight(&w, columns, None), rows);
+    let found = gemm(left, &Packed::straight(&w, columns, None), rows);
     assert_close(&found, &expected, &format!("straight {what}"));
 
     // x^T v with v [rows, columns].
@@ -108,7 +108,7 @@ fn all_forms<T: Element>(rows: usize, inner: usize, columns: usize) {
     for add in [false, true] {
         let times = if add { 2.0 } else { 1.0 };
         let (a, b) = (Columns::new(&a, inner), Columns::new(&b, columns));
-        transposed_product(a, b, &mut out, Some(&mut sums), add);
+        gemm_tn(a, b, &mut out, Some(&mut sums), add);
         let sum = |at: usize| -> f64 {
             let (i, column) = (at / columns, at % columns);
             (0..rows).map(|r| x64[r * inner + i] * v64[r * columns + column]).sum()
@@ -163,10 +163,10 @@ fn nothing_to_sum_is_zero() {
         let strip = Strip { values: &[], step: 16, width: 16, bias: None };
         let left = Left { values: &[0.0f32; 0], row: 0, step: 1 };
         let extent = Extent { rows: 2, steps: 0 };
-        f32::multiply(left, strip, extent, &mut Out { values: &mut out, row: 16 }, false);
+        f32::gemm(left, strip, extent, &mut Out { values: &mut out, row: 16 }, false);
         assert_eq!(out, [0.0; 32]);
         let strip = Strip { bias: Some(&[1.5; 16]), ..strip };
-        f32::multiply(left, strip, extent, &mut Out { values: &mut out, row: 16 }, true);
+        f32::gemm(left, strip, extent, &mut Out { values: &mut out, row: 16 }, true);
         assert_eq!(out, [1.5; 32]);
     });
 }
@@ -182,7 +182,7 @@ fn what_is_not_finite_is_seen() {
             let w = vec![1.0f32; columns * inner];
             let left = stored::<Bf16>(&x, inner);
             let packed = Packed::transposed(&w, inner, None);
-            let found = product(Left::rows(&left, inner), &packed, rows);
+            let found = gemm(Left::rows(&left, inner), &packed, rows);
             for (at, value) in found.iter().enumerate() {
                 assert_eq!(value.is_finite(), at / columns != 3, "{bad} {at}");
             }

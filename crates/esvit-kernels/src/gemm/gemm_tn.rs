@@ -37,7 +37,7 @@ impl<'a, T: Element> Columns<'a, T> {
 /// both are added to what is there.
 ///
 /// Sums over rows are taken in the same order for any number of threads.
-pub(crate) fn transposed_product<T: Element>(
+pub(crate) fn gemm_tn<T: Element>(
     a: Columns<'_, T>,
     b: Columns<'_, T>,
     out: &mut [f32],
@@ -83,9 +83,9 @@ pub(crate) fn transposed_product<T: Element>(
                     let first = at * width;
                     if first + columns <= b.columns {
                         let mut out = Out { values: &mut out[first..], row: b.columns };
-                        T::multiply(left, strip, extent, &mut out, add);
+                        T::gemm(left, strip, extent, &mut out, add);
                     } else {
-                        multiply_ragged(left, strip, extent, out, first, b.columns, add);
+                        gemm_ragged(left, strip, extent, out, first, b.columns, add);
                     }
                 }
             },
@@ -94,7 +94,7 @@ pub(crate) fn transposed_product<T: Element>(
 }
 
 /// A product with a strip that reaches beyond the last column of `out`.
-fn multiply_ragged<T: Element>(
+fn gemm_ragged<T: Element>(
     left: Left<'_, T>,
     strip: Strip<'_, T>,
     extent: Extent,
@@ -103,12 +103,12 @@ fn multiply_ragged<T: Element>(
     columns: usize,
     add: bool,
 ) {
-    let mut product = vec![0.0; extent.rows * strip.width];
-    let mut padded = Out { values: &mut product, row: strip.width };
-    T::multiply(left, strip, extent, &mut padded, false);
-    for (out, product) in out.chunks_exact_mut(columns).zip(product.chunks_exact(strip.width)) {
-        for (out, product) in out[first..].iter_mut().zip(product) {
-            *out = if add { *out + product } else { *product };
+    let mut tile = vec![0.0; extent.rows * strip.width];
+    let mut padded = Out { values: &mut tile, row: strip.width };
+    T::gemm(left, strip, extent, &mut padded, false);
+    for (out, tile) in out.chunks_exact_mut(columns).zip(tile.chunks_exact(strip.width)) {
+        for (out, tile) in out[first..].iter_mut().zip(tile) {
+            *out = if add { *out + tile } else { *tile };
         }
     }
 }

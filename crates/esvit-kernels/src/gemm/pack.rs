@@ -1,4 +1,4 @@
-//! Operands laid out for [`Multiply`](super::Multiply).
+//! Operands laid out for [`Gemm`](super::Gemm).
 
 use rayon::prelude::*;
 

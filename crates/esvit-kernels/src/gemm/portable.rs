@@ -6,7 +6,7 @@ use crate::element::Element;
 /// Rows that are multiplied at a time, so that a value that was read serves several times.
 const ROWS: usize = 4;
 
-pub(super) fn multiply<T: Element>(
+pub(super) fn gemm<T: Element>(
     left: Left<'_, T>,
     strip: Strip<'_, T>,
     extent: Extent,

@@ -1,6 +1,7 @@
 //! The matrix product that all others are made of: rows times a strip of at most [`STRIP`]
 //! columns, for every instruction set.
 
+mod gemm_tn;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
@@ -8,12 +9,11 @@ mod pack;
 mod portable;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
-mod transposed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(crate) use gemm_tn::{Columns, gemm_tn};
 pub(crate) use pack::{Packed, convert, interleave, transpose_rows};
-pub(crate) use transposed::{Columns, transposed_product};
 
 use crate::element::{Bf16, Element};
 use crate::isa;
@@ -83,9 +83,9 @@ pub struct Extent {
 }
 
 /// Types that can be multiplied: the dispatch by instruction set. It seals [`Element`].
-pub trait Multiply: Sized {
+pub trait Gemm: Sized {
     /// `out = left strip + bias`, or `out += left strip + bias` when `add` is set.
-    fn multiply(
+    fn gemm(
         left: Left<'_, Self>,
         strip: Strip<'_, Self>,
         extent: Extent,
@@ -112,8 +112,8 @@ fn check<T: Element>(left: &Left<'_, T>, strip: &Strip<'_, T>, extent: Extent, o
     assert!(last + strip.width * T::PAIR <= strip.values.len(), "right operand");
 }
 
-impl Multiply for f32 {
-    fn multiply(
+impl Gemm for f32 {
+    fn gemm(
         left: Left<'_, f32>,
         strip: Strip<'_, f32>,
         extent: Extent,
@@ -121,26 +121,26 @@ impl Multiply for f32 {
         add: bool,
     ) {
         check(&left, &strip, extent, out);
-        profile::product(|| match isa::current() {
+        profile::gemm(|| match isa::current() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX-512, and `check` has checked the bounds.
             Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
-                x86::multiply_f32_avx512(left, strip, extent, out, add);
+                x86::gemm_f32_avx512(left, strip, extent, out, add);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX2 and FMA, and `check` has checked the bounds.
-            Isa::Avx2 => unsafe { x86::multiply_f32_avx2(left, strip, extent, out, add) },
+            Isa::Avx2 => unsafe { x86::gemm_f32_avx2(left, strip, extent, out, add) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: every machine of this kind has NEON, and `check` has checked the bounds.
-            _ => unsafe { neon::multiply_f32(left, strip, extent, out, add) },
+            _ => unsafe { neon::gemm_f32(left, strip, extent, out, add) },
             #[cfg(not(target_arch = "aarch64"))]
-            _ => portable::multiply(left, strip, extent, out, add),
+            _ => portable::gemm(left, strip, extent, out, add),
         });
     }
 }
 
-impl Multiply for Bf16 {
-    fn multiply(
+impl Gemm for Bf16 {
+    fn gemm(
         left: Left<'_, Bf16>,
         strip: Strip<'_, Bf16>,
         extent: Extent,
@@ -148,25 +148,25 @@ impl Multiply for Bf16 {
         add: bool,
     ) {
         check(&left, &strip, extent, out);
-        profile::product(|| match isa::current() {
+        profile::gemm(|| match isa::current() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX-512 with BF16, and `check` has checked the bounds.
             Isa::Avx512Bf16 => unsafe {
-                x86::multiply_bf16_avx512(left, strip, extent, out, add);
+                x86::gemm_bf16_avx512(left, strip, extent, out, add);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX-512, and `check` has checked the bounds.
             Isa::Avx512 => unsafe {
-                x86::multiply_bf16_widened_avx512(left, strip, extent, out, add);
+                x86::gemm_bf16_widened_avx512(left, strip, extent, out, add);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX2 and FMA, and `check` has checked the bounds.
-            Isa::Avx2 => unsafe { x86::multiply_bf16_avx2(left, strip, extent, out, add) },
+            Isa::Avx2 => unsafe { x86::gemm_bf16_avx2(left, strip, extent, out, add) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: every machine of this kind has NEON, and `check` has checked the bounds.
-            _ => unsafe { neon::multiply_bf16(left, strip, extent, out, add) },
+            _ => unsafe { neon::gemm_bf16(left, strip, extent, out, add) },
             #[cfg(not(target_arch = "aarch64"))]
-            _ => portable::multiply(left, strip, extent, out, add),
+            _ => portable::gemm(left, strip, extent, out, add),
         });
     }
 }

@@ -2,12 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Tile, multiply, tile};
+use super::tile::{Tile, gemm, tile};
 use super::{BLOCK_STEPS, Extent, LONG_BLOCK_STEPS, Left, Out, Strip, blocks, without_steps};
 use crate::element::Bf16;
 
-multiply!(
-    multiply_f32_avx512,
+gemm!(
+    gemm_f32_avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,fma",
     f32,
     1,
@@ -21,8 +21,8 @@ multiply!(
         (1, 14, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
     ]
 );
-multiply!(
-    multiply_bf16_avx512,
+gemm!(
+    gemm_bf16_avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma",
     Bf16,
     2,
@@ -36,8 +36,8 @@ multiply!(
         (1, 14, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
     ]
 );
-multiply!(
-    multiply_bf16_widened_avx512,
+gemm!(
+    gemm_bf16_widened_avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,fma",
     Bf16,
     2,
@@ -46,26 +46,8 @@ multiply!(
     tile_bf16_widened_avx512,
     [(2, 8, [1, 2, 3, 4, 5, 6, 7]), (1, 8, [1, 2, 3, 4, 5, 6, 7])]
 );
-multiply!(
-    multiply_f32_avx2,
-    "avx2,fma",
-    f32,
-    1,
-    8,
-    BLOCK_STEPS,
-    tile_f32_avx2,
-    [(2, 6, [1, 2, 3, 4, 5])]
-);
-multiply!(
-    multiply_bf16_avx2,
-    "avx2,fma",
-    Bf16,
-    2,
-    8,
-    BLOCK_STEPS,
-    tile_bf16_avx2,
-    [(2, 4, [1, 2, 3])]
-);
+gemm!(gemm_f32_avx2, "avx2,fma", f32, 1, 8, BLOCK_STEPS, tile_f32_avx2, [(2, 6, [1, 2, 3, 4, 5])]);
+gemm!(gemm_bf16_avx2, "avx2,fma", Bf16, 2, 8, BLOCK_STEPS, tile_bf16_avx2, [(2, 4, [1, 2, 3])]);
 
 tile!(
     tile_f32_avx512,

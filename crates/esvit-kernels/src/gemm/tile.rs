@@ -24,7 +24,7 @@ pub(super) struct Tile<T> {
 /// [..])` lists the groups of columns, widest first, with the rows of a full tile and of what may be
 /// left over. A strip of up to four AVX-512 registers is one group, or its groups have tiles of equal
 /// height.
-macro_rules! multiply {
+macro_rules! gemm {
     (
         $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal, $block:expr,
         $tile:ident, [$(($vectors:literal, $rows:literal, [$($rest:literal),*])),+]
@@ -104,7 +104,7 @@ macro_rules! multiply {
     };
 }
 
-pub(super) use multiply;
+pub(super) use gemm;
 
 /// Defines a tile function. `$zero`, `$load`, `$add`, `$store` work on sums, `$right` loads a
 /// register of the strip, `$left` broadcasts a value, `$fma` multiplies and adds.
