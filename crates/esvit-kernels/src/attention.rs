@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gemm::{Columns, Left, Packed, gemm_tn};
+use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::profile;
 use crate::rows::{BLOCK_SHARES, Block, DropPath, Rows, block_rows, fitting_rows, linear};
@@ -47,8 +47,8 @@ pub struct Gradients {
 #[derive(Debug)]
 pub struct Layout<T: Element> {
     /// Its bias with the shift of the normalisation.
-    qkv: Packed<T>,
-    proj: Packed<T>,
+    qkv: PackedRhs<T>,
+    proj: PackedRhs<T>,
 }
 
 /// Images of one size.
@@ -73,8 +73,8 @@ impl Attention<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
     pub fn lay_out<T: Element>(&self) -> Layout<T> {
         let qkv_bias = shifted_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
-        let qkv = Packed::transposed(self.qkv_weight, self.width(), Some(self.gamma));
-        let proj = Packed::transposed(self.proj_weight, self.width(), None);
+        let qkv = PackedRhs::from_transposed(self.qkv_weight, self.width(), Some(self.gamma));
+        let proj = PackedRhs::from_transposed(self.proj_weight, self.width(), None);
         Layout { qkv: qkv.with_bias(qkv_bias), proj: proj.with_bias(self.proj_bias.to_vec()) }
     }
 
@@ -222,7 +222,7 @@ pub fn forward<T: Element>(
     keep: bool,
 ) -> Option<Kept<T>> {
     let width = attention.width();
-    let columns = (layout.qkv.columns(), layout.proj.columns());
+    let columns = (layout.qkv.n(), layout.proj.n());
     assert_eq!(columns, (3 * width, width), "layout of these weights");
     let (mut rows, images) = prepare::<T>(x, attention, segments, plan);
     let mut kept = keep.then(|| Kept::new(rows.kept(), rows.total(), width));
@@ -264,7 +264,7 @@ fn forward_part<T: Element>(
     eps: f32,
     Activations { normalised, inverse, qkv, mixed }: Activations<'_, T>,
 ) {
-    let width = layout.proj.columns();
+    let width = layout.proj.n();
     let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
     let size = if part.shared { block_rows::<T>(rows.len(), 3 * width) } else { rows.len().max(1) };
     (rows.reborrow().cut(size).into_par_iter())
@@ -272,12 +272,12 @@ fn forward_part<T: Element>(
         .zip(qkv.par_chunks_mut(size * row3))
         .for_each(|((rows, (normalised, inverse)), qkv)| {
             rows.normalise(eps, normalised, inverse);
-            linear(Left::rows(normalised, row), rows.len(), &layout.qkv, qkv, row3);
+            linear(Lhs::from_rows(normalised, row), rows.len(), &layout.qkv, qkv, row3);
         });
     mixing.forward(part.windows, part.shared, qkv, mixed);
     (rows.cut(size).into_par_iter())
         .zip(mixed.par_chunks(size * row))
-        .for_each(|(mut rows, mixed)| rows.add_linear(Left::rows(mixed, row), &layout.proj));
+        .for_each(|(mut rows, mixed)| rows.add_linear(Lhs::from_rows(mixed, row), &layout.proj));
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
@@ -300,7 +300,7 @@ pub fn backward<T: Element>(
     assert_eq!(inverse.len(), kept, "rows that were kept");
     let size = block_rows::<T>(kept, 3 * width);
 
-    let weight = Packed::<T>::straight(attention.proj_weight, width, None);
+    let weight = PackedRhs::<T>::from_rows(attention.proj_weight, width, None);
     let mut dbranch = Buffer::<T>::brief_kept_rows(kept, total, width);
     let mut dmixed = Buffer::<T>::brief_kept_rows(kept, total, width);
     let macs = kept * width * width;
@@ -310,14 +310,14 @@ pub fn backward<T: Element>(
             .zip(dmixed.par_chunks_mut(size * row))
             .for_each(|((rows, dbranch), dmixed)| {
                 rows.scaled(dbranch);
-                linear(Left::rows(dbranch, row), rows.len(), &weight, dmixed, row);
+                linear(Lhs::from_rows(dbranch, row), rows.len(), &weight, dmixed, row);
             });
     });
     let mut proj_weight = Buffer::<f32>::brief(width * width);
     let mut proj_bias = vec![0.0; width];
-    let branches = Columns::new(&dbranch, width);
+    let branches = Matrix::new(&dbranch, width);
     profile::time("attention backward, weights", macs, || {
-        let mixed = Columns::new(&mixed, width);
+        let mixed = Matrix::new(&mixed, width);
         gemm_tn(branches, mixed, &mut proj_weight, Some(&mut proj_bias), false);
     });
     drop((dbranch, mixed));
@@ -341,20 +341,20 @@ pub fn backward<T: Element>(
     }
     drop((qkv, dmixed));
 
-    let weight = Packed::<T>::straight(attention.qkv_weight, width, Some(attention.gamma));
+    let weight = PackedRhs::<T>::from_rows(attention.qkv_weight, width, Some(attention.gamma));
     let macs = 3 * kept * width * width;
     profile::time("attention backward, rows", macs, || {
         (rows.all().cut(size).into_par_iter())
             .zip(dqkv.par_chunks(size * row3))
             .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)))
             .for_each(|((mut rows, dqkv), (normalised, inverse))| {
-                rows.add_input_gradients(Left::rows(dqkv, row3), &weight, normalised, inverse);
+                rows.add_input_gradients(Lhs::from_rows(dqkv, row3), &weight, normalised, inverse);
             });
     });
     let mut qkv_weight = Buffer::<f32>::brief(3 * width * width);
     let mut qkv_bias = vec![0.0; 3 * width];
-    let outputs = Columns::new(&dqkv, 3 * width);
-    let inputs = Columns::new(&normalised, width);
+    let outputs = Matrix::new(&dqkv, 3 * width);
+    let inputs = Matrix::new(&normalised, width);
     profile::time("attention backward, weights", macs, || {
         gemm_tn(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias), false);
     });

@@ -6,7 +6,7 @@ use crate::TASK_VALUES;
 use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gemm::{Columns, Left, Packed, convert, gemm_tn};
+use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
 use crate::profile;
 use crate::rows::{block_rows, linear};
 use crate::simd::dispatch;
@@ -44,7 +44,7 @@ pub fn forward<T: Element>(
     assert_eq!((x.len(), weight.len()), (count * inputs, outputs * inputs), "whole rows");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias");
     let row = row_len::<T>(inputs);
-    let mut packed = Packed::<T>::transposed(weight, inputs, None);
+    let mut packed = PackedRhs::<T>::from_transposed(weight, inputs, None);
     if let Some(bias) = bias {
         packed = packed.with_bias(bias.to_vec());
     }
@@ -60,16 +60,16 @@ pub fn forward<T: Element>(
     profile::time("linear forward", count * inputs * outputs, || {
         blocks.zip(slots).for_each(|((x, y), kept)| {
             let count = x.len() / inputs;
-            let mut left = Buffer::<T>::rows(count, inputs);
-            for (x, left) in x.chunks_exact(inputs).zip(left.chunks_exact_mut(row)) {
+            let mut lhs = Buffer::<T>::rows(count, inputs);
+            for (x, lhs) in x.chunks_exact(inputs).zip(lhs.chunks_exact_mut(row)) {
                 match activation {
-                    Activation::None => convert(x, None, left),
-                    _ => with_gate!(activation, gate => activate(gate, x, left)),
+                    Activation::None => convert(x, None, lhs),
+                    _ => with_gate!(activation, gate => activate(gate, x, lhs)),
                 }
             }
             if let Some(kept) = kept {
                 match activation {
-                    Activation::None => kept.copy_from_slice(&left),
+                    Activation::None => kept.copy_from_slice(&lhs),
                     _ => {
                         for (x, kept) in x.chunks_exact(inputs).zip(kept.chunks_exact_mut(row)) {
                             convert(x, None, kept);
@@ -77,7 +77,7 @@ pub fn forward<T: Element>(
                     }
                 }
             }
-            linear(Left::rows(&left, row), count, &packed, y, outputs);
+            linear(Lhs::from_rows(&lhs, row), count, &packed, y, outputs);
         })
     });
     (y.into_vec(), keep.then_some(Kept { input }))
@@ -99,7 +99,7 @@ pub fn backward<T: Element>(
     let (count, row, out_row) = (dy.len() / outputs, row_len::<T>(inputs), row_len::<T>(outputs));
     let mut active = kept.input;
     assert_eq!(active.len(), count * row, "rows that were kept");
-    let packed = input.then(|| Packed::<T>::straight(weight, inputs, None));
+    let packed = input.then(|| PackedRhs::<T>::from_rows(weight, inputs, None));
     let mut gradients = Buffer::<T>::brief_rows(count, outputs);
     let mut dx = Buffer::<f32>::brief(if input { count * inputs } else { 0 });
     let size = block_rows::<T>(count, inputs.max(outputs));
@@ -119,8 +119,8 @@ pub fn backward<T: Element>(
                 convert(from, None, to);
             }
             if let Some(packed) = &packed {
-                let left = Left::rows(gradients, out_row);
-                linear(left, dy.len() / outputs, packed, dx, inputs);
+                let lhs = Lhs::from_rows(gradients, out_row);
+                linear(lhs, dy.len() / outputs, packed, dx, inputs);
             }
             if activation != Activation::None {
                 // Rows of `dx` are missing when it is not wanted; the activation is needed all the same.
@@ -134,9 +134,9 @@ pub fn backward<T: Element>(
     });
     let mut dweight = Buffer::<f32>::brief(weight.len());
     let mut bias = vec![0.0; outputs];
-    let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&active, inputs));
+    let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&active, inputs));
     profile::time("linear backward, weights", count * inputs * outputs, || {
-        gemm_tn(left, right, &mut dweight, Some(&mut bias), false);
+        gemm_tn(lhs, rhs, &mut dweight, Some(&mut bias), false);
     });
     Gradients { x: input.then(|| dx.into_vec()), weight: dweight.into_vec(), bias }
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gemm::{Columns, Left, Packed, convert, gemm_tn};
+use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
 use crate::layer_norm::{normalise, shifted_bias, through_linear};
 use crate::profile;
 use crate::rows::{DropPath, Rows, block_rows, linear};
@@ -62,7 +62,7 @@ pub fn forward<T: Element>(
 ) -> (Vec<f32>, Option<Kept<T>>) {
     let (wide, outputs, rows) = (merge.gamma.len(), merge.outputs(), neighbours.len());
     let (width, row) = (wide / 4, row_len::<T>(wide));
-    let weight = Packed::<T>::transposed(merge.weight, wide, Some(merge.gamma));
+    let weight = PackedRhs::<T>::from_transposed(merge.weight, wide, Some(merge.gamma));
     let weight = weight.with_bias(shifted_bias(merge.weight, merge.beta, None));
     let mut y = Buffer::<f32>::stale(rows * outputs);
     let count = if keep { rows } else { 0 };
@@ -97,7 +97,7 @@ pub fn forward<T: Element>(
                 }
                 *inverse = normalise(&gathered, merge.eps, normalised);
             }
-            linear(Left::rows(normalised, row), count, &weight, y, outputs);
+            linear(Lhs::from_rows(normalised, row), count, &weight, y, outputs);
         })
     });
     (y.into_vec(), keep.then_some(kept))
@@ -119,7 +119,7 @@ pub fn backward<T: Element>(
     let (width, row, out_row) = (wide / 4, row_len::<T>(wide), row_len::<T>(outputs));
     let Kept { normalised, inverse } = kept;
     assert_eq!(inverse.len(), count, "rows that were kept");
-    let weight = Packed::<T>::straight(merge.weight, wide, Some(merge.gamma));
+    let weight = PackedRhs::<T>::from_rows(merge.weight, wide, Some(merge.gamma));
     let mut gradients = Buffer::<T>::brief_rows(count, outputs);
     let mut gathered = Buffer::<f32>::brief(count * wide);
     gathered.fill(0.0);
@@ -136,8 +136,8 @@ pub fn backward<T: Element>(
                 {
                     convert(from, None, to);
                 }
-                let left = Left::rows(gradients, out_row);
-                block.add_input_gradients(left, &weight, normalised, inverse);
+                let lhs = Lhs::from_rows(gradients, out_row);
+                block.add_input_gradients(lhs, &weight, normalised, inverse);
             });
     });
     // Every row has its place, since the maps are covered by their neighbourhoods.
@@ -149,9 +149,9 @@ pub fn backward<T: Element>(
     }
     let mut dweight = Buffer::<f32>::brief(merge.weight.len());
     let mut sums = vec![0.0; outputs];
-    let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&normalised, wide));
+    let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&normalised, wide));
     profile::time("merge backward, weights", macs, || {
-        gemm_tn(left, right, &mut dweight, Some(&mut sums), false);
+        gemm_tn(lhs, rhs, &mut dweight, Some(&mut sums), false);
     });
     let (gamma, beta) = through_linear(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
     Gradients { x: x.into_vec(), gamma, beta, weight: dweight.into_vec() }

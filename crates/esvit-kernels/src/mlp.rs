@@ -7,10 +7,10 @@ use rayon::prelude::*;
 use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gemm::{Columns, Left, Packed, STRIP, gemm_tn};
+use crate::gemm::{Lhs, Matrix, NR, PackedRhs, gemm_tn};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::profile;
-use crate::rows::{BAND_ROWS, DropPath, Rows, block_rows, each_strip};
+use crate::rows::{BAND_ROWS, DropPath, Rows, block_rows, for_each_panel};
 use crate::simd::{dispatch, prefetch};
 
 /// The parameters: a normalisation over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
@@ -43,8 +43,8 @@ pub struct Gradients {
 #[derive(Debug)]
 pub struct Layout<T: Element> {
     /// Its bias with the shift of the normalisation.
-    fc1: Packed<T>,
-    fc2: Packed<T>,
+    fc1: PackedRhs<T>,
+    fc2: PackedRhs<T>,
 }
 
 /// What the backward pass needs of the rows that were not dropped.
@@ -60,8 +60,8 @@ impl Mlp<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
     pub fn lay_out<T: Element>(&self) -> Layout<T> {
         let fc1_bias = shifted_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
-        let fc1 = Packed::transposed(self.fc1_weight, self.width(), Some(self.gamma));
-        let fc2 = Packed::transposed(self.fc2_weight, self.hidden(), None);
+        let fc1 = PackedRhs::from_transposed(self.fc1_weight, self.width(), Some(self.gamma));
+        let fc2 = PackedRhs::from_transposed(self.fc2_weight, self.hidden(), None);
         Layout { fc1: fc1.with_bias(fc1_bias), fc2: fc2.with_bias(self.fc2_bias.to_vec()) }
     }
 
@@ -111,7 +111,7 @@ pub fn forward<T: Element>(
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
     let Layout { fc1, fc2 } = layout;
-    assert_eq!((fc1.columns(), fc2.columns()), (hidden, width), "layout of these weights");
+    assert_eq!((fc1.n(), fc2.n()), (hidden, width), "layout of these weights");
 
     let mut kept = keep.then(|| Kept::<T>::new(&rows, width, hidden));
     let macs = 2 * rows.kept() * width * hidden;
@@ -138,17 +138,22 @@ pub fn forward<T: Element>(
             };
             block.normalise(mlp.eps, normalised, inverse);
             let mut active = Buffer::<T>::rows(count, hidden);
-            each_strip(Left::rows(normalised, row), count, fc1, |first, columns, tile, padded| {
-                let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
-                let active = &mut active[first..];
-                with_gate!(mlp.activation, gate => {
-                    activate(gate, tile, padded, columns, kept, active, hidden_row)
-                });
-                if let Some(kept) = kept_hidden.as_deref() {
-                    prefetch(&kept[first + columns..], hidden_row, STRIP);
-                }
-            });
-            block.add_linear(Left::rows(&active, hidden_row), fc2);
+            for_each_panel(
+                Lhs::from_rows(normalised, row),
+                count,
+                fc1,
+                |first, columns, tile, padded| {
+                    let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
+                    let active = &mut active[first..];
+                    with_gate!(mlp.activation, gate => {
+                        activate(gate, tile, padded, columns, kept, active, hidden_row)
+                    });
+                    if let Some(kept) = kept_hidden.as_deref() {
+                        prefetch(&kept[first + columns..], hidden_row, NR);
+                    }
+                },
+            );
+            block.add_linear(Lhs::from_rows(&active, hidden_row), fc2);
         })
     });
     kept
@@ -170,8 +175,8 @@ pub fn backward<T: Element>(
     let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
     let Kept { normalised, inverse, hidden: mut active } = kept;
     assert_eq!(inverse.len(), rows.kept(), "rows that were kept");
-    let fc2 = Packed::<T>::straight(mlp.fc2_weight, hidden, None);
-    let fc1 = Packed::<T>::straight(mlp.fc1_weight, width, Some(mlp.gamma));
+    let fc2 = PackedRhs::<T>::from_rows(mlp.fc2_weight, hidden, None);
+    let fc1 = PackedRhs::<T>::from_rows(mlp.fc1_weight, width, Some(mlp.gamma));
 
     let mut fc2_weight = Buffer::<f32>::brief(mlp.fc2_weight.len());
     let mut fc2_bias = vec![0.0; width];
@@ -202,26 +207,26 @@ pub fn backward<T: Element>(
             tasks.for_each(|((((mut block, dbranch), dhidden), active), (normalised, inverse))| {
                 let count = block.len();
                 block.scaled(dbranch);
-                prefetch(active, hidden_row, STRIP);
-                let branch = Left::rows(dbranch, row);
-                each_strip(branch, count, &fc2, |first, columns, tile, padded| {
+                prefetch(active, hidden_row, NR);
+                let branch = Lhs::from_rows(dbranch, row);
+                for_each_panel(branch, count, &fc2, |first, columns, tile, padded| {
                     let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
                     with_gate!(mlp.activation, gate => {
                         activate_backward(
                             gate, tile, padded, columns, active, dhidden, hidden_row,
                         )
                     });
-                    // The next strip's lines come while its tile is made.
-                    prefetch(&active[columns..], hidden_row, STRIP);
-                    prefetch(&dhidden[columns..], hidden_row, STRIP);
+                    // The next panel's lines come while its tile is made.
+                    prefetch(&active[columns..], hidden_row, NR);
+                    prefetch(&dhidden[columns..], hidden_row, NR);
                 });
-                let left = Left::rows(dhidden, hidden_row);
-                block.add_input_gradients(left, &fc1, normalised, inverse);
+                let lhs = Lhs::from_rows(dhidden, hidden_row);
+                block.add_input_gradients(lhs, &fc1, normalised, inverse);
             })
         });
         let add = at > 0;
-        let [branch, inputs] = [&dbranch, normalised].map(|rows| Columns::new(rows, width));
-        let [actives, hiddens] = [&*active, &dhidden].map(|rows| Columns::new(rows, hidden));
+        let [branch, inputs] = [&dbranch, normalised].map(|rows| Matrix::new(rows, width));
+        let [actives, hiddens] = [&*active, &dhidden].map(|rows| Matrix::new(rows, hidden));
         profile::time("mlp backward, weights", macs, || {
             gemm_tn(branch, actives, &mut fc2_weight, Some(&mut fc2_bias), add);
         });

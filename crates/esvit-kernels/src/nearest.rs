@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::gemm::{Extent, Gemm, Left, Out, Packed, STRIP};
+use crate::gemm::{Dims, Gemm, Lhs, NR, Output, PackedRhs};
 use crate::simd::dispatch;
 
 /// Queries that one task works on: with 1,024 values each they fill the second-level cache.
@@ -52,11 +52,11 @@ impl<'a> Search<'a> {
         let width = self.width;
         assert!(rows.len().is_multiple_of(width), "whole rows");
         for rows in rows.chunks(ROWS * width) {
-            let packed = Packed::<f32>::transposed(rows, width, None);
+            let rhs = PackedRhs::<f32>::from_transposed(rows, width, None);
             let seen = self.seen;
             let tasks =
                 self.queries.par_chunks(QUERIES * width).zip(self.best.par_chunks_mut(QUERIES));
-            tasks.for_each(|(queries, best)| look(queries, width, &packed, best, seen));
+            tasks.for_each(|(queries, best)| look(queries, width, &rhs, best, seen));
             self.seen += rows.len() / width;
         }
     }
@@ -68,14 +68,14 @@ impl<'a> Search<'a> {
 }
 
 /// Compares some queries with laid out rows, of which the first has number `seen`.
-fn look(queries: &[f32], width: usize, packed: &Packed<f32>, best: &mut [Best], seen: usize) {
-    let mut similarities = Buffer::<f32>::stale(best.len() * STRIP);
-    for (first, strip) in packed.strips() {
-        let row = strip.width;
-        let extent = Extent { rows: best.len(), steps: packed.steps() };
-        let mut out = Out { values: &mut similarities, row };
-        f32::gemm(Left::rows(queries, width), strip, extent, &mut out, false);
-        let columns = row.min(packed.columns() - first);
+fn look(queries: &[f32], width: usize, rhs: &PackedRhs<f32>, best: &mut [Best], seen: usize) {
+    let mut similarities = Buffer::<f32>::stale(best.len() * NR);
+    for (first, panel) in rhs.panels() {
+        let row = panel.width;
+        let dims = Dims { m: best.len(), k_steps: rhs.k_steps() };
+        let mut out = Output { values: &mut similarities, row_stride: row };
+        f32::gemm(Lhs::from_rows(queries, width), panel, dims, &mut out, false);
+        let columns = row.min(rhs.n() - first);
         for (similarities, best) in similarities.chunks_exact(row).zip(best.iter_mut()) {
             best.offer(&similarities[..columns], seen + first);
         }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gemm::{Extent, LANES, Left, Out, Packed};
+use crate::gemm::{Dims, LANES, Lhs, Output, PackedRhs};
 use crate::layer_norm::{normalise, normalise_backward};
 use crate::simd::dispatch;
 
@@ -13,7 +13,7 @@ use crate::simd::dispatch;
 /// second-level cache.
 const BLOCK_BYTES: usize = 384 << 10;
 
-/// Blocks have about this many rows at least, so that a strip of weights serves several tiles.
+/// Blocks have about this many rows at least, so that a panel of weights serves several tiles.
 const BLOCK_ROWS: Range<usize> = 48..192;
 
 /// Rows that go through several products one after the other, so that what passes between these
@@ -196,25 +196,25 @@ impl<'r, 'a> Block<'r, 'a> {
         }
     }
 
-    /// Adds `left packed`, times the scale of each row, to the rows.
-    pub(crate) fn add_linear<T: Element>(&mut self, left: Left<'_, T>, packed: &Packed<T>) {
-        each_strip(left, self.len(), packed, |first, columns, tile, padded| {
+    /// Adds `lhs rhs`, times the scale of each row, to the rows.
+    pub(crate) fn add_linear<T: Element>(&mut self, lhs: Lhs<'_, T>, rhs: &PackedRhs<T>) {
+        for_each_panel(lhs, self.len(), rhs, |first, columns, tile, padded| {
             add_scaled(tile, padded, self.scales, columns, self.rows, first);
         });
     }
 
-    /// Gradients of a linear layer's results, `left` for every row, go through its `weight` and the
+    /// Gradients of a linear layer's results, `lhs` for every row, go through its `weight` and the
     /// normalisation before it, and are added to the rows.
     pub(crate) fn add_input_gradients<T: Element>(
         &mut self,
-        left: Left<'_, T>,
-        weight: &Packed<T>,
+        lhs: Lhs<'_, T>,
+        weight: &PackedRhs<T>,
         normalised: &[T],
         inverse: &[f32],
     ) {
-        let width = weight.columns();
+        let width = weight.n();
         let mut gradients = Buffer::<f32>::stale(self.len() * width);
-        linear(left, self.len(), weight, &mut gradients, width);
+        linear(lhs, self.len(), weight, &mut gradients, width);
         let normalised = normalised.chunks_exact(row_len::<T>(width)).zip(inverse);
         let rows = self.rows.iter_mut().zip(gradients.chunks_exact_mut(width));
         for ((row, gradient), (normalised, &inverse)) in rows.zip(normalised) {
@@ -224,50 +224,50 @@ impl<'r, 'a> Block<'r, 'a> {
     }
 }
 
-/// Multiplies `rows` rows with every strip of an operand; `each` gets the first column, the
+/// Multiplies `rows` rows with every panel of an operand; `each` gets the first column, the
 /// number of columns, the product `[rows, width]` and its width, which is padded to registers.
-pub(crate) fn each_strip<T: Element>(
-    left: Left<'_, T>,
+pub(crate) fn for_each_panel<T: Element>(
+    lhs: Lhs<'_, T>,
     rows: usize,
-    packed: &Packed<T>,
+    rhs: &PackedRhs<T>,
     mut each: impl FnMut(usize, usize, &mut [f32], usize),
 ) {
     if rows == 0 {
         return;
     }
-    let mut tile = Buffer::<f32>::stale(rows * crate::gemm::STRIP);
-    let extent = Extent { rows, steps: packed.steps() };
-    for (first, strip) in packed.strips() {
-        let columns = strip.width.min(packed.columns() - first);
-        let tile = &mut tile[..rows * strip.width];
-        T::gemm(left, strip, extent, &mut Out { values: tile, row: strip.width }, false);
-        each(first, columns, tile, strip.width);
+    let mut tile = Buffer::<f32>::stale(rows * crate::gemm::NR);
+    let dims = Dims { m: rows, k_steps: rhs.k_steps() };
+    for (first, panel) in rhs.panels() {
+        let columns = panel.width.min(rhs.n() - first);
+        let tile = &mut tile[..rows * panel.width];
+        T::gemm(lhs, panel, dims, &mut Output { values: tile, row_stride: panel.width }, false);
+        each(first, columns, tile, panel.width);
     }
 }
 
-/// A linear layer: `left packed`, with the operand's bias, into rows of `to` that are `to_row` values
+/// A linear layer: `lhs rhs`, with the operand's bias, into rows of `to` that are `to_row` values
 /// apart.
 pub(crate) fn linear<T: Element, U: Element>(
-    left: Left<'_, T>,
+    lhs: Lhs<'_, T>,
     rows: usize,
-    packed: &Packed<T>,
+    rhs: &PackedRhs<T>,
     to: &mut [U],
     to_row: usize,
 ) {
     if rows == 0 {
         return;
     }
-    if packed.columns().is_multiple_of(LANES)
+    if rhs.n().is_multiple_of(LANES)
         && let Some(to) = U::as_f32_mut(to)
     {
-        let extent = Extent { rows, steps: packed.steps() };
-        for (first, strip) in packed.strips() {
-            let mut out = Out { values: &mut to[first..], row: to_row };
-            T::gemm(left, strip, extent, &mut out, false);
+        let dims = Dims { m: rows, k_steps: rhs.k_steps() };
+        for (first, panel) in rhs.panels() {
+            let mut out = Output { values: &mut to[first..], row_stride: to_row };
+            T::gemm(lhs, panel, dims, &mut out, false);
         }
         return;
     }
-    each_strip(left, rows, packed, |first, columns, tile, padded| {
+    for_each_panel(lhs, rows, rhs, |first, columns, tile, padded| {
         store(tile, padded, columns, &mut to[first..], to_row);
     });
 }

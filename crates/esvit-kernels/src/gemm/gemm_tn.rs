@@ -2,34 +2,34 @@
 
 use rayon::prelude::*;
 
-use super::pack::{interleave, strip_width};
-use super::{Extent, LANES, Left, Out, Strip};
+use super::pack::{interleave, panel_width};
+use super::{Dims, LANES, Lhs, Output, RhsPanel};
 use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::simd::dispatch;
 
 /// Rows that are laid out and multiplied at a time, so that they stay in the caches between.
-const CHUNK_ROWS: usize = 1536;
+const CHUNK_K: usize = 1536;
 
 /// Most columns of `a` of one task.
-const TASK_COLUMNS: usize = 96;
+const TASK_M: usize = 96;
 
 /// The first `columns` values of rows that are `row` values apart.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Columns<'a, T> {
+pub(crate) struct Matrix<'a, T> {
     pub(crate) values: &'a [T],
     pub(crate) columns: usize,
-    pub(crate) row: usize,
+    pub(crate) row_stride: usize,
 }
 
-impl<'a, T: Element> Columns<'a, T> {
+impl<'a, T: Element> Matrix<'a, T> {
     /// All of a matrix whose rows are stored at the length of [`crate::element::row_len`].
     pub(crate) fn new(values: &'a [T], columns: usize) -> Self {
-        Self { values, columns, row: crate::element::row_len::<T>(columns) }
+        Self { values, columns, row_stride: crate::element::row_len::<T>(columns) }
     }
 
     fn rows(&self) -> usize {
-        self.values.len().checked_div(self.row).unwrap_or(0)
+        self.values.len().checked_div(self.row_stride).unwrap_or(0)
     }
 }
 
@@ -38,8 +38,8 @@ impl<'a, T: Element> Columns<'a, T> {
 ///
 /// Sums over rows are taken in the same order for any number of threads.
 pub(crate) fn gemm_tn<T: Element>(
-    a: Columns<'_, T>,
-    b: Columns<'_, T>,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
     out: &mut [f32],
     mut sums: Option<&mut [f32]>,
     add: bool,
@@ -55,37 +55,37 @@ pub(crate) fn gemm_tn<T: Element>(
             out.fill(0.0);
         }
     }
-    let task = a.columns.div_ceil(8).next_multiple_of(LANES).min(TASK_COLUMNS);
-    let width = strip_width(b.columns);
-    let stored = rows.min(CHUNK_ROWS).next_multiple_of(T::PAIR);
-    let mut panels = Buffer::brief(stored * a.columns.next_multiple_of(LANES));
-    let mut strips = Buffer::brief(stored * b.columns.next_multiple_of(LANES));
-    for start in (0..rows).step_by(CHUNK_ROWS) {
-        let chunk = start..(start + CHUNK_ROWS).min(rows);
-        let steps = chunk.len().div_ceil(T::PAIR);
-        let stored = steps * T::PAIR;
-        let panels = &mut panels[..stored * a.columns.next_multiple_of(LANES)];
-        let strips = &mut strips[..stored * b.columns.next_multiple_of(LANES)];
+    let task = a.columns.div_ceil(8).next_multiple_of(LANES).min(TASK_M);
+    let width = panel_width(b.columns);
+    let stored = rows.min(CHUNK_K).next_multiple_of(T::PAIR);
+    let mut lhs_panels = Buffer::brief(stored * a.columns.next_multiple_of(LANES));
+    let mut rhs_panels = Buffer::brief(stored * b.columns.next_multiple_of(LANES));
+    for start in (0..rows).step_by(CHUNK_K) {
+        let chunk = start..(start + CHUNK_K).min(rows);
+        let k_steps = chunk.len().div_ceil(T::PAIR);
+        let stored = k_steps * T::PAIR;
+        let lhs_panels = &mut lhs_panels[..stored * a.columns.next_multiple_of(LANES)];
+        let rhs_panels = &mut rhs_panels[..stored * b.columns.next_multiple_of(LANES)];
         rayon::join(
-            || lay_out(a, chunk.clone(), task, panels, sums.as_deref_mut()),
-            || lay_out(b, chunk.clone(), width, strips, None),
+            || pack_panels(a, chunk.clone(), task, lhs_panels, sums.as_deref_mut()),
+            || pack_panels(b, chunk.clone(), width, rhs_panels, None),
         );
-        out.par_chunks_mut(task * b.columns).zip(panels.par_chunks(task * stored)).for_each(
+        out.par_chunks_mut(task * b.columns).zip(lhs_panels.par_chunks(task * stored)).for_each(
             |(out, panel)| {
                 let columns = panel.len() / stored;
-                let left = Left::transposed(panel, columns);
-                let extent = Extent { rows: out.len() / b.columns, steps };
+                let lhs = Lhs::from_transposed(panel, columns);
+                let dims = Dims { m: out.len() / b.columns, k_steps };
                 let add = add || start > 0;
-                for (at, strip) in strips.chunks(width * stored).enumerate() {
-                    let columns = strip.len() / stored;
-                    let step = columns * T::PAIR;
-                    let strip = Strip { values: strip, step, width: columns, bias: None };
+                for (at, panel) in rhs_panels.chunks(width * stored).enumerate() {
+                    let columns = panel.len() / stored;
+                    let k_stride = columns * T::PAIR;
+                    let panel = RhsPanel { values: panel, k_stride, width: columns, bias: None };
                     let first = at * width;
                     if first + columns <= b.columns {
-                        let mut out = Out { values: &mut out[first..], row: b.columns };
-                        T::gemm(left, strip, extent, &mut out, add);
+                        let mut out = Output { values: &mut out[first..], row_stride: b.columns };
+                        T::gemm(lhs, panel, dims, &mut out, add);
                     } else {
-                        gemm_ragged(left, strip, extent, out, first, b.columns, add);
+                        gemm_ragged_panel(lhs, panel, dims, out, first, b.columns, add);
                     }
                 }
             },
@@ -93,49 +93,49 @@ pub(crate) fn gemm_tn<T: Element>(
     }
 }
 
-/// A product with a strip that reaches beyond the last column of `out`.
-fn gemm_ragged<T: Element>(
-    left: Left<'_, T>,
-    strip: Strip<'_, T>,
-    extent: Extent,
+/// A product with a panel that reaches beyond the last column of `out`.
+fn gemm_ragged_panel<T: Element>(
+    lhs: Lhs<'_, T>,
+    panel: RhsPanel<'_, T>,
+    dims: Dims,
     out: &mut [f32],
     first: usize,
     columns: usize,
     add: bool,
 ) {
-    let mut tile = vec![0.0; extent.rows * strip.width];
-    let mut padded = Out { values: &mut tile, row: strip.width };
-    T::gemm(left, strip, extent, &mut padded, false);
-    for (out, tile) in out.chunks_exact_mut(columns).zip(tile.chunks_exact(strip.width)) {
+    let mut tile = vec![0.0; dims.m * panel.width];
+    let mut padded = Output { values: &mut tile, row_stride: panel.width };
+    T::gemm(lhs, panel, dims, &mut padded, false);
+    for (out, tile) in out.chunks_exact_mut(columns).zip(tile.chunks_exact(panel.width)) {
         for (out, tile) in out[first..].iter_mut().zip(tile) {
             *out = if add { *out + tile } else { *tile };
         }
     }
 }
 
-/// Cuts some rows of a matrix into strips of `width` columns, each `[steps, width, PAIR]`, filled
+/// Cuts some rows of a matrix into rhs_panels of `width` columns, each `[steps, width, PAIR]`, filled
 /// up with zeros to whole registers, and adds the rows to `sums`.
-fn lay_out<T: Element>(
-    matrix: Columns<'_, T>,
+fn pack_panels<T: Element>(
+    matrix: Matrix<'_, T>,
     rows: std::ops::Range<usize>,
     width: usize,
     out: &mut [T],
     sums: Option<&mut [f32]>,
 ) {
     let stored = rows.len().next_multiple_of(T::PAIR);
-    let from = &matrix.values[rows.start * matrix.row..];
-    let pack = |at: usize, strip: &mut [T], sums: Option<&mut [f32]>| {
+    let from = &matrix.values[rows.start * matrix.row_stride..];
+    let pack = |at: usize, panel: &mut [T], sums: Option<&mut [f32]>| {
         let first = at * width;
-        let padded = strip.len() / stored;
+        let padded = panel.len() / stored;
         let columns = padded.min(matrix.columns - first);
         if columns < padded {
-            strip.fill(T::default());
+            panel.fill(T::default());
         }
         let from = &from[first..];
-        interleave(from, matrix.row, rows.len(), columns, strip, padded * T::PAIR);
+        interleave(from, matrix.row_stride, rows.len(), columns, panel, padded * T::PAIR);
         if let Some(sums) = sums {
             for row in 0..rows.len() {
-                accumulate(&from[row * matrix.row..][..columns], sums);
+                accumulate(&from[row * matrix.row_stride..][..columns], sums);
             }
         }
     };
@@ -144,11 +144,11 @@ fn lay_out<T: Element>(
             .par_chunks_mut(width * stored)
             .zip(sums.par_chunks_mut(width))
             .enumerate()
-            .for_each(|(at, (strip, sums))| pack(at, strip, Some(sums))),
+            .for_each(|(at, (panel, sums))| pack(at, panel, Some(sums))),
         None => out
             .par_chunks_mut(width * stored)
             .enumerate()
-            .for_each(|(at, strip)| pack(at, strip, None)),
+            .for_each(|(at, panel)| pack(at, panel, None)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The matrix product that all others are made of: rows times a strip of at most [`STRIP`]
+//! The matrix product that all others are made of: rows times a panel of at most [`NR`]
 //! columns, for every instruction set.
 
 mod gemm_tn;
@@ -12,8 +12,8 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use gemm_tn::{Columns, gemm_tn};
-pub(crate) use pack::{Packed, convert, interleave, transpose_rows};
+pub(crate) use gemm_tn::{Matrix, gemm_tn};
+pub(crate) use pack::{PackedRhs, convert, interleave, transpose_rows};
 
 use crate::element::{Bf16, Element};
 use crate::isa;
@@ -21,48 +21,48 @@ use crate::isa;
 use crate::isa::Isa;
 use crate::profile;
 
-/// Most columns of a strip.
-pub(crate) const STRIP: usize = 64;
+/// Most columns of a panel.
+pub(crate) const NR: usize = 64;
 
-/// Columns of a strip are a multiple of this: one AVX-512 register of f32.
+/// Columns of a panel are a multiple of this: one AVX-512 register of f32.
 pub(crate) const LANES: usize = 16;
 
-/// Inner steps after which the next rows are taken, so that the part of the strip in use
+/// Inner steps after which the next rows are taken, so that the part of the panel in use
 /// (256 bytes a step) stays in the first-level cache.
-const BLOCK_STEPS: usize = 96;
+const KC: usize = 96;
 
-/// The same where a tile takes so long for its sums that a strip from the second-level cache keeps
+/// The same where a tile takes so long for its sums that a panel from the second-level cache keeps
 /// up, and sums that leave the registers less often are worth more.
 #[cfg(target_arch = "x86_64")]
-const LONG_BLOCK_STEPS: usize = 256;
+const LONG_KC: usize = 256;
 
-/// A left operand `[m, k]`: the `PAIR` values of row `i` in step `s` stand at
+/// An LHS operand `[m, k]`: the `PAIR` values of row `i` in step `s` stand at
 /// `i * row + s * step`.
 #[derive(Debug, Clone, Copy)]
-pub struct Left<'a, T> {
+pub struct Lhs<'a, T> {
     pub(crate) values: &'a [T],
-    pub(crate) row: usize,
-    pub(crate) step: usize,
+    pub(crate) row_stride: usize,
+    pub(crate) k_stride: usize,
 }
 
-impl<'a, T: Element> Left<'a, T> {
+impl<'a, T: Element> Lhs<'a, T> {
     /// Rows of a row-major matrix whose rows are `row` values apart.
-    pub(crate) fn rows(values: &'a [T], row: usize) -> Self {
-        Self { values, row, step: T::PAIR }
+    pub(crate) fn from_rows(values: &'a [T], row_stride: usize) -> Self {
+        Self { values, row_stride, k_stride: T::PAIR }
     }
 
     /// The transpose of a matrix of [`interleave`]d rows, `[steps, columns, PAIR]`.
-    pub(crate) fn transposed(values: &'a [T], columns: usize) -> Self {
-        Self { values, row: T::PAIR, step: columns * T::PAIR }
+    pub(crate) fn from_transposed(values: &'a [T], columns: usize) -> Self {
+        Self { values, row_stride: T::PAIR, k_stride: columns * T::PAIR }
     }
 }
 
-/// A strip of a right operand `[k, width]`: step `s` stands at `s * step` and lists the columns,
+/// A panel of an RHS operand `[k, width]`: step `s` stands at `s * step` and lists the columns,
 /// `PAIR` values of the inner dimension for each.
 #[derive(Debug, Clone, Copy)]
-pub struct Strip<'a, T> {
+pub struct RhsPanel<'a, T> {
     pub(crate) values: &'a [T],
-    pub(crate) step: usize,
+    pub(crate) k_stride: usize,
     pub(crate) width: usize,
     /// What the sums of every column begin with; zero without it.
     pub(crate) bias: Option<&'a [f32]>,
@@ -70,113 +70,115 @@ pub struct Strip<'a, T> {
 
 /// Where a product goes: row `i` stands at `i * row`.
 #[derive(Debug)]
-pub struct Out<'a> {
+pub struct Output<'a> {
     pub(crate) values: &'a mut [f32],
-    pub(crate) row: usize,
+    pub(crate) row_stride: usize,
 }
 
 /// A product of `rows` rows over `steps` inner steps.
 #[derive(Debug, Clone, Copy)]
-pub struct Extent {
-    pub(crate) rows: usize,
-    pub(crate) steps: usize,
+pub struct Dims {
+    pub(crate) m: usize,
+    pub(crate) k_steps: usize,
 }
 
 /// Types that can be multiplied: the dispatch by instruction set. It seals [`Element`].
 pub trait Gemm: Sized {
-    /// `out = left strip + bias`, or `out += left strip + bias` when `add` is set.
+    /// `out = lhs panel + bias`, or `out += lhs panel + bias` when `add` is set.
     fn gemm(
-        left: Left<'_, Self>,
-        strip: Strip<'_, Self>,
-        extent: Extent,
-        out: &mut Out<'_>,
+        lhs: Lhs<'_, Self>,
+        panel: RhsPanel<'_, Self>,
+        dims: Dims,
+        out: &mut Output<'_>,
         add: bool,
     );
 }
 
 /// The bounds that every kernel relies on.
-fn check<T: Element>(left: &Left<'_, T>, strip: &Strip<'_, T>, extent: Extent, out: &Out<'_>) {
-    let Extent { rows, steps } = extent;
-    assert!(strip.width.is_multiple_of(LANES) && strip.width <= STRIP, "width of a strip");
-    assert!(strip.bias.is_none_or(|bias| bias.len() >= strip.width), "bias of a strip");
-    if rows == 0 {
+fn check<T: Element>(lhs: &Lhs<'_, T>, panel: &RhsPanel<'_, T>, dims: Dims, out: &Output<'_>) {
+    let Dims { m, k_steps } = dims;
+    assert!(panel.width.is_multiple_of(LANES) && panel.width <= NR, "width of a panel");
+    assert!(panel.bias.is_none_or(|bias| bias.len() >= panel.width), "bias of a panel");
+    if m == 0 {
         return;
     }
-    assert!((rows - 1) * out.row + strip.width <= out.values.len(), "rows of a product");
-    if steps == 0 {
+    assert!((m - 1) * out.row_stride + panel.width <= out.values.len(), "rows of a product");
+    if k_steps == 0 {
         return;
     }
-    let last = (rows - 1) * left.row + (steps - 1) * left.step;
-    assert!(last + T::PAIR <= left.values.len(), "left operand");
-    let last = (steps - 1) * strip.step;
-    assert!(last + strip.width * T::PAIR <= strip.values.len(), "right operand");
+    let last = (m - 1) * lhs.row_stride + (k_steps - 1) * lhs.k_stride;
+    assert!(last + T::PAIR <= lhs.values.len(), "lhs operand");
+    let last = (k_steps - 1) * panel.k_stride;
+    assert!(last + panel.width * T::PAIR <= panel.values.len(), "rhs operand");
 }
 
 impl Gemm for f32 {
     fn gemm(
-        left: Left<'_, f32>,
-        strip: Strip<'_, f32>,
-        extent: Extent,
-        out: &mut Out<'_>,
+        lhs: Lhs<'_, f32>,
+        panel: RhsPanel<'_, f32>,
+        dims: Dims,
+        out: &mut Output<'_>,
         add: bool,
     ) {
-        check(&left, &strip, extent, out);
+        check(&lhs, &panel, dims, out);
         profile::gemm(|| match isa::current() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX-512, and `check` has checked the bounds.
             Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
-                x86::gemm_f32_avx512(left, strip, extent, out, add);
+                x86::gemm_f32_avx512(lhs, panel, dims, out, add);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX2 and FMA, and `check` has checked the bounds.
-            Isa::Avx2 => unsafe { x86::gemm_f32_avx2(left, strip, extent, out, add) },
+            Isa::Avx2 => unsafe { x86::gemm_f32_avx2(lhs, panel, dims, out, add) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: every machine of this kind has NEON, and `check` has checked the bounds.
-            _ => unsafe { neon::gemm_f32(left, strip, extent, out, add) },
+            _ => unsafe { neon::gemm_f32(lhs, panel, dims, out, add) },
             #[cfg(not(target_arch = "aarch64"))]
-            _ => portable::gemm(left, strip, extent, out, add),
+            _ => portable::gemm(lhs, panel, dims, out, add),
         });
     }
 }
 
 impl Gemm for Bf16 {
     fn gemm(
-        left: Left<'_, Bf16>,
-        strip: Strip<'_, Bf16>,
-        extent: Extent,
-        out: &mut Out<'_>,
+        lhs: Lhs<'_, Bf16>,
+        panel: RhsPanel<'_, Bf16>,
+        dims: Dims,
+        out: &mut Output<'_>,
         add: bool,
     ) {
-        check(&left, &strip, extent, out);
+        check(&lhs, &panel, dims, out);
         profile::gemm(|| match isa::current() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX-512 with BF16, and `check` has checked the bounds.
             Isa::Avx512Bf16 => unsafe {
-                x86::gemm_bf16_avx512(left, strip, extent, out, add);
+                x86::gemm_bf16_avx512(lhs, panel, dims, out, add);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX-512, and `check` has checked the bounds.
             Isa::Avx512 => unsafe {
-                x86::gemm_bf16_widened_avx512(left, strip, extent, out, add);
+                x86::gemm_bf16_widened_avx512(lhs, panel, dims, out, add);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has AVX2 and FMA, and `check` has checked the bounds.
-            Isa::Avx2 => unsafe { x86::gemm_bf16_avx2(left, strip, extent, out, add) },
+            Isa::Avx2 => unsafe { x86::gemm_bf16_avx2(lhs, panel, dims, out, add) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: every machine of this kind has NEON, and `check` has checked the bounds.
-            _ => unsafe { neon::gemm_bf16(left, strip, extent, out, add) },
+            _ => unsafe { neon::gemm_bf16(lhs, panel, dims, out, add) },
             #[cfg(not(target_arch = "aarch64"))]
-            _ => portable::gemm(left, strip, extent, out, add),
+            _ => portable::gemm(lhs, panel, dims, out, add),
         });
     }
 }
 
 /// A product without inner steps: the bias alone.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn without_steps<T>(strip: &Strip<'_, T>, rows: usize, out: &mut Out<'_>, add: bool) {
-    for row in 0..rows {
-        for (column, out) in out.values[row * out.row..][..strip.width].iter_mut().enumerate() {
-            let bias = strip.bias.map_or(0.0, |bias| bias[column]);
+fn bias_only<T>(panel: &RhsPanel<'_, T>, m: usize, out: &mut Output<'_>, add: bool) {
+    for row in 0..m {
+        for (column, out) in
+            out.values[row * out.row_stride..][..panel.width].iter_mut().enumerate()
+        {
+            let bias = panel.bias.map_or(0.0, |bias| bias[column]);
             *out = if add { *out + bias } else { bias };
         }
     }
@@ -184,10 +186,10 @@ fn without_steps<T>(strip: &Strip<'_, T>, rows: usize, out: &mut Out<'_>, add: b
 
 /// Cuts `steps` into nearly equal blocks of at most `most`.
 #[inline(always)]
-fn blocks(steps: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let count = steps.div_ceil(most).max(1);
-    let block = steps.div_ceil(count).max(1);
-    (0..steps).step_by(block).map(move |start| start..(start + block).min(steps))
+fn k_blocks(k_steps: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let count = k_steps.div_ceil(most).max(1);
+    let block = k_steps.div_ceil(count).max(1);
+    (0..k_steps).step_by(block).map(move |start| start..(start + block).min(k_steps))
 }
 
 #[cfg(test)]

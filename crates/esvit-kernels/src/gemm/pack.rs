@@ -2,111 +2,111 @@
 
 use rayon::prelude::*;
 
-use super::{LANES, STRIP, Strip};
+use super::{LANES, NR, RhsPanel};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
 use crate::isa;
 use crate::profile;
 use crate::simd::dispatch;
 
-/// Columns of a full strip for an operand of `columns` columns: strips of equal width serve the
+/// Columns of a full panel for an operand of `columns` columns: strips of equal width serve the
 /// widths of Swin (multiples of 96) best.
-pub(crate) fn strip_width(columns: usize) -> usize {
+pub(crate) fn panel_width(columns: usize) -> usize {
     let padded = columns.next_multiple_of(LANES);
     match padded {
-        0..=STRIP => padded,
-        _ if padded.is_multiple_of(STRIP) => STRIP,
+        0..=NR => padded,
+        _ if padded.is_multiple_of(NR) => NR,
         _ if padded.is_multiple_of(48) => 48,
-        _ => STRIP,
+        _ => NR,
     }
 }
 
-/// A right operand `[inner, columns]` cut into strips, each ready to be multiplied.
+/// A right operand `[k, n]` cut into panels, each ready to be multiplied.
 #[derive(Debug)]
-pub(crate) struct Packed<T: Element> {
+pub(crate) struct PackedRhs<T: Element> {
     values: Buffer<T>,
-    inner: usize,
-    columns: usize,
-    width: usize,
+    k: usize,
+    n: usize,
+    panel_width: usize,
     /// Of every column, filled up to registers.
     bias: Option<Vec<f32>>,
 }
 
-impl<T: Element> Packed<T> {
-    fn new(inner: usize, columns: usize) -> Self {
-        let (row, padded) = (row_len::<T>(inner), columns.next_multiple_of(LANES));
+impl<T: Element> PackedRhs<T> {
+    fn new(k: usize, n: usize) -> Self {
+        let (row, padded) = (row_len::<T>(k), n.next_multiple_of(LANES));
         let mut values = Buffer::stale(row * padded);
-        if row > inner || padded > columns {
+        if row > k || padded > n {
             values.fill(T::default());
         }
-        Self { values, inner, columns, width: strip_width(columns), bias: None }
+        Self { values, k, n, panel_width: panel_width(n), bias: None }
     }
 
     /// The operand of products to which a bias of every column is added.
     pub(crate) fn with_bias(mut self, mut bias: Vec<f32>) -> Self {
-        assert_eq!(bias.len(), self.columns, "bias of every column");
-        bias.resize(self.columns.next_multiple_of(LANES), 0.0);
+        assert_eq!(bias.len(), self.n, "bias of every column");
+        bias.resize(self.n.next_multiple_of(LANES), 0.0);
         self.bias = Some(bias);
         self
     }
 
     /// Inner steps of a product with it.
-    pub(crate) fn steps(&self) -> usize {
-        self.inner.div_ceil(T::PAIR)
+    pub(crate) fn k_steps(&self) -> usize {
+        self.k.div_ceil(T::PAIR)
     }
 
     /// Columns of the operand.
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
+    pub(crate) fn n(&self) -> usize {
+        self.n
     }
 
-    /// The transpose of `weight [columns, inner]`, each inner index times its `scale`.
-    pub(crate) fn transposed(weight: &[f32], inner: usize, scale: Option<&[f32]>) -> Self {
-        profile::time("packing", 0, || Self::pack_transposed(weight, inner, scale))
+    /// The transpose of `weight [n, k]`, each k times its `scale`.
+    pub(crate) fn from_transposed(weight: &[f32], k: usize, scale: Option<&[f32]>) -> Self {
+        profile::time("packing", 0, || Self::pack_transposed(weight, k, scale))
     }
 
-    fn pack_transposed(weight: &[f32], inner: usize, scale: Option<&[f32]>) -> Self {
-        let columns = weight.len() / inner.max(1);
-        let mut packed = Self::new(inner, columns);
-        let (width, row) = (packed.width, row_len::<T>(inner));
+    fn pack_transposed(weight: &[f32], k: usize, scale: Option<&[f32]>) -> Self {
+        let n = weight.len() / k.max(1);
+        let mut packed = Self::new(k, n);
+        let (width, row) = (packed.panel_width, row_len::<T>(k));
         packed
             .values
             .par_chunks_mut((width * row).max(1))
-            .zip(weight.par_chunks((width * inner).max(1)))
-            .for_each(|(strip, weight)| {
-                let width = strip.len() / row;
-                let mut rows = Buffer::<T>::rows(LANES, inner);
-                for (group, weight) in weight.chunks(LANES * inner).enumerate() {
-                    let count = weight.len() / inner;
-                    for (to, from) in rows.chunks_exact_mut(row).zip(weight.chunks_exact(inner)) {
+            .zip(weight.par_chunks((width * k).max(1)))
+            .for_each(|(panel, weight)| {
+                let width = panel.len() / row;
+                let mut rows = Buffer::<T>::rows(LANES, k);
+                for (group, weight) in weight.chunks(LANES * k).enumerate() {
+                    let count = weight.len() / k;
+                    for (to, from) in rows.chunks_exact_mut(row).zip(weight.chunks_exact(k)) {
                         convert(from, scale, to);
                     }
                     let at = group * LANES * T::PAIR;
-                    transpose_rows(&rows, row, count, &mut strip[at..], width * T::PAIR);
+                    transpose_rows(&rows, row, count, &mut panel[at..], width * T::PAIR);
                 }
             });
         packed
     }
 
-    /// `weight [inner, columns]`, each column times its `scale`.
-    pub(crate) fn straight(weight: &[f32], columns: usize, scale: Option<&[f32]>) -> Self {
-        profile::time("packing", 0, || Self::pack_straight(weight, columns, scale))
+    /// `weight [k, n]`, each column times its `scale`.
+    pub(crate) fn from_rows(weight: &[f32], n: usize, scale: Option<&[f32]>) -> Self {
+        profile::time("packing", 0, || Self::pack_rows(weight, n, scale))
     }
 
-    fn pack_straight(weight: &[f32], columns: usize, scale: Option<&[f32]>) -> Self {
-        let inner = weight.len() / columns.max(1);
-        let mut packed = Self::new(inner, columns);
-        let (width, row) = (packed.width, row_len::<T>(inner));
-        let zeros = [0.0; STRIP];
-        packed.values.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(at, strip)| {
-            let width = strip.len() / row;
-            let first = at * packed.width;
-            let used = first..(first + width).min(columns);
+    fn pack_rows(weight: &[f32], n: usize, scale: Option<&[f32]>) -> Self {
+        let k = weight.len() / n.max(1);
+        let mut packed = Self::new(k, n);
+        let (width, row) = (packed.panel_width, row_len::<T>(k));
+        let zeros = [0.0; NR];
+        packed.values.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(at, panel)| {
+            let width = panel.len() / row;
+            let first = at * packed.panel_width;
+            let used = first..(first + width).min(n);
             let scale = scale.map(|scale| &scale[used.clone()]);
-            for (step, to) in strip.chunks_exact_mut(width * T::PAIR).enumerate() {
+            for (step, to) in panel.chunks_exact_mut(width * T::PAIR).enumerate() {
                 let row = |pair: usize| {
                     let at = step * T::PAIR + pair;
-                    (at < inner).then(|| &weight[at * columns..][used.clone()])
+                    (at < k).then(|| &weight[at * n..][used.clone()])
                 };
                 if let Some(first) = row(0) {
                     let second = if T::PAIR == 2 { row(1) } else { None };
@@ -118,13 +118,13 @@ impl<T: Element> Packed<T> {
     }
 
     /// The strips from left to right, with the first column of each.
-    pub(crate) fn strips(&self) -> impl Iterator<Item = (usize, Strip<'_, T>)> {
-        let row = row_len::<T>(self.inner);
-        (0..self.columns).step_by(self.width.max(1)).map(move |first| {
-            let width = self.width.min(self.columns.next_multiple_of(LANES) - first);
+    pub(crate) fn panels(&self) -> impl Iterator<Item = (usize, RhsPanel<'_, T>)> {
+        let row = row_len::<T>(self.k);
+        (0..self.n).step_by(self.panel_width.max(1)).map(move |first| {
+            let width = self.panel_width.min(self.n.next_multiple_of(LANES) - first);
             let values = &self.values[first * row..(first + width) * row];
             let bias = self.bias.as_ref().map(|bias| &bias[first..first + width]);
-            (first, Strip { values, step: width * T::PAIR, width, bias })
+            (first, RhsPanel { values, k_stride: width * T::PAIR, width, bias })
         })
     }
 }
@@ -159,7 +159,7 @@ dispatch! {
     ) {
         let n = first.len();
         let (second, to) = (&second[..n], &mut to[..n * T::PAIR]);
-        let ones = [1.0; STRIP];
+        let ones = [1.0; NR];
         let scale = &scale.unwrap_or(&ones)[..n];
         if T::PAIR == 1 {
             for i in 0..n {

@@ -1,41 +1,41 @@
 //! The product in plain Rust: the portable path, and what the others are tested against.
 
-use super::{Extent, LANES, Left, Out, Strip};
+use super::{Dims, LANES, Lhs, Output, RhsPanel};
 use crate::element::Element;
 
 /// Rows that are multiplied at a time, so that a value that was read serves several times.
-const ROWS: usize = 4;
+const MR: usize = 4;
 
 pub(super) fn gemm<T: Element>(
-    left: Left<'_, T>,
-    strip: Strip<'_, T>,
-    extent: Extent,
-    out: &mut Out<'_>,
+    lhs: Lhs<'_, T>,
+    panel: RhsPanel<'_, T>,
+    dims: Dims,
+    out: &mut Output<'_>,
     add: bool,
 ) {
-    for start in (0..extent.rows).step_by(ROWS) {
-        let rows = ROWS.min(extent.rows - start);
-        for column in (0..strip.width).step_by(LANES) {
-            let bias = match strip.bias {
+    for start in (0..dims.m).step_by(MR) {
+        let rows = MR.min(dims.m - start);
+        for column in (0..panel.width).step_by(LANES) {
+            let bias = match panel.bias {
                 Some(bias) => std::array::from_fn(|lane| bias[column + lane]),
                 None => [0f32; LANES],
             };
-            let mut sums = [bias; ROWS];
-            for step in 0..extent.steps {
-                let at = step * strip.step + column * T::PAIR;
-                let right = &strip.values[at..at + LANES * T::PAIR];
+            let mut sums = [bias; MR];
+            for step in 0..dims.k_steps {
+                let at = step * panel.k_stride + column * T::PAIR;
+                let rhs = &panel.values[at..at + LANES * T::PAIR];
                 for (i, sums) in sums.iter_mut().enumerate().take(rows) {
-                    let at = (start + i) * left.row + step * left.step;
-                    let left = &left.values[at..at + T::PAIR];
+                    let at = (start + i) * lhs.row_stride + step * lhs.k_stride;
+                    let lhs = &lhs.values[at..at + T::PAIR];
                     for (lane, sum) in sums.iter_mut().enumerate() {
-                        for (pair, value) in left.iter().enumerate() {
-                            *sum += value.to_f32() * right[lane * T::PAIR + pair].to_f32();
+                        for (pair, value) in lhs.iter().enumerate() {
+                            *sum += value.to_f32() * rhs[lane * T::PAIR + pair].to_f32();
                         }
                     }
                 }
             }
             for (i, sums) in sums.iter().enumerate().take(rows) {
-                let row = &mut out.values[(start + i) * out.row + column..][..LANES];
+                let row = &mut out.values[(start + i) * out.row_stride + column..][..LANES];
                 for (value, sum) in row.iter_mut().zip(sums) {
                     *value = if add { *value + sum } else { *sum };
                 }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{Tile, gemm, tile};
-use super::{BLOCK_STEPS, Extent, LONG_BLOCK_STEPS, Left, Out, Strip, blocks, without_steps};
+use super::{Dims, KC, LONG_KC, Lhs, Output, RhsPanel, bias_only, k_blocks};
 use crate::element::Bf16;
 
 gemm!(
@@ -12,7 +12,7 @@ gemm!(
     f32,
     1,
     16,
-    LONG_BLOCK_STEPS,
+    LONG_KC,
     tile_f32_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
@@ -27,7 +27,7 @@ gemm!(
     Bf16,
     2,
     16,
-    BLOCK_STEPS,
+    KC,
     tile_bf16_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
@@ -42,12 +42,12 @@ gemm!(
     Bf16,
     2,
     16,
-    BLOCK_STEPS,
+    KC,
     tile_bf16_widened_avx512,
     [(2, 8, [1, 2, 3, 4, 5, 6, 7]), (1, 8, [1, 2, 3, 4, 5, 6, 7])]
 );
-gemm!(gemm_f32_avx2, "avx2,fma", f32, 1, 8, BLOCK_STEPS, tile_f32_avx2, [(2, 6, [1, 2, 3, 4, 5])]);
-gemm!(gemm_bf16_avx2, "avx2,fma", Bf16, 2, 8, BLOCK_STEPS, tile_bf16_avx2, [(2, 4, [1, 2, 3])]);
+gemm!(gemm_f32_avx2, "avx2,fma", f32, 1, 8, KC, tile_f32_avx2, [(2, 6, [1, 2, 3, 4, 5])]);
+gemm!(gemm_bf16_avx2, "avx2,fma", Bf16, 2, 8, KC, tile_bf16_avx2, [(2, 4, [1, 2, 3])]);
 
 tile!(
     tile_f32_avx512,

@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::Element;
-use crate::gemm::STRIP;
+use crate::gemm::NR;
 
 pub(crate) use lanes::scale;
 pub use pairs::Pairs;
@@ -100,7 +100,7 @@ struct Walk {
 
 impl Walk {
     fn new(prototypes: usize, d: usize) -> Self {
-        let chunk = prototypes.div_ceil(CHUNKS).next_multiple_of(STRIP).min(CHUNK);
+        let chunk = prototypes.div_ceil(CHUNKS).next_multiple_of(NR).min(CHUNK);
         Self { prototypes, chunk, d, room: 0 }
     }
 

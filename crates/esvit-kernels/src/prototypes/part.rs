@@ -7,7 +7,7 @@ use super::pairs::{Pairs, Part};
 use super::{Gradients, Side, Walk};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gemm::{Extent, LANES, Left, Out, Packed, STRIP, Strip, convert, interleave};
+use crate::gemm::{Dims, LANES, Lhs, NR, Output, PackedRhs, RhsPanel, convert, interleave};
 use crate::profile;
 
 /// Rows whose logits of a chunk are worked on together, in the second-level cache.
@@ -138,18 +138,18 @@ fn exponentials<T: Element>(
 ) -> Vec<Partition> {
     let count = prototypes.len() / d;
     let (row, lanes) = (row_len::<T>(d), row_len::<T>(count));
-    let packed = Packed::<T>::transposed(prototypes, d, None);
+    let packed = PackedRhs::<T>::from_transposed(prototypes, d, None);
     let rows = z.len() / row;
     let padded = count.next_multiple_of(LANES);
     let mut partitions = vec![[0.0; 2]; rows];
     let mut logits = Buffer::<f32>::stale(BLOCK_ROWS.min(rows) * padded);
     for start in (0..rows).step_by(BLOCK_ROWS) {
         let block = BLOCK_ROWS.min(rows - start);
-        let left = Left::rows(&z[start * row..], row);
-        let extent = Extent { rows: block, steps: packed.steps() };
-        for (first, strip) in packed.strips() {
-            let mut out = Out { values: &mut logits[first..], row: padded };
-            T::gemm(left, strip, extent, &mut out, false);
+        let lhs = Lhs::from_rows(&z[start * row..], row);
+        let dims = Dims { m: block, k_steps: packed.k_steps() };
+        for (first, panel) in packed.panels() {
+            let mut out = Output { values: &mut logits[first..], row_stride: padded };
+            T::gemm(lhs, panel, dims, &mut out, false);
         }
         for (at, logits) in logits.chunks_exact_mut(padded).enumerate().take(block) {
             let logits = &mut logits[..count];
@@ -219,27 +219,27 @@ fn backward<T: Element>(
                 let dlogits =
                     logit_gradients(chunk, exponents, count, pairs, log_sums, temperature);
                 let rows_of_chunk = student.prototypes.chunk(first, count);
-                let packed = Packed::<T>::straight(&rows_of_chunk, d, None);
+                let packed = PackedRhs::<T>::from_rows(&rows_of_chunk, d, None);
                 let lanes = row_len::<T>(count);
-                let left = Left::rows(&dlogits, lanes);
-                for (first, strip) in packed.strips() {
-                    let mut out = Out { values: &mut dz[first..], row: width };
-                    let extent = Extent { rows, steps: packed.steps() };
-                    T::gemm(left, strip, extent, &mut out, true);
+                let lhs = Lhs::from_rows(&dlogits, lanes);
+                for (first, panel) in packed.panels() {
+                    let mut out = Output { values: &mut dz[first..], row_stride: width };
+                    let dims = Dims { m: rows, k_steps: packed.k_steps() };
+                    T::gemm(lhs, panel, dims, &mut out, true);
                 }
                 let mut turned = Buffer::<T>::stale(steps * lanes * T::PAIR);
                 interleave(&dlogits, lanes, rows, lanes, &mut turned, lanes * T::PAIR);
                 let mut dw = Buffer::<f32>::stale(count * width);
-                let left = Left::transposed(&turned, lanes);
-                for first in (0..width).step_by(STRIP) {
-                    let strip = Strip {
+                let lhs = Lhs::from_transposed(&turned, lanes);
+                for first in (0..width).step_by(NR) {
+                    let panel = RhsPanel {
                         values: &z_down[first * T::PAIR..],
-                        step: width * T::PAIR,
-                        width: STRIP.min(width - first),
+                        k_stride: width * T::PAIR,
+                        width: NR.min(width - first),
                         bias: None,
                     };
-                    let mut out = Out { values: &mut dw[first..], row: width };
-                    T::gemm(left, strip, Extent { rows: count, steps }, &mut out, false);
+                    let mut out = Output { values: &mut dw[first..], row_stride: width };
+                    T::gemm(lhs, panel, Dims { m: count, k_steps: steps }, &mut out, false);
                 }
                 let chunk = first * d..(first + count) * d;
                 let from = student.prototypes.v[chunk].chunks_exact(d).zip(dw.chunks_exact(width));

@@ -6,7 +6,7 @@ use super::Windows;
 use super::softmax::{softmax, softmax_gradient};
 use crate::buffer::Buffer;
 use crate::element::{Element, row_len};
-use crate::gemm::{Extent, LANES, Left, Out, STRIP, Strip, interleave, transpose_rows};
+use crate::gemm::{Dims, LANES, Lhs, NR, Output, RhsPanel, interleave, transpose_rows};
 
 /// The most slots that ask at a time. Their weights stay in the second-level cache, and the n x n
 /// matrix of a large window never exists.
@@ -33,7 +33,7 @@ pub(super) struct Head<T: Element> {
     key_rows: Buffer<T>,
     value_rows: Buffer<T>,
     gradient_rows: Buffer<T>,
-    /// Keys and values as right operands, `[d, lanes]` and `[n, width]`.
+    /// Keys and values as rhs operands, `[d, lanes]` and `[n, width]`.
     keys_across: Buffer<T>,
     keys_down: Buffer<T>,
     values_across: Buffer<T>,
@@ -44,9 +44,9 @@ pub(super) struct Head<T: Element> {
     /// Gradient of the weights, then of the logits, and in the stored type.
     dlogits: Buffer<f32>,
     dstored: Buffer<T>,
-    /// A transposed left operand, `[QUERIES, lanes]` in pairs of rows.
+    /// A transposed lhs operand, `[QUERIES, lanes]` in pairs of rows.
     turned: Buffer<T>,
-    /// Rows of the queries at hand as a right operand, `[QUERIES, width]`.
+    /// Rows of the queries at hand as a rhs operand, `[QUERIES, width]`.
     down: Buffer<T>,
     /// What comes out for the queries at hand, `[QUERIES, width]`.
     pub(super) out: Buffer<f32>,
@@ -141,9 +141,9 @@ impl<T: Element> Head<T> {
         head: usize,
     ) {
         let (n, lanes) = (self.n, self.lanes);
-        let left = Left::rows(&self.query_rows[queries.start * self.row..], self.row);
-        let extent = Extent { rows: queries.len(), steps: self.row / T::PAIR };
-        gemm(left, &self.keys_across, lanes, extent, &mut self.weights, false);
+        let lhs = Lhs::from_rows(&self.query_rows[queries.start * self.row..], self.row);
+        let dims = Dims { m: queries.len(), k_steps: self.row / T::PAIR };
+        gemm(lhs, &self.keys_across, lanes, dims, &mut self.weights, false);
         let positions = positions.map(|positions| &positions[head * n * lanes..][..n * lanes]);
         let mask = mask.map(|mask| &mask[self.window * n * n..]);
         let (scale, queries) = (self.scale(), &self.queries[queries.clone()]);
@@ -161,9 +161,9 @@ impl<T: Element> Head<T> {
         let lay = queries.start == 0;
         let values =
             paired(&self.value_rows, self.row, [n, self.d], &mut self.values_down, down, lay);
-        let weights = Left::rows(&self.stored, self.lanes);
-        let extent = Extent { rows: queries.len(), steps: n.div_ceil(T::PAIR) };
-        gemm(weights, values, width, extent, &mut self.out, false);
+        let weights = Lhs::from_rows(&self.stored, self.lanes);
+        let dims = Dims { m: queries.len(), k_steps: n.div_ceil(T::PAIR) };
+        gemm(weights, values, width, dims, &mut self.out, false);
     }
 
     /// Gathers the gradient of what came out from the rows of the window's tokens.
@@ -188,17 +188,17 @@ impl<T: Element> Head<T> {
         let (n, d, m, row) = (self.n, self.d, queries.len(), self.row);
         let (width, lanes, scale) = (self.width, self.lanes, self.scale());
         let (down, turned) = (width * T::PAIR, lanes * T::PAIR);
-        let over_queries = Extent { rows: n, steps: m.div_ceil(T::PAIR) };
+        let over_queries = Dims { m: n, k_steps: m.div_ceil(T::PAIR) };
         let add = queries.start > 0;
         let query_rows = &self.query_rows[queries.start * row..queries.end * row];
         let gradient_rows = &self.gradient_rows[queries.start * row..queries.end * row];
         // With O = P V: dV = P^T dO and dP = dO V^T.
         let weights = paired(&self.stored, lanes, [m, lanes], &mut self.turned, turned, true);
         let gradients = paired(gradient_rows, row, [m, d], &mut self.down, down, true);
-        let left = Left::transposed(weights, lanes);
-        gemm(left, gradients, width, over_queries, &mut self.dvalues, add);
-        let over_width = Extent { rows: m, steps: row / T::PAIR };
-        let gradients = Left::rows(gradient_rows, row);
+        let lhs = Lhs::from_transposed(weights, lanes);
+        gemm(lhs, gradients, width, over_queries, &mut self.dvalues, add);
+        let over_width = Dims { m: m, k_steps: row / T::PAIR };
+        let gradients = Lhs::from_rows(gradient_rows, row);
         gemm(gradients, &self.values_across, lanes, over_width, &mut self.dlogits, false);
         let dpositions =
             dpositions.map(|dpositions| &mut dpositions[head * n * lanes..][..n * lanes]);
@@ -207,13 +207,13 @@ impl<T: Element> Head<T> {
         softmax_gradient(&self.weights, dlogits, dpositions, of, n, scale, dstored);
         // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
         let keys = paired(&self.key_rows, row, [n, d], &mut self.keys_down, down, !add);
-        let left = Left::rows(&self.dstored, lanes);
-        let over_keys = Extent { rows: m, steps: n.div_ceil(T::PAIR) };
-        gemm(left, keys, width, over_keys, &mut self.dqueries, false);
+        let lhs = Lhs::from_rows(&self.dstored, lanes);
+        let over_keys = Dims { m: m, k_steps: n.div_ceil(T::PAIR) };
+        gemm(lhs, keys, width, over_keys, &mut self.dqueries, false);
         let dlogits = paired(&self.dstored, lanes, [m, lanes], &mut self.turned, turned, true);
         let queries = paired(query_rows, row, [m, d], &mut self.down, down, true);
-        let left = Left::transposed(dlogits, lanes);
-        gemm(left, queries, width, over_queries, &mut self.dkeys, add);
+        let lhs = Lhs::from_transposed(dlogits, lanes);
+        gemm(lhs, queries, width, over_queries, &mut self.dkeys, add);
     }
 }
 
@@ -245,21 +245,21 @@ fn paired<'a, T: Element>(
     to
 }
 
-/// `out [rows, columns]`, or what is added to it, for a right operand `[steps, columns]`, strip by
-/// strip.
+/// `out [rows, columns]`, or what is added to it, for a rhs operand `[steps, columns]`, panel by
+/// panel.
 fn gemm<T: Element>(
-    left: Left<'_, T>,
-    right: &[T],
+    lhs: Lhs<'_, T>,
+    rhs: &[T],
     columns: usize,
-    extent: Extent,
+    dims: Dims,
     out: &mut [f32],
     add: bool,
 ) {
-    for first in (0..columns).step_by(STRIP) {
-        let width = STRIP.min(columns - first);
-        let (values, step) = (&right[first * T::PAIR..], columns * T::PAIR);
-        let strip = Strip { values, step, width, bias: None };
-        let mut out = Out { values: &mut out[first..], row: columns };
-        T::gemm(left, strip, extent, &mut out, add);
+    for first in (0..columns).step_by(NR) {
+        let width = NR.min(columns - first);
+        let (values, step) = (&rhs[first * T::PAIR..], columns * T::PAIR);
+        let panel = RhsPanel { values, k_stride: step, width, bias: None };
+        let mut out = Output { values: &mut out[first..], row_stride: columns };
+        T::gemm(lhs, panel, dims, &mut out, add);
     }
 }
