@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::profile;
@@ -127,7 +127,7 @@ impl<T: Element> Activations<'_, T> {
         fn cut<'a, U>(values: &mut &'a mut [U], count: usize) -> &'a mut [U] {
             values.split_off_mut(..count).expect("as many rows")
         }
-        let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+        let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
         Self {
             normalised: cut(&mut self.normalised, count * row),
             inverse: cut(&mut self.inverse, count),
@@ -265,7 +265,7 @@ fn forward_part<T: Element>(
     Activations { normalised, inverse, qkv, mixed }: Activations<'_, T>,
 ) {
     let width = layout.proj.n();
-    let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+    let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let size = if part.shared { block_rows::<T>(rows.len(), 3 * width) } else { rows.len().max(1) };
     (rows.reborrow().cut(size).into_par_iter())
         .zip(normalised.par_chunks_mut(size * row).zip(inverse.par_chunks_mut(size)))
@@ -293,7 +293,7 @@ pub fn backward<T: Element>(
     gradient: &mut [f32],
 ) -> Gradients {
     let width = attention.width();
-    let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+    let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let (mut rows, images) = prepare::<T>(gradient, attention, segments, plan);
     let Kept { normalised, inverse, qkv, mixed } = kept;
     let (kept, total) = (rows.kept(), rows.total());

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 
 /// Smaller buffers are left to the allocator.
 const POOLED_WORDS: usize = 4 << 10;
@@ -70,19 +70,19 @@ impl<T: Element> Buffer<T> {
         buffer
     }
 
-    /// Whatever values for `rows` rows of `width`, each stored at the length of [`row_len`]; what
+    /// Whatever values for `rows` rows of `width`, each stored at the length of [`padded_row_len`]; what
     /// fills up the rows is zero.
     pub(crate) fn rows(rows: usize, width: usize) -> Self {
-        Self::take(rows * row_len::<T>(width), Need::Long).without_gaps(width)
+        Self::take(rows * padded_row_len::<T>(width), Need::Long).without_gaps(width)
     }
 
     /// The same, needed only briefly.
     pub(crate) fn brief_rows(rows: usize, width: usize) -> Self {
-        Self::take(rows * row_len::<T>(width), Need::Brief).without_gaps(width)
+        Self::take(rows * padded_row_len::<T>(width), Need::Brief).without_gaps(width)
     }
 
     fn without_gaps(mut self, width: usize) -> Self {
-        if row_len::<T>(width) > width {
+        if padded_row_len::<T>(width) > width {
             self.fill(T::default());
         }
         self
@@ -91,12 +91,12 @@ impl<T: Element> Buffer<T> {
     /// The same for the `kept` ones of `total` rows. Takes as much memory whatever is kept, so that
     /// a step in which other rows are dropped finds it in the pool.
     pub(crate) fn kept_rows(kept: usize, total: usize, width: usize) -> Self {
-        Self::rows(total.max(kept), width).cut(kept * row_len::<T>(width))
+        Self::rows(total.max(kept), width).cut(kept * padded_row_len::<T>(width))
     }
 
     /// The same, needed only briefly.
     pub(crate) fn brief_kept_rows(kept: usize, total: usize, width: usize) -> Self {
-        Self::brief_rows(total.max(kept), width).cut(kept * row_len::<T>(width))
+        Self::brief_rows(total.max(kept), width).cut(kept * padded_row_len::<T>(width))
     }
 
     fn cut(mut self, len: usize) -> Self {

@@ -5,12 +5,12 @@
 
 use rayon::prelude::*;
 
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, profile};
 
 /// What the backward pass needs: normalised rows, each stored at the length of
-/// [`row_len`], and the inverse deviation of every row.
+/// [`padded_row_len`], and the inverse deviation of every row.
 #[derive(Debug, Clone)]
 pub struct Kept<T> {
     normalised: Vec<T>,
@@ -33,7 +33,7 @@ pub fn forward<T: Element>(
     let width = gamma.len();
     assert_eq!((x.len(), beta.len()), (y.len(), width), "output and shift");
     assert!(x.len().is_multiple_of(width), "whole rows");
-    let (rows, stored) = (x.len() / width, row_len::<T>(width));
+    let (rows, stored) = (x.len() / width, padded_row_len::<T>(width));
     let task = TASK_VALUES.div_ceil(width);
     if !keep {
         y.par_chunks_mut(task * width).zip(x.par_chunks(task * width)).for_each(|(y, x)| {
@@ -71,7 +71,7 @@ pub fn backward<T: Element>(
     dy: &[f32],
     dx: &mut [f32],
 ) -> (Vec<f32>, Vec<f32>) {
-    let (width, stored) = (gamma.len(), row_len::<T>(gamma.len()));
+    let (width, stored) = (gamma.len(), padded_row_len::<T>(gamma.len()));
     assert_eq!(dy.len(), dx.len(), "gradients");
     assert_eq!(dy.len(), kept.inverse.len() * width, "rows");
     let task = TASK_VALUES.div_ceil(width);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::TASK_VALUES;
 use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
 use crate::profile;
 use crate::rows::{block_rows, linear};
@@ -43,7 +43,7 @@ pub fn forward<T: Element>(
     let (count, outputs) = (x.len() / inputs, weight.len() / inputs);
     assert_eq!((x.len(), weight.len()), (count * inputs, outputs * inputs), "whole rows");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias");
-    let row = row_len::<T>(inputs);
+    let row = padded_row_len::<T>(inputs);
     let mut packed = PackedRhs::<T>::from_transposed(weight, inputs, None);
     if let Some(bias) = bias {
         packed = packed.with_bias(bias.to_vec());
@@ -96,7 +96,8 @@ pub fn backward<T: Element>(
     input: bool,
 ) -> Gradients {
     let outputs = weight.len() / inputs;
-    let (count, row, out_row) = (dy.len() / outputs, row_len::<T>(inputs), row_len::<T>(outputs));
+    let (count, row, out_row) =
+        (dy.len() / outputs, padded_row_len::<T>(inputs), padded_row_len::<T>(outputs));
     let mut active = kept.input;
     assert_eq!(active.len(), count * row, "rows that were kept");
     let packed = input.then(|| PackedRhs::<T>::from_rows(weight, inputs, None));

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
 use crate::layer_norm::{normalise, shifted_bias, through_linear};
 use crate::profile;
@@ -61,7 +61,7 @@ pub fn forward<T: Element>(
     keep: bool,
 ) -> (Vec<f32>, Option<Kept<T>>) {
     let (wide, outputs, rows) = (merge.gamma.len(), merge.outputs(), neighbours.len());
-    let (width, row) = (wide / 4, row_len::<T>(wide));
+    let (width, row) = (wide / 4, padded_row_len::<T>(wide));
     let weight = PackedRhs::<T>::from_transposed(merge.weight, wide, Some(merge.gamma));
     let weight = weight.with_bias(shifted_bias(merge.weight, merge.beta, None));
     let mut y = Buffer::<f32>::stale(rows * outputs);
@@ -116,7 +116,7 @@ pub fn backward<T: Element>(
     inputs: usize,
 ) -> Gradients {
     let (wide, outputs, count) = (merge.gamma.len(), merge.outputs(), neighbours.len());
-    let (width, row, out_row) = (wide / 4, row_len::<T>(wide), row_len::<T>(outputs));
+    let (width, row, out_row) = (wide / 4, padded_row_len::<T>(wide), padded_row_len::<T>(outputs));
     let Kept { normalised, inverse } = kept;
     assert_eq!(inverse.len(), count, "rows that were kept");
     let weight = PackedRhs::<T>::from_rows(merge.weight, wide, Some(merge.gamma));

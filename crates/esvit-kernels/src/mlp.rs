@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, NR, PackedRhs, gemm_tn};
 use crate::layer_norm::{shifted_bias, through_linear};
 use crate::profile;
@@ -109,7 +109,7 @@ pub fn forward<T: Element>(
 ) -> Option<Kept<T>> {
     let mut rows = mlp.rows(x, plan);
     let (width, hidden) = (mlp.width(), mlp.hidden());
-    let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
+    let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
     let Layout { fc1, fc2 } = layout;
     assert_eq!((fc1.n(), fc2.n()), (hidden, width), "layout of these weights");
 
@@ -172,7 +172,7 @@ pub fn backward<T: Element>(
 ) -> Gradients {
     let mut rows = mlp.rows(gradient, plan);
     let (width, hidden) = (mlp.width(), mlp.hidden());
-    let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
+    let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
     let Kept { normalised, inverse, hidden: mut active } = kept;
     assert_eq!(inverse.len(), rows.kept(), "rows that were kept");
     let fc2 = PackedRhs::<T>::from_rows(mlp.fc2_weight, hidden, None);

@@ -28,8 +28,9 @@ fn one_round<T: Element>() -> f64 {
         let rhs = vec![T::from_f32(0.5); k * n];
         let mut out = vec![0.0; m * n];
         for _ in 0..REPEATS {
-            let panel = RhsPanel { values: &rhs[..], k_stride: n * T::PAIR, width: n, bias: None };
-            let dims = Dims { m, k_steps: k / T::PAIR };
+            let panel =
+                RhsPanel { values: &rhs[..], k_stride: n * T::K_PACK, width: n, bias: None };
+            let dims = Dims { m, k_steps: k / T::K_PACK };
             let mut out = Output { values: &mut out[..], row_stride: n };
             T::gemm(Lhs::from_rows(&lhs, k), panel, dims, &mut out, false);
         }

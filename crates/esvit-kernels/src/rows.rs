@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::gemm::{Dims, LANES, Lhs, Output, PackedRhs};
 use crate::layer_norm::{normalise, normalise_backward};
 use crate::simd::dispatch;
@@ -180,7 +180,7 @@ impl<'r, 'a> Block<'r, 'a> {
         inverse: &mut [f32],
     ) {
         let Some(width) = self.rows.first().map(|row| row.len()) else { return };
-        let to = normalised.chunks_exact_mut(row_len::<T>(width)).zip(inverse);
+        let to = normalised.chunks_exact_mut(padded_row_len::<T>(width)).zip(inverse);
         for (row, (normalised, inverse)) in self.rows.iter().zip(to) {
             *inverse = normalise(row, eps, normalised);
         }
@@ -190,7 +190,7 @@ impl<'r, 'a> Block<'r, 'a> {
     pub(crate) fn scaled<T: Element>(&self, to: &mut [T]) {
         let Some(width) = self.rows.first().map(|row| row.len()) else { return };
         for (at, (from, to)) in
-            self.rows.iter().zip(to.chunks_exact_mut(row_len::<T>(width))).enumerate()
+            self.rows.iter().zip(to.chunks_exact_mut(padded_row_len::<T>(width))).enumerate()
         {
             scale_row(from, self.scales.map_or(1.0, |scales| scales[at]), to);
         }
@@ -215,7 +215,7 @@ impl<'r, 'a> Block<'r, 'a> {
         let width = weight.n();
         let mut gradients = Buffer::<f32>::stale(self.len() * width);
         linear(lhs, self.len(), weight, &mut gradients, width);
-        let normalised = normalised.chunks_exact(row_len::<T>(width)).zip(inverse);
+        let normalised = normalised.chunks_exact(padded_row_len::<T>(width)).zip(inverse);
         let rows = self.rows.iter_mut().zip(gradients.chunks_exact_mut(width));
         for ((row, gradient), (normalised, &inverse)) in rows.zip(normalised) {
             normalise_backward(normalised, inverse, gradient);

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::pack::{interleave, panel_width};
+use super::pack::{pack_vnni, panel_width};
 use super::{Dims, LANES, Lhs, Output, RhsPanel};
 use crate::buffer::Buffer;
 use crate::element::Element;
@@ -23,9 +23,9 @@ pub(crate) struct Matrix<'a, T> {
 }
 
 impl<'a, T: Element> Matrix<'a, T> {
-    /// All of a matrix whose rows are stored at the length of [`crate::element::row_len`].
+    /// All of a matrix whose rows are stored at the length of [`crate::element::padded_row_len`].
     pub(crate) fn new(values: &'a [T], columns: usize) -> Self {
-        Self { values, columns, row_stride: crate::element::row_len::<T>(columns) }
+        Self { values, columns, row_stride: crate::element::padded_row_len::<T>(columns) }
     }
 
     fn rows(&self) -> usize {
@@ -57,13 +57,13 @@ pub(crate) fn gemm_tn<T: Element>(
     }
     let task = a.columns.div_ceil(8).next_multiple_of(LANES).min(TASK_M);
     let width = panel_width(b.columns);
-    let stored = rows.min(CHUNK_K).next_multiple_of(T::PAIR);
+    let stored = rows.min(CHUNK_K).next_multiple_of(T::K_PACK);
     let mut lhs_panels = Buffer::brief(stored * a.columns.next_multiple_of(LANES));
     let mut rhs_panels = Buffer::brief(stored * b.columns.next_multiple_of(LANES));
     for start in (0..rows).step_by(CHUNK_K) {
         let chunk = start..(start + CHUNK_K).min(rows);
-        let k_steps = chunk.len().div_ceil(T::PAIR);
-        let stored = k_steps * T::PAIR;
+        let k_steps = chunk.len().div_ceil(T::K_PACK);
+        let stored = k_steps * T::K_PACK;
         let lhs_panels = &mut lhs_panels[..stored * a.columns.next_multiple_of(LANES)];
         let rhs_panels = &mut rhs_panels[..stored * b.columns.next_multiple_of(LANES)];
         rayon::join(
@@ -78,7 +78,7 @@ pub(crate) fn gemm_tn<T: Element>(
                 let add = add || start > 0;
                 for (at, panel) in rhs_panels.chunks(width * stored).enumerate() {
                     let columns = panel.len() / stored;
-                    let k_stride = columns * T::PAIR;
+                    let k_stride = columns * T::K_PACK;
                     let panel = RhsPanel { values: panel, k_stride, width: columns, bias: None };
                     let first = at * width;
                     if first + columns <= b.columns {
@@ -113,7 +113,7 @@ fn gemm_ragged_panel<T: Element>(
     }
 }
 
-/// Cuts some rows of a matrix into rhs_panels of `width` columns, each `[steps, width, PAIR]`, filled
+/// Cuts some rows of a matrix into rhs_panels of `width` columns, each `[steps, width, K_PACK]`, filled
 /// up with zeros to whole registers, and adds the rows to `sums`.
 fn pack_panels<T: Element>(
     matrix: Matrix<'_, T>,
@@ -122,7 +122,7 @@ fn pack_panels<T: Element>(
     out: &mut [T],
     sums: Option<&mut [f32]>,
 ) {
-    let stored = rows.len().next_multiple_of(T::PAIR);
+    let stored = rows.len().next_multiple_of(T::K_PACK);
     let from = &matrix.values[rows.start * matrix.row_stride..];
     let pack = |at: usize, panel: &mut [T], sums: Option<&mut [f32]>| {
         let first = at * width;
@@ -132,7 +132,7 @@ fn pack_panels<T: Element>(
             panel.fill(T::default());
         }
         let from = &from[first..];
-        interleave(from, matrix.row_stride, rows.len(), columns, panel, padded * T::PAIR);
+        pack_vnni(from, matrix.row_stride, rows.len(), columns, panel, padded * T::K_PACK);
         if let Some(sums) = sums {
             for row in 0..rows.len() {
                 accumulate(&from[row * matrix.row_stride..][..columns], sums);

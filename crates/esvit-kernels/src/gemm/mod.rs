@@ -13,7 +13,7 @@ mod tile;
 mod x86;
 
 pub(crate) use gemm_tn::{Matrix, gemm_tn};
-pub(crate) use pack::{PackedRhs, convert, interleave, transpose_rows};
+pub(crate) use pack::{PackedRhs, convert, pack_vnni, transpose_rows};
 
 use crate::element::{Bf16, Element};
 use crate::isa;
@@ -36,7 +36,7 @@ const KC: usize = 96;
 #[cfg(target_arch = "x86_64")]
 const LONG_KC: usize = 256;
 
-/// An LHS operand `[m, k]`: the `PAIR` values of row `i` in step `s` stand at
+/// An LHS operand `[m, k]`: the `K_PACK` values of row `i` in step `s` stand at
 /// `i * row + s * step`.
 #[derive(Debug, Clone, Copy)]
 pub struct Lhs<'a, T> {
@@ -48,17 +48,17 @@ pub struct Lhs<'a, T> {
 impl<'a, T: Element> Lhs<'a, T> {
     /// Rows of a row-major matrix whose rows are `row` values apart.
     pub(crate) fn from_rows(values: &'a [T], row_stride: usize) -> Self {
-        Self { values, row_stride, k_stride: T::PAIR }
+        Self { values, row_stride, k_stride: T::K_PACK }
     }
 
-    /// The transpose of a matrix of [`interleave`]d rows, `[steps, columns, PAIR]`.
+    /// The transpose of a matrix of [`pack_vnni`]d rows, `[steps, columns, K_PACK]`.
     pub(crate) fn from_transposed(values: &'a [T], columns: usize) -> Self {
-        Self { values, row_stride: T::PAIR, k_stride: columns * T::PAIR }
+        Self { values, row_stride: T::K_PACK, k_stride: columns * T::K_PACK }
     }
 }
 
 /// A panel of an RHS operand `[k, width]`: step `s` stands at `s * step` and lists the columns,
-/// `PAIR` values of the inner dimension for each.
+/// `K_PACK` values of the inner dimension for each.
 #[derive(Debug, Clone, Copy)]
 pub struct RhsPanel<'a, T> {
     pub(crate) values: &'a [T],
@@ -107,9 +107,9 @@ fn check<T: Element>(lhs: &Lhs<'_, T>, panel: &RhsPanel<'_, T>, dims: Dims, out:
         return;
     }
     let last = (m - 1) * lhs.row_stride + (k_steps - 1) * lhs.k_stride;
-    assert!(last + T::PAIR <= lhs.values.len(), "lhs operand");
+    assert!(last + T::K_PACK <= lhs.values.len(), "lhs operand");
     let last = (k_steps - 1) * panel.k_stride;
-    assert!(last + panel.width * T::PAIR <= panel.values.len(), "rhs operand");
+    assert!(last + panel.width * T::K_PACK <= panel.values.len(), "rhs operand");
 }
 
 impl Gemm for f32 {

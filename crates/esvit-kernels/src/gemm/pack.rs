@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{LANES, NR, RhsPanel};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::isa;
 use crate::profile;
 use crate::simd::dispatch;
@@ -34,7 +34,7 @@ pub(crate) struct PackedRhs<T: Element> {
 
 impl<T: Element> PackedRhs<T> {
     fn new(k: usize, n: usize) -> Self {
-        let (row, padded) = (row_len::<T>(k), n.next_multiple_of(LANES));
+        let (row, padded) = (padded_row_len::<T>(k), n.next_multiple_of(LANES));
         let mut values = Buffer::stale(row * padded);
         if row > k || padded > n {
             values.fill(T::default());
@@ -52,7 +52,7 @@ impl<T: Element> PackedRhs<T> {
 
     /// Inner steps of a product with it.
     pub(crate) fn k_steps(&self) -> usize {
-        self.k.div_ceil(T::PAIR)
+        self.k.div_ceil(T::K_PACK)
     }
 
     /// Columns of the operand.
@@ -68,7 +68,7 @@ impl<T: Element> PackedRhs<T> {
     fn pack_transposed(weight: &[f32], k: usize, scale: Option<&[f32]>) -> Self {
         let n = weight.len() / k.max(1);
         let mut packed = Self::new(k, n);
-        let (width, row) = (packed.panel_width, row_len::<T>(k));
+        let (width, row) = (packed.panel_width, padded_row_len::<T>(k));
         packed
             .values
             .par_chunks_mut((width * row).max(1))
@@ -81,8 +81,8 @@ impl<T: Element> PackedRhs<T> {
                     for (to, from) in rows.chunks_exact_mut(row).zip(weight.chunks_exact(k)) {
                         convert(from, scale, to);
                     }
-                    let at = group * LANES * T::PAIR;
-                    transpose_rows(&rows, row, count, &mut panel[at..], width * T::PAIR);
+                    let at = group * LANES * T::K_PACK;
+                    transpose_rows(&rows, row, count, &mut panel[at..], width * T::K_PACK);
                 }
             });
         packed
@@ -96,21 +96,21 @@ impl<T: Element> PackedRhs<T> {
     fn pack_rows(weight: &[f32], n: usize, scale: Option<&[f32]>) -> Self {
         let k = weight.len() / n.max(1);
         let mut packed = Self::new(k, n);
-        let (width, row) = (packed.panel_width, row_len::<T>(k));
+        let (width, row) = (packed.panel_width, padded_row_len::<T>(k));
         let zeros = [0.0; NR];
         packed.values.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(at, panel)| {
             let width = panel.len() / row;
             let first = at * packed.panel_width;
             let used = first..(first + width).min(n);
             let scale = scale.map(|scale| &scale[used.clone()]);
-            for (step, to) in panel.chunks_exact_mut(width * T::PAIR).enumerate() {
+            for (step, to) in panel.chunks_exact_mut(width * T::K_PACK).enumerate() {
                 let row = |pair: usize| {
-                    let at = step * T::PAIR + pair;
+                    let at = step * T::K_PACK + pair;
                     (at < k).then(|| &weight[at * n..][used.clone()])
                 };
                 if let Some(first) = row(0) {
-                    let second = if T::PAIR == 2 { row(1) } else { None };
-                    pair_up(first, second.unwrap_or(&zeros[..first.len()]), scale, to);
+                    let second = if T::K_PACK == 2 { row(1) } else { None };
+                    convert_vnni(first, second.unwrap_or(&zeros[..first.len()]), scale, to);
                 }
             }
         });
@@ -119,12 +119,12 @@ impl<T: Element> PackedRhs<T> {
 
     /// The strips from left to right, with the first column of each.
     pub(crate) fn panels(&self) -> impl Iterator<Item = (usize, RhsPanel<'_, T>)> {
-        let row = row_len::<T>(self.k);
+        let row = padded_row_len::<T>(self.k);
         (0..self.n).step_by(self.panel_width.max(1)).map(move |first| {
             let width = self.panel_width.min(self.n.next_multiple_of(LANES) - first);
             let values = &self.values[first * row..(first + width) * row];
             let bias = self.bias.as_ref().map(|bias| &bias[first..first + width]);
-            (first, RhsPanel { values, k_stride: width * T::PAIR, width, bias })
+            (first, RhsPanel { values, k_stride: width * T::K_PACK, width, bias })
         })
     }
 }
@@ -151,17 +151,17 @@ dispatch! {
 
 dispatch! {
     /// Stores the values of one or, in pairs, of two rows, each times its scale.
-    fn pair_up<T: Element>(
+    fn convert_vnni<T: Element>(
         first: &[f32],
         second: &[f32],
         scale: Option<&[f32]>,
         to: &mut [T],
     ) {
         let n = first.len();
-        let (second, to) = (&second[..n], &mut to[..n * T::PAIR]);
+        let (second, to) = (&second[..n], &mut to[..n * T::K_PACK]);
         let ones = [1.0; NR];
         let scale = &scale.unwrap_or(&ones)[..n];
-        if T::PAIR == 1 {
+        if T::K_PACK == 1 {
             for i in 0..n {
                 to[i] = T::from_f32(first[i] * scale[i]);
             }
@@ -175,9 +175,9 @@ dispatch! {
 }
 
 /// Pairs up the rows of a matrix: `from` holds `rows` rows that are `row` values apart; step `s`
-/// of `to` (`step` values apart) gets the first `columns` values of rows `PAIR s ..`, pair by
+/// of `to` (`step` values apart) gets the first `columns` values of rows `K_PACK s ..`, pair by
 /// pair; zeros stand in for a row that is missing.
-pub(crate) fn interleave<T: Element>(
+pub(crate) fn pack_vnni<T: Element>(
     from: &[T],
     row: usize,
     rows: usize,
@@ -185,15 +185,15 @@ pub(crate) fn interleave<T: Element>(
     to: &mut [T],
     step: usize,
 ) {
-    for (at, to) in to.chunks_mut(step.max(1)).enumerate().take(rows.div_ceil(T::PAIR)) {
-        let to = &mut to[..columns * T::PAIR];
-        let first = &from[at * T::PAIR * row..][..columns];
-        if T::PAIR == 1 {
+    for (at, to) in to.chunks_mut(step.max(1)).enumerate().take(rows.div_ceil(T::K_PACK)) {
+        let to = &mut to[..columns * T::K_PACK];
+        let first = &from[at * T::K_PACK * row..][..columns];
+        if T::K_PACK == 1 {
             to.copy_from_slice(first);
-        } else if at * T::PAIR + 1 < rows {
-            interleave_pair(first, &from[(at * T::PAIR + 1) * row..][..columns], to);
+        } else if at * T::K_PACK + 1 < rows {
+            interleave_rows(first, &from[(at * T::K_PACK + 1) * row..][..columns], to);
         } else {
-            for (to, &value) in to.chunks_exact_mut(T::PAIR).zip(first) {
+            for (to, &value) in to.chunks_exact_mut(T::K_PACK).zip(first) {
                 to.fill(T::default());
                 to[0] = value;
             }
@@ -207,7 +207,7 @@ fn has_avx512() -> bool {
 }
 
 /// Values of two rows by turns.
-fn interleave_pair<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
+fn interleave_rows<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
     let n = first.len();
     assert!(second.len() >= n && to.len() >= 2 * n, "rows of equal length");
     let done = if has_avx512() && size_of::<T>() == 2 { n / 32 * 32 } else { 0 };
@@ -231,7 +231,7 @@ fn interleave_pair<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
 }
 
 /// Transposes `count` rows that are `row` values apart, pair by pair: pair `s` of row `i` goes to
-/// `to[s * step + i * PAIR ..]`.
+/// `to[s * step + i * K_PACK ..]`.
 pub(crate) fn transpose_rows<T: Element>(
     from: &[T],
     row: usize,
@@ -239,13 +239,13 @@ pub(crate) fn transpose_rows<T: Element>(
     to: &mut [T],
     step: usize,
 ) {
-    let steps = row / T::PAIR;
-    assert!(count * T::PAIR <= step, "columns of a step");
-    assert!(count == 0 || (count - 1) * row + steps * T::PAIR <= from.len(), "rows");
-    assert!(steps == 0 || (steps - 1) * step + count * T::PAIR <= to.len(), "steps");
+    let steps = row / T::K_PACK;
+    assert!(count * T::K_PACK <= step, "columns of a step");
+    assert!(count == 0 || (count - 1) * row + steps * T::K_PACK <= from.len(), "rows");
+    assert!(steps == 0 || (steps - 1) * step + count * T::K_PACK <= to.len(), "steps");
     // Squares of so many pairs of 4 bytes are transposed in registers.
     let side = match isa::current() {
-        _ if cfg!(not(target_arch = "x86_64")) || size_of::<T>() * T::PAIR != 4 => usize::MAX,
+        _ if cfg!(not(target_arch = "x86_64")) || size_of::<T>() * T::K_PACK != 4 => usize::MAX,
         isa::Isa::Baseline => usize::MAX,
         isa::Isa::Avx2 => 8,
         isa::Isa::Avx512 | isa::Isa::Avx512Bf16 => 16,
@@ -258,9 +258,9 @@ pub(crate) fn transpose_rows<T: Element>(
             // as many pairs of 4 bytes from (first, at) lie in `from` and their transpose in `to`, as
             // asserted above.
             unsafe {
-                let from = from.as_ptr().add(first * row + at * T::PAIR);
-                let to = to.as_mut_ptr().add(at * step + first * T::PAIR);
-                let (row, step) = (row / T::PAIR, step / T::PAIR);
+                let from = from.as_ptr().add(first * row + at * T::K_PACK);
+                let to = to.as_mut_ptr().add(at * step + first * T::K_PACK);
+                let (row, step) = (row / T::K_PACK, step / T::K_PACK);
                 if side == 8 {
                     super::x86::transpose8_avx2(from.cast(), row, to.cast(), step);
                 } else {
@@ -273,8 +273,8 @@ pub(crate) fn transpose_rows<T: Element>(
         let from = &from[i * row..];
         let start = if i < whole_rows { whole_steps } else { 0 };
         for s in start..steps {
-            let to = &mut to[s * step + i * T::PAIR..][..T::PAIR];
-            to.copy_from_slice(&from[s * T::PAIR..][..T::PAIR]);
+            let to = &mut to[s * step + i * T::K_PACK..][..T::K_PACK];
+            to.copy_from_slice(&from[s * T::K_PACK..][..T::K_PACK]);
         }
     }
 }

@@ -22,14 +22,14 @@ pub(super) fn gemm<T: Element>(
             };
             let mut sums = [bias; MR];
             for step in 0..dims.k_steps {
-                let at = step * panel.k_stride + column * T::PAIR;
-                let rhs = &panel.values[at..at + LANES * T::PAIR];
+                let at = step * panel.k_stride + column * T::K_PACK;
+                let rhs = &panel.values[at..at + LANES * T::K_PACK];
                 for (i, sums) in sums.iter_mut().enumerate().take(rows) {
                     let at = (start + i) * lhs.row_stride + step * lhs.k_stride;
-                    let lhs = &lhs.values[at..at + T::PAIR];
+                    let lhs = &lhs.values[at..at + T::K_PACK];
                     for (lane, sum) in sums.iter_mut().enumerate() {
                         for (pair, value) in lhs.iter().enumerate() {
-                            *sum += value.to_f32() * rhs[lane * T::PAIR + pair].to_f32();
+                            *sum += value.to_f32() * rhs[lane * T::K_PACK + pair].to_f32();
                         }
                     }
                 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::element::row_len;
+use crate::element::padded_row_len;
 use crate::isa::tests::under_each;
 use crate::rng::Rng;
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ fn values(n: usize, stream: u64) -> Vec<f32> {
 
 /// Rows in the stored type, each at its stored length.
 fn stored<T: Element>(values: &[f32], width: usize) -> Vec<T> {
-    let row = row_len::<T>(width);
+    let row = padded_row_len::<T>(width);
     let mut rows = vec![T::default(); values.len() / width * row];
     for (to, from) in rows.chunks_exact_mut(row).zip(values.chunks_exact(width)) {
         convert(from, None, to);
@@ -62,7 +62,7 @@ fn all_forms<T: Element>(m: usize, k: usize, n: usize) {
     let what = format!("{} {m} x {k} x {n}", T::NAME);
 
     let lhs = stored::<T>(&x, k);
-    let lhs = Lhs::from_rows(&lhs, row_len::<T>(k));
+    let lhs = Lhs::from_rows(&lhs, padded_row_len::<T>(k));
     let expected: Vec<f64> = (0..m * n)
         .map(|at| (0..k).map(|l| x64[at / n * k + l] * w64[at % n * k + l]).sum())
         .collect();

@@ -6,8 +6,8 @@ use super::lanes::{direction_gradient, dot, exponentiate, scale_logits, subtract
 use super::pairs::{Pairs, Part};
 use super::{Gradients, Side, Walk};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::gemm::{Dims, LANES, Lhs, NR, Output, PackedRhs, RhsPanel, convert, interleave};
+use crate::element::{Element, padded_row_len};
+use crate::gemm::{Dims, LANES, Lhs, NR, Output, PackedRhs, RhsPanel, convert, pack_vnni};
 use crate::profile;
 
 /// Rows whose logits of a chunk are worked on together, in the second-level cache.
@@ -44,14 +44,14 @@ pub(super) fn cross_entropy<T: Element>(
     let groups: Vec<Buffer<T>> = profile::time("prototypes forward", macs, || {
         let groups = chunks.par_chunks_mut(walk.per_group()).enumerate();
         let forward = |(group, chunks): (usize, &mut [Chunk])| {
-            let exponents = walk.room * row_len::<T>(walk.chunk);
+            let exponents = walk.room * padded_row_len::<T>(walk.chunk);
             let kept = if sums.is_some() { chunks.len() } else { 1 };
             let mut kept_exponents = Buffer::<T>::stale(kept * exponents);
             for (at, chunk) in chunks.iter_mut().enumerate() {
                 let index = group * walk.per_group() + at;
                 let (first, count) = (index * walk.chunk, walk.count(index));
                 let center = Some(&center[first..first + count]);
-                let lanes = row_len::<T>(count);
+                let lanes = padded_row_len::<T>(count);
                 let exponents = &mut kept_exponents[at.min(kept - 1) * exponents..][..exponents];
                 let (teacher_exponents, student_exponents) =
                     exponents.split_at_mut(teachers * lanes);
@@ -119,7 +119,7 @@ pub(super) fn cross_entropy<T: Element>(
 /// Some rows in the stored type, each at its stored length.
 fn stored_rows<T: Element>(values: &[f32], rows: &[usize], width: usize) -> Buffer<T> {
     let mut stored = Buffer::<T>::rows(rows.len(), width);
-    for (&row, to) in rows.iter().zip(stored.chunks_exact_mut(row_len::<T>(width))) {
+    for (&row, to) in rows.iter().zip(stored.chunks_exact_mut(padded_row_len::<T>(width))) {
         convert(&values[row * width..][..width], None, to);
     }
     stored
@@ -137,7 +137,7 @@ fn exponentials<T: Element>(
     mut see: impl FnMut(usize, &[f32]),
 ) -> Vec<Partition> {
     let count = prototypes.len() / d;
-    let (row, lanes) = (row_len::<T>(d), row_len::<T>(count));
+    let (row, lanes) = (padded_row_len::<T>(d), padded_row_len::<T>(count));
     let packed = PackedRhs::<T>::from_transposed(prototypes, d, None);
     let rows = z.len() / row;
     let padded = count.next_multiple_of(LANES);
@@ -192,14 +192,14 @@ fn backward<T: Element>(
     sums: &mut Gradients,
 ) {
     let (pairs, d) = (&part.pairs, walk.d);
-    let (rows, row, width) = (pairs.rows(), row_len::<T>(d), d.next_multiple_of(LANES));
-    let steps = rows.div_ceil(T::PAIR);
-    let mut z_down = Buffer::<T>::zeroed(steps * width * T::PAIR);
-    interleave(z, row, rows, d, &mut z_down, width * T::PAIR);
+    let (rows, row, width) = (pairs.rows(), padded_row_len::<T>(d), d.next_multiple_of(LANES));
+    let steps = rows.div_ceil(T::K_PACK);
+    let mut z_down = Buffer::<T>::zeroed(steps * width * T::K_PACK);
+    pack_vnni(z, row, rows, d, &mut z_down, width * T::K_PACK);
 
     let per_group = walk.per_group();
     let teachers = log_sums[1].len();
-    let exponents = walk.room * row_len::<T>(walk.chunk);
+    let exponents = walk.room * padded_row_len::<T>(walk.chunk);
     let dv_groups = sums.v.par_chunks_mut(per_group * walk.chunk * d);
     let dg_groups = sums.g.par_chunks_mut(per_group * walk.chunk);
     let parts: Vec<Buffer<f32>> = dv_groups
@@ -214,27 +214,27 @@ fn backward<T: Element>(
             for (at, ((dv, dg), (exponents, chunk))) in pieces.zip(kept).enumerate() {
                 let first = (group * per_group + at) * walk.chunk;
                 let count = dg.len();
-                let exponents = exponents.split_at(teachers * row_len::<T>(count));
+                let exponents = exponents.split_at(teachers * padded_row_len::<T>(count));
                 let temperature = student.temperature;
                 let dlogits =
                     logit_gradients(chunk, exponents, count, pairs, log_sums, temperature);
                 let rows_of_chunk = student.prototypes.chunk(first, count);
                 let packed = PackedRhs::<T>::from_rows(&rows_of_chunk, d, None);
-                let lanes = row_len::<T>(count);
+                let lanes = padded_row_len::<T>(count);
                 let lhs = Lhs::from_rows(&dlogits, lanes);
                 for (first, panel) in packed.panels() {
                     let mut out = Output { values: &mut dz[first..], row_stride: width };
                     let dims = Dims { m: rows, k_steps: packed.k_steps() };
                     T::gemm(lhs, panel, dims, &mut out, true);
                 }
-                let mut turned = Buffer::<T>::stale(steps * lanes * T::PAIR);
-                interleave(&dlogits, lanes, rows, lanes, &mut turned, lanes * T::PAIR);
+                let mut turned = Buffer::<T>::stale(steps * lanes * T::K_PACK);
+                pack_vnni(&dlogits, lanes, rows, lanes, &mut turned, lanes * T::K_PACK);
                 let mut dw = Buffer::<f32>::stale(count * width);
                 let lhs = Lhs::from_transposed(&turned, lanes);
                 for first in (0..width).step_by(NR) {
                     let panel = RhsPanel {
-                        values: &z_down[first * T::PAIR..],
-                        k_stride: width * T::PAIR,
+                        values: &z_down[first * T::K_PACK..],
+                        k_stride: width * T::K_PACK,
                         width: NR.min(width - first),
                         bias: None,
                     };
@@ -268,7 +268,7 @@ fn logit_gradients<T: Element>(
     [student_log_sums, teacher_log_sums]: [&[f32]; 2],
     temperature: f32,
 ) -> Buffer<T> {
-    let lanes = row_len::<T>(count);
+    let lanes = padded_row_len::<T>(count);
     let mut gradients = Buffer::<T>::rows(pairs.rows(), count);
     let mut sums = Buffer::<f32>::stale(count);
     for (row, to) in gradients.chunks_exact_mut(lanes).enumerate() {

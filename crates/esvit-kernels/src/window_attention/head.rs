@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::Windows;
 use super::softmax::{softmax, softmax_gradient};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::gemm::{Dims, LANES, Lhs, NR, Output, RhsPanel, interleave, transpose_rows};
+use crate::element::{Element, padded_row_len};
+use crate::gemm::{Dims, LANES, Lhs, NR, Output, RhsPanel, pack_vnni, transpose_rows};
 
 /// The most slots that ask at a time. Their weights stay in the second-level cache, and the n x n
 /// matrix of a large window never exists.
@@ -60,9 +60,9 @@ impl<T: Element> Head<T> {
     /// Room for the forward pass and, `with_gradients`, for the backward pass.
     pub(super) fn new(windows: &Windows<'_>, with_gradients: bool) -> Self {
         let (n, d, lanes) = (windows.slots, windows.head_width(), windows.lanes());
-        let (row, width) = (row_len::<T>(d), d.next_multiple_of(LANES));
-        let pairs = n.next_multiple_of(T::PAIR);
-        let block = n.min(QUERIES).next_multiple_of(T::PAIR);
+        let (row, width) = (padded_row_len::<T>(d), d.next_multiple_of(LANES));
+        let pairs = n.next_multiple_of(T::K_PACK);
+        let block = n.min(QUERIES).next_multiple_of(T::K_PACK);
         // Zeros where nothing is written: they stand in operands.
         let stored = Buffer::<T>::zeroed;
         let sums = Buffer::<f32>::zeroed;
@@ -117,7 +117,7 @@ impl<T: Element> Head<T> {
     /// Gathers queries, keys and values from the rows of the window's tokens.
     pub(super) fn load(&mut self, qkv: &[T], padding: &[T], head: usize) {
         let (d, row, width, n) = (self.d, self.row, self.d * self.heads, self.n);
-        let rows = qkv.chunks_exact(row_len::<T>(3 * width));
+        let rows = qkv.chunks_exact(padded_row_len::<T>(3 * width));
         for (at, (&slot, from)) in self.queries.iter().zip(rows).enumerate() {
             let from = &from[head * d..];
             copy(&from[..d], &mut self.query_rows[at * row..][..row]);
@@ -129,7 +129,7 @@ impl<T: Element> Head<T> {
             copy(&from[width..][..d], &mut self.key_rows[slot * row..][..row]);
             copy(&from[2 * width..][..d], &mut self.value_rows[slot * row..][..row]);
         }
-        transpose_rows(&self.key_rows, row, n, &mut self.keys_across, self.lanes * T::PAIR);
+        transpose_rows(&self.key_rows, row, n, &mut self.keys_across, self.lanes * T::K_PACK);
     }
 
     /// The weights of the attention of some queries.
@@ -142,7 +142,7 @@ impl<T: Element> Head<T> {
     ) {
         let (n, lanes) = (self.n, self.lanes);
         let lhs = Lhs::from_rows(&self.query_rows[queries.start * self.row..], self.row);
-        let dims = Dims { m: queries.len(), k_steps: self.row / T::PAIR };
+        let dims = Dims { m: queries.len(), k_steps: self.row / T::K_PACK };
         gemm(lhs, &self.keys_across, lanes, dims, &mut self.weights, false);
         let positions = positions.map(|positions| &positions[head * n * lanes..][..n * lanes]);
         let mask = mask.map(|mask| &mask[self.window * n * n..]);
@@ -157,23 +157,23 @@ impl<T: Element> Head<T> {
     /// Sums of values by weight, for the queries at hand.
     pub(super) fn mix(&mut self, queries: &Range<usize>) {
         let (n, width) = (self.n, self.width);
-        let down = width * T::PAIR;
+        let down = width * T::K_PACK;
         let lay = queries.start == 0;
         let values =
-            paired(&self.value_rows, self.row, [n, self.d], &mut self.values_down, down, lay);
+            vnni_packed(&self.value_rows, self.row, [n, self.d], &mut self.values_down, down, lay);
         let weights = Lhs::from_rows(&self.stored, self.lanes);
-        let dims = Dims { m: queries.len(), k_steps: n.div_ceil(T::PAIR) };
+        let dims = Dims { m: queries.len(), k_steps: n.div_ceil(T::K_PACK) };
         gemm(weights, values, width, dims, &mut self.out, false);
     }
 
     /// Gathers the gradient of what came out from the rows of the window's tokens.
     pub(super) fn load_gradient(&mut self, dmixed: &[T], head: usize) {
         let (d, width) = (self.d, self.d * self.heads);
-        let rows = dmixed.chunks_exact(row_len::<T>(width));
+        let rows = dmixed.chunks_exact(padded_row_len::<T>(width));
         for (from, to) in rows.zip(self.gradient_rows.chunks_exact_mut(self.row)) {
             copy(&from[head * d..][..d], to);
         }
-        let turned = self.lanes * T::PAIR;
+        let turned = self.lanes * T::K_PACK;
         transpose_rows(&self.value_rows, self.row, self.n, &mut self.values_across, turned);
     }
 
@@ -187,17 +187,17 @@ impl<T: Element> Head<T> {
     ) {
         let (n, d, m, row) = (self.n, self.d, queries.len(), self.row);
         let (width, lanes, scale) = (self.width, self.lanes, self.scale());
-        let (down, turned) = (width * T::PAIR, lanes * T::PAIR);
-        let over_queries = Dims { m: n, k_steps: m.div_ceil(T::PAIR) };
+        let (down, turned) = (width * T::K_PACK, lanes * T::K_PACK);
+        let over_queries = Dims { m: n, k_steps: m.div_ceil(T::K_PACK) };
         let add = queries.start > 0;
         let query_rows = &self.query_rows[queries.start * row..queries.end * row];
         let gradient_rows = &self.gradient_rows[queries.start * row..queries.end * row];
         // With O = P V: dV = P^T dO and dP = dO V^T.
-        let weights = paired(&self.stored, lanes, [m, lanes], &mut self.turned, turned, true);
-        let gradients = paired(gradient_rows, row, [m, d], &mut self.down, down, true);
+        let weights = vnni_packed(&self.stored, lanes, [m, lanes], &mut self.turned, turned, true);
+        let gradients = vnni_packed(gradient_rows, row, [m, d], &mut self.down, down, true);
         let lhs = Lhs::from_transposed(weights, lanes);
         gemm(lhs, gradients, width, over_queries, &mut self.dvalues, add);
-        let over_width = Dims { m: m, k_steps: row / T::PAIR };
+        let over_width = Dims { m: m, k_steps: row / T::K_PACK };
         let gradients = Lhs::from_rows(gradient_rows, row);
         gemm(gradients, &self.values_across, lanes, over_width, &mut self.dlogits, false);
         let dpositions =
@@ -206,12 +206,12 @@ impl<T: Element> Head<T> {
         let (dlogits, dstored) = (&mut self.dlogits, &mut self.dstored);
         softmax_gradient(&self.weights, dlogits, dpositions, of, n, scale, dstored);
         // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
-        let keys = paired(&self.key_rows, row, [n, d], &mut self.keys_down, down, !add);
+        let keys = vnni_packed(&self.key_rows, row, [n, d], &mut self.keys_down, down, !add);
         let lhs = Lhs::from_rows(&self.dstored, lanes);
-        let over_keys = Dims { m: m, k_steps: n.div_ceil(T::PAIR) };
+        let over_keys = Dims { m: m, k_steps: n.div_ceil(T::K_PACK) };
         gemm(lhs, keys, width, over_keys, &mut self.dqueries, false);
-        let dlogits = paired(&self.dstored, lanes, [m, lanes], &mut self.turned, turned, true);
-        let queries = paired(query_rows, row, [m, d], &mut self.down, down, true);
+        let dlogits = vnni_packed(&self.dstored, lanes, [m, lanes], &mut self.turned, turned, true);
+        let queries = vnni_packed(query_rows, row, [m, d], &mut self.down, down, true);
         let lhs = Lhs::from_transposed(dlogits, lanes);
         gemm(lhs, queries, width, over_queries, &mut self.dkeys, add);
     }
@@ -228,7 +228,7 @@ fn copy<T: Element>(from: &[T], to: &mut [T]) {
 
 /// Rows in pairs, steps `step` values apart: laid out in `to`, unless they lie like that already or
 /// `lay` says that it has been done.
-fn paired<'a, T: Element>(
+fn vnni_packed<'a, T: Element>(
     rows: &'a [T],
     row: usize,
     [count, columns]: [usize; 2],
@@ -236,11 +236,11 @@ fn paired<'a, T: Element>(
     step: usize,
     lay: bool,
 ) -> &'a [T] {
-    if T::PAIR == 1 && row == step {
+    if T::K_PACK == 1 && row == step {
         return rows;
     }
     if lay {
-        interleave(rows, row, count, columns, to, step);
+        pack_vnni(rows, row, count, columns, to, step);
     }
     to
 }
@@ -257,7 +257,7 @@ fn gemm<T: Element>(
 ) {
     for first in (0..columns).step_by(NR) {
         let width = NR.min(columns - first);
-        let (values, step) = (&rhs[first * T::PAIR..], columns * T::PAIR);
+        let (values, step) = (&rhs[first * T::K_PACK..], columns * T::K_PACK);
         let panel = RhsPanel { values, k_stride: step, width, bias: None };
         let mut out = Output { values: &mut out[first..], row_stride: columns };
         T::gemm(lhs, panel, dims, &mut out, add);

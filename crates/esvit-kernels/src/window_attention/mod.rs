@@ -13,7 +13,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::gemm::LANES;
 use crate::simd::dispatch;
 use head::Head;
@@ -191,11 +191,11 @@ impl<'a, T: Element> Mixing<'a, T> {
     }
 
     /// Mixes the values of some windows: `qkv [rows, 3 C]`, with its bias, into `mixed [rows, C]`.
-    /// Rows of both are stored at the length of [`row_len`]. `shared` says that threads have nothing
+    /// Rows of both are stored at the length of [`padded_row_len`]. `shared` says that threads have nothing
     /// else to do.
     pub(crate) fn forward(&self, windows: Range<usize>, shared: bool, qkv: &[T], mixed: &mut [T]) {
         let shape = &self.shape;
-        let (row, row3) = (row_len::<T>(shape.width), row_len::<T>(3 * shape.width));
+        let (row, row3) = (padded_row_len::<T>(shape.width), padded_row_len::<T>(3 * shape.width));
         let first = self.start(windows.start);
         let rows = self.rows(windows.clone()).len();
         assert_eq!(qkv.len(), rows * row3, "queries, keys and values");
@@ -227,7 +227,7 @@ impl<'a, T: Element> Mixing<'a, T> {
     /// are returned.
     pub(crate) fn backward(&self, qkv: &[T], dmixed: &[T], dqkv: &mut [T]) -> (Vec<f32>, Vec<f32>) {
         let shape = &self.shape;
-        let (row, row3) = (row_len::<T>(shape.width), row_len::<T>(3 * shape.width));
+        let (row, row3) = (padded_row_len::<T>(shape.width), padded_row_len::<T>(3 * shape.width));
         let rows = qkv.len() / row3;
         assert!(rows.is_multiple_of(shape.tokens), "whole images");
         assert_eq!(qkv.len(), dqkv.len(), "gradient of queries, keys and values");

@@ -131,7 +131,7 @@ fn wide(values: &[f32]) -> Vec<f64> {
 
 /// Rows of `width` in the stored type.
 fn stored<T: Element>(values: &[f32], width: usize) -> Vec<T> {
-    let row = row_len::<T>(width);
+    let row = padded_row_len::<T>(width);
     let mut rows = vec![T::default(); values.len() / width * row];
     for (to, from) in rows.chunks_exact_mut(row).zip(values.chunks_exact(width)) {
         crate::gemm::convert(from, None, to);
@@ -140,7 +140,7 @@ fn stored<T: Element>(values: &[f32], width: usize) -> Vec<T> {
 }
 
 fn loaded<T: Element>(rows: &[T], width: usize) -> Vec<f32> {
-    let rows = rows.chunks_exact(row_len::<T>(width));
+    let rows = rows.chunks_exact(padded_row_len::<T>(width));
     rows.flat_map(|row| row[..width].iter().map(|value| value.to_f32())).collect()
 }
 
@@ -163,7 +163,7 @@ fn row(rows: &[f32], width: usize, at: usize) -> Vec<f32> {
 
 /// Mixes by all windows at once, and window by window, which must not differ.
 fn forward<T: Element>(mixing: &Mixing<'_, T>, qkv: &[T], width: usize) -> Vec<T> {
-    let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+    let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let rows = qkv.len() / row3;
     let mut mixed = vec![T::from_f32(f32::NAN); rows * row];
     let windows = rows / mixing.order().len() * mixing.windows();
