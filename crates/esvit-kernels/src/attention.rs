@@ -1,7 +1,7 @@
 //! The attention branch of a block: `x + scale proj(attention(qkv(norm(x))))`, inside windows.
 //!
 //! Between the normalisation and the residual rows stand in the order of windows, so that a task can
-//! take a few windows through all of it, and only the kept activations leave the caches.
+//! take a few windows through all of it, and only the saved activations leave the caches.
 
 use std::ops::Range;
 
@@ -62,7 +62,7 @@ pub struct Segment<'a> {
 
 /// What the backward pass needs of the rows that were not dropped, in the order of windows.
 #[derive(Debug, Clone)]
-pub struct Kept<T: Element> {
+pub struct Saved<T: Element> {
     normalised: Buffer<T>,
     inverse: Vec<f32>,
     qkv: Buffer<T>,
@@ -97,7 +97,7 @@ impl Attention<'_> {
     }
 }
 
-impl<T: Element> Kept<T> {
+impl<T: Element> Saved<T> {
     fn new(kept: usize, total: usize, width: usize) -> Self {
         Self {
             normalised: Buffer::kept_rows(kept, total, width),
@@ -113,7 +113,7 @@ impl<T: Element> Kept<T> {
     }
 }
 
-/// Some rows of what is [`Kept`].
+/// Some rows of what is [`Saved`].
 struct Activations<'a, T> {
     normalised: &'a mut [T],
     inverse: &'a mut [f32],
@@ -206,7 +206,7 @@ fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
 }
 
 /// Adds the branch to `x [rows, C]` in place: the images of all `segments` one after the other;
-/// `layout` is that of `attention`, `plan` says which are dropped or scaled. With `keep` the result
+/// `layout` is that of `attention`, `plan` says which are dropped or scaled. With `save_for_backward` the result
 /// holds what [`backward`] needs.
 ///
 /// A slot without a token has the query, key and value of `qkv_bias` and takes part unmasked.
@@ -219,17 +219,17 @@ pub fn forward<T: Element>(
     layout: &Layout<T>,
     segments: &[Segment<'_>],
     plan: &DropPath<'_>,
-    keep: bool,
-) -> Option<Kept<T>> {
+    save_for_backward: bool,
+) -> Option<Saved<T>> {
     let width = attention.width();
     let columns = (layout.qkv.n(), layout.proj.n());
     assert_eq!(columns, (3 * width, width), "layout of these weights");
     let (mut rows, images) = prepare::<T>(x, attention, segments, plan);
-    let mut kept = keep.then(|| Kept::new(rows.kept(), rows.total(), width));
+    let mut saved = save_for_backward.then(|| Saved::new(rows.kept(), rows.total(), width));
     let mixing = images.iter().map(|images| images.rows() * images.mixing.slots());
     let macs = 4 * rows.kept() * width * width + 2 * mixing.sum::<usize>() * width;
 
-    let (mut left, mut activations) = (rows.all(), kept.as_mut().map(Kept::all));
+    let (mut left, mut activations) = (rows.all(), saved.as_mut().map(Saved::all));
     let tasks: Vec<_> = parts(&images, width)
         .into_iter()
         .map(|part| {
@@ -245,14 +245,14 @@ pub fn forward<T: Element>(
             let activations = match activations {
                 Some(activations) => activations,
                 None => {
-                    own = Kept::new(rows.len(), rows.len(), width);
+                    own = Saved::new(rows.len(), rows.len(), width);
                     own.all()
                 }
             };
             forward_part(part, rows, mixing, layout, attention.eps, activations);
         });
     });
-    kept
+    saved
 }
 
 /// Takes a part through the branch.
@@ -281,12 +281,12 @@ fn forward_part<T: Element>(
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
-/// returns those of the parameters; other arguments as for the [`forward`] that made `kept`.
+/// returns those of the parameters; other arguments as for the [`forward`] that made `saved`.
 ///
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: Kept<T>,
+    saved: Saved<T>,
     attention: &Attention<'_>,
     segments: &[Segment<'_>],
     plan: &DropPath<'_>,
@@ -295,9 +295,9 @@ pub fn backward<T: Element>(
     let width = attention.width();
     let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let (mut rows, images) = prepare::<T>(gradient, attention, segments, plan);
-    let Kept { normalised, inverse, qkv, mixed } = kept;
+    let Saved { normalised, inverse, qkv, mixed } = saved;
     let (kept, total) = (rows.kept(), rows.total());
-    assert_eq!(inverse.len(), kept, "rows that were kept");
+    assert_eq!(inverse.len(), kept, "saved rows");
     let size = block_rows::<T>(kept, 3 * width);
 
     let weight = PackedRhs::<T>::from_rows(attention.proj_weight, width, None);

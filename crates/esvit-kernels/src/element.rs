@@ -1,4 +1,4 @@
-//! The types in which operands of products and kept activations are stored.
+//! The types in which operands of products and saved activations are stored.
 
 use std::fmt::Debug;
 

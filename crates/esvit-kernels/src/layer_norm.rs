@@ -12,12 +12,12 @@ use crate::{TASK_VALUES, profile};
 /// What the backward pass needs: normalised rows, each stored at the length of
 /// [`padded_row_len`], and the inverse deviation of every row.
 #[derive(Debug, Clone)]
-pub struct Kept<T> {
+pub struct Saved<T> {
     normalised: Vec<T>,
     inverse: Vec<f32>,
 }
 
-/// Normalises every row of `x [rows, C]` into `y`: `gamma`, `beta [C]`. With `keep` the result
+/// Normalises every row of `x [rows, C]` into `y`: `gamma`, `beta [C]`. With `save_for_backward` the result
 /// holds what [`backward`] needs.
 ///
 /// # Panics
@@ -28,14 +28,14 @@ pub fn forward<T: Element>(
     beta: &[f32],
     eps: f32,
     y: &mut [f32],
-    keep: bool,
-) -> Option<Kept<T>> {
+    save_for_backward: bool,
+) -> Option<Saved<T>> {
     let width = gamma.len();
     assert_eq!((x.len(), beta.len()), (y.len(), width), "output and shift");
     assert!(x.len().is_multiple_of(width), "whole rows");
     let (rows, stored) = (x.len() / width, padded_row_len::<T>(width));
     let task = TASK_VALUES.div_ceil(width);
-    if !keep {
+    if !save_for_backward {
         y.par_chunks_mut(task * width).zip(x.par_chunks(task * width)).for_each(|(y, x)| {
             let mut row = vec![T::default(); stored];
             for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
@@ -52,13 +52,13 @@ pub fn forward<T: Element>(
         .zip(normalised.par_chunks_mut(task * stored).zip(inverse.par_chunks_mut(task)))
         .for_each(|((y, x), (normalised, inverse))| {
             let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
-            let kept = normalised.chunks_exact_mut(stored).zip(inverse);
-            for ((x, y), (normalised, inverse)) in rows.zip(kept) {
+            let saved = normalised.chunks_exact_mut(stored).zip(inverse);
+            for ((x, y), (normalised, inverse)) in rows.zip(saved) {
                 *inverse = normalise(x, eps, normalised);
                 affine(normalised, gamma, beta, y);
             }
         });
-    Some(Kept { normalised, inverse })
+    Some(Saved { normalised, inverse })
 }
 
 /// Gradients of `x` (into `dx`), `gamma` and `beta` from that of the output, `dy [rows, C]`.
@@ -66,25 +66,25 @@ pub fn forward<T: Element>(
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: &Kept<T>,
+    saved: &Saved<T>,
     gamma: &[f32],
     dy: &[f32],
     dx: &mut [f32],
 ) -> (Vec<f32>, Vec<f32>) {
     let (width, stored) = (gamma.len(), padded_row_len::<T>(gamma.len()));
     assert_eq!(dy.len(), dx.len(), "gradients");
-    assert_eq!(dy.len(), kept.inverse.len() * width, "rows");
+    assert_eq!(dy.len(), saved.inverse.len() * width, "rows");
     let task = TASK_VALUES.div_ceil(width);
     let parts: Vec<[Vec<f32>; 2]> = dx
         .par_chunks_mut(task * width)
         .zip(dy.par_chunks(task * width))
-        .zip(kept.normalised.par_chunks(task * stored).zip(kept.inverse.par_chunks(task)))
+        .zip(saved.normalised.par_chunks(task * stored).zip(saved.inverse.par_chunks(task)))
         .map(|((dx, dy), (normalised, inverse))| {
             let mut sums = [vec![0.0; width], vec![0.0; width]];
             let [dgamma, dbeta] = &mut sums;
             let rows = dx.chunks_exact_mut(width).zip(dy.chunks_exact(width));
-            let kept = normalised.chunks_exact(stored).zip(inverse);
-            for ((dx, dy), (normalised, &inverse)) in rows.zip(kept) {
+            let saved = normalised.chunks_exact(stored).zip(inverse);
+            for ((dx, dy), (normalised, &inverse)) in rows.zip(saved) {
                 affine_backward(normalised, gamma, dy, dgamma, dbeta, dx);
                 normalise_backward(normalised, inverse, dx);
             }
@@ -281,7 +281,7 @@ mod tests {
             let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
             let (x64, gamma64, beta64) = (wide(&x), wide(&gamma), wide(&beta));
             let mut y = vec![0.0; x.len()];
-            let kept = forward::<f32>(&x, &gamma, &beta, eps, &mut y, true).unwrap();
+            let saved = forward::<f32>(&x, &gamma, &beta, eps, &mut y, true).unwrap();
             let mut again = vec![0.0; x.len()];
             prop_assert!(forward::<f32>(&x, &gamma, &beta, eps, &mut again, false).is_none());
             prop_assert_eq!(&y, &again);
@@ -289,7 +289,7 @@ mod tests {
             prop_assert!((found - normalised(&x64, &gamma64, &beta64)).abs() < 1e-4);
 
             let mut dx = vec![0.0; x.len()];
-            let (dgamma, dbeta) = backward(&kept, &gamma, &dy, &mut dx);
+            let (dgamma, dbeta) = backward(&saved, &gamma, &dy, &mut dx);
             let difference = |at: &mut dyn FnMut(f64) -> f64| (at(1e-5) - at(-1e-5)) / 2e-5;
             for i in 0..x.len() {
                 let expected = difference(&mut |h| {

@@ -13,7 +13,7 @@ use crate::simd::dispatch;
 
 /// What the backward pass needs: the input, before its activation.
 #[derive(Debug, Clone)]
-pub struct Kept<T: Element> {
+pub struct Saved<T: Element> {
     input: Buffer<T>,
 }
 
@@ -28,7 +28,7 @@ pub struct Gradients {
     pub bias: Vec<f32>,
 }
 
-/// The layer on `x [rows, in]` with `weight [out, in]`; with `keep` also what [`backward`] needs.
+/// The layer on `x [rows, in]` with `weight [out, in]`; with `save_for_backward` also what [`backward`] needs.
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -38,8 +38,8 @@ pub fn forward<T: Element>(
     activation: Activation,
     weight: &[f32],
     bias: Option<&[f32]>,
-    keep: bool,
-) -> (Vec<f32>, Option<Kept<T>>) {
+    save_for_backward: bool,
+) -> (Vec<f32>, Option<Saved<T>>) {
     let (count, outputs) = (x.len() / inputs, weight.len() / inputs);
     assert_eq!((x.len(), weight.len()), (count * inputs, outputs * inputs), "whole rows");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias");
@@ -49,16 +49,16 @@ pub fn forward<T: Element>(
         packed = packed.with_bias(bias.to_vec());
     }
     let mut y = Buffer::<f32>::stale(count * outputs);
-    let mut input = Buffer::<T>::rows(if keep { count } else { 0 }, inputs);
+    let mut input = Buffer::<T>::rows(if save_for_backward { count } else { 0 }, inputs);
     let size = block_rows::<T>(count, inputs.max(outputs));
     let blocks = x.par_chunks(size * inputs).zip(y.par_chunks_mut(size * outputs));
-    let slots: Vec<_> = if keep {
+    let slots: Vec<_> = if save_for_backward {
         input.chunks_mut(size * row).map(Some).collect()
     } else {
         (0..count.div_ceil(size)).map(|_| None).collect()
     };
     profile::time("linear forward", count * inputs * outputs, || {
-        blocks.zip(slots).for_each(|((x, y), kept)| {
+        blocks.zip(slots).for_each(|((x, y), saved)| {
             let count = x.len() / inputs;
             let mut lhs = Buffer::<T>::rows(count, inputs);
             for (x, lhs) in x.chunks_exact(inputs).zip(lhs.chunks_exact_mut(row)) {
@@ -67,12 +67,12 @@ pub fn forward<T: Element>(
                     _ => with_gate!(activation, gate => activate(gate, x, lhs)),
                 }
             }
-            if let Some(kept) = kept {
+            if let Some(saved) = saved {
                 match activation {
-                    Activation::None => kept.copy_from_slice(&lhs),
+                    Activation::None => saved.copy_from_slice(&lhs),
                     _ => {
-                        for (x, kept) in x.chunks_exact(inputs).zip(kept.chunks_exact_mut(row)) {
-                            convert(x, None, kept);
+                        for (x, saved) in x.chunks_exact(inputs).zip(saved.chunks_exact_mut(row)) {
+                            convert(x, None, saved);
                         }
                     }
                 }
@@ -80,7 +80,7 @@ pub fn forward<T: Element>(
             linear(Lhs::from_rows(&lhs, row), count, &packed, y, outputs);
         })
     });
-    (y.into_vec(), keep.then_some(Kept { input }))
+    (y.into_vec(), save_for_backward.then_some(Saved { input }))
 }
 
 /// Gradients from that of the output, `dy [rows, out]`; that of the input only if `input` is set.
@@ -88,7 +88,7 @@ pub fn forward<T: Element>(
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: Kept<T>,
+    saved: Saved<T>,
     inputs: usize,
     activation: Activation,
     weight: &[f32],
@@ -98,8 +98,8 @@ pub fn backward<T: Element>(
     let outputs = weight.len() / inputs;
     let (count, row, out_row) =
         (dy.len() / outputs, padded_row_len::<T>(inputs), padded_row_len::<T>(outputs));
-    let mut active = kept.input;
-    assert_eq!(active.len(), count * row, "rows that were kept");
+    let mut active = saved.input;
+    assert_eq!(active.len(), count * row, "saved rows");
     let packed = input.then(|| PackedRhs::<T>::from_rows(weight, inputs, None));
     let mut gradients = Buffer::<T>::brief_rows(count, outputs);
     let mut dx = Buffer::<f32>::brief(if input { count * inputs } else { 0 });

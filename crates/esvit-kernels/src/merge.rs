@@ -34,7 +34,7 @@ pub struct Gradients {
 
 /// What the backward pass needs.
 #[derive(Debug, Clone)]
-pub struct Kept<T: Element> {
+pub struct Saved<T: Element> {
     normalised: Buffer<T>,
     inverse: Vec<f32>,
 }
@@ -50,7 +50,7 @@ impl Merge<'_> {
 }
 
 /// Merges rows of `x [rows, C]`: `neighbours` lists the four rows of every row of the result, or
-/// [`OUTSIDE`]. With `keep` also what [`backward`] needs.
+/// [`OUTSIDE`]. With `save_for_backward` also what [`backward`] needs.
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -58,19 +58,19 @@ pub fn forward<T: Element>(
     x: &[f32],
     merge: &Merge<'_>,
     neighbours: &[[u32; 4]],
-    keep: bool,
-) -> (Vec<f32>, Option<Kept<T>>) {
+    save_for_backward: bool,
+) -> (Vec<f32>, Option<Saved<T>>) {
     let (wide, outputs, rows) = (merge.gamma.len(), merge.outputs(), neighbours.len());
     let (width, row) = (wide / 4, padded_row_len::<T>(wide));
     let weight = PackedRhs::<T>::from_transposed(merge.weight, wide, Some(merge.gamma));
     let weight = weight.with_bias(shifted_bias(merge.weight, merge.beta, None));
     let mut y = Buffer::<f32>::stale(rows * outputs);
-    let count = if keep { rows } else { 0 };
-    let mut kept = Kept { normalised: Buffer::<T>::rows(count, wide), inverse: vec![0.0; count] };
+    let count = if save_for_backward { rows } else { 0 };
+    let mut saved = Saved { normalised: Buffer::<T>::rows(count, wide), inverse: vec![0.0; count] };
     let size = block_rows::<T>(rows, wide);
-    let slots: Vec<_> = if keep {
-        let normalised = kept.normalised.chunks_mut(size * row);
-        normalised.zip(kept.inverse.chunks_mut(size)).map(Some).collect()
+    let slots: Vec<_> = if save_for_backward {
+        let normalised = saved.normalised.chunks_mut(size * row);
+        normalised.zip(saved.inverse.chunks_mut(size)).map(Some).collect()
     } else {
         (0..rows.div_ceil(size)).map(|_| None).collect()
     };
@@ -100,16 +100,16 @@ pub fn forward<T: Element>(
             linear(Lhs::from_rows(normalised, row), count, &weight, y, outputs);
         })
     });
-    (y.into_vec(), keep.then_some(kept))
+    (y.into_vec(), save_for_backward.then_some(saved))
 }
 
 /// Gradients from that of the result, `dy [rows, out]`, for an input of `inputs` rows; other
-/// arguments as for the [`forward`] that made `kept`.
+/// arguments as for the [`forward`] that made `saved`.
 ///
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: Kept<T>,
+    saved: Saved<T>,
     merge: &Merge<'_>,
     neighbours: &[[u32; 4]],
     dy: &[f32],
@@ -117,8 +117,8 @@ pub fn backward<T: Element>(
 ) -> Gradients {
     let (wide, outputs, count) = (merge.gamma.len(), merge.outputs(), neighbours.len());
     let (width, row, out_row) = (wide / 4, padded_row_len::<T>(wide), padded_row_len::<T>(outputs));
-    let Kept { normalised, inverse } = kept;
-    assert_eq!(inverse.len(), count, "rows that were kept");
+    let Saved { normalised, inverse } = saved;
+    assert_eq!(inverse.len(), count, "saved rows");
     let weight = PackedRhs::<T>::from_rows(merge.weight, wide, Some(merge.gamma));
     let mut gradients = Buffer::<T>::brief_rows(count, outputs);
     let mut gathered = Buffer::<f32>::brief(count * wide);

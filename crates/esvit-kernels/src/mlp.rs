@@ -1,6 +1,6 @@
-//! The perceptron branch of a block: `x + scale (fc2(act(fc1(norm(x)))))`.
+//! The MLP branch of a block: `x + scale (fc2(act(fc1(norm(x)))))`.
 //!
-//! A task takes some rows through all of it, so that only the kept activations leave the caches.
+//! A task takes some rows through all of it, so that only the saved activations leave the caches.
 
 use rayon::prelude::*;
 
@@ -49,7 +49,7 @@ pub struct Layout<T: Element> {
 
 /// What the backward pass needs of the rows that were not dropped.
 #[derive(Debug, Clone)]
-pub struct Kept<T: Element> {
+pub struct Saved<T: Element> {
     normalised: Buffer<T>,
     inverse: Vec<f32>,
     /// Before the activation.
@@ -84,7 +84,7 @@ impl Mlp<'_> {
     }
 }
 
-impl<T: Element> Kept<T> {
+impl<T: Element> Saved<T> {
     fn new(rows: &Rows<'_>, width: usize, hidden: usize) -> Self {
         let (kept, total) = (rows.kept(), rows.total());
         Self {
@@ -96,7 +96,7 @@ impl<T: Element> Kept<T> {
 }
 
 /// Adds the branch to `x [rows, C]` in place; `layout` is that of `mlp`, `plan` says which images are
-/// dropped or scaled. With `keep` the result holds what [`backward`] needs.
+/// dropped or scaled. With `save_for_backward` the result holds what [`backward`] needs.
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -105,22 +105,22 @@ pub fn forward<T: Element>(
     mlp: &Mlp<'_>,
     layout: &Layout<T>,
     plan: &DropPath<'_>,
-    keep: bool,
-) -> Option<Kept<T>> {
+    save_for_backward: bool,
+) -> Option<Saved<T>> {
     let mut rows = mlp.rows(x, plan);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
     let Layout { fc1, fc2 } = layout;
     assert_eq!((fc1.n(), fc2.n()), (hidden, width), "layout of these weights");
 
-    let mut kept = keep.then(|| Kept::<T>::new(&rows, width, hidden));
+    let mut saved = save_for_backward.then(|| Saved::<T>::new(&rows, width, hidden));
     let macs = 2 * rows.kept() * width * hidden;
     let size = block_rows::<T>(rows.kept(), hidden.max(width));
     let blocks = rows.all().cut(size);
-    let slots: Vec<_> = match &mut kept {
-        Some(kept) => (kept.normalised.chunks_mut(size * row))
-            .zip(kept.inverse.chunks_mut(size))
-            .zip(kept.hidden.chunks_mut(size * hidden_row))
+    let slots: Vec<_> = match &mut saved {
+        Some(saved) => (saved.normalised.chunks_mut(size * row))
+            .zip(saved.inverse.chunks_mut(size))
+            .zip(saved.hidden.chunks_mut(size * hidden_row))
             .map(Some)
             .collect(),
         None => blocks.iter().map(|_| None).collect(),
@@ -129,7 +129,7 @@ pub fn forward<T: Element>(
         blocks.into_par_iter().zip(slots).for_each(|(mut block, slots)| {
             let count = block.len();
             let mut own;
-            let ((normalised, inverse), mut kept_hidden) = match slots {
+            let ((normalised, inverse), mut saved_hidden) = match slots {
                 Some((rows, hidden)) => (rows, Some(hidden)),
                 None => {
                     own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
@@ -143,29 +143,29 @@ pub fn forward<T: Element>(
                 count,
                 fc1,
                 |first, columns, tile, padded| {
-                    let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
+                    let saved = saved_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
                     let active = &mut active[first..];
                     with_gate!(mlp.activation, gate => {
-                        activate(gate, tile, padded, columns, kept, active, hidden_row)
+                        activate(gate, tile, padded, columns, saved, active, hidden_row)
                     });
-                    if let Some(kept) = kept_hidden.as_deref() {
-                        prefetch(&kept[first + columns..], hidden_row, NR);
+                    if let Some(saved) = saved_hidden.as_deref() {
+                        prefetch(&saved[first + columns..], hidden_row, NR);
                     }
                 },
             );
             block.add_linear(Lhs::from_rows(&active, hidden_row), fc2);
         })
     });
-    kept
+    saved
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
-/// returns those of the parameters; other arguments as for the [`forward`] that made `kept`.
+/// returns those of the parameters; other arguments as for the [`forward`] that made `saved`.
 ///
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: Kept<T>,
+    saved: Saved<T>,
     mlp: &Mlp<'_>,
     plan: &DropPath<'_>,
     gradient: &mut [f32],
@@ -173,8 +173,8 @@ pub fn backward<T: Element>(
     let mut rows = mlp.rows(gradient, plan);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
-    let Kept { normalised, inverse, hidden: mut active } = kept;
-    assert_eq!(inverse.len(), rows.kept(), "rows that were kept");
+    let Saved { normalised, inverse, hidden: mut active } = saved;
+    assert_eq!(inverse.len(), rows.kept(), "saved rows");
     let fc2 = PackedRhs::<T>::from_rows(mlp.fc2_weight, hidden, None);
     let fc1 = PackedRhs::<T>::from_rows(mlp.fc1_weight, width, Some(mlp.gamma));
 
@@ -247,15 +247,15 @@ dispatch! {
         tile: &[f32],
         width: usize,
         columns: usize,
-        kept: Option<&mut [T]>,
+        saved: Option<&mut [T]>,
         active: &mut [T],
         to_row: usize,
     ) {
-        if let Some(kept) = kept {
-            for (tile, kept) in tile.chunks_exact(width).zip(kept.chunks_mut(to_row)) {
-                let (tile, kept) = (&tile[..columns], &mut kept[..columns]);
+        if let Some(saved) = saved {
+            for (tile, saved) in tile.chunks_exact(width).zip(saved.chunks_mut(to_row)) {
+                let (tile, saved) = (&tile[..columns], &mut saved[..columns]);
                 for i in 0..columns {
-                    kept[i] = T::from_f32(tile[i]);
+                    saved[i] = T::from_f32(tile[i]);
                 }
             }
         }

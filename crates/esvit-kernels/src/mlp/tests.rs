@@ -110,7 +110,7 @@ fn check<T: Element>(
     let plan = DropPath { images, scales: Some(scales) };
     let (mut y, mut again) = (x.clone(), x.clone());
     let (mlp, layout) = (parameters.mlp(), parameters.mlp().lay_out::<T>());
-    let kept = forward::<T>(&mut y, &mlp, &layout, &plan, true);
+    let saved = forward::<T>(&mut y, &mlp, &layout, &plan, true);
     assert!(forward::<T>(&mut again, &mlp, &layout, &plan, false).is_none());
     assert_eq!(y, again);
     let (x64, all64) = (wide(&x), wide(&parameters.values));
@@ -120,7 +120,7 @@ fn check<T: Element>(
     assert!((found - expected).abs() < within * size, "{found} {expected}");
 
     let mut dx = dy.clone();
-    let gradients = backward(kept.unwrap(), &parameters.mlp(), &plan, &mut dx);
+    let gradients = backward(saved.unwrap(), &parameters.mlp(), &plan, &mut dx);
     let difference = |at: &mut dyn FnMut(f64) -> f64| (at(1e-5) - at(-1e-5)) / 2e-5;
     for i in (0..x.len()).step_by(1 + x.len() / 20) {
         let expected = difference(&mut |h| {

@@ -45,14 +45,14 @@ pub(super) fn cross_entropy<T: Element>(
         let groups = chunks.par_chunks_mut(walk.per_group()).enumerate();
         let forward = |(group, chunks): (usize, &mut [Chunk])| {
             let exponents = walk.room * padded_row_len::<T>(walk.chunk);
-            let kept = if sums.is_some() { chunks.len() } else { 1 };
-            let mut kept_exponents = Buffer::<T>::stale(kept * exponents);
+            let saved = if sums.is_some() { chunks.len() } else { 1 };
+            let mut saved_exponents = Buffer::<T>::stale(saved * exponents);
             for (at, chunk) in chunks.iter_mut().enumerate() {
                 let index = group * walk.per_group() + at;
                 let (first, count) = (index * walk.chunk, walk.count(index));
                 let center = Some(&center[first..first + count]);
                 let lanes = padded_row_len::<T>(count);
-                let exponents = &mut kept_exponents[at.min(kept - 1) * exponents..][..exponents];
+                let exponents = &mut saved_exponents[at.min(saved - 1) * exponents..][..exponents];
                 let (teacher_exponents, student_exponents) =
                     exponents.split_at_mut(teachers * lanes);
                 let teacher_rows = teacher.prototypes.chunk(first, count);
@@ -84,7 +84,7 @@ pub(super) fn cross_entropy<T: Element>(
                 );
                 chunk.dots = dots;
             }
-            kept_exponents
+            saved_exponents
         };
         groups.map(forward).collect()
     });
@@ -207,11 +207,11 @@ fn backward<T: Element>(
         .zip(groups)
         .zip(chunks.par_chunks(per_group))
         .enumerate()
-        .map(|(group, (((dv, dg), kept), chunks))| {
+        .map(|(group, (((dv, dg), saved), chunks))| {
             let mut dz = Buffer::<f32>::zeroed(rows * width);
             let pieces = dv.chunks_mut(walk.chunk * d).zip(dg.chunks_mut(walk.chunk));
-            let kept = kept.chunks(exponents).zip(chunks);
-            for (at, ((dv, dg), (exponents, chunk))) in pieces.zip(kept).enumerate() {
+            let saved = saved.chunks(exponents).zip(chunks);
+            for (at, ((dv, dg), (exponents, chunk))) in pieces.zip(saved).enumerate() {
                 let first = (group * per_group + at) * walk.chunk;
                 let count = dg.len();
                 let exponents = exponents.split_at(teachers * padded_row_len::<T>(count));

@@ -146,7 +146,7 @@ impl Merge {
 }
 
 /// What is kept, with the number of rows before the merge.
-type KeptMerge<T> = (merge::Kept<T>, usize);
+type KeptMerge<T> = (merge::Saved<T>, usize);
 
 impl Operation for Merge {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
