@@ -63,8 +63,8 @@ pub struct Segment<'a> {
 /// What the backward pass needs of the rows that were not dropped, in the order of windows.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
-    normalised: Buffer<T>,
-    inverse: Vec<f32>,
+    xhat: Buffer<T>,
+    rstd: Vec<f32>,
     qkv: Buffer<T>,
     mixed: Buffer<T>,
 }
@@ -100,23 +100,23 @@ impl Attention<'_> {
 impl<T: Element> Saved<T> {
     fn new(kept: usize, total: usize, width: usize) -> Self {
         Self {
-            normalised: Buffer::kept_rows(kept, total, width),
-            inverse: vec![0.0; kept],
+            xhat: Buffer::kept_rows(kept, total, width),
+            rstd: vec![0.0; kept],
             qkv: Buffer::kept_rows(kept, total, 3 * width),
             mixed: Buffer::kept_rows(kept, total, width),
         }
     }
 
     fn all(&mut self) -> Activations<'_, T> {
-        let Self { normalised, inverse, qkv, mixed } = self;
-        Activations { normalised, inverse, qkv, mixed }
+        let Self { xhat, rstd, qkv, mixed } = self;
+        Activations { xhat, rstd, qkv, mixed }
     }
 }
 
 /// Some rows of what is [`Saved`].
 struct Activations<'a, T> {
-    normalised: &'a mut [T],
-    inverse: &'a mut [f32],
+    xhat: &'a mut [T],
+    rstd: &'a mut [f32],
     qkv: &'a mut [T],
     mixed: &'a mut [T],
 }
@@ -129,8 +129,8 @@ impl<T: Element> Activations<'_, T> {
         }
         let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
         Self {
-            normalised: cut(&mut self.normalised, count * row),
-            inverse: cut(&mut self.inverse, count),
+            xhat: cut(&mut self.xhat, count * row),
+            rstd: cut(&mut self.rstd, count),
             qkv: cut(&mut self.qkv, count * row3),
             mixed: cut(&mut self.mixed, count * row),
         }
@@ -262,17 +262,17 @@ fn forward_part<T: Element>(
     mixing: &Mixing<'_, T>,
     layout: &Layout<T>,
     eps: f32,
-    Activations { normalised, inverse, qkv, mixed }: Activations<'_, T>,
+    Activations { xhat, rstd, qkv, mixed }: Activations<'_, T>,
 ) {
     let width = layout.proj.n();
     let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let size = if part.shared { block_rows::<T>(rows.len(), 3 * width) } else { rows.len().max(1) };
     (rows.reborrow().cut(size).into_par_iter())
-        .zip(normalised.par_chunks_mut(size * row).zip(inverse.par_chunks_mut(size)))
+        .zip(xhat.par_chunks_mut(size * row).zip(rstd.par_chunks_mut(size)))
         .zip(qkv.par_chunks_mut(size * row3))
-        .for_each(|((rows, (normalised, inverse)), qkv)| {
-            rows.normalise(eps, normalised, inverse);
-            linear(Lhs::from_rows(normalised, row), rows.len(), &layout.qkv, qkv, row3);
+        .for_each(|((rows, (xhat, rstd)), qkv)| {
+            rows.normalize(eps, xhat, rstd);
+            linear(Lhs::from_rows(xhat, row), rows.len(), &layout.qkv, qkv, row3);
         });
     mixing.forward(part.windows, part.shared, qkv, mixed);
     (rows.cut(size).into_par_iter())
@@ -295,9 +295,9 @@ pub fn backward<T: Element>(
     let width = attention.width();
     let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let (mut rows, images) = prepare::<T>(gradient, attention, segments, plan);
-    let Saved { normalised, inverse, qkv, mixed } = saved;
+    let Saved { xhat, rstd, qkv, mixed } = saved;
     let (kept, total) = (rows.kept(), rows.total());
-    assert_eq!(inverse.len(), kept, "saved rows");
+    assert_eq!(rstd.len(), kept, "saved rows");
     let size = block_rows::<T>(kept, 3 * width);
 
     let weight = PackedRhs::<T>::from_rows(attention.proj_weight, width, None);
@@ -346,15 +346,15 @@ pub fn backward<T: Element>(
     profile::time("attention backward, rows", macs, || {
         (rows.all().cut(size).into_par_iter())
             .zip(dqkv.par_chunks(size * row3))
-            .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)))
-            .for_each(|((mut rows, dqkv), (normalised, inverse))| {
-                rows.add_input_gradients(Lhs::from_rows(dqkv, row3), &weight, normalised, inverse);
+            .zip(xhat.par_chunks(size * row).zip(rstd.par_chunks(size)))
+            .for_each(|((mut rows, dqkv), (xhat, rstd))| {
+                rows.add_input_gradients(Lhs::from_rows(dqkv, row3), &weight, xhat, rstd);
             });
     });
     let mut qkv_weight = Buffer::<f32>::brief(3 * width * width);
     let mut qkv_bias = vec![0.0; 3 * width];
     let outputs = Matrix::new(&dqkv, 3 * width);
-    let inputs = Matrix::new(&normalised, width);
+    let inputs = Matrix::new(&xhat, width);
     profile::time("attention backward, weights", macs, || {
         gemm_tn(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias), false);
     });

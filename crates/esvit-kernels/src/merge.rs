@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
-use crate::layer_norm::{normalise, shifted_bias, through_linear};
+use crate::layer_norm::{normalize, shifted_bias, through_linear};
 use crate::profile;
 use crate::rows::{DropPath, Rows, block_rows, linear};
 
@@ -35,8 +35,8 @@ pub struct Gradients {
 /// What the backward pass needs.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
-    normalised: Buffer<T>,
-    inverse: Vec<f32>,
+    xhat: Buffer<T>,
+    rstd: Vec<f32>,
 }
 
 impl Merge<'_> {
@@ -66,11 +66,11 @@ pub fn forward<T: Element>(
     let weight = weight.with_bias(shifted_bias(merge.weight, merge.beta, None));
     let mut y = Buffer::<f32>::stale(rows * outputs);
     let count = if save_for_backward { rows } else { 0 };
-    let mut saved = Saved { normalised: Buffer::<T>::rows(count, wide), inverse: vec![0.0; count] };
+    let mut saved = Saved { xhat: Buffer::<T>::rows(count, wide), rstd: vec![0.0; count] };
     let size = block_rows::<T>(rows, wide);
     let slots: Vec<_> = if save_for_backward {
-        let normalised = saved.normalised.chunks_mut(size * row);
-        normalised.zip(saved.inverse.chunks_mut(size)).map(Some).collect()
+        let xhat = saved.xhat.chunks_mut(size * row);
+        xhat.zip(saved.rstd.chunks_mut(size)).map(Some).collect()
     } else {
         (0..rows.div_ceil(size)).map(|_| None).collect()
     };
@@ -79,7 +79,7 @@ pub fn forward<T: Element>(
         tasks.for_each(|((neighbours, y), slots)| {
             let count = neighbours.len();
             let mut own;
-            let (normalised, inverse) = match slots {
+            let (xhat, rstd) = match slots {
                 Some(slots) => slots,
                 None => {
                     own = (Buffer::<T>::rows(count, wide), vec![0.0; count]);
@@ -87,17 +87,17 @@ pub fn forward<T: Element>(
                 }
             };
             let mut gathered = vec![0.0; wide];
-            let to = normalised.chunks_exact_mut(row).zip(inverse);
-            for (neighbours, (normalised, inverse)) in neighbours.iter().zip(to) {
+            let to = xhat.chunks_exact_mut(row).zip(rstd);
+            for (neighbours, (xhat, rstd)) in neighbours.iter().zip(to) {
                 for (to, &from) in gathered.chunks_exact_mut(width).zip(neighbours) {
                     match from {
                         OUTSIDE => to.fill(0.0),
                         from => to.copy_from_slice(&x[from as usize * width..][..width]),
                     }
                 }
-                *inverse = normalise(&gathered, merge.eps, normalised);
+                *rstd = normalize(&gathered, merge.eps, xhat);
             }
-            linear(Lhs::from_rows(normalised, row), count, &weight, y, outputs);
+            linear(Lhs::from_rows(xhat, row), count, &weight, y, outputs);
         })
     });
     (y.into_vec(), save_for_backward.then_some(saved))
@@ -117,8 +117,8 @@ pub fn backward<T: Element>(
 ) -> Gradients {
     let (wide, outputs, count) = (merge.gamma.len(), merge.outputs(), neighbours.len());
     let (width, row, out_row) = (wide / 4, padded_row_len::<T>(wide), padded_row_len::<T>(outputs));
-    let Saved { normalised, inverse } = saved;
-    assert_eq!(inverse.len(), count, "saved rows");
+    let Saved { xhat, rstd } = saved;
+    assert_eq!(rstd.len(), count, "saved rows");
     let weight = PackedRhs::<T>::from_rows(merge.weight, wide, Some(merge.gamma));
     let mut gradients = Buffer::<T>::brief_rows(count, outputs);
     let mut gathered = Buffer::<f32>::brief(count * wide);
@@ -130,14 +130,14 @@ pub fn backward<T: Element>(
         (rows.all().cut(size).into_par_iter())
             .zip(dy.par_chunks(size * outputs))
             .zip(gradients.par_chunks_mut(size * out_row))
-            .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)))
-            .for_each(|(((mut block, dy), gradients), (normalised, inverse))| {
+            .zip(xhat.par_chunks(size * row).zip(rstd.par_chunks(size)))
+            .for_each(|(((mut block, dy), gradients), (xhat, rstd))| {
                 for (from, to) in dy.chunks_exact(outputs).zip(gradients.chunks_exact_mut(out_row))
                 {
                     convert(from, None, to);
                 }
                 let lhs = Lhs::from_rows(gradients, out_row);
-                block.add_input_gradients(lhs, &weight, normalised, inverse);
+                block.add_input_gradients(lhs, &weight, xhat, rstd);
             });
     });
     // Every row has its place, since the maps are covered by their neighbourhoods.
@@ -149,7 +149,7 @@ pub fn backward<T: Element>(
     }
     let mut dweight = Buffer::<f32>::brief(merge.weight.len());
     let mut sums = vec![0.0; outputs];
-    let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&normalised, wide));
+    let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&xhat, wide));
     profile::time("merge backward, weights", macs, || {
         gemm_tn(lhs, rhs, &mut dweight, Some(&mut sums), false);
     });

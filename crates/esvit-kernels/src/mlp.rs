@@ -50,8 +50,8 @@ pub struct Layout<T: Element> {
 /// What the backward pass needs of the rows that were not dropped.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
-    normalised: Buffer<T>,
-    inverse: Vec<f32>,
+    xhat: Buffer<T>,
+    rstd: Vec<f32>,
     /// Before the activation.
     hidden: Buffer<T>,
 }
@@ -88,8 +88,8 @@ impl<T: Element> Saved<T> {
     fn new(rows: &Rows<'_>, width: usize, hidden: usize) -> Self {
         let (kept, total) = (rows.kept(), rows.total());
         Self {
-            normalised: Buffer::kept_rows(kept, total, width),
-            inverse: vec![0.0; kept],
+            xhat: Buffer::kept_rows(kept, total, width),
+            rstd: vec![0.0; kept],
             hidden: Buffer::kept_rows(kept, total, hidden),
         }
     }
@@ -118,8 +118,8 @@ pub fn forward<T: Element>(
     let size = block_rows::<T>(rows.kept(), hidden.max(width));
     let blocks = rows.all().cut(size);
     let slots: Vec<_> = match &mut saved {
-        Some(saved) => (saved.normalised.chunks_mut(size * row))
-            .zip(saved.inverse.chunks_mut(size))
+        Some(saved) => (saved.xhat.chunks_mut(size * row))
+            .zip(saved.rstd.chunks_mut(size))
             .zip(saved.hidden.chunks_mut(size * hidden_row))
             .map(Some)
             .collect(),
@@ -129,17 +129,17 @@ pub fn forward<T: Element>(
         blocks.into_par_iter().zip(slots).for_each(|(mut block, slots)| {
             let count = block.len();
             let mut own;
-            let ((normalised, inverse), mut saved_hidden) = match slots {
+            let ((xhat, rstd), mut saved_hidden) = match slots {
                 Some((rows, hidden)) => (rows, Some(hidden)),
                 None => {
                     own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
                     ((&mut own.0[..], &mut own.1[..]), None)
                 }
             };
-            block.normalise(mlp.eps, normalised, inverse);
+            block.normalize(mlp.eps, xhat, rstd);
             let mut active = Buffer::<T>::rows(count, hidden);
             for_each_panel(
-                Lhs::from_rows(normalised, row),
+                Lhs::from_rows(xhat, row),
                 count,
                 fc1,
                 |first, columns, tile, padded| {
@@ -173,8 +173,8 @@ pub fn backward<T: Element>(
     let mut rows = mlp.rows(gradient, plan);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
-    let Saved { normalised, inverse, hidden: mut active } = saved;
-    assert_eq!(inverse.len(), rows.kept(), "saved rows");
+    let Saved { xhat, rstd, hidden: mut active } = saved;
+    assert_eq!(rstd.len(), rows.kept(), "saved rows");
     let fc2 = PackedRhs::<T>::from_rows(mlp.fc2_weight, hidden, None);
     let fc1 = PackedRhs::<T>::from_rows(mlp.fc1_weight, width, Some(mlp.gamma));
 
@@ -193,18 +193,18 @@ pub fn backward<T: Element>(
         let band = rows.split_off(band_rows);
         let (start, kept) = (at * band_rows, band.len());
         let active = &mut active[start * hidden_row..][..kept * hidden_row];
-        let normalised = &normalised[start * row..][..kept * row];
-        let inverse = &inverse[start..][..kept];
+        let xhat = &xhat[start * row..][..kept * row];
+        let rstd = &rstd[start..][..kept];
         let mut dbranch = Buffer::<T>::brief_kept_rows(kept, room, width);
         let mut dhidden = Buffer::<T>::brief_kept_rows(kept, room, hidden);
         let tasks = (band.cut(size).into_par_iter())
             .zip(dbranch.par_chunks_mut(size * row))
             .zip(dhidden.par_chunks_mut(size * hidden_row))
             .zip(active.par_chunks_mut(size * hidden_row))
-            .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)));
+            .zip(xhat.par_chunks(size * row).zip(rstd.par_chunks(size)));
         let macs = kept * width * hidden;
         profile::time("mlp backward, rows", 2 * macs, || {
-            tasks.for_each(|((((mut block, dbranch), dhidden), active), (normalised, inverse))| {
+            tasks.for_each(|((((mut block, dbranch), dhidden), active), (xhat, rstd))| {
                 let count = block.len();
                 block.scaled(dbranch);
                 prefetch(active, hidden_row, NR);
@@ -221,11 +221,11 @@ pub fn backward<T: Element>(
                     prefetch(&dhidden[columns..], hidden_row, NR);
                 });
                 let lhs = Lhs::from_rows(dhidden, hidden_row);
-                block.add_input_gradients(lhs, &fc1, normalised, inverse);
+                block.add_input_gradients(lhs, &fc1, xhat, rstd);
             })
         });
         let add = at > 0;
-        let [branch, inputs] = [&dbranch, normalised].map(|rows| Matrix::new(rows, width));
+        let [branch, inputs] = [&dbranch, xhat].map(|rows| Matrix::new(rows, width));
         let [actives, hiddens] = [&*active, &dhidden].map(|rows| Matrix::new(rows, hidden));
         profile::time("mlp backward, weights", macs, || {
             gemm_tn(branch, actives, &mut fc2_weight, Some(&mut fc2_bias), add);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::gemm::{Dims, LANES, Lhs, Output, PackedRhs};
-use crate::layer_norm::{normalise, normalise_backward};
+use crate::layer_norm::{normalize, normalize_backward};
 use crate::simd::dispatch;
 
 /// Bytes that the widest row buffer of a block should not exceed, so that it stays in the
@@ -173,16 +173,11 @@ impl<'r, 'a> Block<'r, 'a> {
     }
 
     /// Normalises the rows.
-    pub(crate) fn normalise<T: Element>(
-        &self,
-        eps: f32,
-        normalised: &mut [T],
-        inverse: &mut [f32],
-    ) {
+    pub(crate) fn normalize<T: Element>(&self, eps: f32, xhat: &mut [T], rstd: &mut [f32]) {
         let Some(width) = self.rows.first().map(|row| row.len()) else { return };
-        let to = normalised.chunks_exact_mut(padded_row_len::<T>(width)).zip(inverse);
-        for (row, (normalised, inverse)) in self.rows.iter().zip(to) {
-            *inverse = normalise(row, eps, normalised);
+        let to = xhat.chunks_exact_mut(padded_row_len::<T>(width)).zip(rstd);
+        for (row, (xhat, rstd)) in self.rows.iter().zip(to) {
+            *rstd = normalize(row, eps, xhat);
         }
     }
 
@@ -209,16 +204,16 @@ impl<'r, 'a> Block<'r, 'a> {
         &mut self,
         lhs: Lhs<'_, T>,
         weight: &PackedRhs<T>,
-        normalised: &[T],
-        inverse: &[f32],
+        xhat: &[T],
+        rstd: &[f32],
     ) {
         let width = weight.n();
         let mut gradients = Buffer::<f32>::stale(self.len() * width);
         linear(lhs, self.len(), weight, &mut gradients, width);
-        let normalised = normalised.chunks_exact(padded_row_len::<T>(width)).zip(inverse);
+        let xhat = xhat.chunks_exact(padded_row_len::<T>(width)).zip(rstd);
         let rows = self.rows.iter_mut().zip(gradients.chunks_exact_mut(width));
-        for ((row, gradient), (normalised, &inverse)) in rows.zip(normalised) {
-            normalise_backward(normalised, inverse, gradient);
+        for ((row, gradient), (xhat, &rstd)) in rows.zip(xhat) {
+            normalize_backward(xhat, rstd, gradient);
             add_row(gradient, row);
         }
     }

@@ -24,17 +24,17 @@ dispatch! {
 
 dispatch! {
     /// Centres and scales logits; returns the largest.
-    pub(super) fn scale_logits(logits: &mut [f32], center: Option<&[f32]>, inverse: f32) -> f32 {
+    pub(super) fn scale_logits(logits: &mut [f32], center: Option<&[f32]>, inv_temperature: f32) -> f32 {
         match center {
             Some(center) => {
                 let center = &center[..logits.len()];
                 for i in 0..logits.len() {
-                    logits[i] = (logits[i] - center[i]) * inverse;
+                    logits[i] = (logits[i] - center[i]) * inv_temperature;
                 }
             }
             None => {
                 for logit in logits.iter_mut() {
-                    *logit *= inverse;
+                    *logit *= inv_temperature;
                 }
             }
         }
@@ -83,10 +83,10 @@ dispatch! {
     pub(super) fn direction_gradient(v: &[f32], g: f32, dw: &[f32], dv: &mut [f32]) -> f32 {
         let d = v.len();
         let (dw, dv) = (&dw[..d], &mut dv[..d]);
-        let inverse = 1.0 / sum(v, |v| v * v).sqrt();
-        let dg = sum_pairs(v, dw, |v, dw| v * dw) * inverse;
+        let inv_norm = 1.0 / sum(v, |v| v * v).sqrt();
+        let dg = sum_pairs(v, dw, |v, dw| v * dw) * inv_norm;
         for i in 0..d {
-            dv[i] += (dw[i] - v[i] * inverse * dg) * inverse * g;
+            dv[i] += (dw[i] - v[i] * inv_norm * dg) * inv_norm * g;
         }
         dg
     }

@@ -89,13 +89,13 @@ dispatch! {
     fn weigh<T: Element>(
         exponentials: &mut [f32],
         lanes: usize,
-        inverse: &[f32],
+        inv_sum: &[f32],
         stored: &mut [T],
     ) {
         let rows = exponentials.chunks_exact_mut(lanes).zip(stored.chunks_exact_mut(lanes));
-        for ((weights, stored), &inverse) in rows.zip(inverse) {
+        for ((weights, stored), &inv_sum) in rows.zip(inv_sum) {
             for (weight, stored) in weights.iter_mut().zip(stored) {
-                *weight *= inverse;
+                *weight *= inv_sum;
                 *stored = T::from_f32(*weight);
             }
         }
