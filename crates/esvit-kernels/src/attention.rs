@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
-use crate::layer_norm::{shifted_bias, through_linear};
+use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
 use crate::rows::{BLOCK_SHARES, Block, DropPath, Rows, block_rows, fitting_rows, linear};
 use crate::window_attention::{Mixing, Windows};
@@ -72,7 +72,7 @@ pub struct Saved<T: Element> {
 impl Attention<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
     pub fn lay_out<T: Element>(&self) -> Layout<T> {
-        let qkv_bias = shifted_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
+        let qkv_bias = fold_beta_into_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
         let qkv = PackedRhs::from_transposed(self.qkv_weight, self.width(), Some(self.gamma));
         let proj = PackedRhs::from_transposed(self.proj_weight, self.width(), None);
         Layout { qkv: qkv.with_bias(qkv_bias), proj: proj.with_bias(self.proj_bias.to_vec()) }
@@ -358,7 +358,7 @@ pub fn backward<T: Element>(
     profile::time("attention backward, weights", macs, || {
         gemm_tn(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias), false);
     });
-    let (gamma, beta) = through_linear(
+    let (gamma, beta) = folded_affine_backward(
         &mut qkv_weight,
         attention.qkv_weight,
         attention.gamma,

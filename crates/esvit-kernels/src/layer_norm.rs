@@ -169,7 +169,7 @@ dispatch! {
 /// `dw [out, C]` holds `dy^T z`, the gradient of the weight if there were no `gamma` and
 /// `beta`, and `sums [out]` the sums of `dy`; `dw` is turned into the gradient of `weight`,
 /// and those of `gamma` and `beta` are returned. No pass over the rows is needed.
-pub(crate) fn through_linear(
+pub(crate) fn folded_affine_backward(
     dw: &mut [f32],
     weight: &[f32],
     gamma: &[f32],
@@ -186,7 +186,7 @@ pub(crate) fn through_linear(
             let [dgamma, dbeta] = &mut gradients;
             let rows = dw.chunks_exact_mut(width).zip(weight.chunks_exact(width));
             for ((dw, weight), &sum) in rows.zip(sums) {
-                through_row(dw, weight, gamma, beta, sum, dgamma, dbeta);
+                folded_affine_backward_row(dw, weight, gamma, beta, sum, dgamma, dbeta);
             }
             gradients
         })
@@ -202,7 +202,7 @@ pub(crate) fn through_linear(
 }
 
 dispatch! {
-    fn through_row(
+    fn folded_affine_backward_row(
         dw: &mut [f32],
         weight: &[f32],
         gamma: &[f32],
@@ -223,23 +223,23 @@ dispatch! {
 }
 
 /// The bias of a linear layer behind a normalisation: `bias + w beta`, for `weight [out, C]`.
-pub(crate) fn shifted_bias(weight: &[f32], beta: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+pub(crate) fn fold_beta_into_bias(weight: &[f32], beta: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let width = beta.len();
     let task = TASK_VALUES.div_ceil(width);
-    let mut shifted = match bias {
+    let mut folded = match bias {
         Some(bias) => bias.to_vec(),
         None => vec![0.0; weight.len() / width],
     };
     profile::time("packing", 0, || {
-        shifted.par_chunks_mut(task).zip(weight.par_chunks(task * width)).for_each(
-            |(shifted, weight)| {
-                for (shifted, weight) in shifted.iter_mut().zip(weight.chunks_exact(width)) {
-                    *shifted += dot(weight, beta);
+        folded.par_chunks_mut(task).zip(weight.par_chunks(task * width)).for_each(
+            |(folded, weight)| {
+                for (folded, weight) in folded.iter_mut().zip(weight.chunks_exact(width)) {
+                    *folded += dot(weight, beta);
                 }
             },
         );
     });
-    shifted
+    folded
 }
 
 dispatch! {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
-use crate::layer_norm::{normalize, shifted_bias, through_linear};
+use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward, normalize};
 use crate::profile;
 use crate::rows::{DropPath, Rows, block_rows, linear};
 
@@ -63,7 +63,7 @@ pub fn forward<T: Element>(
     let (wide, outputs, rows) = (merge.gamma.len(), merge.outputs(), neighbours.len());
     let (width, row) = (wide / 4, padded_row_len::<T>(wide));
     let weight = PackedRhs::<T>::from_transposed(merge.weight, wide, Some(merge.gamma));
-    let weight = weight.with_bias(shifted_bias(merge.weight, merge.beta, None));
+    let weight = weight.with_bias(fold_beta_into_bias(merge.weight, merge.beta, None));
     let mut y = Buffer::<f32>::stale(rows * outputs);
     let count = if save_for_backward { rows } else { 0 };
     let mut saved = Saved { xhat: Buffer::<T>::rows(count, wide), rstd: vec![0.0; count] };
@@ -153,6 +153,7 @@ pub fn backward<T: Element>(
     profile::time("merge backward, weights", macs, || {
         gemm_tn(lhs, rhs, &mut dweight, Some(&mut sums), false);
     });
-    let (gamma, beta) = through_linear(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
+    let (gamma, beta) =
+        folded_affine_backward(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
     Gradients { x: x.into_vec(), gamma, beta, weight: dweight.into_vec() }
 }

@@ -8,7 +8,7 @@ use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, NR, PackedRhs, gemm_tn};
-use crate::layer_norm::{shifted_bias, through_linear};
+use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
 use crate::rows::{BAND_ROWS, DropPath, Rows, block_rows, for_each_panel};
 use crate::simd::{dispatch, prefetch};
@@ -59,7 +59,7 @@ pub struct Saved<T: Element> {
 impl Mlp<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
     pub fn lay_out<T: Element>(&self) -> Layout<T> {
-        let fc1_bias = shifted_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
+        let fc1_bias = fold_beta_into_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
         let fc1 = PackedRhs::from_transposed(self.fc1_weight, self.width(), Some(self.gamma));
         let fc2 = PackedRhs::from_transposed(self.fc2_weight, self.hidden(), None);
         Layout { fc1: fc1.with_bias(fc1_bias), fc2: fc2.with_bias(self.fc2_bias.to_vec()) }
@@ -235,7 +235,7 @@ pub fn backward<T: Element>(
         });
     }
     let (gamma, beta) =
-        through_linear(&mut fc1_weight, mlp.fc1_weight, mlp.gamma, mlp.beta, &fc1_bias);
+        folded_affine_backward(&mut fc1_weight, mlp.fc1_weight, mlp.gamma, mlp.beta, &fc1_bias);
     let (fc1_weight, fc2_weight) = (fc1_weight.into_vec(), fc2_weight.into_vec());
     Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias }
 }
