@@ -13,7 +13,7 @@ use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
 use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
 use crate::rows::{BLOCK_SHARES, Block, DropPath, Rows, block_rows, fitting_rows, linear};
-use crate::window_attention::{Mixing, Windows};
+use crate::window_attention::{WindowAttention, Windows};
 
 /// The parameters: a normalisation over `C`, `qkv [3 C, C]`, the table of relative positions
 /// `[rows, heads]` and `proj [C, C]`.
@@ -66,7 +66,7 @@ pub struct Saved<T: Element> {
     xhat: Buffer<T>,
     rstd: Vec<f32>,
     qkv: Buffer<T>,
-    mixed: Buffer<T>,
+    context: Buffer<T>,
 }
 
 impl Attention<'_> {
@@ -103,13 +103,13 @@ impl<T: Element> Saved<T> {
             xhat: Buffer::kept_rows(kept, total, width),
             rstd: vec![0.0; kept],
             qkv: Buffer::kept_rows(kept, total, 3 * width),
-            mixed: Buffer::kept_rows(kept, total, width),
+            context: Buffer::kept_rows(kept, total, width),
         }
     }
 
     fn all(&mut self) -> Activations<'_, T> {
-        let Self { xhat, rstd, qkv, mixed } = self;
-        Activations { xhat, rstd, qkv, mixed }
+        let Self { xhat, rstd, qkv, context } = self;
+        Activations { xhat, rstd, qkv, context }
     }
 }
 
@@ -118,7 +118,7 @@ struct Activations<'a, T> {
     xhat: &'a mut [T],
     rstd: &'a mut [f32],
     qkv: &'a mut [T],
-    mixed: &'a mut [T],
+    context: &'a mut [T],
 }
 
 impl<T: Element> Activations<'_, T> {
@@ -132,7 +132,7 @@ impl<T: Element> Activations<'_, T> {
             xhat: cut(&mut self.xhat, count * row),
             rstd: cut(&mut self.rstd, count),
             qkv: cut(&mut self.qkv, count * row3),
-            mixed: cut(&mut self.mixed, count * row),
+            context: cut(&mut self.context, count * row),
         }
     }
 }
@@ -140,16 +140,16 @@ impl<T: Element> Activations<'_, T> {
 /// The images of a segment that are not dropped.
 struct Images<'a, T: Element> {
     count: usize,
-    mixing: Mixing<'a, T>,
+    window_attention: WindowAttention<'a, T>,
 }
 
 impl<T: Element> Images<'_, T> {
     fn windows(&self) -> usize {
-        self.count * self.mixing.windows()
+        self.count * self.window_attention.windows()
     }
 
     fn rows(&self) -> usize {
-        self.mixing.rows(0..self.windows()).len()
+        self.window_attention.rows(0..self.windows()).len()
     }
 }
 
@@ -165,12 +165,16 @@ fn prepare<'x, 'a, T: Element>(
     let images = segments.iter().map(|segment| {
         let all = first..first + segment.images;
         first = all.end;
-        let mixing = Mixing::new(segment.windows, attention.qkv_bias, attention.table);
-        Images { count: all.filter(|&image| plan.scale(image) != 0.0).count(), mixing }
+        let window_attention =
+            WindowAttention::new(segment.windows, attention.qkv_bias, attention.table);
+        Images { count: all.filter(|&image| plan.scale(image) != 0.0).count(), window_attention }
     });
     let images: Vec<Images<'a, T>> = images.collect();
     let orders = segments.iter().zip(&images).flat_map(|(segment, images)| {
-        std::iter::repeat_n((segment.windows.tokens, Some(images.mixing.order())), segment.images)
+        std::iter::repeat_n(
+            (segment.windows.tokens, Some(images.window_attention.order())),
+            segment.images,
+        )
     });
     (Rows::in_order(x, attention.width(), plan, orders), images)
 }
@@ -226,21 +230,22 @@ pub fn forward<T: Element>(
     assert_eq!(columns, (3 * width, width), "layout of these weights");
     let (mut rows, images) = prepare::<T>(x, attention, segments, plan);
     let mut saved = save_for_backward.then(|| Saved::new(rows.kept(), rows.total(), width));
-    let mixing = images.iter().map(|images| images.rows() * images.mixing.slots());
-    let macs = 4 * rows.kept() * width * width + 2 * mixing.sum::<usize>() * width;
+    let window_attention =
+        images.iter().map(|images| images.rows() * images.window_attention.slots());
+    let macs = 4 * rows.kept() * width * width + 2 * window_attention.sum::<usize>() * width;
 
     let (mut left, mut activations) = (rows.all(), saved.as_mut().map(Saved::all));
     let tasks: Vec<_> = parts(&images, width)
         .into_iter()
         .map(|part| {
-            let count = images[part.segment].mixing.rows(part.windows.clone()).len();
+            let count = images[part.segment].window_attention.rows(part.windows.clone()).len();
             let activations = activations.as_mut().map(|all| all.split_off(count, width));
             (part, left.split_off(count), activations)
         })
         .collect();
     profile::time("attention forward", macs, || {
         tasks.into_par_iter().for_each(|(part, rows, activations)| {
-            let mixing = &images[part.segment].mixing;
+            let window_attention = &images[part.segment].window_attention;
             let mut own;
             let activations = match activations {
                 Some(activations) => activations,
@@ -249,7 +254,7 @@ pub fn forward<T: Element>(
                     own.all()
                 }
             };
-            forward_part(part, rows, mixing, layout, attention.eps, activations);
+            forward_part(part, rows, window_attention, layout, attention.eps, activations);
         });
     });
     saved
@@ -259,10 +264,10 @@ pub fn forward<T: Element>(
 fn forward_part<T: Element>(
     part: Part,
     mut rows: Block<'_, '_>,
-    mixing: &Mixing<'_, T>,
+    window_attention: &WindowAttention<'_, T>,
     layout: &Layout<T>,
     eps: f32,
-    Activations { xhat, rstd, qkv, mixed }: Activations<'_, T>,
+    Activations { xhat, rstd, qkv, context }: Activations<'_, T>,
 ) {
     let width = layout.proj.n();
     let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
@@ -274,10 +279,10 @@ fn forward_part<T: Element>(
             rows.normalize(eps, xhat, rstd);
             linear(Lhs::from_rows(xhat, row), rows.len(), &layout.qkv, qkv, row3);
         });
-    mixing.forward(part.windows, part.shared, qkv, mixed);
-    (rows.cut(size).into_par_iter())
-        .zip(mixed.par_chunks(size * row))
-        .for_each(|(mut rows, mixed)| rows.add_linear(Lhs::from_rows(mixed, row), &layout.proj));
+    window_attention.forward(part.windows, part.shared, qkv, context);
+    (rows.cut(size).into_par_iter()).zip(context.par_chunks(size * row)).for_each(
+        |(mut rows, context)| rows.add_linear(Lhs::from_rows(context, row), &layout.proj),
+    );
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
@@ -295,32 +300,32 @@ pub fn backward<T: Element>(
     let width = attention.width();
     let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let (mut rows, images) = prepare::<T>(gradient, attention, segments, plan);
-    let Saved { xhat, rstd, qkv, mixed } = saved;
+    let Saved { xhat, rstd, qkv, context } = saved;
     let (kept, total) = (rows.kept(), rows.total());
     assert_eq!(rstd.len(), kept, "saved rows");
     let size = block_rows::<T>(kept, 3 * width);
 
     let weight = PackedRhs::<T>::from_rows(attention.proj_weight, width, None);
     let mut dbranch = Buffer::<T>::brief_kept_rows(kept, total, width);
-    let mut dmixed = Buffer::<T>::brief_kept_rows(kept, total, width);
+    let mut dcontext = Buffer::<T>::brief_kept_rows(kept, total, width);
     let macs = kept * width * width;
     profile::time("attention backward, rows", macs, || {
         (rows.all().cut(size).into_par_iter())
             .zip(dbranch.par_chunks_mut(size * row))
-            .zip(dmixed.par_chunks_mut(size * row))
-            .for_each(|((rows, dbranch), dmixed)| {
+            .zip(dcontext.par_chunks_mut(size * row))
+            .for_each(|((rows, dbranch), dcontext)| {
                 rows.scaled(dbranch);
-                linear(Lhs::from_rows(dbranch, row), rows.len(), &weight, dmixed, row);
+                linear(Lhs::from_rows(dbranch, row), rows.len(), &weight, dcontext, row);
             });
     });
     let mut proj_weight = Buffer::<f32>::brief(width * width);
     let mut proj_bias = vec![0.0; width];
     let branches = Matrix::new(&dbranch, width);
     profile::time("attention backward, weights", macs, || {
-        let mixed = Matrix::new(&mixed, width);
-        gemm_tn(branches, mixed, &mut proj_weight, Some(&mut proj_bias), false);
+        let context = Matrix::new(&context, width);
+        gemm_tn(branches, context, &mut proj_weight, Some(&mut proj_bias), false);
     });
-    drop((dbranch, mixed));
+    drop((dbranch, context));
 
     let mut dqkv = Buffer::<T>::brief_kept_rows(kept, total, 3 * width);
     let mut dpadding = vec![0.0; 3 * width];
@@ -330,16 +335,16 @@ pub fn backward<T: Element>(
         let of = start..start + images.rows();
         start = of.end;
         // The weights of the attention, and four products for the gradients.
-        let macs = 5 * of.len() * images.mixing.slots() * width;
+        let macs = 5 * of.len() * images.window_attention.slots() * width;
         let (padding, dtable) = profile::time("attention backward, windows", macs, || {
             let of3 = of.start * row3..of.end * row3;
-            let dmixed = &dmixed[of.start * row..of.end * row];
-            images.mixing.backward(&qkv[of3.clone()], dmixed, &mut dqkv[of3])
+            let dcontext = &dcontext[of.start * row..of.end * row];
+            images.window_attention.backward(&qkv[of3.clone()], dcontext, &mut dqkv[of3])
         });
         dpadding.iter_mut().zip(padding).for_each(|(sum, part)| *sum += part);
         table.iter_mut().zip(dtable).for_each(|(sum, part)| *sum += part);
     }
-    drop((qkv, dmixed));
+    drop((qkv, dcontext));
 
     let weight = PackedRhs::<T>::from_rows(attention.qkv_weight, width, Some(attention.gamma));
     let macs = 3 * kept * width * width;

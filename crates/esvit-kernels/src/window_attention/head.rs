@@ -99,7 +99,7 @@ impl<T: Element> Head<T> {
     }
 
     /// Takes up a window of an image.
-    pub(super) fn choose(&mut self, windows: &Windows<'_>, window: usize) {
+    pub(super) fn set_window(&mut self, windows: &Windows<'_>, window: usize) {
         if window != self.window {
             self.window = window;
             [self.queries, self.padded] = windows.slots_of(window);
@@ -133,7 +133,7 @@ impl<T: Element> Head<T> {
     }
 
     /// The weights of the attention of some queries.
-    pub(super) fn attend(
+    pub(super) fn compute_weights(
         &mut self,
         positions: Option<&[f32]>,
         mask: Option<&[f32]>,
@@ -155,7 +155,7 @@ impl<T: Element> Head<T> {
     }
 
     /// Sums of values by weight, for the queries at hand.
-    pub(super) fn mix(&mut self, queries: &Range<usize>) {
+    pub(super) fn apply_weights(&mut self, queries: &Range<usize>) {
         let (n, width) = (self.n, self.width);
         let down = width * T::K_PACK;
         let lay = queries.start == 0;
@@ -167,9 +167,9 @@ impl<T: Element> Head<T> {
     }
 
     /// Gathers the gradient of what came out from the rows of the window's tokens.
-    pub(super) fn load_gradient(&mut self, dmixed: &[T], head: usize) {
+    pub(super) fn load_gradient(&mut self, dcontext: &[T], head: usize) {
         let (d, width) = (self.d, self.d * self.heads);
-        let rows = dmixed.chunks_exact(padded_row_len::<T>(width));
+        let rows = dcontext.chunks_exact(padded_row_len::<T>(width));
         for (from, to) in rows.zip(self.gradient_rows.chunks_exact_mut(self.row)) {
             copy(&from[head * d..][..d], to);
         }
@@ -179,7 +179,7 @@ impl<T: Element> Head<T> {
 
     /// Gradients of some queries, whose weights are at hand; what they add to those of keys, values
     /// and positions.
-    pub(super) fn differentiate(
+    pub(super) fn backward(
         &mut self,
         queries: &Range<usize>,
         head: usize,

@@ -123,7 +123,7 @@ dispatch! {
 
 /// What all windows of images of one size share. Rows of tokens stand in the order of windows: those
 /// of the first window of the first image by slot, then those of its second window.
-pub(crate) struct Mixing<'a, T: Element> {
+pub(crate) struct WindowAttention<'a, T: Element> {
     shape: Windows<'a>,
     /// The tokens of an image in that order.
     order: Vec<u32>,
@@ -137,7 +137,7 @@ pub(crate) struct Mixing<'a, T: Element> {
     positions: Option<Vec<f32>>,
 }
 
-impl<'a, T: Element> Mixing<'a, T> {
+impl<'a, T: Element> WindowAttention<'a, T> {
     /// For `padding [3 C]` and `table [rows, heads]`, which may have no rows.
     ///
     /// # Panics
@@ -190,17 +190,23 @@ impl<'a, T: Element> Mixing<'a, T> {
         image * self.shape.tokens + self.starts[window]
     }
 
-    /// Mixes the values of some windows: `qkv [rows, 3 C]`, with its bias, into `mixed [rows, C]`.
+    /// Mixes the values of some windows: `qkv [rows, 3 C]`, with its bias, into `context [rows, C]`.
     /// Rows of both are stored at the length of [`padded_row_len`]. `shared` says that threads have nothing
     /// else to do.
-    pub(crate) fn forward(&self, windows: Range<usize>, shared: bool, qkv: &[T], mixed: &mut [T]) {
+    pub(crate) fn forward(
+        &self,
+        windows: Range<usize>,
+        shared: bool,
+        qkv: &[T],
+        context: &mut [T],
+    ) {
         let shape = &self.shape;
         let (row, row3) = (padded_row_len::<T>(shape.width), padded_row_len::<T>(3 * shape.width));
         let first = self.start(windows.start);
         let rows = self.rows(windows.clone()).len();
         assert_eq!(qkv.len(), rows * row3, "queries, keys and values");
-        assert_eq!(mixed.len(), rows * row, "mixed values");
-        let mixed = SharedRows::new(mixed);
+        assert_eq!(context.len(), rows * row, "context values");
+        let context = SharedRows::new(context);
         let work = Work::new(windows, shape.heads, if shared { TASKS } else { 1 });
         work.tasks().into_par_iter().for_each(|task| {
             let mut part = Head::new(shape, false);
@@ -208,30 +214,35 @@ impl<'a, T: Element> Mixing<'a, T> {
                 let (window, heads) = work.unit(at);
                 let own = self.rows(window..window + 1);
                 let own = own.start - first..own.end - first;
-                part.choose(shape, window % self.windows());
+                part.set_window(shape, window % self.windows());
                 for head in heads {
                     part.load(&qkv[own.start * row3..own.end * row3], &self.padding, head);
                     for queries in part.blocks() {
-                        part.attend(self.positions.as_deref(), shape.mask, &queries, head);
-                        part.mix(&queries);
+                        part.compute_weights(self.positions.as_deref(), shape.mask, &queries, head);
+                        part.apply_weights(&queries);
                         let place = (own.start + queries.start) * row + head * part.d;
                         let out = &part.out[..queries.len() * part.width];
-                        scatter(out, part.width, part.d, place, row, mixed);
+                        scatter(out, part.width, part.d, place, row, context);
                     }
                 }
             }
         });
     }
 
-    /// Gradients for all windows from that of `mixed`: `dqkv` is filled, those of `padding` and `table`
+    /// Gradients for all windows from that of `context`: `dqkv` is filled, those of `padding` and `table`
     /// are returned.
-    pub(crate) fn backward(&self, qkv: &[T], dmixed: &[T], dqkv: &mut [T]) -> (Vec<f32>, Vec<f32>) {
+    pub(crate) fn backward(
+        &self,
+        qkv: &[T],
+        dcontext: &[T],
+        dqkv: &mut [T],
+    ) -> (Vec<f32>, Vec<f32>) {
         let shape = &self.shape;
         let (row, row3) = (padded_row_len::<T>(shape.width), padded_row_len::<T>(3 * shape.width));
         let rows = qkv.len() / row3;
         assert!(rows.is_multiple_of(shape.tokens), "whole images");
         assert_eq!(qkv.len(), dqkv.len(), "gradient of queries, keys and values");
-        assert_eq!(dmixed.len(), rows * row, "gradient of mixed values");
+        assert_eq!(dcontext.len(), rows * row, "gradient of context values");
         let dqkv = SharedRows::new(dqkv);
         let work = Work::new(0..rows / shape.tokens * self.windows(), shape.heads, TASKS);
         let parts: Vec<(Vec<f32>, Option<Buffer<f32>>)> = work
@@ -246,13 +257,18 @@ impl<'a, T: Element> Mixing<'a, T> {
                 for at in task {
                     let (window, heads) = work.unit(at);
                     let own = self.rows(window..window + 1);
-                    part.choose(shape, window % self.windows());
+                    part.set_window(shape, window % self.windows());
                     for head in heads {
                         part.load(&qkv[own.start * row3..own.end * row3], &self.padding, head);
-                        part.load_gradient(&dmixed[own.start * row..own.end * row], head);
+                        part.load_gradient(&dcontext[own.start * row..own.end * row], head);
                         for queries in part.blocks() {
-                            part.attend(self.positions.as_deref(), shape.mask, &queries, head);
-                            part.differentiate(&queries, head, dpositions.as_deref_mut());
+                            part.compute_weights(
+                                self.positions.as_deref(),
+                                shape.mask,
+                                &queries,
+                                head,
+                            );
+                            part.backward(&queries, head, dpositions.as_deref_mut());
                             let place = (own.start + queries.start) * row3 + head * d;
                             let gradients = &part.dqueries[..queries.len() * wide];
                             scatter(gradients, wide, d, place, row3, dqkv);
