@@ -25,7 +25,7 @@ pub struct Attention<'a> {
     pub eps: f32,
     pub qkv_weight: &'a [f32],
     pub qkv_bias: &'a [f32],
-    pub table: &'a [f32],
+    pub bias_table: &'a [f32],
     pub proj_weight: &'a [f32],
     pub proj_bias: &'a [f32],
 }
@@ -38,7 +38,7 @@ pub struct Gradients {
     pub beta: Vec<f32>,
     pub qkv_weight: Vec<f32>,
     pub qkv_bias: Vec<f32>,
-    pub table: Vec<f32>,
+    pub bias_table: Vec<f32>,
     pub proj_weight: Vec<f32>,
     pub proj_bias: Vec<f32>,
 }
@@ -166,7 +166,7 @@ fn prepare<'x, 'a, T: Element>(
         let all = first..first + segment.images;
         first = all.end;
         let window_attention =
-            WindowAttention::new(segment.windows, attention.qkv_bias, attention.table);
+            WindowAttention::new(segment.windows, attention.qkv_bias, attention.bias_table);
         Images { count: all.filter(|&image| plan.scale(image) != 0.0).count(), window_attention }
     });
     let images: Vec<Images<'a, T>> = images.collect();
@@ -329,20 +329,20 @@ pub fn backward<T: Element>(
 
     let mut dqkv = Buffer::<T>::brief_kept_rows(kept, total, 3 * width);
     let mut dpadding = vec![0.0; 3 * width];
-    let mut table = vec![0.0; attention.table.len()];
+    let mut bias_table = vec![0.0; attention.bias_table.len()];
     let mut start = 0;
     for images in &images {
         let of = start..start + images.rows();
         start = of.end;
         // The weights of the attention, and four products for the gradients.
         let macs = 5 * of.len() * images.window_attention.slots() * width;
-        let (padding, dtable) = profile::time("attention backward, windows", macs, || {
+        let (padding, dbias_table) = profile::time("attention backward, windows", macs, || {
             let of3 = of.start * row3..of.end * row3;
             let dcontext = &dcontext[of.start * row..of.end * row];
             images.window_attention.backward(&qkv[of3.clone()], dcontext, &mut dqkv[of3])
         });
         dpadding.iter_mut().zip(padding).for_each(|(sum, part)| *sum += part);
-        table.iter_mut().zip(dtable).for_each(|(sum, part)| *sum += part);
+        bias_table.iter_mut().zip(dbias_table).for_each(|(sum, part)| *sum += part);
     }
     drop((qkv, dcontext));
 
@@ -372,5 +372,5 @@ pub fn backward<T: Element>(
     );
     qkv_bias.iter_mut().zip(dpadding).for_each(|(sum, padding)| *sum += padding);
     let (qkv_weight, proj_weight) = (qkv_weight.into_vec(), proj_weight.into_vec());
-    Gradients { gamma, beta, qkv_weight, qkv_bias, table, proj_weight, proj_bias }
+    Gradients { gamma, beta, qkv_weight, qkv_bias, bias_table, proj_weight, proj_bias }
 }

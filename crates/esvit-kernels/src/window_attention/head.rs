@@ -135,7 +135,7 @@ impl<T: Element> Head<T> {
     /// The weights of the attention of some queries.
     pub(super) fn compute_weights(
         &mut self,
-        positions: Option<&[f32]>,
+        position_bias: Option<&[f32]>,
         mask: Option<&[f32]>,
         queries: &Range<usize>,
         head: usize,
@@ -144,10 +144,11 @@ impl<T: Element> Head<T> {
         let lhs = Lhs::from_rows(&self.query_rows[queries.start * self.row..], self.row);
         let dims = Dims { m: queries.len(), k_steps: self.row / T::K_PACK };
         gemm(lhs, &self.keys_across, lanes, dims, &mut self.weights, false);
-        let positions = positions.map(|positions| &positions[head * n * lanes..][..n * lanes]);
+        let position_bias =
+            position_bias.map(|position_bias| &position_bias[head * n * lanes..][..n * lanes]);
         let mask = mask.map(|mask| &mask[self.window * n * n..]);
         let (scale, queries) = (self.scale(), &self.queries[queries.clone()]);
-        softmax(&mut self.weights, scale, positions, mask, queries, n, &mut self.stored);
+        softmax(&mut self.weights, scale, position_bias, mask, queries, n, &mut self.stored);
     }
 
     fn scale(&self) -> f32 {
@@ -178,12 +179,12 @@ impl<T: Element> Head<T> {
     }
 
     /// Gradients of some queries, whose weights are at hand; what they add to those of keys, values
-    /// and positions.
+    /// and position_bias.
     pub(super) fn backward(
         &mut self,
         queries: &Range<usize>,
         head: usize,
-        dpositions: Option<&mut [f32]>,
+        dposition_bias: Option<&mut [f32]>,
     ) {
         let (n, d, m, row) = (self.n, self.d, queries.len(), self.row);
         let (width, lanes, scale) = (self.width, self.lanes, self.scale());
@@ -200,11 +201,11 @@ impl<T: Element> Head<T> {
         let over_width = Dims { m: m, k_steps: row / T::K_PACK };
         let gradients = Lhs::from_rows(gradient_rows, row);
         gemm(gradients, &self.values_across, lanes, over_width, &mut self.dlogits, false);
-        let dpositions =
-            dpositions.map(|dpositions| &mut dpositions[head * n * lanes..][..n * lanes]);
+        let dposition_bias = dposition_bias
+            .map(|dposition_bias| &mut dposition_bias[head * n * lanes..][..n * lanes]);
         let of = &self.queries[queries.clone()];
         let (dlogits, dstored) = (&mut self.dlogits, &mut self.dstored);
-        softmax_gradient(&self.weights, dlogits, dpositions, of, n, scale, dstored);
+        softmax_gradient(&self.weights, dlogits, dposition_bias, of, n, scale, dstored);
         // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
         let keys = vnni_packed(&self.key_rows, row, [n, d], &mut self.keys_down, down, !add);
         let lhs = Lhs::from_rows(&self.dstored, lanes);

@@ -13,11 +13,11 @@ struct Case {
     width: usize,
     heads: usize,
     slot_token: Vec<i32>,
-    bias_row: Vec<i32>,
+    bias_index: Vec<i32>,
     mask: Option<Vec<f32>>,
     qkv: Vec<f32>,
     bias: Vec<f32>,
-    table: Vec<f32>,
+    bias_table: Vec<f32>,
 }
 
 impl Case {
@@ -46,19 +46,19 @@ impl Case {
             width,
             heads,
             slot_token,
-            bias_row: (0..pairs).map(|pair| (pair % 5) as i32).collect(),
+            bias_index: (0..pairs).map(|pair| (pair % 5) as i32).collect(),
             mask: masked.then(|| values(count * pairs)),
             qkv: values(images * tokens * 3 * width),
             bias: values(3 * width),
-            table: values(5 * heads),
+            bias_table: values(5 * heads),
         }
     }
 
     /// All tokens in one window, without a table.
     fn plain(images: usize, tokens: usize, heads: usize, d: usize) -> Self {
         let mut case = Self::new(images, tokens, 1, heads, d, false);
-        case.bias_row.clear();
-        case.table.clear();
+        case.bias_index.clear();
+        case.bias_table.clear();
         case
     }
 
@@ -69,13 +69,13 @@ impl Case {
             width: self.width,
             heads: self.heads,
             slot_token: &self.slot_token,
-            bias_row: &self.bias_row,
+            bias_index: &self.bias_index,
             mask: self.mask.as_deref(),
         }
     }
 
     /// What comes out, by the definition, for arguments in f64.
-    fn definition(&self, [qkv, bias, table]: [&[f64]; 3]) -> Vec<f64> {
+    fn definition(&self, [qkv, bias, bias_table]: [&[f64]; 3]) -> Vec<f64> {
         let (n, d, width) = (self.slots, self.width / self.heads, self.width);
         let mut context = vec![0.0; self.images * self.tokens * width];
         for image in 0..self.images {
@@ -101,10 +101,9 @@ impl Case {
                                     .mask
                                     .as_ref()
                                     .map_or(0.0, |m| f64::from(m[window * n * n + pair]));
-                                let position = self
-                                    .bias_row
-                                    .get(pair)
-                                    .map_or(0.0, |&row| table[row as usize * self.heads + head]);
+                                let position = self.bias_index.get(pair).map_or(0.0, |&row| {
+                                    bias_table[row as usize * self.heads + head]
+                                });
                                 (dot / (d as f64).sqrt() + position + mask).exp()
                             })
                             .collect();
@@ -185,11 +184,11 @@ fn forward<T: Element>(
 /// Compares values and gradients with the definition and differences of it.
 fn check<T: Element>(case: &Case, within: f64) {
     let (windows, width) = (case.windows(), case.width);
-    let arguments = [wide(&case.qkv), wide(&case.bias), wide(&case.table)];
+    let arguments = [wide(&case.qkv), wide(&case.bias), wide(&case.bias_table)];
     let call = |arguments: &[Vec<f64>; 3]| case.definition([0, 1, 2].map(|i| &arguments[i][..]));
     let biased: Vec<f32> =
         case.qkv.iter().enumerate().map(|(i, v)| v + case.bias[i % (3 * width)]).collect();
-    let window_attention = WindowAttention::<T>::new(windows, &case.bias, &case.table);
+    let window_attention = WindowAttention::<T>::new(windows, &case.bias, &case.bias_table);
     let qkv = stored::<T>(&windowed(&biased, 3 * width, window_attention.order()), 3 * width);
     let rows = case.images * case.tokens;
     let context = forward(&window_attention, &qkv, width);
@@ -202,13 +201,13 @@ fn check<T: Element>(case: &Case, within: f64) {
     let dcontext: Vec<f32> = context.iter().map(|_| rng.normal() as f32).collect();
     let mut dqkv = vec![T::from_f32(f32::NAN); qkv.len()];
     let stored_dcontext = stored::<T>(&windowed(&dcontext, width, window_attention.order()), width);
-    let (dpadding, dtable) = window_attention.backward(&qkv, &stored_dcontext, &mut dqkv);
+    let (dpadding, dbias_table) = window_attention.backward(&qkv, &stored_dcontext, &mut dqkv);
     let dqkv = unwindowed(&loaded(&dqkv, 3 * width), 3 * width, window_attention.order());
     let mut dbias = dpadding;
     for row in dqkv.chunks_exact(3 * width) {
         dbias.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
     }
-    for (argument, gradient) in [dqkv, dbias, dtable].iter().enumerate() {
+    for (argument, gradient) in [dqkv, dbias, dbias_table].iter().enumerate() {
         for at in (0..gradient.len()).step_by(gradient.len().div_ceil(5).max(1)) {
             let moved = |h: f64| -> f64 {
                 let mut arguments = arguments.clone();
@@ -294,7 +293,8 @@ fn what_is_not_finite_is_seen() {
         {
             let mut qkv = case.qkv.clone();
             qkv[3 * 3 * d + at] = value;
-            let window_attention = WindowAttention::new(case.windows(), &case.bias, &case.table);
+            let window_attention =
+                WindowAttention::new(case.windows(), &case.bias, &case.bias_table);
             let mut context = vec![0.0; tokens * d];
             window_attention.forward(0..1, true, &qkv, &mut context);
             for (token, row) in context.chunks_exact(d).enumerate() {

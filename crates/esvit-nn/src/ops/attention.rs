@@ -259,7 +259,7 @@ impl AttentionBranch {
             eps,
             qkv_weight,
             qkv_bias,
-            table,
+            bias_table: table,
             proj_weight,
             proj_bias,
         }
@@ -280,9 +280,9 @@ impl AttentionBranch {
                         tokens: map.tokens(),
                         slots: map.window_tokens(),
                         width,
-                        heads: attention.table.len() / rows,
+                        heads: attention.bias_table.len() / rows,
                         slot_token: &map.slot_token,
-                        bias_row: &map.bias_row,
+                        bias_index: &map.bias_row,
                         mask: map.mask.as_deref(),
                     };
                     attention::Segment { images, windows }
@@ -298,7 +298,7 @@ impl AttentionBranch {
                         width,
                         heads: *heads,
                         slot_token: &slots[..tokens],
-                        bias_row: &[],
+                        bias_index: &[],
                         mask: None,
                     };
                     attention::Segment { images: images.len(), windows }
@@ -354,7 +354,7 @@ impl Operation for AttentionBranch {
             beta,
             qkv_weight,
             qkv_bias,
-            table,
+            bias_table: table,
             proj_weight,
             proj_bias,
         } = gradients;
