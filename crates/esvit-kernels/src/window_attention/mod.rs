@@ -278,21 +278,21 @@ impl<'a, T: Element> WindowAttention<'a, T> {
                             );
                             part.backward(&queries, head, dposition_bias.as_deref_mut());
                             let place = (own.start + queries.start) * row3 + head * d;
-                            let gradients = &part.dqueries[..queries.len() * wide];
+                            let gradients = &part.dq[..queries.len() * wide];
                             scatter(gradients, wide, d, place, row3, dqkv);
                         }
-                        for (of, gradients) in [(1, &part.dkeys), (2, &part.dvalues)] {
+                        for (of, gradients) in [(1, &part.dk), (2, &part.dv)] {
                             let offset = of * shape.width + head * d;
                             let place = own.start * row3 + offset;
-                            if part.padded.is_empty() {
+                            if part.padded_slots.is_empty() {
                                 scatter(gradients, wide, d, place, row3, dqkv);
                                 continue;
                             }
-                            for (at, slot) in part.queries.iter().enumerate() {
+                            for (at, slot) in part.query_slots.iter().enumerate() {
                                 let gradient = &gradients[slot * wide..][..wide];
                                 scatter(gradient, wide, d, place + at * row3, row3, dqkv);
                             }
-                            for slot in &part.padded {
+                            for slot in &part.padded_slots {
                                 let gradient = &gradients[slot * wide..][..d];
                                 let sums = dpadding[offset..offset + d].iter_mut().zip(gradient);
                                 sums.for_each(|(sum, value)| *sum += value);
