@@ -306,8 +306,8 @@ pub fn backward<T: Element>(
     let size = block_rows::<T>(kept, 3 * width);
 
     let weight = PackedRhs::<T>::from_rows(attention.proj_weight, width, None);
-    let mut dbranch = Buffer::<T>::brief_kept_rows(kept, total, width);
-    let mut dcontext = Buffer::<T>::brief_kept_rows(kept, total, width);
+    let mut dbranch = Buffer::<T>::scratch_kept_rows(kept, total, width);
+    let mut dcontext = Buffer::<T>::scratch_kept_rows(kept, total, width);
     let macs = kept * width * width;
     profile::time("attention backward, rows", macs, || {
         (rows.all().cut(size).into_par_iter())
@@ -318,7 +318,7 @@ pub fn backward<T: Element>(
                 linear(Lhs::from_rows(dbranch, row), rows.len(), &weight, dcontext, row);
             });
     });
-    let mut proj_weight = Buffer::<f32>::brief(width * width);
+    let mut proj_weight = Buffer::<f32>::scratch(width * width);
     let mut proj_bias = vec![0.0; width];
     let branches = Matrix::new(&dbranch, width);
     profile::time("attention backward, weights", macs, || {
@@ -327,7 +327,7 @@ pub fn backward<T: Element>(
     });
     drop((dbranch, context));
 
-    let mut dqkv = Buffer::<T>::brief_kept_rows(kept, total, 3 * width);
+    let mut dqkv = Buffer::<T>::scratch_kept_rows(kept, total, 3 * width);
     let mut dpadding = vec![0.0; 3 * width];
     let mut bias_table = vec![0.0; attention.bias_table.len()];
     let mut start = 0;
@@ -356,7 +356,7 @@ pub fn backward<T: Element>(
                 rows.add_input_gradients(Lhs::from_rows(dqkv, row3), &weight, xhat, rstd);
             });
     });
-    let mut qkv_weight = Buffer::<f32>::brief(3 * width * width);
+    let mut qkv_weight = Buffer::<f32>::scratch(3 * width * width);
     let mut qkv_bias = vec![0.0; 3 * width];
     let outputs = Matrix::new(&dqkv, 3 * width);
     let inputs = Matrix::new(&xhat, width);

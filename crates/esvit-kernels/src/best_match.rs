@@ -25,7 +25,7 @@ pub fn best_matches(
             assert!(!among.is_empty(), "nothing to match with");
             let of = &queries[of.start * width..of.end * width];
             // The length of a query does not change which key is the best one.
-            let mut unit = Buffer::<f32>::stale(among.len() * width);
+            let mut unit = Buffer::<f32>::uninit(among.len() * width);
             unit.copy_from_slice(&keys[among.start * width..among.end * width]);
             for row in unit.chunks_exact_mut(width) {
                 let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
@@ -34,7 +34,7 @@ pub fn best_matches(
             let rhs = PackedRhs::<f32>::from_transposed(&unit, width, None);
             let rows = of.len() / width;
             let padded = among.len().next_multiple_of(LANES);
-            let mut cosines = Buffer::<f32>::stale(rows * padded);
+            let mut cosines = Buffer::<f32>::uninit(rows * padded);
             for (first, panel) in rhs.panels() {
                 let mut out = Output { values: &mut cosines[first..], row_stride: padded };
                 let dims = Dims { m: rows, k_steps: rhs.k_steps() };

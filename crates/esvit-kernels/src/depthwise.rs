@@ -85,7 +85,7 @@ pub fn forward(maps: &Maps, x: &[f32], weight: &[f32], y: &mut [f32]) {
 pub fn backward(maps: &Maps, x: &[f32], weight: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
     maps.check(x, weight);
     assert_eq!((x.len(), x.len()), (dy.len(), dx.len()), "gradients");
-    // The way back is the same convolution with the filter turned round.
+    // dx is the same convolution with the filter turned round.
     let turned: Vec<f32> = weight.chunks_exact(maps.channels).rev().flatten().copied().collect();
     forward(maps, dy, &turned, dx);
     let (row, channels, image) = (maps.row(), maps.channels, maps.image());

@@ -48,7 +48,7 @@ pub fn forward<T: Element>(
     if let Some(bias) = bias {
         packed = packed.with_bias(bias.to_vec());
     }
-    let mut y = Buffer::<f32>::stale(count * outputs);
+    let mut y = Buffer::<f32>::uninit(count * outputs);
     let mut input = Buffer::<T>::rows(if save_for_backward { count } else { 0 }, inputs);
     let size = block_rows::<T>(count, inputs.max(outputs));
     let blocks = x.par_chunks(size * inputs).zip(y.par_chunks_mut(size * outputs));
@@ -101,8 +101,8 @@ pub fn backward<T: Element>(
     let mut active = saved.input;
     assert_eq!(active.len(), count * row, "saved rows");
     let packed = input.then(|| PackedRhs::<T>::from_rows(weight, inputs, None));
-    let mut gradients = Buffer::<T>::brief_rows(count, outputs);
-    let mut dx = Buffer::<f32>::brief(if input { count * inputs } else { 0 });
+    let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
+    let mut dx = Buffer::<f32>::scratch(if input { count * inputs } else { 0 });
     let size = block_rows::<T>(count, inputs.max(outputs));
     let dx_blocks: Vec<&mut [f32]> = if input {
         dx.chunks_mut(size * inputs).collect()
@@ -133,7 +133,7 @@ pub fn backward<T: Element>(
             }
         })
     });
-    let mut dweight = Buffer::<f32>::brief(weight.len());
+    let mut dweight = Buffer::<f32>::scratch(weight.len());
     let mut bias = vec![0.0; outputs];
     let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&active, inputs));
     profile::time("linear backward, weights", count * inputs * outputs, || {

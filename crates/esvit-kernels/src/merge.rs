@@ -64,7 +64,7 @@ pub fn forward<T: Element>(
     let (width, row) = (wide / 4, padded_row_len::<T>(wide));
     let weight = PackedRhs::<T>::from_transposed(merge.weight, wide, Some(merge.gamma));
     let weight = weight.with_bias(fold_beta_into_bias(merge.weight, merge.beta, None));
-    let mut y = Buffer::<f32>::stale(rows * outputs);
+    let mut y = Buffer::<f32>::uninit(rows * outputs);
     let count = if save_for_backward { rows } else { 0 };
     let mut saved = Saved { xhat: Buffer::<T>::rows(count, wide), rstd: vec![0.0; count] };
     let size = block_rows::<T>(rows, wide);
@@ -120,8 +120,8 @@ pub fn backward<T: Element>(
     let Saved { xhat, rstd } = saved;
     assert_eq!(rstd.len(), count, "saved rows");
     let weight = PackedRhs::<T>::from_rows(merge.weight, wide, Some(merge.gamma));
-    let mut gradients = Buffer::<T>::brief_rows(count, outputs);
-    let mut gathered = Buffer::<f32>::brief(count * wide);
+    let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
+    let mut gathered = Buffer::<f32>::scratch(count * wide);
     gathered.fill(0.0);
     let size = block_rows::<T>(count, wide);
     let macs = count * wide * outputs;
@@ -141,13 +141,13 @@ pub fn backward<T: Element>(
             });
     });
     // Every row has its place, since the maps are covered by their neighbourhoods.
-    let mut x = Buffer::<f32>::brief(inputs * width);
+    let mut x = Buffer::<f32>::scratch(inputs * width);
     for (from, &to) in gathered.chunks_exact(width).zip(neighbours.as_flattened()) {
         if to != OUTSIDE {
             x[to as usize * width..][..width].copy_from_slice(from);
         }
     }
-    let mut dweight = Buffer::<f32>::brief(merge.weight.len());
+    let mut dweight = Buffer::<f32>::scratch(merge.weight.len());
     let mut sums = vec![0.0; outputs];
     let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&xhat, wide));
     profile::time("merge backward, weights", macs, || {

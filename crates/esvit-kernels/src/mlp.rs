@@ -178,9 +178,9 @@ pub fn backward<T: Element>(
     let fc2 = PackedRhs::<T>::from_rows(mlp.fc2_weight, hidden, None);
     let fc1 = PackedRhs::<T>::from_rows(mlp.fc1_weight, width, Some(mlp.gamma));
 
-    let mut fc2_weight = Buffer::<f32>::brief(mlp.fc2_weight.len());
+    let mut fc2_weight = Buffer::<f32>::scratch(mlp.fc2_weight.len());
     let mut fc2_bias = vec![0.0; width];
-    let mut fc1_weight = Buffer::<f32>::brief(mlp.fc1_weight.len());
+    let mut fc1_weight = Buffer::<f32>::scratch(mlp.fc1_weight.len());
     let mut fc1_bias = vec![0.0; hidden];
     let size = block_rows::<T>(rows.kept(), hidden.max(width));
     // Bands of equally many blocks; without a row one of none, from which all gradients are zero.
@@ -195,8 +195,8 @@ pub fn backward<T: Element>(
         let active = &mut active[start * hidden_row..][..kept * hidden_row];
         let xhat = &xhat[start * row..][..kept * row];
         let rstd = &rstd[start..][..kept];
-        let mut dbranch = Buffer::<T>::brief_kept_rows(kept, room, width);
-        let mut dhidden = Buffer::<T>::brief_kept_rows(kept, room, hidden);
+        let mut dbranch = Buffer::<T>::scratch_kept_rows(kept, room, width);
+        let mut dhidden = Buffer::<T>::scratch_kept_rows(kept, room, hidden);
         let tasks = (band.cut(size).into_par_iter())
             .zip(dbranch.par_chunks_mut(size * row))
             .zip(dhidden.par_chunks_mut(size * hidden_row))

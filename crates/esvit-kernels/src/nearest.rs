@@ -69,7 +69,7 @@ impl<'a> Search<'a> {
 
 /// Compares some queries with laid out rows, of which the first has number `seen`.
 fn look(queries: &[f32], width: usize, rhs: &PackedRhs<f32>, best: &mut [Best], seen: usize) {
-    let mut similarities = Buffer::<f32>::stale(best.len() * NR);
+    let mut similarities = Buffer::<f32>::uninit(best.len() * NR);
     for (first, panel) in rhs.panels() {
         let row = panel.width;
         let dims = Dims { m: best.len(), k_steps: rhs.k_steps() };

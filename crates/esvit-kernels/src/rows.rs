@@ -208,7 +208,7 @@ impl<'r, 'a> Block<'r, 'a> {
         rstd: &[f32],
     ) {
         let width = weight.n();
-        let mut gradients = Buffer::<f32>::stale(self.len() * width);
+        let mut gradients = Buffer::<f32>::uninit(self.len() * width);
         linear(lhs, self.len(), weight, &mut gradients, width);
         let xhat = xhat.chunks_exact(padded_row_len::<T>(width)).zip(rstd);
         let rows = self.rows.iter_mut().zip(gradients.chunks_exact_mut(width));
@@ -230,7 +230,7 @@ pub(crate) fn for_each_panel<T: Element>(
     if rows == 0 {
         return;
     }
-    let mut tile = Buffer::<f32>::stale(rows * crate::gemm::NR);
+    let mut tile = Buffer::<f32>::uninit(rows * crate::gemm::NR);
     let dims = Dims { m: rows, k_steps: rhs.k_steps() };
     for (first, panel) in rhs.panels() {
         let columns = panel.width.min(rhs.n() - first);

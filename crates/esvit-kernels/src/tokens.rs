@@ -14,7 +14,7 @@ pub type Pictures = [usize; 4];
 /// Non-overlapping patches of `pictures [B, C, H, W]` as rows `[B h w, C p p]` of maps of
 /// `h = H / p` by `w = W / p`; pixels beyond the last whole patch are left out.
 pub fn patches(pictures: &[f32], sizes: Pictures, patch: usize) -> Vec<f32> {
-    let mut rows = buffer::stale(patch_count(sizes, patch) * patch_values(sizes, patch));
+    let mut rows = buffer::uninit(patch_count(sizes, patch) * patch_values(sizes, patch));
     let [_, channels, height, width] = sizes;
     let one = (height / patch) * (width / patch) * patch_values(sizes, patch);
     rows.par_chunks_mut(one.max(1)).zip(pictures.par_chunks(channels * height * width)).for_each(
@@ -141,7 +141,7 @@ pub fn image_means(x: &[f32], width: usize, images: &[usize]) -> Vec<f32> {
 /// Gradient of the rows from that of the [`image_means`].
 pub fn image_means_backward(gradient: &[f32], width: usize, images: &[usize]) -> Vec<f32> {
     let total: usize = images.iter().sum();
-    let mut rows = buffer::stale(total * width);
+    let mut rows = buffer::uninit(total * width);
     let mut rest = &mut rows[..];
     for (&tokens, mean) in images.iter().zip(gradient.chunks_exact(width)) {
         let (image, tail) = rest.split_at_mut(tokens * width);

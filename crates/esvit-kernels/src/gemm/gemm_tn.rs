@@ -58,8 +58,8 @@ pub(crate) fn gemm_tn<T: Element>(
     let task = a.columns.div_ceil(8).next_multiple_of(LANES).min(TASK_M);
     let width = panel_width(b.columns);
     let stored = rows.min(CHUNK_K).next_multiple_of(T::K_PACK);
-    let mut lhs_panels = Buffer::brief(stored * a.columns.next_multiple_of(LANES));
-    let mut rhs_panels = Buffer::brief(stored * b.columns.next_multiple_of(LANES));
+    let mut lhs_panels = Buffer::scratch(stored * a.columns.next_multiple_of(LANES));
+    let mut rhs_panels = Buffer::scratch(stored * b.columns.next_multiple_of(LANES));
     for start in (0..rows).step_by(CHUNK_K) {
         let chunk = start..(start + CHUNK_K).min(rows);
         let k_steps = chunk.len().div_ceil(T::K_PACK);

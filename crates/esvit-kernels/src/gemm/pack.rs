@@ -35,7 +35,7 @@ pub(crate) struct PackedRhs<T: Element> {
 impl<T: Element> PackedRhs<T> {
     fn new(k: usize, n: usize) -> Self {
         let (row, padded) = (padded_row_len::<T>(k), n.next_multiple_of(LANES));
-        let mut values = Buffer::stale(row * padded);
+        let mut values = Buffer::uninit(row * padded);
         if row > k || padded > n {
             values.fill(T::default());
         }

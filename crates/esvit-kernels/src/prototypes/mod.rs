@@ -56,7 +56,7 @@ impl Prototypes<'_> {
     /// Prototypes `first ..` of a chunk, at their lengths: `[chunk, D]`.
     fn chunk(&self, first: usize, count: usize) -> Buffer<f32> {
         let d = self.v.len() / self.g.len();
-        let mut rows = Buffer::<f32>::stale(count * d);
+        let mut rows = Buffer::<f32>::uninit(count * d);
         let v = self.v[first * d..].chunks_exact(d);
         for ((row, v), &g) in rows.chunks_exact_mut(d).zip(v).zip(&self.g[first..first + count]) {
             lanes::at_length(v, g, row);

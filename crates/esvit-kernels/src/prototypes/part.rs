@@ -46,7 +46,7 @@ pub(super) fn cross_entropy<T: Element>(
         let forward = |(group, chunks): (usize, &mut [Chunk])| {
             let exponents = walk.room * padded_row_len::<T>(walk.chunk);
             let saved = if sums.is_some() { chunks.len() } else { 1 };
-            let mut saved_exponents = Buffer::<T>::stale(saved * exponents);
+            let mut saved_exponents = Buffer::<T>::uninit(saved * exponents);
             for (at, chunk) in chunks.iter_mut().enumerate() {
                 let index = group * walk.per_group() + at;
                 let (first, count) = (index * walk.chunk, walk.count(index));
@@ -142,7 +142,7 @@ fn exponentials<T: Element>(
     let rows = z.len() / row;
     let padded = count.next_multiple_of(LANES);
     let mut partitions = vec![[0.0; 2]; rows];
-    let mut logits = Buffer::<f32>::stale(BLOCK_ROWS.min(rows) * padded);
+    let mut logits = Buffer::<f32>::uninit(BLOCK_ROWS.min(rows) * padded);
     for start in (0..rows).step_by(BLOCK_ROWS) {
         let block = BLOCK_ROWS.min(rows - start);
         let lhs = Lhs::from_rows(&z[start * row..], row);
@@ -227,9 +227,9 @@ fn backward<T: Element>(
                     let dims = Dims { m: rows, k_steps: packed.k_steps() };
                     T::gemm(lhs, panel, dims, &mut out, true);
                 }
-                let mut turned = Buffer::<T>::stale(steps * lanes * T::K_PACK);
+                let mut turned = Buffer::<T>::uninit(steps * lanes * T::K_PACK);
                 pack_vnni(&dlogits, lanes, rows, lanes, &mut turned, lanes * T::K_PACK);
-                let mut dw = Buffer::<f32>::stale(count * width);
+                let mut dw = Buffer::<f32>::uninit(count * width);
                 let lhs = Lhs::from_transposed(&turned, lanes);
                 for first in (0..width).step_by(NR) {
                     let panel = RhsPanel {
@@ -270,7 +270,7 @@ fn logit_gradients<T: Element>(
 ) -> Buffer<T> {
     let lanes = padded_row_len::<T>(count);
     let mut gradients = Buffer::<T>::rows(pairs.rows(), count);
-    let mut sums = Buffer::<f32>::stale(count);
+    let mut sums = Buffer::<f32>::uninit(count);
     for (row, to) in gradients.chunks_exact_mut(lanes).enumerate() {
         let [largest, _] = chunk.student[row];
         let share = (largest - student_log_sums[row]).exp() * pairs.mass(row) / temperature;

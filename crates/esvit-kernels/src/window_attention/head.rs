@@ -197,7 +197,7 @@ impl<T: Element> Head<T> {
         let gradients = vnni_packed(dcontext, row, [m, d], &mut self.q_packed, down, true);
         let lhs = Lhs::from_transposed(weights, lanes);
         gemm(lhs, gradients, width, over_queries, &mut self.dv, add);
-        let over_width = Dims { m: m, k_steps: row / T::K_PACK };
+        let over_width = Dims { m, k_steps: row / T::K_PACK };
         let gradients = Lhs::from_rows(dcontext, row);
         gemm(gradients, &self.v_t, lanes, over_width, &mut self.ds, false);
         let dposition_bias = dposition_bias
@@ -208,7 +208,7 @@ impl<T: Element> Head<T> {
         // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
         let keys = vnni_packed(&self.k, row, [n, d], &mut self.k_packed, down, !add);
         let lhs = Lhs::from_rows(&self.ds_stored, lanes);
-        let over_keys = Dims { m: m, k_steps: n.div_ceil(T::K_PACK) };
+        let over_keys = Dims { m, k_steps: n.div_ceil(T::K_PACK) };
         gemm(lhs, keys, width, over_keys, &mut self.dq, false);
         let dlogits = vnni_packed(&self.ds_stored, lanes, [m, lanes], &mut self.p_t, turned, true);
         let queries = vnni_packed(q, row, [m, d], &mut self.q_packed, down, true);

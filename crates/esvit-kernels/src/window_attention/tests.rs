@@ -149,7 +149,7 @@ fn windowed(values: &[f32], width: usize, order: &[u32]) -> Vec<f32> {
     images.flat_map(|image| order.iter().flat_map(|&t| row(image, width, t as usize))).collect()
 }
 
-/// The way back.
+/// The inverse of [`windowed`].
 fn unwindowed(values: &[f32], width: usize, order: &[u32]) -> Vec<f32> {
     let mut place = vec![0; order.len()];
     order.iter().enumerate().for_each(|(at, &token)| place[token as usize] = at as u32);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
-use esvit_kernels::buffer::{recycle, stale};
+use esvit_kernels::buffer::{recycle, uninit};
 use esvit_kernels::{DropPath, mlp};
 
 use super::extension::{
@@ -152,7 +152,7 @@ impl Operation for MlpBranch {
 
 /// A copy of a branch's input, from which the branch can be computed again.
 pub(super) fn copy_of(x: &FlexTensor) -> Kept {
-    let mut copy = stale(values(x).len());
+    let mut copy = uninit(values(x).len());
     copy.copy_from_slice(values(x));
     Box::new(copy)
 }

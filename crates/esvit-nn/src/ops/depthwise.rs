@@ -48,7 +48,7 @@ struct Depthwise {
 impl Operation for Depthwise {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
-        let mut y = buffer::stale(x.len());
+        let mut y = buffer::uninit(x.len());
         depthwise::forward(&self.maps, x, weight, &mut y);
         let y = made_like(y, &inputs[0]);
         (y, keep_or_reclaim(inputs.swap_remove(0), keep))
@@ -62,7 +62,7 @@ impl Operation for Depthwise {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let x: FlexTensor = own(kept);
-        let mut dx = buffer::stale(values(&x).len());
+        let mut dx = buffer::uninit(values(&x).len());
         let weight = values(&parameters[0]);
         let dweight =
             depthwise::backward(&self.maps, values(&x), weight, values(&gradient), &mut dx);

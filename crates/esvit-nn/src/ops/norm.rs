@@ -49,7 +49,7 @@ struct LayerNorm {
 impl Operation for LayerNorm {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let [x, gamma, beta] = [0, 1, 2].map(|i| values(&inputs[i]));
-        let mut y = buffer::stale(x.len());
+        let mut y = buffer::uninit(x.len());
         let kept = with_element!(self.precision, T => {
             layer_norm::forward::<T>(x, gamma, beta, self.eps, &mut y, keep)
                 .map(|kept| Box::new(kept) as Kept)
@@ -67,7 +67,7 @@ impl Operation for LayerNorm {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let dy = values(&gradient);
-        let mut dx = buffer::stale(dy.len());
+        let mut dx = buffer::uninit(dy.len());
         let gamma = values(&parameters[0]);
         let (dgamma, dbeta) = with_element!(self.precision, T => {
             layer_norm::backward::<T>(&own(kept), gamma, dy, &mut dx)
