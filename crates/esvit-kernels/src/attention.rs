@@ -12,7 +12,7 @@ use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
 use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
-use crate::rows::{BLOCK_SHARES, Block, DropPath, Rows, block_rows, fitting_rows, linear};
+use crate::rows::{BLOCK_SHARES, Block, Rows, SampleScales, block_rows, fitting_rows, linear};
 use crate::window_attention::{WindowAttention, Windows};
 
 /// The parameters: a normalisation over `C`, `qkv [3 C, C]`, the table of relative positions
@@ -158,7 +158,7 @@ fn prepare<'x, 'a, T: Element>(
     x: &'x mut [f32],
     attention: &Attention<'_>,
     segments: &[Segment<'a>],
-    plan: &DropPath<'_>,
+    sample_scales: &SampleScales<'_>,
 ) -> (Rows<'x>, Vec<Images<'a, T>>) {
     attention.check(x, segments);
     let mut first = 0;
@@ -167,7 +167,10 @@ fn prepare<'x, 'a, T: Element>(
         first = all.end;
         let window_attention =
             WindowAttention::new(segment.windows, attention.qkv_bias, attention.bias_table);
-        Images { count: all.filter(|&image| plan.scale(image) != 0.0).count(), window_attention }
+        Images {
+            count: all.filter(|&image| sample_scales.scale(image) != 0.0).count(),
+            window_attention,
+        }
     });
     let images: Vec<Images<'a, T>> = images.collect();
     let orders = segments.iter().zip(&images).flat_map(|(segment, images)| {
@@ -176,7 +179,7 @@ fn prepare<'x, 'a, T: Element>(
             segment.images,
         )
     });
-    (Rows::in_order(x, attention.width(), plan, orders), images)
+    (Rows::in_order(x, attention.width(), sample_scales, orders), images)
 }
 
 /// Windows of a segment that go through the branch together.
@@ -210,7 +213,7 @@ fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
 }
 
 /// Adds the branch to `x [rows, C]` in place: the images of all `segments` one after the other;
-/// `layout` is that of `attention`, `plan` says which are dropped or scaled. With `save_for_backward` the result
+/// `layout` is that of `attention`, `sample_scales` says which are dropped or scaled. With `save_for_backward` the result
 /// holds what [`backward`] needs.
 ///
 /// A slot without a token has the query, key and value of `qkv_bias` and takes part unmasked.
@@ -222,13 +225,13 @@ pub fn forward<T: Element>(
     attention: &Attention<'_>,
     layout: &Layout<T>,
     segments: &[Segment<'_>],
-    plan: &DropPath<'_>,
+    sample_scales: &SampleScales<'_>,
     save_for_backward: bool,
 ) -> Option<Saved<T>> {
     let width = attention.width();
     let columns = (layout.qkv.n(), layout.proj.n());
     assert_eq!(columns, (3 * width, width), "layout of these weights");
-    let (mut rows, images) = prepare::<T>(x, attention, segments, plan);
+    let (mut rows, images) = prepare::<T>(x, attention, segments, sample_scales);
     let mut saved = save_for_backward.then(|| Saved::new(rows.kept(), rows.total(), width));
     let window_attention =
         images.iter().map(|images| images.rows() * images.window_attention.slots());
@@ -294,12 +297,12 @@ pub fn backward<T: Element>(
     saved: Saved<T>,
     attention: &Attention<'_>,
     segments: &[Segment<'_>],
-    plan: &DropPath<'_>,
+    sample_scales: &SampleScales<'_>,
     gradient: &mut [f32],
 ) -> Gradients {
     let width = attention.width();
     let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
-    let (mut rows, images) = prepare::<T>(gradient, attention, segments, plan);
+    let (mut rows, images) = prepare::<T>(gradient, attention, segments, sample_scales);
     let Saved { xhat, rstd, qkv, context } = saved;
     let (kept, total) = (rows.kept(), rows.total());
     assert_eq!(rstd.len(), kept, "saved rows");

@@ -7,7 +7,7 @@ use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
 use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward, normalize};
 use crate::profile;
-use crate::rows::{DropPath, Rows, block_rows, linear};
+use crate::rows::{Rows, SampleScales, block_rows, linear};
 
 /// A neighbour that lies outside the map: zeros.
 pub const OUTSIDE: u32 = u32::MAX;
@@ -126,7 +126,7 @@ pub fn backward<T: Element>(
     let size = block_rows::<T>(count, wide);
     let macs = count * wide * outputs;
     profile::time("merge backward, rows", macs, || {
-        let mut rows = Rows::new(&mut gathered, wide, &DropPath::NONE);
+        let mut rows = Rows::new(&mut gathered, wide, &SampleScales::NONE);
         (rows.all().cut(size).into_par_iter())
             .zip(dy.par_chunks(size * outputs))
             .zip(gradients.par_chunks_mut(size * out_row))

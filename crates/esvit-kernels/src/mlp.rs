@@ -10,7 +10,7 @@ use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, NR, PackedRhs, gemm_tn};
 use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
-use crate::rows::{BAND_ROWS, DropPath, Rows, block_rows, for_each_panel};
+use crate::rows::{BAND_ROWS, Rows, SampleScales, block_rows, for_each_panel};
 use crate::simd::{dispatch, prefetch};
 
 /// The parameters: a normalisation over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
@@ -74,13 +74,13 @@ impl Mlp<'_> {
     }
 
     /// The rows of `x`, after a check of all lengths.
-    fn rows<'a>(&self, x: &'a mut [f32], plan: &DropPath<'_>) -> Rows<'a> {
+    fn rows<'a>(&self, x: &'a mut [f32], sample_scales: &SampleScales<'_>) -> Rows<'a> {
         let (width, hidden) = (self.width(), self.hidden());
         assert!(x.len().is_multiple_of(width), "whole rows");
         assert_eq!((self.beta.len(), self.fc2_bias.len()), (width, width), "vectors");
         assert_eq!(self.fc1_weight.len(), hidden * width, "fc1");
         assert_eq!(self.fc2_weight.len(), hidden * width, "fc2");
-        Rows::new(x, width, plan)
+        Rows::new(x, width, sample_scales)
     }
 }
 
@@ -95,7 +95,7 @@ impl<T: Element> Saved<T> {
     }
 }
 
-/// Adds the branch to `x [rows, C]` in place; `layout` is that of `mlp`, `plan` says which images are
+/// Adds the branch to `x [rows, C]` in place; `layout` is that of `mlp`, `sample_scales` says which images are
 /// dropped or scaled. With `save_for_backward` the result holds what [`backward`] needs.
 ///
 /// # Panics
@@ -104,10 +104,10 @@ pub fn forward<T: Element>(
     x: &mut [f32],
     mlp: &Mlp<'_>,
     layout: &Layout<T>,
-    plan: &DropPath<'_>,
+    sample_scales: &SampleScales<'_>,
     save_for_backward: bool,
 ) -> Option<Saved<T>> {
-    let mut rows = mlp.rows(x, plan);
+    let mut rows = mlp.rows(x, sample_scales);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
     let Layout { fc1, fc2 } = layout;
@@ -167,10 +167,10 @@ pub fn forward<T: Element>(
 pub fn backward<T: Element>(
     saved: Saved<T>,
     mlp: &Mlp<'_>,
-    plan: &DropPath<'_>,
+    sample_scales: &SampleScales<'_>,
     gradient: &mut [f32],
 ) -> Gradients {
-    let mut rows = mlp.rows(gradient, plan);
+    let mut rows = mlp.rows(gradient, sample_scales);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
     let Saved { xhat, rstd, hidden: mut active } = saved;

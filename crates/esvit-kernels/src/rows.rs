@@ -38,16 +38,16 @@ pub(crate) fn block_rows<T: Element>(total: usize, widest: usize) -> usize {
 
 /// Which images there are, and by what the branch of each is multiplied.
 #[derive(Debug, Clone, Copy)]
-pub struct DropPath<'a> {
+pub struct SampleScales<'a> {
     /// Rows (tokens) of every image; none means one image of all rows.
-    pub images: &'a [usize],
+    pub seq_lens: &'a [usize],
     /// The scale of every image. The branch is not computed where it is 0.
     pub scales: Option<&'a [f32]>,
 }
 
-impl DropPath<'_> {
+impl SampleScales<'_> {
     /// Nothing dropped, nothing scaled.
-    pub const NONE: DropPath<'static> = DropPath { images: &[], scales: None };
+    pub const NONE: SampleScales<'static> = SampleScales { seq_lens: &[], scales: None };
 
     /// The scale of an image.
     pub(crate) fn scale(&self, image: usize) -> f32 {
@@ -73,11 +73,11 @@ pub(crate) struct Block<'r, 'a> {
 
 impl<'a> Rows<'a> {
     /// Rows of `x`, `width` values each, as they stand.
-    pub(crate) fn new(x: &'a mut [f32], width: usize, plan: &DropPath<'_>) -> Self {
+    pub(crate) fn new(x: &'a mut [f32], width: usize, sample_scales: &SampleScales<'_>) -> Self {
         let all = [x.len() / width];
-        let whole = plan.images.is_empty() && plan.scales.is_none();
-        let images = if whole { &all } else { plan.images };
-        Self::in_order(x, width, plan, images.iter().map(|&tokens| (tokens, None)))
+        let whole = sample_scales.seq_lens.is_empty() && sample_scales.scales.is_none();
+        let images = if whole { &all } else { sample_scales.seq_lens };
+        Self::in_order(x, width, sample_scales, images.iter().map(|&tokens| (tokens, None)))
     }
 
     /// Rows of `x`, `width` values each, image by image: its number of rows, and which one comes
@@ -88,18 +88,18 @@ impl<'a> Rows<'a> {
     pub(crate) fn in_order<'o>(
         x: &'a mut [f32],
         width: usize,
-        plan: &DropPath<'_>,
+        sample_scales: &SampleScales<'_>,
         images: impl Iterator<Item = (usize, Option<&'o [u32]>)>,
     ) -> Self {
         let total = x.len() / width;
         let mut rows = Vec::with_capacity(total);
-        let mut scales = plan.scales.map(|_| Vec::with_capacity(total));
+        let mut scales = sample_scales.scales.map(|_| Vec::with_capacity(total));
         let mut left = x.chunks_exact_mut(width);
         let mut image_rows = Vec::new();
         let mut count = 0;
         for (image, (tokens, order)) in images.enumerate() {
             count += 1;
-            let scale = plan.scale(image);
+            let scale = sample_scales.scale(image);
             let of_image = left.by_ref().take(tokens);
             if scale == 0.0 {
                 of_image.for_each(drop);
@@ -120,7 +120,10 @@ impl<'a> Rows<'a> {
             }
         }
         assert!(left.next().is_none(), "rows of all images");
-        assert!(plan.scales.is_none_or(|scales| scales.len() == count), "a scale for every image");
+        assert!(
+            sample_scales.scales.is_none_or(|scales| scales.len() == count),
+            "a scale for every image"
+        );
         Self { rows, scales, total }
     }
 
@@ -342,7 +345,7 @@ mod tests {
                 (0..sizes.len()).map(|image| if image % drop == 0 { 0.0 } else { 0.5 }).collect();
             let orders: Vec<Vec<u32>> =
                 sizes.iter().map(|&size| (0..size as u32).rev().collect()).collect();
-            let plan = DropPath { images: &sizes, scales: Some(&scales) };
+            let sample_scales = SampleScales { seq_lens: &sizes, scales: Some(&scales) };
             let mut expected = Vec::new();
             let mut start = 0;
             for (&size, &scale) in sizes.iter().zip(&scales) {
@@ -352,7 +355,7 @@ mod tests {
                 start += size;
             }
             let images = sizes.iter().zip(&orders).map(|(&size, order)| (size, Some(&order[..])));
-            let mut rows = Rows::in_order(&mut x, 3, &plan, images);
+            let mut rows = Rows::in_order(&mut x, 3, &sample_scales, images);
             prop_assert_eq!((rows.kept(), rows.total()), (expected.len(), total));
             let mut found = Vec::new();
             for block in rows.all().cut(7) {
@@ -367,7 +370,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "a token has one place")]
     fn a_row_cannot_come_twice() {
-        Rows::in_order(&mut [0.0; 2], 1, &DropPath::NONE, [(2, Some(&[1, 1][..]))].into_iter());
+        Rows::in_order(&mut [0.0; 2], 1, &SampleScales::NONE, [(2, Some(&[1, 1][..]))].into_iter());
     }
 
     /// A few threads get equal shares.

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use esvit_kernels::activation::Activation;
 use esvit_kernels::element::{Bf16, Element};
-use esvit_kernels::{DropPath, linear, mlp};
+use esvit_kernels::{SampleScales, linear, mlp};
 use esvit_nn::ops::Precision;
 use serde::Serialize;
 
@@ -87,20 +87,20 @@ fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) ->
         fc2_weight: &weight,
         fc2_bias: &bias[..width],
     };
-    let plan = DropPath::NONE;
+    let sample_scales = SampleScales::NONE;
     let mut rows_in_place = x.clone();
     let branch_forward = timed(&mut || {
         let layout = branch.lay_out::<T>();
-        let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &plan, false);
+        let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &sample_scales, false);
         drop(std::hint::black_box(kept));
     });
     rows_in_place.copy_from_slice(&x);
     let layout = branch.lay_out::<T>();
-    let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &plan, true);
+    let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &sample_scales, true);
     let mut gradient = x.clone();
     let branch_backward = timed(&mut || {
         if let Some(kept) = kept.clone() {
-            drop(std::hint::black_box(mlp::backward(kept, &branch, &plan, &mut gradient)));
+            drop(std::hint::black_box(mlp::backward(kept, &branch, &sample_scales, &mut gradient)));
         }
     });
     vec![

@@ -7,7 +7,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, activation};
 use esvit_kernels::buffer::recycle;
 use esvit_kernels::window_attention::Windows;
-use esvit_kernels::{DropPath, attention};
+use esvit_kernels::{SampleScales, attention};
 
 use super::block::{LinearValues, NormValues, Scales, copy_of, scaled, with_input};
 use super::extension::{Entry, Fused, Kept, Operation, has_kernels, own, values, values_mut};
@@ -265,8 +265,8 @@ impl AttentionBranch {
         }
     }
 
-    fn plan(&self) -> DropPath<'_> {
-        DropPath { images: &self.images, scales: self.scales.as_deref() }
+    fn sample_scales(&self) -> SampleScales<'_> {
+        SampleScales { seq_lens: &self.images, scales: self.scales.as_deref() }
     }
 
     fn segments<'a>(&'a self, attention: &attention::Attention<'_>) -> Vec<attention::Segment<'a>> {
@@ -314,14 +314,14 @@ impl Operation for AttentionBranch {
         let parameters = inputs.split_off(1);
         let mut x = inputs.remove(0);
         let attention = self.parameters(&parameters);
-        let (segments, plan) = (self.segments(&attention), self.plan());
+        let (segments, sample_scales) = (self.segments(&attention), self.sample_scales());
         let input = (keep && self.compute.recompute).then(|| copy_of(&x));
         let keep = keep && input.is_none();
         let kept = with_element!(self.compute.precision, T => {
             let x = values_mut(&mut x);
             let packing = &self.compute.packing;
             let layout = packing.get(self.compute.precision, || attention.lay_out::<T>());
-            let kept = attention::forward(x, &attention, &layout, &segments, &plan, keep);
+            let kept = attention::forward(x, &attention, &layout, &segments, &sample_scales, keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
         (x, kept.or(input))
@@ -335,19 +335,19 @@ impl Operation for AttentionBranch {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let attention = self.parameters(parameters);
-        let (segments, plan) = (self.segments(&attention), self.plan());
+        let (segments, sample_scales) = (self.segments(&attention), self.sample_scales());
         let gradients = with_element!(self.compute.precision, T => {
             let kept = if self.compute.recompute {
                 let mut x: Vec<f32> = own(kept);
                 let layout = attention.lay_out::<T>();
-                let kept = attention::forward(&mut x, &attention, &layout, &segments, &plan, true);
+                let kept = attention::forward(&mut x, &attention, &layout, &segments, &sample_scales, true);
                 recycle(x);
                 kept.expect("asked to keep it")
             } else {
                 own(kept)
             };
             let gradient = values_mut(&mut gradient);
-            attention::backward::<T>(kept, &attention, &segments, &plan, gradient)
+            attention::backward::<T>(kept, &attention, &segments, &sample_scales, gradient)
         });
         let attention::Gradients {
             gamma,
