@@ -45,7 +45,7 @@ pub struct Gradients {
 
 /// The weights in the layout of the forward pass's products.
 #[derive(Debug)]
-pub struct Layout<T: Element> {
+pub struct PackedWeights<T: Element> {
     /// Its bias with the shift of the normalisation.
     qkv: PackedRhs<T>,
     proj: PackedRhs<T>,
@@ -71,11 +71,14 @@ pub struct Saved<T: Element> {
 
 impl Attention<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
-    pub fn lay_out<T: Element>(&self) -> Layout<T> {
+    pub fn pack_weights<T: Element>(&self) -> PackedWeights<T> {
         let qkv_bias = fold_beta_into_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
         let qkv = PackedRhs::from_transposed(self.qkv_weight, self.width(), Some(self.gamma));
         let proj = PackedRhs::from_transposed(self.proj_weight, self.width(), None);
-        Layout { qkv: qkv.with_bias(qkv_bias), proj: proj.with_bias(self.proj_bias.to_vec()) }
+        PackedWeights {
+            qkv: qkv.with_bias(qkv_bias),
+            proj: proj.with_bias(self.proj_bias.to_vec()),
+        }
     }
 
     fn width(&self) -> usize {
@@ -213,7 +216,7 @@ fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
 }
 
 /// Adds the branch to `x [rows, C]` in place: the images of all `segments` one after the other;
-/// `layout` is that of `attention`, `sample_scales` says which are dropped or scaled. With `save_for_backward` the result
+/// `packed` is that of `attention`, `sample_scales` says which are dropped or scaled. With `save_for_backward` the result
 /// holds what [`backward`] needs.
 ///
 /// A slot without a token has the query, key and value of `qkv_bias` and takes part unmasked.
@@ -223,14 +226,14 @@ fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
 pub fn forward<T: Element>(
     x: &mut [f32],
     attention: &Attention<'_>,
-    layout: &Layout<T>,
+    packed: &PackedWeights<T>,
     segments: &[Segment<'_>],
     sample_scales: &SampleScales<'_>,
     save_for_backward: bool,
 ) -> Option<Saved<T>> {
     let width = attention.width();
-    let columns = (layout.qkv.n(), layout.proj.n());
-    assert_eq!(columns, (3 * width, width), "layout of these weights");
+    let columns = (packed.qkv.n(), packed.proj.n());
+    assert_eq!(columns, (3 * width, width), "packed of these weights");
     let (mut rows, images) = prepare::<T>(x, attention, segments, sample_scales);
     let mut saved = save_for_backward.then(|| Saved::new(rows.kept(), rows.total(), width));
     let window_attention =
@@ -257,7 +260,7 @@ pub fn forward<T: Element>(
                     own.all()
                 }
             };
-            forward_part(part, rows, window_attention, layout, attention.eps, activations);
+            forward_part(part, rows, window_attention, packed, attention.eps, activations);
         });
     });
     saved
@@ -268,11 +271,11 @@ fn forward_part<T: Element>(
     part: Part,
     mut rows: Block<'_, '_>,
     window_attention: &WindowAttention<'_, T>,
-    layout: &Layout<T>,
+    packed: &PackedWeights<T>,
     eps: f32,
     Activations { xhat, rstd, qkv, context }: Activations<'_, T>,
 ) {
-    let width = layout.proj.n();
+    let width = packed.proj.n();
     let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let size = if part.shared { block_rows::<T>(rows.len(), 3 * width) } else { rows.len().max(1) };
     (rows.reborrow().cut(size).into_par_iter())
@@ -280,11 +283,11 @@ fn forward_part<T: Element>(
         .zip(qkv.par_chunks_mut(size * row3))
         .for_each(|((rows, (xhat, rstd)), qkv)| {
             rows.normalize(eps, xhat, rstd);
-            linear(Lhs::from_rows(xhat, row), rows.len(), &layout.qkv, qkv, row3);
+            linear(Lhs::from_rows(xhat, row), rows.len(), &packed.qkv, qkv, row3);
         });
     window_attention.forward(part.windows, part.shared, qkv, context);
     (rows.cut(size).into_par_iter()).zip(context.par_chunks(size * row)).for_each(
-        |(mut rows, context)| rows.add_linear(Lhs::from_rows(context, row), &layout.proj),
+        |(mut rows, context)| rows.add_linear(Lhs::from_rows(context, row), &packed.proj),
     );
 }
 

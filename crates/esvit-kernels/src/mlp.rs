@@ -41,7 +41,7 @@ pub struct Gradients {
 
 /// The weights in the layout of the forward pass's products.
 #[derive(Debug)]
-pub struct Layout<T: Element> {
+pub struct PackedWeights<T: Element> {
     /// Its bias with the shift of the normalisation.
     fc1: PackedRhs<T>,
     fc2: PackedRhs<T>,
@@ -58,11 +58,11 @@ pub struct Saved<T: Element> {
 
 impl Mlp<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
-    pub fn lay_out<T: Element>(&self) -> Layout<T> {
+    pub fn pack_weights<T: Element>(&self) -> PackedWeights<T> {
         let fc1_bias = fold_beta_into_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
         let fc1 = PackedRhs::from_transposed(self.fc1_weight, self.width(), Some(self.gamma));
         let fc2 = PackedRhs::from_transposed(self.fc2_weight, self.hidden(), None);
-        Layout { fc1: fc1.with_bias(fc1_bias), fc2: fc2.with_bias(self.fc2_bias.to_vec()) }
+        PackedWeights { fc1: fc1.with_bias(fc1_bias), fc2: fc2.with_bias(self.fc2_bias.to_vec()) }
     }
 
     fn width(&self) -> usize {
@@ -95,7 +95,7 @@ impl<T: Element> Saved<T> {
     }
 }
 
-/// Adds the branch to `x [rows, C]` in place; `layout` is that of `mlp`, `sample_scales` says which images are
+/// Adds the branch to `x [rows, C]` in place; `packed` is that of `mlp`, `sample_scales` says which images are
 /// dropped or scaled. With `save_for_backward` the result holds what [`backward`] needs.
 ///
 /// # Panics
@@ -103,15 +103,15 @@ impl<T: Element> Saved<T> {
 pub fn forward<T: Element>(
     x: &mut [f32],
     mlp: &Mlp<'_>,
-    layout: &Layout<T>,
+    packed: &PackedWeights<T>,
     sample_scales: &SampleScales<'_>,
     save_for_backward: bool,
 ) -> Option<Saved<T>> {
     let mut rows = mlp.rows(x, sample_scales);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
-    let Layout { fc1, fc2 } = layout;
-    assert_eq!((fc1.n(), fc2.n()), (hidden, width), "layout of these weights");
+    let PackedWeights { fc1, fc2 } = packed;
+    assert_eq!((fc1.n(), fc2.n()), (hidden, width), "packed of these weights");
 
     let mut saved = save_for_backward.then(|| Saved::<T>::new(&rows, width, hidden));
     let macs = 2 * rows.kept() * width * hidden;

@@ -90,13 +90,13 @@ fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) ->
     let sample_scales = SampleScales::NONE;
     let mut rows_in_place = x.clone();
     let branch_forward = timed(&mut || {
-        let layout = branch.lay_out::<T>();
-        let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &sample_scales, false);
+        let packed = branch.pack_weights::<T>();
+        let kept = mlp::forward(&mut rows_in_place, &branch, &packed, &sample_scales, false);
         drop(std::hint::black_box(kept));
     });
     rows_in_place.copy_from_slice(&x);
-    let layout = branch.lay_out::<T>();
-    let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &sample_scales, true);
+    let packed = branch.pack_weights::<T>();
+    let kept = mlp::forward(&mut rows_in_place, &branch, &packed, &sample_scales, true);
     let mut gradient = x.clone();
     let branch_backward = timed(&mut || {
         if let Some(kept) = kept.clone() {

@@ -109,9 +109,9 @@ fn check<T: Element>(
         images.iter().zip(scales).flat_map(|(&n, &s)| std::iter::repeat_n(s, n)).collect();
     let sample_scales = SampleScales { seq_lens: images, scales: Some(scales) };
     let (mut y, mut again) = (x.clone(), x.clone());
-    let (mlp, layout) = (parameters.mlp(), parameters.mlp().lay_out::<T>());
-    let saved = forward::<T>(&mut y, &mlp, &layout, &sample_scales, true);
-    assert!(forward::<T>(&mut again, &mlp, &layout, &sample_scales, false).is_none());
+    let (mlp, packed) = (parameters.mlp(), parameters.mlp().pack_weights::<T>());
+    let saved = forward::<T>(&mut y, &mlp, &packed, &sample_scales, true);
+    assert!(forward::<T>(&mut again, &mlp, &packed, &sample_scales, false).is_none());
     assert_eq!(y, again);
     let (x64, all64) = (wide(&x), wide(&parameters.values));
     let found: f64 = y.iter().zip(&dy).map(|(y, dy)| f64::from(y * dy)).sum();

@@ -320,8 +320,8 @@ impl Operation for AttentionBranch {
         let kept = with_element!(self.compute.precision, T => {
             let x = values_mut(&mut x);
             let packing = &self.compute.packing;
-            let layout = packing.get(self.compute.precision, || attention.lay_out::<T>());
-            let kept = attention::forward(x, &attention, &layout, &segments, &sample_scales, keep);
+            let packed = packing.get(self.compute.precision, || attention.pack_weights::<T>());
+            let kept = attention::forward(x, &attention, &packed, &segments, &sample_scales, keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
         (x, kept.or(input))
@@ -339,8 +339,8 @@ impl Operation for AttentionBranch {
         let gradients = with_element!(self.compute.precision, T => {
             let kept = if self.compute.recompute {
                 let mut x: Vec<f32> = own(kept);
-                let layout = attention.lay_out::<T>();
-                let kept = attention::forward(&mut x, &attention, &layout, &segments, &sample_scales, true);
+                let packed = attention.pack_weights::<T>();
+                let kept = attention::forward(&mut x, &attention, &packed, &segments, &sample_scales, true);
                 recycle(x);
                 kept.expect("asked to keep it")
             } else {

@@ -118,8 +118,8 @@ impl Operation for MlpBranch {
         let input = (keep && self.compute.recompute).then(|| copy_of(&x));
         let keep = keep && input.is_none();
         let kept = with_element!(self.compute.precision, T => {
-            let layout = self.compute.packing.get(self.compute.precision, || mlp.lay_out::<T>());
-            let kept = mlp::forward(values_mut(&mut x), &mlp, &layout, &self.sample_scales(), keep);
+            let packed = self.compute.packing.get(self.compute.precision, || mlp.pack_weights::<T>());
+            let kept = mlp::forward(values_mut(&mut x), &mlp, &packed, &self.sample_scales(), keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
         (x, kept.or(input))
@@ -136,7 +136,7 @@ impl Operation for MlpBranch {
         let gradients = with_element!(self.compute.precision, T => {
             let kept = if self.compute.recompute {
                 let mut x: Vec<f32> = own(kept);
-                let kept = mlp::forward(&mut x, &mlp, &mlp.lay_out::<T>(), &sample_scales, true);
+                let kept = mlp::forward(&mut x, &mlp, &mlp.pack_weights::<T>(), &sample_scales, true);
                 recycle(x);
                 kept.expect("asked to keep it")
             } else {
