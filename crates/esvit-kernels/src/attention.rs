@@ -233,7 +233,7 @@ pub fn forward<T: Element>(
 ) -> Option<Saved<T>> {
     let width = attention.width();
     let columns = (packed.qkv.n(), packed.proj.n());
-    assert_eq!(columns, (3 * width, width), "packed of these weights");
+    assert_eq!(columns, (3 * width, width), "packed weights of other sizes");
     let (mut rows, images) = prepare::<T>(x, attention, segments, sample_scales);
     let mut saved = save_for_backward.then(|| Saved::new(rows.kept(), rows.total(), width));
     let window_attention =

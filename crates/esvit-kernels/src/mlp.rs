@@ -111,7 +111,7 @@ pub fn forward<T: Element>(
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
     let PackedWeights { fc1, fc2 } = packed;
-    assert_eq!((fc1.n(), fc2.n()), (hidden, width), "packed of these weights");
+    assert_eq!((fc1.n(), fc2.n()), (hidden, width), "packed weights of other sizes");
 
     let mut saved = save_for_backward.then(|| Saved::<T>::new(&rows, width, hidden));
     let macs = 2 * rows.kept() * width * hidden;

@@ -100,7 +100,7 @@ impl Operation for UnitRows {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let mut x = inputs.swap_remove(0);
         let width = x.shape()[1];
-        let lengths = tokens::unit_rows(values_mut(&mut x), width);
+        let lengths = tokens::l2_normalize(values_mut(&mut x), width);
         let kept = keep.then(|| Box::new((x.clone(), lengths)) as Kept);
         (x, kept)
     }
@@ -114,7 +114,7 @@ impl Operation for UnitRows {
     ) -> Vec<Option<FlexTensor>> {
         let (y, lengths): (FlexTensor, Vec<f32>) = own(kept);
         let width = y.shape()[1];
-        tokens::unit_rows_backward(values(&y), &lengths, width, values_mut(&mut gradient));
+        tokens::l2_normalize_backward(values(&y), &lengths, width, values_mut(&mut gradient));
         vec![Some(gradient)]
     }
 }
@@ -161,7 +161,7 @@ struct ImageMeans {
 impl Operation for ImageMeans {
     fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let width = inputs[0].shape()[1];
-        let means = tokens::image_means(values(&inputs[0]), width, &self.images);
+        let means = tokens::global_average_pool(values(&inputs[0]), width, &self.images);
         (made(means, [self.images.len(), width]), keep.then(|| Box::new(()) as Kept))
     }
 
@@ -173,7 +173,7 @@ impl Operation for ImageMeans {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let width = gradient.shape()[1];
-        let rows = tokens::image_means_backward(values(&gradient), width, &self.images);
+        let rows = tokens::global_average_pool_backward(values(&gradient), width, &self.images);
         let count = rows.len() / width;
         vec![Some(made(rows, [count, width]))]
     }
