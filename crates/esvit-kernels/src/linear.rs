@@ -176,9 +176,9 @@ dispatch! {
         let n = gradient.len();
         for i in 0..n.min(active.len()) {
             let x = active[i].to_f32();
-            let (factor, slope) = gate.gate_and_slope(x);
+            let (factor, derivative) = gate.gate_and_derivative(x);
             active[i] = T::from_f32(x * factor);
-            gradient[i] *= factor + x * slope;
+            gradient[i] *= factor + x * derivative;
         }
         for value in &mut active[n..] {
             let x = value.to_f32();

@@ -49,7 +49,7 @@ impl Merge<'_> {
     }
 }
 
-/// Merges rows of `x [rows, C]`: `neighbours` lists the four rows of every row of the result, or
+/// Merges rows of `x [rows, C]`: `indices` lists the four rows of every row of the result, or
 /// [`OUTSIDE`]. With `save_for_backward` also what [`backward`] needs.
 ///
 /// # Panics
@@ -57,10 +57,10 @@ impl Merge<'_> {
 pub fn forward<T: Element>(
     x: &[f32],
     merge: &Merge<'_>,
-    neighbours: &[[u32; 4]],
+    indices: &[[u32; 4]],
     save_for_backward: bool,
 ) -> (Vec<f32>, Option<Saved<T>>) {
-    let (wide, outputs, rows) = (merge.gamma.len(), merge.outputs(), neighbours.len());
+    let (wide, outputs, rows) = (merge.gamma.len(), merge.outputs(), indices.len());
     let (width, row) = (wide / 4, padded_row_len::<T>(wide));
     let weight = PackedRhs::<T>::from_transposed(merge.weight, wide, Some(merge.gamma));
     let weight = weight.with_bias(fold_beta_into_bias(merge.weight, merge.beta, None));
@@ -74,10 +74,10 @@ pub fn forward<T: Element>(
     } else {
         (0..rows.div_ceil(size)).map(|_| None).collect()
     };
-    let tasks = neighbours.par_chunks(size).zip(y.par_chunks_mut(size * outputs)).zip(slots);
+    let tasks = indices.par_chunks(size).zip(y.par_chunks_mut(size * outputs)).zip(slots);
     profile::time("merge forward", rows * wide * outputs, || {
-        tasks.for_each(|((neighbours, y), slots)| {
-            let count = neighbours.len();
+        tasks.for_each(|((indices, y), slots)| {
+            let count = indices.len();
             let mut own;
             let (xhat, rstd) = match slots {
                 Some(slots) => slots,
@@ -88,8 +88,8 @@ pub fn forward<T: Element>(
             };
             let mut gathered = vec![0.0; wide];
             let to = xhat.chunks_exact_mut(row).zip(rstd);
-            for (neighbours, (xhat, rstd)) in neighbours.iter().zip(to) {
-                for (to, &from) in gathered.chunks_exact_mut(width).zip(neighbours) {
+            for (indices, (xhat, rstd)) in indices.iter().zip(to) {
+                for (to, &from) in gathered.chunks_exact_mut(width).zip(indices) {
                     match from {
                         OUTSIDE => to.fill(0.0),
                         from => to.copy_from_slice(&x[from as usize * width..][..width]),
@@ -111,11 +111,11 @@ pub fn forward<T: Element>(
 pub fn backward<T: Element>(
     saved: Saved<T>,
     merge: &Merge<'_>,
-    neighbours: &[[u32; 4]],
+    indices: &[[u32; 4]],
     dy: &[f32],
     inputs: usize,
 ) -> Gradients {
-    let (wide, outputs, count) = (merge.gamma.len(), merge.outputs(), neighbours.len());
+    let (wide, outputs, count) = (merge.gamma.len(), merge.outputs(), indices.len());
     let (width, row, out_row) = (wide / 4, padded_row_len::<T>(wide), padded_row_len::<T>(outputs));
     let Saved { xhat, rstd } = saved;
     assert_eq!(rstd.len(), count, "saved rows");
@@ -142,7 +142,7 @@ pub fn backward<T: Element>(
     });
     // Every row has its place, since the maps are covered by their neighbourhoods.
     let mut x = Buffer::<f32>::scratch(inputs * width);
-    for (from, &to) in gathered.chunks_exact(width).zip(neighbours.as_flattened()) {
+    for (from, &to) in gathered.chunks_exact(width).zip(indices.as_flattened()) {
         if to != OUTSIDE {
             x[to as usize * width..][..width].copy_from_slice(from);
         }

@@ -286,9 +286,9 @@ dispatch! {
             let dhidden = &mut dhidden[..columns];
             for i in 0..columns {
                 let x = active[i].to_f32();
-                let (factor, slope) = gate.gate_and_slope(x);
+                let (factor, derivative) = gate.gate_and_derivative(x);
                 active[i] = T::from_f32(x * factor);
-                dhidden[i] = T::from_f32(tile[i] * (factor + x * slope));
+                dhidden[i] = T::from_f32(tile[i] * (factor + x * derivative));
             }
         }
     }

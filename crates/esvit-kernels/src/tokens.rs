@@ -50,7 +50,7 @@ fn patch_values([_, channels, ..]: Nchw, patch: usize) -> usize {
     channels * patch * patch
 }
 
-/// Visits every line of every patch of a image: its place among the rows and in the image.
+/// Visits every line of every patch of an image: its place among the rows and in the image.
 fn for_each_line(
     [_, channels, height, width]: Nchw,
     patch: usize,
@@ -124,11 +124,11 @@ dispatch! {
     }
 }
 
-/// The mean row of every image of `x [rows, C]`; `images` lists the rows of each.
-pub fn global_average_pool(x: &[f32], width: usize, images: &[usize]) -> Vec<f32> {
-    let mut means = vec![0.0; images.len() * width];
+/// The mean row of every image of `x [rows, C]`; `seq_lens` are the rows of each.
+pub fn global_average_pool(x: &[f32], width: usize, seq_lens: &[usize]) -> Vec<f32> {
+    let mut means = vec![0.0; seq_lens.len() * width];
     let mut rest = x;
-    for (&tokens, mean) in images.iter().zip(means.chunks_exact_mut(width)) {
+    for (&tokens, mean) in seq_lens.iter().zip(means.chunks_exact_mut(width)) {
         let (image, tail) = rest.split_at(tokens * width);
         rest = tail;
         for row in image.chunks_exact(width) {
@@ -139,11 +139,15 @@ pub fn global_average_pool(x: &[f32], width: usize, images: &[usize]) -> Vec<f32
 }
 
 /// Gradient of the rows from that of the [`global_average_pool`].
-pub fn global_average_pool_backward(gradient: &[f32], width: usize, images: &[usize]) -> Vec<f32> {
-    let total: usize = images.iter().sum();
+pub fn global_average_pool_backward(
+    gradient: &[f32],
+    width: usize,
+    seq_lens: &[usize],
+) -> Vec<f32> {
+    let total: usize = seq_lens.iter().sum();
     let mut rows = buffer::uninit(total * width);
     let mut rest = &mut rows[..];
-    for (&tokens, mean) in images.iter().zip(gradient.chunks_exact(width)) {
+    for (&tokens, mean) in seq_lens.iter().zip(gradient.chunks_exact(width)) {
         let (image, tail) = rest.split_at_mut(tokens * width);
         rest = tail;
         for row in image.chunks_exact_mut(width) {

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use esvit_kernels::buffer;
-use esvit_kernels::depthwise::{self, Maps};
+use esvit_kernels::depthwise::{self, FeatureMaps};
 
 use super::Segment;
 use super::extension::{
@@ -25,7 +25,9 @@ pub fn depthwise(x: Tensor<2>, segment: Segment, weight: Tensor<3>) -> Tensor<2>
     if !has_kernels(&x.device()) {
         return composed_depthwise(x, segment, weight);
     }
-    let operation = Arc::new(Depthwise { maps: Maps { size: segment.map, channels, side } });
+    let operation = Arc::new(Depthwise {
+        maps: FeatureMaps { size: segment.map, channels, kernel_size: side },
+    });
     Tensor::from_dispatch(Entry::fused2(operation, x.into_dispatch(), weight.into_dispatch()))
 }
 
@@ -42,7 +44,7 @@ pub fn composed_depthwise(x: Tensor<2>, segment: Segment, weight: Tensor<3>) -> 
 
 #[derive(Debug)]
 struct Depthwise {
-    maps: Maps,
+    maps: FeatureMaps,
 }
 
 impl Operation for Depthwise {
