@@ -314,14 +314,14 @@ impl Operation for AttentionBranch {
         let parameters = inputs.split_off(1);
         let mut x = inputs.remove(0);
         let attention = self.parameters(&parameters);
-        let (segments, sample_scales) = (self.segments(&attention), self.sample_scales());
+        let (segments, scales) = (self.segments(&attention), self.sample_scales());
         let input = (keep && self.compute.recompute).then(|| copy_of(&x));
         let keep = keep && input.is_none();
         let kept = with_element!(self.compute.precision, T => {
             let x = values_mut(&mut x);
             let packing = &self.compute.packing;
             let packed = packing.get(self.compute.precision, || attention.pack_weights::<T>());
-            let kept = attention::forward(x, &attention, &packed, &segments, &sample_scales, keep);
+            let kept = attention::forward(x, &attention, &packed, &segments, &scales, keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
         (x, kept.or(input))
@@ -335,19 +335,19 @@ impl Operation for AttentionBranch {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let attention = self.parameters(parameters);
-        let (segments, sample_scales) = (self.segments(&attention), self.sample_scales());
+        let (segments, scales) = (self.segments(&attention), self.sample_scales());
         let gradients = with_element!(self.compute.precision, T => {
             let kept = if self.compute.recompute {
                 let mut x: Vec<f32> = own(kept);
                 let packed = attention.pack_weights::<T>();
-                let kept = attention::forward(&mut x, &attention, &packed, &segments, &sample_scales, true);
+                let kept = attention::forward(&mut x, &attention, &packed, &segments, &scales, true);
                 recycle(x);
                 kept.expect("asked to keep it")
             } else {
                 own(kept)
             };
             let gradient = values_mut(&mut gradient);
-            attention::backward::<T>(kept, &attention, &segments, &sample_scales, gradient)
+            attention::backward::<T>(kept, &attention, &segments, &scales, gradient)
         });
         let attention::Gradients {
             gamma,

@@ -118,7 +118,8 @@ impl Operation for MlpBranch {
         let input = (keep && self.compute.recompute).then(|| copy_of(&x));
         let keep = keep && input.is_none();
         let kept = with_element!(self.compute.precision, T => {
-            let packed = self.compute.packing.get(self.compute.precision, || mlp.pack_weights::<T>());
+            let packing = &self.compute.packing;
+            let packed = packing.get(self.compute.precision, || mlp.pack_weights::<T>());
             let kept = mlp::forward(values_mut(&mut x), &mlp, &packed, &self.sample_scales(), keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
@@ -132,17 +133,17 @@ impl Operation for MlpBranch {
         mut gradient: FlexTensor,
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        let (mlp, sample_scales) = (self.parameters(parameters), self.sample_scales());
+        let (mlp, scales) = (self.parameters(parameters), self.sample_scales());
         let gradients = with_element!(self.compute.precision, T => {
             let kept = if self.compute.recompute {
                 let mut x: Vec<f32> = own(kept);
-                let kept = mlp::forward(&mut x, &mlp, &mlp.pack_weights::<T>(), &sample_scales, true);
+                let kept = mlp::forward(&mut x, &mlp, &mlp.pack_weights::<T>(), &scales, true);
                 recycle(x);
                 kept.expect("asked to keep it")
             } else {
                 own(kept)
             };
-            mlp::backward::<T>(kept, &mlp, &sample_scales, values_mut(&mut gradient))
+            mlp::backward::<T>(kept, &mlp, &scales, values_mut(&mut gradient))
         });
         let mlp::Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias } = gradients;
         let gradients = [gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias];
