@@ -18,37 +18,37 @@ pub(crate) trait Gate: Copy {
     /// The factor.
     fn gate(self, x: f32) -> f32;
     /// The factor and its slope.
-    fn gate_and_slope(self, x: f32) -> (f32, f32);
+    fn gate_and_derivative(self, x: f32) -> (f32, f32);
 }
 
 /// The gate of [`Activation::None`].
 #[derive(Clone, Copy)]
-pub(crate) struct Open;
+pub(crate) struct IdentityGate;
 
-impl Gate for Open {
+impl Gate for IdentityGate {
     #[inline(always)]
     fn gate(self, _: f32) -> f32 {
         1.0
     }
 
     #[inline(always)]
-    fn gate_and_slope(self, _: f32) -> (f32, f32) {
+    fn gate_and_derivative(self, _: f32) -> (f32, f32) {
         (1.0, 0.0)
     }
 }
 
 /// The gate of [`Activation::Gelu`].
 #[derive(Clone, Copy)]
-pub(crate) struct Normal;
+pub(crate) struct NormalCdf;
 
-impl Gate for Normal {
+impl Gate for NormalCdf {
     #[inline(always)]
     fn gate(self, x: f32) -> f32 {
         cdf(x)
     }
 
     #[inline(always)]
-    fn gate_and_slope(self, x: f32) -> (f32, f32) {
+    fn gate_and_derivative(self, x: f32) -> (f32, f32) {
         const INV_SQRT_TAU: f32 = 0.398_942_3;
         (cdf(x), exp(-0.5 * x * x) * INV_SQRT_TAU)
     }
@@ -56,24 +56,24 @@ impl Gate for Normal {
 
 /// The gate of [`Activation::QuickGelu`].
 #[derive(Clone, Copy)]
-pub(crate) struct Logistic;
+pub(crate) struct ScaledSigmoid;
 
-impl Logistic {
-    const STEEPNESS: f32 = 1.702;
+impl ScaledSigmoid {
+    const SCALE: f32 = 1.702;
 }
 
-impl Gate for Logistic {
+impl Gate for ScaledSigmoid {
     #[inline(always)]
     fn gate(self, x: f32) -> f32 {
-        let x = -Self::STEEPNESS * x;
+        let x = -Self::SCALE * x;
         // Beyond 80 the factor is 0 to within rounding; what is no number stays none.
         1.0 / (1.0 + exp(if x > 80.0 { 80.0 } else { x }))
     }
 
     #[inline(always)]
-    fn gate_and_slope(self, x: f32) -> (f32, f32) {
+    fn gate_and_derivative(self, x: f32) -> (f32, f32) {
         let gate = self.gate(x);
-        (gate, Self::STEEPNESS * gate * (1.0 - gate))
+        (gate, Self::SCALE * gate * (1.0 - gate))
     }
 }
 
@@ -82,15 +82,15 @@ macro_rules! with_gate {
     ($activation:expr, $gate:ident => $call:expr) => {
         match $activation {
             $crate::activation::Activation::None => {
-                let $gate = $crate::activation::Open;
+                let $gate = $crate::activation::IdentityGate;
                 $call
             }
             $crate::activation::Activation::Gelu => {
-                let $gate = $crate::activation::Normal;
+                let $gate = $crate::activation::NormalCdf;
                 $call
             }
             $crate::activation::Activation::QuickGelu => {
-                let $gate = $crate::activation::Logistic;
+                let $gate = $crate::activation::ScaledSigmoid;
                 $call
             }
         }
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn values_and_derivatives() {
         for x in (-6000..6000).map(|i| i as f32 / 1000.0) {
-            let (found_cdf, found_density) = Normal.gate_and_slope(x);
+            let (found_cdf, found_density) = NormalCdf.gate_and_derivative(x);
             let (y, derivative) = (x * found_cdf, found_cdf + x * found_density);
             let x = f64::from(x);
             let density = (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
@@ -160,19 +160,22 @@ mod tests {
     #[test]
     fn quick_values_and_derivatives() {
         for x in (-6000..6000).map(|i| i as f32 / 100.0) {
-            let (gate, slope) = Logistic.gate_and_slope(x);
+            let (gate, derivative) = ScaledSigmoid.gate_and_derivative(x);
             let x = f64::from(x);
             let expected = 1.0 / (1.0 + (-1.702 * x).exp());
             assert!((f64::from(gate) - expected).abs() < 1e-6, "{x}: {gate} {expected}");
             let expected = 1.702 * expected * (1.0 - expected);
-            assert!((f64::from(slope) - expected).abs() < 1e-6, "{x}: {slope} {expected}");
+            assert!(
+                (f64::from(derivative) - expected).abs() < 1e-6,
+                "{x}: {derivative} {expected}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_number_stays_none() {
-        assert!(Normal.gate_and_slope(f32::NAN).0.is_nan());
-        assert!(Logistic.gate_and_slope(f32::NAN).0.is_nan());
+        assert!(NormalCdf.gate_and_derivative(f32::NAN).0.is_nan());
+        assert!(ScaledSigmoid.gate_and_derivative(f32::NAN).0.is_nan());
         assert!((cdf(f32::INFINITY) - 1.0).abs() < 1e-7 && cdf(f32::NEG_INFINITY).abs() < 1e-7);
     }
 }

@@ -1,19 +1,19 @@
 //! The attention branch of a block: `x + scale proj(attention(qkv(norm(x))))`, inside windows.
 //!
 //! Between the normalisation and the residual rows stand in the order of windows, so that a task can
-//! take a few windows through all of it, and only the kept activations leave the caches.
+//! take a few windows through all of it, and only the saved activations leave the caches.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::layer_norm::{shifted_bias, through_linear};
-use crate::product::{Columns, Left, Packed, transposed_product};
+use crate::element::{Element, padded_row_len};
+use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
+use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
-use crate::rows::{BLOCK_SHARES, Block, DropPath, Rows, block_rows, fitting_rows, linear};
-use crate::window_attention::{Mixing, Windows};
+use crate::rows::{BLOCK_SHARES, Block, Rows, SampleScales, block_rows, fitting_rows, linear};
+use crate::window_attention::{WindowAttention, Windows};
 
 /// The parameters: a normalisation over `C`, `qkv [3 C, C]`, the table of relative positions
 /// `[rows, heads]` and `proj [C, C]`.
@@ -25,7 +25,7 @@ pub struct Attention<'a> {
     pub eps: f32,
     pub qkv_weight: &'a [f32],
     pub qkv_bias: &'a [f32],
-    pub table: &'a [f32],
+    pub bias_table: &'a [f32],
     pub proj_weight: &'a [f32],
     pub proj_bias: &'a [f32],
 }
@@ -38,17 +38,17 @@ pub struct Gradients {
     pub beta: Vec<f32>,
     pub qkv_weight: Vec<f32>,
     pub qkv_bias: Vec<f32>,
-    pub table: Vec<f32>,
+    pub bias_table: Vec<f32>,
     pub proj_weight: Vec<f32>,
     pub proj_bias: Vec<f32>,
 }
 
 /// The weights in the layout of the forward pass's products.
 #[derive(Debug)]
-pub struct Layout<T: Element> {
+pub struct PackedWeights<T: Element> {
     /// Its bias with the shift of the normalisation.
-    qkv: Packed<T>,
-    proj: Packed<T>,
+    qkv: PackedRhs<T>,
+    proj: PackedRhs<T>,
 }
 
 /// Images of one size.
@@ -62,20 +62,23 @@ pub struct Segment<'a> {
 
 /// What the backward pass needs of the rows that were not dropped, in the order of windows.
 #[derive(Debug, Clone)]
-pub struct Kept<T: Element> {
-    normalised: Buffer<T>,
-    inverse: Vec<f32>,
+pub struct Saved<T: Element> {
+    xhat: Buffer<T>,
+    rstd: Vec<f32>,
     qkv: Buffer<T>,
-    mixed: Buffer<T>,
+    context: Buffer<T>,
 }
 
 impl Attention<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
-    pub fn lay_out<T: Element>(&self) -> Layout<T> {
-        let qkv_bias = shifted_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
-        let qkv = Packed::transposed(self.qkv_weight, self.width(), Some(self.gamma));
-        let proj = Packed::transposed(self.proj_weight, self.width(), None);
-        Layout { qkv: qkv.with_bias(qkv_bias), proj: proj.with_bias(self.proj_bias.to_vec()) }
+    pub fn pack_weights<T: Element>(&self) -> PackedWeights<T> {
+        let qkv_bias = fold_beta_into_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
+        let qkv = PackedRhs::from_transposed(self.qkv_weight, self.width(), Some(self.gamma));
+        let proj = PackedRhs::from_transposed(self.proj_weight, self.width(), None);
+        PackedWeights {
+            qkv: qkv.with_bias(qkv_bias),
+            proj: proj.with_bias(self.proj_bias.to_vec()),
+        }
     }
 
     fn width(&self) -> usize {
@@ -97,28 +100,28 @@ impl Attention<'_> {
     }
 }
 
-impl<T: Element> Kept<T> {
+impl<T: Element> Saved<T> {
     fn new(kept: usize, total: usize, width: usize) -> Self {
         Self {
-            normalised: Buffer::kept_rows(kept, total, width),
-            inverse: vec![0.0; kept],
+            xhat: Buffer::kept_rows(kept, total, width),
+            rstd: vec![0.0; kept],
             qkv: Buffer::kept_rows(kept, total, 3 * width),
-            mixed: Buffer::kept_rows(kept, total, width),
+            context: Buffer::kept_rows(kept, total, width),
         }
     }
 
     fn all(&mut self) -> Activations<'_, T> {
-        let Self { normalised, inverse, qkv, mixed } = self;
-        Activations { normalised, inverse, qkv, mixed }
+        let Self { xhat, rstd, qkv, context } = self;
+        Activations { xhat, rstd, qkv, context }
     }
 }
 
-/// Some rows of what is [`Kept`].
+/// Some rows of what is [`Saved`].
 struct Activations<'a, T> {
-    normalised: &'a mut [T],
-    inverse: &'a mut [f32],
+    xhat: &'a mut [T],
+    rstd: &'a mut [f32],
     qkv: &'a mut [T],
-    mixed: &'a mut [T],
+    context: &'a mut [T],
 }
 
 impl<T: Element> Activations<'_, T> {
@@ -127,12 +130,12 @@ impl<T: Element> Activations<'_, T> {
         fn cut<'a, U>(values: &mut &'a mut [U], count: usize) -> &'a mut [U] {
             values.split_off_mut(..count).expect("as many rows")
         }
-        let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+        let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
         Self {
-            normalised: cut(&mut self.normalised, count * row),
-            inverse: cut(&mut self.inverse, count),
+            xhat: cut(&mut self.xhat, count * row),
+            rstd: cut(&mut self.rstd, count),
             qkv: cut(&mut self.qkv, count * row3),
-            mixed: cut(&mut self.mixed, count * row),
+            context: cut(&mut self.context, count * row),
         }
     }
 }
@@ -140,16 +143,16 @@ impl<T: Element> Activations<'_, T> {
 /// The images of a segment that are not dropped.
 struct Images<'a, T: Element> {
     count: usize,
-    mixing: Mixing<'a, T>,
+    window_attention: WindowAttention<'a, T>,
 }
 
 impl<T: Element> Images<'_, T> {
     fn windows(&self) -> usize {
-        self.count * self.mixing.windows()
+        self.count * self.window_attention.windows()
     }
 
     fn rows(&self) -> usize {
-        self.mixing.rows(0..self.windows()).len()
+        self.window_attention.rows(0..self.windows()).len()
     }
 }
 
@@ -158,21 +161,28 @@ fn prepare<'x, 'a, T: Element>(
     x: &'x mut [f32],
     attention: &Attention<'_>,
     segments: &[Segment<'a>],
-    plan: &DropPath<'_>,
+    sample_scales: &SampleScales<'_>,
 ) -> (Rows<'x>, Vec<Images<'a, T>>) {
     attention.check(x, segments);
     let mut first = 0;
     let images = segments.iter().map(|segment| {
         let all = first..first + segment.images;
         first = all.end;
-        let mixing = Mixing::new(segment.windows, attention.qkv_bias, attention.table);
-        Images { count: all.filter(|&image| plan.scale(image) != 0.0).count(), mixing }
+        let window_attention =
+            WindowAttention::new(segment.windows, attention.qkv_bias, attention.bias_table);
+        Images {
+            count: all.filter(|&image| sample_scales.scale(image) != 0.0).count(),
+            window_attention,
+        }
     });
     let images: Vec<Images<'a, T>> = images.collect();
     let orders = segments.iter().zip(&images).flat_map(|(segment, images)| {
-        std::iter::repeat_n((segment.windows.tokens, Some(images.mixing.order())), segment.images)
+        std::iter::repeat_n(
+            (segment.windows.tokens, Some(images.window_attention.order())),
+            segment.images,
+        )
     });
-    (Rows::in_order(x, attention.width(), plan, orders), images)
+    (Rows::in_order(x, attention.width(), sample_scales, orders), images)
 }
 
 /// Windows of a segment that go through the branch together.
@@ -206,7 +216,7 @@ fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
 }
 
 /// Adds the branch to `x [rows, C]` in place: the images of all `segments` one after the other;
-/// `layout` is that of `attention`, `plan` says which are dropped or scaled. With `keep` the result
+/// `packed` is that of `attention`, `sample_scales` says which are dropped or scaled. With `save_for_backward` the result
 /// holds what [`backward`] needs.
 ///
 /// A slot without a token has the query, key and value of `qkv_bias` and takes part unmasked.
@@ -216,149 +226,150 @@ fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
 pub fn forward<T: Element>(
     x: &mut [f32],
     attention: &Attention<'_>,
-    layout: &Layout<T>,
+    packed: &PackedWeights<T>,
     segments: &[Segment<'_>],
-    plan: &DropPath<'_>,
-    keep: bool,
-) -> Option<Kept<T>> {
+    sample_scales: &SampleScales<'_>,
+    save_for_backward: bool,
+) -> Option<Saved<T>> {
     let width = attention.width();
-    let columns = (layout.qkv.columns(), layout.proj.columns());
-    assert_eq!(columns, (3 * width, width), "layout of these weights");
-    let (mut rows, images) = prepare::<T>(x, attention, segments, plan);
-    let mut kept = keep.then(|| Kept::new(rows.kept(), rows.total(), width));
-    let mixing = images.iter().map(|images| images.rows() * images.mixing.slots());
-    let macs = 4 * rows.kept() * width * width + 2 * mixing.sum::<usize>() * width;
+    let columns = (packed.qkv.n(), packed.proj.n());
+    assert_eq!(columns, (3 * width, width), "packed weights of other sizes");
+    let (mut rows, images) = prepare::<T>(x, attention, segments, sample_scales);
+    let mut saved = save_for_backward.then(|| Saved::new(rows.kept(), rows.total(), width));
+    let window_attention =
+        images.iter().map(|images| images.rows() * images.window_attention.slots());
+    let macs = 4 * rows.kept() * width * width + 2 * window_attention.sum::<usize>() * width;
 
-    let (mut left, mut activations) = (rows.all(), kept.as_mut().map(Kept::all));
+    let (mut left, mut activations) = (rows.all(), saved.as_mut().map(Saved::all));
     let tasks: Vec<_> = parts(&images, width)
         .into_iter()
         .map(|part| {
-            let count = images[part.segment].mixing.rows(part.windows.clone()).len();
+            let count = images[part.segment].window_attention.rows(part.windows.clone()).len();
             let activations = activations.as_mut().map(|all| all.split_off(count, width));
             (part, left.split_off(count), activations)
         })
         .collect();
     profile::time("attention forward", macs, || {
         tasks.into_par_iter().for_each(|(part, rows, activations)| {
-            let mixing = &images[part.segment].mixing;
+            let window_attention = &images[part.segment].window_attention;
             let mut own;
             let activations = match activations {
                 Some(activations) => activations,
                 None => {
-                    own = Kept::new(rows.len(), rows.len(), width);
+                    own = Saved::new(rows.len(), rows.len(), width);
                     own.all()
                 }
             };
-            forward_part(part, rows, mixing, layout, attention.eps, activations);
+            forward_part(part, rows, window_attention, packed, attention.eps, activations);
         });
     });
-    kept
+    saved
 }
 
 /// Takes a part through the branch.
 fn forward_part<T: Element>(
     part: Part,
     mut rows: Block<'_, '_>,
-    mixing: &Mixing<'_, T>,
-    layout: &Layout<T>,
+    window_attention: &WindowAttention<'_, T>,
+    packed: &PackedWeights<T>,
     eps: f32,
-    Activations { normalised, inverse, qkv, mixed }: Activations<'_, T>,
+    Activations { xhat, rstd, qkv, context }: Activations<'_, T>,
 ) {
-    let width = layout.proj.columns();
-    let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+    let width = packed.proj.n();
+    let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let size = if part.shared { block_rows::<T>(rows.len(), 3 * width) } else { rows.len().max(1) };
     (rows.reborrow().cut(size).into_par_iter())
-        .zip(normalised.par_chunks_mut(size * row).zip(inverse.par_chunks_mut(size)))
+        .zip(xhat.par_chunks_mut(size * row).zip(rstd.par_chunks_mut(size)))
         .zip(qkv.par_chunks_mut(size * row3))
-        .for_each(|((rows, (normalised, inverse)), qkv)| {
-            rows.normalise(eps, normalised, inverse);
-            linear(Left::rows(normalised, row), rows.len(), &layout.qkv, qkv, row3);
+        .for_each(|((rows, (xhat, rstd)), qkv)| {
+            rows.normalize(eps, xhat, rstd);
+            linear(Lhs::from_rows(xhat, row), rows.len(), &packed.qkv, qkv, row3);
         });
-    mixing.forward(part.windows, part.shared, qkv, mixed);
-    (rows.cut(size).into_par_iter())
-        .zip(mixed.par_chunks(size * row))
-        .for_each(|(mut rows, mixed)| rows.add_product(Left::rows(mixed, row), &layout.proj));
+    window_attention.forward(part.windows, part.shared, qkv, context);
+    (rows.cut(size).into_par_iter()).zip(context.par_chunks(size * row)).for_each(
+        |(mut rows, context)| rows.add_linear(Lhs::from_rows(context, row), &packed.proj),
+    );
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
-/// returns those of the parameters; other arguments as for the [`forward`] that made `kept`.
+/// returns those of the parameters; other arguments as for the [`forward`] that made `saved`.
 ///
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: Kept<T>,
+    saved: Saved<T>,
     attention: &Attention<'_>,
     segments: &[Segment<'_>],
-    plan: &DropPath<'_>,
+    sample_scales: &SampleScales<'_>,
     gradient: &mut [f32],
 ) -> Gradients {
     let width = attention.width();
-    let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
-    let (mut rows, images) = prepare::<T>(gradient, attention, segments, plan);
-    let Kept { normalised, inverse, qkv, mixed } = kept;
+    let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
+    let (mut rows, images) = prepare::<T>(gradient, attention, segments, sample_scales);
+    let Saved { xhat, rstd, qkv, context } = saved;
     let (kept, total) = (rows.kept(), rows.total());
-    assert_eq!(inverse.len(), kept, "rows that were kept");
+    assert_eq!(rstd.len(), kept, "saved rows");
     let size = block_rows::<T>(kept, 3 * width);
 
-    let weight = Packed::<T>::straight(attention.proj_weight, width, None);
-    let mut dbranch = Buffer::<T>::brief_kept_rows(kept, total, width);
-    let mut dmixed = Buffer::<T>::brief_kept_rows(kept, total, width);
+    let weight = PackedRhs::<T>::from_rows(attention.proj_weight, width, None);
+    let mut dbranch = Buffer::<T>::scratch_kept_rows(kept, total, width);
+    let mut dcontext = Buffer::<T>::scratch_kept_rows(kept, total, width);
     let macs = kept * width * width;
     profile::time("attention backward, rows", macs, || {
         (rows.all().cut(size).into_par_iter())
             .zip(dbranch.par_chunks_mut(size * row))
-            .zip(dmixed.par_chunks_mut(size * row))
-            .for_each(|((rows, dbranch), dmixed)| {
+            .zip(dcontext.par_chunks_mut(size * row))
+            .for_each(|((rows, dbranch), dcontext)| {
                 rows.scaled(dbranch);
-                linear(Left::rows(dbranch, row), rows.len(), &weight, dmixed, row);
+                linear(Lhs::from_rows(dbranch, row), rows.len(), &weight, dcontext, row);
             });
     });
-    let mut proj_weight = Buffer::<f32>::brief(width * width);
+    let mut proj_weight = Buffer::<f32>::scratch(width * width);
     let mut proj_bias = vec![0.0; width];
-    let branches = Columns::new(&dbranch, width);
+    let branches = Matrix::new(&dbranch, width);
     profile::time("attention backward, weights", macs, || {
-        let mixed = Columns::new(&mixed, width);
-        transposed_product(branches, mixed, &mut proj_weight, Some(&mut proj_bias), false);
+        let context = Matrix::new(&context, width);
+        gemm_tn(branches, context, &mut proj_weight, Some(&mut proj_bias), false);
     });
-    drop((dbranch, mixed));
+    drop((dbranch, context));
 
-    let mut dqkv = Buffer::<T>::brief_kept_rows(kept, total, 3 * width);
+    let mut dqkv = Buffer::<T>::scratch_kept_rows(kept, total, 3 * width);
     let mut dpadding = vec![0.0; 3 * width];
-    let mut table = vec![0.0; attention.table.len()];
+    let mut bias_table = vec![0.0; attention.bias_table.len()];
     let mut start = 0;
     for images in &images {
         let of = start..start + images.rows();
         start = of.end;
         // The weights of the attention, and four products for the gradients.
-        let macs = 5 * of.len() * images.mixing.slots() * width;
-        let (padding, dtable) = profile::time("attention backward, windows", macs, || {
+        let macs = 5 * of.len() * images.window_attention.slots() * width;
+        let (padding, dbias_table) = profile::time("attention backward, windows", macs, || {
             let of3 = of.start * row3..of.end * row3;
-            let dmixed = &dmixed[of.start * row..of.end * row];
-            images.mixing.backward(&qkv[of3.clone()], dmixed, &mut dqkv[of3])
+            let dcontext = &dcontext[of.start * row..of.end * row];
+            images.window_attention.backward(&qkv[of3.clone()], dcontext, &mut dqkv[of3])
         });
         dpadding.iter_mut().zip(padding).for_each(|(sum, part)| *sum += part);
-        table.iter_mut().zip(dtable).for_each(|(sum, part)| *sum += part);
+        bias_table.iter_mut().zip(dbias_table).for_each(|(sum, part)| *sum += part);
     }
-    drop((qkv, dmixed));
+    drop((qkv, dcontext));
 
-    let weight = Packed::<T>::straight(attention.qkv_weight, width, Some(attention.gamma));
+    let weight = PackedRhs::<T>::from_rows(attention.qkv_weight, width, Some(attention.gamma));
     let macs = 3 * kept * width * width;
     profile::time("attention backward, rows", macs, || {
         (rows.all().cut(size).into_par_iter())
             .zip(dqkv.par_chunks(size * row3))
-            .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)))
-            .for_each(|((mut rows, dqkv), (normalised, inverse))| {
-                rows.add_input_gradients(Left::rows(dqkv, row3), &weight, normalised, inverse);
+            .zip(xhat.par_chunks(size * row).zip(rstd.par_chunks(size)))
+            .for_each(|((mut rows, dqkv), (xhat, rstd))| {
+                rows.add_input_gradients(Lhs::from_rows(dqkv, row3), &weight, xhat, rstd);
             });
     });
-    let mut qkv_weight = Buffer::<f32>::brief(3 * width * width);
+    let mut qkv_weight = Buffer::<f32>::scratch(3 * width * width);
     let mut qkv_bias = vec![0.0; 3 * width];
-    let outputs = Columns::new(&dqkv, 3 * width);
-    let inputs = Columns::new(&normalised, width);
+    let outputs = Matrix::new(&dqkv, 3 * width);
+    let inputs = Matrix::new(&xhat, width);
     profile::time("attention backward, weights", macs, || {
-        transposed_product(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias), false);
+        gemm_tn(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias), false);
     });
-    let (gamma, beta) = through_linear(
+    let (gamma, beta) = folded_affine_backward(
         &mut qkv_weight,
         attention.qkv_weight,
         attention.gamma,
@@ -367,5 +378,5 @@ pub fn backward<T: Element>(
     );
     qkv_bias.iter_mut().zip(dpadding).for_each(|(sum, padding)| *sum += padding);
     let (qkv_weight, proj_weight) = (qkv_weight.into_vec(), proj_weight.into_vec());
-    Gradients { gamma, beta, qkv_weight, qkv_bias, table, proj_weight, proj_bias }
+    Gradients { gamma, beta, qkv_weight, qkv_bias, bias_table, proj_weight, proj_bias }
 }

@@ -32,7 +32,7 @@ impl Statistics {
         Self { variance: scaled(squares, 1.0 / count), mean }
     }
 
-    fn inverse(&self, eps: f32) -> Vec<f32> {
+    fn rstd(&self, eps: f32) -> Vec<f32> {
         self.variance.iter().map(|variance| 1.0 / (variance + eps).sqrt()).collect()
     }
 }
@@ -50,9 +50,8 @@ pub fn forward(
 ) {
     let width = gamma.len();
     assert_eq!((x.len(), beta.len(), statistics.mean.len()), (y.len(), width, width), "lengths");
-    let inverse = statistics.inverse(eps);
-    let slope: Vec<f32> =
-        inverse.iter().zip(gamma).map(|(inverse, gamma)| inverse * gamma).collect();
+    let rstd = statistics.rstd(eps);
+    let slope: Vec<f32> = rstd.iter().zip(gamma).map(|(rstd, gamma)| rstd * gamma).collect();
     let task = TASK_VALUES.div_ceil(width) * width;
     y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
@@ -76,7 +75,7 @@ pub fn backward(
 ) -> (Vec<f32>, Vec<f32>) {
     let width = gamma.len();
     assert_eq!((x.len(), x.len()), (dy.len(), dx.len()), "gradients");
-    let (mean, inverse) = (&statistics.mean, statistics.inverse(eps));
+    let (mean, rstd) = (&statistics.mean, statistics.rstd(eps));
     let rows = x.len() / width;
     let task = TASK_VALUES.div_ceil(width) * width;
     let parts: Vec<[Vec<f32>; 2]> = x
@@ -87,7 +86,7 @@ pub fn backward(
             let [dgamma, dbeta] = &mut sums;
             for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
                 add(dy, dbeta);
-                add_products(x, mean, &inverse, dy, dgamma);
+                add_products(x, mean, &rstd, dy, dgamma);
             }
             sums
         })
@@ -102,7 +101,7 @@ pub fn backward(
         |(dx, (x, dy))| {
             let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
             for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
-                normalise_backward(x, mean, &inverse, gamma, dy, &dgamma, &dbeta, share, dx);
+                normalize_backward(x, mean, &rstd, gamma, dy, &dgamma, &dbeta, share, dx);
             }
         },
     );
@@ -160,21 +159,21 @@ dispatch! {
 }
 
 dispatch! {
-    fn add_products(x: &[f32], mean: &[f32], inverse: &[f32], dy: &[f32], sums: &mut [f32]) {
+    fn add_products(x: &[f32], mean: &[f32], rstd: &[f32], dy: &[f32], sums: &mut [f32]) {
         let width = sums.len();
         let (x, mean) = (&x[..width], &mean[..width]);
-        let (inverse, dy) = (&inverse[..width], &dy[..width]);
+        let (rstd, dy) = (&rstd[..width], &dy[..width]);
         for i in 0..width {
-            sums[i] += (x[i] - mean[i]) * inverse[i] * dy[i];
+            sums[i] += (x[i] - mean[i]) * rstd[i] * dy[i];
         }
     }
 }
 
 dispatch! {
-    fn normalise_backward(
+    fn normalize_backward(
         x: &[f32],
         mean: &[f32],
-        inverse: &[f32],
+        rstd: &[f32],
         gamma: &[f32],
         dy: &[f32],
         dgamma: &[f32],
@@ -183,12 +182,12 @@ dispatch! {
         dx: &mut [f32],
     ) {
         let width = dx.len();
-        let (x, mean, inverse) = (&x[..width], &mean[..width], &inverse[..width]);
+        let (x, mean, rstd) = (&x[..width], &mean[..width], &rstd[..width]);
         let (gamma, dy) = (&gamma[..width], &dy[..width]);
         let (dgamma, dbeta) = (&dgamma[..width], &dbeta[..width]);
         for i in 0..width {
-            let z = (x[i] - mean[i]) * inverse[i];
-            dx[i] = (dy[i] - share * (dbeta[i] + z * dgamma[i])) * gamma[i] * inverse[i];
+            let z = (x[i] - mean[i]) * rstd[i];
+            dx[i] = (dy[i] - share * (dbeta[i] + z * dgamma[i])) * gamma[i] * rstd[i];
         }
     }
 }

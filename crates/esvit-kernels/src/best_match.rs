@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::product::{Extent, LANES, Left, Multiply, Out, Packed};
+use crate::gemm::{Dims, Gemm, LANES, Lhs, Output, PackedRhs};
 
 /// For every row of `queries [.., C]` in the first range of a group the row of `keys [.., C]` in
 /// its second range with the largest cosine; the first of equal ones. Rows of all groups one after
@@ -25,20 +25,20 @@ pub fn best_matches(
             assert!(!among.is_empty(), "nothing to match with");
             let of = &queries[of.start * width..of.end * width];
             // The length of a query does not change which key is the best one.
-            let mut unit = Buffer::<f32>::stale(among.len() * width);
+            let mut unit = Buffer::<f32>::uninit(among.len() * width);
             unit.copy_from_slice(&keys[among.start * width..among.end * width]);
             for row in unit.chunks_exact_mut(width) {
                 let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
                 row.iter_mut().for_each(|value| *value /= norm);
             }
-            let packed = Packed::<f32>::transposed(&unit, width, None);
+            let rhs = PackedRhs::<f32>::from_transposed(&unit, width, None);
             let rows = of.len() / width;
             let padded = among.len().next_multiple_of(LANES);
-            let mut cosines = Buffer::<f32>::stale(rows * padded);
-            for (first, strip) in packed.strips() {
-                let mut out = Out { values: &mut cosines[first..], row: padded };
-                let extent = Extent { rows, steps: packed.steps() };
-                f32::multiply(Left::rows(of, width), strip, extent, &mut out, false);
+            let mut cosines = Buffer::<f32>::uninit(rows * padded);
+            for (first, panel) in rhs.panels() {
+                let mut out = Output { values: &mut cosines[first..], row_stride: padded };
+                let dims = Dims { m: rows, k_steps: rhs.k_steps() };
+                f32::gemm(Lhs::from_rows(of, width), panel, dims, &mut out, false);
             }
             let best = cosines.chunks_exact(padded).map(|row| {
                 let row = &row[..among.len()];

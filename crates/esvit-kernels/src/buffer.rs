@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 
 /// Smaller buffers are left to the allocator.
 const POOLED_WORDS: usize = 4 << 10;
@@ -38,51 +38,52 @@ pub struct Buffer<T: Element> {
 
 /// How long a buffer is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// Until the way back, or for an unknown time: it should not be larger than it need be.
-    Long,
-    /// Within an operation of the way back, or until the update: any that is large enough will do,
+enum Lifetime {
+    /// until backward, or for an unknown time: it should not be larger than it need be.
+    Saved,
+    /// Within an operation of the backward pass, or until the update: any that is large enough will do,
     /// since what waits in the pool then is not needed before the next step.
-    Brief,
+    Scratch,
 }
 
 impl<T: Element> Buffer<T> {
-    fn take(len: usize, need: Need) -> Self {
+    fn take(len: usize, lifetime: Lifetime) -> Self {
         let words = (len * size_of::<T>()).div_ceil(size_of::<f32>());
-        let words = if words < POOLED_WORDS { vec![0.0; words] } else { POOL.take(words, need) };
+        let words =
+            if words < POOLED_WORDS { vec![0.0; words] } else { POOL.take(words, lifetime) };
         Self { words, len, element: PhantomData }
     }
 
     /// `len` values, whatever they are.
-    pub(crate) fn stale(len: usize) -> Self {
-        Self::take(len, Need::Long)
+    pub(crate) fn uninit(len: usize) -> Self {
+        Self::take(len, Lifetime::Saved)
     }
 
     /// The same, needed only briefly or until the update of the parameters.
-    pub(crate) fn brief(len: usize) -> Self {
-        Self::take(len, Need::Brief)
+    pub(crate) fn scratch(len: usize) -> Self {
+        Self::take(len, Lifetime::Scratch)
     }
 
     /// `len` zeros.
     pub(crate) fn zeroed(len: usize) -> Self {
-        let mut buffer = Self::stale(len);
+        let mut buffer = Self::uninit(len);
         buffer.fill(T::default());
         buffer
     }
 
-    /// Whatever values for `rows` rows of `width`, each stored at the length of [`row_len`]; what
+    /// Whatever values for `rows` rows of `width`, each stored at the length of [`padded_row_len`]; what
     /// fills up the rows is zero.
     pub(crate) fn rows(rows: usize, width: usize) -> Self {
-        Self::take(rows * row_len::<T>(width), Need::Long).without_gaps(width)
+        Self::take(rows * padded_row_len::<T>(width), Lifetime::Saved).zero_padding(width)
     }
 
     /// The same, needed only briefly.
-    pub(crate) fn brief_rows(rows: usize, width: usize) -> Self {
-        Self::take(rows * row_len::<T>(width), Need::Brief).without_gaps(width)
+    pub(crate) fn scratch_rows(rows: usize, width: usize) -> Self {
+        Self::take(rows * padded_row_len::<T>(width), Lifetime::Scratch).zero_padding(width)
     }
 
-    fn without_gaps(mut self, width: usize) -> Self {
-        if row_len::<T>(width) > width {
+    fn zero_padding(mut self, width: usize) -> Self {
+        if padded_row_len::<T>(width) > width {
             self.fill(T::default());
         }
         self
@@ -91,12 +92,12 @@ impl<T: Element> Buffer<T> {
     /// The same for the `kept` ones of `total` rows. Takes as much memory whatever is kept, so that
     /// a step in which other rows are dropped finds it in the pool.
     pub(crate) fn kept_rows(kept: usize, total: usize, width: usize) -> Self {
-        Self::rows(total.max(kept), width).cut(kept * row_len::<T>(width))
+        Self::rows(total.max(kept), width).cut(kept * padded_row_len::<T>(width))
     }
 
     /// The same, needed only briefly.
-    pub(crate) fn brief_kept_rows(kept: usize, total: usize, width: usize) -> Self {
-        Self::brief_rows(total.max(kept), width).cut(kept * row_len::<T>(width))
+    pub(crate) fn scratch_kept_rows(kept: usize, total: usize, width: usize) -> Self {
+        Self::scratch_rows(total.max(kept), width).cut(kept * padded_row_len::<T>(width))
     }
 
     fn cut(mut self, len: usize) -> Self {
@@ -130,7 +131,7 @@ impl<T: Element> DerefMut for Buffer<T> {
 
 impl<T: Element> Clone for Buffer<T> {
     fn clone(&self) -> Self {
-        let mut copy = Self::stale(self.len);
+        let mut copy = Self::uninit(self.len);
         copy.copy_from_slice(self);
         copy
     }
@@ -144,8 +145,8 @@ impl<T: Element> Drop for Buffer<T> {
 
 /// `len` values of memory that may have been used before, whatever they are, to be written before
 /// they are read.
-pub fn stale(len: usize) -> Vec<f32> {
-    Buffer::<f32>::stale(len).into_vec()
+pub fn uninit(len: usize) -> Vec<f32> {
+    Buffer::<f32>::uninit(len).into_vec()
 }
 
 /// Puts memory that is no longer needed into the pool that kernels take theirs from.
@@ -160,7 +161,7 @@ pub fn recycle(mut values: Vec<f32>) {
 /// Says that no work goes on: what was taken from the pool and has not come back is not in use any
 /// more but lost to it. To be called after every step, or the pool would believe that ever more
 /// memory is needed.
-pub fn count_anew() {
+pub fn end_step() {
     POOL.state().used_words = 0;
 }
 
@@ -189,9 +190,9 @@ impl State {
     }
 
     /// The smallest buffer of at least `words` words that suits the need.
-    fn fitting(&mut self, words: usize, need: Need) -> Option<Vec<f32>> {
-        let most = match need {
-            Need::Brief if words >= LARGE_WORDS => usize::MAX,
+    fn best_fit(&mut self, words: usize, lifetime: Lifetime) -> Option<Vec<f32>> {
+        let most = match lifetime {
+            Lifetime::Scratch if words >= LARGE_WORDS => usize::MAX,
             _ => words + words / 4,
         };
         let buffers = self.idle.iter().enumerate();
@@ -212,7 +213,7 @@ impl State {
     }
 
     /// What nobody took for long.
-    fn forgotten(&mut self) -> Vec<Vec<f32>> {
+    fn take_expired(&mut self) -> Vec<Vec<f32>> {
         let oldest = self.takes.saturating_sub(IDLE_TAKES);
         let mut freed = Vec::new();
         while let Some(at) = self.idle.iter().position(|&(put, _)| put < oldest) {
@@ -222,7 +223,7 @@ impl State {
     }
 
     /// What is too much, the longest idle first.
-    fn superfluous(&mut self) -> Vec<Vec<f32>> {
+    fn take_excess(&mut self) -> Vec<Vec<f32>> {
         let mut freed = Vec::new();
         while self.used_words + self.idle_words > self.most_used + SLACK_WORDS {
             let idle = self.idle.iter().enumerate();
@@ -239,19 +240,19 @@ impl Pool {
     }
 
     /// A buffer of at least `words` words.
-    fn take(&self, words: usize, need: Need) -> Vec<f32> {
+    fn take(&self, words: usize, lifetime: Lifetime) -> Vec<f32> {
         let mut state = self.state();
         state.takes += 1;
         let mut freed = Vec::new();
         if state.takes.is_multiple_of(IDLE_TAKES / 8) {
-            freed = state.forgotten();
+            freed = state.take_expired();
         }
-        if let Some(buffer) = state.fitting(words, need) {
+        if let Some(buffer) = state.best_fit(words, lifetime) {
             state.use_words(buffer.len());
             return buffer;
         }
         state.use_words(words);
-        freed.append(&mut state.superfluous());
+        freed.append(&mut state.take_excess());
         // Others need not wait until memory is given back and taken.
         drop(state);
         drop(freed);
@@ -277,15 +278,15 @@ mod tests {
         let pool = Pool { state: Mutex::new(State::new()) };
         let idle = || pool.state().idle.iter().map(|(_, buffer)| buffer.len()).collect::<Vec<_>>();
         let words = 3 * SLACK_WORDS;
-        let [a, b] = [words, words + 1].map(|words| pool.take(words, Need::Long));
+        let [a, b] = [words, words + 1].map(|words| pool.take(words, Lifetime::Saved));
         pool.put(a);
         pool.put(b);
         // Neither is large enough, and both and the new one would be too much.
-        let both = pool.take(2 * words, Need::Long);
+        let both = pool.take(2 * words, Lifetime::Saved);
         assert_eq!((both.len(), idle()), (2 * words, vec![]));
         pool.put(both);
         // There may be a little more than there ever was.
-        let small = pool.take(POOLED_WORDS, Need::Long);
+        let small = pool.take(POOLED_WORDS, Lifetime::Saved);
         assert_eq!((small.len(), idle()), (POOLED_WORDS, vec![2 * words]));
     }
 
@@ -293,22 +294,22 @@ mod tests {
     fn buffers_are_used_again() {
         // A length that no other test takes.
         let len = 123_457;
-        let mut first = Buffer::<f32>::stale(len);
+        let mut first = Buffer::<f32>::uninit(len);
         first.fill(7.0);
         let at = first.as_ptr();
         drop(first);
-        let second = Buffer::<f32>::stale(len - 10);
+        let second = Buffer::<f32>::uninit(len - 10);
         assert_eq!((second.as_ptr(), second.len(), second[5]), (at, len - 10, 7.0));
         drop(second);
-        let third = Buffer::<f32>::stale(len * 3 / 4);
+        let third = Buffer::<f32>::uninit(len * 3 / 4);
         assert_ne!(third.as_ptr(), at);
         // Half as many words, at the same place.
-        let pairs = Buffer::<Bf16>::stale(2 * len);
+        let pairs = Buffer::<Bf16>::uninit(2 * len);
         assert_eq!((pairs.as_ptr().cast(), pairs.len()), (at, 2 * len));
         drop(pairs);
         let fourth = Buffer::<f32>::zeroed(len);
         assert!(fourth.as_ptr() == at && fourth.iter().all(|&v| v == 0.0));
         recycle(fourth.into_vec());
-        assert_eq!(Buffer::<f32>::stale(len).as_ptr(), at);
+        assert_eq!(Buffer::<f32>::uninit(len).as_ptr(), at);
     }
 }

@@ -5,18 +5,18 @@ use rayon::prelude::*;
 
 use crate::simd::dispatch;
 
-/// Maps `[images, height, width, C]` and the filter's side.
+/// FeatureMaps `[images, height, width, C]` and the filter's side.
 #[derive(Debug, Clone, Copy)]
-pub struct Maps {
+pub struct FeatureMaps {
     /// Height and width of a map.
     pub size: [usize; 2],
     /// Channels, C.
     pub channels: usize,
     /// Side of the filter, odd.
-    pub side: usize,
+    pub kernel_size: usize,
 }
 
-impl Maps {
+impl FeatureMaps {
     fn row(&self) -> usize {
         self.size[1] * self.channels
     }
@@ -28,18 +28,18 @@ impl Maps {
     /// # Panics
     /// When the lengths do not fit.
     fn check(&self, x: &[f32], weight: &[f32]) {
-        assert!(self.side % 2 == 1, "an odd side");
+        assert!(self.kernel_size % 2 == 1, "an odd kernel_size");
         assert!(self.image() > 0 && x.len().is_multiple_of(self.image()), "whole maps");
-        assert_eq!(weight.len(), self.side * self.side * self.channels, "weight");
+        assert_eq!(weight.len(), self.kernel_size * self.kernel_size * self.channels, "weight");
     }
 
     /// Rows and columns of a tap relative to its output, and the tap's filter in
-    /// `weight [side * side, C]`.
+    /// `weight [kernel_size^2, C]`.
     fn taps(&self) -> impl Iterator<Item = (isize, isize, std::ops::Range<usize>)> + use<> {
-        let Self { side, channels, .. } = *self;
-        let half = (side / 2) as isize;
-        (0..side * side).map(move |tap| {
-            let [down, right] = [tap / side, tap % side].map(|at| at as isize - half);
+        let Self { kernel_size, channels, .. } = *self;
+        let half = (kernel_size / 2) as isize;
+        (0..kernel_size * kernel_size).map(move |tap| {
+            let [down, right] = [tap / kernel_size, tap % kernel_size].map(|at| at as isize - half);
             (down, right, tap * channels..(tap + 1) * channels)
         })
     }
@@ -55,11 +55,11 @@ impl Maps {
     }
 }
 
-/// `y = x * weight`, for `weight [side * side, C]`: the filter's taps row by row.
+/// `y = x * weight`, for `weight [kernel_size^2, C]`: the filter's taps row by row.
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn forward(maps: &Maps, x: &[f32], weight: &[f32], y: &mut [f32]) {
+pub fn forward(maps: &FeatureMaps, x: &[f32], weight: &[f32], y: &mut [f32]) {
     maps.check(x, weight);
     assert_eq!(x.len(), y.len(), "output");
     let (row, channels) = (maps.row(), maps.channels);
@@ -82,12 +82,18 @@ pub fn forward(maps: &Maps, x: &[f32], weight: &[f32], y: &mut [f32]) {
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn backward(maps: &Maps, x: &[f32], weight: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
+pub fn backward(
+    maps: &FeatureMaps,
+    x: &[f32],
+    weight: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+) -> Vec<f32> {
     maps.check(x, weight);
     assert_eq!((x.len(), x.len()), (dy.len(), dx.len()), "gradients");
-    // The way back is the same convolution with the filter turned round.
-    let turned: Vec<f32> = weight.chunks_exact(maps.channels).rev().flatten().copied().collect();
-    forward(maps, dy, &turned, dx);
+    // dx is the same convolution with the filter flipped round.
+    let flipped: Vec<f32> = weight.chunks_exact(maps.channels).rev().flatten().copied().collect();
+    forward(maps, dy, &flipped, dx);
     let (row, channels, image) = (maps.row(), maps.channels, maps.image());
     let parts: Vec<Vec<f32>> = x
         .par_chunks(image)
@@ -139,14 +145,14 @@ mod tests {
     }
 
     /// Every product of an input, a weight and an output that meet: `(x, weight, y)` places.
-    fn meetings(maps: &Maps, images: usize) -> Vec<[usize; 3]> {
+    fn meetings(maps: &FeatureMaps, images: usize) -> Vec<[usize; 3]> {
         let ([height, width], channels) = (maps.size, maps.channels);
-        let half = maps.side / 2;
+        let half = maps.kernel_size / 2;
         let mut found = Vec::new();
         for image in 0..images {
             for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
                 for (down, right) in
-                    (0..maps.side).flat_map(|d| (0..maps.side).map(move |r| (d, r)))
+                    (0..maps.kernel_size).flat_map(|d| (0..maps.kernel_size).map(move |r| (d, r)))
                 {
                     let (from_y, from_x) = (y + down, x + right);
                     let inside = (half..height + half).contains(&from_y)
@@ -158,7 +164,7 @@ mod tests {
                     for c in 0..channels {
                         found.push([
                             place(from_y - half, from_x - half) + c,
-                            (down * maps.side + right) * channels + c,
+                            (down * maps.kernel_size + right) * channels + c,
                             place(y, x) + c,
                         ]);
                     }
@@ -174,10 +180,10 @@ mod tests {
             images in 1usize..3, height in 1usize..6, width in 1usize..6, channels in 1usize..20,
             half in 0usize..3,
         ) {
-            let maps = Maps { size: [height, width], channels, side: 2 * half + 1 };
+            let maps = FeatureMaps { size: [height, width], channels, kernel_size: 2 * half + 1 };
             let n = images * height * width * channels;
             let (x, dy) = (values(n, 1), values(n, 2));
-            let weight = values(maps.side * maps.side * channels, 3);
+            let weight = values(maps.kernel_size * maps.kernel_size * channels, 3);
             let (mut y, mut dx, mut dw) =
                 (vec![0f64; n], vec![0f64; n], vec![0f64; weight.len()]);
             for [from, tap, to] in meetings(&maps, images) {

@@ -1,14 +1,14 @@
-//! The types in which operands of products and kept activations are stored.
+//! The types in which operands of products and saved activations are stored.
 
 use std::fmt::Debug;
 
-use crate::product::Multiply;
+use crate::gemm::Gemm;
 
 /// A stored number: f32, or bf16 where precision says so. Arithmetic is f32.
-pub trait Element: Multiply + bytemuck::Pod + Default + Debug + PartialEq + Send + Sync {
+pub trait Element: Gemm + bytemuck::Pod + Default + Debug + PartialEq + Send + Sync {
     /// Neighbours along the inner dimension that a product multiplies at once. Rows of operands
     /// are filled up with zeros to a multiple of it.
-    const PAIR: usize;
+    const K_PACK: usize;
     /// Its name in options and reports.
     const NAME: &'static str;
 
@@ -21,7 +21,7 @@ pub trait Element: Multiply + bytemuck::Pod + Default + Debug + PartialEq + Send
 }
 
 impl Element for f32 {
-    const PAIR: usize = 1;
+    const K_PACK: usize = 1;
     const NAME: &'static str = "f32";
 
     #[inline(always)]
@@ -57,7 +57,7 @@ impl Debug for Bf16 {
 }
 
 impl Element for Bf16 {
-    const PAIR: usize = 2;
+    const K_PACK: usize = 2;
     const NAME: &'static str = "bf16";
 
     /// Rounds to the nearest, ties to even; what is not a number stays none.
@@ -82,8 +82,8 @@ impl Element for Bf16 {
 
 /// Length of a stored row of `n` values: a multiple of what a product takes at once.
 #[inline(always)]
-pub fn row_len<T: Element>(n: usize) -> usize {
-    n.next_multiple_of(T::PAIR)
+pub fn padded_row_len<T: Element>(n: usize) -> usize {
+    n.next_multiple_of(T::K_PACK)
 }
 
 #[cfg(test)]

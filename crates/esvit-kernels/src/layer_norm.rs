@@ -1,23 +1,23 @@
 //! Layer normalisation over rows, `z = (x - mean) / sqrt(variance + eps)` and `y = z gamma + beta`.
 //!
-//! The backward pass keeps `z` and the inverse deviation of every row: with `g` the gradient of
+//! The backward pass keeps `z` and the `rstd` of every row: with `g` the gradient of
 //! `z`, that of `x` is `(g - mean(g) - z mean(g z)) / deviation`.
 
 use rayon::prelude::*;
 
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, profile};
 
 /// What the backward pass needs: normalised rows, each stored at the length of
-/// [`row_len`], and the inverse deviation of every row.
+/// [`padded_row_len`], and the `rstd` of every row.
 #[derive(Debug, Clone)]
-pub struct Kept<T> {
-    normalised: Vec<T>,
-    inverse: Vec<f32>,
+pub struct Saved<T> {
+    xhat: Vec<T>,
+    rstd: Vec<f32>,
 }
 
-/// Normalises every row of `x [rows, C]` into `y`: `gamma`, `beta [C]`. With `keep` the result
+/// Normalises every row of `x [rows, C]` into `y`: `gamma`, `beta [C]`. With `save_for_backward` the result
 /// holds what [`backward`] needs.
 ///
 /// # Panics
@@ -28,37 +28,37 @@ pub fn forward<T: Element>(
     beta: &[f32],
     eps: f32,
     y: &mut [f32],
-    keep: bool,
-) -> Option<Kept<T>> {
+    save_for_backward: bool,
+) -> Option<Saved<T>> {
     let width = gamma.len();
     assert_eq!((x.len(), beta.len()), (y.len(), width), "output and shift");
     assert!(x.len().is_multiple_of(width), "whole rows");
-    let (rows, stored) = (x.len() / width, row_len::<T>(width));
+    let (rows, stored) = (x.len() / width, padded_row_len::<T>(width));
     let task = TASK_VALUES.div_ceil(width);
-    if !keep {
+    if !save_for_backward {
         y.par_chunks_mut(task * width).zip(x.par_chunks(task * width)).for_each(|(y, x)| {
             let mut row = vec![T::default(); stored];
             for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-                normalise(x, eps, &mut row);
+                normalize(x, eps, &mut row);
                 affine(&row, gamma, beta, y);
             }
         });
         return None;
     }
-    let mut normalised = vec![T::default(); rows * stored];
-    let mut inverse = vec![0.0; rows];
+    let mut xhat = vec![T::default(); rows * stored];
+    let mut rstd = vec![0.0; rows];
     y.par_chunks_mut(task * width)
         .zip(x.par_chunks(task * width))
-        .zip(normalised.par_chunks_mut(task * stored).zip(inverse.par_chunks_mut(task)))
-        .for_each(|((y, x), (normalised, inverse))| {
+        .zip(xhat.par_chunks_mut(task * stored).zip(rstd.par_chunks_mut(task)))
+        .for_each(|((y, x), (xhat, rstd))| {
             let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
-            let kept = normalised.chunks_exact_mut(stored).zip(inverse);
-            for ((x, y), (normalised, inverse)) in rows.zip(kept) {
-                *inverse = normalise(x, eps, normalised);
-                affine(normalised, gamma, beta, y);
+            let saved = xhat.chunks_exact_mut(stored).zip(rstd);
+            for ((x, y), (xhat, rstd)) in rows.zip(saved) {
+                *rstd = normalize(x, eps, xhat);
+                affine(xhat, gamma, beta, y);
             }
         });
-    Some(Kept { normalised, inverse })
+    Some(Saved { xhat, rstd })
 }
 
 /// Gradients of `x` (into `dx`), `gamma` and `beta` from that of the output, `dy [rows, C]`.
@@ -66,27 +66,27 @@ pub fn forward<T: Element>(
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: &Kept<T>,
+    saved: &Saved<T>,
     gamma: &[f32],
     dy: &[f32],
     dx: &mut [f32],
 ) -> (Vec<f32>, Vec<f32>) {
-    let (width, stored) = (gamma.len(), row_len::<T>(gamma.len()));
+    let (width, stored) = (gamma.len(), padded_row_len::<T>(gamma.len()));
     assert_eq!(dy.len(), dx.len(), "gradients");
-    assert_eq!(dy.len(), kept.inverse.len() * width, "rows");
+    assert_eq!(dy.len(), saved.rstd.len() * width, "rows");
     let task = TASK_VALUES.div_ceil(width);
     let parts: Vec<[Vec<f32>; 2]> = dx
         .par_chunks_mut(task * width)
         .zip(dy.par_chunks(task * width))
-        .zip(kept.normalised.par_chunks(task * stored).zip(kept.inverse.par_chunks(task)))
-        .map(|((dx, dy), (normalised, inverse))| {
+        .zip(saved.xhat.par_chunks(task * stored).zip(saved.rstd.par_chunks(task)))
+        .map(|((dx, dy), (xhat, rstd))| {
             let mut sums = [vec![0.0; width], vec![0.0; width]];
             let [dgamma, dbeta] = &mut sums;
             let rows = dx.chunks_exact_mut(width).zip(dy.chunks_exact(width));
-            let kept = normalised.chunks_exact(stored).zip(inverse);
-            for ((dx, dy), (normalised, &inverse)) in rows.zip(kept) {
-                affine_backward(normalised, gamma, dy, dgamma, dbeta, dx);
-                normalise_backward(normalised, inverse, dx);
+            let saved = xhat.chunks_exact(stored).zip(rstd);
+            for ((dx, dy), (xhat, &rstd)) in rows.zip(saved) {
+                affine_backward(xhat, gamma, dy, dgamma, dbeta, dx);
+                normalize_backward(xhat, rstd, dx);
             }
             sums
         })
@@ -102,50 +102,50 @@ pub fn backward<T: Element>(
 }
 
 dispatch! {
-    /// Stores the normalised row and returns its inverse deviation.
-    pub(crate) fn normalise<T: Element>(x: &[f32], eps: f32, normalised: &mut [T]) -> f32 {
+    /// Stores the normalised row and returns its `rstd`.
+    pub(crate) fn normalize<T: Element>(x: &[f32], eps: f32, xhat: &mut [T]) -> f32 {
         let (width, count) = (x.len(), x.len() as f32);
         let mean = sum(x, |x| x) / count;
         let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
-        let inverse = 1.0 / (variance + eps).sqrt();
-        let normalised = &mut normalised[..width];
+        let rstd = 1.0 / (variance + eps).sqrt();
+        let xhat = &mut xhat[..width];
         for i in 0..width {
-            normalised[i] = T::from_f32((x[i] - mean) * inverse);
+            xhat[i] = T::from_f32((x[i] - mean) * rstd);
         }
-        inverse
+        rstd
     }
 }
 
 dispatch! {
     /// Turns the gradient of a normalised row, in place, into that of the row.
-    pub(crate) fn normalise_backward<T: Element>(
-        normalised: &[T],
-        inverse: f32,
+    pub(crate) fn normalize_backward<T: Element>(
+        xhat: &[T],
+        rstd: f32,
         gradient: &mut [f32],
     ) {
         let width = gradient.len();
-        let normalised = &normalised[..width];
+        let xhat = &xhat[..width];
         let mean = sum(gradient, |gradient| gradient) / width as f32;
-        let slope = sum_pairs(gradient, normalised, |gradient, z| gradient * z.to_f32()) / width as f32;
+        let slope = sum_pairs(gradient, xhat, |gradient, z| gradient * z.to_f32()) / width as f32;
         for i in 0..width {
-            gradient[i] = (gradient[i] - mean - normalised[i].to_f32() * slope) * inverse;
+            gradient[i] = (gradient[i] - mean - xhat[i].to_f32() * slope) * rstd;
         }
     }
 }
 
 dispatch! {
-    fn affine<T: Element>(normalised: &[T], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
+    fn affine<T: Element>(xhat: &[T], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
         let width = y.len();
-        let (normalised, gamma, beta) = (&normalised[..width], &gamma[..width], &beta[..width]);
+        let (xhat, gamma, beta) = (&xhat[..width], &gamma[..width], &beta[..width]);
         for i in 0..width {
-            y[i] = normalised[i].to_f32() * gamma[i] + beta[i];
+            y[i] = xhat[i].to_f32() * gamma[i] + beta[i];
         }
     }
 }
 
 dispatch! {
     fn affine_backward<T: Element>(
-        normalised: &[T],
+        xhat: &[T],
         gamma: &[f32],
         dy: &[f32],
         dgamma: &mut [f32],
@@ -153,11 +153,11 @@ dispatch! {
         gradient: &mut [f32],
     ) {
         let width = dy.len();
-        let (normalised, gamma) = (&normalised[..width], &gamma[..width]);
+        let (xhat, gamma) = (&xhat[..width], &gamma[..width]);
         let (dgamma, dbeta) = (&mut dgamma[..width], &mut dbeta[..width]);
         let gradient = &mut gradient[..width];
         for i in 0..width {
-            dgamma[i] += dy[i] * normalised[i].to_f32();
+            dgamma[i] += dy[i] * xhat[i].to_f32();
             dbeta[i] += dy[i];
             gradient[i] = dy[i] * gamma[i];
         }
@@ -166,11 +166,11 @@ dispatch! {
 
 /// Gradients behind a normalisation that feeds a linear layer, `y = (z gamma + beta) w^T`.
 ///
-/// `product [out, C]` holds `dy^T z`, the gradient of the weight if there were no `gamma` and
-/// `beta`, and `sums [out]` the sums of `dy`; `product` is turned into the gradient of `weight`,
+/// `dw [out, C]` holds `dy^T z`, the gradient of the weight if there were no `gamma` and
+/// `beta`, and `sums [out]` the sums of `dy`; `dw` is turned into the gradient of `weight`,
 /// and those of `gamma` and `beta` are returned. No pass over the rows is needed.
-pub(crate) fn through_linear(
-    product: &mut [f32],
+pub(crate) fn folded_affine_backward(
+    dw: &mut [f32],
     weight: &[f32],
     gamma: &[f32],
     beta: &[f32],
@@ -178,15 +178,15 @@ pub(crate) fn through_linear(
 ) -> (Vec<f32>, Vec<f32>) {
     let width = gamma.len();
     let task = TASK_VALUES.div_ceil(width);
-    let parts: Vec<[Vec<f32>; 2]> = product
+    let parts: Vec<[Vec<f32>; 2]> = dw
         .par_chunks_mut(task * width)
         .zip(weight.par_chunks(task * width).zip(sums.par_chunks(task)))
-        .map(|(product, (weight, sums))| {
+        .map(|(dw, (weight, sums))| {
             let mut gradients = [vec![0.0; width], vec![0.0; width]];
             let [dgamma, dbeta] = &mut gradients;
-            let rows = product.chunks_exact_mut(width).zip(weight.chunks_exact(width));
-            for ((product, weight), &sum) in rows.zip(sums) {
-                through_row(product, weight, gamma, beta, sum, dgamma, dbeta);
+            let rows = dw.chunks_exact_mut(width).zip(weight.chunks_exact(width));
+            for ((dw, weight), &sum) in rows.zip(sums) {
+                folded_affine_backward_row(dw, weight, gamma, beta, sum, dgamma, dbeta);
             }
             gradients
         })
@@ -202,8 +202,8 @@ pub(crate) fn through_linear(
 }
 
 dispatch! {
-    fn through_row(
-        product: &mut [f32],
+    fn folded_affine_backward_row(
+        dw: &mut [f32],
         weight: &[f32],
         gamma: &[f32],
         beta: &[f32],
@@ -211,35 +211,35 @@ dispatch! {
         dgamma: &mut [f32],
         dbeta: &mut [f32],
     ) {
-        let width = product.len();
+        let width = dw.len();
         let (weight, gamma, beta) = (&weight[..width], &gamma[..width], &beta[..width]);
         let (dgamma, dbeta) = (&mut dgamma[..width], &mut dbeta[..width]);
         for i in 0..width {
-            dgamma[i] += weight[i] * product[i];
+            dgamma[i] += weight[i] * dw[i];
             dbeta[i] += weight[i] * sum;
-            product[i] = product[i] * gamma[i] + sum * beta[i];
+            dw[i] = dw[i] * gamma[i] + sum * beta[i];
         }
     }
 }
 
 /// The bias of a linear layer behind a normalisation: `bias + w beta`, for `weight [out, C]`.
-pub(crate) fn shifted_bias(weight: &[f32], beta: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+pub(crate) fn fold_beta_into_bias(weight: &[f32], beta: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let width = beta.len();
     let task = TASK_VALUES.div_ceil(width);
-    let mut shifted = match bias {
+    let mut folded = match bias {
         Some(bias) => bias.to_vec(),
         None => vec![0.0; weight.len() / width],
     };
     profile::time("packing", 0, || {
-        shifted.par_chunks_mut(task).zip(weight.par_chunks(task * width)).for_each(
-            |(shifted, weight)| {
-                for (shifted, weight) in shifted.iter_mut().zip(weight.chunks_exact(width)) {
-                    *shifted += dot(weight, beta);
+        folded.par_chunks_mut(task).zip(weight.par_chunks(task * width)).for_each(
+            |(folded, weight)| {
+                for (folded, weight) in folded.iter_mut().zip(weight.chunks_exact(width)) {
+                    *folded += dot(weight, beta);
                 }
             },
         );
     });
-    shifted
+    folded
 }
 
 dispatch! {
@@ -266,7 +266,7 @@ mod tests {
             let (x, dy) = (values(rows * width, 1), values(rows * width, 2));
             let (gamma, beta) = (values(width, 3), values(width, 4));
             let eps = 0.1;
-            let normalised = |x: &[f64], gamma: &[f64], beta: &[f64]| -> f64 {
+            let defined = |x: &[f64], gamma: &[f64], beta: &[f64]| -> f64 {
                 x.chunks_exact(width).zip(dy.chunks_exact(width)).map(|(x, dy)| {
                     let mean = x.iter().sum::<f64>() / width as f64;
                     let variance =
@@ -281,21 +281,21 @@ mod tests {
             let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
             let (x64, gamma64, beta64) = (wide(&x), wide(&gamma), wide(&beta));
             let mut y = vec![0.0; x.len()];
-            let kept = forward::<f32>(&x, &gamma, &beta, eps, &mut y, true).unwrap();
+            let saved = forward::<f32>(&x, &gamma, &beta, eps, &mut y, true).unwrap();
             let mut again = vec![0.0; x.len()];
             prop_assert!(forward::<f32>(&x, &gamma, &beta, eps, &mut again, false).is_none());
             prop_assert_eq!(&y, &again);
             let found: f64 = y.iter().zip(&dy).map(|(y, dy)| f64::from(y * dy)).sum();
-            prop_assert!((found - normalised(&x64, &gamma64, &beta64)).abs() < 1e-4);
+            prop_assert!((found - defined(&x64, &gamma64, &beta64)).abs() < 1e-4);
 
             let mut dx = vec![0.0; x.len()];
-            let (dgamma, dbeta) = backward(&kept, &gamma, &dy, &mut dx);
+            let (dgamma, dbeta) = backward(&saved, &gamma, &dy, &mut dx);
             let difference = |at: &mut dyn FnMut(f64) -> f64| (at(1e-5) - at(-1e-5)) / 2e-5;
             for i in 0..x.len() {
                 let expected = difference(&mut |h| {
                     let mut x = x64.clone();
                     x[i] += h;
-                    normalised(&x, &gamma64, &beta64)
+                    defined(&x, &gamma64, &beta64)
                 });
                 prop_assert!((f64::from(dx[i]) - expected).abs() < 1e-4, "{} {expected}", dx[i]);
             }
@@ -303,7 +303,7 @@ mod tests {
                 let expected = difference(&mut |h| {
                     let mut gamma = gamma64.clone();
                     gamma[i] += h;
-                    normalised(&x64, &gamma, &beta64)
+                    defined(&x64, &gamma, &beta64)
                 });
                 prop_assert!((f64::from(dgamma[i]) - expected).abs() < 1e-4);
                 let expected: f64 = (0..rows).map(|row| f64::from(dy[row * width + i])).sum();

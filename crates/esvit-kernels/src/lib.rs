@@ -9,7 +9,7 @@ pub mod attention;
 pub mod batch_norm;
 pub mod best_match;
 pub mod buffer;
-mod product;
+mod gemm;
 mod rows;
 mod simd;
 
@@ -30,7 +30,7 @@ pub mod rng;
 pub mod tokens;
 pub mod window_attention;
 
-pub use rows::DropPath;
+pub use rows::SampleScales;
 
 /// Values that one task of an elementwise kernel works on.
 const TASK_VALUES: usize = 1 << 15;

@@ -5,15 +5,15 @@ use rayon::prelude::*;
 use crate::TASK_VALUES;
 use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::product::{Columns, Left, Packed, convert, transposed_product};
+use crate::element::{Element, padded_row_len};
+use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
 use crate::profile;
 use crate::rows::{block_rows, linear};
 use crate::simd::dispatch;
 
 /// What the backward pass needs: the input, before its activation.
 #[derive(Debug, Clone)]
-pub struct Kept<T: Element> {
+pub struct Saved<T: Element> {
     input: Buffer<T>,
 }
 
@@ -28,7 +28,7 @@ pub struct Gradients {
     pub bias: Vec<f32>,
 }
 
-/// The layer on `x [rows, in]` with `weight [out, in]`; with `keep` also what [`backward`] needs.
+/// The layer on `x [rows, in]` with `weight [out, in]`; with `save_for_backward` also what [`backward`] needs.
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -38,49 +38,49 @@ pub fn forward<T: Element>(
     activation: Activation,
     weight: &[f32],
     bias: Option<&[f32]>,
-    keep: bool,
-) -> (Vec<f32>, Option<Kept<T>>) {
+    save_for_backward: bool,
+) -> (Vec<f32>, Option<Saved<T>>) {
     let (count, outputs) = (x.len() / inputs, weight.len() / inputs);
     assert_eq!((x.len(), weight.len()), (count * inputs, outputs * inputs), "whole rows");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias");
-    let row = row_len::<T>(inputs);
-    let mut packed = Packed::<T>::transposed(weight, inputs, None);
+    let row = padded_row_len::<T>(inputs);
+    let mut packed = PackedRhs::<T>::from_transposed(weight, inputs, None);
     if let Some(bias) = bias {
         packed = packed.with_bias(bias.to_vec());
     }
-    let mut y = Buffer::<f32>::stale(count * outputs);
-    let mut input = Buffer::<T>::rows(if keep { count } else { 0 }, inputs);
+    let mut y = Buffer::<f32>::uninit(count * outputs);
+    let mut input = Buffer::<T>::rows(if save_for_backward { count } else { 0 }, inputs);
     let size = block_rows::<T>(count, inputs.max(outputs));
     let blocks = x.par_chunks(size * inputs).zip(y.par_chunks_mut(size * outputs));
-    let slots: Vec<_> = if keep {
+    let slots: Vec<_> = if save_for_backward {
         input.chunks_mut(size * row).map(Some).collect()
     } else {
         (0..count.div_ceil(size)).map(|_| None).collect()
     };
     profile::time("linear forward", count * inputs * outputs, || {
-        blocks.zip(slots).for_each(|((x, y), kept)| {
+        blocks.zip(slots).for_each(|((x, y), saved)| {
             let count = x.len() / inputs;
-            let mut left = Buffer::<T>::rows(count, inputs);
-            for (x, left) in x.chunks_exact(inputs).zip(left.chunks_exact_mut(row)) {
+            let mut lhs = Buffer::<T>::rows(count, inputs);
+            for (x, lhs) in x.chunks_exact(inputs).zip(lhs.chunks_exact_mut(row)) {
                 match activation {
-                    Activation::None => convert(x, None, left),
-                    _ => with_gate!(activation, gate => activate(gate, x, left)),
+                    Activation::None => convert(x, None, lhs),
+                    _ => with_gate!(activation, gate => activate(gate, x, lhs)),
                 }
             }
-            if let Some(kept) = kept {
+            if let Some(saved) = saved {
                 match activation {
-                    Activation::None => kept.copy_from_slice(&left),
+                    Activation::None => saved.copy_from_slice(&lhs),
                     _ => {
-                        for (x, kept) in x.chunks_exact(inputs).zip(kept.chunks_exact_mut(row)) {
-                            convert(x, None, kept);
+                        for (x, saved) in x.chunks_exact(inputs).zip(saved.chunks_exact_mut(row)) {
+                            convert(x, None, saved);
                         }
                     }
                 }
             }
-            linear(Left::rows(&left, row), count, &packed, y, outputs);
+            linear(Lhs::from_rows(&lhs, row), count, &packed, y, outputs);
         })
     });
-    (y.into_vec(), keep.then_some(Kept { input }))
+    (y.into_vec(), save_for_backward.then_some(Saved { input }))
 }
 
 /// Gradients from that of the output, `dy [rows, out]`; that of the input only if `input` is set.
@@ -88,7 +88,7 @@ pub fn forward<T: Element>(
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: Kept<T>,
+    saved: Saved<T>,
     inputs: usize,
     activation: Activation,
     weight: &[f32],
@@ -96,12 +96,13 @@ pub fn backward<T: Element>(
     input: bool,
 ) -> Gradients {
     let outputs = weight.len() / inputs;
-    let (count, row, out_row) = (dy.len() / outputs, row_len::<T>(inputs), row_len::<T>(outputs));
-    let mut active = kept.input;
-    assert_eq!(active.len(), count * row, "rows that were kept");
-    let packed = input.then(|| Packed::<T>::straight(weight, inputs, None));
-    let mut gradients = Buffer::<T>::brief_rows(count, outputs);
-    let mut dx = Buffer::<f32>::brief(if input { count * inputs } else { 0 });
+    let (count, row, out_row) =
+        (dy.len() / outputs, padded_row_len::<T>(inputs), padded_row_len::<T>(outputs));
+    let mut active = saved.input;
+    assert_eq!(active.len(), count * row, "saved rows");
+    let packed = input.then(|| PackedRhs::<T>::from_rows(weight, inputs, None));
+    let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
+    let mut dx = Buffer::<f32>::scratch(if input { count * inputs } else { 0 });
     let size = block_rows::<T>(count, inputs.max(outputs));
     let dx_blocks: Vec<&mut [f32]> = if input {
         dx.chunks_mut(size * inputs).collect()
@@ -119,8 +120,8 @@ pub fn backward<T: Element>(
                 convert(from, None, to);
             }
             if let Some(packed) = &packed {
-                let left = Left::rows(gradients, out_row);
-                linear(left, dy.len() / outputs, packed, dx, inputs);
+                let lhs = Lhs::from_rows(gradients, out_row);
+                linear(lhs, dy.len() / outputs, packed, dx, inputs);
             }
             if activation != Activation::None {
                 // Rows of `dx` are missing when it is not wanted; the activation is needed all the same.
@@ -132,11 +133,11 @@ pub fn backward<T: Element>(
             }
         })
     });
-    let mut dweight = Buffer::<f32>::brief(weight.len());
+    let mut dweight = Buffer::<f32>::scratch(weight.len());
     let mut bias = vec![0.0; outputs];
-    let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&active, inputs));
+    let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&active, inputs));
     profile::time("linear backward, weights", count * inputs * outputs, || {
-        transposed_product(left, right, &mut dweight, Some(&mut bias), false);
+        gemm_tn(lhs, rhs, &mut dweight, Some(&mut bias), false);
     });
     Gradients { x: input.then(|| dx.into_vec()), weight: dweight.into_vec(), bias }
 }
@@ -175,9 +176,9 @@ dispatch! {
         let n = gradient.len();
         for i in 0..n.min(active.len()) {
             let x = active[i].to_f32();
-            let (factor, slope) = gate.gate_and_slope(x);
+            let (factor, derivative) = gate.gate_and_derivative(x);
             active[i] = T::from_f32(x * factor);
-            gradient[i] *= factor + x * slope;
+            gradient[i] *= factor + x * derivative;
         }
         for value in &mut active[n..] {
             let x = value.to_f32();

@@ -3,11 +3,11 @@
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::layer_norm::{normalise, shifted_bias, through_linear};
-use crate::product::{Columns, Left, Packed, convert, transposed_product};
+use crate::element::{Element, padded_row_len};
+use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
+use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward, normalize};
 use crate::profile;
-use crate::rows::{DropPath, Rows, block_rows, linear};
+use crate::rows::{Rows, SampleScales, block_rows, linear};
 
 /// A neighbour that lies outside the map: zeros.
 pub const OUTSIDE: u32 = u32::MAX;
@@ -34,9 +34,9 @@ pub struct Gradients {
 
 /// What the backward pass needs.
 #[derive(Debug, Clone)]
-pub struct Kept<T: Element> {
-    normalised: Buffer<T>,
-    inverse: Vec<f32>,
+pub struct Saved<T: Element> {
+    xhat: Buffer<T>,
+    rstd: Vec<f32>,
 }
 
 impl Merge<'_> {
@@ -49,37 +49,37 @@ impl Merge<'_> {
     }
 }
 
-/// Merges rows of `x [rows, C]`: `neighbours` lists the four rows of every row of the result, or
-/// [`OUTSIDE`]. With `keep` also what [`backward`] needs.
+/// Merges rows of `x [rows, C]`: `indices` lists the four rows of every row of the result, or
+/// [`OUTSIDE`]. With `save_for_backward` also what [`backward`] needs.
 ///
 /// # Panics
 /// When the lengths do not fit.
 pub fn forward<T: Element>(
     x: &[f32],
     merge: &Merge<'_>,
-    neighbours: &[[u32; 4]],
-    keep: bool,
-) -> (Vec<f32>, Option<Kept<T>>) {
-    let (wide, outputs, rows) = (merge.gamma.len(), merge.outputs(), neighbours.len());
-    let (width, row) = (wide / 4, row_len::<T>(wide));
-    let weight = Packed::<T>::transposed(merge.weight, wide, Some(merge.gamma));
-    let weight = weight.with_bias(shifted_bias(merge.weight, merge.beta, None));
-    let mut y = Buffer::<f32>::stale(rows * outputs);
-    let count = if keep { rows } else { 0 };
-    let mut kept = Kept { normalised: Buffer::<T>::rows(count, wide), inverse: vec![0.0; count] };
+    indices: &[[u32; 4]],
+    save_for_backward: bool,
+) -> (Vec<f32>, Option<Saved<T>>) {
+    let (wide, outputs, rows) = (merge.gamma.len(), merge.outputs(), indices.len());
+    let (width, row) = (wide / 4, padded_row_len::<T>(wide));
+    let weight = PackedRhs::<T>::from_transposed(merge.weight, wide, Some(merge.gamma));
+    let weight = weight.with_bias(fold_beta_into_bias(merge.weight, merge.beta, None));
+    let mut y = Buffer::<f32>::uninit(rows * outputs);
+    let count = if save_for_backward { rows } else { 0 };
+    let mut saved = Saved { xhat: Buffer::<T>::rows(count, wide), rstd: vec![0.0; count] };
     let size = block_rows::<T>(rows, wide);
-    let slots: Vec<_> = if keep {
-        let normalised = kept.normalised.chunks_mut(size * row);
-        normalised.zip(kept.inverse.chunks_mut(size)).map(Some).collect()
+    let slots: Vec<_> = if save_for_backward {
+        let xhat = saved.xhat.chunks_mut(size * row);
+        xhat.zip(saved.rstd.chunks_mut(size)).map(Some).collect()
     } else {
         (0..rows.div_ceil(size)).map(|_| None).collect()
     };
-    let tasks = neighbours.par_chunks(size).zip(y.par_chunks_mut(size * outputs)).zip(slots);
+    let tasks = indices.par_chunks(size).zip(y.par_chunks_mut(size * outputs)).zip(slots);
     profile::time("merge forward", rows * wide * outputs, || {
-        tasks.for_each(|((neighbours, y), slots)| {
-            let count = neighbours.len();
+        tasks.for_each(|((indices, y), slots)| {
+            let count = indices.len();
             let mut own;
-            let (normalised, inverse) = match slots {
+            let (xhat, rstd) = match slots {
                 Some(slots) => slots,
                 None => {
                     own = (Buffer::<T>::rows(count, wide), vec![0.0; count]);
@@ -87,72 +87,73 @@ pub fn forward<T: Element>(
                 }
             };
             let mut gathered = vec![0.0; wide];
-            let to = normalised.chunks_exact_mut(row).zip(inverse);
-            for (neighbours, (normalised, inverse)) in neighbours.iter().zip(to) {
-                for (to, &from) in gathered.chunks_exact_mut(width).zip(neighbours) {
+            let to = xhat.chunks_exact_mut(row).zip(rstd);
+            for (indices, (xhat, rstd)) in indices.iter().zip(to) {
+                for (to, &from) in gathered.chunks_exact_mut(width).zip(indices) {
                     match from {
                         OUTSIDE => to.fill(0.0),
                         from => to.copy_from_slice(&x[from as usize * width..][..width]),
                     }
                 }
-                *inverse = normalise(&gathered, merge.eps, normalised);
+                *rstd = normalize(&gathered, merge.eps, xhat);
             }
-            linear(Left::rows(normalised, row), count, &weight, y, outputs);
+            linear(Lhs::from_rows(xhat, row), count, &weight, y, outputs);
         })
     });
-    (y.into_vec(), keep.then_some(kept))
+    (y.into_vec(), save_for_backward.then_some(saved))
 }
 
 /// Gradients from that of the result, `dy [rows, out]`, for an input of `inputs` rows; other
-/// arguments as for the [`forward`] that made `kept`.
+/// arguments as for the [`forward`] that made `saved`.
 ///
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: Kept<T>,
+    saved: Saved<T>,
     merge: &Merge<'_>,
-    neighbours: &[[u32; 4]],
+    indices: &[[u32; 4]],
     dy: &[f32],
     inputs: usize,
 ) -> Gradients {
-    let (wide, outputs, count) = (merge.gamma.len(), merge.outputs(), neighbours.len());
-    let (width, row, out_row) = (wide / 4, row_len::<T>(wide), row_len::<T>(outputs));
-    let Kept { normalised, inverse } = kept;
-    assert_eq!(inverse.len(), count, "rows that were kept");
-    let weight = Packed::<T>::straight(merge.weight, wide, Some(merge.gamma));
-    let mut gradients = Buffer::<T>::brief_rows(count, outputs);
-    let mut gathered = Buffer::<f32>::brief(count * wide);
+    let (wide, outputs, count) = (merge.gamma.len(), merge.outputs(), indices.len());
+    let (width, row, out_row) = (wide / 4, padded_row_len::<T>(wide), padded_row_len::<T>(outputs));
+    let Saved { xhat, rstd } = saved;
+    assert_eq!(rstd.len(), count, "saved rows");
+    let weight = PackedRhs::<T>::from_rows(merge.weight, wide, Some(merge.gamma));
+    let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
+    let mut gathered = Buffer::<f32>::scratch(count * wide);
     gathered.fill(0.0);
     let size = block_rows::<T>(count, wide);
     let macs = count * wide * outputs;
     profile::time("merge backward, rows", macs, || {
-        let mut rows = Rows::new(&mut gathered, wide, &DropPath::NONE);
+        let mut rows = Rows::new(&mut gathered, wide, &SampleScales::NONE);
         (rows.all().cut(size).into_par_iter())
             .zip(dy.par_chunks(size * outputs))
             .zip(gradients.par_chunks_mut(size * out_row))
-            .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)))
-            .for_each(|(((mut block, dy), gradients), (normalised, inverse))| {
+            .zip(xhat.par_chunks(size * row).zip(rstd.par_chunks(size)))
+            .for_each(|(((mut block, dy), gradients), (xhat, rstd))| {
                 for (from, to) in dy.chunks_exact(outputs).zip(gradients.chunks_exact_mut(out_row))
                 {
                     convert(from, None, to);
                 }
-                let left = Left::rows(gradients, out_row);
-                block.add_input_gradients(left, &weight, normalised, inverse);
+                let lhs = Lhs::from_rows(gradients, out_row);
+                block.add_input_gradients(lhs, &weight, xhat, rstd);
             });
     });
     // Every row has its place, since the maps are covered by their neighbourhoods.
-    let mut x = Buffer::<f32>::brief(inputs * width);
-    for (from, &to) in gathered.chunks_exact(width).zip(neighbours.as_flattened()) {
+    let mut x = Buffer::<f32>::scratch(inputs * width);
+    for (from, &to) in gathered.chunks_exact(width).zip(indices.as_flattened()) {
         if to != OUTSIDE {
             x[to as usize * width..][..width].copy_from_slice(from);
         }
     }
-    let mut dweight = Buffer::<f32>::brief(merge.weight.len());
+    let mut dweight = Buffer::<f32>::scratch(merge.weight.len());
     let mut sums = vec![0.0; outputs];
-    let (left, right) = (Columns::new(&gradients, outputs), Columns::new(&normalised, wide));
+    let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&xhat, wide));
     profile::time("merge backward, weights", macs, || {
-        transposed_product(left, right, &mut dweight, Some(&mut sums), false);
+        gemm_tn(lhs, rhs, &mut dweight, Some(&mut sums), false);
     });
-    let (gamma, beta) = through_linear(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
+    let (gamma, beta) =
+        folded_affine_backward(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
     Gradients { x: x.into_vec(), gamma, beta, weight: dweight.into_vec() }
 }

@@ -1,16 +1,16 @@
-//! The perceptron branch of a block: `x + scale (fc2(act(fc1(norm(x)))))`.
+//! The MLP branch of a block: `x + scale (fc2(act(fc1(norm(x)))))`.
 //!
-//! A task takes some rows through all of it, so that only the kept activations leave the caches.
+//! A task takes some rows through all of it, so that only the saved activations leave the caches.
 
 use rayon::prelude::*;
 
 use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::layer_norm::{shifted_bias, through_linear};
-use crate::product::{Columns, Left, Packed, STRIP, transposed_product};
+use crate::element::{Element, padded_row_len};
+use crate::gemm::{Lhs, Matrix, NR, PackedRhs, gemm_tn};
+use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
-use crate::rows::{BAND_ROWS, DropPath, Rows, block_rows, each_strip};
+use crate::rows::{BAND_ROWS, Rows, SampleScales, block_rows, for_each_panel};
 use crate::simd::{dispatch, prefetch};
 
 /// The parameters: a normalisation over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
@@ -41,28 +41,28 @@ pub struct Gradients {
 
 /// The weights in the layout of the forward pass's products.
 #[derive(Debug)]
-pub struct Layout<T: Element> {
+pub struct PackedWeights<T: Element> {
     /// Its bias with the shift of the normalisation.
-    fc1: Packed<T>,
-    fc2: Packed<T>,
+    fc1: PackedRhs<T>,
+    fc2: PackedRhs<T>,
 }
 
 /// What the backward pass needs of the rows that were not dropped.
 #[derive(Debug, Clone)]
-pub struct Kept<T: Element> {
-    normalised: Buffer<T>,
-    inverse: Vec<f32>,
+pub struct Saved<T: Element> {
+    xhat: Buffer<T>,
+    rstd: Vec<f32>,
     /// Before the activation.
     hidden: Buffer<T>,
 }
 
 impl Mlp<'_> {
     /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
-    pub fn lay_out<T: Element>(&self) -> Layout<T> {
-        let fc1_bias = shifted_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
-        let fc1 = Packed::transposed(self.fc1_weight, self.width(), Some(self.gamma));
-        let fc2 = Packed::transposed(self.fc2_weight, self.hidden(), None);
-        Layout { fc1: fc1.with_bias(fc1_bias), fc2: fc2.with_bias(self.fc2_bias.to_vec()) }
+    pub fn pack_weights<T: Element>(&self) -> PackedWeights<T> {
+        let fc1_bias = fold_beta_into_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
+        let fc1 = PackedRhs::from_transposed(self.fc1_weight, self.width(), Some(self.gamma));
+        let fc2 = PackedRhs::from_transposed(self.fc2_weight, self.hidden(), None);
+        PackedWeights { fc1: fc1.with_bias(fc1_bias), fc2: fc2.with_bias(self.fc2_bias.to_vec()) }
     }
 
     fn width(&self) -> usize {
@@ -74,53 +74,53 @@ impl Mlp<'_> {
     }
 
     /// The rows of `x`, after a check of all lengths.
-    fn rows<'a>(&self, x: &'a mut [f32], plan: &DropPath<'_>) -> Rows<'a> {
+    fn rows<'a>(&self, x: &'a mut [f32], sample_scales: &SampleScales<'_>) -> Rows<'a> {
         let (width, hidden) = (self.width(), self.hidden());
         assert!(x.len().is_multiple_of(width), "whole rows");
         assert_eq!((self.beta.len(), self.fc2_bias.len()), (width, width), "vectors");
         assert_eq!(self.fc1_weight.len(), hidden * width, "fc1");
         assert_eq!(self.fc2_weight.len(), hidden * width, "fc2");
-        Rows::new(x, width, plan)
+        Rows::new(x, width, sample_scales)
     }
 }
 
-impl<T: Element> Kept<T> {
+impl<T: Element> Saved<T> {
     fn new(rows: &Rows<'_>, width: usize, hidden: usize) -> Self {
         let (kept, total) = (rows.kept(), rows.total());
         Self {
-            normalised: Buffer::kept_rows(kept, total, width),
-            inverse: vec![0.0; kept],
+            xhat: Buffer::kept_rows(kept, total, width),
+            rstd: vec![0.0; kept],
             hidden: Buffer::kept_rows(kept, total, hidden),
         }
     }
 }
 
-/// Adds the branch to `x [rows, C]` in place; `layout` is that of `mlp`, `plan` says which images are
-/// dropped or scaled. With `keep` the result holds what [`backward`] needs.
+/// Adds the branch to `x [rows, C]` in place; `packed` is that of `mlp`, `sample_scales` says which images are
+/// dropped or scaled. With `save_for_backward` the result holds what [`backward`] needs.
 ///
 /// # Panics
 /// When the lengths do not fit.
 pub fn forward<T: Element>(
     x: &mut [f32],
     mlp: &Mlp<'_>,
-    layout: &Layout<T>,
-    plan: &DropPath<'_>,
-    keep: bool,
-) -> Option<Kept<T>> {
-    let mut rows = mlp.rows(x, plan);
+    packed: &PackedWeights<T>,
+    sample_scales: &SampleScales<'_>,
+    save_for_backward: bool,
+) -> Option<Saved<T>> {
+    let mut rows = mlp.rows(x, sample_scales);
     let (width, hidden) = (mlp.width(), mlp.hidden());
-    let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
-    let Layout { fc1, fc2 } = layout;
-    assert_eq!((fc1.columns(), fc2.columns()), (hidden, width), "layout of these weights");
+    let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
+    let PackedWeights { fc1, fc2 } = packed;
+    assert_eq!((fc1.n(), fc2.n()), (hidden, width), "packed weights of other sizes");
 
-    let mut kept = keep.then(|| Kept::<T>::new(&rows, width, hidden));
+    let mut saved = save_for_backward.then(|| Saved::<T>::new(&rows, width, hidden));
     let macs = 2 * rows.kept() * width * hidden;
     let size = block_rows::<T>(rows.kept(), hidden.max(width));
     let blocks = rows.all().cut(size);
-    let slots: Vec<_> = match &mut kept {
-        Some(kept) => (kept.normalised.chunks_mut(size * row))
-            .zip(kept.inverse.chunks_mut(size))
-            .zip(kept.hidden.chunks_mut(size * hidden_row))
+    let slots: Vec<_> = match &mut saved {
+        Some(saved) => (saved.xhat.chunks_mut(size * row))
+            .zip(saved.rstd.chunks_mut(size))
+            .zip(saved.hidden.chunks_mut(size * hidden_row))
             .map(Some)
             .collect(),
         None => blocks.iter().map(|_| None).collect(),
@@ -129,58 +129,58 @@ pub fn forward<T: Element>(
         blocks.into_par_iter().zip(slots).for_each(|(mut block, slots)| {
             let count = block.len();
             let mut own;
-            let ((normalised, inverse), mut kept_hidden) = match slots {
+            let ((xhat, rstd), mut saved_hidden) = match slots {
                 Some((rows, hidden)) => (rows, Some(hidden)),
                 None => {
                     own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
                     ((&mut own.0[..], &mut own.1[..]), None)
                 }
             };
-            block.normalise(mlp.eps, normalised, inverse);
+            block.normalize(mlp.eps, xhat, rstd);
             let mut active = Buffer::<T>::rows(count, hidden);
-            each_strip(
-                Left::rows(normalised, row),
+            for_each_panel(
+                Lhs::from_rows(xhat, row),
                 count,
                 fc1,
-                |first, columns, product, padded| {
-                    let kept = kept_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
+                |first, columns, tile, padded| {
+                    let saved = saved_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
                     let active = &mut active[first..];
                     with_gate!(mlp.activation, gate => {
-                        activate(gate, product, padded, columns, kept, active, hidden_row)
+                        activate(gate, tile, padded, columns, saved, active, hidden_row)
                     });
-                    if let Some(kept) = kept_hidden.as_deref() {
-                        prefetch(&kept[first + columns..], hidden_row, STRIP);
+                    if let Some(saved) = saved_hidden.as_deref() {
+                        prefetch(&saved[first + columns..], hidden_row, NR);
                     }
                 },
             );
-            block.add_product(Left::rows(&active, hidden_row), fc2);
+            block.add_linear(Lhs::from_rows(&active, hidden_row), fc2);
         })
     });
-    kept
+    saved
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
-/// returns those of the parameters; other arguments as for the [`forward`] that made `kept`.
+/// returns those of the parameters; other arguments as for the [`forward`] that made `saved`.
 ///
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward<T: Element>(
-    kept: Kept<T>,
+    saved: Saved<T>,
     mlp: &Mlp<'_>,
-    plan: &DropPath<'_>,
+    sample_scales: &SampleScales<'_>,
     gradient: &mut [f32],
 ) -> Gradients {
-    let mut rows = mlp.rows(gradient, plan);
+    let mut rows = mlp.rows(gradient, sample_scales);
     let (width, hidden) = (mlp.width(), mlp.hidden());
-    let (row, hidden_row) = (row_len::<T>(width), row_len::<T>(hidden));
-    let Kept { normalised, inverse, hidden: mut active } = kept;
-    assert_eq!(inverse.len(), rows.kept(), "rows that were kept");
-    let fc2 = Packed::<T>::straight(mlp.fc2_weight, hidden, None);
-    let fc1 = Packed::<T>::straight(mlp.fc1_weight, width, Some(mlp.gamma));
+    let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
+    let Saved { xhat, rstd, hidden: mut active } = saved;
+    assert_eq!(rstd.len(), rows.kept(), "saved rows");
+    let fc2 = PackedRhs::<T>::from_rows(mlp.fc2_weight, hidden, None);
+    let fc1 = PackedRhs::<T>::from_rows(mlp.fc1_weight, width, Some(mlp.gamma));
 
-    let mut fc2_weight = Buffer::<f32>::brief(mlp.fc2_weight.len());
+    let mut fc2_weight = Buffer::<f32>::scratch(mlp.fc2_weight.len());
     let mut fc2_bias = vec![0.0; width];
-    let mut fc1_weight = Buffer::<f32>::brief(mlp.fc1_weight.len());
+    let mut fc1_weight = Buffer::<f32>::scratch(mlp.fc1_weight.len());
     let mut fc1_bias = vec![0.0; hidden];
     let size = block_rows::<T>(rows.kept(), hidden.max(width));
     // Bands of equally many blocks; without a row one of none, from which all gradients are zero.
@@ -193,49 +193,49 @@ pub fn backward<T: Element>(
         let band = rows.split_off(band_rows);
         let (start, kept) = (at * band_rows, band.len());
         let active = &mut active[start * hidden_row..][..kept * hidden_row];
-        let normalised = &normalised[start * row..][..kept * row];
-        let inverse = &inverse[start..][..kept];
-        let mut dbranch = Buffer::<T>::brief_kept_rows(kept, room, width);
-        let mut dhidden = Buffer::<T>::brief_kept_rows(kept, room, hidden);
+        let xhat = &xhat[start * row..][..kept * row];
+        let rstd = &rstd[start..][..kept];
+        let mut dbranch = Buffer::<T>::scratch_kept_rows(kept, room, width);
+        let mut dhidden = Buffer::<T>::scratch_kept_rows(kept, room, hidden);
         let tasks = (band.cut(size).into_par_iter())
             .zip(dbranch.par_chunks_mut(size * row))
             .zip(dhidden.par_chunks_mut(size * hidden_row))
             .zip(active.par_chunks_mut(size * hidden_row))
-            .zip(normalised.par_chunks(size * row).zip(inverse.par_chunks(size)));
+            .zip(xhat.par_chunks(size * row).zip(rstd.par_chunks(size)));
         let macs = kept * width * hidden;
         profile::time("mlp backward, rows", 2 * macs, || {
-            tasks.for_each(|((((mut block, dbranch), dhidden), active), (normalised, inverse))| {
+            tasks.for_each(|((((mut block, dbranch), dhidden), active), (xhat, rstd))| {
                 let count = block.len();
                 block.scaled(dbranch);
-                prefetch(active, hidden_row, STRIP);
-                let branch = Left::rows(dbranch, row);
-                each_strip(branch, count, &fc2, |first, columns, product, padded| {
+                prefetch(active, hidden_row, NR);
+                let branch = Lhs::from_rows(dbranch, row);
+                for_each_panel(branch, count, &fc2, |first, columns, tile, padded| {
                     let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);
                     with_gate!(mlp.activation, gate => {
                         activate_backward(
-                            gate, product, padded, columns, active, dhidden, hidden_row,
+                            gate, tile, padded, columns, active, dhidden, hidden_row,
                         )
                     });
-                    // The next strip's lines come while its product is made.
-                    prefetch(&active[columns..], hidden_row, STRIP);
-                    prefetch(&dhidden[columns..], hidden_row, STRIP);
+                    // The next panel's lines come while its tile is made.
+                    prefetch(&active[columns..], hidden_row, NR);
+                    prefetch(&dhidden[columns..], hidden_row, NR);
                 });
-                let left = Left::rows(dhidden, hidden_row);
-                block.add_input_gradients(left, &fc1, normalised, inverse);
+                let lhs = Lhs::from_rows(dhidden, hidden_row);
+                block.add_input_gradients(lhs, &fc1, xhat, rstd);
             })
         });
         let add = at > 0;
-        let [branch, inputs] = [&dbranch, normalised].map(|rows| Columns::new(rows, width));
-        let [actives, hiddens] = [&*active, &dhidden].map(|rows| Columns::new(rows, hidden));
+        let [branch, inputs] = [&dbranch, xhat].map(|rows| Matrix::new(rows, width));
+        let [actives, hiddens] = [&*active, &dhidden].map(|rows| Matrix::new(rows, hidden));
         profile::time("mlp backward, weights", macs, || {
-            transposed_product(branch, actives, &mut fc2_weight, Some(&mut fc2_bias), add);
+            gemm_tn(branch, actives, &mut fc2_weight, Some(&mut fc2_bias), add);
         });
         profile::time("mlp backward, weights", macs, || {
-            transposed_product(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias), add);
+            gemm_tn(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias), add);
         });
     }
     let (gamma, beta) =
-        through_linear(&mut fc1_weight, mlp.fc1_weight, mlp.gamma, mlp.beta, &fc1_bias);
+        folded_affine_backward(&mut fc1_weight, mlp.fc1_weight, mlp.gamma, mlp.beta, &fc1_bias);
     let (fc1_weight, fc2_weight) = (fc1_weight.into_vec(), fc2_weight.into_vec());
     Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias }
 }
@@ -244,25 +244,25 @@ dispatch! {
     /// Keeps a product and stores its activation.
     fn activate<T: Element, G: Gate>(
         gate: G,
-        product: &[f32],
+        tile: &[f32],
         width: usize,
         columns: usize,
-        kept: Option<&mut [T]>,
+        saved: Option<&mut [T]>,
         active: &mut [T],
         to_row: usize,
     ) {
-        if let Some(kept) = kept {
-            for (product, kept) in product.chunks_exact(width).zip(kept.chunks_mut(to_row)) {
-                let (product, kept) = (&product[..columns], &mut kept[..columns]);
+        if let Some(saved) = saved {
+            for (tile, saved) in tile.chunks_exact(width).zip(saved.chunks_mut(to_row)) {
+                let (tile, saved) = (&tile[..columns], &mut saved[..columns]);
                 for i in 0..columns {
-                    kept[i] = T::from_f32(product[i]);
+                    saved[i] = T::from_f32(tile[i]);
                 }
             }
         }
-        for (product, active) in product.chunks_exact(width).zip(active.chunks_mut(to_row)) {
-            let (product, active) = (&product[..columns], &mut active[..columns]);
+        for (tile, active) in tile.chunks_exact(width).zip(active.chunks_mut(to_row)) {
+            let (tile, active) = (&tile[..columns], &mut active[..columns]);
             for i in 0..columns {
-                active[i] = T::from_f32(product[i] * gate.gate(product[i]));
+                active[i] = T::from_f32(tile[i] * gate.gate(tile[i]));
             }
         }
     }
@@ -273,7 +273,7 @@ dispatch! {
     /// activation by what came out.
     fn activate_backward<T: Element, G: Gate>(
         gate: G,
-        product: &[f32],
+        tile: &[f32],
         width: usize,
         columns: usize,
         active: &mut [T],
@@ -281,14 +281,14 @@ dispatch! {
         to_row: usize,
     ) {
         let rows = active.chunks_mut(to_row).zip(dhidden.chunks_mut(to_row));
-        for (product, (active, dhidden)) in product.chunks_exact(width).zip(rows) {
-            let (product, active) = (&product[..columns], &mut active[..columns]);
+        for (tile, (active, dhidden)) in tile.chunks_exact(width).zip(rows) {
+            let (tile, active) = (&tile[..columns], &mut active[..columns]);
             let dhidden = &mut dhidden[..columns];
             for i in 0..columns {
                 let x = active[i].to_f32();
-                let (factor, slope) = gate.gate_and_slope(x);
+                let (factor, derivative) = gate.gate_and_derivative(x);
                 active[i] = T::from_f32(x * factor);
-                dhidden[i] = T::from_f32(product[i] * (factor + x * slope));
+                dhidden[i] = T::from_f32(tile[i] * (factor + x * derivative));
             }
         }
     }

@@ -4,17 +4,17 @@
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::product::{Extent, Left, Multiply, Out, Packed, STRIP};
+use crate::gemm::{Dims, Gemm, Lhs, NR, Output, PackedRhs};
 use crate::simd::dispatch;
 
 /// Queries that one task works on: with 1,024 values each they fill the second-level cache.
-const QUERIES: usize = 192;
+const QUERY_BLOCK: usize = 192;
 /// Rows that are laid out for products at a time.
-const ROWS: usize = 8192;
+const GALLERY_BLOCK: usize = 8192;
 
 /// A row that was found, and its similarity to the query.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Neighbour {
+pub struct Neighbor {
     /// Number of the row, in the order of [`Search::add`].
     pub row: usize,
     /// Dot product with the query.
@@ -29,7 +29,7 @@ pub struct Neighbour {
 pub struct Search<'a> {
     queries: &'a [f32],
     width: usize,
-    best: Vec<Best>,
+    top_k: Vec<TopK>,
     seen: usize,
 }
 
@@ -40,44 +40,52 @@ impl<'a> Search<'a> {
     /// When `queries` are not whole rows.
     pub fn new(queries: &'a [f32], width: usize, k: usize) -> Self {
         assert!(width > 0 && queries.len().is_multiple_of(width), "whole rows");
-        let best = (0..queries.len() / width).map(|_| Best::new(k)).collect();
-        Self { queries, width, best, seen: 0 }
+        let top_k = (0..queries.len() / width).map(|_| TopK::new(k)).collect();
+        Self { queries, width, top_k, seen: 0 }
     }
 
     /// Shows the next rows of the set, `[.., width]`.
     ///
     /// # Panics
     /// When they are not whole rows.
-    pub fn add(&mut self, rows: &[f32]) {
+    pub fn add(&mut self, gallery: &[f32]) {
         let width = self.width;
-        assert!(rows.len().is_multiple_of(width), "whole rows");
-        for rows in rows.chunks(ROWS * width) {
-            let packed = Packed::<f32>::transposed(rows, width, None);
+        assert!(gallery.len().is_multiple_of(width), "whole rows");
+        for gallery in gallery.chunks(GALLERY_BLOCK * width) {
+            let rhs = PackedRhs::<f32>::from_transposed(gallery, width, None);
             let seen = self.seen;
-            let tasks =
-                self.queries.par_chunks(QUERIES * width).zip(self.best.par_chunks_mut(QUERIES));
-            tasks.for_each(|(queries, best)| look(queries, width, &packed, best, seen));
-            self.seen += rows.len() / width;
+            let tasks = self
+                .queries
+                .par_chunks(QUERY_BLOCK * width)
+                .zip(self.top_k.par_chunks_mut(QUERY_BLOCK));
+            tasks.for_each(|(queries, top_k)| search_block(queries, width, &rhs, top_k, seen));
+            self.seen += gallery.len() / width;
         }
     }
 
     /// What was found for every query, most similar first.
-    pub fn finish(self) -> Vec<Vec<Neighbour>> {
-        self.best.into_par_iter().map(Best::sorted).collect()
+    pub fn finish(self) -> Vec<Vec<Neighbor>> {
+        self.top_k.into_par_iter().map(TopK::sorted).collect()
     }
 }
 
 /// Compares some queries with laid out rows, of which the first has number `seen`.
-fn look(queries: &[f32], width: usize, packed: &Packed<f32>, best: &mut [Best], seen: usize) {
-    let mut similarities = Buffer::<f32>::stale(best.len() * STRIP);
-    for (first, strip) in packed.strips() {
-        let row = strip.width;
-        let extent = Extent { rows: best.len(), steps: packed.steps() };
-        let mut out = Out { values: &mut similarities, row };
-        f32::multiply(Left::rows(queries, width), strip, extent, &mut out, false);
-        let columns = row.min(packed.columns() - first);
-        for (similarities, best) in similarities.chunks_exact(row).zip(best.iter_mut()) {
-            best.offer(&similarities[..columns], seen + first);
+fn search_block(
+    queries: &[f32],
+    width: usize,
+    rhs: &PackedRhs<f32>,
+    top_k: &mut [TopK],
+    seen: usize,
+) {
+    let mut similarities = Buffer::<f32>::uninit(top_k.len() * NR);
+    for (first, panel) in rhs.panels() {
+        let row = panel.width;
+        let dims = Dims { m: top_k.len(), k_steps: rhs.k_steps() };
+        let mut out = Output { values: &mut similarities, row_stride: row };
+        f32::gemm(Lhs::from_rows(queries, width), panel, dims, &mut out, false);
+        let columns = row.min(rhs.n() - first);
+        for (similarities, top_k) in similarities.chunks_exact(row).zip(top_k.iter_mut()) {
+            top_k.push(&similarities[..columns], seen + first);
         }
     }
 }
@@ -85,49 +93,49 @@ fn look(queries: &[f32], width: usize, packed: &Packed<f32>, best: &mut [Best], 
 /// The best rows of one query: a list of up to twice as many as are asked for, cut back to the best
 /// half whenever it is full.
 #[derive(Debug)]
-struct Best {
+struct TopK {
     k: usize,
-    found: Vec<Neighbour>,
+    found: Vec<Neighbor>,
     /// What a row must exceed to be among the best so far.
     threshold: f32,
 }
 
-impl Best {
+impl TopK {
     fn new(k: usize) -> Self {
         let threshold = if k == 0 { f32::INFINITY } else { f32::NEG_INFINITY };
         Self { k, found: Vec::new(), threshold }
     }
 
-    fn offer(&mut self, similarities: &[f32], first: usize) {
+    fn push(&mut self, similarities: &[f32], first: usize) {
         if !any_above(similarities, self.threshold) {
             return;
         }
         for (column, &similarity) in similarities.iter().enumerate() {
             if similarity > self.threshold {
-                self.found.push(Neighbour { row: first + column, similarity });
+                self.found.push(Neighbor { row: first + column, similarity });
                 if self.found.len() == 2 * self.k {
-                    self.cut();
+                    self.prune();
                 }
             }
         }
     }
 
     /// Keeps the best `k`; later rows must be more similar than the last of them.
-    fn cut(&mut self) {
-        let (_, last, _) = self.found.select_nth_unstable_by(self.k - 1, order);
+    fn prune(&mut self) {
+        let (_, last, _) = self.found.select_nth_unstable_by(self.k - 1, descending);
         self.threshold = last.similarity;
         self.found.truncate(self.k);
     }
 
-    fn sorted(mut self) -> Vec<Neighbour> {
-        self.found.sort_unstable_by(order);
+    fn sorted(mut self) -> Vec<Neighbor> {
+        self.found.sort_unstable_by(descending);
         self.found.truncate(self.k);
         self.found
     }
 }
 
 /// Most similar first, of equal ones the earlier row.
-fn order(a: &Neighbour, b: &Neighbour) -> std::cmp::Ordering {
+fn descending(a: &Neighbor, b: &Neighbor) -> std::cmp::Ordering {
     b.similarity.total_cmp(&a.similarity).then(a.row.cmp(&b.row))
 }
 
@@ -162,9 +170,13 @@ mod tests {
     #[test]
     fn against_the_definition() {
         let mut rng = Rng::new(5, [0; 3]);
-        for (width, queries, rows, k) in
-            [(1, 1, 1, 1), (3, 7, 65, 4), (16, 193, 130, 40), (33, 5, ROWS + 17, 9), (8, 3, 20, 50)]
-        {
+        for (width, queries, rows, k) in [
+            (1, 1, 1, 1),
+            (3, 7, 65, 4),
+            (16, 193, 130, 40),
+            (33, 5, GALLERY_BLOCK + 17, 9),
+            (8, 3, 20, 50),
+        ] {
             let mut values =
                 |n: usize| -> Vec<f32> { (0..n * width).map(|_| rng.normal() as f32).collect() };
             let (queries, rows) = (values(queries), values(rows));

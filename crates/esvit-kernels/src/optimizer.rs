@@ -7,8 +7,8 @@ use crate::simd::{dispatch, sum, sum_pairs};
 
 /// A moving average that is updated in the same pass.
 #[derive(Debug)]
-pub struct Average<'a> {
-    /// `average = momentum average + (1 - momentum) values`, after the update of the values.
+pub struct Ema<'a> {
+    /// `ema = momentum average + (1 - momentum) values`, after the update of the values.
     pub values: &'a mut [f32],
     /// Share of the old average that is kept.
     pub momentum: f64,
@@ -41,12 +41,12 @@ pub fn adamw(
     values: &mut [f32],
     gradients: &[f32],
     [mean, square]: [&mut [f32]; 2],
-    average: Average<'_>,
+    ema: Ema<'_>,
     settings: &AdamW,
 ) {
     let n = values.len();
     assert_eq!([gradients.len(), mean.len(), square.len()], [n; 3], "values and moments");
-    assert_eq!(average.values.len(), n, "average");
+    assert_eq!(ema.values.len(), n, "ema");
     let AdamW { gradient_scale, lr, weight_decay, beta1, beta2, eps, updates } = *settings;
     let updates = updates as f64;
     let numbers = [
@@ -59,25 +59,25 @@ pub fn adamw(
         (1.0 - beta2.powf(updates)).sqrt(),
         eps,
         gradient_scale,
-        average.momentum,
-        1.0 - average.momentum,
+        ema.momentum,
+        1.0 - ema.momentum,
     ]
     .map(|number| number as f32);
     let moments = mean.par_chunks_mut(TASK_VALUES).zip(square.par_chunks_mut(TASK_VALUES));
     values
         .par_chunks_mut(TASK_VALUES)
-        .zip(average.values.par_chunks_mut(TASK_VALUES))
+        .zip(ema.values.par_chunks_mut(TASK_VALUES))
         .zip(gradients.par_chunks(TASK_VALUES))
         .zip(moments)
-        .for_each(|(((values, average), gradients), (mean, square))| {
-            adamw_task(values, average, gradients, mean, square, numbers);
+        .for_each(|(((values, ema), gradients), (mean, square))| {
+            adamw_task(values, ema, gradients, mean, square, numbers);
         });
 }
 
 dispatch! {
     fn adamw_task(
         values: &mut [f32],
-        average: &mut [f32],
+        ema: &mut [f32],
         gradients: &[f32],
         mean: &mut [f32],
         square: &mut [f32],
@@ -86,13 +86,13 @@ dispatch! {
         let [keep, beta1, rest1, beta2, rest2, step, correction, eps, scale, old, new] = numbers;
         let n = values.len();
         let (gradients, mean, square) = (&gradients[..n], &mut mean[..n], &mut square[..n]);
-        let average = &mut average[..n];
+        let ema = &mut ema[..n];
         for i in 0..n {
             let gradient = gradients[i] * scale;
             mean[i] = mean[i] * beta1 + gradient * rest1;
             square[i] = square[i] * beta2 + gradient * gradient * rest2;
             values[i] = values[i] * keep - mean[i] / (square[i].sqrt() / correction + eps) * step;
-            average[i] = average[i] * old + values[i] * new;
+            ema[i] = ema[i] * old + values[i] * new;
         }
     }
 }
@@ -121,35 +121,28 @@ pub fn momentum(
     values: &mut [f32],
     gradients: &[f32],
     buffer: &mut [f32],
-    average: Average<'_>,
+    ema: Ema<'_>,
     settings: &Momentum,
 ) {
     let n = values.len();
-    assert_eq!([gradients.len(), buffer.len(), average.values.len()], [n; 3], "values and buffer");
+    assert_eq!([gradients.len(), buffer.len(), ema.values.len()], [n; 3], "values and buffer");
     let Momentum { gradient_scale, lr, weight_decay, momentum, trust } = *settings;
-    let numbers = [
-        gradient_scale,
-        weight_decay,
-        trust,
-        momentum,
-        lr,
-        average.momentum,
-        1.0 - average.momentum,
-    ]
-    .map(|number| number as f32);
+    let numbers =
+        [gradient_scale, weight_decay, trust, momentum, lr, ema.momentum, 1.0 - ema.momentum]
+            .map(|number| number as f32);
     values
         .par_chunks_mut(TASK_VALUES)
-        .zip(average.values.par_chunks_mut(TASK_VALUES))
+        .zip(ema.values.par_chunks_mut(TASK_VALUES))
         .zip(gradients.par_chunks(TASK_VALUES).zip(buffer.par_chunks_mut(TASK_VALUES)))
-        .for_each(|((values, average), (gradients, buffer))| {
-            momentum_task(values, average, gradients, buffer, numbers);
+        .for_each(|((values, ema), (gradients, buffer))| {
+            momentum_task(values, ema, gradients, buffer, numbers);
         });
 }
 
 dispatch! {
     fn momentum_task(
         values: &mut [f32],
-        average: &mut [f32],
+        ema: &mut [f32],
         gradients: &[f32],
         buffer: &mut [f32],
         numbers: [f32; 7],
@@ -157,12 +150,12 @@ dispatch! {
         let [scale, decay, trust, momentum, lr, old, new] = numbers;
         let n = values.len();
         let (gradients, buffer) = (&gradients[..n], &mut buffer[..n]);
-        let average = &mut average[..n];
+        let ema = &mut ema[..n];
         for i in 0..n {
             let step = (gradients[i] * scale + values[i] * decay) * trust;
             buffer[i] = buffer[i] * momentum + step;
             values[i] -= buffer[i] * lr;
-            average[i] = average[i] * old + values[i] * new;
+            ema[i] = ema[i] * old + values[i] * new;
         }
     }
 }
@@ -187,23 +180,22 @@ dispatch! {
     }
 }
 
-/// Moves `average` towards `values`: `average = momentum average + (1 - momentum) values`.
+/// Moves `ema` towards `values`: `ema = momentum average + (1 - momentum) values`.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn follow(average: &mut [f32], values: &[f32], momentum: f64) {
-    assert_eq!(average.len(), values.len(), "average and values");
+pub fn ema_update(ema: &mut [f32], values: &[f32], momentum: f64) {
+    assert_eq!(ema.len(), values.len(), "EMA and values");
     let shares = [momentum as f32, (1.0 - momentum) as f32];
-    average
-        .par_chunks_mut(TASK_VALUES)
+    ema.par_chunks_mut(TASK_VALUES)
         .zip(values.par_chunks(TASK_VALUES))
-        .for_each(|(average, values)| follow_task(average, values, shares));
+        .for_each(|(ema, values)| ema_task(ema, values, shares));
 }
 
 dispatch! {
-    fn follow_task(average: &mut [f32], values: &[f32], shares: [f32; 2]) {
-        for (average, &value) in average.iter_mut().zip(values) {
-            *average = *average * shares[0] + value * shares[1];
+    fn ema_task(ema: &mut [f32], values: &[f32], shares: [f32; 2]) {
+        for (ema, &value) in ema.iter_mut().zip(values) {
+            *ema = *ema * shares[0] + value * shares[1];
         }
     }
 }
@@ -266,8 +258,8 @@ mod tests {
             updates: 1,
         };
         let mut teacher = vec![0.0; 40];
-        let average = Average { values: &mut teacher, momentum: 0.75 };
-        adamw(&mut values, &gradients, [&mut mean, &mut square], average, &settings);
+        let ema = Ema { values: &mut teacher, momentum: 0.75 };
+        adamw(&mut values, &gradients, [&mut mean, &mut square], ema, &settings);
         for (value, gradient) in values.iter().zip(&gradients) {
             let expected = 1.0 - 0.001 - 0.01 * gradient.signum();
             assert!((value - expected).abs() < 1e-6, "{value} {expected}");
@@ -288,8 +280,8 @@ mod tests {
             trust: 2.0,
         };
         for expected in [(3.0, 1.7), (5.55, 1.145)] {
-            let average = Average { values: &mut teacher, momentum: 0.0 };
-            momentum(&mut values, &[2.0], &mut buffer, average, &settings);
+            let ema = Ema { values: &mut teacher, momentum: 0.0 };
+            momentum(&mut values, &[2.0], &mut buffer, ema, &settings);
             assert!((buffer[0] - expected.0).abs() < 1e-6, "{buffer:?}");
             assert!((values[0] - expected.1).abs() < 1e-6, "{values:?}");
             assert_eq!(teacher, values);
@@ -299,9 +291,9 @@ mod tests {
     }
 
     #[test]
-    fn average_follows() {
-        let mut average = vec![1.0; 100_000];
-        follow(&mut average, &vec![3.0; 100_000], 0.75);
-        assert!(average.iter().all(|&v| v == 1.5));
+    fn ema_of_many_values() {
+        let mut ema = vec![1.0; 100_000];
+        ema_update(&mut ema, &vec![3.0; 100_000], 0.75);
+        assert!(ema.iter().all(|&v| v == 1.5));
     }
 }

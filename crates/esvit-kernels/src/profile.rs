@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static TABLE: Mutex<BTreeMap<&'static str, Phase>> = Mutex::new(BTreeMap::new());
-static PRODUCT_NANOSECONDS: AtomicU64 = AtomicU64::new(0);
+static GEMM_NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 
 /// What one phase of a kernel took.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -26,7 +26,7 @@ pub struct Recorded {
     /// Phases, the longest first.
     pub phases: Vec<(&'static str, Phase)>,
     /// What threads spent inside the matrix products of all phases, added up over threads.
-    pub products: Duration,
+    pub gemm: Duration,
 }
 
 /// Begins or ends the recording.
@@ -47,8 +47,8 @@ pub fn take() -> Recorded {
     let table = std::mem::take(&mut *TABLE.lock().unwrap_or_else(PoisonError::into_inner));
     let mut phases: Vec<_> = table.into_iter().collect();
     phases.sort_by_key(|(_, phase)| std::cmp::Reverse(phase.time));
-    let products = Duration::from_nanos(PRODUCT_NANOSECONDS.swap(0, Ordering::Relaxed));
-    Recorded { phases, products }
+    let gemm = Duration::from_nanos(GEMM_NANOSECONDS.swap(0, Ordering::Relaxed));
+    Recorded { phases, gemm }
 }
 
 /// Runs a phase; its products have `macs` multiply-accumulates.
@@ -68,12 +68,12 @@ pub fn time<R>(name: &'static str, macs: usize, phase: impl FnOnce() -> R) -> R 
 }
 
 /// Runs one matrix product.
-pub(crate) fn product(product: impl FnOnce()) {
+pub(crate) fn gemm(gemm: impl FnOnce()) {
     if !ENABLED.load(Ordering::Relaxed) {
-        return product();
+        return gemm();
     }
     let began = Instant::now();
-    product();
+    gemm();
     let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    PRODUCT_NANOSECONDS.fetch_add(took, Ordering::Relaxed);
+    GEMM_NANOSECONDS.fetch_add(took, Ordering::Relaxed);
 }

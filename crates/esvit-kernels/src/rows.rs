@@ -4,16 +4,16 @@
 use std::ops::Range;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::layer_norm::{normalise, normalise_backward};
-use crate::product::{Extent, LANES, Left, Out, Packed};
+use crate::element::{Element, padded_row_len};
+use crate::gemm::{Dims, LANES, Lhs, Output, PackedRhs};
+use crate::layer_norm::{normalize, normalize_backward};
 use crate::simd::dispatch;
 
 /// Bytes that the widest row buffer of a block should not exceed, so that it stays in the
 /// second-level cache.
 const BLOCK_BYTES: usize = 384 << 10;
 
-/// Blocks have about this many rows at least, so that a strip of weights serves several tiles.
+/// Blocks have about this many rows at least, so that a panel of weights serves several tiles.
 const BLOCK_ROWS: Range<usize> = 48..192;
 
 /// Rows that go through several products one after the other, so that what passes between these
@@ -38,16 +38,16 @@ pub(crate) fn block_rows<T: Element>(total: usize, widest: usize) -> usize {
 
 /// Which images there are, and by what the branch of each is multiplied.
 #[derive(Debug, Clone, Copy)]
-pub struct DropPath<'a> {
+pub struct SampleScales<'a> {
     /// Rows (tokens) of every image; none means one image of all rows.
-    pub images: &'a [usize],
+    pub seq_lens: &'a [usize],
     /// The scale of every image. The branch is not computed where it is 0.
     pub scales: Option<&'a [f32]>,
 }
 
-impl DropPath<'_> {
+impl SampleScales<'_> {
     /// Nothing dropped, nothing scaled.
-    pub const NONE: DropPath<'static> = DropPath { images: &[], scales: None };
+    pub const NONE: SampleScales<'static> = SampleScales { seq_lens: &[], scales: None };
 
     /// The scale of an image.
     pub(crate) fn scale(&self, image: usize) -> f32 {
@@ -73,11 +73,11 @@ pub(crate) struct Block<'r, 'a> {
 
 impl<'a> Rows<'a> {
     /// Rows of `x`, `width` values each, as they stand.
-    pub(crate) fn new(x: &'a mut [f32], width: usize, plan: &DropPath<'_>) -> Self {
+    pub(crate) fn new(x: &'a mut [f32], width: usize, sample_scales: &SampleScales<'_>) -> Self {
         let all = [x.len() / width];
-        let whole = plan.images.is_empty() && plan.scales.is_none();
-        let images = if whole { &all } else { plan.images };
-        Self::in_order(x, width, plan, images.iter().map(|&tokens| (tokens, None)))
+        let whole = sample_scales.seq_lens.is_empty() && sample_scales.scales.is_none();
+        let images = if whole { &all } else { sample_scales.seq_lens };
+        Self::in_order(x, width, sample_scales, images.iter().map(|&tokens| (tokens, None)))
     }
 
     /// Rows of `x`, `width` values each, image by image: its number of rows, and which one comes
@@ -88,18 +88,18 @@ impl<'a> Rows<'a> {
     pub(crate) fn in_order<'o>(
         x: &'a mut [f32],
         width: usize,
-        plan: &DropPath<'_>,
+        sample_scales: &SampleScales<'_>,
         images: impl Iterator<Item = (usize, Option<&'o [u32]>)>,
     ) -> Self {
         let total = x.len() / width;
         let mut rows = Vec::with_capacity(total);
-        let mut scales = plan.scales.map(|_| Vec::with_capacity(total));
+        let mut scales = sample_scales.scales.map(|_| Vec::with_capacity(total));
         let mut left = x.chunks_exact_mut(width);
         let mut image_rows = Vec::new();
         let mut count = 0;
         for (image, (tokens, order)) in images.enumerate() {
             count += 1;
-            let scale = plan.scale(image);
+            let scale = sample_scales.scale(image);
             let of_image = left.by_ref().take(tokens);
             if scale == 0.0 {
                 of_image.for_each(drop);
@@ -120,7 +120,10 @@ impl<'a> Rows<'a> {
             }
         }
         assert!(left.next().is_none(), "rows of all images");
-        assert!(plan.scales.is_none_or(|scales| scales.len() == count), "a scale for every image");
+        assert!(
+            sample_scales.scales.is_none_or(|scales| scales.len() == count),
+            "a scale for every image"
+        );
         Self { rows, scales, total }
     }
 
@@ -173,16 +176,11 @@ impl<'r, 'a> Block<'r, 'a> {
     }
 
     /// Normalises the rows.
-    pub(crate) fn normalise<T: Element>(
-        &self,
-        eps: f32,
-        normalised: &mut [T],
-        inverse: &mut [f32],
-    ) {
+    pub(crate) fn normalize<T: Element>(&self, eps: f32, xhat: &mut [T], rstd: &mut [f32]) {
         let Some(width) = self.rows.first().map(|row| row.len()) else { return };
-        let to = normalised.chunks_exact_mut(row_len::<T>(width)).zip(inverse);
-        for (row, (normalised, inverse)) in self.rows.iter().zip(to) {
-            *inverse = normalise(row, eps, normalised);
+        let to = xhat.chunks_exact_mut(padded_row_len::<T>(width)).zip(rstd);
+        for (row, (xhat, rstd)) in self.rows.iter().zip(to) {
+            *rstd = normalize(row, eps, xhat);
         }
     }
 
@@ -190,85 +188,85 @@ impl<'r, 'a> Block<'r, 'a> {
     pub(crate) fn scaled<T: Element>(&self, to: &mut [T]) {
         let Some(width) = self.rows.first().map(|row| row.len()) else { return };
         for (at, (from, to)) in
-            self.rows.iter().zip(to.chunks_exact_mut(row_len::<T>(width))).enumerate()
+            self.rows.iter().zip(to.chunks_exact_mut(padded_row_len::<T>(width))).enumerate()
         {
             scale_row(from, self.scales.map_or(1.0, |scales| scales[at]), to);
         }
     }
 
-    /// Adds `left packed`, times the scale of each row, to the rows.
-    pub(crate) fn add_product<T: Element>(&mut self, left: Left<'_, T>, packed: &Packed<T>) {
-        each_strip(left, self.len(), packed, |first, columns, product, padded| {
-            add_scaled(product, padded, self.scales, columns, self.rows, first);
+    /// Adds `lhs rhs`, times the scale of each row, to the rows.
+    pub(crate) fn add_linear<T: Element>(&mut self, lhs: Lhs<'_, T>, rhs: &PackedRhs<T>) {
+        for_each_panel(lhs, self.len(), rhs, |first, columns, tile, padded| {
+            add_scaled(tile, padded, self.scales, columns, self.rows, first);
         });
     }
 
-    /// Gradients of a linear layer's results, `left` for every row, go through its `weight` and the
+    /// Gradients of a linear layer's results, `lhs` for every row, go through its `weight` and the
     /// normalisation before it, and are added to the rows.
     pub(crate) fn add_input_gradients<T: Element>(
         &mut self,
-        left: Left<'_, T>,
-        weight: &Packed<T>,
-        normalised: &[T],
-        inverse: &[f32],
+        lhs: Lhs<'_, T>,
+        weight: &PackedRhs<T>,
+        xhat: &[T],
+        rstd: &[f32],
     ) {
-        let width = weight.columns();
-        let mut gradients = Buffer::<f32>::stale(self.len() * width);
-        linear(left, self.len(), weight, &mut gradients, width);
-        let normalised = normalised.chunks_exact(row_len::<T>(width)).zip(inverse);
+        let width = weight.n();
+        let mut gradients = Buffer::<f32>::uninit(self.len() * width);
+        linear(lhs, self.len(), weight, &mut gradients, width);
+        let xhat = xhat.chunks_exact(padded_row_len::<T>(width)).zip(rstd);
         let rows = self.rows.iter_mut().zip(gradients.chunks_exact_mut(width));
-        for ((row, gradient), (normalised, &inverse)) in rows.zip(normalised) {
-            normalise_backward(normalised, inverse, gradient);
+        for ((row, gradient), (xhat, &rstd)) in rows.zip(xhat) {
+            normalize_backward(xhat, rstd, gradient);
             add_row(gradient, row);
         }
     }
 }
 
-/// Multiplies `rows` rows with every strip of an operand; `each` gets the first column, the
+/// Multiplies `rows` rows with every panel of an operand; `each` gets the first column, the
 /// number of columns, the product `[rows, width]` and its width, which is padded to registers.
-pub(crate) fn each_strip<T: Element>(
-    left: Left<'_, T>,
+pub(crate) fn for_each_panel<T: Element>(
+    lhs: Lhs<'_, T>,
     rows: usize,
-    packed: &Packed<T>,
+    rhs: &PackedRhs<T>,
     mut each: impl FnMut(usize, usize, &mut [f32], usize),
 ) {
     if rows == 0 {
         return;
     }
-    let mut product = Buffer::<f32>::stale(rows * crate::product::STRIP);
-    let extent = Extent { rows, steps: packed.steps() };
-    for (first, strip) in packed.strips() {
-        let columns = strip.width.min(packed.columns() - first);
-        let product = &mut product[..rows * strip.width];
-        T::multiply(left, strip, extent, &mut Out { values: product, row: strip.width }, false);
-        each(first, columns, product, strip.width);
+    let mut tile = Buffer::<f32>::uninit(rows * crate::gemm::NR);
+    let dims = Dims { m: rows, k_steps: rhs.k_steps() };
+    for (first, panel) in rhs.panels() {
+        let columns = panel.width.min(rhs.n() - first);
+        let tile = &mut tile[..rows * panel.width];
+        T::gemm(lhs, panel, dims, &mut Output { values: tile, row_stride: panel.width }, false);
+        each(first, columns, tile, panel.width);
     }
 }
 
-/// A linear layer: `left packed`, with the operand's bias, into rows of `to` that are `to_row` values
+/// A linear layer: `lhs rhs`, with the operand's bias, into rows of `to` that are `to_row` values
 /// apart.
 pub(crate) fn linear<T: Element, U: Element>(
-    left: Left<'_, T>,
+    lhs: Lhs<'_, T>,
     rows: usize,
-    packed: &Packed<T>,
+    rhs: &PackedRhs<T>,
     to: &mut [U],
     to_row: usize,
 ) {
     if rows == 0 {
         return;
     }
-    if packed.columns().is_multiple_of(LANES)
+    if rhs.n().is_multiple_of(LANES)
         && let Some(to) = U::as_f32_mut(to)
     {
-        let extent = Extent { rows, steps: packed.steps() };
-        for (first, strip) in packed.strips() {
-            let mut out = Out { values: &mut to[first..], row: to_row };
-            T::multiply(left, strip, extent, &mut out, false);
+        let dims = Dims { m: rows, k_steps: rhs.k_steps() };
+        for (first, panel) in rhs.panels() {
+            let mut out = Output { values: &mut to[first..], row_stride: to_row };
+            T::gemm(lhs, panel, dims, &mut out, false);
         }
         return;
     }
-    each_strip(left, rows, packed, |first, columns, product, padded| {
-        store(product, padded, columns, &mut to[first..], to_row);
+    for_each_panel(lhs, rows, rhs, |first, columns, tile, padded| {
+        store(tile, padded, columns, &mut to[first..], to_row);
     });
 }
 
@@ -293,16 +291,16 @@ dispatch! {
 dispatch! {
     /// Stores a product `[rows, width]` in columns of `to`, whose rows are `to_row` values apart.
     fn store<T: Element>(
-        product: &[f32],
+        tile: &[f32],
         width: usize,
         columns: usize,
         to: &mut [T],
         to_row: usize,
     ) {
-        for (product, to) in product.chunks_exact(width).zip(to.chunks_mut(to_row)) {
-            let (product, to) = (&product[..columns], &mut to[..columns]);
+        for (tile, to) in tile.chunks_exact(width).zip(to.chunks_mut(to_row)) {
+            let (tile, to) = (&tile[..columns], &mut to[..columns]);
             for i in 0..columns {
-                to[i] = T::from_f32(product[i]);
+                to[i] = T::from_f32(tile[i]);
             }
         }
     }
@@ -312,21 +310,21 @@ dispatch! {
     /// Adds a product `[rows, width]`, times the scale of its row, to columns of the rows of `to` from
     /// the `first` on.
     fn add_scaled(
-        product: &[f32],
+        tile: &[f32],
         width: usize,
         scales: Option<&[f32]>,
         columns: usize,
         to: &mut [&mut [f32]],
         first: usize,
     ) {
-        for (row, (product, to)) in product.chunks_exact(width).zip(to).enumerate() {
+        for (row, (tile, to)) in tile.chunks_exact(width).zip(to).enumerate() {
             let scale = match scales {
                 Some(scales) => scales[row],
                 None => 1.0,
             };
-            let (product, to) = (&product[..columns], &mut to[first..first + columns]);
+            let (tile, to) = (&tile[..columns], &mut to[first..first + columns]);
             for i in 0..columns {
-                to[i] += product[i] * scale;
+                to[i] += tile[i] * scale;
             }
         }
     }
@@ -347,7 +345,7 @@ mod tests {
                 (0..sizes.len()).map(|image| if image % drop == 0 { 0.0 } else { 0.5 }).collect();
             let orders: Vec<Vec<u32>> =
                 sizes.iter().map(|&size| (0..size as u32).rev().collect()).collect();
-            let plan = DropPath { images: &sizes, scales: Some(&scales) };
+            let sample_scales = SampleScales { seq_lens: &sizes, scales: Some(&scales) };
             let mut expected = Vec::new();
             let mut start = 0;
             for (&size, &scale) in sizes.iter().zip(&scales) {
@@ -357,7 +355,7 @@ mod tests {
                 start += size;
             }
             let images = sizes.iter().zip(&orders).map(|(&size, order)| (size, Some(&order[..])));
-            let mut rows = Rows::in_order(&mut x, 3, &plan, images);
+            let mut rows = Rows::in_order(&mut x, 3, &sample_scales, images);
             prop_assert_eq!((rows.kept(), rows.total()), (expected.len(), total));
             let mut found = Vec::new();
             for block in rows.all().cut(7) {
@@ -372,7 +370,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "a token has one place")]
     fn a_row_cannot_come_twice() {
-        Rows::in_order(&mut [0.0; 2], 1, &DropPath::NONE, [(2, Some(&[1, 1][..]))].into_iter());
+        Rows::in_order(&mut [0.0; 2], 1, &SampleScales::NONE, [(2, Some(&[1, 1][..]))].into_iter());
     }
 
     /// A few threads get equal shares.

@@ -1,58 +1,58 @@
-//! Small passes over tokens: patches of pictures, unit length, means.
+//! Small passes over tokens: patchify, L2 normalization, global average pooling.
 
 use rayon::prelude::*;
 
 use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, buffer};
 
-/// Smallest length that a row is divided by.
-const SMALLEST_LENGTH: f32 = 1e-12;
+/// Smallest norm that a row is divided by.
+const MIN_NORM: f32 = 1e-12;
 
-/// Sizes of a batch of pictures: number, channels, height and width.
-pub type Pictures = [usize; 4];
+/// Sizes of a batch of images: number, channels, height and width.
+pub type Nchw = [usize; 4];
 
-/// Non-overlapping patches of `pictures [B, C, H, W]` as rows `[B h w, C p p]` of maps of
+/// Non-overlapping patches of `images [B, C, H, W]` as rows `[B h w, C p p]` of maps of
 /// `h = H / p` by `w = W / p`; pixels beyond the last whole patch are left out.
-pub fn patches(pictures: &[f32], sizes: Pictures, patch: usize) -> Vec<f32> {
-    let mut rows = buffer::stale(patch_count(sizes, patch) * patch_values(sizes, patch));
+pub fn patchify(images: &[f32], sizes: Nchw, patch: usize) -> Vec<f32> {
+    let mut rows = buffer::uninit(patch_count(sizes, patch) * patch_values(sizes, patch));
     let [_, channels, height, width] = sizes;
     let one = (height / patch) * (width / patch) * patch_values(sizes, patch);
-    rows.par_chunks_mut(one.max(1)).zip(pictures.par_chunks(channels * height * width)).for_each(
-        |(rows, picture)| {
-            each_line(sizes, patch, |at, from| {
-                rows[at..at + patch].copy_from_slice(&picture[from..from + patch]);
+    rows.par_chunks_mut(one.max(1)).zip(images.par_chunks(channels * height * width)).for_each(
+        |(rows, image)| {
+            for_each_line(sizes, patch, |at, from| {
+                rows[at..at + patch].copy_from_slice(&image[from..from + patch]);
             });
         },
     );
     rows
 }
 
-/// Gradient of the pictures from that of the [`patches`].
-pub fn patches_backward(rows: &[f32], sizes: Pictures, patch: usize) -> Vec<f32> {
-    let mut pictures = vec![0.0; sizes.iter().product()];
+/// Gradient of the images from that of the [`patchify`].
+pub fn patchify_backward(rows: &[f32], sizes: Nchw, patch: usize) -> Vec<f32> {
+    let mut images = vec![0.0; sizes.iter().product()];
     let [_, channels, height, width] = sizes;
     let one = (height / patch) * (width / patch) * patch_values(sizes, patch);
-    pictures.par_chunks_mut(channels * height * width).zip(rows.par_chunks(one.max(1))).for_each(
-        |(picture, rows)| {
-            each_line(sizes, patch, |at, to| {
-                picture[to..to + patch].copy_from_slice(&rows[at..at + patch]);
+    images.par_chunks_mut(channels * height * width).zip(rows.par_chunks(one.max(1))).for_each(
+        |(image, rows)| {
+            for_each_line(sizes, patch, |at, to| {
+                image[to..to + patch].copy_from_slice(&rows[at..at + patch]);
             });
         },
     );
-    pictures
+    images
 }
 
-fn patch_count([pictures, _, height, width]: Pictures, patch: usize) -> usize {
-    pictures * (height / patch) * (width / patch)
+fn patch_count([images, _, height, width]: Nchw, patch: usize) -> usize {
+    images * (height / patch) * (width / patch)
 }
 
-fn patch_values([_, channels, ..]: Pictures, patch: usize) -> usize {
+fn patch_values([_, channels, ..]: Nchw, patch: usize) -> usize {
     channels * patch * patch
 }
 
-/// Visits every line of every patch of a picture: its place among the rows and in the picture.
-fn each_line(
-    [_, channels, height, width]: Pictures,
+/// Visits every line of every patch of an image: its place among the rows and in the image.
+fn for_each_line(
+    [_, channels, height, width]: Nchw,
     patch: usize,
     mut visit: impl FnMut(usize, usize),
 ) {
@@ -70,65 +70,65 @@ fn each_line(
     }
 }
 
-/// Rows of `x [rows, C]` divided by their lengths, in place; a length below 1e-12 counts as 1e-12.
-/// Returns the lengths.
-pub fn unit_rows(x: &mut [f32], width: usize) -> Vec<f32> {
-    let mut lengths = vec![0.0; x.len() / width];
+/// Rows of `x [rows, C]` divided by their norms, in place; a norm below 1e-12 counts as 1e-12.
+/// Returns the norms.
+pub fn l2_normalize(x: &mut [f32], width: usize) -> Vec<f32> {
+    let mut norms = vec![0.0; x.len() / width];
     let task = TASK_VALUES.div_ceil(width);
-    x.par_chunks_mut(task * width).zip(lengths.par_chunks_mut(task)).for_each(|(x, lengths)| {
-        for (row, length) in x.chunks_exact_mut(width).zip(lengths) {
-            *length = unit_row(row);
+    x.par_chunks_mut(task * width).zip(norms.par_chunks_mut(task)).for_each(|(x, norms)| {
+        for (row, norm) in x.chunks_exact_mut(width).zip(norms) {
+            *norm = l2_normalize_row(row);
         }
     });
-    lengths
+    norms
 }
 
-/// Turns the gradient of [`unit_rows`]' result `y`, in place, into that of its input.
-pub fn unit_rows_backward(y: &[f32], lengths: &[f32], width: usize, gradient: &mut [f32]) {
+/// Turns the gradient of [`l2_normalize`]' result `y`, in place, into that of its input.
+pub fn l2_normalize_backward(y: &[f32], norms: &[f32], width: usize, gradient: &mut [f32]) {
     let task = TASK_VALUES.div_ceil(width);
     gradient
         .par_chunks_mut(task * width)
-        .zip(y.par_chunks(task * width).zip(lengths.par_chunks(task)))
-        .for_each(|(gradient, (y, lengths))| {
+        .zip(y.par_chunks(task * width).zip(norms.par_chunks(task)))
+        .for_each(|(gradient, (y, norms))| {
             let rows = gradient.chunks_exact_mut(width).zip(y.chunks_exact(width));
-            for ((gradient, y), &length) in rows.zip(lengths) {
-                unit_row_backward(y, length, gradient);
+            for ((gradient, y), &norm) in rows.zip(norms) {
+                l2_normalize_row_backward(y, norm, gradient);
             }
         });
 }
 
 dispatch! {
-    fn unit_row(row: &mut [f32]) -> f32 {
-        let length = sum(row, |value| value * value).sqrt();
-        // A length that is not a number must not be replaced.
-        let length = if length < SMALLEST_LENGTH { SMALLEST_LENGTH } else { length };
+    fn l2_normalize_row(row: &mut [f32]) -> f32 {
+        let norm = sum(row, |value| value * value).sqrt();
+        // A norm that is not a number must not be replaced.
+        let norm = if norm < MIN_NORM { MIN_NORM } else { norm };
         for value in row {
-            *value /= length;
+            *value /= norm;
         }
-        length
+        norm
     }
 }
 
 dispatch! {
-    fn unit_row_backward(y: &[f32], length: f32, gradient: &mut [f32]) {
+    fn l2_normalize_row_backward(y: &[f32], norm: f32, gradient: &mut [f32]) {
         let y = &y[..gradient.len()];
-        // Below the smallest length the divisor is constant.
-        let along = if length > SMALLEST_LENGTH {
+        // Below the smallest norm the divisor is constant.
+        let along = if norm > MIN_NORM {
             sum_pairs(y, gradient, |y, gradient| y * gradient)
         } else {
             0.0
         };
         for i in 0..gradient.len() {
-            gradient[i] = (gradient[i] - y[i] * along) / length;
+            gradient[i] = (gradient[i] - y[i] * along) / norm;
         }
     }
 }
 
-/// The mean row of every image of `x [rows, C]`; `images` lists the rows of each.
-pub fn image_means(x: &[f32], width: usize, images: &[usize]) -> Vec<f32> {
-    let mut means = vec![0.0; images.len() * width];
+/// The mean row of every image of `x [rows, C]`; `seq_lens` are the rows of each.
+pub fn global_average_pool(x: &[f32], width: usize, seq_lens: &[usize]) -> Vec<f32> {
+    let mut means = vec![0.0; seq_lens.len() * width];
     let mut rest = x;
-    for (&tokens, mean) in images.iter().zip(means.chunks_exact_mut(width)) {
+    for (&tokens, mean) in seq_lens.iter().zip(means.chunks_exact_mut(width)) {
         let (image, tail) = rest.split_at(tokens * width);
         rest = tail;
         for row in image.chunks_exact(width) {
@@ -138,12 +138,16 @@ pub fn image_means(x: &[f32], width: usize, images: &[usize]) -> Vec<f32> {
     means
 }
 
-/// Gradient of the rows from that of the [`image_means`].
-pub fn image_means_backward(gradient: &[f32], width: usize, images: &[usize]) -> Vec<f32> {
-    let total: usize = images.iter().sum();
-    let mut rows = buffer::stale(total * width);
+/// Gradient of the rows from that of the [`global_average_pool`].
+pub fn global_average_pool_backward(
+    gradient: &[f32],
+    width: usize,
+    seq_lens: &[usize],
+) -> Vec<f32> {
+    let total: usize = seq_lens.iter().sum();
+    let mut rows = buffer::uninit(total * width);
     let mut rest = &mut rows[..];
-    for (&tokens, mean) in images.iter().zip(gradient.chunks_exact(width)) {
+    for (&tokens, mean) in seq_lens.iter().zip(gradient.chunks_exact(width)) {
         let (image, tail) = rest.split_at_mut(tokens * width);
         rest = tail;
         for row in image.chunks_exact_mut(width) {

@@ -207,7 +207,7 @@ impl Learner {
         self.centers = centers;
         let Losses { view, region, .. } = gradients.losses;
         let health = gradients.health;
-        buffer::count_anew();
+        buffer::end_step();
         Ok(StepResult { loss, view_loss: view, region_loss: region, grad_norm, health })
     }
 

@@ -2,8 +2,8 @@
 //! more dimensions that is not a bias, none on the rest.
 
 use burn::tensor::Tensor;
-use esvit_kernels::buffer::{recycle, stale};
-use esvit_kernels::optimizer::{self, Average};
+use esvit_kernels::buffer::{recycle, uninit};
+use esvit_kernels::optimizer::{self, Ema};
 use esvit_nn::params::{ParamSpec, Role, into_values, vector};
 use esvit_nn::{Params, ops};
 use serde::{Deserialize, Serialize};
@@ -183,8 +183,8 @@ fn update(
     };
     let (mut values, gradients) = (take(value), into_values(gradient));
     // Where nothing follows, what would have followed is thrown away.
-    let mut averages = average.as_deref_mut().map_or_else(|| stale(n), take);
-    let to = Average { values: &mut averages, momentum: settings.momentum };
+    let mut averages = average.as_deref_mut().map_or_else(|| uninit(n), take);
+    let to = Ema { values: &mut averages, momentum: settings.momentum };
     let mut first = moment(&mut moments.first);
     let UpdateSettings { lr, weight_decay, .. } = *settings;
     match kind {

@@ -1,10 +1,10 @@
-//! The kernels one by one: what products alone reach, and how near to it each kernel comes.
+//! The kernels one by one: the peak GEMM rate, and how near to it each kernel comes.
 
 use std::convert::Infallible;
 
 use esvit_kernels::activation::Activation;
 use esvit_kernels::element::{Bf16, Element};
-use esvit_kernels::{DropPath, linear, mlp};
+use esvit_kernels::{SampleScales, linear, mlp};
 use esvit_nn::ops::Precision;
 use serde::Serialize;
 
@@ -21,16 +21,16 @@ pub struct KernelReport {
     pub shape: [usize; 3],
     /// Median, in seconds.
     pub median_s: f64,
-    /// Billions of operations of its products a second.
+    /// Billions of operations of its GEMMs a second.
     pub gflops: f64,
-    /// That as a share of what products alone reach.
+    /// That as a share of the peak GEMM rate.
     pub share_of_peak: f64,
 }
 
 /// Rows and widths of the stages of Swin-T for 4 pictures of 2 x 224 and 8 x 96 pixels.
 const STAGES: [[usize; 2]; 4] = [[43_520, 96], [10_880, 192], [2_720, 384], [680, 768]];
 
-/// What products alone reach, in billions of operations a second, and every kernel.
+/// The peak GEMM rate, in billions of operations a second, and every kernel.
 pub fn kernels(precision: Precision, iterations: usize) -> (f64, Vec<KernelReport>) {
     let peak = peak_gflops(precision);
     let reports = match precision {
@@ -87,20 +87,20 @@ fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) ->
         fc2_weight: &weight,
         fc2_bias: &bias[..width],
     };
-    let plan = DropPath::NONE;
+    let sample_scales = SampleScales::NONE;
     let mut rows_in_place = x.clone();
     let branch_forward = timed(&mut || {
-        let layout = branch.lay_out::<T>();
-        let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &plan, false);
+        let packed = branch.pack_weights::<T>();
+        let kept = mlp::forward(&mut rows_in_place, &branch, &packed, &sample_scales, false);
         drop(std::hint::black_box(kept));
     });
     rows_in_place.copy_from_slice(&x);
-    let layout = branch.lay_out::<T>();
-    let kept = mlp::forward(&mut rows_in_place, &branch, &layout, &plan, true);
+    let packed = branch.pack_weights::<T>();
+    let kept = mlp::forward(&mut rows_in_place, &branch, &packed, &sample_scales, true);
     let mut gradient = x.clone();
     let branch_backward = timed(&mut || {
         if let Some(kept) = kept.clone() {
-            drop(std::hint::black_box(mlp::backward(kept, &branch, &plan, &mut gradient)));
+            drop(std::hint::black_box(mlp::backward(kept, &branch, &sample_scales, &mut gradient)));
         }
     });
     vec![

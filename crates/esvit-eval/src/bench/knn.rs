@@ -47,11 +47,11 @@ pub struct KnnReport {
     pub threads: usize,
     /// Seconds from the first training row to the accuracy; making the rows is not counted.
     pub seconds: f64,
-    /// Billions of operations of the products a second.
+    /// Billions of operations of the GEMMs a second.
     pub gflops: f64,
-    /// What products alone reach: the mean of before and after.
+    /// Peak GEMM rate: the mean of before and after.
     pub peak_gflops: f64,
-    /// That as a share of what products alone reach on this machine.
+    /// That as a share of the peak GEMM rate on this machine.
     pub share_of_peak: f64,
     /// Most memory that the process has had, in MB (2^20 bytes); 0 where it is not known.
     pub peak_rss_mb: f64,

@@ -45,7 +45,7 @@ pub struct Bench {
     pub prototypes: usize,
     /// Whether the region task is trained too.
     pub region: bool,
-    /// The type of operands of large products.
+    /// The type of GEMM operands.
     pub precision: Precision,
     /// Timed repetitions, after one that is not.
     pub iterations: usize,
@@ -62,7 +62,7 @@ pub struct Report {
     pub region: bool,
     /// Prototypes of a head.
     pub prototypes: usize,
-    /// Type of operands of large products.
+    /// Type of GEMM operands.
     pub precision: &'static str,
     /// Threads of the kernels.
     pub threads: usize,
@@ -72,11 +72,11 @@ pub struct Report {
     pub seconds: Vec<f64>,
     /// Pictures a second at the median.
     pub images_per_s: f64,
-    /// Floating-point operations of the products, a second, at the median, in billions.
+    /// Floating-point operations of the GEMMs, a second, at the median, in billions.
     pub gflops: f64,
-    /// That as a share of what products alone reach on this machine.
+    /// That as a share of the peak GEMM rate on this machine.
     pub share_of_peak: f64,
-    /// What products alone reach, in billions a second.
+    /// Peak GEMM rate, in billions of operations a second.
     pub peak_gflops: f64,
     /// Most memory that the process has had so far, in MB (2^20 bytes); 0 where it is not known.
     pub peak_rss_mb: f64,
@@ -126,13 +126,13 @@ pub enum BenchError {
     Picture(String),
 }
 
-/// What products of a precision reach on this machine, in billions of operations a second.
+/// The peak GEMM rate of a precision on this machine, in billions of operations a second.
 pub fn peak_gflops(precision: Precision) -> f64 {
     // A few tenths of a second, so that other work on the machine does not disturb all of them.
     const ROUNDS: usize = 40;
     2e-9 * match precision {
-        Precision::F32 => peak::product_rate::<f32>(ROUNDS),
-        Precision::Bf16 => peak::product_rate::<Bf16>(ROUNDS),
+        Precision::F32 => peak::gemm_rate::<f32>(ROUNDS),
+        Precision::Bf16 => peak::gemm_rate::<Bf16>(ROUNDS),
     }
 }
 

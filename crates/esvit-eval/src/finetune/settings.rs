@@ -47,7 +47,7 @@ pub struct Settings {
     pub label_smoothing: f64,
     /// Rate at which the last block's branches are dropped; it grows linearly from 0 at the first.
     pub drop_path: f64,
-    /// Type of operands of products and of kept activations in training.
+    /// Type of GEMM operands and of saved activations in training.
     pub precision: Precision,
     /// Seed of the classifier, the order, the crops, mixing and dropping.
     pub seed: u64,

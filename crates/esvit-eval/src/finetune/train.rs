@@ -73,7 +73,7 @@ impl Trainer {
         let lrs: Vec<f64> = self.layer_scales.iter().map(|scale| lr * scale).collect();
         let weight_decay = self.settings.weight_decay;
         self.optimizer.step_alone(&mut self.params, gradients, &scales, &lrs, weight_decay);
-        buffer::count_anew();
+        buffer::end_step();
         Ok(loss)
     }
 

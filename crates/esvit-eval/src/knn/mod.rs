@@ -12,7 +12,7 @@ use esvit_kernels::pool;
 use esvit_model::features::LabelledFeatures;
 use serde::{Deserialize, Serialize};
 
-pub use esvit_kernels::nearest::Neighbour;
+pub use esvit_kernels::nearest::Neighbor;
 pub use measure::{Measured, accuracy, pixel_accuracy};
 pub use stored::{STORED_FILES, StoredError, StoredTask};
 pub use vote::accuracies;
@@ -86,7 +86,7 @@ pub fn nearest(
     train: &LabelledFeatures,
     queries: &LabelledFeatures,
     k: usize,
-) -> Vec<Vec<Neighbour>> {
+) -> Vec<Vec<Neighbor>> {
     pool::run(|| {
         let mut search = Search::new(&queries.values, train.width, k);
         search.add(&train.values);

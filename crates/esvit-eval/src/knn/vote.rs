@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::{Accuracy, Neighbour};
+use super::{Accuracy, Neighbor};
 
 /// Accuracy for each k in `ks` from the neighbours of every query, most similar first, of which
 /// the first k vote. Equal votes count in the order of the classes.
 pub fn accuracies(
-    neighbours: &[Vec<Neighbour>],
+    neighbours: &[Vec<Neighbor>],
     train_labels: &[u32],
     query_labels: &[u32],
     ks: &[usize],
@@ -17,7 +17,7 @@ pub fn accuracies(
     classes.sort_unstable();
     classes.dedup();
     let accuracy = |&k: &usize| {
-        let rank = |(found, &label): (&Vec<Neighbour>, &u32)| {
+        let rank = |(found, &label): (&Vec<Neighbor>, &u32)| {
             let votes = votes(&found[..k.min(found.len())], train_labels, temperature);
             rank(&votes, &classes, label)
         };
@@ -31,7 +31,7 @@ pub fn accuracies(
 }
 
 /// The sum of the votes for each class that has any.
-fn votes(neighbours: &[Neighbour], labels: &[u32], temperature: f64) -> Vec<(u32, f64)> {
+fn votes(neighbours: &[Neighbor], labels: &[u32], temperature: f64) -> Vec<(u32, f64)> {
     let mut votes: Vec<(u32, f64)> = Vec::new();
     for neighbour in neighbours {
         let class = labels[neighbour.row];
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn ranks_of_classes_with_and_without_votes() {
-        let neighbour = |row| Neighbour { row, similarity: 1.0 };
+        let neighbour = |row| Neighbor { row, similarity: 1.0 };
         let labels = [4, 2, 2, 9, 7];
         let classes = [2, 4, 7, 9];
         let votes = votes(&[0, 1, 2].map(neighbour), &labels, 1.0);

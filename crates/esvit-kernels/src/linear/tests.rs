@@ -39,16 +39,16 @@ fn check<T: Element>(rows: usize, inputs: usize, outputs: usize, act: Activation
         };
         (0..rows * outputs).map(output).collect()
     };
-    let (y, kept) = forward::<T>(&x, inputs, act, &weight, Some(&bias), true);
+    let (y, saved) = forward::<T>(&x, inputs, act, &weight, Some(&bias), true);
     let size = (inputs as f64).sqrt().max(1.0);
     for (found, expected) in y.iter().zip(definition(&all)) {
         assert!((f64::from(*found) - expected).abs() < within * size, "{found} {expected}");
     }
     assert_eq!(y, forward::<T>(&x, inputs, act, &weight, Some(&bias), false).0);
 
-    let kept = kept.unwrap();
-    let gradients = backward(kept.clone(), inputs, act, &weight, &dy, true);
-    let without = backward(kept, inputs, act, &weight, &dy, false);
+    let saved = saved.unwrap();
+    let gradients = backward(saved.clone(), inputs, act, &weight, &dy, true);
+    let without = backward(saved, inputs, act, &weight, &dy, false);
     assert_eq!((&gradients.weight, &gradients.bias), (&without.weight, &without.bias));
     assert!(without.x.is_none());
     let found = [gradients.x.unwrap(), gradients.weight, gradients.bias].concat();

@@ -107,11 +107,11 @@ fn check<T: Element>(
     let (x, dy) = (values(rows * width, 7, 1.0), values(rows * width, 8, 1.0));
     let row_scales: Vec<f32> =
         images.iter().zip(scales).flat_map(|(&n, &s)| std::iter::repeat_n(s, n)).collect();
-    let plan = DropPath { images, scales: Some(scales) };
+    let sample_scales = SampleScales { seq_lens: images, scales: Some(scales) };
     let (mut y, mut again) = (x.clone(), x.clone());
-    let (mlp, layout) = (parameters.mlp(), parameters.mlp().lay_out::<T>());
-    let kept = forward::<T>(&mut y, &mlp, &layout, &plan, true);
-    assert!(forward::<T>(&mut again, &mlp, &layout, &plan, false).is_none());
+    let (mlp, packed) = (parameters.mlp(), parameters.mlp().pack_weights::<T>());
+    let saved = forward::<T>(&mut y, &mlp, &packed, &sample_scales, true);
+    assert!(forward::<T>(&mut again, &mlp, &packed, &sample_scales, false).is_none());
     assert_eq!(y, again);
     let (x64, all64) = (wide(&x), wide(&parameters.values));
     let found: f64 = y.iter().zip(&dy).map(|(y, dy)| f64::from(y * dy)).sum();
@@ -120,7 +120,7 @@ fn check<T: Element>(
     assert!((found - expected).abs() < within * size, "{found} {expected}");
 
     let mut dx = dy.clone();
-    let gradients = backward(kept.unwrap(), &parameters.mlp(), &plan, &mut dx);
+    let gradients = backward(saved.unwrap(), &parameters.mlp(), &sample_scales, &mut dx);
     let difference = |at: &mut dyn FnMut(f64) -> f64| (at(1e-5) - at(-1e-5)) / 2e-5;
     for i in (0..x.len()).step_by(1 + x.len() / 20) {
         let expected = difference(&mut |h| {

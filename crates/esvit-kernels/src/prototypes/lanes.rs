@@ -5,7 +5,7 @@ use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 
 dispatch! {
     /// A row of the direction of `v` and of the length `g`.
-    pub(super) fn at_length(v: &[f32], g: f32, row: &mut [f32]) {
+    pub(super) fn weight_norm(v: &[f32], g: f32, row: &mut [f32]) {
         let factor = g / sum(v, |value| value * value).sqrt();
         let row = &mut row[..v.len()];
         for i in 0..v.len() {
@@ -24,17 +24,17 @@ dispatch! {
 
 dispatch! {
     /// Centres and scales logits; returns the largest.
-    pub(super) fn scale_logits(logits: &mut [f32], center: Option<&[f32]>, inverse: f32) -> f32 {
+    pub(super) fn scale_logits(logits: &mut [f32], center: Option<&[f32]>, inv_temperature: f32) -> f32 {
         match center {
             Some(center) => {
                 let center = &center[..logits.len()];
                 for i in 0..logits.len() {
-                    logits[i] = (logits[i] - center[i]) * inverse;
+                    logits[i] = (logits[i] - center[i]) * inv_temperature;
                 }
             }
             None => {
                 for logit in logits.iter_mut() {
-                    *logit *= inverse;
+                    *logit *= inv_temperature;
                 }
             }
         }
@@ -60,7 +60,7 @@ dispatch! {
 }
 
 dispatch! {
-    pub(super) fn weigh<T: Element>(values: &[T], weight: f32, sums: &mut [f32]) {
+    pub(super) fn scale_into<T: Element>(values: &[T], weight: f32, sums: &mut [f32]) {
         let sums = &mut sums[..values.len()];
         for i in 0..values.len() {
             sums[i] = values[i].to_f32() * weight;
@@ -69,7 +69,7 @@ dispatch! {
 }
 
 dispatch! {
-    pub(super) fn subtract<T: Element>(values: &[T], weight: f32, sums: &mut [f32]) {
+    pub(super) fn sub_scaled<T: Element>(values: &[T], weight: f32, sums: &mut [f32]) {
         let sums = &mut sums[..values.len()];
         for i in 0..values.len() {
             sums[i] -= values[i].to_f32() * weight;
@@ -80,13 +80,13 @@ dispatch! {
 dispatch! {
     /// From the gradient of a prototype `g v / |v|` those of `v`, added to `dv`, and, returned, of
     /// `g`.
-    pub(super) fn direction_gradient(v: &[f32], g: f32, dw: &[f32], dv: &mut [f32]) -> f32 {
+    pub(super) fn weight_norm_backward(v: &[f32], g: f32, dw: &[f32], dv: &mut [f32]) -> f32 {
         let d = v.len();
         let (dw, dv) = (&dw[..d], &mut dv[..d]);
-        let inverse = 1.0 / sum(v, |v| v * v).sqrt();
-        let dg = sum_pairs(v, dw, |v, dw| v * dw) * inverse;
+        let inv_norm = 1.0 / sum(v, |v| v * v).sqrt();
+        let dg = sum_pairs(v, dw, |v, dw| v * dw) * inv_norm;
         for i in 0..d {
-            dv[i] += (dw[i] - v[i] * inverse * dg) * inverse * g;
+            dv[i] += (dw[i] - v[i] * inv_norm * dg) * inv_norm * g;
         }
         dg
     }

@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::Element;
-use crate::product::STRIP;
+use crate::gemm::NR;
 
 pub(crate) use lanes::scale;
 pub use pairs::Pairs;
@@ -56,10 +56,10 @@ impl Prototypes<'_> {
     /// Prototypes `first ..` of a chunk, at their lengths: `[chunk, D]`.
     fn chunk(&self, first: usize, count: usize) -> Buffer<f32> {
         let d = self.v.len() / self.g.len();
-        let mut rows = Buffer::<f32>::stale(count * d);
+        let mut rows = Buffer::<f32>::uninit(count * d);
         let v = self.v[first * d..].chunks_exact(d);
         for ((row, v), &g) in rows.chunks_exact_mut(d).zip(v).zip(&self.g[first..first + count]) {
-            lanes::at_length(v, g, row);
+            lanes::weight_norm(v, g, row);
         }
         rows
     }
@@ -89,19 +89,19 @@ pub struct Gradients {
 
 /// How the prototypes are walked.
 #[derive(Debug, Clone, Copy)]
-struct Walk {
+struct Chunking {
     prototypes: usize,
     /// Prototypes of a chunk; the last one may have fewer.
     chunk: usize,
     d: usize,
     /// Rows of both sides that memory is taken for.
-    room: usize,
+    row_capacity: usize,
 }
 
-impl Walk {
+impl Chunking {
     fn new(prototypes: usize, d: usize) -> Self {
-        let chunk = prototypes.div_ceil(CHUNKS).next_multiple_of(STRIP).min(CHUNK);
-        Self { prototypes, chunk, d, room: 0 }
+        let chunk = prototypes.div_ceil(CHUNKS).next_multiple_of(NR).min(CHUNK);
+        Self { prototypes, chunk, d, row_capacity: 0 }
     }
 
     fn chunks(&self) -> usize {
@@ -130,17 +130,17 @@ pub fn cross_entropy<T: Element>(
     pairs: &Pairs,
     gradients: bool,
 ) -> (f32, Option<Gradients>) {
-    let most_rows = EXPONENTIALS_BYTES / (center.len() * size_of::<T>());
-    in_parts::<T>([student, teacher], center, pairs, gradients, most_rows)
+    let max_rows = EXPONENTIALS_BYTES / (center.len() * size_of::<T>());
+    cross_entropy_in_parts::<T>([student, teacher], center, pairs, gradients, max_rows)
 }
 
-/// The same, `most_rows` rows of both sides at a time if their pairs allow.
-fn in_parts<T: Element>(
+/// The same, `max_rows` rows of both sides at a time if their pairs allow.
+fn cross_entropy_in_parts<T: Element>(
     [student, teacher]: [&Side<'_>; 2],
     center: &[f32],
     pairs: &Pairs,
     gradients: bool,
-    most_rows: usize,
+    max_rows: usize,
 ) -> (f32, Option<Gradients>) {
     let prototypes = center.len();
     let d = student.prototypes.v.len() / prototypes;
@@ -157,15 +157,15 @@ fn in_parts<T: Element>(
         g: vec![0.0; prototypes],
     });
     let teachers = teacher.z.len() / d;
-    let parts = pairs.parts(teachers, most_rows);
+    let parts = pairs.parts(teachers, max_rows);
     // What is set aside for a part does not depend on how many teacher rows found a pair, so that
     // the next step finds it in the pool.
     let largest = parts.iter().map(Part::size).max().unwrap_or(0);
-    let room = largest.max(most_rows.min(rows + teachers));
-    let walk = Walk { room, ..Walk::new(prototypes, d) };
+    let row_capacity = largest.max(max_rows.min(rows + teachers));
+    let chunking = Chunking { row_capacity, ..Chunking::new(prototypes, d) };
     let mut loss = 0.0;
     for part in &parts {
-        loss += part::cross_entropy::<T>(student, teacher, center, part, walk, sums.as_mut());
+        loss += part::cross_entropy::<T>(student, teacher, center, part, chunking, sums.as_mut());
     }
     (loss as f32, sums)
 }
@@ -177,12 +177,12 @@ fn in_parts<T: Element>(
 pub fn logits(z: &[f32], prototypes: &Prototypes<'_>) -> Vec<f32> {
     let count = prototypes.g.len();
     let d = prototypes.v.len() / count;
-    let (rows, walk) = (z.len() / d, Walk::new(count, d));
+    let (rows, chunking) = (z.len() / d, Chunking::new(count, d));
     assert_eq!(z.len(), rows * d, "whole rows");
-    let chunks: Vec<Vec<f32>> = (0..walk.chunks())
+    let chunks: Vec<Vec<f32>> = (0..chunking.chunks())
         .into_par_iter()
         .map(|at| {
-            let chunk = prototypes.chunk(at * walk.chunk, walk.count(at));
+            let chunk = prototypes.chunk(at * chunking.chunk, chunking.count(at));
             let rows = z.chunks_exact(d);
             rows.flat_map(|z| chunk.chunks_exact(d).map(|w| lanes::dot(z, w)).collect::<Vec<f32>>())
                 .collect()
@@ -191,8 +191,8 @@ pub fn logits(z: &[f32], prototypes: &Prototypes<'_>) -> Vec<f32> {
     let mut logits = vec![0.0; rows * count];
     for (row, logits) in logits.chunks_exact_mut(count).enumerate() {
         for (at, chunk) in chunks.iter().enumerate() {
-            let n = walk.count(at);
-            logits[at * walk.chunk..][..n].copy_from_slice(&chunk[row * n..][..n]);
+            let n = chunking.count(at);
+            logits[at * chunking.chunk..][..n].copy_from_slice(&chunk[row * n..][..n]);
         }
     }
     logits

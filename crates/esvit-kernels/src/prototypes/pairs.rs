@@ -51,16 +51,16 @@ impl Pairs {
     }
 
     /// Sum of the weights of a student row.
-    pub(super) fn mass(&self, row: usize) -> f32 {
+    pub(super) fn weight_sum(&self, row: usize) -> f32 {
         self.weights[self.range(row)].iter().sum()
     }
 
-    /// Splits the rows into parts that have no row in common, each of at most `most` rows of both
+    /// Splits the rows into parts that have no row in common, each of at max_rows `max_rows` rows of both
     /// sides unless rows that depend on each other are more. Rows in no pair are in no part.
     ///
     /// # Panics
     /// When a pair names a row beyond the `teachers` ones.
-    pub(super) fn parts(&self, teachers: usize, most: usize) -> Vec<Part> {
+    pub(super) fn parts(&self, teachers: usize, max_rows: usize) -> Vec<Part> {
         let mut sets = Sets::new(teachers);
         for row in 0..self.rows() {
             let mut paired = self.of(row).map(|(teacher, _)| teacher);
@@ -84,7 +84,7 @@ impl Pairs {
             let Some((first, _)) = self.of(row).next() else { continue };
             let set = sets.find(first);
             let at = *part_of[set].get_or_insert_with(|| {
-                if parts.is_empty() || size + sizes[set] > most {
+                if parts.is_empty() || size + sizes[set] > max_rows {
                     parts.push(Part::default());
                     size = 0;
                 }
@@ -164,8 +164,8 @@ mod tests {
         for of in [&[0][..], &[2, 3], &[], &[1], &[1, 0], &[4]] {
             pairs.push(of.iter().map(|&teacher| (teacher, 0.5)));
         }
-        let found = |most| -> Vec<[Vec<usize>; 2]> {
-            pairs.parts(6, most).into_iter().map(|part| [part.rows, part.teachers]).collect()
+        let found = |max_rows| -> Vec<[Vec<usize>; 2]> {
+            pairs.parts(6, max_rows).into_iter().map(|part| [part.rows, part.teachers]).collect()
         };
         let [a, b, c] = [[vec![0, 3, 4], vec![0, 1]], [vec![1], vec![2, 3]], [vec![5], vec![4]]];
         assert_eq!(found(1), [a.clone(), b.clone(), c.clone()]);

@@ -2,25 +2,25 @@
 
 use rayon::prelude::*;
 
-use super::lanes::{direction_gradient, dot, exponentiate, scale_logits, subtract, weigh};
+use super::lanes::{dot, exponentiate, scale_into, scale_logits, sub_scaled, weight_norm_backward};
 use super::pairs::{Pairs, Part};
-use super::{Gradients, Side, Walk};
+use super::{Chunking, Gradients, Side};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::product::{Extent, LANES, Left, Out, Packed, STRIP, Strip, convert, interleave};
+use crate::element::{Element, padded_row_len};
+use crate::gemm::{Dims, LANES, Lhs, NR, Output, PackedRhs, RhsPanel, convert, pack_vnni};
 use crate::profile;
 
 /// Rows whose logits of a chunk are worked on together, in the second-level cache.
 const BLOCK_ROWS: usize = 96;
 
 /// Largest scaled logit of a row in a chunk, and the sum of exponentials relative to it.
-type Partition = [f32; 2];
+type SoftmaxStats = [f32; 2];
 
 /// What is kept of a chunk of prototypes beside its exponentials.
 #[derive(Debug, Clone, Default)]
 struct Chunk {
-    student: Vec<Partition>,
-    teacher: Vec<Partition>,
+    student: Vec<SoftmaxStats>,
+    teacher: Vec<SoftmaxStats>,
     /// For every pair, the teacher's exponentials times the student's scaled logits.
     dots: Vec<f32>,
 }
@@ -31,30 +31,29 @@ pub(super) fn cross_entropy<T: Element>(
     teacher: &Side<'_>,
     center: &[f32],
     part: &Part,
-    walk: Walk,
+    chunking: Chunking,
     sums: Option<&mut Gradients>,
 ) -> f64 {
-    let Walk { prototypes, d, .. } = walk;
+    let Chunking { prototypes, d, .. } = chunking;
     let pairs = &part.pairs;
     let [rows, teachers] = [&part.rows, &part.teachers].map(Vec::len);
-    let z = stored_rows::<T>(student.z, &part.rows, d);
-    let teacher_z = stored_rows::<T>(teacher.z, &part.teachers, d);
-    let mut chunks = vec![Chunk::default(); walk.chunks()];
+    let z = gather_rows::<T>(student.z, &part.rows, d);
+    let teacher_z = gather_rows::<T>(teacher.z, &part.teachers, d);
+    let mut chunks = vec![Chunk::default(); chunking.chunks()];
     let macs = (rows + teachers) * prototypes * d;
     let groups: Vec<Buffer<T>> = profile::time("prototypes forward", macs, || {
-        let groups = chunks.par_chunks_mut(walk.per_group()).enumerate();
+        let groups = chunks.par_chunks_mut(chunking.per_group()).enumerate();
         let forward = |(group, chunks): (usize, &mut [Chunk])| {
-            let exponents = walk.room * row_len::<T>(walk.chunk);
-            let kept = if sums.is_some() { chunks.len() } else { 1 };
-            let mut kept_exponents = Buffer::<T>::stale(kept * exponents);
+            let exps = chunking.row_capacity * padded_row_len::<T>(chunking.chunk);
+            let saved = if sums.is_some() { chunks.len() } else { 1 };
+            let mut saved_exps = Buffer::<T>::uninit(saved * exps);
             for (at, chunk) in chunks.iter_mut().enumerate() {
-                let index = group * walk.per_group() + at;
-                let (first, count) = (index * walk.chunk, walk.count(index));
+                let index = group * chunking.per_group() + at;
+                let (first, count) = (index * chunking.chunk, chunking.count(index));
                 let center = Some(&center[first..first + count]);
-                let lanes = row_len::<T>(count);
-                let exponents = &mut kept_exponents[at.min(kept - 1) * exponents..][..exponents];
-                let (teacher_exponents, student_exponents) =
-                    exponents.split_at_mut(teachers * lanes);
+                let lanes = padded_row_len::<T>(count);
+                let exps = &mut saved_exps[at.min(saved - 1) * exps..][..exps];
+                let (teacher_exps, student_exps) = exps.split_at_mut(teachers * lanes);
                 let teacher_rows = teacher.prototypes.chunk(first, count);
                 chunk.teacher = exponentials(
                     &teacher_z,
@@ -62,7 +61,7 @@ pub(super) fn cross_entropy<T: Element>(
                     d,
                     center,
                     teacher.temperature,
-                    teacher_exponents,
+                    teacher_exps,
                     |_, _| {},
                 );
                 let student_rows = student.prototypes.chunk(first, count);
@@ -73,18 +72,17 @@ pub(super) fn cross_entropy<T: Element>(
                     d,
                     None,
                     student.temperature,
-                    student_exponents,
+                    student_exps,
                     |row, logits| {
                         for pair in pairs.range(row) {
                             let (teacher, _) = pairs.get(pair);
-                            dots[pair] =
-                                dot(&teacher_exponents[teacher * lanes..][..count], logits);
+                            dots[pair] = dot(&teacher_exps[teacher * lanes..][..count], logits);
                         }
                     },
                 );
                 chunk.dots = dots;
             }
-            kept_exponents
+            saved_exps
         };
         groups.map(forward).collect()
     });
@@ -93,7 +91,7 @@ pub(super) fn cross_entropy<T: Element>(
     let student_log_sums = log_sums(&chunks, rows, |chunk| &chunk.student);
     let mut loss = 0f64;
     for (row, &log_sum) in student_log_sums.iter().enumerate() {
-        loss += f64::from(pairs.mass(row)) * f64::from(log_sum);
+        loss += f64::from(pairs.weight_sum(row)) * f64::from(log_sum);
         for pair in pairs.range(row) {
             let (teacher, weight) = pairs.get(pair);
             let overlap: f64 = chunks
@@ -110,23 +108,23 @@ pub(super) fn cross_entropy<T: Element>(
     if let Some(sums) = sums {
         let log_sums = [&student_log_sums[..], &teacher_log_sums[..]];
         profile::time("prototypes backward", 2 * rows * prototypes * d, || {
-            backward(student, &z, &chunks, groups, part, log_sums, walk, sums);
+            backward(student, &z, &chunks, groups, part, log_sums, chunking, sums);
         });
     }
     loss
 }
 
 /// Some rows in the stored type, each at its stored length.
-fn stored_rows<T: Element>(values: &[f32], rows: &[usize], width: usize) -> Buffer<T> {
+fn gather_rows<T: Element>(values: &[f32], rows: &[usize], width: usize) -> Buffer<T> {
     let mut stored = Buffer::<T>::rows(rows.len(), width);
-    for (&row, to) in rows.iter().zip(stored.chunks_exact_mut(row_len::<T>(width))) {
+    for (&row, to) in rows.iter().zip(stored.chunks_exact_mut(padded_row_len::<T>(width))) {
         convert(&values[row * width..][..width], None, to);
     }
     stored
 }
 
 /// Exponentials of the logits of rows `z` for a chunk of prototypes, relative to the row's largest,
-/// into `values [rows, chunk]`; `see` is shown every row's scaled logits.
+/// into `values [rows, chunk]`; `on_logits` is shown every row's scaled logits.
 fn exponentials<T: Element>(
     z: &[T],
     prototypes: &[f32],
@@ -134,46 +132,43 @@ fn exponentials<T: Element>(
     center: Option<&[f32]>,
     temperature: f32,
     values: &mut [T],
-    mut see: impl FnMut(usize, &[f32]),
-) -> Vec<Partition> {
+    mut on_logits: impl FnMut(usize, &[f32]),
+) -> Vec<SoftmaxStats> {
     let count = prototypes.len() / d;
-    let (row, lanes) = (row_len::<T>(d), row_len::<T>(count));
-    let packed = Packed::<T>::transposed(prototypes, d, None);
+    let (row, lanes) = (padded_row_len::<T>(d), padded_row_len::<T>(count));
+    let packed = PackedRhs::<T>::from_transposed(prototypes, d, None);
     let rows = z.len() / row;
     let padded = count.next_multiple_of(LANES);
-    let mut partitions = vec![[0.0; 2]; rows];
-    let mut logits = Buffer::<f32>::stale(BLOCK_ROWS.min(rows) * padded);
+    let mut stats = vec![[0.0; 2]; rows];
+    let mut logits = Buffer::<f32>::uninit(BLOCK_ROWS.min(rows) * padded);
     for start in (0..rows).step_by(BLOCK_ROWS) {
         let block = BLOCK_ROWS.min(rows - start);
-        let left = Left::rows(&z[start * row..], row);
-        let extent = Extent { rows: block, steps: packed.steps() };
-        for (first, strip) in packed.strips() {
-            let mut out = Out { values: &mut logits[first..], row: padded };
-            T::multiply(left, strip, extent, &mut out, false);
+        let lhs = Lhs::from_rows(&z[start * row..], row);
+        let dims = Dims { m: block, k_steps: packed.k_steps() };
+        for (first, panel) in packed.panels() {
+            let mut out = Output { values: &mut logits[first..], row_stride: padded };
+            T::gemm(lhs, panel, dims, &mut out, false);
         }
         for (at, logits) in logits.chunks_exact_mut(padded).enumerate().take(block) {
             let logits = &mut logits[..count];
-            partitions[start + at][0] = scale_logits(logits, center, 1.0 / temperature);
-            see(start + at, logits);
+            stats[start + at][0] = scale_logits(logits, center, 1.0 / temperature);
+            on_logits(start + at, logits);
             let to = &mut values[(start + at) * lanes..][..lanes];
             to[count..].fill(T::default());
-            partitions[start + at][1] =
-                exponentiate(logits, partitions[start + at][0], &mut to[..count]);
+            stats[start + at][1] = exponentiate(logits, stats[start + at][0], &mut to[..count]);
         }
     }
-    partitions
+    stats
 }
 
 /// The logarithm of the sum of all exponentials of every row.
-fn log_sums(chunks: &[Chunk], rows: usize, side: impl Fn(&Chunk) -> &[Partition]) -> Vec<f32> {
+fn log_sums(chunks: &[Chunk], rows: usize, side: impl Fn(&Chunk) -> &[SoftmaxStats]) -> Vec<f32> {
     (0..rows)
         .map(|row| {
-            let partitions = || chunks.iter().map(|chunk| side(chunk)[row]);
-            let largest =
-                partitions().map(|[largest, _]| largest).fold(f32::NEG_INFINITY, f32::max);
-            let total: f64 = partitions()
-                .map(|[own, sum]| f64::from(sum) * f64::from(own - largest).exp())
-                .sum();
+            let stats = || chunks.iter().map(|chunk| side(chunk)[row]);
+            let largest = stats().map(|[largest, _]| largest).fold(f32::NEG_INFINITY, f32::max);
+            let total: f64 =
+                stats().map(|[own, sum]| f64::from(sum) * f64::from(own - largest).exp()).sum();
             (f64::from(largest) + total.ln()) as f32
         })
         .collect()
@@ -188,64 +183,63 @@ fn backward<T: Element>(
     groups: Vec<Buffer<T>>,
     part: &Part,
     log_sums: [&[f32]; 2],
-    walk: Walk,
+    chunking: Chunking,
     sums: &mut Gradients,
 ) {
-    let (pairs, d) = (&part.pairs, walk.d);
-    let (rows, row, width) = (pairs.rows(), row_len::<T>(d), d.next_multiple_of(LANES));
-    let steps = rows.div_ceil(T::PAIR);
-    let mut z_down = Buffer::<T>::zeroed(steps * width * T::PAIR);
-    interleave(z, row, rows, d, &mut z_down, width * T::PAIR);
+    let (pairs, d) = (&part.pairs, chunking.d);
+    let (rows, row, width) = (pairs.rows(), padded_row_len::<T>(d), d.next_multiple_of(LANES));
+    let steps = rows.div_ceil(T::K_PACK);
+    let mut z_packed = Buffer::<T>::zeroed(steps * width * T::K_PACK);
+    pack_vnni(z, row, rows, d, &mut z_packed, width * T::K_PACK);
 
-    let per_group = walk.per_group();
+    let per_group = chunking.per_group();
     let teachers = log_sums[1].len();
-    let exponents = walk.room * row_len::<T>(walk.chunk);
-    let dv_groups = sums.v.par_chunks_mut(per_group * walk.chunk * d);
-    let dg_groups = sums.g.par_chunks_mut(per_group * walk.chunk);
+    let exps = chunking.row_capacity * padded_row_len::<T>(chunking.chunk);
+    let dv_groups = sums.v.par_chunks_mut(per_group * chunking.chunk * d);
+    let dg_groups = sums.g.par_chunks_mut(per_group * chunking.chunk);
     let parts: Vec<Buffer<f32>> = dv_groups
         .zip(dg_groups)
         .zip(groups)
         .zip(chunks.par_chunks(per_group))
         .enumerate()
-        .map(|(group, (((dv, dg), kept), chunks))| {
+        .map(|(group, (((dv, dg), saved), chunks))| {
             let mut dz = Buffer::<f32>::zeroed(rows * width);
-            let pieces = dv.chunks_mut(walk.chunk * d).zip(dg.chunks_mut(walk.chunk));
-            let kept = kept.chunks(exponents).zip(chunks);
-            for (at, ((dv, dg), (exponents, chunk))) in pieces.zip(kept).enumerate() {
-                let first = (group * per_group + at) * walk.chunk;
+            let pieces = dv.chunks_mut(chunking.chunk * d).zip(dg.chunks_mut(chunking.chunk));
+            let saved = saved.chunks(exps).zip(chunks);
+            for (at, ((dv, dg), (exps, chunk))) in pieces.zip(saved).enumerate() {
+                let first = (group * per_group + at) * chunking.chunk;
                 let count = dg.len();
-                let exponents = exponents.split_at(teachers * row_len::<T>(count));
+                let exps = exps.split_at(teachers * padded_row_len::<T>(count));
                 let temperature = student.temperature;
-                let dlogits =
-                    logit_gradients(chunk, exponents, count, pairs, log_sums, temperature);
+                let dlogits = logit_gradients(chunk, exps, count, pairs, log_sums, temperature);
                 let rows_of_chunk = student.prototypes.chunk(first, count);
-                let packed = Packed::<T>::straight(&rows_of_chunk, d, None);
-                let lanes = row_len::<T>(count);
-                let left = Left::rows(&dlogits, lanes);
-                for (first, strip) in packed.strips() {
-                    let mut out = Out { values: &mut dz[first..], row: width };
-                    let extent = Extent { rows, steps: packed.steps() };
-                    T::multiply(left, strip, extent, &mut out, true);
+                let packed = PackedRhs::<T>::from_rows(&rows_of_chunk, d, None);
+                let lanes = padded_row_len::<T>(count);
+                let lhs = Lhs::from_rows(&dlogits, lanes);
+                for (first, panel) in packed.panels() {
+                    let mut out = Output { values: &mut dz[first..], row_stride: width };
+                    let dims = Dims { m: rows, k_steps: packed.k_steps() };
+                    T::gemm(lhs, panel, dims, &mut out, true);
                 }
-                let mut turned = Buffer::<T>::stale(steps * lanes * T::PAIR);
-                interleave(&dlogits, lanes, rows, lanes, &mut turned, lanes * T::PAIR);
-                let mut dw = Buffer::<f32>::stale(count * width);
-                let left = Left::transposed(&turned, lanes);
-                for first in (0..width).step_by(STRIP) {
-                    let strip = Strip {
-                        values: &z_down[first * T::PAIR..],
-                        step: width * T::PAIR,
-                        width: STRIP.min(width - first),
+                let mut dlogits_t = Buffer::<T>::uninit(steps * lanes * T::K_PACK);
+                pack_vnni(&dlogits, lanes, rows, lanes, &mut dlogits_t, lanes * T::K_PACK);
+                let mut dw = Buffer::<f32>::uninit(count * width);
+                let lhs = Lhs::from_transposed(&dlogits_t, lanes);
+                for first in (0..width).step_by(NR) {
+                    let panel = RhsPanel {
+                        values: &z_packed[first * T::K_PACK..],
+                        k_stride: width * T::K_PACK,
+                        width: NR.min(width - first),
                         bias: None,
                     };
-                    let mut out = Out { values: &mut dw[first..], row: width };
-                    T::multiply(left, strip, Extent { rows: count, steps }, &mut out, false);
+                    let mut out = Output { values: &mut dw[first..], row_stride: width };
+                    T::gemm(lhs, panel, Dims { m: count, k_steps: steps }, &mut out, false);
                 }
                 let chunk = first * d..(first + count) * d;
                 let from = student.prototypes.v[chunk].chunks_exact(d).zip(dw.chunks_exact(width));
                 let to = dv.chunks_exact_mut(d).zip(dg);
                 for (k, ((v, dw), (dv, dg))) in from.zip(to).enumerate() {
-                    *dg += direction_gradient(v, student.prototypes.g[first + k], &dw[..d], dv);
+                    *dg += weight_norm_backward(v, student.prototypes.g[first + k], &dw[..d], dv);
                 }
             }
             dz
@@ -262,23 +256,23 @@ fn backward<T: Element>(
 /// `(m_r p_rk - t_rk) / temp` for the prototypes of a chunk, `[rows, count]`.
 fn logit_gradients<T: Element>(
     chunk: &Chunk,
-    (teacher_exponents, student_exponents): (&[T], &[T]),
+    (teacher_exps, student_exps): (&[T], &[T]),
     count: usize,
     pairs: &Pairs,
     [student_log_sums, teacher_log_sums]: [&[f32]; 2],
     temperature: f32,
 ) -> Buffer<T> {
-    let lanes = row_len::<T>(count);
+    let lanes = padded_row_len::<T>(count);
     let mut gradients = Buffer::<T>::rows(pairs.rows(), count);
-    let mut sums = Buffer::<f32>::stale(count);
+    let mut sums = Buffer::<f32>::uninit(count);
     for (row, to) in gradients.chunks_exact_mut(lanes).enumerate() {
         let [largest, _] = chunk.student[row];
-        let share = (largest - student_log_sums[row]).exp() * pairs.mass(row) / temperature;
-        weigh(&student_exponents[row * lanes..][..count], share, &mut sums);
+        let share = (largest - student_log_sums[row]).exp() * pairs.weight_sum(row) / temperature;
+        scale_into(&student_exps[row * lanes..][..count], share, &mut sums);
         for (teacher, weight) in pairs.of(row) {
             let [largest, _] = chunk.teacher[teacher];
             let share = (largest - teacher_log_sums[teacher]).exp() * weight / temperature;
-            subtract(&teacher_exponents[teacher * lanes..][..count], share, &mut sums);
+            sub_scaled(&teacher_exps[teacher * lanes..][..count], share, &mut sums);
         }
         convert(&sums, None, &mut to[..count]);
     }

@@ -109,16 +109,16 @@ impl Case {
     }
 
     fn check<T: Element>(&self, within: f64) {
-        for most_rows in [1, 20, 1000] {
-            self.check_in_parts::<T>(most_rows, within);
+        for max_rows in [1, 20, 1000] {
+            self.check_in_parts::<T>(max_rows, within);
         }
     }
 
-    fn check_in_parts<T: Element>(&self, most_rows: usize, within: f64) {
+    fn check_in_parts<T: Element>(&self, max_rows: usize, within: f64) {
         let [student, teacher] = self.sides();
         let loss = |gradients| {
             let sides = [&student, &teacher];
-            in_parts::<T>(sides, &self.center, &self.pairs, gradients, most_rows)
+            cross_entropy_in_parts::<T>(sides, &self.center, &self.pairs, gradients, max_rows)
         };
         let ((found, gradients), (again, none)) = (loss(true), loss(false));
         assert!(again == found && none.is_none());

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::Windows;
 use super::softmax::{softmax, softmax_gradient};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::product::{Extent, LANES, Left, Out, STRIP, Strip, interleave, transpose_rows};
+use crate::element::{Element, padded_row_len};
+use crate::gemm::{Dims, LANES, Lhs, NR, Output, RhsPanel, pack_vnni, transpose_rows};
 
 /// The most slots that ask at a time. Their weights stay in the second-level cache, and the n x n
 /// matrix of a large window never exists.
@@ -26,43 +26,43 @@ pub(super) struct Head<T: Element> {
     lanes: usize,
     window: usize,
     /// Slots with a token, and those without.
-    pub(super) queries: Vec<usize>,
-    pub(super) padded: Vec<usize>,
+    pub(super) query_slots: Vec<usize>,
+    pub(super) padded_slots: Vec<usize>,
     /// `[m, row]`, `[n, row]`, `[n, row]`, `[m, row]`.
-    query_rows: Buffer<T>,
-    key_rows: Buffer<T>,
-    value_rows: Buffer<T>,
-    gradient_rows: Buffer<T>,
-    /// Keys and values as right operands, `[d, lanes]` and `[n, width]`.
-    keys_across: Buffer<T>,
-    keys_down: Buffer<T>,
-    values_across: Buffer<T>,
-    values_down: Buffer<T>,
+    q: Buffer<T>,
+    k: Buffer<T>,
+    v: Buffer<T>,
+    dcontext: Buffer<T>,
+    /// Keys and values as rhs operands, `[d, lanes]` and `[n, width]`.
+    k_t: Buffer<T>,
+    k_packed: Buffer<T>,
+    v_t: Buffer<T>,
+    v_packed: Buffer<T>,
     /// Of the queries at hand: weights of the attention, `[QUERIES, lanes]`, and in the stored type.
-    weights: Buffer<f32>,
-    stored: Buffer<T>,
+    p: Buffer<f32>,
+    p_stored: Buffer<T>,
     /// Gradient of the weights, then of the logits, and in the stored type.
-    dlogits: Buffer<f32>,
-    dstored: Buffer<T>,
-    /// A transposed left operand, `[QUERIES, lanes]` in pairs of rows.
-    turned: Buffer<T>,
-    /// Rows of the queries at hand as a right operand, `[QUERIES, width]`.
-    down: Buffer<T>,
+    ds: Buffer<f32>,
+    ds_stored: Buffer<T>,
+    /// A transposed lhs operand, `[QUERIES, lanes]` in pairs of rows.
+    p_t: Buffer<T>,
+    /// Rows of the queries at hand as a rhs operand, `[QUERIES, width]`.
+    q_packed: Buffer<T>,
     /// What comes out for the queries at hand, `[QUERIES, width]`.
     pub(super) out: Buffer<f32>,
-    pub(super) dqueries: Buffer<f32>,
+    pub(super) dq: Buffer<f32>,
     /// Sums over all queries, `[n, width]`.
-    pub(super) dkeys: Buffer<f32>,
-    pub(super) dvalues: Buffer<f32>,
+    pub(super) dk: Buffer<f32>,
+    pub(super) dv: Buffer<f32>,
 }
 
 impl<T: Element> Head<T> {
     /// Room for the forward pass and, `with_gradients`, for the backward pass.
     pub(super) fn new(windows: &Windows<'_>, with_gradients: bool) -> Self {
         let (n, d, lanes) = (windows.slots, windows.head_width(), windows.lanes());
-        let (row, width) = (row_len::<T>(d), d.next_multiple_of(LANES));
-        let pairs = n.next_multiple_of(T::PAIR);
-        let block = n.min(QUERIES).next_multiple_of(T::PAIR);
+        let (row, width) = (padded_row_len::<T>(d), d.next_multiple_of(LANES));
+        let pairs = n.next_multiple_of(T::K_PACK);
+        let block = n.min(QUERIES).next_multiple_of(T::K_PACK);
         // Zeros where nothing is written: they stand in operands.
         let stored = Buffer::<T>::zeroed;
         let sums = Buffer::<f32>::zeroed;
@@ -75,41 +75,41 @@ impl<T: Element> Head<T> {
             width,
             lanes,
             window: usize::MAX,
-            queries: Vec::new(),
-            padded: Vec::new(),
-            query_rows: stored(n * row),
-            key_rows: stored(n * row),
-            value_rows: stored(n * row),
-            gradient_rows: stored(back(n * row)),
-            keys_across: stored(row * lanes),
-            keys_down: stored(back(pairs * width)),
-            values_across: stored(back(row * lanes)),
-            values_down: stored(pairs * width),
-            weights: sums(block * lanes),
-            stored: stored(block * lanes),
-            dlogits: sums(back(block * lanes)),
-            dstored: stored(back(block * lanes)),
-            turned: stored(back(block * lanes)),
-            down: stored(back(block * width)),
+            query_slots: Vec::new(),
+            padded_slots: Vec::new(),
+            q: stored(n * row),
+            k: stored(n * row),
+            v: stored(n * row),
+            dcontext: stored(back(n * row)),
+            k_t: stored(row * lanes),
+            k_packed: stored(back(pairs * width)),
+            v_t: stored(back(row * lanes)),
+            v_packed: stored(pairs * width),
+            p: sums(block * lanes),
+            p_stored: stored(block * lanes),
+            ds: sums(back(block * lanes)),
+            ds_stored: stored(back(block * lanes)),
+            p_t: stored(back(block * lanes)),
+            q_packed: stored(back(block * width)),
             out: sums(block * width),
-            dqueries: sums(back(block * width)),
-            dkeys: sums(back(n * width)),
-            dvalues: sums(back(n * width)),
+            dq: sums(back(block * width)),
+            dk: sums(back(n * width)),
+            dv: sums(back(n * width)),
         }
     }
 
     /// Takes up a window of an image.
-    pub(super) fn choose(&mut self, windows: &Windows<'_>, window: usize) {
+    pub(super) fn set_window(&mut self, windows: &Windows<'_>, window: usize) {
         if window != self.window {
             self.window = window;
-            [self.queries, self.padded] = windows.slots_of(window);
+            [self.query_slots, self.padded_slots] = windows.slots_of(window);
         }
     }
 
     /// The queries, as many at a time as there is room for, in nearly equal parts; without a query one
     /// empty part, from which all gradients are zero.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<T> {
-        let m = self.queries.len();
+        let m = self.query_slots.len();
         let size = m.div_ceil(m.div_ceil(QUERIES).max(1)).max(1);
         (0..m.max(1)).step_by(size).map(move |start| start..(start + size).min(m))
     }
@@ -117,37 +117,38 @@ impl<T: Element> Head<T> {
     /// Gathers queries, keys and values from the rows of the window's tokens.
     pub(super) fn load(&mut self, qkv: &[T], padding: &[T], head: usize) {
         let (d, row, width, n) = (self.d, self.row, self.d * self.heads, self.n);
-        let rows = qkv.chunks_exact(row_len::<T>(3 * width));
-        for (at, (&slot, from)) in self.queries.iter().zip(rows).enumerate() {
+        let rows = qkv.chunks_exact(padded_row_len::<T>(3 * width));
+        for (at, (&slot, from)) in self.query_slots.iter().zip(rows).enumerate() {
             let from = &from[head * d..];
-            copy(&from[..d], &mut self.query_rows[at * row..][..row]);
-            copy(&from[width..][..d], &mut self.key_rows[slot * row..][..row]);
-            copy(&from[2 * width..][..d], &mut self.value_rows[slot * row..][..row]);
+            copy(&from[..d], &mut self.q[at * row..][..row]);
+            copy(&from[width..][..d], &mut self.k[slot * row..][..row]);
+            copy(&from[2 * width..][..d], &mut self.v[slot * row..][..row]);
         }
-        for &slot in &self.padded {
+        for &slot in &self.padded_slots {
             let from = &padding[head * d..];
-            copy(&from[width..][..d], &mut self.key_rows[slot * row..][..row]);
-            copy(&from[2 * width..][..d], &mut self.value_rows[slot * row..][..row]);
+            copy(&from[width..][..d], &mut self.k[slot * row..][..row]);
+            copy(&from[2 * width..][..d], &mut self.v[slot * row..][..row]);
         }
-        transpose_rows(&self.key_rows, row, n, &mut self.keys_across, self.lanes * T::PAIR);
+        transpose_rows(&self.k, row, n, &mut self.k_t, self.lanes * T::K_PACK);
     }
 
     /// The weights of the attention of some queries.
-    pub(super) fn attend(
+    pub(super) fn compute_weights(
         &mut self,
-        positions: Option<&[f32]>,
+        position_bias: Option<&[f32]>,
         mask: Option<&[f32]>,
         queries: &Range<usize>,
         head: usize,
     ) {
         let (n, lanes) = (self.n, self.lanes);
-        let left = Left::rows(&self.query_rows[queries.start * self.row..], self.row);
-        let extent = Extent { rows: queries.len(), steps: self.row / T::PAIR };
-        product(left, &self.keys_across, lanes, extent, &mut self.weights, false);
-        let positions = positions.map(|positions| &positions[head * n * lanes..][..n * lanes]);
+        let lhs = Lhs::from_rows(&self.q[queries.start * self.row..], self.row);
+        let dims = Dims { m: queries.len(), k_steps: self.row / T::K_PACK };
+        gemm(lhs, &self.k_t, lanes, dims, &mut self.p, false);
+        let position_bias =
+            position_bias.map(|position_bias| &position_bias[head * n * lanes..][..n * lanes]);
         let mask = mask.map(|mask| &mask[self.window * n * n..]);
-        let (scale, queries) = (self.scale(), &self.queries[queries.clone()]);
-        softmax(&mut self.weights, scale, positions, mask, queries, n, &mut self.stored);
+        let (scale, queries) = (self.scale(), &self.query_slots[queries.clone()]);
+        softmax(&mut self.p, scale, position_bias, mask, queries, n, &mut self.p_stored);
     }
 
     fn scale(&self) -> f32 {
@@ -155,65 +156,64 @@ impl<T: Element> Head<T> {
     }
 
     /// Sums of values by weight, for the queries at hand.
-    pub(super) fn mix(&mut self, queries: &Range<usize>) {
+    pub(super) fn apply_weights(&mut self, queries: &Range<usize>) {
         let (n, width) = (self.n, self.width);
-        let down = width * T::PAIR;
+        let down = width * T::K_PACK;
         let lay = queries.start == 0;
-        let values =
-            paired(&self.value_rows, self.row, [n, self.d], &mut self.values_down, down, lay);
-        let weights = Left::rows(&self.stored, self.lanes);
-        let extent = Extent { rows: queries.len(), steps: n.div_ceil(T::PAIR) };
-        product(weights, values, width, extent, &mut self.out, false);
+        let values = vnni_packed(&self.v, self.row, [n, self.d], &mut self.v_packed, down, lay);
+        let weights = Lhs::from_rows(&self.p_stored, self.lanes);
+        let dims = Dims { m: queries.len(), k_steps: n.div_ceil(T::K_PACK) };
+        gemm(weights, values, width, dims, &mut self.out, false);
     }
 
     /// Gathers the gradient of what came out from the rows of the window's tokens.
-    pub(super) fn load_gradient(&mut self, dmixed: &[T], head: usize) {
+    pub(super) fn load_gradient(&mut self, dcontext: &[T], head: usize) {
         let (d, width) = (self.d, self.d * self.heads);
-        let rows = dmixed.chunks_exact(row_len::<T>(width));
-        for (from, to) in rows.zip(self.gradient_rows.chunks_exact_mut(self.row)) {
+        let rows = dcontext.chunks_exact(padded_row_len::<T>(width));
+        for (from, to) in rows.zip(self.dcontext.chunks_exact_mut(self.row)) {
             copy(&from[head * d..][..d], to);
         }
-        let turned = self.lanes * T::PAIR;
-        transpose_rows(&self.value_rows, self.row, self.n, &mut self.values_across, turned);
+        let turned = self.lanes * T::K_PACK;
+        transpose_rows(&self.v, self.row, self.n, &mut self.v_t, turned);
     }
 
     /// Gradients of some queries, whose weights are at hand; what they add to those of keys, values
-    /// and positions.
-    pub(super) fn differentiate(
+    /// and position_bias.
+    pub(super) fn backward(
         &mut self,
         queries: &Range<usize>,
         head: usize,
-        dpositions: Option<&mut [f32]>,
+        dposition_bias: Option<&mut [f32]>,
     ) {
         let (n, d, m, row) = (self.n, self.d, queries.len(), self.row);
         let (width, lanes, scale) = (self.width, self.lanes, self.scale());
-        let (down, turned) = (width * T::PAIR, lanes * T::PAIR);
-        let over_queries = Extent { rows: n, steps: m.div_ceil(T::PAIR) };
+        let (down, turned) = (width * T::K_PACK, lanes * T::K_PACK);
+        let over_queries = Dims { m: n, k_steps: m.div_ceil(T::K_PACK) };
         let add = queries.start > 0;
-        let query_rows = &self.query_rows[queries.start * row..queries.end * row];
-        let gradient_rows = &self.gradient_rows[queries.start * row..queries.end * row];
+        let q = &self.q[queries.start * row..queries.end * row];
+        let dcontext = &self.dcontext[queries.start * row..queries.end * row];
         // With O = P V: dV = P^T dO and dP = dO V^T.
-        let weights = paired(&self.stored, lanes, [m, lanes], &mut self.turned, turned, true);
-        let gradients = paired(gradient_rows, row, [m, d], &mut self.down, down, true);
-        let left = Left::transposed(weights, lanes);
-        product(left, gradients, width, over_queries, &mut self.dvalues, add);
-        let over_width = Extent { rows: m, steps: row / T::PAIR };
-        let gradients = Left::rows(gradient_rows, row);
-        product(gradients, &self.values_across, lanes, over_width, &mut self.dlogits, false);
-        let dpositions =
-            dpositions.map(|dpositions| &mut dpositions[head * n * lanes..][..n * lanes]);
-        let of = &self.queries[queries.clone()];
-        let (dlogits, dstored) = (&mut self.dlogits, &mut self.dstored);
-        softmax_gradient(&self.weights, dlogits, dpositions, of, n, scale, dstored);
+        let weights = vnni_packed(&self.p_stored, lanes, [m, lanes], &mut self.p_t, turned, true);
+        let gradients = vnni_packed(dcontext, row, [m, d], &mut self.q_packed, down, true);
+        let lhs = Lhs::from_transposed(weights, lanes);
+        gemm(lhs, gradients, width, over_queries, &mut self.dv, add);
+        let over_width = Dims { m, k_steps: row / T::K_PACK };
+        let gradients = Lhs::from_rows(dcontext, row);
+        gemm(gradients, &self.v_t, lanes, over_width, &mut self.ds, false);
+        let dposition_bias = dposition_bias
+            .map(|dposition_bias| &mut dposition_bias[head * n * lanes..][..n * lanes]);
+        let of = &self.query_slots[queries.clone()];
+        let (dlogits, dstored) = (&mut self.ds, &mut self.ds_stored);
+        softmax_gradient(&self.p, dlogits, dposition_bias, of, n, scale, dstored);
         // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
-        let keys = paired(&self.key_rows, row, [n, d], &mut self.keys_down, down, !add);
-        let left = Left::rows(&self.dstored, lanes);
-        let over_keys = Extent { rows: m, steps: n.div_ceil(T::PAIR) };
-        product(left, keys, width, over_keys, &mut self.dqueries, false);
-        let dlogits = paired(&self.dstored, lanes, [m, lanes], &mut self.turned, turned, true);
-        let queries = paired(query_rows, row, [m, d], &mut self.down, down, true);
-        let left = Left::transposed(dlogits, lanes);
-        product(left, queries, width, over_queries, &mut self.dkeys, add);
+        let keys = vnni_packed(&self.k, row, [n, d], &mut self.k_packed, down, !add);
+        let lhs = Lhs::from_rows(&self.ds_stored, lanes);
+        let over_keys = Dims { m, k_steps: n.div_ceil(T::K_PACK) };
+        gemm(lhs, keys, width, over_keys, &mut self.dq, false);
+        let dlogits = vnni_packed(&self.ds_stored, lanes, [m, lanes], &mut self.p_t, turned, true);
+        let queries = vnni_packed(q, row, [m, d], &mut self.q_packed, down, true);
+        let lhs = Lhs::from_transposed(dlogits, lanes);
+        gemm(lhs, queries, width, over_queries, &mut self.dk, add);
     }
 }
 
@@ -228,7 +228,7 @@ fn copy<T: Element>(from: &[T], to: &mut [T]) {
 
 /// Rows in pairs, steps `step` values apart: laid out in `to`, unless they lie like that already or
 /// `lay` says that it has been done.
-fn paired<'a, T: Element>(
+fn vnni_packed<'a, T: Element>(
     rows: &'a [T],
     row: usize,
     [count, columns]: [usize; 2],
@@ -236,30 +236,30 @@ fn paired<'a, T: Element>(
     step: usize,
     lay: bool,
 ) -> &'a [T] {
-    if T::PAIR == 1 && row == step {
+    if T::K_PACK == 1 && row == step {
         return rows;
     }
     if lay {
-        interleave(rows, row, count, columns, to, step);
+        pack_vnni(rows, row, count, columns, to, step);
     }
     to
 }
 
-/// `out [rows, columns]`, or what is added to it, for a right operand `[steps, columns]`, strip by
-/// strip.
-fn product<T: Element>(
-    left: Left<'_, T>,
-    right: &[T],
+/// `out [rows, columns]`, or what is added to it, for a rhs operand `[steps, columns]`, panel by
+/// panel.
+fn gemm<T: Element>(
+    lhs: Lhs<'_, T>,
+    rhs: &[T],
     columns: usize,
-    extent: Extent,
+    dims: Dims,
     out: &mut [f32],
     add: bool,
 ) {
-    for first in (0..columns).step_by(STRIP) {
-        let width = STRIP.min(columns - first);
-        let (values, step) = (&right[first * T::PAIR..], columns * T::PAIR);
-        let strip = Strip { values, step, width, bias: None };
-        let mut out = Out { values: &mut out[first..], row: columns };
-        T::multiply(left, strip, extent, &mut out, add);
+    for first in (0..columns).step_by(NR) {
+        let width = NR.min(columns - first);
+        let (values, step) = (&rhs[first * T::K_PACK..], columns * T::K_PACK);
+        let panel = RhsPanel { values, k_stride: step, width, bias: None };
+        let mut out = Output { values: &mut out[first..], row_stride: columns };
+        T::gemm(lhs, panel, dims, &mut out, add);
     }
 }

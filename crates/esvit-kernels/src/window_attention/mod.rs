@@ -13,11 +13,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
-use crate::product::LANES;
+use crate::element::{Element, padded_row_len};
+use crate::gemm::LANES;
 use crate::simd::dispatch;
 use head::Head;
-use softmax::NEVER;
+use softmax::MASK_VALUE;
 
 /// Tasks into which the windows of a call are cut, whatever the number of threads: gradients of
 /// table and padding are summed within a task and then over tasks in order.
@@ -36,9 +36,9 @@ pub struct Windows<'a> {
     pub heads: usize,
     /// For every slot of every window its token; T for padding.
     pub slot_token: &'a [i32],
-    /// For every pair of slots (query, key) its row in the table of relative positions; empty
+    /// For every pair of slots (query, key) its row in the table of relative position_bias; empty
     /// without a table.
-    pub bias_row: &'a [i32],
+    pub bias_index: &'a [i32],
     /// Added to the logits, `[windows, n, n]`.
     pub mask: Option<&'a [f32]>,
 }
@@ -123,7 +123,7 @@ dispatch! {
 
 /// What all windows of images of one size share. Rows of tokens stand in the order of windows: those
 /// of the first window of the first image by slot, then those of its second window.
-pub(crate) struct Mixing<'a, T: Element> {
+pub(crate) struct WindowAttention<'a, T: Element> {
     shape: Windows<'a>,
     /// The tokens of an image in that order.
     order: Vec<u32>,
@@ -132,25 +132,28 @@ pub(crate) struct Mixing<'a, T: Element> {
     /// Query, key and value of a slot without a token, `[3 C]`.
     padding: Vec<T>,
     /// Rows of the table.
-    table_rows: usize,
+    bias_rows: usize,
     /// The table's bias for every pair of slots.
-    positions: Option<Vec<f32>>,
+    position_bias: Option<Vec<f32>>,
 }
 
-impl<'a, T: Element> Mixing<'a, T> {
-    /// For `padding [3 C]` and `table [rows, heads]`, which may have no rows.
+impl<'a, T: Element> WindowAttention<'a, T> {
+    /// For `padding [3 C]` and `bias_table [rows, heads]`, which may have no rows.
     ///
     /// # Panics
     /// When the lengths do not fit.
-    pub(crate) fn new(shape: Windows<'a>, padding: &[f32], table: &[f32]) -> Self {
+    pub(crate) fn new(shape: Windows<'a>, padding: &[f32], bias_table: &[f32]) -> Self {
         let (n, width, heads) = (shape.slots, shape.width, shape.heads);
         assert!(width.is_multiple_of(heads), "heads divide the width");
         assert_eq!(padding.len(), 3 * width, "query, key and value of padding");
-        assert_eq!(table.len() % heads, 0, "table");
-        let table_rows = table.len() / heads;
-        let pairs = if table.is_empty() { 0 } else { n * n };
-        assert_eq!(shape.bias_row.len(), pairs, "rows of the table");
-        assert!(shape.bias_row.iter().all(|&row| (row as usize) < table_rows), "rows of the table");
+        assert_eq!(bias_table.len() % heads, 0, "bias table");
+        let bias_rows = bias_table.len() / heads;
+        let pairs = if bias_table.is_empty() { 0 } else { n * n };
+        assert_eq!(shape.bias_index.len(), pairs, "rows of the bias table");
+        assert!(
+            shape.bias_index.iter().all(|&row| (row as usize) < bias_rows),
+            "rows of the bias table"
+        );
         assert!(shape.mask.is_none_or(|mask| mask.len() == shape.windows() * n * n), "mask");
         let (mut order, mut starts) = (Vec::with_capacity(shape.tokens), vec![0]);
         for window in 0..shape.windows() {
@@ -161,8 +164,8 @@ impl<'a, T: Element> Mixing<'a, T> {
         }
         assert_eq!(order.len(), shape.tokens, "every token has a slot");
         let padding = padding.iter().map(|&value| T::from_f32(value)).collect();
-        let positions = positions(table, &shape);
-        Self { shape, order, starts, padding, table_rows, positions }
+        let position_bias = position_bias(bias_table, &shape);
+        Self { shape, order, starts, padding, bias_rows, position_bias }
     }
 
     /// Windows of an image.
@@ -190,17 +193,23 @@ impl<'a, T: Element> Mixing<'a, T> {
         image * self.shape.tokens + self.starts[window]
     }
 
-    /// Mixes the values of some windows: `qkv [rows, 3 C]`, with its bias, into `mixed [rows, C]`.
-    /// Rows of both are stored at the length of [`row_len`]. `shared` says that threads have nothing
+    /// Mixes the values of some windows: `qkv [rows, 3 C]`, with its bias, into `context [rows, C]`.
+    /// Rows of both are stored at the length of [`padded_row_len`]. `shared` says that threads have nothing
     /// else to do.
-    pub(crate) fn forward(&self, windows: Range<usize>, shared: bool, qkv: &[T], mixed: &mut [T]) {
+    pub(crate) fn forward(
+        &self,
+        windows: Range<usize>,
+        shared: bool,
+        qkv: &[T],
+        context: &mut [T],
+    ) {
         let shape = &self.shape;
-        let (row, row3) = (row_len::<T>(shape.width), row_len::<T>(3 * shape.width));
+        let (row, row3) = (padded_row_len::<T>(shape.width), padded_row_len::<T>(3 * shape.width));
         let first = self.start(windows.start);
         let rows = self.rows(windows.clone()).len();
         assert_eq!(qkv.len(), rows * row3, "queries, keys and values");
-        assert_eq!(mixed.len(), rows * row, "mixed values");
-        let mixed = SharedRows::new(mixed);
+        assert_eq!(context.len(), rows * row, "context values");
+        let context = SharedRows::new(context);
         let work = Work::new(windows, shape.heads, if shared { TASKS } else { 1 });
         work.tasks().into_par_iter().for_each(|task| {
             let mut part = Head::new(shape, false);
@@ -208,30 +217,40 @@ impl<'a, T: Element> Mixing<'a, T> {
                 let (window, heads) = work.unit(at);
                 let own = self.rows(window..window + 1);
                 let own = own.start - first..own.end - first;
-                part.choose(shape, window % self.windows());
+                part.set_window(shape, window % self.windows());
                 for head in heads {
                     part.load(&qkv[own.start * row3..own.end * row3], &self.padding, head);
                     for queries in part.blocks() {
-                        part.attend(self.positions.as_deref(), shape.mask, &queries, head);
-                        part.mix(&queries);
+                        part.compute_weights(
+                            self.position_bias.as_deref(),
+                            shape.mask,
+                            &queries,
+                            head,
+                        );
+                        part.apply_weights(&queries);
                         let place = (own.start + queries.start) * row + head * part.d;
                         let out = &part.out[..queries.len() * part.width];
-                        scatter(out, part.width, part.d, place, row, mixed);
+                        scatter(out, part.width, part.d, place, row, context);
                     }
                 }
             }
         });
     }
 
-    /// Gradients for all windows from that of `mixed`: `dqkv` is filled, those of `padding` and `table`
+    /// Gradients for all windows from that of `context`: `dqkv` is filled, those of `padding` and `bias_table`
     /// are returned.
-    pub(crate) fn backward(&self, qkv: &[T], dmixed: &[T], dqkv: &mut [T]) -> (Vec<f32>, Vec<f32>) {
+    pub(crate) fn backward(
+        &self,
+        qkv: &[T],
+        dcontext: &[T],
+        dqkv: &mut [T],
+    ) -> (Vec<f32>, Vec<f32>) {
         let shape = &self.shape;
-        let (row, row3) = (row_len::<T>(shape.width), row_len::<T>(3 * shape.width));
+        let (row, row3) = (padded_row_len::<T>(shape.width), padded_row_len::<T>(3 * shape.width));
         let rows = qkv.len() / row3;
         assert!(rows.is_multiple_of(shape.tokens), "whole images");
         assert_eq!(qkv.len(), dqkv.len(), "gradient of queries, keys and values");
-        assert_eq!(dmixed.len(), rows * row, "gradient of mixed values");
+        assert_eq!(dcontext.len(), rows * row, "gradient of context values");
         let dqkv = SharedRows::new(dqkv);
         let work = Work::new(0..rows / shape.tokens * self.windows(), shape.heads, TASKS);
         let parts: Vec<(Vec<f32>, Option<Buffer<f32>>)> = work
@@ -241,34 +260,39 @@ impl<'a, T: Element> Mixing<'a, T> {
                 let mut part = Head::new(shape, true);
                 let (d, wide) = (part.d, part.width);
                 let mut dpadding = vec![0.0; self.padding.len()];
-                let mut dpositions =
-                    self.positions.as_ref().map(|all| Buffer::<f32>::zeroed(all.len()));
+                let mut dposition_bias =
+                    self.position_bias.as_ref().map(|all| Buffer::<f32>::zeroed(all.len()));
                 for at in task {
                     let (window, heads) = work.unit(at);
                     let own = self.rows(window..window + 1);
-                    part.choose(shape, window % self.windows());
+                    part.set_window(shape, window % self.windows());
                     for head in heads {
                         part.load(&qkv[own.start * row3..own.end * row3], &self.padding, head);
-                        part.load_gradient(&dmixed[own.start * row..own.end * row], head);
+                        part.load_gradient(&dcontext[own.start * row..own.end * row], head);
                         for queries in part.blocks() {
-                            part.attend(self.positions.as_deref(), shape.mask, &queries, head);
-                            part.differentiate(&queries, head, dpositions.as_deref_mut());
+                            part.compute_weights(
+                                self.position_bias.as_deref(),
+                                shape.mask,
+                                &queries,
+                                head,
+                            );
+                            part.backward(&queries, head, dposition_bias.as_deref_mut());
                             let place = (own.start + queries.start) * row3 + head * d;
-                            let gradients = &part.dqueries[..queries.len() * wide];
+                            let gradients = &part.dq[..queries.len() * wide];
                             scatter(gradients, wide, d, place, row3, dqkv);
                         }
-                        for (of, gradients) in [(1, &part.dkeys), (2, &part.dvalues)] {
+                        for (of, gradients) in [(1, &part.dk), (2, &part.dv)] {
                             let offset = of * shape.width + head * d;
                             let place = own.start * row3 + offset;
-                            if part.padded.is_empty() {
+                            if part.padded_slots.is_empty() {
                                 scatter(gradients, wide, d, place, row3, dqkv);
                                 continue;
                             }
-                            for (at, slot) in part.queries.iter().enumerate() {
+                            for (at, slot) in part.query_slots.iter().enumerate() {
                                 let gradient = &gradients[slot * wide..][..wide];
                                 scatter(gradient, wide, d, place + at * row3, row3, dqkv);
                             }
-                            for slot in &part.padded {
+                            for slot in &part.padded_slots {
                                 let gradient = &gradients[slot * wide..][..d];
                                 let sums = dpadding[offset..offset + d].iter_mut().zip(gradient);
                                 sums.for_each(|(sum, value)| *sum += value);
@@ -276,18 +300,18 @@ impl<'a, T: Element> Mixing<'a, T> {
                         }
                     }
                 }
-                (dpadding, dpositions)
+                (dpadding, dposition_bias)
             })
             .collect();
         let mut dpadding = vec![0.0; self.padding.len()];
-        let mut dpositions = vec![0.0; self.positions.as_ref().map_or(0, Vec::len)];
-        for (part, position_part) in parts {
+        let mut dposition_bias = vec![0.0; self.position_bias.as_ref().map_or(0, Vec::len)];
+        for (part, dposition_bias_part) in parts {
             dpadding.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-            if let Some(part) = position_part {
-                dpositions.iter_mut().zip(part.iter()).for_each(|(total, part)| *total += part);
+            if let Some(part) = dposition_bias_part {
+                dposition_bias.iter_mut().zip(part.iter()).for_each(|(total, part)| *total += part);
             }
         }
-        (dpadding, table_gradient(&dpositions, self.table_rows * shape.heads, shape))
+        (dpadding, bias_table_gradient(&dposition_bias, self.bias_rows * shape.heads, shape))
     }
 }
 
@@ -323,33 +347,33 @@ impl Work {
 }
 
 /// The table's bias for every pair of slots, `[heads, n, lanes]`; what fills up the lanes is
-/// [`NEVER`]. None without a table.
-fn positions(table: &[f32], windows: &Windows<'_>) -> Option<Vec<f32>> {
-    if table.is_empty() {
+/// [`MASK_VALUE`]. None without a table.
+fn position_bias(bias_table: &[f32], windows: &Windows<'_>) -> Option<Vec<f32>> {
+    if bias_table.is_empty() {
         return None;
     }
     let (n, heads, lanes) = (windows.slots, windows.heads, windows.lanes());
-    let mut positions = vec![NEVER; heads * n * lanes];
-    for (at, row) in positions.chunks_exact_mut(lanes).enumerate() {
+    let mut position_bias = vec![MASK_VALUE; heads * n * lanes];
+    for (at, row) in position_bias.chunks_exact_mut(lanes).enumerate() {
         let (head, query) = (at / n, at % n);
-        for (position, &table_row) in row.iter_mut().zip(&windows.bias_row[query * n..][..n]) {
-            *position = table[table_row as usize * heads + head];
+        for (position, &bias_row) in row.iter_mut().zip(&windows.bias_index[query * n..][..n]) {
+            *position = bias_table[bias_row as usize * heads + head];
         }
     }
-    Some(positions)
+    Some(position_bias)
 }
 
 /// The sum over all pairs of slots that share a row of the table.
-fn table_gradient(dpositions: &[f32], len: usize, windows: &Windows<'_>) -> Vec<f32> {
+fn bias_table_gradient(dposition_bias: &[f32], len: usize, windows: &Windows<'_>) -> Vec<f32> {
     let (n, heads, lanes) = (windows.slots, windows.heads, windows.lanes());
-    let mut dtable = vec![0.0; len];
-    for (at, row) in dpositions.chunks_exact(lanes).enumerate() {
+    let mut dbias_table = vec![0.0; len];
+    for (at, row) in dposition_bias.chunks_exact(lanes).enumerate() {
         let (head, query) = (at / n, at % n);
-        for (gradient, &table_row) in row.iter().zip(&windows.bias_row[query * n..][..n]) {
-            dtable[table_row as usize * heads + head] += gradient;
+        for (gradient, &bias_row) in row.iter().zip(&windows.bias_index[query * n..][..n]) {
+            dbias_table[bias_row as usize * heads + head] += gradient;
         }
     }
-    dtable
+    dbias_table
 }
 
 #[cfg(test)]

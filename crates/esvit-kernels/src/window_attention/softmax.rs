@@ -2,13 +2,13 @@
 
 use super::head::QUERIES;
 use crate::element::Element;
-use crate::product::LANES;
+use crate::gemm::LANES;
 use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 
 /// A logit that no weight comes from.
-pub(super) const NEVER: f32 = -1e30;
+pub(super) const MASK_VALUE: f32 = -1e30;
 
-/// Turns the logits of every query into weights, after scaling and adding positions and mask; also
+/// Turns the logits of every query into weights, after scaling and adding position_bias and mask; also
 /// stores them.
 ///
 /// Every step is done for all queries before the next one: joining the lanes of a row takes longer
@@ -16,7 +16,7 @@ pub(super) const NEVER: f32 = -1e30;
 pub(super) fn softmax<T: Element>(
     logits: &mut [f32],
     scale: f32,
-    positions: Option<&[f32]>,
+    position_bias: Option<&[f32]>,
     mask: Option<&[f32]>,
     queries: &[usize],
     n: usize,
@@ -27,18 +27,18 @@ pub(super) fn softmax<T: Element>(
     // The largest logit of every query, then one over the sum of its exponentials.
     let mut of_rows = [0.0; QUERIES];
     let of_rows = &mut of_rows[..queries.len()];
-    complete(logits, lanes, scale, positions, mask, queries, n, of_rows);
+    add_bias_and_mask(logits, lanes, scale, position_bias, mask, queries, n, of_rows);
     exponentiate(logits, lanes, of_rows);
-    weigh(logits, lanes, of_rows, stored);
+    normalize(logits, lanes, of_rows, stored);
 }
 
 dispatch! {
     /// Completes the logits and finds the largest one of every query.
-    fn complete(
+    fn add_bias_and_mask(
         logits: &mut [f32],
         lanes: usize,
         scale: f32,
-        positions: Option<&[f32]>,
+        position_bias: Option<&[f32]>,
         mask: Option<&[f32]>,
         queries: &[usize],
         n: usize,
@@ -46,16 +46,16 @@ dispatch! {
     ) {
         let rows = queries.iter().zip(logits.chunks_exact_mut(lanes));
         for ((&query, logits), largest) in rows.zip(largest) {
-            if let Some(positions) = positions {
-                let positions = &positions[query * lanes..][..lanes];
+            if let Some(position_bias) = position_bias {
+                let position_bias = &position_bias[query * lanes..][..lanes];
                 for i in 0..lanes {
-                    logits[i] = logits[i].mul_add(scale, positions[i]);
+                    logits[i] = logits[i].mul_add(scale, position_bias[i]);
                 }
             } else {
                 for logit in logits.iter_mut() {
                     *logit *= scale;
                 }
-                logits[n..].fill(NEVER);
+                logits[n..].fill(MASK_VALUE);
             }
             if let Some(mask) = mask {
                 // Whole registers, where they do not reach beyond the last row: the padding, which gets
@@ -86,16 +86,16 @@ dispatch! {
 
 dispatch! {
     /// Turns exponentials into weights, and stores them.
-    fn weigh<T: Element>(
+    fn normalize<T: Element>(
         exponentials: &mut [f32],
         lanes: usize,
-        inverse: &[f32],
+        inv_sum: &[f32],
         stored: &mut [T],
     ) {
         let rows = exponentials.chunks_exact_mut(lanes).zip(stored.chunks_exact_mut(lanes));
-        for ((weights, stored), &inverse) in rows.zip(inverse) {
+        for ((weights, stored), &inv_sum) in rows.zip(inv_sum) {
             for (weight, stored) in weights.iter_mut().zip(stored) {
-                *weight *= inverse;
+                *weight *= inv_sum;
                 *stored = T::from_f32(*weight);
             }
         }
@@ -103,32 +103,32 @@ dispatch! {
 }
 
 /// Turns gradients of weights into those of logits, stores them times the scale and adds them to
-/// those of the positions; all queries step by step, as above.
+/// those of the position_bias; all queries step by step, as above.
 pub(super) fn softmax_gradient<T: Element>(
     weights: &[f32],
     gradients: &mut [f32],
-    dpositions: Option<&mut [f32]>,
+    dposition_bias: Option<&mut [f32]>,
     queries: &[usize],
     n: usize,
     scale: f32,
     stored: &mut [T],
 ) {
     let lanes = n.next_multiple_of(LANES);
-    let mut means = [0.0; QUERIES];
-    let means = &mut means[..queries.len()];
-    mean_gradients(weights, gradients, lanes, means);
-    logit_gradients(weights, gradients, lanes, means, scale, stored);
-    if let Some(dpositions) = dpositions {
-        add_rows(gradients, lanes, queries, dpositions);
+    let mut row_sums = [0.0; QUERIES];
+    let row_sums = &mut row_sums[..queries.len()];
+    row_sums_of_p_dp(weights, gradients, lanes, row_sums);
+    logit_gradients(weights, gradients, lanes, row_sums, scale, stored);
+    if let Some(dposition_bias) = dposition_bias {
+        add_rows(gradients, lanes, queries, dposition_bias);
     }
 }
 
 dispatch! {
-    /// The mean gradient of every query, by weight.
-    fn mean_gradients(weights: &[f32], gradients: &[f32], lanes: usize, means: &mut [f32]) {
+    /// The row_sum gradient of every query, by weight.
+    fn row_sums_of_p_dp(weights: &[f32], gradients: &[f32], lanes: usize, row_sums: &mut [f32]) {
         let rows = weights.chunks_exact(lanes).zip(gradients.chunks_exact(lanes));
-        for ((weights, gradients), mean) in rows.zip(means) {
-            *mean = sum_pairs(weights, gradients, |weight, gradient| weight * gradient);
+        for ((weights, gradients), row_sum) in rows.zip(row_sums) {
+            *row_sum = sum_pairs(weights, gradients, |weight, gradient| weight * gradient);
         }
     }
 }
@@ -138,16 +138,16 @@ dispatch! {
         weights: &[f32],
         gradients: &mut [f32],
         lanes: usize,
-        means: &[f32],
+        row_sums: &[f32],
         scale: f32,
         stored: &mut [T],
     ) {
         let rows = weights.chunks_exact(lanes).zip(gradients.chunks_exact_mut(lanes));
-        for (((weights, gradients), stored), &mean) in
-            rows.zip(stored.chunks_exact_mut(lanes)).zip(means)
+        for (((weights, gradients), stored), &row_sum) in
+            rows.zip(stored.chunks_exact_mut(lanes)).zip(row_sums)
         {
             for ((weight, gradient), stored) in weights.iter().zip(gradients).zip(stored) {
-                *gradient = weight * (*gradient - mean);
+                *gradient = weight * (*gradient - row_sum);
                 *stored = T::from_f32(*gradient * scale);
             }
         }

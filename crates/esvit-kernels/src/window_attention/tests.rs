@@ -13,11 +13,11 @@ struct Case {
     width: usize,
     heads: usize,
     slot_token: Vec<i32>,
-    bias_row: Vec<i32>,
+    bias_index: Vec<i32>,
     mask: Option<Vec<f32>>,
     qkv: Vec<f32>,
     bias: Vec<f32>,
-    table: Vec<f32>,
+    bias_table: Vec<f32>,
 }
 
 impl Case {
@@ -46,19 +46,19 @@ impl Case {
             width,
             heads,
             slot_token,
-            bias_row: (0..pairs).map(|pair| (pair % 5) as i32).collect(),
+            bias_index: (0..pairs).map(|pair| (pair % 5) as i32).collect(),
             mask: masked.then(|| values(count * pairs)),
             qkv: values(images * tokens * 3 * width),
             bias: values(3 * width),
-            table: values(5 * heads),
+            bias_table: values(5 * heads),
         }
     }
 
     /// All tokens in one window, without a table.
     fn plain(images: usize, tokens: usize, heads: usize, d: usize) -> Self {
         let mut case = Self::new(images, tokens, 1, heads, d, false);
-        case.bias_row.clear();
-        case.table.clear();
+        case.bias_index.clear();
+        case.bias_table.clear();
         case
     }
 
@@ -69,15 +69,15 @@ impl Case {
             width: self.width,
             heads: self.heads,
             slot_token: &self.slot_token,
-            bias_row: &self.bias_row,
+            bias_index: &self.bias_index,
             mask: self.mask.as_deref(),
         }
     }
 
     /// What comes out, by the definition, for arguments in f64.
-    fn definition(&self, [qkv, bias, table]: [&[f64]; 3]) -> Vec<f64> {
+    fn definition(&self, [qkv, bias, bias_table]: [&[f64]; 3]) -> Vec<f64> {
         let (n, d, width) = (self.slots, self.width / self.heads, self.width);
-        let mut mixed = vec![0.0; self.images * self.tokens * width];
+        let mut context = vec![0.0; self.images * self.tokens * width];
         for image in 0..self.images {
             for (window, slots) in self.slot_token.chunks_exact(n).enumerate() {
                 for head in 0..self.heads {
@@ -101,10 +101,9 @@ impl Case {
                                     .mask
                                     .as_ref()
                                     .map_or(0.0, |m| f64::from(m[window * n * n + pair]));
-                                let position = self
-                                    .bias_row
-                                    .get(pair)
-                                    .map_or(0.0, |&row| table[row as usize * self.heads + head]);
+                                let position = self.bias_index.get(pair).map_or(0.0, |&row| {
+                                    bias_table[row as usize * self.heads + head]
+                                });
                                 (dot / (d as f64).sqrt() + position + mask).exp()
                             })
                             .collect();
@@ -112,7 +111,7 @@ impl Case {
                         let token = token as usize;
                         if token < self.tokens {
                             for i in 0..d {
-                                mixed[(image * self.tokens + token) * width + head * d + i] =
+                                context[(image * self.tokens + token) * width + head * d + i] =
                                     (0..n).map(|key| weights[key] * value(2, key, i)).sum::<f64>()
                                         / total;
                             }
@@ -121,7 +120,7 @@ impl Case {
                 }
             }
         }
-        mixed
+        context
     }
 }
 
@@ -131,16 +130,16 @@ fn wide(values: &[f32]) -> Vec<f64> {
 
 /// Rows of `width` in the stored type.
 fn stored<T: Element>(values: &[f32], width: usize) -> Vec<T> {
-    let row = row_len::<T>(width);
+    let row = padded_row_len::<T>(width);
     let mut rows = vec![T::default(); values.len() / width * row];
     for (to, from) in rows.chunks_exact_mut(row).zip(values.chunks_exact(width)) {
-        crate::product::convert(from, None, to);
+        crate::gemm::convert(from, None, to);
     }
     rows
 }
 
 fn loaded<T: Element>(rows: &[T], width: usize) -> Vec<f32> {
-    let rows = rows.chunks_exact(row_len::<T>(width));
+    let rows = rows.chunks_exact(padded_row_len::<T>(width));
     rows.flat_map(|row| row[..width].iter().map(|value| value.to_f32())).collect()
 }
 
@@ -150,7 +149,7 @@ fn windowed(values: &[f32], width: usize, order: &[u32]) -> Vec<f32> {
     images.flat_map(|image| order.iter().flat_map(|&t| row(image, width, t as usize))).collect()
 }
 
-/// The way back.
+/// The inverse of [`windowed`].
 fn unwindowed(values: &[f32], width: usize, order: &[u32]) -> Vec<f32> {
     let mut place = vec![0; order.len()];
     order.iter().enumerate().for_each(|(at, &token)| place[token as usize] = at as u32);
@@ -162,55 +161,59 @@ fn row(rows: &[f32], width: usize, at: usize) -> Vec<f32> {
 }
 
 /// Mixes by all windows at once, and window by window, which must not differ.
-fn forward<T: Element>(mixing: &Mixing<'_, T>, qkv: &[T], width: usize) -> Vec<T> {
-    let (row, row3) = (row_len::<T>(width), row_len::<T>(3 * width));
+fn forward<T: Element>(
+    window_attention: &WindowAttention<'_, T>,
+    qkv: &[T],
+    width: usize,
+) -> Vec<T> {
+    let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
     let rows = qkv.len() / row3;
-    let mut mixed = vec![T::from_f32(f32::NAN); rows * row];
-    let windows = rows / mixing.order().len() * mixing.windows();
-    mixing.forward(0..windows, true, qkv, &mut mixed);
+    let mut context = vec![T::from_f32(f32::NAN); rows * row];
+    let windows = rows / window_attention.order().len() * window_attention.windows();
+    window_attention.forward(0..windows, true, qkv, &mut context);
     for window in 0..windows {
-        let of = mixing.rows(window..window + 1);
+        let of = window_attention.rows(window..window + 1);
         let mut own = vec![T::from_f32(f32::NAN); of.len() * row];
         let qkv = &qkv[of.start * row3..of.end * row3];
-        mixing.forward(window..window + 1, false, qkv, &mut own);
-        assert_eq!(loaded(&own, width), loaded(&mixed[of.start * row..of.end * row], width));
+        window_attention.forward(window..window + 1, false, qkv, &mut own);
+        assert_eq!(loaded(&own, width), loaded(&context[of.start * row..of.end * row], width));
     }
-    mixed
+    context
 }
 
 /// Compares values and gradients with the definition and differences of it.
 fn check<T: Element>(case: &Case, within: f64) {
     let (windows, width) = (case.windows(), case.width);
-    let arguments = [wide(&case.qkv), wide(&case.bias), wide(&case.table)];
+    let arguments = [wide(&case.qkv), wide(&case.bias), wide(&case.bias_table)];
     let call = |arguments: &[Vec<f64>; 3]| case.definition([0, 1, 2].map(|i| &arguments[i][..]));
     let biased: Vec<f32> =
         case.qkv.iter().enumerate().map(|(i, v)| v + case.bias[i % (3 * width)]).collect();
-    let mixing = Mixing::<T>::new(windows, &case.bias, &case.table);
-    let qkv = stored::<T>(&windowed(&biased, 3 * width, mixing.order()), 3 * width);
+    let window_attention = WindowAttention::<T>::new(windows, &case.bias, &case.bias_table);
+    let qkv = stored::<T>(&windowed(&biased, 3 * width, window_attention.order()), 3 * width);
     let rows = case.images * case.tokens;
-    let mixed = forward(&mixing, &qkv, width);
-    let mixed = unwindowed(&loaded(&mixed, width), width, mixing.order());
-    for (found, expected) in mixed.iter().zip(call(&arguments)) {
+    let context = forward(&window_attention, &qkv, width);
+    let context = unwindowed(&loaded(&context, width), width, window_attention.order());
+    for (found, expected) in context.iter().zip(call(&arguments)) {
         assert!((f64::from(*found) - expected).abs() < within, "{found} {expected}");
     }
 
     let mut rng = Rng::new(5, [0; 3]);
-    let dmixed: Vec<f32> = mixed.iter().map(|_| rng.normal() as f32).collect();
+    let dcontext: Vec<f32> = context.iter().map(|_| rng.normal() as f32).collect();
     let mut dqkv = vec![T::from_f32(f32::NAN); qkv.len()];
-    let stored_dmixed = stored::<T>(&windowed(&dmixed, width, mixing.order()), width);
-    let (dpadding, dtable) = mixing.backward(&qkv, &stored_dmixed, &mut dqkv);
-    let dqkv = unwindowed(&loaded(&dqkv, 3 * width), 3 * width, mixing.order());
+    let stored_dcontext = stored::<T>(&windowed(&dcontext, width, window_attention.order()), width);
+    let (dpadding, dbias_table) = window_attention.backward(&qkv, &stored_dcontext, &mut dqkv);
+    let dqkv = unwindowed(&loaded(&dqkv, 3 * width), 3 * width, window_attention.order());
     let mut dbias = dpadding;
     for row in dqkv.chunks_exact(3 * width) {
         dbias.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
     }
-    for (argument, gradient) in [dqkv, dbias, dtable].iter().enumerate() {
+    for (argument, gradient) in [dqkv, dbias, dbias_table].iter().enumerate() {
         for at in (0..gradient.len()).step_by(gradient.len().div_ceil(5).max(1)) {
             let moved = |h: f64| -> f64 {
                 let mut arguments = arguments.clone();
                 arguments[argument][at] += h;
-                let mixed = call(&arguments);
-                mixed.iter().zip(&dmixed).map(|(m, &g)| m * f64::from(g)).sum()
+                let context = call(&arguments);
+                context.iter().zip(&dcontext).map(|(m, &g)| m * f64::from(g)).sum()
             };
             let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
             let found = f64::from(gradient[at]);
@@ -290,10 +293,11 @@ fn what_is_not_finite_is_seen() {
         {
             let mut qkv = case.qkv.clone();
             qkv[3 * 3 * d + at] = value;
-            let mixing = Mixing::new(case.windows(), &case.bias, &case.table);
-            let mut mixed = vec![0.0; tokens * d];
-            mixing.forward(0..1, true, &qkv, &mut mixed);
-            for (token, row) in mixed.chunks_exact(d).enumerate() {
+            let window_attention =
+                WindowAttention::new(case.windows(), &case.bias, &case.bias_table);
+            let mut context = vec![0.0; tokens * d];
+            window_attention.forward(0..1, true, &qkv, &mut context);
+            for (token, row) in context.chunks_exact(d).enumerate() {
                 let seen = row.iter().all(|value| value.is_nan());
                 assert_eq!(seen, spoilt.contains(&token), "{value} {at} {token}");
             }

@@ -7,7 +7,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, activation};
 use esvit_kernels::buffer::recycle;
 use esvit_kernels::window_attention::Windows;
-use esvit_kernels::{DropPath, attention};
+use esvit_kernels::{SampleScales, attention};
 
 use super::block::{LinearValues, NormValues, Scales, copy_of, scaled, with_input};
 use super::extension::{Entry, Fused, Kept, Operation, has_kernels, own, values, values_mut};
@@ -259,14 +259,14 @@ impl AttentionBranch {
             eps,
             qkv_weight,
             qkv_bias,
-            table,
+            bias_table: table,
             proj_weight,
             proj_bias,
         }
     }
 
-    fn plan(&self) -> DropPath<'_> {
-        DropPath { images: &self.images, scales: self.scales.as_deref() }
+    fn sample_scales(&self) -> SampleScales<'_> {
+        SampleScales { seq_lens: &self.images, scales: self.scales.as_deref() }
     }
 
     fn segments<'a>(&'a self, attention: &attention::Attention<'_>) -> Vec<attention::Segment<'a>> {
@@ -280,9 +280,9 @@ impl AttentionBranch {
                         tokens: map.tokens(),
                         slots: map.window_tokens(),
                         width,
-                        heads: attention.table.len() / rows,
+                        heads: attention.bias_table.len() / rows,
                         slot_token: &map.slot_token,
-                        bias_row: &map.bias_row,
+                        bias_index: &map.bias_row,
                         mask: map.mask.as_deref(),
                     };
                     attention::Segment { images, windows }
@@ -298,7 +298,7 @@ impl AttentionBranch {
                         width,
                         heads: *heads,
                         slot_token: &slots[..tokens],
-                        bias_row: &[],
+                        bias_index: &[],
                         mask: None,
                     };
                     attention::Segment { images: images.len(), windows }
@@ -314,14 +314,14 @@ impl Operation for AttentionBranch {
         let parameters = inputs.split_off(1);
         let mut x = inputs.remove(0);
         let attention = self.parameters(&parameters);
-        let (segments, plan) = (self.segments(&attention), self.plan());
+        let (segments, scales) = (self.segments(&attention), self.sample_scales());
         let input = (keep && self.compute.recompute).then(|| copy_of(&x));
         let keep = keep && input.is_none();
         let kept = with_element!(self.compute.precision, T => {
             let x = values_mut(&mut x);
             let packing = &self.compute.packing;
-            let layout = packing.get(self.compute.precision, || attention.lay_out::<T>());
-            let kept = attention::forward(x, &attention, &layout, &segments, &plan, keep);
+            let packed = packing.get(self.compute.precision, || attention.pack_weights::<T>());
+            let kept = attention::forward(x, &attention, &packed, &segments, &scales, keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
         (x, kept.or(input))
@@ -335,26 +335,26 @@ impl Operation for AttentionBranch {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let attention = self.parameters(parameters);
-        let (segments, plan) = (self.segments(&attention), self.plan());
+        let (segments, scales) = (self.segments(&attention), self.sample_scales());
         let gradients = with_element!(self.compute.precision, T => {
             let kept = if self.compute.recompute {
                 let mut x: Vec<f32> = own(kept);
-                let layout = attention.lay_out::<T>();
-                let kept = attention::forward(&mut x, &attention, &layout, &segments, &plan, true);
+                let packed = attention.pack_weights::<T>();
+                let kept = attention::forward(&mut x, &attention, &packed, &segments, &scales, true);
                 recycle(x);
                 kept.expect("asked to keep it")
             } else {
                 own(kept)
             };
             let gradient = values_mut(&mut gradient);
-            attention::backward::<T>(kept, &attention, &segments, &plan, gradient)
+            attention::backward::<T>(kept, &attention, &segments, &scales, gradient)
         });
         let attention::Gradients {
             gamma,
             beta,
             qkv_weight,
             qkv_bias,
-            table,
+            bias_table: table,
             proj_weight,
             proj_bias,
         } = gradients;

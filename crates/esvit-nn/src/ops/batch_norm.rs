@@ -80,7 +80,7 @@ fn statistics(both: &FlexTensor) -> Statistics {
 impl Operation for BatchNorm {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let [x, gamma, beta] = [0, 1, 2].map(|i| values(&inputs[i]));
-        let mut y = buffer::stale(x.len());
+        let mut y = buffer::uninit(x.len());
         batch_norm::forward(x, &statistics(&inputs[3]), [gamma, beta], self.eps, &mut y);
         let y = made_like(y, &inputs[0]);
         (y, keep_or_reclaim(inputs.swap_remove(0), keep))
@@ -95,7 +95,7 @@ impl Operation for BatchNorm {
     ) -> Vec<Option<FlexTensor>> {
         let x: FlexTensor = own(kept);
         let dy = values(&gradient);
-        let mut dx = buffer::stale(dy.len());
+        let mut dx = buffer::uninit(dy.len());
         let (gamma, statistics) = (values(&parameters[0]), statistics(&parameters[2]));
         let (dgamma, dbeta) =
             batch_norm::backward(values(&x), &statistics, gamma, self.eps, dy, &mut dx);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
-use esvit_kernels::buffer::{recycle, stale};
-use esvit_kernels::{DropPath, mlp};
+use esvit_kernels::buffer::{recycle, uninit};
+use esvit_kernels::{SampleScales, mlp};
 
 use super::extension::{
     Entry, Fused, Kept, Operation, has_kernels, made_like, own, values, values_mut,
@@ -105,8 +105,8 @@ impl MlpBranch {
         mlp::Mlp { gamma, beta, eps, fc1_weight, fc1_bias, activation, fc2_weight, fc2_bias }
     }
 
-    fn plan(&self) -> DropPath<'_> {
-        DropPath { images: &self.images, scales: self.scales.as_deref() }
+    fn sample_scales(&self) -> SampleScales<'_> {
+        SampleScales { seq_lens: &self.images, scales: self.scales.as_deref() }
     }
 }
 
@@ -118,8 +118,9 @@ impl Operation for MlpBranch {
         let input = (keep && self.compute.recompute).then(|| copy_of(&x));
         let keep = keep && input.is_none();
         let kept = with_element!(self.compute.precision, T => {
-            let layout = self.compute.packing.get(self.compute.precision, || mlp.lay_out::<T>());
-            let kept = mlp::forward(values_mut(&mut x), &mlp, &layout, &self.plan(), keep);
+            let packing = &self.compute.packing;
+            let packed = packing.get(self.compute.precision, || mlp.pack_weights::<T>());
+            let kept = mlp::forward(values_mut(&mut x), &mlp, &packed, &self.sample_scales(), keep);
             kept.map(|kept| Box::new(kept) as Kept)
         });
         (x, kept.or(input))
@@ -132,17 +133,17 @@ impl Operation for MlpBranch {
         mut gradient: FlexTensor,
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        let (mlp, plan) = (self.parameters(parameters), self.plan());
+        let (mlp, scales) = (self.parameters(parameters), self.sample_scales());
         let gradients = with_element!(self.compute.precision, T => {
             let kept = if self.compute.recompute {
                 let mut x: Vec<f32> = own(kept);
-                let kept = mlp::forward(&mut x, &mlp, &mlp.lay_out::<T>(), &plan, true);
+                let kept = mlp::forward(&mut x, &mlp, &mlp.pack_weights::<T>(), &scales, true);
                 recycle(x);
                 kept.expect("asked to keep it")
             } else {
                 own(kept)
             };
-            mlp::backward::<T>(kept, &mlp, &plan, values_mut(&mut gradient))
+            mlp::backward::<T>(kept, &mlp, &scales, values_mut(&mut gradient))
         });
         let mlp::Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias } = gradients;
         let gradients = [gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias];
@@ -152,7 +153,7 @@ impl Operation for MlpBranch {
 
 /// A copy of a branch's input, from which the branch can be computed again.
 pub(super) fn copy_of(x: &FlexTensor) -> Kept {
-    let mut copy = stale(values(x).len());
+    let mut copy = uninit(values(x).len());
     copy.copy_from_slice(values(x));
     Box::new(copy)
 }

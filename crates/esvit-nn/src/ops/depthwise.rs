@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use esvit_kernels::buffer;
-use esvit_kernels::depthwise::{self, Maps};
+use esvit_kernels::depthwise::{self, FeatureMaps};
 
 use super::Segment;
 use super::extension::{
@@ -25,7 +25,9 @@ pub fn depthwise(x: Tensor<2>, segment: Segment, weight: Tensor<3>) -> Tensor<2>
     if !has_kernels(&x.device()) {
         return composed_depthwise(x, segment, weight);
     }
-    let operation = Arc::new(Depthwise { maps: Maps { size: segment.map, channels, side } });
+    let operation = Arc::new(Depthwise {
+        maps: FeatureMaps { size: segment.map, channels, kernel_size: side },
+    });
     Tensor::from_dispatch(Entry::fused2(operation, x.into_dispatch(), weight.into_dispatch()))
 }
 
@@ -42,13 +44,13 @@ pub fn composed_depthwise(x: Tensor<2>, segment: Segment, weight: Tensor<3>) -> 
 
 #[derive(Debug)]
 struct Depthwise {
-    maps: Maps,
+    maps: FeatureMaps,
 }
 
 impl Operation for Depthwise {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
-        let mut y = buffer::stale(x.len());
+        let mut y = buffer::uninit(x.len());
         depthwise::forward(&self.maps, x, weight, &mut y);
         let y = made_like(y, &inputs[0]);
         (y, keep_or_reclaim(inputs.swap_remove(0), keep))
@@ -62,7 +64,7 @@ impl Operation for Depthwise {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let x: FlexTensor = own(kept);
-        let mut dx = buffer::stale(values(&x).len());
+        let mut dx = buffer::uninit(values(&x).len());
         let weight = values(&parameters[0]);
         let dweight =
             depthwise::backward(&self.maps, values(&x), weight, values(&gradient), &mut dx);

@@ -49,7 +49,7 @@ struct LayerNorm {
 impl Operation for LayerNorm {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let [x, gamma, beta] = [0, 1, 2].map(|i| values(&inputs[i]));
-        let mut y = buffer::stale(x.len());
+        let mut y = buffer::uninit(x.len());
         let kept = with_element!(self.precision, T => {
             layer_norm::forward::<T>(x, gamma, beta, self.eps, &mut y, keep)
                 .map(|kept| Box::new(kept) as Kept)
@@ -67,7 +67,7 @@ impl Operation for LayerNorm {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let dy = values(&gradient);
-        let mut dx = buffer::stale(dy.len());
+        let mut dx = buffer::uninit(dy.len());
         let gamma = values(&parameters[0]);
         let (dgamma, dbeta) = with_element!(self.precision, T => {
             layer_norm::backward::<T>(&own(kept), gamma, dy, &mut dx)
@@ -100,7 +100,7 @@ impl Operation for UnitRows {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let mut x = inputs.swap_remove(0);
         let width = x.shape()[1];
-        let lengths = tokens::unit_rows(values_mut(&mut x), width);
+        let lengths = tokens::l2_normalize(values_mut(&mut x), width);
         let kept = keep.then(|| Box::new((x.clone(), lengths)) as Kept);
         (x, kept)
     }
@@ -114,7 +114,7 @@ impl Operation for UnitRows {
     ) -> Vec<Option<FlexTensor>> {
         let (y, lengths): (FlexTensor, Vec<f32>) = own(kept);
         let width = y.shape()[1];
-        tokens::unit_rows_backward(values(&y), &lengths, width, values_mut(&mut gradient));
+        tokens::l2_normalize_backward(values(&y), &lengths, width, values_mut(&mut gradient));
         vec![Some(gradient)]
     }
 }
@@ -161,7 +161,7 @@ struct ImageMeans {
 impl Operation for ImageMeans {
     fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let width = inputs[0].shape()[1];
-        let means = tokens::image_means(values(&inputs[0]), width, &self.images);
+        let means = tokens::global_average_pool(values(&inputs[0]), width, &self.images);
         (made(means, [self.images.len(), width]), keep.then(|| Box::new(()) as Kept))
     }
 
@@ -173,7 +173,7 @@ impl Operation for ImageMeans {
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let width = gradient.shape()[1];
-        let rows = tokens::image_means_backward(values(&gradient), width, &self.images);
+        let rows = tokens::global_average_pool_backward(values(&gradient), width, &self.images);
         let count = rows.len() / width;
         vec![Some(made(rows, [count, width]))]
     }

@@ -50,7 +50,7 @@ struct Patches {
 impl Operation for Patches {
     fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let columns = self.sizes[1] * self.patch * self.patch;
-        let rows = tokens::patches(values(&inputs[0]), self.sizes, self.patch);
+        let rows = tokens::patchify(values(&inputs[0]), self.sizes, self.patch);
         let shape = [rows.len() / columns, columns];
         (made(rows, shape), keep.then(|| Box::new(()) as Kept))
     }
@@ -62,7 +62,7 @@ impl Operation for Patches {
         gradient: FlexTensor,
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        let pictures = tokens::patches_backward(values(&gradient), self.sizes, self.patch);
+        let pictures = tokens::patchify_backward(values(&gradient), self.sizes, self.patch);
         vec![Some(made(pictures, self.sizes))]
     }
 }
@@ -146,7 +146,7 @@ impl Merge {
 }
 
 /// What is kept, with the number of rows before the merge.
-type KeptMerge<T> = (merge::Kept<T>, usize);
+type KeptMerge<T> = (merge::Saved<T>, usize);
 
 impl Operation for Merge {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {

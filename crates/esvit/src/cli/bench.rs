@@ -44,9 +44,9 @@ enum What {
     Forward(Shape),
     /// The loss of the region task over the prototypes, forward and backward, without networks.
     Objective(Shape),
-    /// Kernels one by one, and what matrix products alone reach on this machine.
+    /// Kernels one by one, and the peak GEMM rate of this machine.
     Kernels {
-        /// Type of operands of products.
+        /// Type of GEMM operands.
         #[arg(long, default_value = "auto")]
         precision: PrecisionName,
     },
@@ -106,7 +106,7 @@ struct Shape {
     /// Trains the view task alone.
     #[arg(long)]
     view_only: bool,
-    /// Type of operands of products and of kept activations.
+    /// Type of GEMM operands and of saved activations.
     #[arg(long, default_value = "auto")]
     precision: PrecisionName,
 }
@@ -189,7 +189,7 @@ impl Bench {
                     output.json(&report)?;
                 } else {
                     output.result(format!(
-                        "{:.1} s, {:.0} GFLOP/s, {:.0} % of the {:.0} that products alone reach\n\
+                        "{:.1} s, {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
                          {:.0} MB at most, {} threads",
                         report.seconds,
                         report.gflops,
@@ -228,7 +228,7 @@ impl Bench {
         } else {
             output.result(format!(
                 "{:.3} s (median of {}), {:.2} pictures a second\n\
-                 {:.0} GFLOP/s, {:.0} % of the {:.0} that products alone reach\n\
+                 {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
                  {:.0} MB at most, {}, {} threads",
                 report.median_s,
                 report.seconds.len(),
@@ -269,7 +269,7 @@ impl Shape {
 
 fn kernel_table(precision: Precision, peak: f64, kernels: &[KernelReport]) -> String {
     let mut text = format!(
-        "{}, {}: products alone reach {peak:.0} GFLOP/s\n{:16} {:>20} {:>10} {:>9} {:>7}",
+        "{}, {}: peak GEMM {peak:.0} GFLOP/s\n{:16} {:>20} {:>10} {:>9} {:>7}",
         isa::current().name(),
         precision.name(),
         "kernel",

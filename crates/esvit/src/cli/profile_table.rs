@@ -9,20 +9,20 @@ const STEP_PHASE: &str = "optimiser and teacher";
 ///
 /// `repetitions` is what the figures are divided by; without it, the number of optimiser steps.
 pub(super) fn profile_table(peak_gflops: f64, repetitions: Option<u64>) -> String {
-    let Recorded { phases, products } = profile::take();
+    let Recorded { phases, gemm } = profile::take();
     let steps = phases.iter().find(|(name, _)| *name == STEP_PHASE).map(|(_, phase)| phase.calls);
     let repetitions = repetitions.or(steps).unwrap_or(1).max(1);
     let mut text = format!(
         "{:28} {:>7} {:>12} {:>9} {:>7}",
         "phase", "calls", "ms a step", "GFLOP/s", "share"
     );
-    let (mut time, mut product_time, mut macs) = (0.0, 0.0, 0);
+    let (mut time, mut gemm_time, mut macs) = (0.0, 0.0, 0);
     for (name, phase) in &phases {
         let seconds = phase.time.as_secs_f64();
         time += seconds;
         let gflops = 2e-9 * phase.macs as f64 / seconds;
         let (rate, share) = if phase.macs > 0 {
-            product_time += seconds;
+            gemm_time += seconds;
             macs += phase.macs;
             (format!("{gflops:.0}"), format!("{:.0} %", 100.0 * gflops / peak_gflops))
         } else {
@@ -34,8 +34,8 @@ pub(super) fn profile_table(peak_gflops: f64, repetitions: Option<u64>) -> Strin
             seconds * 1e3 / repetitions as f64
         ));
     }
-    let mut total = |name: &str, seconds: f64, product_seconds: f64| {
-        let gflops = 2e-9 * macs as f64 / product_seconds;
+    let mut total = |name: &str, seconds: f64, gemm_seconds: f64| {
+        let gflops = 2e-9 * macs as f64 / gemm_seconds;
         text.push_str(&format!(
             "\n{name:28} {:>7} {:>12.1} {:>9} {:>7}",
             "",
@@ -44,8 +44,8 @@ pub(super) fn profile_table(peak_gflops: f64, repetitions: Option<u64>) -> Strin
             format!("{:.0} %", 100.0 * gflops / peak_gflops)
         ));
     };
-    total("all of these", time, product_time);
-    let inside = products.as_secs_f64() / rayon::current_num_threads() as f64;
-    total("inside products alone", inside, inside);
+    total("all of these", time, gemm_time);
+    let inside = gemm.as_secs_f64() / rayon::current_num_threads() as f64;
+    total("inside GEMM alone", inside, inside);
     text
 }

@@ -31,7 +31,7 @@ pub(in crate::cli) struct Efficiency {
     /// Local crops of a picture.
     #[arg(long, default_value_t = 8)]
     local_crops: usize,
-    /// Type of operands of products: `auto`, `f32` or `bf16`.
+    /// Type of GEMM operands: `auto`, `f32` or `bf16`.
     #[arg(long, default_value = "auto")]
     precision: String,
     /// Timed repetitions of every step.

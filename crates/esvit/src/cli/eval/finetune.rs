@@ -71,7 +71,7 @@ pub(in crate::cli) struct Finetune {
     /// Rate at which branches of the last block are dropped; less for those before.
     #[arg(long, value_name = "RATE", default_value_t = defaults().drop_path)]
     drop_path: f64,
-    /// Type of operands of products and of kept activations.
+    /// Type of GEMM operands and of saved activations.
     #[arg(long, default_value = "auto")]
     precision: PrecisionName,
     /// Seed of all random choices.

@@ -2,12 +2,12 @@
 
 use std::arch::aarch64::*;
 
-use super::tile::{Tile, multiply, tile};
-use super::{BLOCK_STEPS, Extent, Left, Out, Strip, blocks, without_steps};
+use super::tile::{Tile, gemm, tile};
+use super::{Dims, KC, Lhs, Output, RhsPanel, bias_only, k_blocks};
 use crate::element::Bf16;
 
-multiply!(multiply_f32, "neon", f32, 1, 4, BLOCK_STEPS, tile_f32, [(4, 6, [1, 2, 3, 4, 5])]);
-multiply!(multiply_bf16, "neon", Bf16, 2, 4, BLOCK_STEPS, tile_bf16, [(4, 4, [1, 2, 3])]);
+gemm!(gemm_f32, "neon", f32, 1, 4, KC, tile_f32, [(4, 6, [1, 2, 3, 4, 5])]);
+gemm!(gemm_bf16, "neon", Bf16, 2, 4, KC, tile_bf16, [(4, 4, [1, 2, 3])]);
 
 tile!(
     tile_f32,

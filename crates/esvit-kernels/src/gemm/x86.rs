@@ -2,17 +2,17 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Tile, multiply, tile};
-use super::{BLOCK_STEPS, Extent, LONG_BLOCK_STEPS, Left, Out, Strip, blocks, without_steps};
+use super::tile::{Tile, gemm, tile};
+use super::{Dims, KC, LONG_KC, Lhs, Output, RhsPanel, bias_only, k_blocks};
 use crate::element::Bf16;
 
-multiply!(
-    multiply_f32_avx512,
+gemm!(
+    gemm_f32_avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,fma",
     f32,
     1,
     16,
-    LONG_BLOCK_STEPS,
+    LONG_KC,
     tile_f32_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
@@ -21,13 +21,13 @@ multiply!(
         (1, 14, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
     ]
 );
-multiply!(
-    multiply_bf16_avx512,
+gemm!(
+    gemm_bf16_avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma",
     Bf16,
     2,
     16,
-    BLOCK_STEPS,
+    KC,
     tile_bf16_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
@@ -36,36 +36,18 @@ multiply!(
         (1, 14, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
     ]
 );
-multiply!(
-    multiply_bf16_widened_avx512,
+gemm!(
+    gemm_bf16_widened_avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,fma",
     Bf16,
     2,
     16,
-    BLOCK_STEPS,
+    KC,
     tile_bf16_widened_avx512,
     [(2, 8, [1, 2, 3, 4, 5, 6, 7]), (1, 8, [1, 2, 3, 4, 5, 6, 7])]
 );
-multiply!(
-    multiply_f32_avx2,
-    "avx2,fma",
-    f32,
-    1,
-    8,
-    BLOCK_STEPS,
-    tile_f32_avx2,
-    [(2, 6, [1, 2, 3, 4, 5])]
-);
-multiply!(
-    multiply_bf16_avx2,
-    "avx2,fma",
-    Bf16,
-    2,
-    8,
-    BLOCK_STEPS,
-    tile_bf16_avx2,
-    [(2, 4, [1, 2, 3])]
-);
+gemm!(gemm_f32_avx2, "avx2,fma", f32, 1, 8, KC, tile_f32_avx2, [(2, 6, [1, 2, 3, 4, 5])]);
+gemm!(gemm_bf16_avx2, "avx2,fma", Bf16, 2, 8, KC, tile_bf16_avx2, [(2, 4, [1, 2, 3])]);
 
 tile!(
     tile_f32_avx512,

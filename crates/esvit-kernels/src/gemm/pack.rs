@@ -1,116 +1,116 @@
-//! Operands laid out for [`Multiply`](super::Multiply).
+//! Operands laid out for [`Gemm`](super::Gemm).
 
 use rayon::prelude::*;
 
-use super::{LANES, STRIP, Strip};
+use super::{LANES, NR, RhsPanel};
 use crate::buffer::Buffer;
-use crate::element::{Element, row_len};
+use crate::element::{Element, padded_row_len};
 use crate::isa;
 use crate::profile;
 use crate::simd::dispatch;
 
-/// Columns of a full strip for an operand of `columns` columns: strips of equal width serve the
+/// Columns of a full panel for an operand of `columns` columns: strips of equal width serve the
 /// widths of Swin (multiples of 96) best.
-pub(crate) fn strip_width(columns: usize) -> usize {
+pub(crate) fn panel_width(columns: usize) -> usize {
     let padded = columns.next_multiple_of(LANES);
     match padded {
-        0..=STRIP => padded,
-        _ if padded.is_multiple_of(STRIP) => STRIP,
+        0..=NR => padded,
+        _ if padded.is_multiple_of(NR) => NR,
         _ if padded.is_multiple_of(48) => 48,
-        _ => STRIP,
+        _ => NR,
     }
 }
 
-/// A right operand `[inner, columns]` cut into strips, each ready to be multiplied.
+/// A right operand `[k, n]` cut into panels, each ready to be multiplied.
 #[derive(Debug)]
-pub(crate) struct Packed<T: Element> {
+pub(crate) struct PackedRhs<T: Element> {
     values: Buffer<T>,
-    inner: usize,
-    columns: usize,
-    width: usize,
+    k: usize,
+    n: usize,
+    panel_width: usize,
     /// Of every column, filled up to registers.
     bias: Option<Vec<f32>>,
 }
 
-impl<T: Element> Packed<T> {
-    fn new(inner: usize, columns: usize) -> Self {
-        let (row, padded) = (row_len::<T>(inner), columns.next_multiple_of(LANES));
-        let mut values = Buffer::stale(row * padded);
-        if row > inner || padded > columns {
+impl<T: Element> PackedRhs<T> {
+    fn new(k: usize, n: usize) -> Self {
+        let (row, padded) = (padded_row_len::<T>(k), n.next_multiple_of(LANES));
+        let mut values = Buffer::uninit(row * padded);
+        if row > k || padded > n {
             values.fill(T::default());
         }
-        Self { values, inner, columns, width: strip_width(columns), bias: None }
+        Self { values, k, n, panel_width: panel_width(n), bias: None }
     }
 
     /// The operand of products to which a bias of every column is added.
     pub(crate) fn with_bias(mut self, mut bias: Vec<f32>) -> Self {
-        assert_eq!(bias.len(), self.columns, "bias of every column");
-        bias.resize(self.columns.next_multiple_of(LANES), 0.0);
+        assert_eq!(bias.len(), self.n, "bias of every column");
+        bias.resize(self.n.next_multiple_of(LANES), 0.0);
         self.bias = Some(bias);
         self
     }
 
     /// Inner steps of a product with it.
-    pub(crate) fn steps(&self) -> usize {
-        self.inner.div_ceil(T::PAIR)
+    pub(crate) fn k_steps(&self) -> usize {
+        self.k.div_ceil(T::K_PACK)
     }
 
     /// Columns of the operand.
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
+    pub(crate) fn n(&self) -> usize {
+        self.n
     }
 
-    /// The transpose of `weight [columns, inner]`, each inner index times its `scale`.
-    pub(crate) fn transposed(weight: &[f32], inner: usize, scale: Option<&[f32]>) -> Self {
-        profile::time("packing", 0, || Self::pack_transposed(weight, inner, scale))
+    /// The transpose of `weight [n, k]`, each k times its `scale`.
+    pub(crate) fn from_transposed(weight: &[f32], k: usize, scale: Option<&[f32]>) -> Self {
+        profile::time("packing", 0, || Self::pack_transposed(weight, k, scale))
     }
 
-    fn pack_transposed(weight: &[f32], inner: usize, scale: Option<&[f32]>) -> Self {
-        let columns = weight.len() / inner.max(1);
-        let mut packed = Self::new(inner, columns);
-        let (width, row) = (packed.width, row_len::<T>(inner));
+    fn pack_transposed(weight: &[f32], k: usize, scale: Option<&[f32]>) -> Self {
+        let n = weight.len() / k.max(1);
+        let mut packed = Self::new(k, n);
+        let (width, row) = (packed.panel_width, padded_row_len::<T>(k));
         packed
             .values
             .par_chunks_mut((width * row).max(1))
-            .zip(weight.par_chunks((width * inner).max(1)))
-            .for_each(|(strip, weight)| {
-                let width = strip.len() / row;
-                let mut rows = Buffer::<T>::rows(LANES, inner);
-                for (group, weight) in weight.chunks(LANES * inner).enumerate() {
-                    let count = weight.len() / inner;
-                    for (to, from) in rows.chunks_exact_mut(row).zip(weight.chunks_exact(inner)) {
+            .zip(weight.par_chunks((width * k).max(1)))
+            .for_each(|(panel, weight)| {
+                let width = panel.len() / row;
+                let mut rows = Buffer::<T>::rows(LANES, k);
+                for (group, weight) in weight.chunks(LANES * k).enumerate() {
+                    let count = weight.len() / k;
+                    for (to, from) in rows.chunks_exact_mut(row).zip(weight.chunks_exact(k)) {
                         convert(from, scale, to);
                     }
-                    let at = group * LANES * T::PAIR;
-                    transpose_rows(&rows, row, count, &mut strip[at..], width * T::PAIR);
+                    let at = group * LANES * T::K_PACK;
+                    transpose_rows(&rows, row, count, &mut panel[at..], width * T::K_PACK);
                 }
             });
         packed
     }
 
-    /// `weight [inner, columns]`, each column times its `scale`.
-    pub(crate) fn straight(weight: &[f32], columns: usize, scale: Option<&[f32]>) -> Self {
-        profile::time("packing", 0, || Self::pack_straight(weight, columns, scale))
+    /// `weight [k, n]`, each column times its `scale`.
+    pub(crate) fn from_rows(weight: &[f32], n: usize, scale: Option<&[f32]>) -> Self {
+        profile::time("packing", 0, || Self::pack_rows(weight, n, scale))
     }
 
-    fn pack_straight(weight: &[f32], columns: usize, scale: Option<&[f32]>) -> Self {
-        let inner = weight.len() / columns.max(1);
-        let mut packed = Self::new(inner, columns);
-        let (width, row) = (packed.width, row_len::<T>(inner));
-        let zeros = [0.0; STRIP];
-        packed.values.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(at, strip)| {
-            let width = strip.len() / row;
-            let first = at * packed.width;
-            let used = first..(first + width).min(columns);
+    fn pack_rows(weight: &[f32], n: usize, scale: Option<&[f32]>) -> Self {
+        let k = weight.len() / n.max(1);
+        let mut packed = Self::new(k, n);
+        let (width, row) = (packed.panel_width, padded_row_len::<T>(k));
+        let zeros = [0.0; NR];
+        packed.values.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(at, panel)| {
+            let width = panel.len() / row;
+            let first = at * packed.panel_width;
+            let used = first..(first + width).min(n);
             let scale = scale.map(|scale| &scale[used.clone()]);
-            for (step, to) in strip.chunks_exact_mut(width * T::PAIR).enumerate() {
+            for (step, to) in panel.chunks_exact_mut(width * T::K_PACK).enumerate() {
                 let row = |pair: usize| {
-                    let at = step * T::PAIR + pair;
-                    (at < inner).then(|| &weight[at * columns..][used.clone()])
+                    let at = step * T::K_PACK + pair;
+                    (at < k).then(|| &weight[at * n..][used.clone()])
                 };
                 if let Some(first) = row(0) {
-                    let second = if T::PAIR == 2 { row(1) } else { None };
-                    pair_up(first, second.unwrap_or(&zeros[..first.len()]), scale, to);
+                    let second = if T::K_PACK == 2 { row(1) } else { None };
+                    convert_vnni(first, second.unwrap_or(&zeros[..first.len()]), scale, to);
                 }
             }
         });
@@ -118,13 +118,13 @@ impl<T: Element> Packed<T> {
     }
 
     /// The strips from left to right, with the first column of each.
-    pub(crate) fn strips(&self) -> impl Iterator<Item = (usize, Strip<'_, T>)> {
-        let row = row_len::<T>(self.inner);
-        (0..self.columns).step_by(self.width.max(1)).map(move |first| {
-            let width = self.width.min(self.columns.next_multiple_of(LANES) - first);
+    pub(crate) fn panels(&self) -> impl Iterator<Item = (usize, RhsPanel<'_, T>)> {
+        let row = padded_row_len::<T>(self.k);
+        (0..self.n).step_by(self.panel_width.max(1)).map(move |first| {
+            let width = self.panel_width.min(self.n.next_multiple_of(LANES) - first);
             let values = &self.values[first * row..(first + width) * row];
             let bias = self.bias.as_ref().map(|bias| &bias[first..first + width]);
-            (first, Strip { values, step: width * T::PAIR, width, bias })
+            (first, RhsPanel { values, k_stride: width * T::K_PACK, width, bias })
         })
     }
 }
@@ -151,17 +151,17 @@ dispatch! {
 
 dispatch! {
     /// Stores the values of one or, in pairs, of two rows, each times its scale.
-    fn pair_up<T: Element>(
+    fn convert_vnni<T: Element>(
         first: &[f32],
         second: &[f32],
         scale: Option<&[f32]>,
         to: &mut [T],
     ) {
         let n = first.len();
-        let (second, to) = (&second[..n], &mut to[..n * T::PAIR]);
-        let ones = [1.0; STRIP];
+        let (second, to) = (&second[..n], &mut to[..n * T::K_PACK]);
+        let ones = [1.0; NR];
         let scale = &scale.unwrap_or(&ones)[..n];
-        if T::PAIR == 1 {
+        if T::K_PACK == 1 {
             for i in 0..n {
                 to[i] = T::from_f32(first[i] * scale[i]);
             }
@@ -175,9 +175,9 @@ dispatch! {
 }
 
 /// Pairs up the rows of a matrix: `from` holds `rows` rows that are `row` values apart; step `s`
-/// of `to` (`step` values apart) gets the first `columns` values of rows `PAIR s ..`, pair by
+/// of `to` (`step` values apart) gets the first `columns` values of rows `K_PACK s ..`, pair by
 /// pair; zeros stand in for a row that is missing.
-pub(crate) fn interleave<T: Element>(
+pub(crate) fn pack_vnni<T: Element>(
     from: &[T],
     row: usize,
     rows: usize,
@@ -185,15 +185,15 @@ pub(crate) fn interleave<T: Element>(
     to: &mut [T],
     step: usize,
 ) {
-    for (at, to) in to.chunks_mut(step.max(1)).enumerate().take(rows.div_ceil(T::PAIR)) {
-        let to = &mut to[..columns * T::PAIR];
-        let first = &from[at * T::PAIR * row..][..columns];
-        if T::PAIR == 1 {
+    for (at, to) in to.chunks_mut(step.max(1)).enumerate().take(rows.div_ceil(T::K_PACK)) {
+        let to = &mut to[..columns * T::K_PACK];
+        let first = &from[at * T::K_PACK * row..][..columns];
+        if T::K_PACK == 1 {
             to.copy_from_slice(first);
-        } else if at * T::PAIR + 1 < rows {
-            interleave_pair(first, &from[(at * T::PAIR + 1) * row..][..columns], to);
+        } else if at * T::K_PACK + 1 < rows {
+            interleave_rows(first, &from[(at * T::K_PACK + 1) * row..][..columns], to);
         } else {
-            for (to, &value) in to.chunks_exact_mut(T::PAIR).zip(first) {
+            for (to, &value) in to.chunks_exact_mut(T::K_PACK).zip(first) {
                 to.fill(T::default());
                 to[0] = value;
             }
@@ -207,7 +207,7 @@ fn has_avx512() -> bool {
 }
 
 /// Values of two rows by turns.
-fn interleave_pair<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
+fn interleave_rows<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
     let n = first.len();
     assert!(second.len() >= n && to.len() >= 2 * n, "rows of equal length");
     let done = if has_avx512() && size_of::<T>() == 2 { n / 32 * 32 } else { 0 };
@@ -231,7 +231,7 @@ fn interleave_pair<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
 }
 
 /// Transposes `count` rows that are `row` values apart, pair by pair: pair `s` of row `i` goes to
-/// `to[s * step + i * PAIR ..]`.
+/// `to[s * step + i * K_PACK ..]`.
 pub(crate) fn transpose_rows<T: Element>(
     from: &[T],
     row: usize,
@@ -239,13 +239,13 @@ pub(crate) fn transpose_rows<T: Element>(
     to: &mut [T],
     step: usize,
 ) {
-    let steps = row / T::PAIR;
-    assert!(count * T::PAIR <= step, "columns of a step");
-    assert!(count == 0 || (count - 1) * row + steps * T::PAIR <= from.len(), "rows");
-    assert!(steps == 0 || (steps - 1) * step + count * T::PAIR <= to.len(), "steps");
+    let steps = row / T::K_PACK;
+    assert!(count * T::K_PACK <= step, "columns of a step");
+    assert!(count == 0 || (count - 1) * row + steps * T::K_PACK <= from.len(), "rows");
+    assert!(steps == 0 || (steps - 1) * step + count * T::K_PACK <= to.len(), "steps");
     // Squares of so many pairs of 4 bytes are transposed in registers.
     let side = match isa::current() {
-        _ if cfg!(not(target_arch = "x86_64")) || size_of::<T>() * T::PAIR != 4 => usize::MAX,
+        _ if cfg!(not(target_arch = "x86_64")) || size_of::<T>() * T::K_PACK != 4 => usize::MAX,
         isa::Isa::Baseline => usize::MAX,
         isa::Isa::Avx2 => 8,
         isa::Isa::Avx512 | isa::Isa::Avx512Bf16 => 16,
@@ -258,9 +258,9 @@ pub(crate) fn transpose_rows<T: Element>(
             // as many pairs of 4 bytes from (first, at) lie in `from` and their transpose in `to`, as
             // asserted above.
             unsafe {
-                let from = from.as_ptr().add(first * row + at * T::PAIR);
-                let to = to.as_mut_ptr().add(at * step + first * T::PAIR);
-                let (row, step) = (row / T::PAIR, step / T::PAIR);
+                let from = from.as_ptr().add(first * row + at * T::K_PACK);
+                let to = to.as_mut_ptr().add(at * step + first * T::K_PACK);
+                let (row, step) = (row / T::K_PACK, step / T::K_PACK);
                 if side == 8 {
                     super::x86::transpose8_avx2(from.cast(), row, to.cast(), step);
                 } else {
@@ -273,8 +273,8 @@ pub(crate) fn transpose_rows<T: Element>(
         let from = &from[i * row..];
         let start = if i < whole_rows { whole_steps } else { 0 };
         for s in start..steps {
-            let to = &mut to[s * step + i * T::PAIR..][..T::PAIR];
-            to.copy_from_slice(&from[s * T::PAIR..][..T::PAIR]);
+            let to = &mut to[s * step + i * T::K_PACK..][..T::K_PACK];
+            to.copy_from_slice(&from[s * T::K_PACK..][..T::K_PACK]);
         }
     }
 }

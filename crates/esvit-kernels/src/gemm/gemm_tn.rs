@@ -1,0 +1,163 @@
+//! Products over rows: `a^T b` for two matrices with the same rows, the gradient of a weight.
+
+use rayon::prelude::*;
+
+use super::pack::{pack_vnni, panel_width};
+use super::{Dims, LANES, Lhs, Output, RhsPanel};
+use crate::buffer::Buffer;
+use crate::element::Element;
+use crate::simd::dispatch;
+
+/// Rows that are laid out and multiplied at a time, so that they stay in the caches between.
+const CHUNK_K: usize = 1536;
+
+/// Most columns of `a` of one task.
+const TASK_M: usize = 96;
+
+/// The first `columns` values of rows that are `row` values apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matrix<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) columns: usize,
+    pub(crate) row_stride: usize,
+}
+
+impl<'a, T: Element> Matrix<'a, T> {
+    /// All of a matrix whose rows are stored at the length of [`crate::element::padded_row_len`].
+    pub(crate) fn new(values: &'a [T], columns: usize) -> Self {
+        Self { values, columns, row_stride: crate::element::padded_row_len::<T>(columns) }
+    }
+
+    fn rows(&self) -> usize {
+        self.values.len().checked_div(self.row_stride).unwrap_or(0)
+    }
+}
+
+/// `out [a's columns, b's columns] = a^T b`; the sums of `a`'s columns go into `sums`. With `add`
+/// both are added to what is there.
+///
+/// Sums over rows are taken in the same order for any number of threads.
+pub(crate) fn gemm_tn<T: Element>(
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    out: &mut [f32],
+    mut sums: Option<&mut [f32]>,
+    add: bool,
+) {
+    assert_eq!(a.rows(), b.rows(), "rows of both operands");
+    assert_eq!(out.len(), a.columns * b.columns, "output");
+    let rows = a.rows();
+    if !add {
+        if let Some(sums) = sums.as_deref_mut() {
+            sums.fill(0.0);
+        }
+        if rows == 0 {
+            out.fill(0.0);
+        }
+    }
+    let task = a.columns.div_ceil(8).next_multiple_of(LANES).min(TASK_M);
+    let width = panel_width(b.columns);
+    let stored = rows.min(CHUNK_K).next_multiple_of(T::K_PACK);
+    let mut lhs_panels = Buffer::scratch(stored * a.columns.next_multiple_of(LANES));
+    let mut rhs_panels = Buffer::scratch(stored * b.columns.next_multiple_of(LANES));
+    for start in (0..rows).step_by(CHUNK_K) {
+        let chunk = start..(start + CHUNK_K).min(rows);
+        let k_steps = chunk.len().div_ceil(T::K_PACK);
+        let stored = k_steps * T::K_PACK;
+        let lhs_panels = &mut lhs_panels[..stored * a.columns.next_multiple_of(LANES)];
+        let rhs_panels = &mut rhs_panels[..stored * b.columns.next_multiple_of(LANES)];
+        rayon::join(
+            || pack_panels(a, chunk.clone(), task, lhs_panels, sums.as_deref_mut()),
+            || pack_panels(b, chunk.clone(), width, rhs_panels, None),
+        );
+        out.par_chunks_mut(task * b.columns).zip(lhs_panels.par_chunks(task * stored)).for_each(
+            |(out, panel)| {
+                let columns = panel.len() / stored;
+                let lhs = Lhs::from_transposed(panel, columns);
+                let dims = Dims { m: out.len() / b.columns, k_steps };
+                let add = add || start > 0;
+                for (at, panel) in rhs_panels.chunks(width * stored).enumerate() {
+                    let columns = panel.len() / stored;
+                    let k_stride = columns * T::K_PACK;
+                    let panel = RhsPanel { values: panel, k_stride, width: columns, bias: None };
+                    let first = at * width;
+                    if first + columns <= b.columns {
+                        let mut out = Output { values: &mut out[first..], row_stride: b.columns };
+                        T::gemm(lhs, panel, dims, &mut out, add);
+                    } else {
+                        gemm_ragged_panel(lhs, panel, dims, out, first, b.columns, add);
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// A product with a panel that reaches beyond the last column of `out`.
+fn gemm_ragged_panel<T: Element>(
+    lhs: Lhs<'_, T>,
+    panel: RhsPanel<'_, T>,
+    dims: Dims,
+    out: &mut [f32],
+    first: usize,
+    columns: usize,
+    add: bool,
+) {
+    let mut tile = vec![0.0; dims.m * panel.width];
+    let mut padded = Output { values: &mut tile, row_stride: panel.width };
+    T::gemm(lhs, panel, dims, &mut padded, false);
+    for (out, tile) in out.chunks_exact_mut(columns).zip(tile.chunks_exact(panel.width)) {
+        for (out, tile) in out[first..].iter_mut().zip(tile) {
+            *out = if add { *out + tile } else { *tile };
+        }
+    }
+}
+
+/// Cuts some rows of a matrix into rhs_panels of `width` columns, each `[steps, width, K_PACK]`, filled
+/// up with zeros to whole registers, and adds the rows to `sums`.
+fn pack_panels<T: Element>(
+    matrix: Matrix<'_, T>,
+    rows: std::ops::Range<usize>,
+    width: usize,
+    out: &mut [T],
+    sums: Option<&mut [f32]>,
+) {
+    let stored = rows.len().next_multiple_of(T::K_PACK);
+    let from = &matrix.values[rows.start * matrix.row_stride..];
+    let pack = |at: usize, panel: &mut [T], sums: Option<&mut [f32]>| {
+        let first = at * width;
+        let padded = panel.len() / stored;
+        let columns = padded.min(matrix.columns - first);
+        if columns < padded {
+            panel.fill(T::default());
+        }
+        let from = &from[first..];
+        pack_vnni(from, matrix.row_stride, rows.len(), columns, panel, padded * T::K_PACK);
+        if let Some(sums) = sums {
+            for row in 0..rows.len() {
+                accumulate(&from[row * matrix.row_stride..][..columns], sums);
+            }
+        }
+    };
+    match sums {
+        Some(sums) => out
+            .par_chunks_mut(width * stored)
+            .zip(sums.par_chunks_mut(width))
+            .enumerate()
+            .for_each(|(at, (panel, sums))| pack(at, panel, Some(sums))),
+        None => out
+            .par_chunks_mut(width * stored)
+            .enumerate()
+            .for_each(|(at, panel)| pack(at, panel, None)),
+    }
+}
+
+dispatch! {
+    fn accumulate<T: Element>(row: &[T], sums: &mut [f32]) {
+        let n = row.len();
+        let sums = &mut sums[..n];
+        for i in 0..n {
+            sums[i] += row[i].to_f32();
+        }
+    }
+}

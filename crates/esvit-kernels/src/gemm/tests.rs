@@ -1,0 +1,184 @@
+use super::*;
+use crate::element::padded_row_len;
+use crate::isa::tests::under_each;
+use crate::rng::Rng;
+use proptest::prelude::*;
+
+fn values(n: usize, stream: u64) -> Vec<f32> {
+    let mut rng = Rng::new(stream, [0; 3]);
+    (0..n).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect()
+}
+
+/// Rows in the stored type, each at its stored length.
+fn stored<T: Element>(values: &[f32], width: usize) -> Vec<T> {
+    let row = padded_row_len::<T>(width);
+    let mut rows = vec![T::default(); values.len() / width * row];
+    for (to, from) in rows.chunks_exact_mut(row).zip(values.chunks_exact(width)) {
+        convert(from, None, to);
+    }
+    rows
+}
+
+fn rounded<T: Element>(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(T::from_f32(v).to_f32())).collect()
+}
+
+fn assert_close(found: &[f32], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (&a, &b)) in found.iter().zip(expected).enumerate() {
+        assert!((f64::from(a) - b).abs() < 1e-4 * b.abs().max(1.0), "{what} at {i}: {a} {b}");
+    }
+}
+
+/// All products of a packed operand, gathered into one row-major matrix.
+fn gemm<T: Element>(lhs: Lhs<'_, T>, packed: &PackedRhs<T>, m: usize) -> Vec<f32> {
+    let n = packed.n();
+    let mut out = vec![0.0; m * n];
+    for (first, panel) in packed.panels() {
+        let mut part = vec![f32::NAN; m * panel.width];
+        let mut padded = Output { values: &mut part, row_stride: panel.width };
+        T::gemm(lhs, panel, Dims { m, k_steps: packed.k_steps() }, &mut padded, false);
+        let mut twice = part.clone();
+        let mut padded = Output { values: &mut twice, row_stride: panel.width };
+        T::gemm(lhs, panel, Dims { m, k_steps: packed.k_steps() }, &mut padded, true);
+        for (i, (row, twice)) in
+            part.chunks_exact(panel.width).zip(twice.chunks_exact(panel.width)).enumerate()
+        {
+            for (j, (&value, &twice)) in row.iter().zip(twice).enumerate().take(n - first) {
+                let added = (2.0 * value - twice).abs() < 1e-4;
+                assert!(added || !value.is_finite(), "added: {value} {twice}");
+                out[i * n + first + j] = value;
+            }
+        }
+    }
+    out
+}
+
+fn all_forms<T: Element>(m: usize, k: usize, n: usize) {
+    let x = values(m * k, 1);
+    let w = values(n * k, 2);
+    let scale = values(k, 3);
+    let (x64, w64) = (rounded::<T>(&x), rounded::<T>(&w));
+    let what = format!("{} {m} x {k} x {n}", T::NAME);
+
+    let lhs = stored::<T>(&x, k);
+    let lhs = Lhs::from_rows(&lhs, padded_row_len::<T>(k));
+    let expected: Vec<f64> = (0..m * n)
+        .map(|at| (0..k).map(|l| x64[at / n * k + l] * w64[at % n * k + l]).sum())
+        .collect();
+    let found = gemm(lhs, &PackedRhs::from_transposed(&w, k, None), m);
+    assert_close(&found, &expected, &format!("transposed {what}"));
+
+    let bias = values(n, 5);
+    let biased: Vec<f64> =
+        expected.iter().enumerate().map(|(at, e)| e + f64::from(bias[at % n])).collect();
+    let found = gemm(lhs, &PackedRhs::from_transposed(&w, k, None).with_bias(bias), m);
+    assert_close(&found, &biased, &format!("with bias {what}"));
+
+    let scaled: Vec<f32> = w.iter().enumerate().map(|(i, w)| w * scale[i % k]).collect();
+    let scaled = rounded::<T>(&scaled);
+    let expected: Vec<f64> = (0..m * n)
+        .map(|at| {
+            let terms = (0..k).map(|l| x64[at / n * k + l] * scaled[at % n * k + l]);
+            terms.sum()
+        })
+        .collect();
+    let found = gemm(lhs, &PackedRhs::from_transposed(&w, k, Some(&scale)), m);
+    assert_close(&found, &expected, &format!("scaled {what}"));
+
+    let expected: Vec<f64> = (0..m * n)
+        .map(|at| (0..k).map(|l| x64[at / n * k + l] * w64[l * n + at % n]).sum())
+        .collect();
+    let found = gemm(lhs, &PackedRhs::from_rows(&w, n, None), m);
+    assert_close(&found, &expected, &format!("straight {what}"));
+
+    // x^T v with v [rows, columns].
+    let v = values(m * n, 4);
+    let v64 = rounded::<T>(&v);
+    let (a, b) = (stored::<T>(&x, k), stored::<T>(&v, n));
+    let mut out = vec![f32::NAN; k * n];
+    let mut sums = vec![f32::NAN; k];
+    for add in [false, true] {
+        let times = if add { 2.0 } else { 1.0 };
+        let (a, b) = (Matrix::new(&a, k), Matrix::new(&b, n));
+        gemm_tn(a, b, &mut out, Some(&mut sums), add);
+        let sum = |at: usize| -> f64 {
+            let (i, column) = (at / n, at % n);
+            (0..m).map(|r| x64[r * k + i] * v64[r * n + column]).sum()
+        };
+        let expected: Vec<f64> = (0..k * n).map(|at| times * sum(at)).collect();
+        assert_close(&out, &expected, &format!("gemm_tn {what}"));
+        let sum = |i: usize| (0..m).map(|r| x64[r * k + i]).sum::<f64>();
+        let expected: Vec<f64> = (0..k).map(|i| times * sum(i)).collect();
+        assert_close(&sums, &expected, &format!("sums {what}"));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn any_shape(m in 1usize..60, k in 1usize..70, n in 1usize..150) {
+        under_each(|_| {
+            all_forms::<f32>(m, k, n);
+            all_forms::<Bf16>(m, k, n);
+        });
+    }
+}
+
+/// One less and one more than what a tile, a panel, a block of steps and a chunk of rows hold.
+#[test]
+fn around_the_blocks() {
+    under_each(|_| {
+        for (m, k, n) in [
+            (5, 95, 63),
+            (6, 97, 64),
+            (7, 193, 65),
+            (8, 192, 48),
+            (13, 191, 47),
+            (9, 255, 17),
+            (6, 257, 63),
+            (7, 513, 48),
+            (1, 1, 1),
+            (1535, 17, 16),
+            (1537, 16, 33),
+            (3073, 3, 5),
+        ] {
+            all_forms::<f32>(m, k, n);
+            all_forms::<Bf16>(m, k, n);
+        }
+    });
+}
+
+#[test]
+fn nothing_to_sum_is_zero() {
+    under_each(|_| {
+        let mut out = [f32::NAN; 2 * 16];
+        let panel = RhsPanel { values: &[], k_stride: 16, width: 16, bias: None };
+        let lhs = Lhs { values: &[0.0f32; 0], row_stride: 0, k_stride: 1 };
+        let dims = Dims { m: 2, k_steps: 0 };
+        f32::gemm(lhs, panel, dims, &mut Output { values: &mut out, row_stride: 16 }, false);
+        assert_eq!(out, [0.0; 32]);
+        let panel = RhsPanel { bias: Some(&[1.5; 16]), ..panel };
+        f32::gemm(lhs, panel, dims, &mut Output { values: &mut out, row_stride: 16 }, true);
+        assert_eq!(out, [1.5; 32]);
+    });
+}
+
+/// What is not a finite number shows in the rows and columns that it belongs to, and only there.
+#[test]
+fn what_is_not_finite_is_seen() {
+    under_each(|_| {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let (m, k, n) = (9, 20, 40);
+            let mut x = vec![1.0f32; m * k];
+            x[3 * k + 7] = bad;
+            let w = vec![1.0f32; n * k];
+            let lhs = stored::<Bf16>(&x, k);
+            let packed = PackedRhs::from_transposed(&w, k, None);
+            let found = gemm(Lhs::from_rows(&lhs, k), &packed, m);
+            for (at, value) in found.iter().enumerate() {
+                assert_eq!(value.is_finite(), at / n != 3, "{bad} {at}");
+            }
+        }
+    });
+}
