@@ -33,7 +33,7 @@ def evaluate(program, run, data):
     knn = {row["features"]: row["accuracies"][0]["top1"] for row in answer("knn", "--k", K, *labelled)["results"]}
     linear = answer("linear", *labelled)
     found = {row["features"]: row for row in answer("correspondence", *pictures)["results"]}
-    attention = answer("attention", "--against", "untrained", "--pictures", 400, *pictures)
+    attention = answer("attention", "--against", "untrained", "--images", 400, *pictures)
 
     def figures(network, linear_top1, blocks):
         return {

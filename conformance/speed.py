@@ -296,7 +296,7 @@ def compare_data(rounds: int) -> None:
         worker = Worker("data", picture)
         ours, theirs = [], []
         for _ in range(rounds):
-            report = bench("data", "--picture", picture, iterations=100)
+            report = bench("data", "--image", picture, iterations=100)
             ours.append(report["total_ms"])
             theirs.append(worker.repeat()["seconds"] / 20 * 1e3)
         worker.close()

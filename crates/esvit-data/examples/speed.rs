@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use esvit_data::augment::{self, CropBox};
 use esvit_data::{
-    DecodeLimits, Folder, Interpolation, Picture, Policy, Source, ViewsConfig, decode,
-    resized_crop, training_materials,
+    DecodeLimits, Folder, Image, Interpolation, Policy, Source, ViewsConfig, decode, resized_crop,
+    training_materials,
 };
 
 fn time(name: &str, repeats: u32, mut work: impl FnMut(u64)) {
@@ -24,12 +24,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let limits = DecodeLimits::default();
     let small = decode(jpeg, &limits)?;
     time("decode a JPEG of 256x256", 500, |_| drop(decode(jpeg, &limits)));
-    time("decode the 101 built-in pictures", 3, |_| drop(training_materials()));
+    time("decode the 101 built-in images", 3, |_| drop(training_materials()));
 
     let all = CropBox { left: 0, top: 0, width: 256, height: 256 };
     let crop = CropBox { left: 3, top: 40, width: 250, height: 187 };
     let stretched = resized_crop(&small, all, 500, Interpolation::Bicubic)?;
-    let picture: Picture = stretched.crop(0, 0, 500, 375)?;
+    let image: Image = stretched.crop(0, 0, 500, 375)?;
 
     for policy in [Policy::Dino, Policy::Deit, Policy::MocoV2, Policy::Basic] {
         let large = ViewsConfig::for_policy(policy);
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut out = vec![0.0; length];
             let normalization = config.normalization();
             time(&format!("{policy:?}: views {name} of 500x375"), 100, |sample| {
-                for view in config.views(&picture, 0, 0, sample).iter().flatten() {
+                for view in config.views(&image, 0, 0, sample).iter().flatten() {
                     let values = 3 * (view.size() * view.size()) as usize;
                     let _ = view.write(&normalization, &mut out[..values]);
                 }
@@ -53,9 +53,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     time("crop 250x187 resized to 224", 200, |_| {
-        drop(resized_crop(&picture, crop, 224, Interpolation::Bicubic));
+        drop(resized_crop(&image, crop, 224, Interpolation::Bicubic));
     });
-    let mut view = resized_crop(&picture, crop, 224, Interpolation::Bicubic)?;
+    let mut view = resized_crop(&image, crop, 224, Interpolation::Bicubic)?;
     time("brightness, 224", 200, |_| augment::brightness(&mut view, 1.001));
     time("contrast, 224", 200, |_| augment::contrast(&mut view, 1.001));
     time("saturation, 224", 200, |_| augment::saturation(&mut view, 1.001));
@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     time("gaussian_blur, 224", 200, |_| augment::gaussian_blur(&mut view, 1.0));
     let mut out = vec![0.0; 3 * 224 * 224];
     let normalization = ViewsConfig::default().normalization();
-    time("normalise, 224", 200, |_| drop(normalization.write(&view, &mut out)));
+    time("normalize, 224", 200, |_| drop(normalization.write(&view, &mut out)));
 
     if let Some(folder) = std::env::args_os().nth(1) {
         let listed = Folder::open(&folder, &limits)?.len();

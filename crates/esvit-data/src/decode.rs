@@ -1,15 +1,15 @@
-//! From the bytes of a file to a picture.
+//! From the bytes of a file to an image.
 //!
-//! Files found in the wild are wrong in many ways. A picture is either decoded whole or refused
-//! with a reason: a half-grey picture would silently teach the network something false.
+//! Files found in the wild are wrong in many ways. An image is either decoded whole or refused
+//! with a reason: a half-gray image would silently teach the network something false.
 
 use std::io::{Cursor, ErrorKind};
 
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
-use crate::Picture;
+use crate::Image;
 
-/// How large a picture may be. Both limits are checked from the header, before pixels are
+/// How large an image may be. Both limits are checked from the header, before pixels are
 /// decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -17,7 +17,7 @@ pub struct DecodeLimits {
     /// Most pixels (width x height). Default 178,956,970: above that Pillow, too, suspects a
     /// decompression bomb.
     pub max_pixels: u64,
-    /// Most bytes of the decoded picture in the file's own pixel format. Default 1 GiB.
+    /// Most bytes of the decoded image in the file's own pixel format. Default 1 GiB.
     pub max_bytes: u64,
 }
 
@@ -27,7 +27,7 @@ impl Default for DecodeLimits {
     }
 }
 
-/// Why bytes are not a usable picture. The name of the file is added by whoever read it.
+/// Why bytes are not a usable image. The name of the file is added by whoever read it.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// There are no bytes.
@@ -35,15 +35,15 @@ pub enum DecodeError {
     Empty,
     /// The first bytes belong to no format that is read here.
     #[error(
-        "not a picture: it begins with {begin}; JPEG, PNG, WebP, TIFF, BMP and GIF are read, \
-         recognised by content"
+        "not an image: it begins with {begin}; JPEG, PNG, WebP, TIFF, BMP and GIF are read, \
+         recognized by content"
     )]
     UnknownFormat {
         /// The first bytes, in readable form.
         begin: String,
     },
-    /// The file ends before the picture does.
-    #[error("the {format} file is truncated: it ends before the picture does; copy it again")]
+    /// The file ends before the image does.
+    #[error("the {format} file is truncated: it ends before the image does; copy it again")]
     Truncated {
         /// Name of the format.
         format: &'static str,
@@ -51,7 +51,7 @@ pub enum DecodeError {
     /// More pixels than allowed.
     #[error(
         "{width}x{height} is {pixels} pixels, more than `max_pixels` = {limit}; shrink the \
-         picture or raise the limit"
+         image or raise the limit"
     )]
     TooManyPixels {
         /// Width in pixels.
@@ -65,7 +65,7 @@ pub enum DecodeError {
     },
     /// More memory than allowed.
     #[error(
-        "decoding needs {bytes} bytes, more than `max_bytes` = {limit}; shrink the picture or \
+        "decoding needs {bytes} bytes, more than `max_bytes` = {limit}; shrink the image or \
          raise the limit"
     )]
     TooManyBytes {
@@ -92,18 +92,18 @@ pub enum DecodeError {
     },
 }
 
-/// Decodes a JPEG, PNG, WebP, TIFF, BMP or GIF (first frame) file, recognised by its content.
+/// Decodes a JPEG, PNG, WebP, TIFF, BMP or GIF (first frame) file, recognized by its content.
 ///
-/// Grey becomes RGB, 16 bits become 8, palettes are looked up, alpha is dropped (as Pillow's
+/// Gray becomes RGB, 16 bits become 8, palettes are looked up, alpha is dropped (as Pillow's
 /// `convert("RGB")` does), CMYK is converted, and the EXIF orientation is applied.
 ///
 /// ```
-/// use esvit_data::{DecodeLimits, Picture, decode, encode_png};
-/// let picture = Picture::new(1, 1, vec![1, 2, 3])?;
-/// assert_eq!(decode(&encode_png(&picture)?, &DecodeLimits::default())?, picture);
+/// use esvit_data::{DecodeLimits, Image, decode, encode_png};
+/// let image = Image::new(1, 1, vec![1, 2, 3])?;
+/// assert_eq!(decode(&encode_png(&image)?, &DecodeLimits::default())?, image);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeError> {
+pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
@@ -130,7 +130,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeErro
     if bytes_needed > limits.max_bytes {
         return Err(DecodeError::TooManyBytes { bytes: bytes_needed, limit: limits.max_bytes });
     }
-    // The JPEG decoder fills what is missing with grey instead of failing, and the WebP decoder
+    // The JPEG decoder fills what is missing with gray instead of failing, and the WebP decoder
     // does not know truncation from other damage.
     let complete = match format {
         ImageFormat::Jpeg => jpeg_is_complete(bytes),
@@ -141,13 +141,13 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeErro
         return Err(DecodeError::Truncated { format: name });
     }
 
-    // An unreadable orientation is no reason to lose the picture.
+    // An unreadable orientation is no reason to lose the image.
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
     let decoded = DynamicImage::from_decoder(decoder).map_err(explain)?;
     let mut rgb = DynamicImage::ImageRgb8(decoded.into_rgb8());
     rgb.apply_orientation(orientation);
     let (width, height) = (rgb.width(), rgb.height());
-    Picture::new(width, height, rgb.into_rgb8().into_raw())
+    Image::new(width, height, rgb.into_rgb8().into_raw())
         .map_err(|error| DecodeError::Damaged { format: name, reason: error.to_string() })
 }
 
@@ -181,7 +181,7 @@ fn beginning(bytes: &[u8]) -> String {
 
 /// Walks the markers of a JPEG file (ITU T.81, annex B) and tells whether the end-of-image
 /// marker is reached. Segments are skipped by their length, so that the end of an embedded
-/// thumbnail is not taken for the end of the picture. A file without the marker is refused even
+/// thumbnail is not taken for the end of the image. A file without the marker is refused even
 /// if only the marker is missing, as Pillow refuses it.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
     const END_OF_IMAGE: u8 = 0xD9;

@@ -7,9 +7,9 @@ use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, Rgb, Rgb
 use proptest::prelude::*;
 
 use super::*;
-use crate::augment::test_pictures::noise;
+use crate::augment::test_images::noise;
 
-fn read(bytes: &[u8]) -> Result<Picture, DecodeError> {
+fn read(bytes: &[u8]) -> Result<Image, DecodeError> {
     decode(bytes, &DecodeLimits::default())
 }
 
@@ -19,10 +19,10 @@ fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A picture with enough detail that half of its file is half of the picture.
+/// An image with enough detail that half of its file is half of the image.
 fn detailed(width: u32, height: u32) -> DynamicImage {
-    let picture = noise(width, height, 1);
-    RgbImage::from_raw(width, height, picture.into_pixels()).unwrap().into()
+    let image = noise(width, height, 1);
+    RgbImage::from_raw(width, height, image.into_pixels()).unwrap().into()
 }
 
 const FORMATS: [ImageFormat; 6] = [
@@ -35,12 +35,12 @@ const FORMATS: [ImageFormat; 6] = [
 ];
 
 #[test]
-fn every_format_is_recognised_by_its_content() {
+fn every_format_is_recognized_by_its_content() {
     let image = DynamicImage::from(RgbImage::from_pixel(19, 7, Rgb([200, 100, 50])));
     for format in FORMATS {
-        let picture = read(&encode(&image, format)).unwrap();
-        assert_eq!((picture.width(), picture.height()), (19, 7), "{format:?}");
-        let color = picture.pixel(9, 3).unwrap();
+        let image = read(&encode(&image, format)).unwrap();
+        assert_eq!((image.width(), image.height()), (19, 7), "{format:?}");
+        let color = image.pixel(9, 3).unwrap();
         let near = color.iter().zip([200, 100, 50]).all(|(a, b)| a.abs_diff(b) <= 3);
         assert!(near, "{format:?} {color:?}");
     }
@@ -86,10 +86,10 @@ fn bytes_after_the_end_do_no_harm() {
 }
 
 #[test]
-fn what_is_no_picture_is_described() {
+fn what_is_no_image_is_described() {
     assert!(matches!(read(b""), Err(DecodeError::Empty)));
     let text = read(b"<!DOCTYPE html><html>").unwrap_err().to_string();
-    assert!(text.starts_with("not a picture: it begins with the text `<!DOCTYPE html>"), "{text}");
+    assert!(text.starts_with("not an image: it begins with the text `<!DOCTYPE html>"), "{text}");
     let bytes = read(&[0, 159, 146, 150]).unwrap_err().to_string();
     assert!(bytes.contains("the bytes `00 9f 92 96`"), "{bytes}");
     // A format that is known but not read.
@@ -128,24 +128,24 @@ fn limits_can_be_lowered() {
     let error = decode(&bytes, &limits).unwrap_err().to_string();
     assert_eq!(
         error,
-        "10x10 is 100 pixels, more than `max_pixels` = 99; shrink the picture or raise the limit"
+        "10x10 is 100 pixels, more than `max_pixels` = 99; shrink the image or raise the limit"
     );
 }
 
 #[test]
-fn grey_deep_and_transparent_pixels_become_rgb() {
-    let grey = image::GrayImage::from_pixel(3, 2, image::Luma([90])).into();
-    assert_eq!(read(&encode(&grey, ImageFormat::Png)).unwrap().pixel(2, 1), Some([90; 3]));
-    assert_eq!(read(&encode(&grey, ImageFormat::Jpeg)).unwrap().pixel(2, 1), Some([90; 3]));
+fn gray_deep_and_transparent_pixels_become_rgb() {
+    let gray = image::GrayImage::from_pixel(3, 2, image::Luma([90])).into();
+    assert_eq!(read(&encode(&gray, ImageFormat::Png)).unwrap().pixel(2, 1), Some([90; 3]));
+    assert_eq!(read(&encode(&gray, ImageFormat::Jpeg)).unwrap().pixel(2, 1), Some([90; 3]));
 
     let deep: image::ImageBuffer<Rgb<u16>, _> =
         image::ImageBuffer::from_pixel(3, 2, Rgb([0u16, 257 * 100, 65_535]));
     for format in [ImageFormat::Png, ImageFormat::Tiff] {
-        let picture = read(&encode(&deep.clone().into(), format)).unwrap();
-        assert_eq!(picture.pixel(0, 0), Some([0, 100, 255]), "{format:?}");
+        let image = read(&encode(&deep.clone().into(), format)).unwrap();
+        assert_eq!(image.pixel(0, 0), Some([0, 100, 255]), "{format:?}");
     }
 
-    // The colour under full transparency is kept, as Pillow keeps it.
+    // The color under full transparency is kept, as Pillow keeps it.
     let clear = image::RgbaImage::from_pixel(3, 2, image::Rgba([10, 20, 30, 0])).into();
     assert_eq!(read(&encode(&clear, ImageFormat::Png)).unwrap().pixel(1, 1), Some([10, 20, 30]));
 }
@@ -169,8 +169,8 @@ fn palettes_are_looked_up() {
     data.extend((adler.1 << 16 | adler.0).to_be_bytes());
     chunk(b"IDAT", &data);
     chunk(b"IEND", &[]);
-    let picture = read(&bytes).unwrap();
-    assert_eq!(picture.pixels(), [255, 0, 0, 1, 2, 3, 1, 2, 3, 255, 0, 0]);
+    let image = read(&bytes).unwrap();
+    assert_eq!(image.pixels(), [255, 0, 0, 1, 2, 3, 1, 2, 3, 255, 0, 0]);
 }
 
 /// EXIF data with nothing but an orientation.
@@ -194,9 +194,9 @@ fn the_orientation_is_applied() {
     encoder.set_exif_metadata(exif(6)).unwrap();
     encoder.write_image(image.as_raw(), 32, 16, ExtendedColorType::Rgb8).unwrap();
     for bytes in [jpeg, png] {
-        let picture = read(&bytes).unwrap();
-        assert_eq!((picture.width(), picture.height()), (16, 32));
-        assert!(picture.pixel(8, 2).unwrap()[0] > 200 && picture.pixel(8, 29).unwrap()[2] > 200);
+        let image = read(&bytes).unwrap();
+        assert_eq!((image.width(), image.height()), (16, 32));
+        assert!(image.pixel(8, 2).unwrap()[0] > 200 && image.pixel(8, 29).unwrap()[2] > 200);
     }
 }
 
@@ -256,8 +256,8 @@ fn cmyk_is_converted() {
 fn extreme_shapes() {
     for (width, height) in [(1, 1), (1, 5000), (5000, 1)] {
         for format in FORMATS {
-            let picture = read(&encode(&detailed(width, height), format)).unwrap();
-            assert_eq!((picture.width(), picture.height()), (width, height), "{format:?}");
+            let image = read(&encode(&detailed(width, height), format)).unwrap();
+            assert_eq!((image.width(), image.height()), (width, height), "{format:?}");
         }
     }
 }
@@ -277,8 +277,8 @@ proptest! {
         }
         bytes.truncate(keep.index(bytes.len()) + 1);
         let limits = DecodeLimits { max_pixels: 1 << 20, max_bytes: 1 << 24 };
-        if let Ok(picture) = decode(&bytes, &limits) {
-            prop_assert!(u64::from(picture.width()) * u64::from(picture.height()) <= 1 << 20);
+        if let Ok(image) = decode(&bytes, &limits) {
+            prop_assert!(u64::from(image.width()) * u64::from(image.height()) <= 1 << 20);
         }
     }
 }

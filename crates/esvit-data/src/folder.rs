@@ -1,22 +1,22 @@
-//! A folder of picture files.
+//! A folder of image files.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{DecodeLimits, Picture, Source, SourceError, decode};
+use crate::{DecodeLimits, Image, Source, SourceError, decode};
 
 /// File name extensions that are listed, in lower case. What a file really is, its content says.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif"];
 
-/// All pictures below a folder, at any depth.
+/// All images below a folder, at any depth.
 ///
 /// The order is that of the paths, compared folder by folder and byte by byte, and so the same
 /// on every machine. Hidden files and folders are skipped. Symbolic links are followed, except
 /// to a folder that is being walked already.
 ///
-/// Where every picture lies in a subfolder, the first folder of its path is its class
-/// (`root/<class>/...`). With pictures directly in the root there are no labels.
+/// Where every image lies in a subfolder, the first folder of its path is its class
+/// (`root/<class>/...`). With images directly in the root there are no labels.
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
@@ -35,7 +35,7 @@ struct File {
     name: Box<OsStr>,
 }
 
-/// Why a folder cannot be a source of pictures.
+/// Why a folder cannot be a source of images.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// There is nothing at the path.
@@ -45,7 +45,7 @@ pub enum FolderError {
         path: PathBuf,
     },
     /// There is something else at the path.
-    #[error("`{}` is a file; give the folder that holds the pictures", path.display())]
+    #[error("`{}` is a file; give the folder that holds the images", path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,
@@ -60,18 +60,18 @@ pub enum FolderError {
     },
     /// No file with a known extension.
     #[error(
-        "no pictures in `{}` or below; files named {} are looked for",
+        "no images in `{}` or below; files named {} are looked for",
         path.display(),
         EXTENSIONS.map(|extension| format!("`.{extension}`")).join(" ")
     )]
-    NoPictures {
+    NoImages {
         /// The folder.
         path: PathBuf,
     },
 }
 
 impl Folder {
-    /// Lists the pictures below `path`. No file is opened yet.
+    /// Lists the images below `path`. No file is opened yet.
     pub fn open(path: impl AsRef<Path>, limits: &DecodeLimits) -> Result<Self, FolderError> {
         let root = path.as_ref().to_path_buf();
         match fs::metadata(&root) {
@@ -93,7 +93,7 @@ impl Folder {
             root.canonicalize().map_err(|error| FolderError::Read { path: root.clone(), error })?;
         folder.walk(PathBuf::new(), &mut vec![real])?;
         if folder.files.is_empty() {
-            return Err(FolderError::NoPictures { path: root });
+            return Err(FolderError::NoImages { path: root });
         }
         folder.classify();
         Ok(folder)
@@ -128,7 +128,7 @@ impl Folder {
                     self.walk(relative.join(&name), walking)?;
                     walking.pop();
                 }
-            } else if (kind.is_file() || kind.is_symlink()) && is_picture(&name) {
+            } else if (kind.is_file() || kind.is_symlink()) && is_image(&name) {
                 // A link to nothing is listed too: it fails with a reason when it is loaded.
                 self.files.push(File { folder: index, label: 0, name: name.into_boxed_os_str() });
             }
@@ -136,7 +136,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Sets classes and labels where every picture lies in a subfolder.
+    /// Sets classes and labels where every image lies in a subfolder.
     fn classify(&mut self) {
         let class_of =
             |folder: &Path| folder.iter().next().map(|class| class.to_string_lossy().into_owned());
@@ -154,14 +154,14 @@ impl Folder {
         }
     }
 
-    /// Path of picture `index`, beginning with the path that was opened.
+    /// Path of image `index`, beginning with the path that was opened.
     pub fn path(&self, index: usize) -> Option<PathBuf> {
         let file = self.files.get(index)?;
         Some(self.root.join(&self.folders[file.folder as usize]).join(&*file.name))
     }
 }
 
-fn is_picture(name: &OsStr) -> bool {
+fn is_image(name: &OsStr) -> bool {
     Path::new(name).extension().and_then(OsStr::to_str).is_some_and(|extension| {
         EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(extension))
     })
@@ -184,9 +184,9 @@ impl Source for Folder {
         &self.classes
     }
 
-    fn load(&self, index: usize) -> Result<Picture, SourceError> {
+    fn load(&self, index: usize) -> Result<Image, SourceError> {
         let path =
-            self.path(index).ok_or(SourceError::NoSuchPicture { index, len: self.files.len() })?;
+            self.path(index).ok_or(SourceError::NoSuchImage { index, len: self.files.len() })?;
         let bytes = fs::read(&path).map_err(|error| SourceError::Read { path, error })?;
         decode(&bytes, &self.limits)
             .map_err(|error| SourceError::Decode { name: self.name(index), error })
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_in_path_order_and_skips_what_is_hidden_or_no_picture() {
+    fn lists_in_path_order_and_skips_what_is_hidden_or_no_image() {
         let dir = tempfile::tempdir().unwrap();
         touch(dir.path(), &["b.JPG", "a.png", "Z.webp", "a/c/d.Tiff", "a-b/x.gif", "notes.txt"]);
         touch(dir.path(), &[".hidden/a.png", ".b.png", "jpg", "x.jpg.part"]);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_in_the_root_mean_no_labels() {
+    fn images_in_the_root_mean_no_labels() {
         let dir = tempfile::tempdir().unwrap();
         touch(dir.path(), &["1.png", "cat/1.png"]);
         let folder = open(dir.path());
@@ -256,7 +256,7 @@ mod tests {
         touch(dir.path(), &["a.txt"]);
         let limits = DecodeLimits::default();
         let error = Folder::open(dir.path(), &limits).unwrap_err();
-        assert!(matches!(error, FolderError::NoPictures { .. }), "{error}");
+        assert!(matches!(error, FolderError::NoImages { .. }), "{error}");
         assert!(error.to_string().contains("`.jpeg`"), "{error}");
         let error = Folder::open(dir.path().join("no"), &limits).unwrap_err();
         assert!(matches!(error, FolderError::Missing { .. }), "{error}");
@@ -274,7 +274,7 @@ mod tests {
         let error = folder.load(1).unwrap_err();
         assert!(matches!(error, SourceError::Read { .. }));
         assert!(error.to_string().contains("b.png"), "{error}");
-        assert!(matches!(folder.load(2), Err(SourceError::NoSuchPicture { .. })));
+        assert!(matches!(folder.load(2), Err(SourceError::NoSuchImage { .. })));
     }
 
     #[cfg(unix)]

@@ -1,6 +1,6 @@
-//! Pictures in, augmented views out.
+//! Images in, augmented views out.
 //!
-//! A [`Source`] lists pictures and loads them one by one; [`ViewsConfig`] says how a picture
+//! A [`Source`] lists images and loads them one by one; [`ViewsConfig`] says how an image
 //! becomes the crops ("views") that a network is trained on; a [`Loader`] prepares batches of
 //! views on worker threads. Every random choice is a function of the seed and of the place it is
 //! made for (epoch, sample, view), so a batch is the same whatever the number of threads and
@@ -14,7 +14,7 @@ mod folder;
 mod loader;
 mod materials;
 mod memory;
-mod picture;
+mod pixels;
 mod png;
 mod preprocess;
 mod resize;
@@ -24,10 +24,10 @@ mod source;
 pub use augment::{ConfigError, Policy, View, ViewsConfig};
 pub use decode::{DecodeError, DecodeLimits, decode};
 pub use folder::{Folder, FolderError};
-pub use loader::{Batch, Batches, BrokenPicture, Loader, LoaderConfig, LoaderError};
+pub use loader::{Batch, Batches, BrokenImage, Loader, LoaderConfig, LoaderError};
 pub use materials::{MATERIALS_LICENSE, MaterialsTask, sample_jpeg, training_materials};
 pub use memory::InMemory;
-pub use picture::{Picture, PictureError};
+pub use pixels::{Image, ImageError};
 pub use png::{PngError, encode_png};
 pub use preprocess::Preprocess;
 pub use resize::{EvalTransform, Interpolation, resized, resized_crop, resized_crop_to};

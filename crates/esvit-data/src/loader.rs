@@ -1,7 +1,7 @@
 //! Batches of views, prepared on worker threads ahead of their use.
 //!
-//! A batch is cut into one job per picture. Workers take jobs in order, so the batch that is
-//! needed first is finished first, by all of them together; every job decodes its picture once
+//! A batch is cut into one job per image. Workers take jobs in order, so the batch that is
+//! needed first is finished first, by all of them together; every job decodes its image once
 //! for all views and writes them into the batch. Batches are handed out in the order of their
 //! steps. What a batch holds depends only on the seed and the step, never on the threads.
 
@@ -20,32 +20,32 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use esvit_kernels::rng::Rng;
 use serde::{Deserialize, Serialize};
 
-pub use broken::BrokenPicture;
+pub use broken::BrokenImage;
 
 use self::worker::{Job, Pending, Shared};
 use crate::augment::SliceLength;
-use crate::{ConfigError, PictureError, Source, ViewsConfig};
+use crate::{ConfigError, ImageError, Source, ViewsConfig};
 
 /// Tells the numbers that order an epoch from others of the same seed.
 const ORDER: u64 = u64::from_be_bytes(*b"  order ");
 
-/// How pictures are loaded.
+/// How images are loaded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoaderConfig {
-    /// Pictures per batch. Default 64.
+    /// Images per batch. Default 64.
     pub batch: usize,
-    /// How often each picture comes up in one epoch, every time with other views. Default 1.
+    /// How often each image comes up in one epoch, every time with other views. Default 1.
     pub repeat: u32,
     /// Worker threads; 0 (the default) means one per processor.
     pub workers: usize,
     /// Batches that are prepared while one is used. Default 2.
-    pub queue: usize,
+    pub prefetch: usize,
     /// Seed of the order and of the views. Default 0.
     pub seed: u64,
-    /// The run fails when more than this share of the pictures is broken. Default 0.5.
+    /// The run fails when more than this share of the images is broken. Default 0.5.
     pub max_broken: f64,
-    /// Decoded pictures are kept in memory up to this many bytes. Default 512 MiB.
+    /// Decoded images are kept in memory up to this many bytes. Default 512 MiB.
     pub cache_bytes: usize,
 }
 
@@ -55,7 +55,7 @@ impl Default for LoaderConfig {
             batch: 64,
             repeat: 1,
             workers: 0,
-            queue: 2,
+            prefetch: 2,
             seed: 0,
             max_broken: 0.5,
             cache_bytes: 512 << 20,
@@ -71,42 +71,42 @@ pub enum LoaderError {
     Config(#[from] ConfigError),
     /// Not even one batch can be filled.
     #[error(
-        "{len} pictures do not fill one batch of {batch}; lower the batch size to at most {len}, add \
-         pictures, or let each come up several times in an epoch with `repeat`"
+        "{len} images do not fill one batch of {batch}; lower the batch size to at most {len}, add \
+         images, or let each come up several times in an epoch with `repeat`"
     )]
-    TooFewPictures {
-        /// Pictures of the source.
+    TooFewImages {
+        /// Images of the source.
         len: usize,
-        /// Pictures per batch.
+        /// Images per batch.
         batch: usize,
     },
-    /// More pictures are broken than allowed, or all of them.
+    /// More images are broken than allowed, or all of them.
     #[error("{}", broken::describe(*count, *len, *limit, first))]
     TooManyBroken {
-        /// Broken pictures so far.
+        /// Broken images so far.
         count: usize,
-        /// Pictures of the source.
+        /// Images of the source.
         len: usize,
-        /// Broken pictures allowed.
+        /// Broken images allowed.
         limit: usize,
         /// The first twenty of them.
-        first: Vec<BrokenPicture>,
+        first: Vec<BrokenImage>,
     },
-    /// Views of a picture could not be made.
+    /// Views of an image could not be made.
     #[error("cannot make views of `{name}`: {error}")]
     Views {
-        /// Path or name of the picture.
+        /// Path or name of the image.
         name: String,
         /// What went wrong.
-        error: PictureError,
+        error: ImageError,
     },
     /// A view does not fit its place in the batch.
     #[error(transparent)]
     Write(#[from] SliceLength),
     /// The program is at fault.
-    #[error("loading `{name}` panicked: {message}; leave that picture out and report the fault")]
+    #[error("loading `{name}` panicked: {message}; leave that image out and report the fault")]
     Panic {
-        /// Path or name of the picture.
+        /// Path or name of the image.
         name: String,
         /// What the panic said.
         message: String,
@@ -122,14 +122,14 @@ pub enum LoaderError {
 /// Whether a batch is complete.
 type Outcome = Result<(), LoaderError>;
 
-/// The views of some pictures.
+/// The views of some images.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// Passes over the pictures before this one.
+    /// Passes over the images before this one.
     pub epoch: u64,
     /// Batches since the beginning of the run, over all epochs.
     pub step: u64,
-    /// The pictures that are really in the batch, by their index in the source.
+    /// The images that are really in the batch, by their index in the source.
     pub samples: Vec<u64>,
     /// One buffer per view, `[batch, 3, size, size]`, in the order of [`ViewsConfig::sizes`].
     pub views: Vec<Vec<f32>>,
@@ -137,10 +137,10 @@ pub struct Batch {
     pub waited: Duration,
 }
 
-/// Prepares batches of views of a source's pictures.
+/// Prepares batches of views of a source's images.
 pub struct Loader {
     shared: Arc<Shared>,
-    queue: usize,
+    prefetch: usize,
     /// `None` only while the loader is dropped.
     jobs: Option<Sender<Job>>,
     workers: Vec<JoinHandle<()>>,
@@ -158,12 +158,7 @@ impl Loader {
             true => Ok(()),
             false => Err(ConfigError { field, value, need }),
         };
-        need(
-            config.batch > 0,
-            "batch",
-            config.batch.to_string(),
-            "a batch has at least 1 picture",
-        )?;
+        need(config.batch > 0, "batch", config.batch.to_string(), "a batch has at least 1 image")?;
         need(
             (0.0..=1.0).contains(&config.max_broken),
             "max_broken",
@@ -174,20 +169,20 @@ impl Loader {
             config.repeat > 0,
             "repeat",
             config.repeat.to_string(),
-            "every picture comes up at least once in an epoch",
+            "every image comes up at least once in an epoch",
         )?;
         if source.len().saturating_mul(config.repeat as usize) < config.batch {
-            return Err(LoaderError::TooFewPictures { len: source.len(), batch: config.batch });
+            return Err(LoaderError::TooFewImages { len: source.len(), batch: config.batch });
         }
         let count = match config.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             count => count,
         };
-        // Not bounded: `Batches` has at most `queue + 1` batches under way, and a sender that
+        // Not bounded: `Batches` has at most `prefetch + 1` batches under way, and a sender that
         // never blocks cannot take part in a deadlock.
         let (jobs, receiver) = unbounded();
         let mut loader = Self {
-            queue: config.queue,
+            prefetch: config.prefetch,
             shared: Arc::new(Shared::new(source, views, &config)),
             jobs: Some(jobs),
             workers: Vec::new(),
@@ -203,13 +198,13 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Batches per epoch. Pictures that do not fill the last batch are left out; which ones,
+    /// Batches per epoch. Images that do not fill the last batch are left out; which ones,
     /// changes from epoch to epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         (self.shared.visits() / self.shared.batch) as u64
     }
 
-    /// The order of an epoch's visits. Visit `v` is to picture `v % len`.
+    /// The order of an epoch's visits. Visit `v` is to image `v % len`.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.shared.visits()).collect();
         Rng::for_purpose(self.shared.seed, ORDER, [epoch, 0, 0]).shuffle(&mut order);
@@ -226,17 +221,17 @@ impl Loader {
             under_way: VecDeque::new(),
             stop: Arc::default(),
         };
-        batches.start_up_to(self.queue);
+        batches.start_up_to(self.prefetch);
         batches
     }
 
-    /// All broken pictures found so far, by index.
-    pub fn broken(&self) -> Vec<BrokenPicture> {
+    /// All broken images found so far, by index.
+    pub fn broken(&self) -> Vec<BrokenImage> {
         self.shared.broken.all()
     }
 
-    /// The broken pictures found since the last call, each reported once.
-    pub fn take_new_broken(&self) -> Vec<BrokenPicture> {
+    /// The broken images found since the last call, each reported once.
+    pub fn take_new_broken(&self) -> Vec<BrokenImage> {
         self.shared.broken.take_new()
     }
 }
@@ -244,7 +239,7 @@ impl Loader {
 impl std::fmt::Debug for Loader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Loader")
-            .field("pictures", &self.shared.source.len())
+            .field("images", &self.shared.source.len())
             .field("workers", &self.workers.len())
             .finish_non_exhaustive()
     }
@@ -252,7 +247,7 @@ impl std::fmt::Debug for Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        // Without a sender the workers' queue ends, and so do they.
+        // Without a sender the workers' prefetch ends, and so do they.
         self.jobs = None;
         for worker in self.workers.drain(..) {
             // A worker catches the panics of its jobs; nothing is left to be told here.
@@ -318,7 +313,7 @@ impl Iterator for Batches<'_> {
     type Item = Result<Batch, LoaderError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.start_up_to(self.loader.queue + 1);
+        self.start_up_to(self.loader.prefetch + 1);
         let (pending, wait) = self.under_way.pop_front()?;
         let began = Instant::now();
         let outcome = wait.recv().unwrap_or(Err(LoaderError::WorkersEnded));

@@ -1,8 +1,8 @@
-//! Pictures that are already decoded.
+//! Images that are already decoded.
 
-use crate::{Picture, Source, SourceError};
+use crate::{Image, Source, SourceError};
 
-/// A source of decoded pictures in memory.
+/// A source of decoded images in memory.
 #[derive(Debug, Clone, Default)]
 pub struct InMemory {
     samples: Vec<Sample>,
@@ -13,24 +13,24 @@ pub struct InMemory {
 struct Sample {
     name: String,
     label: Option<u32>,
-    picture: Picture,
+    image: Image,
 }
 
 impl InMemory {
-    /// An empty source whose labels will index `classes` (empty: unlabelled).
+    /// An empty source whose labels will index `classes` (empty: unlabeled).
     pub fn new(classes: Vec<String>) -> Self {
         Self { samples: Vec::new(), classes }
     }
 
-    /// Adds a picture. A label outside the classes is dropped.
-    pub fn push(&mut self, name: impl Into<String>, label: Option<u32>, picture: Picture) {
+    /// Adds an image. A label outside the classes is dropped.
+    pub fn push(&mut self, name: impl Into<String>, label: Option<u32>, image: Image) {
         let label = label.filter(|&label| (label as usize) < self.classes.len());
-        self.samples.push(Sample { name: name.into(), label, picture });
+        self.samples.push(Sample { name: name.into(), label, image });
     }
 
-    /// Picture `index` without a copy.
-    pub fn picture(&self, index: usize) -> Option<&Picture> {
-        self.samples.get(index).map(|sample| &sample.picture)
+    /// Image `index` without a copy.
+    pub fn image(&self, index: usize) -> Option<&Image> {
+        self.samples.get(index).map(|sample| &sample.image)
     }
 }
 
@@ -51,9 +51,9 @@ impl Source for InMemory {
         &self.classes
     }
 
-    fn load(&self, index: usize) -> Result<Picture, SourceError> {
-        self.picture(index)
+    fn load(&self, index: usize) -> Result<Image, SourceError> {
+        self.image(index)
             .cloned()
-            .ok_or(SourceError::NoSuchPicture { index, len: self.samples.len() })
+            .ok_or(SourceError::NoSuchImage { index, len: self.samples.len() })
     }
 }

@@ -1,24 +1,24 @@
-//! PNG files of pictures.
+//! PNG files of images.
 
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
-use crate::Picture;
+use crate::Image;
 
-/// The PNG encoder refused the picture.
+/// The PNG encoder refused the image.
 #[derive(Debug, thiserror::Error)]
-#[error("a picture of {width}x{height} cannot be written as PNG: {reason}")]
+#[error("an image of {width}x{height} cannot be written as PNG: {reason}")]
 pub struct PngError {
     width: u32,
     height: u32,
     reason: String,
 }
 
-/// The bytes of a PNG file that shows `picture`.
-pub fn encode_png(picture: &Picture) -> Result<Vec<u8>, PngError> {
-    let (width, height) = (picture.width(), picture.height());
+/// The bytes of a PNG file that shows `image`.
+pub fn encode_png(image: &Image) -> Result<Vec<u8>, PngError> {
+    let (width, height) = (image.width(), image.height());
     let mut bytes = Vec::new();
     PngEncoder::new(&mut bytes)
-        .write_image(picture.pixels(), width, height, ExtendedColorType::Rgb8)
+        .write_image(image.pixels(), width, height, ExtendedColorType::Rgb8)
         .map_err(|error| PngError { width, height, reason: error.to_string() })?;
     Ok(bytes)
 }

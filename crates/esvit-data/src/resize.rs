@@ -1,4 +1,4 @@
-//! Resizing with antialiasing, as Pillow does it: when a picture shrinks, the filter is
+//! Resizing with antialiasing, as Pillow does it: when an image shrinks, the filter is
 //! stretched with it. (`interpolate` of PyTorch has another bicubic kernel, a = -0.75, and does
 //! not stretch it.)
 
@@ -7,7 +7,7 @@ use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeO
 use serde::{Deserialize, Serialize};
 
 use crate::augment::CropBox;
-use crate::{Picture, PictureError};
+use crate::{Image, ImageError};
 
 /// The filter of a resize.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -23,44 +23,44 @@ pub enum Interpolation {
 /// The pixels of `crop` resized to `size` x `size`. The crop is cut first: nothing outside it
 /// takes part.
 pub fn resized_crop(
-    picture: &Picture,
+    image: &Image,
     crop: CropBox,
     size: u32,
     interpolation: Interpolation,
-) -> Result<Picture, PictureError> {
-    resized_crop_to(picture, crop, [size; 2], interpolation)
+) -> Result<Image, ImageError> {
+    resized_crop_to(image, crop, [size; 2], interpolation)
 }
 
 /// The pixels of `crop` resized to `[width, height]`, likewise.
 pub fn resized_crop_to(
-    picture: &Picture,
+    image: &Image,
     crop: CropBox,
     [to_width, to_height]: [u32; 2],
     interpolation: Interpolation,
-) -> Result<Picture, PictureError> {
+) -> Result<Image, ImageError> {
     let CropBox { left, top, width, height } = crop;
-    let outside = || PictureError::Outside {
+    let outside = || ImageError::Outside {
         left,
         top,
         crop_width: width,
         crop_height: height,
-        width: picture.width(),
-        height: picture.height(),
+        width: image.width(),
+        height: image.height(),
     };
     if width == 0 || height == 0 || to_width == 0 || to_height == 0 {
-        return Err(PictureError::Empty {
+        return Err(ImageError::Empty {
             width: width.min(to_width),
             height: height.min(to_height),
         });
     }
-    let whole = view(picture).ok_or_else(outside)?;
+    let whole = view(image).ok_or_else(outside)?;
     let part = CroppedImage::new(&whole, left, top, width, height).map_err(|_| outside())?;
     let all = [0.0, 0.0, f64::from(width), f64::from(height)];
     resample(&part, all, to_width, to_height, interpolation).ok_or_else(outside)
 }
 
-/// What a picture goes through before it is evaluated: the shorter side is resized, then a
-/// square is cut from the centre.
+/// What an image goes through before it is evaluated: the shorter side is resized, then a
+/// square is cut from the center.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalTransform {
@@ -80,22 +80,22 @@ impl EvalTransform {
         Self { resize, crop, interpolation: Interpolation::Bicubic }
     }
 
-    /// The evaluated square of `picture`, `crop` x `crop` pixels.
-    pub fn apply(&self, picture: &Picture) -> Result<Picture, PictureError> {
+    /// The evaluated square of `image`, `crop` x `crop` pixels.
+    pub fn apply(&self, image: &Image) -> Result<Image, ImageError> {
         let crop = self.crop;
-        let (width, height) = (picture.width(), picture.height());
-        let empty = PictureError::Empty { width: crop, height: crop };
+        let (width, height) = (image.width(), image.height());
+        let empty = ImageError::Empty { width: crop, height: crop };
         if crop == 0 {
             return Err(empty);
         }
-        // Only the square is computed. The filter still reads its neighbours, so this equals
-        // resizing everything, which for a picture of 1 x 5000 would be a million pixels high.
+        // Only the square is computed. The filter still reads its neighbors, so this equals
+        // resizing everything, which for an image of 1 x 5000 would be a million pixels high.
         let part = self.square(width, height);
-        let whole = view(picture).ok_or(PictureError::Empty { width, height })?;
+        let whole = view(image).ok_or(ImageError::Empty { width, height })?;
         resample(&whole, part, crop, crop, self.interpolation).ok_or(empty)
     }
 
-    /// The part `[left, top, width, height]` of a picture of `width` x `height` pixels, at least
+    /// The part `[left, top, width, height]` of an image of `width` x `height` pixels, at least
     /// one each, that becomes the square.
     pub fn square(&self, width: u32, height: u32) -> [f64; 4] {
         let shorter = u64::from(self.resize.max(self.crop));
@@ -117,39 +117,39 @@ impl EvalTransform {
     }
 }
 
-/// The whole picture as `width` x `height` pixels, whatever its aspect.
+/// The whole image as `width` x `height` pixels, whatever its aspect.
 pub fn resized(
-    picture: &Picture,
+    image: &Image,
     width: u32,
     height: u32,
     interpolation: Interpolation,
-) -> Result<Picture, PictureError> {
-    let empty = PictureError::Empty { width, height };
-    let all = [0.0, 0.0, f64::from(picture.width()), f64::from(picture.height())];
-    let whole = view(picture).ok_or(PictureError::Empty { width, height })?;
+) -> Result<Image, ImageError> {
+    let empty = ImageError::Empty { width, height };
+    let all = [0.0, 0.0, f64::from(image.width()), f64::from(image.height())];
+    let whole = view(image).ok_or(ImageError::Empty { width, height })?;
     resample(&whole, all, width, height, interpolation).ok_or(empty)
 }
 
 /// Any size, for the contact sheet.
-pub(crate) fn resize_to(picture: &Picture, width: u32, height: u32) -> Option<Picture> {
-    resized(picture, width, height, Interpolation::Bicubic).ok()
+pub(crate) fn resize_to(image: &Image, width: u32, height: u32) -> Option<Image> {
+    resized(image, width, height, Interpolation::Bicubic).ok()
 }
 
-fn view(picture: &Picture) -> Option<ImageRef<'_>> {
-    ImageRef::new(picture.width(), picture.height(), picture.pixels(), PixelType::U8x3).ok()
+fn view(image: &Image) -> Option<ImageRef<'_>> {
+    ImageRef::new(image.width(), image.height(), image.pixels(), PixelType::U8x3).ok()
 }
 
 /// Resizes the part `[left, top, width, height]`. The filter may reach beyond the part.
 ///
 /// Rows are resized before columns, as in Pillow. The library has the other order, and the
-/// rounding in between makes differences of up to 9 grey levels on noise, so it is called twice.
+/// rounding in between makes differences of up to 9 gray levels on noise, so it is called twice.
 fn resample(
     from: &impl IntoImageView,
     [left, top, part_width, part_height]: [f64; 4],
     width: u32,
     height: u32,
     interpolation: Interpolation,
-) -> Option<Picture> {
+) -> Option<Image> {
     let filter = match interpolation {
         Interpolation::Bilinear => FilterType::Bilinear,
         // The cubic convolution with a = -0.5 is the Catmull-Rom spline.
@@ -164,13 +164,13 @@ fn resample(
     let mut result = Image::new(width, height, PixelType::U8x3);
     let columns = options.crop(0.0, top, f64::from(width), part_height);
     resizer.resize(&rows, &mut result, &columns).ok()?;
-    Picture::new(width, height, result.into_vec()).ok()
+    Image::new(width, height, result.into_vec()).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::test_pictures::{F7_SIDE, f7, noise};
+    use crate::augment::test_images::{F7_SIDE, f7, noise};
 
     fn near(got: Option<[u8; 3]>, expected: [u8; 3]) {
         let got = got.unwrap();
@@ -188,36 +188,36 @@ mod tests {
 
     #[test]
     fn nothing_outside_the_crop_takes_part() {
-        let picture = noise(40, 30, 1);
+        let image = noise(40, 30, 1);
         let crop = CropBox { left: 7, top: 3, width: 20, height: 11 };
-        let cut = picture.crop(7, 3, 20, 11).unwrap();
+        let cut = image.crop(7, 3, 20, 11).unwrap();
         let all = CropBox { left: 0, top: 0, ..crop };
         for interpolation in [Interpolation::Bilinear, Interpolation::Bicubic] {
             assert_eq!(
-                resized_crop(&picture, crop, 16, interpolation).unwrap(),
+                resized_crop(&image, crop, 16, interpolation).unwrap(),
                 resized_crop(&cut, all, 16, interpolation).unwrap()
             );
         }
         assert!(
-            resized_crop(&picture, CropBox { left: 21, ..crop }, 16, Default::default()).is_err()
+            resized_crop(&image, CropBox { left: 21, ..crop }, 16, Default::default()).is_err()
         );
-        assert!(resized_crop(&picture, crop, 0, Default::default()).is_err());
+        assert!(resized_crop(&image, crop, 0, Default::default()).is_err());
     }
 
     #[test]
     fn evaluation_equals_resizing_everything_and_cutting() {
         for (width, height) in [(57, 40), (40, 57), (33, 33), (31, 97)] {
-            let picture = noise(width, height, 2);
+            let image = noise(width, height, 2);
             let transform =
                 EvalTransform { resize: 24, crop: 20, interpolation: Interpolation::Bicubic };
             let shorter = width.min(height);
             let (wide, high) = (24 * width / shorter, 24 * height / shorter);
             let offset = |side: u32| (f64::from(side - 20) / 2.0).round_ties_even() as u32;
-            let expected = resize_to(&picture, wide, high)
+            let expected = resize_to(&image, wide, high)
                 .unwrap()
                 .crop(offset(wide), offset(high), 20, 20)
                 .unwrap();
-            let got = transform.apply(&picture).unwrap();
+            let got = transform.apply(&image).unwrap();
             let worst = got.pixels().iter().zip(expected.pixels()).map(|(a, b)| a.abs_diff(*b));
             assert!(worst.max() <= Some(1), "{width}x{height}");
         }

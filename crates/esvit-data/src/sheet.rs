@@ -1,7 +1,7 @@
-//! Contact sheets: all views of some pictures at a glance.
+//! Contact sheets: all views of some images at a glance.
 
 use crate::resize::resize_to;
-use crate::{Picture, PngError, encode_png};
+use crate::{Image, PngError, encode_png};
 
 /// White space around every view, in pixels.
 const GAP: u32 = 4;
@@ -14,18 +14,18 @@ const MAX_ROWS: usize = 64;
 
 /// The bytes of a PNG file with one row per sample, its views from left to right, all to the same
 /// scale on white. Rows beyond the 64th are left out.
-pub fn contact_sheet(samples: &[Vec<Picture>]) -> Result<Vec<u8>, PngError> {
+pub fn contact_sheet(samples: &[Vec<Image>]) -> Result<Vec<u8>, PngError> {
     let samples = &samples[..samples.len().min(MAX_ROWS)];
     let scale = scale(samples);
     let scaled = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
     let row_height =
-        |row: &Vec<Picture>| row.iter().map(|view| scaled(view.height()) + GAP).max().unwrap_or(0);
+        |row: &Vec<Image>| row.iter().map(|view| scaled(view.height()) + GAP).max().unwrap_or(0);
     let row_width =
-        |row: &Vec<Picture>| row.iter().map(|view| scaled(view.width()) + GAP).sum::<u32>();
+        |row: &Vec<Image>| row.iter().map(|view| scaled(view.width()) + GAP).sum::<u32>();
 
     let width = GAP + samples.iter().map(row_width).max().unwrap_or(0);
     let height = GAP + samples.iter().map(row_height).sum::<u32>();
-    let mut sheet = Picture::filled(width, height, [255; 3]);
+    let mut sheet = Image::filled(width, height, [255; 3]);
     let mut top = GAP;
     for row in samples {
         let mut left = GAP;
@@ -42,7 +42,7 @@ pub fn contact_sheet(samples: &[Vec<Picture>]) -> Result<Vec<u8>, PngError> {
 }
 
 /// How much views are enlarged, or shrunk if the widest row would not fit.
-fn scale(samples: &[Vec<Picture>]) -> f64 {
+fn scale(samples: &[Vec<Image>]) -> f64 {
     let sides = samples.iter().flatten().map(|view| view.width().max(view.height()));
     let largest = sides.max().unwrap_or(1);
     let enlarged = f64::from((GOOD_SIDE / largest).max(1));
@@ -53,7 +53,7 @@ fn scale(samples: &[Vec<Picture>]) -> f64 {
 }
 
 /// Copies `view` onto `sheet`; what would lie outside is left out.
-fn paste(sheet: &mut Picture, view: &Picture, left: u32, top: u32) {
+fn paste(sheet: &mut Image, view: &Image, left: u32, top: u32) {
     let first = left as usize * 3;
     for (to, from) in sheet.rows_mut().skip(top as usize).zip(view.rows()) {
         if let Some(to) = to.get_mut(first..first + from.len()) {
@@ -67,14 +67,14 @@ mod tests {
     use super::*;
     use crate::{DecodeLimits, decode};
 
-    fn sheet(samples: &[Vec<Picture>]) -> Picture {
+    fn sheet(samples: &[Vec<Image>]) -> Image {
         decode(&contact_sheet(samples).unwrap(), &DecodeLimits::default()).unwrap()
     }
 
     #[test]
     fn one_row_a_sample_on_white() {
-        let red = Picture::filled(128, 128, [255, 0, 0]);
-        let blue = Picture::filled(48, 48, [0, 0, 255]);
+        let red = Image::filled(128, 128, [255, 0, 0]);
+        let blue = Image::filled(48, 48, [0, 0, 255]);
         let sheet = sheet(&[vec![red.clone(), blue.clone()], vec![red, blue]]);
         assert_eq!((sheet.width(), sheet.height()), (4 + 132 + 52, 4 + 2 * 132));
         assert_eq!(sheet.pixel(3, 3), Some([255; 3]));
@@ -85,14 +85,14 @@ mod tests {
 
     #[test]
     fn small_views_are_enlarged_and_wide_rows_shrunk() {
-        let green = Picture::filled(32, 32, [0, 255, 0]);
+        let green = Image::filled(32, 32, [0, 255, 0]);
         assert_eq!(sheet(&[vec![green]]).width(), 4 + 128 + 4);
-        let wide = sheet(&[vec![Picture::filled(224, 224, [0; 3]); 30]]);
+        let wide = sheet(&[vec![Image::filled(224, 224, [0; 3]); 30]]);
         assert!((1900..=2100).contains(&wide.width()), "{}", wide.width());
     }
 
     #[test]
-    fn nothing_to_show_is_still_a_picture() {
+    fn nothing_to_show_is_still_a_image() {
         assert_eq!(sheet(&[]).pixel(0, 0), Some([255; 3]));
         assert_eq!(sheet(&[vec![]]).width(), GAP);
     }

@@ -1,33 +1,33 @@
-//! Where pictures come from.
+//! Where images come from.
 
 use std::path::PathBuf;
 
-use crate::{DecodeError, Picture};
+use crate::{DecodeError, Image};
 
-/// A fixed list of pictures, loaded one by one from any thread.
+/// A fixed list of images, loaded one by one from any thread.
 pub trait Source: Send + Sync {
-    /// Number of pictures.
+    /// Number of images.
     fn len(&self) -> usize;
 
-    /// Whether there are no pictures.
+    /// Whether there are no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Path or name of picture `index`, for messages. Empty outside the list.
+    /// Path or name of image `index`, for messages. Empty outside the list.
     fn name(&self, index: usize) -> String;
 
-    /// Index into [`classes`](Self::classes) of picture `index`, or `None` if unlabelled.
+    /// Index into [`classes`](Self::classes) of image `index`, or `None` if unlabeled.
     fn label(&self, index: usize) -> Option<u32>;
 
-    /// Names of the classes in the order of the labels; empty if unlabelled.
+    /// Names of the classes in the order of the labels; empty if unlabeled.
     fn classes(&self) -> &[String];
 
-    /// Reads and decodes picture `index`.
-    fn load(&self, index: usize) -> Result<Picture, SourceError>;
+    /// Reads and decodes image `index`.
+    fn load(&self, index: usize) -> Result<Image, SourceError>;
 }
 
-/// Why a picture of a source could not be loaded.
+/// Why an image of a source could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The file could not be read.
@@ -38,20 +38,20 @@ pub enum SourceError {
         /// What the system said.
         error: std::io::Error,
     },
-    /// The file was read but is not a usable picture.
+    /// The file was read but is not a usable image.
     #[error("`{name}`: {error}")]
     Decode {
-        /// Path or name of the picture.
+        /// Path or name of the image.
         name: String,
         /// What is wrong with it.
         error: DecodeError,
     },
-    /// There is no such picture.
-    #[error("there is no picture {index}: the source has {len}")]
-    NoSuchPicture {
+    /// There is no such image.
+    #[error("there is no image {index}: the source has {len}")]
+    NoSuchImage {
         /// The index asked for.
         index: usize,
-        /// Number of pictures.
+        /// Number of images.
         len: usize,
     },
 }

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use esvit_data::augment::{self, CropBox};
-use esvit_data::{EvalTransform, Interpolation, Picture, resized_crop};
+use esvit_data::{EvalTransform, Image, Interpolation, resized_crop};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -18,17 +18,17 @@ fn augment() {
         serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
     let file = std::fs::read(folder.join("tensors.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&file).unwrap();
-    let picture = |name: &str| {
+    let image = |name: &str| {
         let tensor = tensors.tensor(name).unwrap();
         let (height, width) = (tensor.shape()[0] as u32, tensor.shape()[1] as u32);
-        Picture::new(width, height, tensor.data().to_vec()).unwrap()
+        Image::new(width, height, tensor.data().to_vec()).unwrap()
     };
 
     let mut wrong = Vec::new();
     for (i, operation) in case["operations"].as_array().unwrap().iter().enumerate() {
-        let input = picture(operation["input"].as_str().unwrap_or("image"));
+        let input = image(operation["input"].as_str().unwrap_or("image"));
         let got = run(operation, input);
-        let expected = picture(&format!("out.{i}"));
+        let expected = image(&format!("out.{i}"));
         assert_eq!((got.width(), got.height()), (expected.width(), expected.height()));
         let differences = got.pixels().iter().zip(expected.pixels()).map(|(a, b)| a.abs_diff(*b));
         let worst = differences.clone().max().unwrap();
@@ -42,7 +42,7 @@ fn augment() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-fn run(operation: &Value, mut picture: Picture) -> Picture {
+fn run(operation: &Value, mut image: Image) -> Image {
     let whole = |key: &str| operation[key].as_u64().unwrap() as u32;
     let factor = || operation["factor"].as_f64().unwrap();
     match operation["op"].as_str().unwrap() {
@@ -53,7 +53,7 @@ fn run(operation: &Value, mut picture: Picture) -> Picture {
                 width: whole("width"),
                 height: whole("height"),
             };
-            return resized_crop(&picture, crop, whole("size"), Interpolation::Bicubic).unwrap();
+            return resized_crop(&image, crop, whole("size"), Interpolation::Bicubic).unwrap();
         }
         "eval_transform" => {
             let transform = EvalTransform {
@@ -61,19 +61,19 @@ fn run(operation: &Value, mut picture: Picture) -> Picture {
                 crop: whole("center_crop"),
                 interpolation: Interpolation::Bicubic,
             };
-            return transform.apply(&picture).unwrap();
+            return transform.apply(&image).unwrap();
         }
-        "horizontal_flip" => augment::horizontal_flip(&mut picture),
-        "brightness" => augment::brightness(&mut picture, factor()),
-        "contrast" => augment::contrast(&mut picture, factor()),
-        "saturation" => augment::saturation(&mut picture, factor()),
-        "hue" => augment::hue(&mut picture, factor()),
-        "grayscale" => augment::grayscale(&mut picture),
+        "horizontal_flip" => augment::horizontal_flip(&mut image),
+        "brightness" => augment::brightness(&mut image, factor()),
+        "contrast" => augment::contrast(&mut image, factor()),
+        "saturation" => augment::saturation(&mut image, factor()),
+        "hue" => augment::hue(&mut image, factor()),
+        "grayscale" => augment::grayscale(&mut image),
         "gaussian_blur" => {
-            augment::gaussian_blur(&mut picture, operation["radius"].as_f64().unwrap());
+            augment::gaussian_blur(&mut image, operation["radius"].as_f64().unwrap());
         }
-        "solarize" => augment::solarize(&mut picture, whole("threshold")),
+        "solarize" => augment::solarize(&mut image, whole("threshold")),
         other => panic!("unknown operation `{other}`"),
     }
-    picture
+    image
 }

@@ -129,7 +129,7 @@ impl Step {
         f64::from(self.mantissa) * 10f64.powi(self.power)
     }
 
-    /// A multiple of the step in as few letters as tell it from its neighbours; `largest` is the
+    /// A multiple of the step in as few letters as tell it from its neighbors; `largest` is the
     /// largest of the ticks, which decides the unit.
     fn words(self, value: f64, largest: f64) -> String {
         if value == 0.0 {

@@ -22,7 +22,7 @@ pub struct Series {
     pub name: String,
     /// Its points, in ascending order across.
     pub points: Vec<[f64; 2]>,
-    /// Whether it is a level to compare with, drawn dashed and without a colour of its own.
+    /// Whether it is a level to compare with, drawn dashed and without a color of its own.
     pub reference: bool,
 }
 

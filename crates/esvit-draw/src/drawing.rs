@@ -1,4 +1,4 @@
-//! Drawings of pictures, marks and words, as SVG and as PNG.
+//! Drawings of images, marks and words, as SVG and as PNG.
 //!
 //! One description serves both: an SVG document that needs no other file, and the PNG that the
 //! renderer makes of it with the font that is built in.
@@ -151,7 +151,7 @@ impl Drawing {
         ));
     }
 
-    /// A line of words on a ground of its own, for pictures.
+    /// A line of words on a ground of its own, for images.
     pub fn label(&mut self, [x, y]: [f64; 2], text: &str, size: f64, color: &str) {
         let width = 0.68 * size * text.chars().count() as f64 + 0.4 * size;
         self.rect([x - width / 2.0, y - 0.6 * size, width, 1.2 * size], "#000000", 0.6);
@@ -209,15 +209,15 @@ fn font() -> Arc<fontdb::Database> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esvit_data::{DecodeLimits, Picture, decode, encode_png};
+    use esvit_data::{DecodeLimits, Image, decode, encode_png};
 
-    fn rendered(drawing: &Drawing, scale: f64) -> Picture {
+    fn rendered(drawing: &Drawing, scale: f64) -> Image {
         decode(&drawing.png(scale).unwrap(), &DecodeLimits::default()).unwrap()
     }
 
     #[test]
-    fn pictures_and_marks_are_where_they_were_put() {
-        let red = Picture::new(1, 1, vec![255, 0, 0]).unwrap();
+    fn images_and_marks_are_where_they_were_put() {
+        let red = Image::new(1, 1, vec![255, 0, 0]).unwrap();
         let mut drawing = Drawing::new(40.0, 20.0);
         drawing.image(&encode_png(&red).unwrap(), [10.0, 0.0, 10.0, 20.0], true);
         drawing.dot([30.0, 10.0], 4.0, "#0000ff");

@@ -19,7 +19,7 @@ pub struct Cost {
 /// Steps of one batch size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Steps {
-    /// Pictures of a step.
+    /// Images of a step.
     pub batch: usize,
     /// With the view task alone.
     pub view: Cost,
@@ -53,9 +53,9 @@ pub struct Backbone {
     pub stages: usize,
     /// Number of parameters, heads not counted.
     pub parameters: usize,
-    /// Multiply-accumulates for one picture at the size of a global crop.
+    /// Multiply-accumulates for one image at the size of a global crop.
     pub macs: u64,
-    /// Pictures a second of the forward pass at that size.
+    /// Images a second of the forward pass at that size.
     pub forward_images_per_s: f64,
     /// Steps of growing batches, as far as they could be run.
     pub steps: Vec<Steps>,
@@ -79,7 +79,7 @@ pub fn table(backbones: &[Backbone]) -> String {
         let _ = writeln!(
             text,
             "{model}: {stages}, {:.1} M parameters, {:.2} G multiply-accumulates, \
-             {forward_images_per_s:.1} pictures a second forward",
+             {forward_images_per_s:.1} images a second forward",
             *parameters as f64 / 1e6,
             *macs as f64 / 1e9
         );
@@ -127,8 +127,7 @@ mod tests {
             stopped: Some("no memory".into()),
         };
         let table = table(&[backbone]);
-        for part in ["27.5 M", "4.49 G", "18.3 pictures", "2.50 s   1100 MB", "1.25x", "no memory"]
-        {
+        for part in ["27.5 M", "4.49 G", "18.3 images", "2.50 s   1100 MB", "1.25x", "no memory"] {
             assert!(table.contains(part), "{part} in\n{table}");
         }
     }

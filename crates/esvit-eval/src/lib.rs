@@ -1,4 +1,4 @@
-//! Measuring what a backbone has learnt.
+//! Measuring what a backbone has learned.
 
 pub mod attention;
 pub mod bench;
@@ -7,9 +7,9 @@ pub mod efficiency;
 pub mod embedding_map;
 pub mod finetune;
 pub mod knn;
-pub mod labelled;
+pub mod labeled;
 pub mod matching;
-pub mod neighbours;
+pub mod neighbors;
 pub mod pca;
 pub mod preview;
 pub mod probe;

@@ -3,44 +3,43 @@
 use std::sync::Arc;
 
 use esvit_data::{
-    DecodeLimits, Folder, FolderError, Picture, PictureError, Source, SourceError,
-    training_materials,
+    DecodeLimits, Folder, FolderError, Image, ImageError, Source, SourceError, training_materials,
 };
 use esvit_train::Config;
 
 /// Why there are no crops to show.
 #[derive(Debug, thiserror::Error)]
 pub enum PreviewError {
-    /// The folder of pictures cannot be used.
+    /// The folder of images cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// The built-in pictures cannot be decoded.
+    /// The built-in images cannot be decoded.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// A crop cannot be cut.
     #[error(transparent)]
-    Crop(#[from] PictureError),
-    /// No picture can be read.
-    #[error("none of the {tried} pictures that were tried can be read")]
+    Crop(#[from] ImageError),
+    /// No image can be read.
+    #[error("none of the {tried} images that were tried can be read")]
     NothingReadable {
-        /// Number of pictures.
+        /// Number of images.
         tried: usize,
     },
 }
 
-/// Crops of some pictures of a set.
+/// Crops of some images of a set.
 #[derive(Debug)]
 pub struct Crops {
-    /// For every picture its crops as the network sees them, the two global ones first.
-    pub rows: Vec<Vec<Picture>>,
-    /// Why pictures are left out.
+    /// For every image its crops as the network sees them, the two global ones first.
+    pub rows: Vec<Vec<Image>>,
+    /// Why images are left out.
     pub left_out: Vec<SourceError>,
 }
 
-/// The pictures that a run's settings name.
+/// The images that a run's settings name.
 ///
 /// # Errors
-/// When the folder cannot be read or has no pictures.
+/// When the folder cannot be read or has no images.
 pub fn source(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
     let limits = DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() };
     Ok(match &config.data.path {
@@ -49,25 +48,25 @@ pub fn source(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
     })
 }
 
-/// The crops of `pictures` pictures, spread over the whole set, as the run with these settings
+/// The crops of `images` images, spread over the whole set, as the run with these settings
 /// sees them in an epoch.
 ///
 /// # Errors
-/// When none of the pictures can be read.
+/// When none of the images can be read.
 pub fn crops(
     config: &Config,
     source: &dyn Source,
-    pictures: usize,
+    images: usize,
     epoch: u64,
 ) -> Result<Crops, PreviewError> {
     let views = &config.views;
     let normalization = views.normalization();
     let mut crops = Crops { rows: Vec::new(), left_out: Vec::new() };
-    let tried = pictures.clamp(1, source.len().max(1));
+    let tried = images.clamp(1, source.len().max(1));
     for index in (0..tried).map(|place| place * source.len() / tried) {
         match source.load(index) {
-            Ok(picture) => {
-                let views = views.views(&picture, config.seed, epoch, index as u64)?;
+            Ok(image) => {
+                let views = views.views(&image, config.seed, epoch, index as u64)?;
                 crops.rows.push(views.iter().map(|view| view.shown(&normalization)).collect());
             }
             Err(error) => crops.left_out.push(error),

@@ -11,10 +11,10 @@ use esvit_model::PretrainedBackbone;
 
 /// One evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct EvalRecord {
     /// Which evaluation, as on the command line: `knn`, `linear`, `correspondence`, ...
     pub evaluation: String,
-    /// On which pictures.
+    /// On which images.
     pub task: String,
     /// Name of the checkpoint's file.
     pub checkpoint: String,
@@ -22,7 +22,7 @@ pub struct Record {
     pub network: String,
     /// Epochs done, if known.
     pub epochs: Option<u64>,
-    /// Optimiser steps done, if known.
+    /// Optimizer steps done, if known.
     pub steps: Option<u64>,
     /// What the evaluation's `--json` prints.
     pub results: Value,
@@ -52,7 +52,7 @@ pub enum RecordError {
     },
 }
 
-impl Record {
+impl EvalRecord {
     /// What `evaluation` found of `backbone`, read from `checkpoint`.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ pub fn file_of(run: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn append(run: &Path, record: &Record) -> Result<PathBuf, RecordError> {
+pub fn append(run: &Path, record: &EvalRecord) -> Result<PathBuf, RecordError> {
     let path = file_of(run);
     let folder = run.join("eval");
     std::fs::create_dir_all(&folder).map_err(|source| RecordError::Io { path: folder, source })?;
@@ -112,7 +112,7 @@ pub fn append(run: &Path, record: &Record) -> Result<PathBuf, RecordError> {
 ///
 /// # Errors
 /// When the file is there and cannot be read.
-pub fn read(run: &Path) -> Result<Vec<Record>, RecordError> {
+pub fn read(run: &Path) -> Result<Vec<EvalRecord>, RecordError> {
     let path = file_of(run);
     let text = match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,4 +1,4 @@
-//! Linear probes of one backbone on many labelled sets, and how often it beats another.
+//! Linear probes of one backbone on many labeled sets, and how often it beats another.
 //!
 //! What is found is kept line by line in a file, so that a list of sets can be gone on with.
 
@@ -9,11 +9,11 @@ use esvit_files::{FileError, LineLog};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::labelled::{LabelledTask, TaskError};
+use crate::labeled::{LabeledTask, TaskError};
 use crate::probe::{Metrics, Probe, ProbeError, ProbeTask, Sides};
 use esvit_model::PretrainedBackbone;
 
-/// Names of the folder of a set whose pictures are reported on; the first that is there counts.
+/// Names of the folder of a set whose images are reported on; the first that is there counts.
 const QUERY_FOLDERS: [&str; 2] = ["test", "val"];
 
 /// What a result belongs to; only a result for the very same is used again.
@@ -25,10 +25,12 @@ pub struct Key {
     pub weights: String,
     /// The probe's options.
     pub probe: Value,
-    /// Number of pictures to learn from.
-    pub train_pictures: usize,
-    /// Number of pictures that are reported on.
-    pub query_pictures: usize,
+    /// Number of images to learn from.
+    #[serde(alias = "train_pictures")]
+    pub train_images: usize,
+    /// Number of images that are reported on.
+    #[serde(alias = "query_pictures")]
+    pub query_images: usize,
 }
 
 /// What a probe reaches on a set.
@@ -87,23 +89,23 @@ pub enum TransferError {
 }
 
 /// Opens a set: a folder with `train` and `test` or `val` in it, or a folder of classes of which
-/// every fifth picture is set aside.
+/// every fifth image is set aside.
 ///
 /// # Errors
 /// When a folder cannot be read or has no labels, or its two parts share no class.
-pub fn open_set(folder: &Path, limits: &DecodeLimits) -> Result<LabelledTask, TaskError> {
+pub fn open_set(folder: &Path, limits: &DecodeLimits) -> Result<LabeledTask, TaskError> {
     let train = folder.join("train");
     let queries =
         QUERY_FOLDERS.map(|name| folder.join(name)).into_iter().find(|path| path.is_dir());
     match queries {
         Some(queries) if train.is_dir() => {
-            LabelledTask::folders(&train, Some(&queries), limits, usize::MAX)
+            LabeledTask::folders(&train, Some(&queries), limits, usize::MAX)
         }
-        _ => LabelledTask::folders(folder, None, limits, usize::MAX),
+        _ => LabeledTask::folders(folder, None, limits, usize::MAX),
     }
 }
 
-/// A number that differs where weights or the way pictures are shown differ (FNV-1a).
+/// A number that differs where weights or the way images are shown differ (FNV-1a).
 pub fn fingerprint(backbone: &PretrainedBackbone) -> String {
     let mut hash = 0xCBF2_9CE4_8422_2325u64;
     let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01B3);
@@ -238,8 +240,8 @@ mod tests {
             set: set.into(),
             weights: "1".into(),
             probe: serde_json::json!({ "solver": "sgd", "lr": [0.1] }),
-            train_pictures: 3,
-            query_pictures: 2,
+            train_images: 3,
+            query_images: 2,
         }
     }
 
@@ -259,7 +261,7 @@ mod tests {
         std::fs::write(&path, format!("{text}{{\"set\":")).unwrap();
         let results = Results::open(&path).unwrap();
         assert_eq!(results.find(&key("b")), Some(&result(100.0 / 3.0)));
-        assert_eq!(results.find(&Key { query_pictures: 3, ..key("b") }), None);
+        assert_eq!(results.find(&Key { query_images: 3, ..key("b") }), None);
         assert_eq!(results.find(&key("c")), None);
         std::fs::write(&path, "no result\n").unwrap();
         let error = Results::open(&path).unwrap_err().to_string();

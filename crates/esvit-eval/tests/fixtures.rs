@@ -8,21 +8,21 @@ mod common;
 use common::{assert_close, hash, hashed};
 use esvit_eval::correspondence::{Grid, MEASURED_PAIRS, View, correspond};
 use esvit_eval::knn::{TEMPERATURE, classify, nearest};
-use esvit_model::features::LabelledFeatures;
+use esvit_model::features::LabeledFeatures;
 
 const CLASSES: u32 = 7;
 
-fn labelled(stream: u32, rows: u32, factor: u32) -> LabelledFeatures {
+fn labeled(stream: u32, rows: u32, factor: u32) -> LabeledFeatures {
     let labels = (0..rows).map(|row| factor * row % CLASSES).collect();
     let mut features =
-        LabelledFeatures { values: hashed(stream, 6 * rows as usize), width: 6, labels };
+        LabeledFeatures { values: hashed(stream, 6 * rows as usize), width: 6, labels };
     features.normalize();
     features
 }
 
 #[test]
 fn knn() {
-    let (train, queries) = (labelled(21, 40, 5), labelled(22, 12, 3));
+    let (train, queries) = (labeled(21, 40, 5), labeled(22, 12, 3));
     let found = classify(&train, &queries, &[10, 20, 3], TEMPERATURE).unwrap();
     for accuracy in &found {
         assert!((accuracy.top1 - 100.0 / 12.0).abs() < 1e-9, "{accuracy:?}");
@@ -32,22 +32,22 @@ fn knn() {
     }
 }
 
-/// The classes that the first queries' ten neighbours vote for most.
+/// The classes that the first queries' ten neighbors vote for most.
 #[test]
 fn knn_ranks_classes() {
-    let (train, queries) = (labelled(21, 40, 5), labelled(22, 12, 3));
-    let neighbours = nearest(&train, &queries, 10);
+    let (train, queries) = (labeled(21, 40, 5), labeled(22, 12, 3));
+    let neighbors = nearest(&train, &queries, 10);
     for (query, expected) in [[5, 6, 2], [5, 3, 1], [5, 2, 6]].into_iter().enumerate() {
         let mut votes: Vec<(f64, u32)> = (0..CLASSES).map(|class| (0.0, class)).collect();
-        for neighbour in &neighbours[query] {
-            let class = train.labels[neighbour.row] as usize;
-            votes[class].0 += (f64::from(neighbour.similarity) / 0.07).exp();
+        for neighbor in &neighbors[query] {
+            let class = train.labels[neighbor.row] as usize;
+            votes[class].0 += (f64::from(neighbor.similarity) / 0.07).exp();
         }
         votes.sort_by(|a, b| b.0.total_cmp(&a.0));
         let first: Vec<u32> = votes[..3].iter().map(|&(_, class)| class).collect();
         assert_eq!(first, expected, "query {query}");
 
-        let one = |label| LabelledFeatures {
+        let one = |label| LabeledFeatures {
             values: queries.values[query * 6..][..6].to_vec(),
             width: 6,
             labels: vec![label],

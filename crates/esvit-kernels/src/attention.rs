@@ -1,6 +1,6 @@
 //! The attention branch of a block: `x + scale proj(attention(qkv(norm(x))))`, inside windows.
 //!
-//! Between the normalisation and the residual rows stand in the order of windows, so that a task can
+//! Between the normalization and the residual rows stand in the order of windows, so that a task can
 //! take a few windows through all of it, and only the saved activations leave the caches.
 
 use std::ops::Range;
@@ -15,7 +15,7 @@ use crate::profile;
 use crate::rows::{BLOCK_SHARES, Block, Rows, SampleScales, block_rows, fitting_rows, linear};
 use crate::window_attention::{WindowAttention, Windows};
 
-/// The parameters: a normalisation over `C`, `qkv [3 C, C]`, the table of relative positions
+/// The parameters: a normalization over `C`, `qkv [3 C, C]`, the table of relative positions
 /// `[rows, heads]` and `proj [C, C]`.
 #[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "the names are those of the layers")]
@@ -46,7 +46,7 @@ pub struct Gradients {
 /// The weights in the layout of the forward pass's products.
 #[derive(Debug)]
 pub struct PackedWeights<T: Element> {
-    /// Its bias with the shift of the normalisation.
+    /// Its bias with the shift of the normalization.
     qkv: PackedRhs<T>,
     proj: PackedRhs<T>,
 }

@@ -1,4 +1,4 @@
-//! Batch normalisation: every channel over all rows, `z = (x - mean) / sqrt(variance + eps)` and
+//! Batch normalization: every channel over all rows, `z = (x - mean) / sqrt(variance + eps)` and
 //! `y = z gamma + beta`.
 //!
 //! With `g` the gradient of `z`, that of `x` is `(g - mean(g) - z mean(g z)) / deviation`, means
@@ -37,7 +37,7 @@ impl Statistics {
     }
 }
 
-/// Normalises `x [rows, C]` into `y` by `statistics`, those of the rows or running ones.
+/// Normalizes `x [rows, C]` into `y` by `statistics`, those of the rows or running ones.
 ///
 /// # Panics
 /// When the lengths do not fit.

@@ -6,7 +6,7 @@ use crate::gemm::Gemm;
 
 /// A stored number: f32, or bf16 where precision says so. Arithmetic is f32.
 pub trait Element: Gemm + bytemuck::Pod + Default + Debug + PartialEq + Send + Sync {
-    /// Neighbours along the inner dimension that a product multiplies at once. Rows of operands
+    /// Neighbors along the inner dimension that a product multiplies at once. Rows of operands
     /// are filled up with zeros to a multiple of it.
     const K_PACK: usize;
     /// Its name in options and reports.

@@ -1,4 +1,4 @@
-//! Layer normalisation over rows, `z = (x - mean) / sqrt(variance + eps)` and `y = z gamma + beta`.
+//! Layer normalization over rows, `z = (x - mean) / sqrt(variance + eps)` and `y = z gamma + beta`.
 //!
 //! The backward pass keeps `z` and the `rstd` of every row: with `g` the gradient of
 //! `z`, that of `x` is `(g - mean(g) - z mean(g z)) / deviation`.
@@ -9,7 +9,7 @@ use crate::element::{Element, padded_row_len};
 use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, profile};
 
-/// What the backward pass needs: normalised rows, each stored at the length of
+/// What the backward pass needs: normalized rows, each stored at the length of
 /// [`padded_row_len`], and the `rstd` of every row.
 #[derive(Debug, Clone)]
 pub struct Saved<T> {
@@ -17,7 +17,7 @@ pub struct Saved<T> {
     rstd: Vec<f32>,
 }
 
-/// Normalises every row of `x [rows, C]` into `y`: `gamma`, `beta [C]`. With `save_for_backward` the result
+/// Normalizes every row of `x [rows, C]` into `y`: `gamma`, `beta [C]`. With `save_for_backward` the result
 /// holds what [`backward`] needs.
 ///
 /// # Panics
@@ -102,7 +102,7 @@ pub fn backward<T: Element>(
 }
 
 dispatch! {
-    /// Stores the normalised row and returns its `rstd`.
+    /// Stores the normalized row and returns its `rstd`.
     pub(crate) fn normalize<T: Element>(x: &[f32], eps: f32, xhat: &mut [T]) -> f32 {
         let (width, count) = (x.len(), x.len() as f32);
         let mean = sum(x, |x| x) / count;
@@ -117,7 +117,7 @@ dispatch! {
 }
 
 dispatch! {
-    /// Turns the gradient of a normalised row, in place, into that of the row.
+    /// Turns the gradient of a normalized row, in place, into that of the row.
     pub(crate) fn normalize_backward<T: Element>(
         xhat: &[T],
         rstd: f32,
@@ -164,7 +164,7 @@ dispatch! {
     }
 }
 
-/// Gradients behind a normalisation that feeds a linear layer, `y = (z gamma + beta) w^T`.
+/// Gradients behind a normalization that feeds a linear layer, `y = (z gamma + beta) w^T`.
 ///
 /// `dw [out, C]` holds `dy^T z`, the gradient of the weight if there were no `gamma` and
 /// `beta`, and `sums [out]` the sums of `dy`; `dw` is turned into the gradient of `weight`,
@@ -222,7 +222,7 @@ dispatch! {
     }
 }
 
-/// The bias of a linear layer behind a normalisation: `bias + w beta`, for `weight [out, C]`.
+/// The bias of a linear layer behind a normalization: `bias + w beta`, for `weight [out, C]`.
 pub(crate) fn fold_beta_into_bias(weight: &[f32], beta: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let width = beta.len();
     let task = TASK_VALUES.div_ceil(width);

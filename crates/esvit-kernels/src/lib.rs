@@ -1,4 +1,4 @@
-//! The lowest floor of `esvit`: code that works on slices and numbers and knows neither pictures
+//! The lowest floor of `esvit`: code that works on slices and numbers and knows neither images
 //! nor tensors.
 //!
 //! Every kernel gives the same bits however many threads there are: work is cut into pieces by its

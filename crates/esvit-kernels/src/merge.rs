@@ -1,4 +1,4 @@
-//! Patch merging: four neighbours become one row of `4 C`, which is normalised and projected.
+//! Patch merging: four neighbors become one row of `4 C`, which is normalized and projected.
 
 use rayon::prelude::*;
 
@@ -9,10 +9,10 @@ use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward, normalize};
 use crate::profile;
 use crate::rows::{Rows, SampleScales, block_rows, linear};
 
-/// A neighbour that lies outside the map: zeros.
+/// A neighbor that lies outside the map: zeros.
 pub const OUTSIDE: u32 = u32::MAX;
 
-/// The parameters: a normalisation over `4 C` and `weight [out, 4 C]`.
+/// The parameters: a normalization over `4 C` and `weight [out, 4 C]`.
 #[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "the names are those of the layers")]
 pub struct Merge<'a> {
@@ -43,7 +43,7 @@ impl Merge<'_> {
     /// Columns of the result, after a check of all lengths.
     fn outputs(&self) -> usize {
         let wide = self.gamma.len();
-        assert!(wide.is_multiple_of(4) && self.beta.len() == wide, "normalisation of four rows");
+        assert!(wide.is_multiple_of(4) && self.beta.len() == wide, "normalization of four rows");
         assert!(self.weight.len().is_multiple_of(wide), "weight");
         self.weight.len() / wide
     }
@@ -140,7 +140,7 @@ pub fn backward<T: Element>(
                 block.add_input_gradients(lhs, &weight, xhat, rstd);
             });
     });
-    // Every row has its place, since the maps are covered by their neighbourhoods.
+    // Every row has its place, since the maps are covered by their neighborhoods.
     let mut x = Buffer::<f32>::scratch(inputs * width);
     for (from, &to) in gathered.chunks_exact(width).zip(indices.as_flattened()) {
         if to != OUTSIDE {

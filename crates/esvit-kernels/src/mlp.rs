@@ -13,7 +13,7 @@ use crate::profile;
 use crate::rows::{BAND_ROWS, Rows, SampleScales, block_rows, for_each_panel};
 use crate::simd::{dispatch, prefetch};
 
-/// The parameters: a normalisation over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
+/// The parameters: a normalization over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
 #[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "the names are those of the layers")]
 pub struct Mlp<'a> {
@@ -42,7 +42,7 @@ pub struct Gradients {
 /// The weights in the layout of the forward pass's products.
 #[derive(Debug)]
 pub struct PackedWeights<T: Element> {
-    /// Its bias with the shift of the normalisation.
+    /// Its bias with the shift of the normalization.
     fc1: PackedRhs<T>,
     fc2: PackedRhs<T>,
 }

@@ -1,5 +1,5 @@
 //! The rows of tokens that a branch is computed of, in blocks that one task takes from the
-//! normalisation to the residual, and what is done with them on the way.
+//! normalization to the residual, and what is done with them on the way.
 
 use std::ops::Range;
 
@@ -175,7 +175,7 @@ impl<'r, 'a> Block<'r, 'a> {
         blocks
     }
 
-    /// Normalises the rows.
+    /// Normalizes the rows.
     pub(crate) fn normalize<T: Element>(&self, eps: f32, xhat: &mut [T], rstd: &mut [f32]) {
         let Some(width) = self.rows.first().map(|row| row.len()) else { return };
         let to = xhat.chunks_exact_mut(padded_row_len::<T>(width)).zip(rstd);
@@ -202,7 +202,7 @@ impl<'r, 'a> Block<'r, 'a> {
     }
 
     /// Gradients of a linear layer's results, `lhs` for every row, go through its `weight` and the
-    /// normalisation before it, and are added to the rows.
+    /// normalization before it, and are added to the rows.
     pub(crate) fn add_input_gradients<T: Element>(
         &mut self,
         lhs: Lhs<'_, T>,

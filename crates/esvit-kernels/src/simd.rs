@@ -1,6 +1,6 @@
 //! One text of a loop, compiled for several instruction sets and chosen when it runs.
 
-/// Lanes in which sums are kept, so that they can be vectorised: one AVX-512 register.
+/// Lanes in which sums are kept, so that they can be vectorized: one AVX-512 register.
 pub(crate) const LANES: usize = 16;
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA and for the target's
@@ -64,7 +64,7 @@ pub(crate) fn prefetch<T>(values: &[T], row: usize, columns: usize) {
 }
 
 /// Sum of a term of every value, in lanes. Chunks of a known length, unlike indices into a slice,
-/// leave no bounds to be checked, without which nothing is vectorised.
+/// leave no bounds to be checked, without which nothing is vectorized.
 #[inline(always)]
 pub(crate) fn sum<A: Copy>(values: &[A], term: impl Fn(A) -> f32) -> f32 {
     let (chunks, rest) = values.as_chunks::<LANES>();
@@ -128,7 +128,7 @@ fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 /// `e^x` within 2 units in the last place, for `x` up to 88; smaller than -87 counts as -87. Free
-/// of branches, so that loops over it are vectorised.
+/// of branches, so that loops over it are vectorized.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // e^x = 2^k e^r with |r| <= ln 2 / 2; adding and taking away this number rounds to integers.

@@ -1,4 +1,4 @@
-//! Loads a backbone and embeds a picture:
+//! Loads a backbone and embeds an image:
 //!
 //! ```sh
 //! cargo run --release -p esvit-model --example embed -- backbone.safetensors photo.jpg
@@ -12,11 +12,11 @@ use esvit_model::PretrainedBackbone;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let weights = arguments.next().ok_or("name a file of weights")?;
-    let picture = arguments.next().ok_or("name a picture")?;
+    let image = arguments.next().ok_or("name an image")?;
 
     let backbone = PretrainedBackbone::open(weights.as_ref())?;
-    let picture = decode(&std::fs::read(picture)?, &DecodeLimits::default())?;
-    let features = backbone.embed(&[picture])?;
+    let image = decode(&std::fs::read(image)?, &DecodeLimits::default())?;
+    let features = backbone.embed(&[image])?;
     println!("{:?}", features[0]);
     Ok(())
 }

@@ -13,9 +13,9 @@ use crate::SourceFile;
 pub struct About {
     /// Shape of the network.
     pub model: SwinConfig,
-    /// How pictures are shown to it.
+    /// How images are shown to it.
     pub preprocess: Preprocess,
-    /// Optimiser steps done, if known.
+    /// Optimizer steps done, if known.
     pub steps: Option<u64>,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use esvit_nn::params::ParamSpec;
-use esvit_nn::weights::{Stored, WeightsError, WeightsFile};
+use esvit_nn::weights::{StoredNetwork, WeightsError, WeightsFile};
 use serde::Serialize;
 
 use crate::build;
@@ -13,7 +13,7 @@ use crate::build;
 pub struct Tensors<'a> {
     file: &'a WeightsFile,
     /// The network, where the file holds one of ours, and its parameters.
-    network: Option<(Stored<'a>, Vec<ParamSpec>)>,
+    network: Option<(StoredNetwork<'a>, Vec<ParamSpec>)>,
     /// Tensors that belong to no network, by name.
     plain: BTreeMap<String, &'a esvit_weights::TensorInfo>,
 }
@@ -57,7 +57,7 @@ impl Comparison {
 impl<'a> Tensors<'a> {
     /// The network called `key`, if the file holds such a one, or else all tensors by their names.
     pub fn of(file: &'a WeightsFile, key: Option<&str>) -> Self {
-        let stored = Stored::find(file, key).ok();
+        let stored = StoredNetwork::find(file, key).ok();
         let found = stored.and_then(|stored| {
             let shape = stored.shape().ok()?;
             let (_, specs) = build(&shape);
@@ -92,7 +92,7 @@ impl<'a> Tensors<'a> {
 }
 
 /// Compares two files, one tensor in memory at a time. Names of a file whose network is not
-/// recognised are compared as they are.
+/// recognized are compared as they are.
 ///
 /// # Errors
 /// When a tensor cannot be read.

@@ -1,17 +1,17 @@
-//! Features of whole sets of pictures by a frozen backbone.
+//! Features of whole sets of images by a frozen backbone.
 
-use esvit_data::{Picture, PictureError, Preprocess, Source};
+use esvit_data::{Image, ImageError, Preprocess, Source};
 use esvit_kernels::pool;
 use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Params, Pass, Swin};
+use esvit_nn::{ForwardCtx, Params, Swin};
 use rayon::prelude::*;
 
 use crate::pretrained::BATCH;
 
-/// Labelled features, row-major `[rows, width]`.
+/// Labeled features, row-major `[rows, width]`.
 #[derive(Debug, Clone, Default)]
-pub struct LabelledFeatures {
+pub struct LabeledFeatures {
     /// `rows * width` values.
     pub values: Vec<f32>,
     /// Number of values of a row.
@@ -20,7 +20,7 @@ pub struct LabelledFeatures {
     pub labels: Vec<u32>,
 }
 
-impl LabelledFeatures {
+impl LabeledFeatures {
     /// Scales every row to unit length; a row of zeros stays.
     pub fn normalize(&mut self) {
         normalize(&mut self.values, self.width);
@@ -35,7 +35,7 @@ pub fn normalize(values: &mut [f32], width: usize) {
     }
 }
 
-/// A picture that has no feature.
+/// An image that has no feature.
 #[derive(Debug)]
 pub struct LeftOut {
     /// Its index in the source.
@@ -46,104 +46,104 @@ pub struct LeftOut {
     pub reason: String,
 }
 
-/// Features of some pictures of a source.
+/// Features of some images of a source.
 #[derive(Debug, Default)]
 pub struct Features {
-    /// One row a picture, not normalised, with the source's labels (0 where it has none).
-    pub rows: LabelledFeatures,
-    /// Index in the source of every row's picture.
-    pub pictures: Vec<usize>,
-    /// Pictures that could not be read.
+    /// One row an image, not normalized, with the source's labels (0 where it has none).
+    pub rows: LabeledFeatures,
+    /// Index in the source of every row's image.
+    pub images: Vec<usize>,
+    /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Features of the next pictures of a source.
+/// Features of the next images of a source.
 #[derive(Debug)]
 pub struct FeatureBatch {
-    /// Row-major `[pictures, width]`; empty where no picture could be read.
+    /// Row-major `[images, width]`; empty where no image could be read.
     pub rows: Vec<f32>,
-    /// Index in the source of every row's picture.
-    pub pictures: Vec<usize>,
-    /// Pictures that could not be read.
+    /// Index in the source of every row's image.
+    pub images: Vec<usize>,
+    /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
 impl FeatureBatch {
     /// Number of values of a row; 0 where there are no rows.
     pub fn width(&self) -> usize {
-        self.rows.len().checked_div(self.pictures.len()).unwrap_or(0)
+        self.rows.len().checked_div(self.images.len()).unwrap_or(0)
     }
 }
 
-/// The features of `pictures` (indices into `source`), batch by batch, so that any number of them
-/// takes the memory of one batch. `prepare` is told a picture's index and makes normalized pixels
-/// of it; `forward` turns pixels `[B, 3, size, size]` and B into B rows. Pictures that cannot be
+/// The features of `images` (indices into `source`), batch by batch, so that any number of them
+/// takes the memory of one batch. `prepare` is told an image's index and makes normalized pixels
+/// of it; `forward` turns pixels `[B, 3, size, size]` and B into B rows. Images that cannot be
 /// read are left out.
 pub fn stream<'a>(
     source: &'a dyn Source,
-    pictures: impl IntoIterator<Item = usize> + 'a,
-    prepare: impl Fn(usize, &Picture) -> Result<Vec<f32>, PictureError> + Sync + 'a,
+    images: impl IntoIterator<Item = usize> + 'a,
+    prepare: impl Fn(usize, &Image) -> Result<Vec<f32>, ImageError> + Sync + 'a,
     mut forward: impl FnMut(Vec<f32>, usize) -> Vec<f32> + 'a,
 ) -> impl Iterator<Item = FeatureBatch> + 'a {
-    let mut pictures = pictures.into_iter();
+    let mut images = images.into_iter();
     std::iter::from_fn(move || {
-        let indices: Vec<usize> = pictures.by_ref().take(BATCH).collect();
+        let indices: Vec<usize> = images.by_ref().take(BATCH).collect();
         if indices.is_empty() {
             return None;
         }
         let prepared = |&index: &usize| {
-            let picture = source.load(index).map_err(|e| e.to_string())?;
-            prepare(index, &picture).map_err(|e| e.to_string())
+            let image = source.load(index).map_err(|e| e.to_string())?;
+            prepare(index, &image).map_err(|e| e.to_string())
         };
         let prepared: Vec<Result<Vec<f32>, String>> = indices.par_iter().map(prepared).collect();
-        let (mut pixels, mut pictures, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pixels, mut images, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
         for (index, prepared) in indices.into_iter().zip(prepared) {
             match prepared {
                 Ok(values) => {
                     pixels.extend(values);
-                    pictures.push(index);
+                    images.push(index);
                 }
                 Err(reason) => {
                     left_out.push(LeftOut { index, name: source.name(index), reason });
                 }
             }
         }
-        let count = pictures.len();
+        let count = images.len();
         let rows = if count > 0 { forward(pixels, count) } else { Vec::new() };
-        Some(FeatureBatch { rows, pictures, left_out })
+        Some(FeatureBatch { rows, images, left_out })
     })
 }
 
-/// All features of `pictures` at once, as [`stream`] gives them; `done` is told how many pictures
+/// All features of `images` at once, as [`stream`] gives them; `done` is told how many images
 /// were worked on.
 pub fn extract(
     source: &dyn Source,
-    pictures: &[usize],
+    images: &[usize],
     preprocess: &Preprocess,
     forward: impl FnMut(Vec<f32>, usize) -> Vec<f32>,
     done: impl FnMut(usize),
 ) -> Features {
-    extract_with(source, pictures, |_, picture| preprocess.prepare(picture), forward, done)
+    extract_with(source, images, |_, image| preprocess.prepare(image), forward, done)
 }
 
-/// The same with pictures prepared by `prepare`, which is told their index.
+/// The same with images prepared by `prepare`, which is told their index.
 pub fn extract_with(
     source: &dyn Source,
-    pictures: &[usize],
-    prepare: impl Fn(usize, &Picture) -> Result<Vec<f32>, PictureError> + Sync,
+    images: &[usize],
+    prepare: impl Fn(usize, &Image) -> Result<Vec<f32>, ImageError> + Sync,
     forward: impl FnMut(Vec<f32>, usize) -> Vec<f32>,
     mut done: impl FnMut(usize),
 ) -> Features {
     let mut features = Features::default();
-    for batch in stream(source, pictures.iter().copied(), prepare, forward) {
-        done(batch.pictures.len() + batch.left_out.len());
-        if !batch.pictures.is_empty() {
+    for batch in stream(source, images.iter().copied(), prepare, forward) {
+        done(batch.images.len() + batch.left_out.len());
+        if !batch.images.is_empty() {
             features.rows.width = batch.width();
         }
         features.rows.values.extend(batch.rows);
-        let labels = batch.pictures.iter().map(|&index| source.label(index).unwrap_or(0));
+        let labels = batch.images.iter().map(|&index| source.label(index).unwrap_or(0));
         features.rows.labels.extend(labels);
-        features.pictures.extend(batch.pictures);
+        features.images.extend(batch.images);
         features.left_out.extend(batch.left_out);
     }
     features
@@ -159,6 +159,6 @@ pub fn view_forward<'a>(
     let device = params.values()[0].device();
     move |pixels, count| {
         let images = tensor(pixels, [count, 3, size, size], &device);
-        pool::run(|| to_vec(&swin.forward(params, images, &Pass::eval()).view))
+        pool::run(|| to_vec(&swin.forward(params, images, &ForwardCtx::eval()).view))
     }
 }

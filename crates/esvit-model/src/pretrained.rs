@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use esvit_data::{Picture, PictureError, Preprocess};
+use esvit_data::{Image, ImageError, Preprocess};
 use esvit_nn::params::{ParamSpec, Registry};
-use esvit_nn::weights::{Location, Report, Stored, WeightsError, WeightsFile};
+use esvit_nn::weights::{Location, Report, StoredNetwork, WeightsError, WeightsFile};
 use esvit_nn::{Params, Swin, SwinConfig, zoo};
 
 use crate::about::{About, Description, DescriptionError};
@@ -19,7 +19,7 @@ pub struct PretrainedBackbone {
     pub swin: Swin,
     /// Its weights.
     pub params: Params,
-    /// How pictures are shown to it.
+    /// How images are shown to it.
     pub preprocess: Preprocess,
     /// What its file says.
     pub source: SourceFile,
@@ -31,7 +31,7 @@ pub(crate) const BATCH: usize = 64;
 /// What a file of weights says of its network.
 #[derive(Debug, Clone, Default)]
 pub struct SourceFile {
-    /// Where the network lies in the file; none for one that was just initialised.
+    /// Where the network lies in the file; none for one that was just initialized.
     pub location: Option<Location>,
     /// What became of the file's tensors.
     pub report: Report,
@@ -39,7 +39,7 @@ pub struct SourceFile {
     pub config: Option<String>,
     /// Seed of the run, where the file is a run's checkpoint.
     pub seed: Option<u64>,
-    /// Optimiser steps done, if the file tells.
+    /// Optimizer steps done, if the file tells.
     pub steps: Option<u64>,
     /// Whole epochs done, if the file tells.
     pub epochs: Option<u64>,
@@ -99,10 +99,10 @@ impl OpenOptions {
     pub fn read(&self, file: &WeightsFile) -> Result<PretrainedBackbone, BackboneError> {
         let Description { model, preprocess, mut source } = Description::of(file)
             .map_err(|source| BackboneError::Description { path: file.path().into(), source })?;
-        let stored = Stored::find(file, self.key.as_deref())?;
+        let stored = StoredNetwork::find(file, self.key.as_deref())?;
         let model = match (&self.shape, model) {
             (Some(shape), said) => SwinConfig {
-                norm_eps: said.map_or(stored.location().layout.norm_eps(), |said| said.norm_eps),
+                norm_eps: said.map_or(stored.location().naming.norm_eps(), |said| said.norm_eps),
                 ..shape.clone()
             },
             (None, Some(said)) => said,
@@ -136,17 +136,17 @@ impl PretrainedBackbone {
         Self { swin, params, preprocess, source: SourceFile::default() }
     }
 
-    /// View features of pictures, one row each.
+    /// View features of images, one row each.
     ///
     /// # Errors
-    /// When a picture cannot be resized.
-    pub fn embed(&self, pictures: &[Picture]) -> Result<Vec<Vec<f32>>, PictureError> {
+    /// When an image cannot be resized.
+    pub fn embed(&self, images: &[Image]) -> Result<Vec<Vec<f32>>, ImageError> {
         let mut forward = view_forward(&self.swin, &self.params, &self.preprocess);
-        let mut features = Vec::with_capacity(pictures.len());
-        for batch in pictures.chunks(BATCH) {
+        let mut features = Vec::with_capacity(images.len());
+        for batch in images.chunks(BATCH) {
             let mut pixels = Vec::new();
-            for picture in batch {
-                pixels.extend(self.preprocess.prepare(picture)?);
+            for image in batch {
+                pixels.extend(self.preprocess.prepare(image)?);
             }
             let rows = forward(pixels, batch.len());
             features.extend(rows.chunks(self.width()).map(<[f32]>::to_vec));

@@ -1,13 +1,13 @@
-//! The projection head of both tasks: a perceptron, a unit-length bottleneck and a last layer of
-//! prototypes with weight normalisation (Section 3.1 of the DINO paper).
+//! The projection head of both tasks: a MLP, a unit-length bottleneck and a last layer of
+//! prototypes with weight normalization (Section 3.1 of the DINO paper).
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::forward_ctx::ForwardCtx;
 use crate::layers::Linear;
-use crate::ops::{self, Activation, Logits};
+use crate::ops::{self, Activation, PrototypeLogits};
 use crate::params::{Init, ParamId, Params, Role, Scope};
-use crate::pass::Pass;
 
 /// The shape of a projection head.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub struct HeadConfig {
     pub bottleneck_dim: usize,
     /// Number of linear layers before the prototypes.
     pub layers: usize,
-    /// Batch normalisation after each hidden linear layer.
+    /// Batch normalization after each hidden linear layer.
     pub use_bn_in_head: bool,
     /// Keeps the prototypes at unit length. It steadies training, above all of large models.
     pub norm_last_layer: bool,
@@ -61,7 +61,7 @@ impl Head {
         let HeadConfig { out_dim, hidden_dim, bottleneck_dim, layers, .. } = *config;
         let mut hidden = Vec::new();
         let mut width = inputs;
-        // A hidden layer is a linear layer, a normalisation if asked for, and an activation.
+        // A hidden layer is a linear layer, a normalization if asked for, and an activation.
         let stride = if config.use_bn_in_head { 3 } else { 2 };
         for layer in 0..layers.saturating_sub(1) {
             let name = stride * layer;
@@ -88,15 +88,15 @@ impl Head {
     }
 
     /// Logits of features `[rows, C]`, not multiplied out.
-    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &Pass) -> Logits {
+    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &ForwardCtx) -> PrototypeLogits {
         let z = self.embed(params, x, pass);
         let prototypes = self.prototypes;
         let g = params.tensor::<2>(self.weight_g).reshape([prototypes]);
-        Logits { z, v: params.tensor(self.weight_v), g }
+        PrototypeLogits { z, v: params.tensor(self.weight_v), g }
     }
 
     /// The unit-length bottleneck, `[rows, bottleneck]`.
-    pub fn embed(&self, params: &Params, mut x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+    pub fn embed(&self, params: &Params, mut x: Tensor<2>, pass: &ForwardCtx) -> Tensor<2> {
         let mut activation = Activation::None;
         for (linear, norm) in &self.hidden {
             x = linear.forward(params, x, activation, pass);
@@ -109,7 +109,7 @@ impl Head {
     }
 }
 
-/// Batch normalisation over rows, with PyTorch's defaults.
+/// Batch normalization over rows, with PyTorch's defaults.
 #[derive(Debug)]
 struct BatchNorm {
     weight: ParamId,
@@ -132,7 +132,7 @@ impl BatchNorm {
         }
     }
 
-    fn forward(&self, params: &Params, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+    fn forward(&self, params: &Params, x: Tensor<2>, pass: &ForwardCtx) -> Tensor<2> {
         let [rows, channels] = x.dims();
         let [weight, bias] = [self.weight, self.bias].map(|id| params.vector(id));
         if pass.is_training() {
@@ -149,7 +149,7 @@ impl BatchNorm {
         (x - mean) / (variance + Self::EPS).sqrt() * row(weight) + row(bias)
     }
 
-    fn blend(&self, params: &Params, pass: &Pass, id: ParamId, batch: Tensor<1>) {
+    fn blend(&self, params: &Params, pass: &ForwardCtx, id: ParamId, batch: Tensor<1>) {
         let old = params.vector(id).inner();
         pass.record(id, old * (1.0 - Self::MOMENTUM) + batch * Self::MOMENTUM);
     }

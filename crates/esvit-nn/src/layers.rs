@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 
+use crate::forward_ctx::ForwardCtx;
 use crate::ops::{self, Activation, LinearValues, NormValues};
 use crate::params::{Init, ParamId, Params, Scope};
-use crate::pass::Pass;
 
 /// Standard deviation of the truncated normal from which weights start.
 pub(crate) const WEIGHT_STD: f64 = 0.02;
@@ -32,7 +32,7 @@ impl Linear {
         params: &Params,
         x: Tensor<2>,
         activation: Activation,
-        pass: &Pass,
+        pass: &ForwardCtx,
     ) -> Tensor<2> {
         let LinearValues { weight, bias } = self.values(params);
         ops::linear(x, weight, bias, activation, pass.precision)
@@ -49,7 +49,7 @@ impl Linear {
     }
 }
 
-/// Layer normalisation over the last axis.
+/// Layer normalization over the last axis.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
     weight: ParamId,
@@ -68,7 +68,7 @@ impl LayerNorm {
     }
 
     /// `[rows, C]` to `[rows, C]`.
-    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &ForwardCtx) -> Tensor<2> {
         let NormValues { gamma, beta, eps } = self.values(params);
         ops::layer_norm(x, gamma, beta, eps, pass.precision)
     }

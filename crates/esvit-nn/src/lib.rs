@@ -5,17 +5,17 @@
 
 pub mod backbone;
 pub mod device;
+pub mod forward_ctx;
 pub mod head;
 pub mod layers;
 pub mod network;
 pub mod onnx;
 pub mod ops;
 pub mod params;
-pub mod pass;
 pub mod weights;
 pub mod zoo;
 
 pub use backbone::swin::{Swin, SwinConfig};
+pub use forward_ctx::ForwardCtx;
 pub use network::Network;
 pub use params::Params;
-pub use pass::Pass;

@@ -1,14 +1,14 @@
-//! Backbone and heads together, over several crops of a picture.
+//! Backbone and heads together, over several crops of an image.
 
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
 use crate::backbone::swin::{Swin, SwinConfig};
+use crate::forward_ctx::ForwardCtx;
 use crate::head::{Head, HeadConfig};
-use crate::ops::Logits;
+use crate::ops::PrototypeLogits;
 use crate::params::{ParamSpec, Params, Registry};
-use crate::pass::Pass;
 
 /// A backbone with the head of the view task and, when the region task is trained, its own head.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct Predictions {
     /// View features, `[crops * B, C]`.
     pub view_features: Tensor<2>,
     /// View logits, `[crops * B, K]`.
-    pub view_logits: Logits,
+    pub view_logits: PrototypeLogits,
     /// The region task's part.
     pub region: Option<RegionPredictions>,
 }
@@ -37,7 +37,7 @@ pub struct Predictions {
 #[derive(Debug, Clone)]
 pub struct RegionPredictions {
     /// Logits, `[sum over crops of B * T_crop, K]`.
-    pub logits: Logits,
+    pub logits: PrototypeLogits,
     /// Region features before the head, `[sum over crops of B * T_crop, C]`.
     pub features: Tensor<2>,
     /// Tokens of an image, T, for every crop.
@@ -77,8 +77,8 @@ impl Network {
     }
 
     /// Predictions for `crops`, each `[B, 3, H, W]`. All run through the network as one batch of
-    /// rows, neighbouring crops of one size as one segment of it.
-    pub fn forward(&self, params: &Params, crops: &[Tensor<4>], pass: &Pass) -> Predictions {
+    /// rows, neighboring crops of one size as one segment of it.
+    pub fn forward(&self, params: &Params, crops: &[Tensor<4>], pass: &ForwardCtx) -> Predictions {
         let groups: Vec<Tensor<4>> = crops
             .chunk_by(|a, b| a.dims() == b.dims())
             .map(|group| match group {

@@ -2,7 +2,7 @@
 //!
 //! A network is a plain description (shapes, names, geometry) that is built once; student and
 //! teacher are two [`Params`] for the same network. Every value is kept flat, so that the
-//! optimiser, the teacher's moving average and the checkpoint are loops over one list.
+//! optimizer, the teacher's moving average and the checkpoint are loops over one list.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use esvit_kernels::rng::Rng;
 
 use crate::ops::{PackedWeights, Packing};
 
-/// Purpose word of the random numbers that initialise parameters.
+/// Purpose word of the random numbers that initialize parameters.
 const INIT_PURPOSE: u64 = 0x1417;
 
 /// How a parameter starts.
@@ -30,7 +30,7 @@ pub enum Init {
 /// What a value is to the training loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Trained by the optimiser and averaged by the teacher.
+    /// Trained by the optimizer and averaged by the teacher.
     Trained,
     /// Never trained, but averaged by the teacher (`weight_g` under `norm_last_layer`).
     Frozen,
@@ -222,7 +222,7 @@ impl Params {
 
     /// The same values for many passes: weights of large products stay in the layout that these want,
     /// which takes as much memory again and saves the time to lay them out, the more of a pass the
-    /// fewer pictures it has.
+    /// fewer images it has.
     #[must_use]
     pub fn for_inference(self) -> Self {
         Self { packed: Some(Arc::default()), ..self }

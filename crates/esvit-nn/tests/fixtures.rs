@@ -1,4 +1,4 @@
-//! Backbones and the head against values of the official code, run on parameters and pictures that
+//! Backbones and the head against values of the official code, run on parameters and images that
 //! a hash makes.
 
 #![allow(clippy::unwrap_used)]
@@ -10,7 +10,7 @@ use common::{assert_close, fill, hash, hashed_tensor, hashed_times};
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::params::{Registry, Role, tensor};
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Network, Params, Pass, Swin, zoo};
+use esvit_nn::{ForwardCtx, Network, Params, Swin, zoo};
 
 /// The values have five decimals; f32 in another order of summation moves the last.
 const TOLERANCE: f64 = 3e-5;
@@ -24,8 +24,8 @@ fn swin(architecture: &str) -> (Swin, Params) {
     (swin, fill(&registry.finish(), 0))
 }
 
-/// One picture of unit variance.
-fn picture(size: usize) -> Tensor<4> {
+/// One image of unit variance.
+fn image(size: usize) -> Tensor<4> {
     let pixels = hashed_times(1000, 3 * size * size, 3f64.sqrt());
     tensor(pixels, [1, 3, size, size], &burn::tensor::Device::flex())
 }
@@ -45,7 +45,7 @@ fn the_hash_is_the_one_that_the_values_were_made_with() {
     }
 }
 
-/// What the official code gives for one picture.
+/// What the official code gives for one image.
 struct Expected {
     size: usize,
     /// The first values of the view feature.
@@ -61,7 +61,7 @@ fn check_features(architecture: &str, expected: [Expected; 2]) {
     let (swin, params) = swin(architecture);
     for Expected { size, view, view_sum, region, region_norm } in expected {
         let what = |part: &str| format!("{architecture}, {size} pixels, {part}");
-        let found = swin.forward(&params, picture(size), &Pass::eval());
+        let found = swin.forward(&params, image(size), &ForwardCtx::eval());
         let side = size.div_ceil(32);
         assert_eq!(found.region.dims(), [1, side * side, 768]);
         let (views, regions) = (to_vec(&found.view), to_vec(&found.region));
@@ -124,13 +124,13 @@ fn swin_tiny_w14() {
 #[test]
 fn last_blocks_and_attention() {
     let (swin, params) = swin("swin_tiny_w7");
-    let features = to_vec(&swin.last_blocks(&params, picture(224), 4, &Pass::eval()));
+    let features = to_vec(&swin.last_blocks(&params, image(224), 4, &ForwardCtx::eval()));
     assert_eq!(features.len(), 2304);
     assert_close("sum", &[sum(&features) as f32], &[-39.88349], SUM_TOLERANCE);
     let found = [0, 384, 768, 1536].map(|i| features[i]);
     assert_close("features", &found, &[0.49329, -0.81538, 0.09148, -0.30677], TOLERANCE);
 
-    let (attention, _) = swin.attention(&params, picture(224), swin.blocks() - 1).unwrap();
+    let (attention, _) = swin.attention(&params, image(224), swin.blocks() - 1).unwrap();
     assert_eq!(attention.dims(), [1, 24, 49, 49]);
     let attention = to_vec(&attention);
     let keys = &attention[9 * 49..][..4];
@@ -148,7 +148,7 @@ fn head() {
     let head = Head::new(&mut registry.root(), 8, &config);
     let params = fill(&registry.finish(), 0);
     let logits =
-        to_vec(&head.forward(&params, hashed_tensor(2000, [3, 8]), &Pass::eval()).matrix());
+        to_vec(&head.forward(&params, hashed_tensor(2000, [3, 8]), &ForwardCtx::eval()).matrix());
     let expected = [
         [0.411922, 0.078899, 0.20165, -0.500888],
         [0.070152, 0.147677, 0.094266, 0.557065],
@@ -246,18 +246,18 @@ fn state_dict() {
 #[test]
 fn features_of_earlier_stages() {
     let (swin, params) = swin("swin_tiny_w7");
-    let pass = Pass::eval();
-    let blocks = to_vec(&swin.last_blocks(&params, picture(64), swin.blocks(), &pass));
+    let pass = ForwardCtx::eval();
+    let blocks = to_vec(&swin.last_blocks(&params, image(64), swin.blocks(), &pass));
     let mut end = 0;
     for stage in 0..swin.config().stages() {
         let depth = swin.config().depths[stage];
         let width = swin.config().width(stage);
-        let features = swin.stage_features(&params, picture(64), stage, &pass).unwrap();
+        let features = swin.stage_features(&params, image(64), stage, &pass).unwrap();
         end += depth * width;
         assert_eq!(to_vec(&features.view), blocks[end - width..end]);
         let side = 64 / swin.config().stride(stage);
         assert_eq!(features.map, [side; 2]);
         assert_eq!(features.region.dims(), [1, side * side, width]);
     }
-    assert!(swin.stage_features(&params, picture(64), 4, &pass).is_none());
+    assert!(swin.stage_features(&params, image(64), 4, &pass).is_none());
 }

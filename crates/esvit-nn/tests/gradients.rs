@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use common::{check_gradients, fill, hashed, hashed_times};
+use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
-    self, Activation, AttentionValues, Compute, LinearValues, Logits, NormValues, Pairs, Precision,
-    Scales, Segment, WindowMap,
+    self, Activation, AttentionValues, Compute, LinearValues, NormValues, Pairs, Precision,
+    PrototypeLogits, Scales, Segment, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role, tensor, vector};
-use esvit_nn::pass::DropPathKey;
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Pass, Swin, SwinConfig};
+use esvit_nn::{ForwardCtx, Swin, SwinConfig};
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, pass: 1 };
 
@@ -122,11 +122,11 @@ fn l2_normalize_of_zeros() {
 }
 
 #[test]
-fn image_means() {
+fn global_average_pool() {
     for images in [vec![1], vec![2, 2, 5], vec![4, 1]] {
         let rows: usize = images.iter().sum();
-        check_gradients("image_means", &[hashed(1, rows * 3)], |v| {
-            flat(ops::image_means(v[0].clone().reshape([rows, 3]), &images))
+        check_gradients("global_average_pool", &[hashed(1, rows * 3)], |v| {
+            flat(ops::global_average_pool(v[0].clone().reshape([rows, 3]), &images))
         });
     }
 }
@@ -166,7 +166,7 @@ fn attention_branch() {
             .iter()
             .map(|segment| Arc::new(WindowMap::new(segment.map, window, shift)))
             .collect();
-        let images = ops::segment_images(&segments);
+        let images = ops::tokens_per_image(&segments);
         let (rows, table) = (images.iter().sum::<usize>(), (2 * window - 1).pow(2));
         let small = (width as f64).powf(-0.5);
         let data = [
@@ -179,8 +179,8 @@ fn attention_branch() {
             hashed_times(7, width * width, small),
             hashed(8, width),
         ];
-        for (scales, recompute) in [(None, true), (scales(images.len()), false)] {
-            let compute = || Compute { recompute, ..Compute::default() };
+        for (scales, activation_checkpointing) in [(None, true), (scales(images.len()), false)] {
+            let compute = || Compute { activation_checkpointing, ..Compute::default() };
             let arguments = |v: &[Tensor<1>]| {
                 let x = v[0].clone().reshape([rows, width]);
                 let layers = AttentionValues {
@@ -224,8 +224,8 @@ fn plain_attention_branch() {
         ];
         let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, width]);
         let layers = |v: &[Tensor<1>]| [3, 5].map(|at| linear_values(&v[at..], width));
-        for (scales, recompute) in [(None, true), (scales(images.len()), false)] {
-            let compute = || Compute { recompute, ..Compute::default() };
+        for (scales, activation_checkpointing) in [(None, true), (scales(images.len()), false)] {
+            let compute = || Compute { activation_checkpointing, ..Compute::default() };
             let by_kernels = |v: &[Tensor<1>]| {
                 let (norm, scales) = (norm_values(&v[1..]), scales.clone());
                 flat(ops::plain_attention_branch(
@@ -264,7 +264,7 @@ fn mlp_branch() {
     ] {
         let segments: Vec<Segment> =
             maps.iter().map(|&(images, map)| Segment { images, map }).collect();
-        let images = ops::segment_images(&segments);
+        let images = ops::tokens_per_image(&segments);
         let rows: usize = images.iter().sum();
         let data = [
             hashed_times(1, rows * width, 2.0),
@@ -275,12 +275,12 @@ fn mlp_branch() {
             hashed(6, hidden * width),
             hashed(7, width),
         ];
-        for (activation, scales, recompute) in [
+        for (activation, scales, activation_checkpointing) in [
             (Activation::Gelu, None, true),
             (Activation::Gelu, scales(images.len()), false),
             (Activation::QuickGelu, None, false),
         ] {
-            let compute = || Compute { recompute, ..Compute::default() };
+            let compute = || Compute { activation_checkpointing, ..Compute::default() };
             let arguments = |v: &[Tensor<1>]| {
                 let x = v[0].clone().reshape([rows, width]);
                 let layers = [linear_values(&v[3..], width), linear_values(&v[5..], hidden)];
@@ -306,7 +306,7 @@ fn merge_patches() {
     for maps in [vec![(2, [4, 4])], vec![(1, [3, 5]), (2, [2, 3])], vec![(2, [1, 1])]] {
         let segments: Vec<Segment> =
             maps.iter().map(|&(images, map)| Segment { images, map }).collect();
-        let rows: usize = ops::segment_images(&segments).iter().sum();
+        let rows: usize = ops::tokens_per_image(&segments).iter().sum();
         let data =
             [hashed_times(1, rows * 3, 2.0), hashed(2, 12), hashed(3, 12), hashed(4, 5 * 12)];
         let arguments = |v: &[Tensor<1>]| {
@@ -319,21 +319,21 @@ fn merge_patches() {
         };
         let composed = |v: &[Tensor<1>]| {
             let (x, norm, weight) = arguments(v);
-            flat(ops::composed_merge(x, &ops::neighbours(&segments), norm, weight, 1e-6))
+            flat(ops::composed_merge(x, &ops::merging_indices(&segments), norm, weight, 1e-6))
         };
         check_both("merge_patches", &data, by_kernels, composed);
     }
 }
 
 #[test]
-fn patches() {
+fn patchify() {
     for [height, width] in [[4, 4], [5, 7], [2, 3]] {
         let x = |v: &[Tensor<1>]| v[0].clone().reshape([2, 3, height, width]);
         check_both(
             "patches",
             &[hashed(1, 2 * 3 * height * width)],
-            |v| flat(ops::patches(x(v), 2).0),
-            |v| flat(ops::composed_patches(x(v), 2)),
+            |v| flat(ops::patchify(x(v), 2).0),
+            |v| flat(ops::composed_patchify(x(v), 2)),
         );
     }
 }
@@ -353,12 +353,12 @@ fn prototype_cross_entropy() {
         let pairs = Arc::new(pairs);
         let lengths: Vec<f32> = hashed(3, prototypes).iter().map(|g| 1.0 + 0.3 * g).collect();
         let data = [hashed(1, rows * width), hashed(2, prototypes * width), lengths];
-        let teacher = || Logits {
+        let teacher = || PrototypeLogits {
             z: common::hashed_tensor(4, [teachers, width]),
             v: common::hashed_tensor(5, [prototypes, width]),
             g: common::hashed_tensor(6, [prototypes]) * 0.2 + 1.0,
         };
-        let student = |v: &[Tensor<1>]| Logits {
+        let student = |v: &[Tensor<1>]| PrototypeLogits {
             z: v[0].clone().reshape([rows, width]),
             v: v[1].clone().reshape([prototypes, width]),
             g: v[2].clone(),
@@ -422,7 +422,7 @@ fn check_network(
 }
 
 /// The head down to the prototypes' lengths and directions, of every depth, plain and with batch
-/// normalisation by the batch's and by the running statistics.
+/// normalization by the batch's and by the running statistics.
 #[test]
 fn head() {
     const ROWS: usize = 9;
@@ -449,7 +449,7 @@ fn head() {
         }
         let what = format!("{layers} layers, batch norm {use_bn_in_head}, training {training}");
         check_network(&what, hashed_times(1, ROWS * 4, 2.0), &params, |params, x| {
-            let pass = if training { Pass::teacher() } else { Pass::eval() };
+            let pass = if training { ForwardCtx::teacher() } else { ForwardCtx::eval() };
             flat(head.forward(params, x.reshape([ROWS, 4]), &pass).matrix())
         });
     }
@@ -473,7 +473,7 @@ fn swin() {
     let swin = Swin::new(&mut registry.root(), &config, 0.5);
     let params = fill(&registry.finish(), 0);
     let pixels = hashed_times(1000, 2 * 3 * 11 * 14, 3f64.sqrt());
-    for pass in [Pass::eval, || Pass::student(KEY)] {
+    for pass in [ForwardCtx::eval, || ForwardCtx::student(KEY)] {
         check_network("swin", pixels.clone(), &params, |params, x| {
             let features = swin.forward(params, x.reshape([2, 3, 11, 14]), &pass());
             assert_eq!(features.map, [3, 4]);
@@ -487,7 +487,7 @@ fn swin() {
 fn drop_path_drops_its_share() {
     const SAMPLES: usize = 20_000;
     for rate in [0.1, 0.5, 0.9] {
-        let pass = Pass::student(KEY);
+        let pass = ForwardCtx::student(KEY);
         let scales = pass.drop_path(SAMPLES, rate, 0).unwrap();
         let kept = (1.0 / (1.0 - rate)) as f32;
         assert!(scales.iter().all(|&scale| scale == 0.0 || scale == kept));
@@ -498,11 +498,11 @@ fn drop_path_drops_its_share() {
 
         let another_branch = pass.drop_path(SAMPLES, rate, 1).unwrap();
         assert_ne!(another_branch, scales, "branches are drawn separately");
-        let another_step = Pass::student(DropPathKey { step: 6, ..KEY });
+        let another_step = ForwardCtx::student(DropPathKey { step: 6, ..KEY });
         assert_ne!(another_step.drop_path(SAMPLES, rate, 0).unwrap(), scales);
-        for pass in [Pass::eval(), Pass::teacher()] {
+        for pass in [ForwardCtx::eval(), ForwardCtx::teacher()] {
             assert!(pass.drop_path(SAMPLES, rate, 0).is_none());
         }
     }
-    assert!(Pass::student(KEY).drop_path(SAMPLES, 0.0, 0).is_none());
+    assert!(ForwardCtx::student(KEY).drop_path(SAMPLES, 0.0, 0).is_none());
 }

@@ -1,4 +1,4 @@
-//! Files of weights in every layout: written, recognised, read, and refused.
+//! Files of weights in every naming: written, recognized, read, and refused.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
 
 use std::borrow::Cow;
@@ -10,7 +10,8 @@ use burn::tensor::Device;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::params::{ParamSpec, Registry};
 use esvit_nn::weights::{
-    Entry, Layout, Report, Stored, WeightsError, WeightsFile, exported, networks, reason, to_vec,
+    Entry, Naming, Report, StoredNetwork, WeightsError, WeightsFile, exported, networks, reason,
+    to_vec,
 };
 use esvit_nn::{Network, Params, Swin, SwinConfig};
 use esvit_weights::{Dtype, Float, Tensor, Tree, Values, write_safetensors, write_torch};
@@ -77,7 +78,7 @@ fn prefixed(prefix: &str, mut entries: Vec<Entry>) -> Vec<Entry> {
 }
 
 fn load(file: &WeightsFile, key: Option<&str>) -> Result<(Params, Report), WeightsError> {
-    Stored::find(file, key)?.load(&specs(&config()), &Device::flex(), |_| None)
+    StoredNetwork::find(file, key)?.load(&specs(&config()), &Device::flex(), |_| None)
 }
 
 fn same_bits(a: &Params, b: &Params) -> bool {
@@ -88,13 +89,13 @@ fn same_bits(a: &Params, b: &Params) -> bool {
 }
 
 #[test]
-fn every_layout_is_recognised_and_read_back_to_the_bit() {
+fn every_layout_is_recognized_and_read_back_to_the_bit() {
     let specs = specs(&config());
     let params = params(&specs);
-    for layout in Layout::ALL {
+    for naming in Naming::ALL {
         for prefix in ["", "module.", "backbone.", "swin."] {
-            let mut entries = prefixed(prefix, exported(&params, layout, Float::F32));
-            if layout == Layout::Microsoft {
+            let mut entries = prefixed(prefix, exported(&params, naming, Float::F32));
+            if naming == Naming::Microsoft {
                 entries.push(floats(
                     &format!("{prefix}layers.0.blocks.1.attn_mask"),
                     &[1],
@@ -102,12 +103,12 @@ fn every_layout_is_recognised_and_read_back_to_the_bit() {
                 ));
             }
             let file = opened(&entries);
-            let stored = Stored::find(&file, None).unwrap();
-            assert_eq!(stored.location().layout, layout, "{prefix}");
-            let expected = SwinConfig { norm_eps: layout.norm_eps(), ..config() };
-            assert_eq!(stored.shape().unwrap(), expected, "{layout:?}");
+            let stored = StoredNetwork::find(&file, None).unwrap();
+            assert_eq!(stored.location().naming, naming, "{prefix}");
+            let expected = SwinConfig { norm_eps: naming.norm_eps(), ..config() };
+            assert_eq!(stored.shape().unwrap(), expected, "{naming:?}");
             let (found, report) = load(&file, None).unwrap();
-            assert!(same_bits(&found, &params), "{layout:?}");
+            assert!(same_bits(&found, &params), "{naming:?}");
             assert_eq!(report.matched, specs.len());
             assert!(report.resized.is_empty());
         }
@@ -120,8 +121,8 @@ fn networks_of_a_run_are_told_apart() {
     let teacher = params(&specs);
     let student = Params::init(&specs, 1, &Device::flex());
     let file = opened_torch(vec![
-        ("student", prefixed("module.backbone.", exported(&student, Layout::Esvit, Float::F32))),
-        ("teacher", prefixed("backbone.", exported(&teacher, Layout::Esvit, Float::F32))),
+        ("student", prefixed("module.backbone.", exported(&student, Naming::Esvit, Float::F32))),
+        ("teacher", prefixed("backbone.", exported(&teacher, Naming::Esvit, Float::F32))),
     ]);
     assert_eq!(networks(&file).len(), 2);
     assert!(same_bits(&load(&file, None).unwrap().0, &teacher));
@@ -133,7 +134,7 @@ fn networks_of_a_run_are_told_apart() {
 
 #[test]
 fn a_network_of_several_must_be_chosen() {
-    let entries = || exported(&params(&specs(&config())), Layout::Timm, Float::F32);
+    let entries = || exported(&params(&specs(&config())), Naming::Timm, Float::F32);
     let file = opened_torch(vec![("model", entries()), ("model_ema", entries())]);
     let error = load(&file, None).unwrap_err().to_string();
     assert!(error.contains("several networks: `model`, `model_ema`"), "{error}");
@@ -143,12 +144,12 @@ fn a_network_of_several_must_be_chosen() {
 #[test]
 fn what_is_left_out_has_a_reason() {
     let params = params(&specs(&config()));
-    let mut entries = exported(&params, Layout::Timm, Float::F32);
+    let mut entries = exported(&params, Naming::Timm, Float::F32);
     entries.push(floats("head.fc.weight", &[10, 64], vec![0.0; 640]));
     let (_, report) = load(&opened(&entries), None).unwrap();
     assert_eq!(report.left_out[reason::CLASSES], ["head.fc.weight"]);
 
-    let mut entries = exported(&params, Layout::Esvit, Float::F32);
+    let mut entries = exported(&params, Naming::Esvit, Float::F32);
     entries.push(floats("head.mlp.0.weight", &[2, 64], vec![0.0; 128]));
     entries.push(floats("head_dense.last_layer.weight_g", &[2, 1], vec![0.0; 2]));
     entries.push(floats("center", &[1, 2], vec![0.0; 2]));
@@ -161,7 +162,7 @@ fn what_is_left_out_has_a_reason() {
 #[test]
 fn what_does_not_fit_is_listed() {
     let params = params(&specs(&config()));
-    let mut entries = exported(&params, Layout::Timm, Float::F32);
+    let mut entries = exported(&params, Naming::Timm, Float::F32);
     let at = |entries: &[Entry], name: &str| entries.iter().position(|(n, _)| n == name).unwrap();
     let missing = at(&entries, "layers.1.blocks.0.mlp.fc2.bias");
     entries.remove(missing);
@@ -186,7 +187,7 @@ fn what_does_not_fit_is_listed() {
 
 #[test]
 fn parts_of_a_parameter_must_be_alike() {
-    let mut entries = exported(&params(&specs(&config())), Layout::Transformers, Float::F32);
+    let mut entries = exported(&params(&specs(&config())), Naming::Transformers, Float::F32);
     let name = "encoder.layers.0.blocks.0.attention.self.key.weight";
     let at = entries.iter().position(|(n, _)| n == name).unwrap();
     entries[at] = floats(name, &[8, 3], vec![0.0; 24]);
@@ -202,14 +203,14 @@ fn more_stages_than_there_can_be_are_refused() {
         (0..70).map(|stage| floats(&table(stage), &[9, 1], vec![0.0; 9])).collect();
     entries.push(floats("patch_embed.proj.weight", &[4, 3, 4, 4], vec![0.0; 192]));
     let file = opened(&entries);
-    let error = Stored::find(&file, None).unwrap().shape().unwrap_err().to_string();
+    let error = StoredNetwork::find(&file, None).unwrap().shape().unwrap_err().to_string();
     assert!(error.contains("more than 8 stages"), "{error}");
 }
 
 #[test]
 fn tables_are_resized_to_the_windows_of_the_network() {
     let other = SwinConfig { window_size: 2, ..config() };
-    let file = opened(&exported(&params(&specs(&other)), Layout::Esvit, Float::F32));
+    let file = opened(&exported(&params(&specs(&other)), Naming::Esvit, Float::F32));
     let (found, report) = load(&file, None).unwrap();
     assert_eq!(report.resized.len(), 4, "{:?}", report.resized);
     assert!(report.resized[0].ends_with("from [9, 1] to [49, 1]"), "{:?}", report.resized);
@@ -237,13 +238,13 @@ fn other_backbones_are_named() {
 
 #[test]
 fn tensors_that_are_no_swin_are_explained() {
-    let mut entries = exported(&params(&specs(&config())), Layout::Esvit, Float::F32);
+    let mut entries = exported(&params(&specs(&config())), Naming::Esvit, Float::F32);
     let table = |(name, _): &Entry| name == "layers.0.blocks.0.attn.relative_position_bias_table";
     let table = entries.iter().position(table).unwrap();
     let name = entries[table].0.clone();
     entries[table] = floats(&name, &[48, 1], vec![0.0; 48]);
     let file = opened(&entries);
-    let error = Stored::find(&file, None).unwrap().shape().unwrap_err().to_string();
+    let error = StoredNetwork::find(&file, None).unwrap().shape().unwrap_err().to_string();
     assert!(error.contains("has 48 rows, no odd square"), "{error}");
 }
 
@@ -254,7 +255,7 @@ fn heads_come_with_their_network_under_both_names_of_the_last_layer() {
     let network = Network::new(&config(), 0.0, &head, true);
     let values = params(network.specs());
     for renamed in [false, true] {
-        let mut entries = exported(&values, Layout::Esvit, Float::F32);
+        let mut entries = exported(&values, Naming::Esvit, Float::F32);
         for (name, _) in &mut entries {
             if renamed {
                 *name = name
@@ -263,7 +264,7 @@ fn heads_come_with_their_network_under_both_names_of_the_last_layer() {
             }
         }
         let file = opened(&prefixed("module.", entries));
-        let stored = Stored::find(&file, None).unwrap();
+        let stored = StoredNetwork::find(&file, None).unwrap();
         assert!(stored.has_part("head") && stored.has_part("head_dense"));
         let (found, report) = stored.load(network.specs(), &Device::flex(), |_| None).unwrap();
         assert!(same_bits(&found, &values));

@@ -12,7 +12,7 @@ use esvit_data::Preprocess;
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::params::{ParamSpec, vector};
 use esvit_nn::weights::{
-    self, Entry, METADATA_KEY, Report, Stored, WeightsError, WeightsFile, entry, to_vec,
+    self, Entry, METADATA_KEY, Report, StoredNetwork, WeightsError, WeightsFile, entry, to_vec,
 };
 use esvit_nn::{Params, SwinConfig};
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub struct Metadata {
     format: u32,
     /// Version of the program that wrote it.
     pub program: String,
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Whole epochs done.
     pub epoch: u64,
@@ -43,7 +43,7 @@ pub struct Metadata {
     pub config: String,
     /// The best k-NN top-1 so far and its epoch.
     pub best: Option<Best>,
-    /// Updates of every parameter by the optimiser, where there were any.
+    /// Updates of every parameter by the optimizer, where there were any.
     updates: BTreeMap<String, u64>,
     /// What the backbone is, for readers that know nothing of runs; none in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -211,7 +211,7 @@ impl Checkpoint {
         let device = learner.device();
         let network = |prefix| -> Result<Params, CheckpointError> {
             let (params, report) =
-                Stored::at(&self.file, prefix).load(&specs, &device, |_| None)?;
+                StoredNetwork::at(&self.file, prefix).load(&specs, &device, |_| None)?;
             match report.resized.first() {
                 None => Ok(params),
                 Some(table) => Err(CheckpointError::NotARun {
@@ -237,13 +237,13 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Takes over weights only: student and teacher start from the file's, optimiser and centres
+    /// Takes over weights only: student and teacher start from the file's, optimizer and centers
     /// from nothing. A file that holds one network gives it to both, whatever program wrote it.
     /// Heads may be missing.
     ///
     /// # Errors
     /// When the backbone or a head that is there does not fit.
-    pub fn initialise(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
+    pub fn initialize(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
         let networks = esvit_nn::weights::networks(&self.file);
         let has = |name| networks.iter().any(|at| at.network() == name);
         let keys = if has("student") && has("teacher") {
@@ -251,28 +251,29 @@ impl Checkpoint {
         } else {
             [None, None]
         };
-        let student = Stored::find(&self.file, keys[0])?;
-        let teacher = Stored::find(&self.file, keys[1])?;
+        let student = StoredNetwork::find(&self.file, keys[0])?;
+        let teacher = StoredNetwork::find(&self.file, keys[1])?;
         let loaded;
-        (learner.student, loaded) = partly(&student, &learner.student, learner)?;
-        (learner.teacher, _) = partly(&teacher, &learner.teacher, learner)?;
+        (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
+        (learner.teacher, _) = load_partial(&teacher, &learner.teacher, learner)?;
         let says_more = self.file.facts().get(METADATA_KEY).is_some();
-        let norm_eps = student.location().layout.norm_eps();
+        let norm_eps = student.location().naming.norm_eps();
         Ok(Loaded { norm_eps: (!says_more).then_some(norm_eps), ..loaded })
     }
 
-    /// Takes over everything that the file has: weights, moments, centres. Parts of the network
+    /// Takes over everything that the file has: weights, moments, centers. Parts of the network
     /// that it lacks, such as the head of a task that is added, start anew, the teacher's equal to
     /// the student's. Returns what was found; the run goes on at the stored step.
     ///
     /// # Errors
     /// When the file is no checkpoint of a run or a part that is there does not fit.
-    pub fn go_on(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
+    pub fn continue_from(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
         let metadata = self.run()?;
-        let [student, teacher] = [STUDENT, TEACHER].map(|prefix| Stored::at(&self.file, prefix));
+        let [student, teacher] =
+            [STUDENT, TEACHER].map(|prefix| StoredNetwork::at(&self.file, prefix));
         let loaded;
-        (learner.student, loaded) = partly(&student, &learner.student, learner)?;
-        (learner.teacher, _) = partly(&teacher, &learner.teacher, learner)?;
+        (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
+        (learner.teacher, _) = load_partial(&teacher, &learner.teacher, learner)?;
         self.restore_moments(learner, metadata)?;
         let prototypes = learner.network.prototypes();
         let device = learner.device();
@@ -321,8 +322,8 @@ impl Checkpoint {
 
 /// The file's values where it has the part of the network, the present ones elsewhere. A head of
 /// the file that the network does not have is left out.
-fn partly(
-    stored: &Stored<'_>,
+fn load_partial(
+    stored: &StoredNetwork<'_>,
     present: &Params,
     learner: &Learner,
 ) -> Result<(Params, Loaded), CheckpointError> {

@@ -11,13 +11,21 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::config_text::{self, Layer, Schema, none_word};
+use crate::crop_chunks::CropChunks;
 use crate::mixup::MixupConfig;
 use crate::objective::{NamedWeights, Weights};
 use crate::optim::{ClipScope, OptimizerKind};
-use crate::per_pass::PerPass;
 use crate::recipe;
 
 pub use crate::config_text::ConfigError as TextError;
+
+/// Settings that had another name before, in files that still load: table, old and new name.
+const RENAMED: [(&str, &str, &str); 4] = [
+    ("data", "queue", "prefetch"),
+    ("knn", "max_pictures", "max_images"),
+    ("train", "crops_per_pass", "crops_per_forward"),
+    ("train", "checkpoint_blocks", "activation_checkpointing"),
+];
 
 /// All settings of a pre-training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,15 +33,15 @@ pub use crate::config_text::ConfigError as TextError;
 pub struct Config {
     /// Seed of everything that is random. Two runs with the same seed are equal.
     pub seed: u64,
-    /// Where pictures come from.
+    /// Where images come from.
     pub data: DataConfig,
-    /// How a picture becomes views.
+    /// How an image becomes views.
     pub views: ViewsConfig,
     /// The backbone.
     pub model: ModelConfig,
     /// The projection heads.
     pub head: HeadConfig,
-    /// What is learnt.
+    /// What is learned.
     pub objective: ObjectiveConfig,
     /// How the student follows the gradient and the teacher the student.
     pub optim: OptimConfig,
@@ -45,25 +53,25 @@ pub struct Config {
     pub knn: KnnConfig,
 }
 
-/// Where pictures come from.
+/// Where images come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// A folder of pictures, nested or flat; `none` for the built-in ones.
+    /// A folder of images, nested or flat; `none` for the built-in ones.
     #[serde(with = "none_word")]
     pub path: Option<PathBuf>,
-    /// How often each picture comes up in one epoch, every time with other crops. For sets that
+    /// How often each image comes up in one epoch, every time with other crops. For sets that
     /// are smaller than a few batches.
     pub repeat: u32,
     /// Threads that decode and augment; 0 for one a core.
     pub workers: usize,
     /// Batches that are prepared ahead.
-    pub queue: usize,
-    /// Share of broken pictures at which the run stops.
+    pub prefetch: usize,
+    /// Share of broken images at which the run stops.
     pub max_broken: f64,
-    /// Largest picture, in pixels, that is decoded.
+    /// Largest image, in pixels, that is decoded.
     pub max_pixels: u64,
-    /// Decoded pictures are kept in memory up to this many MiB.
+    /// Decoded images are kept in memory up to this many MiB.
     pub cache_mb: usize,
 }
 
@@ -73,7 +81,7 @@ impl Default for DataConfig {
             path: None,
             repeat: 1,
             workers: 0,
-            queue: 2,
+            prefetch: 2,
             max_broken: 0.5,
             max_pixels: 178_956_970,
             cache_mb: 512,
@@ -89,7 +97,7 @@ pub struct ModelConfig {
     pub arch: String,
     /// Rate of the student's stochastic depth in the last block; it grows from 0 at the first.
     pub drop_path: f64,
-    /// Side of the picture for which windows are laid out.
+    /// Side of the image for which windows are laid out.
     pub img_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
@@ -155,7 +163,7 @@ impl Default for ModelConfig {
     }
 }
 
-/// What is learnt.
+/// What is learned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveConfig {
@@ -171,9 +179,9 @@ pub struct ObjectiveConfig {
     pub warmup_teacher_temp: f64,
     /// Epochs over which the teacher's temperature grows.
     pub warmup_teacher_temp_epochs: u64,
-    /// Share of the old centre kept at each step.
+    /// Share of the old center kept at each step.
     pub center_momentum: f64,
-    /// Mixing of the student's pictures; view task only.
+    /// Mixing of the student's images; view task only.
     pub mixup: MixupConfig,
 }
 
@@ -246,15 +254,15 @@ pub const LR_BATCH: f64 = 256.0;
 pub struct TrainConfig {
     /// Number of epochs.
     pub epochs: u64,
-    /// Pictures that go through the networks at a time.
+    /// Images that go through the networks at a time.
     pub batch_size: usize,
-    /// Such batches in one optimiser step: the global batch is `batch_size * accumulate`.
+    /// Such batches in one optimizer step: the global batch is `batch_size * accumulate`.
     pub accumulate: usize,
     /// Crops that go through the student at a time, global and local ones apart unless this is all
     /// of them; 0 for as many as memory suggests.
-    pub crops_per_pass: usize,
-    /// Keeps less for the way back and computes it again: less memory, about a quarter more time.
-    pub checkpoint_blocks: bool,
+    pub crops_per_forward: usize,
+    /// Keeps less for the backward pass and computes it again: less memory, about a quarter more time.
+    pub activation_checkpointing: bool,
     /// Where to compute: `cpu`, or with a build that has it `cuda:0`, `rocm:0`, `metal`, `vulkan`, `wgpu`.
     pub device: String,
     /// The type of operands of large products and of kept activations.
@@ -304,8 +312,8 @@ impl Default for TrainConfig {
             epochs: 100,
             batch_size: 64,
             accumulate: 1,
-            crops_per_pass: 0,
-            checkpoint_blocks: false,
+            crops_per_forward: 0,
+            activation_checkpointing: false,
             device: "cpu".into(),
             precision: PrecisionChoice::Auto,
             log_every: 10,
@@ -337,19 +345,19 @@ impl Default for CheckpointConfig {
 pub struct KnnConfig {
     /// Epochs from one check to the next; 0 for none.
     pub every_epochs: u64,
-    /// Labelled folder whose pictures vote; `none` for the training folder, if it is labelled.
+    /// Labeled folder whose images vote; `none` for the training folder, if it is labeled.
     #[serde(with = "none_word")]
     pub train: Option<PathBuf>,
-    /// Labelled folder whose pictures are classified; `none` for a share of those that vote.
+    /// Labeled folder whose images are classified; `none` for a share of those that vote.
     #[serde(with = "none_word")]
     pub val: Option<PathBuf>,
-    /// Number of neighbours.
+    /// Number of neighbors.
     pub k: usize,
     /// Temperature of the votes.
     pub temperature: f64,
-    /// Pictures of each folder that are looked at, at most.
-    pub max_pictures: usize,
-    /// Side of the centre crop that is looked at; 0 for `views.global_size`.
+    /// Images of each folder that are looked at, at most.
+    pub max_images: usize,
+    /// Side of the center crop that is looked at; 0 for `views.global_size`.
     pub crop: u32,
     /// Length of the shorter side before that crop; 0 for the usual 256/224 of it.
     pub resize: u32,
@@ -363,7 +371,7 @@ impl Default for KnnConfig {
             val: None,
             k: 20,
             temperature: 0.07,
-            max_pictures: 10_000,
+            max_images: 10_000,
             crop: 0,
             resize: 0,
         }
@@ -426,6 +434,7 @@ impl Config {
     /// # Errors
     /// Names the key and the layer of the first thing that is wrong.
     pub fn resolve(mut layers: Vec<Layer>) -> Result<Self, ConfigError> {
+        layers.iter_mut().for_each(rename);
         let arch = layers.iter().rposition(|layer| text(&layer.table, "model", "arch").is_some());
         let model = match arch.and_then(|i| text(&layers[i].table, "model", "arch")) {
             None | Some(CUSTOM) => ModelConfig::default(),
@@ -469,12 +478,12 @@ impl Config {
         toml::to_string(self).expect("a configuration is a table of plain values")
     }
 
-    /// The global batch: pictures in one optimiser step.
+    /// The global batch: images in one optimizer step.
     pub fn global_batch(&self) -> usize {
         self.train.batch_size * self.train.accumulate
     }
 
-    /// How evaluations of the run show pictures to its backbone.
+    /// How evaluations of the run show images to its backbone.
     pub fn preprocess(&self) -> Preprocess {
         let crop = match self.knn.crop {
             0 => self.views.global_size,
@@ -484,16 +493,16 @@ impl Config {
     }
 
     /// How many crops go through the student at a time.
-    pub fn per_pass(&self) -> PerPass {
-        let TrainConfig { crops_per_pass, checkpoint_blocks, .. } = self.train;
-        match crops_per_pass {
-            // Batch normalisation sees all crops of a step.
-            0 if self.head.use_bn_in_head => PerPass::All,
+    pub fn crop_chunks(&self) -> CropChunks {
+        let TrainConfig { crops_per_forward, activation_checkpointing, .. } = self.train;
+        match crops_per_forward {
+            // Batch normalization sees all crops of a step.
+            0 if self.head.use_bn_in_head => CropChunks::All,
             0 => {
                 let precision = self.train.precision();
-                PerPass::within_memory(&self.model.swin(), precision, checkpoint_blocks)
+                CropChunks::within_memory(&self.model.swin(), precision, activation_checkpointing)
             }
-            count => PerPass::Crops(count),
+            count => CropChunks::Crops(count),
         }
     }
 
@@ -535,11 +544,11 @@ impl Config {
         if let Some((key, value)) = shares.iter().find(|(_, s)| !(0.0..=1.0).contains(s)) {
             return fail(format!("`{key}` is {value}, it must be between 0 and 1"));
         }
-        if self.head.use_bn_in_head && self.train.crops_per_pass > 0 {
+        if self.head.use_bn_in_head && self.train.crops_per_forward > 0 {
             return fail(
-                "`train.crops_per_pass` and `head.use_bn_in_head` do not go together: batch \
-                 normalisation sees all crops of a step at once\n\
-                 hint: set the first to 0, and `train.checkpoint_blocks=true` for less memory"
+                "`train.crops_per_forward` and `head.use_bn_in_head` do not go together: batch \
+                 normalization sees all crops of a step at once\n\
+                 hint: set the first to 0, and `train.activation_checkpointing=true` for less memory"
                     .into(),
             );
         }
@@ -577,7 +586,7 @@ impl Config {
         }
         if self.objective.mixup.enabled && self.objective.region {
             return fail(
-                "`objective.mixup` mixes pictures, and regions of a mixed picture have no match\n\
+                "`objective.mixup` mixes images, and regions of a mixed image have no match\n\
                  hint: set `objective.region=false` to train the view task alone with mixup"
                     .into(),
             );
@@ -590,6 +599,17 @@ impl Config {
             ));
         }
         Ok(())
+    }
+}
+
+/// Gives settings by an old name their present one.
+fn rename(layer: &mut Layer) {
+    for (table, old, new) in RENAMED {
+        if let Some(Value::Table(table)) = layer.table.get_mut(table)
+            && let Some(value) = table.remove(old)
+        {
+            table.entry(new).or_insert(value);
+        }
     }
 }
 
@@ -636,6 +656,16 @@ mod tests {
         let again = Config::parse(&config.to_toml(), Origin::Defaults).unwrap();
         assert_eq!(again, config);
         assert_eq!(config.optim.clip_grad, None);
+    }
+
+    #[test]
+    fn settings_by_their_old_names_are_read() {
+        let old = "data.queue=7 knn.max_pictures=9 train.crops_per_pass=3 \
+                   train.checkpoint_blocks=true";
+        let config = resolve(&old.split(' ').collect::<Vec<_>>()).unwrap();
+        assert_eq!((config.data.prefetch, config.knn.max_images), (7, 9));
+        assert_eq!(config.train.crops_per_forward, 3);
+        assert!(config.train.activation_checkpointing);
     }
 
     #[test]

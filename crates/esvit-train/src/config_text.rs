@@ -115,7 +115,7 @@ impl Schema {
         Self { known: defaults, optional: Vec::new() }
     }
 
-    /// The keys of the serialised `defaults`.
+    /// The keys of the serialized `defaults`.
     ///
     /// # Errors
     /// [`ConfigError::Defaults`] if a value has no form in TOML.
@@ -124,7 +124,7 @@ impl Schema {
     }
 
     /// Also accepts these dotted paths, whose fields are plain `Option`s and therefore absent from
-    /// the serialised defaults when they are `None`. The value `none` clears such a key.
+    /// the serialized defaults when they are `None`. The value `none` clears such a key.
     ///
     /// Use [`none_word`] instead where the default is `Some` or the struct is
     /// `#[serde(default)]`: it writes a cleared key as `none`, so that a stored configuration
@@ -350,7 +350,7 @@ fn join(prefix: &str, key: &str) -> String {
 
 /// Writes `None` as the word `none`, for `#[serde(with = "none_word")]` on an `Option` field.
 ///
-/// The key then appears in the serialised defaults, can be cleared by `key = "none"`, and a stored
+/// The key then appears in the serialized defaults, can be cleared by `key = "none"`, and a stored
 /// configuration reads back as it was even where the default is `Some`.
 pub mod none_word {
     use serde::de::Error;
@@ -411,7 +411,7 @@ mod tests {
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Optim {
-        name: Optimiser,
+        name: Optimizer,
         lr: f64,
         #[serde(with = "none_word")]
         clip: Option<f64>,
@@ -419,7 +419,7 @@ mod tests {
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     #[serde(rename_all = "lowercase")]
-    enum Optimiser {
+    enum Optimizer {
         AdamW,
         Lars,
     }
@@ -429,7 +429,7 @@ mod tests {
             seed: 0,
             model: Model { name: "swin_tiny".to_owned(), weights: None },
             views: Views { local_sizes: vec![96] },
-            optim: Optim { name: Optimiser::AdamW, lr: 1e-3, clip: Some(3.0) },
+            optim: Optim { name: Optimizer::AdamW, lr: 1e-3, clip: Some(3.0) },
         }
     }
 
@@ -497,7 +497,7 @@ mod tests {
         let cases = [
             ("optim.rl=1", "unknown key `optim.rl`, did you mean `optim.lr`?"),
             ("lr=1", "unknown key `lr`, did you mean `optim.lr`?"),
-            ("optimiser.lr=1", "unknown key `optimiser`, did you mean `optim`?"),
+            ("optimizer.lr=1", "unknown key `optimizer`, did you mean `optim`?"),
             (
                 "views.Local-Size=3",
                 "unknown key `views.Local-Size`, did you mean `views.local_sizes`?",

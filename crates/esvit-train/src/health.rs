@@ -1,8 +1,8 @@
 //! Is the teacher still worth following? Figures that tell a healthy run from a collapsed one.
 //!
-//! Two ways to collapse give a falling or flat loss and nothing learnt: the teacher says the same
-//! thing about every picture, either all prototypes alike (uniform) or always the same one
-//! (constant). In both, knowing the picture says nothing about the teacher's answer.
+//! Two ways to collapse give a falling or flat loss and nothing learned: the teacher says the same
+//! thing about every image, either all prototypes alike (uniform) or always the same one
+//! (constant). In both, knowing the image says nothing about the teacher's answer.
 
 use burn::tensor::{Tensor, activation};
 use esvit_nn::network::Predictions;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::objective::Centers;
 
 /// Share of the largest possible information below which the teacher's answers count as
-/// independent of the picture.
+/// independent of the image.
 const LEAST_INFORMATION: f64 = 0.02;
 /// Share of ln K above which a distribution counts as uniform.
 const UNIFORM: f64 = 0.9;
@@ -28,7 +28,7 @@ pub struct Health {
     pub max_entropy: f64,
     /// Rows of the batch, which bound what the answers can tell apart.
     pub rows: usize,
-    /// Length of the centre of the view logits.
+    /// Length of the center of the view logits.
     pub center_norm: f64,
     /// Standard deviation of the unit-length view features over the batch, times the root of
     /// their width: 1 for features in all directions, 0 for identical ones.
@@ -39,19 +39,19 @@ pub struct Health {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Collapse {
-    /// All prototypes alike for every picture.
+    /// All prototypes alike for every image.
     Uniform,
-    /// The same few prototypes for every picture.
+    /// The same few prototypes for every image.
     Constant,
 }
 
 impl Health {
-    /// Information, in nats, that the teacher's answer carries about the picture.
+    /// Information, in nats, that the teacher's answer carries about the image.
     pub fn information(&self) -> f64 {
         (self.marginal_entropy - self.teacher_entropy).max(0.0)
     }
 
-    /// Whether this batch looks collapsed. One batch is no proof: see [`Watch`].
+    /// Whether this batch looks collapsed. One batch is no proof: see [`CollapseDetector`].
     pub fn collapse(&self) -> Option<Collapse> {
         let possible = self.max_entropy.min((self.rows as f64).ln());
         if self.rows < 4 || self.information() > LEAST_INFORMATION * possible {
@@ -62,17 +62,17 @@ impl Health {
     }
 }
 
-/// Looks at what a teacher says about the views of a batch, at its temperature, and at the centre.
+/// Looks at what a teacher says about the views of a batch, at its temperature, and at the center.
 pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> Health {
     let logits = teacher.view_logits.clone().inner().matrix();
     let [rows, prototypes] = logits.dims();
-    let centred = logits - centers.view.clone().reshape([1, prototypes]);
-    let distributions = activation::softmax(centred / temperature, 1);
+    let centered = logits - centers.view.clone().reshape([1, prototypes]);
+    let distributions = activation::softmax(centered / temperature, 1);
     let marginal = distributions.clone().mean_dim(0);
     let features = ops::l2_normalize(teacher.view_features.clone().inner());
     let width = features.dims()[1];
-    let centred = features.clone() - features.mean_dim(0);
-    let variance = centred.square().mean_dim(0).mean();
+    let centered = features.clone() - features.mean_dim(0);
+    let variance = centered.square().mean_dim(0).mean();
     Health {
         teacher_entropy: mean_entropy(distributions),
         marginal_entropy: mean_entropy(marginal),
@@ -95,7 +95,7 @@ fn scalar(tensor: Tensor<1>) -> f64 {
 
 /// Turns the findings of single batches into a warning: only a finding that lasts is one.
 #[derive(Debug, Clone, Default)]
-pub struct Watch {
+pub struct CollapseDetector {
     suspicious: usize,
     warned: Option<Collapse>,
 }
@@ -103,7 +103,7 @@ pub struct Watch {
 /// Number of looks in a row that must agree.
 const PATIENCE: usize = 5;
 
-impl Watch {
+impl CollapseDetector {
     /// Takes note of a look at the teacher; returns a finding once, when it has lasted.
     pub fn look(&mut self, health: &Health) -> Option<Collapse> {
         let Some(collapse) = health.collapse() else {
@@ -125,14 +125,14 @@ impl Collapse {
         match self {
             Self::Uniform => {
                 "the teacher has collapsed: it spreads its answer over all prototypes alike, \
-                 whatever the picture\n\
+                 whatever the image\n\
                  hint: lower `objective.teacher_temp`, or `head.out_dim` if the set is small"
             }
             Self::Constant => {
-                "the teacher has collapsed: it gives the same answer for every picture\n\
+                "the teacher has collapsed: it gives the same answer for every image\n\
                  hint: raise `objective.teacher_temp`, lower `optim.lr` or \
                  `objective.center_momentum`, and see with `esvit data preview` that the \
-                 pictures differ"
+                 images differ"
             }
         }
     }
@@ -142,7 +142,7 @@ impl Collapse {
 mod tests {
     use super::*;
     use burn::tensor::Device;
-    use esvit_nn::ops::Logits;
+    use esvit_nn::ops::PrototypeLogits;
 
     fn look(rows: [[f32; 4]; 4]) -> Health {
         let device = Device::flex();
@@ -150,7 +150,7 @@ mod tests {
         let logits = rows.map(|row| row.map(|share: f32| share.max(1e-30).ln()));
         let teacher = Predictions {
             view_features: Tensor::ones([4, 3], &device),
-            view_logits: Logits::from_matrix(Tensor::from_floats(logits, &device)),
+            view_logits: PrototypeLogits::from_matrix(Tensor::from_floats(logits, &device)),
             region: None,
         };
         examine(&teacher, &Centers::zeros(4, false, &device), 1.0)
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn warns_once_after_it_has_lasted() {
-        let mut watch = Watch::default();
+        let mut watch = CollapseDetector::default();
         let collapsed = look([[0.25; 4]; 4]);
         let warnings = (0..20).filter(|_| watch.look(&collapsed).is_some()).count();
         assert_eq!(warnings, 1);

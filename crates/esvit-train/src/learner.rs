@@ -1,19 +1,19 @@
-//! One optimiser step of student and teacher.
+//! One optimizer step of student and teacher.
 
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use esvit_kernels::{buffer, profile};
+use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::{ParamId, Role};
-use esvit_nn::pass::DropPathKey;
-use esvit_nn::{Network, Params, Pass};
+use esvit_nn::{ForwardCtx, Network, Params};
 
+use crate::crop_chunks::CropChunks;
 use crate::health::{self, Health};
 use crate::mixup::{self, MixupConfig};
 use crate::objective::{self, Centers, Crops, Loss, LossSettings, TEACHER_CROPS, Weights};
 use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
-use crate::per_pass::PerPass;
 
 /// What stays the same over a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,7 +24,7 @@ pub struct LearnerSettings {
     pub student_temp: f64,
     /// How the tasks are weighed.
     pub weights: Weights,
-    /// Share of the old centre that is kept at an update.
+    /// Share of the old center that is kept at an update.
     pub center_momentum: f64,
     /// Largest norm of a gradient.
     pub clip_grad: Option<f64>,
@@ -33,10 +33,10 @@ pub struct LearnerSettings {
     /// The type of operands of large products and of kept activations.
     pub precision: Precision,
     /// Crops that go through the student at a time. Gradients are the same but for rounding.
-    pub per_pass: PerPass,
+    pub crop_chunks: CropChunks,
     /// Keeps the input of every branch of a block alone and computes the rest again.
-    pub checkpoint_blocks: bool,
-    /// Mixing of the student's pictures, view task only.
+    pub activation_checkpointing: bool,
+    /// Mixing of the student's images, view task only.
     pub mixup: Option<MixupConfig>,
 }
 
@@ -130,7 +130,7 @@ struct Losses {
 /// Running statistics of the student and of the teacher.
 type Buffers = [Vec<(ParamId, Tensor<1>)>; 2];
 
-/// Student, teacher, centres and optimiser.
+/// Student, teacher, centers and optimizer.
 #[derive(Debug)]
 pub struct Learner {
     /// The shape that student and teacher share.
@@ -139,9 +139,9 @@ pub struct Learner {
     pub student: Params,
     /// The teacher's values.
     pub teacher: Params,
-    /// The centres of the teacher's logits.
+    /// The centers of the teacher's logits.
     pub centers: Centers,
-    /// The optimiser and what it remembers.
+    /// The optimizer and what it remembers.
     pub optimizer: Optimizer,
     /// What stays the same.
     pub settings: LearnerSettings,
@@ -166,12 +166,12 @@ impl Learner {
         self.student.values()[0].device()
     }
 
-    /// One optimiser step on one or more micro-batches of equal size, each a list of crops
-    /// `[B, 3, H, W]` with the two global ones first. Gradients are averaged; centres and teacher
+    /// One optimizer step on one or more micro-batches of equal size, each a list of crops
+    /// `[B, 3, H, W]` with the two global ones first. Gradients are averaged; centers and teacher
     /// are updated once.
     ///
     /// # Errors
-    /// When the loss or its gradient is not finite. Student, teacher, centres and optimiser then
+    /// When the loss or its gradient is not finite. Student, teacher, centers and optimizer then
     /// are as they were before.
     pub fn step(
         &mut self,
@@ -197,7 +197,7 @@ impl Learner {
         let StepSettings { lr, weight_decay, momentum, .. } = *settings;
         let update = UpdateSettings { lr, weight_decay, momentum };
         let (student, teacher) = (&mut self.student, &mut self.teacher);
-        profile::time("optimiser and teacher", 0, || {
+        profile::time("optimizer and teacher", 0, || {
             self.optimizer.step(student, teacher, gradients.values, &scales, &update);
         });
         let [student, teacher] = gradients.buffers;
@@ -259,9 +259,9 @@ impl Learner {
         centers: &mut Centers,
     ) {
         let precision = self.settings.precision;
-        let teacher_pass = Pass::teacher().with_precision(precision);
+        let teacher_pass = ForwardCtx::teacher().with_precision(precision);
         let teacher = self.network.forward(&self.teacher, &crops[..TEACHER_CROPS], &teacher_pass);
-        profile::time("centres", 0, || centers.observe(&teacher));
+        profile::time("centers", 0, || centers.observe(&teacher));
 
         let (crops, mixing) = match self.settings.mixup.filter(|mixup| mixup.enabled) {
             Some(mixup) => {
@@ -281,10 +281,11 @@ impl Learner {
         let batch = crops[0].dims()[0];
         let mut statistics = Vec::new();
         let sizes: Vec<usize> = crops.iter().map(|crop| crop.dims()[2]).collect();
-        for at_hand in self.settings.per_pass.cut(&sizes, batch) {
+        for at_hand in self.settings.crop_chunks.cut(&sizes, batch) {
             let first = at_hand.start;
-            let mut pass = Pass::student(key).with_precision(precision).after_images(first * batch);
-            pass.recompute = self.settings.checkpoint_blocks;
+            let mut pass =
+                ForwardCtx::student(key).with_precision(precision).after_images(first * batch);
+            pass.activation_checkpointing = self.settings.activation_checkpointing;
             let params = self.student.tracked();
             let some: Vec<Tensor<4>> =
                 crops[at_hand.clone()].iter().cloned().map(Tensor::autodiff).collect();
@@ -299,7 +300,7 @@ impl Learner {
                 &loss_settings,
                 mixing.as_deref(),
             );
-            // What is no longer needed must not be kept over the way back.
+            // What is no longer needed must not be kept during the backward pass.
             drop(student);
             sum.add(&params, loss);
             statistics = pass.into_statistics();

@@ -1,8 +1,9 @@
-//! Training: objectives, schedules, optimisers, the loop and the run folder.
+//! Training: objectives, schedules, optimizers, the loop and the run folder.
 
 pub mod checkpoint;
 pub mod config;
 pub mod config_text;
+pub mod crop_chunks;
 pub mod health;
 pub mod learner;
 pub mod memory;
@@ -10,13 +11,12 @@ pub mod mixup;
 pub mod objective;
 pub mod official;
 pub mod optim;
-pub mod per_pass;
 pub mod recipe;
 pub mod run;
 pub mod schedule;
 pub mod tensorboard;
 
 pub use config::Config;
+pub use crop_chunks::CropChunks;
 pub use learner::Learner;
-pub use per_pass::PerPass;
 pub use run::pretrain;

@@ -15,21 +15,21 @@ const BASE: f64 = 200e6;
 /// stay within it.
 const MARGIN: f64 = 1.2;
 
-/// Values of a token that a block keeps for the way back, per unit of width: two normalisations,
+/// Values of a token that a block keeps for the backward pass, per unit of width: two normalizations,
 /// query, key and value, what attention gave, and the hidden layer of four widths.
 const KEPT_VALUES: f64 = 10.0;
 
-/// What the blocks keep of a crop of a picture for the way back, in bytes.
-pub(crate) fn kept_by_blocks(
+/// What the blocks keep of a crop of an image for the backward pass, in bytes.
+pub(crate) fn saved_by_blocks(
     swin: &SwinConfig,
     size: usize,
     precision: Precision,
-    checkpoint_blocks: bool,
+    activation_checkpointing: bool,
 ) -> f64 {
     let [values, _] = stage_values(swin, size);
     values
         * match precision {
-            _ if checkpoint_blocks => 2.0 * 4.0,
+            _ if activation_checkpointing => 2.0 * 4.0,
             Precision::F32 => KEPT_VALUES * 4.0,
             Precision::Bf16 => KEPT_VALUES * 2.0,
         }
@@ -48,7 +48,7 @@ fn stage_values(swin: &SwinConfig, size: usize) -> [f64; 2] {
     [all, largest]
 }
 
-/// Estimated peak memory of a step, in bytes, with `micro_batch` pictures at a time.
+/// Estimated peak memory of a step, in bytes, with `micro_batch` images at a time.
 pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let swin = config.model.swin();
     let network = Network::new(&swin, 0.0, &config.head, config.objective.region);
@@ -62,7 +62,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         OptimizerKind::Sgd | OptimizerKind::Lars => 1.0,
     };
     let sizes: Vec<usize> = config.views.sizes().iter().map(|&size| size as usize).collect();
-    let passes = config.per_pass().cut(&sizes, micro_batch);
+    let passes = config.crop_chunks().cut(&sizes, micro_batch);
     let several = passes.len() > 1 || micro_batch < config.global_batch();
     let sums = if several { 1.0 } else { 0.0 };
     let state = 4.0 * (2.0 * count(false) + (moments + 1.0 + sums) * count(true));
@@ -74,26 +74,26 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     };
     let head_width = 2.0 * config.head.hidden_dim as f64 + swin.output_width() as f64;
     let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
-    // What the pass of some crops takes, of all pictures.
+    // What the pass of some crops takes, of all images.
     let pass = |crops: &[usize]| -> f64 {
         let [mut kept, mut largest, mut rows] = [0.0; 3];
         for &crop in crops {
             let [_, of_largest] = stage_values(&swin, crop);
-            kept += kept_by_blocks(&swin, crop, precision, config.train.checkpoint_blocks);
+            kept += saved_by_blocks(&swin, crop, precision, config.train.activation_checkpointing);
             largest += of_largest;
             rows += region_rows(config, crop);
         }
         // In the largest stage: the hidden layer's gradient and the branch's, the stream and its
         // gradient; besides, the heads' layers and the exponentials of logits.
         let transient = largest * (6.0 * size + 8.0);
-        let picture = kept + transient + rows * head_width * (size + 4.0);
+        let image = kept + transient + rows * head_width * (size + 4.0);
         let exponentials = (rows + teacher_rows) * config.head.out_dim as f64 * size;
         let most = exponentials.max(EXPONENTIALS_BYTES as f64);
-        micro_batch as f64 * picture + most.min(micro_batch as f64 * exponentials)
+        micro_batch as f64 * image + most.min(micro_batch as f64 * exponentials)
     };
     let activations = passes.into_iter().map(|crops| pass(&sizes[crops])).fold(0.0, f64::max);
     let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64 * 4.0).sum();
-    let loader = pixels * config.global_batch() as f64 * (config.data.queue as f64 + 2.0);
+    let loader = pixels * config.global_batch() as f64 * (config.data.prefetch as f64 + 2.0);
     BASE + MARGIN * (state + activations) + loader
 }
 
@@ -106,12 +106,12 @@ fn region_rows(config: &Config, size: usize) -> f64 {
 /// What fits into an amount of memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fit {
-    /// Pictures at a time.
+    /// Images at a time.
     pub micro_batch: usize,
     /// Micro-batches of a step.
     pub accumulate: usize,
-    /// Whether blocks are computed again on the way back.
-    pub checkpoint_blocks: bool,
+    /// Whether blocks are computed again on the backward pass.
+    pub activation_checkpointing: bool,
     /// Estimated peak memory, in bytes.
     pub bytes: f64,
 }
@@ -119,34 +119,34 @@ pub struct Fit {
 /// No micro-batch fits.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[error(
-    "one picture at a time takes about {:.1} GB, and {:.1} GB were given\n\
+    "one image at a time takes about {:.1} GB, and {:.1} GB were given\n\
      hint: a smaller network (`model.arch`) or fewer prototypes (`head.out_dim`) take less",
     need / 1e9,
     given / 1e9
 )]
 pub struct DoesNotFit {
-    /// Bytes that one picture at a time takes.
+    /// Bytes that one image at a time takes.
     pub need: f64,
     /// Bytes that there are.
     pub given: f64,
 }
 
-/// The largest micro-batch that divides the step's pictures and fits into `bytes`; blocks are
+/// The largest micro-batch that divides the step's images and fits into `bytes`; blocks are
 /// computed again only when nothing fits otherwise.
 ///
 /// # Errors
-/// When not even one picture at a time fits.
+/// When not even one image at a time fits.
 pub fn fit(config: &Config, bytes: f64) -> Result<Fit, DoesNotFit> {
     let global = config.global_batch();
     let mut config = config.clone();
     let mut need = f64::INFINITY;
-    for checkpoint_blocks in [config.train.checkpoint_blocks, true] {
-        config.train.checkpoint_blocks = checkpoint_blocks;
+    for activation_checkpointing in [config.train.activation_checkpointing, true] {
+        config.train.activation_checkpointing = activation_checkpointing;
         for micro_batch in (1..=global).rev().filter(|&size| global.is_multiple_of(size)) {
             need = estimate(&config, micro_batch);
             if need <= bytes {
                 let accumulate = global / micro_batch;
-                return Ok(Fit { micro_batch, accumulate, checkpoint_blocks, bytes: need });
+                return Ok(Fit { micro_batch, accumulate, activation_checkpointing, bytes: need });
             }
         }
     }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn more_memory_takes_more_pictures() {
+    fn more_memory_takes_more_images() {
         let config = recipe();
         let mut last = 0;
         for gigabytes in [8.0, 16.0, 64.0] {

@@ -1,7 +1,7 @@
-//! Mixup and CutMix of a student's pictures, for the view task.
+//! Mixup and CutMix of a student's images, for the view task.
 //!
-//! Picture `i` of a batch is mixed with picture `B - 1 - i`, with one share or one box a crop. The
-//! mixed copy is the student's alone: the teacher keeps seeing the pictures themselves.
+//! Image `i` of a batch is mixed with image `B - 1 - i`, with one share or one box a crop. The
+//! mixed copy is the student's alone: the teacher keeps seeing the images themselves.
 
 use burn::tensor::{Device, Tensor};
 use esvit_kernels::rng::Rng;
@@ -15,7 +15,7 @@ const MIXUP_PURPOSE: u64 = 0x313C;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MixupConfig {
-    /// Mixes the student's pictures (view task only).
+    /// Mixes the student's images (view task only).
     pub enabled: bool,
     /// Both parameters of the Beta distribution of mixup's share.
     pub mixup_alpha: f64,
@@ -64,8 +64,8 @@ pub fn mix(
     mixed.unzip()
 }
 
-/// A box of one picture to be filled from the other: its mask `[1, 1, H, W]` and the share of the
-/// first picture that is left. The box may reach over the edge, where it is cut off.
+/// A box of one image to be filled from the other: its mask `[1, 1, H, W]` and the share of the
+/// first image that is left. The box may reach over the edge, where it is cut off.
 fn cut(
     rng: &mut Rng,
     [height, width]: [usize; 2],
@@ -75,8 +75,8 @@ fn cut(
     let side = (1.0 - share).sqrt();
     let mut range = |size: usize| {
         let half = (size as f64 * side) as usize / 2;
-        let centre = rng.below(size as u64) as usize;
-        centre.saturating_sub(half)..(centre + half).min(size)
+        let center = rng.below(size as u64) as usize;
+        center.saturating_sub(half)..(center + half).min(size)
     };
     let (rows, columns) = (range(height), range(width));
     let area = rows.len() * columns.len();
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use esvit_nn::weights::to_vec;
 
-    /// With pictures that are constant, a picture's mean is what its row of the matrix says.
+    /// With images that are constant, an image's mean is what its row of the matrix says.
     #[test]
     fn matrices_tell_what_the_images_are_made_of() {
         let device = Device::flex();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::Network;
-use esvit_nn::weights::{Layout, METADATA_KEY, Stored, WeightsError, exported, write_error};
+use esvit_nn::weights::{METADATA_KEY, Naming, StoredNetwork, WeightsError, exported, write_error};
 use esvit_weights::{Float, Tensor, Tree, Values, write_torch};
 use serde_json::json;
 
@@ -53,9 +53,9 @@ pub fn write(checkpoint: &Path, out: &Path, float: Float) -> Result<(), Official
     let network = Network::new(&model, 0.0, &config.head, config.objective.region);
     let mut entries = Vec::new();
     for (name, prefix) in [("student", "module."), ("teacher", "")] {
-        let stored = Stored::at(file.file(), &format!("{name}."));
+        let stored = StoredNetwork::at(file.file(), &format!("{name}."));
         let (params, _) = stored.load(network.specs(), &Device::flex(), |_| None)?;
-        let tensors = exported(&params, Layout::Esvit, float).into_iter();
+        let tensors = exported(&params, Naming::Esvit, float).into_iter();
         let tensors =
             tensors.map(|(name, tensor)| (format!("{prefix}{name}"), Tree::Tensor(tensor)));
         entries.push((name.to_owned(), Tree::Dict(tensors.collect())));

@@ -1,4 +1,4 @@
-//! Optimisers with the official code's parameter groups: weight decay on every tensor of two or
+//! Optimizers with the official code's parameter groups: weight decay on every tensor of two or
 //! more dimensions that is not a bias, none on the rest.
 
 use burn::tensor::Tensor;
@@ -8,7 +8,7 @@ use esvit_nn::params::{ParamSpec, Role, into_values, vector};
 use esvit_nn::{Params, ops};
 use serde::{Deserialize, Serialize};
 
-/// Which optimiser.
+/// Which optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
@@ -27,7 +27,7 @@ const EPS: f64 = 1e-8;
 const MOMENTUM: f64 = 0.9;
 const TRUST: f64 = 0.001;
 
-/// What an optimiser remembers of one parameter.
+/// What an optimizer remembers of one parameter.
 #[derive(Debug, Clone, Default)]
 pub struct Moments {
     /// Running mean of the gradient (AdamW) or momentum buffer (SGD, LARS); none before the first
@@ -39,7 +39,7 @@ pub struct Moments {
     pub updates: u64,
 }
 
-/// An optimiser with its state for every parameter of a network.
+/// An optimizer with its state for every parameter of a network.
 #[derive(Debug, Clone)]
 pub struct Optimizer {
     kind: OptimizerKind,
@@ -47,12 +47,12 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// An optimiser that has not stepped yet.
+    /// An optimizer that has not stepped yet.
     pub fn new(kind: OptimizerKind, parameters: usize) -> Self {
         Self { kind, moments: vec![Moments::default(); parameters] }
     }
 
-    /// The kind of optimiser.
+    /// The kind of optimizer.
     pub fn kind(&self) -> OptimizerKind {
         self.kind
     }
@@ -84,7 +84,7 @@ impl Optimizer {
 
     /// Updates every parameter that has a gradient, with a learning rate of its own from `lrs`, of
     /// a network that no teacher follows. The rest is as in [`Optimizer::step`].
-    pub fn step_alone(
+    pub fn step_without_ema(
         &mut self,
         params: &mut Params,
         gradients: Vec<Option<Tensor<1>>>,
@@ -98,7 +98,7 @@ impl Optimizer {
     }
 
     /// Updates every parameter with a gradient by the settings for its place in the list; where
-    /// there are averages, they follow.
+    /// there are averages, they ema_update.
     fn update_all(
         &mut self,
         params: &mut Params,
@@ -124,7 +124,7 @@ impl Optimizer {
                 settings.weight_decay = 0.0;
             }
             let Some(gradient) = gradient else {
-                follow(average, value, settings.momentum);
+                ema_update(average, value, settings.momentum);
                 continue;
             };
             moments.updates += 1;
@@ -139,7 +139,7 @@ impl Optimizer {
                     OptimizerKind::Sgd => sgd(moments, old, gradient, lr, decay),
                     OptimizerKind::Lars => lars(moments, old, gradient, lr, decay, spec),
                 };
-                follow(average, value, momentum);
+                ema_update(average, value, momentum);
             }
         }
     }
@@ -156,7 +156,7 @@ pub struct UpdateSettings {
     pub momentum: f64,
 }
 
-fn follow(average: Option<&mut Tensor<1>>, value: &Tensor<1>, momentum: f64) {
+fn ema_update(average: Option<&mut Tensor<1>>, value: &Tensor<1>, momentum: f64) {
     if let Some(average) = average {
         *average = average.clone() * momentum + value.clone() * (1.0 - momentum);
     }
@@ -268,11 +268,11 @@ fn sgd(
     decay: f64,
 ) -> Tensor<1> {
     let gradient = gradient + value.clone() * decay;
-    accelerate(moments, value, gradient, lr)
+    momentum_step(moments, value, gradient, lr)
 }
 
 /// Adds the gradient to the momentum buffer and moves against it.
-fn accelerate(moments: &mut Moments, value: Tensor<1>, step: Tensor<1>, lr: f64) -> Tensor<1> {
+fn momentum_step(moments: &mut Moments, value: Tensor<1>, step: Tensor<1>, lr: f64) -> Tensor<1> {
     let buffer = match moments.first.take() {
         Some(buffer) => buffer * MOMENTUM + step,
         None => step,
@@ -297,7 +297,7 @@ fn lars(
             update = update * (TRUST * f64::from(value_norm) / f64::from(update_norm));
         }
     }
-    accelerate(moments, value, update, lr)
+    momentum_step(moments, value, update, lr)
 }
 
 /// Euclidean norm.

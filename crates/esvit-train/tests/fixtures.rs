@@ -1,4 +1,4 @@
-//! Objectives and optimisers against values of the official code, hand formulas and finite
+//! Objectives and optimizers against values of the official code, hand formulas and finite
 //! differences.
 
 #![allow(clippy::unwrap_used)]
@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use common::{assert_close, check_gradients, hash, hashed, hashed_tensor, hashed_times};
 use esvit_nn::Params;
 use esvit_nn::network::{Predictions, RegionPredictions};
-use esvit_nn::ops::{self, Group, Logits, Precision};
+use esvit_nn::ops::{self, Group, Precision, PrototypeLogits};
 use esvit_nn::params::{Init, Registry, tensor};
 use esvit_nn::weights::to_vec;
 use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, Weights};
@@ -29,7 +29,7 @@ fn settings(epoch: u64) -> LossSettings {
     }
 }
 
-/// Two pictures, two global crops of 4 tokens and two local ones of 2, 5 prototypes.
+/// Two images, two global crops of 4 tokens and two local ones of 2, 5 prototypes.
 struct Case {
     student_view: Tensor<2>,
     student_region: Tensor<2>,
@@ -41,7 +41,7 @@ impl Case {
     fn new() -> Self {
         let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
         let region = RegionPredictions {
-            logits: Logits::from_matrix(hashed_tensor(4, [16, 5])),
+            logits: PrototypeLogits::from_matrix(hashed_tensor(4, [16, 5])),
             features: hashed_tensor(6, [16, 3]),
             tokens: vec![4; 2],
         };
@@ -55,7 +55,7 @@ impl Case {
 
     fn student(&self) -> Predictions {
         let region = RegionPredictions {
-            logits: Logits::from_matrix(self.student_region.clone()),
+            logits: PrototypeLogits::from_matrix(self.student_region.clone()),
             features: self.student_features.clone(),
             tokens: vec![4, 4, 2, 2],
         };
@@ -66,14 +66,14 @@ impl Case {
 fn predictions(view_logits: Tensor<2>, region: Option<RegionPredictions>) -> Predictions {
     // The objective does not look at view features.
     let view_features = Tensor::zeros([1, 1], &Device::flex());
-    Predictions { view_features, view_logits: Logits::from_matrix(view_logits), region }
+    Predictions { view_features, view_logits: PrototypeLogits::from_matrix(view_logits), region }
 }
 
 fn scalar(loss: &Tensor<1>) -> [f32; 1] {
     [loss.clone().inner().into_scalar()]
 }
 
-/// Loss, gradients and centres of both tasks together.
+/// Loss, gradients and centers of both tasks together.
 #[test]
 fn view_and_region_task() {
     let case = Case::new();
@@ -96,9 +96,9 @@ fn view_and_region_task() {
     centers.observe(teacher);
     centers.update(CENTER_MOMENTUM);
     let expected = [-0.018811, 0.064982, 0.003913, 0.030025, -0.01128];
-    assert_close("centre", &to_vec(&centers.view), &expected, 1e-6);
+    assert_close("center", &to_vec(&centers.view), &expected, 1e-6);
     let expected = [-0.007342, 0.005995, -0.001919, -0.018885, -0.008416];
-    assert_close("region centre", &to_vec(centers.region.as_ref().unwrap()), &expected, 1e-6);
+    assert_close("region center", &to_vec(centers.region.as_ref().unwrap()), &expected, 1e-6);
 
     let loss = objective::loss(&student, teacher, &Crops::all(4), &centers, &settings(29), None);
     assert_close("second loss", &scalar(&loss.total), &[8.382052], 5e-6);
@@ -131,7 +131,7 @@ fn gradients_of_the_objective() {
         let rows = BATCH * tokens.iter().sum::<usize>();
         let views = BATCH * tokens.len();
         let region = RegionPredictions {
-            logits: Logits::from_matrix(hashed_tensor(4, [BATCH * 8, PROTOTYPES])),
+            logits: PrototypeLogits::from_matrix(hashed_tensor(4, [BATCH * 8, PROTOTYPES])),
             features: hashed_tensor(6, [BATCH * 8, 3]),
             tokens: vec![4; 2],
         };
@@ -145,7 +145,9 @@ fn gradients_of_the_objective() {
         let what = format!("objective, tokens {tokens:?}");
         check_gradients(&what, &inputs, |v| {
             let region = RegionPredictions {
-                logits: Logits::from_matrix(v[1].clone().reshape([rows, PROTOTYPES]) * 0.1),
+                logits: PrototypeLogits::from_matrix(
+                    v[1].clone().reshape([rows, PROTOTYPES]) * 0.1,
+                ),
                 features: hashed_tensor(5, [rows, 3]),
                 tokens: tokens.clone(),
             };
@@ -212,7 +214,7 @@ fn the_first_of_equal_matches_wins() {
         objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
     let region = case.teacher.region.as_mut().unwrap();
     let first = region.logits.z.clone().reshape([4, 4, 5]).slice([0..4, 0..1, 0..5]);
-    region.logits = Logits::from_matrix(first.repeat_dim(1, 4).reshape([16, 5]));
+    region.logits = PrototypeLogits::from_matrix(first.repeat_dim(1, 4).reshape([16, 5]));
     let of_first =
         objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
     assert_eq!(scalar(&tied.total), scalar(&of_first.total));

@@ -17,7 +17,7 @@ use esvit_nn::{Network, Params, SwinConfig};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, Weights};
 use esvit_train::optim::{ClipScope, Optimizer, OptimizerKind, UpdateSettings};
-use esvit_train::{Learner, PerPass};
+use esvit_train::{CropChunks, Learner};
 
 const STEP: StepSettings = StepSettings {
     step: 0,
@@ -29,7 +29,7 @@ const STEP: StepSettings = StepSettings {
     health: false,
 };
 
-/// Both tasks; student, teacher and centres differ from each other and from zero.
+/// Both tasks; student, teacher and centers differ from each other and from zero.
 fn learner(kind: OptimizerKind, norm_last_layer: bool, use_bn_in_head: bool) -> Learner {
     learner_with_drop_path(kind, norm_last_layer, use_bn_in_head, 0.0)
 }
@@ -66,8 +66,8 @@ fn learner_with_drop_path(
         clip_grad: Some(3.0),
         clip_scope: ClipScope::Tensor,
         precision: Precision::F32,
-        per_pass: PerPass::All,
-        checkpoint_blocks: false,
+        crop_chunks: CropChunks::All,
+        activation_checkpointing: false,
         mixup: None,
     };
     let network = Arc::new(Network::new(&backbone, drop_path, &head, true));
@@ -80,7 +80,7 @@ fn learner_with_drop_path(
     learner
 }
 
-/// Two global and two local crops of `images` pictures.
+/// Two global and two local crops of `images` images.
 fn crops(images: usize) -> Vec<Tensor<4>> {
     let sizes = [16, 16, 8, 8].into_iter().zip(400..);
     sizes.map(|(size, stream)| hashed_tensor(stream, [images, 3, size, size]) * 1.7).collect()
@@ -140,9 +140,9 @@ fn accumulation() {
     let check = |what: &str, a: &Tensor<1>, b: &Tensor<1>| {
         assert_alike(what, &to_vec(a), &to_vec(b), 2e-5);
     };
-    check("centre", &by_half.centers.view, &at_once.centers.view);
+    check("center", &by_half.centers.view, &at_once.centers.view);
     let [region, expected] = [&by_half, &at_once].map(|l| l.centers.region.as_ref().unwrap());
-    check("region centre", region, expected);
+    check("region center", region, expected);
     for (by_half, at_once) in
         [(&by_half.student, &at_once.student), (&by_half.teacher, &at_once.teacher)]
     {
@@ -157,32 +157,32 @@ fn accumulation() {
 #[test]
 fn less_memory_gives_the_same_gradients() {
     let batch = [crops(3)];
-    let gradients = |per_pass: PerPass, checkpoint_blocks: bool| {
+    let gradients = |crop_chunks: CropChunks, activation_checkpointing: bool| {
         let mut learner = learner_with_drop_path(OptimizerKind::Sgd, false, false, 0.5);
-        learner.settings.per_pass = per_pass;
-        learner.settings.checkpoint_blocks = checkpoint_blocks;
+        learner.settings.crop_chunks = crop_chunks;
+        learner.settings.activation_checkpointing = activation_checkpointing;
         let mut centers = learner.centers.clone();
         learner.gradients(&batch, &STEP, &mut centers).values
     };
-    let expected = gradients(PerPass::All, false);
+    let expected = gradients(CropChunks::All, false);
     let specs = learner(OptimizerKind::Sgd, false, false).network.specs().clone();
-    for (per_pass, checkpoint_blocks) in [
-        (PerPass::All, true),
-        (PerPass::Crops(2), false),
-        (PerPass::Crops(1), true),
-        (PerPass::Crops(3), false),
-        (PerPass::Pixels(1.0), false),
+    for (crop_chunks, activation_checkpointing) in [
+        (CropChunks::All, true),
+        (CropChunks::Crops(2), false),
+        (CropChunks::Crops(1), true),
+        (CropChunks::Crops(3), false),
+        (CropChunks::Pixels(1.0), false),
     ] {
-        let found = gradients(per_pass, checkpoint_blocks);
+        let found = gradients(crop_chunks, activation_checkpointing);
         for ((spec, found), expected) in specs.iter().zip(&found).zip(&expected) {
             let [found, expected] = [found, expected].map(|g| to_vec(g.as_ref().unwrap()));
-            let what = format!("{}, {per_pass:?}", spec.name);
+            let what = format!("{}, {crop_chunks:?}", spec.name);
             assert_alike(&what, &found, &expected, 1e-5);
         }
     }
 }
 
-/// Neither the prototypes nor what the optimiser remembers of them change, at the first step and
+/// Neither the prototypes nor what the optimizer remembers of them change, at the first step and
 /// after others; the rest does.
 #[test]
 fn frozen_last_layer() {
@@ -213,7 +213,7 @@ fn frozen_last_layer() {
     }
 }
 
-/// One bad pixel, in a picture that the teacher sees or in one that it does not.
+/// One bad pixel, in an image that the teacher sees or in one that it does not.
 #[test]
 fn a_step_that_is_not_finite_changes_nothing() {
     for kind in [OptimizerKind::AdamW, OptimizerKind::Sgd, OptimizerKind::Lars] {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::dtype::{Dtype, extend_f32, extend_i64};
 use crate::error::{Fault, WeightsError};
 use crate::place::{Place, gather};
-use crate::recognise::{Container, recognise};
+use crate::recognize::{Container, recognize};
 use crate::source::{Source, reserved};
 use crate::value::Value;
 use crate::{safetensors, torch};
@@ -69,7 +69,7 @@ pub struct WeightsFile {
 }
 
 impl WeightsFile {
-    /// Opens a file, recognises it by its content and reads what describes its tensors.
+    /// Opens a file, recognizes it by its content and reads what describes its tensors.
     ///
     /// # Errors
     /// When it cannot be read, is not a file of weights, is not whole, or asks for code to be run.
@@ -86,7 +86,7 @@ impl WeightsFile {
     }
 
     fn read(path: &Path, source: Source) -> Result<Self, Fault> {
-        let container = recognise(&source)?;
+        let container = recognize(&source)?;
         let contents = match container {
             Container::Safetensors => safetensors::read(&source)?,
             Container::TorchZip => torch::zip::read(&source)?,

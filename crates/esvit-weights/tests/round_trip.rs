@@ -154,7 +154,7 @@ fn plain_data_come_back() {
 
 #[test]
 fn sixteen_bits_are_rounded_to_even() {
-    // Halfway between two neighbours, a little above, and beyond the largest number.
+    // Halfway between two neighbors, a little above, and beyond the largest number.
     let values = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.1 / 256.0, f32::MAX];
     let bf16 = [1.0, 1.0 + 4.0 / 256.0, 1.0 + 2.0 / 256.0, f32::INFINITY];
     let tensor = Tensor::new(&[4], Dtype::Bf16, || Ok(Values::F32((&values[..]).into())));

@@ -1,7 +1,7 @@
 //! Self-supervised pre-training of multi-stage vision transformers: EsViT in Rust.
 //!
-//! This crate re-exports the parts from which the program `esvit` is made: [`data`] (pictures,
-//! augmentation, loading), [`nn`] (backbones and heads), [`train`] (objectives, optimisers, the
+//! This crate re-exports the parts from which the program `esvit` is made: [`data`] (images,
+//! augmentation, loading), [`nn`] (backbones and heads), [`train`] (objectives, optimizers, the
 //! run) and [`eval`] (k-NN, features, numeric cases).
 
 pub use esvit_data as data;

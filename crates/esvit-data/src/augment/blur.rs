@@ -4,27 +4,27 @@
 //! "Theoretical foundations of Gaussian convolution by extended box filtering"), every pass
 //! rounded to 8 bits, borders repeated, rows before columns.
 
-use crate::Picture;
-use crate::picture::CHANNELS;
+use crate::Image;
+use crate::image::CHANNELS;
 
 const PASSES: usize = 3;
 
 /// Blurs by a Gaussian of standard deviation `radius` pixels. Nothing happens at 0 or below.
-pub fn gaussian_blur(picture: &mut Picture, radius: f64) {
+pub fn gaussian_blur(image: &mut Image, radius: f64) {
     if radius.is_nan() || radius <= 0.0 {
         return;
     }
-    // Weights of 2^-24 do not resolve a wider box, and no picture needs one.
+    // Weights of 2^-24 do not resolve a wider box, and no image needs one.
     let radius = radius.min(1e4) as f32;
     let box_blur = BoxBlur::for_gaussian(radius);
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    // Columns are blurred row by row, which vectorises; for rows the picture is laid on its side.
-    let mut turned = vec![0; picture.pixels().len()];
-    let mut spare = vec![0; picture.pixels().len()];
-    transpose(picture.pixels(), &mut turned, width, height);
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    // Columns are blurred row by row, which vectorizes; for rows the image is laid on its side.
+    let mut turned = vec![0; image.pixels().len()];
+    let mut spare = vec![0; image.pixels().len()];
+    transpose(image.pixels(), &mut turned, width, height);
     box_blur.columns(&mut turned, &mut spare, height, width);
-    transpose(&turned, picture.pixels_mut(), height, width);
-    box_blur.columns(picture.pixels_mut(), &mut spare, width, height);
+    transpose(&turned, image.pixels_mut(), height, width);
+    box_blur.columns(image.pixels_mut(), &mut spare, width, height);
 }
 
 /// A box that covers `2 * radius + 1` pixels whole and the next one on each side in part, with
@@ -65,7 +65,7 @@ impl BoxBlur {
         let stride = sums.len();
         let row = |y: isize| {
             let y = y.clamp(0, height as isize - 1) as usize;
-            // The second cut tells the compiler the length, without which it cannot vectorise.
+            // The second cut tells the compiler the length, without which it cannot vectorize.
             &from[y * stride..][..stride]
         };
         let radius = self.radius as isize;
@@ -89,7 +89,7 @@ impl BoxBlur {
     }
 }
 
-/// Lays a picture of `width` x `height` on its side.
+/// Lays an image of `width` x `height` on its side.
 fn transpose(from: &[u8], to: &mut [u8], width: usize, height: usize) {
     let from = from.as_chunks::<CHANNELS>().0;
     let to = to.as_chunks_mut::<CHANNELS>().0;
@@ -103,7 +103,7 @@ fn transpose(from: &[u8], to: &mut [u8], width: usize, height: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::test_pictures::{f7_after, noise};
+    use crate::augment::test_images::{f7_after, noise};
     use proptest::prelude::*;
 
     #[test]
@@ -116,27 +116,27 @@ mod tests {
     #[test]
     fn no_radius_no_change() {
         for radius in [0.0, -1.0, f64::NAN] {
-            let mut picture = noise(5, 4, 1);
-            gaussian_blur(&mut picture, radius);
-            assert_eq!(picture, noise(5, 4, 1));
+            let mut image = noise(5, 4, 1);
+            gaussian_blur(&mut image, radius);
+            assert_eq!(image, noise(5, 4, 1));
         }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(60))]
         #[test]
-        fn one_colour_stays_and_values_keep_their_range(
+        fn one_color_stays_and_values_keep_their_range(
             w in 1u32..40, h in 1u32..40, radius in 0.0f64..30.0, seed: u64
         ) {
-            let mut flat = Picture::filled(w, h, [9, 200, 255]);
+            let mut flat = Image::filled(w, h, [9, 200, 255]);
             gaussian_blur(&mut flat, radius);
-            prop_assert_eq!(&flat, &Picture::filled(w, h, [9, 200, 255]));
+            prop_assert_eq!(&flat, &Image::filled(w, h, [9, 200, 255]));
 
-            let mut picture = noise(w, h, seed);
-            let range = |p: &Picture| (*p.pixels().iter().min().unwrap(), *p.pixels().iter().max().unwrap());
-            let before = range(&picture);
-            gaussian_blur(&mut picture, radius);
-            let after = range(&picture);
+            let mut image = noise(w, h, seed);
+            let range = |p: &Image| (*p.pixels().iter().min().unwrap(), *p.pixels().iter().max().unwrap());
+            let before = range(&image);
+            gaussian_blur(&mut image, radius);
+            let after = range(&image);
             prop_assert!(before.0 <= after.0 && after.1 <= before.1);
         }
     }
@@ -144,14 +144,14 @@ mod tests {
     #[test]
     fn extreme_shapes_and_radii() {
         for (w, h) in [(1, 1), (1, 5000), (5000, 1)] {
-            let mut picture = noise(w, h, 2);
-            gaussian_blur(&mut picture, 2.0);
+            let mut image = noise(w, h, 2);
+            gaussian_blur(&mut image, 2.0);
         }
-        let mut picture = noise(7, 5, 3);
-        gaussian_blur(&mut picture, f64::INFINITY);
+        let mut image = noise(7, 5, 3);
+        gaussian_blur(&mut image, f64::INFINITY);
         // So wide a box sees the repeated corners only.
-        let center = picture.pixel(3, 2).unwrap();
+        let center = image.pixel(3, 2).unwrap();
         let spread = |p: &[u8]| p.iter().zip(center).map(|(a, b)| a.abs_diff(b)).max();
-        assert!(picture.pixels().chunks(3).all(|pixel| spread(pixel) <= Some(1)));
+        assert!(image.pixels().chunks(3).all(|pixel| spread(pixel) <= Some(1)));
     }
 }

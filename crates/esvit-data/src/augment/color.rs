@@ -1,4 +1,4 @@
-//! Changes of colour: brightness, contrast, saturation, hue, grey, and their random mixture.
+//! Changes of color: brightness, contrast, saturation, hue, gray, and their random mixture.
 //!
 //! The arithmetic is Pillow's on 8-bit pixels (`ImageEnhance`, `convert("L")`,
 //! `convert("HSV")`), since torchvision's `ColorJitter` works through it.
@@ -7,13 +7,13 @@ use esvit_kernels::rng::Rng;
 
 use super::lookup::{apply, blend, table};
 use super::overlay::overlay;
-use crate::Picture;
-use crate::picture::CHANNELS;
+use crate::Image;
+use crate::image::CHANNELS;
 
 overlay! {
-    /// How far colours are changed at random, and how often.
+    /// How far colors are changed at random, and how often.
     pub struct ColorJitter / PartialColorJitter {
-        /// Probability of changing the colours at all.
+        /// Probability of changing the colors at all.
         pub p: f64 = 0.8,
         /// The factor of brightness is uniform in `1 - brightness ..= 1 + brightness`, at least 0.
         pub brightness: f64 = 0.4,
@@ -21,14 +21,14 @@ overlay! {
         pub contrast: f64 = 0.4,
         /// Likewise for saturation.
         pub saturation: f64 = 0.2,
-        /// The shift of the hue is uniform in `-hue ..= hue`; 0.5 is half the colour circle.
+        /// The shift of the hue is uniform in `-hue ..= hue`; 0.5 is half the color circle.
         pub hue: f64 = 0.1,
     }
 }
 
 /// With probability `p`, changes brightness, contrast, saturation and hue by random amounts and
 /// in random order.
-pub fn jitter(picture: &mut Picture, strength: &ColorJitter, rng: &mut Rng) {
+pub fn jitter(image: &mut Image, strength: &ColorJitter, rng: &mut Rng) {
     if !rng.chance(strength.p) {
         return;
     }
@@ -40,52 +40,52 @@ pub fn jitter(picture: &mut Picture, strength: &ColorJitter, rng: &mut Rng) {
     let shift = rng.uniform_in(-strength.hue, strength.hue);
     for which in order {
         match which {
-            0 => brightness(picture, factors[0]),
-            1 => contrast(picture, factors[1]),
-            2 => saturation(picture, factors[2]),
-            _ => hue(picture, shift),
+            0 => brightness(image, factors[0]),
+            1 => contrast(image, factors[1]),
+            2 => saturation(image, factors[2]),
+            _ => hue(image, shift),
         }
     }
 }
 
 /// Multiplies every value by `factor`: 0 is black, 1 changes nothing.
-pub fn brightness(picture: &mut Picture, factor: f64) {
+pub fn brightness(image: &mut Image, factor: f64) {
     let factor = factor as f32;
-    apply(picture, &table(|value| blend(0, value, factor)));
+    apply(image, &table(|value| blend(0, value, factor)));
 }
 
-/// Moves every value away from the picture's mean luminance by `factor`: 0 is uniform grey.
-pub fn contrast(picture: &mut Picture, factor: f64) {
+/// Moves every value away from the image's mean luminance by `factor`: 0 is uniform gray.
+pub fn contrast(image: &mut Image, factor: f64) {
     let factor = factor as f32;
-    let count = u64::from(picture.width()) * u64::from(picture.height());
-    let pixels = picture.pixels().as_chunks::<CHANNELS>().0;
+    let count = u64::from(image.width()) * u64::from(image.height());
+    let pixels = image.pixels().as_chunks::<CHANNELS>().0;
     let sum: u64 = pixels.iter().map(|pixel| u64::from(luminance(*pixel))).sum();
     // The rounded mean, as Pillow takes it.
     let mean = ((2 * sum + count) / (2 * count)) as u8;
-    apply(picture, &table(|value| blend(mean, value, factor)));
+    apply(image, &table(|value| blend(mean, value, factor)));
 }
 
-/// Moves every pixel away from its own luminance by `factor`: 0 is a grey picture.
-pub fn saturation(picture: &mut Picture, factor: f64) {
+/// Moves every pixel away from its own luminance by `factor`: 0 is a gray image.
+pub fn saturation(image: &mut Image, factor: f64) {
     let factor = factor as f32;
-    for pixel in picture.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
-        let grey = luminance(*pixel);
-        *pixel = pixel.map(|value| blend(grey, value, factor));
+    for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
+        let gray = luminance(*pixel);
+        *pixel = pixel.map(|value| blend(gray, value, factor));
     }
 }
 
 /// Replaces every pixel by its luminance.
-pub fn grayscale(picture: &mut Picture) {
-    for pixel in picture.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
+pub fn grayscale(image: &mut Image) {
+    for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
         *pixel = [luminance(*pixel); 3];
     }
 }
 
-/// Turns the colour circle by `shift` (1 is a full turn), by way of an 8-bit hue that wraps.
-pub fn hue(picture: &mut Picture, shift: f64) {
+/// Turns the color circle by `shift` (1 is a full turn), by way of an 8-bit hue that wraps.
+pub fn hue(image: &mut Image, shift: f64) {
     let shift = (shift * 255.0) as i32 as u8;
     let hues: [[f32; CHANNELS]; 256] = std::array::from_fn(|hue| absence(hue as u8, shift));
-    for pixel in picture.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
+    for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
         *pixel = turn(*pixel, &hues);
     }
 }
@@ -95,7 +95,7 @@ fn luminance([r, g, b]: [u8; 3]) -> u8 {
     ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
 }
 
-/// How much of red, green and blue is missing in the purest colour of an 8-bit hue (a turn is
+/// How much of red, green and blue is missing in the purest color of an 8-bit hue (a turn is
 /// 255), after `shift` is added with wrapping.
 fn absence(hue: u8, shift: u8) -> [f32; CHANNELS] {
     let sixths = f32::from(hue.wrapping_add(shift)) * 6.0 / 255.0;
@@ -111,7 +111,7 @@ fn absence(hue: u8, shift: u8) -> [f32; CHANNELS] {
     }
 }
 
-/// Pillow's 8-bit HSV there and back; `hues` tells what is missing in each hue on the way back.
+/// Pillow's 8-bit HSV there and back; `hues` tells what is missing in each hue on the backward pass.
 #[inline]
 fn turn(pixel: [u8; 3], hues: &[[f32; CHANNELS]; 256]) -> [u8; 3] {
     let [r, g, b] = pixel;
@@ -142,7 +142,7 @@ fn turn(pixel: [u8; 3], hues: &[[f32; CHANNELS]; 256]) -> [u8; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::test_pictures::{f7, f7_after, noise};
+    use crate::augment::test_images::{f7, f7_after, noise};
 
     #[test]
     fn as_pillow() {
@@ -156,44 +156,44 @@ mod tests {
     #[test]
     fn a_factor_of_one_changes_nothing() {
         for op in [brightness, contrast, saturation] {
-            let mut picture = f7();
-            op(&mut picture, 1.0);
-            assert_eq!(picture, f7());
+            let mut image = f7();
+            op(&mut image, 1.0);
+            assert_eq!(image, f7());
         }
     }
 
     #[test]
-    fn grey_has_no_hue() {
-        let mut picture = noise(13, 7, 1);
-        grayscale(&mut picture);
-        let grey = picture.clone();
-        hue(&mut picture, 0.3);
-        assert_eq!(picture, grey);
-        saturation(&mut picture, 1.7);
-        assert_eq!(picture, grey);
+    fn gray_has_no_hue() {
+        let mut image = noise(13, 7, 1);
+        grayscale(&mut image);
+        let gray = image.clone();
+        hue(&mut image, 0.3);
+        assert_eq!(image, gray);
+        saturation(&mut image, 1.7);
+        assert_eq!(image, gray);
     }
 
     #[test]
     fn a_full_turn_comes_back_but_for_rounding() {
-        let mut picture = Picture::filled(2, 2, [200, 40, 90]);
-        hue(&mut picture, 0.5);
-        assert_ne!(picture.pixel(0, 0), Some([200, 40, 90]));
-        hue(&mut picture, 0.5);
+        let mut image = Image::filled(2, 2, [200, 40, 90]);
+        hue(&mut image, 0.5);
+        assert_ne!(image.pixel(0, 0), Some([200, 40, 90]));
+        hue(&mut image, 0.5);
         // Two steps of the 8-bit hue short: 2 * 127 of 256.
-        assert_eq!(picture.pixel(0, 0), Some([200, 40, 100]));
+        assert_eq!(image.pixel(0, 0), Some([200, 40, 100]));
     }
 
     #[test]
     fn jitter_keeps_to_its_probability_and_strength() {
         let none =
             ColorJitter { p: 1.0, brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0 };
-        let mut picture = Picture::filled(3, 3, [250, 128, 7]);
-        jitter(&mut picture, &ColorJitter { brightness: 0.4, ..none }, &mut Rng::new(1, [0; 3]));
-        assert_ne!(picture.pixel(0, 0), Some([250, 128, 7]));
+        let mut image = Image::filled(3, 3, [250, 128, 7]);
+        jitter(&mut image, &ColorJitter { brightness: 0.4, ..none }, &mut Rng::new(1, [0; 3]));
+        assert_ne!(image.pixel(0, 0), Some([250, 128, 7]));
         let changed = (0..1000).filter(|&i| {
-            let mut picture = Picture::filled(3, 3, [250, 128, 7]);
-            jitter(&mut picture, &ColorJitter::default(), &mut Rng::new(2, [i, 0, 0]));
-            picture.pixel(0, 0) != Some([250, 128, 7])
+            let mut image = Image::filled(3, 3, [250, 128, 7]);
+            jitter(&mut image, &ColorJitter::default(), &mut Rng::new(2, [i, 0, 0]));
+            image.pixel(0, 0) != Some([250, 128, 7])
         });
         assert!((750..850).contains(&changed.count()));
     }

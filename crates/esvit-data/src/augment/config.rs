@@ -1,4 +1,4 @@
-//! What views of a picture a network is trained on.
+//! What views of an image a network is trained on.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ pub enum Policy {
     /// DeiT's: RandAugment and random erasing.
     #[serde(alias = "deit_aug")]
     Deit,
-    /// MoCo v2's: colour jitter, grey and blur, the same for all views.
+    /// MoCo v2's: color jitter, gray and blur, the same for all views.
     #[serde(alias = "mocov2", alias = "mocov2_aug")]
     MocoV2,
     /// Random crop and mirroring only.
@@ -32,7 +32,7 @@ pub enum Policy {
 }
 
 overlay! {
-    /// Everything that makes views out of a picture: always two global views, then local ones.
+    /// Everything that makes views out of an image: always two global views, then local ones.
     ///
     /// Read from a file, only the settings to be changed need be given; the rest are the
     /// policy's. Written to a file, all values are there.
@@ -52,13 +52,13 @@ overlay! {
         pub policy: Policy = Policy::Dino,
         /// Side of the two global views, in pixels.
         pub global_size: u32 = 224,
-        /// Area of a global crop, as a share of the picture's.
+        /// Area of a global crop, as a share of the image's.
         pub global_scale: [f64; 2] = [0.4, 1.0],
         /// Sides of the local views, in pixels.
         pub local_sizes: Vec<u32> = vec![96],
         /// Number of local views of each size; may be 0.
         pub local_counts: Vec<u32> = vec![8],
-        /// Area of a local crop, as a share of the picture's.
+        /// Area of a local crop, as a share of the image's.
         pub local_scale: [f64; 2] = [0.05, 0.4],
         /// Width : height of a crop before it is made square.
         pub ratio: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0],
@@ -66,19 +66,19 @@ overlay! {
         pub interpolation: Interpolation = Interpolation::Bicubic,
         /// Probability of mirroring.
         pub flip: f64 = 0.5,
-        /// Change of colours.
+        /// Change of colors.
         pub jitter: ColorJitter = ColorJitter::default(),
-        /// Probability of turning grey.
+        /// Probability of turning gray.
         pub grayscale: f64 = 0.2,
         /// Blur.
         pub blur: Blur = Blur::default(),
-        /// Solarisation of the second global view.
+        /// Solarization of the second global view.
         pub solarize: Solarize = Solarize::default(),
         /// Random operations.
         pub randaugment: RandAugment = RandAugment::default(),
         /// Random erasing.
         pub erase: Erase = Erase::default(),
-        /// Mean of red, green and blue in 0..=1, for normalisation.
+        /// Mean of red, green and blue in 0..=1, for normalization.
         pub mean: [f64; 3] = [0.485, 0.456, 0.406],
         /// Standard deviation of red, green and blue.
         pub std: [f64; 3] = [0.229, 0.224, 0.225],
@@ -100,7 +100,7 @@ overlay! {
 }
 
 overlay! {
-    /// How often the second global view is solarised.
+    /// How often the second global view is solarized.
     pub struct Solarize / PartialSolarize {
         /// Probability; 0 turns it off.
         pub p: f64 = 0.2,

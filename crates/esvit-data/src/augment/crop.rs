@@ -19,10 +19,10 @@ pub struct CropBox {
 }
 
 impl CropBox {
-    /// A crop of a picture of `width` x `height` whose area is uniform in `scale` (a share of the
-    /// picture's) and whose width : height is log-uniform in `ratio`.
+    /// A crop of an image of `width` x `height` whose area is uniform in `scale` (a share of the
+    /// image's) and whose width : height is log-uniform in `ratio`.
     ///
-    /// If ten tries do not fit, the largest centred crop within `ratio` is taken.
+    /// If ten tries do not fit, the largest centered crop within `ratio` is taken.
     pub fn random(
         width: u32,
         height: u32,
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fallback_is_centred() {
+    fn the_fallback_is_centered() {
         let crop = CropBox::random(1, 5000, [0.4, 1.0], RATIO, &mut Rng::new(1, [0; 3]));
         assert_eq!(crop, CropBox { left: 0, top: 2499, width: 1, height: 1 });
         let crop = CropBox::random(5000, 100, [0.4, 1.0], RATIO, &mut Rng::new(1, [0; 3]));

@@ -1,14 +1,14 @@
 //! Operations that look at how often each value occurs, by channel, as Pillow's `ImageOps`.
 
 use super::lookup::table;
-use crate::Picture;
-use crate::picture::CHANNELS;
+use crate::Image;
+use crate::image::CHANNELS;
 
 type Counts = [u32; 256];
 
 /// Stretches every channel so that it reaches from 0 to 255.
-pub(super) fn autocontrast(picture: &mut Picture) {
-    by_channel(picture, |counts| {
+pub(super) fn autocontrast(image: &mut Image) {
+    by_channel(image, |counts| {
         let low = counts.iter().position(|&count| count > 0).unwrap_or(0);
         let high = counts.iter().rposition(|&count| count > 0).unwrap_or(0);
         if high <= low {
@@ -21,8 +21,8 @@ pub(super) fn autocontrast(picture: &mut Picture) {
 }
 
 /// Spreads every channel so that all values occur about equally often.
-pub(super) fn equalize(picture: &mut Picture) {
-    by_channel(picture, |counts| {
+pub(super) fn equalize(image: &mut Image) {
+    by_channel(image, |counts| {
         let total: u32 = counts.iter().sum();
         let last = counts.iter().rev().find(|&&count| count > 0).copied().unwrap_or(0);
         let step = (total - last) / 255;
@@ -39,15 +39,15 @@ pub(super) fn equalize(picture: &mut Picture) {
     });
 }
 
-fn by_channel(picture: &mut Picture, make: impl Fn(&Counts) -> [u8; 256]) {
+fn by_channel(image: &mut Image, make: impl Fn(&Counts) -> [u8; 256]) {
     let mut counts = [[0; 256]; CHANNELS];
-    for pixel in picture.pixels().as_chunks::<CHANNELS>().0 {
+    for pixel in image.pixels().as_chunks::<CHANNELS>().0 {
         for (counts, &value) in counts.iter_mut().zip(pixel) {
             counts[value as usize] += 1;
         }
     }
     let tables = counts.map(|counts| make(&counts));
-    for pixel in picture.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
+    for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
         for (table, value) in tables.iter().zip(pixel) {
             *value = table[*value as usize];
         }
@@ -58,30 +58,30 @@ fn by_channel(picture: &mut Picture, make: impl Fn(&Counts) -> [u8; 256]) {
 mod tests {
     use super::*;
 
-    fn grey(values: &[u8]) -> Picture {
+    fn gray(values: &[u8]) -> Image {
         let pixels = values.iter().flat_map(|&value| [value; 3]).collect();
-        Picture::new(values.len() as u32, 1, pixels).unwrap()
+        Image::new(values.len() as u32, 1, pixels).unwrap()
     }
 
     #[test]
     fn autocontrast_reaches_both_ends() {
-        let mut picture = grey(&[50, 100, 150]);
-        autocontrast(&mut picture);
-        assert_eq!(picture, grey(&[0, 127, 255]));
-        let mut flat = grey(&[77, 77]);
+        let mut image = gray(&[50, 100, 150]);
+        autocontrast(&mut image);
+        assert_eq!(image, gray(&[0, 127, 255]));
+        let mut flat = gray(&[77, 77]);
         autocontrast(&mut flat);
-        assert_eq!(flat, grey(&[77, 77]));
+        assert_eq!(flat, gray(&[77, 77]));
     }
 
     #[test]
     fn equalize_spreads_a_narrow_range() {
         let values: Vec<u8> = (0..4096).map(|i| 100 + (i % 32) as u8).collect();
-        let mut picture = grey(&values);
-        equalize(&mut picture);
-        assert_eq!(picture.pixel(0, 0), Some([0; 3]));
-        assert!(picture.pixel(31, 0).unwrap()[0] >= 250);
-        let mut flat = grey(&[77; 300]);
+        let mut image = gray(&values);
+        equalize(&mut image);
+        assert_eq!(image.pixel(0, 0), Some([0; 3]));
+        assert!(image.pixel(31, 0).unwrap()[0] >= 250);
+        let mut flat = gray(&[77; 300]);
         equalize(&mut flat);
-        assert_eq!(flat, grey(&[77; 300]));
+        assert_eq!(flat, gray(&[77; 300]));
     }
 }

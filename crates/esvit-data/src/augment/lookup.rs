@@ -1,10 +1,10 @@
 //! Operations that map every value by itself, as tables of 256 bytes.
 
-use crate::Picture;
+use crate::Image;
 
 /// Replaces every value by its entry.
-pub(super) fn apply(picture: &mut Picture, table: &[u8; 256]) {
-    for value in picture.pixels_mut() {
+pub(super) fn apply(image: &mut Image, table: &[u8; 256]) {
+    for value in image.pixels_mut() {
         *value = table[*value as usize];
     }
 }

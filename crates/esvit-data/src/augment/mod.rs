@@ -1,6 +1,6 @@
-//! Augmentation: the operations, each on one picture, and the policies made of them.
+//! Augmentation: the operations, each on one image, and the policies made of them.
 //!
-//! Operations on colour reproduce Pillow's arithmetic on 8-bit pixels, rounding included, since
+//! Operations on color reproduce Pillow's arithmetic on 8-bit pixels, rounding included, since
 //! that is what published recipes were tuned with.
 
 mod blur;
@@ -17,7 +17,7 @@ mod overlay;
 mod randaugment;
 mod solarize;
 #[cfg(test)]
-pub(crate) mod test_pictures;
+pub(crate) mod test_images;
 mod views;
 
 pub use blur::gaussian_blur;

@@ -1,7 +1,7 @@
 //! From 8-bit pixels to the numbers a network sees, and back.
 
-use crate::Picture;
-use crate::picture::CHANNELS;
+use crate::Image;
+use crate::image::CHANNELS;
 
 /// `(value / 255 - mean) / std` by channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -10,15 +10,15 @@ pub struct Normalization {
     shift: [f32; CHANNELS],
 }
 
-/// A slice that does not fit a picture.
+/// A slice that does not fit an image.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a picture of {width}x{height} has {need} values, but the slice holds {got}")]
+#[error("an image of {width}x{height} has {need} values, but the slice holds {got}")]
 pub struct SliceLength {
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// Values of the picture.
+    /// Values of the image.
     pub need: usize,
     /// Values of the slice.
     pub got: usize,
@@ -33,38 +33,38 @@ impl Normalization {
         }
     }
 
-    /// Writes `picture` into `out` as `[3, height, width]`.
-    pub fn write(&self, picture: &Picture, out: &mut [f32]) -> Result<(), SliceLength> {
-        let pixels = check(picture.width(), picture.height(), out.len())?;
+    /// Writes `image` into `out` as `[3, height, width]`.
+    pub fn write(&self, image: &Image, out: &mut [f32]) -> Result<(), SliceLength> {
+        let pixels = check(image.width(), image.height(), out.len())?;
         for (channel, plane) in out.chunks_exact_mut(pixels).enumerate() {
             let (scale, shift) = (self.scale[channel], self.shift[channel]);
-            for (value, pixel) in plane.iter_mut().zip(picture.pixels().as_chunks::<CHANNELS>().0) {
+            for (value, pixel) in plane.iter_mut().zip(image.pixels().as_chunks::<CHANNELS>().0) {
                 *value = f32::from(pixel[channel]) * scale + shift;
             }
         }
         Ok(())
     }
 
-    /// The picture that normalised `[3, height, width]` values show, cut to what 8 bits can.
-    pub fn show(&self, values: &[f32], width: u32, height: u32) -> Result<Picture, SliceLength> {
+    /// The image that normalized `[3, height, width]` values show, cut to what 8 bits can.
+    pub fn show(&self, values: &[f32], width: u32, height: u32) -> Result<Image, SliceLength> {
         let pixels = check(width, height, values.len())?;
-        let mut picture = Picture::filled(width, height, [0; 3]);
+        let mut image = Image::filled(width, height, [0; 3]);
         for (channel, plane) in values.chunks_exact(pixels).enumerate() {
-            for (value, pixel) in plane.iter().zip(picture.pixels_mut().as_chunks_mut().0) {
+            for (value, pixel) in plane.iter().zip(image.pixels_mut().as_chunks_mut().0) {
                 let pixel: &mut [u8; CHANNELS] = pixel;
                 pixel[channel] = self.byte(*value, channel);
             }
         }
-        Ok(picture)
+        Ok(image)
     }
 
-    /// The 8-bit value that a normalised value of a channel shows.
+    /// The 8-bit value that a normalized value of a channel shows.
     pub(super) fn byte(&self, value: f32, channel: usize) -> u8 {
         ((value - self.shift[channel]) / self.scale[channel]).round() as u8
     }
 }
 
-/// Number of pixels, if `got` values are as many as a picture's.
+/// Number of pixels, if `got` values are as many as an image's.
 fn check(width: u32, height: u32, got: usize) -> Result<usize, SliceLength> {
     let pixels = width as usize * height as usize;
     let need = pixels.saturating_mul(CHANNELS);
@@ -74,20 +74,20 @@ fn check(width: u32, height: u32, got: usize) -> Result<usize, SliceLength> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::test_pictures::noise;
+    use crate::augment::test_images::noise;
 
     const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
     const STD: [f64; 3] = [0.229, 0.224, 0.225];
 
     #[test]
-    fn planes_of_normalised_values_and_back() {
-        let picture = noise(5, 3, 1);
+    fn planes_of_normalized_values_and_back() {
+        let image = noise(5, 3, 1);
         let normalization = Normalization::new(MEAN, STD);
         let mut values = vec![0.0; 45];
-        normalization.write(&picture, &mut values).unwrap();
-        let expected = (f64::from(picture.pixel(3, 2).unwrap()[1]) / 255.0 - MEAN[1]) / STD[1];
+        normalization.write(&image, &mut values).unwrap();
+        let expected = (f64::from(image.pixel(3, 2).unwrap()[1]) / 255.0 - MEAN[1]) / STD[1];
         assert!((f64::from(values[15 + 13]) - expected).abs() < 1e-6);
-        assert_eq!(normalization.show(&values, 5, 3).unwrap(), picture);
+        assert_eq!(normalization.show(&values, 5, 3).unwrap(), image);
     }
 
     #[test]

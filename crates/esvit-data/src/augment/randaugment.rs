@@ -8,8 +8,8 @@ use super::histogram::{autocontrast, equalize};
 use super::lookup::{apply, blend, table};
 use super::overlay::overlay;
 use super::{brightness, contrast, saturation, solarize};
-use crate::Picture;
-use crate::picture::CHANNELS;
+use crate::Image;
+use crate::image::CHANNELS;
 
 overlay! {
     /// How many random operations are applied, how often and how strongly.
@@ -66,13 +66,13 @@ const OPS: [Op; 15] = [
 ];
 
 impl RandAugment {
-    /// Applies the random operations; what is moved in from outside has the colour `fill`.
-    pub(super) fn apply(&self, picture: &mut Picture, fill: [u8; 3], rng: &mut Rng) {
+    /// Applies the random operations; what is moved in from outside has the color `fill`.
+    pub(super) fn apply(&self, image: &mut Image, fill: [u8; 3], rng: &mut Rng) {
         for _ in 0..self.ops {
             let op = OPS[rng.below(OPS.len() as u64) as usize];
             if rng.chance(self.p) {
                 let magnitude = self.magnitude + self.magnitude_std * rng.normal();
-                op.apply(picture, magnitude.clamp(0.0, FULL) / FULL, fill, rng);
+                op.apply(image, magnitude.clamp(0.0, FULL) / FULL, fill, rng);
             }
         }
     }
@@ -80,58 +80,58 @@ impl RandAugment {
 
 impl Op {
     /// `level` is the magnitude in 0..=1.
-    fn apply(self, picture: &mut Picture, level: f64, fill: [u8; 3], rng: &mut Rng) {
+    fn apply(self, image: &mut Image, level: f64, fill: [u8; 3], rng: &mut Rng) {
         let mut either_way = |amount: f64| if rng.chance(0.5) { -amount } else { amount };
         let mut enhancement = || (1.0 + either_way(level * 0.9)).max(0.1);
         match self {
-            Op::AutoContrast => autocontrast(picture),
-            Op::Equalize => equalize(picture),
-            Op::Invert => apply(picture, &table(|value| 255 - value)),
-            Op::Posterize => posterize(picture, 4 - (level * 4.0) as u32),
-            Op::Solarize => solarize(picture, 256 - (level * 256.0) as u32),
+            Op::AutoContrast => autocontrast(image),
+            Op::Equalize => equalize(image),
+            Op::Invert => apply(image, &table(|value| 255 - value)),
+            Op::Posterize => posterize(image, 4 - (level * 4.0) as u32),
+            Op::Solarize => solarize(image, 256 - (level * 256.0) as u32),
             Op::SolarizeAdd => {
                 let add = (level * 110.0) as u8;
-                apply(picture, &table(|v| if v < 128 { v.saturating_add(add) } else { v }));
+                apply(image, &table(|v| if v < 128 { v.saturating_add(add) } else { v }));
             }
-            Op::Saturation => saturation(picture, enhancement()),
-            Op::Contrast => contrast(picture, enhancement()),
-            Op::Brightness => brightness(picture, enhancement()),
-            Op::Sharpness => sharpness(picture, enhancement() as f32),
+            Op::Saturation => saturation(image, enhancement()),
+            Op::Contrast => contrast(image, enhancement()),
+            Op::Brightness => brightness(image, enhancement()),
+            Op::Sharpness => sharpness(image, enhancement() as f32),
             Op::Rotate => {
-                let matrix = rotation(picture, either_way(level * 30.0));
-                transform(picture, matrix, fill);
+                let matrix = rotation(image, either_way(level * 30.0));
+                transform(image, matrix, fill);
             }
             Op::ShearX => {
-                transform(picture, [1.0, either_way(level * 0.3) as f32, 0.0, 0.0, 1.0, 0.0], fill);
+                transform(image, [1.0, either_way(level * 0.3) as f32, 0.0, 0.0, 1.0, 0.0], fill);
             }
             Op::ShearY => {
-                transform(picture, [1.0, 0.0, 0.0, either_way(level * 0.3) as f32, 1.0, 0.0], fill);
+                transform(image, [1.0, 0.0, 0.0, either_way(level * 0.3) as f32, 1.0, 0.0], fill);
             }
             Op::TranslateX => {
-                let pixels = either_way(level * 0.45) as f32 * picture.width() as f32;
-                transform(picture, [1.0, 0.0, pixels, 0.0, 1.0, 0.0], fill);
+                let pixels = either_way(level * 0.45) as f32 * image.width() as f32;
+                transform(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0], fill);
             }
             Op::TranslateY => {
-                let pixels = either_way(level * 0.45) as f32 * picture.height() as f32;
-                transform(picture, [1.0, 0.0, 0.0, 0.0, 1.0, pixels], fill);
+                let pixels = either_way(level * 0.45) as f32 * image.height() as f32;
+                transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels], fill);
             }
         }
     }
 }
 
 /// Keeps the highest `bits` bits of every value.
-fn posterize(picture: &mut Picture, bits: u32) {
+fn posterize(image: &mut Image, bits: u32) {
     let mask = 0xFFu8.checked_shl(8u32.saturating_sub(bits)).unwrap_or(0);
-    apply(picture, &table(|value| value & mask));
+    apply(image, &table(|value| value & mask));
 }
 
-/// Moves every value away from its smoothed neighbourhood by `factor`: 0 is the smoothed picture,
-/// whose 3 x 3 kernel has 5 in the centre and 1 around, over 13. Borders are not smoothed.
-fn sharpness(picture: &mut Picture, factor: f32) {
-    let original = picture.clone();
+/// Moves every value away from its smoothed neighborhood by `factor`: 0 is the smoothed image,
+/// whose 3 x 3 kernel has 5 in the center and 1 around, over 13. Borders are not smoothed.
+fn sharpness(image: &mut Image, factor: f32) {
+    let original = image.clone();
     let stride = original.stride();
     let from = original.pixels();
-    for (y, row) in picture.rows_mut().enumerate() {
+    for (y, row) in image.rows_mut().enumerate() {
         if y == 0 || y + 1 == original.height() as usize {
             continue;
         }
@@ -152,58 +152,57 @@ fn sharpness(picture: &mut Picture, factor: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::test_pictures::noise;
+    use crate::augment::test_images::noise;
 
     #[test]
     fn every_operation_works_on_every_shape() {
         for (width, height) in [(1, 1), (1, 50), (50, 1), (2, 3), (37, 41)] {
             for op in OPS {
                 for level in [0.0, 0.9, 1.0] {
-                    let mut picture = noise(width, height, 1);
-                    op.apply(&mut picture, level, [124, 116, 104], &mut Rng::new(1, [0; 3]));
-                    assert_eq!((picture.width(), picture.height()), (width, height), "{op:?}");
+                    let mut image = noise(width, height, 1);
+                    op.apply(&mut image, level, [124, 116, 104], &mut Rng::new(1, [0; 3]));
+                    assert_eq!((image.width(), image.height()), (width, height), "{op:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn every_operation_changes_a_picture_at_full_level() {
+    fn every_operation_changes_a_image_at_full_level() {
         // A narrow range, so that `AutoContrast` and `Equalize` have something to do.
-        let mut picture = noise(40, 40, 2);
-        picture.pixels_mut().iter_mut().for_each(|value| *value = 60 + *value / 2);
+        let mut image = noise(40, 40, 2);
+        image.pixels_mut().iter_mut().for_each(|value| *value = 60 + *value / 2);
         for op in OPS {
-            let mut changed = picture.clone();
+            let mut changed = image.clone();
             op.apply(&mut changed, 1.0, [0; 3], &mut Rng::new(3, [0; 3]));
-            assert_ne!(changed, picture, "{op:?}");
+            assert_ne!(changed, image, "{op:?}");
         }
     }
 
     #[test]
     fn posterize_keeps_the_high_bits() {
         for (bits, expected) in [(0, 0), (1, 0x80), (4, 0xB0), (8, 0xB7)] {
-            let mut picture = Picture::filled(1, 1, [0xB7; 3]);
-            posterize(&mut picture, bits);
-            assert_eq!(picture.pixel(0, 0), Some([expected; 3]));
+            let mut image = Image::filled(1, 1, [0xB7; 3]);
+            posterize(&mut image, bits);
+            assert_eq!(image.pixel(0, 0), Some([expected; 3]));
         }
     }
 
     #[test]
     fn sharpness_of_one_changes_nothing() {
-        let mut picture = noise(9, 8, 1);
-        sharpness(&mut picture, 1.0);
-        assert_eq!(picture, noise(9, 8, 1));
-        sharpness(&mut picture, 0.0);
-        let spread = |p: &Picture| {
-            p.pixels().windows(2).map(|w| u32::from(w[0].abs_diff(w[1]))).sum::<u32>()
-        };
-        assert!(spread(&picture) < spread(&noise(9, 8, 1)));
+        let mut image = noise(9, 8, 1);
+        sharpness(&mut image, 1.0);
+        assert_eq!(image, noise(9, 8, 1));
+        sharpness(&mut image, 0.0);
+        let spread =
+            |p: &Image| p.pixels().windows(2).map(|w| u32::from(w[0].abs_diff(w[1]))).sum::<u32>();
+        assert!(spread(&image) < spread(&noise(9, 8, 1)));
     }
 
     #[test]
     fn off_means_off() {
-        let mut picture = noise(9, 8, 1);
-        RandAugment::default().apply(&mut picture, [0; 3], &mut Rng::new(1, [0; 3]));
-        assert_eq!(picture, noise(9, 8, 1));
+        let mut image = noise(9, 8, 1);
+        RandAugment::default().apply(&mut image, [0; 3], &mut Rng::new(1, [0; 3]));
+        assert_eq!(image, noise(9, 8, 1));
     }
 }

@@ -1,12 +1,12 @@
-//! Solarisation.
+//! Solarization.
 
-use crate::Picture;
+use crate::Image;
 
 /// Inverts every value of at least `threshold` (Pillow's `ImageOps.solarize`). A threshold above
 /// 255 inverts nothing.
-pub fn solarize(picture: &mut Picture, threshold: u32) {
+pub fn solarize(image: &mut Image, threshold: u32) {
     let Ok(threshold) = u8::try_from(threshold) else { return };
-    for value in picture.pixels_mut() {
+    for value in image.pixels_mut() {
         *value = if *value < threshold { *value } else { 255 - *value };
     }
 }
@@ -14,14 +14,14 @@ pub fn solarize(picture: &mut Picture, threshold: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::test_pictures::{f7, f7_after};
+    use crate::augment::test_images::{f7, f7_after};
 
     #[test]
     fn as_pillow() {
         assert_eq!(f7_after(|p| solarize(p, 128)), [51, 25, 75]);
         assert_eq!(f7_after(|p| solarize(p, 0)), [204, 25, 75]);
-        let mut picture = f7();
-        solarize(&mut picture, 256);
-        assert_eq!(picture, f7());
+        let mut image = f7();
+        solarize(&mut image, 256);
+        assert_eq!(image, f7());
     }
 }

@@ -1,4 +1,4 @@
-//! From a picture to its views.
+//! From an image to its views.
 
 use esvit_kernels::rng::Rng;
 
@@ -6,19 +6,19 @@ use super::color::{grayscale, jitter};
 use super::config::{GLOBALS, ViewsConfig};
 use super::normalize::SliceLength;
 use super::{CropBox, Normalization, gaussian_blur, horizontal_flip, solarize};
-use crate::picture::CHANNELS;
-use crate::{Picture, PictureError, resized_crop};
+use crate::image::CHANNELS;
+use crate::{Image, ImageError, resized_crop};
 
-/// One augmented square of a picture.
+/// One augmented square of an image.
 #[derive(Debug, Clone)]
 pub struct View {
     /// The pixels, `size` x `size`, before anything is erased.
-    pub picture: Picture,
+    pub image: Image,
     /// The rectangle that noise replaces, if any.
     pub erased: Option<Erasure>,
 }
 
-/// A rectangle of normal noise. The noise belongs to normalised values, so it is added when
+/// A rectangle of normal noise. The noise belongs to normalized values, so it is added when
 /// they are made.
 #[derive(Debug, Clone)]
 pub struct Erasure {
@@ -28,21 +28,21 @@ pub struct Erasure {
 }
 
 impl ViewsConfig {
-    /// All views of `picture`, in the order of [`sizes`](Self::sizes). View `v` draws its random
+    /// All views of `image`, in the order of [`sizes`](Self::sizes). View `v` draws its random
     /// numbers from the stream of `seed` at `[epoch, sample, v]`, so the views depend on nothing
     /// else.
     pub fn views(
         &self,
-        picture: &Picture,
+        image: &Image,
         seed: u64,
         epoch: u64,
         sample: u64,
-    ) -> Result<Vec<View>, PictureError> {
+    ) -> Result<Vec<View>, ImageError> {
         self.sizes()
             .into_iter()
             .enumerate()
             .map(|(v, size)| {
-                self.view(picture, v, size, &mut Rng::new(seed, [epoch, sample, v as u64]))
+                self.view(image, v, size, &mut Rng::new(seed, [epoch, sample, v as u64]))
             })
             .collect()
     }
@@ -50,12 +50,12 @@ impl ViewsConfig {
     /// The first of the [`views`](Self::views) alone.
     pub fn first_view(
         &self,
-        picture: &Picture,
+        image: &Image,
         seed: u64,
         epoch: u64,
         sample: u64,
-    ) -> Result<View, PictureError> {
-        self.view(picture, 0, self.global_size, &mut Rng::new(seed, [epoch, sample, 0]))
+    ) -> Result<View, ImageError> {
+        self.view(image, 0, self.global_size, &mut Rng::new(seed, [epoch, sample, 0]))
     }
 
     /// How pixels become the network's input.
@@ -63,16 +63,10 @@ impl ViewsConfig {
         Normalization::new(self.mean, self.std)
     }
 
-    fn view(
-        &self,
-        picture: &Picture,
-        v: usize,
-        size: u32,
-        rng: &mut Rng,
-    ) -> Result<View, PictureError> {
+    fn view(&self, image: &Image, v: usize, size: u32, rng: &mut Rng) -> Result<View, ImageError> {
         let scale = if v < GLOBALS { self.global_scale } else { self.local_scale };
-        let crop = CropBox::random(picture.width(), picture.height(), scale, self.ratio, rng);
-        let mut view = resized_crop(picture, crop, size, self.interpolation)?;
+        let crop = CropBox::random(image.width(), image.height(), scale, self.ratio, rng);
+        let mut view = resized_crop(image, crop, size, self.interpolation)?;
         if rng.chance(self.flip) {
             horizontal_flip(&mut view);
         }
@@ -94,33 +88,33 @@ impl ViewsConfig {
         let fill = self.mean.map(|mean| (255.0 * mean).round() as u8);
         self.randaugment.apply(&mut view, fill, rng);
         let erased = self.erase.draw(size, rng).map(|place| Erasure { place, noise: rng.clone() });
-        Ok(View { picture: view, erased })
+        Ok(View { image: view, erased })
     }
 }
 
 impl View {
     /// Side in pixels.
     pub fn size(&self) -> u32 {
-        self.picture.width()
+        self.image.width()
     }
 
     /// Writes the network's input, `[3, size, size]`, into `out`.
     pub fn write(&self, normalization: &Normalization, out: &mut [f32]) -> Result<(), SliceLength> {
-        normalization.write(&self.picture, out)?;
+        normalization.write(&self.image, out)?;
         let side = self.size() as usize;
         self.for_each_erased(|x, y, channel, value| out[(channel * side + y) * side + x] = value);
         Ok(())
     }
 
-    /// The picture as the network sees it, noise included.
-    pub fn shown(&self, normalization: &Normalization) -> Picture {
-        let mut picture = self.picture.clone();
+    /// The image as the network sees it, noise included.
+    pub fn shown(&self, normalization: &Normalization) -> Image {
+        let mut image = self.image.clone();
         let side = self.size() as usize;
         self.for_each_erased(|x, y, channel, value| {
-            picture.pixels_mut()[(y * side + x) * CHANNELS + channel] =
+            image.pixels_mut()[(y * side + x) * CHANNELS + channel] =
                 normalization.byte(value, channel);
         });
-        picture
+        image
     }
 
     /// Calls `set(x, y, channel, value)` for every value of the noise.
@@ -142,7 +136,7 @@ mod tests {
     use super::*;
     use crate::augment::config::{Blur, Policy, Solarize};
     use crate::augment::erase::Erase;
-    use crate::augment::test_pictures::noise;
+    use crate::augment::test_images::noise;
     use proptest::prelude::*;
 
     fn small(policy: Policy) -> ViewsConfig {
@@ -157,13 +151,13 @@ mod tests {
     const POLICIES: [Policy; 4] = [Policy::Dino, Policy::Deit, Policy::MocoV2, Policy::Basic];
 
     fn pixels(views: &[View]) -> Vec<&[u8]> {
-        views.iter().map(|view| view.picture.pixels()).collect()
+        views.iter().map(|view| view.image.pixels()).collect()
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
-        fn views_of_any_picture_have_their_sizes(
+        fn views_of_any_image_have_their_sizes(
             w in prop::sample::select(vec![1u32, 2, 13, 97, 500]),
             h in prop::sample::select(vec![1u32, 3, 31, 101, 5000]),
             policy in prop::sample::select(POLICIES.to_vec()),
@@ -183,29 +177,29 @@ mod tests {
 
     #[test]
     fn views_depend_on_seed_epoch_sample_and_number_only() {
-        let picture = noise(60, 50, 1);
+        let image = noise(60, 50, 1);
         for policy in POLICIES {
             let config = small(policy);
-            let base = config.views(&picture, 1, 2, 3).unwrap();
-            assert_eq!(pixels(&base), pixels(&config.views(&picture, 1, 2, 3).unwrap()));
+            let base = config.views(&image, 1, 2, 3).unwrap();
+            assert_eq!(pixels(&base), pixels(&config.views(&image, 1, 2, 3).unwrap()));
             for (seed, epoch, sample) in [(2, 2, 3), (1, 3, 3), (1, 2, 4)] {
-                let other = config.views(&picture, seed, epoch, sample).unwrap();
+                let other = config.views(&image, seed, epoch, sample).unwrap();
                 assert_ne!(pixels(&base), pixels(&other));
             }
-            assert_ne!(base[0].picture, base[1].picture);
+            assert_ne!(base[0].image, base[1].image);
             // Fewer views leave the others as they were.
             let fewer = ViewsConfig { local_counts: vec![0, 0], ..config };
-            assert_eq!(pixels(&fewer.views(&picture, 1, 2, 3).unwrap()), pixels(&base)[..2]);
+            assert_eq!(pixels(&fewer.views(&image, 1, 2, 3).unwrap()), pixels(&base)[..2]);
         }
     }
 
-    /// With everything else off, solarisation and blur show which views they belong to.
+    /// With everything else off, solarization and blur show which views they belong to.
     #[test]
-    fn only_the_second_global_view_is_solarised() {
+    fn only_the_second_global_view_is_solarized() {
         let config =
             ViewsConfig { solarize: Solarize { p: 1.0, threshold: 0 }, ..small(Policy::Basic) };
-        let views = config.views(&Picture::filled(9, 9, [10; 3]), 1, 0, 0).unwrap();
-        let values: Vec<u8> = views.iter().map(|view| view.picture.pixels()[0]).collect();
+        let views = config.views(&Image::filled(9, 9, [10; 3]), 1, 0, 0).unwrap();
+        let values: Vec<u8> = views.iter().map(|view| view.image.pixels()[0]).collect();
         assert_eq!(values, [10, 245, 10, 10, 10]);
     }
 
@@ -214,22 +208,22 @@ mod tests {
         let sharp = small(Policy::Basic);
         let blur = Blur { p_global1: 1.0, p_global2: 0.0, p_local: 1.0, radius: [2.0, 2.0] };
         let blurred = ViewsConfig { blur, ..sharp.clone() };
-        let picture = noise(80, 80, 1);
-        let (a, b) = (sharp.views(&picture, 1, 0, 0), blurred.views(&picture, 1, 0, 0));
+        let image = noise(80, 80, 1);
+        let (a, b) = (sharp.views(&image, 1, 0, 0), blurred.views(&image, 1, 0, 0));
         let changed: Vec<bool> =
-            a.unwrap().iter().zip(b.unwrap()).map(|(a, b)| a.picture != b.picture).collect();
+            a.unwrap().iter().zip(b.unwrap()).map(|(a, b)| a.image != b.image).collect();
         assert_eq!(changed, [true, false, true, true, true]);
     }
 
     #[test]
-    fn erased_pixels_are_noise_in_values_and_in_the_shown_picture() {
+    fn erased_pixels_are_noise_in_values_and_in_the_shown_image() {
         let config =
             ViewsConfig { erase: Erase { p: 1.0, ..Erase::default() }, ..small(Policy::Basic) };
-        let view = &config.views(&Picture::filled(40, 40, [124, 116, 104]), 1, 0, 0).unwrap()[0];
+        let view = &config.views(&Image::filled(40, 40, [124, 116, 104]), 1, 0, 0).unwrap()[0];
         let place = view.erased.as_ref().unwrap().place;
         let mut values = vec![0.0; 3 * 32 * 32];
         view.write(&config.normalization(), &mut values).unwrap();
-        // The colour is the mean, so only noise is far from zero.
+        // The color is the mean, so only noise is far from zero.
         let far = values.iter().filter(|value| value.abs() > 0.05).count();
         let erased = (3 * place.width * place.height) as usize;
         assert!(far <= erased && far > erased * 9 / 10, "{far} of {erased}");

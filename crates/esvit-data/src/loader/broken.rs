@@ -1,4 +1,4 @@
-//! The pictures that cannot be loaded.
+//! The images that cannot be loaded.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,9 +9,9 @@ use crate::{LoaderError, SourceError};
 /// How many are named in an error.
 const NAMED: usize = 20;
 
-/// A picture that could not be loaded.
+/// An image that could not be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BrokenPicture {
+pub struct BrokenImage {
     /// Its index in the source.
     pub sample: u64,
     /// Its path or name.
@@ -20,9 +20,9 @@ pub struct BrokenPicture {
     pub reason: String,
 }
 
-/// All broken pictures found so far.
+/// All broken images found so far.
 pub(super) struct Broken {
-    /// Pictures of the source.
+    /// Images of the source.
     len: usize,
     /// How many of them may be broken.
     limit: usize,
@@ -31,8 +31,8 @@ pub(super) struct Broken {
 
 #[derive(Default)]
 struct Found {
-    all: BTreeMap<usize, BrokenPicture>,
-    new: Vec<BrokenPicture>,
+    all: BTreeMap<usize, BrokenImage>,
+    new: Vec<BrokenImage>,
 }
 
 impl Broken {
@@ -49,7 +49,7 @@ impl Broken {
         self.found().all.contains_key(&sample)
     }
 
-    /// Remembers a broken picture; an error if there are too many now.
+    /// Remembers a broken image; an error if there are too many now.
     pub(super) fn record(
         &self,
         sample: usize,
@@ -58,16 +58,16 @@ impl Broken {
     ) -> Result<(), LoaderError> {
         let mut found = self.found();
         if !found.all.contains_key(&sample) {
-            let picture = BrokenPicture { sample: sample as u64, name, reason: reason.to_string() };
-            found.new.push(picture.clone());
-            found.all.insert(sample, picture);
+            let image = BrokenImage { sample: sample as u64, name, reason: reason.to_string() };
+            found.new.push(image.clone());
+            found.all.insert(sample, image);
         }
         let too_many = found.all.len() > self.limit || found.all.len() >= self.len;
         drop(found);
         if too_many { Err(self.too_many()) } else { Ok(()) }
     }
 
-    /// The error that names the broken pictures.
+    /// The error that names the broken images.
     pub(super) fn too_many(&self) -> LoaderError {
         let found = self.found();
         LoaderError::TooManyBroken {
@@ -78,24 +78,24 @@ impl Broken {
         }
     }
 
-    pub(super) fn all(&self) -> Vec<BrokenPicture> {
+    pub(super) fn all(&self) -> Vec<BrokenImage> {
         self.found().all.values().cloned().collect()
     }
 
-    pub(super) fn take_new(&self) -> Vec<BrokenPicture> {
+    pub(super) fn take_new(&self) -> Vec<BrokenImage> {
         std::mem::take(&mut self.found().new)
     }
 }
 
 /// The message of [`LoaderError::TooManyBroken`].
-pub(super) fn describe(count: usize, len: usize, limit: usize, first: &[BrokenPicture]) -> String {
+pub(super) fn describe(count: usize, len: usize, limit: usize, first: &[BrokenImage]) -> String {
     let mut text = format!(
-        "{count} of {len} pictures are broken, and at most {limit} may be (`max_broken`); mend or \
+        "{count} of {len} images are broken, and at most {limit} may be (`max_broken`); mend or \
          remove them"
     );
-    for picture in first {
+    for image in first {
         // Writing to a string does not fail. The reason names the file.
-        let _ = write!(text, "\n  {}", picture.reason);
+        let _ = write!(text, "\n  {}", image.reason);
     }
     if count > first.len() {
         let _ = write!(text, "\n  and {} more", count - first.len());

@@ -1,12 +1,12 @@
-//! Decoded pictures that are kept, so that small sets are decoded only once.
+//! Decoded images that are kept, so that small sets are decoded only once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::Picture;
+use crate::Image;
 
-/// Keeps the pictures that come first, until the room is used. Nothing is thrown out: with a
-/// random order, every picture is as good as any other.
+/// Keeps the images that come first, until the room is used. Nothing is thrown out: with a
+/// random order, every image is as good as any other.
 pub(super) struct Cache {
     room: usize,
     kept: Mutex<Kept>,
@@ -15,7 +15,7 @@ pub(super) struct Cache {
 #[derive(Default)]
 struct Kept {
     bytes: usize,
-    pictures: HashMap<usize, Arc<Picture>>,
+    images: HashMap<usize, Arc<Image>>,
 }
 
 impl Cache {
@@ -23,17 +23,17 @@ impl Cache {
         Self { room, kept: Mutex::default() }
     }
 
-    pub(super) fn get(&self, sample: usize) -> Option<Arc<Picture>> {
+    pub(super) fn get(&self, sample: usize) -> Option<Arc<Image>> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.pictures.get(&sample).cloned()
+        kept.images.get(&sample).cloned()
     }
 
-    pub(super) fn offer(&self, sample: usize, picture: &Arc<Picture>) {
+    pub(super) fn offer(&self, sample: usize, image: &Arc<Image>) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = kept.bytes + picture.pixels().len();
-        if bytes <= self.room && !kept.pictures.contains_key(&sample) {
+        let bytes = kept.bytes + image.pixels().len();
+        if bytes <= self.room && !kept.images.contains_key(&sample) {
             kept.bytes = bytes;
-            kept.pictures.insert(sample, Arc::clone(picture));
+            kept.images.insert(sample, Arc::clone(image));
         }
     }
 }
@@ -45,9 +45,9 @@ mod tests {
     #[test]
     fn keeps_what_fits() {
         let cache = Cache::new(100);
-        let picture = Arc::new(Picture::filled(4, 4, [1; 3]));
+        let image = Arc::new(Image::filled(4, 4, [1; 3]));
         for sample in [7, 7, 8, 9] {
-            cache.offer(sample, &picture);
+            cache.offer(sample, &image);
         }
         assert!(cache.get(7).is_some() && cache.get(8).is_some());
         assert!(cache.get(9).is_none());

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
-use crate::augment::test_pictures::noise;
-use crate::{DecodeError, Picture, Policy, SourceError};
+use crate::augment::test_images::noise;
+use crate::{DecodeError, Image, Policy, SourceError};
 
-/// Pictures made when they are asked for, some of them broken.
+/// Images made when they are asked for, some of them broken.
 #[derive(Default)]
 struct Made {
     len: usize,
@@ -34,10 +34,10 @@ impl Source for Made {
         &[]
     }
 
-    fn load(&self, index: usize) -> Result<Picture, SourceError> {
+    fn load(&self, index: usize) -> Result<Image, SourceError> {
         self.loads.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(self.delay);
-        assert!(self.panics != Some(index), "no picture {index}");
+        assert!(self.panics != Some(index), "no image {index}");
         if self.broken.contains(&index) {
             return Err(SourceError::Decode { name: self.name(index), error: DecodeError::Empty });
         }
@@ -77,9 +77,9 @@ fn batches_do_not_depend_on_threads_queue_or_cache() {
     let source = || Made { len: 14, broken: vec![3, 11], ..Made::default() };
     let expected = contents(&loader(source(), LoaderConfig { workers: 1, ..config() }), 0..9);
     assert_eq!(expected.len(), 9);
-    for (workers, queue, cache_bytes) in [(1, 0, 0), (2, 1, 1 << 20), (4, 5, 2000), (3, 50, 0)] {
-        let loader = loader(source(), LoaderConfig { workers, queue, cache_bytes, ..config() });
-        assert!(contents(&loader, 0..9) == expected, "{workers} workers, queue {queue}");
+    for (workers, prefetch, cache_bytes) in [(1, 0, 0), (2, 1, 1 << 20), (4, 5, 2000), (3, 50, 0)] {
+        let loader = loader(source(), LoaderConfig { workers, prefetch, cache_bytes, ..config() });
+        assert!(contents(&loader, 0..9) == expected, "{workers} workers, prefetch {prefetch}");
     }
 }
 
@@ -104,8 +104,8 @@ fn batches_hold_the_views_of_their_samples() {
         let order = &loader.order(batch.epoch)[first..first + 4];
         assert!(order.iter().map(|&sample| sample as u64).eq(batch.samples.iter().copied()));
         for (slot, &sample) in batch.samples.iter().enumerate() {
-            let picture = noise(20, 16, sample);
-            let made = views.views(&picture, 7, batch.epoch, sample).unwrap();
+            let image = noise(20, 16, sample);
+            let made = views.views(&image, 7, batch.epoch, sample).unwrap();
             assert_eq!(made.len(), batch.views.len());
             for (view, buffer) in made.iter().zip(&batch.views) {
                 let mut values = vec![0.0; 3 * (view.size() * view.size()) as usize];
@@ -118,7 +118,7 @@ fn batches_hold_the_views_of_their_samples() {
 }
 
 #[test]
-fn every_epoch_has_its_own_order_of_different_pictures() {
+fn every_epoch_has_its_own_order_of_different_images() {
     let loader = loader(Made { len: 12, ..Made::default() }, config());
     assert_eq!(loader.steps_per_epoch(), 3);
     let epochs: Vec<Vec<u64>> = contents(&loader, 0..6)
@@ -151,7 +151,7 @@ fn a_small_set_comes_up_several_times_with_other_views() {
 }
 
 #[test]
-fn broken_pictures_are_replaced_and_reported_once() {
+fn broken_images_are_replaced_and_reported_once() {
     let loader = loader(Made { len: 12, broken: vec![2, 5], ..Made::default() }, config());
     for batch in contents(&loader, 0..9) {
         assert!(batch.2.iter().all(|sample| ![2, 5].contains(sample)));
@@ -165,7 +165,7 @@ fn broken_pictures_are_replaced_and_reported_once() {
 }
 
 #[test]
-fn too_many_broken_pictures_end_the_run() {
+fn too_many_broken_images_end_the_run() {
     let source = Made { len: 60, broken: (0..60).step_by(2).collect(), ..Made::default() };
     let loader = loader(source, LoaderConfig { max_broken: 0.4, ..config() });
     let mut batches = loader.batches(0..1000);
@@ -179,7 +179,7 @@ fn too_many_broken_pictures_end_the_run() {
 }
 
 #[test]
-fn without_a_usable_picture_there_is_no_batch() {
+fn without_a_usable_image_there_is_no_batch() {
     let source = Made { len: 5, broken: (0..5).collect(), ..Made::default() };
     let loader = loader(source, LoaderConfig { max_broken: 1.0, ..config() });
     let error = loader.batches(0..1).next().unwrap().unwrap_err();
@@ -191,7 +191,7 @@ fn a_panic_becomes_an_error() {
     let loader = loader(Made { len: 12, panics: Some(4), ..Made::default() }, config());
     let error = loader.batches(0..3).find_map(Result::err).unwrap();
     let text = error.to_string();
-    assert!(text.contains("`4.png`") && text.contains("no picture 4"), "{text}");
+    assert!(text.contains("`4.png`") && text.contains("no image 4"), "{text}");
     // The workers are still there.
     let panicking = loader.batches(3..6).find_map(Result::err).unwrap();
     assert!(matches!(panicking, LoaderError::Panic { .. }));
@@ -201,19 +201,19 @@ fn a_panic_becomes_an_error() {
 fn dropping_in_the_middle_does_not_wait_for_the_rest() {
     let delay = Duration::from_millis(20);
     let source = Arc::new(Made { len: 1000, delay, ..Made::default() });
-    let config = LoaderConfig { batch: 100, queue: 50, ..config() };
+    let config = LoaderConfig { batch: 100, prefetch: 50, ..config() };
     let loader = Loader::new(Arc::clone(&source) as Arc<dyn Source>, views(), config).unwrap();
     let began = Instant::now();
     let batches = loader.batches(0..500);
     drop(batches);
     drop(loader);
-    // 5,000 pictures are queued; all of them would take 50 s.
+    // 5,000 images are queued; all of them would take 50 s.
     assert!(began.elapsed() < Duration::from_secs(2));
     assert!(source.loads.load(Ordering::Relaxed) < 100);
 }
 
 #[test]
-fn kept_pictures_are_loaded_once() {
+fn kept_images_are_loaded_once() {
     for (cache_bytes, expected) in [(1 << 20, 12), (0, 48)] {
         let source = Arc::new(Made { len: 12, ..Made::default() });
         let config = LoaderConfig { cache_bytes, workers: 1, ..config() };
@@ -229,7 +229,7 @@ fn senseless_settings_are_refused() {
         Loader::new(Arc::new(Made { len, ..Made::default() }), views, config).err().unwrap()
     };
     let error = new(3, views(), config());
-    assert!(matches!(error, LoaderError::TooFewPictures { len: 3, batch: 4 }));
+    assert!(matches!(error, LoaderError::TooFewImages { len: 3, batch: 4 }));
     assert!(error.to_string().contains("lower the batch size to at most 3"), "{error}");
     let error = new(9, views(), LoaderConfig { batch: 0, ..config() });
     assert!(error.to_string().starts_with("`batch` is `0`"), "{error}");

@@ -1,4 +1,4 @@
-//! What worker threads do: one job is all views of one picture of a batch.
+//! What worker threads do: one job is all views of one image of a batch.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,13 +12,13 @@ use super::broken::Broken;
 use super::cache::Cache;
 use super::{Batch, LoaderConfig, LoaderError, Outcome};
 use crate::augment::Normalization;
-use crate::{Picture, Source, ViewsConfig};
+use crate::{Image, Source, ViewsConfig};
 
 /// Tells the numbers that choose replacements from others of the same seed.
 const REPLACEMENT: u64 = u64::from_be_bytes(*b"replace ");
 
-/// Tries to replace a broken picture. With half of the pictures broken, all of them fail once in
-/// 2^1000; with one good picture in a hundred, once in 20,000.
+/// Tries to replace a broken image. With half of the images broken, all of them fail once in
+/// 2^1000; with one good image in a hundred, once in 20,000.
 const ATTEMPTS: u64 = 1000;
 
 /// What all workers of a loader use.
@@ -38,18 +38,18 @@ pub(super) struct Shared {
 pub(super) struct Pending {
     epoch: u64,
     step: u64,
-    /// Place of the batch's first picture in the order of the epoch.
+    /// Place of the batch's first image in the order of the epoch.
     first: usize,
     order: Arc<Vec<usize>>,
     samples: Vec<AtomicU64>,
     /// One lock a view: the workers fill different views of a batch at the same time.
     views: Vec<Mutex<Vec<f32>>>,
-    /// Pictures that are missing.
+    /// Images that are missing.
     left: AtomicUsize,
     stop: Arc<AtomicBool>,
 }
 
-/// One picture of a batch.
+/// One image of a batch.
 pub(super) struct Job {
     pub(super) pending: Arc<Pending>,
     pub(super) slot: usize,
@@ -109,7 +109,7 @@ impl Shared {
         }
     }
 
-    /// Pictures of an epoch, each counted as often as it comes up.
+    /// Images of an epoch, each counted as often as it comes up.
     pub(super) fn visits(&self) -> usize {
         self.source.len() * self.repeat
     }
@@ -140,18 +140,18 @@ impl Shared {
         }
     }
 
-    /// Writes all views of one picture. `name` is set to the picture at work.
+    /// Writes all views of one image. `name` is set to the image at work.
     fn fill(&self, pending: &Pending, slot: usize, name: &mut String) -> Outcome {
         let place = pending.first + slot;
         let len = self.source.len();
         let (round, sample) = (pending.order[place] / len, pending.order[place] % len);
-        let (sample, picture) = self.usable(pending.epoch, place, sample, name)?;
+        let (sample, image) = self.usable(pending.epoch, place, sample, name)?;
         pending.samples[slot].store(sample as u64, Ordering::Relaxed);
-        // Every visit of a picture in an epoch has views of its own.
+        // Every visit of an image in an epoch has views of its own.
         let visit = (round * len + sample) as u64;
         let views = self
             .views
-            .views(&picture, self.seed, pending.epoch, visit)
+            .views(&image, self.seed, pending.epoch, visit)
             .map_err(|error| LoaderError::Views { name: name.clone(), error })?;
         for (view, batch) in views.iter().zip(&pending.views) {
             let length = values_per_view(view.size());
@@ -161,7 +161,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The picture `sample`, or what replaces it at `place` of the epoch if it is broken. The
+    /// The image `sample`, or what replaces it at `place` of the epoch if it is broken. The
     /// choice does not depend on what other threads have found out so far.
     fn usable(
         &self,
@@ -169,11 +169,11 @@ impl Shared {
         place: usize,
         mut sample: usize,
         name: &mut String,
-    ) -> Result<(usize, Arc<Picture>), LoaderError> {
+    ) -> Result<(usize, Arc<Image>), LoaderError> {
         for attempt in 0..ATTEMPTS {
             *name = self.source.name(sample);
-            if let Some(picture) = self.load(sample, name)? {
-                return Ok((sample, picture));
+            if let Some(image) = self.load(sample, name)? {
+                return Ok((sample, image));
             }
             let at = [epoch, place as u64, attempt];
             let len = self.source.len() as u64;
@@ -182,19 +182,19 @@ impl Shared {
         Err(self.broken.too_many())
     }
 
-    /// The decoded picture, or `None` if it is broken.
-    fn load(&self, sample: usize, name: &str) -> Result<Option<Arc<Picture>>, LoaderError> {
-        if let Some(picture) = self.cache.get(sample) {
-            return Ok(Some(picture));
+    /// The decoded image, or `None` if it is broken.
+    fn load(&self, sample: usize, name: &str) -> Result<Option<Arc<Image>>, LoaderError> {
+        if let Some(image) = self.cache.get(sample) {
+            return Ok(Some(image));
         }
         if self.broken.contains(sample) {
             return Ok(None);
         }
         match self.source.load(sample) {
-            Ok(picture) => {
-                let picture = Arc::new(picture);
-                self.cache.offer(sample, &picture);
-                Ok(Some(picture))
+            Ok(image) => {
+                let image = Arc::new(image);
+                self.cache.offer(sample, &image);
+                Ok(Some(image))
             }
             Err(reason) => {
                 self.broken.record(sample, name.to_owned(), &reason)?;

@@ -1,4 +1,4 @@
-//! The pictures of `materials/` by name, in order; each is embedded in the program.
+//! The images of `materials/` by name, in order; each is embedded in the program.
 
 macro_rules! embed {
     ($($name:literal),* $(,)?) => {
@@ -9,7 +9,7 @@ macro_rules! embed {
     };
 }
 
-/// Name and JPEG file of every picture.
+/// Name and JPEG file of every image.
 #[rustfmt::skip]
 pub(super) const FILES: &[(&str, &[u8])] = embed![
     "art-africa001", "art-africa003", "art-africa007", "art-africa010", "art-africa011",

@@ -1,5 +1,5 @@
-//! The attention figure: the picture with the query, and for every head a map of its weights and
-//! the part of the picture that holds most of them.
+//! The attention figure: the image with the query, and for every head a map of its weights and
+//! the part of the image that holds most of them.
 
 mod cells;
 mod frame;
@@ -7,7 +7,7 @@ mod legend;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use esvit_data::{Picture, PngError, encode_png};
+use esvit_data::{Image, PngError, encode_png};
 
 use self::frame::{Frame, fit};
 use super::{Attended, QueryAttention, Shown};
@@ -17,7 +17,7 @@ use esvit_draw::{Anchor, Drawing, color};
 const PER_ROW: usize = 4;
 /// A panel has the area of a square of this side.
 const PANEL: f64 = 128.0;
-/// How much larger the picture with the query is.
+/// How much larger the image with the query is.
 const ENLARGED: f64 = 1.5;
 const MARGIN: f64 = 16.0;
 /// Between the two panels of a head, and between heads.
@@ -26,11 +26,11 @@ const GAPS: [f64; 2] = [3.0, 20.0];
 const WORDS: f64 = 20.0;
 
 /// The figure of what a query attends to, heads in the order they have. Weights are shown from 0 to
-/// the largest of each head; what the query cannot see is hatched in maps and dark in pictures.
+/// the largest of each head; what the query cannot see is hatched in maps and dark in images.
 ///
 /// # Errors
-/// When the picture cannot be stored in the drawing.
-pub fn picture(shown: &Shown, attention: &QueryAttention) -> Result<Drawing, PngError> {
+/// When the image cannot be stored in the drawing.
+pub fn draw(shown: &Shown, attention: &QueryAttention) -> Result<Drawing, PngError> {
     let figure = Figure::new(shown, attention);
     let columns = attention.attended.len().min(PER_ROW) as f64;
     let rows = attention.attended.len().div_ceil(PER_ROW) as f64;
@@ -71,7 +71,7 @@ struct Figure<'a> {
 impl<'a> Figure<'a> {
     fn new(shown: &'a Shown, attention: &'a QueryAttention) -> Self {
         let mut hasher = DefaultHasher::new();
-        (shown.picture.pixels(), shown.size(), &attention.visible).hash(&mut hasher);
+        (shown.image.pixels(), shown.size(), &attention.visible).hash(&mut hasher);
         let suffix = format!("{:016x}", hasher.finish());
         let mut figure = Self { shown, attention, part: [0.0; 4], scale: 1.0, suffix };
         figure.part = figure.surroundings();
@@ -81,7 +81,7 @@ impl<'a> Figure<'a> {
     }
 
     /// What the query sees with half as much on each side, where that is less than a quarter of the
-    /// picture; else all of it.
+    /// image; else all of it.
     fn surroundings(&self) -> [f64; 4] {
         let [height, width] = self.shown.size().map(|side| side as f64);
         let [mut left, mut top, mut right, mut bottom] = [width, height, 0.0, 0.0];
@@ -98,7 +98,7 @@ impl<'a> Figure<'a> {
         if 4.0 * part[2] * part[3] < width * height { part } else { [0.0, 0.0, width, height] }
     }
 
-    /// Whether panels show less than the whole picture.
+    /// Whether panels show less than the whole image.
     fn is_close(&self) -> bool {
         let [height, width] = self.shown.size().map(|side| side as f64);
         self.part != [0.0, 0.0, width, height]
@@ -114,19 +114,19 @@ impl<'a> Figure<'a> {
         Frame { corner, part: self.part, scale: self.scale }
     }
 
-    /// The frame of the whole picture.
+    /// The frame of the whole image.
     fn original(&self) -> Frame {
         let [height, width] = self.shown.size().map(|side| side as f64);
         let scale = fit([width, height], ENLARGED * PANEL);
         Frame { corner: [MARGIN; 2], part: [0.0, 0.0, width, height], scale }
     }
 
-    /// Defines the picture and what the query cannot see, to be drawn in every panel.
+    /// Defines the image and what the query cannot see, to be drawn in every panel.
     fn define(&self, drawing: &mut Drawing) -> Result<(), PngError> {
         let Self { suffix, scale, .. } = self;
         let [height, width] = self.shown.size().map(|side| side as f64);
-        drawing.element(format_args!("<defs><g id=\"picture-{suffix}\">"));
-        drawing.image(&encode_png(&self.shown.picture)?, [0.0, 0.0, width, height], false);
+        drawing.element(format_args!("<defs><g id=\"image-{suffix}\">"));
+        drawing.image(&encode_png(&self.shown.image)?, [0.0, 0.0, width, height], false);
         // Lines over the corners close the pattern where it is repeated.
         let side = 5.0 / scale;
         drawing.element(format_args!(
@@ -143,10 +143,10 @@ impl<'a> Figure<'a> {
         Ok(())
     }
 
-    /// The picture with the query, the border of what it sees, and what panels show.
+    /// The image with the query, the border of what it sees, and what panels show.
     fn overview(&self, drawing: &mut Drawing, frame: &Frame) {
         frame.draw(drawing, |drawing| {
-            self.used(drawing, "picture", "");
+            self.used(drawing, "image", "");
             if self.is_close() {
                 let [x, y, width, height] = self.part;
                 drawing.element(format_args!(
@@ -196,7 +196,7 @@ impl<'a> Figure<'a> {
 
         let frame = self.frame([left + self.panel()[0] + GAPS[0], top + WORDS]);
         frame.draw(drawing, |drawing| {
-            self.used(drawing, "picture", "");
+            self.used(drawing, "image", "");
             self.used(drawing, "unseen", "fill=\"#000000\" fill-opacity=\"0.55\"");
             self.border(drawing, &frame);
             self.mask(drawing, attended);
@@ -234,7 +234,7 @@ impl<'a> Figure<'a> {
 
     /// The map of weights, a pixel to a pixel that divides the cells of every stage: a shown pixel
     /// of the last rows and columns may belong to a cell that sticks out.
-    fn map(&self, attended: &Attended) -> Picture {
+    fn map(&self, attended: &Attended) -> Image {
         let QueryAttention { cell, map, place, .. } = self.attention;
         let patch = cell >> (place.stage - 1);
         let [height, width] = self.shown.size().map(|side| side / patch);
@@ -244,7 +244,7 @@ impl<'a> Figure<'a> {
             let [row, column] = [pixel / width, pixel % width].map(|place| place / per_cell);
             color::blue(f64::from(attended.weights[row * map[1] + column]) / largest)
         });
-        Picture::new(width as u32, height as u32, pixels.collect()).expect("a pixel a patch")
+        Image::new(width as u32, height as u32, pixels.collect()).expect("a pixel a patch")
     }
 
     fn used(&self, drawing: &mut Drawing, name: &str, style: &str) {

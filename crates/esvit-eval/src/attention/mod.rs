@@ -1,5 +1,5 @@
-//! Where a query looks: attention of single queries as maps and pictures (the attention figure of
-//! the EsViT paper), and its entropy over whole sets of pictures.
+//! Where a query looks: attention of single queries as maps and images (the attention figure of
+//! the EsViT paper), and its entropy over whole sets of images.
 //!
 //! In a Swin a query sees the tokens of its window only, less those that a shift has brought there
 //! from the other side of the map, and it also sees the padding of a map that is no multiple of
@@ -13,11 +13,11 @@ mod rollout;
 mod shown;
 mod statistics;
 
-use esvit_data::PictureError;
+use esvit_data::ImageError;
 use esvit_nn::SwinConfig;
 use serde::Serialize;
 
-pub use figure::picture;
+pub use figure::draw;
 pub use measure::{entropy, jensen_shannon, smallest_set};
 pub use plot::plot;
 pub use query::{Attended, QueryAttention, of_query};
@@ -77,7 +77,7 @@ pub enum AttentionError {
     },
     /// The pixel is not shown to the network.
     #[error(
-        "pixel {x},{y} is not in the part of the picture that the network sees: columns {} to {}, \
+        "pixel {x},{y} is not in the part of the image that the network sees: columns {} to {}, \
          rows {} to {}\nhint: `--whole` shows all of it",
         columns[0], columns[1], rows[0], rows[1]
     )]
@@ -97,9 +97,9 @@ pub enum AttentionError {
         /// What was asked for.
         mass: f64,
     },
-    /// The picture would be shown in a size that cannot be used.
+    /// The image would be shown in a size that cannot be used.
     #[error(
-        "the picture would be shown with {width} x {height} pixels, which must be at least one \
+        "the image would be shown with {width} x {height} pixels, which must be at least one \
          patch of {patch} and at most {largest} pixels in all"
     )]
     Size {
@@ -121,7 +121,7 @@ pub enum AttentionError {
         /// What is in the way.
         reason: String,
     },
-    /// The picture cannot be resized.
+    /// The image cannot be resized.
     #[error(transparent)]
-    Picture(#[from] PictureError),
+    Image(#[from] ImageError),
 }

@@ -17,7 +17,7 @@ pub struct QueryAttention {
     pub place: BlockPlace,
     /// Height and width of the block's map in tokens ("cells").
     pub map: [usize; 2],
-    /// Side of a cell in pixels of the shown picture. The last row and column may stick out of it.
+    /// Side of a cell in pixels of the shown image. The last row and column may stick out of it.
     pub cell: usize,
     /// Row and column of the query's cell.
     pub query: [usize; 2],
@@ -46,7 +46,7 @@ pub struct Attended {
     pub padding_mass: f64,
     /// Entropy over all keys, padding among them, in bits.
     pub entropy: f64,
-    /// The smallest set of cells that holds the share of the attention on the picture.
+    /// The smallest set of cells that holds the share of the attention on the image.
     pub mask: Vec<usize>,
 }
 
@@ -200,11 +200,11 @@ mod tests {
     use super::*;
     use burn::tensor::Device;
     use esvit_data::Preprocess;
-    use esvit_data::{Picture, ViewsConfig};
+    use esvit_data::{Image, ViewsConfig};
     use esvit_model::build;
     use esvit_nn::SwinConfig;
 
-    /// Two stages of two blocks for pictures of 32 pixels: maps of 8 and 4 in windows of 4.
+    /// Two stages of two blocks for images of 32 pixels: maps of 8 and 4 in windows of 4.
     fn untrained() -> (Swin, Params) {
         let config = SwinConfig {
             img_size: 32,
@@ -221,12 +221,12 @@ mod tests {
         (swin, params)
     }
 
-    /// The whole of a picture of 44 x 26 pixels, as 44 x 28: a map of 7 x 11 cells.
+    /// The whole of an image of 44 x 26 pixels, as 44 x 28: a map of 7 x 11 cells.
     fn oblong() -> Shown {
         let pixels = (0..44u32 * 26 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
-        let picture = Picture::new(44, 26, pixels.collect()).unwrap();
+        let image = Image::new(44, 26, pixels.collect()).unwrap();
         let preprocess = Preprocess::new(32, 0, &ViewsConfig::default());
-        Shown::new(&picture, &preprocess, Framing::Whole, 26, 4).unwrap()
+        Shown::new(&image, &preprocess, Framing::Whole, 26, 4).unwrap()
     }
 
     fn attention(query: [f64; 2], block: usize) -> QueryAttention {
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn later_maps_have_larger_cells() {
         let last = attention([43.0, 27.0], 3);
-        // 7 x 11 merged by two, in pixels 32 x 48: it sticks out of the picture.
+        // 7 x 11 merged by two, in pixels 32 x 48: it sticks out of the image.
         assert_eq!((last.map, last.cell, last.query), ([4, 6], 8, [3, 5]));
         let place = BlockPlace { block: 3, stage: 2, block_in_stage: 1 };
         assert_eq!(last.place, place);

@@ -83,15 +83,15 @@ mod tests {
     use super::*;
     use burn::tensor::Device;
     use esvit_data::Preprocess;
-    use esvit_data::{Picture, ViewsConfig};
+    use esvit_data::{Image, ViewsConfig};
     use esvit_model::build;
     use esvit_nn::SwinConfig;
 
     fn shown(size: usize) -> Shown {
         let pixels = (0..32u32 * 32 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
-        let picture = Picture::new(32, 32, pixels.collect()).unwrap();
+        let image = Image::new(32, 32, pixels.collect()).unwrap();
         let preprocess = Preprocess::new(32, 32, &ViewsConfig::default());
-        Shown::new(&picture, &preprocess, Framing::Centre, size, 8).unwrap()
+        Shown::new(&image, &preprocess, Framing::Center, size, 8).unwrap()
     }
 
     fn untrained(depths: &[usize], window: usize) -> (Swin, Params) {
@@ -144,7 +144,7 @@ mod tests {
     fn networks_without_one_map_are_refused() {
         let refused = |depths: &[usize], window, size| {
             let (swin, params) = untrained(depths, window);
-            let query = shown(size).centre();
+            let query = shown(size).center();
             rollout(&swin, &params, &shown(size), query, 0, 0.6).unwrap_err().to_string()
         };
         assert!(refused(&[1, 1], 4, 32).contains("has 2 stages"));

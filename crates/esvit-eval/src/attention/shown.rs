@@ -1,64 +1,64 @@
-//! A picture as it is shown to the network, and where its pixels went.
+//! An image as it is shown to the network, and where its pixels went.
 
 use esvit_data::augment::Normalization;
-use esvit_data::{EvalTransform, Picture, resized};
+use esvit_data::{EvalTransform, Image, resized};
 
 use super::AttentionError;
 use esvit_data::Preprocess;
 
-/// Larger pictures are refused: every token of every head has a row of weights.
+/// Larger images are refused: every token of every head has a row of weights.
 const LARGEST: u64 = 1 << 22;
 
-/// What of a picture is shown.
+/// What of an image is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// What evaluations see: the centre square.
-    Centre,
+    /// What evaluations see: the center square.
+    Center,
     /// All of it, with its aspect.
     Whole,
 }
 
-/// A picture as the network sees it. Its sides are multiples of the patch.
+/// An image as the network sees it. Its sides are multiples of the patch.
 #[derive(Debug, Clone)]
 pub struct Shown {
     /// For people.
-    pub picture: Picture,
-    /// The same, normalised, `[3, height, width]`.
+    pub image: Image,
+    /// The same, normalized, `[3, height, width]`.
     pub pixels: Vec<f32>,
-    /// `[left, top, width, height]` of what is shown, in pixels of the picture as given.
+    /// `[left, top, width, height]` of what is shown, in pixels of the image as given.
     part: [f64; 4],
 }
 
 impl Shown {
-    /// `picture` with `size` pixels on the shorter side (of a square: on each), cut or rounded to
+    /// `image` with `size` pixels on the shorter side (of a square: on each), cut or rounded to
     /// whole patches of side `patch`.
     ///
     /// # Errors
     /// When that is less than a patch or more than can be handled.
     pub fn new(
-        picture: &Picture,
+        image: &Image,
         preprocess: &Preprocess,
         framing: Framing,
         size: usize,
         patch: usize,
     ) -> Result<Self, AttentionError> {
-        let (picture, part) = match framing {
-            Framing::Centre => centre(picture, &preprocess.transform, size, patch)?,
-            Framing::Whole => whole(picture, &preprocess.transform, size, patch)?,
+        let (image, part) = match framing {
+            Framing::Center => center(image, &preprocess.transform, size, patch)?,
+            Framing::Whole => whole(image, &preprocess.transform, size, patch)?,
         };
-        let mut pixels = vec![0.0; picture.pixels().len()];
+        let mut pixels = vec![0.0; image.pixels().len()];
         Normalization::new(preprocess.mean, preprocess.std)
-            .write(&picture, &mut pixels)
-            .expect("as many values as the picture has");
-        Ok(Self { picture, pixels, part })
+            .write(&image, &mut pixels)
+            .expect("as many values as the image has");
+        Ok(Self { image, pixels, part })
     }
 
     /// Height and width in pixels.
     pub fn size(&self) -> [usize; 2] {
-        [self.picture.height() as usize, self.picture.width() as usize]
+        [self.image.height() as usize, self.image.width() as usize]
     }
 
-    /// Where a pixel of the picture as given is shown, `[x, y]`.
+    /// Where a pixel of the image as given is shown, `[x, y]`.
     ///
     /// # Errors
     /// When it is not shown.
@@ -73,15 +73,15 @@ impl Shown {
         if inside(place[0], shown_width) && inside(place[1], shown_height) {
             return Ok(place);
         }
-        // The first and last pixel whose centre is shown.
+        // The first and last pixel whose center is shown.
         let ends = |start: f64, length: f64| {
             [(start - 0.5).ceil() as u32, ((start + length - 0.5).ceil() - 1.0).max(0.0) as u32]
         };
         Err(AttentionError::Outside { x, y, columns: ends(left, width), rows: ends(top, height) })
     }
 
-    /// The centre of what is shown, `[x, y]`.
-    pub fn centre(&self) -> [f64; 2] {
+    /// The center of what is shown, `[x, y]`.
+    pub fn center(&self) -> [f64; 2] {
         let [height, width] = self.size();
         [width as f64 / 2.0, height as f64 / 2.0]
     }
@@ -95,40 +95,40 @@ fn check([width, height]: [u64; 2], patch: usize) -> Result<(), AttentionError> 
     Ok(())
 }
 
-/// The centre square, less what is beyond the last whole patch.
-fn centre(
-    picture: &Picture,
+/// The center square, less what is beyond the last whole patch.
+fn center(
+    image: &Image,
     transform: &EvalTransform,
     size: usize,
     patch: usize,
-) -> Result<(Picture, [f64; 4]), AttentionError> {
+) -> Result<(Image, [f64; 4]), AttentionError> {
     check([size as u64; 2], patch)?;
     let resize = f64::from(transform.resize) * size as f64 / f64::from(transform.crop.max(1));
     let transform =
         EvalTransform { crop: size as u32, resize: resize.round() as u32, ..*transform };
-    let [left, top, width, height] = transform.square(picture.width(), picture.height());
+    let [left, top, width, height] = transform.square(image.width(), image.height());
     let side = (size - size % patch) as u32;
     let kept = f64::from(side) / size as f64;
-    let square = transform.apply(picture)?.crop(0, 0, side, side)?;
+    let square = transform.apply(image)?.crop(0, 0, side, side)?;
     Ok((square, [left, top, width * kept, height * kept]))
 }
 
-/// All of the picture, its sides rounded to whole patches.
+/// All of the image, its sides rounded to whole patches.
 fn whole(
-    picture: &Picture,
+    image: &Image,
     transform: &EvalTransform,
     size: usize,
     patch: usize,
-) -> Result<(Picture, [f64; 4]), AttentionError> {
+) -> Result<(Image, [f64; 4]), AttentionError> {
     check([size as u64; 2], patch)?;
-    let sides = [picture.width(), picture.height()].map(f64::from);
+    let sides = [image.width(), image.height()].map(f64::from);
     let scale = size as f64 / sides[0].min(sides[1]);
     let patches = |side: f64| (side * scale / patch as f64).round().max(1.0) as u64;
     let shown = sides.map(|side| patches(side).saturating_mul(patch as u64));
     check(shown, patch)?;
     let [width, height] = shown.map(|side| side as u32);
-    let picture = resized(picture, width, height, transform.interpolation)?;
-    Ok((picture, [0.0, 0.0, sides[0], sides[1]]))
+    let image = resized(image, width, height, transform.interpolation)?;
+    Ok((image, [0.0, 0.0, sides[0], sides[1]]))
 }
 
 #[cfg(test)]
@@ -140,20 +140,20 @@ mod tests {
         let pixels = (0..width * height).flat_map(|i| {
             [(i % width * 255 / width.max(2)) as u8, (i / width * 255 / height.max(2)) as u8, 0]
         });
-        let picture = Picture::new(width, height, pixels.collect()).unwrap();
+        let image = Image::new(width, height, pixels.collect()).unwrap();
         let preprocess = Preprocess::new(32, 40, &ViewsConfig::default());
-        Shown::new(&picture, &preprocess, framing, size, 4).unwrap()
+        Shown::new(&image, &preprocess, framing, size, 4).unwrap()
     }
 
     #[test]
-    fn pixels_are_found_again_in_the_centre() {
+    fn pixels_are_found_again_in_the_center() {
         // 100 x 50 becomes 80 x 40, of which the middle 32 x 32 are shown.
-        let shown = shown(100, 50, Framing::Centre, 32);
+        let shown = shown(100, 50, Framing::Center, 32);
         assert_eq!(shown.size(), [32, 32]);
         let [x, y] = shown.place([50, 25]).unwrap();
         assert!((x - 16.4).abs() < 1e-9 && (y - 16.4).abs() < 1e-9, "{x} {y}");
         // What is there is what was there.
-        let red = shown.picture.pixel(x as u32, y as u32).unwrap()[0];
+        let red = shown.image.pixel(x as u32, y as u32).unwrap()[0];
         assert!(red.abs_diff(127) <= 3, "{red}");
         assert!(shown.place([30, 5]).is_ok() && shown.place([69, 44]).is_ok());
         for outside in [[29, 25], [70, 25], [50, 4], [50, 45], [1000, 25]] {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_picture_keeps_its_aspect_and_has_whole_patches() {
+    fn the_whole_image_keeps_its_aspect_and_has_whole_patches() {
         let shown = shown(100, 50, Framing::Whole, 34);
         assert_eq!(shown.size(), [36, 68]);
         assert!(shown.place([0, 0]).is_ok() && shown.place([99, 49]).is_ok());
@@ -172,20 +172,20 @@ mod tests {
 
     #[test]
     fn odd_sizes_are_cut_to_whole_patches() {
-        let shown = shown(64, 64, Framing::Centre, 35);
+        let shown = shown(64, 64, Framing::Center, 35);
         assert_eq!(shown.size(), [32, 32]);
         assert_eq!(shown.pixels.len(), 3 * 32 * 32);
     }
 
     #[test]
     fn sizes_that_cannot_be_used_are_refused() {
-        let line = Picture::new(1, 5000, vec![9; 15000]).unwrap();
+        let line = Image::new(1, 5000, vec![9; 15000]).unwrap();
         let preprocess = Preprocess::new(32, 0, &ViewsConfig::default());
         let with = |framing, size| Shown::new(&line, &preprocess, framing, size, 4);
-        assert!(with(Framing::Centre, 32).is_ok());
-        assert!(matches!(with(Framing::Centre, 3), Err(AttentionError::Size { .. })));
-        assert!(matches!(with(Framing::Centre, 0), Err(AttentionError::Size { .. })));
+        assert!(with(Framing::Center, 32).is_ok());
+        assert!(matches!(with(Framing::Center, 3), Err(AttentionError::Size { .. })));
+        assert!(matches!(with(Framing::Center, 0), Err(AttentionError::Size { .. })));
         assert!(matches!(with(Framing::Whole, 224), Err(AttentionError::Size { .. })));
-        assert!(matches!(with(Framing::Centre, 1 << 40), Err(AttentionError::Size { .. })));
+        assert!(matches!(with(Framing::Center, 1 << 40), Err(AttentionError::Size { .. })));
     }
 }

@@ -1,4 +1,4 @@
-//! Entropy of attention over whole sets of pictures: all blocks, heads, windows and queries.
+//! Entropy of attention over whole sets of images: all blocks, heads, windows and queries.
 
 use burn::tensor::Tensor;
 use esvit_data::Source;
@@ -16,7 +16,7 @@ use super::query::visible_keys;
 use esvit_data::Preprocess;
 use esvit_model::features::{LeftOut, extract};
 
-/// Pictures whose attention is held in memory at a time.
+/// Images whose attention is held in memory at a time.
 const TOGETHER: usize = 4;
 
 /// Attention of one block.
@@ -39,7 +39,7 @@ pub struct BlockStatistics {
     /// Mean entropy as a share of the largest; none where every query sees one key.
     pub share: Option<f64>,
     /// How much heads differ: Jensen-Shannon divergence of two heads for the same query, in bits
-    /// (0 equal, 1 nothing in common), mean over pairs, queries and pictures. None for one head.
+    /// (0 equal, 1 nothing in common), mean over pairs, queries and images. None for one head.
     pub diversity: Option<f64>,
     /// Mean share of the attention that goes to padding.
     pub padding_mass: f64,
@@ -52,9 +52,9 @@ pub struct BlockStatistics {
 pub struct HeadStatistics {
     /// Its number.
     pub head: usize,
-    /// Mean entropy over queries and pictures, in bits.
+    /// Mean entropy over queries and images, in bits.
     pub entropy: f64,
-    /// Standard deviation over pictures of a picture's mean; none for one picture.
+    /// Standard deviation over images of an image's mean; none for one image.
     pub entropy_std: Option<f64>,
     /// Mean entropy as a share of the largest; none where every query sees one key.
     pub share: Option<f64>,
@@ -63,23 +63,23 @@ pub struct HeadStatistics {
 /// What was measured, and on what it could not be.
 #[derive(Debug)]
 pub struct Measured {
-    /// One a block; empty when no picture could be read.
+    /// One a block; empty when no image could be read.
     pub blocks: Vec<BlockStatistics>,
-    /// Pictures that were measured.
-    pub pictures: usize,
-    /// Pictures that could not be read.
+    /// Images that were measured.
+    pub images: usize,
+    /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Attention statistics over `pictures` (indices into `source`), shown as evaluations show them;
-/// `done` is told how many pictures were worked on. Every token of the map is a query; padding is
+/// Attention statistics over `images` (indices into `source`), shown as evaluations show them;
+/// `done` is told how many images were worked on. Every token of the map is a query; padding is
 /// none, since nothing of it is kept.
 pub fn statistics(
     swin: &Swin,
     params: &Params,
     preprocess: &Preprocess,
     source: &dyn Source,
-    pictures: &[usize],
+    images: &[usize],
     mut done: impl FnMut(usize),
 ) -> Measured {
     let size = preprocess.size();
@@ -96,19 +96,19 @@ pub fn statistics(
         }
         rows
     };
-    let features = extract(source, pictures, preprocess, forward, &mut done);
-    let rows: Vec<&[f32]> = match features.pictures.len() {
+    let features = extract(source, images, preprocess, forward, &mut done);
+    let rows: Vec<&[f32]> = match features.images.len() {
         0 => Vec::new(),
         _ => features.rows.values.chunks_exact(features.rows.width).collect(),
     };
     Measured {
         blocks: if rows.is_empty() { Vec::new() } else { blocks(swin.config(), &layouts, &rows) },
-        pictures: rows.len(),
+        images: rows.len(),
         left_out: features.left_out,
     }
 }
 
-/// What is the same for all pictures in a block.
+/// What is the same for all images in a block.
 #[derive(Debug, Clone)]
 struct Layout {
     map: [usize; 2],
@@ -129,7 +129,7 @@ impl Layout {
         Self { map, window, shift, heads, largest_entropy }
     }
 
-    /// Numbers that are measured in a picture: of every head its entropy, then diversity and
+    /// Numbers that are measured in an image: of every head its entropy, then diversity and
     /// padding.
     fn numbers(&self) -> usize {
         self.heads + 2
@@ -149,17 +149,17 @@ fn measure(
         let heads = weights.dims()[1];
         layouts.push(Layout::of(&windows, heads));
         let weights = to_vec(&weights);
-        let of_picture = weights.len() / count;
+        let of_image = weights.len() / count;
         rows.par_iter_mut()
-            .zip(weights.par_chunks_exact(of_picture))
-            .for_each(|(row, weights)| row.extend(measure_picture(weights, heads, &windows)));
+            .zip(weights.par_chunks_exact(of_image))
+            .for_each(|(row, weights)| row.extend(measure_image(weights, heads, &windows)));
     });
     (layouts, rows.concat())
 }
 
 /// Entropy of every head, diversity of the heads and attention to padding, means over all queries of
-/// a picture's weights `[windows, heads, window^2, window^2]`.
-fn measure_picture(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32> {
+/// an image's weights `[windows, heads, window^2, window^2]`.
+fn measure_image(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32> {
     let side = windows.window_tokens();
     let mut entropies = vec![0.0; heads];
     let (mut divergence, mut padding) = (0.0, 0.0);
@@ -191,7 +191,7 @@ fn measure_picture(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f3
     entropies.chain(others).map(|value| value as f32).collect()
 }
 
-/// The statistics of all blocks from every picture's numbers.
+/// The statistics of all blocks from every image's numbers.
 fn blocks(config: &SwinConfig, layouts: &[Layout], rows: &[&[f32]]) -> Vec<BlockStatistics> {
     let mut at = 0;
     let mut blocks = Vec::new();
@@ -238,10 +238,10 @@ fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
 mod tests {
     use super::*;
     use burn::tensor::Device;
-    use esvit_data::{InMemory, Picture, ViewsConfig};
+    use esvit_data::{Image, InMemory, ViewsConfig};
     use esvit_model::build;
 
-    fn measured(img_size: usize, crop: u32, pictures: u32) -> Measured {
+    fn measured(img_size: usize, crop: u32, images: u32) -> Measured {
         let config = SwinConfig {
             img_size,
             patch_size: 4,
@@ -255,10 +255,10 @@ mod tests {
         let (swin, specs) = build(&config);
         let params = Params::init(&specs, 3, &Device::flex());
         let mut source = InMemory::new(Vec::new());
-        for number in 0..pictures {
+        for number in 0..images {
             let pixels = (0..40u32 * 40 * 3)
                 .map(|i| ((i + 7919 * number).wrapping_mul(2_654_435_761) >> 24) as u8);
-            source.push(number.to_string(), None, Picture::new(40, 40, pixels.collect()).unwrap());
+            source.push(number.to_string(), None, Image::new(40, 40, pixels.collect()).unwrap());
         }
         let all: Vec<usize> = (0..source.len()).collect();
         let preprocess = Preprocess::new(crop, 0, &ViewsConfig::default());
@@ -297,9 +297,9 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_pictures_together_does_not_matter() {
+    fn the_number_of_images_together_does_not_matter() {
         let (one, five) = (measured(32, 32, 1), measured(32, 32, 5));
-        assert_eq!((one.pictures, five.pictures), (1, 5));
+        assert_eq!((one.images, five.images), (1, 5));
         assert_eq!(measured(32, 32, 5).blocks, five.blocks);
         assert!(measured(32, 32, 0).blocks.is_empty());
     }
@@ -314,7 +314,7 @@ mod tests {
         // Queries 0 and 1 are tokens, 2 and 3 padding, which counts as no query.
         let head = |a: [f32; 4], b: [f32; 4]| [a, b, unused, unused].concat();
         let weights = [head(even, even), head(sure, even)].concat();
-        let found = measure_picture(&weights, 2, &windows);
+        let found = measure_image(&weights, 2, &windows);
         let divergence = super::super::jensen_shannon([&even, &sure], [2.0, 0.0]) / 2.0;
         assert_eq!(found, [2.0, 1.0, divergence as f32, 0.375]);
     }

@@ -29,7 +29,7 @@ fn monolithic() -> SwinConfig {
         embed_dim: 384,
         depths: vec![12],
         num_heads: vec![6],
-        // The whole map of a picture of 224 pixels.
+        // The whole map of an image of 224 pixels.
         window_size: 14,
         mlp_ratio: 4.0,
         norm_eps: NORM_EPS,

@@ -10,8 +10,8 @@ use super::{BenchError, median, repeat};
 /// What is timed.
 #[derive(Debug, Clone)]
 pub struct DataBench {
-    /// A picture file; none for a built-in one.
-    pub picture: Option<PathBuf>,
+    /// An image file; none for a built-in one.
+    pub image: Option<PathBuf>,
     /// Repetitions.
     pub iterations: usize,
 }
@@ -19,41 +19,41 @@ pub struct DataBench {
 /// What was measured, on one core.
 #[derive(Debug, Clone, Serialize)]
 pub struct DataReport {
-    /// Width and height of the picture.
+    /// Width and height of the image.
     pub size: [u32; 2],
     /// Decoding, in milliseconds.
     pub decode_ms: f64,
-    /// Two global and eight local views of `dino` at 224 and 96 pixels, normalised, in milliseconds.
+    /// Two global and eight local views of `dino` at 224 and 96 pixels, normalized, in milliseconds.
     pub views_ms: f64,
     /// Both.
     pub total_ms: f64,
-    /// Pictures a second.
+    /// Images a second.
     pub images_per_s: f64,
 }
 
 /// Times the data path.
 ///
 /// # Errors
-/// When the picture cannot be read.
+/// When the image cannot be read.
 pub fn data(bench: &DataBench) -> Result<DataReport, BenchError> {
-    let fail = |error: &dyn std::fmt::Display| BenchError::Picture(error.to_string());
-    let bytes = match &bench.picture {
+    let fail = |error: &dyn std::fmt::Display| BenchError::Image(error.to_string());
+    let bytes = match &bench.image {
         Some(path) => std::fs::read(path)
             .map_err(|error| fail(&format!("cannot read `{}`: {error}", path.display())))?,
         None => esvit_data::sample_jpeg().to_vec(),
     };
     let limits = DecodeLimits::default();
-    let picture = decode(&bytes, &limits).map_err(|error| fail(&error))?;
+    let image = decode(&bytes, &limits).map_err(|error| fail(&error))?;
     let config = ViewsConfig::for_policy(Policy::Dino);
     let normalization = config.normalization();
     let largest = config.sizes().iter().map(|&size| 3 * (size * size) as usize).max().unwrap_or(0);
     let mut out = vec![0.0; largest];
     let mut decoding = repeat(bench.iterations, |_| {
-        decode(&bytes, &limits).map(|picture| drop(std::hint::black_box(picture)))
+        decode(&bytes, &limits).map(|image| drop(std::hint::black_box(image)))
     })
     .map_err(|error| fail(&error))?;
     let mut views = repeat(bench.iterations, |sample| {
-        let views = config.views(&picture, 0, 0, sample as u64).map_err(|error| fail(&error))?;
+        let views = config.views(&image, 0, 0, sample as u64).map_err(|error| fail(&error))?;
         for view in views {
             let values = 3 * (view.size() * view.size()) as usize;
             view.write(&normalization, &mut out[..values]).map_err(|error| fail(&error))?;
@@ -63,7 +63,7 @@ pub fn data(bench: &DataBench) -> Result<DataReport, BenchError> {
     let [decode_ms, views_ms] = [&mut decoding, &mut views].map(|seconds| median(seconds) * 1e3);
     let total_ms = decode_ms + views_ms;
     Ok(DataReport {
-        size: [picture.width(), picture.height()],
+        size: [image.width(), image.height()],
         decode_ms,
         views_ms,
         total_ms,

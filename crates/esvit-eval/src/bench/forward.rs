@@ -6,12 +6,12 @@ use burn::tensor::Device;
 use esvit_kernels::pool;
 use esvit_nn::params::{Params, Registry};
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Pass, Swin};
+use esvit_nn::{ForwardCtx, Swin};
 
-use super::train_step::pictures;
+use super::train_step::images;
 use super::{Bench, BenchError, Report, architecture, repeat};
 
-/// The view and region features of a batch of pictures, weights random.
+/// The view and region features of a batch of images, weights random.
 ///
 /// # Errors
 /// For an architecture that does not exist.
@@ -20,10 +20,10 @@ pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
     let mut registry = Registry::default();
     let swin = Swin::new(&mut registry.root(), &config, 0.0);
     let params = Params::init(&registry.finish(), 0, &Device::flex()).for_inference();
-    let images = pictures(bench.batch, bench.global_size, [0, 0]);
+    let images = images(bench.batch, bench.global_size, [0, 0]);
     let seconds = repeat::<Infallible>(bench.iterations, |_| {
         let view = pool::run(|| {
-            let pass = Pass::eval().with_precision(bench.precision);
+            let pass = ForwardCtx::eval().with_precision(bench.precision);
             to_vec(&swin.forward(&params, images.clone(), &pass).view)
         });
         std::hint::black_box(view);

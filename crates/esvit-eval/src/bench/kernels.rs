@@ -27,7 +27,7 @@ pub struct KernelReport {
     pub share_of_peak: f64,
 }
 
-/// Rows and widths of the stages of Swin-T for 4 pictures of 2 x 224 and 8 x 96 pixels.
+/// Rows and widths of the stages of Swin-T for 4 images of 2 x 224 and 8 x 96 pixels.
 const STAGES: [[usize; 2]; 4] = [[43_520, 96], [10_880, 192], [2_720, 384], [680, 768]];
 
 /// The peak GEMM rate, in billions of operations a second, and every kernel.

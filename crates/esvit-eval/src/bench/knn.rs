@@ -28,7 +28,7 @@ pub struct KnnBench {
     pub queries: usize,
     /// Width of a feature.
     pub width: usize,
-    /// Number of neighbours.
+    /// Number of neighbors.
     pub k: usize,
 }
 
@@ -41,7 +41,7 @@ pub struct KnnReport {
     pub queries: usize,
     /// Width of a feature.
     pub width: usize,
-    /// Number of neighbours.
+    /// Number of neighbors.
     pub k: usize,
     /// Threads.
     pub threads: usize,

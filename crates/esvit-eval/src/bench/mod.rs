@@ -27,19 +27,19 @@ pub use train_step::{objective, train_step};
 pub struct Bench {
     /// Name of the architecture.
     pub model: String,
-    /// Pictures of a step or a pass.
+    /// Images of a step or a pass.
     pub batch: usize,
-    /// Side of a global crop, or of the picture of a forward pass.
+    /// Side of a global crop, or of the image of a forward pass.
     pub global_size: usize,
     /// Side of a local crop.
     pub local_size: usize,
-    /// Local crops of a picture.
+    /// Local crops of an image.
     pub local_crops: usize,
     /// Crops that go through the student at a time; 0 for what memory suggests.
-    pub crops_per_pass: usize,
+    pub crops_per_forward: usize,
     /// Keeps the input of every branch of a block alone and computes the rest again.
-    pub checkpoint_blocks: bool,
-    /// Pictures that go through the networks at a time; 0 for all.
+    pub activation_checkpointing: bool,
+    /// Images that go through the networks at a time; 0 for all.
     pub micro_batch: usize,
     /// Prototypes of a head.
     pub prototypes: usize,
@@ -56,7 +56,7 @@ pub struct Bench {
 pub struct Report {
     /// Name of the architecture.
     pub model: String,
-    /// Pictures of a step or a pass.
+    /// Images of a step or a pass.
     pub batch: usize,
     /// Whether the region task is trained too.
     pub region: bool,
@@ -70,7 +70,7 @@ pub struct Report {
     pub median_s: f64,
     /// All repetitions, in seconds.
     pub seconds: Vec<f64>,
-    /// Pictures a second at the median.
+    /// Images a second at the median.
     pub images_per_s: f64,
     /// Floating-point operations of the GEMMs, a second, at the median, in billions.
     pub gflops: f64,
@@ -121,9 +121,9 @@ pub enum BenchError {
     /// A step went wrong.
     #[error("a step failed: {0}")]
     Step(String),
-    /// A picture could not be made, written or read.
-    #[error("the test picture: {0}")]
-    Picture(String),
+    /// An image could not be made, written or read.
+    #[error("the test image: {0}")]
+    Image(String),
 }
 
 /// The peak GEMM rate of a precision on this machine, in billions of operations a second.

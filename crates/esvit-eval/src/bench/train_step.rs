@@ -1,4 +1,4 @@
-//! Whole optimiser steps on made-up pictures, and the loss alone.
+//! Whole optimizer steps on made-up images, and the loss alone.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -7,23 +7,23 @@ use burn::tensor::{Device, Tensor};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::head::HeadConfig;
-use esvit_nn::ops::{self, Logits, Pairs};
+use esvit_nn::ops::{self, Pairs, PrototypeLogits};
 use esvit_nn::params::tensor;
 use esvit_nn::{Network, SwinConfig};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, TEACHER_CROPS, Weights};
 use esvit_train::optim::{ClipScope, OptimizerKind};
-use esvit_train::{Learner, PerPass};
+use esvit_train::{CropChunks, Learner};
 
 use super::{Bench, BenchError, Report, architecture, repeat};
 
-/// Purpose word of the random numbers of made-up pictures.
-const PICTURES_PURPOSE: u64 = 0xBE9C;
+/// Purpose word of the random numbers of made-up images.
+const IMAGES_PURPOSE: u64 = 0xBE9C;
 
 /// Width of the rows before the prototypes.
 const BOTTLENECK: usize = 256;
 
-/// A whole step: teacher, student, both tasks, backward, clipping, AdamW, moving average, centres.
+/// A whole step: teacher, student, both tasks, backward, clipping, AdamW, moving average, centers.
 ///
 /// # Errors
 /// For settings that make no sense.
@@ -39,9 +39,9 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     let head =
         HeadConfig { out_dim: bench.prototypes, norm_last_layer: false, ..HeadConfig::default() };
     let network = Arc::new(Network::new(&config, drop_path, &head, bench.region));
-    let per_pass = match bench.crops_per_pass {
-        0 => PerPass::within_memory(&config, bench.precision, bench.checkpoint_blocks),
-        count => PerPass::Crops(count),
+    let crop_chunks = match bench.crops_per_forward {
+        0 => CropChunks::within_memory(&config, bench.precision, bench.activation_checkpointing),
+        count => CropChunks::Crops(count),
     };
     let settings = LearnerSettings {
         seed: 0,
@@ -51,14 +51,14 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
         clip_grad: Some(3.0),
         clip_scope: ClipScope::Tensor,
         precision: bench.precision,
-        per_pass,
-        checkpoint_blocks: bench.checkpoint_blocks,
+        crop_chunks,
+        activation_checkpointing: bench.activation_checkpointing,
         mixup: None,
     };
     let device = Device::flex();
     let mut learner = Learner::new(network, OptimizerKind::AdamW, settings, &device);
     let crops = |size: usize, count: usize, stream: u64| {
-        (0..count as u64).map(move |crop| pictures(micro_batch, size, [stream, crop]))
+        (0..count as u64).map(move |crop| images(micro_batch, size, [stream, crop]))
     };
     let micro_batches: Vec<Vec<Tensor<4>>> = (0..bench.batch / micro_batch)
         .map(|part| {
@@ -85,9 +85,9 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     Ok(Report::new(bench, seconds, step_macs(bench, &config, drop_path)))
 }
 
-/// Made-up normalised pictures `[B, 3, size, size]`.
-pub(super) fn pictures(batch: usize, size: usize, place: [u64; 2]) -> Tensor<4> {
-    let mut rng = Rng::for_purpose(0, PICTURES_PURPOSE, [place[0], place[1], size as u64]);
+/// Made-up normalized images `[B, 3, size, size]`.
+pub(super) fn images(batch: usize, size: usize, place: [u64; 2]) -> Tensor<4> {
+    let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place[0], place[1], size as u64]);
     let values = (0..batch * 3 * size * size).map(|_| rng.uniform_in(-2.0, 2.0) as f32);
     tensor(values.collect(), [batch, 3, size, size], &Device::flex())
 }
@@ -118,8 +118,8 @@ fn step_macs(bench: &Bench, config: &SwinConfig, drop_path: f64) -> u64 {
     // How many of the teacher's regions are matched, and only then have logits, is not known: none
     // are counted.
     let heads = rows[0] * embedding + teacher_crops * logits + 3.0 * rows[1] * (embedding + logits);
-    let picture = 3.0 * pass(drop_path) + teacher + heads;
-    (picture * bench.batch as f64) as u64
+    let image = 3.0 * pass(drop_path) + teacher + heads;
+    (image * bench.batch as f64) as u64
 }
 
 /// The loss of both tasks over the prototypes, forward and backward, without the networks.
@@ -139,12 +139,12 @@ pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
     }
     let pairs = Arc::new(pairs);
     let random = |rows: usize, width: usize, place: u64| -> Tensor<2> {
-        let mut rng = Rng::for_purpose(0, PICTURES_PURPOSE, [place, rows as u64, width as u64]);
+        let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place, rows as u64, width as u64]);
         let values = (0..rows * width).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect();
         tensor(values, [rows, width], &Device::flex())
     };
     let k = bench.prototypes;
-    let logits = |rows: usize, place: u64| Logits {
+    let logits = |rows: usize, place: u64| PrototypeLogits {
         z: ops::l2_normalize(random(rows, BOTTLENECK, place)),
         v: random(k, BOTTLENECK, place + 1),
         g: Tensor::ones([k], &Device::flex()),
@@ -152,7 +152,7 @@ pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
     let (student, teacher) = (logits(rows, 0), logits(teachers, 2));
     let center = Tensor::zeros([k], &Device::flex());
     let seconds = repeat::<Infallible>(bench.iterations, |_| {
-        let student = Logits {
+        let student = PrototypeLogits {
             z: student.z.clone().autodiff().require_grad(),
             v: student.v.clone().autodiff().require_grad(),
             g: student.g.clone().autodiff().require_grad(),

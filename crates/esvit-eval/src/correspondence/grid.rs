@@ -49,8 +49,8 @@ impl Grid {
         [self.columns, self.rows].map(|cells| (cells * self.cell) as f64)
     }
 
-    /// Centre of a cell, `[x, y]` in pixels of the view.
-    pub fn centre(&self, cell: usize) -> [f64; 2] {
+    /// Center of a cell, `[x, y]` in pixels of the view.
+    pub fn center(&self, cell: usize) -> [f64; 2] {
         [cell % self.columns, cell / self.columns].map(|at| (at as f64 + 0.5) * self.cell as f64)
     }
 
@@ -68,10 +68,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn centres_lie_in_their_cells() {
+    fn centers_lie_in_their_cells() {
         let grid = Grid { rows: 2, columns: 3, cell: 32 };
-        assert_eq!((grid.centre(5), grid.size()), ([80.0, 48.0], [96.0, 64.0]));
-        assert!((0..6).all(|cell| grid.cell_at(grid.centre(cell)) == Some(cell)));
+        assert_eq!((grid.center(5), grid.size()), ([80.0, 48.0], [96.0, 64.0]));
+        assert!((0..6).all(|cell| grid.cell_at(grid.center(cell)) == Some(cell)));
         for outside in [[-0.1, 5.0], [96.0, 5.0], [5.0, 64.0], [5.0, -1.0], [f64::NAN, 5.0]] {
             assert_eq!(grid.cell_at(outside), None);
         }

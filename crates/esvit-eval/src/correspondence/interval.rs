@@ -4,22 +4,22 @@ use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// Purpose word of the numbers that choose pictures anew.
+/// Purpose word of the numbers that choose images anew.
 const BOOTSTRAP: u64 = 0xB007;
 const RESAMPLES: u64 = 1000;
 /// Share of the resampled means that an interval leaves out at either end.
 const TAIL: f64 = 0.025;
 
-/// A mean over pictures.
+/// A mean over images.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
     /// The mean.
     pub mean: f64,
-    /// Where 95 of 100 means lie if the pictures are drawn anew; none for a single picture.
+    /// Where 95 of 100 means lie if the images are drawn anew; none for a single image.
     pub interval: Option<[f64; 2]>,
 }
 
-/// Means of the columns of `rows`, one row a picture, with percentile intervals from 1000
+/// Means of the columns of `rows`, one row an image, with percentile intervals from 1000
 /// bootstrap samples of the rows. The samples are the same every time.
 pub fn estimate<const N: usize>(rows: &[[f64; N]]) -> [Estimate; N] {
     let mean = |sum: [f64; N]| sum.map(|sum| sum / rows.len() as f64);
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn one_picture_has_no_interval() {
+    fn one_image_has_no_interval() {
         assert_eq!(estimate(&[[2.0]]), [Estimate { mean: 2.0, interval: None }]);
     }
 }

@@ -1,10 +1,10 @@
-//! Correspondence over the pictures of a source.
+//! Correspondence over the images of a source.
 
 use burn::tensor::Device;
-use esvit_data::{Picture, Source};
+use esvit_data::{Image, Source};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
-use esvit_nn::Pass;
+use esvit_nn::ForwardCtx;
 use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
 use rayon::prelude::*;
@@ -15,20 +15,20 @@ use esvit_data::Preprocess;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::LeftOut;
 
-/// Pictures whose two views go through the network at a time.
+/// Images whose two views go through the network at a time.
 const BATCH: usize = 32;
 /// Purpose word of the numbers that make views.
 const VIEWS: u64 = u64::from_be_bytes(*b"cell-map");
 
-/// How the two views of a picture are cut. The second one's colours are always changed: jittered
-/// with probability 0.8, and grey.
+/// How the two views of an image are cut. The second one's colors are always changed: jittered
+/// with probability 0.8, and gray.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Geometry {
     /// The paper's: the evaluated square, and its mirror image.
     Mirror,
     /// Two random crops, each mirrored half of the time.
     Crops {
-        /// Area of a crop as a share of the picture's.
+        /// Area of a crop as a share of the image's.
         scale: [f64; 2],
     },
 }
@@ -38,7 +38,7 @@ pub enum Geometry {
 pub struct Protocol {
     /// The two views.
     pub geometry: Geometry,
-    /// How many pairs of a picture are measured, most similar first; fewer where there are not so
+    /// How many pairs of an image are measured, most similar first; fewer where there are not so
     /// many.
     pub pairs: usize,
     /// Whose map is matched, from 0.
@@ -52,9 +52,9 @@ pub struct Protocol {
 pub struct Measured {
     /// The cells of a view.
     pub grid: Grid,
-    /// Number of pictures measured.
-    pub pictures: usize,
-    /// Pictures whose second view shows no cell of the first one; they are not measured.
+    /// Number of images measured.
+    pub images: usize,
+    /// Images whose second view shows no cell of the first one; they are not measured.
     pub disjoint: usize,
     /// One a network, in their order.
     pub networks: Vec<Summary>,
@@ -62,19 +62,19 @@ pub struct Measured {
     pub chance: Summary,
     /// What finding the right cell every time would have.
     pub best: Summary,
-    /// Pictures that could not be read.
+    /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Two views of a picture, ready for a network.
+/// Two views of an image, ready for a network.
 struct Prepared {
-    /// Normalised `[3, size, size]`.
+    /// Normalized `[3, size, size]`.
     pixels: [Vec<f32>; 2],
     /// Where the second view shows the cells of the first.
     truth: Vec<Option<[f64; 2]>>,
 }
 
-/// What the pictures measured so far have.
+/// What the images measured so far have.
 #[derive(Default)]
 struct Tally {
     networks: Vec<Vec<Scores>>,
@@ -82,8 +82,8 @@ struct Tally {
     best: Vec<Scores>,
 }
 
-/// Measures networks of one shape on `pictures` (indices into `source`), which are shown as
-/// `preprocess` says. `done` is told how many pictures were worked on.
+/// Measures networks of one shape on `images` (indices into `source`), which are shown as
+/// `preprocess` says. `done` is told how many images were worked on.
 ///
 /// # Errors
 /// When the first network has no such stage, views are not a whole number of its cells, or nothing
@@ -93,7 +93,7 @@ struct Tally {
 /// When there is no network.
 pub fn measure(
     source: &dyn Source,
-    pictures: &[usize],
+    images: &[usize],
     preprocess: &Preprocess,
     protocol: &Protocol,
     networks: &[&PretrainedBackbone],
@@ -103,12 +103,12 @@ pub fn measure(
     let grid = Grid::new(config, protocol.stage, [preprocess.size(); 2])?;
     let mut tally = Tally { networks: vec![Vec::new(); networks.len()], ..Tally::default() };
     let (mut disjoint, mut left_out) = (0, Vec::new());
-    for batch in pictures.chunks(BATCH) {
+    for batch in images.chunks(BATCH) {
         let prepared: Vec<Result<Prepared, String>> = batch
             .par_iter()
             .map(|&index| {
-                let picture = source.load(index).map_err(|e| e.to_string())?;
-                prepare(&picture, index, preprocess, protocol, &grid).map_err(|e| e.to_string())
+                let image = source.load(index).map_err(|e| e.to_string())?;
+                prepare(&image, index, preprocess, protocol, &grid).map_err(|e| e.to_string())
             })
             .collect();
         let mut usable = Vec::new();
@@ -122,16 +122,16 @@ pub fn measure(
         tally.add(&usable, preprocess, protocol, &grid, networks);
         done(batch.len());
     }
-    let pictures_measured = tally.chance.len();
-    if pictures_measured == 0 {
+    let images_measured = tally.chance.len();
+    if images_measured == 0 {
         return Err(match disjoint {
-            0 => CorrespondenceError::Unreadable { pictures: pictures.len() },
+            0 => CorrespondenceError::Unreadable { images: images.len() },
             _ => CorrespondenceError::Disjoint,
         });
     }
     Ok(Measured {
         grid,
-        pictures: pictures_measured,
+        images: images_measured,
         disjoint,
         networks: tally.networks.iter().map(|scores| Summary::of(scores)).collect(),
         chance: Summary::of(&tally.chance),
@@ -141,24 +141,24 @@ pub fn measure(
 }
 
 fn prepare(
-    picture: &Picture,
+    image: &Image,
     index: usize,
     preprocess: &Preprocess,
     Protocol { geometry, seed, .. }: &Protocol,
     grid: &Grid,
-) -> Result<Prepared, esvit_data::PictureError> {
+) -> Result<Prepared, esvit_data::ImageError> {
     let mut rngs = [0, 1].map(|view| Rng::for_purpose(*seed, VIEWS, [index as u64, view, 0]));
     let evaluated;
     let (base, first, second) = match *geometry {
         Geometry::Mirror => {
-            evaluated = preprocess.transform.apply(picture)?;
+            evaluated = preprocess.transform.apply(image)?;
             let whole = View::whole([evaluated.width(), evaluated.height()]);
             (&evaluated, whole.clone(), whole.mirrored())
         }
         Geometry::Crops { scale } => {
-            let size = [picture.width(), picture.height()];
+            let size = [image.width(), image.height()];
             let [first, second] = rngs.each_mut().map(|rng| View::random(size, scale, rng));
-            (picture, first, second)
+            (image, first, second)
         }
     };
     let [_, colors] = rngs;
@@ -218,7 +218,8 @@ fn region_features(
     let size = preprocess.size();
     let images = tensor(pixels, [2 * prepared.len(), 3, size, size], &Device::flex());
     pool::run(|| {
-        let features = network.swin.stage_features(&network.params, images, stage, &Pass::eval());
+        let features =
+            network.swin.stage_features(&network.params, images, stage, &ForwardCtx::eval());
         let region = features.expect("the stage was checked").region;
         (to_vec(&region), region.dims()[2])
     })

@@ -1,7 +1,7 @@
 //! How well cells of one view are found again in another (Section 4.4 of the EsViT paper).
 //!
 //! A cell of a network's map is matched with the most similar cell of another view's map. Where
-//! the two views show one picture, geometry says where each cell really is.
+//! the two views show one image, geometry says where each cell really is.
 
 mod grid;
 mod interval;
@@ -44,12 +44,12 @@ pub enum CorrespondenceError {
         cell: usize,
     },
     /// There is nothing to measure.
-    #[error("none of the {pictures} pictures can be read")]
+    #[error("none of the {images} images can be read")]
     Unreadable {
-        /// Number of pictures.
-        pictures: usize,
+        /// Number of images.
+        images: usize,
     },
-    /// The two views of every picture show different parts of it.
+    /// The two views of every image show different parts of it.
     #[error(
         "no cell of any first view is seen in the second one\n\
          hint: take larger crops"

@@ -8,18 +8,18 @@ use super::interval::{Estimate, estimate};
 /// Thresholds of the percentage of correct keypoints, as shares of the view's longer side.
 pub const ALPHAS: [f64; 3] = [0.05, 0.1, 0.2];
 
-/// Values of [`Scores`] that every picture has.
+/// Values of [`Scores`] that every image has.
 const VALUES: usize = 2 + ALPHAS.len();
 
-/// What was measured on the pairs of one picture.
+/// What was measured on the pairs of one image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores {
     /// Share of the pairs whose second cell is the one that the true place lies in.
     pub accuracy: f64,
-    /// Share of the pairs whose second cell's centre lies within each of [`ALPHAS`] of the true
+    /// Share of the pairs whose second cell's center lies within each of [`ALPHAS`] of the true
     /// place.
     pub pck: [f64; ALPHAS.len()],
-    /// Mean distance of the second cells' centres from the true places, in pixels of the view.
+    /// Mean distance of the second cells' centers from the true places, in pixels of the view.
     pub distance: f64,
     /// Similarity of the best match that was not measured.
     pub next_similarity: Option<f64>,
@@ -35,7 +35,7 @@ pub struct Pck {
     pub share: Estimate,
 }
 
-/// Means over pictures.
+/// Means over images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     /// See [`Scores::accuracy`].
@@ -44,7 +44,7 @@ pub struct Summary {
     pub distance: Estimate,
     /// See [`Scores::pck`].
     pub pck: Vec<Pck>,
-    /// See [`Scores::next_similarity`]; only where every picture has one.
+    /// See [`Scores::next_similarity`]; only where every image has one.
     pub next_similarity: Option<Estimate>,
 }
 
@@ -54,7 +54,7 @@ impl Scores {
         let side = grid.size().into_iter().fold(0.0, f64::max);
         let (mut count, mut exact, mut within, mut total) = (0, 0, [0; ALPHAS.len()], 0.0);
         for (cell, truth @ [x, y]) in pairs {
-            let [found_x, found_y] = grid.centre(cell);
+            let [found_x, found_y] = grid.center(cell);
             let distance = ((found_x - x).powi(2) + (found_y - y).powi(2)).sqrt();
             count += 1;
             exact += usize::from(grid.cell_at(truth) == Some(cell));
@@ -91,7 +91,7 @@ impl Scores {
 }
 
 impl Summary {
-    /// The means of some pictures' scores, with their intervals.
+    /// The means of some images' scores, with their intervals.
     pub fn of(scores: &[Scores]) -> Self {
         let values: Vec<[f64; VALUES]> = scores.iter().map(Scores::values).collect();
         let [accuracy, distance, pck @ ..] = estimate(&values);

@@ -1,7 +1,7 @@
-//! Views of a picture whose geometry is known.
+//! Views of an image whose geometry is known.
 
 use esvit_data::augment::{ColorJitter, CropBox, grayscale, horizontal_flip, jitter};
-use esvit_data::{Interpolation, Picture, PictureError, resized_crop_to};
+use esvit_data::{Image, ImageError, Interpolation, resized_crop_to};
 use esvit_kernels::rng::Rng;
 
 use super::Grid;
@@ -9,7 +9,7 @@ use super::Grid;
 /// Width : height of random crops before they are made square, as in training.
 pub const RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
 
-/// A part of a picture, perhaps mirrored and in other colours. Pixels are made for any size.
+/// A part of an image, perhaps mirrored and in other colors. Pixels are made for any size.
 #[derive(Debug, Clone)]
 pub struct View {
     /// The part.
@@ -19,7 +19,7 @@ pub struct View {
     colors: Option<Colors>,
 }
 
-/// A change of colours: DINO's jitter, then grey with some probability.
+/// A change of colors: DINO's jitter, then gray with some probability.
 #[derive(Debug, Clone)]
 struct Colors {
     grayscale: f64,
@@ -27,13 +27,13 @@ struct Colors {
 }
 
 impl View {
-    /// All of a picture of `[width, height]` pixels as it is.
+    /// All of an image of `[width, height]` pixels as it is.
     pub fn whole([width, height]: [u32; 2]) -> Self {
         let crop = CropBox { left: 0, top: 0, width, height };
         Self { crop, mirrored: false, colors: None }
     }
 
-    /// A random part of a picture of `[width, height]` pixels, `scale` of its area, mirrored half
+    /// A random part of an image of `[width, height]` pixels, `scale` of its area, mirrored half
     /// of the time.
     pub fn random([width, height]: [u32; 2], scale: [f64; 2], rng: &mut Rng) -> Self {
         let crop = CropBox::random(width, height, scale, RATIO, rng);
@@ -52,23 +52,23 @@ impl View {
         Self { mirrored: !self.mirrored, ..self }
     }
 
-    /// The view with jittered colours (0.4, 0.4, 0.2, 0.1 with probability 0.8), then grey with
+    /// The view with jittered colors (0.4, 0.4, 0.2, 0.1 with probability 0.8), then gray with
     /// probability `grayscale`.
     #[must_use]
     pub fn recolored(self, grayscale: f64, rng: Rng) -> Self {
         Self { colors: Some(Colors { grayscale, rng }), ..self }
     }
 
-    /// The view of `picture` in `[width, height]` pixels.
+    /// The view of `image` in `[width, height]` pixels.
     ///
     /// # Errors
-    /// When the crop does not lie in the picture, or the size is 0.
-    pub fn render(&self, picture: &Picture, size: [u32; 2]) -> Result<Picture, PictureError> {
+    /// When the crop does not lie in the image, or the size is 0.
+    pub fn render(&self, image: &Image, size: [u32; 2]) -> Result<Image, ImageError> {
         let CropBox { left, top, width, height } = self.crop;
         let mut shown = if [width, height] == size {
-            picture.crop(left, top, width, height)?
+            image.crop(left, top, width, height)?
         } else {
-            resized_crop_to(picture, self.crop, size, Interpolation::Bicubic)?
+            resized_crop_to(image, self.crop, size, Interpolation::Bicubic)?
         };
         if self.mirrored {
             horizontal_flip(&mut shown);
@@ -83,17 +83,17 @@ impl View {
         Ok(shown)
     }
 
-    /// The place of the picture, in its pixels, that a place of the view shows, given as shares of
+    /// The place of the image, in its pixels, that a place of the view shows, given as shares of
     /// the view's sides.
-    pub fn to_picture(&self, [x, y]: [f64; 2]) -> [f64; 2] {
+    pub fn to_image(&self, [x, y]: [f64; 2]) -> [f64; 2] {
         let x = if self.mirrored { 1.0 - x } else { x };
         let CropBox { left, top, width, height } = self.crop;
         [f64::from(left) + x * f64::from(width), f64::from(top) + y * f64::from(height)]
     }
 
-    /// Where the view shows a place of the picture, in shares of the view's sides; not within 0 to
+    /// Where the view shows a place of the image, in shares of the view's sides; not within 0 to
     /// 1 where it does not.
-    pub fn of_picture(&self, [x, y]: [f64; 2]) -> [f64; 2] {
+    pub fn of_image(&self, [x, y]: [f64; 2]) -> [f64; 2] {
         let CropBox { left, top, width, height } = self.crop;
         let x = (x - f64::from(left)) / f64::from(width);
         let y = (y - f64::from(top)) / f64::from(height);
@@ -101,12 +101,12 @@ impl View {
     }
 
     /// For every cell of this view the place, in pixels, at which `other`, a view of the same
-    /// picture, shows its centre; none where it is not seen.
+    /// image, shows its center; none where it is not seen.
     pub fn truth(&self, grid: &Grid, other: &Self, others: &Grid) -> Vec<Option<[f64; 2]>> {
         let ([width, height], [to_width, to_height]) = (grid.size(), others.size());
         let place = |cell| {
-            let [x, y] = grid.centre(cell);
-            let [x, y] = other.of_picture(self.to_picture([x / width, y / height]));
+            let [x, y] = grid.center(cell);
+            let [x, y] = other.of_image(self.to_image([x / width, y / height]));
             let place = [x * to_width, y * to_height];
             others.cell_at(place).map(|_| place)
         };
@@ -118,18 +118,18 @@ impl View {
 mod tests {
     use super::*;
 
-    /// A picture whose colours say where a pixel is.
-    fn atlas(width: u32, height: u32) -> Picture {
+    /// An image whose colors say where a pixel is.
+    fn atlas(width: u32, height: u32) -> Image {
         let color = |x: u32, y: u32| [x * 255 / (width - 1), y * 255 / (height - 1), 0];
         let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
         let bytes = pixels.flat_map(|(x, y)| color(x, y)).map(|value| value as u8).collect();
-        Picture::new(width, height, bytes).unwrap()
+        Image::new(width, height, bytes).unwrap()
     }
 
-    /// The true place must show the colour of the cell's centre.
+    /// The true place must show the color of the cell's center.
     #[test]
-    fn the_true_place_shows_the_same_colour() {
-        let picture = atlas(300, 200);
+    fn the_true_place_shows_the_same_color() {
+        let image = atlas(300, 200);
         let size = [128, 128];
         let grid = Grid { rows: 16, columns: 16, cell: 8 };
         let (mut seen, mut unseen) = (0, 0);
@@ -137,14 +137,14 @@ mod tests {
             let [first, second] = [0, 1].map(|view| {
                 View::random([300, 200], [0.2, 1.0], &mut Rng::new(seed, [view, 0, 0]))
             });
-            let [a, b] = [&first, &second].map(|view| view.render(&picture, size).unwrap());
+            let [a, b] = [&first, &second].map(|view| view.render(&image, size).unwrap());
             for (cell, truth) in first.truth(&grid, &second, &grid).into_iter().enumerate() {
                 let Some([x, y]) = truth else {
                     unseen += 1;
                     continue;
                 };
                 seen += 1;
-                let [cx, cy] = grid.centre(cell);
+                let [cx, cy] = grid.center(cell);
                 let expected = a.pixel(cx as u32, cy as u32).unwrap();
                 let found = b.pixel(x as u32, y as u32).unwrap();
                 let near = expected.iter().zip(found).all(|(a, b)| a.abs_diff(b) <= 4);
@@ -154,7 +154,7 @@ mod tests {
         assert!(seen > 1000 && unseen > 100, "{seen} {unseen}");
     }
 
-    /// What is not seen is not said to be: no pixel of the second view shows its colour.
+    /// What is not seen is not said to be: no pixel of the second view shows its color.
     #[test]
     fn cells_outside_the_other_view_have_no_true_place() {
         let grid = Grid { rows: 4, columns: 4, cell: 8 };
@@ -169,15 +169,15 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_the_same_at_every_size_and_may_be_grey() {
-        let picture = Picture::new(40, 40, [200, 90, 10].repeat(1600)).unwrap();
+    fn colors_are_the_same_at_every_size_and_may_be_gray() {
+        let image = Image::new(40, 40, [200, 90, 10].repeat(1600)).unwrap();
         let view = View::whole([40, 40]).recolored(1.0, Rng::new(5, [0; 3]));
-        let [small, large] = [40, 80].map(|side| view.render(&picture, [side; 2]).unwrap());
+        let [small, large] = [40, 80].map(|side| view.render(&image, [side; 2]).unwrap());
         assert_eq!(small.pixel(0, 0), large.pixel(79, 79));
         let [r, g, b] = small.pixel(1, 1).unwrap();
         assert!(r == g && g == b);
         let colored = View::whole([40, 40]).recolored(0.0, Rng::new(5, [0; 3]));
-        let [r, g, _] = colored.render(&picture, [40; 2]).unwrap().pixel(1, 1).unwrap();
+        let [r, g, _] = colored.render(&image, [40; 2]).unwrap().pixel(1, 1).unwrap();
         assert_ne!(r, g);
     }
 }

@@ -1,9 +1,9 @@
 //! The drawing of a map.
 
-use esvit_data::{Picture, PngError, Source, encode_png};
+use esvit_data::{Image, PngError, Source, encode_png};
 use rayon::prelude::*;
 
-use super::colours::{Colours, PALETTE};
+use super::colors::{Colors, PALETTE};
 use super::placement::with_room;
 use super::{EmbeddingMap, Method, Point};
 use crate::thumbnail::of_source;
@@ -14,7 +14,7 @@ const MARGIN: f64 = 24.0;
 /// Width of the field that the places are spread over, and its height as a multiple of it.
 const FIELD: f64 = 1040.0;
 const HEIGHTS: [f64; 2] = [0.45, 1.1];
-/// Sides of thumbnails on the map: large where pictures are few.
+/// Sides of thumbnails on the map: large where images are few.
 const SIDES: [f64; 2] = [36.0, 96.0];
 /// Pixels of a thumbnail to one of the drawing.
 const FINENESS: f64 = 2.0;
@@ -27,14 +27,14 @@ const CLASS: f64 = 130.0;
 const LEGEND_DOT: f64 = 35.0;
 const LEGEND_COUNT: f64 = 48.0;
 
-/// The drawing: thumbnails of pictures around their places wherever there is room for one, and dots
+/// The drawing: thumbnails of images around their places wherever there is room for one, and dots
 /// for the others.
-/// Classes are colours, with a legend for up to twelve. There are no axes, as they mean nothing.
+/// Classes are colors, with a legend for up to twelve. There are no axes, as they mean nothing.
 /// Thumbnails come from `source`; `about` says of what the map is.
 ///
 /// # Errors
 /// When a thumbnail cannot be stored.
-pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Drawing, PngError> {
+pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Drawing, PngError> {
     let has_legend = (1..=PALETTE.len()).contains(&map.classes.len());
     let title = format!("{} map of view features", map.layout.method.name());
     let names = map.classes.iter().map(|class| words_width(class, 12.0));
@@ -48,14 +48,14 @@ pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<D
     places.iter_mut().for_each(|[x, y]| (*x, *y) = (*x + MARGIN, *y + top));
     let mut drawing = Drawing::new(width.ceil(), (top + height + MARGIN).ceil());
 
-    let colours = Colours::of(map);
-    let pictured = with_room(&places, side + 2.0 * FRAME + GAP);
+    let colors = Colors::of(map);
+    let shown = with_room(&places, side + 2.0 * FRAME + GAP);
     let load = |&index: &usize| {
         let pixels = (FINENESS * side).round() as u32;
-        let thumbnail = of_source(source, map.points[index].picture, pixels);
+        let thumbnail = of_source(source, map.points[index].image, pixels);
         thumbnail.map(|thumbnail| (index, thumbnail))
     };
-    let thumbnails: Vec<(usize, Picture)> = pictured.par_iter().filter_map(load).collect();
+    let thumbnails: Vec<(usize, Image)> = shown.par_iter().filter_map(load).collect();
 
     drawing.text([MARGIN, MARGIN + 16.0], &title, 18.0, color::INK, Anchor::Start);
     drawing.text([MARGIN, MARGIN + 38.0], about, 12.0, color::FAINT, Anchor::Start);
@@ -63,26 +63,26 @@ pub fn picture(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<D
     drawing.text([MARGIN, MARGIN + 56.0], &remark, 12.0, color::FAINT, Anchor::Start);
     let draw_dots = |drawing: &mut Drawing| {
         for (index, (point, &place)) in map.points.iter().zip(&places).enumerate() {
-            // A picture that is seen needs no dot.
+            // An image that is seen needs no dot.
             if thumbnails.binary_search_by_key(&index, |(index, _)| *index).is_err() {
-                dot(drawing, place, &colours.of_point(point), &point.name);
+                dot(drawing, place, &colors.of_point(point), &point.name);
             }
         }
     };
-    // Dots hide no thumbnail unless their colours say what thumbnails do not: which class it is.
+    // Dots hide no thumbnail unless their colors say what thumbnails do not: which class it is.
     if !has_legend {
         draw_dots(&mut drawing);
     }
     for (index, thumbnail) in &thumbnails {
-        let [x, y] = places[*index].map(|centre| centre - side / 2.0);
+        let [x, y] = places[*index].map(|center| center - side / 2.0);
         let outer = side + 2.0 * FRAME;
-        let frame = colours.of_point(&map.points[*index]);
+        let frame = colors.of_point(&map.points[*index]);
         drawing.rect([x - FRAME, y - FRAME, outer, outer], &frame, 1.0);
         drawing.image(&encode_png(thumbnail)?, [x, y, side, side], false);
     }
     if has_legend {
         draw_dots(&mut drawing);
-        draw_legend(&mut drawing, map, &colours, [MARGIN + FIELD + 22.0, top + 14.0], name);
+        draw_legend(&mut drawing, map, &colors, [MARGIN + FIELD + 22.0, top + 14.0], name);
     }
     Ok(drawing)
 }
@@ -98,7 +98,7 @@ fn spread(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
     };
     let [x, y] = [range(&|point| point.x), range(&|point| point.y)];
     let [wide, high] = [x, y].map(|[low, high]| high - low);
-    let centre = |[low, high]: [f64; 2]| (low + high) / 2.0;
+    let center = |[low, high]: [f64; 2]| (low + high) / 2.0;
     let room = FIELD - 2.0 * border;
     let most = HEIGHTS[1] * FIELD - 2.0 * border;
     // Places on a line up, or all in one, are not spread across.
@@ -106,7 +106,7 @@ fn spread(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
     let scale = if scale.is_finite() { scale } else { 0.0 };
     let height = (high * scale + 2.0 * border).max(HEIGHTS[0] * FIELD);
     let place = |point: &Point| {
-        [FIELD / 2.0 + (point.x - centre(x)) * scale, height / 2.0 - (point.y - centre(y)) * scale]
+        [FIELD / 2.0 + (point.x - center(x)) * scale, height / 2.0 - (point.y - center(y)) * scale]
     };
     (points.iter().map(place).collect(), height)
 }
@@ -129,7 +129,7 @@ fn remark(map: &EmbeddingMap, thumbnails: usize) -> String {
     format!("{how}; {thumbnails} thumbnails where there is room, dots elsewhere")
 }
 
-/// A dot with a light edge, which tells its picture's name where it is pointed at.
+/// A dot with a light edge, which tells its image's name where it is pointed at.
 fn dot(drawing: &mut Drawing, [x, y]: [f64; 2], shade: &str, name: &str) {
     drawing.element(format_args!(
         "<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{DOT}\" fill=\"{shade}\" stroke=\"#ffffff\" \
@@ -138,18 +138,18 @@ fn dot(drawing: &mut Drawing, [x, y]: [f64; 2], shade: &str, name: &str) {
     ));
 }
 
-/// Classes and their numbers of pictures, for names of some width.
+/// Classes and their numbers of images, for names of some width.
 fn draw_legend(
     drawing: &mut Drawing,
     map: &EmbeddingMap,
-    colours: &Colours,
+    colors: &Colors,
     [x, y]: [f64; 2],
     name: f64,
 ) {
     for (line, class) in (0..).zip(&map.classes) {
         let y = y + 22.0 * f64::from(line);
         let count = map.points.iter().filter(|point| point.class.as_ref() == Some(class)).count();
-        drawing.dot([x, y - 4.0], 5.0, &colours.of_class(class));
+        drawing.dot([x, y - 4.0], 5.0, &colors.of_class(class));
         let words = shortened(class, 12.0, name);
         drawing.text([x + 13.0, y], &words, 12.0, color::INK, Anchor::Start);
         let end = x + 13.0 + name + LEGEND_COUNT;
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     fn point(x: f64, y: f64) -> Point {
-        Point { picture: 0, name: String::new(), class: None, x, y }
+        Point { image: 0, name: String::new(), class: None, x, y }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::pca::{PcaError, PrincipalComponents};
 
 /// Principal components that t-SNE works on: the usual number, which leaves noise behind.
 const TSNE_COMPONENTS: usize = 50;
-/// With fewer pictures t-SNE has no neighbourhoods to keep.
+/// With fewer images t-SNE has no neighborhoods to keep.
 pub const MIN_TSNE: usize = 10;
 
 /// How a map came about.
@@ -17,7 +17,7 @@ pub struct Layout {
     pub method: Method,
     /// Shares of the features' variance across and upwards, 0 to 1, for [`Method::Pca`].
     pub explained_variance: Option<[f64; 2]>,
-    /// Effective number of neighbours of a picture, for [`Method::Tsne`].
+    /// Effective number of neighbors of an image, for [`Method::Tsne`].
     pub perplexity: Option<f64>,
 }
 
@@ -27,13 +27,11 @@ pub enum MapError {
     /// The features have no principal components.
     #[error(transparent)]
     Pca(#[from] PcaError),
-    /// There are too few pictures.
-    #[error(
-        "t-SNE needs at least {MIN_TSNE} pictures, there are {pictures}\nhint: PCA needs only two"
-    )]
+    /// There are too few images.
+    #[error("t-SNE needs at least {MIN_TSNE} images, there are {images}\nhint: PCA needs only two")]
     TooFew {
-        /// Number of pictures.
-        pictures: usize,
+        /// Number of images.
+        images: usize,
     },
     /// There is no thread to work on.
     #[error("no thread can be started: {0}")]
@@ -53,7 +51,7 @@ pub fn layout(
 ) -> Result<(Layout, Vec<[f64; 2]>), MapError> {
     let rows = values.len() / width.max(1);
     if method == Method::Tsne && rows < MIN_TSNE {
-        return Err(MapError::TooFew { pictures: rows });
+        return Err(MapError::TooFew { images: rows });
     }
     let wanted = if method == Method::Tsne { TSNE_COMPONENTS } else { 2 };
     let components = PrincipalComponents::fit(values, width, wanted)?;
@@ -127,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_pictures_lie_in_one_place() {
+    fn equal_images_lie_in_one_place() {
         let mut values = groups(30, 6);
         let first = values[..6].to_vec();
         values[6 * 10..6 * 11].copy_from_slice(&first);
@@ -138,20 +136,20 @@ mod tests {
             let size = places.iter().map(|place| place[0].abs()).fold(0.0, f64::max);
             assert!(x.max(y) < 0.1 * size, "{method:?} {x} {y} {size}");
         }
-        // Two kinds of picture only.
+        // Two kinds of image only.
         let halves: Vec<f32> = (0..40).flat_map(|row| [(row % 2) as f32, 1.0]).collect();
         assert!(places(&halves, 2, Method::Tsne).iter().flatten().all(|value| value.is_finite()));
     }
 
     #[test]
-    fn few_pictures() {
+    fn few_images() {
         let two = places(&[1.0, 0.0, 0.0, 1.0], 2, Method::Pca);
         assert!((two[0][0] + two[1][0]).abs() < 1e-9 && two[0][1] == 0.0);
         assert!(
             places(&groups(MIN_TSNE, 4), 4, Method::Tsne).iter().flatten().all(|v| v.is_finite())
         );
         let error = layout(&groups(9, 4), 4, Method::Tsne, || ()).unwrap_err();
-        assert!(matches!(error, MapError::TooFew { pictures: 9 }));
+        assert!(matches!(error, MapError::TooFew { images: 9 }));
         for method in [Method::Pca, Method::Tsne] {
             let error = layout(&[0.5; 60], 3, method, || ()).unwrap_err();
             assert!(matches!(error, MapError::Pca(PcaError::Equal { rows: 20 })));

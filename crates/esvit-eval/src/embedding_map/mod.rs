@@ -1,6 +1,6 @@
-//! Two-dimensional maps of features: pictures that a network finds alike lie close together.
+//! Two-dimensional maps of features: images that a network finds alike lie close together.
 
-mod colours;
+mod colors;
 mod drawing;
 mod layout;
 mod placement;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::thumbnail::class_name;
 use esvit_model::features::Features;
 
-pub use drawing::picture;
+pub use drawing::draw;
 pub use layout::{Layout, MIN_TSNE, MapError, layout};
 pub use table::write_csv;
 pub use tsne::STEPS;
@@ -22,7 +22,7 @@ pub use tsne::STEPS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// t-distributed stochastic neighbour embedding: neighbours stay neighbours; distances between
+    /// t-distributed stochastic neighbor embedding: neighbors stay neighbors; distances between
     /// groups, and sizes of groups, mean nothing.
     Tsne,
     /// The first two principal components: a projection, in which distances can only shrink.
@@ -39,28 +39,28 @@ impl Method {
     }
 }
 
-/// A map: where every picture lies.
+/// A map: where every image lies.
 #[derive(Debug, Serialize)]
 pub struct EmbeddingMap {
     /// How the places came about.
     #[serde(flatten)]
     pub layout: Layout,
-    /// One a picture.
+    /// One an image.
     pub points: Vec<Point>,
-    /// Names of the classes; none where the pictures have no labels.
+    /// Names of the classes; none where the images have no labels.
     #[serde(skip)]
     pub classes: Vec<String>,
 }
 
-/// A picture of a map.
+/// An image of a map.
 #[derive(Debug, Serialize)]
 pub struct Point {
-    /// Index of the picture in its source.
+    /// Index of the image in its source.
     #[serde(skip)]
-    pub picture: usize,
+    pub image: usize,
     /// Its name.
     pub name: String,
-    /// Name of its class, if it is labelled.
+    /// Name of its class, if it is labeled.
     pub class: Option<String>,
     /// Across.
     pub x: f64,
@@ -69,7 +69,7 @@ pub struct Point {
 }
 
 impl EmbeddingMap {
-    /// Lays out `features` of pictures of `source`. They are scaled to unit length, so that
+    /// Lays out `features` of images of `source`. They are scaled to unit length, so that
     /// distances follow cosine similarities. `done` is called after every step of the method's
     /// search.
     ///
@@ -83,14 +83,14 @@ impl EmbeddingMap {
     ) -> Result<Self, MapError> {
         features.rows.normalize();
         let (layout, places) = layout(&features.rows.values, features.rows.width, method, done)?;
-        let point = |(&picture, &[x, y]): (&usize, &[f64; 2])| Point {
-            picture,
-            name: source.name(picture),
-            class: class_name(source, picture).map(str::to_owned),
+        let point = |(&image, &[x, y]): (&usize, &[f64; 2])| Point {
+            image,
+            name: source.name(image),
+            class: class_name(source, image).map(str::to_owned),
             x,
             y,
         };
-        let points = features.pictures.iter().zip(&places).map(point).collect();
+        let points = features.images.iter().zip(&places).map(point).collect();
         Ok(Self { layout, points, classes: source.classes().to_vec() })
     }
 }

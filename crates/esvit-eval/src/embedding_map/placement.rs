@@ -1,10 +1,10 @@
-//! Which pictures of a map have room for a thumbnail.
+//! Which images of a map have room for a thumbnail.
 
 use std::collections::HashMap;
 
 use esvit_kernels::rng::Rng;
 
-/// Purpose word of the order in which pictures are asked.
+/// Purpose word of the order in which images are asked.
 const ORDER_PURPOSE: u64 = 0x7B13;
 
 /// Indices of places around which a square of `side` fits without touching another's. Places are
@@ -12,7 +12,7 @@ const ORDER_PURPOSE: u64 = 0x7B13;
 pub(super) fn with_room(places: &[[f64; 2]], side: f64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..places.len()).collect();
     Rng::for_purpose(0, ORDER_PURPOSE, [0; 3]).shuffle(&mut order);
-    // Squares that touch have their centres in neighbouring cells of this size.
+    // Squares that touch have their centers in neighboring cells of this size.
     let mut taken: HashMap<[i64; 2], Vec<[f64; 2]>> = HashMap::new();
     let cell = |place: [f64; 2]| place.map(|value| (value / side).floor() as i64);
     let mut chosen = Vec::new();

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::MapError;
 
-/// The usual effective number of neighbours.
+/// The usual effective number of neighbors.
 const PERPLEXITY: f64 = 30.0;
 /// How coarsely far groups are taken as one point; the usual value.
 const THETA: f64 = 0.5;
@@ -18,7 +18,7 @@ const LEAST_RATE: f64 = 400.0;
 /// Standard deviation of the places that the search starts from.
 const START: f64 = 1e-4;
 
-/// The perplexity for so many rows: each has three times as many neighbours.
+/// The perplexity for so many rows: each has three times as many neighbors.
 pub(super) fn perplexity(rows: usize) -> f64 {
     PERPLEXITY.min((rows - 1) as f64 / 3.0)
 }
@@ -26,7 +26,7 @@ pub(super) fn perplexity(rows: usize) -> f64 {
 /// Places of `values [rows, width]`, starting from `start`, scaled down.
 ///
 /// Nothing is random: the search starts from principal components rather than from noise,
-/// neighbours are found exactly rather than by a tree built at random, and the descent, whose
+/// neighbors are found exactly rather than by a tree built at random, and the descent, whose
 /// sums would depend on how threads share them, has one thread of its own.
 pub(super) fn run(
     values: &[f64],
@@ -36,7 +36,7 @@ pub(super) fn run(
 ) -> Result<Vec<[f64; 2]>, MapError> {
     let rows = start.len();
     let perplexity = perplexity(rows);
-    let neighbours = neighbours(values, width, (3.0 * perplexity) as usize);
+    let neighbors = neighbors(values, width, (3.0 * perplexity) as usize);
     let variance = start.iter().map(|place| place[0].powi(2)).sum::<f64>() / rows as f64;
     let scale = START / variance.sqrt();
     let start: Vec<f64> = start.as_flattened().iter().map(|value| value * scale).collect();
@@ -55,7 +55,7 @@ pub(super) fn run(
             .learning_rate(rate)
             .initial_embedding(start)
             .epoch_callback(move |_, _| done())
-            .barnes_hut_with_neighbors(THETA, &neighbours)
+            .barnes_hut_with_neighbors(THETA, &neighbors)
             .embedding()
     });
     Ok(places.as_chunks::<2>().0.to_vec())
@@ -63,7 +63,7 @@ pub(super) fn run(
 
 /// The `count` nearest other rows of every row with their distances, nearest first, equally near
 /// ones in their order.
-fn neighbours(values: &[f64], width: usize, count: usize) -> Vec<Vec<Neighbor<f64>>> {
+fn neighbors(values: &[f64], width: usize, count: usize) -> Vec<Vec<Neighbor<f64>>> {
     let rows: Vec<&[f64]> = values.chunks_exact(width).collect();
     let of_row = |(index, row): (usize, &&[f64])| {
         let distance =
@@ -83,8 +83,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_are_others_nearest_first() {
-        let found = neighbours(&[0.0, 5.0, 1.0, 1.0], 1, 2);
+    fn neighbors_are_others_nearest_first() {
+        let found = neighbors(&[0.0, 5.0, 1.0, 1.0], 1, 2);
         let indices: Vec<Vec<usize>> =
             found.iter().map(|row| row.iter().map(|near| near.index).collect()).collect();
         assert_eq!(indices, [[2, 3], [2, 3], [3, 0], [2, 0]]);

@@ -1,4 +1,4 @@
-//! Labelled pictures as batches of random crops.
+//! Labeled images as batches of random crops.
 
 use std::collections::HashSet;
 
@@ -7,28 +7,28 @@ use esvit_data::augment::Normalization;
 use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 
-use crate::labelled::LabelledSet;
+use crate::labeled::LabeledSet;
 use esvit_model::features::LeftOut;
 
 /// Purpose word of the numbers that order an epoch.
 const ORDER_PURPOSE: u64 = 0xF17E;
 
-/// A step's pictures.
+/// A step's images.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Normalised pixels `[B, 3, size, size]`.
+    /// Normalized pixels `[B, 3, size, size]`.
     pub pixels: Vec<f32>,
-    /// Classes, one a picture.
+    /// Classes, one an image.
     pub labels: Vec<u32>,
-    /// Pictures that could not be read and were not known to be broken.
+    /// Images that could not be read and were not known to be broken.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Cuts a set into batches of random crops. What is drawn for a picture depends on the seed, the
-/// epoch and its number in the source alone. Pictures that cannot be read are left out, which makes
+/// Cuts a set into batches of random crops. What is drawn for an image depends on the seed, the
+/// epoch and its number in the source alone. Images that cannot be read are left out, which makes
 /// their batches smaller.
 pub struct Batches<'a> {
-    set: &'a LabelledSet,
+    set: &'a LabeledSet,
     views: ViewsConfig,
     normalization: Normalization,
     size: usize,
@@ -37,33 +37,33 @@ pub struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// Batches of at most `size` pictures; of every picture the first of `views` is taken.
-    pub fn new(set: &'a LabelledSet, views: ViewsConfig, size: usize, seed: u64) -> Self {
-        let size = size.clamp(1, set.pictures.len().max(1));
+    /// Batches of at most `size` images; of every image the first of `views` is taken.
+    pub fn new(set: &'a LabeledSet, views: ViewsConfig, size: usize, seed: u64) -> Self {
+        let size = size.clamp(1, set.images.len().max(1));
         let normalization = views.normalization();
         Self { set, views, normalization, size, seed, broken: HashSet::new() }
     }
 
-    /// Pictures of a batch, but for the last one of an epoch.
+    /// Images of a batch, but for the last one of an epoch.
     pub fn size(&self) -> usize {
         self.size
     }
 
     /// Batches of an epoch; the last takes what is left.
     pub fn per_epoch(&self) -> u64 {
-        self.set.pictures.len().div_ceil(self.size) as u64
+        self.set.images.len().div_ceil(self.size) as u64
     }
 
-    /// The pictures of an epoch, in its order.
+    /// The images of an epoch, in its order.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
-        let mut order = self.set.pictures.clone();
+        let mut order = self.set.images.clone();
         Rng::for_purpose(self.seed, ORDER_PURPOSE, [epoch, 0, 0]).shuffle(&mut order);
         order
     }
 
-    /// Reads some pictures of an epoch.
-    pub fn load(&mut self, epoch: u64, pictures: &[usize]) -> Batch {
-        let crops: Vec<(usize, Result<Vec<f32>, String>)> = pictures
+    /// Reads some images of an epoch.
+    pub fn load(&mut self, epoch: u64, images: &[usize]) -> Batch {
+        let crops: Vec<(usize, Result<Vec<f32>, String>)> = images
             .par_iter()
             .filter(|index| !self.broken.contains(index))
             .map(|&index| (index, self.crop(epoch, index)))
@@ -86,10 +86,10 @@ impl<'a> Batches<'a> {
     }
 
     fn crop(&self, epoch: u64, index: usize) -> Result<Vec<f32>, String> {
-        let picture = self.set.source.load(index).map_err(|error| error.to_string())?;
+        let image = self.set.source.load(index).map_err(|error| error.to_string())?;
         let view = self
             .views
-            .first_view(&picture, self.seed, epoch, index as u64)
+            .first_view(&image, self.seed, epoch, index as u64)
             .map_err(|error| error.to_string())?;
         let side = view.size() as usize;
         let mut values = vec![0.0; 3 * side * side];
@@ -103,16 +103,16 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use esvit_data::{InMemory, Picture};
+    use esvit_data::{Image, InMemory};
 
-    fn set(count: u8) -> LabelledSet {
+    fn set(count: u8) -> LabeledSet {
         let mut source = InMemory::new(vec!["a".into(), "b".into()]);
         for i in 0..count {
             let pixels = (0..20 * 10 * 3).map(|p| (p as u8).wrapping_mul(i + 1)).collect();
-            let picture = Picture::new(20, 10, pixels).unwrap();
-            source.push(format!("{i}"), Some(u32::from(i % 2)), picture);
+            let image = Image::new(20, 10, pixels).unwrap();
+            source.push(format!("{i}"), Some(u32::from(i % 2)), image);
         }
-        LabelledSet::all(Arc::new(source))
+        LabeledSet::all(Arc::new(source))
     }
 
     fn views() -> ViewsConfig {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_shows_every_picture_once() {
+    fn an_epoch_shows_every_image_once() {
         let set = set(7);
         let mut batches = Batches::new(&set, views(), 3, 1);
         assert_eq!((batches.size(), batches.per_epoch()), (3, 3));
@@ -128,7 +128,7 @@ mod tests {
         assert_ne!(order, batches.order(1));
         let mut sorted = order.clone();
         sorted.sort_unstable();
-        assert_eq!(sorted, set.pictures);
+        assert_eq!(sorted, set.images);
         let counts: Vec<usize> =
             order.chunks(3).map(|some| batches.load(0, some).labels.len()).collect();
         assert_eq!(counts, [3, 3, 1]);

@@ -3,11 +3,11 @@
 use esvit_kernels::pool;
 use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Params, Pass};
+use esvit_nn::{ForwardCtx, Params};
 use rayon::prelude::*;
 
 use super::model::Classifier;
-use crate::labelled::LabelledSet;
+use crate::labeled::LabeledSet;
 use crate::probe::{ClassAccuracy, rank};
 use esvit_data::Preprocess;
 use esvit_model::features::{LeftOut, view_forward};
@@ -15,13 +15,13 @@ use esvit_model::features::{LeftOut, view_forward};
 /// Rows whose class scores are held at a time.
 const ROWS: usize = 512;
 
-/// Classifies the pictures of a set, as the backbone's evaluations show them. Pictures of classes
-/// that the classifier does not know count as wrong. None where no picture can be read.
+/// Classifies the images of a set, as the backbone's evaluations show them. Images of classes
+/// that the classifier does not know count as wrong. None where no image can be read.
 pub fn score(
     network: &Classifier,
     params: &Params,
     preprocess: &Preprocess,
-    set: &LabelledSet,
+    set: &LabeledSet,
 ) -> (Option<ClassAccuracy>, Vec<LeftOut>) {
     let forward = view_forward(&network.swin, params, preprocess);
     let features = set.features(preprocess, forward, |_| ());
@@ -30,7 +30,7 @@ pub fn score(
     let mut ranks = Vec::with_capacity(rows.labels.len());
     for (values, labels) in rows.values.chunks(ROWS * width).zip(rows.labels.chunks(ROWS)) {
         let values = tensor::<2>(values.to_vec(), [labels.len(), width], &device);
-        let scores = pool::run(|| to_vec(&network.classify(params, values, &Pass::eval())));
+        let scores = pool::run(|| to_vec(&network.classify(params, values, &ForwardCtx::eval())));
         let classes = scores.len() / labels.len();
         let rank = |(scores, &label): (&[f32], &u32)| rank(scores, label as usize);
         ranks.par_extend(scores.par_chunks(classes).zip(labels).map(rank));

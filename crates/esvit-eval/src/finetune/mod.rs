@@ -1,5 +1,5 @@
 //! Fine-tuning: a backbone and a linear classifier on its view feature, trained together on
-//! labelled pictures. From random values it is the supervised training that pre-training is
+//! labeled images. From random values it is the supervised training that pre-training is
 //! compared with.
 
 mod data;
@@ -15,12 +15,12 @@ use serde::Serialize;
 
 pub use data::{Batch, Batches};
 pub use measure::score;
-pub use model::{Classifier, cross_entropy, layer_scales, targets};
+pub use model::{Classifier, cross_entropy, layer_lr_scales, targets};
 pub use save::save;
 pub use settings::{SettingError, Settings};
 pub use train::Trainer;
 
-use crate::labelled::{LabelledSet, LabelledTask};
+use crate::labeled::{LabeledSet, LabeledTask};
 use crate::probe::ClassAccuracy;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::LeftOut;
@@ -31,32 +31,32 @@ pub enum FinetuneError {
     /// A setting makes no sense.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// The pictures to learn from leave nothing to be learnt.
+    /// The images to learn from leave nothing to be learned.
     #[error(
-        "all {pictures} pictures to learn from are of one class, `{class}`: there is nothing to tell \
+        "all {images} images to learn from are of one class, `{class}`: there is nothing to tell \
          apart\nhint: classes are the folders below the one that `--train` names"
     )]
     OneClass {
-        /// Number of pictures.
-        pictures: usize,
+        /// Number of images.
+        images: usize,
         /// Their class.
         class: String,
     },
-    /// A set has no pictures.
-    #[error("there are no {set} pictures\nhint: name a folder of them with `--{option}`")]
+    /// A set has no images.
+    #[error("there are no {set} images\nhint: name a folder of them with `--{option}`")]
     Empty {
         /// `training` or `query`.
         set: &'static str,
         /// The option that gives them.
         option: &'static str,
     },
-    /// No picture of a set can be read.
-    #[error("none of the {pictures} {set} pictures can be read")]
+    /// No image of a set can be read.
+    #[error("none of the {images} {set} images can be read")]
     Unreadable {
         /// `training` or `query`.
         set: &'static str,
-        /// Number of its pictures.
-        pictures: usize,
+        /// Number of its images.
+        images: usize,
     },
     /// Training went astray.
     #[error(
@@ -90,8 +90,8 @@ pub enum Event<'a> {
         step: u64,
         /// Steps of all epochs.
         steps: u64,
-        /// Pictures of the step.
-        pictures: usize,
+        /// Images of the step.
+        images: usize,
         /// Its loss.
         loss: f32,
         /// Its learning rate, for parameters that no layer-wise decay slows down.
@@ -99,7 +99,7 @@ pub enum Event<'a> {
     },
     /// An epoch was done and the network measured.
     Epoch(&'a EpochResult),
-    /// Pictures cannot be read.
+    /// Images cannot be read.
     LeftOut(&'a [LeftOut]),
 }
 
@@ -108,11 +108,11 @@ pub enum Event<'a> {
 pub struct EpochResult {
     /// The epoch, counted from 1.
     pub epoch: u64,
-    /// Mean training loss of its pictures, against the mixed and smoothed targets.
+    /// Mean training loss of its images, against the mixed and smoothed targets.
     pub loss: f64,
     /// Learning rate of its last step, for parameters that no layer-wise decay slows down.
     pub lr: f64,
-    /// Accuracy on the query pictures.
+    /// Accuracy on the query images.
     #[serde(flatten)]
     pub accuracy: ClassAccuracy,
 }
@@ -136,7 +136,7 @@ impl Finetuned {
         &self.epochs[self.epochs.len() - 1]
     }
 
-    /// The epoch with the highest top-1, the first of equals. It is chosen by the pictures that it is
+    /// The epoch with the highest top-1, the first of equals. It is chosen by the images that it is
     /// measured on, and so a little too high.
     pub fn best(&self) -> &EpochResult {
         self.epochs.iter().fold(&self.epochs[0], |best, other| {
@@ -146,14 +146,14 @@ impl Finetuned {
 }
 
 /// Trains the network of `backbone`, from its values or from scratch, with a classifier on the
-/// pictures that `task` gives to learn from, and measures it on the others after every epoch.
+/// images that `task` gives to learn from, and measures it on the others after every epoch.
 ///
 /// # Errors
-/// When a setting makes no sense, there are no pictures or none that can be read, they have only
+/// When a setting makes no sense, there are no images or none that can be read, they have only
 /// one class, or the loss is not finite.
 pub fn finetune(
     backbone: &PretrainedBackbone,
-    task: &LabelledTask,
+    task: &LabeledTask,
     settings: &Settings,
     mut watch: impl FnMut(&Event<'_>),
 ) -> Result<Finetuned, FinetuneError> {
@@ -174,19 +174,19 @@ pub fn finetune(
     let mut epochs = Vec::new();
     for epoch in 0..settings.epochs {
         let (mut loss_sum, mut seen, mut lr) = (0.0, 0, 0.0);
-        for pictures in batches.order(epoch).chunks(batches.size()) {
-            let mut batch = batches.load(epoch, pictures);
+        for images in batches.order(epoch).chunks(batches.size()) {
+            let mut batch = batches.load(epoch, images);
             let left_out = std::mem::take(&mut batch.left_out);
             if !left_out.is_empty() {
                 watch(&Event::LeftOut(&left_out));
             }
             lr = schedule.at(step);
-            let pictures = batch.labels.len();
-            if pictures > 0 {
+            let images = batch.labels.len();
+            if images > 0 {
                 let loss = trainer.step(step, lr, batch)?;
-                loss_sum += f64::from(loss) * pictures as f64;
-                seen += pictures;
-                watch(&Event::Step { step: step + 1, steps, pictures, loss, lr });
+                loss_sum += f64::from(loss) * images as f64;
+                seen += images;
+                watch(&Event::Step { step: step + 1, steps, images, loss, lr });
             }
             step += 1;
         }
@@ -208,24 +208,24 @@ pub fn finetune(
     Ok(Finetuned { network, params, steps: step, epochs })
 }
 
-fn unreadable(set: &'static str, pictures: &LabelledSet) -> FinetuneError {
-    FinetuneError::Unreadable { set, pictures: pictures.pictures.len() }
+fn unreadable(set: &'static str, images: &LabeledSet) -> FinetuneError {
+    FinetuneError::Unreadable { set, images: images.images.len() }
 }
 
 /// Whether there is anything to learn and anything to measure.
-fn check(task: &LabelledTask) -> Result<(), FinetuneError> {
-    for (set, option, pictures) in
-        [("training", "train", &task.train.pictures), ("query", "val", &task.queries.pictures)]
+fn check(task: &LabeledTask) -> Result<(), FinetuneError> {
+    for (set, option, images) in
+        [("training", "train", &task.train.images), ("query", "val", &task.queries.images)]
     {
-        if pictures.is_empty() {
+        if images.is_empty() {
             return Err(FinetuneError::Empty { set, option });
         }
     }
-    let mut labels = task.train.pictures.iter().map(|&index| task.train.label(index));
+    let mut labels = task.train.images.iter().map(|&index| task.train.label(index));
     let first = labels.next().unwrap_or(0);
     if labels.all(|label| label == first) {
         return Err(FinetuneError::OneClass {
-            pictures: task.train.pictures.len(),
+            images: task.train.images.len(),
             class: task.classes[first as usize].clone(),
         });
     }

@@ -7,7 +7,7 @@ use esvit_nn::layers::Linear;
 use esvit_nn::ops::Activation;
 use esvit_nn::params::{ParamSpec, Registry, tensor};
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Params, Pass, Swin, SwinConfig};
+use esvit_nn::{ForwardCtx, Params, Swin, SwinConfig};
 
 use esvit_model::PretrainedBackbone;
 
@@ -44,13 +44,13 @@ impl Classifier {
         })
     }
 
-    /// Class scores `[B, classes]` of normalised pixels `[B, 3, H, W]`.
-    pub fn logits(&self, params: &Params, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
+    /// Class scores `[B, classes]` of normalized pixels `[B, 3, H, W]`.
+    pub fn logits(&self, params: &Params, images: Tensor<4>, pass: &ForwardCtx) -> Tensor<2> {
         self.classify(params, self.swin.forward(params, images, pass).view, pass)
     }
 
     /// Class scores `[B, classes]` of view features `[B, C]`.
-    pub fn classify(&self, params: &Params, features: Tensor<2>, pass: &Pass) -> Tensor<2> {
+    pub fn classify(&self, params: &Params, features: Tensor<2>, pass: &ForwardCtx) -> Tensor<2> {
         self.linear.forward(params, features, Activation::None, pass)
     }
 }
@@ -59,7 +59,7 @@ impl Classifier {
 /// have 1; every block has `decay` times the factor of what comes after it, and the patch embedding
 /// that of a block before the first. Patch merging belongs to the last block of its stage. (The
 /// grouping of BEiT, for Swin as in SimMIM.)
-pub fn layer_scales(specs: &[ParamSpec], depths: &[usize], decay: f64) -> Vec<f64> {
+pub fn layer_lr_scales(specs: &[ParamSpec], depths: &[usize], decay: f64) -> Vec<f64> {
     let last = depths.iter().sum::<usize>() + 1;
     let scale = |spec: &ParamSpec| decay.powi((last - layer(&spec.name, depths)) as i32);
     specs.iter().map(scale).collect()
@@ -103,7 +103,7 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esvit_nn::pass::DropPathKey;
+    use esvit_nn::forward_ctx::DropPathKey;
 
     fn shape() -> SwinConfig {
         SwinConfig {
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn layers_nearer_to_the_pixels_learn_more_slowly() {
         let network = Classifier::new(&shape(), 3, 0.0);
-        let scales = layer_scales(network.specs(), &[1, 2], 0.5);
+        let scales = layer_lr_scales(network.specs(), &[1, 2], 0.5);
         let mut groups: Vec<(f64, Vec<&str>)> = Vec::new();
         for (spec, scale) in network.specs().iter().zip(scales) {
             match groups.iter_mut().find(|(known, _)| *known == scale) {
@@ -143,7 +143,7 @@ mod tests {
             assert!(names.iter().all(known), "{scale}: {names:?}");
             assert!(starts.iter().all(|start| names.iter().any(|name| name.starts_with(start))));
         }
-        assert!(layer_scales(network.specs(), &[1, 2], 1.0).iter().all(|&scale| scale == 1.0));
+        assert!(layer_lr_scales(network.specs(), &[1, 2], 1.0).iter().all(|&scale| scale == 1.0));
     }
 
     /// By hand: two classes, scores 0 and ln 3, so probabilities 1/4 and 3/4.
@@ -170,7 +170,7 @@ mod tests {
         let params = Params::init(network.specs(), 3, &device).tracked();
         let pixels = (0..2 * 3 * 32 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
         let images = tensor::<4>(pixels, [2, 3, 32, 32], &device).autodiff();
-        let pass = Pass::student(DropPathKey { seed: 0, step: 0, pass: 0 });
+        let pass = ForwardCtx::student(DropPathKey { seed: 0, step: 0, pass: 0 });
         let logits = network.logits(&params, images, &pass);
         assert_eq!(logits.dims(), [2, 1200]);
         let targets = targets(&[1199, 0], 1200, 0.1, &device).autodiff();

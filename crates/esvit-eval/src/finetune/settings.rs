@@ -21,9 +21,9 @@ const MIXING: [f64; 2] = [0.01, 5.0];
 pub struct Settings {
     /// Starts from random values instead of the backbone's: supervised training.
     pub from_scratch: bool,
-    /// Passes over the pictures.
+    /// Passes over the images.
     pub epochs: u64,
-    /// Pictures of a step; the last step of an epoch takes what is left.
+    /// Images of a step; the last step of an epoch takes what is left.
     pub batch_size: usize,
     /// Learning rate at the end of the warm-up for a batch of 256; it is scaled by the batch.
     pub lr: f64,
@@ -35,9 +35,9 @@ pub struct Settings {
     pub weight_decay: f64,
     /// Largest norm of all gradients together; 0 for any.
     pub clip_grad: f64,
-    /// Area of a training crop, as a share of the picture's.
+    /// Area of a training crop, as a share of the image's.
     pub scale: [f64; 2],
-    /// Two random operations on colour or geometry per crop (`rand-m9-mstd0.5-inc1`).
+    /// Two random operations on color or geometry per crop (`rand-m9-mstd0.5-inc1`).
     pub randaugment: bool,
     /// Both parameters of the Beta distribution of mixup's share; 0 for no mixup.
     pub mixup: f64,
@@ -54,7 +54,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults, for a number of epochs: layer-wise decay is for values that were learnt before.
+    /// The defaults, for a number of epochs: layer-wise decay is for values that were learned before.
     pub fn new(epochs: u64, from_scratch: bool) -> Self {
         Self {
             from_scratch,
@@ -94,7 +94,7 @@ impl Settings {
         let mixes = |value| value == 0.0 || (MIXING[0]..=MIXING[1]).contains(&value);
         let [low, high] = self.scale;
         check(self.epochs > 0, "epochs", "0".into(), "there must be at least one")?;
-        check(self.batch_size > 0, "batch-size", "0".into(), "a step takes at least one picture")?;
+        check(self.batch_size > 0, "batch-size", "0".into(), "a step takes at least one image")?;
         number("lr", self.lr, self.lr > 0.0, "it must be above 0")?;
         let warmup = (0.0..=self.epochs as f64).contains(&self.warmup_epochs);
         number("warmup-epochs", self.warmup_epochs, warmup, "give 0 to the number of epochs")?;
@@ -130,7 +130,7 @@ impl Settings {
         }
     }
 
-    /// How pictures are mixed, if they are.
+    /// How images are mixed, if they are.
     pub fn mixing(&self) -> Option<MixupConfig> {
         let switch_prob = match (self.mixup > 0.0, self.cutmix > 0.0) {
             (false, false) => return None,
@@ -147,7 +147,7 @@ impl Settings {
         })
     }
 
-    /// How a training crop is made of a picture: the first of these views.
+    /// How a training crop is made of an image: the first of these views.
     pub fn views(&self, preprocess: &Preprocess) -> ViewsConfig {
         let mut views = ViewsConfig {
             global_size: preprocess.transform.crop,

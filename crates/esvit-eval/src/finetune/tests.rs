@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use esvit_data::{InMemory, Picture};
+use esvit_data::{Image, InMemory};
 use esvit_kernels::rng::Rng;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{SwinConfig, params::ParamSpec};
@@ -26,8 +26,8 @@ fn backbone() -> PretrainedBackbone {
     PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
 }
 
-/// `per_class` noisy pictures of every class, learnt and classified.
-fn task(classes: usize, per_class: usize) -> LabelledTask {
+/// `per_class` noisy images of every class, learned and classified.
+fn task(classes: usize, per_class: usize) -> LabeledTask {
     let names: Vec<String> = (0..classes).map(|class| format!("c{class}")).collect();
     let mut source = InMemory::new(names.clone());
     for class in 0..classes {
@@ -36,12 +36,12 @@ fn task(classes: usize, per_class: usize) -> LabelledTask {
             let mut levels = Rng::new(8, [class as u64, 0, 0]);
             let color: [u64; 3] = std::array::from_fn(|_| levels.below(200));
             let pixels = (0..24 * 18 * 3).map(|i| (color[i % 3] + rng.below(50)) as u8).collect();
-            let picture = Picture::new(24, 18, pixels).unwrap();
-            source.push(format!("{class}/{number}"), Some(class as u32), picture);
+            let image = Image::new(24, 18, pixels).unwrap();
+            source.push(format!("{class}/{number}"), Some(class as u32), image);
         }
     }
-    let set = LabelledSet::all(Arc::new(source));
-    LabelledTask { train: set.clone(), queries: set, classes: names, description: "noise".into() }
+    let set = LabeledSet::all(Arc::new(source));
+    LabeledTask { train: set.clone(), queries: set, classes: names, description: "noise".into() }
 }
 
 fn quick(epochs: u64) -> Settings {
@@ -63,7 +63,7 @@ fn the_same_seed_gives_the_same_bits_for_any_number_of_threads() {
     let [one, three] = [1, 3].map(|threads| run(threads, &settings));
     assert_eq!(bits(&one.params), bits(&three.params));
     assert_eq!(one.epochs, three.epochs);
-    // 12 pictures by 5 are 3 steps an epoch.
+    // 12 images by 5 are 3 steps an epoch.
     assert_eq!(one.steps, 6);
     let other = run(2, &Settings { seed: 1, ..settings });
     assert_ne!(bits(&one.params), bits(&other.params));
@@ -137,7 +137,7 @@ fn network_values(backbone: &PretrainedBackbone) -> Params {
 }
 
 #[test]
-fn more_than_a_thousand_classes_of_one_picture_each() {
+fn more_than_a_thousand_classes_of_one_image_each() {
     let (backbone, task) = (backbone(), task(1100, 1));
     let settings = Settings { batch_size: 5000, ..quick(1) };
     let end = finetune(&backbone, &task, &settings, |_| ()).unwrap();
@@ -164,14 +164,14 @@ fn best_is_the_first_of_the_highest() {
 #[test]
 fn what_cannot_be_learnt_is_refused() {
     let backbone = backbone();
-    let fails = |task: &LabelledTask, settings: &Settings| {
+    let fails = |task: &LabeledTask, settings: &Settings| {
         finetune(&backbone, task, settings, |_| ()).unwrap_err().to_string()
     };
     let error = fails(&task(1, 3), &quick(1));
-    assert!(error.starts_with("all 3 pictures to learn from are of one class, `c0`"), "{error}");
+    assert!(error.starts_with("all 3 images to learn from are of one class, `c0`"), "{error}");
     let mut none = task(2, 2);
-    none.queries.pictures.clear();
-    assert!(fails(&none, &quick(1)).contains("no query pictures"));
+    none.queries.images.clear();
+    assert!(fails(&none, &quick(1)).contains("no query images"));
     let wild = Settings { lr: 1e30, clip_grad: 0.0, ..quick(3) };
     let error = fails(&task(2, 3), &wild);
     assert!(error.contains("hint: lower `--lr`, which is 1000000"), "{error}");

@@ -1,16 +1,16 @@
-//! One optimiser step of a classifier.
+//! One optimizer step of a classifier.
 
 use burn::tensor::{Device, Tensor};
 use esvit_kernels::{buffer, pool};
+use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::params::tensor;
-use esvit_nn::pass::DropPathKey;
-use esvit_nn::{Params, Pass};
+use esvit_nn::{ForwardCtx, Params};
 use esvit_train::mixup;
 use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind};
 
 use super::FinetuneError;
 use super::data::Batch;
-use super::model::{Classifier, cross_entropy, layer_scales, targets};
+use super::model::{Classifier, cross_entropy, layer_lr_scales, targets};
 use super::settings::Settings;
 
 /// A classifier that is being trained.
@@ -21,7 +21,7 @@ pub struct Trainer {
     /// Its values.
     pub params: Params,
     optimizer: Optimizer,
-    layer_scales: Vec<f64>,
+    layer_lr_scales: Vec<f64>,
     settings: Settings,
     classes: usize,
     /// Side of the crops, in pixels.
@@ -38,12 +38,20 @@ impl Trainer {
         settings: &Settings,
     ) -> Self {
         let depths = &network.swin.config().depths;
-        let layer_scales = layer_scales(network.specs(), depths, settings.layer_decay);
+        let layer_lr_scales = layer_lr_scales(network.specs(), depths, settings.layer_decay);
         let optimizer = Optimizer::new(OptimizerKind::AdamW, network.specs().len());
-        Self { network, params, optimizer, layer_scales, settings: settings.clone(), classes, size }
+        Self {
+            network,
+            params,
+            optimizer,
+            layer_lr_scales,
+            settings: settings.clone(),
+            classes,
+            size,
+        }
     }
 
-    /// One step on a batch, which must have pictures; returns the loss.
+    /// One step on a batch, which must have images; returns the loss.
     ///
     /// # Errors
     /// When the loss or its gradient is not finite; nothing is changed then.
@@ -70,9 +78,9 @@ impl Trainer {
                 precision,
             });
         }
-        let lrs: Vec<f64> = self.layer_scales.iter().map(|scale| lr * scale).collect();
+        let lrs: Vec<f64> = self.layer_lr_scales.iter().map(|scale| lr * scale).collect();
         let weight_decay = self.settings.weight_decay;
-        self.optimizer.step_alone(&mut self.params, gradients, &scales, &lrs, weight_decay);
+        self.optimizer.step_without_ema(&mut self.params, gradients, &scales, &lrs, weight_decay);
         buffer::end_step();
         Ok(loss)
     }
@@ -81,7 +89,7 @@ impl Trainer {
     fn gradients(&self, step: u64, batch: Batch) -> (f32, Vec<Option<Tensor<1>>>) {
         let (images, targets) = self.mixed(step, batch);
         let key = DropPathKey { seed: self.settings.seed, step, pass: 0 };
-        let pass = Pass::student(key).with_precision(self.settings.precision);
+        let pass = ForwardCtx::student(key).with_precision(self.settings.precision);
         let params = self.params.tracked();
         let logits = self.network.logits(&params, images.autodiff(), &pass);
         let loss = cross_entropy(logits, targets.autodiff());

@@ -1,27 +1,27 @@
-//! k-NN accuracy of a backbone, and of the pixels themselves, on a labelled task.
+//! k-NN accuracy of a backbone, and of the pixels themselves, on a labeled task.
 
 use esvit_nn::{Params, Swin};
 
 use super::{Accuracy, KnnError, classify};
-use crate::labelled::{LabelledSet, LabelledTask};
+use crate::labeled::{LabeledSet, LabeledTask};
 use esvit_data::Preprocess;
 use esvit_model::features::{Features, LeftOut, view_forward};
 
 /// What was measured, and on what it could not be.
 #[derive(Debug)]
 pub struct Measured {
-    /// One a number of neighbours.
+    /// One a number of neighbors.
     pub accuracies: Vec<Accuracy>,
-    /// Pictures that could not be read.
+    /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
 /// k-NN accuracy of a frozen backbone.
 ///
 /// # Errors
-/// When no picture of a side can be read.
+/// When no image of a side can be read.
 pub fn accuracy(
-    task: &LabelledTask,
+    task: &LabeledTask,
     (swin, params): (&Swin, &Params),
     preprocess: &Preprocess,
     ks: &[usize],
@@ -36,9 +36,9 @@ pub fn accuracy(
 /// k-NN accuracy of the pixels themselves.
 ///
 /// # Errors
-/// When no picture of a side can be read.
+/// When no image of a side can be read.
 pub fn pixel_accuracy(
-    task: &LabelledTask,
+    task: &LabeledTask,
     preprocess: &Preprocess,
     ks: &[usize],
     temperature: f64,
@@ -47,10 +47,10 @@ pub fn pixel_accuracy(
 }
 
 fn measure(
-    task: &LabelledTask,
+    task: &LabeledTask,
     ks: &[usize],
     temperature: f64,
-    mut extract: impl FnMut(&LabelledSet) -> Features,
+    mut extract: impl FnMut(&LabeledSet) -> Features,
 ) -> Result<Measured, KnnError> {
     let mut sides = [&task.train, &task.queries].map(|set| {
         let mut features = extract(set);

@@ -1,4 +1,4 @@
-//! k-nearest-neighbour classification on frozen features, by DINO's protocol.
+//! k-nearest-neighbor classification on frozen features, by DINO's protocol.
 //!
 //! Features have unit length; each of a query's k most similar training features votes for its
 //! class with `exp(similarity / temperature)`; classes are ranked by the sum of their votes.
@@ -9,7 +9,7 @@ mod vote;
 
 use esvit_kernels::nearest::Search;
 use esvit_kernels::pool;
-use esvit_model::features::LabelledFeatures;
+use esvit_model::features::LabeledFeatures;
 use serde::{Deserialize, Serialize};
 
 pub use esvit_kernels::nearest::Neighbor;
@@ -19,13 +19,13 @@ pub use vote::accuracies;
 
 /// The protocol's temperature.
 pub const TEMPERATURE: f64 = 0.07;
-/// The protocol's numbers of neighbours.
-pub const NEIGHBOURS: [usize; 4] = [10, 20, 100, 200];
+/// The protocol's numbers of neighbors.
+pub const NEIGHBORS: [usize; 4] = [10, 20, 100, 200];
 
-/// Accuracy for one number of neighbours, in per cent.
+/// Accuracy for one number of neighbors, in per cent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
-    /// Number of neighbours asked for; all training rows vote if there are fewer.
+    /// Number of neighbors asked for; all training rows vote if there are fewer.
     pub k: usize,
     /// Share of queries whose class is ranked first.
     pub top1: f64,
@@ -37,7 +37,7 @@ pub struct Accuracy {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KnnError {
     /// One of the two sets has no rows.
-    #[error("the {set} set has no pictures")]
+    #[error("the {set} set has no images")]
     Empty {
         /// `training` or `query`.
         set: &'static str,
@@ -52,15 +52,15 @@ pub enum KnnError {
     },
 }
 
-/// Classifies `queries` by their neighbours in `train`, both normalised, for each k in `ks`.
-/// Equally similar neighbours count in the order of their rows, equal votes in the order of
+/// Classifies `queries` by their neighbors in `train`, both normalized, for each k in `ks`.
+/// Equally similar neighbors count in the order of their rows, equal votes in the order of
 /// their classes.
 ///
 /// # Errors
 /// When a set is empty or the widths differ.
 pub fn classify(
-    train: &LabelledFeatures,
-    queries: &LabelledFeatures,
+    train: &LabeledFeatures,
+    queries: &LabeledFeatures,
     ks: &[usize],
     temperature: f64,
 ) -> Result<Vec<Accuracy>, KnnError> {
@@ -72,21 +72,17 @@ pub fn classify(
     if train.width != queries.width {
         return Err(KnnError::Width { train: train.width, queries: queries.width });
     }
-    let neighbours = nearest(train, queries, largest(ks));
-    Ok(accuracies(&neighbours, &train.labels, &queries.labels, ks, temperature))
+    let neighbors = nearest(train, queries, largest(ks));
+    Ok(accuracies(&neighbors, &train.labels, &queries.labels, ks, temperature))
 }
 
-/// The largest number of neighbours.
+/// The largest number of neighbors.
 fn largest(ks: &[usize]) -> usize {
     ks.iter().copied().max().unwrap_or(0)
 }
 
 /// The `k` most similar training rows of every query, most similar first.
-pub fn nearest(
-    train: &LabelledFeatures,
-    queries: &LabelledFeatures,
-    k: usize,
-) -> Vec<Vec<Neighbor>> {
+pub fn nearest(train: &LabeledFeatures, queries: &LabeledFeatures, k: usize) -> Vec<Vec<Neighbor>> {
     pool::run(|| {
         let mut search = Search::new(&queries.values, train.width, k);
         search.add(&train.values);
@@ -99,18 +95,18 @@ mod tests {
     use super::*;
     use esvit_kernels::rng::Rng;
 
-    fn features(rows: usize, width: usize, classes: u32, stream: u64) -> LabelledFeatures {
+    fn features(rows: usize, width: usize, classes: u32, stream: u64) -> LabeledFeatures {
         let mut rng = Rng::new(stream, [0; 3]);
         let values = (0..rows * width).map(|_| rng.normal() as f32).collect();
         let labels = (0..rows as u32).map(|row| row % classes).collect();
-        let mut features = LabelledFeatures { values, width, labels };
+        let mut features = LabeledFeatures { values, width, labels };
         features.normalize();
         features
     }
 
     /// Against sorting all similarities of a query.
     #[test]
-    fn neighbours_are_those_of_a_full_sort() {
+    fn neighbors_are_those_of_a_full_sort() {
         let train = features(8229, 5, 3, 1);
         let queries = features(17, 5, 3, 2);
         let found = nearest(&train, &queries, 23);
@@ -122,8 +118,8 @@ mod tests {
                 .collect();
             all.sort_by(|a, b| b.total_cmp(a));
             assert_eq!(found.len(), 23);
-            for (neighbour, expected) in found.iter().zip(all) {
-                assert!((neighbour.similarity - expected).abs() < 1e-5);
+            for (neighbor, expected) in found.iter().zip(all) {
+                assert!((neighbor.similarity - expected).abs() < 1e-5);
             }
         }
     }
@@ -136,11 +132,11 @@ mod tests {
     }
 
     #[test]
-    fn one_picture_one_class_and_nothing() {
+    fn one_image_one_class_and_nothing() {
         let one = features(1, 4, 1, 4);
-        let accuracy = classify(&one, &one, &NEIGHBOURS, TEMPERATURE).unwrap();
+        let accuracy = classify(&one, &one, &NEIGHBORS, TEMPERATURE).unwrap();
         assert!(accuracy.iter().all(|a| a.top1 == 100.0 && a.top5 == 100.0));
-        let none = LabelledFeatures { width: 4, ..Default::default() };
+        let none = LabeledFeatures { width: 4, ..Default::default() };
         let error = classify(&none, &one, &[1], TEMPERATURE).unwrap_err();
         assert_eq!(error, KnnError::Empty { set: "training" });
         let wide = features(1, 5, 1, 4);

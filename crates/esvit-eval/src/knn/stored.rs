@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use esvit_kernels::nearest::Search;
 use esvit_kernels::pool;
 
-use esvit_model::features::LabelledFeatures;
+use esvit_model::features::LabeledFeatures;
 
 use super::{Accuracy, KnnError, accuracies, largest};
 use esvit_model::npy::{self, NpyError, NpyReader};
@@ -18,7 +18,7 @@ const ROWS: usize = 8192;
 pub const STORED_FILES: [&str; 4] =
     ["train_features.npy", "train_labels.npy", "query_features.npy", "query_labels.npy"];
 
-/// Features of a labelled task in a folder.
+/// Features of a labeled task in a folder.
 #[derive(Debug, Clone)]
 pub struct StoredTask {
     folder: PathBuf,
@@ -99,7 +99,7 @@ impl StoredTask {
         }
         let read = |file: &mut NpyReader<f32>, rows: usize| -> Result<Vec<f32>, NpyError> {
             let labels = Vec::new();
-            let mut rows = LabelledFeatures { values: file.rows(rows)?, width, labels };
+            let mut rows = LabeledFeatures { values: file.rows(rows)?, width, labels };
             rows.normalize();
             Ok(rows.values)
         };
@@ -113,19 +113,19 @@ impl StoredTask {
             pool::run(|| search.add(&rows));
             done(rows.len() / width);
         }
-        let neighbours = search.finish();
-        let accuracies = accuracies(&neighbours, &train_labels, &query_labels, ks, temperature);
-        Ok(Stored { accuracies, pictures: (train_labels.len(), query_labels.len()) })
+        let neighbors = search.finish();
+        let accuracies = accuracies(&neighbors, &train_labels, &query_labels, ks, temperature);
+        Ok(Stored { accuracies, images: (train_labels.len(), query_labels.len()) })
     }
 }
 
 /// What was measured of stored features.
 #[derive(Debug)]
 pub struct Stored {
-    /// One a number of neighbours.
+    /// One a number of neighbors.
     pub accuracies: Vec<Accuracy>,
-    /// Number of training and of query pictures.
-    pub pictures: (usize, usize),
+    /// Number of training and of query images.
+    pub images: (usize, usize),
 }
 
 fn open(features: &Path, labels: &Path) -> Result<(NpyReader<f32>, Vec<u32>), StoredError> {
@@ -152,7 +152,7 @@ mod tests {
     use esvit_kernels::rng::Rng;
     use esvit_model::npy::NpyWriter;
 
-    fn store(folder: &Path, names: [&str; 2], features: &LabelledFeatures) {
+    fn store(folder: &Path, names: [&str; 2], features: &LabeledFeatures) {
         let mut rows = NpyWriter::create(&folder.join(names[0]), features.width).unwrap();
         rows.append(&features.values).unwrap();
         rows.finish().unwrap();
@@ -162,10 +162,10 @@ mod tests {
         labels.finish().unwrap();
     }
 
-    fn features(rows: usize, stream: u64) -> LabelledFeatures {
+    fn features(rows: usize, stream: u64) -> LabeledFeatures {
         let mut rng = Rng::new(stream, [0; 3]);
         let values = (0..rows * 6).map(|_| rng.normal() as f32).collect();
-        LabelledFeatures { values, width: 6, labels: (0..rows as u32).map(|i| i % 7).collect() }
+        LabeledFeatures { values, width: 6, labels: (0..rows as u32).map(|i| i % 7).collect() }
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
         train.normalize();
         queries.normalize();
         assert_eq!(stored.accuracies, classify(&train, &queries, &[5, 20], TEMPERATURE).unwrap());
-        assert_eq!((stored.pictures, seen), ((ROWS + 50, 30), ROWS + 50));
+        assert_eq!((stored.images, seen), ((ROWS + 50, 30), ROWS + 50));
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! How neighbours vote.
+//! How neighbors vote.
 
 use rayon::prelude::*;
 
 use super::{Accuracy, Neighbor};
 
-/// Accuracy for each k in `ks` from the neighbours of every query, most similar first, of which
+/// Accuracy for each k in `ks` from the neighbors of every query, most similar first, of which
 /// the first k vote. Equal votes count in the order of the classes.
 pub fn accuracies(
-    neighbours: &[Vec<Neighbor>],
+    neighbors: &[Vec<Neighbor>],
     train_labels: &[u32],
     query_labels: &[u32],
     ks: &[usize],
@@ -21,7 +21,7 @@ pub fn accuracies(
             let votes = votes(&found[..k.min(found.len())], train_labels, temperature);
             rank(&votes, &classes, label)
         };
-        let ranks: Vec<usize> = neighbours.par_iter().zip(query_labels).map(rank).collect();
+        let ranks: Vec<usize> = neighbors.par_iter().zip(query_labels).map(rank).collect();
         let share = |limit: usize| {
             100.0 * ranks.iter().filter(|&&rank| rank < limit).count() as f64 / ranks.len() as f64
         };
@@ -31,11 +31,11 @@ pub fn accuracies(
 }
 
 /// The sum of the votes for each class that has any.
-fn votes(neighbours: &[Neighbor], labels: &[u32], temperature: f64) -> Vec<(u32, f64)> {
+fn votes(neighbors: &[Neighbor], labels: &[u32], temperature: f64) -> Vec<(u32, f64)> {
     let mut votes: Vec<(u32, f64)> = Vec::new();
-    for neighbour in neighbours {
-        let class = labels[neighbour.row];
-        let vote = (f64::from(neighbour.similarity) / temperature).exp();
+    for neighbor in neighbors {
+        let class = labels[neighbor.row];
+        let vote = (f64::from(neighbor.similarity) / temperature).exp();
         match votes.iter_mut().find(|(known, _)| *known == class) {
             Some((_, sum)) => *sum += vote,
             None => votes.push((class, vote)),
@@ -65,13 +65,13 @@ mod tests {
 
     #[test]
     fn ranks_of_classes_with_and_without_votes() {
-        let neighbour = |row| Neighbor { row, similarity: 1.0 };
+        let neighbor = |row| Neighbor { row, similarity: 1.0 };
         let labels = [4, 2, 2, 9, 7];
         let classes = [2, 4, 7, 9];
-        let votes = votes(&[0, 1, 2].map(neighbour), &labels, 1.0);
+        let votes = votes(&[0, 1, 2].map(neighbor), &labels, 1.0);
         // 2 has two votes, 4 has one; of 7 and 9 the lower one comes first.
         assert_eq!([2, 4, 7, 9].map(|label| rank(&votes, &classes, label)), [0, 1, 2, 3]);
-        // A class that no training picture has comes after those of lower number.
+        // A class that no training image has comes after those of lower number.
         assert_eq!((rank(&votes, &classes, 3), rank(&votes, &classes, 10)), (2, 4));
     }
 }

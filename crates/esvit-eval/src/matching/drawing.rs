@@ -24,7 +24,7 @@ const RING: f64 = 13.0;
 const TRIANGLE: f64 = 10.0;
 
 /// Pixels with which a view of `[width, height]` pixels is drawn: twice those of the drawing where
-/// its picture has them, for print.
+/// its image has them, for print.
 pub(super) fn resolution(view: &View, [width, height]: [u32; 2]) -> [u32; 2] {
     let shorter = f64::from(view.crop.width.min(view.crop.height));
     let side = shorter.clamp(SHORTER, 2.0 * SHORTER);
@@ -40,8 +40,8 @@ struct Panel<'a> {
 }
 
 impl Panel<'_> {
-    fn centre(&self, cell: usize) -> [f64; 2] {
-        let ([x, y], [width, height]) = (self.side.grid.centre(cell), self.side.grid.size());
+    fn center(&self, cell: usize) -> [f64; 2] {
+        let ([x, y], [width, height]) = (self.side.grid.center(cell), self.side.grid.size());
         let [left, top, wide, high] = self.place;
         [left + x / width * wide, top + y / height * high]
     }
@@ -53,7 +53,7 @@ impl Panel<'_> {
 ///
 /// # Errors
 /// When a view cannot be stored as PNG.
-pub fn picture(matching: &Matching) -> Result<Drawing, PngError> {
+pub fn draw(matching: &Matching) -> Result<Drawing, PngError> {
     let sizes = matching.sides.each_ref().map(|side| {
         let [width, height] = side.grid.size();
         [width, height].map(|length| SHORTER * length / width.min(height))
@@ -73,16 +73,16 @@ pub fn picture(matching: &Matching) -> Result<Drawing, PngError> {
     }
     // The best pair lies on top.
     for pair in matching.pairs.iter().rev() {
-        let ends = [panels[0].centre(pair.first.cell), panels[1].centre(pair.second.cell)];
+        let ends = [panels[0].center(pair.first.cell), panels[1].center(pair.second.cell)];
         line(&mut drawing, ends);
     }
     for (at, panel) in panels.iter().enumerate() {
         let ends = ends(matching, at);
-        ring(&mut drawing, panel.centre(panel.side.nearest_own));
+        ring(&mut drawing, panel.center(panel.side.nearest_own));
         ranks(&mut drawing, &ends, panel);
         // A triangle stands on the badge that is there.
         let nearest = panel.side.nearest_other;
-        let [x, y] = panel.centre(nearest);
+        let [x, y] = panel.center(nearest);
         let lift = if ends.contains_key(&nearest) { BADGE + 0.5 * TRIANGLE } else { 0.0 };
         drawing.triangle([x, y - lift], TRIANGLE, color::FOUND);
     }
@@ -117,7 +117,7 @@ fn ends(matching: &Matching, at: usize) -> BTreeMap<usize, Vec<String>> {
 /// a badge.
 fn ranks(drawing: &mut Drawing, ends: &BTreeMap<usize, Vec<String>>, panel: &Panel<'_>) {
     for (&cell, ranks) in ends {
-        let [x, y] = panel.centre(cell);
+        let [x, y] = panel.center(cell);
         let text = ranks.join(" ");
         // Digits are twice as wide as the gaps between them.
         let gaps = ranks.len() - 1;

@@ -1,15 +1,15 @@
-//! The most similar cells of two pictures, or of two views of one picture, and a drawing of them
+//! The most similar cells of two images, or of two views of one image, and a drawing of them
 //! (Figure 4 of the EsViT paper).
 
 mod drawing;
 
 use burn::tensor::Device;
 use esvit_data::augment::CropBox;
-use esvit_data::{Picture, PictureError};
+use esvit_data::{Image, ImageError};
 use esvit_kernels::best_match::best_matches;
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
-use esvit_nn::Pass;
+use esvit_nn::ForwardCtx;
 use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
 use serde::Serialize;
@@ -17,15 +17,15 @@ use serde::Serialize;
 use crate::correspondence::{CorrespondenceError, Grid, View, correspond};
 use esvit_model::PretrainedBackbone;
 
-pub use drawing::picture;
+pub use drawing::draw;
 
-/// Purpose word of the numbers that make the second view of a picture.
+/// Purpose word of the numbers that make the second view of an image.
 const VIEWS: u64 = u64::from_be_bytes(*b"matching");
-/// Area of the second view of a picture, as a share of the picture's.
+/// Area of the second view of an image, as a share of the image's.
 const SECOND_SCALE: [f64; 2] = [0.4, 0.6];
-/// How often the second view of a picture is grey.
+/// How often the second view of an image is gray.
 const SECOND_GRAYSCALE: f64 = 0.2;
-/// Of pictures longer than this many times their shorter side, the middle is taken.
+/// Of images longer than this many times their shorter side, the middle is taken.
 const LONGEST: u32 = 3;
 
 /// What is matched, and how.
@@ -54,8 +54,8 @@ pub struct Matching {
 #[derive(Debug, Clone)]
 pub struct Side {
     /// What it shows, in as many pixels as it is drawn with.
-    pub shown: Picture,
-    /// The part of its picture.
+    pub shown: Image,
+    /// The part of its image.
     pub view: View,
     /// Its cells.
     pub grid: Grid,
@@ -76,10 +76,10 @@ pub struct Pair {
     pub first: Place,
     /// The cell of the second view.
     pub second: Place,
-    /// Where the second view really shows the centre of the first cell, in pixels of the view:
-    /// known for two views of one picture, where it is seen.
+    /// Where the second view really shows the center of the first cell, in pixels of the view:
+    /// known for two views of one image, where it is seen.
     pub true_place: Option<[f64; 2]>,
-    /// Distance of the second cell's centre from there, in pixels of the view.
+    /// Distance of the second cell's center from there, in pixels of the view.
     pub error: Option<f64>,
 }
 
@@ -88,10 +88,10 @@ pub struct Pair {
 pub struct Place {
     /// Number of the cell, row by row.
     pub cell: usize,
-    /// Its centre, `[x, y]` in pixels of what the network sees.
+    /// Its center, `[x, y]` in pixels of what the network sees.
     pub view: [f64; 2],
-    /// Its centre, `[x, y]` in pixels of the picture.
-    pub picture: [f64; 2],
+    /// Its center, `[x, y]` in pixels of the image.
+    pub image: [f64; 2],
 }
 
 /// Why nothing is matched.
@@ -100,56 +100,56 @@ pub enum MatchError {
     /// The network does not fit.
     #[error(transparent)]
     Correspondence(#[from] CorrespondenceError),
-    /// A picture cannot be resized.
+    /// An image cannot be resized.
     #[error(transparent)]
-    Picture(#[from] PictureError),
+    Image(#[from] ImageError),
 }
 
-/// Matches two pictures. Their proportions are kept, to a cell; of very long ones the middle is
+/// Matches two images. Their proportions are kept, to a cell; of very long ones the middle is
 /// taken.
 ///
 /// # Errors
-/// When the network has no such stage, views are not a whole number of its cells, or a picture
+/// When the network has no such stage, views are not a whole number of its cells, or an image
 /// cannot be resized.
-pub fn two_pictures(
+pub fn two_images(
     backbone: &PretrainedBackbone,
-    pictures: [&Picture; 2],
+    images: [&Image; 2],
     settings: &MatchSettings,
 ) -> Result<Matching, MatchError> {
-    let [first, second] = pictures.map(whole);
+    let [first, second] = images.map(whole);
     let sides = [
-        Seen::new(backbone, pictures[0], first, settings)?,
-        Seen::new(backbone, pictures[1], second, settings)?,
+        Seen::new(backbone, images[0], first, settings)?,
+        Seen::new(backbone, images[1], second, settings)?,
     ];
     Ok(matching(sides, settings, false))
 }
 
-/// Matches a picture with a view of it: 40 to 60 % of its area, made square, mirrored half of the
-/// time, with jittered colours (probability 0.8), grey one time in five. The view is a function of
+/// Matches an image with a view of it: 40 to 60 % of its area, made square, mirrored half of the
+/// time, with jittered colors (probability 0.8), gray one time in five. The view is a function of
 /// `seed`.
 ///
 /// # Errors
-/// As [`two_pictures`].
+/// As [`two_images`].
 pub fn two_views(
     backbone: &PretrainedBackbone,
-    picture: &Picture,
+    image: &Image,
     seed: u64,
     settings: &MatchSettings,
 ) -> Result<Matching, MatchError> {
     let mut rng = Rng::for_purpose(seed, VIEWS, [0; 3]);
-    let second = View::random([picture.width(), picture.height()], SECOND_SCALE, &mut rng)
+    let second = View::random([image.width(), image.height()], SECOND_SCALE, &mut rng)
         .recolored(SECOND_GRAYSCALE, rng);
     let side = settings.size as u32;
     let sides = [
-        Seen::new(backbone, picture, whole(picture), settings)?,
-        Seen::sized(backbone, picture, second, [side; 2], settings.stage)?,
+        Seen::new(backbone, image, whole(image), settings)?,
+        Seen::sized(backbone, image, second, [side; 2], settings.stage)?,
     ];
     Ok(matching(sides, settings, true))
 }
 
-/// All of a picture, or the middle of a very long one.
-fn whole(picture: &Picture) -> View {
-    let [full_width, full_height] = [picture.width(), picture.height()];
+/// All of an image, or the middle of a very long one.
+fn whole(image: &Image) -> View {
+    let [full_width, full_height] = [image.width(), image.height()];
     let longest = LONGEST.saturating_mul(full_width.min(full_height));
     let (width, height) = (full_width.min(longest), full_height.min(longest));
     let (left, top) = ((full_width - width) / 2, (full_height - height) / 2);
@@ -159,7 +159,7 @@ fn whole(picture: &Picture) -> View {
 /// What a network makes of a view.
 struct Seen {
     view: View,
-    shown: Picture,
+    shown: Image,
     grid: Grid,
     /// `[cells, C]`.
     cells: Vec<f32>,
@@ -171,7 +171,7 @@ impl Seen {
     /// A view in its own proportions.
     fn new(
         backbone: &PretrainedBackbone,
-        picture: &Picture,
+        image: &Image,
         view: View,
         settings: &MatchSettings,
     ) -> Result<Self, MatchError> {
@@ -182,13 +182,13 @@ impl Seen {
             (settings.size as f64 * ratio / cell as f64).round() as u32 * cell as u32
         };
         let size = [along(width, height), along(height, width)];
-        Self::sized(backbone, picture, view, size, settings.stage)
+        Self::sized(backbone, image, view, size, settings.stage)
     }
 
     /// A view in `[width, height]` pixels.
     fn sized(
         backbone: &PretrainedBackbone,
-        picture: &Picture,
+        image: &Image,
         view: View,
         [width, height]: [u32; 2],
         stage: usize,
@@ -196,15 +196,15 @@ impl Seen {
         let config = backbone.swin.config();
         let [columns, rows] = [width, height].map(|side| side as usize);
         let grid = Grid::new(config, stage, [columns, rows])?;
-        let pixels = backbone.preprocess.normalized(&view.render(picture, [width, height])?);
+        let pixels = backbone.preprocess.normalized(&view.render(image, [width, height])?);
         let images = tensor(pixels, [1, 3, rows, columns], &Device::flex());
         let (cells, global) = pool::run(|| {
             let features =
-                backbone.swin.stage_features(&backbone.params, images, stage, &Pass::eval());
+                backbone.swin.stage_features(&backbone.params, images, stage, &ForwardCtx::eval());
             let features = features.expect("the stage was checked");
             (to_vec(&features.region), to_vec(&features.view))
         });
-        let shown = view.render(picture, drawing::resolution(&view, [width, height]))?;
+        let shown = view.render(image, drawing::resolution(&view, [width, height]))?;
         Ok(Self { view, shown, grid, cells, global })
     }
 
@@ -215,19 +215,19 @@ impl Seen {
     }
 
     fn place(&self, cell: usize) -> Place {
-        let (view, [width, height]) = (self.grid.centre(cell), self.grid.size());
-        let picture = self.view.to_picture([view[0] / width, view[1] / height]);
-        Place { cell, view, picture }
+        let (view, [width, height]) = (self.grid.center(cell), self.grid.size());
+        let image = self.view.to_image([view[0] / width, view[1] / height]);
+        Place { cell, view, image }
     }
 }
 
-/// Matches the cells of two views, which show the same picture or not.
-fn matching(sides: [Seen; 2], settings: &MatchSettings, same_picture: bool) -> Matching {
+/// Matches the cells of two views, which show the same image or not.
+fn matching(sides: [Seen; 2], settings: &MatchSettings, same_image: bool) -> Matching {
     let [first, second] = &sides;
     let width = first.global.len();
     let found = correspond(&first.cells, &second.cells, width);
     let back = settings.mutual.then(|| correspond(&second.cells, &first.cells, width).best_match);
-    let truth = same_picture.then(|| first.view.truth(&first.grid, &second.view, &second.grid));
+    let truth = same_image.then(|| first.view.truth(&first.grid, &second.view, &second.grid));
     let mutual =
         |cell: usize| back.as_ref().is_none_or(|back| back[found.best_match[cell]] == cell);
     let pair = |(rank, &cell): (usize, &usize)| {
@@ -276,13 +276,13 @@ mod tests {
         PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
     }
 
-    fn noise(width: u32, height: u32, seed: u64) -> Picture {
+    fn noise(width: u32, height: u32, seed: u64) -> Image {
         let mut rng = Rng::new(seed, [0; 3]);
         // Patches of 8 x 8 pixels, so that something is left of it in few pixels.
         let patches: Vec<u8> = (0..3 * 64 * 64).map(|_| rng.below(256) as u8).collect();
         let pixel = |x: u32, y: u32| &patches[3 * ((y / 8) * 64 + x / 8) as usize..][..3];
         let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y)));
-        Picture::new(width, height, pixels.copied().collect()).unwrap()
+        Image::new(width, height, pixels.copied().collect()).unwrap()
     }
 
     const SETTINGS: MatchSettings = MatchSettings { pairs: 10, size: 32, stage: 0, mutual: false };
@@ -291,18 +291,19 @@ mod tests {
     #[test]
     fn marks_are_nearest_to_the_own_and_to_the_other_view() {
         let backbone = backbone();
-        let pictures = [noise(64, 64, 1), noise(96, 64, 2)];
-        let found = two_pictures(&backbone, pictures.each_ref(), &SETTINGS).unwrap();
+        let images = [noise(64, 64, 1), noise(96, 64, 2)];
+        let found = two_images(&backbone, images.each_ref(), &SETTINGS).unwrap();
         let sizes = found.sides.each_ref().map(|side| [side.grid.columns, side.grid.rows]);
         assert_eq!(sizes, [[8, 8], [12, 8]]);
         let seen: Vec<(Vec<f32>, Vec<f32>)> = (0..2)
             .map(|at| {
                 let [width, height] = sizes[at].map(|cells| 4 * cells);
                 let shown =
-                    found.sides[at].view.render(&pictures[at], [width, height].map(|s| s as u32));
+                    found.sides[at].view.render(&images[at], [width, height].map(|s| s as u32));
                 let pixels = backbone.preprocess.normalized(&shown.unwrap());
                 let images = tensor(pixels, [1, 3, height, width], &Device::flex());
-                let of = backbone.swin.stage_features(&backbone.params, images, 0, &Pass::eval());
+                let of =
+                    backbone.swin.stage_features(&backbone.params, images, 0, &ForwardCtx::eval());
                 let of = of.unwrap();
                 (to_vec(&of.region), to_vec(&of.view))
             })
@@ -327,10 +328,10 @@ mod tests {
     #[test]
     fn mutual_pairs_share_no_cell() {
         let backbone = backbone();
-        let pictures = [noise(64, 64, 1), noise(64, 64, 2)];
+        let images = [noise(64, 64, 1), noise(64, 64, 2)];
         let pairs = |mutual| {
             let settings = MatchSettings { pairs: usize::MAX, mutual, ..SETTINGS };
-            two_pictures(&backbone, pictures.each_ref(), &settings).unwrap().pairs
+            two_images(&backbone, images.each_ref(), &settings).unwrap().pairs
         };
         let (all, mutual) = (pairs(false), pairs(true));
         assert_eq!(all.len(), 64);
@@ -342,32 +343,32 @@ mod tests {
 
     /// The error is the distance between the two places, in pixels of the second view.
     #[test]
-    fn errors_agree_with_the_places_in_the_picture() {
-        let picture = noise(80, 60, 4);
+    fn errors_agree_with_the_places_in_the_image() {
+        let image = noise(80, 60, 4);
         let settings = MatchSettings { pairs: usize::MAX, ..SETTINGS };
-        let found = two_views(&backbone(), &picture, 7, &settings).unwrap();
+        let found = two_views(&backbone(), &image, 7, &settings).unwrap();
         let crop = found.sides[1].view.crop;
         let scale = [crop.width, crop.height].map(|side| 32.0 / f64::from(side));
         let mut seen = 0;
         for pair in &found.pairs {
-            let [x, y] = [0, 1]
-                .map(|axis| (pair.first.picture[axis] - pair.second.picture[axis]) * scale[axis]);
+            let [x, y] =
+                [0, 1].map(|axis| (pair.first.image[axis] - pair.second.image[axis]) * scale[axis]);
             if let Some(error) = pair.error {
                 seen += 1;
                 assert!((error - x.hypot(y)).abs() < 1e-9, "{pair:?}");
             }
         }
         assert!(seen > 10 && seen < found.pairs.len(), "{seen}");
-        let again = two_views(&backbone(), &picture, 7, &settings).unwrap();
+        let again = two_views(&backbone(), &image, 7, &settings).unwrap();
         assert_eq!((found.pairs, &found.sides[1].shown), (again.pairs, &again.sides[1].shown));
     }
 
     #[test]
-    fn pictures_of_any_shape_are_matched_and_drawn() {
+    fn images_of_any_shape_are_matched_and_drawn() {
         for (width, height) in [(1, 1), (1, 400), (400, 2), (33, 70)] {
             let shape = noise(width, height, 5);
             let found = two_views(&backbone(), &shape, 1, &SETTINGS).unwrap();
-            let [wide, high] = picture(&found).unwrap().size();
+            let [wide, high] = image(&found).unwrap().size();
             assert!(wide >= 900.0 && high >= 448.0, "{wide} {high}");
         }
     }

@@ -1,11 +1,11 @@
-//! Principal components, and pictures of region features by their first three.
+//! Principal components, and images of region features by their first three.
 
-mod picture;
+mod figure;
 mod regions;
 
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
 
-pub use picture::{ColourMap, Enlarged, RegionPicture, draw};
+pub use figure::{ColorMap, Enlarged, RegionImage, draw};
 pub use regions::{Framing, RegionMap, RegionsError, region_map};
 
 /// Components whose variance is no more than this share of all are rounding errors.
@@ -29,12 +29,12 @@ pub struct PrincipalComponents {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PcaError {
     /// There is nothing to compare.
-    #[error("there is only one feature (of a picture or region), and at least two are needed")]
+    #[error("there is only one feature (of an image or region), and at least two are needed")]
     Single,
     /// The rows do not differ.
     #[error(
         "all {rows} features are equal, so nothing tells them apart\n\
-         hint: if the pictures differ, the network has collapsed"
+         hint: if the images differ, the network has collapsed"
     )]
     Equal {
         /// Number of rows.
@@ -59,11 +59,11 @@ impl PrincipalComponents {
         if values.iter().any(|value| !value.is_finite()) {
             return Err(PcaError::NotFinite);
         }
-        let mut centred = columns(values, width);
-        let rows = centred.ncols();
-        let mean = centred.column_mean();
-        centred.column_iter_mut().for_each(|mut row| row -= &mean);
-        let total = centred.norm_squared();
+        let mut centered = columns(values, width);
+        let rows = centered.ncols();
+        let mean = centered.column_mean();
+        centered.column_iter_mut().for_each(|mut row| row -= &mean);
+        let total = centered.norm_squared();
         let size = values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
         if rows < 2 {
             return Err(PcaError::Single);
@@ -74,8 +74,11 @@ impl PrincipalComponents {
 
         // Both products have the same eigenvalues; the smaller is the less work.
         let few_rows = rows < width;
-        let product =
-            if few_rows { centred.transpose() * &centred } else { &centred * centred.transpose() };
+        let product = if few_rows {
+            centered.transpose() * &centered
+        } else {
+            &centered * centered.transpose()
+        };
         let eigen =
             SymmetricEigen::try_new(product, f64::EPSILON, MAX_SWEEPS).ok_or(PcaError::NotFound)?;
         let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
@@ -86,7 +89,7 @@ impl PrincipalComponents {
         let mut directions = DMatrix::zeros(width, order.len());
         for (mut direction, &index) in directions.column_iter_mut().zip(&order) {
             let vector = eigen.eigenvectors.column(index);
-            direction.copy_from(&if few_rows { &centred * vector } else { vector.into_owned() });
+            direction.copy_from(&if few_rows { &centered * vector } else { vector.into_owned() });
             direction.normalize_mut();
             let first_largest = direction.iter().fold(0.0, |largest: f64, &coefficient| {
                 // Rounding must not choose between coefficients of equal size.
@@ -117,9 +120,9 @@ impl PrincipalComponents {
 
     /// Coordinates of `values [rows, width]` along the components, `[rows, count]`.
     pub fn project(&self, values: &[f32]) -> Vec<f64> {
-        let mut centred = columns(values, self.mean.len());
-        centred.column_iter_mut().for_each(|mut row| row -= &self.mean);
-        (self.directions.transpose() * centred).as_slice().to_vec()
+        let mut centered = columns(values, self.mean.len());
+        centered.column_iter_mut().for_each(|mut row| row -= &self.mean);
+        (self.directions.transpose() * centered).as_slice().to_vec()
     }
 }
 

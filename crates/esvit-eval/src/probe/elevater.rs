@@ -1,7 +1,7 @@
 //! ELEVATER's automatic tuning (Li et al. 2022): for each of six learning rates the L2 strength
 //! is searched on a grid of 97 points, coarsely and then around the best.
 //!
-//! Both neighbours of the best point are tried in every refinement. (The published program trains
+//! Both neighbors of the best point are tried in every refinement. (The published program trains
 //! the left one twice.)
 
 use super::metrics::Score;
@@ -15,7 +15,7 @@ pub const ELEVATER_LRS: [f64; 6] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1];
 const POINTS: usize = 97;
 /// Every so many points are tried first.
 const COARSE: usize = 16;
-/// Distances of the neighbours that are tried then.
+/// Distances of the neighbors that are tried then.
 const REFINEMENTS: [usize; 4] = [8, 4, 2, 1];
 
 /// The tuning protocol.
@@ -48,11 +48,11 @@ impl Search {
         Setting { suffix: self.suffix, lr: Some(self.lr), l2: Some(strength(point)) }
     }
 
-    /// The neighbours of the best point at a distance.
-    fn neighbours(&self, distance: usize) -> Vec<usize> {
+    /// The neighbors of the best point at a distance.
+    fn neighbors(&self, distance: usize) -> Vec<usize> {
         let Some((best, _)) = self.best else { return Vec::new() };
-        let neighbours = [best.checked_sub(distance), best.checked_add(distance)];
-        neighbours.into_iter().flatten().filter(|&point| point < POINTS).collect()
+        let neighbors = [best.checked_sub(distance), best.checked_add(distance)];
+        neighbors.into_iter().flatten().filter(|&point| point < POINTS).collect()
     }
 }
 
@@ -83,7 +83,7 @@ impl Elevater {
         let first = vec![coarse; searches.len()];
         self.round(&mut searches, first, fit, validation, &mut trials)?;
         for distance in REFINEMENTS {
-            let points = searches.iter().map(|search| search.neighbours(distance)).collect();
+            let points = searches.iter().map(|search| search.neighbors(distance)).collect();
             self.round(&mut searches, points, fit, validation, &mut trials)?;
         }
         Ok(trials.finish())
@@ -134,15 +134,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_neighbours_of_the_best_point_are_tried() {
+    fn both_neighbors_of_the_best_point_are_tried() {
         assert!((strength(0) - 1e-6).abs() < 1e-18 && (strength(48) - 1.0).abs() < 1e-12);
         let score = Score { value: 50.0, loss: 1.0 };
         let mut search =
             Search { suffix: Suffix { n: 1, first: 0 }, lr: 0.1, best: Some((16, score)) };
-        assert_eq!(search.neighbours(8), [8, 24]);
+        assert_eq!(search.neighbors(8), [8, 24]);
         search.best = Some((96, score));
-        assert_eq!(search.neighbours(4), [92]);
+        assert_eq!(search.neighbors(4), [92]);
         search.best = Some((0, score));
-        assert_eq!(search.neighbours(1), [1]);
+        assert_eq!(search.neighbors(1), [1]);
     }
 }

@@ -1,4 +1,4 @@
-//! Features with what is known of their pictures.
+//! Features with what is known of their images.
 
 use rayon::prelude::*;
 
@@ -23,7 +23,7 @@ pub enum Targets {
     },
 }
 
-/// Features of pictures, row-major `[rows, width]`, with their targets.
+/// Features of images, row-major `[rows, width]`, with their targets.
 #[derive(Debug, Clone)]
 pub struct Examples {
     /// `rows * width` values.
@@ -134,7 +134,7 @@ impl<'a> Subset<'a> {
         Standardization::of(&self.examples.values, self.examples.width, &self.rows)
     }
 
-    /// Shows the features standardised from now on.
+    /// Shows the features standardized from now on.
     pub fn standardize(&mut self, norm: Option<&'a Standardization>) {
         self.norm = norm;
     }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use esvit_data::augment::{CropBox, horizontal_flip};
-use esvit_data::{Picture, PictureError, resized_crop};
+use esvit_data::{Image, ImageError, resized_crop};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Params, Pass, Swin, SwinConfig};
+use esvit_nn::{ForwardCtx, Params, Swin, SwinConfig};
 
 use super::{Examples, ProbeError, Targets};
-use crate::labelled::{LabelledSet, LabelledTask};
+use crate::labeled::{LabeledSet, LabeledTask};
 use esvit_data::Preprocess;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::{self, Features, LeftOut};
@@ -21,7 +21,7 @@ const AUGMENT_PURPOSE: u64 = 0x11EA06;
 /// The random resized crop of supervised training: share of the area, and width : height.
 const CROP_SCALE: [f64; 2] = [0.08, 1.0];
 const CROP_RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
-/// The share of pictures that are mirrored.
+/// The share of images that are mirrored.
 const FLIP: f64 = 0.5;
 
 /// The features of the last `n` blocks in a matrix of at least as many blocks' features.
@@ -66,49 +66,49 @@ pub fn last_blocks_forward<'a>(
     let device = params.values()[0].device();
     move |pixels, count| {
         let images = tensor(pixels, [count, 3, size, size], &device);
-        pool::run(|| to_vec(&swin.last_blocks(params, images, n, &Pass::eval())))
+        pool::run(|| to_vec(&swin.last_blocks(params, images, n, &ForwardCtx::eval())))
     }
 }
 
-/// The labels of every picture of a source.
+/// The labels of every image of a source.
 pub(super) type HeldLabels = Arc<[Vec<u32>]>;
 
-/// A labelled task of classes or of labels.
+/// A labeled task of classes or of labels.
 #[derive(Clone)]
 pub struct ProbeTask {
-    /// The pictures. Where pictures hold labels, their names stand in the place of the classes'.
-    pub task: LabelledTask,
-    /// The labels of every picture of the two sources, where there are labels.
+    /// The images. Where images hold labels, their names stand in the place of the classes'.
+    pub task: LabeledTask,
+    /// The labels of every image of the two sources, where there are labels.
     pub(super) labels: Option<[HeldLabels; 2]>,
 }
 
 /// The features of a task.
 #[derive(Debug)]
 pub struct Sides {
-    /// Of the pictures to learn from.
+    /// Of the images to learn from.
     pub train: Examples,
-    /// Of the pictures that are reported on.
+    /// Of the images that are reported on.
     pub queries: Examples,
-    /// For every row of `train` its picture.
-    pub train_pictures: Vec<usize>,
-    /// Pictures that could not be read.
+    /// For every row of `train` its image.
+    pub train_images: Vec<usize>,
+    /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
-impl From<LabelledTask> for ProbeTask {
-    fn from(task: LabelledTask) -> Self {
+impl From<LabeledTask> for ProbeTask {
+    fn from(task: LabeledTask) -> Self {
         Self { task, labels: None }
     }
 }
 
 impl ProbeTask {
-    /// Whether pictures hold labels, and not one class each.
+    /// Whether images hold labels, and not one class each.
     pub fn is_multi_label(&self) -> bool {
         self.labels.is_some()
     }
 
     /// The features of the last `n` blocks of a backbone, without augmentation. `done` is told
-    /// how many pictures were worked on.
+    /// how many images were worked on.
     pub fn sides(
         &self,
         backbone: &PretrainedBackbone,
@@ -116,14 +116,14 @@ impl ProbeTask {
         mut done: impl FnMut(usize),
     ) -> Sides {
         let preprocess = &backbone.preprocess;
-        let mut extract = |set: &LabelledSet| {
+        let mut extract = |set: &LabeledSet| {
             let forward = last_blocks_forward(&backbone.swin, &backbone.params, preprocess, n);
             set.features(preprocess, forward, &mut done)
         };
         let [mut train, mut queries] = [&self.task.train, &self.task.queries].map(&mut extract);
         let left_out = train.left_out.drain(..).chain(queries.left_out.drain(..)).collect();
         Sides {
-            train_pictures: train.pictures.clone(),
+            train_images: train.images.clone(),
             train: self.examples(train, 0),
             queries: self.examples(queries, 1),
             left_out,
@@ -135,50 +135,46 @@ impl ProbeTask {
         let targets = match &self.labels {
             None => Targets::Classes { of: features.rows.labels, count },
             Some(labels) => {
-                let of = features.pictures.iter().map(|&picture| labels[side][picture].clone());
+                let of = features.images.iter().map(|&image| labels[side][image].clone());
                 Targets::Labels { of: of.collect(), count }
             }
         };
         Examples { values: features.rows.values, width: features.rows.width, targets }
     }
 
-    /// The features of training pictures anew for every epoch, from random resized crops that are
-    /// mirrored half of the time; `pictures` lists the pictures of the rows, as [`Sides`] does.
+    /// The features of training images anew for every epoch, from random resized crops that are
+    /// mirrored half of the time; `images` lists the images of the rows, as [`Sides`] does.
     pub fn augmented<'a>(
         &'a self,
         backbone: &'a PretrainedBackbone,
         n: usize,
-        pictures: &'a [usize],
+        images: &'a [usize],
         seed: u64,
     ) -> impl Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + Sync + 'a {
         let preprocess = &backbone.preprocess;
         move |epoch, rows| {
-            let shown: Vec<usize> = rows.iter().map(|&row| pictures[row]).collect();
-            let prepare = |index: usize, picture: &Picture| {
+            let shown: Vec<usize> = rows.iter().map(|&row| images[row]).collect();
+            let prepare = |index: usize, image: &Image| {
                 let place = [epoch as u64, index as u64, 0];
-                augment(picture, preprocess, Rng::for_purpose(seed, AUGMENT_PURPOSE, place))
+                augment(image, preprocess, Rng::for_purpose(seed, AUGMENT_PURPOSE, place))
             };
             let forward = last_blocks_forward(&backbone.swin, &backbone.params, preprocess, n);
             let source = &*self.task.train.source;
             let features = features::extract_with(source, &shown, prepare, forward, |_| ());
             match features.left_out.into_iter().next() {
-                Some(LeftOut { name, reason, .. }) => Err(ProbeError::Picture { name, reason }),
+                Some(LeftOut { name, reason, .. }) => Err(ProbeError::Image { name, reason }),
                 None => Ok(features.rows.values),
             }
         }
     }
 }
 
-/// A random resized crop, mirrored or not, as normalised `[3, size, size]`.
-fn augment(
-    picture: &Picture,
-    preprocess: &Preprocess,
-    mut rng: Rng,
-) -> Result<Vec<f32>, PictureError> {
-    let (width, height) = (picture.width(), picture.height());
+/// A random resized crop, mirrored or not, as normalized `[3, size, size]`.
+fn augment(image: &Image, preprocess: &Preprocess, mut rng: Rng) -> Result<Vec<f32>, ImageError> {
+    let (width, height) = (image.width(), image.height());
     let crop = CropBox::random(width, height, CROP_SCALE, CROP_RATIO, &mut rng);
     let transform = &preprocess.transform;
-    let mut shown = resized_crop(picture, crop, transform.crop, transform.interpolation)?;
+    let mut shown = resized_crop(image, crop, transform.crop, transform.interpolation)?;
     if rng.chance(FLIP) {
         horizontal_flip(&mut shown);
     }

@@ -1,19 +1,19 @@
-//! Probes on few pictures of every class, for several draws of them.
+//! Probes on few images of every class, for several draws of them.
 
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
 use super::{Augmented, Best, ClassAccuracy, Examples, Metrics, Probe, ProbeError, Targets};
 
-/// Purpose word of the numbers that draw pictures.
+/// Purpose word of the numbers that draw images.
 const DRAW_PURPOSE: u64 = 0x11E5807;
-/// Most pictures of a class that a setting is chosen on, as in CoOp (Zhou et al. 2022).
+/// Most images of a class that a setting is chosen on, as in CoOp (Zhou et al. 2022).
 const MOST_VALIDATION: usize = 4;
 
-/// How pictures are drawn.
+/// How images are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FewShot {
-    /// Training pictures of every class; all of them where there are fewer.
+    /// Training images of every class; all of them where there are fewer.
     pub shots: usize,
     /// How many times they are drawn.
     pub draws: usize,
@@ -26,9 +26,9 @@ pub struct FewShot {
 pub struct Draw {
     /// Its number.
     pub draw: usize,
-    /// Number of pictures that were fitted to.
+    /// Number of images that were fitted to.
     pub fitted_to: usize,
-    /// Number of other pictures that the setting was chosen on.
+    /// Number of other images that the setting was chosen on.
     pub chosen_on: usize,
     /// The chosen setting and what it reaches.
     #[serde(flatten)]
@@ -38,11 +38,11 @@ pub struct Draw {
 /// All draws.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Spread {
-    /// Training pictures of every class.
+    /// Training images of every class.
     pub shots: usize,
     /// Each draw.
     pub draws: Vec<Draw>,
-    /// Classes with fewer training pictures than asked for.
+    /// Classes with fewer training images than asked for.
     pub smaller_classes: usize,
     /// Top-1 over the draws.
     pub top1: MeanStd,
@@ -59,8 +59,8 @@ pub struct MeanStd {
     pub std: Option<f64>,
 }
 
-/// Probes several draws of few pictures a class. A setting is chosen on as many other training
-/// pictures, at most four a class, which the classifier is never fitted to.
+/// Probes several draws of few images a class. A setting is chosen on as many other training
+/// images, at most four a class, which the classifier is never fitted to.
 ///
 /// # Errors
 /// When the rows have labels in the place of classes, and as [`Probe::run`].
@@ -80,7 +80,7 @@ pub fn few_shot(
         return Err(need("the number of shots or draws", 0, "at least 1"));
     }
     let Targets::Classes { of, count } = &train.targets else {
-        return Err(need("the number of shots", few.shots, "left out where pictures hold labels"));
+        return Err(need("the number of shots", few.shots, "left out where images hold labels"));
     };
     let mut classes = vec![Vec::new(); *count];
     for (row, &class) in of.iter().enumerate() {

@@ -65,7 +65,7 @@ impl Logistic {
             let problem = Problem::new(fit, suffix.first);
             let mut point = problem.origin();
             for &l2 in &l2s {
-                point = problem.minimise(point, l2, self.max_iterations);
+                point = problem.minimize(point, l2, self.max_iterations);
                 let setting = Setting { suffix, lr: None, l2: Some(l2) };
                 trials.add(setting, &problem.classifier(&point), validation);
             }
@@ -76,7 +76,7 @@ impl Logistic {
     pub(super) fn fit(&self, setting: &Setting, data: &Subset<'_>) -> LinearClassifier {
         let problem = Problem::new(data, setting.suffix.first);
         let l2 = setting.l2.unwrap_or(0.0);
-        problem.classifier(&problem.minimise(problem.origin(), l2, self.max_iterations))
+        problem.classifier(&problem.minimize(problem.origin(), l2, self.max_iterations))
     }
 }
 
@@ -86,12 +86,12 @@ struct Problem<'a> {
     first: usize,
     columns: usize,
     outputs: usize,
-    /// `[rows, columns]`, centred and divided by `scale`: since the bias is free and the penalty is
+    /// `[rows, columns]`, centered and divided by `scale`: since the bias is free and the penalty is
     /// divided alike, the solution stays, and the search takes fewer steps.
     x: Vec<f32>,
     /// The means of the columns.
     mean: Vec<f64>,
-    /// The root mean square of the centred values.
+    /// The root mean square of the centered values.
     scale: f64,
 }
 
@@ -165,13 +165,13 @@ impl<'a> Problem<'a> {
         }
         let weights = self.outputs * self.columns;
         let penalty: f64 = point[..weights].iter().map(|value| value * value).sum();
-        let penalised = gradient[..weights].iter_mut().zip(point);
-        penalised.for_each(|(gradient, value)| *gradient += l2 * value);
+        let penalized = gradient[..weights].iter_mut().zip(point);
+        penalized.for_each(|(gradient, value)| *gradient += l2 * value);
         (cost + l2 / 2.0 * penalty, gradient)
     }
 
     /// The best point that a search from `start` finds.
-    fn minimise(&self, start: Vec<f64>, l2: f64, max_iterations: usize) -> Vec<f64> {
+    fn minimize(&self, start: Vec<f64>, l2: f64, max_iterations: usize) -> Vec<f64> {
         let objective = Objective {
             problem: self,
             l2,
@@ -264,7 +264,7 @@ mod tests {
             let subset = Subset::all(&examples);
             let problem = Problem::new(&subset, 2);
             for l2 in [1e-4, 1e-2, 1.0] {
-                let point = problem.minimise(problem.origin(), l2, 1000);
+                let point = problem.minimize(problem.origin(), l2, 1000);
                 let (_, gradient) = problem.evaluate(&point, l2);
                 let length = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
                 assert!(length < 1e-3, "scale {scale}, l2 {l2}: {length}");
@@ -282,7 +282,7 @@ mod tests {
         let subset = Subset::all(&examples);
         let l2 = 0.1;
         let problem = Problem::new(&subset, 0);
-        let classifier = problem.classifier(&problem.minimise(problem.origin(), l2, 1000));
+        let classifier = problem.classifier(&problem.minimize(problem.origin(), l2, 1000));
         // With weights -w / 2 and w / 2 the penalty is l2 / 4 w^2, and by symmetry no bias.
         let mut w = 0.0f64;
         for _ in 0..50 {

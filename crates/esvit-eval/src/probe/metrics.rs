@@ -12,9 +12,9 @@ const Z: f64 = 1.959_963_984_540_054;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Metrics {
-    /// Of one class a picture.
+    /// Of one class an image.
     Classes(ClassAccuracy),
-    /// Of any number of labels a picture.
+    /// Of any number of labels an image.
     Labels {
         /// Mean over the labels of average precision.
         map: f64,
@@ -26,16 +26,16 @@ pub enum Metrics {
 /// How often the right class has the highest score, in per cent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ClassAccuracy {
-    /// Share of pictures whose class comes first.
+    /// Share of images whose class comes first.
     pub top1: f64,
-    /// Share of pictures whose class is among the first five.
+    /// Share of images whose class is among the first five.
     pub top5: f64,
     /// 95 % confidence interval of `top1` (Wilson).
     pub interval: [f64; 2],
 }
 
 impl ClassAccuracy {
-    /// From the number of classes that come before each picture's own. Without a picture the shares
+    /// From the number of classes that come before each image's own. Without an image the shares
     /// are 0 and the interval says nothing.
     pub(crate) fn of_ranks(ranks: &[usize]) -> Self {
         let below = |limit| ranks.iter().filter(|&&rank| rank < limit).count();

@@ -37,7 +37,7 @@ pub use sweep::{Setting, Sweep, Trial};
 
 use serde::Serialize;
 
-use crate::labelled::{HELD_OUT, held_out};
+use crate::labeled::{HELD_OUT, held_out};
 
 /// How a probe is fitted.
 #[derive(Debug, Clone)]
@@ -76,9 +76,9 @@ pub struct Outcome {
     pub best: Best,
     /// All settings that were tried.
     pub sweep: Vec<Trial>,
-    /// Number of pictures that the classifier was fitted to.
+    /// Number of images that the classifier was fitted to.
     pub fitted_to: usize,
-    /// Number of pictures that the setting was chosen on; 0 where there was no choice.
+    /// Number of images that the setting was chosen on; 0 where there was no choice.
     pub chosen_on: usize,
 }
 
@@ -96,8 +96,8 @@ pub struct Best {
 /// Why there is no probe.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
-    /// A side has no pictures that can be read.
-    #[error("the {set} set has no pictures")]
+    /// A side has no images that can be read.
+    #[error("the {set} set has no images")]
     Empty {
         /// `training` or `query`.
         set: &'static str,
@@ -111,21 +111,21 @@ pub enum ProbeError {
         queries: usize,
     },
     /// There is nothing to tell apart.
-    #[error("all training pictures are of one class, at least two are needed to tell them apart")]
+    #[error("all training images are of one class, at least two are needed to tell them apart")]
     OneClass,
     /// Labels that nothing has, or everything.
-    #[error("no label is held by some training pictures and not by others, nothing can be learnt")]
+    #[error("no label is held by some training images and not by others, nothing can be learned")]
     NoContrast,
     /// Average precision has no meaning.
-    #[error("no {set} picture holds a label, average precision needs at least one")]
+    #[error("no {set} image holds a label, average precision needs at least one")]
     NoPositive {
         /// `query` or `validation`.
         set: &'static str,
     },
     /// Nothing is left to choose a setting on.
     #[error(
-        "no training picture is left to choose a setting on\n\
-         hint: name one setting, such as `--n 4 --lr 0.1`, or give more training pictures"
+        "no training image is left to choose a setting on\n\
+         hint: name one setting, such as `--n 4 --lr 0.1`, or give more training images"
     )]
     NoValidation,
     /// No setting led anywhere.
@@ -144,10 +144,10 @@ pub enum ProbeError {
         /// What it must be.
         need: String,
     },
-    /// A picture that could be read once cannot be read again.
+    /// An image that could be read once cannot be read again.
     #[error("`{name}` can no longer be read: {reason}")]
-    Picture {
-        /// The picture.
+    Image {
+        /// The image.
         name: String,
         /// Why.
         reason: String,

@@ -1,8 +1,8 @@
-//! Pictures that hold any number of labels, which a file lists.
+//! Images that hold any number of labels, which a file lists.
 //!
-//! The file has the header `picture,labels`; every line names a picture, by its path from the
+//! The file has the header `image,labels`; every line names an image, by its path from the
 //! folder that the file lies in, and its labels, separated by `;`. Nothing behind the comma means
-//! that the picture holds none of the labels.
+//! that the image holds none of the labels.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use esvit_data::{DecodeLimits, Folder, FolderError};
 
 use super::ProbeTask;
 use super::features::HeldLabels;
-use crate::labelled::{HELD_OUT, LabelledSet, LabelledTask};
+use crate::labeled::{HELD_OUT, LabeledSet, LabeledTask};
 
-const HEADER: &str = "picture,labels";
+const HEADER: &str = "image,labels";
 
 /// Why there is no task.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +33,8 @@ pub enum LabelsError {
     /// The first line is another one.
     #[error(
         "the first line of `{path}` is not `{HEADER}`\n\
-         hint: every further line is a picture's path from the folder of the file, a comma and the \
-         picture's labels with `;` between them",
+         hint: every further line is an image's path from the folder of the file, a comma and the \
+         image's labels with `;` between them",
         path = path.display()
     )]
     Header {
@@ -57,13 +57,13 @@ pub enum LabelsError {
         /// The file.
         path: PathBuf,
     },
-    /// The file is about other pictures.
+    /// The file is about other images.
     #[error(
-        "`{file}` names no picture in `{folder}`\n\
-         hint: pictures are named by their path from the folder that the file lies in",
+        "`{file}` names no image in `{folder}`\n\
+         hint: images are named by their path from the folder that the file lies in",
         file = file.display(), folder = folder.display()
     )]
-    NoPictures {
+    NoImages {
         /// The file.
         file: PathBuf,
         /// The folder.
@@ -76,8 +76,8 @@ pub enum LabelsError {
 struct Table {
     /// Names of the labels in the order of their numbers.
     names: Vec<String>,
-    /// Labels of every picture, by its path from the file's folder.
-    pictures: HashMap<String, Vec<u32>>,
+    /// Labels of every image, by its path from the file's folder.
+    images: HashMap<String, Vec<u32>>,
 }
 
 impl Table {
@@ -90,12 +90,12 @@ impl Table {
         for (line, number) in lines.zip(2..).filter(|(line, _)| !line.trim().is_empty()) {
             let wrong =
                 |problem: String| LabelsError::Line { path: path.into(), line: number, problem };
-            let (picture, labels) =
+            let (image, labels) =
                 line.rsplit_once(',').ok_or_else(|| wrong("has no comma".into()))?;
             let labels = labels.split(';').map(str::trim).filter(|label| !label.is_empty());
-            let picture = picture.trim().replace('\\', "/");
-            if rows.insert(picture.clone(), labels.collect()).is_some() {
-                return Err(wrong(format!("names `{picture}` once more")));
+            let image = image.trim().replace('\\', "/");
+            if rows.insert(image.clone(), labels.collect()).is_some() {
+                return Err(wrong(format!("names `{image}` once more")));
             }
         }
         let names: BTreeSet<&str> = rows.values().flatten().copied().collect();
@@ -109,13 +109,13 @@ impl Table {
         };
         Ok(Self {
             names: names.iter().map(|name| name.to_string()).collect(),
-            pictures: rows.into_iter().map(|(name, labels)| (name, numbered(labels))).collect(),
+            images: rows.into_iter().map(|(name, labels)| (name, numbered(labels))).collect(),
         })
     }
 }
 
-/// Pictures of one or two folders with the labels that `file` lists; pictures that it does not
-/// name are not used. Without a second folder every fifth picture is set aside and reported on.
+/// Images of one or two folders with the labels that `file` lists; images that it does not
+/// name are not used. Without a second folder every fifth image is set aside and reported on.
 ///
 /// # Errors
 /// When file or folders cannot be read, or do not belong together.
@@ -129,52 +129,52 @@ pub fn multi_label_task(
         .map_err(|source| LabelsError::Io { path: file.into(), source })?;
     let table = Table::parse(&text, file)?;
     let mut description = format!("`{}`", train.display());
-    let (train_set, train_labels) = labelled(file, &table, train, limits)?;
+    let (train_set, train_labels) = labeled(file, &table, train, limits)?;
     let (train_set, query_set, query_labels) = match queries {
         Some(path) => {
             description.push_str(&format!(" and `{}`", path.display()));
-            let (set, labels) = labelled(file, &table, path, limits)?;
+            let (set, labels) = labeled(file, &table, path, limits)?;
             (train_set, set, labels)
         }
         None => {
-            description.push_str(", every fifth picture set aside");
+            description.push_str(", every fifth image set aside");
             let (rest, aside) = train_set.split(HELD_OUT);
             (rest, aside, train_labels.clone())
         }
     };
     description.push_str(&format!(", labels of `{}`", file.display()));
     let task =
-        LabelledTask { train: train_set, queries: query_set, classes: table.names, description };
+        LabeledTask { train: train_set, queries: query_set, classes: table.names, description };
     Ok(ProbeTask { task, labels: Some([train_labels, query_labels]) })
 }
 
-/// The named pictures of a folder, and the labels of all its pictures.
-fn labelled(
+/// The named images of a folder, and the labels of all its images.
+fn labeled(
     file: &Path,
     table: &Table,
     folder: &Path,
     limits: &DecodeLimits,
-) -> Result<(LabelledSet, HeldLabels), LabelsError> {
-    let pictures = Folder::open(folder, limits)?;
+) -> Result<(LabeledSet, HeldLabels), LabelsError> {
+    let images = Folder::open(folder, limits)?;
     let real = |path: &Path| {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         path.canonicalize().map_err(|source| LabelsError::Io { path: path.into(), source })
     };
     let (base, root) = (real(file.parent().unwrap_or(Path::new(".")))?, real(folder)?);
     let labels_of = |index: usize| {
-        let path = pictures.path(index)?;
+        let path = images.path(index)?;
         let path = root.join(path.strip_prefix(folder).ok()?);
         let name = path.strip_prefix(&base).ok()?.to_string_lossy().replace('\\', "/");
-        table.pictures.get(&name).cloned()
+        table.images.get(&name).cloned()
     };
-    let count = esvit_data::Source::len(&pictures);
+    let count = esvit_data::Source::len(&images);
     let labels: Vec<Option<Vec<u32>>> = (0..count).map(labels_of).collect();
     let named: Vec<usize> = (0..count).filter(|&index| labels[index].is_some()).collect();
     if named.is_empty() {
-        return Err(LabelsError::NoPictures { file: file.into(), folder: folder.into() });
+        return Err(LabelsError::NoImages { file: file.into(), folder: folder.into() });
     }
-    let mut set = LabelledSet::all(Arc::new(pictures));
-    set.pictures = named;
+    let mut set = LabeledSet::all(Arc::new(images));
+    set.images = named;
     Ok((set, labels.into_iter().map(Option::unwrap_or_default).collect()))
 }
 
@@ -189,21 +189,21 @@ mod tests {
     #[test]
     fn labels_are_numbered_by_name() {
         let table =
-            parse("picture,labels\r\na/1.png,dog; cat;dog\nb, c.png,\n\n2.png,cat\n").unwrap();
+            parse("image,labels\r\na/1.png,dog; cat;dog\nb, c.png,\n\n2.png,cat\n").unwrap();
         assert_eq!(table.names, ["cat", "dog"]);
-        assert_eq!(table.pictures["a/1.png"], [0, 1]);
-        assert_eq!(table.pictures["b, c.png"], Vec::<u32>::new());
-        assert_eq!(table.pictures["2.png"], [0]);
+        assert_eq!(table.images["a/1.png"], [0, 1]);
+        assert_eq!(table.images["b, c.png"], Vec::<u32>::new());
+        assert_eq!(table.images["2.png"], [0]);
     }
 
     #[test]
     fn files_that_make_no_sense() {
         for (text, message) in [
-            ("1.png,cat\n", "the first line of `l.csv` is not `picture,labels`"),
+            ("1.png,cat\n", "the first line of `l.csv` is not `image,labels`"),
             ("", "the first line"),
-            ("picture,labels\n1.png\n", "line 2 of `l.csv` has no comma"),
-            ("picture,labels\n1.png,a\n1.png,b\n", "line 3 of `l.csv` names `1.png` once more"),
-            ("picture,labels\n1.png,\n", "`l.csv` names no label"),
+            ("image,labels\n1.png\n", "line 2 of `l.csv` has no comma"),
+            ("image,labels\n1.png,a\n1.png,b\n", "line 3 of `l.csv` names `1.png` once more"),
+            ("image,labels\n1.png,\n", "`l.csv` names no label"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(message), "{error}");

@@ -156,7 +156,7 @@ impl Group {
 /// their order.
 ///
 /// # Errors
-/// When a picture cannot be augmented.
+/// When an image cannot be augmented.
 pub fn train_heads(
     data: &Subset<'_>,
     heads: &[Head],

@@ -33,7 +33,7 @@ impl Standardization {
         }
     }
 
-    /// Standardises the columns from `first` on of one row.
+    /// Standardizes the columns from `first` on of one row.
     pub fn apply(&self, row: &mut [f32], first: usize) {
         for ((value, mean), scale) in
             row.iter_mut().zip(&self.mean[first..]).zip(&self.scale[first..])

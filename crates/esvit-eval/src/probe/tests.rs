@@ -4,7 +4,7 @@ use esvit_kernels::rng::Rng;
 
 use super::*;
 
-/// Rows around one centre a class, `spread` away from it; the last column of every row is noise.
+/// Rows around one center a class, `spread` away from it; the last column of every row is noise.
 pub(super) fn clusters(
     rows: usize,
     width: usize,
@@ -155,13 +155,13 @@ fn odd_sets_work_or_are_refused() {
     assert!(run(&clusters(2, 4, 3, 0.1, 1)).is_ok());
     let wide = clusters(6, 5, 3, 0.1, 1);
     assert_eq!(run(&wide), Err(ProbeError::Width { train: 5, queries: 4 }));
-    // Classes that no training picture has are counted wrong, also among the first five.
+    // Classes that no training image has are counted wrong, also among the first five.
     let mut unknown = queries.clone();
     unknown.targets = Targets::Classes { of: vec![3; 6], count: 3 };
     let outcome = probe(solver(), 4).run(&clusters(30, 4, 3, 0.1, 1), &unknown, None).unwrap();
     let Metrics::Classes(ClassAccuracy { top1, top5, .. }) = outcome.best.metrics else { panic!() };
     assert_eq!((top1, top5), (0.0, 0.0));
-    // More than 1,000 classes with one picture each.
+    // More than 1,000 classes with one image each.
     let many = clusters(1200, 4, 1200, 0.0, 1);
     let sgd = Sgd { epochs: 2, ..Sgd::default() };
     let many_probe = probe(Solver::Sgd { lrs: vec![1.0, 10.0], sgd }, 4);

@@ -1,29 +1,29 @@
-//! The crops of some pictures as the network sees them.
+//! The crops of some images as the network sees them.
 
-use esvit_data::{Picture, PngError, encode_png};
+use esvit_data::{Image, PngError, encode_png};
 
-use super::pictures::Shown;
+use super::figures::Shown;
 use super::run::Run;
 use crate::preview;
 use esvit_draw::Drawing;
 
-/// Pictures that are shown.
-const PICTURES: usize = 8;
+/// Images that are shown.
+const IMAGES: usize = 8;
 /// Width of the drawing.
 const WIDTH: f64 = 960.0;
 /// The largest crop is shown at most this large.
 const LARGEST: f64 = 144.0;
 const GAP: f64 = 4.0;
-/// Space between the crops of two pictures.
+/// Space between the crops of two images.
 const SPACE: f64 = 28.0;
 
-/// The crops of pictures from the whole set.
+/// The crops of images from the whole set.
 pub(super) fn shown(run: &Run) -> Shown {
     let source = run.source.as_ref().map_err(String::clone)?;
     let config = run.config.as_ref().ok_or("the settings of the run cannot be read")?;
-    let crops = preview::crops(config, source.as_ref(), PICTURES, 0).map_err(|e| e.to_string())?;
+    let crops = preview::crops(config, source.as_ref(), IMAGES, 0).map_err(|e| e.to_string())?;
     let mut text = String::from(
-        "Some pictures as the network sees them in the first epoch: of each the two global crops, \
+        "Some images as the network sees them in the first epoch: of each the two global crops, \
          which the teacher sees too, and beside them the local ones.",
     );
     for left_out in &crops.left_out {
@@ -34,9 +34,9 @@ pub(super) fn shown(run: &Run) -> Shown {
 }
 
 /// A crop and the left upper corner of its place.
-type Placed<'a> = (&'a Picture, [f64; 2]);
+type Placed<'a> = (&'a Image, [f64; 2]);
 
-/// The crops of one picture, laid out: width, height and places.
+/// The crops of one image, laid out: width, height and places.
 struct Group<'a> {
     size: [f64; 2],
     crops: Vec<Placed<'a>>,
@@ -44,8 +44,8 @@ struct Group<'a> {
 
 impl<'a> Group<'a> {
     /// Stacks crops in columns about as high as the largest crop, from left to right.
-    fn new(crops: &'a [Picture], scale: f64) -> Self {
-        let side = |crop: &Picture| scale * f64::from(crop.width().max(crop.height()));
+    fn new(crops: &'a [Image], scale: f64) -> Self {
+        let side = |crop: &Image| scale * f64::from(crop.width().max(crop.height()));
         let largest = crops.iter().map(side).fold(0.0, f64::max);
         let mut bottom = 0.0;
         let (mut left, mut top, mut right) = (0.0, 0.0, 0.0);
@@ -63,7 +63,7 @@ impl<'a> Group<'a> {
     }
 }
 
-fn drawing(rows: &[Vec<Picture>]) -> Result<Drawing, PngError> {
+fn drawing(rows: &[Vec<Image>]) -> Result<Drawing, PngError> {
     let largest = rows.iter().flatten().map(|crop| crop.width().max(crop.height()));
     let mut scale = LARGEST / f64::from(largest.max().unwrap_or(1));
     let groups = |scale: f64| rows.iter().map(move |row| Group::new(row, scale));
@@ -95,8 +95,8 @@ fn drawing(rows: &[Vec<Picture>]) -> Result<Drawing, PngError> {
 mod tests {
     use super::*;
 
-    fn squares(sides: &[u32]) -> Vec<Picture> {
-        let square = |&side: &u32| Picture::new(side, side, vec![0; (3 * side * side) as usize]);
+    fn squares(sides: &[u32]) -> Vec<Image> {
+        let square = |&side: &u32| Image::new(side, side, vec![0; (3 * side * side) as usize]);
         sides.iter().map(|side| square(side).unwrap()).collect()
     }
 

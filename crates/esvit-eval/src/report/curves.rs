@@ -1,7 +1,7 @@
 //! Which figures are shown over the steps, and how.
 
 use esvit_train::health::Health;
-use esvit_train::run::StepFigures;
+use esvit_train::run::StepMetrics;
 
 use super::run::Run;
 use esvit_draw::axis::Scale;
@@ -26,7 +26,7 @@ fn chart(title: &'static str, unit: &'static str, scale: Scale, series: Vec<Seri
 }
 
 /// A line of one figure, where it is known.
-fn line(run: &Run, name: &str, figure: impl Fn(&StepFigures) -> Option<f64>) -> Series {
+fn line(run: &Run, name: &str, figure: impl Fn(&StepMetrics) -> Option<f64>) -> Series {
     let lines = run.metrics.steps.iter();
     Series::new(name, lines.filter_map(|line| Some([line.step as f64, figure(line)?])))
 }
@@ -38,8 +38,8 @@ fn health(run: &Run, name: &str, figure: impl Fn(&Health) -> f64) -> Series {
 
 fn loss(run: &Run) -> Chart {
     let region = line(run, "region L_R", |line| line.region_loss);
-    let mut series = vec![line(run, "minimised", |line| Some(line.train_loss))];
-    // Without the region task the view loss is what is minimised.
+    let mut series = vec![line(run, "minimized", |line| Some(line.train_loss))];
+    // Without the region task the view loss is what is minimized.
     if !region.points.is_empty() {
         series.extend([line(run, "view L_V", |line| Some(line.view_loss)), region]);
     }
@@ -48,7 +48,7 @@ fn loss(run: &Run) -> Chart {
 
 fn knn(run: &Run) -> Chart {
     let checks = &run.metrics.knn;
-    let epochs = |figure: fn(&esvit_train::run::KnnFigures) -> f64| {
+    let epochs = |figure: fn(&esvit_train::run::KnnMetrics) -> f64| {
         checks.iter().map(move |check| [check.epoch as f64, figure(check)])
     };
     let mut series = vec![
@@ -91,7 +91,7 @@ fn speed(run: &Run) -> Chart {
 }
 
 fn schedules(run: &Run) -> [Chart; 4] {
-    let of = |title, figure: fn(&StepFigures) -> f64| {
+    let of = |title, figure: fn(&StepMetrics) -> f64| {
         let series = vec![line(run, "now", |line| Some(figure(line)))];
         Chart { small: true, ..chart(title, "", Scale::Linear, series) }
     };

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::record::Record;
+use crate::record::EvalRecord;
 use esvit_draw::escaped;
 use esvit_draw::html::table;
 use esvit_draw::number::{grouped, rounded};
@@ -11,7 +11,7 @@ use esvit_draw::number::{grouped, rounded};
 const MOST: usize = 100;
 
 /// The results, one block an evaluation and task.
-pub(super) fn blocks(records: &[Record]) -> String {
+pub(super) fn blocks(records: &[EvalRecord]) -> String {
     let mut order: Vec<[&str; 2]> = Vec::new();
     for record in records {
         let key = [record.evaluation.as_str(), record.task.as_str()];
@@ -48,7 +48,7 @@ fn words(key: &str) -> String {
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
-fn result(record: &Record) -> String {
+fn result(record: &EvalRecord) -> String {
     let mut about =
         vec![format!("<code>{}</code>", escaped(&record.checkpoint)), escaped(&record.network)];
     about.extend(record.epochs.map(|epochs| format!("epoch {}", grouped(epochs as i64))));
@@ -59,7 +59,7 @@ fn result(record: &Record) -> String {
 
 /// Accuracies of a k-NN evaluation: one row a kind of feature, two columns a k. `None` where the
 /// results have another form.
-fn knn(record: &Record) -> Option<String> {
+fn knn(record: &EvalRecord) -> Option<String> {
     if record.evaluation != "knn" {
         return None;
     }
@@ -82,9 +82,9 @@ fn knn(record: &Record) -> Option<String> {
     };
     let rows: Vec<Vec<String>> = rows.iter().map(row).collect::<Option<_>>()?;
     let count = |key: &str| results.get(key).and_then(Value::as_i64).map(grouped);
-    let note = match (count("query_pictures"), count("train_pictures")) {
+    let note = match (count("query_images"), count("train_images")) {
         (Some(queries), Some(train)) => format!(
-            "<p class=\"note\">Per cent of {queries} pictures, classified by {train} others.</p>\n"
+            "<p class=\"note\">Per cent of {queries} images, classified by {train} others.</p>\n"
         ),
         _ => String::new(),
     };
@@ -212,8 +212,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn record(evaluation: &str, results: Value) -> Record {
-        Record {
+    fn record(evaluation: &str, results: Value) -> EvalRecord {
+        EvalRecord {
             evaluation: evaluation.into(),
             task: "<set>".into(),
             checkpoint: "best.safetensors".into(),
@@ -229,11 +229,11 @@ mod tests {
         let row = |features: &str, top1: f64| json!({"features": features, "accuracies": [{"k": 10, "top1": top1, "top5": 50.0}]});
         let html = blocks(&[record(
             "knn",
-            json!({"query_pictures": 404, "train_pictures": 808,
+            json!({"query_images": 404, "train_images": 808,
                    "results": [row("untrained", 14.604), row("trained", 37.129)]}),
         )]);
         assert!(html.contains("<td>trained</td><td class=\"number\">37.1</td>"), "{html}");
-        assert!(html.contains("404 pictures, classified by 808 others"), "{html}");
+        assert!(html.contains("404 images, classified by 808 others"), "{html}");
         assert!(html.contains("<h3>k-NN <span><span>&lt;set&gt;</span></span></h3>"), "{html}");
     }
 

@@ -1,6 +1,6 @@
 //! What a person should know before trusting the figures.
 
-use esvit_train::health::Watch;
+use esvit_train::health::CollapseDetector;
 
 use super::run::Run;
 
@@ -45,10 +45,10 @@ fn collapse(run: &Run) -> Option<String> {
     if let Some(collapse) = now.filter(|_| last.len() == LAST_LOOKS) {
         return Some(collapse.advice().into());
     }
-    let mut watch = Watch::default();
+    let mut watch = CollapseDetector::default();
     let warned = looks.iter().any(|health| watch.look(health).is_some());
     warned.then(|| {
-        "for some time the teacher gave the same answer for every picture; it has recovered since"
+        "for some time the teacher gave the same answer for every image; it has recovered since"
             .into()
     })
 }
@@ -59,7 +59,7 @@ fn no_better(run: &Run) -> Option<String> {
         format!(
             "k-NN top-1 is {best:.1} %, no better than the {untrained:.1} % of the same network \
              untrained\n\
-             hint: train for longer, and see with `esvit data preview` that crops of one picture \
+             hint: train for longer, and see with `esvit data preview` that crops of one image \
              have something in common"
         )
     })

@@ -1,15 +1,15 @@
 //! The figures of a run, out of its `metrics.jsonl`.
 
-use esvit_train::run::{KnnFigures, StepFigures};
+use esvit_train::run::{KnnMetrics, StepMetrics};
 use serde::Deserialize;
 
 /// All figures that can be read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Metrics {
     /// Figures of stretches of steps, in the order of the file.
-    pub(super) steps: Vec<StepFigures>,
+    pub(super) steps: Vec<StepMetrics>,
     /// k-NN checks, in the order of the file.
-    pub(super) knn: Vec<KnnFigures>,
+    pub(super) knn: Vec<KnnMetrics>,
     /// Number of whole lines that are neither.
     pub(super) unreadable: usize,
 }
@@ -17,8 +17,8 @@ pub(super) struct Metrics {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
-    Step(StepFigures),
-    Knn(KnnFigures),
+    Step(StepMetrics),
+    Knn(KnnMetrics),
 }
 
 impl Metrics {
@@ -38,7 +38,7 @@ impl Metrics {
     }
 
     /// The check with the highest top-1, the first of equals.
-    pub(super) fn best_knn(&self) -> Option<&KnnFigures> {
+    pub(super) fn best_knn(&self) -> Option<&KnnMetrics> {
         self.knn
             .iter()
             .reduce(|best, check| if check.knn_top1 > best.knn_top1 { check } else { best })
@@ -55,7 +55,7 @@ impl Metrics {
         seconds.sum()
     }
 
-    /// Optimiser steps done, as far as they are written down.
+    /// Optimizer steps done, as far as they are written down.
     pub(super) fn steps_done(&self) -> u64 {
         let last = |step: Option<u64>| step.unwrap_or(0);
         last(self.steps.last().map(|line| line.step))

@@ -1,15 +1,15 @@
-//! One page about a run: what it is, how it went, what was learnt.
+//! One page about a run: what it is, how it went, what was learned.
 //!
 //! The page is one HTML file that needs no other file, no network and no script.
 
 mod crops;
 mod curves;
 mod evaluations;
+mod figures;
 mod findings;
 mod learned;
 mod metrics;
 mod overview;
-mod pictures;
 mod run;
 
 use std::io::Write;
@@ -79,7 +79,7 @@ fn page(run: &Run, findings: &[String]) -> String {
     let body = [
         header,
         curves(run),
-        pictures::sections(run),
+        figures::sections(run),
         evaluations(run),
         checkpoints(run),
         settings(run),
@@ -89,9 +89,9 @@ fn page(run: &Run, findings: &[String]) -> String {
 }
 
 fn navigation() -> String {
-    let pictures = pictures::SECTIONS.iter().map(|section| (section.anchor, section.title));
+    let figures = figures::SECTIONS.iter().map(|section| (section.anchor, section.title));
     let links: String = std::iter::once(("curves", "Curves"))
-        .chain(pictures)
+        .chain(figures)
         .chain([
             ("evaluations", "Evaluations"),
             ("checkpoints", "Checkpoints"),

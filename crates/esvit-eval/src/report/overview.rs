@@ -17,17 +17,17 @@ pub(super) fn sentence(run: &Run) -> String {
     let depths: Vec<String> = swin.depths.iter().map(usize::to_string).collect();
     let tasks =
         if config.objective.region { "L<sub>V</sub> + L<sub>R</sub>" } else { "L<sub>V</sub>" };
-    let pictures = match (&run.source, &config.data.path) {
-        (Ok(source), None) => format!("{} built-in pictures", grouped(source.len() as i64)),
+    let images = match (&run.source, &config.data.path) {
+        (Ok(source), None) => format!("{} built-in images", grouped(source.len() as i64)),
         (Ok(source), Some(path)) => format!(
-            "{} pictures of <code>{}</code>",
+            "{} images of <code>{}</code>",
             grouped(source.len() as i64),
             escaped(&path.display().to_string())
         ),
         (Err(_), Some(path)) => {
-            format!("the pictures of <code>{}</code>", escaped(&path.display().to_string()))
+            format!("the images of <code>{}</code>", escaped(&path.display().to_string()))
         }
-        (Err(_), None) => "the built-in pictures".into(),
+        (Err(_), None) => "the built-in images".into(),
     };
     let repeat = match config.data.repeat {
         1 => String::new(),
@@ -35,7 +35,7 @@ pub(super) fn sentence(run: &Run) -> String {
     };
     format!(
         "Swin <code>{}</code> ({} blocks, width {}, window {}) trained with {tasks} on \
-         {pictures}{repeat}: {} epochs, {} pictures a step.",
+         {images}{repeat}: {} epochs, {} images a step.",
         escaped(&config.model.arch),
         depths.join("-"),
         swin.embed_dim,
@@ -108,7 +108,7 @@ fn speed(run: &Run) -> Option<Tile> {
         name: "Speed",
         value,
         unit: "img/s",
-        note: format!("{wait:.1} % waiting for pictures"),
+        note: format!("{wait:.1} % waiting for images"),
     })
 }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::ReportError;
 use super::metrics::Metrics;
 use crate::preview;
-use crate::record::{self, Record};
+use crate::record::{self, EvalRecord};
 
 /// The folder of a run, read.
 pub(super) struct Run {
@@ -28,12 +28,12 @@ pub(super) struct Run {
     /// Whole epochs done.
     pub(super) epochs: u64,
     /// Newest results of every evaluation.
-    pub(super) evaluations: Vec<Record>,
+    pub(super) evaluations: Vec<EvalRecord>,
     /// The best one first, then the newest.
     pub(super) checkpoints: Vec<CheckpointFile>,
     /// Names of the files in `failures/`.
     pub(super) failures: Vec<String>,
-    /// The pictures it was trained on, if they are still there.
+    /// The images it was trained on, if they are still there.
     pub(super) source: Result<Arc<dyn Source>, String>,
     /// What could not be read, and why.
     pub(super) problems: Vec<String>,
@@ -77,7 +77,7 @@ impl Run {
         let source = match &config {
             Some(config) => preview::source(config).map_err(|error| error.to_string()),
             None => {
-                Err("without its settings it is not known on which pictures it was trained".into())
+                Err("without its settings it is not known on which images it was trained".into())
             }
         };
         Ok(Self {
@@ -110,13 +110,13 @@ impl Run {
     /// k-NN top-1 of the same network untrained in per cent, if an evaluation has repeated a check
     /// of the run: same checkpoint, same k, same accuracy, so the same task.
     pub(super) fn untrained_top1(&self) -> Option<f64> {
-        let top1 = |record: &Record, features: &str, k: usize| -> Option<f64> {
+        let top1 = |record: &EvalRecord, features: &str, k: usize| -> Option<f64> {
             let rows = record.results.get("results")?.as_array()?;
             let row = rows.iter().find(|row| row["features"] == features)?;
             let accuracies = row["accuracies"].as_array()?;
             accuracies.iter().find(|entry| entry["k"] == k)?["top1"].as_f64()
         };
-        let same = |record: &&Record, trained: f64, k: usize| {
+        let same = |record: &&EvalRecord, trained: f64, k: usize| {
             self.metrics.knn.iter().any(|check| {
                 Some(check.epoch) == record.epochs
                     && check.knn_k == k
@@ -201,11 +201,11 @@ fn epochs_done(log: &str) -> u64 {
 
 /// The last result of every evaluation on a task for a network of a checkpoint, in the order in
 /// which they came up first.
-fn latest(records: Vec<Record>) -> Vec<Record> {
-    let mut kept: Vec<Record> = Vec::new();
+fn latest(records: Vec<EvalRecord>) -> Vec<EvalRecord> {
+    let mut kept: Vec<EvalRecord> = Vec::new();
     for record in records {
-        let key = |record: &Record| {
-            let Record { evaluation, task, checkpoint, network, .. } = record;
+        let key = |record: &EvalRecord| {
+            let EvalRecord { evaluation, task, checkpoint, network, .. } = record;
             [evaluation, task, checkpoint, network].map(String::clone)
         };
         match kept.iter_mut().find(|other| key(other) == key(&record)) {
@@ -220,8 +220,8 @@ fn latest(records: Vec<Record>) -> Vec<Record> {
 mod tests {
     use super::*;
 
-    fn record(evaluation: &str, checkpoint: &str, results: Value) -> Record {
-        Record {
+    fn record(evaluation: &str, checkpoint: &str, results: Value) -> EvalRecord {
+        EvalRecord {
             evaluation: evaluation.into(),
             task: "task".into(),
             checkpoint: checkpoint.into(),

@@ -1,7 +1,7 @@
-//! Cases of kind `augment`: operations on a picture.
+//! Cases of kind `augment`: operations on an image.
 
 use esvit_data::augment::{self, CropBox};
-use esvit_data::{EvalTransform, Interpolation, Picture, PictureError, resized_crop};
+use esvit_data::{EvalTransform, Image, ImageError, Interpolation, resized_crop};
 use serde::Deserialize;
 
 use super::{Case, CaseError, Check, Outcome};
@@ -65,11 +65,11 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let settings: Settings = case.settings()?;
     let mut checks = Vec::new();
     for (index, step) in settings.operations.iter().enumerate() {
-        let input = picture(case, step.input.as_deref().unwrap_or("image"))?;
-        let expected = picture(case, &format!("out.{index}"))?;
+        let input = image(case, step.input.as_deref().unwrap_or("image"))?;
+        let expected = image(case, &format!("out.{index}"))?;
         let found =
             step.operation.apply(input).map_err(|e| CaseError::Computation(e.to_string()))?;
-        let (mean, largest) = grey_levels(&found, &expected);
+        let (mean, largest) = gray_levels(&found, &expected);
         let name = step.operation.name();
         let blurred = matches!(step.operation, Operation::GaussianBlur { .. });
         let tolerance = if blurred { BLUR_MEAN_TOLERANCE } else { MEAN_TOLERANCE };
@@ -84,27 +84,27 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
 }
 
 impl Operation {
-    fn apply(&self, mut picture: Picture) -> Result<Picture, PictureError> {
+    fn apply(&self, mut image: Image) -> Result<Image, ImageError> {
         match *self {
             Self::ResizedCrop { top, left, height, width, size, interpolation } => {
                 let area = CropBox { left, top, width, height };
-                return resized_crop(&picture, area, size, interpolation);
+                return resized_crop(&image, area, size, interpolation);
             }
             Self::EvalTransform { resize_shorter, center_crop, interpolation } => {
                 let transform =
                     EvalTransform { resize: resize_shorter, crop: center_crop, interpolation };
-                return transform.apply(&picture);
+                return transform.apply(&image);
             }
-            Self::HorizontalFlip => augment::horizontal_flip(&mut picture),
-            Self::Brightness { factor } => augment::brightness(&mut picture, factor),
-            Self::Contrast { factor } => augment::contrast(&mut picture, factor),
-            Self::Saturation { factor } => augment::saturation(&mut picture, factor),
-            Self::Hue { factor } => augment::hue(&mut picture, factor),
-            Self::Grayscale => augment::grayscale(&mut picture),
-            Self::GaussianBlur { radius } => augment::gaussian_blur(&mut picture, radius),
-            Self::Solarize { threshold } => augment::solarize(&mut picture, threshold),
+            Self::HorizontalFlip => augment::horizontal_flip(&mut image),
+            Self::Brightness { factor } => augment::brightness(&mut image, factor),
+            Self::Contrast { factor } => augment::contrast(&mut image, factor),
+            Self::Saturation { factor } => augment::saturation(&mut image, factor),
+            Self::Hue { factor } => augment::hue(&mut image, factor),
+            Self::Grayscale => augment::grayscale(&mut image),
+            Self::GaussianBlur { radius } => augment::gaussian_blur(&mut image, radius),
+            Self::Solarize { threshold } => augment::solarize(&mut image, threshold),
         }
-        Ok(picture)
+        Ok(image)
     }
 
     fn name(&self) -> &'static str {
@@ -123,18 +123,18 @@ impl Operation {
     }
 }
 
-/// A picture stored as bytes, height x width x 3.
-fn picture(case: &Case, name: &str) -> Result<Picture, CaseError> {
+/// An image stored as bytes, height x width x 3.
+fn image(case: &Case, name: &str) -> Result<Image, CaseError> {
     let (shape, pixels) = case.bytes(name)?;
     let &[height, width, 3] = shape.as_slice() else {
         return Err(CaseError::Settings(format!("`{name}` has shape {shape:?}")));
     };
-    Picture::new(width as u32, height as u32, pixels)
+    Image::new(width as u32, height as u32, pixels)
         .map_err(|e| CaseError::Settings(format!("`{name}`: {e}")))
 }
 
-/// Mean and largest absolute difference in grey levels.
-fn grey_levels(found: &Picture, expected: &Picture) -> (f64, f64) {
+/// Mean and largest absolute difference in gray levels.
+fn gray_levels(found: &Image, expected: &Image) -> (f64, f64) {
     let [found, expected] = [found.pixels(), expected.pixels()];
     if found.len() != expected.len() {
         return (f64::INFINITY, f64::INFINITY);

@@ -2,7 +2,7 @@
 
 use esvit_nn::params::Registry;
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Pass, Swin, SwinConfig};
+use esvit_nn::{ForwardCtx, Swin, SwinConfig};
 use serde::Deserialize;
 
 use super::{Case, CaseError, Outcome, absolute};
@@ -28,9 +28,9 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let mut checks = Vec::new();
     for input in 0..settings.inputs {
         let images = case.load::<4>(&format!("input.{input}"))?;
-        let features = swin.forward(&params, images.clone(), &Pass::eval());
+        let features = swin.forward(&params, images.clone(), &ForwardCtx::eval());
         let last_blocks =
-            swin.last_blocks(&params, images.clone(), settings.n_last_blocks, &Pass::eval());
+            swin.last_blocks(&params, images.clone(), settings.n_last_blocks, &ForwardCtx::eval());
         let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
             let name = format!("{name}.{input}");
             let (_, expected) = case.tensor(&name)?;

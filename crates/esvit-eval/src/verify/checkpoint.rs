@@ -1,8 +1,8 @@
 //! Cases of kind `checkpoint`: a file of weights of some program, and what its network says of
-//! pictures.
+//! images.
 
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Params, Pass, SwinConfig};
+use esvit_nn::{ForwardCtx, Params, SwinConfig};
 use serde::Deserialize;
 
 use super::{Case, CaseError, Check, Outcome, absolute};
@@ -12,7 +12,7 @@ const TOLERANCE: f64 = 2e-4;
 
 #[derive(Deserialize)]
 struct Settings {
-    /// The shape that must be recognised.
+    /// The shape that must be recognized.
     config: Option<SwinConfig>,
     key: Option<String>,
     /// Epochs that the file must tell of.
@@ -51,7 +51,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let params = Params::from_fn(backbone.params.specs(), &case.device, |_| {
         values.next().unwrap_or_default()
     });
-    let features = backbone.swin.forward(&params, images, &Pass::eval());
+    let features = backbone.swin.forward(&params, images, &ForwardCtx::eval());
     for (name, found) in [("cls", to_vec(&features.view)), ("region", to_vec(&features.region))] {
         let (_, expected) = case.tensor(name)?;
         checks.push(absolute(name, &found, &expected, TOLERANCE));

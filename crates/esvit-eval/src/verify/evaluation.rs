@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{Case, CaseError, Check, Outcome, absolute};
 use crate::correspondence::{Grid, View, correspond};
 use crate::knn::classify;
-use esvit_model::features::LabelledFeatures;
+use esvit_model::features::LabeledFeatures;
 
 #[derive(Deserialize)]
 struct KnnSettings {
@@ -26,7 +26,7 @@ struct KnnResult {
 
 pub(super) fn knn(case: &Case) -> Result<Outcome, CaseError> {
     let settings: KnnSettings = case.settings()?;
-    let (train, queries) = (labelled(case, "train")?, labelled(case, "test")?);
+    let (train, queries) = (labeled(case, "train")?, labeled(case, "test")?);
     let ks: Vec<usize> = settings
         .results
         .keys()
@@ -49,14 +49,14 @@ pub(super) fn knn(case: &Case) -> Result<Outcome, CaseError> {
     Ok(Outcome::Compared(checks))
 }
 
-fn labelled(case: &Case, set: &str) -> Result<LabelledFeatures, CaseError> {
+fn labeled(case: &Case, set: &str) -> Result<LabeledFeatures, CaseError> {
     let (shape, values) = case.tensor(&format!("{set}_features"))?;
     let labels = case.integers(&format!("{set}_labels"))?;
     let labels = labels
         .into_iter()
         .map(|label| u32::try_from(label).map_err(|e| CaseError::Settings(e.to_string())))
         .collect::<Result<_, _>>()?;
-    Ok(LabelledFeatures { values, width: shape.last().copied().unwrap_or(0), labels })
+    Ok(LabeledFeatures { values, width: shape.last().copied().unwrap_or(0), labels })
 }
 
 #[derive(Deserialize)]

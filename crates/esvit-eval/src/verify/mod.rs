@@ -18,7 +18,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use esvit_nn::Params;
 use esvit_nn::params::ParamSpec;
-use esvit_nn::weights::{Stored, WeightsError, WeightsFile};
+use esvit_nn::weights::{StoredNetwork, WeightsError, WeightsFile};
 use esvit_weights::{TensorInfo, WeightsError as FileError};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -231,7 +231,7 @@ impl Case {
 
     /// Parameters named `prefix` + name.
     fn params(&self, prefix: &str, specs: &Arc<[ParamSpec]>) -> Result<Params, CaseError> {
-        let stored = Stored::at(&self.tensors, prefix);
+        let stored = StoredNetwork::at(&self.tensors, prefix);
         Ok(stored.load(specs, &self.device, |_| None)?.0)
     }
 

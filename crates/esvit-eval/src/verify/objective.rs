@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use esvit_nn::network::{Predictions, RegionPredictions};
-use esvit_nn::ops::{Logits, Precision};
+use esvit_nn::ops::{Precision, PrototypeLogits};
 use esvit_nn::weights::to_vec;
 use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, Weights};
 use esvit_train::schedule::TemperatureSchedule;
@@ -59,7 +59,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let mut student_region = None;
     let teacher_region = match settings.region_task {
         true => Some(RegionPredictions {
-            logits: Logits::from_matrix(case.load("teacher_region")?),
+            logits: PrototypeLogits::from_matrix(case.load("teacher_region")?),
             features: case.load("teacher_features")?,
             tokens: vec![settings.teacher_regions; objective::TEACHER_CROPS],
         }),
@@ -67,7 +67,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     };
     if settings.region_task {
         student_region = Some(RegionPredictions {
-            logits: Logits::from_matrix(
+            logits: PrototypeLogits::from_matrix(
                 case.load::<2>("student_region")?.autodiff().require_grad(),
             ),
             features: case.load("student_features")?,
@@ -82,12 +82,12 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let unused = Tensor::zeros([1, 1], &case.device);
     let student = Predictions {
         view_features: unused.clone(),
-        view_logits: Logits::from_matrix(student_view.clone()),
+        view_logits: PrototypeLogits::from_matrix(student_view.clone()),
         region: student_region.clone(),
     };
     let teacher = Predictions {
         view_features: unused,
-        view_logits: Logits::from_matrix(case.load("teacher_view")?),
+        view_logits: PrototypeLogits::from_matrix(case.load("teacher_view")?),
         region: teacher_region,
     };
     let center = |name: &str| -> Result<Tensor<1>, CaseError> {

@@ -1,4 +1,4 @@
-//! Cases of kind `pretrain`: several optimiser steps of student and teacher.
+//! Cases of kind `pretrain`: several optimizer steps of student and teacher.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Params;
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Network, Pass, SwinConfig};
+use esvit_nn::{ForwardCtx, Network, SwinConfig};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{Centers, NamedWeights, TEACHER_CROPS, Weights};
 use esvit_train::optim::{ClipScope, OptimizerKind};
-use esvit_train::{Learner, PerPass};
+use esvit_train::{CropChunks, Learner};
 use serde::Deserialize;
 
 use super::objective::TeacherTemp;
@@ -20,7 +20,7 @@ use super::{Case, CaseError, Check, Outcome, absolute, of_largest, relative};
 const OUTPUT_TOLERANCE: f64 = 2e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
 /// Gradients that are zero in exact arithmetic have no largest entry to be compared with: those
-/// of biases before a batch normalisation.
+/// of biases before a batch normalization.
 const ZERO_GRADIENT: f64 = 3e-6;
 const FIRST_LOSS_TOLERANCE: f64 = 1e-5;
 const LATER_LOSS_TOLERANCE: f64 = 1e-4;
@@ -141,8 +141,8 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         clip_grad: Some(settings.clip_grad_per_parameter),
         clip_scope: ClipScope::Tensor,
         precision: Precision::F32,
-        per_pass: PerPass::All,
-        checkpoint_blocks: false,
+        crop_chunks: CropChunks::All,
+        activation_checkpointing: false,
         mixup: None,
     };
     let params =
@@ -169,8 +169,9 @@ fn outputs(
 ) -> Result<(), CaseError> {
     let network = &learner.network;
     // Without drop-path a student's pass in training is that of a teacher.
-    let student = network.forward(&learner.student, views, &Pass::teacher());
-    let teacher = network.forward(&learner.teacher, &views[..TEACHER_CROPS], &Pass::teacher());
+    let student = network.forward(&learner.student, views, &ForwardCtx::teacher());
+    let teacher =
+        network.forward(&learner.teacher, &views[..TEACHER_CROPS], &ForwardCtx::teacher());
     for (name, predictions) in [("student", student), ("teacher", teacher)] {
         let mut compare = |part: &str, found: &Tensor<2>| -> Result<(), CaseError> {
             let name = format!("out.{name}_{part}");

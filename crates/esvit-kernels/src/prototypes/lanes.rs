@@ -23,7 +23,7 @@ dispatch! {
 }
 
 dispatch! {
-    /// Centres and scales logits; returns the largest.
+    /// Centers and scales logits; returns the largest.
     pub(super) fn scale_logits(logits: &mut [f32], center: Option<&[f32]>, inv_temperature: f32) -> f32 {
         match center {
             Some(center) => {

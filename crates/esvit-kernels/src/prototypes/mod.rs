@@ -7,7 +7,7 @@
 //!
 //! `sum_r -sum_k t_rk log p_rk = sum_r (m_r logsumexp(s_r) - sum_j w_rj <q_j, s_r>)`.
 //!
-//! Rows of different pictures have no pair, so a few pictures at a time are worked on from end to
+//! Rows of different images have no pair, so a few images at a time are worked on from end to
 //! end. Prototypes are walked in chunks, so that logits never exist as a whole. The exponentials of
 //! a chunk are kept in the stored type, relative to the largest logit of their row in that chunk;
 //! the gradient of the logits, `m_r p_r - t_r`, is made from them chunk by chunk and goes at once
@@ -38,7 +38,7 @@ const CHUNKS: usize = 16;
 /// gradient is made.
 const GROUPS: usize = 16;
 
-/// Bytes of exponentials that are kept at a time, unless one picture alone has more. For fewer rows
+/// Bytes of exponentials that are kept at a time, unless one image alone has more. For fewer rows
 /// at a time, prototypes are laid out more often: these are 512 rows over 65,536 prototypes in f32
 /// and twice as many in bf16.
 pub const EXPONENTIALS_BYTES: usize = 128 << 20;
@@ -118,7 +118,7 @@ impl Chunking {
     }
 }
 
-/// The loss, and with `gradients` those of the student's side. The teacher's logits are centred by
+/// The loss, and with `gradients` those of the student's side. The teacher's logits are centered by
 /// `center [K]`.
 ///
 /// # Panics

@@ -91,8 +91,9 @@ impl Case {
             .logits(&wide(&self.teacher_z), &wide(&self.teacher_v), &wide(&self.teacher_g))
             .into_iter()
             .map(|logits| {
-                let centred = logits.iter().zip(&self.center);
-                let scaled = centred.map(|(s, &c)| (s - f64::from(c)) / f64::from(TEMPERATURES[1]));
+                let centered = logits.iter().zip(&self.center);
+                let scaled =
+                    centered.map(|(s, &c)| (s - f64::from(c)) / f64::from(TEMPERATURES[1]));
                 log_softmax(scaled.collect()).into_iter().map(f64::exp).collect()
             })
             .collect();

@@ -91,7 +91,7 @@ impl EmbeddingWriter {
             rows = self.format.header(0, width);
             self.done.width = width;
         }
-        for (&image, row) in batch.pictures.iter().zip(batch.rows.chunks(width.max(1))) {
+        for (&image, row) in batch.images.iter().zip(batch.rows.chunks(width.max(1))) {
             rows.extend(self.format.row(source, image, row));
             names.push_str(&escaped(&source.name(image)));
             names.push('\n');
@@ -102,8 +102,8 @@ impl EmbeddingWriter {
             file.append(names.as_bytes())?;
             self.done.bytes[1] = file.sync()?;
         }
-        self.done.images += batch.pictures.len() + batch.left_out.len();
-        self.done.rows += batch.pictures.len();
+        self.done.images += batch.images.len() + batch.left_out.len();
+        self.done.rows += batch.images.len();
         Ok(self.log.append_line(&serde_json::to_string(&self.done).expect("plain values"))?)
     }
 
@@ -150,14 +150,14 @@ fn log_of(path: &Path) -> PathBuf {
 mod tests {
     use super::super::read;
     use super::*;
-    use esvit_data::{InMemory, Picture};
+    use esvit_data::{Image, InMemory};
 
     fn source(images: usize) -> InMemory {
         let mut source = InMemory::new(vec!["a, b".into()]);
         for index in 0..images {
             let name = if index == 1 { "two\nlines".into() } else { format!("{index}.png") };
             let label = (index % 2 == 0).then_some(0);
-            source.push(name, label, Picture::filled(1, 1, [0; 3]));
+            source.push(name, label, Image::filled(1, 1, [0; 3]));
         }
         source
     }
@@ -166,7 +166,7 @@ mod tests {
         let row = |index: usize| [index as f32 + 0.25, -1e-7, f32::MAX];
         FeatureBatch {
             rows: images.clone().flat_map(row).collect(),
-            pictures: images.collect(),
+            images: images.collect(),
             left_out: Vec::new(),
         }
     }

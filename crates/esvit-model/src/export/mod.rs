@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::onnx;
-use esvit_nn::weights::{Entry, Layout, METADATA_KEY, exported, write_error};
+use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported, write_error};
 use esvit_weights::{Float, Tree, write_safetensors, write_torch};
 
 use crate::PretrainedBackbone;
@@ -41,12 +41,12 @@ impl Target {
         ("onnx", Self::Onnx),
     ];
 
-    fn layout(self) -> Layout {
+    fn naming(self) -> Naming {
         match self {
-            Self::Timm => Layout::Timm,
-            Self::Torchvision => Layout::Torchvision,
-            Self::Transformers => Layout::Transformers,
-            Self::Esvit | Self::Onnx => Layout::Esvit,
+            Self::Timm => Naming::Timm,
+            Self::Torchvision => Naming::Torchvision,
+            Self::Transformers => Naming::Transformers,
+            Self::Esvit | Self::Onnx => Naming::Esvit,
         }
     }
 }
@@ -77,7 +77,7 @@ pub struct Options {
     pub target: Target,
     /// The type in which matrices are stored.
     pub float: Float,
-    /// Height and width of the pictures that an ONNX graph takes.
+    /// Height and width of the images that an ONNX graph takes.
     pub size: [usize; 2],
 }
 
@@ -122,8 +122,8 @@ pub enum ExportError {
          hint: `--precision f16` is as small and ten times as close"
     )]
     Bf16Graph,
-    /// A picture of this size leaves no token.
-    #[error("pictures of {height} x {width} pixels are smaller than a patch of {patch}")]
+    /// An image of this size leaves no token.
+    #[error("images of {height} x {width} pixels are smaller than a patch of {patch}")]
     Size {
         /// Height in pixels.
         height: usize,
@@ -189,12 +189,12 @@ pub fn write(
     match Form::of(options.target, out)? {
         Form::Folder => folder(backbone, out, options, &about),
         Form::Safetensors => {
-            let tensors = exported(&backbone.params, options.target.layout(), options.float);
+            let tensors = exported(&backbone.params, options.target.naming(), options.float);
             safetensors(out, &tensors, &about)?;
             Ok(vec![out.into()])
         }
         Form::Torch => {
-            let state = state(exported(&backbone.params, options.target.layout(), options.float));
+            let state = state(exported(&backbone.params, options.target.naming(), options.float));
             let tree = match options.target {
                 Target::Esvit => Tree::Dict(vec![
                     (backbone.network_name().into(), state),
@@ -235,7 +235,7 @@ fn folder(
     std::fs::create_dir_all(out)
         .map_err(|source| ExportError::Folder { path: out.into(), source })?;
     let weights = out.join("model.safetensors");
-    let tensors = exported(&backbone.params, options.target.layout(), options.float);
+    let tensors = exported(&backbone.params, options.target.naming(), options.float);
     safetensors(&weights, &tensors, about)?;
     let mut files = vec![weights];
     for (name, card) in cards::cards(options, backbone) {

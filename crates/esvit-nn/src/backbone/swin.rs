@@ -3,7 +3,7 @@
 //! It differs from the common implementations in three ways that matter for equal numbers:
 //! LayerNorm uses `eps = 1e-6`, a setting here, for weights of others; a map that is no multiple of
 //! the window is padded after the norm and the padding takes part in attention unmasked; and window and shift of every stage are fixed
-//! by the configured picture size, whatever the size of the input.
+//! by the configured image size, whatever the size of the input.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Features, RowFeatures};
+use crate::forward_ctx::ForwardCtx;
 use crate::layers::{LayerNorm, Linear, WEIGHT_STD};
 use crate::ops::{
     self, Activation, AttentionValues, LinearValues, NormValues, Segment, WindowMap, WindowMaps,
 };
 use crate::params::{Init, ParamId, Params, Scope};
-use crate::pass::Pass;
 
 /// The official code's `eps` of LayerNorm.
 pub const NORM_EPS: f64 = 1e-6;
@@ -27,7 +27,7 @@ const CHANNELS: usize = 3;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwinConfig {
-    /// Side of the picture, in pixels, for which windows are laid out. Other sizes can be put in.
+    /// Side of the image, in pixels, for which windows are laid out. Other sizes can be put in.
     pub img_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
@@ -119,7 +119,7 @@ impl SwinConfig {
         self.width(self.stages() - 1)
     }
 
-    /// Side of a stage's map for the configured picture size.
+    /// Side of a stage's map for the configured image size.
     fn resolution(&self, stage: usize) -> usize {
         (self.img_size / self.patch_size) >> stage
     }
@@ -154,12 +154,12 @@ impl SwinConfig {
         self.patch_size << stage
     }
 
-    /// Side of the last map for a square picture of `size` pixels.
+    /// Side of the last map for a square image of `size` pixels.
     pub fn last_map(&self, size: usize) -> usize {
         (1..self.stages()).fold(size / self.patch_size, |side, _| side.div_ceil(2))
     }
 
-    /// Multiply-accumulates of linear layers and attention for one picture of `size` pixels,
+    /// Multiply-accumulates of linear layers and attention for one image of `size` pixels,
     /// padding tokens counted as the official code computes them.
     pub fn macs(&self, size: usize) -> u64 {
         let mut side = size / self.patch_size;
@@ -182,7 +182,7 @@ impl SwinConfig {
 }
 
 impl SwinConfig {
-    /// Multiply-accumulates that are really computed for one square picture of `size` pixels:
+    /// Multiply-accumulates that are really computed for one square image of `size` pixels:
     /// padding is not, nor, on average, are the branches that `drop_path` drops (the rate of the
     /// last block).
     pub fn real_macs(&self, size: usize, drop_path: f64) -> f64 {
@@ -221,7 +221,7 @@ struct TokenMaps {
 impl TokenMaps {
     /// The mean token of every image, `[images, C]`.
     fn means(&self) -> Tensor<2> {
-        ops::image_means(self.rows.clone(), &ops::segment_images(&self.segments))
+        ops::global_average_pool(self.rows.clone(), &ops::tokens_per_image(&self.segments))
     }
 }
 
@@ -289,8 +289,8 @@ impl Swin {
         self.config.depths.iter().sum()
     }
 
-    /// View and region features of `images [B, 3, H, W]`, normalised pixels of any size.
-    pub fn forward(&self, params: &Params, images: Tensor<4>, pass: &Pass) -> Features {
+    /// View and region features of `images [B, 3, H, W]`, normalized pixels of any size.
+    pub fn forward(&self, params: &Params, images: Tensor<4>, pass: &ForwardCtx) -> Features {
         let RowFeatures { view, region, segments } = self.features(params, vec![images], pass);
         let ([batch, width], Segment { map, .. }) = (view.dims(), segments[0]);
         Features { view, region: region.reshape([batch, map[0] * map[1], width]), map }
@@ -304,7 +304,7 @@ impl Swin {
         params: &Params,
         images: Tensor<4>,
         stage: usize,
-        pass: &Pass,
+        pass: &ForwardCtx,
     ) -> Option<Features> {
         if stage + 1 == self.stages.len() {
             return Some(self.forward(params, images, pass));
@@ -325,8 +325,13 @@ impl Swin {
     }
 
     /// View and region features of batches of images, each `[B, 3, H, W]`, of several sizes.
-    pub fn features(&self, params: &Params, images: Vec<Tensor<4>>, pass: &Pass) -> RowFeatures {
-        let maps = self.normalised(params, self.run(params, images, pass, |_, _| {}), pass);
+    pub fn features(
+        &self,
+        params: &Params,
+        images: Vec<Tensor<4>>,
+        pass: &ForwardCtx,
+    ) -> RowFeatures {
+        let maps = self.normalized(params, self.run(params, images, pass, |_, _| {}), pass);
         RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments }
     }
 
@@ -337,7 +342,7 @@ impl Swin {
         params: &Params,
         images: Tensor<4>,
         n: usize,
-        pass: &Pass,
+        pass: &ForwardCtx,
     ) -> Tensor<2> {
         let blocks = self.blocks();
         let last_stage = blocks - self.config.depths[self.config.stages() - 1];
@@ -346,7 +351,7 @@ impl Swin {
             if index + n >= blocks {
                 let maps = maps.clone();
                 let maps =
-                    if index >= last_stage { self.normalised(params, maps, pass) } else { maps };
+                    if index >= last_stage { self.normalized(params, maps, pass) } else { maps };
                 features.push(maps.means());
             }
         });
@@ -378,7 +383,7 @@ impl Swin {
         blocks: Range<usize>,
         mut observe: impl FnMut(usize, Tensor<4>, Arc<WindowMap>),
     ) {
-        let pass = Pass::eval();
+        let pass = ForwardCtx::eval();
         let mut maps = self.embed(params, vec![images], &pass);
         for stage in &self.stages {
             for block in &stage.blocks {
@@ -402,7 +407,7 @@ impl Swin {
         &self,
         params: &Params,
         images: Vec<Tensor<4>>,
-        pass: &Pass,
+        pass: &ForwardCtx,
         mut observe: impl FnMut(usize, &TokenMaps),
     ) -> TokenMaps {
         let mut maps = self.embed(params, images, pass);
@@ -418,10 +423,10 @@ impl Swin {
         maps
     }
 
-    fn embed(&self, params: &Params, images: Vec<Tensor<4>>, pass: &Pass) -> TokenMaps {
+    fn embed(&self, params: &Params, images: Vec<Tensor<4>>, pass: &ForwardCtx) -> TokenMaps {
         let patch = self.config.patch_size;
         let (mut rows, segments): (Vec<_>, Vec<_>) =
-            images.into_iter().map(|images| ops::patches(images, patch)).unzip();
+            images.into_iter().map(|images| ops::patchify(images, patch)).unzip();
         let rows = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) };
         let columns = CHANNELS * patch * patch;
         let weight = params.vector(self.patch_weight).reshape([self.config.embed_dim, columns]);
@@ -430,12 +435,12 @@ impl Swin {
         TokenMaps { rows: self.patch_norm.forward(params, rows, pass), segments }
     }
 
-    fn normalised(&self, params: &Params, maps: TokenMaps, pass: &Pass) -> TokenMaps {
+    fn normalized(&self, params: &Params, maps: TokenMaps, pass: &ForwardCtx) -> TokenMaps {
         TokenMaps { rows: self.norm.forward(params, maps.rows, pass), ..maps }
     }
 }
 
-/// Attention and a two-layer perceptron, each with a norm before and a residual around it.
+/// Attention and a two-layer MLP, each with a norm before and a residual around it.
 #[derive(Debug)]
 struct Block {
     /// Position among the blocks of all stages.
@@ -483,7 +488,7 @@ impl Block {
         params: &Params,
         maps: TokenMaps,
         windows: &WindowMaps,
-        pass: &Pass,
+        pass: &ForwardCtx,
     ) -> TokenMaps {
         let TokenMaps { rows, segments } = maps;
         let windows = self.windows(&segments, windows);
@@ -523,8 +528,8 @@ impl Block {
     ) -> (Tensor<4>, Arc<WindowMap>) {
         let windows = self.windows(&maps.segments, windows).swap_remove(0);
         let LinearValues { weight, bias } = self.qkv.values(params);
-        let normalised = self.norm1.forward(params, maps.rows.clone(), &Pass::eval());
-        let qkv = normalised.matmul(weight.transpose());
+        let normalized = self.norm1.forward(params, maps.rows.clone(), &ForwardCtx::eval());
+        let qkv = normalized.matmul(weight.transpose());
         let [rows, width] = qkv.dims();
         let qkv = qkv.reshape([rows / windows.tokens(), windows.tokens(), width]);
         let table = params.tensor(self.table);
@@ -546,7 +551,7 @@ impl Downsample {
         Self { reduction, norm: LayerNorm::new(&mut scope.at("norm"), 4 * width, norm_eps) }
     }
 
-    fn forward(&self, params: &Params, maps: TokenMaps, pass: &Pass) -> TokenMaps {
+    fn forward(&self, params: &Params, maps: TokenMaps, pass: &ForwardCtx) -> TokenMaps {
         let NormValues { gamma, beta, eps } = self.norm.values(params);
         let weight = params.tensor(self.reduction);
         let (rows, segments) = ops::merge_patches(

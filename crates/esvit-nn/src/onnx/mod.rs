@@ -1,6 +1,6 @@
 //! A backbone as an ONNX graph, for every program that runs those.
 //!
-//! The graph takes `images [batch, 3, H, W]`, normalised pixels, and gives `view [batch, C]` and
+//! The graph takes `images [batch, 3, H, W]`, normalized pixels, and gives `view [batch, C]` and
 //! `region [batch, T, C]`. Height and width are fixed, since the windows of a map are tables of
 //! token numbers in it; the batch is free. Parameters keep their official names; weights of linear
 //! layers are stored transposed, as `MatMul` wants them.
@@ -19,7 +19,7 @@ use crate::weights::to_vec;
 use crate::{Params, SwinConfig};
 use graph::{Attribute, Dimension, Graph};
 
-/// Writes a Swin transformer for pictures of `[height, width]` pixels. Matrices are stored as
+/// Writes a Swin transformer for images of `[height, width]` pixels. Matrices are stored as
 /// `float` and computed with in f32; `facts` are put into the file's metadata.
 ///
 /// # Errors
@@ -65,7 +65,7 @@ impl Network<'_> {
     /// All of the network, for a first map of this size. Returns the last map.
     fn stages(&mut self, mut map: [usize; 2]) -> [usize; 2] {
         let config = self.config;
-        let mut x = self.patches();
+        let mut x = self.patchify();
         for stage in 0..config.stages() {
             for block in 0..config.depths[stage] {
                 let (window, shift) = config.window_and_shift(stage, block);
@@ -78,7 +78,7 @@ impl Network<'_> {
                     shift,
                 };
                 x = self.attention(&x, &place);
-                x = self.perceptron(&x, &place.name);
+                x = self.MLP(&x, &place.name);
             }
             if stage + 1 < config.stages() {
                 x = self.merge(&x, stage, map);
@@ -92,7 +92,7 @@ impl Network<'_> {
         map
     }
 
-    fn patches(&mut self) -> String {
+    fn patchify(&mut self) -> String {
         let side = self.config.patch_size as i64;
         let weight = self.parameter("patch_embed.proj.weight");
         let bias = self.parameter("patch_embed.proj.bias");
@@ -172,7 +172,7 @@ impl Network<'_> {
     }
 
     /// `x + fc2(gelu(fc1(norm2(x))))`, with the exact GELU.
-    fn perceptron(&mut self, x: &str, block: &str) -> String {
+    fn MLP(&mut self, x: &str, block: &str) -> String {
         let normed = self.norm(x, &format!("{block}.norm2"));
         let hidden = self.linear(&normed, &format!("{block}.mlp.fc1"));
         let root = self.graph.constant("root_2", &[], &[std::f32::consts::SQRT_2]);
@@ -187,7 +187,7 @@ impl Network<'_> {
         self.graph.node("Add", &[x, &y], &[])
     }
 
-    /// Four neighbouring tokens become one: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
+    /// Four neighboring tokens become one: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
     fn merge(&mut self, x: &str, stage: usize, [height, width]: [usize; 2]) -> String {
         let is_odd = height % 2 == 1 || width % 2 == 1;
         let x = if is_odd { self.with_zero_row(x) } else { x.to_owned() };

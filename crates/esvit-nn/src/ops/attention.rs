@@ -1,4 +1,4 @@
-//! The attention branch of a block, with its normalisation and residual: in windows, or among all
+//! The attention branch of a block, with its normalization and residual: in windows, or among all
 //! tokens of an image.
 
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use esvit_kernels::buffer::recycle;
 use esvit_kernels::window_attention::Windows;
 use esvit_kernels::{SampleScales, attention};
 
-use super::block::{LinearValues, NormValues, Scales, copy_of, scaled, with_input};
 use super::extension::{Entry, Fused, Kept, Operation, has_kernels, own, values, values_mut};
 use super::linear::{Activation, composed as linear};
+use super::mlp::{LinearValues, NormValues, Scales, copy_of, scaled, with_input};
 use super::precision::with_element;
-use super::{Compute, Segment, WindowMap, composed_layer_norm, segment_images};
+use super::{Compute, Segment, WindowMap, composed_layer_norm, tokens_per_image};
 use crate::params::{indices, tensor};
 
 /// The layers of an attention branch; `table [(2 w - 1)^2, heads]` holds the relative-position bias.
@@ -43,7 +43,7 @@ pub fn attention_branch(
         return composed_attention_branch(x, segments, windows, layers, scales);
     }
     let AttentionValues { norm, qkv, proj, table } = layers;
-    let images = segment_images(segments);
+    let images = tokens_per_image(segments);
     let eps = norm.eps as f32;
     let counts = segments.iter().map(|s| s.images).collect();
     let mixing = Mixing::Windows { counts, maps: windows.to_vec() };
@@ -71,10 +71,10 @@ pub fn composed_attention_branch(
 ) -> Tensor<2> {
     let AttentionValues { norm, qkv, proj, table } = layers;
     let width = x.dims()[1];
-    let normalised = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
+    let normalized = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
     // Without its bias: padding then is rows of zeros here, as it is in the official code before
     // the layer.
-    let product = normalised.matmul(qkv.weight.transpose());
+    let product = normalized.matmul(qkv.weight.transpose());
     let mut first = 0;
     let mixed = segments.iter().zip(windows).map(|(segment, windows)| {
         let rows = segment.images * windows.tokens();
@@ -95,7 +95,7 @@ pub fn composed_attention_branch(
     });
     let mixed = Tensor::cat(mixed.collect(), 0);
     let branch = linear(mixed, proj.weight, proj.bias, Activation::None);
-    x + scaled(branch, &segment_images(segments), scales)
+    x + scaled(branch, &tokens_per_image(segments), scales)
 }
 
 /// [`attention_branch`] in which every token attends to all tokens of its image, without a bias: that
@@ -139,8 +139,8 @@ pub fn composed_plain_attention_branch(
 ) -> Tensor<2> {
     let width = x.dims()[1];
     let head_dim = width / heads;
-    let normalised = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
-    let qkv = linear(normalised, qkv.weight, qkv.bias, Activation::None);
+    let normalized = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
+    let qkv = linear(normalized, qkv.weight, qkv.bias, Activation::None);
     let mut first = 0;
     let mixed = images.chunk_by(|a, b| a == b).map(|images| {
         let (count, tokens) = (images.len(), images[0]);
@@ -161,7 +161,7 @@ pub fn composed_plain_attention_branch(
 }
 
 /// The attention weights of [`attention_branch`] for images of one size: `qkv [B, H * W, 3 C]` is
-/// the product of the normalised tokens *without* `bias [3 C]`. `[B * windows, heads, window^2,
+/// the product of the normalized tokens *without* `bias [3 C]`. `[B * windows, heads, window^2,
 /// window^2]`, windows row-major within an image.
 pub fn window_attention_weights(
     qkv: Tensor<3>,
@@ -315,7 +315,7 @@ impl Operation for AttentionBranch {
         let mut x = inputs.remove(0);
         let attention = self.parameters(&parameters);
         let (segments, scales) = (self.segments(&attention), self.sample_scales());
-        let input = (keep && self.compute.recompute).then(|| copy_of(&x));
+        let input = (keep && self.compute.activation_checkpointing).then(|| copy_of(&x));
         let keep = keep && input.is_none();
         let kept = with_element!(self.compute.precision, T => {
             let x = values_mut(&mut x);
@@ -337,7 +337,7 @@ impl Operation for AttentionBranch {
         let attention = self.parameters(parameters);
         let (segments, scales) = (self.segments(&attention), self.sample_scales());
         let gradients = with_element!(self.compute.precision, T => {
-            let kept = if self.compute.recompute {
+            let kept = if self.compute.activation_checkpointing {
                 let mut x: Vec<f32> = own(kept);
                 let packed = attention.pack_weights::<T>();
                 let kept = attention::forward(&mut x, &attention, &packed, &segments, &scales, true);

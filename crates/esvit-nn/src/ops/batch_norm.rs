@@ -1,4 +1,4 @@
-//! Batch normalisation.
+//! Batch normalization.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::extension::{
     values,
 };
 
-/// Batch normalisation of `x [rows, C]` by the mean and the biased variance of its own rows: `gamma`,
+/// Batch normalization of `x [rows, C]` by the mean and the biased variance of its own rows: `gamma`,
 /// `beta` `[C]`. Also returns that mean and variance, `[C]` each and without gradient.
 pub fn batch_norm(
     x: Tensor<2>,
@@ -46,9 +46,9 @@ pub fn composed_batch_norm(
 ) -> (Tensor<2>, [Tensor<1>; 2]) {
     let channels = gamma.dims()[0];
     let mean = x.clone().mean_dim(0);
-    let centred = x - mean.clone();
-    let variance = centred.clone().square().mean_dim(0);
-    let y = centred / (variance.clone() + eps).sqrt();
+    let centered = x - mean.clone();
+    let variance = centered.clone().square().mean_dim(0);
+    let y = centered / (variance.clone() + eps).sqrt();
     let y = y * gamma.reshape([1, channels]) + beta.reshape([1, channels]);
     (y, [mean, variance].map(|row| row.inner().reshape([channels])))
 }

@@ -6,10 +6,10 @@
 
 mod attention;
 mod batch_norm;
-mod block;
 mod depthwise;
 mod extension;
 mod linear;
+mod mlp;
 mod norm;
 mod packing;
 mod patch;
@@ -24,16 +24,16 @@ pub use attention::{
     plain_attention_branch, window_attention_weights,
 };
 pub use batch_norm::{batch_norm, composed_batch_norm};
-pub use block::{LinearValues, NormValues, Scales, composed_mlp_branch, mlp_branch};
 pub use depthwise::{composed_depthwise, depthwise};
 pub use extension::has_kernels;
 pub use linear::{Activation, composed as composed_linear, linear};
-pub use norm::{composed_layer_norm, image_means, l2_normalize, layer_norm, norm};
+pub use mlp::{LinearValues, NormValues, Scales, composed_mlp_branch, mlp_branch};
+pub use norm::{composed_layer_norm, global_average_pool, l2_normalize, layer_norm, norm};
 pub use packing::{PackedWeights, Packing};
-pub use patch::{composed_merge, composed_patches, merge_patches, neighbours, patches};
+pub use patch::{composed_merge, composed_patchify, merge_patches, merging_indices, patchify};
 pub use precision::{Compute, Precision};
 pub use prototypes::{
-    EXPONENTIALS_BYTES, Group, Logits, Pairs, best_matches, composed_best_matches,
+    EXPONENTIALS_BYTES, Group, Pairs, PrototypeLogits, best_matches, composed_best_matches,
     composed_cross_entropy, prototype_cross_entropy,
 };
 pub use window::{WindowMap, WindowMaps};
@@ -56,7 +56,7 @@ impl Segment {
 }
 
 /// Tokens of every image of all segments.
-pub fn segment_images(segments: &[Segment]) -> Vec<usize> {
+pub fn tokens_per_image(segments: &[Segment]) -> Vec<usize> {
     segments.iter().flat_map(|s| std::iter::repeat_n(s.tokens(), s.images)).collect()
 }
 

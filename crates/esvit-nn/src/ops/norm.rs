@@ -1,4 +1,4 @@
-//! Normalisations and means over rows.
+//! Normalizations and means over rows.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::extension::{
 };
 use super::precision::with_element;
 
-/// Layer normalisation over the last axis with biased variance: `gamma`, `beta` `[C]`.
+/// Layer normalization over the last axis with biased variance: `gamma`, `beta` `[C]`.
 pub fn layer_norm(
     x: Tensor<2>,
     gamma: Tensor<1>,
@@ -34,10 +34,10 @@ pub fn layer_norm(
 pub fn composed_layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, eps: f64) -> Tensor<2> {
     let width = gamma.dims()[0];
     let mean = x.clone().mean_dim(1);
-    let centred = x - mean;
-    let variance = centred.clone().square().mean_dim(1);
-    let normalised = centred / (variance + eps).sqrt();
-    normalised * gamma.reshape([1, width]) + beta.reshape([1, width])
+    let centered = x - mean;
+    let variance = centered.clone().square().mean_dim(1);
+    let normalized = centered / (variance + eps).sqrt();
+    normalized * gamma.reshape([1, width]) + beta.reshape([1, width])
 }
 
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl Operation for Norm {
 }
 
 /// The mean row of every image of `x [rows, C]`: `images` lists the rows of each. `[images, C]`.
-pub fn image_means(x: Tensor<2>, images: &[usize]) -> Tensor<2> {
+pub fn global_average_pool(x: Tensor<2>, images: &[usize]) -> Tensor<2> {
     if has_kernels(&x.device()) {
         let operation = Arc::new(ImageMeans { images: images.to_vec() });
         return Tensor::from_dispatch(Entry::fused1(operation, x.into_dispatch()));

@@ -1,4 +1,4 @@
-//! Patches of pictures and the merging of neighbours.
+//! Patches of images and the merging of neighbors.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::params::indices;
 /// map of `h = H / p` by `w = W / p`; pixels beyond the last whole patch are dropped.
 ///
 /// A row lists channel, then row, then column, as the weight of a convolution of stride `p` does.
-pub fn patches(images: Tensor<4>, patch: usize) -> (Tensor<2>, Segment) {
+pub fn patchify(images: Tensor<4>, patch: usize) -> (Tensor<2>, Segment) {
     let [batch, _, height, width] = images.dims();
     let [h, w] = [height / patch, width / patch];
     let segment = Segment { images: batch, map: [h, w] };
@@ -27,11 +27,11 @@ pub fn patches(images: Tensor<4>, patch: usize) -> (Tensor<2>, Segment) {
         let rows = Entry::fused1(operation, images.into_dispatch());
         return (Tensor::from_dispatch(rows), segment);
     }
-    (composed_patches(images, patch), segment)
+    (composed_patchify(images, patch), segment)
 }
 
 /// [`patches`] from the framework's own operations.
-pub fn composed_patches(images: Tensor<4>, patch: usize) -> Tensor<2> {
+pub fn composed_patchify(images: Tensor<4>, patch: usize) -> Tensor<2> {
     let [batch, channels, height, width] = images.dims();
     let [h, w] = [height / patch, width / patch];
     images
@@ -62,14 +62,14 @@ impl Operation for Patches {
         gradient: FlexTensor,
         _: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        let pictures = tokens::patchify_backward(values(&gradient), self.sizes, self.patch);
-        vec![Some(made(pictures, self.sizes))]
+        let images = tokens::patchify_backward(values(&gradient), self.sizes, self.patch);
+        vec![Some(made(images, self.sizes))]
     }
 }
 
-/// Patch merging: joins each 2 x 2 neighbourhood of the maps of `x [rows, C]` into one row of `4 C`,
+/// Patch merging: joins each 2 x 2 neighborhood of the maps of `x [rows, C]` into one row of `4 C`,
 /// in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), with zeros beyond odd sides;
-/// normalises it with `gamma`, `beta [4 C]` and multiplies it with `weight [out, 4 C]`.
+/// normalizes it with `gamma`, `beta [4 C]` and multiplies it with `weight [out, 4 C]`.
 pub fn merge_patches(
     x: Tensor<2>,
     segments: &[Segment],
@@ -82,20 +82,20 @@ pub fn merge_patches(
         .iter()
         .map(|&Segment { images, map }| Segment { images, map: map.map(|side| side.div_ceil(2)) });
     let halved = halved.collect();
-    let neighbours = neighbours(segments);
+    let neighbors = merging_indices(segments);
     if !has_kernels(&x.device()) {
-        return (composed_merge(x, &neighbours, [gamma, beta], weight, eps), halved);
+        return (composed_merge(x, &neighbors, [gamma, beta], weight, eps), halved);
     }
-    let operation = Arc::new(Merge { neighbours, eps: eps as f32, precision });
+    let operation = Arc::new(Merge { neighbors, eps: eps as f32, precision });
     let (gamma, beta) = (gamma.into_dispatch(), beta.into_dispatch());
     let y = Entry::fused4(operation, x.into_dispatch(), gamma, beta, weight.into_dispatch());
     (Tensor::from_dispatch(y), halved)
 }
 
-/// [`merge_patches`] from the framework's own operations, for a table of [`neighbours`].
+/// [`merge_patches`] from the framework's own operations, for a table of [`neighbors`].
 pub fn composed_merge(
     x: Tensor<2>,
-    neighbours: &[[u32; 4]],
+    neighbors: &[[u32; 4]],
     [gamma, beta]: [Tensor<1>; 2],
     weight: Tensor<2>,
     eps: f64,
@@ -103,15 +103,15 @@ pub fn composed_merge(
     let ([rows, width], device) = (x.dims(), x.device());
     // One row of zeros stands for all that lies outside.
     let x = Tensor::cat(vec![x, Tensor::zeros([1, width], &device)], 0);
-    let places = neighbours.as_flattened().iter();
+    let places = neighbors.as_flattened().iter();
     let places = places.map(|&row| if row == merge::OUTSIDE { rows as i32 } else { row as i32 });
     let joined = x.select(0, indices(places.collect(), &device));
-    let joined = joined.reshape([neighbours.len(), 4 * width]);
+    let joined = joined.reshape([neighbors.len(), 4 * width]);
     composed_layer_norm(joined, gamma, beta, eps).matmul(weight.transpose())
 }
 
 /// The four rows that each row of the merged maps consists of.
-pub fn neighbours(segments: &[Segment]) -> Vec<[u32; 4]> {
+pub fn merging_indices(segments: &[Segment]) -> Vec<[u32; 4]> {
     let mut table = Vec::new();
     let mut first = 0;
     for &Segment { images, map: [height, width] } in segments {
@@ -133,7 +133,7 @@ pub fn neighbours(segments: &[Segment]) -> Vec<[u32; 4]> {
 
 #[derive(Debug)]
 struct Merge {
-    neighbours: Vec<[u32; 4]>,
+    neighbors: Vec<[u32; 4]>,
     eps: f32,
     precision: Precision,
 }
@@ -152,9 +152,9 @@ impl Operation for Merge {
     fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
         let (x, parameters) = (values(&inputs[0]), self.parameters(&inputs[1..]));
         let rows = inputs[0].shape()[0];
-        let shape = [self.neighbours.len(), inputs[3].shape()[0]];
+        let shape = [self.neighbors.len(), inputs[3].shape()[0]];
         let result = with_element!(self.precision, T => {
-            let (y, kept) = merge::forward::<T>(x, &parameters, &self.neighbours, keep);
+            let (y, kept) = merge::forward::<T>(x, &parameters, &self.neighbors, keep);
             (made(y, shape), kept.map(|kept| -> Kept { Box::<KeptMerge<T>>::new((kept, rows)) }))
         });
         reclaim(inputs.swap_remove(0));
@@ -171,7 +171,7 @@ impl Operation for Merge {
         let (merge, dy) = (self.parameters(parameters), values(&gradient));
         let (gradients, rows) = with_element!(self.precision, T => {
             let (kept, rows): KeptMerge<T> = own(kept);
-            (merge::backward::<T>(kept, &merge, &self.neighbours, dy, rows), rows)
+            (merge::backward::<T>(kept, &merge, &self.neighbors, dy, rows), rows)
         });
         reclaim(gradient);
         vec![

@@ -37,9 +37,9 @@ impl Precision {
 pub struct Compute {
     /// The type of operands of products and of kept activations.
     pub precision: Precision,
-    /// Keeps a branch's input alone and computes the rest again on the way back: about a third more
+    /// Keeps a branch's input alone and computes the rest again on the backward pass: about a third more
     /// time for a fraction of the memory.
-    pub recompute: bool,
+    pub activation_checkpointing: bool,
     /// Where weights stay in the layout of their products from one pass to the next.
     pub packing: Packing,
 }

@@ -19,7 +19,7 @@ pub use esvit_kernels::prototypes::{EXPONENTIALS_BYTES, Pairs};
 /// Logits over prototypes, not multiplied out: `z` times the transpose of the rows of `v` at the
 /// lengths `g`.
 #[derive(Debug, Clone)]
-pub struct Logits {
+pub struct PrototypeLogits {
     /// Rows before the last layer, `[rows, D]`.
     pub z: Tensor<2>,
     /// Directions of the prototypes, `[K, D]`.
@@ -28,7 +28,7 @@ pub struct Logits {
     pub g: Tensor<1>,
 }
 
-impl Logits {
+impl PrototypeLogits {
     /// A matrix of logits `[rows, K]` as it is: the prototypes are the unit vectors.
     pub fn from_matrix(logits: Tensor<2>) -> Self {
         let (prototypes, device) = (logits.dims()[1], logits.device().inner());
@@ -88,8 +88,8 @@ impl Logits {
 /// `q` the softmax of the teacher's logits, less `center [K]`, over its own. No gradient goes to
 /// the teacher.
 pub fn prototype_cross_entropy(
-    student: Logits,
-    teacher: Logits,
+    student: PrototypeLogits,
+    teacher: PrototypeLogits,
     center: Tensor<1>,
     pairs: Arc<Pairs>,
     temperatures: [f64; 2],
@@ -120,16 +120,16 @@ pub fn prototype_cross_entropy(
 
 /// [`prototype_cross_entropy`] from the framework's own operations.
 pub fn composed_cross_entropy(
-    student: Logits,
-    teacher: Logits,
+    student: PrototypeLogits,
+    teacher: PrototypeLogits,
     center: Tensor<1>,
     pairs: &Pairs,
     [student_temp, teacher_temp]: [f64; 2],
 ) -> Tensor<1> {
     let (rows, teachers, prototypes) = (student.rows(), teacher.rows(), student.prototypes());
     let device = student.z.device();
-    let centred = teacher.inner().matrix() - center.inner().reshape([1, prototypes]);
-    let distributions = activation::softmax(centred / teacher_temp, 1);
+    let centered = teacher.inner().matrix() - center.inner().reshape([1, prototypes]);
+    let distributions = activation::softmax(centered / teacher_temp, 1);
     let mut shares = vec![0.0; rows * teachers];
     let mut mass = vec![0.0; rows];
     for row in 0..rows {

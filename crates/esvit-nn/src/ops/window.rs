@@ -1,6 +1,6 @@
 //! Where each token of a map stands in the (shifted) windows: index tables, made once per map size.
 //!
-//! Padding, rolling, partitioning, and their way back are all one gather each; the tables here say
+//! Padding, rolling, partitioning, and their backward pass are all one gather each; the tables here say
 //! which token comes from where.
 
 use std::collections::HashMap;

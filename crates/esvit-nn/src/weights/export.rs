@@ -4,21 +4,21 @@ use std::borrow::Cow;
 
 use esvit_weights::{Dtype, Float, Values};
 
-use super::layout::Layout;
+use super::naming::Naming;
 use super::save::{Entry, to_vec};
 use crate::Params;
 use crate::ops::WindowMap;
 use crate::params::ParamSpec;
 
-/// All parameters of a network, named as `layout` does and stored as `float`; heads keep their
+/// All parameters of a network, named as `naming` does and stored as `float`; heads keep their
 /// names. Tables of positions that the other program keeps among its weights are added.
-pub fn exported(params: &Params, layout: Layout, float: Float) -> Vec<Entry> {
+pub fn exported(params: &Params, naming: Naming, float: Float) -> Vec<Entry> {
     let mut tensors = Vec::new();
     for (spec, value) in params.iter() {
-        tensors.extend(parts(spec, value, layout, float));
+        tensors.extend(parts(spec, value, naming, float));
         if let Some(block) = spec.name.strip_suffix(".relative_position_bias_table") {
             let window = spec.shape[0].isqrt().div_ceil(2);
-            tensors.extend(positions(block, window, layout));
+            tensors.extend(positions(block, window, naming));
         }
     }
     tensors
@@ -28,10 +28,10 @@ pub fn exported(params: &Params, layout: Layout, float: Float) -> Vec<Entry> {
 fn parts(
     spec: &ParamSpec,
     value: &burn::tensor::Tensor<1>,
-    layout: Layout,
+    naming: Naming,
     float: Float,
 ) -> Vec<Entry> {
-    let names = layout.names(&spec.name);
+    let names = naming.names(&spec.name);
     let mut shape = spec.shape.clone();
     shape[0] /= names.len();
     let len: usize = shape.iter().product();
@@ -49,17 +49,17 @@ fn parts(
 }
 
 /// The table of positions in windows of this side that other programs store with a block, where
-/// the layout has one.
-fn positions(block: &str, window: usize, layout: Layout) -> Option<Entry> {
+/// the naming has one.
+fn positions(block: &str, window: usize, naming: Naming) -> Option<Entry> {
     let tables = WindowMap::new([window; 2], window, 0);
     let tokens = tables.window_tokens();
-    let shape = match layout {
-        Layout::Esvit | Layout::Microsoft => vec![tokens, tokens],
-        Layout::Torchvision => vec![tokens * tokens],
-        Layout::Timm | Layout::Transformers | Layout::Transformers5 => return None,
+    let shape = match naming {
+        Naming::Esvit | Naming::Microsoft => vec![tokens, tokens],
+        Naming::Torchvision => vec![tokens * tokens],
+        Naming::Timm | Naming::Transformers | Naming::Transformers5 => return None,
     };
     let rows: Vec<i64> = tables.bias_row.iter().map(|&row| i64::from(row)).collect();
-    let name = layout.names(&format!("{block}.relative_position_index")).swap_remove(0);
+    let name = naming.names(&format!("{block}.relative_position_index")).swap_remove(0);
     let values = move || Ok(Values::I64(Cow::Owned(rows.clone())));
     Some((name, esvit_weights::Tensor::new(&shape, Dtype::I64, values)))
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use esvit_weights::WeightsFile;
 
-use super::layout::Layout;
-use super::recognise::{self, Location, networks};
+use super::naming::Naming;
+use super::recognize::{self, Location, networks};
 use super::{WeightsError, resize};
 use crate::SwinConfig;
 use crate::params::{ParamSpec, Params};
@@ -18,7 +18,7 @@ const PREFERRED: &str = "teacher";
 
 /// A network in an opened file.
 #[derive(Debug)]
-pub struct Stored<'a> {
+pub struct StoredNetwork<'a> {
     file: &'a WeightsFile,
     location: Location,
 }
@@ -44,11 +44,11 @@ pub mod reason {
     pub const CLASSES: &str = "class head: features are those before it";
     /// What stands beside the backbone in a larger network.
     pub const BESIDE: &str = "beside the backbone";
-    /// Optimiser and centres.
+    /// Optimizer and centers.
     pub const STATE: &str = "state of a run";
 }
 
-impl<'a> Stored<'a> {
+impl<'a> StoredNetwork<'a> {
     /// The network called `key` in a file; without a key the teacher where there is one, or else
     /// the only network.
     ///
@@ -70,7 +70,7 @@ impl<'a> Stored<'a> {
             [location] => Ok(Self { file, location: (*location).clone() }),
             [] if all.is_empty() => Err(WeightsError::NoBackbone {
                 path: file.path().into(),
-                found: recognise::other_backbone(file),
+                found: recognize::other_backbone(file),
                 tensors: file.tensors().len(),
             }),
             _ => Err(WeightsError::Which {
@@ -84,7 +84,7 @@ impl<'a> Stored<'a> {
     /// The network whose parameters have their official names after `prefix`.
     pub fn at(file: &'a WeightsFile, prefix: &str) -> Self {
         let location =
-            Location { layout: Layout::Esvit, group: String::new(), prefix: prefix.into() };
+            Location { naming: Naming::Esvit, group: String::new(), prefix: prefix.into() };
         Self { file, location }
     }
 
@@ -98,7 +98,7 @@ impl<'a> Stored<'a> {
     /// # Errors
     /// When they are not those of a Swin transformer.
     pub fn shape(&self) -> Result<SwinConfig, WeightsError> {
-        recognise::shape(self.file, &self.location)
+        recognize::shape(self.file, &self.location)
             .map_err(|reason| WeightsError::Shape { path: self.file.path().into(), reason })
     }
 
@@ -174,7 +174,7 @@ impl<'a> Stored<'a> {
     /// Names in the file of the tensors that hold a parameter.
     fn names(&self, official: &str) -> Vec<String> {
         let prefix = &self.location.prefix;
-        let names = self.location.layout.names(official);
+        let names = self.location.naming.names(official);
         let names: Vec<String> = names.into_iter().map(|name| format!("{prefix}{name}")).collect();
         // Only heads have other places and names.
         let [_, above] = self.location.head_prefixes();
@@ -242,7 +242,7 @@ impl<'a> Stored<'a> {
         Ok(Some(values))
     }
 
-    /// Sorts the tensors that no parameter asked for. Returns those that have no excuse.
+    /// Sorts the tensors that no parameter asked for. Returns those that have no ignore_reason.
     fn rest(&self, used: &HashSet<String>, report: &mut Report) -> Vec<String> {
         let Location { group, prefix, .. } = &self.location;
         let [_, above] = self.location.head_prefixes();
@@ -253,7 +253,7 @@ impl<'a> Stored<'a> {
             if used.contains(&tensor.name) {
                 continue;
             }
-            match excuse(below, inside.is_some()) {
+            match ignore_reason(below, inside.is_some()) {
                 Some(reason) => {
                     report.left_out.entry(reason).or_default().push(tensor.name.clone());
                 }
@@ -271,7 +271,7 @@ enum Problem {
 
 /// Why a tensor that no parameter asked for may be left out. `name` starts below the prefix of the
 /// backbone or, beside it, of all of the network.
-fn excuse(name: &str, is_backbone: bool) -> Option<&'static str> {
+fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
     let derived = ["relative_position_index", "attn_mask", "num_batches_tracked"];
     let head = name.strip_prefix("head.").or_else(|| name.strip_prefix("head_dense."));
     if derived.iter().any(|end| name.ends_with(end)) {
@@ -292,7 +292,7 @@ fn is_projection(name: &str) -> bool {
     name.starts_with("mlp.") || name.starts_with("last_layer.")
 }
 
-/// The name that PyTorch's newer weight normalisation gives to a part of the last layer.
+/// The name that PyTorch's newer weight normalization gives to a part of the last layer.
 fn parametrised(official: &str) -> Option<String> {
     let new = |old, new| official.strip_suffix(old).map(|head| format!("{head}{new}"));
     new("last_layer.weight_g", "last_layer.parametrizations.weight.original0")

@@ -5,9 +5,9 @@
 //! error; no parameter keeps a random value unless the caller says so.
 
 mod export;
-mod layout;
 mod load;
-mod recognise;
+mod naming;
+mod recognize;
 mod resize;
 mod save;
 
@@ -16,9 +16,9 @@ use std::path::PathBuf;
 pub use esvit_weights::WeightsFile;
 
 pub use export::exported;
-pub use layout::Layout;
-pub use load::{Report, Stored, reason};
-pub use recognise::{Location, networks};
+pub use load::{Report, StoredNetwork, reason};
+pub use naming::Naming;
+pub use recognize::{Location, networks};
 pub use save::{Entry, METADATA_KEY, entries, entry, save, to_vec, write_error};
 
 /// How many differing tensors an error lists.

@@ -4,7 +4,7 @@
 const A: f64 = -0.75;
 
 /// A table `[positions, heads]` for windows of another size, resized one head at a time as a
-/// picture of `(2 * window - 1)^2` pixels: bicubic, corners not aligned, as the official code
+/// image of `(2 * window - 1)^2` pixels: bicubic, corners not aligned, as the official code
 /// does when it takes over weights. None when either is not a square.
 pub(super) fn relative_positions(table: &[f32], heads: usize, rows: usize) -> Option<Vec<f32>> {
     let old_rows = table.len().checked_div(heads)?;
@@ -34,9 +34,9 @@ pub(super) fn relative_positions(table: &[f32], heads: usize, rows: usize) -> Op
 
 /// Old positions and weights of a new position.
 fn taps(position: usize, old: usize, new: usize) -> [(usize, f64); 4] {
-    let centre = (position as f64 + 0.5) * old as f64 / new as f64 - 0.5;
-    let floor = centre.floor();
-    let fraction = centre - floor;
+    let center = (position as f64 + 0.5) * old as f64 / new as f64 - 0.5;
+    let floor = center.floor();
+    let fraction = center - floor;
     let distances = [1.0 + fraction, fraction, 1.0 - fraction, 2.0 - fraction];
     let mut offset = -1.0;
     distances.map(|distance| {

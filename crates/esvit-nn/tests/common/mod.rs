@@ -51,8 +51,8 @@ pub(crate) fn fill(specs: &Arc<[ParamSpec]>, first_stream: u32) -> Params {
         } else if name.contains("bias_table") {
             hashed_times(stream, len, 0.5)
         } else if spec.shape.len() == 1 {
-            let centre = if name.ends_with("weight") { 1.0 } else { 0.0 };
-            (0..len).map(|i| (hash(stream, i) * 0.1 + centre) as f32).collect()
+            let center = if name.ends_with("weight") { 1.0 } else { 0.0 };
+            (0..len).map(|i| (hash(stream, i) * 0.1 + center) as f32).collect()
         } else {
             let fan_in: usize = spec.shape[1..].iter().product();
             hashed_times(stream, len, (3.0 / fan_in as f64).sqrt())

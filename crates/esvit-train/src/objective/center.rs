@@ -3,24 +3,24 @@
 use burn::tensor::{Device, Tensor};
 use esvit_nn::network::Predictions;
 
-/// The centres of both tasks, each `[K]`, and what a step has seen so far.
+/// The centers of both tasks, each `[K]`, and what a step has seen so far.
 #[derive(Debug, Clone)]
 pub struct Centers {
-    /// Centre of the view logits.
+    /// Center of the view logits.
     pub view: Tensor<1>,
-    /// Centre of the region logits, when the region task is trained.
+    /// Center of the region logits, when the region task is trained.
     pub region: Option<Tensor<1>>,
     seen: Vec<(Tensor<1>, Option<Tensor<1>>)>,
 }
 
 impl Centers {
-    /// Centres at the origin.
+    /// Centers at the origin.
     pub fn zeros(prototypes: usize, region: bool, device: &Device) -> Self {
         let zeros = || Tensor::zeros([prototypes], device);
         Self::new(zeros(), region.then(zeros))
     }
 
-    /// Centres of a run that goes on.
+    /// Centers of a run that goes on.
     pub fn new(view: Tensor<1>, region: Option<Tensor<1>>) -> Self {
         Self { view, region, seen: Vec::new() }
     }
@@ -31,8 +31,8 @@ impl Centers {
         self.seen.push((teacher.view_logits.mean(), region));
     }
 
-    /// Moves the centres towards the mean of what was observed since the last update:
-    /// `c = momentum c + (1 - momentum) mean`. One call an optimiser step.
+    /// Moves the centers towards the mean of what was observed since the last update:
+    /// `c = momentum c + (1 - momentum) mean`. One call an optimizer step.
     pub fn update(&mut self, momentum: f64) {
         let count = self.seen.len() as f64;
         let share = (1.0 - momentum) / count.max(1.0);

@@ -82,12 +82,12 @@ pub struct Loss {
     pub region: Option<Tensor<1>>,
 }
 
-/// Which of a picture's crops the student's predictions are for.
+/// Which of an image's crops the student's predictions are for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Crops {
     /// The crops at hand.
     pub at_hand: Range<usize>,
-    /// All crops of a picture.
+    /// All crops of an image.
     pub total: usize,
 }
 
@@ -101,7 +101,7 @@ impl Crops {
 /// The loss of a student's predictions for some crops against a teacher's for the first two; the
 /// losses of all parts of the crops add up to that of all.
 ///
-/// `mixing` holds, for every crop of a picture, the `[B, B]` matrix that says of which images each
+/// `mixing` holds, for every crop of an image, the `[B, B]` matrix that says of which images each
 /// of the student's images is mixed; without it every image is itself. It is for the view task
 /// alone.
 pub fn loss(

@@ -1,8 +1,8 @@
-//! A whole run: from settings and pictures to checkpoints.
+//! A whole run: from settings and images to checkpoints.
 
 mod folder;
+mod metrics_log;
 mod plan;
-mod record;
 mod session;
 
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use esvit_data::{BrokenPicture, LoaderError, Source};
+use esvit_data::{BrokenImage, LoaderError, Source};
 use esvit_nn::device::DeviceError;
 use esvit_nn::{Network, Params};
 
 pub use folder::{FolderError, RunFolder};
+pub use metrics_log::{EpochMetrics, KnnMetrics, StepMetrics};
 pub use plan::Plan;
-pub use record::{EpochFigures, KnnFigures, StepFigures};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::{Config, ConfigError};
@@ -47,7 +47,7 @@ pub struct Options<'a> {
     pub overwrite: bool,
     /// How to begin.
     pub start: Start,
-    /// The pictures.
+    /// The images.
     pub source: Arc<dyn Source>,
     /// Set from outside to stop after the current step.
     pub stop: Arc<AtomicBool>,
@@ -66,9 +66,9 @@ pub type KnnCheck<'a> = dyn FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<
 /// What a k-NN check gives, in per cent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KnnAccuracy {
-    /// Share of pictures whose class is ranked first.
+    /// Share of images whose class is ranked first.
     pub top1: f64,
-    /// Share of pictures whose class is among the first five.
+    /// Share of images whose class is among the first five.
     pub top5: f64,
 }
 
@@ -92,13 +92,13 @@ pub enum Event<'a> {
         loss: f32,
     },
     /// The figures of the last steps.
-    Figures(&'a StepFigures),
+    Figures(&'a StepMetrics),
     /// A k-NN check.
-    Knn(&'a KnnFigures),
+    Knn(&'a KnnMetrics),
     /// A checkpoint was written.
     Checkpoint(&'a Path),
-    /// A picture is left out.
-    Broken(&'a BrokenPicture),
+    /// An image is left out.
+    Broken(&'a BrokenImage),
     /// Something worth knowing.
     Note(&'a str),
     /// Something that needs attention.
@@ -110,15 +110,15 @@ pub enum Event<'a> {
 pub struct Outcome {
     /// Whether all steps are done.
     pub end: End,
-    /// Optimiser steps done, over all sessions.
+    /// Optimizer steps done, over all sessions.
     pub step: u64,
     /// The newest checkpoint.
     pub checkpoint: PathBuf,
     /// The last k-NN check of this session.
-    pub knn: Option<KnnFigures>,
+    pub knn: Option<KnnMetrics>,
     /// Time spent in steps, in this session.
     pub training: Duration,
-    /// Pictures left out.
+    /// Images left out.
     pub broken: usize,
 }
 
@@ -154,7 +154,7 @@ pub enum RunError {
     /// TensorBoard's events cannot be written.
     #[error(transparent)]
     TensorBoard(#[from] TensorBoardError),
-    /// The pictures do not make batches.
+    /// The images do not make batches.
     #[error("{0}")]
     Data(#[from] LoaderError),
     /// The k-NN check failed.
@@ -213,7 +213,7 @@ pub fn pretrain<'a>(config: &'a Config, options: Options<'a>) -> Result<Outcome,
     let loader = plan::loader(config, options.source.clone())?;
     let mut session = Session::open(config, options, &loader)?;
     let result = session.run(&loader);
-    // Pictures found broken by the last batches are told of also when the run fails.
+    // Images found broken by the last batches are told of also when the run fails.
     let reported = session.report_broken(&loader);
     if let Err(error) = &result {
         session.record_failure(error);

@@ -23,10 +23,10 @@ pub struct Plan {
     pub total_steps: u64,
     /// Steps of an epoch.
     pub steps_per_epoch: u64,
-    /// Pictures of a step.
+    /// Images of a step.
     pub global_batch: usize,
-    /// Pictures of the source.
-    pub pictures: usize,
+    /// Images of the source.
+    pub images: usize,
     /// Threads of the arithmetic.
     pub threads: usize,
     /// The type of operands of large products.
@@ -44,7 +44,7 @@ impl Plan {
     pub(super) fn new(
         config: &Config,
         loader: &Loader,
-        pictures: usize,
+        images: usize,
         learner: &Learner,
         first_step: u64,
     ) -> Self {
@@ -64,7 +64,7 @@ impl Plan {
             total_steps,
             steps_per_epoch,
             global_batch,
-            pictures,
+            images,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             precision: learner.settings.precision,
             description: describe(config, learner),
@@ -116,8 +116,8 @@ impl fmt::Display for Plan {
         writeln!(f, "{}", self.description)?;
         write!(
             f,
-            "{} pictures, {epochs} epochs of {} steps of {} pictures, {} threads, {}",
-            self.pictures,
+            "{} images, {epochs} epochs of {} steps of {} images, {} threads, {}",
+            self.images,
             self.steps_per_epoch,
             self.global_batch,
             self.threads,
@@ -151,14 +151,14 @@ fn describe(config: &Config, learner: &Learner) -> String {
     )
 }
 
-/// The loader of a run's batches: one for each optimiser step.
+/// The loader of a run's batches: one for each optimizer step.
 pub(super) fn loader(config: &Config, source: Arc<dyn Source>) -> Result<Loader, LoaderError> {
     let data = &config.data;
     let settings = LoaderConfig {
         batch: config.global_batch(),
         repeat: data.repeat,
         workers: data.workers,
-        queue: data.queue,
+        prefetch: data.prefetch,
         seed: config.seed,
         max_broken: data.max_broken,
         cache_bytes: data.cache_mb << 20,
@@ -179,8 +179,8 @@ pub(super) fn learner(config: &Config, device: &Device) -> Learner {
         clip_grad: config.optim.clip_grad,
         clip_scope: config.optim.clip_scope,
         precision: config.train.precision(),
-        per_pass: config.per_pass(),
-        checkpoint_blocks: config.train.checkpoint_blocks,
+        crop_chunks: config.crop_chunks(),
+        activation_checkpointing: config.train.activation_checkpointing,
         mixup: objective.mixup.enabled.then_some(objective.mixup),
     };
     Learner::new(Arc::new(network), config.optim.name, settings, device)

@@ -13,28 +13,28 @@ use esvit_nn::params::tensor;
 use esvit_nn::weights::entry;
 
 use super::folder::RunFolder;
-use super::record::{EpochFigures, KnnFigures, Record, StepFigures, peak_memory};
+use super::metrics_log::{EpochMetrics, KnnMetrics, MetricsLog, StepMetrics, peak_memory};
 use super::{End, Event, KnnCheck, Observer, Options, Outcome, Plan, RunError, Start, plan};
 use crate::Learner;
 use crate::checkpoint::{self, Best, Checkpoint, CheckpointError, Loaded, Metadata};
 use crate::config::Config;
-use crate::health::Watch;
+use crate::health::CollapseDetector;
 use crate::learner::{NotFinite, StepResult, StepSettings};
 use esvit_files::write_atomically;
 
 pub(super) struct Session<'a> {
     config: &'a Config,
     folder: RunFolder,
-    record: Record,
+    record: MetricsLog,
     observer: &'a mut dyn Observer,
     knn: Option<&'a mut KnnCheck<'a>>,
     stop: Arc<AtomicBool>,
     learner: Learner,
     plan: Plan,
-    watch: Watch,
+    watch: CollapseDetector,
     best: Option<Best>,
     newest: PathBuf,
-    last_knn: Option<KnnFigures>,
+    last_knn: Option<KnnMetrics>,
 }
 
 impl<'a> Session<'a> {
@@ -51,11 +51,11 @@ impl<'a> Session<'a> {
         match &start {
             Start::New | Start::Resume => {}
             Start::InitFrom(path) => {
-                let loaded = from_file(path, |file| file.initialise(&mut learner))?;
+                let loaded = from_file(path, |file| file.initialize(&mut learner))?;
                 notes.push(describe("weights", path, &loaded));
                 if let Some(eps) = loaded.norm_eps.filter(|&eps| eps != config.model.norm_eps) {
                     notes.push(format!(
-                        "weights of this layout are made for `model.norm_eps={eps:e}`, the run has \
+                        "weights of this naming are made for `model.norm_eps={eps:e}`, the run has \
                          {:e}",
                         config.model.norm_eps
                     ));
@@ -64,9 +64,9 @@ impl<'a> Session<'a> {
             Start::ContinueFrom(path) => {
                 let loaded = from_file(path, |file| {
                     first_step = file.run()?.step;
-                    file.go_on(&mut learner)
+                    file.continue_from(&mut learner)
                 })?;
-                notes.push(describe("weights, moments and centres", path, &loaded));
+                notes.push(describe("weights, moments and centers", path, &loaded));
             }
         }
         let steps = loader.steps_per_epoch() * config.train.epochs;
@@ -107,7 +107,7 @@ impl<'a> Session<'a> {
         let plan = Plan::new(config, loader, source.len(), &learner, first_step);
         write_text(&folder.config(), &config.to_toml())?;
         write_text(&folder.file("env.json"), &format!("{environment:#}\n"))?;
-        let record = Record::open(&folder, first_step, plan.epochs_done(first_step))?;
+        let record = MetricsLog::open(&folder, first_step, plan.epochs_done(first_step))?;
         let mut session = Self {
             config,
             folder,
@@ -117,7 +117,7 @@ impl<'a> Session<'a> {
             stop,
             learner,
             plan,
-            watch: Watch::default(),
+            watch: CollapseDetector::default(),
             best,
             newest,
             last_knn: None,
@@ -140,7 +140,7 @@ impl<'a> Session<'a> {
             // A run that fails before its first checkpoint has one to fall back on.
             self.save(first_step)?;
         }
-        let mut stretch = Stretch::new();
+        let mut stretch = LogWindow::new();
         let mut epoch_loss = Mean::default();
         let mut training = Duration::ZERO;
         let mut done = first_step;
@@ -159,7 +159,7 @@ impl<'a> Session<'a> {
             self.observer.notice(&Event::Step { step: done, loss: result.loss });
             if self.plan.is_logged(done) {
                 self.figures(&stretch, &settings, &result)?;
-                stretch = Stretch::new();
+                stretch = LogWindow::new();
             }
             let saved = self.end_of_epoch(done, &settings, &mut epoch_loss)?;
             if self.stop.load(Ordering::Relaxed) && done < total_steps {
@@ -174,7 +174,7 @@ impl<'a> Session<'a> {
         Ok(self.outcome(End::Finished, done, training, loader))
     }
 
-    /// One optimiser step; a loss that is not finite leaves its inputs and the state on disk.
+    /// One optimizer step; a loss that is not finite leaves its inputs and the state on disk.
     fn step(&mut self, batch: Batch, settings: &StepSettings) -> Result<StepResult, RunError> {
         let micro_batches = self.micro_batches(batch);
         let learner = &mut self.learner;
@@ -182,17 +182,17 @@ impl<'a> Session<'a> {
             .or_else(|error| Err(self.not_finite(&micro_batches, settings, error)?))
     }
 
-    /// The batch as crops of `train.batch_size` pictures.
+    /// The batch as crops of `train.batch_size` images.
     fn micro_batches(&self, batch: Batch) -> Vec<Vec<Tensor<4>>> {
         let device = self.learner.device();
-        let pictures = self.config.train.batch_size;
+        let images = self.config.train.batch_size;
         let sizes = self.config.views.sizes();
         let crops = |part: usize| -> Vec<Tensor<4>> {
             let views = batch.views.iter().zip(&sizes).map(|(view, &size)| {
                 let size = size as usize;
-                let length = pictures * 3 * size * size;
+                let length = images * 3 * size * size;
                 let values = view[part * length..(part + 1) * length].to_vec();
-                tensor(values, [pictures, 3, size, size], &device)
+                tensor(values, [images, 3, size, size], &device)
             });
             views.collect()
         };
@@ -228,11 +228,11 @@ impl<'a> Session<'a> {
     /// Writes the figures of the last steps down and looks at the teacher's health.
     fn figures(
         &mut self,
-        stretch: &Stretch,
+        stretch: &LogWindow,
         settings: &StepSettings,
         result: &StepResult,
     ) -> Result<(), RunError> {
-        let figures = StepFigures {
+        let figures = StepMetrics {
             step: settings.step + 1,
             epoch: self.plan.epochs_done(settings.step),
             train_loss: stretch.loss.mean(),
@@ -276,7 +276,7 @@ impl<'a> Session<'a> {
         let mut due = every_steps > 0 && done.is_multiple_of(every_steps);
         let mut improved = false;
         if is_end {
-            let figures = EpochFigures {
+            let figures = EpochMetrics {
                 train_loss: epoch_loss.mean(),
                 train_lr: settings.lr,
                 train_wd: settings.weight_decay,
@@ -303,7 +303,7 @@ impl<'a> Session<'a> {
     fn check(&mut self, done: u64, epoch: u64) -> Result<bool, RunError> {
         let Some(knn) = &mut self.knn else { return Ok(false) };
         let accuracy = knn(&self.learner.network, &self.learner.teacher).map_err(RunError::Knn)?;
-        let figures = KnnFigures {
+        let figures = KnnMetrics {
             step: done,
             epoch,
             knn_k: self.config.knn.k,
@@ -414,7 +414,7 @@ fn newest_whole(
 }
 
 /// Sums over the steps of one line of the log.
-struct Stretch {
+struct LogWindow {
     loss: Mean,
     view_loss: Mean,
     region_loss: Mean,
@@ -423,7 +423,7 @@ struct Stretch {
     waited: Duration,
 }
 
-impl Stretch {
+impl LogWindow {
     fn new() -> Self {
         let [loss, view_loss, region_loss, grad_norm] = Default::default();
         let [spent, waited] = Default::default();

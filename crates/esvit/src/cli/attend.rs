@@ -6,17 +6,17 @@ use anyhow::Result;
 use esvit_eval::attention::{self, Attended, Framing, MASS, QueryAttention, Shown};
 use serde_json::{Value, json};
 
-use super::Done;
-use super::choice::BackboneChoice;
+use super::Exit;
+use super::args::BackboneChoice;
+use super::images::{self, DrawingFiles};
 use super::output::Output;
-use super::pictures::{self, DrawingFiles};
 
-/// The attention figure of one picture.
+/// The attention figure of one image.
 #[derive(Debug, clap::Args)]
 pub(super) struct Attend {
-    /// The picture.
-    #[arg(value_name = "PICTURE")]
-    picture: PathBuf,
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    image: PathBuf,
     #[command(flatten)]
     backbone: BackboneChoice,
     /// The block, counted from 0 over all stages; without it the last.
@@ -25,14 +25,14 @@ pub(super) struct Attend {
     /// Heads that are shown; without it all.
     #[arg(long, value_name = "H", num_args = 1.., conflicts_with = "rollout")]
     head: Vec<usize>,
-    /// Column and row of the pixel that asks, in the picture as it is; without it the centre.
+    /// Column and row of the pixel that asks, in the image as it is; without it the center.
     #[arg(long, value_name = "X,Y", value_parser = pixel)]
     query: Option<[u32; 2]>,
     /// Side of what the network sees, in pixels (with `--whole` the shorter side); without it as in
     /// evaluations.
     #[arg(long, value_name = "PIXELS")]
     size: Option<usize>,
-    /// Shows the whole picture with its aspect, not the centre square.
+    /// Shows the whole image with its aspect, not the center square.
     #[arg(long)]
     whole: bool,
     /// Share of the attention that the red mask holds.
@@ -49,16 +49,16 @@ pub(super) struct Attend {
 }
 
 impl Attend {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let png = self.files.check("attend")?;
-        let picture = pictures::read(&self.picture)?;
+        let image = images::read(&self.image)?;
         let backbone = self.backbone.open(output)?;
         let (swin, params) = (&backbone.swin, &backbone.params);
-        let framing = if self.whole { Framing::Whole } else { Framing::Centre };
+        let framing = if self.whole { Framing::Whole } else { Framing::Center };
         let size = self.size.unwrap_or(backbone.preprocess.size());
         let patch = swin.config().patch_size;
-        let shown = Shown::new(&picture, &backbone.preprocess, framing, size, patch)?;
-        let place = self.query.map_or(Ok(shown.centre()), |pixel| shown.place(pixel))?;
+        let shown = Shown::new(&image, &backbone.preprocess, framing, size, patch)?;
+        let place = self.query.map_or(Ok(shown.center()), |pixel| shown.place(pixel))?;
         let block = self.block.unwrap_or(swin.blocks() - 1);
         let mut found = match self.rollout {
             true => attention::rollout(swin, params, &shown, place, block, self.mass)?,
@@ -67,13 +67,13 @@ impl Attend {
         if !self.head.is_empty() {
             found.keep_heads(&self.head)?;
         }
-        let drawing = attention::picture(&shown, &found)?;
+        let drawing = attention::draw(&shown, &found)?;
         self.files.write(&drawing, &png, output)?;
         match self.json {
-            true => output.json(&answer(&self.picture, &shown, &found))?,
+            true => output.json(&answer(&self.image, &shown, &found))?,
             false => output.result(table(&found))?,
         }
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 }
 
@@ -99,7 +99,7 @@ fn answer(path: &Path, shown: &Shown, found: &QueryAttention) -> Value {
         })
     };
     json!({
-        "picture": path.display().to_string(),
+        "image": path.display().to_string(),
         "shown": { "width": width, "height": height },
         "block": found.place.block,
         "stage": found.place.stage,

@@ -9,7 +9,7 @@ use esvit_kernels::isa::{self, Isa};
 use esvit_kernels::profile;
 use esvit_nn::ops::Precision;
 
-use super::Done;
+use super::Exit;
 use super::output::Output;
 use super::profile_table::profile_table;
 
@@ -37,10 +37,10 @@ pub(super) struct Bench {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// A whole optimiser step on made-up pictures: teacher, student, loss, backward, clipping,
+    /// A whole optimizer step on made-up images: teacher, student, loss, backward, clipping,
     /// AdamW, moving average.
     TrainStep(Shape),
-    /// View and region features of a batch of pictures.
+    /// View and region features of a batch of images.
     Forward(Shape),
     /// The loss of the region task over the prototypes, forward and backward, without networks.
     Objective(Shape),
@@ -61,15 +61,15 @@ enum What {
         /// Width of a feature.
         #[arg(long, default_value_t = 768)]
         width: usize,
-        /// Number of neighbours.
+        /// Number of neighbors.
         #[arg(long, default_value_t = 20)]
         k: usize,
     },
     /// Decoding a JPEG and making its ten views, on one core.
     Data {
-        /// A picture file; by default a built-in one of 256 x 256.
-        #[arg(long, value_name = "FILE")]
-        picture: Option<PathBuf>,
+        /// An image file; by default a built-in one of 256 x 256.
+        #[arg(long, value_name = "FILE", alias = "picture")]
+        image: Option<PathBuf>,
     },
 }
 
@@ -79,7 +79,7 @@ struct Shape {
     /// with.
     #[arg(long, default_value = "swin_tiny")]
     model: String,
-    /// Pictures of a step or a pass.
+    /// Images of a step or a pass.
     #[arg(long, default_value_t = 4)]
     batch: usize,
     /// Side of a global crop, in pixels.
@@ -88,16 +88,16 @@ struct Shape {
     /// Side of a local crop, in pixels.
     #[arg(long, default_value_t = 96)]
     local_size: usize,
-    /// Local crops of a picture.
+    /// Local crops of an image.
     #[arg(long, default_value_t = 8)]
     local_crops: usize,
     /// Crops that go through the student at a time; 0 for what memory suggests.
     #[arg(long, default_value_t = 0)]
-    crops_per_pass: usize,
-    /// Keeps less for the way back and computes it again.
+    crops_per_forward: usize,
+    /// Keeps less for the backward pass and computes it again.
     #[arg(long)]
-    checkpoint_blocks: bool,
-    /// Pictures that go through the networks at a time; 0 for all.
+    activation_checkpointing: bool,
+    /// Images that go through the networks at a time; 0 for all.
     #[arg(long, default_value_t = 0)]
     micro_batch: usize,
     /// Prototypes of a head.
@@ -138,7 +138,7 @@ enum InstructionSet {
 }
 
 impl Bench {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if let Some(threads) = self.threads {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
@@ -200,14 +200,14 @@ impl Bench {
                     ))?;
                 }
             }
-            What::Data { picture } => {
-                let report = bench::data(&DataBench { picture: picture.clone(), iterations })?;
+            What::Data { image } => {
+                let report = bench::data(&DataBench { image: image.clone(), iterations })?;
                 if self.json {
                     output.json(&report)?;
                 } else {
                     output.result(format!(
                         "{} x {}: decoding {:.2} ms, ten views {:.2} ms, together {:.2} ms \
-                         ({:.1} pictures a second on one core)",
+                         ({:.1} images a second on one core)",
                         report.size[0],
                         report.size[1],
                         report.decode_ms,
@@ -218,7 +218,7 @@ impl Bench {
                 }
             }
         }
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 
     fn show(&self, output: &Output, report: &Report) -> Result<()> {
@@ -227,7 +227,7 @@ impl Bench {
             output.json(report)?;
         } else {
             output.result(format!(
-                "{:.3} s (median of {}), {:.2} pictures a second\n\
+                "{:.3} s (median of {}), {:.2} images a second\n\
                  {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
                  {:.0} MB at most, {}, {} threads",
                 report.median_s,
@@ -256,8 +256,8 @@ impl Shape {
             global_size: self.global_size,
             local_size: self.local_size,
             local_crops: self.local_crops,
-            crops_per_pass: self.crops_per_pass,
-            checkpoint_blocks: self.checkpoint_blocks,
+            crops_per_forward: self.crops_per_forward,
+            activation_checkpointing: self.activation_checkpointing,
             micro_batch: self.micro_batch,
             prototypes: self.prototypes,
             region: !self.view_only,

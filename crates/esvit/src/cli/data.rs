@@ -9,20 +9,20 @@ use esvit_data::contact_sheet;
 use esvit_eval::preview;
 use esvit_files::write_atomically;
 
-use super::Done;
+use super::Exit;
 use super::output::{Output, may_write};
 use super::settings::Settings;
 
-/// Looks at pictures.
+/// Looks at images.
 #[derive(Debug, Subcommand)]
 pub(super) enum Data {
-    /// Writes a contact sheet of the crops as the network sees them: one row a picture, the two
+    /// Writes a contact sheet of the crops as the network sees them: one row an image, the two
     /// global crops first.
     Preview(Preview),
 }
 
 impl Data {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         match self {
             Self::Preview(command) => command.run(output),
         }
@@ -40,34 +40,34 @@ pub(super) struct Preview {
     /// Replaces the named file where it is there.
     #[arg(long)]
     overwrite: bool,
-    /// Number of pictures, spread over the whole set.
-    #[arg(long, default_value_t = 8)]
-    pictures: usize,
+    /// Number of images, spread over the whole set.
+    #[arg(long, default_value_t = 8, alias = "pictures")]
+    images: usize,
     /// Epoch whose crops are shown.
     #[arg(long, default_value_t = 0)]
     epoch: u64,
 }
 
 impl Preview {
-    fn run(self, output: &Output) -> Result<Done> {
+    fn run(self, output: &Output) -> Result<Exit> {
         if let Some(out) = &self.out {
             may_write(out, self.overwrite)?;
         }
         let out = self.out.unwrap_or_else(|| "preview.png".into());
         let config = self.settings.resolve()?;
         let source = preview::source(&config)?;
-        let crops = preview::crops(&config, source.as_ref(), self.pictures, self.epoch)?;
+        let crops = preview::crops(&config, source.as_ref(), self.images, self.epoch)?;
         for error in &crops.left_out {
             output.warning(format!("left out: {error}"));
         }
         let png = contact_sheet(&crops.rows)?;
         write_atomically(&out, |file| file.write_all(&png))?;
         output.note(format!(
-            "{} pictures, {} crops each, in `{}`",
+            "{} images, {} crops each, in `{}`",
             crops.rows.len(),
             config.views.sizes().len(),
             out.display()
         ));
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 }

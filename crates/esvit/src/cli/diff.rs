@@ -6,10 +6,10 @@ use anyhow::Result;
 use esvit_model::difference::{Comparison, Tensors, compare};
 use esvit_nn::weights::WeightsFile;
 
-use super::Done;
+use super::Exit;
 use super::output::Output;
 
-/// Compares two files of weights, whatever programs wrote them: networks that are recognised are
+/// Compares two files of weights, whatever programs wrote them: networks that are recognized are
 /// compared by what their tensors are for, others by name.
 #[derive(Debug, clap::Args)]
 pub(super) struct Diff {
@@ -29,7 +29,7 @@ pub(super) struct Diff {
 const SHOWN: usize = 20;
 
 impl Diff {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let [a, b] = [&self.a, &self.b].map(|path: &PathBuf| WeightsFile::open(path));
         let [a, b] = [a?, b?];
         let tensors = |file| Tensors::of(file, self.key.as_deref());
@@ -39,7 +39,7 @@ impl Diff {
         } else {
             output.result(table(&self.a, &self.b, &comparison))?;
         }
-        Ok(if comparison.is_equal() { Done::Well } else { Done::Bad })
+        Ok(if comparison.is_equal() { Exit::Success } else { Exit::CheckFailed })
     }
 }
 

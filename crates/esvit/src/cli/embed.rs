@@ -9,8 +9,8 @@ use esvit_model::PretrainedBackbone;
 use esvit_model::embedding::{EmbeddingError, EmbeddingWriter, Format, Job, Summary, made_by_us};
 use esvit_model::features::{normalize, stream, view_forward};
 
-use super::Done;
-use super::choice::BackboneChoice;
+use super::Exit;
+use super::args::BackboneChoice;
 use super::output::{Output, may_write};
 
 /// Writes features.
@@ -18,11 +18,11 @@ use super::output::{Output, may_write};
 pub(super) struct Embed {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Folder of pictures; without it the gallery of the built-in task.
+    /// Folder of images; without it the gallery of the built-in task.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
     /// The file to write: `.npy`, `.safetensors` or `.csv`. For `.npy` and `.safetensors` the
-    /// pictures' names go into a `.txt` file beside it, one a line.
+    /// images' names go into a `.txt` file beside it, one a line.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Scales every feature to unit length.
@@ -34,7 +34,7 @@ pub(super) struct Embed {
 }
 
 impl Embed {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let format = Format::of(&self.out)?;
         may_write(&self.out, self.overwrite)?;
         if self.out.exists() && !made_by_us(&self.out, format) {
@@ -49,7 +49,7 @@ impl Embed {
         let mut writer = EmbeddingWriter::open(&self.out, &job)?;
         let begun = writer.done();
         if begun.images > 0 {
-            output.note(format!("going on after {} pictures", begun.images));
+            output.note(format!("going on after {} images", begun.images));
         }
         let bar = output.bar(source.len());
         bar.set_position(begun.images as u64);
@@ -57,7 +57,7 @@ impl Embed {
         let batches = stream(
             &*source,
             begun.images..source.len(),
-            |_, picture| preprocess.prepare(picture),
+            |_, image| preprocess.prepare(image),
             view_forward(swin, params, preprocess),
         );
         for mut batch in batches {
@@ -72,7 +72,7 @@ impl Embed {
         bar.finish_and_clear();
         if writer.done().rows == 0 {
             writer.discard();
-            bail!("none of the {} pictures can be read", source.len());
+            bail!("none of the {} images can be read", source.len());
         }
         let Summary { rows, width, .. } = writer.finish()?;
         let names = format.names_file(&self.out);
@@ -82,6 +82,6 @@ impl Embed {
             self.out.display(),
             names.unwrap_or_default()
         ));
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 }

@@ -8,8 +8,8 @@ use esvit_model::export::{self, Options, Target};
 use esvit_train::official;
 use esvit_weights::Float;
 
-use super::Done;
-use super::choice::NetworkChoice;
+use super::Exit;
+use super::args::NetworkChoice;
 use super::output::Output;
 
 /// Writes a backbone for other programs.
@@ -26,13 +26,13 @@ pub(super) struct Export {
     /// The file to write, `.safetensors`, `.pth` or `.onnx`, or a folder.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// Both networks of a run with their heads and centres, as the official code saves them.
+    /// Both networks of a run with their heads and centers, as the official code saves them.
     #[arg(long)]
     full: bool,
     /// Type in which matrices are stored: f32, f16 or bf16.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     precision: Float,
-    /// Pictures that an ONNX graph takes: a side in pixels, or HEIGHTxWIDTH; without it those of
+    /// Images that an ONNX graph takes: a side in pixels, or HEIGHTxWIDTH; without it those of
     /// the backbone's evaluations.
     #[arg(long, value_name = "PIXELS")]
     size: Option<Size>,
@@ -59,7 +59,7 @@ impl FromStr for Size {
 }
 
 impl Export {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let out = &self.out;
         let is_there =
             out.is_file() || out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
@@ -67,7 +67,7 @@ impl Export {
             bail!("`{}` is there already\nhint: add `--overwrite`", out.display());
         }
         if self.size.is_some() && self.format != Target::Onnx {
-            bail!("`--size` is for `--format onnx`: weights take pictures of any size");
+            bail!("`--size` is for `--format onnx`: weights take images of any size");
         }
         if self.full {
             if self.format != Target::Esvit {
@@ -75,7 +75,7 @@ impl Export {
             }
             official::write(&self.checkpoint, out, self.precision)?;
             output.result(out.display())?;
-            return Ok(Done::Well);
+            return Ok(Exit::Success);
         }
         let backbone = self.network.open(&self.checkpoint, output)?;
         let size = self.size.map_or([backbone.preprocess.size(); 2], |Size(size)| size);
@@ -84,6 +84,6 @@ impl Export {
             output.result(file.display())?;
         }
         output.note(format!("to load it:\n{}", export::hint(&backbone, out, &options)));
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 }

@@ -11,9 +11,9 @@ use esvit_nn::{Swin, zoo};
 use esvit_train::recipe::RECIPES;
 use serde_json::{Value, json};
 
-use super::choice::NetworkChoice;
+use super::args::NetworkChoice;
 use super::output::Output;
-use super::{Done, weights_report};
+use super::{Exit, weights_report};
 
 /// Lists what there is, or tells what a file is.
 #[derive(Debug, clap::Args)]
@@ -27,14 +27,14 @@ pub(super) struct Info {
     json: bool,
 }
 
-/// Picture sizes for which multiply-accumulates are told.
+/// Image sizes for which multiply-accumulates are told.
 const SIZES: [usize; 2] = [224, 96];
 
 /// What is known of a file, in the order in which people read it.
 type Facts = Vec<(&'static str, Value)>;
 
 impl Info {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         match &self.file {
             Some(path) => {
                 let file = WeightsFile::open(path)?;
@@ -50,7 +50,7 @@ impl Info {
                 } else {
                     output.result(lines(&facts))?;
                 }
-                Ok(if backbone.is_ok() { Done::Well } else { Done::Bad })
+                Ok(if backbone.is_ok() { Exit::Success } else { Exit::CheckFailed })
             }
             None => {
                 if self.json {
@@ -58,7 +58,7 @@ impl Info {
                 } else {
                     output.result(tables())?;
                 }
-                Ok(Done::Well)
+                Ok(Exit::Success)
             }
         }
     }
@@ -89,11 +89,11 @@ fn network_facts(backbone: &PretrainedBackbone) -> Facts {
     let location = source.location.as_ref();
     let mut facts = vec![
         ("network", json!(location.map(|location| location.network()))),
-        ("layout", json!(location.map(|location| location.layout.label()))),
+        ("naming", json!(location.map(|location| location.naming.label()))),
         ("architecture", backbone.architecture().into()),
         ("backbone_parameters", count(params).into()),
         ("feature_width", swin.config().output_width().into()),
-        ("picture_size", size.into()),
+        ("image_size", size.into()),
         ("macs", swin.config().macs(size).into()),
         ("epochs", json!(source.epochs)),
         ("steps", json!(source.steps)),

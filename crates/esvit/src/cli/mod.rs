@@ -1,21 +1,21 @@
 //! The command line.
 
+mod args;
 mod attend;
 mod bench;
-mod choice;
 mod data;
 mod diff;
 mod embed;
 mod eval;
 mod export;
 mod flags;
+mod images;
 mod info;
 mod map;
-mod match_pictures;
-mod neighbours;
+mod match_images;
+mod neighbors;
 mod output;
 mod pca;
-mod pictures;
 mod pretrain;
 mod profile_table;
 mod progress;
@@ -39,7 +39,7 @@ const FAILED: u8 = 1;
 /// Exit code of a command line that makes no sense.
 const USAGE: u8 = 2;
 
-/// Pre-trains vision backbones on pictures without labels, and evaluates and uses them.
+/// Pre-trains vision backbones on images without labels, and evaluates and uses them.
 #[derive(Debug, Parser)]
 #[command(name = "esvit", version, propagate_version = true, max_term_width = 100)]
 struct Cli {
@@ -52,27 +52,28 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Pre-trains a backbone on a folder of pictures, or on the built-in ones.
+    /// Pre-trains a backbone on a folder of images, or on the built-in ones.
     #[command(visible_alias = "train")]
     Pretrain(pretrain::Pretrain),
     /// Goes on with a run where it stopped.
     Resume(pretrain::Resume),
-    /// Measures what a backbone has learnt.
+    /// Measures what a backbone has learned.
     #[command(subcommand)]
     Eval(eval::Eval),
-    /// Draws where a picture's pixel looks: the attention of every head of a block.
+    /// Draws where an image's pixel looks: the attention of every head of a block.
     Attend(attend::Attend),
     /// Writes one HTML page about a run: curves, crops, evaluations, settings.
     Report(report::Report),
-    /// Writes the features of a folder of pictures to a file.
+    /// Writes the features of a folder of images to a file.
     Embed(embed::Embed),
-    /// Draws which parts of two pictures, or of two views of one, are alike to a backbone.
-    Match(match_pictures::Match),
-    /// Draws region features of pictures by their principal components.
+    /// Draws which parts of two images, or of two views of one, are alike to a backbone.
+    Match(match_images::Match),
+    /// Draws region features of images by their principal components.
     Pca(pca::Pca),
-    /// Draws pictures with those that a backbone finds most like them.
-    Neighbours(neighbours::Neighbours),
-    /// Draws a two-dimensional map of the features of a set of pictures.
+    /// Draws images with those that a backbone finds most like them.
+    #[command(alias = "neighbours")]
+    Neighbors(neighbors::Neighbors),
+    /// Draws a two-dimensional map of the features of a set of images.
     Map(map::Map),
     /// Writes a backbone for other programs: timm, torchvision, transformers, ONNX, EsViT.
     Export(export::Export),
@@ -84,19 +85,19 @@ enum Command {
     Verify(verify::Verify),
     /// Measures how fast this machine is at what the program does.
     Bench(bench::Bench),
-    /// Looks at pictures before a run.
+    /// Looks at images before a run.
     #[command(subcommand)]
     Data(data::Data),
 }
 
 /// How a command ended, if it did not fail.
-enum Done {
+enum Exit {
     /// All is well.
-    Well,
+    Success,
     /// It was asked to stop and can be gone on with.
     Stopped,
     /// It ran, and what it found is bad.
-    Bad,
+    CheckFailed,
 }
 
 /// Runs the program.
@@ -120,7 +121,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Embed(command) => command.run(&output),
         Command::Match(command) => command.run(&output),
         Command::Pca(command) => command.run(&output),
-        Command::Neighbours(command) => command.run(&output),
+        Command::Neighbors(command) => command.run(&output),
         Command::Map(command) => command.run(&output),
         Command::Export(command) => command.run(&output),
         Command::Diff(command) => command.run(&output),
@@ -130,9 +131,9 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Data(command) => command.run(&output),
     };
     match result {
-        Ok(Done::Well) => ExitCode::SUCCESS,
-        Ok(Done::Bad) => ExitCode::from(FAILED),
-        Ok(Done::Stopped) => ExitCode::from(STOPPED),
+        Ok(Exit::Success) => ExitCode::SUCCESS,
+        Ok(Exit::CheckFailed) => ExitCode::from(FAILED),
+        Ok(Exit::Stopped) => ExitCode::from(STOPPED),
         // Whoever read our output has seen enough.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,4 +1,4 @@
-//! Where words go: results to stdout, talk to stderr, colours and bars only on a terminal.
+//! Where words go: results to stdout, talk to stderr, colors and bars only on a terminal.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -66,7 +66,7 @@ impl Output {
         }
     }
 
-    /// Warns of pictures that could not be read.
+    /// Warns of images that could not be read.
     pub(super) fn left_out(&self, left_out: &[LeftOut]) {
         for LeftOut { name, reason, .. } in left_out {
             self.warning(format!("left out `{name}`: {reason}"));

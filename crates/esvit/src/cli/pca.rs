@@ -3,36 +3,36 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use esvit_eval::pca::{ColourMap, Enlarged, Framing, RegionPicture, draw, region_map};
+use esvit_eval::pca::{ColorMap, Enlarged, Framing, RegionImage, draw, region_map};
 use serde_json::json;
 
-use super::Done;
-use super::choice::BackboneChoice;
+use super::Exit;
+use super::args::BackboneChoice;
+use super::images::{self, DrawingFiles};
 use super::output::Output;
-use super::pictures::{self, DrawingFiles};
 
-/// The most pictures of one drawing.
-const MAX_PICTURES: usize = 64;
+/// The most images of one drawing.
+const MAX_IMAGES: usize = 64;
 
-/// Region features as colours.
+/// Region features as colors.
 #[derive(Debug, clap::Args)]
 pub(super) struct Pca {
-    /// Pictures, or one folder of them.
-    #[arg(required = true, value_name = "PICTURE")]
-    pictures: Vec<PathBuf>,
+    /// Images, or one folder of them.
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
     #[command(flatten)]
     backbone: BackboneChoice,
     /// Side of the square that the network sees, in pixels, a multiple of the patch; larger squares
     /// have finer maps. Without it so many that a map has at least 16 regions a side.
     #[arg(long, value_name = "PIXELS")]
     size: Option<usize>,
-    /// Shows whole pictures, their shorter sides resized to the size, instead of the centre crops.
+    /// Shows whole images, their shorter sides resized to the size, instead of the center crops.
     #[arg(long)]
     whole: bool,
     /// Stage whose regions are shown, the first is 1; without it the last, after the final norm.
     #[arg(long, value_name = "STAGE")]
     stage: Option<usize>,
-    /// Colours between the regions' centres are interpolated.
+    /// Colors between the regions' centers are interpolated.
     #[arg(long)]
     smooth: bool,
     #[command(flatten)]
@@ -43,11 +43,11 @@ pub(super) struct Pca {
 }
 
 impl Pca {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let png = self.files.check("pca")?;
-        let source = pictures::open(&self.pictures, output)?;
-        if source.len() > MAX_PICTURES {
-            bail!("{} pictures are too many for a drawing, at most {MAX_PICTURES}", source.len());
+        let source = images::open(&self.images, output)?;
+        if source.len() > MAX_IMAGES {
+            bail!("{} images are too many for a drawing, at most {MAX_IMAGES}", source.len());
         }
         let backbone = self.backbone.open(output)?;
         let stages = backbone.swin.config().stages();
@@ -59,9 +59,9 @@ impl Pca {
         for index in 0..source.len() {
             let name = source.name(index);
             match source.load(index) {
-                Ok(picture) => {
-                    let regions = region_map(&backbone, &picture, framing, stage)?;
-                    shown.push(RegionPicture { name, regions });
+                Ok(image) => {
+                    let regions = region_map(&backbone, &image, framing, stage)?;
+                    shown.push(RegionImage { name, regions });
                 }
                 Err(error) => output.warning(format!("left out `{name}`: {error}")),
             }
@@ -69,29 +69,29 @@ impl Pca {
         }
         bar.finish_and_clear();
         if shown.is_empty() {
-            bail!("none of the {} pictures can be read", self.pictures.len());
+            bail!("none of the {} images can be read", self.images.len());
         }
-        let colours = ColourMap::fit(&shown)?;
-        let explained = colours.explained();
+        let colors = ColorMap::fit(&shown)?;
+        let explained = colors.explained();
         let norm = if stage == stages { " after the final norm" } else { "" };
         let about = format!(
             "{} regions in {}, {size} pixels {}, stage {stage} of {stages}{norm}",
-            colours.regions(),
-            counted(shown.len(), "picture"),
+            colors.regions(),
+            counted(shown.len(), "image"),
             if self.whole { "on the shorter side" } else { "a side" },
         );
         let enlarged = if self.smooth { Enlarged::Smooth } else { Enlarged::Sharp };
-        let drawing = draw(&shown, &colours, enlarged, &about)?;
+        let drawing = draw(&shown, &colors, enlarged, &about)?;
         self.files.write(&drawing, &png, output)?;
         if self.json {
-            let maps = shown.iter().map(|picture| {
-                let [height, width] = picture.regions.map;
-                json!({ "picture": picture.name, "height": height, "width": width })
+            let maps = shown.iter().map(|image| {
+                let [height, width] = image.regions.map;
+                json!({ "image": image.name, "height": height, "width": width })
             });
             output.json(&json!({
                 "stage": stage,
                 "size": size,
-                "regions": colours.regions(),
+                "regions": colors.regions(),
                 "explained_variance": explained,
                 "maps": maps.collect::<Vec<_>>(),
             }))?;
@@ -103,7 +103,7 @@ impl Pca {
                 shares.join(", ")
             ))?;
         }
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 }
 

@@ -10,15 +10,15 @@ use esvit_data::Preprocess;
 use esvit_data::{DecodeLimits, Folder, Source, training_materials};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::knn::{self, TEMPERATURE};
-use esvit_eval::labelled::LabelledTask;
-use esvit_eval::record::Record;
+use esvit_eval::labeled::LabeledTask;
+use esvit_eval::record::EvalRecord;
 use esvit_kernels::profile;
 use esvit_nn::{Network, Params};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 
-use super::Done;
-use super::choice::{NetworkChoice, keep};
+use super::Exit;
+use super::args::{NetworkChoice, keep};
 use super::eval;
 use super::output::Output;
 use super::profile_table::profile_table;
@@ -67,7 +67,7 @@ pub(super) struct Resume {
 }
 
 impl Pretrain {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let recipe = self.settings.recipe().to_owned();
         let out = match self.out {
             Some(out) => out,
@@ -81,11 +81,14 @@ impl Pretrain {
             let fit = esvit_train::memory::fit(&config, memory)?;
             config.train.batch_size = fit.micro_batch;
             config.train.accumulate = fit.accumulate;
-            config.train.checkpoint_blocks = fit.checkpoint_blocks;
-            let recompute =
-                if fit.checkpoint_blocks { ", blocks computed again on the way back" } else { "" };
+            config.train.activation_checkpointing = fit.activation_checkpointing;
+            let activation_checkpointing = if fit.activation_checkpointing {
+                ", blocks computed again on the backward pass"
+            } else {
+                ""
+            };
             output.note(format!(
-                "within {:.1} GB: {} pictures at a time, {} times a step{recompute} (about {:.1} GB)",
+                "within {:.1} GB: {} images at a time, {} times a step{activation_checkpointing} (about {:.1} GB)",
                 memory / 1e9,
                 fit.micro_batch,
                 fit.accumulate,
@@ -108,7 +111,7 @@ impl Pretrain {
 }
 
 impl Resume {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if !self.run.join("config.toml").is_file() {
             bail!(
                 "there is no run in `{}`\nhint: start one with `esvit pretrain --out {}`",
@@ -142,7 +145,7 @@ fn bytes(text: &str) -> Result<f64, String> {
 }
 
 /// Goes on with the run in a folder; a folder without one gets a new run.
-fn resume(out: &Path, settings: &Settings, output: &Output) -> Result<Done> {
+fn resume(out: &Path, settings: &Settings, output: &Output) -> Result<Exit> {
     let stored = out.join("config.toml");
     let config =
         if stored.is_file() { settings.resolve_stored(&stored)? } else { settings.resolve()? };
@@ -171,9 +174,9 @@ fn train(
     start: Start,
     overwrite: bool,
     output: &Output,
-) -> Result<Done> {
+) -> Result<Exit> {
     output.note(format!("run folder `{}`", out.display()));
-    let (source, task) = pictures(config, output)?;
+    let (source, task) = images(config, output)?;
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signal(&stop)?;
     let preprocess = config.preprocess();
@@ -195,22 +198,22 @@ fn train(
     report(config, &outcome, task.as_ref(), out, output)
 }
 
-/// The pictures of a run, and the task of its k-NN check where labels exist.
-fn pictures(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<LabelledTask>)> {
+/// The images of a run, and the task of its k-NN check where labels exist.
+fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
     let limits = DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() };
     let Some(path) = &config.data.path else {
         let source = training_materials()?;
-        let task = (config.knn.every_epochs > 0).then(LabelledTask::materials).transpose()?;
+        let task = (config.knn.every_epochs > 0).then(LabeledTask::materials).transpose()?;
         return Ok((Arc::new(source), task));
     };
     let folder = Folder::open(path, &limits)?;
-    output.note(format!("{} pictures in `{}`", folder.len(), path.display()));
+    output.note(format!("{} images in `{}`", folder.len(), path.display()));
     let knn = &config.knn;
     let train = knn.train.as_deref().unwrap_or(path);
     let asked = knn.train.is_some() || knn.val.is_some();
     let task = if knn.every_epochs > 0 && (asked || folder.classes().len() > 1) {
         let val = knn.val.clone().or_else(|| validation_folder(train));
-        let task = LabelledTask::folders(train, val.as_deref(), &limits, knn.max_pictures)?;
+        let task = LabeledTask::folders(train, val.as_deref(), &limits, knn.max_images)?;
         output.note(format!("k-NN check on {}", task.description));
         Some(task)
     } else {
@@ -227,7 +230,7 @@ fn validation_folder(train: &Path) -> Option<PathBuf> {
 
 fn knn_check<'a>(
     config: &'a Config,
-    task: &'a LabelledTask,
+    task: &'a LabeledTask,
     preprocess: &'a Preprocess,
 ) -> impl FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>> + 'a
 {
@@ -277,20 +280,20 @@ fn processor() -> Option<String> {
 fn report(
     config: &Config,
     outcome: &Outcome,
-    task: Option<&LabelledTask>,
+    task: Option<&LabeledTask>,
     out: &Path,
     output: &Output,
-) -> Result<Done> {
+) -> Result<Exit> {
     if outcome.broken > 0 {
         output.warning(format!(
-            "{} pictures were left out, `{}` names them",
+            "{} images were left out, `{}` names them",
             outcome.broken,
             out.join("train.log").display()
         ));
     }
     if outcome.end == End::Stopped {
         output.note(format!("to go on: esvit resume {}", out.display()));
-        return Ok(Done::Stopped);
+        return Ok(Exit::Stopped);
     }
     if outcome.training > Duration::ZERO {
         output.note(format!("{} steps in {}", outcome.step, clock(outcome.training)));
@@ -299,20 +302,24 @@ fn report(
         let ks = [config.knn.k];
         let backbone = NetworkChoice::default().open(&outcome.checkpoint, output)?;
         let rows = eval::knn::compare(&backbone, task, &ks, TEMPERATURE, output)?;
-        let (about, pictures) = (&task.description, task.pictures());
-        output.result(eval::knn::table(&rows, about, pictures))?;
-        let answer = eval::knn::answer(about, pictures, TEMPERATURE, &rows);
-        keep(out, &Record::new("knn", about, &backbone, &outcome.checkpoint, &answer)?, output)?;
+        let (about, images) = (&task.description, task.images());
+        output.result(eval::knn::table(&rows, about, images))?;
+        let answer = eval::knn::answer(about, images, TEMPERATURE, &rows);
+        keep(
+            out,
+            &EvalRecord::new("knn", about, &backbone, &outcome.checkpoint, &answer)?,
+            output,
+        )?;
     }
     let checkpoint = outcome.checkpoint.display();
     output.note("what to do next:");
     output.note(format!("  esvit report {}", out.display()));
-    let labelled = match (&config.data.path, task) {
+    let labeled = match (&config.data.path, task) {
         (None, _) => Some(String::new()),
         (Some(path), Some(_)) => Some(format!(" --train {}", path.display())),
         (Some(_), None) => None,
     };
-    if let Some(data) = labelled {
+    if let Some(data) = labeled {
         output.note(format!("  esvit eval linear --checkpoint {checkpoint}{data}"));
     }
     let data = match &config.data.path {
@@ -320,5 +327,5 @@ fn report(
         None => String::new(),
     };
     output.note(format!("  esvit embed --checkpoint {checkpoint}{data} --out features.npy"));
-    Ok(Done::Well)
+    Ok(Exit::Success)
 }

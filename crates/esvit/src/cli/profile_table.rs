@@ -3,11 +3,11 @@
 use esvit_kernels::profile::{self, Recorded};
 
 /// The phase that a step has once.
-const STEP_PHASE: &str = "optimiser and teacher";
+const STEP_PHASE: &str = "optimizer and teacher";
 
 /// Where the time went, by phase of a kernel.
 ///
-/// `repetitions` is what the figures are divided by; without it, the number of optimiser steps.
+/// `repetitions` is what the figures are divided by; without it, the number of optimizer steps.
 pub(super) fn profile_table(peak_gflops: f64, repetitions: Option<u64>) -> String {
     let Recorded { phases, gemm } = profile::take();
     let steps = phases.iter().find(|(name, _)| *name == STEP_PHASE).map(|(_, phase)| phase.calls);

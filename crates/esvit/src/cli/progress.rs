@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use esvit_train::run::{Event, KnnFigures, Observer, Plan, StepFigures};
+use esvit_train::run::{Event, KnnMetrics, Observer, Plan, StepMetrics};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::Output;
@@ -33,7 +33,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    fn figures(&self, figures: &StepFigures) {
+    fn figures(&self, figures: &StepMetrics) {
         let region =
             figures.region_loss.map(|loss| format!(" region {loss:.3}")).unwrap_or_default();
         let left = Duration::from_secs_f64(
@@ -41,7 +41,7 @@ impl<'a> Progress<'a> {
         );
         let health = figures.health.map(|health| {
             format!(
-                "  teacher entropy {:.2} of {:.2}, centre {:.2}, feature std {:.2}",
+                "  teacher entropy {:.2} of {:.2}, center {:.2}, feature std {:.2}",
                 health.teacher_entropy, health.max_entropy, health.center_norm, health.feature_std
             )
         });
@@ -61,7 +61,7 @@ impl<'a> Progress<'a> {
         ));
     }
 
-    fn knn(&self, figures: &KnnFigures) {
+    fn knn(&self, figures: &KnnMetrics) {
         self.output.note(format!(
             "epoch {}  k-NN top-1 {:.1} %, top-5 {:.1} % (k = {}, teacher)",
             figures.epoch, figures.knn_top1, figures.knn_top5, figures.knn_k

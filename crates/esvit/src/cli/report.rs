@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use esvit_eval::report;
 
-use super::Done;
+use super::Exit;
 use super::output::Output;
 
 /// A page about a run.
@@ -19,7 +19,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let written = report::write(&self.run, self.out.as_deref())?;
         for problem in &written.problems {
             output.warning(format!("not in the report: {problem}"));
@@ -28,6 +28,6 @@ impl Report {
             output.warning(finding);
         }
         output.result(written.path.display())?;
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 }

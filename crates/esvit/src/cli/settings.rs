@@ -10,7 +10,7 @@ use esvit_train::config_text::{Layer, parse_file, parse_override};
 /// Where settings come from.
 #[derive(Debug, clap::Args)]
 pub(super) struct Settings {
-    /// Folder of pictures, flat or nested; without it the built-in ones are used.
+    /// Folder of images, flat or nested; without it the built-in ones are used.
     #[arg(long, value_name = "FOLDER")]
     pub(super) data: Option<PathBuf>,
     /// A recipe that ships inside the program (`esvit info` lists them).
@@ -30,9 +30,9 @@ pub(super) struct Settings {
     overrides: Vec<String>,
 }
 
-/// The recipe for the built-in pictures.
+/// The recipe for the built-in images.
 pub(super) const BUILT_IN: &str = "materials";
-/// The recipe for other pictures.
+/// The recipe for other images.
 const DEFAULT: &str = "swin_tiny_w7";
 
 impl Settings {

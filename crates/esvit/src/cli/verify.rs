@@ -6,7 +6,7 @@ use anyhow::Result;
 use esvit_eval::verify::{Check, Outcome, Report, run};
 use esvit_nn::device;
 
-use super::Done;
+use super::Exit;
 use super::output::Output;
 
 /// Runs numeric cases.
@@ -27,7 +27,7 @@ pub(super) struct Verify {
 }
 
 impl Verify {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let mut shown = Ok(());
         let reports = run(&self.cases, &device::find(&self.device)?, |report| {
             let lines = describe(report, self.all);
@@ -39,7 +39,7 @@ impl Verify {
         let unsupported = reports.len() - passed - failed;
         output.result(format!("{passed} passed, {failed} failed, {unsupported} not supported"))?;
         let bad = failed > 0 || (self.strict && unsupported > 0);
-        Ok(if bad { Done::Bad } else { Done::Well })
+        Ok(if bad { Exit::CheckFailed } else { Exit::Success })
     }
 }
 

@@ -29,13 +29,13 @@ pub(super) fn tell(path: &Path, backbone: &PretrainedBackbone, output: &Output) 
     }
 }
 
-/// One line: layout, architecture, tensors.
+/// One line: naming, architecture, tensors.
 pub(super) fn summary(backbone: &PretrainedBackbone) -> String {
     let SourceFile { location, report, .. } = &backbone.source;
-    let layout = location.as_ref().map_or("new", |location| location.layout.label());
+    let naming = location.as_ref().map_or("new", |location| location.naming.label());
     let left_out: usize = report.left_out.values().map(Vec::len).sum();
     format!(
-        "{} in the layout of {layout}, all {} tensors of the backbone matched, \
+        "{} in the naming of {naming}, all {} tensors of the backbone matched, \
          {left_out} others left out",
         backbone.architecture(),
         report.matched

@@ -1,10 +1,10 @@
-//! Attention of one picture as a figure, and its entropy over many.
+//! Attention of one image as a figure, and its entropy over many.
 
-use esvit_data::{DecodeLimits, Picture, decode};
+use esvit_data::{DecodeLimits, Image, decode};
 use image::ImageFormat;
 use serde_json::Value;
 
-use crate::pictures::{encoded, good, labelled, textured, unusable};
+use crate::images::{encoded, good, labeled, textured, unusable};
 use crate::place::{Place, TINY};
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
@@ -12,12 +12,12 @@ const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
 fn with_a_run(settings: &str) -> Place {
     let place = Place::new();
     place.well(&format!("pretrain --out run {TINY} train.epochs=1 {settings}"));
-    let picture = encoded(textured(90, 50, 1), ImageFormat::Png);
-    place.write("picture.png", picture);
+    let image = encoded(textured(90, 50, 1), ImageFormat::Png);
+    place.write("image.png", image);
     place
 }
 
-fn picture(place: &Place, name: &str) -> Picture {
+fn image(place: &Place, name: &str) -> Image {
     decode(&std::fs::read(place.path(name)).unwrap(), &DecodeLimits::default()).unwrap()
 }
 
@@ -27,9 +27,9 @@ fn numbers<'a>(rows: &'a Value, key: &str) -> Vec<f64> {
 }
 
 #[test]
-fn the_attention_of_a_picture() {
+fn the_attention_of_a_image() {
     let place = with_a_run("");
-    let line = format!("attend picture.png --checkpoint {CHECKPOINT} --json");
+    let line = format!("attend image.png --checkpoint {CHECKPOINT} --json");
     let answer = place.well(&format!("{line} --svg attend.svg")).json();
     // The last of two blocks: a map of 4 x 4 that is one window.
     assert_eq!((&answer["block"], &answer["stage"]), (&1.into(), &2.into()));
@@ -38,11 +38,11 @@ fn the_attention_of_a_picture() {
     let entropies = numbers(&answer["heads"], "entropy");
     assert_eq!(entropies.len(), 2);
     assert!(entropies[0] >= entropies[1] && entropies[0] <= 4.0001, "{answer}");
-    assert!(picture(&place, "attend.png").width() > 500);
+    assert!(image(&place, "attend.png").width() > 500);
     let svg = std::fs::read_to_string(place.path("attend.svg")).unwrap();
     assert!(svg.contains(&format!("head {} ", answer["heads"][0]["head"])), "{svg}");
 
-    // The whole picture, 56 x 32 pixels, in windows of 4 that leave 2 columns of padding.
+    // The whole image, 56 x 32 pixels, in windows of 4 that leave 2 columns of padding.
     let whole = "--whole --block 0 --query 89,49 --head 0 --mass 0.9 --out whole.png";
     let answer = place.well(&format!("{line} {whole}")).json();
     assert_eq!(answer["shown"], serde_json::json!({ "width": 56, "height": 32 }));
@@ -53,7 +53,7 @@ fn the_attention_of_a_picture() {
     assert!(padding.len() == 1 && padding[0] > 0.05 && padding[0] < 0.95, "{answer}");
     assert!(place.path("whole.png").exists());
 
-    let table = place.well(&format!("attend picture.png --checkpoint {CHECKPOINT} --size 64"));
+    let table = place.well(&format!("attend image.png --checkpoint {CHECKPOINT} --size 64"));
     assert!(table.stdout.contains("sees 16 of 64 cells"), "{table}");
 }
 
@@ -66,20 +66,20 @@ fn what_cannot_be_shown_is_said() {
         assert!(!place.path("attend.png").exists());
     };
     fails("none.png", &["cannot read `none.png`"]);
-    fails("broken.jpg", &["`broken.jpg` is not a picture that can be used"]);
-    fails("picture.png --block 2", &["there is no block 2", "0 to 1"]);
-    fails("picture.png --head 0 2", &["there is no head 2", "0 to 1"]);
-    fails("picture.png --query 1,1", &["pixel 1,1 is not in the part", "`--whole`"]);
-    fails("picture.png --mass 0", &["cannot hold 0 of the attention"]);
-    fails("picture.png --size 3", &["3 x 3 pixels"]);
-    fails("picture.png --rollout", &["this network has 2 stages", "hint: without `--rollout`"]);
-    place.run(&format!("attend picture.png --checkpoint {CHECKPOINT} --query 1;1")).expect(2);
+    fails("broken.jpg", &["`broken.jpg` is not an image that can be used"]);
+    fails("image.png --block 2", &["there is no block 2", "0 to 1"]);
+    fails("image.png --head 0 2", &["there is no head 2", "0 to 1"]);
+    fails("image.png --query 1,1", &["pixel 1,1 is not in the part", "`--whole`"]);
+    fails("image.png --mass 0", &["cannot hold 0 of the attention"]);
+    fails("image.png --size 3", &["3 x 3 pixels"]);
+    fails("image.png --rollout", &["this network has 2 stages", "hint: without `--rollout`"]);
+    place.run(&format!("attend image.png --checkpoint {CHECKPOINT} --query 1;1")).expect(2);
 }
 
 #[test]
 fn rollout_of_a_network_with_one_map() {
     let place = with_a_run("model.depths=[3] model.num_heads=[2] model.window_size=8");
-    let line = format!("attend picture.png --checkpoint {CHECKPOINT} --rollout --json");
+    let line = format!("attend image.png --checkpoint {CHECKPOINT} --rollout --json");
     let answer = place.well(&line).json();
     assert_eq!((&answer["rollout"], &answer["map"]), (&true.into(), &serde_json::json!([8, 8])));
     let entropies = numbers(&answer["heads"], "entropy");
@@ -88,9 +88,9 @@ fn rollout_of_a_network_with_one_map() {
 }
 
 #[test]
-fn entropy_over_many_pictures() {
+fn entropy_over_many_images() {
     let place = with_a_run("");
-    labelled(&place, "set", 4);
+    labeled(&place, "set", 4);
     good(&place, "set/odd", 3);
     place.write("set/red/broken.jpg", &unusable()[1].1);
     let line = format!("eval attention --checkpoint {CHECKPOINT} --json --data set");
@@ -98,7 +98,7 @@ fn entropy_over_many_pictures() {
     let ended =
         place.well(&format!("{line} --out entropy.png --svg entropy.svg --against {start}"));
     let answer = ended.says(&["left out `set/red/broken.jpg`", "kept in"]).json();
-    assert_eq!(answer["pictures"], 15);
+    assert_eq!(answer["images"], 15);
     for blocks in [&answer["blocks"], &answer["against"]["blocks"]] {
         assert_eq!(numbers(blocks, "stage"), [1.0, 2.0]);
         assert_eq!(numbers(blocks, "largest_entropy"), [4.0, 4.0]);
@@ -107,14 +107,14 @@ fn entropy_over_many_pictures() {
         assert!(numbers(&blocks[1]["heads"], "entropy_std").iter().all(|&spread| spread > 0.0));
     }
     assert_ne!(answer["blocks"], answer["against"]["blocks"]);
-    assert!(picture(&place, "entropy.png").width() > 500 && place.path("entropy.svg").exists());
+    assert!(image(&place, "entropy.png").width() > 500 && place.path("entropy.svg").exists());
     let kept = place.folder("run").lines("eval/results.jsonl");
     assert_eq!((&kept[0]["evaluation"], &kept[0]["results"]), (&"attention".into(), &answer));
 
-    let table = place.well(&format!("eval attention --checkpoint {CHECKPOINT} --pictures 1"));
-    assert!(table.stdout.contains("1 picture of built-in materials"), "{table}");
+    let table = place.well(&format!("eval attention --checkpoint {CHECKPOINT} --images 1"));
+    assert!(table.stdout.contains("1 image of built-in materials"), "{table}");
     place.write("bad/broken.jpg", &unusable()[1].1);
     let bad = format!("eval attention --checkpoint {CHECKPOINT}");
-    place.run(&format!("{bad} --data bad")).expect(1).says(&["none of the 1 pictures"]);
-    place.run(&format!("{bad} --pictures 0")).expect(1).says(&["at least one picture"]);
+    place.run(&format!("{bad} --data bad")).expect(1).says(&["none of the 1 images"]);
+    place.run(&format!("{bad} --images 0")).expect(1).says(&["at least one image"]);
 }

@@ -1,11 +1,11 @@
-//! Runs from nothing, on few pictures and on many.
+//! Runs from nothing, on few images and on many.
 
 use std::path::Path;
 
 use esvit_train::Config;
 use esvit_train::config_text::Origin;
 
-use crate::pictures::labelled;
+use crate::images::labeled;
 use crate::place::{Place, TINY, metadata};
 
 #[test]
@@ -17,7 +17,7 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
     );
     let ended = place.well(&line).says(&[
         "run folder `runs/first`",
-        "101 pictures, 3 epochs of 25 steps of 4 pictures",
+        "101 images, 3 epochs of 25 steps of 4 images",
         "step 75/75",
         "kept in `runs/first/eval/results.jsonl`",
         "esvit report runs/first",
@@ -71,13 +71,13 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
 }
 
 #[test]
-fn a_labelled_folder_is_checked_with_the_val_folder_beside_it() {
+fn a_labeled_folder_is_checked_with_the_val_folder_beside_it() {
     let place = Place::new();
-    labelled(&place, "set/train", 6);
-    labelled(&place, "set/val", 2);
+    labeled(&place, "set/train", 6);
+    labeled(&place, "set/val", 2);
     place
         .well(&format!("pretrain --data set/train --out run {TINY} knn.every_epochs=3 knn.k=3"))
-        .says(&["18 pictures in `set/train`", "k-NN check on `set/train` and `set/val`"])
+        .says(&["18 images in `set/train`", "k-NN check on `set/train` and `set/val`"])
         .says(&["k-NN top-1", "esvit embed --checkpoint run/", "--data set/train"]);
     let metrics = place.folder("run").lines("metrics.jsonl");
     assert_eq!(metrics.iter().filter(|line| line["knn_top1"].is_number()).count(), 1);
@@ -89,14 +89,14 @@ fn a_hundred_thousand_files_start_at_once() {
     use std::time::Duration;
 
     let place = Place::new();
-    crate::pictures::good(&place, "few", 50);
+    crate::images::good(&place, "few", 50);
     let few: Vec<_> = place.files("").into_keys().collect();
     std::fs::create_dir(place.path("many")).unwrap();
     for number in 0..100_000 {
-        let picture = &few[number % few.len()];
-        let extension = picture.extension().unwrap().to_str().unwrap();
+        let image = &few[number % few.len()];
+        let extension = image.extension().unwrap().to_str().unwrap();
         let name = format!("many/{number:06}.{extension}");
-        std::fs::hard_link(picture, place.path(&name)).unwrap();
+        std::fs::hard_link(image, place.path(&name)).unwrap();
     }
     let line = format!("pretrain --data many --out run {TINY} train.epochs=1 train.log_every=1");
     let began = std::time::Instant::now();
@@ -105,7 +105,7 @@ fn a_hundred_thousand_files_start_at_once() {
     running.wait_until(|| run.losses_so_far() > 0);
     let first_step = began.elapsed();
     running.signal("INT");
-    let ended = running.wait().expect(75).says(&["100000 pictures in `many`"]);
+    let ended = running.wait().expect(75).says(&["100000 images in `many`"]);
     assert!(first_step < Duration::from_secs(10), "the first step took {first_step:?}\n{ended}");
     eprintln!("first step of 100,000 files after {first_step:?}");
 }

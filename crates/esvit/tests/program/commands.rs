@@ -1,6 +1,6 @@
 //! Runs that start from other runs, and what there is to see of them.
 
-use crate::pictures::{good, unusable};
+use crate::images::{good, unusable};
 use crate::place::{Place, TINY, metadata, tensors};
 
 /// The parts of a checkpoint that hold one network.
@@ -46,11 +46,11 @@ fn the_region_task_is_added_to_a_run_of_the_view_task() {
     let settings = "train.epochs=2 checkpoint.keep_last=100 train.log_every=1";
     place
         .well(&format!("pretrain --out both {TINY} {settings} --continue-from {source}"))
-        .says(&["moments and centres of `backbone`, `head` from", "`head_dense` start anew"])
+        .says(&["moments and centers of `backbone`, `head` from", "`head_dense` start anew"])
         .says(&["step 26/50", "step 50/50"]);
     let run = place.folder("both");
     let (given, start) = (tensors(&place.path(source)), tensors(&run.checkpoint(25)));
-    // All that was there is kept: both networks, both moments, the centre.
+    // All that was there is kept: both networks, both moments, the center.
     assert!(given.contains_key("optimizer.exp_avg.norm.weight"));
     for (name, values) in &given {
         assert!(start.get(name) == Some(values), "`{name}` was not kept");
@@ -85,17 +85,15 @@ fn a_finished_run_has_nothing_to_do_until_it_is_made_longer() {
 }
 
 #[test]
-fn the_crops_of_a_preview_are_a_picture() {
+fn the_crops_of_a_preview_are_a_image() {
     let place = Place::new();
     let decoded = |name: &str| image::open(place.path(name)).unwrap();
-    place
-        .well("data preview --recipe materials --pictures 3 --out sheet.png")
-        .says(&["3 pictures"]);
+    place.well("data preview --recipe materials --images 3 --out sheet.png").says(&["3 images"]);
     let (three, one) = (decoded("sheet.png"), {
-        place.well("data preview --recipe materials --pictures 1");
+        place.well("data preview --recipe materials --images 1");
         decoded("preview.png")
     });
-    // Six crops of at least 16 pixels side by side, and a row a picture.
+    // Six crops of at least 16 pixels side by side, and a row an image.
     assert!(three.width() >= 6 * 16 && three.width() == one.width());
     assert!(three.height() >= 3 * 32 && three.height() > 2 * one.height());
 
@@ -103,10 +101,10 @@ fn the_crops_of_a_preview_are_a_picture() {
     for (name, bytes) in unusable() {
         place.write(&format!("set/{name}"), bytes);
     }
-    place.well("data preview --recipe materials --data set --pictures 10 --out set.png").says(&[
+    place.well("data preview --recipe materials --data set --images 10 --out set.png").says(&[
         "left out:",
         "set/cut.jpg",
-        "4 pictures",
+        "4 images",
     ]);
     decoded("set.png");
 }
@@ -132,7 +130,7 @@ fn info_tells_what_there_is() {
         ("seed", 1.into()),
         ("prototypes", 32.into()),
         ("feature_width", 32.into()),
-        ("picture_size", 32.into()),
+        ("image_size", 32.into()),
         ("objective", "L_V + L_R".into()),
         ("network", "teacher".into()),
     ] as [(&str, serde_json::Value); 7]

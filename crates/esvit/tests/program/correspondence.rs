@@ -2,7 +2,7 @@
 
 use image::ImageFormat;
 
-use crate::pictures::{encoded, textured, unusable};
+use crate::images::{encoded, textured, unusable};
 use crate::place::{Place, TINY};
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
@@ -10,16 +10,16 @@ const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
 fn with_a_run() -> Place {
     let place = Place::new();
     place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
-    let picture = |seed| encoded(textured(64, 48, seed), ImageFormat::Png);
-    place.write("a.png", picture(1));
-    place.write("b.png", picture(2));
+    let image = |seed| encoded(textured(64, 48, seed), ImageFormat::Png);
+    place.write("a.png", image(1));
+    place.write("b.png", image(2));
     place
 }
 
 #[test]
 fn mirrored_and_cropped_views_are_measured() {
     let place = with_a_run();
-    let line = format!("eval correspondence --checkpoint {CHECKPOINT} --pictures 12 --json");
+    let line = format!("eval correspondence --checkpoint {CHECKPOINT} --images 12 --json");
     for (geometry, rows) in [
         ("mirror", &["chance", "untrained", "trained"][..]),
         ("crops", &["chance", "untrained", "trained", "best possible"][..]),
@@ -52,7 +52,7 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 #[test]
-fn one_picture_is_enough_and_broken_ones_are_named() {
+fn one_image_is_enough_and_broken_ones_are_named() {
     let place = with_a_run();
     place.write("set/good.png", encoded(textured(90, 40, 3), ImageFormat::Png));
     place.write("set/broken.jpg", &unusable()[1].1);
@@ -61,7 +61,7 @@ fn one_picture_is_enough_and_broken_ones_are_named() {
         .well(&format!("{line} --size 16 --json"))
         .says(&["left out `set/broken.jpg`", "the map has 4 cells", "`--stage 1`"])
         .json();
-    assert_eq!((&answer["pictures"], &answer["left_out"]), (&1.into(), &1.into()));
+    assert_eq!((&answer["images"], &answer["left_out"]), (&1.into(), &1.into()));
     // All four cells are measured, so none is next.
     assert!(answer["pairs"].is_null() && answer["map"] == serde_json::json!([2, 2]), "{answer}");
     let trained = &answer["results"][2];
@@ -71,11 +71,11 @@ fn one_picture_is_enough_and_broken_ones_are_named() {
     place
         .run(&format!("eval correspondence --checkpoint {CHECKPOINT} --data empty"))
         .expect(1)
-        .says(&["no pictures in `empty`"]);
+        .says(&["no images in `empty`"]);
 }
 
 #[test]
-fn two_pictures_and_two_views_are_drawn() {
+fn two_images_and_two_views_are_drawn() {
     let place = with_a_run();
     let line = format!("match a.png --checkpoint {CHECKPOINT} --stage 1 --pairs 5 --json");
     let views = place.well(&format!("{line} --out views.png --svg views.svg")).json();
@@ -91,7 +91,7 @@ fn two_pictures_and_two_views_are_drawn() {
     place.well(&format!("{line} --out again.png"));
     assert_eq!(png, std::fs::read(place.path("again.png")).unwrap());
 
-    // A picture is found in itself: every cell is most similar to itself.
+    // An image is found in itself: every cell is most similar to itself.
     let line = format!("match a.png a.png --checkpoint {CHECKPOINT} --stage 1 --json --out s.png");
     let same = place.well(&line).json();
     for pair in same["pairs"].as_array().unwrap() {

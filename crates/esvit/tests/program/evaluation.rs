@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::pictures::{labelled, unusable};
+use crate::images::{labeled, unusable};
 use crate::place::{Ended, Place, TINY};
 use esvit_model::npy::NpyWriter;
 use esvit_weights::WeightsFile;
@@ -31,7 +31,7 @@ fn accuracies(answer: &Value, row: usize, name: &str) -> Vec<(u64, f64, f64)> {
 fn knn_on_the_built_in_task() {
     let place = with_a_run();
     let answer = place.well(&format!("eval knn --checkpoint {CHECKPOINT} --json")).json();
-    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&808.into(), &404.into()));
+    assert_eq!((&answer["train_images"], &answer["query_images"]), (&808.into(), &404.into()));
     for (row, name) in ["raw pixels", "untrained", "trained"].iter().enumerate() {
         let accuracies = accuracies(&answer, row, name);
         assert_eq!(accuracies.iter().map(|a| a.0).collect::<Vec<_>>(), [10, 20, 100, 200]);
@@ -46,24 +46,24 @@ fn knn_on_the_built_in_task() {
 }
 
 #[test]
-fn knn_on_labelled_folders() {
+fn knn_on_labeled_folders() {
     let place = with_a_run();
-    labelled(&place, "set/train", 8);
-    labelled(&place, "set/val", 3);
+    labeled(&place, "set/train", 8);
+    labeled(&place, "set/val", 3);
     place.write("set/val/red/broken.jpg", &unusable()[1].1);
     let line = format!("eval knn --checkpoint {CHECKPOINT} --k 1 3 --json --train set/train");
     let ended =
         place.well(&format!("{line} --val set/val")).says(&["left out `set/val/red/broken.jpg`"]);
     let answer = ended.json();
-    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&24.into(), &10.into()));
+    assert_eq!((&answer["train_images"], &answer["query_images"]), (&24.into(), &10.into()));
     let pixels = accuracies(&answer, 0, "raw pixels");
     assert_eq!(pixels.iter().map(|a| a.0).collect::<Vec<_>>(), [1, 3]);
-    // The classes differ in colour, and three classes are all among the first five.
+    // The classes differ in color, and three classes are all among the first five.
     assert!(pixels[0].1 > 99.0 && pixels[0].2 == 100.0, "{answer}");
     accuracies(&answer, 2, "trained");
 
     let answer = place.well(&line).json();
-    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&19.into(), &5.into()));
+    assert_eq!((&answer["train_images"], &answer["query_images"]), (&19.into(), &5.into()));
 }
 
 /// Shape and values of a NumPy file.
@@ -80,7 +80,7 @@ fn npy(bytes: &[u8]) -> (String, Vec<f32>) {
 #[test]
 fn features_are_the_same_in_every_format() {
     let place = with_a_run();
-    labelled(&place, "set", 4);
+    labeled(&place, "set", 4);
     place.write("set/red/broken.jpg", "");
     let embed = |rest: &str| -> Ended {
         place.well(&format!("embed --checkpoint {CHECKPOINT} --data set {rest}"))
@@ -122,7 +122,7 @@ fn features_are_the_same_in_every_format() {
 }
 
 #[test]
-fn features_of_the_built_in_pictures() {
+fn features_of_the_built_in_images() {
     let place = with_a_run();
     place.well(&format!("embed --checkpoint {CHECKPOINT} --out features.npy"));
     let (shape, values) = npy(&std::fs::read(place.path("features.npy")).unwrap());
@@ -149,7 +149,7 @@ fn knn_on_stored_features() {
         labels.finish().unwrap();
     }
     let answer = place.well("eval knn --features stored --k 1 2 --json").json();
-    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&6.into(), &3.into()));
+    assert_eq!((&answer["train_images"], &answer["query_images"]), (&6.into(), &3.into()));
     assert_eq!(accuracies(&answer, 0, "stored"), [(1, 100.0, 100.0), (2, 100.0, 100.0)]);
     std::fs::remove_file(place.path("stored/query_labels.npy")).unwrap();
     place.run("eval knn --features stored").expect(1).says(&["stored/query_labels.npy"]);
@@ -157,13 +157,13 @@ fn knn_on_stored_features() {
 }
 
 #[test]
-fn one_picture_can_be_classified_but_not_set_aside() {
+fn one_image_can_be_classified_but_not_set_aside() {
     let place = with_a_run();
-    labelled(&place, "set", 1);
+    labeled(&place, "set", 1);
     std::fs::remove_dir_all(place.path("set/blue")).unwrap();
     std::fs::remove_dir_all(place.path("set/green")).unwrap();
     let line = format!("eval knn --checkpoint {CHECKPOINT} --k 1 --json --train set");
-    place.run(&line).expect(1).says(&["`set` holds one picture", "--val"]);
+    place.run(&line).expect(1).says(&["`set` holds one image", "--val"]);
     let answer = place.well(&format!("{line} --val set")).json();
     assert_eq!(accuracies(&answer, 2, "trained"), [(1, 100.0, 100.0)]);
 }

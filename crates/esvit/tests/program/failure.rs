@@ -35,7 +35,7 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
         eprintln!("skipped: this user may not mount a small disk");
         return;
     };
-    // The first checkpoint has 200 kB, those with an optimiser's moments 370 kB.
+    // The first checkpoint has 200 kB, those with an optimizer's moments 370 kB.
     let line = format!("pretrain --out disk/run {TINY} checkpoint.every_steps=10");
     let ended = place.run(&line).expect(1).says(&[
         "the disk is full: `disk/run/checkpoints/epoch=0000-step=00000020.safetensors`",

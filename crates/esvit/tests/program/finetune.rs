@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::pictures::{encoded, labelled, textured, unusable};
+use crate::images::{encoded, labeled, textured, unusable};
 use crate::place::{Place, TINY};
 use image::ImageFormat;
 
@@ -24,7 +24,7 @@ fn top1(accuracy: &Value) -> f64 {
 #[test]
 fn a_small_set_is_learnt_by_heart_and_kept() {
     let place = with_a_run();
-    labelled(&place, "set", 6);
+    labeled(&place, "set", 6);
     place.write("set/red/broken.jpg", &unusable()[1].1);
     let line = format!("eval finetune --checkpoint {CHECKPOINT} {BY_HEART}");
     let ended = place.well(&format!("{line} --out tuned.safetensors")).says(&[
@@ -53,15 +53,15 @@ fn a_small_set_is_learnt_by_heart_and_kept() {
 #[test]
 fn from_scratch_with_all_the_trimmings() {
     let place = with_a_run();
-    labelled(&place, "set", 5);
+    labeled(&place, "set", 5);
     place.write("val/red/wide.png", encoded(textured(90, 30, 4), ImageFormat::Png));
     place.write("val/unknown/1.png", encoded(textured(40, 40, 9), ImageFormat::Png));
     let line = format!(
         "eval finetune --checkpoint {CHECKPOINT} --from-scratch --train set --val val --epochs 2 \
          --batch-size 64 --randaugment --layer-decay 0.5 --precision f32 --seed 3 --json"
     );
-    let answer = place.well(&line).says(&["classes that are not learnt"]).json();
-    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&15.into(), &2.into()));
+    let answer = place.well(&line).says(&["classes that are not learned"]).json();
+    assert_eq!((&answer["train_images"], &answer["query_images"]), (&15.into(), &2.into()));
     assert!(top1(&answer["last"]) <= 50.0, "{answer}");
     assert_eq!(place.well(&line).json(), answer, "a second time");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::pictures::{encoded, labelled, textured, unusable};
+use crate::images::{encoded, labeled, textured, unusable};
 use crate::place::{Place, TINY};
 use image::ImageFormat;
 
@@ -31,7 +31,7 @@ fn linear_probe_on_the_built_in_task() {
     let place = with_a_run();
     let line = format!("eval linear --checkpoint {CHECKPOINT} --epochs 10 --lr 0.1 1");
     let answer = place.well(&format!("{line} --json")).json();
-    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&808.into(), &404.into()));
+    assert_eq!((&answer["train_images"], &answer["query_images"]), (&808.into(), &404.into()));
     assert_eq!((&answer["fitted_to"], &answer["chosen_on"]), (&808.into(), &162.into()));
     // The network has two blocks: of 1 and 4 blocks asked for by default these are left.
     assert_eq!(answer["sweep"].as_array().unwrap().len(), 4, "{answer}");
@@ -43,7 +43,7 @@ fn linear_probe_on_the_built_in_task() {
     let table = place.well(&format!("{line} --no-baseline --no-refit --standardize"));
     assert!(table.stdout.contains("trained") && !table.stdout.contains("untrained"), "{table}");
     assert!(table.stdout.contains("by n and learning rate"), "{table}");
-    assert!(table.stdout.contains("not fitted again to those: 646 pictures"), "{table}");
+    assert!(table.stdout.contains("not fitted again to those: 646 images"), "{table}");
 
     let kept = place.folder("run").lines("eval/results.jsonl");
     assert_eq!(kept.len(), 3);
@@ -51,10 +51,10 @@ fn linear_probe_on_the_built_in_task() {
 }
 
 #[test]
-fn every_solver_tells_coloured_folders_apart() {
+fn every_solver_tells_colored_folders_apart() {
     let place = with_a_run();
-    labelled(&place, "set/train", 10);
-    labelled(&place, "set/val", 3);
+    labeled(&place, "set/train", 10);
+    labeled(&place, "set/val", 3);
     place.write("set/val/red/broken.jpg", &unusable()[1].1);
     place.write("set/val/unknown/1.png", encoded(textured(90, 40, 9), ImageFormat::Png));
     let line =
@@ -66,7 +66,7 @@ fn every_solver_tells_coloured_folders_apart() {
     ] {
         let ended = place.well(&format!("{line} --val set/val {solver}"));
         let answer = ended.says(&["left out `set/val/red/broken.jpg`"]).json();
-        // Nine pictures of the three colours, and one of a class that is not known.
+        // Nine images of the three colors, and one of a class that is not known.
         assert!((top1(&answer["best"]) - 90.0).abs() < 1e-9, "{solver}: {answer}");
         assert_eq!(answer["untrained"], Value::Null);
     }
@@ -87,45 +87,44 @@ fn every_solver_tells_coloured_folders_apart() {
 #[test]
 fn labels_out_of_a_file() {
     let place = with_a_run();
-    labelled(&place, "pictures", 8);
-    let mut file = "picture,labels\n".to_string();
+    labeled(&place, "images", 8);
+    let mut file = "image,labels\n".to_string();
     for number in 0..8 {
-        file +=
-            &format!("pictures/red/{number}.png,warm;colour\npictures/blue/{number}.png,colour\n");
+        file += &format!("images/red/{number}.png,warm;color\nimages/blue/{number}.png,color\n");
     }
-    place.write("labels.csv", file.clone() + "pictures/green/0.png,\nelsewhere.png,warm\n");
-    let line = format!("eval linear --checkpoint {CHECKPOINT} --train pictures --json");
+    place.write("labels.csv", file.clone() + "images/green/0.png,\nelsewhere.png,warm\n");
+    let line = format!("eval linear --checkpoint {CHECKPOINT} --train images --json");
     let line = format!("{line} --labels labels.csv --solver logistic");
     let answer = place.well(&line).json();
-    assert_eq!((&answer["train_pictures"], &answer["query_pictures"]), (&13.into(), &4.into()));
+    assert_eq!((&answer["train_images"], &answer["query_images"]), (&13.into(), &4.into()));
     let best = &answer["best"];
     assert!(number(&best["map"]) > 50.0 && number(&best["map_11_point"]) <= 100.0, "{answer}");
 
-    place.write("labels.csv", "picture,labels\nred/1.png,warm\n");
-    place.run(&line).expect(1).says(&["`labels.csv` names no picture in `pictures`", "hint:"]);
+    place.write("labels.csv", "image,labels\nred/1.png,warm\n");
+    place.run(&line).expect(1).says(&["`labels.csv` names no image in `images`", "hint:"]);
     place.write("labels.csv", "name,warm\n");
-    place.run(&line).expect(1).says(&["the first line of `labels.csv` is not `picture,labels`"]);
+    place.run(&line).expect(1).says(&["the first line of `labels.csv` is not `image,labels`"]);
 }
 
 #[test]
 fn probes_that_make_no_sense() {
     let place = with_a_run();
-    labelled(&place, "set", 2);
-    labelled(&place, "one", 2);
+    labeled(&place, "set", 2);
+    labeled(&place, "one", 2);
     for other in ["green", "red"] {
         std::fs::remove_dir_all(place.path(&format!("one/{other}"))).unwrap();
     }
     place.write("flat/1.png", encoded(textured(40, 40, 1), ImageFormat::Png));
     let line = format!("eval linear --checkpoint {CHECKPOINT} --train");
     for (rest, message) in [
-        ("one", "all training pictures are of one class"),
+        ("one", "all training images are of one class"),
         ("flat", "`flat` has no labels"),
         ("set --n 3", "`n` is 3, it must be between 1 and 2"),
         ("set --lr 0", "a learning rate is 0"),
         ("set --epochs 0", "the number of epochs is 0"),
         ("set --l2 1", "`--l2` is not used by `--solver sgd`"),
         ("set --solver logistic --augment", "`--augment` is not used by `--solver logistic`"),
-        ("set --shots 2", "no training picture is left to choose a setting on"),
+        ("set --shots 2", "no training image is left to choose a setting on"),
         ("set --shots 0", "at least 1"),
     ] {
         let ended = place.run(&format!("{line} {rest}")).expect(1).says(&[message]);
@@ -138,16 +137,16 @@ fn probes_that_make_no_sense() {
 #[test]
 fn transfer_goes_on_where_it_stopped() {
     let place = with_a_run();
-    labelled(&place, "sets/split/train", 5);
-    labelled(&place, "sets/split/test", 2);
-    labelled(&place, "sets/whole", 5);
+    labeled(&place, "sets/split/train", 5);
+    labeled(&place, "sets/split/test", 2);
+    labeled(&place, "sets/whole", 5);
     place.write("sets/flat/1.png", encoded(textured(40, 40, 1), ImageFormat::Png));
     let line = format!(
         "eval transfer --checkpoint {CHECKPOINT} --solver logistic --n 2 --out kept/results.jsonl \
          --json --sets sets/split"
     );
     let answer = place.well(&line).json();
-    assert_eq!(answer["sets"][0]["query_pictures"], 6);
+    assert_eq!(answer["sets"][0]["query_images"], 6);
     let kept = || std::fs::read_to_string(place.path("kept/results.jsonl")).unwrap();
     assert_eq!(kept().lines().count(), 1);
 

@@ -3,18 +3,18 @@
 
 mod attend;
 mod beginning;
-mod broken_pictures;
+mod broken_images;
 mod commands;
 mod correspondence;
 mod evaluation;
 mod failure;
 mod finetune;
 mod goldens;
+mod images;
 mod interruption;
 mod linear;
 mod maps;
 mod mistakes;
-mod pictures;
 mod place;
 mod report;
 mod settings;

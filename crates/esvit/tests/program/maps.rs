@@ -1,9 +1,9 @@
-//! Drawings of what a network has learnt: regions, neighbours and maps.
+//! Drawings of what a network has learned: regions, neighbors and maps.
 
 use image::{ImageFormat, RgbImage};
 use serde_json::Value;
 
-use crate::pictures::{encoded, good, labelled, textured, unusable};
+use crate::images::{encoded, good, labeled, textured, unusable};
 use crate::place::{Place, TINY};
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
@@ -27,7 +27,7 @@ fn names(rows: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn regions_of_pictures_of_any_shape() {
+fn regions_of_images_of_any_shape() {
     let place = with_a_run();
     place.write("wide.png", encoded(textured(90, 40, 1), ImageFormat::Png));
     place.write("square.png", encoded(textured(50, 50, 2), ImageFormat::Png));
@@ -48,7 +48,7 @@ fn regions_of_pictures_of_any_shape() {
     assert!(shares.len() == 3 && shares.is_sorted_by(|a, b| a >= b), "{answer}");
     assert!(shares.iter().sum::<f64>() <= 1.0 + 1e-9 && shares[2] > 0.0, "{answer}");
     let first = drawn(&place, "pca.png");
-    // Two pictures with their maps, 180 high, at two pixels each.
+    // Two images with their maps, 180 high, at two pixels each.
     assert!(first.width() > 2 * 4 * 180 && first.height() > 2 * 180, "{:?}", first.dimensions());
     assert!(text(&place, "pca.svg").matches("<image").count() == 4);
     place.well(&format!("{pca} --out again.png"));
@@ -61,7 +61,7 @@ fn regions_of_pictures_of_any_shape() {
 }
 
 #[test]
-fn pictures_without_regions_are_refused() {
+fn images_without_regions_are_refused() {
     let place = with_a_run();
     place.write("a.png", encoded(textured(40, 40, 1), ImageFormat::Png));
     place.write("broken.jpg", "");
@@ -70,20 +70,20 @@ fn pictures_without_regions_are_refused() {
     pca("a.png --stage 3").says(&["there is no stage 3: the network has 2"]);
     pca("a.png --stage 0").says(&["there is no stage 0"]);
     pca("a.png --size 4").says(&["there is only one feature"]);
-    pca("broken.jpg").says(&["left out `broken.jpg`", "none of the 1 pictures can be read"]);
+    pca("broken.jpg").says(&["left out `broken.jpg`", "none of the 1 images can be read"]);
     pca("missing.png").says(&["cannot read `missing.png`"]);
     assert!(!place.path("pca.png").exists());
 }
 
 #[test]
-fn neighbours_in_a_labelled_folder() {
+fn neighbors_in_a_labeled_folder() {
     let place = with_a_run();
-    labelled(&place, "set", 6);
+    labeled(&place, "set", 6);
     place.write("set/red/broken.jpg", "");
-    let line = format!("neighbours --checkpoint {CHECKPOINT} --data set --json");
+    let line = format!("neighbors --checkpoint {CHECKPOINT} --data set --json");
     let answer = place.well(&format!("{line} --k 5 --rows 6 --svg n.svg"));
     let answer = answer.says(&["left out `set/red/broken.jpg`"]).json();
-    assert_eq!(answer["pictures"], 18);
+    assert_eq!(answer["images"], 18);
     let rows = answer["rows"].as_array().unwrap();
     let queries: Vec<&str> =
         rows.iter().map(|row| row["query"]["name"].as_str().unwrap()).collect();
@@ -91,46 +91,46 @@ fn neighbours_in_a_labelled_folder() {
     let expected = ["blue/0", "blue/3", "green/0", "green/3", "red/0", "red/3"];
     assert_eq!(queries, expected.map(|name| format!("set/{name}.png")));
     for row in rows {
-        let found = names(&row["neighbours"]);
+        let found = names(&row["neighbors"]);
         assert!(found.len() == 5 && !found.contains(&row["query"]["name"].as_str().unwrap()));
-        let similarities = row["neighbours"].as_array().unwrap().iter();
+        let similarities = row["neighbors"].as_array().unwrap().iter();
         assert!(
             similarities.map(|n| n["similarity"].as_f64().unwrap()).is_sorted_by(|a, b| a >= b)
         );
     }
-    // The classes differ in colour; by chance it is 5 in 17.
+    // The classes differ in color; by chance it is 5 in 17.
     assert!(answer["same_class"].as_f64().unwrap() > 0.4, "{answer}");
     assert_eq!(text(&place, "n.svg").matches("<image").count(), 36);
-    drawn(&place, "neighbours.png");
+    drawn(&place, "neighbors.png");
     assert_eq!(answer, place.well(&format!("{line} --k 5 --rows 6")).json());
     let chosen = place.well(&format!("{line} --k 1 --rows 6 --seed 3")).json();
     assert_ne!(chosen["rows"], answer["rows"]);
 }
 
 #[test]
-fn a_picture_is_not_its_own_neighbour() {
+fn a_image_is_not_its_own_neighbor() {
     let place = with_a_run();
     good(&place, "set", 5);
     std::fs::copy(place.path("set/good-01.png"), place.path("copy.png")).unwrap();
     let answer = place.well(&format!(
-        "neighbours --checkpoint {CHECKPOINT} --data set --queries set/good-01.png copy.png --json"
+        "neighbors --checkpoint {CHECKPOINT} --data set --queries set/good-01.png copy.png --json"
     ));
     let rows = &answer.json()["rows"];
-    let [own, copy] = [0, 1].map(|row| names(&rows[row]["neighbours"]));
+    let [own, copy] = [0, 1].map(|row| names(&rows[row]["neighbors"]));
     assert!(own.len() == 4 && !own.contains(&"set/good-01.png"), "{own:?}");
     assert_eq!((copy.len(), copy[0]), (5, "set/good-01.png"));
     assert_eq!(rows[0]["query"]["class"], Value::Null);
 
     place.write("one/a.png", encoded(textured(40, 40, 1), ImageFormat::Png));
-    let line = format!("neighbours --checkpoint {CHECKPOINT} --data one");
-    place.run(&line).expect(1).says(&["a picture is not its own neighbour"]);
+    let line = format!("neighbors --checkpoint {CHECKPOINT} --data one");
+    place.run(&line).expect(1).says(&["an image is not its own neighbor"]);
     place.run(&format!("{line} --k 0")).expect(1).says(&["at least 1"]);
 }
 
 #[test]
-fn maps_of_labelled_and_of_few_pictures() {
+fn maps_of_labeled_and_of_few_images() {
     let place = with_a_run();
-    labelled(&place, "set", 8);
+    labeled(&place, "set", 8);
     let line = format!("map --checkpoint {CHECKPOINT} --data set");
     let map = place.well(&format!("{line} --csv map.csv --svg map.svg --json")).json();
     assert_eq!((&map["method"], map["points"].as_array().unwrap().len()), (&"tsne".into(), 24));
@@ -153,7 +153,7 @@ fn maps_of_labelled_and_of_few_pictures() {
     assert!(shares[0] >= shares[1] && shares[0] + shares[1] <= 1.0 + 1e-9, "{shares:?}");
     place.well(&format!("{line} --max 2")).says(&["t-SNE needs at least 10", "2 of the 24"]);
     let refused = |rest: &str| place.run(&format!("{line} {rest}")).expect(1);
-    refused("--max 9 --method tsne").says(&["at least 10 pictures, there are 9"]);
+    refused("--max 9 --method tsne").says(&["at least 10 images, there are 9"]);
     refused("--max 1").says(&["there is only one feature"]);
     for file in ["--svg map.svg", "--csv map.csv", "--out again.png"] {
         refused(file).says(&["is there already", "hint: add `--overwrite`"]);

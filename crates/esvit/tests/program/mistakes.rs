@@ -1,6 +1,6 @@
 //! What a person gets wrong: one clear message, a non-zero exit code, nothing lost.
 
-use crate::pictures::{good, unusable};
+use crate::images::{good, unusable};
 use crate::place::{Place, TINY};
 
 /// Runs `line` in `place`, where it must fail with one message that has all `parts`, and leave
@@ -27,24 +27,24 @@ fn with_a_run() -> Place {
 }
 
 #[test]
-fn folders_without_usable_pictures() {
+fn folders_without_usable_images() {
     let place = Place::new();
     std::fs::create_dir(place.path("empty")).unwrap();
-    place.write("letters/letter.txt", "no picture");
+    place.write("letters/letter.txt", "no image");
     for (name, bytes) in unusable() {
         place.write(&format!("broken/{name}"), bytes);
     }
     let line = |data: &str| format!("pretrain --data {data} --out new {TINY}");
-    fails(&place, &line("empty"), &["no pictures in `empty` or below"]);
-    fails(&place, &line("letters"), &["no pictures in `letters` or below"]);
+    fails(&place, &line("empty"), &["no images in `empty` or below"]);
+    fails(&place, &line("letters"), &["no images in `letters` or below"]);
     fails(&place, &line("nowhere"), &["there is no folder `nowhere`"]);
     fails(&place, &line("letters/letter.txt"), &["`letters/letter.txt` is a file"]);
-    let all = ["of 6 pictures are broken", "broken/cut.jpg", "broken/empty.jpg", "`max_broken`"];
+    let all = ["of 6 images are broken", "broken/cut.jpg", "broken/empty.jpg", "`max_broken`"];
     fails(&place, &format!("{} data.max_broken=1.0", line("broken")), &all);
-    let some = ["of 6 pictures are broken, and at most 3 may be"];
+    let some = ["of 6 images are broken, and at most 3 may be"];
     fails(&place, &line("broken"), &some);
     good(&place, "few", 3);
-    fails(&place, &line("few"), &["3 pictures do not fill one batch of 4"]);
+    fails(&place, &line("few"), &["3 images do not fill one batch of 4"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use esvit_weights::{TensorInfo, WeightsFile};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The built-in pictures and a network so small that a step takes milliseconds: 25 steps an epoch.
+/// The built-in images and a network so small that a step takes milliseconds: 25 steps an epoch.
 pub(crate) const TINY: &str = "--recipe materials seed=1 train.epochs=3 train.batch_size=4 \
     data.repeat=1 model.depths=[1,1] model.embed_dim=16 model.num_heads=[1,2] model.mlp_ratio=4.0 \
     head.out_dim=32 head.hidden_dim=16 head.bottleneck_dim=8 views.local_counts=[1] optim.warmup_epochs=1 \

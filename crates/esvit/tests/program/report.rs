@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use crate::pictures::good;
+use crate::images::good;
 use crate::place::{Place, TINY};
 
 const ANCHORS: [&str; 10] = [
     "curves",
     "crops",
-    "neighbours",
+    "neighbors",
     "matches",
     "attention",
     "regions",
@@ -48,7 +48,7 @@ fn is_one_whole_file(page: &str) {
         }
     }
     assert!(open.is_empty(), "{open:?} are not closed");
-    // Pictures are letters that can happen to be any word.
+    // Images are letters that can happen to be any word.
     let words = page
         .split("data:image/png;base64,")
         .enumerate()
@@ -89,7 +89,7 @@ fn a_run_with_checks_and_an_evaluation() {
     // Loss, k-NN, entropy, feature spread, gradients, speed and four schedules.
     assert_eq!(page.matches("<figure class=\"chart\">").count(), 10);
     assert_eq!(section(&page, "crops").matches("<image ").count(), 8 * 3);
-    assert_eq!(section(&page, "neighbours").matches("<image ").count(), 5 * (1 + 6));
+    assert_eq!(section(&page, "neighbors").matches("<image ").count(), 5 * (1 + 6));
     for anchor in ["matches", "attention", "regions"] {
         let section = section(&page, anchor);
         assert!(section.contains("<image ") && !section.contains("Not shown"), "{anchor}");
@@ -103,11 +103,11 @@ fn a_run_with_checks_and_an_evaluation() {
 }
 
 #[test]
-fn a_run_that_was_stopped_and_whose_pictures_are_gone() {
+fn a_run_that_was_stopped_and_whose_images_are_gone() {
     let place = Place::new();
-    good(&place, "pictures", 8);
-    place.well(&format!("pretrain --out run --data pictures {TINY} train.epochs=1 data.repeat=4"));
-    fs::remove_dir_all(place.path("pictures")).unwrap();
+    good(&place, "images", 8);
+    place.well(&format!("pretrain --out run --data images {TINY} train.epochs=1 data.repeat=4"));
+    fs::remove_dir_all(place.path("images")).unwrap();
     for name in ["env.json", "log.txt"] {
         fs::remove_file(place.path(&format!("run/{name}"))).unwrap();
     }
@@ -119,8 +119,7 @@ fn a_run_that_was_stopped_and_whose_pictures_are_gone() {
         .says(&["0 of 1 epochs are done", "hint: `esvit resume run`"]);
     let page = page(&place, "page.html");
     is_one_whole_file(&page);
-    for part in ["What could not be read", "there is no folder <code>pictures</code>", "resume run"]
-    {
+    for part in ["What could not be read", "there is no folder <code>images</code>", "resume run"] {
         assert!(page.contains(part), "`{part}` is not in the page");
     }
     assert!(!place.path("run/report.html").exists());

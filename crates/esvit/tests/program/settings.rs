@@ -13,7 +13,7 @@ fn result(settings: &str) -> (impl PartialEq + use<>, Vec<(u64, f64)>) {
 #[test]
 fn loader_threads_change_nothing_and_the_seed_changes_everything() {
     let (one, one_losses) = result("data.workers=1");
-    let (two, two_losses) = result("data.workers=2 data.queue=5 data.cache_mb=0");
+    let (two, two_losses) = result("data.workers=2 data.prefetch=5 data.cache_mb=0");
     assert_eq!(one_losses, two_losses);
     assert!(one == two, "other weights with two loader threads");
     let (other, other_losses) = result("data.workers=1 seed=2");

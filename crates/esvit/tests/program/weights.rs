@@ -39,9 +39,9 @@ fn what_is_exported_comes_back_to_the_bit() {
         place.well(&format!("diff {CHECKPOINT} {weights}"));
         let facts = place.well(&format!("info {weights} --json")).json();
         assert_eq!(facts["shape"]["embed_dim"], 16, "{facts}");
-        // A state dictionary alone cannot say how its norms and pictures are meant.
+        // A state dictionary alone cannot say how its norms and images are meant.
         if weights != "timm.pth" && weights != "torchvision.pth" {
-            assert_eq!(facts["picture_size"], 32, "{facts}");
+            assert_eq!(facts["image_size"], 32, "{facts}");
             place.well(&format!("embed --checkpoint {weights} --out again.npy --overwrite"));
             assert!(std::fs::read(place.path("again.npy")).unwrap() == expected, "{weights}");
         }
@@ -56,7 +56,7 @@ fn what_is_exported_comes_back_to_the_bit() {
 }
 
 #[test]
-fn a_graph_is_written_for_the_pictures_that_are_asked_for() {
+fn a_graph_is_written_for_the_images_that_are_asked_for() {
     let place = with_a_run();
     let line = format!("export --checkpoint {CHECKPOINT} --format onnx --out");
     place.well(&format!("{line} small.onnx"));

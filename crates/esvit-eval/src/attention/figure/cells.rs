@@ -1,11 +1,11 @@
-//! Cells of the map in pixels of the shown picture, and as paths around them.
+//! Cells of the map in pixels of the shown image, and as paths around them.
 
 use std::fmt::Write;
 
 use super::Figure;
 
 impl Figure<'_> {
-    /// The centre of the query's cell, or of what is shown of it.
+    /// The center of the query's cell, or of what is shown of it.
     pub(super) fn query(&self) -> [f64; 2] {
         let [row, column] = self.attention.query;
         let [x, y, width, height] = self.cell(row, column);

@@ -1,8 +1,8 @@
-//! A part of the shown picture, somewhere in the drawing.
+//! A part of the shown image, somewhere in the drawing.
 
 use esvit_draw::Drawing;
 
-/// A part of the shown picture, somewhere in the drawing.
+/// A part of the shown image, somewhere in the drawing.
 pub(super) struct Frame {
     /// Left and top in the drawing.
     pub(super) corner: [f64; 2],

@@ -1,4 +1,4 @@
-//! The words beside the picture: what is shown and what its marks mean.
+//! The words beside the image: what is shown and what its marks mean.
 
 use super::super::{Attended, QueryAttention};
 use super::Figure;
@@ -68,7 +68,7 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
     let share = share.trim_end_matches('0').trim_end_matches('.');
     let words_of_mask = match figure.attention.padding_keys {
         0 => format!("smallest set of cells with {share} % of the attention"),
-        _ => format!("smallest set of cells with {share} % of the attention on the picture"),
+        _ => format!("smallest set of cells with {share} % of the attention on the image"),
     };
     words(drawing, 4, &words_of_mask);
 
@@ -83,6 +83,6 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
             height / figure.scale,
             figure.suffix
         ));
-        words(drawing, 5, "not seen by the query (dark in pictures)");
+        words(drawing, 5, "not seen by the query (dark in images)");
     }
 }

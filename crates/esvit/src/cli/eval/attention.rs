@@ -7,15 +7,15 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use esvit_data::{DecodeLimits, Folder, MaterialsTask};
 use esvit_eval::attention::{self, BlockStatistics, Measured};
-use esvit_eval::labelled::LabelledSet;
+use esvit_eval::labeled::LabeledSet;
 use esvit_eval::record;
 use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
-use crate::cli::Done;
-use crate::cli::choice::BackboneChoice;
+use crate::cli::Exit;
+use crate::cli::args::BackboneChoice;
+use crate::cli::images;
 use crate::cli::output::{Output, may_write};
-use crate::cli::pictures;
 
 /// What `--against` is given for a network without a file.
 const UNTRAINED: &str = "untrained";
@@ -25,12 +25,12 @@ const UNTRAINED: &str = "untrained";
 pub(in crate::cli) struct Attention {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Folder of pictures; without it the built-in ones.
+    /// Folder of images; without it the built-in ones.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// At most so many pictures are used, chosen at random.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pictures: usize,
+    /// At most so many images are used, chosen at random.
+    #[arg(long, value_name = "N", default_value_t = 100, alias = "pictures")]
+    images: usize,
     /// A second checkpoint to compare with, read as the first, or `untrained` for the same network
     /// before any training.
     #[arg(long, value_name = "FILE")]
@@ -50,9 +50,9 @@ pub(in crate::cli) struct Attention {
 }
 
 impl Attention {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
-        if self.pictures == 0 {
-            bail!("`--pictures` is 0, at least one picture must be looked at");
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+        if self.images == 0 {
+            bail!("`--images` is 0, at least one image must be looked at");
         }
         for file in [&self.out, &self.svg].into_iter().flatten() {
             may_write(file, self.overwrite)?;
@@ -60,14 +60,14 @@ impl Attention {
         let (mut set, task) = match &self.data {
             Some(path) => {
                 let folder = Folder::open(path, &DecodeLimits::default())?;
-                (LabelledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
+                (LabeledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
             }
             None => {
                 let gallery = MaterialsTask::new()?.into_sources().0;
-                (LabelledSet::all(Arc::new(gallery)), "built-in materials".into())
+                (LabeledSet::all(Arc::new(gallery)), "built-in materials".into())
             }
         };
-        set.limit(self.pictures);
+        set.limit(self.images);
         let backbone = self.backbone.open(output)?;
         let other = match &self.against {
             Some(path) if path == Path::new(UNTRAINED) => Some((path, backbone.untrained())),
@@ -88,7 +88,7 @@ impl Attention {
         self.draw(&networks, output)?;
         let mut answer = json!({
             "task": task,
-            "pictures": measured.pictures,
+            "images": measured.images,
             "blocks": measured.blocks,
         });
         if let Some((path, other)) = &other {
@@ -99,39 +99,39 @@ impl Attention {
             output.json(&answer)?;
         } else {
             for (name, blocks) in &networks {
-                let title = match measured.pictures {
-                    1 => format!("{name}, 1 picture of {task}"),
-                    count => format!("{name}, {count} pictures of {task}"),
+                let title = match measured.images {
+                    1 => format!("{name}, 1 image of {task}"),
+                    count => format!("{name}, {count} images of {task}"),
                 };
                 output.result(table(&title, blocks))?;
             }
         }
         self.backbone.keep(&backbone, "attention", &task, &answer, output)?;
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 
     fn draw(&self, networks: &[(String, &[BlockStatistics])], output: &Output) -> Result<()> {
         let networks: Vec<(&str, &[BlockStatistics])> =
             networks.iter().map(|(name, blocks)| (name.as_str(), *blocks)).collect();
         let drawing = attention::plot(&networks);
-        pictures::write(&drawing, self.out.as_deref(), self.svg.as_deref(), output)
+        images::write(&drawing, self.out.as_deref(), self.svg.as_deref(), output)
     }
 }
 
-fn measure(backbone: &PretrainedBackbone, set: &LabelledSet, output: &Output) -> Result<Measured> {
-    let bar = output.bar(set.pictures.len());
+fn measure(backbone: &PretrainedBackbone, set: &LabeledSet, output: &Output) -> Result<Measured> {
+    let bar = output.bar(set.images.len());
     let measured = attention::statistics(
         &backbone.swin,
         &backbone.params,
         &backbone.preprocess,
         &*set.source,
-        &set.pictures,
+        &set.images,
         |count| bar.inc(count as u64),
     );
     bar.finish_and_clear();
-    if measured.pictures == 0 {
+    if measured.images == 0 {
         output.left_out(&measured.left_out);
-        bail!("none of the {} pictures can be read", set.pictures.len());
+        bail!("none of the {} images can be read", set.images.len());
     }
     Ok(measured)
 }

@@ -12,12 +12,12 @@ use esvit_data::{DecodeLimits, EvalTransform, Folder, MaterialsTask};
 use esvit_eval::correspondence::{
     Estimate, Geometry, Grid, MEASURED_PAIRS, Measured, Protocol, Summary, measure,
 };
-use esvit_eval::labelled::LabelledSet;
+use esvit_eval::labeled::LabeledSet;
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 
-use crate::cli::Done;
-use crate::cli::choice::BackboneChoice;
+use crate::cli::Exit;
+use crate::cli::args::BackboneChoice;
 use crate::cli::output::Output;
 
 /// Measures correspondence.
@@ -25,19 +25,19 @@ use crate::cli::output::Output;
 pub(in crate::cli) struct Correspondence {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Folder of pictures; without it the pieces of the built-in pictures that are not trained on.
+    /// Folder of images; without it the pieces of the built-in images that are not trained on.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// Measures at most so many pictures, chosen at random.
-    #[arg(long, value_name = "N")]
-    pictures: Option<NonZeroUsize>,
-    /// How the two views of a picture are cut; the second one is always jittered and grey.
+    /// Measures at most so many images, chosen at random.
+    #[arg(long, value_name = "N", alias = "pictures")]
+    images: Option<NonZeroUsize>,
+    /// How the two views of an image are cut; the second one is always jittered and gray.
     #[arg(long, value_enum, default_value = "mirror")]
     geometry: Views,
-    /// Smallest and largest area of a random crop, as shares of the picture's.
+    /// Smallest and largest area of a random crop, as shares of the image's.
     #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], default_values_t = [0.4, 1.0])]
     scale: Vec<f64>,
-    /// How many pairs of a picture are measured, most similar first; without it 10 of mirrored
+    /// How many pairs of an image are measured, most similar first; without it 10 of mirrored
     /// views, and all cells that both views show of random crops.
     #[arg(long, value_name = "N")]
     pairs: Option<NonZeroUsize>,
@@ -74,9 +74,9 @@ struct Row {
 }
 
 impl Correspondence {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
-        let (mut set, task) = self.pictures()?;
-        set.limit(self.pictures.map_or(usize::MAX, NonZeroUsize::get));
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+        let (mut set, task) = self.images()?;
+        set.limit(self.images.map_or(usize::MAX, NonZeroUsize::get));
         let backbone = self.backbone.open(output)?;
         let preprocess = self.preprocess(&backbone)?;
         let stages = backbone.swin.config().stages();
@@ -88,10 +88,10 @@ impl Correspondence {
         }
 
         let untrained = backbone.untrained();
-        let bar = output.bar(set.pictures.len());
+        let bar = output.bar(set.images.len());
         let measured = measure(
             &*set.source,
-            &set.pictures,
+            &set.images,
             &preprocess,
             &protocol,
             &[&untrained, &backbone],
@@ -101,18 +101,18 @@ impl Correspondence {
         output.left_out(&measured.left_out);
         if measured.disjoint > 0 {
             output.note(format!(
-                "{} pictures are not measured: their two crops have nothing in common",
+                "{} images are not measured: their two crops have nothing in common",
                 measured.disjoint
             ));
         }
 
         let pairs = (protocol.pairs < grid.cells()).then_some(protocol.pairs);
-        let (pictures, disjoint) = (measured.pictures, measured.disjoint);
+        let (images, disjoint) = (measured.images, measured.disjoint);
         let left_out = measured.left_out.len();
         let rows = self.rows(measured);
         let answer = serde_json::json!({
             "task": task,
-            "pictures": pictures,
+            "images": images,
             "left_out": left_out,
             "disjoint": disjoint,
             "geometry": self.geometry,
@@ -134,11 +134,11 @@ impl Correspondence {
                 (None, Views::Crops) => "those seen in both".into(),
             };
             let views = match self.geometry {
-                Views::Mirror => "a picture and its mirror image",
-                Views::Crops => "two crops of a picture",
+                Views::Mirror => "an image and its mirror image",
+                Views::Crops => "two crops of an image",
             };
             output.result(format!(
-                "correspondence on {task}: {pictures} pictures, {views}, {which} of {} x {} \
+                "correspondence on {task}: {images} images, {views}, {which} of {} x {} \
                  cells\n{}",
                 grid.rows,
                 grid.columns,
@@ -146,18 +146,18 @@ impl Correspondence {
             ))?;
         }
         self.backbone.keep(&backbone, "correspondence", &task, &answer, output)?;
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 
-    fn pictures(&self) -> Result<(LabelledSet, String)> {
+    fn images(&self) -> Result<(LabeledSet, String)> {
         Ok(match &self.data {
             Some(path) => {
                 let folder = Folder::open(path, &DecodeLimits::default())?;
-                (LabelledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
+                (LabeledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
             }
             None => {
                 let (_, queries) = MaterialsTask::new()?.into_sources();
-                (LabelledSet::all(Arc::new(queries)), "built-in materials".into())
+                (LabeledSet::all(Arc::new(queries)), "built-in materials".into())
             }
         })
     }

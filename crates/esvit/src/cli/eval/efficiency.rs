@@ -7,7 +7,7 @@ use esvit_eval::bench::{MONOLITHIC, architecture};
 use esvit_eval::efficiency::{self, Backbone, Cost, Steps};
 use serde_json::Value;
 
-use crate::cli::Done;
+use crate::cli::Exit;
 use crate::cli::output::Output;
 
 /// Parameters, speed and memory of backbones with and without the region task.
@@ -16,19 +16,19 @@ pub(in crate::cli) struct Efficiency {
     /// Architectures: `esvit info` lists them; `monolithic_small` is a single-scale one.
     #[arg(long, value_name = "NAME", num_args = 1.., default_values = [MONOLITHIC, "swin_tiny"])]
     models: Vec<String>,
-    /// Numbers of pictures of a step, each of which is tried until one cannot be run.
+    /// Numbers of images of a step, each of which is tried until one cannot be run.
     #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 2, 4])]
     batches: Vec<usize>,
     /// Prototypes of a head.
     #[arg(long, default_value_t = 65_536)]
     prototypes: usize,
-    /// Side of a global crop and of the forward pass's pictures, in pixels.
+    /// Side of a global crop and of the forward pass's images, in pixels.
     #[arg(long, default_value_t = 224)]
     global_size: usize,
     /// Side of a local crop, in pixels.
     #[arg(long, default_value_t = 96)]
     local_size: usize,
-    /// Local crops of a picture.
+    /// Local crops of an image.
     #[arg(long, default_value_t = 8)]
     local_crops: usize,
     /// Type of GEMM operands: `auto`, `f32` or `bf16`.
@@ -42,11 +42,11 @@ pub(in crate::cli) struct Efficiency {
     json: bool,
 }
 
-/// Pictures of the forward pass that is timed.
+/// Images of the forward pass that is timed.
 const FORWARD_BATCH: usize = 8;
 
 impl Efficiency {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let backbones: Vec<Backbone> =
             self.models.iter().map(|model| self.measure(model, output)).collect::<Result<_>>()?;
         if self.json {
@@ -61,7 +61,7 @@ impl Efficiency {
         } else {
             output.result(efficiency::table(&backbones))?;
         }
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 
     fn measure(&self, model: &str, output: &Output) -> Result<Backbone> {

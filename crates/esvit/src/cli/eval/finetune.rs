@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use esvit_eval::finetune::{self, EpochResult, Event, Finetuned, Settings};
-use esvit_eval::labelled::LabelledTask;
+use esvit_eval::labeled::LabeledTask;
 use esvit_eval::probe::ClassAccuracy;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::Done;
+use crate::cli::Exit;
+use crate::cli::args::{BackboneChoice, TaskChoice};
 use crate::cli::bench::PrecisionName;
-use crate::cli::choice::{BackboneChoice, TaskChoice};
 use crate::cli::output::{Output, may_write};
 
 /// Epochs, where nothing else is said.
@@ -30,10 +30,10 @@ pub(in crate::cli) struct Finetune {
     /// network.
     #[arg(long)]
     from_scratch: bool,
-    /// Passes over the pictures.
+    /// Passes over the images.
     #[arg(long, default_value_t = EPOCHS)]
     epochs: u64,
-    /// Pictures of a step; the last step of an epoch takes what is left.
+    /// Images of a step; the last step of an epoch takes what is left.
     #[arg(long, default_value_t = defaults().batch_size)]
     batch_size: usize,
     /// Learning rate at the end of the warm-up for a batch of 256; it is scaled by the batch.
@@ -52,16 +52,16 @@ pub(in crate::cli) struct Finetune {
     /// Largest norm of the gradient; 0 for any.
     #[arg(long, value_name = "NORM", default_value_t = defaults().clip_grad)]
     clip_grad: f64,
-    /// Smallest and largest area of a training crop, as shares of the picture's.
+    /// Smallest and largest area of a training crop, as shares of the image's.
     #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], default_values_t = defaults().scale)]
     scale: Vec<f64>,
-    /// Two random operations on colour or geometry per training crop.
+    /// Two random operations on color or geometry per training crop.
     #[arg(long)]
     randaugment: bool,
-    /// Mixes pictures in shares from the Beta distribution with these parameters; 0 for none.
+    /// Mixes images in shares from the Beta distribution with these parameters; 0 for none.
     #[arg(long, value_name = "ALPHA", default_value_t = defaults().mixup)]
     mixup: f64,
-    /// Pastes boxes of other pictures, in shares from the Beta distribution with these parameters;
+    /// Pastes boxes of other images, in shares from the Beta distribution with these parameters;
     /// 0 for none. With both, a step takes either.
     #[arg(long, value_name = "ALPHA", default_value_t = defaults().cutmix)]
     cutmix: f64,
@@ -93,7 +93,7 @@ fn defaults() -> Settings {
 }
 
 impl Finetune {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let settings = self.settings();
         settings.validate()?;
         if let Some(out) = &self.out {
@@ -101,11 +101,11 @@ impl Finetune {
         }
         let task = self.task.open()?;
         let backbone = self.backbone.open(output)?;
-        let (train, queries) = task.pictures();
+        let (train, queries) = task.images();
         let classes = task.classes.len();
         let from = if self.from_scratch { "from scratch" } else { "from the checkpoint's values" };
         output.note(format!(
-            "{}, {from}, on {}: {train} pictures of {classes} classes, {queries} to classify",
+            "{}, {from}, on {}: {train} images of {classes} classes, {queries} to classify",
             backbone.architecture(),
             task.description
         ));
@@ -118,8 +118,8 @@ impl Finetune {
         let answer = serde_json::json!({
             "task": task.description,
             "classes": classes,
-            "train_pictures": train,
-            "query_pictures": queries,
+            "train_images": train,
+            "query_images": queries,
             "settings": settings,
             "epochs": tuned.epochs,
             "best": best,
@@ -136,7 +136,7 @@ impl Finetune {
             output.result(table(&tuned, &task))?;
         }
         self.backbone.keep(&backbone, "finetune", &task.description, &answer, output)?;
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 
     fn settings(&self) -> Settings {
@@ -169,28 +169,25 @@ fn check_out(out: &Path, overwrite: bool) -> Result<()> {
     may_write(out, overwrite)
 }
 
-fn warn_of_unknown_classes(task: &LabelledTask, output: &Output) {
+fn warn_of_unknown_classes(task: &LabeledTask, output: &Output) {
     let unknown = |&&index: &&usize| task.queries.label(index) as usize >= task.classes.len();
-    let count = task.queries.pictures.iter().filter(unknown).count();
+    let count = task.queries.images.iter().filter(unknown).count();
     if count > 0 {
         output.warning(format!(
-            "{count} pictures to classify are of classes that are not learnt: they count as wrong"
+            "{count} images to classify are of classes that are not learned: they count as wrong"
         ));
     }
 }
 
-fn table(tuned: &Finetuned, task: &LabelledTask) -> String {
-    let (train, queries) = task.pictures();
+fn table(tuned: &Finetuned, task: &LabeledTask) -> String {
+    let (train, queries) = task.images();
     let row = |name: &str, EpochResult { epoch, accuracy, .. }: &EpochResult| {
         let ClassAccuracy { top1, top5, interval: [low, high] } = accuracy;
         let top1 = format!("{top1:.1} ({low:.1} to {high:.1})");
         format!("{name:5} {epoch:>6} {top1:>24} {top5:>8.1}")
     };
     [
-        format!(
-            "fine-tuned on {}: {train} pictures learnt, {queries} classified",
-            task.description
-        ),
+        format!("fine-tuned on {}: {train} images learned, {queries} classified", task.description),
         format!("{:5} {:>6} {:>24} {:>8}", "", "epoch", "top-1 (95 % interval)", "top-5"),
         row("best", tuned.best()),
         row("last", tuned.last()),
@@ -203,10 +200,10 @@ struct Progress<'a> {
     output: &'a Output,
     bar: ProgressBar,
     epochs: u64,
-    /// When the epoch's training began, and its pictures so far.
+    /// When the epoch's training began, and its images so far.
     began: Instant,
-    pictures: usize,
-    /// Pictures a second up to the last step: measuring does not count.
+    images: usize,
+    /// Images a second up to the last step: measuring does not count.
     speed: f64,
     spoke: Instant,
 }
@@ -219,22 +216,14 @@ impl<'a> Progress<'a> {
             bar.set_style(style);
         }
         let now = Instant::now();
-        Self {
-            output,
-            bar,
-            epochs: settings.epochs,
-            began: now,
-            pictures: 0,
-            speed: 0.0,
-            spoke: now,
-        }
+        Self { output, bar, epochs: settings.epochs, began: now, images: 0, speed: 0.0, spoke: now }
     }
 
     fn notice(&mut self, event: &Event<'_>) {
         match event {
-            Event::Step { step, steps, pictures, loss, lr } => {
-                self.pictures += pictures;
-                self.speed = self.pictures as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
+            Event::Step { step, steps, images, loss, lr } => {
+                self.images += images;
+                self.speed = self.images as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
                 self.bar.set_length(*steps);
                 self.bar.set_position(*step);
                 let figures = format!("loss {loss:.3}  lr {lr:.2e}  {:.0} img/s", self.speed);
@@ -256,7 +245,7 @@ impl<'a> Progress<'a> {
                     self.speed,
                 ));
                 self.spoke = Instant::now();
-                (self.began, self.pictures) = (self.spoke, 0);
+                (self.began, self.images) = (self.spoke, 0);
             }
             Event::LeftOut(left_out) => self.output.left_out(left_out),
         }

@@ -4,14 +4,14 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use esvit_eval::knn::{self, Accuracy, Measured, NEIGHBOURS, StoredTask, TEMPERATURE};
-use esvit_eval::labelled::LabelledTask;
+use esvit_eval::knn::{self, Accuracy, Measured, NEIGHBORS, StoredTask, TEMPERATURE};
+use esvit_eval::labeled::LabeledTask;
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cli::Done;
-use crate::cli::choice::{BackboneChoice, NetworkChoice, TaskChoice};
+use crate::cli::Exit;
+use crate::cli::args::{BackboneChoice, NetworkChoice, TaskChoice};
 use crate::cli::output::Output;
 
 /// k-NN evaluation.
@@ -24,13 +24,13 @@ pub(in crate::cli) struct Knn {
     network: NetworkChoice,
     #[command(flatten)]
     task: TaskChoice,
-    /// Folder of stored features instead of a checkpoint and pictures: `train_features.npy`,
+    /// Folder of stored features instead of a checkpoint and images: `train_features.npy`,
     /// `train_labels.npy`, `query_features.npy` and `query_labels.npy`. The training side may be
     /// larger than the memory.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["checkpoint", "train"])]
     features: Option<PathBuf>,
-    /// Numbers of neighbours.
-    #[arg(long, value_name = "K", num_args = 1.., alias = "nb_knn", default_values_t = NEIGHBOURS)]
+    /// Numbers of neighbors.
+    #[arg(long, value_name = "K", num_args = 1.., alias = "nb_knn", default_values_t = NEIGHBORS)]
     k: Vec<usize>,
     /// Temperature of the votes.
     #[arg(long, default_value_t = TEMPERATURE)]
@@ -48,15 +48,15 @@ pub(in crate::cli) struct Row {
 }
 
 impl Knn {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if self.k.contains(&0) {
-            bail!("`--k` is 0, at least one neighbour must vote");
+            bail!("`--k` is 0, at least one neighbor must vote");
         }
         match (&self.features, self.checkpoint.clone()) {
             (Some(folder), _) => self.stored(folder, output),
             (None, Some(checkpoint)) => {
                 let network = self.network.clone();
-                self.pictures(&BackboneChoice { checkpoint, network }, output)
+                self.images(&BackboneChoice { checkpoint, network }, output)
             }
             (None, None) => {
                 bail!("nothing to evaluate\nhint: give `--checkpoint FILE` or `--features FOLDER`")
@@ -64,20 +64,20 @@ impl Knn {
         }
     }
 
-    fn pictures(&self, choice: &BackboneChoice, output: &Output) -> Result<Done> {
+    fn images(&self, choice: &BackboneChoice, output: &Output) -> Result<Exit> {
         let task = self.task.open()?;
         let backbone = choice.open(output)?;
         let rows = compare(&backbone, &task, &self.k, self.temperature, output)?;
-        let answer = answer(&task.description, task.pictures(), self.temperature, &rows);
+        let answer = answer(&task.description, task.images(), self.temperature, &rows);
         match self.json {
             true => output.json(&answer)?,
-            false => output.result(table(&rows, &task.description, task.pictures()))?,
+            false => output.result(table(&rows, &task.description, task.images()))?,
         }
         choice.keep(&backbone, "knn", &task.description, &answer, output)?;
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 
-    fn stored(&self, folder: &Path, output: &Output) -> Result<Done> {
+    fn stored(&self, folder: &Path, output: &Output) -> Result<Exit> {
         let task = StoredTask::new(folder);
         let bar = output.bar(task.rows()?);
         let found = task.accuracy(&self.k, self.temperature, |rows| bar.inc(rows as u64))?;
@@ -85,10 +85,10 @@ impl Knn {
         let rows = [Row { features: "stored", accuracies: found.accuracies }];
         let description = format!("features in `{}`", folder.display());
         match self.json {
-            true => output.json(&answer(&description, found.pictures, self.temperature, &rows))?,
-            false => output.result(table(&rows, &description, found.pictures))?,
+            true => output.json(&answer(&description, found.images, self.temperature, &rows))?,
+            false => output.result(table(&rows, &description, found.images))?,
         }
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 }
 
@@ -101,8 +101,8 @@ pub(in crate::cli) fn answer(
 ) -> Value {
     json!({
         "task": task,
-        "train_pictures": train,
-        "query_pictures": queries,
+        "train_images": train,
+        "query_images": queries,
         "temperature": temperature,
         "results": rows,
     })
@@ -111,7 +111,7 @@ pub(in crate::cli) fn answer(
 /// Accuracies of a trained backbone, of the same network untrained and of raw pixels.
 pub(in crate::cli) fn compare(
     trained: &PretrainedBackbone,
-    task: &LabelledTask,
+    task: &LabeledTask,
     ks: &[usize],
     temperature: f64,
     output: &Output,
@@ -133,10 +133,10 @@ pub(in crate::cli) fn compare(
 }
 
 /// The accuracies as a table for people.
-pub(in crate::cli) fn table(rows: &[Row], task: &str, pictures: (usize, usize)) -> String {
-    let (train, queries) = pictures;
+pub(in crate::cli) fn table(rows: &[Row], task: &str, images: (usize, usize)) -> String {
+    let (train, queries) = images;
     let mut text =
-        format!("k-NN on {task}: {queries} pictures classified by {train}\n{:12}", "features");
+        format!("k-NN on {task}: {queries} images classified by {train}\n{:12}", "features");
     let accuracies = rows.first().map(|row| row.accuracies.as_slice()).unwrap_or_default();
     for accuracy in accuracies {
         let _ = write!(text, "{:>18}", format!("k={} top-1/top-5", accuracy.k));

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::linear_table::{Row, sweep_table, table};
 use super::probe_choice::ProbeChoice;
-use crate::cli::Done;
-use crate::cli::choice::{BackboneChoice, TaskChoice};
+use crate::cli::Exit;
+use crate::cli::args::{BackboneChoice, TaskChoice};
 use crate::cli::output::Output;
 
 /// Linear probe.
@@ -31,14 +31,14 @@ pub(in crate::cli) struct Linear {
     /// half of the time; `sgd` and `elevater` only.
     #[arg(long)]
     augment: bool,
-    /// Fits to so many pictures of every class only.
+    /// Fits to so many images of every class only.
     #[arg(long, value_name = "COUNT")]
     shots: Option<usize>,
-    /// How many times the pictures for `--shots` are drawn.
+    /// How many times the images for `--shots` are drawn.
     #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "shots")]
     draws: usize,
-    /// File that lists the labels of every picture, where pictures hold several: the line
-    /// `picture,labels`, then lines such as `train/1.jpg,cat;dog` with paths from the file's
+    /// File that lists the labels of every image, where images hold several: the line
+    /// `image,labels`, then lines such as `train/1.jpg,cat;dog` with paths from the file's
     /// folder.
     #[arg(long, value_name = "FILE", requires = "train", conflicts_with = "shots")]
     labels: Option<PathBuf>,
@@ -62,7 +62,7 @@ enum Found {
 }
 
 impl Linear {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         self.check_dump()?;
         let task = self.open_task()?;
         let backbone = self.backbone.open(output)?;
@@ -96,7 +96,7 @@ impl Linear {
             output.result(self.text(&probe, &task, &trained, untrained.as_ref()))?;
         }
         self.backbone.keep(&backbone, "linear", &task.task.description, &answer, output)?;
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 
     fn check_dump(&self) -> Result<()> {
@@ -125,7 +125,7 @@ impl Linear {
         n: usize,
         output: &Output,
     ) -> Sides {
-        let (train, queries) = task.task.pictures();
+        let (train, queries) = task.task.images();
         let bar = output.bar(train + queries);
         let sides = task.sides(backbone, n, |count| bar.inc(count as u64));
         bar.finish_and_clear();
@@ -140,7 +140,7 @@ impl Linear {
         sides: &Sides,
     ) -> Result<Found> {
         let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
-        let anew = task.augmented(backbone, n, &sides.train_pictures, self.probe.seed);
+        let anew = task.augmented(backbone, n, &sides.train_images, self.probe.seed);
         let augmented = self.augment.then_some(&anew as &Augmented<'_>);
         let (train, queries) = (&sides.train, &sides.queries);
         Ok(match self.shots {
@@ -160,9 +160,9 @@ impl Linear {
         trained: &Found,
         untrained: Option<&Found>,
     ) -> String {
-        let (train, queries) = task.task.pictures();
+        let (train, queries) = task.task.images();
         let mut text = format!(
-            "linear probe ({}) on {}: {queries} pictures classified, {train} to learn from\n\n",
+            "linear probe ({}) on {}: {queries} images classified, {train} to learn from\n\n",
             probe.solver.name(),
             task.task.description,
         );
@@ -177,16 +177,16 @@ impl Linear {
                 };
                 let (fitted, chosen) = (outcome.fitted_to, outcome.chosen_on);
                 text += &format!(
-                    "\n\nchosen on {chosen} training pictures set aside, {then}: {fitted} pictures"
+                    "\n\nchosen on {chosen} training images set aside, {then}: {fitted} images"
                 );
             }
             Found::Whole(outcome) => {
-                text += &format!("\n\nfitted to {} pictures", outcome.fitted_to);
+                text += &format!("\n\nfitted to {} images", outcome.fitted_to);
             }
             Found::FewShot(spread) => {
                 text += &format!(
-                    "\n\n{} pictures of every class, {} draws; settings chosen on other training \
-                     pictures",
+                    "\n\n{} images of every class, {} draws; settings chosen on other training \
+                     images",
                     spread.shots,
                     spread.draws.len(),
                 );
@@ -206,11 +206,11 @@ impl Linear {
         found: &'a Found,
         untrained: Option<&Found>,
     ) -> Answer<'a> {
-        let (train_pictures, query_pictures) = task.task.pictures();
+        let (train_images, query_images) = task.task.images();
         Answer {
             task: &task.task.description,
-            train_pictures,
-            query_pictures,
+            train_images,
+            query_images,
             solver: probe.solver.name(),
             standardize: probe.standardize,
             augment: self.augment,
@@ -226,8 +226,8 @@ impl Linear {
 #[derive(Serialize)]
 struct Answer<'a> {
     task: &'a str,
-    train_pictures: usize,
-    query_pictures: usize,
+    train_images: usize,
+    query_images: usize,
     solver: &'static str,
     standardize: bool,
     augment: bool,

@@ -76,13 +76,13 @@ pub(super) fn described(setting: &Setting) -> String {
     text
 }
 
-/// A number of a grid with no more digits than tell it from its neighbours.
+/// A number of a grid with no more digits than tell it from its neighbors.
 fn short(value: f64) -> String {
     let text = format!("{value}");
     if text.len() <= 6 { text } else { format!("{value:.1e}") }
 }
 
-/// What every setting reached on the pictures set aside: a row for every number of blocks, a
+/// What every setting reached on the images set aside: a row for every number of blocks, a
 /// column for every learning rate (the best of its L2 strengths), or L2 strength where there are
 /// no learning rates.
 pub(super) fn sweep_table(outcome: &Outcome, multi_label: bool) -> String {
@@ -99,7 +99,7 @@ pub(super) fn sweep_table(outcome: &Outcome, multi_label: bool) -> String {
         }
     }
     let mut text = format!(
-        "\n\n{} on the pictures set aside, by n and {}\n{:10}",
+        "\n\n{} on the images set aside, by n and {}\n{:10}",
         if multi_label { "mAP" } else { "top-1" },
         if by_lr { "learning rate" } else { "L2 strength" },
         "n"

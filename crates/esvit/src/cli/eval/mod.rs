@@ -13,23 +13,23 @@ mod transfer;
 use anyhow::Result;
 use clap::Subcommand;
 
-use super::Done;
+use super::Exit;
 use super::output::Output;
 
 /// Evaluations.
 #[derive(Debug, Subcommand)]
 pub(super) enum Eval {
-    /// k-nearest-neighbour accuracy of frozen features, beside that of raw pixels and of the same
+    /// k-nearest-neighbor accuracy of frozen features, beside that of raw pixels and of the same
     /// network untrained.
     Knn(knn::Knn),
     /// Accuracy of a linear classifier on frozen features, beside that of the same network
     /// untrained.
     Linear(linear::Linear),
-    /// Linear classifiers on many labelled sets, and how often a backbone beats another.
+    /// Linear classifiers on many labeled sets, and how often a backbone beats another.
     Transfer(transfer::Transfer),
-    /// Trains backbone and a classifier on labelled pictures, and measures how well they do.
+    /// Trains backbone and a classifier on labeled images, and measures how well they do.
     Finetune(finetune::Finetune),
-    /// How well parts of a picture are found again in another view of it.
+    /// How well parts of an image are found again in another view of it.
     Correspondence(correspondence::Correspondence),
     /// Entropy of attention, head by head, and how much heads differ.
     Attention(attention::Attention),
@@ -39,7 +39,7 @@ pub(super) enum Eval {
 }
 
 impl Eval {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         match self {
             Self::Knn(command) => command.run(output),
             Self::Linear(command) => command.run(output),

@@ -37,17 +37,17 @@ pub(super) struct ProbeChoice {
     /// Strengths of the L2 penalty that `logistic` tries [default: 1e-7 to 10].
     #[arg(long, value_name = "L2", num_args = 1..)]
     l2: Vec<f64>,
-    /// Passes of `sgd` over the training pictures [default: 100].
+    /// Passes of `sgd` over the training images [default: 100].
     #[arg(long, value_name = "COUNT")]
     epochs: Option<usize>,
-    /// Pictures a step of `sgd` and `elevater` [default: 256].
+    /// Images a step of `sgd` and `elevater` [default: 256].
     #[arg(long, value_name = "COUNT")]
     batch: Option<usize>,
     /// Gives every column of the features the mean 0 and the variance 1, as a batch norm without
     /// parameters.
     #[arg(long)]
     standardize: bool,
-    /// Does not fit the chosen setting again to all training pictures.
+    /// Does not fit the chosen setting again to all training images.
     #[arg(long)]
     no_refit: bool,
     /// Seed of starts, orders, augmentation and draws.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use esvit_data::DecodeLimits;
-use esvit_eval::labelled::LabelledTask;
+use esvit_eval::labeled::LabeledTask;
 use esvit_eval::probe::{Probe, ProbeTask};
 use esvit_eval::transfer::{self, Key, Results, SetResult, Summary};
 use esvit_model::PretrainedBackbone;
@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::probe_choice::ProbeChoice;
-use crate::cli::Done;
-use crate::cli::choice::{BackboneChoice, NetworkChoice};
+use crate::cli::Exit;
+use crate::cli::args::{BackboneChoice, NetworkChoice};
 use crate::cli::output::Output;
 
 /// Linear probes on many sets.
@@ -22,8 +22,8 @@ use crate::cli::output::Output;
 pub(in crate::cli) struct Transfer {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Labelled sets: folders with `train` and `test` or `val` in them, or folders of classes, of
-    /// which every fifth picture is set aside.
+    /// Labeled sets: folders with `train` and `test` or `val` in them, or folders of classes, of
+    /// which every fifth image is set aside.
     #[arg(long, value_name = "FOLDER", num_args = 1.., required = true)]
     sets: Vec<PathBuf>,
     /// A second checkpoint, or file of weights, to compare with: its teacher or only network.
@@ -50,8 +50,8 @@ struct Contender {
 #[derive(Debug, Serialize)]
 struct Row {
     set: String,
-    train_pictures: usize,
-    query_pictures: usize,
+    train_images: usize,
+    query_images: usize,
     #[serde(flatten)]
     result: SetResult,
     against: Option<SetResult>,
@@ -65,7 +65,7 @@ struct Failed {
 }
 
 impl Transfer {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let own = self.contender(self.backbone.open(output)?)?;
         let other = match &self.against {
             Some(path) => Some(self.contender(NetworkChoice::default().open(path, output)?)?),
@@ -107,7 +107,7 @@ impl Transfer {
         }
         let task = format!("{} sets", rows.len());
         self.backbone.keep(&own.backbone, "transfer", &task, &answer, output)?;
-        Ok(if failed.is_empty() { Done::Well } else { Done::Bad })
+        Ok(if failed.is_empty() { Exit::Success } else { Exit::CheckFailed })
     }
 
     fn contender(&self, backbone: PretrainedBackbone) -> Result<Contender> {
@@ -124,12 +124,12 @@ impl Transfer {
         output: &Output,
     ) -> Result<Row> {
         let task = transfer::open_set(folder, &DecodeLimits::default())?;
-        let (train_pictures, query_pictures) = task.pictures();
+        let (train_images, query_images) = task.images();
         let mut result = |contender| self.result(folder, &task, contender, results, output);
         Ok(Row {
             set: folder.display().to_string(),
-            train_pictures,
-            query_pictures,
+            train_images,
+            query_images,
             result: result(own)?,
             against: other.map(result).transpose()?,
         })
@@ -139,18 +139,18 @@ impl Transfer {
     fn result(
         &self,
         folder: &Path,
-        task: &LabelledTask,
+        task: &LabeledTask,
         contender: &Contender,
         results: &mut Results,
         output: &Output,
     ) -> Result<SetResult> {
-        let (train_pictures, query_pictures) = task.pictures();
+        let (train_images, query_images) = task.images();
         let key = Key {
             set: folder.display().to_string(),
             weights: contender.fingerprint.clone(),
             probe: json!(self.probe),
-            train_pictures,
-            query_pictures,
+            train_images,
+            query_images,
         };
         if let Some(known) = results.find(&key) {
             output.note(format!("`{}` is in `{}` already", key.set, self.out.display()));
@@ -158,7 +158,7 @@ impl Transfer {
         }
         let Contender { backbone, probe, .. } = contender;
         let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
-        let bar = output.bar(train_pictures + query_pictures);
+        let bar = output.bar(train_images + query_images);
         let result = transfer::measure(probe, &ProbeTask::from(task.clone()), |task| {
             let sides = task.sides(backbone, n, |count| bar.inc(count as u64));
             output.left_out(&sides.left_out);

@@ -1,4 +1,4 @@
-//! Folders of pictures, good and odd ones.
+//! Folders of images, good and odd ones.
 
 use std::io::Cursor;
 
@@ -22,7 +22,7 @@ pub(crate) fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Ve
     bytes.into_inner()
 }
 
-/// Writes pictures of several formats into a folder, flat.
+/// Writes images of several formats into a folder, flat.
 pub(crate) fn good(place: &Place, folder: &str, count: u32) {
     let formats = [
         (ImageFormat::Jpeg, "jpg"),
@@ -34,27 +34,27 @@ pub(crate) fn good(place: &Place, folder: &str, count: u32) {
     ];
     for number in 0..count {
         let (format, extension) = formats[number as usize % formats.len()];
-        let picture = encoded(textured(40 + number, 48, number), format);
-        place.write(&format!("{folder}/good-{number:02}.{extension}"), picture);
+        let image = encoded(textured(40 + number, 48, number), format);
+        place.write(&format!("{folder}/good-{number:02}.{extension}"), image);
     }
 }
 
-/// Writes `count` pictures into each of three class folders; the classes differ in colour.
-pub(crate) fn labelled(place: &Place, folder: &str, count: u32) {
+/// Writes `count` images into each of three class folders; the classes differ in color.
+pub(crate) fn labeled(place: &Place, folder: &str, count: u32) {
     for (class, name) in ["blue", "green", "red"].iter().enumerate() {
         for number in 0..count {
             let seed = count * class as u32 + number;
-            let mut picture = textured(40, 40, seed);
-            picture.pixels_mut().for_each(|pixel| pixel[2 - class] /= 16);
-            let bytes = encoded(picture, ImageFormat::Png);
+            let mut image = textured(40, 40, seed);
+            image.pixels_mut().for_each(|pixel| pixel[2 - class] /= 16);
+            let bytes = encoded(image, ImageFormat::Png);
             place.write(&format!("{folder}/{name}/{number}.png"), bytes);
         }
     }
 }
 
-/// Odd pictures that can be used, by their file names.
+/// Odd images that can be used, by their file names.
 pub(crate) fn usable() -> Vec<(&'static str, Vec<u8>)> {
-    let grey = GrayImage::from_fn(40, 40, |x, y| Luma([value(x, y, 0)]));
+    let gray = GrayImage::from_fn(40, 40, |x, y| Luma([value(x, y, 0)]));
     let deep: ImageBuffer<Rgb<u16>, Vec<u16>> =
         ImageBuffer::from_fn(
             40,
@@ -64,7 +64,7 @@ pub(crate) fn usable() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("cmyk.jpg", cmyk_jpeg([200, 100, 50, 255])),
         ("deep.png", encoded(deep, ImageFormat::Png)),
-        ("grey.png", encoded(grey, ImageFormat::Png)),
+        ("gray.png", encoded(gray, ImageFormat::Png)),
         ("palette.png", palette_png()),
         ("palette.gif", encoded(textured(30, 30, 1), ImageFormat::Gif)),
         ("one-pixel.png", encoded(textured(1, 1, 1), ImageFormat::Png)),
@@ -73,7 +73,7 @@ pub(crate) fn usable() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Files that are no usable pictures, by their file names.
+/// Files that are no usable images, by their file names.
 pub(crate) fn unusable() -> Vec<(&'static str, Vec<u8>)> {
     let mut cut = encoded(textured(64, 64, 2), ImageFormat::Jpeg);
     cut.truncate(cut.len() / 2);

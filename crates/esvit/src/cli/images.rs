@@ -1,11 +1,11 @@
-//! Pictures named on the command line, and drawings written to files.
+//! Images named on the command line, and drawings written to files.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use esvit_data::{DecodeLimits, Folder, InMemory, Picture, Source, decode};
+use esvit_data::{DecodeLimits, Folder, Image, InMemory, Source, decode};
 use esvit_draw::Drawing;
 use esvit_files::write_atomically;
 
@@ -14,14 +14,14 @@ use super::output::{Output, may_write};
 /// Pixels of a PNG file to one of the drawing: sharp on fine screens and in print.
 const PNG_SCALE: f64 = 2.0;
 
-/// One picture.
-pub(super) fn read(path: &Path) -> Result<Picture> {
+/// One image.
+pub(super) fn read(path: &Path) -> Result<Image> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     decode(&bytes, &DecodeLimits::default())
-        .with_context(|| format!("`{}` is not a picture that can be used", path.display()))
+        .with_context(|| format!("`{}` is not an image that can be used", path.display()))
 }
 
-/// One folder, or picture files. Files that are no pictures are left out with a warning.
+/// One folder, or image files. Files that are no images are left out with a warning.
 pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>> {
     let limits = DecodeLimits::default();
     if let [folder] = paths
@@ -29,19 +29,19 @@ pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>
     {
         return Ok(Arc::new(Folder::open(folder, &limits)?));
     }
-    let mut pictures = InMemory::new(Vec::new());
+    let mut images = InMemory::new(Vec::new());
     for path in paths {
         let name = path.display();
         if path.is_dir() {
-            bail!("`{name}` is a folder among others\nhint: give one folder, or picture files");
+            bail!("`{name}` is a folder among others\nhint: give one folder, or image files");
         }
         let bytes = std::fs::read(path).with_context(|| format!("cannot read `{name}`"))?;
         match decode(&bytes, &limits) {
-            Ok(picture) => pictures.push(name.to_string(), None, picture),
+            Ok(image) => images.push(name.to_string(), None, image),
             Err(error) => output.warning(format!("left out `{name}`: {error}")),
         }
     }
-    Ok(Arc::new(pictures))
+    Ok(Arc::new(images))
 }
 
 /// The files that a drawing is written to.

@@ -1,21 +1,21 @@
-//! A decoded picture: 8-bit RGB, rows from top to bottom, pixels interleaved.
+//! A decoded image: 8-bit RGB, rows from top to bottom, pixels interleaved.
 
 /// Bytes per pixel: red, green, blue.
 pub(crate) const CHANNELS: usize = 3;
 
-/// An 8-bit RGB picture, `[height, width, 3]`, with at least one pixel.
+/// An 8-bit RGB image, `[height, width, 3]`, with at least one pixel.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct Image {
     width: u32,
     height: u32,
     pixels: Vec<u8>,
 }
 
-/// Sizes that do not describe a picture.
+/// Sizes that do not describe an image.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum PictureError {
+pub enum ImageError {
     /// Width or height is zero.
-    #[error("a picture of {width}x{height} has no pixels; give a width and a height of at least 1")]
+    #[error("an image of {width}x{height} has no pixels; give a width and a height of at least 1")]
     Empty {
         /// Width in pixels.
         width: u32,
@@ -34,9 +34,9 @@ pub enum PictureError {
         /// Bytes given.
         got: u64,
     },
-    /// A crop reaches outside the picture.
+    /// A crop reaches outside the image.
     #[error(
-        "a crop of {crop_width}x{crop_height} at ({left}, {top}) reaches outside the picture of {width}x{height}"
+        "a crop of {crop_width}x{crop_height} at ({left}, {top}) reaches outside the image of {width}x{height}"
     )]
     Outside {
         /// Left edge of the crop.
@@ -47,29 +47,29 @@ pub enum PictureError {
         crop_width: u32,
         /// Height of the crop.
         crop_height: u32,
-        /// Width of the picture.
+        /// Width of the image.
         width: u32,
-        /// Height of the picture.
+        /// Height of the image.
         height: u32,
     },
 }
 
-impl Picture {
-    /// A picture from its bytes, `[height, width, 3]` row-major.
-    pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Result<Self, PictureError> {
+impl Image {
+    /// An image from its bytes, `[height, width, 3]` row-major.
+    pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Result<Self, ImageError> {
         if width == 0 || height == 0 {
-            return Err(PictureError::Empty { width, height });
+            return Err(ImageError::Empty { width, height });
         }
         // At most 3 * 2^64, so the product of three is taken in 128 bits.
         let need = u128::from(width) * u128::from(height) * CHANNELS as u128;
         if need != pixels.len() as u128 {
             let need = u64::try_from(need).unwrap_or(u64::MAX);
-            return Err(PictureError::Length { width, height, need, got: pixels.len() as u64 });
+            return Err(ImageError::Length { width, height, need, got: pixels.len() as u64 });
         }
         Ok(Self { width, height, pixels })
     }
 
-    /// A picture of one colour. The sizes are the crate's own and known to be at least 1.
+    /// An image of one color. The sizes are the crate's own and known to be at least 1.
     pub(crate) fn filled(width: u32, height: u32, color: [u8; 3]) -> Self {
         let count = width as usize * height as usize;
         let pixels = match color {
@@ -99,12 +99,12 @@ impl Picture {
         &mut self.pixels
     }
 
-    /// The bytes without the picture around them.
+    /// The bytes without the image around them.
     pub fn into_pixels(self) -> Vec<u8> {
         self.pixels
     }
 
-    /// The colour at column `x` of row `y`, or `None` outside the picture.
+    /// The color at column `x` of row `y`, or `None` outside the image.
     pub fn pixel(&self, x: u32, y: u32) -> Option<[u8; 3]> {
         if x >= self.width || y >= self.height {
             return None;
@@ -114,15 +114,15 @@ impl Picture {
     }
 
     /// The part of `width` x `height` pixels whose top left corner is (`left`, `top`).
-    pub fn crop(&self, left: u32, top: u32, width: u32, height: u32) -> Result<Self, PictureError> {
+    pub fn crop(&self, left: u32, top: u32, width: u32, height: u32) -> Result<Self, ImageError> {
         if width == 0 || height == 0 {
-            return Err(PictureError::Empty { width, height });
+            return Err(ImageError::Empty { width, height });
         }
         let fits = |start: u32, length: u32, limit: u32| {
             start.checked_add(length).is_some_and(|end| end <= limit)
         };
         if !fits(left, width, self.width) || !fits(top, height, self.height) {
-            return Err(PictureError::Outside {
+            return Err(ImageError::Outside {
                 left,
                 top,
                 crop_width: width,
@@ -159,10 +159,10 @@ impl Picture {
     }
 }
 
-/// Sizes only: a picture's bytes are never worth printing.
-impl std::fmt::Debug for Picture {
+/// Sizes only: an image's bytes are never worth printing.
+impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Picture({}x{})", self.width, self.height)
+        write!(f, "Image({}x{})", self.width, self.height)
     }
 }
 
@@ -172,29 +172,29 @@ mod tests {
 
     #[test]
     fn the_length_is_checked() {
-        assert!(Picture::new(2, 1, vec![0; 6]).is_ok());
+        assert!(Image::new(2, 1, vec![0; 6]).is_ok());
         assert!(matches!(
-            Picture::new(2, 1, vec![0; 5]),
-            Err(PictureError::Length { need: 6, got: 5, .. })
+            Image::new(2, 1, vec![0; 5]),
+            Err(ImageError::Length { need: 6, got: 5, .. })
         ));
-        assert!(matches!(Picture::new(0, 1, vec![]), Err(PictureError::Empty { .. })));
-        assert!(Picture::new(u32::MAX, u32::MAX, vec![]).is_err());
+        assert!(matches!(Image::new(0, 1, vec![]), Err(ImageError::Empty { .. })));
+        assert!(Image::new(u32::MAX, u32::MAX, vec![]).is_err());
     }
 
     #[test]
     fn crop_takes_the_named_pixels() {
-        let picture = Picture::new(3, 2, (0..18).collect()).unwrap();
-        let crop = picture.crop(1, 1, 2, 1).unwrap();
+        let image = Image::new(3, 2, (0..18).collect()).unwrap();
+        let crop = image.crop(1, 1, 2, 1).unwrap();
         assert_eq!(crop.pixels(), &[12, 13, 14, 15, 16, 17]);
-        assert_eq!(picture.pixel(2, 1), Some([15, 16, 17]));
-        assert_eq!(picture.pixel(3, 1), None);
+        assert_eq!(image.pixel(2, 1), Some([15, 16, 17]));
+        assert_eq!(image.pixel(3, 1), None);
     }
 
     #[test]
     fn crop_outside_is_an_error() {
-        let picture = Picture::filled(3, 2, [1, 2, 3]);
-        assert!(matches!(picture.crop(2, 0, 2, 1), Err(PictureError::Outside { .. })));
-        assert!(matches!(picture.crop(u32::MAX, 0, 2, 1), Err(PictureError::Outside { .. })));
-        assert!(matches!(picture.crop(0, 0, 0, 1), Err(PictureError::Empty { .. })));
+        let image = Image::filled(3, 2, [1, 2, 3]);
+        assert!(matches!(image.crop(2, 0, 2, 1), Err(ImageError::Outside { .. })));
+        assert!(matches!(image.crop(u32::MAX, 0, 2, 1), Err(ImageError::Outside { .. })));
+        assert!(matches!(image.crop(0, 0, 0, 1), Err(ImageError::Empty { .. })));
     }
 }

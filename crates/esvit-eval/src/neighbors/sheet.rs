@@ -1,12 +1,12 @@
-//! The drawing of queries and their neighbours.
+//! The drawing of queries and their neighbors.
 
-use super::{Entry, Neighbours};
+use super::{Entry, Neighbors};
 use crate::thumbnail::file_name;
 use esvit_data::{PngError, encode_png};
 use esvit_draw::{Anchor, Drawing, color};
 use esvit_draw::{shortened, words_width};
 
-/// Frames of neighbours that have the query's class, and that have another.
+/// Frames of neighbors that have the query's class, and that have another.
 const SAME: &str = "#1a9641";
 const OTHER: &str = "#d7301f";
 
@@ -14,28 +14,28 @@ const MARGIN: f64 = 24.0;
 const SIDE: f64 = 96.0;
 const FRAME: f64 = 3.0;
 const GAP: f64 = 16.0;
-/// Room between the query and its neighbours.
+/// Room between the query and its neighbors.
 const BETWEEN: f64 = 40.0;
 const WORDS: f64 = 11.0;
-/// From one row to the next: the picture, two lines of words and room.
+/// From one row to the next: the image, two lines of words and room.
 const ROW: f64 = SIDE + 2.0 * FRAME + 2.0 * (WORDS + 4.0) + 16.0;
 
-/// The drawing: a row a query, the query first, then its neighbours, the most similar first, each
+/// The drawing: a row a query, the query first, then its neighbors, the most similar first, each
 /// with its similarity and its class or name under it. `about` says of what the sheet is.
 ///
 /// # Errors
-/// When a picture cannot be stored.
-pub fn sheet(neighbours: &Neighbours, about: &str) -> Result<Drawing, PngError> {
-    let columns = neighbours.rows.iter().map(|row| row.neighbours.len()).max().unwrap_or(0);
-    let pictures = SIDE + BETWEEN + columns as f64 * (SIDE + GAP) - GAP;
-    let title = "Nearest neighbours";
-    let verdict = neighbours.same_class().map(verdict);
+/// When an image cannot be stored.
+pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
+    let columns = neighbors.rows.iter().map(|row| row.neighbors.len()).max().unwrap_or(0);
+    let images = SIDE + BETWEEN + columns as f64 * (SIDE + GAP) - GAP;
+    let title = "Nearest neighbors";
+    let verdict = neighbors.same_class().map(verdict);
     let lines = [Some(about.to_owned()), verdict];
     let lines: Vec<String> = lines.into_iter().flatten().collect();
     let heading = lines.iter().map(|line| words_width(line, 12.0)).fold(0.0, f64::max);
-    let width = pictures.max(heading).max(words_width(title, 18.0)) + 2.0 * MARGIN;
+    let width = images.max(heading).max(words_width(title, 18.0)) + 2.0 * MARGIN;
     let top = MARGIN + 34.0 + 18.0 * lines.len() as f64 + 28.0;
-    let height = top + ROW * neighbours.rows.len() as f64 - 16.0 + MARGIN - 8.0;
+    let height = top + ROW * neighbors.rows.len() as f64 - 16.0 + MARGIN - 8.0;
     let mut drawing = Drawing::new(width.ceil(), height.ceil());
 
     drawing.text([MARGIN, MARGIN + 16.0], title, 18.0, color::INK, Anchor::Start);
@@ -54,13 +54,13 @@ pub fn sheet(neighbours: &Neighbours, about: &str) -> Result<Drawing, PngError> 
     let rule = first - BETWEEN / 2.0;
     drawing.line([rule, top - 20.0], [rule, height - MARGIN + 8.0], "#d7dbe0", 1.0);
 
-    for (row, y) in neighbours.rows.iter().zip((0..).map(|row| top + ROW * f64::from(row))) {
+    for (row, y) in neighbors.rows.iter().zip((0..).map(|row| top + ROW * f64::from(row))) {
         framed(&mut drawing, &row.query, [MARGIN, y], color::FAINT, 1.0)?;
         let baseline = y + SIDE + FRAME + WORDS + 4.0;
         let caption = |entry: &Entry| shortened(words(entry), WORDS, SIDE + GAP - 4.0);
         let name = caption(&row.query);
         drawing.text([middle(MARGIN), baseline], &name, WORDS, color::INK, Anchor::Middle);
-        for (column, found) in row.neighbours.iter().enumerate() {
+        for (column, found) in row.neighbors.iter().enumerate() {
             let x = first + column as f64 * (SIDE + GAP);
             let (frame, thickness) = match found.agrees(&row.query) {
                 Some(true) => (SAME, FRAME),
@@ -80,7 +80,7 @@ pub fn sheet(neighbours: &Neighbours, about: &str) -> Result<Drawing, PngError> 
 /// How the frames are to be read.
 fn verdict(same_class: f64) -> String {
     format!(
-        "{:.1} % of these neighbours have the query's class (green frame), the others another (red)",
+        "{:.1} % of these neighbors have the query's class (green frame), the others another (red)",
         100.0 * same_class
     )
 }
@@ -101,7 +101,7 @@ fn framed(
     Ok(())
 }
 
-/// What stands under a picture: its class, or its name where it has none.
+/// What stands under an image: its class, or its name where it has none.
 fn words(entry: &Entry) -> &str {
     entry.class.as_deref().unwrap_or_else(|| file_name(&entry.name))
 }

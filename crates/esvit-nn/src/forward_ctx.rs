@@ -16,7 +16,7 @@ const DROP_PATH_PURPOSE: u64 = 0xD209;
 pub struct DropPathKey {
     /// The run's seed.
     pub seed: u64,
-    /// Optimiser step.
+    /// Optimizer step.
     pub step: u64,
     /// Which pass of that step (crop size, micro-batch).
     pub pass: u64,
@@ -24,18 +24,18 @@ pub struct DropPathKey {
 
 /// How a network runs: in evaluation, or in training with or without drop-path.
 #[derive(Debug, Default)]
-pub struct Pass {
+pub struct ForwardCtx {
     /// The type of operands and kept activations.
     pub precision: Precision,
-    /// Keeps the input of every branch alone and computes the rest again on the way back.
-    pub recompute: bool,
+    /// Keeps the input of every branch alone and computes the rest again on the backward pass.
+    pub activation_checkpointing: bool,
     training: bool,
     drop_path: Option<DropPathKey>,
     images_before: usize,
     statistics: RefCell<Vec<(ParamId, Tensor<1>)>>,
 }
 
-impl Pass {
+impl ForwardCtx {
     /// Evaluation: nothing is dropped, running statistics are used.
     pub fn eval() -> Self {
         Self::default()
@@ -59,7 +59,11 @@ impl Pass {
 
     /// How blocks are computed, their weights kept as `packing` says.
     pub fn compute(&self, packing: Packing) -> Compute {
-        Compute { precision: self.precision, recompute: self.recompute, packing }
+        Compute {
+            precision: self.precision,
+            activation_checkpointing: self.activation_checkpointing,
+            packing,
+        }
     }
 
     /// The part of a pass that begins after `images` images: what is drawn for an image does not

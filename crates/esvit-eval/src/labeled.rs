@@ -1,4 +1,4 @@
-//! Labelled tasks: pictures whose classes are known, and pictures that are classified.
+//! Labeled tasks: images whose classes are known, and images that are classified.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,30 +10,30 @@ use esvit_kernels::rng::Rng;
 use esvit_data::Preprocess;
 use esvit_model::features::{self, Features};
 
-/// Purpose word of the numbers that choose pictures.
+/// Purpose word of the numbers that choose images.
 const CHOICE_PURPOSE: u64 = 0xC401CE;
-/// One picture in so many is classified where a set has no pictures set aside for that.
+/// One image in so many is classified where a set has no images set aside for that.
 pub(crate) const HELD_OUT: usize = 5;
 
-/// Some pictures of a source with their classes.
+/// Some images of a source with their classes.
 #[derive(Clone)]
-pub struct LabelledSet {
-    /// Where the pictures come from.
+pub struct LabeledSet {
+    /// Where the images come from.
     pub source: Arc<dyn Source>,
     /// Indices into the source.
-    pub pictures: Vec<usize>,
+    pub images: Vec<usize>,
     /// For every class of the source its number in the task, where the two count differently.
     classes: Option<Arc<[u32]>>,
 }
 
-/// Pictures to learn from and pictures that are classified.
+/// Images to learn from and images that are classified.
 #[derive(Clone)]
-pub struct LabelledTask {
-    /// The pictures that vote, or that a classifier is fitted to.
-    pub train: LabelledSet,
-    /// The pictures that are classified.
-    pub queries: LabelledSet,
-    /// Names of the classes, in the order of their numbers. Query pictures of a class that is not
+pub struct LabeledTask {
+    /// The images that vote, or that a classifier is fitted to.
+    pub train: LabeledSet,
+    /// The images that are classified.
+    pub queries: LabeledSet,
+    /// Names of the classes, in the order of their numbers. Query images of a class that is not
     /// among them have higher numbers.
     pub classes: Vec<String>,
     /// What the task is, for people.
@@ -46,13 +46,13 @@ pub enum TaskError {
     /// A folder cannot be read.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// The built-in pictures cannot be read.
+    /// The built-in images cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// A folder has no labels.
     #[error(
-        "`{folder}` has no labels: its pictures do not lie in one folder a class\n\
-         hint: labels are read from `FOLDER/<class>/<picture>`"
+        "`{folder}` has no labels: its images do not lie in one folder a class\n\
+         hint: labels are read from `FOLDER/<class>/<image>`"
     )]
     NoLabels {
         /// The folder.
@@ -60,42 +60,42 @@ pub enum TaskError {
     },
     /// There is nothing that could be set aside.
     #[error(
-        "`{folder}` holds one picture only, and some must be set aside to be classified\n\
+        "`{folder}` holds one image only, and some must be set aside to be classified\n\
          hint: name the folder of those with `--val`"
     )]
-    OnePicture {
+    OneImage {
         /// The folder.
         folder: String,
     },
     /// The two folders have no class in common.
     #[error("`{train}` and `{queries}` have no class in common")]
     Classes {
-        /// The folder whose pictures are learnt from.
+        /// The folder whose images are learned from.
         train: String,
-        /// The folder whose pictures are classified.
+        /// The folder whose images are classified.
         queries: String,
     },
 }
 
-impl LabelledTask {
-    /// The built-in task: crops from one part of each built-in picture are learnt from, crops from
-    /// another part, with other colours, are classified.
+impl LabeledTask {
+    /// The built-in task: crops from one part of each built-in image are learned from, crops from
+    /// another part, with other colors, are classified.
     ///
     /// # Errors
-    /// When the built-in pictures cannot be decoded.
+    /// When the built-in images cannot be decoded.
     pub fn materials() -> Result<Self, TaskError> {
         let (train, queries) = MaterialsTask::new()?.into_sources();
         Ok(Self {
             classes: train.classes().to_vec(),
-            train: LabelledSet::all(Arc::new(train)),
-            queries: LabelledSet::all(Arc::new(queries)),
+            train: LabeledSet::all(Arc::new(train)),
+            queries: LabeledSet::all(Arc::new(queries)),
             description: "built-in materials".into(),
         })
     }
 
-    /// A labelled folder whose pictures are learnt from and, if there is one, a second whose
-    /// pictures are classified; else every fifth picture of the first is set aside for that. At
-    /// most `max_pictures` of each are used, chosen at random.
+    /// A labeled folder whose images are learned from and, if there is one, a second whose
+    /// images are classified; else every fifth image of the first is set aside for that. At
+    /// most `max_images` of each are used, chosen at random.
     ///
     /// # Errors
     /// When a folder cannot be read or has no labels, or the two share no class.
@@ -103,7 +103,7 @@ impl LabelledTask {
         train: &Path,
         queries: Option<&Path>,
         limits: &DecodeLimits,
-        max_pictures: usize,
+        max_images: usize,
     ) -> Result<Self, TaskError> {
         let folder = open(train, limits)?;
         let classes = folder.classes().to_vec();
@@ -118,27 +118,24 @@ impl LabelledTask {
                         queries: path.display().to_string(),
                     })?;
                 let numbers = Some(numbers.into());
-                (
-                    LabelledSet::all(folder),
-                    LabelledSet { classes: numbers, ..LabelledSet::all(other) },
-                )
+                (LabeledSet::all(folder), LabeledSet { classes: numbers, ..LabeledSet::all(other) })
             }
             None if folder.len() < 2 => {
-                return Err(TaskError::OnePicture { folder: train.display().to_string() });
+                return Err(TaskError::OneImage { folder: train.display().to_string() });
             }
             None => {
-                description.push_str(", every fifth picture set aside");
-                LabelledSet::all(folder).split(HELD_OUT)
+                description.push_str(", every fifth image set aside");
+                LabeledSet::all(folder).split(HELD_OUT)
             }
         };
-        train.limit(max_pictures);
-        queries.limit(max_pictures);
+        train.limit(max_images);
+        queries.limit(max_images);
         Ok(Self { train, queries, classes, description })
     }
 
-    /// Number of pictures to learn from and of pictures that are classified.
-    pub fn pictures(&self) -> (usize, usize) {
-        (self.train.pictures.len(), self.queries.pictures.len())
+    /// Number of images to learn from and of images that are classified.
+    pub fn images(&self) -> (usize, usize) {
+        (self.train.images.len(), self.queries.images.len())
     }
 }
 
@@ -150,39 +147,39 @@ fn open(path: &Path, limits: &DecodeLimits) -> Result<Arc<Folder>, TaskError> {
     Ok(Arc::new(folder))
 }
 
-impl LabelledSet {
-    /// All pictures of a source.
+impl LabeledSet {
+    /// All images of a source.
     pub fn all(source: Arc<dyn Source>) -> Self {
-        Self { pictures: (0..source.len()).collect(), source, classes: None }
+        Self { images: (0..source.len()).collect(), source, classes: None }
     }
 
-    /// The task's number of the class of picture `index` of the source.
+    /// The task's number of the class of image `index` of the source.
     pub fn label(&self, index: usize) -> u32 {
         let own = self.source.label(index).unwrap_or(0);
         self.classes.as_ref().map_or(own, |classes| classes[own as usize])
     }
 
-    /// The set without every `one_in`th of its pictures, in an order that looks random and is
-    /// always the same, and those pictures.
+    /// The set without every `one_in`th of its images, in an order that looks random and is
+    /// always the same, and those images.
     #[must_use]
     pub fn split(&self, one_in: usize) -> (Self, Self) {
-        let (rest, aside) = held_out(self.pictures.len(), one_in);
+        let (rest, aside) = held_out(self.images.len(), one_in);
         let side = |places: Vec<usize>| Self {
-            pictures: places.into_iter().map(|place| self.pictures[place]).collect(),
+            images: places.into_iter().map(|place| self.images[place]).collect(),
             ..self.clone()
         };
         (side(rest), side(aside))
     }
 
-    /// Keeps at most `count` pictures, chosen at random.
+    /// Keeps at most `count` images, chosen at random.
     pub fn limit(&mut self, count: usize) {
-        if self.pictures.len() > count {
-            let order = shuffled(self.pictures.len());
-            self.pictures = order[..count].iter().map(|&place| self.pictures[place]).collect();
+        if self.images.len() > count {
+            let order = shuffled(self.images.len());
+            self.images = order[..count].iter().map(|&place| self.images[place]).collect();
         }
     }
 
-    /// Features of all pictures with the task's labels; see [`features::extract`].
+    /// Features of all images with the task's labels; see [`features::extract`].
     pub fn features(
         &self,
         preprocess: &Preprocess,
@@ -190,8 +187,8 @@ impl LabelledSet {
         done: impl FnMut(usize),
     ) -> Features {
         let mut features =
-            features::extract(&*self.source, &self.pictures, preprocess, forward, done);
-        features.rows.labels = features.pictures.iter().map(|&index| self.label(index)).collect();
+            features::extract(&*self.source, &self.images, preprocess, forward, done);
+        features.rows.labels = features.images.iter().map(|&index| self.label(index)).collect();
         features
     }
 }

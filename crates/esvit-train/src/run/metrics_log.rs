@@ -12,8 +12,8 @@ use esvit_files::{LineLog, keep_lines_while};
 
 /// The figures of a stretch of steps, averaged where that makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct StepFigures {
-    /// Optimiser steps done.
+pub struct StepMetrics {
+    /// Optimizer steps done.
     pub step: u64,
     /// Epoch of the last step, counted from 0.
     pub epoch: u64,
@@ -38,7 +38,7 @@ pub struct StepFigures {
     pub batch_time: f64,
     /// Share of that time spent waiting for data.
     pub data_wait: f64,
-    /// Pictures a second.
+    /// Images a second.
     pub img_per_s: f64,
     /// Largest resident memory so far, in MiB.
     pub max_mem: f64,
@@ -49,12 +49,12 @@ pub struct StepFigures {
 
 /// A k-NN check.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct KnnFigures {
-    /// Optimiser steps done.
+pub struct KnnMetrics {
+    /// Optimizer steps done.
     pub step: u64,
     /// Epochs done.
     pub epoch: u64,
-    /// Neighbours.
+    /// Neighbors.
     pub knn_k: usize,
     /// Top-1 in per cent.
     pub knn_top1: f64,
@@ -64,7 +64,7 @@ pub struct KnnFigures {
 
 /// An epoch, in the form of DINO's `log.txt`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct EpochFigures {
+pub struct EpochMetrics {
     /// Mean loss.
     pub train_loss: f64,
     /// Learning rate of the last step.
@@ -76,7 +76,7 @@ pub struct EpochFigures {
 }
 
 /// The open files.
-pub(super) struct Record {
+pub(super) struct MetricsLog {
     log: LineLog,
     metrics: LineLog,
     epochs: LineLog,
@@ -90,7 +90,7 @@ struct Place {
     epoch: u64,
 }
 
-impl Record {
+impl MetricsLog {
     /// Opens the files; lines of steps after `step` (of epochs after `epochs` are done) are cut
     /// off, since they will be written again.
     pub(super) fn open(folder: &RunFolder, step: u64, epochs: u64) -> Result<Self, RunError> {
@@ -128,15 +128,15 @@ impl Record {
         Ok(())
     }
 
-    pub(super) fn step(&mut self, figures: &StepFigures) -> Result<(), RunError> {
+    pub(super) fn step(&mut self, figures: &StepMetrics) -> Result<(), RunError> {
         self.line(figures, figures.step)
     }
 
-    pub(super) fn knn(&mut self, figures: &KnnFigures) -> Result<(), RunError> {
+    pub(super) fn knn(&mut self, figures: &KnnMetrics) -> Result<(), RunError> {
         self.line(figures, figures.step)
     }
 
-    pub(super) fn epoch(&mut self, figures: &EpochFigures) -> Result<(), RunError> {
+    pub(super) fn epoch(&mut self, figures: &EpochMetrics) -> Result<(), RunError> {
         self.epochs.append_line(&json(figures))?;
         Ok(())
     }

@@ -8,35 +8,39 @@ use esvit_nn::ops::Precision;
 use crate::memory;
 use crate::objective::TEACHER_CROPS;
 
-/// What blocks may keep of a pass for the way back, in bytes. A second pass packs all weights and
+/// What blocks may keep of a pass for the backward pass, in bytes. A second pass packs all weights and
 /// adds up all gradients again, which takes about a percent of the time of a step of this size.
 const KEPT_BYTES: f64 = (1u64 << 30) as f64;
 
-/// How many crops of a picture go through the student at a time.
+/// How many crops of an image go through the student at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum PerPass {
+pub enum CropChunks {
     /// All of them.
     All,
     /// So many.
     Crops(usize),
-    /// As many as have so many pixels, all pictures together, and one at least.
+    /// As many as have so many pixels, all images together, and one at least.
     Pixels(f64),
 }
 
-impl PerPass {
+impl CropChunks {
     /// As many crops as let a step of any batch and any number of crops fit into about the memory
     /// of a small one.
-    pub fn within_memory(swin: &SwinConfig, precision: Precision, checkpoint_blocks: bool) -> Self {
+    pub fn within_memory(
+        swin: &SwinConfig,
+        precision: Precision,
+        activation_checkpointing: bool,
+    ) -> Self {
         const SIDE: usize = 224;
-        let kept = memory::kept_by_blocks(swin, SIDE, precision, checkpoint_blocks);
+        let kept = memory::saved_by_blocks(swin, SIDE, precision, activation_checkpointing);
         Self::Pixels(KEPT_BYTES / kept * (SIDE * SIDE) as f64)
     }
 
-    /// The passes of crops with these sides, two global ones first, of `pictures` each. Global and
+    /// The passes of crops with these sides, two global ones first, of `images` each. Global and
     /// local crops go apart unless one pass takes all.
-    pub(crate) fn cut(self, sides: &[usize], pictures: usize) -> Vec<Range<usize>> {
+    pub(crate) fn cut(self, sides: &[usize], images: usize) -> Vec<Range<usize>> {
         let total = sides.len();
-        let pixels = |side: usize| (pictures * side * side) as f64;
+        let pixels = |side: usize| (images * side * side) as f64;
         let all_fit = match self {
             Self::All => true,
             Self::Crops(count) => count >= total,
@@ -72,29 +76,30 @@ mod tests {
 
     #[test]
     fn all_at_once() {
-        for per_pass in [PerPass::All, PerPass::Crops(6), PerPass::Pixels(2.0 * 3072.0)] {
-            assert_eq!(per_pass.cut(&SIDES, 2).len(), 1);
+        for crop_chunks in [CropChunks::All, CropChunks::Crops(6), CropChunks::Pixels(2.0 * 3072.0)]
+        {
+            assert_eq!(crop_chunks.cut(&SIDES, 2).len(), 1);
         }
     }
 
     #[test]
     fn global_and_local_crops_apart() {
-        assert_eq!(PerPass::Crops(1).cut(&SIDES, 2).len(), 6);
-        assert_eq!(PerPass::Crops(3).cut(&SIDES, 2), [0..2, 2..5, 5..6]);
-        assert_eq!(PerPass::Pixels(2.0 * 2048.0).cut(&SIDES, 2), [0..2, 2..6]);
-        assert_eq!(PerPass::Pixels(2.0 * 1024.0).cut(&SIDES, 2), [0..1, 1..2, 2..6]);
-        assert_eq!(PerPass::Pixels(1.0).cut(&SIDES, 2).len(), 6);
-        assert_eq!(PerPass::Crops(1).cut(&SIDES[..2], 2), [0..1, 1..2]);
+        assert_eq!(CropChunks::Crops(1).cut(&SIDES, 2).len(), 6);
+        assert_eq!(CropChunks::Crops(3).cut(&SIDES, 2), [0..2, 2..5, 5..6]);
+        assert_eq!(CropChunks::Pixels(2.0 * 2048.0).cut(&SIDES, 2), [0..2, 2..6]);
+        assert_eq!(CropChunks::Pixels(2.0 * 1024.0).cut(&SIDES, 2), [0..1, 1..2, 2..6]);
+        assert_eq!(CropChunks::Pixels(1.0).cut(&SIDES, 2).len(), 6);
+        assert_eq!(CropChunks::Crops(1).cut(&SIDES[..2], 2), [0..1, 1..2]);
     }
 
     #[test]
     fn memory_decides() {
         let swin = esvit_nn::zoo::find("swin_tiny").unwrap().config();
-        let passes = |pictures: usize, precision: Precision| {
+        let passes = |images: usize, precision: Precision| {
             let sides = [vec![224; 2], vec![96; 8]].concat();
-            PerPass::within_memory(&swin, precision, false).cut(&sides, pictures).len()
+            CropChunks::within_memory(&swin, precision, false).cut(&sides, images).len()
         };
-        assert_eq!([4, 16, 64].map(|pictures| passes(pictures, Precision::F32)), [1, 4, 10]);
-        assert_eq!([16, 32].map(|pictures| passes(pictures, Precision::Bf16)), [2, 4]);
+        assert_eq!([4, 16, 64].map(|images| passes(images, Precision::F32)), [1, 4, 10]);
+        assert_eq!([16, 32].map(|images| passes(images, Precision::Bf16)), [2, 4]);
     }
 }

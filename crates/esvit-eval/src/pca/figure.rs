@@ -1,7 +1,7 @@
-//! Region features as colours: the first three principal components of all regions of some
-//! pictures as red, green and blue.
+//! Region features as colors: the first three principal components of all regions of some
+//! images as red, green and blue.
 
-use esvit_data::{Picture, PngError, encode_png};
+use esvit_data::{Image, PngError, encode_png};
 
 use super::{PcaError, PrincipalComponents, RegionMap};
 use crate::thumbnail::file_name;
@@ -12,7 +12,7 @@ use esvit_draw::{shortened, words_width};
 const PERCENTILES: [f64; 2] = [0.01, 0.99];
 const CHANNELS: [(&str, &str); 3] = [("red", "#d62728"), ("green", "#2ca02c"), ("blue", "#1f5fd6")];
 
-/// Height of every picture in the drawing, and the widest line of them.
+/// Height of every image in the drawing, and the widest line of them.
 const HEIGHT: f64 = 180.0;
 const LINE_WIDTH: f64 = 1200.0;
 const MARGIN: f64 = 24.0;
@@ -22,9 +22,9 @@ const NAME: f64 = 12.0;
 /// Pixels of an enlarged map to one of the drawing.
 const FINENESS: f64 = 2.0;
 
-/// Colours of regions.
+/// Colors of regions.
 #[derive(Debug, Clone)]
-pub struct ColourMap {
+pub struct ColorMap {
     components: PrincipalComponents,
     /// Values of every component that are shown as 0 and as 1.
     ranges: Vec<[f64; 2]>,
@@ -35,31 +35,31 @@ pub struct ColourMap {
 /// How maps are enlarged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enlarged {
-    /// Every region is a square of one colour.
+    /// Every region is a square of one color.
     Sharp,
-    /// Colours between the regions' centres are interpolated.
+    /// Colors between the regions' centers are interpolated.
     Smooth,
 }
 
-/// A picture with its regions.
+/// An image with its regions.
 #[derive(Debug, Clone)]
-pub struct RegionPicture {
-    /// The picture's name.
+pub struct RegionImage {
+    /// The image's name.
     pub name: String,
     /// Its regions.
     pub regions: RegionMap,
 }
 
-impl ColourMap {
-    /// The colours of all regions of some pictures together, each component scaled from the 1st
+impl ColorMap {
+    /// The colors of all regions of some images together, each component scaled from the 1st
     /// to the 99th percentile.
     ///
     /// # Errors
     /// When all regions are equal or the features are not finite.
-    pub fn fit(pictures: &[RegionPicture]) -> Result<Self, PcaError> {
+    pub fn fit(images: &[RegionImage]) -> Result<Self, PcaError> {
         let values: Vec<f32> =
-            pictures.iter().flat_map(|picture| picture.regions.values.iter().copied()).collect();
-        let regions = pictures.iter().map(|picture| picture.regions.map.iter().product::<usize>());
+            images.iter().flat_map(|image| image.regions.values.iter().copied()).collect();
+        let regions = images.iter().map(|image| image.regions.map.iter().product::<usize>());
         let regions: usize = regions.sum();
         let width = values.len() / regions.max(1);
         let components = PrincipalComponents::fit(&values, width, CHANNELS.len())?;
@@ -85,41 +85,41 @@ impl ColourMap {
     }
 
     /// Red, green and blue of every region, 0 to 1; a half where there is no component.
-    pub fn colours(&self, regions: &RegionMap) -> Vec<[f64; 3]> {
-        let colour = |row: &[f64]| {
-            let mut colour = [0.5; 3];
-            for ((channel, &value), [low, high]) in colour.iter_mut().zip(row).zip(&self.ranges) {
+    pub fn colors(&self, regions: &RegionMap) -> Vec<[f64; 3]> {
+        let color = |row: &[f64]| {
+            let mut color = [0.5; 3];
+            for ((channel, &value), [low, high]) in color.iter_mut().zip(row).zip(&self.ranges) {
                 if high > low {
                     *channel = ((value - low) / (high - low)).clamp(0.0, 1.0);
                 }
             }
-            colour
+            color
         };
         let coordinates = self.components.project(&regions.values);
-        coordinates.chunks_exact(self.components.count()).map(colour).collect()
+        coordinates.chunks_exact(self.components.count()).map(color).collect()
     }
 }
 
-/// The value below which a share of sorted values lies, interpolated between neighbours.
+/// The value below which a share of sorted values lies, interpolated between neighbors.
 fn percentile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let (below, above) = (place.floor() as usize, place.ceil() as usize);
     sorted[below] + (sorted[above] - sorted[below]) * place.fract()
 }
 
-/// The drawing: every picture with its map beside it, in lines, under a heading that says `about`
+/// The drawing: every image with its map beside it, in lines, under a heading that says `about`
 /// what the maps are.
 ///
 /// # Errors
-/// When a picture cannot be stored.
+/// When an image cannot be stored.
 pub fn draw(
-    pictures: &[RegionPicture],
-    colours: &ColourMap,
+    images: &[RegionImage],
+    colors: &ColorMap,
     enlarged: Enlarged,
     about: &str,
 ) -> Result<Drawing, PngError> {
-    let lines = lines(pictures);
-    let line_width = |line: &[(&RegionPicture, f64)]| {
+    let lines = lines(images);
+    let line_width = |line: &[(&RegionImage, f64)]| {
         line.iter().map(|(_, width)| pair_width(*width) + GAP).sum::<f64>() - GAP
     };
     let title = "Principal components of region features";
@@ -132,15 +132,15 @@ pub fn draw(
 
     drawing.text([MARGIN, MARGIN + 16.0], title, 18.0, color::INK, Anchor::Start);
     drawing.text([MARGIN, MARGIN + 38.0], about, 12.0, color::FAINT, Anchor::Start);
-    legend(&mut drawing, [MARGIN, MARGIN + 60.0], &colours.explained());
+    legend(&mut drawing, [MARGIN, MARGIN + 60.0], &colors.explained());
     for (line, y) in lines.iter().zip((0..).map(|line| top + f64::from(line) * line_height)) {
         let mut x = MARGIN;
-        for (picture, width) in line {
-            let shown = &picture.regions.shown;
+        for (image, width) in line {
+            let shown = &image.regions.shown;
             drawing.image(&encode_png(shown)?, [x, y, *width, HEIGHT], false);
-            let map = enlarge(&picture.regions, &colours.colours(&picture.regions), enlarged);
+            let map = enlarge(&image.regions, &colors.colors(&image.regions), enlarged);
             drawing.image(&encode_png(&map)?, [x + width + PAIR_GAP, y, *width, HEIGHT], false);
-            let name = shortened(file_name(&picture.name), NAME, pair_width(*width));
+            let name = shortened(file_name(&image.name), NAME, pair_width(*width));
             let baseline = y + HEIGHT + NAME + 5.0;
             drawing.text([x, baseline], &name, NAME, color::INK, Anchor::Start);
             x += pair_width(*width) + GAP;
@@ -149,7 +149,7 @@ pub fn draw(
     Ok(drawing)
 }
 
-/// Which component is which colour, and its share of the variance.
+/// Which component is which color, and its share of the variance.
 fn legend(drawing: &mut Drawing, [mut x, y]: [f64; 2], explained: &[f64]) {
     for ((name, shade), share) in CHANNELS.iter().zip(explained) {
         drawing.rect([x, y - 9.0, 11.0, 11.0], shade, 1.0);
@@ -160,12 +160,12 @@ fn legend(drawing: &mut Drawing, [mut x, y]: [f64; 2], explained: &[f64]) {
     drawing.text([x, y], "of the variance", 12.0, color::FAINT, Anchor::Start);
 }
 
-/// Pictures with their widths, in lines that are not too wide.
-fn lines(pictures: &[RegionPicture]) -> Vec<Vec<(&RegionPicture, f64)>> {
-    let mut lines: Vec<Vec<(&RegionPicture, f64)>> = Vec::new();
+/// Images with their widths, in lines that are not too wide.
+fn lines(images: &[RegionImage]) -> Vec<Vec<(&RegionImage, f64)>> {
+    let mut lines: Vec<Vec<(&RegionImage, f64)>> = Vec::new();
     let mut used = f64::INFINITY;
-    for picture in pictures {
-        let shown = &picture.regions.shown;
+    for image in images {
+        let shown = &image.regions.shown;
         let width = (HEIGHT * f64::from(shown.width()) / f64::from(shown.height())).max(16.0);
         if used + pair_width(width) > LINE_WIDTH {
             lines.push(Vec::new());
@@ -173,20 +173,20 @@ fn lines(pictures: &[RegionPicture]) -> Vec<Vec<(&RegionPicture, f64)>> {
         }
         used += pair_width(width) + GAP;
         if let Some(line) = lines.last_mut() {
-            line.push((picture, width));
+            line.push((image, width));
         }
     }
     lines
 }
 
-/// Width of a picture and its map.
+/// Width of an image and its map.
 fn pair_width(width: f64) -> f64 {
     2.0 * width + PAIR_GAP
 }
 
-/// The colours of a map as a picture of the same field of view as what the network saw: where the
+/// The colors of a map as an image of the same field of view as what the network saw: where the
 /// map reaches beyond it, it is cut.
-fn enlarge(regions: &RegionMap, colours: &[[f64; 3]], enlarged: Enlarged) -> Picture {
+fn enlarge(regions: &RegionMap, colors: &[[f64; 3]], enlarged: Enlarged) -> Image {
     let shown = [regions.shown.width(), regions.shown.height()].map(f64::from);
     let scale = (FINENESS * HEIGHT / shown[1]).max(1.0);
     let [width, height] = shown.map(|side| (side * scale).round() as u32);
@@ -201,20 +201,20 @@ fn enlarge(regions: &RegionMap, colours: &[[f64; 3]], enlarged: Enlarged) -> Pic
     for y in 0..height {
         let rows = taps(y, high);
         for column in &columns {
-            let mut colour = [0.0; 3];
+            let mut color = [0.0; 3];
             for (&(row, a), &(column, b)) in
                 rows.iter().flat_map(|row| column.iter().map(move |column| (row, column)))
             {
-                let region = colours[row * wide + column];
-                colour.iter_mut().zip(region).for_each(|(sum, value)| *sum += a * b * value);
+                let region = colors[row * wide + column];
+                color.iter_mut().zip(region).for_each(|(sum, value)| *sum += a * b * value);
             }
-            pixels.extend(colour.map(|value| (value * 255.0).round().clamp(0.0, 255.0) as u8));
+            pixels.extend(color.map(|value| (value * 255.0).round().clamp(0.0, 255.0) as u8));
         }
     }
-    Picture::new(width, height, pixels).expect("as many bytes as the picture has")
+    Image::new(width, height, pixels).expect("as many bytes as the image has")
 }
 
-/// Neighbours of a place between samples and their weights in cubic interpolation (a = -0.5);
+/// Neighbors of a place between samples and their weights in cubic interpolation (a = -0.5);
 /// beyond the ends the last sample goes on.
 fn cubic_taps(place: f64, len: usize) -> Vec<(usize, f64)> {
     let (first, t) = (place.floor(), place - place.floor());
@@ -234,27 +234,27 @@ fn cubic_taps(place: f64, len: usize) -> Vec<(usize, f64)> {
 mod tests {
     use super::*;
 
-    /// Two by one regions of 8 pixels over a picture of 12 x 8: the second reaches beyond it.
-    fn two_regions() -> RegionPicture {
-        let shown = Picture::new(12, 8, vec![0; 12 * 8 * 3]).unwrap();
+    /// Two by one regions of 8 pixels over an image of 12 x 8: the second reaches beyond it.
+    fn two_regions() -> RegionImage {
+        let shown = Image::new(12, 8, vec![0; 12 * 8 * 3]).unwrap();
         let regions = RegionMap { shown, values: vec![0.0, 0.0, 1.0, 2.0], map: [1, 2], stride: 8 };
-        RegionPicture { name: "two".into(), regions }
+        RegionImage { name: "two".into(), regions }
     }
 
     #[test]
     fn regions_lie_where_they_look() {
-        let picture = two_regions();
-        let colours = ColourMap::fit(std::slice::from_ref(&picture)).unwrap();
-        assert_eq!(colours.explained().len(), 1);
-        let shades = colours.colours(&picture.regions);
+        let image = two_regions();
+        let colors = ColorMap::fit(std::slice::from_ref(&image)).unwrap();
+        assert_eq!(colors.explained().len(), 1);
+        let shades = colors.colors(&image.regions);
         assert_eq!(shades, [[0.0, 0.5, 0.5], [1.0, 0.5, 0.5]]);
-        let map = enlarge(&picture.regions, &shades, Enlarged::Sharp);
+        let map = enlarge(&image.regions, &shades, Enlarged::Sharp);
         let (width, middle) = (map.width(), map.height() / 2);
         assert_eq!((width, map.height()), (540, 360));
         let red = |x: u32| map.pixel(x, middle).unwrap()[0];
         assert_eq!((red(0), red(width * 8 / 12 - 1)), (0, 0));
         assert_eq!((red(width * 8 / 12), red(width - 1)), (255, 255));
-        let smooth = enlarge(&picture.regions, &shades, Enlarged::Smooth);
+        let smooth = enlarge(&image.regions, &shades, Enlarged::Smooth);
         let between = smooth.pixel(width * 8 / 12, middle).unwrap()[0];
         assert!((120..136).contains(&between), "{between}");
     }

@@ -1,14 +1,14 @@
-//! Pictures for tests.
+//! Images for tests.
 
 use esvit_kernels::rng::Rng;
 
-use crate::Picture;
+use crate::Image;
 
-/// Side of the picture of the pixel fixtures.
+/// Side of the image of the pixel fixtures.
 pub(crate) const F7_SIDE: u32 = 16;
 
-/// The 16 x 16 picture of the pixel fixtures: bytes from a 32-bit integer hash of their index.
-pub(crate) fn f7() -> Picture {
+/// The 16 x 16 image of the pixel fixtures: bytes from a 32-bit integer hash of their index.
+pub(crate) fn f7() -> Image {
     let hash = |stream: u64, i: u64| {
         let mut x = (i * 2_654_435_761 + stream * 40_503 + 12_345) & 0xFFFF_FFFF;
         for _ in 0..2 {
@@ -19,25 +19,25 @@ pub(crate) fn f7() -> Picture {
         x as f64 / 4_294_967_296.0 * 2.0 - 1.0
     };
     let pixels = (0..16 * 16 * 3).map(|i| ((hash(60, i) + 1.0) / 2.0 * 255.0) as u8).collect();
-    Picture::new(F7_SIDE, F7_SIDE, pixels).unwrap()
+    Image::new(F7_SIDE, F7_SIDE, pixels).unwrap()
 }
 
-/// A picture of random bytes.
-pub(crate) fn noise(width: u32, height: u32, seed: u64) -> Picture {
+/// An image of random bytes.
+pub(crate) fn noise(width: u32, height: u32, seed: u64) -> Image {
     let mut rng = Rng::new(seed, [0; 3]);
     let pixels = (0..width * height * 3).map(|_| rng.below(256) as u8).collect();
-    Picture::new(width, height, pixels).unwrap()
+    Image::new(width, height, pixels).unwrap()
 }
 
 /// What `op` makes of the fixture at (5, 7).
-pub(crate) fn f7_after(op: impl FnOnce(&mut Picture)) -> [u8; 3] {
-    let mut picture = f7();
-    op(&mut picture);
-    picture.pixel(5, 7).unwrap()
+pub(crate) fn f7_after(op: impl FnOnce(&mut Image)) -> [u8; 3] {
+    let mut image = f7();
+    op(&mut image);
+    image.pixel(5, 7).unwrap()
 }
 
 #[test]
-fn the_fixture_picture() {
+fn the_fixture_image() {
     assert_eq!(f7().pixel(0, 0), Some([89, 233, 131]));
     assert_eq!(f7().pixel(5, 7), Some([51, 230, 180]));
 }

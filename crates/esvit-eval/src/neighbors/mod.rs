@@ -1,4 +1,4 @@
-//! Nearest neighbours: which pictures of a set a network finds most like a picture.
+//! Nearest neighbors: which images of a set a network finds most like an image.
 
 mod sheet;
 
@@ -7,15 +7,15 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use esvit_data::{Picture, Source};
+use esvit_data::{Image, Source};
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
 use crate::knn::nearest;
-use crate::labelled::LabelledSet;
+use crate::labeled::LabeledSet;
 use crate::thumbnail::{class_name, of_source};
 use esvit_model::PretrainedBackbone;
-use esvit_model::features::LabelledFeatures;
+use esvit_model::features::LabeledFeatures;
 use esvit_model::features::{Features, LeftOut, view_forward};
 
 pub use sheet::sheet;
@@ -25,97 +25,97 @@ const THUMBNAIL: u32 = 192;
 /// Purpose word of the numbers that choose queries.
 const QUERY_PURPOSE: u64 = 0x0E19_4B05;
 
-/// Which queries, and how many neighbours of each.
+/// Which queries, and how many neighbors of each.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
     /// Number of queries.
     pub rows: usize,
-    /// Number of neighbours of a query.
+    /// Number of neighbors of a query.
     pub k: usize,
     /// Chooses the queries at random; without it they are spread evenly over the set.
     pub seed: Option<u64>,
 }
 
-/// Queries with their neighbours.
+/// Queries with their neighbors.
 #[derive(Debug)]
-pub struct Neighbours {
+pub struct Neighbors {
     /// One a query.
     pub rows: Vec<Row>,
-    /// Number of pictures that neighbours were looked for among.
-    pub pictures: usize,
-    /// Pictures that could not be read.
+    /// Number of images that neighbors were looked for among.
+    pub images: usize,
+    /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
-/// A query and the pictures nearest to it.
+/// A query and the images nearest to it.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// The picture that neighbours were looked for.
+    /// The image that neighbors were looked for.
     pub query: Entry,
     /// Most similar first.
-    pub neighbours: Vec<Found>,
+    pub neighbors: Vec<Found>,
 }
 
-/// A neighbour.
+/// A neighbor.
 #[derive(Debug, Serialize)]
 pub struct Found {
-    /// The picture.
+    /// The image.
     #[serde(flatten)]
     pub entry: Entry,
     /// Cosine similarity of its view feature to the query's.
     pub similarity: f32,
 }
 
-/// A picture of a sheet.
+/// An image of a sheet.
 #[derive(Debug, Serialize)]
 pub struct Entry {
     /// Its name.
     pub name: String,
-    /// Name of its class, if it is labelled.
+    /// Name of its class, if it is labeled.
     pub class: Option<String>,
     /// What is drawn of it; none if it can no longer be read.
     #[serde(skip)]
-    pub thumbnail: Option<Picture>,
+    pub thumbnail: Option<Image>,
 }
 
-/// Why there are no neighbours.
+/// Why there are no neighbors.
 #[derive(Debug, thiserror::Error)]
-pub enum NeighboursError {
+pub enum NeighborsError {
     /// No query can be read.
-    #[error("none of the {tried} query pictures can be read")]
+    #[error("none of the {tried} query images can be read")]
     NoQueries {
-        /// Number of pictures that were tried.
+        /// Number of images that were tried.
         tried: usize,
     },
     /// There is nothing to look among.
     #[error(
-        "there are too few pictures to look for neighbours among ({pictures}): a picture is not its \
-         own neighbour\n\
-         hint: give a folder of at least two pictures that can be read"
+        "there are too few images to look for neighbors among ({images}): an image is not its \
+         own neighbor\n\
+         hint: give a folder of at least two images that can be read"
     )]
     TooFew {
-        /// Number of pictures that could be read.
-        pictures: usize,
+        /// Number of images that could be read.
+        images: usize,
     },
     /// The network gives no numbers.
     #[error("the features hold values that are not finite, so the network is broken")]
     NotFinite,
 }
 
-/// Neighbours among the pictures of `gallery` for queries out of `queries`, or out of the gallery
-/// itself. A picture is never its own neighbour, also where the two sets hold the same file.
-/// `done` is told how many pictures were worked on.
+/// Neighbors among the images of `gallery` for queries out of `queries`, or out of the gallery
+/// itself. An image is never its own neighbor, also where the two sets hold the same file.
+/// `done` is told how many images were worked on.
 ///
 /// # Errors
-/// When no query can be read or there is no other picture.
+/// When no query can be read or there is no other image.
 pub fn find(
     backbone: &PretrainedBackbone,
-    gallery: &LabelledSet,
-    queries: Option<&LabelledSet>,
+    gallery: &LabeledSet,
+    queries: Option<&LabeledSet>,
     wanted: Wanted,
     mut done: impl FnMut(usize),
-) -> Result<Neighbours, NeighboursError> {
-    let mut unit_features = |set: &LabelledSet| {
+) -> Result<Neighbors, NeighborsError> {
+    let mut unit_features = |set: &LabeledSet| {
         let forward = view_forward(&backbone.swin, &backbone.params, &backbone.preprocess);
         let mut features = set.features(&backbone.preprocess, forward, &mut done);
         features.rows.normalize();
@@ -125,54 +125,55 @@ pub fn find(
     let (source, mut asked) = match queries {
         Some(queries) => {
             let mut some = queries.clone();
-            some.pictures = chosen(&queries.pictures, wanted);
+            some.images = chosen(&queries.images, wanted);
             (&queries.source, unit_features(&some))
         }
         None => (&gallery.source, some_of(&known, wanted)),
     };
-    let tried = asked.pictures.len() + asked.left_out.len();
-    if asked.pictures.is_empty() && !known.pictures.is_empty() {
-        return Err(NeighboursError::NoQueries { tried });
+    let tried = asked.images.len() + asked.left_out.len();
+    if asked.images.is_empty() && !known.images.is_empty() {
+        return Err(NeighborsError::NoQueries { tried });
     }
-    if known.pictures.len() < if queries.is_some() { 1 } else { 2 } {
-        return Err(NeighboursError::TooFew { pictures: known.pictures.len() });
+    if known.images.len() < if queries.is_some() { 1 } else { 2 } {
+        return Err(NeighborsError::TooFew { images: known.images.len() });
     }
     if known.rows.values.iter().chain(&asked.rows.values).any(|value| !value.is_finite()) {
-        return Err(NeighboursError::NotFinite);
+        return Err(NeighborsError::NotFinite);
     }
 
-    // Where every picture is its own class, as in a set of names, none can agree.
+    // Where every image is its own class, as in a set of names, none can agree.
     let classes: HashSet<u32> = known.rows.labels.iter().copied().collect();
     let telling = queries.is_some() || classes.len() < known.rows.labels.len();
-    // One more, as a picture finds itself first.
+    // One more, as an image finds itself first.
     let found = nearest(&known.rows, &asked.rows, wanted.k + 1);
-    let rows = found.iter().zip(&asked.pictures).map(|(found, &query)| {
-        let query_picture = SourcePicture { source, index: query };
-        let others = found.iter().map(|near| (known.pictures[near.row], near.similarity)).filter(
-            |&(index, _)| !query_picture.is(&SourcePicture { source: &gallery.source, index }),
-        );
-        let neighbours = others.take(wanted.k).map(|(index, similarity)| Found {
-            entry: SourcePicture { source: &gallery.source, index }.entry(telling),
+    let rows = found.iter().zip(&asked.images).map(|(found, &query)| {
+        let query_image = SourceImage { source, index: query };
+        let others = found
+            .iter()
+            .map(|near| (known.images[near.row], near.similarity))
+            .filter(|&(index, _)| !query_image.is(&SourceImage { source: &gallery.source, index }));
+        let neighbors = others.take(wanted.k).map(|(index, similarity)| Found {
+            entry: SourceImage { source: &gallery.source, index }.entry(telling),
             similarity,
         });
-        Row { query: query_picture.entry(telling), neighbours: neighbours.collect() }
+        Row { query: query_image.entry(telling), neighbors: neighbors.collect() }
     });
     let rows: Vec<Row> = rows.collect();
-    if rows.iter().all(|row| row.neighbours.is_empty()) {
-        return Err(NeighboursError::TooFew { pictures: known.pictures.len() });
+    if rows.iter().all(|row| row.neighbors.is_empty()) {
+        return Err(NeighborsError::TooFew { images: known.images.len() });
     }
     known.left_out.append(&mut asked.left_out);
-    Ok(Neighbours { rows, pictures: known.pictures.len(), left_out: known.left_out })
+    Ok(Neighbors { rows, images: known.images.len(), left_out: known.left_out })
 }
 
-impl Neighbours {
-    /// Share of the neighbours with their query's class, 0 to 1, among those where both classes are
+impl Neighbors {
+    /// Share of the neighbors with their query's class, 0 to 1, among those where both classes are
     /// known; none where there are no such.
     pub fn same_class(&self) -> Option<f64> {
         let verdicts: Vec<bool> = self
             .rows
             .iter()
-            .flat_map(|row| row.neighbours.iter().filter_map(|found| found.agrees(&row.query)))
+            .flat_map(|row| row.neighbors.iter().filter_map(|found| found.agrees(&row.query)))
             .collect();
         let agreeing = verdicts.iter().filter(|&&agrees| agrees).count();
         (!verdicts.is_empty()).then(|| agreeing as f64 / verdicts.len() as f64)
@@ -186,13 +187,13 @@ impl Found {
     }
 }
 
-/// A picture of a source.
-struct SourcePicture<'a> {
+/// An image of a source.
+struct SourceImage<'a> {
     source: &'a Arc<dyn Source>,
     index: usize,
 }
 
-impl SourcePicture<'_> {
+impl SourceImage<'_> {
     fn entry(&self, with_class: bool) -> Entry {
         let class = class_name(&**self.source, self.index).filter(|_| with_class);
         Entry {
@@ -202,7 +203,7 @@ impl SourcePicture<'_> {
         }
     }
 
-    /// Whether both are one picture: the same of one source, or the same file.
+    /// Whether both are one image: the same of one source, or the same file.
     fn is(&self, other: &Self) -> bool {
         if Arc::ptr_eq(self.source, other.source) {
             return self.index == other.index;
@@ -232,17 +233,17 @@ fn chosen<T: Copy>(items: &[T], wanted: Wanted) -> Vec<T> {
 
 /// As many rows of `features` as queries are wanted.
 fn some_of(features: &Features, wanted: Wanted) -> Features {
-    let places: Vec<usize> = (0..features.pictures.len()).collect();
+    let places: Vec<usize> = (0..features.images.len()).collect();
     let places = chosen(&places, wanted);
     let width = features.rows.width;
     let row = |&place: &usize| &features.rows.values[place * width..][..width];
     Features {
-        rows: LabelledFeatures {
+        rows: LabeledFeatures {
             values: places.iter().flat_map(row).copied().collect(),
             width,
             labels: places.iter().map(|&place| features.rows.labels[place]).collect(),
         },
-        pictures: places.iter().map(|&place| features.pictures[place]).collect(),
+        images: places.iter().map(|&place| features.images[place]).collect(),
         left_out: Vec::new(),
     }
 }

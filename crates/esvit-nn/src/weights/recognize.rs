@@ -4,24 +4,24 @@ use std::collections::HashSet;
 
 use esvit_weights::{TensorInfo, WeightsFile};
 
-use super::layout::Layout;
+use super::naming::Naming;
 use crate::SwinConfig;
 
 /// A parameter that every Swin transformer has, and no other network.
 const TABLE: &str = "layers.0.blocks.0.attn.relative_position_bias_table";
 
-/// Sides of pictures that published weights were made for, tried before all others.
+/// Sides of images that published weights were made for, tried before all others.
 const USUAL_SIZES: [usize; 6] = [224, 384, 256, 192, 448, 512];
 /// More stages than any Swin transformer has: the width doubles with each.
 const MAX_STAGES: usize = 8;
-/// Largest side of a picture that is tried, as a multiple of the smallest.
+/// Largest side of an image that is tried, as a multiple of the smallest.
 const MAX_SIZE_FACTOR: usize = 64;
 
 /// A network in a file: where its tensors are and how they are named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
-    /// The names' layout.
-    pub layout: Layout,
+    /// The names' naming.
+    pub naming: Naming,
     /// The dictionary that holds the tensors, as in [`TensorInfo::group`].
     pub group: String,
     /// What stands before every name.
@@ -49,15 +49,15 @@ impl Location {
     }
 }
 
-/// Every Swin transformer in a file. States of an optimiser that are named like one are none.
+/// Every Swin transformer in a file. States of an optimizer that are named like one are none.
 pub fn networks(file: &WeightsFile) -> Vec<Location> {
     let mut found = Vec::new();
-    for layout in Layout::ALL {
+    for naming in Naming::ALL {
         // The first three share these names and are told apart below.
-        if matches!(layout, Layout::Microsoft | Layout::Timm) {
+        if matches!(naming, Naming::Microsoft | Naming::Timm) {
             continue;
         }
-        let table = layout.names(TABLE).swap_remove(0);
+        let table = naming.names(TABLE).swap_remove(0);
         for tensor in file.tensors() {
             let Some(prefix) = tensor.name.strip_suffix(&table) else { continue };
             let is_whole = prefix.is_empty() || prefix.ends_with('.');
@@ -66,9 +66,9 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
                 continue;
             }
             let location =
-                Location { layout, group: tensor.group.clone(), prefix: prefix.to_owned() };
-            found.push(match layout {
-                Layout::Esvit => told_apart(file, location),
+                Location { naming, group: tensor.group.clone(), prefix: prefix.to_owned() };
+            found.push(match naming {
+                Naming::Esvit => disambiguate(file, location),
                 _ => location,
             });
         }
@@ -76,22 +76,22 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
     found
 }
 
-/// The layout of a network with the names that EsViT, Microsoft and timm share.
-fn told_apart(file: &WeightsFile, location: Location) -> Location {
+/// The naming of a network with the names that EsViT, Microsoft and timm share.
+fn disambiguate(file: &WeightsFile, location: Location) -> Location {
     let has = |name: &str| location.find(file, name).is_some();
     let merges = |stage: usize| has(&format!("layers.{stage}.downsample.reduction.weight"));
     let has_mask = || {
         let prefix = &location.prefix;
         file.tensors().iter().any(|t| t.name.starts_with(prefix) && t.name.ends_with("attn_mask"))
     };
-    let layout = if !merges(0) && merges(1) {
-        Layout::Timm
+    let naming = if !merges(0) && merges(1) {
+        Naming::Timm
     } else if has("head.weight") || location.group == "model" || has_mask() {
-        Layout::Microsoft
+        Naming::Microsoft
     } else {
-        Layout::Esvit
+        Naming::Esvit
     };
-    Location { layout, ..location }
+    Location { naming, ..location }
 }
 
 /// The shape of a network by its tensors, or what does not fit a Swin transformer.
@@ -99,9 +99,9 @@ fn told_apart(file: &WeightsFile, location: Location) -> Location {
 /// # Errors
 /// Names the tensor that is missing or has another shape.
 pub(super) fn shape(file: &WeightsFile, location: &Location) -> Result<SwinConfig, String> {
-    let layout = location.layout;
+    let naming = location.naming;
     let find = |official: &str| -> Result<&TensorInfo, String> {
-        let name = layout.names(official).swap_remove(0);
+        let name = naming.names(official).swap_remove(0);
         location.find(file, &name).ok_or_else(|| format!("`{}{name}` is missing", location.prefix))
     };
     let exists = |official: &str| find(official).is_ok();
@@ -143,17 +143,17 @@ pub(super) fn shape(file: &WeightsFile, location: &Location) -> Result<SwinConfi
         num_heads,
         window_size: windows.iter().copied().max().unwrap_or(0),
         mlp_ratio,
-        norm_eps: layout.norm_eps(),
+        norm_eps: naming.norm_eps(),
     };
-    config.img_size = picture_size(&config, &windows).ok_or_else(|| {
-        format!("windows of {windows:?} tokens by stage follow from no size of picture")
+    config.img_size = image_size(&config, &windows).ok_or_else(|| {
+        format!("windows of {windows:?} tokens by stage follow from no size of image")
     })?;
     config.validate().map_err(|error| error.to_string())?;
     Ok(config)
 }
 
-/// The side of the pictures for which a network with these windows was laid out.
-fn picture_size(config: &SwinConfig, windows: &[usize]) -> Option<usize> {
+/// The side of the images for which a network with these windows was laid out.
+fn image_size(config: &SwinConfig, windows: &[usize]) -> Option<usize> {
     let step = config.patch_size.checked_shl(windows.len() as u32 - 1).filter(|&step| step > 0)?;
     let sizes = (1..=MAX_SIZE_FACTOR).filter_map(|factor| step.checked_mul(factor));
     USUAL_SIZES.into_iter().chain(sizes).find(|&img_size| {

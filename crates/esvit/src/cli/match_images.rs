@@ -9,19 +9,19 @@ use esvit_eval::correspondence::MEASURED_PAIRS;
 use esvit_eval::matching::{self, MatchSettings, Matching, Pair, Side};
 use serde_json::{Value, json};
 
-use super::Done;
-use super::choice::BackboneChoice;
+use super::Exit;
+use super::args::BackboneChoice;
+use super::images::{self, DrawingFiles};
 use super::output::Output;
-use super::pictures::{self, DrawingFiles};
 
-/// Matches pictures.
+/// Matches images.
 #[derive(Debug, clap::Args)]
 pub(super) struct Match {
-    /// A picture.
+    /// An image.
     #[arg(value_name = "A")]
     first: PathBuf,
-    /// Another picture; without it a view of the first one: 40 to 60 % of its area, perhaps
-    /// mirrored and in other colours.
+    /// Another image; without it a view of the first one: 40 to 60 % of its area, perhaps
+    /// mirrored and in other colors.
     #[arg(value_name = "B")]
     second: Option<PathBuf>,
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub(super) struct Match {
     /// Stage whose map is matched, from 1; without it the last. Earlier maps are finer.
     #[arg(long, value_name = "STAGE")]
     stage: Option<NonZeroUsize>,
-    /// What the view of the first picture is made with.
+    /// What the view of the first image is made with.
     #[arg(long, default_value_t = 0, conflicts_with = "second")]
     seed: u64,
     #[command(flatten)]
@@ -50,13 +50,13 @@ pub(super) struct Match {
 }
 
 impl Match {
-    pub(super) fn run(self, output: &Output) -> Result<Done> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if self.pairs == 0 {
             bail!("`--pairs` is 0, at least one pair must be drawn");
         }
         let png = self.files.check("match")?;
-        let first = pictures::read(&self.first)?;
-        let second = self.second.as_deref().map(pictures::read).transpose()?;
+        let first = images::read(&self.first)?;
+        let second = self.second.as_deref().map(images::read).transpose()?;
         let backbone = self.backbone.open(output)?;
         let stages = backbone.swin.config().stages();
         let settings = MatchSettings {
@@ -66,16 +66,16 @@ impl Match {
             mutual: self.mutual,
         };
         let matching = match &second {
-            Some(second) => matching::two_pictures(&backbone, [&first, second], &settings)?,
+            Some(second) => matching::two_images(&backbone, [&first, second], &settings)?,
             None => matching::two_views(&backbone, &first, self.seed, &settings)?,
         };
-        let drawing = matching::picture(&matching)?;
+        let drawing = matching::draw(&matching)?;
         self.files.write(&drawing, &png, output)?;
         match self.json {
             true => output.json(&self.answer(&matching, &settings))?,
             false => output.result(table(&matching.pairs))?,
         }
-        Ok(Done::Well)
+        Ok(Exit::Success)
     }
 
     fn answer(&self, matching: &Matching, settings: &MatchSettings) -> Value {
@@ -84,7 +84,7 @@ impl Match {
             let Side { view, grid, nearest_own, nearest_other, .. } = &matching.sides[at];
             let crop = view.crop;
             json!({
-                "picture": paths[at],
+                "image": paths[at],
                 "crop": [crop.left, crop.top, crop.width, crop.height],
                 "mirrored": view.mirrored,
                 "size": grid.size(),
@@ -104,7 +104,7 @@ impl Match {
     }
 }
 
-/// The pairs as a table for people, places in pixels of the pictures.
+/// The pairs as a table for people, places in pixels of the images.
 fn table(pairs: &[Pair]) -> String {
     let mut text =
         format!("{:>4}{:>12}{:>18}{:>18}", "rank", "similarity", "first x, y", "second x, y");
@@ -117,8 +117,8 @@ fn table(pairs: &[Pair]) -> String {
         let _ = write!(
             text,
             "\n{rank:>4}{similarity:>12.4}{:>18}{:>18}",
-            place(first.picture),
-            place(second.picture)
+            place(first.image),
+            place(second.image)
         );
         if known {
             let error = error.map_or("not seen".into(), |error| format!("{error:.1}"));

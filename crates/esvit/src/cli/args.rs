@@ -1,11 +1,11 @@
-//! Options that several commands share: which backbone, and which labelled pictures.
+//! Options that several commands share: which backbone, and which labeled images.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use esvit_data::DecodeLimits;
-use esvit_eval::labelled::LabelledTask;
-use esvit_eval::record::{self, Record};
+use esvit_eval::labeled::LabeledTask;
+use esvit_eval::record::{self, EvalRecord};
 use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::SwinConfig;
 use esvit_train::Config;
@@ -79,37 +79,37 @@ impl BackboneChoice {
         output: &Output,
     ) -> Result<()> {
         let Some(run) = record::run_of(&self.checkpoint) else { return Ok(()) };
-        let record = Record::new(evaluation, task, backbone, &self.checkpoint, results)?;
+        let record = EvalRecord::new(evaluation, task, backbone, &self.checkpoint, results)?;
         keep(&run, &record, output)
     }
 }
 
 /// Writes what an evaluation found into the folder of a run, where `esvit report` reads it.
-pub(super) fn keep(run: &Path, record: &Record, output: &Output) -> Result<()> {
+pub(super) fn keep(run: &Path, record: &EvalRecord, output: &Output) -> Result<()> {
     let kept = record::append(run, record)?;
     output.note(format!("kept in `{}`", kept.display()));
     Ok(())
 }
 
-/// Labelled pictures.
+/// Labeled images.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct TaskChoice {
-    /// Labelled folder to learn from (`FOLDER/<class>/<picture>`); without it the built-in task is
+    /// Labeled folder to learn from (`FOLDER/<class>/<image>`); without it the built-in task is
     /// measured.
     #[arg(long, value_name = "FOLDER")]
     pub(super) train: Option<PathBuf>,
-    /// Labelled folder whose pictures are classified; without it every fifth of the others.
+    /// Labeled folder whose images are classified; without it every fifth of the others.
     #[arg(long, value_name = "FOLDER", requires = "train")]
     pub(super) val: Option<PathBuf>,
 }
 
 impl TaskChoice {
     /// The task.
-    pub(super) fn open(&self) -> Result<LabelledTask> {
+    pub(super) fn open(&self) -> Result<LabeledTask> {
         let limits = DecodeLimits::default();
         Ok(match &self.train {
-            Some(train) => LabelledTask::folders(train, self.val.as_deref(), &limits, usize::MAX)?,
-            None => LabelledTask::materials()?,
+            Some(train) => LabeledTask::folders(train, self.val.as_deref(), &limits, usize::MAX)?,
+            None => LabeledTask::materials()?,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The perceptron branch of a block, with its normalisation and residual, and what both branches share.
+//! The MLP branch of a block, with its normalization and residual, and what both branches share.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use super::extension::{
 };
 use super::linear::{Activation, composed as linear};
 use super::precision::with_element;
-use super::{Compute, Segment, composed_layer_norm, segment_images};
+use super::{Compute, Segment, composed_layer_norm, tokens_per_image};
 use crate::params::tensor;
 
-/// Layer normalisation: `gamma`, `beta` `[C]`.
+/// Layer normalization: `gamma`, `beta` `[C]`.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the names are the usual ones")]
 pub struct NormValues {
@@ -35,7 +35,7 @@ pub struct LinearValues {
 /// What the branch of every image is multiplied by; none for 1.
 pub type Scales = Option<Arc<[f32]>>;
 
-/// The perceptron branch: `x + scale fc2(act(fc1(norm(x))))` for `x [rows, C]`, the tokens of all
+/// The MLP branch: `x + scale fc2(act(fc1(norm(x))))` for `x [rows, C]`, the tokens of all
 /// images of `segments`.
 pub fn mlp_branch(
     x: Tensor<2>,
@@ -49,7 +49,7 @@ pub fn mlp_branch(
     if !has_kernels(&x.device()) {
         return composed_mlp_branch(x, segments, norm, [fc1, fc2], activation, scales);
     }
-    let images = segment_images(segments);
+    let images = tokens_per_image(segments);
     let operation =
         Arc::new(MlpBranch { images, activation, scales, eps: norm.eps as f32, compute });
     Tensor::from_dispatch(Entry::fused7(
@@ -73,10 +73,10 @@ pub fn composed_mlp_branch(
     activation: Activation,
     scales: Scales,
 ) -> Tensor<2> {
-    let normalised = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
-    let hidden = linear(normalised, fc1.weight, fc1.bias, Activation::None);
+    let normalized = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
+    let hidden = linear(normalized, fc1.weight, fc1.bias, Activation::None);
     let branch = linear(hidden, fc2.weight, fc2.bias, activation);
-    x + scaled(branch, &segment_images(segments), scales)
+    x + scaled(branch, &tokens_per_image(segments), scales)
 }
 
 /// Rows times the scale of their image, of whose rows `images` has the numbers.
@@ -115,7 +115,7 @@ impl Operation for MlpBranch {
         let parameters = inputs.split_off(1);
         let mut x = inputs.remove(0);
         let mlp = self.parameters(&parameters);
-        let input = (keep && self.compute.recompute).then(|| copy_of(&x));
+        let input = (keep && self.compute.activation_checkpointing).then(|| copy_of(&x));
         let keep = keep && input.is_none();
         let kept = with_element!(self.compute.precision, T => {
             let packing = &self.compute.packing;
@@ -135,7 +135,7 @@ impl Operation for MlpBranch {
     ) -> Vec<Option<FlexTensor>> {
         let (mlp, scales) = (self.parameters(parameters), self.sample_scales());
         let gradients = with_element!(self.compute.precision, T => {
-            let kept = if self.compute.recompute {
+            let kept = if self.compute.activation_checkpointing {
                 let mut x: Vec<f32> = own(kept);
                 let kept = mlp::forward(&mut x, &mlp, &mlp.pack_weights::<T>(), &scales, true);
                 recycle(x);

@@ -2,7 +2,7 @@
 
 /// How a file names the parameters of a Swin transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
+pub enum Naming {
     /// The official EsViT code, and ours.
     Esvit,
     /// Microsoft's Swin code, and timm before 0.9.
@@ -34,7 +34,7 @@ enum Place<'a> {
     Norm {
         rest: &'a str,
     },
-    /// A head, which only the official layout has.
+    /// A head, which only the official naming has.
     Other,
 }
 
@@ -60,8 +60,8 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Layout {
-    /// Every layout. Those before others are tried first.
+impl Naming {
+    /// Every naming. Those before others are tried first.
     pub const ALL: [Self; 6] = [
         Self::Esvit,
         Self::Microsoft,
@@ -71,7 +71,7 @@ impl Layout {
         Self::Transformers5,
     ];
 
-    /// What the layout is called in reports.
+    /// What the naming is called in reports.
     pub fn label(self) -> &'static str {
         match self {
             Self::Esvit => "EsViT",
@@ -82,7 +82,7 @@ impl Layout {
         }
     }
 
-    /// The `eps` of every LayerNorm of the program that the layout belongs to. It is not stored
+    /// The `eps` of every LayerNorm of the program that the naming belongs to. It is not stored
     /// with the weights; EsViT's is the smaller one.
     pub fn norm_eps(self) -> f64 {
         match self {
@@ -239,15 +239,15 @@ mod tests {
         ];
         for (official, expected) in cases {
             let layouts =
-                [Layout::Timm, Layout::Torchvision, Layout::Transformers, Layout::Transformers5];
-            for (layout, expected) in layouts.into_iter().zip(expected) {
-                assert_eq!(layout.names(official), [expected], "{layout:?}");
+                [Naming::Timm, Naming::Torchvision, Naming::Transformers, Naming::Transformers5];
+            for (naming, expected) in layouts.into_iter().zip(expected) {
+                assert_eq!(naming.names(official), [expected], "{naming:?}");
             }
-            assert_eq!(Layout::Esvit.names(official), [official]);
+            assert_eq!(Naming::Esvit.names(official), [official]);
         }
-        let queries = Layout::Transformers.names("layers.0.blocks.1.attn.qkv.bias");
+        let queries = Naming::Transformers.names("layers.0.blocks.1.attn.qkv.bias");
         assert_eq!(queries[2], "encoder.layers.0.blocks.1.attention.self.value.bias");
-        let queries = Layout::Transformers5.names("layers.0.blocks.1.attn.qkv.weight");
+        let queries = Naming::Transformers5.names("layers.0.blocks.1.attn.qkv.weight");
         assert_eq!(queries[0], "encoder.layers.0.blocks.1.attention.q_proj.weight");
     }
 }

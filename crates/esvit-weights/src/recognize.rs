@@ -36,7 +36,7 @@ const AGAIN: &str = "fetch the file again, and compare its size with the one tha
 const UNPACK: &str = "unpack it and name the file of weights in it";
 const CONVERT: &str = "convert it to safetensors, or to PyTorch with `torch.save`";
 
-pub(crate) fn recognise(source: &Source) -> Result<Container, Fault> {
+pub(crate) fn recognize(source: &Source) -> Result<Container, Fault> {
     let head = source.read(0, source.length().min(LOOKED_AT))?;
     match *head {
         [b'P', b'K', 3, 4, ..] => return Ok(Container::TorchZip),
@@ -114,7 +114,7 @@ mod tests {
             (b"L119547037146038801333356L\n.", Container::TorchLegacy),
             (b"\x02\0\0\0\0\0\0\0{}", Container::Safetensors),
         ] {
-            assert_eq!(recognise(&Source::memory(head.into())).unwrap(), expected);
+            assert_eq!(recognize(&Source::memory(head.into())).unwrap(), expected);
         }
     }
 
@@ -133,7 +133,7 @@ mod tests {
             (b"cold as ice", "63 6f 6c 64"),
             (&tar, "tar"),
         ] {
-            let error = recognise(&Source::memory(head.into())).unwrap_err().to_string();
+            let error = recognize(&Source::memory(head.into())).unwrap_err().to_string();
             assert!(error.contains(part) && error.contains("hint: "), "{error}");
         }
     }

@@ -21,7 +21,7 @@ pub(super) struct Section {
 /// All that there is to see, in the order of the page.
 pub(super) const SECTIONS: [Section; 5] = [
     Section { anchor: "crops", title: "Crops", make: crops::shown },
-    Section { anchor: "neighbours", title: "Nearest neighbours", make: learned::neighbours },
+    Section { anchor: "neighbors", title: "Nearest neighbors", make: learned::neighbors },
     Section { anchor: "matches", title: "Matching regions", make: learned::matches },
     Section { anchor: "attention", title: "Attention", make: learned::attention },
     Section { anchor: "regions", title: "Region features", make: learned::regions },
