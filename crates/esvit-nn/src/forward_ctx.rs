@@ -18,8 +18,8 @@ pub struct DropPathKey {
     pub seed: u64,
     /// Optimizer step.
     pub step: u64,
-    /// Which pass of that step (crop size, micro-batch).
-    pub pass: u64,
+    /// Micro-batch of that step.
+    pub micro_batch: u64,
 }
 
 /// How a network runs: in evaluation, or in training with or without drop-path.
@@ -82,8 +82,8 @@ impl ForwardCtx {
     /// of the branch, 0 or such that the mean stays; `branch` tells the branches of a network apart.
     /// None when nothing is dropped.
     pub fn drop_path(&self, images: usize, rate: f64, branch: u64) -> Scales {
-        let DropPathKey { seed, step, pass } = self.drop_path.filter(|_| rate > 0.0)?;
-        let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, pass, branch]);
+        let DropPathKey { seed, step, micro_batch } = self.drop_path.filter(|_| rate > 0.0)?;
+        let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, ctx, branch]);
         let kept = (1.0 / (1.0 - rate)) as f32;
         let scales = (0..self.images_before + images)
             .map(|_| if rng.chance(rate) { 0.0 } else { kept })

@@ -88,24 +88,24 @@ impl Head {
     }
 
     /// Logits of features `[rows, C]`, not multiplied out.
-    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &ForwardCtx) -> PrototypeLogits {
-        let z = self.embed(params, x, pass);
+    pub fn forward(&self, params: &Params, x: Tensor<2>, ctx: &ForwardCtx) -> PrototypeLogits {
+        let z = self.embed(params, x, ctx);
         let prototypes = self.prototypes;
         let g = params.tensor::<2>(self.weight_g).reshape([prototypes]);
         PrototypeLogits { z, v: params.tensor(self.weight_v), g }
     }
 
     /// The unit-length bottleneck, `[rows, bottleneck]`.
-    pub fn embed(&self, params: &Params, mut x: Tensor<2>, pass: &ForwardCtx) -> Tensor<2> {
+    pub fn embed(&self, params: &Params, mut x: Tensor<2>, ctx: &ForwardCtx) -> Tensor<2> {
         let mut activation = Activation::None;
         for (linear, norm) in &self.hidden {
-            x = linear.forward(params, x, activation, pass);
+            x = linear.forward(params, x, activation, ctx);
             if let Some(norm) = norm {
-                x = norm.forward(params, x, pass);
+                x = norm.forward(params, x, ctx);
             }
             activation = Activation::Gelu;
         }
-        ops::l2_normalize(self.bottleneck.forward(params, x, activation, pass))
+        ops::l2_normalize(self.bottleneck.forward(params, x, activation, ctx))
     }
 }
 
@@ -132,15 +132,15 @@ impl BatchNorm {
         }
     }
 
-    fn forward(&self, params: &Params, x: Tensor<2>, pass: &ForwardCtx) -> Tensor<2> {
+    fn forward(&self, params: &Params, x: Tensor<2>, ctx: &ForwardCtx) -> Tensor<2> {
         let [rows, channels] = x.dims();
         let [weight, bias] = [self.weight, self.bias].map(|id| params.vector(id));
-        if pass.is_training() {
+        if ctx.is_training() {
             let (y, [mean, variance]) = ops::batch_norm(x, weight, bias, Self::EPS);
             // The running variance is the unbiased one.
             let unbiased = variance * (rows as f64 / (rows.max(2) - 1) as f64);
-            self.blend(params, pass, self.running_mean, mean);
-            self.blend(params, pass, self.running_var, unbiased);
+            self.blend(params, ctx, self.running_mean, mean);
+            self.blend(params, ctx, self.running_var, unbiased);
             return y;
         }
         let row = |v: Tensor<1>| v.reshape([1, channels]);
@@ -149,8 +149,8 @@ impl BatchNorm {
         (x - mean) / (variance + Self::EPS).sqrt() * row(weight) + row(bias)
     }
 
-    fn blend(&self, params: &Params, pass: &ForwardCtx, id: ParamId, batch: Tensor<1>) {
+    fn blend(&self, params: &Params, ctx: &ForwardCtx, id: ParamId, batch: Tensor<1>) {
         let old = params.vector(id).inner();
-        pass.record(id, old * (1.0 - Self::MOMENTUM) + batch * Self::MOMENTUM);
+        ctx.record(id, old * (1.0 - Self::MOMENTUM) + batch * Self::MOMENTUM);
     }
 }

@@ -32,10 +32,10 @@ impl Linear {
         params: &Params,
         x: Tensor<2>,
         activation: Activation,
-        pass: &ForwardCtx,
+        ctx: &ForwardCtx,
     ) -> Tensor<2> {
         let LinearValues { weight, bias } = self.values(params);
-        ops::linear(x, weight, bias, activation, pass.precision)
+        ops::linear(x, weight, bias, activation, ctx.precision)
     }
 
     /// Its weight's place.
@@ -68,9 +68,9 @@ impl LayerNorm {
     }
 
     /// `[rows, C]` to `[rows, C]`.
-    pub fn forward(&self, params: &Params, x: Tensor<2>, pass: &ForwardCtx) -> Tensor<2> {
+    pub fn forward(&self, params: &Params, x: Tensor<2>, ctx: &ForwardCtx) -> Tensor<2> {
         let NormValues { gamma, beta, eps } = self.values(params);
-        ops::layer_norm(x, gamma, beta, eps, pass.precision)
+        ops::layer_norm(x, gamma, beta, eps, ctx.precision)
     }
 
     /// Its values, for an operation that contains the layer.

@@ -78,7 +78,7 @@ impl Network {
 
     /// Predictions for `crops`, each `[B, 3, H, W]`. All run through the network as one batch of
     /// rows, neighboring crops of one size as one segment of it.
-    pub fn forward(&self, params: &Params, crops: &[Tensor<4>], pass: &ForwardCtx) -> Predictions {
+    pub fn forward(&self, params: &Params, crops: &[Tensor<4>], ctx: &ForwardCtx) -> Predictions {
         let groups: Vec<Tensor<4>> = crops
             .chunk_by(|a, b| a.dims() == b.dims())
             .map(|group| match group {
@@ -86,10 +86,10 @@ impl Network {
                 group => Tensor::cat(group.to_vec(), 0),
             })
             .collect();
-        let features = self.backbone.features(params, groups, pass);
-        let view_logits = self.head.forward(params, features.view.clone(), pass);
+        let features = self.backbone.features(params, groups, ctx);
+        let view_logits = self.head.forward(params, features.view.clone(), ctx);
         let region = self.head_dense.as_ref().map(|head| {
-            let logits = head.forward(params, features.region.clone(), pass);
+            let logits = head.forward(params, features.region.clone(), ctx);
             let tokens = features.segments.iter().flat_map(|segment| {
                 let crops = segment.images / crops[0].dims()[0];
                 std::iter::repeat_n(segment.tokens(), crops)

@@ -18,7 +18,7 @@ use esvit_nn::params::{Params, Registry, Role, tensor, vector};
 use esvit_nn::weights::to_vec;
 use esvit_nn::{ForwardCtx, Swin, SwinConfig};
 
-const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, pass: 1 };
+const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, micro_batch: 1 };
 
 fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
     let len = tensor.shape().num_elements();

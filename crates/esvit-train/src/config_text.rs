@@ -106,13 +106,12 @@ fn did_you_mean(suggestions: &[String]) -> String {
 #[derive(Debug, Clone)]
 pub struct Schema {
     known: Table,
-    optional: Vec<String>,
 }
 
 impl Schema {
     /// The keys of `defaults`, which must name every key.
     pub fn new(defaults: Table) -> Self {
-        Self { known: defaults, optional: Vec::new() }
+        Self { known: defaults }
     }
 
     /// The keys of the serialized `defaults`.
@@ -121,23 +120,6 @@ impl Schema {
     /// [`ConfigError::Defaults`] if a value has no form in TOML.
     pub fn of<T: Serialize>(defaults: &T) -> Result<Self, ConfigError> {
         Table::try_from(defaults).map(Self::new).map_err(ConfigError::Defaults)
-    }
-
-    /// Also accepts these dotted paths, whose fields are plain `Option`s and therefore absent from
-    /// the serialized defaults when they are `None`. The value `none` clears such a key.
-    ///
-    /// Use [`none_word`] instead where the default is `Some` or the struct is
-    /// `#[serde(default)]`: it writes a cleared key as `none`, so that a stored configuration
-    /// reads back as it was, whereas an absent key takes the default again.
-    #[must_use]
-    pub fn with_optional(mut self, paths: &[&str]) -> Self {
-        for path in paths {
-            let mut known = nested(path.split('.'), Value::from(NONE));
-            merge(&mut known, &self.known);
-            self.known = known;
-            self.optional.push((*path).to_owned());
-        }
-        self
     }
 
     fn check(&self, layer: &Layer) -> Result<(), ConfigError> {
@@ -189,21 +171,6 @@ impl Schema {
         collect_paths_to(&self.known, key, "", &mut suggestions);
         suggestions.truncate(MAX_SUGGESTIONS);
         suggestions
-    }
-
-    fn remove_cleared(&self, merged: &mut Table) {
-        for path in &self.optional {
-            let keys: Vec<&str> = path.split('.').collect();
-            let Some((last, parents)) = keys.split_last() else { continue };
-            let table = parents
-                .iter()
-                .try_fold(&mut *merged, |table, key| table.get_mut(*key)?.as_table_mut());
-            if let Some(table) = table
-                && table.get(*last).and_then(Value::as_str) == Some(NONE)
-            {
-                table.remove(*last);
-            }
-        }
     }
 }
 
@@ -300,7 +267,6 @@ pub fn resolve<T: DeserializeOwned>(schema: &Schema, layers: &[Layer]) -> Result
         schema.check(layer)?;
         merge(&mut merged, &layer.table);
     }
-    schema.remove_cleared(&mut merged);
     serde_path_to_error::deserialize(Value::Table(merged)).map_err(|error| ConfigError::Value {
         key: error.path().to_string(),
         origin: last_origin(layers, error.path()),
@@ -401,6 +367,7 @@ mod tests {
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Model {
         name: String,
+        #[serde(with = "none_word")]
         weights: Option<String>,
     }
 
@@ -434,7 +401,7 @@ mod tests {
     }
 
     fn schema() -> Schema {
-        Schema::of(&defaults()).expect("defaults are TOML").with_optional(&["model.weights"])
+        Schema::of(&defaults()).expect("defaults are TOML")
     }
 
     fn resolve_overrides(overrides: &[&str]) -> Result<Config, ConfigError> {

@@ -5,12 +5,11 @@ use std::ops::Range;
 use esvit_nn::SwinConfig;
 use esvit_nn::ops::Precision;
 
-use crate::memory;
 use crate::objective::TEACHER_CROPS;
 
 /// What blocks may keep of a pass for the backward pass, in bytes. A second pass packs all weights and
 /// adds up all gradients again, which takes about a percent of the time of a step of this size.
-const KEPT_BYTES: f64 = (1u64 << 30) as f64;
+const SAVED_BYTES: f64 = (1u64 << 30) as f64;
 
 /// How many crops of an image go through the student at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,8 +31,8 @@ impl CropChunks {
         activation_checkpointing: bool,
     ) -> Self {
         const SIDE: usize = 224;
-        let kept = memory::saved_by_blocks(swin, SIDE, precision, activation_checkpointing);
-        Self::Pixels(KEPT_BYTES / kept * (SIDE * SIDE) as f64)
+        let saved = swin.saved_bytes(SIDE, precision, activation_checkpointing);
+        Self::Pixels(SAVED_BYTES / saved * (SIDE * SIDE) as f64)
     }
 
     /// The passes of crops with these sides, two global ones first, of `images` each. Global and

@@ -259,8 +259,8 @@ impl Learner {
         centers: &mut Centers,
     ) {
         let precision = self.settings.precision;
-        let teacher_pass = ForwardCtx::teacher().with_precision(precision);
-        let teacher = self.network.forward(&self.teacher, &crops[..TEACHER_CROPS], &teacher_pass);
+        let teacher_ctx = ForwardCtx::teacher().with_precision(precision);
+        let teacher = self.network.forward(&self.teacher, &crops[..TEACHER_CROPS], &teacher_ctx);
         profile::time("centers", 0, || centers.observe(&teacher));
 
         let (crops, mixing) = match self.settings.mixup.filter(|mixup| mixup.enabled) {
@@ -270,8 +270,8 @@ impl Learner {
             }
             None => (crops.to_vec(), None),
         };
-        let [step, pass] = place;
-        let key = DropPathKey { seed: self.settings.seed, step, pass };
+        let [step, micro_batch] = place;
+        let key = DropPathKey { seed: self.settings.seed, step, micro_batch };
         let loss_settings = LossSettings {
             student_temp: self.settings.student_temp,
             teacher_temp: settings.teacher_temp,
@@ -283,13 +283,13 @@ impl Learner {
         let sizes: Vec<usize> = crops.iter().map(|crop| crop.dims()[2]).collect();
         for at_hand in self.settings.crop_chunks.cut(&sizes, batch) {
             let first = at_hand.start;
-            let mut pass =
+            let mut ctx =
                 ForwardCtx::student(key).with_precision(precision).after_images(first * batch);
-            pass.activation_checkpointing = self.settings.activation_checkpointing;
+            ctx.activation_checkpointing = self.settings.activation_checkpointing;
             let params = self.student.tracked();
             let some: Vec<Tensor<4>> =
                 crops[at_hand.clone()].iter().cloned().map(Tensor::autodiff).collect();
-            let student = self.network.forward(&params, &some, &pass);
+            let student = self.network.forward(&params, &some, &ctx);
             let at_hand = Crops { at_hand, total: crops.len() };
             let centers = &self.centers;
             let loss = objective::loss(
@@ -300,12 +300,12 @@ impl Learner {
                 &loss_settings,
                 mixing.as_deref(),
             );
-            // What is no longer needed must not be kept during the backward pass.
+            // Free the forward outputs before the backward pass starts.
             drop(student);
             sum.add(&params, loss);
-            statistics = pass.into_statistics();
+            statistics = ctx.into_statistics();
         }
-        sum.buffers = [statistics, teacher_pass.into_statistics()];
+        sum.buffers = [statistics, teacher_ctx.into_statistics()];
         if settings.health && sum.health.is_none() {
             sum.health = Some(health::examine(&teacher, &self.centers, settings.teacher_temp));
         }

@@ -15,39 +15,6 @@ const BASE: f64 = 200e6;
 /// stay within it.
 const MARGIN: f64 = 1.2;
 
-/// Values of a token that a block keeps for the backward pass, per unit of width: two normalizations,
-/// query, key and value, what attention gave, and the hidden layer of four widths.
-const KEPT_VALUES: f64 = 10.0;
-
-/// What the blocks keep of a crop of an image for the backward pass, in bytes.
-pub(crate) fn saved_by_blocks(
-    swin: &SwinConfig,
-    size: usize,
-    precision: Precision,
-    activation_checkpointing: bool,
-) -> f64 {
-    let [values, _] = stage_values(swin, size);
-    values
-        * match precision {
-            _ if activation_checkpointing => 2.0 * 4.0,
-            Precision::F32 => KEPT_VALUES * 4.0,
-            Precision::Bf16 => KEPT_VALUES * 2.0,
-        }
-}
-
-/// Tokens times width of a crop, over all blocks and of the largest stage.
-fn stage_values(swin: &SwinConfig, size: usize) -> [f64; 2] {
-    let mut side = size / swin.patch_size;
-    let (mut all, mut largest) = (0.0, 0.0f64);
-    for stage in 0..swin.stages() {
-        let values = (side * side * swin.width(stage)) as f64;
-        all += values * swin.depths[stage] as f64;
-        largest = largest.max(values);
-        side = side.div_ceil(2);
-    }
-    [all, largest]
-}
-
 /// Estimated peak memory of a step, in bytes, with `micro_batch` images at a time.
 pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let swin = config.model.swin();
@@ -76,17 +43,16 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
     // What the pass of some crops takes, of all images.
     let pass = |crops: &[usize]| -> f64 {
-        let [mut kept, mut largest, mut rows] = [0.0; 3];
+        let [mut saved, mut largest, mut rows] = [0.0; 3];
         for &crop in crops {
-            let [_, of_largest] = stage_values(&swin, crop);
-            kept += saved_by_blocks(&swin, crop, precision, config.train.activation_checkpointing);
-            largest += of_largest;
+            saved += swin.saved_bytes(crop, precision, config.train.activation_checkpointing);
+            largest += swin.largest_stage(crop);
             rows += region_rows(config, crop);
         }
         // In the largest stage: the hidden layer's gradient and the branch's, the stream and its
         // gradient; besides, the heads' layers and the exponentials of logits.
         let transient = largest * (6.0 * size + 8.0);
-        let image = kept + transient + rows * head_width * (size + 4.0);
+        let image = saved + transient + rows * head_width * (size + 4.0);
         let exponentials = (rows + teacher_rows) * config.head.out_dim as f64 * size;
         let most = exponentials.max(EXPONENTIALS_BYTES as f64);
         micro_batch as f64 * image + most.min(micro_batch as f64 * exponentials)

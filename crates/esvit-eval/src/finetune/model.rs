@@ -170,7 +170,7 @@ mod tests {
         let params = Params::init(network.specs(), 3, &device).tracked();
         let pixels = (0..2 * 3 * 32 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
         let images = tensor::<4>(pixels, [2, 3, 32, 32], &device).autodiff();
-        let pass = ForwardCtx::student(DropPathKey { seed: 0, step: 0, pass: 0 });
+        let pass = ForwardCtx::student(DropPathKey { seed: 0, step: 0, micro_batch: 0 });
         let logits = network.logits(&params, images, &pass);
         assert_eq!(logits.dims(), [2, 1200]);
         let targets = targets(&[1199, 0], 1200, 0.1, &device).autodiff();

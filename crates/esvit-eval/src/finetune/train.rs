@@ -88,7 +88,7 @@ impl Trainer {
     /// Loss and gradients of a batch.
     fn gradients(&self, step: u64, batch: Batch) -> (f32, Vec<Option<Tensor<1>>>) {
         let (images, targets) = self.mixed(step, batch);
-        let key = DropPathKey { seed: self.settings.seed, step, pass: 0 };
+        let key = DropPathKey { seed: self.settings.seed, step, micro_batch: 0 };
         let pass = ForwardCtx::student(key).with_precision(self.settings.precision);
         let params = self.params.tracked();
         let logits = self.network.logits(&params, images.autodiff(), &pass);

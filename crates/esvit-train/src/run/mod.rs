@@ -4,6 +4,7 @@ mod folder;
 mod metrics_log;
 mod plan;
 mod session;
+mod start;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use burn::tensor::Tensor;
 use esvit_data::{Batch, Loader};
 use esvit_kernels::pool;
-use esvit_nn::device;
 use esvit_nn::params::tensor;
 use esvit_nn::weights::entry;
 
 use super::folder::RunFolder;
 use super::metrics_log::{EpochMetrics, KnnMetrics, MetricsLog, StepMetrics, peak_memory};
-use super::{End, Event, KnnCheck, Observer, Options, Outcome, Plan, RunError, Start, plan};
+use super::start::Started;
+use super::{End, Event, KnnCheck, Observer, Options, Outcome, Plan, RunError};
 use crate::Learner;
-use crate::checkpoint::{self, Best, Checkpoint, CheckpointError, Loaded, Metadata};
+use crate::checkpoint::{self, Best, Metadata};
 use crate::config::Config;
 use crate::health::CollapseDetector;
 use crate::learner::{NotFinite, StepResult, StepSettings};
@@ -25,13 +25,13 @@ use esvit_files::write_atomically;
 pub(super) struct Session<'a> {
     config: &'a Config,
     folder: RunFolder,
-    record: MetricsLog,
+    log: MetricsLog,
     observer: &'a mut dyn Observer,
     knn: Option<&'a mut KnnCheck<'a>>,
     stop: Arc<AtomicBool>,
     learner: Learner,
     plan: Plan,
-    watch: CollapseDetector,
+    collapse: CollapseDetector,
     best: Option<Best>,
     newest: PathBuf,
     last_knn: Option<KnnMetrics>,
@@ -44,80 +44,22 @@ impl<'a> Session<'a> {
         loader: &Loader,
     ) -> Result<Self, RunError> {
         let Options { out, overwrite, start, source, stop, environment, observer, knn } = options;
-        let mut learner = plan::learner(config, &device::find(&config.train.device)?);
-        let mut notes = Vec::new();
-        let mut first_step = 0;
-        // What the run starts from is read before anything is written or deleted.
-        match &start {
-            Start::New | Start::Resume => {}
-            Start::InitFrom(path) => {
-                let loaded = from_file(path, |file| file.initialize(&mut learner))?;
-                notes.push(describe("weights", path, &loaded));
-                if let Some(eps) = loaded.norm_eps.filter(|&eps| eps != config.model.norm_eps) {
-                    notes.push(format!(
-                        "weights of this naming are made for `model.norm_eps={eps:e}`, the run has \
-                         {:e}",
-                        config.model.norm_eps
-                    ));
-                }
-            }
-            Start::ContinueFrom(path) => {
-                let loaded = from_file(path, |file| {
-                    first_step = file.run()?.step;
-                    file.continue_from(&mut learner)
-                })?;
-                notes.push(describe("weights, moments and centers", path, &loaded));
-            }
-        }
-        let steps = loader.steps_per_epoch() * config.train.epochs;
-        if let Start::ContinueFrom(path) = &start
-            && first_step >= steps
-        {
-            return Err(RunError::NoStepLeft {
-                path: path.clone(),
-                done: first_step,
-                total: steps,
-                epochs: config.train.epochs,
-            });
-        }
-        let folder = match start {
-            Start::Resume => RunFolder::reopen(&out)?,
-            _ => RunFolder::create(&out, overwrite)?,
-        };
-        let mut best = None;
-        let mut newest = PathBuf::new();
-        if start == Start::Resume {
-            match newest_whole(&folder, &mut notes)? {
-                Some((path, file)) => {
-                    let failed = |source| RunError::Start { path: path.clone(), source };
-                    file.restore(&mut learner).map_err(failed)?;
-                    let metadata = file.run().map_err(failed)?;
-                    (first_step, best) = (metadata.step, metadata.best);
-                    let epoch_ended = first_step.is_multiple_of(loader.steps_per_epoch());
-                    if epoch_ended && best.is_some_and(|best| best.epoch == metadata.epoch) {
-                        // A kill may have come between its writing and its marking.
-                        folder.mark_best(&path)?;
-                    }
-                    notes.push(format!("going on after step {first_step} (`{}`)", path.display()));
-                    newest = path;
-                }
-                None => notes.push("no checkpoint yet, starting from the beginning".into()),
-            }
-        }
+        let (started, folder) = Started::prepare(config, &start, &out, overwrite, loader)?;
+        let Started { learner, first_step, best, newest, notes } = started;
         let plan = Plan::new(config, loader, source.len(), &learner, first_step);
         write_text(&folder.config(), &config.to_toml())?;
         write_text(&folder.file("env.json"), &format!("{environment:#}\n"))?;
-        let record = MetricsLog::open(&folder, first_step, plan.epochs_done(first_step))?;
+        let log = MetricsLog::open(&folder, first_step, plan.epochs_done(first_step))?;
         let mut session = Self {
             config,
             folder,
-            record,
+            log,
             observer,
             knn,
             stop,
             learner,
             plan,
-            watch: CollapseDetector::default(),
+            collapse: CollapseDetector::default(),
             best,
             newest,
             last_knn: None,
@@ -129,7 +71,7 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn run(&mut self, loader: &Loader) -> Result<Outcome, RunError> {
-        self.record.say(&self.plan.to_string())?;
+        self.log.say(&self.plan.to_string())?;
         self.observer.notice(&Event::Begin(&self.plan));
         let Plan { first_step, total_steps, .. } = self.plan;
         if first_step >= total_steps {
@@ -140,7 +82,7 @@ impl<'a> Session<'a> {
             // A run that fails before its first checkpoint has one to fall back on.
             self.save(first_step)?;
         }
-        let mut stretch = LogWindow::new();
+        let mut window = LogWindow::new();
         let mut epoch_loss = Mean::default();
         let mut training = Duration::ZERO;
         let mut done = first_step;
@@ -155,11 +97,11 @@ impl<'a> Session<'a> {
             let spent = begin.elapsed() + waited;
             training += spent;
             epoch_loss.add(f64::from(result.loss));
-            stretch.add(&result, spent, waited);
+            window.add(&result, spent, waited);
             self.observer.notice(&Event::Step { step: done, loss: result.loss });
             if self.plan.is_logged(done) {
-                self.figures(&stretch, &settings, &result)?;
-                stretch = LogWindow::new();
+                self.figures(&window, &settings, &result)?;
+                window = LogWindow::new();
             }
             let saved = self.end_of_epoch(done, &settings, &mut epoch_loss)?;
             if self.stop.load(Ordering::Relaxed) && done < total_steps {
@@ -170,7 +112,7 @@ impl<'a> Session<'a> {
                 return Ok(self.outcome(End::Stopped, done, training, loader));
             }
         }
-        self.record.flush()?;
+        self.log.flush()?;
         Ok(self.outcome(End::Finished, done, training, loader))
     }
 
@@ -228,35 +170,35 @@ impl<'a> Session<'a> {
     /// Writes the figures of the last steps down and looks at the teacher's health.
     fn figures(
         &mut self,
-        stretch: &LogWindow,
+        window: &LogWindow,
         settings: &StepSettings,
         result: &StepResult,
     ) -> Result<(), RunError> {
         let figures = StepMetrics {
             step: settings.step + 1,
             epoch: self.plan.epochs_done(settings.step),
-            train_loss: stretch.loss.mean(),
-            view_loss: stretch.view_loss.mean(),
-            region_loss: result.region_loss.map(|_| stretch.region_loss.mean()),
+            train_loss: window.loss.mean(),
+            view_loss: window.view_loss.mean(),
+            region_loss: result.region_loss.map(|_| window.region_loss.mean()),
             lr: settings.lr,
             wd: settings.weight_decay,
             momentum: settings.momentum,
             teacher_temp: settings.teacher_temp,
-            grad_norm: stretch.grad_norm.mean(),
-            batch_time: stretch.spent.as_secs_f64() / stretch.loss.count as f64,
-            data_wait: stretch.waited.as_secs_f64() / stretch.spent.as_secs_f64().max(1e-9),
-            img_per_s: self.plan.global_batch as f64 * stretch.loss.count as f64
-                / stretch.spent.as_secs_f64().max(1e-9),
+            grad_norm: window.grad_norm.mean(),
+            batch_time: window.spent.as_secs_f64() / window.loss.count as f64,
+            data_wait: window.waited.as_secs_f64() / window.spent.as_secs_f64().max(1e-9),
+            img_per_s: self.plan.global_batch as f64 * window.loss.count as f64
+                / window.spent.as_secs_f64().max(1e-9),
             max_mem: peak_memory(),
             health: result.health,
         };
-        self.record.step(&figures)?;
+        self.log.step(&figures)?;
         self.observer.notice(&Event::Figures(&figures));
         if let Some(health) = &result.health
-            && let Some(collapse) = self.watch.look(health)
+            && let Some(collapse) = self.collapse.look(health)
         {
             let warning = format!("step {}: {}", figures.step, collapse.advice());
-            self.record.say(&format!("warning: {warning}"))?;
+            self.log.say(&format!("warning: {warning}"))?;
             self.observer.notice(&Event::Warning(&warning));
         }
         Ok(())
@@ -283,7 +225,7 @@ impl<'a> Session<'a> {
                 epoch: epoch - 1,
             };
             *epoch_loss = Mean::default();
-            self.record.epoch(&figures)?;
+            self.log.epoch(&figures)?;
             let every = self.config.knn.every_epochs;
             if every > 0 && (epoch.is_multiple_of(every) || last) {
                 improved = self.check(done, epoch)?;
@@ -310,7 +252,7 @@ impl<'a> Session<'a> {
             knn_top1: accuracy.top1,
             knn_top5: accuracy.top5,
         };
-        self.record.knn(&figures)?;
+        self.log.knn(&figures)?;
         self.observer.notice(&Event::Knn(&figures));
         self.last_knn = Some(figures);
         let improved = self.best.is_none_or(|best| accuracy.top1 > best.top1);
@@ -327,7 +269,7 @@ impl<'a> Session<'a> {
     fn save(&mut self, step: u64) -> Result<(), RunError> {
         let path = self.folder.checkpoint(self.plan.epochs_done(step), step);
         checkpoint::save(&path, &self.learner, self.metadata(step))?;
-        self.record.flush()?;
+        self.log.flush()?;
         self.folder.prune(self.config.checkpoint.keep_last)?;
         self.observer.notice(&Event::Checkpoint(&path));
         self.newest = path;
@@ -336,7 +278,7 @@ impl<'a> Session<'a> {
 
     pub(super) fn report_broken(&mut self, loader: &Loader) -> Result<(), RunError> {
         for broken in loader.take_new_broken() {
-            self.record.say(&format!("left out `{}`: {}", broken.name, broken.reason))?;
+            self.log.say(&format!("left out `{}`: {}", broken.name, broken.reason))?;
             self.observer.notice(&Event::Broken(&broken));
         }
         Ok(())
@@ -345,11 +287,11 @@ impl<'a> Session<'a> {
     /// Writes down why the run failed, where that can still be written.
     pub(super) fn record_failure(&mut self, error: &RunError) {
         // The error is returned all the same; a full disk takes no line.
-        let _ = self.record.say(&format!("error: {error}"));
+        let _ = self.log.say(&format!("error: {error}"));
     }
 
     fn note(&mut self, note: &str) -> Result<(), RunError> {
-        self.record.say(note)?;
+        self.log.say(note)?;
         self.observer.notice(&Event::Note(note));
         Ok(())
     }
@@ -369,48 +311,6 @@ impl<'a> Session<'a> {
 fn write_text(path: &Path, text: &str) -> Result<(), RunError> {
     write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()))?;
     Ok(())
-}
-
-fn from_file(
-    path: &Path,
-    load: impl FnOnce(&Checkpoint) -> Result<Loaded, CheckpointError>,
-) -> Result<Loaded, RunError> {
-    Checkpoint::open(path)
-        .and_then(|file| load(&file))
-        .map_err(|source| RunError::Start { path: path.into(), source })
-}
-
-fn describe(what: &str, path: &Path, loaded: &Loaded) -> String {
-    let list = |parts: &[String]| {
-        parts.iter().map(|part| format!("`{part}`")).collect::<Vec<_>>().join(", ")
-    };
-    let mut text = format!("{what} of {} from `{}`", list(&loaded.found), path.display());
-    if !loaded.new.is_empty() {
-        text.push_str(&format!("; {} start anew", list(&loaded.new)));
-    }
-    for line in &loaded.report.resized {
-        text.push_str(&format!("; resized {line}"));
-    }
-    text
-}
-
-/// The newest checkpoint that can be read; those that cannot are named in `notes`.
-fn newest_whole(
-    folder: &RunFolder,
-    notes: &mut Vec<String>,
-) -> Result<Option<(PathBuf, Checkpoint)>, RunError> {
-    let mut first_error = None;
-    for (_, path) in folder.list()? {
-        match Checkpoint::open(&path) {
-            Ok(file) => return Ok(Some((path, file))),
-            Err(source) => {
-                notes.push(format!("passing over a broken checkpoint: {source}"));
-                first_error.get_or_insert(RunError::Start { path, source });
-            }
-        }
-    }
-    // With checkpoints but none that is whole, starting over would hide the loss.
-    first_error.map_or(Ok(None), Err)
 }
 
 /// Sums over the steps of one line of the log.

@@ -1,0 +1,154 @@
+//! A block of a Swin transformer, and the merging of patches between stages.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+use super::SwinConfig;
+use crate::forward_ctx::ForwardCtx;
+use crate::layers::{LayerNorm, Linear, WEIGHT_STD};
+use crate::ops::{
+    self, Activation, AttentionValues, LinearValues, NormValues, Segment, WindowMap, WindowMaps,
+};
+use crate::params::{Init, ParamId, Params, Scope};
+
+/// Attention and a two-layer MLP, each with a norm before and a residual around it.
+#[derive(Debug)]
+pub(super) struct Block {
+    /// Position among the blocks of all stages.
+    pub(super) index: usize,
+    window: usize,
+    shift: usize,
+    drop_path: f64,
+    norm1: LayerNorm,
+    table: ParamId,
+    qkv: Linear,
+    proj: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Block {
+    pub(super) fn new(
+        scope: &mut Scope<'_>,
+        config: &SwinConfig,
+        [stage, block, index]: [usize; 3],
+        drop_path: f64,
+    ) -> Self {
+        let width = config.width(stage);
+        let hidden = config.hidden_width(stage);
+        let (window, shift) = config.window_and_shift(stage, block);
+        let norm1 = LayerNorm::new(&mut scope.at("norm1"), width, config.norm_eps);
+        let mut attn = scope.at("attn");
+        let table = attn.param(
+            "relative_position_bias_table",
+            &[(2 * window - 1).pow(2), config.num_heads[stage]],
+            Init::TruncatedNormal(WEIGHT_STD),
+        );
+        let qkv = Linear::new(&mut attn.at("qkv"), width, 3 * width);
+        let proj = Linear::new(&mut attn.at("proj"), width, width);
+        let norm2 = LayerNorm::new(&mut scope.at("norm2"), width, config.norm_eps);
+        let mut mlp = scope.at("mlp");
+        let fc1 = Linear::new(&mut mlp.at("fc1"), width, hidden);
+        let fc2 = Linear::new(&mut mlp.at("fc2"), hidden, width);
+        Self { index, window, shift, drop_path, norm1, table, qkv, proj, norm2, fc1, fc2 }
+    }
+
+    pub(super) fn forward(
+        &self,
+        params: &Params,
+        maps: TokenMaps,
+        windows: &WindowMaps,
+        ctx: &ForwardCtx,
+    ) -> TokenMaps {
+        let TokenMaps { rows, segments } = maps;
+        let windows = self.windows(&segments, windows);
+        let images = segments.iter().map(|segment| segment.images).sum();
+        let scales = |branch| ctx.drop_path(images, self.drop_path, branch);
+
+        let layers = AttentionValues {
+            norm: self.norm1.values(params),
+            qkv: self.qkv.values(params),
+            proj: self.proj.values(params),
+            table: params.tensor(self.table),
+        };
+        let dropped = scales(2 * self.index as u64);
+        let compute = ctx.compute(params.packing(self.table));
+        let rows = ops::attention_branch(rows, &segments, &windows, layers, dropped, compute);
+        let rows = ops::mlp_branch(
+            rows,
+            &segments,
+            self.norm2.values(params),
+            [&self.fc1, &self.fc2].map(|layer| layer.values(params)),
+            Activation::Gelu,
+            scales(2 * self.index as u64 + 1),
+            ctx.compute(params.packing(self.fc1.weight())),
+        );
+        TokenMaps { rows, segments }
+    }
+
+    fn windows(&self, segments: &[Segment], windows: &WindowMaps) -> Vec<Arc<WindowMap>> {
+        segments.iter().map(|s| windows.get(s.map, self.window, self.shift)).collect()
+    }
+
+    pub(super) fn attention_weights(
+        &self,
+        params: &Params,
+        maps: &TokenMaps,
+        windows: &WindowMaps,
+    ) -> (Tensor<4>, Arc<WindowMap>) {
+        let windows = self.windows(&maps.segments, windows).swap_remove(0);
+        let LinearValues { weight, bias } = self.qkv.values(params);
+        let normalized = self.norm1.forward(params, maps.rows.clone(), &ForwardCtx::eval());
+        let qkv = normalized.matmul(weight.transpose());
+        let [rows, width] = qkv.dims();
+        let qkv = qkv.reshape([rows / windows.tokens(), windows.tokens(), width]);
+        let table = params.tensor(self.table);
+        (ops::window_attention_weights(qkv, bias, table, &windows), windows)
+    }
+}
+
+/// Patch merging: halves the map and doubles the width.
+#[derive(Debug)]
+pub(super) struct Downsample {
+    reduction: ParamId,
+    norm: LayerNorm,
+}
+
+impl Downsample {
+    pub(super) fn new(scope: &mut Scope<'_>, width: usize, norm_eps: f64) -> Self {
+        let init = Init::TruncatedNormal(WEIGHT_STD);
+        let reduction = scope.at("reduction").param("weight", &[2 * width, 4 * width], init);
+        Self { reduction, norm: LayerNorm::new(&mut scope.at("norm"), 4 * width, norm_eps) }
+    }
+
+    pub(super) fn forward(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
+        let NormValues { gamma, beta, eps } = self.norm.values(params);
+        let weight = params.tensor(self.reduction);
+        let (rows, segments) = ops::merge_patches(
+            maps.rows,
+            &maps.segments,
+            [gamma, beta],
+            weight,
+            eps,
+            ctx.precision,
+        );
+        TokenMaps { rows, segments }
+    }
+}
+
+/// Maps of tokens on their way through the stages.
+#[derive(Debug, Clone)]
+pub(super) struct TokenMaps {
+    /// `[tokens of all images, C]`.
+    pub(super) rows: Tensor<2>,
+    pub(super) segments: Vec<Segment>,
+}
+
+impl TokenMaps {
+    /// The mean token of every image, `[images, C]`.
+    pub(super) fn means(&self) -> Tensor<2> {
+        ops::global_average_pool(self.rows.clone(), &ops::tokens_per_image(&self.segments))
+    }
+}

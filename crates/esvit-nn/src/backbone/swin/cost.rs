@@ -1,0 +1,90 @@
+//! What a Swin transformer takes: multiply-accumulates, and values saved for the backward pass.
+
+use super::{CHANNELS, SwinConfig};
+use crate::ops::Precision;
+
+/// Values of a token that a block saves for the backward pass, per unit of width: two
+/// normalizations, query, key and value, what attention gave, and the hidden layer of four widths.
+const SAVED_VALUES: f64 = 10.0;
+
+impl SwinConfig {
+    /// Multiply-accumulates of linear layers and attention for one image of `size` pixels,
+    /// padding tokens counted as the official code computes them.
+    pub fn macs(&self, size: usize) -> u64 {
+        let mut side = size / self.patch_size;
+        let mut total = side * side * self.embed_dim * CHANNELS * self.patch_size.pow(2);
+        for stage in 0..self.stages() {
+            let width = self.width(stage);
+            for block in 0..self.depths[stage] {
+                let (window, _) = self.window_and_shift(stage, block);
+                let padded = side.div_ceil(window).pow(2) * window.pow(2);
+                total += padded * width * 4 * width + 2 * padded * window.pow(2) * width;
+                total += 2 * side * side * width * self.hidden_width(stage);
+            }
+            if stage + 1 < self.stages() {
+                side = side.div_ceil(2);
+                total += side * side * 8 * width * width;
+            }
+        }
+        total as u64
+    }
+
+    /// Multiply-accumulates that are really computed for one square image of `size` pixels:
+    /// padding is not, nor, on average, are the branches that `drop_path` drops (the rate of the
+    /// last block).
+    pub fn real_macs(&self, size: usize, drop_path: f64) -> f64 {
+        let mut side = size / self.patch_size;
+        let mut total = (side * side * self.embed_dim * CHANNELS * self.patch_size.pow(2)) as f64;
+        let blocks: usize = self.depths.iter().sum();
+        let mut index = 0;
+        for stage in 0..self.stages() {
+            let width = self.width(stage);
+            for block in 0..self.depths[stage] {
+                let (window, _) = self.window_and_shift(stage, block);
+                let kept = 1.0 - drop_path * index as f64 / (blocks.max(2) - 1) as f64;
+                let attention = 4 * width * width + 2 * window.pow(2) * width;
+                let tokens = side * side;
+                total +=
+                    kept * (tokens * (attention + 2 * width * self.hidden_width(stage))) as f64;
+                index += 1;
+            }
+            if stage + 1 < self.stages() {
+                side = side.div_ceil(2);
+                total += (side * side * 8 * width * width) as f64;
+            }
+        }
+        total
+    }
+
+    /// What the blocks save of an image of `size` pixels for the backward pass, in bytes.
+    pub fn saved_bytes(
+        &self,
+        size: usize,
+        precision: Precision,
+        activation_checkpointing: bool,
+    ) -> f64 {
+        let blocks = self.depths.iter().map(|&depth| depth as f64);
+        let values: f64 = self.stage_values(size).zip(blocks).map(|(values, n)| values * n).sum();
+        values
+            * match precision {
+                _ if activation_checkpointing => 2.0 * 4.0,
+                Precision::F32 => SAVED_VALUES * 4.0,
+                Precision::Bf16 => SAVED_VALUES * 2.0,
+            }
+    }
+
+    /// Tokens times width of an image of `size` pixels in the stage where that is most.
+    pub fn largest_stage(&self, size: usize) -> f64 {
+        self.stage_values(size).fold(0.0, f64::max)
+    }
+
+    /// Tokens times width of an image of `size` pixels, stage by stage.
+    fn stage_values(&self, size: usize) -> impl Iterator<Item = f64> {
+        let mut side = size / self.patch_size;
+        (0..self.stages()).map(move |stage| {
+            let values = (side * side * self.width(stage)) as f64;
+            side = side.div_ceil(2);
+            values
+        })
+    }
+}

@@ -1,0 +1,157 @@
+//! Where a run begins: anew, with a file's weights, with its whole state, or where an earlier process
+//! has left it.
+
+use std::path::{Path, PathBuf};
+
+use esvit_data::Loader;
+use esvit_nn::device;
+
+use super::folder::RunFolder;
+use super::{RunError, Start, plan};
+use crate::Learner;
+use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded};
+use crate::config::Config;
+
+/// The state that a run begins with.
+pub(super) struct Started {
+    pub(super) learner: Learner,
+    /// Steps that were done before.
+    pub(super) first_step: u64,
+    pub(super) best: Option<Best>,
+    /// The newest checkpoint of the run's folder; empty where it has none.
+    pub(super) newest: PathBuf,
+    /// What the log should say of the beginning.
+    pub(super) notes: Vec<String>,
+}
+
+impl Started {
+    /// The state that `start` asks for, and the run's folder. What the run starts from is read
+    /// before anything is written or deleted.
+    pub(super) fn prepare(
+        config: &Config,
+        start: &Start,
+        out: &Path,
+        overwrite: bool,
+        loader: &Loader,
+    ) -> Result<(Self, RunFolder), RunError> {
+        let mut started = Self {
+            learner: plan::learner(config, &device::find(&config.train.device)?),
+            first_step: 0,
+            best: None,
+            newest: PathBuf::new(),
+            notes: Vec::new(),
+        };
+        let folder = match start {
+            Start::New => RunFolder::create(out, overwrite)?,
+            Start::InitFrom(path) => {
+                started.init_from(path, config)?;
+                RunFolder::create(out, overwrite)?
+            }
+            Start::ContinueFrom(path) => {
+                started.continue_from(path, config, loader)?;
+                RunFolder::create(out, overwrite)?
+            }
+            Start::Resume => {
+                let folder = RunFolder::reopen(out)?;
+                started.resume(&folder, loader)?;
+                folder
+            }
+        };
+        Ok((started, folder))
+    }
+
+    /// Takes over weights and nothing else.
+    fn init_from(&mut self, path: &Path, config: &Config) -> Result<(), RunError> {
+        let loaded = from_file(path, |file| file.initialize(&mut self.learner))?;
+        self.notes.push(describe("weights", path, &loaded));
+        if let Some(eps) = loaded.norm_eps.filter(|&eps| eps != config.model.norm_eps) {
+            self.notes.push(format!(
+                "weights with these names are made for `model.norm_eps={eps:e}`, the run has {:e}",
+                config.model.norm_eps
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes over the whole state of another run.
+    fn continue_from(
+        &mut self,
+        path: &Path,
+        config: &Config,
+        loader: &Loader,
+    ) -> Result<(), RunError> {
+        let loaded = from_file(path, |file| {
+            self.first_step = file.run()?.step;
+            file.continue_from(&mut self.learner)
+        })?;
+        self.notes.push(describe("weights, moments and centers", path, &loaded));
+        let total = loader.steps_per_epoch() * config.train.epochs;
+        if self.first_step >= total {
+            let (done, epochs) = (self.first_step, config.train.epochs);
+            return Err(RunError::NoStepLeft { path: path.into(), done, total, epochs });
+        }
+        Ok(())
+    }
+
+    /// Takes up the newest checkpoint of the run's folder.
+    fn resume(&mut self, folder: &RunFolder, loader: &Loader) -> Result<(), RunError> {
+        let Some((path, file)) = newest_whole(folder, &mut self.notes)? else {
+            self.notes.push("no checkpoint yet, starting from the beginning".into());
+            return Ok(());
+        };
+        let failed = |source| RunError::Start { path: path.clone(), source };
+        file.restore(&mut self.learner).map_err(failed)?;
+        let metadata = file.run().map_err(failed)?;
+        (self.first_step, self.best) = (metadata.step, metadata.best);
+        let epoch_ended = self.first_step.is_multiple_of(loader.steps_per_epoch());
+        if epoch_ended && self.best.is_some_and(|best| best.epoch == metadata.epoch) {
+            // A kill may have come between its writing and its marking.
+            folder.mark_best(&path)?;
+        }
+        self.notes.push(format!("going on after step {} (`{}`)", self.first_step, path.display()));
+        self.newest = path;
+        Ok(())
+    }
+}
+
+fn from_file(
+    path: &Path,
+    load: impl FnOnce(&Checkpoint) -> Result<Loaded, CheckpointError>,
+) -> Result<Loaded, RunError> {
+    Checkpoint::open(path)
+        .and_then(|file| load(&file))
+        .map_err(|source| RunError::Start { path: path.into(), source })
+}
+
+fn describe(what: &str, path: &Path, loaded: &Loaded) -> String {
+    let list = |parts: &[String]| {
+        parts.iter().map(|part| format!("`{part}`")).collect::<Vec<_>>().join(", ")
+    };
+    let mut text = format!("{what} of {} from `{}`", list(&loaded.found), path.display());
+    if !loaded.new.is_empty() {
+        text.push_str(&format!("; {} start anew", list(&loaded.new)));
+    }
+    for line in &loaded.report.resized {
+        text.push_str(&format!("; resized {line}"));
+    }
+    text
+}
+
+/// The newest checkpoint that can be read; those that cannot are named in `notes`.
+fn newest_whole(
+    folder: &RunFolder,
+    notes: &mut Vec<String>,
+) -> Result<Option<(PathBuf, Checkpoint)>, RunError> {
+    let mut first_error = None;
+    for (_, path) in folder.list()? {
+        match Checkpoint::open(&path) {
+            Ok(file) => return Ok(Some((path, file))),
+            Err(source) => {
+                notes.push(format!("passing over a broken checkpoint: {source}"));
+                first_error.get_or_insert(RunError::Start { path, source });
+            }
+        }
+    }
+    // With checkpoints but none that is whole, starting over would hide the loss.
+    first_error.map_or(Ok(None), Err)
+}
