@@ -2,13 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../esvit-nn/tests/common/mod.rs"]
-mod common;
-
-use common::{assert_close, hash, hashed};
 use esvit_eval::correspondence::{Grid, MEASURED_PAIRS, View, correspond};
 use esvit_eval::knn::{TEMPERATURE, classify, nearest};
 use esvit_model::features::LabeledFeatures;
+use esvit_testing::{assert_close, hash, hashed};
 
 const CLASSES: u32 = 7;
 

@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use burn::tensor::Tensor;
-use common::{assert_close, fill, hash, hashed_tensor, hashed_times};
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::params::{Registry, Role, tensor};
 use esvit_nn::weights::to_vec;
 use esvit_nn::{ForwardCtx, Network, Params, Swin, zoo};
+use esvit_testing::{assert_close, fill, hash, hashed_tensor, hashed_times};
 
 /// The values have five decimals; f32 in another order of summation moves the last.
 const TOLERANCE: f64 = 3e-5;

@@ -2,12 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use common::{check_gradients, fill, hashed, hashed_times};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
@@ -17,6 +14,7 @@ use esvit_nn::ops::{
 use esvit_nn::params::{Params, Registry, Role, tensor, vector};
 use esvit_nn::weights::to_vec;
 use esvit_nn::{ForwardCtx, Swin, SwinConfig};
+use esvit_testing::{check_gradients, fill, hashed, hashed_times, tiny_swin};
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, micro_batch: 1 };
 
@@ -458,16 +456,7 @@ fn head() {
 /// Two stages with shift, padding, an odd map in patch merging, pixels cut off, and drop-path.
 #[test]
 fn swin() {
-    let config = SwinConfig {
-        img_size: 16,
-        patch_size: 2,
-        embed_dim: 8,
-        depths: vec![2, 1],
-        num_heads: vec![1, 2],
-        window_size: 4,
-        mlp_ratio: 2.0,
-        norm_eps: 1e-6,
-    };
+    let config = SwinConfig { img_size: 16, patch_size: 2, depths: vec![2, 1], ..tiny_swin() };
     config.validate().unwrap();
     let mut registry = Registry::default();
     let swin = Swin::new(&mut registry.root(), &config, 0.5);

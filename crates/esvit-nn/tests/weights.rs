@@ -14,19 +14,16 @@ use esvit_nn::weights::{
     to_vec,
 };
 use esvit_nn::{Network, Params, Swin, SwinConfig};
+use esvit_testing::tiny_swin;
 use esvit_weights::{Dtype, Float, Tensor, Tree, Values, write_safetensors, write_torch};
 
 /// Small, and of another window in its last stage than in its first.
 fn config() -> SwinConfig {
     SwinConfig {
         img_size: 64,
-        patch_size: 4,
-        embed_dim: 8,
         depths: vec![2, 1, 1, 1],
         num_heads: vec![1, 2, 2, 4],
-        window_size: 4,
-        mlp_ratio: 2.0,
-        norm_eps: 1e-6,
+        ..tiny_swin()
     }
 }
 

@@ -98,7 +98,7 @@ impl Optimizer {
     }
 
     /// Updates every parameter with a gradient by the settings for its place in the list; where
-    /// there are averages, they ema_update.
+    /// there are averages, they follow.
     fn update_all(
         &mut self,
         params: &mut Params,

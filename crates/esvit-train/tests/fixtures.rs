@@ -3,16 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../esvit-nn/tests/common/mod.rs"]
-mod common;
-
 use burn::tensor::{Device, Tensor};
-use common::{assert_close, check_gradients, hash, hashed, hashed_tensor, hashed_times};
 use esvit_nn::Params;
 use esvit_nn::network::{Predictions, RegionPredictions};
 use esvit_nn::ops::{self, Group, Precision, PrototypeLogits};
 use esvit_nn::params::{Init, Registry, tensor};
 use esvit_nn::weights::to_vec;
+use esvit_testing::{assert_close, check_gradients, hash, hashed, hashed_tensor, hashed_times};
 use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, Weights};
 use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 use esvit_train::schedule::TemperatureSchedule;

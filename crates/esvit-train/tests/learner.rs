@@ -2,18 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../esvit-nn/tests/common/mod.rs"]
-mod common;
-
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use common::{assert_alike, fill, hashed_tensor};
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Role;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Network, Params, SwinConfig};
+use esvit_testing::{assert_alike, fill, hashed_tensor, tiny_swin};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, Weights};
 use esvit_train::optim::{ClipScope, Optimizer, OptimizerKind, UpdateSettings};
@@ -40,16 +37,7 @@ fn learner_with_drop_path(
     use_bn_in_head: bool,
     drop_path: f64,
 ) -> Learner {
-    let backbone = SwinConfig {
-        img_size: 16,
-        patch_size: 4,
-        embed_dim: 4,
-        depths: vec![1, 1],
-        num_heads: vec![1, 2],
-        window_size: 2,
-        mlp_ratio: 2.0,
-        norm_eps: 1e-6,
-    };
+    let backbone = SwinConfig { img_size: 16, embed_dim: 4, window_size: 2, ..tiny_swin() };
     let head = HeadConfig {
         out_dim: 6,
         hidden_dim: 8,

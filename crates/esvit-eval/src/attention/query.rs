@@ -203,19 +203,12 @@ mod tests {
     use esvit_data::{Image, ViewsConfig};
     use esvit_model::build;
     use esvit_nn::SwinConfig;
+    use esvit_testing::tiny_swin;
 
     /// Two stages of two blocks for images of 32 pixels: maps of 8 and 4 in windows of 4.
     fn untrained() -> (Swin, Params) {
-        let config = SwinConfig {
-            img_size: 32,
-            patch_size: 4,
-            embed_dim: 16,
-            depths: vec![2, 2],
-            num_heads: vec![2, 4],
-            window_size: 4,
-            mlp_ratio: 2.0,
-            norm_eps: 1e-6,
-        };
+        let config =
+            SwinConfig { embed_dim: 16, depths: vec![2, 2], num_heads: vec![2, 4], ..tiny_swin() };
         let (swin, specs) = build(&config);
         let params = Params::init(&specs, 3, &Device::flex());
         (swin, params)

@@ -86,6 +86,7 @@ mod tests {
     use esvit_data::{Image, ViewsConfig};
     use esvit_model::build;
     use esvit_nn::SwinConfig;
+    use esvit_testing::tiny_swin;
 
     fn shown(size: usize) -> Shown {
         let pixels = (0..32u32 * 32 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
@@ -96,14 +97,12 @@ mod tests {
 
     fn untrained(depths: &[usize], window: usize) -> (Swin, Params) {
         let config = SwinConfig {
-            img_size: 32,
             patch_size: 8,
             embed_dim: 16,
             depths: depths.to_vec(),
             num_heads: vec![4; depths.len()],
             window_size: window,
-            mlp_ratio: 2.0,
-            norm_eps: 1e-6,
+            ..tiny_swin()
         };
         let (swin, specs) = build(&config);
         let params = Params::init(&specs, 3, &Device::flex());

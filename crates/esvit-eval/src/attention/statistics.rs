@@ -240,17 +240,15 @@ mod tests {
     use burn::tensor::Device;
     use esvit_data::{Image, InMemory, ViewsConfig};
     use esvit_model::build;
+    use esvit_testing::tiny_swin;
 
     fn measured(img_size: usize, crop: u32, images: u32) -> Measured {
         let config = SwinConfig {
             img_size,
-            patch_size: 4,
             embed_dim: 16,
             depths: vec![2, 1],
             num_heads: vec![1, 4],
-            window_size: 4,
-            mlp_ratio: 2.0,
-            norm_eps: 1e-6,
+            ..tiny_swin()
         };
         let (swin, specs) = build(&config);
         let params = Params::init(&specs, 3, &Device::flex());

@@ -104,18 +104,10 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
 mod tests {
     use super::*;
     use esvit_nn::forward_ctx::DropPathKey;
+    use esvit_testing::tiny_swin;
 
     fn shape() -> SwinConfig {
-        SwinConfig {
-            img_size: 32,
-            patch_size: 4,
-            embed_dim: 8,
-            depths: vec![1, 2],
-            num_heads: vec![1, 2],
-            window_size: 4,
-            mlp_ratio: 2.0,
-            norm_eps: 1e-6,
-        }
+        SwinConfig { depths: vec![1, 2], ..tiny_swin() }
     }
 
     #[test]

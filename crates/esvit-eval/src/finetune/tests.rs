@@ -8,22 +8,10 @@ use esvit_nn::{SwinConfig, params::ParamSpec};
 use super::*;
 use esvit_data::Preprocess;
 use esvit_model::{SourceFile, build};
+use esvit_testing::{tiny_swin, untrained};
 
 fn backbone() -> PretrainedBackbone {
-    let shape = SwinConfig {
-        img_size: 16,
-        patch_size: 4,
-        embed_dim: 8,
-        depths: vec![1, 1],
-        num_heads: vec![1, 2],
-        window_size: 2,
-        mlp_ratio: 2.0,
-        norm_eps: 1e-6,
-    };
-    let (swin, specs) = build(&shape);
-    let params = Params::init(&specs, 5, &burn::tensor::Device::flex());
-    let preprocess = Preprocess::new(16, 16, &esvit_data::ViewsConfig::default());
-    PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
+    untrained(&SwinConfig { img_size: 16, window_size: 2, ..tiny_swin() }, 5, 16)
 }
 
 /// `per_class` noisy images of every class, learned and classified.

@@ -258,22 +258,10 @@ mod tests {
     use esvit_data::ViewsConfig;
     use esvit_model::{SourceFile, build};
     use esvit_nn::{Params, SwinConfig};
+    use esvit_testing::{tiny_swin, untrained};
 
     fn backbone() -> PretrainedBackbone {
-        let model = SwinConfig {
-            img_size: 32,
-            patch_size: 4,
-            embed_dim: 8,
-            depths: vec![1, 1],
-            num_heads: vec![1, 2],
-            window_size: 4,
-            mlp_ratio: 2.0,
-            norm_eps: 1e-6,
-        };
-        let (swin, specs) = build(&model);
-        let params = Params::init(&specs, 3, &Device::flex());
-        let preprocess = Preprocess::new(32, 32, &ViewsConfig::default());
-        PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
+        untrained(&tiny_swin(), 3, 32)
     }
 
     fn noise(width: u32, height: u32, seed: u64) -> Image {

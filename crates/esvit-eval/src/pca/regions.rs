@@ -149,25 +149,13 @@ mod tests {
     use burn::tensor::Device;
     use esvit_data::ViewsConfig;
     use esvit_nn::{Params, SwinConfig};
+    use esvit_testing::{tiny_swin, untrained};
 
     use esvit_data::Preprocess;
     use esvit_model::{SourceFile, build};
 
     fn backbone() -> PretrainedBackbone {
-        let model = SwinConfig {
-            img_size: 32,
-            patch_size: 4,
-            embed_dim: 8,
-            depths: vec![1, 1],
-            num_heads: vec![1, 2],
-            window_size: 4,
-            mlp_ratio: 2.0,
-            norm_eps: 1e-6,
-        };
-        let (swin, specs) = build(&model);
-        let params = Params::init(&specs, 1, &Device::flex());
-        let preprocess = Preprocess::new(32, 0, &ViewsConfig::default());
-        PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
+        untrained(&tiny_swin(), 1, 0)
     }
 
     #[test]

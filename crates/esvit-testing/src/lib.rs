@@ -1,0 +1,13 @@
+//! What tests of several crates share.
+
+#![allow(clippy::unwrap_used, reason = "for tests alone")]
+
+mod close;
+mod gradients;
+mod hash;
+mod network;
+
+pub use close::{assert_alike, assert_close};
+pub use gradients::check_gradients;
+pub use hash::{fill, hash, hashed, hashed_tensor, hashed_times};
+pub use network::{tiny_swin, untrained};

@@ -1,0 +1,30 @@
+//! Networks that are small enough for a test.
+
+use burn::tensor::Device;
+use esvit_data::Preprocess;
+use esvit_model::{PretrainedBackbone, SourceFile, build};
+use esvit_nn::{Params, SwinConfig};
+
+/// Two stages of one block each, for images of 32 pixels: maps of 8 and 4 tokens, windows of 4. A
+/// test that needs more says what: `SwinConfig { depths: vec![2, 1], ..tiny_swin() }`.
+pub fn tiny_swin() -> SwinConfig {
+    SwinConfig {
+        img_size: 32,
+        patch_size: 4,
+        embed_dim: 8,
+        depths: vec![1, 1],
+        num_heads: vec![1, 2],
+        window_size: 4,
+        mlp_ratio: 2.0,
+        norm_eps: 1e-6,
+    }
+}
+
+/// An untrained backbone of this shape. `resize` is the length of an image's shorter side before
+/// the center crop of the shape's size.
+pub fn untrained(shape: &SwinConfig, seed: u64, resize: u32) -> PretrainedBackbone {
+    let (swin, specs) = build(shape);
+    let params = Params::init(&specs, seed, &Device::flex());
+    let preprocess = Preprocess::new(shape.img_size as u32, resize, &Default::default());
+    PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
+}
