@@ -21,7 +21,7 @@ mod resize;
 mod sheet;
 mod source;
 
-pub use augment::{ConfigError, Policy, View, ViewsConfig};
+pub use augment::{Policy, View, ViewsConfig};
 pub use decode::{DecodeError, DecodeLimits, decode};
 pub use folder::{Folder, FolderError};
 pub use loader::{Batch, Batches, BrokenImage, Loader, LoaderConfig, LoaderError};

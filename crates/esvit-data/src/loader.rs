@@ -24,7 +24,9 @@ pub use broken::BrokenImage;
 
 use self::worker::{Job, Pending, Shared};
 use crate::augment::SliceLength;
-use crate::{ConfigError, ImageError, Source, ViewsConfig};
+use esvit_settings::{SettingError, check};
+
+use crate::{ImageError, Source, ViewsConfig};
 
 /// Tells the numbers that order an epoch from others of the same seed.
 const ORDER: u64 = u64::from_be_bytes(*b"  order ");
@@ -68,7 +70,7 @@ impl Default for LoaderConfig {
 pub enum LoaderError {
     /// A setting makes no sense.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] SettingError),
     /// Not even one batch can be filled.
     #[error(
         "{len} images do not fill one batch of {batch}; lower the batch size to at most {len}, add \
@@ -154,23 +156,11 @@ impl Loader {
         config: LoaderConfig,
     ) -> Result<Self, LoaderError> {
         views.validate()?;
-        let need = |good: bool, field, value: String, need| match good {
-            true => Ok(()),
-            false => Err(ConfigError { field, value, need }),
-        };
-        need(config.batch > 0, "batch", config.batch.to_string(), "a batch has at least 1 image")?;
-        need(
-            (0.0..=1.0).contains(&config.max_broken),
-            "max_broken",
-            config.max_broken.to_string(),
-            "give a share between 0 and 1",
-        )?;
-        need(
-            config.repeat > 0,
-            "repeat",
-            config.repeat.to_string(),
-            "every image comes up at least once in an epoch",
-        )?;
+        check(config.batch > 0, "batch", config.batch, "a batch has at least 1 image")?;
+        let share = (0.0..=1.0).contains(&config.max_broken);
+        check(share, "max_broken", config.max_broken, "give a share between 0 and 1")?;
+        let need = "every image comes up at least once in an epoch";
+        check(config.repeat > 0, "repeat", config.repeat, need)?;
         if source.len().saturating_mul(config.repeat as usize) < config.batch {
             return Err(LoaderError::TooFewImages { len: source.len(), batch: config.batch });
         }

@@ -2,41 +2,46 @@
 //! prototypes with weight normalization (Section 3.1 of the DINO paper).
 
 use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
+use esvit_settings::{SettingError, check, settings};
 
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::Linear;
 use crate::ops::{self, Activation, PrototypeLogits};
 use crate::params::{Init, ParamId, Params, Role, Scope};
 
-/// The shape of a projection head.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HeadConfig {
-    /// Number of prototypes, K.
-    pub out_dim: usize,
-    /// Width of the hidden layers.
-    pub hidden_dim: usize,
-    /// Width of the unit-length bottleneck before the prototypes.
-    pub bottleneck_dim: usize,
-    /// Number of linear layers before the prototypes.
-    pub layers: usize,
-    /// Batch normalization after each hidden linear layer.
-    pub use_bn_in_head: bool,
-    /// Keeps the prototypes at unit length. It steadies training, above all of large models.
-    pub norm_last_layer: bool,
+settings! {
+    /// The shape of a projection head.
+    pub struct HeadConfig {
+        /// Number of prototypes, K.
+        pub out_dim: usize = 65_536,
+        /// Width of the hidden layers.
+        pub hidden_dim: usize = 2048,
+        /// Width of the unit-length bottleneck before the prototypes.
+        pub bottleneck_dim: usize = 256,
+        /// Number of linear layers before the prototypes.
+        pub layers: usize = 3,
+        /// Batch normalization after each hidden linear layer.
+        pub use_bn_in_head: bool = false,
+        /// Keeps the prototypes at unit length. It steadies training, above all of large models.
+        pub norm_last_layer: bool = true,
+    }
 }
 
-impl Default for HeadConfig {
-    fn default() -> Self {
-        Self {
-            out_dim: 65_536,
-            hidden_dim: 2048,
-            bottleneck_dim: 256,
-            layers: 3,
-            use_bn_in_head: false,
-            norm_last_layer: true,
+impl HeadConfig {
+    /// Names the first setting that makes no sense.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        for (key, value) in [
+            ("out_dim", self.out_dim),
+            ("hidden_dim", self.hidden_dim),
+            ("bottleneck_dim", self.bottleneck_dim),
+            ("layers", self.layers),
+        ] {
+            check(value > 0, key, value, "it must be at least 1")?;
         }
+        Ok(())
     }
 }
 

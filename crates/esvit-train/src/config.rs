@@ -7,6 +7,7 @@ use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::zoo::CUSTOM;
 use esvit_nn::{SwinConfig, zoo};
+use esvit_settings::{SettingError, check, settings};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -53,39 +54,25 @@ pub struct Config {
     pub knn: KnnConfig,
 }
 
-/// Where images come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DataConfig {
-    /// A folder of images, nested or flat; `none` for the built-in ones.
-    #[serde(with = "none_word")]
-    pub path: Option<PathBuf>,
-    /// How often each image comes up in one epoch, every time with other crops. For sets that
-    /// are smaller than a few batches.
-    pub repeat: u32,
-    /// Threads that decode and augment; 0 for one a core.
-    pub workers: usize,
-    /// Batches that are prepared ahead.
-    pub prefetch: usize,
-    /// Share of broken images at which the run stops.
-    pub max_broken: f64,
-    /// Largest image, in pixels, that is decoded.
-    pub max_pixels: u64,
-    /// Decoded images are kept in memory up to this many MiB.
-    pub cache_mb: usize,
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            path: None,
-            repeat: 1,
-            workers: 0,
-            prefetch: 2,
-            max_broken: 0.5,
-            max_pixels: 178_956_970,
-            cache_mb: 512,
-        }
+settings! {
+    /// Where images come from.
+    pub struct DataConfig {
+        /// A folder of images, nested or flat; `none` for the built-in ones.
+        #[serde(with = "none_word")]
+        pub path: Option<PathBuf> = None,
+        /// How often each image comes up in one epoch, every time with other crops. For sets that
+        /// are smaller than a few batches.
+        pub repeat: u32 = 1,
+        /// Threads that decode and augment; 0 for one a core.
+        pub workers: usize = 0,
+        /// Batches that are prepared ahead.
+        pub prefetch: usize = 2,
+        /// Share of broken images at which the run stops.
+        pub max_broken: f64 = 0.5,
+        /// Largest image, in pixels, that is decoded.
+        pub max_pixels: u64 = 178_956_970,
+        /// Decoded images are kept in memory up to this many MiB.
+        pub cache_mb: usize = 512,
     }
 }
 
@@ -163,112 +150,80 @@ impl Default for ModelConfig {
     }
 }
 
-/// What is learned.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ObjectiveConfig {
-    /// Trains the region task L_R beside the view task L_V.
-    pub region: bool,
-    /// `reference` (half each, 1 for L_V alone), `paper` (1 each) or `{ view = .., region = .. }`.
-    pub weights: Weights,
-    /// The student's temperature.
-    pub student_temp: f64,
-    /// The teacher's temperature after its warm-up. Above 0.07 training may become unstable.
-    pub teacher_temp: f64,
-    /// The teacher's temperature in the first epoch.
-    pub warmup_teacher_temp: f64,
-    /// Epochs over which the teacher's temperature grows.
-    pub warmup_teacher_temp_epochs: u64,
-    /// Share of the old center kept at each step.
-    pub center_momentum: f64,
-    /// Mixing of the student's images; view task only.
-    pub mixup: MixupConfig,
-}
-
-impl Default for ObjectiveConfig {
-    fn default() -> Self {
-        Self {
-            region: true,
-            weights: Weights::Named(NamedWeights::Reference),
-            student_temp: 0.1,
-            teacher_temp: 0.04,
-            warmup_teacher_temp: 0.04,
-            warmup_teacher_temp_epochs: 0,
-            center_momentum: 0.9,
-            mixup: MixupConfig::default(),
-        }
+settings! {
+    /// What is learned.
+    pub struct ObjectiveConfig {
+        /// Trains the region task L_R beside the view task L_V.
+        pub region: bool = true,
+        /// `reference` (half each, 1 for L_V alone), `paper` (1 each) or `{ view = .., region = .. }`.
+        pub weights: Weights = Weights::Named(NamedWeights::Reference),
+        /// The student's temperature.
+        pub student_temp: f64 = 0.1,
+        /// The teacher's temperature after its warm-up. Above 0.07 training may become unstable.
+        pub teacher_temp: f64 = 0.04,
+        /// The teacher's temperature in the first epoch.
+        pub warmup_teacher_temp: f64 = 0.04,
+        /// Epochs over which the teacher's temperature grows.
+        pub warmup_teacher_temp_epochs: u64 = 0,
+        /// Share of the old center kept at each step.
+        pub center_momentum: f64 = 0.9,
+        /// Mixing of the student's images; view task only.
+        pub mixup: MixupConfig = MixupConfig::default(),
     }
 }
 
-/// How the student follows the gradient and the teacher the student.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimConfig {
-    /// `adamw`, `sgd` or `lars`.
-    pub name: OptimizerKind,
-    /// Learning rate at the end of the warm-up for a global batch of 256; it is scaled linearly
-    /// with the global batch.
-    pub lr: f64,
-    /// Learning rate at the end of the run, not scaled.
-    pub min_lr: f64,
-    /// Epochs over which the learning rate grows from 0.
-    pub warmup_epochs: f64,
-    /// Weight decay at the start.
-    pub weight_decay: f64,
-    /// Weight decay at the end.
-    pub weight_decay_end: f64,
-    /// Largest norm of a gradient; `none` for no limit.
-    #[serde(with = "none_word")]
-    pub clip_grad: Option<f64>,
-    /// Whether each `tensor` is limited, as in the official code, or the `global` norm.
-    pub clip_scope: ClipScope,
-    /// Epochs during which the prototypes stay as they started.
-    pub freeze_last_layer: u64,
-    /// The teacher's momentum at the start; it grows to 1.
-    pub momentum_teacher: f64,
-}
-
-impl Default for OptimConfig {
-    fn default() -> Self {
-        Self {
-            name: OptimizerKind::AdamW,
-            lr: 5e-4,
-            min_lr: 1e-6,
-            warmup_epochs: 10.0,
-            weight_decay: 0.04,
-            weight_decay_end: 0.4,
-            clip_grad: Some(3.0),
-            clip_scope: ClipScope::Tensor,
-            freeze_last_layer: 1,
-            momentum_teacher: 0.996,
-        }
+settings! {
+    /// How the student follows the gradient and the teacher the student.
+    pub struct OptimConfig {
+        /// `adamw`, `sgd` or `lars`.
+        pub name: OptimizerKind = OptimizerKind::AdamW,
+        /// Learning rate at the end of the warm-up for a global batch of 256; it is scaled linearly
+        /// with the global batch.
+        pub lr: f64 = 5e-4,
+        /// Learning rate at the end of the run, not scaled.
+        pub min_lr: f64 = 1e-6,
+        /// Epochs over which the learning rate grows from 0.
+        pub warmup_epochs: f64 = 10.0,
+        /// Weight decay at the start.
+        pub weight_decay: f64 = 0.04,
+        /// Weight decay at the end.
+        pub weight_decay_end: f64 = 0.4,
+        /// Largest norm of a gradient; `none` for no limit.
+        #[serde(with = "none_word")]
+        pub clip_grad: Option<f64> = Some(3.0),
+        /// Whether each `tensor` is limited, as in the official code, or the `global` norm.
+        pub clip_scope: ClipScope = ClipScope::Tensor,
+        /// Epochs during which the prototypes stay as they started.
+        pub freeze_last_layer: u64 = 1,
+        /// The teacher's momentum at the start; it grows to 1.
+        pub momentum_teacher: f64 = 0.996,
     }
 }
 
 /// The global batch for which [`OptimConfig::lr`] is given.
 pub const LR_BATCH: f64 = 256.0;
 
-/// Length of the run and size of its batches.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainConfig {
-    /// Number of epochs.
-    pub epochs: u64,
-    /// Images that go through the networks at a time.
-    pub batch_size: usize,
-    /// Such batches in one optimizer step: the global batch is `batch_size * accumulate`.
-    pub accumulate: usize,
-    /// Crops that go through the student at a time, global and local ones apart unless this is all
-    /// of them; 0 for as many as memory suggests.
-    pub crops_per_forward: usize,
-    /// Keeps less for the backward pass and computes it again: less memory, about a quarter more time.
-    pub activation_checkpointing: bool,
-    /// Where to compute: `cpu`, or with a build that has it `cuda:0`, `rocm:0`, `metal`, `vulkan`, `wgpu`.
-    pub device: String,
-    /// The type of operands of large products and of kept activations.
-    pub precision: PrecisionChoice,
-    /// Steps from one line of the log to the next.
-    pub log_every: u64,
+settings! {
+    /// Length of the run and size of its batches.
+    pub struct TrainConfig {
+        /// Number of epochs.
+        pub epochs: u64 = 100,
+        /// Images that go through the networks at a time.
+        pub batch_size: usize = 64,
+        /// Such batches in one optimizer step: the global batch is `batch_size * accumulate`.
+        pub accumulate: usize = 1,
+        /// Crops that go through the student at a time, global and local ones apart unless this is all
+        /// of them; 0 for as many as memory suggests.
+        pub crops_per_forward: usize = 0,
+        /// Keeps less for the backward pass and computes it again: less memory, about a quarter more time.
+        pub activation_checkpointing: bool = false,
+        /// Where to compute: `cpu`, or with a build that has it `cuda:0`, `rocm:0`, `metal`, `vulkan`, `wgpu`.
+        pub device: String = "cpu".into(),
+        /// The type of operands of large products and of kept activations.
+        pub precision: PrecisionChoice = PrecisionChoice::Auto,
+        /// Steps from one line of the log to the next.
+        pub log_every: u64 = 10,
+    }
 }
 
 /// A precision, or the choice of one.
@@ -306,75 +261,39 @@ impl TrainConfig {
     }
 }
 
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            epochs: 100,
-            batch_size: 64,
-            accumulate: 1,
-            crops_per_forward: 0,
-            activation_checkpointing: false,
-            device: "cpu".into(),
-            precision: PrecisionChoice::Auto,
-            log_every: 10,
-        }
+settings! {
+    /// What is kept on disk.
+    pub struct CheckpointConfig {
+        /// Epochs from one checkpoint to the next. The last epoch always makes one.
+        pub every_epochs: u64 = 1,
+        /// Steps from one checkpoint to the next within an epoch; 0 for none.
+        pub every_steps: u64 = 0,
+        /// Number of checkpoints kept, besides the best.
+        pub keep_last: usize = 3,
     }
 }
 
-/// What is kept on disk.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CheckpointConfig {
-    /// Epochs from one checkpoint to the next. The last epoch always makes one.
-    pub every_epochs: u64,
-    /// Steps from one checkpoint to the next within an epoch; 0 for none.
-    pub every_steps: u64,
-    /// Number of checkpoints kept, besides the best.
-    pub keep_last: usize,
-}
-
-impl Default for CheckpointConfig {
-    fn default() -> Self {
-        Self { every_epochs: 1, every_steps: 0, keep_last: 3 }
-    }
-}
-
-/// The k-NN check during training: labels are looked at here and nowhere else.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct KnnConfig {
-    /// Epochs from one check to the next; 0 for none.
-    pub every_epochs: u64,
-    /// Labeled folder whose images vote; `none` for the training folder, if it is labeled.
-    #[serde(with = "none_word")]
-    pub train: Option<PathBuf>,
-    /// Labeled folder whose images are classified; `none` for a share of those that vote.
-    #[serde(with = "none_word")]
-    pub val: Option<PathBuf>,
-    /// Number of neighbors.
-    pub k: usize,
-    /// Temperature of the votes.
-    pub temperature: f64,
-    /// Images of each folder that are looked at, at most.
-    pub max_images: usize,
-    /// Side of the center crop that is looked at; 0 for `views.global_size`.
-    pub crop: u32,
-    /// Length of the shorter side before that crop; 0 for the usual 256/224 of it.
-    pub resize: u32,
-}
-
-impl Default for KnnConfig {
-    fn default() -> Self {
-        Self {
-            every_epochs: 5,
-            train: None,
-            val: None,
-            k: 20,
-            temperature: 0.07,
-            max_images: 10_000,
-            crop: 0,
-            resize: 0,
-        }
+settings! {
+    /// The k-NN check during training: labels are looked at here and nowhere else.
+    pub struct KnnConfig {
+        /// Epochs from one check to the next; 0 for none.
+        pub every_epochs: u64 = 5,
+        /// Labeled folder whose images vote; `none` for the training folder, if it is labeled.
+        #[serde(with = "none_word")]
+        pub train: Option<PathBuf> = None,
+        /// Labeled folder whose images are classified; `none` for a share of those that vote.
+        #[serde(with = "none_word")]
+        pub val: Option<PathBuf> = None,
+        /// Number of neighbors.
+        pub k: usize = 20,
+        /// Temperature of the votes.
+        pub temperature: f64 = 0.07,
+        /// Images of each folder that are looked at, at most.
+        pub max_images: usize = 10_000,
+        /// Side of the center crop that is looked at; 0 for `views.global_size`.
+        pub crop: u32 = 0,
+        /// Length of the shorter side before that crop; 0 for the usual 256/224 of it.
+        pub resize: u32 = 0,
     }
 }
 
@@ -406,9 +325,12 @@ pub enum ConfigError {
         /// What there is.
         known: String,
     },
-    /// A setting makes no sense, or not with another.
+    /// A setting makes no sense.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// Settings do not go together.
     #[error("{0}")]
-    Value(String),
+    Conflict(String),
 }
 
 impl Config {
@@ -506,44 +428,20 @@ impl Config {
         }
     }
 
+    /// Checks what every table can check of itself, then what concerns several of them.
     fn validate(&self) -> Result<(), ConfigError> {
-        let fail = |message: String| Err(ConfigError::Value(message));
-        self.model.swin().validate().map_err(|e| ConfigError::Value(e.to_string()))?;
-        self.views.validate().map_err(|e| ConfigError::Value(format!("views: {e}")))?;
-        let positive = [
-            ("train.epochs", self.train.epochs),
-            ("train.batch_size", self.train.batch_size as u64),
-            ("train.accumulate", self.train.accumulate as u64),
-            ("train.log_every", self.train.log_every),
-            ("data.repeat", u64::from(self.data.repeat)),
-            ("head.out_dim", self.head.out_dim as u64),
-            ("head.hidden_dim", self.head.hidden_dim as u64),
-            ("head.bottleneck_dim", self.head.bottleneck_dim as u64),
-            ("head.layers", self.head.layers as u64),
-            ("checkpoint.every_epochs", self.checkpoint.every_epochs),
-            ("checkpoint.keep_last", self.checkpoint.keep_last as u64),
-            ("knn.k", self.knn.k as u64),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return fail(format!("`{key}` is 0, it must be at least 1"));
-        }
-        let temperatures = [
-            ("objective.student_temp", self.objective.student_temp),
-            ("objective.teacher_temp", self.objective.teacher_temp),
-            ("objective.warmup_teacher_temp", self.objective.warmup_teacher_temp),
-            ("knn.temperature", self.knn.temperature),
-        ];
-        if let Some((key, value)) = temperatures.iter().find(|(_, t)| !t.is_finite() || *t <= 0.0) {
-            return fail(format!("`{key}` is {value}, it must be above 0"));
-        }
-        let shares = [
-            ("objective.center_momentum", self.objective.center_momentum),
-            ("optim.momentum_teacher", self.optim.momentum_teacher),
-            ("model.drop_path", self.model.drop_path),
-        ];
-        if let Some((key, value)) = shares.iter().find(|(_, s)| !(0.0..=1.0).contains(s)) {
-            return fail(format!("`{key}` is {value}, it must be between 0 and 1"));
-        }
+        self.data.validate()?;
+        self.views.validate().map_err(|error| error.within("views"))?;
+        self.model.validate()?;
+        self.head.validate().map_err(|error| error.within("head"))?;
+        self.objective.validate()?;
+        self.optim.validate()?;
+        self.train.validate()?;
+        at_least_one("checkpoint.every_epochs", self.checkpoint.every_epochs)?;
+        at_least_one("checkpoint.keep_last", self.checkpoint.keep_last as u64)?;
+        at_least_one("knn.k", self.knn.k as u64)?;
+        above_zero("knn.temperature", self.knn.temperature)?;
+        let fail = |message: String| Err(ConfigError::Conflict(message));
         if self.head.use_bn_in_head && self.train.crops_per_forward > 0 {
             return fail(
                 "`train.crops_per_forward` and `head.use_bn_in_head` do not go together: batch \
@@ -551,31 +449,6 @@ impl Config {
                  hint: set the first to 0, and `train.activation_checkpointing=true` for less memory"
                     .into(),
             );
-        }
-        esvit_nn::device::find(&self.train.device)
-            .map_err(|error| ConfigError::Value(format!("`train.device`: {error}")))?;
-        if self.train.precision == PrecisionChoice::Bf16 && !self.train.is_on_cpu() {
-            return fail(format!(
-                "`train.precision=bf16` is for the CPU, `{}` computes in f32\n\
-                 hint: set it to `auto` or `f32`",
-                self.train.device
-            ));
-        }
-        if self.model.drop_path >= 1.0 {
-            return fail("`model.drop_path` is 1, which leaves nothing of a block".into());
-        }
-        let amounts = [
-            ("optim.lr", self.optim.lr),
-            ("optim.min_lr", self.optim.min_lr),
-            ("optim.weight_decay", self.optim.weight_decay),
-            ("optim.weight_decay_end", self.optim.weight_decay_end),
-            ("optim.warmup_epochs", self.optim.warmup_epochs),
-        ];
-        if let Some((key, value)) = amounts.iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
-            return fail(format!("`{key}` is {value}, it must not be negative"));
-        }
-        if self.optim.clip_grad.is_some_and(|limit| !limit.is_finite() || limit <= 0.0) {
-            return fail("`optim.clip_grad` must be above 0, or `none` for no limit".into());
         }
         if self.optim.warmup_epochs > self.train.epochs as f64 {
             return fail(format!(
@@ -600,6 +473,80 @@ impl Config {
         }
         Ok(())
     }
+}
+
+impl DataConfig {
+    fn validate(&self) -> Result<(), SettingError> {
+        at_least_one("data.repeat", self.repeat.into())
+    }
+}
+
+impl ModelConfig {
+    fn validate(&self) -> Result<(), SettingError> {
+        self.swin().validate().map_err(|error| error.within("model"))?;
+        let need = "give a rate of at least 0 and below 1: 1 leaves nothing of a block";
+        check((0.0..1.0).contains(&self.drop_path), "model.drop_path", self.drop_path, need)
+    }
+}
+
+impl ObjectiveConfig {
+    fn validate(&self) -> Result<(), SettingError> {
+        above_zero("objective.student_temp", self.student_temp)?;
+        above_zero("objective.teacher_temp", self.teacher_temp)?;
+        above_zero("objective.warmup_teacher_temp", self.warmup_teacher_temp)?;
+        share("objective.center_momentum", self.center_momentum)
+    }
+}
+
+impl OptimConfig {
+    fn validate(&self) -> Result<(), SettingError> {
+        for (key, value) in [
+            ("optim.lr", self.lr),
+            ("optim.min_lr", self.min_lr),
+            ("optim.weight_decay", self.weight_decay),
+            ("optim.weight_decay_end", self.weight_decay_end),
+            ("optim.warmup_epochs", self.warmup_epochs),
+        ] {
+            check(value.is_finite() && value >= 0.0, key, value, "it must not be negative")?;
+        }
+        if let Some(limit) = self.clip_grad {
+            let need = "it must be above 0, or `none` for no limit";
+            check(limit.is_finite() && limit > 0.0, "optim.clip_grad", limit, need)?;
+        }
+        share("optim.momentum_teacher", self.momentum_teacher)
+    }
+}
+
+impl TrainConfig {
+    fn validate(&self) -> Result<(), SettingError> {
+        at_least_one("train.epochs", self.epochs)?;
+        at_least_one("train.batch_size", self.batch_size as u64)?;
+        at_least_one("train.accumulate", self.accumulate as u64)?;
+        at_least_one("train.log_every", self.log_every)?;
+        esvit_nn::device::find(&self.device)
+            .map_err(|error| SettingError::new("train.device", &self.device, error.to_string()))?;
+        check(
+            self.precision != PrecisionChoice::Bf16 || self.is_on_cpu(),
+            "train.precision",
+            "bf16",
+            format!(
+                "it is for the CPU, `{}` computes in f32\nhint: set it to `auto` or `f32`",
+                self.device
+            ),
+        )
+    }
+}
+
+fn at_least_one(key: &str, value: u64) -> Result<(), SettingError> {
+    check(value > 0, key, value, "it must be at least 1")
+}
+
+fn above_zero(key: &str, value: f64) -> Result<(), SettingError> {
+    check(value.is_finite() && value > 0.0, key, value, "it must be above 0")
+}
+
+fn share(key: &str, value: f64) -> Result<(), SettingError> {
+    check((0.0..=1.0).contains(&value), key, value, "it must be between 0 and 1")
 }
 
 /// Gives settings by an old name their present one.

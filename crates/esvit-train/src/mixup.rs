@@ -6,30 +6,25 @@
 use burn::tensor::{Device, Tensor};
 use esvit_kernels::rng::Rng;
 use esvit_nn::params::tensor;
-use serde::{Deserialize, Serialize};
+use esvit_settings::settings;
 
 /// Purpose word of mixup's random numbers.
 const MIXUP_PURPOSE: u64 = 0x313C;
 
-/// Settings of mixing.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MixupConfig {
-    /// Mixes the student's images (view task only).
-    pub enabled: bool,
-    /// Both parameters of the Beta distribution of mixup's share.
-    pub mixup_alpha: f64,
-    /// Both parameters of the Beta distribution of CutMix's share.
-    pub cutmix_alpha: f64,
-    /// Probability of CutMix instead of mixup.
-    pub switch_prob: f64,
-    /// Number of crops that are mixed, counted from the first.
-    pub views: usize,
-}
-
-impl Default for MixupConfig {
-    fn default() -> Self {
-        Self { enabled: false, mixup_alpha: 0.8, cutmix_alpha: 1.0, switch_prob: 0.5, views: 10 }
+settings! {
+    /// Settings of mixing.
+    #[derive(Copy)]
+    pub struct MixupConfig {
+        /// Mixes the student's images (view task only).
+        pub enabled: bool = false,
+        /// Both parameters of the Beta distribution of mixup's share.
+        pub mixup_alpha: f64 = 0.8,
+        /// Both parameters of the Beta distribution of CutMix's share.
+        pub cutmix_alpha: f64 = 1.0,
+        /// Probability of CutMix instead of mixup.
+        pub switch_prob: f64 = 0.5,
+        /// Number of crops that are mixed, counted from the first.
+        pub views: usize = 10,
     }
 }
 

@@ -4,13 +4,13 @@
 //! `convert("HSV")`), since torchvision's `ColorJitter` works through it.
 
 use esvit_kernels::rng::Rng;
+use esvit_settings::settings;
 
 use super::lookup::{apply, blend, table};
-use super::overlay::overlay;
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
-overlay! {
+settings! {
     /// How far colors are changed at random, and how often.
     pub struct ColorJitter / PartialColorJitter {
         /// Probability of changing the colors at all.

@@ -1,12 +1,14 @@
 //! What views of an image a network is trained on.
 
+use esvit_settings::{Overlay, SettingError, check, settings, whole};
 use serde::{Deserialize, Serialize};
 
 use super::color::ColorJitter;
 use super::erase::Erase;
-use super::overlay::{Overlay, overlay};
 use super::randaugment::RandAugment;
 use crate::Interpolation;
+
+whole!(Interpolation, Policy);
 
 /// Number of global views.
 pub(super) const GLOBALS: usize = 2;
@@ -31,7 +33,7 @@ pub enum Policy {
     Basic,
 }
 
-overlay! {
+settings! {
     /// Everything that makes views out of an image: always two global views, then local ones.
     ///
     /// Read from a file, only the settings to be changed need be given; the rest are the
@@ -85,7 +87,7 @@ overlay! {
     }
 }
 
-overlay! {
+settings! {
     /// How often and how much views are blurred.
     pub struct Blur / PartialBlur {
         /// Probability for the first global view.
@@ -99,7 +101,7 @@ overlay! {
     }
 }
 
-overlay! {
+settings! {
     /// How often the second global view is solarized.
     pub struct Solarize / PartialSolarize {
         /// Probability; 0 turns it off.
@@ -115,18 +117,6 @@ impl From<PartialViews> for ViewsConfig {
         config.overlay(given);
         config
     }
-}
-
-/// A setting that makes no sense.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{field}` is `{value}`; {need}")]
-pub struct ConfigError {
-    /// Name of the setting.
-    pub field: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What is needed.
-    pub need: &'static str,
 }
 
 impl ViewsConfig {
@@ -170,13 +160,9 @@ impl ViewsConfig {
     }
 
     /// Checks every setting, and names the first that makes no sense.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let check = |good: bool, field, value: &dyn std::fmt::Debug, need| {
-            if good {
-                Ok(())
-            } else {
-                Err(ConfigError { field, value: format!("{value:?}"), need })
-            }
+    pub fn validate(&self) -> Result<(), SettingError> {
+        let check = |good: bool, key: &str, value: &dyn std::fmt::Debug, need: &str| {
+            check(good, key, format_args!("{value:?}"), need)
         };
         let probability = |field, p: f64| {
             check((0.0..=1.0).contains(&p), field, &p, "a probability is between 0 and 1")
@@ -330,9 +316,9 @@ mod tests {
             (r#"{"std": [1, 1, 0]}"#, "std"),
         ] {
             let error = read(json).validate().expect_err(json);
-            assert_eq!(error.field, field);
+            assert_eq!(error.key, field);
         }
         let error = read(r#"{"flip": 1.5}"#).validate().unwrap_err();
-        assert_eq!(error.to_string(), "`flip` is `1.5`; a probability is between 0 and 1");
+        assert_eq!(error.to_string(), "`flip` is 1.5: a probability is between 0 and 1");
     }
 }

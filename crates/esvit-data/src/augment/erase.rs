@@ -1,14 +1,14 @@
 //! Random erasing (Zhong et al. 2017) in timm's "pixel" mode: a rectangle of normal noise.
 
 use esvit_kernels::rng::Rng;
+use esvit_settings::settings;
 
 use super::CropBox;
-use super::overlay::overlay;
 
 /// Tries to find a rectangle that fits.
 const TRIES: usize = 10;
 
-overlay! {
+settings! {
     /// How often and how much is erased.
     pub struct Erase / PartialErase {
         /// Probability of erasing a rectangle; 0 turns erasing off.

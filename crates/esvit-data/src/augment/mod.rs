@@ -13,7 +13,6 @@ mod geometry;
 mod histogram;
 mod lookup;
 mod normalize;
-mod overlay;
 mod randaugment;
 mod solarize;
 #[cfg(test)]
@@ -22,7 +21,7 @@ mod views;
 
 pub use blur::gaussian_blur;
 pub use color::{ColorJitter, brightness, contrast, grayscale, hue, jitter, saturation};
-pub use config::{Blur, ConfigError, Policy, Solarize, ViewsConfig};
+pub use config::{Blur, Policy, Solarize, ViewsConfig};
 pub use crop::CropBox;
 pub use erase::Erase;
 pub use flip::horizontal_flip;

@@ -2,16 +2,16 @@
 //! fifteen, whose effect grows with the magnitude for all of them.
 
 use esvit_kernels::rng::Rng;
+use esvit_settings::settings;
 
 use super::geometry::{rotation, transform};
 use super::histogram::{autocontrast, equalize};
 use super::lookup::{apply, blend, table};
-use super::overlay::overlay;
 use super::{brightness, contrast, saturation, solarize};
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
-overlay! {
+settings! {
     /// How many random operations are applied, how often and how strongly.
     pub struct RandAugment / PartialRandAugment {
         /// Operations drawn per view, with repetition; 0 turns RandAugment off.

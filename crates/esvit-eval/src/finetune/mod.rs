@@ -14,10 +14,11 @@ use esvit_nn::ops::Precision;
 use serde::Serialize;
 
 pub use data::{Batch, Batches};
+use esvit_settings::SettingError;
 pub use measure::score;
 pub use model::{Classifier, cross_entropy, layer_lr_scales, targets};
 pub use save::save;
-pub use settings::{SettingError, Settings};
+pub use settings::Settings;
 pub use train::Trainer;
 
 use crate::labeled::{LabeledSet, LabeledTask};

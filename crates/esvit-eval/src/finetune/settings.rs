@@ -3,6 +3,7 @@
 use esvit_data::augment::RandAugment;
 use esvit_data::{Policy, ViewsConfig};
 use esvit_nn::ops::Precision;
+use esvit_settings::{SettingError, check};
 use esvit_train::config::LR_BATCH;
 use esvit_train::mixup::MixupConfig;
 use esvit_train::schedule::CosineSchedule;
@@ -81,38 +82,34 @@ impl Settings {
     /// # Errors
     /// When there is one.
     pub fn validate(&self) -> Result<(), SettingError> {
-        let check = |good: bool, option, value: String, need| match good {
-            true => Ok(()),
-            false => Err(SettingError { option, value, need }),
-        };
-        let number = |option, value: f64, good: bool, need| {
-            check(good && value.is_finite(), option, value.to_string(), need)
+        let number = |key: &str, value: f64, good: bool, need: &str| {
+            check(good && value.is_finite(), key, value, need)
         };
         const SHARE: &str = "it must be at least 0 and below 1";
         const NOT_NEGATIVE: &str = "it must be 0 or more";
         const MIX: &str = "give 0 for none, or 0.01 to 5";
         let mixes = |value| value == 0.0 || (MIXING[0]..=MIXING[1]).contains(&value);
         let [low, high] = self.scale;
-        check(self.epochs > 0, "epochs", "0".into(), "there must be at least one")?;
-        check(self.batch_size > 0, "batch-size", "0".into(), "a step takes at least one image")?;
-        number("lr", self.lr, self.lr > 0.0, "it must be above 0")?;
+        check(self.epochs > 0, "--epochs", 0, "there must be at least one")?;
+        check(self.batch_size > 0, "--batch-size", 0, "a step takes at least one image")?;
+        number("--lr", self.lr, self.lr > 0.0, "it must be above 0")?;
         let warmup = (0.0..=self.epochs as f64).contains(&self.warmup_epochs);
-        number("warmup-epochs", self.warmup_epochs, warmup, "give 0 to the number of epochs")?;
+        number("--warmup-epochs", self.warmup_epochs, warmup, "give 0 to the number of epochs")?;
         let decays = 0.0 < self.layer_decay && self.layer_decay <= 1.0;
-        number("layer-decay", self.layer_decay, decays, "it must be above 0 and at most 1")?;
-        number("weight-decay", self.weight_decay, self.weight_decay >= 0.0, NOT_NEGATIVE)?;
-        number("clip-grad", self.clip_grad, self.clip_grad >= 0.0, NOT_NEGATIVE)?;
+        number("--layer-decay", self.layer_decay, decays, "it must be above 0 and at most 1")?;
+        number("--weight-decay", self.weight_decay, self.weight_decay >= 0.0, NOT_NEGATIVE)?;
+        number("--clip-grad", self.clip_grad, self.clip_grad >= 0.0, NOT_NEGATIVE)?;
         check(
             0.0 < low && low <= high && high <= 1.0,
-            "scale",
-            format!("{low} {high}"),
+            "--scale",
+            format_args!("{low} {high}"),
             "give two shares with 0 < low <= high <= 1",
         )?;
-        number("mixup", self.mixup, mixes(self.mixup), MIX)?;
-        number("cutmix", self.cutmix, mixes(self.cutmix), MIX)?;
+        number("--mixup", self.mixup, mixes(self.mixup), MIX)?;
+        number("--cutmix", self.cutmix, mixes(self.cutmix), MIX)?;
         let share = |value: f64| (0.0..1.0).contains(&value);
-        number("label-smoothing", self.label_smoothing, share(self.label_smoothing), SHARE)?;
-        number("drop-path", self.drop_path, share(self.drop_path), SHARE)
+        number("--label-smoothing", self.label_smoothing, share(self.label_smoothing), SHARE)?;
+        number("--drop-path", self.drop_path, share(self.drop_path), SHARE)
     }
 
     /// The learning rate of every step, for parameters that no layer-wise decay slows down.
@@ -162,18 +159,6 @@ impl Settings {
         }
         views
     }
-}
-
-/// A setting that makes no sense.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`--{option}` is {value}: {need}")]
-pub struct SettingError {
-    /// The option.
-    pub option: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What is needed.
-    pub need: &'static str,
 }
 
 #[cfg(test)]

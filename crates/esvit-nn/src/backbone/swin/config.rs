@@ -1,5 +1,6 @@
 //! The shape of a Swin transformer and what follows from it.
 
+use esvit_settings::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
 /// The official code's `eps` of LayerNorm.
@@ -32,58 +33,51 @@ fn norm_eps() -> f64 {
     NORM_EPS
 }
 
-/// A [`SwinConfig`] that describes no network.
-#[derive(Debug, thiserror::Error, PartialEq)]
-#[error("model: {0}")]
-pub struct SwinConfigError(String);
-
 impl SwinConfig {
     /// Checks that the numbers fit each other.
     ///
     /// # Errors
     /// Names the first setting that does not.
-    pub fn validate(&self) -> Result<(), SwinConfigError> {
-        let fail = |message: String| Err(SwinConfigError(message));
-        if self.depths.is_empty() || self.depths.contains(&0) {
-            return fail(format!("`depths` is {:?}, every stage needs a block", self.depths));
+    pub fn validate(&self) -> Result<(), SettingError> {
+        let Self { depths, num_heads, mlp_ratio, norm_eps, .. } = self;
+        let has_blocks = !depths.is_empty() && !depths.contains(&0);
+        check(has_blocks, "depths", format_args!("{depths:?}"), "every stage needs a block")?;
+        let stages = depths.len();
+        check(
+            num_heads.len() == stages,
+            "num_heads",
+            format_args!("{num_heads:?}"),
+            format!("`depths` has {stages} stages, give one number for each"),
+        )?;
+        for (key, value) in [
+            ("patch_size", self.patch_size),
+            ("window_size", self.window_size),
+            ("embed_dim", self.embed_dim),
+        ] {
+            check(value > 0, key, value, "it must be at least 1")?;
         }
-        if self.num_heads.len() != self.depths.len() {
-            return fail(format!(
-                "`num_heads` has {} stages and `depths` has {}, give one number a stage to each",
-                self.num_heads.len(),
-                self.depths.len()
-            ));
+        let hidden = self.embed_dim as f64 * mlp_ratio;
+        let is_positive = hidden.is_finite() && hidden >= 1.0;
+        check(is_positive, "mlp_ratio", mlp_ratio, "it must be a positive number")?;
+        let is_positive = norm_eps.is_finite() && *norm_eps > 0.0;
+        check(is_positive, "norm_eps", norm_eps, "it must be a positive number")?;
+        for (stage, &heads) in num_heads.iter().enumerate() {
+            let width = self.width(stage);
+            check(
+                heads > 0 && width.is_multiple_of(heads),
+                &format!("num_heads[{stage}]"),
+                heads,
+                format!("it must divide the stage's width {width}"),
+            )?;
         }
-        if self.patch_size == 0 || self.window_size == 0 || self.embed_dim == 0 {
-            return fail("`patch_size`, `window_size` and `embed_dim` must be at least 1".into());
-        }
-        let hidden = self.embed_dim as f64 * self.mlp_ratio;
-        if !hidden.is_finite() || hidden < 1.0 {
-            return fail(format!(
-                "`mlp_ratio` is {}, it must be a positive number",
-                self.mlp_ratio
-            ));
-        }
-        if !self.norm_eps.is_finite() || self.norm_eps <= 0.0 {
-            return fail(format!("`norm_eps` is {}, it must be a positive number", self.norm_eps));
-        }
-        for (stage, &heads) in self.num_heads.iter().enumerate() {
-            if heads == 0 || !self.width(stage).is_multiple_of(heads) {
-                return fail(format!(
-                    "`num_heads[{stage}]` is {heads}, it must divide the stage's width {}",
-                    self.width(stage)
-                ));
-            }
-        }
-        if self.resolution(self.depths.len() - 1) == 0 {
-            return fail(format!(
-                "`img_size` {} leaves no token in stage {}, use at least {} pixels",
-                self.img_size,
-                self.depths.len() - 1,
-                self.patch_size << (self.depths.len() - 1)
-            ));
-        }
-        Ok(())
+        let last = stages - 1;
+        let least = self.patch_size << last;
+        check(
+            self.resolution(last) > 0,
+            "img_size",
+            self.img_size,
+            format!("it leaves no token in stage {last}, use at least {least} pixels"),
+        )
     }
 
     /// Number of stages.

@@ -21,7 +21,7 @@ use crate::ops::{self, Activation, Segment, WindowMap, WindowMaps};
 use crate::params::{Init, ParamId, Params, Scope};
 use block::{Block, Downsample, TokenMaps};
 
-pub use config::{NORM_EPS, SwinConfig, SwinConfigError};
+pub use config::{NORM_EPS, SwinConfig};
 
 /// Channels of an image.
 const CHANNELS: usize = 3;
