@@ -1,4 +1,4 @@
-//! The two layers that every network is made of, as descriptions over [`Params`].
+//! Linear layers and layer normalization, as descriptions over [`Params`].
 
 use burn::tensor::Tensor;
 

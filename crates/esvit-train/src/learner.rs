@@ -18,7 +18,7 @@ use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 /// What stays the same over a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LearnerSettings {
-    /// The run's seed, for drop-path and mixup.
+    /// The run's seed, for initial values, drop path and mixup.
     pub seed: u64,
     /// The student's temperature.
     pub student_temp: f64,

@@ -195,7 +195,7 @@ mod tests {
             ("drop-path", Settings { drop_path: -0.1, ..good.clone() }),
         ];
         for (option, settings) in bad {
-            assert_eq!(settings.validate().unwrap_err().option, option);
+            assert_eq!(settings.validate().unwrap_err().key, format!("--{option}"));
         }
     }
 

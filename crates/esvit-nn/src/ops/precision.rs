@@ -35,12 +35,12 @@ impl Precision {
 /// How a block is computed.
 #[derive(Debug, Clone, Default)]
 pub struct Compute {
-    /// The type of operands of products and of kept activations.
+    /// The type of GEMM operands and of saved activations.
     pub precision: Precision,
-    /// Keeps a branch's input alone and computes the rest again on the backward pass: about a third more
-    /// time for a fraction of the memory.
+    /// Saves a branch's input alone and computes the rest again in the backward pass: about a quarter
+    /// more time for a fraction of the memory.
     pub activation_checkpointing: bool,
-    /// Where weights stay in the layout of their products from one pass to the next.
+    /// Where packed weights stay from one forward pass to the next.
     pub packing: Packing,
 }
 

@@ -178,7 +178,7 @@ pub enum RunError {
         epochs: u64,
     },
     /// A checkpoint of another network, as far as can be told.
-    #[error("cannot go on from `{path}`: {source}", path = path.display())]
+    #[error("cannot start from `{path}`: {source}", path = path.display())]
     Start {
         /// The file.
         path: PathBuf,
