@@ -1,33 +1,34 @@
-//! Scales of charts: where ticks lie and what stands beside them.
+//! Chart axes: scale, tick positions and tick labels.
 
-/// How values are laid out along an axis.
+/// Scale of an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
     /// From the smallest to the largest value.
     Linear,
-    /// From zero, or below where values are negative.
+    /// From zero, or below if values are negative.
     FromZero,
-    /// Equal ratios are equally long. Linear where a value is not positive or all are of one size.
+    /// Logarithmic; linear if values are not positive or span less than a factor of 30.
     Logarithmic,
 }
 
-/// An axis: its two ends and its ticks.
+/// An axis: its range and its ticks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Axis {
-    /// The value at the beginning.
+    /// Value at the start.
     pub low: f64,
-    /// The value at the end.
+    /// Value at the end.
     pub high: f64,
-    /// Values that are marked, in ascending order, and the words for them.
+    /// Tick values, ascending, with their labels.
     pub ticks: Vec<(f64, String)>,
     logarithmic: bool,
 }
 
-/// A logarithmic axis pays from this ratio on.
+/// Smallest `high / low` for which a logarithmic axis is used.
 const LEAST_RATIO: f64 = 30.0;
 
 impl Axis {
-    /// An axis for values from `low` to `high`, with about `ticks` ticks; it ends on ticks.
+    /// An axis that covers `low..=high` with about `ticks` ticks; the ends are rounded out to
+    /// ticks.
     pub fn new(low: f64, high: f64, scale: Scale, ticks: usize) -> Self {
         match scale {
             Scale::Logarithmic if low > 0.0 && high / low >= LEAST_RATIO => {
@@ -38,7 +39,7 @@ impl Axis {
         }
     }
 
-    /// An axis of things that are counted, up to `high` itself; ticks are whole numbers.
+    /// An axis of counts from 0 to exactly `high`, with integer ticks.
     pub fn counted(high: f64, ticks: usize) -> Self {
         let high = high.max(1.0);
         let mut axis = Self::linear(0.0, high, ticks.min(high as usize));
@@ -67,7 +68,7 @@ impl Axis {
 
     fn logarithmic(low: f64, high: f64) -> Self {
         let [first, last] = [low.log10().floor(), high.log10().ceil()].map(|power| power as i32);
-        // More than six decades are marked in larger strides.
+        // Keeps it below a dozen ticks: beyond that, decades are skipped.
         let stride = (last - first).div_euclid(6).max(1);
         let powers = (first..=last).step_by(stride as usize);
         let ticks = powers.map(|power| {
@@ -83,7 +84,7 @@ impl Axis {
         }
     }
 
-    /// Where a value lies: 0 at the beginning, 1 at the end.
+    /// Position of a value on the axis: 0 at `low`, 1 at `high`.
     pub fn place(&self, value: f64) -> f64 {
         if self.logarithmic {
             let [low, high, value] = [self.low, self.high, value.max(self.low)].map(f64::log10);
@@ -94,7 +95,7 @@ impl Axis {
     }
 }
 
-/// Ends that differ, so that there is something between them.
+/// Widens an empty range, so that the axis has a length.
 fn widened(low: f64, high: f64) -> (f64, f64) {
     let (low, high) = (low.min(high), low.max(high));
     let least = (1e-6 * low.abs().max(high.abs())).max(f64::MIN_POSITIVE * 1e16);
@@ -105,7 +106,7 @@ fn widened(low: f64, high: f64) -> (f64, f64) {
     (low - around, high + around)
 }
 
-/// A distance between ticks: 1, 2 or 5 times a power of ten.
+/// Tick spacing: 1, 2 or 5 times a power of ten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Step {
     mantissa: u8,
@@ -129,8 +130,8 @@ impl Step {
         f64::from(self.mantissa) * 10f64.powi(self.power)
     }
 
-    /// A multiple of the step in as few letters as tell it from its neighbors; `largest` is the
-    /// largest of the ticks, which decides the unit.
+    /// Label of the tick at `value`, with as many decimals as the spacing needs. `largest`, the
+    /// largest tick, decides the unit (k, M, G) of all of them.
     fn words(self, value: f64, largest: f64) -> String {
         if value == 0.0 {
             return "0".into();

@@ -1,4 +1,5 @@
-//! Line charts as HTML: lines in SVG that stretch with the page, words beside them that do not.
+//! Line charts as HTML: the plot is an SVG that stretches with the page, the labels are HTML text
+//! that does not.
 
 use std::fmt::Write;
 
@@ -7,56 +8,56 @@ use crate::html::escaped;
 use crate::number::rounded;
 use crate::thin::thinned;
 
-/// Side of the square that the plot's coordinates lie in, however it is stretched.
+/// Side of the plot's square view box, which is stretched to the size of the page.
 const SIDE: f64 = 1000.0;
-/// Ticks across and up that find room on a phone, and in a chart of half the size.
+/// Number of ticks `[x, y]` that fit on a phone, and in a small chart.
 const TICKS: [usize; 2] = [4, 4];
 const TICKS_OF_SMALL: [usize; 2] = [2, 3];
-/// Up to this number of points each is marked.
+/// Series of at most this many points get a dot at each point.
 const MARKED: usize = 40;
 
 /// A line of a chart.
 #[derive(Debug, Clone)]
 pub struct Series {
-    /// What it shows.
+    /// Name in the legend.
     pub name: String,
-    /// Its points, in ascending order across.
+    /// Points `[x, y]`, ascending in x.
     pub points: Vec<[f64; 2]>,
-    /// Whether it is a level to compare with, drawn dashed and without a color of its own.
+    /// Whether it is a baseline, drawn dashed and in a neutral color.
     pub reference: bool,
 }
 
-/// A chart of several lines.
+/// A line chart.
 #[derive(Debug, Clone)]
 pub struct Chart {
-    /// What it shows.
+    /// Title.
     pub title: &'static str,
-    /// In which unit; empty for a plain number.
+    /// Unit of y; empty for a plain number.
     pub unit: &'static str,
-    /// What it is shown over: `step` or `epoch`.
+    /// Name of the x axis: `step` or `epoch`.
     pub over: &'static str,
-    /// Whether there is half the room.
+    /// Half-size chart, with fewer ticks.
     pub small: bool,
-    /// How values are laid out.
+    /// Scale of the y axis.
     pub scale: Scale,
     /// The lines.
     pub series: Vec<Series>,
 }
 
 impl Series {
-    /// A line through the points that matter of `points`.
+    /// A line through `points`, thinned if there are many.
     pub fn new(name: &str, points: impl IntoIterator<Item = [f64; 2]>) -> Self {
         Self { name: name.into(), points: thinned(points), reference: false }
     }
 
-    /// The same as a level to compare with.
+    /// The same as a baseline.
     pub fn reference(name: &str, points: impl IntoIterator<Item = [f64; 2]>) -> Self {
         Self { reference: true, ..Self::new(name, points) }
     }
 }
 
 impl Chart {
-    /// The chart as a figure; nothing where there are no points.
+    /// The chart as an HTML `<figure>`; empty if no series has points.
     pub fn html(&self) -> String {
         let shown: Vec<&Series> =
             self.series.iter().filter(|series| !series.points.is_empty()).collect();
@@ -107,8 +108,8 @@ impl Chart {
             let path: Vec<String> = series.points.iter().map(at).collect();
             let _ = writeln!(svg, "<path class=\"{class}\" d=\"M{}\"/>", path.join("L"));
             if series.points.len() <= MARKED && !series.reference {
-                // A line of no length with round ends is a dot that keeps its shape when the
-                // plot is stretched.
+                // A zero-length line with round caps is a dot that stays round when the SVG is
+                // stretched.
                 for (point, place) in series.points.iter().zip(&path) {
                     let _ = writeln!(
                         svg,
@@ -125,7 +126,7 @@ impl Chart {
     }
 }
 
-/// The class of every line: `line c1`, `line c2`, ... and `line reference`.
+/// CSS class of each line: `line c1`, `line c2`, ... and `line reference`.
 fn classes(shown: &[&Series]) -> Vec<String> {
     let mut color = 0;
     let mut class = |series: &&Series| {
@@ -138,7 +139,7 @@ fn classes(shown: &[&Series]) -> Vec<String> {
     shown.iter().map(&mut class).collect()
 }
 
-/// Names of the lines, with their last values.
+/// Names of the lines and their last values.
 fn legend(shown: &[&Series]) -> String {
     let mut list = String::from("<ul class=\"legend\">");
     for (series, class) in shown.iter().zip(classes(shown)) {

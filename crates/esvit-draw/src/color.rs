@@ -1,18 +1,18 @@
-//! Colors: marks of one meaning have one color in all drawings, and a ramp for weights.
+//! Colors shared by all drawings, and a color ramp for weights in 0 to 1.
 
 /// A pair of matching regions.
 pub const PAIR: &str = "#ffd21f";
-/// A region or pixel that something is asked about.
+/// The query region or pixel.
 pub const QUERY: &str = "#56c1ff";
 /// The region nearest to another view as a whole, and the attended part.
 pub const FOUND: &str = "#ff3b30";
-/// Words and axes on white.
+/// Text and axes on white.
 pub const INK: &str = "#1b1f24";
-/// Words and lines that stand back.
+/// Secondary text and lines.
 pub const FAINT: &str = "#7a828c";
 
-/// The color of a value from 0 (nearly white) to 1 (dark blue). Equal steps look equal: the ramp
-/// is a curve of falling lightness and one hue in the space OKLab (Ottosson, 2020).
+/// Color ramp from 0 (nearly white) to 1 (dark blue), perceptually uniform: lightness falls at
+/// constant hue in OKLab (Ottosson, 2020).
 pub fn blue(value: f64) -> [u8; 3] {
     const HUE: f64 = 254.0;
     let value = value.clamp(0.0, 1.0);
@@ -22,7 +22,7 @@ pub fn blue(value: f64) -> [u8; 3] {
     srgb(lightness, chroma * cos, chroma * sin)
 }
 
-/// The nearest 8-bit sRGB color of one in OKLab.
+/// OKLab to 8-bit sRGB, clipped to the gamut.
 fn srgb(lightness: f64, a: f64, b: f64) -> [u8; 3] {
     let l = (lightness + 0.396_337_777_4 * a + 0.215_803_757_3 * b).powi(3);
     let m = (lightness - 0.105_561_345_8 * a - 0.063_854_172_8 * b).powi(3);
@@ -41,7 +41,7 @@ fn srgb(lightness: f64, a: f64, b: f64) -> [u8; 3] {
     })
 }
 
-/// A color as SVG writes it.
+/// `#rrggbb`.
 pub fn hex([r, g, b]: [u8; 3]) -> String {
     format!("#{r:02x}{g:02x}{b:02x}")
 }

@@ -1,7 +1,7 @@
-//! Drawings of images, marks and words, as SVG and as PNG.
+//! Vector drawings of images, marks and text, as SVG and PNG.
 //!
-//! One description serves both: an SVG document that needs no other file, and the PNG that the
-//! renderer makes of it with the font that is built in.
+//! A [`Drawing`] is a list of SVG elements. The SVG file is self-contained; the PNG is rendered
+//! from it with the built-in font.
 
 use std::fmt::{Display, Write};
 use std::sync::{Arc, OnceLock};
@@ -13,11 +13,11 @@ use resvg::usvg::{self, fontdb};
 
 use crate::{color, escaped};
 
-/// Letters for PNG files; SVG files name the family, and whoever shows them has the last word.
+/// Used for PNG; SVG files only name the family.
 const FONT: &[u8] = include_bytes!("../font/DejaVuSans-subset.ttf");
 const FAMILY: &str = "DejaVu Sans";
 
-/// A drawing of a given size in pixels, white where nothing is drawn.
+/// A drawing on white; coordinates are pixels from the top left.
 #[derive(Debug, Clone)]
 pub struct Drawing {
     width: f64,
@@ -25,7 +25,7 @@ pub struct Drawing {
     body: String,
 }
 
-/// Why there is no PNG of a drawing.
+/// A drawing cannot be rendered as PNG.
 #[derive(Debug, thiserror::Error)]
 pub enum DrawError {
     /// The drawing cannot be rendered.
@@ -40,14 +40,14 @@ pub enum DrawError {
     },
 }
 
-/// Where the words of a line stand.
+/// Horizontal alignment of text at its point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Anchor {
-    /// The line begins at the point.
+    /// The text starts at the point.
     Start,
-    /// The line's middle is at the point.
+    /// The text is centered on the point.
     Middle,
-    /// The line ends at the point.
+    /// The text ends at the point.
     End,
 }
 
@@ -62,13 +62,13 @@ impl Drawing {
         [self.width, self.height]
     }
 
-    /// Adds an SVG element as it is.
+    /// Appends a raw SVG element.
     pub fn element(&mut self, element: impl Display) {
         let _ = writeln!(self.body, "{element}");
     }
 
-    /// An image, given as the bytes of a PNG file, in the box `[left, top, width, height]`. Pixels
-    /// stay sharp-edged squares where they are enlarged, if `sharp` is set.
+    /// Draws a PNG file in the box `[left, top, width, height]`; `sharp` enlarges without
+    /// smoothing.
     pub fn image(&mut self, png: &[u8], [left, top, width, height]: [f64; 4], sharp: bool) {
         let data = STANDARD.encode(png);
         let rendering = if sharp { "pixelated" } else { "auto" };
@@ -87,7 +87,7 @@ impl Drawing {
         ));
     }
 
-    /// Lines from point to point.
+    /// Line segments through `points`.
     pub fn polyline(&mut self, points: &[[f64; 2]], color: &str, width: f64) {
         let points: Vec<String> = points.iter().map(|[x, y]| format!("{x:.2},{y:.2}")).collect();
         self.element(format_args!(
@@ -113,7 +113,7 @@ impl Drawing {
         ));
     }
 
-    /// A disc with a thin dark edge, so that it is seen on any ground.
+    /// A disc with a thin dark outline, visible on any background.
     pub fn dot(&mut self, [x, y]: [f64; 2], radius: f64, color: &str) {
         self.element(format_args!(
             "<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{radius}\" fill=\"{color}\" \
@@ -122,7 +122,7 @@ impl Drawing {
         ));
     }
 
-    /// A triangle that stands on its base around a point.
+    /// An upright triangle centered on a point.
     pub fn triangle(&mut self, [x, y]: [f64; 2], radius: f64, color: &str) {
         let (half, low) = (radius * 0.866, radius * 0.5);
         self.element(format_args!(
@@ -137,7 +137,7 @@ impl Drawing {
         ));
     }
 
-    /// A line of words whose baseline is at the point.
+    /// A line of text with its baseline at the point.
     pub fn text(&mut self, [x, y]: [f64; 2], text: &str, size: f64, color: &str, anchor: Anchor) {
         let anchor = match anchor {
             Anchor::Start => "start",
@@ -151,7 +151,7 @@ impl Drawing {
         ));
     }
 
-    /// A line of words on a ground of its own, for images.
+    /// Centered text on a translucent background, for use over images.
     pub fn label(&mut self, [x, y]: [f64; 2], text: &str, size: f64, color: &str) {
         let width = 0.68 * size * text.chars().count() as f64 + 0.4 * size;
         self.rect([x - width / 2.0, y - 0.6 * size, width, 1.2 * size], "#000000", 0.6);
@@ -168,10 +168,10 @@ impl Drawing {
         )
     }
 
-    /// The drawing as a PNG file, `scale` pixels to one of the drawing's.
+    /// Renders the drawing as a PNG file, at `scale` times its size.
     ///
     /// # Errors
-    /// When the drawing is empty or too large to be rendered.
+    /// [`DrawError`] if the drawing is empty or too large to be rendered.
     pub fn png(&self, scale: f64) -> Result<Vec<u8>, DrawError> {
         let fail = |reason: String| DrawError::Render {
             width: self.width * scale,
@@ -194,7 +194,7 @@ impl Drawing {
     }
 }
 
-/// The built-in font, read once.
+/// The built-in font, parsed once.
 fn font() -> Arc<fontdb::Database> {
     static FONTS: OnceLock<Arc<fontdb::Database>> = OnceLock::new();
     let load = || {

@@ -1,12 +1,12 @@
-//! Pieces of HTML. Everything that comes from a file is escaped here.
+//! HTML building blocks.
 
 use std::fmt::Write;
 
-/// How pages look, in light and in dark.
+/// Style sheet for light and dark mode.
 const STYLE: &str = include_str!("style.css");
 
-/// A whole page with a title and the HTML of its body. It loads nothing and runs no script; its
-/// policy forbids both.
+/// A complete page; `body` is HTML. Its content security policy forbids scripts and external
+/// resources.
 pub fn page(title: &str, body: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -19,7 +19,7 @@ pub fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// A key figure.
+/// A tile with one number.
 pub struct Tile {
     pub name: &'static str,
     pub value: String,
@@ -27,7 +27,7 @@ pub struct Tile {
     pub note: String,
 }
 
-/// Key figures side by side.
+/// A row of tiles; values and notes are escaped.
 pub fn tiles(tiles: impl Iterator<Item = Tile>) -> String {
     let mut html = String::from("<dl class=\"tiles\">\n");
     for Tile { name, value, unit, note } in tiles {
@@ -41,8 +41,8 @@ pub fn tiles(tiles: impl Iterator<Item = Tile>) -> String {
     html + "</dl>\n"
 }
 
-/// A table in a box of its own, in which it scrolls where the page is narrow. Cells are HTML;
-/// columns from `first_number` on are numbers.
+/// A table that scrolls sideways on narrow pages. Cells are HTML; columns from `first_number` on
+/// are numeric.
 pub fn table(head: &[String], rows: &[Vec<String>], first_number: usize) -> String {
     let row = |cells: &[String], tag: &str| -> String {
         let cells = cells.iter().enumerate().map(|(column, cell)| {
@@ -59,12 +59,12 @@ pub fn table(head: &[String], rows: &[Vec<String>], first_number: usize) -> Stri
     format!("<div class=\"scroll\"><table>\n{head}<tbody>\n{body}</tbody>\n</table></div>\n")
 }
 
-/// Text of several lines as it is, line breaks kept.
+/// Escaped text that keeps its line breaks.
 pub fn lines(text: &str) -> String {
     text.lines().map(escaped).collect::<Vec<_>>().join("\n")
 }
 
-/// Text in which literals stand in backticks and the next step follows after `hint:`.
+/// A message as HTML: text in backticks becomes `<code>`, and what follows `hint: ` is set apart.
 pub fn code_in(text: &str) -> String {
     let mut html = String::new();
     for (place, line) in text.lines().enumerate() {
@@ -76,7 +76,7 @@ pub fn code_in(text: &str) -> String {
         html.push_str(tag);
         let parts: Vec<&str> = line.split('`').collect();
         for (index, part) in parts.iter().enumerate() {
-            // An odd backtick at the end opens nothing.
+            // An unmatched backtick at the end opens nothing.
             let is_code = index % 2 == 1 && index + 1 < parts.len();
             let part = escaped(part);
             html.push_str(&if is_code { format!("<code>{part}</code>") } else { part });
@@ -86,7 +86,7 @@ pub fn code_in(text: &str) -> String {
     html
 }
 
-/// Text as it may stand in XML.
+/// Escapes text for XML and HTML.
 pub fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {

@@ -1,6 +1,6 @@
-//! Drawings as SVG and PNG, line charts and pages of HTML that need no other file.
+//! SVG and PNG drawings, line charts and self-contained HTML pages.
 //!
-//! Knows neither tensors nor how images are decoded: an image comes as the bytes of a PNG file.
+//! No tensors and no image decoding: images come as the bytes of PNG files.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 

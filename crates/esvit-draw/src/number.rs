@@ -1,6 +1,6 @@
-//! Numbers for people.
+//! Human-readable numbers.
 
-/// A number with four significant digits; whole ones are kept whole, long ones grouped.
+/// At least four significant digits; integers in full, thousands separated by commas.
 pub fn rounded(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() {
@@ -21,7 +21,7 @@ pub fn rounded(value: f64) -> String {
     without_zeros(&format!("{value:.decimals$}")).into()
 }
 
-/// A whole number with a comma between thousands.
+/// An integer with thousands separated by commas.
 pub fn grouped(value: i64) -> String {
     let digits = value.unsigned_abs().to_string();
     let mut text = String::from(if value < 0 { "-" } else { "" });
@@ -34,7 +34,7 @@ pub fn grouped(value: i64) -> String {
     text
 }
 
-/// A size in bytes.
+/// A size in bytes with a decimal unit, such as `1.5 MB`.
 pub fn bytes(size: u64) -> String {
     let size = size as f64;
     match size {
@@ -45,7 +45,7 @@ pub fn bytes(size: u64) -> String {
     }
 }
 
-/// A length of time.
+/// A duration, such as `3 min 20 s`.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     let (hours, minutes) = (whole / 3600, whole / 60 % 60);

@@ -1,10 +1,10 @@
-//! Fewer points that look the same.
+//! Downsampling of long series for display.
 
-/// Bins of a long series; each keeps its two extremes.
+/// Number of bins of a long series; each keeps its minimum and maximum.
 const BINS: usize = 300;
 
-/// The points of a line that is drawn: all of a short series, of a long one the lowest and the
-/// highest of every bin, and both ends. Points that are not finite are left out.
+/// Min-max downsampling: of a long series, the lowest and highest point of each bin and both ends.
+/// Points that are not finite are dropped.
 pub(crate) fn thinned(points: impl IntoIterator<Item = [f64; 2]>) -> Vec<[f64; 2]> {
     let finite = |point: &[f64; 2]| point.iter().all(|value| value.is_finite());
     let points: Vec<[f64; 2]> = points.into_iter().filter(finite).collect();

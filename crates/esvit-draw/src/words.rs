@@ -1,11 +1,11 @@
-//! Lines of words of a limited width.
+//! Text that fits into a width.
 
-/// About how wide a line of words is in a drawing, in pixels.
+/// Estimated width in pixels of a line of text in font size `size`.
 pub fn words_width(words: &str, size: f64) -> f64 {
     0.62 * size * words.chars().count() as f64
 }
 
-/// `words`, cut at the end where the line would be wider than `width` pixels.
+/// `words`, truncated with an ellipsis if wider than `width` pixels.
 pub fn shortened(words: &str, size: f64, width: f64) -> String {
     if words_width(words, size) <= width {
         return words.into();
