@@ -34,8 +34,8 @@ struct Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.renamed {
-            // Whatever stopped the write is being reported already; a file that stays behind is
-            // found by `remove_stale_temporaries`.
+            // The failed write is reported already, and `remove_stale_temporaries` finds a
+            // leftover.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -45,11 +45,11 @@ impl AtomicFile {
     /// Opens a temporary file beside `destination`.
     ///
     /// # Errors
-    /// [`FileError`] if the folder does not exist or does not take a new file.
+    /// [`FileError`] if the folder does not exist or is not writable.
     pub fn create(destination: &Path) -> Result<Self, FileError> {
         let path = temporary_path(destination)
             .map_err(|error| FileError::new(FileStep::Open, destination, error))?;
-        // A left-over of the same name is overwritten: in a container every run may be process 1.
+        // A leftover of the same name is overwritten: in a container every run may be process 1.
         let file = File::create(&path)
             .map_err(|error| FileError::writing(FileStep::Open, destination, 0, 0, error))?;
         Ok(Self {
@@ -86,8 +86,8 @@ impl AtomicFile {
     /// Flushes the file to the disk and gives it its name, replacing a file of that name.
     ///
     /// # Errors
-    /// [`FileError`]; the old file is then still in place, unless only the last step failed, in
-    /// which the folder is flushed.
+    /// [`FileError`]. The old file is then still in place, unless only the final flush of the
+    /// folder failed.
     pub fn commit(mut self) -> Result<(), FileError> {
         self.writer.flush().map_err(|error| self.error(FileStep::Write, error))?;
         self.writer.get_ref().sync_all().map_err(|error| self.error(FileStep::Sync, error))?;
@@ -105,7 +105,7 @@ impl AtomicFile {
     }
 }
 
-/// Writes a whole file through `write`; on any failure the file at `path` stays as it was.
+/// Writes a whole file through `write`; on any failure the file at `path` is unchanged.
 ///
 /// A symbolic link at `path` is replaced, not followed.
 ///
@@ -162,15 +162,15 @@ pub(crate) fn sync_folder(_folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a file of this name is the temporary file of a writer.
+/// Whether `name` is that of a temporary file.
 pub fn is_temporary(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(TEMPORARY_SUFFIX)
 }
 
-/// Deletes the temporary files that killed runs left in `folder` and returns their paths.
+/// Deletes temporary files that killed runs left in `folder` and returns their paths.
 ///
-/// It cannot tell the files of a killed run from those of one that is still writing: call it only
-/// where no other run works in `folder`.
+/// It would also delete those of a run that is still writing: call it only where no other run works
+/// in `folder`.
 ///
 /// # Errors
 /// [`FileError`] if the folder cannot be listed or a file cannot be deleted.

@@ -1,10 +1,10 @@
-//! What goes wrong with files, and at which step.
+//! File errors, with the step that failed.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What was being done to a file when it failed.
+/// The operation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileStep {
@@ -14,13 +14,13 @@ pub enum FileStep {
     Read,
     /// Writing to it.
     Write,
-    /// Waiting until it is on the disk.
+    /// Flushing it to the disk (`fsync`).
     Sync,
-    /// Giving the finished temporary file its name.
+    /// Renaming the finished temporary file.
     Rename,
-    /// Waiting until the folder's entry of it is on the disk.
+    /// Flushing its folder to the disk (`fsync`).
     SyncFolder,
-    /// Cutting it back.
+    /// Truncating it.
     Truncate,
     /// Listing a folder.
     List,
@@ -37,7 +37,7 @@ impl fmt::Display for FileStep {
             Self::Sync => "flush to the disk",
             Self::Rename => "rename the temporary file to",
             Self::SyncFolder => "flush the folder of",
-            Self::Truncate => "cut back",
+            Self::Truncate => "truncate",
             Self::List => "list",
             Self::Remove => "delete",
         })
@@ -70,9 +70,9 @@ pub enum FileError {
         path: PathBuf,
         /// The folder it was being written in.
         folder: PathBuf,
-        /// How many bytes had been handed over to be written.
+        /// Bytes to be written so far.
         attempted: u64,
-        /// How many bytes fit into the folder without this file, if that can be told.
+        /// Free bytes in the folder not counting this file, if known.
         available: Option<u64>,
         /// The error of the operating system.
         source: io::Error,
@@ -84,7 +84,8 @@ impl FileError {
         Self::Io { step, path: path.to_owned(), source }
     }
 
-    /// `attempted` bytes were to be written, of which `written` are in a file that will go away.
+    /// Of the `attempted` bytes, `written` are in a temporary file that will be deleted and count
+    /// as free.
     pub(crate) fn writing(
         step: FileStep,
         path: &Path,

@@ -1,4 +1,4 @@
-//! A file that grows beside its destination and can be continued after a kill.
+//! Files that grow under a hidden name and can be continued after a kill.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -11,8 +11,8 @@ use crate::{FileError, FileStep};
 
 const SUFFIX: &str = ".esvit-part";
 
-/// A file that is appended to under a hidden name and appears under its own when it is complete.
-/// What was written stays when it is dropped: it is found again by [`open`](Self::open).
+/// A file that is appended to under a hidden name and renamed when it is complete. If dropped
+/// before, its contents stay for a later [`open`](Self::open).
 #[derive(Debug)]
 pub struct GrowingFile {
     file: File,
@@ -21,11 +21,12 @@ pub struct GrowingFile {
 }
 
 impl GrowingFile {
-    /// Opens what was written of the file at `destination` and cuts it back to `length` bytes,
-    /// which drops what a kill has left behind them. It is locked: nobody else can open it.
+    /// Opens the unfinished file of `destination`, or creates it, and truncates it to `length`
+    /// bytes to drop a partial write. It is locked against other processes.
     ///
     /// # Errors
-    /// [`FileError`] if it cannot be opened, is shorter, or is being written by somebody else.
+    /// [`FileError`] if it cannot be opened, is shorter than `length`, or is locked by another
+    /// process.
     pub fn open(destination: &Path, length: u64) -> Result<Self, FileError> {
         let fail = |error| FileError::writing(FileStep::Open, destination, 0, 0, error);
         let part = part_of(destination).map_err(fail)?;
@@ -45,7 +46,7 @@ impl GrowingFile {
         Ok(Self { file, part, destination: destination.into() })
     }
 
-    /// How many bytes were written of the file at `destination`; none if it was not begun.
+    /// Length in bytes of the unfinished file of `destination`, if there is one.
     pub fn length(destination: &Path) -> Option<u64> {
         fs::metadata(part_of(destination).ok()?).ok().map(|metadata| metadata.len())
     }
@@ -61,7 +62,7 @@ impl GrowingFile {
             .map_err(|e| FileError::writing(FileStep::Write, &self.destination, length, 0, e))
     }
 
-    /// Waits until everything is on the disk, and returns how much that is.
+    /// Flushes to the disk and returns the length in bytes.
     ///
     /// # Errors
     /// [`FileError`] of the flush.
@@ -71,17 +72,17 @@ impl GrowingFile {
         self.file.stream_position().map_err(fail)
     }
 
-    /// Deletes what was written.
+    /// Deletes the unfinished file.
     pub fn discard(self) {
-        // Whatever made it useless is being reported already.
+        // The reason is being reported already.
         let _ = fs::remove_file(&self.part);
     }
 
-    /// Writes `start` over the first bytes, flushes the file and gives it its name, replacing a
-    /// file of that name.
+    /// Overwrites the first bytes with `start`, flushes the file and renames it to its destination,
+    /// replacing a file of that name.
     ///
     /// # Errors
-    /// [`FileError`] of the step that failed; what was written is then still there.
+    /// [`FileError`] of the step that failed; the unfinished file is kept.
     pub fn commit(mut self, start: &[u8]) -> Result<(), FileError> {
         let fail = |step, error| FileError::writing(step, &self.destination, 0, 0, error);
         let file = &mut self.file;

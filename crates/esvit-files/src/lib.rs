@@ -1,5 +1,5 @@
-//! Files that survive a kill: whole files replaced in one step, and logs that lose at most their
-//! last line. Beside them the protocol-buffer encoding that ONNX graphs and TensorBoard share.
+//! Files that survive a kill: atomic replacement, and logs that lose at most their last line. Also
+//! the protocol-buffer encoder that ONNX graphs and TensorBoard share.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 

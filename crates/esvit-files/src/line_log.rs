@@ -1,4 +1,4 @@
-//! Logs of lines that can be cut back.
+//! Append-only line logs that can be truncated.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{FileError, FileStep};
 
-/// A log of lines, such as `metrics.jsonl`, of which a kill can spoil no more than the last line.
+/// A line log, such as `metrics.jsonl`, of which a kill can spoil no more than the last line.
 #[derive(Debug)]
 pub struct LineLog {
     file: File,
@@ -15,7 +15,7 @@ pub struct LineLog {
 }
 
 impl LineLog {
-    /// Opens the log at `path` for appending, creates it if it is missing and cuts off a
+    /// Opens the log at `path` for appending, creates it if it is missing and removes a
     /// half-written last line.
     ///
     /// # Errors
@@ -32,17 +32,16 @@ impl LineLog {
         Ok(Self { file, path: path.to_owned(), length })
     }
 
-    /// Appends `line` and a line break in one write, so that a kill does not interleave or lose
-    /// earlier lines. Text with line breaks in it becomes several lines.
+    /// Appends `line` and a line break in one write. Text with line breaks becomes several lines.
     ///
     /// # Errors
-    /// [`FileError`]; what was written of the line is then taken back as far as possible.
+    /// [`FileError`]; a partially written line is removed if possible.
     pub fn append_line(&mut self, line: &str) -> Result<(), FileError> {
         let text = format!("{line}\n");
         let attempted = text.len() as u64;
         if let Err(error) = self.file.write_all(text.as_bytes()) {
             let described = FileError::writing(FileStep::Write, &self.path, attempted, 0, error);
-            // Best effort: the write has failed already and that is what gets reported.
+            // Best effort: the failed write is what gets reported.
             let _ = self.file.set_len(self.length);
             return Err(described);
         }
@@ -50,7 +49,7 @@ impl LineLog {
         Ok(())
     }
 
-    /// Waits until all lines are on the disk, where they survive a power failure too.
+    /// Flushes all lines to the disk.
     ///
     /// # Errors
     /// [`FileError`] of the flush.
@@ -59,11 +58,11 @@ impl LineLog {
     }
 }
 
-/// Cuts the file at `path` back to the leading lines for which `keep` holds and returns how many
-/// bytes were cut off. A last line without a line break is half-written and goes too; so does
-/// everything from a line on that is not UTF-8. A missing file counts as empty.
+/// Truncates the file at `path` after the leading lines for which `keep` holds and returns the
+/// number of bytes removed. A last line without a line break is half-written and removed too, as is
+/// everything from the first line that is not UTF-8. A missing file counts as empty.
 ///
-/// On resume it drops the metrics of the steps that will be run again.
+/// A resumed run uses it to drop the metrics of steps that it runs again.
 ///
 /// # Errors
 /// [`FileError`] with the path and the step that failed.
@@ -77,8 +76,7 @@ pub fn keep_lines_while(path: &Path, keep: impl FnMut(&str) -> bool) -> Result<u
     let length = file.metadata().map_err(read_error)?.len();
     let kept = length_of_lines_while(BufReader::new(&file), keep).map_err(read_error)?;
     if kept < length {
-        // Only the end goes, so the file is cut in place, which is one step for the file system
-        // and needs no room on a disk that may be full.
+        // Truncating in place is atomic and needs no space on a disk that may be full.
         file.set_len(kept)
             .and_then(|()| file.sync_all())
             .map_err(|error| FileError::new(FileStep::Truncate, path, error))?;

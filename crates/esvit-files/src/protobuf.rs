@@ -1,7 +1,7 @@
-//! Messages in the protocol-buffer encoding, as far as they are written here: each field is a key,
-//! which holds the field's number and its wire type, and a value.
+//! A protocol-buffer encoder. Each field is a key, which holds the field number and the wire type,
+//! and a value.
 
-/// A message in the making.
+/// A message under construction.
 #[derive(Debug, Default)]
 pub struct Message(Vec<u8>);
 
@@ -11,41 +11,41 @@ const WIRE_BYTES: u64 = 2;
 const WIRE_FIXED_32: u64 = 5;
 
 impl Message {
-    /// What was written so far.
+    /// The encoded bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Adds an integer or a truth value.
+    /// Adds an integer, a bool or an enum value as a varint.
     pub fn integer(&mut self, field: u64, value: u64) {
         self.key(field, WIRE_VARINT);
         self.varint(value);
     }
 
-    /// Adds a number of 64 bits.
+    /// Adds a `double`.
     pub fn double(&mut self, field: u64, value: f64) {
         self.key(field, WIRE_FIXED_64);
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// Adds a number of 32 bits.
+    /// Adds a `float`.
     pub fn float(&mut self, field: u64, value: f32) {
         self.key(field, WIRE_FIXED_32);
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// Adds text or bytes.
+    /// Adds a `string` or `bytes`.
     pub fn bytes(&mut self, field: u64, value: &[u8]) {
         self.key_of_bytes(field, value.len());
         self.0.extend_from_slice(value);
     }
 
-    /// Adds a message.
+    /// Adds a nested message.
     pub fn message(&mut self, field: u64, value: &Self) {
         self.bytes(field, &value.0);
     }
 
-    /// Adds the key of so many bytes, which the caller writes behind the message.
+    /// Adds the key of `len` bytes, which the caller writes after the message.
     pub fn key_of_bytes(&mut self, field: u64, len: usize) {
         self.key(field, WIRE_BYTES);
         self.varint(len as u64);
