@@ -1,5 +1,4 @@
-//! Settings: structs with the defaults beside their fields, and what is said of a setting that
-//! makes no sense.
+//! Settings: structs with defaults beside their fields, and the error for an invalid value.
 //!
 //! ```
 //! use esvit_settings::{SettingError, check, settings};
@@ -29,35 +28,35 @@
 
 use std::fmt::Display;
 
-/// A setting that makes no sense.
+/// An invalid setting.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{key}` is {value}: {need}")]
 pub struct SettingError {
-    /// Name of the setting, with its tables.
+    /// Dotted key, such as `train.batch_size`.
     pub key: String,
     /// Its value.
     pub value: String,
-    /// What would make sense.
+    /// What is required.
     pub need: String,
 }
 
 impl SettingError {
-    /// The setting `key` is `value` and should be as `need` says.
+    /// `value` is invalid for `key`; `need` says what is required.
     pub fn new(key: impl Into<String>, value: impl Display, need: impl Into<String>) -> Self {
         Self { key: key.into(), value: value.to_string(), need: need.into() }
     }
 
-    /// The same in the table `table`.
+    /// The same error with `key` inside `table`.
     #[must_use]
     pub fn within(self, table: &str) -> Self {
         Self { key: format!("{table}.{}", self.key), ..self }
     }
 }
 
-/// An error about the setting `key` unless it is `good`.
+/// Returns an error for `key` unless `good`.
 ///
 /// # Errors
-/// [`SettingError`] with the key, the value and what is needed.
+/// [`SettingError`] with the key, the value and the requirement.
 pub fn check(
     good: bool,
     key: &str,
@@ -67,16 +66,16 @@ pub fn check(
     if good { Ok(()) } else { Err(SettingError::new(key, value, need)) }
 }
 
-/// Settings of which some are given and the rest come from elsewhere.
+/// Settings that can be partly overridden.
 pub trait Overlay {
-    /// The part that is given.
+    /// The same settings, each optional.
     type Partial;
 
-    /// Replaces what is given.
+    /// Replaces the values that are given.
     fn overlay(&mut self, given: Self::Partial);
 }
 
-/// Implements [`Overlay`] for types that are given whole or not at all.
+/// Implements [`Overlay`] for types that are replaced as a whole.
 #[macro_export]
 macro_rules! whole {
     ($($kind:ty),* $(,)?) => {
@@ -92,12 +91,12 @@ macro_rules! whole {
 
 whole!(u32, f64, [f64; 2], [f64; 3], Vec<u32>);
 
-/// Declares a struct of settings with the default beside each field. Read from a file, fields that
-/// are missing take their default, and names that it does not have are refused.
+/// Declares a struct of settings with the default beside each field. When it is deserialized,
+/// missing fields take their defaults and unknown names are refused.
 ///
-/// With a second name, as in `pub struct Blur / PartialBlur`, it declares the struct of that name
-/// too, in which every field is optional, and [`Overlay`]: for settings that are laid over others
-/// than the defaults. `Deserialize` is then left to the caller.
+/// With a second name, as in `pub struct Blur / PartialBlur`, it also declares that struct, in
+/// which every field is optional, and implements [`Overlay`], for settings that override other
+/// values than the defaults. `Deserialize` is then left to the caller.
 #[macro_export]
 macro_rules! settings {
     (
@@ -137,7 +136,7 @@ macro_rules! settings {
             }
         }
 
-        #[doc = concat!("The settings of [`", stringify!($name), "`] that are given.")]
+        #[doc = concat!("[`", stringify!($name), "`] with every field optional.")]
         #[derive(Debug, Default, ::serde::Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub(super) struct $partial {
