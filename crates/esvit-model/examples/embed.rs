@@ -4,7 +4,7 @@
 //! cargo run --release -p esvit-model --example embed -- backbone.safetensors photo.jpg
 //! ```
 
-#![expect(clippy::print_stdout, reason = "it shows what it found")]
+#![expect(clippy::print_stdout, reason = "it prints the feature")]
 
 use esvit_data::{DecodeLimits, decode};
 use esvit_model::PretrainedBackbone;

@@ -1,4 +1,4 @@
-//! What a file of weights says of its network beside the tensors.
+//! Metadata of a weights file: network configuration, preprocessing and origin.
 
 use esvit_data::Preprocess;
 use esvit_nn::SwinConfig;
@@ -8,32 +8,32 @@ use serde_json::{Map, Value};
 
 use crate::SourceFile;
 
-/// What travels with weights that leave a run, as JSON in the file's metadata.
+/// Metadata of exported weights, stored in the file as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct About {
-    /// Shape of the network.
+    /// Configuration of the network.
     pub model: SwinConfig,
-    /// How images are shown to it.
+    /// Preprocessing of input images.
     pub preprocess: Preprocess,
     /// Optimizer steps done, if known.
     pub steps: Option<u64>,
 }
 
-/// Why a description cannot be read.
+/// The metadata of a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DescriptionError {
-    /// It is not the JSON that it should be.
+    /// The metadata is not the expected JSON.
     #[error("its entry `{METADATA_KEY}` is damaged")]
     Json(#[from] serde_json::Error),
-    /// The settings of its run lack something.
+    /// The run's settings lack a key.
     #[error("the settings of its run have no `{key}`")]
     Missing {
-        /// The key, with its table.
+        /// The dotted key.
         key: String,
     },
 }
 
-/// What the metadata of a run's checkpoint says, as far as it matters here.
+/// Metadata of a training checkpoint, as far as it is needed here.
 #[derive(Deserialize)]
 struct Run {
     step: u64,
@@ -42,7 +42,7 @@ struct Run {
     backbone: Option<RunBackbone>,
 }
 
-/// Facts of a run's backbone.
+/// The backbone's part of that metadata.
 #[derive(Deserialize)]
 struct RunBackbone {
     model: SwinConfig,
@@ -50,7 +50,7 @@ struct RunBackbone {
     seed: u64,
 }
 
-/// What a file tells before its network is known.
+/// What the metadata of a file says.
 #[derive(Debug, Default)]
 pub(crate) struct Description {
     pub(crate) model: Option<SwinConfig>,
@@ -89,8 +89,8 @@ impl Description {
 }
 
 impl RunBackbone {
-    /// The facts of a checkpoint that has its run's settings as text alone, as version 0.1 first
-    /// wrote them: tables of one `key = value` a line, whose values are JSON as well.
+    /// For checkpoints of early versions, whose only description is the run's settings as TOML
+    /// text: tables of one `key = value` per line, with values that are also valid JSON.
     fn of_settings(settings: &str) -> Result<Self, DescriptionError> {
         let get = |table: &str, key: &str| {
             let missing = || DescriptionError::Missing { key: format!("{table}.{key}") };
@@ -125,7 +125,7 @@ const MODEL_KEYS: [&str; 8] = [
     "norm_eps",
 ];
 
-/// The value of `key` in a table of settings; the name of the table at the top is empty.
+/// The value of `key` in `[table]` of TOML text; the top-level table is `""`.
 fn value_of(settings: &str, table: &str, key: &str) -> Option<Value> {
     let mut current = "";
     for line in settings.lines().map(str::trim) {

@@ -1,4 +1,4 @@
-//! Two files of weights side by side.
+//! Compares two weights files tensor by tensor.
 
 use std::collections::BTreeMap;
 
@@ -8,28 +8,28 @@ use serde::Serialize;
 
 use crate::build;
 
-/// The floating-point tensors of a file under the names by which they are compared.
+/// The floating-point tensors of a file, under the names by which they are compared.
 #[derive(Debug)]
 pub struct Tensors<'a> {
     file: &'a WeightsFile,
-    /// The network, where the file holds one of ours, and its parameters.
+    /// The network and its parameters, if the file holds one that is supported.
     network: Option<(StoredNetwork<'a>, Vec<ParamSpec>)>,
-    /// Tensors that belong to no network, by name.
+    /// All float tensors by name, if it does not.
     plain: BTreeMap<String, &'a esvit_weights::TensorInfo>,
 }
 
-/// How two files compare.
+/// Result of a comparison.
 #[derive(Debug, Default, Serialize)]
 pub struct Comparison {
-    /// Tensors that are equal to the bit.
+    /// Number of bitwise equal tensors.
     pub equal: usize,
     /// Tensors that differ, largest difference first.
     pub different: Vec<Difference>,
-    /// Tensors of another shape: name and both shapes.
+    /// Tensors whose shapes differ: name, shape in the first file, shape in the second.
     pub reshaped: Vec<(String, Vec<usize>, Vec<usize>)>,
-    /// Names that only the first file has.
+    /// Names found only in the first file.
     pub only_a: Vec<String>,
-    /// Names that only the second file has.
+    /// Names found only in the second file.
     pub only_b: Vec<String>,
 }
 
@@ -38,14 +38,14 @@ pub struct Comparison {
 pub struct Difference {
     /// Its name.
     pub name: String,
-    /// The largest difference of two values; not a number if one of them is none.
+    /// Largest absolute difference; NaN if any difference is NaN.
     pub largest: f32,
-    /// The largest value of the first file's tensor.
+    /// Largest absolute value of the first file's tensor.
     pub scale: f32,
 }
 
 impl Comparison {
-    /// Whether both files hold the same.
+    /// Whether there is no difference.
     pub fn is_equal(&self) -> bool {
         self.different.is_empty()
             && self.reshaped.is_empty()
@@ -55,7 +55,8 @@ impl Comparison {
 }
 
 impl<'a> Tensors<'a> {
-    /// The network called `key`, if the file holds such a one, or else all tensors by their names.
+    /// The network called `key` (the default one for `None`), or all tensors by their own names if
+    /// it is not found.
     pub fn of(file: &'a WeightsFile, key: Option<&str>) -> Self {
         let stored = StoredNetwork::find(file, key).ok();
         let found = stored.and_then(|stored| {
@@ -91,11 +92,11 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// Compares two files, one tensor in memory at a time. Names of a file whose network is not
-/// recognized are compared as they are.
+/// Compares two files, with one pair of tensors in memory at a time. Parameters of a supported
+/// network are compared under their official names, everything else under the names in the file.
 ///
 /// # Errors
-/// When a tensor cannot be read.
+/// [`WeightsError`] if a tensor cannot be read.
 pub fn compare(a: &Tensors<'_>, b: &Tensors<'_>) -> Result<Comparison, WeightsError> {
     let [shapes_a, shapes_b] = [a.shapes(), b.shapes()];
     let mut comparison = Comparison::default();
@@ -114,7 +115,7 @@ pub fn compare(a: &Tensors<'_>, b: &Tensors<'_>) -> Result<Comparison, WeightsEr
                 }
                 let largest = left.iter().zip(&right).fold(0.0, |largest: f32, (l, r)| {
                     let difference = (l - r).abs();
-                    // Not a number must not be lost.
+                    // `f32::max` would drop NaN.
                     if difference > largest || difference.is_nan() { difference } else { largest }
                 });
                 let scale = left.iter().fold(0.0, |scale: f32, value| scale.max(value.abs()));

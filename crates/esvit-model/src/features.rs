@@ -1,4 +1,4 @@
-//! Features of whole sets of images by a frozen backbone.
+//! Features of many images by a frozen backbone.
 
 use esvit_data::{Image, ImageError, Preprocess, Source};
 use esvit_kernels::pool;
@@ -14,20 +14,20 @@ use crate::pretrained::BATCH;
 pub struct LabeledFeatures {
     /// `rows * width` values.
     pub values: Vec<f32>,
-    /// Number of values of a row.
+    /// Feature dimension.
     pub width: usize,
-    /// Class of every row.
+    /// Class index of each row.
     pub labels: Vec<u32>,
 }
 
 impl LabeledFeatures {
-    /// Scales every row to unit length; a row of zeros stays.
+    /// L2-normalizes each row; zero rows stay zero.
     pub fn normalize(&mut self) {
         normalize(&mut self.values, self.width);
     }
 }
 
-/// Scales every row of `[rows, width]` to unit length; a row of zeros stays.
+/// L2-normalizes each row of `[rows, width]`; zero rows stay zero.
 pub fn normalize(values: &mut [f32], width: usize) {
     for row in values.chunks_exact_mut(width.max(1)) {
         let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
@@ -35,50 +35,49 @@ pub fn normalize(values: &mut [f32], width: usize) {
     }
 }
 
-/// An image that has no feature.
+/// An image that could not be read.
 #[derive(Debug)]
 pub struct LeftOut {
-    /// Its index in the source.
+    /// Index in the source.
     pub index: usize,
-    /// Its name.
+    /// Name of the image.
     pub name: String,
-    /// Why.
+    /// The error.
     pub reason: String,
 }
 
-/// Features of some images of a source.
+/// Features of images of a source.
 #[derive(Debug, Default)]
 pub struct Features {
-    /// One row an image, not normalized, with the source's labels (0 where it has none).
+    /// One row per image, not normalized, with the source's labels (0 if it has none).
     pub rows: LabeledFeatures,
-    /// Index in the source of every row's image.
+    /// Source index of each row's image.
     pub images: Vec<usize>,
     /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Features of the next images of a source.
+/// A batch of features.
 #[derive(Debug)]
 pub struct FeatureBatch {
-    /// Row-major `[images, width]`; empty where no image could be read.
+    /// Row-major `[images, width]`; empty if no image could be read.
     pub rows: Vec<f32>,
-    /// Index in the source of every row's image.
+    /// Source index of each row's image.
     pub images: Vec<usize>,
     /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
 impl FeatureBatch {
-    /// Number of values of a row; 0 where there are no rows.
+    /// Feature dimension; 0 if there are no rows.
     pub fn width(&self) -> usize {
         self.rows.len().checked_div(self.images.len()).unwrap_or(0)
     }
 }
 
-/// The features of `images` (indices into `source`), batch by batch, so that any number of them
-/// takes the memory of one batch. `prepare` is told an image's index and makes normalized pixels
-/// of it; `forward` turns pixels `[B, 3, size, size]` and B into B rows. Images that cannot be
-/// read are left out.
+/// Streams the features of `images` (indices into `source`), with one batch in memory at a time.
+/// `prepare` turns an image (with its index) into normalized pixels `[3, size, size]`; `forward`
+/// maps pixels `[B, 3, size, size]` and B to B rows. Images that cannot be read are left out.
 pub fn stream<'a>(
     source: &'a dyn Source,
     images: impl IntoIterator<Item = usize> + 'a,
@@ -114,8 +113,8 @@ pub fn stream<'a>(
     })
 }
 
-/// All features of `images` at once, as [`stream`] gives them; `done` is told how many images
-/// were worked on.
+/// All features of `images`, collected from [`stream`]; `done` is called with the number of images
+/// processed in each batch.
 pub fn extract(
     source: &dyn Source,
     images: &[usize],
@@ -126,7 +125,7 @@ pub fn extract(
     extract_with(source, images, |_, image| preprocess.prepare(image), forward, done)
 }
 
-/// The same with images prepared by `prepare`, which is told their index.
+/// Like [`extract`], with images prepared by `prepare`, which also gets their index.
 pub fn extract_with(
     source: &dyn Source,
     images: &[usize],
@@ -149,7 +148,7 @@ pub fn extract_with(
     features
 }
 
-/// What [`extract`] needs for the view features of a frozen backbone.
+/// The `forward` of [`extract`] for view features `[B, C]`.
 pub fn view_forward<'a>(
     swin: &'a Swin,
     params: &'a Params,

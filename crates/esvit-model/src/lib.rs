@@ -1,5 +1,5 @@
-//! A trained vision backbone for use: open a file of weights, whatever program wrote it, show it
-//! images, and take its features or the backbone itself elsewhere.
+//! A trained vision backbone for inference: load weights of any supported program, compute
+//! features, and export the features or the backbone.
 //!
 //! ```no_run
 //! use esvit_data::{DecodeLimits, decode};
@@ -14,7 +14,7 @@
 //! # }
 //! ```
 //!
-//! Nothing here trains, draws or parses a command line.
+//! No training, no drawing, no command line.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 

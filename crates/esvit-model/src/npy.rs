@@ -1,9 +1,9 @@
 //! NumPy's `.npy` files, version 1.0: matrices of `f32` and vectors of `i64`.
 //!
-//! A file is a header, padded with spaces to a fixed length so that the number of rows can be
-//! filled in at the end, and then the little-endian values in C order.
+//! A file is a header and then the little-endian values in C order. The header is padded with
+//! spaces to a fixed length, so that the number of rows can be filled in at the end.
 //!
-//! Source of the format: the NumPy reference, `numpy.lib.format`.
+//! Format: `numpy.lib.format` in the NumPy reference.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -15,9 +15,9 @@ use esvit_files::{AtomicFile, FileError};
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 const VERSION: [u8; 2] = [1, 0];
 const PREAMBLE_LENGTH: usize = 10;
-/// A multiple of 64, as the format asks, in which even the largest two dimensions fit.
+/// A multiple of 64, as the format requires, with room for any two dimensions.
 const HEADER_LENGTH: usize = 128;
-/// A multiple of every element's size.
+/// A multiple of every element size.
 const READ_CHUNK: usize = 1 << 16;
 
 /// A `.npy` file that could not be written or read.
@@ -35,23 +35,23 @@ pub enum NpyError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// A matrix was to have no columns.
+    /// A matrix needs at least one column.
     #[error("cannot write `{path}` as a matrix without columns")]
     NoColumns {
         /// The file.
         path: PathBuf,
     },
-    /// Values were appended that do not make whole rows.
+    /// The appended values are not whole rows.
     #[error("cannot append {values} values to `{path}`, whose rows have {columns}")]
     PartialRow {
         /// The file.
         path: PathBuf,
-        /// How many values were given.
+        /// Number of values given.
         values: usize,
-        /// How many values a row has.
+        /// Number of columns.
         columns: usize,
     },
-    /// The header is not one of a `.npy` file that can be read here.
+    /// The header is damaged or of an unsupported kind.
     #[error("cannot read `{path}` as a `.npy` file: {reason}")]
     Header {
         /// The file.
@@ -59,7 +59,7 @@ pub enum NpyError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The values are of another type than asked for.
+    /// The element type differs from the one asked for.
     #[error(
         "`{path}` holds values of type `{found}` instead of `{expected}`, \
          convert it with `.astype('{expected}')`"
@@ -72,7 +72,7 @@ pub enum NpyError {
         /// The type in the file.
         found: String,
     },
-    /// The file is shorter or longer than its shape says.
+    /// The length of the file does not fit its shape.
     #[error("`{path}` holds {found} bytes of values, its shape {shape:?} needs {expected}")]
     Length {
         /// The file.
@@ -86,11 +86,11 @@ pub enum NpyError {
     },
 }
 
-/// A type of value that these files hold: `f32` or `i64`.
+/// Element types: `f32` or `i64`.
 pub trait Element: Copy + private::Sealed {
     /// NumPy's notation, such as `<f4`.
     const DESCRIPTION: &'static str;
-    /// The length of a value in bytes.
+    /// Size in bytes.
     const SIZE: usize;
     /// Appends the value's little-endian bytes to `bytes`.
     fn append_to(self, bytes: &mut Vec<u8>);
@@ -165,7 +165,7 @@ impl<E: Element> NpyWriter<E> {
         Self::start(path, Some(columns))
     }
 
-    /// Starts a vector, of which every value is a row.
+    /// Starts a vector.
     ///
     /// # Errors
     /// [`NpyError::Write`] if the file cannot be created.
@@ -189,7 +189,7 @@ impl<E: Element> NpyWriter<E> {
     /// Appends one or more whole rows.
     ///
     /// # Errors
-    /// [`NpyError::PartialRow`], after which the writer can go on, and [`NpyError::Write`].
+    /// [`NpyError::PartialRow`], after which the writer is still usable, and [`NpyError::Write`].
     pub fn append(&mut self, rows: &[E]) -> Result<(), NpyError> {
         let columns = self.columns.unwrap_or(1);
         if !rows.len().is_multiple_of(columns) {
@@ -203,10 +203,10 @@ impl<E: Element> NpyWriter<E> {
         Ok(())
     }
 
-    /// Writes the number of rows into the header, gives the file its name and returns that number.
+    /// Fills in the number of rows, renames the file to its final name and returns that number.
     ///
     /// # Errors
-    /// [`NpyError::Write`]; there is then no new file.
+    /// [`NpyError::Write`]; no file is left.
     pub fn finish(mut self) -> Result<usize, NpyError> {
         let rows = self.values / self.columns.unwrap_or(1);
         self.file.overwrite(0, &header::<E>(rows, self.columns))?;
@@ -215,7 +215,7 @@ impl<E: Element> NpyWriter<E> {
     }
 }
 
-/// The header of a matrix of `f32`; its length is always the same.
+/// The header of an `f32` matrix, of fixed length.
 pub(crate) fn matrix_header(rows: usize, columns: usize) -> Vec<u8> {
     header::<f32>(rows, Some(columns))
 }
@@ -241,7 +241,7 @@ fn header<E: Element>(rows: usize, columns: Option<usize>) -> Vec<u8> {
 /// The contents of a `.npy` file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NpyArray<E> {
-    /// The length of each dimension, `[rows, columns]` of a matrix.
+    /// Shape, `[rows, columns]` for a matrix.
     pub shape: Vec<usize>,
     /// The values in C order.
     pub values: Vec<E>,
@@ -250,27 +250,27 @@ pub struct NpyArray<E> {
 /// Reads a `.npy` file of version 1.0 in C order, as `numpy.save` writes it.
 ///
 /// # Errors
-/// [`NpyError`]; a file whose length does not fit its shape is refused before memory for its
-/// values is taken.
+/// [`NpyError`]; a file whose length does not fit its shape is refused before memory for its values
+/// is allocated.
 pub fn read<E: Element>(path: &Path) -> Result<NpyArray<E>, NpyError> {
     let mut reader = NpyReader::open(path)?;
     let values = reader.rows(usize::MAX)?;
     Ok(NpyArray { shape: reader.shape, values })
 }
 
-/// Reads a `.npy` file piece by piece.
+/// Reads a `.npy` file in pieces.
 #[derive(Debug)]
 pub struct NpyReader<E, R = BufReader<File>> {
     reader: R,
     path: PathBuf,
     shape: Vec<usize>,
-    /// Values that were not read yet.
+    /// Number of values not read yet.
     left: usize,
     element: PhantomData<E>,
 }
 
 impl<E: Element> NpyReader<E> {
-    /// Opens a file; its length and type are checked.
+    /// Opens a file and checks its type and length.
     ///
     /// # Errors
     /// [`NpyError`].
@@ -283,7 +283,7 @@ impl<E: Element> NpyReader<E> {
 }
 
 impl<E: Element, R: Read> NpyReader<E, R> {
-    /// An array of `length` bytes, header included; `path` is for messages.
+    /// Reads an array of `length` bytes, header included; `path` is for messages.
     fn new(mut reader: R, length: u64, path: &Path) -> Result<Self, NpyError> {
         let read_error = |source| NpyError::Read { path: path.to_owned(), source };
         let header_error = |reason| NpyError::Header { path: path.to_owned(), reason };
@@ -304,15 +304,15 @@ impl<E: Element, R: Read> NpyReader<E, R> {
         Ok(Self { reader, path: path.to_owned(), shape, left, element: PhantomData })
     }
 
-    /// The length of each dimension.
+    /// The shape.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The next rows, at most `count`; none at the end.
+    /// Reads at most `count` rows; empty at the end.
     ///
     /// # Errors
-    /// [`NpyError::Read`], also when there is no memory for them.
+    /// [`NpyError::Read`], also if there is not enough memory.
     pub fn rows(&mut self, count: usize) -> Result<Vec<E>, NpyError> {
         let row: usize = self.shape.iter().skip(1).product();
         let wanted = count.saturating_mul(row).min(self.left);
@@ -337,7 +337,7 @@ fn read_values<E: Element>(mut reader: impl Read, count: usize) -> io::Result<Ve
     Ok(values)
 }
 
-/// The text after the preamble; the inner error says why the preamble is refused.
+/// The header text after the preamble; the inner error says why the preamble is refused.
 fn read_header_text(reader: &mut impl Read) -> io::Result<Result<String, String>> {
     let mut preamble = Vec::new();
     reader.take(PREAMBLE_LENGTH as u64).read_to_end(&mut preamble)?;
@@ -380,7 +380,7 @@ impl Header {
         Ok(Self { element, shape })
     }
 
-    /// Saturates, which no file is long enough to match.
+    /// Saturates on overflow, which no file length matches.
     fn bytes_of<E: Element>(&self) -> u64 {
         self.shape.iter().fold(E::SIZE as u64, |bytes, length| bytes.saturating_mul(*length as u64))
     }

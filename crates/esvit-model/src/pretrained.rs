@@ -1,4 +1,4 @@
-//! A frozen backbone out of a file, whatever program wrote it.
+//! A frozen backbone, loaded from a weights file of any supported program.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,47 +12,47 @@ use esvit_nn::{Params, Swin, SwinConfig, zoo};
 use crate::about::{About, Description, DescriptionError};
 use crate::features::view_forward;
 
-/// A backbone without heads, with its weights.
+/// A backbone without heads, with its parameters.
 #[derive(Debug)]
 pub struct PretrainedBackbone {
     /// The network.
     pub swin: Swin,
-    /// Its weights.
+    /// Its parameters.
     pub params: Params,
-    /// How images are shown to it.
+    /// Preprocessing of input images.
     pub preprocess: Preprocess,
-    /// What its file says.
+    /// Where it was loaded from.
     pub source: SourceFile,
 }
 
-/// Images that go through the network at a time.
+/// Batch size of inference.
 pub(crate) const BATCH: usize = 64;
 
-/// What a file of weights says of its network.
+/// Origin of a backbone, and the metadata of its file.
 #[derive(Debug, Clone, Default)]
 pub struct SourceFile {
-    /// Where the network lies in the file; none for one that was just initialized.
+    /// Location of the network in the file; `None` for a newly initialized one.
     pub location: Option<Location>,
-    /// What became of the file's tensors.
+    /// How the file's tensors were matched.
     pub report: Report,
-    /// Settings of the run as TOML, where the file is a run's checkpoint.
+    /// Settings of the run as TOML, if the file is a training checkpoint.
     pub config: Option<String>,
-    /// Seed of the run, where the file is a run's checkpoint.
+    /// Seed of the run, if the file is a training checkpoint.
     pub seed: Option<u64>,
-    /// Optimizer steps done, if the file tells.
+    /// Optimizer steps done, if the file says.
     pub steps: Option<u64>,
-    /// Whole epochs done, if the file tells.
+    /// Whole epochs done, if the file says.
     pub epochs: Option<u64>,
 }
 
-/// Why there is no backbone.
+/// A backbone cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum BackboneError {
-    /// The file does not fit the network or has none.
+    /// The file cannot be read or has no network that fits.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// What the file says of its network cannot be read.
-    #[error("what `{path}` says of its network cannot be read", path = path.display())]
+    /// The metadata of the file cannot be read.
+    #[error("the description of the network in `{path}` cannot be read", path = path.display())]
     Description {
         /// The file.
         path: PathBuf,
@@ -61,7 +61,7 @@ pub enum BackboneError {
     },
 }
 
-/// How a backbone is taken out of a file.
+/// Options for loading a backbone.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     key: Option<String>,
@@ -69,22 +69,22 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// Takes the network of this name, such as `student`.
+    /// Selects the network of this name, such as `student`.
     #[must_use]
     pub fn key(mut self, key: Option<&str>) -> Self {
         self.key = key.map(str::to_owned);
         self
     }
 
-    /// Reads the file as a network of this shape, to which tables of relative positions are
-    /// resized.
+    /// Loads the file as a network of this configuration; relative position bias tables are resized
+    /// to fit.
     #[must_use]
     pub fn shape(mut self, shape: Option<SwinConfig>) -> Self {
         self.shape = shape;
         self
     }
 
-    /// The backbone in the file at `path`.
+    /// Loads the backbone in the file at `path`.
     ///
     /// # Errors
     /// As [`PretrainedBackbone::open`].
@@ -92,7 +92,7 @@ impl OpenOptions {
         self.read(&WeightsFile::open(path).map_err(WeightsError::from)?)
     }
 
-    /// The backbone in a file that is open.
+    /// Loads the backbone in an open file.
     ///
     /// # Errors
     /// As [`PretrainedBackbone::open`].
@@ -118,16 +118,17 @@ impl OpenOptions {
 }
 
 impl PretrainedBackbone {
-    /// The backbone in a file of weights: the teacher of a run, or the only network. Its shape is
-    /// what the file says, or follows from its tensors.
+    /// Loads the backbone in a weights file: the teacher of a training run, or the only network.
+    /// Its configuration comes from the metadata or is inferred from the tensor shapes.
     ///
     /// # Errors
-    /// When the file cannot be read, has no such network, or does not fit.
+    /// [`BackboneError`] if the file cannot be read or has no network that fits.
     pub fn open(path: &Path) -> Result<Self, BackboneError> {
         OpenOptions::default().open(path)
     }
 
-    /// A network of the same shape before any training: as the run started, where it is known.
+    /// A newly initialized network of the same configuration, with the seed of the run if it is
+    /// known.
     pub fn untrained(&self) -> Self {
         let seed = self.source.seed.unwrap_or(0);
         let (swin, specs) = build(self.swin.config());
@@ -136,10 +137,10 @@ impl PretrainedBackbone {
         Self { swin, params, preprocess, source: SourceFile::default() }
     }
 
-    /// View features of images, one row each.
+    /// View features, one row of [`width`](Self::width) values per image, not normalized.
     ///
     /// # Errors
-    /// When an image cannot be resized.
+    /// [`ImageError`] if an image cannot be resized.
     pub fn embed(&self, images: &[Image]) -> Result<Vec<Vec<f32>>, ImageError> {
         let mut forward = view_forward(&self.swin, &self.params, &self.preprocess);
         let mut features = Vec::with_capacity(images.len());
@@ -154,24 +155,24 @@ impl PretrainedBackbone {
         Ok(features)
     }
 
-    /// Width of a view feature.
+    /// Dimension of view features.
     pub fn width(&self) -> usize {
         self.swin.config().output_width()
     }
 
-    /// Name of the architecture; `custom` for one without a name.
+    /// Name of the architecture, or `custom`.
     pub fn architecture(&self) -> &'static str {
         zoo::of_shape(self.swin.config()).map_or(zoo::CUSTOM, |arch| arch.name)
     }
 
-    /// Which of a run's networks it is, `student` or `teacher`; what is alone counts as a teacher.
+    /// `student` or `teacher`; a network from a file without both counts as teacher.
     pub fn network_name(&self) -> &'static str {
         let location = self.source.location.as_ref();
         let is_student = location.is_some_and(|location| location.network() == "student");
         if is_student { "student" } else { "teacher" }
     }
 
-    /// What travels with the weights.
+    /// Metadata for an export.
     pub fn about(&self) -> About {
         About {
             model: self.swin.config().clone(),
@@ -181,7 +182,7 @@ impl PretrainedBackbone {
     }
 }
 
-/// A backbone of this shape without heads, and its parameters.
+/// Builds a backbone without heads, and the list of its parameters.
 pub fn build(model: &SwinConfig) -> (Swin, Arc<[ParamSpec]>) {
     let mut registry = Registry::default();
     let swin = Swin::new(&mut registry.root(), model, 0.0);

@@ -1,10 +1,10 @@
-//! Comma-separated values.
+//! CSV files of features.
 
 use std::fmt::Write;
 
 use esvit_data::Source;
 
-/// What every file of features begins with.
+/// Start of the header line.
 pub(super) const START: &str = "name,label,f0";
 
 pub(super) fn header(width: usize) -> String {
@@ -15,7 +15,7 @@ pub(super) fn header(width: usize) -> String {
     line + "\n"
 }
 
-/// One line: the image's name, its class, its feature in as many digits as tell it apart.
+/// One record: image name, class, and the feature in the fewest digits that read back exactly.
 pub(super) fn line(source: &dyn Source, image: usize, row: &[f32]) -> String {
     let class = source.label(image).and_then(|label| source.classes().get(label as usize));
     let class = class.map(String::as_str).unwrap_or_default();
@@ -26,7 +26,7 @@ pub(super) fn line(source: &dyn Source, image: usize, row: &[f32]) -> String {
     line + "\n"
 }
 
-/// A field: in quotes where it holds something that ends a field.
+/// Quotes a field if it contains a separator, a quote or a line break.
 pub fn quoted(field: &str) -> String {
     if field.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", field.replace('"', "\"\""))
@@ -35,7 +35,7 @@ pub fn quoted(field: &str) -> String {
     }
 }
 
-/// The records of a text, field by field.
+/// Parses CSV text into records of fields.
 pub(super) fn records(text: &str) -> Vec<Vec<String>> {
     let (mut records, mut record, mut field) = (Vec::new(), Vec::new(), String::new());
     let (mut letters, mut is_quoted) = (text.chars().peekable(), false);

@@ -1,4 +1,4 @@
-//! What stands in a file before its rows, and how a row is stored.
+//! Headers and rows of each format.
 
 use esvit_data::Source;
 
@@ -9,8 +9,8 @@ use crate::npy;
 pub(super) const TENSOR: &str = "features";
 
 impl Format {
-    /// The bytes before the rows of `rows` features. Its length depends on the width alone, so that
-    /// it can be written again when the number of rows is known.
+    /// The file header for `rows` features. Its length depends only on the width, so that it can be
+    /// rewritten once the number of rows is known.
     pub(super) fn header(self, rows: usize, width: usize) -> Vec<u8> {
         match self {
             Self::Npy => npy::matrix_header(rows, width),
@@ -22,7 +22,7 @@ impl Format {
                     }});
                     entry.to_string()
                 };
-                // Spaces after the entry belong to the header and mean nothing.
+                // Safetensors headers may be padded with spaces.
                 let longest = entry(usize::MAX / (4 * width.max(1))).len();
                 let length = longest.next_multiple_of(8);
                 let mut header = (length as u64).to_le_bytes().to_vec();
@@ -33,7 +33,7 @@ impl Format {
         }
     }
 
-    /// One feature.
+    /// Encodes one feature.
     pub(super) fn row(self, source: &dyn Source, image: usize, row: &[f32]) -> Vec<u8> {
         match self {
             Self::Npy | Self::Safetensors => {
@@ -44,12 +44,12 @@ impl Format {
     }
 }
 
-/// A name as a line of text.
+/// Escapes a name so that it fits on one line.
 pub(super) fn escaped(name: &str) -> String {
     name.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r")
 }
 
-/// The name that [`escaped`] has made a line of.
+/// The inverse of [`escaped`].
 pub(super) fn unescaped(line: &str) -> String {
     let mut name = String::with_capacity(line.len());
     let mut letters = line.chars();

@@ -1,10 +1,9 @@
-//! Features of a set of images in a file: written as they come, taken up again after a kill, and
-//! read back.
+//! Feature files: written batch by batch, resumed after a kill, and read back.
 //!
-//! While a file grows it lies beside its destination under a hidden name, with a log of how far it
-//! is; it appears under its own name when it is complete. Names of images stand in the file where
-//! its format has a place for them, else line by line in a `.txt` file beside it, in which `\` and
-//! line breaks are written as `\\`, `\n` and `\r`.
+//! A file is written under a hidden name beside its destination, with a log of its progress, and
+//! renamed when it is complete. CSV files contain the image names; the other formats have them line
+//! by line in a `.txt` file beside them, in which `\` and line breaks are escaped as `\\`, `\n` and
+//! `\r`.
 
 mod csv;
 mod layout;
@@ -24,7 +23,7 @@ pub use csv::quoted;
 pub use read::{Embeddings, made_by_us, read};
 pub use writer::{EmbeddingWriter, Summary};
 
-/// Kinds of file.
+/// File formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// NumPy's format, `[images, width]` f32.
@@ -35,22 +34,22 @@ pub enum Format {
     Csv,
 }
 
-/// Why features cannot be written or read.
+/// Features cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddingError {
-    /// The name says no format.
+    /// The file extension is not that of a supported format.
     #[error(
-        "`{path}` does not say in which format to write\n\
-         hint: let the name end in `.npy`, `.safetensors` or `.csv`",
+        "cannot tell the format of `{path}` from its extension\n\
+         hint: use `.npy`, `.safetensors` or `.csv`",
         path = path.display()
     )]
     Format {
         /// The file.
         path: PathBuf,
     },
-    /// What is there was not written here.
+    /// The file to be replaced holds no features.
     #[error(
-        "`{path}` is there and holds no features: it is not replaced\n\
+        "`{path}` exists and holds no features: it is not replaced\n\
          hint: choose another name for the features, or move it away",
         path = path.display()
     )]
@@ -66,16 +65,16 @@ pub enum EmbeddingError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A matrix cannot be read.
+    /// A `.npy` file cannot be read.
     #[error(transparent)]
     Npy(#[from] NpyError),
-    /// A file of tensors cannot be read.
+    /// A safetensors file cannot be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// A file is not what its name says.
+    /// The contents are not those of a feature file.
     #[error("`{path}` holds no features: {reason}", path = path.display())]
     Damaged {
         /// The file.
@@ -86,10 +85,10 @@ pub enum EmbeddingError {
 }
 
 impl Format {
-    /// The format that a file's name asks for.
+    /// The format of a file, from its extension.
     ///
     /// # Errors
-    /// When the name ends in none of the known ways.
+    /// [`EmbeddingError::Format`] for any other extension.
     pub fn of(path: &Path) -> Result<Self, EmbeddingError> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("npy") => Ok(Self::Npy),
@@ -99,24 +98,25 @@ impl Format {
         }
     }
 
-    /// The file beside `path` that holds the names, for formats without a place for them.
+    /// The file of image names beside `path`, for formats that cannot contain them.
     pub fn names_file(self, path: &Path) -> Option<PathBuf> {
         (self != Self::Csv).then(|| path.with_extension("txt"))
     }
 }
 
-/// What decides every value of a file of features: only a file of the same job is continued.
+/// Everything that determines the contents of a feature file: only a file of the same job is
+/// resumed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     format: Format,
-    /// Fingerprints of the network with its preprocessing, and of the images' names.
+    /// Fingerprints of the network with its preprocessing, and of the image names.
     backbone: u64,
     images: u64,
     normalize: bool,
 }
 
 impl Job {
-    /// Features of all images of `source` by `backbone`, of unit length where `normalize` is set.
+    /// Features of all images of `source` by `backbone`, L2-normalized if `normalize` is set.
     pub fn new(
         format: Format,
         backbone: &crate::PretrainedBackbone,
@@ -140,7 +140,7 @@ impl Job {
     }
 }
 
-/// The hash FNV-1a of 64 bits.
+/// 64-bit FNV-1a.
 struct Fingerprint(u64);
 
 impl Default for Fingerprint {

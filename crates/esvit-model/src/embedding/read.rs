@@ -1,4 +1,4 @@
-//! Reads files of features back.
+//! Reads feature files.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,23 +9,24 @@ use super::{EmbeddingError, Format, csv};
 use crate::npy::{self, NpyReader};
 use esvit_weights::WeightsFile;
 
-/// Features and whose they are.
+/// Features with the names and classes of their images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embeddings {
-    /// Name of every row's image; empty where the file beside the features is missing.
+    /// Image name of each row; empty if the `.txt` file beside the features is missing.
     pub names: Vec<String>,
-    /// Class of every row's image, empty for none; only CSV files have it.
+    /// Class name of each row, empty for none; only CSV files have them.
     pub labels: Vec<String>,
     /// Row-major `[images, width]`.
     pub values: Vec<f32>,
-    /// Number of values of a row.
+    /// Feature dimension.
     pub width: usize,
 }
 
-/// Reads a file that [`EmbeddingWriter`](super::EmbeddingWriter) has written, and its names.
+/// Reads a file written by [`EmbeddingWriter`](super::EmbeddingWriter), and its names.
 ///
 /// # Errors
-/// When it cannot be read, is damaged, or has other names than rows.
+/// [`EmbeddingError`] if it cannot be read, is damaged, or has a different number of names and
+/// rows.
 pub fn read(path: &Path) -> Result<Embeddings, EmbeddingError> {
     let damaged = |reason: String| EmbeddingError::Damaged { path: path.into(), reason };
     let format = Format::of(path)?;
@@ -89,7 +90,7 @@ fn text(path: &Path) -> Result<String, EmbeddingError> {
         .map_err(|source| EmbeddingError::Read { path: path.into(), source })
 }
 
-/// Whether the file at `path` is one of features, as far as its beginning tells.
+/// Whether the file at `path` looks like a feature file, judging by its header.
 pub fn made_by_us(path: &Path, format: Format) -> bool {
     match format {
         Format::Npy => NpyReader::<f32>::open(path).is_ok_and(|file| file.shape().len() == 2),

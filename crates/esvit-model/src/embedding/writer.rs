@@ -1,4 +1,4 @@
-//! Writes features as they come.
+//! Writes feature files batch by batch.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use super::layout::escaped;
 use super::{EmbeddingError, Format, Job, made_by_us};
 use crate::features::FeatureBatch;
 
-/// How far a file is.
+/// Progress of a file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Images that were worked on.
+    /// Images processed, including unreadable ones.
     pub images: usize,
-    /// Rows: images that could be read.
+    /// Rows written: images that could be read.
     pub rows: usize,
-    /// Number of values of a row; 0 before the first.
+    /// Feature dimension; 0 before the first row.
     pub width: usize,
-    /// Bytes of the file itself and of the names beside it.
+    /// Bytes of the feature file and of the file of names.
     bytes: [u64; 2],
 }
 
-/// Writes a file of features batch by batch. After every batch all that came before survives a
-/// kill, and a writer of the same [`Job`] goes on behind it.
+/// Writes a feature file batch by batch. Completed batches survive a kill: a writer of the same
+/// [`Job`] continues after them.
 #[derive(Debug)]
 pub struct EmbeddingWriter {
     format: Format,
@@ -37,11 +37,12 @@ pub struct EmbeddingWriter {
 }
 
 impl EmbeddingWriter {
-    /// Starts the file at `path`, or goes on where another writer of the same job has stopped. What
-    /// was begun for another job is dropped.
+    /// Starts the file at `path`, or continues an unfinished one of the same job. An unfinished
+    /// file of another job is dropped.
     ///
     /// # Errors
-    /// When the file of names beside `path` is somebody else's, or a file cannot be written.
+    /// [`EmbeddingError::Foreign`] if the file of names would replace one that belongs to no
+    /// feature file; [`EmbeddingError::File`] if a file cannot be written.
     pub fn open(path: &Path, job: &Job) -> Result<Self, EmbeddingError> {
         let format = job.format;
         let names_path = format.names_file(path);
@@ -61,7 +62,7 @@ impl EmbeddingWriter {
         let file = GrowingFile::open(path, done.bytes[0])?;
         let names = names_path.map(|names| GrowingFile::open(&names, done.bytes[1])).transpose()?;
         if done.images == 0 {
-            // The lock of the file is held: nobody else uses the log.
+            // The lock on the file is held, so nobody else uses the log.
             let _ = fs::remove_file(&log_path);
         }
         let mut log = LineLog::open(&log_path)?;
@@ -71,15 +72,15 @@ impl EmbeddingWriter {
         Ok(Self { format, file, names, log, log_path, done })
     }
 
-    /// How far the file is: the next batch begins with image `images` of the source.
+    /// Progress so far: the next batch starts at image `images` of the source.
     pub fn done(&self) -> Summary {
         self.done
     }
 
-    /// Adds the features of the next images of `source`.
+    /// Appends the features of the next images of `source`, and flushes them.
     ///
     /// # Errors
-    /// When they cannot be written.
+    /// [`EmbeddingError::File`] if they cannot be written.
     pub fn append(
         &mut self,
         source: &dyn Source,
@@ -107,21 +108,21 @@ impl EmbeddingWriter {
         Ok(self.log.append_line(&serde_json::to_string(&self.done).expect("plain values"))?)
     }
 
-    /// Completes the file: it appears under its name, the one of names before it.
+    /// Completes the file: names and features appear under their final names, in this order.
     ///
     /// # Errors
-    /// When that cannot be done; all rows are still kept for a later try.
+    /// [`EmbeddingError::File`]; all rows are then kept for another attempt.
     pub fn finish(self) -> Result<Summary, EmbeddingError> {
         if let Some(names) = self.names {
             names.commit(&[])?;
         }
         self.file.commit(&self.format.header(self.done.rows, self.done.width))?;
-        // What is left behind here would be dropped by the next writer.
+        // The next writer would remove a leftover.
         let _ = fs::remove_file(self.log_path);
         Ok(self.done)
     }
 
-    /// Drops what was written.
+    /// Deletes the unfinished file.
     pub fn discard(self) {
         self.file.discard();
         if let Some(names) = self.names {
@@ -131,7 +132,7 @@ impl EmbeddingWriter {
     }
 }
 
-/// The last summary of a log that was written for `job`.
+/// The last summary of a log, if the log belongs to `job`.
 fn begun(log: &str, job: &Job) -> Option<Summary> {
     let mut lines = log.lines();
     let of: Job = serde_json::from_str(lines.next()?).ok()?;

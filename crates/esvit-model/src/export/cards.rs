@@ -1,4 +1,5 @@
-//! What other programs want to know of a backbone beside its weights, and the line that loads it.
+//! Configuration files that timm and `transformers` expect beside the weights, and the Python code
+//! that loads an export.
 
 use std::path::Path;
 
@@ -10,10 +11,10 @@ use serde_json::{Value, json};
 use super::{Options, Target};
 use crate::PretrainedBackbone;
 
-/// Pillow's number for bicubic resizing.
+/// `PIL.Image.BICUBIC`.
 const PIL_BICUBIC: u32 = 3;
 
-/// Files that stand beside the weights: name and content.
+/// Files beside the weights: name and JSON contents.
 pub(super) fn cards(
     options: &Options,
     backbone: &PretrainedBackbone,
@@ -29,8 +30,8 @@ pub(super) fn cards(
     }
 }
 
-/// timm's name of the architecture with this width and these depths, and the arguments by which a
-/// network differs from it.
+/// timm's model name for this width and depth, and the keyword arguments by which the network
+/// differs from that model.
 fn timm_name(model: &SwinConfig) -> (&'static str, Value) {
     let depths = model.depths.as_slice();
     let name = match (model.embed_dim, depths) {
@@ -134,7 +135,7 @@ fn processor(preprocess: &Preprocess) -> Value {
     })
 }
 
-/// Python that loads what was written, ready to be pasted.
+/// Python code that loads the export, ready to be pasted.
 pub fn hint(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
     let model = backbone.swin.config();
     let path = out.display();

@@ -1,4 +1,4 @@
-//! Backbones for other programs.
+//! Exports backbones to the file formats of other programs.
 
 mod cards;
 
@@ -16,23 +16,23 @@ use crate::PretrainedBackbone;
 
 pub use cards::hint;
 
-/// Whose file is written.
+/// The program that the export is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// timm: a folder for `timm.create_model("local-dir:...")`, or one file of weights.
+    /// timm: a folder for `timm.create_model("local-dir:...")`, or a state dict.
     Timm,
-    /// torchvision: one file of weights.
+    /// torchvision: a state dict.
     Torchvision,
     /// Hugging Face `transformers`: a folder for `from_pretrained`.
     Transformers,
-    /// The official EsViT code: one `.pth`, or `.safetensors`.
+    /// The official EsViT code: a `.pth` or `.safetensors` file.
     Esvit,
-    /// ONNX: one graph.
+    /// An ONNX graph.
     Onnx,
 }
 
 impl Target {
-    /// Every target with its name.
+    /// All targets by name.
     pub const ALL: [(&'static str, Self); 5] = [
         ("timm", Self::Timm),
         ("torchvision", Self::Torchvision),
@@ -70,42 +70,42 @@ impl FromStr for Target {
     }
 }
 
-/// What is written.
+/// What to export.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Whose file.
+    /// The program that the export is for.
     pub target: Target,
-    /// The type in which matrices are stored.
+    /// Storage type of matrices.
     pub float: Float,
-    /// Height and width of the images that an ONNX graph takes.
+    /// Input height and width of an ONNX graph, in pixels.
     pub size: [usize; 2],
 }
 
-/// Why nothing was written.
+/// A backbone cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// A file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The folder cannot be made.
-    #[error("cannot make the folder `{path}`: {source}", path = path.display())]
+    /// The folder cannot be created.
+    #[error("cannot create the folder `{path}`: {source}", path = path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The name's ending does not fit the target.
-    #[error("{target} is no `{ending}` file\nhint: give `--out` a name ending in {fitting}")]
+    /// The file extension does not fit the target.
+    #[error("{target} is no `{ending}` file\nhint: `--out` takes {fitting}")]
     Ending {
         /// The target.
         target: Target,
-        /// What the name ends in.
+        /// The extension.
         ending: String,
-        /// What it may end in.
+        /// The extensions that fit.
         fitting: &'static str,
     },
-    /// The other program has windows of one size only.
+    /// The target supports only one window size for all stages.
     #[error(
         "{target} has windows of one size in all stages, this backbone has {windows:?}\n\
          hint: timm, esvit and onnx can take it"
@@ -113,16 +113,16 @@ pub enum ExportError {
     Windows {
         /// The target.
         target: Target,
-        /// Sides of the windows by stage.
+        /// Window size of each stage.
         windows: Vec<usize>,
     },
-    /// Graphs are not stored in bf16.
+    /// ONNX graphs are not stored in bf16.
     #[error(
         "an ONNX graph is not stored in bf16, which few runtimes read\n\
          hint: `--precision f16` is as small and ten times as close"
     )]
     Bf16Graph,
-    /// An image of this size leaves no token.
+    /// The input size is smaller than a patch.
     #[error("images of {height} x {width} pixels are smaller than a patch of {patch}")]
     Size {
         /// Height in pixels.
@@ -134,7 +134,7 @@ pub enum ExportError {
     },
 }
 
-/// What a name's ending asks for.
+/// Kinds of output, by file extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Folder,
@@ -149,9 +149,9 @@ impl Form {
         let (forms, fitting): (&[Self], _) = match target {
             Target::Timm => (
                 &[Self::Folder, Self::Safetensors, Self::Torch],
-                "`.safetensors` or `.pth`, or a folder's",
+                "`.safetensors`, `.pth` or a folder",
             ),
-            Target::Transformers => (&[Self::Folder], "nothing: it is a folder"),
+            Target::Transformers => (&[Self::Folder], "a folder"),
             Target::Torchvision => (&[Self::Safetensors, Self::Torch], "`.safetensors` or `.pth`"),
             Target::Esvit => (&[Self::Torch, Self::Safetensors], "`.pth` or `.safetensors`"),
             Target::Onnx => (&[Self::Onnx], "`.onnx`"),
@@ -171,10 +171,11 @@ impl Form {
     }
 }
 
-/// Writes a backbone. Returns the files that were made.
+/// Exports a backbone and returns the paths of the files written.
 ///
 /// # Errors
-/// When the name does not fit the target or a file cannot be written.
+/// [`ExportError`] if the extension or the network does not fit the target, or a file cannot be
+/// written.
 pub fn write(
     backbone: &PretrainedBackbone,
     out: &Path,
@@ -200,7 +201,7 @@ pub fn write(
                     (backbone.network_name().into(), state),
                     (METADATA_KEY.into(), Tree::Str(about)),
                 ]),
-                // A state dictionary alone: a strict reader wants no other entry.
+                // Only the state dict: `load_state_dict(strict=True)` refuses other entries.
                 _ => state,
             };
             torch(out, &tree)?;
@@ -225,7 +226,7 @@ pub fn write(
     }
 }
 
-/// Writes weights and the description of the network beside them.
+/// Writes weights and their configuration files into a folder.
 fn folder(
     backbone: &PretrainedBackbone,
     out: &Path,
@@ -247,7 +248,7 @@ fn folder(
     Ok(files)
 }
 
-/// Tensors as PyTorch's dictionary of a state.
+/// Tensors as a PyTorch state dict.
 fn state(tensors: Vec<Entry>) -> Tree<'static> {
     Tree::Dict(tensors.into_iter().map(|(name, tensor)| (name, Tree::Tensor(tensor))).collect())
 }
@@ -256,7 +257,7 @@ fn torch(path: &Path, tree: &Tree<'_>) -> Result<(), FileError> {
     write_atomically(path, |file| write_torch(file, tree).map_err(write_error))
 }
 
-/// Weights and what is known of them. `format` is what `transformers` wants to see.
+/// Weights with their metadata. `transformers` requires the entry `format`.
 fn safetensors(path: &Path, tensors: &[Entry], about: &str) -> Result<(), FileError> {
     let metadata = BTreeMap::from([
         (METADATA_KEY.to_owned(), about.to_owned()),
