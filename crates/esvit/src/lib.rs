@@ -1,10 +1,15 @@
 //! Self-supervised pre-training of multi-stage vision transformers: EsViT in Rust.
 //!
 //! This crate re-exports the parts from which the program `esvit` is made: [`data`] (images,
-//! augmentation, loading), [`nn`] (backbones and heads), [`train`] (objectives, optimizers, the
-//! run) and [`eval`] (k-NN, features, numeric cases).
+//! augmentation, loading), [`nn`] (backbones and heads), [`model`] (a trained backbone for use),
+//! [`train`] (objectives, optimizers, the run) and, with the feature `eval`, `eval` and `draw`
+//! (evaluations and their drawings). The program itself is the feature `cli`, which is on by
+//! default. To embed images and no more, depend on `esvit-model` alone.
 
 pub use esvit_data as data;
+#[cfg(feature = "eval")]
+pub use esvit_draw as draw;
+#[cfg(feature = "eval")]
 pub use esvit_eval as eval;
 pub use esvit_model as model;
 pub use esvit_nn as nn;

@@ -6,8 +6,8 @@ use anyhow::Result;
 use esvit_eval::attention::{self, Attended, Framing, MASS, QueryAttention, Shown};
 use serde_json::{Value, json};
 
-use super::Exit;
 use super::args::BackboneChoice;
+use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
 

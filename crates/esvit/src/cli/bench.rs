@@ -9,7 +9,7 @@ use esvit_kernels::isa::{self, Isa};
 use esvit_kernels::profile;
 use esvit_nn::ops::Precision;
 
-use super::Exit;
+use super::exit::Exit;
 use super::output::Output;
 use super::profile_table::profile_table;
 

@@ -9,7 +9,7 @@ use esvit_data::contact_sheet;
 use esvit_eval::preview;
 use esvit_files::write_atomically;
 
-use super::Exit;
+use super::exit::Exit;
 use super::output::{Output, may_write};
 use super::settings::Settings;
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use esvit_model::difference::{Comparison, Tensors, compare};
 use esvit_nn::weights::WeightsFile;
 
-use super::Exit;
+use super::exit::Exit;
 use super::output::Output;
 
 /// Compares two files of weights, whatever programs wrote them: networks that are recognized are

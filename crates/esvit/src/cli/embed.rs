@@ -9,8 +9,8 @@ use esvit_model::PretrainedBackbone;
 use esvit_model::embedding::{EmbeddingError, EmbeddingWriter, Format, Job, Summary, made_by_us};
 use esvit_model::features::{normalize, stream, view_forward};
 
-use super::Exit;
 use super::args::BackboneChoice;
+use super::exit::Exit;
 use super::output::{Output, may_write};
 
 /// Writes features.

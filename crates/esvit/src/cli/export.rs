@@ -8,8 +8,8 @@ use esvit_model::export::{self, Options, Target};
 use esvit_train::official;
 use esvit_weights::Float;
 
-use super::Exit;
 use super::args::NetworkChoice;
+use super::exit::Exit;
 use super::output::Output;
 
 /// Writes a backbone for other programs.

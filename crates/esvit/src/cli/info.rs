@@ -12,8 +12,9 @@ use esvit_train::recipe::RECIPES;
 use serde_json::{Value, json};
 
 use super::args::NetworkChoice;
+use super::exit::Exit;
 use super::output::Output;
-use super::{Exit, weights_report};
+use super::weights_report;
 
 /// Lists what there is, or tells what a file is.
 #[derive(Debug, clap::Args)]

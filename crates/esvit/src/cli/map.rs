@@ -10,8 +10,8 @@ use esvit_eval::embedding_map::{self, EmbeddingMap, MIN_TSNE, Method};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_model::features::view_forward;
 
-use super::Exit;
 use super::args::BackboneChoice;
+use super::exit::Exit;
 use super::images::DrawingFiles;
 use super::output::Output;
 

@@ -9,8 +9,8 @@ use esvit_eval::correspondence::MEASURED_PAIRS;
 use esvit_eval::matching::{self, MatchSettings, Matching, Pair, Side};
 use serde_json::{Value, json};
 
-use super::Exit;
 use super::args::BackboneChoice;
+use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
 

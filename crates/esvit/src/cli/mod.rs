@@ -7,6 +7,7 @@ mod data;
 mod diff;
 mod embed;
 mod eval;
+mod exit;
 mod export;
 mod flags;
 mod images;
@@ -29,15 +30,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use exit::{FAILED, USAGE};
 use output::{Output, Quiet};
-
-/// Exit code of a run that was asked to stop and has saved its state: the one by which schedulers
-/// know that a job wants to be started again.
-const STOPPED: u8 = 75;
-/// Exit code of a command that failed.
-const FAILED: u8 = 1;
-/// Exit code of a command line that makes no sense.
-const USAGE: u8 = 2;
 
 /// Pre-trains vision backbones on images without labels, and evaluates and uses them.
 #[derive(Debug, Parser)]
@@ -90,16 +84,6 @@ enum Command {
     Data(data::Data),
 }
 
-/// How a command ended, if it did not fail.
-enum Exit {
-    /// All is well.
-    Success,
-    /// It was asked to stop and can be gone on with.
-    Stopped,
-    /// It ran, and what it found is bad.
-    CheckFailed,
-}
-
 /// Runs the program.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     let arguments = flags::translate(arguments);
@@ -131,9 +115,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Data(command) => command.run(&output),
     };
     match result {
-        Ok(Exit::Success) => ExitCode::SUCCESS,
-        Ok(Exit::CheckFailed) => ExitCode::from(FAILED),
-        Ok(Exit::Stopped) => ExitCode::from(STOPPED),
+        Ok(exit) => exit.into(),
         // Whoever read our output has seen enough.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

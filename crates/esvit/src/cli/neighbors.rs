@@ -9,8 +9,8 @@ use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::neighbors::{Wanted, find, sheet};
 use serde_json::json;
 
-use super::Exit;
 use super::args::BackboneChoice;
+use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
 

@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 use esvit_eval::pca::{ColorMap, Enlarged, Framing, RegionImage, draw, region_map};
 use serde_json::json;
 
-use super::Exit;
 use super::args::BackboneChoice;
+use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
 

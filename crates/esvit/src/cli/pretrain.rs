@@ -17,9 +17,9 @@ use esvit_nn::{Network, Params};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 
-use super::Exit;
 use super::args::{NetworkChoice, keep};
 use super::eval;
+use super::exit::Exit;
 use super::output::Output;
 use super::profile_table::profile_table;
 use super::progress::{Progress, clock};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use esvit_eval::report;
 
-use super::Exit;
+use super::exit::Exit;
 use super::output::Output;
 
 /// A page about a run.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use esvit_eval::verify::{Check, Outcome, Report, run};
 use esvit_nn::device;
 
-use super::Exit;
+use super::exit::Exit;
 use super::output::Output;
 
 /// Runs numeric cases.

@@ -12,8 +12,8 @@ use esvit_eval::record;
 use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
-use crate::cli::Exit;
 use crate::cli::args::BackboneChoice;
+use crate::cli::exit::Exit;
 use crate::cli::images;
 use crate::cli::output::{Output, may_write};
 

@@ -16,8 +16,8 @@ use esvit_eval::labeled::LabeledSet;
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 
-use crate::cli::Exit;
 use crate::cli::args::BackboneChoice;
+use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
 /// Measures correspondence.

@@ -7,7 +7,7 @@ use esvit_eval::bench::{MONOLITHIC, architecture};
 use esvit_eval::efficiency::{self, Backbone, Cost, Steps};
 use serde_json::Value;
 
-use crate::cli::Exit;
+use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
 /// Parameters, speed and memory of backbones with and without the region task.

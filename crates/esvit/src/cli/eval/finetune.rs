@@ -9,9 +9,9 @@ use esvit_eval::labeled::LabeledTask;
 use esvit_eval::probe::ClassAccuracy;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::Exit;
 use crate::cli::args::{BackboneChoice, TaskChoice};
 use crate::cli::bench::PrecisionName;
+use crate::cli::exit::Exit;
 use crate::cli::output::{Output, may_write};
 
 /// Epochs, where nothing else is said.

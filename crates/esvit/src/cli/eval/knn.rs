@@ -10,8 +10,8 @@ use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cli::Exit;
 use crate::cli::args::{BackboneChoice, NetworkChoice, TaskChoice};
+use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
 /// k-NN evaluation.

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::linear_table::{Row, sweep_table, table};
 use super::probe_choice::ProbeChoice;
-use crate::cli::Exit;
 use crate::cli::args::{BackboneChoice, TaskChoice};
+use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
 /// Linear probe.

@@ -13,7 +13,7 @@ mod transfer;
 use anyhow::Result;
 use clap::Subcommand;
 
-use super::Exit;
+use super::exit::Exit;
 use super::output::Output;
 
 /// Evaluations.

@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::probe_choice::ProbeChoice;
-use crate::cli::Exit;
 use crate::cli::args::{BackboneChoice, NetworkChoice};
+use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
 /// Linear probes on many sets.
