@@ -1,11 +1,11 @@
-//! The program `esvit`: parse, check, call the library, show what comes back.
+//! The program `esvit`.
 
 mod cli;
 
 use std::process::ExitCode;
 
-/// A training step frees and takes the same large blocks again and again. The system's allocator
-/// gives them back in between and pays a page fault for every 4 KiB of the next step.
+/// A training step frees and allocates the same large blocks over and over. The system allocator
+/// returns them to the kernel in between, at the price of a page fault per 4 KiB in the next step.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,4 +1,4 @@
-//! Options that several commands share: which backbone, and which labeled images.
+//! Options shared by several commands: the backbone, and labeled images.
 
 use std::path::{Path, PathBuf};
 
@@ -14,37 +14,37 @@ use serde::Serialize;
 use super::output::Output;
 use super::weights_report;
 
-/// Which network of a file, and what shape it has.
+/// Selects a network in a weights file.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct NetworkChoice {
-    /// Which network of the file, such as `student`; without it the teacher, or the only one.
+    /// Network to load, such as `student` [default: the teacher, or the only network]
     #[arg(long, value_name = "NAME", alias = "checkpoint_key")]
     key: Option<String>,
-    /// Architecture to read the file as; without it the file's own. Tables of relative positions
-    /// are resized where its windows are others.
+    /// Architecture to load the weights into; relative position bias tables are resized if the
+    /// window sizes differ [default: that of the file]
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
 }
 
 impl NetworkChoice {
-    /// Name of the network in the file, if one is asked for.
+    /// Value of `--key`.
     pub(super) fn key(&self) -> Option<&str> {
         self.key.as_deref()
     }
 
-    /// The shape that is asked for.
+    /// Configuration of `--arch`.
     pub(super) fn shape(&self) -> Result<Option<SwinConfig>> {
         let Some(name) = &self.arch else { return Ok(None) };
         let layer = esvit_train::config_text::parse_override(&format!("model.arch={name}"))?;
         Ok(Some(Config::resolve(vec![layer])?.model.swin()))
     }
 
-    /// How the backbone is read.
+    /// Options to load the backbone with.
     pub(super) fn options(&self) -> Result<OpenOptions> {
         Ok(OpenOptions::default().key(self.key()).shape(self.shape()?))
     }
 
-    /// The backbone in a file; what is worth knowing of its tensors is told.
+    /// Loads the backbone and reports how the tensors of its file were matched.
     pub(super) fn open(&self, path: &Path, output: &Output) -> Result<PretrainedBackbone> {
         let backbone = self.options()?.open(path)?;
         weights_report::tell(path, &backbone, output);
@@ -52,10 +52,10 @@ impl NetworkChoice {
     }
 }
 
-/// A backbone in a file.
+/// A backbone to load.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct BackboneChoice {
-    /// A checkpoint of a run, or a file of weights.
+    /// Checkpoint of a run, or a weights file.
     #[arg(long, value_name = "FILE", alias = "pretrained_weights")]
     pub(super) checkpoint: PathBuf,
     #[command(flatten)]
@@ -63,13 +63,12 @@ pub(super) struct BackboneChoice {
 }
 
 impl BackboneChoice {
-    /// The backbone; what is worth knowing of its tensors is told.
+    /// Loads the backbone and reports how the tensors of its file were matched.
     pub(super) fn open(&self, output: &Output) -> Result<PretrainedBackbone> {
         self.network.open(&self.checkpoint, output)
     }
 
-    /// Writes what an evaluation found into the folder of the run that the checkpoint belongs to,
-    /// if it belongs to one.
+    /// Appends results to the folder of the run that the checkpoint belongs to, if any.
     pub(super) fn keep(
         &self,
         backbone: &PretrainedBackbone,
@@ -84,27 +83,26 @@ impl BackboneChoice {
     }
 }
 
-/// Writes what an evaluation found into the folder of a run, where `esvit report` reads it.
+/// Appends results to a run folder, where `esvit report` reads them.
 pub(super) fn keep(run: &Path, record: &EvalRecord, output: &Output) -> Result<()> {
     let kept = record::append(run, record)?;
-    output.note(format!("kept in `{}`", kept.display()));
+    output.note(format!("saved in `{}`", kept.display()));
     Ok(())
 }
 
-/// Labeled images.
+/// A labeled dataset.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct TaskChoice {
-    /// Labeled folder to learn from (`FOLDER/<class>/<image>`); without it the built-in task is
-    /// measured.
+    /// Labeled training images, `FOLDER/<class>/<image>` [default: the built-in task]
     #[arg(long, value_name = "FOLDER")]
     pub(super) train: Option<PathBuf>,
-    /// Labeled folder whose images are classified; without it every fifth of the others.
+    /// Labeled test images, `FOLDER/<class>/<image>` [default: every fifth image of `--train`]
     #[arg(long, value_name = "FOLDER", requires = "train")]
     pub(super) val: Option<PathBuf>,
 }
 
 impl TaskChoice {
-    /// The task.
+    /// Opens the dataset.
     pub(super) fn open(&self) -> Result<LabeledTask> {
         let limits = DecodeLimits::default();
         Ok(match &self.train {

@@ -11,39 +11,39 @@ use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
 
-/// The attention figure of one image.
+/// Options of `esvit attend`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Attend {
-    /// The image.
+    /// Input image.
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// The block, counted from 0 over all stages; without it the last.
+    /// Block, counted from 0 over all stages [default: the last]
     #[arg(long, value_name = "N")]
     block: Option<usize>,
-    /// Heads that are shown; without it all.
+    /// Heads to show [default: all]
     #[arg(long, value_name = "H", num_args = 1.., conflicts_with = "rollout")]
     head: Vec<usize>,
-    /// Column and row of the pixel that asks, in the image as it is; without it the center.
+    /// Column and row of the query pixel in the input image [default: the center]
     #[arg(long, value_name = "X,Y", value_parser = pixel)]
     query: Option<[u32; 2]>,
-    /// Side of what the network sees, in pixels (with `--whole` the shorter side); without it as in
-    /// evaluations.
+    /// Side of the network's input in pixels, with `--whole` the shorter side [default: as in
+    /// evaluations]
     #[arg(long, value_name = "PIXELS")]
     size: Option<usize>,
-    /// Shows the whole image with its aspect, not the center square.
+    /// Show the whole image instead of the center crop.
     #[arg(long)]
     whole: bool,
-    /// Share of the attention that the red mask holds.
+    /// Share of the attention that the mask keeps (the smallest set of cells).
     #[arg(long, value_name = "SHARE", default_value_t = MASS)]
     mass: f64,
-    /// Follows attention through all blocks up to the chosen one (single-scale networks only).
+    /// Attention rollout up to the block (single-scale networks only).
     #[arg(long)]
     rollout: bool,
     #[command(flatten)]
     files: DrawingFiles,
-    /// Tells what was found as one JSON object.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
@@ -77,7 +77,7 @@ impl Attend {
     }
 }
 
-/// A pixel from `X,Y`.
+/// Parses a pixel `X,Y`.
 fn pixel(text: &str) -> Result<[u32; 2], String> {
     let parts = text
         .split_once(',')
@@ -118,7 +118,7 @@ fn answer(path: &Path, shown: &Shown, found: &QueryAttention) -> Value {
     })
 }
 
-/// What was found, for people.
+/// The results as a table.
 fn table(found: &QueryAttention) -> String {
     let [rows, columns] = found.map;
     let mut text = format!(

@@ -13,61 +13,61 @@ use super::exit::Exit;
 use super::output::Output;
 use super::profile_table::profile_table;
 
-/// Measures how fast this machine is at what the program does.
+/// Options of `esvit bench`.
 #[derive(Debug, Args)]
 pub(super) struct Bench {
     #[command(subcommand)]
     what: What,
-    /// Threads of the kernels; by default one a core.
+    /// Number of threads [default: one per core]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
-    /// Timed repetitions.
+    /// Number of timed repetitions.
     #[arg(long, global = true, default_value_t = 5, value_name = "N")]
     iterations: usize,
-    /// Best instruction set to use, to compare it with what the machine has.
+    /// Do not use instruction sets beyond this one.
     #[arg(long, global = true, value_name = "NAME")]
     isa: Option<InstructionSet>,
-    /// Prints a table of where the time goes.
+    /// Print the time spent in each phase.
     #[arg(long, global = true)]
     profile: bool,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// A whole optimizer step on made-up images: teacher, student, loss, backward, clipping,
-    /// AdamW, moving average.
+    /// Training step on synthetic images: teacher and student forward, loss, backward, gradient
+    /// clipping, AdamW, EMA.
     TrainStep(Shape),
-    /// View and region features of a batch of images.
+    /// Forward pass of a backbone.
     Forward(Shape),
-    /// The loss of the region task over the prototypes, forward and backward, without networks.
+    /// Cross-entropy over the prototypes, forward and backward, without a network.
     Objective(Shape),
-    /// Kernels one by one, and the peak GEMM rate of this machine.
+    /// Single kernels, and the peak GEMM throughput of this machine.
     Kernels {
-        /// Type of GEMM operands.
+        /// Precision of GEMM operands.
         #[arg(long, default_value = "auto")]
         precision: PrecisionName,
     },
-    /// k-NN classification of made-up features, the training side piece by piece.
+    /// k-NN classification of synthetic features, generated and searched in chunks.
     Knn {
-        /// Number of training rows.
+        /// Number of training features.
         #[arg(long, default_value_t = 1_280_000)]
         train: usize,
-        /// Number of query rows.
+        /// Number of query features.
         #[arg(long, default_value_t = 5_000)]
         queries: usize,
-        /// Width of a feature.
+        /// Feature dimension.
         #[arg(long, default_value_t = 768)]
         width: usize,
         /// Number of neighbors.
         #[arg(long, default_value_t = 20)]
         k: usize,
     },
-    /// Decoding a JPEG and making its ten views, on one core.
+    /// JPEG decoding and multi-crop augmentation (ten views) on one core.
     Data {
-        /// An image file; by default a built-in one of 256 x 256.
+        /// Image file [default: a built-in image of 256 x 256 pixels]
         #[arg(long, value_name = "FILE", alias = "picture")]
         image: Option<PathBuf>,
     },
@@ -75,38 +75,37 @@ enum What {
 
 #[derive(Debug, Args)]
 struct Shape {
-    /// Architecture: `esvit info` lists them; `monolithic_small` is a single-scale one to compare
-    /// with.
+    /// Architecture (see `esvit info`), or `monolithic_small`, a single-scale baseline.
     #[arg(long, default_value = "swin_tiny")]
     model: String,
-    /// Images of a step or a pass.
+    /// Batch size.
     #[arg(long, default_value_t = 4)]
     batch: usize,
-    /// Side of a global crop, in pixels.
+    /// Size of global crops in pixels.
     #[arg(long, default_value_t = 224)]
     global_size: usize,
-    /// Side of a local crop, in pixels.
+    /// Size of local crops in pixels.
     #[arg(long, default_value_t = 96)]
     local_size: usize,
-    /// Local crops of an image.
+    /// Number of local crops per image.
     #[arg(long, default_value_t = 8)]
     local_crops: usize,
-    /// Crops that go through the student at a time; 0 for what memory suggests.
+    /// Crops per student forward pass; 0 chooses by memory.
     #[arg(long, default_value_t = 0)]
     crops_per_forward: usize,
-    /// Keeps less for the backward pass and computes it again.
+    /// Recompute activations in the backward pass instead of saving them.
     #[arg(long)]
     activation_checkpointing: bool,
-    /// Images that go through the networks at a time; 0 for all.
+    /// Images per micro-batch; 0 for the whole batch.
     #[arg(long, default_value_t = 0)]
     micro_batch: usize,
-    /// Prototypes of a head.
+    /// Number of prototypes of each head.
     #[arg(long, default_value_t = 65_536)]
     prototypes: usize,
-    /// Trains the view task alone.
+    /// Train with the view loss only.
     #[arg(long)]
     view_only: bool,
-    /// Type of GEMM operands and of saved activations.
+    /// Precision of GEMM operands and saved activations.
     #[arg(long, default_value = "auto")]
     precision: PrecisionName,
 }
@@ -190,7 +189,7 @@ impl Bench {
                 } else {
                     output.result(format!(
                         "{:.1} s, {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
-                         {:.0} MB at most, {} threads",
+                         {:.0} MB peak memory, {} threads",
                         report.seconds,
                         report.gflops,
                         100.0 * report.share_of_peak,
@@ -206,7 +205,7 @@ impl Bench {
                     output.json(&report)?;
                 } else {
                     output.result(format!(
-                        "{} x {}: decoding {:.2} ms, ten views {:.2} ms, together {:.2} ms \
+                        "{} x {}: decoding {:.2} ms, ten views {:.2} ms, total {:.2} ms \
                          ({:.1} images a second on one core)",
                         report.size[0],
                         report.size[1],
@@ -229,7 +228,7 @@ impl Bench {
             output.result(format!(
                 "{:.3} s (median of {}), {:.2} images a second\n\
                  {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
-                 {:.0} MB at most, {}, {} threads",
+                 {:.0} MB peak memory, {}, {} threads",
                 report.median_s,
                 report.seconds.len(),
                 report.images_per_s,

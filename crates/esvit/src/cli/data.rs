@@ -13,11 +13,10 @@ use super::exit::Exit;
 use super::output::{Output, may_write};
 use super::settings::Settings;
 
-/// Looks at images.
+/// Subcommands of `esvit data`.
 #[derive(Debug, Subcommand)]
 pub(super) enum Data {
-    /// Writes a contact sheet of the crops as the network sees them: one row an image, the two
-    /// global crops first.
+    /// Write a contact sheet of training crops: one row per image, the two global crops first.
     Preview(Preview),
 }
 
@@ -29,21 +28,21 @@ impl Data {
     }
 }
 
-/// A contact sheet of crops.
+/// Options of `esvit data preview`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Preview {
     #[command(flatten)]
     settings: Settings,
-    /// The PNG file to write; without it `preview.png`, which is replaced.
+    /// PNG file to write [default: preview.png, overwritten]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Replaces the named file where it is there.
+    /// Overwrite an existing file.
     #[arg(long)]
     overwrite: bool,
-    /// Number of images, spread over the whole set.
+    /// Number of images, evenly spaced over the dataset.
     #[arg(long, default_value_t = 8, alias = "pictures")]
     images: usize,
-    /// Epoch whose crops are shown.
+    /// Epoch whose augmentations are shown.
     #[arg(long, default_value_t = 0)]
     epoch: u64,
 }

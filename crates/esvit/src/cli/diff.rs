@@ -9,23 +9,22 @@ use esvit_nn::weights::WeightsFile;
 use super::exit::Exit;
 use super::output::Output;
 
-/// Compares two files of weights, whatever programs wrote them: networks that are recognized are
-/// compared by what their tensors are for, others by name.
+/// Options of `esvit diff`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Diff {
-    /// A file of weights.
+    /// First weights file.
     a: PathBuf,
-    /// Another one.
+    /// Second weights file.
     b: PathBuf,
-    /// Which network of the files; without it the teacher, or the only one.
+    /// Network to compare [default: the teacher, or the only network]
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// Lines that a table has at most.
+/// Maximum number of lines of each list.
 const SHOWN: usize = 20;
 
 impl Diff {
@@ -54,7 +53,7 @@ fn table(a: &Path, b: &Path, comparison: &Comparison) -> String {
         lines.extend(cut(different.iter().map(line).collect()));
     }
     if !reshaped.is_empty() {
-        lines.push(format!("{} tensors have another shape", reshaped.len()));
+        lines.push(format!("{} tensors differ in shape", reshaped.len()));
         let line =
             |(name, a, b): &(String, Vec<usize>, Vec<usize>)| format!("  {a:?} {b:?} {name}");
         lines.extend(cut(reshaped.iter().map(line).collect()));
@@ -68,7 +67,7 @@ fn table(a: &Path, b: &Path, comparison: &Comparison) -> String {
     lines.join("\n")
 }
 
-/// The first lines, and how many more there are.
+/// Truncates a list and appends the number of lines left out.
 fn cut(mut lines: Vec<String>) -> Vec<String> {
     let more = lines.len().saturating_sub(SHOWN);
     if more > 0 {

@@ -13,22 +13,22 @@ use super::args::BackboneChoice;
 use super::exit::Exit;
 use super::output::{Output, may_write};
 
-/// Writes features.
+/// Options of `esvit embed`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Embed {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Folder of images; without it the gallery of the built-in task.
+    /// Folder of images [default: the gallery of the built-in task]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// The file to write: `.npy`, `.safetensors` or `.csv`. For `.npy` and `.safetensors` the
-    /// images' names go into a `.txt` file beside it, one a line.
+    /// Output file: `.npy`, `.safetensors` or `.csv`. For `.npy` and `.safetensors`, image names go
+    /// into a `.txt` file beside it, one per line.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Scales every feature to unit length.
+    /// L2-normalize the features.
     #[arg(long)]
     normalize: bool,
-    /// Replaces a file that is there.
+    /// Overwrite an existing file.
     #[arg(long)]
     overwrite: bool,
 }
@@ -49,7 +49,7 @@ impl Embed {
         let mut writer = EmbeddingWriter::open(&self.out, &job)?;
         let begun = writer.done();
         if begun.images > 0 {
-            output.note(format!("going on after {} images", begun.images));
+            output.note(format!("resuming after {} images", begun.images));
         }
         let bar = output.bar(source.len());
         bar.set_position(begun.images as u64);

@@ -2,21 +2,21 @@
 
 use std::process::ExitCode;
 
-/// Exit code of a run that was asked to stop and has saved its state: the one by which schedulers
-/// know that a job wants to be started again.
+/// Exit code of a run that was stopped and has saved its state (`EX_TEMPFAIL`: schedulers may
+/// requeue the job).
 const STOPPED: u8 = 75;
 /// Exit code of a command that failed.
 pub(super) const FAILED: u8 = 1;
-/// Exit code of a command line that makes no sense.
+/// Exit code of a wrong command line.
 pub(super) const USAGE: u8 = 2;
 
-/// How a command ended, if it did not fail.
+/// How a command ended, if it did not return an error.
 pub(super) enum Exit {
-    /// All is well.
+    /// Success.
     Success,
-    /// It was asked to stop and can be gone on with.
+    /// Stopped by a signal; can be resumed.
     Stopped,
-    /// It ran, and what it found is bad.
+    /// It ran, and a check failed.
     CheckFailed,
 }
 

@@ -12,31 +12,30 @@ use super::args::NetworkChoice;
 use super::exit::Exit;
 use super::output::Output;
 
-/// Writes a backbone for other programs.
+/// Options of `esvit export`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Export {
-    /// A checkpoint of a run, or a file of weights.
+    /// Checkpoint of a run, or a weights file.
     #[arg(long, value_name = "FILE")]
     checkpoint: PathBuf,
     #[command(flatten)]
     network: NetworkChoice,
-    /// For whom: timm, torchvision, transformers, esvit (the official code) or onnx.
+    /// Target: timm, torchvision, transformers, esvit (the official code) or onnx.
     #[arg(long, value_name = "NAME")]
     format: Target,
-    /// The file to write, `.safetensors`, `.pth` or `.onnx`, or a folder.
+    /// Output file (`.safetensors`, `.pth` or `.onnx`) or folder.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// Both networks of a run with their heads and centers, as the official code saves them.
+    /// Export student and teacher with heads and centers, as a checkpoint of the official code.
     #[arg(long)]
     full: bool,
-    /// Type in which matrices are stored: f32, f16 or bf16.
+    /// Storage type of matrices: f32, f16 or bf16.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     precision: Float,
-    /// Images that an ONNX graph takes: a side in pixels, or HEIGHTxWIDTH; without it those of
-    /// the backbone's evaluations.
+    /// Input size of an ONNX graph: a side in pixels, or HEIGHTxWIDTH [default: as in evaluations]
     #[arg(long, value_name = "PIXELS")]
     size: Option<Size>,
-    /// Replaces what is there.
+    /// Overwrite existing files.
     #[arg(long)]
     overwrite: bool,
 }
@@ -64,10 +63,10 @@ impl Export {
         let is_there =
             out.is_file() || out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
         if is_there && !self.overwrite {
-            bail!("`{}` is there already\nhint: add `--overwrite`", out.display());
+            bail!("`{}` already exists\nhint: add `--overwrite`", out.display());
         }
         if self.size.is_some() && self.format != Target::Onnx {
-            bail!("`--size` is for `--format onnx`: weights take images of any size");
+            bail!("`--size` is for `--format onnx`: weights do not depend on the image size");
         }
         if self.full {
             if self.format != Target::Esvit {

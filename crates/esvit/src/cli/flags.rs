@@ -5,21 +5,21 @@
 
 use std::ffi::OsString;
 
-/// What becomes of a flag.
+/// How a flag is translated.
 enum Meaning {
-    /// Another name of one of our flags.
+    /// An alias of one of our flags.
     Flag(&'static str),
-    /// The setting of this name takes the value.
+    /// A setting that takes the value.
     Setting(&'static str),
-    /// The setting takes the value, which is true or false.
+    /// A boolean setting.
     Bool(&'static str),
-    /// The setting takes all values that follow, as a list.
+    /// A list setting that takes all values that follow.
     List(&'static str),
 }
 
 use Meaning::{Bool, Flag, List, Setting};
 
-/// Flags of the scripts by their name with underscores.
+/// The scripts' flags, with underscores.
 const FLAGS: &[(&str, Meaning)] = &[
     ("arch", Flag("--arch")),
     ("data_path", Flag("--data")),
@@ -60,7 +60,7 @@ const FLAGS: &[(&str, Meaning)] = &[
 /// Commands whose flags are translated.
 const COMMANDS: [&str; 2] = ["pretrain", "train"];
 
-/// The command line with the scripts' flags written as ours.
+/// Translates the scripts' flags in a command line.
 pub(super) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
     let is_pretrain =
         arguments.get(1).and_then(|name| name.to_str()).is_some_and(|n| COMMANDS.contains(&n));
@@ -112,7 +112,7 @@ pub(super) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
     translated
 }
 
-/// The meaning of a flag and the value attached to it by `=`; none for flags that are ours alone.
+/// The translation of a flag, and the value after its `=`; `None` for other flags.
 fn known(argument: &str) -> Option<(&'static Meaning, Option<String>)> {
     let name = argument.strip_prefix("--")?;
     let (name, value) = match name.split_once('=') {
@@ -123,7 +123,7 @@ fn known(argument: &str) -> Option<(&'static Meaning, Option<String>)> {
     FLAGS.iter().find(|(flag, _)| *flag == name).map(|(_, meaning)| (meaning, value))
 }
 
-/// The truth values that the scripts understand.
+/// Parses the booleans that the scripts accept.
 fn truth(text: &str) -> Option<bool> {
     match text.to_lowercase().as_str() {
         "on" | "true" | "1" => Some(true),

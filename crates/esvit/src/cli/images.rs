@@ -1,4 +1,4 @@
-//! Images named on the command line, and drawings written to files.
+//! Input images and output drawings.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,17 +11,17 @@ use esvit_files::write_atomically;
 
 use super::output::{Output, may_write};
 
-/// Pixels of a PNG file to one of the drawing: sharp on fine screens and in print.
+/// Pixels of a PNG file per pixel of the drawing, for high-DPI screens and print.
 const PNG_SCALE: f64 = 2.0;
 
-/// One image.
+/// Reads an image file.
 pub(super) fn read(path: &Path) -> Result<Image> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     decode(&bytes, &DecodeLimits::default())
-        .with_context(|| format!("`{}` is not an image that can be used", path.display()))
+        .with_context(|| format!("`{}` is not a usable image", path.display()))
 }
 
-/// One folder, or image files. Files that are no images are left out with a warning.
+/// Opens one folder, or image files. Files that cannot be decoded are left out with a warning.
 pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>> {
     let limits = DecodeLimits::default();
     if let [folder] = paths
@@ -33,7 +33,7 @@ pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>
     for path in paths {
         let name = path.display();
         if path.is_dir() {
-            bail!("`{name}` is a folder among others\nhint: give one folder, or image files");
+            bail!("`{name}` is a folder\nhint: give one folder alone, or image files");
         }
         let bytes = std::fs::read(path).with_context(|| format!("cannot read `{name}`"))?;
         match decode(&bytes, &limits) {
@@ -44,24 +44,23 @@ pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>
     Ok(Arc::new(images))
 }
 
-/// The files that a drawing is written to.
+/// Options for the files that a drawing is written to.
 #[derive(Debug, clap::Args)]
 pub(super) struct DrawingFiles {
-    /// The PNG file to write; without it one with the command's name in the current folder, which
-    /// is replaced.
+    /// PNG file to write [default: one named after the command in the current folder, overwritten]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Also writes the drawing as SVG.
+    /// Also write the drawing as SVG.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Replaces the named files where they are there.
+    /// Overwrite existing files.
     #[arg(long)]
     overwrite: bool,
 }
 
 impl DrawingFiles {
-    /// The PNG file, for the command of this name. An error if a named file must not be replaced:
-    /// to be asked for before the work that the drawing takes.
+    /// The PNG file of a command. Call it before long computations: it fails if a file would be
+    /// overwritten without `--overwrite`.
     pub(super) fn check(&self, command: &str) -> Result<PathBuf> {
         for file in [&self.out, &self.svg].into_iter().flatten() {
             self.may_write(file)?;
@@ -69,18 +68,18 @@ impl DrawingFiles {
         Ok(self.out.clone().unwrap_or_else(|| format!("{command}.png").into()))
     }
 
-    /// An error if this file, another one that the command writes, must not be replaced.
+    /// The same check for another output file of the command.
     pub(super) fn may_write(&self, file: &Path) -> Result<()> {
         may_write(file, self.overwrite)
     }
 
-    /// Writes the drawing to the PNG file and, if wanted, as SVG.
+    /// Writes the drawing as PNG and, if requested, as SVG.
     pub(super) fn write(&self, drawing: &Drawing, png: &Path, output: &Output) -> Result<()> {
         write(drawing, Some(png), self.svg.as_deref(), output)
     }
 }
 
-/// Writes a drawing to a PNG and an SVG file, or to one of the two.
+/// Writes a drawing as PNG, SVG or both.
 pub(super) fn write(
     drawing: &Drawing,
     png: Option<&Path>,
@@ -90,11 +89,11 @@ pub(super) fn write(
     if let Some(png) = png {
         let bytes = drawing.png(PNG_SCALE)?;
         write_atomically(png, |file| file.write_all(&bytes))?;
-        output.note(format!("written `{}`", png.display()));
+        output.note(format!("wrote `{}`", png.display()));
     }
     if let Some(svg) = svg {
         write_atomically(svg, |file| file.write_all(drawing.svg().as_bytes()))?;
-        output.note(format!("written `{}`", svg.display()));
+        output.note(format!("wrote `{}`", svg.display()));
     }
     Ok(())
 }

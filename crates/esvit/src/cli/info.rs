@@ -16,22 +16,22 @@ use super::exit::Exit;
 use super::output::Output;
 use super::weights_report;
 
-/// Lists what there is, or tells what a file is.
+/// Options of `esvit info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Info {
-    /// A checkpoint or a file of weights; without it architectures and recipes are listed.
+    /// Checkpoint or weights file; without it, architectures and recipes are listed.
     file: Option<PathBuf>,
     #[command(flatten)]
     network: NetworkChoice,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// Image sizes for which multiply-accumulates are told.
+/// Image sizes for which MACs are listed.
 const SIZES: [usize; 2] = [224, 96];
 
-/// What is known of a file, in the order in which people read it.
+/// Properties of a file, in the order of display.
 type Facts = Vec<(&'static str, Value)>;
 
 impl Info {
@@ -64,7 +64,7 @@ impl Info {
         }
     }
 
-    /// What a file is, whether or not it holds a backbone.
+    /// Properties of the file, whether or not it holds a backbone.
     fn container(&self, file: &WeightsFile) -> Facts {
         let mut values: BTreeMap<String, usize> = BTreeMap::new();
         for tensor in file.tensors() {
@@ -83,7 +83,7 @@ impl Info {
     }
 }
 
-/// What a backbone is and what its file says of it.
+/// Properties of the backbone and of its file.
 fn network_facts(backbone: &PretrainedBackbone) -> Facts {
     let PretrainedBackbone { swin, params, preprocess, source } = backbone;
     let size = preprocess.size();
@@ -122,7 +122,7 @@ fn count(params: &Params) -> usize {
     params.specs().iter().map(|spec| spec.len()).sum()
 }
 
-/// One line a fact; of what is not known there is none.
+/// One line per property; unknown ones are omitted.
 fn lines(facts: &Facts) -> String {
     let mut lines = Vec::new();
     for (name, value) in facts {

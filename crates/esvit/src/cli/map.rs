@@ -15,37 +15,36 @@ use super::exit::Exit;
 use super::images::DrawingFiles;
 use super::output::Output;
 
-/// A map of features.
+/// Options of `esvit map`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Map {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Folder of images; without it the gallery of the built-in task.
+    /// Folder of images [default: the gallery of the built-in task]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// How features are laid out; without it by t-SNE, and by PCA where there are too few images
-    /// for that.
+    /// Projection [default: t-SNE, or PCA if there are too few images]
     #[arg(long, value_enum)]
     method: Option<MethodChoice>,
-    /// The most images; of more, some are chosen, always the same.
+    /// Maximum number of images, chosen at random.
     #[arg(long, value_name = "N", default_value_t = 2000)]
     max: usize,
     #[command(flatten)]
     files: DrawingFiles,
-    /// Also writes the places as a table: name, label, x, y.
+    /// Also write the coordinates as CSV: name, label, x, y.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// One JSON object, with the places, instead of a line.
+    /// Print the map as JSON instead of a line.
     #[arg(long)]
     json: bool,
 }
 
-/// Names of methods.
+/// Projections.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum MethodChoice {
-    /// Neighbors stay neighbors.
+    /// t-SNE: preserves neighborhoods.
     Tsne,
-    /// The first two principal components.
+    /// PCA: the first two principal components.
     Pca,
 }
 
@@ -93,7 +92,7 @@ impl Map {
         self.files.write(&drawing, &png, output)?;
         if let Some(csv) = &self.csv {
             embedding_map::write_csv(csv, &map)?;
-            output.note(format!("written `{}`", csv.display()));
+            output.note(format!("wrote `{}`", csv.display()));
         }
         if self.json {
             output.json(&map)?;
@@ -109,7 +108,7 @@ impl Map {
             Some(MethodChoice::Pca) => Method::Pca,
             None if images >= MIN_TSNE => Method::Tsne,
             None => {
-                output.note(format!("laid out by PCA: t-SNE needs at least {MIN_TSNE} images"));
+                output.note(format!("using PCA: t-SNE needs at least {MIN_TSNE} images"));
                 Method::Pca
             }
         }

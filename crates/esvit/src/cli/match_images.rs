@@ -14,37 +14,37 @@ use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
 
-/// Matches images.
+/// Options of `esvit match`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Match {
-    /// An image.
+    /// First image.
     #[arg(value_name = "A")]
     first: PathBuf,
-    /// Another image; without it a view of the first one: 40 to 60 % of its area, perhaps
-    /// mirrored and in other colors.
+    /// Second image [default: a random view of the first: 40 to 60 % of its area, possibly mirrored
+    /// and color-jittered]
     #[arg(value_name = "B")]
     second: Option<PathBuf>,
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Number of pairs that are drawn, most similar first.
+    /// Number of most similar pairs to draw.
     #[arg(long, value_name = "N", default_value_t = MEASURED_PAIRS)]
     pairs: usize,
-    /// Keeps only pairs of cells that are each other's best match.
+    /// Keep only mutual best matches.
     #[arg(long)]
     mutual: bool,
-    /// Shorter side of what the network sees, in pixels; without it that of its evaluations.
-    /// Larger ones give finer maps.
+    /// Shorter side of the network's input in pixels; larger inputs have finer maps [default: as in
+    /// evaluations]
     #[arg(long, value_name = "PIXELS")]
     size: Option<NonZeroUsize>,
-    /// Stage whose map is matched, from 1; without it the last. Earlier maps are finer.
+    /// Stage whose features are matched, from 1; earlier ones have finer maps [default: the last]
     #[arg(long, value_name = "STAGE")]
     stage: Option<NonZeroUsize>,
-    /// What the view of the first image is made with.
+    /// Random seed of the view.
     #[arg(long, default_value_t = 0, conflicts_with = "second")]
     seed: u64,
     #[command(flatten)]
     files: DrawingFiles,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
@@ -104,7 +104,7 @@ impl Match {
     }
 }
 
-/// The pairs as a table for people, places in pixels of the images.
+/// The pairs as a table, in pixel coordinates of the input images.
 fn table(pairs: &[Pair]) -> String {
     let mut text =
         format!("{:>4}{:>12}{:>18}{:>18}", "rank", "similarity", "first x, y", "second x, y");
@@ -121,7 +121,7 @@ fn table(pairs: &[Pair]) -> String {
             place(second.image)
         );
         if known {
-            let error = error.map_or("not seen".into(), |error| format!("{error:.1}"));
+            let error = error.map_or("not visible".into(), |error| format!("{error:.1}"));
             let _ = write!(text, "{error:>16}");
         }
     }

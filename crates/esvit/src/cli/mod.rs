@@ -33,64 +33,65 @@ use clap::{Parser, Subcommand};
 use exit::{FAILED, USAGE};
 use output::{Output, Quiet};
 
-/// Pre-trains vision backbones on images without labels, and evaluates and uses them.
+/// Self-supervised pre-training of vision transformers (EsViT, DINO), with evaluation,
+/// visualization and export.
 #[derive(Debug, Parser)]
 #[command(name = "esvit", version, propagate_version = true, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Says less: no progress, no notes.
+    /// No progress and no notes, only results, warnings and errors.
     #[arg(long, short, global = true)]
     quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Pre-trains a backbone on a folder of images, or on the built-in ones.
+    /// Pre-train a backbone on a folder of unlabeled images, or on the built-in ones.
     #[command(visible_alias = "train")]
     Pretrain(pretrain::Pretrain),
-    /// Goes on with a run where it stopped.
+    /// Resume a run from its newest checkpoint.
     Resume(pretrain::Resume),
-    /// Measures what a backbone has learned.
+    /// Evaluate a backbone: k-NN, linear probe, fine-tuning, correspondence, attention, efficiency.
     #[command(subcommand)]
     Eval(eval::Eval),
-    /// Draws where an image's pixel looks: the attention of every head of a block.
+    /// Draw the attention of a query pixel, head by head.
     Attend(attend::Attend),
-    /// Writes one HTML page about a run: curves, crops, evaluations, settings.
+    /// Write an HTML report of a run: curves, crops, evaluations, settings.
     Report(report::Report),
-    /// Writes the features of a folder of images to a file.
+    /// Extract the features of a folder of images.
     Embed(embed::Embed),
-    /// Draws which parts of two images, or of two views of one, are alike to a backbone.
+    /// Draw the best-matching regions of two images, or of two views of one image.
     Match(match_images::Match),
-    /// Draws region features of images by their principal components.
+    /// Draw region features as colors, by principal components.
     Pca(pca::Pca),
-    /// Draws images with those that a backbone finds most like them.
+    /// Draw the nearest neighbors of images in feature space.
     #[command(alias = "neighbours")]
     Neighbors(neighbors::Neighbors),
-    /// Draws a two-dimensional map of the features of a set of images.
+    /// Draw a two-dimensional map (t-SNE or PCA) of the features of many images.
     Map(map::Map),
-    /// Writes a backbone for other programs: timm, torchvision, transformers, ONNX, EsViT.
+    /// Export a backbone to timm, torchvision, transformers, ONNX or the official EsViT code.
     Export(export::Export),
-    /// Compares the tensors of two files of weights.
+    /// Compare the tensors of two weights files, whatever their naming.
     Diff(diff::Diff),
-    /// Lists architectures and recipes, or tells what a file of weights is.
+    /// List architectures and recipes, or describe a weights file.
     Info(info::Info),
-    /// Compares what this program computes with stored numeric cases.
+    /// Check this program's numbers against stored reference cases.
     Verify(verify::Verify),
-    /// Measures how fast this machine is at what the program does.
+    /// Benchmark training steps, forward passes, kernels, k-NN and data loading.
     Bench(bench::Bench),
-    /// Looks at images before a run.
+    /// Inspect training data.
     #[command(subcommand)]
     Data(data::Data),
 }
 
-/// Runs the program.
+/// Parses the command line and runs the command.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     let arguments = flags::translate(arguments);
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors; both go where clap sends them.
+            // Help and version come as errors; clap knows which stream each goes to.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
@@ -116,7 +117,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     };
     match result {
         Ok(exit) => exit.into(),
-        // Whoever read our output has seen enough.
+        // The reader of our output, such as `head`, has closed the pipe.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output.error(&error);

@@ -14,30 +14,30 @@ use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
 
-/// Nearest neighbors.
+/// Options of `esvit neighbors`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Neighbors {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Folder of images to look for neighbors among; without it those of the built-in task.
+    /// Folder of images to search [default: the gallery of the built-in task]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// Images whose neighbors are looked for, or one folder of them; without it some of the
-    /// folder, or of the built-in task's queries.
+    /// Query images, or one folder of them [default: images of the searched folder, or the queries
+    /// of the built-in task]
     #[arg(long, value_name = "IMAGE", num_args = 1..)]
     queries: Vec<PathBuf>,
-    /// Number of neighbors of a query.
+    /// Number of neighbors per query.
     #[arg(long, value_name = "K", default_value_t = 8)]
     k: usize,
-    /// The most queries.
+    /// Maximum number of queries.
     #[arg(long, default_value_t = 8)]
     rows: usize,
-    /// Chooses queries at random by this seed; without it they are spread evenly over the set.
+    /// Choose queries at random with this seed [default: evenly spaced]
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]
     files: DrawingFiles,
-    /// One JSON object instead of lines.
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -82,7 +82,7 @@ impl Neighbors {
         Ok(Exit::Success)
     }
 
-    /// What is looked among, and what is looked for, if that is a set of its own.
+    /// The gallery, and the queries if they are a set of their own.
     fn sets(&self, output: &Output) -> Result<(LabeledSet, Option<LabeledSet>)> {
         let given = match self.queries.as_slice() {
             [] => None,

@@ -1,4 +1,4 @@
-//! Where words go: results to stdout, talk to stderr, colors and bars only on a terminal.
+//! Output: results to stdout, messages to stderr, colors and progress bars only on a terminal.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -8,20 +8,20 @@ use anyhow::bail;
 use esvit_model::features::LeftOut;
 use indicatif::{MultiProgress, ProgressBar};
 
-/// Whether talk is wanted.
+/// Whether notes and progress bars are off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Quiet {
     Yes,
     No,
 }
 
-/// The two streams of the program.
+/// The output streams of the program.
 #[derive(Debug)]
 pub(super) struct Output {
     quiet: Quiet,
     terminal: bool,
     color: bool,
-    /// Bars on the terminal: talk is written above them.
+    /// Progress bars; messages are written above them.
     pub(super) bars: MultiProgress,
 }
 
@@ -36,29 +36,29 @@ impl Output {
         Self { quiet, terminal, color, bars: MultiProgress::new() }
     }
 
-    /// Whether bars can be drawn.
+    /// Whether progress bars are drawn.
     pub(super) fn draws_bars(&self) -> bool {
         self.terminal && self.quiet == Quiet::No
     }
 
-    /// A result, to stdout.
+    /// Writes a result to stdout.
     pub(super) fn result(&self, text: impl Display) -> io::Result<()> {
         self.bars.suspend(|| writeln!(io::stdout().lock(), "{text}"))
     }
 
-    /// A structure as one JSON object, to stdout.
+    /// Writes a value as JSON to stdout.
     pub(super) fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         Ok(self.result(serde_json::to_string_pretty(value)?)?)
     }
 
-    /// Talk, to stderr.
+    /// Writes a note to stderr, unless quiet.
     pub(super) fn note(&self, text: impl Display) {
         if self.quiet == Quiet::No {
             self.talk(&text.to_string());
         }
     }
 
-    /// A bar for `len` steps, drawn only where bars can be.
+    /// A progress bar of `len` steps, hidden if bars are not drawn.
     pub(super) fn bar(&self, len: usize) -> ProgressBar {
         match self.draws_bars() {
             true => self.bars.add(ProgressBar::new(len as u64)),
@@ -73,12 +73,12 @@ impl Output {
         }
     }
 
-    /// A warning, to stderr, also when quiet.
+    /// Writes a warning to stderr, also when quiet.
     pub(super) fn warning(&self, text: impl Display) {
         self.talk(&format!("{} {}", self.paint(YELLOW, "warning:"), self.hints(&text.to_string())));
     }
 
-    /// What went wrong and why, to stderr.
+    /// Writes an error and its causes to stderr.
     pub(super) fn error(&self, error: &anyhow::Error) {
         let mut text = error.to_string();
         for cause in error.chain().skip(1) {
@@ -92,7 +92,7 @@ impl Output {
     }
 
     fn talk(&self, text: &str) {
-        // Nobody is left to be told that stderr cannot be written to.
+        // A failed write to stderr cannot be reported.
         let _ = self.bars.suspend(|| writeln!(io::stderr().lock(), "{text}"));
     }
 
@@ -105,7 +105,7 @@ impl Output {
     }
 }
 
-/// Whether an error is that of writing to a reader that has gone.
+/// Whether the error is a broken pipe.
 pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()
@@ -113,11 +113,11 @@ pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Finds out before the work what would be in the way of its result: a file that is there already, or
-/// no folder to write it into.
+/// Checks before a long computation that its result can be written: the file must not exist (unless
+/// `overwrite` is set), and its folder must.
 pub(super) fn may_write(file: &Path, overwrite: bool) -> anyhow::Result<()> {
     if file.exists() && !overwrite {
-        bail!("`{}` is there already\nhint: add `--overwrite`", file.display());
+        bail!("`{}` already exists\nhint: add `--overwrite`", file.display());
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {

@@ -11,33 +11,33 @@ use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
 
-/// The most images of one drawing.
+/// Maximum number of images in a drawing.
 const MAX_IMAGES: usize = 64;
 
-/// Region features as colors.
+/// Options of `esvit pca`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Pca {
-    /// Images, or one folder of them.
+    /// Images, or one folder of images.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Side of the square that the network sees, in pixels, a multiple of the patch; larger squares
-    /// have finer maps. Without it so many that a map has at least 16 regions a side.
+    /// Side of the network's input in pixels, a multiple of the patch size; larger inputs have
+    /// finer maps [default: enough for 16 regions a side]
     #[arg(long, value_name = "PIXELS")]
     size: Option<usize>,
-    /// Shows whole images, their shorter sides resized to the size, instead of the center crops.
+    /// Show whole images, with the shorter side resized to `--size`, instead of center crops.
     #[arg(long)]
     whole: bool,
-    /// Stage whose regions are shown, the first is 1; without it the last, after the final norm.
+    /// Stage whose regions are shown, from 1 [default: the last, after the final norm]
     #[arg(long, value_name = "STAGE")]
     stage: Option<usize>,
-    /// Colors between the regions' centers are interpolated.
+    /// Interpolate colors between region centers.
     #[arg(long)]
     smooth: bool,
     #[command(flatten)]
     files: DrawingFiles,
-    /// One JSON object instead of lines.
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -99,7 +99,7 @@ impl Pca {
             let shares: Vec<String> =
                 explained.iter().map(|share| format!("{:.1}", 100.0 * share)).collect();
             output.result(format!(
-                "{about}\nper cent of the variance by component: {}",
+                "{about}\npercent of the variance by component: {}",
                 shares.join(", ")
             ))?;
         }
@@ -107,7 +107,7 @@ impl Pca {
     }
 }
 
-/// A number with its noun.
+/// A count and its noun.
 pub(super) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

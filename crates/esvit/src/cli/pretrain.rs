@@ -25,42 +25,42 @@ use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
 use super::settings::Settings;
 
-/// Pre-trains a backbone.
+/// Options of `esvit pretrain`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The flags of DINO's and EsViT's scripts are understood too, with their \
+#[command(after_help = "The flags of DINO's and EsViT's scripts are accepted too, with their \
                         underscores: --batch_size_per_gpu, --teacher_temp, --use_dense_prediction \
                         and so on.")]
 pub(super) struct Pretrain {
     #[command(flatten)]
     settings: Settings,
-    /// The run's folder; `runs/<recipe>-<number>` if not given.
+    /// Run folder [default: runs/<recipe>-<number>]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Goes on with the run in the folder, if there is one.
+    /// Resume the run in the folder, if there is one.
     #[arg(long, conflicts_with_all = ["overwrite", "init_from", "continue_from"])]
     resume: bool,
-    /// Deletes an earlier run in the folder.
+    /// Delete an earlier run in the folder.
     #[arg(long)]
     overwrite: bool,
-    /// Starts from the weights of a file and from nothing else.
+    /// Initialize from the weights in this file; everything else starts afresh.
     #[arg(long, value_name = "FILE", conflicts_with = "continue_from")]
     init_from: Option<PathBuf>,
-    /// Goes on, in a new folder, from the whole state of a checkpoint, with other settings: adds
-    /// the region task to a run of the view task, for instance.
+    /// Continue in a new folder from the full state of a checkpoint, with other settings, for
+    /// instance to add the region loss.
     #[arg(long, value_name = "FILE")]
     continue_from: Option<PathBuf>,
-    /// Memory to stay within, for instance `8G`: cuts a step into micro-batches that fit.
+    /// Memory limit, for instance `8G`: splits each step into micro-batches that fit.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<f64>,
-    /// Prints a table of where the time went.
+    /// Print the time spent in each phase.
     #[arg(long)]
     profile: bool,
 }
 
-/// Goes on with a run.
+/// Options of `esvit resume`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Resume {
-    /// The run's folder.
+    /// Run folder.
     run: PathBuf,
     #[command(flatten)]
     settings: Settings,
@@ -82,13 +82,11 @@ impl Pretrain {
             config.train.batch_size = fit.micro_batch;
             config.train.accumulate = fit.accumulate;
             config.train.activation_checkpointing = fit.activation_checkpointing;
-            let activation_checkpointing = if fit.activation_checkpointing {
-                ", blocks computed again on the backward pass"
-            } else {
-                ""
-            };
+            let activation_checkpointing =
+                if fit.activation_checkpointing { ", with activation checkpointing" } else { "" };
             output.note(format!(
-                "within {:.1} GB: {} images at a time, {} times a step{activation_checkpointing} (about {:.1} GB)",
+                "within {:.1} GB: micro-batches of {} images, {} per \
+                 step{activation_checkpointing} (about {:.1} GB)",
                 memory / 1e9,
                 fit.micro_batch,
                 fit.accumulate,
@@ -123,7 +121,7 @@ impl Resume {
     }
 }
 
-/// A size such as `8G`, `800M` or `6.5GB`, in bytes.
+/// Parses a size such as `8G`, `800M` or `6.5GB` into bytes (decimal units).
 fn bytes(text: &str) -> Result<f64, String> {
     let lower = text.to_ascii_lowercase();
     let number = lower.trim_end_matches('b').trim_end_matches('i');
@@ -144,7 +142,7 @@ fn bytes(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Goes on with the run in a folder; a folder without one gets a new run.
+/// Resumes the run in a folder; a folder without one gets a new run.
 fn resume(out: &Path, settings: &Settings, output: &Output) -> Result<Exit> {
     let stored = out.join("config.toml");
     let config =
@@ -152,7 +150,8 @@ fn resume(out: &Path, settings: &Settings, output: &Output) -> Result<Exit> {
     train(&config, out, Start::Resume, false, output)
 }
 
-/// The folder `name-N` in `parent`: the last one to go on with, else the first free one.
+/// The folder `name-N` in `parent`: the last existing one if `last` is set, else the first free
+/// one.
 fn numbered(parent: &Path, name: &str, last: bool) -> Result<PathBuf> {
     let folder = |number: u32| parent.join(format!("{name}-{number}"));
     let free = (1..).find(|&number| !folder(number).exists()).unwrap_or(1);
@@ -161,7 +160,7 @@ fn numbered(parent: &Path, name: &str, last: bool) -> Result<PathBuf> {
     }
     if free == 1 {
         bail!(
-            "there is no run `{}` to go on with\nhint: name its folder with `--out`",
+            "there is no run `{}` to resume\nhint: name its folder with `--out`",
             folder(1).display()
         );
     }
@@ -198,7 +197,7 @@ fn train(
     report(config, &outcome, task.as_ref(), out, output)
 }
 
-/// The images of a run, and the task of its k-NN check where labels exist.
+/// The images of a run, and its k-NN task if there are labels.
 fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
     let limits = DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() };
     let Some(path) = &config.data.path else {
@@ -222,7 +221,7 @@ fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<L
     Ok((Arc::new(folder), task))
 }
 
-/// The `val` folder beside a folder called `train`, as ImageNet has it.
+/// The `val` folder beside a folder called `train`, as in ImageNet.
 fn validation_folder(train: &Path) -> Option<PathBuf> {
     let val = train.parent()?.join("val");
     (train.file_name()? == "train" && val.is_dir()).then_some(val)
@@ -244,13 +243,12 @@ fn knn_check<'a>(
     }
 }
 
-/// Lets the first interrupt or termination signal stop the run after its step, and a second one at
-/// once.
+/// The first SIGINT or SIGTERM stops the run after the current step, the second at once.
 fn stop_on_signal(stop: &Arc<AtomicBool>) -> Result<()> {
     let stop = stop.clone();
     let handler = move || {
         if stop.swap(true, Ordering::Relaxed) {
-            // The process is told twice: what is on disk is whole at any time.
+            // Files on disk are complete at any time.
             #[expect(clippy::exit, reason = "a second signal ends the process at once")]
             std::process::exit(130);
         }
@@ -258,7 +256,7 @@ fn stop_on_signal(stop: &Arc<AtomicBool>) -> Result<()> {
     ctrlc::set_handler(handler).context("cannot listen for signals")
 }
 
-/// Facts about machine and program, stored beside the settings.
+/// Machine and program, stored with the run.
 fn environment() -> serde_json::Value {
     serde_json::json!({
         "program": env!("CARGO_PKG_VERSION"),
@@ -276,7 +274,7 @@ fn processor() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// What came of the run, and what to type next.
+/// Prints the outcome of the run and the next commands.
 fn report(
     config: &Config,
     outcome: &Outcome,
@@ -292,7 +290,7 @@ fn report(
         ));
     }
     if outcome.end == End::Stopped {
-        output.note(format!("to go on: esvit resume {}", out.display()));
+        output.note(format!("to resume: esvit resume {}", out.display()));
         return Ok(Exit::Stopped);
     }
     if outcome.training > Duration::ZERO {
@@ -312,7 +310,7 @@ fn report(
         )?;
     }
     let checkpoint = outcome.checkpoint.display();
-    output.note("what to do next:");
+    output.note("next steps:");
     output.note(format!("  esvit report {}", out.display()));
     let labeled = match (&config.data.path, task) {
         (None, _) => Some(String::new()),

@@ -2,12 +2,12 @@
 
 use esvit_kernels::profile::{self, Recorded};
 
-/// The phase that a step has once.
+/// A phase that occurs once per optimizer step.
 const STEP_PHASE: &str = "optimizer and teacher";
 
-/// Where the time went, by phase of a kernel.
+/// Time and GEMM throughput by phase.
 ///
-/// `repetitions` is what the figures are divided by; without it, the number of optimizer steps.
+/// Times are divided by `repetitions`, or by the number of optimizer steps.
 pub(super) fn profile_table(peak_gflops: f64, repetitions: Option<u64>) -> String {
     let Recorded { phases, gemm } = profile::take();
     let steps = phases.iter().find(|(name, _)| *name == STEP_PHASE).map(|(_, phase)| phase.calls);
@@ -46,6 +46,6 @@ pub(super) fn profile_table(peak_gflops: f64, repetitions: Option<u64>) -> Strin
     };
     total("all of these", time, gemm_time);
     let inside = gemm.as_secs_f64() / rayon::current_num_threads() as f64;
-    total("inside GEMM alone", inside, inside);
+    total("inside GEMM only", inside, inside);
     text
 }

@@ -1,4 +1,4 @@
-//! Shows what happens in a run.
+//! Progress bar and log lines of a run.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::Output;
 
-/// Bar, notes and figures of a run.
+/// Progress bar and log lines of a run.
 pub(super) struct Progress<'a> {
     output: &'a Output,
     bar: ProgressBar,
@@ -69,7 +69,7 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// Minutes and seconds, with hours where there are any.
+/// `M:SS`, or `H:MM:SS` from one hour on.
 pub(super) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);

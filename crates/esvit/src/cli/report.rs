@@ -8,12 +8,12 @@ use esvit_eval::report;
 use super::exit::Exit;
 use super::output::Output;
 
-/// A page about a run.
+/// Options of `esvit report`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Report {
-    /// The folder of the run.
+    /// Run folder.
     run: PathBuf,
-    /// The HTML file to write; without it `report.html` in the run's folder.
+    /// HTML file to write [default: report.html in the run folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! The settings of a run out of recipe, file and command line.
+//! Settings of a run, from recipe, file and command line.
 
 use std::path::{Path, PathBuf};
 
@@ -7,25 +7,25 @@ use esvit_train::Config;
 use esvit_train::config::recipe_layer;
 use esvit_train::config_text::{Layer, parse_file, parse_override};
 
-/// Where settings come from.
+/// Sources of settings.
 #[derive(Debug, clap::Args)]
 pub(super) struct Settings {
-    /// Folder of images, flat or nested; without it the built-in ones are used.
+    /// Folder of images, flat or nested [default: the built-in images]
     #[arg(long, value_name = "FOLDER")]
     pub(super) data: Option<PathBuf>,
-    /// A recipe that ships inside the program (`esvit info` lists them).
+    /// Built-in recipe (see `esvit info`).
     #[arg(long, value_name = "NAME")]
     recipe: Option<String>,
-    /// A TOML file of settings.
+    /// TOML file of settings.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A named architecture; the same as `model.arch=NAME`.
+    /// Architecture, same as `model.arch=NAME`.
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
-    /// Where to compute, for instance `cuda:0`; the same as `train.device=NAME`.
+    /// Device, for instance `cuda:0`, same as `train.device=NAME`.
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
-    /// Single settings, for instance `train.epochs=50 optim.lr=1e-3`; later ones win.
+    /// Settings, for instance `train.epochs=50 optim.lr=1e-3`; later ones win.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }
@@ -47,8 +47,8 @@ impl Settings {
         self.on_top_of(recipe_layer(self.recipe())?)
     }
 
-    /// The settings of a run that goes on: those stored in `file` with the given ones on top. The
-    /// recipe is in the file already.
+    /// The settings of a resumed run: those stored in `file`, overridden by those given now. The
+    /// stored ones include the recipe.
     pub(super) fn resolve_stored(&self, file: &Path) -> Result<Config> {
         self.on_top_of(parse_file(file)?)
     }

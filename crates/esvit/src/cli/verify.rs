@@ -9,19 +9,19 @@ use esvit_nn::device;
 use super::exit::Exit;
 use super::output::Output;
 
-/// Runs numeric cases.
+/// Options of `esvit verify`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Verify {
-    /// A folder of cases, or one case.
+    /// Folder of cases, or one case.
     #[arg(value_name = "FOLDER", default_value = "goldens")]
     cases: PathBuf,
-    /// Fails also when a case is not supported.
+    /// Also fail if a case is not supported.
     #[arg(long)]
     strict: bool,
-    /// Where to compute: `cpu`, or a device that the build has.
+    /// Device: `cpu`, or one that this build supports.
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     device: String,
-    /// Shows every comparison, not only the one nearest to its tolerance.
+    /// Show every comparison, not only the one closest to its tolerance.
     #[arg(long)]
     all: bool,
 }
@@ -61,7 +61,7 @@ fn describe(report: &Report, all: bool) -> String {
     }
 }
 
-/// A difference as a share of its tolerance.
+/// Difference divided by tolerance.
 fn nearness(check: &Check) -> f64 {
     match check.difference {
         0.0 => 0.0,

@@ -1,4 +1,4 @@
-//! What became of a file's tensors, for people.
+//! Messages about loading a weights file.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use super::output::Output;
 
-/// Names that are shown of tensors that were left out.
+/// Maximum number of tensor names shown.
 const SHOWN: usize = 3;
 
-/// Says on which terms a backbone was taken out of a file, where that is worth a line.
+/// Reports how a backbone was loaded, if that is worth a line.
 pub(super) fn tell(path: &Path, backbone: &PretrainedBackbone, output: &Output) {
     let SourceFile { report, config, .. } = &backbone.source;
     if config.is_none() {
@@ -22,7 +22,7 @@ pub(super) fn tell(path: &Path, backbone: &PretrainedBackbone, output: &Output) 
     }
     if let Some(names) = report.left_out.get(reason::CLASSES) {
         output.warning(format!(
-            "`{}` has a class head ({}), which is left out: features are those before it",
+            "`{}` has a classification head ({}), which is ignored: features are taken before it",
             path.display(),
             names.join(", ")
         ));
@@ -35,14 +35,14 @@ pub(super) fn summary(backbone: &PretrainedBackbone) -> String {
     let naming = location.as_ref().map_or("new", |location| location.naming.label());
     let left_out: usize = report.left_out.values().map(Vec::len).sum();
     format!(
-        "{} in the naming of {naming}, all {} tensors of the backbone matched, \
+        "{}, named as in {naming}, all {} tensors of the backbone matched, \
          {left_out} others left out",
         backbone.architecture(),
         report.matched
     )
 }
 
-/// A line for tensors that were left out for one reason.
+/// Describes tensors that were left out for one reason.
 pub(super) fn left_out(reason: &str, names: &Value) -> String {
     let names: Vec<&str> =
         names.as_array().into_iter().flatten().filter_map(Value::as_str).collect();

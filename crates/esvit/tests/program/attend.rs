@@ -66,7 +66,7 @@ fn what_cannot_be_shown_is_said() {
         assert!(!place.path("attend.png").exists());
     };
     fails("none.png", &["cannot read `none.png`"]);
-    fails("broken.jpg", &["`broken.jpg` is not an image that can be used"]);
+    fails("broken.jpg", &["`broken.jpg` is not a usable image"]);
     fails("image.png --block 2", &["there is no block 2", "0 to 1"]);
     fails("image.png --head 0 2", &["there is no head 2", "0 to 1"]);
     fails("image.png --query 1,1", &["pixel 1,1 is not in the part", "`--whole`"]);
@@ -97,7 +97,7 @@ fn entropy_over_many_images() {
     let start = "run/checkpoints/epoch=0000-step=00000000.safetensors";
     let ended =
         place.well(&format!("{line} --out entropy.png --svg entropy.svg --against {start}"));
-    let answer = ended.says(&["left out `set/red/broken.jpg`", "kept in"]).json();
+    let answer = ended.says(&["left out `set/red/broken.jpg`", "saved in"]).json();
     assert_eq!(answer["images"], 15);
     for blocks in [&answer["blocks"], &answer["against"]["blocks"]] {
         assert_eq!(numbers(blocks, "stage"), [1.0, 2.0]);

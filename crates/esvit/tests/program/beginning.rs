@@ -19,7 +19,7 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
         "run folder `runs/first`",
         "101 images, 3 epochs of 25 steps of 4 images",
         "step 75/75",
-        "kept in `runs/first/eval/results.jsonl`",
+        "saved in `runs/first/eval/results.jsonl`",
         "esvit report runs/first",
         "esvit eval linear --checkpoint runs/first/checkpoints/",
     ]);

@@ -87,7 +87,7 @@ fn two_images_and_two_views_are_drawn() {
     assert!(image::load_from_memory(&png).unwrap().width() > 200);
     assert!(std::fs::read_to_string(place.path("views.svg")).unwrap().starts_with("<svg"));
 
-    place.run(&format!("{line} --out views.png")).expect(1).says(&["there already"]);
+    place.run(&format!("{line} --out views.png")).expect(1).says(&["already exists"]);
     place.well(&format!("{line} --out again.png"));
     assert_eq!(png, std::fs::read(place.path("again.png")).unwrap());
 

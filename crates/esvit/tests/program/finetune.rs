@@ -47,7 +47,7 @@ fn a_small_set_is_learnt_by_heart_and_kept() {
     place
         .run(&format!("eval finetune --checkpoint {CHECKPOINT} {BY_HEART} --out tuned.safetensors"))
         .expect(1)
-        .says(&["`tuned.safetensors` is there already", "--overwrite"]);
+        .says(&["`tuned.safetensors` already exists", "--overwrite"]);
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn from_scratch_with_all_the_trimmings() {
         "eval finetune --checkpoint {CHECKPOINT} --from-scratch --train set --val val --epochs 2 \
          --batch-size 64 --randaugment --layer-decay 0.5 --precision f32 --seed 3 --json"
     );
-    let answer = place.well(&line).says(&["classes that are not learned"]).json();
+    let answer = place.well(&line).says(&["classes without training images"]).json();
     assert_eq!((&answer["train_images"], &answer["query_images"]), (&15.into(), &2.into()));
     assert!(top1(&answer["last"]) <= 50.0, "{answer}");
     assert_eq!(place.well(&line).json(), answer, "a second time");

@@ -43,7 +43,7 @@ fn linear_probe_on_the_built_in_task() {
     let table = place.well(&format!("{line} --no-baseline --no-refit --standardize"));
     assert!(table.stdout.contains("trained") && !table.stdout.contains("untrained"), "{table}");
     assert!(table.stdout.contains("by n and learning rate"), "{table}");
-    assert!(table.stdout.contains("not fitted again to those: 646 images"), "{table}");
+    assert!(table.stdout.contains("not refit: 646 images"), "{table}");
 
     let kept = place.folder("run").lines("eval/results.jsonl");
     assert_eq!(kept.len(), 3);
@@ -76,7 +76,7 @@ fn every_solver_tells_colored_folders_apart() {
         assert!(String::from_utf8_lossy(&bytes[..128]).contains(rows), "{name}");
     }
     let again = place.run(&format!("{line} --dump dump")).expect(1);
-    again.says(&["`dump/train_features.npy` is there already"]);
+    again.says(&["`dump/train_features.npy` already exists"]);
 
     let answer = place.well(&format!("{line} --shots 2 --draws 3 --epochs 20")).json();
     assert_eq!(answer["draws"].as_array().unwrap().len(), 3);

@@ -34,7 +34,7 @@ fn regions_of_images_of_any_shape() {
     place.write("broken.jpg", &unusable()[1].1);
     let pca = format!("pca square.png wide.png --checkpoint {CHECKPOINT}");
     let answer = place.well(&format!("{pca} broken.jpg --json --svg pca.svg"));
-    let answer = answer.says(&["left out `broken.jpg`", "written `pca.png`"]).json();
+    let answer = answer.says(&["left out `broken.jpg`", "wrote `pca.png`"]).json();
     // Two stages and patches of 4 pixels: a region has 8, and 16 of them are asked for.
     assert_eq!((&answer["size"], &answer["stage"]), (&128.into(), &2.into()));
     assert_eq!(answer["maps"][1]["width"], 16);
@@ -156,7 +156,7 @@ fn maps_of_labeled_and_of_few_images() {
     refused("--max 9 --method tsne").says(&["at least 10 images, there are 9"]);
     refused("--max 1").says(&["there is only one feature"]);
     for file in ["--svg map.svg", "--csv map.csv", "--out again.png"] {
-        refused(file).says(&["is there already", "hint: add `--overwrite`"]);
+        refused(file).says(&["already exists", "hint: add `--overwrite`"]);
     }
     refused("--out none/map.png").says(&["there is no folder `none`"]);
     assert_eq!(csv, text(&place, "map.csv"));

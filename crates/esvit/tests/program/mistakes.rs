@@ -133,7 +133,7 @@ fn checkpoints_that_do_not_fit() {
     }
     place.write("there.npy", "something");
     let embed = format!("embed --checkpoint {checkpoint}");
-    fails(&place, &format!("{embed} --out there.npy"), &["`there.npy` is there already"]);
+    fails(&place, &format!("{embed} --out there.npy"), &["`there.npy` already exists"]);
     fails(&place, &format!("{embed} --out new.parquet"), &["`new.parquet`", "`.csv`"]);
     good(&place, "flat", 4);
     fails(&place, &format!("eval knn --checkpoint {checkpoint} --train flat"), &["no labels"]);

@@ -35,7 +35,7 @@ fn what_is_exported_comes_back_to_the_bit() {
     for (format, out, weights) in EXPORTS {
         let line = format!("export --checkpoint {CHECKPOINT} --format {format} --out {out}");
         place.well(&line).says(&["to load it:"]);
-        place.run(&line).expect(1).says(&["is there already", "--overwrite"]);
+        place.run(&line).expect(1).says(&["already exists", "--overwrite"]);
         place.well(&format!("diff {CHECKPOINT} {weights}"));
         let facts = place.well(&format!("info {weights} --json")).json();
         assert_eq!(facts["shape"]["embed_dim"], 16, "{facts}");

@@ -17,34 +17,33 @@ use crate::cli::exit::Exit;
 use crate::cli::images;
 use crate::cli::output::{Output, may_write};
 
-/// What `--against` is given for a network without a file.
+/// Value of `--against` for a newly initialized network.
 const UNTRAINED: &str = "untrained";
 
-/// Attention statistics.
+/// Options of `esvit eval attention`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Attention {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Folder of images; without it the built-in ones.
+    /// Folder of images [default: the built-in images]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// At most so many images are used, chosen at random.
+    /// Maximum number of images, chosen at random.
     #[arg(long, value_name = "N", default_value_t = 100, alias = "pictures")]
     images: usize,
-    /// A second checkpoint to compare with, read as the first, or `untrained` for the same network
-    /// before any training.
+    /// Checkpoint to compare with, or `untrained` for the same network newly initialized.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// A PNG file to write a plot to.
+    /// Also write a plot as PNG.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// An SVG file to write the plot to.
+    /// Also write the plot as SVG.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Replaces files that are there.
+    /// Overwrite existing files.
     #[arg(long)]
     overwrite: bool,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
@@ -52,7 +51,7 @@ pub(in crate::cli) struct Attention {
 impl Attention {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if self.images == 0 {
-            bail!("`--images` is 0, at least one image must be looked at");
+            bail!("`--images` is 0, at least one image is needed");
         }
         for file in [&self.out, &self.svg].into_iter().flatten() {
             may_write(file, self.overwrite)?;
@@ -136,7 +135,7 @@ fn measure(backbone: &PretrainedBackbone, set: &LabeledSet, output: &Output) -> 
     Ok(measured)
 }
 
-/// A checkpoint for people: the run it belongs to and the file.
+/// Display name of a checkpoint: its run and its file.
 fn name(checkpoint: &Path) -> String {
     let file = checkpoint.file_name().unwrap_or_default().to_string_lossy();
     match record::run_of(checkpoint).as_deref().and_then(Path::file_name) {
@@ -145,7 +144,7 @@ fn name(checkpoint: &Path) -> String {
     }
 }
 
-/// The statistics of a network as a table.
+/// The statistics of one network as a table.
 fn table(title: &str, blocks: &[BlockStatistics]) -> String {
     let mut text = format!(
         "attention entropy in bits: {title}\n{:>5} {:>5} {:>8} {:>6} {:>6} {:>8} {:>10} {:>14} {:>9} {:>8}",

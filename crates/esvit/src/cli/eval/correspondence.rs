@@ -20,52 +20,52 @@ use crate::cli::args::BackboneChoice;
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
-/// Measures correspondence.
+/// Options of `esvit eval correspondence`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Correspondence {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Folder of images; without it the pieces of the built-in images that are not trained on.
+    /// Folder of images [default: the held-out parts of the built-in images]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// Measures at most so many images, chosen at random.
+    /// Maximum number of images, chosen at random.
     #[arg(long, value_name = "N", alias = "pictures")]
     images: Option<NonZeroUsize>,
-    /// How the two views of an image are cut; the second one is always jittered and gray.
+    /// How the two views are made; the second is color-jittered and gray in both cases.
     #[arg(long, value_enum, default_value = "mirror")]
     geometry: Views,
-    /// Smallest and largest area of a random crop, as shares of the image's.
+    /// Range of the area of a random crop, as shares of the image.
     #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], default_values_t = [0.4, 1.0])]
     scale: Vec<f64>,
-    /// How many pairs of an image are measured, most similar first; without it 10 of mirrored
-    /// views, and all cells that both views show of random crops.
+    /// Number of pairs measured per image, most similar first [default: 10 for `mirror`, all cells
+    /// visible in both views for `crops`]
     #[arg(long, value_name = "N")]
     pairs: Option<NonZeroUsize>,
-    /// Side of the views in pixels; without it that of the backbone's other evaluations.
+    /// Size of the views in pixels [default: as in other evaluations]
     #[arg(long, value_name = "PIXELS")]
     size: Option<NonZeroUsize>,
-    /// Stage whose map is matched, from 1; without it the last. Earlier maps are finer.
+    /// Stage whose features are matched, from 1; earlier ones have finer maps [default: the last]
     #[arg(long, value_name = "STAGE")]
     stage: Option<NonZeroUsize>,
-    /// What the views are made with.
+    /// Random seed of the views.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// How views are cut.
+/// How views are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Views {
-    /// The evaluated square and its mirror image: the paper's measurement.
+    /// The center crop and its mirror image, as in the paper.
     Mirror,
-    /// Two random crops, each mirrored half of the time.
+    /// Two random crops, each mirrored with probability 0.5.
     Crops,
 }
 
-/// What was measured of one kind of match.
+/// Results for one kind of features.
 #[derive(Debug, Serialize)]
 struct Row {
     features: &'static str,
@@ -101,7 +101,7 @@ impl Correspondence {
         output.left_out(&measured.left_out);
         if measured.disjoint > 0 {
             output.note(format!(
-                "{} images are not measured: their two crops have nothing in common",
+                "{} images are not measured: their two crops do not overlap",
                 measured.disjoint
             ));
         }
@@ -131,7 +131,7 @@ impl Correspondence {
             let which = match (pairs, self.geometry) {
                 (Some(pairs), _) => format!("the {pairs} most similar"),
                 (None, Views::Mirror) => "all".into(),
-                (None, Views::Crops) => "those seen in both".into(),
+                (None, Views::Crops) => "those visible in both".into(),
             };
             let views = match self.geometry {
                 Views::Mirror => "an image and its mirror image",
@@ -177,7 +177,7 @@ impl Correspondence {
         let scale = [self.scale[0], self.scale[1]];
         if !(0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0) {
             bail!(
-                "`--scale` is {} {}: both must lie above 0 and up to 1, the smaller one first",
+                "`--scale` is {} {}: both must be above 0 and at most 1, the smaller one first",
                 scale[0],
                 scale[1]
             );
@@ -197,7 +197,7 @@ impl Correspondence {
         rows.extend(
             names.into_iter().zip(networks).map(|(features, summary)| Row { features, summary }),
         );
-        // Of mirrored cells every place can be told exactly.
+        // Mirrored cells map onto whole cells, so the best possible score is perfect.
         if self.geometry == Views::Crops {
             rows.push(Row { features: "best possible", summary: best });
         }
@@ -214,7 +214,7 @@ fn few_cells(grid: &Grid, stage: usize) -> String {
     )
 }
 
-/// The results as a table for people.
+/// The results as a table.
 fn table(rows: &[Row]) -> String {
     let mut text = format!("{:14}{:>23}{:>23}", "matches", "accuracy", "distance in pixels");
     let summary = |row: &Row| row.summary.clone();
@@ -238,7 +238,7 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-/// A mean and its interval.
+/// Formats a mean and its confidence interval.
 fn shown(Estimate { mean, interval }: &Estimate, digits: usize) -> String {
     let interval = match interval {
         Some([low, high]) if low < high => format!(" [{low:.digits$}, {high:.digits$}]"),

@@ -10,39 +10,39 @@ use serde_json::Value;
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
-/// Parameters, speed and memory of backbones with and without the region task.
+/// Options of `esvit eval efficiency`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Efficiency {
-    /// Architectures: `esvit info` lists them; `monolithic_small` is a single-scale one.
+    /// Architectures (see `esvit info`), and `monolithic_small`, a single-scale baseline.
     #[arg(long, value_name = "NAME", num_args = 1.., default_values = [MONOLITHIC, "swin_tiny"])]
     models: Vec<String>,
-    /// Numbers of images of a step, each of which is tried until one cannot be run.
+    /// Batch sizes of training steps, tried in order until one fails.
     #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 2, 4])]
     batches: Vec<usize>,
-    /// Prototypes of a head.
+    /// Number of prototypes of each head.
     #[arg(long, default_value_t = 65_536)]
     prototypes: usize,
-    /// Side of a global crop and of the forward pass's images, in pixels.
+    /// Size of global crops, and of the images of the forward pass, in pixels.
     #[arg(long, default_value_t = 224)]
     global_size: usize,
-    /// Side of a local crop, in pixels.
+    /// Size of local crops in pixels.
     #[arg(long, default_value_t = 96)]
     local_size: usize,
-    /// Local crops of an image.
+    /// Number of local crops per image.
     #[arg(long, default_value_t = 8)]
     local_crops: usize,
-    /// Type of GEMM operands: `auto`, `f32` or `bf16`.
+    /// Precision of GEMM operands: `auto`, `f32` or `bf16`.
     #[arg(long, default_value = "auto")]
     precision: String,
-    /// Timed repetitions of every step.
+    /// Number of timed repetitions of each step.
     #[arg(long, default_value_t = 3)]
     iterations: usize,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// Images of the forward pass that is timed.
+/// Batch size of the timed forward pass.
 const FORWARD_BATCH: usize = 8;
 
 impl Efficiency {
@@ -71,7 +71,7 @@ impl Efficiency {
         let mut steps = Vec::new();
         let mut stopped = None;
         for &batch in &self.batches {
-            output.note(format!("{model}: steps of {batch}"));
+            output.note(format!("{model}: training step, batch {batch}"));
             let cost = |view_only| -> Result<Cost> {
                 let report = self.bench("train-step", model, batch, view_only)?;
                 Ok(Cost {
@@ -99,7 +99,7 @@ impl Efficiency {
         })
     }
 
-    /// A process of its own for every figure: the most memory that one has had is its own.
+    /// Runs one measurement in its own process, so that its peak memory is its own.
     fn bench(&self, what: &str, model: &str, batch: usize, view_only: bool) -> Result<Value> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let mut command = Command::new(program);
@@ -122,7 +122,7 @@ impl Efficiency {
             let said = String::from_utf8_lossy(&ended.stderr);
             match said.lines().find(|line| !line.is_empty()) {
                 Some(line) => bail!("{}", line.trim_start_matches("error: ")),
-                None => bail!("ended with {}, maybe for want of memory", ended.status),
+                None => bail!("ended with {}, possibly out of memory", ended.status),
             }
         }
         serde_json::from_slice(&ended.stdout).context("a measurement is not JSON")

@@ -14,76 +14,73 @@ use crate::cli::bench::PrecisionName;
 use crate::cli::exit::Exit;
 use crate::cli::output::{Output, may_write};
 
-/// Epochs, where nothing else is said.
+/// Default number of epochs.
 const EPOCHS: u64 = 30;
-/// The longest silence where no bar is drawn.
+/// Longest time between notes if no progress bar is drawn.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Fine-tuning.
+/// Options of `esvit eval finetune`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Finetune {
     #[command(flatten)]
     backbone: BackboneChoice,
     #[command(flatten)]
     task: TaskChoice,
-    /// Starts from random values instead of the checkpoint's: supervised training of the same
-    /// network.
+    /// Train from random initialization instead of the checkpoint, as a supervised baseline.
     #[arg(long)]
     from_scratch: bool,
-    /// Passes over the images.
+    /// Number of epochs.
     #[arg(long, default_value_t = EPOCHS)]
     epochs: u64,
-    /// Images of a step; the last step of an epoch takes what is left.
+    /// Batch size; the last batch of an epoch may be smaller.
     #[arg(long, default_value_t = defaults().batch_size)]
     batch_size: usize,
-    /// Learning rate at the end of the warm-up for a batch of 256; it is scaled by the batch.
+    /// Peak learning rate for a batch size of 256, scaled linearly with the batch size.
     #[arg(long, default_value_t = defaults().lr)]
     lr: f64,
-    /// Epochs over which the learning rate grows; without it a tenth of all.
+    /// Warm-up epochs [default: a tenth of all]
     #[arg(long, value_name = "EPOCHS")]
     warmup_epochs: Option<f64>,
-    /// What the learning rate is multiplied by from one block to the one before; without it 0.8,
-    /// and 1 from scratch.
+    /// Layer-wise learning rate decay, per block [default: 0.8, from scratch 1]
     #[arg(long, value_name = "FACTOR")]
     layer_decay: Option<f64>,
-    /// Weight decay of all matrices.
+    /// Weight decay of weight matrices.
     #[arg(long, default_value_t = defaults().weight_decay)]
     weight_decay: f64,
-    /// Largest norm of the gradient; 0 for any.
+    /// Maximum gradient norm; 0 disables clipping.
     #[arg(long, value_name = "NORM", default_value_t = defaults().clip_grad)]
     clip_grad: f64,
-    /// Smallest and largest area of a training crop, as shares of the image's.
+    /// Range of the area of random resized crops, as shares of the image.
     #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], default_values_t = defaults().scale)]
     scale: Vec<f64>,
-    /// Two random operations on color or geometry per training crop.
+    /// Apply RandAugment, two operations per crop.
     #[arg(long)]
     randaugment: bool,
-    /// Mixes images in shares from the Beta distribution with these parameters; 0 for none.
+    /// Mixup alpha; 0 disables mixup.
     #[arg(long, value_name = "ALPHA", default_value_t = defaults().mixup)]
     mixup: f64,
-    /// Pastes boxes of other images, in shares from the Beta distribution with these parameters;
-    /// 0 for none. With both, a step takes either.
+    /// CutMix alpha; 0 disables CutMix. If both are enabled, each step uses one of them.
     #[arg(long, value_name = "ALPHA", default_value_t = defaults().cutmix)]
     cutmix: f64,
-    /// Share of the target that is spread over all classes.
+    /// Label smoothing.
     #[arg(long, value_name = "SHARE", default_value_t = defaults().label_smoothing)]
     label_smoothing: f64,
-    /// Rate at which branches of the last block are dropped; less for those before.
+    /// Stochastic depth rate of the last block, increasing linearly from 0 at the first.
     #[arg(long, value_name = "RATE", default_value_t = defaults().drop_path)]
     drop_path: f64,
-    /// Type of GEMM operands and of saved activations.
+    /// Precision of GEMM operands and saved activations.
     #[arg(long, default_value = "auto")]
     precision: PrecisionName,
-    /// Seed of all random choices.
+    /// Random seed.
     #[arg(long, default_value_t = defaults().seed)]
     seed: u64,
-    /// Writes backbone and classifier to this `.safetensors` file.
+    /// Save backbone and classifier to this `.safetensors` file.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Replaces a file that is there.
+    /// Overwrite an existing file.
     #[arg(long, requires = "out")]
     overwrite: bool,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
@@ -105,7 +102,8 @@ impl Finetune {
         let classes = task.classes.len();
         let from = if self.from_scratch { "from scratch" } else { "from the checkpoint's values" };
         output.note(format!(
-            "{}, {from}, on {}: {train} images of {classes} classes, {queries} to classify",
+            "{}, {from}, on {}: {train} training images of {classes} classes, \
+             {queries} query images",
             backbone.architecture(),
             task.description
         ));
@@ -161,7 +159,7 @@ impl Finetune {
     }
 }
 
-/// Finds out before the training what would be in the way after it.
+/// Checks before training that the result can be saved.
 fn check_out(out: &Path, overwrite: bool) -> Result<()> {
     if out.extension().is_none_or(|ending| ending != "safetensors") {
         bail!("`--out {}` does not end in `.safetensors`", out.display());
@@ -174,7 +172,7 @@ fn warn_of_unknown_classes(task: &LabeledTask, output: &Output) {
     let count = task.queries.images.iter().filter(unknown).count();
     if count > 0 {
         output.warning(format!(
-            "{count} images to classify are of classes that are not learned: they count as wrong"
+            "{count} query images are of classes without training images: they count as wrong"
         ));
     }
 }
@@ -187,7 +185,7 @@ fn table(tuned: &Finetuned, task: &LabeledTask) -> String {
         format!("{name:5} {epoch:>6} {top1:>24} {top5:>8.1}")
     };
     [
-        format!("fine-tuned on {}: {train} images learned, {queries} classified", task.description),
+        format!("fine-tuned on {}: {train} training, {queries} query images", task.description),
         format!("{:5} {:>6} {:>24} {:>8}", "", "epoch", "top-1 (95 % interval)", "top-5"),
         row("best", tuned.best()),
         row("last", tuned.last()),
@@ -195,15 +193,15 @@ fn table(tuned: &Finetuned, task: &LabeledTask) -> String {
     .join("\n")
 }
 
-/// Bar, notes and speed.
+/// Progress bar and log lines.
 struct Progress<'a> {
     output: &'a Output,
     bar: ProgressBar,
     epochs: u64,
-    /// When the epoch's training began, and its images so far.
+    /// Start of the epoch's training, and its images so far.
     began: Instant,
     images: usize,
-    /// Images a second up to the last step: measuring does not count.
+    /// Images per second of training, without evaluation.
     speed: f64,
     spoke: Instant,
 }

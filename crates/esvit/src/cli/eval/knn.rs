@@ -14,19 +14,19 @@ use crate::cli::args::{BackboneChoice, NetworkChoice, TaskChoice};
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
-/// k-NN evaluation.
+/// Options of `esvit eval knn`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Knn {
-    /// A checkpoint of a run, or a file of weights.
+    /// Checkpoint of a run, or a weights file.
     #[arg(long, value_name = "FILE", alias = "pretrained_weights")]
     checkpoint: Option<PathBuf>,
     #[command(flatten)]
     network: NetworkChoice,
     #[command(flatten)]
     task: TaskChoice,
-    /// Folder of stored features instead of a checkpoint and images: `train_features.npy`,
-    /// `train_labels.npy`, `query_features.npy` and `query_labels.npy`. The training side may be
-    /// larger than the memory.
+    /// Folder of stored features, instead of a checkpoint and images: `train_features.npy`,
+    /// `train_labels.npy`, `query_features.npy` and `query_labels.npy`. Training features are
+    /// streamed and need not fit into memory.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["checkpoint", "train"])]
     features: Option<PathBuf>,
     /// Numbers of neighbors.
@@ -35,12 +35,12 @@ pub(in crate::cli) struct Knn {
     /// Temperature of the votes.
     #[arg(long, default_value_t = TEMPERATURE)]
     temperature: f64,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// Accuracies of one kind of feature.
+/// Accuracies of one kind of features.
 #[derive(Debug, Serialize)]
 pub(in crate::cli) struct Row {
     features: &'static str,
@@ -92,7 +92,7 @@ impl Knn {
     }
 }
 
-/// What `--json` prints.
+/// The JSON results.
 pub(in crate::cli) fn answer(
     task: &str,
     (train, queries): (usize, usize),
@@ -108,7 +108,7 @@ pub(in crate::cli) fn answer(
     })
 }
 
-/// Accuracies of a trained backbone, of the same network untrained and of raw pixels.
+/// Accuracies of raw pixels, of the network newly initialized, and of the trained network.
 pub(in crate::cli) fn compare(
     trained: &PretrainedBackbone,
     task: &LabeledTask,
@@ -132,7 +132,7 @@ pub(in crate::cli) fn compare(
     ])
 }
 
-/// The accuracies as a table for people.
+/// The accuracies as a table.
 pub(in crate::cli) fn table(rows: &[Row], task: &str, images: (usize, usize)) -> String {
     let (train, queries) = images;
     let mut text =

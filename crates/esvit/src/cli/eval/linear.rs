@@ -18,7 +18,7 @@ use crate::cli::args::{BackboneChoice, TaskChoice};
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
-/// Linear probe.
+/// Options of `esvit eval linear`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Linear {
     #[command(flatten)]
@@ -27,33 +27,32 @@ pub(in crate::cli) struct Linear {
     task: TaskChoice,
     #[command(flatten)]
     probe: ProbeChoice,
-    /// Computes the training features anew for every epoch, from random crops that are mirrored
-    /// half of the time; `sgd` and `elevater` only.
+    /// Recompute training features for every epoch from random resized crops and horizontal flips
+    /// (`sgd` and `elevater` only).
     #[arg(long)]
     augment: bool,
-    /// Fits to so many images of every class only.
+    /// Few-shot probe: number of training images per class.
     #[arg(long, value_name = "COUNT")]
     shots: Option<usize>,
-    /// How many times the images for `--shots` are drawn.
+    /// Number of random draws for `--shots`.
     #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "shots")]
     draws: usize,
-    /// File that lists the labels of every image, where images hold several: the line
-    /// `image,labels`, then lines such as `train/1.jpg,cat;dog` with paths from the file's
-    /// folder.
+    /// CSV file of multi-label annotations: the header `image,labels`, then lines such as
+    /// `train/1.jpg,cat;dog` with paths relative to the file.
     #[arg(long, value_name = "FILE", requires = "train", conflicts_with = "shots")]
     labels: Option<PathBuf>,
-    /// Also writes the features and labels as `.npy` files into a folder.
+    /// Also save features and labels as `.npy` files in this folder.
     #[arg(long, value_name = "FOLDER")]
     dump: Option<PathBuf>,
-    /// Does not probe the same network untrained.
+    /// Skip the baseline, the same network newly initialized.
     #[arg(long)]
     no_baseline: bool,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// What is measured of one network.
+/// Result for one network.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Found {
@@ -103,7 +102,7 @@ impl Linear {
         let Some(folder) = &self.dump else { return Ok(()) };
         let file = folder.join("train_features.npy");
         if file.exists() {
-            bail!("`{}` is there already\nhint: name another folder", file.display());
+            bail!("`{}` already exists\nhint: choose another folder", file.display());
         }
         Ok(())
     }
@@ -152,7 +151,7 @@ impl Linear {
         })
     }
 
-    /// The same for people.
+    /// The results as text.
     fn text(
         &self,
         probe: &Probe,
@@ -162,7 +161,7 @@ impl Linear {
     ) -> String {
         let (train, queries) = task.task.images();
         let mut text = format!(
-            "linear probe ({}) on {}: {queries} images classified, {train} to learn from\n\n",
+            "linear probe ({}) on {}: {train} training, {queries} query images\n\n",
             probe.solver.name(),
             task.task.description,
         );
@@ -172,12 +171,12 @@ impl Linear {
             Found::Whole(outcome) if outcome.chosen_on > 0 => {
                 text += &sweep_table(outcome, task.is_multi_label());
                 let then = match probe.refit {
-                    true => "then fitted again to all of them",
-                    false => "not fitted again to those",
+                    true => "then refit to all of them",
+                    false => "not refit",
                 };
                 let (fitted, chosen) = (outcome.fitted_to, outcome.chosen_on);
                 text += &format!(
-                    "\n\nchosen on {chosen} training images set aside, {then}: {fitted} images"
+                    "\n\nchosen on {chosen} held-out training images, {then}: {fitted} images"
                 );
             }
             Found::Whole(outcome) => {
@@ -185,7 +184,7 @@ impl Linear {
             }
             Found::FewShot(spread) => {
                 text += &format!(
-                    "\n\n{} images of every class, {} draws; settings chosen on other training \
+                    "\n\n{} images per class, {} draws; settings chosen on other training \
                      images",
                     spread.shots,
                     spread.draws.len(),
@@ -198,7 +197,7 @@ impl Linear {
         text
     }
 
-    /// What `--json` prints.
+    /// The JSON results.
     fn answer<'a>(
         &self,
         probe: &Probe,
@@ -222,7 +221,7 @@ impl Linear {
     }
 }
 
-/// What `--json` prints.
+/// The JSON results.
 #[derive(Serialize)]
 struct Answer<'a> {
     task: &'a str,
@@ -239,7 +238,7 @@ struct Answer<'a> {
 }
 
 impl Found {
-    /// What is said of a network that is only there to be compared with.
+    /// Short form, for the baseline.
     fn short(&self) -> Value {
         match self {
             Self::Whole(outcome) => json!(outcome.best),
@@ -255,7 +254,7 @@ impl Found {
     }
 }
 
-/// A best learning rate at the end of the list may not be the best there is.
+/// Notes that the best value is at the end of the grid: the optimum may lie beyond.
 fn warn_of_the_edge(outcome: &Outcome, output: &Output) {
     let tried = |of: fn(&Setting) -> Option<f64>| {
         let mut values: Vec<f64> =

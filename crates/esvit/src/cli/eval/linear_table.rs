@@ -1,17 +1,17 @@
-//! What a linear probe found, as tables for people.
+//! Results of a linear probe as text.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use esvit_eval::probe::{Best, ClassAccuracy, MeanStd, Metrics, Outcome, Setting, Spread, Trial};
 
-/// What a row of the first table is about.
+/// A row of the main table.
 pub(super) enum Row<'a> {
     Whole(&'a Best),
     FewShot(&'a Spread),
 }
 
-/// One row a network.
+/// The main table: one row per network.
 pub(super) fn table(rows: &[(&str, Row<'_>)]) -> String {
     let header = match rows.first() {
         Some((_, Row::FewShot(_))) => {
@@ -46,7 +46,7 @@ pub(super) fn table(rows: &[(&str, Row<'_>)]) -> String {
     lines.join("\n")
 }
 
-/// What is measured, in two columns.
+/// The metrics in two columns.
 pub(super) fn measured(metrics: &Metrics) -> [String; 2] {
     match metrics {
         Metrics::Classes(ClassAccuracy { top1, top5, interval: [low, high] }) => {
@@ -65,7 +65,7 @@ fn spread_of(MeanStd { mean, std }: &MeanStd) -> String {
     }
 }
 
-/// A setting in words.
+/// A setting, such as `n=4 lr=0.1`.
 pub(super) fn described(setting: &Setting) -> String {
     let mut text = format!("n={}", setting.suffix.n);
     for (name, value) in [("lr", setting.lr), ("l2", setting.l2)] {
@@ -76,15 +76,14 @@ pub(super) fn described(setting: &Setting) -> String {
     text
 }
 
-/// A number of a grid with no more digits than tell it from its neighbors.
+/// A number of a grid, with few digits.
 fn short(value: f64) -> String {
     let text = format!("{value}");
     if text.len() <= 6 { text } else { format!("{value:.1e}") }
 }
 
-/// What every setting reached on the images set aside: a row for every number of blocks, a
-/// column for every learning rate (the best of its L2 strengths), or L2 strength where there are
-/// no learning rates.
+/// Validation results: one row per number of blocks, one column per learning rate (best over L2
+/// penalties), or per L2 penalty if there are no learning rates.
 pub(super) fn sweep_table(outcome: &Outcome, multi_label: bool) -> String {
     let column = |trial: &Trial| trial.setting.lr.or(trial.setting.l2).unwrap_or(0.0);
     let by_lr = outcome.sweep.iter().any(|trial| trial.setting.lr.is_some());
@@ -99,9 +98,9 @@ pub(super) fn sweep_table(outcome: &Outcome, multi_label: bool) -> String {
         }
     }
     let mut text = format!(
-        "\n\n{} on the images set aside, by n and {}\n{:10}",
+        "\n\n{} on the held-out images, by n and {}\n{:10}",
         if multi_label { "mAP" } else { "top-1" },
-        if by_lr { "learning rate" } else { "L2 strength" },
+        if by_lr { "learning rate" } else { "L2 penalty" },
         "n"
     );
     columns.iter().for_each(|&value| {

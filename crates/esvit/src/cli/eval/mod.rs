@@ -16,25 +16,22 @@ use clap::Subcommand;
 use super::exit::Exit;
 use super::output::Output;
 
-/// Evaluations.
+/// Subcommands of `esvit eval`.
 #[derive(Debug, Subcommand)]
 pub(super) enum Eval {
-    /// k-nearest-neighbor accuracy of frozen features, beside that of raw pixels and of the same
-    /// network untrained.
+    /// k-NN accuracy of frozen features, beside raw pixels and the untrained network.
     Knn(knn::Knn),
-    /// Accuracy of a linear classifier on frozen features, beside that of the same network
-    /// untrained.
+    /// Linear probe on frozen features, beside the untrained network.
     Linear(linear::Linear),
-    /// Linear classifiers on many labeled sets, and how often a backbone beats another.
+    /// Linear probes on many datasets, optionally against a second backbone.
     Transfer(transfer::Transfer),
-    /// Trains backbone and a classifier on labeled images, and measures how well they do.
+    /// Fine-tune backbone and classifier on labeled images.
     Finetune(finetune::Finetune),
-    /// How well parts of an image are found again in another view of it.
+    /// Dense correspondence: how well regions are matched between two views of an image.
     Correspondence(correspondence::Correspondence),
-    /// Entropy of attention, head by head, and how much heads differ.
+    /// Entropy and diversity of attention heads.
     Attention(attention::Attention),
-    /// Parameters, speed and memory of backbones with and without the region task, each step in a
-    /// process of its own.
+    /// Parameters, speed and memory of backbones, with and without the region loss.
     Efficiency(efficiency::Efficiency),
 }
 

@@ -1,4 +1,4 @@
-//! Options of a linear probe.
+//! Options of linear probes.
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -6,57 +6,56 @@ use esvit_eval::probe::{self, Elevater, Logistic, Probe, SGD_LRS, Sgd, Solver};
 use esvit_nn::SwinConfig;
 use serde::Serialize;
 
-/// Numbers of last blocks that are tried unless others are named: those of published probes.
+/// Default numbers of last blocks, as in published probes.
 const BLOCKS: [usize; 2] = [1, 4];
 
-/// How the classifier is fitted.
+/// Solver of the classifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum SolverName {
-    /// Stochastic gradient descent with momentum, all learning rates at once.
+    /// SGD with momentum, all learning rates at once.
     Sgd,
-    /// Logistic regression by L-BFGS, with an L2 penalty.
+    /// L2-regularized logistic regression with L-BFGS.
     Logistic,
-    /// ELEVATER's tuning of learning rate and L2 penalty.
+    /// ELEVATER's search over learning rate and L2 penalty.
     Elevater,
 }
 
-/// A linear probe.
+/// Options of a linear probe.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(super) struct ProbeChoice {
-    /// How the classifier is fitted.
+    /// Solver of the classifier.
     #[arg(long, value_enum, default_value_t = SolverName::Sgd)]
     solver: SolverName,
-    /// Numbers of last blocks whose features are tried [default: 1 4].
+    /// Numbers of last blocks whose features are tried [default: 1 4]
     #[arg(long, value_name = "N", num_args = 1.., alias = "n_last_blocks")]
     n: Vec<usize>,
-    /// Learning rates for a batch of 256 that are tried [default: 0.001 to 10, for `elevater`
-    /// 1e-6 to 0.1].
+    /// Learning rates to try, for a batch size of 256 [default: 0.001 to 10, for `elevater` 1e-6 to
+    /// 0.1]
     #[arg(long, value_name = "LR", num_args = 1..)]
     lr: Vec<f64>,
-    /// Strengths of the L2 penalty that `logistic` tries [default: 1e-7 to 10].
+    /// L2 penalties that `logistic` tries [default: 1e-7 to 10]
     #[arg(long, value_name = "L2", num_args = 1..)]
     l2: Vec<f64>,
-    /// Passes of `sgd` over the training images [default: 100].
+    /// Number of epochs of `sgd` [default: 100]
     #[arg(long, value_name = "COUNT")]
     epochs: Option<usize>,
-    /// Images a step of `sgd` and `elevater` [default: 256].
+    /// Batch size of `sgd` and `elevater` [default: 256]
     #[arg(long, value_name = "COUNT")]
     batch: Option<usize>,
-    /// Gives every column of the features the mean 0 and the variance 1, as a batch norm without
-    /// parameters.
+    /// Standardize features to mean 0 and variance 1, like a BatchNorm without affine parameters.
     #[arg(long)]
     standardize: bool,
-    /// Does not fit the chosen setting again to all training images.
+    /// Do not refit the best setting to all training images.
     #[arg(long)]
     no_refit: bool,
-    /// Seed of starts, orders, augmentation and draws.
+    /// Random seed.
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
 }
 
 impl ProbeChoice {
-    /// The probe for a network of some shape.
+    /// The probe for a network of this configuration.
     pub(super) fn probe(&self, shape: &SwinConfig) -> Result<Probe> {
         let ns = match &self.n[..] {
             [] => BLOCKS.map(|n| n.min(shape.depths.iter().sum())).to_vec(),
@@ -95,7 +94,7 @@ impl ProbeChoice {
         })
     }
 
-    /// An option that the solver does not look at is a mistake.
+    /// Refuses options that the solver does not use.
     fn refuse_unused(&self) -> Result<()> {
         let given = [
             ("--lr", !self.lr.is_empty(), &[SolverName::Sgd, SolverName::Elevater][..]),

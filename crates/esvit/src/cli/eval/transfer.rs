@@ -17,36 +17,36 @@ use crate::cli::args::{BackboneChoice, NetworkChoice};
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
-/// Linear probes on many sets.
+/// Options of `esvit eval transfer`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Transfer {
     #[command(flatten)]
     backbone: BackboneChoice,
-    /// Labeled sets: folders with `train` and `test` or `val` in them, or folders of classes, of
-    /// which every fifth image is set aside.
+    /// Labeled datasets: folders with `train` and `test` or `val`, or folders of classes, of which
+    /// every fifth image is held out.
     #[arg(long, value_name = "FOLDER", num_args = 1.., required = true)]
     sets: Vec<PathBuf>,
-    /// A second checkpoint, or file of weights, to compare with: its teacher or only network.
+    /// Second checkpoint or weights file to compare with.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// Results are kept here set by set; those that are there already are not measured again.
+    /// Results file, appended to after each dataset; results it already has are reused.
     #[arg(long, value_name = "FILE", default_value = "transfer.jsonl")]
     out: PathBuf,
     #[command(flatten)]
     probe: ProbeChoice,
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// A backbone with what is needed to probe it.
+/// A backbone and its probe.
 struct Contender {
     backbone: PretrainedBackbone,
     probe: Probe,
     fingerprint: String,
 }
 
-/// A set's results.
+/// Results on one dataset.
 #[derive(Debug, Serialize)]
 struct Row {
     set: String,
@@ -57,7 +57,7 @@ struct Row {
     against: Option<SetResult>,
 }
 
-/// A set without results.
+/// A dataset that could not be measured.
 #[derive(Debug, Serialize)]
 struct Failed {
     set: String,
@@ -135,7 +135,7 @@ impl Transfer {
         })
     }
 
-    /// The result that is there already, or a new one.
+    /// The stored result, or a new one.
     fn result(
         &self,
         folder: &Path,
@@ -211,7 +211,7 @@ fn value(SetResult { value, interval: [low, high], .. }: &SetResult) -> String {
     format!("{value:.1} ({low:.1} to {high:.1})")
 }
 
-/// The chosen setting out of a result, which may have been read from a file.
+/// The chosen setting of a result.
 fn setting(best: &Value) -> String {
     let of = |name: &&str| best.get(*name).map(|value| format!("{name}={value}"));
     ["n", "lr", "l2"].iter().filter_map(of).collect::<Vec<_>>().join(" ")
