@@ -4,7 +4,7 @@
 pub const PAIR: &str = "#ffd21f";
 /// The query region or pixel.
 pub const QUERY: &str = "#56c1ff";
-/// The region nearest to another view as a whole, and the attended part.
+/// The region most similar to another view's feature.
 pub const FOUND: &str = "#ff3b30";
 /// Text and axes on white.
 pub const INK: &str = "#1b1f24";

@@ -1,12 +1,13 @@
-//! Fits one linear classifier to stored features and prints what it reaches as JSON:
+//! Fits one linear classifier to stored features and prints its accuracy as JSON:
 //!
 //! ```sh
 //! cargo run --release -p esvit-eval --example probe -- FOLDER sgd LR EPOCHS SEED
 //! cargo run --release -p esvit-eval --example probe -- FOLDER logistic L2
 //! ```
 //!
-//! `FOLDER` holds `train_features.npy`, `train_labels.npy`, `query_features.npy` and `query_labels.npy`, as
-//! `esvit eval linear --dump FOLDER` writes them. `conformance/probe.py` runs this.
+//! `FOLDER` holds `train_features.npy`, `train_labels.npy`, `query_features.npy` and
+//! `query_labels.npy`, as written by `esvit eval linear --dump FOLDER`. `conformance/probe.py` runs
+//! this.
 
 use std::error::Error;
 use std::io::Write;

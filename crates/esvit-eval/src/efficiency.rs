@@ -1,5 +1,5 @@
-//! The cost of multi-stage and of single-scale backbones with and without the region task: the
-//! efficiency table of the EsViT paper, on the machine at hand.
+//! Cost of multi-stage and single-scale backbones with and without the region loss: the efficiency
+//! table of the EsViT paper, on this machine.
 
 use std::fmt::Write;
 
@@ -7,32 +7,32 @@ use esvit_nn::params::Registry;
 use esvit_nn::{Swin, SwinConfig};
 use serde::Serialize;
 
-/// What a step of one size costs.
+/// Cost of a training step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cost {
-    /// Seconds a step, median.
+    /// Median seconds per step.
     pub seconds: f64,
-    /// Most resident memory of the process that ran it, in MB (2^20 bytes).
+    /// Peak resident memory of the process that ran it, in MiB.
     pub memory_mb: f64,
 }
 
-/// Steps of one batch size.
+/// Training steps of one batch size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Steps {
-    /// Images of a step.
+    /// Batch size.
     pub batch: usize,
-    /// With the view task alone.
+    /// With the view loss only.
     pub view: Cost,
-    /// With both tasks.
+    /// With the view and the region loss.
     pub both: Cost,
-    /// What the region task multiplies the time of a step by.
+    /// Time with the region loss divided by time without.
     pub time_ratio: f64,
-    /// What it multiplies the memory by.
+    /// The same ratio of memory.
     pub memory_ratio: f64,
 }
 
 impl Steps {
-    /// From both costs.
+    /// Computes the ratios.
     pub fn new(batch: usize, view: Cost, both: Cost) -> Self {
         Self {
             batch,
@@ -44,33 +44,33 @@ impl Steps {
     }
 }
 
-/// What a backbone costs.
+/// Cost of a backbone.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Backbone {
     /// Name of the architecture.
     pub model: String,
     /// Number of stages.
     pub stages: usize,
-    /// Number of parameters, heads not counted.
+    /// Number of parameters, without heads.
     pub parameters: usize,
-    /// Multiply-accumulates for one image at the size of a global crop.
+    /// Multiply-accumulates per image at the size of a global crop.
     pub macs: u64,
-    /// Images a second of the forward pass at that size.
+    /// Images per second of the forward pass at that size.
     pub forward_images_per_s: f64,
-    /// Steps of growing batches, as far as they could be run.
+    /// Steps of growing batch size, as far as they succeeded.
     pub steps: Vec<Steps>,
-    /// Why a larger batch could not be run.
+    /// Why a larger batch failed.
     pub stopped: Option<String>,
 }
 
-/// Number of parameters of a backbone, heads not counted.
+/// Number of parameters of a backbone, without heads.
 pub fn parameters(config: &SwinConfig) -> usize {
     let mut registry = Registry::default();
     Swin::new(&mut registry.root(), config, 0.0);
     registry.finish().iter().map(|spec| spec.len()).sum()
 }
 
-/// The table for people.
+/// The results as text.
 pub fn table(backbones: &[Backbone]) -> String {
     let mut text = String::new();
     for backbone in backbones {
@@ -79,7 +79,7 @@ pub fn table(backbones: &[Backbone]) -> String {
         let _ = writeln!(
             text,
             "{model}: {stages}, {:.1} M parameters, {:.2} G multiply-accumulates, \
-             {forward_images_per_s:.1} images a second forward",
+             {forward_images_per_s:.1} images per second forward",
             *parameters as f64 / 1e6,
             *macs as f64 / 1e9
         );
@@ -101,7 +101,7 @@ pub fn table(backbones: &[Backbone]) -> String {
             );
         }
         if let Some(reason) = &backbone.stopped {
-            let _ = writeln!(text, "  stopped there: {reason}");
+            let _ = writeln!(text, "  failed: {reason}");
         }
     }
     text.truncate(text.trim_end().len());

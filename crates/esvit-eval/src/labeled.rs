@@ -1,4 +1,4 @@
-//! Labeled tasks: images whose classes are known, and images that are classified.
+//! Classification tasks: labeled training (gallery) images and labeled query images.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,37 +10,36 @@ use esvit_kernels::rng::Rng;
 use esvit_data::Preprocess;
 use esvit_model::features::{self, Features};
 
-/// Purpose word of the numbers that choose images.
+/// RNG purpose of the choice of images.
 const CHOICE_PURPOSE: u64 = 0xC401CE;
-/// One image in so many is classified where a set has no images set aside for that.
+/// Fraction (1 / 5) of images held out as queries if a dataset has no split of its own.
 pub(crate) const HELD_OUT: usize = 5;
 
-/// Some images of a source with their classes.
+/// A subset of a source, with its classes.
 #[derive(Clone)]
 pub struct LabeledSet {
-    /// Where the images come from.
+    /// The source.
     pub source: Arc<dyn Source>,
     /// Indices into the source.
     pub images: Vec<usize>,
-    /// For every class of the source its number in the task, where the two count differently.
+    /// Maps the source's class indices to the task's, if they differ.
     classes: Option<Arc<[u32]>>,
 }
 
-/// Images to learn from and images that are classified.
+/// Training and query images with common classes.
 #[derive(Clone)]
 pub struct LabeledTask {
-    /// The images that vote, or that a classifier is fitted to.
+    /// Training images: the gallery of k-NN, the training set of classifiers.
     pub train: LabeledSet,
-    /// The images that are classified.
+    /// Query images.
     pub queries: LabeledSet,
-    /// Names of the classes, in the order of their numbers. Query images of a class that is not
-    /// among them have higher numbers.
+    /// Class names by index. Query images of other classes have indices beyond the end.
     pub classes: Vec<String>,
-    /// What the task is, for people.
+    /// Description for output.
     pub description: String,
 }
 
-/// Why there is no task.
+/// A task cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
     /// A folder cannot be read.
@@ -49,40 +48,40 @@ pub enum TaskError {
     /// The built-in images cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// A folder has no labels.
+    /// The folder is not organized in one subfolder per class.
     #[error(
-        "`{folder}` has no labels: its images do not lie in one folder a class\n\
+        "`{folder}` has no labels: its images are not in one folder per class\n\
          hint: labels are read from `FOLDER/<class>/<image>`"
     )]
     NoLabels {
         /// The folder.
         folder: String,
     },
-    /// There is nothing that could be set aside.
+    /// There are too few images to hold any out.
     #[error(
-        "`{folder}` holds one image only, and some must be set aside to be classified\n\
-         hint: name the folder of those with `--val`"
+        "`{folder}` holds one image only, and some must be held out as queries\n\
+         hint: name a folder of query images with `--val`"
     )]
     OneImage {
         /// The folder.
         folder: String,
     },
-    /// The two folders have no class in common.
+    /// The two folders share no class.
     #[error("`{train}` and `{queries}` have no class in common")]
     Classes {
-        /// The folder whose images are learned from.
+        /// Folder of training images.
         train: String,
-        /// The folder whose images are classified.
+        /// Folder of query images.
         queries: String,
     },
 }
 
 impl LabeledTask {
-    /// The built-in task: crops from one part of each built-in image are learned from, crops from
-    /// another part, with other colors, are classified.
+    /// The built-in task: training crops come from one part of each built-in image, query crops
+    /// with other colors from another.
     ///
     /// # Errors
-    /// When the built-in images cannot be decoded.
+    /// [`TaskError::Source`] if the built-in images cannot be decoded.
     pub fn materials() -> Result<Self, TaskError> {
         let (train, queries) = MaterialsTask::new()?.into_sources();
         Ok(Self {
@@ -93,12 +92,11 @@ impl LabeledTask {
         })
     }
 
-    /// A labeled folder whose images are learned from and, if there is one, a second whose
-    /// images are classified; else every fifth image of the first is set aside for that. At
-    /// most `max_images` of each are used, chosen at random.
+    /// A task of labeled folders. Without `queries`, every fifth image of `train` is held out as
+    /// query. At most `max_images` of each set are used, chosen at random.
     ///
     /// # Errors
-    /// When a folder cannot be read or has no labels, or the two share no class.
+    /// [`TaskError`] if a folder cannot be read or has no labels, or the two share no class.
     pub fn folders(
         train: &Path,
         queries: Option<&Path>,
@@ -133,7 +131,7 @@ impl LabeledTask {
         Ok(Self { train, queries, classes, description })
     }
 
-    /// Number of images to learn from and of images that are classified.
+    /// Number of training and of query images.
     pub fn images(&self) -> (usize, usize) {
         (self.train.images.len(), self.queries.images.len())
     }
@@ -153,14 +151,13 @@ impl LabeledSet {
         Self { images: (0..source.len()).collect(), source, classes: None }
     }
 
-    /// The task's number of the class of image `index` of the source.
+    /// Class index, in the task, of image `index` of the source.
     pub fn label(&self, index: usize) -> u32 {
         let own = self.source.label(index).unwrap_or(0);
         self.classes.as_ref().map_or(own, |classes| classes[own as usize])
     }
 
-    /// The set without every `one_in`th of its images, in an order that looks random and is
-    /// always the same, and those images.
+    /// Splits off one in `one_in` images, in a fixed pseudo-random order: (rest, held out).
     #[must_use]
     pub fn split(&self, one_in: usize) -> (Self, Self) {
         let (rest, aside) = held_out(self.images.len(), one_in);
@@ -171,7 +168,7 @@ impl LabeledSet {
         (side(rest), side(aside))
     }
 
-    /// Keeps at most `count` images, chosen at random.
+    /// Keeps at most `count` images, chosen at random (always the same).
     pub fn limit(&mut self, count: usize) {
         if self.images.len() > count {
             let order = shuffled(self.images.len());
@@ -179,7 +176,7 @@ impl LabeledSet {
         }
     }
 
-    /// Features of all images with the task's labels; see [`features::extract`].
+    /// Features of all images with the task's class indices; see [`features::extract`].
     pub fn features(
         &self,
         preprocess: &Preprocess,
@@ -193,8 +190,7 @@ impl LabeledSet {
     }
 }
 
-/// The numbers up to `len` without every `one_in`th of them, in an order that looks random and is
-/// always the same, and those numbers.
+/// Splits `0..len` in a fixed pseudo-random order: (rest, one in `one_in`).
 pub(crate) fn held_out(len: usize, one_in: usize) -> (Vec<usize>, Vec<usize>) {
     let (mut rest, mut aside) = (Vec::new(), Vec::new());
     for (place, chosen) in shuffled(len).into_iter().enumerate() {
@@ -204,15 +200,15 @@ pub(crate) fn held_out(len: usize, one_in: usize) -> (Vec<usize>, Vec<usize>) {
     (rest, aside)
 }
 
-/// The numbers up to `len` in an order that is the same every time.
+/// A fixed pseudo-random permutation of `0..len`.
 fn shuffled(len: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
     Rng::for_purpose(0, CHOICE_PURPOSE, [0; 3]).shuffle(&mut order);
     order
 }
 
-/// For every class of `other` its number in `known`; classes that are not known get numbers that
-/// no known class has. None when no class is known.
+/// Maps class indices of `other` to those of `known`; classes that are not in `known` get new
+/// indices. `None` if they share no class.
 fn same_classes(known: &[String], other: &[String]) -> Option<Vec<u32>> {
     let numbers: HashMap<&str, u32> =
         known.iter().zip(0..).map(|(name, number)| (name.as_str(), number)).collect();

@@ -1,4 +1,4 @@
-//! Measuring what a backbone has learned.
+//! Evaluation of backbones.
 
 pub mod attention;
 pub mod bench;

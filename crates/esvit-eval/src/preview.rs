@@ -1,4 +1,4 @@
-//! The crops that a network is trained on, for people to look at.
+//! Training crops, for visual inspection.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use esvit_data::{
 };
 use esvit_train::Config;
 
-/// Why there are no crops to show.
+/// Crops cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PreviewError {
     /// The folder of images cannot be used.
@@ -16,7 +16,7 @@ pub enum PreviewError {
     /// The built-in images cannot be decoded.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// A crop cannot be cut.
+    /// A crop cannot be made.
     #[error(transparent)]
     Crop(#[from] ImageError),
     /// No image can be read.
@@ -27,19 +27,20 @@ pub enum PreviewError {
     },
 }
 
-/// Crops of some images of a set.
+/// Crops of several images.
 #[derive(Debug)]
 pub struct Crops {
-    /// For every image its crops as the network sees them, the two global ones first.
+    /// Crops of each image, the two global ones first, as seen by the network (normalization
+    /// undone).
     pub rows: Vec<Vec<Image>>,
-    /// Why images are left out.
+    /// Errors of images that could not be read.
     pub left_out: Vec<SourceError>,
 }
 
-/// The images that a run's settings name.
+/// The training images of a configuration.
 ///
 /// # Errors
-/// When the folder cannot be read or has no images.
+/// [`PreviewError`] if the folder cannot be read or has no images.
 pub fn source(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
     let limits = DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() };
     Ok(match &config.data.path {
@@ -48,11 +49,10 @@ pub fn source(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
     })
 }
 
-/// The crops of `images` images, spread over the whole set, as the run with these settings
-/// sees them in an epoch.
+/// Crops of `images` images, evenly spaced over the dataset, with the augmentations of `epoch`.
 ///
 /// # Errors
-/// When none of the images can be read.
+/// [`PreviewError`] if none of the images can be read or a crop cannot be made.
 pub fn crops(
     config: &Config,
     source: &dyn Source,

@@ -1,4 +1,4 @@
-//! What evaluations found, kept with the run that they belong to: one JSON object a line of
+//! Results of evaluations, stored with their run: one JSON object per line of
 //! `RUN/eval/results.jsonl`.
 
 use std::path::{Path, PathBuf};
@@ -9,26 +9,26 @@ use serde_json::Value;
 
 use esvit_model::PretrainedBackbone;
 
-/// One evaluation.
+/// Results of one evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalRecord {
-    /// Which evaluation, as on the command line: `knn`, `linear`, `correspondence`, ...
+    /// Name of the evaluation, as on the command line: `knn`, `linear`, `correspondence`, ...
     pub evaluation: String,
-    /// On which images.
+    /// Description of the images.
     pub task: String,
-    /// Name of the checkpoint's file.
+    /// File name of the checkpoint.
     pub checkpoint: String,
-    /// Which of the file's networks, `student` or `teacher`.
+    /// `student` or `teacher`.
     pub network: String,
     /// Epochs done, if known.
     pub epochs: Option<u64>,
     /// Optimizer steps done, if known.
     pub steps: Option<u64>,
-    /// What the evaluation's `--json` prints.
+    /// JSON output of the evaluation.
     pub results: Value,
 }
 
-/// Why results cannot be kept or read.
+/// Results cannot be stored or read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The file cannot be written.
@@ -39,10 +39,10 @@ pub enum RecordError {
     Io {
         /// The folder or the file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A result is not JSON, or a line of the file is not.
+    /// A result cannot be serialized, or a line cannot be parsed.
     #[error("cannot use `{path}`: {source}", path = path.display())]
     Json {
         /// The file.
@@ -53,10 +53,10 @@ pub enum RecordError {
 }
 
 impl EvalRecord {
-    /// What `evaluation` found of `backbone`, read from `checkpoint`.
+    /// A record of `results` for `backbone`, loaded from `checkpoint`.
     ///
     /// # Errors
-    /// When the results cannot be written as JSON.
+    /// [`RecordError::Json`] if the results cannot be serialized.
     pub fn new(
         evaluation: &str,
         task: &str,
@@ -78,8 +78,7 @@ impl EvalRecord {
     }
 }
 
-/// The folder of the run that a checkpoint lies in, if it lies in one:
-/// `RUN/checkpoints/FILE` with `RUN/config.toml`.
+/// The run folder of a checkpoint `RUN/checkpoints/FILE`, if `RUN/config.toml` exists.
 pub fn run_of(checkpoint: &Path) -> Option<PathBuf> {
     let checkpoints = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"))?;
     let run = checkpoints.parent()?;
@@ -87,15 +86,15 @@ pub fn run_of(checkpoint: &Path) -> Option<PathBuf> {
     run.join("config.toml").is_file().then(|| run.into())
 }
 
-/// Where a run's results lie.
+/// Path of a run's results.
 pub fn file_of(run: &Path) -> PathBuf {
     run.join("eval").join("results.jsonl")
 }
 
-/// Adds a result to those of a run; returns the file.
+/// Appends a record to a run's results and returns the path of the file.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// [`RecordError`] if the file cannot be written.
 pub fn append(run: &Path, record: &EvalRecord) -> Result<PathBuf, RecordError> {
     let path = file_of(run);
     let folder = run.join("eval");
@@ -108,10 +107,10 @@ pub fn append(run: &Path, record: &EvalRecord) -> Result<PathBuf, RecordError> {
     Ok(path)
 }
 
-/// All results of a run, oldest first; none where nothing was evaluated yet.
+/// All records of a run, oldest first; empty if the file does not exist.
 ///
 /// # Errors
-/// When the file is there and cannot be read.
+/// [`RecordError`] if the file exists and cannot be read.
 pub fn read(run: &Path) -> Result<Vec<EvalRecord>, RecordError> {
     let path = file_of(run);
     let text = match std::fs::read_to_string(&path) {

@@ -1,28 +1,28 @@
-//! Small squares that stand for images.
+//! Thumbnails and display names of images.
 
 use std::path::Path;
 
 use esvit_data::{EvalTransform, Image, ImageError, Source};
 
-/// The center of an image, as a square of `side` pixels.
+/// The center square of an image, resized to `side` pixels.
 ///
 /// # Errors
-/// When the side is 0.
+/// [`ImageError`] if `side` is 0.
 pub fn thumbnail(image: &Image, side: u32) -> Result<Image, ImageError> {
     EvalTransform { resize: side, ..EvalTransform::new(side) }.apply(image)
 }
 
-/// Thumbnail of image `index` of a source; none if it cannot be read.
+/// Thumbnail of image `index` of a source; `None` if it cannot be read.
 pub fn of_source(source: &dyn Source, index: usize, side: u32) -> Option<Image> {
     thumbnail(&source.load(index).ok()?, side).ok()
 }
 
-/// Name of the class of image `index` of a source, if it has one.
+/// Class name of image `index` of a source, if it has one.
 pub fn class_name(source: &dyn Source, index: usize) -> Option<&str> {
     Some(source.classes().get(source.label(index)? as usize)?.as_str())
 }
 
-/// The last part of an image's name: that of its file.
+/// File name of an image name that is a path.
 pub fn file_name(name: &str) -> &str {
     Path::new(name).file_name().and_then(|name| name.to_str()).unwrap_or(name)
 }

@@ -1,6 +1,6 @@
-//! Linear probes of one backbone on many labeled sets, and how often it beats another.
+//! Linear probes of a backbone on many datasets, optionally against a second backbone.
 //!
-//! What is found is kept line by line in a file, so that a list of sets can be gone on with.
+//! Results are appended to a file, so that an interrupted evaluation can be continued.
 
 use std::path::{Path, PathBuf};
 
@@ -13,36 +13,36 @@ use crate::labeled::{LabeledTask, TaskError};
 use crate::probe::{Metrics, Probe, ProbeError, ProbeTask, Sides};
 use esvit_model::PretrainedBackbone;
 
-/// Names of the folder of a set whose images are reported on; the first that is there counts.
+/// Names of the folder of query images in a dataset, in order of preference.
 const QUERY_FOLDERS: [&str; 2] = ["test", "val"];
 
-/// What a result belongs to; only a result for the very same is used again.
+/// Identifies a result: only one with an equal key is reused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Key {
-    /// The set's folder, as it was named.
+    /// Folder of the dataset, as given.
     pub set: String,
-    /// Fingerprint of the weights.
+    /// Fingerprint of weights and preprocessing.
     pub weights: String,
     /// The probe's options.
     pub probe: Value,
-    /// Number of images to learn from.
+    /// Number of training images.
     #[serde(alias = "train_pictures")]
     pub train_images: usize,
-    /// Number of images that are reported on.
+    /// Number of query images.
     #[serde(alias = "query_pictures")]
     pub query_images: usize,
 }
 
-/// What a probe reaches on a set.
+/// Result of a probe on a dataset.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SetResult {
-    /// What is measured.
+    /// Name of the metric, `top1` or `map`.
     pub metric: String,
-    /// In per cent.
+    /// Value in percent.
     pub value: f64,
     /// 95 % confidence interval.
     pub interval: [f64; 2],
-    /// The chosen setting and everything that it reaches.
+    /// The chosen setting and its metrics.
     pub best: Value,
 }
 
@@ -55,10 +55,10 @@ struct Line {
     result: SetResult,
 }
 
-/// Why results cannot be kept.
+/// Results cannot be computed or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
-    /// A set cannot be probed.
+    /// A dataset cannot be probed.
     #[error(transparent)]
     Probe(#[from] ProbeError),
     /// The file cannot be written.
@@ -69,10 +69,10 @@ pub enum TransferError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The file holds something else.
+    /// A line of the file is not a result.
     #[error(
         "line {line} of `{path}` is no result of a transfer evaluation: {source}\n\
          hint: name another file with `--out`",
@@ -81,18 +81,18 @@ pub enum TransferError {
     Line {
         /// The file.
         path: PathBuf,
-        /// Number of the line, from 1.
+        /// Line number, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The parse error.
         source: serde_json::Error,
     },
 }
 
-/// Opens a set: a folder with `train` and `test` or `val` in it, or a folder of classes of which
-/// every fifth image is set aside.
+/// Opens a dataset: a folder with `train` and `test` or `val`, or a folder of classes of which
+/// every fifth image is held out.
 ///
 /// # Errors
-/// When a folder cannot be read or has no labels, or its two parts share no class.
+/// [`TaskError`] if a folder cannot be read or has no labels, or the two parts share no class.
 pub fn open_set(folder: &Path, limits: &DecodeLimits) -> Result<LabeledTask, TaskError> {
     let train = folder.join("train");
     let queries =
@@ -105,7 +105,7 @@ pub fn open_set(folder: &Path, limits: &DecodeLimits) -> Result<LabeledTask, Tas
     }
 }
 
-/// A number that differs where weights or the way images are shown differ (FNV-1a).
+/// Hash (FNV-1a) of preprocessing and weights.
 pub fn fingerprint(backbone: &PretrainedBackbone) -> String {
     let mut hash = 0xCBF2_9CE4_8422_2325u64;
     let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01B3);
@@ -118,8 +118,8 @@ pub fn fingerprint(backbone: &PretrainedBackbone) -> String {
     format!("{hash:016x}")
 }
 
-/// Probes a backbone on one set. The features are those of as many last blocks as the probe's
-/// largest number; `extract` makes them.
+/// Probes a backbone on one dataset. `extract` computes the features of the largest number of last
+/// blocks that the probe tries.
 ///
 /// # Errors
 /// As [`Probe::run`].
@@ -142,7 +142,7 @@ pub fn measure(
     })
 }
 
-/// The file of results.
+/// A file of results.
 #[derive(Debug)]
 pub struct Results {
     lines: Vec<Line>,
@@ -150,10 +150,10 @@ pub struct Results {
 }
 
 impl Results {
-    /// Opens a file, or starts it. A last line that was cut off is dropped.
+    /// Opens or creates a file. A half-written last line is dropped.
     ///
     /// # Errors
-    /// When it cannot be read or written, or holds something else.
+    /// [`TransferError`] if it cannot be read or written, or has a line that is not a result.
     pub fn open(path: &Path) -> Result<Self, TransferError> {
         let text = match std::fs::read_to_string(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -171,15 +171,15 @@ impl Results {
         Ok(Self { lines, log: LineLog::open(path)? })
     }
 
-    /// The newest result for a key.
+    /// The latest result for a key.
     pub fn find(&self, key: &Key) -> Option<&SetResult> {
         self.lines.iter().rev().find(|line| line.key == *key).map(|line| &line.result)
     }
 
-    /// Adds a result; it is on the disk when this returns.
+    /// Appends a result and flushes it to the disk.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// [`TransferError::File`] if it cannot be written.
     pub fn add(&mut self, key: Key, result: SetResult) -> Result<(), TransferError> {
         let line = Line { key, result };
         let text = serde_json::json!(line).to_string();
@@ -190,25 +190,25 @@ impl Results {
     }
 }
 
-/// A backbone's results beside another's.
+/// Summary of a backbone's results, optionally against a second backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Summary {
-    /// Sets with a result.
+    /// Number of datasets with a result.
     pub sets: usize,
-    /// Mean of the values, in per cent; none without a set.
+    /// Mean value in percent; `None` without results.
     pub mean: Option<f64>,
-    /// Mean of the other backbone's values.
+    /// Mean value of the second backbone.
     pub against_mean: Option<f64>,
-    /// Sets on which the value is higher than the other's.
+    /// Number of datasets on which the value is higher than the second backbone's.
     pub wins: usize,
-    /// Sets on which the values are equal.
+    /// Number of datasets on which the values are equal.
     pub ties: usize,
-    /// Sets on which the value is lower.
+    /// Number of datasets on which the value is lower.
     pub losses: usize,
 }
 
 impl Summary {
-    /// That of every set's value and the other backbone's, where there is one.
+    /// Summarizes pairs of values: the backbone's and, if any, the second backbone's.
     pub fn of(values: &[(f64, Option<f64>)]) -> Self {
         let mean = |values: &[f64]| {
             (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)

@@ -1,5 +1,5 @@
-//! The attention figure: the image with the query, and for every head a map of its weights and
-//! the part of the image that holds most of them.
+//! Attention figure of one query: the image, and for each head a heat map of its weights and a mask
+//! over the image.
 
 mod cells;
 mod frame;
@@ -13,23 +13,24 @@ use self::frame::{Frame, fit};
 use super::{Attended, QueryAttention, Shown};
 use esvit_draw::{Anchor, Drawing, color};
 
-/// Heads in a row.
+/// Heads per row.
 const PER_ROW: usize = 4;
-/// A panel has the area of a square of this side.
+/// Panels have the area of a square of this side.
 const PANEL: f64 = 128.0;
-/// How much larger the image with the query is.
+/// Scale of the overview relative to a panel.
 const ENLARGED: f64 = 1.5;
 const MARGIN: f64 = 16.0;
-/// Between the two panels of a head, and between heads.
+/// Gap between the two panels of a head, and between heads.
 const GAPS: [f64; 2] = [3.0, 20.0];
-/// Height of a head's words.
+/// Height of a head's caption.
 const WORDS: f64 = 20.0;
 
-/// The figure of what a query attends to, heads in the order they have. Weights are shown from 0 to
-/// the largest of each head; what the query cannot see is hatched in maps and dark in images.
+/// Draws the attention of a query, heads in the order given. Heat maps range from 0 to the largest
+/// weight of each head; cells that the query cannot attend to are hatched in heat maps and dark in
+/// images.
 ///
 /// # Errors
-/// When the image cannot be stored in the drawing.
+/// [`PngError`] if the image cannot be encoded.
 pub fn draw(shown: &Shown, attention: &QueryAttention) -> Result<Drawing, PngError> {
     let figure = Figure::new(shown, attention);
     let columns = attention.attended.len().min(PER_ROW) as f64;
@@ -56,15 +57,15 @@ pub fn draw(shown: &Shown, attention: &QueryAttention) -> Result<Drawing, PngErr
     Ok(drawing)
 }
 
-/// What is drawn, and how large.
+/// Data and geometry of the figure.
 struct Figure<'a> {
     shown: &'a Shown,
     attention: &'a QueryAttention,
-    /// What the panels of the heads show, `[left, top, width, height]` in shown pixels.
+    /// Part of the input that the panels show, `[left, top, width, height]` in input pixels.
     part: [f64; 4],
-    /// Length of a shown pixel in a panel.
+    /// Size of an input pixel in a panel.
     scale: f64,
-    /// Ends the names of what is drawn several times: figures may stand on one page.
+    /// Suffix of SVG ids: several figures may share one page.
     suffix: String,
 }
 
@@ -80,8 +81,8 @@ impl<'a> Figure<'a> {
         figure
     }
 
-    /// What the query sees with half as much on each side, where that is less than a quarter of the
-    /// image; else all of it.
+    /// The bounding box of the visible cells, extended by half its size on each side, if that is
+    /// less than a quarter of the image; else the whole image.
     fn surroundings(&self) -> [f64; 4] {
         let [height, width] = self.shown.size().map(|side| side as f64);
         let [mut left, mut top, mut right, mut bottom] = [width, height, 0.0, 0.0];
@@ -98,7 +99,7 @@ impl<'a> Figure<'a> {
         if 4.0 * part[2] * part[3] < width * height { part } else { [0.0, 0.0, width, height] }
     }
 
-    /// Whether panels show less than the whole image.
+    /// Whether panels show only a part of the image.
     fn is_close(&self) -> bool {
         let [height, width] = self.shown.size().map(|side| side as f64);
         self.part != [0.0, 0.0, width, height]
@@ -109,25 +110,25 @@ impl<'a> Figure<'a> {
         self.frame([0.0; 2]).size()
     }
 
-    /// A panel.
+    /// A panel at a corner.
     fn frame(&self, corner: [f64; 2]) -> Frame {
         Frame { corner, part: self.part, scale: self.scale }
     }
 
-    /// The frame of the whole image.
+    /// The frame of the overview.
     fn original(&self) -> Frame {
         let [height, width] = self.shown.size().map(|side| side as f64);
         let scale = fit([width, height], ENLARGED * PANEL);
         Frame { corner: [MARGIN; 2], part: [0.0, 0.0, width, height], scale }
     }
 
-    /// Defines the image and what the query cannot see, to be drawn in every panel.
+    /// Defines the image and the mask of invisible cells once, for use in all panels.
     fn define(&self, drawing: &mut Drawing) -> Result<(), PngError> {
         let Self { suffix, scale, .. } = self;
         let [height, width] = self.shown.size().map(|side| side as f64);
         drawing.element(format_args!("<defs><g id=\"image-{suffix}\">"));
         drawing.image(&encode_png(&self.shown.image)?, [0.0, 0.0, width, height], false);
-        // Lines over the corners close the pattern where it is repeated.
+        // Short lines in the corners make the hatch pattern tile seamlessly.
         let side = 5.0 / scale;
         drawing.element(format_args!(
             "</g><pattern id=\"hatch-{suffix}\" width=\"{side:.3}\" height=\"{side:.3}\" \
@@ -143,7 +144,8 @@ impl<'a> Figure<'a> {
         Ok(())
     }
 
-    /// The image with the query, the border of what it sees, and what panels show.
+    /// The overview: the image with the query, the border of the visible cells, and the part shown
+    /// in panels.
     fn overview(&self, drawing: &mut Drawing, frame: &Frame) {
         frame.draw(drawing, |drawing| {
             self.used(drawing, "image", "");
@@ -160,7 +162,7 @@ impl<'a> Figure<'a> {
         drawing.dot(frame.at(self.query()), if self.is_close() { 2.5 } else { 5.0 }, color::QUERY);
     }
 
-    /// Weights and mask of a head below its words.
+    /// Heat map and mask of a head, with a caption above.
     fn head(
         &self,
         drawing: &mut Drawing,
@@ -205,7 +207,7 @@ impl<'a> Figure<'a> {
         Ok(())
     }
 
-    /// The mask in red, with an outline.
+    /// Draws the mask in red, with an outline.
     fn mask(&self, drawing: &mut Drawing, attended: &Attended) {
         let mut inside = vec![false; attended.weights.len()];
         attended.mask.iter().for_each(|&cell| inside[cell] = true);
@@ -219,7 +221,7 @@ impl<'a> Figure<'a> {
         ));
     }
 
-    /// The border of what the query sees, if it does not see everything.
+    /// Draws the border of the visible cells, unless all are visible.
     fn border(&self, drawing: &mut Drawing, frame: &Frame) {
         if self.attention.visible_cells() < self.attention.visible.len() {
             drawing.element(format_args!(
@@ -232,8 +234,8 @@ impl<'a> Figure<'a> {
         }
     }
 
-    /// The map of weights, a pixel to a pixel that divides the cells of every stage: a shown pixel
-    /// of the last rows and columns may belong to a cell that sticks out.
+    /// The heat map, at the resolution of the first stage's patches: cells of the last row and
+    /// column may extend beyond the image.
     fn map(&self, attended: &Attended) -> Image {
         let QueryAttention { cell, map, place, .. } = self.attention;
         let patch = cell >> (place.stage - 1);

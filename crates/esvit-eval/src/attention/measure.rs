@@ -1,6 +1,6 @@
-//! Measures of rows of attention: how wide one is, where its weight lies, how two differ.
+//! Measures of attention distributions: entropy, divergence, and thresholded masks.
 
-/// Entropy of a distribution in bits; outcomes of probability 0 add nothing.
+/// Shannon entropy in bits, with `0 log 0 = 0`.
 pub fn entropy(weights: &[f32]) -> f64 {
     weights.iter().fold(0.0, |sum, &weight| sum + surprise(f64::from(weight)))
 }
@@ -10,20 +10,20 @@ fn surprise(p: f64) -> f64 {
     if p > 0.0 { -p * p.log2() } else { 0.0 }
 }
 
-/// Jensen-Shannon divergence of two distributions over the same outcomes, in bits: 0 for equal
-/// ones, 1 for two that have no outcome in common. `entropies` are their [`entropy`].
+/// Jensen-Shannon divergence in bits, from 0 (equal) to 1 (disjoint support). `entropies` are the
+/// [`entropy`] of both.
 pub fn jensen_shannon([p, q]: [&[f32]; 2], entropies: [f64; 2]) -> f64 {
     let middle = |(&p, &q): (&f32, &f32)| surprise(0.5 * (f64::from(p) + f64::from(q)));
     let mixed: f64 = p.iter().zip(q).map(middle).sum();
     (mixed - 0.5 * (entropies[0] + entropies[1])).max(0.0)
 }
 
-/// The smallest set of cells that holds the share `mass` of all weight, largest weight first; the
-/// first of equals.
+/// The smallest set of cells with at least the share `mass` of the total weight, in descending
+/// order of weight, ties by index. This is DINO's attention mask.
 pub fn smallest_set(weights: &[f32], mass: f64) -> Vec<usize> {
     let mut cells: Vec<usize> = (0..weights.len()).collect();
     cells.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
-    // Summed in the order in which cells are taken, so that a share of 1 is reached exactly.
+    // The total is summed in the order of the loop below, so that a share of 1 is reached exactly.
     let total: f64 = cells.iter().map(|&cell| f64::from(weights[cell])).sum();
     let mut held = 0.0;
     let more = |&cell: &usize| {

@@ -1,9 +1,9 @@
-//! Where a query looks: attention of single queries as maps and images (the attention figure of
-//! the EsViT paper), and its entropy over whole sets of images.
+//! Attention maps of single queries (the attention figure of the EsViT paper), and entropy of
+//! attention over many images.
 //!
-//! In a Swin a query sees the tokens of its window only, less those that a shift has brought there
-//! from the other side of the map, and it also sees the padding of a map that is no multiple of
-//! the window. All three are told apart here.
+//! In a Swin, a query attends to the tokens of its window, except those that the cyclic shift moved
+//! there from the other side of the map (masked), and to padding tokens if the map is not a
+//! multiple of the window size. All three are accounted for separately here.
 
 mod figure;
 mod measure;
@@ -25,25 +25,25 @@ pub use rollout::rollout;
 pub use shown::{Framing, Shown};
 pub use statistics::{BlockStatistics, HeadStatistics, Measured, statistics};
 
-/// The share of the attention that a mask holds, unless another is asked for: that of the paper.
+/// Default share of the attention that masks keep, as in the paper.
 pub const MASS: f64 = 0.6;
 
-/// Where a block stands; all numbers count from 0, as in the names of parameters.
+/// Position of a block; indices count from 0, as in parameter names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct BlockPlace {
-    /// Among the blocks of all stages.
+    /// Index over all stages.
     pub block: usize,
-    /// Its stage, counted from 1 as in the paper.
+    /// Stage, from 1 as in the paper.
     pub stage: usize,
-    /// Among the blocks of its stage.
+    /// Index within its stage.
     pub block_in_stage: usize,
 }
 
 impl BlockPlace {
-    /// The place of a block, counted over all stages.
+    /// The position of the block with index `block` over all stages.
     ///
     /// # Errors
-    /// When the network has no such block.
+    /// [`AttentionError::Block`] if there is no such block.
     pub fn of(config: &SwinConfig, block: usize) -> Result<Self, AttentionError> {
         let mut block_in_stage = block;
         for (stage, &depth) in config.depths.iter().enumerate() {
@@ -56,29 +56,29 @@ impl BlockPlace {
     }
 }
 
-/// Why attention cannot be shown.
+/// Attention cannot be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum AttentionError {
-    /// There is no such block.
+    /// The block does not exist.
     #[error("there is no block {block}: the network's blocks are 0 to {last}")]
     Block {
-        /// What was asked for.
+        /// The requested value.
         block: usize,
-        /// The last block.
+        /// Index of the last block.
         last: usize,
     },
-    /// There is no such head.
+    /// The head does not exist.
     #[error("there is no head {head}: the block's heads are 0 to {last}")]
     Head {
-        /// What was asked for.
+        /// The requested value.
         head: usize,
-        /// The last head.
+        /// Index of the last head.
         last: usize,
     },
-    /// The pixel is not shown to the network.
+    /// The query pixel is outside the network's input.
     #[error(
         "pixel {x},{y} is not in the part of the image that the network sees: columns {} to {}, \
-         rows {} to {}\nhint: `--whole` shows all of it",
+         rows {} to {}\nhint: use the whole image with `--whole`",
         columns[0], columns[1], rows[0], rows[1]
     )]
     Outside {
@@ -86,20 +86,20 @@ pub enum AttentionError {
         x: u32,
         /// Row.
         y: u32,
-        /// First and last column that are seen.
+        /// First and last visible column.
         columns: [u32; 2],
-        /// First and last row that are seen.
+        /// First and last visible row.
         rows: [u32; 2],
     },
-    /// The share of the attention is none.
-    #[error("a mask cannot hold {mass} of the attention, give a share above 0 and at most 1")]
+    /// The mask's share of the attention is out of range.
+    #[error("a mask cannot keep {mass} of the attention, give a share above 0 and at most 1")]
     Mass {
-        /// What was asked for.
+        /// The requested value.
         mass: f64,
     },
-    /// The image would be shown in a size that cannot be used.
+    /// The input size is out of range.
     #[error(
-        "the image would be shown with {width} x {height} pixels, which must be at least one \
+        "the network's input would be {width} x {height} pixels, which must be at least one \
          patch of {patch} and at most {largest} pixels in all"
     )]
     Size {
@@ -107,18 +107,18 @@ pub enum AttentionError {
         width: u64,
         /// Height in pixels.
         height: u64,
-        /// Side of a patch.
+        /// Patch size.
         patch: usize,
         /// Largest number of pixels.
         largest: u64,
     },
-    /// Rollout is not defined for the network.
+    /// Rollout is undefined for the network.
     #[error(
         "attention rollout needs blocks that all see the same tokens: {reason}\n\
          hint: without `--rollout` the attention of single blocks is shown"
     )]
     Rollout {
-        /// What is in the way.
+        /// Why.
         reason: String,
     },
     /// The image cannot be resized.

@@ -1,23 +1,23 @@
-//! Entropy of all heads and diversity of the heads, block by block, as a plot.
+//! Plot of attention entropy and head diversity by block.
 
 use super::BlockStatistics;
 use esvit_draw::{Anchor, Drawing, color};
 
-/// Of the first and the second network.
+/// Colors of the first and the second network.
 const COLORS: [&str; 2] = ["#1f6fb4", "#e0691a"];
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 20.0;
-/// Top and height of the two parts, below the legend.
+/// Top and height of the two subplots, below the legend.
 const ENTROPY: [f64; 2] = [16.0, 260.0];
 const DIVERSITY: [f64; 2] = [318.0, 100.0];
 const BOTTOM: f64 = 62.0;
 const LINE: f64 = 20.0;
-/// Share of a block's width that the dots of its heads take.
+/// Share of a block's width for the dots of its heads.
 const SPREAD: f64 = 0.62;
 
-/// Entropy of every head (a dot; the heads of a block side by side, by entropy), its mean and the
-/// largest possible, and below how much heads differ, for one or two networks with their names.
+/// Plots, for one or two named networks, the entropy of each head (dots, sorted within a block),
+/// the mean and the largest possible entropy, and below the diversity of heads.
 pub fn plot(networks: &[(&str, &[BlockStatistics])]) -> Drawing {
     let blocks = networks.iter().map(|(_, blocks)| blocks.len()).max().unwrap_or(0);
     let legend = LINE * networks.len() as f64 + 14.0;
@@ -50,7 +50,7 @@ pub fn plot(networks: &[(&str, &[BlockStatistics])]) -> Drawing {
     drawing
 }
 
-/// The dots of all heads, those of network `index` of `count` in their part of a block's width.
+/// Dots of all heads, those of network `index` of `count` in their part of a block's width.
 fn heads(
     drawing: &mut Drawing,
     axes: &Axes,
@@ -73,7 +73,7 @@ fn heads(
     }
 }
 
-/// The line of the legend for a network.
+/// Legend entry of a network.
 fn label(drawing: &mut Drawing, index: usize, name: &str, color: &str) {
     let y = 18.0 + LINE * index as f64;
     drawing.line([LEFT, y], [LEFT + 22.0, y], color, 2.0);
@@ -86,7 +86,7 @@ fn label(drawing: &mut Drawing, index: usize, name: &str, color: &str) {
     }
 }
 
-/// One part of the plot: blocks across, values upwards from 0.
+/// A subplot: blocks on x, values on y from 0.
 struct Axes {
     blocks: usize,
     top: f64,
@@ -103,13 +103,13 @@ impl Axes {
         (WIDTH - LEFT - RIGHT) / self.blocks.max(1) as f64
     }
 
-    /// Where a value of a block stands; `aside` is a share of the block's width.
+    /// Position of a block's value; `aside` is an offset as a share of the block's width.
     fn point(&self, block: usize, aside: f64, value: f64) -> [f64; 2] {
         let x = LEFT + (block as f64 + 0.5 + aside) * self.block_width();
         [x, self.top + self.height * (1.0 - value / self.largest)]
     }
 
-    /// Lines and numbers of the values.
+    /// Grid lines, tick labels and title of the y axis.
     fn draw(&self, drawing: &mut Drawing, title: &str) {
         let step = round_step(self.largest / if self.height > 200.0 { 6.0 } else { 4.0 });
         let mut tick = 0;
@@ -131,7 +131,7 @@ impl Axes {
         ));
     }
 
-    /// Numbers of the blocks, and stages from `top` down.
+    /// Tick labels of the x axis, and boundaries of stages from `top` down.
     fn blocks(&self, drawing: &mut Drawing, blocks: &[BlockStatistics], top: f64) {
         let bottom = self.top + self.height;
         let every = self.blocks.div_ceil(26).max(1);
@@ -160,7 +160,7 @@ impl Axes {
     }
 }
 
-/// The next larger of 1, 2 and 5 times a power of ten.
+/// Rounds up to 1, 2 or 5 times a power of ten.
 fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     [1.0, 2.0, 5.0].into_iter().map(|s| s * power).find(|&s| s >= step).unwrap_or(10.0 * power)

@@ -1,4 +1,4 @@
-//! The attention of one query as maps over the tokens of its block.
+//! Attention of one query as maps over the tokens of a block.
 
 use burn::tensor::Tensor;
 use esvit_kernels::pool;
@@ -10,48 +10,48 @@ use esvit_nn::{Params, Swin};
 use super::measure::{entropy, smallest_set};
 use super::{AttentionError, BlockPlace, Shown};
 
-/// What one query attends to.
+/// Attention of one query.
 #[derive(Debug, Clone)]
 pub struct QueryAttention {
     /// The block.
     pub place: BlockPlace,
-    /// Height and width of the block's map in tokens ("cells").
+    /// Height and width of the block's token map; its tokens are called cells.
     pub map: [usize; 2],
-    /// Side of a cell in pixels of the shown image. The last row and column may stick out of it.
+    /// Cell size in input pixels. The last row and column may extend beyond the image.
     pub cell: usize,
-    /// Row and column of the query's cell.
+    /// Row and column of the query cell.
     pub query: [usize; 2],
-    /// Side of a window in tokens.
+    /// Window size in tokens.
     pub window: usize,
-    /// By how many tokens the windows are shifted.
+    /// Cyclic shift of the windows in tokens.
     pub shift: usize,
-    /// For every cell whether the query can see it.
+    /// Whether the query can attend to each cell, row-major.
     pub visible: Vec<bool>,
-    /// Padding tokens that the query can see.
+    /// Number of padding tokens that the query can attend to.
     pub padding_keys: usize,
-    /// The share of the attention that masks hold.
+    /// Share of the attention that masks keep.
     pub mass: f64,
-    /// One a head, by entropy, largest first; a single one for a rollout.
+    /// One entry per head, in descending order of entropy; a single one for rollout.
     pub attended: Vec<Attended>,
 }
 
-/// Where the attention of one head, or of a rollout, lies.
+/// Attention of one head, or of a rollout.
 #[derive(Debug, Clone)]
 pub struct Attended {
-    /// Number of the head; none for a rollout.
+    /// Index of the head; `None` for rollout.
     pub head: Option<usize>,
-    /// Weight of every cell of the map, row by row; 0 outside the query's window.
+    /// Weight of each cell, row-major; 0 outside the query's window.
     pub weights: Vec<f32>,
-    /// Attention that goes to padding. With the weights it adds up to 1.
+    /// Attention to padding; adds up to 1 with the weights.
     pub padding_mass: f64,
-    /// Entropy over all keys, padding among them, in bits.
+    /// Entropy over all keys including padding, in bits.
     pub entropy: f64,
-    /// The smallest set of cells that holds the share of the attention on the image.
+    /// The smallest set of cells with the share `mass` of the attention on the image.
     pub mask: Vec<usize>,
 }
 
 impl Attended {
-    /// From the weights of the cells and of the padding.
+    /// From the weights of cells and of padding tokens.
     pub(super) fn new(head: Option<usize>, weights: Vec<f32>, padding: &[f32], mass: f64) -> Self {
         Self {
             head,
@@ -62,27 +62,27 @@ impl Attended {
         }
     }
 
-    /// The largest weight of a cell.
+    /// Largest weight of a cell.
     pub fn largest(&self) -> f32 {
         self.weights.iter().copied().fold(0.0, f32::max)
     }
 }
 
 impl QueryAttention {
-    /// Cells that the query can see.
+    /// Number of cells that the query can attend to.
     pub fn visible_cells(&self) -> usize {
         self.visible.iter().filter(|&&visible| visible).count()
     }
 
-    /// The largest entropy that attention to the visible keys can have, in bits.
+    /// Entropy of uniform attention to all visible keys, in bits.
     pub fn largest_entropy(&self) -> f64 {
         ((self.visible_cells() + self.padding_keys) as f64).log2()
     }
 
-    /// Keeps some heads, in the order they have.
+    /// Keeps only these heads, in the existing order.
     ///
     /// # Errors
-    /// When there is no such head.
+    /// [`AttentionError::Head`] if there is no such head.
     pub fn keep_heads(&mut self, heads: &[usize]) -> Result<(), AttentionError> {
         let last = self.attended.len() - 1;
         if let Some(&head) = heads.iter().find(|&&head| head > last) {
@@ -93,11 +93,11 @@ impl QueryAttention {
     }
 }
 
-/// The attention of the cell at `query` (`[x, y]` in pixels of what is shown) in a block counted
-/// over all stages; masks hold the share `mass` of it.
+/// Attention of the cell at `query` (`[x, y]` in input pixels) in `block`, an index over all
+/// stages; masks keep the share `mass`.
 ///
 /// # Errors
-/// When there is no such block, or the share is none.
+/// [`AttentionError`] if there is no such block, or `mass` is out of range.
 pub fn of_query(
     swin: &Swin,
     params: &Params,
@@ -150,14 +150,14 @@ pub(super) fn check_mass(mass: f64) -> Result<(), AttentionError> {
     if is_share { Ok(()) } else { Err(AttentionError::Mass { mass }) }
 }
 
-/// What is shown as a batch of one.
+/// The input as a batch of one, `[1, 3, height, width]`.
 pub(super) fn images(shown: &Shown, params: &Params) -> Tensor<4> {
     let [height, width] = shown.size();
     let device = params.values()[0].device();
     tensor(shown.pixels.clone(), [1, 3, height, width], &device)
 }
 
-/// The query's token, and its attention before anything is known of it.
+/// The query's token index, and a [`QueryAttention`] without any weights yet.
 pub(super) fn empty(
     swin: &Swin,
     place: BlockPlace,
@@ -183,7 +183,7 @@ pub(super) fn empty(
     (query[0] * map[1] + query[1], attention)
 }
 
-/// For every key of a slot's window whether the slot sees it.
+/// Whether a slot can attend to each key of its window.
 pub(super) fn visible_keys(windows: &WindowMap, slot: usize) -> Vec<bool> {
     let side = windows.window_tokens();
     match &windows.mask {

@@ -1,4 +1,4 @@
-//! Attention rollout (Abnar & Zuidema, 2020): attention followed through all blocks.
+//! Attention rollout (Abnar & Zuidema, 2020).
 
 use esvit_kernels::pool;
 use esvit_nn::weights::to_vec;
@@ -7,16 +7,16 @@ use esvit_nn::{Params, Swin};
 use super::query::{check_mass, empty, images};
 use super::{Attended, AttentionError, BlockPlace, QueryAttention, Shown};
 
-/// What reaches the cell at `query` (`[x, y]` in pixels of what is shown) after `block` from every
-/// cell of the first map: the query's row of the product over blocks of `A / 2 + I / 2`, with `A`
-/// the mean of the block's heads and `I` for the residual path.
+/// Rollout of the cell at `query` (`[x, y]` in input pixels) up to `block`: the query's row of the
+/// product over blocks of `(A + I) / 2`, where `A` is the mean attention over heads and `I` stands
+/// for the residual path.
 ///
-/// It is defined where all blocks see the same tokens: for one stage whose windows hold the whole
-/// map, as in a ViT.
+/// Defined only if all blocks attend over the same tokens: one stage with a single window, as in a
+/// ViT.
 ///
 /// # Errors
-/// When it is not defined for the network and the shown size, there is no such block, or the share
-/// is none.
+/// [`AttentionError`] if rollout is undefined for the network or input size, there is no such
+/// block, or `mass` is out of range.
 pub fn rollout(
     swin: &Swin,
     params: &Params,
@@ -31,7 +31,7 @@ pub fn rollout(
     let stages = swin.config().stages();
     if stages > 1 {
         return refuse(format!(
-            "this network has {stages} stages, and every merging of patches makes other tokens"
+            "this network has {stages} stages, and patch merging changes the tokens"
         ));
     }
     let patch = swin.config().patch_size;
@@ -64,7 +64,7 @@ pub fn rollout(
     Ok(QueryAttention { window, ..attention })
 }
 
-/// `row (A / 2 + I / 2)`, `A` the mean over heads of `weights [heads, tokens, tokens]`.
+/// `row (A + I) / 2`, with `A` the mean over heads of `weights [heads, tokens, tokens]`.
 fn through(row: &[f64], weights: &[f32], heads: usize) -> Vec<f64> {
     let tokens = row.len();
     let mut result: Vec<f64> = row.iter().map(|&weight| 0.5 * weight).collect();

@@ -1,4 +1,4 @@
-//! An image as it is shown to the network, and where its pixels went.
+//! The network's input for one image of any shape, and the mapping of pixels to it.
 
 use esvit_data::augment::Normalization;
 use esvit_data::{EvalTransform, Image, resized};
@@ -6,35 +6,35 @@ use esvit_data::{EvalTransform, Image, resized};
 use super::AttentionError;
 use esvit_data::Preprocess;
 
-/// Larger images are refused: every token of every head has a row of weights.
+/// Maximum number of input pixels: every token of every head has a row of weights.
 const LARGEST: u64 = 1 << 22;
 
-/// What of an image is shown.
+/// Which part of an image is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// What evaluations see: the center square.
+    /// The center square, as in evaluations.
     Center,
-    /// All of it, with its aspect.
+    /// The whole image, with its aspect ratio.
     Whole,
 }
 
-/// An image as the network sees it. Its sides are multiples of the patch.
+/// An image as input of the network; its sides are multiples of the patch size.
 #[derive(Debug, Clone)]
 pub struct Shown {
-    /// For people.
+    /// For display.
     pub image: Image,
-    /// The same, normalized, `[3, height, width]`.
+    /// Normalized pixels `[3, height, width]`.
     pub pixels: Vec<f32>,
-    /// `[left, top, width, height]` of what is shown, in pixels of the image as given.
+    /// The part of the original image that is used, `[left, top, width, height]` in its pixels.
     part: [f64; 4],
 }
 
 impl Shown {
-    /// `image` with `size` pixels on the shorter side (of a square: on each), cut or rounded to
-    /// whole patches of side `patch`.
+    /// Prepares `image` with its shorter side (of the center square: each side) resized to `size`
+    /// pixels, cropped or rounded to whole patches.
     ///
     /// # Errors
-    /// When that is less than a patch or more than can be handled.
+    /// [`AttentionError::Size`] if that is less than a patch or too large.
     pub fn new(
         image: &Image,
         preprocess: &Preprocess,
@@ -58,10 +58,10 @@ impl Shown {
         [self.image.height() as usize, self.image.width() as usize]
     }
 
-    /// Where a pixel of the image as given is shown, `[x, y]`.
+    /// Input coordinates `[x, y]` of the center of a pixel of the original image.
     ///
     /// # Errors
-    /// When it is not shown.
+    /// [`AttentionError::Outside`] if the pixel is outside the input.
     pub fn place(&self, [x, y]: [u32; 2]) -> Result<[f64; 2], AttentionError> {
         let [left, top, width, height] = self.part;
         let [shown_height, shown_width] = self.size().map(|side| side as f64);
@@ -73,21 +73,21 @@ impl Shown {
         if inside(place[0], shown_width) && inside(place[1], shown_height) {
             return Ok(place);
         }
-        // The first and last pixel whose center is shown.
+        // First and last pixel whose center is inside.
         let ends = |start: f64, length: f64| {
             [(start - 0.5).ceil() as u32, ((start + length - 0.5).ceil() - 1.0).max(0.0) as u32]
         };
         Err(AttentionError::Outside { x, y, columns: ends(left, width), rows: ends(top, height) })
     }
 
-    /// The center of what is shown, `[x, y]`.
+    /// Center of the input, `[x, y]`.
     pub fn center(&self) -> [f64; 2] {
         let [height, width] = self.size();
         [width as f64 / 2.0, height as f64 / 2.0]
     }
 }
 
-/// Refuses sizes that cannot be used.
+/// Checks the size of the input.
 fn check([width, height]: [u64; 2], patch: usize) -> Result<(), AttentionError> {
     if width.min(height) < patch as u64 || width.saturating_mul(height) > LARGEST {
         return Err(AttentionError::Size { width, height, patch, largest: LARGEST });
@@ -95,7 +95,7 @@ fn check([width, height]: [u64; 2], patch: usize) -> Result<(), AttentionError> 
     Ok(())
 }
 
-/// The center square, less what is beyond the last whole patch.
+/// The center square, cropped to whole patches.
 fn center(
     image: &Image,
     transform: &EvalTransform,
@@ -113,7 +113,7 @@ fn center(
     Ok((square, [left, top, width * kept, height * kept]))
 }
 
-/// All of the image, its sides rounded to whole patches.
+/// The whole image, its sides rounded to whole patches.
 fn whole(
     image: &Image,
     transform: &EvalTransform,

@@ -1,4 +1,4 @@
-//! Entropy of attention over whole sets of images: all blocks, heads, windows and queries.
+//! Attention statistics over many images: all blocks, heads, windows and queries.
 
 use burn::tensor::Tensor;
 use esvit_data::Source;
@@ -16,64 +16,64 @@ use super::query::visible_keys;
 use esvit_data::Preprocess;
 use esvit_model::features::{LeftOut, extract};
 
-/// Images whose attention is held in memory at a time.
+/// Images processed at a time, which bounds the memory for attention weights.
 const TOGETHER: usize = 4;
 
-/// Attention of one block.
+/// Attention statistics of one block.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BlockStatistics {
-    /// The block.
+    /// Position of the block.
     #[serde(flatten)]
     pub place: BlockPlace,
-    /// Height and width of its map in tokens.
+    /// Height and width of its token map.
     pub map: [usize; 2],
-    /// Side of its windows in tokens.
+    /// Window size in tokens.
     pub window: usize,
-    /// By how many tokens they are shifted.
+    /// Cyclic shift of the windows in tokens.
     pub shift: usize,
     /// Mean entropy of the heads, in bits.
     pub entropy: f64,
-    /// The largest entropy that is possible, in bits: the mean over queries of the logarithm of the
-    /// number of keys that they see, padding among them.
+    /// Entropy of uniform attention in bits: mean over queries of the log2 of the number of visible
+    /// keys, including padding.
     pub largest_entropy: f64,
-    /// Mean entropy as a share of the largest; none where every query sees one key.
+    /// Mean entropy divided by the largest; `None` if every query has one key only.
     pub share: Option<f64>,
-    /// How much heads differ: Jensen-Shannon divergence of two heads for the same query, in bits
-    /// (0 equal, 1 nothing in common), mean over pairs, queries and images. None for one head.
+    /// Mean Jensen-Shannon divergence of pairs of heads for the same query, in bits (0 equal, 1
+    /// disjoint), over pairs, queries and images. `None` for one head.
     pub diversity: Option<f64>,
-    /// Mean share of the attention that goes to padding.
+    /// Mean share of the attention to padding.
     pub padding_mass: f64,
-    /// The heads in the order of their numbers.
+    /// Heads by index.
     pub heads: Vec<HeadStatistics>,
 }
 
-/// Attention of one head.
+/// Attention statistics of one head.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HeadStatistics {
-    /// Its number.
+    /// Index of the head.
     pub head: usize,
     /// Mean entropy over queries and images, in bits.
     pub entropy: f64,
-    /// Standard deviation over images of an image's mean; none for one image.
+    /// Standard deviation over images of the per-image mean; `None` for one image.
     pub entropy_std: Option<f64>,
-    /// Mean entropy as a share of the largest; none where every query sees one key.
+    /// Mean entropy divided by the largest; `None` if every query has one key only.
     pub share: Option<f64>,
 }
 
-/// What was measured, and on what it could not be.
+/// Statistics, and the images that were left out.
 #[derive(Debug)]
 pub struct Measured {
-    /// One a block; empty when no image could be read.
+    /// One entry per block; empty if no image could be read.
     pub blocks: Vec<BlockStatistics>,
-    /// Images that were measured.
+    /// Number of images measured.
     pub images: usize,
     /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Attention statistics over `images` (indices into `source`), shown as evaluations show them;
-/// `done` is told how many images were worked on. Every token of the map is a query; padding is
-/// none, since nothing of it is kept.
+/// Attention statistics over `images` (indices into `source`), preprocessed as in evaluations.
+/// Queries are all tokens of the map; padding tokens are no queries, since their outputs are
+/// dropped. `done` is called with the number of images processed in each batch.
 pub fn statistics(
     swin: &Swin,
     params: &Params,
@@ -108,7 +108,7 @@ pub fn statistics(
     }
 }
 
-/// What is the same for all images in a block.
+/// Geometry of a block, the same for all images.
 #[derive(Debug, Clone)]
 struct Layout {
     map: [usize; 2],
@@ -129,14 +129,13 @@ impl Layout {
         Self { map, window, shift, heads, largest_entropy }
     }
 
-    /// Numbers that are measured in an image: of every head its entropy, then diversity and
-    /// padding.
+    /// Number of values per image: entropy of each head, diversity, padding.
     fn numbers(&self) -> usize {
         self.heads + 2
     }
 }
 
-/// The layouts of all blocks, and the numbers of all blocks for each of `count` images.
+/// Geometry of all blocks, and the values of all blocks for each of `count` images.
 fn measure(
     swin: &Swin,
     params: &Params,
@@ -157,8 +156,8 @@ fn measure(
     (layouts, rows.concat())
 }
 
-/// Entropy of every head, diversity of the heads and attention to padding, means over all queries of
-/// an image's weights `[windows, heads, window^2, window^2]`.
+/// Entropy of each head, diversity and attention to padding: means over the queries of one image's
+/// weights `[windows, heads, window^2, window^2]`.
 fn measure_image(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32> {
     let side = windows.window_tokens();
     let mut entropies = vec![0.0; heads];
@@ -191,7 +190,7 @@ fn measure_image(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32>
     entropies.chain(others).map(|value| value as f32).collect()
 }
 
-/// The statistics of all blocks from every image's numbers.
+/// Statistics of all blocks from the values of all images.
 fn blocks(config: &SwinConfig, layouts: &[Layout], rows: &[&[f32]]) -> Vec<BlockStatistics> {
     let mut at = 0;
     let mut blocks = Vec::new();
@@ -226,7 +225,7 @@ fn blocks(config: &SwinConfig, layouts: &[Layout], rows: &[&[f32]]) -> Vec<Block
     blocks
 }
 
-/// Mean and, for more than one value, the standard deviation of a sample.
+/// Mean and sample standard deviation (`None` for one value).
 fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;

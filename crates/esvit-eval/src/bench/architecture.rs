@@ -1,19 +1,19 @@
-//! The networks that can be timed.
+//! Architectures for benchmarks.
 
 use esvit_nn::backbone::swin::NORM_EPS;
 use esvit_nn::{SwinConfig, zoo};
 
 use super::BenchError;
 
-/// Name of the single-scale network that multi-stage ones are compared with.
+/// Name of the single-scale baseline.
 pub const MONOLITHIC: &str = "monolithic_small";
 
-/// The shape of an architecture and its drop-path rate. Beside those that can be trained there is
-/// [`MONOLITHIC`]: one stage of 12 blocks of width 384 on patches of 16 pixels, in which every token
-/// attends to all others, as in DeiT-S/16.
+/// Configuration and stochastic depth rate of an architecture: those of the zoo, and
+/// [`MONOLITHIC`], a single stage like DeiT-S/16 (12 blocks of width 384, 16-pixel patches, global
+/// attention).
 ///
 /// # Errors
-/// When there is none of this name.
+/// [`BenchError::Architecture`] for an unknown name.
 pub fn architecture(name: &str) -> Result<(SwinConfig, f64), BenchError> {
     if name == MONOLITHIC {
         return Ok((monolithic(), 0.1));

@@ -1,4 +1,4 @@
-//! The data path: decoding a JPEG and making its views, on one core.
+//! Benchmark of JPEG decoding and multi-crop augmentation on one core.
 
 use std::path::PathBuf;
 
@@ -7,34 +7,35 @@ use serde::Serialize;
 
 use super::{BenchError, median, repeat};
 
-/// What is timed.
+/// Settings of the benchmark.
 #[derive(Debug, Clone)]
 pub struct DataBench {
-    /// An image file; none for a built-in one.
+    /// Image file; `None` for a built-in one.
     pub image: Option<PathBuf>,
-    /// Repetitions.
+    /// Number of timed repetitions.
     pub iterations: usize,
 }
 
-/// What was measured, on one core.
+/// Results, on one core.
 #[derive(Debug, Clone, Serialize)]
 pub struct DataReport {
     /// Width and height of the image.
     pub size: [u32; 2],
     /// Decoding, in milliseconds.
     pub decode_ms: f64,
-    /// Two global and eight local views of `dino` at 224 and 96 pixels, normalized, in milliseconds.
+    /// Two global crops of 224 and eight local crops of 96 pixels by the `dino` policy, normalized,
+    /// in milliseconds.
     pub views_ms: f64,
-    /// Both.
+    /// The sum, in milliseconds.
     pub total_ms: f64,
-    /// Images a second.
+    /// Images per second.
     pub images_per_s: f64,
 }
 
-/// Times the data path.
+/// Times decoding and augmentation.
 ///
 /// # Errors
-/// When the image cannot be read.
+/// [`BenchError::Image`] if the image cannot be read.
 pub fn data(bench: &DataBench) -> Result<DataReport, BenchError> {
     let fail = |error: &dyn std::fmt::Display| BenchError::Image(error.to_string());
     let bytes = match &bench.image {

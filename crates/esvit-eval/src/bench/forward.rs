@@ -1,4 +1,4 @@
-//! Forward passes of a backbone.
+//! Benchmark of the forward pass.
 
 use std::convert::Infallible;
 
@@ -11,10 +11,10 @@ use esvit_nn::{ForwardCtx, Swin};
 use super::train_step::images;
 use super::{Bench, BenchError, Report, architecture, repeat};
 
-/// The view and region features of a batch of images, weights random.
+/// Times the forward pass of a randomly initialized backbone (view and region features).
 ///
 /// # Errors
-/// For an architecture that does not exist.
+/// [`BenchError::Architecture`] for an unknown name.
 pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
     let (config, _) = architecture(&bench.model)?;
     let mut registry = Registry::default();

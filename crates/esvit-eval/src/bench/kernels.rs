@@ -1,4 +1,4 @@
-//! The kernels one by one: the peak GEMM rate, and how near to it each kernel comes.
+//! Benchmark of single kernels, relative to the peak GEMM throughput.
 
 use std::convert::Infallible;
 
@@ -13,24 +13,24 @@ use super::{median, peak_gflops, repeat};
 /// One kernel at one size.
 #[derive(Debug, Clone, Serialize)]
 pub struct KernelReport {
-    /// Its name.
+    /// Name of the kernel.
     pub kernel: &'static str,
-    /// Type of operands.
+    /// Precision of the operands.
     pub precision: &'static str,
-    /// Rows, inputs, outputs.
+    /// `[rows, inputs, outputs]`.
     pub shape: [usize; 3],
-    /// Median, in seconds.
+    /// Median time in seconds.
     pub median_s: f64,
-    /// Billions of operations of its GEMMs a second.
+    /// GFLOP/s of its GEMMs.
     pub gflops: f64,
-    /// That as a share of the peak GEMM rate.
+    /// The same divided by the peak GEMM throughput.
     pub share_of_peak: f64,
 }
 
-/// Rows and widths of the stages of Swin-T for 4 images of 2 x 224 and 8 x 96 pixels.
+/// Rows and widths of the stages of Swin-T for 4 images of 2 crops of 224 and 8 of 96 pixels.
 const STAGES: [[usize; 2]; 4] = [[43_520, 96], [10_880, 192], [2_720, 384], [680, 768]];
 
-/// The peak GEMM rate, in billions of operations a second, and every kernel.
+/// Peak GEMM throughput in GFLOP/s, and a report for each kernel and stage.
 pub fn kernels(precision: Precision, iterations: usize) -> (f64, Vec<KernelReport>) {
     let peak = peak_gflops(precision);
     let reports = match precision {

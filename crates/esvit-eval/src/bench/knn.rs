@@ -1,4 +1,4 @@
-//! k-NN on made-up features, more than fit the memory.
+//! Benchmark of k-NN search over more features than fit into memory.
 
 use std::time::Instant;
 
@@ -12,52 +12,52 @@ use serde::Serialize;
 use super::{peak_gflops, peak_rss_mb};
 use crate::knn::{TEMPERATURE, accuracies};
 
-/// Purpose word of the made-up features.
+/// RNG purpose of the synthetic features.
 const FEATURES_PURPOSE: u64 = 0xFEA7;
-/// Rows that are made at a time.
+/// Features generated at a time.
 const ROWS: usize = 8192;
-/// Classes of the made-up labels.
+/// Number of classes of the synthetic labels.
 const CLASSES: u32 = 1000;
 
-/// What is timed.
+/// Settings of the benchmark.
 #[derive(Debug, Clone)]
 pub struct KnnBench {
-    /// Number of training rows, which are made piece by piece.
+    /// Number of training features, generated in chunks.
     pub train: usize,
-    /// Number of query rows.
+    /// Number of query features.
     pub queries: usize,
-    /// Width of a feature.
+    /// Feature dimension.
     pub width: usize,
     /// Number of neighbors.
     pub k: usize,
 }
 
-/// What was measured.
+/// Results.
 #[derive(Debug, Clone, Serialize)]
 pub struct KnnReport {
-    /// Number of training rows.
+    /// Number of training features.
     pub train: usize,
-    /// Number of query rows.
+    /// Number of query features.
     pub queries: usize,
-    /// Width of a feature.
+    /// Feature dimension.
     pub width: usize,
     /// Number of neighbors.
     pub k: usize,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
-    /// Seconds from the first training row to the accuracy; making the rows is not counted.
+    /// Time of search and voting in seconds, without generating features.
     pub seconds: f64,
-    /// Billions of operations of the GEMMs a second.
+    /// GFLOP/s of the similarity GEMMs.
     pub gflops: f64,
-    /// Peak GEMM rate: the mean of before and after.
+    /// Peak GEMM throughput in GFLOP/s, mean of a measurement before and one after.
     pub peak_gflops: f64,
-    /// That as a share of the peak GEMM rate on this machine.
+    /// `gflops` divided by `peak_gflops`.
     pub share_of_peak: f64,
-    /// Most memory that the process has had, in MB (2^20 bytes); 0 where it is not known.
+    /// Peak resident memory in MiB; 0 if unknown.
     pub peak_rss_mb: f64,
 }
 
-/// Times k-NN classification of random rows.
+/// Times k-NN classification of random features.
 pub fn knn(bench: &KnnBench) -> KnnReport {
     let KnnBench { train, queries, width, k } = *bench;
     let before = peak_gflops(Precision::F32);
@@ -91,7 +91,7 @@ pub fn knn(bench: &KnnBench) -> KnnReport {
     }
 }
 
-/// Random rows of about unit length.
+/// Random features of about unit length.
 fn rows(stream: u64, count: usize, width: usize) -> Vec<f32> {
     let mut values = vec![0.0; count * width];
     let bound = (3.0 / width as f64).sqrt();

@@ -1,5 +1,5 @@
-//! How fast this machine is at what the program does. Figures on a machine that does other things
-//! are noisy: medians are told, and ratios within one run are what to go by.
+//! Benchmarks. Timings on a shared machine are noisy: reports hold medians, and ratios within one
+//! run are more reliable than times.
 
 mod architecture;
 mod data;
@@ -22,70 +22,71 @@ pub use kernels::{KernelReport, kernels};
 pub use knn::{KnnBench, KnnReport, knn};
 pub use train_step::{objective, train_step};
 
-/// What is timed.
+/// Settings of a benchmark.
 #[derive(Debug, Clone)]
 pub struct Bench {
     /// Name of the architecture.
     pub model: String,
-    /// Images of a step or a pass.
+    /// Batch size.
     pub batch: usize,
-    /// Side of a global crop, or of the image of a forward pass.
+    /// Size of global crops, or of the images of a forward pass, in pixels.
     pub global_size: usize,
-    /// Side of a local crop.
+    /// Size of local crops in pixels.
     pub local_size: usize,
-    /// Local crops of an image.
+    /// Number of local crops per image.
     pub local_crops: usize,
-    /// Crops that go through the student at a time; 0 for what memory suggests.
+    /// Crops per student forward pass; 0 chooses by memory.
     pub crops_per_forward: usize,
-    /// Keeps the input of every branch of a block alone and computes the rest again.
+    /// Activation checkpointing: saves only the inputs of residual branches and recomputes the rest
+    /// in the backward pass.
     pub activation_checkpointing: bool,
-    /// Images that go through the networks at a time; 0 for all.
+    /// Images per micro-batch; 0 for the whole batch.
     pub micro_batch: usize,
-    /// Prototypes of a head.
+    /// Number of prototypes of each head.
     pub prototypes: usize,
-    /// Whether the region task is trained too.
+    /// Whether to include the region loss.
     pub region: bool,
-    /// The type of GEMM operands.
+    /// Precision of GEMM operands.
     pub precision: Precision,
-    /// Timed repetitions, after one that is not.
+    /// Number of timed repetitions, after one warm-up.
     pub iterations: usize,
 }
 
-/// What was measured.
+/// Results of a benchmark.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Name of the architecture.
     pub model: String,
-    /// Images of a step or a pass.
+    /// Batch size.
     pub batch: usize,
-    /// Whether the region task is trained too.
+    /// Whether to include the region loss.
     pub region: bool,
-    /// Prototypes of a head.
+    /// Number of prototypes of each head.
     pub prototypes: usize,
-    /// Type of GEMM operands.
+    /// Precision of GEMM operands.
     pub precision: &'static str,
-    /// Threads of the kernels.
+    /// Number of threads.
     pub threads: usize,
-    /// Median over the repetitions, in seconds.
+    /// Median time in seconds.
     pub median_s: f64,
-    /// All repetitions, in seconds.
+    /// All times in seconds.
     pub seconds: Vec<f64>,
-    /// Images a second at the median.
+    /// Images per second at the median.
     pub images_per_s: f64,
-    /// Floating-point operations of the GEMMs, a second, at the median, in billions.
+    /// GFLOP/s of the GEMMs at the median.
     pub gflops: f64,
-    /// That as a share of the peak GEMM rate on this machine.
+    /// `gflops` divided by `peak_gflops`.
     pub share_of_peak: f64,
-    /// Peak GEMM rate, in billions of operations a second.
+    /// Peak GEMM throughput of this machine in GFLOP/s.
     pub peak_gflops: f64,
-    /// Most memory that the process has had so far, in MB (2^20 bytes); 0 where it is not known.
+    /// Peak resident memory of the process in MiB; 0 if unknown.
     pub peak_rss_mb: f64,
 }
 
 impl Report {
-    /// From the seconds of all repetitions, each of `macs` multiply-accumulates.
+    /// From the times of all repetitions of `macs` multiply-accumulates each.
     fn new(bench: &Bench, mut seconds: Vec<f64>, macs: u64) -> Self {
-        // Before the peak is measured, so that it does not count.
+        // Read before the peak GEMM measurement, which allocates too.
         let peak_rss_mb = peak_rss_mb();
         let all = seconds.clone();
         let median_s = median(&mut seconds);
@@ -109,26 +110,26 @@ impl Report {
     }
 }
 
-/// A bench that cannot be run.
+/// A benchmark cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// No such architecture.
+    /// The architecture does not exist.
     #[error("there is no architecture `{0}`\nhint: `esvit info` lists them")]
     Architecture(String),
-    /// A number that makes no sense.
+    /// A setting is invalid.
     #[error("{0}")]
     Setting(String),
-    /// A step went wrong.
+    /// A training step failed.
     #[error("a step failed: {0}")]
     Step(String),
-    /// An image could not be made, written or read.
+    /// The test image cannot be made or read.
     #[error("the test image: {0}")]
     Image(String),
 }
 
-/// The peak GEMM rate of a precision on this machine, in billions of operations a second.
+/// Peak GEMM throughput of this machine in GFLOP/s.
 pub fn peak_gflops(precision: Precision) -> f64 {
-    // A few tenths of a second, so that other work on the machine does not disturb all of them.
+    // Takes a few tenths of a second, so that other load does not disturb all rounds.
     const ROUNDS: usize = 40;
     2e-9 * match precision {
         Precision::F32 => peak::gemm_rate::<f32>(ROUNDS),
@@ -136,13 +137,13 @@ pub fn peak_gflops(precision: Precision) -> f64 {
     }
 }
 
-/// The seconds that each of `iterations` calls takes, after one that is not timed.
+/// Times of `iterations` calls in seconds, after one warm-up.
 fn repeat<E>(
     iterations: usize,
     mut call: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<Vec<f64>, E> {
     call(0)?;
-    // What a first call takes is not what the others take.
+    // The profile must not include the warm-up.
     drop(profile::take());
     (1..=iterations.max(1))
         .map(|iteration| {
@@ -159,7 +160,7 @@ fn median(values: &mut [f64]) -> f64 {
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
 }
 
-/// Most memory that the process has had, in MB, where the system tells.
+/// Peak resident memory in MiB, from `/proc`; 0 if unknown.
 fn peak_rss_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

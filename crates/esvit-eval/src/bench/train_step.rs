@@ -1,4 +1,4 @@
-//! Whole optimizer steps on made-up images, and the loss alone.
+//! Benchmarks of training steps on synthetic images, and of the loss alone.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,16 +17,17 @@ use esvit_train::{CropChunks, Learner};
 
 use super::{Bench, BenchError, Report, architecture, repeat};
 
-/// Purpose word of the random numbers of made-up images.
+/// RNG purpose of synthetic images.
 const IMAGES_PURPOSE: u64 = 0xBE9C;
 
-/// Width of the rows before the prototypes.
+/// Dimension of the head's bottleneck.
 const BOTTLENECK: usize = 256;
 
-/// A whole step: teacher, student, both tasks, backward, clipping, AdamW, moving average, centers.
+/// Times whole training steps: teacher and student forward, loss, backward, clipping, AdamW, EMA of
+/// teacher and centers.
 ///
 /// # Errors
-/// For settings that make no sense.
+/// [`BenchError`] for invalid settings.
 pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     let (config, drop_path) = architecture(&bench.model)?;
     let micro_batch = if bench.micro_batch == 0 { bench.batch } else { bench.micro_batch };
@@ -85,15 +86,15 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     Ok(Report::new(bench, seconds, step_macs(bench, &config, drop_path)))
 }
 
-/// Made-up normalized images `[B, 3, size, size]`.
+/// Synthetic normalized images `[B, 3, size, size]`.
 pub(super) fn images(batch: usize, size: usize, place: [u64; 2]) -> Tensor<4> {
     let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place[0], place[1], size as u64]);
     let values = (0..batch * 3 * size * size).map(|_| rng.uniform_in(-2.0, 2.0) as f32);
     tensor(values.collect(), [batch, 3, size, size], &Device::flex())
 }
 
-/// Multiply-accumulates of the products of a step, at least: padding and dropped branches, which are
-/// not computed, do not count.
+/// Lower bound of the multiply-accumulates of a step's GEMMs: padding and dropped residual
+/// branches, which are not computed, do not count.
 fn step_macs(bench: &Bench, config: &SwinConfig, drop_path: f64) -> u64 {
     let (global, local) = (bench.global_size, bench.local_size);
     let pass = |drop_path: f64| {
@@ -115,17 +116,17 @@ fn step_macs(bench: &Bench, config: &SwinConfig, drop_path: f64) -> u64 {
         rows[0] += teacher_crops * global_tokens;
         rows[1] += teacher_crops * global_tokens + local_crops * local_tokens;
     }
-    // How many of the teacher's regions are matched, and only then have logits, is not known: none
-    // are counted.
+    // The number of teacher regions that are matched, and hence need logits, is unknown: none are
+    // counted.
     let heads = rows[0] * embedding + teacher_crops * logits + 3.0 * rows[1] * (embedding + logits);
     let image = 3.0 * pass(drop_path) + teacher + heads;
     (image * bench.batch as f64) as u64
 }
 
-/// The loss of both tasks over the prototypes, forward and backward, without the networks.
+/// Times the cross-entropy over the prototypes, forward and backward, without the networks.
 ///
 /// # Errors
-/// For settings that make no sense.
+/// [`BenchError`] for invalid settings.
 pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
     let (config, _) = architecture(&bench.model)?;
     let [global, local] =

@@ -1,26 +1,27 @@
-//! The cells of a map.
+//! The grid of cells of a token map.
 
 use esvit_nn::SwinConfig;
 use serde::Serialize;
 
 use super::CorrespondenceError;
 
-/// Cells of a map over the view that it belongs to, counted row by row.
+/// Grid of a token map over its view, cells counted row-major.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Grid {
     /// Number of rows.
     pub rows: usize,
     /// Number of columns.
     pub columns: usize,
-    /// Side of a cell in pixels of the view.
+    /// Cell size in pixels of the view.
     pub cell: usize,
 }
 
 impl Grid {
-    /// The cells of a stage's map (from 0) for a view of `[width, height]` pixels.
+    /// The grid of a stage (from 0) for a view of `[width, height]` pixels.
     ///
     /// # Errors
-    /// When there is no such stage, or the view is not a whole number of cells.
+    /// [`CorrespondenceError`] if there is no such stage, or the view is not a whole number of
+    /// cells.
     pub fn new(
         config: &SwinConfig,
         stage: usize,
@@ -54,7 +55,7 @@ impl Grid {
         [cell % self.columns, cell / self.columns].map(|at| (at as f64 + 0.5) * self.cell as f64)
     }
 
-    /// The cell that a place of the view lies in; none for places outside.
+    /// The cell that contains a point of the view; `None` outside.
     pub fn cell_at(&self, [x, y]: [f64; 2]) -> Option<usize> {
         let [column, row] = [x, y].map(|at| (at / self.cell as f64).floor());
         let inside =

@@ -1,13 +1,13 @@
-//! Means with their uncertainty.
+//! Means with bootstrap confidence intervals.
 
 use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// Purpose word of the numbers that choose images anew.
+/// RNG purpose of the bootstrap samples.
 const BOOTSTRAP: u64 = 0xB007;
 const RESAMPLES: u64 = 1000;
-/// Share of the resampled means that an interval leaves out at either end.
+/// Share of the bootstrap means left out at either end.
 const TAIL: f64 = 0.025;
 
 /// A mean over images.
@@ -15,12 +15,12 @@ const TAIL: f64 = 0.025;
 pub struct Estimate {
     /// The mean.
     pub mean: f64,
-    /// Where 95 of 100 means lie if the images are drawn anew; none for a single image.
+    /// 95 % bootstrap confidence interval over images; `None` for one image.
     pub interval: Option<[f64; 2]>,
 }
 
-/// Means of the columns of `rows`, one row an image, with percentile intervals from 1000
-/// bootstrap samples of the rows. The samples are the same every time.
+/// Column means of `rows` (one per image), with percentile intervals from 1000 bootstrap samples.
+/// The samples are always the same.
 pub fn estimate<const N: usize>(rows: &[[f64; N]]) -> [Estimate; N] {
     let mean = |sum: [f64; N]| sum.map(|sum| sum / rows.len() as f64);
     let add = |sum: [f64; N], row: &[f64; N]| std::array::from_fn(|i| sum[i] + row[i]);

@@ -1,25 +1,25 @@
-//! Matching of cells by their features.
+//! Matches cells by their features.
 
 use esvit_kernels::best_match::best_matches;
 
 use super::Grid;
 use super::score::Scores;
 
-/// What was found for two views.
+/// Matches from one view to another.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Correspondence {
-    /// For every cell of the first view the most similar cell of the second; the first of equals.
+    /// For each cell of the first view, the most similar cell of the second; the first of equals.
     pub best_match: Vec<usize>,
-    /// Cosine similarity of every cell to its match.
+    /// Cosine similarity of each cell to its match.
     pub similarity: Vec<f32>,
-    /// Cells of the first view, most similar match first.
+    /// Cells of the first view in descending order of similarity.
     pub order: Vec<usize>,
 }
 
 /// Matches the cells of two views, `[cells, width]` each, by cosine similarity.
 ///
 /// # Panics
-/// When the second view has no cells.
+/// If the second view has no cells.
 pub fn correspond(first: &[f32], second: &[f32], width: usize) -> Correspondence {
     let [cells, others] = [first, second].map(|view| view.len() / width);
     let best_match: Vec<usize> = best_matches(first, second, width, &[(0..cells, 0..others)])
@@ -36,7 +36,7 @@ pub fn correspond(first: &[f32], second: &[f32], width: usize) -> Correspondence
     Correspondence { best_match, similarity, order }
 }
 
-/// Cosine of the angle between two vectors; 0 where one has no direction.
+/// Cosine similarity; 0 if a vector is zero.
 fn cosine(a: &[f32], b: &[f32]) -> f32 {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -45,10 +45,11 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
 }
 
 impl Correspondence {
-    /// How good the `pairs` most similar of all matches are whose true place in the second view,
-    /// in pixels, is known. None when there is no such cell.
+    /// Scores the `pairs` most similar matches among the cells whose true position in the second
+    /// view is known. `None` if there is no such cell.
     ///
-    /// `truth` has an entry for every cell of the first view, `grid` are the second one's cells.
+    /// `truth` holds the true position, in pixels of the second view, of each cell of the first
+    /// view; `grid` is that of the second view.
     pub fn scores(&self, truth: &[Option<[f64; 2]>], grid: &Grid, pairs: usize) -> Option<Scores> {
         let mut known = self.order.iter().filter_map(|&cell| Some((cell, truth[cell]?)));
         let measured = known.by_ref().take(pairs);

@@ -1,4 +1,4 @@
-//! Correspondence over the images of a source.
+//! Measures correspondence over the images of a source.
 
 use burn::tensor::Device;
 use esvit_data::{Image, Source};
@@ -15,52 +15,51 @@ use esvit_data::Preprocess;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::LeftOut;
 
-/// Images whose two views go through the network at a time.
+/// Images per forward pass.
 const BATCH: usize = 32;
-/// Purpose word of the numbers that make views.
+/// RNG purpose of the views.
 const VIEWS: u64 = u64::from_be_bytes(*b"cell-map");
 
-/// How the two views of an image are cut. The second one's colors are always changed: jittered
-/// with probability 0.8, and gray.
+/// How the two views of an image are made. The second is always color-jittered with probability 0.8
+/// and turned gray.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Geometry {
-    /// The paper's: the evaluated square, and its mirror image.
+    /// The center crop and its mirror image, as in the paper.
     Mirror,
-    /// Two random crops, each mirrored half of the time.
+    /// Two random crops, each mirrored with probability 0.5.
     Crops {
-        /// Area of a crop as a share of the image's.
+        /// Range of the area of a crop, as shares of the image.
         scale: [f64; 2],
     },
 }
 
-/// What is measured.
+/// The evaluation protocol.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Protocol {
     /// The two views.
     pub geometry: Geometry,
-    /// How many pairs of an image are measured, most similar first; fewer where there are not so
-    /// many.
+    /// Maximum number of pairs measured per image, most similar first.
     pub pairs: usize,
-    /// Whose map is matched, from 0.
+    /// Stage whose features are matched, from 0.
     pub stage: usize,
-    /// What views are made with.
+    /// Random seed of the views.
     pub seed: u64,
 }
 
-/// What was measured, and on what it could not be.
+/// Results, and the images that were left out.
 #[derive(Debug)]
 pub struct Measured {
-    /// The cells of a view.
+    /// Grid of the views.
     pub grid: Grid,
     /// Number of images measured.
     pub images: usize,
-    /// Images whose second view shows no cell of the first one; they are not measured.
+    /// Number of images whose two views do not overlap; they are not measured.
     pub disjoint: usize,
-    /// One a network, in their order.
+    /// One summary per network.
     pub networks: Vec<Summary>,
-    /// What matches chosen at random would have.
+    /// Expected result of random matches.
     pub chance: Summary,
-    /// What finding the right cell every time would have.
+    /// Result of always choosing the right cell.
     pub best: Summary,
     /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
@@ -70,11 +69,11 @@ pub struct Measured {
 struct Prepared {
     /// Normalized `[3, size, size]`.
     pixels: [Vec<f32>; 2],
-    /// Where the second view shows the cells of the first.
+    /// Position in the second view of each cell of the first.
     truth: Vec<Option<[f64; 2]>>,
 }
 
-/// What the images measured so far have.
+/// Scores of the images measured so far.
 #[derive(Default)]
 struct Tally {
     networks: Vec<Vec<Scores>>,
@@ -82,15 +81,15 @@ struct Tally {
     best: Vec<Scores>,
 }
 
-/// Measures networks of one shape on `images` (indices into `source`), which are shown as
-/// `preprocess` says. `done` is told how many images were worked on.
+/// Measures networks of one configuration on `images` (indices into `source`). `done` is called
+/// with the number of images processed in each batch.
 ///
 /// # Errors
-/// When the first network has no such stage, views are not a whole number of its cells, or nothing
-/// is left to measure.
+/// [`CorrespondenceError`] if there is no such stage, views are not a whole number of its cells, or
+/// no image could be measured.
 ///
 /// # Panics
-/// When there is no network.
+/// If `networks` is empty.
 pub fn measure(
     source: &dyn Source,
     images: &[usize],
@@ -205,8 +204,8 @@ impl Tally {
     }
 }
 
-/// Features of all cells: first those of all first views, then those of all second ones. Returns
-/// them with their width.
+/// Features of all cells, `[2 * images * cells, width]`: all first views, then all second views.
+/// Also returns the width.
 fn region_features(
     network: &PretrainedBackbone,
     prepared: &[Prepared],

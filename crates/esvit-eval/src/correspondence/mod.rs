@@ -1,7 +1,7 @@
-//! How well cells of one view are found again in another (Section 4.4 of the EsViT paper).
+//! Dense correspondence between two views of an image (Section 4.4 of the EsViT paper).
 //!
-//! A cell of a network's map is matched with the most similar cell of another view's map. Where
-//! the two views show one image, geometry says where each cell really is.
+//! Each cell of a view's token map is matched with the most similar cell of the other view's map;
+//! since both views show the same image, the true correspondence is known from their geometry.
 
 mod grid;
 mod interval;
@@ -17,13 +17,13 @@ pub use measure::{Geometry, Measured, Protocol, measure};
 pub use score::{ALPHAS, Pck, Scores, Summary};
 pub use view::{RATIO, View};
 
-/// Pairs whose prediction is measured.
+/// Number of pairs measured per image in the paper.
 pub const MEASURED_PAIRS: usize = 10;
 
-/// Why cells cannot be matched.
+/// Cells cannot be matched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CorrespondenceError {
-    /// The network has fewer stages.
+    /// The stage does not exist.
     #[error("there is no stage {stage}: the network has stages 1 to {stages}")]
     Stage {
         /// The stage, from 1.
@@ -31,27 +31,27 @@ pub enum CorrespondenceError {
         /// Number of stages.
         stages: usize,
     },
-    /// A view's side is no multiple of a cell's, so that cells at its border would lie partly
-    /// outside.
+    /// The view size is not a multiple of the cell size, so that border cells would extend beyond
+    /// it.
     #[error(
         "views of {size} pixels are not a whole number of cells of {cell} pixels\n\
          hint: take another size, such as {}", size.next_multiple_of(*cell).max(*cell)
     )]
     Size {
-        /// Side of the view in pixels.
+        /// View size in pixels.
         size: usize,
-        /// Side of a cell in pixels.
+        /// Cell size in pixels.
         cell: usize,
     },
-    /// There is nothing to measure.
+    /// No image can be read.
     #[error("none of the {images} images can be read")]
     Unreadable {
         /// Number of images.
         images: usize,
     },
-    /// The two views of every image show different parts of it.
+    /// The two views overlap for no image.
     #[error(
-        "no cell of any first view is seen in the second one\n\
+        "the two views overlap for no image\n\
          hint: take larger crops"
     )]
     Disjoint,

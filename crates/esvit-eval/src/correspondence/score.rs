@@ -1,36 +1,36 @@
-//! How far found places are from the true ones.
+//! Accuracy, PCK and distance of matched cells.
 
 use serde::Serialize;
 
 use super::Grid;
 use super::interval::{Estimate, estimate};
 
-/// Thresholds of the percentage of correct keypoints, as shares of the view's longer side.
+/// PCK thresholds, as shares of the view's longer side.
 pub const ALPHAS: [f64; 3] = [0.05, 0.1, 0.2];
 
-/// Values of [`Scores`] that every image has.
+/// Number of values of [`Scores`] that every image has.
 const VALUES: usize = 2 + ALPHAS.len();
 
-/// What was measured on the pairs of one image.
+/// Scores of the measured pairs of one image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores {
-    /// Share of the pairs whose second cell is the one that the true place lies in.
+    /// Share of the pairs whose matched cell contains the true position.
     pub accuracy: f64,
-    /// Share of the pairs whose second cell's center lies within each of [`ALPHAS`] of the true
-    /// place.
+    /// Share of the pairs whose matched cell's center is within each of [`ALPHAS`] of the true
+    /// position.
     pub pck: [f64; ALPHAS.len()],
-    /// Mean distance of the second cells' centers from the true places, in pixels of the view.
+    /// Mean distance from the matched cell's center to the true position, in pixels of the view.
     pub distance: f64,
-    /// Similarity of the best match that was not measured.
+    /// Similarity of the first pair that was not measured.
     pub next_similarity: Option<f64>,
 }
 
-/// Percentage of correct keypoints, as a share.
+/// PCK (percentage of correct keypoints), as a share.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Pck {
     /// Threshold, as a share of the view's longer side.
     pub alpha: f64,
-    /// Share of the pairs within it.
+    /// Share of the pairs within the threshold.
     #[serde(flatten)]
     pub share: Estimate,
 }
@@ -44,12 +44,12 @@ pub struct Summary {
     pub distance: Estimate,
     /// See [`Scores::pck`].
     pub pck: Vec<Pck>,
-    /// See [`Scores::next_similarity`]; only where every image has one.
+    /// See [`Scores::next_similarity`]; only if every image has one.
     pub next_similarity: Option<Estimate>,
 }
 
 impl Scores {
-    /// Of pairs of a found cell and a true place; none where there are no pairs.
+    /// Scores pairs of a matched cell and a true position; `None` without pairs.
     pub fn of(pairs: impl IntoIterator<Item = (usize, [f64; 2])>, grid: &Grid) -> Option<Self> {
         let side = grid.size().into_iter().fold(0.0, f64::max);
         let (mut count, mut exact, mut within, mut total) = (0, 0, [0; ALPHAS.len()], 0.0);
@@ -72,13 +72,14 @@ impl Scores {
         })
     }
 
-    /// What cells chosen at random would have, on average.
+    /// Expected scores of random cells.
     pub fn by_chance(truth: &[[f64; 2]], grid: &Grid) -> Option<Self> {
         let pairs = truth.iter().flat_map(|&truth| (0..grid.cells()).map(move |at| (at, truth)));
         Self::of(pairs, grid)
     }
 
-    /// What finding the right cell every time would have: places are told no finer than by cells.
+    /// Scores of always choosing the right cell: the error is that of quantizing positions to
+    /// cells.
     pub fn at_best(truth: &[[f64; 2]], grid: &Grid) -> Option<Self> {
         let right = |&truth: &[f64; 2]| Some((grid.cell_at(truth)?, truth));
         Self::of(truth.iter().filter_map(right), grid)
@@ -91,7 +92,7 @@ impl Scores {
 }
 
 impl Summary {
-    /// The means of some images' scores, with their intervals.
+    /// Means over images, with confidence intervals.
     pub fn of(scores: &[Scores]) -> Self {
         let values: Vec<[f64; VALUES]> = scores.iter().map(Scores::values).collect();
         let [accuracy, distance, pck @ ..] = estimate(&values);

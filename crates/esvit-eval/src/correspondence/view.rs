@@ -1,4 +1,4 @@
-//! Views of an image whose geometry is known.
+//! Augmented views of an image with known geometry.
 
 use esvit_data::augment::{ColorJitter, CropBox, grayscale, horizontal_flip, jitter};
 use esvit_data::{Image, ImageError, Interpolation, resized_crop_to};
@@ -6,20 +6,20 @@ use esvit_kernels::rng::Rng;
 
 use super::Grid;
 
-/// Width : height of random crops before they are made square, as in training.
+/// Range of the aspect ratio of random crops, as in training.
 pub const RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
 
-/// A part of an image, perhaps mirrored and in other colors. Pixels are made for any size.
+/// A crop of an image, optionally mirrored and recolored. It can be rendered in any size.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// The part.
+    /// The crop.
     pub crop: CropBox,
-    /// Whether it is mirrored left to right.
+    /// Whether it is mirrored horizontally.
     pub mirrored: bool,
     colors: Option<Colors>,
 }
 
-/// A change of colors: DINO's jitter, then gray with some probability.
+/// Color augmentation: DINO's color jitter, then grayscale with some probability.
 #[derive(Debug, Clone)]
 struct Colors {
     grayscale: f64,
@@ -27,42 +27,42 @@ struct Colors {
 }
 
 impl View {
-    /// All of an image of `[width, height]` pixels as it is.
+    /// The whole image of `[width, height]` pixels.
     pub fn whole([width, height]: [u32; 2]) -> Self {
         let crop = CropBox { left: 0, top: 0, width, height };
         Self { crop, mirrored: false, colors: None }
     }
 
-    /// A random part of an image of `[width, height]` pixels, `scale` of its area, mirrored half
-    /// of the time.
+    /// A random crop of an image of `[width, height]` pixels with an area within `scale` (shares of
+    /// the image), mirrored with probability 0.5.
     pub fn random([width, height]: [u32; 2], scale: [f64; 2], rng: &mut Rng) -> Self {
         let crop = CropBox::random(width, height, scale, RATIO, rng);
         Self { crop, mirrored: rng.chance(0.5), colors: None }
     }
 
-    /// Another part, likewise.
+    /// The same view of another crop.
     #[must_use]
     pub fn cropped(self, crop: CropBox) -> Self {
         Self { crop, ..self }
     }
 
-    /// The view mirrored.
+    /// The view mirrored horizontally.
     #[must_use]
     pub fn mirrored(self) -> Self {
         Self { mirrored: !self.mirrored, ..self }
     }
 
-    /// The view with jittered colors (0.4, 0.4, 0.2, 0.1 with probability 0.8), then gray with
+    /// The view with color jitter (0.4, 0.4, 0.2, 0.1, with probability 0.8), then grayscale with
     /// probability `grayscale`.
     #[must_use]
     pub fn recolored(self, grayscale: f64, rng: Rng) -> Self {
         Self { colors: Some(Colors { grayscale, rng }), ..self }
     }
 
-    /// The view of `image` in `[width, height]` pixels.
+    /// Renders the view of `image` with `[width, height]` pixels.
     ///
     /// # Errors
-    /// When the crop does not lie in the image, or the size is 0.
+    /// [`ImageError`] if the crop is not inside the image, or the size is 0.
     pub fn render(&self, image: &Image, size: [u32; 2]) -> Result<Image, ImageError> {
         let CropBox { left, top, width, height } = self.crop;
         let mut shown = if [width, height] == size {
@@ -83,16 +83,15 @@ impl View {
         Ok(shown)
     }
 
-    /// The place of the image, in its pixels, that a place of the view shows, given as shares of
-    /// the view's sides.
+    /// Maps a point of the view (shares of its sides) to pixels of the image.
     pub fn to_image(&self, [x, y]: [f64; 2]) -> [f64; 2] {
         let x = if self.mirrored { 1.0 - x } else { x };
         let CropBox { left, top, width, height } = self.crop;
         [f64::from(left) + x * f64::from(width), f64::from(top) + y * f64::from(height)]
     }
 
-    /// Where the view shows a place of the image, in shares of the view's sides; not within 0 to
-    /// 1 where it does not.
+    /// Maps a point of the image (in pixels) to shares of the view's sides; outside 0 to 1 if not
+    /// visible.
     pub fn of_image(&self, [x, y]: [f64; 2]) -> [f64; 2] {
         let CropBox { left, top, width, height } = self.crop;
         let x = (x - f64::from(left)) / f64::from(width);
@@ -100,8 +99,8 @@ impl View {
         [if self.mirrored { 1.0 - x } else { x }, y]
     }
 
-    /// For every cell of this view the place, in pixels, at which `other`, a view of the same
-    /// image, shows its center; none where it is not seen.
+    /// Ground truth: for each cell of this view, the position of its center in `other`, a view of
+    /// the same image, in pixels; `None` if it is outside.
     pub fn truth(&self, grid: &Grid, other: &Self, others: &Grid) -> Vec<Option<[f64; 2]>> {
         let ([width, height], [to_width, to_height]) = (grid.size(), others.size());
         let place = |cell| {

@@ -1,21 +1,21 @@
-//! Colors of the classes of a map.
+//! Class colors of a map.
 
 use std::collections::HashMap;
 
 use super::{EmbeddingMap, Point};
 use esvit_draw::color;
 
-/// Colors that are told apart easily; as many classes have a legend.
+/// Categorical palette; maps with more classes have no legend.
 pub(super) const PALETTE: [&str; 12] = [
     "#3b73b9", "#f28e2b", "#3f9b45", "#d64550", "#8a5fbf", "#8c5a3c", "#e377c2", "#1fb4c8",
     "#b5a512", "#6b7280", "#1b2a6b", "#93cf5a",
 ];
 
-/// Colors of classes.
+/// Colors by class name.
 pub(super) struct Colors(HashMap<String, String>);
 
 impl Colors {
-    /// The palette for as many classes as it has colors; for more, hues far from those before.
+    /// The palette if there are enough colors; else hues by the golden angle.
     pub(super) fn of(map: &EmbeddingMap) -> Self {
         let count = map.classes.len();
         let shade = |number: usize| match PALETTE.get(number) {
@@ -38,7 +38,7 @@ impl Colors {
     }
 }
 
-/// A color by hue in degrees, saturation and lightness.
+/// A color from hue in degrees, saturation and lightness.
 fn hsl(hue: f64, saturation: f64, lightness: f64) -> String {
     let reach = saturation * lightness.min(1.0 - lightness);
     let channel = |offset: f64| {

@@ -1,4 +1,4 @@
-//! The drawing of a map.
+//! Draws a map.
 
 use esvit_data::{Image, PngError, Source, encode_png};
 use rayon::prelude::*;
@@ -11,29 +11,28 @@ use esvit_draw::{Anchor, Drawing, color, escaped};
 use esvit_draw::{shortened, words_width};
 
 const MARGIN: f64 = 24.0;
-/// Width of the field that the places are spread over, and its height as a multiple of it.
+/// Width of the plot area, and bounds of its height as multiples of the width.
 const FIELD: f64 = 1040.0;
 const HEIGHTS: [f64; 2] = [0.45, 1.1];
-/// Sides of thumbnails on the map: large where images are few.
+/// Bounds of the thumbnail size; it is larger if there are few images.
 const SIDES: [f64; 2] = [36.0, 96.0];
-/// Pixels of a thumbnail to one of the drawing.
+/// Resolution of thumbnails in pixels per unit of the drawing.
 const FINENESS: f64 = 2.0;
 const FRAME: f64 = 2.0;
-/// Between thumbnails.
+/// Minimum gap between thumbnails.
 const GAP: f64 = 3.0;
 const DOT: f64 = 3.2;
-/// The widest name of a class in the legend, what stands before it, and room for a number after it.
+/// Legend: maximum width of a class name, of the dot before it, and of the count after it.
 const CLASS: f64 = 130.0;
 const LEGEND_DOT: f64 = 35.0;
 const LEGEND_COUNT: f64 = 48.0;
 
-/// The drawing: thumbnails of images around their places wherever there is room for one, and dots
-/// for the others.
-/// Classes are colors, with a legend for up to twelve. There are no axes, as they mean nothing.
-/// Thumbnails come from `source`; `about` says of what the map is.
+/// Draws images at their coordinates as thumbnails if there is room, else as dots. Classes are
+/// colored, with a legend for up to twelve of them. There are no axes: coordinates have no meaning
+/// of their own. Thumbnails come from `source`; `about` is a subtitle.
 ///
 /// # Errors
-/// When a thumbnail cannot be stored.
+/// [`PngError`] if a thumbnail cannot be encoded.
 pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Drawing, PngError> {
     let has_legend = (1..=PALETTE.len()).contains(&map.classes.len());
     let title = format!("{} map of view features", map.layout.method.name());
@@ -63,13 +62,13 @@ pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Draw
     drawing.text([MARGIN, MARGIN + 56.0], &remark, 12.0, color::FAINT, Anchor::Start);
     let draw_dots = |drawing: &mut Drawing| {
         for (index, (point, &place)) in map.points.iter().zip(&places).enumerate() {
-            // An image that is seen needs no dot.
+            // Images with a thumbnail need no dot.
             if thumbnails.binary_search_by_key(&index, |(index, _)| *index).is_err() {
                 dot(drawing, place, &colors.of_point(point), &point.name);
             }
         }
     };
-    // Dots hide no thumbnail unless their colors say what thumbnails do not: which class it is.
+    // Dots are drawn above thumbnails only if their color adds information, the class.
     if !has_legend {
         draw_dots(&mut drawing);
     }
@@ -87,8 +86,8 @@ pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Draw
     Ok(drawing)
 }
 
-/// Places in the field, `border` away from its edges, which they fill as far as they can without
-/// being stretched, and the field's height.
+/// Scales coordinates to the plot area without distortion, `border` away from its edges; also
+/// returns its height.
 fn spread(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
     let range = |values: &dyn Fn(&Point) -> f64| {
         let values = points.iter().map(values);
@@ -101,7 +100,7 @@ fn spread(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
     let center = |[low, high]: [f64; 2]| (low + high) / 2.0;
     let room = FIELD - 2.0 * border;
     let most = HEIGHTS[1] * FIELD - 2.0 * border;
-    // Places on a line up, or all in one, are not spread across.
+    // Points that are all on a vertical line, or all equal, are not spread horizontally.
     let scale = (room / wide).min(most / high);
     let scale = if scale.is_finite() { scale } else { 0.0 };
     let height = (high * scale + 2.0 * border).max(HEIGHTS[0] * FIELD);
@@ -111,7 +110,7 @@ fn spread(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
     (points.iter().map(place).collect(), height)
 }
 
-/// How the map is to be read.
+/// How to read the map.
 fn remark(map: &EmbeddingMap, thumbnails: usize) -> String {
     let layout = &map.layout;
     let how = match (layout.method, layout.explained_variance, layout.perplexity) {
@@ -129,7 +128,7 @@ fn remark(map: &EmbeddingMap, thumbnails: usize) -> String {
     format!("{how}; {thumbnails} thumbnails where there is room, dots elsewhere")
 }
 
-/// A dot with a light edge, which tells its image's name where it is pointed at.
+/// A dot with a light outline and the image name as tooltip.
 fn dot(drawing: &mut Drawing, [x, y]: [f64; 2], shade: &str, name: &str) {
     drawing.element(format_args!(
         "<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{DOT}\" fill=\"{shade}\" stroke=\"#ffffff\" \
@@ -138,7 +137,7 @@ fn dot(drawing: &mut Drawing, [x, y]: [f64; 2], shade: &str, name: &str) {
     ));
 }
 
-/// Classes and their numbers of images, for names of some width.
+/// The legend: classes and their numbers of images, with names truncated to the width `name`.
 fn draw_legend(
     drawing: &mut Drawing,
     map: &EmbeddingMap,

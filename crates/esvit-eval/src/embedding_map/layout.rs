@@ -1,48 +1,48 @@
-//! Coordinates of features on a map.
+//! Two-dimensional coordinates of features.
 
 use serde::Serialize;
 
 use super::{Method, tsne};
 use crate::pca::{PcaError, PrincipalComponents};
 
-/// Principal components that t-SNE works on: the usual number, which leaves noise behind.
+/// Number of principal components that t-SNE works on (the usual denoising step).
 const TSNE_COMPONENTS: usize = 50;
-/// With fewer images t-SNE has no neighborhoods to keep.
+/// Minimum number of images for t-SNE.
 pub const MIN_TSNE: usize = 10;
 
-/// How a map came about.
+/// How the coordinates were computed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Layout {
     /// The method.
     pub method: Method,
-    /// Shares of the features' variance across and upwards, 0 to 1, for [`Method::Pca`].
+    /// Explained variance of x and y, 0 to 1, for [`Method::Pca`].
     pub explained_variance: Option<[f64; 2]>,
-    /// Effective number of neighbors of an image, for [`Method::Tsne`].
+    /// Perplexity, for [`Method::Tsne`].
     pub perplexity: Option<f64>,
 }
 
-/// Why there is no map.
+/// A map cannot be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
     /// The features have no principal components.
     #[error(transparent)]
     Pca(#[from] PcaError),
-    /// There are too few images.
+    /// Too few images for t-SNE.
     #[error("t-SNE needs at least {MIN_TSNE} images, there are {images}\nhint: PCA needs only two")]
     TooFew {
         /// Number of images.
         images: usize,
     },
-    /// There is no thread to work on.
+    /// No thread can be started.
     #[error("no thread can be started: {0}")]
     Thread(#[from] rayon::ThreadPoolBuildError),
 }
 
-/// Coordinates of `values [rows, width]`, one pair a row; the same on every run and for any number
-/// of threads.
+/// Computes coordinates `[x, y]` for each row of `values [rows, width]`; the same on every run and
+/// for any number of threads. `done` is called after each step of t-SNE.
 ///
 /// # Errors
-/// When all rows are equal, a value is not finite, or there are too few rows for t-SNE.
+/// [`MapError`] if all rows are equal, a value is not finite, or there are too few rows for t-SNE.
 pub fn layout(
     values: &[f32],
     width: usize,
@@ -56,7 +56,7 @@ pub fn layout(
     let wanted = if method == Method::Tsne { TSNE_COMPONENTS } else { 2 };
     let components = PrincipalComponents::fit(values, width, wanted)?;
     let coordinates = components.project(values);
-    // Rows that vary along one line only have no second coordinate.
+    // Rows on a line have no second coordinate.
     let component = |row: &[f64], index: usize| row.get(index).copied().unwrap_or(0.0);
     let first_two: Vec<[f64; 2]> = coordinates
         .chunks_exact(components.count())

@@ -1,4 +1,4 @@
-//! Two-dimensional maps of features: images that a network finds alike lie close together.
+//! Two-dimensional maps of features, by t-SNE or PCA.
 
 mod colors;
 mod drawing;
@@ -18,19 +18,18 @@ pub use layout::{Layout, MIN_TSNE, MapError, layout};
 pub use table::write_csv;
 pub use tsne::STEPS;
 
-/// How features are laid out in two dimensions.
+/// Projection to two dimensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// t-distributed stochastic neighbor embedding: neighbors stay neighbors; distances between
-    /// groups, and sizes of groups, mean nothing.
+    /// t-SNE: preserves neighborhoods; distances between clusters, and cluster sizes, mean nothing.
     Tsne,
-    /// The first two principal components: a projection, in which distances can only shrink.
+    /// The first two principal components: a linear projection.
     Pca,
 }
 
 impl Method {
-    /// Its usual name.
+    /// Display name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tsne => "t-SNE",
@@ -39,15 +38,15 @@ impl Method {
     }
 }
 
-/// A map: where every image lies.
+/// A map of images.
 #[derive(Debug, Serialize)]
 pub struct EmbeddingMap {
-    /// How the places came about.
+    /// How the coordinates were computed.
     #[serde(flatten)]
     pub layout: Layout,
-    /// One an image.
+    /// One point per image.
     pub points: Vec<Point>,
-    /// Names of the classes; none where the images have no labels.
+    /// Class names; empty if the images have no labels.
     #[serde(skip)]
     pub classes: Vec<String>,
 }
@@ -58,23 +57,22 @@ pub struct Point {
     /// Index of the image in its source.
     #[serde(skip)]
     pub image: usize,
-    /// Its name.
+    /// Name of the image.
     pub name: String,
-    /// Name of its class, if it is labeled.
+    /// Class name, if labeled.
     pub class: Option<String>,
-    /// Across.
+    /// Horizontal coordinate.
     pub x: f64,
-    /// Upwards.
+    /// Vertical coordinate, upwards.
     pub y: f64,
 }
 
 impl EmbeddingMap {
-    /// Lays out `features` of images of `source`. They are scaled to unit length, so that
-    /// distances follow cosine similarities. `done` is called after every step of the method's
-    /// search.
+    /// Computes the map of `features` of images of `source`. Features are L2-normalized, so that
+    /// distances follow cosine similarity. `done` is called after each step of t-SNE.
     ///
     /// # Errors
-    /// When the method cannot lay out these features.
+    /// [`MapError`] if the method cannot be applied to these features.
     pub fn new(
         mut features: Features,
         source: &dyn Source,

@@ -1,18 +1,18 @@
-//! Which images of a map have room for a thumbnail.
+//! Chooses the images of a map that get a thumbnail.
 
 use std::collections::HashMap;
 
 use esvit_kernels::rng::Rng;
 
-/// Purpose word of the order in which images are asked.
+/// RNG purpose of the order in which images are tried.
 const ORDER_PURPOSE: u64 = 0x7B13;
 
-/// Indices of places around which a square of `side` fits without touching another's. Places are
-/// asked in an order that looks random and is always the same, so that no class goes first.
+/// Greedily chooses places for non-overlapping squares of side `side`, and returns their indices.
+/// They are tried in a fixed pseudo-random order, so that no class is preferred.
 pub(super) fn with_room(places: &[[f64; 2]], side: f64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..places.len()).collect();
     Rng::for_purpose(0, ORDER_PURPOSE, [0; 3]).shuffle(&mut order);
-    // Squares that touch have their centers in neighboring cells of this size.
+    // Hash grid: overlapping squares have their centers in the same or adjacent cells.
     let mut taken: HashMap<[i64; 2], Vec<[f64; 2]>> = HashMap::new();
     let cell = |place: [f64; 2]| place.map(|value| (value / side).floor() as i64);
     let mut chosen = Vec::new();

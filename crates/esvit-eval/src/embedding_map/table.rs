@@ -1,4 +1,4 @@
-//! The places of a map as a table.
+//! Coordinates of a map as CSV.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,10 +8,10 @@ use esvit_files::{FileError, write_atomically};
 use super::EmbeddingMap;
 use esvit_model::embedding::quoted;
 
-/// Writes comma-separated values: name, label, x, y; no label where there is none.
+/// Writes a CSV file with the columns name, label, x, y; the label is empty if there is none.
 ///
 /// # Errors
-/// When the file cannot be written; it then is not there.
+/// [`FileError`] if the file cannot be written; an existing file is then unchanged.
 pub fn write_csv(path: &Path, map: &EmbeddingMap) -> Result<(), FileError> {
     write_atomically(path, |file| {
         writeln!(file, "name,label,x,y")?;

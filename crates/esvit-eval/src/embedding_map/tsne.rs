@@ -5,29 +5,28 @@ use rayon::prelude::*;
 
 use super::MapError;
 
-/// The usual effective number of neighbors.
+/// The usual perplexity.
 const PERPLEXITY: f64 = 30.0;
-/// How coarsely far groups are taken as one point; the usual value.
+/// Barnes-Hut accuracy; the usual value.
 const THETA: f64 = 0.5;
-/// Steps of the search for a t-SNE map.
+/// Number of gradient descent steps.
 pub const STEPS: usize = 2000;
-/// How much attractions are exaggerated in the first 250 steps; the usual value.
+/// Early exaggeration, for the first 250 steps; the usual value.
 const EXAGGERATION: f64 = 12.0;
-/// The least learning rate.
+/// Minimum learning rate.
 const LEAST_RATE: f64 = 400.0;
-/// Standard deviation of the places that the search starts from.
+/// Standard deviation of the initial coordinates.
 const START: f64 = 1e-4;
 
-/// The perplexity for so many rows: each has three times as many neighbors.
+/// Perplexity for `rows` rows: each needs three times as many neighbors.
 pub(super) fn perplexity(rows: usize) -> f64 {
     PERPLEXITY.min((rows - 1) as f64 / 3.0)
 }
 
-/// Places of `values [rows, width]`, starting from `start`, scaled down.
+/// Embeds `values [rows, width]`, starting from `start` (scaled down).
 ///
-/// Nothing is random: the search starts from principal components rather than from noise,
-/// neighbors are found exactly rather than by a tree built at random, and the descent, whose
-/// sums would depend on how threads share them, has one thread of its own.
+/// Deterministic: the initialization is PCA, neighbors are exact instead of from a randomized tree,
+/// and the descent runs on one thread, since its sums depend on how threads split them.
 pub(super) fn run(
     values: &[f64],
     width: usize,
@@ -41,9 +40,9 @@ pub(super) fn run(
     let scale = START / variance.sqrt();
     let start: Vec<f64> = start.as_flattened().iter().map(|value| value * scale).collect();
 
-    // The usual rate, a quarter of this and at least 50, is for gradients with their factor 4, which
-    // the library leaves out, and for gains without its bound: with that rate a map is far from
-    // done after these steps.
+    // The usual rate, rows / (4 * exaggeration) and at least 50, assumes a factor 4 in the
+    // gradient, which the library omits, and unbounded gains, which it bounds: with that rate a map
+    // is far from converged after these steps.
     let rate = LEAST_RATE.max(rows as f64 / EXAGGERATION);
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
     let places = alone.install(|| {
@@ -61,8 +60,8 @@ pub(super) fn run(
     Ok(places.as_chunks::<2>().0.to_vec())
 }
 
-/// The `count` nearest other rows of every row with their distances, nearest first, equally near
-/// ones in their order.
+/// The `count` nearest other rows of each row with Euclidean distances, ascending, ties by index.
+/// O(rows^2).
 fn neighbors(values: &[f64], width: usize, count: usize) -> Vec<Vec<Neighbor<f64>>> {
     let rows: Vec<&[f64]> = values.chunks_exact(width).collect();
     let of_row = |(index, row): (usize, &&[f64])| {

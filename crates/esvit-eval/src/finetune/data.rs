@@ -1,4 +1,4 @@
-//! Labeled images as batches of random crops.
+//! Batches of labeled random crops.
 
 use std::collections::HashSet;
 
@@ -10,23 +10,22 @@ use rayon::prelude::*;
 use crate::labeled::LabeledSet;
 use esvit_model::features::LeftOut;
 
-/// Purpose word of the numbers that order an epoch.
+/// RNG purpose of the epoch order.
 const ORDER_PURPOSE: u64 = 0xF17E;
 
-/// A step's images.
+/// A batch.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// Normalized pixels `[B, 3, size, size]`.
     pub pixels: Vec<f32>,
-    /// Classes, one an image.
+    /// Class index of each image.
     pub labels: Vec<u32>,
-    /// Images that could not be read and were not known to be broken.
+    /// Images that could not be read, unless already reported.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Cuts a set into batches of random crops. What is drawn for an image depends on the seed, the
-/// epoch and its number in the source alone. Images that cannot be read are left out, which makes
-/// their batches smaller.
+/// Makes batches of random crops. Augmentation is a function of seed, epoch and source index.
+/// Unreadable images are left out, which makes their batches smaller.
 pub struct Batches<'a> {
     set: &'a LabeledSet,
     views: ViewsConfig,
@@ -37,31 +36,31 @@ pub struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// Batches of at most `size` images; of every image the first of `views` is taken.
+    /// Batches of at most `size` images, each the first of `views`.
     pub fn new(set: &'a LabeledSet, views: ViewsConfig, size: usize, seed: u64) -> Self {
         let size = size.clamp(1, set.images.len().max(1));
         let normalization = views.normalization();
         Self { set, views, normalization, size, seed, broken: HashSet::new() }
     }
 
-    /// Images of a batch, but for the last one of an epoch.
+    /// Batch size, except for the last batch of an epoch.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Batches of an epoch; the last takes what is left.
+    /// Number of batches per epoch, including the last partial one.
     pub fn per_epoch(&self) -> u64 {
         self.set.images.len().div_ceil(self.size) as u64
     }
 
-    /// The images of an epoch, in its order.
+    /// Source indices of the images of an epoch, in order.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
         let mut order = self.set.images.clone();
         Rng::for_purpose(self.seed, ORDER_PURPOSE, [epoch, 0, 0]).shuffle(&mut order);
         order
     }
 
-    /// Reads some images of an epoch.
+    /// Loads and augments some images of an epoch.
     pub fn load(&mut self, epoch: u64, images: &[usize]) -> Batch {
         let crops: Vec<(usize, Result<Vec<f32>, String>)> = images
             .par_iter()

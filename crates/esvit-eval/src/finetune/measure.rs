@@ -1,4 +1,4 @@
-//! How often a classifier is right.
+//! Accuracy of a classifier.
 
 use esvit_kernels::pool;
 use esvit_nn::params::tensor;
@@ -12,11 +12,11 @@ use crate::probe::{ClassAccuracy, rank};
 use esvit_data::Preprocess;
 use esvit_model::features::{LeftOut, view_forward};
 
-/// Rows whose class scores are held at a time.
+/// Rows whose logits are computed at a time.
 const ROWS: usize = 512;
 
-/// Classifies the images of a set, as the backbone's evaluations show them. Images of classes
-/// that the classifier does not know count as wrong. None where no image can be read.
+/// Accuracy on a set, preprocessed as in evaluations. Images of classes without an output count as
+/// wrong. `None` if no image can be read.
 pub fn score(
     network: &Classifier,
     params: &Params,

@@ -1,6 +1,5 @@
-//! Fine-tuning: a backbone and a linear classifier on its view feature, trained together on
-//! labeled images. From random values it is the supervised training that pre-training is
-//! compared with.
+//! Fine-tuning: backbone and linear classifier on its view feature, trained end to end on labeled
+//! images. From random initialization it is the supervised baseline for pre-training.
 
 mod data;
 mod measure;
@@ -26,16 +25,16 @@ use crate::probe::ClassAccuracy;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::LeftOut;
 
-/// Why there is no fine-tuned network.
+/// Fine-tuning failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FinetuneError {
-    /// A setting makes no sense.
+    /// A setting is invalid.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// The images to learn from leave nothing to be learned.
+    /// All training images have the same class.
     #[error(
-        "all {images} images to learn from are of one class, `{class}`: there is nothing to tell \
-         apart\nhint: classes are the folders below the one that `--train` names"
+        "all {images} training images are of one class, `{class}`\n\
+         hint: classes are the subfolders of `--train`"
     )]
     OneClass {
         /// Number of images.
@@ -43,12 +42,12 @@ pub enum FinetuneError {
         /// Their class.
         class: String,
     },
-    /// A set has no images.
+    /// A set is empty.
     #[error("there are no {set} images\nhint: name a folder of them with `--{option}`")]
     Empty {
         /// `training` or `query`.
         set: &'static str,
-        /// The option that gives them.
+        /// The command-line option for it.
         option: &'static str,
     },
     /// No image of a set can be read.
@@ -59,21 +58,21 @@ pub enum FinetuneError {
         /// Number of its images.
         images: usize,
     },
-    /// Training went astray.
+    /// The loss or its gradient is not finite.
     #[error(
         "in step {step} the loss is {loss} and the norm of its gradient {grad_norm}\n\
          hint: lower `--lr`, which is {lr}{}", remedy(*precision)
     )]
     NotFinite {
-        /// The step, counted from 1.
+        /// Step, from 1.
         step: u64,
         /// The loss.
         loss: f32,
-        /// Norm of all gradients.
+        /// Global gradient norm.
         grad_norm: f32,
-        /// The learning rate that was asked for.
+        /// The configured learning rate.
         lr: f64,
-        /// The precision of the step.
+        /// Precision of the step.
         precision: Precision,
     },
 }
@@ -82,63 +81,63 @@ fn remedy(precision: Precision) -> &'static str {
     if precision == Precision::F32 { "" } else { ", or take `--precision f32`" }
 }
 
-/// What happens on the way.
+/// Progress events.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A step was done.
+    /// A step is done.
     Step {
         /// Steps done.
         step: u64,
-        /// Steps of all epochs.
+        /// Total number of steps.
         steps: u64,
-        /// Images of the step.
+        /// Batch size of the step.
         images: usize,
         /// Its loss.
         loss: f32,
-        /// Its learning rate, for parameters that no layer-wise decay slows down.
+        /// Learning rate before layer-wise decay.
         lr: f64,
     },
-    /// An epoch was done and the network measured.
+    /// An epoch is done and the network evaluated.
     Epoch(&'a EpochResult),
-    /// Images cannot be read.
+    /// Images could not be read.
     LeftOut(&'a [LeftOut]),
 }
 
-/// One epoch.
+/// Results of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct EpochResult {
-    /// The epoch, counted from 1.
+    /// Epoch, from 1.
     pub epoch: u64,
-    /// Mean training loss of its images, against the mixed and smoothed targets.
+    /// Mean training loss, against the mixed and smoothed targets.
     pub loss: f64,
-    /// Learning rate of its last step, for parameters that no layer-wise decay slows down.
+    /// Learning rate of the last step, before layer-wise decay.
     pub lr: f64,
     /// Accuracy on the query images.
     #[serde(flatten)]
     pub accuracy: ClassAccuracy,
 }
 
-/// A fine-tuned network and how it came about.
+/// A fine-tuned network and its training history.
 #[derive(Debug)]
 pub struct Finetuned {
     /// The network.
     pub network: Classifier,
-    /// Its values after the last epoch.
+    /// Parameters after the last epoch.
     pub params: Params,
-    /// Steps that were done.
+    /// Number of steps done.
     pub steps: u64,
-    /// Every epoch, at least one.
+    /// Results of all epochs, at least one.
     pub epochs: Vec<EpochResult>,
 }
 
 impl Finetuned {
-    /// The last epoch: that of the values at hand.
+    /// The last epoch, to which `params` belongs.
     pub fn last(&self) -> &EpochResult {
         &self.epochs[self.epochs.len() - 1]
     }
 
-    /// The epoch with the highest top-1, the first of equals. It is chosen by the images that it is
-    /// measured on, and so a little too high.
+    /// The epoch with the highest top-1, the first of equals. It is selected on the query images
+    /// themselves, so its accuracy is biased upwards.
     pub fn best(&self) -> &EpochResult {
         self.epochs.iter().fold(&self.epochs[0], |best, other| {
             if other.accuracy.top1 > best.accuracy.top1 { other } else { best }
@@ -146,12 +145,12 @@ impl Finetuned {
     }
 }
 
-/// Trains the network of `backbone`, from its values or from scratch, with a classifier on the
-/// images that `task` gives to learn from, and measures it on the others after every epoch.
+/// Trains the network of `backbone` (from its weights or from scratch) with a classifier on the
+/// training images of `task`, and evaluates it on the query images after each epoch.
 ///
 /// # Errors
-/// When a setting makes no sense, there are no images or none that can be read, they have only
-/// one class, or the loss is not finite.
+/// [`FinetuneError`] if a setting is invalid, a set is empty or unreadable, there is only one
+/// class, or the loss is not finite.
 pub fn finetune(
     backbone: &PretrainedBackbone,
     task: &LabeledTask,
@@ -213,7 +212,7 @@ fn unreadable(set: &'static str, images: &LabeledSet) -> FinetuneError {
     FinetuneError::Unreadable { set, images: images.images.len() }
 }
 
-/// Whether there is anything to learn and anything to measure.
+/// Checks that both sets have images and training images have at least two classes.
 fn check(task: &LabeledTask) -> Result<(), FinetuneError> {
     for (set, option, images) in
         [("training", "train", &task.train.images), ("query", "val", &task.queries.images)]

@@ -11,8 +11,8 @@ use esvit_nn::{ForwardCtx, Params, Swin, SwinConfig};
 
 use esvit_model::PretrainedBackbone;
 
-/// A network that names classes. The backbone's parameters come first and have their official
-/// names; the classifier's are `classifier.weight [classes, C]` and `classifier.bias [classes]`.
+/// A classifier network. The backbone's parameters come first, under their official names; the
+/// linear layer's are `classifier.weight [classes, C]` and `classifier.bias [classes]`.
 #[derive(Debug)]
 pub struct Classifier {
     /// The backbone.
@@ -22,7 +22,8 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// A network of a shape for some classes; `drop_path` is the rate of the last block.
+    /// A network with `classes` outputs; `drop_path` is the stochastic depth rate of the last
+    /// block.
     pub fn new(shape: &SwinConfig, classes: usize, drop_path: f64) -> Self {
         let mut registry = Registry::default();
         let mut scope = registry.root();
@@ -36,7 +37,7 @@ impl Classifier {
         &self.specs
     }
 
-    /// The values of a backbone of the same shape, and a classifier at its starting values.
+    /// The parameters of a backbone of the same configuration, and a newly initialized classifier.
     pub fn start_from(&self, backbone: &PretrainedBackbone, seed: u64) -> Params {
         let mut known = backbone.params.values().iter();
         Params::from_fn(&self.specs, &Device::flex(), |spec| {
@@ -44,28 +45,28 @@ impl Classifier {
         })
     }
 
-    /// Class scores `[B, classes]` of normalized pixels `[B, 3, H, W]`.
+    /// Logits `[B, classes]` of normalized pixels `[B, 3, H, W]`.
     pub fn logits(&self, params: &Params, images: Tensor<4>, pass: &ForwardCtx) -> Tensor<2> {
         self.classify(params, self.swin.forward(params, images, pass).view, pass)
     }
 
-    /// Class scores `[B, classes]` of view features `[B, C]`.
+    /// Logits `[B, classes]` of view features `[B, C]`.
     pub fn classify(&self, params: &Params, features: Tensor<2>, pass: &ForwardCtx) -> Tensor<2> {
         self.linear.forward(params, features, Activation::None, pass)
     }
 }
 
-/// What the learning rate of every parameter is multiplied by. The classifier and the last norm
-/// have 1; every block has `decay` times the factor of what comes after it, and the patch embedding
-/// that of a block before the first. Patch merging belongs to the last block of its stage. (The
-/// grouping of BEiT, for Swin as in SimMIM.)
+/// Layer-wise learning rate decay: a factor for each parameter. Classifier and last norm have 1;
+/// each block has `decay` times the factor of the block after it, and the patch embedding comes
+/// before the first block. Patch merging belongs to the last block of its stage. (BEiT's grouping,
+/// applied to Swin as in SimMIM.)
 pub fn layer_lr_scales(specs: &[ParamSpec], depths: &[usize], decay: f64) -> Vec<f64> {
     let last = depths.iter().sum::<usize>() + 1;
     let scale = |spec: &ParamSpec| decay.powi((last - layer(&spec.name, depths)) as i32);
     specs.iter().map(scale).collect()
 }
 
-/// Place of a parameter's layer: 0 is the patch embedding, then come the blocks of all stages.
+/// Layer index of a parameter: 0 for the patch embedding, then the blocks of all stages.
 fn layer(name: &str, depths: &[usize]) -> usize {
     if name.starts_with("patch_embed.") {
         return 0;
@@ -83,8 +84,8 @@ fn in_stage(name: &str, depths: &[usize]) -> Option<usize> {
     }
 }
 
-/// Targets `[B, classes]` of labels: all of a row belongs to its class but for `smoothing`, which is
-/// spread over all classes alike.
+/// Targets `[B, classes]` with label smoothing: one-hot times `1 - smoothing`, plus
+/// `smoothing / classes`.
 pub fn targets(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
     let spread = smoothing / classes as f64;
     let mut values = vec![spread as f32; labels.len() * classes];
@@ -94,7 +95,7 @@ pub fn targets(labels: &[u32], classes: usize, smoothing: f64, device: &Device) 
     tensor(values, [labels.len(), classes], device)
 }
 
-/// Mean cross-entropy of class scores `[B, classes]` against targets that sum to 1 in every row.
+/// Mean cross-entropy of logits `[B, classes]` against targets that sum to 1 per row.
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
     let rows = logits.dims()[0] as f64;
     -(log_softmax(logits, 1) * targets).sum() / rows

@@ -1,4 +1,4 @@
-//! A fine-tuned network in a file.
+//! Saves fine-tuned networks.
 
 use std::path::Path;
 
@@ -9,21 +9,21 @@ use serde::Serialize;
 use super::Finetuned;
 use esvit_model::{About, PretrainedBackbone};
 
-/// What travels with the weights.
+/// Metadata of the file.
 #[derive(Serialize)]
 struct Labeled<'a> {
     #[serde(flatten)]
     about: About,
-    /// Names of the classes, in the order of the classifier's rows.
+    /// Class names, in the order of the classifier's rows.
     classes: &'a [String],
 }
 
-/// Writes a network as a safetensors file: the backbone under its official names, the classifier as
-/// `classifier.weight` and `classifier.bias`, and what [`PretrainedBackbone::open`] needs to read it. `start`
-/// is the backbone that it was made of, and tells how images are shown to it.
+/// Saves a network as safetensors: the backbone under its official names, `classifier.weight` and
+/// `classifier.bias`, and the metadata for [`PretrainedBackbone::open`]. `start` is the backbone
+/// that training started from; its preprocessing is stored too.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// [`FileError`] if the file cannot be written.
 pub fn save(
     path: &Path,
     finetuned: &Finetuned,

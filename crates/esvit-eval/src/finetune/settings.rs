@@ -1,4 +1,4 @@
-//! How a backbone is fine-tuned.
+//! Settings of fine-tuning.
 
 use esvit_data::augment::RandAugment;
 use esvit_data::{Policy, ViewsConfig};
@@ -11,51 +11,52 @@ use serde::Serialize;
 
 use esvit_data::Preprocess;
 
-/// Share of the epochs over which the learning rate grows, where nothing else is said.
+/// Default warm-up, as a share of the epochs.
 const WARMUP_SHARE: f64 = 0.1;
-/// Mixing parameters outside these are as good as none, or as good as always one half.
+/// Range of mixup and CutMix alphas; beyond it, mixing is practically off or always one half.
 const MIXING: [f64; 2] = [0.01, 5.0];
 
-/// The recipe. Its defaults are those with which Swin transformers are usually fine-tuned after
-/// self-supervised training.
+/// The recipe. Its defaults are the usual ones for fine-tuning Swin transformers after
+/// self-supervised pre-training.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Settings {
-    /// Starts from random values instead of the backbone's: supervised training.
+    /// Random initialization instead of the backbone's weights (supervised training).
     pub from_scratch: bool,
-    /// Passes over the images.
+    /// Number of epochs.
     pub epochs: u64,
-    /// Images of a step; the last step of an epoch takes what is left.
+    /// Batch size; the last batch of an epoch may be smaller.
     pub batch_size: usize,
-    /// Learning rate at the end of the warm-up for a batch of 256; it is scaled by the batch.
+    /// Peak learning rate for a batch size of 256, scaled linearly with the batch size.
     pub lr: f64,
-    /// Epochs over which the learning rate grows from 0; after that it falls by half a cosine.
+    /// Epochs of linear warm-up, before a cosine decay to 0.
     pub warmup_epochs: f64,
-    /// What the learning rate is multiplied by from one block to the one before.
+    /// Layer-wise learning rate decay, per block.
     pub layer_decay: f64,
-    /// Decoupled weight decay of all matrices.
+    /// Decoupled weight decay of matrices.
     pub weight_decay: f64,
-    /// Largest norm of all gradients together; 0 for any.
+    /// Maximum global gradient norm; 0 disables clipping.
     pub clip_grad: f64,
-    /// Area of a training crop, as a share of the image's.
+    /// Range of the area of a random resized crop, as shares of the image.
     pub scale: [f64; 2],
-    /// Two random operations on color or geometry per crop (`rand-m9-mstd0.5-inc1`).
+    /// RandAugment with two operations per crop (`rand-m9-mstd0.5-inc1`).
     pub randaugment: bool,
-    /// Both parameters of the Beta distribution of mixup's share; 0 for no mixup.
+    /// Mixup alpha; 0 disables mixup.
     pub mixup: f64,
-    /// The same of CutMix. Where both are on, a step takes either with equal probability.
+    /// CutMix alpha; 0 disables CutMix. If both are enabled, each step uses either with equal
+    /// probability.
     pub cutmix: f64,
-    /// Share of the target that is spread over all classes.
+    /// Label smoothing.
     pub label_smoothing: f64,
-    /// Rate at which the last block's branches are dropped; it grows linearly from 0 at the first.
+    /// Stochastic depth rate of the last block, increasing linearly from 0 at the first.
     pub drop_path: f64,
-    /// Type of GEMM operands and of saved activations in training.
+    /// Precision of GEMM operands and saved activations in training.
     pub precision: Precision,
-    /// Seed of the classifier, the order, the crops, mixing and dropping.
+    /// Seed of initialization, order, augmentation, mixing and stochastic depth.
     pub seed: u64,
 }
 
 impl Settings {
-    /// The defaults, for a number of epochs: layer-wise decay is for values that were learned before.
+    /// The defaults for a number of epochs. Layer-wise decay is only used with pre-trained weights.
     pub fn new(epochs: u64, from_scratch: bool) -> Self {
         Self {
             from_scratch,
@@ -77,10 +78,10 @@ impl Settings {
         }
     }
 
-    /// Names the first setting that makes no sense.
+    /// Checks all settings.
     ///
     /// # Errors
-    /// When there is one.
+    /// [`SettingError`] for the first invalid setting.
     pub fn validate(&self) -> Result<(), SettingError> {
         let number = |key: &str, value: f64, good: bool, need: &str| {
             check(good && value.is_finite(), key, value, need)
@@ -112,12 +113,12 @@ impl Settings {
         number("--drop-path", self.drop_path, share(self.drop_path), SHARE)
     }
 
-    /// The learning rate of every step, for parameters that no layer-wise decay slows down.
+    /// The learning rate schedule, before layer-wise decay.
     pub fn schedule(&self, steps_per_epoch: u64, batch: usize) -> CosineSchedule {
         let base = self.lr * batch as f64 / LR_BATCH;
         let warmup_steps = (self.warmup_epochs * steps_per_epoch as f64).round() as u64;
         let total_steps = self.epochs * steps_per_epoch;
-        // A first step of rate 0 would change nothing.
+        // Warm-up does not start at 0, where the first step would change nothing.
         CosineSchedule {
             start: base / warmup_steps.max(1) as f64,
             base,
@@ -127,7 +128,7 @@ impl Settings {
         }
     }
 
-    /// How images are mixed, if they are.
+    /// The mixup configuration, if enabled.
     pub fn mixing(&self) -> Option<MixupConfig> {
         let switch_prob = match (self.mixup > 0.0, self.cutmix > 0.0) {
             (false, false) => return None,
@@ -144,7 +145,7 @@ impl Settings {
         })
     }
 
-    /// How a training crop is made of an image: the first of these views.
+    /// Augmentation of training images: the first of these views is used.
     pub fn views(&self, preprocess: &Preprocess) -> ViewsConfig {
         let mut views = ViewsConfig {
             global_size: preprocess.transform.crop,

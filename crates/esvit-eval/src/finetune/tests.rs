@@ -156,7 +156,7 @@ fn what_cannot_be_learnt_is_refused() {
         finetune(&backbone, task, settings, |_| ()).unwrap_err().to_string()
     };
     let error = fails(&task(1, 3), &quick(1));
-    assert!(error.starts_with("all 3 images to learn from are of one class, `c0`"), "{error}");
+    assert!(error.starts_with("all 3 training images are of one class, `c0`"), "{error}");
     let mut none = task(2, 2);
     none.queries.images.clear();
     assert!(fails(&none, &quick(1)).contains("no query images"));

@@ -1,4 +1,4 @@
-//! One optimizer step of a classifier.
+//! Training steps of a classifier.
 
 use burn::tensor::{Device, Tensor};
 use esvit_kernels::{buffer, pool};
@@ -13,23 +13,23 @@ use super::data::Batch;
 use super::model::{Classifier, cross_entropy, layer_lr_scales, targets};
 use super::settings::Settings;
 
-/// A classifier that is being trained.
+/// A classifier in training.
 #[derive(Debug)]
 pub struct Trainer {
     /// The network.
     pub network: Classifier,
-    /// Its values.
+    /// Its parameters.
     pub params: Params,
     optimizer: Optimizer,
     layer_lr_scales: Vec<f64>,
     settings: Settings,
     classes: usize,
-    /// Side of the crops, in pixels.
+    /// Size of the crops in pixels.
     size: usize,
 }
 
 impl Trainer {
-    /// A network with its values, for crops of `size` pixels.
+    /// A trainer for crops of `size` pixels.
     pub fn new(
         network: Classifier,
         params: Params,
@@ -51,10 +51,11 @@ impl Trainer {
         }
     }
 
-    /// One step on a batch, which must have images; returns the loss.
+    /// One optimizer step on a non-empty batch; returns the loss.
     ///
     /// # Errors
-    /// When the loss or its gradient is not finite; nothing is changed then.
+    /// [`FinetuneError::NotFinite`] if the loss or its gradient is not finite; parameters are then
+    /// unchanged.
     pub fn step(&mut self, step: u64, lr: f64, batch: Batch) -> Result<f32, FinetuneError> {
         pool::run(|| self.step_on_this_thread(step, lr, batch))
     }
@@ -98,7 +99,7 @@ impl Trainer {
         (value, params.values().iter().map(|value| value.grad_remove(&mut gradients)).collect())
     }
 
-    /// Images `[B, 3, size, size]` and targets `[B, classes]`, mixed if they are to be.
+    /// Images `[B, 3, size, size]` and targets `[B, classes]` after mixup and CutMix.
     fn mixed(&self, step: u64, batch: Batch) -> (Tensor<4>, Tensor<2>) {
         let device = Device::flex();
         let targets = targets(&batch.labels, self.classes, self.settings.label_smoothing, &device);

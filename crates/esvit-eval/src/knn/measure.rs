@@ -1,4 +1,4 @@
-//! k-NN accuracy of a backbone, and of the pixels themselves, on a labeled task.
+//! k-NN accuracy of a backbone, or of raw pixels, on a labeled task.
 
 use esvit_nn::{Params, Swin};
 
@@ -7,10 +7,10 @@ use crate::labeled::{LabeledSet, LabeledTask};
 use esvit_data::Preprocess;
 use esvit_model::features::{Features, LeftOut, view_forward};
 
-/// What was measured, and on what it could not be.
+/// Accuracies, and the images that were left out.
 #[derive(Debug)]
 pub struct Measured {
-    /// One a number of neighbors.
+    /// One per number of neighbors.
     pub accuracies: Vec<Accuracy>,
     /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
@@ -19,7 +19,7 @@ pub struct Measured {
 /// k-NN accuracy of a frozen backbone.
 ///
 /// # Errors
-/// When no image of a side can be read.
+/// [`KnnError`] if no training or no query image can be read.
 pub fn accuracy(
     task: &LabeledTask,
     (swin, params): (&Swin, &Params),
@@ -33,10 +33,10 @@ pub fn accuracy(
     })
 }
 
-/// k-NN accuracy of the pixels themselves.
+/// k-NN accuracy of normalized raw pixels.
 ///
 /// # Errors
-/// When no image of a side can be read.
+/// [`KnnError`] if no training or no query image can be read.
 pub fn pixel_accuracy(
     task: &LabeledTask,
     preprocess: &Preprocess,

@@ -1,7 +1,8 @@
 //! k-nearest-neighbor classification on frozen features, by DINO's protocol.
 //!
-//! Features have unit length; each of a query's k most similar training features votes for its
-//! class with `exp(similarity / temperature)`; classes are ranked by the sum of their votes.
+//! Features are L2-normalized. Each of the k most similar training features of a query votes for
+//! its class with weight `exp(similarity / temperature)`; classes are ranked by the sum of their
+//! votes.
 
 mod measure;
 mod stored;
@@ -17,23 +18,23 @@ pub use measure::{Measured, accuracy, pixel_accuracy};
 pub use stored::{STORED_FILES, StoredError, StoredTask};
 pub use vote::accuracies;
 
-/// The protocol's temperature.
+/// Temperature of the protocol.
 pub const TEMPERATURE: f64 = 0.07;
-/// The protocol's numbers of neighbors.
+/// Numbers of neighbors of the protocol.
 pub const NEIGHBORS: [usize; 4] = [10, 20, 100, 200];
 
-/// Accuracy for one number of neighbors, in per cent.
+/// Accuracy for one number of neighbors, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
-    /// Number of neighbors asked for; all training rows vote if there are fewer.
+    /// Number of neighbors requested; all training rows vote if there are fewer.
     pub k: usize,
-    /// Share of queries whose class is ranked first.
+    /// Queries whose class is ranked first.
     pub top1: f64,
-    /// Share of queries whose class is among the first five.
+    /// Queries whose class is among the first five.
     pub top5: f64,
 }
 
-/// Why there is no accuracy.
+/// Accuracy cannot be computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KnnError {
     /// One of the two sets has no rows.
@@ -42,22 +43,21 @@ pub enum KnnError {
         /// `training` or `query`.
         set: &'static str,
     },
-    /// The two sets were made by different networks.
+    /// The two sets have different feature dimensions.
     #[error("training features have {train} values and query features {queries}")]
     Width {
-        /// Width of the training features.
+        /// Dimension of the training features.
         train: usize,
-        /// Width of the query features.
+        /// Dimension of the query features.
         queries: usize,
     },
 }
 
-/// Classifies `queries` by their neighbors in `train`, both normalized, for each k in `ks`.
-/// Equally similar neighbors count in the order of their rows, equal votes in the order of
-/// their classes.
+/// Classifies `queries` by their neighbors in `train` (both L2-normalized) for each k in `ks`. Ties
+/// are broken by row, for equal similarities, and by class index, for equal votes.
 ///
 /// # Errors
-/// When a set is empty or the widths differ.
+/// [`KnnError`] if a set is empty or the dimensions differ.
 pub fn classify(
     train: &LabeledFeatures,
     queries: &LabeledFeatures,
@@ -76,12 +76,12 @@ pub fn classify(
     Ok(accuracies(&neighbors, &train.labels, &queries.labels, ks, temperature))
 }
 
-/// The largest number of neighbors.
+/// The largest k.
 fn largest(ks: &[usize]) -> usize {
     ks.iter().copied().max().unwrap_or(0)
 }
 
-/// The `k` most similar training rows of every query, most similar first.
+/// The `k` most similar training rows of each query, in descending order.
 pub fn nearest(train: &LabeledFeatures, queries: &LabeledFeatures, k: usize) -> Vec<Vec<Neighbor>> {
     pool::run(|| {
         let mut search = Search::new(&queries.values, train.width, k);

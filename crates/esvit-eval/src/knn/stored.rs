@@ -1,4 +1,4 @@
-//! k-NN on features in files, which may be larger than the memory.
+//! k-NN on stored features, which need not fit into memory.
 
 use std::path::{Path, PathBuf};
 
@@ -10,33 +10,32 @@ use esvit_model::features::LabeledFeatures;
 use super::{Accuracy, KnnError, accuracies, largest};
 use esvit_model::npy::{self, NpyError, NpyReader};
 
-/// Rows that are read at a time.
+/// Rows read at a time.
 const ROWS: usize = 8192;
 
-/// Names of the files of a folder of features: features and labels of the training side, features
-/// and labels of the query side.
+/// File names in a folder of features: training features and labels, query features and labels.
 pub const STORED_FILES: [&str; 4] =
     ["train_features.npy", "train_labels.npy", "query_features.npy", "query_labels.npy"];
 
-/// Features of a labeled task in a folder.
+/// A folder of stored features.
 #[derive(Debug, Clone)]
 pub struct StoredTask {
     folder: PathBuf,
 }
 
-/// Why stored features have no accuracy.
+/// Stored features cannot be evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum StoredError {
     /// A file cannot be read.
     #[error(transparent)]
     Npy(#[from] NpyError),
-    /// There is nothing to classify or to vote, or the sides do not fit.
+    /// A set is empty, or the dimensions differ.
     #[error(transparent)]
     Knn(#[from] KnnError),
-    /// Features are no matrix, or have other rows than labels.
+    /// Features are not a matrix, or have a different number of rows than labels.
     #[error(
         "`{features}` has the shape {shape:?}, `{labels}` has {count} labels\n\
-             hint: features are `[rows, width]`, with one label a row"
+             hint: features are `[rows, width]`, with one label per row"
     )]
     Shape {
         /// The file of features.
@@ -48,8 +47,8 @@ pub enum StoredError {
         /// Number of labels.
         count: usize,
     },
-    /// A label is not a class number.
-    #[error("`{labels}` holds the label {label}, which is no class number")]
+    /// A label is negative or too large.
+    #[error("`{labels}` holds the label {label}, which is not a class index")]
     Label {
         /// The file.
         labels: PathBuf,
@@ -64,19 +63,20 @@ impl StoredTask {
         Self { folder: folder.into() }
     }
 
-    /// Number of rows of the training side.
+    /// Number of training rows.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// [`StoredError`] if the file cannot be read.
     pub fn rows(&self) -> Result<usize, StoredError> {
         let file = NpyReader::<f32>::open(&self.folder.join(STORED_FILES[0]))?;
         Ok(file.shape().first().copied().unwrap_or(0))
     }
 
-    /// k-NN accuracy. Only the query side and what was found for it are held in memory.
+    /// k-NN accuracy. Only query features and their current neighbors are held in memory. `done` is
+    /// called with the number of training rows of each chunk.
     ///
     /// # Errors
-    /// When a file cannot be read or they do not fit each other.
+    /// [`StoredError`] if a file cannot be read or the files do not fit together.
     pub fn accuracy(
         &self,
         ks: &[usize],
@@ -119,10 +119,10 @@ impl StoredTask {
     }
 }
 
-/// What was measured of stored features.
+/// Accuracies of stored features.
 #[derive(Debug)]
 pub struct Stored {
-    /// One a number of neighbors.
+    /// One per number of neighbors.
     pub accuracies: Vec<Accuracy>,
     /// Number of training and of query images.
     pub images: (usize, usize),

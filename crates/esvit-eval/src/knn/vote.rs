@@ -1,11 +1,11 @@
-//! How neighbors vote.
+//! Weighted voting of neighbors.
 
 use rayon::prelude::*;
 
 use super::{Accuracy, Neighbor};
 
-/// Accuracy for each k in `ks` from the neighbors of every query, most similar first, of which
-/// the first k vote. Equal votes count in the order of the classes.
+/// Accuracy for each k in `ks`, from the neighbors of each query in descending order of similarity.
+/// Equal votes are ranked by class index.
 pub fn accuracies(
     neighbors: &[Vec<Neighbor>],
     train_labels: &[u32],
@@ -30,7 +30,7 @@ pub fn accuracies(
     ks.iter().map(accuracy).collect()
 }
 
-/// The sum of the votes for each class that has any.
+/// Sums of votes `(class, sum)`, for classes with any.
 fn votes(neighbors: &[Neighbor], labels: &[u32], temperature: f64) -> Vec<(u32, f64)> {
     let mut votes: Vec<(u32, f64)> = Vec::new();
     for neighbor in neighbors {
@@ -44,14 +44,14 @@ fn votes(neighbors: &[Neighbor], labels: &[u32], temperature: f64) -> Vec<(u32, 
     votes
 }
 
-/// How many of `classes`, which are sorted, are ranked before `label`.
+/// Rank of `label` among the sorted `classes`, from 0.
 fn rank(votes: &[(u32, f64)], classes: &[u32], label: u32) -> usize {
     match votes.iter().find(|(class, _)| *class == label) {
         Some(&(_, own)) => {
             votes.iter().filter(|&&(class, sum)| sum > own || (sum == own && class < label)).count()
         }
         None => {
-            // Without a vote the class is tied with all other voteless ones.
+            // A class without votes is tied with all others without votes.
             let before = classes.partition_point(|&class| class < label);
             let voted = votes.iter().filter(|(class, _)| *class < label).count();
             votes.len() + before - voted

@@ -1,4 +1,4 @@
-//! Drawing of matched cells.
+//! Draws matched cells.
 
 use std::collections::BTreeMap;
 
@@ -9,22 +9,22 @@ use esvit_draw::{Anchor, Drawing, color};
 
 /// Shorter side of a view in the drawing.
 const SHORTER: f64 = 448.0;
-/// White around the views and between them.
+/// White space around and between the views.
 const MARGIN: f64 = 10.0;
 const GAP: f64 = 12.0;
-/// Room for the words below.
+/// Height of the legend.
 const LEGEND: f64 = 34.0;
 const LETTERS: f64 = 13.0;
-/// Ranks at the ends of the lines: letters, and half the height of what they stand on.
+/// Font size of the ranks at the ends of lines, and half the height of their badges.
 const RANK: f64 = 11.0;
 const BADGE: f64 = 8.0;
-/// Lines and marks have dark edges, to be seen on any ground.
+/// Outline of lines and marks, for contrast on any background.
 const EDGE: &str = "#000000";
 const RING: f64 = 13.0;
 const TRIANGLE: f64 = 10.0;
 
-/// Pixels with which a view of `[width, height]` pixels is drawn: twice those of the drawing where
-/// its image has them, for print.
+/// Resolution at which a view of `[width, height]` pixels is drawn: up to twice that of the
+/// drawing, if the image has it.
 pub(super) fn resolution(view: &View, [width, height]: [u32; 2]) -> [u32; 2] {
     let shorter = f64::from(view.crop.width.min(view.crop.height));
     let side = shorter.clamp(SHORTER, 2.0 * SHORTER);
@@ -32,7 +32,7 @@ pub(super) fn resolution(view: &View, [width, height]: [u32; 2]) -> [u32; 2] {
     [width, height].map(|side| (f64::from(side) * scale).round() as u32)
 }
 
-/// A view's place in the drawing.
+/// A view in the drawing.
 struct Panel<'a> {
     side: &'a Side,
     /// Left, top, width, height.
@@ -47,12 +47,12 @@ impl Panel<'_> {
     }
 }
 
-/// The two views side by side. Yellow lines join the pairs, their ranks at both ends; a sky-blue
-/// ring is around the cell most similar to its own view as a whole, a red triangle on the cell
-/// most similar to the other view as a whole.
+/// Draws the two views side by side. Yellow lines join the pairs, with ranks at both ends; a
+/// sky-blue ring marks the cell most similar to its own view feature, a red triangle the cell most
+/// similar to the other view's.
 ///
 /// # Errors
-/// When a view cannot be stored as PNG.
+/// [`PngError`] if a view cannot be encoded.
 pub fn draw(matching: &Matching) -> Result<Drawing, PngError> {
     let sizes = matching.sides.each_ref().map(|side| {
         let [width, height] = side.grid.size();
@@ -71,7 +71,7 @@ pub fn draw(matching: &Matching) -> Result<Drawing, PngError> {
     for Panel { side, place } in &panels {
         drawing.image(&encode_png(&side.shown)?, *place, false);
     }
-    // The best pair lies on top.
+    // The best pair is drawn last.
     for pair in matching.pairs.iter().rev() {
         let ends = [panels[0].center(pair.first.cell), panels[1].center(pair.second.cell)];
         line(&mut drawing, ends);
@@ -80,7 +80,7 @@ pub fn draw(matching: &Matching) -> Result<Drawing, PngError> {
         let ends = ends(matching, at);
         ring(&mut drawing, panel.center(panel.side.nearest_own));
         ranks(&mut drawing, &ends, panel);
-        // A triangle stands on the badge that is there.
+        // A triangle is placed above a badge, if there is one.
         let nearest = panel.side.nearest_other;
         let [x, y] = panel.center(nearest);
         let lift = if ends.contains_key(&nearest) { BADGE + 0.5 * TRIANGLE } else { 0.0 };
@@ -103,7 +103,7 @@ fn ring(drawing: &mut Drawing, at: [f64; 2]) {
     drawing.ring(at, RING, color::QUERY, 3.0);
 }
 
-/// The ranks of the pairs that end in each cell of one view.
+/// Ranks of the pairs that end in each cell of one view.
 fn ends(matching: &Matching, at: usize) -> BTreeMap<usize, Vec<String>> {
     let mut ends: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for pair in &matching.pairs {
@@ -113,13 +113,13 @@ fn ends(matching: &Matching, at: usize) -> BTreeMap<usize, Vec<String>> {
     ends
 }
 
-/// The ends of the pairs in one view, as badges with their ranks. Pairs that end in one cell share
-/// a badge.
+/// Draws the ends of the pairs in one view as badges with their ranks. Pairs that end in the same
+/// cell share a badge.
 fn ranks(drawing: &mut Drawing, ends: &BTreeMap<usize, Vec<String>>, panel: &Panel<'_>) {
     for (&cell, ranks) in ends {
         let [x, y] = panel.center(cell);
         let text = ranks.join(" ");
-        // Digits are twice as wide as the gaps between them.
+        // Digits are twice as wide as spaces.
         let gaps = ranks.len() - 1;
         let letters = 0.64 * (text.len() - gaps) as f64 + 0.32 * gaps as f64;
         let half = BADGE.max(0.5 * RANK * letters + 4.0);

@@ -19,25 +19,25 @@ use esvit_model::PretrainedBackbone;
 
 pub use drawing::draw;
 
-/// Purpose word of the numbers that make the second view of an image.
+/// RNG purpose of the second view of an image.
 const VIEWS: u64 = u64::from_be_bytes(*b"matching");
-/// Area of the second view of an image, as a share of the image's.
+/// Range of the area of the second view, as shares of the image.
 const SECOND_SCALE: [f64; 2] = [0.4, 0.6];
-/// How often the second view of an image is gray.
+/// Probability that the second view is gray.
 const SECOND_GRAYSCALE: f64 = 0.2;
-/// Of images longer than this many times their shorter side, the middle is taken.
+/// Maximum aspect ratio; longer images are cropped to their middle.
 const LONGEST: u32 = 3;
 
-/// What is matched, and how.
+/// Settings of a matching.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MatchSettings {
-    /// Number of pairs, most similar first; fewer where there are not so many.
+    /// Maximum number of pairs, most similar first.
     pub pairs: usize,
-    /// Shorter side of what the network sees, in pixels: a multiple of a cell's.
+    /// Shorter side of the network's input in pixels, a multiple of the cell size.
     pub size: usize,
-    /// Whose map is matched, from 0.
+    /// Stage whose features are matched, from 0.
     pub stage: usize,
-    /// Keeps only pairs of cells that are each other's best match.
+    /// Keep only mutual best matches.
     pub mutual: bool,
 }
 
@@ -46,58 +46,58 @@ pub struct MatchSettings {
 pub struct Matching {
     /// The two views.
     pub sides: [Side; 2],
-    /// Pairs of their cells, most similar first.
+    /// Pairs of cells, most similar first.
     pub pairs: Vec<Pair>,
 }
 
 /// One of the two views.
 #[derive(Debug, Clone)]
 pub struct Side {
-    /// What it shows, in as many pixels as it is drawn with.
+    /// The view, at the resolution of the drawing.
     pub shown: Image,
-    /// The part of its image.
+    /// Its geometry.
     pub view: View,
-    /// Its cells.
+    /// Its grid of cells.
     pub grid: Grid,
-    /// The cell that is most similar to the view as a whole.
+    /// The cell most similar to the view feature of this view.
     pub nearest_own: usize,
-    /// The cell that is most similar to the other view as a whole.
+    /// The cell most similar to the view feature of the other view.
     pub nearest_other: usize,
 }
 
-/// Two cells, one of each view.
+/// A pair of cells, one of each view.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Pair {
-    /// 0 for the most similar pair.
+    /// Rank, 0 for the most similar pair.
     pub rank: usize,
-    /// Cosine of the angle between the two features.
+    /// Cosine similarity of the two features.
     pub similarity: f32,
     /// The cell of the first view.
     pub first: Place,
     /// The cell of the second view.
     pub second: Place,
-    /// Where the second view really shows the center of the first cell, in pixels of the view:
-    /// known for two views of one image, where it is seen.
+    /// True position of the first cell's center in the second view, in its pixels. Known for two
+    /// views of one image, if it is visible.
     pub true_place: Option<[f64; 2]>,
-    /// Distance of the second cell's center from there, in pixels of the view.
+    /// Distance from there to the center of the second cell, in pixels of the view.
     pub error: Option<f64>,
 }
 
-/// Where a cell lies.
+/// Position of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Place {
-    /// Number of the cell, row by row.
+    /// Index of the cell, row-major.
     pub cell: usize,
-    /// Its center, `[x, y]` in pixels of what the network sees.
+    /// Its center, `[x, y]` in pixels of the network's input.
     pub view: [f64; 2],
     /// Its center, `[x, y]` in pixels of the image.
     pub image: [f64; 2],
 }
 
-/// Why nothing is matched.
+/// Images cannot be matched.
 #[derive(Debug, thiserror::Error)]
 pub enum MatchError {
-    /// The network does not fit.
+    /// The stage or the size does not fit the network.
     #[error(transparent)]
     Correspondence(#[from] CorrespondenceError),
     /// An image cannot be resized.
@@ -105,11 +105,11 @@ pub enum MatchError {
     Image(#[from] ImageError),
 }
 
-/// Matches two images. Their proportions are kept, to a cell; of very long ones the middle is
-/// taken.
+/// Matches two images. Aspect ratios are preserved up to whole cells; very long images are cropped
+/// to their middle.
 ///
 /// # Errors
-/// When the network has no such stage, views are not a whole number of its cells, or an image
+/// [`MatchError`] if there is no such stage, views are not a whole number of its cells, or an image
 /// cannot be resized.
 pub fn two_images(
     backbone: &PretrainedBackbone,
@@ -124,9 +124,9 @@ pub fn two_images(
     Ok(matching(sides, settings, false))
 }
 
-/// Matches an image with a view of it: 40 to 60 % of its area, made square, mirrored half of the
-/// time, with jittered colors (probability 0.8), gray one time in five. The view is a function of
-/// `seed`.
+/// Matches an image with a random view of it: 40 to 60 % of its area, made square, mirrored with
+/// probability 0.5, color-jittered with probability 0.8, gray with probability 0.2. The view is a
+/// function of `seed`.
 ///
 /// # Errors
 /// As [`two_images`].
@@ -147,7 +147,7 @@ pub fn two_views(
     Ok(matching(sides, settings, true))
 }
 
-/// All of an image, or the middle of a very long one.
+/// The whole image, or the middle of a very long one.
 fn whole(image: &Image) -> View {
     let [full_width, full_height] = [image.width(), image.height()];
     let longest = LONGEST.saturating_mul(full_width.min(full_height));
@@ -156,7 +156,7 @@ fn whole(image: &Image) -> View {
     View::whole([full_width, full_height]).cropped(CropBox { left, top, width, height })
 }
 
-/// What a network makes of a view.
+/// A view with its features.
 struct Seen {
     view: View,
     shown: Image,
@@ -168,7 +168,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// A view in its own proportions.
+    /// Features of a view with its aspect ratio preserved.
     fn new(
         backbone: &PretrainedBackbone,
         image: &Image,
@@ -185,7 +185,7 @@ impl Seen {
         Self::sized(backbone, image, view, size, settings.stage)
     }
 
-    /// A view in `[width, height]` pixels.
+    /// Features of a view of `[width, height]` pixels.
     fn sized(
         backbone: &PretrainedBackbone,
         image: &Image,
@@ -208,7 +208,7 @@ impl Seen {
         Ok(Self { view, shown, grid, cells, global })
     }
 
-    /// The cell most similar to a feature.
+    /// The cell most similar to a feature `[C]`.
     fn nearest(&self, global: &[f32]) -> usize {
         let cells = self.grid.cells();
         best_matches(global, &self.cells, global.len(), &[(0..1, 0..cells)])[0] as usize
@@ -221,7 +221,7 @@ impl Seen {
     }
 }
 
-/// Matches the cells of two views, which show the same image or not.
+/// Matches the cells of two views. With `same_image`, true positions are known.
 fn matching(sides: [Seen; 2], settings: &MatchSettings, same_image: bool) -> Matching {
     let [first, second] = &sides;
     let width = first.global.len();

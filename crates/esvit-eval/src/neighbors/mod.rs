@@ -1,4 +1,4 @@
-//! Nearest neighbors: which images of a set a network finds most like an image.
+//! Nearest neighbors of images in feature space.
 
 mod sheet;
 
@@ -22,37 +22,37 @@ pub use sheet::sheet;
 
 /// Side of thumbnails, in pixels.
 const THUMBNAIL: u32 = 192;
-/// Purpose word of the numbers that choose queries.
+/// RNG purpose of the choice of queries.
 const QUERY_PURPOSE: u64 = 0x0E19_4B05;
 
-/// Which queries, and how many neighbors of each.
+/// Number and choice of queries, and number of neighbors.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
     /// Number of queries.
     pub rows: usize,
-    /// Number of neighbors of a query.
+    /// Number of neighbors per query.
     pub k: usize,
-    /// Chooses the queries at random; without it they are spread evenly over the set.
+    /// Seed to choose queries at random; without it they are evenly spaced.
     pub seed: Option<u64>,
 }
 
 /// Queries with their neighbors.
 #[derive(Debug)]
 pub struct Neighbors {
-    /// One a query.
+    /// One row per query.
     pub rows: Vec<Row>,
-    /// Number of images that neighbors were looked for among.
+    /// Number of images in the gallery.
     pub images: usize,
     /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
 }
 
-/// A query and the images nearest to it.
+/// A query with its neighbors.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// The image that neighbors were looked for.
+    /// The query image.
     pub query: Entry,
-    /// Most similar first.
+    /// Its neighbors, most similar first.
     pub neighbors: Vec<Found>,
 }
 
@@ -62,52 +62,53 @@ pub struct Found {
     /// The image.
     #[serde(flatten)]
     pub entry: Entry,
-    /// Cosine similarity of its view feature to the query's.
+    /// Cosine similarity of view features.
     pub similarity: f32,
 }
 
-/// An image of a sheet.
+/// An image of the sheet.
 #[derive(Debug, Serialize)]
 pub struct Entry {
-    /// Its name.
+    /// Name of the image.
     pub name: String,
-    /// Name of its class, if it is labeled.
+    /// Class name, if labeled.
     pub class: Option<String>,
-    /// What is drawn of it; none if it can no longer be read.
+    /// Thumbnail; `None` if the image can no longer be read.
     #[serde(skip)]
     pub thumbnail: Option<Image>,
 }
 
-/// Why there are no neighbors.
+/// Neighbors cannot be found.
 #[derive(Debug, thiserror::Error)]
 pub enum NeighborsError {
     /// No query can be read.
     #[error("none of the {tried} query images can be read")]
     NoQueries {
-        /// Number of images that were tried.
+        /// Number of images tried.
         tried: usize,
     },
-    /// There is nothing to look among.
+    /// The gallery is too small.
     #[error(
-        "there are too few images to look for neighbors among ({images}): an image is not its \
+        "there are too few images to find neighbors in ({images}): an image is not its \
          own neighbor\n\
          hint: give a folder of at least two images that can be read"
     )]
     TooFew {
-        /// Number of images that could be read.
+        /// Number of readable images.
         images: usize,
     },
-    /// The network gives no numbers.
+    /// Features are not finite.
     #[error("the features hold values that are not finite, so the network is broken")]
     NotFinite,
 }
 
-/// Neighbors among the images of `gallery` for queries out of `queries`, or out of the gallery
-/// itself. An image is never its own neighbor, also where the two sets hold the same file.
-/// `done` is told how many images were worked on.
+/// Finds the neighbors in `gallery` of queries from `queries`, or from the gallery itself. An image
+/// is never its own neighbor, even if both sets contain the same file. `done` is called with the
+/// number of images processed in each batch.
 ///
 /// # Errors
-/// When no query can be read or there is no other image.
+/// [`NeighborsError`] if no query can be read, the gallery has no other image, or features are not
+/// finite.
 pub fn find(
     backbone: &PretrainedBackbone,
     gallery: &LabeledSet,
@@ -141,10 +142,10 @@ pub fn find(
         return Err(NeighborsError::NotFinite);
     }
 
-    // Where every image is its own class, as in a set of names, none can agree.
+    // If every image has its own class, as with unlabeled names, classes say nothing.
     let classes: HashSet<u32> = known.rows.labels.iter().copied().collect();
     let telling = queries.is_some() || classes.len() < known.rows.labels.len();
-    // One more, as an image finds itself first.
+    // One more, since an image finds itself.
     let found = nearest(&known.rows, &asked.rows, wanted.k + 1);
     let rows = found.iter().zip(&asked.images).map(|(found, &query)| {
         let query_image = SourceImage { source, index: query };
@@ -167,8 +168,8 @@ pub fn find(
 }
 
 impl Neighbors {
-    /// Share of the neighbors with their query's class, 0 to 1, among those where both classes are
-    /// known; none where there are no such.
+    /// Share of neighbors with the class of their query, 0 to 1, among pairs with known classes;
+    /// `None` if there are none.
     pub fn same_class(&self) -> Option<f64> {
         let verdicts: Vec<bool> = self
             .rows
@@ -181,7 +182,7 @@ impl Neighbors {
 }
 
 impl Found {
-    /// Whether it has the class of the query, where both are known.
+    /// Whether it has the class of the query, if both are known.
     pub fn agrees(&self, query: &Entry) -> Option<bool> {
         Some(self.entry.class.as_ref()? == query.class.as_ref()?)
     }
@@ -203,7 +204,7 @@ impl SourceImage<'_> {
         }
     }
 
-    /// Whether both are one image: the same of one source, or the same file.
+    /// Whether both are the same image: of one source, or the same file.
     fn is(&self, other: &Self) -> bool {
         if Arc::ptr_eq(self.source, other.source) {
             return self.index == other.index;
@@ -216,7 +217,7 @@ impl SourceImage<'_> {
     }
 }
 
-/// As many of `items` as queries are wanted, in their order.
+/// Chooses as many of `items` as there are queries, in their order.
 fn chosen<T: Copy>(items: &[T], wanted: Wanted) -> Vec<T> {
     let rows = wanted.rows.min(items.len());
     let mut places: Vec<usize> = (0..items.len()).collect();
@@ -231,7 +232,7 @@ fn chosen<T: Copy>(items: &[T], wanted: Wanted) -> Vec<T> {
     places.into_iter().map(|place| items[place]).collect()
 }
 
-/// As many rows of `features` as queries are wanted.
+/// Chooses as many rows of `features` as there are queries.
 fn some_of(features: &Features, wanted: Wanted) -> Features {
     let places: Vec<usize> = (0..features.images.len()).collect();
     let places = chosen(&places, wanted);

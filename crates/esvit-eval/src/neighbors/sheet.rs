@@ -1,4 +1,4 @@
-//! The drawing of queries and their neighbors.
+//! Draws queries and their neighbors.
 
 use super::{Entry, Neighbors};
 use crate::thumbnail::file_name;
@@ -6,7 +6,7 @@ use esvit_data::{PngError, encode_png};
 use esvit_draw::{Anchor, Drawing, color};
 use esvit_draw::{shortened, words_width};
 
-/// Frames of neighbors that have the query's class, and that have another.
+/// Frame colors of neighbors with the query's class, and with another.
 const SAME: &str = "#1a9641";
 const OTHER: &str = "#d7301f";
 
@@ -14,17 +14,17 @@ const MARGIN: f64 = 24.0;
 const SIDE: f64 = 96.0;
 const FRAME: f64 = 3.0;
 const GAP: f64 = 16.0;
-/// Room between the query and its neighbors.
+/// Gap between the query and its neighbors.
 const BETWEEN: f64 = 40.0;
 const WORDS: f64 = 11.0;
-/// From one row to the next: the image, two lines of words and room.
+/// Height of a row: the image, two lines of text and a gap.
 const ROW: f64 = SIDE + 2.0 * FRAME + 2.0 * (WORDS + 4.0) + 16.0;
 
-/// The drawing: a row a query, the query first, then its neighbors, the most similar first, each
-/// with its similarity and its class or name under it. `about` says of what the sheet is.
+/// Draws one row per query: the query, then its neighbors, most similar first, with similarity and
+/// class (or name) below. `about` is a subtitle.
 ///
 /// # Errors
-/// When an image cannot be stored.
+/// [`PngError`] if an image cannot be encoded.
 pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
     let columns = neighbors.rows.iter().map(|row| row.neighbors.len()).max().unwrap_or(0);
     let images = SIDE + BETWEEN + columns as f64 * (SIDE + GAP) - GAP;
@@ -77,7 +77,7 @@ pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
     Ok(drawing)
 }
 
-/// How the frames are to be read.
+/// Explains the frame colors.
 fn verdict(same_class: f64) -> String {
     format!(
         "{:.1} % of these neighbors have the query's class (green frame), the others another (red)",
@@ -101,7 +101,7 @@ fn framed(
     Ok(())
 }
 
-/// What stands under an image: its class, or its name where it has none.
+/// Caption of an image: its class, or its file name.
 fn words(entry: &Entry) -> &str {
     entry.class.as_deref().unwrap_or_else(|| file_name(&entry.name))
 }

@@ -1,5 +1,5 @@
-//! Region features as colors: the first three principal components of all regions of some
-//! images as red, green and blue.
+//! Region features as colors: the first three principal components over all regions of several
+//! images, as red, green and blue.
 
 use esvit_data::{Image, PngError, encode_png};
 
@@ -8,54 +8,54 @@ use crate::thumbnail::file_name;
 use esvit_draw::{Anchor, Drawing, color};
 use esvit_draw::{shortened, words_width};
 
-/// Shares of the regions below the darkest and up to the brightest value of a component.
+/// Percentiles of a component that are mapped to 0 and 1.
 const PERCENTILES: [f64; 2] = [0.01, 0.99];
 const CHANNELS: [(&str, &str); 3] = [("red", "#d62728"), ("green", "#2ca02c"), ("blue", "#1f5fd6")];
 
-/// Height of every image in the drawing, and the widest line of them.
+/// Height of images in the drawing, and maximum width of a line of them.
 const HEIGHT: f64 = 180.0;
 const LINE_WIDTH: f64 = 1200.0;
 const MARGIN: f64 = 24.0;
 const PAIR_GAP: f64 = 6.0;
 const GAP: f64 = 28.0;
 const NAME: f64 = 12.0;
-/// Pixels of an enlarged map to one of the drawing.
+/// Resolution of maps in pixels per unit of the drawing.
 const FINENESS: f64 = 2.0;
 
-/// Colors of regions.
+/// Maps region features to colors.
 #[derive(Debug, Clone)]
 pub struct ColorMap {
     components: PrincipalComponents,
-    /// Values of every component that are shown as 0 and as 1.
+    /// Values of each component that are mapped to 0 and to 1.
     ranges: Vec<[f64; 2]>,
-    /// Number of regions that the components come from.
+    /// Number of regions that the components are fitted to.
     regions: usize,
 }
 
-/// How maps are enlarged.
+/// Interpolation of maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enlarged {
-    /// Every region is a square of one color.
+    /// Nearest neighbor: each region is a square of one color.
     Sharp,
-    /// Colors between the regions' centers are interpolated.
+    /// Bicubic, between region centers.
     Smooth,
 }
 
-/// An image with its regions.
+/// An image with its region features.
 #[derive(Debug, Clone)]
 pub struct RegionImage {
-    /// The image's name.
+    /// Name of the image.
     pub name: String,
-    /// Its regions.
+    /// Its region features.
     pub regions: RegionMap,
 }
 
 impl ColorMap {
-    /// The colors of all regions of some images together, each component scaled from the 1st
-    /// to the 99th percentile.
+    /// Fits components to the regions of all images together; each component is scaled from its 1st
+    /// to its 99th percentile.
     ///
     /// # Errors
-    /// When all regions are equal or the features are not finite.
+    /// [`PcaError`] if all regions are equal or a feature is not finite.
     pub fn fit(images: &[RegionImage]) -> Result<Self, PcaError> {
         let values: Vec<f32> =
             images.iter().flat_map(|image| image.regions.values.iter().copied()).collect();
@@ -74,17 +74,17 @@ impl ColorMap {
         Ok(Self { ranges: (0..count).map(range).collect(), components, regions })
     }
 
-    /// Share of the regions' variance that every shown component has, 0 to 1.
+    /// Explained variance of each component, 0 to 1.
     pub fn explained(&self) -> Vec<f64> {
         self.components.explained()
     }
 
-    /// Number of regions that the components come from.
+    /// Number of regions that the components are fitted to.
     pub fn regions(&self) -> usize {
         self.regions
     }
 
-    /// Red, green and blue of every region, 0 to 1; a half where there is no component.
+    /// RGB color of each region, 0 to 1; missing components are 0.5.
     pub fn colors(&self, regions: &RegionMap) -> Vec<[f64; 3]> {
         let color = |row: &[f64]| {
             let mut color = [0.5; 3];
@@ -100,18 +100,17 @@ impl ColorMap {
     }
 }
 
-/// The value below which a share of sorted values lies, interpolated between neighbors.
+/// Percentile of sorted values, linearly interpolated.
 fn percentile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let (below, above) = (place.floor() as usize, place.ceil() as usize);
     sorted[below] + (sorted[above] - sorted[below]) * place.fract()
 }
 
-/// The drawing: every image with its map beside it, in lines, under a heading that says `about`
-/// what the maps are.
+/// Draws each image with its map beside it, in lines. `about` is a subtitle.
 ///
 /// # Errors
-/// When an image cannot be stored.
+/// [`PngError`] if an image cannot be encoded.
 pub fn draw(
     images: &[RegionImage],
     colors: &ColorMap,
@@ -149,7 +148,7 @@ pub fn draw(
     Ok(drawing)
 }
 
-/// Which component is which color, and its share of the variance.
+/// Legend: colors of the components and their explained variance.
 fn legend(drawing: &mut Drawing, [mut x, y]: [f64; 2], explained: &[f64]) {
     for ((name, shade), share) in CHANNELS.iter().zip(explained) {
         drawing.rect([x, y - 9.0, 11.0, 11.0], shade, 1.0);
@@ -160,7 +159,7 @@ fn legend(drawing: &mut Drawing, [mut x, y]: [f64; 2], explained: &[f64]) {
     drawing.text([x, y], "of the variance", 12.0, color::FAINT, Anchor::Start);
 }
 
-/// Images with their widths, in lines that are not too wide.
+/// Breaks images, with their widths, into lines.
 fn lines(images: &[RegionImage]) -> Vec<Vec<(&RegionImage, f64)>> {
     let mut lines: Vec<Vec<(&RegionImage, f64)>> = Vec::new();
     let mut used = f64::INFINITY;
@@ -179,13 +178,12 @@ fn lines(images: &[RegionImage]) -> Vec<Vec<(&RegionImage, f64)>> {
     lines
 }
 
-/// Width of an image and its map.
+/// Width of an image with its map.
 fn pair_width(width: f64) -> f64 {
     2.0 * width + PAIR_GAP
 }
 
-/// The colors of a map as an image of the same field of view as what the network saw: where the
-/// map reaches beyond it, it is cut.
+/// Renders a map over the field of view of the input; regions that extend beyond it are cut.
 fn enlarge(regions: &RegionMap, colors: &[[f64; 3]], enlarged: Enlarged) -> Image {
     let shown = [regions.shown.width(), regions.shown.height()].map(f64::from);
     let scale = (FINENESS * HEIGHT / shown[1]).max(1.0);
@@ -214,8 +212,7 @@ fn enlarge(regions: &RegionMap, colors: &[[f64; 3]], enlarged: Enlarged) -> Imag
     Image::new(width, height, pixels).expect("as many bytes as the image has")
 }
 
-/// Neighbors of a place between samples and their weights in cubic interpolation (a = -0.5);
-/// beyond the ends the last sample goes on.
+/// Indices and weights of bicubic interpolation (a = -0.5) at `place`, clamped at the ends.
 fn cubic_taps(place: f64, len: usize) -> Vec<(usize, f64)> {
     let (first, t) = (place.floor(), place - place.floor());
     let weights = [

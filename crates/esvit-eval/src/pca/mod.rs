@@ -1,4 +1,4 @@
-//! Principal components, and images of region features by their first three.
+//! Principal component analysis, and drawings of region features by their first three components.
 
 mod figure;
 mod regions;
@@ -8,53 +8,53 @@ use nalgebra::{DMatrix, DVector, SymmetricEigen};
 pub use figure::{ColorMap, Enlarged, RegionImage, draw};
 pub use regions::{Framing, RegionMap, RegionsError, region_map};
 
-/// Components whose variance is no more than this share of all are rounding errors.
+/// Components with at most this share of the variance are rounding errors.
 const NO_VARIANCE: f64 = 1e-10;
-/// Sweeps after which an eigenvalue problem is given up; a few a row are usual.
+/// Maximum number of iterations of the eigenvalue solver; a few per row are usual.
 const MAX_SWEEPS: usize = 100_000;
 
-/// The directions along which some rows vary most.
+/// The principal components of a set of rows.
 #[derive(Debug, Clone)]
 pub struct PrincipalComponents {
     mean: DVector<f64>,
-    /// One unit vector a column, most variance first.
+    /// One unit vector per column, in descending order of variance.
     directions: DMatrix<f64>,
-    /// Variance along every direction.
+    /// Variance of each component.
     variances: Vec<f64>,
-    /// Variance along all directions there are.
+    /// Total variance.
     total: f64,
 }
 
-/// Why there are no principal components.
+/// Principal components cannot be computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PcaError {
-    /// There is nothing to compare.
+    /// There are fewer than two rows.
     #[error("there is only one feature (of an image or region), and at least two are needed")]
     Single,
-    /// The rows do not differ.
+    /// All rows are equal.
     #[error(
-        "all {rows} features are equal, so nothing tells them apart\n\
+        "all {rows} features are equal\n\
          hint: if the images differ, the network has collapsed"
     )]
     Equal {
         /// Number of rows.
         rows: usize,
     },
-    /// A value is no number.
+    /// A value is not finite.
     #[error("the features hold values that are not finite, so the network is broken")]
     NotFinite,
-    /// The search for eigenvectors came to no end.
-    #[error("no principal components of the features are found")]
+    /// The eigenvalue solver did not converge.
+    #[error("the principal components of the features did not converge")]
     NotFound,
 }
 
 impl PrincipalComponents {
-    /// The first `count` components of `values [rows, width]`; fewer where the rows vary in fewer
-    /// directions. Of the two senses of a direction the one whose largest coefficient (the first of
-    /// equals) is positive is taken.
+    /// Fits the first `count` components of `values [rows, width]`; fewer if the rows vary in fewer
+    /// directions. Signs are fixed: the largest coefficient (the first of equals) is positive.
     ///
     /// # Errors
-    /// When there are fewer than two rows, all are equal or a value is not finite.
+    /// [`PcaError`] if there are fewer than two rows, all are equal, a value is not finite, or the
+    /// solver does not converge.
     pub fn fit(values: &[f32], width: usize, count: usize) -> Result<Self, PcaError> {
         if values.iter().any(|value| !value.is_finite()) {
             return Err(PcaError::NotFinite);
@@ -72,7 +72,7 @@ impl PrincipalComponents {
             return Err(PcaError::Equal { rows });
         }
 
-        // Both products have the same eigenvalues; the smaller is the less work.
+        // X X^T and X^T X have the same nonzero eigenvalues: the smaller matrix is cheaper.
         let few_rows = rows < width;
         let product = if few_rows {
             centered.transpose() * &centered
@@ -92,7 +92,7 @@ impl PrincipalComponents {
             direction.copy_from(&if few_rows { &centered * vector } else { vector.into_owned() });
             direction.normalize_mut();
             let first_largest = direction.iter().fold(0.0, |largest: f64, &coefficient| {
-                // Rounding must not choose between coefficients of equal size.
+                // Rounding must not decide between coefficients of equal size.
                 if coefficient.abs() > largest.abs() * (1.0 + 1e-6) { coefficient } else { largest }
             });
             direction *= first_largest.signum();
@@ -107,18 +107,18 @@ impl PrincipalComponents {
         self.variances.len()
     }
 
-    /// The unit vector of a component; none where there is no such component.
+    /// Unit vector of a component, `[width]`, if it exists.
     pub fn direction(&self, component: usize) -> Option<Vec<f64>> {
         let direction = || self.directions.column(component).iter().copied().collect();
         (component < self.count()).then(direction)
     }
 
-    /// Share of every component in the variance of the rows, 0 to 1.
+    /// Explained variance of each component, 0 to 1.
     pub fn explained(&self) -> Vec<f64> {
         self.variances.iter().map(|variance| variance / self.total).collect()
     }
 
-    /// Coordinates of `values [rows, width]` along the components, `[rows, count]`.
+    /// Projects `values [rows, width]` to coordinates `[rows, count]`.
     pub fn project(&self, values: &[f32]) -> Vec<f64> {
         let mut centered = columns(values, self.mean.len());
         centered.column_iter_mut().for_each(|mut row| row -= &self.mean);
@@ -126,7 +126,7 @@ impl PrincipalComponents {
     }
 }
 
-/// Rows as the columns of a matrix, which is how they lie in memory.
+/// Rows as the columns of a matrix, which is their memory order.
 fn columns(values: &[f32], width: usize) -> DMatrix<f64> {
     let rows = values.len() / width.max(1);
     DMatrix::from_iterator(width, rows, values.iter().map(|&value| f64::from(value)))

@@ -9,38 +9,38 @@ use esvit_nn::weights::to_vec;
 
 use esvit_model::PretrainedBackbone;
 
-/// The longest side that is sent through a network, in pixels.
+/// Maximum side of the network's input in pixels.
 const MAX_SIDE: usize = 4096;
 
-/// How an image is shown to the network.
+/// Framing of the network's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Framing {
-    /// Side of the center crop, or the shorter side of the whole image, in pixels.
+    /// Side of the center crop, or shorter side of the whole image, in pixels.
     pub size: usize,
-    /// The whole image with about its proportions, instead of the center crop.
+    /// Use the whole image with about its aspect ratio, instead of the center crop.
     pub whole: bool,
 }
 
 /// Region features of an image.
 #[derive(Debug, Clone)]
 pub struct RegionMap {
-    /// What the network saw.
+    /// The network's input.
     pub shown: Image,
-    /// `[height * width, channels]`, row-major over the map.
+    /// `[height * width, channels]`, row-major.
     pub values: Vec<f32>,
     /// Height and width of the map in regions.
     pub map: [usize; 2],
-    /// Side of a region, in pixels of the shown image.
+    /// Region size in pixels of the input.
     pub stride: usize,
 }
 
-/// Why there are no region features.
+/// Region features cannot be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegionsError {
     /// The image cannot be resized.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// There is no such stage.
+    /// The stage does not exist.
     #[error("there is no stage {stage}: the network has {stages}, the first is 1")]
     Stage {
         /// The stage asked for, counted from 1.
@@ -48,7 +48,7 @@ pub enum RegionsError {
         /// Number of stages.
         stages: usize,
     },
-    /// The network cannot see this size.
+    /// The input size does not fit the network.
     #[error(
         "an image of {width} x {height} pixels cannot be sent through the network: its sides must \
          be multiples of the patch, {patch} pixels, and at most {MAX_SIDE}\n\
@@ -59,14 +59,14 @@ pub enum RegionsError {
         width: usize,
         /// Height in pixels.
         height: usize,
-        /// Side of a patch.
+        /// Patch size.
         patch: usize,
     },
 }
 
 impl Framing {
-    /// The usual size for maps of a stage (counted from 1): 16 regions a side, and not below the
-    /// size that the network is evaluated with.
+    /// Default size for maps of a stage (from 1): 16 regions a side, and at least the size used in
+    /// evaluations.
     pub fn usual_size(backbone: &PretrainedBackbone, stage: usize) -> usize {
         let model = backbone.swin.config();
         let evaluated = backbone.preprocess.size().next_multiple_of(model.patch_size);
@@ -75,12 +75,12 @@ impl Framing {
             .min(MAX_SIDE / model.patch_size * model.patch_size)
     }
 
-    /// Width and height of what is shown of an image.
+    /// Width and height of the input.
     fn sides(&self, image: &Image, patch: usize) -> Result<[usize; 2], RegionsError> {
         let sides = [image.width(), image.height()].map(|side| side as usize);
         let [width, height] = if self.whole {
             let shorter = sides[0].min(sides[1]);
-            // Both sides to the nearest whole number of patches.
+            // Round both sides to whole patches.
             sides.map(|side| {
                 let side = (side * self.size) as f64 / shorter as f64;
                 (side / patch as f64).round().max(1.0) as usize * patch
@@ -89,7 +89,7 @@ impl Framing {
             [self.size; 2]
         };
         let fits = |side: usize| side > 0 && side <= MAX_SIDE && side.is_multiple_of(patch);
-        // The size is checked too: the sides of whole images are rounded.
+        // The size itself is checked too, since the sides of whole images are rounded.
         if fits(width) && fits(height) && fits(self.size) {
             Ok([width, height])
         } else {
@@ -106,11 +106,11 @@ impl Framing {
     }
 }
 
-/// Region features of a stage (counted from 1) of a frozen backbone, after the final norm for the
-/// last stage.
+/// Region features of a stage (from 1) of a frozen backbone, after the final norm for the last
+/// stage.
 ///
 /// # Errors
-/// When there is no such stage or the network cannot see images of this size.
+/// [`RegionsError`] if there is no such stage, or the size does not fit the network.
 pub fn region_map(
     backbone: &PretrainedBackbone,
     image: &Image,
@@ -118,7 +118,7 @@ pub fn region_map(
     stage: usize,
 ) -> Result<RegionMap, RegionsError> {
     let model = backbone.swin.config();
-    // The margin around the center crop stays in proportion.
+    // Resize and crop keep the ratio used in evaluations.
     let usual = &backbone.preprocess.transform;
     let margin = f64::from(usual.resize) / f64::from(usual.crop.max(1));
     let resize = (framing.size as f64 * margin).round() as u32;

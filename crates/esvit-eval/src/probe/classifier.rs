@@ -1,4 +1,4 @@
-//! A fitted linear classifier.
+//! A linear classifier.
 
 use esvit_kernels::activation::Activation;
 use esvit_kernels::linear::forward;
@@ -8,10 +8,10 @@ use super::Subset;
 /// Rows whose logits are computed at a time.
 const CHUNK: usize = 4096;
 
-/// `logits = x weight^T + bias`, for the last columns of the features.
+/// `logits = x weight^T + bias`, on the feature columns from `first` on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearClassifier {
-    /// The first column that it sees.
+    /// First feature column used.
     pub first: usize,
     /// `[outputs, columns]`.
     pub weight: Vec<f32>,
@@ -25,7 +25,7 @@ impl LinearClassifier {
         self.bias.len()
     }
 
-    /// The logits of all rows, `[rows, outputs]`.
+    /// Logits of all rows, `[rows, outputs]`.
     pub fn logits(&self, subset: &Subset<'_>) -> Vec<f32> {
         let columns = subset.examples.width - self.first;
         let mut logits = Vec::with_capacity(subset.len() * self.outputs());

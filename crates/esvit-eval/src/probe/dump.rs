@@ -1,25 +1,25 @@
-//! Features of a probe on disk, for other programs.
+//! Features and labels of a probe as `.npy` files.
 
 use std::path::{Path, PathBuf};
 
 use super::{Examples, Sides, Targets};
 use esvit_model::npy::{self, NpyError, NpyWriter};
 
-/// Why features cannot be written.
+/// Features cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
-    /// A file cannot be written.
+    /// A file cannot be written or read.
     #[error(transparent)]
     Npy(#[from] NpyError),
-    /// The folder cannot be made.
-    #[error("cannot make the folder `{path}`: {source}", path = path.display())]
+    /// The folder cannot be created.
+    #[error("cannot create the folder `{path}`: {source}", path = path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// Features and labels do not belong together.
+    /// Features and labels do not fit together.
     #[error("`{folder}` cannot be probed: {reason}", folder = folder.display())]
     Mismatch {
         /// The folder.
@@ -29,11 +29,12 @@ pub enum DumpError {
     },
 }
 
-/// Writes `train_features.npy` and `query_features.npy`, `[rows, width]` f32, and `train_labels.npy` and
-/// `query_labels.npy`: class numbers (i64), or a 0 or 1 for every label (f32).
+/// Writes `train_features.npy` and `query_features.npy`, `[rows, width]` f32, and
+/// `train_labels.npy` and `query_labels.npy`: class indices `[rows]` (i64), or multi-hot labels
+/// `[rows, labels]` (f32).
 ///
 /// # Errors
-/// When the folder or a file cannot be written.
+/// [`DumpError`] if the folder or a file cannot be written.
 pub fn dump(folder: &Path, sides: &Sides) -> Result<(), DumpError> {
     std::fs::create_dir_all(folder)
         .map_err(|source| DumpError::Folder { path: folder.into(), source })?;
@@ -71,11 +72,10 @@ fn write(side: &Examples, features: &Path, labels: &Path) -> Result<(), NpyError
     Ok(())
 }
 
-/// Reads features with one class a row, as [`dump`] writes them: those to learn from and those to
-/// report on. They may come from other programs.
+/// Reads training and query features with one class per row, in the format of [`dump`].
 ///
 /// # Errors
-/// When a file cannot be read, or features and labels do not belong together.
+/// [`DumpError`] if a file cannot be read, or features and labels do not fit together.
 pub fn read_dump(folder: &Path) -> Result<[Examples; 2], DumpError> {
     let wrong = |reason| DumpError::Mismatch { folder: folder.into(), reason };
     let side = |name: &str| {
@@ -83,13 +83,13 @@ pub fn read_dump(folder: &Path) -> Result<[Examples; 2], DumpError> {
         let labels = npy::read::<i64>(&folder.join(format!("{name}_labels.npy")))?.values;
         let (rows, width) = match features.shape[..] {
             [rows, width] => (rows, width),
-            _ => return Err(wrong(format!("`{name}_features.npy` is no matrix"))),
+            _ => return Err(wrong(format!("`{name}_features.npy` is not a matrix"))),
         };
         if rows != labels.len() {
             return Err(wrong(format!("`{name}` has {rows} features and {} labels", labels.len())));
         }
         let classes: Result<Vec<u32>, _> = labels.into_iter().map(u32::try_from).collect();
-        let of = classes.map_err(|_| wrong(format!("a label of `{name}` is no class number")))?;
+        let of = classes.map_err(|_| wrong(format!("a label of `{name}` is not a class index")))?;
         let count = of.iter().max().map_or(0, |&largest| largest as usize + 1);
         let targets = Targets::Classes { of, count };
         Ok(Examples { values: features.values, width, targets })

@@ -1,31 +1,31 @@
-//! ELEVATER's automatic tuning (Li et al. 2022): for each of six learning rates the L2 strength
-//! is searched on a grid of 97 points, coarsely and then around the best.
+//! ELEVATER's hyper-parameter tuning (Li et al. 2022): for each of six learning rates, the L2
+//! penalty is searched on a grid of 97 points, first coarsely and then around the best point.
 //!
-//! Both neighbors of the best point are tried in every refinement. (The published program trains
-//! the left one twice.)
+//! Each refinement tries both neighbors of the best point. (The published code trains the left one
+//! twice.)
 
 use super::metrics::Score;
 use super::sweep::Trials;
 use super::{LinearClassifier, ProbeError, Setting, Sgd, Subset, Suffix, Sweep, all_positive, sgd};
 
-/// The protocol's learning rates.
+/// Learning rates of the protocol.
 pub const ELEVATER_LRS: [f64; 6] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1];
 
-/// Points of the grid of L2 strengths, from 1e-6 to 1e6.
+/// Number of grid points, L2 penalties from 1e-6 to 1e6.
 const POINTS: usize = 97;
-/// Every so many points are tried first.
+/// Stride of the coarse search.
 const COARSE: usize = 16;
-/// Distances of the neighbors that are tried then.
+/// Distances of the neighbors tried in each refinement.
 const REFINEMENTS: [usize; 4] = [8, 4, 2, 1];
 
 /// The tuning protocol.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Elevater {
-    /// Learning rates for a batch of 256.
+    /// Learning rates for a batch size of 256.
     pub lrs: Vec<f64>,
-    /// How heads are trained while settings are compared.
+    /// Training of heads during the search.
     pub tuning: Sgd,
-    /// Epochs of the last fit.
+    /// Epochs of the final fit.
     pub final_epochs: usize,
 }
 
@@ -36,7 +36,7 @@ impl Default for Elevater {
     }
 }
 
-/// The search along the grid for one number of blocks and one learning rate.
+/// Search state for one number of blocks and one learning rate.
 struct Search {
     suffix: Suffix,
     lr: f64,
@@ -48,7 +48,7 @@ impl Search {
         Setting { suffix: self.suffix, lr: Some(self.lr), l2: Some(strength(point)) }
     }
 
-    /// The neighbors of the best point at a distance.
+    /// Neighbors of the best point at a distance.
     fn neighbors(&self, distance: usize) -> Vec<usize> {
         let Some((best, _)) = self.best else { return Vec::new() };
         let neighbors = [best.checked_sub(distance), best.checked_add(distance)];
@@ -56,7 +56,7 @@ impl Search {
     }
 }
 
-/// The strength at a point of the grid.
+/// L2 penalty of a grid point.
 fn strength(point: usize) -> f64 {
     10f64.powf(-6.0 + 12.0 * point as f64 / (POINTS - 1) as f64)
 }
@@ -89,7 +89,7 @@ impl Elevater {
         Ok(trials.finish())
     }
 
-    /// Tries some points of every search, all in one pass over the rows.
+    /// Trains heads for some points of every search, all in one pass over the rows.
     fn round(
         &self,
         searches: &mut [Search],

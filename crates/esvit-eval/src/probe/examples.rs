@@ -1,22 +1,22 @@
-//! Features with what is known of their images.
+//! Features with their targets.
 
 use rayon::prelude::*;
 
 use super::{ProbeError, Standardization};
 
-/// What a classifier is to say of every row.
+/// Classification targets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Targets {
-    /// One class each.
+    /// Single-label: one class per row.
     Classes {
-        /// The class of every row; one that is not below `count` is not known to the task.
+        /// Class of each row; one that is not below `count` is unknown to the task.
         of: Vec<u32>,
         /// Number of classes.
         count: usize,
     },
-    /// Any number of labels each.
+    /// Multi-label.
     Labels {
-        /// The labels of every row.
+        /// Labels of each row.
         of: Vec<Vec<u32>>,
         /// Number of labels.
         count: usize,
@@ -30,14 +30,14 @@ pub struct Examples {
     pub values: Vec<f32>,
     /// Number of values of a row.
     pub width: usize,
-    /// One a row.
+    /// One per row.
     pub targets: Targets,
 }
 
-/// The features of some rows anew for an epoch, `[rows, width]`.
+/// Computes augmented features `[rows, width]` of some rows for an epoch.
 pub type Augmented<'a> = dyn Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + Sync + 'a;
 
-/// Some rows of a side.
+/// A subset of the rows of [`Examples`].
 #[derive(Clone)]
 pub struct Subset<'a> {
     pub(super) examples: &'a Examples,
@@ -46,7 +46,7 @@ pub struct Subset<'a> {
     augmented: Option<&'a Augmented<'a>>,
 }
 
-/// A subset's features in one epoch.
+/// Features of a subset in one epoch.
 pub(super) struct EpochValues<'s> {
     subset: &'s Subset<'s>,
     fresh: Option<Vec<f32>>,
@@ -66,14 +66,14 @@ impl Targets {
         self.len() == 0
     }
 
-    /// Number of outputs that a classifier needs.
+    /// Number of classifier outputs.
     pub fn outputs(&self) -> usize {
         match self {
             Self::Classes { count, .. } | Self::Labels { count, .. } => *count,
         }
     }
 
-    /// Fails where the rows do not differ in what is known of them.
+    /// Returns an error unless the rows differ in their targets.
     pub(super) fn check_contrast(&self, rows: &[usize]) -> Result<(), ProbeError> {
         match self {
             Self::Classes { of, .. } => {
@@ -104,8 +104,8 @@ impl Examples {
 }
 
 impl<'a> Subset<'a> {
-    /// The rows of `examples` that `rows` lists, with new features for every epoch if there are
-    /// such.
+    /// The rows of `examples` with indices `rows`; with `augmented`, features are recomputed for
+    /// each epoch.
     pub fn new(
         examples: &'a Examples,
         rows: Vec<usize>,
@@ -129,23 +129,23 @@ impl<'a> Subset<'a> {
         self.rows.is_empty()
     }
 
-    /// Mean and variance of the columns.
+    /// Mean and variance of each column.
     pub fn standardization(&self) -> Standardization {
         Standardization::of(&self.examples.values, self.examples.width, &self.rows)
     }
 
-    /// Shows the features standardized from now on.
+    /// Standardizes features from now on.
     pub fn standardize(&mut self, norm: Option<&'a Standardization>) {
         self.norm = norm;
     }
 
-    /// The columns from `first` on of the rows at `places` of the subset.
+    /// Gathers the columns from `first` on of the rows at `places` in the subset.
     pub(super) fn gather(&self, places: std::ops::Range<usize>, first: usize) -> Vec<f32> {
         let (places, rows): (Vec<usize>, _) = (places.collect(), &self.rows);
         self.gather_from(&self.examples.values, &places, |place| rows[place], first)
     }
 
-    /// The features in an epoch.
+    /// Features in an epoch.
     pub(super) fn epoch(&self, epoch: usize) -> Result<EpochValues<'_>, ProbeError> {
         let fresh = self.augmented.map(|augmented| augmented(epoch, &self.rows)).transpose()?;
         Ok(EpochValues { subset: self, fresh })
@@ -172,7 +172,7 @@ impl<'a> Subset<'a> {
 }
 
 impl EpochValues<'_> {
-    /// The columns from `first` on of the rows at `places` of the subset.
+    /// Gathers the columns from `first` on of the rows at `places` in the subset.
     pub(super) fn gather(&self, places: &[usize], first: usize) -> Vec<f32> {
         let subset = self.subset;
         match &self.fresh {

@@ -1,4 +1,4 @@
-//! The features that a probe sees: token means of the last n blocks.
+//! Features for linear probes: mean tokens of the last n blocks, concatenated.
 
 use std::sync::Arc;
 
@@ -16,28 +16,28 @@ use esvit_data::Preprocess;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::{self, Features, LeftOut};
 
-/// Purpose word of the numbers of the augmentation.
+/// RNG purpose of the augmentation.
 const AUGMENT_PURPOSE: u64 = 0x11EA06;
-/// The random resized crop of supervised training: share of the area, and width : height.
+/// RandomResizedCrop of supervised training: ranges of area and aspect ratio.
 const CROP_SCALE: [f64; 2] = [0.08, 1.0];
 const CROP_RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
-/// The share of images that are mirrored.
+/// Probability of a horizontal flip.
 const FLIP: f64 = 0.5;
 
-/// The features of the last `n` blocks in a matrix of at least as many blocks' features.
+/// The columns of the last `n` blocks in a matrix of features of at least as many blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Suffix {
     /// Number of blocks.
     pub n: usize,
-    /// The column at which they begin.
+    /// First column.
     pub first: usize,
 }
 
-/// Where the features of each of `ns` last blocks begin in a matrix of the largest of them;
-/// smallest first, each once.
+/// Columns of the features of each number of last blocks in `ns`, in a matrix for the largest of
+/// them; ascending, without duplicates.
 ///
 /// # Errors
-/// When there are none, or the network has fewer blocks.
+/// [`ProbeError::Setting`] if `ns` is empty or exceeds the number of blocks.
 pub fn suffixes(config: &SwinConfig, ns: &[usize]) -> Result<Vec<Suffix>, ProbeError> {
     let stages = config.depths.iter().enumerate();
     let widths: Vec<usize> =
@@ -55,7 +55,7 @@ pub fn suffixes(config: &SwinConfig, ns: &[usize]) -> Result<Vec<Suffix>, ProbeE
     Ok(ns.into_iter().map(|n| Suffix { n, first: all - width(n) }).collect())
 }
 
-/// What [`features::extract`] needs for the features of the last `n` blocks.
+/// The `forward` of [`features::extract`] for features of the last `n` blocks.
 pub fn last_blocks_forward<'a>(
     swin: &'a Swin,
     params: &'a Params,
@@ -70,26 +70,26 @@ pub fn last_blocks_forward<'a>(
     }
 }
 
-/// The labels of every image of a source.
+/// Labels of each image of a source.
 pub(super) type HeldLabels = Arc<[Vec<u32>]>;
 
-/// A labeled task of classes or of labels.
+/// A single-label or multi-label task.
 #[derive(Clone)]
 pub struct ProbeTask {
-    /// The images. Where images hold labels, their names stand in the place of the classes'.
+    /// The images. For multi-label tasks, `classes` holds the label names.
     pub task: LabeledTask,
-    /// The labels of every image of the two sources, where there are labels.
+    /// Labels of all images of the training and the query source, for multi-label tasks.
     pub(super) labels: Option<[HeldLabels; 2]>,
 }
 
-/// The features of a task.
+/// Features of a task.
 #[derive(Debug)]
 pub struct Sides {
-    /// Of the images to learn from.
+    /// Training features.
     pub train: Examples,
-    /// Of the images that are reported on.
+    /// Query features.
     pub queries: Examples,
-    /// For every row of `train` its image.
+    /// Source index of each row of `train`.
     pub train_images: Vec<usize>,
     /// Images that could not be read.
     pub left_out: Vec<LeftOut>,
@@ -102,13 +102,13 @@ impl From<LabeledTask> for ProbeTask {
 }
 
 impl ProbeTask {
-    /// Whether images hold labels, and not one class each.
+    /// Whether images have any number of labels instead of one class.
     pub fn is_multi_label(&self) -> bool {
         self.labels.is_some()
     }
 
-    /// The features of the last `n` blocks of a backbone, without augmentation. `done` is told
-    /// how many images were worked on.
+    /// Features of the last `n` blocks of a backbone, without augmentation. `done` is called with
+    /// the number of images processed in each batch.
     pub fn sides(
         &self,
         backbone: &PretrainedBackbone,
@@ -142,8 +142,8 @@ impl ProbeTask {
         Examples { values: features.rows.values, width: features.rows.width, targets }
     }
 
-    /// The features of training images anew for every epoch, from random resized crops that are
-    /// mirrored half of the time; `images` lists the images of the rows, as [`Sides`] does.
+    /// Augmented features of training rows for an epoch, from random resized crops and horizontal
+    /// flips; `images` maps rows to source indices, as [`Sides::train_images`].
     pub fn augmented<'a>(
         &'a self,
         backbone: &'a PretrainedBackbone,
@@ -169,7 +169,7 @@ impl ProbeTask {
     }
 }
 
-/// A random resized crop, mirrored or not, as normalized `[3, size, size]`.
+/// RandomResizedCrop and horizontal flip, as normalized pixels `[3, size, size]`.
 fn augment(image: &Image, preprocess: &Preprocess, mut rng: Rng) -> Result<Vec<f32>, ImageError> {
     let (width, height) = (image.width(), image.height());
     let crop = CropBox::random(width, height, CROP_SCALE, CROP_RATIO, &mut rng);

@@ -1,48 +1,48 @@
-//! Probes on few images of every class, for several draws of them.
+//! Few-shot probes: few training images per class, over several random draws.
 
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
 use super::{Augmented, Best, ClassAccuracy, Examples, Metrics, Probe, ProbeError, Targets};
 
-/// Purpose word of the numbers that draw images.
+/// RNG purpose of the draws.
 const DRAW_PURPOSE: u64 = 0x11E5807;
-/// Most images of a class that a setting is chosen on, as in CoOp (Zhou et al. 2022).
+/// Maximum validation images per class, as in CoOp (Zhou et al. 2022).
 const MOST_VALIDATION: usize = 4;
 
-/// How images are drawn.
+/// Settings of the draws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FewShot {
-    /// Training images of every class; all of them where there are fewer.
+    /// Training images per class; all of them if there are fewer.
     pub shots: usize,
-    /// How many times they are drawn.
+    /// Number of draws.
     pub draws: usize,
     /// Seed of the draws.
     pub seed: u64,
 }
 
-/// One draw.
+/// Result of one draw.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Draw {
-    /// Its number.
+    /// Index of the draw.
     pub draw: usize,
-    /// Number of images that were fitted to.
+    /// Number of images that the classifier is fitted to.
     pub fitted_to: usize,
-    /// Number of other images that the setting was chosen on.
+    /// Number of validation images.
     pub chosen_on: usize,
-    /// The chosen setting and what it reaches.
+    /// The chosen setting and its metrics.
     #[serde(flatten)]
     pub best: Best,
 }
 
-/// All draws.
+/// Results of all draws.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Spread {
-    /// Training images of every class.
+    /// Training images per class.
     pub shots: usize,
     /// Each draw.
     pub draws: Vec<Draw>,
-    /// Classes with fewer training images than asked for.
+    /// Number of classes with fewer training images than requested.
     pub smaller_classes: usize,
     /// Top-1 over the draws.
     pub top1: MeanStd,
@@ -53,17 +53,17 @@ pub struct Spread {
 /// Mean and standard deviation of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MeanStd {
-    /// The mean, in per cent.
+    /// Mean in percent.
     pub mean: f64,
-    /// The standard deviation, in points; one value has none.
+    /// Standard deviation in percentage points; `None` for one value.
     pub std: Option<f64>,
 }
 
-/// Probes several draws of few images a class. A setting is chosen on as many other training
-/// images, at most four a class, which the classifier is never fitted to.
+/// Probes several draws of few images per class. Settings are chosen on other training images, as
+/// many per class but at most four, which the classifier is never fitted to.
 ///
 /// # Errors
-/// When the rows have labels in the place of classes, and as [`Probe::run`].
+/// [`ProbeError`] for multi-label targets, and as [`Probe::run`].
 pub fn few_shot(
     probe: &Probe,
     train: &Examples,
@@ -80,13 +80,13 @@ pub fn few_shot(
         return Err(need("the number of shots or draws", 0, "at least 1"));
     }
     let Targets::Classes { of, count } = &train.targets else {
-        return Err(need("the number of shots", few.shots, "left out where images hold labels"));
+        return Err(need("the number of shots", few.shots, "left out for multi-label tasks"));
     };
     let mut classes = vec![Vec::new(); *count];
     for (row, &class) in of.iter().enumerate() {
         classes[class as usize].push(row);
     }
-    // What a setting is chosen on is no shot, so nothing is fitted to it.
+    // Validation images are no shots: no refit to them.
     let probe = Probe { refit: false, ..probe.clone() };
     let only_setting = probe.solver.only_setting(&probe.suffixes).is_some();
     let mut draws = Vec::with_capacity(few.draws);
@@ -116,7 +116,7 @@ pub fn few_shot(
     })
 }
 
-/// Rows to fit to, and others to choose on.
+/// Training rows and validation rows of a draw.
 fn drawn(classes: &[Vec<usize>], few: &FewShot, draw: usize) -> (Vec<usize>, Vec<usize>) {
     let (mut fit, mut validation) = (Vec::new(), Vec::new());
     for (class, rows) in classes.iter().enumerate() {

@@ -1,8 +1,8 @@
-//! Logistic regression with an L2 penalty, by L-BFGS.
+//! L2-regularized logistic regression by L-BFGS.
 //!
-//! The objective is `mean loss + l2 / 2 |weight|^2`; the bias is free. It is convex, so where the
-//! search starts does not matter; strengths are tried from the strongest down, each beginning at
-//! the solution of the one before.
+//! The objective is `mean loss + l2 / 2 |weight|^2`, without a penalty on the bias. It is convex,
+//! so the starting point does not matter; penalties are tried from the strongest down, each
+//! warm-started from the previous solution.
 
 use std::cell::RefCell;
 
@@ -16,27 +16,27 @@ use rayon::prelude::*;
 use super::sweep::Trials;
 use super::{LinearClassifier, ProbeError, Setting, Subset, Suffix, Sweep, all_positive, loss};
 
-/// Rows whose gradient is computed at a time.
+/// Rows per chunk of the gradient.
 const CHUNK: usize = 4096;
-/// Pairs of changes that the search remembers.
+/// L-BFGS history size.
 const MEMORY: usize = 10;
-/// Root mean square of the gradient's entries at which the search ends.
+/// Convergence: root mean square of the gradient.
 const GRADIENT_TOLERANCE: f64 = 1e-5;
-/// Change of the objective at which it ends: what its sums in f32 can still tell.
+/// Convergence: change of the objective, about the resolution of its f32 sums.
 const OBJECTIVE_TOLERANCE: f64 = 1e-10;
-/// Evaluations after which a search is given up, for every step it may take.
+/// Maximum evaluations per iteration.
 const EVALUATIONS_A_STEP: usize = 4;
 
 /// Logistic regression.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logistic {
-    /// Strengths of the penalty that are tried.
+    /// L2 penalties to try.
     pub l2s: Vec<f64>,
-    /// Most steps of a search.
+    /// Maximum number of iterations.
     pub max_iterations: usize,
 }
 
-/// The strengths that are tried unless others are named: two a decade from 1e-7 to 10.
+/// Default L2 penalties: two per decade from 1e-7 to 10.
 pub fn logistic_l2s() -> Vec<f64> {
     (-14..=2).map(|half_decades| 10f64.powf(f64::from(half_decades) / 2.0)).collect()
 }
@@ -80,18 +80,18 @@ impl Logistic {
     }
 }
 
-/// The rows that a classifier is fitted to.
+/// A fitting problem.
 struct Problem<'a> {
     data: &'a Subset<'a>,
     first: usize,
     columns: usize,
     outputs: usize,
-    /// `[rows, columns]`, centered and divided by `scale`: since the bias is free and the penalty is
-    /// divided alike, the solution stays, and the search takes fewer steps.
+    /// `[rows, columns]`, centered and divided by `scale`. With a free bias and the penalty
+    /// rescaled, the solution is the same and takes fewer iterations.
     x: Vec<f32>,
-    /// The means of the columns.
+    /// Column means.
     mean: Vec<f64>,
-    /// The root mean square of the centered values.
+    /// Root mean square of the centered values.
     scale: f64,
 }
 
@@ -122,7 +122,7 @@ impl<'a> Problem<'a> {
         Self { data, first, columns, outputs, x, mean, scale }
     }
 
-    /// A point is the weight `[outputs, columns]` with the bias behind it.
+    /// A point is the weight `[outputs, columns]` followed by the bias `[outputs]`.
     fn origin(&self) -> Vec<f64> {
         vec![0.0; self.outputs * (self.columns + 1)]
     }
@@ -170,7 +170,7 @@ impl<'a> Problem<'a> {
         (cost + l2 / 2.0 * penalty, gradient)
     }
 
-    /// The best point that a search from `start` finds.
+    /// The best point found from `start`.
     fn minimize(&self, start: Vec<f64>, l2: f64, max_iterations: usize) -> Vec<f64> {
         let objective = Objective {
             problem: self,
@@ -187,8 +187,8 @@ impl<'a> Problem<'a> {
             let run = Executor::new(&objective, search)
                 .configure(|state| state.param(start).max_iters(steps))
                 .timer(false);
-            // A line search that finds no better point any more fails; it has then come as far as
-            // the sums allow, and the best point is known.
+            // A line search that finds no better point is an error in argmin, but means that f32
+            // precision is reached; the best point is kept.
             let _ = run.run();
         }
         objective.best.into_inner().1
@@ -203,7 +203,8 @@ struct Evaluated {
     gradient: Vec<f64>,
 }
 
-/// The objective, which the search asks for value and gradient of the same point in turn.
+/// The objective with a one-entry cache: the solver asks for value and gradient of the same point
+/// in turn.
 struct Objective<'a> {
     problem: &'a Problem<'a>,
     l2: f64,

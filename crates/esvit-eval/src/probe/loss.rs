@@ -1,14 +1,13 @@
-//! Cross-entropy of classes, and of labels one by one.
+//! Softmax cross-entropy of classes, and sigmoid cross-entropy of labels.
 
 use rayon::prelude::*;
 
 use super::Targets;
 
-/// Puts the gradient of the mean loss in the place of `logits [rows, heads * outputs]` and
-/// returns the mean loss, summed over the heads. `rows` says which targets are meant.
+/// Replaces `logits [rows, heads * outputs]` by the gradient of the mean loss, and returns the mean
+/// loss summed over heads. `rows` are the indices of the targets.
 ///
-/// The loss of a class is `ln sum exp(z) - z_class`; that of labels is the mean over them of
-/// `ln(1 + exp(z)) - y z`.
+/// Classes: `ln sum exp(z) - z_class`. Labels: the mean over labels of `ln(1 + exp(z)) - y z`.
 pub(super) fn replace_by_gradient(logits: &mut [f32], targets: &Targets, rows: &[usize]) -> f64 {
     if rows.is_empty() {
         return 0.0;
@@ -35,7 +34,8 @@ pub(super) fn replace_by_gradient(logits: &mut [f32], targets: &Targets, rows: &
     losses.iter().sum::<f64>() / rows.len() as f64
 }
 
-/// `scale (softmax(z) - y)`; a class that has no output adds nothing.
+/// Replaces logits by `scale (softmax(z) - y)` and returns the loss; classes without an output
+/// contribute nothing.
 fn softmax(logits: &mut [f32], class: usize, scale: f32) -> f64 {
     if class >= logits.len() {
         logits.fill(0.0);
@@ -54,7 +54,7 @@ fn softmax(logits: &mut [f32], class: usize, scale: f32) -> f64 {
     f64::from(sum).ln() - f64::from(own)
 }
 
-/// `scale (sigmoid(z) - y)`.
+/// Replaces logits by `scale (sigmoid(z) - y)` and returns the summed loss.
 fn sigmoid(logits: &mut [f32], held: &[u32], scale: f32) -> f64 {
     let of_held: f64 = held.iter().map(|&label| f64::from(logits[label as usize])).sum();
     let mut loss = -of_held;

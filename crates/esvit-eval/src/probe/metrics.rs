@@ -1,42 +1,42 @@
-//! What a classifier reaches: accuracy with its interval, average precision.
+//! Accuracy with confidence intervals, and average precision.
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{LinearClassifier, ProbeError, Subset, Targets, loss};
 
-/// The normal distribution's quantile for 95 % on both sides.
+/// Two-sided 95 % quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// What is measured on the query side, in per cent.
+/// Metrics on query images, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Metrics {
-    /// Of one class an image.
+    /// Of single-label tasks.
     Classes(ClassAccuracy),
-    /// Of any number of labels an image.
+    /// Of multi-label tasks.
     Labels {
-        /// Mean over the labels of average precision.
+        /// Mean average precision over labels.
         map: f64,
-        /// The same with the eleven-point precision of VOC2007.
+        /// The same with VOC2007's 11-point interpolation.
         map_11_point: f64,
     },
 }
 
-/// How often the right class has the highest score, in per cent.
+/// Top-k accuracy, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ClassAccuracy {
-    /// Share of images whose class comes first.
+    /// Images whose class has the highest logit.
     pub top1: f64,
-    /// Share of images whose class is among the first five.
+    /// Images whose class is among the five highest logits.
     pub top5: f64,
-    /// 95 % confidence interval of `top1` (Wilson).
+    /// 95 % Wilson confidence interval of `top1`.
     pub interval: [f64; 2],
 }
 
 impl ClassAccuracy {
-    /// From the number of classes that come before each image's own. Without an image the shares
-    /// are 0 and the interval says nothing.
+    /// From the rank of each image's class, from 0. Without images, shares are 0 and the interval
+    /// is 0 to 100.
     pub(crate) fn of_ranks(ranks: &[usize]) -> Self {
         let below = |limit| ranks.iter().filter(|&&rank| rank < limit).count();
         let share = |count| 100.0 * count as f64 / ranks.len().max(1) as f64;
@@ -49,10 +49,10 @@ impl ClassAccuracy {
     }
 }
 
-/// By what settings are compared: the higher value, then the lower loss.
+/// Validation score, compared by value (higher is better), then by loss (lower is better).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Score {
-    /// Top-1 or mean average precision, in per cent.
+    /// Top-1 or mAP, in percent.
     pub(super) value: f64,
     /// Mean loss.
     pub(super) loss: f64,
@@ -63,7 +63,7 @@ impl Score {
         self.value > other.value || (self.value == other.value && self.loss < other.loss)
     }
 
-    /// That of a classifier; none when it diverged or nothing can be measured.
+    /// Score of a classifier; `None` if it diverged or there is no positive label.
     pub(super) fn of(classifier: &LinearClassifier, subset: &Subset<'_>) -> Option<Self> {
         let mut logits = classifier.logits(subset);
         let metrics = Metrics::of_logits(&logits, subset, "validation").ok()?;
@@ -73,7 +73,7 @@ impl Score {
 }
 
 impl Metrics {
-    /// Top-1 or mean average precision.
+    /// Top-1 or mAP.
     pub fn value(&self) -> f64 {
         match self {
             Self::Classes(accuracy) => accuracy.top1,
@@ -81,10 +81,10 @@ impl Metrics {
         }
     }
 
-    /// What a classifier reaches on some rows.
+    /// Metrics of a classifier on some rows.
     ///
     /// # Errors
-    /// When it diverged, or no row holds a label.
+    /// [`ProbeError`] if it diverged, or no row has a label.
     pub fn of(classifier: &LinearClassifier, queries: &Subset<'_>) -> Result<Self, ProbeError> {
         Self::of_logits(&classifier.logits(queries), queries, "query")
     }
@@ -133,15 +133,15 @@ impl Metrics {
     }
 }
 
-/// How many classes come before `class`; equal logits count in the order of the classes. A class
-/// without an output comes after everything, also after the fifth of less than five.
+/// Rank of `class`, from 0; ties are broken by class index. A class without an output ranks after
+/// everything, even with fewer than five outputs.
 pub(crate) fn rank(logits: &[f32], class: usize) -> usize {
     let Some(&own) = logits.get(class) else { return usize::MAX };
     let before = |(other, &logit): (usize, &f32)| logit > own || (logit == own && other < class);
     logits.iter().enumerate().filter(|&entry| before(entry)).count()
 }
 
-/// 95 % confidence interval of a share, in per cent, by Wilson's formula (1927).
+/// 95 % Wilson (1927) confidence interval of a proportion, in percent.
 pub fn wilson_interval(hits: usize, of: usize) -> [f64; 2] {
     if of == 0 {
         return [0.0, 100.0];
@@ -153,7 +153,7 @@ pub fn wilson_interval(hits: usize, of: usize) -> [f64; 2] {
     [((middle - half) * scale).max(0.0), ((middle + half) * scale).min(100.0)]
 }
 
-/// Precision and recall at every threshold, highest first; none without a positive.
+/// Precision-recall curve by descending threshold; `None` without positives.
 fn curve(scored: &[(f32, bool)]) -> Option<Vec<(f64, f64)>> {
     let positives = scored.iter().filter(|(_, positive)| *positive).count();
     if positives == 0 {
@@ -170,8 +170,8 @@ fn curve(scored: &[(f32, bool)]) -> Option<Vec<(f64, f64)>> {
     Some(points.collect())
 }
 
-/// Average precision of scores, in 0..=1: the sum over thresholds of precision times the growth
-/// of recall. Equal scores are one threshold. None without a positive.
+/// Average precision of (score, is positive) pairs, in 0..=1: sum over thresholds of precision
+/// times the increase of recall. Equal scores share a threshold. `None` without positives.
 pub fn average_precision(scored: &[(f32, bool)]) -> Option<f64> {
     let mut reached = 0.0;
     let area = curve(scored)?.into_iter().map(|(precision, recall)| {
@@ -182,8 +182,8 @@ pub fn average_precision(scored: &[(f32, bool)]) -> Option<f64> {
     Some(area.sum())
 }
 
-/// The average precision of PASCAL VOC2007: the mean, over the recalls 0, 0.1, ..., 1, of the
-/// highest precision at that recall or a higher one. None without a positive.
+/// PASCAL VOC2007's 11-point average precision: mean over the recalls 0, 0.1, ..., 1 of the highest
+/// precision at that recall or above. `None` without positives.
 pub fn eleven_point_precision(scored: &[(f32, bool)]) -> Option<f64> {
     let curve = curve(scored)?;
     let best_from = |tenths: u32| {

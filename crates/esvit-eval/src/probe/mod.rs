@@ -1,9 +1,8 @@
 //! Linear probes: linear classifiers on the frozen features of a backbone.
 //!
-//! Features are those of the last n blocks, so one matrix has the features of every smaller n in
-//! its last columns. Settings (n, learning rate, strength of the L2 penalty) are chosen on a part
-//! of the training side that is set aside; the chosen ones are fitted to all of the training side
-//! and reported once, on the query side.
+//! Features of the last n blocks are concatenated, so the features of any smaller n are the last
+//! columns of the same matrix. Settings (n, learning rate, L2 penalty) are chosen on a held-out
+//! part of the training images, refit on all of them, and evaluated once on the query images.
 
 mod classifier;
 mod dump;
@@ -39,112 +38,111 @@ use serde::Serialize;
 
 use crate::labeled::{HELD_OUT, held_out};
 
-/// How a probe is fitted.
+/// Solver of a probe.
 #[derive(Debug, Clone)]
 pub enum Solver {
-    /// Stochastic gradient descent, by the reference's protocol, for a list of learning rates.
+    /// SGD by the reference's protocol, for a list of learning rates.
     Sgd {
-        /// Learning rates for a batch of 256.
+        /// Learning rates for a batch size of 256.
         lrs: Vec<f64>,
-        /// Everything else.
+        /// All other settings.
         sgd: Sgd,
     },
     /// Logistic regression by L-BFGS.
     Logistic(Logistic),
-    /// ELEVATER's automatic tuning.
+    /// ELEVATER's hyper-parameter tuning.
     Elevater(Elevater),
 }
 
-/// A probe.
+/// A linear probe.
 #[derive(Debug, Clone)]
 pub struct Probe {
-    /// How it is fitted.
+    /// The solver.
     pub solver: Solver,
-    /// The numbers of last blocks that are tried.
+    /// Numbers of last blocks to try.
     pub suffixes: Vec<Suffix>,
-    /// Gives every column the mean 0 and the variance 1 of what is fitted to, as a batch norm
-    /// without parameters does.
+    /// Standardize each column over the rows fitted to, like a BatchNorm without affine parameters.
     pub standardize: bool,
-    /// Fits the chosen setting once more, to the part set aside too.
+    /// Refit the chosen setting on training and validation rows.
     pub refit: bool,
 }
 
-/// What came of a probe.
+/// Result of a probe.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// The chosen setting and what it reaches on the query side.
+    /// The chosen setting and its metrics on query images.
     pub best: Best,
-    /// All settings that were tried.
+    /// All settings tried.
     pub sweep: Vec<Trial>,
-    /// Number of images that the classifier was fitted to.
+    /// Number of images that the classifier is fitted to.
     pub fitted_to: usize,
-    /// Number of images that the setting was chosen on; 0 where there was no choice.
+    /// Number of validation images; 0 if there was only one setting.
     pub chosen_on: usize,
 }
 
-/// A setting and what it reaches.
+/// A setting and its metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Best {
     /// The setting.
     #[serde(flatten)]
     pub setting: Setting,
-    /// On the query side.
+    /// Metrics on query images.
     #[serde(flatten)]
     pub metrics: Metrics,
 }
 
-/// Why there is no probe.
+/// A probe cannot be fitted or evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
-    /// A side has no images that can be read.
+    /// A set has no readable images.
     #[error("the {set} set has no images")]
     Empty {
         /// `training` or `query`.
         set: &'static str,
     },
-    /// The two sides were made by different networks.
+    /// The two sets have different feature dimensions.
     #[error("training features have {train} values and query features {queries}")]
     Width {
-        /// Width of the training features.
+        /// Dimension of the training features.
         train: usize,
-        /// Width of the query features.
+        /// Dimension of the query features.
         queries: usize,
     },
-    /// There is nothing to tell apart.
-    #[error("all training images are of one class, at least two are needed to tell them apart")]
+    /// All rows have the same class.
+    #[error("all training images are of one class, at least two classes are needed")]
     OneClass,
-    /// Labels that nothing has, or everything.
-    #[error("no label is held by some training images and not by others, nothing can be learned")]
+    /// Each label is held by all rows or by none.
+    #[error("every label is held by all training images or by none, nothing can be learned")]
     NoContrast,
-    /// Average precision has no meaning.
+    /// Average precision is undefined.
     #[error("no {set} image holds a label, average precision needs at least one")]
     NoPositive {
         /// `query` or `validation`.
         set: &'static str,
     },
-    /// Nothing is left to choose a setting on.
+    /// There are no validation images.
     #[error(
         "no training image is left to choose a setting on\n\
          hint: name one setting, such as `--n 4 --lr 0.1`, or give more training images"
     )]
     NoValidation,
-    /// No setting led anywhere.
+    /// All settings diverged.
     #[error(
         "every setting diverged\n\
          hint: try smaller learning rates with `--lr`, or `--standardize`"
     )]
     Diverged,
-    /// A number that makes no sense.
+    /// A setting is invalid.
     #[error("{name} is {value}, it must be {need}")]
     Setting {
-        /// What it is.
+        /// The setting.
         name: &'static str,
         /// Its value.
         value: String,
-        /// What it must be.
+        /// The requirement.
         need: String,
     },
-    /// An image that could be read once cannot be read again.
+    /// An image can no longer be read.
     #[error("`{name}` can no longer be read: {reason}")]
     Image {
         /// The image.
@@ -155,7 +153,7 @@ pub enum ProbeError {
 }
 
 impl Solver {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Sgd { .. } => "sgd",
@@ -175,7 +173,7 @@ impl Solver {
         }
     }
 
-    /// The setting, where there is one only.
+    /// The setting, if there is only one.
     fn only_setting(&self, suffixes: &[Suffix]) -> Option<Setting> {
         let &[suffix] = suffixes else { return None };
         match self {
@@ -204,7 +202,7 @@ impl Solver {
         }
     }
 
-    /// The classifier of one setting.
+    /// Fits the classifier of one setting.
     fn fit(&self, setting: &Setting, data: &Subset<'_>) -> Result<LinearClassifier, ProbeError> {
         match self {
             Self::Sgd { sgd, .. } => sgd::fit(sgd, setting, data),
@@ -215,12 +213,12 @@ impl Solver {
 }
 
 impl Probe {
-    /// Probes `train` and reports on `queries`. Every fifth training row is set aside for the
-    /// choice of a setting, where there is one. `augmented` gives the training rows' features
-    /// anew for every epoch.
+    /// Fits to `train` and evaluates on `queries`. If there is more than one setting, every fifth
+    /// training row is held out for validation. `augmented` recomputes training features for each
+    /// epoch.
     ///
     /// # Errors
-    /// When a side is empty, nothing can be told apart, or every setting diverged.
+    /// [`ProbeError`] if a set is empty, targets do not differ, or every setting diverged.
     pub fn run(
         &self,
         train: &Examples,
@@ -231,7 +229,7 @@ impl Probe {
         self.run_on(train, queries, augmented, fit, validation)
     }
 
-    /// The same with the rows of `train` that are fitted to and that the setting is chosen on.
+    /// The same with given training rows `fit` and `validation`.
     ///
     /// # Errors
     /// As [`Probe::run`].
@@ -275,7 +273,7 @@ impl Probe {
         self.report(best.ok_or(ProbeError::Diverged)?, trials, data, queries, chosen_on)
     }
 
-    /// Fits a setting and says what it reaches on the query side.
+    /// Fits a setting and evaluates it on the query images.
     fn report(
         &self,
         setting: Setting,

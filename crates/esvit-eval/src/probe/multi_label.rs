@@ -1,8 +1,8 @@
-//! Images that hold any number of labels, which a file lists.
+//! Multi-label annotations in a file.
 //!
-//! The file has the header `image,labels`; every line names an image, by its path from the
-//! folder that the file lies in, and its labels, separated by `;`. Nothing behind the comma means
-//! that the image holds none of the labels.
+//! The file has the header `image,labels`; each line has an image path relative to the file's
+//! folder and its labels, separated by `;`. An image with nothing after the comma has none of the
+//! labels.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::labeled::{HELD_OUT, LabeledSet, LabeledTask};
 
 const HEADER: &str = "image,labels";
 
-/// Why there is no task.
+/// A multi-label task cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LabelsError {
     /// A folder cannot be read.
@@ -27,10 +27,10 @@ pub enum LabelsError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The first line is another one.
+    /// The header is wrong.
     #[error(
         "the first line of `{path}` is not `{HEADER}`\n\
          hint: every further line is an image's path from the folder of the file, a comma and the \
@@ -41,23 +41,23 @@ pub enum LabelsError {
         /// The file.
         path: PathBuf,
     },
-    /// A line cannot be used.
+    /// A line is invalid.
     #[error("line {line} of `{path}` {problem}", path = path.display())]
     Line {
         /// The file.
         path: PathBuf,
-        /// Its number, from 1.
+        /// Line number, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// What is wrong.
         problem: String,
     },
-    /// No label is named.
+    /// The file has no labels.
     #[error("`{path}` names no label", path = path.display())]
     NoLabels {
         /// The file.
         path: PathBuf,
     },
-    /// The file is about other images.
+    /// The file lists no image of the folder.
     #[error(
         "`{file}` names no image in `{folder}`\n\
          hint: images are named by their path from the folder that the file lies in",
@@ -71,12 +71,12 @@ pub enum LabelsError {
     },
 }
 
-/// The lines of a file.
+/// The parsed file.
 #[derive(Debug, PartialEq)]
 struct Table {
-    /// Names of the labels in the order of their numbers.
+    /// Label names by index.
     names: Vec<String>,
-    /// Labels of every image, by its path from the file's folder.
+    /// Labels of each image, by path relative to the file's folder.
     images: HashMap<String, Vec<u32>>,
 }
 
@@ -95,7 +95,7 @@ impl Table {
             let labels = labels.split(';').map(str::trim).filter(|label| !label.is_empty());
             let image = image.trim().replace('\\', "/");
             if rows.insert(image.clone(), labels.collect()).is_some() {
-                return Err(wrong(format!("names `{image}` once more")));
+                return Err(wrong(format!("lists `{image}` again")));
             }
         }
         let names: BTreeSet<&str> = rows.values().flatten().copied().collect();
@@ -114,11 +114,11 @@ impl Table {
     }
 }
 
-/// Images of one or two folders with the labels that `file` lists; images that it does not
-/// name are not used. Without a second folder every fifth image is set aside and reported on.
+/// A task of one or two folders with the labels listed in `file`; images that are not listed are
+/// not used. Without `queries`, every fifth image is held out as query.
 ///
 /// # Errors
-/// When file or folders cannot be read, or do not belong together.
+/// [`LabelsError`] if the file or a folder cannot be read, or they do not fit together.
 pub fn multi_label_task(
     file: &Path,
     train: &Path,
@@ -148,7 +148,7 @@ pub fn multi_label_task(
     Ok(ProbeTask { task, labels: Some([train_labels, query_labels]) })
 }
 
-/// The named images of a folder, and the labels of all its images.
+/// The listed images of a folder, and the labels of all its images.
 fn labeled(
     file: &Path,
     table: &Table,
@@ -202,7 +202,7 @@ mod tests {
             ("1.png,cat\n", "the first line of `l.csv` is not `image,labels`"),
             ("", "the first line"),
             ("image,labels\n1.png\n", "line 2 of `l.csv` has no comma"),
-            ("image,labels\n1.png,a\n1.png,b\n", "line 3 of `l.csv` names `1.png` once more"),
+            ("image,labels\n1.png,a\n1.png,b\n", "line 3 of `l.csv` lists `1.png` again"),
             ("image,labels\n1.png,\n", "`l.csv` names no label"),
         ] {
             let error = parse(text).unwrap_err();

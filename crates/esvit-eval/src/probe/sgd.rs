@@ -1,8 +1,7 @@
-//! Stochastic gradient descent on many linear heads at once.
+//! SGD on many linear heads at once.
 //!
-//! All heads see the same batches. Heads on the same columns lie below each other in one weight
-//! matrix, so that a batch is multiplied once for all of them. A head becomes the same whether it
-//! is trained alone or among others.
+//! All heads see the same batches. Heads on the same columns are stacked in one weight matrix, so
+//! that a batch takes one GEMM for all of them. A head's result does not depend on the others.
 
 use std::f64::consts::PI;
 
@@ -14,27 +13,27 @@ use rayon::prelude::*;
 use super::sweep::Trials;
 use super::{LinearClassifier, ProbeError, Setting, Subset, Suffix, Sweep, loss};
 
-/// Learning rates that are tried unless others are named, for a batch of 256.
+/// Default learning rates, for a batch size of 256.
 pub const SGD_LRS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
 
-/// Purpose words of the random numbers.
+/// RNG purposes of initialization and order.
 const START_PURPOSE: u64 = 0x11E4D5;
 const ORDER_PURPOSE: u64 = 0x11E0D3;
-/// Standard deviation of a weight's start.
+/// Standard deviation of initial weights.
 const START_STD: f64 = 0.01;
-/// The batch that learning rates are given for.
+/// Batch size that learning rates refer to.
 const LR_BATCH: f64 = 256.0;
 
-/// How heads are trained.
+/// Training settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sgd {
-    /// Passes over the rows; the learning rate goes to 0 along a cosine, one step an epoch.
+    /// Number of epochs; the learning rate decays to 0 by a cosine, stepped per epoch.
     pub epochs: usize,
-    /// Rows a step.
+    /// Batch size.
     pub batch: usize,
     /// Momentum.
     pub momentum: f64,
-    /// Seed of starts and orders.
+    /// Seed of initialization and order.
     pub seed: u64,
 }
 
@@ -55,21 +54,21 @@ impl Sgd {
         Ok(())
     }
 
-    /// The share of a head's learning rate that an epoch has.
+    /// Factor of the learning rate in an epoch.
     fn lr_share(&self, epoch: usize) -> f64 {
         let cosine = (PI * epoch as f64 / self.epochs as f64).cos();
         self.batch as f64 / LR_BATCH * 0.5 * (1.0 + cosine)
     }
 }
 
-/// One head.
+/// A head.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Head {
-    /// The first column that it sees.
+    /// First feature column used.
     pub first: usize,
-    /// Learning rate for a batch of 256.
+    /// Learning rate for a batch size of 256.
     pub lr: f64,
-    /// Strength of the L2 penalty on its weight.
+    /// L2 penalty on the weight.
     pub l2: f64,
 }
 
@@ -77,13 +76,13 @@ pub struct Head {
 struct Group {
     first: usize,
     columns: usize,
-    /// Place of every head among all.
+    /// Index of each head among all.
     places: Vec<usize>,
     heads: Vec<Head>,
-    /// `[heads * outputs, columns]`, and its momentum.
+    /// `[heads * outputs, columns]`, and its momentum buffer.
     weight: Vec<f32>,
     weight_velocity: Vec<f32>,
-    /// `[heads * outputs]`, and its momentum.
+    /// `[heads * outputs]`, and its momentum buffer.
     bias: Vec<f32>,
     bias_velocity: Vec<f32>,
 }
@@ -139,7 +138,7 @@ impl Group {
         }
     }
 
-    /// The heads with their places.
+    /// The heads with their indices.
     fn classifiers(self, outputs: usize) -> Vec<(usize, LinearClassifier)> {
         let (first, size) = (self.first, outputs * self.columns);
         let parts = self.weight.chunks(size).zip(self.bias.chunks(outputs));
@@ -152,11 +151,10 @@ impl Group {
     }
 }
 
-/// Trains heads on the rows of `data`, all in one pass over its batches; the heads come back in
-/// their order.
+/// Trains heads on the rows of `data` in one pass per epoch for all of them; returns them in order.
 ///
 /// # Errors
-/// When an image cannot be augmented.
+/// [`ProbeError::Image`] if an image cannot be augmented.
 pub fn train_heads(
     data: &Subset<'_>,
     heads: &[Head],
@@ -187,7 +185,7 @@ pub fn train_heads(
     Ok(classifiers.into_iter().map(|(_, classifier)| classifier).collect())
 }
 
-/// Tries every learning rate with every number of blocks.
+/// Tries each learning rate with each number of blocks.
 pub(super) fn sweep(
     sgd: &Sgd,
     lrs: &[f64],
@@ -207,7 +205,7 @@ pub(super) fn sweep(
     Ok(trials.finish())
 }
 
-/// The classifier of one setting.
+/// Fits the classifier of one setting.
 pub(super) fn fit(
     sgd: &Sgd,
     setting: &Setting,

@@ -1,9 +1,9 @@
-//! Columns of mean 0 and variance 1: a batch norm without parameters.
+//! Standardization of features: a BatchNorm without affine parameters.
 
-/// Added to a variance, as batch norms do.
+/// Added to the variance, as in BatchNorm.
 const EPSILON: f64 = 1e-5;
 
-/// Mean and scale of every column.
+/// Mean and scale of each column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Standardization {
     mean: Vec<f32>,
@@ -11,7 +11,7 @@ pub struct Standardization {
 }
 
 impl Standardization {
-    /// That of some rows of `values [.., width]`.
+    /// Statistics of some rows of `values [.., width]`.
     pub fn of(values: &[f32], width: usize, rows: &[usize]) -> Self {
         let count = rows.len().max(1) as f64;
         let mut mean = vec![0.0f64; width];
@@ -33,7 +33,7 @@ impl Standardization {
         }
     }
 
-    /// Standardizes the columns from `first` on of one row.
+    /// Standardizes one row, which starts at column `first`.
     pub fn apply(&self, row: &mut [f32], first: usize) {
         for ((value, mean), scale) in
             row.iter_mut().zip(&self.mean[first..]).zip(&self.scale[first..])

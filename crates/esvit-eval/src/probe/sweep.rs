@@ -1,20 +1,20 @@
-//! The settings that were tried, and the best of them.
+//! Settings tried, and the best of them.
 
 use serde::{Serialize, Serializer};
 
 use super::metrics::Score;
 use super::{LinearClassifier, Subset, Suffix};
 
-/// What is chosen. What a solver does not have is left out of JSON.
+/// Hyper-parameters of a probe. Those that a solver does not have are omitted from JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Setting {
-    /// The features of how many last blocks.
+    /// Number of last blocks.
     #[serde(rename = "n", serialize_with = "number_of_blocks")]
     pub suffix: Suffix,
-    /// Learning rate for a batch of 256.
+    /// Learning rate for a batch size of 256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
-    /// Strength of the L2 penalty `l2 / 2 |weight|^2`, which is added to the mean loss.
+    /// L2 penalty: `l2 / 2 |weight|^2` is added to the mean loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub l2: Option<f64>,
 }
@@ -29,19 +29,19 @@ pub struct Trial {
     /// The setting.
     #[serde(flatten)]
     pub setting: Setting,
-    /// Top-1 or mean average precision on the part set aside, in per cent; none where the
-    /// classifier diverged or there was no choice.
+    /// Top-1 or mAP on the validation rows, in percent; `None` if the classifier diverged or there
+    /// was only one setting.
     pub validation: Option<f64>,
-    /// The mean loss there.
+    /// Mean loss on the validation rows.
     pub validation_loss: Option<f64>,
 }
 
-/// All trials and the best of them.
+/// All trials, and the best.
 #[derive(Debug, Default)]
 pub struct Sweep {
-    /// In the order in which they were made.
+    /// In the order of evaluation.
     pub trials: Vec<Trial>,
-    /// The best setting, of equals the first; none when all diverged.
+    /// The best setting, the first of equals; `None` if all diverged.
     pub best: Option<Setting>,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Trials {
 }
 
 impl Trials {
-    /// Adds a setting whose classifier is tried on `validation`.
+    /// Evaluates the classifier of a setting on `validation`.
     pub(super) fn add(
         &mut self,
         setting: Setting,

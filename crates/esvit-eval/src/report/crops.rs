@@ -1,4 +1,4 @@
-//! The crops of some images as the network sees them.
+//! Training crops of some images.
 
 use esvit_data::{Image, PngError, encode_png};
 
@@ -7,24 +7,24 @@ use super::run::Run;
 use crate::preview;
 use esvit_draw::Drawing;
 
-/// Images that are shown.
+/// Number of images.
 const IMAGES: usize = 8;
-/// Width of the drawing.
+/// Maximum width of the drawing.
 const WIDTH: f64 = 960.0;
-/// The largest crop is shown at most this large.
+/// Maximum size of a crop in the drawing.
 const LARGEST: f64 = 144.0;
 const GAP: f64 = 4.0;
-/// Space between the crops of two images.
+/// Gap between the crops of two images.
 const SPACE: f64 = 28.0;
 
-/// The crops of images from the whole set.
+/// Draws the crops of some images.
 pub(super) fn shown(run: &Run) -> Shown {
     let source = run.source.as_ref().map_err(String::clone)?;
     let config = run.config.as_ref().ok_or("the settings of the run cannot be read")?;
     let crops = preview::crops(config, source.as_ref(), IMAGES, 0).map_err(|e| e.to_string())?;
     let mut text = String::from(
-        "Some images as the network sees them in the first epoch: of each the two global crops, \
-         which the teacher sees too, and beside them the local ones.",
+        "Training crops of some images in the first epoch: the two global crops, which go to \
+         student and teacher, and beside them the local ones.",
     );
     for left_out in &crops.left_out {
         text.push_str(&format!("\nleft out: {left_out}"));
@@ -33,17 +33,17 @@ pub(super) fn shown(run: &Run) -> Shown {
     Ok((text, drawing))
 }
 
-/// A crop and the left upper corner of its place.
+/// A crop and its top-left corner.
 type Placed<'a> = (&'a Image, [f64; 2]);
 
-/// The crops of one image, laid out: width, height and places.
+/// The crops of one image: total size, and their positions.
 struct Group<'a> {
     size: [f64; 2],
     crops: Vec<Placed<'a>>,
 }
 
 impl<'a> Group<'a> {
-    /// Stacks crops in columns about as high as the largest crop, from left to right.
+    /// Stacks crops in columns about as high as the largest crop.
     fn new(crops: &'a [Image], scale: f64) -> Self {
         let side = |crop: &Image| scale * f64::from(crop.width().max(crop.height()));
         let largest = crops.iter().map(side).fold(0.0, f64::max);

@@ -1,4 +1,4 @@
-//! Which figures are shown over the steps, and how.
+//! Training curves.
 
 use esvit_train::health::Health;
 use esvit_train::run::StepMetrics;
@@ -7,7 +7,7 @@ use super::run::Run;
 use esvit_draw::axis::Scale;
 use esvit_draw::chart::{Chart, Series};
 
-/// The charts of a run as HTML, large ones first; empty where nothing was written down.
+/// Charts of a run as HTML, large ones first; empty if there are no metrics.
 pub(super) fn charts(run: &Run) -> String {
     let group = |class: &str, charts: &[Chart]| {
         let charts: String = charts.iter().map(Chart::html).collect();
@@ -25,21 +25,21 @@ fn chart(title: &'static str, unit: &'static str, scale: Scale, series: Vec<Seri
     Chart { title, unit, over: "step", small: false, scale, series }
 }
 
-/// A line of one figure, where it is known.
+/// A line of one metric, where it is logged.
 fn line(run: &Run, name: &str, figure: impl Fn(&StepMetrics) -> Option<f64>) -> Series {
     let lines = run.metrics.steps.iter();
     Series::new(name, lines.filter_map(|line| Some([line.step as f64, figure(line)?])))
 }
 
-/// A line of one figure about the teacher.
+/// A line of one metric of the teacher's health.
 fn health(run: &Run, name: &str, figure: impl Fn(&Health) -> f64) -> Series {
     line(run, name, |line| line.health.as_ref().map(&figure))
 }
 
 fn loss(run: &Run) -> Chart {
     let region = line(run, "region L_R", |line| line.region_loss);
-    let mut series = vec![line(run, "minimized", |line| Some(line.train_loss))];
-    // Without the region task the view loss is what is minimized.
+    let mut series = vec![line(run, "total", |line| Some(line.train_loss))];
+    // Without the region loss, the view loss is the total.
     if !region.points.is_empty() {
         series.extend([line(run, "view L_V", |line| Some(line.view_loss)), region]);
     }
@@ -64,8 +64,8 @@ fn knn(run: &Run) -> Chart {
 
 fn entropy(run: &Run) -> Chart {
     let series = vec![
-        health(run, "an answer", |health| health.teacher_entropy),
-        health(run, "mean answer", |health| health.marginal_entropy),
+        health(run, "per image", |health| health.teacher_entropy),
+        health(run, "of the mean", |health| health.marginal_entropy),
         Series { reference: true, ..health(run, "ln K", |health| health.max_entropy) },
     ];
     chart("Teacher entropy", "nats", Scale::FromZero, series)
@@ -77,7 +77,7 @@ fn feature_std(run: &Run) -> Chart {
         health(run, "teacher", |health| health.feature_std),
         Series { reference: true, ..one },
     ];
-    chart("Feature spread", "0 if all are alike", Scale::FromZero, series)
+    chart("Feature std", "0 if all are equal", Scale::FromZero, series)
 }
 
 fn grad_norm(run: &Run) -> Chart {

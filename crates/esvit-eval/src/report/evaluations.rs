@@ -1,4 +1,4 @@
-//! Results of evaluations as tables.
+//! Results of evaluations as HTML tables.
 
 use serde_json::{Map, Value};
 
@@ -7,10 +7,10 @@ use esvit_draw::escaped;
 use esvit_draw::html::table;
 use esvit_draw::number::{grouped, rounded};
 
-/// Rows and list entries that are shown of longer ones.
+/// Maximum number of rows and list entries shown.
 const MOST: usize = 100;
 
-/// The results, one block an evaluation and task.
+/// The results, grouped by evaluation and task.
 pub(super) fn blocks(records: &[EvalRecord]) -> String {
     let mut order: Vec<[&str; 2]> = Vec::new();
     for record in records {
@@ -31,7 +31,7 @@ pub(super) fn blocks(records: &[EvalRecord]) -> String {
     order.iter().map(of).collect()
 }
 
-/// The name of an evaluation in words.
+/// Display name of an evaluation.
 fn title(evaluation: &str) -> String {
     match evaluation {
         "knn" => "k-NN".into(),
@@ -41,7 +41,7 @@ fn title(evaluation: &str) -> String {
     }
 }
 
-/// A key of JSON as words, the first with a capital letter.
+/// A JSON key as capitalized words.
 fn words(key: &str) -> String {
     let words = key.replace('_', " ");
     let mut letters = words.chars();
@@ -57,7 +57,7 @@ fn result(record: &EvalRecord) -> String {
     format!("<p class=\"about\">{}</p>\n{results}", about.join(", "))
 }
 
-/// Accuracies of a k-NN evaluation: one row a kind of feature, two columns a k. `None` where the
+/// Accuracies of a k-NN evaluation: one row per kind of features, two columns per k. `None` if the
 /// results have another form.
 fn knn(record: &EvalRecord) -> Option<String> {
     if record.evaluation != "knn" {
@@ -84,14 +84,14 @@ fn knn(record: &EvalRecord) -> Option<String> {
     let count = |key: &str| results.get(key).and_then(Value::as_i64).map(grouped);
     let note = match (count("query_images"), count("train_images")) {
         (Some(queries), Some(train)) => format!(
-            "<p class=\"note\">Per cent of {queries} images, classified by {train} others.</p>\n"
+            "<p class=\"note\">Percent of {queries} images, classified by {train} others.</p>\n"
         ),
         _ => String::new(),
     };
     Some(table(&head, &rows, 1) + &note)
 }
 
-/// Any JSON: plain values of an object as a table of two columns, lists of objects as tables.
+/// Any JSON: scalars of an object as a two-column table, lists of objects as tables.
 fn generic(value: &Value) -> String {
     let Value::Object(object) = value else { return block(value) };
     let is_plain = |value: &Value| match value {
@@ -99,7 +99,7 @@ fn generic(value: &Value) -> String {
         Value::Array(list) => !list.iter().any(|entry| entry.is_object() || entry.is_array()),
         _ => true,
     };
-    // What the task is stands above.
+    // The task is in the heading.
     let entries = object.iter().filter(|(key, _)| *key != "task");
     let (plain, nested): (Vec<_>, Vec<_>) = entries.partition(|(_, value)| is_plain(value));
     let mut html = String::new();
@@ -114,7 +114,7 @@ fn generic(value: &Value) -> String {
     html
 }
 
-/// A value that needs room of its own.
+/// A nested value.
 fn block(value: &Value) -> String {
     match value {
         Value::Object(_) => generic(value),
@@ -131,7 +131,7 @@ fn block(value: &Value) -> String {
     }
 }
 
-/// A list of objects: one row each, their keys as columns.
+/// A list of objects: one row each, keys as columns.
 fn objects(list: &[Value]) -> String {
     let mut keys: Vec<&String> = Vec::new();
     for key in list.iter().take(MOST).filter_map(Value::as_object).flat_map(Map::keys) {
@@ -140,7 +140,7 @@ fn objects(list: &[Value]) -> String {
         }
     }
     let is_text = |key: &String| list.iter().take(MOST).all(|entry| !entry[key].is_number());
-    // Words to the left, numbers to the right.
+    // Text columns first, then numbers.
     keys.sort_by_key(|key| !is_text(key));
     let first_number = keys.iter().take_while(|key| is_text(key)).count();
     let head: Vec<String> = keys.iter().map(|key| escaped(&words(key))).collect();
@@ -162,7 +162,7 @@ fn left_out(entries: usize) -> String {
     }
 }
 
-/// A value in as little room as it needs.
+/// A value in one table cell.
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => "–".into(),

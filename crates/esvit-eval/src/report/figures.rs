@@ -1,24 +1,24 @@
-//! What there is to see: drawings with a few words to each.
+//! Drawings of the report, with captions.
 
 use super::run::Run;
 use super::{crops, learned};
 use esvit_draw::Drawing;
 use esvit_draw::html::code_in;
 
-/// Something to see, or why it cannot be shown; literals stand in backticks.
+/// Caption and drawing, or why there is none; text with backticks.
 pub(super) type Shown = Result<(String, Drawing), String>;
 
 /// A section of the page.
 pub(super) struct Section {
-    /// Its name in links.
+    /// HTML id.
     pub(super) anchor: &'static str,
     /// Its heading.
     pub(super) title: &'static str,
-    /// Makes the words on how to read the drawing, and the drawing.
+    /// Makes caption and drawing.
     make: fn(&Run) -> Shown,
 }
 
-/// All that there is to see, in the order of the page.
+/// All sections with drawings, in order.
 pub(super) const SECTIONS: [Section; 5] = [
     Section { anchor: "crops", title: "Crops", make: crops::shown },
     Section { anchor: "neighbors", title: "Nearest neighbors", make: learned::neighbors },
@@ -27,7 +27,7 @@ pub(super) const SECTIONS: [Section; 5] = [
     Section { anchor: "regions", title: "Region features", make: learned::regions },
 ];
 
-/// The sections as HTML; one that cannot be made says why.
+/// The sections as HTML; one that fails gives the reason.
 pub(super) fn sections(run: &Run) -> String {
     let html = |Section { anchor, title, make }: &Section| {
         let body = match make(run) {

@@ -1,14 +1,13 @@
-//! What a person should know before trusting the figures.
+//! Problems of a run that put its metrics in doubt.
 
 use esvit_train::health::CollapseDetector;
 
 use super::run::Run;
 
-/// Looks at the teacher at the end of a run that must agree for it to count as collapsed.
+/// Number of last health checks that must agree for a run to count as collapsed.
 const LAST_LOOKS: usize = 5;
 
-/// What is wrong with a run, as Markdown-like text with literals in backticks; a next step follows
-/// after `hint:`.
+/// Problems of a run, as text with backticks; a next step follows `hint:`.
 pub(super) fn findings(run: &Run) -> Vec<String> {
     let mut found = Vec::new();
     found.extend(not_finite(run));
@@ -48,8 +47,7 @@ fn collapse(run: &Run) -> Option<String> {
     let mut watch = CollapseDetector::default();
     let warned = looks.iter().any(|health| watch.look(health).is_some());
     warned.then(|| {
-        "for some time the teacher gave the same answer for every image; it has recovered since"
-            .into()
+        "the teacher's outputs were collapsed for some time; it has recovered since".into()
     })
 }
 
@@ -59,8 +57,8 @@ fn no_better(run: &Run) -> Option<String> {
         format!(
             "k-NN top-1 is {best:.1} %, no better than the {untrained:.1} % of the same network \
              untrained\n\
-             hint: train for longer, and see with `esvit data preview` that crops of one image \
-             have something in common"
+             hint: train for longer, and check with `esvit data preview` that crops of one image \
+             overlap"
         )
     })
 }
@@ -70,7 +68,7 @@ fn unfinished(run: &Run) -> Option<String> {
     (run.is_finished() == Some(false)).then(|| {
         format!(
             "{} of {planned} epochs are done: the run is still going, or it was stopped\n\
-             hint: `esvit resume {}` goes on with a stopped one",
+             hint: `esvit resume {}` continues a stopped one",
             run.epochs,
             run.path.display()
         )

@@ -1,16 +1,16 @@
-//! The figures of a run, out of its `metrics.jsonl`.
+//! Metrics of a run, from `metrics.jsonl`.
 
 use esvit_train::run::{KnnMetrics, StepMetrics};
 use serde::Deserialize;
 
-/// All figures that can be read.
+/// All lines that could be parsed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Metrics {
-    /// Figures of stretches of steps, in the order of the file.
+    /// Metrics of training steps, in file order.
     pub(super) steps: Vec<StepMetrics>,
-    /// k-NN checks, in the order of the file.
+    /// k-NN checks, in file order.
     pub(super) knn: Vec<KnnMetrics>,
-    /// Number of whole lines that are neither.
+    /// Number of other complete lines.
     pub(super) unreadable: usize,
 }
 
@@ -22,8 +22,8 @@ enum Line {
 }
 
 impl Metrics {
-    /// Reads the text of the file. A last line without a line break is one that a run at work is
-    /// still writing; it is passed over.
+    /// Parses the file. A last line without a line break is ignored: a live run is still writing
+    /// it.
     pub(super) fn parse(text: &str) -> Self {
         let mut metrics = Self::default();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -44,7 +44,7 @@ impl Metrics {
             .reduce(|best, check| if check.knn_top1 > best.knn_top1 { check } else { best })
     }
 
-    /// Seconds spent in the steps that are written down.
+    /// Total time of the logged steps in seconds.
     pub(super) fn training_seconds(&self) -> f64 {
         let mut before = 0;
         let seconds = self.steps.iter().map(|figures| {
@@ -55,7 +55,7 @@ impl Metrics {
         seconds.sum()
     }
 
-    /// Optimizer steps done, as far as they are written down.
+    /// Number of optimizer steps logged.
     pub(super) fn steps_done(&self) -> u64 {
         let last = |step: Option<u64>| step.unwrap_or(0);
         last(self.steps.last().map(|line| line.step))

@@ -1,6 +1,6 @@
-//! One page about a run: what it is, how it went, what was learned.
+//! HTML report of a run.
 //!
-//! The page is one HTML file that needs no other file, no network and no script.
+//! The page is a single self-contained file without scripts.
 
 mod crops;
 mod curves;
@@ -20,13 +20,13 @@ use esvit_files::{FileError, write_atomically};
 use esvit_draw::{escaped, html, number};
 use run::Run;
 
-/// Name of the page in the folder of a run, where nothing else is said.
+/// Default file name in the run folder.
 const FILE: &str = "report.html";
 
-/// Why there is no report.
+/// A report cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// The folder is not that of a run.
+    /// The folder is not a run folder.
     #[error(
         "there is no run in `{path}`: it has neither `config.toml` nor `metrics.jsonl`\n\
          hint: give the folder that `esvit pretrain --out FOLDER` has written",
@@ -41,22 +41,22 @@ pub enum ReportError {
     File(#[from] FileError),
 }
 
-/// A report that was written.
+/// A written report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// The page.
+    /// Path of the page.
     pub path: PathBuf,
-    /// What is wrong with the run.
+    /// Problems of the run.
     pub findings: Vec<String>,
-    /// What of the run could not be read.
+    /// Files that could not be read, and why.
     pub problems: Vec<String>,
 }
 
-/// Writes a page about the run in `folder` to `out`, or to `report.html` in the folder. What
-/// cannot be read is named in the page.
+/// Writes a report of the run in `folder` to `out`, by default `report.html` in the folder. Files
+/// that cannot be read are listed in the page.
 ///
 /// # Errors
-/// When there is no run, or the page cannot be written.
+/// [`ReportError`] if there is no run, or the page cannot be written.
 pub fn write(folder: &Path, out: Option<&Path>) -> Result<Written, ReportError> {
     let run = Run::read(folder)?;
     let findings = findings::findings(&run);
@@ -66,7 +66,7 @@ pub fn write(folder: &Path, out: Option<&Path>) -> Result<Written, ReportError> 
     Ok(Written { path, findings, problems: run.problems })
 }
 
-/// The whole page.
+/// The HTML of the page.
 fn page(run: &Run, findings: &[String]) -> String {
     let name = escaped(&run.name);
     let header = format!(
@@ -109,7 +109,7 @@ fn section(anchor: &str, title: &str, body: &str) -> String {
 
 fn curves(run: &Run) -> String {
     let charts = curves::charts(run);
-    let none = "<p class=\"missing\">No figures are written down yet.</p>\n";
+    let none = "<p class=\"missing\">No metrics are logged yet.</p>\n";
     section("curves", "Curves", if charts.is_empty() { none } else { &charts })
 }
 

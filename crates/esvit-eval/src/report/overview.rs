@@ -1,4 +1,4 @@
-//! The head of the page: what the run is, and its key figures.
+//! Header of the page: a summary sentence, key figures and warnings.
 
 use esvit_nn::Network;
 use esvit_train::Config;
@@ -8,7 +8,7 @@ use esvit_draw::escaped;
 use esvit_draw::html::{Tile, code_in, tiles};
 use esvit_draw::number::{duration, grouped, rounded};
 
-/// One sentence of what was trained on what.
+/// One sentence: network, losses, images, epochs.
 pub(super) fn sentence(run: &Run) -> String {
     let Some(config) = &run.config else {
         return "A run whose settings cannot be read.".into();
@@ -31,11 +31,11 @@ pub(super) fn sentence(run: &Run) -> String {
     };
     let repeat = match config.data.repeat {
         1 => String::new(),
-        repeat => format!(", each {repeat} times an epoch"),
+        repeat => format!(", each {repeat} times per epoch"),
     };
     format!(
         "Swin <code>{}</code> ({} blocks, width {}, window {}) trained with {tasks} on \
-         {images}{repeat}: {} epochs, {} images a step.",
+         {images}{repeat}: {} epochs, {} images per step.",
         escaped(&config.model.arch),
         depths.join("-"),
         swin.embed_dim,
@@ -45,7 +45,7 @@ pub(super) fn sentence(run: &Run) -> String {
     )
 }
 
-/// The key figures; those that are not known are left out.
+/// Key figures, where known.
 pub(super) fn key_figures(run: &Run) -> String {
     let figures = [
         knn(run),
@@ -96,7 +96,7 @@ fn seconds_words(seconds: f64) -> String {
     if seconds < 1.0 { format!("{:.0} ms", 1e3 * seconds) } else { format!("{seconds:.2} s") }
 }
 
-/// Speed and waiting over the whole run, every step counted alike.
+/// Mean speed and data wait over the whole run.
 fn speed(run: &Run) -> Option<Tile> {
     let seconds = run.metrics.training_seconds();
     let steps = run.metrics.steps.last()?.step as f64;
@@ -135,7 +135,7 @@ fn memory(run: &Run) -> Option<Tile> {
     Some(Tile { name: "Peak memory", value, unit, note: "resident, whole process".into() })
 }
 
-/// What should be known before the figures are trusted, and what could not be read.
+/// Findings, and files that could not be read.
 pub(super) fn warnings(findings: &[String], problems: &[String]) -> String {
     let list = |class: &str, title: &str, lines: &[String]| {
         if lines.is_empty() {

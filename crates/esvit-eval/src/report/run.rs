@@ -1,4 +1,4 @@
-//! What lies in the folder of a run, as far as it can be read.
+//! Reads a run folder, as far as possible.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,27 +15,27 @@ use super::metrics::Metrics;
 use crate::preview;
 use crate::record::{self, EvalRecord};
 
-/// The folder of a run, read.
+/// The contents of a run folder.
 pub(super) struct Run {
     pub(super) path: PathBuf,
     /// Name of the folder.
     pub(super) name: String,
-    /// `config.toml` as it is.
+    /// Text of `config.toml`.
     pub(super) settings: Option<String>,
     pub(super) config: Option<Config>,
     pub(super) environment: Option<Value>,
     pub(super) metrics: Metrics,
     /// Whole epochs done.
     pub(super) epochs: u64,
-    /// Newest results of every evaluation.
+    /// Latest results of each evaluation.
     pub(super) evaluations: Vec<EvalRecord>,
-    /// The best one first, then the newest.
+    /// The best first, then by file name.
     pub(super) checkpoints: Vec<CheckpointFile>,
     /// Names of the files in `failures/`.
     pub(super) failures: Vec<String>,
-    /// The images it was trained on, if they are still there.
+    /// The training images, if still available.
     pub(super) source: Result<Arc<dyn Source>, String>,
-    /// What could not be read, and why.
+    /// Files that could not be read, and why.
     pub(super) problems: Vec<String>,
 }
 
@@ -43,14 +43,14 @@ pub(super) struct Run {
 pub(super) struct CheckpointFile {
     pub(super) name: String,
     pub(super) bytes: u64,
-    /// Steps and epochs done, or why they are not known.
+    /// `[steps, epochs]` done, or why they are unknown.
     pub(super) state: Result<[u64; 2], String>,
 }
 
 const BEST: &str = "best.safetensors";
 
 impl Run {
-    /// Reads all that can be read.
+    /// Reads everything that can be read.
     pub(super) fn read(path: &Path) -> Result<Self, ReportError> {
         let is_run = ["config.toml", "metrics.jsonl"].iter().any(|name| path.join(name).is_file());
         if !is_run {
@@ -76,9 +76,7 @@ impl Run {
         let failures = reader.names("failures");
         let source = match &config {
             Some(config) => preview::source(config).map_err(|error| error.to_string()),
-            None => {
-                Err("without its settings it is not known on which images it was trained".into())
-            }
+            None => Err("the training images are unknown without the settings".into()),
         };
         Ok(Self {
             name: name_of(path),
@@ -96,19 +94,19 @@ impl Run {
         })
     }
 
-    /// The checkpoint to look at: the best, or the newest where none was checked.
+    /// The checkpoint used for drawings: the first readable one, the best if there is one.
     pub(super) fn checkpoint(&self) -> Option<PathBuf> {
         let file = self.checkpoints.iter().find(|file| file.state.is_ok())?;
         Some(self.path.join("checkpoints").join(&file.name))
     }
 
-    /// Whether all epochs are done; `None` where the settings cannot be read.
+    /// Whether all epochs are done; `None` if the settings cannot be read.
     pub(super) fn is_finished(&self) -> Option<bool> {
         Some(self.epochs >= self.config.as_ref()?.train.epochs)
     }
 
-    /// k-NN top-1 of the same network untrained in per cent, if an evaluation has repeated a check
-    /// of the run: same checkpoint, same k, same accuracy, so the same task.
+    /// k-NN top-1 of the untrained network in percent, from an evaluation that repeats one of the
+    /// run's checks (same checkpoint, k and accuracy, hence the same task).
     pub(super) fn untrained_top1(&self) -> Option<f64> {
         let top1 = |record: &EvalRecord, features: &str, k: usize| -> Option<f64> {
             let rows = record.results.get("results")?.as_array()?;
@@ -132,14 +130,14 @@ impl Run {
     }
 }
 
-/// Reads files and takes note of those that it cannot read.
+/// Reads files and collects errors.
 struct Reader<'a> {
     folder: &'a Path,
     problems: Vec<String>,
 }
 
 impl Reader<'_> {
-    /// The text of a file; letters that are none are replaced.
+    /// The text of a file; invalid UTF-8 is replaced.
     fn text(&mut self, name: &str) -> Option<String> {
         let bytes = std::fs::read(self.folder.join(name));
         let bytes = match bytes {
@@ -156,7 +154,7 @@ impl Reader<'_> {
         result.map_err(|error| self.problems.push(format!("`{name}`: {error}"))).ok()
     }
 
-    /// Names of the files of a folder, sorted; none where there is no such folder.
+    /// Sorted file names of a folder; empty if it does not exist.
     fn names(&mut self, folder: &str) -> Vec<String> {
         let entries = match std::fs::read_dir(self.folder.join(folder)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
@@ -181,26 +179,26 @@ impl Reader<'_> {
             CheckpointFile { name, bytes, state }
         };
         let mut files: Vec<CheckpointFile> = names.map(file).collect();
-        // The names of the others grow with their steps.
+        // The best first; the others are named by step.
         files.sort_by(|a, b| (b.name == BEST, &b.name).cmp(&(a.name == BEST, &a.name)));
         files
     }
 }
 
-/// The name of a folder, also where the path ends in dots.
+/// Name of a folder, also if the path ends in `.` or `..`.
 fn name_of(path: &Path) -> String {
     let whole = path.canonicalize().unwrap_or_else(|_| path.into());
     whole.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// Epochs done according to `log.txt`, which has a line an epoch, counted from 0.
+/// Epochs done according to `log.txt`, which has one line per epoch, from 0.
 fn epochs_done(log: &str) -> u64 {
     let epoch = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("epoch")?.as_u64();
     log.lines().filter_map(epoch).max().map_or(0, |last| last + 1)
 }
 
-/// The last result of every evaluation on a task for a network of a checkpoint, in the order in
-/// which they came up first.
+/// The latest record of each evaluation, task, checkpoint and network, in order of first
+/// occurrence.
 fn latest(records: Vec<EvalRecord>) -> Vec<EvalRecord> {
     let mut kept: Vec<EvalRecord> = Vec::new();
     for record in records {

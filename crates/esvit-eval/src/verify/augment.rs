@@ -1,4 +1,4 @@
-//! Cases of kind `augment`: operations on an image.
+//! Cases of kind `augment`: image operations, compared in gray levels.
 
 use esvit_data::augment::{self, CropBox};
 use esvit_data::{EvalTransform, Image, ImageError, Interpolation, resized_crop};
@@ -123,7 +123,7 @@ impl Operation {
     }
 }
 
-/// An image stored as bytes, height x width x 3.
+/// An image stored as bytes `[height, width, 3]`.
 fn image(case: &Case, name: &str) -> Result<Image, CaseError> {
     let (shape, pixels) = case.bytes(name)?;
     let &[height, width, 3] = shape.as_slice() else {

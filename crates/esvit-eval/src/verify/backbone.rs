@@ -1,4 +1,4 @@
-//! Cases of kind `backbone`.
+//! Cases of kind `backbone`: features and attention of a network.
 
 use esvit_nn::params::Registry;
 use esvit_nn::weights::to_vec;

@@ -1,5 +1,4 @@
-//! Cases of kind `checkpoint`: a file of weights of some program, and what its network says of
-//! images.
+//! Cases of kind `checkpoint`: a weights file of another program, and the features of its network.
 
 use esvit_nn::weights::to_vec;
 use esvit_nn::{ForwardCtx, Params, SwinConfig};
@@ -12,10 +11,10 @@ const TOLERANCE: f64 = 2e-4;
 
 #[derive(Deserialize)]
 struct Settings {
-    /// The shape that must be recognized.
+    /// Configuration that must be recognized.
     config: Option<SwinConfig>,
     key: Option<String>,
-    /// Epochs that the file must tell of.
+    /// Epoch that must be read from the file.
     epoch: Option<u64>,
     #[serde(default = "usual_file")]
     file: String,

@@ -19,7 +19,7 @@ struct KnnSettings {
 struct KnnResult {
     top1: f64,
     top5: f64,
-    /// What other orders of tied classes could give.
+    /// Range over all orders of tied classes.
     top1_range: Option<[f64; 2]>,
     top5_range: Option<[f64; 2]>,
 }

@@ -1,7 +1,7 @@
-//! Numeric cases on disk, compared with what this program computes.
+//! Checks this program's numbers against stored reference cases.
 //!
-//! A case is a folder with `case.json` (its kind and settings) and `tensors.safetensors` (what is
-//! given and what must come out).
+//! A case is a folder with `case.json` (kind and settings) and `tensors.safetensors` (inputs and
+//! expected outputs).
 
 mod augment;
 mod backbone;
@@ -23,48 +23,48 @@ use esvit_weights::{TensorInfo, WeightsError as FileError};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// One comparison within a case.
+/// One comparison of a case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Check {
     /// What was compared.
     pub what: String,
-    /// The difference found, in the unit of the tolerance.
+    /// The difference, in the unit of the tolerance.
     pub difference: f64,
-    /// The largest difference allowed.
+    /// The largest allowed difference.
     pub tolerance: f64,
 }
 
 impl Check {
-    /// Whether the difference is allowed; one that is not a number is not.
+    /// Whether the difference is allowed; NaN is not.
     pub fn passed(&self) -> bool {
         self.difference <= self.tolerance
     }
 }
 
-/// What came of a case.
+/// Outcome of a case.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It was computed: every comparison that was made.
+    /// All comparisons made.
     Compared(Vec<Check>),
-    /// It needs something that this program does not have yet.
+    /// It needs an unsupported feature.
     NotSupported(String),
     /// It could not be computed.
     Failed(CaseError),
 }
 
-/// A case and what came of it.
+/// A case and its outcome.
 #[derive(Debug)]
 pub struct Report {
     /// Name of its folder.
     pub name: String,
     /// Its kind.
     pub kind: String,
-    /// What came of it.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
 impl Report {
-    /// Whether the case was computed and all its comparisons hold.
+    /// Whether there are comparisons and all of them hold.
     pub fn passed(&self) -> bool {
         matches!(&self.outcome, Outcome::Compared(checks)
             if !checks.is_empty() && checks.iter().all(Check::passed))
@@ -76,7 +76,7 @@ impl Report {
     }
 }
 
-/// Why a case could not be computed.
+/// A case cannot be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum CaseError {
     /// A file or folder cannot be read.
@@ -87,28 +87,28 @@ pub enum CaseError {
         /// What is wrong.
         reason: String,
     },
-    /// The settings lack something or say something else than expected.
+    /// The settings are incomplete or invalid.
     #[error("`case.json`: {0}")]
     Settings(String),
-    /// A tensor is missing or of another type.
+    /// A tensor is missing.
     #[error("tensor `{0}` is missing")]
     Tensor(String),
     /// The tensors do not fit the network.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// No such kind of case is known.
+    /// The kind is unknown.
     #[error("unknown kind `{0}`")]
     Kind(String),
-    /// The computation refused.
+    /// The computation failed.
     #[error("{0}")]
     Computation(String),
 }
 
-/// Runs every case under `folder` (each folder with a `case.json`, sorted by name), or the case
-/// that `folder` itself is, on `device`, and shows each report as it comes.
+/// Runs all cases under `folder` (subfolders with a `case.json`, by name), or the case in `folder`
+/// itself, on `device`, and calls `show` with each report.
 ///
 /// # Errors
-/// When the folder cannot be read or holds no case.
+/// [`CaseError::Read`] if the folder cannot be read or holds no case.
 pub fn run(
     folder: &Path,
     device: &Device,
@@ -163,7 +163,7 @@ fn run_case(folder: &Path, device: &Device) -> Report {
     Report { name, kind: case.kind, outcome }
 }
 
-/// A case as it is on disk.
+/// A case on disk.
 struct Case {
     folder: PathBuf,
     kind: String,
@@ -188,12 +188,12 @@ impl Case {
         Ok(Self { folder: folder.into(), kind, settings, tensors, device: device.clone() })
     }
 
-    /// The settings as the structure of a kind.
+    /// The settings, deserialized for a kind.
     fn settings<T: DeserializeOwned>(&self) -> Result<T, CaseError> {
         T::deserialize(&self.settings).map_err(|e| CaseError::Settings(e.to_string()))
     }
 
-    /// The family of a case about a network, and none if it is not supported yet.
+    /// `NotSupported` unless the case's network is a Swin.
     fn swin_or_not_supported(&self) -> Option<Outcome> {
         match self.settings["family"].as_str() {
             Some("swin") => None,
@@ -229,7 +229,7 @@ impl Case {
         Ok((tensor.shape.clone(), values))
     }
 
-    /// Parameters named `prefix` + name.
+    /// Parameters stored under `prefix` + name.
     fn params(&self, prefix: &str, specs: &Arc<[ParamSpec]>) -> Result<Params, CaseError> {
         let stored = StoredNetwork::at(&self.tensors, prefix);
         Ok(stored.load(specs, &self.device, |_| None)?.0)
@@ -245,7 +245,7 @@ impl Case {
     }
 }
 
-/// Largest absolute difference; infinite when lengths differ or a value is not finite.
+/// Largest absolute difference; infinite if lengths differ or a difference is NaN.
 fn largest_difference(found: &[f32], expected: &[f32]) -> f64 {
     if found.len() != expected.len() {
         return f64::INFINITY;
@@ -258,20 +258,21 @@ fn largest_entry(values: &[f32]) -> f64 {
     values.iter().fold(0.0, |largest: f64, v| largest.max(f64::from(v.abs())))
 }
 
-/// The comparison of the largest absolute difference with a tolerance.
+/// Compares the largest absolute difference with a tolerance.
 fn absolute(what: impl fmt::Display, found: &[f32], expected: &[f32], tolerance: f64) -> Check {
     let difference = largest_difference(found, expected);
     Check { what: what.to_string(), difference, tolerance }
 }
 
-/// The same, as a share of the largest expected entry.
+/// Compares the largest absolute difference, divided by the largest expected entry, with a
+/// tolerance.
 fn of_largest(what: impl fmt::Display, found: &[f32], expected: &[f32], tolerance: f64) -> Check {
     let scale = largest_entry(expected).max(f64::MIN_POSITIVE);
     let difference = largest_difference(found, expected) / scale;
     Check { what: what.to_string(), difference, tolerance }
 }
 
-/// The comparison of two numbers as a share of the expected one.
+/// Compares the relative difference of two numbers with a tolerance.
 fn relative(what: impl fmt::Display, found: f64, expected: f64, tolerance: f64) -> Check {
     let difference = (found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE);
     Check { what: what.to_string(), difference, tolerance }

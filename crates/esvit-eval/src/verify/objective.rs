@@ -1,4 +1,4 @@
-//! Cases of kind `objective`.
+//! Cases of kind `objective`: loss, gradients and centers from given logits.
 
 use burn::tensor::Tensor;
 use esvit_nn::network::{Predictions, RegionPredictions};
@@ -31,7 +31,7 @@ struct Settings {
     weights: Option<Factors>,
 }
 
-/// The teacher's temperature as cases write it.
+/// Teacher temperature schedule, as written in cases.
 #[derive(Deserialize)]
 pub(super) struct TeacherTemp {
     warmup: f64,
@@ -78,7 +78,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
             }),
         });
     }
-    // The objective does not look at view features.
+    // The objective does not use view features.
     let unused = Tensor::zeros([1, 1], &case.device);
     let student = Predictions {
         view_features: unused.clone(),

@@ -19,8 +19,8 @@ use super::{Case, CaseError, Check, Outcome, absolute, of_largest, relative};
 
 const OUTPUT_TOLERANCE: f64 = 2e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
-/// Gradients that are zero in exact arithmetic have no largest entry to be compared with: those
-/// of biases before a batch normalization.
+/// Absolute tolerance of gradients that are zero in exact arithmetic (biases before a BatchNorm),
+/// which have no scale to compare with.
 const ZERO_GRADIENT: f64 = 3e-6;
 const FIRST_LOSS_TOLERANCE: f64 = 1e-5;
 const LATER_LOSS_TOLERANCE: f64 = 1e-4;
@@ -98,8 +98,8 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         checks.push(relative(what, f64::from(result.loss), values.loss, tolerance));
     }
     let tolerance = match settings.optimizer {
-        // A key bias has a gradient of zero in exact arithmetic, whose rounding AdamW's first
-        // steps amplify.
+        // The gradient of a key bias is zero in exact arithmetic; AdamW's first steps amplify its
+        // rounding error.
         OptimizerKind::AdamW => 5e-3,
         OptimizerKind::Sgd | OptimizerKind::Lars => 1e-4,
     };
@@ -160,7 +160,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
     Ok(learner)
 }
 
-/// What both networks say about the first step's crops.
+/// Compares the outputs of both networks for the crops of the first step.
 fn outputs(
     case: &Case,
     learner: &Learner,
@@ -168,7 +168,7 @@ fn outputs(
     checks: &mut Vec<Check>,
 ) -> Result<(), CaseError> {
     let network = &learner.network;
-    // Without drop-path a student's pass in training is that of a teacher.
+    // Without stochastic depth, the student's training forward equals the teacher's.
     let student = network.forward(&learner.student, views, &ForwardCtx::teacher());
     let teacher =
         network.forward(&learner.teacher, &views[..TEACHER_CROPS], &ForwardCtx::teacher());
@@ -188,7 +188,7 @@ fn outputs(
     Ok(())
 }
 
-/// The gradients of the first step before clipping.
+/// Compares the gradients of the first step before clipping.
 fn gradients(
     case: &Case,
     settings: &Settings,

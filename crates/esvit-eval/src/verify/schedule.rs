@@ -1,4 +1,4 @@
-//! Cases of kind `schedule`.
+//! Cases of kind `schedule`: learning rate, weight decay, momentum and temperature schedules.
 
 use esvit_train::schedule::CosineSchedule;
 use serde::Deserialize;
@@ -48,7 +48,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     Ok(Outcome::Compared(checks))
 }
 
-/// The stored values are f32, so ours are rounded to that first.
+/// Expected values are f32, so ours are rounded first.
 fn compare(
     case: &Case,
     name: &str,

@@ -206,7 +206,7 @@ impl Bench {
                 } else {
                     output.result(format!(
                         "{} x {}: decoding {:.2} ms, ten views {:.2} ms, total {:.2} ms \
-                         ({:.1} images a second on one core)",
+                         ({:.1} images per second on one core)",
                         report.size[0],
                         report.size[1],
                         report.decode_ms,
@@ -226,7 +226,7 @@ impl Bench {
             output.json(report)?;
         } else {
             output.result(format!(
-                "{:.3} s (median of {}), {:.2} images a second\n\
+                "{:.3} s (median of {}), {:.2} images per second\n\
                  {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
                  {:.0} MB peak memory, {}, {} threads",
                 report.median_s,

@@ -70,7 +70,7 @@ fn what_cannot_be_shown_is_said() {
     fails("image.png --block 2", &["there is no block 2", "0 to 1"]);
     fails("image.png --head 0 2", &["there is no head 2", "0 to 1"]);
     fails("image.png --query 1,1", &["pixel 1,1 is not in the part", "`--whole`"]);
-    fails("image.png --mass 0", &["cannot hold 0 of the attention"]);
+    fails("image.png --mass 0", &["cannot keep 0 of the attention"]);
     fails("image.png --size 3", &["3 x 3 pixels"]);
     fails("image.png --rollout", &["this network has 2 stages", "hint: without `--rollout`"]);
     place.run(&format!("attend image.png --checkpoint {CHECKPOINT} --query 1;1")).expect(2);

@@ -1,18 +1,18 @@
-//! Cells of the map in pixels of the shown image, and as paths around them.
+//! Cells of the map in input pixels, and as SVG paths.
 
 use std::fmt::Write;
 
 use super::Figure;
 
 impl Figure<'_> {
-    /// The center of the query's cell, or of what is shown of it.
+    /// Center of the query's cell, clipped to the image.
     pub(super) fn query(&self) -> [f64; 2] {
         let [row, column] = self.attention.query;
         let [x, y, width, height] = self.cell(row, column);
         [x + width / 2.0, y + height / 2.0]
     }
 
-    /// What is shown of a cell, `[left, top, width, height]`.
+    /// A cell clipped to the image, `[left, top, width, height]`.
     pub(super) fn cell(&self, row: usize, column: usize) -> [f64; 4] {
         let [height, width] = self.shown.size();
         let span = |index: usize, side: usize| {
@@ -23,7 +23,7 @@ impl Figure<'_> {
         [x, y, w, h]
     }
 
-    /// Boxes over runs of chosen cells, as SVG writes a path.
+    /// Filled area of the chosen cells as an SVG path, one box per horizontal run.
     pub(super) fn boxes(&self, chosen: impl Fn(usize) -> bool) -> String {
         let [rows, columns] = self.attention.map;
         let mut path = String::new();
@@ -43,7 +43,7 @@ impl Figure<'_> {
         path
     }
 
-    /// The edges between chosen cells and others, as SVG writes a path.
+    /// Outline of the chosen cells as an SVG path.
     pub(super) fn outline(&self, chosen: impl Fn(usize) -> bool) -> String {
         let [rows, columns] = self.attention.map.map(|side| side as isize);
         let is = |row: isize, column: isize| {

@@ -1,14 +1,14 @@
-//! A part of the shown image, somewhere in the drawing.
+//! Maps a part of the input image to a place in the drawing.
 
 use esvit_draw::Drawing;
 
-/// A part of the shown image, somewhere in the drawing.
+/// A part of the input image, placed in the drawing.
 pub(super) struct Frame {
     /// Left and top in the drawing.
     pub(super) corner: [f64; 2],
-    /// `[left, top, width, height]` in shown pixels.
+    /// `[left, top, width, height]` in input pixels.
     pub(super) part: [f64; 4],
-    /// Length of a shown pixel in the drawing.
+    /// Size of an input pixel in the drawing.
     pub(super) scale: f64,
 }
 
@@ -18,7 +18,7 @@ impl Frame {
         [self.part[2] * self.scale, self.part[3] * self.scale]
     }
 
-    /// Draws in shown pixels; what lies outside the part is cut off.
+    /// Draws in coordinates of input pixels, clipped to the part.
     pub(super) fn draw(&self, drawing: &mut Drawing, draw: impl FnOnce(&mut Drawing)) {
         let ([left, top], [x, y, width, height]) = (self.corner, self.part);
         let [wide, high] = self.size();
@@ -30,15 +30,15 @@ impl Frame {
         drawing.element("</svg>");
     }
 
-    /// Where a shown pixel is in the drawing.
+    /// Position in the drawing of a point of the input.
     pub(super) fn at(&self, [x, y]: [f64; 2]) -> [f64; 2] {
         let place = |axis: usize, at| self.corner[axis] + self.scale * (at - self.part[axis]);
         [place(0, x), place(1, y)]
     }
 }
 
-/// How much a part is enlarged to have the area of a square of side `side`, no side of it longer
-/// than twice that.
+/// Scale by which a part gets the area of a square of side `side`, with no side longer than twice
+/// that.
 pub(super) fn fit([width, height]: [f64; 2], side: f64) -> f64 {
     (side / (width * height).sqrt()).min(2.0 * side / width.max(height))
 }

@@ -1,4 +1,4 @@
-//! The words beside the image: what is shown and what its marks mean.
+//! Title and legend beside the image.
 
 use super::super::{Attended, QueryAttention};
 use super::Figure;
@@ -6,12 +6,12 @@ use esvit_draw::{Anchor, Drawing, color};
 
 /// Height of a line.
 const LINE: f64 = 21.0;
-/// Width that the words need.
+/// Width of the legend.
 pub(super) const WIDTH: f64 = 470.0;
 /// Height of all lines.
 pub(super) const HEIGHT: f64 = 6.0 * LINE;
 
-/// What is shown and what its marks mean.
+/// Draws title, facts and legend.
 pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64; 2]) {
     let QueryAttention { place, map, cell, query, window, shift, .. } = figure.attention;
     let title = match figure.attention.attended.first() {
@@ -74,7 +74,7 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
 
     if figure.attention.visible_cells() < figure.attention.visible.len() {
         let [x, y, width, height] = swatch(5);
-        // The hatch is as wide as in a panel.
+        // Scaled so that the hatch looks as in a panel.
         drawing.element(format_args!(
             "<g transform=\"translate({x:.2} {y:.2}) scale({0:.6})\"><rect width=\"{1:.3}\" \
              height=\"{2:.3}\" fill=\"url(#hatch-{3})\"/></g>",
@@ -83,6 +83,6 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
             height / figure.scale,
             figure.suffix
         ));
-        words(drawing, 5, "not seen by the query (dark in images)");
+        words(drawing, 5, "not visible to the query (dark in images)");
     }
 }
