@@ -2,7 +2,7 @@
 //! stretched with it. (`interpolate` of PyTorch has another bicubic kernel, a = -0.75, and does
 //! not stretch it.)
 
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
+use fast_image_resize::images::{CroppedImage, Image as Buffer, ImageRef};
 use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
@@ -158,10 +158,10 @@ fn resample(
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
     let mut resizer = Resizer::new();
 
-    let mut rows = Image::new(width, from.height(), PixelType::U8x3);
+    let mut rows = Buffer::new(width, from.height(), PixelType::U8x3);
     let all_rows = f64::from(from.height());
     resizer.resize(from, &mut rows, &options.crop(left, 0.0, part_width, all_rows)).ok()?;
-    let mut result = Image::new(width, height, PixelType::U8x3);
+    let mut result = Buffer::new(width, height, PixelType::U8x3);
     let columns = options.crop(0.0, top, f64::from(width), part_height);
     resizer.resize(&rows, &mut result, &columns).ok()?;
     Image::new(width, height, result.into_vec()).ok()

@@ -5,7 +5,7 @@
 //! rounded to 8 bits, borders repeated, rows before columns.
 
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
 const PASSES: usize = 3;
 

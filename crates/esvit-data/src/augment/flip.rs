@@ -1,7 +1,7 @@
 //! Mirroring.
 
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
 /// Mirrors the image left to right.
 pub fn horizontal_flip(image: &mut Image) {

@@ -1,7 +1,7 @@
 //! Affine transforms.
 
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
 /// Maps a place in the result to the place in the image that is shown there:
 /// `(a x + b y + c, d x + e y + f)`.

@@ -2,7 +2,7 @@
 
 use super::lookup::table;
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
 type Counts = [u32; 256];
 

@@ -1,7 +1,7 @@
 //! From 8-bit pixels to the numbers a network sees, and back.
 
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
 /// `(value / 255 - mean) / std` by channel.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -6,7 +6,7 @@ use super::color::{grayscale, jitter};
 use super::config::{GLOBALS, ViewsConfig};
 use super::normalize::SliceLength;
 use super::{CropBox, Normalization, gaussian_blur, horizontal_flip, solarize};
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 use crate::{Image, ImageError, resized_crop};
 
 /// One augmented square of an image.
