@@ -67,11 +67,11 @@ settings! {
         pub workers: usize = 0,
         /// Number of batches prepared ahead.
         pub prefetch: usize = 2,
-        /// Share of broken images at which the run stops.
+        /// Largest share of images that may be broken; above it the run stops.
         pub max_broken: f64 = 0.5,
         /// Largest image to decode, in pixels.
         pub max_pixels: u64 = 178_956_970,
-        /// Memory for decoded images, in MiB.
+        /// Cache for decoded images, in MiB.
         pub cache_mb: usize = 512,
     }
 }
