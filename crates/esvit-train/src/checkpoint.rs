@@ -50,7 +50,7 @@ pub struct Metadata {
     backbone: Option<BackboneFacts>,
 }
 
-/// What it takes to use a run's backbone.
+/// Shape, preprocessing and seed of a run's backbone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct BackboneFacts {
     model: SwinConfig,

@@ -70,7 +70,7 @@ pub struct StepResult {
     pub region_loss: Option<f32>,
     /// Norm of all gradients before clipping.
     pub grad_norm: f32,
-    /// The teacher's health, if asked for.
+    /// The teacher's health, if requested.
     pub health: Option<Health>,
 }
 

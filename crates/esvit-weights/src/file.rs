@@ -57,7 +57,7 @@ impl Default for Contents {
 
 /// An open file of weights. Descriptions of tensors are read on opening, their elements on demand.
 ///
-/// A file that changes while it is open gives wrong values or errors, nothing worse.
+/// A file that changes while it is open yields wrong values or errors, never undefined behavior.
 #[derive(Debug)]
 pub struct WeightsFile {
     path: PathBuf,

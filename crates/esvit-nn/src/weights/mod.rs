@@ -53,12 +53,12 @@ pub enum WeightsError {
         /// Number of its tensors.
         tensors: usize,
     },
-    /// The file holds several networks, or not the one that was asked for.
+    /// The file holds several networks, or not the requested one.
     #[error("`{path}` {what}", path = path.display(), what = choice(key.as_deref(), networks))]
     Which {
         /// The file.
         path: PathBuf,
-        /// The network that was asked for.
+        /// The requested network.
         key: Option<String>,
         /// The file's networks.
         networks: Vec<String>,

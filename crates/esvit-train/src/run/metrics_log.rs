@@ -171,7 +171,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-/// Largest resident memory of this process in MiB; 0 where the system does not say.
+/// Largest resident memory of this process in MiB; 0 if unknown.
 pub(super) fn peak_memory() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

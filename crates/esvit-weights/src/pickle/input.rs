@@ -25,7 +25,7 @@ pub(crate) struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// The bytes from `start` to `end`, which lies within the file.
+    /// The bytes from `start` to `end`, which must be within the file.
     pub(crate) fn new(source: &'a Source, start: u64, end: u64) -> Self {
         let limit = start.saturating_add(MAX_PICKLE);
         Self { source, buffer: Vec::new(), used: 0, next: start, end, limit }
