@@ -1,8 +1,8 @@
 //! Estimates the memory of a step, and the micro-batch that fits into a given amount.
 
+use esvit_nn::Network;
 use esvit_nn::ops::{EXPONENTIALS_BYTES, Precision};
 use esvit_nn::params::Role;
-use esvit_nn::{Network, SwinConfig};
 
 use crate::config::Config;
 use crate::objective::TEACHER_CROPS;
