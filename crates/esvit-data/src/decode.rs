@@ -1,7 +1,7 @@
-//! From the bytes of a file to an image.
+//! Decodes image files.
 //!
-//! Files found in the wild are wrong in many ways. An image is either decoded whole or refused
-//! with a reason: a half-gray image would silently teach the network something false.
+//! An image is decoded completely or refused with a reason: training on half-gray images would be
+//! silently wrong.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -9,15 +9,14 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Li
 
 use crate::Image;
 
-/// How large an image may be. Both limits are checked from the header, before pixels are
-/// decoded.
+/// Limits on the size of an image, checked from its header before pixels are decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DecodeLimits {
-    /// Most pixels (width x height). Default 178,956,970: above that Pillow, too, suspects a
+    /// Most pixels (width x height). Default 178,956,970, above which Pillow suspects a
     /// decompression bomb.
     pub max_pixels: u64,
-    /// Most bytes of the decoded image in the file's own pixel format. Default 1 GiB.
+    /// Most bytes of the decoded image in the pixel format of the file. Default 1 GiB.
     pub max_bytes: u64,
 }
 
@@ -27,19 +26,19 @@ impl Default for DecodeLimits {
     }
 }
 
-/// Why bytes are not a usable image. The name of the file is added by whoever read it.
+/// Why bytes cannot be decoded. The caller adds the name of the file.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// There are no bytes.
     #[error("the file is empty (0 bytes); copy it again or delete it")]
     Empty,
-    /// The first bytes belong to no format that is read here.
+    /// Not a supported format.
     #[error(
         "not an image: it begins with {begin}; JPEG, PNG, WebP, TIFF, BMP and GIF are read, \
          recognized by content"
     )]
     UnknownFormat {
-        /// The first bytes, in readable form.
+        /// The first bytes, readable.
         begin: String,
     },
     /// The file ends before the image does.
@@ -74,28 +73,28 @@ pub enum DecodeError {
         /// The limit.
         limit: u64,
     },
-    /// A feature of the format that is not supported.
+    /// The format has a feature that is not supported.
     #[error("the {format} file uses a feature that is not supported: {reason}; save it anew")]
     Unsupported {
         /// Name of the format.
         format: &'static str,
-        /// What the decoder said.
+        /// The decoder's message.
         reason: String,
     },
-    /// Anything else the decoder objects to.
+    /// Any other error of the decoder.
     #[error("the {format} file is damaged: {reason}; copy it again or save it anew")]
     Damaged {
         /// Name of the format.
         format: &'static str,
-        /// What the decoder said.
+        /// The decoder's message.
         reason: String,
     },
 }
 
 /// Decodes a JPEG, PNG, WebP, TIFF, BMP or GIF (first frame) file, recognized by its content.
 ///
-/// Gray becomes RGB, 16 bits become 8, palettes are looked up, alpha is dropped (as Pillow's
-/// `convert("RGB")` does), CMYK is converted, and the EXIF orientation is applied.
+/// Gray becomes RGB, 16 bits become 8, palettes are resolved, alpha is dropped (like Pillow's
+/// `convert("RGB")`), CMYK is converted, and the EXIF orientation is applied.
 ///
 /// ```
 /// use esvit_data::{DecodeLimits, Image, decode, encode_png};
@@ -115,7 +114,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError>
     let explain = |error| explain(error, name);
 
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    // Decoders also keep their own buffers (compressed chunks, metadata) below this limit.
+    // Also limits the decoders' own buffers (compressed chunks, metadata).
     let mut own = Limits::no_limits();
     own.max_alloc = Some(limits.max_bytes);
     reader.limits(own);
@@ -130,8 +129,8 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError>
     if bytes_needed > limits.max_bytes {
         return Err(DecodeError::TooManyBytes { bytes: bytes_needed, limit: limits.max_bytes });
     }
-    // The JPEG decoder fills what is missing with gray instead of failing, and the WebP decoder
-    // does not know truncation from other damage.
+    // The JPEG decoder fills missing data with gray, and the WebP decoder does not distinguish
+    // truncation from other damage.
     let complete = match format {
         ImageFormat::Jpeg => jpeg_is_complete(bytes),
         ImageFormat::WebP => webp_is_complete(bytes),
@@ -141,7 +140,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError>
         return Err(DecodeError::Truncated { format: name });
     }
 
-    // An unreadable orientation is no reason to lose the image.
+    // An image with an unreadable orientation is still usable.
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
     let decoded = DynamicImage::from_decoder(decoder).map_err(explain)?;
     let mut rgb = DynamicImage::ImageRgb8(decoded.into_rgb8());
@@ -151,7 +150,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError>
         .map_err(|error| DecodeError::Damaged { format: name, reason: error.to_string() })
 }
 
-/// The formats that are read, by name.
+/// Names of the supported formats.
 fn name(format: ImageFormat) -> Option<&'static str> {
     match format {
         ImageFormat::Jpeg => Some("JPEG"),
@@ -164,7 +163,7 @@ fn name(format: ImageFormat) -> Option<&'static str> {
     }
 }
 
-/// The first bytes as text where they are text (a web page saved as `.jpg` is common), else in
+/// The first bytes as text if they are text (a web page saved as `.jpg` is common), else in
 /// hexadecimal.
 fn beginning(bytes: &[u8]) -> String {
     let bytes = &bytes[..bytes.len().min(16)];
@@ -179,16 +178,15 @@ fn beginning(bytes: &[u8]) -> String {
     }
 }
 
-/// Walks the markers of a JPEG file (ITU T.81, annex B) and tells whether the end-of-image
-/// marker is reached. Segments are skipped by their length, so that the end of an embedded
-/// thumbnail is not taken for the end of the image. A file without the marker is refused even
-/// if only the marker is missing, as Pillow refuses it.
+/// Whether a JPEG file reaches its end-of-image marker (ITU T.81, annex B). Segments are skipped
+/// by their length, so that the end of an embedded thumbnail does not count. A file that lacks
+/// only the marker is refused too, as in Pillow.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
     const END_OF_IMAGE: u8 = 0xD9;
     let mut at = 2;
     loop {
-        // Between segments and inside entropy-coded data alike, the next marker is the next 0xFF
-        // that is followed neither by 0x00 (a stuffed byte) nor by 0xFF (fill).
+        // Between segments and in entropy-coded data, the next marker is the next 0xFF that is
+        // followed neither by 0x00 (a stuffed byte) nor by 0xFF (fill).
         let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xFF))
         else {
             return false;
@@ -197,7 +195,7 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
         match bytes.get(at) {
             None => return false,
             Some(&END_OF_IMAGE) => return true,
-            // Stuffing, fill, TEM, restart markers and a repeated start stand alone.
+            // Stuffing, fill, TEM, restart markers and a repeated start have no length.
             Some(0x00 | 0x01 | 0xD0..=0xD8) => at += 1,
             Some(0xFF) => {}
             Some(_) => {
@@ -209,7 +207,7 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
     }
 }
 
-/// Tells whether all bytes are there that the header of the RIFF container announces.
+/// Whether all bytes are there that the RIFF header announces.
 fn webp_is_complete(bytes: &[u8]) -> bool {
     let Some(&[_, _, _, _, a, b, c, d]) = bytes.first_chunk::<8>() else { return false };
     bytes.len() as u64 >= 8 + u64::from(u32::from_le_bytes([a, b, c, d]))

@@ -6,23 +6,22 @@ use std::path::{Path, PathBuf};
 
 use crate::{DecodeLimits, Image, Source, SourceError, decode};
 
-/// File name extensions that are listed, in lower case. What a file really is, its content says.
+/// Extensions of files to list, in lower case. Formats are recognized by content.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif"];
 
 /// All images below a folder, at any depth.
 ///
-/// The order is that of the paths, compared folder by folder and byte by byte, and so the same
-/// on every machine. Hidden files and folders are skipped. Symbolic links are followed, except
-/// to a folder that is being walked already.
+/// Images are ordered by path, compared component by component and byte by byte, so that the order
+/// is the same on every machine. Hidden files and folders are skipped. Symbolic links are followed,
+/// except to a folder that contains them.
 ///
-/// Where every image lies in a subfolder, the first folder of its path is its class
+/// If all images are in subfolders, the first folder of an image's path is its class
 /// (`root/<class>/...`). With images directly in the root there are no labels.
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
     limits: DecodeLimits,
-    /// Folders relative to the root. Kept apart from the file names, so that a million paths do
-    /// not repeat them.
+    /// Folders relative to the root, stored once instead of with each of a million files.
     folders: Vec<PathBuf>,
     files: Vec<File>,
     classes: Vec<String>,
@@ -35,16 +34,16 @@ struct File {
     name: Box<OsStr>,
 }
 
-/// Why a folder cannot be a source of images.
+/// Why a folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// There is nothing at the path.
+    /// The path does not exist.
     #[error("there is no folder `{}`; check the path", path.display())]
     Missing {
         /// The path.
         path: PathBuf,
     },
-    /// There is something else at the path.
+    /// The path is not a folder.
     #[error("`{}` is a file; give the folder that holds the images", path.display())]
     NotAFolder {
         /// The path.
@@ -55,7 +54,7 @@ pub enum FolderError {
     Read {
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
     },
     /// No file with a known extension.
@@ -71,7 +70,7 @@ pub enum FolderError {
 }
 
 impl Folder {
-    /// Lists the images below `path`. No file is opened yet.
+    /// Lists the images below `path`, an error if there are none. No file is opened.
     pub fn open(path: impl AsRef<Path>, limits: &DecodeLimits) -> Result<Self, FolderError> {
         let root = path.as_ref().to_path_buf();
         match fs::metadata(&root) {
@@ -99,8 +98,8 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Adds what lies in `relative` and below. `walking` holds the real paths of the folders from
-    /// the root down to this one: a link to one of them would never end.
+    /// Adds the contents of `relative`. `walking` has the real paths of the folders from the root
+    /// to this one: following a link to one of them would never end.
     fn walk(&mut self, relative: PathBuf, walking: &mut Vec<PathBuf>) -> Result<(), FolderError> {
         let path = self.root.join(&relative);
         let failed = |error| FolderError::Read { path: path.clone(), error };
@@ -129,14 +128,14 @@ impl Folder {
                     walking.pop();
                 }
             } else if (kind.is_file() || kind.is_symlink()) && is_image(&name) {
-                // A link to nothing is listed too: it fails with a reason when it is loaded.
+                // A dangling link is listed too: loading it fails with a reason.
                 self.files.push(File { folder: index, label: 0, name: name.into_boxed_os_str() });
             }
         }
         Ok(())
     }
 
-    /// Sets classes and labels where every image lies in a subfolder.
+    /// Sets classes and labels if all images are in subfolders.
     fn classify(&mut self) {
         let class_of =
             |folder: &Path| folder.iter().next().map(|class| class.to_string_lossy().into_owned());
@@ -145,7 +144,7 @@ impl Folder {
             return;
         }
         for file in &mut self.files {
-            // Files come in the order of their folders, so a new class is always the last one.
+            // Files are in the order of their folders, so a new class is always the last.
             let class = classes[file.folder as usize].as_ref();
             if self.classes.last() != class {
                 self.classes.extend(class.cloned());
@@ -154,7 +153,7 @@ impl Folder {
         }
     }
 
-    /// Path of image `index`, beginning with the path that was opened.
+    /// Path of image `index`, starting with the path that was opened.
     pub fn path(&self, index: usize) -> Option<PathBuf> {
         let file = self.files.get(index)?;
         Some(self.root.join(&self.folders[file.folder as usize]).join(&*file.name))

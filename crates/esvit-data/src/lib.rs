@@ -1,10 +1,9 @@
 //! Images in, augmented views out.
 //!
-//! A [`Source`] lists images and loads them one by one; [`ViewsConfig`] says how an image
-//! becomes the crops ("views") that a network is trained on; a [`Loader`] prepares batches of
-//! views on worker threads. Every random choice is a function of the seed and of the place it is
-//! made for (epoch, sample, view), so a batch is the same whatever the number of threads and
-//! wherever a run was resumed.
+//! A [`Source`] lists images and loads them one by one; [`ViewsConfig`] describes how they are
+//! augmented into views; a [`Loader`] prepares batches of views on worker threads. Random numbers
+//! are keyed by seed, epoch, sample and view, so that a batch depends neither on the number of
+//! threads nor on where a run was resumed.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 

@@ -1,9 +1,9 @@
-//! Batches of views, prepared on worker threads ahead of their use.
+//! Batches of views, prefetched by worker threads.
 //!
-//! A batch is cut into one job per image. Workers take jobs in order, so the batch that is
-//! needed first is finished first, by all of them together; every job decodes its image once
-//! for all views and writes them into the batch. Batches are handed out in the order of their
-//! steps. What a batch holds depends only on the seed and the step, never on the threads.
+//! A batch is one job per image. Workers take jobs in order, so that all of them work on the batch
+//! that is needed next; a job decodes its image once for all views and writes these into the batch.
+//! Batches are returned in the order of their steps. They depend only on seed and step, not on
+//! threads.
 
 mod broken;
 mod cache;
@@ -28,26 +28,26 @@ use esvit_settings::{SettingError, check};
 
 use crate::{ImageError, Source, ViewsConfig};
 
-/// Tells the numbers that order an epoch from others of the same seed.
+/// RNG purpose of the order of an epoch.
 const ORDER: u64 = u64::from_be_bytes(*b"  order ");
 
-/// How images are loaded.
+/// Settings of a loader.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoaderConfig {
     /// Images per batch. Default 64.
     pub batch: usize,
-    /// How often each image comes up in one epoch, every time with other views. Default 1.
+    /// How often each image comes up in an epoch, with other views every time. Default 1.
     pub repeat: u32,
     /// Worker threads; 0 (the default) means one per processor.
     pub workers: usize,
-    /// Batches that are prepared while one is used. Default 2.
+    /// Batches to prepare ahead. Default 2.
     pub prefetch: usize,
     /// Seed of the order and of the views. Default 0.
     pub seed: u64,
-    /// The run fails when more than this share of the images is broken. Default 0.5.
+    /// Largest share of images that may be broken. Default 0.5.
     pub max_broken: f64,
-    /// Decoded images are kept in memory up to this many bytes. Default 512 MiB.
+    /// Cache for decoded images, in bytes. Default 512 MiB.
     pub cache_bytes: usize,
 }
 
@@ -65,10 +65,10 @@ impl Default for LoaderConfig {
     }
 }
 
-/// Why no (more) batches come.
+/// Why there is no (further) batch.
 #[derive(Debug, thiserror::Error)]
 pub enum LoaderError {
-    /// A setting makes no sense.
+    /// A setting is invalid.
     #[error(transparent)]
     Config(#[from] SettingError),
     /// Not even one batch can be filled.
@@ -77,7 +77,7 @@ pub enum LoaderError {
          images, or let each come up several times in an epoch with `repeat`"
     )]
     TooFewImages {
-        /// Images of the source.
+        /// Number of images in the source.
         len: usize,
         /// Images per batch.
         batch: usize,
@@ -85,11 +85,11 @@ pub enum LoaderError {
     /// More images are broken than allowed, or all of them.
     #[error("{}", broken::describe(*count, *len, *limit, first))]
     TooManyBroken {
-        /// Broken images so far.
+        /// Number of broken images so far.
         count: usize,
-        /// Images of the source.
+        /// Number of images in the source.
         len: usize,
-        /// Broken images allowed.
+        /// Number of broken images allowed.
         limit: usize,
         /// The first twenty of them.
         first: Vec<BrokenImage>,
@@ -99,47 +99,47 @@ pub enum LoaderError {
     Views {
         /// Path or name of the image.
         name: String,
-        /// What went wrong.
+        /// The reason.
         error: ImageError,
     },
     /// A view does not fit its place in the batch.
     #[error(transparent)]
     Write(#[from] SliceLength),
-    /// The program is at fault.
+    /// A job panicked: a bug.
     #[error("loading `{name}` panicked: {message}; leave that image out and report the fault")]
     Panic {
         /// Path or name of the image.
         name: String,
-        /// What the panic said.
+        /// The panic's message.
         message: String,
     },
     /// The workers ended before the batch was ready.
     #[error("the loader's worker threads ended; report the fault")]
     WorkersEnded,
-    /// No thread could be started.
+    /// A thread cannot be started.
     #[error("cannot start a worker thread: {0}; lower `workers`")]
     Spawn(std::io::Error),
 }
 
-/// Whether a batch is complete.
+/// The result of preparing a batch.
 type Outcome = Result<(), LoaderError>;
 
-/// The views of some images.
+/// A batch of views.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// Passes over the images before this one.
+    /// The epoch, from 0.
     pub epoch: u64,
-    /// Batches since the beginning of the run, over all epochs.
+    /// The step, from 0, counted over all epochs.
     pub step: u64,
-    /// The images that are really in the batch, by their index in the source.
+    /// Index in the source of every image, replacements included.
     pub samples: Vec<u64>,
     /// One buffer per view, `[batch, 3, size, size]`, in the order of [`ViewsConfig::sizes`].
     pub views: Vec<Vec<f32>>,
-    /// How long the batch was waited for.
+    /// Time spent waiting for the batch.
     pub waited: Duration,
 }
 
-/// Prepares batches of views of a source's images.
+/// Prefetches batches of views of a source's images.
 pub struct Loader {
     shared: Arc<Shared>,
     prefetch: usize,
@@ -149,7 +149,7 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Checks the settings and starts the workers.
+    /// Starts the workers; an error if a setting is invalid or the images do not fill a batch.
     pub fn new(
         source: Arc<dyn Source>,
         views: ViewsConfig,
@@ -168,7 +168,7 @@ impl Loader {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             count => count,
         };
-        // Not bounded: `Batches` has at most `prefetch + 1` batches under way, and a sender that
+        // Unbounded: `Batches` has at most `prefetch + 1` batches in flight, and a sender that
         // never blocks cannot take part in a deadlock.
         let (jobs, receiver) = unbounded();
         let mut loader = Self {
@@ -188,21 +188,21 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Batches per epoch. Images that do not fill the last batch are left out; which ones,
-    /// changes from epoch to epoch.
+    /// Batches per epoch. Images that do not fill the last batch are left out, a different set
+    /// in each epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         (self.shared.visits() / self.shared.batch) as u64
     }
 
-    /// The order of an epoch's visits. Visit `v` is to image `v % len`.
+    /// The order of an epoch, a permutation of its visits; visit `v` is of image `v % len`.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.shared.visits()).collect();
         Rng::for_purpose(self.shared.seed, ORDER, [epoch, 0, 0]).shuffle(&mut order);
         order
     }
 
-    /// The batches of `steps`, counted from the beginning of the run over all epochs. Preparing
-    /// goes on across the ends of epochs, and begins at once.
+    /// The batches of `steps`, counted over all epochs. Prefetching starts at once and continues
+    /// across epochs.
     pub fn batches(&self, steps: Range<u64>) -> Batches<'_> {
         let mut batches = Batches {
             loader: self,
@@ -237,10 +237,10 @@ impl std::fmt::Debug for Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        // Without a sender the workers' prefetch ends, and so do they.
+        // Dropping the sender closes the channel, which ends the workers.
         self.jobs = None;
         for worker in self.workers.drain(..) {
-            // A worker catches the panics of its jobs; nothing is left to be told here.
+            // A worker catches panics of its jobs, so that there is nothing to report.
             let _ = worker.join();
         }
     }
@@ -249,13 +249,13 @@ impl Drop for Loader {
 /// An iterator over batches, in the order of their steps. It ends after an error.
 pub struct Batches<'a> {
     loader: &'a Loader,
-    /// Steps that are not begun.
+    /// Steps not started yet.
     coming: Range<u64>,
     /// An epoch and its order.
     order: (u64, Arc<Vec<usize>>),
-    /// Batches that are begun, the next one first.
+    /// Batches in flight, in order.
     under_way: VecDeque<(Arc<Pending>, Receiver<Outcome>)>,
-    /// Tells the workers that nobody waits any more.
+    /// Makes workers skip the remaining jobs.
     stop: Arc<AtomicBool>,
 }
 
@@ -282,11 +282,11 @@ impl Batches<'_> {
             &self.loader.shared,
             Arc::clone(&self.stop),
         ));
-        // One place: of a batch only the first message counts, its end or its first error.
+        // Capacity 1: only the first message of a batch counts, completion or first error.
         let (done, wait) = bounded(1);
         for slot in 0..batch {
             let job = Job { pending: Arc::clone(&pending), slot, done: done.clone() };
-            // If the workers are gone, all senders of `done` are too, which `next` notices.
+            // If the workers are gone, so are all senders of `done`, which `next` notices.
             let _ = self.loader.jobs.as_ref().map(|jobs| jobs.send(job));
         }
         self.under_way.push_back((pending, wait));

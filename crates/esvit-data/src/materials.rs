@@ -1,9 +1,8 @@
 //! The built-in images: 101 photographed and painted material textures of 256 x 256 pixels,
 //! and the k-NN task that is made of them.
 //!
-//! They let a run be tried without any data. A network is trained on the left two thirds of
-//! every image only; the task then asks it to name the image that a small piece of the
-//! never seen right third belongs to.
+//! They allow a run without any data. A network is trained on the left two thirds of every image;
+//! the task is to recognize the image from a small crop of its unseen right third.
 
 mod list;
 
@@ -21,14 +20,14 @@ const CROP: u32 = 64;
 const GALLERY_CROPS: u64 = 8;
 const QUERY_CROPS: u64 = 4;
 const SEED: u64 = 0;
-/// Tells the task's random numbers from those of training.
+/// RNG purpose of the task.
 const PURPOSE: u64 = u64::from_be_bytes(*b"material");
 
-/// Stronger in saturation than training's, and always applied: color alone must not answer.
+/// Stronger in saturation than in training and always applied: color alone must not suffice.
 const QUERY_JITTER: ColorJitter =
     ColorJitter { p: 1.0, brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 };
 
-/// The JPEG file of one of the built-in images, to measure with.
+/// The JPEG file of one of the built-in images, for benchmarks.
 pub fn sample_jpeg() -> &'static [u8] {
     list::FILES[0].1
 }
@@ -46,7 +45,7 @@ pub fn training_materials() -> Result<InMemory, SourceError> {
     Ok(source)
 }
 
-/// The built-in labeled k-NN task. It is the same in every run.
+/// The built-in k-NN task, the same in every run.
 #[derive(Debug)]
 pub struct MaterialsTask {
     gallery: InMemory,
@@ -54,7 +53,7 @@ pub struct MaterialsTask {
 }
 
 impl MaterialsTask {
-    /// Decodes the textures and cuts the crops.
+    /// Decodes the textures and crops them.
     pub fn new() -> Result<Self, SourceError> {
         let mut task =
             Self { gallery: InMemory::new(classes()), queries: InMemory::new(classes()) };
@@ -77,13 +76,14 @@ impl MaterialsTask {
         Ok(task)
     }
 
-    /// 8 crops of 64 x 64 pixels from the left two thirds of every texture: 808 images.
+    /// The gallery: 8 crops of 64 x 64 pixels from the left two thirds of every texture, 808 in
+    /// all.
     pub fn gallery(&self) -> &InMemory {
         &self.gallery
     }
 
-    /// 4 crops of 64 x 64 pixels from the right third of every texture, with changed colors:
-    /// 404 images.
+    /// The queries: 4 crops of 64 x 64 pixels from the right third of every texture, with color
+    /// jitter, 404 in all.
     pub fn queries(&self) -> &InMemory {
         &self.queries
     }
@@ -112,7 +112,7 @@ fn split(image: &Image) -> u32 {
     (image.width() * 2 + 1) / 3
 }
 
-/// A crop at a random place between the columns `from` and `to`.
+/// A random crop between the columns `from` and `to`.
 fn random_crop(image: &Image, from: u32, to: u32, rng: &mut Rng) -> Option<Image> {
     let left = from + rng.below(u64::from(to.checked_sub(from + CROP)?) + 1) as u32;
     let top = rng.below(u64::from(image.height().checked_sub(CROP)?) + 1) as u32;

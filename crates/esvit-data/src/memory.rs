@@ -1,8 +1,8 @@
-//! Images that are already decoded.
+//! A source of images in memory.
 
 use crate::{Image, Source, SourceError};
 
-/// A source of decoded images in memory.
+/// Decoded images in memory.
 #[derive(Debug, Clone, Default)]
 pub struct InMemory {
     samples: Vec<Sample>,
@@ -17,7 +17,7 @@ struct Sample {
 }
 
 impl InMemory {
-    /// An empty source whose labels will index `classes` (empty: unlabeled).
+    /// An empty source whose labels are indices into `classes` (empty: unlabeled).
     pub fn new(classes: Vec<String>) -> Self {
         Self { samples: Vec::new(), classes }
     }
@@ -28,7 +28,7 @@ impl InMemory {
         self.samples.push(Sample { name: name.into(), label, image });
     }
 
-    /// Image `index` without a copy.
+    /// Image `index`, borrowed.
     pub fn image(&self, index: usize) -> Option<&Image> {
         self.samples.get(index).map(|sample| &sample.image)
     }

@@ -11,7 +11,7 @@ pub struct Image {
     pixels: Vec<u8>,
 }
 
-/// Sizes that do not describe an image.
+/// Invalid sizes of an image or crop.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ImageError {
     /// Width or height is zero.
@@ -55,12 +55,12 @@ pub enum ImageError {
 }
 
 impl Image {
-    /// An image from its bytes, `[height, width, 3]` row-major.
+    /// An image from its bytes, `[height, width, 3]` row-major; an error for another length.
     pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Result<Self, ImageError> {
         if width == 0 || height == 0 {
             return Err(ImageError::Empty { width, height });
         }
-        // At most 3 * 2^64, so the product of three is taken in 128 bits.
+        // At most 3 * 2^64, hence 128 bits.
         let need = u128::from(width) * u128::from(height) * CHANNELS as u128;
         if need != pixels.len() as u128 {
             let need = u64::try_from(need).unwrap_or(u64::MAX);
@@ -69,7 +69,7 @@ impl Image {
         Ok(Self { width, height, pixels })
     }
 
-    /// An image of one color. The sizes are the crate's own and known to be at least 1.
+    /// An image of one color; width and height must be at least 1.
     pub(crate) fn filled(width: u32, height: u32, color: [u8; 3]) -> Self {
         let count = width as usize * height as usize;
         let pixels = match color {
@@ -94,12 +94,12 @@ impl Image {
         &self.pixels
     }
 
-    /// All bytes, to be changed in place.
+    /// All bytes, mutable.
     pub fn pixels_mut(&mut self) -> &mut [u8] {
         &mut self.pixels
     }
 
-    /// The bytes without the image around them.
+    /// The bytes, `[height, width, 3]`.
     pub fn into_pixels(self) -> Vec<u8> {
         self.pixels
     }
@@ -152,14 +152,14 @@ impl Image {
         self.pixels.chunks_exact(self.stride())
     }
 
-    /// The rows from top to bottom, to be changed in place.
+    /// The rows from top to bottom, mutable.
     pub(crate) fn rows_mut(&mut self) -> std::slice::ChunksExactMut<'_, u8> {
         let stride = self.stride();
         self.pixels.chunks_exact_mut(stride)
     }
 }
 
-/// Sizes only: an image's bytes are never worth printing.
+/// Prints the size only.
 impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Image({}x{})", self.width, self.height)

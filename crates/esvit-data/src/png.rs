@@ -1,10 +1,10 @@
-//! PNG files of images.
+//! PNG encoding.
 
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
 use crate::Image;
 
-/// The PNG encoder refused the image.
+/// An image that cannot be encoded as PNG.
 #[derive(Debug, thiserror::Error)]
 #[error("an image of {width}x{height} cannot be written as PNG: {reason}")]
 pub struct PngError {
@@ -13,7 +13,7 @@ pub struct PngError {
     reason: String,
 }
 
-/// The bytes of a PNG file that shows `image`.
+/// Encodes `image` as a PNG file.
 pub fn encode_png(image: &Image) -> Result<Vec<u8>, PngError> {
     let (width, height) = (image.width(), image.height());
     let mut bytes = Vec::new();

@@ -1,11 +1,11 @@
-//! How images are shown to a frozen backbone.
+//! Preprocessing for a frozen backbone.
 
 use serde::{Deserialize, Serialize};
 
 use crate::augment::Normalization;
 use crate::{EvalTransform, Image, ImageError, ViewsConfig};
 
-/// How images are shown to a frozen backbone. Travels with weights that leave a run.
+/// Preprocessing for a frozen backbone: resizing, center crop, normalization. Stored with weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Preprocess {
     /// Resizing and center crop.
@@ -18,8 +18,8 @@ pub struct Preprocess {
 }
 
 impl Preprocess {
-    /// The center `crop` after the shorter side is resized to `resize` pixels (0 for the usual
-    /// 256/224 of the crop), normalized as in training.
+    /// The center `crop` after the shorter side is resized to `resize` pixels (0 for 256/224 of
+    /// the crop), normalized as in training.
     pub fn new(crop: u32, resize: u32, views: &ViewsConfig) -> Self {
         let mut transform = EvalTransform::new(crop);
         if resize > 0 {
@@ -28,17 +28,17 @@ impl Preprocess {
         Self { transform, mean: views.mean, std: views.std }
     }
 
-    /// How images of `crop` pixels are shown to published networks: ImageNet's mean and deviation.
+    /// Preprocessing of published networks, to `crop` pixels: ImageNet's mean and deviation.
     pub fn published(crop: u32) -> Self {
         Self::new(crop, 0, &ViewsConfig::default())
     }
 
-    /// Side of what the network sees, in pixels.
+    /// Side of the network's input, in pixels.
     pub fn size(&self) -> usize {
         self.transform.crop as usize
     }
 
-    /// An image as normalized `[3, size, size]`.
+    /// Resizes, crops and normalizes an image: `[3, size, size]`.
     ///
     /// # Errors
     /// When the image cannot be resized.
@@ -46,7 +46,7 @@ impl Preprocess {
         Ok(self.normalized(&self.transform.apply(image)?))
     }
 
-    /// An image as it is, as normalized `[3, height, width]`.
+    /// Only normalizes an image: `[3, height, width]`.
     pub fn normalized(&self, image: &Image) -> Vec<f32> {
         let mut values = vec![0.0; image.pixels().len()];
         Normalization::new(self.mean, self.std)

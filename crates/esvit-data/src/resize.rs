@@ -1,15 +1,14 @@
-//! Resizing with antialiasing, as Pillow does it: when an image shrinks, the filter is
-//! stretched with it. (`interpolate` of PyTorch has another bicubic kernel, a = -0.75, and does
-//! not stretch it.)
+//! Antialiased resizing as in Pillow: the filter widens as the image shrinks. (PyTorch's
+//! `interpolate` has another bicubic kernel, a = -0.75, and by default does not widen it.)
 
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
+use fast_image_resize::images::{CroppedImage, Image as Buffer, ImageRef};
 use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::CropBox;
 use crate::{Image, ImageError};
 
-/// The filter of a resize.
+/// Interpolation filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
@@ -20,8 +19,8 @@ pub enum Interpolation {
     Bicubic,
 }
 
-/// The pixels of `crop` resized to `size` x `size`. The crop is cut first: nothing outside it
-/// takes part.
+/// Resizes `crop` to `size` x `size`; an error if it is empty or reaches outside the image. The
+/// filter does not read pixels outside of the crop.
 pub fn resized_crop(
     image: &Image,
     crop: CropBox,
@@ -31,7 +30,7 @@ pub fn resized_crop(
     resized_crop_to(image, crop, [size; 2], interpolation)
 }
 
-/// The pixels of `crop` resized to `[width, height]`, likewise.
+/// Resizes `crop` to `[width, height]`, likewise.
 pub fn resized_crop_to(
     image: &Image,
     crop: CropBox,
@@ -59,28 +58,27 @@ pub fn resized_crop_to(
     resample(&part, all, to_width, to_height, interpolation).ok_or_else(outside)
 }
 
-/// What an image goes through before it is evaluated: the shorter side is resized, then a
-/// square is cut from the center.
+/// Preprocessing for evaluation: the shorter side is resized, then a center square is cropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalTransform {
-    /// Length of the shorter side after resizing, in pixels. Taken as `crop` if it is smaller.
+    /// Shorter side after resizing, in pixels; `crop` if it is smaller.
     pub resize: u32,
     /// Side of the square, in pixels.
     pub crop: u32,
-    /// The filter.
+    /// Interpolation filter.
     #[serde(default)]
     pub interpolation: Interpolation,
 }
 
 impl EvalTransform {
-    /// The usual proportion, 256 to 224, with bicubic resizing.
+    /// The usual ratio of 256 to 224, with bicubic interpolation.
     pub fn new(crop: u32) -> Self {
         let resize = (f64::from(crop) * 256.0 / 224.0).round() as u32;
         Self { resize, crop, interpolation: Interpolation::Bicubic }
     }
 
-    /// The evaluated square of `image`, `crop` x `crop` pixels.
+    /// The center square of the resized image, `crop` x `crop` pixels.
     pub fn apply(&self, image: &Image) -> Result<Image, ImageError> {
         let crop = self.crop;
         let (width, height) = (image.width(), image.height());
@@ -88,15 +86,15 @@ impl EvalTransform {
         if crop == 0 {
             return Err(empty);
         }
-        // Only the square is computed. The filter still reads its neighbors, so this equals
-        // resizing everything, which for an image of 1 x 5000 would be a million pixels high.
+        // Only the square is computed. The filter reads its surroundings, so that the result equals
+        // that of the whole image, which for 1 x 5000 pixels would have a million rows.
         let part = self.square(width, height);
         let whole = view(image).ok_or(ImageError::Empty { width, height })?;
         resample(&whole, part, crop, crop, self.interpolation).ok_or(empty)
     }
 
     /// The part `[left, top, width, height]` of an image of `width` x `height` pixels, at least
-    /// one each, that becomes the square.
+    /// one each, that is resized to the square.
     pub fn square(&self, width: u32, height: u32) -> [f64; 4] {
         let shorter = u64::from(self.resize.max(self.crop));
         // torchvision truncates the longer side.
@@ -117,7 +115,7 @@ impl EvalTransform {
     }
 }
 
-/// The whole image as `width` x `height` pixels, whatever its aspect.
+/// Resizes the whole image to `width` x `height`, whatever its aspect ratio.
 pub fn resized(
     image: &Image,
     width: u32,
@@ -130,7 +128,7 @@ pub fn resized(
     resample(&whole, all, width, height, interpolation).ok_or(empty)
 }
 
-/// Any size, for the contact sheet.
+/// Resizes for the contact sheet.
 pub(crate) fn resize_to(image: &Image, width: u32, height: u32) -> Option<Image> {
     resized(image, width, height, Interpolation::Bicubic).ok()
 }
@@ -139,10 +137,10 @@ fn view(image: &Image) -> Option<ImageRef<'_>> {
     ImageRef::new(image.width(), image.height(), image.pixels(), PixelType::U8x3).ok()
 }
 
-/// Resizes the part `[left, top, width, height]`. The filter may reach beyond the part.
+/// Resizes the part `[left, top, width, height]`. The filter may read beyond the part.
 ///
-/// Rows are resized before columns, as in Pillow. The library has the other order, and the
-/// rounding in between makes differences of up to 9 gray levels on noise, so it is called twice.
+/// Rows are resized before columns, as in Pillow. The library has the other order, and the 8-bit
+/// rounding in between differs by up to 9 gray levels on noise, so it is called twice.
 fn resample(
     from: &impl IntoImageView,
     [left, top, part_width, part_height]: [f64; 4],
@@ -158,10 +156,10 @@ fn resample(
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
     let mut resizer = Resizer::new();
 
-    let mut rows = Image::new(width, from.height(), PixelType::U8x3);
+    let mut rows = Buffer::new(width, from.height(), PixelType::U8x3);
     let all_rows = f64::from(from.height());
     resizer.resize(from, &mut rows, &options.crop(left, 0.0, part_width, all_rows)).ok()?;
-    let mut result = Image::new(width, height, PixelType::U8x3);
+    let mut result = Buffer::new(width, height, PixelType::U8x3);
     let columns = options.crop(0.0, top, f64::from(width), part_height);
     resizer.resize(&rows, &mut result, &columns).ok()?;
     Image::new(width, height, result.into_vec()).ok()

@@ -1,4 +1,4 @@
-//! Contact sheets: all views of some images at a glance.
+//! Contact sheets: the views of several images.
 
 use crate::resize::resize_to;
 use crate::{Image, PngError, encode_png};
@@ -7,13 +7,13 @@ use crate::{Image, PngError, encode_png};
 const GAP: u32 = 4;
 /// The widest sheet, in pixels.
 const MAX_WIDTH: u32 = 2048;
-/// Views are enlarged until the largest has about this side.
+/// Views are enlarged until the largest has about this side, in pixels.
 const GOOD_SIDE: u32 = 128;
 /// Most rows of a sheet.
 const MAX_ROWS: usize = 64;
 
-/// The bytes of a PNG file with one row per sample, its views from left to right, all to the same
-/// scale on white. Rows beyond the 64th are left out.
+/// A PNG file with one row per sample, its views from left to right, all at one scale on white. At
+/// most 64 rows.
 pub fn contact_sheet(samples: &[Vec<Image>]) -> Result<Vec<u8>, PngError> {
     let samples = &samples[..samples.len().min(MAX_ROWS)];
     let scale = scale(samples);
@@ -41,7 +41,7 @@ pub fn contact_sheet(samples: &[Vec<Image>]) -> Result<Vec<u8>, PngError> {
     encode_png(&sheet)
 }
 
-/// How much views are enlarged, or shrunk if the widest row would not fit.
+/// Scale of the views: at least 1, unless the widest row does not fit.
 fn scale(samples: &[Vec<Image>]) -> f64 {
     let sides = samples.iter().flatten().map(|view| view.width().max(view.height()));
     let largest = sides.max().unwrap_or(1);
@@ -52,7 +52,7 @@ fn scale(samples: &[Vec<Image>]) -> f64 {
     enlarged.min(room / widest.max().unwrap_or(1u64) as f64)
 }
 
-/// Copies `view` onto `sheet`; what would lie outside is left out.
+/// Copies `view` onto `sheet`; rows that do not fit are skipped.
 fn paste(sheet: &mut Image, view: &Image, left: u32, top: u32) {
     let first = left as usize * 3;
     for (to, from) in sheet.rows_mut().skip(top as usize).zip(view.rows()) {

@@ -1,4 +1,4 @@
-//! Where images come from.
+//! Sources of images.
 
 use std::path::PathBuf;
 
@@ -35,7 +35,7 @@ pub enum SourceError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
     },
     /// The file was read but is not a usable image.
@@ -43,13 +43,13 @@ pub enum SourceError {
     Decode {
         /// Path or name of the image.
         name: String,
-        /// What is wrong with it.
+        /// The decoder's error.
         error: DecodeError,
     },
     /// There is no such image.
     #[error("there is no image {index}: the source has {len}")]
     NoSuchImage {
-        /// The index asked for.
+        /// The requested index.
         index: usize,
         /// Number of images.
         len: usize,

@@ -21,9 +21,13 @@ pub fn page(title: &str, body: &str) -> String {
 
 /// A tile with one number.
 pub struct Tile {
+    /// What is measured.
     pub name: &'static str,
+    /// The figure.
     pub value: String,
+    /// Its unit; empty for a plain number.
     pub unit: &'static str,
+    /// A line below it.
     pub note: String,
 }
 

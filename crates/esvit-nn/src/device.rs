@@ -2,25 +2,25 @@
 
 use burn::tensor::Device;
 
-/// A device that this build or this machine does not have.
+/// A device that does not exist or is not in this build.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// No such kind of device.
+    /// Not the name of a device.
     #[error(
-        "there is no device `{0}`\nhint: `cpu`, or `cuda`, `rocm`, `metal`, `vulkan`, `wgpu`, with a number as in `cuda:1`"
+        "there is no device `{0}`\n\
+         hint: `cpu`, or `cuda`, `rocm`, `metal`, `vulkan`, `wgpu`, with a number as in `cuda:1`"
     )]
     Unknown(String),
-    /// The build lacks it.
+    /// The device needs a feature of the build.
     #[error("`{0}` is not in this build\nhint: build with `--features {0}`")]
     NotBuilt(String),
 }
 
-/// The device of this name: `cpu`, or `cuda`, `rocm`, `metal`, `vulkan` or `wgpu` (whichever graphics
-/// interface the system has), which are features of the build, each with the number of the device
-/// behind a colon (0 if there is none).
+/// The device of this name: `cpu`, `cuda`, `rocm`, `metal`, `vulkan` or `wgpu`, all but the first
+/// features of the build, with an optional index as in `cuda:1` (default 0).
 ///
 /// # Errors
-/// When the name says nothing or names a device that is not in this build.
+/// When the name is unknown, or its feature is not in this build.
 pub fn find(name: &str) -> Result<Device, DeviceError> {
     let (kind, number) = match name.split_once(':') {
         Some((kind, number)) => {
@@ -40,7 +40,7 @@ pub fn find(name: &str) -> Result<Device, DeviceError> {
         "cuda" => Ok(Device::cuda(number)),
         #[cfg(feature = "rocm")]
         "rocm" => Ok(Device::rocm(number)),
-        #[allow(unreachable_patterns, reason = "those that the build has are found above")]
+        #[allow(unreachable_patterns, reason = "devices of this build are matched above")]
         "wgpu" | "vulkan" | "metal" | "cuda" | "rocm" => {
             Err(DeviceError::NotBuilt(kind.to_owned()))
         }
@@ -48,7 +48,7 @@ pub fn find(name: &str) -> Result<Device, DeviceError> {
     }
 }
 
-/// A graphics device by number; without one whichever there is, software drivers too.
+/// The discrete GPU of this number; without one the default device, which may be a software driver.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 fn graphics(name: &str, number: usize) -> burn::tensor::DeviceKind {
     if name.contains(':') {

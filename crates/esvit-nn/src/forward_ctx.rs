@@ -1,4 +1,4 @@
-//! One forward pass: what it draws at random and what it leaves behind.
+//! The context of one forward pass: mode, precision, drop path, running statistics.
 
 use std::cell::RefCell;
 
@@ -8,10 +8,10 @@ use esvit_kernels::rng::Rng;
 use crate::ops::{Compute, Packing, Precision, Scales};
 use crate::params::ParamId;
 
-/// Purpose word of drop-path's random numbers.
+/// RNG purpose of drop path.
 const DROP_PATH_PURPOSE: u64 = 0xD209;
 
-/// Names the random numbers of a student's pass.
+/// Key of the random numbers of a student's forward pass.
 #[derive(Debug, Clone, Copy)]
 pub struct DropPathKey {
     /// The run's seed.
@@ -22,12 +22,12 @@ pub struct DropPathKey {
     pub micro_batch: u64,
 }
 
-/// How a network runs: in evaluation, or in training with or without drop-path.
+/// How a network runs: evaluation, or training with or without drop path.
 #[derive(Debug, Default)]
 pub struct ForwardCtx {
-    /// The type of operands and kept activations.
+    /// The type of GEMM operands and saved activations.
     pub precision: Precision,
-    /// Keeps the input of every branch alone and computes the rest again on the backward pass.
+    /// Saves only the inputs of branches and recomputes the rest in the backward pass.
     pub activation_checkpointing: bool,
     training: bool,
     drop_path: Option<DropPathKey>,
@@ -36,28 +36,28 @@ pub struct ForwardCtx {
 }
 
 impl ForwardCtx {
-    /// Evaluation: nothing is dropped, running statistics are used.
+    /// Evaluation: running statistics, no drop path.
     pub fn eval() -> Self {
         Self::default()
     }
 
-    /// A teacher's pass in training: batch statistics, nothing dropped.
+    /// The teacher in training: batch statistics, no drop path.
     pub fn teacher() -> Self {
         Self { training: true, ..Self::default() }
     }
 
-    /// A student's pass in training.
+    /// The student in training: batch statistics, and drop path seeded by `key`.
     pub fn student(key: DropPathKey) -> Self {
         Self { training: true, drop_path: Some(key), ..Self::default() }
     }
 
-    /// The same in another precision.
+    /// The same context in another precision.
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
     }
 
-    /// How blocks are computed, their weights kept as `packing` says.
+    /// Settings of an operation whose packed weights are cached in `packing`.
     pub fn compute(&self, packing: Packing) -> Compute {
         Compute {
             precision: self.precision,
@@ -66,8 +66,8 @@ impl ForwardCtx {
         }
     }
 
-    /// The part of a pass that begins after `images` images: what is drawn for an image does not
-    /// depend on how the pass is cut.
+    /// The context for the images from index `images` on. Drop path depends on an image's index in
+    /// the batch, not on how the batch is split into forward passes.
     #[must_use]
     pub fn after_images(self, images: usize) -> Self {
         Self { images_before: images, ..self }
@@ -78,20 +78,19 @@ impl ForwardCtx {
         self.training
     }
 
-    /// Drops a residual branch of some of `images` images (`rate` of them on average): the factors
-    /// of the branch, 0 or such that the mean stays; `branch` tells the branches of a network apart.
-    /// None when nothing is dropped.
+    /// Stochastic depth: a factor per image, 0 with probability `rate`, else `1 / (1 - rate)`.
+    /// `branch` selects the random numbers. None when nothing is dropped.
     pub fn drop_path(&self, images: usize, rate: f64, branch: u64) -> Scales {
         let DropPathKey { seed, step, micro_batch } = self.drop_path.filter(|_| rate > 0.0)?;
-        let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, ctx, branch]);
-        let kept = (1.0 / (1.0 - rate)) as f32;
+        let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, micro_batch, branch]);
+        let scale = (1.0 / (1.0 - rate)) as f32;
         let scales = (0..self.images_before + images)
-            .map(|_| if rng.chance(rate) { 0.0 } else { kept })
+            .map(|_| if rng.chance(rate) { 0.0 } else { scale })
             .skip(self.images_before);
         Some(scales.collect())
     }
 
-    /// Notes the new value of a running statistic.
+    /// Stores the new value of a running statistic.
     pub(crate) fn record(&self, id: ParamId, value: Tensor<1>) {
         self.statistics.borrow_mut().push((id, value));
     }

@@ -1,5 +1,5 @@
-//! The projection head of both tasks: a MLP, a unit-length bottleneck and a last layer of
-//! prototypes with weight normalization (Section 3.1 of the DINO paper).
+//! The projection head of both tasks: an MLP, an L2-normalized bottleneck, and prototypes, a
+//! linear layer with weight normalization (Section 3.1 of the DINO paper).
 
 use burn::tensor::Tensor;
 use esvit_settings::{SettingError, check, settings};
@@ -16,22 +16,23 @@ settings! {
         pub out_dim: usize = 65_536,
         /// Width of the hidden layers.
         pub hidden_dim: usize = 2048,
-        /// Width of the unit-length bottleneck before the prototypes.
+        /// Width of the L2-normalized bottleneck before the prototypes.
         pub bottleneck_dim: usize = 256,
         /// Number of linear layers before the prototypes.
         pub layers: usize = 3,
         /// Batch normalization after each hidden linear layer.
         pub use_bn_in_head: bool = false,
-        /// Keeps the prototypes at unit length. It steadies training, above all of large models.
+        /// Fixes `weight_g` of the prototypes at 1, which stabilizes training, above all of large
+        /// models.
         pub norm_last_layer: bool = true,
     }
 }
 
 impl HeadConfig {
-    /// Names the first setting that makes no sense.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// When there is one.
+    /// Names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
         for (key, value) in [
             ("out_dim", self.out_dim),
@@ -61,12 +62,12 @@ impl Head {
         self.prototypes
     }
 
-    /// A head on features of `inputs` values.
+    /// Registers a head on features `[rows, inputs]`.
     pub fn new(scope: &mut Scope<'_>, inputs: usize, config: &HeadConfig) -> Self {
         let HeadConfig { out_dim, hidden_dim, bottleneck_dim, layers, .. } = *config;
         let mut hidden = Vec::new();
         let mut width = inputs;
-        // A hidden layer is a linear layer, a normalization if asked for, and an activation.
+        // Indices in PyTorch's `nn.Sequential`: linear layer, normalization if there is one, GELU.
         let stride = if config.use_bn_in_head { 3 } else { 2 };
         for layer in 0..layers.saturating_sub(1) {
             let name = stride * layer;
@@ -86,13 +87,13 @@ impl Head {
         let role = if config.norm_last_layer { Role::Frozen } else { Role::Trained };
         let mut last = scope.at("last_layer");
         let weight_g = last.register("weight_g", &[out_dim, 1], Init::Ones, role);
-        // PyTorch's default for a linear layer, which the official code leaves in place.
+        // PyTorch's default for linear layers, which the official code does not change.
         let uniform = Init::Uniform((bottleneck_dim as f64).powf(-0.5));
         let weight_v = last.param("weight_v", &[out_dim, bottleneck_dim], uniform);
         Self { hidden, bottleneck, weight_g, weight_v, prototypes: out_dim }
     }
 
-    /// Logits of features `[rows, C]`, not multiplied out.
+    /// Logits `[rows, K]` of features `[rows, C]`, in factored form.
     pub fn forward(&self, params: &Params, x: Tensor<2>, ctx: &ForwardCtx) -> PrototypeLogits {
         let z = self.embed(params, x, ctx);
         let prototypes = self.prototypes;
@@ -100,7 +101,7 @@ impl Head {
         PrototypeLogits { z, v: params.tensor(self.weight_v), g }
     }
 
-    /// The unit-length bottleneck, `[rows, bottleneck]`.
+    /// The L2-normalized bottleneck, `[rows, bottleneck_dim]`, of features `[rows, C]`.
     pub fn embed(&self, params: &Params, mut x: Tensor<2>, ctx: &ForwardCtx) -> Tensor<2> {
         let mut activation = Activation::None;
         for (linear, norm) in &self.hidden {
@@ -125,7 +126,7 @@ struct BatchNorm {
 
 impl BatchNorm {
     const EPS: f64 = 1e-5;
-    /// Share of the new batch in the running statistics.
+    /// Weight of the new batch in the running statistics.
     const MOMENTUM: f64 = 0.1;
 
     fn new(scope: &mut Scope<'_>, channels: usize) -> Self {
@@ -142,7 +143,7 @@ impl BatchNorm {
         let [weight, bias] = [self.weight, self.bias].map(|id| params.vector(id));
         if ctx.is_training() {
             let (y, [mean, variance]) = ops::batch_norm(x, weight, bias, Self::EPS);
-            // The running variance is the unbiased one.
+            // PyTorch's running variance is unbiased.
             let unbiased = variance * (rows as f64 / (rows.max(2) - 1) as f64);
             self.blend(params, ctx, self.running_mean, mean);
             self.blend(params, ctx, self.running_var, unbiased);

@@ -6,7 +6,7 @@ use crate::forward_ctx::ForwardCtx;
 use crate::ops::{self, Activation, LinearValues, NormValues};
 use crate::params::{Init, ParamId, Params, Scope};
 
-/// Standard deviation of the truncated normal from which weights start.
+/// Standard deviation of the truncated normal that initializes weights.
 pub(crate) const WEIGHT_STD: f64 = 0.02;
 
 /// A linear layer, `weight [out, in]` and `bias [out]`.
@@ -38,12 +38,12 @@ impl Linear {
         ops::linear(x, weight, bias, activation, ctx.precision)
     }
 
-    /// Its weight's place.
+    /// Id of its weight.
     pub fn weight(&self) -> ParamId {
         self.weight
     }
 
-    /// Its values, for an operation that contains the layer.
+    /// Its parameters, for a fused operation that contains the layer.
     pub fn values(&self, params: &Params) -> LinearValues {
         LinearValues { weight: params.tensor(self.weight), bias: params.vector(self.bias) }
     }
@@ -58,7 +58,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Over `channels` values.
+    /// A norm of rows of `channels` values.
     pub fn new(scope: &mut Scope<'_>, channels: usize, eps: f64) -> Self {
         Self {
             weight: scope.param("weight", &[channels], Init::Ones),
@@ -73,7 +73,7 @@ impl LayerNorm {
         ops::layer_norm(x, gamma, beta, eps, ctx.precision)
     }
 
-    /// Its values, for an operation that contains the layer.
+    /// Its parameters, for a fused operation that contains the layer.
     pub fn values(&self, params: &Params) -> NormValues {
         let (gamma, beta) = (params.vector(self.weight), params.vector(self.bias));
         NormValues { gamma, beta, eps: self.eps }

@@ -1,7 +1,7 @@
-//! Backbones, heads and the operations that they are written in.
+//! Backbones, heads and the operations that they are built from.
 //!
-//! A network is a description built once over a list of named [`params`]; student and teacher are
-//! two sets of values for it. See [`network::Network`] for the whole of backbone and heads.
+//! A network is a description, built once over a list of named [`params`]; student and teacher
+//! are two sets of values for it. [`network::Network`] is backbone and heads together.
 
 pub mod backbone;
 pub mod device;

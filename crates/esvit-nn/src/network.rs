@@ -1,4 +1,4 @@
-//! Backbone and heads together, over several crops of an image.
+//! Backbone and heads together, over several crops of each image.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::head::{Head, HeadConfig};
 use crate::ops::PrototypeLogits;
 use crate::params::{ParamSpec, Params, Registry};
 
-/// A backbone with the head of the view task and, when the region task is trained, its own head.
+/// A backbone with the head of the view task and, with the region task, a second head.
 #[derive(Debug)]
 pub struct Network {
     backbone: Swin,
@@ -19,28 +19,28 @@ pub struct Network {
     specs: Arc<[ParamSpec]>,
 }
 
-/// What the heads say about a list of crops.
+/// Features and logits of a list of crops.
 ///
-/// Rows are crop-major: all images of the first crop, then of the second; region rows list the
-/// tokens of an image row-major below that.
+/// Rows are crop-major: all images of the first crop, then of the second. Region rows are the
+/// tokens of these images, row-major over the map.
 #[derive(Debug, Clone)]
 pub struct Predictions {
     /// View features, `[crops * B, C]`.
     pub view_features: Tensor<2>,
     /// View logits, `[crops * B, K]`.
     pub view_logits: PrototypeLogits,
-    /// The region task's part.
+    /// Features and logits of the region task, if it has a head.
     pub region: Option<RegionPredictions>,
 }
 
-/// The region task's part of [`Predictions`].
+/// Features and logits of the region task.
 #[derive(Debug, Clone)]
 pub struct RegionPredictions {
     /// Logits, `[sum over crops of B * T_crop, K]`.
     pub logits: PrototypeLogits,
     /// Region features before the head, `[sum over crops of B * T_crop, C]`.
     pub features: Tensor<2>,
-    /// Tokens of an image, T, for every crop.
+    /// Tokens per image, T, of every crop.
     pub tokens: Vec<usize>,
 }
 
@@ -66,7 +66,7 @@ impl Network {
         self.head.prototype_count()
     }
 
-    /// Whether the region task has its head.
+    /// Whether there is a head of the region task.
     pub fn has_region_head(&self) -> bool {
         self.head_dense.is_some()
     }
@@ -76,8 +76,8 @@ impl Network {
         &self.specs
     }
 
-    /// Predictions for `crops`, each `[B, 3, H, W]`. All run through the network as one batch of
-    /// rows, neighboring crops of one size as one segment of it.
+    /// Features and logits of `crops`, each `[B, 3, H, W]`. All are one batch of rows: neighboring
+    /// crops of one size are concatenated into one segment.
     pub fn forward(&self, params: &Params, crops: &[Tensor<4>], ctx: &ForwardCtx) -> Predictions {
         let groups: Vec<Tensor<4>> = crops
             .chunk_by(|a, b| a.dims() == b.dims())

@@ -1,8 +1,7 @@
-//! Named parameters, kept apart from the network that uses them.
+//! Named parameters, stored apart from the network that uses them.
 //!
-//! A network is a plain description (shapes, names, geometry) that is built once; student and
-//! teacher are two [`Params`] for the same network. Every value is kept flat, so that the
-//! optimizer, the teacher's moving average and the checkpoint are loops over one list.
+//! A network is a description (shapes, names, geometry); student and teacher are two [`Params`]
+//! for it. Values are flat, so that optimizer, EMA and checkpoint are loops over one list.
 
 use std::sync::Arc;
 
@@ -11,43 +10,43 @@ use esvit_kernels::rng::Rng;
 
 use crate::ops::{PackedWeights, Packing};
 
-/// Purpose word of the random numbers that initialize parameters.
+/// RNG purpose of initialization.
 const INIT_PURPOSE: u64 = 0x1417;
 
-/// How a parameter starts.
+/// How a parameter is initialized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
     /// All zero.
     Zeros,
     /// All one.
     Ones,
-    /// Normal with this standard deviation, cut at an absolute value of 2.
+    /// Normal with mean 0 and this standard deviation, truncated to `[-2, 2]`.
     TruncatedNormal(f64),
     /// Uniform in `[-bound, bound)`.
     Uniform(f64),
 }
 
-/// What a value is to the training loop.
+/// How training treats a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Trained by the optimizer and averaged by the teacher.
+    /// Updated by the optimizer, and by EMA in the teacher.
     Trained,
-    /// Never trained, but averaged by the teacher (`weight_g` under `norm_last_layer`).
+    /// Not updated by the optimizer, but by EMA (`weight_g` under `norm_last_layer`).
     Frozen,
-    /// A running statistic: each network keeps its own.
+    /// A running statistic: student and teacher have their own.
     Buffer,
 }
 
-/// Name, shape and start of one parameter.
+/// Name, shape and initialization of a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamSpec {
-    /// The official checkpoint's name, for instance `layers.0.blocks.0.attn.qkv.weight`.
+    /// Name in official checkpoints, for instance `layers.0.blocks.0.attn.qkv.weight`.
     pub name: String,
     /// Shape in the official layout (linear weights are `[out, in]`).
     pub shape: Vec<usize>,
-    /// How it starts.
+    /// How it is initialized.
     pub init: Init,
-    /// Whether it is trained.
+    /// How training treats it.
     pub role: Role,
 }
 
@@ -57,18 +56,18 @@ impl ParamSpec {
         self.shape.iter().product()
     }
 
-    /// True for a shape with a zero in it.
+    /// Whether a dimension is 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether weight decay applies: every tensor of at least two dimensions that is not a bias.
+    /// Whether weight decay applies: to tensors of two or more dimensions that are not biases.
     pub fn is_decayed(&self) -> bool {
         self.shape.len() >= 2 && !self.name.ends_with(".bias")
     }
 
-    /// The starting values under `seed`. They depend on the name, not on the position, so that
-    /// the same backbone starts alike whichever heads follow it.
+    /// Initial values under `seed`. They depend on the name, not on the position in the list, so
+    /// that a backbone starts alike whichever heads it has.
     pub fn initial_values(&self, seed: u64) -> Vec<f32> {
         let mut rng = Rng::for_purpose(seed, INIT_PURPOSE, [hash_name(&self.name), 0, 0]);
         let mut draw = || match self.init {
@@ -86,7 +85,7 @@ impl ParamSpec {
     }
 }
 
-/// FNV-1a: a stable 64-bit name for a string.
+/// 64-bit FNV-1a, which unlike the standard library's hash never changes.
 fn hash_name(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -97,19 +96,19 @@ fn hash_name(name: &str) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ParamId(usize);
 
-/// Collects the parameters of a network while it is being built; `scope` gives dotted names.
+/// Collects the parameters of a network while it is built; a [`Scope`] gives dotted names.
 #[derive(Debug, Default)]
 pub struct Registry {
     specs: Vec<ParamSpec>,
 }
 
 impl Registry {
-    /// A scope at the top level.
+    /// The top-level scope.
     pub fn root(&mut self) -> Scope<'_> {
         Scope { registry: self, prefix: String::new() }
     }
 
-    /// The collected list, in the order of registration.
+    /// The parameters, in order of registration.
     pub fn finish(self) -> Arc<[ParamSpec]> {
         self.specs.into()
     }
@@ -142,22 +141,22 @@ impl Scope<'_> {
     }
 }
 
-/// Values for every parameter of a network, each flat (`[len]`).
+/// Values of all parameters of a network, each flat (`[len]`).
 #[derive(Debug, Clone)]
 pub struct Params {
     specs: Arc<[ParamSpec]>,
     values: Vec<Tensor<1>>,
-    /// Layouts of the weights, kept as long as no value changes.
+    /// Packed weights, dropped when a value changes.
     packed: Option<Arc<PackedWeights>>,
 }
 
 impl Params {
-    /// Starting values under `seed`.
+    /// Initial values under `seed`.
     pub fn init(specs: &Arc<[ParamSpec]>, seed: u64, device: &Device) -> Self {
         Self::from_fn(specs, device, |spec| spec.initial_values(seed))
     }
 
-    /// Values made by `make`, which must return as many as the parameter has.
+    /// Values made by `make`; panics unless it returns [`ParamSpec::len`] of them.
     pub fn from_fn(
         specs: &Arc<[ParamSpec]>,
         device: &Device,
@@ -189,21 +188,21 @@ impl Params {
         &self.values
     }
 
-    /// The flat values, to be replaced.
+    /// The flat values, mutable. Packed weights are dropped.
     pub fn values_mut(&mut self) -> &mut [Tensor<1>] {
         self.packed = None;
         &mut self.values
     }
 
-    /// One value as a vector.
+    /// A parameter as a flat vector, `[len]`.
     pub fn vector(&self, id: ParamId) -> Tensor<1> {
         self.values[id.0].clone()
     }
 
-    /// One value in its own shape.
+    /// A parameter in its own shape.
     ///
     /// # Panics
-    /// When the parameter does not have `D` dimensions: a mistake in the network's description.
+    /// When the parameter does not have `D` dimensions: a bug in the network's description.
     pub fn tensor<const D: usize>(&self, id: ParamId) -> Tensor<D> {
         let shape: [usize; D] =
             self.specs[id.0].shape.as_slice().try_into().unwrap_or_else(|_| {
@@ -212,7 +211,7 @@ impl Params {
         self.values[id.0].clone().reshape(shape)
     }
 
-    /// Replaces running statistics by those of a training pass.
+    /// Sets running statistics, as [`crate::ForwardCtx::into_statistics`] returns them.
     pub fn set_buffers(&mut self, buffers: Vec<(ParamId, Tensor<1>)>) {
         self.packed = None;
         for (id, value) in buffers {
@@ -220,21 +219,20 @@ impl Params {
         }
     }
 
-    /// The same values for many passes: weights of large products stay in the layout that these want,
-    /// which takes as much memory again and saves the time to lay them out, the more of a pass the
-    /// fewer images it has.
+    /// For many forward passes with constant values: packed weights are cached. This doubles the
+    /// memory of weights and saves packing them in every pass, which matters most for few images.
     #[must_use]
     pub fn for_inference(self) -> Self {
         Self { packed: Some(Arc::default()), ..self }
     }
 
-    /// Where the weights of the operation whose first parameter is `id` are kept.
+    /// The cache entry of the operation whose first parameter is `id`.
     pub fn packing(&self, id: ParamId) -> Packing {
         let within = |packed: &Arc<PackedWeights>| Packing::within(packed.clone(), id);
         self.packed.as_ref().map(within).unwrap_or_default()
     }
 
-    /// The same values as leaves of a gradient graph: trained parameters are tracked.
+    /// The same values as leaves of an autodiff graph; trained parameters require gradients.
     pub fn tracked(&self) -> Self {
         let values = self.iter().map(|(spec, value)| {
             let value = value.clone().inner().autodiff();
@@ -244,13 +242,13 @@ impl Params {
     }
 }
 
-/// A vector on `device`.
+/// A vector `[len]` on `device`.
 pub fn vector(values: Vec<f32>, device: &Device) -> Tensor<1> {
     let len = values.len();
     Tensor::from_data(TensorData::new(values, [len]), device)
 }
 
-/// The values of a vector: no copy when it has no other owner and lies in the machine's memory.
+/// The values of a vector, without a copy if it is the only owner and on the CPU.
 pub fn into_values(vector: Tensor<1>) -> Vec<f32> {
     vector.inner().into_data().try_into_vec().expect("parameters are f32")
 }
@@ -260,7 +258,7 @@ pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Devi
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// Row numbers on `device`.
+/// Row indices on `device`.
 pub fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
     let len = values.len();
     Tensor::from_data(TensorData::new(values, [len]), device)

@@ -2,7 +2,7 @@
 
 use crate::backbone::swin::{NORM_EPS, SwinConfig};
 
-/// The name of a network whose shape is written out.
+/// The architecture whose shape is given by its settings.
 pub const CUSTOM: &str = "custom";
 
 /// A named architecture.
@@ -45,7 +45,7 @@ pub fn find(name: &str) -> Option<&'static Architecture> {
     ARCHITECTURES.iter().find(|arch| arch.name == name || arch.name == full)
 }
 
-/// The architecture with this shape, whatever its norms add to a variance.
+/// The architecture of this shape, `norm_eps` ignored.
 pub fn of_shape(shape: &SwinConfig) -> Option<&'static Architecture> {
     ARCHITECTURES
         .iter()

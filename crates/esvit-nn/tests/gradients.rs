@@ -77,7 +77,7 @@ fn batch_norm() {
         let (_, found) = ops::batch_norm(x.clone(), ones.clone(), ones.clone(), 1e-5);
         let (_, expected) = ops::composed_batch_norm(x, ones.clone(), ones, 1e-5);
         for (found, expected) in found.iter().zip(&expected) {
-            common::assert_alike("statistics", &to_vec(found), &to_vec(expected), 1e-6);
+            esvit_testing::assert_alike("statistics", &to_vec(found), &to_vec(expected), 1e-6);
         }
     }
 }
@@ -352,16 +352,16 @@ fn prototype_cross_entropy() {
         let lengths: Vec<f32> = hashed(3, prototypes).iter().map(|g| 1.0 + 0.3 * g).collect();
         let data = [hashed(1, rows * width), hashed(2, prototypes * width), lengths];
         let teacher = || PrototypeLogits {
-            z: common::hashed_tensor(4, [teachers, width]),
-            v: common::hashed_tensor(5, [prototypes, width]),
-            g: common::hashed_tensor(6, [prototypes]) * 0.2 + 1.0,
+            z: esvit_testing::hashed_tensor(4, [teachers, width]),
+            v: esvit_testing::hashed_tensor(5, [prototypes, width]),
+            g: esvit_testing::hashed_tensor(6, [prototypes]) * 0.2 + 1.0,
         };
         let student = |v: &[Tensor<1>]| PrototypeLogits {
             z: v[0].clone().reshape([rows, width]),
             v: v[1].clone().reshape([prototypes, width]),
             g: v[2].clone(),
         };
-        let center = || common::hashed_tensor(7, [prototypes]) * 0.1;
+        let center = || esvit_testing::hashed_tensor(7, [prototypes]) * 0.1;
         let temperatures = [0.7, 0.4];
         check_both(
             "prototype_cross_entropy",
@@ -389,7 +389,7 @@ fn check_both(
     let inputs: Vec<Tensor<1>> =
         data.iter().map(|values| vector(values.clone(), &Device::flex())).collect();
     let results = [by_kernels(&inputs), composed(&inputs)].map(|result| to_vec(&result));
-    common::assert_alike(what, &results[0], &results[1], 1e-5);
+    esvit_testing::assert_alike(what, &results[0], &results[1], 1e-5);
     check_gradients(what, data, by_kernels);
     check_gradients(&format!("{what}, composed"), data, composed);
 }
@@ -442,7 +442,7 @@ fn head() {
         for (spec, value) in specs.iter().zip(params.values_mut()) {
             // Lengths, and running means and variances, that are not all alike.
             if spec.name.ends_with("weight_g") || spec.role == Role::Buffer {
-                *value = value.clone() + common::hashed_tensor(5, [spec.len()]) * 0.3;
+                *value = value.clone() + esvit_testing::hashed_tensor(5, [spec.len()]) * 0.3;
             }
         }
         let what = format!("{layers} layers, batch norm {use_bn_in_head}, training {training}");

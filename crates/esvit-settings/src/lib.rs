@@ -139,8 +139,9 @@ macro_rules! settings {
         #[doc = concat!("[`", stringify!($name), "`] with every field optional.")]
         #[derive(Debug, Default, ::serde::Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        pub(super) struct $partial {
-            $(pub(super) $field: Option<<$kind as $crate::Overlay>::Partial>,)*
+        #[allow(missing_docs, unreachable_pub, reason = "the fields are those of the other struct")]
+        pub struct $partial {
+            $(pub $field: Option<<$kind as $crate::Overlay>::Partial>,)*
         }
 
         impl $crate::Overlay for $name {

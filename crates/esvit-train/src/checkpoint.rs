@@ -1,8 +1,8 @@
-//! The whole state of a run in one file.
+//! Checkpoints: the whole state of a run in one file.
 //!
 //! Tensors are named `student.*`, `teacher.*`, `center`, `center_grid`, `optimizer.exp_avg.*` and
-//! `optimizer.exp_avg_sq.*`; the rest is metadata. Nothing in the file depends on when or how it
-//! was written, so equal states make equal files.
+//! `optimizer.exp_avg_sq.*`; the rest is metadata. No time or machine is stored, so equal states
+//! make equal files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ const SECOND_MOMENT: &str = "optimizer.exp_avg_sq.";
 const CENTER: &str = "center";
 const CENTER_GRID: &str = "center_grid";
 
-/// What a checkpoint says beside its tensors.
+/// Metadata of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metadata {
     format: u32,
@@ -39,18 +39,18 @@ pub struct Metadata {
     pub step: u64,
     /// Whole epochs done.
     pub epoch: u64,
-    /// The run's settings, as text.
+    /// The run's settings, as TOML.
     pub config: String,
     /// The best k-NN top-1 so far and its epoch.
     pub best: Option<Best>,
-    /// Updates of every parameter by the optimizer, where there were any.
+    /// Updates of every parameter by the optimizer, unless 0.
     updates: BTreeMap<String, u64>,
-    /// What the backbone is, for readers that know nothing of runs; none in older files.
+    /// The backbone, for readers without training code; None in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backbone: Option<BackboneFacts>,
 }
 
-/// Facts of a run's backbone.
+/// Shape, preprocessing and seed of a run's backbone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct BackboneFacts {
     model: SwinConfig,
@@ -61,14 +61,14 @@ struct BackboneFacts {
 /// The best k-NN check of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// Top-1 in per cent.
+    /// Top-1 in percent.
     pub top1: f64,
-    /// Epochs done when it was made.
+    /// Epochs done at that time.
     pub epoch: u64,
 }
 
 impl Metadata {
-    /// The metadata of a learner after `step` steps of a run with these settings.
+    /// The metadata after `step` steps of a run with these settings.
     pub fn new(step: u64, epoch: u64, config: &Config, best: Option<Best>) -> Self {
         Self {
             format: FORMAT,
@@ -86,7 +86,7 @@ impl Metadata {
         }
     }
 
-    /// The run's settings. `path` is the file that they were stored in.
+    /// The run's settings. `path` is the checkpoint, for errors.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -95,13 +95,13 @@ impl Metadata {
     }
 }
 
-/// Why a checkpoint cannot be used or made.
+/// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file is no safetensors file or does not fit the network.
+    /// The file cannot be read or does not fit the network.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The file is whole but not a checkpoint of a run.
+    /// The file does not hold the whole state of a run.
     #[error(
         "`{path}` holds weights and not the state of a run: {reason}\n\
          hint: start a new run from it with `--init-from {path}`",
@@ -118,7 +118,7 @@ pub enum CheckpointError {
     File(#[from] FileError),
 }
 
-/// Writes a learner's state. The file appears whole or not at all.
+/// Writes a learner's state, atomically.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -140,7 +140,7 @@ pub fn save(path: &Path, learner: &Learner, mut metadata: Metadata) -> Result<()
     write(path, &entries, &metadata)
 }
 
-/// Writes tensors and what is said about them; the file appears whole or not at all.
+/// Writes tensors and metadata, atomically.
 pub(crate) fn write(
     path: &Path,
     entries: &[Entry],
@@ -151,25 +151,24 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// A checkpoint that was opened.
+/// An open checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
     file: WeightsFile,
-    /// What it says beside its tensors; none for a file of weights alone.
+    /// Metadata; None for a file of weights alone.
     pub metadata: Option<Metadata>,
 }
 
-/// Which parts of a network a file gave values to.
+/// Which parts of a network were loaded.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Loaded {
-    /// Parts that the file had: `backbone`, `head`, `head_dense`.
+    /// Parts in the file: `backbone`, `head`, `head_dense`.
     pub found: Vec<String>,
-    /// Parts that keep their starting values.
+    /// Parts that the file lacks, left at their initial values.
     pub new: Vec<String>,
-    /// What became of the file's tensors.
+    /// Outcome for the file's tensors.
     pub report: Report,
-    /// What the norms of the program that wrote the file add to a variance, where the file does
-    /// not say.
+    /// `eps` of LayerNorm in the program that wrote the file, if that is not ours.
     pub norm_eps: Option<f64>,
 }
 
@@ -177,7 +176,7 @@ impl Checkpoint {
     /// Opens a checkpoint or a file of weights.
     ///
     /// # Errors
-    /// When it cannot be read or is no whole file of weights.
+    /// When it cannot be read or is not a file of weights.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let file = WeightsFile::open(path).map_err(WeightsError::from)?;
         let text = file.facts().get(METADATA_KEY).and_then(|value| value.as_str());
@@ -185,26 +184,26 @@ impl Checkpoint {
         Ok(Self { file, metadata })
     }
 
-    /// The tensors.
+    /// The file.
     pub fn file(&self) -> &WeightsFile {
         &self.file
     }
 
-    /// What the checkpoint says of its run.
+    /// The metadata of the run.
     ///
     /// # Errors
     /// When the file holds weights alone.
     pub fn run(&self) -> Result<&Metadata, CheckpointError> {
         self.metadata.as_ref().ok_or_else(|| CheckpointError::NotARun {
             path: self.file.path().into(),
-            reason: "it says nothing of a run".into(),
+            reason: "it has no metadata of a run".into(),
         })
     }
 
-    /// Puts a learner into the stored state, all of it.
+    /// Restores the whole state into `learner`.
     ///
     /// # Errors
-    /// When anything is missing or does not fit; the learner then is of no use.
+    /// When anything is missing or does not fit; the learner is then restored in part.
     pub fn restore(&self, learner: &mut Learner) -> Result<(), CheckpointError> {
         let metadata = self.run()?;
         let specs = learner.network.specs().clone();
@@ -216,7 +215,7 @@ impl Checkpoint {
                 None => Ok(params),
                 Some(table) => Err(CheckpointError::NotARun {
                     path: self.file.path().into(),
-                    reason: format!("its windows are others, {table}"),
+                    reason: format!("its windows have another size, {table}"),
                 }),
             }
         };
@@ -237,12 +236,11 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Takes over weights only: student and teacher start from the file's, optimizer and centers
-    /// from nothing. A file that holds one network gives it to both, whatever program wrote it.
-    /// Heads may be missing.
+    /// Loads weights only; optimizer and centers start anew. Student and teacher are both loaded
+    /// from a file that has only one network, of any program. Heads may be missing.
     ///
     /// # Errors
-    /// When the backbone or a head that is there does not fit.
+    /// When the backbone or a head in the file does not fit.
     pub fn initialize(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
         let networks = esvit_nn::weights::networks(&self.file);
         let has = |name| networks.iter().any(|at| at.network() == name);
@@ -261,12 +259,12 @@ impl Checkpoint {
         Ok(Loaded { norm_eps: (!says_more).then_some(norm_eps), ..loaded })
     }
 
-    /// Takes over everything that the file has: weights, moments, centers. Parts of the network
-    /// that it lacks, such as the head of a task that is added, start anew, the teacher's equal to
-    /// the student's. Returns what was found; the run goes on at the stored step.
+    /// Loads all that the file has: weights, moments, centers. Parts of the network that it lacks,
+    /// such as the head of an added task, stay initialized, equal in student and teacher. The run
+    /// continues at the stored step.
     ///
     /// # Errors
-    /// When the file is no checkpoint of a run or a part that is there does not fit.
+    /// When the file is not a checkpoint of a run, or a part in it does not fit.
     pub fn continue_from(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
         let metadata = self.run()?;
         let [student, teacher] =
@@ -289,7 +287,7 @@ impl Checkpoint {
         Ok(loaded)
     }
 
-    /// A tensor of the run's state, if there is one of this shape.
+    /// A tensor of the run's state, flat, if there is one of this shape.
     fn state(
         &self,
         name: &str,
@@ -320,8 +318,8 @@ impl Checkpoint {
     }
 }
 
-/// The file's values where it has the part of the network, the present ones elsewhere. A head of
-/// the file that the network does not have is left out.
+/// Loads the parts of the network that the file has; the others stay as in `present`. Heads that
+/// the network does not have are ignored.
 fn load_partial(
     stored: &StoredNetwork<'_>,
     present: &Params,

@@ -1,4 +1,4 @@
-//! The settings of a run: one table a topic, defaults beside the fields.
+//! The settings of a run: one table per topic, defaults beside the fields.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ use crate::recipe;
 
 pub use crate::config_text::ConfigError as TextError;
 
-/// Settings that had another name before, in files that still load: table, old and new name.
+/// Settings under former names, accepted in older files: table, old and new name.
 const RENAMED: [(&str, &str, &str); 4] = [
     ("data", "queue", "prefetch"),
     ("knn", "max_pictures", "max_images"),
@@ -32,23 +32,23 @@ const RENAMED: [(&str, &str, &str); 4] = [
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Seed of everything that is random. Two runs with the same seed are equal.
+    /// Seed of all random numbers: runs with equal seeds are equal.
     pub seed: u64,
     /// Where images come from.
     pub data: DataConfig,
-    /// How an image becomes views.
+    /// How images are augmented into views.
     pub views: ViewsConfig,
     /// The backbone.
     pub model: ModelConfig,
     /// The projection heads.
     pub head: HeadConfig,
-    /// What is learned.
+    /// The tasks, and the teacher's targets.
     pub objective: ObjectiveConfig,
-    /// How the student follows the gradient and the teacher the student.
+    /// Optimizer, its schedules, and EMA.
     pub optim: OptimConfig,
     /// Length of the run and size of its batches.
     pub train: TrainConfig,
-    /// What is kept on disk.
+    /// Checkpoints on disk.
     pub checkpoint: CheckpointConfig,
     /// The k-NN check during training.
     pub knn: KnnConfig,
@@ -60,18 +60,18 @@ settings! {
         /// A folder of images, nested or flat; `none` for the built-in ones.
         #[serde(with = "none_word")]
         pub path: Option<PathBuf> = None,
-        /// How often each image comes up in one epoch, every time with other crops. For sets that
-        /// are smaller than a few batches.
+        /// How often each image comes up in an epoch, with other crops every time (repeated
+        /// augmentation). For sets smaller than a few batches.
         pub repeat: u32 = 1,
-        /// Threads that decode and augment; 0 for one a core.
+        /// Threads that decode and augment; 0 for one per core.
         pub workers: usize = 0,
-        /// Batches that are prepared ahead.
+        /// Number of batches prepared ahead.
         pub prefetch: usize = 2,
-        /// Share of broken images at which the run stops.
+        /// Largest share of images that may be broken; above it the run stops.
         pub max_broken: f64 = 0.5,
-        /// Largest image, in pixels, that is decoded.
+        /// Largest image to decode, in pixels.
         pub max_pixels: u64 = 178_956_970,
-        /// Decoded images are kept in memory up to this many MiB.
+        /// Cache for decoded images, in MiB.
         pub cache_mb: usize = 512,
     }
 }
@@ -80,25 +80,25 @@ settings! {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A named architecture, or `custom`. The name gives all other settings their values.
+    /// A named architecture, which gives the defaults of this table, or `custom`.
     pub arch: String,
-    /// Rate of the student's stochastic depth in the last block; it grows from 0 at the first.
+    /// Stochastic depth: rate of the last block; it grows linearly from 0 at the first.
     pub drop_path: f64,
-    /// Side of the image for which windows are laid out.
+    /// Side of the image in pixels, from which windows are derived.
     pub img_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
     /// Width of the first stage.
     pub embed_dim: usize,
-    /// Blocks of every stage.
+    /// Number of blocks per stage.
     pub depths: Vec<usize>,
-    /// Heads of every stage.
+    /// Number of attention heads per stage.
     pub num_heads: Vec<usize>,
     /// Side of a window in tokens.
     pub window_size: usize,
-    /// Hidden width of a block as a multiple of its width.
+    /// Width of an MLP's hidden layer, as a multiple of the stage's width.
     pub mlp_ratio: f64,
-    /// What every LayerNorm adds to a variance; 1e-5 for weights of most other programs.
+    /// `eps` of every LayerNorm; 1e-5 for weights of most other programs.
     pub norm_eps: f64,
 }
 
@@ -151,11 +151,11 @@ impl Default for ModelConfig {
 }
 
 settings! {
-    /// What is learned.
+    /// The tasks, and the teacher's targets.
     pub struct ObjectiveConfig {
-        /// Trains the region task L_R beside the view task L_V.
+        /// Adds the region task L_R to the view task L_V.
         pub region: bool = true,
-        /// `reference` (half each, 1 for L_V alone), `paper` (1 each) or `{ view = .., region = .. }`.
+        /// `reference` (0.5 each, 1 for L_V alone), `paper` (1 each), `{ view = .., region = .. }`.
         pub weights: Weights = Weights::Named(NamedWeights::Reference),
         /// The student's temperature.
         pub student_temp: f64 = 0.1,
@@ -165,15 +165,15 @@ settings! {
         pub warmup_teacher_temp: f64 = 0.04,
         /// Epochs over which the teacher's temperature grows.
         pub warmup_teacher_temp_epochs: u64 = 0,
-        /// Share of the old center kept at each step.
+        /// EMA momentum of the centers.
         pub center_momentum: f64 = 0.9,
-        /// Mixing of the student's images; view task only.
+        /// Mixup and CutMix of the student's images; view task only.
         pub mixup: MixupConfig = MixupConfig::default(),
     }
 }
 
 settings! {
-    /// How the student follows the gradient and the teacher the student.
+    /// Optimizer, its schedules, and EMA.
     pub struct OptimConfig {
         /// `adamw`, `sgd` or `lars`.
         pub name: OptimizerKind = OptimizerKind::AdamW,
@@ -188,19 +188,19 @@ settings! {
         pub weight_decay: f64 = 0.04,
         /// Weight decay at the end.
         pub weight_decay_end: f64 = 0.4,
-        /// Largest norm of a gradient; `none` for no limit.
+        /// Gradients are clipped to this norm; `none` for no clipping.
         #[serde(with = "none_word")]
         pub clip_grad: Option<f64> = Some(3.0),
-        /// Whether each `tensor` is limited, as in the official code, or the `global` norm.
+        /// Clips each `tensor` by its own norm, as in the official code, or by the `global` norm.
         pub clip_scope: ClipScope = ClipScope::Tensor,
-        /// Epochs during which the prototypes stay as they started.
+        /// Epochs during which the prototypes are frozen.
         pub freeze_last_layer: u64 = 1,
-        /// The teacher's momentum at the start; it grows to 1.
+        /// EMA momentum of the teacher at the start; it grows to 1.
         pub momentum_teacher: f64 = 0.996,
     }
 }
 
-/// The global batch for which [`OptimConfig::lr`] is given.
+/// The global batch that [`OptimConfig::lr`] refers to.
 pub const LR_BATCH: f64 = 256.0;
 
 settings! {
@@ -208,39 +208,40 @@ settings! {
     pub struct TrainConfig {
         /// Number of epochs.
         pub epochs: u64 = 100,
-        /// Images that go through the networks at a time.
+        /// Images per micro-batch.
         pub batch_size: usize = 64,
-        /// Such batches in one optimizer step: the global batch is `batch_size * accumulate`.
+        /// Micro-batches per optimizer step: the global batch is `batch_size * accumulate`.
         pub accumulate: usize = 1,
-        /// Crops that go through the student at a time, global and local ones apart unless this is all
-        /// of them; 0 for as many as memory suggests.
+        /// Crops per forward pass of the student, global and local ones apart unless this is all of
+        /// them; 0 for as many as fit a budget of saved activations.
         pub crops_per_forward: usize = 0,
-        /// Keeps less for the backward pass and computes it again: less memory, about a quarter more time.
+        /// Saves only inputs of branches and recomputes the rest in the backward pass: less memory,
+        /// about a quarter more time. CPU only.
         pub activation_checkpointing: bool = false,
-        /// Where to compute: `cpu`, or with a build that has it `cuda:0`, `rocm:0`, `metal`, `vulkan`, `wgpu`.
+        /// Device: `cpu` or, if in the build, `cuda:0`, `rocm:0`, `metal`, `vulkan`, `wgpu`.
         pub device: String = "cpu".into(),
-        /// The type of operands of large products and of kept activations.
+        /// The type of GEMM operands and saved activations.
         pub precision: PrecisionChoice = PrecisionChoice::Auto,
-        /// Steps from one line of the log to the next.
+        /// Steps between lines of the log.
         pub log_every: u64 = 10,
     }
 }
 
-/// A precision, or the choice of one.
+/// A precision, or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PrecisionChoice {
-    /// bf16 where the CPU computes and multiplies it in hardware, else f32.
+    /// bf16 where the CPU multiplies it in hardware, else f32.
     #[default]
     Auto,
     /// 32 bits.
     F32,
-    /// 16 bits with the range of f32.
+    /// bfloat16, accumulated in f32.
     Bf16,
 }
 
 impl PrecisionChoice {
-    /// The precision of this machine's CPU.
+    /// The precision on this machine's CPU.
     pub fn resolve(self) -> Precision {
         match self {
             Self::Auto => Precision::auto(),
@@ -251,7 +252,7 @@ impl PrecisionChoice {
 }
 
 impl TrainConfig {
-    /// The precision on this machine and device: others than the CPU compute in f32.
+    /// The precision on this machine and device: f32 on all devices but the CPU.
     pub fn precision(&self) -> Precision {
         if self.is_on_cpu() { self.precision.resolve() } else { Precision::F32 }
     }
@@ -262,37 +263,37 @@ impl TrainConfig {
 }
 
 settings! {
-    /// What is kept on disk.
+    /// Checkpoints on disk.
     pub struct CheckpointConfig {
-        /// Epochs from one checkpoint to the next. The last epoch always makes one.
+        /// Epochs between checkpoints. The last epoch always has one.
         pub every_epochs: u64 = 1,
-        /// Steps from one checkpoint to the next within an epoch; 0 for none.
+        /// Steps between checkpoints within an epoch; 0 for none.
         pub every_steps: u64 = 0,
-        /// Number of checkpoints kept, besides the best.
+        /// Number of checkpoints to keep, besides the best.
         pub keep_last: usize = 3,
     }
 }
 
 settings! {
-    /// The k-NN check during training: labels are looked at here and nowhere else.
+    /// The k-NN check during training, the only use of labels.
     pub struct KnnConfig {
-        /// Epochs from one check to the next; 0 for none.
+        /// Epochs between checks; 0 for none.
         pub every_epochs: u64 = 5,
-        /// Labeled folder whose images vote; `none` for the training folder, if it is labeled.
+        /// Labeled folder of the gallery; `none` for the training folder, if it is labeled.
         #[serde(with = "none_word")]
         pub train: Option<PathBuf> = None,
-        /// Labeled folder whose images are classified; `none` for a share of those that vote.
+        /// Labeled folder of the queries; `none` for a part of the gallery.
         #[serde(with = "none_word")]
         pub val: Option<PathBuf> = None,
         /// Number of neighbors.
         pub k: usize = 20,
         /// Temperature of the votes.
         pub temperature: f64 = 0.07,
-        /// Images of each folder that are looked at, at most.
+        /// Most images to use of each folder.
         pub max_images: usize = 10_000,
-        /// Side of the center crop that is looked at; 0 for `views.global_size`.
+        /// Side of the center crop in pixels; 0 for `views.global_size`.
         pub crop: u32 = 0,
-        /// Length of the shorter side before that crop; 0 for the usual 256/224 of it.
+        /// Shorter side before that crop, in pixels; 0 for 256/224 of it.
         pub resize: u32 = 0,
     }
 }
@@ -303,32 +304,32 @@ impl Default for Config {
     }
 }
 
-/// A run that cannot be made as it is described.
+/// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The text is wrong.
+    /// The text is invalid.
     #[error(transparent)]
     Text(#[from] TextError),
     /// There is no recipe of this name.
     #[error("there is no recipe `{name}`\nhint: choose one of {known}")]
     Recipe {
-        /// What was asked for.
+        /// The name.
         name: String,
-        /// What there is.
+        /// The recipes that exist.
         known: String,
     },
     /// There is no architecture of this name.
     #[error("there is no architecture `{name}`\nhint: choose one of {known}, or `custom`")]
     Architecture {
-        /// What was asked for.
+        /// The name.
         name: String,
-        /// What there is.
+        /// The architectures that exist.
         known: String,
     },
-    /// A setting makes no sense.
+    /// A setting is invalid.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// Settings do not go together.
+    /// Settings exclude each other.
     #[error("{0}")]
     Conflict(String),
 }
@@ -349,12 +350,12 @@ impl Config {
         }
     }
 
-    /// The settings that `layers` give, later ones first, on top of the defaults. The last
-    /// `model.arch` and `views.policy` decide what the defaults of their tables are; a named
-    /// architecture also replaces what earlier layers say about the model.
+    /// Merges `layers`, lowest first, over the defaults. The last `model.arch` and `views.policy`
+    /// select the defaults of their tables; a named architecture also discards what earlier layers
+    /// set in `model`.
     ///
     /// # Errors
-    /// Names the key and the layer of the first thing that is wrong.
+    /// Names key and layer of the first error.
     pub fn resolve(mut layers: Vec<Layer>) -> Result<Self, ConfigError> {
         layers.iter_mut().for_each(rename);
         let arch = layers.iter().rposition(|layer| text(&layer.table, "model", "arch").is_some());
@@ -369,7 +370,7 @@ impl Config {
             && let Some(Value::Table(table)) = layer.table.get_mut("model")
             && table.get("arch").and_then(Value::as_str) != Some(CUSTOM)
         {
-            // The full name, also where a short one was given.
+            // The full name, even if a short one was given.
             table.insert("arch".into(), model.arch.clone().into());
         }
         let policy = layers
@@ -378,7 +379,7 @@ impl Config {
             .find_map(|layer| layer.table.get("views")?.as_table()?.get("policy").cloned());
         let policy = match policy.map(Policy::deserialize) {
             Some(Ok(policy)) => policy,
-            // A wrong name is reported with its place when the whole is read.
+            // An unknown name is reported with its place below.
             _ => Policy::default(),
         };
         let schema = Schema::of(&Self::with(model, policy))?;
@@ -387,15 +388,15 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads settings that were stored whole.
+    /// Parses stored settings.
     ///
     /// # Errors
-    /// When the text is not a full configuration.
+    /// When the text is not a valid configuration.
     pub fn parse(text: &str, origin: config_text::Origin) -> Result<Self, ConfigError> {
         Self::resolve(vec![config_text::parse_text(text, origin)?])
     }
 
-    /// The settings as text, every one of them.
+    /// All settings as TOML.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a configuration is a table of plain values")
     }
@@ -405,7 +406,7 @@ impl Config {
         self.train.batch_size * self.train.accumulate
     }
 
-    /// How evaluations of the run show images to its backbone.
+    /// Preprocessing for the run's evaluations.
     pub fn preprocess(&self) -> Preprocess {
         let crop = match self.knn.crop {
             0 => self.views.global_size,
@@ -414,11 +415,11 @@ impl Config {
         Preprocess::new(crop, self.knn.resize, &self.views)
     }
 
-    /// How many crops go through the student at a time.
+    /// How crops are split into forward passes of the student.
     pub fn crop_chunks(&self) -> CropChunks {
         let TrainConfig { crops_per_forward, activation_checkpointing, .. } = self.train;
         match crops_per_forward {
-            // Batch normalization sees all crops of a step.
+            // Batch normalization needs all crops of a step.
             0 if self.head.use_bn_in_head => CropChunks::All,
             0 => {
                 let precision = self.train.precision();
@@ -428,7 +429,7 @@ impl Config {
         }
     }
 
-    /// Checks what every table can check of itself, then what concerns several of them.
+    /// Checks each table, then their combinations.
     fn validate(&self) -> Result<(), ConfigError> {
         self.data.validate()?;
         self.views.validate().map_err(|error| error.within("views"))?;
@@ -549,7 +550,7 @@ fn share(key: &str, value: f64) -> Result<(), SettingError> {
     check((0.0..=1.0).contains(&value), key, value, "it must be between 0 and 1")
 }
 
-/// Gives settings by an old name their present one.
+/// Renames settings under former names.
 fn rename(layer: &mut Layer) {
     for (table, old, new) in RENAMED {
         if let Some(Value::Table(table)) = layer.table.get_mut(table)
@@ -571,7 +572,7 @@ fn architecture(name: &str) -> Result<&'static zoo::Architecture, ConfigError> {
     })
 }
 
-/// A recipe by its name, as the lowest layer.
+/// A recipe as the lowest layer.
 ///
 /// # Errors
 /// When there is none of this name.

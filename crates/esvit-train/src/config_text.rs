@@ -1,9 +1,9 @@
-//! A typed configuration out of layers of text: built-in defaults, a recipe, a file, the command
+//! A typed configuration from layers of TOML: built-in defaults, a recipe, a file, the command
 //! line.
 //!
-//! Tables are merged key by key and the later layer wins; every other value, arrays included, is
-//! replaced whole. A key that the defaults do not have is refused, with the key that was probably
-//! meant. [`none_word`] lets a field of type `Option` take part: TOML has no null.
+//! Tables are merged key by key, and later layers win; other values, arrays included, are replaced
+//! whole. A key that the defaults do not have is an error with a suggestion. [`none_word`] is for
+//! fields of type `Option`, since TOML has no null.
 
 use std::fmt;
 use std::io;
@@ -20,7 +20,7 @@ const MAX_SUGGESTIONS: usize = 3;
 /// Where a layer of the configuration comes from, for messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// The defaults beside the fields.
+    /// The built-in defaults.
     Defaults,
     /// A recipe that ships inside the program.
     Recipe(String),
@@ -56,7 +56,7 @@ pub enum ConfigError {
     /// The text of a layer is not TOML.
     #[error("invalid TOML {origin}")]
     Syntax {
-        /// Where the text stands.
+        /// Where the text is from.
         origin: Origin,
         /// The parser's message, with line and column.
         source: toml::de::Error,
@@ -66,7 +66,7 @@ pub enum ConfigError {
     Override {
         /// The override as given.
         text: String,
-        /// What is wrong with it and how it is written.
+        /// What is wrong with it, and the right form.
         reason: &'static str,
     },
     /// A key that the configuration does not have.
@@ -76,7 +76,7 @@ pub enum ConfigError {
         key: String,
         /// The layer that has it.
         origin: Origin,
-        /// Full dotted paths that may have been meant, the likeliest first.
+        /// Full dotted paths that may have been meant, most likely first.
         suggestions: Vec<String>,
     },
     /// A value of the wrong type, or outside what its type accepts.
@@ -89,7 +89,7 @@ pub enum ConfigError {
         /// What was expected and what was found.
         message: String,
     },
-    /// The defaults cannot be written as TOML, so they cannot say which keys exist.
+    /// The defaults, which define the keys, cannot be written as TOML.
     #[error("cannot write the default configuration as TOML")]
     Defaults(#[source] toml::ser::Error),
 }
@@ -102,7 +102,7 @@ fn did_you_mean(suggestions: &[String]) -> String {
     format!(", did you mean {}?", quoted.join(" or "))
 }
 
-/// The keys that a configuration has and their default values.
+/// The keys of a configuration and their defaults.
 #[derive(Debug, Clone)]
 pub struct Schema {
     known: Table,
@@ -159,7 +159,7 @@ impl Schema {
         Ok(())
     }
 
-    /// Keys of the same table that are spelled much like `key`, then the same key in other tables.
+    /// The most similar key of the same table, then equal keys of other tables.
     fn suggest(&self, siblings: &Table, prefix: &str, key: &str) -> Vec<String> {
         let mut close: Vec<(usize, &String)> = siblings
             .keys()
@@ -174,7 +174,7 @@ impl Schema {
     }
 }
 
-/// How far apart two keys are in edits, or nothing if one is hardly a misspelling of the other.
+/// Edit distance between two keys, or None if one is hardly a misspelling of the other.
 fn spelling_distance(given: &str, known: &str) -> Option<usize> {
     let given = given.to_lowercase().replace('-', "_");
     let distance = strsim::osa_distance(&given, known);
@@ -199,13 +199,13 @@ fn collect_paths_to(table: &Table, key: &str, prefix: &str, paths: &mut Vec<Stri
 /// One source of settings; it may leave out any of them.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// Where the settings stand.
+    /// Where the settings are from.
     pub origin: Origin,
     /// The settings.
     pub table: Table,
 }
 
-/// Reads one layer out of TOML `text`, for instance a recipe.
+/// Parses a layer from TOML `text`, for instance a recipe.
 ///
 /// # Errors
 /// [`ConfigError::Syntax`] with line and column.
@@ -216,7 +216,7 @@ pub fn parse_text(text: &str, origin: Origin) -> Result<Layer, ConfigError> {
     }
 }
 
-/// Reads one layer out of a TOML file.
+/// Reads a layer from a TOML file.
 ///
 /// # Errors
 /// [`ConfigError::Read`] and [`ConfigError::Syntax`], both with the path.
@@ -226,7 +226,7 @@ pub fn parse_file(path: &Path) -> Result<Layer, ConfigError> {
     parse_text(&text, Origin::File(path.to_owned()))
 }
 
-/// Reads one `a.b=c` override. The value is TOML if it can be, else the text as it stands, so that
+/// Parses an `a.b=c` override. The value is TOML if it parses as such, else a string, so that
 /// `model.name=swin_tiny` needs no quotes.
 ///
 /// # Errors
@@ -248,15 +248,14 @@ pub fn parse_override(text: &str) -> Result<Layer, ConfigError> {
 
 fn override_value(text: &str) -> Value {
     let as_toml = format!("value = {text}").parse::<Table>().ok();
-    // A line break in the text could smuggle in further keys; then it is not one value.
+    // Text with a line break could set further keys; it is taken as a string.
     as_toml
         .filter(|table| table.len() == 1)
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| Value::from(text))
 }
 
-/// Merges `layers` over the defaults of `schema`, the first one lowest, and builds the typed
-/// configuration.
+/// Merges `layers`, lowest first, over the defaults of `schema`, and deserializes the result.
 ///
 /// # Errors
 /// [`ConfigError::UnknownKey`] for a key that `schema` does not have, [`ConfigError::Value`] for
@@ -314,15 +313,15 @@ fn join(prefix: &str, key: &str) -> String {
     if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
 }
 
-/// Writes `None` as the word `none`, for `#[serde(with = "none_word")]` on an `Option` field.
+/// Serializes `None` as the word `none`, for `#[serde(with = "none_word")]` on an `Option` field.
 ///
-/// The key then appears in the serialized defaults, can be cleared by `key = "none"`, and a stored
-/// configuration reads back as it was even where the default is `Some`.
+/// The key is then part of the serialized defaults, can be cleared by `key = "none"`, and a stored
+/// `None` replaces a default that is `Some`.
 pub mod none_word {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    /// The value itself, or `none`.
+    /// The value, or `none`.
     ///
     /// # Errors
     /// Those of the value and of the format.

@@ -1,4 +1,4 @@
-//! How many crops go through the student at a time.
+//! Splits the crops of a step into forward passes of the student.
 
 use std::ops::Range;
 
@@ -7,24 +7,24 @@ use esvit_nn::ops::Precision;
 
 use crate::objective::TEACHER_CROPS;
 
-/// What blocks may keep of a pass for the backward pass, in bytes. A second pass packs all weights and
-/// adds up all gradients again, which takes about a percent of the time of a step of this size.
+/// Budget of saved activations for a forward pass, in bytes. Each further pass packs all weights
+/// and adds up all gradients again, about 1 % of a step at this budget.
 const SAVED_BYTES: f64 = (1u64 << 30) as f64;
 
-/// How many crops of an image go through the student at a time.
+/// How many crops of every image are in one forward pass of the student.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CropChunks {
-    /// All of them.
+    /// All.
     All,
-    /// So many.
+    /// A number of crops.
     Crops(usize),
-    /// As many as have so many pixels, all images together, and one at least.
+    /// As many crops as have this many pixels over all images, and at least one.
     Pixels(f64),
 }
 
 impl CropChunks {
-    /// As many crops as let a step of any batch and any number of crops fit into about the memory
-    /// of a small one.
+    /// As many crops as fit the budget of saved activations, so that memory hardly depends on
+    /// batch size and number of crops.
     pub fn within_memory(
         swin: &SwinConfig,
         precision: Precision,
@@ -35,8 +35,8 @@ impl CropChunks {
         Self::Pixels(SAVED_BYTES / saved * (SIDE * SIDE) as f64)
     }
 
-    /// The passes of crops with these sides, two global ones first, of `images` each. Global and
-    /// local crops go apart unless one pass takes all.
+    /// Splits crops with these sides, the two global ones first, of `images` each. Global and local
+    /// crops are in separate passes unless one pass has all.
     pub(crate) fn cut(self, sides: &[usize], images: usize) -> Vec<Range<usize>> {
         let total = sides.len();
         let pixels = |side: usize| (images * side * side) as f64;

@@ -1,8 +1,8 @@
-//! Is the teacher still worth following? Figures that tell a healthy run from a collapsed one.
+//! Detects a collapsed teacher.
 //!
-//! Two ways to collapse give a falling or flat loss and nothing learned: the teacher says the same
-//! thing about every image, either all prototypes alike (uniform) or always the same one
-//! (constant). In both, knowing the image says nothing about the teacher's answer.
+//! In both kinds of collapse the loss falls or is flat and nothing is learned: the output is the
+//! same for every image, either uniform over prototypes or always the same prototype (constant).
+//! The mutual information of image and output is then near 0.
 
 use burn::tensor::{Tensor, activation};
 use esvit_nn::network::Predictions;
@@ -11,47 +11,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::objective::Centers;
 
-/// Share of the largest possible information below which the teacher's answers count as
-/// independent of the image.
+/// Share of the largest possible mutual information below which outputs count as independent of
+/// the image.
 const LEAST_INFORMATION: f64 = 0.02;
 /// Share of ln K above which a distribution counts as uniform.
 const UNIFORM: f64 = 0.9;
 
-/// Figures about the teacher on one batch.
+/// Statistics of the teacher on one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Health {
-    /// Mean entropy of its distributions, in nats; ln K is that of a uniform one.
+    /// Mean entropy of its distributions, in nats; ln K if they are uniform.
     pub teacher_entropy: f64,
-    /// Entropy of the mean of its distributions over the batch, in nats.
+    /// Entropy of the mean distribution of the batch, in nats.
     pub marginal_entropy: f64,
     /// ln K, the largest entropy possible.
     pub max_entropy: f64,
-    /// Rows of the batch, which bound what the answers can tell apart.
+    /// Rows of the batch; mutual information is at most their logarithm.
     pub rows: usize,
-    /// Length of the center of the view logits.
+    /// Norm of the center of the view logits.
     pub center_norm: f64,
-    /// Standard deviation of the unit-length view features over the batch, times the root of
+    /// Standard deviation of the L2-normalized view features over the batch, times the root of
     /// their width: 1 for features in all directions, 0 for identical ones.
     pub feature_std: f64,
 }
 
-/// A plain finding about a teacher.
+/// A kind of collapse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Collapse {
-    /// All prototypes alike for every image.
+    /// Uniform over prototypes, for every image.
     Uniform,
     /// The same few prototypes for every image.
     Constant,
 }
 
 impl Health {
-    /// Information, in nats, that the teacher's answer carries about the image.
+    /// Mutual information of image and output, in nats.
     pub fn information(&self) -> f64 {
         (self.marginal_entropy - self.teacher_entropy).max(0.0)
     }
 
-    /// Whether this batch looks collapsed. One batch is no proof: see [`CollapseDetector`].
+    /// Whether this batch looks collapsed. One batch is weak evidence: see [`CollapseDetector`].
     pub fn collapse(&self) -> Option<Collapse> {
         let possible = self.max_entropy.min((self.rows as f64).ln());
         if self.rows < 4 || self.information() > LEAST_INFORMATION * possible {
@@ -62,7 +62,7 @@ impl Health {
     }
 }
 
-/// Looks at what a teacher says about the views of a batch, at its temperature, and at the center.
+/// Statistics of the teacher's outputs for the views of a batch, at its temperature.
 pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> Health {
     let logits = teacher.view_logits.clone().inner().matrix();
     let [rows, prototypes] = logits.dims();
@@ -83,7 +83,7 @@ pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> He
     }
 }
 
-/// Mean over rows of the entropy in nats; 0 log 0 counts as 0.
+/// Mean entropy of rows in nats, with 0 log 0 = 0.
 fn mean_entropy(rows: Tensor<2>) -> f64 {
     let log = rows.clone().clamp_min(f32::MIN_POSITIVE).log();
     -scalar((rows * log).sum_dim(1).mean())
@@ -93,18 +93,18 @@ fn scalar(tensor: Tensor<1>) -> f64 {
     f64::from(tensor.into_scalar::<f32>())
 }
 
-/// Turns the findings of single batches into a warning: only a finding that lasts is one.
+/// Detects collapse that lasts over several batches.
 #[derive(Debug, Clone, Default)]
 pub struct CollapseDetector {
     suspicious: usize,
     warned: Option<Collapse>,
 }
 
-/// Number of looks in a row that must agree.
+/// Consecutive batches that must look collapsed.
 const PATIENCE: usize = 5;
 
 impl CollapseDetector {
-    /// Takes note of a look at the teacher; returns a finding once, when it has lasted.
+    /// Adds the statistics of a batch; returns a collapse once, when it has lasted.
     pub fn look(&mut self, health: &Health) -> Option<Collapse> {
         let Some(collapse) = health.collapse() else {
             *self = Self::default();
@@ -120,7 +120,7 @@ impl CollapseDetector {
 }
 
 impl Collapse {
-    /// What it means and what helps, for a person.
+    /// Explanation and hint for the user.
     pub fn advice(self) -> &'static str {
         match self {
             Self::Uniform => {

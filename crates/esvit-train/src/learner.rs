@@ -15,28 +15,28 @@ use crate::mixup::{self, MixupConfig};
 use crate::objective::{self, Centers, Crops, Loss, LossSettings, TEACHER_CROPS, Weights};
 use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 
-/// What stays the same over a run.
+/// Settings that are constant over a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LearnerSettings {
-    /// The run's seed, for initial values, drop path and mixup.
+    /// The run's seed, for initialization, drop path and mixup.
     pub seed: u64,
     /// The student's temperature.
     pub student_temp: f64,
-    /// How the tasks are weighed.
+    /// Weights of the tasks.
     pub weights: Weights,
-    /// Share of the old center that is kept at an update.
+    /// EMA momentum of the centers.
     pub center_momentum: f64,
-    /// Largest norm of a gradient.
+    /// Gradients are clipped to this norm; None for no clipping.
     pub clip_grad: Option<f64>,
-    /// Of what the norm is taken.
+    /// What is clipped: each tensor, or all together.
     pub clip_scope: ClipScope,
-    /// The type of operands of large products and of kept activations.
+    /// The type of GEMM operands and saved activations.
     pub precision: Precision,
-    /// Crops that go through the student at a time. Gradients are the same but for rounding.
+    /// How crops are split into forward passes of the student; gradients differ by rounding only.
     pub crop_chunks: CropChunks,
-    /// Keeps the input of every branch of a block alone and computes the rest again.
+    /// Saves only the inputs of branches and recomputes the rest in the backward pass.
     pub activation_checkpointing: bool,
-    /// Mixing of the student's images, view task only.
+    /// Mixup and CutMix of the student's images; view task only.
     pub mixup: Option<MixupConfig>,
 }
 
@@ -47,19 +47,19 @@ pub struct StepSettings {
     pub step: u64,
     /// Learning rate.
     pub lr: f64,
-    /// Weight decay of the decayed group.
+    /// Weight decay of decayed parameters.
     pub weight_decay: f64,
-    /// The teacher's momentum.
+    /// EMA momentum of the teacher.
     pub momentum: f64,
     /// The teacher's temperature.
     pub teacher_temp: f64,
-    /// Leaves the prototypes of both heads as they are.
+    /// Freezes the prototypes of both heads.
     pub freeze_last_layer: bool,
-    /// Whether to look at the teacher's health.
+    /// Whether to examine the teacher's health.
     pub health: bool,
 }
 
-/// What a step gave.
+/// Outcome of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepResult {
     /// The weighted loss, averaged over micro-batches.
@@ -70,7 +70,7 @@ pub struct StepResult {
     pub region_loss: Option<f32>,
     /// Norm of all gradients before clipping.
     pub grad_norm: f32,
-    /// The teacher's health, when asked for.
+    /// The teacher's health, if requested.
     pub health: Option<Health>,
 }
 
@@ -84,10 +84,10 @@ pub struct NotFinite {
     pub grad_norm: f32,
 }
 
-/// Gradients of the loss of some micro-batches, and what was seen on the way.
+/// Gradients of the loss of micro-batches, and statistics of their forward passes.
 #[derive(Debug)]
 pub struct Gradients {
-    /// One for every parameter of the network, none where it is not trained.
+    /// One per parameter of the network; None without a gradient.
     pub values: Vec<Option<Tensor<1>>>,
     losses: Losses,
     buffers: Buffers,
@@ -95,7 +95,7 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Adds the gradients of a loss.
+    /// Runs the backward pass of a loss and adds its gradients.
     fn add(&mut self, params: &Params, loss: Loss) {
         let Loss { total, view, region } = loss;
         self.losses.total += total.clone().inner().into_scalar::<f32>();
@@ -127,28 +127,28 @@ struct Losses {
     region: Option<f32>,
 }
 
-/// Running statistics of the student and of the teacher.
+/// New running statistics of student and teacher.
 type Buffers = [Vec<(ParamId, Tensor<1>)>; 2];
 
 /// Student, teacher, centers and optimizer.
 #[derive(Debug)]
 pub struct Learner {
-    /// The shape that student and teacher share.
+    /// The network that student and teacher share.
     pub network: Arc<Network>,
-    /// The student's values.
+    /// The student's parameters.
     pub student: Params,
-    /// The teacher's values.
+    /// The teacher's parameters.
     pub teacher: Params,
     /// The centers of the teacher's logits.
     pub centers: Centers,
-    /// The optimizer and what it remembers.
+    /// The optimizer and its state.
     pub optimizer: Optimizer,
-    /// What stays the same.
+    /// Settings that are constant over a run.
     pub settings: LearnerSettings,
 }
 
 impl Learner {
-    /// A student at its starting values and a teacher equal to it.
+    /// An initialized student, and a teacher equal to it.
     pub fn new(
         network: Arc<Network>,
         kind: OptimizerKind,
@@ -161,7 +161,7 @@ impl Learner {
         Self { teacher: student.clone(), student, centers, optimizer, network, settings }
     }
 
-    /// The device on which the values live.
+    /// The device of the parameters.
     pub fn device(&self) -> Device {
         self.student.values()[0].device()
     }
@@ -171,8 +171,7 @@ impl Learner {
     /// are updated once.
     ///
     /// # Errors
-    /// When the loss or its gradient is not finite. Student, teacher, centers and optimizer then
-    /// are as they were before.
+    /// When the loss or its gradient is not finite. Nothing is updated then.
     pub fn step(
         &mut self,
         micro_batches: &[Vec<Tensor<4>>],
@@ -211,7 +210,7 @@ impl Learner {
         Ok(StepResult { loss, view_loss: view, region_loss: region, grad_norm, health })
     }
 
-    /// Gradients of the mean loss of `micro_batches`; `centers` takes note of the teacher's logits.
+    /// Gradients of the mean loss of `micro_batches`; `centers` observes the teacher's logits.
     pub fn gradients(
         &self,
         micro_batches: &[Vec<Tensor<4>>],
@@ -249,7 +248,7 @@ impl Learner {
         sum
     }
 
-    /// Adds one micro-batch to the sums.
+    /// Adds the losses and gradients of one micro-batch.
     fn accumulate(
         &self,
         sum: &mut Gradients,

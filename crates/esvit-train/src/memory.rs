@@ -1,8 +1,8 @@
-//! How much memory a step takes, and the micro-batch that fits into a given amount.
+//! Estimates the memory of a step, and the micro-batch that fits into a given amount.
 
+use esvit_nn::Network;
 use esvit_nn::ops::{EXPONENTIALS_BYTES, Precision};
 use esvit_nn::params::Role;
-use esvit_nn::{Network, SwinConfig};
 
 use crate::config::Config;
 use crate::objective::TEACHER_CROPS;
@@ -11,11 +11,11 @@ use crate::optim::OptimizerKind;
 /// Program, loader and allocator, in bytes.
 const BASE: f64 = 200e6;
 
-/// What the estimate is multiplied by, for buffers between the phases of a step: measured steps
-/// stay within it.
+/// Safety factor for buffers between the phases of a step: measured steps stay below the
+/// estimate.
 const MARGIN: f64 = 1.2;
 
-/// Estimated peak memory of a step, in bytes, with `micro_batch` images at a time.
+/// Estimated peak memory of a step in bytes, with micro-batches of `micro_batch` images.
 pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let swin = config.model.swin();
     let network = Network::new(&swin, 0.0, &config.head, config.objective.region);
@@ -41,7 +41,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     };
     let head_width = 2.0 * config.head.hidden_dim as f64 + swin.output_width() as f64;
     let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
-    // What the pass of some crops takes, of all images.
+    // Memory of the pass over some crops of all images.
     let pass = |crops: &[usize]| -> f64 {
         let [mut saved, mut largest, mut rows] = [0.0; 3];
         for &crop in crops {
@@ -49,8 +49,8 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
             largest += swin.largest_stage(crop);
             rows += region_rows(config, crop);
         }
-        // In the largest stage: the hidden layer's gradient and the branch's, the stream and its
-        // gradient; besides, the heads' layers and the exponentials of logits.
+        // In the largest stage: gradients of the hidden layer and of the branch, the residual
+        // stream and its gradient; besides, the layers of heads and exponentials of logits.
         let transient = largest * (6.0 * size + 8.0);
         let image = saved + transient + rows * head_width * (size + 4.0);
         let exponentials = (rows + teacher_rows) * config.head.out_dim as f64 * size;
@@ -63,20 +63,20 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     BASE + MARGIN * (state + activations) + loader
 }
 
-/// Rows that go through the heads for a crop.
+/// Rows that go through the heads for a crop of one image.
 fn region_rows(config: &Config, size: usize) -> f64 {
     let tokens = config.model.swin().last_map(size).pow(2) as f64;
     if config.objective.region { 1.0 + tokens } else { 1.0 }
 }
 
-/// What fits into an amount of memory.
+/// Batch settings that fit into an amount of memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fit {
-    /// Images at a time.
+    /// Images per micro-batch.
     pub micro_batch: usize,
-    /// Micro-batches of a step.
+    /// Micro-batches per step.
     pub accumulate: usize,
-    /// Whether blocks are computed again on the backward pass.
+    /// Whether activation checkpointing is on.
     pub activation_checkpointing: bool,
     /// Estimated peak memory, in bytes.
     pub bytes: f64,
@@ -91,14 +91,14 @@ pub struct Fit {
     given / 1e9
 )]
 pub struct DoesNotFit {
-    /// Bytes that one image at a time takes.
+    /// Bytes for one image at a time.
     pub need: f64,
-    /// Bytes that there are.
+    /// Bytes available.
     pub given: f64,
 }
 
-/// The largest micro-batch that divides the step's images and fits into `bytes`; blocks are
-/// computed again only when nothing fits otherwise.
+/// The largest micro-batch that divides the global batch and fits into `bytes`. Activation
+/// checkpointing is turned on only when nothing fits without.
 ///
 /// # Errors
 /// When not even one image at a time fits.

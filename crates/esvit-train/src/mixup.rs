@@ -1,18 +1,18 @@
 //! Mixup and CutMix of a student's images, for the view task.
 //!
-//! Image `i` of a batch is mixed with image `B - 1 - i`, with one share or one box a crop. The
-//! mixed copy is the student's alone: the teacher keeps seeing the images themselves.
+//! Image `i` of a batch is mixed with image `B - 1 - i`, with one share or one box per crop. Only
+//! the student sees mixed images.
 
 use burn::tensor::{Device, Tensor};
 use esvit_kernels::rng::Rng;
 use esvit_nn::params::tensor;
 use esvit_settings::settings;
 
-/// Purpose word of mixup's random numbers.
+/// RNG purpose of mixup.
 const MIXUP_PURPOSE: u64 = 0x313C;
 
 settings! {
-    /// Settings of mixing.
+    /// Settings of mixup and CutMix.
     #[derive(Copy)]
     pub struct MixupConfig {
         /// Mixes the student's images (view task only).
@@ -23,13 +23,13 @@ settings! {
         pub cutmix_alpha: f64 = 1.0,
         /// Probability of CutMix instead of mixup.
         pub switch_prob: f64 = 0.5,
-        /// Number of crops that are mixed, counted from the first.
+        /// Number of crops to mix, from the first.
         pub views: usize = 10,
     }
 }
 
-/// Mixed copies of `crops`, each `[B, 3, H, W]`, and for every crop the `[B, B]` matrix that says
-/// what each of its images is made of. `place` names the random numbers: step and micro-batch.
+/// Mixes `crops`, each `[B, 3, H, W]`, and returns for every crop the `[B, B]` matrix whose column
+/// `j` has the shares of images in mixed image `j`. `place` is step and micro-batch, for the RNG.
 pub fn mix(
     crops: &[Tensor<4>],
     config: &MixupConfig,
@@ -59,8 +59,8 @@ pub fn mix(
     mixed.unzip()
 }
 
-/// A box of one image to be filled from the other: its mask `[1, 1, H, W]` and the share of the
-/// first image that is left. The box may reach over the edge, where it is cut off.
+/// A CutMix box, cut off at the edges: its mask `[1, 1, H, W]`, 1 inside, and the share of pixels
+/// outside.
 fn cut(
     rng: &mut Rng,
     [height, width]: [usize; 2],
@@ -81,7 +81,7 @@ fn cut(
     (tensor(mask, [1, 1, height, width], device), 1.0 - area as f64 / (height * width) as f64)
 }
 
-/// A number from the Beta distribution with both parameters `alpha`, by Jöhnk's method.
+/// A sample of Beta(alpha, alpha), by Jöhnk's method.
 fn beta(rng: &mut Rng, alpha: f64) -> f64 {
     loop {
         let x = rng.uniform().powf(1.0 / alpha);

@@ -1,4 +1,4 @@
-//! A run's state as the official EsViT code saves it.
+//! Exports a run as a checkpoint of the official EsViT code.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -13,22 +13,25 @@ use serde_json::json;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::ConfigError;
 
-/// Why a run's state was not written.
+/// Why a run was not exported.
 #[derive(Debug, thiserror::Error)]
 pub enum OfficialError {
-    /// The name asks for another kind of file.
-    #[error("`{path}` is no name of a PyTorch file\nhint: let it end in `.pth`", path = path.display())]
+    /// Not the name of a PyTorch file.
+    #[error(
+        "`{path}` is not the name of a PyTorch file\nhint: let it end in `.pth`",
+        path = path.display()
+    )]
     Ending {
         /// The file.
         path: PathBuf,
     },
-    /// The file is no checkpoint of a run.
+    /// The file is not a checkpoint of a run.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// Its tensors cannot be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The settings that it holds cannot be read.
+    /// Its settings cannot be read.
     #[error(transparent)]
     Settings(#[from] ConfigError),
     /// The file cannot be written.
@@ -36,8 +39,8 @@ pub enum OfficialError {
     File(#[from] FileError),
 }
 
-/// Writes both networks of the run in `checkpoint` with heads and centers to a `.pth` file. The
-/// optimizer's moments are left out.
+/// Writes student, teacher, heads and centers of the run in `checkpoint` to a `.pth` file; the
+/// optimizer's state is left out.
 ///
 /// # Errors
 /// When `checkpoint` is not that of a run or `out` cannot be written.

@@ -1,5 +1,5 @@
-//! Optimizers with the official code's parameter groups: weight decay on every tensor of two or
-//! more dimensions that is not a bias, none on the rest.
+//! Optimizers with the parameter groups of the official code: weight decay on tensors of two or
+//! more dimensions that are not biases.
 
 use burn::tensor::Tensor;
 use esvit_kernels::buffer::{recycle, uninit};
@@ -8,16 +8,16 @@ use esvit_nn::params::{ParamSpec, Role, into_values, vector};
 use esvit_nn::{Params, ops};
 use serde::{Deserialize, Serialize};
 
-/// Which optimizer.
+/// The kinds of optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam with decoupled weight decay: betas 0.9 and 0.999, eps 1e-8.
     #[serde(alias = "adam_w")]
     AdamW,
-    /// Momentum 0.9, weight decay added to the gradient.
+    /// SGD with momentum 0.9; weight decay is added to the gradient.
     Sgd,
-    /// Layer-wise adaptive rates: momentum 0.9, trust coefficient 0.001; vectors are left alone.
+    /// LARS with momentum 0.9 and trust coefficient 0.001; vectors are neither scaled nor decayed.
     Lars,
 }
 
@@ -27,15 +27,15 @@ const EPS: f64 = 1e-8;
 const MOMENTUM: f64 = 0.9;
 const TRUST: f64 = 0.001;
 
-/// What an optimizer remembers of one parameter.
+/// Optimizer state of one parameter.
 #[derive(Debug, Clone, Default)]
 pub struct Moments {
-    /// Running mean of the gradient (AdamW) or momentum buffer (SGD, LARS); none before the first
+    /// Running mean of the gradient (AdamW) or momentum buffer (SGD, LARS); None before the first
     /// update.
     pub first: Option<Tensor<1>>,
     /// Running mean of the squared gradient (AdamW).
     pub second: Option<Tensor<1>>,
-    /// Number of updates so far: frozen steps do not count.
+    /// Number of updates, without frozen steps.
     pub updates: u64,
 }
 
@@ -47,7 +47,7 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// An optimizer that has not stepped yet.
+    /// An optimizer without state.
     pub fn new(kind: OptimizerKind, parameters: usize) -> Self {
         Self { kind, moments: vec![Moments::default(); parameters] }
     }
@@ -62,15 +62,15 @@ impl Optimizer {
         &self.moments
     }
 
-    /// The state of every parameter, to be restored.
+    /// The state of every parameter, mutable.
     pub fn moments_mut(&mut self) -> &mut [Moments] {
         &mut self.moments
     }
 
-    /// Updates every parameter of the student that has a gradient, and moves the teacher towards
-    /// it: `teacher = momentum teacher + (1 - momentum) student`, for every parameter, trainable
-    /// or not; running statistics stay its own. Parameters without a gradient keep value and state.
-    /// `scales` are what gradients are multiplied by first.
+    /// Updates the student's parameters that have a gradient, then all of the teacher's by EMA,
+    /// `teacher = momentum * teacher + (1 - momentum) * student`, running statistics excepted.
+    /// Gradients are multiplied by `scales` first. A parameter without a gradient is unchanged, and
+    /// so is its state.
     pub fn step(
         &mut self,
         student: &mut Params,
@@ -82,8 +82,8 @@ impl Optimizer {
         self.update_all(student, Some(teacher), gradients, scales, |_| *settings);
     }
 
-    /// Updates every parameter that has a gradient, with a learning rate of its own from `lrs`, of
-    /// a network that no teacher follows. The rest is as in [`Optimizer::step`].
+    /// Updates the parameters that have a gradient, each with its learning rate in `lrs`; there is
+    /// no teacher. Otherwise like [`Optimizer::step`].
     pub fn step_without_ema(
         &mut self,
         params: &mut Params,
@@ -97,8 +97,7 @@ impl Optimizer {
         self.update_all(params, None, gradients, scales, settings);
     }
 
-    /// Updates every parameter with a gradient by the settings for its place in the list; where
-    /// there are averages, they follow.
+    /// Updates parameters with the settings for their index, and `averages`, if any, by EMA.
     fn update_all(
         &mut self,
         params: &mut Params,
@@ -145,14 +144,14 @@ impl Optimizer {
     }
 }
 
-/// The scheduled numbers of one update.
+/// Scheduled settings of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UpdateSettings {
     /// Learning rate.
     pub lr: f64,
-    /// Weight decay of the decayed group.
+    /// Weight decay of decayed parameters.
     pub weight_decay: f64,
-    /// The teacher's momentum.
+    /// EMA momentum of the teacher.
     pub momentum: f64,
 }
 
@@ -162,7 +161,7 @@ fn ema_update(average: Option<&mut Tensor<1>>, value: &Tensor<1>, momentum: f64)
     }
 }
 
-/// The update on the machine's memory, in one pass over value, moments and average.
+/// The update on the CPU, in one pass over value, moments and average.
 fn update(
     kind: OptimizerKind,
     spec: &ParamSpec,
@@ -182,7 +181,7 @@ fn update(
         None => vec![0.0; n],
     };
     let (mut values, gradients) = (take(value), into_values(gradient));
-    // Where nothing follows, what would have followed is thrown away.
+    // Without a teacher, the kernel writes the average into a scratch buffer.
     let mut averages = average.as_deref_mut().map_or_else(|| uninit(n), take);
     let to = Ema { values: &mut averages, momentum: settings.momentum };
     let mut first = moment(&mut moments.first);
@@ -251,7 +250,7 @@ fn adamw(
     value
 }
 
-/// `beta old + (1 - beta) new`, from zero at the first call.
+/// `beta * old + (1 - beta) * new`, with `old = 0` at the first call.
 fn blend(old: Option<Tensor<1>>, new: Tensor<1>, beta: f64) -> Tensor<1> {
     let new = new * (1.0 - beta);
     match old {
@@ -271,7 +270,7 @@ fn sgd(
     momentum_step(moments, value, gradient, lr)
 }
 
-/// Adds the gradient to the momentum buffer and moves against it.
+/// Adds `step` to the momentum buffer and moves along its negative.
 fn momentum_step(moments: &mut Moments, value: Tensor<1>, step: Tensor<1>, lr: f64) -> Tensor<1> {
     let buffer = match moments.first.take() {
         Some(buffer) => buffer * MOMENTUM + step,
@@ -328,7 +327,7 @@ pub(crate) fn scale(gradient: Tensor<1>, factor: f64) -> Tensor<1> {
     vector(gradient, &device)
 }
 
-/// How gradients are kept small.
+/// What gradient clipping applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClipScope {
@@ -338,8 +337,8 @@ pub enum ClipScope {
     Global,
 }
 
-/// The norm of all gradients, and what each tensor is to be multiplied by so that the norm (of each,
-/// or of all) is at most `limit`.
+/// The norm of all gradients, and factors for every tensor that limit the norm (of each, or of all
+/// together) to `limit`.
 pub fn clip(
     gradients: &[Option<Tensor<1>>],
     limit: Option<f64>,

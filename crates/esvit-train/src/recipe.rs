@@ -1,11 +1,11 @@
-//! Named settings that ship inside the program.
+//! Named settings built into the program.
 
 /// A named set of settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recipe {
     /// Its name on the command line.
     pub name: &'static str,
-    /// Its settings, as text.
+    /// Its settings as TOML.
     pub text: &'static str,
 }
 
@@ -32,7 +32,7 @@ pub fn find(name: &str) -> Option<&'static Recipe> {
 }
 
 impl Recipe {
-    /// What it is for: its first line.
+    /// Its purpose: the first line.
     pub fn summary(&self) -> &'static str {
         self.text.lines().next().unwrap_or_default().trim_start_matches('#').trim()
     }

@@ -1,11 +1,11 @@
-//! Values that change from step to step.
+//! Schedules of learning rate, weight decay, momentum and temperature.
 
 use std::f64::consts::PI;
 
-/// Linear warm-up from `start` to `base`, both ends included, then half a cosine towards `last`.
+/// Linear warm-up from `start` to `base`, both included, then cosine decay towards `last`.
 ///
-/// Over `n` steps after the warm-up, step `i` has `last + (base - last) (1 + cos(pi i / n)) / 2`:
-/// `last` itself is approached and never reached.
+/// Of `n` steps after the warm-up, step `i` has `last + (base - last) (1 + cos(pi i / n)) / 2`, so
+/// that `last` is never reached.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CosineSchedule {
     /// Value at the first step of the warm-up.
@@ -37,8 +37,8 @@ impl CosineSchedule {
     }
 }
 
-/// The teacher's temperature: one value an epoch, growing linearly from `warmup` to `last` over
-/// `warmup_epochs`, both ends included, and constant after that.
+/// The teacher's temperature, constant within an epoch: it grows linearly from `warmup` to `last`
+/// over `warmup_epochs`, both included.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TemperatureSchedule {
     /// Value in the first epoch.

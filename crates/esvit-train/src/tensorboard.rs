@@ -1,8 +1,7 @@
 //! Scalar curves for TensorBoard, without TensorFlow.
 //!
-//! An event file is a sequence of records, each a length, the payload and a masked CRC-32C of
-//! either; a payload is an `Event` message in the protocol-buffer encoding. The few fields that
-//! are needed are encoded by hand.
+//! An event file is a sequence of records: length, payload and a masked CRC-32C of each. A payload
+//! is an `Event` message in the protocol-buffer encoding.
 //!
 //! Source of the formats: `tensorflow/core/lib/io/record_writer.h`, `event.proto` and
 //! `summary.proto`.
@@ -15,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use esvit_files::protobuf::Message;
 
 const FILE_PREFIX: &str = "events.out.tfevents.";
-/// From version 2 on, TensorBoard takes a session's start as the sign of a resumed run.
+/// From version 2 on, TensorBoard takes a session's start for a resumed run.
 const FILE_VERSION: &[u8] = b"brain.Event:2";
 const CRC_MASK: u32 = 0xa282_ead8;
 
@@ -34,7 +33,7 @@ const SESSION_START: u64 = 1;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} TensorBoard events `{path}`")]
 pub struct TensorBoardError {
-    /// What was being done.
+    /// What failed.
     pub action: &'static str,
     /// The event file, or its folder while there is no file yet.
     pub path: PathBuf,
@@ -54,8 +53,8 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Starts an event file in `folder`, which is created if it is missing. TensorBoard shows all
-    /// event files of a folder as one run.
+    /// Starts an event file in `folder`, which is created if missing. TensorBoard shows all event
+    /// files of a folder as one run.
     ///
     /// # Errors
     /// [`TensorBoardError`] with the path.
@@ -73,10 +72,10 @@ impl TensorBoard {
         Ok(board)
     }
 
-    /// Like [`create`](Self::create), for a run that goes on at `first_step`: TensorBoard drops
-    /// what earlier files in `folder` have from that step on, which a killed run may have reached
-    /// after its last checkpoint. (TensorBoard's default loader drops a curve's old points when
-    /// the first new one of that curve arrives, its slower Python loader all of them at once.)
+    /// Like [`create`](Self::create), for a run that continues at `first_step`: TensorBoard drops
+    /// points of earlier files from that step on, which a killed run may have written after its
+    /// last checkpoint. (Its default loader does so for a curve when that curve's first new point
+    /// arrives, its slower Python loader for all at once.)
     ///
     /// # Errors
     /// [`TensorBoardError`] with the path.
@@ -118,8 +117,8 @@ impl TensorBoard {
         self.record(&event)
     }
 
-    /// Hands everything to the operating system, so that TensorBoard sees it and a kill of this
-    /// process does not lose it.
+    /// Flushes to the operating system: TensorBoard sees all points, and they survive a kill of
+    /// this process.
     ///
     /// # Errors
     /// [`TensorBoardError`] with the path.
@@ -138,8 +137,8 @@ impl TensorBoard {
 
 fn create_event_file(folder: &Path) -> io::Result<(File, PathBuf)> {
     fs::create_dir_all(folder)?;
-    // TensorBoard reads the files of a folder in the order of their names, so a resumed run must
-    // not share its second with, or on a clock that was set back precede, the run before it.
+    // TensorBoard reads the files of a folder in the order of their names, so a resumed run needs
+    // a later second than the run before, even if the clock was set back.
     let now = seconds_since_epoch() as u64;
     let second = newest_second(folder)?.map_or(now, |newest| now.max(newest.saturating_add(1)));
     let (host, process) = (host_name(), std::process::id());
@@ -195,8 +194,7 @@ fn write_record(writer: &mut impl Write, payload: &[u8]) -> io::Result<()> {
     writer.write_all(&masked_crc(payload).to_le_bytes())
 }
 
-/// The format rotates and shifts the checksum, so that checksums of data that contains checksums
-/// stay useful.
+/// The format's mask, for data that itself contains checksums.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(CRC_MASK)
 }

@@ -1,10 +1,10 @@
-//! Types of elements, and their conversion.
+//! Element types and their conversion.
 
 use std::fmt;
 
 use half::{bf16, f16};
 
-/// What the elements of a tensor are.
+/// The element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// Floating point, 64 bits.
@@ -13,7 +13,7 @@ pub enum Dtype {
     F32,
     /// Floating point, 16 bits.
     F16,
-    /// The upper half of an `F32`.
+    /// bfloat16: the upper half of an `F32`.
     Bf16,
     /// Integer, 64 bits.
     I64,
@@ -23,14 +23,14 @@ pub enum Dtype {
     I16,
     /// Integer, 8 bits.
     I8,
-    /// Integer without sign, 8 bits.
+    /// Unsigned integer, 8 bits.
     U8,
-    /// A byte that is 0 or not.
+    /// A byte, true unless 0.
     Bool,
 }
 
 impl Dtype {
-    /// Bytes of an element.
+    /// Bytes per element.
     pub fn size(self) -> usize {
         match self {
             Self::F64 | Self::I64 => 8,
@@ -74,7 +74,7 @@ pub(crate) fn extend_f32(dtype: Dtype, data: &[u8], out: &mut Vec<f32>) {
     }
 }
 
-/// Appends integers and truth values to `out`; other types add nothing.
+/// Appends integers and booleans to `out`; other types add nothing.
 pub(crate) fn extend_i64(dtype: Dtype, data: &[u8], out: &mut Vec<i64>) {
     match dtype {
         Dtype::I64 => extend(data, out, i64::from_le_bytes),

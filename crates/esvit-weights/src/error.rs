@@ -1,11 +1,11 @@
-//! What can be wrong with a file of weights.
+//! Errors of reading a file of weights.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::dtype::Dtype;
 
-/// Why a file of weights cannot be used: the file, and what is wrong with it.
+/// Why a file of weights cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("`{path}` {fault}", path = path.display())]
 pub struct WeightsError {
@@ -19,10 +19,10 @@ pub struct WeightsError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The system refuses to read it.
+    /// The system reports an error.
     #[error("cannot be read: {0}\nhint: check that the file exists, is whole and may be read")]
     Read(#[from] io::Error),
-    /// It holds something other than weights.
+    /// It is not a file of weights.
     #[error("holds no weights: {found}\nhint: {hint}")]
     NotWeights {
         /// What its first bytes look like.
@@ -33,7 +33,7 @@ pub enum Fault {
     /// Its parts contradict each other or the length of the file.
     #[error("is damaged: {0}\nhint: it may be cut off; fetch or save it again")]
     Damaged(String),
-    /// It is of a kind that this crate does not read.
+    /// A kind of file that this crate does not read.
     #[error("cannot be used: {found}\nhint: {hint}")]
     Unsupported {
         /// What it is.
@@ -41,7 +41,7 @@ pub enum Fault {
         /// What to do.
         hint: &'static str,
     },
-    /// Loading it in Python would call a function that acts on the machine.
+    /// Loading it in Python would call a dangerous function.
     #[error(
         "asks for `{function}` to be called, nothing was run\n\
          hint: do not load this file in Python; take the weights from someone you trust"
@@ -50,18 +50,18 @@ pub enum Fault {
         /// The function, with its module.
         function: String,
     },
-    /// It asks for more than a file of weights needs.
+    /// It exceeds a limit.
     #[error(
         "has more than {limit} {what}\n\
          hint: save the weights alone, in PyTorch `torch.save(model.state_dict(), path)`"
     )]
     Limit {
-        /// What there is too much of.
+        /// What exceeds it.
         what: &'static str,
-        /// How much is accepted.
+        /// The limit.
         limit: u64,
     },
-    /// A tensor does not fit the data that the file has for it.
+    /// A tensor does not fit its data.
     #[error("is damaged: tensor `{tensor}` {reason}\nhint: fetch or save it again")]
     Tensor {
         /// Group and name.
@@ -69,14 +69,14 @@ pub enum Fault {
         /// What is wrong with it.
         reason: String,
     },
-    /// A tensor was asked for as something that it is not.
+    /// A tensor was read as another type than its own.
     #[error("has {dtype} in tensor `{tensor}` and not {wanted}\nhint: check which tensor is meant")]
     WrongType {
         /// Group and name.
         tensor: String,
-        /// What it holds.
+        /// Its type.
         dtype: Dtype,
-        /// What was asked for.
+        /// The requested type.
         wanted: &'static str,
     },
 }

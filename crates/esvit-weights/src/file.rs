@@ -1,4 +1,4 @@
-//! An opened file of weights.
+//! An open file of weights.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::source::{Source, reserved};
 use crate::value::Value;
 use crate::{safetensors, torch};
 
-/// Bytes that are read and converted at a time.
+/// Bytes to read and convert at a time.
 const BLOCK: usize = 1 << 20;
 
 /// A tensor of a file.
@@ -22,7 +22,7 @@ pub struct TensorInfo {
     pub group: String,
     /// Key of the tensor in its dictionary; inside a pickled module, the path of its parameter.
     pub name: String,
-    /// What its elements are.
+    /// Its element type.
     pub dtype: Dtype,
     /// Its dimensions.
     pub shape: Vec<usize>,
@@ -36,12 +36,12 @@ impl TensorInfo {
     }
 }
 
-/// A path of keys, one longer.
+/// Appends a key to a path.
 pub(crate) fn join(group: &str, name: &str) -> String {
     if group.is_empty() { name.into() } else { format!("{group}/{name}") }
 }
 
-/// What a container's reader finds.
+/// Contents of a file, as read by its container's reader.
 #[derive(Debug)]
 pub(crate) struct Contents {
     pub(crate) tensors: Vec<TensorInfo>,
@@ -55,29 +55,29 @@ impl Default for Contents {
     }
 }
 
-/// An opened file of weights: what is in it is known, the tensors are read when asked for.
+/// An open file of weights. Descriptions of tensors are read on opening, their elements on demand.
 ///
-/// A file that changes while it is open gives wrong values or errors, nothing worse.
+/// A file that changes while it is open yields wrong values or errors, never undefined behavior.
 #[derive(Debug)]
 pub struct WeightsFile {
     path: PathBuf,
     source: Source,
     container: Container,
     contents: Contents,
-    /// Places in the list of tensors, by group and name.
+    /// Indices into the list of tensors, by group and name.
     index: HashMap<String, HashMap<String, usize>>,
 }
 
 impl WeightsFile {
-    /// Opens a file, recognizes it by its content and reads what describes its tensors.
+    /// Opens a file, recognizes its container by content and reads the descriptions of its tensors.
     ///
     /// # Errors
-    /// When it cannot be read, is not a file of weights, is not whole, or asks for code to be run.
+    /// When it cannot be read, is not a file of weights, is incomplete, or calls dangerous code.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         Source::open(path).and_then(|source| Self::read(path, source)).map_err(|f| f.at(path))
     }
 
-    /// The same for a file in memory; `path` is what errors call it.
+    /// The same for a file in memory; `path` is its name in errors.
     ///
     /// # Errors
     /// As [`WeightsFile::open`].
@@ -111,7 +111,7 @@ impl WeightsFile {
         &self.path
     }
 
-    /// How the file is laid out.
+    /// The file's container format.
     pub fn container(&self) -> Container {
         self.container
     }
@@ -121,33 +121,32 @@ impl WeightsFile {
         &self.contents.tensors
     }
 
-    /// The tensor of that group and name.
+    /// The tensor of this group and name.
     pub fn find(&self, group: &str, name: &str) -> Option<&TensorInfo> {
         self.index.get(group)?.get(name).map(|&place| &self.contents.tensors[place])
     }
 
-    /// Everything that is not a tensor: of safetensors the metadata, of PyTorch the whole tree.
+    /// Everything but the tensors: the metadata of safetensors, the whole tree of PyTorch.
     pub fn facts(&self) -> &Value {
         &self.contents.facts
     }
 
-    /// Tensors that are left out, as their elements are of a type that [`Dtype`] does not have:
-    /// their paths and what the file calls the type.
+    /// Tensors that are left out because [`Dtype`] does not have their element type: paths and
+    /// names of the types.
     pub fn unsupported(&self) -> &[(String, String)] {
         &self.contents.unsupported
     }
 
-    /// The elements of a floating-point tensor of this file, row-major. Those of 64 bits are
-    /// rounded.
+    /// The elements of a floating-point tensor of this file, row-major; `f64` is rounded.
     ///
     /// # Errors
-    /// When the tensor holds something else or its bytes cannot be read.
+    /// When the tensor has another type or its bytes cannot be read.
     pub fn read_f32(&self, tensor: &TensorInfo) -> Result<Vec<f32>, WeightsError> {
         let wanted = "floating-point numbers";
         self.elements(tensor, tensor.dtype.is_float(), wanted, extend_f32)
     }
 
-    /// The elements of a tensor of integers or truth values, row-major.
+    /// The elements of a tensor of integers or booleans, row-major.
     ///
     /// # Errors
     /// As [`WeightsFile::read_f32`].
@@ -155,7 +154,7 @@ impl WeightsFile {
         self.elements(tensor, !tensor.dtype.is_float(), "integers", extend_i64)
     }
 
-    /// The elements of a tensor of `u8` or truth values, row-major.
+    /// The elements of a tensor of `u8` or booleans, row-major.
     ///
     /// # Errors
     /// As [`WeightsFile::read_f32`].
@@ -176,7 +175,7 @@ impl WeightsFile {
             if !fits {
                 return Err(Fault::WrongType { tensor: tensor.path(), dtype, wanted });
             }
-            // The description may have been changed since it was read, or be that of another file.
+            // The description may have been changed by the caller, or be of another file.
             let extent = tensor
                 .place
                 .extent(dtype, &tensor.shape)
@@ -193,7 +192,7 @@ impl WeightsFile {
         read().map_err(|fault| fault.at(&self.path))
     }
 
-    /// Hands the bytes of `count` elements on, block by block.
+    /// Passes the bytes of `count` elements to `take`, block by block.
     fn span(
         &self,
         tensor: &TensorInfo,

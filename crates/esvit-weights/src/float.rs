@@ -1,4 +1,4 @@
-//! Types in which floating-point values are written.
+//! Floating-point types for writing.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,20 +7,20 @@ use half::{bf16, f16};
 
 use crate::dtype::Dtype;
 
-/// A type in which floating-point values are written.
+/// The type as which floating-point values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Float {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits with a short exponent.
+    /// IEEE half precision.
     F16,
-    /// 16 bits with the exponent of 32.
+    /// bfloat16.
     Bf16,
 }
 
 impl Float {
-    /// The type of a tensor with such elements.
+    /// The element type.
     pub fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
@@ -38,7 +38,7 @@ impl Float {
         }
     }
 
-    /// The values as bytes, little-endian, rounded to the nearest.
+    /// The values in little-endian bytes, rounded to nearest even.
     pub fn to_bytes(self, values: &[f32]) -> Vec<u8> {
         match self {
             Self::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),

@@ -1,8 +1,8 @@
 //! Files of weights: safetensors and PyTorch checkpoints.
 //!
-//! [`WeightsFile::open`] tells a file by its content and reads only what describes its tensors; a
-//! tensor's elements are read when asked for. Nothing that a file says is run, and a file of any
-//! content gives an error at worst.
+//! [`WeightsFile::open`] recognizes a file by its content and reads only the descriptions of its
+//! tensors; elements are read on demand. No code in a file is run, and no content of a file causes
+//! more than an error.
 
 mod dtype;
 mod error;

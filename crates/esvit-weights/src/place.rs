@@ -1,39 +1,39 @@
-//! Where the elements of a tensor lie in a file.
+//! Where the elements of a tensor are in a file.
 
 use crate::dtype::Dtype;
 use crate::limits::{MAX_EXPANDED, MAX_RANK};
 
-/// Where the elements of a tensor lie: its storage in the file, and its steps through it.
+/// A tensor's storage in the file, and its strides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     /// First byte of the storage.
     pub(crate) start: u64,
     /// Bytes of the storage.
     pub(crate) length: u64,
-    /// The tensor's first element, counted from the start of the storage.
+    /// Index of the tensor's first element in the storage.
     pub(crate) offset: u64,
-    /// Elements from one index to the next, for every dimension.
+    /// Strides in elements.
     pub(crate) strides: Vec<u64>,
 }
 
-/// What of a storage a tensor needs.
+/// The part of a storage that a tensor covers.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// Elements of the tensor.
+    /// Number of elements of the tensor.
     pub(crate) count: u64,
-    /// Elements of the storage between its first and its last, both included.
+    /// Number of storage elements from its first to its last, both included.
     pub(crate) span: u64,
-    /// Whether the span is the tensor, in row-major order.
+    /// Whether the span is the tensor in row-major order.
     pub(crate) contiguous: bool,
 }
 
 impl Place {
-    /// A tensor that lies in row-major order and fills its storage.
+    /// A row-major tensor that fills its storage.
     pub(crate) fn row_major(start: u64, length: u64, shape: &[usize]) -> Self {
         Self { start, length, offset: 0, strides: row_major(shape) }
     }
 
-    /// Checks that all elements lie within the storage; says what is wrong if not.
+    /// Checks that all elements are within the storage; the error is the reason.
     pub(crate) fn extent(&self, dtype: Dtype, shape: &[usize]) -> Result<Extent, String> {
         if shape.len() > MAX_RANK {
             return Err(format!("has {} dimensions, more than {MAX_RANK}", shape.len()));
@@ -45,7 +45,7 @@ impl Place {
                 self.strides.len()
             ));
         }
-        // Dimensions of size 0 are left out, so that no product of a shape is beyond the type.
+        // Dimensions of size 0 are ignored, so that no product of the others overflows.
         let full = shape.iter().filter(|&&size| size > 0);
         let product = full.copied().try_fold(1usize, usize::checked_mul);
         let Some(product) = product.filter(|&count| count <= isize::MAX as usize) else {
@@ -79,7 +79,7 @@ impl Place {
         Ok(Extent { count, span: last + 1, contiguous })
     }
 
-    /// The tensor's first byte in the file.
+    /// Position of the tensor's first byte in the file.
     pub(crate) fn first(&self, dtype: Dtype) -> u64 {
         self.start + self.offset * dtype.size() as u64
     }
@@ -93,7 +93,7 @@ fn row_major(shape: &[usize]) -> Vec<u64> {
     strides
 }
 
-/// The elements of a checked tensor in row-major order, from the span of its storage.
+/// Copies the elements of a checked tensor in row-major order from the span of its storage.
 pub(crate) fn gather<T: Copy>(span: &[T], shape: &[usize], strides: &[u64], out: &mut Vec<T>) {
     // Without dimensions of size 1 the work is at most twice the elements, whatever the rank.
     let axes: Vec<(usize, usize)> = shape

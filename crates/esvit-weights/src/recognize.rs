@@ -1,18 +1,18 @@
-//! What a file is, by its first bytes: names of files are often wrong.
+//! Recognizes the format of a file by its first bytes, since names are often wrong.
 
 use std::fmt;
 
 use crate::error::Fault;
 use crate::source::Source;
 
-/// How a file of weights is laid out.
+/// The container format of a file of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Container {
     /// A JSON header and the tensors.
     Safetensors,
-    /// What `torch.save` writes: a zip archive of a pickle and the tensors.
+    /// A zip archive of a pickle and the tensors, from `torch.save`.
     TorchZip,
-    /// What `torch.save` wrote before PyTorch 1.6: pickles, then the tensors.
+    /// Pickles, then the tensors, from `torch.save` before PyTorch 1.6.
     TorchLegacy,
 }
 
@@ -26,10 +26,10 @@ impl fmt::Display for Container {
     }
 }
 
-/// Bytes that are looked at: up to the mark of a tar archive.
+/// Bytes to look at: up to the magic number of a tar archive.
 const LOOKED_AT: u64 = 512;
 
-/// The number that a legacy file begins with, as the text protocols of pickle write it.
+/// Magic number of a legacy file in the text protocols of pickle.
 const LEGACY_MAGIC_TEXT: &[u8] = b"L119547037146038801333356";
 
 const AGAIN: &str = "fetch the file again, and compare its size with the one that is published";
@@ -51,7 +51,7 @@ pub(crate) fn recognize(source: &Source) -> Result<Container, Fault> {
     Err(Fault::NotWeights { found, hint })
 }
 
-/// Whether a pickle of the text protocols begins by naming a function: `cmodule\nname\n`.
+/// Whether a pickle of the text protocols starts with a function: `cmodule\nname\n`.
 fn names_a_global(head: &[u8]) -> bool {
     let mut lines = head.splitn(3, |&byte| byte == b'\n');
     let name = |line: &[u8]| {

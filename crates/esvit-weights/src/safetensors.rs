@@ -14,7 +14,7 @@ use crate::place::Place;
 use crate::source::Source;
 use crate::value::Value;
 
-/// Bytes before the header: its length.
+/// Bytes of the header's length, before the header.
 const LENGTH: u64 = 8;
 
 /// Reads the header and checks that the tensors fill the rest of the file without gap or overlap.
@@ -73,8 +73,7 @@ pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
     Ok(contents)
 }
 
-/// The header as it is written. The format's own library keeps it in a map, in which of a name that
-/// stands twice only one is left.
+/// The header as it is written: the map of the format's own library would hide duplicate names.
 #[derive(Default)]
 struct Header {
     metadata: BTreeMap<String, String>,

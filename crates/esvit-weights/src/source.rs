@@ -1,5 +1,5 @@
-//! Reading at a position. Files are not mapped into memory: that takes `unsafe`, and a file that
-//! another program cuts off meanwhile would end the process.
+//! Positioned reads. Files are not memory-mapped: that takes `unsafe`, and a file truncated by
+//! another program would crash the process.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::error::Fault;
 
-/// Bytes that can be read at any position, from several threads.
+/// Bytes to read at any position, from several threads.
 #[derive(Debug)]
 pub(crate) struct Source {
     store: Store,
@@ -22,7 +22,7 @@ enum Store {
 
 impl Source {
     pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
-        // Asked before opening: opening a pipe would wait for its other end.
+        // Checked before opening, since opening a pipe blocks.
         let found = std::fs::metadata(path)?;
         if !found.is_file() {
             let what = if found.is_dir() { "it is a folder" } else { "it is not a regular file" };
@@ -58,7 +58,7 @@ impl Source {
         }
     }
 
-    /// The `count` bytes from `position` on. Takes no memory for bytes that the file does not have.
+    /// The `count` bytes from `position` on. Nothing is allocated for bytes beyond the end.
     pub(crate) fn read(&self, position: u64, count: u64) -> Result<Vec<u8>, Fault> {
         if position.checked_add(count).is_none_or(|end| end > self.length) {
             return Err(Fault::damaged(format!(
@@ -73,7 +73,7 @@ impl Source {
     }
 }
 
-/// An empty list with room for `count` elements; an error where memory does not suffice.
+/// An empty vector with capacity for `count` elements; an error if out of memory.
 pub(crate) fn reserved<T>(count: u64) -> Result<Vec<T>, Fault> {
     let mut list = Vec::new();
     let reserved = usize::try_from(count).ok().and_then(|n| list.try_reserve_exact(n).ok());

@@ -1,14 +1,14 @@
-//! What a file holds beside its tensors.
+//! Contents of a file besides its tensors.
 
-/// A piece of data of a file. What is an object of a class in Python is data here as well.
+/// A value in a file. Python objects are data here.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// Nothing.
     None,
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
-    /// An integer. One beyond 64 bits is an `Object` of class `int` with its digits: hexadecimal and
-    /// in two's complement behind `0x`, or decimal.
+    /// An integer. One beyond 64 bits is an `Object` of class `int` with its digits: decimal, or
+    /// hexadecimal in two's complement after `0x`.
     Int(i64),
     /// A floating-point number.
     Float(f64),
@@ -18,29 +18,28 @@ pub enum Value {
     Bytes(Vec<u8>),
     /// A list or a set.
     List(Vec<Value>),
-    /// A list that does not change.
+    /// A tuple.
     Tuple(Vec<Value>),
-    /// Pairs of a key and what belongs to it, in the order of the file.
+    /// Pairs of key and value, in the order of the file.
     Dict(Vec<(Value, Value)>),
-    /// An object: the name of its class, what it was made of and what it was given afterwards. The
-    /// name of a class or function alone has neither.
+    /// An object: class, arguments and state. The name of a class or function has only `class`.
     Object {
         /// Module and name of the class.
         class: String,
-        /// What it was made of.
+        /// Arguments of the constructor, then list items.
         arguments: Vec<Value>,
-        /// Its attributes, as a rule a `Dict`.
+        /// Attributes, usually a `Dict`.
         state: Option<Box<Value>>,
     },
-    /// A tensor: its place in [`WeightsFile::tensors`](crate::WeightsFile::tensors).
+    /// A tensor: its index in [`WeightsFile::tensors`](crate::WeightsFile::tensors).
     Tensor(usize),
 }
 
 impl Value {
-    /// What belongs to `key` in a dictionary, or the attribute `key` of an object.
+    /// The value of `key` in a dictionary, or the attribute `key` of an object.
     pub fn get(&self, key: &str) -> Option<&Value> {
         match self {
-            // Of a key that is given twice, Python keeps the later.
+            // As in Python, the later of duplicate keys wins.
             Self::Dict(pairs) => {
                 pairs.iter().rev().find(|(k, _)| k.as_str() == Some(key)).map(|(_, value)| value)
             }
@@ -52,7 +51,7 @@ impl Value {
         }
     }
 
-    /// The text, if it is text.
+    /// The text of a string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::Str(text) => Some(text),
@@ -68,7 +67,7 @@ impl Value {
         }
     }
 
-    /// The number, if it is one; the nearest to an integer.
+    /// The number; integers are rounded.
     pub fn as_f64(&self) -> Option<f64> {
         match self {
             Self::Float(number) => Some(*number),
@@ -77,7 +76,7 @@ impl Value {
         }
     }
 
-    /// The truth value, if it is one.
+    /// The boolean.
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Self::Bool(value) => Some(*value),

@@ -1,34 +1,34 @@
 //! Gaussian blur, approximated by three box blurs in each direction.
 //!
-//! Pillow's `GaussianBlur` does the same: boxes of fractional radius (Gwosdek et al. 2011,
-//! "Theoretical foundations of Gaussian convolution by extended box filtering"), every pass
-//! rounded to 8 bits, borders repeated, rows before columns.
+//! Pillow's `GaussianBlur`: boxes of fractional radius (Gwosdek et al. 2011, "Theoretical
+//! foundations of Gaussian convolution by extended box filtering"), every pass rounded to 8 bits,
+//! borders replicated, rows before columns.
 
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
 const PASSES: usize = 3;
 
-/// Blurs by a Gaussian of standard deviation `radius` pixels. Nothing happens at 0 or below.
+/// Gaussian blur with a standard deviation of `radius` pixels; a no-op at 0 or below.
 pub fn gaussian_blur(image: &mut Image, radius: f64) {
     if radius.is_nan() || radius <= 0.0 {
         return;
     }
-    // Weights of 2^-24 do not resolve a wider box, and no image needs one.
+    // Weights in units of 2^-24 cannot represent a wider box.
     let radius = radius.min(1e4) as f32;
     let box_blur = BoxBlur::for_gaussian(radius);
     let (width, height) = (image.width() as usize, image.height() as usize);
-    // Columns are blurred row by row, which vectorizes; for rows the image is laid on its side.
-    let mut turned = vec![0; image.pixels().len()];
+    // Only columns are blurred, since that vectorizes; for rows the image is transposed.
+    let mut transposed = vec![0; image.pixels().len()];
     let mut spare = vec![0; image.pixels().len()];
-    transpose(image.pixels(), &mut turned, width, height);
-    box_blur.columns(&mut turned, &mut spare, height, width);
-    transpose(&turned, image.pixels_mut(), height, width);
+    transpose(image.pixels(), &mut transposed, width, height);
+    box_blur.columns(&mut transposed, &mut spare, height, width);
+    transpose(&transposed, image.pixels_mut(), height, width);
     box_blur.columns(image.pixels_mut(), &mut spare, width, height);
 }
 
-/// A box that covers `2 * radius + 1` pixels whole and the next one on each side in part, with
-/// weights in units of 2^-24.
+/// A box of `2 * radius + 1` pixels of weight `whole` with one of weight `part` on each side;
+/// weights are in units of 2^-24.
 struct BoxBlur {
     radius: usize,
     whole: u32,
@@ -48,7 +48,7 @@ impl BoxBlur {
         Self { radius: radius as usize, whole, part }
     }
 
-    /// Blurs along the columns, [`PASSES`] times; `spare` is as long as `pixels`.
+    /// Blurs along columns, [`PASSES`] times; `spare` has the length of `pixels`.
     fn columns(&self, pixels: &mut [u8], spare: &mut [u8], width: usize, height: usize) {
         let mut sums = vec![0; width * CHANNELS];
         for pass in 0..PASSES {
@@ -65,7 +65,7 @@ impl BoxBlur {
         let stride = sums.len();
         let row = |y: isize| {
             let y = y.clamp(0, height as isize - 1) as usize;
-            // The second cut tells the compiler the length, without which it cannot vectorize.
+            // The second slice tells the compiler the length, so that it vectorizes.
             &from[y * stride..][..stride]
         };
         let radius = self.radius as isize;
@@ -89,7 +89,7 @@ impl BoxBlur {
     }
 }
 
-/// Lays an image of `width` x `height` on its side.
+/// Transposes an image of `width` x `height`.
 fn transpose(from: &[u8], to: &mut [u8], width: usize, height: usize) {
     let from = from.as_chunks::<CHANNELS>().0;
     let to = to.as_chunks_mut::<CHANNELS>().0;

@@ -1,7 +1,7 @@
-//! Changes of color: brightness, contrast, saturation, hue, gray, and their random mixture.
+//! Color operations: brightness, contrast, saturation, hue, grayscale, and color jitter.
 //!
 //! The arithmetic is Pillow's on 8-bit pixels (`ImageEnhance`, `convert("L")`,
-//! `convert("HSV")`), since torchvision's `ColorJitter` works through it.
+//! `convert("HSV")`), which torchvision's `ColorJitter` uses.
 
 use esvit_kernels::rng::Rng;
 use esvit_settings::settings;
@@ -11,23 +11,23 @@ use crate::Image;
 use crate::pixels::CHANNELS;
 
 settings! {
-    /// How far colors are changed at random, and how often.
+    /// Color jitter: probability and ranges.
     pub struct ColorJitter / PartialColorJitter {
-        /// Probability of changing the colors at all.
+        /// Probability of jittering at all.
         pub p: f64 = 0.8,
-        /// The factor of brightness is uniform in `1 - brightness ..= 1 + brightness`, at least 0.
+        /// The brightness factor is uniform in `1 - brightness ..= 1 + brightness`, at least 0.
         pub brightness: f64 = 0.4,
-        /// Likewise for contrast.
+        /// The same for contrast.
         pub contrast: f64 = 0.4,
-        /// Likewise for saturation.
+        /// The same for saturation.
         pub saturation: f64 = 0.2,
-        /// The shift of the hue is uniform in `-hue ..= hue`; 0.5 is half the color circle.
+        /// The hue shift is uniform in `-hue ..= hue`; 0.5 is half a turn.
         pub hue: f64 = 0.1,
     }
 }
 
-/// With probability `p`, changes brightness, contrast, saturation and hue by random amounts and
-/// in random order.
+/// With probability `p`, changes brightness, contrast, saturation and hue by random amounts in
+/// random order.
 pub fn jitter(image: &mut Image, strength: &ColorJitter, rng: &mut Rng) {
     if !rng.chance(strength.p) {
         return;
@@ -48,24 +48,24 @@ pub fn jitter(image: &mut Image, strength: &ColorJitter, rng: &mut Rng) {
     }
 }
 
-/// Multiplies every value by `factor`: 0 is black, 1 changes nothing.
+/// Multiplies values by `factor`: 0 is black, 1 the identity.
 pub fn brightness(image: &mut Image, factor: f64) {
     let factor = factor as f32;
     apply(image, &table(|value| blend(0, value, factor)));
 }
 
-/// Moves every value away from the image's mean luminance by `factor`: 0 is uniform gray.
+/// Blends with the mean luminance of the image: 0 is uniform gray, 1 the identity.
 pub fn contrast(image: &mut Image, factor: f64) {
     let factor = factor as f32;
     let count = u64::from(image.width()) * u64::from(image.height());
     let pixels = image.pixels().as_chunks::<CHANNELS>().0;
     let sum: u64 = pixels.iter().map(|pixel| u64::from(luminance(*pixel))).sum();
-    // The rounded mean, as Pillow takes it.
+    // Rounded, as in Pillow.
     let mean = ((2 * sum + count) / (2 * count)) as u8;
     apply(image, &table(|value| blend(mean, value, factor)));
 }
 
-/// Moves every pixel away from its own luminance by `factor`: 0 is a gray image.
+/// Blends every pixel with its luminance: 0 is a gray image, 1 the identity.
 pub fn saturation(image: &mut Image, factor: f64) {
     let factor = factor as f32;
     for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
@@ -81,7 +81,7 @@ pub fn grayscale(image: &mut Image) {
     }
 }
 
-/// Turns the color circle by `shift` (1 is a full turn), by way of an 8-bit hue that wraps.
+/// Shifts the hue by `shift` turns, in 8 bits with wrap-around.
 pub fn hue(image: &mut Image, shift: f64) {
     let shift = (shift * 255.0) as i32 as u8;
     let hues: [[f32; CHANNELS]; 256] = std::array::from_fn(|hue| absence(hue as u8, shift));
@@ -95,8 +95,8 @@ fn luminance([r, g, b]: [u8; 3]) -> u8 {
     ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
 }
 
-/// How much of red, green and blue is missing in the purest color of an 8-bit hue (a turn is
-/// 255), after `shift` is added with wrapping.
+/// `1 - color` for the fully saturated color of an 8-bit hue (255 is a turn), shifted by `shift`
+/// with wrap-around.
 fn absence(hue: u8, shift: u8) -> [f32; CHANNELS] {
     let sixths = f32::from(hue.wrapping_add(shift)) * 6.0 / 255.0;
     let falling = sixths - sixths.floor();
@@ -111,7 +111,7 @@ fn absence(hue: u8, shift: u8) -> [f32; CHANNELS] {
     }
 }
 
-/// Pillow's 8-bit HSV there and back; `hues` tells what is missing in each hue on the backward pass.
+/// Pillow's 8-bit RGB to HSV and back; `hues` has [`absence`] for every hue.
 #[inline]
 fn turn(pixel: [u8; 3], hues: &[[f32; CHANNELS]; 256]) -> [u8; 3] {
     let [r, g, b] = pixel;
@@ -120,8 +120,8 @@ fn turn(pixel: [u8; 3], hues: &[[f32; CHANNELS]; 256]) -> [u8; 3] {
     if spread == 0 {
         return pixel;
     }
-    // Hue and saturation are truncated to 8 bits, so their last digit decides. Pillow holds some
-    // of the steps in single and some in double precision, and so does this.
+    // Hue and saturation are truncated to 8 bits, so rounding matters: as in Pillow, some steps are
+    // in f32 and some in f64.
     let below = |channel: u8| f64::from(f32::from(value - channel) / f32::from(spread));
     let sixths = if r == value {
         below(b) - below(g)

@@ -1,4 +1,4 @@
-//! What views of an image a network is trained on.
+//! Settings of augmentation.
 
 use esvit_settings::{Overlay, SettingError, check, settings, whole};
 use serde::{Deserialize, Serialize};
@@ -13,31 +13,29 @@ whole!(Interpolation, Policy);
 /// Number of global views.
 pub(super) const GLOBALS: usize = 2;
 
-/// A set of augmentations that belong together. It gives every setting of [`ViewsConfig`] its
-/// default.
+/// A published set of augmentations, which gives the defaults of [`ViewsConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
-    /// DINO's multi-crop, with which all published EsViT networks were trained.
+    /// DINO's multi-crop, which all published EsViT networks were trained with.
     #[default]
     #[serde(alias = "dino_aug")]
     Dino,
     /// DeiT's: RandAugment and random erasing.
     #[serde(alias = "deit_aug")]
     Deit,
-    /// MoCo v2's: color jitter, gray and blur, the same for all views.
+    /// MoCo v2's: color jitter, grayscale and blur, the same for all views.
     #[serde(alias = "mocov2", alias = "mocov2_aug")]
     MocoV2,
-    /// Random crop and mirroring only.
+    /// Random crop and horizontal flip only.
     #[serde(alias = "basic_aug")]
     Basic,
 }
 
 settings! {
-    /// Everything that makes views out of an image: always two global views, then local ones.
+    /// How an image is augmented into views: always two global ones, then local ones.
     ///
-    /// Read from a file, only the settings to be changed need be given; the rest are the
-    /// policy's. Written to a file, all values are there.
+    /// Settings that a file lacks have the policy's values. All are written.
     ///
     /// ```
     /// # use esvit_data::ViewsConfig;
@@ -50,33 +48,33 @@ settings! {
     #[derive(Deserialize)]
     #[serde(from = "PartialViews")]
     pub struct ViewsConfig / PartialViews {
-        /// Where the other defaults come from.
+        /// Gives the defaults of the other settings.
         pub policy: Policy = Policy::Dino,
         /// Side of the two global views, in pixels.
         pub global_size: u32 = 224,
-        /// Area of a global crop, as a share of the image's.
+        /// Range of a global crop's area, as a share of the image's.
         pub global_scale: [f64; 2] = [0.4, 1.0],
         /// Sides of the local views, in pixels.
         pub local_sizes: Vec<u32> = vec![96],
         /// Number of local views of each size; may be 0.
         pub local_counts: Vec<u32> = vec![8],
-        /// Area of a local crop, as a share of the image's.
+        /// Range of a local crop's area, as a share of the image's.
         pub local_scale: [f64; 2] = [0.05, 0.4],
-        /// Width : height of a crop before it is made square.
+        /// Range of a crop's width : height, before it is resized to a square.
         pub ratio: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0],
-        /// How crops are resized.
+        /// Interpolation of crops.
         pub interpolation: Interpolation = Interpolation::Bicubic,
-        /// Probability of mirroring.
+        /// Probability of a horizontal flip.
         pub flip: f64 = 0.5,
-        /// Change of colors.
+        /// Color jitter.
         pub jitter: ColorJitter = ColorJitter::default(),
-        /// Probability of turning gray.
+        /// Probability of grayscale.
         pub grayscale: f64 = 0.2,
-        /// Blur.
+        /// Gaussian blur.
         pub blur: Blur = Blur::default(),
         /// Solarization of the second global view.
         pub solarize: Solarize = Solarize::default(),
-        /// Random operations.
+        /// RandAugment.
         pub randaugment: RandAugment = RandAugment::default(),
         /// Random erasing.
         pub erase: Erase = Erase::default(),
@@ -88,7 +86,7 @@ settings! {
 }
 
 settings! {
-    /// How often and how much views are blurred.
+    /// Gaussian blur: probabilities and range.
     pub struct Blur / PartialBlur {
         /// Probability for the first global view.
         pub p_global1: f64 = 1.0,
@@ -102,11 +100,11 @@ settings! {
 }
 
 settings! {
-    /// How often the second global view is solarized.
+    /// Solarization of the second global view.
     pub struct Solarize / PartialSolarize {
         /// Probability; 0 turns it off.
         pub p: f64 = 0.2,
-        /// Values from here on are inverted.
+        /// Values of at least this are inverted.
         pub threshold: u32 = 128,
     }
 }
@@ -120,7 +118,7 @@ impl From<PartialViews> for ViewsConfig {
 }
 
 impl ViewsConfig {
-    /// All settings of a policy.
+    /// The settings of a policy.
     pub fn for_policy(policy: Policy) -> Self {
         let plain = Self {
             policy,
@@ -132,7 +130,7 @@ impl ViewsConfig {
         };
         match policy {
             Policy::Dino => Self::default(),
-            // One transform for every crop, so locals come from the same range of areas.
+            // One transform for all crops, so local crops have the same range of areas.
             Policy::Deit => Self {
                 global_scale: [0.08, 1.0],
                 local_scale: [0.08, 1.0],
@@ -159,7 +157,7 @@ impl ViewsConfig {
             .collect()
     }
 
-    /// Checks every setting, and names the first that makes no sense.
+    /// Checks all settings; the error names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let check = |good: bool, key: &str, value: &dyn std::fmt::Debug, need: &str| {
             check(good, key, format_args!("{value:?}"), need)
@@ -167,7 +165,7 @@ impl ViewsConfig {
         let probability = |field, p: f64| {
             check((0.0..=1.0).contains(&p), field, &p, "a probability is between 0 and 1")
         };
-        // The upper bound keeps a slip of the pen from asking for all of the memory.
+        // The upper bound keeps a typo from taking all memory.
         let side = |size: u32| (1..=4096).contains(&size);
         let share = |[low, high]: [f64; 2]| 0.0 < low && low <= high && high <= 1.0;
         let positive = |[low, high]: [f64; 2]| 0.0 < low && low <= high && high.is_finite();

@@ -1,8 +1,8 @@
-//! The place of a random resized crop (Szegedy et al. 2015, with torchvision's details).
+//! The rectangle of a random resized crop (Szegedy et al. 2015, details as in torchvision).
 
 use esvit_kernels::rng::Rng;
 
-/// Tries before the fallback.
+/// Attempts before the fallback.
 const TRIES: usize = 10;
 
 /// A rectangle of whole pixels.
@@ -12,17 +12,17 @@ pub struct CropBox {
     pub left: u32,
     /// First row.
     pub top: u32,
-    /// Columns.
+    /// Number of columns.
     pub width: u32,
-    /// Rows.
+    /// Number of rows.
     pub height: u32,
 }
 
 impl CropBox {
-    /// A crop of an image of `width` x `height` whose area is uniform in `scale` (a share of the
-    /// image's) and whose width : height is log-uniform in `ratio`.
+    /// A random crop of an image of `width` x `height`: its area is uniform in `scale` (a share of
+    /// the image's), its width : height log-uniform in `ratio`.
     ///
-    /// If ten tries do not fit, the largest centered crop within `ratio` is taken.
+    /// If no attempt fits, the largest centered crop within `ratio`.
     pub fn random(
         width: u32,
         height: u32,

@@ -5,17 +5,17 @@ use esvit_settings::settings;
 
 use super::CropBox;
 
-/// Tries to find a rectangle that fits.
+/// Attempts to find a rectangle that fits.
 const TRIES: usize = 10;
 
 settings! {
-    /// How often and how much is erased.
+    /// Random erasing: probability and ranges.
     pub struct Erase / PartialErase {
         /// Probability of erasing a rectangle; 0 turns erasing off.
         pub p: f64 = 0.0,
-        /// Smallest and largest area, as a share of the view's.
+        /// Range of the area, as a share of the view's.
         pub area: [f64; 2] = [0.02, 1.0 / 3.0],
-        /// Smallest and largest height : width, drawn log-uniformly.
+        /// Range of height : width, drawn log-uniformly.
         pub aspect: [f64; 2] = [0.3, 1.0 / 0.3],
     }
 }

@@ -1,9 +1,9 @@
-//! Mirroring.
+//! Horizontal flip.
 
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
-/// Mirrors the image left to right.
+/// Flips the image left to right.
 pub fn horizontal_flip(image: &mut Image) {
     for row in image.rows_mut() {
         row.as_chunks_mut::<CHANNELS>().0.reverse();

@@ -1,21 +1,21 @@
 //! Affine transforms.
 
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
-/// Maps a place in the result to the place in the image that is shown there:
+/// Maps coordinates in the result to coordinates in the image:
 /// `(a x + b y + c, d x + e y + f)`.
 pub(super) type Affine = [f32; 6];
 
-/// Turns by `degrees` about the center.
+/// Rotation by `degrees` about the center.
 pub(super) fn rotation(image: &Image, degrees: f64) -> Affine {
     let (sin, cos) = (degrees.to_radians() as f32).sin_cos();
     let (x, y) = (image.width() as f32 / 2.0, image.height() as f32 / 2.0);
     [cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y]
 }
 
-/// The transformed image, of the same size, by bicubic interpolation (a = -0.5). What comes
-/// from outside the image is `fill`.
+/// Transforms an image in place by bicubic interpolation (a = -0.5). Pixels from outside the
+/// image are `fill`.
 pub(super) fn transform(image: &mut Image, [a, b, c, d, e, f]: Affine, fill: [u8; 3]) {
     let (width, height) = (image.width() as f32, image.height() as f32);
     let mut result = Image::filled(image.width(), image.height(), fill);
@@ -32,7 +32,7 @@ pub(super) fn transform(image: &mut Image, [a, b, c, d, e, f]: Affine, fill: [u8
     *image = result;
 }
 
-/// The color at (`x`, `y`), where whole numbers are the centers of pixels. Borders are repeated.
+/// The color at (`x`, `y`), with pixel centers at integers and borders replicated.
 fn sample(image: &Image, x: f32, y: f32) -> [u8; 3] {
     let pixels = image.pixels().as_chunks::<CHANNELS>().0;
     let stride = image.width() as usize;
@@ -54,7 +54,7 @@ fn sample(image: &Image, x: f32, y: f32) -> [u8; 3] {
     sum.map(|value| value.round() as u8)
 }
 
-/// Cubic convolution with a = -0.5 at four neighbors, `t` beyond the second.
+/// Weights of cubic convolution (a = -0.5) for four neighbors, `t` after the second.
 fn weights(t: f32) -> [f32; 4] {
     let (t2, t3) = (t * t, t * t * t);
     [

@@ -1,12 +1,12 @@
-//! Operations that look at how often each value occurs, by channel, as Pillow's `ImageOps`.
+//! Operations on the histogram of each channel, as in Pillow's `ImageOps`.
 
 use super::lookup::table;
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
 type Counts = [u32; 256];
 
-/// Stretches every channel so that it reaches from 0 to 255.
+/// Stretches every channel to 0..=255.
 pub(super) fn autocontrast(image: &mut Image) {
     by_channel(image, |counts| {
         let low = counts.iter().position(|&count| count > 0).unwrap_or(0);
@@ -15,12 +15,12 @@ pub(super) fn autocontrast(image: &mut Image) {
             return table(|value| value);
         }
         let scale = 255.0 / (high - low) as f64;
-        // A float's conversion to u8 saturates, and truncates as Pillow does.
+        // The cast saturates, and truncates as Pillow does.
         table(|value| (f64::from(value) * scale - low as f64 * scale) as u8)
     });
 }
 
-/// Spreads every channel so that all values occur about equally often.
+/// Equalizes the histogram of every channel.
 pub(super) fn equalize(image: &mut Image) {
     by_channel(image, |counts| {
         let total: u32 = counts.iter().sum();

@@ -1,7 +1,7 @@
-//! Augmentation: the operations, each on one image, and the policies made of them.
+//! Augmentation: operations on single images, and the policies that combine them.
 //!
-//! Operations on color reproduce Pillow's arithmetic on 8-bit pixels, rounding included, since
-//! that is what published recipes were tuned with.
+//! Color operations reproduce Pillow's arithmetic on 8-bit pixels, rounding included, since
+//! published recipes were tuned with it.
 
 mod blur;
 mod color;

@@ -1,7 +1,7 @@
-//! From 8-bit pixels to the numbers a network sees, and back.
+//! Normalization of 8-bit pixels, and back.
 
 use crate::Image;
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 
 /// `(value / 255 - mean) / std` by channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -10,7 +10,7 @@ pub struct Normalization {
     shift: [f32; CHANNELS],
 }
 
-/// A slice that does not fit an image.
+/// A slice whose length does not fit an image.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("an image of {width}x{height} has {need} values, but the slice holds {got}")]
 pub struct SliceLength {
@@ -18,9 +18,9 @@ pub struct SliceLength {
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// Values of the image.
+    /// Number of values of the image.
     pub need: usize,
-    /// Values of the slice.
+    /// Number of values of the slice.
     pub got: usize,
 }
 
@@ -33,7 +33,7 @@ impl Normalization {
         }
     }
 
-    /// Writes `image` into `out` as `[3, height, width]`.
+    /// Writes normalized values `[3, height, width]` into `out`, which must have that length.
     pub fn write(&self, image: &Image, out: &mut [f32]) -> Result<(), SliceLength> {
         let pixels = check(image.width(), image.height(), out.len())?;
         for (channel, plane) in out.chunks_exact_mut(pixels).enumerate() {
@@ -45,7 +45,7 @@ impl Normalization {
         Ok(())
     }
 
-    /// The image that normalized `[3, height, width]` values show, cut to what 8 bits can.
+    /// Converts normalized values `[3, height, width]` to an image, clamped to 8 bits.
     pub fn show(&self, values: &[f32], width: u32, height: u32) -> Result<Image, SliceLength> {
         let pixels = check(width, height, values.len())?;
         let mut image = Image::filled(width, height, [0; 3]);
@@ -58,13 +58,13 @@ impl Normalization {
         Ok(image)
     }
 
-    /// The 8-bit value that a normalized value of a channel shows.
+    /// The 8-bit value of a normalized value.
     pub(super) fn byte(&self, value: f32, channel: usize) -> u8 {
         ((value - self.shift[channel]) / self.scale[channel]).round() as u8
     }
 }
 
-/// Number of pixels, if `got` values are as many as an image's.
+/// The number of pixels; an error unless `got` values are an image's.
 fn check(width: u32, height: u32, got: usize) -> Result<usize, SliceLength> {
     let pixels = width as usize * height as usize;
     let need = pixels.saturating_mul(CHANNELS);

@@ -1,5 +1,5 @@
 //! RandAugment (Cubuk et al. 2019) as timm's `rand-m9-mstd0.5-inc1`: operations drawn from
-//! fifteen, whose effect grows with the magnitude for all of them.
+//! fifteen, all of which grow stronger with the magnitude.
 
 use esvit_kernels::rng::Rng;
 use esvit_settings::settings;
@@ -12,9 +12,9 @@ use crate::Image;
 use crate::pixels::CHANNELS;
 
 settings! {
-    /// How many random operations are applied, how often and how strongly.
+    /// RandAugment: number, probability and strength of operations.
     pub struct RandAugment / PartialRandAugment {
-        /// Operations drawn per view, with repetition; 0 turns RandAugment off.
+        /// Operations per view, drawn with replacement; 0 turns RandAugment off.
         pub ops: u32 = 0,
         /// Probability that a drawn operation is applied.
         pub p: f64 = 0.5,
@@ -66,7 +66,7 @@ const OPS: [Op; 15] = [
 ];
 
 impl RandAugment {
-    /// Applies the random operations; what is moved in from outside has the color `fill`.
+    /// Applies random operations; pixels from outside the image are `fill`.
     pub(super) fn apply(&self, image: &mut Image, fill: [u8; 3], rng: &mut Rng) {
         for _ in 0..self.ops {
             let op = OPS[rng.below(OPS.len() as u64) as usize];
@@ -81,8 +81,8 @@ impl RandAugment {
 impl Op {
     /// `level` is the magnitude in 0..=1.
     fn apply(self, image: &mut Image, level: f64, fill: [u8; 3], rng: &mut Rng) {
-        let mut either_way = |amount: f64| if rng.chance(0.5) { -amount } else { amount };
-        let mut enhancement = || (1.0 + either_way(level * 0.9)).max(0.1);
+        let mut random_sign = |amount: f64| if rng.chance(0.5) { -amount } else { amount };
+        let mut enhancement = || (1.0 + random_sign(level * 0.9)).max(0.1);
         match self {
             Op::AutoContrast => autocontrast(image),
             Op::Equalize => equalize(image),
@@ -98,35 +98,35 @@ impl Op {
             Op::Brightness => brightness(image, enhancement()),
             Op::Sharpness => sharpness(image, enhancement() as f32),
             Op::Rotate => {
-                let matrix = rotation(image, either_way(level * 30.0));
+                let matrix = rotation(image, random_sign(level * 30.0));
                 transform(image, matrix, fill);
             }
             Op::ShearX => {
-                transform(image, [1.0, either_way(level * 0.3) as f32, 0.0, 0.0, 1.0, 0.0], fill);
+                transform(image, [1.0, random_sign(level * 0.3) as f32, 0.0, 0.0, 1.0, 0.0], fill);
             }
             Op::ShearY => {
-                transform(image, [1.0, 0.0, 0.0, either_way(level * 0.3) as f32, 1.0, 0.0], fill);
+                transform(image, [1.0, 0.0, 0.0, random_sign(level * 0.3) as f32, 1.0, 0.0], fill);
             }
             Op::TranslateX => {
-                let pixels = either_way(level * 0.45) as f32 * image.width() as f32;
+                let pixels = random_sign(level * 0.45) as f32 * image.width() as f32;
                 transform(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0], fill);
             }
             Op::TranslateY => {
-                let pixels = either_way(level * 0.45) as f32 * image.height() as f32;
+                let pixels = random_sign(level * 0.45) as f32 * image.height() as f32;
                 transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels], fill);
             }
         }
     }
 }
 
-/// Keeps the highest `bits` bits of every value.
+/// Clears all but the highest `bits` bits of every value.
 fn posterize(image: &mut Image, bits: u32) {
     let mask = 0xFFu8.checked_shl(8u32.saturating_sub(bits)).unwrap_or(0);
     apply(image, &table(|value| value & mask));
 }
 
-/// Moves every value away from its smoothed neighborhood by `factor`: 0 is the smoothed image,
-/// whose 3 x 3 kernel has 5 in the center and 1 around, over 13. Borders are not smoothed.
+/// Blends with the smoothed image: 0 is the image filtered by Pillow's `SMOOTH` kernel, 3 x 3
+/// with 5 in the center and 1 around, over 13. Borders are not filtered.
 fn sharpness(image: &mut Image, factor: f32) {
     let original = image.clone();
     let stride = original.stride();

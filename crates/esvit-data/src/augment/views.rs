@@ -1,4 +1,4 @@
-//! From an image to its views.
+//! Augments an image into its views.
 
 use esvit_kernels::rng::Rng;
 
@@ -6,20 +6,19 @@ use super::color::{grayscale, jitter};
 use super::config::{GLOBALS, ViewsConfig};
 use super::normalize::SliceLength;
 use super::{CropBox, Normalization, gaussian_blur, horizontal_flip, solarize};
-use crate::image::CHANNELS;
+use crate::pixels::CHANNELS;
 use crate::{Image, ImageError, resized_crop};
 
-/// One augmented square of an image.
+/// An augmented square crop of an image.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// The pixels, `size` x `size`, before anything is erased.
+    /// The pixels, `size` x `size`, before random erasing.
     pub image: Image,
-    /// The rectangle that noise replaces, if any.
+    /// The erased rectangle, if any.
     pub erased: Option<Erasure>,
 }
 
-/// A rectangle of normal noise. The noise belongs to normalized values, so it is added when
-/// they are made.
+/// A rectangle of normal noise, which replaces normalized values.
 #[derive(Debug, Clone)]
 pub struct Erasure {
     /// The rectangle.
@@ -28,9 +27,8 @@ pub struct Erasure {
 }
 
 impl ViewsConfig {
-    /// All views of `image`, in the order of [`sizes`](Self::sizes). View `v` draws its random
-    /// numbers from the stream of `seed` at `[epoch, sample, v]`, so the views depend on nothing
-    /// else.
+    /// All views of `image`, in the order of [`sizes`](Self::sizes). View `v` depends only on the
+    /// settings and on the random numbers of `seed` at `[epoch, sample, v]`.
     pub fn views(
         &self,
         image: &Image,
@@ -47,7 +45,7 @@ impl ViewsConfig {
             .collect()
     }
 
-    /// The first of the [`views`](Self::views) alone.
+    /// Only the first of the [`views`](Self::views).
     pub fn first_view(
         &self,
         image: &Image,
@@ -58,7 +56,7 @@ impl ViewsConfig {
         self.view(image, 0, self.global_size, &mut Rng::new(seed, [epoch, sample, 0]))
     }
 
-    /// How pixels become the network's input.
+    /// Normalization of the network's input.
     pub fn normalization(&self) -> Normalization {
         Normalization::new(self.mean, self.std)
     }
@@ -98,7 +96,7 @@ impl View {
         self.image.width()
     }
 
-    /// Writes the network's input, `[3, size, size]`, into `out`.
+    /// Writes the network's input `[3, size, size]` into `out`, which must have that length.
     pub fn write(&self, normalization: &Normalization, out: &mut [f32]) -> Result<(), SliceLength> {
         normalization.write(&self.image, out)?;
         let side = self.size() as usize;
@@ -106,7 +104,7 @@ impl View {
         Ok(())
     }
 
-    /// The image as the network sees it, noise included.
+    /// The view as an image, noise included.
     pub fn shown(&self, normalization: &Normalization) -> Image {
         let mut image = self.image.clone();
         let side = self.size() as usize;

@@ -1,4 +1,4 @@
-//! The images that cannot be loaded.
+//! Images that cannot be loaded.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::{LoaderError, SourceError};
 
-/// How many are named in an error.
+/// Number of images that an error names.
 const NAMED: usize = 20;
 
 /// An image that could not be loaded.
@@ -22,9 +22,9 @@ pub struct BrokenImage {
 
 /// All broken images found so far.
 pub(super) struct Broken {
-    /// Images of the source.
+    /// Number of images in the source.
     len: usize,
-    /// How many of them may be broken.
+    /// Number of them that may be broken.
     limit: usize,
     found: Mutex<Found>,
 }
@@ -49,7 +49,7 @@ impl Broken {
         self.found().all.contains_key(&sample)
     }
 
-    /// Remembers a broken image; an error if there are too many now.
+    /// Adds a broken image; an error if there are now too many.
     pub(super) fn record(
         &self,
         sample: usize,

@@ -1,12 +1,12 @@
-//! Decoded images that are kept, so that small sets are decoded only once.
+//! A cache of decoded images, so that small sets are decoded only once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Image;
 
-/// Keeps the images that come first, until the room is used. Nothing is thrown out: with a
-/// random order, every image is as good as any other.
+/// Caches images up to a number of bytes, without eviction: in a random order, all images are
+/// equally likely to be needed next.
 pub(super) struct Cache {
     room: usize,
     kept: Mutex<Kept>,

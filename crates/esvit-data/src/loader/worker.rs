@@ -1,4 +1,4 @@
-//! What worker threads do: one job is all views of one image of a batch.
+//! Worker threads of the loader: a job is all views of one image.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,14 +14,14 @@ use super::{Batch, LoaderConfig, LoaderError, Outcome};
 use crate::augment::Normalization;
 use crate::{Image, Source, ViewsConfig};
 
-/// Tells the numbers that choose replacements from others of the same seed.
+/// RNG purpose of replacements for broken images.
 const REPLACEMENT: u64 = u64::from_be_bytes(*b"replace ");
 
-/// Tries to replace a broken image. With half of the images broken, all of them fail once in
-/// 2^1000; with one good image in a hundred, once in 20,000.
+/// Attempts to replace a broken image. With half of the images broken, all of them fail once in
+/// 2^1000; with 99 % broken, once in 20,000.
 const ATTEMPTS: u64 = 1000;
 
-/// What all workers of a loader use.
+/// State that all workers of a loader share.
 pub(super) struct Shared {
     pub(super) source: Arc<dyn Source>,
     pub(super) batch: usize,
@@ -34,17 +34,17 @@ pub(super) struct Shared {
     cache: Cache,
 }
 
-/// A batch that is being filled.
+/// A batch in preparation.
 pub(super) struct Pending {
     epoch: u64,
     step: u64,
-    /// Place of the batch's first image in the order of the epoch.
+    /// Index of the batch's first image in the epoch's order.
     first: usize,
     order: Arc<Vec<usize>>,
     samples: Vec<AtomicU64>,
-    /// One lock a view: the workers fill different views of a batch at the same time.
+    /// One lock per view, so that workers can write different views at the same time.
     views: Vec<Mutex<Vec<f32>>>,
-    /// Images that are missing.
+    /// Number of images still missing.
     left: AtomicUsize,
     stop: Arc<AtomicBool>,
 }
@@ -53,7 +53,7 @@ pub(super) struct Pending {
 pub(super) struct Job {
     pub(super) pending: Arc<Pending>,
     pub(super) slot: usize,
-    /// Told when the batch is complete or has failed.
+    /// Receives the result when the batch is complete or has failed.
     pub(super) done: Sender<Outcome>,
 }
 
@@ -109,25 +109,25 @@ impl Shared {
         }
     }
 
-    /// Images of an epoch, each counted as often as it comes up.
+    /// Images per epoch, repetitions included.
     pub(super) fn visits(&self) -> usize {
         self.source.len() * self.repeat
     }
 
-    /// Does jobs until there will be no more.
+    /// Runs jobs until the channel is closed.
     pub(super) fn work(&self, jobs: &Receiver<Job>) {
         for Job { pending, slot, done } in jobs {
             if pending.stop.load(Ordering::Relaxed) {
                 continue;
             }
             let mut name = String::new();
-            // Nothing half-done is seen after a panic: the batch it belongs to is given up.
+            // Unwind-safe: a batch whose job panicked is discarded.
             let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(&pending, slot, &mut name)))
                 .unwrap_or_else(|panic| {
                     Err(LoaderError::Panic { name, message: message(&*panic) })
                 });
-            // The last of the batch tells that it is complete. The order lets it see the writes
-            // of the others. A full or closed channel means that an error was told before.
+            // The last job of a batch reports completion; the ordering makes the others' writes
+            // visible. A full or closed channel means that an error was reported before.
             match outcome {
                 Ok(()) if pending.left.fetch_sub(1, Ordering::AcqRel) == 1 => {
                     let _ = done.try_send(Ok(()));
@@ -140,14 +140,14 @@ impl Shared {
         }
     }
 
-    /// Writes all views of one image. `name` is set to the image at work.
+    /// Writes all views of one image. `name` is set to the current image, for errors.
     fn fill(&self, pending: &Pending, slot: usize, name: &mut String) -> Outcome {
         let place = pending.first + slot;
         let len = self.source.len();
         let (round, sample) = (pending.order[place] / len, pending.order[place] % len);
         let (sample, image) = self.usable(pending.epoch, place, sample, name)?;
         pending.samples[slot].store(sample as u64, Ordering::Relaxed);
-        // Every visit of an image in an epoch has views of its own.
+        // Each repetition of an image in an epoch has views of its own.
         let visit = (round * len + sample) as u64;
         let views = self
             .views
@@ -161,8 +161,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The image `sample`, or what replaces it at `place` of the epoch if it is broken. The
-    /// choice does not depend on what other threads have found out so far.
+    /// Image `sample` or, if it is broken, its replacement for `place` in the epoch. The choice
+    /// does not depend on which broken images other threads have found.
     fn usable(
         &self,
         epoch: u64,
@@ -208,7 +208,7 @@ fn values_per_view(size: u32) -> usize {
     3 * size as usize * size as usize
 }
 
-/// The text of a panic, if it has one.
+/// The message of a panic.
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
     panic
         .downcast_ref::<&str>()

@@ -6,8 +6,6 @@ use esvit_nn::weights::to_vec;
 use esvit_nn::{SwinConfig, params::ParamSpec};
 
 use super::*;
-use esvit_data::Preprocess;
-use esvit_model::{SourceFile, build};
 use esvit_testing::{tiny_swin, untrained};
 
 fn backbone() -> PretrainedBackbone {

@@ -254,10 +254,6 @@ fn matching(sides: [Seen; 2], settings: &MatchSettings, same_image: bool) -> Mat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esvit_data::Preprocess;
-    use esvit_data::ViewsConfig;
-    use esvit_model::{SourceFile, build};
-    use esvit_nn::{Params, SwinConfig};
     use esvit_testing::{tiny_swin, untrained};
 
     fn backbone() -> PretrainedBackbone {
@@ -356,7 +352,7 @@ mod tests {
         for (width, height) in [(1, 1), (1, 400), (400, 2), (33, 70)] {
             let shape = noise(width, height, 5);
             let found = two_views(&backbone(), &shape, 1, &SETTINGS).unwrap();
-            let [wide, high] = image(&found).unwrap().size();
+            let [wide, high] = draw(&found).unwrap().size();
             assert!(wide >= 900.0 && high >= 448.0, "{wide} {high}");
         }
     }

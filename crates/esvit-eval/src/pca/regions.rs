@@ -147,12 +147,7 @@ pub fn region_map(
 mod tests {
     use super::*;
     use burn::tensor::Device;
-    use esvit_data::ViewsConfig;
-    use esvit_nn::{Params, SwinConfig};
     use esvit_testing::{tiny_swin, untrained};
-
-    use esvit_data::Preprocess;
-    use esvit_model::{SourceFile, build};
 
     fn backbone() -> PretrainedBackbone {
         untrained(&tiny_swin(), 1, 0)
@@ -168,7 +163,7 @@ mod tests {
         assert_eq!((regions.map, regions.stride, regions.values.len()), ([4, 6], 8, 24 * 16));
         assert_eq!(regions.shown, image);
         let mut values = vec![0.0; 48 * 32 * 3];
-        let Preprocess { mean, std, .. } = backbone.preprocess;
+        let esvit_data::Preprocess { mean, std, .. } = backbone.preprocess;
         Normalization::new(mean, std).write(&image, &mut values).unwrap();
         let images = tensor(values, [1, 3, 32, 48], &Device::flex());
         let expected = backbone.swin.forward(&backbone.params, images, &ForwardCtx::eval());

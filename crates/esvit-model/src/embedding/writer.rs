@@ -158,7 +158,7 @@ mod tests {
         for index in 0..images {
             let name = if index == 1 { "two\nlines".into() } else { format!("{index}.png") };
             let label = (index % 2 == 0).then_some(0);
-            source.push(name, label, Image::filled(1, 1, [0; 3]));
+            source.push(name, label, Image::new(1, 1, vec![0; 3]).unwrap());
         }
         source
     }

@@ -6,25 +6,24 @@ use burn::tensor::Tensor;
 
 use crate::ops::Segment;
 
-/// What a backbone gives for a batch of images.
+/// Features of images of one size.
 #[derive(Debug, Clone)]
 pub struct Features {
-    /// The view feature, `[B, C]`: one vector an image.
+    /// View features, `[B, C]`: the mean token.
     pub view: Tensor<2>,
-    /// The region features, `[B, T, C]`: the tokens of the last map, row-major, after the final
-    /// norm and before any head.
+    /// Region features, `[B, T, C]`: the tokens of the last map, row-major, after the final norm.
     pub region: Tensor<3>,
-    /// Height and width of that map in tokens, `T = height * width`.
+    /// Height and width of that map in tokens; `T = height * width`.
     pub map: [usize; 2],
 }
 
-/// What a backbone gives for images of several sizes at once.
+/// Features of images of several sizes.
 #[derive(Debug, Clone)]
 pub struct RowFeatures {
-    /// The view feature of every image, `[images, C]`.
+    /// View features, `[images, C]`.
     pub view: Tensor<2>,
-    /// The region features of all images, `[tokens, C]`.
+    /// Region features of all images, `[tokens, C]`.
     pub region: Tensor<2>,
-    /// Which rows of `region` belong to which image.
+    /// Which rows of `region` belong to which images.
     pub segments: Vec<Segment>,
 }

@@ -1,4 +1,4 @@
-//! A graph of the ONNX format, written node by node.
+//! Writes an ONNX graph node by node.
 //!
 //! Source of the format: `onnx.proto` of ONNX 1.12 (operator set 17).
 
@@ -104,12 +104,12 @@ impl Attribute<'_> {
 
 /// A dimension of an input or output.
 pub(super) enum Dimension {
-    /// Any number.
+    /// Dynamic.
     Batch,
     Fixed(usize),
 }
 
-/// A graph in the making. Values are known by name.
+/// A graph under construction. Values are referred to by name.
 #[derive(Default)]
 pub(super) struct Graph {
     body: Message,
@@ -137,7 +137,7 @@ impl Graph {
         output
     }
 
-    /// The same with a chosen name of the output.
+    /// The same with a given output name.
     pub(super) fn named_node(
         &mut self,
         operator: &str,
@@ -158,8 +158,8 @@ impl Graph {
         self.body.message(field::GRAPH_NODE, &node);
     }
 
-    /// Adds stored values and returns the name of their f32 form: what is stored in 16 bits is
-    /// converted by a node.
+    /// Adds an initializer stored as `float` and returns the name of its f32 form: a `Cast` node
+    /// converts 16-bit values.
     pub(super) fn floats(
         &mut self,
         name: &str,
@@ -176,7 +176,7 @@ impl Graph {
         name.into()
     }
 
-    /// Adds whole numbers under a name of their own, once.
+    /// Adds a constant of i64 values, once per name.
     pub(super) fn integers(&mut self, name: &str, values: &[i64]) -> String {
         if self.constants.insert(name.into()) {
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -185,7 +185,7 @@ impl Graph {
         name.into()
     }
 
-    /// Adds a single whole number, which picks one entry and drops the dimension.
+    /// Adds a scalar i64, once per name: `Gather` by it drops the dimension.
     pub(super) fn index(&mut self, name: &str, value: i64) -> String {
         if self.constants.insert(name.into()) {
             self.tensor(name, &[], TYPE_I64, &value.to_le_bytes());
@@ -193,7 +193,7 @@ impl Graph {
         name.into()
     }
 
-    /// Adds f32 values that are no parameter under a name of their own, once.
+    /// Adds a constant of f32 values, once per name.
     pub(super) fn constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
         if self.constants.insert(name.into()) {
             self.tensor(name, shape, TYPE_F32, &Float::F32.to_bytes(values));
@@ -220,8 +220,12 @@ impl Graph {
         self.body.message(field::GRAPH_OUTPUT, &value(name, shape));
     }
 
-    /// Writes the graph as a model, with facts about it.
-    pub(super) fn write(self, writer: &mut impl Write, facts: &[(&str, &str)]) -> io::Result<()> {
+    /// Writes the graph as a model with `metadata`.
+    pub(super) fn write(
+        self,
+        writer: &mut impl Write,
+        metadata: &[(&str, &str)],
+    ) -> io::Result<()> {
         let mut model = Message::default();
         model.integer(field::MODEL_IR_VERSION, IR_VERSION);
         model.bytes(field::MODEL_PRODUCER, PRODUCER);
@@ -229,13 +233,13 @@ impl Graph {
         let mut set = Message::default();
         set.integer(field::OPERATOR_SET_VERSION, OPERATOR_SET);
         model.message(field::MODEL_OPERATOR_SET, &set);
-        for (key, value) in facts {
+        for (key, value) in metadata {
             let mut entry = Message::default();
             entry.bytes(field::ENTRY_KEY, key.as_bytes());
             entry.bytes(field::ENTRY_VALUE, value.as_bytes());
             model.message(field::MODEL_METADATA, &entry);
         }
-        // The graph comes last and is not copied once more.
+        // The graph comes last, written from its own buffer instead of copied into the message.
         model.key_of_bytes(field::MODEL_GRAPH, self.body.as_bytes().len());
         writer.write_all(model.as_bytes())?;
         writer.write_all(self.body.as_bytes())

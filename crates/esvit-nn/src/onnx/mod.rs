@@ -1,9 +1,9 @@
-//! A backbone as an ONNX graph, for every program that runs those.
+//! A backbone as an ONNX graph.
 //!
-//! The graph takes `images [batch, 3, H, W]`, normalized pixels, and gives `view [batch, C]` and
-//! `region [batch, T, C]`. Height and width are fixed, since the windows of a map are tables of
-//! token numbers in it; the batch is free. Parameters keep their official names; weights of linear
-//! layers are stored transposed, as `MatMul` wants them.
+//! The graph maps `images [batch, 3, H, W]`, normalized pixels, to `view [batch, C]` and
+//! `region [batch, T, C]`. Height and width are fixed, since window tables depend on them; the
+//! batch is dynamic. Parameters have their official names; weights of linear layers are stored
+//! transposed for `MatMul`.
 
 mod graph;
 
@@ -19,18 +19,18 @@ use crate::weights::to_vec;
 use crate::{Params, SwinConfig};
 use graph::{Attribute, Dimension, Graph};
 
-/// Writes a Swin transformer for images of `[height, width]` pixels. Matrices are stored as
-/// `float` and computed with in f32; `facts` are put into the file's metadata.
+/// Writes a Swin transformer for images of `[height, width]` pixels. Weights of linear layers are
+/// stored as `float` and used as f32; `metadata` is stored in the file.
 ///
 /// # Errors
-/// When `writer` cannot take it.
+/// When writing fails.
 pub fn write(
     writer: &mut impl Write,
     config: &SwinConfig,
     params: &Params,
     [height, width]: [usize; 2],
     float: Float,
-    facts: &[(&str, &str)],
+    metadata: &[(&str, &str)],
 ) -> io::Result<()> {
     let values = params.iter().map(|(spec, value)| (spec.name.as_str(), (spec, value))).collect();
     let mut network = Network { config, values, float, graph: Graph::new() };
@@ -41,7 +41,7 @@ pub fn write(
     let channels = config.output_width();
     network.graph.output("view", &[Dimension::Batch, side(channels)]);
     network.graph.output("region", &[Dimension::Batch, side(map[0] * map[1]), side(channels)]);
-    network.graph.write(writer, facts)
+    network.graph.write(writer, metadata)
 }
 
 struct Network<'a> {
@@ -51,7 +51,7 @@ struct Network<'a> {
     graph: Graph,
 }
 
-/// What a block needs to know of its place.
+/// Name and geometry of a block.
 struct BlockPlace {
     name: String,
     map: [usize; 2],
@@ -62,7 +62,7 @@ struct BlockPlace {
 }
 
 impl Network<'_> {
-    /// All of the network, for a first map of this size. Returns the last map.
+    /// All layers, for a first map of this size. Returns the size of the last map.
     fn stages(&mut self, mut map: [usize; 2]) -> [usize; 2] {
         let config = self.config;
         let mut x = self.patchify();
@@ -78,7 +78,7 @@ impl Network<'_> {
                     shift,
                 };
                 x = self.attention(&x, &place);
-                x = self.MLP(&x, &place.name);
+                x = self.mlp(&x, &place.name);
             }
             if stage + 1 < config.stages() {
                 x = self.merge(&x, stage, map);
@@ -118,7 +118,7 @@ impl Network<'_> {
         let normed = self.norm(x, &format!("{name}.norm1"));
         let weight = self.matrix(&format!("{name}.attn.qkv.weight"));
         let mut qkv = self.graph.node("MatMul", &[&normed, &weight], &[]);
-        // Padding has only the bias: it gathers a row of zeros past the last token.
+        // Padding has only the bias: it gathers a zero row past the last token.
         if tables.is_padded() {
             qkv = self.with_zero_row(&qkv);
         }
@@ -151,16 +151,16 @@ impl Network<'_> {
             logits = self.reshape(&logits, &[-1, h, t, t]);
         }
         let attention = self.graph.node("Softmax", &[&logits], &[("axis", Attribute::Integer(-1))]);
-        let mixed = self.graph.node("MatMul", &[&attention, &v], &[]);
-        let mixed = self.transpose(&mixed, &[0, 2, 1, 3]);
-        let mixed = self.reshape(&mixed, &[-1, tables.slot_token.len() as i64, *width as i64]);
-        let back = self.graph.integers(&format!("{layout}_tokens"), &as_i64(&tables.token_slot));
-        let mixed = self.gather(&mixed, &back, 1);
-        let projected = self.linear(&mixed, &format!("{name}.attn.proj"));
+        let context = self.graph.node("MatMul", &[&attention, &v], &[]);
+        let context = self.transpose(&context, &[0, 2, 1, 3]);
+        let context = self.reshape(&context, &[-1, tables.slot_token.len() as i64, *width as i64]);
+        let slots = self.graph.integers(&format!("{layout}_tokens"), &as_i64(&tables.token_slot));
+        let context = self.gather(&context, &slots, 1);
+        let projected = self.linear(&context, &format!("{name}.attn.proj"));
         self.graph.node("Add", &[x, &projected], &[])
     }
 
-    /// The bias of every pair of tokens in a window, `[heads, tokens, tokens]`.
+    /// The relative position bias, `[heads, tokens, tokens]`.
     fn position_bias(&mut self, block: &str, heads: usize, tables: &WindowMap) -> String {
         let table = self.parameter(&format!("{block}.attn.relative_position_bias_table"));
         let rows: Vec<i64> = tables.bias_row.iter().map(|&row| i64::from(row)).collect();
@@ -172,7 +172,7 @@ impl Network<'_> {
     }
 
     /// `x + fc2(gelu(fc1(norm2(x))))`, with the exact GELU.
-    fn MLP(&mut self, x: &str, block: &str) -> String {
+    fn mlp(&mut self, x: &str, block: &str) -> String {
         let normed = self.norm(x, &format!("{block}.norm2"));
         let hidden = self.linear(&normed, &format!("{block}.mlp.fc1"));
         let root = self.graph.constant("root_2", &[], &[std::f32::consts::SQRT_2]);
@@ -187,7 +187,7 @@ impl Network<'_> {
         self.graph.node("Add", &[x, &y], &[])
     }
 
-    /// Four neighboring tokens become one: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
+    /// Patch merging of 2 x 2 tokens, (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
     fn merge(&mut self, x: &str, stage: usize, [height, width]: [usize; 2]) -> String {
         let is_odd = height % 2 == 1 || width % 2 == 1;
         let x = if is_odd { self.with_zero_row(x) } else { x.to_owned() };
@@ -229,7 +229,7 @@ impl Network<'_> {
         self.graph.node("LayerNormalization", &[x, &weight, &bias], &attributes)
     }
 
-    /// A parameter as it is. What is no matrix of a linear layer is small and kept in f32.
+    /// A parameter in f32: all but the matrices are small.
     fn parameter(&mut self, name: &str) -> String {
         let (spec, value) = self.values[name];
         self.graph.floats(name, &spec.shape, &to_vec(value), Float::F32)
@@ -243,7 +243,7 @@ impl Network<'_> {
         self.graph.floats(name, &[columns, rows], &to_vec(&transposed), self.float)
     }
 
-    /// One more row of zeros after the last token.
+    /// Appends a zero row after the last token.
     fn with_zero_row(&mut self, x: &str) -> String {
         let pads = self.graph.integers("one_row", &[0, 0, 0, 0, 1, 0]);
         self.graph.node("Pad", &[x, &pads], &[])

@@ -1,5 +1,4 @@
-//! The attention branch of a block, with its normalization and residual: in windows, or among all
-//! tokens of an image.
+//! The attention branch of a block with its norm and residual: in windows, or global.
 
 use std::sync::Arc;
 
@@ -16,7 +15,7 @@ use super::precision::with_element;
 use super::{Compute, Segment, WindowMap, composed_layer_norm, tokens_per_image};
 use crate::params::{indices, tensor};
 
-/// The layers of an attention branch; `table [(2 w - 1)^2, heads]` holds the relative-position bias.
+/// Layers of an attention branch; `table [(2 w - 1)^2, heads]` is the relative position bias.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the names are the usual ones")]
 pub struct AttentionValues {
@@ -26,11 +25,10 @@ pub struct AttentionValues {
     pub table: Tensor<2>,
 }
 
-/// The attention branch: `x + scale proj(attention(qkv(norm(x))))` for `x [rows, C]`, the tokens of
-/// all images of `segments`, whose windows are those of `windows`, one map a segment.
+/// The attention branch: `x + scale * proj(attention(qkv(norm(x))))` for `x [rows, C]`, the tokens
+/// of all images of `segments`. `windows` has an entry for each segment.
 ///
-/// Slots of a window without a token have the query, key and value that `qkv`'s bias gives, and take
-/// part unmasked, as in the official code.
+/// Padding has the query, key and value of `qkv`'s bias and is not masked, as in the official code.
 pub fn attention_branch(
     x: Tensor<2>,
     segments: &[Segment],
@@ -61,7 +59,7 @@ pub fn attention_branch(
     ))
 }
 
-/// [`attention_branch`] from the framework's own operations.
+/// [`attention_branch`] composed of the framework's operations.
 pub fn composed_attention_branch(
     x: Tensor<2>,
     segments: &[Segment],
@@ -72,34 +70,33 @@ pub fn composed_attention_branch(
     let AttentionValues { norm, qkv, proj, table } = layers;
     let width = x.dims()[1];
     let normalized = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
-    // Without its bias: padding then is rows of zeros here, as it is in the official code before
-    // the layer.
-    let product = normalized.matmul(qkv.weight.transpose());
+    // The bias is added after padding: the official code pads with zeros before the layer.
+    let projected = normalized.matmul(qkv.weight.transpose());
     let mut first = 0;
-    let mixed = segments.iter().zip(windows).map(|(segment, windows)| {
+    let context = segments.iter().zip(windows).map(|(segment, windows)| {
         let rows = segment.images * windows.tokens();
-        let product = product.clone().narrow(0, first, rows);
+        let projected = projected.clone().narrow(0, first, rows);
         first += rows;
-        let product = product.reshape([segment.images, windows.tokens(), 3 * width]);
+        let projected = projected.reshape([segment.images, windows.tokens(), 3 * width]);
         let (weights, values) =
-            weights_and_values(product, qkv.bias.clone(), table.clone(), windows);
+            weights_and_values(projected, qkv.bias.clone(), table.clone(), windows);
         let [count, heads, side, _] = weights.dims();
-        let mixed = weights.matmul(values).swap_dims(1, 2).reshape([
+        let context = weights.matmul(values).swap_dims(1, 2).reshape([
             segment.images,
             count / segment.images * side,
             width,
         ]);
         debug_assert_eq!(width % heads, 0);
-        let device = mixed.device();
-        mixed.select(1, indices(windows.token_slot.clone(), &device)).reshape([rows, width])
+        let device = context.device();
+        context.select(1, indices(windows.token_slot.clone(), &device)).reshape([rows, width])
     });
-    let mixed = Tensor::cat(mixed.collect(), 0);
-    let branch = linear(mixed, proj.weight, proj.bias, Activation::None);
+    let context = Tensor::cat(context.collect(), 0);
+    let branch = linear(context, proj.weight, proj.bias, Activation::None);
     x + scaled(branch, &tokens_per_image(segments), scales)
 }
 
-/// [`attention_branch`] in which every token attends to all tokens of its image, without a bias: that
-/// of a plain vision transformer. `images` lists the tokens of every image.
+/// The attention branch of a plain vision transformer: global attention within each image, without
+/// a position bias. `images` lists the number of tokens of every image.
 pub fn plain_attention_branch(
     x: Tensor<2>,
     images: &[usize],
@@ -128,7 +125,7 @@ pub fn plain_attention_branch(
     ))
 }
 
-/// [`plain_attention_branch`] from the framework's own operations.
+/// [`plain_attention_branch`] composed of the framework's operations.
 pub fn composed_plain_attention_branch(
     x: Tensor<2>,
     images: &[usize],
@@ -142,7 +139,7 @@ pub fn composed_plain_attention_branch(
     let normalized = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
     let qkv = linear(normalized, qkv.weight, qkv.bias, Activation::None);
     let mut first = 0;
-    let mixed = images.chunk_by(|a, b| a == b).map(|images| {
+    let context = images.chunk_by(|a, b| a == b).map(|images| {
         let (count, tokens) = (images.len(), images[0]);
         let rows = count * tokens;
         let qkv = qkv.clone().narrow(0, first, rows);
@@ -156,13 +153,13 @@ pub fn composed_plain_attention_branch(
         let weights = activation::softmax((queries * scale).matmul(keys.swap_dims(2, 3)), 3);
         weights.matmul(values).swap_dims(1, 2).reshape([rows, width])
     });
-    let mixed = Tensor::cat(mixed.collect(), 0);
-    x + scaled(linear(mixed, proj.weight, proj.bias, Activation::None), images, scales)
+    let context = Tensor::cat(context.collect(), 0);
+    x + scaled(linear(context, proj.weight, proj.bias, Activation::None), images, scales)
 }
 
-/// The attention weights of [`attention_branch`] for images of one size: `qkv [B, H * W, 3 C]` is
-/// the product of the normalized tokens *without* `bias [3 C]`. `[B * windows, heads, window^2,
-/// window^2]`, windows row-major within an image.
+/// The attention weights of [`attention_branch`] for images of one size, `[B * windows, heads,
+/// window^2, window^2]`, windows row-major within an image. `qkv [B, H * W, 3 C]` is the layer's
+/// output *without* `bias [3 C]`.
 pub fn window_attention_weights(
     qkv: Tensor<3>,
     bias: Tensor<1>,
@@ -172,7 +169,7 @@ pub fn window_attention_weights(
     weights_and_values(qkv, bias, table, windows).0
 }
 
-/// The weights and the values `[B * windows, heads, window^2, d]`.
+/// Attention weights, and values `[B * windows, heads, window^2, d]`.
 fn weights_and_values(
     qkv: Tensor<3>,
     bias: Tensor<1>,
@@ -216,7 +213,7 @@ fn weights_and_values(
 
 #[derive(Debug)]
 struct AttentionBranch {
-    /// Tokens of every image.
+    /// Number of tokens of every image.
     images: Vec<usize>,
     mixing: Mixing,
     scales: Scales,
@@ -227,17 +224,17 @@ struct AttentionBranch {
 /// Which tokens attend to which.
 #[derive(Debug)]
 enum Mixing {
-    /// Those of a window to each other.
+    /// Within windows.
     Windows {
-        /// Images of every segment.
+        /// Number of images of every segment.
         counts: Vec<usize>,
-        /// Their windows.
+        /// Windows of every segment.
         maps: Vec<Arc<WindowMap>>,
     },
-    /// Those of an image to each other.
+    /// Within images.
     Plain {
         heads: usize,
-        /// As many as the largest image has tokens, in order.
+        /// `0..n`, `n` the largest number of tokens of an image.
         slots: Vec<i32>,
     },
 }
@@ -245,7 +242,7 @@ enum Mixing {
 impl AttentionBranch {
     fn parameters<'a>(&self, inputs: &'a [FlexTensor]) -> attention::Attention<'a> {
         let mut inputs = inputs.iter().map(values);
-        let mut next = || inputs.next().expect("as many as the operation was given");
+        let mut next = || inputs.next().expect("an input for every parameter");
         let (gamma, beta, eps) = (next(), next(), self.eps);
         let (qkv_weight, qkv_bias) = (next(), next());
         let table = match self.mixing {
@@ -342,7 +339,7 @@ impl Operation for AttentionBranch {
                 let packed = attention.pack_weights::<T>();
                 let kept = attention::forward(&mut x, &attention, &packed, &segments, &scales, true);
                 recycle(x);
-                kept.expect("asked to keep it")
+                kept.expect("the forward pass was asked to save")
             } else {
                 own(kept)
             };

@@ -13,8 +13,8 @@ use super::extension::{
     values,
 };
 
-/// Batch normalization of `x [rows, C]` by the mean and the biased variance of its own rows: `gamma`,
-/// `beta` `[C]`. Also returns that mean and variance, `[C]` each and without gradient.
+/// Batch normalization of `x [rows, C]` with the statistics of these rows; `gamma`, `beta` are
+/// `[C]`. Also returns their mean and biased variance, `[C]` each, without gradient.
 pub fn batch_norm(
     x: Tensor<2>,
     gamma: Tensor<1>,
@@ -37,7 +37,7 @@ pub fn batch_norm(
     )
 }
 
-/// [`batch_norm()`] from the framework's own operations.
+/// [`batch_norm()`] composed of the framework's operations.
 pub fn composed_batch_norm(
     x: Tensor<2>,
     gamma: Tensor<1>,
@@ -66,7 +66,7 @@ impl Operation for RowStatistics {
     }
 }
 
-/// Inputs: rows, `gamma`, `beta`, and the rows' statistics.
+/// Inputs: `x`, `gamma`, `beta`, and [`RowStatistics`].
 #[derive(Debug)]
 struct BatchNorm {
     eps: f32,

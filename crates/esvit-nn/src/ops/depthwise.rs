@@ -14,8 +14,8 @@ use super::extension::{
     Entry, Fused, Kept, Operation, has_kernels, keep_or_reclaim, made_like, own, reclaim, values,
 };
 
-/// Every channel of the maps of `segment`, `x [rows, C]`, with its own filter of odd side:
-/// `weight [side, side, C]`. Stride 1, zeros around the map.
+/// Depthwise convolution of the maps of `segment`, `x [rows, C]`, with `weight [k, k, C]`: stride
+/// 1, zero padding of `k / 2`.
 ///
 /// # Panics
 /// When the filter is not square or its side is even.
@@ -31,7 +31,7 @@ pub fn depthwise(x: Tensor<2>, segment: Segment, weight: Tensor<3>) -> Tensor<2>
     Tensor::from_dispatch(Entry::fused2(operation, x.into_dispatch(), weight.into_dispatch()))
 }
 
-/// [`depthwise()`] from the framework's own operations.
+/// [`depthwise()`] composed of the framework's operations.
 pub fn composed_depthwise(x: Tensor<2>, segment: Segment, weight: Tensor<3>) -> Tensor<2> {
     let [side, _, channels] = weight.dims();
     let Segment { images, map: [height, width] } = segment;

@@ -1,8 +1,8 @@
-//! How kernels become operations of the tensor framework: an [`Operation`] computes on slices and
-//! knows its gradient; this file makes it a node in the graph of gradients.
+//! Makes kernels operations of the tensor framework: an [`Operation`] has a forward and a backward
+//! pass on slices; this file registers it as a node of the autodiff graph.
 //!
-//! Kernels exist for the CPU. On other devices the functions of [`crate::ops`] do the same by
-//! composition, and never come here.
+//! Kernels exist for the CPU. On other devices the functions of [`crate::ops`] compose the
+//! framework's operations and do not use this file.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -19,20 +19,20 @@ use burn::backend::{
 };
 use burn::tensor::{Bytes, DType, Device, Shape};
 
-/// What an operation keeps for its backward pass.
+/// The activations that an operation saves for its backward pass.
 pub(super) type Kept = Box<dyn Any + Send>;
 
-/// An operation with kernels. Input 0 is what passes through the network and may be changed in
-/// place; the others are parameters and constants.
+/// An operation with kernels. Input 0 is the activation and may be overwritten; the others are
+/// parameters and constants.
 #[expect(unreachable_pub, reason = "the extension's macro repeats it in a public signature")]
 pub trait Operation: Debug + Send + Sync {
-    /// The result, and with `keep` what [`Operation::backward`] needs besides the parameters.
+    /// The result and, with `keep`, what [`Operation::backward`] needs besides the parameters.
     fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>);
 
-    /// Gradients of the inputs from that of the result; `parameters` are all inputs but the first.
-    /// Those that are not wanted may be left out.
+    /// Gradients of all inputs, given that of the result; `parameters` are the inputs but the
+    /// first. Where `wanted` is false, the gradient may be None.
     ///
-    /// The default is for operations that are only called on tensors without a graph.
+    /// The default is for operations that are never part of a graph.
     fn backward(
         &self,
         _kept: Kept,
@@ -40,14 +40,14 @@ pub trait Operation: Debug + Send + Sync {
         _gradient: FlexTensor,
         _wanted: &[bool],
     ) -> Vec<Option<FlexTensor>> {
-        unreachable!("{self:?} is only called on tensors without a graph")
+        unreachable!("{self:?} is never part of a graph")
     }
 }
 
 /// Operations by the number of their inputs.
 #[backend_extension(Flex, Autodiff)]
-#[expect(unreachable_pub, reason = "the macro wants a visibility that its output can repeat")]
-#[expect(clippy::too_many_arguments, reason = "the macro knows no list of tensors")]
+#[expect(unreachable_pub, reason = "the macro's output repeats the visibility")]
+#[expect(clippy::too_many_arguments, reason = "the macro takes no list of tensors")]
 pub trait Fused: Backend {
     /// An operation of one input.
     fn fused1(operation: Arc<dyn Operation>, a: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -97,10 +97,10 @@ pub trait Fused: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// The extension's entry point for tensors whose device is known when the program runs.
+/// Dispatches on the device of tensors at run time.
 pub(super) type Entry = Dispatch;
 
-/// Whether a device's operations are kernels.
+/// Whether a device runs kernels (only the CPU does) or composed operations.
 pub fn has_kernels(device: &Device) -> bool {
     matches!(device.clone().inner().as_dispatch(), DispatchDevice::Flex(_))
 }
@@ -144,7 +144,7 @@ impl Kernels for Flex {
     }
 }
 
-/// Implements the methods of [`Fused`] by a function over an array of inputs.
+/// Implements the methods of [`Fused`] by one function over an array of inputs.
 macro_rules! by_count {
     ($run:expr; $($name:ident($($input:ident),*)),*) => {
         $(
@@ -174,7 +174,7 @@ impl<B: Fused + Kernels, C: CheckpointStrategy> Fused for Autodiff<B, C> {
     );
 }
 
-/// The state of a node: it can be cloned, but what was kept is used up by the first backward pass.
+/// State of a node. Clones share the saved activations; the first backward pass takes them.
 #[derive(Debug)]
 struct State<B: Backend> {
     operation: Arc<dyn Operation>,
@@ -203,7 +203,7 @@ impl<B: Kernels, const N: usize> Backward<B, N> for Node {
         let State { operation, parameters, kept } = ops.state;
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let kept = kept.expect("a graph is gone through backward once");
+        let kept = kept.expect("a graph has one backward pass");
         let gradients = B::run_backward(&*operation, kept, &parameters, gradient, &wanted);
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
@@ -213,13 +213,13 @@ impl<B: Kernels, const N: usize> Backward<B, N> for Node {
     }
 }
 
-/// Runs an operation and notes it in the graph.
+/// Runs an operation and records it in the graph.
 fn tracked<B: Kernels, C: CheckpointStrategy, const N: usize>(
     operation: Arc<dyn Operation>,
     inputs: [FloatTensor<Autodiff<B, C>>; N],
 ) -> FloatTensor<Autodiff<B, C>> {
     let nodes = inputs.each_ref().map(|input| input.node());
-    // The first input must have no second owner, so that it can be changed in place.
+    // Consumed, so that the first input has no second owner and can be overwritten.
     let inputs: Vec<FloatTensor<B>> =
         inputs.into_iter().map(|input| input.into_primitive()).collect();
     match Node.prepare::<C>(nodes).compute_bound().stateful() {
@@ -233,33 +233,33 @@ fn tracked<B: Kernels, C: CheckpointStrategy, const N: usize>(
     }
 }
 
-/// A tensor whose values lie one after the other.
+/// The tensor, copied unless its values are contiguous.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
     if tensor.as_slice::<f32>().is_some() { tensor } else { tensor.to_contiguous() }
 }
 
-/// The values of an operation's input.
+/// The values of a contiguous tensor.
 pub(super) fn values(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice::<f32>().expect("made contiguous, and f32 is the only type in use")
+    tensor.as_slice::<f32>().expect("inputs are contiguous f32")
 }
 
-/// The values, to be changed; a copy of them if the tensor has another owner.
+/// The values, mutable; copied first if the tensor has another owner.
 pub(super) fn values_mut(tensor: &mut FlexTensor) -> &mut [f32] {
-    let (start, end) = tensor.layout().contiguous_offsets().expect("made contiguous");
+    let (start, end) = tensor.layout().contiguous_offsets().expect("inputs are contiguous");
     &mut tensor.storage_mut::<f32>()[start..end]
 }
 
-/// A tensor of these values.
+/// A contiguous tensor.
 pub(super) fn made(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32)
 }
 
-/// A tensor of these values in the shape of another.
+/// A contiguous tensor in the shape of another.
 pub(super) fn made_like(values: Vec<f32>, like: &FlexTensor) -> FlexTensor {
     made(values, like.shape())
 }
 
-/// Gives the memory of a tensor that nobody else has back to the kernels.
+/// Returns the memory of a tensor without other owners to the kernels' buffer pool.
 pub(super) fn reclaim(tensor: FlexTensor) {
     if tensor.is_unique()
         && let Ok(values) = tensor.into_data().try_into_vec::<f32>()
@@ -268,7 +268,7 @@ pub(super) fn reclaim(tensor: FlexTensor) {
     }
 }
 
-/// An input that the backward pass needs, or its memory given back.
+/// Saves an input for the backward pass, or recycles its memory.
 pub(super) fn keep_or_reclaim(tensor: FlexTensor, keep: bool) -> Option<Kept> {
     if keep {
         return Some(Box::new(tensor));
@@ -277,7 +277,7 @@ pub(super) fn keep_or_reclaim(tensor: FlexTensor, keep: bool) -> Option<Kept> {
     None
 }
 
-/// What an operation kept, in its own type.
+/// Downcasts what an operation saved.
 pub(super) fn own<T: 'static>(kept: Kept) -> T {
-    *kept.downcast::<T>().expect("an operation gets back what it kept")
+    *kept.downcast::<T>().expect("an operation gets what it saved")
 }

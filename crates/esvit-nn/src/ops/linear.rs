@@ -16,7 +16,8 @@ use super::{Precision, gelu};
 
 pub use esvit_kernels::activation::Activation;
 
-/// `act(x) w^T + bias`: `x [.., in]`, `weight [out, in]`, `bias [out]`, `act` on the input.
+/// `act(x) weight^T + bias`: `x [.., in]`, `weight [out, in]`, `bias [out]`; `activation` is
+/// applied to the input.
 pub fn linear<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
@@ -40,7 +41,7 @@ pub fn linear<const D: usize>(
     y.reshape(shape)
 }
 
-/// [`linear()`] on rows, from the framework's own operations.
+/// [`linear()`] on rows, composed of the framework's operations.
 pub fn composed(
     x: Tensor<2>,
     weight: Tensor<2>,

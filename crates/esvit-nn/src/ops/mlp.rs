@@ -1,4 +1,4 @@
-//! The MLP branch of a block, with its normalization and residual, and what both branches share.
+//! The MLP branch of a block with its norm and residual, and what it shares with attention.
 
 use std::sync::Arc;
 
@@ -32,11 +32,11 @@ pub struct LinearValues {
     pub bias: Tensor<1>,
 }
 
-/// What the branch of every image is multiplied by; none for 1.
+/// Factor of every image's residual branch, `[images]`; None for 1.
 pub type Scales = Option<Arc<[f32]>>;
 
-/// The MLP branch: `x + scale fc2(act(fc1(norm(x))))` for `x [rows, C]`, the tokens of all
-/// images of `segments`.
+/// The MLP branch: `x + scale * fc2(act(fc1(norm(x))))` for `x [rows, C]`, the tokens of all images
+/// of `segments`.
 pub fn mlp_branch(
     x: Tensor<2>,
     segments: &[Segment],
@@ -64,7 +64,7 @@ pub fn mlp_branch(
     ))
 }
 
-/// [`mlp_branch`] from the framework's own operations.
+/// [`mlp_branch`] composed of the framework's operations.
 pub fn composed_mlp_branch(
     x: Tensor<2>,
     segments: &[Segment],
@@ -79,7 +79,7 @@ pub fn composed_mlp_branch(
     x + scaled(branch, &tokens_per_image(segments), scales)
 }
 
-/// Rows times the scale of their image, of whose rows `images` has the numbers.
+/// Multiplies rows by the scale of their image; `images` lists the rows of every image.
 pub(super) fn scaled(branch: Tensor<2>, images: &[usize], scales: Scales) -> Tensor<2> {
     let Some(scales) = scales else { return branch };
     let rows: Vec<f32> =
@@ -139,7 +139,7 @@ impl Operation for MlpBranch {
                 let mut x: Vec<f32> = own(kept);
                 let kept = mlp::forward(&mut x, &mlp, &mlp.pack_weights::<T>(), &scales, true);
                 recycle(x);
-                kept.expect("asked to keep it")
+                kept.expect("the forward pass was asked to save")
             } else {
                 own(kept)
             };
@@ -151,14 +151,14 @@ impl Operation for MlpBranch {
     }
 }
 
-/// A copy of a branch's input, from which the branch can be computed again.
+/// A copy of a branch's input, for activation checkpointing.
 pub(super) fn copy_of(x: &FlexTensor) -> Kept {
     let mut copy = uninit(values(x).len());
     copy.copy_from_slice(values(x));
     Box::new(copy)
 }
 
-/// Gradients of the input and of the parameters, each in the shape of its parameter.
+/// The gradient of the input, then those of the parameters in the parameters' shapes.
 pub(super) fn with_input<const N: usize>(
     input: FlexTensor,
     gradients: [Vec<f32>; N],

@@ -1,8 +1,8 @@
-//! The operations that backbones and heads are written in.
+//! The operations that backbones and heads are built from.
 //!
-//! Models call these functions and no others on the hot path. Each exists twice: as kernels on
-//! slices with a gradient by hand, which the CPU uses, and composed of the tensor framework's own
-//! operations, for every other device and as the kernels' test.
+//! On the hot path, models call only these. Each exists twice: as CPU kernels on slices with a
+//! hand-written backward pass, and composed of the framework's operations, for every other device
+//! and as a reference in tests.
 
 mod attention;
 mod batch_norm;
@@ -38,32 +38,32 @@ pub use prototypes::{
 };
 pub use window::{WindowMap, WindowMaps};
 
-/// Images of one size among the rows of a batch: tokens lie image by image, row-major over the
-/// map.
+/// Images of one size among the rows of a batch (packed sequences): image by image, tokens
+/// row-major over the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// How many images.
+    /// Number of images.
     pub images: usize,
     /// Height and width of their maps, in tokens.
     pub map: [usize; 2],
 }
 
 impl Segment {
-    /// Tokens of an image.
+    /// Tokens per image.
     pub fn tokens(&self) -> usize {
         self.map[0] * self.map[1]
     }
 }
 
-/// Tokens of every image of all segments.
+/// Number of tokens of every image, over all segments.
 pub fn tokens_per_image(segments: &[Segment]) -> Vec<usize> {
     segments.iter().flat_map(|s| std::iter::repeat_n(s.tokens(), s.images)).collect()
 }
 
-/// The exact Gaussian error linear unit, `x * (1 + erf(x / sqrt 2)) / 2`.
+/// Exact GELU, `x * (1 + erf(x / sqrt 2)) / 2`.
 ///
-/// The framework's own has the slope of the approximation by a hyperbolic tangent on every device but
-/// the CPU: gradients that are wrong in the third digit.
+/// On all devices but the CPU, the framework's own GELU has the gradient of the tanh
+/// approximation, which is wrong in the third digit.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let erf = (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf();
     x * 0.5 * (erf + 1.0)

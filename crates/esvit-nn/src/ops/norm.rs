@@ -1,4 +1,4 @@
-//! Normalizations and means over rows.
+//! Layer normalization, L2 normalization, norms and means.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::extension::{
 };
 use super::precision::with_element;
 
-/// Layer normalization over the last axis with biased variance: `gamma`, `beta` `[C]`.
+/// Layer normalization of `x [rows, C]` with biased variance; `gamma`, `beta` are `[C]`.
 pub fn layer_norm(
     x: Tensor<2>,
     gamma: Tensor<1>,
@@ -30,7 +30,7 @@ pub fn layer_norm(
     Tensor::from_dispatch(Entry::fused3(operation, x.into_dispatch(), gamma, beta))
 }
 
-/// [`layer_norm()`] from the framework's own operations.
+/// [`layer_norm()`] composed of the framework's operations.
 pub fn composed_layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, eps: f64) -> Tensor<2> {
     let width = gamma.dims()[0];
     let mean = x.clone().mean_dim(1);
@@ -82,13 +82,13 @@ impl Operation for LayerNorm {
     }
 }
 
-/// Rows scaled to unit length; a norm below `1e-12` counts as `1e-12`.
+/// Scales rows to unit L2 norm; norms below `1e-12` count as `1e-12`.
 pub fn l2_normalize(x: Tensor<2>) -> Tensor<2> {
     if has_kernels(&x.device()) {
         let operation = Arc::new(UnitRows);
         return Tensor::from_dispatch(Entry::fused1(operation, x.into_dispatch()));
     }
-    // The limit is on the square: the root's slope at zero is infinite.
+    // Clamps the square, since the root has an infinite gradient at 0.
     let norm = x.clone().square().sum_dim(1).clamp_min(1e-24).sqrt();
     x / norm
 }
@@ -119,7 +119,7 @@ impl Operation for UnitRows {
     }
 }
 
-/// The Euclidean norm of all values, without a copy of them.
+/// The Euclidean norm of all values, read back to the host.
 pub fn norm(values: &Tensor<1>) -> f64 {
     let norm: Tensor<1> = if has_kernels(&values.device()) {
         let values = values.clone().inner().into_dispatch();
@@ -139,7 +139,7 @@ impl Operation for Norm {
     }
 }
 
-/// The mean row of every image of `x [rows, C]`: `images` lists the rows of each. `[images, C]`.
+/// Global average pooling of `x [rows, C]` to `[images, C]`: `images` lists the rows of each.
 pub fn global_average_pool(x: Tensor<2>, images: &[usize]) -> Tensor<2> {
     if has_kernels(&x.device()) {
         let operation = Arc::new(ImageMeans { images: images.to_vec() });

@@ -1,4 +1,4 @@
-//! Weights that stay in the layout of their products over many passes.
+//! Weights packed for GEMM, cached over many forward passes.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -7,23 +7,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Precision;
 use crate::params::ParamId;
 
-/// The layouts of a network's weights, by the first parameter of the operation that uses them.
+/// Packed weights of a network, by the first parameter of the operation that uses them.
 #[derive(Debug, Default)]
 pub struct PackedWeights {
     layouts: Mutex<HashMap<(ParamId, Precision), Arc<dyn Any + Send + Sync>>>,
 }
 
-/// Where an operation's weights are kept; the default keeps nothing.
+/// The cache entry of an operation's packed weights; the default caches nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Packing(Option<(Arc<PackedWeights>, ParamId)>);
 
 impl Packing {
-    /// In `weights`, under the operation's first parameter.
+    /// An entry in `weights` for the operation whose first parameter is `operation`.
     pub(crate) fn within(weights: Arc<PackedWeights>, operation: ParamId) -> Self {
         Self(Some((weights, operation)))
     }
 
-    /// The layout that is there, or one that `make` makes.
+    /// The cached packed weights, or else those that `make` returns.
     pub(super) fn get<L: Any + Send + Sync>(
         &self,
         precision: Precision,
@@ -33,13 +33,13 @@ impl Packing {
         let key = (*operation, precision);
         let layouts = || weights.layouts.lock().unwrap_or_else(PoisonError::into_inner);
         let found = layouts().get(&key).cloned();
-        // Made without the lock: a thread that waits for a part of this work may take up another
-        // pass in the meantime, which asks for layouts too.
+        // `make` runs without the lock: while it waits for the thread pool, its thread may start
+        // another forward pass, which locks too.
         let layout = found.unwrap_or_else(|| {
             let made = Arc::new(make());
             layouts().entry(key).or_insert(made).clone()
         });
-        layout.downcast().expect("an operation has one kind of layout in a precision")
+        layout.downcast().expect("an operation packs its weights in one way per precision")
     }
 }
 

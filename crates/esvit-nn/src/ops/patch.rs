@@ -1,4 +1,4 @@
-//! Patches of images and the merging of neighbors.
+//! Patches of images, and patch merging.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::params::indices;
 /// Non-overlapping patches of `[B, 3, H, W]` as rows `[B * h * w, 3 * p * p]`, row-major over the
 /// map of `h = H / p` by `w = W / p`; pixels beyond the last whole patch are dropped.
 ///
-/// A row lists channel, then row, then column, as the weight of a convolution of stride `p` does.
+/// A row is ordered channel, row, column, as the weight of a convolution of stride `p`.
 pub fn patchify(images: Tensor<4>, patch: usize) -> (Tensor<2>, Segment) {
     let [batch, _, height, width] = images.dims();
     let [h, w] = [height / patch, width / patch];
@@ -30,7 +30,7 @@ pub fn patchify(images: Tensor<4>, patch: usize) -> (Tensor<2>, Segment) {
     (composed_patchify(images, patch), segment)
 }
 
-/// [`patches`] from the framework's own operations.
+/// [`patchify`] composed of the framework's operations.
 pub fn composed_patchify(images: Tensor<4>, patch: usize) -> Tensor<2> {
     let [batch, channels, height, width] = images.dims();
     let [h, w] = [height / patch, width / patch];
@@ -67,9 +67,10 @@ impl Operation for Patches {
     }
 }
 
-/// Patch merging: joins each 2 x 2 neighborhood of the maps of `x [rows, C]` into one row of `4 C`,
-/// in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), with zeros beyond odd sides;
-/// normalizes it with `gamma`, `beta [4 C]` and multiplies it with `weight [out, 4 C]`.
+/// Patch merging: joins each 2 x 2 neighborhood of the maps of `x [rows, C]` into a row of `4 C`,
+/// in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), with zeros beyond odd sides; then
+/// layer norm with `gamma`, `beta [4 C]` and a linear layer `weight [out, 4 C]` without bias.
+/// Returns rows `[merged rows, out]` and their segments.
 pub fn merge_patches(
     x: Tensor<2>,
     segments: &[Segment],
@@ -92,7 +93,7 @@ pub fn merge_patches(
     (Tensor::from_dispatch(y), halved)
 }
 
-/// [`merge_patches`] from the framework's own operations, for a table of [`neighbors`].
+/// [`merge_patches`] composed of the framework's operations, with [`merging_indices`].
 pub fn composed_merge(
     x: Tensor<2>,
     neighbors: &[[u32; 4]],
@@ -101,7 +102,7 @@ pub fn composed_merge(
     eps: f64,
 ) -> Tensor<2> {
     let ([rows, width], device) = (x.dims(), x.device());
-    // One row of zeros stands for all that lies outside.
+    // One zero row for everything outside the maps.
     let x = Tensor::cat(vec![x, Tensor::zeros([1, width], &device)], 0);
     let places = neighbors.as_flattened().iter();
     let places = places.map(|&row| if row == merge::OUTSIDE { rows as i32 } else { row as i32 });
@@ -110,7 +111,7 @@ pub fn composed_merge(
     composed_layer_norm(joined, gamma, beta, eps).matmul(weight.transpose())
 }
 
-/// The four rows that each row of the merged maps consists of.
+/// The four rows of `x` that form each merged row; [`merge::OUTSIDE`] beyond the map.
 pub fn merging_indices(segments: &[Segment]) -> Vec<[u32; 4]> {
     let mut table = Vec::new();
     let mut first = 0;
@@ -145,7 +146,7 @@ impl Merge {
     }
 }
 
-/// What is kept, with the number of rows before the merge.
+/// Saved activations, and the number of rows before merging.
 type KeptMerge<T> = (merge::Saved<T>, usize);
 
 impl Operation for Merge {

@@ -1,24 +1,24 @@
-//! In which type large products take their operands and activations are kept.
+//! The type of GEMM operands and saved activations.
 
 use esvit_kernels::isa;
 use serde::{Deserialize, Serialize};
 
 use super::Packing;
 
-/// The type of operands of large products and of activations that are kept for the backward pass.
-/// Parameters, reductions, softmax, losses and everything between operations are f32 always.
+/// The type of GEMM operands and saved activations. Parameters, reductions, softmax, losses and
+/// everything between operations are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits with the range of f32, products summed in f32.
+    /// bfloat16, accumulated in f32.
     Bf16,
 }
 
 impl Precision {
-    /// bf16 where the hardware multiplies it, else f32.
+    /// bf16 where the CPU multiplies it in hardware, else f32.
     pub fn auto() -> Self {
         if isa::has_bf16() { Self::Bf16 } else { Self::F32 }
     }
@@ -32,19 +32,19 @@ impl Precision {
     }
 }
 
-/// How a block is computed.
+/// How a branch of a block is computed.
 #[derive(Debug, Clone, Default)]
 pub struct Compute {
     /// The type of GEMM operands and of saved activations.
     pub precision: Precision,
-    /// Saves a branch's input alone and computes the rest again in the backward pass: about a quarter
+    /// Saves only a branch's input and recomputes the rest in the backward pass: about a quarter
     /// more time for a fraction of the memory.
     pub activation_checkpointing: bool,
-    /// Where packed weights stay from one forward pass to the next.
+    /// The cache entry of packed weights.
     pub packing: Packing,
 }
 
-/// Calls a generic function with the stored type of a precision.
+/// Evaluates an expression with the element type of a precision.
 macro_rules! with_element {
     ($precision:expr, $element:ident => $call:expr) => {
         match $precision {

@@ -1,4 +1,4 @@
-//! The last layer of the projection head, and the loss over it.
+//! The prototypes of the projection head, the cross-entropy over them, and best matches.
 
 use std::sync::Arc;
 
@@ -16,20 +16,20 @@ use crate::params::{indices, tensor};
 
 pub use esvit_kernels::prototypes::{EXPONENTIALS_BYTES, Pairs};
 
-/// Logits over prototypes, not multiplied out: `z` times the transpose of the rows of `v` at the
-/// lengths `g`.
+/// Logits `[rows, K]` in factored form, `z (g v / |v|)^T`: a linear layer with weight
+/// normalization that is evaluated by the loss.
 #[derive(Debug, Clone)]
 pub struct PrototypeLogits {
-    /// Rows before the last layer, `[rows, D]`.
+    /// Input of the layer, `[rows, D]`.
     pub z: Tensor<2>,
-    /// Directions of the prototypes, `[K, D]`.
+    /// Directions of the prototypes (`weight_v`), `[K, D]`.
     pub v: Tensor<2>,
-    /// Their lengths, `[K]`.
+    /// Lengths of the prototypes (`weight_g`), `[K]`.
     pub g: Tensor<1>,
 }
 
 impl PrototypeLogits {
-    /// A matrix of logits `[rows, K]` as it is: the prototypes are the unit vectors.
+    /// Wraps a matrix of logits `[rows, K]`: the prototypes are the identity matrix.
     pub fn from_matrix(logits: Tensor<2>) -> Self {
         let (prototypes, device) = (logits.dims()[1], logits.device().inner());
         let mut unit = vec![0.0; prototypes * prototypes];
@@ -52,13 +52,13 @@ impl PrototypeLogits {
         self.g.dims()[0]
     }
 
-    /// The same without a graph of gradients.
+    /// The same without an autodiff graph.
     pub fn inner(self) -> Self {
         let Self { z, v, g } = self;
         Self { z: z.inner(), v: v.inner(), g: g.inner() }
     }
 
-    /// The matrix `[rows, K]`.
+    /// Evaluates the logits, `[rows, K]`.
     pub fn matrix(&self) -> Tensor<2> {
         let prototypes = self.prototypes();
         let norm = self.v.clone().square().sum_dim(1).sqrt();
@@ -66,7 +66,7 @@ impl PrototypeLogits {
         self.z.clone().matmul(weight.transpose())
     }
 
-    /// The mean row of the matrix, `[K]`.
+    /// The mean logits over all rows, `[K]`, without gradient.
     pub fn mean(&self) -> Tensor<1> {
         let prototypes = self.prototypes();
         let Self { z, v, g } = self.clone().inner();
@@ -82,11 +82,12 @@ impl PrototypeLogits {
     }
 }
 
-/// Cross-entropy between sums of the teacher's distributions and the student's:
-/// `sum_r sum_j w_rj (logsumexp(s_r) - <q_j, s_r>)`, where `pairs` lists the teacher rows `j` of
-/// every student row `r` with their weights, `s` are the student's logits over its temperature and
-/// `q` the softmax of the teacher's logits, less `center [K]`, over its own. No gradient goes to
-/// the teacher.
+/// Cross-entropy of the student to the teacher's distributions:
+/// `sum_r sum_j w_rj (logsumexp(s_r) - <q_j, s_r>)`, a single value `[1]`.
+///
+/// `pairs` lists for each student row `r` teacher rows `j` with weights `w_rj`. `s` are the
+/// student's logits over the first of `temperatures`; `q` is the softmax of the teacher's logits
+/// less `center [K]`, over the second. Teacher and center get no gradient.
 pub fn prototype_cross_entropy(
     student: PrototypeLogits,
     teacher: PrototypeLogits,
@@ -118,7 +119,7 @@ pub fn prototype_cross_entropy(
     ))
 }
 
-/// [`prototype_cross_entropy`] from the framework's own operations.
+/// [`prototype_cross_entropy`] composed of the framework's operations.
 pub fn composed_cross_entropy(
     student: PrototypeLogits,
     teacher: PrototypeLogits,
@@ -153,7 +154,7 @@ pub fn composed_cross_entropy(
 #[derive(Debug)]
 struct CrossEntropy {
     pairs: Arc<Pairs>,
-    /// The student's and the teacher's.
+    /// Of the student and of the teacher.
     temperatures: [f32; 2],
     precision: Precision,
 }
@@ -173,7 +174,7 @@ impl Operation for CrossEntropy {
         let (loss, gradients) = with_element!(self.precision, T => {
             prototypes::cross_entropy::<T>(&student, &teacher, center, &self.pairs, keep)
         });
-        // The loss is the end of the way, so its gradients are made in the same pass.
+        // The loss is the root of the graph, so its gradients are computed in the forward pass.
         let kept = gradients.map(|gradients| {
             let z = made_like(gradients.z, &inputs[0]);
             let v = made_like(gradients.v, &inputs[1]);
@@ -202,7 +203,7 @@ impl Operation for CrossEntropy {
     }
 }
 
-/// Logits of a few rows, multiplied out.
+/// Evaluates the logits of a few rows.
 #[derive(Debug)]
 struct Product;
 
@@ -215,12 +216,11 @@ impl Operation for Product {
     }
 }
 
-/// Rows of one matrix to be matched with rows of another.
+/// Rows of the queries and the rows of the keys among which they are matched.
 pub type Group = (std::ops::Range<usize>, std::ops::Range<usize>);
 
-/// For every row of `queries [.., C]` in the first range of a group the row of `keys [.., C]` in
-/// its second range with the largest cosine, all groups one after the other. The first of equal
-/// ones wins; no gradient passes through.
+/// For every query row of every group, in order, the row of `keys [.., C]` with the largest cosine
+/// similarity among the group's keys; the first of equal ones. `queries` is `[.., C]`. No gradient.
 pub fn best_matches(queries: &Tensor<2>, keys: &Tensor<2>, groups: &[Group]) -> Vec<u32> {
     let width = queries.dims()[1];
     let [queries, keys] = [queries, keys].map(|tensor| tensor.clone().inner());
@@ -235,7 +235,7 @@ pub fn best_matches(queries: &Tensor<2>, keys: &Tensor<2>, groups: &[Group]) -> 
     composed_best_matches(queries, keys, groups)
 }
 
-/// [`best_matches`] from the framework's own operations.
+/// [`best_matches`] composed of the framework's operations.
 pub fn composed_best_matches(queries: Tensor<2>, keys: Tensor<2>, groups: &[Group]) -> Vec<u32> {
     let [queries, keys] = [queries, keys].map(super::l2_normalize);
     let device = queries.device();

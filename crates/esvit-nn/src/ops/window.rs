@@ -1,12 +1,11 @@
-//! Where each token of a map stands in the (shifted) windows: index tables, made once per map size.
+//! Index tables of (shifted) windows, made once per map size.
 //!
-//! Padding, rolling, partitioning, and their backward pass are all one gather each; the tables here say
-//! which token comes from where.
+//! Padding, rolling and partitioning are one gather by these tables, forward and backward.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What is added to the attention logit of two tokens from different sides of the rolled edge.
+/// Added to the attention logit of two tokens that only the cyclic shift makes neighbors.
 const MASKED: f32 = -100.0;
 
 /// The windows of one map: its size, the window's side and the cyclic shift.
@@ -16,23 +15,23 @@ pub struct WindowMap {
     pub map: [usize; 2],
     /// Side of a window in tokens.
     pub window: usize,
-    /// Cyclic shift towards the top left; 0 for none.
+    /// Cyclic shift towards the top left, in tokens.
     pub shift: usize,
     /// Number of windows down and across.
     pub grid: [usize; 2],
-    /// For every window slot (`windows * window^2`) its token in the map; `height * width`, one
-    /// past the last token, for padding.
+    /// Token of every window slot, `[windows * window^2]`; `height * width`, one past the last
+    /// token, for padding.
     pub slot_token: Vec<i32>,
-    /// For every token of the map its slot.
+    /// Slot of every token, `[height * width]`.
     pub token_slot: Vec<i32>,
-    /// For every pair (query, key) of a window its row in the relative-position table.
+    /// Row in the relative position bias table of every (query, key) of a window, `[window^4]`.
     pub bias_row: Vec<i32>,
-    /// Added to the logits, `[windows, window^2, window^2]`; none without a shift.
+    /// Added to the attention logits, `[windows, window^2, window^2]`; None without a shift.
     pub mask: Option<Vec<f32>>,
 }
 
 impl WindowMap {
-    /// Tables for a map of `[height, width]` tokens in windows of side `window`, moved by `shift`.
+    /// Tables of a map `[height, width]` in windows of side `window`, shifted by `shift`.
     pub fn new(map: [usize; 2], window: usize, shift: usize) -> Self {
         let [height, width] = map;
         let grid = [height.div_ceil(window), width.div_ceil(window)];
@@ -89,8 +88,8 @@ impl WindowMap {
     }
 }
 
-/// On which side of the rolled edge a row or column of the padded canvas lies: before the last
-/// window, in it but from the same side, or wrapped around.
+/// Part of the padded, rolled map in which a row or column is: 0 before the last window, 1 in it,
+/// 2 in it and wrapped around.
 fn edge_side(position: usize, size: usize, window: usize, shift: usize) -> u8 {
     u8::from(position + window >= size) + u8::from(shift > 0 && position + shift >= size)
 }
@@ -110,14 +109,14 @@ fn bias_rows(window: usize) -> Vec<i32> {
 /// Size of a map, side of its windows, shift.
 type Layout = ([usize; 2], usize, usize);
 
-/// The tables of every map size that a network has met.
+/// The tables of every map size used so far.
 #[derive(Debug, Default)]
 pub struct WindowMaps {
     made: Mutex<HashMap<Layout, Arc<WindowMap>>>,
 }
 
 impl WindowMaps {
-    /// The tables for this map, made at the first call.
+    /// The tables of this map, made on first use.
     pub fn get(&self, map: [usize; 2], window: usize, shift: usize) -> Arc<WindowMap> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let tables = made

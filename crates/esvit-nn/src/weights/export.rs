@@ -10,8 +10,8 @@ use crate::Params;
 use crate::ops::WindowMap;
 use crate::params::ParamSpec;
 
-/// All parameters of a network, named as `naming` does and stored as `float`; heads keep their
-/// names. Tables of positions that the other program keeps among its weights are added.
+/// All parameters as `naming` names them, stored as `float`; heads have official names in all
+/// of them. Index tables that the other program stores as buffers are added.
 pub fn exported(params: &Params, naming: Naming, float: Float) -> Vec<Entry> {
     let mut tensors = Vec::new();
     for (spec, value) in params.iter() {
@@ -24,7 +24,7 @@ pub fn exported(params: &Params, naming: Naming, float: Float) -> Vec<Entry> {
     tensors
 }
 
-/// The tensors that a parameter becomes: its rows in equal parts.
+/// The tensors that hold a parameter: equal parts of its rows.
 fn parts(
     spec: &ParamSpec,
     value: &burn::tensor::Tensor<1>,
@@ -48,8 +48,7 @@ fn parts(
     names.into_iter().enumerate().map(part).collect()
 }
 
-/// The table of positions in windows of this side that other programs store with a block, where
-/// the naming has one.
+/// A block's `relative_position_index`, if the naming stores one.
 fn positions(block: &str, window: usize, naming: Naming) -> Option<Entry> {
     let tables = WindowMap::new([window; 2], window, 0);
     let tokens = tables.window_tokens();

@@ -1,5 +1,4 @@
-//! A network out of a file: every tensor finds its place, or is left out for a stated reason, or
-//! is an error.
+//! Loads a network from a file: every tensor is matched, ignored for a stated reason, or an error.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use super::{WeightsError, resize};
 use crate::SwinConfig;
 use crate::params::{ParamSpec, Params};
 
-/// The network that is taken where a file has several and none is asked for.
+/// The network to take from a file that holds several.
 const PREFERRED: &str = "teacher";
 
 /// A network in an opened file.
@@ -23,37 +22,36 @@ pub struct StoredNetwork<'a> {
     location: Location,
 }
 
-/// What became of a file's tensors.
+/// What was done with a file's tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Parameters that have their values from the file.
+    /// Number of parameters read from the file.
     pub matched: usize,
-    /// One line for every table that was resized.
+    /// One line per resized table.
     pub resized: Vec<String>,
-    /// Tensors that were left out, by reason.
+    /// Ignored tensors, by reason.
     pub left_out: BTreeMap<&'static str, Vec<String>>,
 }
 
-/// Why tensors are left out.
+/// Why tensors are ignored.
 pub mod reason {
-    /// Buffers that other programs store although they follow from the settings.
+    /// Buffers that other programs store although they can be computed.
     pub const DERIVED: &str = "follows from the settings";
-    /// A projection head, where only the backbone is wanted.
+    /// A projection head, where only the backbone is loaded.
     pub const PROJECTION: &str = "projection head, no part of the backbone";
-    /// A layer of class scores.
+    /// A classification head.
     pub const CLASSES: &str = "class head: features are those before it";
-    /// What stands beside the backbone in a larger network.
-    pub const BESIDE: &str = "beside the backbone";
-    /// Optimizer and centers.
+    /// Parts of a larger network outside the backbone.
+    pub const BESIDE: &str = "outside the backbone";
+    /// Optimizer state and centers.
     pub const STATE: &str = "state of a run";
 }
 
 impl<'a> StoredNetwork<'a> {
-    /// The network called `key` in a file; without a key the teacher where there is one, or else
-    /// the only network.
+    /// The network called `key`; without a key the teacher if there is one, else the only network.
     ///
     /// # Errors
-    /// When there is no such network, or several to choose from.
+    /// When there is no such network, or more than one.
     pub fn find(file: &'a WeightsFile, key: Option<&str>) -> Result<Self, WeightsError> {
         let all = networks(file);
         let named = |name: &str| all.iter().filter(|at| at.network() == name).collect::<Vec<_>>();
@@ -61,7 +59,7 @@ impl<'a> StoredNetwork<'a> {
         if wanted.is_empty() && key.is_none() {
             wanted = all.iter().collect();
         }
-        // A file of one network answers to whatever it is called.
+        // A single network without the name of a role is found under any key.
         if wanted.is_empty() && all.len() == 1 && all[0].group.is_empty() {
             let is_named = matches!(all[0].network(), "teacher" | "student");
             wanted = if is_named { Vec::new() } else { all.iter().collect() };
@@ -81,19 +79,19 @@ impl<'a> StoredNetwork<'a> {
         }
     }
 
-    /// The network whose parameters have their official names after `prefix`.
+    /// The network with official names after `prefix`.
     pub fn at(file: &'a WeightsFile, prefix: &str) -> Self {
         let location =
             Location { naming: Naming::Esvit, group: String::new(), prefix: prefix.into() };
         Self { file, location }
     }
 
-    /// Where it is and how it is named.
+    /// Where it is in the file, and its naming.
     pub fn location(&self) -> &Location {
         &self.location
     }
 
-    /// Its shape, by the shapes of its tensors.
+    /// Its shape, inferred from the shapes of its tensors.
     ///
     /// # Errors
     /// When they are not those of a Swin transformer.
@@ -102,8 +100,7 @@ impl<'a> StoredNetwork<'a> {
             .map_err(|reason| WeightsError::Shape { path: self.file.path().into(), reason })
     }
 
-    /// Whether the file has the part of the network, such as `head_dense`, that a parameter with
-    /// this official name belongs to.
+    /// Whether the file has the projection head `part` (`head`, `head_dense`).
     pub fn has_part(&self, part: &str) -> bool {
         let starts = self.location.head_prefixes().map(|prefix| format!("{prefix}{part}."));
         let is_in = |name: &str, start: &str| name.strip_prefix(start).is_some_and(is_projection);
@@ -115,12 +112,12 @@ impl<'a> StoredNetwork<'a> {
             .any(|tensor| starts.iter().any(|start| is_in(&tensor.name, start)))
     }
 
-    /// Values for every parameter of `specs`. Tables of relative positions are resized to the
-    /// network's windows; `other` may give the values of a parameter that the file lacks.
+    /// Values of all of `specs`. Relative position biases are resized to the network's windows;
+    /// `other` may supply parameters that the file lacks.
     ///
     /// # Errors
-    /// Lists every parameter that is missing, misshapen or not finite, and every tensor of the
-    /// network that has no place in `specs`.
+    /// Lists all parameters that are missing, misshapen or not finite, and all tensors of the
+    /// network that are neither in `specs` nor to be ignored.
     pub fn load(
         &self,
         specs: &Arc<[ParamSpec]>,
@@ -171,14 +168,14 @@ impl<'a> StoredNetwork<'a> {
         }
     }
 
-    /// Names in the file of the tensors that hold a parameter.
+    /// Names of the tensors in the file that hold a parameter.
     fn names(&self, official: &str) -> Vec<String> {
         let prefix = &self.location.prefix;
         let names = self.location.naming.names(official);
         let names: Vec<String> = names.into_iter().map(|name| format!("{prefix}{name}")).collect();
-        // Only heads have other places and names.
+        // Only heads have alternative prefixes and names.
         let [_, above] = self.location.head_prefixes();
-        let new = parametrised(official);
+        let new = parametrized(official);
         let others = [prefix, above].into_iter().flat_map(|prefix| {
             let names = [Some(official), new.as_deref()].into_iter().flatten();
             names.map(move |name| format!("{prefix}{name}"))
@@ -191,7 +188,7 @@ impl<'a> StoredNetwork<'a> {
         }
     }
 
-    /// The file's values of a parameter; none if it has no such tensor.
+    /// Values of a parameter; None if the file does not have it.
     fn values(
         &self,
         spec: &ParamSpec,
@@ -205,7 +202,7 @@ impl<'a> StoredNetwork<'a> {
         let shown = names.join("`, `");
         let mut shape = tensors[0].shape.clone();
         if tensors.len() > 1 {
-            // Parts of one parameter are as high as each other, and as wide.
+            // Parts of one parameter must have equal shapes.
             if tensors.iter().any(|tensor| tensor.shape != shape) {
                 let shapes: Vec<_> = tensors.iter().map(|tensor| &tensor.shape).collect();
                 return Err(Problem::Difference(format!("`{shown}` are {shapes:?}, not alike")));
@@ -242,7 +239,7 @@ impl<'a> StoredNetwork<'a> {
         Ok(Some(values))
     }
 
-    /// Sorts the tensors that no parameter asked for. Returns those that have no ignore_reason.
+    /// Adds unused tensors to the report; returns those that there is no reason to ignore.
     fn rest(&self, used: &HashSet<String>, report: &mut Report) -> Vec<String> {
         let Location { group, prefix, .. } = &self.location;
         let [_, above] = self.location.head_prefixes();
@@ -269,8 +266,8 @@ enum Problem {
     Unreadable(WeightsError),
 }
 
-/// Why a tensor that no parameter asked for may be left out. `name` starts below the prefix of the
-/// backbone or, beside it, of all of the network.
+/// Why a tensor that belongs to no parameter may be ignored. `name` is relative to the backbone
+/// or, outside of it, to the whole network.
 fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
     let derived = ["relative_position_index", "attn_mask", "num_batches_tracked"];
     let head = name.strip_prefix("head.").or_else(|| name.strip_prefix("head_dense."));
@@ -287,13 +284,13 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
     }
 }
 
-/// Whether a head's parameter, named without the head, is one of a projection head.
+/// Whether a parameter, named relative to its head, belongs to a projection head.
 fn is_projection(name: &str) -> bool {
     name.starts_with("mlp.") || name.starts_with("last_layer.")
 }
 
-/// The name that PyTorch's newer weight normalization gives to a part of the last layer.
-fn parametrised(official: &str) -> Option<String> {
+/// The name of a head's parameter in PyTorch's `parametrizations.weight_norm`.
+fn parametrized(official: &str) -> Option<String> {
     let new = |old, new| official.strip_suffix(old).map(|head| format!("{head}{new}"));
     new("last_layer.weight_g", "last_layer.parametrizations.weight.original0")
         .or_else(|| new("last_layer.weight_v", "last_layer.parametrizations.weight.original1"))

@@ -1,8 +1,7 @@
-//! Weights in files: what networks a file holds, whatever program made it, and how ours are
-//! written.
+//! Weights in files: finding the networks of a file in any program's naming, loading and saving.
 //!
-//! Reading is strict. Every tensor of a network is matched, left out for a stated reason, or an
-//! error; no parameter keeps a random value unless the caller says so.
+//! Loading is strict. Every tensor of a network is matched, ignored for a stated reason, or an
+//! error; no parameter stays randomly initialized unless the caller says so.
 
 mod export;
 mod load;
@@ -21,13 +20,13 @@ pub use naming::Naming;
 pub use recognize::{Location, networks};
 pub use save::{Entry, METADATA_KEY, entries, entry, save, to_vec, write_error};
 
-/// How many differing tensors an error lists.
+/// Number of differing tensors that an error lists.
 const LISTED_DIFFERENCES: usize = 12;
 
-/// Why a file's weights cannot be used.
+/// Why weights cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
-    /// The file cannot be read or is no file of weights.
+    /// The file cannot be read or is not a file of weights.
     #[error(transparent)]
     File(#[from] esvit_weights::WeightsError),
     /// Names or shapes differ from those of the network.
@@ -44,24 +43,24 @@ pub enum WeightsError {
         /// One line for every tensor that does not fit.
         differences: Vec<String>,
     },
-    /// The file holds no backbone that this program has.
+    /// The file holds no supported backbone.
     #[error("`{path}` holds {what}", path = path.display(), what = other(*found, *tensors))]
     NoBackbone {
         /// The file.
         path: PathBuf,
-        /// What backbone it seems to hold.
+        /// The unsupported backbone that it seems to hold.
         found: Option<&'static str>,
         /// Number of its tensors.
         tensors: usize,
     },
-    /// The file holds several networks, or not the one that was asked for.
+    /// The file holds several networks, or not the requested one.
     #[error("`{path}` {what}", path = path.display(), what = choice(key.as_deref(), networks))]
     Which {
         /// The file.
         path: PathBuf,
-        /// What was asked for.
+        /// The requested network.
         key: Option<String>,
-        /// What there is.
+        /// The file's networks.
         networks: Vec<String>,
     },
     /// The tensors' shapes are not those of a Swin transformer.

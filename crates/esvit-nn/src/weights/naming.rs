@@ -7,7 +7,7 @@ pub enum Naming {
     Esvit,
     /// Microsoft's Swin code, and timm before 0.9.
     Microsoft,
-    /// timm since 0.9: patch merging opens a stage instead of closing the one before.
+    /// timm since 0.9: patch merging is the first layer of a stage, not the last of the one before.
     Timm,
     /// torchvision.
     Torchvision,
@@ -17,7 +17,7 @@ pub enum Naming {
     Transformers5,
 }
 
-/// A parameter by what it is for. `rest` is the official name below that place.
+/// A parameter's place in the network. `rest` is the official name within it.
 enum Place<'a> {
     Embed {
         rest: &'a str,
@@ -61,7 +61,7 @@ impl<'a> Place<'a> {
 }
 
 impl Naming {
-    /// Every naming. Those before others are tried first.
+    /// All namings, in the order in which files are searched for them.
     pub const ALL: [Self; 6] = [
         Self::Esvit,
         Self::Microsoft,
@@ -71,7 +71,7 @@ impl Naming {
         Self::Transformers5,
     ];
 
-    /// What the naming is called in reports.
+    /// Name in reports.
     pub fn label(self) -> &'static str {
         match self {
             Self::Esvit => "EsViT",
@@ -82,8 +82,7 @@ impl Naming {
         }
     }
 
-    /// The `eps` of every LayerNorm of the program that the naming belongs to. It is not stored
-    /// with the weights; EsViT's is the smaller one.
+    /// `eps` of every LayerNorm in the program of this naming; weights do not store it.
     pub fn norm_eps(self) -> f64 {
         match self {
             Self::Esvit => 1e-6,
@@ -91,8 +90,8 @@ impl Naming {
         }
     }
 
-    /// The file's tensors that hold the parameter with this official name. Several stand below
-    /// each other in it, first rows first.
+    /// Names of the tensors that hold the parameter with this official name: several hold equal
+    /// parts of its rows, in order.
     pub fn names(self, official: &str) -> Vec<String> {
         let place = Place::of(official);
         match self {
@@ -143,7 +142,7 @@ fn transformers(
     }
 }
 
-/// Norms are called alike in both names of `transformers`.
+/// Norms have the same names on disk and in memory.
 fn norm_part(rest: &str) -> Option<String> {
     let before = rest.strip_prefix("norm1.").map(|rest| format!("layernorm_before.{rest}"));
     before.or_else(|| rest.strip_prefix("norm2.").map(|rest| format!("layernorm_after.{rest}")))

@@ -1,4 +1,4 @@
-//! Which networks a file of weights holds, and of what shape they are.
+//! Finds the networks in a file of weights and infers their shapes.
 
 use std::collections::HashSet;
 
@@ -10,50 +10,50 @@ use crate::SwinConfig;
 /// A parameter that every Swin transformer has, and no other network.
 const TABLE: &str = "layers.0.blocks.0.attn.relative_position_bias_table";
 
-/// Sides of images that published weights were made for, tried before all others.
+/// Image sides of published weights, tried first.
 const USUAL_SIZES: [usize; 6] = [224, 384, 256, 192, 448, 512];
-/// More stages than any Swin transformer has: the width doubles with each.
+/// More stages than any Swin transformer has; the width doubles with each.
 const MAX_STAGES: usize = 8;
-/// Largest side of an image that is tried, as a multiple of the smallest.
+/// Largest image side to try, as a multiple of the smallest.
 const MAX_SIZE_FACTOR: usize = 64;
 
-/// A network in a file: where its tensors are and how they are named.
+/// A network in a file: where its tensors are, and their naming.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
-    /// The names' naming.
+    /// How they are named.
     pub naming: Naming,
     /// The dictionary that holds the tensors, as in [`TensorInfo::group`].
     pub group: String,
-    /// What stands before every name.
+    /// Prefix of all names.
     pub prefix: String,
 }
 
 impl Location {
-    /// Name of the network in its file: the dictionary that holds it, or the first part of its
-    /// prefix. Empty where the file holds nothing else.
+    /// Name of the network: its dictionary, or the first part of its prefix. Empty where neither
+    /// exists.
     pub fn network(&self) -> &str {
         let group = self.group.split('/').next().unwrap_or_default();
         let prefix = self.prefix.split('.').next().unwrap_or_default();
         if group.is_empty() { prefix } else { group }
     }
 
-    /// Prefixes of heads, which the official code keeps in the backbone and DINO's one floor
-    /// above it. The second holds all of the network.
+    /// Prefixes of heads: inside the backbone in the official code, beside it in DINO's. The second
+    /// is that of the whole network.
     pub(super) fn head_prefixes(&self) -> [&str; 2] {
         [&self.prefix, self.prefix.strip_suffix("backbone.").unwrap_or(&self.prefix)]
     }
 
-    /// The tensor of this name below the prefix.
+    /// The tensor called `prefix` + `name`.
     pub(super) fn find<'a>(&self, file: &'a WeightsFile, name: &str) -> Option<&'a TensorInfo> {
         file.find(&self.group, &format!("{}{name}", self.prefix))
     }
 }
 
-/// Every Swin transformer in a file. States of an optimizer that are named like one are none.
+/// All Swin transformers in a file, optimizer states under the same names excluded.
 pub fn networks(file: &WeightsFile) -> Vec<Location> {
     let mut found = Vec::new();
     for naming in Naming::ALL {
-        // The first three share these names and are told apart below.
+        // These share EsViT's names; `disambiguate` decides.
         if matches!(naming, Naming::Microsoft | Naming::Timm) {
             continue;
         }
@@ -76,7 +76,7 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
     found
 }
 
-/// The naming of a network with the names that EsViT, Microsoft and timm share.
+/// Decides between EsViT, Microsoft and timm, which share most names.
 fn disambiguate(file: &WeightsFile, location: Location) -> Location {
     let has = |name: &str| location.find(file, name).is_some();
     let merges = |stage: usize| has(&format!("layers.{stage}.downsample.reduction.weight"));
@@ -94,7 +94,7 @@ fn disambiguate(file: &WeightsFile, location: Location) -> Location {
     Location { naming, ..location }
 }
 
-/// The shape of a network by its tensors, or what does not fit a Swin transformer.
+/// Infers a network's shape from its tensors.
 ///
 /// # Errors
 /// Names the tensor that is missing or has another shape.
@@ -152,7 +152,7 @@ pub(super) fn shape(file: &WeightsFile, location: &Location) -> Result<SwinConfi
     Ok(config)
 }
 
-/// The side of the images for which a network with these windows was laid out.
+/// The side of the images that lead to these windows, one per stage.
 fn image_size(config: &SwinConfig, windows: &[usize]) -> Option<usize> {
     let step = config.patch_size.checked_shl(windows.len() as u32 - 1).filter(|&step| step > 0)?;
     let sizes = (1..=MAX_SIZE_FACTOR).filter_map(|factor| step.checked_mul(factor));
@@ -162,7 +162,7 @@ fn image_size(config: &SwinConfig, windows: &[usize]) -> Option<usize> {
     })
 }
 
-/// Backbones that this program does not have, by the end of a name that only they have.
+/// Unsupported backbones, by a suffix of names that only they have.
 const OTHERS: [(&str, &str); 11] = [
     ("attn.logit_scale", "a Swin transformer of version 2"),
     ("attention.self.logit_scale", "a Swin transformer of version 2"),
@@ -177,7 +177,7 @@ const OTHERS: [(&str, &str); 11] = [
     ("class_token", "a vision transformer (ViT)"),
 ];
 
-/// The backbone of a file that has none of ours, as far as its names tell.
+/// The unsupported backbone that a file seems to hold.
 pub(super) fn other_backbone(file: &WeightsFile) -> Option<&'static str> {
     let names: HashSet<&str> = file.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
     OTHERS

@@ -1,11 +1,11 @@
-//! Tables of relative positions for windows of another size.
+//! Resizes relative position biases to other window sizes.
 
-/// The cubic's coefficient in PyTorch's bicubic interpolation.
+/// The coefficient of PyTorch's bicubic interpolation.
 const A: f64 = -0.75;
 
-/// A table `[positions, heads]` for windows of another size, resized one head at a time as a
-/// image of `(2 * window - 1)^2` pixels: bicubic, corners not aligned, as the official code
-/// does when it takes over weights. None when either is not a square.
+/// Resizes a table `[positions, heads]` to `rows` positions: each head is an image with sides of
+/// `2 * window - 1`, interpolated bicubically with `align_corners=False`, as in the official code.
+/// None unless both are squares.
 pub(super) fn relative_positions(table: &[f32], heads: usize, rows: usize) -> Option<Vec<f32>> {
     let old_rows = table.len().checked_div(heads)?;
     let (old, new) = (old_rows.isqrt(), rows.isqrt());
@@ -32,7 +32,7 @@ pub(super) fn relative_positions(table: &[f32], heads: usize, rows: usize) -> Op
     Some(resized)
 }
 
-/// Old positions and weights of a new position.
+/// Source positions and weights of an output position.
 fn taps(position: usize, old: usize, new: usize) -> [(usize, f64); 4] {
     let center = (position as f64 + 0.5) * old as f64 / new as f64 - 0.5;
     let floor = center.floor();

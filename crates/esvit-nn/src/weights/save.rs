@@ -1,4 +1,4 @@
-//! Own files of weights.
+//! Writes our own weight files.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,25 +9,25 @@ use esvit_weights::{Dtype, Values, WriteError, write_safetensors};
 
 use crate::params::Params;
 
-/// The metadata entry of our files.
+/// Key of our metadata in the file.
 pub const METADATA_KEY: &str = "esvit";
 
-/// A named tensor on its way into a file; its values are fetched from the device when written.
+/// A named tensor to write; its values are read from the device when it is written.
 pub type Entry = (String, esvit_weights::Tensor<'static>);
 
-/// The values of a tensor of any rank, row-major.
+/// The values of a tensor, row-major.
 pub fn to_vec<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
     tensor.to_data().try_to_vec().expect("the tensor holds f32")
 }
 
-/// An entry of as many values as the shape has.
+/// A tensor of `shape` with flat values.
 pub fn entry(name: impl Into<String>, shape: &[usize], values: &Tensor<1>) -> Entry {
     let values = values.clone().inner();
     let values = move || Ok(Values::F32(Cow::Owned(to_vec(&values))));
     (name.into(), esvit_weights::Tensor::new(shape, Dtype::F32, values))
 }
 
-/// Entries for all values of `params`, named `prefix` + name.
+/// All parameters, named `prefix` + name.
 pub fn entries(prefix: &str, params: &Params) -> Vec<Entry> {
     params
         .iter()
@@ -38,13 +38,13 @@ pub fn entries(prefix: &str, params: &Params) -> Vec<Entry> {
 /// Writes `entries` and `metadata` as a safetensors file.
 ///
 /// # Errors
-/// When `writer` cannot take it.
+/// When writing fails.
 pub fn save(writer: &mut impl Write, entries: &[Entry], metadata: &str) -> io::Result<()> {
     let metadata = BTreeMap::from([(METADATA_KEY.to_owned(), metadata.to_owned())]);
     write_safetensors(writer, entries, &metadata).map_err(write_error)
 }
 
-/// What the system said when a file of weights could not be written.
+/// The I/O error of a failed write.
 pub fn write_error(error: WriteError) -> io::Error {
     match error {
         WriteError::Io(error) => error,

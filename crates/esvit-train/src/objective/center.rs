@@ -1,38 +1,38 @@
-//! Running means of the teacher's logits, subtracted from them so that no prototype wins always.
+//! Centering: running means of the teacher's logits, subtracted so that no prototype dominates.
 
 use burn::tensor::{Device, Tensor};
 use esvit_nn::network::Predictions;
 
-/// The centers of both tasks, each `[K]`, and what a step has seen so far.
+/// The centers of both tasks, each `[K]`, and the means observed since the last update.
 #[derive(Debug, Clone)]
 pub struct Centers {
     /// Center of the view logits.
     pub view: Tensor<1>,
-    /// Center of the region logits, when the region task is trained.
+    /// Center of the region logits, if the region task is trained.
     pub region: Option<Tensor<1>>,
     seen: Vec<(Tensor<1>, Option<Tensor<1>>)>,
 }
 
 impl Centers {
-    /// Centers at the origin.
+    /// Zero centers.
     pub fn zeros(prototypes: usize, region: bool, device: &Device) -> Self {
         let zeros = || Tensor::zeros([prototypes], device);
         Self::new(zeros(), region.then(zeros))
     }
 
-    /// Centers of a run that goes on.
+    /// Centers with these values.
     pub fn new(view: Tensor<1>, region: Option<Tensor<1>>) -> Self {
         Self { view, region, seen: Vec::new() }
     }
 
-    /// Notes a micro-batch of raw teacher logits.
+    /// Adds the mean of a micro-batch's raw teacher logits.
     pub fn observe(&mut self, teacher: &Predictions) {
         let region = teacher.region.as_ref().map(|region| region.logits.mean());
         self.seen.push((teacher.view_logits.mean(), region));
     }
 
-    /// Moves the centers towards the mean of what was observed since the last update:
-    /// `c = momentum c + (1 - momentum) mean`. One call an optimizer step.
+    /// EMA with the mean of all observations since the last update, once per optimizer step:
+    /// `c = momentum * c + (1 - momentum) * mean`.
     pub fn update(&mut self, momentum: f64) {
         let count = self.seen.len() as f64;
         let share = (1.0 - momentum) / count.max(1.0);

@@ -1,7 +1,7 @@
-//! What the student learns: the view task L_V and the region task L_R.
+//! The objective: the view task L_V and the region task L_R.
 //!
-//! Both compare a student's distribution over prototypes with a teacher's by cross-entropy. What
-//! tells them apart is which rows are paired: this module lists the pairs, and
+//! Both are cross-entropies of the student to the teacher's distributions over prototypes; they
+//! differ in which rows are paired. This module lists the pairs, and
 //! [`ops::prototype_cross_entropy`] sums over them.
 
 mod center;
@@ -19,20 +19,20 @@ use esvit_nn::network::Predictions;
 use esvit_nn::ops::{self, Precision};
 use serde::{Deserialize, Serialize};
 
-/// Number of crops that the teacher sees.
+/// Number of crops that the teacher sees: the global ones.
 pub const TEACHER_CROPS: usize = 2;
 
-/// How the two tasks are weighed against each other.
+/// Weights of the two tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Weights {
     /// A named choice.
     Named(NamedWeights),
-    /// Free numbers.
+    /// Explicit weights.
     Free {
-        /// Factor of the view task.
+        /// Weight of the view task.
         view: f64,
-        /// Factor of the region task.
+        /// Weight of the region task.
         region: f64,
     },
 }
@@ -41,14 +41,14 @@ pub enum Weights {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NamedWeights {
-    /// The official code: half each with the region task, 1 for the view task alone.
+    /// The official code: 0.5 each, or 1 for the view task alone.
     Reference,
     /// The paper's formula: L_V + L_R.
     Paper,
 }
 
 impl Weights {
-    /// Factors of the view and of the region task.
+    /// Weights of the view and of the region task.
     pub fn factors(self, region: bool) -> (f64, f64) {
         match self {
             Self::Named(NamedWeights::Reference) if region => (0.5, 0.5),
@@ -65,16 +65,16 @@ pub struct LossSettings {
     pub student_temp: f64,
     /// The teacher's temperature in this epoch.
     pub teacher_temp: f64,
-    /// How the tasks are weighed.
+    /// Weights of the tasks.
     pub weights: Weights,
-    /// The type of the products with the prototypes.
+    /// The type of GEMM operands.
     pub precision: Precision,
 }
 
 /// The loss of a batch.
 #[derive(Debug, Clone)]
 pub struct Loss {
-    /// The weighted sum, to go backward from.
+    /// The weighted sum, root of the autodiff graph.
     pub total: Tensor<1>,
     /// The view task's loss, unweighted.
     pub view: Tensor<1>,
@@ -82,12 +82,12 @@ pub struct Loss {
     pub region: Option<Tensor<1>>,
 }
 
-/// Which of an image's crops the student's predictions are for.
+/// Which of an image's crops a forward pass of the student has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Crops {
-    /// The crops at hand.
+    /// Range of these crops.
     pub at_hand: Range<usize>,
-    /// All crops of an image.
+    /// Number of crops per image.
     pub total: usize,
 }
 
@@ -98,12 +98,11 @@ impl Crops {
     }
 }
 
-/// The loss of a student's predictions for some crops against a teacher's for the first two; the
-/// losses of all parts of the crops add up to that of all.
+/// The loss of the student on some crops against the teacher on the global ones. Losses of
+/// disjoint ranges of crops add up to that of all.
 ///
-/// `mixing` holds, for every crop of an image, the `[B, B]` matrix that says of which images each
-/// of the student's images is mixed; without it every image is itself. It is for the view task
-/// alone.
+/// `mixing` has the matrices `[B, B]` of [`crate::mixup::mix`] for all crops; None without mixup.
+/// View task only.
 pub fn loss(
     student: &Predictions,
     teacher: &Predictions,
@@ -113,7 +112,7 @@ pub fn loss(
     mixing: Option<&[Tensor<2>]>,
 ) -> Loss {
     let batch = teacher.view_logits.rows() / TEACHER_CROPS;
-    // Every teacher crop is paired with every crop but itself.
+    // Every teacher crop is paired with every other crop.
     let pair_count = (TEACHER_CROPS * (crops.total - 1)) as f64;
     let first_crop = crops.at_hand.start;
     let temperatures = [settings.student_temp, settings.teacher_temp];

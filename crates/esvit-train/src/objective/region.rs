@@ -6,10 +6,9 @@ use esvit_nn::ops::{self, Group, Pairs};
 
 use super::TEACHER_CROPS;
 
-/// The teacher rows that make up the target of each of the student's region rows: for every global
-/// crop other than its own the best match there. The student's crops are those from
-/// `first_crop` on; `pair_count` is the number of (teacher crop,
-/// student crop) pairs. No gradient passes through the match.
+/// Pairs each region row of the student with its best match in each global crop other than its
+/// own. `first_crop` is the student's first crop; `pair_count` is the number of (teacher crop,
+/// student crop) pairs. The match has no gradient.
 pub(super) fn pairs(
     student: &RegionPredictions,
     teacher: &RegionPredictions,

@@ -7,11 +7,11 @@ use esvit_nn::ops::Pairs;
 
 use super::TEACHER_CROPS;
 
-/// The teacher rows `[2 B]` that make up the target of each of the student's view rows
-/// `[crops * B]`, for some of the crops: those of the global crops other than its own, each with weight `weight`.
+/// Pairs the student's view rows `[crops * B]` with teacher rows `[2 B]`: the same image in each
+/// global crop other than its own, with weight `weight`.
 ///
-/// With mixing, student image `j` of a crop is a mix of images: the target of row `j` is
-/// `sum_i T[i, j] q[i]`, so that every image counts by its share.
+/// With mixing matrices `T`, the target of row `j` is `sum_i T[i, j] q[i]`: images count by their
+/// share in the student's image `j`.
 pub(super) fn pairs(
     batch: usize,
     crops: Range<usize>,

@@ -1,4 +1,4 @@
-//! The folder of a run and what lies in it.
+//! The folder of a run.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use esvit_files::FileError;
 /// A folder that cannot be used for a run.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// There is something in it.
+    /// It is not empty.
     #[error(
         "`{path}` is not empty\n\
          hint: add `--resume` to go on with the run in it, `--overwrite` to delete that run, or \
@@ -18,7 +18,7 @@ pub enum FolderError {
         /// The folder.
         path: PathBuf,
     },
-    /// It is to be overwritten but does not look like a run.
+    /// It is to be overwritten but holds a file that no run writes.
     #[error(
         "`{path}` holds `{file}`, which no run has written, so it is not deleted\n\
          hint: choose another folder with `--out`",
@@ -30,7 +30,7 @@ pub enum FolderError {
         /// A file in it.
         file: String,
     },
-    /// The system refuses.
+    /// The system reports an error.
     #[error(
         "cannot use `{path}` as the run's folder: {source}\n\
          hint: choose a folder that you may write to with `--out`",
@@ -39,7 +39,7 @@ pub enum FolderError {
     Io {
         /// The folder or a file in it.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A file in it cannot be written.
@@ -47,7 +47,7 @@ pub enum FolderError {
     File(#[from] FileError),
 }
 
-/// Names of everything that a run and its report write at the top of its folder; event files go by their prefix.
+/// Names of all that a run and its report write at the top of the folder, event files excepted.
 const OWN_FILES: [&str; 8] = [
     "config.toml",
     "env.json",
@@ -68,8 +68,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes a folder for a new run. One with something in it is refused, unless `overwrite` is
-    /// set and all in it comes from a run, which then is deleted.
+    /// Creates the folder of a new run. If it is not empty, it is refused, or with `overwrite`
+    /// deleted, provided that everything in it comes from a run.
     ///
     /// # Errors
     /// When the folder cannot be used.
@@ -95,7 +95,7 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// The folder of a run that goes on. Temporary files of a killed run are deleted.
+    /// The folder of an existing run. Temporary files of a killed process are deleted.
     ///
     /// # Errors
     /// When the folder cannot be used.
@@ -164,7 +164,7 @@ impl RunFolder {
     /// When it can be neither linked nor copied.
     pub fn mark_best(&self, checkpoint: &Path) -> Result<(), FolderError> {
         let fresh = self.io(esvit_files::temporary_path(&self.best()))?;
-        // A second name for the same bytes; a copy where the file system has no links.
+        // A hard link, or a copy where the file system has none.
         if std::fs::hard_link(checkpoint, &fresh).is_err() {
             self.io(std::fs::copy(checkpoint, &fresh))?;
         }

@@ -1,4 +1,4 @@
-//! What a run writes down while it goes: `train.log`, `metrics.jsonl`, `log.txt` and TensorBoard.
+//! The logs of a run: `train.log`, `metrics.jsonl`, `log.txt` and TensorBoard events.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use crate::health::Health;
 use crate::tensorboard::TensorBoard;
 use esvit_files::{LineLog, keep_lines_while};
 
-/// The figures of a stretch of steps, averaged where that makes sense.
+/// Metrics of the steps since the last line.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// Optimizer steps done.
@@ -34,11 +34,11 @@ pub struct StepMetrics {
     pub teacher_temp: f64,
     /// Mean norm of the gradients before clipping.
     pub grad_norm: f64,
-    /// Seconds a step.
+    /// Seconds per step.
     pub batch_time: f64,
     /// Share of that time spent waiting for data.
     pub data_wait: f64,
-    /// Images a second.
+    /// Images per second.
     pub img_per_s: f64,
     /// Largest resident memory so far, in MiB.
     pub max_mem: f64,
@@ -54,15 +54,15 @@ pub struct KnnMetrics {
     pub step: u64,
     /// Epochs done.
     pub epoch: u64,
-    /// Neighbors.
+    /// Number of neighbors.
     pub knn_k: usize,
-    /// Top-1 in per cent.
+    /// Top-1 in percent.
     pub knn_top1: f64,
-    /// Top-5 in per cent.
+    /// Top-5 in percent.
     pub knn_top5: f64,
 }
 
-/// An epoch, in the form of DINO's `log.txt`.
+/// Metrics of an epoch, in the form of DINO's `log.txt`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct EpochMetrics {
     /// Mean loss.
@@ -83,7 +83,7 @@ pub(super) struct MetricsLog {
     tensorboard: TensorBoard,
 }
 
-/// What is needed to find the place in a file of lines.
+/// A line's position in the run.
 #[derive(Deserialize)]
 struct Place {
     step: Option<u64>,
@@ -91,8 +91,8 @@ struct Place {
 }
 
 impl MetricsLog {
-    /// Opens the files; lines of steps after `step` (of epochs after `epochs` are done) are cut
-    /// off, since they will be written again.
+    /// Opens the files and drops lines after `step` (in `log.txt`, from epoch `epochs` on), which
+    /// will be written again.
     pub(super) fn open(folder: &RunFolder, step: u64, epochs: u64) -> Result<Self, RunError> {
         let [log, metrics, log_txt] =
             ["train.log", "metrics.jsonl", "log.txt"].map(|name| folder.file(name));
@@ -119,7 +119,7 @@ impl MetricsLog {
         })
     }
 
-    /// A line for people.
+    /// Writes to `train.log`.
     pub(super) fn say(&mut self, line: &str) -> Result<(), RunError> {
         let time = humantime::format_rfc3339_seconds(SystemTime::now());
         for line in line.lines() {
@@ -141,7 +141,7 @@ impl MetricsLog {
         Ok(())
     }
 
-    /// Every number of a structure under its name, in `metrics.jsonl` and for TensorBoard.
+    /// Writes a structure to `metrics.jsonl`, and its numbers to TensorBoard.
     fn line(&mut self, figures: &impl Serialize, step: u64) -> Result<(), RunError> {
         let text = json(figures);
         self.metrics.append_line(&text)?;
@@ -156,7 +156,7 @@ impl MetricsLog {
         Ok(())
     }
 
-    /// Makes sure that what was written outlives the process.
+    /// Flushes what would be lost if the process were killed.
     pub(super) fn flush(&mut self) -> Result<(), RunError> {
         self.tensorboard.flush()?;
         Ok(())
@@ -171,7 +171,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-/// Largest resident memory of this process in MiB; 0 where the system does not say.
+/// Largest resident memory of this process in MiB; 0 if unknown.
 pub(super) fn peak_memory() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,4 @@
-//! A whole run: from settings and images to checkpoints.
+//! A whole pre-training run.
 
 mod folder;
 mod metrics_log;
@@ -26,45 +26,45 @@ use crate::tensorboard::TensorBoardError;
 use esvit_files::FileError;
 use session::Session;
 
-/// How a run begins.
+/// How a run starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// From starting values, in a new folder.
+    /// From initial values, in a new folder.
     New,
     /// From the weights of a file, in a new folder.
     InitFrom(PathBuf),
-    /// From everything that a checkpoint of another run has, at its step, in a new folder: a task
+    /// From the whole state in a checkpoint of another run, at its step, in a new folder. A task
     /// may be added.
     ContinueFrom(PathBuf),
-    /// Where the run in the folder stopped.
+    /// Continues the run in the folder.
     Resume,
 }
 
-/// What a run needs beside its settings.
+/// What a run needs besides its settings.
 pub struct Options<'a> {
     /// The run's folder.
     pub out: PathBuf,
     /// Deletes an earlier run in the folder.
     pub overwrite: bool,
-    /// How to begin.
+    /// How to start.
     pub start: Start,
     /// The images.
     pub source: Arc<dyn Source>,
-    /// Set from outside to stop after the current step.
+    /// Set by the caller to stop after the current step.
     pub stop: Arc<AtomicBool>,
-    /// Facts about machine and program, for `env.json`.
+    /// Machine and program, for `env.json`.
     pub environment: serde_json::Value,
-    /// Is told what happens.
+    /// Receives the events of the run.
     pub observer: &'a mut dyn Observer,
     /// Measures the teacher's k-NN accuracy.
     pub knn: Option<&'a mut KnnCheck<'a>>,
 }
 
-/// Measures the k-NN accuracy of a network with the given values.
+/// Measures the k-NN accuracy of a network with these parameters.
 pub type KnnCheck<'a> = dyn FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>>
     + 'a;
 
-/// What a k-NN check gives, in per cent.
+/// k-NN accuracy, in percent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KnnAccuracy {
     /// Share of images whose class is ranked first.
@@ -73,43 +73,43 @@ pub struct KnnAccuracy {
     pub top5: f64,
 }
 
-/// Is told what happens in a run.
+/// Receives the events of a run.
 pub trait Observer {
-    /// Something happened.
+    /// Called for every event.
     fn notice(&mut self, event: &Event<'_>);
 }
 
-/// Something that happened in a run.
+/// An event of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// The run begins (or goes on) with this plan.
+    /// The run starts or continues, with this plan.
     Begin(&'a Plan),
-    /// A step was done: its number, counted from 1, and its loss.
+    /// A step was done.
     Step {
         /// Steps done.
         step: u64,
         /// Loss of the step.
         loss: f32,
     },
-    /// The figures of the last steps.
+    /// Metrics since the last line of the log.
     Figures(&'a StepMetrics),
     /// A k-NN check.
     Knn(&'a KnnMetrics),
     /// A checkpoint was written.
     Checkpoint(&'a Path),
-    /// An image is left out.
+    /// An image cannot be decoded and is left out.
     Broken(&'a BrokenImage),
-    /// Something worth knowing.
+    /// A remark.
     Note(&'a str),
-    /// Something that needs attention.
+    /// A warning.
     Warning(&'a str),
 }
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// Whether all steps are done.
+    /// Why it ended.
     pub end: End,
     /// Optimizer steps done, over all sessions.
     pub step: u64,
@@ -119,7 +119,7 @@ pub struct Outcome {
     pub knn: Option<KnnMetrics>,
     /// Time spent in steps, in this session.
     pub training: Duration,
-    /// Images left out.
+    /// Number of images left out.
     pub broken: usize,
 }
 
@@ -128,9 +128,9 @@ pub struct Outcome {
 pub enum End {
     /// All steps are done.
     Finished,
-    /// There was no step left to do.
+    /// There was no step left.
     NothingToDo,
-    /// It was asked to stop; its state is saved.
+    /// The caller asked to stop; the state is saved.
     Stopped,
 }
 
@@ -140,7 +140,7 @@ pub enum RunError {
     /// The settings are wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// There is no such device.
+    /// The device does not exist or is not in this build.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The folder cannot be used.
@@ -155,20 +155,20 @@ pub enum RunError {
     /// TensorBoard's events cannot be written.
     #[error(transparent)]
     TensorBoard(#[from] TensorBoardError),
-    /// The images do not make batches.
+    /// The images cannot be loaded in batches.
     #[error("{0}")]
     Data(#[from] LoaderError),
     /// The k-NN check failed.
     #[error("the k-NN check failed: {0}")]
     Knn(Box<dyn std::error::Error + Send + Sync>),
-    /// A run that would do nothing.
+    /// No step is left.
     #[error(
         "nothing to do: `{path}` is at step {done} and the run would end at step {total}\n\
          hint: raise `train.epochs` above {epochs}",
         path = path.display()
     )]
     NoStepLeft {
-        /// The checkpoint to go on from.
+        /// The checkpoint to continue from.
         path: PathBuf,
         /// Its step.
         done: u64,
@@ -177,12 +177,12 @@ pub enum RunError {
         /// Epochs of the whole run.
         epochs: u64,
     },
-    /// A checkpoint of another network, as far as can be told.
+    /// The checkpoint to start from cannot be read or does not fit.
     #[error("cannot start from `{path}`: {source}", path = path.display())]
     Start {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// The reason.
         source: CheckpointError,
     },
     /// The loss is not a finite number.
@@ -206,15 +206,15 @@ pub enum RunError {
     },
 }
 
-/// Trains a student and its teacher.
+/// Pre-trains a student and its teacher.
 ///
 /// # Errors
-/// [`RunError`] says what to do next; checkpoints written before the error stay whole.
+/// [`RunError`] has a hint; checkpoints written before the error stay intact.
 pub fn pretrain<'a>(config: &'a Config, options: Options<'a>) -> Result<Outcome, RunError> {
     let loader = plan::loader(config, options.source.clone())?;
     let mut session = Session::open(config, options, &loader)?;
     let result = session.run(&loader);
-    // Images found broken by the last batches are told of also when the run fails.
+    // Broken images of the last batches are reported even if the run fails.
     let reported = session.report_broken(&loader);
     if let Err(error) = &result {
         session.record_failure(error);

@@ -1,4 +1,4 @@
-//! What a run is going to do, and the parts that it does it with.
+//! The plan of a run, its loader and its learner.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use crate::learner::{LearnerSettings, StepSettings};
 use crate::objective::TEACHER_CROPS;
 use crate::schedule::{CosineSchedule, TemperatureSchedule};
 
-/// What a run is going to do.
+/// The plan of a run: lengths and schedules.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Steps that were done before.
+    /// Steps done before.
     pub first_step: u64,
     /// Steps of the whole run.
     pub total_steps: u64,
-    /// Steps of an epoch.
+    /// Steps per epoch.
     pub steps_per_epoch: u64,
-    /// Images of a step.
+    /// Images per step.
     pub global_batch: usize,
-    /// Images of the source.
+    /// Images in the source.
     pub images: usize,
-    /// Threads of the arithmetic.
+    /// CPU threads.
     pub threads: usize,
-    /// The type of operands of large products.
+    /// The type of GEMM operands and saved activations.
     pub precision: Precision,
     description: String,
     lr: CosineSchedule,
@@ -104,7 +104,7 @@ impl Plan {
         }
     }
 
-    /// Whether the figures are written down after `done` steps.
+    /// Whether metrics are logged after `done` steps.
     pub(super) fn is_logged(&self, done: u64) -> bool {
         done.is_multiple_of(self.log_every) || done == self.total_steps
     }
@@ -151,7 +151,7 @@ fn describe(config: &Config, learner: &Learner) -> String {
     )
 }
 
-/// The loader of a run's batches: one for each optimizer step.
+/// The loader of a run: one batch per optimizer step.
 pub(super) fn loader(config: &Config, source: Arc<dyn Source>) -> Result<Loader, LoaderError> {
     let data = &config.data;
     let settings = LoaderConfig {
@@ -166,7 +166,7 @@ pub(super) fn loader(config: &Config, source: Arc<dyn Source>) -> Result<Loader,
     Loader::new(source, config.views.clone(), settings)
 }
 
-/// A learner at its starting values.
+/// An initialized learner.
 pub(super) fn learner(config: &Config, device: &Device) -> Learner {
     let objective = &config.objective;
     let network =

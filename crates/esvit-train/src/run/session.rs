@@ -1,4 +1,4 @@
-//! The loop of a run in this process: from its start, or from where an earlier process left it.
+//! The training loop of one process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,7 +79,7 @@ impl<'a> Session<'a> {
             return Ok(self.outcome(End::NothingToDo, first_step, Duration::ZERO, loader));
         }
         if self.newest.as_os_str().is_empty() {
-            // A run that fails before its first checkpoint has one to fall back on.
+            // A run that fails before its first checkpoint can start again from this one.
             self.save(first_step)?;
         }
         let mut window = LogWindow::new();
@@ -116,7 +116,7 @@ impl<'a> Session<'a> {
         Ok(self.outcome(End::Finished, done, training, loader))
     }
 
-    /// One optimizer step; a loss that is not finite leaves its inputs and the state on disk.
+    /// One optimizer step; if the loss is not finite, its inputs and the state are saved.
     fn step(&mut self, batch: Batch, settings: &StepSettings) -> Result<StepResult, RunError> {
         let micro_batches = self.micro_batches(batch);
         let learner = &mut self.learner;
@@ -124,7 +124,7 @@ impl<'a> Session<'a> {
             .or_else(|error| Err(self.not_finite(&micro_batches, settings, error)?))
     }
 
-    /// The batch as crops of `train.batch_size` images.
+    /// Splits the batch into micro-batches: lists of crops `[B, 3, H, W]`.
     fn micro_batches(&self, batch: Batch) -> Vec<Vec<Tensor<4>>> {
         let device = self.learner.device();
         let images = self.config.train.batch_size;
@@ -167,7 +167,7 @@ impl<'a> Session<'a> {
         Ok(RunError::NotFinite { step, source, saved: folder, checkpoint: self.newest.clone() })
     }
 
-    /// Writes the figures of the last steps down and looks at the teacher's health.
+    /// Logs the metrics of the last steps and checks the teacher's health.
     fn figures(
         &mut self,
         window: &LogWindow,
@@ -204,7 +204,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Check and checkpoint where they are due; returns whether the state was saved.
+    /// Runs check and checkpoint when due; returns whether the state was saved.
     fn end_of_epoch(
         &mut self,
         done: u64,
@@ -241,7 +241,7 @@ impl<'a> Session<'a> {
         Ok(due || improved)
     }
 
-    /// Measures the teacher; returns whether it is the best so far.
+    /// Runs the k-NN check of the teacher; returns whether it is the best so far.
     fn check(&mut self, done: u64, epoch: u64) -> Result<bool, RunError> {
         let Some(knn) = &mut self.knn else { return Ok(false) };
         let accuracy = knn(&self.learner.network, &self.learner.teacher).map_err(RunError::Knn)?;
@@ -284,9 +284,9 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Writes down why the run failed, where that can still be written.
+    /// Logs why the run failed.
     pub(super) fn record_failure(&mut self, error: &RunError) {
-        // The error is returned all the same; a full disk takes no line.
+        // The error is returned anyway; on a full disk it cannot be logged.
         let _ = self.log.say(&format!("error: {error}"));
     }
 

@@ -1,5 +1,4 @@
-//! Where a run begins: anew, with a file's weights, with its whole state, or where an earlier process
-//! has left it.
+//! How a run starts: initialized, from weights, from another run's state, or resumed.
 
 use std::path::{Path, PathBuf};
 
@@ -12,21 +11,21 @@ use crate::Learner;
 use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded};
 use crate::config::Config;
 
-/// The state that a run begins with.
+/// The state at the start of a run.
 pub(super) struct Started {
     pub(super) learner: Learner,
-    /// Steps that were done before.
+    /// Steps done before.
     pub(super) first_step: u64,
     pub(super) best: Option<Best>,
-    /// The newest checkpoint of the run's folder; empty where it has none.
+    /// The newest checkpoint of the run's folder; empty if there is none.
     pub(super) newest: PathBuf,
-    /// What the log should say of the beginning.
+    /// Remarks for the log.
     pub(super) notes: Vec<String>,
 }
 
 impl Started {
-    /// The state that `start` asks for, and the run's folder. What the run starts from is read
-    /// before anything is written or deleted.
+    /// The state that `start` asks for, and the run's folder. Files to start from are read before
+    /// anything is written or deleted.
     pub(super) fn prepare(
         config: &Config,
         start: &Start,
@@ -60,7 +59,7 @@ impl Started {
         Ok((started, folder))
     }
 
-    /// Takes over weights and nothing else.
+    /// Loads weights only.
     fn init_from(&mut self, path: &Path, config: &Config) -> Result<(), RunError> {
         let loaded = from_file(path, |file| file.initialize(&mut self.learner))?;
         self.notes.push(describe("weights", path, &loaded));
@@ -73,7 +72,7 @@ impl Started {
         Ok(())
     }
 
-    /// Takes over the whole state of another run.
+    /// Loads the whole state of another run.
     fn continue_from(
         &mut self,
         path: &Path,
@@ -93,7 +92,7 @@ impl Started {
         Ok(())
     }
 
-    /// Takes up the newest checkpoint of the run's folder.
+    /// Restores the newest checkpoint in the folder.
     fn resume(&mut self, folder: &RunFolder, loader: &Loader) -> Result<(), RunError> {
         let Some((path, file)) = newest_whole(folder, &mut self.notes)? else {
             self.notes.push("no checkpoint yet, starting from the beginning".into());
@@ -105,7 +104,7 @@ impl Started {
         (self.first_step, self.best) = (metadata.step, metadata.best);
         let epoch_ended = self.first_step.is_multiple_of(loader.steps_per_epoch());
         if epoch_ended && self.best.is_some_and(|best| best.epoch == metadata.epoch) {
-            // A kill may have come between its writing and its marking.
+            // The process may have been killed after writing and before marking it.
             folder.mark_best(&path)?;
         }
         self.notes.push(format!("going on after step {} (`{}`)", self.first_step, path.display()));
@@ -137,7 +136,7 @@ fn describe(what: &str, path: &Path, loaded: &Loaded) -> String {
     text
 }
 
-/// The newest checkpoint that can be read; those that cannot are named in `notes`.
+/// The newest checkpoint that can be read; others before it are named in `notes`.
 fn newest_whole(
     folder: &RunFolder,
     notes: &mut Vec<String>,
@@ -152,6 +151,6 @@ fn newest_whole(
             }
         }
     }
-    // With checkpoints but none that is whole, starting over would hide the loss.
+    // If checkpoints exist but none can be read, starting over would hide the loss.
     first_error.map_or(Ok(None), Err)
 }

@@ -1,5 +1,5 @@
-//! What calls stand for. Known functions of PyTorch, NumPy and Python's own types give what they
-//! would make; any other gives an object that says what it was made of.
+//! Calls. Known functions of PyTorch, NumPy and Python's own types are evaluated; any other becomes
+//! an object with class and arguments.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::machine::Machine;
 use super::node::{Id, Node, Object};
 use crate::error::Fault;
 
-/// Bytes of the longest number of NumPy that is known.
+/// Bytes of the longest NumPy scalar.
 const MAX_SCALAR: usize = 8;
 
 impl Machine<'_, '_> {
@@ -20,8 +20,8 @@ impl Machine<'_, '_> {
         };
         let global = global.clone();
         match (&*global.module, &*global.name, &*given) {
-            // Tensors with attributes of their own, and subclasses: what rebuilds the tensor is
-            // called with a tuple. Only what is not such a call itself, or it would not end.
+            // Tensors with attributes, and subclasses: the inner function rebuilds the tensor. Only
+            // `torch._utils` is followed, or the recursion would not end.
             ("torch._tensor", "_rebuild_from_type_v2", &[inner, _, inner_arguments, _]) if matches!(self.arena.get(inner), Node::Global(g) if &*g.module == "torch._utils") => {
                 self.call(inner, inner_arguments)
             }
@@ -77,7 +77,7 @@ impl Machine<'_, '_> {
         }
     }
 
-    /// A dictionary, of nothing, of another one or of a list of pairs.
+    /// A dictionary: empty, or from a dictionary or a list of pairs.
     fn dict(&mut self, given: &[Id]) -> Result<Id, Fault> {
         let entries = match given.first().map(|&first| self.arena.get(first)) {
             None => Vec::new(),
@@ -99,7 +99,7 @@ impl Machine<'_, '_> {
         self.arena.add(Node::Dict(entries))
     }
 
-    /// Bytes as Python 3 writes them for Python 2: text, each character of which is a byte.
+    /// Bytes as Python 3 pickles them for Python 2: text with one character per byte.
     fn encoded(
         &mut self,
         text: Id,
@@ -126,8 +126,8 @@ impl Machine<'_, '_> {
         }
     }
 
-    /// A number of NumPy: an object of class `numpy.dtype`, whose first argument names the type and
-    /// whose state the order of bytes, and the bytes.
+    /// A NumPy scalar: an object of class `numpy.dtype`, with the type in its first argument and
+    /// the byte order in its state, and the bytes.
     fn scalar(&self, dtype: Id, bytes: Id) -> Option<Node> {
         let Node::Object(dtype) = self.arena.get(dtype) else { return None };
         let code = self.arena.text(*self.arena.tuple(dtype.arguments)?.first()?)?;
@@ -163,29 +163,29 @@ impl Machine<'_, '_> {
         })
     }
 
-    /// Appends to a list, or to an object that is one in Python.
+    /// Appends to a list or list-like object.
     pub(super) fn append(&mut self, items: Vec<Id>) -> Result<(), Fault> {
         let top = self.top()?;
         match self.arena.get_mut(top) {
             Node::List(list) => list.extend(items),
             Node::Object(object) => object.items.extend(items),
-            _ => return Err(Fault::damaged("something is appended to what is no list")),
+            _ => return Err(Fault::damaged("something is appended to what is not a list")),
         }
         Ok(())
     }
 
-    /// Puts pairs into a dictionary, or into an object that is one in Python.
+    /// Adds pairs to a dictionary or dictionary-like object.
     pub(super) fn set(&mut self, pairs: Vec<(Id, Id)>) -> Result<(), Fault> {
         let top = self.top()?;
         match self.arena.get_mut(top) {
             Node::Dict(entries) => entries.extend(pairs),
             Node::Object(object) => object.entries.extend(pairs),
-            _ => return Err(Fault::damaged("a pair is put into what is no dictionary")),
+            _ => return Err(Fault::damaged("a pair is added to what is not a dictionary")),
         }
         Ok(())
     }
 
-    /// Gives an object its attributes. Those of dictionaries and tensors say nothing about weights.
+    /// Sets an object's attributes. Those of dictionaries, lists and tensors are ignored.
     pub(super) fn build(&mut self, object: Id, state: Id) -> Result<(), Fault> {
         match self.arena.get_mut(object) {
             Node::Object(object) => object.state = Some(state),

@@ -1,7 +1,6 @@
-//! Functions whose call in a file of weights is an attack.
+//! Functions that only an attack would call.
 
-/// Modules of which nothing may be called. A project of one's own may have a folder called `code`,
-/// so that only the module itself is meant.
+/// Modules of which nothing may be called. Matched exactly: a project may have a package `code`.
 const MODULES: &[&str] = &[
     "_io",
     "_operator",
@@ -48,7 +47,7 @@ const MODULES: &[&str] = &[
     "zipimport",
 ];
 
-/// Packages of which nothing may be called, whatever the module.
+/// Packages of which nothing may be called, in any module.
 const PACKAGES: &[&str] = &[
     "asyncio",
     "ctypes",
@@ -64,7 +63,7 @@ const PACKAGES: &[&str] = &[
     "venv",
 ];
 
-/// Functions of modules that also hold harmless ones.
+/// Functions of builtins, which also have harmless ones.
 const FUNCTIONS: &[&str] = &[
     "apply",
     "breakpoint",
@@ -90,7 +89,7 @@ const FUNCTIONS: &[&str] = &[
     "__build_class__",
 ];
 
-/// Whether calling the function reaches out of the program that loads the file.
+/// Whether a call of the function could affect the machine.
 pub(crate) fn is_dangerous(module: &str, name: &str) -> bool {
     let package = module.split('.').next().unwrap_or(module);
     if matches!(module, "builtins" | "__builtin__" | "__builtins__") {

@@ -1,11 +1,10 @@
-//! The bytes of a pickle, read from the file piece by piece: a legacy file does not say where its
-//! pickles end.
+//! Buffered bytes of a pickle: a legacy file does not say where its pickles end.
 
 use crate::error::Fault;
 use crate::limits::MAX_PICKLE;
 use crate::source::Source;
 
-/// Bytes that are read ahead.
+/// Bytes to read ahead.
 const AHEAD: u64 = 1 << 16;
 
 /// Bytes of a line in the text protocols.
@@ -15,24 +14,24 @@ const MAX_LINE: usize = 1 << 20;
 pub(crate) struct Input<'a> {
     source: &'a Source,
     buffer: Vec<u8>,
-    /// What of the buffer is used up.
+    /// Bytes of the buffer already consumed.
     used: usize,
-    /// Where in the file the buffer ends.
+    /// Position in the file where the buffer ends.
     next: u64,
-    /// Where the pickle has to end.
+    /// Position in the file before which the pickle must end.
     end: u64,
-    /// Where it would exceed the limit.
+    /// Position in the file at which the pickle exceeds the limit.
     limit: u64,
 }
 
 impl<'a> Input<'a> {
-    /// The bytes from `start` to `end`, which lies within the file.
+    /// The bytes from `start` to `end`, which must be within the file.
     pub(crate) fn new(source: &'a Source, start: u64, end: u64) -> Self {
         let limit = start.saturating_add(MAX_PICKLE);
         Self { source, buffer: Vec::new(), used: 0, next: start, end, limit }
     }
 
-    /// Where in the file the next byte is.
+    /// Position of the next byte in the file.
     pub(crate) fn position(&self) -> u64 {
         self.next - (self.buffer.len() - self.used) as u64
     }
@@ -77,7 +76,7 @@ impl<'a> Input<'a> {
         Ok(self.array::<1>()?[0])
     }
 
-    /// An unsigned length of `N` bytes.
+    /// An unsigned little-endian length of `N` bytes.
     pub(crate) fn length<const N: usize>(&mut self) -> Result<u64, Fault> {
         let mut wide = [0; 8];
         wide[..N].copy_from_slice(&self.array::<N>()?);

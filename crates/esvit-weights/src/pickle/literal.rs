@@ -1,10 +1,10 @@
-//! Instructions that put a number, text or bytes of the pickle on the stack.
+//! Instructions that push a number, text or bytes.
 
 use super::machine::Machine;
 use super::node::Node;
 use crate::error::Fault;
 
-/// Digits of an integer beyond 64 bits.
+/// Digits of an integer beyond 64 bits, at most.
 const MAX_DIGITS: usize = 1024;
 
 impl Machine<'_, '_> {
@@ -13,8 +13,7 @@ impl Machine<'_, '_> {
         self.push(Node::Int(number as i64))
     }
 
-    /// An integer in decimal digits, with an `L` behind it if it was a `long` of Python 2. `00` and
-    /// `01` are truth values.
+    /// A decimal integer, with suffix `L` for a `long` of Python 2. `00` and `01` are booleans.
     pub(super) fn integer_line(&mut self) -> Result<(), Fault> {
         let line = self.input.line()?;
         let digits = line.strip_suffix(b"L").unwrap_or(&line);
@@ -40,12 +39,12 @@ impl Machine<'_, '_> {
         self.push(node)
     }
 
-    /// An integer of `count` bytes, the lowest first, the highest bit of the last its sign.
+    /// A signed little-endian integer of `count` bytes, in two's complement.
     pub(super) fn long(&mut self, count: u64) -> Result<(), Fault> {
         let bytes = self.input.take(count)?;
         let negative = bytes.last().is_some_and(|&last| last >= 0x80);
         let fill = if negative { 0xff } else { 0 };
-        // The rest repeats the sign of what 64 bits hold, or the number is beyond them.
+        // It fits into 64 bits if the rest is sign extension.
         let fits = bytes.len() <= 8
             || bytes[8..].iter().all(|&byte| byte == fill) && (bytes[7] >= 0x80) == negative;
         let node = if !fits {
@@ -56,8 +55,8 @@ impl Machine<'_, '_> {
             Node::BigInt(format!("0x{digits}").into())
         } else {
             let mut wide = [fill; 8];
-            let kept = bytes.len().min(8);
-            wide[..kept].copy_from_slice(&bytes[..kept]);
+            let used = bytes.len().min(8);
+            wide[..used].copy_from_slice(&bytes[..used]);
             Node::Int(i64::from_le_bytes(wide))
         };
         self.push(node)
@@ -75,7 +74,7 @@ impl Machine<'_, '_> {
         self.push(Node::Bytes(bytes))
     }
 
-    /// A string of Python 2, which is text or bytes.
+    /// A string of Python 2, text or bytes.
     pub(super) fn old_string<const N: usize>(&mut self) -> Result<(), Fault> {
         let count = self.input.length::<N>()?;
         let node = text_or_bytes(self.input.take(count)?);

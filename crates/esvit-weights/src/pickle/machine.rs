@@ -1,5 +1,5 @@
-//! The stack machine. Every instruction adds at most one node, so that the limits on instructions
-//! and nodes bound memory and time.
+//! The stack machine. Every instruction adds a bounded number of nodes, so that the limits on
+//! instructions and nodes bound memory and time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use super::opcode as op;
 use crate::error::Fault;
 use crate::limits::MAX_STEPS;
 
-/// What a pickle holds.
+/// The result of a pickle.
 #[derive(Debug)]
 pub(crate) struct Pickle {
     pub(crate) arena: Arena,
     pub(crate) root: Id,
-    /// Every storage in the order in which the pickle names it.
+    /// All storages, in order of first use.
     pub(crate) storages: Vec<Arc<Storage>>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Machine<'i, 's> {
 }
 
 impl<'i, 's> Machine<'i, 's> {
-    /// Follows one pickle to its end; `input` then stands behind it.
+    /// Runs one pickle; `input` is left after its end.
     pub(crate) fn run(input: &'i mut Input<'s>) -> Result<Pickle, Fault> {
         let mut machine = Self {
             input,
@@ -67,7 +67,7 @@ impl<'i, 's> Machine<'i, 's> {
             op::READONLY_BUFFER => {}
             op::MARK => self.marks.push(self.stack.len()),
             op::POP => {
-                // Where a mark is on top, that is what is taken.
+                // A mark on top is popped instead.
                 if self.marks.last() == Some(&self.stack.len()) {
                     self.marks.pop();
                 } else {
@@ -251,7 +251,7 @@ impl<'i, 's> Machine<'i, 's> {
         Ok(())
     }
 
-    /// The stack's height below which only an instruction that takes the mark may reach.
+    /// Stack height below which only instructions that take the mark may reach.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -295,7 +295,7 @@ impl<'i, 's> Machine<'i, 's> {
     fn memo_line(&mut self) -> Result<u64, Fault> {
         let line = self.input.line()?;
         let key = std::str::from_utf8(&line).ok().and_then(|text| text.parse().ok());
-        key.ok_or_else(|| Fault::damaged("a key is no number"))
+        key.ok_or_else(|| Fault::damaged("a key is not a number"))
     }
 
     fn global_lines(&mut self) -> Result<Id, Fault> {

@@ -1,8 +1,8 @@
 //! Python's pickles, read as data.
 //!
-//! A pickle is a program for a small stack machine, which can call any function of any module. Here
-//! a call makes a node that says what would have been called; the few functions that `torch.save`
-//! needs are known and give what they stand for.
+//! A pickle is a program for a stack machine that can call any function of any module. Here a call
+//! only makes a node with function and arguments; the few functions that `torch.save` needs are
+//! evaluated.
 
 mod call;
 mod danger;
@@ -22,7 +22,7 @@ pub(crate) use machine::{Machine, Pickle};
 pub(crate) use node::Element;
 pub(crate) use tree::{StorageBytes, unfold};
 
-/// Counts bytes of text that are copied, so that a small file cannot ask for a large one's memory.
+/// Counts copied bytes of text, so that a small file cannot expand to a large amount of memory.
 fn charge_text(text: &mut usize, bytes: usize) -> Result<(), Fault> {
     *text = text.saturating_add(bytes);
     if *text > MAX_TEXT {

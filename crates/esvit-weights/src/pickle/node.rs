@@ -1,5 +1,5 @@
-//! What a pickle builds: nodes that name each other by number. The numbers may form cycles and name
-//! one node from many places, as objects in Python do.
+//! The object graph of a pickle: nodes that refer to each other by index. As with Python's objects,
+//! references may be shared or form cycles.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 use crate::error::Fault;
 use crate::limits::MAX_OBJECTS;
 
-/// The number of a node.
+/// Index of a node.
 pub(crate) type Id = u32;
 
 #[derive(Debug, Clone)]
@@ -15,7 +15,7 @@ pub(crate) enum Node {
     None,
     Bool(bool),
     Int(i64),
-    /// Digits of an integer beyond 64 bits: hexadecimal behind `0x`, or decimal in text protocols.
+    /// Digits of an integer beyond 64 bits: hexadecimal after `0x`, or decimal in text protocols.
     BigInt(Arc<str>),
     Float(f64),
     Text(Arc<str>),
@@ -43,34 +43,34 @@ impl Global {
     }
 }
 
-/// What calling a foreign class would give.
+/// An object of an unknown class.
 #[derive(Debug, Clone)]
 pub(crate) struct Object {
     pub(crate) class: Id,
     /// A tuple.
     pub(crate) arguments: Id,
     pub(crate) state: Option<Id>,
-    /// What was appended to it as to a list.
+    /// Items appended to it, if it is list-like.
     pub(crate) items: Vec<Id>,
-    /// What was put into it as into a dictionary.
+    /// Pairs added to it, if it is dictionary-like.
     pub(crate) entries: Vec<(Id, Id)>,
 }
 
-/// The elements of a storage: their size, and their type if it is one that can be read.
+/// Element size of a storage in bytes, and its type if that can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Element {
     pub(crate) size: u64,
     pub(crate) dtype: Option<Dtype>,
 }
 
-/// Elements that tensors share, known by a key.
+/// A buffer of elements that tensors share, identified by a key.
 #[derive(Debug)]
 pub(crate) struct Storage {
     pub(crate) key: Arc<str>,
-    /// What the file calls the type, such as `FloatStorage`.
+    /// The class of the storage, such as `FloatStorage`.
     pub(crate) class: Arc<str>,
     pub(crate) element: Element,
-    /// The first element; other than 0 in files of the earliest versions only.
+    /// The first element; not 0 only in files of the earliest versions.
     pub(crate) offset: u64,
     pub(crate) count: u64,
 }
@@ -80,18 +80,18 @@ pub(crate) struct Storage {
 pub(crate) struct View {
     pub(crate) storage: Arc<Storage>,
     pub(crate) element: Element,
-    /// What the file calls the type.
+    /// Name of the element type in the file.
     pub(crate) kind: Arc<str>,
     pub(crate) offset: u64,
     pub(crate) shape: Vec<usize>,
     pub(crate) strides: Vec<u64>,
 }
 
-/// The nodes, and how many there may be.
+/// All nodes, within limits.
 #[derive(Debug, Default)]
 pub(crate) struct Arena {
     nodes: Vec<Node>,
-    /// Nodes, and items that were copied into them at once.
+    /// Number of nodes and copied items.
     objects: usize,
     text: usize,
 }
@@ -103,7 +103,7 @@ impl Arena {
         Ok((self.nodes.len() - 1) as Id)
     }
 
-    /// Counts items that one instruction copies.
+    /// Counts copied items.
     pub(crate) fn charge(&mut self, items: usize) -> Result<(), Fault> {
         self.objects = self.objects.saturating_add(items);
         if self.objects > MAX_OBJECTS {
@@ -112,7 +112,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Counts bytes of text that an instruction copies from a node.
+    /// Counts copied bytes of text.
     pub(crate) fn charge_text(&mut self, bytes: usize) -> Result<(), Fault> {
         super::charge_text(&mut self.text, bytes)
     }
@@ -139,7 +139,7 @@ impl Arena {
         }
     }
 
-    /// A whole number that is not negative.
+    /// A non-negative integer.
     pub(crate) fn count(&self, id: Id) -> Option<u64> {
         match self.get(id) {
             Node::Int(number) => u64::try_from(*number).ok(),

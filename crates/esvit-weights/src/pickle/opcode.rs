@@ -1,10 +1,10 @@
-//! The instructions of a pickle, named as in Python's `pickletools`.
+//! Opcodes of pickle, named as in Python's `pickletools`.
 
 macro_rules! opcodes {
     ($($name:ident = $code:literal),* $(,)?) => {
         $(pub(crate) const $name: u8 = $code;)*
 
-        /// The name of an instruction for messages.
+        /// The name of an opcode, for messages.
         pub(crate) fn name(code: u8) -> String {
             match code {
                 $($code => stringify!($name).into(),)*

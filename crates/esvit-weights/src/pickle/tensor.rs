@@ -9,7 +9,7 @@ use crate::error::Fault;
 use crate::limits::{MAX_RANK, MAX_TENSORS};
 
 impl Machine<'_, '_> {
-    /// What is stored beside the pickle: a storage, or a class of which the source is kept as well.
+    /// An object outside the pickle: a storage, or a class whose source is stored too.
     pub(super) fn persistent(&mut self, id: Id) -> Result<Id, Fault> {
         let bad = || Fault::damaged("a reference to a storage is not as torch.save writes it");
         let parts = self.arena.tuple(id).ok_or_else(bad)?;
@@ -29,7 +29,7 @@ impl Machine<'_, '_> {
         }
     }
 
-    /// What a function of `torch._utils` gives; nothing if it is not known here.
+    /// Evaluates a function of `torch._utils`; None if it is unknown.
     pub(super) fn rebuild(&mut self, name: &str, given: &[Id]) -> Result<Option<Id>, Fault> {
         let view = match (name, given) {
             ("_rebuild_parameter" | "_rebuild_parameter_with_state", &[tensor, ..]) => {
@@ -95,7 +95,7 @@ fn view(
     })
 }
 
-/// The elements of a storage class of PyTorch, on whatever device.
+/// The element type of a PyTorch storage class, on any device.
 fn storage_element(class: &str) -> Option<Element> {
     let (size, dtype) = match class {
         "DoubleStorage" => (8, Some(Dtype::F64)),
@@ -117,7 +117,7 @@ fn storage_element(class: &str) -> Option<Element> {
     Some(Element { size, dtype })
 }
 
-/// The elements of a type of PyTorch; one that is not known here is not read.
+/// The element type of a PyTorch dtype; unknown ones cannot be read.
 fn dtype_element(name: &str) -> Element {
     let dtype = match name {
         "float64" => Some(Dtype::F64),

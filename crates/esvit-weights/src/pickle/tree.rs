@@ -1,7 +1,7 @@
-//! From the nodes of a pickle to the tree and the list of tensors that a file shows.
+//! Expands the object graph of a pickle into a tree and a list of tensors.
 //!
-//! The nodes may name each other in a circle, and a few of them may stand for a tree beyond all
-//! memory: the tree is made within limits on its depth, its nodes and its text.
+//! The graph may have cycles, or expand to more than memory: depth, nodes and text of the tree are
+//! limited.
 
 use std::collections::HashSet;
 
@@ -13,10 +13,10 @@ use crate::limits::{MAX_NAME, MAX_NESTING, MAX_NODES, MAX_TENSORS};
 use crate::place::Place;
 use crate::value::Value;
 
-/// Where the bytes of a storage lie in the file: their start and their number.
+/// Position and length of a storage in the file, in bytes.
 pub(crate) type StorageBytes = (u64, u64);
 
-/// Makes the tree; `locate` finds a storage, or says why it cannot.
+/// Expands a pickle; `locate` finds a storage in the file.
 pub(crate) fn unfold(
     pickle: &Pickle,
     locate: impl FnMut(&Storage) -> Result<StorageBytes, Fault>,
@@ -34,11 +34,11 @@ pub(crate) fn unfold(
     Ok(tree.contents)
 }
 
-/// Where in the tree a node is: the dictionaries around it, and inside a module the modules.
+/// Position in the tree: the path of dictionaries and, inside a module, that of modules.
 #[derive(Debug, Default, Clone)]
 struct Path {
     group: String,
-    /// The modules, each with a dot behind it.
+    /// Path of modules, with a dot after each.
     modules: String,
 }
 
@@ -47,14 +47,14 @@ struct Tree<'p, F> {
     locate: F,
     contents: Contents,
     path: Path,
-    /// The nodes that are being made, to find one inside itself.
+    /// Nodes on the current path, to detect cycles.
     open: HashSet<Id>,
     nodes: usize,
     text: usize,
 }
 
 impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
-    /// The tree of a node that is called `name` where it stands.
+    /// Expands a node with the key `name`.
     fn value(&mut self, id: Id, name: &str) -> Result<Value, Fault> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
@@ -90,7 +90,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         })
     }
 
-    /// Makes what is inside a node, with the node's name at the end of the path.
+    /// Expands the contents of a node, with its name appended to the path.
     fn inside<T>(
         &mut self,
         id: Id,
@@ -98,7 +98,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         make: impl FnOnce(&mut Self) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let group = if self.open.is_empty() {
-            // What the file itself is has no name.
+            // The root has no name.
             String::new()
         } else {
             join(&self.path.group, &format!("{}{name}", self.path.modules))
@@ -137,7 +137,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         pairs.iter().enumerate().map(pair).collect()
     }
 
-    /// A key of a dictionary, and what is made of what belongs to it.
+    /// A dictionary's key, and its value as made by `make`.
     fn pair(
         &mut self,
         place: usize,
@@ -149,12 +149,12 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         Ok((self.value(key, &format!("{place}.key"))?, make(self, &name)?))
     }
 
-    /// What a key of a dictionary is in a path; one that is no text or number, its place.
+    /// A dictionary's key as part of a path: text, a number, or else its index.
     fn key(&self, key: Id, place: usize) -> String {
         match self.pickle.arena.get(key) {
             Node::Text(text) if text.len() <= MAX_NAME => text.to_string(),
             Node::Text(text) => {
-                // Too long as the name of a tensor, which is found out there; else only a label.
+                // Too long for the name of a tensor, which is an error there; elsewhere a label.
                 text.chars().take(MAX_NAME + 1).collect()
             }
             Node::Int(number) => number.to_string(),
@@ -166,7 +166,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         self.inside(id, name, |tree| tree.object_here(object))
     }
 
-    /// The tree of an object, with the path set to it.
+    /// Expands an object, with the path set to it.
     fn object_here(&mut self, object: &Object) -> Result<Value, Fault> {
         let class = match self.pickle.arena.get(object.class) {
             Node::Global(global) => {
@@ -186,7 +186,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         Ok(Value::Object { class, arguments, state })
     }
 
-    /// The attributes of an object, behind what was put into it as into a dictionary.
+    /// The attributes of an object, after pairs that were added to it as to a dictionary.
     fn state(&mut self, object: &Object) -> Result<Option<Value>, Fault> {
         let mut pairs = self.dict(&object.entries)?;
         let Some(id) = object.state else {
@@ -203,7 +203,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         Ok(Some(Value::Dict(pairs)))
     }
 
-    /// Whether these are the attributes of a module of PyTorch.
+    /// Whether these are the attributes of an `nn.Module`.
     fn is_module(&self, attributes: &[(Id, Id)]) -> bool {
         let has = |name: &str| attributes.iter().any(|&(key, _)| self.is(key, name));
         has("_parameters") && has("_modules")
@@ -213,8 +213,8 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         self.pickle.arena.text(key).is_some_and(|key| &**key == name)
     }
 
-    /// The attributes of a module. Its parameters are named as its `state_dict()` names them: by the
-    /// path of the modules, with dots.
+    /// The attributes of an `nn.Module`. Parameters are named as in its `state_dict()`: by the path
+    /// of modules, with dots.
     fn module(&mut self, attributes: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, Fault> {
         let mut made = Vec::new();
         for (place, &(key, value)) in attributes.iter().enumerate() {
@@ -295,7 +295,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
     }
 }
 
-/// Where a view lies, if the file has `length` bytes from `start` on for its storage.
+/// Where a view is in the file, which has `length` bytes from `start` on for its storage.
 fn place(view: &View, start: u64, length: u64) -> Result<Place, String> {
     let storage = &*view.storage;
     let size = storage.element.size;

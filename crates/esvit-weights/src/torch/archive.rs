@@ -1,7 +1,7 @@
-//! The list of entries of a zip archive.
+//! The central directory of a zip archive.
 //!
-//! Written here because PyTorch only stores and never compresses, and tensors are to be read at a
-//! position: of the general libraries nothing but this list would be left in use.
+//! PyTorch never compresses, and tensors are read at a position, so that of a zip library only this
+//! would be used.
 
 use std::collections::HashMap;
 
@@ -20,18 +20,18 @@ const LOCATOR_LENGTH: u64 = 20;
 const CENTRAL_LENGTH: usize = 46;
 const LOCAL_LENGTH: u64 = 30;
 
-/// An entry of an archive, as the list at its end gives it.
+/// An entry of the central directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    /// Where the entry's own header is.
+    /// Position of the local header.
     header: u64,
-    /// Bytes of its data.
+    /// Bytes of data.
     pub(crate) length: u64,
-    /// How it is compressed; 0 is not at all.
+    /// Compression method; 0 is none.
     pub(crate) method: u16,
 }
 
-/// Reads the list of entries, by name, and checks that they do not overlap.
+/// Reads the central directory, by name, and checks that entries do not overlap.
 pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, Fault> {
     let (count, start, length) = directory(source)?;
     if length > MAX_DIRECTORY {
@@ -48,7 +48,7 @@ pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, Fault> {
     let mut rest = &bytes[..];
     for _ in 0..count {
         let (name, entry) = entry(&mut rest)
-            .ok_or_else(|| Fault::damaged("an entry of its archive's directory is not whole"))?;
+            .ok_or_else(|| Fault::damaged("an entry of its archive's directory is incomplete"))?;
         let name = String::from_utf8(name.into())
             .map_err(|_| Fault::damaged("a name in its archive is not UTF-8"))?;
         if name.len() > MAX_NAME {
@@ -61,7 +61,7 @@ pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, Fault> {
         };
         extents.push((entry.header, end));
         if entries.insert(name.clone(), entry).is_some() {
-            return Err(Fault::damaged(format!("entry `{name}` stands in its archive twice")));
+            return Err(Fault::damaged(format!("entry `{name}` is in its archive twice")));
         }
     }
     extents.sort_unstable();
@@ -71,7 +71,7 @@ pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, Fault> {
     Ok(entries)
 }
 
-/// Where the data of an entry begin.
+/// Position of an entry's data.
 pub(crate) fn data(source: &Source, name: &str, entry: &Entry) -> Result<u64, Fault> {
     let header = source.read(entry.header, LOCAL_LENGTH)?;
     let lengths = u64::from(word(&header, 26)) + u64::from(word(&header, 28));
@@ -83,11 +83,11 @@ pub(crate) fn data(source: &Source, name: &str, entry: &Entry) -> Result<u64, Fa
     Ok(start)
 }
 
-/// The number of entries, and where their list starts and how long it is.
+/// Number of entries, position and length of the central directory.
 fn directory(source: &Source) -> Result<(u64, u64, u64), Fault> {
     let none = || Fault::damaged("the directory at the end of its archive is missing");
     let total = source.length();
-    // A comment of up to 65535 bytes may stand behind the end record.
+    // A comment of up to 65535 bytes may follow the end record.
     let tail_length = total.min(END_LENGTH as u64 + u64::from(u16::MAX));
     let tail = source.read(total - tail_length, tail_length)?;
     let is_end = |at: &usize| {
@@ -119,7 +119,7 @@ fn directory(source: &Source) -> Result<(u64, u64, u64), Fault> {
     Ok((u64::from(word(record, 10)), start, length))
 }
 
-/// Takes an entry off the front of the list.
+/// Splits the first entry off the directory.
 fn entry<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], Entry)> {
     let (fixed, behind) = rest.split_at_checked(CENTRAL_LENGTH)?;
     if !fixed.starts_with(CENTRAL) {
@@ -130,7 +130,7 @@ fn entry<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], Entry)> {
     let (extra, behind) = behind.split_at_checked(length(30))?;
     (_, *rest) = behind.split_at_checked(length(32))?;
 
-    // What does not fit into 32 bits is all ones there, and stands in an extra field in this order.
+    // Values beyond 32 bits are all ones here, and in the zip64 extra field in this order.
     let mut wide = zip64(extra);
     let mut number = |at| match double(fixed, at) {
         u32::MAX => {
@@ -148,7 +148,7 @@ fn entry<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], Entry)> {
     Some((name, Entry { header, length, method }))
 }
 
-/// The extra field with the numbers of 64 bits; nothing if there is none.
+/// The zip64 extra field; empty if there is none.
 fn zip64(mut extra: &[u8]) -> &[u8] {
     while extra.len() >= 4 {
         let (kind, length) = (word(extra, 0), usize::from(word(extra, 2)));

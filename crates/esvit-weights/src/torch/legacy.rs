@@ -1,5 +1,5 @@
-//! The files of `torch.save` before PyTorch 1.6: five pickles, then the storages one after another,
-//! each behind the number of its elements.
+//! Files of `torch.save` before PyTorch 1.6: five pickles, then the storages, each preceded by the
+//! number of its elements.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use crate::pickle::{Element, Input, Machine, Pickle, StorageBytes, unfold};
 use crate::source::Source;
 use crate::value::Value;
 
-/// The number that the file begins with, as the machine gives one beyond 64 bits.
+/// The magic number, as digits of an integer beyond 64 bits.
 const MAGIC: [&str; 2] = ["0x1950a86a20f9469cfc6c", "119547037146038801333356"];
 
-/// The version of the format.
+/// The format's version.
 const VERSION: i64 = 1001;
 
-/// Bytes before a storage: the number of its elements.
+/// Bytes of the number of elements before a storage.
 const COUNT: u64 = 8;
 
 pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
@@ -56,27 +56,27 @@ pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
     })
 }
 
-/// What a pickle without tensors holds.
+/// Contents of a pickle without tensors.
 fn plain(pickle: &Pickle) -> Result<Value, Fault> {
-    let none = |_: &_| Err(Fault::damaged("a tensor stands where none is expected"));
+    let none = |_: &_| Err(Fault::damaged("a tensor is where none is expected"));
     Ok(unfold(pickle, none)?.facts)
 }
 
-/// Where the storages lie, by key. All counts are read, as each says where the next storage is.
+/// Storages in the file, by key. The length of each gives the position of the next.
 fn storages<'k>(
     source: &Source,
     mut position: u64,
     pickle: &Pickle,
     keys: &'k [Value],
 ) -> Result<HashMap<&'k str, StorageBytes>, Fault> {
-    // A storage is in the file with the type under which the pickle names it first.
+    // The type of a storage in the file is that of its first use in the pickle.
     let mut elements: HashMap<Arc<str>, Element> = HashMap::new();
     for storage in &pickle.storages {
         elements.entry(storage.key.clone()).or_insert(storage.element);
     }
     let mut found = HashMap::new();
     for key in keys {
-        let key = key.as_str().ok_or_else(|| Fault::damaged("the key of a storage is no text"))?;
+        let key = key.as_str().ok_or_else(|| Fault::damaged("the key of a storage is not text"))?;
         let element = elements
             .get(key)
             .ok_or_else(|| Fault::damaged(format!("no tensor is of its storage `{key}`")))?;
@@ -89,7 +89,7 @@ fn storages<'k>(
             return Err(Fault::damaged(format!("its storage `{key}` is cut off")));
         };
         if found.insert(key, (start, length)).is_some() {
-            return Err(Fault::damaged(format!("its storage `{key}` stands in it twice")));
+            return Err(Fault::damaged(format!("its storage `{key}` is in it twice")));
         }
         position = end;
     }

@@ -1,4 +1,4 @@
-//! The zip archives of `torch.save`: `PREFIX/data.pkl`, and each storage as `PREFIX/data/KEY`.
+//! Zip archives of `torch.save`: `PREFIX/data.pkl`, and storages as `PREFIX/data/KEY`.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::limits::MAX_PICKLE;
 use crate::pickle::{Input, Machine, StorageBytes, unfold};
 use crate::source::Source;
 
-/// Bytes of the note on the order of bytes; `little` is what it says.
+/// Bytes of the entry `byteorder` to read.
 const MAX_BYTE_ORDER: u64 = 16;
 
 pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
@@ -44,7 +44,7 @@ struct Archive<'s> {
 }
 
 impl Archive<'_> {
-    /// What stands before the names of all entries, the slash included.
+    /// Common prefix of all entries, with its slash.
     fn prefix(&self) -> Result<String, Fault> {
         let mut prefixes = self.entries.keys().filter_map(|name| {
             let prefix = name.strip_suffix("data.pkl")?;
@@ -60,7 +60,7 @@ impl Archive<'_> {
         }
     }
 
-    /// Where the data of an entry lie.
+    /// Position and length of an entry's data.
     fn find(&self, name: &str) -> Result<StorageBytes, Fault> {
         let missing = || Fault::damaged(format!("misses the entry `{name}` in its archive"));
         let entry = self.entries.get(name).ok_or_else(missing)?;
@@ -85,10 +85,10 @@ impl Archive<'_> {
     }
 }
 
-/// The error for a file of the other order of bytes.
+/// The error for a big-endian file.
 pub(super) fn big_endian() -> Fault {
     Fault::Unsupported {
         found: "its numbers have their highest byte first".into(),
-        hint: "load it in PyTorch on a usual machine and save it again",
+        hint: "load it in PyTorch on a little-endian machine and save it again",
     }
 }

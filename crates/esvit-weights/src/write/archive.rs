@@ -1,25 +1,25 @@
-//! Writing a zip archive of stored entries, each aligned as PyTorch aligns them.
+//! Writes a zip archive of uncompressed entries, aligned as PyTorch does.
 
 use std::io::{self, Seek, SeekFrom, Write};
 
 use super::WriteError;
 
-/// Where data begin: at multiples of this many bytes.
+/// Alignment of data in bytes.
 const ALIGNMENT: u64 = 64;
 
-/// The extra field that PyTorch fills up to the alignment.
+/// PyTorch's extra field for padding.
 const PADDING: [u8; 2] = *b"FB";
 
-/// The extra field of numbers beyond 32 bits.
+/// The zip64 extra field.
 const WIDE: [u8; 2] = [1, 0];
 
-/// The first of January 1980: when something was written is not part of what was.
+/// 1 January 1980, so that equal contents make equal files.
 const DATE: [u8; 4] = [0, 0, 0x21, 0];
 
 /// Names are UTF-8.
 const FLAGS: u16 = 1 << 11;
 
-/// The version of the format that has numbers of 64 bits.
+/// The version of the format with zip64.
 const VERSION: u16 = 45;
 
 const LOCAL_LENGTH: u64 = 30;
@@ -33,14 +33,14 @@ struct Entry {
     crc: u32,
 }
 
-/// An archive that is being written from where the writer stands.
+/// An archive that starts at the writer's current position.
 #[derive(Debug)]
 pub(super) struct Archive<'w, W> {
     writer: &'w mut W,
-    /// Where in the writer the archive begins.
+    /// Position of the archive in the writer.
     base: u64,
     entries: Vec<Entry>,
-    /// The least number that is written with 64 bits.
+    /// The least number to be written in 64 bits.
     wide_from: u64,
 }
 
@@ -50,12 +50,12 @@ impl<'w, W: Write + Seek> Archive<'w, W> {
         Ok(Self { writer, base, entries: Vec::new(), wide_from: u32::MAX.into() })
     }
 
-    /// Writes an entry that is at hand.
+    /// Writes an entry with these bytes.
     pub(super) fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
         self.entry(name, bytes.len() as u64, |sink| Ok(sink(bytes)?))
     }
 
-    /// Writes an entry of `length` bytes, which `make` hands to what it is given.
+    /// Writes an entry of `length` bytes, which `make` passes to its argument.
     pub(super) fn entry(
         &mut self,
         name: &str,
@@ -112,7 +112,7 @@ impl<'w, W: Write + Seek> Archive<'w, W> {
         if number >= self.wide_from { u32::MAX } else { number as u32 }
     }
 
-    /// Writes the list of entries, with which the archive is whole.
+    /// Writes the central directory, which completes the archive.
     pub(super) fn finish(self) -> io::Result<()> {
         let start = self.writer.stream_position()? - self.base;
         for entry in &self.entries {

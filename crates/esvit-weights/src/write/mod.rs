@@ -1,7 +1,7 @@
 //! Writing files of weights.
 //!
-//! Both formats are written tensor by tensor: a tensor's values are asked for when it is its turn,
-//! so that no more than one of them is in memory. The bytes depend on nothing but what is given.
+//! Tensors are written one by one, and values are requested when needed, so that only one tensor
+//! is in memory. Equal input gives equal bytes.
 
 mod archive;
 mod pickle;
@@ -19,13 +19,13 @@ pub use torch::{Tree, write_torch};
 
 use crate::dtype::Dtype;
 
-/// Values that are converted at a time.
+/// Values to convert at a time.
 const BLOCK: usize = 1 << 14;
 
 /// The values of a tensor, row-major.
 #[derive(Debug, Clone)]
 pub enum Values<'a> {
-    /// For `F32`, and for `F16` and `Bf16`, to which they are rounded to nearest, ties to even.
+    /// For `F32`, and for `F16` and `Bf16` with rounding to nearest even.
     F32(Cow<'a, [f32]>),
     /// For `I64`.
     I64(Cow<'a, [i64]>),
@@ -33,7 +33,7 @@ pub enum Values<'a> {
     U8(Cow<'a, [u8]>),
 }
 
-/// A tensor on its way into a file.
+/// A tensor to write.
 pub struct Tensor<'a> {
     shape: Vec<usize>,
     dtype: Dtype,
@@ -41,7 +41,7 @@ pub struct Tensor<'a> {
 }
 
 impl<'a> Tensor<'a> {
-    /// A tensor that is stored as `dtype`; `values` is called once, when it is written.
+    /// A tensor to be stored as `dtype`; `values` is called once, when it is written.
     pub fn new(
         shape: &[usize],
         dtype: Dtype,
@@ -50,7 +50,7 @@ impl<'a> Tensor<'a> {
         Self { shape: shape.to_vec(), dtype, values: Box::new(values) }
     }
 
-    /// A tensor of `f32` that are at hand.
+    /// A tensor of `f32` values in memory.
     pub fn f32(shape: &[usize], values: &'a [f32]) -> Self {
         Self::new(shape, Dtype::F32, move || Ok(Values::F32(values.into())))
     }
@@ -122,10 +122,10 @@ fn encode<const N: usize, T: Copy>(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// The file cannot take them, or their source cannot give them.
+    /// Writing failed, or a source of values.
     #[error("weights cannot be written: {0}\nhint: check the disk's free space and the folder")]
     Io(#[from] io::Error),
-    /// There are more or fewer values than the shape has.
+    /// The number of values does not fit the shape.
     #[error("tensor `{tensor}` of shape {shape:?} was given {found} values\nhint: give one each")]
     Count {
         /// Its name.
@@ -135,7 +135,7 @@ pub enum WriteError {
         /// The number of values.
         found: usize,
     },
-    /// The values cannot be stored as that type.
+    /// The values cannot be stored as this type.
     #[error(
         "tensor `{tensor}` cannot be stored as {dtype}, it was given {given}\n\
          hint: store f32 as f32, f16 or bf16, and other types as themselves"
@@ -143,12 +143,12 @@ pub enum WriteError {
     Type {
         /// Its name.
         tensor: String,
-        /// What it is to be stored as.
+        /// The type to store.
         dtype: Dtype,
-        /// What its values are.
+        /// The type of the values.
         given: &'static str,
     },
-    /// The shape is beyond any file.
+    /// The shape is too large for a file.
     #[error("tensor `{tensor}` of shape {shape:?} is too large for a file\nhint: check its shape")]
     Size {
         /// Its name.
@@ -156,15 +156,15 @@ pub enum WriteError {
         /// Its shape.
         shape: Vec<usize>,
     },
-    /// A name is given twice, is too long, or has a meaning of its own in the format.
+    /// A name is a duplicate, too long, or reserved by the format.
     #[error("`{0}` cannot be the name of one more entry\nhint: give every entry a name of its own")]
     Name(String),
-    /// What is to be written is larger or deeper than what is read back.
+    /// A limit for reading would be exceeded.
     #[error("more than {limit} {what} cannot be written\nhint: write several files")]
     Limit {
-        /// What there is too much of.
+        /// What exceeds it.
         what: &'static str,
-        /// How much is accepted.
+        /// The limit.
         limit: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! Writing the pickle of a tree, in protocol 2.
+//! Writes the pickle of a tree, in protocol 2.
 
 use std::collections::HashSet;
 
@@ -9,11 +9,11 @@ use crate::file::join;
 use crate::limits::{MAX_NAME, MAX_NESTING, MAX_PICKLE, MAX_TENSORS};
 use crate::pickle::opcode as op;
 
-/// A pickle, and the tensors that it names by their places in the list.
+/// A pickle, and the tensors that it refers to by index.
 #[derive(Debug)]
 pub(super) struct Pickler<'t, 'a> {
     pub(super) bytes: Vec<u8>,
-    /// With their paths in the tree.
+    /// Tensors with their paths in the tree.
     pub(super) tensors: Vec<(String, &'t Tensor<'a>)>,
 }
 
@@ -85,7 +85,7 @@ impl<'t, 'a> Pickler<'t, 'a> {
         self.bytes.extend([op::TUPLE, op::BINPERSID]);
         self.int(0);
         self.ints(tensor.shape.iter().map(|&size| size as i64));
-        // Saturating: where a dimension is 0, the others may be anything.
+        // Saturating: if one dimension is 0, the others may be anything.
         let mut strides = vec![1i64; tensor.shape.len()];
         for i in (1..strides.len()).rev() {
             strides[i - 1] = strides[i].saturating_mul(tensor.shape[i].max(1) as i64);

@@ -1,4 +1,4 @@
-//! Writing safetensors files.
+//! Writes safetensors files.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,17 +8,17 @@ use super::{Tensor, WriteError};
 use crate::dtype::Dtype;
 use crate::limits::{MAX_HEADER, MAX_NAME, MAX_TENSORS};
 
-/// The name in the header that is no tensor's.
+/// The reserved name of metadata in the header.
 const METADATA: &str = "__metadata__";
 
 /// Writes a safetensors file of `tensors` and `metadata`.
 ///
-/// The tensors are ordered by size of element, the largest first, and then by name, so that each is
-/// aligned. Equal input gives equal bytes.
+/// Tensors are ordered by element size, largest first, which aligns them, then by name. Equal input
+/// gives equal bytes.
 ///
 /// # Errors
-/// When `writer` or a source of values fails, a name stands twice or is `__metadata__`, or values
-/// do not fit their tensor. What is written by then is no whole file.
+/// When `writer` or a source of values fails, a name is a duplicate or `__metadata__`, or values do
+/// not fit their tensor. The file is then incomplete.
 pub fn write_safetensors(
     writer: &mut impl Write,
     tensors: &[(String, Tensor<'_>)],
@@ -36,7 +36,7 @@ pub fn write_safetensors(
     Ok(())
 }
 
-/// The header, in an order of its own making: that of a map may change from build to build.
+/// The header, in a fixed order.
 fn header(
     tensors: &[&(String, Tensor<'_>)],
     metadata: &BTreeMap<String, String>,
@@ -75,7 +75,7 @@ fn header(
         start = end;
     }
     let mut header = format!("{{{}}}", parts.join(","));
-    // The format wants the values aligned to eight bytes.
+    // The format requires values aligned to 8 bytes.
     while !header.len().is_multiple_of(8) {
         header.push(' ');
     }

@@ -1,4 +1,4 @@
-//! Writing what `torch.load` reads.
+//! Writes files for `torch.load`.
 
 use std::io::{Seek, Write};
 
@@ -6,7 +6,7 @@ use super::archive::Archive;
 use super::pickle::Pickler;
 use super::{Tensor, WriteError};
 
-/// What the names of the archive's entries begin with; PyTorch takes any.
+/// Prefix of the archive's entries; PyTorch accepts any.
 const PREFIX: &str = "archive";
 
 /// A tree of tensors and plain data.
@@ -14,7 +14,7 @@ const PREFIX: &str = "archive";
 pub enum Tree<'a> {
     /// Nothing.
     None,
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// An integer.
     Int(i64),
@@ -30,14 +30,14 @@ pub enum Tree<'a> {
     Tensor(Tensor<'a>),
 }
 
-/// Writes `tree` as `torch.save` does, so that `torch.load(path, weights_only=True)` gives it.
+/// Writes `tree` as `torch.save` does, for `torch.load(path, weights_only=True)`.
 ///
-/// Equal input gives equal bytes. The values of the tensors are asked for in the tree's order.
+/// Equal input gives equal bytes. Values of tensors are requested in the tree's order.
 ///
 /// # Errors
-/// When `writer` or a source of values fails, a dictionary has a key twice, values do not fit their
-/// tensor, or the tree is deeper than [`MAX_NESTING`](crate::limits::MAX_NESTING). What is written
-/// by then is no whole file.
+/// When `writer` or a source of values fails, a dictionary has a duplicate key, values do not fit
+/// their tensor, or the tree is deeper than [`MAX_NESTING`](crate::limits::MAX_NESTING). The file
+/// is then incomplete.
 pub fn write_torch<W: Write + Seek>(writer: &mut W, tree: &Tree<'_>) -> Result<(), WriteError> {
     let pickler = Pickler::of(tree)?;
     let mut archive = Archive::new(writer)?;

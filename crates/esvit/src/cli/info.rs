@@ -8,6 +8,8 @@ use esvit_model::PretrainedBackbone;
 use esvit_nn::params::{Params, Registry};
 use esvit_nn::weights::{WeightsFile, networks};
 use esvit_nn::{Swin, zoo};
+use esvit_train::Config;
+use esvit_train::config_text::Origin;
 use esvit_train::recipe::RECIPES;
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! A block of a Swin transformer, and the merging of patches between stages.
+//! A Swin block, and patch merging between stages.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::ops::{
 };
 use crate::params::{Init, ParamId, Params, Scope};
 
-/// Attention and a two-layer MLP, each with a norm before and a residual around it.
+/// A pre-norm block: window attention and a two-layer MLP, each with a residual.
 #[derive(Debug)]
 pub(super) struct Block {
-    /// Position among the blocks of all stages.
+    /// Index among the blocks of all stages.
     pub(super) index: usize,
     window: usize,
     shift: usize,
@@ -138,7 +138,7 @@ impl Downsample {
     }
 }
 
-/// Maps of tokens on their way through the stages.
+/// The token maps of a batch, as rows.
 #[derive(Debug, Clone)]
 pub(super) struct TokenMaps {
     /// `[tokens of all images, C]`.
@@ -147,7 +147,7 @@ pub(super) struct TokenMaps {
 }
 
 impl TokenMaps {
-    /// The mean token of every image, `[images, C]`.
+    /// Global average pooling, `[images, C]`.
     pub(super) fn means(&self) -> Tensor<2> {
         ops::global_average_pool(self.rows.clone(), &ops::tokens_per_image(&self.segments))
     }

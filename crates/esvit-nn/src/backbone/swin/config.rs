@@ -1,30 +1,30 @@
-//! The shape of a Swin transformer and what follows from it.
+//! The shape of a Swin transformer.
 
 use esvit_settings::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
-/// The official code's `eps` of LayerNorm.
+/// `eps` of LayerNorm in the official code.
 pub const NORM_EPS: f64 = 1e-6;
 
 /// The shape of a Swin transformer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwinConfig {
-    /// Side of the image, in pixels, for which windows are laid out. Other sizes can be put in.
+    /// Side of the image in pixels, from which windows are derived. Inputs may have any size.
     pub img_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
     /// Width of the first stage; every further stage doubles it.
     pub embed_dim: usize,
-    /// Number of blocks of every stage.
+    /// Number of blocks per stage.
     pub depths: Vec<usize>,
-    /// Number of attention heads of every stage.
+    /// Number of attention heads per stage.
     pub num_heads: Vec<usize>,
     /// Side of a window in tokens.
     pub window_size: usize,
-    /// Width of a block's hidden layer, as a multiple of the stage's width.
+    /// Width of an MLP's hidden layer, as a multiple of the stage's width.
     pub mlp_ratio: f64,
-    /// What every LayerNorm adds to a variance.
+    /// `eps` of every LayerNorm.
     #[serde(default = "norm_eps")]
     pub norm_eps: f64,
 }
@@ -34,10 +34,10 @@ fn norm_eps() -> f64 {
 }
 
 impl SwinConfig {
-    /// Checks that the numbers fit each other.
+    /// Checks that the settings fit together.
     ///
     /// # Errors
-    /// Names the first setting that does not.
+    /// Names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let Self { depths, num_heads, mlp_ratio, norm_eps, .. } = self;
         let has_blocks = !depths.is_empty() && !depths.contains(&0);
@@ -95,7 +95,7 @@ impl SwinConfig {
         self.width(self.stages() - 1)
     }
 
-    /// Side of a stage's map for the configured image size.
+    /// Side of a stage's map at the configured image size, in tokens.
     fn resolution(&self, stage: usize) -> usize {
         (self.img_size / self.patch_size) >> stage
     }
@@ -105,12 +105,12 @@ impl SwinConfig {
         self.window_and_shift(stage, 0).0
     }
 
-    /// Sides of the windows of every stage, in tokens.
+    /// Side of every stage's windows in tokens.
     pub fn windows(&self) -> Vec<usize> {
         (0..self.stages()).map(|stage| self.window(stage)).collect()
     }
 
-    /// Window and shift of a block: a map no larger than the window is one window without shift,
+    /// Window side and shift of a block: a map no larger than the window is one unshifted window,
     /// otherwise every second block is shifted by half a window.
     pub(crate) fn window_and_shift(&self, stage: usize, block: usize) -> (usize, usize) {
         let resolution = self.resolution(stage);
@@ -125,12 +125,12 @@ impl SwinConfig {
         (self.width(stage) as f64 * self.mlp_ratio) as usize
     }
 
-    /// Side of what a token of a stage covers, in pixels.
+    /// Stride of a stage: side of a token in pixels.
     pub fn stride(&self, stage: usize) -> usize {
         self.patch_size << stage
     }
 
-    /// Side of the last map for a square image of `size` pixels.
+    /// Side of the last map in tokens, for a square image of `size` pixels.
     pub fn last_map(&self, size: usize) -> usize {
         (1..self.stages()).fold(size / self.patch_size, |side, _| side.div_ceil(2))
     }

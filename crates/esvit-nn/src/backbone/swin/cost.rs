@@ -1,15 +1,15 @@
-//! What a Swin transformer takes: multiply-accumulates, and values saved for the backward pass.
+//! Cost of a Swin transformer: multiply-accumulates and saved activations.
 
 use super::{CHANNELS, SwinConfig};
 use crate::ops::Precision;
 
-/// Values of a token that a block saves for the backward pass, per unit of width: two
-/// normalizations, query, key and value, what attention gave, and the hidden layer of four widths.
+/// Values that a block saves per token and unit of width: two normalized inputs, query, key,
+/// value, the attention output, and the MLP's hidden layer of four widths.
 const SAVED_VALUES: f64 = 10.0;
 
 impl SwinConfig {
-    /// Multiply-accumulates of linear layers and attention for one image of `size` pixels,
-    /// padding tokens counted as the official code computes them.
+    /// Multiply-accumulates of linear layers and attention for one square image of `size` pixels,
+    /// padding tokens included, as the official code computes them.
     pub fn macs(&self, size: usize) -> u64 {
         let mut side = size / self.patch_size;
         let mut total = side * side * self.embed_dim * CHANNELS * self.patch_size.pow(2);
@@ -29,9 +29,9 @@ impl SwinConfig {
         total as u64
     }
 
-    /// Multiply-accumulates that are really computed for one square image of `size` pixels:
-    /// padding is not, nor, on average, are the branches that `drop_path` drops (the rate of the
-    /// last block).
+    /// Multiply-accumulates that our kernels compute for one square image of `size` pixels: without
+    /// padding and, on average, without branches dropped by stochastic depth (`drop_path` is the
+    /// last block's rate).
     pub fn real_macs(&self, size: usize, drop_path: f64) -> f64 {
         let mut side = size / self.patch_size;
         let mut total = (side * side * self.embed_dim * CHANNELS * self.patch_size.pow(2)) as f64;
@@ -41,11 +41,11 @@ impl SwinConfig {
             let width = self.width(stage);
             for block in 0..self.depths[stage] {
                 let (window, _) = self.window_and_shift(stage, block);
-                let kept = 1.0 - drop_path * index as f64 / (blocks.max(2) - 1) as f64;
+                let survival = 1.0 - drop_path * index as f64 / (blocks.max(2) - 1) as f64;
                 let attention = 4 * width * width + 2 * window.pow(2) * width;
                 let tokens = side * side;
                 total +=
-                    kept * (tokens * (attention + 2 * width * self.hidden_width(stage))) as f64;
+                    survival * (tokens * (attention + 2 * width * self.hidden_width(stage))) as f64;
                 index += 1;
             }
             if stage + 1 < self.stages() {
@@ -56,7 +56,7 @@ impl SwinConfig {
         total
     }
 
-    /// What the blocks save of an image of `size` pixels for the backward pass, in bytes.
+    /// Activations that the blocks save for one square image of `size` pixels, in bytes.
     pub fn saved_bytes(
         &self,
         size: usize,
@@ -73,12 +73,12 @@ impl SwinConfig {
             }
     }
 
-    /// Tokens times width of an image of `size` pixels in the stage where that is most.
+    /// Tokens times width of the largest stage, for a square image of `size` pixels.
     pub fn largest_stage(&self, size: usize) -> f64 {
         self.stage_values(size).fold(0.0, f64::max)
     }
 
-    /// Tokens times width of an image of `size` pixels, stage by stage.
+    /// Tokens times width of every stage, for a square image of `size` pixels.
     fn stage_values(&self, size: usize) -> impl Iterator<Item = f64> {
         let mut side = size / self.patch_size;
         (0..self.stages()).map(move |stage| {

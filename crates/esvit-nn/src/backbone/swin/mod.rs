@@ -1,9 +1,9 @@
 //! Swin transformer as EsViT trains it.
 //!
-//! It differs from the common implementations in three ways that matter for equal numbers:
-//! LayerNorm uses `eps = 1e-6`, a setting here, for weights of others; a map that is no multiple of
-//! the window is padded after the norm and the padding takes part in attention unmasked; and window and shift of every stage are fixed
-//! by the configured image size, whatever the size of the input.
+//! Three details differ from common implementations and change the numbers: LayerNorm has
+//! `eps = 1e-6` by default; a map that is not a multiple of the window is padded after the norm,
+//! and the padding takes part in attention unmasked; window and shift of every stage follow from
+//! the configured image size, whatever the size of the input.
 
 mod block;
 mod config;
@@ -45,11 +45,11 @@ struct Stage {
 }
 
 impl Swin {
-    /// Registers the network's parameters in the official order. `drop_path` is the rate of the
-    /// last block; it grows linearly from 0 at the first.
+    /// Registers the parameters in the official order. `drop_path` is the rate of the last block;
+    /// rates grow linearly from 0 at the first.
     pub fn new(scope: &mut Scope<'_>, config: &SwinConfig, drop_path: f64) -> Self {
         let fan_in = CHANNELS * config.patch_size * config.patch_size;
-        // The default of PyTorch's convolutions, which the official code leaves in place.
+        // PyTorch's default for convolutions, which the official code does not change.
         let uniform = Init::Uniform((fan_in as f64).powf(-0.5));
         let mut embed = scope.at("patch_embed");
         let shape = [config.embed_dim, CHANNELS, config.patch_size, config.patch_size];
@@ -90,16 +90,15 @@ impl Swin {
         self.config.depths.iter().sum()
     }
 
-    /// View and region features of `images [B, 3, H, W]`, normalized pixels of any size.
+    /// View and region features of `images [B, 3, H, W]`, normalized, of any size.
     pub fn forward(&self, params: &Params, images: Tensor<4>, ctx: &ForwardCtx) -> Features {
         let RowFeatures { view, region, segments } = self.features(params, vec![images], ctx);
         let ([batch, width], Segment { map, .. }) = (view.dims(), segments[0]);
         Features { view, region: region.reshape([batch, map[0] * map[1], width]), map }
     }
 
-    /// The same of the output of stage `stage` (from 0), taken before patches are merged: the last
-    /// stage gives what [`Swin::forward`] gives, earlier ones their map as it is, without the final
-    /// norm, and its mean. None when there is no such stage.
+    /// Features of stage `stage` (from 0), before patch merging. The last stage is
+    /// [`Swin::forward`]; earlier ones have no final norm. None when there is no such stage.
     pub fn stage_features(
         &self,
         params: &Params,
@@ -125,7 +124,7 @@ impl Swin {
         Some(Features { view, region: maps.rows.reshape([batch, map[0] * map[1], width]), map })
     }
 
-    /// View and region features of batches of images, each `[B, 3, H, W]`, of several sizes.
+    /// View and region features of several batches `[B, 3, H, W]`, each of its own size.
     pub fn features(
         &self,
         params: &Params,
@@ -136,8 +135,8 @@ impl Swin {
         RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments }
     }
 
-    /// The linear probe's feature of `images [B, 3, H, W]`: the token means of the outputs of the
-    /// last `n` blocks, oldest first, with the final norm on blocks of the last stage only.
+    /// The linear probe's features of `images [B, 3, H, W]`: the mean tokens of the last `n`
+    /// blocks, concatenated in order; the final norm is applied in the last stage only.
     pub fn last_blocks(
         &self,
         params: &Params,
@@ -160,8 +159,8 @@ impl Swin {
     }
 
     /// Attention weights of a block (counted over all stages) for `images [B, 3, H, W]`:
-    /// `[B * windows, heads, window^2, window^2]`, and the windows they belong to.
-    /// None when there is no such block.
+    /// `[B * windows, heads, window^2, window^2]`, and the windows. None when there is no such
+    /// block.
     pub fn attention(
         &self,
         params: &Params,
@@ -175,8 +174,8 @@ impl Swin {
         found
     }
 
-    /// Shows `observe` the attention weights of each of `blocks` and their windows, as
-    /// [`Swin::attention`] gives them, with the block's index. Later blocks are not computed.
+    /// Calls `observe` with index, attention weights and windows of each of `blocks`, as in
+    /// [`Swin::attention`]. Later blocks are not computed.
     pub fn attentions(
         &self,
         params: &Params,
@@ -203,7 +202,8 @@ impl Swin {
         }
     }
 
-    /// The last stage's maps; `observe` is shown the index and output of every block.
+    /// The maps of the last stage before the final norm; `observe` gets each block's index and
+    /// output.
     fn run(
         &self,
         params: &Params,
