@@ -239,7 +239,7 @@ fn pickles_that_go_wrong_say_where() {
         (b"h\x07.", "nothing is kept as 7"),
         (b"\xff.", "instruction 0xff at byte"),
         (b"\x97.", "instruction NEXT_BUFFER at byte"),
-        (b"I1\nI2\na.", "no list"),
+        (b"I1\nI2\na.", "not a list"),
         (b"I1\nI2\nI3\ns.", "no dictionary"),
         (b"X\x02\0\0\0\xff\xff.", "not UTF-8"),
         (b"X\xff\xff\xff\xff.", "cut off"),

@@ -232,7 +232,7 @@ fn senseless_settings_are_refused() {
     assert!(matches!(error, LoaderError::TooFewImages { len: 3, batch: 4 }));
     assert!(error.to_string().contains("lower the batch size to at most 3"), "{error}");
     let error = new(9, views(), LoaderConfig { batch: 0, ..config() });
-    assert!(error.to_string().starts_with("`batch` is `0`"), "{error}");
+    assert!(error.to_string().starts_with("`batch` is 0: "), "{error}");
     let error = new(9, views(), LoaderConfig { max_broken: f64::NAN, ..config() });
     assert!(error.to_string().starts_with("`max_broken`"), "{error}");
     let error = new(9, ViewsConfig { flip: 2.0, ..views() }, config());

@@ -43,11 +43,12 @@ impl EmbeddingWriter {
     /// # Errors
     /// [`EmbeddingError::Foreign`] if the file of names would replace one that belongs to no
     /// feature file; [`EmbeddingError::File`] if a file cannot be written.
-    pub fn open(path: &Path, job: &Job) -> Result<Self, EmbeddingError> {
+    pub fn open(path: &Path, job: &Job, source: &dyn Source) -> Result<Self, EmbeddingError> {
         let format = job.format;
         let names_path = format.names_file(path);
         if let Some(names) = names_path.as_ref().filter(|names| names.exists())
             && !made_by_us(path, format)
+            && !lists_images_of(names, source)
         {
             return Err(EmbeddingError::Foreign { path: names.clone() });
         }
@@ -132,6 +133,14 @@ impl EmbeddingWriter {
     }
 }
 
+/// Whether every line of a file is the name of an image of `source`, in its order: then it was
+/// written for features of the same images in another format.
+fn lists_images_of(file: &Path, source: &dyn Source) -> bool {
+    let Ok(text) = fs::read_to_string(file) else { return false };
+    let mut names = (0..source.len()).map(|image| escaped(&source.name(image)));
+    !text.is_empty() && text.lines().all(|line| names.any(|name| name == line))
+}
+
 /// The last summary of a log, if the log belongs to `job`.
 fn begun(log: &str, job: &Job) -> Option<Summary> {
     let mut lines = log.lines();
@@ -185,7 +194,7 @@ mod tests {
         {
             let job = job(format);
             let path = folder.path().join(name);
-            let mut writer = EmbeddingWriter::open(&path, &job).unwrap();
+            let mut writer = EmbeddingWriter::open(&path, &job, &source).unwrap();
             writer.append(&source, &batch(0..3)).unwrap();
             writer.append(&source, &batch(3..7)).unwrap();
             writer.finish().unwrap();
@@ -201,13 +210,13 @@ mod tests {
                 std::fs::remove_file(names).unwrap();
             }
 
-            let mut writer = EmbeddingWriter::open(&path, &job).unwrap();
+            let mut writer = EmbeddingWriter::open(&path, &job, &source).unwrap();
             writer.append(&source, &batch(0..3)).unwrap();
             // Killed in the middle of a batch.
             writer.file.append(b"half a row").unwrap();
             drop(writer);
             let other = Job { normalize: true, ..job.clone() };
-            let mut writer = EmbeddingWriter::open(&path, &job).unwrap();
+            let mut writer = EmbeddingWriter::open(&path, &job, &source).unwrap();
             assert_eq!((writer.done().images, writer.done().rows), (3, 3));
             writer.append(&source, &batch(3..7)).unwrap();
             assert_eq!(writer.finish().unwrap().rows, 7);
@@ -215,8 +224,10 @@ mod tests {
             assert_eq!(read(&path).unwrap(), found);
 
             // Another job begins anew.
-            drop(EmbeddingWriter::open(&path, &job).unwrap().append(&source, &batch(0..3)));
-            assert_eq!(EmbeddingWriter::open(&path, &other).unwrap().done().images, 0);
+            drop(
+                EmbeddingWriter::open(&path, &job, &source).unwrap().append(&source, &batch(0..3)),
+            );
+            assert_eq!(EmbeddingWriter::open(&path, &other, &source).unwrap().done().images, 0);
         }
     }
 
@@ -225,9 +236,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notes.npy");
         std::fs::write(folder.path().join("notes.txt"), "my notes").unwrap();
-        let error = EmbeddingWriter::open(&path, &job(Format::Npy)).unwrap_err().to_string();
+        let error =
+            EmbeddingWriter::open(&path, &job(Format::Npy), &source(3)).unwrap_err().to_string();
         assert!(error.contains("notes.txt") && error.contains("not replaced"), "{error}");
         std::fs::write(&path, "not a matrix").unwrap();
-        assert!(EmbeddingWriter::open(&path, &job(Format::Npy)).is_err());
+        assert!(EmbeddingWriter::open(&path, &job(Format::Npy), &source(3)).is_err());
     }
 }

@@ -46,7 +46,7 @@ impl Embed {
             None => Arc::new(MaterialsTask::new()?.into_sources().0),
         };
         let job = Job::new(format, &backbone, &*source, self.normalize);
-        let mut writer = EmbeddingWriter::open(&self.out, &job)?;
+        let mut writer = EmbeddingWriter::open(&self.out, &job, &*source)?;
         let begun = writer.done();
         if begun.images > 0 {
             output.note(format!("resuming after {} images", begun.images));
