@@ -1,23 +1,23 @@
-//! Activations. All are `x gate(x)`, so a kernel is written once for any gate.
+//! Activations of the form `act(x) = x * gate(x)`, so that kernels are generic over the gate.
 
 use crate::simd::exp;
 
-/// What the input of a linear layer goes through first.
+/// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// Identity.
     None,
-    /// The Gaussian error linear unit, `x cdf(x)` with the normal distribution's cdf.
+    /// GELU, exact: `x * cdf(x)` with the cdf of the standard normal distribution.
     Gelu,
-    /// Its quick approximation, `x / (1 + e^(-1.702 x))`.
+    /// QuickGELU, `x * sigmoid(1.702 x)`. Groundwork: no model of this workspace uses it yet.
     QuickGelu,
 }
 
-/// What an activation multiplies its input by.
+/// The gate of an activation.
 pub(crate) trait Gate: Copy {
-    /// The factor.
+    /// `gate(x)`.
     fn gate(self, x: f32) -> f32;
-    /// The factor and its slope.
+    /// `gate(x)` and its derivative: `act'(x) = gate(x) + x * gate'(x)`.
     fn gate_and_derivative(self, x: f32) -> (f32, f32);
 }
 
@@ -66,7 +66,7 @@ impl Gate for ScaledSigmoid {
     #[inline(always)]
     fn gate(self, x: f32) -> f32 {
         let x = -Self::SCALE * x;
-        // Beyond 80 the factor is 0 to within rounding; what is no number stays none.
+        // `exp` takes x up to 88; beyond 80 the gate is 0 to within rounding. NaN stays NaN.
         1.0 / (1.0 + exp(if x > 80.0 { 80.0 } else { x }))
     }
 
@@ -77,7 +77,7 @@ impl Gate for ScaledSigmoid {
     }
 }
 
-/// Evaluates an expression with the gate of an activation, each of its own type.
+/// Evaluates an expression with the gate of an activation, monomorphized for each.
 macro_rules! with_gate {
     ($activation:expr, $gate:ident => $call:expr) => {
         match $activation {
@@ -98,8 +98,8 @@ macro_rules! with_gate {
 }
 pub(crate) use with_gate;
 
-/// Numerator (odd powers) and denominator (even powers), highest first, of the rational function that
-/// is the error function on [-4, 4] to within rounding; the same numbers serve Eigen and XLA.
+/// Coefficients of the numerator (odd powers) and denominator (even powers), highest first, of the
+/// rational approximation of erf on [-4, 4] that Eigen and XLA use too.
 const NUMERATOR: [f32; 7] = [
     -2.726_142e-10,
     2.770_681_4e-8,
@@ -112,11 +112,11 @@ const NUMERATOR: [f32; 7] = [
 const DENOMINATOR: [f32; 5] =
     [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
 
-/// The normal distribution's cdf.
+/// cdf of the standard normal distribution, `(1 + erf(x / sqrt 2)) / 2`.
 #[inline(always)]
 fn cdf(x: f32) -> f32 {
     let z = x * std::f32::consts::FRAC_1_SQRT_2;
-    // Beyond 4 the error function is 1 to within rounding; what is no number stays none.
+    // Beyond 4 erf is 1 to within rounding. NaN stays NaN.
     let z = if z > 4.0 { 4.0 } else { z };
     let z = if z < -4.0 { -4.0 } else { z };
     let square = z * z;

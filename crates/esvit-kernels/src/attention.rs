@@ -1,7 +1,9 @@
-//! The attention branch of a block: `x + scale proj(attention(qkv(norm(x))))`, inside windows.
+//! The attention branch of a transformer block, `x + scale * proj(attention(qkv(norm(x))))`, in
+//! windows.
 //!
-//! Between the normalization and the residual rows stand in the order of windows, so that a task can
-//! take a few windows through all of it, and only the saved activations leave the caches.
+//! Between norm and residual, rows are in window order, so that a task takes a few windows through
+//! the whole branch and only saved activations leave the caches. gamma and beta of the norm are
+//! folded into weight and bias of `qkv`.
 
 use std::ops::Range;
 
@@ -12,11 +14,12 @@ use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
 use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
+use crate::reduce::sum_in_order;
 use crate::rows::{BLOCK_SHARES, Block, Rows, SampleScales, block_rows, fitting_rows, linear};
 use crate::window_attention::{WindowAttention, Windows};
 
-/// The parameters: a normalization over `C`, `qkv [3 C, C]`, the table of relative positions
-/// `[rows, heads]` and `proj [C, C]`.
+/// The parameters: layer norm over `C`, `qkv [3 C, C]`, the relative position bias table
+/// `[rows, heads]` (may be empty) and `proj [C, C]`.
 #[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "the names are those of the layers")]
 pub struct Attention<'a> {
@@ -43,10 +46,10 @@ pub struct Gradients {
     pub proj_bias: Vec<f32>,
 }
 
-/// The weights in the layout of the forward pass's products.
+/// The weights as packed GEMM operands of the forward pass.
 #[derive(Debug)]
 pub struct PackedWeights<T: Element> {
-    /// Its bias with the shift of the normalization.
+    /// LayerNorm folded in: weight * gamma, bias + weight * beta.
     qkv: PackedRhs<T>,
     proj: PackedRhs<T>,
 }
@@ -54,13 +57,14 @@ pub struct PackedWeights<T: Element> {
 /// Images of one size.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment<'a> {
-    /// How many.
+    /// Number of images.
     pub images: usize,
-    /// Where their tokens stand.
+    /// Their windows.
     pub windows: Windows<'a>,
 }
 
-/// What the backward pass needs of the rows that were not dropped, in the order of windows.
+/// Saved activations of the rows that were not dropped, in window order: `xhat [rows, C]`,
+/// `rstd [rows]`, `qkv [rows, 3 C]` and the attention output `context [rows, C]`.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
     xhat: Buffer<T>,
@@ -70,7 +74,7 @@ pub struct Saved<T: Element> {
 }
 
 impl Attention<'_> {
-    /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
+    /// Packs the weights for [`forward`]; valid as long as the parameters do not change.
     pub fn pack_weights<T: Element>(&self) -> PackedWeights<T> {
         let qkv_bias = fold_beta_into_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
         let qkv = PackedRhs::from_transposed(self.qkv_weight, self.width(), Some(self.gamma));
@@ -116,7 +120,7 @@ impl<T: Element> Saved<T> {
     }
 }
 
-/// Some rows of what is [`Saved`].
+/// [`Saved`] activations of some rows.
 struct Activations<'a, T> {
     xhat: &'a mut [T],
     rstd: &'a mut [f32],
@@ -125,7 +129,7 @@ struct Activations<'a, T> {
 }
 
 impl<T: Element> Activations<'_, T> {
-    /// Cuts off the first `count` rows of a width of `width`.
+    /// Splits off the first `count` rows, of `width` values.
     fn split_off(&mut self, count: usize, width: usize) -> Self {
         fn cut<'a, U>(values: &mut &'a mut [U], count: usize) -> &'a mut [U] {
             values.split_off_mut(..count).expect("as many rows")
@@ -140,7 +144,7 @@ impl<T: Element> Activations<'_, T> {
     }
 }
 
-/// The images of a segment that are not dropped.
+/// The images of a segment that stochastic depth leaves.
 struct Images<'a, T: Element> {
     count: usize,
     window_attention: WindowAttention<'a, T>,
@@ -156,7 +160,7 @@ impl<T: Element> Images<'_, T> {
     }
 }
 
-/// The rows of `x` in the order of windows, and the images that they are of, segment by segment.
+/// The rows of `x` in window order, and their images by segment.
 fn prepare<'x, 'a, T: Element>(
     x: &'x mut [f32],
     attention: &Attention<'_>,
@@ -185,16 +189,16 @@ fn prepare<'x, 'a, T: Element>(
     (Rows::in_order(x, attention.width(), sample_scales, orders), images)
 }
 
-/// Windows of a segment that go through the branch together.
+/// Windows of a segment that one task takes through the branch.
 struct Part {
     segment: usize,
     windows: Range<usize>,
-    /// Whether it is a whole segment, whose windows are so few or so large that threads share rows
+    /// A whole segment whose windows are too few or too large for one task each: tasks split rows
     /// and heads instead.
     shared: bool,
 }
 
-/// All windows, so many at a time that their rows fit into the second-level cache.
+/// All windows, as many at a time as fit L2 with their rows.
 fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
     let mut parts = Vec::new();
     for (segment, images) in images.iter().enumerate() {
@@ -215,14 +219,15 @@ fn parts<T: Element>(images: &[Images<'_, T>], width: usize) -> Vec<Part> {
     parts
 }
 
-/// Adds the branch to `x [rows, C]` in place: the images of all `segments` one after the other;
-/// `packed` is that of `attention`, `sample_scales` says which are dropped or scaled. With `save_for_backward` the result
-/// holds what [`backward`] needs.
+/// Adds the branch to `x [rows, C]` in place: the images of all `segments` one after the other,
+/// each branch times its scale. `packed` are the weights of `attention`. With `save_for_backward`,
+/// returns what [`backward`] needs.
 ///
-/// A slot without a token has the query, key and value of `qkv_bias` and takes part unmasked.
+/// A slot without a token (padding) has the key and value of `qkv_bias` and is attended to
+/// unmasked.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn forward<T: Element>(
     x: &mut [f32],
     attention: &Attention<'_>,
@@ -266,7 +271,7 @@ pub fn forward<T: Element>(
     saved
 }
 
-/// Takes a part through the branch.
+/// The forward pass of a part.
 fn forward_part<T: Element>(
     part: Part,
     mut rows: Block<'_, '_>,
@@ -292,10 +297,10 @@ fn forward_part<T: Element>(
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
-/// returns those of the parameters; other arguments as for the [`forward`] that made `saved`.
+/// returns those of the parameters. `saved` comes from [`forward`] with the same arguments.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn backward<T: Element>(
     saved: Saved<T>,
     attention: &Attention<'_>,
@@ -329,27 +334,25 @@ pub fn backward<T: Element>(
     let branches = Matrix::new(&dbranch, width);
     profile::time("attention backward, weights", macs, || {
         let context = Matrix::new(&context, width);
-        gemm_tn(branches, context, &mut proj_weight, Some(&mut proj_bias), false);
+        gemm_tn(branches, context, &mut proj_weight, &mut proj_bias, false);
     });
     drop((dbranch, context));
 
     let mut dqkv = Buffer::<T>::scratch_kept_rows(kept, total, 3 * width);
-    let mut dpadding = vec![0.0; 3 * width];
-    let mut bias_table = vec![0.0; attention.bias_table.len()];
     let mut start = 0;
-    for images in &images {
+    let windows = images.iter().map(|images| {
         let of = start..start + images.rows();
         start = of.end;
-        // The weights of the attention, and four products for the gradients.
+        // Q K^T again, and the GEMMs of dV, dP, dQ and dK.
         let macs = 5 * of.len() * images.window_attention.slots() * width;
-        let (padding, dbias_table) = profile::time("attention backward, windows", macs, || {
+        profile::time("attention backward, windows", macs, || {
             let of3 = of.start * row3..of.end * row3;
             let dcontext = &dcontext[of.start * row..of.end * row];
             images.window_attention.backward(&qkv[of3.clone()], dcontext, &mut dqkv[of3])
-        });
-        dpadding.iter_mut().zip(padding).for_each(|(sum, part)| *sum += part);
-        bias_table.iter_mut().zip(dbias_table).for_each(|(sum, part)| *sum += part);
-    }
+        })
+    });
+    let lens = [3 * width, attention.bias_table.len()];
+    let [dpadding, bias_table] = sum_in_order(windows.collect(), lens);
     drop((qkv, dcontext));
 
     let weight = PackedRhs::<T>::from_rows(attention.qkv_weight, width, Some(attention.gamma));
@@ -367,7 +370,7 @@ pub fn backward<T: Element>(
     let outputs = Matrix::new(&dqkv, 3 * width);
     let inputs = Matrix::new(&xhat, width);
     profile::time("attention backward, weights", macs, || {
-        gemm_tn(outputs, inputs, &mut qkv_weight, Some(&mut qkv_bias), false);
+        gemm_tn(outputs, inputs, &mut qkv_weight, &mut qkv_bias, false);
     });
     let (gamma, beta) = folded_affine_backward(
         &mut qkv_weight,

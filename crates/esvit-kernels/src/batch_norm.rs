@@ -1,12 +1,12 @@
-//! Batch normalization: every channel over all rows, `z = (x - mean) / sqrt(variance + eps)` and
-//! `y = z gamma + beta`.
+//! Batch norm over the rows of every channel: `xhat = (x - mean) * rstd`,
+//! `rstd = 1 / sqrt(variance + eps)`, `y = xhat * gamma + beta`.
 //!
-//! With `g` the gradient of `z`, that of `x` is `(g - mean(g) - z mean(g z)) / deviation`, means
-//! over the rows.
+//! Backward, with means over rows: `dx = gamma * rstd * (dy - mean(dy) - xhat * mean(dy * xhat))`.
 
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
+use crate::reduce::sum_in_order;
 use crate::simd::dispatch;
 
 /// Mean and variance of every channel.
@@ -14,12 +14,12 @@ use crate::simd::dispatch;
 pub struct Statistics {
     /// Means, `[C]`.
     pub mean: Vec<f32>,
-    /// Variances, divided by the number of rows, `[C]`.
+    /// Biased variances (divided by the number of rows), `[C]`.
     pub variance: Vec<f32>,
 }
 
 impl Statistics {
-    /// Those of the rows of `x [rows, C]`.
+    /// Statistics of the rows of `x [rows, C]`, `C = width`.
     ///
     /// # Panics
     /// When there are no whole rows.
@@ -27,7 +27,7 @@ impl Statistics {
         assert!(!x.is_empty() && x.len().is_multiple_of(width), "whole rows");
         let count = (x.len() / width) as f32;
         let mean = scaled(sums(x, width, add), 1.0 / count);
-        // In a second pass, since a difference of squares would lose what is small.
+        // In a second pass: E[x^2] - E[x]^2 would cancel.
         let squares = sums(x, width, |row, sums| add_squares(row, &mean, sums));
         Self { variance: scaled(squares, 1.0 / count), mean }
     }
@@ -37,10 +37,11 @@ impl Statistics {
     }
 }
 
-/// Normalizes `x [rows, C]` into `y` by `statistics`, those of the rows or running ones.
+/// Batch norm of `x [rows, C]` into `y` with `gamma`, `beta [C]` and `statistics` of the batch or
+/// running ones.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn forward(
     x: &[f32],
     statistics: &Statistics,
@@ -60,11 +61,11 @@ pub fn forward(
     });
 }
 
-/// Gradients of `x` (into `dx`), `gamma` and `beta` from that of the output, `dy [rows, C]`, where
-/// `statistics` are those of `x` itself.
+/// Gradients from that of the output, `dy [rows, C]`: of `x` into `dx`, and returns those of
+/// `gamma` and `beta`. `statistics` are those of `x` itself.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn backward(
     x: &[f32],
     statistics: &Statistics,
@@ -91,11 +92,7 @@ pub fn backward(
             sums
         })
         .collect();
-    let [mut dgamma, mut dbeta] = [vec![0.0; width], vec![0.0; width]];
-    for [part_gamma, part_beta] in &parts {
-        add(part_gamma, &mut dgamma);
-        add(part_beta, &mut dbeta);
-    }
+    let [dgamma, dbeta] = sum_in_order(parts, [width; 2]);
     let share = 1.0 / rows as f32;
     dx.par_chunks_mut(task).zip(x.par_chunks(task).zip(dy.par_chunks(task))).for_each(
         |(dx, (x, dy))| {
@@ -108,19 +105,18 @@ pub fn backward(
     (dgamma, dbeta)
 }
 
-/// Sums over rows, task by task and then over tasks in order.
+/// Sum over rows of what `add_row` adds for each.
 fn sums(x: &[f32], width: usize, add_row: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
     let task = TASK_VALUES.div_ceil(width) * width;
-    let parts: Vec<Vec<f32>> = x
+    let parts: Vec<[Vec<f32>; 1]> = x
         .par_chunks(task)
         .map(|x| {
             let mut sums = vec![0.0; width];
             x.chunks_exact(width).for_each(|row| add_row(row, &mut sums));
-            sums
+            [sums]
         })
         .collect();
-    let mut total = vec![0.0; width];
-    parts.iter().for_each(|part| add(part, &mut total));
+    let [total] = sum_in_order(parts, [width]);
     total
 }
 

@@ -1,4 +1,5 @@
-//! The region task's match: for every token the most similar one of another crop, by cosine.
+//! Best match by cosine similarity: EsViT's region task matches every token with one of another
+//! crop.
 
 use std::ops::Range;
 
@@ -7,9 +8,9 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::gemm::{Dims, Gemm, LANES, Lhs, Output, PackedRhs};
 
-/// For every row of `queries [.., C]` in the first range of a group the row of `keys [.., C]` in
-/// its second range with the largest cosine; the first of equal ones. Rows of all groups one after
-/// the other. A row of `keys` without direction has cosine 0 with all.
+/// For every group, matches each row of `queries [.., C]` in its first range with the row of `keys
+/// [.., C]` in its second range of largest cosine similarity; ties go to the first. Returns row
+/// indices of `keys`, group after group. A key of zeros has cosine 0.
 ///
 /// # Panics
 /// When a range does not lie within its matrix, or a range of keys is empty.
@@ -24,7 +25,7 @@ pub fn best_matches(
         .map(|(of, among)| {
             assert!(!among.is_empty(), "nothing to match with");
             let of = &queries[of.start * width..of.end * width];
-            // The length of a query does not change which key is the best one.
+            // The norm of a query does not change its argmax, so only keys are normalized.
             let mut unit = Buffer::<f32>::uninit(among.len() * width);
             unit.copy_from_slice(&keys[among.start * width..among.end * width]);
             for row in unit.chunks_exact_mut(width) {

@@ -1,12 +1,11 @@
-//! Working memory that is used again.
+//! A pool of reusable buffers.
 //!
-//! A training step takes the same buffers as the step before. Fresh memory would cost a page fault
-//! for every 4 KiB and a pass of zeros over all of it, together a fifth of a step, so buffers that
-//! are no longer needed wait in a pool. They keep their old contents: whoever takes one writes it
-//! before reading it.
+//! A training step allocates the same buffers as the step before. Fresh memory costs a page fault
+//! per 4 KiB and a pass of zeros, together a fifth of a step, so freed buffers go to a pool and are
+//! handed out with their old contents: [`uninit`] memory must be written before it is read.
 //!
-//! There is one pool for all types, so that gradients lie where the activations were that they were
-//! made from.
+//! One pool serves all element types, so gradients reuse the memory of the activations that they
+//! are computed from.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -14,21 +13,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::element::{Element, padded_row_len};
 
-/// Smaller buffers are left to the allocator.
+/// Smaller buffers come from the allocator.
 const POOLED_WORDS: usize = 4 << 10;
 
-/// Smaller buffers are never taken much larger than they need be: there are many at a time.
+/// Scratch buffers below this size take a tight fit too: many are in use at a time.
 const LARGE_WORDS: usize = 256 << 10;
 
-/// A buffer that nobody took while this many others were taken is freed.
+/// An idle buffer is freed after this many other takes.
 const IDLE_TAKES: u64 = 1 << 17;
 
-/// By how many words buffers in use and idle ones together may exceed the most that were ever in use
-/// at a time. Where no idle buffer fits and this is reached, a new one takes the place of those that
-/// have been idle for longest: the first to come back from a network are the last that it takes.
+/// Words by which used and idle buffers together may exceed the high-water mark of used ones.
+/// Beyond that a new allocation first frees the buffers idle for longest: those that a backward
+/// pass returns first are those that the next forward pass takes last.
 const SLACK_WORDS: usize = 16 << 20;
 
-/// Values in a buffer that may be larger. Returns to the pool when dropped.
+/// `len` values in an allocation that may be larger; returned to the pool on drop.
 #[derive(Debug)]
 pub struct Buffer<T: Element> {
     words: Vec<f32>,
@@ -36,13 +35,14 @@ pub struct Buffer<T: Element> {
     element: PhantomData<T>,
 }
 
-/// How long a buffer is needed.
+/// How long a buffer will be in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lifetime {
-    /// until backward, or for an unknown time: it should not be larger than it need be.
+    /// Held until backward, or for an unknown time: take the tightest fit, at most a quarter
+    /// larger.
     Saved,
-    /// Within an operation of the backward pass, or until the update: any that is large enough will do,
-    /// since what waits in the pool then is not needed before the next step.
+    /// Within one backward operation or until the update: any large enough buffer will do, since
+    /// those idle at that time are not needed before the next step.
     Scratch,
 }
 
@@ -54,12 +54,12 @@ impl<T: Element> Buffer<T> {
         Self { words, len, element: PhantomData }
     }
 
-    /// `len` values, whatever they are.
+    /// `len` values of arbitrary content.
     pub(crate) fn uninit(len: usize) -> Self {
         Self::take(len, Lifetime::Saved)
     }
 
-    /// The same, needed only briefly or until the update of the parameters.
+    /// The same with [`Lifetime::Scratch`].
     pub(crate) fn scratch(len: usize) -> Self {
         Self::take(len, Lifetime::Scratch)
     }
@@ -71,13 +71,13 @@ impl<T: Element> Buffer<T> {
         buffer
     }
 
-    /// Whatever values for `rows` rows of `width`, each stored at the length of [`padded_row_len`]; what
-    /// fills up the rows is zero.
+    /// `rows` rows of `width` values of arbitrary content, each of [`padded_row_len`]; the padding
+    /// is zero.
     pub(crate) fn rows(rows: usize, width: usize) -> Self {
         Self::take(rows * padded_row_len::<T>(width), Lifetime::Saved).zero_padding(width)
     }
 
-    /// The same, needed only briefly.
+    /// [`Buffer::rows`] with [`Lifetime::Scratch`].
     pub(crate) fn scratch_rows(rows: usize, width: usize) -> Self {
         Self::take(rows * padded_row_len::<T>(width), Lifetime::Scratch).zero_padding(width)
     }
@@ -89,13 +89,13 @@ impl<T: Element> Buffer<T> {
         self
     }
 
-    /// The same for the `kept` ones of `total` rows. Takes as much memory whatever is kept, so that
-    /// a step in which other rows are dropped finds it in the pool.
+    /// [`Buffer::rows`] for the `kept` of `total` rows that stochastic depth leaves. Allocates for
+    /// all of them, so that the next step, which drops others, finds a buffer that fits.
     pub(crate) fn kept_rows(kept: usize, total: usize, width: usize) -> Self {
         Self::rows(total.max(kept), width).cut(kept * padded_row_len::<T>(width))
     }
 
-    /// The same, needed only briefly.
+    /// [`Buffer::kept_rows`] with [`Lifetime::Scratch`].
     pub(crate) fn scratch_kept_rows(kept: usize, total: usize, width: usize) -> Self {
         Self::scratch_rows(total.max(kept), width).cut(kept * padded_row_len::<T>(width))
     }
@@ -107,7 +107,7 @@ impl<T: Element> Buffer<T> {
 }
 
 impl Buffer<f32> {
-    /// The values as a vector.
+    /// Takes the values out of the pool's care.
     pub(crate) fn into_vec(mut self) -> Vec<f32> {
         let mut values = std::mem::take(&mut self.words);
         values.truncate(self.len);
@@ -143,31 +143,30 @@ impl<T: Element> Drop for Buffer<T> {
     }
 }
 
-/// `len` values of memory that may have been used before, whatever they are, to be written before
-/// they are read.
+/// `len` values of arbitrary content, from the pool: to be written before they are read. Give them
+/// back with [`recycle`].
 pub fn uninit(len: usize) -> Vec<f32> {
     Buffer::<f32>::uninit(len).into_vec()
 }
 
-/// Puts memory that is no longer needed into the pool that kernels take theirs from.
+/// Returns memory to the pool.
 pub fn recycle(mut values: Vec<f32>) {
-    // What a vector was cut down to is not all that it has.
+    // A truncated vector still has its capacity.
     if values.capacity() >= POOLED_WORDS {
         values.resize(values.capacity(), 0.0);
         POOL.put(values);
     }
 }
 
-/// Says that no work goes on: what was taken from the pool and has not come back is not in use any
-/// more but lost to it. To be called after every step, or the pool would believe that ever more
-/// memory is needed.
+/// Ends a step: buffers not returned are written off, or the high-water mark would grow for ever.
+/// To be called after every training step, when no kernel runs.
 pub fn end_step() {
     POOL.state().used_words = 0;
 }
 
 static POOL: Pool = Pool { state: Mutex::new(State::new()) };
 
-/// Buffers that wait to be taken.
+/// Idle buffers.
 #[derive(Debug)]
 struct Pool {
     state: Mutex<State>,
@@ -175,10 +174,10 @@ struct Pool {
 
 #[derive(Debug)]
 struct State {
-    /// With the time, in takes, at which each was put.
+    /// Each with the number of takes when it was returned.
     idle: Vec<(u64, Vec<f32>)>,
     takes: u64,
-    /// Words of idle buffers, of those in use, and the most of these so far.
+    /// Words of idle buffers, of used ones, and the high-water mark of used ones.
     idle_words: usize,
     used_words: usize,
     most_used: usize,
@@ -189,7 +188,8 @@ impl State {
         Self { idle: Vec::new(), takes: 0, idle_words: 0, used_words: 0, most_used: 0 }
     }
 
-    /// The smallest buffer of at least `words` words that suits the need.
+    /// Removes the smallest idle buffer of at least `words` words that suits the lifetime, of equal
+    /// ones the last returned.
     fn best_fit(&mut self, words: usize, lifetime: Lifetime) -> Option<Vec<f32>> {
         let most = match lifetime {
             Lifetime::Scratch if words >= LARGE_WORDS => usize::MAX,
@@ -212,7 +212,7 @@ impl State {
         self.most_used = self.most_used.max(self.used_words);
     }
 
-    /// What nobody took for long.
+    /// Removes the buffers that nobody took for [`IDLE_TAKES`].
     fn take_expired(&mut self) -> Vec<Vec<f32>> {
         let oldest = self.takes.saturating_sub(IDLE_TAKES);
         let mut freed = Vec::new();
@@ -222,7 +222,7 @@ impl State {
         freed
     }
 
-    /// What is too much, the longest idle first.
+    /// Removes buffers beyond [`SLACK_WORDS`], the longest idle first.
     fn take_excess(&mut self) -> Vec<Vec<f32>> {
         let mut freed = Vec::new();
         while self.used_words + self.idle_words > self.most_used + SLACK_WORDS {
@@ -253,7 +253,7 @@ impl Pool {
         }
         state.use_words(words);
         freed.append(&mut state.take_excess());
-        // Others need not wait until memory is given back and taken.
+        // Free and allocate without the lock.
         drop(state);
         drop(freed);
         vec![0.0; words]

@@ -1,18 +1,20 @@
-//! Depthwise convolution over maps of tokens: every channel with its own square filter, at stride 1
-//! and with zeros around the map.
+//! Depthwise convolution over token maps, channels last: stride 1, zero padding ("same"), one
+//! square filter per channel. Groundwork for convolutional backbones: no model of this workspace
+//! uses it yet.
 
 use rayon::prelude::*;
 
+use crate::reduce::sum_in_order;
 use crate::simd::dispatch;
 
-/// FeatureMaps `[images, height, width, C]` and the filter's side.
+/// Shape of feature maps `[images, height, width, C]` and of the filters.
 #[derive(Debug, Clone, Copy)]
 pub struct FeatureMaps {
-    /// Height and width of a map.
+    /// Height and width.
     pub size: [usize; 2],
     /// Channels, C.
     pub channels: usize,
-    /// Side of the filter, odd.
+    /// Side of the square filters, odd.
     pub kernel_size: usize,
 }
 
@@ -26,15 +28,15 @@ impl FeatureMaps {
     }
 
     /// # Panics
-    /// When the lengths do not fit.
+    /// When lengths do not match.
     fn check(&self, x: &[f32], weight: &[f32]) {
         assert!(self.kernel_size % 2 == 1, "an odd kernel_size");
         assert!(self.image() > 0 && x.len().is_multiple_of(self.image()), "whole maps");
         assert_eq!(weight.len(), self.kernel_size * self.kernel_size * self.channels, "weight");
     }
 
-    /// Rows and columns of a tap relative to its output, and the tap's filter in
-    /// `weight [kernel_size^2, C]`.
+    /// Taps of the filter: row and column offset, and the tap's weights in `weight [kernel_size^2,
+    /// C]`.
     fn taps(&self) -> impl Iterator<Item = (isize, isize, std::ops::Range<usize>)> + use<> {
         let Self { kernel_size, channels, .. } = *self;
         let half = (kernel_size / 2) as isize;
@@ -44,8 +46,8 @@ impl FeatureMaps {
         })
     }
 
-    /// Where a tap of an output row meets its input: first column of the output, first place in
-    /// the map of the input, number of columns. None if it lies outside of the map.
+    /// The part of output row `row` whose input at offset (`down`, `right`) lies in the map: first
+    /// output column, index of its input pixel, number of columns. None if there is none.
     fn overlap(&self, row: usize, down: isize, right: isize) -> Option<[usize; 3]> {
         let [height, width] = self.size;
         let from = row.checked_add_signed(down).filter(|&from| from < height)?;
@@ -55,10 +57,10 @@ impl FeatureMaps {
     }
 }
 
-/// `y = x * weight`, for `weight [kernel_size^2, C]`: the filter's taps row by row.
+/// `y = conv(x, weight)` for `weight [kernel_size^2, C]`, taps row-major.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn forward(maps: &FeatureMaps, x: &[f32], weight: &[f32], y: &mut [f32]) {
     maps.check(x, weight);
     assert_eq!(x.len(), y.len(), "output");
@@ -78,10 +80,10 @@ pub fn forward(maps: &FeatureMaps, x: &[f32], weight: &[f32], y: &mut [f32]) {
     });
 }
 
-/// Gradients of `x` (into `dx`) and of `weight`, returned, from that of the output.
+/// Gradients from that of the output, `dy`: of `x` into `dx`, and returns that of `weight`.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn backward(
     maps: &FeatureMaps,
     x: &[f32],
@@ -91,11 +93,11 @@ pub fn backward(
 ) -> Vec<f32> {
     maps.check(x, weight);
     assert_eq!((x.len(), x.len()), (dy.len(), dx.len()), "gradients");
-    // dx is the same convolution with the filter flipped round.
+    // dx = conv(dy, filter rotated by 180 degrees).
     let flipped: Vec<f32> = weight.chunks_exact(maps.channels).rev().flatten().copied().collect();
     forward(maps, dy, &flipped, dx);
     let (row, channels, image) = (maps.row(), maps.channels, maps.image());
-    let parts: Vec<Vec<f32>> = x
+    let parts: Vec<[Vec<f32>; 1]> = x
         .par_chunks(image)
         .zip(dy.par_chunks(image))
         .map(|(x, dy)| {
@@ -112,13 +114,10 @@ pub fn backward(
                     }
                 }
             }
-            dw
+            [dw]
         })
         .collect();
-    let mut dw = vec![0.0; weight.len()];
-    for part in parts {
-        dw.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-    }
+    let [dw] = sum_in_order(parts, [weight.len()]);
     dw
 }
 

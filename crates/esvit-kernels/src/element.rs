@@ -1,22 +1,22 @@
-//! The types in which operands of products and saved activations are stored.
+//! Storage types of GEMM operands and saved activations.
 
 use std::fmt::Debug;
 
 use crate::gemm::Gemm;
 
-/// A stored number: f32, or bf16 where precision says so. Arithmetic is f32.
+/// A storage type: f32 or bf16. Arithmetic and accumulation are in f32.
 pub trait Element: Gemm + bytemuck::Pod + Default + Debug + PartialEq + Send + Sync {
-    /// Neighbors along the inner dimension that a product multiplies at once. Rows of operands
-    /// are filled up with zeros to a multiple of it.
+    /// Consecutive K values that one lane of a GEMM instruction multiplies and adds: 1 for f32, 2
+    /// for bf16 (`vdpbf16ps`). Rows of operands are padded with zeros to a multiple of it.
     const K_PACK: usize;
-    /// Its name in options and reports.
+    /// Name in options and reports.
     const NAME: &'static str;
 
-    /// The nearest stored number.
+    /// Rounds to the storage type.
     fn from_f32(value: f32) -> Self;
-    /// The number.
+    /// Widens to f32.
     fn to_f32(self) -> f32;
-    /// The same values where they are f32: a product can be written there without conversion.
+    /// The same slice if the type is f32, so that GEMM can write there without conversion.
     fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]>;
 }
 
@@ -40,7 +40,7 @@ impl Element for f32 {
     }
 }
 
-/// A bfloat16: the upper half of an f32.
+/// bfloat16: the upper 16 bits of an f32.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Bf16(pub u16);
@@ -60,7 +60,7 @@ impl Element for Bf16 {
     const K_PACK: usize = 2;
     const NAME: &'static str = "bf16";
 
-    /// Rounds to the nearest, ties to even; what is not a number stays none.
+    /// Rounds to nearest, ties to even. NaN stays NaN.
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
         let bits = value.to_bits();
@@ -80,7 +80,7 @@ impl Element for Bf16 {
     }
 }
 
-/// Length of a stored row of `n` values: a multiple of what a product takes at once.
+/// Length at which a row of `n` values is stored: the next multiple of [`Element::K_PACK`].
 #[inline(always)]
 pub fn padded_row_len<T: Element>(n: usize) -> usize {
     n.next_multiple_of(T::K_PACK)

@@ -1,4 +1,4 @@
-//! The instruction set that kernels run on, chosen when the program runs.
+//! Run-time choice of the instruction set.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Isa {
-    /// What every machine of the target has; on AArch64 that includes NEON.
+    /// The target's baseline; on AArch64 that includes NEON.
     Baseline,
     /// x86-64 with AVX2 and FMA: 8 lanes.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL: 16 lanes.
     Avx512,
-    /// AVX-512 with products of bf16 pairs.
+    /// AVX-512 with BF16: dot products of bf16 pairs (`vdpbf16ps`).
     Avx512Bf16,
 }
 
@@ -31,7 +31,7 @@ impl Isa {
     }
 }
 
-/// The instruction set in use, and none before the first look.
+/// The instruction set in use, or [`UNKNOWN`] before the first call of [`current`].
 static IN_USE: AtomicU8 = AtomicU8::new(UNKNOWN);
 const UNKNOWN: u8 = u8::MAX;
 
@@ -57,7 +57,7 @@ pub fn detected() -> Isa {
     Isa::Baseline
 }
 
-/// The instruction set in use: the best one of the machine within the [`limit`].
+/// The instruction set in use: the best that the machine has within the [`limit`].
 #[inline]
 pub fn current() -> Isa {
     match IN_USE.load(Ordering::Relaxed) {
@@ -72,15 +72,13 @@ pub fn current() -> Isa {
     }
 }
 
-/// Keeps all kernels of the process within an instruction set, to test or to compare.
-///
-/// Results of different instruction sets differ by rounding, so this is for the beginning of a
-/// program.
+/// Limits all kernels of the process to an instruction set, for tests and comparisons. Results of
+/// different instruction sets differ by rounding, so call it at the start of a program.
 pub fn limit(isa: Isa) {
     IN_USE.store(detected().min(isa) as u8, Ordering::Relaxed);
 }
 
-/// Whether products of bf16 pairs are done by the hardware, so that bf16 is faster than f32.
+/// Whether the hardware multiplies bf16 pairs, so that bf16 GEMM is faster than f32.
 pub fn has_bf16() -> bool {
     current() >= Isa::Avx512Bf16
 }

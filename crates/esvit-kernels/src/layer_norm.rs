@@ -1,27 +1,28 @@
-//! Layer normalization over rows, `z = (x - mean) / sqrt(variance + eps)` and `y = z gamma + beta`.
+//! Layer norm over rows: `xhat = (x - mean) * rstd`, `rstd = 1 / sqrt(variance + eps)`,
+//! `y = xhat * gamma + beta`.
 //!
-//! The backward pass keeps `z` and the `rstd` of every row: with `g` the gradient of
-//! `z`, that of `x` is `(g - mean(g) - z mean(g z)) / deviation`.
+//! Backward saves `xhat` and `rstd`: with `g = dy * gamma`,
+//! `dx = rstd * (g - mean(g) - xhat * mean(g * xhat))`.
 
 use rayon::prelude::*;
 
 use crate::element::{Element, padded_row_len};
+use crate::reduce::sum_in_order;
 use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, profile};
 
-/// What the backward pass needs: normalized rows, each stored at the length of
-/// [`padded_row_len`], and the `rstd` of every row.
+/// What the backward pass needs: `xhat [rows, C]` (rows of [`padded_row_len`]) and `rstd [rows]`.
 #[derive(Debug, Clone)]
 pub struct Saved<T> {
     xhat: Vec<T>,
     rstd: Vec<f32>,
 }
 
-/// Normalizes every row of `x [rows, C]` into `y`: `gamma`, `beta [C]`. With `save_for_backward` the result
-/// holds what [`backward`] needs.
+/// Layer norm of `x [rows, C]` into `y`, with `gamma`, `beta [C]`. With `save_for_backward`,
+/// returns what [`backward`] needs.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn forward<T: Element>(
     x: &[f32],
     gamma: &[f32],
@@ -61,10 +62,11 @@ pub fn forward<T: Element>(
     Some(Saved { xhat, rstd })
 }
 
-/// Gradients of `x` (into `dx`), `gamma` and `beta` from that of the output, `dy [rows, C]`.
+/// Gradients from that of the output, `dy [rows, C]`: of `x` into `dx`, and returns those of
+/// `gamma` and `beta`.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn backward<T: Element>(
     saved: &Saved<T>,
     gamma: &[f32],
@@ -91,18 +93,11 @@ pub fn backward<T: Element>(
             sums
         })
         .collect();
-    let mut totals = [vec![0.0; width], vec![0.0; width]];
-    for part in parts {
-        for (total, part) in totals.iter_mut().zip(part) {
-            total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-        }
-    }
-    let [dgamma, dbeta] = totals;
-    (dgamma, dbeta)
+    sum_in_order(parts, [width; 2]).into()
 }
 
 dispatch! {
-    /// Stores the normalized row and returns its `rstd`.
+    /// Stores `xhat` of a row and returns its `rstd`. Two passes: mean, then variance.
     pub(crate) fn normalize<T: Element>(x: &[f32], eps: f32, xhat: &mut [T]) -> f32 {
         let (width, count) = (x.len(), x.len() as f32);
         let mean = sum(x, |x| x) / count;
@@ -117,7 +112,8 @@ dispatch! {
 }
 
 dispatch! {
-    /// Turns the gradient of a normalized row, in place, into that of the row.
+    /// Turns the gradient of `xhat` in place into that of `x`:
+    /// `dx = rstd * (g - mean(g) - xhat * mean(g * xhat))`.
     pub(crate) fn normalize_backward<T: Element>(
         xhat: &[T],
         rstd: f32,
@@ -164,11 +160,11 @@ dispatch! {
     }
 }
 
-/// Gradients behind a normalization that feeds a linear layer, `y = (z gamma + beta) w^T`.
+/// Backward of a norm's affine that is folded into a linear layer, `y = (xhat * gamma + beta) W^T`,
+/// without a pass over the rows.
 ///
-/// `dw [out, C]` holds `dy^T z`, the gradient of the weight if there were no `gamma` and
-/// `beta`, and `sums [out]` the sums of `dy`; `dw` is turned into the gradient of `weight`,
-/// and those of `gamma` and `beta` are returned. No pass over the rows is needed.
+/// With `G = dy^T xhat` in `dw [out, C]` and `s = sum(dy)` over rows in `sums [out]`:
+/// `dW = G * gamma + s beta^T` (in place), `dgamma = colsum(W * G)` and `dbeta = W^T s` (returned).
 pub(crate) fn folded_affine_backward(
     dw: &mut [f32],
     weight: &[f32],
@@ -191,14 +187,7 @@ pub(crate) fn folded_affine_backward(
             gradients
         })
         .collect();
-    let mut totals = [vec![0.0; width], vec![0.0; width]];
-    for part in parts {
-        for (total, part) in totals.iter_mut().zip(part) {
-            total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-        }
-    }
-    let [dgamma, dbeta] = totals;
-    (dgamma, dbeta)
+    sum_in_order(parts, [width; 2]).into()
 }
 
 dispatch! {
@@ -222,7 +211,8 @@ dispatch! {
     }
 }
 
-/// The bias of a linear layer behind a normalization: `bias + w beta`, for `weight [out, C]`.
+/// Folds a norm's `beta [C]` into the bias of the linear layer behind it: `bias + weight beta`, for
+/// `weight [out, C]`.
 pub(crate) fn fold_beta_into_bias(weight: &[f32], beta: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let width = beta.len();
     let task = TASK_VALUES.div_ceil(width);

@@ -1,8 +1,13 @@
-//! The lowest floor of `esvit`: code that works on slices and numbers and knows neither images
-//! nor tensors.
+//! CPU kernels of `esvit`, on slices: forward and backward passes of the operations of vision
+//! transformers, optimizer updates, nearest-neighbor search and counter-based random numbers.
 //!
-//! Every kernel gives the same bits however many threads there are: work is cut into pieces by its
-//! size alone, and sums over pieces are taken in order.
+//! Results do not depend on the number of threads: work is split into tasks by its size alone, and
+//! partial sums are added in task order.
+//!
+//! Conventions: matrices are row-major, `[rows, columns]`; a backward pass takes the gradient of
+//! the output and returns (or writes in place) those of the inputs. GEMM operands and saved
+//! activations have the type [`element::Element`], f32 or bf16; accumulators, parameters and
+//! gradients of parameters are f32.
 
 pub mod activation;
 pub mod attention;
@@ -10,6 +15,7 @@ pub mod batch_norm;
 pub mod best_match;
 pub mod buffer;
 mod gemm;
+mod reduce;
 mod rows;
 mod simd;
 
@@ -32,5 +38,5 @@ pub mod window_attention;
 
 pub use rows::SampleScales;
 
-/// Values that one task of an elementwise kernel works on.
+/// Values per task of elementwise kernels and of row-wise reductions.
 const TASK_VALUES: usize = 1 << 15;

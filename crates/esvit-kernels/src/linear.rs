@@ -1,8 +1,7 @@
-//! A linear layer, `y = act(x) w^T + bias`, whose input may go through the activation first.
+//! Linear layer, `y = act(x) W^T + bias`.
 
 use rayon::prelude::*;
 
-use crate::TASK_VALUES;
 use crate::activation::{Activation, Gate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
@@ -11,7 +10,7 @@ use crate::profile;
 use crate::rows::{block_rows, linear};
 use crate::simd::dispatch;
 
-/// What the backward pass needs: the input, before its activation.
+/// What the backward pass needs: the input before its activation.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
     input: Buffer<T>,
@@ -20,7 +19,7 @@ pub struct Saved<T: Element> {
 /// Gradients of the layer.
 #[derive(Debug)]
 pub struct Gradients {
-    /// Of the input, when it is wanted.
+    /// Of the input, if asked for.
     pub x: Option<Vec<f32>>,
     /// Of the weight.
     pub weight: Vec<f32>,
@@ -28,10 +27,11 @@ pub struct Gradients {
     pub bias: Vec<f32>,
 }
 
-/// The layer on `x [rows, in]` with `weight [out, in]`; with `save_for_backward` also what [`backward`] needs.
+/// The layer on `x [rows, in]` with `weight [out, in]` and `bias [out]`: returns `y [rows, out]`
+/// and, with `save_for_backward`, what [`backward`] needs.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn forward<T: Element>(
     x: &[f32],
     inputs: usize,
@@ -83,10 +83,10 @@ pub fn forward<T: Element>(
     (y.into_vec(), save_for_backward.then_some(Saved { input }))
 }
 
-/// Gradients from that of the output, `dy [rows, out]`; that of the input only if `input` is set.
+/// Gradients from that of the output, `dy [rows, out]`; that of the input only with `input`.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn backward<T: Element>(
     saved: Saved<T>,
     inputs: usize,
@@ -124,7 +124,7 @@ pub fn backward<T: Element>(
                 linear(lhs, dy.len() / outputs, packed, dx, inputs);
             }
             if activation != Activation::None {
-                // Rows of `dx` are missing when it is not wanted; the activation is needed all the same.
+                // Without `dx` there are no rows of it, but `act(x)` is still needed.
                 let mut dx = dx.chunks_exact_mut(inputs);
                 for active in active.chunks_exact_mut(row) {
                     let (active, dx) = (&mut active[..inputs], dx.next().unwrap_or_default());
@@ -137,28 +137,9 @@ pub fn backward<T: Element>(
     let mut bias = vec![0.0; outputs];
     let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&active, inputs));
     profile::time("linear backward, weights", count * inputs * outputs, || {
-        gemm_tn(lhs, rhs, &mut dweight, Some(&mut bias), false);
+        gemm_tn(lhs, rhs, &mut dweight, &mut bias, false);
     });
     Gradients { x: input.then(|| dx.into_vec()), weight: dweight.into_vec(), bias }
-}
-
-/// The sums of the columns of `values [rows, columns]`.
-pub fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
-    let task = columns * TASK_VALUES.div_ceil(columns);
-    let parts: Vec<Vec<f32>> = values
-        .par_chunks(task)
-        .map(|values| {
-            let mut sums = vec![0.0; columns];
-            for row in values.chunks_exact(columns) {
-                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-            }
-            sums
-        })
-        .collect();
-    parts.into_iter().fold(vec![0.0; columns], |mut total, part| {
-        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-        total
-    })
 }
 
 dispatch! {
@@ -171,7 +152,7 @@ dispatch! {
 }
 
 dispatch! {
-    /// Replaces inputs of the activation by its outputs, and multiplies a gradient by its slope.
+    /// Replaces `x` in `active` by `act(x)`, and multiplies its gradient, if any, by `act'(x)`.
     fn activate_backward<T: Element, G: Gate>(gate: G, active: &mut [T], gradient: &mut [f32]) {
         let n = gradient.len();
         for i in 0..n.min(active.len()) {

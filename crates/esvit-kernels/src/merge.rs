@@ -1,4 +1,4 @@
-//! Patch merging: four neighbors become one row of `4 C`, which is normalized and projected.
+//! Patch merging: four adjacent rows are concatenated to one of `4 C`, normalized and projected.
 
 use rayon::prelude::*;
 
@@ -9,10 +9,10 @@ use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward, normalize};
 use crate::profile;
 use crate::rows::{Rows, SampleScales, block_rows, linear};
 
-/// A neighbor that lies outside the map: zeros.
+/// Index of a row outside the map: zeros.
 pub const OUTSIDE: u32 = u32::MAX;
 
-/// The parameters: a normalization over `4 C` and `weight [out, 4 C]`.
+/// The parameters: layer norm over `4 C` and `weight [out, 4 C]`.
 #[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "the names are those of the layers")]
 pub struct Merge<'a> {
@@ -32,7 +32,7 @@ pub struct Gradients {
     pub weight: Vec<f32>,
 }
 
-/// What the backward pass needs.
+/// What the backward pass needs: `xhat [rows, 4 C]` and `rstd [rows]`.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
     xhat: Buffer<T>,
@@ -40,7 +40,7 @@ pub struct Saved<T: Element> {
 }
 
 impl Merge<'_> {
-    /// Columns of the result, after a check of all lengths.
+    /// Columns of the result; checks all lengths.
     fn outputs(&self) -> usize {
         let wide = self.gamma.len();
         assert!(wide.is_multiple_of(4) && self.beta.len() == wide, "normalization of four rows");
@@ -49,11 +49,11 @@ impl Merge<'_> {
     }
 }
 
-/// Merges rows of `x [rows, C]`: `indices` lists the four rows of every row of the result, or
-/// [`OUTSIDE`]. With `save_for_backward` also what [`backward`] needs.
+/// Merges rows of `x [.., C]` into `y [rows, out]`: `indices` has the four rows of `x` of every row
+/// of `y`, or [`OUTSIDE`]. With `save_for_backward`, also returns what [`backward`] needs.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn forward<T: Element>(
     x: &[f32],
     merge: &Merge<'_>,
@@ -103,11 +103,11 @@ pub fn forward<T: Element>(
     (y.into_vec(), save_for_backward.then_some(saved))
 }
 
-/// Gradients from that of the result, `dy [rows, out]`, for an input of `inputs` rows; other
-/// arguments as for the [`forward`] that made `saved`.
+/// Gradients from that of the output, `dy [rows, out]`, for an input of `inputs` rows, each of
+/// which `indices` has once. `saved` comes from [`forward`] with the same arguments.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn backward<T: Element>(
     saved: Saved<T>,
     merge: &Merge<'_>,
@@ -140,7 +140,7 @@ pub fn backward<T: Element>(
                 block.add_input_gradients(lhs, &weight, xhat, rstd);
             });
     });
-    // Every row has its place, since the maps are covered by their neighborhoods.
+    // Every row is written, since the neighborhoods cover the maps.
     let mut x = Buffer::<f32>::scratch(inputs * width);
     for (from, &to) in gathered.chunks_exact(width).zip(indices.as_flattened()) {
         if to != OUTSIDE {
@@ -151,7 +151,7 @@ pub fn backward<T: Element>(
     let mut sums = vec![0.0; outputs];
     let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&xhat, wide));
     profile::time("merge backward, weights", macs, || {
-        gemm_tn(lhs, rhs, &mut dweight, Some(&mut sums), false);
+        gemm_tn(lhs, rhs, &mut dweight, &mut sums, false);
     });
     let (gamma, beta) =
         folded_affine_backward(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);

@@ -1,6 +1,7 @@
-//! The MLP branch of a block: `x + scale (fc2(act(fc1(norm(x)))))`.
+//! The MLP branch of a transformer block, `x + scale * fc2(act(fc1(norm(x))))`.
 //!
-//! A task takes some rows through all of it, so that only the saved activations leave the caches.
+//! A task takes some rows through the whole branch, so that only saved activations leave the
+//! caches. gamma and beta of the norm are folded into weight and bias of `fc1`.
 
 use rayon::prelude::*;
 
@@ -13,7 +14,7 @@ use crate::profile;
 use crate::rows::{BAND_ROWS, Rows, SampleScales, block_rows, for_each_panel};
 use crate::simd::{dispatch, prefetch};
 
-/// The parameters: a normalization over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
+/// The parameters: layer norm over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
 #[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "the names are those of the layers")]
 pub struct Mlp<'a> {
@@ -39,15 +40,16 @@ pub struct Gradients {
     pub fc2_bias: Vec<f32>,
 }
 
-/// The weights in the layout of the forward pass's products.
+/// The weights as packed GEMM operands of the forward pass.
 #[derive(Debug)]
 pub struct PackedWeights<T: Element> {
-    /// Its bias with the shift of the normalization.
+    /// LayerNorm folded in: weight * gamma, bias + weight * beta.
     fc1: PackedRhs<T>,
     fc2: PackedRhs<T>,
 }
 
-/// What the backward pass needs of the rows that were not dropped.
+/// Saved activations of the rows that were not dropped: `xhat [rows, C]`, `rstd [rows]` and the
+/// pre-activation `hidden [rows, hidden]`.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
     xhat: Buffer<T>,
@@ -57,7 +59,7 @@ pub struct Saved<T: Element> {
 }
 
 impl Mlp<'_> {
-    /// What [`forward`] multiplies by: made once for as many passes as the parameters stay the same.
+    /// Packs the weights for [`forward`]; valid as long as the parameters do not change.
     pub fn pack_weights<T: Element>(&self) -> PackedWeights<T> {
         let fc1_bias = fold_beta_into_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
         let fc1 = PackedRhs::from_transposed(self.fc1_weight, self.width(), Some(self.gamma));
@@ -73,7 +75,7 @@ impl Mlp<'_> {
         self.fc1_bias.len()
     }
 
-    /// The rows of `x`, after a check of all lengths.
+    /// The rows of `x` that are not dropped; checks all lengths.
     fn rows<'a>(&self, x: &'a mut [f32], sample_scales: &SampleScales<'_>) -> Rows<'a> {
         let (width, hidden) = (self.width(), self.hidden());
         assert!(x.len().is_multiple_of(width), "whole rows");
@@ -95,11 +97,11 @@ impl<T: Element> Saved<T> {
     }
 }
 
-/// Adds the branch to `x [rows, C]` in place; `packed` is that of `mlp`, `sample_scales` says which images are
-/// dropped or scaled. With `save_for_backward` the result holds what [`backward`] needs.
+/// Adds the branch to `x [rows, C]` in place, times the scale of each image. `packed` are the
+/// weights of `mlp`. With `save_for_backward`, returns what [`backward`] needs.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn forward<T: Element>(
     x: &mut [f32],
     mlp: &Mlp<'_>,
@@ -160,10 +162,10 @@ pub fn forward<T: Element>(
 }
 
 /// Turns the gradient of the output, `gradient [rows, C]`, in place into that of the input, and
-/// returns those of the parameters; other arguments as for the [`forward`] that made `saved`.
+/// returns those of the parameters. `saved` comes from [`forward`] with the same arguments.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn backward<T: Element>(
     saved: Saved<T>,
     mlp: &Mlp<'_>,
@@ -183,7 +185,8 @@ pub fn backward<T: Element>(
     let mut fc1_weight = Buffer::<f32>::scratch(mlp.fc1_weight.len());
     let mut fc1_bias = vec![0.0; hidden];
     let size = block_rows::<T>(rows.kept(), hidden.max(width));
-    // Bands of equally many blocks; without a row one of none, from which all gradients are zero.
+    // Bands of equally many blocks; one empty band if there are no rows, which zeroes the
+    // gradients.
     let blocks = rows.kept().div_ceil(size);
     let bands = blocks.div_ceil(BAND_ROWS / size).max(1);
     let band_rows = blocks.div_ceil(bands).max(1) * size;
@@ -216,7 +219,7 @@ pub fn backward<T: Element>(
                             gate, tile, padded, columns, active, dhidden, hidden_row,
                         )
                     });
-                    // The next panel's lines come while its tile is made.
+                    // Prefetches the columns of the next panel.
                     prefetch(&active[columns..], hidden_row, NR);
                     prefetch(&dhidden[columns..], hidden_row, NR);
                 });
@@ -228,10 +231,10 @@ pub fn backward<T: Element>(
         let [branch, inputs] = [&dbranch, xhat].map(|rows| Matrix::new(rows, width));
         let [actives, hiddens] = [&*active, &dhidden].map(|rows| Matrix::new(rows, hidden));
         profile::time("mlp backward, weights", macs, || {
-            gemm_tn(branch, actives, &mut fc2_weight, Some(&mut fc2_bias), add);
+            gemm_tn(branch, actives, &mut fc2_weight, &mut fc2_bias, add);
         });
         profile::time("mlp backward, weights", macs, || {
-            gemm_tn(hiddens, inputs, &mut fc1_weight, Some(&mut fc1_bias), add);
+            gemm_tn(hiddens, inputs, &mut fc1_weight, &mut fc1_bias, add);
         });
     }
     let (gamma, beta) =
@@ -241,7 +244,7 @@ pub fn backward<T: Element>(
 }
 
 dispatch! {
-    /// Keeps a product and stores its activation.
+    /// Saves a panel of pre-activations `[rows, width]` and stores `act` of it.
     fn activate<T: Element, G: Gate>(
         gate: G,
         tile: &[f32],
@@ -269,8 +272,8 @@ dispatch! {
 }
 
 dispatch! {
-    /// Multiplies a gradient by the slope of the activation, and replaces what went into the
-    /// activation by what came out.
+    /// Backward of the activation for a panel: `dhidden = dactive * act'(x)`, and replaces the
+    /// pre-activation `x` by `act(x)`, which the gradient of `fc2`'s weight needs.
     fn activate_backward<T: Element, G: Gate>(
         gate: G,
         tile: &[f32],

@@ -1,5 +1,4 @@
-//! The rows of a large set that are most similar to each of some queries, by dot product, without
-//! holding more similarities at a time than fit the caches.
+//! Exact k-nearest-neighbor search by dot product, in blocks whose similarities fit the caches.
 
 use rayon::prelude::*;
 
@@ -7,24 +6,23 @@ use crate::buffer::Buffer;
 use crate::gemm::{Dims, Gemm, Lhs, NR, Output, PackedRhs};
 use crate::simd::dispatch;
 
-/// Queries that one task works on: with 1,024 values each they fill the second-level cache.
+/// Queries of a task: with 1,024 values each they fill L2.
 const QUERY_BLOCK: usize = 192;
-/// Rows that are laid out for products at a time.
+/// Gallery rows that are packed at a time.
 const GALLERY_BLOCK: usize = 8192;
 
-/// A row that was found, and its similarity to the query.
+/// A gallery row and its similarity to the query.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Neighbor {
-    /// Number of the row, in the order of [`Search::add`].
+    /// Index of the row, counted over all calls of [`Search::add`].
     pub row: usize,
     /// Dot product with the query.
     pub similarity: f32,
 }
 
-/// A search that is shown the set piece by piece.
+/// A search over a gallery that is added piece by piece.
 ///
-/// Of equally similar rows the earlier ones are kept. A similarity that is no number counts as
-/// not found.
+/// Ties go to the earlier row. Rows whose similarity is NaN are never found.
 #[derive(Debug)]
 pub struct Search<'a> {
     queries: &'a [f32],
@@ -44,7 +42,7 @@ impl<'a> Search<'a> {
         Self { queries, width, top_k, seen: 0 }
     }
 
-    /// Shows the next rows of the set, `[.., width]`.
+    /// Adds the next rows of the gallery, `[.., width]`.
     ///
     /// # Panics
     /// When they are not whole rows.
@@ -63,13 +61,13 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What was found for every query, most similar first.
+    /// The neighbors of every query, most similar first.
     pub fn finish(self) -> Vec<Vec<Neighbor>> {
         self.top_k.into_par_iter().map(TopK::sorted).collect()
     }
 }
 
-/// Compares some queries with laid out rows, of which the first has number `seen`.
+/// Searches packed gallery rows, the first of which has index `seen`, for some queries.
 fn search_block(
     queries: &[f32],
     width: usize,
@@ -90,13 +88,13 @@ fn search_block(
     }
 }
 
-/// The best rows of one query: a list of up to twice as many as are asked for, cut back to the best
-/// half whenever it is full.
+/// Top-k of one query: up to `2 k` candidates, pruned to the best `k` whenever full, which is
+/// amortized O(1) per candidate.
 #[derive(Debug)]
 struct TopK {
     k: usize,
     found: Vec<Neighbor>,
-    /// What a row must exceed to be among the best so far.
+    /// Similarity that a candidate must exceed.
     threshold: f32,
 }
 
@@ -120,7 +118,7 @@ impl TopK {
         }
     }
 
-    /// Keeps the best `k`; later rows must be more similar than the last of them.
+    /// Keeps the best `k` and raises the threshold to the last of them.
     fn prune(&mut self) {
         let (_, last, _) = self.found.select_nth_unstable_by(self.k - 1, descending);
         self.threshold = last.similarity;
@@ -134,14 +132,14 @@ impl TopK {
     }
 }
 
-/// Most similar first, of equal ones the earlier row.
+/// Most similar first, ties by row.
 fn descending(a: &Neighbor, b: &Neighbor) -> std::cmp::Ordering {
     b.similarity.total_cmp(&a.similarity).then(a.row.cmp(&b.row))
 }
 
 dispatch! {
     fn any_above(values: &[f32], threshold: f32) -> bool {
-        // Without a way out of the loop it is one comparison of 16 values a step.
+        // Without early exit the loop vectorizes.
         let mut any = false;
         for &value in values {
             any |= value > threshold;

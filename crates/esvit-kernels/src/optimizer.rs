@@ -1,42 +1,45 @@
-//! Updates of parameters in one pass over each.
+//! Fused optimizer updates: AdamW and SGD with momentum (LARS), each with the EMA in one pass;
+//! norms.
 
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
 use crate::simd::{dispatch, sum, sum_pairs};
 
-/// A moving average that is updated in the same pass.
+/// An exponential moving average of the parameters (the teacher), updated in the same pass.
 #[derive(Debug)]
 pub struct Ema<'a> {
-    /// `ema = momentum average + (1 - momentum) values`, after the update of the values.
+    /// `ema = momentum * ema + (1 - momentum) * values`, with the updated values.
     pub values: &'a mut [f32],
-    /// Share of the old average that is kept.
+    /// Decay of the EMA.
     pub momentum: f64,
 }
 
-/// The numbers of one AdamW update.
+/// Hyperparameters of one AdamW update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
-    /// What gradients are multiplied by first.
+    /// Factor applied to gradients first: clipping, averaging over micro-batches.
     pub gradient_scale: f64,
     /// Learning rate.
     pub lr: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Share of the old mean of the gradient that is kept.
+    /// Decay of the first moment.
     pub beta1: f64,
-    /// Share of the old mean of its square that is kept.
+    /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of that mean.
+    /// Added to the root of the second moment.
     pub eps: f64,
-    /// Updates of this parameter, this one counted.
+    /// Number of updates of this parameter including this one, for bias correction.
     pub updates: u64,
 }
 
-/// One AdamW update of `values` and its moments by `gradients`, as PyTorch orders the arithmetic.
+/// One AdamW update of `values` and its moments, in PyTorch's order of operations:
+/// `v *= 1 - lr wd`, `m = b1 m + (1 - b1) g`, `s = b2 s + (1 - b2) g^2`,
+/// `v -= lr / (1 - b1^t) * m / (sqrt(s) / sqrt(1 - b2^t) + eps)`.
 ///
 /// # Panics
-/// When the lengths differ.
+/// When lengths differ.
 pub fn adamw(
     values: &mut [f32],
     gradients: &[f32],
@@ -97,26 +100,26 @@ dispatch! {
     }
 }
 
-/// The numbers of one update with momentum: `step = (scale gradient + decay value) trust`,
-/// `buffer = momentum buffer + step`, `value = value - lr buffer`.
+/// Hyperparameters of one SGD update with momentum: `step = (scale * g + wd * v) * trust`,
+/// `buffer = momentum * buffer + step`, `v -= lr * buffer`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Momentum {
-    /// What gradients are multiplied by first.
+    /// Factor applied to gradients first: clipping, averaging over micro-batches.
     pub gradient_scale: f64,
     /// Learning rate.
     pub lr: f64,
     /// Weight decay, added to the gradient.
     pub weight_decay: f64,
-    /// Share of the old buffer that is kept.
+    /// Decay of the buffer.
     pub momentum: f64,
-    /// What the step is multiplied by (LARS); 1 for plain SGD.
+    /// Trust ratio of LARS; 1 for plain SGD.
     pub trust: f64,
 }
 
-/// One update with momentum of `values` and its `buffer` by `gradients`.
+/// One SGD update with momentum of `values` and its `buffer`.
 ///
 /// # Panics
-/// When the lengths differ.
+/// When lengths differ.
 pub fn momentum(
     values: &mut [f32],
     gradients: &[f32],
@@ -160,7 +163,8 @@ dispatch! {
     }
 }
 
-/// The norm of `scale gradients + decay values`.
+/// `|scale * gradients + decay * values|`, the norm that LARS divides by; f32 within a task, f64
+/// over tasks.
 pub fn decayed_norm(gradients: &[f32], scale: f64, values: &[f32], decay: f64) -> f64 {
     let numbers = [scale as f32, decay as f32];
     let pieces: Vec<f64> = gradients
@@ -180,10 +184,10 @@ dispatch! {
     }
 }
 
-/// Moves `ema` towards `values`: `ema = momentum average + (1 - momentum) values`.
+/// `ema = momentum * ema + (1 - momentum) * values`.
 ///
 /// # Panics
-/// When the lengths differ.
+/// When lengths differ.
 pub fn ema_update(ema: &mut [f32], values: &[f32], momentum: f64) {
     assert_eq!(ema.len(), values.len(), "EMA and values");
     let shares = [momentum as f32, (1.0 - momentum) as f32];
@@ -200,15 +204,15 @@ dispatch! {
     }
 }
 
-/// Multiplies all values by a factor.
+/// `values *= factor`.
 pub fn scale(values: &mut [f32], factor: f32) {
     values.par_chunks_mut(TASK_VALUES).for_each(|values| crate::prototypes::scale(values, factor));
 }
 
-/// Adds values to others.
+/// `sums += values`.
 ///
 /// # Panics
-/// When the lengths differ.
+/// When lengths differ.
 pub fn add(sums: &mut [f32], values: &[f32]) {
     assert_eq!(sums.len(), values.len(), "sums and values");
     sums.par_chunks_mut(TASK_VALUES)
@@ -225,7 +229,7 @@ dispatch! {
     }
 }
 
-/// The Euclidean norm of all values, summed in f64 over pieces of a fixed size.
+/// Euclidean norm; f32 within a task, f64 over tasks.
 pub fn norm(values: &[f32]) -> f64 {
     let pieces: Vec<f64> =
         values.par_chunks(TASK_VALUES).map(|values| f64::from(square_sum(values))).collect();
@@ -242,7 +246,7 @@ dispatch! {
 mod tests {
     use super::*;
 
-    /// The first update moves every value by the learning rate against its gradient's sign.
+    /// The first update moves every value by the learning rate against the sign of its gradient.
     #[test]
     fn first_update_of_adamw() {
         let mut values = vec![1.0f32; 40];

@@ -1,4 +1,4 @@
-//! The machine's limit: how fast products run when nothing stands in their way.
+//! Peak GEMM throughput of the machine.
 
 use std::time::Instant;
 
@@ -8,14 +8,14 @@ use crate::element::Element;
 use crate::gemm::{Dims, Lhs, Output, RhsPanel};
 use crate::profile;
 
-/// M, K and N of a GEMM whose operands stay in the first two caches.
+/// M, K and N of a GEMM whose operands stay in L1 and L2.
 const SHAPE: [usize; 3] = [48, 192, 64];
 
-/// Products of a round.
+/// GEMM calls of a round.
 const REPEATS: usize = 2000;
 
-/// Multiply-accumulates a second, on all threads, of products of `T` whose operands lie in the
-/// caches, laid out as the kernels want them: the best of `rounds` rounds.
+/// Multiply-accumulates a second, on all threads, of GEMM in `T` with packed operands in the
+/// caches: the best of `rounds` rounds.
 pub fn gemm_rate<T: Element>(rounds: usize) -> f64 {
     profile::unrecorded(|| (0..rounds.max(1)).map(|_| one_round::<T>()).fold(0.0, f64::max))
 }

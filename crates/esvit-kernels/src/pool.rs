@@ -1,7 +1,7 @@
-//! The pool of threads that kernels share.
+//! The thread pool of the kernels.
 
-/// Runs `work` on a thread of the pool. Kernels that it calls then split their work without first
-/// handing it over to the pool and waiting for it, which costs more than many a small kernel.
+/// Runs `work` on a thread of the pool. Kernels called from there split their work without the
+/// handover from an outside thread, which costs more than a small kernel takes.
 pub fn run<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| work())
 }

@@ -1,4 +1,4 @@
-//! Where the time of kernels goes: a table by phase, when it is asked for.
+//! An optional profile of the kernels: calls, wall-clock time and multiply-accumulates by phase.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,32 +9,32 @@ static ENABLED: AtomicBool = AtomicBool::new(false);
 static TABLE: Mutex<BTreeMap<&'static str, Phase>> = Mutex::new(BTreeMap::new());
 static GEMM_NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 
-/// What one phase of a kernel took.
+/// Totals of one phase of a kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Phase {
-    /// How often it ran.
+    /// Number of calls.
     pub calls: u64,
-    /// Wall-clock time of all calls, on all threads together.
+    /// Wall-clock time of all calls.
     pub time: Duration,
-    /// Multiply-accumulates of its products.
+    /// Multiply-accumulates of its GEMMs.
     pub macs: u64,
 }
 
-/// What was recorded.
+/// A profile.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recorded {
     /// Phases, the longest first.
     pub phases: Vec<(&'static str, Phase)>,
-    /// What threads spent inside the matrix products of all phases, added up over threads.
+    /// Time inside GEMMs in all phases, summed over threads.
     pub gemm: Duration,
 }
 
-/// Begins or ends the recording.
+/// Starts or stops recording.
 pub fn enable(on: bool) {
     ENABLED.store(on, Ordering::Relaxed);
 }
 
-/// Runs something that is not recorded.
+/// Runs `work` without recording it.
 pub(crate) fn unrecorded<R>(work: impl FnOnce() -> R) -> R {
     let on = ENABLED.swap(false, Ordering::Relaxed);
     let result = work();
@@ -42,7 +42,7 @@ pub(crate) fn unrecorded<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// What was recorded since the last call.
+/// Returns what was recorded since the last call, and clears it.
 pub fn take() -> Recorded {
     let table = std::mem::take(&mut *TABLE.lock().unwrap_or_else(PoisonError::into_inner));
     let mut phases: Vec<_> = table.into_iter().collect();
@@ -51,7 +51,7 @@ pub fn take() -> Recorded {
     Recorded { phases, gemm }
 }
 
-/// Runs a phase; its products have `macs` multiply-accumulates.
+/// Runs and records a phase whose GEMMs have `macs` multiply-accumulates.
 pub fn time<R>(name: &'static str, macs: usize, phase: impl FnOnce() -> R) -> R {
     if !ENABLED.load(Ordering::Relaxed) {
         return phase();
@@ -67,7 +67,7 @@ pub fn time<R>(name: &'static str, macs: usize, phase: impl FnOnce() -> R) -> R 
     result
 }
 
-/// Runs one matrix product.
+/// Runs and records one GEMM call.
 pub(crate) fn gemm(gemm: impl FnOnce()) {
     if !ENABLED.load(Ordering::Relaxed) {
         return gemm();

@@ -2,8 +2,8 @@
 //!
 //! A generator is a pure function of a key (the run's seed) and a counter that names what the
 //! number is for (epoch, sample, view, purpose). No state is carried from one use to the next,
-//! so the numbers do not depend on threads, on the order of loading or on where a run was
-//! interrupted.
+//! so numbers do not depend on threads, on the order of loading or on where a run was
+//! interrupted. The known answers in the tests must never change: every run depends on them.
 //!
 //! Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
@@ -30,7 +30,7 @@ pub fn philox4x64(mut counter: [u64; 4], mut key: [u64; 2]) -> [u64; 4] {
     counter
 }
 
-/// A stream of random numbers that belongs to one place in a run.
+/// A stream of random numbers for one place in a run.
 ///
 /// ```
 /// use esvit_kernels::rng::Rng;
@@ -98,7 +98,7 @@ impl Rng {
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// Puts `items` into a uniformly random order (Fisher-Yates).
+    /// Shuffles uniformly (Fisher-Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i as u64 + 1) as usize);

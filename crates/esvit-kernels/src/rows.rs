@@ -1,5 +1,5 @@
-//! The rows of tokens that a branch is computed of, in blocks that one task takes from the
-//! normalization to the residual, and what is done with them on the way.
+//! Token rows of a residual branch, in blocks that one task takes from norm to residual, and the
+//! GEMM epilogues on them.
 
 use std::ops::Range;
 
@@ -9,39 +9,39 @@ use crate::gemm::{Dims, LANES, Lhs, Output, PackedRhs};
 use crate::layer_norm::{normalize, normalize_backward};
 use crate::simd::dispatch;
 
-/// Bytes that the widest row buffer of a block should not exceed, so that it stays in the
-/// second-level cache.
+/// Maximum bytes of the widest row buffer of a block, so that it stays in L2.
 const BLOCK_BYTES: usize = 384 << 10;
 
-/// Blocks have about this many rows at least, so that a panel of weights serves several tiles.
+/// Minimum and maximum rows of a block: at least a few tiles for every panel of weights.
 const BLOCK_ROWS: Range<usize> = 48..192;
 
-/// Rows that go through several products one after the other, so that what passes between these
-/// takes little memory.
+/// Rows that go through the GEMMs of a backward pass together: bounds the memory of intermediate
+/// gradients.
 pub(crate) const BAND_ROWS: usize = 6144;
 
-/// The number of blocks is a multiple of this, so that a few threads get equal shares.
+/// The number of blocks is a multiple of this, so that 2 or 4 threads get equal shares.
 pub(crate) const BLOCK_SHARES: usize = 4;
 
-/// Rows of a block whose widest buffer has rows of `widest` values of type `T`.
+/// Rows of a block whose widest buffer has `widest` values a row.
 pub(crate) fn fitting_rows<T: Element>(widest: usize) -> usize {
     let fitting = BLOCK_BYTES / (widest * size_of::<T>()).max(1);
     fitting.clamp(BLOCK_ROWS.start, BLOCK_ROWS.end)
 }
 
-/// Rows of every block but the last, when `total` rows are cut into blocks. It depends on sizes
-/// alone, never on threads.
+/// Rows of every block but the last when `total` rows are split into blocks. Depends on sizes only,
+/// not on the number of threads.
 pub(crate) fn block_rows<T: Element>(total: usize, widest: usize) -> usize {
     let count = total.div_ceil(fitting_rows::<T>(widest));
     total.div_ceil(count.next_multiple_of(BLOCK_SHARES).max(BLOCK_SHARES)).max(1)
 }
 
-/// Which images there are, and by what the branch of each is multiplied.
+/// The images of a batch of token rows and a scale for the residual branch of each: stochastic
+/// depth (drop path).
 #[derive(Debug, Clone, Copy)]
 pub struct SampleScales<'a> {
-    /// Rows (tokens) of every image; none means one image of all rows.
+    /// Rows (tokens) of every image; empty for one image of all rows.
     pub seq_lens: &'a [usize],
-    /// The scale of every image. The branch is not computed where it is 0.
+    /// The scale of every image, or 1 for all. Where it is 0 the branch is not computed.
     pub scales: Option<&'a [f32]>,
 }
 
@@ -49,7 +49,7 @@ impl SampleScales<'_> {
     /// Nothing dropped, nothing scaled.
     pub const NONE: SampleScales<'static> = SampleScales { seq_lens: &[], scales: None };
 
-    /// The scale of an image.
+    /// Scale of an image.
     pub(crate) fn scale(&self, image: usize) -> f32 {
         self.scales.map_or(1.0, |scales| scales[image])
     }
@@ -59,12 +59,12 @@ impl SampleScales<'_> {
 #[derive(Debug)]
 pub(crate) struct Rows<'a> {
     rows: Vec<&'a mut [f32]>,
-    /// What the branch of every row is multiplied by.
+    /// Scale of every row.
     scales: Option<Vec<f32>>,
     total: usize,
 }
 
-/// Consecutive ones of them.
+/// A contiguous run of those rows: what one task works on.
 #[derive(Debug)]
 pub(crate) struct Block<'r, 'a> {
     rows: &'r mut [&'a mut [f32]],
@@ -72,7 +72,7 @@ pub(crate) struct Block<'r, 'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Rows of `x`, `width` values each, as they stand.
+    /// The rows of `x`, `width` values each, in their order.
     pub(crate) fn new(x: &'a mut [f32], width: usize, sample_scales: &SampleScales<'_>) -> Self {
         let all = [x.len() / width];
         let whole = sample_scales.seq_lens.is_empty() && sample_scales.scales.is_none();
@@ -80,11 +80,11 @@ impl<'a> Rows<'a> {
         Self::in_order(x, width, sample_scales, images.iter().map(|&tokens| (tokens, None)))
     }
 
-    /// Rows of `x`, `width` values each, image by image: its number of rows, and which one comes
-    /// first, second and so on.
+    /// The rows of `x`, `width` values each. `images` has for every image its number of rows and
+    /// optionally their order: the index of the row that comes first, second and so on.
     ///
     /// # Panics
-    /// When an order names a row twice, or the images do not make up all rows.
+    /// When an order names a row twice, or the images do not have all rows.
     pub(crate) fn in_order<'o>(
         x: &'a mut [f32],
         width: usize,
@@ -127,12 +127,12 @@ impl<'a> Rows<'a> {
         Self { rows, scales, total }
     }
 
-    /// How many there are.
+    /// Number of rows that are not dropped.
     pub(crate) fn kept(&self) -> usize {
         self.rows.len()
     }
 
-    /// How many there would be without drop-path.
+    /// Number of rows including dropped ones.
     pub(crate) fn total(&self) -> usize {
         self.total
     }
@@ -148,12 +148,12 @@ impl<'r, 'a> Block<'r, 'a> {
         self.rows.len()
     }
 
-    /// The same rows, for a while.
+    /// Reborrows the rows.
     pub(crate) fn reborrow(&mut self) -> Block<'_, 'a> {
         Block { rows: self.rows, scales: self.scales }
     }
 
-    /// Cuts off the first `count` rows.
+    /// Splits off the first `count` rows.
     pub(crate) fn split_off(&mut self, count: usize) -> Self {
         let count = count.min(self.rows.len());
         let (rows, rest) = std::mem::take(&mut self.rows).split_at_mut(count);
@@ -166,7 +166,7 @@ impl<'r, 'a> Block<'r, 'a> {
         Self { rows, scales }
     }
 
-    /// Cut into blocks of `size` rows.
+    /// Splits into blocks of `size` rows.
     pub(crate) fn cut(mut self, size: usize) -> Vec<Self> {
         let mut blocks = Vec::new();
         while self.len() > 0 {
@@ -175,7 +175,7 @@ impl<'r, 'a> Block<'r, 'a> {
         blocks
     }
 
-    /// Normalizes the rows.
+    /// Layer norm without affine: stores `xhat` and `rstd` of the rows.
     pub(crate) fn normalize<T: Element>(&self, eps: f32, xhat: &mut [T], rstd: &mut [f32]) {
         let Some(width) = self.rows.first().map(|row| row.len()) else { return };
         let to = xhat.chunks_exact_mut(padded_row_len::<T>(width)).zip(rstd);
@@ -184,7 +184,7 @@ impl<'r, 'a> Block<'r, 'a> {
         }
     }
 
-    /// The rows, times their scales, in the stored type.
+    /// Stores the rows times their scales: the gradient of the branch from that of the output.
     pub(crate) fn scaled<T: Element>(&self, to: &mut [T]) {
         let Some(width) = self.rows.first().map(|row| row.len()) else { return };
         for (at, (from, to)) in
@@ -194,15 +194,15 @@ impl<'r, 'a> Block<'r, 'a> {
         }
     }
 
-    /// Adds `lhs rhs`, times the scale of each row, to the rows.
+    /// Residual: `rows += scale * (lhs * rhs + bias)`.
     pub(crate) fn add_linear<T: Element>(&mut self, lhs: Lhs<'_, T>, rhs: &PackedRhs<T>) {
         for_each_panel(lhs, self.len(), rhs, |first, columns, tile, padded| {
             add_scaled(tile, padded, self.scales, columns, self.rows, first);
         });
     }
 
-    /// Gradients of a linear layer's results, `lhs` for every row, go through its `weight` and the
-    /// normalization before it, and are added to the rows.
+    /// Backward of norm and linear layer, added to the rows: `rows += norm_backward(lhs * weight)`,
+    /// for the gradient `lhs` of the layer's output.
     pub(crate) fn add_input_gradients<T: Element>(
         &mut self,
         lhs: Lhs<'_, T>,
@@ -222,8 +222,8 @@ impl<'r, 'a> Block<'r, 'a> {
     }
 }
 
-/// Multiplies `rows` rows with every panel of an operand; `each` gets the first column, the
-/// number of columns, the product `[rows, width]` and its width, which is padded to registers.
+/// GEMM of `rows` rows with every panel of an RHS. `each` gets the panel's first column, its number
+/// of columns, the result `[rows, width]` and `width`, which is padded to whole registers.
 pub(crate) fn for_each_panel<T: Element>(
     lhs: Lhs<'_, T>,
     rows: usize,
@@ -243,8 +243,7 @@ pub(crate) fn for_each_panel<T: Element>(
     }
 }
 
-/// A linear layer: `lhs rhs`, with the operand's bias, into rows of `to` that are `to_row` values
-/// apart.
+/// Linear layer: `to = lhs * rhs + bias`, into rows `to_row` values apart.
 pub(crate) fn linear<T: Element, U: Element>(
     lhs: Lhs<'_, T>,
     rows: usize,
@@ -289,7 +288,8 @@ dispatch! {
 }
 
 dispatch! {
-    /// Stores a product `[rows, width]` in columns of `to`, whose rows are `to_row` values apart.
+    /// Stores a panel's result `[rows, width]` in the first `columns` columns of `to`, whose rows
+    /// are `to_row` values apart.
     fn store<T: Element>(
         tile: &[f32],
         width: usize,
@@ -307,8 +307,8 @@ dispatch! {
 }
 
 dispatch! {
-    /// Adds a product `[rows, width]`, times the scale of its row, to columns of the rows of `to` from
-    /// the `first` on.
+    /// Adds a panel's result `[rows, width]`, times the scale of its row, to `columns` columns of
+    /// `to` from `first` on.
     fn add_scaled(
         tile: &[f32],
         width: usize,
@@ -336,7 +336,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Rows of dropped images are left out, those of the others come once, in the order asked for.
+        /// Rows of dropped images are left out, the others come once, in the given order.
         #[test]
         fn rows_of_images(sizes in proptest::collection::vec(0usize..40, 0..9), drop in 1usize..5) {
             let total: usize = sizes.iter().sum();
@@ -373,7 +373,7 @@ mod tests {
         Rows::in_order(&mut [0.0; 2], 1, &SampleScales::NONE, [(2, Some(&[1, 1][..]))].into_iter());
     }
 
-    /// A few threads get equal shares.
+    /// At least four blocks of about equal size.
     #[test]
     fn sizes_of_blocks() {
         for total in 1..3000 {

@@ -1,10 +1,11 @@
-//! One text of a loop, compiled for several instruction sets and chosen when it runs.
+//! Auto-vectorized loops: one source, compiled for several instruction sets, dispatched at run
+//! time.
 
-/// Lanes in which sums are kept, so that they can be vectorized: one AVX-512 register.
+/// Independent accumulators of a reduction, so that it vectorizes: one AVX-512 register of f32.
 pub(crate) const LANES: usize = 16;
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA and for the target's
-/// baseline; the best one within [`crate::isa::current`] is called.
+/// baseline, and which calls the best one within [`crate::isa::current`].
 macro_rules! dispatch {
     (
         $(#[$meta:meta])*
@@ -47,8 +48,8 @@ macro_rules! dispatch {
 }
 pub(crate) use dispatch;
 
-/// Asks the second-level cache for `columns` values of every row of `values`, whose rows are `row`
-/// values apart: lines that no pattern of the hardware foresees.
+/// Prefetches the first `columns` values of every row of `values` (rows are `row` values apart)
+/// into L2: strided lines that the hardware prefetcher misses.
 pub(crate) fn prefetch<T>(values: &[T], row: usize, columns: usize) {
     #[cfg(target_arch = "x86_64")]
     for values in values.chunks(row) {
@@ -63,8 +64,8 @@ pub(crate) fn prefetch<T>(values: &[T], row: usize, columns: usize) {
     let _ = (values, row, columns);
 }
 
-/// Sum of a term of every value, in lanes. Chunks of a known length, unlike indices into a slice,
-/// leave no bounds to be checked, without which nothing is vectorized.
+/// `sum(term(v))` in [`LANES`] accumulators. Chunks of constant length need no bounds checks, which
+/// would prevent vectorization.
 #[inline(always)]
 pub(crate) fn sum<A: Copy>(values: &[A], term: impl Fn(A) -> f32) -> f32 {
     let (chunks, rest) = values.as_chunks::<LANES>();
@@ -77,7 +78,7 @@ pub(crate) fn sum<A: Copy>(values: &[A], term: impl Fn(A) -> f32) -> f32 {
     rest.iter().fold(fold_sums(lanes), |total, &value| total + term(value))
 }
 
-/// Sum of a term of the values of two rows of equal length, in lanes.
+/// `sum(term(a, b))` over two slices of equal length, in [`LANES`] accumulators.
 #[inline(always)]
 pub(crate) fn sum_pairs<A: Copy, B: Copy>(a: &[A], b: &[B], term: impl Fn(A, B) -> f32) -> f32 {
     assert!(a.len() == b.len(), "rows of equal length");
@@ -92,15 +93,14 @@ pub(crate) fn sum_pairs<A: Copy, B: Copy>(a: &[A], b: &[B], term: impl Fn(A, B) 
     rest.fold(fold_sums(lanes), |total, (&a, &b)| total + term(a, b))
 }
 
-/// Joins sums. The compiler must not see where they come from: it would make the sums in pairs of
-/// lanes, the shape in which it joins them, and not in whole registers.
+/// Reduces accumulators by addition. `black_box` hides their origin: otherwise the compiler
+/// accumulates in pairs of lanes, the shape of the reduction, instead of whole registers.
 #[inline(always)]
 fn fold_sums(lanes: [f32; LANES]) -> f32 {
     fold(std::hint::black_box(lanes), |a, b| a + b)
 }
 
-/// Largest value, in lanes; negative infinity of nothing. What is not a number is passed
-/// over: sums of exponentials tell of it.
+/// Maximum, -inf if empty. NaN is ignored here; it reaches the softmax denominator.
 #[inline(always)]
 pub(crate) fn max(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
@@ -114,7 +114,7 @@ pub(crate) fn max(values: &[f32]) -> f32 {
     rest.iter().fold(fold(lanes, larger), |largest, &value| larger(value, largest))
 }
 
-/// Joins all lanes, half by half: four steps instead of a chain of fifteen.
+/// Tree reduction: 4 dependent steps instead of 15.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
@@ -127,15 +127,16 @@ fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// `e^x` within 2 units in the last place, for `x` up to 88; smaller than -87 counts as -87. Free
-/// of branches, so that loops over it are vectorized.
+/// `e^x` within 2 ulp for `x <= 88`; `x` below -87 is taken as -87. Free of branches, so that loops
+/// over it vectorize.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // e^x = 2^k e^r with |r| <= ln 2 / 2; adding and taking away this number rounds to integers.
+    // Range reduction e^x = 2^k e^r with |r| <= ln 2 / 2 (Cody-Waite); adding and subtracting ROUND
+    // rounds to an integer. Then the Taylor polynomial of degree 6.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // `max` would turn a value that is not a number into one.
+    // Not `max`, which would turn NaN into -87.
     let x = if x < -87.0 { -87.0 } else { x };
     let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let k = rounded - ROUND;
@@ -144,7 +145,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         series = r.mul_add(series, coefficient);
     }
-    // The last bits of the rounded number are the integer itself.
+    // The low bits of `rounded` are the integer k.
     let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
     series * f32::from_bits(exponent << 23)
 }

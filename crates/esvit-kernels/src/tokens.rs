@@ -8,7 +8,7 @@ use crate::{TASK_VALUES, buffer};
 /// Smallest norm that a row is divided by.
 const MIN_NORM: f32 = 1e-12;
 
-/// Sizes of a batch of images: number, channels, height and width.
+/// Shape of a batch of images: number, channels, height and width.
 pub type Nchw = [usize; 4];
 
 /// Non-overlapping patches of `images [B, C, H, W]` as rows `[B h w, C p p]` of maps of
@@ -50,7 +50,8 @@ fn patch_values([_, channels, ..]: Nchw, patch: usize) -> usize {
     channels * patch * patch
 }
 
-/// Visits every line of every patch of an image: its place among the rows and in the image.
+/// Calls `visit(row offset, image offset)` for every line of `patch` pixels of every patch of an
+/// image.
 fn for_each_line(
     [_, channels, height, width]: Nchw,
     patch: usize,
@@ -70,8 +71,8 @@ fn for_each_line(
     }
 }
 
-/// Rows of `x [rows, C]` divided by their norms, in place; a norm below 1e-12 counts as 1e-12.
-/// Returns the norms.
+/// L2-normalizes the rows of `x [rows, C]` in place, `x / max(|x|, 1e-12)`. Returns the divisors
+/// `[rows]`.
 pub fn l2_normalize(x: &mut [f32], width: usize) -> Vec<f32> {
     let mut norms = vec![0.0; x.len() / width];
     let task = TASK_VALUES.div_ceil(width);
@@ -83,7 +84,8 @@ pub fn l2_normalize(x: &mut [f32], width: usize) -> Vec<f32> {
     norms
 }
 
-/// Turns the gradient of [`l2_normalize`]' result `y`, in place, into that of its input.
+/// Turns the gradient of the output `y` of [`l2_normalize`] in place into that of its input:
+/// `dx = (dy - y * <y, dy>) / |x|`.
 pub fn l2_normalize_backward(y: &[f32], norms: &[f32], width: usize, gradient: &mut [f32]) {
     let task = TASK_VALUES.div_ceil(width);
     gradient
@@ -100,7 +102,7 @@ pub fn l2_normalize_backward(y: &[f32], norms: &[f32], width: usize, gradient: &
 dispatch! {
     fn l2_normalize_row(row: &mut [f32]) -> f32 {
         let norm = sum(row, |value| value * value).sqrt();
-        // A norm that is not a number must not be replaced.
+        // Not `max`, which would replace NaN.
         let norm = if norm < MIN_NORM { MIN_NORM } else { norm };
         for value in row {
             *value /= norm;
@@ -112,7 +114,7 @@ dispatch! {
 dispatch! {
     fn l2_normalize_row_backward(y: &[f32], norm: f32, gradient: &mut [f32]) {
         let y = &y[..gradient.len()];
-        // Below the smallest norm the divisor is constant.
+        // A clamped divisor is constant.
         let along = if norm > MIN_NORM {
             sum_pairs(y, gradient, |y, gradient| y * gradient)
         } else {
@@ -124,7 +126,8 @@ dispatch! {
     }
 }
 
-/// The mean row of every image of `x [rows, C]`; `seq_lens` are the rows of each.
+/// Global average pooling: the mean row of every image of `x [rows, C]`; `seq_lens` has the number
+/// of rows of each.
 pub fn global_average_pool(x: &[f32], width: usize, seq_lens: &[usize]) -> Vec<f32> {
     let mut means = vec![0.0; seq_lens.len() * width];
     let mut rest = x;
@@ -138,7 +141,7 @@ pub fn global_average_pool(x: &[f32], width: usize, seq_lens: &[usize]) -> Vec<f
     means
 }
 
-/// Gradient of the rows from that of the [`global_average_pool`].
+/// Gradient of the rows `[rows, C]` from that of [`global_average_pool`]'s output, `[images, C]`.
 pub fn global_average_pool_backward(
     gradient: &[f32],
     width: usize,

@@ -1,4 +1,5 @@
-//! Products over rows: `a^T b` for two matrices with the same rows, the gradient of a weight.
+//! GEMM with a transposed LHS, `C = A^T B`: the gradient of a weight, `dW = dY^T X`. K is the
+//! number of rows of A and B.
 
 use rayon::prelude::*;
 
@@ -8,13 +9,13 @@ use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::simd::dispatch;
 
-/// Rows that are laid out and multiplied at a time, so that they stay in the caches between.
+/// K rows that are packed and multiplied at a time, so that the packed operands stay in the caches.
 const CHUNK_K: usize = 1536;
 
-/// Most columns of `a` of one task.
+/// Maximum number of output rows (columns of A) of a task.
 const TASK_M: usize = 96;
 
-/// The first `columns` values of rows that are `row` values apart.
+/// A row-major matrix view: the first `columns` values of rows `row_stride` values apart.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix<'a, T> {
     pub(crate) values: &'a [T],
@@ -23,7 +24,7 @@ pub(crate) struct Matrix<'a, T> {
 }
 
 impl<'a, T: Element> Matrix<'a, T> {
-    /// All of a matrix whose rows are stored at the length of [`crate::element::padded_row_len`].
+    /// A whole matrix whose rows are stored at [`crate::element::padded_row_len`].
     pub(crate) fn new(values: &'a [T], columns: usize) -> Self {
         Self { values, columns, row_stride: crate::element::padded_row_len::<T>(columns) }
     }
@@ -33,24 +34,22 @@ impl<'a, T: Element> Matrix<'a, T> {
     }
 }
 
-/// `out [a's columns, b's columns] = a^T b`; the sums of `a`'s columns go into `sums`. With `add`
-/// both are added to what is there.
+/// `out [M, N] = a^T b` for `a [K, M]` and `b [K, N]`, and `sums [M]`, the column sums of `a`: the
+/// gradients of the weight and the bias of a linear layer. With `add` both accumulate.
 ///
-/// Sums over rows are taken in the same order for any number of threads.
+/// Every output value is accumulated by one task, in the order of rows.
 pub(crate) fn gemm_tn<T: Element>(
     a: Matrix<'_, T>,
     b: Matrix<'_, T>,
     out: &mut [f32],
-    mut sums: Option<&mut [f32]>,
+    sums: &mut [f32],
     add: bool,
 ) {
     assert_eq!(a.rows(), b.rows(), "rows of both operands");
     assert_eq!(out.len(), a.columns * b.columns, "output");
     let rows = a.rows();
     if !add {
-        if let Some(sums) = sums.as_deref_mut() {
-            sums.fill(0.0);
-        }
+        sums.fill(0.0);
         if rows == 0 {
             out.fill(0.0);
         }
@@ -67,7 +66,7 @@ pub(crate) fn gemm_tn<T: Element>(
         let lhs_panels = &mut lhs_panels[..stored * a.columns.next_multiple_of(LANES)];
         let rhs_panels = &mut rhs_panels[..stored * b.columns.next_multiple_of(LANES)];
         rayon::join(
-            || pack_panels(a, chunk.clone(), task, lhs_panels, sums.as_deref_mut()),
+            || pack_panels(a, chunk.clone(), task, lhs_panels, Some(&mut *sums)),
             || pack_panels(b, chunk.clone(), width, rhs_panels, None),
         );
         out.par_chunks_mut(task * b.columns).zip(lhs_panels.par_chunks(task * stored)).for_each(
@@ -93,7 +92,7 @@ pub(crate) fn gemm_tn<T: Element>(
     }
 }
 
-/// A product with a panel that reaches beyond the last column of `out`.
+/// GEMM with a panel wider than the remaining columns of `out [M, columns]`, from `first` on.
 fn gemm_ragged_panel<T: Element>(
     lhs: Lhs<'_, T>,
     panel: RhsPanel<'_, T>,
@@ -113,8 +112,8 @@ fn gemm_ragged_panel<T: Element>(
     }
 }
 
-/// Cuts some rows of a matrix into rhs_panels of `width` columns, each `[steps, width, K_PACK]`, filled
-/// up with zeros to whole registers, and adds the rows to `sums`.
+/// Packs rows of a matrix into panels of `width` columns in VNNI layout, `[K steps, width,
+/// K_PACK]`, padded with zeros to whole registers, and adds the rows to `sums`.
 fn pack_panels<T: Element>(
     matrix: Matrix<'_, T>,
     rows: std::ops::Range<usize>,

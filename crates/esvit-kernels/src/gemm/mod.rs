@@ -1,5 +1,9 @@
-//! The matrix product that all others are made of: rows times a panel of at most [`NR`]
-//! columns, for every instruction set.
+//! GEMM, `C = A B`, for f32 and bf16 operands with f32 accumulation.
+//!
+//! All GEMMs are calls of [`Gemm::gemm`]: `M` rows of the LHS times one packed panel of at most
+//! [`NR`] columns of the RHS. K is split into cache blocks of [`KC`] steps; within a block, tiles
+//! of MR rows by the panel's columns are accumulated in registers (`tile.rs`). bf16 operands are
+//! packed in pairs along K (VNNI layout), [`Element::K_PACK`] values a step.
 
 mod gemm_tn;
 #[cfg(target_arch = "aarch64")]
@@ -21,23 +25,23 @@ use crate::isa;
 use crate::isa::Isa;
 use crate::profile;
 
-/// Most columns of a panel.
+/// Maximum width of an RHS panel: four AVX-512 registers of f32.
 pub(crate) const NR: usize = 64;
 
-/// Columns of a panel are a multiple of this: one AVX-512 register of f32.
+/// The width of a panel is a multiple of this: one AVX-512 register of f32.
 pub(crate) const LANES: usize = 16;
 
-/// Inner steps after which the next rows are taken, so that the part of the panel in use
-/// (256 bytes a step) stays in the first-level cache.
+/// K steps of a cache block: `KC` steps of a panel (256 bytes each) stay in L1 while all rows of
+/// the LHS pass.
 const KC: usize = 96;
 
-/// The same where a tile takes so long for its sums that a panel from the second-level cache keeps
-/// up, and sums that leave the registers less often are worth more.
+/// `KC` of f32 on AVX-512, where a tile computes slowly enough for a panel to stream from L2, and
+/// storing accumulators less often gains more.
 #[cfg(target_arch = "x86_64")]
 const LONG_KC: usize = 256;
 
-/// An LHS operand `[m, k]`: the `K_PACK` values of row `i` in step `s` stand at
-/// `i * row + s * step`.
+/// LHS operand `[M, K]`: the `K_PACK` values of row `i` at K step `s` start at
+/// `i * row_stride + s * k_stride`.
 #[derive(Debug, Clone, Copy)]
 pub struct Lhs<'a, T> {
     pub(crate) values: &'a [T],
@@ -46,45 +50,46 @@ pub struct Lhs<'a, T> {
 }
 
 impl<'a, T: Element> Lhs<'a, T> {
-    /// Rows of a row-major matrix whose rows are `row` values apart.
+    /// A row-major matrix.
     pub(crate) fn from_rows(values: &'a [T], row_stride: usize) -> Self {
         Self { values, row_stride, k_stride: T::K_PACK }
     }
 
-    /// The transpose of a matrix of [`pack_vnni`]d rows, `[steps, columns, K_PACK]`.
+    /// The transpose of a matrix `[K, columns]` in VNNI layout, `[K steps, columns, K_PACK]`, as
+    /// [`pack_vnni`] makes it.
     pub(crate) fn from_transposed(values: &'a [T], columns: usize) -> Self {
         Self { values, row_stride: T::K_PACK, k_stride: columns * T::K_PACK }
     }
 }
 
-/// A panel of an RHS operand `[k, width]`: step `s` stands at `s * step` and lists the columns,
-/// `K_PACK` values of the inner dimension for each.
+/// A panel `[K, width]` of an RHS operand in VNNI layout: K step `s` starts at `s * k_stride` and
+/// has `K_PACK` values for each column.
 #[derive(Debug, Clone, Copy)]
 pub struct RhsPanel<'a, T> {
     pub(crate) values: &'a [T],
     pub(crate) k_stride: usize,
     pub(crate) width: usize,
-    /// What the sums of every column begin with; zero without it.
+    /// Initial accumulator of every column; zero if none.
     pub(crate) bias: Option<&'a [f32]>,
 }
 
-/// Where a product goes: row `i` stands at `i * row`.
+/// Output `[M, panel width]`: row `i` starts at `i * row_stride`.
 #[derive(Debug)]
 pub struct Output<'a> {
     pub(crate) values: &'a mut [f32],
     pub(crate) row_stride: usize,
 }
 
-/// A product of `rows` rows over `steps` inner steps.
+/// `M` and the number of K steps, `K / K_PACK` rounded up.
 #[derive(Debug, Clone, Copy)]
 pub struct Dims {
     pub(crate) m: usize,
     pub(crate) k_steps: usize,
 }
 
-/// Types that can be multiplied: the dispatch by instruction set. It seals [`Element`].
+/// GEMM by element type, dispatched by instruction set. Seals [`Element`].
 pub trait Gemm: Sized {
-    /// `out = lhs panel + bias`, or `out += lhs panel + bias` when `add` is set.
+    /// `out = lhs * panel + bias`, or `out += lhs * panel + bias` with `add`.
     fn gemm(
         lhs: Lhs<'_, Self>,
         panel: RhsPanel<'_, Self>,
@@ -94,7 +99,7 @@ pub trait Gemm: Sized {
     );
 }
 
-/// The bounds that every kernel relies on.
+/// Checks the bounds that every kernel relies on.
 fn check<T: Element>(lhs: &Lhs<'_, T>, panel: &RhsPanel<'_, T>, dims: Dims, out: &Output<'_>) {
     let Dims { m, k_steps } = dims;
     assert!(panel.width.is_multiple_of(LANES) && panel.width <= NR, "width of a panel");
@@ -102,14 +107,14 @@ fn check<T: Element>(lhs: &Lhs<'_, T>, panel: &RhsPanel<'_, T>, dims: Dims, out:
     if m == 0 {
         return;
     }
-    assert!((m - 1) * out.row_stride + panel.width <= out.values.len(), "rows of a product");
+    assert!((m - 1) * out.row_stride + panel.width <= out.values.len(), "output");
     if k_steps == 0 {
         return;
     }
     let last = (m - 1) * lhs.row_stride + (k_steps - 1) * lhs.k_stride;
-    assert!(last + T::K_PACK <= lhs.values.len(), "lhs operand");
+    assert!(last + T::K_PACK <= lhs.values.len(), "LHS operand");
     let last = (k_steps - 1) * panel.k_stride;
-    assert!(last + panel.width * T::K_PACK <= panel.values.len(), "rhs operand");
+    assert!(last + panel.width * T::K_PACK <= panel.values.len(), "RHS operand");
 }
 
 impl Gemm for f32 {
@@ -171,7 +176,7 @@ impl Gemm for Bf16 {
     }
 }
 
-/// A product without inner steps: the bias alone.
+/// GEMM with K = 0: the bias alone.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn bias_only<T>(panel: &RhsPanel<'_, T>, m: usize, out: &mut Output<'_>, add: bool) {
     for row in 0..m {
@@ -184,7 +189,7 @@ fn bias_only<T>(panel: &RhsPanel<'_, T>, m: usize, out: &mut Output<'_>, add: bo
     }
 }
 
-/// Cuts `steps` into nearly equal blocks of at most `most`.
+/// Splits K into nearly equal blocks of at most `most` steps.
 #[inline(always)]
 fn k_blocks(k_steps: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let count = k_steps.div_ceil(most).max(1);

@@ -1,4 +1,4 @@
-//! The product for AArch64, every machine of which has NEON: 4 lanes.
+//! GEMM for AArch64 with NEON (4 lanes), which every such machine has.
 
 use std::arch::aarch64::*;
 
@@ -45,7 +45,7 @@ tile!(
     }
 );
 
-/// The first and the second of 4 pairs, as f32.
+/// Widens 4 bf16 pairs: their first values, then their second ones.
 #[target_feature(enable = "neon")]
 #[inline]
 fn widened(values: uint32x4_t) -> [float32x4_t; 2] {

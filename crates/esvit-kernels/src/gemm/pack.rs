@@ -1,4 +1,4 @@
-//! Operands laid out for [`Gemm`](super::Gemm).
+//! Packing of GEMM operands.
 
 use rayon::prelude::*;
 
@@ -9,8 +9,8 @@ use crate::isa;
 use crate::profile;
 use crate::simd::dispatch;
 
-/// Columns of a full panel for an operand of `columns` columns: strips of equal width serve the
-/// widths of Swin (multiples of 96) best.
+/// Panel width for an RHS of `columns` columns: panels of equal width suit widths that are
+/// multiples of 96 best.
 pub(crate) fn panel_width(columns: usize) -> usize {
     let padded = columns.next_multiple_of(LANES);
     match padded {
@@ -21,14 +21,15 @@ pub(crate) fn panel_width(columns: usize) -> usize {
     }
 }
 
-/// A right operand `[k, n]` cut into panels, each ready to be multiplied.
+/// An RHS operand `[K, N]` packed into panels in VNNI layout: panels from left to right, each
+/// `[K steps, width, K_PACK]`, padded with zeros to whole registers and K steps.
 #[derive(Debug)]
 pub(crate) struct PackedRhs<T: Element> {
     values: Buffer<T>,
     k: usize,
     n: usize,
     panel_width: usize,
-    /// Of every column, filled up to registers.
+    /// `[N]`, padded to whole registers.
     bias: Option<Vec<f32>>,
 }
 
@@ -42,7 +43,7 @@ impl<T: Element> PackedRhs<T> {
         Self { values, k, n, panel_width: panel_width(n), bias: None }
     }
 
-    /// The operand of products to which a bias of every column is added.
+    /// Adds a bias `[N]` to every GEMM with this operand.
     pub(crate) fn with_bias(mut self, mut bias: Vec<f32>) -> Self {
         assert_eq!(bias.len(), self.n, "bias of every column");
         bias.resize(self.n.next_multiple_of(LANES), 0.0);
@@ -50,17 +51,17 @@ impl<T: Element> PackedRhs<T> {
         self
     }
 
-    /// Inner steps of a product with it.
+    /// K steps of a GEMM with this operand.
     pub(crate) fn k_steps(&self) -> usize {
         self.k.div_ceil(T::K_PACK)
     }
 
-    /// Columns of the operand.
+    /// Columns, N.
     pub(crate) fn n(&self) -> usize {
         self.n
     }
 
-    /// The transpose of `weight [n, k]`, each k times its `scale`.
+    /// Packs the transpose of `weight [N, K]`, its columns times `scale [K]`: `y = x weight^T`.
     pub(crate) fn from_transposed(weight: &[f32], k: usize, scale: Option<&[f32]>) -> Self {
         profile::time("packing", 0, || Self::pack_transposed(weight, k, scale))
     }
@@ -88,7 +89,7 @@ impl<T: Element> PackedRhs<T> {
         packed
     }
 
-    /// `weight [k, n]`, each column times its `scale`.
+    /// Packs `weight [K, N]`, its columns times `scale [N]`: `dx = dy weight`.
     pub(crate) fn from_rows(weight: &[f32], n: usize, scale: Option<&[f32]>) -> Self {
         profile::time("packing", 0, || Self::pack_rows(weight, n, scale))
     }
@@ -117,7 +118,7 @@ impl<T: Element> PackedRhs<T> {
         packed
     }
 
-    /// The strips from left to right, with the first column of each.
+    /// The panels from left to right, each with its first column.
     pub(crate) fn panels(&self) -> impl Iterator<Item = (usize, RhsPanel<'_, T>)> {
         let row = padded_row_len::<T>(self.k);
         (0..self.n).step_by(self.panel_width.max(1)).map(move |first| {
@@ -130,7 +131,7 @@ impl<T: Element> PackedRhs<T> {
 }
 
 dispatch! {
-    /// Stores a row, each value times its scale.
+    /// Stores a row in the element type, each value times its scale.
     pub(crate) fn convert<T: Element>(from: &[f32], scale: Option<&[f32]>, to: &mut [T]) {
         let to = &mut to[..from.len()];
         match scale {
@@ -150,7 +151,8 @@ dispatch! {
 }
 
 dispatch! {
-    /// Stores the values of one or, in pairs, of two rows, each times its scale.
+    /// Stores one K step of a panel: the values of one row (f32) or of two rows interleaved (bf16),
+    /// each times the scale of its column.
     fn convert_vnni<T: Element>(
         first: &[f32],
         second: &[f32],
@@ -174,9 +176,9 @@ dispatch! {
     }
 }
 
-/// Pairs up the rows of a matrix: `from` holds `rows` rows that are `row` values apart; step `s`
-/// of `to` (`step` values apart) gets the first `columns` values of rows `K_PACK s ..`, pair by
-/// pair; zeros stand in for a row that is missing.
+/// Packs a row-major matrix into VNNI layout: K step `s` of `to` (`step` values apart) gets the
+/// first `columns` values of rows `K_PACK s .. K_PACK (s + 1)` of `from` (`row` values apart),
+/// interleaved. A missing last row counts as zeros.
 pub(crate) fn pack_vnni<T: Element>(
     from: &[T],
     row: usize,
@@ -201,12 +203,12 @@ pub(crate) fn pack_vnni<T: Element>(
     }
 }
 
-/// Whether the shuffles of AVX-512 are there.
+/// Whether AVX-512 shuffles may be used.
 fn has_avx512() -> bool {
     cfg!(target_arch = "x86_64") && isa::current() >= isa::Isa::Avx512
 }
 
-/// Values of two rows by turns.
+/// Interleaves two rows.
 fn interleave_rows<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
     let n = first.len();
     assert!(second.len() >= n && to.len() >= 2 * n, "rows of equal length");
@@ -230,8 +232,8 @@ fn interleave_rows<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
     }
 }
 
-/// Transposes `count` rows that are `row` values apart, pair by pair: pair `s` of row `i` goes to
-/// `to[s * step + i * K_PACK ..]`.
+/// Transposes `count` rows (`row` values apart) into VNNI layout: values `K_PACK s ..` of row `i`
+/// go to `to[s * step + i * K_PACK ..]`.
 pub(crate) fn transpose_rows<T: Element>(
     from: &[T],
     row: usize,
@@ -243,7 +245,7 @@ pub(crate) fn transpose_rows<T: Element>(
     assert!(count * T::K_PACK <= step, "columns of a step");
     assert!(count == 0 || (count - 1) * row + steps * T::K_PACK <= from.len(), "rows");
     assert!(steps == 0 || (steps - 1) * step + count * T::K_PACK <= to.len(), "steps");
-    // Squares of so many pairs of 4 bytes are transposed in registers.
+    // Blocks of `side` x `side` groups of 4 bytes are transposed in registers.
     let side = match isa::current() {
         _ if cfg!(not(target_arch = "x86_64")) || size_of::<T>() * T::K_PACK != 4 => usize::MAX,
         isa::Isa::Baseline => usize::MAX,
@@ -254,9 +256,9 @@ pub(crate) fn transpose_rows<T: Element>(
     #[cfg(target_arch = "x86_64")]
     for first in (0..whole_rows).step_by(side) {
         for at in (0..whole_steps).step_by(side) {
-            // SAFETY: the machine has AVX2 for a side of 8 and AVX-512 for one of 16; as many rows of
-            // as many pairs of 4 bytes from (first, at) lie in `from` and their transpose in `to`, as
-            // asserted above.
+            // SAFETY: the machine has AVX2 if `side` is 8 and AVX-512 if it is 16; `side` rows of
+            // `side` groups of 4 bytes from (first, at) lie in `from` and their transpose in `to`,
+            // as asserted above.
             unsafe {
                 let from = from.as_ptr().add(first * row + at * T::K_PACK);
                 let to = to.as_mut_ptr().add(at * step + first * T::K_PACK);

@@ -1,9 +1,9 @@
-//! The product in plain Rust: the portable path, and what the others are tested against.
+//! Portable GEMM in plain Rust, and the reference for the other paths.
 
 use super::{Dims, LANES, Lhs, Output, RhsPanel};
 use crate::element::Element;
 
-/// Rows that are multiplied at a time, so that a value that was read serves several times.
+/// Rows of a tile: every loaded value of the RHS is used for this many rows.
 const MR: usize = 4;
 
 pub(super) fn gemm<T: Element>(

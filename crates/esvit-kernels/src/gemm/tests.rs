@@ -9,7 +9,7 @@ fn values(n: usize, stream: u64) -> Vec<f32> {
     (0..n).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect()
 }
 
-/// Rows in the stored type, each at its stored length.
+/// Rows in the element type, each padded.
 fn stored<T: Element>(values: &[f32], width: usize) -> Vec<T> {
     let row = padded_row_len::<T>(width);
     let mut rows = vec![T::default(); values.len() / width * row];
@@ -30,7 +30,7 @@ fn assert_close(found: &[f32], expected: &[f64], what: &str) {
     }
 }
 
-/// All products of a packed operand, gathered into one row-major matrix.
+/// GEMM with all panels of a packed RHS, as one row-major matrix.
 fn gemm<T: Element>(lhs: Lhs<'_, T>, packed: &PackedRhs<T>, m: usize) -> Vec<f32> {
     let n = packed.n();
     let mut out = vec![0.0; m * n];
@@ -101,7 +101,7 @@ fn all_forms<T: Element>(m: usize, k: usize, n: usize) {
     for add in [false, true] {
         let times = if add { 2.0 } else { 1.0 };
         let (a, b) = (Matrix::new(&a, k), Matrix::new(&b, n));
-        gemm_tn(a, b, &mut out, Some(&mut sums), add);
+        gemm_tn(a, b, &mut out, &mut sums, add);
         let sum = |at: usize| -> f64 {
             let (i, column) = (at / n, at % n);
             (0..m).map(|r| x64[r * k + i] * v64[r * n + column]).sum()
@@ -125,9 +125,9 @@ proptest! {
     }
 }
 
-/// One less and one more than what a tile, a panel, a block of steps and a chunk of rows hold.
+/// Sizes around those of a tile, a panel, a K block and a K chunk of `gemm_tn`.
 #[test]
-fn around_the_blocks() {
+fn sizes_around_the_blocks() {
     under_each(|_| {
         for (m, k, n) in [
             (5, 95, 63),
@@ -150,7 +150,7 @@ fn around_the_blocks() {
 }
 
 #[test]
-fn nothing_to_sum_is_zero() {
+fn k_of_zero_gives_the_bias() {
     under_each(|_| {
         let mut out = [f32::NAN; 2 * 16];
         let panel = RhsPanel { values: &[], k_stride: 16, width: 16, bias: None };
@@ -164,9 +164,9 @@ fn nothing_to_sum_is_zero() {
     });
 }
 
-/// What is not a finite number shows in the rows and columns that it belongs to, and only there.
+/// NaN and infinity spoil their own row, and only that.
 #[test]
-fn what_is_not_finite_is_seen() {
+fn non_finite_values_propagate() {
     under_each(|_| {
         for bad in [f32::NAN, f32::INFINITY] {
             let (m, k, n) = (9, 20, 40);

@@ -1,8 +1,8 @@
-//! The loops that the products of all instruction sets are made of. A tile of rows and registers of
-//! columns is summed in registers; the loads of the panel serve all rows of the tile, the broadcasts
-//! of the lhs operand all columns.
+//! GEMM loops and register tiles (microkernels), shared by all instruction sets. A tile of MR rows
+//! by some registers of columns is accumulated in registers: each RHS load serves all MR rows, each
+//! LHS broadcast all columns.
 
-/// Pointers into the operands at one tile.
+/// Operand pointers and strides of one tile.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<T> {
     pub(super) lhs: *const T,
@@ -10,20 +10,19 @@ pub(super) struct Tile<T> {
     pub(super) lhs_k_stride: usize,
     pub(super) rhs: *const T,
     pub(super) rhs_k_stride: usize,
-    /// What sums begin with; null for zero.
+    /// Initial accumulators; null for zero.
     pub(super) bias: *const f32,
     pub(super) out: *mut f32,
     pub(super) out_row_stride: usize,
     pub(super) k_steps: usize,
 }
 
-/// Defines `multiply` functions: the loops over blocks of steps, groups of columns and tiles of
-/// rows around one tile function `tile::<MR, VECTORS>`.
+/// Defines a GEMM function: the loops over K blocks, tiles of rows and groups of columns around one
+/// microkernel `$tile::<MR, VECTORS>`.
 ///
-/// `$lanes` are the columns of a register, `$block` the most steps of a block; `($vectors, $rows,
-/// [..])` lists the groups of columns, widest first, with the rows of a full tile and of what may be
-/// left over. A panel of up to four AVX-512 registers is one group, or its groups have tiles of equal
-/// height.
+/// `$lanes` is the number of columns of a register, `$block` is KC. `($vectors, $rows, [..])` lists
+/// tile widths in registers, widest first, each with its MR and the row counts of partial tiles. A
+/// panel is one group of columns, or all its groups have the same MR.
 macro_rules! gemm {
     (
         $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal, $block:expr,
@@ -42,7 +41,7 @@ macro_rules! gemm {
             if dims.k_steps == 0 {
                 bias_only(&panel, dims.m, out, add);
             }
-            // All groups of columns of a panel have tiles of as many rows.
+            // All groups of columns of a panel have the same MR.
             let registers = panel.width / $lanes;
             let rows_of_tile = 'rows: {
                 $( if registers >= $vectors { break 'rows $rows; } )+
@@ -54,8 +53,8 @@ macro_rules! gemm {
                 let mut row = 0;
                 while row < dims.m {
                     let rows = rows_of_tile.min(dims.m - row);
-                    // The tile's rows stay in the first-level cache for all columns of the panel,
-                    // and the block of the panel for all rows.
+                    // The tile's LHS rows stay in L1 for all columns of the panel, and the K block
+                    // of the panel for all rows.
                     let mut column = 0;
                     while column < panel.width {
                         // SAFETY: the tile starts at row `row`, step `block.start` and column
@@ -106,8 +105,8 @@ macro_rules! gemm {
 
 pub(super) use gemm;
 
-/// Defines a tile function. `$zero`, `$load`, `$add`, `$store` work on sums, `$rhs` loads a
-/// register of the panel, `$lhs` broadcasts a value, `$fma` multiplies and adds.
+/// Defines a microkernel. `$zero`, `$load`, `$add` and `$store` act on accumulators, `$rhs` loads a
+/// register of the panel, `$lhs` broadcasts an LHS value, `$fma(a, b, sum)` multiplies and adds.
 macro_rules! tile {
     (
         $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal,
@@ -136,7 +135,7 @@ macro_rules! tile {
                     *column = $rhs(unsafe { rhs.add(vector * $lanes * $pair) });
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    // SAFETY: the lhs operand has `MR` rows at this step.
+                    // SAFETY: the LHS has `MR` rows at this step.
                     let value = $lhs(unsafe { lhs.add(row * tile.lhs_row_stride) });
                     for (sum, column) in sums.iter_mut().zip(&columns) {
                         *sum = $fma(value, *column, *sum);

@@ -1,4 +1,5 @@
-//! The product for x86-64.
+//! GEMM for x86-64: AVX-512 (with and without BF16) and AVX2. Tiles of MR rows by 1 to 4 registers
+//! of columns, as large as 32 (16 with AVX2) registers allow.
 
 use std::arch::x86_64::*;
 
@@ -138,7 +139,7 @@ tile!(
     }
 );
 
-/// 16 pairs as the type that products of pairs take.
+/// 16 bf16 pairs as the operand type of `vdpbf16ps`.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
 fn pairs(values: __m512i) -> __m512bh {
@@ -146,7 +147,7 @@ fn pairs(values: __m512i) -> __m512bh {
     unsafe { std::mem::transmute(values) }
 }
 
-/// The first and the second of 16 pairs, as f32.
+/// Widens 16 bf16 pairs: their first values, then their second ones.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn widened512(values: __m512i) -> [__m512; 2] {
@@ -154,7 +155,7 @@ fn widened512(values: __m512i) -> [__m512; 2] {
     [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(values)), _mm512_castsi512_ps(second)]
 }
 
-/// The first and the second of 8 pairs, as f32.
+/// Widens 8 bf16 pairs: their first values, then their second ones.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn widened256(values: __m256i) -> [__m256; 2] {
@@ -162,7 +163,7 @@ fn widened256(values: __m256i) -> [__m256; 2] {
     [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(values)), _mm256_castsi256_ps(second)]
 }
 
-/// Transposes 16 rows of 16 values of 32 bits; rows are `row` and `to_row` values apart.
+/// Transposes a 16 x 16 block of 32-bit values; rows are `row` and `to_row` values apart.
 ///
 /// # Safety
 /// The machine has AVX-512; 16 rows of 16 values lie at `from`, and there is room for as many at
@@ -188,7 +189,7 @@ pub(super) unsafe fn transpose16_avx512(from: *const u32, row: usize, to: *mut u
             fours[i + 2 * half + 1] = _mm512_unpackhi_epi64(a, b);
         }
     }
-    // Then the lanes themselves: `fours[4 g + c]` holds columns c, c + 4, c + 8, c + 12 of rows
+    // Then the 128-bit lanes: `fours[4 g + c]` holds columns c, c + 4, c + 8, c + 12 of rows
     // 4 g .. 4 g + 4.
     for c in 0..4 {
         let [a, b, c4, d] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
@@ -209,7 +210,7 @@ pub(super) unsafe fn transpose16_avx512(from: *const u32, row: usize, to: *mut u
     }
 }
 
-/// Transposes 8 rows of 8 values of 32 bits; rows are `row` and `to_row` values apart.
+/// Transposes an 8 x 8 block of 32-bit values; rows are `row` and `to_row` values apart.
 ///
 /// # Safety
 /// The machine has AVX2; 8 rows of 8 values lie at `from`, and there is room for as many at `to`.
@@ -247,7 +248,7 @@ pub(super) unsafe fn transpose8_avx2(from: *const f32, row: usize, to: *mut f32,
     }
 }
 
-/// Values of 16 bits of two rows by turns, `n` of each, a multiple of 32.
+/// Interleaves two rows of `n` 16-bit values, `n` a multiple of 32.
 ///
 /// # Safety
 /// The machine has AVX-512 with BW; `n` values lie at `first` and `second`, and there is room for
@@ -259,7 +260,7 @@ pub(super) unsafe fn interleave_avx512(
     to: *mut u16,
     n: usize,
 ) {
-    // Unpacking works inside lanes of 128 bits; these put the lanes into order.
+    // Unpacking works within 128-bit lanes; these permutations put the lanes in order.
     let low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
     let high = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
     for at in (0..n).step_by(32) {

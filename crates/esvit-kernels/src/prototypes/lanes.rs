@@ -1,10 +1,10 @@
-//! Arithmetic on rows of logits and prototypes.
+//! Row operations on logits and prototypes.
 
 use crate::element::Element;
 use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 
 dispatch! {
-    /// A row of the direction of `v` and of the length `g`.
+    /// Weight norm: `w = g v / |v|`.
     pub(super) fn weight_norm(v: &[f32], g: f32, row: &mut [f32]) {
         let factor = g / sum(v, |value| value * value).sqrt();
         let row = &mut row[..v.len()];
@@ -23,7 +23,7 @@ dispatch! {
 }
 
 dispatch! {
-    /// Centers and scales logits; returns the largest.
+    /// `s = (s - center) / temperature`; returns the maximum.
     pub(super) fn scale_logits(logits: &mut [f32], center: Option<&[f32]>, inv_temperature: f32) -> f32 {
         match center {
             Some(center) => {
@@ -43,7 +43,7 @@ dispatch! {
 }
 
 dispatch! {
-    /// Stores `e^(logit - largest)` and returns the sum of what was stored.
+    /// Stores `e^(logit - largest)` and returns the sum of the stored (rounded) values.
     pub(super) fn exponentiate<T: Element>(logits: &mut [f32], largest: f32, to: &mut [T]) -> f32 {
         let to = &mut to[..logits.len()];
         for i in 0..logits.len() {
@@ -78,8 +78,8 @@ dispatch! {
 }
 
 dispatch! {
-    /// From the gradient of a prototype `g v / |v|` those of `v`, added to `dv`, and, returned, of
-    /// `g`.
+    /// Backward of weight norm: `dg = <v, dw> / |v|` (returned), `dv += g / |v| * (dw - v dg /
+    /// |v|)`.
     pub(super) fn weight_norm_backward(v: &[f32], g: f32, dw: &[f32], dv: &mut [f32]) -> f32 {
         let d = v.len();
         let (dw, dv) = (&dw[..d], &mut dv[..d]);

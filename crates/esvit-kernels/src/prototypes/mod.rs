@@ -1,17 +1,18 @@
-//! The last layer and the loss in one: prototypes, softmax, targets and cross-entropy, forward and
-//! backward.
+//! DINO's last layer and loss fused: weight-normalized prototypes, softmax, centering and
+//! cross-entropy, forward and backward.
 //!
-//! Student row `r` has logits `s_r = z_r W^T / temp` over prototypes `W`, rows of `v` at the length
-//! `g`. Its target is a weighted sum of teacher distributions `q_j`, the softmax of
-//! `(z_j W'^T - center) / temp'`. With weights `w_rj` over its pairs and `m_r` their sum the loss is
+//! Student row `r` has logits `s_r = z_r W^T / temp` over prototypes `W`, weight-normalized: `W_k =
+//! g_k v_k / |v_k|`. Its target is a weighted sum of teacher distributions `q_j = softmax((z_j W'^T
+//! - center) / temp')`. With weights `w_rj` of its pairs and their sum `m_r`:
 //!
-//! `sum_r -sum_k t_rk log p_rk = sum_r (m_r logsumexp(s_r) - sum_j w_rj <q_j, s_r>)`.
+//! `loss = sum_r -sum_k t_rk log p_rk = sum_r (m_r logsumexp(s_r) - sum_j w_rj <q_j, s_r>)`.
 //!
-//! Rows of different images have no pair, so a few images at a time are worked on from end to
-//! end. Prototypes are walked in chunks, so that logits never exist as a whole. The exponentials of
-//! a chunk are kept in the stored type, relative to the largest logit of their row in that chunk;
-//! the gradient of the logits, `m_r p_r - t_r`, is made from them chunk by chunk and goes at once
-//! into the gradients of `z`, `v` and `g`.
+//! Rows of different images have no pair, so a few images at a time go through forward and
+//! backward. Prototypes are processed in chunks, so the logits matrix is never materialized: like
+//! an online softmax, every chunk has its own row maxima and sums of exponentials, combined at the
+//! end. The exponentials are saved in the element type; the gradient of the logits, `(m_r p_r -
+//! t_r) / temp`, is computed from them chunk by chunk and multiplied at once into those of `z`, `v`
+//! and `g`.
 
 mod lanes;
 mod pairs;
@@ -27,33 +28,32 @@ pub(crate) use lanes::scale;
 pub use pairs::Pairs;
 use pairs::Part;
 
-/// Most prototypes of a chunk.
+/// Maximum prototypes of a chunk.
 const CHUNK: usize = 512;
 
-/// Chunks there are at least, if there are strips enough, so that threads have work.
+/// Minimum number of chunks, if there are enough panels, so that threads have work.
 const CHUNKS: usize = 16;
 
-/// Groups of chunks, each with its own sums of the gradient of `z`, whatever the number of threads.
-/// What is kept of a group is one buffer, so that it is free for other work once the group's
-/// gradient is made.
+/// Maximum number of groups of chunks, each one task with its own partial sum of the gradient of
+/// `z`, whatever the number of threads. The saved exponentials of a group are one buffer, freed
+/// when its gradients are done.
 const GROUPS: usize = 16;
 
-/// Bytes of exponentials that are kept at a time, unless one image alone has more. For fewer rows
-/// at a time, prototypes are laid out more often: these are 512 rows over 65,536 prototypes in f32
-/// and twice as many in bf16.
+/// Maximum bytes of saved exponentials, unless one image alone has more: 512 rows over 65,536
+/// prototypes in f32, twice as many in bf16. Fewer rows at a time would pack prototypes more often.
 pub const EXPONENTIALS_BYTES: usize = 128 << 20;
 
-/// Prototypes `[K, D]`: row `k` has the direction of `v_k` and the length `g_k`.
+/// Weight-normalized prototypes `[K, D]`: `W_k = g_k v_k / |v_k|`.
 #[derive(Debug, Clone, Copy)]
 pub struct Prototypes<'a> {
-    /// Directions, `[K, D]`.
+    /// Directions `[K, D]`, of any norm.
     pub v: &'a [f32],
-    /// Lengths, `[K]`.
+    /// Norms `[K]`.
     pub g: &'a [f32],
 }
 
 impl Prototypes<'_> {
-    /// Prototypes `first ..` of a chunk, at their lengths: `[chunk, D]`.
+    /// `W` of `count` prototypes from `first` on, `[count, D]`.
     fn chunk(&self, first: usize, count: usize) -> Buffer<f32> {
         let d = self.v.len() / self.g.len();
         let mut rows = Buffer::<f32>::uninit(count * d);
@@ -68,33 +68,33 @@ impl Prototypes<'_> {
 /// One side of the loss.
 #[derive(Debug, Clone, Copy)]
 pub struct Side<'a> {
-    /// Rows before the last layer, `[rows, D]`.
+    /// Input rows of the last layer, `[rows, D]`.
     pub z: &'a [f32],
     /// The last layer.
     pub prototypes: Prototypes<'a>,
-    /// By what logits are divided.
+    /// Temperature.
     pub temperature: f32,
 }
 
-/// Gradients of the student's side.
+/// Gradients of the student.
 #[derive(Debug)]
 pub struct Gradients {
-    /// Of `z`.
+    /// Of `z`, `[rows, D]`.
     pub z: Vec<f32>,
-    /// Of the prototypes' directions.
+    /// Of `v`, `[K, D]`.
     pub v: Vec<f32>,
-    /// Of their lengths.
+    /// Of `g`, `[K]`.
     pub g: Vec<f32>,
 }
 
-/// How the prototypes are walked.
+/// How prototypes are split into chunks and groups of chunks.
 #[derive(Debug, Clone, Copy)]
 struct Chunking {
     prototypes: usize,
     /// Prototypes of a chunk; the last one may have fewer.
     chunk: usize,
     d: usize,
-    /// Rows of both sides that memory is taken for.
+    /// Rows of both sides that buffers are allocated for.
     row_capacity: usize,
 }
 
@@ -118,11 +118,11 @@ impl Chunking {
     }
 }
 
-/// The loss, and with `gradients` those of the student's side. The teacher's logits are centered by
-/// `center [K]`.
+/// The loss, summed over rows, and with `gradients` those of the student. `center [K]` is
+/// subtracted from the teacher's logits.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn cross_entropy<T: Element>(
     student: &Side<'_>,
     teacher: &Side<'_>,
@@ -134,7 +134,7 @@ pub fn cross_entropy<T: Element>(
     cross_entropy_in_parts::<T>([student, teacher], center, pairs, gradients, max_rows)
 }
 
-/// The same, `max_rows` rows of both sides at a time if their pairs allow.
+/// [`cross_entropy`], `max_rows` rows of both sides at a time if their pairs allow.
 fn cross_entropy_in_parts<T: Element>(
     [student, teacher]: [&Side<'_>; 2],
     center: &[f32],
@@ -158,8 +158,8 @@ fn cross_entropy_in_parts<T: Element>(
     });
     let teachers = teacher.z.len() / d;
     let parts = pairs.parts(teachers, max_rows);
-    // What is set aside for a part does not depend on how many teacher rows found a pair, so that
-    // the next step finds it in the pool.
+    // Allocations do not depend on how many teacher rows have a pair, so that the next step finds
+    // buffers of the same size.
     let largest = parts.iter().map(Part::size).max().unwrap_or(0);
     let row_capacity = largest.max(max_rows.min(rows + teachers));
     let chunking = Chunking { row_capacity, ..Chunking::new(prototypes, d) };
@@ -170,10 +170,10 @@ fn cross_entropy_in_parts<T: Element>(
     (loss as f32, sums)
 }
 
-/// The logits `[rows, K]` of a few rows `z [rows, D]`, in f32.
+/// The logits `z W^T [rows, K]` of a few rows `z [rows, D]`, in f32, without temperature.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// When lengths do not match.
 pub fn logits(z: &[f32], prototypes: &Prototypes<'_>) -> Vec<f32> {
     let count = prototypes.g.len();
     let d = prototypes.v.len() / count;

@@ -1,8 +1,8 @@
-//! Which teacher rows are a student row's target, and what can be worked on apart.
+//! Pairs of student and teacher rows, and their split into independent parts.
 
 use std::ops::Range;
 
-/// Which teacher rows make up the target of each student row, and with what weight.
+/// Teacher rows and weights that make up the target of each student row, in CSR form.
 #[derive(Debug, Clone, Default)]
 pub struct Pairs {
     starts: Vec<u32>,
@@ -11,12 +11,12 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// No student row yet.
+    /// No student rows.
     pub fn new() -> Self {
         Self { starts: vec![0], teachers: Vec::new(), weights: Vec::new() }
     }
 
-    /// Adds a student row with its teacher rows and their weights.
+    /// Appends a student row with its teacher rows and their weights.
     pub fn push(&mut self, pairs: impl IntoIterator<Item = (usize, f32)>) {
         for (teacher, weight) in pairs {
             self.teachers.push(teacher as u32);
@@ -40,7 +40,7 @@ impl Pairs {
         self.range(row).map(|pair| self.get(pair))
     }
 
-    /// The pairs of a student row.
+    /// Range of the pairs of a student row.
     pub(super) fn range(&self, row: usize) -> Range<usize> {
         self.starts[row] as usize..self.starts[row + 1] as usize
     }
@@ -55,8 +55,8 @@ impl Pairs {
         self.weights[self.range(row)].iter().sum()
     }
 
-    /// Splits the rows into parts that have no row in common, each of at max_rows `max_rows` rows of both
-    /// sides unless rows that depend on each other are more. Rows in no pair are in no part.
+    /// Splits the rows into parts that share no row, by union-find: each of at most `max_rows` rows
+    /// of both sides, unless one connected component has more. Rows without a pair are in no part.
     ///
     /// # Panics
     /// When a pair names a row beyond the `teachers` ones.
@@ -112,7 +112,7 @@ pub(super) struct Part {
     pub rows: Vec<usize>,
     /// Teacher rows.
     pub teachers: Vec<usize>,
-    /// Their pairs, by place in the two lists.
+    /// Their pairs, by index into the two lists.
     pub pairs: Pairs,
 }
 
@@ -129,7 +129,7 @@ impl Default for Part {
     }
 }
 
-/// Disjoint sets, each known by one of its members.
+/// Union-find.
 struct Sets {
     parents: Vec<usize>,
 }

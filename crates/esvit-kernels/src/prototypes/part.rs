@@ -1,4 +1,4 @@
-//! The loss of some rows, all prototypes.
+//! Loss and gradients of one part of the rows, over all prototypes.
 
 use rayon::prelude::*;
 
@@ -10,22 +10,22 @@ use crate::element::{Element, padded_row_len};
 use crate::gemm::{Dims, LANES, Lhs, NR, Output, PackedRhs, RhsPanel, convert, pack_vnni};
 use crate::profile;
 
-/// Rows whose logits of a chunk are worked on together, in the second-level cache.
+/// Rows whose logits of a chunk are computed together, in L2.
 const BLOCK_ROWS: usize = 96;
 
-/// Largest scaled logit of a row in a chunk, and the sum of exponentials relative to it.
+/// Maximum of a row's logits in a chunk, and the sum of exponentials relative to it.
 type SoftmaxStats = [f32; 2];
 
-/// What is kept of a chunk of prototypes beside its exponentials.
+/// Saved values of a chunk of prototypes besides its exponentials.
 #[derive(Debug, Clone, Default)]
 struct Chunk {
     student: Vec<SoftmaxStats>,
     teacher: Vec<SoftmaxStats>,
-    /// For every pair, the teacher's exponentials times the student's scaled logits.
+    /// For every pair, `<teacher's exponentials, student's logits>`.
     dots: Vec<f32>,
 }
 
-/// The loss of the rows of a part; adds its gradients to `sums`, if there are any.
+/// The loss of a part; adds its gradients to `sums`, if given.
 pub(super) fn cross_entropy<T: Element>(
     student: &Side<'_>,
     teacher: &Side<'_>,
@@ -114,7 +114,7 @@ pub(super) fn cross_entropy<T: Element>(
     loss
 }
 
-/// Some rows in the stored type, each at its stored length.
+/// Gathers rows in the element type, each padded.
 fn gather_rows<T: Element>(values: &[f32], rows: &[usize], width: usize) -> Buffer<T> {
     let mut stored = Buffer::<T>::rows(rows.len(), width);
     for (&row, to) in rows.iter().zip(stored.chunks_exact_mut(padded_row_len::<T>(width))) {
@@ -123,8 +123,8 @@ fn gather_rows<T: Element>(values: &[f32], rows: &[usize], width: usize) -> Buff
     stored
 }
 
-/// Exponentials of the logits of rows `z` for a chunk of prototypes, relative to the row's largest,
-/// into `values [rows, chunk]`; `on_logits` is shown every row's scaled logits.
+/// Exponentials `e^(s - max)` of the logits of rows `z` for a chunk of prototypes, into
+/// `values [rows, chunk]`; `on_logits` gets every row's logits.
 fn exponentials<T: Element>(
     z: &[T],
     prototypes: &[f32],
@@ -161,7 +161,7 @@ fn exponentials<T: Element>(
     stats
 }
 
-/// The logarithm of the sum of all exponentials of every row.
+/// logsumexp of every row, combined from all chunks.
 fn log_sums(chunks: &[Chunk], rows: usize, side: impl Fn(&Chunk) -> &[SoftmaxStats]) -> Vec<f32> {
     (0..rows)
         .map(|row| {
@@ -253,7 +253,8 @@ fn backward<T: Element>(
     }
 }
 
-/// `(m_r p_rk - t_rk) / temp` for the prototypes of a chunk, `[rows, count]`.
+/// Gradient of the logits before temperature, `(m_r p_rk - t_rk) / temp`, for a chunk, `[rows,
+/// count]`.
 fn logit_gradients<T: Element>(
     chunk: &Chunk,
     (teacher_exps, student_exps): (&[T], &[T]),

@@ -1,69 +1,69 @@
-//! One head in one window: its matrices, and the products between them.
+//! One head in one window: its matrices and GEMMs.
 
 use std::ops::Range;
 
 use super::Windows;
-use super::softmax::{softmax, softmax_gradient};
+use super::softmax::{softmax, softmax_backward};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::gemm::{Dims, LANES, Lhs, NR, Output, RhsPanel, pack_vnni, transpose_rows};
 
-/// The most slots that ask at a time. Their weights stay in the second-level cache, and the n x n
-/// matrix of a large window never exists.
+/// Maximum queries of a block: their attention weights stay in L2, and the `n x n` matrix of a
+/// large window is never materialized.
 pub(super) const QUERIES: usize = 64;
 
-/// Matrices of one head in one window. Only slots with a token ask (`m` of them), some at a time;
-/// all `n` are keys.
+/// Matrices of one head in one window. Queries are the `m` real tokens, in blocks; keys and values
+/// include the padding, `n` in all.
 pub(super) struct Head<T: Element> {
     pub(super) d: usize,
     heads: usize,
     n: usize,
-    /// Stored length of a row of a head.
+    /// `d` padded to [`padded_row_len`].
     row: usize,
-    /// `d` filled up to registers.
+    /// `d` padded to whole registers.
     pub(super) width: usize,
-    /// `n` filled up to registers.
+    /// `n` padded to whole registers.
     lanes: usize,
     window: usize,
-    /// Slots with a token, and those without.
+    /// Slots with a token, and padding.
     pub(super) query_slots: Vec<usize>,
     pub(super) padded_slots: Vec<usize>,
-    /// `[m, row]`, `[n, row]`, `[n, row]`, `[m, row]`.
+    /// Q `[m, row]`, K and V `[n, row]`, dO `[m, row]`.
     q: Buffer<T>,
     k: Buffer<T>,
     v: Buffer<T>,
     dcontext: Buffer<T>,
-    /// Keys and values as rhs operands, `[d, lanes]` and `[n, width]`.
+    /// K and V as RHS operands: transposed `[d, lanes]`, and packed `[n, width]`.
     k_t: Buffer<T>,
     k_packed: Buffer<T>,
     v_t: Buffer<T>,
     v_packed: Buffer<T>,
-    /// Of the queries at hand: weights of the attention, `[QUERIES, lanes]`, and in the stored type.
+    /// Of the current block of queries: S, then P, `[QUERIES, lanes]`, and P in the element type.
     p: Buffer<f32>,
     p_stored: Buffer<T>,
-    /// Gradient of the weights, then of the logits, and in the stored type.
+    /// dP, then dS, and scale * dS in the element type.
     ds: Buffer<f32>,
     ds_stored: Buffer<T>,
-    /// A transposed lhs operand, `[QUERIES, lanes]` in pairs of rows.
+    /// P, then dS, packed as a transposed LHS, `[QUERIES, lanes]`.
     p_t: Buffer<T>,
-    /// Rows of the queries at hand as a rhs operand, `[QUERIES, width]`.
+    /// dO, then Q, packed as an RHS, `[QUERIES, width]`.
     q_packed: Buffer<T>,
-    /// What comes out for the queries at hand, `[QUERIES, width]`.
+    /// O and dQ of the current block of queries, `[QUERIES, width]`.
     pub(super) out: Buffer<f32>,
     pub(super) dq: Buffer<f32>,
-    /// Sums over all queries, `[n, width]`.
+    /// Accumulated over blocks of queries, `[n, width]`.
     pub(super) dk: Buffer<f32>,
     pub(super) dv: Buffer<f32>,
 }
 
 impl<T: Element> Head<T> {
-    /// Room for the forward pass and, `with_gradients`, for the backward pass.
+    /// Buffers for forward and, `with_gradients`, for backward.
     pub(super) fn new(windows: &Windows<'_>, with_gradients: bool) -> Self {
         let (n, d, lanes) = (windows.slots, windows.head_width(), windows.lanes());
         let (row, width) = (padded_row_len::<T>(d), d.next_multiple_of(LANES));
         let pairs = n.next_multiple_of(T::K_PACK);
         let block = n.min(QUERIES).next_multiple_of(T::K_PACK);
-        // Zeros where nothing is written: they stand in operands.
+        // Zeros, since the padding of operands is never written.
         let stored = Buffer::<T>::zeroed;
         let sums = Buffer::<f32>::zeroed;
         let back = |len| if with_gradients { len } else { 0 };
@@ -98,7 +98,7 @@ impl<T: Element> Head<T> {
         }
     }
 
-    /// Takes up a window of an image.
+    /// Sets the window of an image.
     pub(super) fn set_window(&mut self, windows: &Windows<'_>, window: usize) {
         if window != self.window {
             self.window = window;
@@ -106,15 +106,15 @@ impl<T: Element> Head<T> {
         }
     }
 
-    /// The queries, as many at a time as there is room for, in nearly equal parts; without a query one
-    /// empty part, from which all gradients are zero.
+    /// Nearly equal blocks of at most [`QUERIES`] queries; one empty block if there are none, which
+    /// zeroes the gradients.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<T> {
         let m = self.query_slots.len();
         let size = m.div_ceil(m.div_ceil(QUERIES).max(1)).max(1);
         (0..m.max(1)).step_by(size).map(move |start| start..(start + size).min(m))
     }
 
-    /// Gathers queries, keys and values from the rows of the window's tokens.
+    /// Gathers Q, K and V of a head from the rows of the window's tokens and from `padding`.
     pub(super) fn load(&mut self, qkv: &[T], padding: &[T], head: usize) {
         let (d, row, width, n) = (self.d, self.row, self.d * self.heads, self.n);
         let rows = qkv.chunks_exact(padded_row_len::<T>(3 * width));
@@ -132,7 +132,7 @@ impl<T: Element> Head<T> {
         transpose_rows(&self.k, row, n, &mut self.k_t, self.lanes * T::K_PACK);
     }
 
-    /// The weights of the attention of some queries.
+    /// `P = softmax(scale Q K^T + B + mask)` for a block of queries.
     pub(super) fn compute_weights(
         &mut self,
         position_bias: Option<&[f32]>,
@@ -144,8 +144,7 @@ impl<T: Element> Head<T> {
         let lhs = Lhs::from_rows(&self.q[queries.start * self.row..], self.row);
         let dims = Dims { m: queries.len(), k_steps: self.row / T::K_PACK };
         gemm(lhs, &self.k_t, lanes, dims, &mut self.p, false);
-        let position_bias =
-            position_bias.map(|position_bias| &position_bias[head * n * lanes..][..n * lanes]);
+        let position_bias = position_bias.map(|bias| &bias[head * n * lanes..][..n * lanes]);
         let mask = mask.map(|mask| &mask[self.window * n * n..]);
         let (scale, queries) = (self.scale(), &self.query_slots[queries.clone()]);
         softmax(&mut self.p, scale, position_bias, mask, queries, n, &mut self.p_stored);
@@ -155,7 +154,7 @@ impl<T: Element> Head<T> {
         (self.d as f32).powf(-0.5)
     }
 
-    /// Sums of values by weight, for the queries at hand.
+    /// `O = P V` for a block of queries.
     pub(super) fn apply_weights(&mut self, queries: &Range<usize>) {
         let (n, width) = (self.n, self.width);
         let down = width * T::K_PACK;
@@ -166,7 +165,7 @@ impl<T: Element> Head<T> {
         gemm(weights, values, width, dims, &mut self.out, false);
     }
 
-    /// Gathers the gradient of what came out from the rows of the window's tokens.
+    /// Gathers dO of a head from the rows of the window's tokens.
     pub(super) fn load_gradient(&mut self, dcontext: &[T], head: usize) {
         let (d, width) = (self.d, self.d * self.heads);
         let rows = dcontext.chunks_exact(padded_row_len::<T>(width));
@@ -177,13 +176,13 @@ impl<T: Element> Head<T> {
         transpose_rows(&self.v, self.row, self.n, &mut self.v_t, turned);
     }
 
-    /// Gradients of some queries, whose weights are at hand; what they add to those of keys, values
-    /// and position_bias.
+    /// Backward of a block of queries, whose P is computed: stores dQ, accumulates dK, dV and the
+    /// gradient of the position bias.
     pub(super) fn backward(
         &mut self,
         queries: &Range<usize>,
         head: usize,
-        dposition_bias: Option<&mut [f32]>,
+        dposition_bias: &mut [f32],
     ) {
         let (n, d, m, row) = (self.n, self.d, queries.len(), self.row);
         let (width, lanes, scale) = (self.width, self.lanes, self.scale());
@@ -193,31 +192,30 @@ impl<T: Element> Head<T> {
         let q = &self.q[queries.start * row..queries.end * row];
         let dcontext = &self.dcontext[queries.start * row..queries.end * row];
         // With O = P V: dV = P^T dO and dP = dO V^T.
-        let weights = vnni_packed(&self.p_stored, lanes, [m, lanes], &mut self.p_t, turned, true);
+        let p = vnni_packed(&self.p_stored, lanes, [m, lanes], &mut self.p_t, turned, true);
         let gradients = vnni_packed(dcontext, row, [m, d], &mut self.q_packed, down, true);
-        let lhs = Lhs::from_transposed(weights, lanes);
+        let lhs = Lhs::from_transposed(p, lanes);
         gemm(lhs, gradients, width, over_queries, &mut self.dv, add);
         let over_width = Dims { m, k_steps: row / T::K_PACK };
         let gradients = Lhs::from_rows(dcontext, row);
         gemm(gradients, &self.v_t, lanes, over_width, &mut self.ds, false);
-        let dposition_bias = dposition_bias
-            .map(|dposition_bias| &mut dposition_bias[head * n * lanes..][..n * lanes]);
+        let dposition_bias = dposition_bias.chunks_exact_mut(n * lanes).nth(head);
         let of = &self.query_slots[queries.clone()];
-        let (dlogits, dstored) = (&mut self.ds, &mut self.ds_stored);
-        softmax_gradient(&self.p, dlogits, dposition_bias, of, n, scale, dstored);
+        let (ds, ds_stored) = (&mut self.ds, &mut self.ds_stored);
+        softmax_backward(&self.p, ds, dposition_bias, of, n, scale, ds_stored);
         // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
         let keys = vnni_packed(&self.k, row, [n, d], &mut self.k_packed, down, !add);
         let lhs = Lhs::from_rows(&self.ds_stored, lanes);
         let over_keys = Dims { m, k_steps: n.div_ceil(T::K_PACK) };
         gemm(lhs, keys, width, over_keys, &mut self.dq, false);
-        let dlogits = vnni_packed(&self.ds_stored, lanes, [m, lanes], &mut self.p_t, turned, true);
+        let ds = vnni_packed(&self.ds_stored, lanes, [m, lanes], &mut self.p_t, turned, true);
         let queries = vnni_packed(q, row, [m, d], &mut self.q_packed, down, true);
-        let lhs = Lhs::from_transposed(dlogits, lanes);
+        let lhs = Lhs::from_transposed(ds, lanes);
         gemm(lhs, queries, width, over_queries, &mut self.dk, add);
     }
 }
 
-/// Copies a row of a head; the usual width without a call.
+/// Copies a row of a head; the usual head width without a call of `memcpy`.
 #[inline(always)]
 fn copy<T: Element>(from: &[T], to: &mut [T]) {
     match (from.as_array::<32>(), to.first_chunk_mut::<32>()) {

@@ -1,9 +1,9 @@
-//! Attention inside (shifted) windows, forward and backward. One window that holds all tokens,
-//! without a table, is the attention of a plain transformer.
+//! Multi-head self-attention in (shifted) windows, forward and backward. One window with all tokens
+//! and no bias is the attention of a plain transformer (groundwork for ViT backbones).
 //!
-//! Padding, rolling and partitioning are index arithmetic: a table says which token stands in
-//! which slot of which window. The weights of the attention are not kept for the backward pass
-//! but computed again, which costs less than reading them would.
+//! Padding, cyclic shift and window partition are one index table, slot -> token. Per window and
+//! head: `S = scale Q K^T + B + mask`, `P = softmax(S)`, `O = P V`. `P` is not saved but recomputed
+//! in backward, which costs less than reading it from memory.
 
 mod head;
 mod softmax;
@@ -15,29 +15,30 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::gemm::LANES;
+use crate::reduce::sum_in_order;
 use crate::simd::dispatch;
 use head::Head;
 use softmax::MASK_VALUE;
 
-/// Tasks into which the windows of a call are cut, whatever the number of threads: gradients of
-/// table and padding are summed within a task and then over tasks in order.
+/// Tasks of a call, whatever the number of threads: gradients of bias table and padding are summed
+/// within a task and then over tasks in order.
 const TASKS: usize = 32;
 
-/// Where tokens stand and how large everything is.
+/// Geometry of the windows of images of one size.
 #[derive(Debug, Clone, Copy)]
 pub struct Windows<'a> {
     /// Tokens of an image, T.
     pub tokens: usize,
-    /// Slots of a window, n.
+    /// Slots of a window, n: tokens and padding.
     pub slots: usize,
     /// Width of a token, C.
     pub width: usize,
     /// Attention heads; they divide C.
     pub heads: usize,
-    /// For every slot of every window its token; T for padding.
+    /// Token of every slot, `[windows, n]`; T for padding.
     pub slot_token: &'a [i32],
-    /// For every pair of slots (query, key) its row in the table of relative position_bias; empty
-    /// without a table.
+    /// Relative position index: row of the bias table for every pair of slots (query, key), `[n,
+    /// n]`; empty without a bias.
     pub bias_index: &'a [i32],
     /// Added to the logits, `[windows, n, n]`.
     pub mask: Option<&'a [f32]>,
@@ -52,7 +53,7 @@ impl Windows<'_> {
         self.slot_token.len() / self.slots
     }
 
-    /// The slots of a window: those that a token stands in, and those without one.
+    /// The slots of a window: those with a token, and padding.
     fn slots_of(&self, window: usize) -> [Vec<usize>; 2] {
         let slots = &self.slot_token[window * self.slots..][..self.slots];
         let (filled, padded) =
@@ -60,13 +61,13 @@ impl Windows<'_> {
         [filled, padded]
     }
 
-    /// Positions of the relative bias, their lanes filled up to registers.
+    /// n padded to whole registers.
     fn lanes(&self) -> usize {
         self.slots.next_multiple_of(LANES)
     }
 }
 
-/// A matrix whose rows are written by several tasks, none by two.
+/// A matrix that several tasks write, no place by two of them.
 #[derive(Clone, Copy)]
 struct SharedRows<'a, T> {
     values: *mut T,
@@ -74,7 +75,7 @@ struct SharedRows<'a, T> {
     lifetime: std::marker::PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: tasks only write, to places of which no two have the same, as `at` demands.
+// SAFETY: tasks only write, each to its own places, as `at` demands.
 unsafe impl<T: Send> Send for SharedRows<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for SharedRows<'_, T> {}
@@ -99,8 +100,8 @@ impl<'a, T: Element> SharedRows<'a, T> {
 }
 
 dispatch! {
-    /// Stores the first `d` values of each row of `from`, which are `width` values apart, at `place`
-    /// of a matrix and every `step` values further on; no two tasks have the same places.
+    /// Stores the first `d` values of each row of `from` (rows `width` values apart) at `place` of
+    /// a matrix and every `step` values further on; no two tasks write the same places.
     fn scatter<T: Element>(
         from: &[f32],
         width: usize,
@@ -110,8 +111,7 @@ dispatch! {
         to: SharedRows<'_, T>,
     ) {
         for (row, from) in from.chunks_exact(width).enumerate() {
-            // SAFETY: each window and head is in one task, and has its own rows and columns: no two
-            // tasks have the same place.
+            // SAFETY: each window and head is in one task, and has its own rows and columns.
             let to = unsafe { to.at(place + row * step, d) };
             let from = &from[..d];
             for i in 0..d {
@@ -121,19 +121,19 @@ dispatch! {
     }
 }
 
-/// What all windows of images of one size share. Rows of tokens stand in the order of windows: those
-/// of the first window of the first image by slot, then those of its second window.
+/// Window attention for images of one size. Token rows are in window order: those of the first
+/// window of the first image by slot, then those of its second window.
 pub(crate) struct WindowAttention<'a, T: Element> {
     shape: Windows<'a>,
-    /// The tokens of an image in that order.
+    /// Tokens of an image in window order.
     order: Vec<u32>,
-    /// The first row of every window of an image, and the number of all.
+    /// First row of every window of an image, and the number of rows.
     starts: Vec<usize>,
-    /// Query, key and value of a slot without a token, `[3 C]`.
+    /// Query, key and value of padding, `[3 C]`: the bias of `qkv`.
     padding: Vec<T>,
-    /// Rows of the table.
+    /// Rows of the bias table.
     bias_rows: usize,
-    /// The table's bias for every pair of slots.
+    /// Relative position bias, `[heads, n, lanes]`.
     position_bias: Option<Vec<f32>>,
 }
 
@@ -141,7 +141,7 @@ impl<'a, T: Element> WindowAttention<'a, T> {
     /// For `padding [3 C]` and `bias_table [rows, heads]`, which may have no rows.
     ///
     /// # Panics
-    /// When the lengths do not fit.
+    /// When lengths do not match.
     pub(crate) fn new(shape: Windows<'a>, padding: &[f32], bias_table: &[f32]) -> Self {
         let (n, width, heads) = (shape.slots, shape.width, shape.heads);
         assert!(width.is_multiple_of(heads), "heads divide the width");
@@ -178,12 +178,12 @@ impl<'a, T: Element> WindowAttention<'a, T> {
         self.shape.slots
     }
 
-    /// The tokens of an image in the order of windows.
+    /// Tokens of an image in window order.
     pub(crate) fn order(&self) -> &[u32] {
         &self.order
     }
 
-    /// The rows of some of all windows of all images.
+    /// Rows of a range of the windows of all images.
     pub(crate) fn rows(&self, windows: Range<usize>) -> Range<usize> {
         self.start(windows.start)..self.start(windows.end)
     }
@@ -193,9 +193,8 @@ impl<'a, T: Element> WindowAttention<'a, T> {
         image * self.shape.tokens + self.starts[window]
     }
 
-    /// Mixes the values of some windows: `qkv [rows, 3 C]`, with its bias, into `context [rows, C]`.
-    /// Rows of both are stored at the length of [`padded_row_len`]. `shared` says that threads have nothing
-    /// else to do.
+    /// Attention of some windows: `qkv [rows, 3 C]`, with its bias, into `context [rows, C]`, both
+    /// with rows of [`padded_row_len`]. With `shared`, heads and windows are split into tasks.
     pub(crate) fn forward(
         &self,
         windows: Range<usize>,
@@ -237,14 +236,9 @@ impl<'a, T: Element> WindowAttention<'a, T> {
         });
     }
 
-    /// Gradients for all windows from that of `context`: `dqkv` is filled, those of `padding` and `bias_table`
-    /// are returned.
-    pub(crate) fn backward(
-        &self,
-        qkv: &[T],
-        dcontext: &[T],
-        dqkv: &mut [T],
-    ) -> (Vec<f32>, Vec<f32>) {
+    /// Gradients of all windows from that of `context`: of `qkv` into `dqkv`, and returns those of
+    /// `padding` and `bias_table`.
+    pub(crate) fn backward(&self, qkv: &[T], dcontext: &[T], dqkv: &mut [T]) -> [Vec<f32>; 2] {
         let shape = &self.shape;
         let (row, row3) = (padded_row_len::<T>(shape.width), padded_row_len::<T>(3 * shape.width));
         let rows = qkv.len() / row3;
@@ -253,15 +247,15 @@ impl<'a, T: Element> WindowAttention<'a, T> {
         assert_eq!(dcontext.len(), rows * row, "gradient of context values");
         let dqkv = SharedRows::new(dqkv);
         let work = Work::new(0..rows / shape.tokens * self.windows(), shape.heads, TASKS);
-        let parts: Vec<(Vec<f32>, Option<Buffer<f32>>)> = work
+        let lens = [self.padding.len(), self.position_bias.as_ref().map_or(0, Vec::len)];
+        let parts: Vec<[Buffer<f32>; 2]> = work
             .tasks()
             .into_par_iter()
             .map(|task| {
                 let mut part = Head::new(shape, true);
                 let (d, wide) = (part.d, part.width);
-                let mut dpadding = vec![0.0; self.padding.len()];
-                let mut dposition_bias =
-                    self.position_bias.as_ref().map(|all| Buffer::<f32>::zeroed(all.len()));
+                let mut dpadding = Buffer::<f32>::zeroed(lens[0]);
+                let mut dposition_bias = Buffer::<f32>::zeroed(lens[1]);
                 for at in task {
                     let (window, heads) = work.unit(at);
                     let own = self.rows(window..window + 1);
@@ -276,7 +270,7 @@ impl<'a, T: Element> WindowAttention<'a, T> {
                                 &queries,
                                 head,
                             );
-                            part.backward(&queries, head, dposition_bias.as_deref_mut());
+                            part.backward(&queries, head, &mut dposition_bias);
                             let place = (own.start + queries.start) * row3 + head * d;
                             let gradients = &part.dq[..queries.len() * wide];
                             scatter(gradients, wide, d, place, row3, dqkv);
@@ -300,28 +294,21 @@ impl<'a, T: Element> WindowAttention<'a, T> {
                         }
                     }
                 }
-                (dpadding, dposition_bias)
+                [dpadding, dposition_bias]
             })
             .collect();
-        let mut dpadding = vec![0.0; self.padding.len()];
-        let mut dposition_bias = vec![0.0; self.position_bias.as_ref().map_or(0, Vec::len)];
-        for (part, dposition_bias_part) in parts {
-            dpadding.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-            if let Some(part) = dposition_bias_part {
-                dposition_bias.iter_mut().zip(part.iter()).for_each(|(total, part)| *total += part);
-            }
-        }
-        (dpadding, bias_table_gradient(&dposition_bias, self.bias_rows * shape.heads, shape))
+        let [dpadding, dposition_bias] = sum_in_order(parts, lens);
+        [dpadding, bias_table_gradient(&dposition_bias, self.bias_rows * shape.heads, shape)]
     }
 }
 
-/// Windows in order; where these are few, with some heads at a time.
+/// Units of work: windows in order, or some heads of a window where windows are few.
 struct Work {
     windows: Range<usize>,
     heads: usize,
-    /// Heads of a unit.
+    /// Heads per unit.
     group: usize,
-    /// The most tasks.
+    /// Maximum number of tasks.
     tasks: usize,
 }
 
@@ -331,14 +318,14 @@ impl Work {
         Self { windows, heads, group, tasks }
     }
 
-    /// The units, cut into tasks.
+    /// The units, split into tasks.
     fn tasks(&self) -> Vec<Range<usize>> {
         let units = self.windows.len() * self.heads.div_ceil(self.group);
         let size = units.div_ceil(self.tasks).max(1);
         (0..units).step_by(size).map(|start| start..(start + size).min(units)).collect()
     }
 
-    /// A window, and some heads of it.
+    /// Window and heads of a unit.
     fn unit(&self, at: usize) -> (usize, Range<usize>) {
         let groups = self.heads.div_ceil(self.group);
         let first = at % groups * self.group;
@@ -346,7 +333,7 @@ impl Work {
     }
 }
 
-/// The table's bias for every pair of slots, `[heads, n, lanes]`; what fills up the lanes is
+/// Relative position bias of every pair of slots, `[heads, n, lanes]`; the padding of rows is
 /// [`MASK_VALUE`]. None without a table.
 fn position_bias(bias_table: &[f32], windows: &Windows<'_>) -> Option<Vec<f32>> {
     if bias_table.is_empty() {
@@ -363,7 +350,7 @@ fn position_bias(bias_table: &[f32], windows: &Windows<'_>) -> Option<Vec<f32>> 
     Some(position_bias)
 }
 
-/// The sum over all pairs of slots that share a row of the table.
+/// Gradient of the bias table: the sum over all pairs of slots that share a row.
 fn bias_table_gradient(dposition_bias: &[f32], len: usize, windows: &Windows<'_>) -> Vec<f32> {
     let (n, heads, lanes) = (windows.slots, windows.heads, windows.lanes());
     let mut dbias_table = vec![0.0; len];

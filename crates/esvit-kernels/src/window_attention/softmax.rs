@@ -1,18 +1,18 @@
-//! From logits to weights, and from gradients of weights to those of logits.
+//! Softmax of the attention logits with bias and mask, and its backward pass.
 
 use super::head::QUERIES;
 use crate::element::Element;
 use crate::gemm::LANES;
 use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 
-/// A logit that no weight comes from.
+/// Logit of masked entries: its exponential is 0 to within rounding.
 pub(super) const MASK_VALUE: f32 = -1e30;
 
-/// Turns the logits of every query into weights, after scaling and adding position_bias and mask; also
-/// stores them.
+/// Three-pass softmax of the rows of `logits [queries, lanes]`, in place and stored in the element
+/// type: `P = softmax(scale S + B + mask)`.
 ///
-/// Every step is done for all queries before the next one: joining the lanes of a row takes longer
-/// than working on them, and rows do not wait for each other.
+/// Each pass covers all rows before the next one: the tree reduction of a row has a long latency,
+/// and independent rows overlap.
 pub(super) fn softmax<T: Element>(
     logits: &mut [f32],
     scale: f32,
@@ -24,7 +24,7 @@ pub(super) fn softmax<T: Element>(
 ) {
     let lanes = n.next_multiple_of(LANES);
     let logits = &mut logits[..queries.len() * lanes];
-    // The largest logit of every query, then one over the sum of its exponentials.
+    // The maximum of every row, then 1 / sum(exp).
     let mut of_rows = [0.0; QUERIES];
     let of_rows = &mut of_rows[..queries.len()];
     add_bias_and_mask(logits, lanes, scale, position_bias, mask, queries, n, of_rows);
@@ -33,7 +33,7 @@ pub(super) fn softmax<T: Element>(
 }
 
 dispatch! {
-    /// Completes the logits and finds the largest one of every query.
+    /// ForwardCtx 1: scales logits, adds bias and mask, and finds the maximum of every row.
     fn add_bias_and_mask(
         logits: &mut [f32],
         lanes: usize,
@@ -58,7 +58,7 @@ dispatch! {
                 logits[n..].fill(MASK_VALUE);
             }
             if let Some(mask) = mask {
-                // Whole registers, where they do not reach beyond the last row: the padding, which gets
+                // Whole registers, except beyond the last row: the padding, to which this adds
                 // values of the next row, stays far below all logits.
                 let mask = &mask[query * n..];
                 let mask = &mask[..if mask.len() < lanes { n } else { lanes }];
@@ -72,7 +72,7 @@ dispatch! {
 }
 
 dispatch! {
-    /// Turns logits into exponentials, and the largest logit of every query into one over their sum.
+    /// ForwardCtx 2: `e = exp(s - max)`, and replaces the maximum by `1 / sum(e)`.
     fn exponentiate(logits: &mut [f32], lanes: usize, of_rows: &mut [f32]) {
         for (logits, of_row) in logits.chunks_exact_mut(lanes).zip(of_rows) {
             let largest = *of_row;
@@ -85,7 +85,7 @@ dispatch! {
 }
 
 dispatch! {
-    /// Turns exponentials into weights, and stores them.
+    /// ForwardCtx 3: `p = e / sum(e)`.
     fn normalize<T: Element>(
         exponentials: &mut [f32],
         lanes: usize,
@@ -102,9 +102,9 @@ dispatch! {
     }
 }
 
-/// Turns gradients of weights into those of logits, stores them times the scale and adds them to
-/// those of the position_bias; all queries step by step, as above.
-pub(super) fn softmax_gradient<T: Element>(
+/// Softmax backward: `dS = P * (dP - rowsum(P * dP))`, in place of dP; stores `scale * dS`, and
+/// accumulates dS into the relative position bias gradient. ForwardCtx by pass over all rows, as above.
+pub(super) fn softmax_backward<T: Element>(
     weights: &[f32],
     gradients: &mut [f32],
     dposition_bias: Option<&mut [f32]>,
@@ -124,7 +124,7 @@ pub(super) fn softmax_gradient<T: Element>(
 }
 
 dispatch! {
-    /// The row_sum gradient of every query, by weight.
+    /// `rowsum(P * dP)`.
     fn row_sums_of_p_dp(weights: &[f32], gradients: &[f32], lanes: usize, row_sums: &mut [f32]) {
         let rows = weights.chunks_exact(lanes).zip(gradients.chunks_exact(lanes));
         for ((weights, gradients), row_sum) in rows.zip(row_sums) {
@@ -155,7 +155,7 @@ dispatch! {
 }
 
 dispatch! {
-    /// Adds the row of every query to that of its slot.
+    /// Adds the row of every query to the row of its slot.
     fn add_rows(rows: &[f32], lanes: usize, queries: &[usize], to: &mut [f32]) {
         for (&query, row) in queries.iter().zip(rows.chunks_exact(lanes)) {
             for (to, value) in to[query * lanes..][..lanes].iter_mut().zip(row) {

@@ -201,7 +201,7 @@ fn check<T: Element>(case: &Case, within: f64) {
     let dcontext: Vec<f32> = context.iter().map(|_| rng.normal() as f32).collect();
     let mut dqkv = vec![T::from_f32(f32::NAN); qkv.len()];
     let stored_dcontext = stored::<T>(&windowed(&dcontext, width, window_attention.order()), width);
-    let (dpadding, dbias_table) = window_attention.backward(&qkv, &stored_dcontext, &mut dqkv);
+    let [dpadding, dbias_table] = window_attention.backward(&qkv, &stored_dcontext, &mut dqkv);
     let dqkv = unwindowed(&loaded(&dqkv, 3 * width), 3 * width, window_attention.order());
     let mut dbias = dpadding;
     for row in dqkv.chunks_exact(3 * width) {
@@ -242,8 +242,8 @@ proptest! {
     }
 }
 
-/// Windows of 7 by 7, wider than one strip and of several blocks of queries, and a head wider than a
-/// register.
+/// Windows of 7 by 7, wider than one strip and of several blocks of queries, and a head wider than
+/// a register.
 #[test]
 fn large_windows() {
     for (slots, d) in [(49, 32), (65, 33), (131, 8)] {
