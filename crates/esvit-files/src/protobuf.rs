@@ -63,3 +63,30 @@ impl Message {
         self.0.push(value as u8);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of the examples in the format's own description, and what follows from it.
+    #[test]
+    fn fields_are_encoded_as_the_format_says() {
+        let bytes = |write: &dyn Fn(&mut Message)| {
+            let mut message = Message::default();
+            write(&mut message);
+            message.as_bytes().to_vec()
+        };
+        assert_eq!(bytes(&|m| m.integer(1, 150)), [0x08, 0x96, 0x01]);
+        assert_eq!(bytes(&|m| m.integer(1, 127)), [0x08, 0x7f]);
+        assert_eq!(bytes(&|m| m.integer(1, 128)), [0x08, 0x80, 0x01]);
+        assert_eq!(bytes(&|m| m.integer(16, 0)), [0x80, 0x01, 0x00]);
+        assert_eq!(bytes(&|m| m.integer(1, u64::MAX))[1..], [[0xff; 9].as_slice(), &[1]].concat());
+        assert_eq!(bytes(&|m| m.bytes(2, b"testing")), b"\x12\x07testing");
+        assert_eq!(bytes(&|m| m.float(3, 1.0)), [0x1d, 0, 0, 0x80, 0x3f]);
+        assert_eq!(bytes(&|m| m.double(3, 1.0)), [0x19, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f]);
+        let mut inner = Message::default();
+        inner.integer(1, 150);
+        assert_eq!(bytes(&|m| m.message(3, &inner)), [0x1a, 0x03, 0x08, 0x96, 0x01]);
+        assert_eq!(bytes(&|m| m.key_of_bytes(1, 300)), [0x0a, 0xac, 0x02]);
+    }
+}

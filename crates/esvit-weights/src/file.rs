@@ -215,3 +215,14 @@ impl WeightsFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_joined_by_slashes() {
+        let joined = [("", "x"), ("a", "x"), ("a/b", ""), ("", "")].map(|(a, b)| join(a, b));
+        assert_eq!(joined, ["x", "a/x", "a/b/", ""]);
+    }
+}

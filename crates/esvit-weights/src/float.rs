@@ -66,3 +66,25 @@ impl FromStr for Float {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_rounded_to_the_type_that_is_named() {
+        let values = [1.0 + 1.0 / 256.0, -65520.0, 1e-3];
+        let bytes = |float: Float| float.to_bytes(&values);
+        let halves = |halves: [u16; 3]| halves.map(u16::to_le_bytes).concat();
+        assert_eq!(bytes(Float::F32), values.map(f32::to_le_bytes).concat());
+        // Between two neighbors the even one is taken; 65,520 is beyond the largest number.
+        assert_eq!(bytes(Float::F16), halves([0x3c04, 0xfc00, 0x1419]));
+        assert_eq!(bytes(Float::Bf16), halves([0x3f80, 0xc780, 0x3a83]));
+        let names = [("f32", "float32"), ("f16", "float16"), ("bf16", "bfloat16")];
+        for (float, (name, torch)) in [Float::F32, Float::F16, Float::Bf16].into_iter().zip(names) {
+            assert_eq!((float.to_string().as_str(), float.torch_name()), (name, torch));
+            assert_eq!(name.parse(), Ok(float));
+        }
+        assert!("float32".parse::<Float>().is_err());
+    }
+}

@@ -166,4 +166,14 @@ mod tests {
         let extent = place(0, 9, &[1, 1]).extent(Dtype::F32, &[0, 5]).unwrap();
         assert_eq!((extent.count, extent.span), (0, 0));
     }
+
+    /// Only elements that stand in the storage once and are shown many times are limited.
+    #[test]
+    fn a_large_storage_holds_a_large_tensor() {
+        let count = MAX_EXPANDED as usize + 1;
+        let extent = place(count as u64, 0, &[1]).extent(Dtype::U8, &[count]).unwrap();
+        assert_eq!((extent.count, extent.contiguous), (count as u64, true));
+        assert!(place(1, 0, &[0]).extent(Dtype::U8, &[count - 1]).is_ok());
+        assert!(place(1, 0, &[0]).extent(Dtype::U8, &[count]).is_err());
+    }
 }

@@ -137,4 +137,20 @@ mod tests {
             assert!(error.contains(part) && error.contains("hint: "), "{error}");
         }
     }
+
+    #[test]
+    fn compressed_files_are_named() {
+        for (head, part) in [
+            (&b"\x28\xb5\x2f\xfd"[..], "zstd"),
+            (b"BZh9", "compressed archive"),
+            (b"\xfd7zXZ\0", "compressed archive"),
+            (b"7z\xbc\xaf\x27\x1c", "compressed archive"),
+            (b"PK\x05\x06", "empty or damaged zip archive"),
+            (b"\x93NUMPY\x01", "NumPy"),
+            (b"GGUF\x03", "GGUF"),
+        ] {
+            let error = recognize(&Source::memory(head.into())).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("hint: "), "{error}");
+        }
+    }
 }

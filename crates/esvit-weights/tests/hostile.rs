@@ -215,7 +215,7 @@ fn exponential_and_endless_structures_are_refused() {
         bomb.extend(b"](h\0h\0h\0h\0eq\0");
     }
     bomb.push(b'.');
-    in_both(&bomb, "more than");
+    refused(&zip_of(&bomb), "more than");
     let deep = [&b"]".repeat(100_000)[..], &b"a".repeat(99_999), b"."].concat();
     in_both(&deep, "levels of nesting");
     let tuples = [&b")"[..], &b"\x85".repeat(100_000), b"."].concat();
@@ -225,7 +225,7 @@ fn exponential_and_endless_structures_are_refused() {
     // A dictionary that is copied again and again.
     let pairs = [&b"}("[..], &b"I1\nN".repeat(10_000), b"uq\0."].concat();
     let copies = b"ccollections\nOrderedDict\n(h\0tR0".repeat(10_000);
-    in_both(&[&pairs[..pairs.len() - 1], &copies[..], b"."].concat(), "more than");
+    refused(&zip_of(&[&pairs[..pairs.len() - 1], &copies[..], b"."].concat()), "more than");
 }
 
 #[test]
@@ -382,4 +382,150 @@ fn a_file_that_shrinks_while_open_gives_an_error() {
     std::fs::write(&path, &bytes[..bytes.len() - 8]).unwrap();
     let error = file.read_f32(&file.tensors()[0]).unwrap_err().to_string();
     assert!(error.contains("cannot be read"), "{error}");
+}
+
+/// The archive with `edit` bytes in the place of those at `at`.
+fn edited(whole: &[u8], at: usize, edit: &[u8]) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    bytes[at..at + edit.len()].copy_from_slice(edit);
+    bytes
+}
+
+#[test]
+fn comments_of_archives_are_passed_over() {
+    // Behind the whole archive, up to the longest that the format has.
+    for length in [1, 22, 65535u16] {
+        let whole = zip_of(b"I7\n.");
+        let end = whole.len();
+        let bytes = edited(&whole, end - 2, &length.to_le_bytes());
+        let commented = [&bytes[..], &vec![b'c'; length.into()]].concat();
+        assert_eq!(read(&commented).unwrap().facts(), &Value::Int(7));
+        refused(&commented[..commented.len() - 1], "directory");
+    }
+    // Behind an entry of the list.
+    let whole = zip_of(b"I7\n.");
+    let list = whole.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    let name = list + 46 + "a/data.pkl".len();
+    let bytes = edited(&whole, list + 32, &[5, 0]);
+    let mut bytes = [&bytes[..name], b"notes", &bytes[name..]].concat();
+    let end = bytes.len() - 22;
+    let length = u32::from_le_bytes(bytes[end + 12..end + 16].try_into().unwrap()) + 5;
+    bytes[end + 12..end + 16].copy_from_slice(&length.to_le_bytes());
+    assert_eq!(read(&bytes).unwrap().facts(), &Value::Int(7));
+}
+
+#[test]
+fn entries_of_archives_that_contradict_themselves_are_refused() {
+    let whole = zip_of(b"I7\n.");
+    let list = whole.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    // Stored as three bytes, of which four are to be made.
+    refused(&edited(&whole, list + 20, &[3]), "directory is not whole");
+    // The second entry begins inside the first.
+    let second = list + 46 + "a/data.pkl".len();
+    refused(&edited(&whole, second + 42, &[2]), "overlap");
+    let deep = zip(&[("a/b/data.pkl", b"N.")]);
+    refused(&deep, "without `data.pkl`");
+}
+
+/// An extra field of another kind is no number of 64 bits.
+#[test]
+fn extra_fields_are_told_apart() {
+    let whole = fixture("state_dict.pth");
+    let mut bytes = whole.clone();
+    let list = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    // The length is said to stand in a field that is not there.
+    bytes[list + 20..list + 28].fill(0xff);
+    refused(&bytes, "directory is not whole");
+
+    let mut entries = zip_of(b"I7\n.");
+    let list = entries.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    let name = list + 46 + "a/data.pkl".len();
+    entries[list + 20..list + 28].fill(0xff);
+    entries[list + 30] = 4 + 4 + 20;
+    let fields =
+        [&[7, 0, 4, 0, 9, 9, 9, 9][..], &[1, 0, 16, 0], &[4, 0, 0, 0, 0, 0, 0, 0].repeat(2)];
+    let mut entries = [&entries[..name], &fields.concat(), &entries[name..]].concat();
+    let end = entries.len() - 22;
+    let length = u32::from_le_bytes(entries[end + 12..end + 16].try_into().unwrap()) + 28;
+    entries[end + 12..end + 16].copy_from_slice(&length.to_le_bytes());
+    assert_eq!(read(&entries).unwrap().facts(), &Value::Int(7));
+}
+
+/// The list of 64 bits must lie before the record that tells of it.
+#[test]
+fn a_directory_behind_its_own_record_is_refused() {
+    let whole = fixture("state_dict.pth");
+    let end = whole.windows(4).position(|w| w == b"PK\x06\x06").unwrap();
+    let length = u64::from_le_bytes(whole[end + 40..end + 48].try_into().unwrap());
+    refused(&edited(&whole, end + 40, &(length + 1).to_le_bytes()), "directory at the end");
+}
+
+#[test]
+fn what_only_a_huge_file_could_hold_is_refused_unread() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sparse.pth");
+    let open = |whole: &[u8], from: usize, gap: u64| {
+        use std::io::{Seek, SeekFrom, Write};
+        let mut file = std::fs::File::create(&path).unwrap();
+        file.write_all(&whole[..from]).unwrap();
+        file.seek(SeekFrom::Current(gap as i64)).unwrap();
+        file.write_all(&whole[from..]).unwrap();
+        WeightsFile::open(&path).map(|_| ()).unwrap_err().to_string()
+    };
+    let gap = 256u64 << 20;
+    let wide = |number: u32| ((gap as u32) + number).to_le_bytes();
+    // The pickle has all of the gap.
+    let mut whole = zip(&[("a/data.pkl", b"N.")]);
+    let list = whole.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    whole[list + 20..list + 24].copy_from_slice(&wide(2));
+    whole[list + 24..list + 28].copy_from_slice(&wide(2));
+    let end = whole.len() - 22;
+    whole[end + 16..end + 20].copy_from_slice(&wide(list as u32));
+    let error = open(&whole, list, gap);
+    assert!(error.contains("bytes of pickle"), "{error}");
+    // The list of entries has it.
+    let mut whole = zip(&[("a/data.pkl", b"N.")]);
+    let length = whole.len() - 22 - list;
+    let end = whole.len() - 22;
+    whole[end + 12..end + 16].copy_from_slice(&wide(length as u32));
+    let error = open(&whole, end, gap);
+    assert!(error.contains("bytes of archive directory"), "{error}");
+}
+
+#[test]
+fn storages_that_stand_twice_in_a_legacy_file_are_refused() {
+    let pickle = format!("{}.", tensor("0", "6", "0", "I1\n", "I1\n"));
+    let whole = legacy_of(pickle.as_bytes());
+    read(&whole).unwrap();
+    let keys = b"\x80\x02]X\x01\0\0\x000a.";
+    let at = whole.windows(keys.len()).position(|part| part == keys).unwrap();
+    let twice = b"\x80\x02](X\x01\0\0\x000X\x01\0\0\x000e.";
+    let bytes =
+        [&whole[..at], twice, &whole[at + keys.len()..], &whole[at + keys.len()..]].concat();
+    refused(&bytes, "storage `0` stands in it twice");
+}
+
+#[test]
+fn tensors_of_safetensors_may_be_named_in_any_order() {
+    let header = r#"{"b":{"dtype":"U8","shape":[2],"data_offsets":[4,6]},
+        "a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#;
+    let mut bytes = safetensors(header, 6);
+    let start = bytes.len() - 6;
+    bytes[start..].copy_from_slice(&[1, 2, 3, 4, 5, 6]);
+    let file = read(&bytes).unwrap();
+    assert_eq!(file.read_u8(file.find("", "b").unwrap()).unwrap(), [5, 6]);
+    let name = "n".repeat(4097);
+    let header = format!(r#"{{"{name}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}}}"#);
+    refused(&safetensors(&header, 0), "bytes of a tensor's name");
+}
+
+#[test]
+fn only_types_without_sign_are_read_as_bytes() {
+    for (dtype, fits) in [("U8", true), ("BOOL", true), ("I8", false), ("I64", false)] {
+        let size = if dtype == "I64" { 8 } else { 1 };
+        let header =
+            format!(r#"{{"x":{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,{size}]}}}}"#);
+        let file = read(&safetensors(&header, size)).unwrap();
+        assert_eq!(file.read_u8(&file.tensors()[0]).is_ok(), fits, "{dtype}");
+    }
 }

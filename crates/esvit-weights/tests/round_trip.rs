@@ -204,3 +204,78 @@ fn what_would_not_be_read_is_not_written() {
     let failing = Tensor::new(&[1], Dtype::F32, || Err(std::io::Error::other("gone")));
     assert!(matches!(torch(&Tree::Tensor(failing)), Err(WriteError::Io(_))));
 }
+
+/// Values are converted and read back block by block.
+#[test]
+fn tensors_of_many_blocks_come_back() {
+    let count = 300_001;
+    let floats: Vec<f32> = (0..count).map(|i| (i % 8191) as f32 - 4000.0).collect();
+    let integers: Vec<i64> = (0..count as i64).map(|i| i * 3_000_000_007 - 5).collect();
+    let (integers, floats) = (&integers, &floats);
+    let stored = |dtype| {
+        let values = move || {
+            Ok(match dtype {
+                Dtype::I64 => Values::I64((&integers[..]).into()),
+                _ => Values::F32((&floats[..]).into()),
+            })
+        };
+        Tensor::new(&[count], dtype, values)
+    };
+    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::I64] {
+        let bytes = safetensors(&[("x".into(), stored(dtype))], &BTreeMap::new()).unwrap();
+        let tree = Tree::Dict(vec![("x".into(), Tree::Tensor(stored(dtype)))]);
+        for bytes in [bytes, torch(&tree).unwrap()] {
+            let file = read(bytes);
+            let tensor = file.find("", "x").unwrap();
+            if dtype == Dtype::I64 {
+                assert_eq!(&file.read_i64(tensor).unwrap(), integers);
+            } else {
+                let found = file.read_f32(tensor).unwrap();
+                let within = if dtype == Dtype::F32 { 0.0 } else { 16.0 };
+                assert!(found.iter().zip(floats).all(|(a, b)| (a - b).abs() <= within));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tree_as_deep_as_is_read_is_written() {
+    let deep = (0..64).fold(Tree::None, |tree, _| Tree::List(vec![tree]));
+    let file = read(torch(&deep).unwrap());
+    let depth = std::iter::successors(Some(file.facts()), |value| match value {
+        Value::List(items) => items.first(),
+        _ => None,
+    });
+    assert_eq!(depth.count(), 65);
+}
+
+/// Whole files, byte by byte, as the formats describe them.
+#[test]
+fn written_files_are_those_of_the_formats() {
+    let wide = || Tensor::new(&[2], Dtype::I64, || Ok(Values::I64(vec![1, 2].into())));
+    let narrow = || Tensor::new(&[3], Dtype::U8, || Ok(Values::U8(vec![7, 8, 9].into())));
+    let tensors = [("layer".into(), narrow()), ("b".into(), wide())];
+    let bytes = safetensors(&tensors, &BTreeMap::new()).unwrap();
+    let header = r#"{"b":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},"layer":{"dtype":"U8","shape":[3],"data_offsets":[16,19]}}"#;
+    let padded = format!("{header:<120}");
+    assert_eq!(padded.len() % 8, 0);
+    let values = [&1i64.to_le_bytes()[..], &2i64.to_le_bytes(), &[7, 8, 9]].concat();
+    let length = (padded.len() as u64).to_le_bytes();
+    assert_eq!(bytes, [&length[..], padded.as_bytes(), &values].concat());
+
+    let tree =
+        Tree::Dict(vec![("yes".into(), Tree::Bool(true)), ("b".into(), Tree::Tensor(wide()))]);
+    let bytes = torch(&tree).unwrap();
+    for part in [
+        &b"archive/data.pkl"[..],
+        b"archive/byteorder",
+        b"little",
+        b"archive/data/0",
+        b"archive/version",
+        b"3\nPK",
+        b"ctorch\nLongStorage\nX\x01\0\0\x000X\x03\0\0\0cpuJ\x02\0\0\0tQJ\0\0\0\0(J\x02\0\0\0t(J\x01\0\0\0t\x89",
+    ] {
+        let found = bytes.windows(part.len()).filter(|window| *window == part).count();
+        assert!(found > 0, "{}", part.escape_ascii());
+    }
+}

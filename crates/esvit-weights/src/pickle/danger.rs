@@ -124,4 +124,59 @@ mod tests {
             assert!(!is_dangerous(module, name), "{module}.{name}");
         }
     }
+
+    #[test]
+    fn every_known_way_out_is_an_attack() {
+        for module in [
+            "code",
+            "commands",
+            "ftplib",
+            "importlib",
+            "importlib.util",
+            "io",
+            "marshal",
+            "nt",
+            "operator",
+            "os",
+            "os.path",
+            "pdb",
+            "pickle",
+            "pip._internal",
+            "platform",
+            "popen2",
+            "posix",
+            "pty",
+            "requests.api",
+            "runpy",
+            "shutil",
+            "socket",
+            "subprocess",
+            "sys",
+            "tempfile",
+            "threading",
+            "timeit",
+            "torch.hub",
+            "urllib.request",
+            "urllib2",
+            "webbrowser",
+            "zipimport",
+            "ctypes.util",
+            "multiprocessing.util",
+            "asyncio.subprocess",
+            "numpy.testing._private.utils",
+            "dill",
+            "http.client",
+            "pydoc",
+            "venv",
+            "_posixsubprocess",
+        ] {
+            assert!(is_dangerous(module, "anything"), "{module}");
+        }
+        for name in ["open.__call__", "eval", "exec", "compile", "getattr.x", "__import__", "input"]
+        {
+            assert!(is_dangerous("builtins", name) && is_dangerous("__builtin__", name), "{name}");
+        }
+        assert!(is_dangerous("torch", "load") && is_dangerous("torch.serialization", "load"));
+        assert!(!is_dangerous("torch", "save") && !is_dangerous("numpy", "load"));
+    }
 }

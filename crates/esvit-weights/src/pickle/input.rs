@@ -119,4 +119,17 @@ mod tests {
         assert_eq!(input.take(49_991).unwrap().len(), 49_991);
         assert!(input.byte().is_err());
     }
+
+    /// The file is sparse: it has no more bytes on the disk than the test reads.
+    #[test]
+    fn no_more_is_read_than_a_pickle_may_have() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sparse");
+        let length = MAX_PICKLE + 10 * AHEAD;
+        std::fs::File::create(&path).unwrap().set_len(length).unwrap();
+        let source = Source::open(&path).unwrap();
+        let mut input = Input::new(&source, AHEAD, length);
+        input.take(AHEAD).unwrap();
+        assert!(matches!(input.take(MAX_PICKLE), Err(Fault::Limit { .. })));
+    }
 }

@@ -30,3 +30,6 @@ fn charge_text(text: &mut usize, bytes: usize) -> Result<(), Fault> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

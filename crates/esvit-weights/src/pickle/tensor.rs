@@ -134,3 +134,50 @@ fn dtype_element(name: &str) -> Element {
     };
     Element { size: dtype.map_or(1, |dtype| dtype.size() as u64), dtype }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes and types as PyTorch documents them. In a legacy file the size of one storage says
+    /// where the next begins, also of those that are not read.
+    #[test]
+    fn storages_and_types_are_those_of_pytorch() {
+        for (class, size, dtype) in [
+            ("DoubleStorage", 8, Some(Dtype::F64)),
+            ("FloatStorage", 4, Some(Dtype::F32)),
+            ("HalfStorage", 2, Some(Dtype::F16)),
+            ("BFloat16Storage", 2, Some(Dtype::Bf16)),
+            ("LongStorage", 8, Some(Dtype::I64)),
+            ("IntStorage", 4, Some(Dtype::I32)),
+            ("ShortStorage", 2, Some(Dtype::I16)),
+            ("CharStorage", 1, Some(Dtype::I8)),
+            ("ByteStorage", 1, Some(Dtype::U8)),
+            ("UntypedStorage", 1, Some(Dtype::U8)),
+            ("BoolStorage", 1, Some(Dtype::Bool)),
+            ("ComplexDoubleStorage", 16, None),
+            ("ComplexFloatStorage", 8, None),
+            ("QInt32Storage", 4, None),
+            ("QInt8Storage", 1, None),
+            ("QUInt8Storage", 1, None),
+        ] {
+            assert_eq!(storage_element(class), Some(Element { size, dtype }), "{class}");
+        }
+        assert_eq!(storage_element("Storage"), None);
+        for (name, size, dtype) in [
+            ("float64", 8, Some(Dtype::F64)),
+            ("float32", 4, Some(Dtype::F32)),
+            ("float16", 2, Some(Dtype::F16)),
+            ("bfloat16", 2, Some(Dtype::Bf16)),
+            ("int64", 8, Some(Dtype::I64)),
+            ("int32", 4, Some(Dtype::I32)),
+            ("int16", 2, Some(Dtype::I16)),
+            ("int8", 1, Some(Dtype::I8)),
+            ("uint8", 1, Some(Dtype::U8)),
+            ("bool", 1, Some(Dtype::Bool)),
+            ("uint16", 1, None),
+        ] {
+            assert_eq!(dtype_element(name), Element { size, dtype }, "{name}");
+        }
+    }
+}

@@ -209,4 +209,47 @@ mod tests {
             }
         }
     }
+
+    /// Other programs compare the checksums, and look at the flag of names in UTF-8.
+    #[test]
+    fn checksums_and_flags_stand_in_both_headers() {
+        let mut writer = Cursor::new(Vec::new());
+        let mut archive = Archive::new(&mut writer).unwrap();
+        archive.bytes("a/ü", b"123456789").unwrap();
+        archive.finish().unwrap();
+        let bytes = writer.into_inner();
+        // The check value of CRC-32.
+        let crc = 0xcbf4_3926u32.to_le_bytes();
+        let list = bytes.windows(4).position(|part| part == b"PK\x01\x02").unwrap();
+        assert_eq!((&bytes[14..18], &bytes[list + 16..list + 20]), (&crc[..], &crc[..]));
+        assert_eq!((&bytes[6..8], &bytes[list + 8..list + 10]), (&[0, 8][..], &[0, 8][..]));
+        assert_eq!((&bytes[18..22], &bytes[22..26]), (&[9, 0, 0, 0][..], &[9, 0, 0, 0][..]));
+    }
+
+    /// Whatever stands before it in the writer is no part of the archive.
+    #[test]
+    fn an_archive_may_begin_anywhere() {
+        let mut writer = Cursor::new(b"before".to_vec());
+        writer.set_position(6);
+        let mut archive = Archive::new(&mut writer).unwrap();
+        archive.bytes("a/b", b"abc").unwrap();
+        archive.bytes("a/c", b"de").unwrap();
+        archive.finish().unwrap();
+        let source = Source::memory(writer.into_inner()[6..].to_vec());
+        let entries = read(&source).unwrap();
+        let start = data(&source, "a/c", &entries["a/c"]).unwrap();
+        assert_eq!((start % ALIGNMENT, source.read(start, 2).unwrap()), (0, b"de".to_vec()));
+    }
+
+    #[test]
+    fn more_entries_than_16_bits_count_are_found() {
+        let mut writer = Cursor::new(Vec::new());
+        let mut archive = Archive::new(&mut writer).unwrap();
+        let count = usize::from(u16::MAX) + 2;
+        (0..count).for_each(|i| archive.bytes(&format!("a/{i}"), b"").unwrap());
+        archive.finish().unwrap();
+        let entries = read(&Source::memory(writer.into_inner())).unwrap();
+        assert_eq!(entries.len(), count);
+        assert!(entries.contains_key(&format!("a/{}", count - 1)));
+    }
 }
