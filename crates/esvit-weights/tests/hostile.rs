@@ -240,7 +240,7 @@ fn pickles_that_go_wrong_say_where() {
         (b"\xff.", "instruction 0xff at byte"),
         (b"\x97.", "instruction NEXT_BUFFER at byte"),
         (b"I1\nI2\na.", "not a list"),
-        (b"I1\nI2\nI3\ns.", "no dictionary"),
+        (b"I1\nI2\nI3\ns.", "not a dictionary"),
         (b"X\x02\0\0\0\xff\xff.", "not UTF-8"),
         (b"X\xff\xff\xff\xff.", "cut off"),
         (b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff.", "cut off"),
@@ -419,7 +419,7 @@ fn entries_of_archives_that_contradict_themselves_are_refused() {
     let whole = zip_of(b"I7\n.");
     let list = whole.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
     // Stored as three bytes, of which four are to be made.
-    refused(&edited(&whole, list + 20, &[3]), "directory is not whole");
+    refused(&edited(&whole, list + 20, &[3]), "directory is incomplete");
     // The second entry begins inside the first.
     let second = list + 46 + "a/data.pkl".len();
     refused(&edited(&whole, second + 42, &[2]), "overlap");
@@ -435,7 +435,7 @@ fn extra_fields_are_told_apart() {
     let list = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
     // The length is said to stand in a field that is not there.
     bytes[list + 20..list + 28].fill(0xff);
-    refused(&bytes, "directory is not whole");
+    refused(&bytes, "directory is incomplete");
 
     let mut entries = zip_of(b"I7\n.");
     let list = entries.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
@@ -502,7 +502,7 @@ fn storages_that_stand_twice_in_a_legacy_file_are_refused() {
     let twice = b"\x80\x02](X\x01\0\0\x000X\x01\0\0\x000e.";
     let bytes =
         [&whole[..at], twice, &whole[at + keys.len()..], &whole[at + keys.len()..]].concat();
-    refused(&bytes, "storage `0` stands in it twice");
+    refused(&bytes, "storage `0` is in it twice");
 }
 
 #[test]
