@@ -30,27 +30,27 @@ impl Default for DecodeLimits {
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// There are no bytes.
-    #[error("the file is empty (0 bytes); copy it again or delete it")]
+    #[error("the file is empty (0 bytes)\nhint: copy it again or delete it")]
     Empty,
     /// Not a supported format.
     #[error(
-        "not an image: it begins with {begin}; JPEG, PNG, WebP, TIFF, BMP and GIF are read, \
-         recognized by content"
+        "not an image: it begins with {begin}\n\
+         hint: JPEG, PNG, WebP, TIFF, BMP and GIF are read, recognized by content"
     )]
     UnknownFormat {
         /// The first bytes, readable.
         begin: String,
     },
     /// The file ends before the image does.
-    #[error("the {format} file is truncated: it ends before the image does; copy it again")]
+    #[error("the {format} file is truncated: it ends before the image does\nhint: copy it again")]
     Truncated {
         /// Name of the format.
         format: &'static str,
     },
     /// More pixels than allowed.
     #[error(
-        "{width}x{height} is {pixels} pixels, more than `max_pixels` = {limit}; shrink the \
-         image or raise the limit"
+        "{width}x{height} is {pixels} pixels, more than `max_pixels` = {limit}\n\
+         hint: shrink the image or raise the limit"
     )]
     TooManyPixels {
         /// Width in pixels.
@@ -64,8 +64,8 @@ pub enum DecodeError {
     },
     /// More memory than allowed.
     #[error(
-        "decoding needs {bytes} bytes, more than `max_bytes` = {limit}; shrink the image or \
-         raise the limit"
+        "decoding needs {bytes} bytes, more than `max_bytes` = {limit}\n\
+         hint: shrink the image or raise the limit"
     )]
     TooManyBytes {
         /// Bytes needed.
@@ -73,16 +73,16 @@ pub enum DecodeError {
         /// The limit.
         limit: u64,
     },
-    /// The format has a feature that is not supported.
-    #[error("the {format} file uses a feature that is not supported: {reason}; save it anew")]
+    /// A feature of the format that is not supported.
+    #[error("the {format} file uses a feature that is not supported: {reason}\nhint: save it anew")]
     Unsupported {
         /// Name of the format.
         format: &'static str,
         /// The decoder's message.
         reason: String,
     },
-    /// Any other error of the decoder.
-    #[error("the {format} file is damaged: {reason}; copy it again or save it anew")]
+    /// Anything else the decoder objects to.
+    #[error("the {format} file is damaged: {reason}\nhint: copy it again or save it anew")]
     Damaged {
         /// Name of the format.
         format: &'static str,

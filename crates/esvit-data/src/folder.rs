@@ -37,29 +37,29 @@ struct File {
 /// Why a folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// The path does not exist.
-    #[error("there is no folder `{}`; check the path", path.display())]
+    /// There is nothing at the path.
+    #[error("there is no folder `{}`\nhint: check the path", path.display())]
     Missing {
         /// The path.
         path: PathBuf,
     },
-    /// The path is not a folder.
-    #[error("`{}` is a file; give the folder that holds the images", path.display())]
+    /// There is something else at the path.
+    #[error("`{}` is a file\nhint: give the folder that holds the images", path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,
     },
     /// A folder could not be listed.
-    #[error("cannot list `{}`: {error}; check its permissions", path.display())]
+    #[error("cannot list `{}`: {source}\nhint: check its permissions", path.display())]
     Read {
         /// The folder.
         path: PathBuf,
-        /// The system's error.
-        error: std::io::Error,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// No file with a known extension.
     #[error(
-        "no images in `{}` or below; files named {} are looked for",
+        "no images in `{}` or below\nhint: files named {} are looked for",
         path.display(),
         EXTENSIONS.map(|extension| format!("`.{extension}`")).join(" ")
     )]
@@ -79,7 +79,7 @@ impl Folder {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(FolderError::Missing { path: root });
             }
-            Err(error) => return Err(FolderError::Read { path: root, error }),
+            Err(source) => return Err(FolderError::Read { path: root, source }),
         }
         let mut folder = Self {
             root: root.clone(),
@@ -88,8 +88,9 @@ impl Folder {
             files: Vec::new(),
             classes: Vec::new(),
         };
-        let real =
-            root.canonicalize().map_err(|error| FolderError::Read { path: root.clone(), error })?;
+        let real = root
+            .canonicalize()
+            .map_err(|source| FolderError::Read { path: root.clone(), source })?;
         folder.walk(PathBuf::new(), &mut vec![real])?;
         if folder.files.is_empty() {
             return Err(FolderError::NoImages { path: root });
@@ -102,7 +103,7 @@ impl Folder {
     /// to this one: following a link to one of them would never end.
     fn walk(&mut self, relative: PathBuf, walking: &mut Vec<PathBuf>) -> Result<(), FolderError> {
         let path = self.root.join(&relative);
-        let failed = |error| FolderError::Read { path: path.clone(), error };
+        let failed = |source| FolderError::Read { path: path.clone(), source };
         let mut entries: Vec<(OsString, fs::FileType)> = Vec::new();
         for entry in fs::read_dir(&path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -186,9 +187,9 @@ impl Source for Folder {
     fn load(&self, index: usize) -> Result<Image, SourceError> {
         let path =
             self.path(index).ok_or(SourceError::NoSuchImage { index, len: self.files.len() })?;
-        let bytes = fs::read(&path).map_err(|error| SourceError::Read { path, error })?;
+        let bytes = fs::read(&path).map_err(|source| SourceError::Read { path, source })?;
         decode(&bytes, &self.limits)
-            .map_err(|error| SourceError::Decode { name: self.name(index), error })
+            .map_err(|source| SourceError::Decode { name: self.name(index), source })
     }
 }
 
@@ -224,6 +225,29 @@ mod tests {
         touch(dir.path(), &[".hidden/a.png", ".b.png", "jpg", "x.jpg.part"]);
         let folder = open(dir.path());
         assert_eq!(names(&folder), ["Z.webp", "a/c/d.Tiff", "a-b/x.gif", "a.png", "b.JPG"]);
+    }
+
+    #[test]
+    fn all_formats_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = ["a.bmp", "a.gif", "a.jpeg", "a.jpg", "a.png", "a.tif", "a.tiff", "a.webp"];
+        touch(dir.path(), &all);
+        assert_eq!(names(&open(dir.path())), all);
+    }
+
+    #[test]
+    fn images_are_decoded_within_the_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = Image::filled(10, 10, [1, 2, 3]);
+        let path = dir.path().join("a.png");
+        fs::write(&path, crate::encode_png(&image).unwrap()).unwrap();
+        let folder = open(dir.path());
+        assert_eq!(folder.load(0).unwrap(), image);
+        assert_eq!(folder.name(0), path.display().to_string());
+        assert_eq!((folder.name(1), folder.path(1)), (String::new(), None));
+        let limits = DecodeLimits { max_pixels: 99, ..DecodeLimits::default() };
+        let error = Folder::open(dir.path(), &limits).unwrap().load(0).unwrap_err();
+        assert!(error.to_string().starts_with(&format!("`{}`: 10x10", path.display())), "{error}");
     }
 
     #[test]
@@ -295,5 +319,19 @@ mod tests {
         let folder = open(dir.path());
         assert_eq!(names(&folder)[..7], expected);
         assert_eq!(names(&folder)[7..], ["b/y/l.png", "c/o.png"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_nothing_fails_when_it_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("nowhere.png", dir.path().join("a.png")).unwrap();
+        let folder = open(dir.path());
+        let error = folder.load(0).unwrap_err();
+        assert!(matches!(error, SourceError::Read { .. }), "{error}");
+        assert!(
+            error.to_string().ends_with("\nhint: check that it exists and may be read"),
+            "{error}"
+        );
     }
 }

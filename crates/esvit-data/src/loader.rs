@@ -73,8 +73,9 @@ pub enum LoaderError {
     Config(#[from] SettingError),
     /// Not even one batch can be filled.
     #[error(
-        "{len} images do not fill one batch of {batch}; lower the batch size to at most {len}, add \
-         images, or let each come up several times in an epoch with `repeat`"
+        "{len} images do not fill one batch of {batch}\n\
+         hint: lower the batch size to at most {len}, add images, or let each come up several \
+         times in an epoch with `repeat`"
     )]
     TooFewImages {
         /// Number of images in the source.
@@ -95,18 +96,20 @@ pub enum LoaderError {
         first: Vec<BrokenImage>,
     },
     /// Views of an image could not be made.
-    #[error("cannot make views of `{name}`: {error}")]
+    #[error("cannot make views of `{name}`: {source}")]
     Views {
         /// Path or name of the image.
         name: String,
-        /// The reason.
-        error: ImageError,
+        /// What went wrong.
+        source: ImageError,
     },
     /// A view does not fit its place in the batch.
     #[error(transparent)]
     Write(#[from] SliceLength),
-    /// A job panicked: a bug.
-    #[error("loading `{name}` panicked: {message}; leave that image out and report the fault")]
+    /// The program is at fault.
+    #[error(
+        "loading `{name}` panicked: {message}\nhint: leave that image out and report the fault"
+    )]
     Panic {
         /// Path or name of the image.
         name: String,
@@ -114,11 +117,11 @@ pub enum LoaderError {
         message: String,
     },
     /// The workers ended before the batch was ready.
-    #[error("the loader's worker threads ended; report the fault")]
+    #[error("the loader's worker threads ended\nhint: report the fault")]
     WorkersEnded,
-    /// A thread cannot be started.
-    #[error("cannot start a worker thread: {0}; lower `workers`")]
-    Spawn(std::io::Error),
+    /// No thread could be started.
+    #[error("cannot start a worker thread: {0}\nhint: lower `workers`")]
+    Spawn(#[source] std::io::Error),
 }
 
 /// The result of preparing a batch.

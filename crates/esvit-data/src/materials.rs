@@ -101,7 +101,7 @@ fn classes() -> Vec<String> {
 fn for_each_material(mut use_it: impl FnMut(u32, &str, Image)) -> Result<(), SourceError> {
     for (label, (name, bytes)) in (0..).zip(list::FILES) {
         let image = decode(bytes, &DecodeLimits::default())
-            .map_err(|error| SourceError::Decode { name: name.to_string(), error })?;
+            .map_err(|source| SourceError::Decode { name: name.to_string(), source })?;
         use_it(label, name, image);
     }
     Ok(())
@@ -152,5 +152,78 @@ mod tests {
         let again = MaterialsTask::new().unwrap();
         assert!((0..404).all(|i| task.queries().image(i) == again.queries().image(i)));
         assert_ne!(task.gallery().image(0), task.gallery().image(1));
+    }
+
+    /// Where `crop` lies in `image`, if it is a part of it.
+    fn find(crop: &Image, image: &Image) -> Option<u32> {
+        let lefts = 0..=image.width() - CROP;
+        let mut places = lefts.flat_map(|x| (0..=image.height() - CROP).map(move |y| (x, y)));
+        let same =
+            |&(x, y): &(u32, u32)| (0..CROP).all(|i| crop.pixel(i, i) == image.pixel(x + i, y + i));
+        places.find(same).map(|(left, _)| left)
+    }
+
+    #[test]
+    fn the_gallery_is_cut_from_what_training_sees_and_reaches_its_ends() {
+        let (task, training) = (MaterialsTask::new().unwrap(), training_materials().unwrap());
+        let lefts: Vec<u32> = (0..808)
+            .map(|i| find(task.gallery().image(i).unwrap(), training.image(i / 8).unwrap()))
+            .collect::<Option<_>>()
+            .expect("every crop is a part of the training image");
+        assert!([0, 171 - 64].iter().all(|end| lefts.contains(end)));
+    }
+
+    /// Colors are changed, but what is lighter mostly stays lighter: of all places of the texture,
+    /// that of the query is the one whose pixels are ordered most alike.
+    #[test]
+    fn queries_are_jittered_and_cut_from_the_right_third() {
+        let task = MaterialsTask::new().unwrap();
+        let light = |image: &Image| -> Vec<i32> {
+            let pixels = image.pixels().as_chunks::<3>().0.iter();
+            pixels.map(|&[r, g, b]| 2 * i32::from(r) + 5 * i32::from(g) + i32::from(b)).collect()
+        };
+        let mut rng = Rng::new(1, [0; 3]);
+        let mut place = || (rng.below(64) as usize, rng.below(64) as usize);
+        let pairs: Vec<_> = (0..100).map(|_| (place(), place())).collect();
+        let (mut right, mut all) = (0, 0);
+        for_each_material(|label, name, image| {
+            for i in 4 * label as usize..4 * label as usize + 4 {
+                let query = task.queries().image(i).unwrap();
+                assert_eq!(find(query, &image), None, "query {i} of {name} is jittered");
+            }
+            if label % 3 > 0 {
+                return;
+            }
+            let (crop, whole) =
+                (light(task.queries().image(4 * label as usize).unwrap()), light(&image));
+            let lighter = |of: &[i32], width: usize, (a, b): &((usize, usize), (usize, usize))| {
+                of[a.1 * width + a.0] > of[b.1 * width + b.0]
+            };
+            let expected: Vec<bool> = pairs.iter().map(|pair| lighter(&crop, 64, pair)).collect();
+            let alike = |at: usize| {
+                let found = pairs.iter().map(|pair| lighter(&whole[at..], 256, pair));
+                found.zip(&expected).filter(|(found, expected)| found == *expected).count()
+            };
+            let places = (0..=192).flat_map(|left| (0..=192).map(move |top| (left, top)));
+            let (left, _) = places.max_by_key(|(left, top)| alike(top * 256 + left)).unwrap();
+            all += 1;
+            right += usize::from(left >= 171);
+        })
+        .unwrap();
+        assert!(all == 34 && right >= 30, "{right} of {all}");
+    }
+
+    /// Figures that were measured on the task hold for these images alone. Decoders differ by a
+    /// gray level between machines.
+    #[test]
+    fn the_task_is_that_of_the_published_figures() {
+        let task = MaterialsTask::new().unwrap();
+        let mean = |source: &InMemory| {
+            let images: Vec<_> = (0..source.len()).filter_map(|i| source.image(i)).collect();
+            let values = images.iter().flat_map(|image| image.pixels());
+            values.map(|&value| f64::from(value)).sum::<f64>() / (images.len() * 12_288) as f64
+        };
+        assert!((mean(task.gallery()) - 86.90952).abs() < 0.02, "{}", mean(task.gallery()));
+        assert!((mean(task.queries()) - 92.98575).abs() < 0.02, "{}", mean(task.queries()));
     }
 }

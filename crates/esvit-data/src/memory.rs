@@ -57,3 +57,23 @@ impl Source for InMemory {
             .ok_or(SourceError::NoSuchImage { index, len: self.samples.len() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_come_back_with_names_and_labels_of_known_classes() {
+        let mut source = InMemory::new(vec!["cat".into(), "dog".into()]);
+        for (value, label) in [(1, Some(1)), (2, Some(2)), (3, None)] {
+            source.push(format!("p{value}"), label, Image::filled(1, 1, [value; 3]));
+        }
+        assert_eq!((source.len(), source.is_empty()), (3, false));
+        assert_eq!([0, 1, 2, 3].map(|i| source.label(i)), [Some(1), None, None, None]);
+        assert_eq!([2, 3].map(|i| source.name(i)), ["p3", ""]);
+        assert_eq!(source.load(1).unwrap().pixel(0, 0), Some([2; 3]));
+        let error = source.load(3).unwrap_err();
+        assert_eq!(error.to_string(), "there is no image 3: the source has 3");
+        assert!(InMemory::default().is_empty());
+    }
+}

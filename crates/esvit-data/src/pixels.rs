@@ -15,7 +15,9 @@ pub struct Image {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ImageError {
     /// Width or height is zero.
-    #[error("an image of {width}x{height} has no pixels; give a width and a height of at least 1")]
+    #[error(
+        "an image of {width}x{height} has no pixels\nhint: give a width and a height of at least 1"
+    )]
     Empty {
         /// Width in pixels.
         width: u32,
@@ -115,6 +117,26 @@ impl Image {
 
     /// The part of `width` x `height` pixels whose top left corner is (`left`, `top`).
     pub fn crop(&self, left: u32, top: u32, width: u32, height: u32) -> Result<Self, ImageError> {
+        self.check_part(left, top, width, height)?;
+        let (first, length) = (left as usize * CHANNELS, width as usize * CHANNELS);
+        let pixels = self
+            .rows()
+            .skip(top as usize)
+            .take(height as usize)
+            .flat_map(|row| &row[first..first + length])
+            .copied()
+            .collect();
+        Ok(Self { width, height, pixels })
+    }
+
+    /// Tells whether a part has pixels and lies inside.
+    pub(crate) fn check_part(
+        &self,
+        left: u32,
+        top: u32,
+        width: u32,
+        height: u32,
+    ) -> Result<(), ImageError> {
         if width == 0 || height == 0 {
             return Err(ImageError::Empty { width, height });
         }
@@ -131,15 +153,7 @@ impl Image {
                 height: self.height,
             });
         }
-        let (first, length) = (left as usize * CHANNELS, width as usize * CHANNELS);
-        let pixels = self
-            .rows()
-            .skip(top as usize)
-            .take(height as usize)
-            .flat_map(|row| &row[first..first + length])
-            .copied()
-            .collect();
-        Ok(Self { width, height, pixels })
+        Ok(())
     }
 
     /// Bytes of one row.
@@ -178,7 +192,9 @@ mod tests {
             Err(ImageError::Length { need: 6, got: 5, .. })
         ));
         assert!(matches!(Image::new(0, 1, vec![]), Err(ImageError::Empty { .. })));
+        assert!(matches!(Image::new(1, 0, vec![]), Err(ImageError::Empty { .. })));
         assert!(Image::new(u32::MAX, u32::MAX, vec![]).is_err());
+        assert_eq!(format!("{:?}", Image::filled(3, 2, [0; 3])), "Image(3x2)");
     }
 
     #[test]
@@ -196,5 +212,17 @@ mod tests {
         assert!(matches!(image.crop(2, 0, 2, 1), Err(ImageError::Outside { .. })));
         assert!(matches!(image.crop(u32::MAX, 0, 2, 1), Err(ImageError::Outside { .. })));
         assert!(matches!(image.crop(0, 0, 0, 1), Err(ImageError::Empty { .. })));
+        assert!(image.crop(2, 1, 1, 1).is_ok());
+        for (left, top, width, height) in
+            [(3, 0, 1, 1), (0, 2, 1, 1), (0, 1, 1, 2), (1, 0, u32::MAX, 1)]
+        {
+            let error = image.crop(left, top, width, height).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "a crop of {width}x{height} at ({left}, {top}) reaches outside the image of 3x2"
+                )
+            );
+        }
     }
 }

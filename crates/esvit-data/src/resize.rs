@@ -1,11 +1,13 @@
 //! Antialiased resizing as in Pillow: the filter widens as the image shrinks. (PyTorch's
 //! `interpolate` has another bicubic kernel, a = -0.75, and by default does not widen it.)
 
-use fast_image_resize::images::{CroppedImage, Image as Buffer, ImageRef};
-use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::CropBox;
+use crate::pixels::CHANNELS;
 use crate::{Image, ImageError};
 
 /// Interpolation filter.
@@ -38,24 +40,15 @@ pub fn resized_crop_to(
     interpolation: Interpolation,
 ) -> Result<Image, ImageError> {
     let CropBox { left, top, width, height } = crop;
-    let outside = || ImageError::Outside {
-        left,
-        top,
-        crop_width: width,
-        crop_height: height,
-        width: image.width(),
-        height: image.height(),
-    };
-    if width == 0 || height == 0 || to_width == 0 || to_height == 0 {
-        return Err(ImageError::Empty {
-            width: width.min(to_width),
-            height: height.min(to_height),
-        });
+    image.check_part(left, top, width, height)?;
+    let empty = ImageError::Empty { width: to_width, height: to_height };
+    if to_width == 0 || to_height == 0 {
+        return Err(empty);
     }
-    let whole = view(image).ok_or_else(outside)?;
-    let part = CroppedImage::new(&whole, left, top, width, height).map_err(|_| outside())?;
     let all = [0.0, 0.0, f64::from(width), f64::from(height)];
-    resample(&part, all, to_width, to_height, interpolation).ok_or_else(outside)
+    view(image.pixels(), image.width(), image.height(), crop)
+        .and_then(|part| resample(&part, all, to_width, to_height, interpolation))
+        .ok_or(empty)
 }
 
 /// Preprocessing for evaluation: the shorter side is resized, then a center square is cropped.
@@ -89,8 +82,9 @@ impl EvalTransform {
         // Only the square is computed. The filter reads its surroundings, so that the result equals
         // that of the whole image, which for 1 x 5000 pixels would have a million rows.
         let part = self.square(width, height);
-        let whole = view(image).ok_or(ImageError::Empty { width, height })?;
-        resample(&whole, part, crop, crop, self.interpolation).ok_or(empty)
+        whole(image.pixels(), width, height)
+            .and_then(|whole| resample(&whole, part, crop, crop, self.interpolation))
+            .ok_or(empty)
     }
 
     /// The part `[left, top, width, height]` of an image of `width` x `height` pixels, at least
@@ -124,8 +118,9 @@ pub fn resized(
 ) -> Result<Image, ImageError> {
     let empty = ImageError::Empty { width, height };
     let all = [0.0, 0.0, f64::from(image.width()), f64::from(image.height())];
-    let whole = view(image).ok_or(ImageError::Empty { width, height })?;
-    resample(&whole, all, width, height, interpolation).ok_or(empty)
+    whole(image.pixels(), image.width(), image.height())
+        .and_then(|whole| resample(&whole, all, width, height, interpolation))
+        .ok_or(empty)
 }
 
 /// Resizes for the contact sheet.
@@ -133,8 +128,18 @@ pub(crate) fn resize_to(image: &Image, width: u32, height: u32) -> Option<Image>
     resized(image, width, height, Interpolation::Bicubic).ok()
 }
 
-fn view(image: &Image) -> Option<ImageRef<'_>> {
-    ImageRef::new(image.width(), image.height(), image.pixels(), PixelType::U8x3).ok()
+/// What the resizer reads. Its code is generic and large, so it is called with one type of pixel and
+/// one of image only: every further combination would be compiled again.
+type Part<'a> = TypedCroppedImage<'a, TypedImageRef<'a, U8x3>>;
+
+/// The part `crop` of an image of `width` x `height` RGB pixels.
+fn view(pixels: &[u8], width: u32, height: u32, crop: CropBox) -> Option<Part<'_>> {
+    let whole = TypedImageRef::from_buffer(width, height, pixels).ok()?;
+    TypedCroppedImage::new(whole, crop.left, crop.top, crop.width, crop.height).ok()
+}
+
+fn whole(pixels: &[u8], width: u32, height: u32) -> Option<Part<'_>> {
+    view(pixels, width, height, CropBox { left: 0, top: 0, width, height })
 }
 
 /// Resizes the part `[left, top, width, height]`. The filter may read beyond the part.
@@ -142,7 +147,7 @@ fn view(image: &Image) -> Option<ImageRef<'_>> {
 /// Rows are resized before columns, as in Pillow. The library has the other order, and the 8-bit
 /// rounding in between differs by up to 9 gray levels on noise, so it is called twice.
 fn resample(
-    from: &impl IntoImageView,
+    from: &Part<'_>,
     [left, top, part_width, part_height]: [f64; 4],
     width: u32,
     height: u32,
@@ -156,13 +161,18 @@ fn resample(
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
     let mut resizer = Resizer::new();
 
-    let mut rows = Buffer::new(width, from.height(), PixelType::U8x3);
-    let all_rows = f64::from(from.height());
-    resizer.resize(from, &mut rows, &options.crop(left, 0.0, part_width, all_rows)).ok()?;
-    let mut result = Buffer::new(width, height, PixelType::U8x3);
-    let columns = options.crop(0.0, top, f64::from(width), part_height);
-    resizer.resize(&rows, &mut result, &columns).ok()?;
-    Image::new(width, height, result.into_vec()).ok()
+    let mut resize = |from: &Part<'_>, width: u32, height: u32, [x, y, w, h]: [f64; 4]| {
+        let mut pixels = vec![0; width as usize * height as usize * CHANNELS];
+        let mut to = TypedImage::from_buffer(width, height, &mut pixels).ok()?;
+        resizer.resize_typed::<U8x3>(from, &mut to, &options.crop(x, y, w, h)).ok()?;
+        Some(pixels)
+    };
+    let from_height = from.height();
+    let all_rows = f64::from(from_height);
+    let rows = resize(from, width, from_height, [left, 0.0, part_width, all_rows])?;
+    let rows = whole(&rows, width, from_height)?;
+    let pixels = resize(&rows, width, height, [0.0, top, f64::from(width), part_height])?;
+    Image::new(width, height, pixels).ok()
 }
 
 #[cfg(test)]
@@ -200,6 +210,25 @@ mod tests {
             resized_crop(&image, CropBox { left: 21, ..crop }, 16, Default::default()).is_err()
         );
         assert!(resized_crop(&image, crop, 0, Default::default()).is_err());
+        // Sums beyond 32 bits lie outside too.
+        for crop in [CropBox { width: u32::MAX, ..crop }, CropBox { height: u32::MAX - 1, ..crop }]
+        {
+            let error = resized_crop(&image, crop, 16, Default::default()).unwrap_err();
+            assert!(matches!(error, ImageError::Outside { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn width_and_height_are_not_confused() {
+        let places = crate::augment::test_images::places(100, 50);
+        let crop = CropBox { left: 20, top: 10, width: 40, height: 10 };
+        let cut = resized_crop_to(&places, crop, [20, 10], Interpolation::Bilinear).unwrap();
+        assert_eq!((cut.width(), cut.height()), (20, 10));
+        // Two columns become one, rows stay.
+        near(cut.pixel(10, 4), [41, 14, 0]);
+        let all = resized(&places, 50, 25, Interpolation::Bilinear).unwrap();
+        assert_eq!((all.width(), all.height()), (50, 25));
+        near(all.pixel(30, 5), [61, 11, 0]);
     }
 
     #[test]
@@ -225,6 +254,18 @@ mod tests {
     fn evaluation_of_extreme_shapes() {
         assert_eq!(EvalTransform::new(224).resize, 256);
         assert_eq!(EvalTransform::new(64).resize, 73);
+        assert_eq!(EvalTransform::new(64).crop, 64);
+        let square = |resize| {
+            let transform =
+                EvalTransform { resize, crop: 32, interpolation: Interpolation::Bicubic };
+            transform.square(128, 64)
+        };
+        assert_eq!(square(64), [48.0, 16.0, 32.0, 32.0]);
+        assert_eq!(square(32), [32.0, 0.0, 64.0, 64.0]);
+        assert_eq!(square(8), square(32));
+        // The longer side is cut to whole pixels, half of what is left is rounded to the even number.
+        let odd = EvalTransform { resize: 10, crop: 9, interpolation: Interpolation::Bicubic };
+        assert_eq!(odd.square(20, 29), [0.0, 2.0 * (29.0 / 14.0), 18.0, 9.0 * (29.0 / 14.0)]);
         for (width, height) in [(1, 1), (1, 5000), (5000, 1)] {
             let square = EvalTransform::new(224).apply(&noise(width, height, 3)).unwrap();
             assert_eq!((square.width(), square.height()), (224, 224));

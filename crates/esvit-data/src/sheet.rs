@@ -88,7 +88,22 @@ mod tests {
         let green = Image::filled(32, 32, [0, 255, 0]);
         assert_eq!(sheet(&[vec![green]]).width(), 4 + 128 + 4);
         let wide = sheet(&[vec![Image::filled(224, 224, [0; 3]); 30]]);
-        assert!((1900..=2100).contains(&wide.width()), "{}", wide.width());
+        assert!((1900..=2048).contains(&wide.width()), "{}", wide.width());
+        // By whole numbers, and by the longer side of the largest view.
+        let [low, tall] = [(40, 30), (30, 60)].map(|(w, h)| Image::filled(w, h, [0; 3]));
+        let sheet = sheet(&[vec![low], vec![tall]]);
+        assert_eq!((sheet.width(), sheet.height()), (4 + 80 + 4, 4 + 60 + 4 + 120 + 4));
+        assert_eq!(sheet.pixel(83, 63), Some([0; 3]));
+        assert_eq!(sheet.pixel(84, 63), Some([255; 3]));
+        assert_eq!(sheet.pixel(63, 187), Some([0; 3]));
+        assert_eq!(sheet.pixel(64, 187), Some([255; 3]));
+    }
+
+    #[test]
+    fn at_most_64_rows_are_shown() {
+        let row = vec![Image::filled(128, 128, [0; 3])];
+        assert_eq!(sheet(&vec![row.clone(); 64]).height(), 4 + 64 * 132);
+        assert_eq!(sheet(&vec![row; 65]).height(), 4 + 64 * 132);
     }
 
     #[test]

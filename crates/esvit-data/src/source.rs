@@ -31,20 +31,23 @@ pub trait Source: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The file could not be read.
-    #[error("cannot read `{}`: {error}; check that it exists and may be read", path.display())]
+    #[error(
+        "cannot read `{}`: {source}\nhint: check that it exists and may be read",
+        path.display()
+    )]
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's error.
-        error: std::io::Error,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// The file was read but is not a usable image.
-    #[error("`{name}`: {error}")]
+    #[error("`{name}`: {source}")]
     Decode {
         /// Path or name of the image.
         name: String,
-        /// The decoder's error.
-        error: DecodeError,
+        /// What is wrong with it.
+        source: DecodeError,
     },
     /// There is no such image.
     #[error("there is no image {index}: the source has {len}")]

@@ -1,5 +1,6 @@
-//! The operations against Pillow's and torchvision's own results, where those are at hand:
-//! `ESVIT_GOLDENS` names a folder of cases, of which `augment` is read.
+//! The operations against Pillow's and torchvision's own results: the case `augment` of the
+//! repository's `goldens/`, or of the folder that `ESVIT_GOLDENS` names. `esvit verify` compares the
+//! same; this needs no tensors, and so tells sooner.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may fail and tell why")]
 
@@ -8,12 +9,14 @@ use std::path::PathBuf;
 use esvit_data::augment::{self, CropBox};
 use esvit_data::{EvalTransform, Image, Interpolation, resized_crop};
 use safetensors::SafeTensors;
+use serde::Deserialize;
 use serde_json::Value;
 
 #[test]
 fn augment() {
-    let Some(folder) = std::env::var_os("ESVIT_GOLDENS") else { return };
-    let folder = PathBuf::from(folder).join("augment");
+    let own = || concat!(env!("CARGO_MANIFEST_DIR"), "/../../goldens").into();
+    let other = std::env::var_os("ESVIT_GOLDENS").filter(|folder| !folder.is_empty());
+    let folder = PathBuf::from(other.unwrap_or_else(own)).join("augment");
     let case: Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
     let file = std::fs::read(folder.join("tensors.safetensors")).unwrap();
@@ -45,6 +48,7 @@ fn augment() {
 fn run(operation: &Value, mut image: Image) -> Image {
     let whole = |key: &str| operation[key].as_u64().unwrap() as u32;
     let factor = || operation["factor"].as_f64().unwrap();
+    let interpolation = || Interpolation::deserialize(&operation["interpolation"]).unwrap();
     match operation["op"].as_str().unwrap() {
         "resized_crop" => {
             let crop = CropBox {
@@ -53,13 +57,13 @@ fn run(operation: &Value, mut image: Image) -> Image {
                 width: whole("width"),
                 height: whole("height"),
             };
-            return resized_crop(&image, crop, whole("size"), Interpolation::Bicubic).unwrap();
+            return resized_crop(&image, crop, whole("size"), interpolation()).unwrap();
         }
         "eval_transform" => {
             let transform = EvalTransform {
                 resize: whole("resize_shorter"),
                 crop: whole("center_crop"),
-                interpolation: Interpolation::Bicubic,
+                interpolation: interpolation(),
             };
             return transform.apply(&image).unwrap();
         }

@@ -32,19 +32,22 @@ pub fn jitter(image: &mut Image, strength: &ColorJitter, rng: &mut Rng) {
     if !rng.chance(strength.p) {
         return;
     }
-    let mut order = [0, 1, 2, 3];
-    rng.shuffle(&mut order);
-    let mut factor = |around: f64| rng.uniform_in((1.0 - around).max(0.0), 1.0 + around);
-    let factors =
-        [factor(strength.brightness), factor(strength.contrast), factor(strength.saturation)];
-    let shift = rng.uniform_in(-strength.hue, strength.hue);
+    let (order, amounts) = strength.draw(rng);
     for which in order {
-        match which {
-            0 => brightness(image, factors[0]),
-            1 => contrast(image, factors[1]),
-            2 => saturation(image, factors[2]),
-            _ => hue(image, shift),
-        }
+        OPERATIONS[which](image, amounts[which]);
+    }
+}
+
+const OPERATIONS: [fn(&mut Image, f64); 4] = [brightness, contrast, saturation, hue];
+
+impl ColorJitter {
+    /// In which order [`OPERATIONS`] are applied, and the amount of each.
+    fn draw(&self, rng: &mut Rng) -> ([usize; 4], [f64; 4]) {
+        let mut order = [0, 1, 2, 3];
+        rng.shuffle(&mut order);
+        let strengths = [self.brightness, self.contrast, self.saturation];
+        let [b, c, s] = strengths.map(|x| rng.uniform_in((1.0 - x).max(0.0), 1.0 + x));
+        (order, [b, c, s, rng.uniform_in(-self.hue, self.hue)])
     }
 }
 
@@ -141,7 +144,10 @@ fn turn(pixel: [u8; 3], hues: &[[f32; CHANNELS]; 256]) -> [u8; 3] {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::augment::test_draws::{assert_equally_often, assert_share, assert_uniform};
     use crate::augment::test_images::{f7, f7_after, noise};
 
     #[test]
@@ -184,17 +190,55 @@ mod tests {
     }
 
     #[test]
-    fn jitter_keeps_to_its_probability_and_strength() {
-        let none =
-            ColorJitter { p: 1.0, brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0 };
-        let mut image = Image::filled(3, 3, [250, 128, 7]);
-        jitter(&mut image, &ColorJitter { brightness: 0.4, ..none }, &mut Rng::new(1, [0; 3]));
-        assert_ne!(image.pixel(0, 0), Some([250, 128, 7]));
+    fn amounts_are_uniform_around_no_change_and_never_negative() {
+        let strength =
+            ColorJitter { p: 1.0, brightness: 0.1, contrast: 0.2, saturation: 3.0, hue: 0.05 };
+        let drawn: Vec<[f64; 4]> =
+            (0..10_000).map(|i| strength.draw(&mut Rng::new(1, [i, 0, 0])).1).collect();
+        let limits = [(0.9, 1.1), (0.8, 1.2), (0.0, 4.0), (-0.05, 0.05)];
+        for (which, (low, high)) in limits.into_iter().enumerate() {
+            assert_uniform(drawn.iter().map(|amounts| amounts[which]), low, high);
+        }
+    }
+
+    #[test]
+    fn all_orders_are_equally_likely() {
+        let mut orders = BTreeMap::new();
+        for i in 0..10_000 {
+            let (order, _) = ColorJitter::default().draw(&mut Rng::new(1, [i, 0, 0]));
+            *orders.entry(order).or_insert(0) += 1;
+        }
+        assert_eq!(orders.len(), 24);
+        assert_equally_often(&orders.into_values().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn jitter_applies_each_amount_to_its_operation_in_the_drawn_order() {
+        for i in 0..50 {
+            let mut rng = Rng::new(3, [i, 0, 0]);
+            let (mut image, mut expected) = (f7(), f7());
+            jitter(&mut image, &ColorJitter { p: 1.0, ..Default::default() }, &mut rng.clone());
+            rng.chance(1.0);
+            let (order, [b, c, s, h]) = ColorJitter::default().draw(&mut rng);
+            for which in order {
+                match which {
+                    0 => brightness(&mut expected, b),
+                    1 => contrast(&mut expected, c),
+                    2 => saturation(&mut expected, s),
+                    _ => hue(&mut expected, h),
+                }
+            }
+            assert_eq!(image, expected);
+        }
+    }
+
+    #[test]
+    fn jitter_comes_as_often_as_asked() {
         let changed = (0..1000).filter(|&i| {
             let mut image = Image::filled(3, 3, [250, 128, 7]);
             jitter(&mut image, &ColorJitter::default(), &mut Rng::new(2, [i, 0, 0]));
             image.pixel(0, 0) != Some([250, 128, 7])
         });
-        assert!((750..850).contains(&changed.count()));
+        assert_share(changed.count(), 1000, 0.8);
     }
 }

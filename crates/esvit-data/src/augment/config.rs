@@ -241,7 +241,61 @@ impl ViewsConfig {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    /// EsViT's settings (DINO's, with crops of its own), every other policy's as the difference.
+    #[test]
+    fn policies_have_the_published_values() {
+        let dino = json!({
+            "policy": "dino",
+            "global_size": 224,
+            "global_scale": [0.4, 1.0],
+            "local_sizes": [96],
+            "local_counts": [8],
+            "local_scale": [0.05, 0.4],
+            "ratio": [0.75, 4.0 / 3.0],
+            "interpolation": "bicubic",
+            "flip": 0.5,
+            "jitter": {"p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1},
+            "grayscale": 0.2,
+            "blur": {"p_global1": 1.0, "p_global2": 0.1, "p_local": 0.5, "radius": [0.1, 2.0]},
+            "solarize": {"p": 0.2, "threshold": 128},
+            "randaugment": {"ops": 0, "p": 0.5, "magnitude": 9.0, "magnitude_std": 0.5},
+            "erase": {"p": 0.0, "area": [0.02, 1.0 / 3.0], "aspect": [0.3, 1.0 / 0.3]},
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        });
+        let off = json!({
+            "jitter.p": 0.0, "grayscale": 0.0, "solarize.p": 0.0,
+            "blur.p_global1": 0.0, "blur.p_global2": 0.0, "blur.p_local": 0.0,
+        });
+        let deit = json!({
+            "policy": "deit", "global_scale": [0.08, 1.0], "local_scale": [0.08, 1.0],
+            "randaugment.ops": 2, "erase.p": 0.25,
+        });
+        let moco = json!({
+            "policy": "moco_v2", "global_scale": [0.2, 1.0], "jitter.p": 0.8,
+            "jitter.saturation": 0.4, "grayscale": 0.2,
+            "blur.p_global1": 0.5, "blur.p_global2": 0.5, "blur.p_local": 0.5,
+        });
+        for (policy, differences) in [
+            (Policy::Dino, vec![]),
+            (Policy::Deit, vec![&off, &deit]),
+            (Policy::MocoV2, vec![&off, &moco]),
+            (Policy::Basic, vec![&off, &json!({"policy": "basic"})]),
+        ] {
+            let mut expected = dino.clone();
+            for (key, value) in differences.into_iter().flat_map(|keys| keys.as_object().unwrap()) {
+                *expected.pointer_mut(&format!("/{}", key.replace('.', "/"))).unwrap() =
+                    value.clone();
+            }
+            let config: Value = serde_json::to_value(ViewsConfig::for_policy(policy)).unwrap();
+            assert_eq!(config, expected);
+        }
+        assert_eq!(ViewsConfig::default(), ViewsConfig::for_policy(Policy::Dino));
+    }
 
     fn read(json: &str) -> ViewsConfig {
         serde_json::from_str(json).unwrap()
@@ -262,10 +316,10 @@ mod tests {
     #[test]
     fn every_policy_is_valid_has_its_names_and_survives_a_round_trip() {
         for (policy, names) in [
-            (Policy::Dino, ["dino", "dino_aug"]),
-            (Policy::Deit, ["deit", "deit_aug"]),
-            (Policy::MocoV2, ["moco_v2", "mocov2_aug"]),
-            (Policy::Basic, ["basic", "basic_aug"]),
+            (Policy::Dino, ["dino", "dino_aug"].as_slice()),
+            (Policy::Deit, &["deit", "deit_aug"]),
+            (Policy::MocoV2, &["moco_v2", "mocov2", "mocov2_aug"]),
+            (Policy::Basic, &["basic", "basic_aug"]),
         ] {
             let config = ViewsConfig::for_policy(policy);
             config.validate().unwrap();
@@ -293,23 +347,57 @@ mod tests {
         assert_eq!(none.sizes(), [224, 224]);
     }
 
+    /// The ends of every range are allowed.
+    #[test]
+    fn extreme_settings_are_accepted() {
+        for json in [
+            r#"{"global_size": 1, "local_sizes": [4096], "local_counts": [1024]}"#,
+            r#"{"global_scale": [1, 1], "local_scale": [1e-9, 1e-9], "ratio": [2, 2]}"#,
+            r#"{"flip": 0, "grayscale": 1, "jitter": {"p": 1, "brightness": 9, "hue": 0.5}}"#,
+            r#"{"blur": {"radius": [0, 1000]}, "solarize": {"threshold": 256}}"#,
+            r#"{"randaugment": {"ops": 15, "magnitude": 10, "magnitude_std": 0}}"#,
+            r#"{"erase": {"p": 1, "area": [1, 1], "aspect": [5, 5]}}"#,
+        ] {
+            read(json).validate().expect(json);
+        }
+    }
+
     #[test]
     fn senseless_settings_are_named() {
         for (json, field) in [
             (r#"{"global_size": 0}"#, "global_size"),
+            (r#"{"global_size": 4097}"#, "global_size"),
+            (r#"{"global_scale": [0, 1]}"#, "global_scale"),
+            (r#"{"global_scale": [0.5, 1.01]}"#, "global_scale"),
             (r#"{"global_scale": [0.5, 0.4]}"#, "global_scale"),
             (r#"{"local_sizes": [96, 0], "local_counts": [1, 1]}"#, "local_sizes"),
             (r#"{"local_sizes": [96, 64]}"#, "local_counts"),
             (r#"{"local_counts": [4294967295]}"#, "local_counts"),
+            (r#"{"local_sizes": [8, 8], "local_counts": [1, 1024]}"#, "local_counts"),
             (r#"{"local_scale": [0, 1]}"#, "local_scale"),
             (r#"{"ratio": [2, 1]}"#, "ratio"),
             (r#"{"flip": 1.5}"#, "flip"),
             (r#"{"jitter": {"p": -1}}"#, "jitter.p"),
+            (r#"{"jitter": {"brightness": -1}}"#, "jitter.brightness"),
             (r#"{"jitter": {"contrast": -1}}"#, "jitter.contrast"),
+            (r#"{"jitter": {"saturation": -1}}"#, "jitter.saturation"),
             (r#"{"jitter": {"hue": 0.6}}"#, "jitter.hue"),
+            (r#"{"grayscale": 1.1}"#, "grayscale"),
+            (r#"{"blur": {"p_global1": 2}}"#, "blur.p_global1"),
+            (r#"{"blur": {"p_global2": 2}}"#, "blur.p_global2"),
+            (r#"{"blur": {"p_local": 2}}"#, "blur.p_local"),
             (r#"{"blur": {"radius": [2, 1]}}"#, "blur.radius"),
+            (r#"{"blur": {"radius": [-1, 1]}}"#, "blur.radius"),
+            (r#"{"blur": {"radius": [1, 1001]}}"#, "blur.radius"),
+            (r#"{"solarize": {"p": 2}}"#, "solarize.p"),
+            (r#"{"solarize": {"threshold": 257}}"#, "solarize.threshold"),
             (r#"{"solarize": {"threshold": 300}}"#, "solarize.threshold"),
+            (r#"{"randaugment": {"ops": 16}}"#, "randaugment.ops"),
+            (r#"{"randaugment": {"p": 2}}"#, "randaugment.p"),
             (r#"{"randaugment": {"magnitude": 11}}"#, "randaugment.magnitude"),
+            (r#"{"randaugment": {"magnitude_std": -1}}"#, "randaugment.magnitude_std"),
+            (r#"{"erase": {"p": 2}}"#, "erase.p"),
+            (r#"{"erase": {"area": [0.5, 0.1]}}"#, "erase.area"),
             (r#"{"erase": {"aspect": [0, 1]}}"#, "erase.aspect"),
             (r#"{"std": [1, 1, 0]}"#, "std"),
         ] {

@@ -58,6 +58,7 @@ impl CropBox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::augment::test_draws::{assert_equally_often, assert_share, assert_uniform};
     use proptest::prelude::{ProptestConfig, prop_assert, proptest};
 
     const RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
@@ -87,6 +88,52 @@ mod tests {
         assert!((0.38..0.41).contains(&largest), "{largest}");
         let (tall, wide) = range(&mut shapes.into_iter());
         assert!((0.73..0.77).contains(&tall) && (1.29..1.36).contains(&wide), "{tall} {wide}");
+    }
+
+    fn crops(size: [u32; 2], scale: [f64; 2], ratio: [f64; 2], count: u64) -> Vec<CropBox> {
+        let [width, height] = size;
+        let draw = |i| CropBox::random(width, height, scale, ratio, &mut Rng::new(2, [i, 0, 0]));
+        (0..count).map(draw).collect()
+    }
+
+    #[test]
+    fn areas_are_uniform_and_shapes_log_uniform() {
+        let crops = crops([4000, 3000], [0.05, 0.15], [0.5, 4.0], 10_000);
+        let area = |c: &CropBox| f64::from(c.width) * f64::from(c.height) / 12e6;
+        assert_uniform(crops.iter().map(|c| area(c).clamp(0.05, 0.15)), 0.05, 0.15);
+        let shape = |c: &CropBox| (f64::from(c.width) / f64::from(c.height)).clamp(0.5, 4.0).log2();
+        assert_uniform(crops.iter().map(shape), -1.0, 2.0);
+    }
+
+    /// The first and the last row and column too.
+    #[test]
+    fn all_places_are_equally_likely() {
+        let mut counts = [0; 6 * 8];
+        for crop in crops([10, 12], [0.2084; 2], [1.0; 2], 10_000) {
+            assert_eq!((crop.width, crop.height), (5, 5));
+            counts[(crop.top * 6 + crop.left) as usize] += 1;
+        }
+        assert_equally_often(&counts);
+    }
+
+    /// One try in 60 fits here, as integrating over area and shape gives.
+    #[test]
+    fn ten_tries_are_made() {
+        let crops = crops([20_000, 10_000], [0.6, 1.0], RATIO, 40_000);
+        let fallback = CropBox { left: 3333, top: 0, width: 13_333, height: 10_000 };
+        let fitting = crops.iter().filter(|&&crop| crop != fallback).count();
+        assert_share(fitting, crops.len(), 1.0 - (1.0f64 - 0.01502).powi(10));
+    }
+
+    #[test]
+    fn what_fits_exactly_is_taken() {
+        let crop = CropBox::random(90, 90, [1.0; 2], [1.0; 2], &mut Rng::new(1, [0; 3]));
+        assert_eq!(crop, CropBox { left: 0, top: 0, width: 90, height: 90 });
+        // One pixel is the least; what rounds to none is not taken.
+        let crop = CropBox::random(9, 9, [0.004; 2], [1.0; 2], &mut Rng::new(1, [0; 3]));
+        assert_eq!((crop.width, crop.height), (1, 1));
+        let crop = CropBox::random(9, 9, [0.003; 2], [1.0; 2], &mut Rng::new(1, [0; 3]));
+        assert_eq!((crop.width, crop.height), (9, 9));
     }
 
     #[test]

@@ -46,13 +46,14 @@ impl Erase {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::augment::test_draws::{assert_equally_often, assert_share, assert_uniform};
 
     #[test]
     fn rectangles_lie_inside_and_come_as_often_as_asked() {
         let erase = Erase { p: 0.25, ..Erase::default() };
         let boxes: Vec<CropBox> =
             (0..4000).filter_map(|i| erase.draw(96, &mut Rng::new(1, [i, 0, 0]))).collect();
-        assert!((900..1100).contains(&boxes.len()), "{}", boxes.len());
+        assert_share(boxes.len(), 4000, 0.25);
         for b in &boxes {
             assert!(b.left + b.width <= 96 && b.top + b.height <= 96);
             let share = f64::from(b.width * b.height) / (96.0 * 96.0);
@@ -60,5 +61,49 @@ mod tests {
         }
         assert!(Erase::default().draw(96, &mut Rng::new(1, [0; 3])).is_none());
         assert!(Erase { p: 1.0, ..erase }.draw(1, &mut Rng::new(1, [0; 3])).is_none());
+    }
+
+    fn boxes(erase: &Erase, size: u32) -> Vec<CropBox> {
+        (0..10_000).filter_map(|i| erase.draw(size, &mut Rng::new(2, [i, 0, 0]))).collect()
+    }
+
+    #[test]
+    fn areas_are_uniform_and_shapes_log_uniform() {
+        let erase = Erase { p: 1.0, area: [0.02, 0.2], aspect: [0.5, 4.0] };
+        let boxes = boxes(&erase, 3000);
+        let area = |b: &CropBox| f64::from(b.width) * f64::from(b.height) / 9e6;
+        assert_uniform(boxes.iter().map(|b| area(b).clamp(0.02, 0.2)), 0.02, 0.2);
+        let shape = |b: &CropBox| (f64::from(b.height) / f64::from(b.width)).clamp(0.5, 4.0).log2();
+        assert_uniform(boxes.iter().map(shape), -1.0, 2.0);
+    }
+
+    #[test]
+    fn all_places_are_equally_likely() {
+        let erase = Erase { p: 1.0, area: [0.24; 2], aspect: [1.5; 2] };
+        let mut counts = [0; 5 * 7];
+        for b in boxes(&erase, 10) {
+            assert_eq!((b.width, b.height), (4, 6));
+            counts[(b.top * 7 + b.left) as usize] += 1;
+        }
+        assert_equally_often(&counts);
+    }
+
+    /// timm erases neither a whole side nor less than a pixel.
+    #[test]
+    fn what_does_not_fit_is_not_erased() {
+        let square = |share: f64| Erase { p: 1.0, area: [share; 2], aspect: [1.0; 2] };
+        for (share, side) in [(1.0, None), (0.81, Some(9)), (0.01, Some(1)), (0.002, None)] {
+            let drawn = square(share).draw(10, &mut Rng::new(1, [0; 3]));
+            assert_eq!(drawn.map(|b| b.width), side, "{share}");
+        }
+    }
+
+    /// Every second try is too high, so nothing is erased once in 2^10.
+    #[test]
+    fn ten_tries_are_made() {
+        let erase = Erase { p: 1.0, area: [0.25; 2], aspect: [2.0, 8.0] };
+        let none = 40_000
+            - (0..40_000).filter_map(|i| erase.draw(1000, &mut Rng::new(3, [i, 0, 0]))).count();
+        assert_share(none, 40_000, 0.5f64.powi(10));
     }
 }

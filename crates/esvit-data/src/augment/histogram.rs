@@ -57,6 +57,7 @@ fn by_channel(image: &mut Image, make: impl Fn(&Counts) -> [u8; 256]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::augment::test_images::hashed;
 
     fn gray(values: &[u8]) -> Image {
         let pixels = values.iter().flat_map(|&value| [value; 3]).collect();
@@ -83,5 +84,19 @@ mod tests {
         let mut flat = gray(&[77; 300]);
         equalize(&mut flat);
         assert_eq!(flat, gray(&[77; 300]));
+    }
+
+    /// Pillow 13.0.0: `ImageOps.autocontrast`, `ImageOps.equalize`.
+    #[test]
+    fn as_pillow() {
+        let gamma = |value: u8| (u32::from(value) * u32::from(value) / 300) as u8 + 20;
+        let mut image = hashed(40, 30);
+        image.pixels_mut().iter_mut().for_each(|value| *value = gamma(*value));
+        let mut stretched = image.clone();
+        autocontrast(&mut stretched);
+        equalize(&mut image);
+        let sum = |image: &Image| image.pixels().iter().map(|&v| u32::from(v)).sum::<u32>();
+        assert_eq!((stretched.pixel(5, 7), sum(&stretched)), (Some([122, 33, 42]), 303_295));
+        assert_eq!((image.pixel(5, 7), sum(&image)), (Some([208, 108, 126]), 522_029));
     }
 }

@@ -16,6 +16,8 @@ mod normalize;
 mod randaugment;
 mod solarize;
 #[cfg(test)]
+pub(crate) mod test_draws;
+#[cfg(test)]
 pub(crate) mod test_images;
 mod views;
 

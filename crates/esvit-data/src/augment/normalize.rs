@@ -91,6 +91,21 @@ mod tests {
     }
 
     #[test]
+    fn every_value_comes_back_and_what_8_bits_cannot_show_is_cut() {
+        let normalization = Normalization::new(MEAN, STD);
+        let all = (0..=255).flat_map(|value: u8| [value, 255 - value, value / 2]).collect();
+        let all = Image::new(16, 16, all).unwrap();
+        let mut values = vec![0.0; 3 * 256];
+        normalization.write(&all, &mut values).unwrap();
+        assert_eq!(normalization.show(&values, 16, 16).unwrap(), all);
+        let cut = normalization.show(&[-9.0, 9.0, f32::NAN], 1, 1).unwrap();
+        assert_eq!(cut.pixel(0, 0), Some([0, 255, 0]));
+        // Half a gray level below 100 in green.
+        let half = ((99.51 / 255.0 - MEAN[1]) / STD[1]) as f32;
+        assert_eq!(normalization.byte(half, 1), 100);
+    }
+
+    #[test]
     fn the_length_is_checked() {
         let normalization = Normalization::new(MEAN, STD);
         let error = normalization.write(&noise(5, 3, 1), &mut [0.0; 44]).unwrap_err();

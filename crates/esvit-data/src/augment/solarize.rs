@@ -24,4 +24,14 @@ mod tests {
         solarize(&mut image, 256);
         assert_eq!(image, f7());
     }
+
+    #[test]
+    fn the_threshold_itself_is_inverted() {
+        let mut image = Image::new(1, 1, vec![127, 128, 129]).unwrap();
+        solarize(&mut image, 128);
+        assert_eq!(image.pixel(0, 0), Some([127, 127, 126]));
+        let mut white = Image::filled(1, 1, [255; 3]);
+        solarize(&mut white, 255);
+        assert_eq!(white.pixel(0, 0), Some([0; 3]));
+    }
 }

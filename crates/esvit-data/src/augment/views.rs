@@ -131,10 +131,14 @@ impl View {
 
 #[cfg(test)]
 mod tests {
+    use esvit_kernels::rng::Rng;
+
     use super::*;
     use crate::augment::config::{Blur, Policy, Solarize};
     use crate::augment::erase::Erase;
-    use crate::augment::test_images::noise;
+    use crate::augment::randaugment::RandAugment;
+    use crate::augment::test_draws::assert_share;
+    use crate::augment::test_images::{noise, places};
     use proptest::prelude::*;
 
     fn small(policy: Policy) -> ViewsConfig {
@@ -201,6 +205,159 @@ mod tests {
         assert_eq!(values, [10, 245, 10, 10, 10]);
     }
 
+    fn views(config: &ViewsConfig, image: &Image, sample: u64) -> Vec<Image> {
+        let views = config.views(image, 1, 0, sample).unwrap();
+        views.into_iter().map(|view| view.image).collect()
+    }
+
+    #[test]
+    fn views_are_mirrored_as_often_as_asked() {
+        let gradient = places(200, 100);
+        for p in [0.0, 0.3, 1.0] {
+            let config = ViewsConfig { flip: p, ..small(Policy::Basic) };
+            let (mut mirrored, mut all) = (0, 0);
+            for view in (0..100).flat_map(|sample| views(&config, &gradient, sample)) {
+                all += 1;
+                let [left, right] = [0, view.width() - 1].map(|x| view.pixel(x, 0).unwrap()[0]);
+                mirrored += usize::from(left > right);
+            }
+            assert_share(mirrored, all, p);
+        }
+    }
+
+    /// Colors tell the place, so their range tells the size of the crop.
+    #[test]
+    fn global_and_local_crops_have_their_own_areas() {
+        let config = ViewsConfig {
+            global_scale: [0.8, 0.9],
+            local_scale: [0.2, 0.3],
+            ratio: [1.0, 1.0],
+            interpolation: crate::Interpolation::Bilinear,
+            ..small(Policy::Basic)
+        };
+        for sample in 0..20 {
+            for (v, view) in views(&config, &places(250, 250), sample).iter().enumerate() {
+                let [first, last] = [0, view.height() - 1].map(|y| view.pixel(0, y).unwrap()[1]);
+                // From the middle of the first pixel to the middle of the last.
+                let side = f64::from(view.height());
+                let crop = f64::from(last - first) / 250.0 * side / (side - 1.0);
+                let (low, high) = if v < 2 { (0.8, 0.9) } else { (0.2, 0.3) };
+                let within = low - 0.04..high + 0.04;
+                assert!(within.contains(&(crop * crop)), "view {v}: {}", crop * crop);
+            }
+        }
+    }
+
+    #[test]
+    fn radii_of_blur_are_uniform() {
+        // A bright line spreads the more the larger the radius, which its peak tells.
+        let line = |x: u32| if x == 20 { [250; 3] } else { [0; 3] };
+        let image = Image::new(41, 41, (0..41 * 41).flat_map(|i| line(i % 41)).collect());
+        let whole = ViewsConfig {
+            global_size: 41,
+            global_scale: [1.0, 1.0],
+            ratio: [1.0, 1.0],
+            flip: 0.0,
+            ..small(Policy::Basic)
+        };
+        let blur = |radius| Blur { p_global1: 1.0, radius, ..Blur::default() };
+        let config = ViewsConfig { blur: blur([1.0, 3.0]), ..whole.clone() };
+        let image = image.unwrap();
+        let peak = |view: View| view.image.pixel(20, 20).unwrap()[0];
+        let peaks: Vec<u8> = (0..2000)
+            .map(|sample| peak(config.first_view(&image, 1, 0, sample).unwrap()))
+            .collect();
+        let sure = |radius| {
+            let config = ViewsConfig { blur: blur([radius; 2]), ..whole.clone() };
+            peak(config.first_view(&image, 1, 0, 0).unwrap())
+        };
+        for (radius, share) in [(1.5, 0.25), (2.0, 0.5), (2.5, 0.75)] {
+            let peak = sure(radius);
+            let [above, equal] = [
+                peaks.iter().filter(|&&p| p > peak).count(),
+                peaks.iter().filter(|&&p| p == peak).count(),
+            ];
+            assert_share(above + equal / 2, peaks.len(), share);
+        }
+        // The approximation by boxes is not quite monotone.
+        assert!(peaks.iter().all(|peak| (sure(3.0) - 1..=sure(1.0)).contains(peak)));
+    }
+
+    #[test]
+    fn views_turn_gray_and_are_solarized_as_often_as_asked() {
+        let image = Image::filled(9, 9, [10, 20, 30]);
+        let config = ViewsConfig {
+            grayscale: 0.3,
+            solarize: Solarize { p: 0.6, threshold: 0 },
+            ..small(Policy::Basic)
+        };
+        let all: Vec<Vec<Image>> = (0..400).map(|i| views(&config, &image, i)).collect();
+        for v in 0..5 {
+            let colors: Vec<[u8; 3]> =
+                all.iter().map(|views| views[v].pixel(0, 0).unwrap()).collect();
+            let gray = colors.iter().filter(|[r, _, b]| r == b).count();
+            assert_share(gray, colors.len(), 0.3);
+            let inverted = colors.iter().filter(|[r, ..]| *r > 128).count();
+            assert_share(inverted, colors.len(), if v == 1 { 0.6 } else { 0.0 });
+        }
+    }
+
+    /// Crop, mirror, colors, gray, blur, solarization: they do not commute.
+    #[test]
+    fn operations_come_in_their_order() {
+        let image = noise(60, 50, 1);
+        let config = ViewsConfig {
+            flip: 1.0,
+            jitter: crate::augment::ColorJitter { p: 1.0, ..Default::default() },
+            grayscale: 1.0,
+            blur: Blur { p_global2: 1.0, radius: [1.0, 1.0], ..Blur::default() },
+            solarize: Solarize { p: 1.0, threshold: 120 },
+            interpolation: crate::Interpolation::Bilinear,
+            ..small(Policy::Dino)
+        };
+        for sample in 0..10 {
+            let rng = &mut Rng::new(1, [0, sample, 1]);
+            let crop = CropBox::random(60, 50, config.global_scale, config.ratio, rng);
+            let mut expected = resized_crop(&image, crop, 32, config.interpolation).unwrap();
+            rng.chance(1.0);
+            horizontal_flip(&mut expected);
+            jitter(&mut expected, &config.jitter, rng);
+            grayscale(&mut expected);
+            gaussian_blur(&mut expected, 1.0);
+            solarize(&mut expected, 120);
+            assert_eq!(views(&config, &image, sample)[1], expected);
+        }
+    }
+
+    #[test]
+    fn what_comes_from_outside_has_the_mean_color() {
+        let config = ViewsConfig {
+            mean: [0.2, 0.45, 0.6],
+            randaugment: RandAugment { ops: 1, p: 1.0, ..RandAugment::default() },
+            ..small(Policy::Basic)
+        };
+        let corners =
+            (0..50).flat_map(|sample| views(&config, &Image::filled(9, 9, [255; 3]), sample));
+        let colors: Vec<[u8; 3]> = corners
+            .flat_map(|view| [view.pixel(0, 0).unwrap(), view.pixel(view.width() - 1, 0).unwrap()])
+            .collect();
+        // 0.45 of 255 is 114.75.
+        assert!(colors.contains(&[51, 115, 153]));
+    }
+
+    #[test]
+    fn the_first_view_alone_is_the_first() {
+        let (image, config) = (noise(60, 50, 1), small(Policy::Deit));
+        for sample in 0..10 {
+            let (all, first) = (
+                config.views(&image, 1, 2, sample).unwrap(),
+                config.first_view(&image, 1, 2, sample).unwrap(),
+            );
+            assert_eq!(first.image, all[0].image);
+            assert_eq!(first.erased.map(|e| e.place), all[0].erased.as_ref().map(|e| e.place));
+        }
+    }
+
     #[test]
     fn blur_has_a_probability_for_each_kind_of_view() {
         let sharp = small(Policy::Basic);
@@ -228,5 +385,32 @@ mod tests {
         let shown = config.normalization().show(&values, 32, 32).unwrap();
         assert_eq!(shown, view.shown(&config.normalization()));
         assert!(view.write(&config.normalization(), &mut values[1..]).is_err());
+    }
+
+    #[test]
+    fn erased_noise_is_normal_and_other_pixels_stay() {
+        let config = ViewsConfig {
+            global_size: 100,
+            erase: Erase { p: 1.0, area: [0.32; 2], aspect: [0.5; 2] },
+            ..small(Policy::Basic)
+        };
+        let view = config.first_view(&Image::filled(40, 40, [200; 3]), 1, 0, 0).unwrap();
+        let place = view.erased.as_ref().unwrap().place;
+        assert_eq!((place.width, place.height), (80, 40));
+        let (mut values, mut plain) = (vec![0.0; 30_000], vec![0.0; 30_000]);
+        view.write(&config.normalization(), &mut values).unwrap();
+        config.normalization().write(&view.image, &mut plain).unwrap();
+        let mut noise = Vec::new();
+        for (i, (value, plain)) in values.into_iter().zip(plain).enumerate() {
+            let (x, y) = (i as u32 % 100, i as u32 / 100 % 100);
+            let inside = (place.left..place.left + place.width).contains(&x)
+                && (place.top..place.top + place.height).contains(&y);
+            if inside { noise.push(value) } else { assert_eq!(value, plain) }
+        }
+        for (bound, share) in [(-1.0, 0.15866), (0.0, 0.5), (1.0, 0.84134), (2.0, 0.97725)] {
+            let below = noise.iter().filter(|&&value| value < bound).count();
+            assert_share(below, noise.len(), share);
+        }
+        assert!(noise[..100] != noise[3200..3300], "channels have noise of their own");
     }
 }

@@ -16,7 +16,7 @@ pub struct BrokenImage {
     pub sample: u64,
     /// Its path or name.
     pub name: String,
-    /// Why it could not be loaded.
+    /// Why it could not be loaded, in one line.
     pub reason: String,
 }
 
@@ -58,7 +58,9 @@ impl Broken {
     ) -> Result<(), LoaderError> {
         let mut found = self.found();
         if !found.all.contains_key(&sample) {
-            let image = BrokenImage { sample: sample as u64, name, reason: reason.to_string() };
+            // Lists of broken images have one hint for all.
+            let reason = reason.to_string().split("\nhint:").take(1).collect();
+            let image = BrokenImage { sample: sample as u64, name, reason };
             found.new.push(image.clone());
             found.all.insert(sample, image);
         }
@@ -89,10 +91,8 @@ impl Broken {
 
 /// The message of [`LoaderError::TooManyBroken`].
 pub(super) fn describe(count: usize, len: usize, limit: usize, first: &[BrokenImage]) -> String {
-    let mut text = format!(
-        "{count} of {len} images are broken, and at most {limit} may be (`max_broken`); mend or \
-         remove them"
-    );
+    let mut text =
+        format!("{count} of {len} images are broken, and at most {limit} may be (`max_broken`)");
     for image in first {
         // Writing to a string does not fail. The reason names the file.
         let _ = write!(text, "\n  {}", image.reason);
@@ -100,5 +100,55 @@ pub(super) fn describe(count: usize, len: usize, limit: usize, first: &[BrokenIm
     if count > first.len() {
         let _ = write!(text, "\n  and {} more", count - first.len());
     }
-    text
+    text + "\nhint: mend or remove them"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DecodeError;
+
+    fn record(broken: &Broken, sample: usize) -> bool {
+        let name = format!("{sample}.png");
+        let reason = SourceError::Decode { name: name.clone(), source: DecodeError::Empty };
+        broken.record(sample, name, &reason).is_ok()
+    }
+
+    #[test]
+    fn the_share_itself_is_allowed() {
+        let broken = Broken::new(10, 0.25);
+        assert_eq!([4, 2, 4, 7].map(|sample| record(&broken, sample)), [true, true, true, false]);
+    }
+
+    #[test]
+    fn not_all_may_be_broken() {
+        let broken = Broken::new(3, 1.0);
+        assert_eq!([0, 1, 2].map(|sample| record(&broken, sample)), [true, true, false]);
+        assert_eq!(broken.too_many().to_string().lines().count(), 5, "all three are named");
+    }
+
+    #[test]
+    fn twenty_are_named_in_their_order_and_the_others_counted() {
+        let broken = Broken::new(100, 1.0);
+        (0..22).rev().for_each(|sample| assert!(record(&broken, sample)));
+        let text = broken.too_many().to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 23);
+        assert_eq!(lines[0], "22 of 100 images are broken, and at most 100 may be (`max_broken`)");
+        assert_eq!(lines[1], "  `0.png`: the file is empty (0 bytes)");
+        assert_eq!(lines[20], "  `19.png`: the file is empty (0 bytes)");
+        assert_eq!(lines[21..], ["  and 2 more", "hint: mend or remove them"]);
+    }
+
+    #[test]
+    fn each_is_told_once() {
+        let broken = Broken::new(100, 1.0);
+        let new = || broken.take_new().iter().map(|b| b.sample).collect::<Vec<_>>();
+        [5, 3, 5].iter().for_each(|&sample| assert!(record(&broken, sample)));
+        assert_eq!(new(), [5, 3]);
+        record(&broken, 3);
+        assert!(new().is_empty());
+        assert!(broken.contains(3) && !broken.contains(4));
+        assert_eq!(broken.all().iter().map(|b| b.sample).collect::<Vec<_>>(), [3, 5]);
+    }
 }

@@ -52,4 +52,23 @@ mod tests {
         assert!(cache.get(7).is_some() && cache.get(8).is_some());
         assert!(cache.get(9).is_none());
     }
+
+    #[test]
+    fn can_be_filled_exactly() {
+        let image = Arc::new(Image::filled(4, 4, [1; 3]));
+        for (room, expected) in [(95, [true, false]), (96, [true, true]), (47, [false, false])] {
+            let cache = Cache::new(room);
+            [0, 1].iter().for_each(|&sample| cache.offer(sample, &image));
+            assert_eq!([0, 1].map(|sample| cache.get(sample).is_some()), expected, "{room}");
+        }
+    }
+
+    #[test]
+    fn gives_back_the_image_of_the_sample() {
+        let cache = Cache::new(1000);
+        for sample in [3, 5] {
+            cache.offer(sample, &Arc::new(Image::filled(2, 2, [sample as u8; 3])));
+        }
+        assert_eq!(cache.get(5).unwrap().pixel(0, 0), Some([5; 3]));
+    }
 }

@@ -1,9 +1,11 @@
 //! Tests of the loader as a whole.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
+use crate::augment::test_draws::assert_equally_often;
 use crate::augment::test_images::noise;
 use crate::{DecodeError, Image, Policy, SourceError};
 
@@ -14,7 +16,8 @@ struct Made {
     broken: Vec<usize>,
     panics: Option<usize>,
     loads: AtomicUsize,
-    delay: Duration,
+    /// Loading waits for it.
+    gate: Mutex<()>,
 }
 
 impl Source for Made {
@@ -36,10 +39,10 @@ impl Source for Made {
 
     fn load(&self, index: usize) -> Result<Image, SourceError> {
         self.loads.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(self.delay);
+        drop(self.gate.lock().unwrap());
         assert!(self.panics != Some(index), "no image {index}");
         if self.broken.contains(&index) {
-            return Err(SourceError::Decode { name: self.name(index), error: DecodeError::Empty });
+            return Err(SourceError::Decode { name: self.name(index), source: DecodeError::Empty });
         }
         Ok(noise(20, 16, index as u64))
     }
@@ -180,10 +183,12 @@ fn too_many_broken_images_end_the_run() {
 
 #[test]
 fn without_a_usable_image_there_is_no_batch() {
-    let source = Made { len: 5, broken: (0..5).collect(), ..Made::default() };
-    let loader = loader(source, LoaderConfig { max_broken: 1.0, ..config() });
+    let source = Arc::new(Made { len: 5, broken: (0..5).collect(), ..Made::default() });
+    let config = LoaderConfig { max_broken: 1.0, workers: 1, ..config() };
+    let loader = Loader::new(Arc::clone(&source) as Arc<dyn Source>, views(), config).unwrap();
     let error = loader.batches(0..1).next().unwrap().unwrap_err();
     assert!(matches!(error, LoaderError::TooManyBroken { count: 5, .. }), "{error}");
+    assert_eq!(source.loads.load(Ordering::Relaxed), 5, "what is broken is not loaded again");
 }
 
 #[test]
@@ -199,17 +204,112 @@ fn a_panic_becomes_an_error() {
 
 #[test]
 fn dropping_in_the_middle_does_not_wait_for_the_rest() {
-    let delay = Duration::from_millis(20);
-    let source = Arc::new(Made { len: 1000, delay, ..Made::default() });
+    let source = Arc::new(Made { len: 1000, ..Made::default() });
     let config = LoaderConfig { batch: 100, prefetch: 50, ..config() };
     let loader = Loader::new(Arc::clone(&source) as Arc<dyn Source>, views(), config).unwrap();
-    let began = Instant::now();
+    let shut = source.gate.lock().unwrap();
     let batches = loader.batches(0..500);
+    while source.loads.load(Ordering::Relaxed) < 2 {
+        std::thread::yield_now();
+    }
     drop(batches);
+    drop(shut);
     drop(loader);
-    // 5,000 images are queued; all of them would take 50 s.
-    assert!(began.elapsed() < Duration::from_secs(2));
-    assert!(source.loads.load(Ordering::Relaxed) < 100);
+    // Of 5,000 images that are queued, each of the two workers had begun one.
+    assert_eq!(source.loads.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn as_many_batches_are_prepared_as_asked() {
+    for prefetch in [0, 1, 3] {
+        let loader =
+            loader(Made { len: 14, ..Made::default() }, LoaderConfig { prefetch, ..config() });
+        let mut batches = loader.batches(0..5);
+        assert_eq!(batches.under_way.len(), prefetch);
+        for left in [4, 3, 2, 1, 0] {
+            batches.next().unwrap().unwrap();
+            assert_eq!(batches.under_way.len(), prefetch.min(left));
+        }
+        assert!(batches.next().is_none());
+    }
+}
+
+#[test]
+fn replacements_differ_by_place_and_epoch_and_all_good_images_serve() {
+    let good: Vec<usize> = (0..40).step_by(4).collect();
+    let source = Made {
+        len: 40,
+        broken: (0..40).filter(|sample| !good.contains(sample)).collect(),
+        ..Made::default()
+    };
+    let loader = loader(source, LoaderConfig { max_broken: 0.8, ..config() });
+    let epochs = 20;
+    let mut counts = [0; 10];
+    let mut replaced: Vec<Vec<Option<u64>>> = Vec::new();
+    for epoch in 0..epochs {
+        let samples = contents(&loader, epoch * 10..epoch * 10 + 10).into_iter().flat_map(|c| c.2);
+        let samples = samples.zip(loader.order(epoch));
+        let samples = samples.map(|(sample, planned)| (sample != planned as u64).then_some(sample));
+        replaced.push(samples.collect());
+    }
+    for epoch in &replaced {
+        let all: BTreeSet<u64> = epoch.iter().flatten().copied().collect();
+        assert!(all.len() >= 7, "30 places have few replacements: {all:?}");
+        epoch.iter().flatten().for_each(|&sample| counts[sample as usize / 4] += 1);
+    }
+    assert_equally_often(&counts);
+    // One in ten is the same by chance, of some 22 places that are replaced in both epochs.
+    let both = replaced[0].iter().zip(&replaced[1]).filter(|(a, b)| a.is_some() && b.is_some());
+    let same = both.clone().filter(|(a, b)| a == b).count();
+    assert!(same <= 8, "{same} of {}", both.count());
+}
+
+#[test]
+fn a_replacement_has_its_own_views() {
+    let source = Made { len: 8, broken: (1..8).collect(), ..Made::default() };
+    let loader = loader(source, LoaderConfig { max_broken: 0.9, ..config() });
+    let views = views();
+    let made = views.views(&noise(20, 16, 0), 7, 0, 0).unwrap();
+    let mut values = vec![0.0; 192];
+    made[0].write(&views.normalization(), &mut values).unwrap();
+    for (_, _, samples, buffers) in contents(&loader, 0..2) {
+        assert_eq!(samples, [0; 4]);
+        assert_eq!(buffers[0], values.repeat(4));
+    }
+}
+
+#[test]
+fn the_seed_chooses_order_and_views() {
+    let with = |seed| {
+        let loader = loader(Made { len: 4, ..Made::default() }, LoaderConfig { seed, ..config() });
+        (loader.order(0), contents(&loader, 0..1))
+    };
+    assert_ne!(with(1).0, with(2).0);
+    let first_views = |seed| {
+        let (_, mut content) = with(seed);
+        let (_, _, samples, views) = content.remove(0);
+        let slot = samples.iter().position(|&sample| sample == 0).unwrap();
+        views[0][slot * 192..(slot + 1) * 192].to_vec()
+    };
+    assert_eq!(first_views(1), first_views(1));
+    assert_ne!(first_views(1), first_views(2));
+}
+
+#[test]
+fn there_are_as_many_workers_as_asked() {
+    let source = || Made { len: 14, ..Made::default() };
+    let text = format!("{:?}", loader(source(), LoaderConfig { workers: 3, ..config() }));
+    assert_eq!(text, "Loader { images: 14, workers: 3, .. }");
+    let all = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(loader(source(), LoaderConfig { workers: 0, ..config() }).workers.len(), all);
+}
+
+#[test]
+fn defaults() {
+    let LoaderConfig { batch, repeat, workers, prefetch, seed, max_broken, cache_bytes } =
+        LoaderConfig::default();
+    assert_eq!((batch, repeat, workers, prefetch, seed), (64, 1, 0, 2, 0));
+    assert_eq!((max_broken, cache_bytes), (0.5, 512 * 1024 * 1024));
 }
 
 #[test]
@@ -233,8 +333,14 @@ fn senseless_settings_are_refused() {
     assert!(error.to_string().contains("lower the batch size to at most 3"), "{error}");
     let error = new(9, views(), LoaderConfig { batch: 0, ..config() });
     assert!(error.to_string().starts_with("`batch` is 0: "), "{error}");
-    let error = new(9, views(), LoaderConfig { max_broken: f64::NAN, ..config() });
-    assert!(error.to_string().starts_with("`max_broken`"), "{error}");
+    for max_broken in [f64::NAN, -0.1, 1.1] {
+        let error = new(9, views(), LoaderConfig { max_broken, ..config() });
+        assert!(error.to_string().starts_with("`max_broken`"), "{error}");
+    }
+    let error = new(9, views(), LoaderConfig { repeat: 0, ..config() });
+    assert!(error.to_string().starts_with("`repeat` is 0: "), "{error}");
+    let enough = LoaderConfig { repeat: 2, ..config() };
+    assert!(Loader::new(Arc::new(Made { len: 2, ..Made::default() }), views(), enough).is_ok());
     let error = new(9, ViewsConfig { flip: 2.0, ..views() }, config());
     assert!(matches!(error, LoaderError::Config(_)), "{error}");
 }

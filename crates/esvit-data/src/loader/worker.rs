@@ -152,7 +152,7 @@ impl Shared {
         let views = self
             .views
             .views(&image, self.seed, pending.epoch, visit)
-            .map_err(|error| LoaderError::Views { name: name.clone(), error })?;
+            .map_err(|source| LoaderError::Views { name: name.clone(), source })?;
         for (view, batch) in views.iter().zip(&pending.views) {
             let length = values_per_view(view.size());
             let mut batch = batch.lock().unwrap_or_else(PoisonError::into_inner);
