@@ -100,3 +100,65 @@ impl ForwardCtx {
         self.statistics.into_inner()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, micro_batch: 1 };
+
+    /// Every part of the key, the branch and the place of an image have draws of their own.
+    #[test]
+    fn draws_by_place() {
+        let draws = |key: DropPathKey, branch| {
+            ForwardCtx::student(key).drop_path(64, 0.5, branch).unwrap().to_vec()
+        };
+        let first = draws(KEY, 2);
+        assert_eq!(draws(KEY, 2), first);
+        for (what, other) in [
+            ("seed", draws(DropPathKey { seed: 4, ..KEY }, 2)),
+            ("step", draws(DropPathKey { step: 6, ..KEY }, 2)),
+            ("micro-batch", draws(DropPathKey { micro_batch: 2, ..KEY }, 2)),
+            ("branch", draws(KEY, 3)),
+        ] {
+            assert_ne!(other, first, "{what}");
+        }
+        // In another purpose than that of other random numbers with this key.
+        let mut rng = Rng::for_purpose(3, 0x1417, [5, 1, 2]);
+        let others: Vec<bool> = (0..64).map(|_| rng.chance(0.5)).collect();
+        assert_ne!(first.iter().map(|&scale| scale == 0.0).collect::<Vec<_>>(), others);
+        // However the images are cut into passes.
+        let rest = ForwardCtx::student(KEY).after_images(40).drop_path(24, 0.5, 2).unwrap();
+        assert_eq!(rest[..], first[40..]);
+    }
+
+    #[test]
+    fn the_same_numbers_in_every_release() {
+        let scales = ForwardCtx::student(KEY).drop_path(16, 0.25, 2).unwrap();
+        let dropped: Vec<usize> = (0..16).filter(|&image| scales[image] == 0.0).collect();
+        // By Philox 4x64-10 written in another language.
+        assert_eq!(dropped, [1, 11, 14]);
+    }
+
+    #[test]
+    fn kinds_of_passes() {
+        for (pass, training, drops) in [
+            (ForwardCtx::eval(), false, false),
+            (ForwardCtx::teacher(), true, false),
+            (ForwardCtx::student(KEY), true, true),
+        ] {
+            let pass = pass.with_precision(Precision::Bf16).after_images(3);
+            assert_eq!(pass.is_training(), training);
+            assert_eq!(pass.drop_path(4, 0.5, 0).is_some(), drops);
+            assert!(pass.drop_path(4, 0.0, 0).is_none());
+            let compute = pass.compute(Packing::default());
+            assert_eq!(
+                (compute.precision, compute.activation_checkpointing),
+                (Precision::Bf16, false)
+            );
+            let pass = ForwardCtx { activation_checkpointing: true, ..pass };
+            assert!(pass.compute(Packing::default()).activation_checkpointing);
+            assert!(pass.into_statistics().is_empty());
+        }
+    }
+}

@@ -263,3 +263,105 @@ pub fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
     let len = values.len();
     Tensor::from_data(TensorData::new(values, [len]), device)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::to_vec;
+
+    fn spec(name: &str, shape: &[usize], init: Init) -> ParamSpec {
+        ParamSpec { name: name.into(), shape: shape.into(), init, role: Role::Trained }
+    }
+
+    fn mean_and_deviation(values: &[f32]) -> [f64; 2] {
+        let len = values.len() as f64;
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / len;
+        let square = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / len;
+        [mean, square.sqrt()]
+    }
+
+    #[test]
+    fn starting_values_have_their_distributions() {
+        let values = |init| spec("a", &[200, 100], init).initial_values(1);
+        assert!(values(Init::Zeros).iter().all(|&value| value == 0.0));
+        assert!(values(Init::Ones).iter().all(|&value| value == 1.0));
+        let uniform = values(Init::Uniform(0.3));
+        assert!(uniform.iter().all(|value| (-0.3..0.3).contains(value)));
+        for (what, values, expected) in [
+            ("uniform", &uniform, 0.3 / 3f64.sqrt()),
+            ("normal", &values(Init::TruncatedNormal(0.02)), 0.02),
+            // Cut at 2, which is one deviation: 0.54 of it is left.
+            ("cut", &values(Init::TruncatedNormal(2.0)), 2.0 * 0.5396),
+        ] {
+            let [mean, deviation] = mean_and_deviation(values);
+            assert!(mean.abs() < 0.03 * expected, "{what}: {mean}");
+            assert!((deviation / expected - 1.0).abs() < 0.02, "{what}: {deviation}");
+        }
+        let cut = values(Init::TruncatedNormal(2.0));
+        let largest = cut.iter().fold(0.0f32, |largest, value| value.abs().max(largest));
+        assert!(largest <= 2.0 && largest > 1.99, "{largest}");
+    }
+
+    #[test]
+    fn starting_values_depend_on_seed_and_name() {
+        let init = Init::Uniform(1.0);
+        let values = |name, seed| spec(name, &[4], init).initial_values(seed);
+        let first = values("layers.0.weight", 1);
+        assert_eq!(values("layers.0.weight", 1), first);
+        assert_ne!(values("layers.0.weight", 2), first);
+        assert_ne!(values("layers.1.weight", 1), first);
+        // A longer list begins alike.
+        assert_eq!(spec("layers.0.weight", &[8], init).initial_values(1)[..4], first);
+        // The same in every release: FNV-1a of the name, and the numbers of the stream, by Philox
+        // 4x64-10 written in another language.
+        assert_eq!(hash_name(""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(hash_name("foobar"), 0x8594_4171_f739_67e8);
+        assert_eq!(first, [0.434_088_2, 0.017_845_701, -0.818_080_6, 0.443_900_7]);
+        let normal = spec("layers.0.weight", &[3], Init::TruncatedNormal(0.02)).initial_values(1);
+        for (found, expected) in normal.iter().zip([-0.031_730_116, -0.001_531_433, -0.028_349_97])
+        {
+            assert!((found - expected).abs() < 1e-8, "{normal:?}");
+        }
+    }
+
+    #[test]
+    fn matrices_are_decayed_unless_they_are_biases() {
+        for (name, shape, decayed) in [
+            ("proj.weight", &[2, 3, 4, 4][..], true),
+            ("attn.relative_position_bias_table", &[9, 2], true),
+            ("last_layer.weight_g", &[3, 1], true),
+            ("norm.weight", &[3], false),
+            ("norm.bias", &[3], false),
+            ("a.bias", &[1, 2], false),
+        ] {
+            let spec = spec(name, shape, Init::Zeros);
+            assert_eq!(spec.is_decayed(), decayed, "{name}");
+            assert_eq!((spec.len(), spec.is_empty()), (shape.iter().product(), false));
+        }
+        assert!(spec("none", &[2, 0], Init::Zeros).is_empty());
+    }
+
+    #[test]
+    fn only_trained_values_are_tracked() {
+        let mut registry = Registry::default();
+        let mut root = registry.root();
+        let trained = root.at("a").at(3).param("weight", &[1, 2], Init::Ones);
+        let frozen = root.register("g", &[2], Init::Ones, Role::Frozen);
+        let buffer = root.register("mean", &[2], Init::Ones, Role::Buffer);
+        let params = Params::init(&registry.finish(), 0, &Device::flex());
+        let names: Vec<&str> = params.iter().map(|(spec, _)| spec.name.as_str()).collect();
+        assert_eq!(names, ["a.3.weight", "g", "mean"]);
+        let tracked = params.tracked();
+        let sum = tracked.tensor::<2>(trained).sum()
+            + tracked.vector(frozen).sum() * 2.0
+            + tracked.vector(buffer).sum();
+        let gradients = sum.backward();
+        let found: Vec<bool> =
+            tracked.values().iter().map(|value| value.grad(&gradients).is_some()).collect();
+        assert_eq!(found, [true, false, false]);
+        let mut params = params;
+        params.set_buffers(vec![(buffer, vector(vec![5.0, 6.0], &Device::flex()))]);
+        let values: Vec<Vec<f32>> = params.values().iter().map(to_vec).collect();
+        assert_eq!(values, [[1.0, 1.0], [1.0, 1.0], [5.0, 6.0]]);
+    }
+}

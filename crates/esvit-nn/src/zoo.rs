@@ -107,4 +107,47 @@ mod tests {
             assert!((macs / expected - 1.0).abs() < 0.005, "{name}: {macs}");
         }
     }
+
+    /// The published settings as numbers, and every name to find them by.
+    #[test]
+    fn shapes_of_all_architectures() {
+        let [tiny, deep] = [[2, 2, 6, 2], [2, 2, 18, 2]];
+        let shapes = [
+            ("swin_tiny", 96, tiny, [3, 6, 12, 24], 0.1),
+            ("swin_small", 96, deep, [3, 6, 12, 24], 0.2),
+            ("swin_base", 128, deep, [4, 8, 16, 32], 0.2),
+            ("swin_large", 192, deep, [6, 12, 24, 48], 0.2),
+        ];
+        let mut names = Vec::new();
+        for (name, embed_dim, depths, heads, drop_path) in shapes {
+            for window_size in [7, 14] {
+                let full = format!("{name}_w{window_size}");
+                let arch = find(&full).unwrap();
+                let expected = SwinConfig {
+                    img_size: 224,
+                    patch_size: 4,
+                    embed_dim,
+                    depths: depths.to_vec(),
+                    num_heads: heads.to_vec(),
+                    window_size,
+                    mlp_ratio: 4.0,
+                    norm_eps: 1e-6,
+                };
+                assert_eq!(
+                    (arch.config(), arch.drop_path),
+                    (expected.clone(), drop_path),
+                    "{full}"
+                );
+                assert_eq!(
+                    of_shape(&SwinConfig { norm_eps: 1e-5, ..expected.clone() }),
+                    Some(arch)
+                );
+                assert_eq!(of_shape(&SwinConfig { img_size: 256, ..expected }), None);
+                names.push(full);
+            }
+            assert_eq!(find(name).unwrap().name, format!("{name}_w7"));
+        }
+        assert_eq!(ARCHITECTURES.map(|arch| arch.name).to_vec(), names);
+        assert_eq!(["swin", "swin_tiny_w", "swin_tiny_w7_w7", ""].map(find), [None; 4]);
+    }
 }

@@ -268,3 +268,268 @@ fn heads_come_with_their_network_under_both_names_of_the_last_layer() {
         assert_eq!(report.matched, network.specs().len());
     }
 }
+
+/// Tables that other programs keep among their weights: which, of what shape, and what is in them.
+#[test]
+fn positions_are_exported_where_the_program_stores_them() {
+    let config = SwinConfig { window_size: 2, ..config() };
+    let params = params(&specs(&config));
+    // Of a window of 2 x 2 tokens, by hand: rows of the table for every query and key.
+    let rows = [4, 3, 1, 0, 5, 4, 2, 1, 7, 6, 4, 3, 8, 7, 5, 4];
+    for (naming, name, shape) in [
+        (Naming::Esvit, "layers.2.blocks.0.attn.relative_position_index", Some(vec![4, 4])),
+        (Naming::Microsoft, "layers.2.blocks.0.attn.relative_position_index", Some(vec![4, 4])),
+        (Naming::Torchvision, "features.5.0.attn.relative_position_index", Some(vec![16])),
+        (Naming::Timm, "relative_position_index", None),
+        (Naming::Transformers, "relative_position_index", None),
+        (Naming::Transformers5, "relative_position_index", None),
+    ] {
+        let file = opened(&exported(&params, naming, Float::F32));
+        let tables: Vec<_> =
+            file.tensors().iter().filter(|t| t.name.ends_with("relative_position_index")).collect();
+        match shape {
+            None => assert!(tables.is_empty(), "{naming:?}"),
+            Some(shape) => {
+                assert_eq!(tables.len(), 5, "one a block");
+                let table = tables.iter().find(|table| table.name == name).unwrap();
+                assert_eq!(table.shape, shape);
+                assert_eq!(file.read_i64(table).unwrap(), rows);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_are_exported_in_16_bits_too() {
+    let params = params(&specs(&config()));
+    let (spec, value) = params.iter().nth(4).unwrap();
+    for (float, dtype, keeps) in
+        [(Float::F32, Dtype::F32, 24), (Float::F16, Dtype::F16, 11), (Float::Bf16, Dtype::Bf16, 8)]
+    {
+        let file = opened(&exported(&params, Naming::Timm, float));
+        assert_eq!(file.tensors().len(), params.specs().len());
+        let tensor = file.find("", &spec.name).unwrap();
+        assert_eq!((tensor.dtype, &tensor.shape), (dtype, &spec.shape));
+        for (found, exact) in file.read_f32(tensor).unwrap().iter().zip(to_vec(value)) {
+            assert!((found - exact).abs() <= exact * 0.5f32.powi(keeps), "{found} {exact}");
+        }
+    }
+}
+
+#[test]
+fn layouts_that_share_their_names_are_told_apart() {
+    let params = params(&specs(&config()));
+    let layout_of = |file: &WeightsFile| networks(file)[0].naming;
+    let esvit = || exported(&params, Naming::Esvit, Float::F32);
+    assert_eq!(layout_of(&opened(&esvit())), Naming::Esvit);
+    for (name, expected) in [
+        ("head.weight", Naming::Microsoft),
+        ("layers.0.blocks.1.attn_mask", Naming::Microsoft),
+        ("head.mlp.0.weight", Naming::Esvit),
+    ] {
+        let entries = joined([esvit(), vec![floats(name, &[1], vec![0.0])]]);
+        assert_eq!(layout_of(&opened(&entries)), expected, "{name}");
+    }
+    assert_eq!(layout_of(&opened_torch(vec![("model", esvit())])), Naming::Microsoft);
+    assert_eq!(layout_of(&opened_torch(vec![("teacher", esvit())])), Naming::Esvit);
+    let found = networks(&opened_torch(vec![("teacher", prefixed("module.backbone.", esvit()))]));
+    assert_eq!(
+        (found[0].group.as_str(), found[0].prefix.as_str()),
+        ("teacher", "module.backbone.")
+    );
+    assert_eq!(found[0].network(), "teacher");
+    assert_eq!(networks(&opened(&prefixed("swin.", esvit())))[0].network(), "swin");
+}
+
+fn joined(parts: [Vec<Entry>; 2]) -> Vec<Entry> {
+    parts.into_iter().flatten().collect()
+}
+
+/// Moments of an optimizer have the names of what they belong to, and are no networks.
+#[test]
+fn states_of_an_optimiser_are_no_networks() {
+    let params = params(&specs(&config()));
+    let esvit = || exported(&params, Naming::Esvit, Float::F32);
+    let entries = joined([prefixed("student.", esvit()), prefixed("optimizer.exp_avg.", esvit())]);
+    let found = networks(&opened(&entries));
+    assert_eq!(found.iter().map(|at| at.network()).collect::<Vec<_>>(), ["student"]);
+    let file = opened_torch(vec![("optimizer", esvit()), ("model", esvit())]);
+    assert_eq!(networks(&file).len(), 1);
+    // Something that only ends like one.
+    let name = "xlayers.0.blocks.0.attn.relative_position_bias_table";
+    assert!(networks(&opened(&[floats(name, &[49, 1], vec![0.0; 49])])).is_empty());
+}
+
+/// The side of the images follows from the windows; usual ones are tried first.
+#[test]
+fn sizes_of_images_follow_from_the_windows() {
+    let base = SwinConfig {
+        depths: vec![1; 4],
+        num_heads: vec![1; 4],
+        embed_dim: 4,
+        mlp_ratio: 1.0,
+        ..config()
+    };
+    for (img_size, window_size, patch_size) in [(224, 7, 4), (384, 12, 4), (224, 14, 2), (40, 5, 4)]
+    {
+        let expected = SwinConfig { img_size, window_size, patch_size, ..base.clone() };
+        let file = opened(&exported(&params(&specs(&expected)), Naming::Esvit, Float::F32));
+        assert_eq!(StoredNetwork::find(&file, None).unwrap().shape().unwrap(), expected);
+    }
+    // Stages whose windows grow follow from no size.
+    let mut entries = exported(&params(&specs(&base)), Naming::Esvit, Float::F32);
+    let name = "layers.3.blocks.0.attn.relative_position_bias_table";
+    let at = entries.iter().position(|(other, _)| other == name).unwrap();
+    entries[at] = floats(name, &[361, 1], vec![0.0; 361]);
+    let error =
+        StoredNetwork::find(&opened(&entries), None).unwrap().shape().unwrap_err().to_string();
+    assert!(error.contains("follow from no size of image"), "{error}");
+    for (name, shape, expected) in [
+        ("patch_embed.proj.weight", vec![4, 1, 4, 4], "not [width, 3, side, side]"),
+        ("patch_embed.proj.weight", vec![4, 3, 4, 2], "4 x 2 pixels are not square"),
+        ("layers.1.blocks.0.attn.relative_position_bias_table", vec![64, 1], "64 rows, no odd"),
+        ("layers.1.blocks.0.attn.relative_position_bias_table", vec![49], "not [positions, heads]"),
+    ] {
+        let mut entries = exported(&params(&specs(&base)), Naming::Esvit, Float::F32);
+        let at = entries.iter().position(|(other, _)| other == name).unwrap();
+        entries[at] = floats(name, &shape, vec![0.0; shape.iter().product()]);
+        let error =
+            StoredNetwork::find(&opened(&entries), None).unwrap().shape().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn every_backbone_that_is_known_by_its_names() {
+    for (name, backbone) in [
+        ("encoder.layers.0.blocks.0.attention.self.logit_scale", "a Swin transformer of version 2"),
+        ("layers.0.local_relative_position_bias_table", "a vision longformer (ViL)"),
+        ("stage0.0.attn.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
+        ("patch_embed1.proj.weight", "a pyramid vision transformer (PVT)"),
+        ("downsample.dwconv.weight", "a ConvNeXt"),
+        ("stages.0.conv_dw.weight", "a ConvNeXt"),
+        ("class_token", "a vision transformer (ViT)"),
+    ] {
+        let error = load(&opened(&[floats(name, &[1], vec![0.0])]), None).unwrap_err().to_string();
+        assert!(error.contains(&format!("holds {backbone}, a backbone that")), "{error}");
+    }
+    let error = load(&opened(&[floats("a", &[1], vec![0.0])]), None).unwrap_err().to_string();
+    assert!(error.contains("none of its 1 tensors is named like one of"), "{error}");
+}
+
+#[test]
+fn every_reason_to_leave_a_tensor_out() {
+    let params = params(&specs(&config()));
+    let mut entries = prefixed("module.backbone.", exported(&params, Naming::Timm, Float::F32));
+    let of = |reason| match reason {
+        reason::DERIVED => {
+            vec!["layers.0.blocks.1.attn_mask", "head.mlp.1.num_batches_tracked"]
+        }
+        reason::PROJECTION => vec!["head.mlp.0.bias", "head_dense.last_layer.weight_v"],
+        reason::CLASSES => vec!["head.bias", "classifier.weight", "fc.weight"],
+        _ => vec!["center", "center_grid", "optimizer.step"],
+    };
+    for reason in [reason::DERIVED, reason::PROJECTION, reason::CLASSES, reason::STATE] {
+        for name in of(reason) {
+            entries.push(floats(&format!("module.backbone.{name}"), &[1], vec![0.0]));
+        }
+    }
+    entries.push(floats("module.predictor.weight", &[1], vec![0.0]));
+    entries.push(floats("module.head.last_layer.weight_g", &[1], vec![0.0]));
+    entries.push(floats("elsewhere.weight", &[1], vec![0.0]));
+    let (_, report) = load(&opened(&entries), None).unwrap();
+    for reason in [reason::DERIVED, reason::PROJECTION, reason::CLASSES, reason::STATE] {
+        let mut expected: Vec<String> =
+            of(reason).iter().map(|name| format!("module.backbone.{name}")).collect();
+        if reason == reason::PROJECTION {
+            expected.push("module.head.last_layer.weight_g".into());
+        }
+        let mut found = report.left_out[reason].clone();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "{reason}");
+    }
+    assert_eq!(report.left_out[reason::BESIDE], ["module.predictor.weight"]);
+    assert_eq!(report.left_out.len(), 5);
+}
+
+#[test]
+fn one_parameter_and_parts_of_a_network() {
+    let specs = specs(&config());
+    let params = params(&specs);
+    let mut entries = exported(&params, Naming::Transformers, Float::F32);
+    entries.push(floats("head.weight", &[2], vec![0.0; 2]));
+    let file = opened(&entries);
+    let stored = StoredNetwork::find(&file, None).unwrap();
+    assert!(!stored.has_part("head"), "a class head is no projection head");
+    for (spec, value) in params.iter().filter(|(spec, _)| spec.name.contains("blocks.1")) {
+        assert_eq!(stored.parameter(spec).unwrap(), to_vec(value), "{}", spec.name);
+    }
+    let other = ParamSpec { name: "layers.0.gamma".into(), ..specs[0].clone() };
+    let error = stored.parameter(&other).unwrap_err().to_string();
+    assert!(error.contains("1 tensors differ:\n  `layers.0.gamma` is missing"), "{error}");
+    let other = ParamSpec { shape: vec![7], ..specs[1].clone() };
+    let error = stored.parameter(&other).unwrap_err().to_string();
+    assert!(error.contains("is [8], the network has [7]"), "{error}");
+
+    // What a file lacks may come from somewhere else; lists of differences are cut off.
+    let few: Vec<Entry> = exported(&params, Naming::Esvit, Float::F32)
+        .into_iter()
+        .filter(|(name, _)| !name.contains(".blocks.0.mlp") && !name.contains(".norm1."))
+        .collect();
+    let file = opened(&few);
+    let stored = StoredNetwork::find(&file, None).unwrap();
+    let count =
+        specs.iter().filter(|s| s.name.contains(".blocks.0.mlp") || s.name.contains(".norm1."));
+    let count = count.count();
+    let error = stored.load(&specs, &Device::flex(), |_| None).unwrap_err().to_string();
+    assert!(error.contains(&format!("{count} tensors differ")), "{error}");
+    assert_eq!(error.matches(" is missing").count(), 12);
+    assert!(error.contains(&format!("  ... and {} more\n", count - 12)), "{error}");
+    let (found, report) =
+        stored.load(&specs, &Device::flex(), |spec| Some(vec![0.5; spec.len()])).unwrap();
+    assert_eq!(report.matched, specs.len() - count);
+    for ((spec, found), expected) in found.iter().zip(params.values()) {
+        let lacks = spec.name.contains(".blocks.0.mlp") || spec.name.contains(".norm1.");
+        let expected = if lacks { vec![0.5; spec.len()] } else { to_vec(expected) };
+        assert_eq!(to_vec(found), expected, "{}", spec.name);
+    }
+}
+
+/// A square table becomes another one position by position, each head on its own.
+#[test]
+fn heads_of_a_table_are_resized_apart() {
+    let other = SwinConfig { window_size: 2, ..config() };
+    let mut entries = exported(&params(&specs(&other)), Naming::Esvit, Float::F32);
+    let name = "layers.1.blocks.0.attn.relative_position_bias_table";
+    let at = entries.iter().position(|(other, _)| other == name).unwrap();
+    let values = (0..9).flat_map(|_| [2.0, -3.0]).collect();
+    entries[at] = floats(name, &[9, 2], values);
+    let (found, _) = load(&opened(&entries), None).unwrap();
+    let (_, table) = found.iter().find(|(spec, _)| spec.name == name).unwrap();
+    for pair in to_vec(table).chunks_exact(2) {
+        assert!((pair[0] - 2.0).abs() < 1e-6 && (pair[1] + 3.0).abs() < 1e-6, "{pair:?}");
+    }
+    entries[at] = floats(name, &[8, 2], vec![0.0; 16]);
+    let error = load(&opened(&entries), None).unwrap_err().to_string();
+    assert!(error.contains("[8, 2] is no square of positions"), "{error}");
+}
+
+#[test]
+fn own_files_of_weights() {
+    use esvit_nn::weights::{METADATA_KEY, entries, entry, save};
+    let specs = specs(&config());
+    let params = params(&specs);
+    let mut all = entries("student.", &params);
+    all.push(entry("center", &[1, 2], &esvit_nn::params::vector(vec![1.0, 2.0], &Device::flex())));
+    let mut bytes = Vec::new();
+    save(&mut bytes, &all, "{\"step\":3}").unwrap();
+    let file = WeightsFile::from_bytes(Path::new("own"), bytes).unwrap();
+    assert_eq!(file.facts().get(METADATA_KEY).and_then(|v| v.as_str()), Some("{\"step\":3}"));
+    assert_eq!(file.find("", "center").unwrap().shape, [1, 2]);
+    let (found, report) =
+        StoredNetwork::at(&file, "student.").load(&specs, &Device::flex(), |_| None).unwrap();
+    assert!(same_bits(&found, &params));
+    assert!(report.left_out.is_empty(), "what is beside the prefix is not looked at");
+    assert!(StoredNetwork::at(&file, "teacher.").load(&specs, &Device::flex(), |_| None).is_err());
+}

@@ -135,3 +135,77 @@ impl SwinConfig {
         (1..self.stages()).fold(size / self.patch_size, |side, _| side.div_ceil(2))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> SwinConfig {
+        SwinConfig {
+            img_size: 32,
+            patch_size: 4,
+            embed_dim: 6,
+            depths: vec![2, 1, 1],
+            num_heads: vec![1, 2, 3],
+            window_size: 3,
+            mlp_ratio: 1.5,
+            norm_eps: 1e-5,
+        }
+    }
+
+    /// Maps of 8, 4 and 2 tokens a side: the last is one window.
+    #[test]
+    fn sizes_by_stage() {
+        let config = config();
+        assert_eq!([0, 1, 2].map(|stage| config.width(stage)), [6, 12, 24]);
+        assert_eq!([0, 1, 2].map(|stage| config.stride(stage)), [4, 8, 16]);
+        assert_eq!([0, 1, 2].map(|stage| config.hidden_width(stage)), [9, 18, 36]);
+        assert_eq!((config.stages(), config.output_width()), (3, 24));
+        assert_eq!(config.windows(), [3, 3, 2]);
+        let blocks = [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)];
+        let found = blocks.map(|(stage, block)| config.window_and_shift(stage, block));
+        assert_eq!(found, [(3, 0), (3, 1), (3, 0), (2, 0), (2, 0)]);
+        // A map as large as the window is one window, without shift.
+        let config = SwinConfig { window_size: 8, ..config };
+        assert_eq!([0, 1].map(|block| config.window_and_shift(0, block)), [(8, 0); 2]);
+        let config = SwinConfig { window_size: 7, ..config };
+        assert_eq!([0, 1].map(|block| config.window_and_shift(0, block)), [(7, 0), (7, 3)]);
+        assert_eq!([32, 36, 35, 52].map(|size| config.last_map(size)), [2, 3, 2, 4]);
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused_by_name() {
+        config().validate().unwrap();
+        let cases: [(&dyn Fn(&mut SwinConfig), &str); 13] = [
+            (&|config| config.depths = vec![], "`depths` is []: every stage needs a block"),
+            (&|config| config.depths[1] = 0, "`depths` is [2, 0, 1]: every stage needs a block"),
+            (
+                &|config| config.depths = vec![2, 1],
+                "`num_heads` is [1, 2, 3]: `depths` has 2 stages",
+            ),
+            (&|config| config.patch_size = 0, "`patch_size` is 0: it must be at least 1"),
+            (&|config| config.window_size = 0, "`window_size` is 0: it must be at least 1"),
+            (&|config| config.embed_dim = 0, "`embed_dim` is 0: it must be at least 1"),
+            (&|config| config.mlp_ratio = 0.1, "`mlp_ratio` is 0.1: "),
+            (&|config| config.mlp_ratio = f64::INFINITY, "`mlp_ratio` is inf: "),
+            (&|config| config.norm_eps = 0.0, "`norm_eps` is 0: "),
+            (&|config| config.norm_eps = f64::NAN, "`norm_eps` is NaN: "),
+            (
+                &|config| config.num_heads[1] = 5,
+                "`num_heads[1]` is 5: it must divide the stage's width 12",
+            ),
+            (&|config| config.num_heads[2] = 0, "`num_heads[2]` is 0: "),
+            (
+                &|config| config.img_size = 15,
+                "`img_size` is 15: it leaves no token in stage 2, use at least 16 pixels",
+            ),
+        ];
+        for (change, expected) in cases {
+            let mut config = config();
+            change(&mut config);
+            let error = config.validate().expect_err(expected).to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        SwinConfig { img_size: 16, mlp_ratio: 0.2, ..config() }.validate().unwrap();
+    }
+}

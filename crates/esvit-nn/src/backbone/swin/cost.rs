@@ -88,3 +88,62 @@ impl SwinConfig {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> SwinConfig {
+        SwinConfig {
+            img_size: 32,
+            patch_size: 4,
+            embed_dim: 6,
+            depths: vec![2, 1, 1],
+            num_heads: vec![1, 2, 3],
+            window_size: 3,
+            mlp_ratio: 1.5,
+            norm_eps: 1e-5,
+        }
+    }
+
+    /// For 36 pixels: maps of 9, 5 and 3 tokens a side, padded to 9, 6 and 4 in windows.
+    #[test]
+    fn multiply_accumulates_by_hand() {
+        let config = config();
+        let attention =
+            |tokens: u64, slots: u64, width: u64| tokens * (4 * width * width + 2 * slots * width);
+        let mlp = |tokens: u64, width: u64| tokens * 2 * width * (width * 3 / 2);
+        let embed = 81 * 48 * 6;
+        let merges = 25 * 24 * 12 + 9 * 48 * 24;
+        let block = |tokens: u64, padded: u64, slots: u64, width: u64| {
+            attention(padded, slots, width) + mlp(tokens, width)
+        };
+        let expected =
+            embed + 2 * block(81, 81, 9, 6) + merges + block(25, 36, 9, 12) + block(9, 16, 4, 24);
+        assert_eq!(config.macs(36), expected);
+        // Without padding, and of four blocks a share is dropped: 0, 0.1, 0.2 and 0.3.
+        let expected = (embed + merges) as f64
+            + 1.9 * block(81, 81, 9, 6) as f64
+            + 0.8 * block(25, 25, 9, 12) as f64
+            + 0.7 * block(9, 9, 4, 24) as f64;
+        assert!((config.real_macs(36, 0.3) / expected - 1.0).abs() < 1e-12);
+        let all =
+            (embed + merges + 2 * block(81, 81, 9, 6) + block(25, 25, 9, 12) + block(9, 9, 4, 24))
+                as f64;
+        assert_eq!(config.real_macs(36, 0.0), all);
+    }
+
+    /// For 52 pixels: maps of 13, 7 and 4 tokens a side.
+    #[test]
+    fn saved_values_by_hand() {
+        let config = config();
+        let all = (2 * 169 * 6 + 49 * 12 + 16 * 24) as f64;
+        let saved = |precision, again| config.saved_bytes(52, precision, again);
+        assert_eq!(saved(Precision::F32, false), all * 40.0);
+        assert_eq!(saved(Precision::Bf16, false), all * 20.0);
+        assert_eq!([Precision::F32, Precision::Bf16].map(|p| saved(p, true)), [all * 8.0; 2]);
+        assert_eq!(config.largest_stage(52), 169.0 * 6.0);
+        let wide = SwinConfig { depths: vec![1, 1], num_heads: vec![1, 1], ..config };
+        assert_eq!(wide.largest_stage(4), 12.0);
+    }
+}

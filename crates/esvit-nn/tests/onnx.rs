@@ -1,0 +1,91 @@
+//! Exported graphs compute what the network computes.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "onnx/interpreter.rs"]
+mod interpreter;
+
+use esvit_nn::params::{Registry, tensor};
+use esvit_nn::weights::to_vec;
+use esvit_nn::{ForwardCtx, Params, Swin, SwinConfig, onnx};
+use esvit_testing::{assert_alike, fill, hashed_times};
+use esvit_weights::Float;
+use interpreter::{Model, Value};
+
+/// Shifted and padded windows, odd maps in patch merging, pixels cut off, and norms whose `eps` is
+/// seen in the result.
+fn network() -> (SwinConfig, Swin, Params) {
+    let config = SwinConfig {
+        img_size: 16,
+        patch_size: 2,
+        embed_dim: 6,
+        depths: vec![2, 1, 1],
+        num_heads: vec![1, 2, 3],
+        window_size: 4,
+        mlp_ratio: 1.5,
+        norm_eps: 0.01,
+    };
+    config.validate().unwrap();
+    let mut registry = Registry::default();
+    let swin = Swin::new(&mut registry.root(), &config, 0.0);
+    let params = fill(&registry.finish(), 0);
+    (config, swin, params)
+}
+
+fn written(config: &SwinConfig, params: &Params, size: [usize; 2], float: Float) -> Model {
+    let mut bytes = Vec::new();
+    let facts = [("mean", "0.5"), ("std", "0.25")];
+    onnx::write(&mut bytes, config, params, size, float, &facts).unwrap();
+    Model::read(&bytes)
+}
+
+#[test]
+fn the_graph_computes_the_network() {
+    let (config, swin, params) = network();
+    for (size, map) in [([11, 14], [2, 2]), ([16, 16], [2, 2]), ([8, 30], [1, 4])] {
+        let [height, width] = size;
+        let pixels = hashed_times(1000, 2 * 3 * height * width, 3f64.sqrt());
+        let images = tensor(pixels.clone(), [2, 3, height, width], &burn::tensor::Device::flex());
+        let expected = swin.forward(&params, images, &ForwardCtx::eval());
+        assert_eq!(expected.map, map);
+        for (float, tolerance) in [(Float::F32, 2e-6), (Float::Bf16, 0.05)] {
+            let model = written(&config, &params, size, float);
+            let input = pixels.iter().map(|&value| value.into()).collect();
+            let values = model.run("images", Value::new(&[2, 3, height, width], input));
+            let shape = [2, map[0] * map[1], 24];
+            for (name, shape, expected) in [
+                ("view", &[2, 24][..], to_vec(&expected.view)),
+                ("region", &shape[..], to_vec(&expected.region)),
+            ] {
+                assert_eq!(values[name].shape, shape, "{name}");
+                let found: Vec<f32> = values[name].data.iter().map(|&value| value as f32).collect();
+                assert_alike(
+                    &format!("{name} of {size:?}, {float:?}"),
+                    &found,
+                    &expected,
+                    tolerance,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_model_says_what_it_takes_and_gives() {
+    let (config, _, params) = network();
+    let model = written(&config, &params, [11, 14], Float::Bf16);
+    let name = |name: &str| name.to_owned();
+    assert_eq!(model.facts, [(name("mean"), name("0.5")), (name("std"), name("0.25"))]);
+    assert_eq!(model.operator_set, [17]);
+    assert_eq!(model.inputs, [(name("images"), 1, vec![-1, 3, 11, 14])]);
+    let outputs = [(name("view"), 1, vec![-1, 24]), (name("region"), 1, vec![-1, 4, 24])];
+    assert_eq!(model.outputs, outputs);
+    // Matrices in 16 bits, all else in 32; every parameter under its name.
+    for (spec, _) in params.iter() {
+        let is_matrix = spec.shape.len() == 2 && !spec.name.ends_with("bias_table");
+        let stored = if is_matrix { format!("{}.stored", spec.name) } else { spec.name.clone() };
+        assert_eq!(model.types[&stored], if is_matrix { 16 } else { 1 }, "{stored}");
+    }
+    let model = written(&config, &params, [11, 14], Float::F32);
+    assert!(params.iter().all(|(spec, _)| model.types[&spec.name] == 1));
+}
