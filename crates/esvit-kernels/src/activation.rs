@@ -134,46 +134,61 @@ fn cdf(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::tests::under_each;
+    use crate::simd::dispatch;
+    use crate::testing::cdf as defined_cdf;
 
-    /// `0.5 (1 + erf(x / sqrt 2))` by the series of the error function, in f64.
-    fn series(x: f64) -> f64 {
-        let (mut term, mut sum) = (x, x);
-        for n in 1..200 {
-            term *= x * x / (2 * n + 1) as f64;
-            sum += term;
-        }
-        0.5 + sum * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
-    }
-
-    #[test]
-    fn values_and_derivatives() {
-        for x in (-6000..6000).map(|i| i as f32 / 1000.0) {
-            let (found_cdf, found_density) = NormalCdf.gate_and_derivative(x);
-            let (y, derivative) = (x * found_cdf, found_cdf + x * found_density);
-            let x = f64::from(x);
-            let density = (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
-            assert!((f64::from(y) - x * series(x)).abs() < 1e-6, "{x}");
-            assert!((f64::from(derivative) - series(x) - x * density).abs() < 1e-6, "{x}");
+    dispatch! {
+        fn gates<G: Gate>(gate: G, x: &[f32], to: &mut [[f32; 3]]) {
+            for (x, to) in x.iter().zip(to) {
+                let (value, derivative) = gate.gate_and_derivative(*x);
+                *to = [gate.gate(*x), value, derivative];
+            }
         }
     }
 
-    #[test]
-    fn quick_values_and_derivatives() {
-        for x in (-6000..6000).map(|i| i as f32 / 100.0) {
-            let (gate, derivative) = ScaledSigmoid.gate_and_derivative(x);
-            let x = f64::from(x);
-            let expected = 1.0 / (1.0 + (-1.702 * x).exp());
-            assert!((f64::from(gate) - expected).abs() < 1e-6, "{x}: {gate} {expected}");
-            let expected = 1.702 * expected * (1.0 - expected);
-            assert!(
-                (f64::from(derivative) - expected).abs() < 1e-6,
-                "{x}: {derivative} {expected}"
-            );
-        }
+    /// The gate and its derivative by the definition, for arguments up to `most`.
+    fn check<G: Gate>(gate: G, most: f32, definition: impl Fn(f64) -> [f64; 2]) {
+        let x: Vec<f32> = (-6000..=6000).map(|i| i as f32 / 6000.0 * most).collect();
+        let expected: Vec<[f64; 2]> = x.iter().map(|&x| definition(f64::from(x))).collect();
+        under_each(|isa| {
+            let mut found = vec![[f32::NAN; 3]; x.len()];
+            gates(gate, &x, &mut found);
+            for ((x, [alone, value, derivative]), expected) in x.iter().zip(found).zip(&expected) {
+                assert_eq!(alone, value, "{x}");
+                let errors = [f64::from(value) - expected[0], f64::from(derivative) - expected[1]];
+                assert!(errors.iter().all(|e| e.abs() < 3e-7), "{isa:?} {x}: {errors:?}");
+            }
+        });
     }
 
     #[test]
-    fn what_is_no_number_stays_none() {
+    fn gelu() {
+        let density = |x: f64| (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
+        check(NormalCdf, 6.0, |x| [defined_cdf(x), density(x)]);
+    }
+
+    #[test]
+    fn quick_gelu() {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-1.702 * x).exp());
+        check(ScaledSigmoid, 60.0, |x| [sigmoid(x), 1.702 * sigmoid(x) * (1.0 - sigmoid(x))]);
+    }
+
+    #[test]
+    fn identity() {
+        check(IdentityGate, 10.0, |_| [1.0, 0.0]);
+    }
+
+    #[test]
+    fn each_activation_has_its_gate() {
+        let gates = [Activation::None, Activation::Gelu, Activation::QuickGelu]
+            .map(|activation| with_gate!(activation, gate => gate.gate(1.0)));
+        let expected = [1.0, 0.841_344_7, 0.845_796];
+        assert!(gates.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{gates:?}");
+    }
+
+    #[test]
+    fn nan_stays_nan() {
         assert!(NormalCdf.gate_and_derivative(f32::NAN).0.is_nan());
         assert!(ScaledSigmoid.gate_and_derivative(f32::NAN).0.is_nan());
         assert!((cdf(f32::INFINITY) - 1.0).abs() < 1e-7 && cdf(f32::NEG_INFINITY).abs() < 1e-7);

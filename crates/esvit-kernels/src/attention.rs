@@ -383,3 +383,6 @@ pub fn backward<T: Element>(
     let (qkv_weight, proj_weight) = (qkv_weight.into_vec(), proj_weight.into_vec());
     Gradients { gamma, beta, qkv_weight, qkv_bias, bias_table, proj_weight, proj_bias }
 }
+
+#[cfg(test)]
+mod tests;

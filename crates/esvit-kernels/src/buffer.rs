@@ -161,7 +161,7 @@ pub fn recycle(mut values: Vec<f32>) {
 /// Ends a step: buffers not returned are written off, or the high-water mark would grow for ever.
 /// To be called after every training step, when no kernel runs.
 pub fn end_step() {
-    POOL.state().used_words = 0;
+    POOL.end_step();
 }
 
 static POOL: Pool = Pool { state: Mutex::new(State::new()) };
@@ -259,6 +259,10 @@ impl Pool {
         vec![0.0; words]
     }
 
+    fn end_step(&self) {
+        self.state().used_words = 0;
+    }
+
     fn put(&self, values: Vec<f32>) {
         let mut state = self.state();
         state.used_words = state.used_words.saturating_sub(values.len());
@@ -273,21 +277,105 @@ mod tests {
     use super::*;
     use crate::element::Bf16;
 
+    fn pool() -> Pool {
+        Pool { state: Mutex::new(State::new()) }
+    }
+
+    fn idle(pool: &Pool) -> Vec<usize> {
+        pool.state().idle.iter().map(|(_, buffer)| buffer.len()).collect()
+    }
+
     #[test]
     fn new_buffers_take_the_place_of_old_ones() {
-        let pool = Pool { state: Mutex::new(State::new()) };
-        let idle = || pool.state().idle.iter().map(|(_, buffer)| buffer.len()).collect::<Vec<_>>();
+        let pool = pool();
         let words = 3 * SLACK_WORDS;
         let [a, b] = [words, words + 1].map(|words| pool.take(words, Lifetime::Saved));
         pool.put(a);
         pool.put(b);
         // Neither is large enough, and both and the new one would be too much.
         let both = pool.take(2 * words, Lifetime::Saved);
-        assert_eq!((both.len(), idle()), (2 * words, vec![]));
+        assert_eq!((both.len(), idle(&pool)), (2 * words, vec![]));
         pool.put(both);
         // There may be a little more than there ever was.
         let small = pool.take(POOLED_WORDS, Lifetime::Saved);
-        assert_eq!((small.len(), idle()), (POOLED_WORDS, vec![2 * words]));
+        assert_eq!((small.len(), idle(&pool)), (POOLED_WORDS, vec![2 * words]));
+    }
+
+    /// The longest idle ones go first, and no more than need be.
+    #[test]
+    fn the_longest_idle_goes_first() {
+        let pool = pool();
+        let words = SLACK_WORDS;
+        let taken = [0, 1, 2].map(|more| pool.take(words + more, Lifetime::Saved));
+        for buffer in taken {
+            pool.put(buffer);
+            // Time is counted in takes.
+            let small = pool.take(1, Lifetime::Saved);
+            pool.put(small);
+        }
+        // 3 were used at most, there may be 4; 3 are idle, and 2 more are needed.
+        pool.take(2 * words - 1000, Lifetime::Saved);
+        let left = idle(&pool).into_iter().filter(|&words| words > 1).collect::<Vec<_>>();
+        assert_eq!(left, [words + 2, words + 1]);
+    }
+
+    #[test]
+    fn the_smallest_that_fits() {
+        let pool = pool();
+        let sizes = [1000, 1300, 1200, 1251, 999];
+        let taken = sizes.map(|words| pool.take(words, Lifetime::Saved));
+        taken.into_iter().for_each(|buffer| pool.put(buffer));
+        let take = |words, lifetime| pool.take(words, lifetime).len();
+        assert_eq!(take(1000, Lifetime::Saved), 1000);
+        assert_eq!(take(1000, Lifetime::Saved), 1200);
+        // 1251 is more than a quarter larger.
+        assert_eq!(take(1000, Lifetime::Saved), 1000);
+        assert_eq!(take(1000, Lifetime::Scratch), 1000);
+        assert_eq!(take(1001, Lifetime::Saved), 1251);
+        // Large scratch takes any that is large enough.
+        let large = pool.take(3 * LARGE_WORDS, Lifetime::Saved);
+        pool.put(large);
+        assert_eq!(pool.take(LARGE_WORDS, Lifetime::Saved).len(), LARGE_WORDS);
+        assert_eq!(pool.take(LARGE_WORDS, Lifetime::Scratch).len(), 3 * LARGE_WORDS);
+    }
+
+    #[test]
+    fn buffers_that_nobody_takes_are_freed() {
+        let pool = pool();
+        let (old, new) = (pool.take(5000, Lifetime::Saved), pool.take(6000, Lifetime::Saved));
+        pool.put(old);
+        let pass = |takes: u64| {
+            for _ in 0..takes {
+                let buffer = pool.take(1, Lifetime::Saved);
+                pool.put(buffer);
+            }
+        };
+        pass(IDLE_TAKES / 2);
+        pool.put(new);
+        assert_eq!(idle(&pool).len(), 3);
+        pass(IDLE_TAKES * 3 / 4);
+        assert_eq!(idle(&pool).iter().filter(|&&words| words > 1).collect::<Vec<_>>(), [&6000]);
+        pass(IDLE_TAKES / 2);
+        assert_eq!(idle(&pool), [1]);
+    }
+
+    /// Lost buffers do not raise the high-water mark once a step has ended.
+    #[test]
+    fn what_is_used_is_counted() {
+        let pool = pool();
+        let [a, b] = [100, 200].map(|words| pool.take(words, Lifetime::Saved));
+        let counts = || {
+            let state = pool.state();
+            [state.used_words, state.idle_words, state.most_used]
+        };
+        assert_eq!(counts(), [300, 0, 300]);
+        pool.put(a);
+        assert_eq!(counts(), [200, 100, 300]);
+        drop(b);
+        pool.end_step();
+        assert_eq!(counts(), [0, 100, 300]);
+        let again = pool.take(90, Lifetime::Saved);
+        assert_eq!((again.len(), counts()), (100, [100, 0, 300]));
     }
 
     #[test]
@@ -309,7 +397,35 @@ mod tests {
         drop(pairs);
         let fourth = Buffer::<f32>::zeroed(len);
         assert!(fourth.as_ptr() == at && fourth.iter().all(|&v| v == 0.0));
+        let copy = fourth.clone();
+        assert!(copy[..] == fourth[..] && copy.as_ptr() != at);
         recycle(fourth.into_vec());
         assert_eq!(Buffer::<f32>::uninit(len).as_ptr(), at);
+    }
+
+    /// Rows of bf16 of odd width end with a zero, whatever the memory held before.
+    #[test]
+    fn padding_is_zero() {
+        for rows in [Buffer::<Bf16>::rows, Buffer::<Bf16>::scratch_rows] {
+            // A size that no other test takes.
+            let mut dirty = Buffer::<Bf16>::uninit(2 * 5003 * 8);
+            dirty.fill(Bf16::from_f32(f32::NAN));
+            let at = dirty.as_ptr();
+            drop(dirty);
+            let clean = rows(2 * 5003, 7);
+            assert_eq!((clean.as_ptr(), clean.len()), (at, 2 * 5003 * 8));
+            assert!(clean.chunks(8).all(|row| row[7] == Bf16::default()));
+        }
+    }
+
+    /// Memory for all rows, length of those that are kept.
+    #[test]
+    fn kept_rows_take_the_memory_of_all() {
+        for rows in [Buffer::<Bf16>::kept_rows, Buffer::<Bf16>::scratch_kept_rows] {
+            let buffer = rows(3, 20_000, 5);
+            assert_eq!(buffer.len(), 3 * 6);
+            assert!(buffer.words.len() >= 20_000 * 6 / 2);
+        }
+        assert_eq!(Buffer::<f32>::kept_rows(9, 4, 2).len(), 18);
     }
 }

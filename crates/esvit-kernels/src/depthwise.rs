@@ -135,13 +135,8 @@ dispatch! {
 mod tests {
     use super::*;
     use crate::isa::tests::under_each;
-    use crate::rng::Rng;
+    use crate::testing::normal as values;
     use proptest::prelude::*;
-
-    fn values(n: usize, stream: u64) -> Vec<f32> {
-        let mut rng = Rng::new(stream, [0; 3]);
-        (0..n).map(|_| rng.normal() as f32).collect()
-    }
 
     /// Every product of an input, a weight and an output that meet: `(x, weight, y)` places.
     fn meetings(maps: &FeatureMaps, images: usize) -> Vec<[usize; 3]> {

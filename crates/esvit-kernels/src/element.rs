@@ -94,8 +94,12 @@ mod tests {
     fn rounding() {
         for (value, bits) in [
             (1.0, 0x3f80),
+            // Ties go to even.
             (1.0 + 1.0 / 256.0, 0x3f80),
             (1.0 + 3.0 / 256.0, 0x3f82),
+            // Just beside a tie.
+            (f32::from_bits(0x3f80_8001), 0x3f81),
+            (f32::from_bits(0x3f81_7fff), 0x3f81),
             (-1.0, 0xbf80),
             (f32::INFINITY, 0x7f80),
             (f32::MAX, 0x7f80),
@@ -104,5 +108,16 @@ mod tests {
         }
         assert!(Bf16::from_f32(f32::NAN).to_f32().is_nan());
         assert!(Bf16::from_f32(f32::from_bits(0x7fff_ffff)).to_f32().is_nan());
+        assert!(Bf16::from_f32(f32::from_bits(0x7f80_0001)).to_f32().is_nan());
+        assert_eq!(Bf16(0xc2f7).to_f32(), -123.5);
+    }
+
+    #[test]
+    fn padded_lengths() {
+        assert_eq!([0, 1, 2, 7].map(padded_row_len::<f32>), [0, 1, 2, 7]);
+        assert_eq!([0, 1, 2, 7].map(padded_row_len::<Bf16>), [0, 2, 2, 8]);
+        assert!(
+            f32::as_f32_mut(&mut [1.0]).is_some() && Bf16::as_f32_mut(&mut [Bf16(0)]).is_none()
+        );
     }
 }

@@ -86,11 +86,28 @@ pub fn has_bf16() -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::sync::{Mutex, PoisonError};
+    use std::io::Write;
+    use std::sync::{Mutex, Once, PoisonError};
 
-    /// Runs a test under every instruction set that the machine has.
+    /// Runs a test under every instruction set that the machine has, and says once which these are.
+    /// `ESVIT_REQUIRE_ISA=avx2` makes it a failure that the machine has not that one.
     pub(crate) fn under_each(mut test: impl FnMut(Isa)) {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            let names = |has: bool| {
+                let all = Isa::ALL.into_iter().filter(|&isa| (isa <= detected()) == has);
+                all.map(Isa::name).collect::<Vec<&str>>().join(", ")
+            };
+            // Not `eprintln`, which a test that passes does not show.
+            let said = format!("kernels run under: {}; not under: {}\n", names(true), names(false));
+            std::io::stderr().write_all(said.as_bytes()).expect("an open stderr");
+        });
+        if let Ok(required) = std::env::var("ESVIT_REQUIRE_ISA") {
+            let isa = Isa::ALL.into_iter().find(|isa| isa.name() == required);
+            let isa = isa.unwrap_or_else(|| panic!("ESVIT_REQUIRE_ISA={required}: no such one"));
+            assert!(isa <= detected(), "ESVIT_REQUIRE_ISA={required}, but the machine has it not");
+        }
         let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         for isa in Isa::ALL.into_iter().filter(|&isa| isa <= detected()) {
             limit(isa);
@@ -101,6 +118,9 @@ pub(crate) mod tests {
 
     #[test]
     fn limits_are_kept() {
-        under_each(|isa| assert_eq!(current(), isa));
+        under_each(|isa| {
+            assert_eq!(current(), isa);
+            assert_eq!(has_bf16(), isa == Isa::Avx512Bf16);
+        });
     }
 }

@@ -241,64 +241,129 @@ dispatch! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Rng;
-    use proptest::prelude::*;
+    use crate::element::Bf16;
+    use crate::isa::tests::under_each;
+    use crate::testing::{add_outer, assert_near, dot, loaded, normal, wide, xhat, xhat_backward};
 
-    fn values(n: usize, stream: u64) -> Vec<f32> {
-        let mut rng = Rng::new(stream, [0; 3]);
-        (0..n).map(|_| rng.normal() as f32).collect()
+    /// Against the definition in f64.
+    fn check<T: Element>(rows: usize, width: usize, within: f64) {
+        let what = |name| format!("{name}: {} {rows} x {width}", T::NAME);
+        let (x, dy) = (normal(rows * width, 1), normal(rows * width, 2));
+        let (gamma, beta) = (normal(width, 3), normal(width, 4));
+        let eps = 0.1;
+        let mut y = vec![f32::NAN; x.len()];
+        let mut again = y.clone();
+        let saved = forward::<T>(&x, &gamma, &beta, eps, &mut y, true).unwrap();
+        assert!(forward::<T>(&x, &gamma, &beta, eps, &mut again, false).is_none());
+        assert_eq!(y, again);
+        let mut dx = vec![f32::NAN; x.len()];
+        let (dgamma, dbeta) = backward(&saved, &gamma, &dy, &mut dx);
+
+        let [x, dy, gamma, beta] = [x, dy, gamma, beta].map(|values| wide(&values));
+        let eps = f64::from(eps);
+        let all_xhat: Vec<f64> = x.chunks_exact(width).flat_map(|x| xhat(x, eps)).collect();
+        let affine = |(i, z): (usize, &f64)| z * gamma[i % width] + beta[i % width];
+        let expected: Vec<f64> = all_xhat.iter().enumerate().map(affine).collect();
+        assert_near(&what("y"), &y, &expected, within);
+        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+        let expected = rows.flat_map(|(x, dy)| {
+            let dxhat: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, gamma)| dy * gamma).collect();
+            xhat_backward(x, eps, &dxhat)
+        });
+        assert_near(&what("dx"), &dx, &expected.collect::<Vec<f64>>(), within);
+        let (mut sums, mut products) = (vec![0.0; width], vec![0.0; width]);
+        for (i, (z, dy)) in all_xhat.iter().zip(&dy).enumerate() {
+            sums[i % width] += dy;
+            products[i % width] += z * dy;
+        }
+        assert_near(&what("dgamma"), &dgamma, &products, within);
+        assert_near(&what("dbeta"), &dbeta, &sums, within);
     }
 
-    proptest! {
-        /// Against the definition in f64, and its gradients against differences.
-        #[test]
-        fn forward_and_backward(rows in 1usize..9, width in 1usize..70) {
-            let (x, dy) = (values(rows * width, 1), values(rows * width, 2));
-            let (gamma, beta) = (values(width, 3), values(width, 4));
-            let eps = 0.1;
-            let defined = |x: &[f64], gamma: &[f64], beta: &[f64]| -> f64 {
-                x.chunks_exact(width).zip(dy.chunks_exact(width)).map(|(x, dy)| {
-                    let mean = x.iter().sum::<f64>() / width as f64;
-                    let variance =
-                        x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
-                    (0..width).map(|i| {
-                        f64::from(dy[i])
-                            * ((x[i] - mean) / (variance + f64::from(eps)).sqrt() * gamma[i]
-                                + beta[i])
-                    }).sum::<f64>()
-                }).sum()
-            };
-            let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
-            let (x64, gamma64, beta64) = (wide(&x), wide(&gamma), wide(&beta));
-            let mut y = vec![0.0; x.len()];
-            let saved = forward::<f32>(&x, &gamma, &beta, eps, &mut y, true).unwrap();
-            let mut again = vec![0.0; x.len()];
-            prop_assert!(forward::<f32>(&x, &gamma, &beta, eps, &mut again, false).is_none());
-            prop_assert_eq!(&y, &again);
-            let found: f64 = y.iter().zip(&dy).map(|(y, dy)| f64::from(y * dy)).sum();
-            prop_assert!((found - defined(&x64, &gamma64, &beta64)).abs() < 1e-4);
-
-            let mut dx = vec![0.0; x.len()];
-            let (dgamma, dbeta) = backward(&saved, &gamma, &dy, &mut dx);
-            let difference = |at: &mut dyn FnMut(f64) -> f64| (at(1e-5) - at(-1e-5)) / 2e-5;
-            for i in 0..x.len() {
-                let expected = difference(&mut |h| {
-                    let mut x = x64.clone();
-                    x[i] += h;
-                    defined(&x, &gamma64, &beta64)
-                });
-                prop_assert!((f64::from(dx[i]) - expected).abs() < 1e-4, "{} {expected}", dx[i]);
-            }
-            for i in 0..width {
-                let expected = difference(&mut |h| {
-                    let mut gamma = gamma64.clone();
-                    gamma[i] += h;
-                    defined(&x64, &gamma, &beta64)
-                });
-                prop_assert!((f64::from(dgamma[i]) - expected).abs() < 1e-4);
-                let expected: f64 = (0..rows).map(|row| f64::from(dy[row * width + i])).sum();
-                prop_assert!((f64::from(dbeta[i]) - expected).abs() < 1e-4);
-            }
+    /// Some sizes, and more values than three tasks have.
+    #[test]
+    fn against_the_definition() {
+        for (rows, width) in [(1, 1), (3, 2), (8, 16), (5, 33), (7, 69), (1500, 69), (9, 15_000)] {
+            // One value has no deviation; differences of a long row are slow.
+            under_each(|_| {
+                if width > 1000 {
+                    long_rows(rows, width);
+                } else {
+                    check::<f32>(rows, width, 1e-5);
+                    check::<Bf16>(rows, width, 0.02);
+                }
+            });
         }
+    }
+
+    /// The output alone.
+    fn long_rows(rows: usize, width: usize) {
+        let (x, mut y) = (normal(rows * width, 1), vec![f32::NAN; rows * width]);
+        let (gamma, beta) = (normal(width, 3), normal(width, 4));
+        let saved = forward::<Bf16>(&x, &gamma, &beta, 0.1, &mut y, true).unwrap();
+        let expected: Vec<f64> =
+            wide(&x).chunks_exact(width).flat_map(|x| xhat(x, f64::from(0.1f32))).collect();
+        assert_near("xhat", &loaded(&saved.xhat, width), &expected, 5e-3);
+        let affine =
+            |(i, z): (usize, &f64)| z * f64::from(gamma[i % width]) + f64::from(beta[i % width]);
+        let expected: Vec<f64> = expected.iter().enumerate().map(affine).collect();
+        assert_near("y", &y, &expected, 5e-3);
+    }
+
+    /// The affine in a linear layer against `y = (xhat gamma + beta) W^T + b`, for sizes below and above
+    /// one task.
+    #[test]
+    fn affine_folded_into_a_linear_layer() {
+        for (outputs, width) in [(3, 2), (17, 33), (1100, 70)] {
+            let (weight, bias, dy) = (normal(outputs * width, 1), normal(outputs, 2), 5);
+            let (gamma, beta) = (normal(width, 3), normal(width, 4));
+            let (z, dy) = (normal(dy * width, 5), normal(dy * outputs, 6));
+            let [w64, gamma64, beta64, z64, dy64] =
+                [&weight, &gamma, &beta, &z, &dy].map(|values| wide(values));
+            let folded: Vec<f64> = w64.chunks_exact(width).map(|w| dot(w, &beta64)).collect();
+            let with_bias: Vec<f64> =
+                folded.iter().zip(&bias).map(|(folded, &bias)| folded + f64::from(bias)).collect();
+            let mut g = vec![0.0; outputs * width];
+            add_outer(&mut g, &dy64, &z64, width);
+            let mut sums = vec![0.0; outputs];
+            add_outer(&mut sums, &dy64, &[1.0; 5], 1);
+            // From the gradient of the rows that go into the layer, `xhat gamma + beta`.
+            let normed: Vec<f64> = z64
+                .iter()
+                .enumerate()
+                .map(|(i, z)| z * gamma64[i % width] + beta64[i % width])
+                .collect();
+            let mut dweight = vec![0.0; outputs * width];
+            add_outer(&mut dweight, &dy64, &normed, width);
+            let (mut dgamma, mut dbeta) = (vec![0.0; width], vec![0.0; width]);
+            for (dy, z) in dy64.chunks_exact(outputs).zip(z64.chunks_exact(width)) {
+                for (i, d) in crate::testing::times_transposed(&w64, dy).iter().enumerate() {
+                    dgamma[i] += d * z[i];
+                    dbeta[i] += d;
+                }
+            }
+            under_each(|_| {
+                assert_near("fold", &fold_beta_into_bias(&weight, &beta, None), &folded, 1e-5);
+                let found = fold_beta_into_bias(&weight, &beta, Some(&bias));
+                assert_near("fold with bias", &found, &with_bias, 1e-5);
+                let [mut dw, sums] =
+                    [&g, &sums].map(|v| v.iter().map(|&v| v as f32).collect::<Vec<_>>());
+                let (found_gamma, found_beta) =
+                    folded_affine_backward(&mut dw, &weight, &gamma, &beta, &sums);
+                assert_near("dweight", &dw, &dweight, 1e-5);
+                assert_near("dgamma", &found_gamma, &dgamma, 1e-5);
+                assert_near("dbeta", &found_beta, &dbeta, 1e-5);
+            });
+        }
+    }
+
+    #[test]
+    fn nan_stays_nan_in_its_row() {
+        under_each(|_| {
+            let (mut x, mut y) = (normal(40, 1), vec![0.0; 40]);
+            x[25] = f32::NAN;
+            forward::<f32>(&x, &[1.0; 20], &[0.0; 20], 0.1, &mut y, false);
+            assert!(y[20..].iter().all(|y| y.is_nan()) && y[..20].iter().all(|y| y.is_finite()));
+        });
     }
 }

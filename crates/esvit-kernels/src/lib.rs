@@ -18,6 +18,8 @@ mod gemm;
 mod reduce;
 mod rows;
 mod simd;
+#[cfg(test)]
+mod testing;
 
 pub mod depthwise;
 pub mod element;

@@ -157,3 +157,6 @@ pub fn backward<T: Element>(
         folded_affine_backward(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
     Gradients { x: x.into_vec(), gamma, beta, weight: dweight.into_vec() }
 }
+
+#[cfg(test)]
+mod tests;

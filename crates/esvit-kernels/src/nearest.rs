@@ -153,13 +153,13 @@ mod tests {
     use super::*;
     use crate::isa::tests::under_each;
     use crate::rng::Rng;
+    use crate::testing::{dot, wide};
 
+    /// Similarities of all rows, and their rows, most similar first.
     fn all_sorted(query: &[f32], rows: &[f32]) -> Vec<(usize, f64)> {
-        let dot = |row: &[f32]| -> f64 {
-            row.iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-        };
-        let mut all: Vec<(usize, f64)> =
-            rows.chunks_exact(query.len()).map(dot).enumerate().collect();
+        let similarity = |row: &[f32]| dot(&wide(row), &wide(query));
+        let rows = rows.chunks_exact(query.len());
+        let mut all: Vec<(usize, f64)> = rows.map(similarity).enumerate().collect();
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         all
     }
@@ -188,14 +188,21 @@ mod tests {
                     assert_eq!(found.len(), k.min(expected.len()));
                     for (found, expected) in found.iter().zip(&expected) {
                         assert!((f64::from(found.similarity) - expected.1).abs() < 1e-4);
+                        // Rows that are as similar but for rounding may change places.
+                        let own = all_sorted(query, &rows[found.row * width..][..width])[0].1;
+                        assert!((own - expected.1).abs() < 1e-4, "{found:?} {expected:?}");
                     }
+                    let mut rows: Vec<usize> = found.iter().map(|found| found.row).collect();
+                    rows.sort_unstable();
+                    rows.dedup();
+                    assert_eq!(rows.len(), found.len(), "a row is found once");
                 }
             });
         }
     }
 
     #[test]
-    fn of_equal_rows_the_first_and_no_row_that_is_no_number() {
+    fn ties_go_to_the_first_and_nan_is_never_found() {
         let rows = [1.0, f32::NAN, 2.0, 1.0, 2.0, 2.0, f32::INFINITY];
         let mut search = Search::new(&[1.0], 1, 3);
         search.add(&rows);

@@ -245,13 +245,65 @@ dispatch! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::tests::under_each;
+    use crate::testing::{assert_near, dot, normal, wide};
+
+    /// More values than three tasks have, and a part of one.
+    const N: usize = 3 * TASK_VALUES + 1234;
+
+    /// Three updates against the definition in f64.
+    #[test]
+    fn adamw_by_the_definition() {
+        let settings = AdamW {
+            gradient_scale: 0.5,
+            lr: 0.01,
+            weight_decay: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 0.05,
+            updates: 0,
+        };
+        let gradients = [1, 2, 3].map(|stream| normal(N, stream));
+        let start = [normal(N, 4), normal(N, 5)];
+        let [mut values64, mut ema64] = start.each_ref().map(|values| wide(values));
+        let (mut mean64, mut square64) = (vec![0.0; N], vec![0.0; N]);
+        for (t, gradients) in (1..).zip(&gradients) {
+            for (i, &gradient) in gradients.iter().enumerate() {
+                let gradient = 0.5 * f64::from(gradient);
+                mean64[i] = 0.9 * mean64[i] + 0.1 * gradient;
+                square64[i] = 0.99 * square64[i] + 0.01 * gradient * gradient;
+                let mean = mean64[i] / (1.0 - 0.9f64.powi(t));
+                let square = square64[i] / (1.0 - 0.99f64.powi(t));
+                values64[i] *= 1.0 - 0.01 * 0.1;
+                values64[i] -= 0.01 * mean / (square.sqrt() + 0.05);
+                ema64[i] = 0.75 * ema64[i] + 0.25 * values64[i];
+            }
+        }
+        under_each(|_| {
+            let [mut values, mut ema] = start.clone();
+            let (mut mean, mut square) = (vec![0.0; N], vec![0.0; N]);
+            for (updates, gradients) in (1..).zip(&gradients) {
+                let ema = Ema { values: &mut ema, momentum: 0.75 };
+                let settings = AdamW { updates, ..settings };
+                adamw(&mut values, gradients, [&mut mean, &mut square], ema, &settings);
+            }
+            // Updates are small beside the values.
+            let moved = values.iter().zip(&start[0]).map(|(a, b)| a - b).collect::<Vec<f32>>();
+            let moved64 = values64.iter().zip(&start[0]).map(|(a, &b)| a - f64::from(b));
+            assert_near("update", &moved, &moved64.collect::<Vec<f64>>(), 1e-4);
+            assert_near("values", &values, &values64, 1e-6);
+            assert_near("mean", &mean, &mean64, 1e-6);
+            assert_near("square", &square, &square64, 1e-6);
+            assert_near("ema", &ema, &ema64, 1e-6);
+        });
+    }
 
     /// The first update moves every value by the learning rate against the sign of its gradient.
     #[test]
     fn first_update_of_adamw() {
         let mut values = vec![1.0f32; 40];
         let gradients: Vec<f32> = (0..40).map(|i| if i % 2 == 0 { 0.3 } else { -7.0 }).collect();
-        let (mut mean, mut square) = (vec![0.0; 40], vec![0.0; 40]);
+        let (mut mean, mut square, mut teacher) = (vec![0.0; 40], vec![0.0; 40], vec![0.0; 40]);
         let settings = AdamW {
             gradient_scale: 1.0,
             lr: 0.01,
@@ -261,21 +313,17 @@ mod tests {
             eps: 1e-8,
             updates: 1,
         };
-        let mut teacher = vec![0.0; 40];
         let ema = Ema { values: &mut teacher, momentum: 0.75 };
         adamw(&mut values, &gradients, [&mut mean, &mut square], ema, &settings);
         for (value, gradient) in values.iter().zip(&gradients) {
             let expected = 1.0 - 0.001 - 0.01 * gradient.signum();
             assert!((value - expected).abs() < 1e-6, "{value} {expected}");
         }
-        assert!((mean[1] + 0.7).abs() < 1e-6 && (square[1] - 0.049).abs() < 1e-6);
-        assert!(teacher.iter().zip(&values).all(|(teacher, value)| *teacher == 0.25 * value));
     }
 
-    /// Two steps by hand.
+    /// Three updates against the definition in f64.
     #[test]
-    fn steps_with_momentum() {
-        let (mut values, mut buffer, mut teacher) = (vec![2.0f32], vec![0.0], vec![0.0]);
+    fn momentum_by_the_definition() {
         let settings = Momentum {
             gradient_scale: 0.5,
             lr: 0.1,
@@ -283,21 +331,63 @@ mod tests {
             momentum: 0.9,
             trust: 2.0,
         };
-        for expected in [(3.0, 1.7), (5.55, 1.145)] {
-            let ema = Ema { values: &mut teacher, momentum: 0.0 };
-            momentum(&mut values, &[2.0], &mut buffer, ema, &settings);
-            assert!((buffer[0] - expected.0).abs() < 1e-6, "{buffer:?}");
-            assert!((values[0] - expected.1).abs() < 1e-6, "{values:?}");
-            assert_eq!(teacher, values);
+        let gradients = [1, 2, 3].map(|stream| normal(N, stream));
+        let start = [normal(N, 4), normal(N, 5)];
+        let [mut values64, mut ema64] = start.each_ref().map(|values| wide(values));
+        let mut buffer64 = vec![0.0; N];
+        for gradients in &gradients {
+            for (i, &gradient) in gradients.iter().enumerate() {
+                let step = (0.5 * f64::from(gradient) + 0.25 * values64[i]) * 2.0;
+                buffer64[i] = 0.9 * buffer64[i] + step;
+                values64[i] -= 0.1 * buffer64[i];
+                ema64[i] = 0.75 * ema64[i] + 0.25 * values64[i];
+            }
         }
-        assert!((decayed_norm(&[2.0, 6.0], 0.5, &[4.0, -4.0], 0.5) - 10f64.sqrt()).abs() < 1e-6);
-        assert!((norm(&[3.0, 4.0]) - 5.0).abs() < 1e-6);
+        under_each(|_| {
+            let [mut values, mut ema] = start.clone();
+            let mut buffer = vec![0.0; N];
+            for gradients in &gradients {
+                let ema = Ema { values: &mut ema, momentum: 0.75 };
+                momentum(&mut values, gradients, &mut buffer, ema, &settings);
+            }
+            assert_near("values", &values, &values64, 1e-6);
+            assert_near("buffer", &buffer, &buffer64, 1e-6);
+            assert_near("ema", &ema, &ema64, 1e-6);
+        });
     }
 
     #[test]
-    fn ema_of_many_values() {
-        let mut ema = vec![1.0; 100_000];
-        ema_update(&mut ema, &vec![3.0; 100_000], 0.75);
-        assert!(ema.iter().all(|&v| v == 1.5));
+    fn norms_of_many_values() {
+        let (gradients, values) = (normal(N, 1), normal(N, 2));
+        let (wide_gradients, wide_values) = (wide(&gradients), wide(&values));
+        let decayed = wide_gradients.iter().zip(&wide_values).map(|(g, v)| 0.5 * g - 0.25 * v);
+        let decayed: Vec<f64> = decayed.collect();
+        let [expected, expected_decayed] =
+            [&wide_gradients, &decayed].map(|values| dot(values, values).sqrt());
+        under_each(|_| {
+            assert!((norm(&gradients) / expected - 1.0).abs() < 1e-6);
+            let found = decayed_norm(&gradients, 0.5, &values, -0.25);
+            assert!((found / expected_decayed - 1.0).abs() < 1e-6);
+        });
+        assert_eq!((norm(&[]), norm(&[3.0, 4.0])), (0.0, 5.0));
+    }
+
+    #[test]
+    fn passes_over_many_values() {
+        let (a, b) = (normal(N, 1), normal(N, 2));
+        let each = |f: &dyn Fn(f64, f64) -> f64| -> Vec<f64> {
+            a.iter().zip(&b).map(|(&a, &b)| f(f64::from(a), f64::from(b))).collect()
+        };
+        under_each(|_| {
+            let mut ema = a.clone();
+            ema_update(&mut ema, &b, 0.75);
+            assert_near("ema", &ema, &each(&|a, b| 0.75 * a + 0.25 * b), 1e-6);
+            let mut scaled = a.clone();
+            scale(&mut scaled, -1.5);
+            assert_near("scale", &scaled, &each(&|a, _| -1.5 * a), 1e-6);
+            let mut sums = a.clone();
+            add(&mut sums, &b);
+            assert_near("add", &sums, &each(&|a, b| a + b), 1e-6);
+        });
     }
 }

@@ -5,3 +5,11 @@
 pub fn run<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| work())
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn work_runs_in_the_pool() {
+        assert_eq!(super::run(|| rayon::current_thread_index().map(|_| 7)), Some(7));
+    }
+}

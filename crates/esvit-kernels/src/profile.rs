@@ -77,3 +77,35 @@ pub(crate) fn gemm(gemm: impl FnOnce()) {
     let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     GEMM_NANOSECONDS.fetch_add(took, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One test, since the profile is the process's; other tests may record phases in the meantime.
+    #[test]
+    fn phases_are_added_up() {
+        let of = |recorded: &Recorded, name| {
+            recorded.phases.iter().find(|(phase, _)| *phase == name).map(|(_, phase)| *phase)
+        };
+        time("not recorded", 1, || ());
+        enable(true);
+        let found = time("first", 3, || std::thread::sleep(Duration::from_millis(20)));
+        time("second", 0, || ());
+        time("first", 4, || ());
+        unrecorded(|| time("not recorded", 1, || ()));
+        gemm(|| std::thread::sleep(Duration::from_millis(1)));
+        let recorded = take();
+        enable(false);
+        time("not recorded", 1, || ());
+        let first = of(&recorded, "first").unwrap();
+        assert_eq!((found, first.calls, first.macs), ((), 2, 7));
+        assert!(first.time >= Duration::from_millis(20));
+        assert_eq!(of(&recorded, "second").unwrap().calls, 1);
+        assert!(recorded.phases.is_sorted_by(|(_, a), (_, b)| a.time >= b.time), "longest first");
+        assert!(recorded.gemm >= Duration::from_millis(1));
+        let empty = take();
+        assert!(of(&recorded, "not recorded").is_none() && of(&empty, "not recorded").is_none());
+        assert!(of(&empty, "first").is_none());
+    }
+}

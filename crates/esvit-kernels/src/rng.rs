@@ -123,6 +123,46 @@ mod tests {
         );
     }
 
+    /// Every run depends on these numbers: they must never change.
+    #[test]
+    fn known_draws() {
+        let mut rng = Rng::for_purpose(42, 7, [1, 2, 3]);
+        assert_eq!([rng.next_u64(), rng.next_u64()], [0x33e352d4ece206bc, 0x21922cbb5f69685a]);
+        assert_eq!(
+            [rng.uniform(), rng.uniform_in(-3.0, 5.0)],
+            [0.5933004521537016, 3.890727125036861]
+        );
+        // ln and cos are the system's.
+        let errors = [rng.normal() + 0.6348137628734861, rng.normal() + 2.175150429193657];
+        assert!(errors.iter().all(|error| error.abs() < 1e-14), "{errors:?}");
+        assert_eq!([rng.below(10), rng.below(1000), rng.below(0)], [2, 246, 0]);
+        assert_eq!([rng.chance(0.5), rng.chance(0.5), rng.chance(0.5)], [false, true, true]);
+        let mut items = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+        rng.shuffle(&mut items);
+        assert_eq!(items, [3, 0, 1, 9, 4, 5, 6, 8, 2, 7]);
+        assert_eq!(rng.next_u64(), 0x30436f83663a1295, "as many numbers as before were drawn");
+        assert_eq!(Rng::new(42, [1, 2, 3]).next_u64(), 0xf3f3de17bab4e103);
+    }
+
+    /// `chance(p)` is `uniform() < p`: never for 0, always for 1.
+    #[test]
+    fn certain_chances() {
+        let mut rng = Rng::new(1, [0; 3]);
+        assert!((0..1000).all(|_| !rng.chance(0.0) && rng.chance(1.0)));
+    }
+
+    /// Every item, also the last one, comes to every place.
+    #[test]
+    fn shuffles_are_uniform() {
+        let mut counts = [[0usize; 4]; 4];
+        for seed in 0..4000 {
+            let mut items = [0, 1, 2, 3];
+            Rng::new(seed, [0; 3]).shuffle(&mut items);
+            (0..4).for_each(|place| counts[place][items[place]] += 1);
+        }
+        assert!(counts.iter().flatten().all(|count| count.abs_diff(1000) < 120), "{counts:?}");
+    }
+
     #[test]
     fn places_and_purposes_are_distinct_streams() {
         let base = Rng::new(1, [2, 3, 4]).next_u64();

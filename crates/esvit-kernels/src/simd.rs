@@ -153,41 +153,71 @@ pub(crate) fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::tests::under_each;
+
+    dispatch! {
+        fn exps(x: &[f32], to: &mut [f32]) {
+            for (x, to) in x.iter().zip(to) {
+                *to = exp(*x);
+            }
+        }
+    }
+
+    dispatch! {
+        fn sums(a: &[f32], b: &[f32]) -> [f32; 3] {
+            [sum(a, |value| value), sum_pairs(a, b, |a, b| a * b), max(a)]
+        }
+    }
 
     #[test]
     fn exponentials() {
-        for i in -87_000..88_000 {
-            let x = i as f32 / 1000.0;
-            let expected = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - expected).abs() / expected;
-            assert!(error < 3e-7, "{x}: {error}");
-        }
+        let x: Vec<f32> = (-87_000..88_000).map(|i| i as f32 / 1000.0).collect();
+        under_each(|isa| {
+            let mut found = vec![f32::NAN; x.len()];
+            exps(&x, &mut found);
+            for (&x, &found) in x.iter().zip(&found) {
+                let expected = f64::from(x).exp();
+                let error = (f64::from(found) - expected).abs() / expected;
+                assert!(error < 3e-7, "{isa:?} {x}: {error}");
+            }
+        });
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(f32::NEG_INFINITY) < 1e-37);
+        assert_eq!(exp(f32::NEG_INFINITY), exp(-87.0));
     }
 
+    /// Of whole numbers, whose sums are exact in any order.
     #[test]
-    fn sums() {
+    fn reductions() {
         for n in 0..70 {
-            let values: Vec<f32> = (0..n).map(|i| ((i * 7) % 11) as f32 - 4.0).collect();
-            let expected: f32 = values.iter().sum();
-            assert_eq!(sum(&values, |value| value), expected);
-            let expected: f32 = values.iter().map(|value| value * value).sum();
-            assert_eq!(sum_pairs(&values, &values, |a, b| a * b), expected);
+            let a: Vec<f32> = (0..n).map(|i| ((i * 7) % 11) as f32 - 14.0).collect();
+            let b: Vec<f32> = (0..n).map(|i| ((i * 5) % 13) as f32 - 4.0).collect();
+            let expected = [
+                a.iter().sum(),
+                a.iter().zip(&b).map(|(a, b)| a * b).sum(),
+                a.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+            ];
+            under_each(|isa| assert_eq!(sums(&a, &b), expected, "{isa:?} {n}"));
         }
     }
 
+    /// Wherever it stands, also among the last values that fill no register.
     #[test]
     fn maxima() {
-        for n in 0..40 {
-            let values: Vec<f32> = (0..n).map(|i| ((i * 7) % 11) as f32 - 20.0).collect();
-            let expected = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            assert_eq!(max(&values), expected);
+        for n in 1..40 {
+            for at in 0..n {
+                let mut values = vec![-3.0; n];
+                values[at] = -1.0;
+                values[(at + n / 2) % n] = if n > 1 { f32::NAN } else { -1.0 };
+                values[at] = -1.0;
+                assert_eq!(max(&values), -1.0, "{at} of {n}");
+            }
         }
-        for n in 3..40 {
-            let mut values = vec![1.0; n];
-            (values[n / 2], values[n - 1]) = (f32::NAN, 2.0);
-            assert_eq!(max(&values), 2.0);
-        }
+    }
+
+    #[test]
+    #[should_panic(expected = "rows of equal length")]
+    fn pairs_of_other_lengths() {
+        sum_pairs(&[1.0f32], &[1.0f32, 2.0], |a, b| a * b);
     }
 }

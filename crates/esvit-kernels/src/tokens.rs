@@ -177,3 +177,108 @@ dispatch! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::tests::under_each;
+    use crate::testing::{assert_near, dot, normal, wide};
+
+    /// Every pixel of a whole patch has one place; those beyond have none, and no gradient.
+    #[test]
+    fn patches_of_images() {
+        for (sizes, patch) in
+            [([2, 3, 9, 14], 4), ([1, 1, 4, 4], 4), ([3, 2, 5, 6], 1), ([2, 1, 3, 3], 4)]
+        {
+            let [count, channels, height, width] = sizes;
+            let images = normal(sizes.iter().product(), 1);
+            let mut expected = Vec::new();
+            let mut places = Vec::new();
+            for image in 0..count {
+                for (row, column) in (0..height / patch)
+                    .flat_map(|row| (0..width / patch).map(move |column| (row, column)))
+                {
+                    for channel in 0..channels {
+                        for (y, x) in (0..patch).flat_map(|y| (0..patch).map(move |x| (y, x))) {
+                            let line = (image * channels + channel) * height + row * patch + y;
+                            let at = line * width + column * patch + x;
+                            expected.push(images[at]);
+                            places.push(at);
+                        }
+                    }
+                }
+            }
+            assert_eq!(patchify(&images, sizes, patch), expected);
+            let mut back = vec![0.0; images.len()];
+            places.iter().zip(&expected).for_each(|(&at, &value)| back[at] = value);
+            assert_eq!(patchify_backward(&expected, sizes, patch), back);
+        }
+    }
+
+    /// Against the definition in f64, for sizes below and above one task; one row is too short to be
+    /// divided by its norm.
+    #[test]
+    fn normalized_rows() {
+        for (rows, width) in [(4, 1), (5, 33), (1300, 60)] {
+            let mut x = normal(rows * width, 1);
+            let tiny = 2 * width..3 * width;
+            x[tiny.clone()].iter_mut().for_each(|x| *x *= 1e-20);
+            let dy = normal(x.len(), 2);
+            let (x64, dy64) = (wide(&x), wide(&dy));
+            let norm = |row: &[f64]| dot(row, row).sqrt().max(1e-12);
+            let norms: Vec<f64> = x64.chunks_exact(width).map(norm).collect();
+            let y64: Vec<f64> = x64.iter().enumerate().map(|(i, x)| x / norms[i / width]).collect();
+            let gradient = |at: usize| {
+                let (row, dy) = (&y64[at / width * width..][..width], &dy64[at / width * width..]);
+                let along = if at / width == 2 { 0.0 } else { dot(row, dy) };
+                (dy[at % width] - row[at % width] * along) / norms[at / width]
+            };
+            let dx64: Vec<f64> = (0..x.len()).map(gradient).collect();
+            under_each(|_| {
+                let (mut y, mut dx) = (x.clone(), dy.clone());
+                let found = l2_normalize(&mut y, width);
+                l2_normalize_backward(&y, &found, width, &mut dx);
+                assert_near("norms", &found, &norms, 1e-6);
+                assert_near("y", &y, &y64, 1e-6);
+                // The gradient of the short row is as large as its divisor is small.
+                assert_near("dx of the short row", &dx[tiny.clone()], &dx64[tiny.clone()], 1e-6);
+                for (dx, dx64) in
+                    [(&dx[..tiny.start], &dx64[..tiny.start]), (&dx[tiny.end..], &dx64[tiny.end..])]
+                {
+                    assert_near("dx", dx, dx64, 1e-5);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn nan_is_not_clamped() {
+        let mut x = [f32::NAN, 1.0, 3.0, 4.0];
+        let norms = l2_normalize(&mut x, 2);
+        assert!(norms[0].is_nan() && x[..2].iter().all(|x| x.is_nan()));
+        assert_eq!((norms[1], &x[2..]), (5.0, &[0.6, 0.8][..]));
+    }
+
+    #[test]
+    fn means_of_images() {
+        let (width, seq_lens) = (37, [1, 4, 20, 3]);
+        let x = normal(28 * width, 1);
+        let dy = normal(4 * width, 2);
+        let (mut means, mut dx) = (Vec::new(), Vec::new());
+        let mut first = 0;
+        for (image, &n) in seq_lens.iter().enumerate() {
+            let rows = &x[first * width..(first + n) * width];
+            first += n;
+            let column = |c: usize| rows.iter().skip(c).step_by(width).map(|&x| f64::from(x));
+            means.extend((0..width).map(|c| column(c).sum::<f64>() / n as f64));
+            let dy = &dy[image * width..][..width];
+            let row = dy.iter().map(|&dy| f64::from(dy) / n as f64).collect::<Vec<f64>>();
+            dx.extend(std::iter::repeat_n(row, n).flatten());
+        }
+        under_each(|_| {
+            assert_near("means", &global_average_pool(&x, width, &seq_lens), &means, 1e-6);
+            let found = global_average_pool_backward(&dy, width, &seq_lens);
+            assert_near("gradient", &found, &dx, 1e-6);
+        });
+    }
+}

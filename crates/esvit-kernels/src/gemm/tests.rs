@@ -2,25 +2,12 @@ use super::*;
 use crate::element::padded_row_len;
 use crate::isa::tests::under_each;
 use crate::rng::Rng;
+use crate::testing::{rounded, stored};
 use proptest::prelude::*;
 
 fn values(n: usize, stream: u64) -> Vec<f32> {
     let mut rng = Rng::new(stream, [0; 3]);
     (0..n).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect()
-}
-
-/// Rows in the element type, each padded.
-fn stored<T: Element>(values: &[f32], width: usize) -> Vec<T> {
-    let row = padded_row_len::<T>(width);
-    let mut rows = vec![T::default(); values.len() / width * row];
-    for (to, from) in rows.chunks_exact_mut(row).zip(values.chunks_exact(width)) {
-        convert(from, None, to);
-    }
-    rows
-}
-
-fn rounded<T: Element>(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|&v| f64::from(T::from_f32(v).to_f32())).collect()
 }
 
 fn assert_close(found: &[f32], expected: &[f64], what: &str) {

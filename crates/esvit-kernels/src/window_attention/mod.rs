@@ -364,4 +364,6 @@ fn bias_table_gradient(dposition_bias: &[f32], len: usize, windows: &Windows<'_>
 }
 
 #[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
 mod tests;
