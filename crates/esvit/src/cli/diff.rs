@@ -76,3 +76,16 @@ fn cut(mut lines: Vec<String>) -> Vec<String> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_are_cut() {
+        let lines = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
+        assert_eq!(cut(lines(SHOWN)), lines(SHOWN));
+        let shown = cut(lines(SHOWN + 2));
+        assert_eq!((shown.len(), shown[SHOWN].as_str()), (SHOWN + 1, "  ... and 2 more"));
+    }
+}

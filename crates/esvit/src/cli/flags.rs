@@ -171,6 +171,19 @@ mod tests {
     }
 
     #[test]
+    fn a_bare_flag_or_a_list_leaves_the_next_word_alone() {
+        assert_eq!(
+            translated(
+                "esvit train --use_mixup train.epochs=3 --norm_last_layer 0 --use_bn_in_head maybe \
+                 --local_crops_number 6 2 seed=1 --global_crops_scale 0.4 1 --epochs"
+            ),
+            "esvit train objective.mixup.enabled=true train.epochs=3 head.norm_last_layer=false \
+             head.use_bn_in_head=true maybe views.local_counts=[6, 2] seed=1 \
+             views.global_scale=[0.4, 1] train.epochs="
+        );
+    }
+
+    #[test]
     fn other_commands_are_left_alone() {
         let line = "esvit embed --batch_size 3";
         assert_eq!(translated(line), line);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use esvit_data::Preprocess;
 use esvit_data::{DecodeLimits, Folder, Source, training_materials};
 use esvit_eval::bench::peak_gflops;
-use esvit_eval::knn::{self, TEMPERATURE};
+use esvit_eval::knn;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::record::EvalRecord;
 use esvit_kernels::profile;
@@ -55,6 +55,9 @@ pub(super) struct Pretrain {
     /// Print the time spent in each phase.
     #[arg(long)]
     profile: bool,
+    /// Prints the settings of the run as TOML instead of starting it.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Options of `esvit resume`.
@@ -64,6 +67,9 @@ pub(super) struct Resume {
     run: PathBuf,
     #[command(flatten)]
     settings: Settings,
+    /// Prints the settings of the run as TOML instead of going on with it.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Pretrain {
@@ -74,7 +80,7 @@ impl Pretrain {
             None => numbered(Path::new("runs"), &recipe, self.resume)?,
         };
         if self.resume {
-            return resume(&out, &self.settings, output);
+            return resume(&out, &self.settings, self.dry_run, output);
         }
         let mut config = self.settings.resolve()?;
         if let Some(memory) = self.memory {
@@ -92,6 +98,9 @@ impl Pretrain {
                 fit.accumulate,
                 fit.bytes / 1e9
             ));
+        }
+        if self.dry_run {
+            return show_settings(&config, output);
         }
         let start = match (self.init_from, self.continue_from) {
             (Some(path), _) => Start::InitFrom(path),
@@ -117,24 +126,21 @@ impl Resume {
                 self.run.display()
             );
         }
-        resume(&self.run, &self.settings, output)
+        resume(&self.run, &self.settings, self.dry_run, output)
     }
 }
 
-/// Parses a size such as `8G`, `800M` or `6.5GB` into bytes (decimal units).
+/// Parses a size such as `8G`, `6.5GB` or `800MiB` into bytes.
 fn bytes(text: &str) -> Result<f64, String> {
     let lower = text.to_ascii_lowercase();
-    let number = lower.trim_end_matches('b').trim_end_matches('i');
-    let (number, unit) = match number.strip_suffix(['k', 'm', 'g', 't']) {
-        Some(rest) => (rest, &number[rest.len()..]),
-        None => (number, ""),
+    let number = lower.trim_end_matches('b');
+    let (number, base) = match number.strip_suffix('i') {
+        Some(number) => (number, 1024.0_f64),
+        None => (number, 1000.0),
     };
-    let factor = match unit {
-        "k" => 1e3,
-        "m" => 1e6,
-        "g" => 1e9,
-        "t" => 1e12,
-        _ => 1.0,
+    let (number, factor) = match number.chars().last().and_then(|last| "kmgt".find(last)) {
+        Some(power) => (&number[..number.len() - 1], base.powi(power as i32 + 1)),
+        None => (number, 1.0),
     };
     match number.trim().parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number * factor),
@@ -143,11 +149,20 @@ fn bytes(text: &str) -> Result<f64, String> {
 }
 
 /// Resumes the run in a folder; a folder without one gets a new run.
-fn resume(out: &Path, settings: &Settings, output: &Output) -> Result<Exit> {
+fn resume(out: &Path, settings: &Settings, dry_run: bool, output: &Output) -> Result<Exit> {
     let stored = out.join("config.toml");
     let config =
         if stored.is_file() { settings.resolve_stored(&stored)? } else { settings.resolve()? };
+    if dry_run {
+        return show_settings(&config, output);
+    }
     train(&config, out, Start::Resume, false, output)
+}
+
+/// The settings of a run, to stdout.
+fn show_settings(config: &Config, output: &Output) -> Result<Exit> {
+    output.result(config.to_toml().trim_end())?;
+    Ok(Exit::Success)
 }
 
 /// The folder `name-N` in `parent`: the last existing one if `last` is set, else the first free
@@ -297,12 +312,12 @@ fn report(
         output.note(format!("{} steps in {}", outcome.step, clock(outcome.training)));
     }
     if let Some(task) = task {
-        let ks = [config.knn.k];
+        let (ks, temperature) = ([config.knn.k], config.knn.temperature);
         let backbone = NetworkChoice::default().open(&outcome.checkpoint, output)?;
-        let rows = eval::knn::compare(&backbone, task, &ks, TEMPERATURE, output)?;
+        let rows = eval::knn::compare(&backbone, task, &ks, temperature, output)?;
         let (about, images) = (&task.description, task.images());
         output.result(eval::knn::table(&rows, about, images))?;
-        let answer = eval::knn::answer(about, images, TEMPERATURE, &rows);
+        let answer = eval::knn::answer(about, images, temperature, &rows);
         keep(
             out,
             &EvalRecord::new("knn", about, &backbone, &outcome.checkpoint, &answer)?,
@@ -326,4 +341,28 @@ fn report(
     };
     output.note(format!("  esvit embed --checkpoint {checkpoint}{data} --out features.npy"));
     Ok(Exit::Success)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, expected) in [
+            ("8G", 8e9),
+            ("8gb", 8e9),
+            ("8GiB", 8.0 * 1024.0 * 1024.0 * 1024.0),
+            ("6.5 MB", 6.5e6),
+            ("3Ki", 3072.0),
+            ("3k", 3e3),
+            ("2T", 2e12),
+            ("1000", 1e3),
+        ] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "G", "0", "0G", "-8G", "nanG", "infG", "8X", "8 G 1"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
 }

@@ -33,40 +33,39 @@ impl<'a> Progress<'a> {
         }
     }
 
-    fn figures(&self, figures: &StepMetrics) {
-        let region =
-            figures.region_loss.map(|loss| format!(" region {loss:.3}")).unwrap_or_default();
-        let left = Duration::from_secs_f64(
-            figures.batch_time * (self.total - figures.step.min(self.total)) as f64,
-        );
-        let health = figures.health.map(|health| {
-            format!(
-                "  teacher entropy {:.2} of {:.2}, center {:.2}, feature std {:.2}",
-                health.teacher_entropy, health.max_entropy, health.center_norm, health.feature_std
-            )
-        });
-        self.output.note(format!(
-            "step {}/{} epoch {}  loss {:.4} (view {:.3}{region})  lr {:.2e}  {:.0} img/s  data \
-             wait {:.0} %  left {}{}",
-            figures.step,
-            self.total,
-            figures.epoch,
-            figures.train_loss,
-            figures.view_loss,
-            figures.lr,
-            figures.img_per_s,
-            100.0 * figures.data_wait,
-            clock(left),
-            health.unwrap_or_default(),
-        ));
-    }
-
     fn knn(&self, figures: &KnnMetrics) {
         self.output.note(format!(
             "epoch {}  k-NN top-1 {:.1} %, top-5 {:.1} % (k = {}, teacher)",
             figures.epoch, figures.knn_top1, figures.knn_top5, figures.knn_k
         ));
     }
+}
+
+/// A line about the last steps of a run of `total` steps.
+fn line(figures: &StepMetrics, total: u64) -> String {
+    let region = figures.region_loss.map(|loss| format!(" region {loss:.3}")).unwrap_or_default();
+    let left =
+        Duration::from_secs_f64(figures.batch_time * (total - figures.step.min(total)) as f64);
+    let health = figures.health.map(|health| {
+        format!(
+            "  teacher entropy {:.2} of {:.2}, center {:.2}, feature std {:.2}",
+            health.teacher_entropy, health.max_entropy, health.center_norm, health.feature_std
+        )
+    });
+    format!(
+        "step {}/{} epoch {}  loss {:.4} (view {:.3}{region})  lr {:.2e}  {:.0} img/s  data \
+             wait {:.0} %  left {}{}",
+        figures.step,
+        total,
+        figures.epoch,
+        figures.train_loss,
+        figures.view_loss,
+        figures.lr,
+        figures.img_per_s,
+        100.0 * figures.data_wait,
+        clock(left),
+        health.unwrap_or_default(),
+    )
 }
 
 /// `M:SS`, or `H:MM:SS` from one hour on.
@@ -88,7 +87,7 @@ impl Observer for Progress<'_> {
                 self.bar.set_position(*step);
                 self.bar.set_message(format!("loss {loss:.3}"));
             }
-            Event::Figures(figures) => self.figures(figures),
+            Event::Figures(figures) => self.output.note(line(figures, self.total)),
             Event::Knn(figures) => self.knn(figures),
             Event::Broken(broken) => {
                 self.output.warning(format!("left out `{}`: {}", broken.name, broken.reason));
@@ -103,5 +102,45 @@ impl Observer for Progress<'_> {
 impl Drop for Progress<'_> {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_have_hours_where_there_are_any() {
+        let shown = [0, 59, 61, 3599, 3600, 7325].map(|s| clock(Duration::from_secs(s)));
+        assert_eq!(shown, ["0:00", "0:59", "1:01", "59:59", "1:00:00", "2:02:05"]);
+    }
+
+    #[test]
+    fn a_line_says_what_is_left_and_what_was_waited_for() {
+        let figures = StepMetrics {
+            step: 40,
+            epoch: 3,
+            train_loss: 5.5,
+            view_loss: 4.25,
+            region_loss: Some(6.75),
+            lr: 1e-3,
+            wd: 0.04,
+            momentum: 0.99,
+            teacher_temp: 0.04,
+            grad_norm: 1.0,
+            batch_time: 2.0,
+            data_wait: 0.25,
+            img_per_s: 8.0,
+            max_mem: 100.0,
+            health: None,
+        };
+        assert_eq!(
+            line(&figures, 100),
+            "step 40/100 epoch 3  loss 5.5000 (view 4.250 region 6.750)  lr 1.00e-3  8 img/s  data \
+             wait 25 %  left 2:00"
+        );
+        let alone = StepMetrics { region_loss: None, step: 100, ..figures };
+        assert!(line(&alone, 100).contains("(view 4.250)"));
+        assert!(line(&alone, 100).ends_with("left 0:00"));
     }
 }

@@ -72,3 +72,28 @@ fn nearness(check: &Check) -> f64 {
 fn line(check: &Check) -> String {
     format!("{} differs by {:.1e}, {:.0e} allowed", check.what, check.difference, check.tolerance)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_comparison_nearest_to_its_tolerance_is_shown() {
+        let check =
+            |what: &str, difference, tolerance| Check { what: what.into(), difference, tolerance };
+        let checks =
+            vec![check("exact", 0.0, 0.0), check("near", 0.5, 1.0), check("large", 3.0, 100.0)];
+        let mut report =
+            Report { name: "case".into(), kind: "kind".into(), outcome: Outcome::Compared(checks) };
+        let line = describe(&report, false);
+        assert!(
+            line.starts_with("passed         case (kind, 3 comparisons): near differs by 5.0e-1")
+        );
+        let all = describe(&report, true);
+        assert!(
+            all.lines().count() == 4 && all.contains("\n    large differs by 3.0e0, 1e2 allowed")
+        );
+        report.outcome = Outcome::Compared(vec![check("wrong", 2.0, 1.0)]);
+        assert!(describe(&report, false).starts_with("FAILED         case"));
+    }
+}

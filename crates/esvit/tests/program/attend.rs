@@ -9,9 +9,8 @@ use crate::place::{Place, TINY};
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
 
-fn with_a_run(settings: &str) -> Place {
-    let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1 {settings}"));
+fn with_a_run() -> Place {
+    let place = Place::with_a_run();
     let image = encoded(textured(90, 50, 1), ImageFormat::Png);
     place.write("image.png", image);
     place
@@ -28,7 +27,7 @@ fn numbers<'a>(rows: &'a Value, key: &str) -> Vec<f64> {
 
 #[test]
 fn the_attention_of_a_image() {
-    let place = with_a_run("");
+    let place = with_a_run();
     let line = format!("attend image.png --checkpoint {CHECKPOINT} --json");
     let answer = place.well(&format!("{line} --svg attend.svg")).json();
     // The last of two blocks: a map of 4 x 4 that is one window.
@@ -51,6 +50,7 @@ fn the_attention_of_a_image() {
     assert_eq!((&answer["visible_cells"], &answer["padding_keys"]), (&8.into(), &8.into()));
     let padding = numbers(&answer["heads"], "padding_mass");
     assert!(padding.len() == 1 && padding[0] > 0.05 && padding[0] < 0.95, "{answer}");
+    assert_eq!(answer["mass"], 0.9);
     assert!(place.path("whole.png").exists());
 
     let table = place.well(&format!("attend image.png --checkpoint {CHECKPOINT} --size 64"));
@@ -59,7 +59,7 @@ fn the_attention_of_a_image() {
 
 #[test]
 fn what_cannot_be_shown_is_said() {
-    let place = with_a_run("");
+    let place = with_a_run();
     place.write("broken.jpg", &unusable()[1].1);
     let fails = |rest: &str, says: &[&str]| {
         place.run(&format!("attend {rest} --checkpoint {CHECKPOINT}")).expect(1).says(says);
@@ -78,7 +78,9 @@ fn what_cannot_be_shown_is_said() {
 
 #[test]
 fn rollout_of_a_network_with_one_map() {
-    let place = with_a_run("model.depths=[3] model.num_heads=[2] model.window_size=8");
+    let place = with_a_run();
+    let network = "model.depths=[3] model.num_heads=[2] model.window_size=8";
+    place.well(&format!("pretrain --out run --overwrite {TINY} train.epochs=1 {network}"));
     let line = format!("attend image.png --checkpoint {CHECKPOINT} --rollout --json");
     let answer = place.well(&line).json();
     assert_eq!((&answer["rollout"], &answer["map"]), (&true.into(), &serde_json::json!([8, 8])));
@@ -89,7 +91,7 @@ fn rollout_of_a_network_with_one_map() {
 
 #[test]
 fn entropy_over_many_images() {
-    let place = with_a_run("");
+    let place = with_a_run();
     labeled(&place, "set", 4);
     good(&place, "set/odd", 3);
     place.write("set/red/broken.jpg", &unusable()[1].1);
@@ -111,6 +113,9 @@ fn entropy_over_many_images() {
     let kept = place.folder("run").lines("eval/results.jsonl");
     assert_eq!((&kept[0]["evaluation"], &kept[0]["results"]), (&"attention".into(), &answer));
 
+    // A run starts from the untrained network of its seed.
+    let untrained = place.well(&format!("{line} --against untrained")).json();
+    assert_eq!(untrained["against"]["blocks"], answer["against"]["blocks"]);
     let table = place.well(&format!("eval attention --checkpoint {CHECKPOINT} --images 1"));
     assert!(table.stdout.contains("1 image of built-in materials"), "{table}");
     place.write("bad/broken.jpg", &unusable()[1].1);

@@ -47,8 +47,17 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
     assert_eq!(steps, (1..=15).map(|n| n * 5).collect::<Vec<_>>());
     assert!(run.losses().iter().all(|(_, loss)| loss.is_finite() && *loss > 0.0));
     let metrics = run.lines("metrics.jsonl");
-    for key in ["lr", "img_per_s", "data_wait", "teacher_entropy", "center_norm", "feature_std"] {
-        assert!(metrics[0][key].is_number(), "{key}: {}", metrics[0]);
+    // The teacher of 32 prototypes has not collapsed; its center has moved from 0.
+    for (key, low, high) in [
+        ("lr", 0.0, 12e-3),
+        ("img_per_s", 0.0, f64::INFINITY),
+        ("data_wait", -1e-9, 1.0),
+        ("teacher_entropy", 0.1, 32f64.ln()),
+        ("center_norm", 0.0, 10.0),
+        ("feature_std", 0.01, 1.0),
+    ] {
+        let value = metrics[0][key].as_f64().unwrap_or_else(|| panic!("{key}: {}", metrics[0]));
+        assert!(value > low && value < high, "{key}: {}", metrics[0]);
     }
     let checks: Vec<f64> = metrics.iter().filter_map(|line| line["knn_top1"].as_f64()).collect();
     assert_eq!(checks.len(), 3);
@@ -83,29 +92,28 @@ fn a_labeled_folder_is_checked_with_the_val_folder_beside_it() {
     assert_eq!(metrics.iter().filter(|line| line["knn_top1"].is_number()).count(), 1);
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
-fn a_hundred_thousand_files_start_at_once() {
-    use std::time::Duration;
-
+fn a_hundred_thousand_files_are_not_read_before_the_first_step() {
     let place = Place::new();
     crate::images::good(&place, "few", 50);
-    let few: Vec<_> = place.files("").into_keys().collect();
+    let few: Vec<_> = place.files("").into_iter().collect();
     std::fs::create_dir(place.path("many")).unwrap();
+    let mut bytes = 0;
     for number in 0..100_000 {
-        let image = &few[number % few.len()];
+        let (image, content) = &few[number % few.len()];
         let extension = image.extension().unwrap().to_str().unwrap();
         let name = format!("many/{number:06}.{extension}");
         std::fs::hard_link(image, place.path(&name)).unwrap();
+        bytes += content.len() as u64;
     }
     let line = format!("pretrain --data many --out run {TINY} train.epochs=1 train.log_every=1");
-    let began = std::time::Instant::now();
     let mut running = place.start(&line);
     let run = place.folder("run");
     running.wait_until(|| run.losses_so_far() > 0);
-    let first_step = began.elapsed();
-    running.signal("INT");
-    let ended = running.wait().expect(75).says(&["100000 images in `many`"]);
-    assert!(first_step < Duration::from_secs(10), "the first step took {first_step:?}\n{ended}");
-    eprintln!("first step of 100,000 files after {first_step:?}");
+    let read = running.bytes_read();
+    running.signal(&["INT"]);
+    running.wait().expect(75).says(&["100000 images in `many`"]);
+    // Of 500 MB what a few steps take, and what the process reads of itself.
+    assert!(read < bytes / 20, "{read} of {bytes} bytes were read");
 }

@@ -18,9 +18,10 @@ fn init_from_takes_weights_and_nothing_else() {
     place.well(&format!("pretrain --out first {TINY} train.epochs=1"));
     let source = "first/checkpoints/epoch=0001-step=00000025.safetensors";
     let settings = "train.epochs=2 checkpoint.keep_last=100 train.log_every=1";
-    place
-        .well(&format!("pretrain --out second {TINY} {settings} --init-from {source}"))
-        .says(&["weights of `backbone`, `head`, `head_dense` from", source]);
+    let ended =
+        place.well(&format!("pretrain --out second {TINY} {settings} --init-from {source}"));
+    assert!(!ended.stderr.contains("ms a step"), "{ended}");
+    ended.says(&["weights of `backbone`, `head`, `head_dense` from", source]);
     let run = place.folder("second");
     let (given, start) = (tensors(&place.path(source)), tensors(&run.checkpoint(0)));
     for of in ["student.", "teacher."] {
@@ -44,10 +45,11 @@ fn the_region_task_is_added_to_a_run_of_the_view_task() {
     place.well(&format!("pretrain --out view {TINY} train.epochs=1 objective.region=false"));
     let source = "view/checkpoints/epoch=0001-step=00000025.safetensors";
     let settings = "train.epochs=2 checkpoint.keep_last=100 train.log_every=1";
+    assert_eq!(place.well(&format!("info {source} --json")).json()["objective"], "L_V");
     place
-        .well(&format!("pretrain --out both {TINY} {settings} --continue-from {source}"))
+        .well(&format!("pretrain --out both {TINY} {settings} --continue-from {source} --profile"))
         .says(&["moments and centers of `backbone`, `head` from", "`head_dense` start anew"])
-        .says(&["step 26/50", "step 50/50"]);
+        .says(&["step 26/50", "step 50/50", "ms a step", "optimizer and teacher", "all of these"]);
     let run = place.folder("both");
     let (given, start) = (tensors(&place.path(source)), tensors(&run.checkpoint(25)));
     // All that was there is kept: both networks, both moments, the center.
@@ -73,8 +75,7 @@ fn the_region_task_is_added_to_a_run_of_the_view_task() {
 
 #[test]
 fn a_finished_run_has_nothing_to_do_until_it_is_made_longer() {
-    let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+    let place = Place::with_a_run();
     let run = place.folder("run");
     let before = std::fs::read(run.newest()).unwrap();
     place.well("resume run").says(&["nothing to do: all 25 steps of this run are done"]);
@@ -89,6 +90,11 @@ fn the_crops_of_a_preview_are_a_image() {
     let place = Place::new();
     let decoded = |name: &str| image::open(place.path(name)).unwrap();
     place.well("data preview --recipe materials --images 3 --out sheet.png").says(&["3 images"]);
+    let again = "data preview --recipe materials --images 3 --out sheet.png";
+    place.run(again).expect(1).says(&["`sheet.png` is there already", "--overwrite"]);
+    let before = decoded("sheet.png");
+    place.well(&format!("{again} --overwrite --epoch 1"));
+    assert!(before != decoded("sheet.png"), "the crops of another epoch");
     let (three, one) = (decoded("sheet.png"), {
         place.well("data preview --recipe materials --images 1");
         decoded("preview.png")
@@ -111,7 +117,7 @@ fn the_crops_of_a_preview_are_a_image() {
 
 #[test]
 fn info_tells_what_there_is() {
-    let place = Place::new();
+    let place = Place::with_a_run();
     let listing = place.well("info --json").json();
     let names = |kind: &str| -> Vec<String> {
         let entries = listing[kind].as_array().unwrap().iter();
@@ -119,10 +125,14 @@ fn info_tells_what_there_is() {
     };
     assert!(names("architectures").contains(&"swin_tiny_w7".into()), "{listing}");
     assert!(names("recipes").contains(&"materials".into()), "{listing}");
+    // 4.5 billion, as the paper counts.
+    let tiny = listing["architectures"].as_array().unwrap().iter();
+    let tiny = tiny.clone().find(|entry| entry["name"] == "swin_tiny_w7").unwrap();
+    let [large, small] = ["macs_224", "macs_96"].map(|key| tiny[key].as_f64().unwrap() / 1e9);
+    assert!((large - 4.5).abs() < 0.1 && small < 1.5, "{tiny}");
     let table = place.well("info");
     assert!(table.stdout.contains("swin_tiny_w7") && table.stdout.contains("materials"), "{table}");
 
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
     let file = "run/checkpoints/epoch=0001-step=00000025.safetensors";
     let facts = place.well(&format!("info {file} --json")).json();
     for (key, expected) in [
@@ -140,4 +150,6 @@ fn info_tells_what_there_is() {
     assert!(facts["backbone_parameters"].as_u64().is_some_and(|count| count > 10_000), "{facts}");
     let lines = place.well(&format!("info {file}"));
     assert!(lines.stdout.contains("backbone parameters"), "{lines}");
+    let other = place.run(&format!("info {file} --arch swin_tiny_w7")).expect(1);
+    assert!(other.stdout.contains("does not load"), "{other}");
 }

@@ -3,13 +3,12 @@
 use image::ImageFormat;
 
 use crate::images::{encoded, textured, unusable};
-use crate::place::{Place, TINY};
+use crate::place::Place;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
 
 fn with_a_run() -> Place {
-    let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+    let place = Place::with_a_run();
     let image = |seed| encoded(textured(64, 48, seed), ImageFormat::Png);
     place.write("a.png", image(1));
     place.write("b.png", image(2));
@@ -38,7 +37,13 @@ fn mirrored_and_cropped_views_are_measured() {
         assert_eq!(results[2]["pck"].as_array().unwrap().len(), 3);
         assert!(results[2]["accuracy"]["interval"][0].is_number(), "{first}");
         assert_eq!(first.stdout, place.well(&line).stdout);
+        let other = place.well(&format!("{line} --seed 1 --pairs 7")).json();
+        assert_eq!((&other["pairs"], &other["seed"]), (&7.into(), &1.into()));
+        assert!(answer["pairs"] != 7 && !first.stderr.contains("all of them are measured"));
     }
+    let seeds =
+        [0, 1].map(|seed| place.well(&format!("{line} --geometry crops --seed {seed}")).json());
+    assert_ne!(seeds[0]["results"][2], seeds[1]["results"][2]);
 }
 
 #[test]
@@ -49,6 +54,9 @@ fn what_cannot_be_measured_is_refused() {
     place.run(&format!("{line} --stage 3")).expect(1).says(&["no stage 3", "stages 1 to 2"]);
     place.run(&format!("{line} --size 30")).expect(1).says(&["whole number of cells", "hint:"]);
     place.run(&format!("{line} --data broken")).expect(1);
+    for scale in ["1 0.4", "0 1", "0.5 1.1"] {
+        place.run(&format!("{line} --scale {scale}")).expect(1).says(&["`--scale` is"]);
+    }
 }
 
 #[test]
@@ -88,6 +96,21 @@ fn two_images_and_two_views_are_drawn() {
     assert!(std::fs::read_to_string(place.path("views.svg")).unwrap().starts_with("<svg"));
 
     place.run(&format!("{line} --out views.png")).expect(1).says(&["already exists"]);
+    let other = place.well(&format!("{line} --seed 1 --out other.png")).json();
+    assert_ne!(other["views"][1]["crop"], views["views"][1]["crop"]);
+    // Of all 64 cells some have the same best match, but no two of those that are each other's.
+    let matched = |rest: &str| {
+        let line = line.replace("--pairs 5", "--pairs 64");
+        let all = place.well(&format!("{line} --out all.png --overwrite {rest}")).json();
+        let second = |pair: &serde_json::Value| pair["second"]["cell"].as_u64().unwrap();
+        let mut cells: Vec<u64> = all["pairs"].as_array().unwrap().iter().map(second).collect();
+        let count = cells.len();
+        cells.sort_unstable();
+        cells.dedup();
+        (count, cells.len())
+    };
+    let ((all, distinct), (mutual, also)) = (matched(""), matched("--mutual"));
+    assert!(all > distinct && mutual == also && mutual < all, "{all} {distinct} {mutual} {also}");
     place.well(&format!("{line} --out again.png"));
     assert_eq!(png, std::fs::read(place.path("again.png")).unwrap());
 

@@ -3,17 +3,11 @@
 use serde_json::Value;
 
 use crate::images::{labeled, unusable};
-use crate::place::{Ended, Place, TINY};
+use crate::place::{Ended, Place};
 use esvit_model::npy::NpyWriter;
 use esvit_weights::WeightsFile;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
-
-fn with_a_run() -> Place {
-    let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
-    place
-}
 
 /// Top-1 and top-5 for every k of one row of the answer.
 fn accuracies(answer: &Value, row: usize, name: &str) -> Vec<(u64, f64, f64)> {
@@ -29,7 +23,7 @@ fn accuracies(answer: &Value, row: usize, name: &str) -> Vec<(u64, f64, f64)> {
 
 #[test]
 fn knn_on_the_built_in_task() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     let answer = place.well(&format!("eval knn --checkpoint {CHECKPOINT} --json")).json();
     assert_eq!((&answer["train_images"], &answer["query_images"]), (&808.into(), &404.into()));
     for (row, name) in ["raw pixels", "untrained", "trained"].iter().enumerate() {
@@ -38,6 +32,9 @@ fn knn_on_the_built_in_task() {
         // By chance it is 1 in 101.
         assert!(accuracies[0].1 > 3.0, "{answer}");
     }
+    assert_ne!(answer["results"][1]["accuracies"], answer["results"][2]["accuracies"]);
+    let zero = place.run(&format!("eval knn --checkpoint {CHECKPOINT} --k 10 0")).expect(1);
+    zero.says(&["`--k` is 0"]);
     let table = place.well(&format!("eval knn --checkpoint {CHECKPOINT} --key student --k 5"));
     assert!(
         table.stdout.contains("k=5 top-1/top-5") && table.stdout.contains("untrained"),
@@ -47,7 +44,7 @@ fn knn_on_the_built_in_task() {
 
 #[test]
 fn knn_on_labeled_folders() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "set/train", 8);
     labeled(&place, "set/val", 3);
     place.write("set/val/red/broken.jpg", &unusable()[1].1);
@@ -79,7 +76,7 @@ fn npy(bytes: &[u8]) -> (String, Vec<f32>) {
 
 #[test]
 fn features_are_the_same_in_every_format() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "set", 4);
     place.write("set/red/broken.jpg", "");
     let embed = |rest: &str| -> Ended {
@@ -88,6 +85,10 @@ fn features_are_the_same_in_every_format() {
     embed("--out f.npy").says(&["left out `set/red/broken.jpg`", "12 features of 32 values"]);
     embed("--out f.safetensors");
     embed("--out f.csv");
+    place.write("bad/broken.jpg", "");
+    let bad = place.run(&format!("embed --checkpoint {CHECKPOINT} --data bad --out bad.npy"));
+    bad.expect(1).says(&["none of the 1 images can be read"]);
+    assert!(!place.path("bad.npy").exists());
 
     let read = |name: &str| std::fs::read_to_string(place.path(name)).unwrap();
     let (shape, values) = npy(&std::fs::read(place.path("f.npy")).unwrap());
@@ -123,7 +124,7 @@ fn features_are_the_same_in_every_format() {
 
 #[test]
 fn features_of_the_built_in_images() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     place.well(&format!("embed --checkpoint {CHECKPOINT} --out features.npy"));
     let (shape, values) = npy(&std::fs::read(place.path("features.npy")).unwrap());
     assert_eq!((shape.as_str(), values.len()), ("(808, 32)", 808 * 32));
@@ -134,23 +135,32 @@ fn features_of_the_built_in_images() {
 #[test]
 fn knn_on_stored_features() {
     let place = Place::new();
-    std::fs::create_dir(place.path("stored")).unwrap();
-    for (side, rows) in [("train", 6), ("query", 3)] {
-        let file = |what: &str| place.path(&format!("stored/{side}_{what}.npy"));
+    let store = |folder: &str, side: &str, classes: &[i64]| {
+        let file = |what: &str| place.path(&format!("{folder}/{side}_{what}.npy"));
+        std::fs::create_dir_all(place.path(folder)).unwrap();
         let mut features = NpyWriter::create(&file("features"), 2).unwrap();
         let mut labels = NpyWriter::create_vector(&file("labels")).unwrap();
-        for row in 0..rows {
-            let class = row % 3;
-            let angle = f32::from(class as u8) + 0.01 * row as f32;
+        for (row, &class) in classes.iter().enumerate() {
+            let angle = class as f32 + 0.01 * row as f32;
             features.append(&[3.0 * angle.cos(), 3.0 * angle.sin()]).unwrap();
-            labels.append(&[i64::from(class)]).unwrap();
+            labels.append(&[class]).unwrap();
         }
         features.finish().unwrap();
         labels.finish().unwrap();
-    }
+    };
+    store("stored", "train", &[0, 1, 2, 0, 1, 2]);
+    store("stored", "query", &[0, 1, 2]);
     let answer = place.well("eval knn --features stored --k 1 2 --json").json();
     assert_eq!((&answer["train_images"], &answer["query_images"]), (&6.into(), &3.into()));
     assert_eq!(accuracies(&answer, 0, "stored"), [(1, 100.0, 100.0), (2, 100.0, 100.0)]);
+    // At a high temperature all six vote alike, and the class with four of them wins.
+    store("uneven", "train", &[0, 0, 0, 0, 1, 2]);
+    store("uneven", "query", &[0, 1, 2]);
+    for (temperature, top1) in [("0.07", 100.0), ("1e9", 100.0 / 3.0)] {
+        let line = format!("eval knn --features uneven --k 6 --temperature {temperature} --json");
+        let found = accuracies(&place.well(&line).json(), 0, "stored")[0].1;
+        assert!((found - top1).abs() < 1e-9, "{found} at {temperature}");
+    }
     std::fs::remove_file(place.path("stored/query_labels.npy")).unwrap();
     place.run("eval knn --features stored").expect(1).says(&["stored/query_labels.npy"]);
     place.run("eval knn").expect(1).says(&["--checkpoint FILE", "--features FOLDER"]);
@@ -158,7 +168,7 @@ fn knn_on_stored_features() {
 
 #[test]
 fn one_image_can_be_classified_but_not_set_aside() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "set", 1);
     std::fs::remove_dir_all(place.path("set/blue")).unwrap();
     std::fs::remove_dir_all(place.path("set/green")).unwrap();
@@ -170,7 +180,7 @@ fn one_image_can_be_classified_but_not_set_aside() {
 
 #[test]
 fn results_are_kept_with_the_run() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     for k in ["1", "5"] {
         place
             .well(&format!("eval knn --checkpoint {CHECKPOINT} --k {k}"))
@@ -194,9 +204,25 @@ fn efficiency_of_a_small_step() {
     assert_eq!((&backbone["stages"], &backbone["parameters"]), (&4.into(), &27_519_354.into()));
     for (steps, batch) in backbone["steps"].as_array().unwrap().iter().zip([1, 2]) {
         assert_eq!(steps["batch"], batch);
-        for ratio in ["time_ratio", "memory_ratio"] {
-            assert!(steps[ratio].as_f64().unwrap() > 0.2, "{answer}");
-        }
+        // The region task has a head of its own; time is measured, not asserted.
+        assert!(steps["memory_ratio"].as_f64().unwrap() > 1.05, "{answer}");
+        assert!(steps["time_ratio"].as_f64().unwrap() > 0.0, "{answer}");
     }
     place.run("eval efficiency --models nothing").expect(1).says(&["`nothing`", "esvit info"]);
+}
+
+#[test]
+fn what_is_measured_is_what_was_asked_for() {
+    let place = Place::new();
+    let knn = "bench knn --train 300 --queries 20 --width 8 --k 3 --threads 3 --json";
+    let answer = place.well(knn).json();
+    for (key, expected) in [("train", 300), ("queries", 20), ("width", 8), ("k", 3), ("threads", 3)]
+    {
+        assert_eq!(answer[key], expected, "{answer}");
+    }
+    place.run("bench knn --k 0").expect(1).says(&["must be at least 1"]);
+    let forward = "bench forward --batch 1 --global-size 64 --prototypes 32 --iterations 1 --json";
+    let answer = place.well(&format!("{forward} --precision f32 --view-only --threads 1")).json();
+    assert_eq!((&answer["region"], &answer["precision"]), (&false.into(), &"f32".into()));
+    assert_eq!((&answer["threads"], answer["seconds"].as_array().unwrap().len()), (&1.into(), 1));
 }

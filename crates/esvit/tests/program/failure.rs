@@ -8,9 +8,10 @@ struct SmallDisk(std::path::PathBuf);
 
 #[cfg(target_os = "linux")]
 impl SmallDisk {
-    fn mount(path: std::path::PathBuf, options: &str) -> Option<Self> {
+    fn mount(path: std::path::PathBuf, options: &str) -> Self {
         std::fs::create_dir_all(&path).unwrap();
-        mount(&["-t", "tmpfs", "-o", options, "tmpfs"], &path).then_some(Self(path))
+        assert!(mount(&["-t", "tmpfs", "-o", options, "tmpfs"], &path), "cannot mount {path:?}");
+        Self(path)
     }
 }
 
@@ -29,12 +30,10 @@ impl Drop for SmallDisk {
 
 #[cfg(target_os = "linux")]
 #[test]
+#[ignore = "needs the right to mount a file system"]
 fn a_full_disk_leaves_the_last_checkpoint_whole() {
     let place = Place::new();
-    let Some(disk) = SmallDisk::mount(place.path("disk"), "size=800k") else {
-        eprintln!("skipped: this user may not mount a small disk");
-        return;
-    };
+    let disk = SmallDisk::mount(place.path("disk"), "size=800k");
     // The first checkpoint has 200 kB, those with an optimizer's moments 370 kB.
     let line = format!("pretrain --out disk/run {TINY} checkpoint.every_steps=10");
     let ended = place.run(&line).expect(1).says(&[

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::images::{encoded, labeled, textured, unusable};
-use crate::place::{Place, TINY};
+use crate::place::Place;
 use image::ImageFormat;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
@@ -11,19 +11,13 @@ const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
 const BY_HEART: &str = "--mixup 0 --cutmix 0 --label-smoothing 0 --drop-path 0 --scale 0.9 1 --weight-decay 0 \
     --lr 0.05 --batch-size 8 --epochs 20 --train set --val set --json";
 
-fn with_a_run() -> Place {
-    let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
-    place
-}
-
 fn top1(accuracy: &Value) -> f64 {
     accuracy["top1"].as_f64().unwrap_or_else(|| panic!("no top-1 in {accuracy}"))
 }
 
 #[test]
 fn a_small_set_is_learnt_by_heart_and_kept() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "set", 6);
     place.write("set/red/broken.jpg", &unusable()[1].1);
     let line = format!("eval finetune --checkpoint {CHECKPOINT} {BY_HEART}");
@@ -35,6 +29,9 @@ fn a_small_set_is_learnt_by_heart_and_kept() {
     let answer = ended.json();
     assert_eq!((top1(&answer["best"]), top1(&answer["last"])), (100.0, 100.0), "{answer}");
     assert_eq!(answer["epochs"].as_array().unwrap().len(), 20);
+    let settings = &answer["settings"];
+    assert_eq!((&settings["lr"], &settings["layer_decay"]), (&0.05.into(), &0.8.into()));
+    assert_eq!((&settings["batch_size"], &settings["from_scratch"]), (&8.into(), &false.into()));
     let kept = place.folder("run").lines("eval/results.jsonl");
     assert_eq!((&kept[0]["evaluation"], &kept[0]["results"]), (&"finetune".into(), &answer));
 
@@ -52,7 +49,7 @@ fn a_small_set_is_learnt_by_heart_and_kept() {
 
 #[test]
 fn from_scratch_with_all_the_trimmings() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "set", 5);
     place.write("val/red/wide.png", encoded(textured(90, 30, 4), ImageFormat::Png));
     place.write("val/unknown/1.png", encoded(textured(40, 40, 9), ImageFormat::Png));
@@ -63,12 +60,24 @@ fn from_scratch_with_all_the_trimmings() {
     let answer = place.well(&line).says(&["classes without training images"]).json();
     assert_eq!((&answer["train_images"], &answer["query_images"]), (&15.into(), &2.into()));
     assert!(top1(&answer["last"]) <= 50.0, "{answer}");
+    for (key, expected) in [
+        ("from_scratch", true.into()),
+        ("epochs", 2.into()),
+        ("batch_size", 64.into()),
+        ("randaugment", true.into()),
+        ("layer_decay", 0.5.into()),
+        ("precision", "f32".into()),
+        ("seed", 3.into()),
+    ] as [(&str, Value); 7]
+    {
+        assert_eq!(answer["settings"][key], expected, "{key}: {answer}");
+    }
     assert_eq!(place.well(&line).json(), answer, "a second time");
 }
 
 #[test]
 fn what_cannot_be_learnt_is_refused() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     place.write("one/only/1.png", encoded(textured(40, 40, 1), ImageFormat::Png));
     place.write("one/only/2.png", encoded(textured(40, 40, 2), ImageFormat::Png));
     let line = format!("eval finetune --checkpoint {CHECKPOINT} --epochs 1");

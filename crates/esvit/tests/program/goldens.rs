@@ -35,13 +35,12 @@ fn own_cases_pass() {
 }
 
 #[test]
+#[ignore = "needs a folder of cases in the variable `ESVIT_GOLDENS`"]
 fn cases_from_elsewhere_do_not_fail() {
-    let Some(folder) = std::env::var_os("ESVIT_GOLDENS").filter(|folder| !folder.is_empty()) else {
-        eprintln!("skipped: `ESVIT_GOLDENS` is not set");
-        return;
-    };
+    let folder = std::env::var_os("ESVIT_GOLDENS").expect("`ESVIT_GOLDENS` names a folder");
     // A relative path is meant from where the tests are started, the workspace.
     let reports = reports(&workspace().join(PathBuf::from(folder)));
+    assert!(reports.iter().any(Report::passed), "no case is supported");
     let others = others(&reports, |report| !report.failed());
     assert!(others.is_empty(), "{}", others.join("\n"));
 }

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::place::{Folder, Place, Running, TINY};
+use crate::place::{Ended, Folder, Place, Running, TINY};
 
 /// 400 steps with a checkpoint after every one.
 const LONG: &str = "train.epochs=16 train.log_every=1 checkpoint.every_steps=1";
@@ -99,7 +99,7 @@ fn asked_to_stop_it_saves_and_goes_on() {
         let mut running = place.start(&line);
         running.wait_until(|| run.steps().last().is_some_and(|step| *step > last + 20));
         std::thread::sleep(some_of(whole.took / 20));
-        running.signal(signal);
+        running.signal(&[signal]);
         let ended = running.wait().expect(75).says(&["to resume: esvit resume run"]);
         last = *run.steps().last().unwrap();
         assert!(last < 400, "{ended}");
@@ -111,6 +111,35 @@ fn asked_to_stop_it_saves_and_goes_on() {
     assert_whole(&run);
 }
 
+/// A run of one step that takes about a second.
+const ONE_STEP: &str = "train.epochs=1 optim.warmup_epochs=0 data.repeat=4 train.accumulate=100";
+
+/// Starts a run and sends it signals during its first step.
+fn signalled(place: &Place, settings: &str, signals: &[&str]) -> Ended {
+    let run = place.folder("run");
+    let mut running = place.start(&format!("pretrain --out run {TINY} {settings}"));
+    running.wait_until(|| run.steps() == [0]);
+    running.signal(signals);
+    running.wait()
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let place = Place::new();
+    let ended = signalled(&place, ONE_STEP, &["INT", "TERM"]).expect(130);
+    let run = place.folder("run");
+    assert!(run.steps() == [0] && run.losses().is_empty(), "{ended}");
+    place.well("info run/checkpoints/epoch=0000-step=00000000.safetensors");
+}
+
+#[test]
+fn a_signal_during_the_last_step_comes_too_late_to_stop_it() {
+    let place = Place::new();
+    let ended = signalled(&place, ONE_STEP, &["HUP"]).expect(0).says(&["1 steps in"]);
+    assert!(!ended.stderr.contains("to go on:"), "{ended}");
+    assert_eq!(place.folder("run").steps(), [0, 1]);
+}
+
 #[test]
 fn a_stop_between_checkpoints_makes_one() {
     let place = Place::new();
@@ -118,7 +147,7 @@ fn a_stop_between_checkpoints_makes_one() {
     let settings = "train.epochs=400 checkpoint.every_epochs=400 train.log_every=1";
     let mut running = place.start(&format!("pretrain --out run {TINY} {settings}"));
     running.wait_until(|| run.losses_so_far() > 30);
-    running.signal("INT");
+    running.signal(&["INT"]);
     let ended = running.wait().expect(75);
     let steps = run.steps();
     assert_eq!(steps[0], 0);

@@ -3,16 +3,10 @@
 use serde_json::Value;
 
 use crate::images::{encoded, labeled, textured, unusable};
-use crate::place::{Place, TINY};
+use crate::place::Place;
 use image::ImageFormat;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
-
-fn with_a_run() -> Place {
-    let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
-    place
-}
 
 fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
@@ -28,7 +22,7 @@ fn top1(best: &Value) -> f64 {
 
 #[test]
 fn linear_probe_on_the_built_in_task() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     let line = format!("eval linear --checkpoint {CHECKPOINT} --epochs 10 --lr 0.1 1");
     let answer = place.well(&format!("{line} --json")).json();
     assert_eq!((&answer["train_images"], &answer["query_images"]), (&808.into(), &404.into()));
@@ -44,15 +38,18 @@ fn linear_probe_on_the_built_in_task() {
     assert!(table.stdout.contains("trained") && !table.stdout.contains("untrained"), "{table}");
     assert!(table.stdout.contains("by n and learning rate"), "{table}");
     assert!(table.stdout.contains("not refit: 646 images"), "{table}");
+    let other = place.well(&format!("{line} --no-baseline --seed 1 --json")).json();
+    assert_eq!((&other["standardize"], &other["seed"]), (&false.into(), &1.into()));
+    assert_ne!(other["sweep"], answer["sweep"]);
 
     let kept = place.folder("run").lines("eval/results.jsonl");
-    assert_eq!(kept.len(), 3);
+    assert_eq!(kept.len(), 4);
     assert_eq!((&kept[0]["evaluation"], &kept[0]["results"]), (&"linear".into(), &answer));
 }
 
 #[test]
 fn every_solver_tells_colored_folders_apart() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "set/train", 10);
     labeled(&place, "set/val", 3);
     place.write("set/val/red/broken.jpg", &unusable()[1].1);
@@ -61,7 +58,7 @@ fn every_solver_tells_colored_folders_apart() {
         format!("eval linear --checkpoint {CHECKPOINT} --train set/train --json --no-baseline");
     for solver in [
         "--epochs 20 --augment",
-        "--solver logistic --dump dump",
+        "--solver logistic --l2 0.001 0.01 --n 1 --dump dump",
         "--solver elevater --n 2 --batch 8",
     ] {
         let ended = place.well(&format!("{line} --val set/val {solver}"));
@@ -69,6 +66,16 @@ fn every_solver_tells_colored_folders_apart() {
         // Nine images of the three colors, and one of a class that is not known.
         assert!((top1(&answer["best"]) - 90.0).abs() < 1e-9, "{solver}: {answer}");
         assert_eq!(answer["untrained"], Value::Null);
+        if solver.contains("--l2") {
+            assert_eq!(answer["sweep"].as_array().unwrap().len(), 2, "{answer}");
+        }
+        if solver.contains("--augment") {
+            let plain = solver.replace("--augment", "");
+            let plain = place.well(&format!("{line} --val set/val {plain}")).json();
+            assert_ne!(plain["sweep"], answer["sweep"]);
+            let other = place.well(&format!("{line} --val set/val {solver} --seed 1")).json();
+            assert_ne!(other["sweep"], answer["sweep"]);
+        }
     }
     for name in ["train_features", "train_labels", "query_features", "query_labels"] {
         let bytes = std::fs::read(place.path(&format!("dump/{name}.npy"))).unwrap();
@@ -78,7 +85,9 @@ fn every_solver_tells_colored_folders_apart() {
     let again = place.run(&format!("{line} --dump dump")).expect(1);
     again.says(&["`dump/train_features.npy` already exists"]);
 
-    let answer = place.well(&format!("{line} --shots 2 --draws 3 --epochs 20")).json();
+    let line = format!("{line} --shots 2 --draws 3 --epochs 20 --standardize");
+    let answer = place.well(&line).json();
+    assert_eq!(answer["standardize"], true);
     assert_eq!(answer["draws"].as_array().unwrap().len(), 3);
     assert!(number(&answer["top1"]["mean"]) > 60.0, "{answer}");
     assert!(number(&answer["top1"]["std"]) >= 0.0 && answer["refit"] == Value::Bool(false));
@@ -86,7 +95,7 @@ fn every_solver_tells_colored_folders_apart() {
 
 #[test]
 fn labels_out_of_a_file() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "images", 8);
     let mut file = "image,labels\n".to_string();
     for number in 0..8 {
@@ -108,7 +117,7 @@ fn labels_out_of_a_file() {
 
 #[test]
 fn probes_that_make_no_sense() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "set", 2);
     labeled(&place, "one", 2);
     for other in ["green", "red"] {
@@ -123,6 +132,8 @@ fn probes_that_make_no_sense() {
         ("set --lr 0", "a learning rate is 0"),
         ("set --epochs 0", "the number of epochs is 0"),
         ("set --l2 1", "`--l2` is not used by `--solver sgd`"),
+        ("set --solver logistic --lr 1", "`--lr` is not used by `--solver logistic`"),
+        ("set --solver elevater --epochs 1", "`--epochs` is not used by `--solver elevater`"),
         ("set --solver logistic --augment", "`--augment` is not used by `--solver logistic`"),
         ("set --shots 2", "no training image is left to choose a setting on"),
         ("set --shots 0", "at least 1"),
@@ -136,7 +147,7 @@ fn probes_that_make_no_sense() {
 
 #[test]
 fn transfer_goes_on_where_it_stopped() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "sets/split/train", 5);
     labeled(&place, "sets/split/test", 2);
     labeled(&place, "sets/whole", 5);

@@ -4,6 +4,7 @@
 mod attend;
 mod beginning;
 mod broken_images;
+mod checks;
 mod commands;
 mod correspondence;
 mod evaluation;
@@ -17,5 +18,7 @@ mod maps;
 mod mistakes;
 mod place;
 mod report;
+mod resolved;
 mod settings;
+mod streams;
 mod weights;

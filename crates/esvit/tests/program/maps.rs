@@ -4,15 +4,9 @@ use image::{ImageFormat, RgbImage};
 use serde_json::Value;
 
 use crate::images::{encoded, good, labeled, textured, unusable};
-use crate::place::{Place, TINY};
+use crate::place::Place;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
-
-fn with_a_run() -> Place {
-    let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
-    place
-}
 
 fn drawn(place: &Place, name: &str) -> RgbImage {
     image::open(place.path(name)).unwrap().to_rgb8()
@@ -28,7 +22,7 @@ fn names(rows: &Value) -> Vec<&str> {
 
 #[test]
 fn regions_of_images_of_any_shape() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     place.write("wide.png", encoded(textured(90, 40, 1), ImageFormat::Png));
     place.write("square.png", encoded(textured(50, 50, 2), ImageFormat::Png));
     place.write("broken.jpg", &unusable()[1].1);
@@ -51,6 +45,8 @@ fn regions_of_images_of_any_shape() {
     // Two images with their maps, 180 high, at two pixels each.
     assert!(first.width() > 2 * 4 * 180 && first.height() > 2 * 180, "{:?}", first.dimensions());
     assert!(text(&place, "pca.svg").matches("<image").count() == 4);
+    place.well(&format!("{pca} --smooth --out smooth.png"));
+    assert_ne!(first, drawn(&place, "smooth.png"));
     place.well(&format!("{pca} --out again.png"));
     assert_eq!(first, drawn(&place, "again.png"));
 
@@ -62,7 +58,7 @@ fn regions_of_images_of_any_shape() {
 
 #[test]
 fn images_without_regions_are_refused() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     place.write("a.png", encoded(textured(40, 40, 1), ImageFormat::Png));
     place.write("broken.jpg", "");
     let pca = |rest: &str| place.run(&format!("pca --checkpoint {CHECKPOINT} {rest}")).expect(1);
@@ -72,12 +68,14 @@ fn images_without_regions_are_refused() {
     pca("a.png --size 4").says(&["there is only one feature"]);
     pca("broken.jpg").says(&["left out `broken.jpg`", "none of the 1 images can be read"]);
     pca("missing.png").says(&["cannot read `missing.png`"]);
+    labeled(&place, "many", 22);
+    pca("many").says(&["66 images are too many for a drawing, at most 64"]);
     assert!(!place.path("pca.png").exists());
 }
 
 #[test]
 fn neighbors_in_a_labeled_folder() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "set", 6);
     place.write("set/red/broken.jpg", "");
     let line = format!("neighbors --checkpoint {CHECKPOINT} --data set --json");
@@ -109,7 +107,7 @@ fn neighbors_in_a_labeled_folder() {
 
 #[test]
 fn a_image_is_not_its_own_neighbor() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     good(&place, "set", 5);
     std::fs::copy(place.path("set/good-01.png"), place.path("copy.png")).unwrap();
     let answer = place.well(&format!(
@@ -129,7 +127,7 @@ fn a_image_is_not_its_own_neighbor() {
 
 #[test]
 fn maps_of_labeled_and_of_few_images() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     labeled(&place, "set", 8);
     let line = format!("map --checkpoint {CHECKPOINT} --data set");
     let map = place.well(&format!("{line} --csv map.csv --svg map.svg --json")).json();
@@ -160,6 +158,7 @@ fn maps_of_labeled_and_of_few_images() {
     }
     refused("--out none/map.png").says(&["there is no folder `none`"]);
     assert_eq!(csv, text(&place, "map.csv"));
-    place.well(&format!("{line} --max 10 --csv map.csv --overwrite"));
+    let ten = place.well(&format!("{line} --max 10 --csv map.csv --overwrite"));
+    assert!(ten.stdout.starts_with("t-SNE map of 10 images"), "{ten}");
     assert_eq!(text(&place, "map.csv").lines().count(), 11);
 }

@@ -19,13 +19,6 @@ fn fails(place: &Place, line: &str, parts: &[&str]) {
     let _ = std::fs::remove_dir_all(place.path("new"));
 }
 
-/// A place with a finished run `run` of one epoch.
-fn with_a_run() -> Place {
-    let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1 checkpoint.keep_last=1"));
-    place
-}
-
 #[test]
 fn folders_without_usable_images() {
     let place = Place::new();
@@ -72,7 +65,7 @@ fn settings_that_make_no_sense() {
 
 #[test]
 fn run_folders_that_cannot_be_used() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     place.write("foreign/letter.txt", "dear reader");
     place.write("run-and-more/config.toml", "");
     place.write("run-and-more/thesis.tex", "years of work");
@@ -95,7 +88,7 @@ fn run_folders_that_cannot_be_used() {
 
 #[test]
 fn checkpoints_that_do_not_fit() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     let checkpoint = "run/checkpoints/epoch=0001-step=00000025.safetensors";
     let bytes = std::fs::read(place.path(checkpoint)).unwrap();
     place.write("cut.safetensors", &bytes[..bytes.len() - 100]);

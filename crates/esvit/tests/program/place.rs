@@ -6,14 +6,18 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use esvit_train::Config;
+use esvit_train::config_text::Origin;
 use esvit_weights::{TensorInfo, WeightsFile};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The built-in images and a network so small that a step takes milliseconds: 25 steps an epoch.
-pub(crate) const TINY: &str = "--recipe materials seed=1 train.epochs=3 train.batch_size=4 \
+/// The built-in images and a network so small that a step takes milliseconds: 25 steps an epoch. In f32, so that
+/// it is the same on every processor.
+pub(crate) const TINY: &str = "--recipe materials seed=1 train.epochs=3 train.batch_size=4 train.precision=f32 \
     data.repeat=1 model.depths=[1,1] model.embed_dim=16 model.num_heads=[1,2] model.mlp_ratio=4.0 \
     head.out_dim=32 head.hidden_dim=16 head.bottleneck_dim=8 views.local_counts=[1] optim.warmup_epochs=1 \
     knn.every_epochs=0";
@@ -27,6 +31,21 @@ pub(crate) struct Place(TempDir);
 impl Place {
     pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
+    }
+
+    /// A place with a finished run `run` of one epoch: the same for all tests, made once.
+    pub(crate) fn with_a_run() -> Self {
+        static FILES: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
+        let files = FILES.get_or_init(|| {
+            let place = Self::new();
+            place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+            let name = |path: &Path| path.strip_prefix(place.path("")).unwrap().to_owned();
+            let files = place.files("").into_iter();
+            files.map(|(path, bytes)| (name(&path).to_str().unwrap().into(), bytes)).collect()
+        });
+        let place = Self::new();
+        files.iter().for_each(|(name, bytes)| place.write(name, bytes));
+        place
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -62,6 +81,12 @@ impl Place {
     /// Runs a command that must succeed.
     pub(crate) fn well(&self, line: &str) -> Ended {
         self.run(line).expect(0)
+    }
+
+    /// The settings that a command for a run resolves to.
+    pub(crate) fn settings(&self, line: &str) -> Config {
+        let text = self.well(&format!("{line} --dry-run")).stdout;
+        Config::parse(&text, Origin::File("settings".into())).unwrap()
     }
 
     /// What lies in the folder of a run.
@@ -111,12 +136,22 @@ impl Running {
         self.ended(status.code())
     }
 
-    /// Sends a signal by its name.
+    /// Sends signals by their names, one after the other.
     #[cfg(unix)]
-    pub(crate) fn signal(&mut self, name: &str) {
+    pub(crate) fn signal(&mut self, names: &[&str]) {
         assert!(self.is_running(), "ended before the signal\n{}", self.ended(None));
-        let kill = format!("kill -{name} {}", self.child.id());
+        let id = self.child.id();
+        let kill = names.iter().map(|name| format!("kill -{name} {id}")).collect::<Vec<_>>();
+        let kill = kill.join(" && ");
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Bytes that it has read so far, from files and elsewhere.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn bytes_read(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("rchar: "));
+        line.unwrap().parse().unwrap()
     }
 
     /// Ends it as the system does when memory runs out: at once.

@@ -1,31 +1,78 @@
 //! Settings that must change nothing, and some that must.
 
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
 use crate::place::{Place, TINY, tensors};
 
-/// Tensors of the last checkpoint and losses of a run with some settings.
-fn result(settings: &str) -> (impl PartialEq + use<>, Vec<(u64, f64)>) {
+/// What a run with some settings leaves: tensors of the last checkpoint, and the lines about steps and epochs.
+struct Run {
+    tensors: BTreeMap<String, Vec<u32>>,
+    steps: Vec<Value>,
+    epochs: Vec<Value>,
+}
+
+fn result(settings: &str) -> Run {
     let place = Place::new();
     place.well(&format!("pretrain --out run {TINY} train.epochs=2 train.log_every=1 {settings}"));
     let run = place.folder("run");
-    (tensors(&run.newest()), run.losses())
+    let (steps, epochs) = (run.lines("metrics.jsonl"), run.lines("log.txt"));
+    Run { tensors: tensors(&run.newest()), steps, epochs }
+}
+
+fn column(lines: &[Value], key: &str) -> Vec<f64> {
+    lines
+        .iter()
+        .map(|line| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}")))
+        .collect()
+}
+
+fn assert_close(found: &[f64], expected: &[f64], what: &str) {
+    let close = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-9 * b.abs();
+    let equal = found.len() == expected.len() && found.iter().zip(expected).all(close);
+    assert!(equal, "{what}: {found:?}, not {expected:?}");
 }
 
 #[test]
 fn loader_threads_change_nothing_and_the_seed_changes_everything() {
-    let (one, one_losses) = result("data.workers=1");
-    let (two, two_losses) = result("data.workers=2 data.prefetch=5 data.cache_mb=0");
-    assert_eq!(one_losses, two_losses);
-    assert!(one == two, "other weights with two loader threads");
-    let (other, other_losses) = result("data.workers=1 seed=2");
-    assert!(other != one, "the same weights with another seed");
-    assert!(one_losses.iter().zip(&other_losses).all(|(one, other)| one.1 != other.1));
+    let one = result("data.workers=1");
+    let two = result("data.workers=2 data.prefetch=5 data.cache_mb=0 train.log_every=5");
+    assert!(one.tensors == two.tensors, "other weights with two loader threads");
+    // A line of several steps has their means, and so has an epoch.
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    for key in ["train_loss", "view_loss", "region_loss", "grad_norm"] {
+        let means: Vec<f64> = column(&one.steps, key).chunks(5).map(mean).collect();
+        assert_close(&column(&two.steps, key), &means, key);
+    }
+    let epochs: Vec<f64> = column(&one.steps, "train_loss").chunks(25).map(mean).collect();
+    assert_close(&column(&one.epochs, "train_loss"), &epochs, "train_loss of the epochs");
+    assert_eq!(column(&one.epochs, "epoch"), [0.0, 1.0]);
+
+    let other = result("data.workers=1 seed=2");
+    assert!(other.tensors != one.tensors, "the same weights with another seed");
+    let losses = [&one, &other].map(|run| column(&run.steps, "train_loss"));
+    assert!(losses[0].iter().zip(&losses[1]).all(|(one, other)| one != other));
 }
 
 #[test]
 fn accumulated_batches_have_the_loss_of_one_large_batch() {
-    let (_, whole) = result("train.batch_size=4");
-    let (_, parts) = result("train.batch_size=2 train.accumulate=2");
-    assert_eq!(whole.len(), parts.len());
-    let (whole, parts) = (whole[0].1, parts[0].1);
+    let whole = result("train.batch_size=4");
+    let parts = result("train.batch_size=2 train.accumulate=2");
+    // The learning rate follows the size of the step.
+    assert_eq!(column(&whole.steps, "lr"), column(&parts.steps, "lr"));
+    let [whole, parts] = [whole, parts].map(|run| column(&run.steps, "train_loss")[0]);
     assert!((whole - parts).abs() < 1e-4 * whole, "{whole} in one batch, {parts} in two parts");
+}
+
+#[test]
+fn bf16_trains_like_f32_and_is_not_f32() {
+    let [full, half] = ["f32", "bf16"].map(|name| {
+        let run = result(&format!("train.precision={name} optim.lr=1e-4"));
+        column(&run.steps, "train_loss")
+    });
+    assert_ne!(full, half);
+    for (full, half) in full.iter().zip(&half) {
+        assert!((full - half).abs() < 0.02 * full, "{full} in f32, {half} in bf16");
+    }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use esvit_weights::{Dtype, Tensor, Values, write_safetensors};
+use esvit_weights::{Dtype, Tensor, Values, WeightsFile, write_safetensors};
 
 use crate::place::{Place, TINY};
 
@@ -21,15 +21,9 @@ const EXPORTS: [(&str, &str, &str); 7] = [
     ("esvit", "esvit.safetensors", "esvit.safetensors"),
 ];
 
-fn with_a_run() -> Place {
-    let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
-    place
-}
-
 #[test]
 fn what_is_exported_comes_back_to_the_bit() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     place.well(&format!("embed --checkpoint {CHECKPOINT} --out run.npy"));
     let expected = std::fs::read(place.path("run.npy")).unwrap();
     for (format, out, weights) in EXPORTS {
@@ -46,6 +40,15 @@ fn what_is_exported_comes_back_to_the_bit() {
             assert!(std::fs::read(place.path("again.npy")).unwrap() == expected, "{weights}");
         }
     }
+    // What is there is replaced when that is asked for, here by half as much.
+    let line = format!("export --checkpoint {CHECKPOINT} --format timm --out timm.safetensors");
+    let size = || place.path("timm.safetensors").metadata().unwrap().len();
+    let full = size();
+    place.well(&format!("{line} --overwrite --precision f16"));
+    assert!(size() < full * 3 / 5, "{} of {full} bytes", size());
+    place.run(&format!("{line} --overwrite --size 64")).expect(1).says(&["`--size` is for"]);
+    let note = place.well("embed --checkpoint timm.safetensors --out half.npy");
+    note.says(&["`timm.safetensors`: ", "in the layout of timm"]);
     let other = format!("export --checkpoint {CHECKPOINT} --key student --format timm --out s.pth");
     place.well(&other);
     place.run(&format!("diff {CHECKPOINT} s.pth")).expect(1);
@@ -57,10 +60,13 @@ fn what_is_exported_comes_back_to_the_bit() {
 
 #[test]
 fn a_graph_is_written_for_the_images_that_are_asked_for() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     let line = format!("export --checkpoint {CHECKPOINT} --format onnx --out");
     place.well(&format!("{line} small.onnx"));
     place.well(&format!("{line} wide.onnx --size 48x64 --precision f16"));
+    // Height and width, one after the other among the dimensions of the input.
+    let graph = std::fs::read(place.path("wide.onnx")).unwrap();
+    assert!(graph.windows(8).any(|bytes| bytes == [10, 2, 8, 48, 10, 2, 8, 64]));
     place.run(&format!("{line} b.onnx --precision bf16")).expect(1).says(&["--precision f16"]);
     assert!(place.path("small.onnx").metadata().unwrap().len() > 10_000);
     place.run(&format!("{line} tiny.onnx --size 2")).expect(1).says(&["smaller than a patch of 4"]);
@@ -69,7 +75,7 @@ fn a_graph_is_written_for_the_images_that_are_asked_for() {
 
 #[test]
 fn both_networks_of_a_run_leave_with_their_heads() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     let line = format!("export --checkpoint {CHECKPOINT} --format esvit --full --out full.pth");
     place.well(&line);
     let facts = place.well("info full.pth --json").json();
@@ -90,13 +96,38 @@ fn both_networks_of_a_run_leave_with_their_heads() {
 
 #[test]
 fn weights_of_another_program_begin_a_run() {
-    let place = with_a_run();
+    let place = Place::with_a_run();
     place.well(&format!("export --checkpoint {CHECKPOINT} --format timm --out timm"));
     place
         .well(&format!(
             "pretrain --out next {TINY} train.epochs=1 --init-from timm/model.safetensors"
         ))
         .says(&["weights of `backbone` from", "`head`, `head_dense` start anew"]);
+}
+
+#[test]
+fn a_class_head_is_left_out_with_a_warning() {
+    let place = Place::with_a_run();
+    place.well(&format!("export --checkpoint {CHECKPOINT} --format timm --out timm.safetensors"));
+    let file = WeightsFile::open(&place.path("timm.safetensors")).unwrap();
+    let mut tensors: Vec<(String, Tensor<'_>)> = file
+        .tensors()
+        .iter()
+        .map(|info| {
+            let values = || Ok(Values::F32(Cow::Owned(file.read_f32(info).unwrap())));
+            (info.name.clone(), Tensor::new(&info.shape, Dtype::F32, values))
+        })
+        .collect();
+    for (name, shape) in [("head.fc.weight", &[5, 32][..]), ("head.fc.bias", &[5])] {
+        let values = move || Ok(Values::F32(Cow::Owned(vec![0.0; shape.iter().product()])));
+        tensors.push((name.into(), Tensor::new(shape, Dtype::F32, values)));
+    }
+    let mut with_head = File::create(place.path("head.safetensors")).unwrap();
+    write_safetensors(&mut with_head, &tensors, &BTreeMap::new()).unwrap();
+    let warning = ["warning: `head.safetensors` has a class head", "head.fc.weight"];
+    place.well("embed --checkpoint head.safetensors --out features.npy").says(&warning);
+    let own = place.well(&format!("embed --checkpoint {CHECKPOINT} --out own.npy"));
+    assert!(!own.stderr.contains("warning") && !own.stderr.contains("layout"), "{own}");
 }
 
 #[test]

@@ -1,0 +1,109 @@
+//! The settings that a command line stands for, seen by `--dry-run`.
+
+use std::path::Path;
+
+use crate::place::{Place, TINY};
+
+#[test]
+fn the_recipe_follows_from_the_images() {
+    let place = Place::new();
+    let built_in = place.settings("pretrain");
+    assert_eq!((built_in.data.path, built_in.model.embed_dim), (None, 64));
+    let own = place.settings("pretrain --data photos");
+    assert_eq!((own.model.arch.as_str(), own.head.out_dim), ("swin_tiny_w7", 65_536));
+    assert_eq!((own.train.batch_size, own.train.accumulate), (32, 16));
+    let base = place.settings("train --data photos --recipe swin_base_w14");
+    assert_eq!(base.model.arch, "swin_base_w14");
+    assert!(place.files("").is_empty(), "a dry run leaves nothing behind");
+}
+
+#[test]
+fn later_settings_win_over_earlier_ones() {
+    let place = Place::new();
+    place.write(
+        "own.toml",
+        "seed = 3\n[data]\npath = \"in-file\"\n[model]\narch = \"swin_small_w7\"\n[train]\nepochs = 7\n",
+    );
+    let file = place.settings("pretrain --config own.toml");
+    assert_eq!((file.seed, file.train.epochs), (3, 7));
+    assert_eq!(file.data.path.as_deref(), Some(Path::new("in-file")));
+    assert_eq!(file.model.arch, "swin_small_w7");
+    let line = place.settings(
+        "pretrain --config own.toml --data photos --arch swin_base_w7 train.epochs=18 train.epochs=19 --device cpu",
+    );
+    assert_eq!(line.data.path.as_deref(), Some(Path::new("photos")));
+    assert_eq!((line.model.arch.as_str(), line.train.epochs), ("swin_base_w7", 19));
+    place
+        .run("pretrain --device nowhere:0 --dry-run")
+        .expect(1)
+        .says(&["`train.device`", "nowhere"]);
+}
+
+#[test]
+fn published_flags_are_settings() {
+    let place = Place::new();
+    let line = "pretrain --arch swin_tiny_w14 --data_path photos --batch_size_per_gpu 8 --lr 1e-3 --use_mixup \
+        --use_dense_prediction False --local_crops_number 4 --local_crops_size 64 seed=5 --norm_last_layer train.epochs=12";
+    let config = place.settings(line);
+    assert_eq!(config.data.path.as_deref(), Some(Path::new("photos")));
+    assert_eq!((config.model.arch.as_str(), config.train.batch_size), ("swin_tiny_w14", 8));
+    assert_eq!((config.optim.lr, config.seed, config.train.epochs), (1e-3, 5, 12));
+    assert!(config.objective.mixup.enabled && !config.objective.region);
+    assert!(config.head.norm_last_layer);
+    assert_eq!(config.views.sizes(), [224, 224, 64, 64, 64, 64]);
+}
+
+#[test]
+fn memory_cuts_a_step_into_parts_that_fit() {
+    let place = Place::new();
+    let line = "pretrain --data photos --arch swin_tiny_w7 train.precision=f32";
+    let usual = place.settings(line);
+    let fitted = |memory: &str| {
+        let config = place.settings(&format!("{line} --memory {memory}")).train;
+        assert_eq!(config.batch_size * config.accumulate, 512, "{memory}");
+        config
+    };
+    let [small, more, all] = ["9G", "9GiB", "1T"].map(fitted);
+    assert!(small.batch_size < usual.train.batch_size, "{small:?}");
+    assert!(more.batch_size >= small.batch_size && all.batch_size == 512, "{more:?} {all:?}");
+    assert!(!all.activation_checkpointing);
+    let refused = place.run(&format!("{line} --memory 1M")).expect(1).says(&["hint:"]).stderr;
+    // With what one image at a time takes, and not much more, blocks are computed again.
+    let need = refused.split_once("one image at a time takes about ").unwrap().1;
+    let need: f64 = need.split_once(' ').unwrap().0.parse().unwrap();
+    let least = fitted(&format!("{}G", need + 0.1));
+    assert!(least.activation_checkpointing && least.batch_size < small.batch_size, "{least:?}");
+    for wrong in ["0G", "-1G", "8X", "G", "infG", ""] {
+        place.run(&format!("{line} --memory={wrong}")).expect(2).says(&["a size such as `8G`"]);
+    }
+    // What is said is what the run has.
+    let run = format!(
+        "pretrain --out run {TINY} train.epochs=1 --memory 8G train.batch_size=2 train.accumulate=4"
+    );
+    place.well(&run).says(&["within 8.0 GB: 8 images at a time, 1 times a step"]);
+    let stored = place.settings("resume run").train;
+    assert_eq!((stored.batch_size, stored.accumulate, stored.epochs), (8, 1, 1));
+}
+
+#[test]
+fn a_run_without_a_folder_is_numbered_and_the_newest_goes_on() {
+    let place = Place::with_a_run();
+    place.run("pretrain --resume").expect(1).says(&["no run `runs/materials-1`", "hint:"]);
+    for (path, bytes) in place.files("") {
+        let name = path.strip_prefix(place.path("run")).unwrap().to_str().unwrap();
+        place.write(&format!("runs/materials-1/{name}"), &bytes);
+        place.write(&format!("runs/materials-2/{name}"), &bytes);
+    }
+    place.well("pretrain --resume train.epochs=2").says(&[
+        "run folder `runs/materials-2`",
+        "going on after step 25",
+        "step 50/50",
+    ]);
+    let steps = [1, 2].map(|number| place.folder(&format!("runs/materials-{number}")).steps());
+    assert_eq!(steps, [vec![0, 25], vec![0, 25, 50]]);
+    // The settings of a run that goes on are its own.
+    assert_eq!(place.settings("pretrain --resume").train.epochs, 2);
+    let next = place.run(&format!("pretrain {TINY} --data nowhere")).expect(1);
+    next.says(&["run folder `runs/materials-3`", "there is no folder `nowhere`"]);
+    place.run("pretrain --data nowhere").expect(1).says(&["run folder `runs/swin_tiny_w7-1`"]);
+}
