@@ -55,3 +55,28 @@ impl Preprocess {
         values
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_shown_as_the_settings_say() {
+        let views = ViewsConfig::default();
+        let sides = |crop, resize| {
+            let transform = Preprocess::new(crop, resize, &views).transform;
+            (transform.crop, transform.resize)
+        };
+        assert_eq!(
+            (sides(224, 0), sides(224, 230), sides(112, 0)),
+            ((224, 256), (224, 230), (112, 128))
+        );
+        let run = Preprocess::new(96, 100, &views);
+        assert_eq!((run.size(), run.transform.resize, run.mean), (96, 100, views.mean));
+        let white = Image::new(1, 1, vec![255, 0, 51]).unwrap();
+        let shown = Preprocess { mean: [0.5, 0.5, 0.2], std: [0.5, 0.25, 1.0], ..run };
+        let close = |a: f32, b: f32| (a - b).abs() < 1e-6;
+        let values = shown.normalized(&white);
+        assert!(close(values[0], 1.0) && close(values[1], -2.0) && close(values[2], 0.0));
+    }
+}

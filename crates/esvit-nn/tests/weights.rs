@@ -370,8 +370,7 @@ fn sizes_of_images_follow_from_the_windows() {
         mlp_ratio: 1.0,
         ..config()
     };
-    for (img_size, window_size, patch_size) in [(224, 7, 4), (384, 12, 4), (224, 14, 2), (40, 5, 4)]
-    {
+    for (img_size, window_size, patch_size) in [(224, 7, 4), (384, 12, 4)] {
         let expected = SwinConfig { img_size, window_size, patch_size, ..base.clone() };
         let file = opened(&exported(&params(&specs(&expected)), Naming::Esvit, Float::F32));
         assert_eq!(StoredNetwork::find(&file, None).unwrap().shape().unwrap(), expected);

@@ -607,6 +607,16 @@ mod tests {
     }
 
     #[test]
+    fn evaluations_show_images_as_the_settings_say() {
+        let mut config = Config::default();
+        (config.views.global_size, config.knn.crop, config.knn.resize) = (160, 0, 0);
+        assert_eq!(config.preprocess().size(), 160);
+        (config.knn.crop, config.knn.resize) = (96, 100);
+        let run = config.preprocess();
+        assert_eq!((run.size(), run.transform.resize, run.mean), (96, 100, config.views.mean));
+    }
+
+    #[test]
     fn settings_by_their_old_names_are_read() {
         let old = "data.queue=7 knn.max_pictures=9 train.crops_per_pass=3 \
                    train.checkpoint_blocks=true";

@@ -91,7 +91,7 @@ fn the_crops_of_a_preview_are_a_image() {
     let decoded = |name: &str| image::open(place.path(name)).unwrap();
     place.well("data preview --recipe materials --images 3 --out sheet.png").says(&["3 images"]);
     let again = "data preview --recipe materials --images 3 --out sheet.png";
-    place.run(again).expect(1).says(&["`sheet.png` is there already", "--overwrite"]);
+    place.run(again).expect(1).says(&["`sheet.png` already exists", "--overwrite"]);
     let before = decoded("sheet.png");
     place.well(&format!("{again} --overwrite --epoch 1"));
     assert!(before != decoded("sheet.png"), "the crops of another epoch");

@@ -80,7 +80,7 @@ fn memory_cuts_a_step_into_parts_that_fit() {
     let run = format!(
         "pretrain --out run {TINY} train.epochs=1 --memory 8G train.batch_size=2 train.accumulate=4"
     );
-    place.well(&run).says(&["within 8.0 GB: 8 images at a time, 1 times a step"]);
+    place.well(&run).says(&["within 8.0 GB: micro-batches of 8 images, 1 per step"]);
     let stored = place.settings("resume run").train;
     assert_eq!((stored.batch_size, stored.accumulate, stored.epochs), (8, 1, 1));
 }

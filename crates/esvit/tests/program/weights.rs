@@ -48,7 +48,7 @@ fn what_is_exported_comes_back_to_the_bit() {
     assert!(size() < full * 3 / 5, "{} of {full} bytes", size());
     place.run(&format!("{line} --overwrite --size 64")).expect(1).says(&["`--size` is for"]);
     let note = place.well("embed --checkpoint timm.safetensors --out half.npy");
-    note.says(&["`timm.safetensors`: ", "in the layout of timm"]);
+    note.says(&["`timm.safetensors`: ", "named as in timm"]);
     let other = format!("export --checkpoint {CHECKPOINT} --key student --format timm --out s.pth");
     place.well(&other);
     place.run(&format!("diff {CHECKPOINT} s.pth")).expect(1);
@@ -124,7 +124,7 @@ fn a_class_head_is_left_out_with_a_warning() {
     }
     let mut with_head = File::create(place.path("head.safetensors")).unwrap();
     write_safetensors(&mut with_head, &tensors, &BTreeMap::new()).unwrap();
-    let warning = ["warning: `head.safetensors` has a class head", "head.fc.weight"];
+    let warning = ["warning: `head.safetensors` has a classification head", "head.fc.weight"];
     place.well("embed --checkpoint head.safetensors --out features.npy").says(&warning);
     let own = place.well(&format!("embed --checkpoint {CHECKPOINT} --out own.npy"));
     assert!(!own.stderr.contains("warning") && !own.stderr.contains("layout"), "{own}");

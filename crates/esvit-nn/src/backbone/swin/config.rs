@@ -176,7 +176,8 @@ mod tests {
     #[test]
     fn what_is_no_network_is_refused_by_name() {
         config().validate().unwrap();
-        let cases: [(&dyn Fn(&mut SwinConfig), &str); 13] = [
+        type Mistake<'a> = (&'a dyn Fn(&mut SwinConfig), &'a str);
+        let cases: [Mistake<'_>; 13] = [
             (&|config| config.depths = vec![], "`depths` is []: every stage needs a block"),
             (&|config| config.depths[1] = 0, "`depths` is [2, 0, 1]: every stage needs a block"),
             (
