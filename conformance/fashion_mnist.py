@@ -1,4 +1,4 @@
-"""Fashion-MNIST as folders of pictures, one a class, for `esvit pretrain` and `esvit eval`.
+"""Fashion-MNIST as folders of images, one a class, for `esvit pretrain` and `esvit eval`.
 
     python fashion_mnist.py OUT [--source FOLDER] [--train N] [--val N]
 
@@ -40,15 +40,15 @@ def write(source, prefix, out, per_class):
         if counts[label] < per_class:
             counts[label] += 1
             Image.fromarray(image).save(out / CLASSES[label] / f"{number:05}.png")
-    print(f"{sum(counts.values())} pictures in {out}")
+    print(f"{sum(counts.values())} images in {out}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--source", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--train", type=int, default=6000, help="pictures a class to learn from")
-    parser.add_argument("--val", type=int, default=1000, help="pictures a class to classify")
+    parser.add_argument("--train", type=int, default=6000, help="images a class to learn from")
+    parser.add_argument("--val", type=int, default=1000, help="images a class to classify")
     arguments = parser.parse_args()
     write(arguments.source, "train", arguments.out / "train", arguments.train)
     write(arguments.source, "t10k", arguments.out / "val", arguments.val)

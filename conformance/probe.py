@@ -9,7 +9,7 @@ fitted to them by the example `probe`, by PyTorch (SGD with momentum, cosine to 
 reference) and by scikit-learn (logistic regression, L-BFGS), with the same settings. Trainings by
 SGD differ by their random starts and orders, so means over several seeds are compared.
 
-`--train` and `--val` name labelled folders in the place of the built-in pictures. The exit status is
+`--train` and `--val` name labelled folders in the place of the built-in images. The exit status is
 1 if a top-1 accuracy differs by more than 0.3 points. Top-5 is shown beside it: of a few hundred
 queries it moves by more than that from one seed to the next.
 """
@@ -108,7 +108,7 @@ def main():
     parser.add_argument("--probe", required=True, help="the example `probe` of esvit-eval")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--train", type=Path, help="labelled folder to learn from")
-    parser.add_argument("--val", type=Path, help="labelled folder whose pictures are classified")
+    parser.add_argument("--val", type=Path, help="labelled folder whose images are classified")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--lr", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--l2", type=float, nargs="+", default=[1e-4, 1e-2])
@@ -119,10 +119,10 @@ def main():
 
     write_clusters(folder / "clusters")
     sets = [("clusters", folder / "clusters")]
-    pictures = ["--train", options.train, "--val", options.val] if options.train else []
+    images = ["--train", options.train, "--val", options.val] if options.train else []
     for n in options.n:
         dump = folder / f"features-{n}"
-        line = [options.esvit, "eval", "linear", "--checkpoint", options.checkpoint, *pictures]
+        line = [options.esvit, "eval", "linear", "--checkpoint", options.checkpoint, *images]
         line += ["--n", n, "--dump", dump, "--solver", "logistic", "--l2", options.l2[0]]
         best = output_of(*line, "--no-baseline", "--json", "--quiet")["best"]
         # The command itself says the same as the example on the features that it wrote.

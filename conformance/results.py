@@ -3,8 +3,8 @@
     python results.py PROGRAM --view RUN... --both RUN... [--train FOLDER --val FOLDER]
 
 PROGRAM is `esvit`, the others are folders of finished runs. Without folders the tasks are those of the
-built-in pictures. Every run is evaluated at its last checkpoint (the best one may be chosen by k-NN
-on the same pictures); the untrained network is that of each run's seed.
+built-in images. Every run is evaluated at its last checkpoint (the best one may be chosen by k-NN
+on the same images); the untrained network is that of each run's seed.
 """
 
 import argparse
@@ -29,11 +29,11 @@ def evaluate(program, run, data):
         return json.loads(ended.stdout)
 
     labelled = ["--train", data.train, "--val", data.val] if data.train else []
-    pictures = ["--data", data.val] if data.train else []
+    images = ["--data", data.val] if data.train else []
     knn = {row["features"]: row["accuracies"][0]["top1"] for row in answer("knn", "--k", K, *labelled)["results"]}
     linear = answer("linear", *labelled)
-    found = {row["features"]: row for row in answer("correspondence", *pictures)["results"]}
-    attention = answer("attention", "--against", "untrained", "--images", 400, *pictures)
+    found = {row["features"]: row for row in answer("correspondence", *images)["results"]}
+    attention = answer("attention", "--against", "untrained", "--images", 400, *images)
 
     def figures(network, linear_top1, blocks):
         return {

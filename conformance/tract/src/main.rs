@@ -4,7 +4,7 @@
 //! cargo run --release --manifest-path conformance/tract/Cargo.toml -- model.onnx features.safetensors 1e-4
 //! ```
 //!
-//! The second file holds `input [B, 3, H, W]`, `cls [B, C]` and `region [B, T, C]`. All pictures are
+//! The second file holds `input [B, 3, H, W]`, `cls [B, C]` and `region [B, T, C]`. All images are
 //! run at once and one by one.
 
 use std::process::ExitCode;
@@ -23,9 +23,9 @@ fn main() -> Result<ExitCode> {
     let features = SafeTensors::deserialize(&features)?;
     let input = tensor(&features, "input")?;
     let [view, region] = [tensor(&features, "cls")?, tensor(&features, "region")?];
-    let pictures = input.shape()[0];
+    let images = input.shape()[0];
     let mut good = true;
-    for batch in [1, pictures] {
+    for batch in [1, images] {
         let shape = [&[batch], &input.shape()[1..]].concat();
         let plan = tract_onnx::onnx()
             .model_for_path(&model)?
@@ -33,7 +33,7 @@ fn main() -> Result<ExitCode> {
             .into_optimized()?
             .into_runnable()?;
         let mut largest = [0f32; 2];
-        for first in (0..pictures).step_by(batch) {
+        for first in (0..images).step_by(batch) {
             let slice = |t: &Tensor| t.slice(0, first, first + batch);
             let found = plan.run(tvec!(slice(&input)?.into()))?;
             ensure!(found.len() == 2, "two outputs");

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_show_is_still_a_image() {
+    fn nothing_to_show_is_still_an_image() {
         assert_eq!(sheet(&[]).pixel(0, 0), Some([255; 3]));
         assert_eq!(sheet(&[vec![]]).width(), GAP);
     }

@@ -347,7 +347,7 @@ fn joined(parts: [Vec<Entry>; 2]) -> Vec<Entry> {
 
 /// Moments of an optimizer have the names of what they belong to, and are no networks.
 #[test]
-fn states_of_an_optimiser_are_no_networks() {
+fn states_of_an_optimizer_are_no_networks() {
     let params = params(&specs(&config()));
     let esvit = || exported(&params, Naming::Esvit, Float::F32);
     let entries = joined([prefixed("student.", esvit()), prefixed("optimizer.exp_avg.", esvit())]);

@@ -254,8 +254,8 @@ impl Node {
                     let mean = row.iter().sum::<f64>() / len;
                     let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / len;
                     for (i, value) in row.iter_mut().enumerate() {
-                        let normalised = (*value - mean) / (variance + epsilon).sqrt();
-                        *value = normalised * weight.data[i] + bias.data[i];
+                        let normalized = (*value - mean) / (variance + epsilon).sqrt();
+                        *value = normalized * weight.data[i] + bias.data[i];
                     }
                 })
             }

@@ -26,7 +26,7 @@ fn numbers<'a>(rows: &'a Value, key: &str) -> Vec<f64> {
 }
 
 #[test]
-fn the_attention_of_a_image() {
+fn the_attention_of_an_image() {
     let place = with_a_run();
     let line = format!("attend image.png --checkpoint {CHECKPOINT} --json");
     let answer = place.well(&format!("{line} --svg attend.svg")).json();

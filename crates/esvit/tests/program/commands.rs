@@ -86,7 +86,7 @@ fn a_finished_run_has_nothing_to_do_until_it_is_made_longer() {
 }
 
 #[test]
-fn the_crops_of_a_preview_are_a_image() {
+fn the_crops_of_a_preview_are_an_image() {
     let place = Place::new();
     let decoded = |name: &str| image::open(place.path(name)).unwrap();
     place.well("data preview --recipe materials --images 3 --out sheet.png").says(&["3 images"]);

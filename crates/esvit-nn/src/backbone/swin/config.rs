@@ -137,10 +137,11 @@ impl SwinConfig {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn config() -> SwinConfig {
+    /// A shape of three stages, no two numbers of which are alike.
+    pub(in crate::backbone::swin) fn config() -> SwinConfig {
         SwinConfig {
             img_size: 32,
             patch_size: 4,

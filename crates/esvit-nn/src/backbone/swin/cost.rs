@@ -91,20 +91,8 @@ impl SwinConfig {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::tests::config;
     use super::*;
-
-    fn config() -> SwinConfig {
-        SwinConfig {
-            img_size: 32,
-            patch_size: 4,
-            embed_dim: 6,
-            depths: vec![2, 1, 1],
-            num_heads: vec![1, 2, 3],
-            window_size: 3,
-            mlp_ratio: 1.5,
-            norm_eps: 1e-5,
-        }
-    }
 
     /// For 36 pixels: maps of 9, 5 and 3 tokens a side, padded to 9, 6 and 4 in windows.
     #[test]

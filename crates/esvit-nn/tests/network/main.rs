@@ -1,0 +1,68 @@
+//! Networks and operations against the same written out, and what a pass leaves behind.
+
+#![allow(clippy::unwrap_used)]
+
+mod heads;
+mod operations;
+mod swin;
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use esvit_nn::forward_ctx::DropPathKey;
+use esvit_nn::head::{Head, HeadConfig};
+use esvit_nn::ops::{
+    self, Activation, AttentionValues, Compute, LinearValues, NormValues, Pairs, Precision,
+    PrototypeLogits, Segment, WindowMap,
+};
+use esvit_nn::params::{Init, Registry, Role, tensor, vector};
+use esvit_nn::weights::to_vec;
+use esvit_nn::{ForwardCtx, Network, Params, Swin, SwinConfig};
+use esvit_testing::{
+    assert_alike, assert_close, fill, hashed, hashed_tensor, hashed_times, tiny_swin,
+};
+
+const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, micro_batch: 1 };
+
+fn config() -> SwinConfig {
+    SwinConfig { img_size: 16, patch_size: 2, depths: vec![2, 1], norm_eps: 1e-2, ..tiny_swin() }
+}
+
+const DROP_PATH: f64 = 0.6;
+
+fn swin() -> (Swin, Params) {
+    let mut registry = Registry::default();
+    let swin = Swin::new(&mut registry.root(), &config(), DROP_PATH);
+    (swin, fill(&registry.finish(), 0))
+}
+
+fn images(stream: u32, shape: [usize; 4]) -> Tensor<4> {
+    let len = shape.iter().product();
+    tensor(hashed_times(stream, len, 3f64.sqrt()), shape, &Device::flex())
+}
+
+/// One parameter by its name.
+struct Named<'a>(&'a Params);
+
+impl Named<'_> {
+    fn vector(&self, name: &str) -> Tensor<1> {
+        let found = self.0.iter().find(|(spec, _)| spec.name == name);
+        found.unwrap_or_else(|| panic!("{name}")).1.clone()
+    }
+
+    fn matrix(&self, name: &str, columns: usize) -> Tensor<2> {
+        let values = self.vector(name);
+        let rows = values.dims()[0] / columns;
+        values.reshape([rows, columns])
+    }
+
+    fn norm(&self, name: &str) -> NormValues {
+        let [gamma, beta] = ["weight", "bias"].map(|part| self.vector(&format!("{name}.{part}")));
+        NormValues { gamma, beta, eps: 1e-2 }
+    }
+
+    fn linear(&self, name: &str, inputs: usize) -> LinearValues {
+        let weight = self.matrix(&format!("{name}.weight"), inputs);
+        LinearValues { weight, bias: self.vector(&format!("{name}.bias")) }
+    }
+}
