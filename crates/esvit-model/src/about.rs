@@ -60,7 +60,7 @@ pub(crate) struct Description {
 
 impl Description {
     pub(crate) fn of(file: &WeightsFile) -> Result<Self, DescriptionError> {
-        let facts = file.facts();
+        let facts = file.metadata();
         let epochs = facts.get("epoch").and_then(|v| v.as_i64()).map(|e| e.max(0) as u64);
         let Some(text) = facts.get(METADATA_KEY).and_then(|value| value.as_str()) else {
             let source = SourceFile { epochs, ..SourceFile::default() };

@@ -524,7 +524,7 @@ fn own_files_of_weights() {
     let mut bytes = Vec::new();
     save(&mut bytes, &all, "{\"step\":3}").unwrap();
     let file = WeightsFile::from_bytes(Path::new("own"), bytes).unwrap();
-    assert_eq!(file.facts().get(METADATA_KEY).and_then(|v| v.as_str()), Some("{\"step\":3}"));
+    assert_eq!(file.metadata().get(METADATA_KEY).and_then(|v| v.as_str()), Some("{\"step\":3}"));
     assert_eq!(file.find("", "center").unwrap().shape, [1, 2]);
     let (found, report) =
         StoredNetwork::at(&file, "student.").load(&specs, &Device::flex(), |_| None).unwrap();

@@ -179,7 +179,7 @@ impl Checkpoint {
     /// When it cannot be read or is not a file of weights.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let file = WeightsFile::open(path).map_err(WeightsError::from)?;
-        let text = file.facts().get(METADATA_KEY).and_then(|value| value.as_str());
+        let text = file.metadata().get(METADATA_KEY).and_then(|value| value.as_str());
         let metadata = text.and_then(|text| serde_json::from_str(text).ok());
         Ok(Self { file, metadata })
     }
@@ -254,7 +254,7 @@ impl Checkpoint {
         let loaded;
         (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
         (learner.teacher, _) = load_partial(&teacher, &learner.teacher, learner)?;
-        let says_more = self.file.facts().get(METADATA_KEY).is_some();
+        let says_more = self.file.metadata().get(METADATA_KEY).is_some();
         let norm_eps = student.location().naming.norm_eps();
         Ok(Loaded { norm_eps: (!says_more).then_some(norm_eps), ..loaded })
     }

@@ -7,24 +7,24 @@ use crate::dtype::Dtype;
 
 /// Why a file of weights cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("`{path}` {fault}", path = path.display())]
+#[error("`{path}` {kind}", path = path.display())]
 pub struct WeightsError {
     /// The file.
     pub path: PathBuf,
     /// What is wrong with it.
-    pub fault: Fault,
+    pub kind: ErrorKind,
 }
 
 /// What is wrong with a file of weights.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Fault {
+pub enum ErrorKind {
     /// The system reports an error.
     #[error("cannot be read: {0}\nhint: check that the file exists, is whole and may be read")]
-    Read(#[from] io::Error),
+    Io(#[from] io::Error),
     /// It is not a file of weights.
     #[error("holds no weights: {found}\nhint: {hint}")]
-    NotWeights {
+    UnknownFormat {
         /// What its first bytes look like.
         found: String,
         /// What to do.
@@ -32,7 +32,7 @@ pub enum Fault {
     },
     /// Its parts contradict each other or the length of the file.
     #[error("is damaged: {0}\nhint: it may be cut off; fetch or save it again")]
-    Damaged(String),
+    Corrupt(String),
     /// A kind of file that this crate does not read.
     #[error("cannot be used: {found}\nhint: {hint}")]
     Unsupported {
@@ -46,7 +46,7 @@ pub enum Fault {
         "asks for `{function}` to be called, nothing was run\n\
          hint: do not load this file in Python; take the weights from someone you trust"
     )]
-    Runs {
+    DangerousCall {
         /// The function, with its module.
         function: String,
     },
@@ -63,7 +63,7 @@ pub enum Fault {
     },
     /// A tensor does not fit its data.
     #[error("is damaged: tensor `{tensor}` {reason}\nhint: fetch or save it again")]
-    Tensor {
+    CorruptTensor {
         /// Group and name.
         tensor: String,
         /// What is wrong with it.
@@ -71,7 +71,7 @@ pub enum Fault {
     },
     /// A tensor was read as another type than its own.
     #[error("has {dtype} in tensor `{tensor}` and not {wanted}\nhint: check which tensor is meant")]
-    WrongType {
+    DtypeMismatch {
         /// Group and name.
         tensor: String,
         /// Its type.
@@ -81,12 +81,12 @@ pub enum Fault {
     },
 }
 
-impl Fault {
+impl ErrorKind {
     pub(crate) fn at(self, path: &Path) -> WeightsError {
-        WeightsError { path: path.into(), fault: self }
+        WeightsError { path: path.into(), kind: self }
     }
 
-    pub(crate) fn damaged(reason: impl Into<String>) -> Self {
-        Self::Damaged(reason.into())
+    pub(crate) fn corrupt(reason: impl Into<String>) -> Self {
+        Self::Corrupt(reason.into())
     }
 }

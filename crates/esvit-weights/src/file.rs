@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::dtype::{Dtype, extend_f32, extend_i64};
-use crate::error::{Fault, WeightsError};
-use crate::place::{Place, gather};
+use crate::error::{ErrorKind, WeightsError};
+use crate::layout::{Layout, gather_strided};
 use crate::recognize::{Container, recognize};
-use crate::source::{Source, reserved};
+use crate::source::{Source, try_with_capacity};
 use crate::value::Value;
 use crate::{safetensors, torch};
 
@@ -26,7 +26,7 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Its dimensions.
     pub shape: Vec<usize>,
-    pub(crate) place: Place,
+    pub(crate) layout: Layout,
 }
 
 impl TensorInfo {
@@ -43,15 +43,15 @@ pub(crate) fn join(group: &str, name: &str) -> String {
 
 /// Contents of a file, as read by its container's reader.
 #[derive(Debug)]
-pub(crate) struct Contents {
+pub(crate) struct Parsed {
     pub(crate) tensors: Vec<TensorInfo>,
     pub(crate) unsupported: Vec<(String, String)>,
-    pub(crate) facts: Value,
+    pub(crate) metadata: Value,
 }
 
-impl Default for Contents {
+impl Default for Parsed {
     fn default() -> Self {
-        Self { tensors: Vec::new(), unsupported: Vec::new(), facts: Value::None }
+        Self { tensors: Vec::new(), unsupported: Vec::new(), metadata: Value::None }
     }
 }
 
@@ -63,7 +63,7 @@ pub struct WeightsFile {
     path: PathBuf,
     source: Source,
     container: Container,
-    contents: Contents,
+    parsed: Parsed,
     /// Indices into the list of tensors, by group and name.
     index: HashMap<String, HashMap<String, usize>>,
 }
@@ -74,7 +74,7 @@ impl WeightsFile {
     /// # Errors
     /// When it cannot be read, is not a file of weights, is incomplete, or calls dangerous code.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        Source::open(path).and_then(|source| Self::read(path, source)).map_err(|f| f.at(path))
+        Source::open(path).and_then(|source| Self::read(path, source)).map_err(|kind| kind.at(path))
     }
 
     /// The same for a file in memory; `path` is its name in errors.
@@ -82,28 +82,28 @@ impl WeightsFile {
     /// # Errors
     /// As [`WeightsFile::open`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, WeightsError> {
-        Self::read(path, Source::memory(bytes)).map_err(|fault| fault.at(path))
+        Self::read(path, Source::memory(bytes)).map_err(|kind| kind.at(path))
     }
 
-    fn read(path: &Path, source: Source) -> Result<Self, Fault> {
+    fn read(path: &Path, source: Source) -> Result<Self, ErrorKind> {
         let container = recognize(&source)?;
-        let contents = match container {
+        let parsed = match container {
             Container::Safetensors => safetensors::read(&source)?,
             Container::TorchZip => torch::zip::read(&source)?,
             Container::TorchLegacy => torch::legacy::read(&source)?,
         };
         let mut index: HashMap<String, HashMap<String, usize>> = HashMap::new();
-        for (place, tensor) in contents.tensors.iter().enumerate() {
+        for (position, tensor) in parsed.tensors.iter().enumerate() {
             if !index.contains_key(&tensor.group) {
                 index.insert(tensor.group.clone(), HashMap::new());
             }
             let names = index.get_mut(&tensor.group);
-            if names.and_then(|names| names.insert(tensor.name.clone(), place)).is_some() {
+            if names.and_then(|names| names.insert(tensor.name.clone(), position)).is_some() {
                 let reason = "stands in the file twice".into();
-                return Err(Fault::Tensor { tensor: tensor.path(), reason });
+                return Err(ErrorKind::CorruptTensor { tensor: tensor.path(), reason });
             }
         }
-        Ok(Self { path: path.into(), source, container, contents, index })
+        Ok(Self { path: path.into(), source, container, parsed, index })
     }
 
     /// The file's path.
@@ -118,23 +118,23 @@ impl WeightsFile {
 
     /// All tensors, in the order of the file.
     pub fn tensors(&self) -> &[TensorInfo] {
-        &self.contents.tensors
+        &self.parsed.tensors
     }
 
     /// The tensor of this group and name.
     pub fn find(&self, group: &str, name: &str) -> Option<&TensorInfo> {
-        self.index.get(group)?.get(name).map(|&place| &self.contents.tensors[place])
+        self.index.get(group)?.get(name).map(|&position| &self.parsed.tensors[position])
     }
 
     /// Everything but the tensors: the metadata of safetensors, the whole tree of PyTorch.
-    pub fn facts(&self) -> &Value {
-        &self.contents.facts
+    pub fn metadata(&self) -> &Value {
+        &self.parsed.metadata
     }
 
     /// Tensors that are left out because [`Dtype`] does not have their element type: paths and
     /// names of the types.
     pub fn unsupported(&self) -> &[(String, String)] {
-        &self.contents.unsupported
+        &self.parsed.unsupported
     }
 
     /// The elements of a floating-point tensor of this file, row-major; `f64` is rounded.
@@ -173,43 +173,43 @@ impl WeightsFile {
         let dtype = tensor.dtype;
         let read = || {
             if !fits {
-                return Err(Fault::WrongType { tensor: tensor.path(), dtype, wanted });
+                return Err(ErrorKind::DtypeMismatch { tensor: tensor.path(), dtype, wanted });
             }
             // The description may have been changed by the caller, or be of another file.
             let extent = tensor
-                .place
+                .layout
                 .extent(dtype, &tensor.shape)
-                .map_err(|reason| Fault::Tensor { tensor: tensor.path(), reason })?;
-            let mut span = reserved(extent.span)?;
+                .map_err(|reason| ErrorKind::CorruptTensor { tensor: tensor.path(), reason })?;
+            let mut span = try_with_capacity(extent.span)?;
             self.span(tensor, extent.span, |data| extend(dtype, data, &mut span))?;
             if extent.contiguous {
                 return Ok(span);
             }
-            let mut out = reserved(extent.count)?;
-            gather(&span, &tensor.shape, &tensor.place.strides, &mut out);
+            let mut out = try_with_capacity(extent.count)?;
+            gather_strided(&span, &tensor.shape, &tensor.layout.strides, &mut out);
             Ok(out)
         };
-        read().map_err(|fault| fault.at(&self.path))
+        read().map_err(|kind| kind.at(&self.path))
     }
 
-    /// Passes the bytes of `count` elements to `take`, block by block.
+    /// Passes the bytes of `count` elements to `sink`, block by block.
     fn span(
         &self,
         tensor: &TensorInfo,
         count: u64,
-        mut take: impl FnMut(&[u8]),
-    ) -> Result<(), Fault> {
+        mut sink: impl FnMut(&[u8]),
+    ) -> Result<(), ErrorKind> {
         if count == 0 {
             return Ok(());
         }
         let size = count * tensor.dtype.size() as u64;
-        let first = tensor.place.first(tensor.dtype);
+        let first = tensor.layout.first_byte(tensor.dtype);
         let mut block = vec![0; BLOCK.min(size as usize)];
         let mut done = 0;
         while done < size {
             let length = (size - done).min(BLOCK as u64) as usize;
-            self.source.fill(first + done, &mut block[..length])?;
-            take(&block[..length]);
+            self.source.read_exact_at(first + done, &mut block[..length])?;
+            sink(&block[..length]);
             done += length as u64;
         }
         Ok(())

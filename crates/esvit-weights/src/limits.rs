@@ -26,7 +26,7 @@ pub const MAX_NESTING: usize = 64;
 pub const MAX_EXPANDED: u64 = 1 << 26;
 
 /// Instructions of a pickle.
-pub(crate) const MAX_STEPS: u64 = 20_000_000;
+pub(crate) const MAX_INSTRUCTIONS: u64 = 20_000_000;
 
 /// Objects that a pickle may create.
 pub(crate) const MAX_OBJECTS: usize = 8_000_000;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::Fault;
+use crate::error::ErrorKind;
 use crate::source::Source;
 
 /// The container format of a file of weights.
@@ -27,32 +27,33 @@ impl fmt::Display for Container {
 }
 
 /// Bytes to look at: up to the magic number of a tar archive.
-const LOOKED_AT: u64 = 512;
+const HEAD_LENGTH: u64 = 512;
 
 /// Magic number of a legacy file in the text protocols of pickle.
 const LEGACY_MAGIC_TEXT: &[u8] = b"L119547037146038801333356";
 
-const AGAIN: &str = "fetch the file again, and compare its size with the one that is published";
+const FETCH_AGAIN: &str =
+    "fetch the file again, and compare its size with the one that is published";
 const UNPACK: &str = "unpack it and name the file of weights in it";
 const CONVERT: &str = "convert it to safetensors, or to PyTorch with `torch.save`";
 
-pub(crate) fn recognize(source: &Source) -> Result<Container, Fault> {
-    let head = source.read(0, source.length().min(LOOKED_AT))?;
+pub(crate) fn recognize(source: &Source) -> Result<Container, ErrorKind> {
+    let head = source.read(0, source.length().min(HEAD_LENGTH))?;
     match *head {
         [b'P', b'K', 3, 4, ..] => return Ok(Container::TorchZip),
         [0x80, 0..=5, ..] => return Ok(Container::TorchLegacy),
         [_, _, _, _, _, _, _, _, b'{', ..] => return Ok(Container::Safetensors),
-        _ if head.starts_with(LEGACY_MAGIC_TEXT) || names_a_global(&head) => {
+        _ if head.starts_with(LEGACY_MAGIC_TEXT) || starts_with_global(&head) => {
             return Ok(Container::TorchLegacy);
         }
         _ => {}
     }
     let (found, hint) = describe(&head);
-    Err(Fault::NotWeights { found, hint })
+    Err(ErrorKind::UnknownFormat { found, hint })
 }
 
 /// Whether a pickle of the text protocols starts with a function: `cmodule\nname\n`.
-fn names_a_global(head: &[u8]) -> bool {
+fn starts_with_global(head: &[u8]) -> bool {
     let mut lines = head.splitn(3, |&byte| byte == b'\n');
     let name = |line: &[u8]| {
         let part = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.');
@@ -66,7 +67,7 @@ fn describe(head: &[u8]) -> (String, &'static str) {
     let text = head.trim_ascii_start();
     let starts = |mark: &[u8]| head.starts_with(mark);
     let (found, hint) = if head.is_empty() {
-        ("the file is empty", AGAIN)
+        ("the file is empty", FETCH_AGAIN)
     } else if text.get(..1) == Some(b"<") {
         let hint = "the server sent a page instead of the file; open the address in a browser";
         ("it looks like a web page (HTML or XML)", hint)
@@ -82,7 +83,7 @@ fn describe(head: &[u8]) -> (String, &'static str) {
         let hint = "unpack it; a `tar` of PyTorch before 0.2 has to be saved again by PyTorch";
         ("it looks like a tar archive", hint)
     } else if starts(b"PK") {
-        ("it looks like an empty or damaged zip archive", AGAIN)
+        ("it looks like an empty or damaged zip archive", FETCH_AGAIN)
     } else if starts(b"\x89HDF") {
         ("it looks like an HDF5 file (Keras, MATLAB)", CONVERT)
     } else if starts(b"\x93NUMPY") {

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use safetensors::tensor::{Dtype as Named, TensorInfo as Info};
+use safetensors::tensor::{Dtype as StDtype, TensorInfo as Info};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::dtype::Dtype;
-use crate::error::Fault;
-use crate::file::{Contents, TensorInfo};
+use crate::error::ErrorKind;
+use crate::file::{Parsed, TensorInfo};
+use crate::layout::Layout;
 use crate::limits::{MAX_HEADER, MAX_NAME, MAX_TENSORS};
-use crate::place::Place;
 use crate::source::Source;
 use crate::value::Value;
 
@@ -18,59 +18,66 @@ use crate::value::Value;
 const LENGTH: u64 = 8;
 
 /// Reads the header and checks that the tensors fill the rest of the file without gap or overlap.
-pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
+pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
     let mut length = [0; LENGTH as usize];
-    source.fill(0, &mut length)?;
+    source.read_exact_at(0, &mut length)?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
-        return Err(Fault::damaged(format!("its header claims to have {length} bytes")));
+        return Err(ErrorKind::corrupt(format!("its header claims to have {length} bytes")));
     }
     let header = source.read(LENGTH, length)?;
-    let mut header: Header = serde_json::from_slice(&header)
-        .map_err(|error| Fault::damaged(format!("its header is no safetensors header: {error}")))?;
+    let mut header: Header = serde_json::from_slice(&header).map_err(|error| {
+        ErrorKind::corrupt(format!("its header is no safetensors header: {error}"))
+    })?;
     if header.tensors.len() > MAX_TENSORS {
-        return Err(Fault::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
+        return Err(ErrorKind::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
     }
     header.tensors.sort_by_key(|(_, info)| info.data_offsets);
 
     let metadata = header.metadata.into_iter();
     let metadata = metadata.map(|(key, value)| (Value::Str(key), Value::Str(value)));
-    let facts = Value::Dict(metadata.collect());
-    let mut contents = Contents { facts, ..Contents::default() };
+    let metadata = Value::Dict(metadata.collect());
+    let mut parsed = Parsed { metadata, ..Parsed::default() };
     let data = LENGTH + length;
     let mut end = 0;
     for (name, info) in header.tensors {
         if name.len() > MAX_NAME {
-            return Err(Fault::Limit { what: "bytes of a tensor's name", limit: MAX_NAME as u64 });
+            return Err(ErrorKind::Limit {
+                what: "bytes of a tensor's name",
+                limit: MAX_NAME as u64,
+            });
         }
-        let fault = |reason: String| Fault::Tensor { tensor: name.clone(), reason };
+        let corrupt = |reason: String| ErrorKind::CorruptTensor { tensor: name.clone(), reason };
         let (from, to) = info.data_offsets;
         if from != end || to < from {
             let reason = format!("lies at {from}..{to}, where the tensor before it ends at {end}");
-            return Err(fault(reason));
+            return Err(corrupt(reason));
         }
         end = to;
-        let Some(dtype) = known(info.dtype) else {
-            contents.unsupported.push((name, format!("{:?}", info.dtype)));
+        let Some(dtype) = convert_dtype(info.dtype) else {
+            parsed.unsupported.push((name, format!("{:?}", info.dtype)));
             continue;
         };
         let length = (to - from) as u64;
-        let place = Place::row_major(data + from as u64, length, &info.shape);
-        let count = place.extent(dtype, &info.shape).map_err(fault)?.count;
+        let layout = Layout::contiguous(data + from as u64, length, &info.shape);
+        let count = layout.extent(dtype, &info.shape).map_err(corrupt)?.count;
         if count * dtype.size() as u64 != length {
-            return Err(fault(format!("of shape {:?} in {dtype} has {length} bytes", info.shape)));
+            return Err(corrupt(format!(
+                "of shape {:?} in {dtype} has {length} bytes",
+                info.shape
+            )));
         }
         let (group, shape) = (String::new(), info.shape);
-        contents.tensors.push(TensorInfo { group, name, dtype, shape, place });
+        parsed.tensors.push(TensorInfo { group, name, dtype, shape, layout });
     }
     if data.checked_add(end as u64) != Some(source.length()) {
-        return Err(Fault::damaged(format!(
+        return Err(ErrorKind::corrupt(format!(
             "its tensors end at byte {}, the file at {}",
             data.saturating_add(end as u64),
             source.length()
         )));
     }
-    Ok(contents)
+    Ok(parsed)
 }
 
 /// The header as it is written: the map of the format's own library would hide duplicate names.
@@ -105,18 +112,18 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-fn known(dtype: Named) -> Option<Dtype> {
+fn convert_dtype(dtype: StDtype) -> Option<Dtype> {
     Some(match dtype {
-        Named::F64 => Dtype::F64,
-        Named::F32 => Dtype::F32,
-        Named::F16 => Dtype::F16,
-        Named::BF16 => Dtype::Bf16,
-        Named::I64 => Dtype::I64,
-        Named::I32 => Dtype::I32,
-        Named::I16 => Dtype::I16,
-        Named::I8 => Dtype::I8,
-        Named::U8 => Dtype::U8,
-        Named::BOOL => Dtype::Bool,
+        StDtype::F64 => Dtype::F64,
+        StDtype::F32 => Dtype::F32,
+        StDtype::F16 => Dtype::F16,
+        StDtype::BF16 => Dtype::Bf16,
+        StDtype::I64 => Dtype::I64,
+        StDtype::I32 => Dtype::I32,
+        StDtype::I16 => Dtype::I16,
+        StDtype::I8 => Dtype::I8,
+        StDtype::U8 => Dtype::U8,
+        StDtype::BOOL => Dtype::Bool,
         _ => return None,
     })
 }

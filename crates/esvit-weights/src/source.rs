@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::error::Fault;
+use crate::error::ErrorKind;
 
 /// Bytes to read at any position, from several threads.
 #[derive(Debug)]
@@ -21,13 +21,13 @@ enum Store {
 }
 
 impl Source {
-    pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
+    pub(crate) fn open(path: &Path) -> Result<Self, ErrorKind> {
         // Checked before opening, since opening a pipe blocks.
         let found = std::fs::metadata(path)?;
         if !found.is_file() {
             let what = if found.is_dir() { "it is a folder" } else { "it is not a regular file" };
             let hint = "name the file of weights itself";
-            return Err(Fault::NotWeights { found: what.into(), hint });
+            return Err(ErrorKind::UnknownFormat { found: what.into(), hint });
         }
         let file = File::open(path)?;
         let length = file.metadata()?.len();
@@ -44,7 +44,7 @@ impl Source {
     }
 
     /// Fills `buffer` with the bytes from `position` on.
-    pub(crate) fn fill(&self, position: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+    pub(crate) fn read_exact_at(&self, position: u64, buffer: &mut [u8]) -> Result<(), ErrorKind> {
         match &self.store {
             Store::File(file) => Ok(read_exact_at(file, buffer, position)?),
             Store::Memory(bytes) => {
@@ -59,27 +59,27 @@ impl Source {
     }
 
     /// The `count` bytes from `position` on. Nothing is allocated for bytes beyond the end.
-    pub(crate) fn read(&self, position: u64, count: u64) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn read(&self, position: u64, count: u64) -> Result<Vec<u8>, ErrorKind> {
         if position.checked_add(count).is_none_or(|end| end > self.length) {
-            return Err(Fault::damaged(format!(
+            return Err(ErrorKind::corrupt(format!(
                 "{count} bytes at {position} lie beyond its end at {}",
                 self.length
             )));
         }
-        let mut buffer = reserved(count)?;
+        let mut buffer = try_with_capacity(count)?;
         buffer.resize(count as usize, 0);
-        self.fill(position, &mut buffer)?;
+        self.read_exact_at(position, &mut buffer)?;
         Ok(buffer)
     }
 }
 
 /// An empty vector with capacity for `count` elements; an error if out of memory.
-pub(crate) fn reserved<T>(count: u64) -> Result<Vec<T>, Fault> {
+pub(crate) fn try_with_capacity<T>(count: u64) -> Result<Vec<T>, ErrorKind> {
     let mut list = Vec::new();
     let reserved = usize::try_from(count).ok().and_then(|n| list.try_reserve_exact(n).ok());
     match reserved {
         Some(()) => Ok(list),
-        None => Err(Fault::Read(io::ErrorKind::OutOfMemory.into())),
+        None => Err(ErrorKind::Io(io::ErrorKind::OutOfMemory.into())),
     }
 }
 
@@ -119,9 +119,9 @@ mod tests {
             assert_eq!(source.read(3, 4).unwrap(), b"3456");
             assert_eq!(source.read(10, 0).unwrap(), b"");
             for (position, count) in [(3, 8), (11, 0), (u64::MAX, 2), (0, u64::MAX)] {
-                assert!(matches!(source.read(position, count), Err(Fault::Damaged(_))));
+                assert!(matches!(source.read(position, count), Err(ErrorKind::Corrupt(_))));
             }
-            assert!(matches!(source.fill(8, &mut [0; 3]), Err(Fault::Read(_))));
+            assert!(matches!(source.read_exact_at(8, &mut [0; 3]), Err(ErrorKind::Io(_))));
         }
     }
 }

@@ -78,7 +78,7 @@ fn plain_dictionaries_of_tensors_have_no_group() {
     let file = open("state_dict.safetensors");
     check(&file, "student/");
     assert_eq!(file.container(), Container::Safetensors);
-    assert_eq!(file.facts().get("about").and_then(Value::as_str), Some("a test"));
+    assert_eq!(file.metadata().get("about").and_then(Value::as_str), Some("a test"));
     let bytes = file.find("", "u8").map(|tensor| file.read_u8(tensor).unwrap());
     assert_eq!(bytes, Some(vec![0, 255]));
 }
@@ -87,9 +87,9 @@ fn plain_dictionaries_of_tensors_have_no_group() {
 fn what_is_no_tensor_is_data() {
     for name in ["zip.pth", "zip_protocol4.pth", "legacy.pth", "legacy_protocol4.pth"] {
         let file = open(name);
-        let facts = file.facts();
+        let metadata = file.metadata();
         let at = |path: &[&str]| {
-            path.iter().try_fold(facts, |value, key| value.get(key)).cloned().unwrap()
+            path.iter().try_fold(metadata, |value, key| value.get(key)).cloned().unwrap()
         };
         let text = |text: &str| Value::Str(text.into());
         let class = |class: &str, arguments: Vec<Value>| Value::Object {

@@ -7,7 +7,7 @@ mod mutate;
 fn damaged_files_give_errors() {
     let fixtures = mutate::fixtures();
     let outcomes: Vec<_> =
-        (0..5000).map(|seed| (seed, mutate::read(mutate::damaged(&fixtures, seed)))).collect();
+        (0..5000).map(|seed| (seed, mutate::read(mutate::corrupt(&fixtures, seed)))).collect();
     for (seed, outcome) in &outcomes {
         assert!(!outcome.panicked, "seed {seed}");
         assert!(outcome.time.as_secs() < 10, "seed {seed} took {:?}", outcome.time);

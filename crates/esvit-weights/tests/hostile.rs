@@ -125,10 +125,10 @@ fn integers_of_any_length_are_read() {
         (b"J\xfe\xff\xff\xff.", -2),
         (b"M\xff\xff.", 65535),
     ] {
-        assert_eq!(read(&zip_of(pickle)).unwrap().facts(), &Value::Int(expected));
+        assert_eq!(read(&zip_of(pickle)).unwrap().metadata(), &Value::Int(expected));
     }
     let file = read(&zip_of(b"\x8a\x09\0\0\0\0\0\0\0\x80\0.")).unwrap();
-    let Value::Object { class, arguments, .. } = file.facts() else { panic!() };
+    let Value::Object { class, arguments, .. } = file.metadata() else { panic!() };
     assert_eq!((&**class, arguments[0].as_str()), ("int", Some("0x008000000000000000")));
 }
 
@@ -137,7 +137,7 @@ fn foreign_classes_are_data() {
     let pickle = b"}S'x'\ncwhatever\nThing\n(I1\ntR}S'a'\nI2\nsbs.";
     for bytes in [zip_of(pickle), legacy_of(pickle)] {
         let file = read(&bytes).unwrap();
-        let thing = file.facts().get("x").unwrap();
+        let thing = file.metadata().get("x").unwrap();
         assert!(matches!(thing, Value::Object { class, .. } if class == "whatever.Thing"));
         assert_eq!(thing.get("a"), Some(&Value::Int(2)));
     }
@@ -399,7 +399,7 @@ fn comments_of_archives_are_passed_over() {
         let end = whole.len();
         let bytes = edited(&whole, end - 2, &length.to_le_bytes());
         let commented = [&bytes[..], &vec![b'c'; length.into()]].concat();
-        assert_eq!(read(&commented).unwrap().facts(), &Value::Int(7));
+        assert_eq!(read(&commented).unwrap().metadata(), &Value::Int(7));
         refused(&commented[..commented.len() - 1], "directory");
     }
     // Behind an entry of the list.
@@ -411,7 +411,7 @@ fn comments_of_archives_are_passed_over() {
     let end = bytes.len() - 22;
     let length = u32::from_le_bytes(bytes[end + 12..end + 16].try_into().unwrap()) + 5;
     bytes[end + 12..end + 16].copy_from_slice(&length.to_le_bytes());
-    assert_eq!(read(&bytes).unwrap().facts(), &Value::Int(7));
+    assert_eq!(read(&bytes).unwrap().metadata(), &Value::Int(7));
 }
 
 #[test]
@@ -448,7 +448,7 @@ fn extra_fields_are_told_apart() {
     let end = entries.len() - 22;
     let length = u32::from_le_bytes(entries[end + 12..end + 16].try_into().unwrap()) + 28;
     entries[end + 12..end + 16].copy_from_slice(&length.to_le_bytes());
-    assert_eq!(read(&entries).unwrap().facts(), &Value::Int(7));
+    assert_eq!(read(&entries).unwrap().metadata(), &Value::Int(7));
 }
 
 /// The list of 64 bits must lie before the record that tells of it.

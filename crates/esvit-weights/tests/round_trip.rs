@@ -109,7 +109,7 @@ proptest! {
         prop_assert_eq!(&safetensors(&reversed, &metadata).unwrap(), &bytes);
         let file = read(bytes);
         prop_assert_eq!(file.tensors().len(), cases.len());
-        prop_assert_eq!(file.facts().get("a").and_then(Value::as_str), Some("\n"));
+        prop_assert_eq!(file.metadata().get("a").and_then(Value::as_str), Some("\n"));
         cases.iter().for_each(|case| case.check(&file, ""));
 
         let tree = || {
@@ -149,7 +149,7 @@ fn plain_data_come_back() {
         .map(|(key, value)| (Value::Str(key.into()), value))
         .into(),
     );
-    assert_eq!(file.facts(), &expected);
+    assert_eq!(file.metadata(), &expected);
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn tensors_of_many_blocks_come_back() {
 fn a_tree_as_deep_as_is_read_is_written() {
     let deep = (0..64).fold(Tree::None, |tree, _| Tree::List(vec![tree]));
     let file = read(torch(&deep).unwrap());
-    let depth = std::iter::successors(Some(file.facts()), |value| match value {
+    let depth = std::iter::successors(Some(file.metadata()), |value| match value {
         Value::List(items) => items.first(),
         _ => None,
     });

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     let start = Instant::now();
     let (mut opened, mut found, mut slowest, mut seed) = (0, 0, (Duration::ZERO, first), first);
     loop {
-        let outcome = mutate::read(mutate::damaged(&fixtures, seed));
+        let outcome = mutate::read(mutate::corrupt(&fixtures, seed));
         opened += u64::from(outcome.opened);
         slowest = slowest.max((outcome.time, seed));
         if outcome.panicked || outcome.time > SLOW {

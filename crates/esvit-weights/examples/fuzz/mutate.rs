@@ -119,7 +119,7 @@ const NUMBERS: &[u64] = &[
 ];
 
 /// The damaged file of a seed.
-pub(crate) fn damaged(fixtures: &[Vec<u8>], seed: u64) -> Vec<u8> {
+pub(crate) fn corrupt(fixtures: &[Vec<u8>], seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
     let mut bytes = fixtures[random.below(fixtures.len())].clone();
     for _ in 0..=random.below(4) {

@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
-use super::machine::Machine;
 use super::node::{Id, Node, Object};
-use crate::error::Fault;
+use super::unpickler::Unpickler;
+use crate::error::ErrorKind;
 
 /// Bytes of the longest NumPy scalar.
 const MAX_SCALAR: usize = 8;
 
-impl Machine<'_, '_> {
-    pub(super) fn call(&mut self, callable: Id, arguments: Id) -> Result<Id, Fault> {
+impl Unpickler<'_, '_> {
+    pub(super) fn call(&mut self, callable: Id, arguments: Id) -> Result<Id, ErrorKind> {
         let Some(given) = self.arena.tuple(arguments) else {
-            return Err(Fault::damaged("a call has no tuple of arguments"));
+            return Err(ErrorKind::corrupt("a call has no tuple of arguments"));
         };
         let Node::Global(global) = self.arena.get(callable) else {
             return self.object(callable, arguments);
@@ -58,7 +58,7 @@ impl Machine<'_, '_> {
         }
     }
 
-    fn object(&mut self, class: Id, arguments: Id) -> Result<Id, Fault> {
+    fn object(&mut self, class: Id, arguments: Id) -> Result<Id, ErrorKind> {
         let object =
             Object { class, arguments, state: None, items: Vec::new(), entries: Vec::new() };
         self.arena.add(Node::Object(Box::new(object)))
@@ -78,7 +78,7 @@ impl Machine<'_, '_> {
     }
 
     /// A dictionary: empty, or from a dictionary or a list of pairs.
-    fn dict(&mut self, given: &[Id]) -> Result<Id, Fault> {
+    fn dict(&mut self, given: &[Id]) -> Result<Id, ErrorKind> {
         let entries = match given.first().map(|&first| self.arena.get(first)) {
             None => Vec::new(),
             Some(Node::Dict(entries)) => entries.clone(),
@@ -91,9 +91,9 @@ impl Machine<'_, '_> {
                     },
                 };
                 let pairs: Option<Vec<_>> = items.iter().map(pair).collect();
-                pairs.ok_or_else(|| Fault::damaged("a dictionary is not made of pairs"))?
+                pairs.ok_or_else(|| ErrorKind::corrupt("a dictionary is not made of pairs"))?
             }
-            Some(_) => return Err(Fault::damaged("a dictionary is not made of pairs")),
+            Some(_) => return Err(ErrorKind::corrupt("a dictionary is not made of pairs")),
         };
         self.arena.charge(entries.len())?;
         self.arena.add(Node::Dict(entries))
@@ -106,7 +106,7 @@ impl Machine<'_, '_> {
         encoding: Id,
         arguments: Id,
         callable: Id,
-    ) -> Result<Id, Fault> {
+    ) -> Result<Id, ErrorKind> {
         let (Some(text), Some(encoding)) = (self.arena.text(text), self.arena.text(encoding))
         else {
             return self.object(callable, arguments);
@@ -164,33 +164,33 @@ impl Machine<'_, '_> {
     }
 
     /// Appends to a list or list-like object.
-    pub(super) fn append(&mut self, items: Vec<Id>) -> Result<(), Fault> {
+    pub(super) fn append(&mut self, items: Vec<Id>) -> Result<(), ErrorKind> {
         let top = self.top()?;
         match self.arena.get_mut(top) {
             Node::List(list) => list.extend(items),
             Node::Object(object) => object.items.extend(items),
-            _ => return Err(Fault::damaged("something is appended to what is not a list")),
+            _ => return Err(ErrorKind::corrupt("something is appended to what is not a list")),
         }
         Ok(())
     }
 
     /// Adds pairs to a dictionary or dictionary-like object.
-    pub(super) fn set(&mut self, pairs: Vec<(Id, Id)>) -> Result<(), Fault> {
+    pub(super) fn set(&mut self, pairs: Vec<(Id, Id)>) -> Result<(), ErrorKind> {
         let top = self.top()?;
         match self.arena.get_mut(top) {
             Node::Dict(entries) => entries.extend(pairs),
             Node::Object(object) => object.entries.extend(pairs),
-            _ => return Err(Fault::damaged("a pair is added to what is not a dictionary")),
+            _ => return Err(ErrorKind::corrupt("a pair is added to what is not a dictionary")),
         }
         Ok(())
     }
 
     /// Sets an object's attributes. Those of dictionaries, lists and tensors are ignored.
-    pub(super) fn build(&mut self, object: Id, state: Id) -> Result<(), Fault> {
+    pub(super) fn build(&mut self, object: Id, state: Id) -> Result<(), ErrorKind> {
         match self.arena.get_mut(object) {
             Node::Object(object) => object.state = Some(state),
             Node::Dict(_) | Node::List(_) | Node::Tensor(_) => {}
-            _ => return Err(Fault::damaged("attributes are given to what has none")),
+            _ => return Err(ErrorKind::corrupt("attributes are given to what has none")),
         }
         Ok(())
     }

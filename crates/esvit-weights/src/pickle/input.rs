@@ -1,11 +1,11 @@
 //! Buffered bytes of a pickle: a legacy file does not say where its pickles end.
 
-use crate::error::Fault;
+use crate::error::ErrorKind;
 use crate::limits::MAX_PICKLE;
 use crate::source::Source;
 
 /// Bytes to read ahead.
-const AHEAD: u64 = 1 << 16;
+const READ_AHEAD: u64 = 1 << 16;
 
 /// Bytes of a line in the text protocols.
 const MAX_LINE: usize = 1 << 20;
@@ -37,7 +37,7 @@ impl<'a> Input<'a> {
     }
 
     /// Makes at least `count` bytes available.
-    fn fetch(&mut self, count: u64) -> Result<(), Fault> {
+    fn fetch(&mut self, count: u64) -> Result<(), ErrorKind> {
         let available = (self.buffer.len() - self.used) as u64;
         if available >= count {
             return Ok(());
@@ -46,12 +46,12 @@ impl<'a> Input<'a> {
         if needed > self.end.saturating_sub(self.next) {
             let position = self.position();
             let reason = format!("its pickle is cut off: {count} bytes are missing at {position}");
-            return Err(Fault::damaged(reason));
+            return Err(ErrorKind::corrupt(reason));
         }
         if needed > self.limit.saturating_sub(self.next) {
-            return Err(Fault::Limit { what: "bytes of pickle", limit: MAX_PICKLE });
+            return Err(ErrorKind::Limit { what: "bytes of pickle", limit: MAX_PICKLE });
         }
-        let more = needed.max(AHEAD).min(self.end - self.next);
+        let more = needed.max(READ_AHEAD).min(self.end - self.next);
         self.buffer.drain(..self.used);
         self.used = 0;
         self.buffer.extend_from_slice(&self.source.read(self.next, more)?);
@@ -59,32 +59,32 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    pub(crate) fn take(&mut self, count: u64) -> Result<&[u8], Fault> {
+    pub(crate) fn take(&mut self, count: u64) -> Result<&[u8], ErrorKind> {
         self.fetch(count)?;
         let taken = &self.buffer[self.used..][..count as usize];
         self.used += count as usize;
         Ok(taken)
     }
 
-    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], ErrorKind> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N as u64)?);
         Ok(array)
     }
 
-    pub(crate) fn byte(&mut self) -> Result<u8, Fault> {
+    pub(crate) fn byte(&mut self) -> Result<u8, ErrorKind> {
         Ok(self.array::<1>()?[0])
     }
 
     /// An unsigned little-endian length of `N` bytes.
-    pub(crate) fn length<const N: usize>(&mut self) -> Result<u64, Fault> {
+    pub(crate) fn uint<const N: usize>(&mut self) -> Result<u64, ErrorKind> {
         let mut wide = [0; 8];
         wide[..N].copy_from_slice(&self.array::<N>()?);
         Ok(u64::from_le_bytes(wide))
     }
 
     /// Text up to the end of the line.
-    pub(crate) fn line(&mut self) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn line(&mut self) -> Result<Vec<u8>, ErrorKind> {
         let mut line = Vec::new();
         loop {
             match self.byte()? {
@@ -92,7 +92,7 @@ impl<'a> Input<'a> {
                 byte => line.push(byte),
             }
             if line.len() > MAX_LINE {
-                return Err(Fault::damaged("a line of its pickle does not end"));
+                return Err(ErrorKind::corrupt("a line of its pickle does not end"));
             }
         }
         if line.last() == Some(&b'\r') {
@@ -125,11 +125,11 @@ mod tests {
     fn no_more_is_read_than_a_pickle_may_have() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sparse");
-        let length = MAX_PICKLE + 10 * AHEAD;
+        let length = MAX_PICKLE + 10 * READ_AHEAD;
         std::fs::File::create(&path).unwrap().set_len(length).unwrap();
         let source = Source::open(&path).unwrap();
-        let mut input = Input::new(&source, AHEAD, length);
-        input.take(AHEAD).unwrap();
-        assert!(matches!(input.take(MAX_PICKLE), Err(Fault::Limit { .. })));
+        let mut input = Input::new(&source, READ_AHEAD, length);
+        input.take(READ_AHEAD).unwrap();
+        assert!(matches!(input.take(MAX_PICKLE), Err(ErrorKind::Limit { .. })));
     }
 }

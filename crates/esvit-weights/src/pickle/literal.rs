@@ -1,20 +1,20 @@
 //! Instructions that push a number, text or bytes.
 
-use super::machine::Machine;
 use super::node::Node;
-use crate::error::Fault;
+use super::unpickler::Unpickler;
+use crate::error::ErrorKind;
 
 /// Digits of an integer beyond 64 bits, at most.
 const MAX_DIGITS: usize = 1024;
 
-impl Machine<'_, '_> {
-    pub(super) fn integer<const N: usize>(&mut self) -> Result<(), Fault> {
-        let number = self.input.length::<N>()?;
+impl Unpickler<'_, '_> {
+    pub(super) fn integer<const N: usize>(&mut self) -> Result<(), ErrorKind> {
+        let number = self.input.uint::<N>()?;
         self.push(Node::Int(number as i64))
     }
 
     /// A decimal integer, with suffix `L` for a `long` of Python 2. `00` and `01` are booleans.
-    pub(super) fn integer_line(&mut self) -> Result<(), Fault> {
+    pub(super) fn decimal_int(&mut self) -> Result<(), ErrorKind> {
         let line = self.input.line()?;
         let digits = line.strip_suffix(b"L").unwrap_or(&line);
         let node = match digits {
@@ -32,7 +32,7 @@ impl Machine<'_, '_> {
                     Err(_) if whole(digits.strip_prefix('-').unwrap_or(digits)) => {
                         Node::BigInt(digits.into())
                     }
-                    Err(_) => return Err(Fault::damaged("a number has no digits")),
+                    Err(_) => return Err(ErrorKind::corrupt("a number has no digits")),
                 }
             }
         };
@@ -40,7 +40,7 @@ impl Machine<'_, '_> {
     }
 
     /// A signed little-endian integer of `count` bytes, in two's complement.
-    pub(super) fn long(&mut self, count: u64) -> Result<(), Fault> {
+    pub(super) fn long(&mut self, count: u64) -> Result<(), ErrorKind> {
         let bytes = self.input.take(count)?;
         let negative = bytes.last().is_some_and(|&last| last >= 0x80);
         let fill = if negative { 0xff } else { 0 };
@@ -49,7 +49,7 @@ impl Machine<'_, '_> {
             || bytes[8..].iter().all(|&byte| byte == fill) && (bytes[7] >= 0x80) == negative;
         let node = if !fits {
             if bytes.len() > MAX_DIGITS {
-                return Err(Fault::damaged("an integer has too many digits"));
+                return Err(ErrorKind::corrupt("an integer has too many digits"));
             }
             let digits: String = bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect();
             Node::BigInt(format!("0x{digits}").into())
@@ -62,30 +62,30 @@ impl Machine<'_, '_> {
         self.push(node)
     }
 
-    pub(super) fn text<const N: usize>(&mut self) -> Result<(), Fault> {
-        let count = self.input.length::<N>()?;
+    pub(super) fn text<const N: usize>(&mut self) -> Result<(), ErrorKind> {
+        let count = self.input.uint::<N>()?;
         let text = utf8(self.input.take(count)?)?.into();
         self.push(Node::Text(text))
     }
 
-    pub(super) fn bytes<const N: usize>(&mut self) -> Result<(), Fault> {
-        let count = self.input.length::<N>()?;
+    pub(super) fn bytes<const N: usize>(&mut self) -> Result<(), ErrorKind> {
+        let count = self.input.uint::<N>()?;
         let bytes = self.input.take(count)?.into();
         self.push(Node::Bytes(bytes))
     }
 
     /// A string of Python 2, text or bytes.
-    pub(super) fn old_string<const N: usize>(&mut self) -> Result<(), Fault> {
-        let count = self.input.length::<N>()?;
+    pub(super) fn python2_string<const N: usize>(&mut self) -> Result<(), ErrorKind> {
+        let count = self.input.uint::<N>()?;
         let node = text_or_bytes(self.input.take(count)?);
         self.push(node)
     }
 
-    pub(super) fn quoted(&mut self) -> Result<(), Fault> {
+    pub(super) fn quoted_string(&mut self) -> Result<(), ErrorKind> {
         let line = self.input.line()?;
         let inner = match *line {
             [b'\'', ref inner @ .., b'\''] | [b'"', ref inner @ .., b'"'] => inner,
-            _ => return Err(Fault::damaged("a string has no quotes")),
+            _ => return Err(ErrorKind::corrupt("a string has no quotes")),
         };
         self.push(text_or_bytes(inner))
     }
@@ -98,6 +98,6 @@ fn text_or_bytes(bytes: &[u8]) -> Node {
     }
 }
 
-pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
-    std::str::from_utf8(bytes).map_err(|_| Fault::damaged("text is not UTF-8"))
+pub(super) fn utf8(bytes: &[u8]) -> Result<&str, ErrorKind> {
+    std::str::from_utf8(bytes).map_err(|_| ErrorKind::corrupt("text is not UTF-8"))
 }

@@ -8,25 +8,28 @@ mod call;
 mod danger;
 mod input;
 mod literal;
-mod machine;
 mod node;
 pub(crate) mod opcode;
 mod tensor;
 mod tree;
+mod unpickler;
 
-use crate::error::Fault;
+use crate::error::ErrorKind;
 use crate::limits::MAX_TEXT;
 
 pub(crate) use input::Input;
-pub(crate) use machine::{Machine, Pickle};
 pub(crate) use node::Element;
-pub(crate) use tree::{StorageBytes, unfold};
+pub(crate) use tree::{ByteRange, expand};
+pub(crate) use unpickler::{Pickle, Unpickler};
 
 /// Counts copied bytes of text, so that a small file cannot expand to a large amount of memory.
-fn charge_text(text: &mut usize, bytes: usize) -> Result<(), Fault> {
+fn charge_text(text: &mut usize, bytes: usize) -> Result<(), ErrorKind> {
     *text = text.saturating_add(bytes);
     if *text > MAX_TEXT {
-        return Err(Fault::Limit { what: "bytes of text in its pickle", limit: MAX_TEXT as u64 });
+        return Err(ErrorKind::Limit {
+            what: "bytes of text in its pickle",
+            limit: MAX_TEXT as u64,
+        });
     }
     Ok(())
 }

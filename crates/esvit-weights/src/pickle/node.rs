@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::dtype::Dtype;
-use crate::error::Fault;
+use crate::error::ErrorKind;
 use crate::limits::MAX_OBJECTS;
 
 /// Index of a node.
@@ -81,7 +81,7 @@ pub(crate) struct View {
     pub(crate) storage: Arc<Storage>,
     pub(crate) element: Element,
     /// Name of the element type in the file.
-    pub(crate) kind: Arc<str>,
+    pub(crate) dtype_name: Arc<str>,
     pub(crate) offset: u64,
     pub(crate) shape: Vec<usize>,
     pub(crate) strides: Vec<u64>,
@@ -97,23 +97,26 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
-    pub(crate) fn add(&mut self, node: Node) -> Result<Id, Fault> {
+    pub(crate) fn add(&mut self, node: Node) -> Result<Id, ErrorKind> {
         self.charge(1)?;
         self.nodes.push(node);
         Ok((self.nodes.len() - 1) as Id)
     }
 
     /// Counts copied items.
-    pub(crate) fn charge(&mut self, items: usize) -> Result<(), Fault> {
+    pub(crate) fn charge(&mut self, items: usize) -> Result<(), ErrorKind> {
         self.objects = self.objects.saturating_add(items);
         if self.objects > MAX_OBJECTS {
-            return Err(Fault::Limit { what: "objects in its pickle", limit: MAX_OBJECTS as u64 });
+            return Err(ErrorKind::Limit {
+                what: "objects in its pickle",
+                limit: MAX_OBJECTS as u64,
+            });
         }
         Ok(())
     }
 
     /// Counts copied bytes of text.
-    pub(crate) fn charge_text(&mut self, bytes: usize) -> Result<(), Fault> {
+    pub(crate) fn charge_text(&mut self, bytes: usize) -> Result<(), ErrorKind> {
         super::charge_text(&mut self.text, bytes)
     }
 

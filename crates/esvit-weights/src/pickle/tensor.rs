@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use super::machine::Machine;
 use super::node::{Arena, Element, Id, Node, Storage, View};
+use super::unpickler::Unpickler;
 use crate::dtype::Dtype;
-use crate::error::Fault;
+use crate::error::ErrorKind;
 use crate::limits::{MAX_RANK, MAX_TENSORS};
 
-impl Machine<'_, '_> {
+impl Unpickler<'_, '_> {
     /// An object outside the pickle: a storage, or a class whose source is stored too.
-    pub(super) fn persistent(&mut self, id: Id) -> Result<Id, Fault> {
-        let bad = || Fault::damaged("a reference to a storage is not as torch.save writes it");
+    pub(super) fn persistent_load(&mut self, id: Id) -> Result<Id, ErrorKind> {
+        let bad = || ErrorKind::corrupt("a reference to a storage is not as torch.save writes it");
         let parts = self.arena.tuple(id).ok_or_else(bad)?;
         let kind = parts.first().and_then(|&kind| self.arena.text(kind)).ok_or_else(bad)?;
         match (&**kind, &parts[1..]) {
@@ -20,7 +20,7 @@ impl Machine<'_, '_> {
                 let storage = storage(&self.arena, class, key, count, view.first().copied());
                 let storage = Arc::new(storage.ok_or_else(bad)?);
                 if self.storages.len() >= MAX_TENSORS {
-                    return Err(Fault::Limit { what: "storages", limit: MAX_TENSORS as u64 });
+                    return Err(ErrorKind::Limit { what: "storages", limit: MAX_TENSORS as u64 });
                 }
                 self.storages.push(storage.clone());
                 self.arena.add(Node::Storage(storage))
@@ -30,7 +30,7 @@ impl Machine<'_, '_> {
     }
 
     /// Evaluates a function of `torch._utils`; None if it is unknown.
-    pub(super) fn rebuild(&mut self, name: &str, given: &[Id]) -> Result<Option<Id>, Fault> {
+    pub(super) fn rebuild(&mut self, name: &str, given: &[Id]) -> Result<Option<Id>, ErrorKind> {
         let view = match (name, given) {
             ("_rebuild_parameter" | "_rebuild_parameter_with_state", &[tensor, ..]) => {
                 return Ok(Some(tensor));
@@ -43,7 +43,8 @@ impl Machine<'_, '_> {
             }
             _ => return Ok(None),
         };
-        let view = view.ok_or_else(|| Fault::damaged("a tensor is not as torch.save writes it"))?;
+        let view =
+            view.ok_or_else(|| ErrorKind::corrupt("a tensor is not as torch.save writes it"))?;
         self.arena.charge(view.shape.len())?;
         self.arena.add(Node::Tensor(Box::new(view))).map(Some)
     }
@@ -74,7 +75,7 @@ fn view(
     dtype: Option<Id>,
 ) -> Option<View> {
     let Node::Storage(storage) = arena.get(storage) else { return None };
-    let (element, kind) = match dtype.map(|dtype| arena.get(dtype)) {
+    let (element, dtype_name) = match dtype.map(|dtype| arena.get(dtype)) {
         None => (storage.element, storage.class.clone()),
         Some(Node::Global(dtype)) => (dtype_element(&dtype.name), dtype.name.clone()),
         Some(_) => return None,
@@ -88,7 +89,7 @@ fn view(
     Some(View {
         storage: storage.clone(),
         element,
-        kind,
+        dtype_name,
         offset: arena.count(offset)?,
         shape: shape?,
         strides: counts(strides)?,

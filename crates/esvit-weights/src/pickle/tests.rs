@@ -1,28 +1,28 @@
 //! Pickles written by hand, instruction by instruction, and what Python makes of them.
 
 use super::*;
-use crate::file::Contents;
-use crate::limits::{MAX_NESTING, MAX_NODES, MAX_STEPS, MAX_TENSORS};
+use crate::file::Parsed;
+use crate::limits::{MAX_INSTRUCTIONS, MAX_NESTING, MAX_NODES, MAX_TENSORS};
 use crate::source::Source;
 use crate::value::Value;
 
 /// Where the storages of these pickles are said to lie.
-const STORAGE: StorageBytes = (1000, 400);
+const STORAGE: ByteRange = (1000, 400);
 
-fn contents(pickle: &[u8]) -> Result<Contents, Fault> {
+fn contents(pickle: &[u8]) -> Result<Parsed, ErrorKind> {
     let source = Source::memory(pickle.to_vec());
-    let pickle = Machine::run(&mut Input::new(&source, 0, source.length()))?;
-    unfold(&pickle, |_| Ok(STORAGE))
+    let pickle = Unpickler::run(&mut Input::new(&source, 0, source.length()))?;
+    expand(&pickle, |_| Ok(STORAGE))
 }
 
 fn value(pickle: &[u8]) -> Value {
-    contents(pickle).unwrap_or_else(|fault| panic!("{}: {fault}", pickle.escape_ascii())).facts
+    contents(pickle).unwrap_or_else(|error| panic!("{}: {error}", pickle.escape_ascii())).metadata
 }
 
 #[track_caller]
 fn refused(pickle: &[u8], part: &str) {
-    let fault = contents(pickle).unwrap_err().to_string();
-    assert!(fault.contains(part), "wanted `{part}`: {fault}");
+    let error = contents(pickle).unwrap_err().to_string();
+    assert!(error.contains(part), "wanted `{part}`: {error}");
 }
 
 fn text(text: &str) -> Value {
@@ -135,9 +135,9 @@ fn a_tensor_of_a_part_of_a_storage_begins_there() {
              I2\n(I3\nt(I1\ntI00\n}}tR."
         )
     };
-    let contents = contents(tensor(10).as_bytes()).unwrap();
-    let place = &contents.tensors[0].place;
-    assert_eq!((place.start, place.length, place.offset), (STORAGE.0 + 20, 40, 2));
+    let parsed = contents(tensor(10).as_bytes()).unwrap();
+    let layout = &parsed.tensors[0].layout;
+    assert_eq!((layout.start, layout.length, layout.offset), (STORAGE.0 + 20, 40, 2));
     refused(tensor(96).as_bytes(), "of 96 elements from 5 on");
 }
 
@@ -167,7 +167,7 @@ fn nesting_is_accepted_up_to_its_limit() {
 /// Each asks for more than one limit allows and stays within the others.
 #[test]
 fn every_limit_is_kept() {
-    let steps = b"(0".repeat(MAX_STEPS as usize / 2 + 1);
+    let steps = b"(0".repeat(MAX_INSTRUCTIONS as usize / 2 + 1);
     refused(&steps, "instructions in its pickle");
     let storage = b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI6\ntq\0";
     let storages = [&storage[..], &b"h\0Q0".repeat(MAX_TENSORS + 1), b"."].concat();

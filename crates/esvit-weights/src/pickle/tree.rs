@@ -5,33 +5,33 @@
 
 use std::collections::HashSet;
 
-use super::machine::Pickle;
 use super::node::{Id, Node, Object, Storage, View};
-use crate::error::Fault;
-use crate::file::{Contents, TensorInfo, join};
+use super::unpickler::Pickle;
+use crate::error::ErrorKind;
+use crate::file::{Parsed, TensorInfo, join};
+use crate::layout::Layout;
 use crate::limits::{MAX_NAME, MAX_NESTING, MAX_NODES, MAX_TENSORS};
-use crate::place::Place;
 use crate::value::Value;
 
 /// Position and length of a storage in the file, in bytes.
-pub(crate) type StorageBytes = (u64, u64);
+pub(crate) type ByteRange = (u64, u64);
 
 /// Expands a pickle; `locate` finds a storage in the file.
-pub(crate) fn unfold(
+pub(crate) fn expand(
     pickle: &Pickle,
-    locate: impl FnMut(&Storage) -> Result<StorageBytes, Fault>,
-) -> Result<Contents, Fault> {
+    locate: impl FnMut(&Storage) -> Result<ByteRange, ErrorKind>,
+) -> Result<Parsed, ErrorKind> {
     let mut tree = Tree {
         pickle,
         locate,
-        contents: Contents::default(),
+        parsed: Parsed::default(),
         path: Path::default(),
         open: HashSet::new(),
         nodes: 0,
         text: 0,
     };
-    tree.contents.facts = tree.value(pickle.root, "")?;
-    Ok(tree.contents)
+    tree.parsed.metadata = tree.value(pickle.root, "")?;
+    Ok(tree.parsed)
 }
 
 /// Position in the tree: the path of dictionaries and, inside a module, that of modules.
@@ -45,7 +45,7 @@ struct Path {
 struct Tree<'p, F> {
     pickle: &'p Pickle,
     locate: F,
-    contents: Contents,
+    parsed: Parsed,
     path: Path,
     /// Nodes on the current path, to detect cycles.
     open: HashSet<Id>,
@@ -53,12 +53,12 @@ struct Tree<'p, F> {
     text: usize,
 }
 
-impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
+impl<F: FnMut(&Storage) -> Result<ByteRange, ErrorKind>> Tree<'_, F> {
     /// Expands a node with the key `name`.
-    fn value(&mut self, id: Id, name: &str) -> Result<Value, Fault> {
+    fn value(&mut self, id: Id, name: &str) -> Result<Value, ErrorKind> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
-            return Err(Fault::Limit {
+            return Err(ErrorKind::Limit {
                 what: "values beside its tensors",
                 limit: MAX_NODES as u64,
             });
@@ -68,35 +68,35 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
             Node::Bool(value) => Value::Bool(*value),
             Node::Int(number) => Value::Int(*number),
             Node::Float(number) => Value::Float(*number),
-            Node::Text(text) => Value::Str(self.copied(text)?),
+            Node::Text(text) => Value::Str(self.copy_text(text)?),
             Node::Bytes(bytes) => {
                 self.charge(bytes.len())?;
                 Value::Bytes(bytes.to_vec())
             }
-            Node::BigInt(digits) => foreign("int", vec![Value::Str(self.copied(digits)?)]),
+            Node::BigInt(digits) => opaque_object("int", vec![Value::Str(self.copy_text(digits)?)]),
             Node::Global(global) => {
                 self.charge(global.module.len() + global.name.len())?;
-                foreign(global.path(), Vec::new())
+                opaque_object(global.path(), Vec::new())
             }
             Node::Storage(storage) => {
-                let key = Value::Str(self.copied(&storage.key)?);
-                foreign(format!("torch.{}", storage.class), vec![key])
+                let key = Value::Str(self.copy_text(&storage.key)?);
+                opaque_object(format!("torch.{}", storage.class), vec![key])
             }
             Node::Tensor(view) => self.tensor(view, name)?,
-            Node::List(items) => Value::List(self.inside(id, name, |tree| tree.list(items))?),
-            Node::Tuple(items) => Value::Tuple(self.inside(id, name, |tree| tree.list(items))?),
-            Node::Dict(pairs) => Value::Dict(self.inside(id, name, |tree| tree.dict(pairs))?),
+            Node::List(items) => Value::List(self.nested(id, name, |tree| tree.list(items))?),
+            Node::Tuple(items) => Value::Tuple(self.nested(id, name, |tree| tree.list(items))?),
+            Node::Dict(pairs) => Value::Dict(self.nested(id, name, |tree| tree.dict(pairs))?),
             Node::Object(object) => self.object(id, object, name)?,
         })
     }
 
     /// Expands the contents of a node, with its name appended to the path.
-    fn inside<T>(
+    fn nested<T>(
         &mut self,
         id: Id,
         name: &str,
-        make: impl FnOnce(&mut Self) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+        make: impl FnOnce(&mut Self) -> Result<T, ErrorKind>,
+    ) -> Result<T, ErrorKind> {
         let group = if self.open.is_empty() {
             // The root has no name.
             String::new()
@@ -110,14 +110,14 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         &mut self,
         id: Id,
         path: Path,
-        make: impl FnOnce(&mut Self) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+        make: impl FnOnce(&mut Self) -> Result<T, ErrorKind>,
+    ) -> Result<T, ErrorKind> {
         if self.open.len() >= MAX_NESTING {
-            return Err(Fault::Limit { what: "levels of nesting", limit: MAX_NESTING as u64 });
+            return Err(ErrorKind::Limit { what: "levels of nesting", limit: MAX_NESTING as u64 });
         }
         if !self.open.insert(id) {
             let place = if path.group.is_empty() { "the file's content" } else { &path.group };
-            return Err(Fault::damaged(format!("`{place}` contains itself")));
+            return Err(ErrorKind::corrupt(format!("`{place}` contains itself")));
         }
         self.charge(path.group.len() + path.modules.len())?;
         let outer = std::mem::replace(&mut self.path, path);
@@ -127,11 +127,11 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         Ok(made)
     }
 
-    fn list(&mut self, items: &[Id]) -> Result<Vec<Value>, Fault> {
+    fn list(&mut self, items: &[Id]) -> Result<Vec<Value>, ErrorKind> {
         items.iter().enumerate().map(|(i, &item)| self.value(item, &i.to_string())).collect()
     }
 
-    fn dict(&mut self, pairs: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, Fault> {
+    fn dict(&mut self, pairs: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, ErrorKind> {
         let pair =
             |(place, &(key, value))| self.pair(place, key, |tree, name| tree.value(value, name));
         pairs.iter().enumerate().map(pair).collect()
@@ -142,8 +142,8 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         &mut self,
         place: usize,
         key: Id,
-        make: impl FnOnce(&mut Self, &str) -> Result<Value, Fault>,
-    ) -> Result<(Value, Value), Fault> {
+        make: impl FnOnce(&mut Self, &str) -> Result<Value, ErrorKind>,
+    ) -> Result<(Value, Value), ErrorKind> {
         let name = self.key(key, place);
         self.charge(name.len())?;
         Ok((self.value(key, &format!("{place}.key"))?, make(self, &name)?))
@@ -162,12 +162,12 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         }
     }
 
-    fn object(&mut self, id: Id, object: &Object, name: &str) -> Result<Value, Fault> {
-        self.inside(id, name, |tree| tree.object_here(object))
+    fn object(&mut self, id: Id, object: &Object, name: &str) -> Result<Value, ErrorKind> {
+        self.nested(id, name, |tree| tree.expand_object(object))
     }
 
     /// Expands an object, with the path set to it.
-    fn object_here(&mut self, object: &Object) -> Result<Value, Fault> {
+    fn expand_object(&mut self, object: &Object) -> Result<Value, ErrorKind> {
         let class = match self.pickle.arena.get(object.class) {
             Node::Global(global) => {
                 self.charge(global.module.len() + global.name.len())?;
@@ -179,7 +179,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         if let Some(given) = self.pickle.arena.tuple(object.arguments)
             && !given.is_empty()
         {
-            arguments = self.inside(object.arguments, "arguments", |tree| tree.list(&given))?;
+            arguments = self.nested(object.arguments, "arguments", |tree| tree.list(&given))?;
         }
         arguments.extend(self.list(&object.items)?);
         let state = self.state(object)?.map(Box::new);
@@ -187,7 +187,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
     }
 
     /// The attributes of an object, after pairs that were added to it as to a dictionary.
-    fn state(&mut self, object: &Object) -> Result<Option<Value>, Fault> {
+    fn state(&mut self, object: &Object) -> Result<Option<Value>, ErrorKind> {
         let mut pairs = self.dict(&object.entries)?;
         let Some(id) = object.state else {
             return Ok((!pairs.is_empty()).then_some(Value::Dict(pairs)));
@@ -215,7 +215,7 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
 
     /// The attributes of an `nn.Module`. Parameters are named as in its `state_dict()`: by the path
     /// of modules, with dots.
-    fn module(&mut self, attributes: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, Fault> {
+    fn module(&mut self, attributes: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, ErrorKind> {
         let mut made = Vec::new();
         for (place, &(key, value)) in attributes.iter().enumerate() {
             let entries = match self.pickle.arena.get(value) {
@@ -240,14 +240,14 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         Ok(made)
     }
 
-    fn children(&mut self, modules: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, Fault> {
+    fn children(&mut self, modules: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, ErrorKind> {
         let child = |(place, &(key, child))| {
             self.pair(place, key, |tree, name| match tree.pickle.arena.get(child) {
                 Node::Object(object) => {
                     let mut path = tree.path.clone();
                     path.modules.push_str(name);
                     path.modules.push('.');
-                    tree.at(child, path, |tree| tree.object_here(object))
+                    tree.at(child, path, |tree| tree.expand_object(object))
                 }
                 _ => tree.value(child, name),
             })
@@ -255,48 +255,51 @@ impl<F: FnMut(&Storage) -> Result<StorageBytes, Fault>> Tree<'_, F> {
         modules.iter().enumerate().map(child).collect()
     }
 
-    fn tensor(&mut self, view: &View, name: &str) -> Result<Value, Fault> {
+    fn tensor(&mut self, view: &View, name: &str) -> Result<Value, ErrorKind> {
         let name = format!("{}{name}", self.path.modules);
         let group = self.path.group.clone();
         let path = join(&group, &name);
         if path.len() > MAX_NAME {
-            return Err(Fault::Limit { what: "bytes of a tensor's name", limit: MAX_NAME as u64 });
+            return Err(ErrorKind::Limit {
+                what: "bytes of a tensor's name",
+                limit: MAX_NAME as u64,
+            });
         }
         self.charge(path.len())?;
-        let contents = &mut self.contents;
-        if contents.tensors.len() + contents.unsupported.len() >= MAX_TENSORS {
-            return Err(Fault::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
+        let parsed = &mut self.parsed;
+        if parsed.tensors.len() + parsed.unsupported.len() >= MAX_TENSORS {
+            return Err(ErrorKind::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
         }
         let storage = &*view.storage;
         let Some(dtype) = view.element.dtype else {
-            let kind = self.copied(&view.kind)?;
-            self.contents.unsupported.push((path, kind.clone()));
-            return Ok(foreign("torch.Tensor", vec![Value::Str(kind)]));
+            let dtype_name = self.copy_text(&view.dtype_name)?;
+            self.parsed.unsupported.push((path, dtype_name.clone()));
+            return Ok(opaque_object("torch.Tensor", vec![Value::Str(dtype_name)]));
         };
-        let (start, length) = (self.locate)(storage).map_err(|fault| match fault {
-            Fault::Damaged(reason) => Fault::Tensor { tensor: path.clone(), reason },
+        let (start, length) = (self.locate)(storage).map_err(|kind| match kind {
+            ErrorKind::Corrupt(reason) => ErrorKind::CorruptTensor { tensor: path.clone(), reason },
             other => other,
         })?;
-        let place = place(view, start, length);
-        let place = place.and_then(|place| place.extent(dtype, &view.shape).map(|_| place));
-        let place = place.map_err(|reason| Fault::Tensor { tensor: path, reason })?;
+        let layout = layout(view, start, length);
+        let layout = layout.and_then(|layout| layout.extent(dtype, &view.shape).map(|_| layout));
+        let layout = layout.map_err(|reason| ErrorKind::CorruptTensor { tensor: path, reason })?;
         let shape = view.shape.clone();
-        self.contents.tensors.push(TensorInfo { group, name, dtype, shape, place });
-        Ok(Value::Tensor(self.contents.tensors.len() - 1))
+        self.parsed.tensors.push(TensorInfo { group, name, dtype, shape, layout });
+        Ok(Value::Tensor(self.parsed.tensors.len() - 1))
     }
 
-    fn copied(&mut self, text: &str) -> Result<String, Fault> {
+    fn copy_text(&mut self, text: &str) -> Result<String, ErrorKind> {
         self.charge(text.len())?;
         Ok(text.into())
     }
 
-    fn charge(&mut self, bytes: usize) -> Result<(), Fault> {
+    fn charge(&mut self, bytes: usize) -> Result<(), ErrorKind> {
         super::charge_text(&mut self.text, bytes)
     }
 }
 
 /// Where a view is in the file, which has `length` bytes from `start` on for its storage.
-fn place(view: &View, start: u64, length: u64) -> Result<Place, String> {
+fn layout(view: &View, start: u64, length: u64) -> Result<Layout, String> {
     let storage = &*view.storage;
     let size = storage.element.size;
     let first = storage.offset.checked_mul(size);
@@ -310,9 +313,9 @@ fn place(view: &View, start: u64, length: u64) -> Result<Place, String> {
         ));
     };
     let strides = view.strides.clone();
-    Ok(Place { start: start + first, length: claimed, offset: view.offset, strides })
+    Ok(Layout { start: start + first, length: claimed, offset: view.offset, strides })
 }
 
-fn foreign(class: impl Into<String>, arguments: Vec<Value>) -> Value {
+fn opaque_object(class: impl Into<String>, arguments: Vec<Value>) -> Value {
     Value::Object { class: class.into(), arguments, state: None }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use crate::error::Fault;
+use crate::error::ErrorKind;
 use crate::limits::{MAX_DIRECTORY, MAX_NAME};
 use crate::source::Source;
 
@@ -32,14 +32,14 @@ pub(crate) struct Entry {
 }
 
 /// Reads the central directory, by name, and checks that entries do not overlap.
-pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, Fault> {
-    let (count, start, length) = directory(source)?;
+pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, ErrorKind> {
+    let (count, start, length) = central_directory(source)?;
     if length > MAX_DIRECTORY {
-        return Err(Fault::Limit { what: "bytes of archive directory", limit: MAX_DIRECTORY });
+        return Err(ErrorKind::Limit { what: "bytes of archive directory", limit: MAX_DIRECTORY });
     }
     let bytes = source.read(start, length)?;
     if count > length / CENTRAL_LENGTH as u64 {
-        return Err(Fault::damaged(format!(
+        return Err(ErrorKind::corrupt(format!(
             "its archive claims {count} entries in {length} bytes"
         )));
     }
@@ -47,52 +47,53 @@ pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, Fault> {
     let mut extents = Vec::new();
     let mut rest = &bytes[..];
     for _ in 0..count {
-        let (name, entry) = entry(&mut rest)
-            .ok_or_else(|| Fault::damaged("an entry of its archive's directory is incomplete"))?;
+        let (name, entry) = entry(&mut rest).ok_or_else(|| {
+            ErrorKind::corrupt("an entry of its archive's directory is incomplete")
+        })?;
         let name = String::from_utf8(name.into())
-            .map_err(|_| Fault::damaged("a name in its archive is not UTF-8"))?;
+            .map_err(|_| ErrorKind::corrupt("a name in its archive is not UTF-8"))?;
         if name.len() > MAX_NAME {
-            return Err(Fault::Limit { what: "bytes of a name", limit: MAX_NAME as u64 });
+            return Err(ErrorKind::Limit { what: "bytes of a name", limit: MAX_NAME as u64 });
         }
         let end = entry.header.checked_add(LOCAL_LENGTH + name.len() as u64);
         let end = end.and_then(|end| end.checked_add(entry.length)).filter(|&end| end <= start);
         let Some(end) = end else {
-            return Err(Fault::damaged(format!("entry `{name}` lies beyond its archive")));
+            return Err(ErrorKind::corrupt(format!("entry `{name}` lies beyond its archive")));
         };
         extents.push((entry.header, end));
         if entries.insert(name.clone(), entry).is_some() {
-            return Err(Fault::damaged(format!("entry `{name}` is in its archive twice")));
+            return Err(ErrorKind::corrupt(format!("entry `{name}` is in its archive twice")));
         }
     }
     extents.sort_unstable();
     if extents.windows(2).any(|pair| pair[0].1 > pair[1].0) {
-        return Err(Fault::damaged("entries of its archive overlap"));
+        return Err(ErrorKind::corrupt("entries of its archive overlap"));
     }
     Ok(entries)
 }
 
 /// Position of an entry's data.
-pub(crate) fn data(source: &Source, name: &str, entry: &Entry) -> Result<u64, Fault> {
+pub(crate) fn data_offset(source: &Source, name: &str, entry: &Entry) -> Result<u64, ErrorKind> {
     let header = source.read(entry.header, LOCAL_LENGTH)?;
-    let lengths = u64::from(word(&header, 26)) + u64::from(word(&header, 28));
+    let lengths = u64::from(u16_at(&header, 26)) + u64::from(u16_at(&header, 28));
     let start = entry.header + LOCAL_LENGTH + lengths;
     let fits = start.checked_add(entry.length).is_some_and(|end| end <= source.length());
     if !header.starts_with(LOCAL) || !fits {
-        return Err(Fault::damaged(format!("entry `{name}` is not where its archive says")));
+        return Err(ErrorKind::corrupt(format!("entry `{name}` is not where its archive says")));
     }
     Ok(start)
 }
 
 /// Number of entries, position and length of the central directory.
-fn directory(source: &Source) -> Result<(u64, u64, u64), Fault> {
-    let none = || Fault::damaged("the directory at the end of its archive is missing");
+fn central_directory(source: &Source) -> Result<(u64, u64, u64), ErrorKind> {
+    let none = || ErrorKind::corrupt("the directory at the end of its archive is missing");
     let total = source.length();
     // A comment of up to 65535 bytes may follow the end record.
     let tail_length = total.min(END_LENGTH as u64 + u64::from(u16::MAX));
     let tail = source.read(total - tail_length, tail_length)?;
     let is_end = |at: &usize| {
         tail[*at..].starts_with(END)
-            && usize::from(word(&tail, at + 20)) == tail.len() - at - END_LENGTH
+            && usize::from(u16_at(&tail, at + 20)) == tail.len() - at - END_LENGTH
     };
     let last = tail.len().checked_sub(END_LENGTH).ok_or_else(none)?;
     let at = (0..=last).rev().find(is_end).ok_or_else(none)?;
@@ -102,21 +103,21 @@ fn directory(source: &Source) -> Result<(u64, u64, u64), Fault> {
     if let Some(locator) = end64.transpose()?
         && locator.starts_with(END64_LOCATOR)
     {
-        let record_at = quad(&locator, 8);
+        let record_at = u64_at(&locator, 8);
         let record = source.read(record_at, END64_LENGTH)?;
-        let (length, start) = (quad(&record, 40), quad(&record, 48));
+        let (length, start) = (u64_at(&record, 40), u64_at(&record, 48));
         let whole = start.checked_add(length).is_some_and(|end| end <= record_at);
         if !record.starts_with(END64) || !whole {
             return Err(none());
         }
-        return Ok((quad(&record, 32), start, length));
+        return Ok((u64_at(&record, 32), start, length));
     }
     let record = &tail[at..];
-    let (length, start) = (u64::from(double(record, 12)), u64::from(double(record, 16)));
+    let (length, start) = (u64::from(u32_at(record, 12)), u64::from(u32_at(record, 16)));
     if start + length > position {
         return Err(none());
     }
-    Ok((u64::from(word(record, 10)), start, length))
+    Ok((u64::from(u16_at(record, 10)), start, length))
 }
 
 /// Splits the first entry off the directory.
@@ -125,14 +126,14 @@ fn entry<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], Entry)> {
     if !fixed.starts_with(CENTRAL) {
         return None;
     }
-    let length = |at| usize::from(word(fixed, at));
+    let length = |at| usize::from(u16_at(fixed, at));
     let (name, behind) = behind.split_at_checked(length(28))?;
     let (extra, behind) = behind.split_at_checked(length(30))?;
     (_, *rest) = behind.split_at_checked(length(32))?;
 
     // Values beyond 32 bits are all ones here, and in the zip64 extra field in this order.
-    let mut wide = zip64(extra);
-    let mut number = |at| match double(fixed, at) {
+    let mut wide = zip64_extra(extra);
+    let mut number = |at| match u32_at(fixed, at) {
         u32::MAX => {
             let (number, behind) = wide.split_first_chunk()?;
             wide = behind;
@@ -141,7 +142,7 @@ fn entry<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], Entry)> {
         number => Some(u64::from(number)),
     };
     let (length, stored, header) = (number(24)?, number(20)?, number(42)?);
-    let method = word(fixed, 10);
+    let method = u16_at(fixed, 10);
     if method == 0 && stored != length {
         return None;
     }
@@ -149,9 +150,9 @@ fn entry<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], Entry)> {
 }
 
 /// The zip64 extra field; empty if there is none.
-fn zip64(mut extra: &[u8]) -> &[u8] {
+fn zip64_extra(mut extra: &[u8]) -> &[u8] {
     while extra.len() >= 4 {
-        let (kind, length) = (word(extra, 0), usize::from(word(extra, 2)));
+        let (kind, length) = (u16_at(extra, 0), usize::from(u16_at(extra, 2)));
         let Some((field, behind)) = extra[4..].split_at_checked(length) else { break };
         if kind == 1 {
             return field;
@@ -161,14 +162,14 @@ fn zip64(mut extra: &[u8]) -> &[u8] {
     &[]
 }
 
-fn word(bytes: &[u8], at: usize) -> u16 {
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn double(bytes: &[u8], at: usize) -> u32 {
-    u32::from(word(bytes, at)) | u32::from(word(bytes, at + 2)) << 16
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
 }
 
-fn quad(bytes: &[u8], at: usize) -> u64 {
-    u64::from(double(bytes, at)) | u64::from(double(bytes, at + 4)) << 32
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }

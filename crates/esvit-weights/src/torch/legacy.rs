@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::zip::big_endian;
-use crate::error::Fault;
-use crate::file::Contents;
-use crate::pickle::{Element, Input, Machine, Pickle, StorageBytes, unfold};
+use crate::error::ErrorKind;
+use crate::file::Parsed;
+use crate::pickle::{ByteRange, Element, Input, Pickle, Unpickler, expand};
 use crate::source::Source;
 use crate::value::Value;
 
@@ -20,9 +20,9 @@ const VERSION: i64 = 1001;
 /// Bytes of the number of elements before a storage.
 const COUNT: u64 = 8;
 
-pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
+pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
     let mut input = Input::new(source, 0, source.length());
-    let magic = plain(&Machine::run(&mut input)?)?;
+    let magic = plain(&Unpickler::run(&mut input)?)?;
     let is_magic = match &magic {
         Value::Object { class, arguments, .. } if class == "int" => {
             arguments.first().and_then(Value::as_str).is_some_and(|digits| MAGIC.contains(&digits))
@@ -30,36 +30,36 @@ pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
         _ => false,
     };
     if !is_magic {
-        return Err(Fault::NotWeights {
+        return Err(ErrorKind::UnknownFormat {
             found: "it is a pickle that `torch.save` did not write".into(),
             hint: "load it with what wrote it, and save its arrays as safetensors",
         });
     }
-    if plain(&Machine::run(&mut input)?)?.as_i64() != Some(VERSION) {
+    if plain(&Unpickler::run(&mut input)?)?.as_i64() != Some(VERSION) {
         let found = "it is of an unknown version of the legacy format".into();
         let hint = "load it in PyTorch and save it again";
-        return Err(Fault::Unsupported { found, hint });
+        return Err(ErrorKind::Unsupported { found, hint });
     }
-    let system = plain(&Machine::run(&mut input)?)?;
+    let system = plain(&Unpickler::run(&mut input)?)?;
     if system.get("little_endian").and_then(Value::as_bool) == Some(false) {
         return Err(big_endian());
     }
 
-    let pickle = Machine::run(&mut input)?;
-    let Value::List(keys) = plain(&Machine::run(&mut input)?)? else {
-        return Err(Fault::damaged("its list of storages is missing"));
+    let pickle = Unpickler::run(&mut input)?;
+    let Value::List(keys) = plain(&Unpickler::run(&mut input)?)? else {
+        return Err(ErrorKind::corrupt("its list of storages is missing"));
     };
     let storages = storages(source, input.position(), &pickle, &keys)?;
-    unfold(&pickle, |storage| {
+    expand(&pickle, |storage| {
         let found = storages.get(&*storage.key).copied();
-        found.ok_or_else(|| Fault::damaged(format!("misses its storage `{}`", storage.key)))
+        found.ok_or_else(|| ErrorKind::corrupt(format!("misses its storage `{}`", storage.key)))
     })
 }
 
 /// Contents of a pickle without tensors.
-fn plain(pickle: &Pickle) -> Result<Value, Fault> {
-    let none = |_: &_| Err(Fault::damaged("a tensor is where none is expected"));
-    Ok(unfold(pickle, none)?.facts)
+fn plain(pickle: &Pickle) -> Result<Value, ErrorKind> {
+    let none = |_: &_| Err(ErrorKind::corrupt("a tensor is where none is expected"));
+    Ok(expand(pickle, none)?.metadata)
 }
 
 /// Storages in the file, by key. The length of each gives the position of the next.
@@ -68,7 +68,7 @@ fn storages<'k>(
     mut position: u64,
     pickle: &Pickle,
     keys: &'k [Value],
-) -> Result<HashMap<&'k str, StorageBytes>, Fault> {
+) -> Result<HashMap<&'k str, ByteRange>, ErrorKind> {
     // The type of a storage in the file is that of its first use in the pickle.
     let mut elements: HashMap<Arc<str>, Element> = HashMap::new();
     for storage in &pickle.storages {
@@ -76,20 +76,21 @@ fn storages<'k>(
     }
     let mut found = HashMap::new();
     for key in keys {
-        let key = key.as_str().ok_or_else(|| Fault::damaged("the key of a storage is not text"))?;
+        let key =
+            key.as_str().ok_or_else(|| ErrorKind::corrupt("the key of a storage is not text"))?;
         let element = elements
             .get(key)
-            .ok_or_else(|| Fault::damaged(format!("no tensor is of its storage `{key}`")))?;
+            .ok_or_else(|| ErrorKind::corrupt(format!("no tensor is of its storage `{key}`")))?;
         let mut count = [0; COUNT as usize];
         count.copy_from_slice(&source.read(position, COUNT)?);
         let start = position + COUNT;
         let length = u64::from_le_bytes(count).checked_mul(element.size);
         let end = length.and_then(|length| start.checked_add(length));
         let (Some(length), Some(end)) = (length, end.filter(|&end| end <= source.length())) else {
-            return Err(Fault::damaged(format!("its storage `{key}` is cut off")));
+            return Err(ErrorKind::corrupt(format!("its storage `{key}` is cut off")));
         };
         if found.insert(key, (start, length)).is_some() {
-            return Err(Fault::damaged(format!("its storage `{key}` is in it twice")));
+            return Err(ErrorKind::corrupt(format!("its storage `{key}` is in it twice")));
         }
         position = end;
     }

@@ -3,31 +3,31 @@
 use std::collections::HashMap;
 
 use super::archive::{self, Entry};
-use crate::error::Fault;
-use crate::file::Contents;
+use crate::error::ErrorKind;
+use crate::file::Parsed;
 use crate::limits::MAX_PICKLE;
-use crate::pickle::{Input, Machine, StorageBytes, unfold};
+use crate::pickle::{ByteRange, Input, Unpickler, expand};
 use crate::source::Source;
 
 /// Bytes of the entry `byteorder` to read.
 const MAX_BYTE_ORDER: u64 = 16;
 
-pub(crate) fn read(source: &Source) -> Result<Contents, Fault> {
+pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
     let archive = Archive { source, entries: archive::read(source)? };
     let prefix = archive.prefix()?;
     if archive.entries.keys().any(|name| name.starts_with(&format!("{prefix}code/"))) {
         let hint = "in PyTorch: `torch.save(torch.jit.load(path).state_dict(), new_path)`";
-        return Err(Fault::Unsupported { found: "it is a TorchScript program".into(), hint });
+        return Err(ErrorKind::Unsupported { found: "it is a TorchScript program".into(), hint });
     }
     archive.check_byte_order(&format!("{prefix}byteorder"))?;
 
     let (start, length) = archive.find(&format!("{prefix}data.pkl"))?;
     if length > MAX_PICKLE {
-        return Err(Fault::Limit { what: "bytes of pickle", limit: MAX_PICKLE });
+        return Err(ErrorKind::Limit { what: "bytes of pickle", limit: MAX_PICKLE });
     }
-    let pickle = Machine::run(&mut Input::new(source, start, start + length))?;
-    let mut found: HashMap<String, StorageBytes> = HashMap::new();
-    unfold(&pickle, |storage| {
+    let pickle = Unpickler::run(&mut Input::new(source, start, start + length))?;
+    let mut found: HashMap<String, ByteRange> = HashMap::new();
+    expand(&pickle, |storage| {
         let name = format!("{prefix}data/{}", storage.key);
         if let Some(&bytes) = found.get(&name) {
             return Ok(bytes);
@@ -45,15 +45,15 @@ struct Archive<'s> {
 
 impl Archive<'_> {
     /// Common prefix of all entries, with its slash.
-    fn prefix(&self) -> Result<String, Fault> {
+    fn prefix(&self) -> Result<String, ErrorKind> {
         let mut prefixes = self.entries.keys().filter_map(|name| {
             let prefix = name.strip_suffix("data.pkl")?;
             (prefix.is_empty() || prefix.find('/') == Some(prefix.len() - 1)).then_some(prefix)
         });
         match (prefixes.next(), prefixes.next()) {
             (Some(prefix), None) => Ok(prefix.into()),
-            (Some(_), Some(_)) => Err(Fault::damaged("its archive has several `data.pkl`")),
-            (None, _) => Err(Fault::NotWeights {
+            (Some(_), Some(_)) => Err(ErrorKind::corrupt("its archive has several `data.pkl`")),
+            (None, _) => Err(ErrorKind::UnknownFormat {
                 found: "it is a zip archive without `data.pkl`".into(),
                 hint: "if it holds a file of weights, unpack it and name that file",
             }),
@@ -61,19 +61,19 @@ impl Archive<'_> {
     }
 
     /// Position and length of an entry's data.
-    fn find(&self, name: &str) -> Result<StorageBytes, Fault> {
-        let missing = || Fault::damaged(format!("misses the entry `{name}` in its archive"));
+    fn find(&self, name: &str) -> Result<ByteRange, ErrorKind> {
+        let missing = || ErrorKind::corrupt(format!("misses the entry `{name}` in its archive"));
         let entry = self.entries.get(name).ok_or_else(missing)?;
         if entry.method != 0 {
-            return Err(Fault::Unsupported {
+            return Err(ErrorKind::Unsupported {
                 found: format!("entry `{name}` of its archive is compressed"),
                 hint: "load it in PyTorch and save it again with `torch.save`",
             });
         }
-        Ok((archive::data(self.source, name, entry)?, entry.length))
+        Ok((archive::data_offset(self.source, name, entry)?, entry.length))
     }
 
-    fn check_byte_order(&self, name: &str) -> Result<(), Fault> {
+    fn check_byte_order(&self, name: &str) -> Result<(), ErrorKind> {
         if !self.entries.contains_key(name) {
             return Ok(());
         }
@@ -86,8 +86,8 @@ impl Archive<'_> {
 }
 
 /// The error for a big-endian file.
-pub(super) fn big_endian() -> Fault {
-    Fault::Unsupported {
+pub(super) fn big_endian() -> ErrorKind {
+    ErrorKind::Unsupported {
         found: "its numbers have their highest byte first".into(),
         hint: "load it in PyTorch on a little-endian machine and save it again",
     }

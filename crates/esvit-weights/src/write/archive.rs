@@ -8,10 +8,10 @@ use super::WriteError;
 const ALIGNMENT: u64 = 64;
 
 /// PyTorch's extra field for padding.
-const PADDING: [u8; 2] = *b"FB";
+const PADDING_EXTRA: [u8; 2] = *b"FB";
 
 /// The zip64 extra field.
-const WIDE: [u8; 2] = [1, 0];
+const ZIP64_EXTRA: [u8; 2] = [1, 0];
 
 /// 1 January 1980, so that equal contents make equal files.
 const DATE: [u8; 4] = [0, 0, 0x21, 0];
@@ -41,22 +41,22 @@ pub(super) struct Archive<'w, W> {
     base: u64,
     entries: Vec<Entry>,
     /// The least number to be written in 64 bits.
-    wide_from: u64,
+    zip64_threshold: u64,
 }
 
 impl<'w, W: Write + Seek> Archive<'w, W> {
     pub(super) fn new(writer: &'w mut W) -> io::Result<Self> {
         let base = writer.stream_position()?;
-        Ok(Self { writer, base, entries: Vec::new(), wide_from: u32::MAX.into() })
+        Ok(Self { writer, base, entries: Vec::new(), zip64_threshold: u32::MAX.into() })
     }
 
     /// Writes an entry with these bytes.
-    pub(super) fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
-        self.entry(name, bytes.len() as u64, |sink| Ok(sink(bytes)?))
+    pub(super) fn add_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
+        self.add_entry(name, bytes.len() as u64, |sink| Ok(sink(bytes)?))
     }
 
     /// Writes an entry of `length` bytes, which `make` passes to its argument.
-    pub(super) fn entry(
+    pub(super) fn add_entry(
         &mut self,
         name: &str,
         length: u64,
@@ -70,8 +70,8 @@ impl<'w, W: Write + Seek> Archive<'w, W> {
         local.extend([0, 0]);
         local.extend(DATE);
         local.extend([0; 4]);
-        local.extend(self.narrow(length).to_le_bytes());
-        local.extend(self.narrow(length).to_le_bytes());
+        local.extend(self.u32_or_max(length).to_le_bytes());
+        local.extend(self.u32_or_max(length).to_le_bytes());
         local.extend((name.len() as u16).to_le_bytes());
         local.extend((extra.len() as u16).to_le_bytes());
         local.extend(name.as_bytes());
@@ -94,36 +94,40 @@ impl<'w, W: Write + Seek> Archive<'w, W> {
 
     fn local_extra(&self, header: u64, name: &str, length: u64) -> Vec<u8> {
         let mut extra = Vec::new();
-        if length >= self.wide_from {
-            extra.extend(WIDE);
+        if length >= self.zip64_threshold {
+            extra.extend(ZIP64_EXTRA);
             extra.extend(16u16.to_le_bytes());
             extra.extend(length.to_le_bytes());
             extra.extend(length.to_le_bytes());
         }
         let fixed = header + LOCAL_LENGTH + name.len() as u64 + extra.len() as u64 + 4;
         let padding = fixed.next_multiple_of(ALIGNMENT) - fixed;
-        extra.extend(PADDING);
+        extra.extend(PADDING_EXTRA);
         extra.extend((padding as u16).to_le_bytes());
         extra.resize(extra.len() + padding as usize, b'Z');
         extra
     }
 
-    fn narrow(&self, number: u64) -> u32 {
-        if number >= self.wide_from { u32::MAX } else { number as u32 }
+    fn u32_or_max(&self, number: u64) -> u32 {
+        if number >= self.zip64_threshold { u32::MAX } else { number as u32 }
     }
 
     /// Writes the central directory, which completes the archive.
     pub(super) fn finish(self) -> io::Result<()> {
         let start = self.writer.stream_position()? - self.base;
         for entry in &self.entries {
-            let record = self.central(entry);
+            let record = self.central_header(entry);
             self.writer.write_all(&record)?;
         }
         let end = self.writer.stream_position()? - self.base;
         let (count, length) = (self.entries.len() as u64, end - start);
 
         let mut record = Vec::new();
-        let wide = [count >= u16::MAX.into(), length >= self.wide_from, start >= self.wide_from];
+        let wide = [
+            count >= u16::MAX.into(),
+            length >= self.zip64_threshold,
+            start >= self.zip64_threshold,
+        ];
         if wide.contains(&true) {
             record.extend(b"PK\x06\x06");
             record.extend(44u64.to_le_bytes());
@@ -141,17 +145,17 @@ impl<'w, W: Write + Seek> Archive<'w, W> {
         record.extend(b"PK\x05\x06\0\0\0\0");
         record.extend(count.to_le_bytes());
         record.extend(count.to_le_bytes());
-        record.extend(self.narrow(length).to_le_bytes());
-        record.extend(self.narrow(start).to_le_bytes());
+        record.extend(self.u32_or_max(length).to_le_bytes());
+        record.extend(self.u32_or_max(start).to_le_bytes());
         record.extend([0, 0]);
         self.writer.write_all(&record)?;
         self.writer.flush()
     }
 
-    fn central(&self, entry: &Entry) -> Vec<u8> {
+    fn central_header(&self, entry: &Entry) -> Vec<u8> {
         let mut wide = Vec::new();
         for number in [entry.length, entry.length, entry.header] {
-            if number >= self.wide_from {
+            if number >= self.zip64_threshold {
                 wide.extend(number.to_le_bytes());
             }
         }
@@ -163,15 +167,15 @@ impl<'w, W: Write + Seek> Archive<'w, W> {
         record.extend([0, 0]);
         record.extend(DATE);
         record.extend(entry.crc.to_le_bytes());
-        record.extend(self.narrow(entry.length).to_le_bytes());
-        record.extend(self.narrow(entry.length).to_le_bytes());
+        record.extend(self.u32_or_max(entry.length).to_le_bytes());
+        record.extend(self.u32_or_max(entry.length).to_le_bytes());
         record.extend((entry.name.len() as u16).to_le_bytes());
         record.extend((extra_length as u16).to_le_bytes());
         record.extend([0; 10]);
-        record.extend(self.narrow(entry.header).to_le_bytes());
+        record.extend(self.u32_or_max(entry.header).to_le_bytes());
         record.extend(entry.name.as_bytes());
         if !wide.is_empty() {
-            record.extend(WIDE);
+            record.extend(ZIP64_EXTRA);
             record.extend((wide.len() as u16).to_le_bytes());
             record.extend(wide);
         }
@@ -185,25 +189,25 @@ mod tests {
 
     use super::*;
     use crate::source::Source;
-    use crate::torch::archive::{data, read};
+    use crate::torch::archive::{data_offset, read};
 
     /// With a low bound, numbers of 64 bits are written without 4 GiB of data.
     #[test]
     fn entries_are_found_with_numbers_of_32_and_64_bits() {
-        for wide_from in [u32::MAX.into(), 150, 0] {
+        for zip64_threshold in [u32::MAX.into(), 150, 0] {
             let mut writer = Cursor::new(Vec::new());
             let mut archive = Archive::new(&mut writer).unwrap();
-            archive.wide_from = wide_from;
-            archive.bytes("a/small", b"abc").unwrap();
-            archive.bytes("a/large", &[7; 200]).unwrap();
-            archive.bytes("a/empty", b"").unwrap();
+            archive.zip64_threshold = zip64_threshold;
+            archive.add_bytes("a/small", b"abc").unwrap();
+            archive.add_bytes("a/large", &[7; 200]).unwrap();
+            archive.add_bytes("a/empty", b"").unwrap();
             archive.finish().unwrap();
             let source = Source::memory(writer.into_inner());
             let entries = read(&source).unwrap();
             for (name, expected) in
                 [("a/small", &b"abc"[..]), ("a/large", &[7; 200]), ("a/empty", b"")]
             {
-                let start = data(&source, name, &entries[name]).unwrap();
+                let start = data_offset(&source, name, &entries[name]).unwrap();
                 assert_eq!(start % ALIGNMENT, 0);
                 assert_eq!(source.read(start, entries[name].length).unwrap(), expected);
             }
@@ -215,7 +219,7 @@ mod tests {
     fn checksums_and_flags_stand_in_both_headers() {
         let mut writer = Cursor::new(Vec::new());
         let mut archive = Archive::new(&mut writer).unwrap();
-        archive.bytes("a/ü", b"123456789").unwrap();
+        archive.add_bytes("a/ü", b"123456789").unwrap();
         archive.finish().unwrap();
         let bytes = writer.into_inner();
         // The check value of CRC-32.
@@ -232,12 +236,12 @@ mod tests {
         let mut writer = Cursor::new(b"before".to_vec());
         writer.set_position(6);
         let mut archive = Archive::new(&mut writer).unwrap();
-        archive.bytes("a/b", b"abc").unwrap();
-        archive.bytes("a/c", b"de").unwrap();
+        archive.add_bytes("a/b", b"abc").unwrap();
+        archive.add_bytes("a/c", b"de").unwrap();
         archive.finish().unwrap();
         let source = Source::memory(writer.into_inner()[6..].to_vec());
         let entries = read(&source).unwrap();
-        let start = data(&source, "a/c", &entries["a/c"]).unwrap();
+        let start = data_offset(&source, "a/c", &entries["a/c"]).unwrap();
         assert_eq!((start % ALIGNMENT, source.read(start, 2).unwrap()), (0, b"de".to_vec()));
     }
 
@@ -246,7 +250,7 @@ mod tests {
         let mut writer = Cursor::new(Vec::new());
         let mut archive = Archive::new(&mut writer).unwrap();
         let count = usize::from(u16::MAX) + 2;
-        (0..count).for_each(|i| archive.bytes(&format!("a/{i}"), b"").unwrap());
+        (0..count).for_each(|i| archive.add_bytes(&format!("a/{i}"), b"").unwrap());
         archive.finish().unwrap();
         let entries = read(&Source::memory(writer.into_inner())).unwrap();
         assert_eq!(entries.len(), count);

@@ -41,12 +41,14 @@ fn header(
     tensors: &[&(String, Tensor<'_>)],
     metadata: &BTreeMap<String, String>,
 ) -> Result<String, WriteError> {
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let quoted_string = |text: &str| serde_json::Value::from(text).to_string();
     let mut parts = Vec::new();
     if !metadata.is_empty() {
-        let pair = |(key, value): (&String, &String)| format!("{}:{}", quoted(key), quoted(value));
+        let pair = |(key, value): (&String, &String)| {
+            format!("{}:{}", quoted_string(key), quoted_string(value))
+        };
         let pairs: Vec<String> = metadata.iter().map(pair).collect();
-        parts.push(format!("{}:{{{}}}", quoted(METADATA), pairs.join(",")));
+        parts.push(format!("{}:{{{}}}", quoted_string(METADATA), pairs.join(",")));
     }
     let mut names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
@@ -65,7 +67,7 @@ fn header(
         let too_large = || WriteError::Size { tensor: name.clone(), shape: shape.clone() };
         let end = start.checked_add(tensor.length(name)?).ok_or_else(too_large)?;
         let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
-        let mut part = quoted(name);
+        let mut part = quoted_string(name);
         let (dtype, shape) = (dtype_name(tensor.dtype), shape.join(","));
         let _ = write!(
             part,

@@ -41,12 +41,13 @@ pub enum Tree<'a> {
 pub fn write_torch<W: Write + Seek>(writer: &mut W, tree: &Tree<'_>) -> Result<(), WriteError> {
     let pickler = Pickler::of(tree)?;
     let mut archive = Archive::new(writer)?;
-    archive.bytes(&format!("{PREFIX}/data.pkl"), &pickler.bytes)?;
-    archive.bytes(&format!("{PREFIX}/byteorder"), b"little")?;
+    archive.add_bytes(&format!("{PREFIX}/data.pkl"), &pickler.bytes)?;
+    archive.add_bytes(&format!("{PREFIX}/byteorder"), b"little")?;
     for (key, (name, tensor)) in pickler.tensors.iter().enumerate() {
         let length = tensor.length(name)?;
-        archive.entry(&format!("{PREFIX}/data/{key}"), length, |sink| tensor.write(name, sink))?;
+        archive
+            .add_entry(&format!("{PREFIX}/data/{key}"), length, |sink| tensor.write(name, sink))?;
     }
-    archive.bytes(&format!("{PREFIX}/version"), b"3\n")?;
+    archive.add_bytes(&format!("{PREFIX}/version"), b"3\n")?;
     Ok(archive.finish()?)
 }

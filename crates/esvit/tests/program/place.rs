@@ -315,5 +315,5 @@ pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Vec<u32>> {
 /// What a checkpoint says beside its tensors.
 pub(crate) fn metadata(path: &Path) -> Value {
     let file = WeightsFile::open(path).unwrap();
-    serde_json::from_str(file.facts().get("esvit").unwrap().as_str().unwrap()).unwrap()
+    serde_json::from_str(file.metadata().get("esvit").unwrap().as_str().unwrap()).unwrap()
 }

@@ -9,8 +9,8 @@ use super::input::Input;
 use super::literal::utf8;
 use super::node::{Arena, Global, Id, Node, Storage};
 use super::opcode as op;
-use crate::error::Fault;
-use crate::limits::MAX_STEPS;
+use crate::error::ErrorKind;
+use crate::limits::MAX_INSTRUCTIONS;
 
 /// The result of a pickle.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(crate) struct Pickle {
 }
 
 #[derive(Debug)]
-pub(crate) struct Machine<'i, 's> {
+pub(crate) struct Unpickler<'i, 's> {
     pub(super) input: &'i mut Input<'s>,
     pub(super) arena: Arena,
     stack: Vec<Id>,
@@ -31,10 +31,10 @@ pub(crate) struct Machine<'i, 's> {
     pub(super) storages: Vec<Arc<Storage>>,
 }
 
-impl<'i, 's> Machine<'i, 's> {
+impl<'i, 's> Unpickler<'i, 's> {
     /// Runs one pickle; `input` is left after its end.
-    pub(crate) fn run(input: &'i mut Input<'s>) -> Result<Pickle, Fault> {
-        let mut machine = Self {
+    pub(crate) fn run(input: &'i mut Input<'s>) -> Result<Pickle, ErrorKind> {
+        let mut unpickler = Self {
             input,
             arena: Arena::default(),
             stack: Vec::new(),
@@ -42,25 +42,25 @@ impl<'i, 's> Machine<'i, 's> {
             memo: HashMap::new(),
             storages: Vec::new(),
         };
-        for _ in 0..MAX_STEPS {
-            let position = machine.input.position();
-            let code = machine.input.byte()?;
+        for _ in 0..MAX_INSTRUCTIONS {
+            let position = unpickler.input.position();
+            let code = unpickler.input.byte()?;
             if code == op::STOP {
-                let root = machine.pop()?;
-                return Ok(Pickle { arena: machine.arena, root, storages: machine.storages });
+                let root = unpickler.pop()?;
+                return Ok(Pickle { arena: unpickler.arena, root, storages: unpickler.storages });
             }
-            machine.step(code).map_err(|fault| match fault {
-                Fault::Damaged(reason) => Fault::Damaged(format!(
+            unpickler.step(code).map_err(|kind| match kind {
+                ErrorKind::Corrupt(reason) => ErrorKind::Corrupt(format!(
                     "{reason} (instruction {} at byte {position})",
                     op::name(code)
                 )),
                 other => other,
             })?;
         }
-        Err(Fault::Limit { what: "instructions in its pickle", limit: MAX_STEPS })
+        Err(ErrorKind::Limit { what: "instructions in its pickle", limit: MAX_INSTRUCTIONS })
     }
 
-    fn step(&mut self, code: u8) -> Result<(), Fault> {
+    fn step(&mut self, code: u8) -> Result<(), ErrorKind> {
         match code {
             op::PROTO => drop(self.input.byte()?),
             op::FRAME => drop(self.input.array::<8>()?),
@@ -74,13 +74,13 @@ impl<'i, 's> Machine<'i, 's> {
                     self.pop()?;
                 }
             }
-            op::POP_MARK => drop(self.since_mark()?),
+            op::POP_MARK => drop(self.pop_mark()?),
             op::DUP => self.stack.push(self.top()?),
 
             op::NONE => self.push(Node::None)?,
             op::NEWTRUE => self.push(Node::Bool(true))?,
             op::NEWFALSE => self.push(Node::Bool(false))?,
-            op::INT | op::LONG => self.integer_line()?,
+            op::INT | op::LONG => self.decimal_int()?,
             op::BININT => {
                 let number = i32::from_le_bytes(self.input.array()?);
                 self.push(Node::Int(number.into()))?;
@@ -88,17 +88,17 @@ impl<'i, 's> Machine<'i, 's> {
             op::BININT1 => self.integer::<1>()?,
             op::BININT2 => self.integer::<2>()?,
             op::LONG1 => {
-                let count = self.input.length::<1>()?;
+                let count = self.input.uint::<1>()?;
                 self.long(count)?;
             }
             op::LONG4 => {
-                let count = self.input.length::<4>()?;
+                let count = self.input.uint::<4>()?;
                 self.long(count)?;
             }
             op::FLOAT => {
                 let line = self.input.line()?;
                 let number = std::str::from_utf8(&line).ok().and_then(|text| text.parse().ok());
-                let number = number.ok_or_else(|| Fault::damaged("a number has no digits"))?;
+                let number = number.ok_or_else(|| ErrorKind::corrupt("a number has no digits"))?;
                 self.push(Node::Float(number))?;
             }
             op::BINFLOAT => {
@@ -113,9 +113,9 @@ impl<'i, 's> Machine<'i, 's> {
                 let line = self.input.line()?;
                 self.push(Node::Text(utf8(&line)?.into()))?;
             }
-            op::STRING => self.quoted()?,
-            op::BINSTRING => self.old_string::<4>()?,
-            op::SHORT_BINSTRING => self.old_string::<1>()?,
+            op::STRING => self.quoted_string()?,
+            op::BINSTRING => self.python2_string::<4>()?,
+            op::SHORT_BINSTRING => self.python2_string::<1>()?,
             op::BINBYTES => self.bytes::<4>()?,
             op::SHORT_BINBYTES => self.bytes::<1>()?,
             op::BINBYTES8 | op::BYTEARRAY8 => self.bytes::<8>()?,
@@ -127,15 +127,15 @@ impl<'i, 's> Machine<'i, 's> {
             op::TUPLE2 => self.tuple(2)?,
             op::TUPLE3 => self.tuple(3)?,
             op::TUPLE => {
-                let items = self.since_mark()?;
+                let items = self.pop_mark()?;
                 self.push(Node::Tuple(items.into()))?;
             }
             op::LIST | op::FROZENSET => {
-                let items = self.since_mark()?;
+                let items = self.pop_mark()?;
                 self.push(Node::List(items))?;
             }
             op::DICT => {
-                let entries = pairs(self.since_mark()?)?;
+                let entries = pairs(self.pop_mark()?)?;
                 self.push(Node::Dict(entries))?;
             }
             op::APPEND => {
@@ -143,7 +143,7 @@ impl<'i, 's> Machine<'i, 's> {
                 self.append(vec![item])?;
             }
             op::APPENDS | op::ADDITEMS => {
-                let items = self.since_mark()?;
+                let items = self.pop_mark()?;
                 self.append(items)?;
             }
             op::SETITEM => {
@@ -151,69 +151,70 @@ impl<'i, 's> Machine<'i, 's> {
                 self.set(vec![(key, value)])?;
             }
             op::SETITEMS => {
-                let entries = pairs(self.since_mark()?)?;
+                let entries = pairs(self.pop_mark()?)?;
                 self.set(entries)?;
             }
 
             op::PUT => {
-                let key = self.memo_line()?;
+                let key = self.read_memo_key()?;
                 self.put(key)?;
             }
             op::BINPUT => {
-                let key = self.input.length::<1>()?;
+                let key = self.input.uint::<1>()?;
                 self.put(key)?;
             }
             op::LONG_BINPUT => {
-                let key = self.input.length::<4>()?;
+                let key = self.input.uint::<4>()?;
                 self.put(key)?;
             }
             op::MEMOIZE => self.put(self.memo.len() as u64)?,
             op::GET => {
-                let key = self.memo_line()?;
+                let key = self.read_memo_key()?;
                 self.get(key)?;
             }
             op::BINGET => {
-                let key = self.input.length::<1>()?;
+                let key = self.input.uint::<1>()?;
                 self.get(key)?;
             }
             op::LONG_BINGET => {
-                let key = self.input.length::<4>()?;
+                let key = self.input.uint::<4>()?;
                 self.get(key)?;
             }
 
             op::GLOBAL => {
-                let global = self.global_lines()?;
+                let global = self.read_global()?;
                 self.stack.push(global);
             }
             op::STACK_GLOBAL => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let text = |id| self.arena.text(id).cloned();
                 let (Some(module), Some(name)) = (text(module), text(name)) else {
-                    return Err(Fault::damaged("a class has no name"));
+                    return Err(ErrorKind::corrupt("a class has no name"));
                 };
                 self.push(Node::Global(Arc::new(Global { module, name })))?;
             }
             op::REDUCE | op::NEWOBJ => {
                 let (arguments, callable) = (self.pop()?, self.pop()?);
-                self.called(callable, arguments)?;
+                self.reduce(callable, arguments)?;
             }
             op::NEWOBJ_EX => {
                 let (_keywords, arguments) = (self.pop()?, self.pop()?);
                 let callable = self.pop()?;
-                self.called(callable, arguments)?;
+                self.reduce(callable, arguments)?;
             }
             op::INST => {
-                let callable = self.global_lines()?;
-                let arguments = self.since_mark()?;
+                let callable = self.read_global()?;
+                let arguments = self.pop_mark()?;
                 let arguments = self.arena.add(Node::Tuple(arguments.into()))?;
-                self.called(callable, arguments)?;
+                self.reduce(callable, arguments)?;
             }
             op::OBJ => {
-                let items = self.since_mark()?;
-                let (&callable, arguments) =
-                    items.split_first().ok_or_else(|| Fault::damaged("an object has no class"))?;
+                let items = self.pop_mark()?;
+                let (&callable, arguments) = items
+                    .split_first()
+                    .ok_or_else(|| ErrorKind::corrupt("an object has no class"))?;
                 let arguments = self.arena.add(Node::Tuple(arguments.into()))?;
-                self.called(callable, arguments)?;
+                self.reduce(callable, arguments)?;
             }
             op::BUILD => {
                 let state = self.pop()?;
@@ -222,92 +223,92 @@ impl<'i, 's> Machine<'i, 's> {
             }
             op::BINPERSID => {
                 let id = self.pop()?;
-                let storage = self.persistent(id)?;
+                let storage = self.persistent_load(id)?;
                 self.stack.push(storage);
             }
 
             op::PERSID | op::EXT1 | op::EXT2 | op::EXT4 | op::NEXT_BUFFER => {
-                return Err(Fault::damaged("torch.save writes no such instruction"));
+                return Err(ErrorKind::corrupt("torch.save writes no such instruction"));
             }
-            _ => return Err(Fault::damaged("there is no such instruction")),
+            _ => return Err(ErrorKind::corrupt("there is no such instruction")),
         }
         Ok(())
     }
 
-    fn called(&mut self, callable: Id, arguments: Id) -> Result<(), Fault> {
+    fn reduce(&mut self, callable: Id, arguments: Id) -> Result<(), ErrorKind> {
         if let Node::Global(global) = self.arena.get(callable)
             && is_dangerous(&global.module, &global.name)
         {
-            return Err(Fault::Runs { function: global.path() });
+            return Err(ErrorKind::DangerousCall { function: global.path() });
         }
         let result = self.call(callable, arguments)?;
         self.stack.push(result);
         Ok(())
     }
 
-    pub(super) fn push(&mut self, node: Node) -> Result<(), Fault> {
+    pub(super) fn push(&mut self, node: Node) -> Result<(), ErrorKind> {
         let id = self.arena.add(node)?;
         self.stack.push(id);
         Ok(())
     }
 
     /// Stack height below which only instructions that take the mark may reach.
-    fn floor(&self) -> usize {
+    fn stack_base(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
 
-    fn pop(&mut self) -> Result<Id, Fault> {
+    fn pop(&mut self) -> Result<Id, ErrorKind> {
         let top = self.top()?;
         self.stack.pop();
         Ok(top)
     }
 
-    pub(super) fn top(&self) -> Result<Id, Fault> {
-        let above = self.stack.get(self.floor()..).unwrap_or_default();
-        above.last().copied().ok_or_else(|| Fault::damaged("the stack of its pickle is empty"))
+    pub(super) fn top(&self) -> Result<Id, ErrorKind> {
+        let above = self.stack.get(self.stack_base()..).unwrap_or_default();
+        above.last().copied().ok_or_else(|| ErrorKind::corrupt("the stack of its pickle is empty"))
     }
 
-    fn since_mark(&mut self) -> Result<Vec<Id>, Fault> {
-        let mark = self.marks.pop().ok_or_else(|| Fault::damaged("a mark is missing"))?;
+    fn pop_mark(&mut self) -> Result<Vec<Id>, ErrorKind> {
+        let mark = self.marks.pop().ok_or_else(|| ErrorKind::corrupt("a mark is missing"))?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
 
-    fn tuple(&mut self, count: usize) -> Result<(), Fault> {
-        if self.stack.len() < self.floor() + count {
-            return Err(Fault::damaged("the stack of its pickle is empty"));
+    fn tuple(&mut self, count: usize) -> Result<(), ErrorKind> {
+        if self.stack.len() < self.stack_base() + count {
+            return Err(ErrorKind::corrupt("the stack of its pickle is empty"));
         }
         let items = self.stack.split_off(self.stack.len() - count);
         self.push(Node::Tuple(items.into()))
     }
 
-    fn put(&mut self, key: u64) -> Result<(), Fault> {
+    fn put(&mut self, key: u64) -> Result<(), ErrorKind> {
         let top = self.top()?;
         self.memo.insert(key, top);
         Ok(())
     }
 
-    fn get(&mut self, key: u64) -> Result<(), Fault> {
+    fn get(&mut self, key: u64) -> Result<(), ErrorKind> {
         let id = self.memo.get(&key).copied();
-        self.stack.push(id.ok_or_else(|| Fault::damaged(format!("nothing is kept as {key}")))?);
+        self.stack.push(id.ok_or_else(|| ErrorKind::corrupt(format!("nothing is kept as {key}")))?);
         Ok(())
     }
 
-    fn memo_line(&mut self) -> Result<u64, Fault> {
+    fn read_memo_key(&mut self) -> Result<u64, ErrorKind> {
         let line = self.input.line()?;
         let key = std::str::from_utf8(&line).ok().and_then(|text| text.parse().ok());
-        key.ok_or_else(|| Fault::damaged("a key is not a number"))
+        key.ok_or_else(|| ErrorKind::corrupt("a key is not a number"))
     }
 
-    fn global_lines(&mut self) -> Result<Id, Fault> {
+    fn read_global(&mut self) -> Result<Id, ErrorKind> {
         let (module, name) = (self.input.line()?, self.input.line()?);
         let global = Global { module: utf8(&module)?.into(), name: utf8(&name)?.into() };
         self.arena.add(Node::Global(Arc::new(global)))
     }
 }
 
-fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, Fault> {
+fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, ErrorKind> {
     match items.as_chunks::<2>() {
         (pairs, []) => Ok(pairs.iter().map(|&[key, value]| (key, value)).collect()),
-        _ => Err(Fault::damaged("a key has no value")),
+        _ => Err(ErrorKind::corrupt("a key has no value")),
     }
 }

@@ -5,7 +5,7 @@ use crate::limits::{MAX_EXPANDED, MAX_RANK};
 
 /// A tensor's storage in the file, and its strides.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Layout {
     /// First byte of the storage.
     pub(crate) start: u64,
     /// Bytes of the storage.
@@ -27,10 +27,10 @@ pub(crate) struct Extent {
     pub(crate) contiguous: bool,
 }
 
-impl Place {
+impl Layout {
     /// A row-major tensor that fills its storage.
-    pub(crate) fn row_major(start: u64, length: u64, shape: &[usize]) -> Self {
-        Self { start, length, offset: 0, strides: row_major(shape) }
+    pub(crate) fn contiguous(start: u64, length: u64, shape: &[usize]) -> Self {
+        Self { start, length, offset: 0, strides: contiguous_strides(shape) }
     }
 
     /// Checks that all elements are within the storage; the error is the reason.
@@ -74,18 +74,18 @@ impl Place {
                 "repeats the {available} elements of its storage to {count}, more than {MAX_EXPANDED}"
             ));
         }
-        let expected = row_major(shape);
+        let expected = contiguous_strides(shape);
         let contiguous = (0..shape.len()).all(|i| shape[i] == 1 || self.strides[i] == expected[i]);
         Ok(Extent { count, span: last + 1, contiguous })
     }
 
     /// Position of the tensor's first byte in the file.
-    pub(crate) fn first(&self, dtype: Dtype) -> u64 {
+    pub(crate) fn first_byte(&self, dtype: Dtype) -> u64 {
         self.start + self.offset * dtype.size() as u64
     }
 }
 
-fn row_major(shape: &[usize]) -> Vec<u64> {
+fn contiguous_strides(shape: &[usize]) -> Vec<u64> {
     let mut strides = vec![1u64; shape.len()];
     for i in (1..shape.len()).rev() {
         strides[i - 1] = strides[i].saturating_mul(shape[i] as u64);
@@ -94,7 +94,12 @@ fn row_major(shape: &[usize]) -> Vec<u64> {
 }
 
 /// Copies the elements of a checked tensor in row-major order from the span of its storage.
-pub(crate) fn gather<T: Copy>(span: &[T], shape: &[usize], strides: &[u64], out: &mut Vec<T>) {
+pub(crate) fn gather_strided<T: Copy>(
+    span: &[T],
+    shape: &[usize],
+    strides: &[u64],
+    out: &mut Vec<T>,
+) {
     // Without dimensions of size 1 the work is at most twice the elements, whatever the rank.
     let axes: Vec<(usize, usize)> = shape
         .iter()
@@ -119,8 +124,8 @@ fn gather_axes<T: Copy>(span: &[T], axes: &[(usize, usize)], out: &mut Vec<T>) {
 mod tests {
     use super::*;
 
-    fn place(length: u64, offset: u64, strides: &[u64]) -> Place {
-        Place { start: 0, length, offset, strides: strides.to_vec() }
+    fn place(length: u64, offset: u64, strides: &[u64]) -> Layout {
+        Layout { start: 0, length, offset, strides: strides.to_vec() }
     }
 
     #[test]
@@ -131,7 +136,7 @@ mod tests {
             let extent = place.extent(Dtype::U8, shape).unwrap();
             assert_eq!(extent.count as usize, expected.len());
             let mut out = Vec::new();
-            gather(&storage[offset..][..extent.span as usize], shape, strides, &mut out);
+            gather_strided(&storage[offset..][..extent.span as usize], shape, strides, &mut out);
             assert_eq!(out, expected, "{shape:?} {strides:?}");
         };
         check(&[2, 3], &[3, 1], 0, &[0, 1, 2, 3, 4, 5]);
