@@ -29,37 +29,56 @@ pub enum Dtype {
     Bool,
 }
 
+/// Each type with its size in bytes and its names: in safetensors (there in upper case), in PyTorch,
+/// and as a storage of PyTorch. In the order of [`Dtype`].
+const TYPES: [(Dtype, usize, &str, &str, &str); 10] = [
+    (Dtype::F64, 8, "f64", "float64", "DoubleStorage"),
+    (Dtype::F32, 4, "f32", "float32", "FloatStorage"),
+    (Dtype::F16, 2, "f16", "float16", "HalfStorage"),
+    (Dtype::Bf16, 2, "bf16", "bfloat16", "BFloat16Storage"),
+    (Dtype::I64, 8, "i64", "int64", "LongStorage"),
+    (Dtype::I32, 4, "i32", "int32", "IntStorage"),
+    (Dtype::I16, 2, "i16", "int16", "ShortStorage"),
+    (Dtype::I8, 1, "i8", "int8", "CharStorage"),
+    (Dtype::U8, 1, "u8", "uint8", "ByteStorage"),
+    (Dtype::Bool, 1, "bool", "bool", "BoolStorage"),
+];
+
 impl Dtype {
     /// Bytes per element.
     pub fn size(self) -> usize {
-        match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::Bf16 | Self::I16 => 2,
-            Self::I8 | Self::U8 | Self::Bool => 1,
-        }
+        TYPES[self as usize].1
     }
 
     /// Whether elements are floating-point numbers.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16)
     }
+
+    pub(crate) fn torch_name(self) -> &'static str {
+        TYPES[self as usize].3
+    }
+
+    pub(crate) fn storage_class(self) -> &'static str {
+        TYPES[self as usize].4
+    }
+
+    pub(crate) fn from_safetensors(name: &str) -> Option<Self> {
+        TYPES.iter().find(|row| row.2.eq_ignore_ascii_case(name)).map(|row| row.0)
+    }
+
+    pub(crate) fn from_torch(name: &str) -> Option<Self> {
+        TYPES.iter().find(|row| row.3 == name).map(|row| row.0)
+    }
+
+    pub(crate) fn from_storage_class(class: &str) -> Option<Self> {
+        TYPES.iter().find(|row| row.4 == class).map(|row| row.0)
+    }
 }
 
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F64 => "f64",
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::I64 => "i64",
-            Self::I32 => "i32",
-            Self::I16 => "i16",
-            Self::I8 => "i8",
-            Self::U8 => "u8",
-            Self::Bool => "bool",
-        })
+        f.write_str(TYPES[*self as usize].2)
     }
 }
 

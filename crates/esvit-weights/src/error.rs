@@ -89,4 +89,16 @@ impl ErrorKind {
     pub(crate) fn corrupt(reason: impl Into<String>) -> Self {
         Self::Corrupt(reason.into())
     }
+
+    /// An error if there are more than `limit`.
+    pub(crate) fn check_limit<N: Copy + PartialOrd + TryInto<u64>>(
+        what: &'static str,
+        count: N,
+        limit: N,
+    ) -> Result<(), Self> {
+        if count <= limit {
+            return Ok(());
+        }
+        Err(Self::Limit { what, limit: limit.try_into().unwrap_or(u64::MAX) })
+    }
 }

@@ -31,11 +31,7 @@ impl Float {
 
     /// PyTorch's name.
     pub fn torch_name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
-            Self::Bf16 => "bfloat16",
-        }
+        self.dtype().torch_name()
     }
 
     /// The values in little-endian bytes, rounded to nearest even.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use safetensors::tensor::{Dtype as StDtype, TensorInfo as Info};
+use safetensors::tensor::TensorInfo as Info;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::dtype::Dtype;
@@ -29,9 +29,7 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
     let mut header: Header = serde_json::from_slice(&header).map_err(|error| {
         ErrorKind::corrupt(format!("its header is no safetensors header: {error}"))
     })?;
-    if header.tensors.len() > MAX_TENSORS {
-        return Err(ErrorKind::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
-    }
+    ErrorKind::check_limit("tensors", header.tensors.len(), MAX_TENSORS)?;
     header.tensors.sort_by_key(|(_, info)| info.data_offsets);
 
     let metadata = header.metadata.into_iter();
@@ -41,12 +39,7 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
     let data = LENGTH + length;
     let mut end = 0;
     for (name, info) in header.tensors {
-        if name.len() > MAX_NAME {
-            return Err(ErrorKind::Limit {
-                what: "bytes of a tensor's name",
-                limit: MAX_NAME as u64,
-            });
-        }
+        ErrorKind::check_limit("bytes of a tensor's name", name.len(), MAX_NAME)?;
         let corrupt = |reason: String| ErrorKind::CorruptTensor { tensor: name.clone(), reason };
         let (from, to) = info.data_offsets;
         if from != end || to < from {
@@ -54,8 +47,9 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
             return Err(corrupt(reason));
         }
         end = to;
-        let Some(dtype) = convert_dtype(info.dtype) else {
-            parsed.unsupported.push((name, format!("{:?}", info.dtype)));
+        let dtype_name = format!("{:?}", info.dtype);
+        let Some(dtype) = Dtype::from_safetensors(&dtype_name) else {
+            parsed.unsupported.push((name, dtype_name));
             continue;
         };
         let length = (to - from) as u64;
@@ -110,20 +104,4 @@ impl<'de> Deserialize<'de> for Header {
         }
         deserializer.deserialize_map(Entries)
     }
-}
-
-fn convert_dtype(dtype: StDtype) -> Option<Dtype> {
-    Some(match dtype {
-        StDtype::F64 => Dtype::F64,
-        StDtype::F32 => Dtype::F32,
-        StDtype::F16 => Dtype::F16,
-        StDtype::BF16 => Dtype::Bf16,
-        StDtype::I64 => Dtype::I64,
-        StDtype::I32 => Dtype::I32,
-        StDtype::I16 => Dtype::I16,
-        StDtype::I8 => Dtype::I8,
-        StDtype::U8 => Dtype::U8,
-        StDtype::BOOL => Dtype::Bool,
-        _ => return None,
-    })
 }

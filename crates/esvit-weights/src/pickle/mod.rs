@@ -25,12 +25,7 @@ pub(crate) use unpickler::{Pickle, Unpickler};
 /// Counts copied bytes of text, so that a small file cannot expand to a large amount of memory.
 fn charge_text(text: &mut usize, bytes: usize) -> Result<(), ErrorKind> {
     *text = text.saturating_add(bytes);
-    if *text > MAX_TEXT {
-        return Err(ErrorKind::Limit {
-            what: "bytes of text in its pickle",
-            limit: MAX_TEXT as u64,
-        });
-    }
+    ErrorKind::check_limit("bytes of text in its pickle", *text, MAX_TEXT)?;
     Ok(())
 }
 

@@ -106,12 +106,7 @@ impl Arena {
     /// Counts copied items.
     pub(crate) fn charge(&mut self, items: usize) -> Result<(), ErrorKind> {
         self.objects = self.objects.saturating_add(items);
-        if self.objects > MAX_OBJECTS {
-            return Err(ErrorKind::Limit {
-                what: "objects in its pickle",
-                limit: MAX_OBJECTS as u64,
-            });
-        }
+        ErrorKind::check_limit("objects in its pickle", self.objects, MAX_OBJECTS)?;
         Ok(())
     }
 

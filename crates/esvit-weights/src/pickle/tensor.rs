@@ -19,9 +19,7 @@ impl Unpickler<'_, '_> {
             ("storage", &[class, key, _location, count, ref view @ ..]) => {
                 let storage = storage(&self.arena, class, key, count, view.first().copied());
                 let storage = Arc::new(storage.ok_or_else(bad)?);
-                if self.storages.len() >= MAX_TENSORS {
-                    return Err(ErrorKind::Limit { what: "storages", limit: MAX_TENSORS as u64 });
-                }
+                ErrorKind::check_limit("storages", self.storages.len() + 1, MAX_TENSORS)?;
                 self.storages.push(storage.clone());
                 self.arena.add(Node::Storage(storage))
             }
@@ -98,17 +96,11 @@ fn view(
 
 /// The element type of a PyTorch storage class, on any device.
 fn storage_element(class: &str) -> Option<Element> {
+    if let Some(dtype) = Dtype::from_storage_class(class) {
+        return Some(Element { size: dtype.size() as u64, dtype: Some(dtype) });
+    }
     let (size, dtype) = match class {
-        "DoubleStorage" => (8, Some(Dtype::F64)),
-        "FloatStorage" => (4, Some(Dtype::F32)),
-        "HalfStorage" => (2, Some(Dtype::F16)),
-        "BFloat16Storage" => (2, Some(Dtype::Bf16)),
-        "LongStorage" => (8, Some(Dtype::I64)),
-        "IntStorage" => (4, Some(Dtype::I32)),
-        "ShortStorage" => (2, Some(Dtype::I16)),
-        "CharStorage" => (1, Some(Dtype::I8)),
-        "ByteStorage" | "UntypedStorage" => (1, Some(Dtype::U8)),
-        "BoolStorage" => (1, Some(Dtype::Bool)),
+        "UntypedStorage" => (1, Some(Dtype::U8)),
         "ComplexDoubleStorage" => (16, None),
         "ComplexFloatStorage" => (8, None),
         "QInt32Storage" => (4, None),
@@ -120,19 +112,7 @@ fn storage_element(class: &str) -> Option<Element> {
 
 /// The element type of a PyTorch dtype; unknown ones cannot be read.
 fn dtype_element(name: &str) -> Element {
-    let dtype = match name {
-        "float64" => Some(Dtype::F64),
-        "float32" => Some(Dtype::F32),
-        "float16" => Some(Dtype::F16),
-        "bfloat16" => Some(Dtype::Bf16),
-        "int64" => Some(Dtype::I64),
-        "int32" => Some(Dtype::I32),
-        "int16" => Some(Dtype::I16),
-        "int8" => Some(Dtype::I8),
-        "uint8" => Some(Dtype::U8),
-        "bool" => Some(Dtype::Bool),
-        _ => None,
-    };
+    let dtype = Dtype::from_torch(name);
     Element { size: dtype.map_or(1, |dtype| dtype.size() as u64), dtype }
 }
 

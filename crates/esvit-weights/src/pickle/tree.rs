@@ -57,12 +57,7 @@ impl<F: FnMut(&Storage) -> Result<ByteRange, ErrorKind>> Tree<'_, F> {
     /// Expands a node with the key `name`.
     fn value(&mut self, id: Id, name: &str) -> Result<Value, ErrorKind> {
         self.nodes += 1;
-        if self.nodes > MAX_NODES {
-            return Err(ErrorKind::Limit {
-                what: "values beside its tensors",
-                limit: MAX_NODES as u64,
-            });
-        }
+        ErrorKind::check_limit("values beside its tensors", self.nodes, MAX_NODES)?;
         Ok(match self.pickle.arena.get(id) {
             Node::None => Value::None,
             Node::Bool(value) => Value::Bool(*value),
@@ -112,9 +107,7 @@ impl<F: FnMut(&Storage) -> Result<ByteRange, ErrorKind>> Tree<'_, F> {
         path: Path,
         make: impl FnOnce(&mut Self) -> Result<T, ErrorKind>,
     ) -> Result<T, ErrorKind> {
-        if self.open.len() >= MAX_NESTING {
-            return Err(ErrorKind::Limit { what: "levels of nesting", limit: MAX_NESTING as u64 });
-        }
+        ErrorKind::check_limit("levels of nesting", self.open.len() + 1, MAX_NESTING)?;
         if !self.open.insert(id) {
             let place = if path.group.is_empty() { "the file's content" } else { &path.group };
             return Err(ErrorKind::corrupt(format!("`{place}` contains itself")));
@@ -259,17 +252,14 @@ impl<F: FnMut(&Storage) -> Result<ByteRange, ErrorKind>> Tree<'_, F> {
         let name = format!("{}{name}", self.path.modules);
         let group = self.path.group.clone();
         let path = join(&group, &name);
-        if path.len() > MAX_NAME {
-            return Err(ErrorKind::Limit {
-                what: "bytes of a tensor's name",
-                limit: MAX_NAME as u64,
-            });
-        }
+        ErrorKind::check_limit("bytes of a tensor's name", path.len(), MAX_NAME)?;
         self.charge(path.len())?;
         let parsed = &mut self.parsed;
-        if parsed.tensors.len() + parsed.unsupported.len() >= MAX_TENSORS {
-            return Err(ErrorKind::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
-        }
+        ErrorKind::check_limit(
+            "tensors",
+            parsed.tensors.len() + parsed.unsupported.len() + 1,
+            MAX_TENSORS,
+        )?;
         let storage = &*view.storage;
         let Some(dtype) = view.element.dtype else {
             let dtype_name = self.copy_text(&view.dtype_name)?;

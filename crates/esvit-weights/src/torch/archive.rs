@@ -34,9 +34,7 @@ pub(crate) struct Entry {
 /// Reads the central directory, by name, and checks that entries do not overlap.
 pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, ErrorKind> {
     let (count, start, length) = central_directory(source)?;
-    if length > MAX_DIRECTORY {
-        return Err(ErrorKind::Limit { what: "bytes of archive directory", limit: MAX_DIRECTORY });
-    }
+    ErrorKind::check_limit("bytes of archive directory", length, MAX_DIRECTORY)?;
     let bytes = source.read(start, length)?;
     if count > length / CENTRAL_LENGTH as u64 {
         return Err(ErrorKind::corrupt(format!(
@@ -52,9 +50,7 @@ pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, ErrorKind>
         })?;
         let name = String::from_utf8(name.into())
             .map_err(|_| ErrorKind::corrupt("a name in its archive is not UTF-8"))?;
-        if name.len() > MAX_NAME {
-            return Err(ErrorKind::Limit { what: "bytes of a name", limit: MAX_NAME as u64 });
-        }
+        ErrorKind::check_limit("bytes of a name", name.len(), MAX_NAME)?;
         let end = entry.header.checked_add(LOCAL_LENGTH + name.len() as u64);
         let end = end.and_then(|end| end.checked_add(entry.length)).filter(|&end| end <= start);
         let Some(end) = end else {

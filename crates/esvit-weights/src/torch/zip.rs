@@ -22,9 +22,7 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
     archive.check_byte_order(&format!("{prefix}byteorder"))?;
 
     let (start, length) = archive.find(&format!("{prefix}data.pkl"))?;
-    if length > MAX_PICKLE {
-        return Err(ErrorKind::Limit { what: "bytes of pickle", limit: MAX_PICKLE });
-    }
+    ErrorKind::check_limit("bytes of pickle", length, MAX_PICKLE)?;
     let pickle = Unpickler::run(&mut Input::new(source, start, start + length))?;
     let mut found: HashMap<String, ByteRange> = HashMap::new();
     expand(&pickle, |storage| {

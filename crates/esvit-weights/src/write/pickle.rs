@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use super::torch::Tree;
 use super::{Tensor, WriteError};
-use crate::dtype::Dtype;
 use crate::file::join;
 use crate::limits::{MAX_NAME, MAX_NESTING, MAX_PICKLE, MAX_TENSORS};
 use crate::pickle::opcode as op;
@@ -78,7 +77,7 @@ impl<'t, 'a> Pickler<'t, 'a> {
         self.bytes.push(op::MARK);
         self.bytes.push(op::MARK);
         self.text("storage")?;
-        self.global("torch", storage_class(tensor.dtype));
+        self.global("torch", tensor.dtype.storage_class());
         self.text(&self.tensors.len().to_string())?;
         self.text("cpu")?;
         self.int(count);
@@ -130,20 +129,5 @@ impl<'t, 'a> Pickler<'t, 'a> {
     fn global(&mut self, module: &str, name: &str) {
         self.bytes.push(op::GLOBAL);
         self.bytes.extend(format!("{module}\n{name}\n").as_bytes());
-    }
-}
-
-fn storage_class(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F64 => "DoubleStorage",
-        Dtype::F32 => "FloatStorage",
-        Dtype::F16 => "HalfStorage",
-        Dtype::Bf16 => "BFloat16Storage",
-        Dtype::I64 => "LongStorage",
-        Dtype::I32 => "IntStorage",
-        Dtype::I16 => "ShortStorage",
-        Dtype::I8 => "CharStorage",
-        Dtype::U8 => "ByteStorage",
-        Dtype::Bool => "BoolStorage",
     }
 }
