@@ -108,17 +108,17 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError>
     }
     let format = match image::guess_format(bytes) {
         Ok(format) if name(format).is_some() => format,
-        _ => return Err(DecodeError::UnknownFormat { begin: beginning(bytes) }),
+        _ => return Err(DecodeError::UnknownFormat { begin: describe_head(bytes) }),
     };
     let name = name(format).unwrap_or_default();
-    let explain = |error| explain(error, name);
+    let to_decode_error = |error| to_decode_error(error, name);
 
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     // Also limits the decoders' own buffers (compressed chunks, metadata).
     let mut own = Limits::no_limits();
     own.max_alloc = Some(limits.max_bytes);
     reader.limits(own);
-    let mut decoder = reader.into_decoder().map_err(explain)?;
+    let mut decoder = reader.into_decoder().map_err(to_decode_error)?;
 
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
@@ -142,7 +142,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError>
 
     // An image with an unreadable orientation is still usable.
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
-    let decoded = DynamicImage::from_decoder(decoder).map_err(explain)?;
+    let decoded = DynamicImage::from_decoder(decoder).map_err(to_decode_error)?;
     let mut rgb = DynamicImage::ImageRgb8(decoded.into_rgb8());
     rgb.apply_orientation(orientation);
     let (width, height) = (rgb.width(), rgb.height());
@@ -165,7 +165,7 @@ fn name(format: ImageFormat) -> Option<&'static str> {
 
 /// The first bytes as text if they are text (a web page saved as `.jpg` is common), else in
 /// hexadecimal.
-fn beginning(bytes: &[u8]) -> String {
+fn describe_head(bytes: &[u8]) -> String {
     let bytes = &bytes[..bytes.len().min(16)];
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains(|c: char| c.is_control() && !c.is_whitespace()) => {
@@ -213,7 +213,7 @@ fn webp_is_complete(bytes: &[u8]) -> bool {
     bytes.len() as u64 >= 8 + u64::from(u32::from_le_bytes([a, b, c, d]))
 }
 
-fn explain(error: ImageError, format: &'static str) -> DecodeError {
+fn to_decode_error(error: ImageError, format: &'static str) -> DecodeError {
     let reason = error.to_string();
     match error {
         ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => {

@@ -95,13 +95,13 @@ impl Folder {
         if folder.files.is_empty() {
             return Err(FolderError::NoImages { path: root });
         }
-        folder.classify();
+        folder.assign_labels();
         Ok(folder)
     }
 
-    /// Adds the contents of `relative`. `walking` has the real paths of the folders from the root
+    /// Adds the contents of `relative`. `ancestors` has the real paths of the folders from the root
     /// to this one: following a link to one of them would never end.
-    fn walk(&mut self, relative: PathBuf, walking: &mut Vec<PathBuf>) -> Result<(), FolderError> {
+    fn walk(&mut self, relative: PathBuf, ancestors: &mut Vec<PathBuf>) -> Result<(), FolderError> {
         let path = self.root.join(&relative);
         let failed = |source| FolderError::Read { path: path.clone(), source };
         let mut entries: Vec<(OsString, fs::FileType)> = Vec::new();
@@ -121,12 +121,12 @@ impl Folder {
                 let real = if kind.is_symlink() {
                     path.join(&name).canonicalize().map_err(failed)?
                 } else {
-                    walking.last().map(|parent| parent.join(&name)).unwrap_or_default()
+                    ancestors.last().map(|parent| parent.join(&name)).unwrap_or_default()
                 };
-                if !walking.contains(&real) {
-                    walking.push(real);
-                    self.walk(relative.join(&name), walking)?;
-                    walking.pop();
+                if !ancestors.contains(&real) {
+                    ancestors.push(real);
+                    self.walk(relative.join(&name), ancestors)?;
+                    ancestors.pop();
                 }
             } else if (kind.is_file() || kind.is_symlink()) && is_image(&name) {
                 // A dangling link is listed too: loading it fails with a reason.
@@ -137,7 +137,7 @@ impl Folder {
     }
 
     /// Sets classes and labels if all images are in subfolders.
-    fn classify(&mut self) {
+    fn assign_labels(&mut self) {
         let class_of =
             |folder: &Path| folder.iter().next().map(|class| class.to_string_lossy().into_owned());
         let classes: Vec<Option<String>> = self.folders.iter().map(|f| class_of(f)).collect();

@@ -29,6 +29,6 @@ pub use memory::InMemory;
 pub use pixels::{Image, ImageError};
 pub use png::{PngError, encode_png};
 pub use preprocess::Preprocess;
-pub use resize::{EvalTransform, Interpolation, resized, resized_crop, resized_crop_to};
+pub use resize::{EvalTransform, Interpolation, resize, resized_crop, resized_crop_to};
 pub use sheet::contact_sheet;
 pub use source::{Source, SourceError};

@@ -125,7 +125,7 @@ pub enum LoaderError {
 }
 
 /// The result of preparing a batch.
-type Outcome = Result<(), LoaderError>;
+type JobResult = Result<(), LoaderError>;
 
 /// A batch of views.
 #[derive(Debug, Clone)]
@@ -139,7 +139,7 @@ pub struct Batch {
     /// One buffer per view, `[batch, 3, size, size]`, in the order of [`ViewsConfig::sizes`].
     pub views: Vec<Vec<f32>>,
     /// Time spent waiting for the batch.
-    pub waited: Duration,
+    pub wait_time: Duration,
 }
 
 /// Prefetches batches of views of a source's images.
@@ -184,7 +184,7 @@ impl Loader {
             let (shared, jobs) = (Arc::clone(&loader.shared), receiver.clone());
             let worker = std::thread::Builder::new()
                 .name(format!("loader-{number}"))
-                .spawn(move || shared.work(&jobs))
+                .spawn(move || shared.run(&jobs))
                 .map_err(LoaderError::Spawn)?;
             loader.workers.push(worker);
         }
@@ -194,12 +194,12 @@ impl Loader {
     /// Batches per epoch. Images that do not fill the last batch are left out, a different set
     /// in each epoch.
     pub fn steps_per_epoch(&self) -> u64 {
-        (self.shared.visits() / self.shared.batch) as u64
+        (self.shared.samples_per_epoch() / self.shared.batch) as u64
     }
 
     /// The order of an epoch, a permutation of its visits; visit `v` is of image `v % len`.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.shared.visits()).collect();
+        let mut order: Vec<usize> = (0..self.shared.samples_per_epoch()).collect();
         Rng::for_purpose(self.shared.seed, ORDER, [epoch, 0, 0]).shuffle(&mut order);
         order
     }
@@ -209,12 +209,12 @@ impl Loader {
     pub fn batches(&self, steps: Range<u64>) -> Batches<'_> {
         let mut batches = Batches {
             loader: self,
-            coming: steps,
+            remaining: steps,
             order: (u64::MAX, Arc::default()),
-            under_way: VecDeque::new(),
+            in_flight: VecDeque::new(),
             stop: Arc::default(),
         };
-        batches.start_up_to(self.prefetch);
+        batches.fill_queue(self.prefetch);
         batches
     }
 
@@ -225,7 +225,7 @@ impl Loader {
 
     /// The broken images found since the last call, each reported once.
     pub fn take_new_broken(&self) -> Vec<BrokenImage> {
-        self.shared.broken.take_new()
+        self.shared.broken.drain_new()
     }
 }
 
@@ -253,19 +253,19 @@ impl Drop for Loader {
 pub struct Batches<'a> {
     loader: &'a Loader,
     /// Steps not started yet.
-    coming: Range<u64>,
+    remaining: Range<u64>,
     /// An epoch and its order.
     order: (u64, Arc<Vec<usize>>),
     /// Batches in flight, in order.
-    under_way: VecDeque<(Arc<Pending>, Receiver<Outcome>)>,
+    in_flight: VecDeque<(Arc<Pending>, Receiver<JobResult>)>,
     /// Makes workers skip the remaining jobs.
     stop: Arc<AtomicBool>,
 }
 
 impl Batches<'_> {
-    fn start_up_to(&mut self, count: usize) {
-        while self.under_way.len() < count {
-            let Some(step) = self.coming.next() else { return };
+    fn fill_queue(&mut self, count: usize) {
+        while self.in_flight.len() < count {
+            let Some(step) = self.remaining.next() else { return };
             self.start(step);
         }
     }
@@ -286,19 +286,20 @@ impl Batches<'_> {
             Arc::clone(&self.stop),
         ));
         // Capacity 1: only the first message of a batch counts, completion or first error.
-        let (done, wait) = bounded(1);
+        let (result_sender, receiver) = bounded(1);
         for slot in 0..batch {
-            let job = Job { pending: Arc::clone(&pending), slot, done: done.clone() };
-            // If the workers are gone, so are all senders of `done`, which `next` notices.
+            let job =
+                Job { pending: Arc::clone(&pending), slot, result_sender: result_sender.clone() };
+            // If the workers are gone, so are all senders of results, which `next` notices.
             let _ = self.loader.jobs.as_ref().map(|jobs| jobs.send(job));
         }
-        self.under_way.push_back((pending, wait));
+        self.in_flight.push_back((pending, receiver));
     }
 
     fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.under_way.clear();
-        self.coming = 0..0;
+        self.in_flight.clear();
+        self.remaining = 0..0;
     }
 }
 
@@ -306,15 +307,15 @@ impl Iterator for Batches<'_> {
     type Item = Result<Batch, LoaderError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.start_up_to(self.loader.prefetch + 1);
-        let (pending, wait) = self.under_way.pop_front()?;
+        self.fill_queue(self.loader.prefetch + 1);
+        let (pending, receiver) = self.in_flight.pop_front()?;
         let began = Instant::now();
-        let outcome = wait.recv().unwrap_or(Err(LoaderError::WorkersEnded));
-        let waited = began.elapsed();
-        if outcome.is_err() {
+        let result = receiver.recv().unwrap_or(Err(LoaderError::WorkersEnded));
+        let wait_time = began.elapsed();
+        if result.is_err() {
             self.end();
         }
-        Some(outcome.map(|()| pending.take(waited)))
+        Some(result.map(|()| pending.take(wait_time)))
     }
 }
 

@@ -98,11 +98,11 @@ fn classes() -> Vec<String> {
     list::FILES.iter().map(|(name, _)| name.to_string()).collect()
 }
 
-fn for_each_material(mut use_it: impl FnMut(u32, &str, Image)) -> Result<(), SourceError> {
+fn for_each_material(mut visit: impl FnMut(u32, &str, Image)) -> Result<(), SourceError> {
     for (label, (name, bytes)) in (0..).zip(list::FILES) {
         let image = decode(bytes, &DecodeLimits::default())
             .map_err(|source| SourceError::Decode { name: name.to_string(), source })?;
-        use_it(label, name, image);
+        visit(label, name, image);
     }
     Ok(())
 }

@@ -42,12 +42,12 @@ impl Preprocess {
     ///
     /// # Errors
     /// When the image cannot be resized.
-    pub fn prepare(&self, image: &Image) -> Result<Vec<f32>, ImageError> {
-        Ok(self.normalized(&self.transform.apply(image)?))
+    pub fn apply(&self, image: &Image) -> Result<Vec<f32>, ImageError> {
+        Ok(self.normalize(&self.transform.apply(image)?))
     }
 
     /// Only normalizes an image: `[3, height, width]`.
-    pub fn normalized(&self, image: &Image) -> Vec<f32> {
+    pub fn normalize(&self, image: &Image) -> Vec<f32> {
         let mut values = vec![0.0; image.pixels().len()];
         Normalization::new(self.mean, self.std)
             .write(image, &mut values)
@@ -76,7 +76,7 @@ mod tests {
         let white = Image::new(1, 1, vec![255, 0, 51]).unwrap();
         let shown = Preprocess { mean: [0.5, 0.5, 0.2], std: [0.5, 0.25, 1.0], ..run };
         let close = |a: f32, b: f32| (a - b).abs() < 1e-6;
-        let values = shown.normalized(&white);
+        let values = shown.normalize(&white);
         assert!(close(values[0], 1.0) && close(values[1], -2.0) && close(values[2], 0.0));
     }
 }

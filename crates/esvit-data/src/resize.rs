@@ -46,7 +46,7 @@ pub fn resized_crop_to(
         return Err(empty);
     }
     let all = [0.0, 0.0, f64::from(width), f64::from(height)];
-    view(image.pixels(), image.width(), image.height(), crop)
+    cropped_view(image.pixels(), image.width(), image.height(), crop)
         .and_then(|part| resample(&part, all, to_width, to_height, interpolation))
         .ok_or(empty)
 }
@@ -82,7 +82,7 @@ impl EvalTransform {
         // Only the square is computed. The filter reads its surroundings, so that the result equals
         // that of the whole image, which for 1 x 5000 pixels would have a million rows.
         let part = self.square(width, height);
-        whole(image.pixels(), width, height)
+        full_view(image.pixels(), width, height)
             .and_then(|whole| resample(&whole, part, crop, crop, self.interpolation))
             .ok_or(empty)
     }
@@ -110,7 +110,7 @@ impl EvalTransform {
 }
 
 /// Resizes the whole image to `width` x `height`, whatever its aspect ratio.
-pub fn resized(
+pub fn resize(
     image: &Image,
     width: u32,
     height: u32,
@@ -118,28 +118,28 @@ pub fn resized(
 ) -> Result<Image, ImageError> {
     let empty = ImageError::Empty { width, height };
     let all = [0.0, 0.0, f64::from(image.width()), f64::from(image.height())];
-    whole(image.pixels(), image.width(), image.height())
+    full_view(image.pixels(), image.width(), image.height())
         .and_then(|whole| resample(&whole, all, width, height, interpolation))
         .ok_or(empty)
 }
 
 /// Resizes for the contact sheet.
 pub(crate) fn resize_to(image: &Image, width: u32, height: u32) -> Option<Image> {
-    resized(image, width, height, Interpolation::Bicubic).ok()
+    resize(image, width, height, Interpolation::Bicubic).ok()
 }
 
 /// What the resizer reads. Its code is generic and large, so it is called with one type of pixel and
 /// one of image only: every further combination would be compiled again.
-type Part<'a> = TypedCroppedImage<'a, TypedImageRef<'a, U8x3>>;
+type CroppedView<'a> = TypedCroppedImage<'a, TypedImageRef<'a, U8x3>>;
 
 /// The part `crop` of an image of `width` x `height` RGB pixels.
-fn view(pixels: &[u8], width: u32, height: u32, crop: CropBox) -> Option<Part<'_>> {
+fn cropped_view(pixels: &[u8], width: u32, height: u32, crop: CropBox) -> Option<CroppedView<'_>> {
     let whole = TypedImageRef::from_buffer(width, height, pixels).ok()?;
     TypedCroppedImage::new(whole, crop.left, crop.top, crop.width, crop.height).ok()
 }
 
-fn whole(pixels: &[u8], width: u32, height: u32) -> Option<Part<'_>> {
-    view(pixels, width, height, CropBox { left: 0, top: 0, width, height })
+fn full_view(pixels: &[u8], width: u32, height: u32) -> Option<CroppedView<'_>> {
+    cropped_view(pixels, width, height, CropBox { left: 0, top: 0, width, height })
 }
 
 /// Resizes the part `[left, top, width, height]`. The filter may read beyond the part.
@@ -147,7 +147,7 @@ fn whole(pixels: &[u8], width: u32, height: u32) -> Option<Part<'_>> {
 /// Rows are resized before columns, as in Pillow. The library has the other order, and the 8-bit
 /// rounding in between differs by up to 9 gray levels on noise, so it is called twice.
 fn resample(
-    from: &Part<'_>,
+    from: &CroppedView<'_>,
     [left, top, part_width, part_height]: [f64; 4],
     width: u32,
     height: u32,
@@ -161,7 +161,7 @@ fn resample(
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
     let mut resizer = Resizer::new();
 
-    let mut resize = |from: &Part<'_>, width: u32, height: u32, [x, y, w, h]: [f64; 4]| {
+    let mut resize = |from: &CroppedView<'_>, width: u32, height: u32, [x, y, w, h]: [f64; 4]| {
         let mut pixels = vec![0; width as usize * height as usize * CHANNELS];
         let mut to = TypedImage::from_buffer(width, height, &mut pixels).ok()?;
         resizer.resize_typed::<U8x3>(from, &mut to, &options.crop(x, y, w, h)).ok()?;
@@ -170,7 +170,7 @@ fn resample(
     let from_height = from.height();
     let all_rows = f64::from(from_height);
     let rows = resize(from, width, from_height, [left, 0.0, part_width, all_rows])?;
-    let rows = whole(&rows, width, from_height)?;
+    let rows = full_view(&rows, width, from_height)?;
     let pixels = resize(&rows, width, height, [0.0, top, f64::from(width), part_height])?;
     Image::new(width, height, pixels).ok()
 }
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!((cut.width(), cut.height()), (20, 10));
         // Two columns become one, rows stay.
         near(cut.pixel(10, 4), [41, 14, 0]);
-        let all = resized(&places, 50, 25, Interpolation::Bilinear).unwrap();
+        let all = resize(&places, 50, 25, Interpolation::Bilinear).unwrap();
         assert_eq!((all.width(), all.height()), (50, 25));
         near(all.pixel(30, 5), [61, 11, 0]);
     }

@@ -8,7 +8,7 @@ const GAP: u32 = 4;
 /// The widest sheet, in pixels.
 const MAX_WIDTH: u32 = 2048;
 /// Views are enlarged until the largest has about this side, in pixels.
-const GOOD_SIDE: u32 = 128;
+const TARGET_SIDE: u32 = 128;
 /// Most rows of a sheet.
 const MAX_ROWS: usize = 64;
 
@@ -45,7 +45,7 @@ pub fn contact_sheet(samples: &[Vec<Image>]) -> Result<Vec<u8>, PngError> {
 fn scale(samples: &[Vec<Image>]) -> f64 {
     let sides = samples.iter().flatten().map(|view| view.width().max(view.height()));
     let largest = sides.max().unwrap_or(1);
-    let enlarged = f64::from((GOOD_SIDE / largest).max(1));
+    let enlarged = f64::from((TARGET_SIDE / largest).max(1));
     let widest = samples.iter().map(|row| row.iter().map(|view| u64::from(view.width())).sum());
     let gaps = samples.iter().map(Vec::len).max().unwrap_or(0) as f64 * f64::from(GAP);
     let room = (f64::from(MAX_WIDTH) - gaps).max(f64::from(MAX_WIDTH) / 2.0);

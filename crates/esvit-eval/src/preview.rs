@@ -67,7 +67,7 @@ pub fn crops(
         match source.load(index) {
             Ok(image) => {
                 let views = views.views(&image, config.seed, epoch, index as u64)?;
-                crops.rows.push(views.iter().map(|view| view.shown(&normalization)).collect());
+                crops.rows.push(views.iter().map(|view| view.to_image(&normalization)).collect());
             }
             Err(error) => crops.left_out.push(error),
         }

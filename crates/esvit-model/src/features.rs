@@ -122,7 +122,7 @@ pub fn extract(
     forward: impl FnMut(Vec<f32>, usize) -> Vec<f32>,
     done: impl FnMut(usize),
 ) -> Features {
-    extract_with(source, images, |_, image| preprocess.prepare(image), forward, done)
+    extract_with(source, images, |_, image| preprocess.apply(image), forward, done)
 }
 
 /// Like [`extract`], with images prepared by `prepare`, which also gets their index.

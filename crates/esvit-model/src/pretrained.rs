@@ -147,7 +147,7 @@ impl PretrainedBackbone {
         for batch in images.chunks(BATCH) {
             let mut pixels = Vec::new();
             for image in batch {
-                pixels.extend(self.preprocess.prepare(image)?);
+                pixels.extend(self.preprocess.apply(image)?);
             }
             let rows = forward(pixels, batch.len());
             features.extend(rows.chunks(self.width()).map(<[f32]>::to_vec));

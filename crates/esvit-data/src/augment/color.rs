@@ -6,7 +6,7 @@
 use esvit_kernels::rng::Rng;
 use esvit_settings::settings;
 
-use super::lookup::{apply, blend, table};
+use super::lookup::{apply_lut, blend, lut};
 use crate::Image;
 use crate::pixels::CHANNELS;
 
@@ -32,17 +32,17 @@ pub fn jitter(image: &mut Image, strength: &ColorJitter, rng: &mut Rng) {
     if !rng.chance(strength.p) {
         return;
     }
-    let (order, amounts) = strength.draw(rng);
+    let (order, amounts) = strength.sample(rng);
     for which in order {
-        OPERATIONS[which](image, amounts[which]);
+        JITTER_OPS[which](image, amounts[which]);
     }
 }
 
-const OPERATIONS: [fn(&mut Image, f64); 4] = [brightness, contrast, saturation, hue];
+const JITTER_OPS: [fn(&mut Image, f64); 4] = [brightness, contrast, saturation, hue];
 
 impl ColorJitter {
-    /// In which order [`OPERATIONS`] are applied, and the amount of each.
-    fn draw(&self, rng: &mut Rng) -> ([usize; 4], [f64; 4]) {
+    /// In which order [`JITTER_OPS`] are applied, and the amount of each.
+    fn sample(&self, rng: &mut Rng) -> ([usize; 4], [f64; 4]) {
         let mut order = [0, 1, 2, 3];
         rng.shuffle(&mut order);
         let strengths = [self.brightness, self.contrast, self.saturation];
@@ -54,7 +54,7 @@ impl ColorJitter {
 /// Multiplies values by `factor`: 0 is black, 1 the identity.
 pub fn brightness(image: &mut Image, factor: f64) {
     let factor = factor as f32;
-    apply(image, &table(|value| blend(0, value, factor)));
+    apply_lut(image, &lut(|value| blend(0, value, factor)));
 }
 
 /// Blends with the mean luminance of the image: 0 is uniform gray, 1 the identity.
@@ -65,7 +65,7 @@ pub fn contrast(image: &mut Image, factor: f64) {
     let sum: u64 = pixels.iter().map(|pixel| u64::from(luminance(*pixel))).sum();
     // Rounded, as in Pillow.
     let mean = ((2 * sum + count) / (2 * count)) as u8;
-    apply(image, &table(|value| blend(mean, value, factor)));
+    apply_lut(image, &lut(|value| blend(mean, value, factor)));
 }
 
 /// Blends every pixel with its luminance: 0 is a gray image, 1 the identity.
@@ -87,9 +87,9 @@ pub fn grayscale(image: &mut Image) {
 /// Shifts the hue by `shift` turns, in 8 bits with wrap-around.
 pub fn hue(image: &mut Image, shift: f64) {
     let shift = (shift * 255.0) as i32 as u8;
-    let hues: [[f32; CHANNELS]; 256] = std::array::from_fn(|hue| absence(hue as u8, shift));
+    let hues: [[f32; CHANNELS]; 256] = std::array::from_fn(|hue| hue_complement(hue as u8, shift));
     for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
-        *pixel = turn(*pixel, &hues);
+        *pixel = shift_hue(*pixel, &hues);
     }
 }
 
@@ -100,7 +100,7 @@ fn luminance([r, g, b]: [u8; 3]) -> u8 {
 
 /// `1 - color` for the fully saturated color of an 8-bit hue (255 is a turn), shifted by `shift`
 /// with wrap-around.
-fn absence(hue: u8, shift: u8) -> [f32; CHANNELS] {
+fn hue_complement(hue: u8, shift: u8) -> [f32; CHANNELS] {
     let sixths = f32::from(hue.wrapping_add(shift)) * 6.0 / 255.0;
     let falling = sixths - sixths.floor();
     let rising = 1.0 - falling;
@@ -114,9 +114,9 @@ fn absence(hue: u8, shift: u8) -> [f32; CHANNELS] {
     }
 }
 
-/// Pillow's 8-bit RGB to HSV and back; `hues` has [`absence`] for every hue.
+/// Pillow's 8-bit RGB to HSV and back; `hues` has [`hue_complement`] for every hue.
 #[inline]
-fn turn(pixel: [u8; 3], hues: &[[f32; CHANNELS]; 256]) -> [u8; 3] {
+fn shift_hue(pixel: [u8; 3], hues: &[[f32; CHANNELS]; 256]) -> [u8; 3] {
     let [r, g, b] = pixel;
     let value = r.max(g).max(b);
     let spread = value - r.min(g).min(b);
@@ -194,7 +194,7 @@ mod tests {
         let strength =
             ColorJitter { p: 1.0, brightness: 0.1, contrast: 0.2, saturation: 3.0, hue: 0.05 };
         let drawn: Vec<[f64; 4]> =
-            (0..10_000).map(|i| strength.draw(&mut Rng::new(1, [i, 0, 0])).1).collect();
+            (0..10_000).map(|i| strength.sample(&mut Rng::new(1, [i, 0, 0])).1).collect();
         let limits = [(0.9, 1.1), (0.8, 1.2), (0.0, 4.0), (-0.05, 0.05)];
         for (which, (low, high)) in limits.into_iter().enumerate() {
             assert_uniform(drawn.iter().map(|amounts| amounts[which]), low, high);
@@ -205,7 +205,7 @@ mod tests {
     fn all_orders_are_equally_likely() {
         let mut orders = BTreeMap::new();
         for i in 0..10_000 {
-            let (order, _) = ColorJitter::default().draw(&mut Rng::new(1, [i, 0, 0]));
+            let (order, _) = ColorJitter::default().sample(&mut Rng::new(1, [i, 0, 0]));
             *orders.entry(order).or_insert(0) += 1;
         }
         assert_eq!(orders.len(), 24);
@@ -219,7 +219,7 @@ mod tests {
             let (mut image, mut expected) = (f7(), f7());
             jitter(&mut image, &ColorJitter { p: 1.0, ..Default::default() }, &mut rng.clone());
             rng.chance(1.0);
-            let (order, [b, c, s, h]) = ColorJitter::default().draw(&mut rng);
+            let (order, [b, c, s, h]) = ColorJitter::default().sample(&mut rng);
             for which in order {
                 match which {
                     0 => brightness(&mut expected, b),

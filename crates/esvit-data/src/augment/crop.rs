@@ -3,7 +3,7 @@
 use esvit_kernels::rng::Rng;
 
 /// Attempts before the fallback.
-const TRIES: usize = 10;
+const MAX_ATTEMPTS: usize = 10;
 
 /// A rectangle of whole pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl CropBox {
         rng: &mut Rng,
     ) -> Self {
         let (wide, high) = (f64::from(width), f64::from(height));
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let area = wide * high * rng.uniform_in(scale[0], scale[1]);
             let aspect = rng.uniform_in(ratio[0].ln(), ratio[1].ln()).exp();
             let w = (area * aspect).sqrt().round();

@@ -6,7 +6,7 @@ use esvit_settings::settings;
 use super::CropBox;
 
 /// Attempts to find a rectangle that fits.
-const TRIES: usize = 10;
+const MAX_ATTEMPTS: usize = 10;
 
 settings! {
     /// Random erasing: probability and ranges.
@@ -22,12 +22,12 @@ settings! {
 
 impl Erase {
     /// The rectangle to erase from a view of `size` x `size`, if any.
-    pub(super) fn draw(&self, size: u32, rng: &mut Rng) -> Option<CropBox> {
+    pub(super) fn sample(&self, size: u32, rng: &mut Rng) -> Option<CropBox> {
         if !rng.chance(self.p) {
             return None;
         }
         let side = f64::from(size);
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let area = side * side * rng.uniform_in(self.area[0], self.area[1]);
             let aspect = rng.uniform_in(self.aspect[0].ln(), self.aspect[1].ln()).exp();
             let height = (area * aspect).sqrt().round();
@@ -52,19 +52,19 @@ mod tests {
     fn rectangles_lie_inside_and_come_as_often_as_asked() {
         let erase = Erase { p: 0.25, ..Erase::default() };
         let boxes: Vec<CropBox> =
-            (0..4000).filter_map(|i| erase.draw(96, &mut Rng::new(1, [i, 0, 0]))).collect();
+            (0..4000).filter_map(|i| erase.sample(96, &mut Rng::new(1, [i, 0, 0]))).collect();
         assert_share(boxes.len(), 4000, 0.25);
         for b in &boxes {
             assert!(b.left + b.width <= 96 && b.top + b.height <= 96);
             let share = f64::from(b.width * b.height) / (96.0 * 96.0);
             assert!((0.015..0.35).contains(&share), "{share}");
         }
-        assert!(Erase::default().draw(96, &mut Rng::new(1, [0; 3])).is_none());
-        assert!(Erase { p: 1.0, ..erase }.draw(1, &mut Rng::new(1, [0; 3])).is_none());
+        assert!(Erase::default().sample(96, &mut Rng::new(1, [0; 3])).is_none());
+        assert!(Erase { p: 1.0, ..erase }.sample(1, &mut Rng::new(1, [0; 3])).is_none());
     }
 
     fn boxes(erase: &Erase, size: u32) -> Vec<CropBox> {
-        (0..10_000).filter_map(|i| erase.draw(size, &mut Rng::new(2, [i, 0, 0]))).collect()
+        (0..10_000).filter_map(|i| erase.sample(size, &mut Rng::new(2, [i, 0, 0]))).collect()
     }
 
     #[test]
@@ -93,7 +93,7 @@ mod tests {
     fn what_does_not_fit_is_not_erased() {
         let square = |share: f64| Erase { p: 1.0, area: [share; 2], aspect: [1.0; 2] };
         for (share, side) in [(1.0, None), (0.81, Some(9)), (0.01, Some(1)), (0.002, None)] {
-            let drawn = square(share).draw(10, &mut Rng::new(1, [0; 3]));
+            let drawn = square(share).sample(10, &mut Rng::new(1, [0; 3]));
             assert_eq!(drawn.map(|b| b.width), side, "{share}");
         }
     }
@@ -103,7 +103,7 @@ mod tests {
     fn ten_tries_are_made() {
         let erase = Erase { p: 1.0, area: [0.25; 2], aspect: [2.0, 8.0] };
         let none = 40_000
-            - (0..40_000).filter_map(|i| erase.draw(1000, &mut Rng::new(3, [i, 0, 0]))).count();
+            - (0..40_000).filter_map(|i| erase.sample(1000, &mut Rng::new(3, [i, 0, 0]))).count();
         assert_share(none, 40_000, 0.5f64.powi(10));
     }
 }

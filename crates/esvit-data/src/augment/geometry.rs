@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn one_color_stays() {
         let mut image = Image::filled(31, 17, [9, 99, 199]);
-        let turn = rotation(&image, 17.0);
-        transform(&mut image, turn, [9, 99, 199]);
+        let matrix = rotation(&image, 17.0);
+        transform(&mut image, matrix, [9, 99, 199]);
         assert_eq!(image, Image::filled(31, 17, [9, 99, 199]));
     }
 }

@@ -1,6 +1,6 @@
 //! Operations on the histogram of each channel, as in Pillow's `ImageOps`.
 
-use super::lookup::table;
+use super::lookup::lut;
 use crate::Image;
 use crate::pixels::CHANNELS;
 
@@ -8,38 +8,38 @@ type Counts = [u32; 256];
 
 /// Stretches every channel to 0..=255.
 pub(super) fn autocontrast(image: &mut Image) {
-    by_channel(image, |counts| {
+    map_channels(image, |counts| {
         let low = counts.iter().position(|&count| count > 0).unwrap_or(0);
         let high = counts.iter().rposition(|&count| count > 0).unwrap_or(0);
         if high <= low {
-            return table(|value| value);
+            return lut(|value| value);
         }
         let scale = 255.0 / (high - low) as f64;
         // The cast saturates, and truncates as Pillow does.
-        table(|value| (f64::from(value) * scale - low as f64 * scale) as u8)
+        lut(|value| (f64::from(value) * scale - low as f64 * scale) as u8)
     });
 }
 
 /// Equalizes the histogram of every channel.
 pub(super) fn equalize(image: &mut Image) {
-    by_channel(image, |counts| {
+    map_channels(image, |counts| {
         let total: u32 = counts.iter().sum();
         let last = counts.iter().rev().find(|&&count| count > 0).copied().unwrap_or(0);
         let step = (total - last) / 255;
         if step == 0 {
-            return table(|value| value);
+            return lut(|value| value);
         }
-        let mut seen = step / 2;
+        let mut cumulative = step / 2;
         let mut result = [0; 256];
         for (entry, count) in result.iter_mut().zip(counts) {
-            *entry = (seen / step).min(255) as u8;
-            seen += count;
+            *entry = (cumulative / step).min(255) as u8;
+            cumulative += count;
         }
         result
     });
 }
 
-fn by_channel(image: &mut Image, make: impl Fn(&Counts) -> [u8; 256]) {
+fn map_channels(image: &mut Image, make: impl Fn(&Counts) -> [u8; 256]) {
     let mut counts = [[0; 256]; CHANNELS];
     for pixel in image.pixels().as_chunks::<CHANNELS>().0 {
         for (counts, &value) in counts.iter_mut().zip(pixel) {
@@ -48,8 +48,8 @@ fn by_channel(image: &mut Image, make: impl Fn(&Counts) -> [u8; 256]) {
     }
     let tables = counts.map(|counts| make(&counts));
     for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
-        for (table, value) in tables.iter().zip(pixel) {
-            *value = table[*value as usize];
+        for (lut, value) in tables.iter().zip(pixel) {
+            *value = lut[*value as usize];
         }
     }
 }

@@ -30,4 +30,4 @@ pub use flip::horizontal_flip;
 pub use normalize::{Normalization, SliceLength};
 pub use randaugment::RandAugment;
 pub use solarize::solarize;
-pub use views::{Erasure, View};
+pub use views::{ErasedRect, View};

@@ -35,7 +35,7 @@ impl Normalization {
 
     /// Writes normalized values `[3, height, width]` into `out`, which must have that length.
     pub fn write(&self, image: &Image, out: &mut [f32]) -> Result<(), SliceLength> {
-        let pixels = check(image.width(), image.height(), out.len())?;
+        let pixels = check_length(image.width(), image.height(), out.len())?;
         for (channel, plane) in out.chunks_exact_mut(pixels).enumerate() {
             let (scale, shift) = (self.scale[channel], self.shift[channel]);
             for (value, pixel) in plane.iter_mut().zip(image.pixels().as_chunks::<CHANNELS>().0) {
@@ -46,8 +46,13 @@ impl Normalization {
     }
 
     /// Converts normalized values `[3, height, width]` to an image, clamped to 8 bits.
-    pub fn show(&self, values: &[f32], width: u32, height: u32) -> Result<Image, SliceLength> {
-        let pixels = check(width, height, values.len())?;
+    pub fn denormalize(
+        &self,
+        values: &[f32],
+        width: u32,
+        height: u32,
+    ) -> Result<Image, SliceLength> {
+        let pixels = check_length(width, height, values.len())?;
         let mut image = Image::filled(width, height, [0; 3]);
         for (channel, plane) in values.chunks_exact(pixels).enumerate() {
             for (value, pixel) in plane.iter().zip(image.pixels_mut().as_chunks_mut().0) {
@@ -65,7 +70,7 @@ impl Normalization {
 }
 
 /// The number of pixels; an error unless `got` values are an image's.
-fn check(width: u32, height: u32, got: usize) -> Result<usize, SliceLength> {
+fn check_length(width: u32, height: u32, got: usize) -> Result<usize, SliceLength> {
     let pixels = width as usize * height as usize;
     let need = pixels.saturating_mul(CHANNELS);
     if need == got && got > 0 { Ok(pixels) } else { Err(SliceLength { width, height, need, got }) }
@@ -87,7 +92,7 @@ mod tests {
         normalization.write(&image, &mut values).unwrap();
         let expected = (f64::from(image.pixel(3, 2).unwrap()[1]) / 255.0 - MEAN[1]) / STD[1];
         assert!((f64::from(values[15 + 13]) - expected).abs() < 1e-6);
-        assert_eq!(normalization.show(&values, 5, 3).unwrap(), image);
+        assert_eq!(normalization.denormalize(&values, 5, 3).unwrap(), image);
     }
 
     #[test]
@@ -97,8 +102,8 @@ mod tests {
         let all = Image::new(16, 16, all).unwrap();
         let mut values = vec![0.0; 3 * 256];
         normalization.write(&all, &mut values).unwrap();
-        assert_eq!(normalization.show(&values, 16, 16).unwrap(), all);
-        let cut = normalization.show(&[-9.0, 9.0, f32::NAN], 1, 1).unwrap();
+        assert_eq!(normalization.denormalize(&values, 16, 16).unwrap(), all);
+        let cut = normalization.denormalize(&[-9.0, 9.0, f32::NAN], 1, 1).unwrap();
         assert_eq!(cut.pixel(0, 0), Some([0, 255, 0]));
         // Half a gray level below 100 in green.
         let half = ((99.51 / 255.0 - MEAN[1]) / STD[1]) as f32;
@@ -110,6 +115,6 @@ mod tests {
         let normalization = Normalization::new(MEAN, STD);
         let error = normalization.write(&noise(5, 3, 1), &mut [0.0; 44]).unwrap_err();
         assert_eq!((error.need, error.got), (45, 44));
-        assert!(normalization.show(&[], 0, 3).is_err());
+        assert!(normalization.denormalize(&[], 0, 3).is_err());
     }
 }

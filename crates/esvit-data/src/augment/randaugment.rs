@@ -6,7 +6,7 @@ use esvit_settings::settings;
 
 use super::geometry::{rotation, transform};
 use super::histogram::{autocontrast, equalize};
-use super::lookup::{apply, blend, table};
+use super::lookup::{apply_lut, blend, lut};
 use super::{brightness, contrast, saturation, solarize};
 use crate::Image;
 use crate::pixels::CHANNELS;
@@ -90,12 +90,12 @@ impl Op {
         match self {
             Op::AutoContrast => autocontrast(image),
             Op::Equalize => equalize(image),
-            Op::Invert => apply(image, &table(|value| 255 - value)),
+            Op::Invert => apply_lut(image, &lut(|value| 255 - value)),
             Op::Posterize => posterize(image, 4 - (level * 4.0) as u32),
             Op::Solarize => solarize(image, 256 - (level * 256.0) as u32),
             Op::SolarizeAdd => {
                 let add = (level * 110.0) as u8;
-                apply(image, &table(|v| if v < 128 { v.saturating_add(add) } else { v }));
+                apply_lut(image, &lut(|v| if v < 128 { v.saturating_add(add) } else { v }));
             }
             Op::Saturation => saturation(image, enhancement()),
             Op::Contrast => contrast(image, enhancement()),
@@ -126,7 +126,7 @@ impl Op {
 /// Clears all but the highest `bits` bits of every value.
 fn posterize(image: &mut Image, bits: u32) {
     let mask = 0xFFu8.checked_shl(8u32.saturating_sub(bits)).unwrap_or(0);
-    apply(image, &table(|value| value & mask));
+    apply_lut(image, &lut(|value| value & mask));
 }
 
 /// Blends with the smoothed image: 0 is the image filtered by Pillow's `SMOOTH` kernel, 3 x 3

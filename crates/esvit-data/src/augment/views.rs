@@ -15,14 +15,14 @@ pub struct View {
     /// The pixels, `size` x `size`, before random erasing.
     pub image: Image,
     /// The erased rectangle, if any.
-    pub erased: Option<Erasure>,
+    pub erased: Option<ErasedRect>,
 }
 
 /// A rectangle of normal noise, which replaces normalized values.
 #[derive(Debug, Clone)]
-pub struct Erasure {
+pub struct ErasedRect {
     /// The rectangle.
-    pub place: CropBox,
+    pub rect: CropBox,
     noise: Rng,
 }
 
@@ -85,7 +85,8 @@ impl ViewsConfig {
         }
         let fill = self.mean.map(|mean| (255.0 * mean).round() as u8);
         self.randaugment.apply(&mut view, fill, rng);
-        let erased = self.erase.draw(size, rng).map(|place| Erasure { place, noise: rng.clone() });
+        let erased =
+            self.erase.sample(size, rng).map(|rect| ErasedRect { rect, noise: rng.clone() });
         Ok(View { image: view, erased })
     }
 }
@@ -105,7 +106,7 @@ impl View {
     }
 
     /// The view as an image, noise included.
-    pub fn shown(&self, normalization: &Normalization) -> Image {
+    pub fn to_image(&self, normalization: &Normalization) -> Image {
         let mut image = self.image.clone();
         let side = self.size() as usize;
         self.for_each_erased(|x, y, channel, value| {
@@ -117,11 +118,11 @@ impl View {
 
     /// Calls `set(x, y, channel, value)` for every value of the noise.
     fn for_each_erased(&self, mut set: impl FnMut(usize, usize, usize, f32)) {
-        let Some(Erasure { place, noise }) = &self.erased else { return };
+        let Some(ErasedRect { rect, noise }) = &self.erased else { return };
         let mut noise = noise.clone();
         for channel in 0..CHANNELS {
-            for y in place.top..place.top + place.height {
-                for x in place.left..place.left + place.width {
+            for y in rect.top..rect.top + rect.height {
+                for x in rect.left..rect.left + rect.width {
                     set(x as usize, y as usize, channel, noise.normal() as f32);
                 }
             }
@@ -225,7 +226,7 @@ mod tests {
         }
     }
 
-    /// Colors tell the place, so their range tells the size of the crop.
+    /// Colors tell the rect, so their range tells the size of the crop.
     #[test]
     fn global_and_local_crops_have_their_own_areas() {
         let config = ViewsConfig {
@@ -354,7 +355,7 @@ mod tests {
                 config.first_view(&image, 1, 2, sample).unwrap(),
             );
             assert_eq!(first.image, all[0].image);
-            assert_eq!(first.erased.map(|e| e.place), all[0].erased.as_ref().map(|e| e.place));
+            assert_eq!(first.erased.map(|e| e.rect), all[0].erased.as_ref().map(|e| e.rect));
         }
     }
 
@@ -375,15 +376,15 @@ mod tests {
         let config =
             ViewsConfig { erase: Erase { p: 1.0, ..Erase::default() }, ..small(Policy::Basic) };
         let view = &config.views(&Image::filled(40, 40, [124, 116, 104]), 1, 0, 0).unwrap()[0];
-        let place = view.erased.as_ref().unwrap().place;
+        let rect = view.erased.as_ref().unwrap().rect;
         let mut values = vec![0.0; 3 * 32 * 32];
         view.write(&config.normalization(), &mut values).unwrap();
         // The color is the mean, so only noise is far from zero.
         let far = values.iter().filter(|value| value.abs() > 0.05).count();
-        let erased = (3 * place.width * place.height) as usize;
+        let erased = (3 * rect.width * rect.height) as usize;
         assert!(far <= erased && far > erased * 9 / 10, "{far} of {erased}");
-        let shown = config.normalization().show(&values, 32, 32).unwrap();
-        assert_eq!(shown, view.shown(&config.normalization()));
+        let shown = config.normalization().denormalize(&values, 32, 32).unwrap();
+        assert_eq!(shown, view.to_image(&config.normalization()));
         assert!(view.write(&config.normalization(), &mut values[1..]).is_err());
     }
 
@@ -395,16 +396,16 @@ mod tests {
             ..small(Policy::Basic)
         };
         let view = config.first_view(&Image::filled(40, 40, [200; 3]), 1, 0, 0).unwrap();
-        let place = view.erased.as_ref().unwrap().place;
-        assert_eq!((place.width, place.height), (80, 40));
+        let rect = view.erased.as_ref().unwrap().rect;
+        assert_eq!((rect.width, rect.height), (80, 40));
         let (mut values, mut plain) = (vec![0.0; 30_000], vec![0.0; 30_000]);
         view.write(&config.normalization(), &mut values).unwrap();
         config.normalization().write(&view.image, &mut plain).unwrap();
         let mut noise = Vec::new();
         for (i, (value, plain)) in values.into_iter().zip(plain).enumerate() {
             let (x, y) = (i as u32 % 100, i as u32 / 100 % 100);
-            let inside = (place.left..place.left + place.width).contains(&x)
-                && (place.top..place.top + place.height).contains(&y);
+            let inside = (rect.left..rect.left + rect.width).contains(&x)
+                && (rect.top..rect.top + rect.height).contains(&y);
             if inside { noise.push(value) } else { assert_eq!(value, plain) }
         }
         for (bound, share) in [(-1.0, 0.15866), (0.0, 0.5), (1.0, 0.84134), (2.0, 0.97725)] {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::{LoaderError, SourceError};
 
 /// Number of images that an error names.
-const NAMED: usize = 20;
+const MAX_NAMED: usize = 20;
 
 /// An image that could not be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Broken {
             count: found.all.len(),
             len: self.len,
             limit: self.limit,
-            first: found.all.values().take(NAMED).cloned().collect(),
+            first: found.all.values().take(MAX_NAMED).cloned().collect(),
         }
     }
 
@@ -84,7 +84,7 @@ impl Broken {
         self.found().all.values().cloned().collect()
     }
 
-    pub(super) fn take_new(&self) -> Vec<BrokenImage> {
+    pub(super) fn drain_new(&self) -> Vec<BrokenImage> {
         std::mem::take(&mut self.found().new)
     }
 }
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn each_is_told_once() {
         let broken = Broken::new(100, 1.0);
-        let new = || broken.take_new().iter().map(|b| b.sample).collect::<Vec<_>>();
+        let new = || broken.drain_new().iter().map(|b| b.sample).collect::<Vec<_>>();
         [5, 3, 5].iter().for_each(|&sample| assert!(record(&broken, sample)));
         assert_eq!(new(), [5, 3]);
         record(&broken, 3);

@@ -8,32 +8,32 @@ use crate::Image;
 /// Caches images up to a number of bytes, without eviction: in a random order, all images are
 /// equally likely to be needed next.
 pub(super) struct Cache {
-    room: usize,
-    kept: Mutex<Kept>,
+    max_bytes: usize,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct State {
     bytes: usize,
     images: HashMap<usize, Arc<Image>>,
 }
 
 impl Cache {
-    pub(super) fn new(room: usize) -> Self {
-        Self { room, kept: Mutex::default() }
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Self { max_bytes, state: Mutex::default() }
     }
 
     pub(super) fn get(&self, sample: usize) -> Option<Arc<Image>> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.images.get(&sample).cloned()
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.images.get(&sample).cloned()
     }
 
-    pub(super) fn offer(&self, sample: usize, image: &Arc<Image>) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = kept.bytes + image.pixels().len();
-        if bytes <= self.room && !kept.images.contains_key(&sample) {
-            kept.bytes = bytes;
-            kept.images.insert(sample, Arc::clone(image));
+    pub(super) fn insert(&self, sample: usize, image: &Arc<Image>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = state.bytes + image.pixels().len();
+        if bytes <= self.max_bytes && !state.images.contains_key(&sample) {
+            state.bytes = bytes;
+            state.images.insert(sample, Arc::clone(image));
         }
     }
 }
@@ -47,7 +47,7 @@ mod tests {
         let cache = Cache::new(100);
         let image = Arc::new(Image::filled(4, 4, [1; 3]));
         for sample in [7, 7, 8, 9] {
-            cache.offer(sample, &image);
+            cache.insert(sample, &image);
         }
         assert!(cache.get(7).is_some() && cache.get(8).is_some());
         assert!(cache.get(9).is_none());
@@ -56,10 +56,11 @@ mod tests {
     #[test]
     fn can_be_filled_exactly() {
         let image = Arc::new(Image::filled(4, 4, [1; 3]));
-        for (room, expected) in [(95, [true, false]), (96, [true, true]), (47, [false, false])] {
-            let cache = Cache::new(room);
-            [0, 1].iter().for_each(|&sample| cache.offer(sample, &image));
-            assert_eq!([0, 1].map(|sample| cache.get(sample).is_some()), expected, "{room}");
+        for (max_bytes, expected) in [(95, [true, false]), (96, [true, true]), (47, [false, false])]
+        {
+            let cache = Cache::new(max_bytes);
+            [0, 1].iter().for_each(|&sample| cache.insert(sample, &image));
+            assert_eq!([0, 1].map(|sample| cache.get(sample).is_some()), expected, "{max_bytes}");
         }
     }
 
@@ -67,7 +68,7 @@ mod tests {
     fn gives_back_the_image_of_the_sample() {
         let cache = Cache::new(1000);
         for sample in [3, 5] {
-            cache.offer(sample, &Arc::new(Image::filled(2, 2, [sample as u8; 3])));
+            cache.insert(sample, &Arc::new(Image::filled(2, 2, [sample as u8; 3])));
         }
         assert_eq!(cache.get(5).unwrap().pixel(0, 0), Some([5; 3]));
     }

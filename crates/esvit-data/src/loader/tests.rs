@@ -225,10 +225,10 @@ fn as_many_batches_are_prepared_as_asked() {
         let loader =
             loader(Made { len: 14, ..Made::default() }, LoaderConfig { prefetch, ..config() });
         let mut batches = loader.batches(0..5);
-        assert_eq!(batches.under_way.len(), prefetch);
+        assert_eq!(batches.in_flight.len(), prefetch);
         for left in [4, 3, 2, 1, 0] {
             batches.next().unwrap().unwrap();
-            assert_eq!(batches.under_way.len(), prefetch.min(left));
+            assert_eq!(batches.in_flight.len(), prefetch.min(left));
         }
         assert!(batches.next().is_none());
     }

@@ -10,7 +10,7 @@ use esvit_kernels::rng::Rng;
 
 use super::broken::Broken;
 use super::cache::Cache;
-use super::{Batch, LoaderConfig, LoaderError, Outcome};
+use super::{Batch, JobResult, LoaderConfig, LoaderError};
 use crate::augment::Normalization;
 use crate::{Image, Source, ViewsConfig};
 
@@ -54,7 +54,7 @@ pub(super) struct Job {
     pub(super) pending: Arc<Pending>,
     pub(super) slot: usize,
     /// Receives the result when the batch is complete or has failed.
-    pub(super) done: Sender<Outcome>,
+    pub(super) result_sender: Sender<JobResult>,
 }
 
 impl Pending {
@@ -80,7 +80,7 @@ impl Pending {
     }
 
     /// The complete batch.
-    pub(super) fn take(&self, waited: Duration) -> Batch {
+    pub(super) fn take(&self, wait_time: Duration) -> Batch {
         let take = |view: &Mutex<Vec<f32>>| {
             std::mem::take(&mut *view.lock().unwrap_or_else(PoisonError::into_inner))
         };
@@ -89,7 +89,7 @@ impl Pending {
             step: self.step,
             samples: self.samples.iter().map(|sample| sample.load(Ordering::Relaxed)).collect(),
             views: self.views.iter().map(take).collect(),
-            waited,
+            wait_time,
         }
     }
 }
@@ -110,48 +110,48 @@ impl Shared {
     }
 
     /// Images per epoch, repetitions included.
-    pub(super) fn visits(&self) -> usize {
+    pub(super) fn samples_per_epoch(&self) -> usize {
         self.source.len() * self.repeat
     }
 
     /// Runs jobs until the channel is closed.
-    pub(super) fn work(&self, jobs: &Receiver<Job>) {
-        for Job { pending, slot, done } in jobs {
+    pub(super) fn run(&self, jobs: &Receiver<Job>) {
+        for Job { pending, slot, result_sender } in jobs {
             if pending.stop.load(Ordering::Relaxed) {
                 continue;
             }
             let mut name = String::new();
             // Unwind-safe: a batch whose job panicked is discarded.
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(&pending, slot, &mut name)))
+            let result = catch_unwind(AssertUnwindSafe(|| self.fill(&pending, slot, &mut name)))
                 .unwrap_or_else(|panic| {
-                    Err(LoaderError::Panic { name, message: message(&*panic) })
+                    Err(LoaderError::Panic { name, message: panic_message(&*panic) })
                 });
             // The last job of a batch reports completion; the ordering makes the others' writes
             // visible. A full or closed channel means that an error was reported before.
-            match outcome {
+            match result {
                 Ok(()) if pending.left.fetch_sub(1, Ordering::AcqRel) == 1 => {
-                    let _ = done.try_send(Ok(()));
+                    let _ = result_sender.try_send(Ok(()));
                 }
                 Ok(()) => {}
                 Err(error) => {
-                    let _ = done.try_send(Err(error));
+                    let _ = result_sender.try_send(Err(error));
                 }
             }
         }
     }
 
     /// Writes all views of one image. `name` is set to the current image, for errors.
-    fn fill(&self, pending: &Pending, slot: usize, name: &mut String) -> Outcome {
-        let place = pending.first + slot;
+    fn fill(&self, pending: &Pending, slot: usize, name: &mut String) -> JobResult {
+        let position = pending.first + slot;
         let len = self.source.len();
-        let (round, sample) = (pending.order[place] / len, pending.order[place] % len);
-        let (sample, image) = self.usable(pending.epoch, place, sample, name)?;
+        let (round, sample) = (pending.order[position] / len, pending.order[position] % len);
+        let (sample, image) = self.load_or_replace(pending.epoch, position, sample, name)?;
         pending.samples[slot].store(sample as u64, Ordering::Relaxed);
         // Each repetition of an image in an epoch has views of its own.
-        let visit = (round * len + sample) as u64;
+        let key = (round * len + sample) as u64;
         let views = self
             .views
-            .views(&image, self.seed, pending.epoch, visit)
+            .views(&image, self.seed, pending.epoch, key)
             .map_err(|source| LoaderError::Views { name: name.clone(), source })?;
         for (view, batch) in views.iter().zip(&pending.views) {
             let length = values_per_view(view.size());
@@ -161,12 +161,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Image `sample` or, if it is broken, its replacement for `place` in the epoch. The choice
+    /// Image `sample` or, if it is broken, its replacement for `position` in the epoch. The choice
     /// does not depend on which broken images other threads have found.
-    fn usable(
+    fn load_or_replace(
         &self,
         epoch: u64,
-        place: usize,
+        position: usize,
         mut sample: usize,
         name: &mut String,
     ) -> Result<(usize, Arc<Image>), LoaderError> {
@@ -175,7 +175,7 @@ impl Shared {
             if let Some(image) = self.load(sample, name)? {
                 return Ok((sample, image));
             }
-            let at = [epoch, place as u64, attempt];
+            let at = [epoch, position as u64, attempt];
             let len = self.source.len() as u64;
             sample = Rng::for_purpose(self.seed, REPLACEMENT, at).below(len) as usize;
         }
@@ -193,7 +193,7 @@ impl Shared {
         match self.source.load(sample) {
             Ok(image) => {
                 let image = Arc::new(image);
-                self.cache.offer(sample, &image);
+                self.cache.insert(sample, &image);
                 Ok(Some(image))
             }
             Err(reason) => {
@@ -209,7 +209,7 @@ fn values_per_view(size: u32) -> usize {
 }
 
 /// The message of a panic.
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     panic
         .downcast_ref::<&str>()
         .map(|text| text.to_string())

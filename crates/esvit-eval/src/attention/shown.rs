@@ -1,7 +1,7 @@
 //! The network's input for one image of any shape, and the mapping of pixels to it.
 
 use esvit_data::augment::Normalization;
-use esvit_data::{EvalTransform, Image, resized};
+use esvit_data::{EvalTransform, Image, resize};
 
 use super::AttentionError;
 use esvit_data::Preprocess;
@@ -127,7 +127,7 @@ fn whole(
     let shown = sides.map(|side| patches(side).saturating_mul(patch as u64));
     check(shown, patch)?;
     let [width, height] = shown.map(|side| side as u32);
-    let image = resized(image, width, height, transform.interpolation)?;
+    let image = resize(image, width, height, transform.interpolation)?;
     Ok((image, [0.0, 0.0, sides[0], sides[1]]))
 }
 

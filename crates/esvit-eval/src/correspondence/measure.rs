@@ -164,8 +164,8 @@ fn prepare(
     let second = second.recolored(1.0, colors);
     let size = [preprocess.size() as u32; 2];
     let pixels = [
-        preprocess.normalized(&first.render(base, size)?),
-        preprocess.normalized(&second.render(base, size)?),
+        preprocess.normalize(&first.render(base, size)?),
+        preprocess.normalize(&second.render(base, size)?),
     ];
     Ok(Prepared { pixels, truth: first.truth(grid, &second, grid) })
 }

@@ -196,7 +196,7 @@ impl Seen {
         let config = backbone.swin.config();
         let [columns, rows] = [width, height].map(|side| side as usize);
         let grid = Grid::new(config, stage, [columns, rows])?;
-        let pixels = backbone.preprocess.normalized(&view.render(image, [width, height])?);
+        let pixels = backbone.preprocess.normalize(&view.render(image, [width, height])?);
         let images = tensor(pixels, [1, 3, rows, columns], &Device::flex());
         let (cells, global) = pool::run(|| {
             let features =
@@ -284,7 +284,7 @@ mod tests {
                 let [width, height] = sizes[at].map(|cells| 4 * cells);
                 let shown =
                     found.sides[at].view.render(&images[at], [width, height].map(|s| s as u32));
-                let pixels = backbone.preprocess.normalized(&shown.unwrap());
+                let pixels = backbone.preprocess.normalize(&shown.unwrap());
                 let images = tensor(pixels, [1, 3, height, width], &Device::flex());
                 let of =
                     backbone.swin.stage_features(&backbone.params, images, 0, &ForwardCtx::eval());

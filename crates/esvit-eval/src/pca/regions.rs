@@ -1,7 +1,7 @@
 //! Region features of an image of any shape.
 
 use esvit_data::augment::Normalization;
-use esvit_data::{EvalTransform, Image, ImageError, Interpolation, resized};
+use esvit_data::{EvalTransform, Image, ImageError, Interpolation, resize};
 use esvit_kernels::pool;
 use esvit_nn::ForwardCtx;
 use esvit_nn::params::tensor;
@@ -100,7 +100,7 @@ impl Framing {
     fn frame(&self, image: &Image, patch: usize, resize: u32) -> Result<Image, RegionsError> {
         let [width, height] = self.sides(image, patch)?.map(|side| side as u32);
         if self.whole {
-            return Ok(resized(image, width, height, Interpolation::Bicubic)?);
+            return Ok(resize(image, width, height, Interpolation::Bicubic)?);
         }
         Ok(EvalTransform { resize, ..EvalTransform::new(width) }.apply(image)?)
     }

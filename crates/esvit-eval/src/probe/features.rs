@@ -178,7 +178,7 @@ fn augment(image: &Image, preprocess: &Preprocess, mut rng: Rng) -> Result<Vec<f
     if rng.chance(FLIP) {
         horizontal_flip(&mut shown);
     }
-    Ok(preprocess.normalized(&shown))
+    Ok(preprocess.normalize(&shown))
 }
 
 #[cfg(test)]

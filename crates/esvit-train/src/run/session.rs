@@ -90,7 +90,7 @@ impl<'a> Session<'a> {
             let batch = batch?;
             self.report_broken(loader)?;
             let begin = Instant::now();
-            let waited = batch.waited;
+            let waited = batch.wait_time;
             let settings = self.plan.settings(done);
             let result = self.step(batch, &settings)?;
             done += 1;

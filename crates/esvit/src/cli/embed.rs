@@ -57,7 +57,7 @@ impl Embed {
         let batches = stream(
             &*source,
             begun.images..source.len(),
-            |_, image| preprocess.prepare(image),
+            |_, image| preprocess.apply(image),
             view_forward(swin, params, preprocess),
         );
         for mut batch in batches {
