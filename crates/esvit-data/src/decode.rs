@@ -5,24 +5,19 @@
 
 use std::io::{Cursor, ErrorKind};
 
+use esvit_settings::settings;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use crate::Image;
 
-/// Limits on the size of an image, checked from its header before pixels are decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DecodeLimits {
-    /// Most pixels (width x height). Default 178,956,970, above which Pillow suspects a
-    /// decompression bomb.
-    pub max_pixels: u64,
-    /// Most bytes of the decoded image in the pixel format of the file. Default 1 GiB.
-    pub max_bytes: u64,
-}
-
-impl Default for DecodeLimits {
-    fn default() -> Self {
-        Self { max_pixels: 178_956_970, max_bytes: 1 << 30 }
+settings! {
+    /// Limits on the size of an image, checked from its header before pixels are decoded.
+    #[derive(Copy, Eq)]
+    pub struct DecodeLimits {
+        /// Most pixels (width x height); above the default, Pillow suspects a decompression bomb.
+        pub max_pixels: u64 = 178_956_970,
+        /// Most bytes of the decoded image in the pixel format of the file.
+        pub max_bytes: u64 = 1 << 30,
     }
 }
 

@@ -20,7 +20,7 @@ fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 /// An image with enough detail that half of its file is half of the image.
 fn detailed(width: u32, height: u32) -> DynamicImage {
     let image = noise(width, height, 1);
-    RgbImage::from_raw(width, height, image.into_pixels()).unwrap().into()
+    RgbImage::from_raw(width, height, image.pixels().to_vec()).unwrap().into()
 }
 
 const FORMATS: [ImageFormat; 6] = [

@@ -18,50 +18,34 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use esvit_kernels::rng::Rng;
-use serde::{Deserialize, Serialize};
+use esvit_settings::{SettingError, check, settings};
 
 pub use broken::BrokenImage;
 
 use self::worker::{Job, Pending, Shared};
 use crate::augment::SliceLength;
-use esvit_settings::{SettingError, check};
-
 use crate::{ImageError, Source, ViewsConfig};
 
 /// RNG purpose of the order of an epoch.
 const ORDER: u64 = u64::from_be_bytes(*b"  order ");
 
-/// Settings of a loader.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoaderConfig {
-    /// Images per batch. Default 64.
-    pub batch: usize,
-    /// How often each image comes up in an epoch, with other views every time. Default 1.
-    pub repeat: u32,
-    /// Worker threads; 0 (the default) means one per processor.
-    pub workers: usize,
-    /// Batches to prepare ahead. Default 2.
-    pub prefetch: usize,
-    /// Seed of the order and of the views. Default 0.
-    pub seed: u64,
-    /// Largest share of images that may be broken. Default 0.5.
-    pub max_broken: f64,
-    /// Cache for decoded images, in bytes. Default 512 MiB.
-    pub cache_bytes: usize,
-}
-
-impl Default for LoaderConfig {
-    fn default() -> Self {
-        Self {
-            batch: 64,
-            repeat: 1,
-            workers: 0,
-            prefetch: 2,
-            seed: 0,
-            max_broken: 0.5,
-            cache_bytes: 512 << 20,
-        }
+settings! {
+    /// Settings of a loader.
+    pub struct LoaderConfig {
+        /// Images per batch.
+        pub batch: usize = 64,
+        /// How often each image comes up in an epoch, with other views every time.
+        pub repeat: u32 = 1,
+        /// Worker threads; 0 means one per processor.
+        pub workers: usize = 0,
+        /// Batches to prepare ahead.
+        pub prefetch: usize = 2,
+        /// Seed of the order and of the views.
+        pub seed: u64 = 0,
+        /// Largest share of images that may be broken.
+        pub max_broken: f64 = 0.5,
+        /// Cache for decoded images, in bytes.
+        pub cache_bytes: usize = 512 << 20,
     }
 }
 

@@ -48,8 +48,11 @@ pub fn training_materials() -> Result<InMemory, SourceError> {
 /// The built-in k-NN task, the same in every run.
 #[derive(Debug)]
 pub struct MaterialsTask {
-    gallery: InMemory,
-    queries: InMemory,
+    /// 8 crops of 64 x 64 pixels from the left two thirds of every texture, 808 in all.
+    pub gallery: InMemory,
+    /// 4 crops of 64 x 64 pixels from the right third of every texture, with color jitter, 404 in
+    /// all.
+    pub queries: InMemory,
 }
 
 impl MaterialsTask {
@@ -74,23 +77,6 @@ impl MaterialsTask {
             }
         })?;
         Ok(task)
-    }
-
-    /// The gallery: 8 crops of 64 x 64 pixels from the left two thirds of every texture, 808 in
-    /// all.
-    pub fn gallery(&self) -> &InMemory {
-        &self.gallery
-    }
-
-    /// The queries: 4 crops of 64 x 64 pixels from the right third of every texture, with color
-    /// jitter, 404 in all.
-    pub fn queries(&self) -> &InMemory {
-        &self.queries
-    }
-
-    /// Gallery and queries.
-    pub fn into_sources(self) -> (InMemory, InMemory) {
-        (self.gallery, self.queries)
     }
 }
 
@@ -140,8 +126,8 @@ mod tests {
     #[test]
     fn the_task_is_complete_labeled_and_always_the_same() {
         let task = MaterialsTask::new().unwrap();
-        assert_eq!((task.gallery().len(), task.queries().len()), (808, 404));
-        for (source, per_class) in [(task.gallery(), 8), (task.queries(), 4)] {
+        assert_eq!((task.gallery.len(), task.queries.len()), (808, 404));
+        for (source, per_class) in [(&task.gallery, 8), (&task.queries, 4)] {
             assert_eq!(source.classes().len(), 101);
             for i in 0..source.len() {
                 assert_eq!(source.label(i), Some(i as u32 / per_class));
@@ -150,8 +136,8 @@ mod tests {
             }
         }
         let again = MaterialsTask::new().unwrap();
-        assert!((0..404).all(|i| task.queries().image(i) == again.queries().image(i)));
-        assert_ne!(task.gallery().image(0), task.gallery().image(1));
+        assert!((0..404).all(|i| task.queries.image(i) == again.queries.image(i)));
+        assert_ne!(task.gallery.image(0), task.gallery.image(1));
     }
 
     /// Where `crop` lies in `image`, if it is a part of it.
@@ -167,7 +153,7 @@ mod tests {
     fn the_gallery_is_cut_from_what_training_sees_and_reaches_its_ends() {
         let (task, training) = (MaterialsTask::new().unwrap(), training_materials().unwrap());
         let lefts: Vec<u32> = (0..808)
-            .map(|i| find(task.gallery().image(i).unwrap(), training.image(i / 8).unwrap()))
+            .map(|i| find(task.gallery.image(i).unwrap(), training.image(i / 8).unwrap()))
             .collect::<Option<_>>()
             .expect("every crop is a part of the training image");
         assert!([0, 171 - 64].iter().all(|end| lefts.contains(end)));
@@ -188,14 +174,14 @@ mod tests {
         let (mut right, mut all) = (0, 0);
         for_each_material(|label, name, image| {
             for i in 4 * label as usize..4 * label as usize + 4 {
-                let query = task.queries().image(i).unwrap();
+                let query = task.queries.image(i).unwrap();
                 assert_eq!(find(query, &image), None, "query {i} of {name} is jittered");
             }
             if label % 3 > 0 {
                 return;
             }
             let (crop, whole) =
-                (light(task.queries().image(4 * label as usize).unwrap()), light(&image));
+                (light(task.queries.image(4 * label as usize).unwrap()), light(&image));
             let lighter = |of: &[i32], width: usize, (a, b): &((usize, usize), (usize, usize))| {
                 of[a.1 * width + a.0] > of[b.1 * width + b.0]
             };
@@ -223,7 +209,7 @@ mod tests {
             let values = images.iter().flat_map(|image| image.pixels());
             values.map(|&value| f64::from(value)).sum::<f64>() / (images.len() * 12_288) as f64
         };
-        assert!((mean(task.gallery()) - 86.90952).abs() < 0.02, "{}", mean(task.gallery()));
-        assert!((mean(task.queries()) - 92.98575).abs() < 0.02, "{}", mean(task.queries()));
+        assert!((mean(&task.gallery) - 86.90952).abs() < 0.02, "{}", mean(&task.gallery));
+        assert!((mean(&task.queries) - 92.98575).abs() < 0.02, "{}", mean(&task.queries));
     }
 }

@@ -101,11 +101,6 @@ impl Image {
         &mut self.pixels
     }
 
-    /// The bytes, `[height, width, 3]`.
-    pub fn into_pixels(self) -> Vec<u8> {
-        self.pixels
-    }
-
     /// The color at column `x` of row `y`, or `None` outside the image.
     pub fn pixel(&self, x: u32, y: u32) -> Option<[u8; 3]> {
         if x >= self.width || y >= self.height {

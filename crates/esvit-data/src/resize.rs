@@ -123,11 +123,6 @@ pub fn resize(
         .ok_or(empty)
 }
 
-/// Resizes for the contact sheet.
-pub(crate) fn resize_to(image: &Image, width: u32, height: u32) -> Option<Image> {
-    resize(image, width, height, Interpolation::Bicubic).ok()
-}
-
 /// What the resizer reads. Its code is generic and large, so it is called with one type of pixel and
 /// one of image only: every further combination would be compiled again.
 type CroppedView<'a> = TypedCroppedImage<'a, TypedImageRef<'a, U8x3>>;
@@ -240,7 +235,7 @@ mod tests {
             let shorter = width.min(height);
             let (wide, high) = (24 * width / shorter, 24 * height / shorter);
             let offset = |side: u32| (f64::from(side - 20) / 2.0).round_ties_even() as u32;
-            let expected = resize_to(&image, wide, high)
+            let expected = resize(&image, wide, high, Interpolation::Bicubic)
                 .unwrap()
                 .crop(offset(wide), offset(high), 20, 20)
                 .unwrap();

@@ -1,7 +1,6 @@
 //! Contact sheets: the views of several images.
 
-use crate::resize::resize_to;
-use crate::{Image, PngError, encode_png};
+use crate::{Image, Interpolation, PngError, encode_png, resize};
 
 /// White space around every view, in pixels.
 const GAP: u32 = 4;
@@ -31,7 +30,7 @@ pub fn contact_sheet(samples: &[Vec<Image>]) -> Result<Vec<u8>, PngError> {
         let mut left = GAP;
         for view in row {
             let (width, height) = (scaled(view.width()), scaled(view.height()));
-            if let Some(view) = resize_to(view, width, height) {
+            if let Ok(view) = resize(view, width, height, Interpolation::Bicubic) {
                 paste(&mut sheet, &view, left, top);
             }
             left += width + GAP;

@@ -83,7 +83,7 @@ impl LabeledTask {
     /// # Errors
     /// [`TaskError::Source`] if the built-in images cannot be decoded.
     pub fn materials() -> Result<Self, TaskError> {
-        let (train, queries) = MaterialsTask::new()?.into_sources();
+        let MaterialsTask { gallery: train, queries } = MaterialsTask::new()?;
         Ok(Self {
             classes: train.classes().to_vec(),
             train: LabeledSet::all(Arc::new(train)),

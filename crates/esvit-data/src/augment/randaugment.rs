@@ -229,7 +229,7 @@ mod tests {
             for seed in 0..20 {
                 let mut image = narrow();
                 op.apply(&mut image, 0.5, [0; 3], &mut Rng::new(seed, [0; 3]));
-                known.insert(image.into_pixels(), which);
+                known.insert(image.pixels().to_vec(), which);
             }
         }
         let always = RandAugment { ops: 1, p: 1.0, magnitude: 5.0, magnitude_std: 0.0 };
@@ -292,7 +292,7 @@ mod tests {
             .map(|i| {
                 let mut image = narrow();
                 spread.apply(&mut image, [0; 3], &mut Rng::new(8, [i, 0, 0]));
-                image.into_pixels()
+                image.pixels().to_vec()
             })
             .collect();
         // Without a spread there were 24: fifteen operations, nine of them in two directions.

@@ -43,7 +43,7 @@ impl Embed {
         let backbone = self.backbone.open(output)?;
         let source: Arc<dyn Source> = match &self.data {
             Some(path) => Arc::new(Folder::open(path, &DecodeLimits::default())?),
-            None => Arc::new(MaterialsTask::new()?.into_sources().0),
+            None => Arc::new(MaterialsTask::new()?.gallery),
         };
         let job = Job::new(format, &backbone, &*source, self.normalize);
         let mut writer = EmbeddingWriter::open(&self.out, &job, &*source)?;

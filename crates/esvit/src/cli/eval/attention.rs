@@ -62,7 +62,7 @@ impl Attention {
                 (LabeledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
             }
             None => {
-                let gallery = MaterialsTask::new()?.into_sources().0;
+                let gallery = MaterialsTask::new()?.gallery;
                 (LabeledSet::all(Arc::new(gallery)), "built-in materials".into())
             }
         };

@@ -156,7 +156,7 @@ impl Correspondence {
                 (LabeledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
             }
             None => {
-                let (_, queries) = MaterialsTask::new()?.into_sources();
+                let queries = MaterialsTask::new()?.queries;
                 (LabeledSet::all(Arc::new(queries)), "built-in materials".into())
             }
         })
