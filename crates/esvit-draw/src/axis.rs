@@ -24,14 +24,14 @@ pub struct Axis {
 }
 
 /// Smallest `high / low` for which a logarithmic axis is used.
-const LEAST_RATIO: f64 = 30.0;
+const MIN_LOG_RATIO: f64 = 30.0;
 
 impl Axis {
     /// An axis that covers `low..=high` with about `ticks` ticks; the ends are rounded out to
     /// ticks.
     pub fn new(low: f64, high: f64, scale: Scale, ticks: usize) -> Self {
         match scale {
-            Scale::Logarithmic if low > 0.0 && high / low >= LEAST_RATIO => {
+            Scale::Logarithmic if low > 0.0 && high / low >= MIN_LOG_RATIO => {
                 Self::logarithmic(low, high)
             }
             Scale::FromZero => Self::linear(low.min(0.0), high.max(0.0), ticks),
@@ -49,7 +49,7 @@ impl Axis {
     }
 
     fn linear(low: f64, high: f64, ticks: usize) -> Self {
-        let (low, high) = widened(low, high);
+        let (low, high) = widen(low, high);
         let step = Step::for_span(high - low, ticks);
         let first = (low / step.value()).floor();
         let last = (high / step.value()).ceil();
@@ -57,7 +57,7 @@ impl Axis {
         let values: Vec<f64> = (0..=count).map(|i| (first + i as f64) * step.value()).collect();
         let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
         let ticks: Vec<(f64, String)> =
-            values.into_iter().map(|value| (value, step.words(value, largest))).collect();
+            values.into_iter().map(|value| (value, step.label(value, largest))).collect();
         Self {
             low: ticks.first().map_or(low, |tick| tick.0),
             high: ticks.last().map_or(high, |tick| tick.0),
@@ -74,7 +74,7 @@ impl Axis {
         let ticks = powers.map(|power| {
             let value = 10f64.powi(power);
             let step = Step { mantissa: 1, power };
-            (value, step.words(value, value))
+            (value, step.label(value, value))
         });
         Self {
             low: 10f64.powi(first),
@@ -85,7 +85,7 @@ impl Axis {
     }
 
     /// Position of a value on the axis: 0 at `low`, 1 at `high`.
-    pub fn place(&self, value: f64) -> f64 {
+    pub fn position(&self, value: f64) -> f64 {
         if self.logarithmic {
             let [low, high, value] = [self.low, self.high, value.max(self.low)].map(f64::log10);
             (value - low) / (high - low)
@@ -96,7 +96,7 @@ impl Axis {
 }
 
 /// Widens an empty range, so that the axis has a length.
-fn widened(low: f64, high: f64) -> (f64, f64) {
+fn widen(low: f64, high: f64) -> (f64, f64) {
     let (low, high) = (low.min(high), low.max(high));
     let least = (1e-6 * low.abs().max(high.abs())).max(f64::MIN_POSITIVE * 1e16);
     if high - low >= least {
@@ -132,7 +132,7 @@ impl Step {
 
     /// Label of the tick at `value`, with as many decimals as the spacing needs. `largest`, the
     /// largest tick, decides the unit (k, M, G) of all of them.
-    fn words(self, value: f64, largest: f64) -> String {
+    fn label(self, value: f64, largest: f64) -> String {
         if value == 0.0 {
             return "0".into();
         }
@@ -195,7 +195,7 @@ mod tests {
     fn an_axis_of_counts_ends_at_the_last_one() {
         let axis = Axis::counted(453.0, 5);
         assert_eq!(words(&axis), ["0", "100", "200", "300", "400"]);
-        assert_eq!((axis.place(0.0), axis.place(453.0)), (0.0, 1.0));
+        assert_eq!((axis.position(0.0), axis.position(453.0)), (0.0, 1.0));
         assert_eq!(words(&Axis::counted(3.0, 4)), ["0", "1", "2", "3"]);
         assert_eq!(words(&Axis::counted(1.0, 4)), ["0", "1"]);
         assert_eq!(words(&Axis::counted(0.0, 4)), ["0", "1"]);
@@ -205,7 +205,7 @@ mod tests {
     fn logarithms_only_where_they_help() {
         let axis = Axis::new(0.3, 200.0, Scale::Logarithmic, 4);
         assert_eq!(words(&axis), ["0.1", "1", "10", "100", "1000"]);
-        assert!((axis.place(1.0) - 0.25).abs() < 1e-12);
+        assert!((axis.position(1.0) - 0.25).abs() < 1e-12);
         assert_eq!(
             Axis::new(1.0, 2.0, Scale::Logarithmic, 4),
             Axis::new(1.0, 2.0, Scale::Linear, 4)
@@ -229,7 +229,7 @@ mod tests {
         ] {
             let axis = Axis::new(low, high, Scale::Linear, 4);
             assert!(axis.low < axis.high && (2..12).contains(&axis.ticks.len()), "{low} {axis:?}");
-            assert!((0.0..=1.0).contains(&axis.place(low)), "{low} {axis:?}");
+            assert!((0.0..=1.0).contains(&axis.position(low)), "{low} {axis:?}");
         }
     }
 }

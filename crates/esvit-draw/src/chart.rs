@@ -4,17 +4,17 @@
 use std::fmt::Write;
 
 use crate::axis::{Axis, Scale};
-use crate::html::escaped;
+use crate::html::escape;
 use crate::number::rounded;
-use crate::thin::thinned;
+use crate::thin::downsample;
 
 /// Side of the plot's square view box, which is stretched to the size of the page.
 const SIDE: f64 = 1000.0;
 /// Number of ticks `[x, y]` that fit on a phone, and in a small chart.
 const TICKS: [usize; 2] = [4, 4];
-const TICKS_OF_SMALL: [usize; 2] = [2, 3];
+const TICKS_SMALL: [usize; 2] = [2, 3];
 /// Series of at most this many points get a dot at each point.
-const MARKED: usize = 40;
+const MAX_MARKED: usize = 40;
 
 /// A line of a chart.
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ pub struct Chart {
     /// Unit of y; empty for a plain number.
     pub unit: &'static str,
     /// Name of the x axis: `step` or `epoch`.
-    pub over: &'static str,
+    pub x_name: &'static str,
     /// Half-size chart, with fewer ticks.
     pub small: bool,
     /// Scale of the y axis.
@@ -47,7 +47,7 @@ pub struct Chart {
 impl Series {
     /// A line through `points`, thinned if there are many.
     pub fn new(name: &str, points: impl IntoIterator<Item = [f64; 2]>) -> Self {
-        Self { name: name.into(), points: thinned(points), reference: false }
+        Self { name: name.into(), points: downsample(points), reference: false }
     }
 
     /// The same as a baseline.
@@ -69,45 +69,49 @@ impl Chart {
         let (low, high) = points()
             .map(|point| point[1])
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
-        let [ticks_across, ticks_up] = if self.small { TICKS_OF_SMALL } else { TICKS };
-        let across = Axis::counted(last, ticks_across);
-        let up = Axis::new(low, high, self.scale, ticks_up);
+        let [ticks_across, ticks_up] = if self.small { TICKS_SMALL } else { TICKS };
+        let x_axis = Axis::counted(last, ticks_across);
+        let y_axis = Axis::new(low, high, self.scale, ticks_up);
         format!(
             "<figure class=\"chart\">\n<figcaption><b>{}</b> <span>{}</span></figcaption>\n{}\
              <div class=\"plot\">\n{}{}</div>\n</figure>\n",
-            escaped(self.title),
-            escaped(&self.unit_and_axis()),
+            escape(self.title),
+            escape(&self.unit_and_axis()),
             legend(&shown),
-            self.lines(&shown, &across, &up),
-            labels(&across, &up),
+            self.lines(&shown, &x_axis, &y_axis),
+            labels(&x_axis, &y_axis),
         )
     }
 
     fn unit_and_axis(&self) -> String {
-        let over = format!("by {}", self.over);
-        if self.unit.is_empty() { over } else { format!("{}, {over}", self.unit) }
+        let x_name = format!("by {}", self.x_name);
+        if self.unit.is_empty() { x_name } else { format!("{}, {x_name}", self.unit) }
     }
 
-    fn lines(&self, shown: &[&Series], across: &Axis, up: &Axis) -> String {
+    fn lines(&self, shown: &[&Series], x_axis: &Axis, y_axis: &Axis) -> String {
         let names: Vec<&str> = shown.iter().map(|series| series.name.as_str()).collect();
         let mut svg = format!(
             "<svg viewBox=\"0 0 {SIDE} {SIDE}\" preserveAspectRatio=\"none\" role=\"img\" \
              aria-label=\"{} by {}: {}\">\n",
-            escaped(self.title),
-            self.over,
-            escaped(&names.join(", "))
+            escape(self.title),
+            self.x_name,
+            escape(&names.join(", "))
         );
-        for (value, _) in &up.ticks {
-            let y = SIDE * (1.0 - up.place(*value));
+        for (value, _) in &y_axis.ticks {
+            let y = SIDE * (1.0 - y_axis.position(*value));
             let _ = writeln!(svg, "<path class=\"grid\" d=\"M0 {y:.1}H{SIDE}\"/>");
         }
         for (series, class) in shown.iter().zip(classes(shown)) {
             let at = |[x, y]: &[f64; 2]| {
-                format!("{:.1} {:.1}", SIDE * across.place(*x), SIDE * (1.0 - up.place(*y)))
+                format!(
+                    "{:.1} {:.1}",
+                    SIDE * x_axis.position(*x),
+                    SIDE * (1.0 - y_axis.position(*y))
+                )
             };
             let path: Vec<String> = series.points.iter().map(at).collect();
             let _ = writeln!(svg, "<path class=\"{class}\" d=\"M{}\"/>", path.join("L"));
-            if series.points.len() <= MARKED && !series.reference {
+            if series.points.len() <= MAX_MARKED && !series.reference {
                 // A zero-length line with round caps is a dot that stays round when the SVG is
                 // stretched.
                 for (point, place) in series.points.iter().zip(&path) {
@@ -115,7 +119,7 @@ impl Chart {
                         svg,
                         "<path class=\"{class} dot\" d=\"M{place}h.01\"><title>{} {}: \
                          {}</title></path>",
-                        self.over,
+                        self.x_name,
                         rounded(point[0]),
                         rounded(point[1])
                     );
@@ -148,21 +152,21 @@ fn legend(shown: &[&Series]) -> String {
             list,
             "<li class=\"{}\"><i></i>{} <b>{}</b></li>",
             class.trim_start_matches("line "),
-            escaped(&series.name),
+            escape(&series.name),
             rounded(last)
         );
     }
     list + "</ul>\n"
 }
 
-fn labels(across: &Axis, up: &Axis) -> String {
+fn labels(x_axis: &Axis, y_axis: &Axis) -> String {
     let mut spans = String::new();
-    for (value, words) in &up.ticks {
-        let top = 100.0 * (1.0 - up.place(*value));
+    for (value, words) in &y_axis.ticks {
+        let top = 100.0 * (1.0 - y_axis.position(*value));
         let _ = writeln!(spans, "<span class=\"up\" style=\"top:{top:.2}%\">{words}</span>");
     }
-    for (value, words) in &across.ticks {
-        let left = 100.0 * across.place(*value);
+    for (value, words) in &x_axis.ticks {
+        let left = 100.0 * x_axis.position(*value);
         let _ = writeln!(spans, "<span class=\"across\" style=\"left:{left:.2}%\">{words}</span>");
     }
     spans
@@ -176,7 +180,7 @@ mod tests {
         Chart {
             title: "Loss",
             unit: "nats",
-            over: "step",
+            x_name: "step",
             small: false,
             scale: Scale::Linear,
             series,

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg::{self, fontdb};
 
-use crate::{color, escaped};
+use crate::{color, escape};
 
 /// Used for PNG; SVG files only name the family.
 const FONT: &[u8] = include_bytes!("../font/DejaVuSans-subset.ttf");
@@ -147,7 +147,7 @@ impl Drawing {
         self.element(format_args!(
             "<text x=\"{x:.2}\" y=\"{y:.2}\" font-size=\"{size}\" fill=\"{color}\" \
              text-anchor=\"{anchor}\">{}</text>",
-            escaped(text)
+            escape(text)
         ));
     }
 

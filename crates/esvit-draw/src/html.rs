@@ -38,8 +38,8 @@ pub fn tiles(tiles: impl Iterator<Item = Tile>) -> String {
         let _ = writeln!(
             html,
             "<div><dt>{name}</dt><dd><b>{}</b> {unit}<small>{}</small></dd></div>",
-            escaped(&value),
-            escaped(&note)
+            escape(&value),
+            escape(&note)
         );
     }
     html + "</dl>\n"
@@ -65,11 +65,11 @@ pub fn table(head: &[String], rows: &[Vec<String>], first_number: usize) -> Stri
 
 /// Escaped text that keeps its line breaks.
 pub fn lines(text: &str) -> String {
-    text.lines().map(escaped).collect::<Vec<_>>().join("\n")
+    text.lines().map(escape).collect::<Vec<_>>().join("\n")
 }
 
 /// A message as HTML: text in backticks becomes `<code>`, and what follows `hint: ` is set apart.
-pub fn code_in(text: &str) -> String {
+pub fn message_html(text: &str) -> String {
     let mut html = String::new();
     for (place, line) in text.lines().enumerate() {
         let (line, tag) = match line.strip_prefix("hint: ") {
@@ -82,7 +82,7 @@ pub fn code_in(text: &str) -> String {
         for (index, part) in parts.iter().enumerate() {
             // An unmatched backtick at the end opens nothing.
             let is_code = index % 2 == 1 && index + 1 < parts.len();
-            let part = escaped(part);
+            let part = escape(part);
             html.push_str(&if is_code { format!("<code>{part}</code>") } else { part });
         }
         html.push_str("</span>");
@@ -91,20 +91,20 @@ pub fn code_in(text: &str) -> String {
 }
 
 /// Escapes text for XML and HTML.
-pub fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
+pub fn escape(text: &str) -> String {
+    let mut escape = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
+            '&' => escape.push_str("&amp;"),
+            '<' => escape.push_str("&lt;"),
+            '>' => escape.push_str("&gt;"),
+            '"' => escape.push_str("&quot;"),
             // XML has no way to write other control characters.
-            letter if letter.is_control() => escaped.push(' '),
-            letter => escaped.push(letter),
+            letter if letter.is_control() => escape.push(' '),
+            letter => escape.push(letter),
         }
     }
-    escaped
+    escape
 }
 
 #[cfg(test)]
@@ -115,7 +115,7 @@ mod tests {
     fn what_comes_from_files_is_escaped() {
         assert_eq!(lines("<a>\nb & \"c\""), "&lt;a&gt;\nb &amp; &quot;c&quot;");
         assert_eq!(
-            code_in("see `<x>` & go\nhint: `y`"),
+            message_html("see `<x>` & go\nhint: `y`"),
             "<span>see <code>&lt;x&gt;</code> &amp; go</span><br><span class=\"hint\"><code>y</code></span>"
         );
         let tile = Tile { name: "Loss", value: "<1".into(), unit: "", note: "a&b".into() };

@@ -14,5 +14,5 @@ mod thin;
 mod words;
 
 pub use drawing::{Anchor, DrawError, Drawing};
-pub use html::escaped;
-pub use words::{shortened, words_width};
+pub use html::escape;
+pub use words::{ellipsize, text_width};

@@ -12,13 +12,13 @@ pub fn rounded(value: f64) -> String {
     if !(1e-3..1e15).contains(&size) {
         let text = format!("{value:.3e}");
         let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
-        return format!("{}e{power}", without_zeros(digits));
+        return format!("{}e{power}", trim_zeros(digits));
     }
     if size >= 1e4 {
         return grouped(value.round() as i64);
     }
     let decimals = (3 - size.log10().floor() as i32).clamp(0, 6) as usize;
-    without_zeros(&format!("{value:.decimals$}")).into()
+    trim_zeros(&format!("{value:.decimals$}")).into()
 }
 
 /// An integer with thousands separated by commas.
@@ -57,7 +57,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-fn without_zeros(text: &str) -> &str {
+fn trim_zeros(text: &str) -> &str {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
 }
 

@@ -5,7 +5,7 @@ const BINS: usize = 300;
 
 /// Min-max downsampling: of a long series, the lowest and highest point of each bin and both ends.
 /// Points that are not finite are dropped.
-pub(crate) fn thinned(points: impl IntoIterator<Item = [f64; 2]>) -> Vec<[f64; 2]> {
+pub(crate) fn downsample(points: impl IntoIterator<Item = [f64; 2]>) -> Vec<[f64; 2]> {
     let finite = |point: &[f64; 2]| point.iter().all(|value| value.is_finite());
     let points: Vec<[f64; 2]> = points.into_iter().filter(finite).collect();
     if points.len() <= 2 * BINS + 2 {
@@ -35,7 +35,7 @@ mod tests {
         points[77_777][1] = 50.0;
         points[12_345][1] = -50.0;
         points[500][1] = f64::NAN;
-        let thin = thinned(points.iter().copied());
+        let thin = downsample(points.iter().copied());
         assert!(thin.len() <= 2 * BINS + 2);
         assert!(thin.is_sorted_by(|a, b| a[0] < b[0]));
         for kept in [points[0], points[12_345], points[77_777], points[99_999]] {
@@ -46,7 +46,7 @@ mod tests {
     #[test]
     fn a_short_series_is_kept_whole() {
         let points = [[1.0, 2.0], [2.0, f64::INFINITY], [3.0, 1.0]];
-        assert_eq!(thinned(points), [[1.0, 2.0], [3.0, 1.0]]);
-        assert!(thinned([]).is_empty());
+        assert_eq!(downsample(points), [[1.0, 2.0], [3.0, 1.0]]);
+        assert!(downsample([]).is_empty());
     }
 }

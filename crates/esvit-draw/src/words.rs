@@ -1,13 +1,13 @@
 //! Text that fits into a width.
 
 /// Estimated width in pixels of a line of text in font size `size`.
-pub fn words_width(words: &str, size: f64) -> f64 {
+pub fn text_width(words: &str, size: f64) -> f64 {
     0.62 * size * words.chars().count() as f64
 }
 
 /// `words`, truncated with an ellipsis if wider than `width` pixels.
-pub fn shortened(words: &str, size: f64, width: f64) -> String {
-    if words_width(words, size) <= width {
+pub fn ellipsize(words: &str, size: f64, width: f64) -> String {
+    if text_width(words, size) <= width {
         return words.into();
     }
     let room = (width / (0.62 * size)) as usize;
@@ -20,9 +20,9 @@ mod tests {
 
     #[test]
     fn long_words_are_cut() {
-        assert_eq!(shortened("short", 10.0, 100.0), "short");
-        let cut = shortened("a very long name", 10.0, 62.0);
+        assert_eq!(ellipsize("short", 10.0, 100.0), "short");
+        let cut = ellipsize("a very long name", 10.0, 62.0);
         assert_eq!(cut, "a very lo…");
-        assert!(words_width(&cut, 10.0) <= 62.0);
+        assert!(text_width(&cut, 10.0) <= 62.0);
     }
 }

@@ -62,8 +62,8 @@ pub enum FileError {
     #[error(
         "the disk is full: `{path}` needs more than {} and `{folder}` has room for {}, \
          make room there or choose a folder on another disk",
-        readable(*.attempted),
-        .available.map_or_else(|| "less".to_owned(), readable)
+        format_bytes(*.attempted),
+        .available.map_or_else(|| "less".to_owned(), format_bytes)
     )]
     DiskFull {
         /// The file, by its final name.
@@ -108,7 +108,7 @@ impl FileError {
     }
 }
 
-fn readable(bytes: u64) -> String {
+fn format_bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
     if bytes < 1000 {
         return format!("{bytes} B");
@@ -149,7 +149,7 @@ mod tests {
             (u64::MAX, "18446744.1 TB"),
         ];
         for (bytes, expected) in cases {
-            assert_eq!(readable(bytes), expected);
+            assert_eq!(format_bytes(bytes), expected);
         }
     }
 }

@@ -29,7 +29,7 @@ impl GrowingFile {
     /// process.
     pub fn open(destination: &Path, length: u64) -> Result<Self, FileError> {
         let fail = |error| FileError::writing(FileStep::Open, destination, 0, 0, error);
-        let part = part_of(destination).map_err(fail)?;
+        let part = part_path(destination).map_err(fail)?;
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&part);
         let mut file = file.map_err(fail)?;
         file.try_lock().map_err(|error| match error {
@@ -48,7 +48,7 @@ impl GrowingFile {
 
     /// Length in bytes of the unfinished file of `destination`, if there is one.
     pub fn length(destination: &Path) -> Option<u64> {
-        fs::metadata(part_of(destination).ok()?).ok().map(|metadata| metadata.len())
+        fs::metadata(part_path(destination).ok()?).ok().map(|metadata| metadata.len())
     }
 
     /// Appends `bytes`.
@@ -96,7 +96,7 @@ impl GrowingFile {
 }
 
 /// The hidden name beside `destination`.
-fn part_of(destination: &Path) -> io::Result<PathBuf> {
+fn part_path(destination: &Path) -> io::Result<PathBuf> {
     let mut name = OsString::from(".");
     name.push(destination.file_name().ok_or(io::ErrorKind::InvalidFilename)?);
     name.push(SUFFIX);

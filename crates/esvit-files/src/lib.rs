@@ -14,4 +14,4 @@ pub use atomic::{
 };
 pub use error::{FileError, FileStep};
 pub use growing::GrowingFile;
-pub use line_log::{LineLog, keep_lines_while};
+pub use line_log::{LineLog, retain_lines_while};

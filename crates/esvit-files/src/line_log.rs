@@ -21,7 +21,7 @@ impl LineLog {
     /// # Errors
     /// [`FileError`] with the path and the step that failed.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        keep_lines_while(path, |_| true)?;
+        retain_lines_while(path, |_| true)?;
         let file = OpenOptions::new()
             .append(true)
             .create(true)
@@ -66,7 +66,7 @@ impl LineLog {
 ///
 /// # Errors
 /// [`FileError`] with the path and the step that failed.
-pub fn keep_lines_while(path: &Path, keep: impl FnMut(&str) -> bool) -> Result<u64, FileError> {
+pub fn retain_lines_while(path: &Path, keep: impl FnMut(&str) -> bool) -> Result<u64, FileError> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -74,7 +74,7 @@ pub fn keep_lines_while(path: &Path, keep: impl FnMut(&str) -> bool) -> Result<u
     };
     let read_error = |error| FileError::new(FileStep::Read, path, error);
     let length = file.metadata().map_err(read_error)?.len();
-    let kept = length_of_lines_while(BufReader::new(&file), keep).map_err(read_error)?;
+    let kept = matching_length(BufReader::new(&file), keep).map_err(read_error)?;
     if kept < length {
         // Truncating in place is atomic and needs no space on a disk that may be full.
         file.set_len(kept)
@@ -84,7 +84,7 @@ pub fn keep_lines_while(path: &Path, keep: impl FnMut(&str) -> bool) -> Result<u
     Ok(length.saturating_sub(kept))
 }
 
-fn length_of_lines_while(
+fn matching_length(
     mut reader: impl BufRead,
     mut keep: impl FnMut(&str) -> bool,
 ) -> io::Result<u64> {
@@ -139,11 +139,11 @@ mod tests {
         ];
         for (before, after) in cases {
             fs::write(&path, before)?;
-            let dropped = keep_lines_while(&path, at_most_two)?;
+            let dropped = retain_lines_while(&path, at_most_two)?;
             assert_eq!(fs::read_to_string(&path)?, after);
             assert_eq!(dropped, (before.len() - after.len()) as u64);
         }
-        assert_eq!(keep_lines_while(&folder.path().join("missing"), at_most_two)?, 0);
+        assert_eq!(retain_lines_while(&folder.path().join("missing"), at_most_two)?, 0);
         Ok(())
     }
 

@@ -37,7 +37,7 @@ pub fn normalize(values: &mut [f32], width: usize) {
 
 /// An image that could not be read.
 #[derive(Debug)]
-pub struct LeftOut {
+pub struct SkippedImage {
     /// Index in the source.
     pub index: usize,
     /// Name of the image.
@@ -54,7 +54,7 @@ pub struct Features {
     /// Source index of each row's image.
     pub images: Vec<usize>,
     /// Images that could not be read.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<SkippedImage>,
 }
 
 /// A batch of features.
@@ -65,7 +65,7 @@ pub struct FeatureBatch {
     /// Source index of each row's image.
     pub images: Vec<usize>,
     /// Images that could not be read.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<SkippedImage>,
 }
 
 impl FeatureBatch {
@@ -103,7 +103,7 @@ pub fn stream<'a>(
                     images.push(index);
                 }
                 Err(reason) => {
-                    left_out.push(LeftOut { index, name: source.name(index), reason });
+                    left_out.push(SkippedImage { index, name: source.name(index), reason });
                 }
             }
         }

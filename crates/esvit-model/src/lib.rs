@@ -18,13 +18,13 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
-pub mod about;
 pub mod difference;
 pub mod embedding;
 pub mod export;
 pub mod features;
+pub mod metadata;
 pub mod npy;
 mod pretrained;
 
-pub use about::About;
+pub use metadata::ModelMetadata;
 pub use pretrained::{BackboneError, OpenOptions, PretrainedBackbone, SourceFile, build};

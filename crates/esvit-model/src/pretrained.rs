@@ -9,8 +9,8 @@ use esvit_nn::params::{ParamSpec, Registry};
 use esvit_nn::weights::{Location, Report, StoredNetwork, WeightsError, WeightsFile};
 use esvit_nn::{Params, Swin, SwinConfig, zoo};
 
-use crate::about::{About, Description, DescriptionError};
 use crate::features::view_forward;
+use crate::metadata::{FileMetadata, MetadataError, ModelMetadata};
 
 /// A backbone without heads, with its parameters.
 #[derive(Debug)]
@@ -53,11 +53,11 @@ pub enum BackboneError {
     Weights(#[from] WeightsError),
     /// The metadata of the file cannot be read.
     #[error("the description of the network in `{path}` cannot be read", path = path.display())]
-    Description {
+    Metadata {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: DescriptionError,
+        source: MetadataError,
     },
 }
 
@@ -97,15 +97,16 @@ impl OpenOptions {
     /// # Errors
     /// As [`PretrainedBackbone::open`].
     pub fn read(&self, file: &WeightsFile) -> Result<PretrainedBackbone, BackboneError> {
-        let Description { model, preprocess, mut source } = Description::of(file)
-            .map_err(|source| BackboneError::Description { path: file.path().into(), source })?;
+        let FileMetadata { model, preprocess, mut source } = FileMetadata::read(file)
+            .map_err(|source| BackboneError::Metadata { path: file.path().into(), source })?;
         let stored = StoredNetwork::find(file, self.key.as_deref())?;
         let model = match (&self.shape, model) {
-            (Some(shape), said) => SwinConfig {
-                norm_eps: said.map_or(stored.location().naming.norm_eps(), |said| said.norm_eps),
+            (Some(shape), file_model) => SwinConfig {
+                norm_eps: file_model
+                    .map_or(stored.location().naming.norm_eps(), |file_model| file_model.norm_eps),
                 ..shape.clone()
             },
-            (None, Some(said)) => said,
+            (None, Some(file_model)) => file_model,
             (None, None) => stored.shape()?,
         };
         let (swin, specs) = build(&model);
@@ -173,8 +174,8 @@ impl PretrainedBackbone {
     }
 
     /// Metadata for an export.
-    pub fn about(&self) -> About {
-        About {
+    pub fn metadata(&self) -> ModelMetadata {
+        ModelMetadata {
             model: self.swin.config().clone(),
             preprocess: self.preprocess.clone(),
             steps: self.source.steps,

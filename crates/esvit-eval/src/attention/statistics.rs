@@ -14,7 +14,7 @@ use super::BlockPlace;
 use super::measure::{entropy, jensen_shannon};
 use super::query::visible_keys;
 use esvit_data::Preprocess;
-use esvit_model::features::{LeftOut, extract};
+use esvit_model::features::{SkippedImage, extract};
 
 /// Images processed at a time, which bounds the memory for attention weights.
 const TOGETHER: usize = 4;
@@ -68,7 +68,7 @@ pub struct Measured {
     /// Number of images measured.
     pub images: usize,
     /// Images that could not be read.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<SkippedImage>,
 }
 
 /// Attention statistics over `images` (indices into `source`), preprocessed as in evaluations.

@@ -13,7 +13,7 @@ use super::score::{Scores, Summary};
 use super::{CorrespondenceError, Grid, View, correspond};
 use esvit_data::Preprocess;
 use esvit_model::PretrainedBackbone;
-use esvit_model::features::LeftOut;
+use esvit_model::features::SkippedImage;
 
 /// Images per forward pass.
 const BATCH: usize = 32;
@@ -62,7 +62,7 @@ pub struct Measured {
     /// Result of always choosing the right cell.
     pub best: Summary,
     /// Images that could not be read.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<SkippedImage>,
 }
 
 /// Two views of an image, ready for a network.
@@ -115,7 +115,9 @@ pub fn measure(
             match prepared {
                 Ok(prepared) if prepared.truth.iter().all(Option::is_none) => disjoint += 1,
                 Ok(prepared) => usable.push(prepared),
-                Err(reason) => left_out.push(LeftOut { index, name: source.name(index), reason }),
+                Err(reason) => {
+                    left_out.push(SkippedImage { index, name: source.name(index), reason })
+                }
             }
         }
         tally.add(&usable, preprocess, protocol, &grid, networks);

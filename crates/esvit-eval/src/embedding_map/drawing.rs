@@ -7,8 +7,8 @@ use super::colors::{Colors, PALETTE};
 use super::placement::with_room;
 use super::{EmbeddingMap, Method, Point};
 use crate::thumbnail::of_source;
-use esvit_draw::{Anchor, Drawing, color, escaped};
-use esvit_draw::{shortened, words_width};
+use esvit_draw::{Anchor, Drawing, color, escape};
+use esvit_draw::{ellipsize, text_width};
 
 const MARGIN: f64 = 24.0;
 /// Width of the plot area, and bounds of its height as multiples of the width.
@@ -36,10 +36,10 @@ const LEGEND_COUNT: f64 = 48.0;
 pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Drawing, PngError> {
     let has_legend = (1..=PALETTE.len()).contains(&map.classes.len());
     let title = format!("{} map of view features", map.layout.method.name());
-    let names = map.classes.iter().map(|class| words_width(class, 12.0));
+    let names = map.classes.iter().map(|class| text_width(class, 12.0));
     let name = names.fold(0.0, f64::max).min(CLASS);
     let legend = if has_legend { LEGEND_DOT + name + LEGEND_COUNT } else { 0.0 };
-    let heading = words_width(about, 12.0).max(words_width(&title, 18.0));
+    let heading = text_width(about, 12.0).max(text_width(&title, 18.0));
     let width = (FIELD + legend).max(heading) + 2.0 * MARGIN;
     let top = MARGIN + 78.0;
     let side = (FIELD / (2.4 * (map.points.len() as f64).sqrt())).clamp(SIDES[0], SIDES[1]);
@@ -133,7 +133,7 @@ fn dot(drawing: &mut Drawing, [x, y]: [f64; 2], shade: &str, name: &str) {
     drawing.element(format_args!(
         "<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{DOT}\" fill=\"{shade}\" stroke=\"#ffffff\" \
          stroke-width=\"0.9\"><title>{}</title></circle>",
-        escaped(name)
+        escape(name)
     ));
 }
 
@@ -149,7 +149,7 @@ fn draw_legend(
         let y = y + 22.0 * f64::from(line);
         let count = map.points.iter().filter(|point| point.class.as_ref() == Some(class)).count();
         drawing.dot([x, y - 4.0], 5.0, &colors.of_class(class));
-        let words = shortened(class, 12.0, name);
+        let words = ellipsize(class, 12.0, name);
         drawing.text([x + 13.0, y], &words, 12.0, color::INK, Anchor::Start);
         let end = x + 13.0 + name + LEGEND_COUNT;
         drawing.text([end, y], &count.to_string(), 12.0, color::FAINT, Anchor::End);

@@ -6,7 +6,7 @@ use std::path::Path;
 use esvit_files::{FileError, write_atomically};
 
 use super::EmbeddingMap;
-use esvit_model::embedding::quoted;
+use esvit_model::embedding::quote;
 
 /// Writes a CSV file with the columns name, label, x, y; the label is empty if there is none.
 ///
@@ -17,7 +17,7 @@ pub fn write_csv(path: &Path, map: &EmbeddingMap) -> Result<(), FileError> {
         writeln!(file, "name,label,x,y")?;
         map.points.iter().try_for_each(|point| {
             let class = point.class.as_deref().unwrap_or_default();
-            writeln!(file, "{},{},{},{}", quoted(&point.name), quoted(class), point.x, point.y)
+            writeln!(file, "{},{},{},{}", quote(&point.name), quote(class), point.x, point.y)
         })
     })
 }

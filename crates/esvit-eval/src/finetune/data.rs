@@ -8,7 +8,7 @@ use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 
 use crate::labeled::LabeledSet;
-use esvit_model::features::LeftOut;
+use esvit_model::features::SkippedImage;
 
 /// RNG purpose of the epoch order.
 const ORDER_PURPOSE: u64 = 0xF17E;
@@ -21,7 +21,7 @@ pub struct Batch {
     /// Class index of each image.
     pub labels: Vec<u32>,
     /// Images that could not be read, unless already reported.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<SkippedImage>,
 }
 
 /// Makes batches of random crops. Augmentation is a function of seed, epoch and source index.
@@ -77,7 +77,7 @@ impl<'a> Batches<'a> {
                 Err(reason) => {
                     self.broken.insert(index);
                     let name = self.set.source.name(index);
-                    batch.left_out.push(LeftOut { index, name, reason });
+                    batch.left_out.push(SkippedImage { index, name, reason });
                 }
             }
         }

@@ -10,7 +10,7 @@ use super::model::Classifier;
 use crate::labeled::LabeledSet;
 use crate::probe::{ClassAccuracy, rank};
 use esvit_data::Preprocess;
-use esvit_model::features::{LeftOut, view_forward};
+use esvit_model::features::{SkippedImage, view_forward};
 
 /// Rows whose logits are computed at a time.
 const ROWS: usize = 512;
@@ -22,7 +22,7 @@ pub fn score(
     params: &Params,
     preprocess: &Preprocess,
     set: &LabeledSet,
-) -> (Option<ClassAccuracy>, Vec<LeftOut>) {
+) -> (Option<ClassAccuracy>, Vec<SkippedImage>) {
     let forward = view_forward(&network.swin, params, preprocess);
     let features = set.features(preprocess, forward, |_| ());
     let (rows, width) = (&features.rows, features.rows.width.max(1));

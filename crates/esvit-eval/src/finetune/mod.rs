@@ -23,7 +23,7 @@ pub use train::Trainer;
 use crate::labeled::{LabeledSet, LabeledTask};
 use crate::probe::ClassAccuracy;
 use esvit_model::PretrainedBackbone;
-use esvit_model::features::LeftOut;
+use esvit_model::features::SkippedImage;
 
 /// Fine-tuning failed.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +100,7 @@ pub enum Event<'a> {
     /// An epoch is done and the network evaluated.
     Epoch(&'a EpochResult),
     /// Images could not be read.
-    LeftOut(&'a [LeftOut]),
+    SkippedImage(&'a [SkippedImage]),
 }
 
 /// Results of an epoch.
@@ -178,7 +178,7 @@ pub fn finetune(
             let mut batch = batches.load(epoch, images);
             let left_out = std::mem::take(&mut batch.left_out);
             if !left_out.is_empty() {
-                watch(&Event::LeftOut(&left_out));
+                watch(&Event::SkippedImage(&left_out));
             }
             lr = schedule.at(step);
             let images = batch.labels.len();
@@ -196,7 +196,7 @@ pub fn finetune(
         let (accuracy, left_out) =
             score(&trainer.network, &trainer.params, preprocess, &task.queries);
         if epoch == 0 && !left_out.is_empty() {
-            watch(&Event::LeftOut(&left_out));
+            watch(&Event::SkippedImage(&left_out));
         }
         let accuracy = accuracy.ok_or_else(|| unreadable("query", &task.queries))?;
         let loss = loss_sum / seen as f64;

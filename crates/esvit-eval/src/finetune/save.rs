@@ -7,13 +7,13 @@ use esvit_nn::weights::{self, entries};
 use serde::Serialize;
 
 use super::Finetuned;
-use esvit_model::{About, PretrainedBackbone};
+use esvit_model::{ModelMetadata, PretrainedBackbone};
 
 /// Metadata of the file.
 #[derive(Serialize)]
 struct Labeled<'a> {
     #[serde(flatten)]
-    about: About,
+    about: ModelMetadata,
     /// Class names, in the order of the classifier's rows.
     classes: &'a [String],
 }
@@ -33,7 +33,7 @@ pub fn save(
 ) -> Result<(), FileError> {
     let before = if from_scratch { Some(0) } else { start.source.steps };
     let steps = before.map(|before| before + finetuned.steps);
-    let about = Labeled { about: About { steps, ..start.about() }, classes };
+    let about = Labeled { about: ModelMetadata { steps, ..start.metadata() }, classes };
     let metadata = serde_json::to_string(&about).expect("plain values");
     let tensors = entries("", &finetuned.params);
     write_atomically(path, |file| weights::save(file, &tensors, &metadata))

@@ -5,7 +5,7 @@ use esvit_nn::{Params, Swin};
 use super::{Accuracy, KnnError, classify};
 use crate::labeled::{LabeledSet, LabeledTask};
 use esvit_data::Preprocess;
-use esvit_model::features::{Features, LeftOut, view_forward};
+use esvit_model::features::{Features, SkippedImage, view_forward};
 
 /// Accuracies, and the images that were left out.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub struct Measured {
     /// One per number of neighbors.
     pub accuracies: Vec<Accuracy>,
     /// Images that could not be read.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<SkippedImage>,
 }
 
 /// k-NN accuracy of a frozen backbone.

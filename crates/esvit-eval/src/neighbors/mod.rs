@@ -16,7 +16,7 @@ use crate::labeled::LabeledSet;
 use crate::thumbnail::{class_name, of_source};
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::LabeledFeatures;
-use esvit_model::features::{Features, LeftOut, view_forward};
+use esvit_model::features::{Features, SkippedImage, view_forward};
 
 pub use sheet::sheet;
 
@@ -44,7 +44,7 @@ pub struct Neighbors {
     /// Number of images in the gallery.
     pub images: usize,
     /// Images that could not be read.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<SkippedImage>,
 }
 
 /// A query with its neighbors.

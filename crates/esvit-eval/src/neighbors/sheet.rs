@@ -4,7 +4,7 @@ use super::{Entry, Neighbors};
 use crate::thumbnail::file_name;
 use esvit_data::{PngError, encode_png};
 use esvit_draw::{Anchor, Drawing, color};
-use esvit_draw::{shortened, words_width};
+use esvit_draw::{ellipsize, text_width};
 
 /// Frame colors of neighbors with the query's class, and with another.
 const SAME: &str = "#1a9641";
@@ -32,8 +32,8 @@ pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
     let verdict = neighbors.same_class().map(verdict);
     let lines = [Some(about.to_owned()), verdict];
     let lines: Vec<String> = lines.into_iter().flatten().collect();
-    let heading = lines.iter().map(|line| words_width(line, 12.0)).fold(0.0, f64::max);
-    let width = images.max(heading).max(words_width(title, 18.0)) + 2.0 * MARGIN;
+    let heading = lines.iter().map(|line| text_width(line, 12.0)).fold(0.0, f64::max);
+    let width = images.max(heading).max(text_width(title, 18.0)) + 2.0 * MARGIN;
     let top = MARGIN + 34.0 + 18.0 * lines.len() as f64 + 28.0;
     let height = top + ROW * neighbors.rows.len() as f64 - 16.0 + MARGIN - 8.0;
     let mut drawing = Drawing::new(width.ceil(), height.ceil());
@@ -57,7 +57,7 @@ pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
     for (row, y) in neighbors.rows.iter().zip((0..).map(|row| top + ROW * f64::from(row))) {
         framed(&mut drawing, &row.query, [MARGIN, y], color::FAINT, 1.0)?;
         let baseline = y + SIDE + FRAME + WORDS + 4.0;
-        let caption = |entry: &Entry| shortened(words(entry), WORDS, SIDE + GAP - 4.0);
+        let caption = |entry: &Entry| ellipsize(words(entry), WORDS, SIDE + GAP - 4.0);
         let name = caption(&row.query);
         drawing.text([middle(MARGIN), baseline], &name, WORDS, color::INK, Anchor::Middle);
         for (column, found) in row.neighbors.iter().enumerate() {

@@ -6,7 +6,7 @@ use esvit_data::{Image, PngError, encode_png};
 use super::{PcaError, PrincipalComponents, RegionMap};
 use crate::thumbnail::file_name;
 use esvit_draw::{Anchor, Drawing, color};
-use esvit_draw::{shortened, words_width};
+use esvit_draw::{ellipsize, text_width};
 
 /// Percentiles of a component that are mapped to 0 and 1.
 const PERCENTILES: [f64; 2] = [0.01, 0.99];
@@ -122,7 +122,7 @@ pub fn draw(
         line.iter().map(|(_, width)| pair_width(*width) + GAP).sum::<f64>() - GAP
     };
     let title = "Principal components of region features";
-    let heading = words_width(title, 18.0).max(words_width(about, 12.0)).max(430.0);
+    let heading = text_width(title, 18.0).max(text_width(about, 12.0)).max(430.0);
     let widest = lines.iter().map(|line| line_width(line)).fold(heading, f64::max);
     let top = MARGIN + 82.0;
     let line_height = HEIGHT + NAME + 24.0;
@@ -139,7 +139,7 @@ pub fn draw(
             drawing.image(&encode_png(shown)?, [x, y, *width, HEIGHT], false);
             let map = enlarge(&image.regions, &colors.colors(&image.regions), enlarged);
             drawing.image(&encode_png(&map)?, [x + width + PAIR_GAP, y, *width, HEIGHT], false);
-            let name = shortened(file_name(&image.name), NAME, pair_width(*width));
+            let name = ellipsize(file_name(&image.name), NAME, pair_width(*width));
             let baseline = y + HEIGHT + NAME + 5.0;
             drawing.text([x, baseline], &name, NAME, color::INK, Anchor::Start);
             x += pair_width(*width) + GAP;
@@ -154,7 +154,7 @@ fn legend(drawing: &mut Drawing, [mut x, y]: [f64; 2], explained: &[f64]) {
         drawing.rect([x, y - 9.0, 11.0, 11.0], shade, 1.0);
         let words = format!("{name} {:.1} %", 100.0 * share);
         drawing.text([x + 17.0, y], &words, 12.0, color::INK, Anchor::Start);
-        x += 17.0 + words_width(&words, 12.0) + 14.0;
+        x += 17.0 + text_width(&words, 12.0) + 14.0;
     }
     drawing.text([x, y], "of the variance", 12.0, color::FAINT, Anchor::Start);
 }

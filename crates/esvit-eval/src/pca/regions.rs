@@ -97,12 +97,12 @@ impl Framing {
         }
     }
 
-    fn frame(&self, image: &Image, patch: usize, resize: u32) -> Result<Image, RegionsError> {
+    fn frame(&self, image: &Image, patch: usize, shorter: u32) -> Result<Image, RegionsError> {
         let [width, height] = self.sides(image, patch)?.map(|side| side as u32);
         if self.whole {
             return Ok(resize(image, width, height, Interpolation::Bicubic)?);
         }
-        Ok(EvalTransform { resize, ..EvalTransform::new(width) }.apply(image)?)
+        Ok(EvalTransform { resize: shorter, ..EvalTransform::new(width) }.apply(image)?)
     }
 }
 

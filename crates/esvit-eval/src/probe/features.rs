@@ -14,7 +14,7 @@ use super::{Examples, ProbeError, Targets};
 use crate::labeled::{LabeledSet, LabeledTask};
 use esvit_data::Preprocess;
 use esvit_model::PretrainedBackbone;
-use esvit_model::features::{self, Features, LeftOut};
+use esvit_model::features::{self, Features, SkippedImage};
 
 /// RNG purpose of the augmentation.
 const AUGMENT_PURPOSE: u64 = 0x11EA06;
@@ -92,7 +92,7 @@ pub struct Sides {
     /// Source index of each row of `train`.
     pub train_images: Vec<usize>,
     /// Images that could not be read.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<SkippedImage>,
 }
 
 impl From<LabeledTask> for ProbeTask {
@@ -162,7 +162,7 @@ impl ProbeTask {
             let source = &*self.task.train.source;
             let features = features::extract_with(source, &shown, prepare, forward, |_| ());
             match features.left_out.into_iter().next() {
-                Some(LeftOut { name, reason, .. }) => Err(ProbeError::Image { name, reason }),
+                Some(SkippedImage { name, reason, .. }) => Err(ProbeError::Image { name, reason }),
                 None => Ok(features.rows.values),
             }
         }

@@ -22,7 +22,7 @@ pub(super) fn charts(run: &Run) -> String {
 }
 
 fn chart(title: &'static str, unit: &'static str, scale: Scale, series: Vec<Series>) -> Chart {
-    Chart { title, unit, over: "step", small: false, scale, series }
+    Chart { title, unit, x_name: "step", small: false, scale, series }
 }
 
 /// A line of one metric, where it is logged.
@@ -59,7 +59,7 @@ fn knn(run: &Run) -> Chart {
         let ends = [0.0, last.epoch as f64].map(|epoch| [epoch, untrained]);
         series.push(Series::reference("untrained top-1", ends));
     }
-    Chart { over: "epoch", ..chart("k-NN accuracy", "%", Scale::FromZero, series) }
+    Chart { x_name: "epoch", ..chart("k-NN accuracy", "%", Scale::FromZero, series) }
 }
 
 fn entropy(run: &Run) -> Chart {

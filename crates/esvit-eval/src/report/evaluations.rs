@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::record::EvalRecord;
-use esvit_draw::escaped;
+use esvit_draw::escape;
 use esvit_draw::html::table;
 use esvit_draw::number::{grouped, rounded};
 
@@ -24,8 +24,8 @@ pub(super) fn blocks(records: &[EvalRecord]) -> String {
         let results: String = same.map(result).collect();
         format!(
             "<article>\n<h3>{} <span>{}</span></h3>\n{results}</article>\n",
-            escaped(&title(evaluation)),
-            esvit_draw::html::code_in(task)
+            escape(&title(evaluation)),
+            esvit_draw::html::message_html(task)
         )
     };
     order.iter().map(of).collect()
@@ -50,7 +50,7 @@ fn words(key: &str) -> String {
 
 fn result(record: &EvalRecord) -> String {
     let mut about =
-        vec![format!("<code>{}</code>", escaped(&record.checkpoint)), escaped(&record.network)];
+        vec![format!("<code>{}</code>", escape(&record.checkpoint)), escape(&record.network)];
     about.extend(record.epochs.map(|epochs| format!("epoch {}", grouped(epochs as i64))));
     about.extend(record.steps.map(|steps| format!("step {}", grouped(steps as i64))));
     let results = knn(record).unwrap_or_else(|| generic(&record.results));
@@ -72,7 +72,7 @@ fn knn(record: &EvalRecord) -> Option<String> {
         head.extend([format!("k={k}<br>top-1"), format!("k={k}<br>top-5")]);
     }
     let row = |row: &Value| -> Option<Vec<String>> {
-        let mut cells = vec![escaped(row.get("features")?.as_str()?)];
+        let mut cells = vec![escape(row.get("features")?.as_str()?)];
         for entry in accuracies(row)? {
             for key in ["top1", "top5"] {
                 cells.push(format!("{:.1}", entry.get(key)?.as_f64()?));
@@ -105,11 +105,11 @@ fn generic(value: &Value) -> String {
     let mut html = String::new();
     if !plain.is_empty() {
         let rows: Vec<Vec<String>> =
-            plain.iter().map(|(key, value)| vec![escaped(&words(key)), cell(value)]).collect();
+            plain.iter().map(|(key, value)| vec![escape(&words(key)), cell(value)]).collect();
         html.push_str(&table(&[], &rows, 1));
     }
     for (key, value) in nested {
-        html.push_str(&format!("<h4>{}</h4>\n{}", escaped(&words(key)), block(value)));
+        html.push_str(&format!("<h4>{}</h4>\n{}", escape(&words(key)), block(value)));
     }
     html
 }
@@ -143,7 +143,7 @@ fn objects(list: &[Value]) -> String {
     // Text columns first, then numbers.
     keys.sort_by_key(|key| !is_text(key));
     let first_number = keys.iter().take_while(|key| is_text(key)).count();
-    let head: Vec<String> = keys.iter().map(|key| escaped(&words(key))).collect();
+    let head: Vec<String> = keys.iter().map(|key| escape(&words(key))).collect();
     let row = |entry: &Value| match entry {
         Value::Object(_) => keys.iter().map(|key| cell(&entry[key.as_str()])).collect(),
         other => vec![cell(other)],
@@ -167,11 +167,11 @@ fn cell(value: &Value) -> String {
     match value {
         Value::Null => "–".into(),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
-        Value::String(text) => esvit_draw::html::code_in(text),
+        Value::String(text) => esvit_draw::html::message_html(text),
         Value::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(whole), _) => grouped(whole),
             (None, Some(value)) => rounded(value),
-            (None, None) => escaped(&number.to_string()),
+            (None, None) => escape(&number.to_string()),
         },
         Value::Array(list) => {
             let mut cells: Vec<String> = list.iter().take(MOST).map(cell).collect();
@@ -183,7 +183,7 @@ fn cell(value: &Value) -> String {
         Value::Object(object) => {
             let pairs = object.iter().take(MOST);
             let pair = |(key, value): (&String, &Value)| {
-                format!("{} {}", escaped(&key.replace('_', " ")), cell(value))
+                format!("{} {}", escape(&key.replace('_', " ")), cell(value))
             };
             pairs.map(pair).collect::<Vec<_>>().join(", ")
         }
@@ -198,11 +198,11 @@ pub(super) fn facts(value: &Value) -> String {
             // A command line.
             Value::Array(list) if list.iter().all(Value::is_string) => {
                 let parts: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
-                format!("<code>{}</code>", escaped(&parts.join(" ")))
+                format!("<code>{}</code>", escape(&parts.join(" ")))
             }
             value => cell(value),
         };
-        vec![escaped(&words(key)), value]
+        vec![escape(&words(key)), value]
     };
     table(&[], &object.iter().map(row).collect::<Vec<_>>(), 2)
 }

@@ -3,7 +3,7 @@
 use super::run::Run;
 use super::{crops, learned};
 use esvit_draw::Drawing;
-use esvit_draw::html::code_in;
+use esvit_draw::html::message_html;
 
 /// Caption and drawing, or why there is none; text with backticks.
 pub(super) type Shown = Result<(String, Drawing), String>;
@@ -33,10 +33,12 @@ pub(super) fn sections(run: &Run) -> String {
         let body = match make(run) {
             Ok((text, drawing)) => format!(
                 "<p>{}</p>\n<div class=\"drawing\">\n{}</div>\n",
-                code_in(&text),
+                message_html(&text),
                 drawing.svg()
             ),
-            Err(reason) => format!("<p class=\"missing\">Not shown: {}</p>\n", code_in(&reason)),
+            Err(reason) => {
+                format!("<p class=\"missing\">Not shown: {}</p>\n", message_html(&reason))
+            }
         };
         format!("<section id=\"{anchor}\">\n<h2>{title}</h2>\n{body}</section>\n")
     };

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use esvit_files::{FileError, write_atomically};
 
-use esvit_draw::{escaped, html, number};
+use esvit_draw::{escape, html, number};
 use run::Run;
 
 /// Default file name in the run folder.
@@ -68,7 +68,7 @@ pub fn write(folder: &Path, out: Option<&Path>) -> Result<Written, ReportError> 
 
 /// The HTML of the page.
 fn page(run: &Run, findings: &[String]) -> String {
-    let name = escaped(&run.name);
+    let name = escape(&run.name);
     let header = format!(
         "<header>\n<p class=\"kind\">EsViT run</p>\n<h1>{name}</h1>\n<p class=\"sentence\">{}</p>\n{}{}{}</header>\n",
         overview::sentence(run),
@@ -117,7 +117,7 @@ fn evaluations(run: &Run) -> String {
     let body = if run.evaluations.is_empty() {
         let next = match run.checkpoint() {
             Some(path) => {
-                let path = escaped(&path.display().to_string());
+                let path = escape(&path.display().to_string());
                 format!(", for instance with <code>esvit eval knn --checkpoint {path}</code>")
             }
             None => String::new(),
@@ -137,9 +137,9 @@ fn checkpoints(run: &Run) -> String {
     let row = |file: &run::CheckpointFile| {
         let (step, epoch) = match &file.state {
             Ok([step, epoch]) => (number::grouped(*step as i64), number::grouped(*epoch as i64)),
-            Err(reason) => (html::code_in(reason), "–".into()),
+            Err(reason) => (html::message_html(reason), "–".into()),
         };
-        let name = format!("<code>{}</code>", escaped(&file.name));
+        let name = format!("<code>{}</code>", escape(&file.name));
         vec![name, epoch, step, number::bytes(file.bytes)]
     };
     let head = ["File", "Epochs", "Steps", "Size"].map(String::from);

@@ -4,8 +4,8 @@ use esvit_nn::Network;
 use esvit_train::Config;
 
 use super::run::Run;
-use esvit_draw::escaped;
-use esvit_draw::html::{Tile, code_in, tiles};
+use esvit_draw::escape;
+use esvit_draw::html::{Tile, message_html, tiles};
 use esvit_draw::number::{duration, grouped, rounded};
 
 /// One sentence: network, losses, images, epochs.
@@ -22,10 +22,10 @@ pub(super) fn sentence(run: &Run) -> String {
         (Ok(source), Some(path)) => format!(
             "{} images of <code>{}</code>",
             grouped(source.len() as i64),
-            escaped(&path.display().to_string())
+            escape(&path.display().to_string())
         ),
         (Err(_), Some(path)) => {
-            format!("the images of <code>{}</code>", escaped(&path.display().to_string()))
+            format!("the images of <code>{}</code>", escape(&path.display().to_string()))
         }
         (Err(_), None) => "the built-in images".into(),
     };
@@ -36,7 +36,7 @@ pub(super) fn sentence(run: &Run) -> String {
     format!(
         "Swin <code>{}</code> ({} blocks, width {}, window {}) trained with {tasks} on \
          {images}{repeat}: {} epochs, {} images per step.",
-        escaped(&config.model.arch),
+        escape(&config.model.arch),
         depths.join("-"),
         swin.embed_dim,
         swin.window_size,
@@ -142,7 +142,7 @@ pub(super) fn warnings(findings: &[String], problems: &[String]) -> String {
             return String::new();
         }
         let items: String =
-            lines.iter().map(|line| format!("<li>{}</li>\n", code_in(line))).collect();
+            lines.iter().map(|line| format!("<li>{}</li>\n", message_html(line))).collect();
         format!("<aside class=\"{class}\">\n<h2>{title}</h2>\n<ul>\n{items}</ul>\n</aside>\n")
     };
     list("warning", "Look at this first", findings)

@@ -19,7 +19,7 @@ pub(super) fn header(width: usize) -> String {
 pub(super) fn line(source: &dyn Source, image: usize, row: &[f32]) -> String {
     let class = source.label(image).and_then(|label| source.classes().get(label as usize));
     let class = class.map(String::as_str).unwrap_or_default();
-    let mut line = format!("{},{}", quoted(&source.name(image)), quoted(class));
+    let mut line = format!("{},{}", quote(&source.name(image)), quote(class));
     for value in row {
         let _ = write!(line, ",{value}");
     }
@@ -27,7 +27,7 @@ pub(super) fn line(source: &dyn Source, image: usize, row: &[f32]) -> String {
 }
 
 /// Quotes a field if it contains a separator, a quote or a line break.
-pub fn quoted(field: &str) -> String {
+pub fn quote(field: &str) -> String {
     if field.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", field.replace('"', "\"\""))
     } else {
@@ -38,20 +38,20 @@ pub fn quoted(field: &str) -> String {
 /// Parses CSV text into records of fields.
 pub(super) fn records(text: &str) -> Vec<Vec<String>> {
     let (mut records, mut record, mut field) = (Vec::new(), Vec::new(), String::new());
-    let (mut letters, mut is_quoted) = (text.chars().peekable(), false);
-    while let Some(letter) = letters.next() {
-        match letter {
-            '"' if is_quoted && letters.peek() == Some(&'"') => {
-                letters.next();
+    let (mut chars, mut in_quotes) = (text.chars().peekable(), false);
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if in_quotes && chars.peek() == Some(&'"') => {
+                chars.next();
                 field.push('"');
             }
-            '"' => is_quoted = !is_quoted,
-            ',' if !is_quoted => record.push(std::mem::take(&mut field)),
-            '\n' if !is_quoted => {
+            '"' => in_quotes = !in_quotes,
+            ',' if !in_quotes => record.push(std::mem::take(&mut field)),
+            '\n' if !in_quotes => {
                 record.push(std::mem::take(&mut field));
                 records.push(std::mem::take(&mut record));
             }
-            letter => field.push(letter),
+            c => field.push(c),
         }
     }
     records
@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn any_name_is_one_field() {
         let names = ["plain", "a,b", "say \"no\"", "two\nlines\r", "", "\""];
-        let text: String = names.iter().map(|name| format!("{},x\n", quoted(name))).collect();
+        let text: String = names.iter().map(|name| format!("{},x\n", quote(name))).collect();
         let expected: Vec<Vec<String>> =
             names.iter().map(|name| vec![(*name).into(), "x".into()]).collect();
         assert_eq!(records(&text), expected);

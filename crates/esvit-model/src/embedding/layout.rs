@@ -45,23 +45,23 @@ impl Format {
 }
 
 /// Escapes a name so that it fits on one line.
-pub(super) fn escaped(name: &str) -> String {
+pub(super) fn escape(name: &str) -> String {
     name.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r")
 }
 
-/// The inverse of [`escaped`].
-pub(super) fn unescaped(line: &str) -> String {
+/// The inverse of [`escape`].
+pub(super) fn unescape(line: &str) -> String {
     let mut name = String::with_capacity(line.len());
-    let mut letters = line.chars();
-    while let Some(letter) = letters.next() {
-        name.push(match letter {
-            '\\' => match letters.next() {
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        name.push(match c {
+            '\\' => match chars.next() {
                 Some('n') => '\n',
                 Some('r') => '\r',
                 Some(other) => other,
                 None => '\\',
             },
-            letter => letter,
+            c => c,
         });
     }
     name
@@ -74,8 +74,8 @@ mod tests {
     #[test]
     fn any_name_is_one_line() {
         for name in ["plain", "a\\nb", "a\nb", "\r\n", "\\", "ends in \\", ""] {
-            let line = escaped(name);
-            assert!(!line.contains(['\n', '\r']) && unescaped(&line) == name, "{name:?} {line:?}");
+            let line = escape(name);
+            assert!(!line.contains(['\n', '\r']) && unescape(&line) == name, "{name:?} {line:?}");
         }
     }
 

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::npy::NpyError;
 
-pub use csv::quoted;
-pub use read::{Embeddings, made_by_us, read};
-pub use writer::{EmbeddingWriter, Summary};
+pub use csv::quote;
+pub use read::{Embeddings, is_feature_file, read};
+pub use writer::{EmbeddingWriter, Progress};
 
 /// File formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ pub enum EmbeddingError {
          hint: choose another name for the features, or move it away",
         path = path.display()
     )]
-    Foreign {
+    NotFeatures {
         /// The file.
         path: PathBuf,
     },
@@ -130,7 +130,7 @@ impl Job {
             images.add(&[0]);
         }
         let mut network = Fingerprint::default();
-        let about = serde_json::to_vec(&backbone.about()).expect("plain values");
+        let about = serde_json::to_vec(&backbone.metadata()).expect("plain values");
         network.add(&about);
         for values in backbone.params.values() {
             let values = esvit_nn::weights::to_vec(values);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::layout::{TENSOR, unescaped};
+use super::layout::{TENSOR, unescape};
 use super::{EmbeddingError, Format, csv};
 use crate::npy::{self, NpyReader};
 use esvit_weights::WeightsFile;
@@ -48,7 +48,7 @@ pub fn read(path: &Path) -> Result<Embeddings, EmbeddingError> {
     };
     let names_file = format.names_file(path).filter(|names| names.exists());
     let names: Vec<String> = match names_file {
-        Some(names) => text(&names)?.lines().map(unescaped).collect(),
+        Some(names) => read_text(&names)?.lines().map(unescape).collect(),
         None => Vec::new(),
     };
     if !names.is_empty() && names.len() != rows {
@@ -62,7 +62,7 @@ pub fn read(path: &Path) -> Result<Embeddings, EmbeddingError> {
 
 fn read_csv(path: &Path) -> Result<Embeddings, EmbeddingError> {
     let damaged = |reason: String| EmbeddingError::Damaged { path: path.into(), reason };
-    let mut records = csv::records(&text(path)?).into_iter();
+    let mut records = csv::records(&read_text(path)?).into_iter();
     let width = records.next().map_or(0, |head| head.len().saturating_sub(2));
     let (mut names, mut labels, mut values) = (Vec::new(), Vec::new(), Vec::new());
     for (record, line) in records.zip(2..) {
@@ -85,13 +85,13 @@ fn read_csv(path: &Path) -> Result<Embeddings, EmbeddingError> {
     Ok(Embeddings { names, labels, values, width })
 }
 
-fn text(path: &Path) -> Result<String, EmbeddingError> {
+fn read_text(path: &Path) -> Result<String, EmbeddingError> {
     std::fs::read_to_string(path)
         .map_err(|source| EmbeddingError::Read { path: path.into(), source })
 }
 
 /// Whether the file at `path` looks like a feature file, judging by its header.
-pub fn made_by_us(path: &Path, format: Format) -> bool {
+pub fn is_feature_file(path: &Path, format: Format) -> bool {
     match format {
         Format::Npy => NpyReader::<f32>::open(path).is_ok_and(|file| file.shape().len() == 2),
         Format::Safetensors => WeightsFile::open(path)

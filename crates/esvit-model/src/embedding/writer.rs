@@ -7,13 +7,13 @@ use esvit_data::Source;
 use esvit_files::{GrowingFile, LineLog};
 use serde::{Deserialize, Serialize};
 
-use super::layout::escaped;
-use super::{EmbeddingError, Format, Job, made_by_us};
+use super::layout::escape;
+use super::{EmbeddingError, Format, Job, is_feature_file};
 use crate::features::FeatureBatch;
 
 /// Progress of a file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Summary {
+pub struct Progress {
     /// Images processed, including unreadable ones.
     pub images: usize,
     /// Rows written: images that could be read.
@@ -33,7 +33,7 @@ pub struct EmbeddingWriter {
     names: Option<GrowingFile>,
     log: LineLog,
     log_path: PathBuf,
-    done: Summary,
+    progress: Progress,
 }
 
 impl EmbeddingWriter {
@@ -41,41 +41,42 @@ impl EmbeddingWriter {
     /// file of another job is dropped.
     ///
     /// # Errors
-    /// [`EmbeddingError::Foreign`] if the file of names would replace one that belongs to no
+    /// [`EmbeddingError::NotFeatures`] if the file of names would replace one that belongs to no
     /// feature file; [`EmbeddingError::File`] if a file cannot be written.
     pub fn open(path: &Path, job: &Job, source: &dyn Source) -> Result<Self, EmbeddingError> {
         let format = job.format;
         let names_path = format.names_file(path);
         if let Some(names) = names_path.as_ref().filter(|names| names.exists())
-            && !made_by_us(path, format)
-            && !lists_images_of(names, source)
+            && !is_feature_file(path, format)
+            && !matches_image_names(names, source)
         {
-            return Err(EmbeddingError::Foreign { path: names.clone() });
+            return Err(EmbeddingError::NotFeatures { path: names.clone() });
         }
-        let log_path = log_of(path);
+        let log_path = progress_log_path(path);
         let text = fs::read_to_string(&log_path).unwrap_or_default();
-        let done = begun(&text, job).filter(|done| {
+        let progress = last_progress(&text, job).filter(|progress| {
             let lengths =
                 [Some(path), names_path.as_deref()].map(|path| path.and_then(GrowingFile::length));
-            done.bytes.iter().zip(lengths).all(|(&bytes, length)| length.unwrap_or(0) >= bytes)
+            progress.bytes.iter().zip(lengths).all(|(&bytes, length)| length.unwrap_or(0) >= bytes)
         });
-        let done = done.unwrap_or_default();
-        let file = GrowingFile::open(path, done.bytes[0])?;
-        let names = names_path.map(|names| GrowingFile::open(&names, done.bytes[1])).transpose()?;
-        if done.images == 0 {
+        let progress = progress.unwrap_or_default();
+        let file = GrowingFile::open(path, progress.bytes[0])?;
+        let names =
+            names_path.map(|names| GrowingFile::open(&names, progress.bytes[1])).transpose()?;
+        if progress.images == 0 {
             // The lock on the file is held, so nobody else uses the log.
             let _ = fs::remove_file(&log_path);
         }
         let mut log = LineLog::open(&log_path)?;
-        if done.images == 0 {
+        if progress.images == 0 {
             log.append_line(&serde_json::to_string(job).expect("plain values"))?;
         }
-        Ok(Self { format, file, names, log, log_path, done })
+        Ok(Self { format, file, names, log, log_path, progress })
     }
 
     /// Progress so far: the next batch starts at image `images` of the source.
-    pub fn done(&self) -> Summary {
-        self.done
+    pub fn progress(&self) -> Progress {
+        self.progress
     }
 
     /// Appends the features of the next images of `source`, and flushes them.
@@ -89,38 +90,38 @@ impl EmbeddingWriter {
     ) -> Result<(), EmbeddingError> {
         let width = batch.width();
         let (mut rows, mut names) = (Vec::new(), String::new());
-        if self.done.rows == 0 && width > 0 {
+        if self.progress.rows == 0 && width > 0 {
             rows = self.format.header(0, width);
-            self.done.width = width;
+            self.progress.width = width;
         }
         for (&image, row) in batch.images.iter().zip(batch.rows.chunks(width.max(1))) {
             rows.extend(self.format.row(source, image, row));
-            names.push_str(&escaped(&source.name(image)));
+            names.push_str(&escape(&source.name(image)));
             names.push('\n');
         }
         self.file.append(&rows)?;
-        self.done.bytes[0] = self.file.sync()?;
+        self.progress.bytes[0] = self.file.sync()?;
         if let Some(file) = &mut self.names {
             file.append(names.as_bytes())?;
-            self.done.bytes[1] = file.sync()?;
+            self.progress.bytes[1] = file.sync()?;
         }
-        self.done.images += batch.images.len() + batch.left_out.len();
-        self.done.rows += batch.images.len();
-        Ok(self.log.append_line(&serde_json::to_string(&self.done).expect("plain values"))?)
+        self.progress.images += batch.images.len() + batch.left_out.len();
+        self.progress.rows += batch.images.len();
+        Ok(self.log.append_line(&serde_json::to_string(&self.progress).expect("plain values"))?)
     }
 
     /// Completes the file: names and features appear under their final names, in this order.
     ///
     /// # Errors
     /// [`EmbeddingError::File`]; all rows are then kept for another attempt.
-    pub fn finish(self) -> Result<Summary, EmbeddingError> {
+    pub fn finish(self) -> Result<Progress, EmbeddingError> {
         if let Some(names) = self.names {
             names.commit(&[])?;
         }
-        self.file.commit(&self.format.header(self.done.rows, self.done.width))?;
+        self.file.commit(&self.format.header(self.progress.rows, self.progress.width))?;
         // The next writer would remove a leftover.
         let _ = fs::remove_file(self.log_path);
-        Ok(self.done)
+        Ok(self.progress)
     }
 
     /// Deletes the unfinished file.
@@ -135,21 +136,21 @@ impl EmbeddingWriter {
 
 /// Whether every line of a file is the name of an image of `source`, in its order: then it was
 /// written for features of the same images in another format.
-fn lists_images_of(file: &Path, source: &dyn Source) -> bool {
+fn matches_image_names(file: &Path, source: &dyn Source) -> bool {
     let Ok(text) = fs::read_to_string(file) else { return false };
-    let mut names = (0..source.len()).map(|image| escaped(&source.name(image)));
+    let mut names = (0..source.len()).map(|image| escape(&source.name(image)));
     !text.is_empty() && text.lines().all(|line| names.any(|name| name == line))
 }
 
 /// The last summary of a log, if the log belongs to `job`.
-fn begun(log: &str, job: &Job) -> Option<Summary> {
+fn last_progress(log: &str, job: &Job) -> Option<Progress> {
     let mut lines = log.lines();
     let of: Job = serde_json::from_str(lines.next()?).ok()?;
     let summaries = lines.map_while(|line| serde_json::from_str(line).ok());
     if of == *job { summaries.last() } else { None }
 }
 
-fn log_of(path: &Path) -> PathBuf {
+fn progress_log_path(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".esvit-log");
@@ -217,7 +218,7 @@ mod tests {
             drop(writer);
             let other = Job { normalize: true, ..job.clone() };
             let mut writer = EmbeddingWriter::open(&path, &job, &source).unwrap();
-            assert_eq!((writer.done().images, writer.done().rows), (3, 3));
+            assert_eq!((writer.progress().images, writer.progress().rows), (3, 3));
             writer.append(&source, &batch(3..7)).unwrap();
             assert_eq!(writer.finish().unwrap().rows, 7);
             assert_eq!(std::fs::read(&path).unwrap(), whole, "{format:?}");
@@ -227,7 +228,7 @@ mod tests {
             drop(
                 EmbeddingWriter::open(&path, &job, &source).unwrap().append(&source, &batch(0..3)),
             );
-            assert_eq!(EmbeddingWriter::open(&path, &other, &source).unwrap().done().images, 0);
+            assert_eq!(EmbeddingWriter::open(&path, &other, &source).unwrap().progress().images, 0);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Exports backbones to the file formats of other programs.
 
-mod cards;
+mod config_files;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use esvit_weights::{Float, Tree, write_safetensors, write_torch};
 
 use crate::PretrainedBackbone;
 
-pub use cards::hint;
+pub use config_files::load_snippet;
 
 /// The program that the export is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,17 +136,17 @@ pub enum ExportError {
 
 /// Kinds of output, by file extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum OutputKind {
     Folder,
     Safetensors,
     Torch,
     Onnx,
 }
 
-impl Form {
+impl OutputKind {
     fn of(target: Target, path: &Path) -> Result<Self, ExportError> {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
-        let (forms, fitting): (&[Self], _) = match target {
+        let (kinds, fitting): (&[Self], _) = match target {
             Target::Timm => (
                 &[Self::Folder, Self::Safetensors, Self::Torch],
                 "`.safetensors`, `.pth` or a folder",
@@ -163,7 +163,7 @@ impl Form {
             "onnx" => Some(Self::Onnx),
             _ => None,
         };
-        asked.filter(|form| forms.contains(form)).ok_or(ExportError::Ending {
+        asked.filter(|form| kinds.contains(form)).ok_or(ExportError::Ending {
             target,
             ending,
             fitting,
@@ -181,20 +181,20 @@ pub fn write(
     out: &Path,
     options: &Options,
 ) -> Result<Vec<PathBuf>, ExportError> {
-    let about = serde_json::to_string(&backbone.about()).expect("plain values");
+    let about = serde_json::to_string(&backbone.metadata()).expect("plain values");
     let windows = backbone.swin.config().windows();
     let is_uneven = windows.iter().any(|window| *window != windows[0]);
     if is_uneven && matches!(options.target, Target::Torchvision | Target::Transformers) {
         return Err(ExportError::Windows { target: options.target, windows });
     }
-    match Form::of(options.target, out)? {
-        Form::Folder => folder(backbone, out, options, &about),
-        Form::Safetensors => {
+    match OutputKind::of(options.target, out)? {
+        OutputKind::Folder => folder(backbone, out, options, &about),
+        OutputKind::Safetensors => {
             let tensors = exported(&backbone.params, options.target.naming(), options.float);
             safetensors(out, &tensors, &about)?;
             Ok(vec![out.into()])
         }
-        Form::Torch => {
+        OutputKind::Torch => {
             let state = state(exported(&backbone.params, options.target.naming(), options.float));
             let tree = match options.target {
                 Target::Esvit => Tree::Dict(vec![
@@ -207,7 +207,7 @@ pub fn write(
             torch(out, &tree)?;
             Ok(vec![out.into()])
         }
-        Form::Onnx => {
+        OutputKind::Onnx => {
             if options.float == Float::Bf16 {
                 return Err(ExportError::Bf16Graph);
             }
@@ -217,9 +217,9 @@ pub fn write(
             if height < patch || width < patch {
                 return Err(ExportError::Size { height, width, patch });
             }
-            let facts = [(METADATA_KEY, about.as_str())];
+            let metadata = [(METADATA_KEY, about.as_str())];
             write_atomically(out, |file| {
-                onnx::write(file, model, &backbone.params, options.size, options.float, &facts)
+                onnx::write(file, model, &backbone.params, options.size, options.float, &metadata)
             })?;
             Ok(vec![out.into()])
         }
@@ -239,7 +239,7 @@ fn folder(
     let tensors = exported(&backbone.params, options.target.naming(), options.float);
     safetensors(&weights, &tensors, about)?;
     let mut files = vec![weights];
-    for (name, card) in cards::cards(options, backbone) {
+    for (name, card) in config_files::config_files(options, backbone) {
         let path = out.join(name);
         let text = serde_json::to_vec_pretty(&card).expect("plain values");
         write_atomically(&path, |file| std::io::Write::write_all(file, &text))?;

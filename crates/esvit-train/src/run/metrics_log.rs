@@ -8,7 +8,7 @@ use super::RunError;
 use super::folder::RunFolder;
 use crate::health::Health;
 use crate::tensorboard::TensorBoard;
-use esvit_files::{LineLog, keep_lines_while};
+use esvit_files::{LineLog, retain_lines_while};
 
 /// Metrics of the steps since the last line.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ impl MetricsLog {
             ["train.log", "metrics.jsonl", "log.txt"].map(|name| folder.file(name));
         for path in [&metrics, &log_txt] {
             if path.exists() {
-                keep_lines_while(path, |line| {
+                retain_lines_while(path, |line| {
                     serde_json::from_str::<Place>(line).is_ok_and(|place| match place.step {
                         Some(at) => at <= step,
                         None => place.epoch < epochs,

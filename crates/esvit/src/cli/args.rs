@@ -16,7 +16,7 @@ use super::weights_report;
 
 /// Selects a network in a weights file.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub(super) struct NetworkChoice {
+pub(super) struct NetworkArgs {
     /// Network to load, such as `student` [default: the teacher, or the only network]
     #[arg(long, value_name = "NAME", alias = "checkpoint_key")]
     key: Option<String>,
@@ -26,7 +26,7 @@ pub(super) struct NetworkChoice {
     arch: Option<String>,
 }
 
-impl NetworkChoice {
+impl NetworkArgs {
     /// Value of `--key`.
     pub(super) fn key(&self) -> Option<&str> {
         self.key.as_deref()
@@ -47,29 +47,29 @@ impl NetworkChoice {
     /// Loads the backbone and reports how the tensors of its file were matched.
     pub(super) fn open(&self, path: &Path, output: &Output) -> Result<PretrainedBackbone> {
         let backbone = self.options()?.open(path)?;
-        weights_report::tell(path, &backbone, output);
+        weights_report::print_load_report(path, &backbone, output);
         Ok(backbone)
     }
 }
 
 /// A backbone to load.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct BackboneChoice {
+pub(super) struct BackboneArgs {
     /// Checkpoint of a run, or a weights file.
     #[arg(long, value_name = "FILE", alias = "pretrained_weights")]
     pub(super) checkpoint: PathBuf,
     #[command(flatten)]
-    pub(super) network: NetworkChoice,
+    pub(super) network: NetworkArgs,
 }
 
-impl BackboneChoice {
+impl BackboneArgs {
     /// Loads the backbone and reports how the tensors of its file were matched.
     pub(super) fn open(&self, output: &Output) -> Result<PretrainedBackbone> {
         self.network.open(&self.checkpoint, output)
     }
 
     /// Appends results to the folder of the run that the checkpoint belongs to, if any.
-    pub(super) fn keep(
+    pub(super) fn save_record(
         &self,
         backbone: &PretrainedBackbone,
         evaluation: &str,
@@ -79,12 +79,12 @@ impl BackboneChoice {
     ) -> Result<()> {
         let Some(run) = record::run_of(&self.checkpoint) else { return Ok(()) };
         let record = EvalRecord::new(evaluation, task, backbone, &self.checkpoint, results)?;
-        keep(&run, &record, output)
+        save_record(&run, &record, output)
     }
 }
 
 /// Appends results to a run folder, where `esvit report` reads them.
-pub(super) fn keep(run: &Path, record: &EvalRecord, output: &Output) -> Result<()> {
+pub(super) fn save_record(run: &Path, record: &EvalRecord, output: &Output) -> Result<()> {
     let kept = record::append(run, record)?;
     output.note(format!("saved in `{}`", kept.display()));
     Ok(())
@@ -92,7 +92,7 @@ pub(super) fn keep(run: &Path, record: &EvalRecord, output: &Output) -> Result<(
 
 /// A labeled dataset.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct TaskChoice {
+pub(super) struct TaskArgs {
     /// Labeled training images, `FOLDER/<class>/<image>` [default: the built-in task]
     #[arg(long, value_name = "FOLDER")]
     pub(super) train: Option<PathBuf>,
@@ -101,7 +101,7 @@ pub(super) struct TaskChoice {
     pub(super) val: Option<PathBuf>,
 }
 
-impl TaskChoice {
+impl TaskArgs {
     /// Opens the dataset.
     pub(super) fn open(&self) -> Result<LabeledTask> {
         let limits = DecodeLimits::default();

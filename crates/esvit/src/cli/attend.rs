@@ -6,7 +6,7 @@ use anyhow::Result;
 use esvit_eval::attention::{self, Attended, Framing, MASS, QueryAttention, Shown};
 use serde_json::{Value, json};
 
-use super::args::BackboneChoice;
+use super::args::BackboneArgs;
 use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
@@ -18,7 +18,7 @@ pub(super) struct Attend {
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     /// Block, counted from 0 over all stages [default: the last]
     #[arg(long, value_name = "N")]
     block: Option<usize>,
@@ -60,18 +60,18 @@ impl Attend {
         let shown = Shown::new(&image, &backbone.preprocess, framing, size, patch)?;
         let place = self.query.map_or(Ok(shown.center()), |pixel| shown.place(pixel))?;
         let block = self.block.unwrap_or(swin.blocks() - 1);
-        let mut found = match self.rollout {
+        let mut attention = match self.rollout {
             true => attention::rollout(swin, params, &shown, place, block, self.mass)?,
             false => attention::of_query(swin, params, &shown, place, block, self.mass)?,
         };
         if !self.head.is_empty() {
-            found.keep_heads(&self.head)?;
+            attention.keep_heads(&self.head)?;
         }
-        let drawing = attention::draw(&shown, &found)?;
+        let drawing = attention::draw(&shown, &attention)?;
         self.files.write(&drawing, &png, output)?;
         match self.json {
-            true => output.json(&answer(&self.image, &shown, &found))?,
-            false => output.result(table(&found))?,
+            true => output.json(&report(&self.image, &shown, &attention))?,
+            false => output.result(table(&attention))?,
         }
         Ok(Exit::Success)
     }
@@ -85,9 +85,9 @@ fn pixel(text: &str) -> Result<[u32; 2], String> {
     parts.ok_or_else(|| "give column and row of a pixel, such as `120,80`".into())
 }
 
-fn answer(path: &Path, shown: &Shown, found: &QueryAttention) -> Value {
+fn report(path: &Path, shown: &Shown, attention: &QueryAttention) -> Value {
     let [height, width] = shown.size();
-    let largest = found.largest_entropy();
+    let largest = attention.largest_entropy();
     let row = |attended: &Attended| {
         json!({
             "head": attended.head,
@@ -101,49 +101,49 @@ fn answer(path: &Path, shown: &Shown, found: &QueryAttention) -> Value {
     json!({
         "image": path.display().to_string(),
         "shown": { "width": width, "height": height },
-        "block": found.place.block,
-        "stage": found.place.stage,
-        "block_in_stage": found.place.block_in_stage,
-        "rollout": found.attended.iter().any(|attended| attended.head.is_none()),
-        "map": found.map,
-        "cell": found.cell,
-        "window": found.window,
-        "shift": found.shift,
-        "query": { "row": found.query[0], "column": found.query[1] },
-        "visible_cells": found.visible_cells(),
-        "padding_keys": found.padding_keys,
+        "block": attention.place.block,
+        "stage": attention.place.stage,
+        "block_in_stage": attention.place.block_in_stage,
+        "rollout": attention.attended.iter().any(|attended| attended.head.is_none()),
+        "map": attention.map,
+        "cell": attention.cell,
+        "window": attention.window,
+        "shift": attention.shift,
+        "query": { "row": attention.query[0], "column": attention.query[1] },
+        "visible_cells": attention.visible_cells(),
+        "padding_keys": attention.padding_keys,
         "largest_entropy": largest,
-        "mass": found.mass,
-        "heads": found.attended.iter().map(row).collect::<Vec<_>>(),
+        "mass": attention.mass,
+        "heads": attention.attended.iter().map(row).collect::<Vec<_>>(),
     })
 }
 
 /// The results as a table.
-fn table(found: &QueryAttention) -> String {
-    let [rows, columns] = found.map;
+fn table(attention: &QueryAttention) -> String {
+    let [rows, columns] = attention.map;
     let mut text = format!(
         "block {} (layers.{}.blocks.{}): the query at row {}, column {} sees {} of {} cells",
-        found.place.block,
-        found.place.stage - 1,
-        found.place.block_in_stage,
-        found.query[0],
-        found.query[1],
-        found.visible_cells(),
+        attention.place.block,
+        attention.place.stage - 1,
+        attention.place.block_in_stage,
+        attention.query[0],
+        attention.query[1],
+        attention.visible_cells(),
         rows * columns
     );
-    if found.padding_keys > 0 {
-        text.push_str(&format!(" and {} padding tokens", found.padding_keys));
+    if attention.padding_keys > 0 {
+        text.push_str(&format!(" and {} padding tokens", attention.padding_keys));
     }
     text.push_str(&format!(
         "\nlargest possible entropy {:.2} bits\n{:>7} {:>8} {:>10} {:>8} {:>10}",
-        found.largest_entropy(),
+        attention.largest_entropy(),
         "head",
         "bits",
         "max weight",
         "padding",
         "mask cells"
     ));
-    for attended in &found.attended {
+    for attended in &attention.attended {
         let name = attended.head.map_or("rollout".into(), |head| head.to_string());
         text.push_str(&format!(
             "\n{name:>7} {:>8.3} {:>10.4} {:>7.1}% {:>10}",

@@ -17,7 +17,7 @@ use super::profile_table::profile_table;
 #[derive(Debug, Args)]
 pub(super) struct Bench {
     #[command(subcommand)]
-    what: What,
+    benchmark: Benchmark,
     /// Number of threads [default: one per core]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
@@ -26,7 +26,7 @@ pub(super) struct Bench {
     iterations: usize,
     /// Do not use instruction sets beyond this one.
     #[arg(long, global = true, value_name = "NAME")]
-    isa: Option<InstructionSet>,
+    isa: Option<IsaArg>,
     /// Print the time spent in each phase.
     #[arg(long, global = true)]
     profile: bool,
@@ -36,19 +36,19 @@ pub(super) struct Bench {
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum Benchmark {
     /// Training step on synthetic images: teacher and student forward, loss, backward, gradient
     /// clipping, AdamW, EMA.
-    TrainStep(Shape),
+    TrainStep(StepArgs),
     /// Forward pass of a backbone.
-    Forward(Shape),
+    Forward(StepArgs),
     /// Cross-entropy over the prototypes, forward and backward, without a network.
-    Objective(Shape),
+    Objective(StepArgs),
     /// Single kernels, and the peak GEMM throughput of this machine.
     Kernels {
         /// Precision of GEMM operands.
         #[arg(long, default_value = "auto")]
-        precision: PrecisionName,
+        precision: PrecisionArg,
     },
     /// k-NN classification of synthetic features, generated and searched in chunks.
     Knn {
@@ -74,7 +74,7 @@ enum What {
 }
 
 #[derive(Debug, Args)]
-struct Shape {
+struct StepArgs {
     /// Architecture (see `esvit info`), or `monolithic_small`, a single-scale baseline.
     #[arg(long, default_value = "swin_tiny")]
     model: String,
@@ -107,17 +107,17 @@ struct Shape {
     view_only: bool,
     /// Precision of GEMM operands and saved activations.
     #[arg(long, default_value = "auto")]
-    precision: PrecisionName,
+    precision: PrecisionArg,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum PrecisionName {
+pub(super) enum PrecisionArg {
     Auto,
     F32,
     Bf16,
 }
 
-impl PrecisionName {
+impl PrecisionArg {
     pub(super) fn resolve(self) -> Precision {
         match self {
             Self::Auto => Precision::auto(),
@@ -128,7 +128,7 @@ impl PrecisionName {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum InstructionSet {
+enum IsaArg {
     Baseline,
     Avx2,
     Avx512,
@@ -146,25 +146,25 @@ impl Bench {
         }
         if let Some(set) = self.isa {
             isa::limit(match set {
-                InstructionSet::Baseline => Isa::Baseline,
-                InstructionSet::Avx2 => Isa::Avx2,
-                InstructionSet::Avx512 => Isa::Avx512,
-                InstructionSet::Avx512Bf16 => Isa::Avx512Bf16,
+                IsaArg::Baseline => Isa::Baseline,
+                IsaArg::Avx2 => Isa::Avx2,
+                IsaArg::Avx512 => Isa::Avx512,
+                IsaArg::Avx512Bf16 => Isa::Avx512Bf16,
             });
         }
         let iterations = self.iterations;
         profile::enable(self.profile);
-        match &self.what {
-            What::TrainStep(shape) => {
+        match &self.benchmark {
+            Benchmark::TrainStep(shape) => {
                 self.show(output, &bench::train_step(&shape.bench(iterations))?)?;
             }
-            What::Forward(shape) => {
+            Benchmark::Forward(shape) => {
                 self.show(output, &bench::forward(&shape.bench(iterations))?)?
             }
-            What::Objective(shape) => {
+            Benchmark::Objective(shape) => {
                 self.show(output, &bench::objective(&shape.bench(iterations))?)?;
             }
-            What::Kernels { precision } => {
+            Benchmark::Kernels { precision } => {
                 let precision = precision.resolve();
                 let (peak, kernels) = bench::kernels(precision, iterations);
                 if self.json {
@@ -178,7 +178,7 @@ impl Bench {
                     output.result(kernel_table(precision, peak, &kernels))?;
                 }
             }
-            What::Knn { train, queries, width, k } => {
+            Benchmark::Knn { train, queries, width, k } => {
                 let [train, queries, width, k] = [train, queries, width, k].map(|n| *n);
                 if [train, queries, width, k].contains(&0) {
                     bail!("`--train`, `--queries`, `--width` and `--k` must be at least 1");
@@ -199,7 +199,7 @@ impl Bench {
                     ))?;
                 }
             }
-            What::Data { image } => {
+            Benchmark::Data { image } => {
                 let report = bench::data(&DataBench { image: image.clone(), iterations })?;
                 if self.json {
                     output.json(&report)?;
@@ -247,7 +247,7 @@ impl Bench {
     }
 }
 
-impl Shape {
+impl StepArgs {
     fn bench(&self, iterations: usize) -> bench::Bench {
         bench::Bench {
             model: self.model.clone(),

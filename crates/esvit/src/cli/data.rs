@@ -10,7 +10,7 @@ use esvit_eval::preview;
 use esvit_files::write_atomically;
 
 use super::exit::Exit;
-use super::output::{Output, may_write};
+use super::output::{Output, check_writable};
 use super::settings::Settings;
 
 /// Subcommands of `esvit data`.
@@ -50,7 +50,7 @@ pub(super) struct Preview {
 impl Preview {
     fn run(self, output: &Output) -> Result<Exit> {
         if let Some(out) = &self.out {
-            may_write(out, self.overwrite)?;
+            check_writable(out, self.overwrite)?;
         }
         let out = self.out.unwrap_or_else(|| "preview.png".into());
         let config = self.settings.resolve()?;

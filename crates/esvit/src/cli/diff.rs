@@ -25,7 +25,7 @@ pub(super) struct Diff {
 }
 
 /// Maximum number of lines of each list.
-const SHOWN: usize = 20;
+const MAX_SHOWN: usize = 20;
 
 impl Diff {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
@@ -50,28 +50,28 @@ fn table(a: &Path, b: &Path, comparison: &Comparison) -> String {
         let line = |d: &esvit_model::difference::Difference| {
             format!("  {:<12.3e} of {:<12.3e} {}", d.largest, d.scale, d.name)
         };
-        lines.extend(cut(different.iter().map(line).collect()));
+        lines.extend(truncate(different.iter().map(line).collect()));
     }
     if !reshaped.is_empty() {
         lines.push(format!("{} tensors differ in shape", reshaped.len()));
         let line =
             |(name, a, b): &(String, Vec<usize>, Vec<usize>)| format!("  {a:?} {b:?} {name}");
-        lines.extend(cut(reshaped.iter().map(line).collect()));
+        lines.extend(truncate(reshaped.iter().map(line).collect()));
     }
     for (file, names) in [(a, only_a), (b, only_b)] {
         if !names.is_empty() {
             lines.push(format!("{} tensors only in `{}`", names.len(), file.display()));
-            lines.extend(cut(names.iter().map(|name| format!("  {name}")).collect()));
+            lines.extend(truncate(names.iter().map(|name| format!("  {name}")).collect()));
         }
     }
     lines.join("\n")
 }
 
 /// Truncates a list and appends the number of lines left out.
-fn cut(mut lines: Vec<String>) -> Vec<String> {
-    let more = lines.len().saturating_sub(SHOWN);
+fn truncate(mut lines: Vec<String>) -> Vec<String> {
+    let more = lines.len().saturating_sub(MAX_SHOWN);
     if more > 0 {
-        lines.truncate(SHOWN);
+        lines.truncate(MAX_SHOWN);
         lines.push(format!("  ... and {more} more"));
     }
     lines
@@ -84,8 +84,8 @@ mod tests {
     #[test]
     fn long_lists_are_cut() {
         let lines = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
-        assert_eq!(cut(lines(SHOWN)), lines(SHOWN));
-        let shown = cut(lines(SHOWN + 2));
-        assert_eq!((shown.len(), shown[SHOWN].as_str()), (SHOWN + 1, "  ... and 2 more"));
+        assert_eq!(truncate(lines(MAX_SHOWN)), lines(MAX_SHOWN));
+        let shown = truncate(lines(MAX_SHOWN + 2));
+        assert_eq!((shown.len(), shown[MAX_SHOWN].as_str()), (MAX_SHOWN + 1, "  ... and 2 more"));
     }
 }

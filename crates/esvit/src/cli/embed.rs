@@ -6,18 +6,20 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use esvit_data::{DecodeLimits, Folder, MaterialsTask, Source};
 use esvit_model::PretrainedBackbone;
-use esvit_model::embedding::{EmbeddingError, EmbeddingWriter, Format, Job, Summary, made_by_us};
+use esvit_model::embedding::{
+    EmbeddingError, EmbeddingWriter, Format, Job, Progress, is_feature_file,
+};
 use esvit_model::features::{normalize, stream, view_forward};
 
-use super::args::BackboneChoice;
+use super::args::BackboneArgs;
 use super::exit::Exit;
-use super::output::{Output, may_write};
+use super::output::{Output, check_writable};
 
 /// Options of `esvit embed`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Embed {
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     /// Folder of images [default: the gallery of the built-in task]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
@@ -36,9 +38,9 @@ pub(super) struct Embed {
 impl Embed {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let format = Format::of(&self.out)?;
-        may_write(&self.out, self.overwrite)?;
-        if self.out.exists() && !made_by_us(&self.out, format) {
-            return Err(EmbeddingError::Foreign { path: self.out }.into());
+        check_writable(&self.out, self.overwrite)?;
+        if self.out.exists() && !is_feature_file(&self.out, format) {
+            return Err(EmbeddingError::NotFeatures { path: self.out }.into());
         }
         let backbone = self.backbone.open(output)?;
         let source: Arc<dyn Source> = match &self.data {
@@ -47,34 +49,34 @@ impl Embed {
         };
         let job = Job::new(format, &backbone, &*source, self.normalize);
         let mut writer = EmbeddingWriter::open(&self.out, &job, &*source)?;
-        let begun = writer.done();
-        if begun.images > 0 {
-            output.note(format!("resuming after {} images", begun.images));
+        let resumed = writer.progress();
+        if resumed.images > 0 {
+            output.note(format!("resuming after {} images", resumed.images));
         }
         let bar = output.bar(source.len());
-        bar.set_position(begun.images as u64);
+        bar.set_position(resumed.images as u64);
         let PretrainedBackbone { swin, params, preprocess, .. } = &backbone;
         let batches = stream(
             &*source,
-            begun.images..source.len(),
+            resumed.images..source.len(),
             |_, image| preprocess.apply(image),
             view_forward(swin, params, preprocess),
         );
         for mut batch in batches {
-            output.left_out(&batch.left_out);
+            output.warn_skipped(&batch.left_out);
             if self.normalize {
                 let width = batch.width();
                 normalize(&mut batch.rows, width);
             }
             writer.append(&*source, &batch)?;
-            bar.set_position(writer.done().images as u64);
+            bar.set_position(writer.progress().images as u64);
         }
         bar.finish_and_clear();
-        if writer.done().rows == 0 {
+        if writer.progress().rows == 0 {
             writer.discard();
             bail!("none of the {} images can be read", source.len());
         }
-        let Summary { rows, width, .. } = writer.finish()?;
+        let Progress { rows, width, .. } = writer.finish()?;
         let names = format.names_file(&self.out);
         let names = names.map(|names| format!(", names in `{}`", names.display()));
         output.note(format!(

@@ -8,7 +8,7 @@ use esvit_model::export::{self, Options, Target};
 use esvit_train::official;
 use esvit_weights::Float;
 
-use super::args::NetworkChoice;
+use super::args::NetworkArgs;
 use super::exit::Exit;
 use super::output::Output;
 
@@ -19,7 +19,7 @@ pub(super) struct Export {
     #[arg(long, value_name = "FILE")]
     checkpoint: PathBuf,
     #[command(flatten)]
-    network: NetworkChoice,
+    network: NetworkArgs,
     /// Target: timm, torchvision, transformers, esvit (the official code) or onnx.
     #[arg(long, value_name = "NAME")]
     format: Target,
@@ -82,7 +82,7 @@ impl Export {
         for file in export::write(&backbone, out, &options)? {
             output.result(file.display())?;
         }
-        output.note(format!("to load it:\n{}", export::hint(&backbone, out, &options)));
+        output.note(format!("to load it:\n{}", export::load_snippet(&backbone, out, &options)));
         Ok(Exit::Success)
     }
 }

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 
 /// How a flag is translated.
-enum Meaning {
+enum Translation {
     /// An alias of one of our flags.
     Flag(&'static str),
     /// A setting that takes the value.
@@ -17,10 +17,10 @@ enum Meaning {
     List(&'static str),
 }
 
-use Meaning::{Bool, Flag, List, Setting};
+use Translation::{Bool, Flag, List, Setting};
 
 /// The scripts' flags, with underscores.
-const FLAGS: &[(&str, Meaning)] = &[
+const FLAGS: &[(&str, Translation)] = &[
     ("arch", Flag("--arch")),
     ("data_path", Flag("--data")),
     ("output_dir", Flag("--out")),
@@ -70,21 +70,21 @@ pub(super) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
     let mut translated: Vec<OsString> = arguments[..2].to_vec();
     let mut rest = arguments.into_iter().skip(2).peekable();
     while let Some(argument) = rest.next() {
-        let Some((meaning, attached)) = argument.to_str().and_then(known) else {
+        let Some((translation, inline_value)) = argument.to_str().and_then(find_flag) else {
             translated.push(argument);
             continue;
         };
-        let mut values: Vec<OsString> = attached.map(Into::into).into_iter().collect();
+        let mut values: Vec<OsString> = inline_value.map(Into::into).into_iter().collect();
         let is_value = |next: &OsString| !next.to_string_lossy().starts_with("--");
-        let wanted = match meaning {
+        let wanted = match translation {
             List(_) => usize::MAX,
             _ => 1,
         };
         while values.len() < wanted && rest.peek().is_some_and(is_value) {
             let next = rest.peek().map(|next| next.to_string_lossy().into_owned());
             // A bare flag takes no value, and a list ends where settings begin.
-            let fits = next.is_some_and(|next| match meaning {
-                Bool(_) => truth(&next).is_some(),
+            let fits = next.is_some_and(|next| match translation {
+                Bool(_) => parse_bool(&next).is_some(),
                 List(_) => next.parse::<f64>().is_ok(),
                 _ => true,
             });
@@ -95,14 +95,14 @@ pub(super) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
         }
         let text: Vec<String> =
             values.iter().map(|value| value.to_string_lossy().into_owned()).collect();
-        match *meaning {
+        match *translation {
             Flag(flag) => {
                 translated.push(flag.into());
                 translated.extend(values);
             }
             Setting(key) => translated.push(format!("{key}={}", text.join(" ")).into()),
             Bool(key) => {
-                let value = text.first().map_or(Some(true), |text| truth(text));
+                let value = text.first().map_or(Some(true), |text| parse_bool(text));
                 let value = value.map_or_else(|| text.join(" "), |value| value.to_string());
                 translated.push(format!("{key}={value}").into());
             }
@@ -113,18 +113,18 @@ pub(super) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
 }
 
 /// The translation of a flag, and the value after its `=`; `None` for other flags.
-fn known(argument: &str) -> Option<(&'static Meaning, Option<String>)> {
+fn find_flag(argument: &str) -> Option<(&'static Translation, Option<String>)> {
     let name = argument.strip_prefix("--")?;
     let (name, value) = match name.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (name, None),
     };
     let name = name.replace('-', "_");
-    FLAGS.iter().find(|(flag, _)| *flag == name).map(|(_, meaning)| (meaning, value))
+    FLAGS.iter().find(|(flag, _)| *flag == name).map(|(_, translation)| (translation, value))
 }
 
 /// Parses the booleans that the scripts accept.
-fn truth(text: &str) -> Option<bool> {
+fn parse_bool(text: &str) -> Option<bool> {
     match text.to_lowercase().as_str() {
         "on" | "true" | "1" => Some(true),
         "off" | "false" | "0" => Some(false),

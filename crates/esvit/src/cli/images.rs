@@ -9,7 +9,7 @@ use esvit_data::{DecodeLimits, Folder, Image, InMemory, Source, decode};
 use esvit_draw::Drawing;
 use esvit_files::write_atomically;
 
-use super::output::{Output, may_write};
+use super::output::{Output, check_writable};
 
 /// Pixels of a PNG file per pixel of the drawing, for high-DPI screens and print.
 const PNG_SCALE: f64 = 2.0;
@@ -63,14 +63,14 @@ impl DrawingFiles {
     /// overwritten without `--overwrite`.
     pub(super) fn check(&self, command: &str) -> Result<PathBuf> {
         for file in [&self.out, &self.svg].into_iter().flatten() {
-            self.may_write(file)?;
+            self.check_writable(file)?;
         }
         Ok(self.out.clone().unwrap_or_else(|| format!("{command}.png").into()))
     }
 
     /// The same check for another output file of the command.
-    pub(super) fn may_write(&self, file: &Path) -> Result<()> {
-        may_write(file, self.overwrite)
+    pub(super) fn check_writable(&self, file: &Path) -> Result<()> {
+        check_writable(file, self.overwrite)
     }
 
     /// Writes the drawing as PNG and, if requested, as SVG.

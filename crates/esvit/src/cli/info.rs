@@ -13,7 +13,7 @@ use esvit_train::config_text::Origin;
 use esvit_train::recipe::RECIPES;
 use serde_json::{Value, json};
 
-use super::args::NetworkChoice;
+use super::args::NetworkArgs;
 use super::exit::Exit;
 use super::output::Output;
 use super::weights_report;
@@ -24,7 +24,7 @@ pub(super) struct Info {
     /// Checkpoint or weights file; without it, architectures and recipes are listed.
     file: Option<PathBuf>,
     #[command(flatten)]
-    network: NetworkChoice,
+    network: NetworkArgs,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -34,24 +34,24 @@ pub(super) struct Info {
 const SIZES: [usize; 2] = [224, 96];
 
 /// Properties of a file, in the order of display.
-type Facts = Vec<(&'static str, Value)>;
+type Properties = Vec<(&'static str, Value)>;
 
 impl Info {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         match &self.file {
             Some(path) => {
                 let file = WeightsFile::open(path)?;
-                let mut facts = self.container(&file);
+                let mut properties = self.container(&file);
                 let backbone = self.network.options().and_then(|options| Ok(options.read(&file)?));
                 match &backbone {
-                    Ok(backbone) => facts.extend(network_facts(backbone)),
-                    Err(error) => facts.push(("does_not_load", error.to_string().into())),
+                    Ok(backbone) => properties.extend(backbone_properties(backbone)),
+                    Err(error) => properties.push(("does_not_load", error.to_string().into())),
                 }
                 if self.json {
-                    let facts: BTreeMap<&str, Value> = facts.into_iter().collect();
-                    output.json(&facts)?;
+                    let properties: BTreeMap<&str, Value> = properties.into_iter().collect();
+                    output.json(&properties)?;
                 } else {
-                    output.result(lines(&facts))?;
+                    output.result(lines(&properties))?;
                 }
                 Ok(if backbone.is_ok() { Exit::Success } else { Exit::CheckFailed })
             }
@@ -67,7 +67,7 @@ impl Info {
     }
 
     /// Properties of the file, whether or not it holds a backbone.
-    fn container(&self, file: &WeightsFile) -> Facts {
+    fn container(&self, file: &WeightsFile) -> Properties {
         let mut values: BTreeMap<String, usize> = BTreeMap::new();
         for tensor in file.tensors() {
             *values.entry(tensor.dtype.to_string()).or_default() +=
@@ -86,11 +86,11 @@ impl Info {
 }
 
 /// Properties of the backbone and of its file.
-fn network_facts(backbone: &PretrainedBackbone) -> Facts {
+fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
     let PretrainedBackbone { swin, params, preprocess, source } = backbone;
     let size = preprocess.size();
     let location = source.location.as_ref();
-    let mut facts = vec![
+    let mut properties = vec![
         ("network", json!(location.map(|location| location.network()))),
         ("naming", json!(location.map(|location| location.naming.label()))),
         ("architecture", backbone.architecture().into()),
@@ -105,19 +105,19 @@ fn network_facts(backbone: &PretrainedBackbone) -> Facts {
         match Config::parse(text, Origin::Defaults) {
             Ok(config) => {
                 let objective = if config.objective.region { "L_V + L_R" } else { "L_V" };
-                facts.push(("objective", objective.into()));
-                facts.push(("prototypes", config.head.out_dim.into()));
-                facts.push(("seed", config.seed.into()));
+                properties.push(("objective", objective.into()));
+                properties.push(("prototypes", config.head.out_dim.into()));
+                properties.push(("seed", config.seed.into()));
             }
-            Err(error) => facts.push(("settings", error.to_string().into())),
+            Err(error) => properties.push(("settings", error.to_string().into())),
         }
     }
-    facts.push(("shape", json!(swin.config())));
-    facts.push(("preprocess", json!(preprocess)));
-    facts.push(("matched", source.report.matched.into()));
-    facts.push(("resized", json!(source.report.resized)));
-    facts.push(("left_out", json!(source.report.left_out)));
-    facts
+    properties.push(("shape", json!(swin.config())));
+    properties.push(("preprocess", json!(preprocess)));
+    properties.push(("matched", source.report.matched.into()));
+    properties.push(("resized", json!(source.report.resized)));
+    properties.push(("left_out", json!(source.report.left_out)));
+    properties
 }
 
 fn count(params: &Params) -> usize {
@@ -125,9 +125,9 @@ fn count(params: &Params) -> usize {
 }
 
 /// One line per property; unknown ones are omitted.
-fn lines(facts: &Facts) -> String {
+fn lines(properties: &Properties) -> String {
     let mut lines = Vec::new();
-    for (name, value) in facts {
+    for (name, value) in properties {
         let name = name.replace('_', " ");
         match value {
             Value::Null => {}

@@ -10,7 +10,7 @@ use esvit_eval::embedding_map::{self, EmbeddingMap, MIN_TSNE, Method};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_model::features::view_forward;
 
-use super::args::BackboneChoice;
+use super::args::BackboneArgs;
 use super::exit::Exit;
 use super::images::DrawingFiles;
 use super::output::Output;
@@ -19,13 +19,13 @@ use super::output::Output;
 #[derive(Debug, clap::Args)]
 pub(super) struct Map {
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     /// Folder of images [default: the gallery of the built-in task]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
     /// Projection [default: t-SNE, or PCA if there are too few images]
     #[arg(long, value_enum)]
-    method: Option<MethodChoice>,
+    method: Option<MethodArg>,
     /// Maximum number of images, chosen at random.
     #[arg(long, value_name = "N", default_value_t = 2000)]
     max: usize,
@@ -41,7 +41,7 @@ pub(super) struct Map {
 
 /// Projections.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum MethodChoice {
+enum MethodArg {
     /// t-SNE: preserves neighborhoods.
     Tsne,
     /// PCA: the first two principal components.
@@ -55,7 +55,7 @@ impl Map {
         }
         let png = self.files.check("map")?;
         if let Some(csv) = &self.csv {
-            self.files.may_write(csv)?;
+            self.files.check_writable(csv)?;
         }
         let mut set = match &self.data {
             Some(folder) => {
@@ -74,7 +74,7 @@ impl Map {
         let forward = view_forward(&backbone.swin, &backbone.params, &backbone.preprocess);
         let features = set.features(&backbone.preprocess, forward, |n| bar.inc(n as u64));
         bar.finish_and_clear();
-        output.left_out(&features.left_out);
+        output.warn_skipped(&features.left_out);
         let count = features.images.len();
         if count == 0 {
             bail!("none of the {} images can be read", set.images.len());
@@ -104,8 +104,8 @@ impl Map {
 
     fn method(&self, images: usize, output: &Output) -> Method {
         match self.method {
-            Some(MethodChoice::Tsne) => Method::Tsne,
-            Some(MethodChoice::Pca) => Method::Pca,
+            Some(MethodArg::Tsne) => Method::Tsne,
+            Some(MethodArg::Pca) => Method::Pca,
             None if images >= MIN_TSNE => Method::Tsne,
             None => {
                 output.note(format!("using PCA: t-SNE needs at least {MIN_TSNE} images"));

@@ -9,7 +9,7 @@ use esvit_eval::correspondence::MEASURED_PAIRS;
 use esvit_eval::matching::{self, MatchSettings, Matching, Pair, Side};
 use serde_json::{Value, json};
 
-use super::args::BackboneChoice;
+use super::args::BackboneArgs;
 use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
@@ -25,7 +25,7 @@ pub(super) struct Match {
     #[arg(value_name = "B")]
     second: Option<PathBuf>,
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     /// Number of most similar pairs to draw.
     #[arg(long, value_name = "N", default_value_t = MEASURED_PAIRS)]
     pairs: usize,
@@ -72,13 +72,13 @@ impl Match {
         let drawing = matching::draw(&matching)?;
         self.files.write(&drawing, &png, output)?;
         match self.json {
-            true => output.json(&self.answer(&matching, &settings))?,
+            true => output.json(&self.report(&matching, &settings))?,
             false => output.result(table(&matching.pairs))?,
         }
         Ok(Exit::Success)
     }
 
-    fn answer(&self, matching: &Matching, settings: &MatchSettings) -> Value {
+    fn report(&self, matching: &Matching, settings: &MatchSettings) -> Value {
         let paths = [&self.first, self.second.as_ref().unwrap_or(&self.first)];
         let view = |at: usize| {
             let Side { view, grid, nearest_own, nearest_other, .. } = &matching.sides[at];

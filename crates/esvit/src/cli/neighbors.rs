@@ -9,7 +9,7 @@ use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::neighbors::{Wanted, find, sheet};
 use serde_json::json;
 
-use super::args::BackboneChoice;
+use super::args::BackboneArgs;
 use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
@@ -18,7 +18,7 @@ use super::output::Output;
 #[derive(Debug, clap::Args)]
 pub(super) struct Neighbors {
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     /// Folder of images to search [default: the gallery of the built-in task]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
@@ -56,7 +56,7 @@ impl Neighbors {
         let done = |count| bar.inc(count as u64);
         let found = find(&backbone, &gallery, queries.as_ref(), wanted, done)?;
         bar.finish_and_clear();
-        output.left_out(&found.left_out);
+        output.warn_skipped(&found.left_out);
 
         let about = format!("cosine similarity of view features, among {} images", found.images);
         let drawing = sheet(&found, &about)?;

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::bail;
-use esvit_model::features::LeftOut;
+use esvit_model::features::SkippedImage;
 use indicatif::{MultiProgress, ProgressBar};
 
 /// Whether notes and progress bars are off.
@@ -37,7 +37,7 @@ impl Output {
     }
 
     /// Whether progress bars are drawn.
-    pub(super) fn draws_bars(&self) -> bool {
+    pub(super) fn shows_progress(&self) -> bool {
         self.terminal && self.quiet == Quiet::No
     }
 
@@ -54,28 +54,32 @@ impl Output {
     /// Writes a note to stderr, unless quiet.
     pub(super) fn note(&self, text: impl Display) {
         if self.quiet == Quiet::No {
-            self.talk(&text.to_string());
+            self.eprint(&text.to_string());
         }
     }
 
     /// A progress bar of `len` steps, hidden if bars are not drawn.
     pub(super) fn bar(&self, len: usize) -> ProgressBar {
-        match self.draws_bars() {
+        match self.shows_progress() {
             true => self.bars.add(ProgressBar::new(len as u64)),
             false => ProgressBar::hidden(),
         }
     }
 
     /// Warns of images that could not be read.
-    pub(super) fn left_out(&self, left_out: &[LeftOut]) {
-        for LeftOut { name, reason, .. } in left_out {
+    pub(super) fn warn_skipped(&self, left_out: &[SkippedImage]) {
+        for SkippedImage { name, reason, .. } in left_out {
             self.warning(format!("left out `{name}`: {reason}"));
         }
     }
 
     /// Writes a warning to stderr, also when quiet.
     pub(super) fn warning(&self, text: impl Display) {
-        self.talk(&format!("{} {}", self.paint(YELLOW, "warning:"), self.hints(&text.to_string())));
+        self.eprint(&format!(
+            "{} {}",
+            self.colorize(YELLOW, "warning:"),
+            self.color_hints(&text.to_string())
+        ));
     }
 
     /// Writes an error and its causes to stderr.
@@ -88,19 +92,19 @@ impl Output {
                 text.push_str(&format!("\ncause: {cause}"));
             }
         }
-        self.talk(&format!("{} {}", self.paint(RED, "error:"), self.hints(&text)));
+        self.eprint(&format!("{} {}", self.colorize(RED, "error:"), self.color_hints(&text)));
     }
 
-    fn talk(&self, text: &str) {
+    fn eprint(&self, text: &str) {
         // A failed write to stderr cannot be reported.
         let _ = self.bars.suspend(|| writeln!(io::stderr().lock(), "{text}"));
     }
 
-    fn hints(&self, text: &str) -> String {
-        text.replace("\nhint:", &format!("\n{}", self.paint(CYAN, "hint:")))
+    fn color_hints(&self, text: &str) -> String {
+        text.replace("\nhint:", &format!("\n{}", self.colorize(CYAN, "hint:")))
     }
 
-    fn paint(&self, color: &str, text: &str) -> String {
+    fn colorize(&self, color: &str, text: &str) -> String {
         if self.color { format!("\x1b[1;{color}m{text}\x1b[0m") } else { text.into() }
     }
 }
@@ -115,7 +119,7 @@ pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Checks before a long computation that its result can be written: the file must not exist (unless
 /// `overwrite` is set), and its folder must.
-pub(super) fn may_write(file: &Path, overwrite: bool) -> anyhow::Result<()> {
+pub(super) fn check_writable(file: &Path, overwrite: bool) -> anyhow::Result<()> {
     if file.exists() && !overwrite {
         bail!("`{}` already exists\nhint: add `--overwrite`", file.display());
     }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use esvit_eval::pca::{ColorMap, Enlarged, Framing, RegionImage, draw, region_map};
 use serde_json::json;
 
-use super::args::BackboneChoice;
+use super::args::BackboneArgs;
 use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
@@ -21,7 +21,7 @@ pub(super) struct Pca {
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     /// Side of the network's input in pixels, a multiple of the patch size; larger inputs have
     /// finer maps [default: enough for 16 regions a side]
     #[arg(long, value_name = "PIXELS")]
@@ -77,7 +77,7 @@ impl Pca {
         let about = format!(
             "{} regions in {}, {size} pixels {}, stage {stage} of {stages}{norm}",
             colors.regions(),
-            counted(shown.len(), "image"),
+            pluralize(shown.len(), "image"),
             if self.whole { "on the shorter side" } else { "a side" },
         );
         let enlarged = if self.smooth { Enlarged::Smooth } else { Enlarged::Sharp };
@@ -108,6 +108,6 @@ impl Pca {
 }
 
 /// A count and its noun.
-pub(super) fn counted(count: usize, noun: &str) -> String {
+pub(super) fn pluralize(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

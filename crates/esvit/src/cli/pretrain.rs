@@ -17,7 +17,7 @@ use esvit_nn::{Network, Params};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 
-use super::args::{NetworkChoice, keep};
+use super::args::{NetworkArgs, save_record};
 use super::eval;
 use super::exit::Exit;
 use super::output::Output;
@@ -77,7 +77,7 @@ impl Pretrain {
         let recipe = self.settings.recipe().to_owned();
         let out = match self.out {
             Some(out) => out,
-            None => numbered(Path::new("runs"), &recipe, self.resume)?,
+            None => run_folder(Path::new("runs"), &recipe, self.resume)?,
         };
         if self.resume {
             return resume(&out, &self.settings, self.dry_run, output);
@@ -167,7 +167,7 @@ fn show_settings(config: &Config, output: &Output) -> Result<Exit> {
 
 /// The folder `name-N` in `parent`: the last existing one if `last` is set, else the first free
 /// one.
-fn numbered(parent: &Path, name: &str, last: bool) -> Result<PathBuf> {
+fn run_folder(parent: &Path, name: &str, last: bool) -> Result<PathBuf> {
     let folder = |number: u32| parent.join(format!("{name}-{number}"));
     let free = (1..).find(|&number| !folder(number).exists()).unwrap_or(1);
     if !last {
@@ -313,14 +313,14 @@ fn report(
     }
     if let Some(task) = task {
         let (ks, temperature) = ([config.knn.k], config.knn.temperature);
-        let backbone = NetworkChoice::default().open(&outcome.checkpoint, output)?;
+        let backbone = NetworkArgs::default().open(&outcome.checkpoint, output)?;
         let rows = eval::knn::compare(&backbone, task, &ks, temperature, output)?;
         let (about, images) = (&task.description, task.images());
         output.result(eval::knn::table(&rows, about, images))?;
-        let answer = eval::knn::answer(about, images, temperature, &rows);
-        keep(
+        let report = eval::knn::report(about, images, temperature, &rows);
+        save_record(
             out,
-            &EvalRecord::new("knn", about, &backbone, &outcome.checkpoint, &answer)?,
+            &EvalRecord::new("knn", about, &backbone, &outcome.checkpoint, &report)?,
             output,
         )?;
     }

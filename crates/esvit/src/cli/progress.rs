@@ -22,7 +22,7 @@ impl<'a> Progress<'a> {
     fn begin(&mut self, plan: &Plan) {
         self.output.note(plan);
         self.total = plan.total_steps;
-        if self.output.draws_bars() {
+        if self.output.shows_progress() {
             let template =
                 "{bar:24} {pos}/{len} steps  {elapsed_precise} left {eta_precise}  {msg}";
             let style = ProgressStyle::with_template(template)
@@ -33,20 +33,20 @@ impl<'a> Progress<'a> {
         }
     }
 
-    fn knn(&self, figures: &KnnMetrics) {
+    fn knn(&self, metrics: &KnnMetrics) {
         self.output.note(format!(
             "epoch {}  k-NN top-1 {:.1} %, top-5 {:.1} % (k = {}, teacher)",
-            figures.epoch, figures.knn_top1, figures.knn_top5, figures.knn_k
+            metrics.epoch, metrics.knn_top1, metrics.knn_top5, metrics.knn_k
         ));
     }
 }
 
 /// A line about the last steps of a run of `total` steps.
-fn line(figures: &StepMetrics, total: u64) -> String {
-    let region = figures.region_loss.map(|loss| format!(" region {loss:.3}")).unwrap_or_default();
+fn line(metrics: &StepMetrics, total: u64) -> String {
+    let region = metrics.region_loss.map(|loss| format!(" region {loss:.3}")).unwrap_or_default();
     let left =
-        Duration::from_secs_f64(figures.batch_time * (total - figures.step.min(total)) as f64);
-    let health = figures.health.map(|health| {
+        Duration::from_secs_f64(metrics.batch_time * (total - metrics.step.min(total)) as f64);
+    let health = metrics.health.map(|health| {
         format!(
             "  teacher entropy {:.2} of {:.2}, center {:.2}, feature std {:.2}",
             health.teacher_entropy, health.max_entropy, health.center_norm, health.feature_std
@@ -55,14 +55,14 @@ fn line(figures: &StepMetrics, total: u64) -> String {
     format!(
         "step {}/{} epoch {}  loss {:.4} (view {:.3}{region})  lr {:.2e}  {:.0} img/s  data \
              wait {:.0} %  left {}{}",
-        figures.step,
+        metrics.step,
         total,
-        figures.epoch,
-        figures.train_loss,
-        figures.view_loss,
-        figures.lr,
-        figures.img_per_s,
-        100.0 * figures.data_wait,
+        metrics.epoch,
+        metrics.train_loss,
+        metrics.view_loss,
+        metrics.lr,
+        metrics.img_per_s,
+        100.0 * metrics.data_wait,
         clock(left),
         health.unwrap_or_default(),
     )
@@ -87,8 +87,8 @@ impl Observer for Progress<'_> {
                 self.bar.set_position(*step);
                 self.bar.set_message(format!("loss {loss:.3}"));
             }
-            Event::Figures(figures) => self.output.note(line(figures, self.total)),
-            Event::Knn(figures) => self.knn(figures),
+            Event::Figures(metrics) => self.output.note(line(metrics, self.total)),
+            Event::Knn(metrics) => self.knn(metrics),
             Event::Broken(broken) => {
                 self.output.warning(format!("left out `{}`: {}", broken.name, broken.reason));
             }
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_line_says_what_is_left_and_what_was_waited_for() {
-        let figures = StepMetrics {
+        let metrics = StepMetrics {
             step: 40,
             epoch: 3,
             train_loss: 5.5,
@@ -135,11 +135,11 @@ mod tests {
             health: None,
         };
         assert_eq!(
-            line(&figures, 100),
+            line(&metrics, 100),
             "step 40/100 epoch 3  loss 5.5000 (view 4.250 region 6.750)  lr 1.00e-3  8 img/s  data \
              wait 25 %  left 2:00"
         );
-        let alone = StepMetrics { region_loss: None, step: 100, ..figures };
+        let alone = StepMetrics { region_loss: None, step: 100, ..metrics };
         assert!(line(&alone, 100).contains("(view 4.250)"));
         assert!(line(&alone, 100).ends_with("left 0:00"));
     }

@@ -44,16 +44,16 @@ impl Settings {
 
     /// The settings of a new run.
     pub(super) fn resolve(&self) -> Result<Config> {
-        self.on_top_of(recipe_layer(self.recipe())?)
+        self.merge_over(recipe_layer(self.recipe())?)
     }
 
     /// The settings of a resumed run: those stored in `file`, overridden by those given now. The
     /// stored ones include the recipe.
     pub(super) fn resolve_stored(&self, file: &Path) -> Result<Config> {
-        self.on_top_of(parse_file(file)?)
+        self.merge_over(parse_file(file)?)
     }
 
-    fn on_top_of(&self, base: Layer) -> Result<Config> {
+    fn merge_over(&self, base: Layer) -> Result<Config> {
         let mut layers = vec![base];
         if let Some(path) = &self.config {
             layers.push(parse_file(path)?);

@@ -54,7 +54,8 @@ fn describe(report: &Report, all: bool) -> String {
             format!("{state:14} {name} ({kind}){}", lines.collect::<String>())
         }
         Outcome::Compared(checks) => {
-            let nearest = checks.iter().max_by(|a, b| nearness(a).total_cmp(&nearness(b)));
+            let nearest =
+                checks.iter().max_by(|a, b| relative_error(a).total_cmp(&relative_error(b)));
             let nearest = nearest.map(line).unwrap_or_else(|| "nothing was compared".into());
             format!("{state:14} {name} ({kind}, {} comparisons): {nearest}", checks.len())
         }
@@ -62,7 +63,7 @@ fn describe(report: &Report, all: bool) -> String {
 }
 
 /// Difference divided by tolerance.
-fn nearness(check: &Check) -> f64 {
+fn relative_error(check: &Check) -> f64 {
     match check.difference {
         0.0 => 0.0,
         difference => difference / check.tolerance,

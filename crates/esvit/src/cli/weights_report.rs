@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::output::Output;
 
 /// Maximum number of tensor names shown.
-const SHOWN: usize = 3;
+const MAX_SHOWN: usize = 3;
 
 /// Reports how a backbone was loaded, if that is worth a line.
-pub(super) fn tell(path: &Path, backbone: &PretrainedBackbone, output: &Output) {
+pub(super) fn print_load_report(path: &Path, backbone: &PretrainedBackbone, output: &Output) {
     let SourceFile { report, config, .. } = &backbone.source;
     if config.is_none() {
         output.note(format!("`{}`: {}", path.display(), summary(backbone)));
@@ -46,7 +46,7 @@ pub(super) fn summary(backbone: &PretrainedBackbone) -> String {
 pub(super) fn left_out(reason: &str, names: &Value) -> String {
     let names: Vec<&str> =
         names.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
-    let more = if names.len() > SHOWN { ", ..." } else { "" };
+    let shown = names.iter().take(MAX_SHOWN).copied().collect::<Vec<_>>().join(", ");
+    let more = if names.len() > MAX_SHOWN { ", ..." } else { "" };
     format!("{} ({reason}): {shown}{more}", names.len())
 }

@@ -12,10 +12,10 @@ use esvit_eval::record;
 use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
-use crate::cli::args::BackboneChoice;
+use crate::cli::args::BackboneArgs;
 use crate::cli::exit::Exit;
 use crate::cli::images;
-use crate::cli::output::{Output, may_write};
+use crate::cli::output::{Output, check_writable};
 
 /// Value of `--against` for a newly initialized network.
 const UNTRAINED: &str = "untrained";
@@ -24,7 +24,7 @@ const UNTRAINED: &str = "untrained";
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Attention {
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     /// Folder of images [default: the built-in images]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
@@ -54,7 +54,7 @@ impl Attention {
             bail!("`--images` is 0, at least one image is needed");
         }
         for file in [&self.out, &self.svg].into_iter().flatten() {
-            may_write(file, self.overwrite)?;
+            check_writable(file, self.overwrite)?;
         }
         let (mut set, task) = match &self.data {
             Some(path) => {
@@ -74,7 +74,7 @@ impl Attention {
             None => None,
         };
         let measured = measure(&backbone, &set, output)?;
-        output.left_out(&measured.left_out);
+        output.warn_skipped(&measured.left_out);
         let other = match other {
             Some((path, backbone)) => Some((path, measure(&backbone, &set, output)?)),
             None => None,
@@ -85,17 +85,17 @@ impl Attention {
             networks.push((name(path), other.blocks.as_slice()));
         }
         self.draw(&networks, output)?;
-        let mut answer = json!({
+        let mut report = json!({
             "task": task,
             "images": measured.images,
             "blocks": measured.blocks,
         });
         if let Some((path, other)) = &other {
-            answer["against"] =
+            report["against"] =
                 json!({ "checkpoint": path.display().to_string(), "blocks": other.blocks });
         }
         if self.json {
-            output.json(&answer)?;
+            output.json(&report)?;
         } else {
             for (name, blocks) in &networks {
                 let title = match measured.images {
@@ -105,7 +105,7 @@ impl Attention {
                 output.result(table(&title, blocks))?;
             }
         }
-        self.backbone.keep(&backbone, "attention", &task, &answer, output)?;
+        self.backbone.save_record(&backbone, "attention", &task, &report, output)?;
         Ok(Exit::Success)
     }
 
@@ -129,7 +129,7 @@ fn measure(backbone: &PretrainedBackbone, set: &LabeledSet, output: &Output) -> 
     );
     bar.finish_and_clear();
     if measured.images == 0 {
-        output.left_out(&measured.left_out);
+        output.warn_skipped(&measured.left_out);
         bail!("none of the {} images can be read", set.images.len());
     }
     Ok(measured)

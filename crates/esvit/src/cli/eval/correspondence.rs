@@ -16,7 +16,7 @@ use esvit_eval::labeled::LabeledSet;
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 
-use crate::cli::args::BackboneChoice;
+use crate::cli::args::BackboneArgs;
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
@@ -24,7 +24,7 @@ use crate::cli::output::Output;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Correspondence {
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     /// Folder of images [default: the held-out parts of the built-in images]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
@@ -33,7 +33,7 @@ pub(in crate::cli) struct Correspondence {
     images: Option<NonZeroUsize>,
     /// How the two views are made; the second is color-jittered and gray in both cases.
     #[arg(long, value_enum, default_value = "mirror")]
-    geometry: Views,
+    geometry: GeometryArg,
     /// Range of the area of a random crop, as shares of the image.
     #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], default_values_t = [0.4, 1.0])]
     scale: Vec<f64>,
@@ -58,7 +58,7 @@ pub(in crate::cli) struct Correspondence {
 /// How views are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Views {
+enum GeometryArg {
     /// The center crop and its mirror image, as in the paper.
     Mirror,
     /// Two random crops, each mirrored with probability 0.5.
@@ -83,8 +83,8 @@ impl Correspondence {
         let stage = self.stage.map_or(stages, NonZeroUsize::get);
         let protocol = self.protocol(stage - 1)?;
         let grid = Grid::new(backbone.swin.config(), stage - 1, [preprocess.size(); 2])?;
-        if self.geometry == Views::Mirror && protocol.pairs > grid.cells() {
-            output.warning(few_cells(&grid, stage));
+        if self.geometry == GeometryArg::Mirror && protocol.pairs > grid.cells() {
+            output.warning(few_cells_warning(&grid, stage));
         }
 
         let untrained = backbone.untrained();
@@ -98,7 +98,7 @@ impl Correspondence {
             |count| bar.inc(count as u64),
         )?;
         bar.finish_and_clear();
-        output.left_out(&measured.left_out);
+        output.warn_skipped(&measured.left_out);
         if measured.disjoint > 0 {
             output.note(format!(
                 "{} images are not measured: their two crops do not overlap",
@@ -110,13 +110,13 @@ impl Correspondence {
         let (images, disjoint) = (measured.images, measured.disjoint);
         let left_out = measured.left_out.len();
         let rows = self.rows(measured);
-        let answer = serde_json::json!({
+        let report = serde_json::json!({
             "task": task,
             "images": images,
             "left_out": left_out,
             "disjoint": disjoint,
             "geometry": self.geometry,
-            "scale": (self.geometry == Views::Crops).then_some(&self.scale),
+            "scale": (self.geometry == GeometryArg::Crops).then_some(&self.scale),
             "pairs": pairs,
             "size": preprocess.size(),
             "stage": stage,
@@ -126,26 +126,26 @@ impl Correspondence {
             "results": rows,
         });
         if self.json {
-            output.json(&answer)?;
+            output.json(&report)?;
         } else {
-            let which = match (pairs, self.geometry) {
+            let pairs_text = match (pairs, self.geometry) {
                 (Some(pairs), _) => format!("the {pairs} most similar"),
-                (None, Views::Mirror) => "all".into(),
-                (None, Views::Crops) => "those visible in both".into(),
+                (None, GeometryArg::Mirror) => "all".into(),
+                (None, GeometryArg::Crops) => "those visible in both".into(),
             };
             let views = match self.geometry {
-                Views::Mirror => "an image and its mirror image",
-                Views::Crops => "two crops of an image",
+                GeometryArg::Mirror => "an image and its mirror image",
+                GeometryArg::Crops => "two crops of an image",
             };
             output.result(format!(
-                "correspondence on {task}: {images} images, {views}, {which} of {} x {} \
+                "correspondence on {task}: {images} images, {views}, {pairs_text} of {} x {} \
                  cells\n{}",
                 grid.rows,
                 grid.columns,
                 table(&rows)
             ))?;
         }
-        self.backbone.keep(&backbone, "correspondence", &task, &answer, output)?;
+        self.backbone.save_record(&backbone, "correspondence", &task, &report, output)?;
         Ok(Exit::Success)
     }
 
@@ -183,8 +183,8 @@ impl Correspondence {
             );
         }
         let (geometry, pairs) = match self.geometry {
-            Views::Mirror => (Geometry::Mirror, MEASURED_PAIRS),
-            Views::Crops => (Geometry::Crops { scale }, usize::MAX),
+            GeometryArg::Mirror => (Geometry::Mirror, MEASURED_PAIRS),
+            GeometryArg::Crops => (Geometry::Crops { scale }, usize::MAX),
         };
         let pairs = self.pairs.map_or(pairs, NonZeroUsize::get);
         Ok(Protocol { geometry, pairs, stage, seed: self.seed })
@@ -198,14 +198,14 @@ impl Correspondence {
             names.into_iter().zip(networks).map(|(features, summary)| Row { features, summary }),
         );
         // Mirrored cells map onto whole cells, so the best possible score is perfect.
-        if self.geometry == Views::Crops {
+        if self.geometry == GeometryArg::Crops {
             rows.push(Row { features: "best possible", summary: best });
         }
         rows
     }
 }
 
-fn few_cells(grid: &Grid, stage: usize) -> String {
+fn few_cells_warning(grid: &Grid, stage: usize) -> String {
     let finer = if stage > 1 { format!(", or `--stage {}`", stage - 1) } else { String::new() };
     format!(
         "the map has {} cells, so all of them are measured\n\
@@ -227,19 +227,25 @@ fn table(rows: &[Row]) -> String {
     }
     for row in rows {
         let Summary { accuracy, distance, pck, next_similarity } = summary(row);
-        let _ = write!(text, "\n{:14}{}{}", row.features, shown(&accuracy, 3), shown(&distance, 1));
+        let _ = write!(
+            text,
+            "\n{:14}{}{}",
+            row.features,
+            format_estimate(&accuracy, 3),
+            format_estimate(&distance, 1)
+        );
         for pck in pck {
-            text.push_str(&shown(&pck.share, 3));
+            text.push_str(&format_estimate(&pck.share, 3));
         }
         if let Some(next) = next_similarity {
-            text.push_str(&shown(&next, 3));
+            text.push_str(&format_estimate(&next, 3));
         }
     }
     text
 }
 
 /// Formats a mean and its confidence interval.
-fn shown(Estimate { mean, interval }: &Estimate, digits: usize) -> String {
+fn format_estimate(Estimate { mean, interval }: &Estimate, digits: usize) -> String {
     let interval = match interval {
         Some([low, high]) if low < high => format!(" [{low:.digits$}, {high:.digits$}]"),
         _ => String::new(),

@@ -117,15 +117,15 @@ impl Efficiency {
         if view_only {
             command.arg("--view-only");
         }
-        let ended = command.output().context("cannot start this program again")?;
-        if !ended.status.success() {
-            let said = String::from_utf8_lossy(&ended.stderr);
-            match said.lines().find(|line| !line.is_empty()) {
+        let child_output = command.output().context("cannot start this program again")?;
+        if !child_output.status.success() {
+            let stderr = String::from_utf8_lossy(&child_output.stderr);
+            match stderr.lines().find(|line| !line.is_empty()) {
                 Some(line) => bail!("{}", line.trim_start_matches("error: ")),
-                None => bail!("ended with {}, possibly out of memory", ended.status),
+                None => bail!("ended with {}, possibly out of memory", child_output.status),
             }
         }
-        serde_json::from_slice(&ended.stdout).context("a measurement is not JSON")
+        serde_json::from_slice(&child_output.stdout).context("a measurement is not JSON")
     }
 }
 

@@ -9,23 +9,23 @@ use esvit_eval::labeled::LabeledTask;
 use esvit_eval::probe::ClassAccuracy;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::args::{BackboneChoice, TaskChoice};
-use crate::cli::bench::PrecisionName;
+use crate::cli::args::{BackboneArgs, TaskArgs};
+use crate::cli::bench::PrecisionArg;
 use crate::cli::exit::Exit;
-use crate::cli::output::{Output, may_write};
+use crate::cli::output::{Output, check_writable};
 
 /// Default number of epochs.
 const EPOCHS: u64 = 30;
 /// Longest time between notes if no progress bar is drawn.
-const SILENCE: Duration = Duration::from_secs(30);
+const NOTE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Options of `esvit eval finetune`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Finetune {
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     #[command(flatten)]
-    task: TaskChoice,
+    task: TaskArgs,
     /// Train from random initialization instead of the checkpoint, as a supervised baseline.
     #[arg(long)]
     from_scratch: bool,
@@ -70,7 +70,7 @@ pub(in crate::cli) struct Finetune {
     drop_path: f64,
     /// Precision of GEMM operands and saved activations.
     #[arg(long, default_value = "auto")]
-    precision: PrecisionName,
+    precision: PrecisionArg,
     /// Random seed.
     #[arg(long, default_value_t = defaults().seed)]
     seed: u64,
@@ -107,33 +107,33 @@ impl Finetune {
             backbone.architecture(),
             task.description
         ));
-        warn_of_unknown_classes(&task, output);
+        warn_unknown_classes(&task, output);
         let mut progress = Progress::new(output, &settings);
-        let tuned =
+        let finetuned =
             finetune::finetune(&backbone, &task, &settings, |event| progress.notice(event))?;
         drop(progress);
-        let (best, last) = (tuned.best(), tuned.last());
-        let answer = serde_json::json!({
+        let (best, last) = (finetuned.best(), finetuned.last());
+        let report = serde_json::json!({
             "task": task.description,
             "classes": classes,
             "train_images": train,
             "query_images": queries,
             "settings": settings,
-            "epochs": tuned.epochs,
+            "epochs": finetuned.epochs,
             "best": best,
             "last": last,
         });
         if let Some(out) = &self.out {
-            finetune::save(out, &tuned, &backbone, self.from_scratch, &task.classes)?;
+            finetune::save(out, &finetuned, &backbone, self.from_scratch, &task.classes)?;
             output
                 .note(format!("backbone and classifier of the last epoch in `{}`", out.display()));
         }
         if self.json {
-            output.json(&answer)?;
+            output.json(&report)?;
         } else {
-            output.result(table(&tuned, &task))?;
+            output.result(table(&finetuned, &task))?;
         }
-        self.backbone.keep(&backbone, "finetune", &task.description, &answer, output)?;
+        self.backbone.save_record(&backbone, "finetune", &task.description, &report, output)?;
         Ok(Exit::Success)
     }
 
@@ -164,10 +164,10 @@ fn check_out(out: &Path, overwrite: bool) -> Result<()> {
     if out.extension().is_none_or(|ending| ending != "safetensors") {
         bail!("`--out {}` does not end in `.safetensors`", out.display());
     }
-    may_write(out, overwrite)
+    check_writable(out, overwrite)
 }
 
-fn warn_of_unknown_classes(task: &LabeledTask, output: &Output) {
+fn warn_unknown_classes(task: &LabeledTask, output: &Output) {
     let unknown = |&&index: &&usize| task.queries.label(index) as usize >= task.classes.len();
     let count = task.queries.images.iter().filter(unknown).count();
     if count > 0 {
@@ -177,7 +177,7 @@ fn warn_of_unknown_classes(task: &LabeledTask, output: &Output) {
     }
 }
 
-fn table(tuned: &Finetuned, task: &LabeledTask) -> String {
+fn table(finetuned: &Finetuned, task: &LabeledTask) -> String {
     let (train, queries) = task.images();
     let row = |name: &str, EpochResult { epoch, accuracy, .. }: &EpochResult| {
         let ClassAccuracy { top1, top5, interval: [low, high] } = accuracy;
@@ -187,8 +187,8 @@ fn table(tuned: &Finetuned, task: &LabeledTask) -> String {
     [
         format!("fine-tuned on {}: {train} training, {queries} query images", task.description),
         format!("{:5} {:>6} {:>24} {:>8}", "", "epoch", "top-1 (95 % interval)", "top-5"),
-        row("best", tuned.best()),
-        row("last", tuned.last()),
+        row("best", finetuned.best()),
+        row("last", finetuned.last()),
     ]
     .join("\n")
 }
@@ -199,11 +199,11 @@ struct Progress<'a> {
     bar: ProgressBar,
     epochs: u64,
     /// Start of the epoch's training, and its images so far.
-    began: Instant,
+    epoch_start: Instant,
     images: usize,
     /// Images per second of training, without evaluation.
     speed: f64,
-    spoke: Instant,
+    last_note: Instant,
 }
 
 impl<'a> Progress<'a> {
@@ -214,22 +214,31 @@ impl<'a> Progress<'a> {
             bar.set_style(style);
         }
         let now = Instant::now();
-        Self { output, bar, epochs: settings.epochs, began: now, images: 0, speed: 0.0, spoke: now }
+        Self {
+            output,
+            bar,
+            epochs: settings.epochs,
+            epoch_start: now,
+            images: 0,
+            speed: 0.0,
+            last_note: now,
+        }
     }
 
     fn notice(&mut self, event: &Event<'_>) {
         match event {
             Event::Step { step, steps, images, loss, lr } => {
                 self.images += images;
-                self.speed = self.images as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
+                self.speed =
+                    self.images as f64 / self.epoch_start.elapsed().as_secs_f64().max(1e-9);
                 self.bar.set_length(*steps);
                 self.bar.set_position(*step);
-                let figures = format!("loss {loss:.3}  lr {lr:.2e}  {:.0} img/s", self.speed);
-                if !self.output.draws_bars() && self.spoke.elapsed() > SILENCE {
-                    self.output.note(format!("step {step}/{steps}  {figures}"));
-                    self.spoke = Instant::now();
+                let metrics = format!("loss {loss:.3}  lr {lr:.2e}  {:.0} img/s", self.speed);
+                if !self.output.shows_progress() && self.last_note.elapsed() > NOTE_INTERVAL {
+                    self.output.note(format!("step {step}/{steps}  {metrics}"));
+                    self.last_note = Instant::now();
                 }
-                self.bar.set_message(figures);
+                self.bar.set_message(metrics);
             }
             Event::Epoch(result) => {
                 self.output.note(format!(
@@ -242,10 +251,10 @@ impl<'a> Progress<'a> {
                     result.accuracy.top5,
                     self.speed,
                 ));
-                self.spoke = Instant::now();
-                (self.began, self.images) = (self.spoke, 0);
+                self.last_note = Instant::now();
+                (self.epoch_start, self.images) = (self.last_note, 0);
             }
-            Event::LeftOut(left_out) => self.output.left_out(left_out),
+            Event::SkippedImage(left_out) => self.output.warn_skipped(left_out),
         }
     }
 }

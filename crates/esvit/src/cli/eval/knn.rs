@@ -10,7 +10,7 @@ use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cli::args::{BackboneChoice, NetworkChoice, TaskChoice};
+use crate::cli::args::{BackboneArgs, NetworkArgs, TaskArgs};
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
@@ -21,9 +21,9 @@ pub(in crate::cli) struct Knn {
     #[arg(long, value_name = "FILE", alias = "pretrained_weights")]
     checkpoint: Option<PathBuf>,
     #[command(flatten)]
-    network: NetworkChoice,
+    network: NetworkArgs,
     #[command(flatten)]
-    task: TaskChoice,
+    task: TaskArgs,
     /// Folder of stored features, instead of a checkpoint and images: `train_features.npy`,
     /// `train_labels.npy`, `query_features.npy` and `query_labels.npy`. Training features are
     /// streamed and need not fit into memory.
@@ -56,7 +56,7 @@ impl Knn {
             (Some(folder), _) => self.stored(folder, output),
             (None, Some(checkpoint)) => {
                 let network = self.network.clone();
-                self.images(&BackboneChoice { checkpoint, network }, output)
+                self.images(&BackboneArgs { checkpoint, network }, output)
             }
             (None, None) => {
                 bail!("nothing to evaluate\nhint: give `--checkpoint FILE` or `--features FOLDER`")
@@ -64,16 +64,16 @@ impl Knn {
         }
     }
 
-    fn images(&self, choice: &BackboneChoice, output: &Output) -> Result<Exit> {
+    fn images(&self, choice: &BackboneArgs, output: &Output) -> Result<Exit> {
         let task = self.task.open()?;
         let backbone = choice.open(output)?;
         let rows = compare(&backbone, &task, &self.k, self.temperature, output)?;
-        let answer = answer(&task.description, task.images(), self.temperature, &rows);
+        let report = report(&task.description, task.images(), self.temperature, &rows);
         match self.json {
-            true => output.json(&answer)?,
+            true => output.json(&report)?,
             false => output.result(table(&rows, &task.description, task.images()))?,
         }
-        choice.keep(&backbone, "knn", &task.description, &answer, output)?;
+        choice.save_record(&backbone, "knn", &task.description, &report, output)?;
         Ok(Exit::Success)
     }
 
@@ -85,7 +85,7 @@ impl Knn {
         let rows = [Row { features: "stored", accuracies: found.accuracies }];
         let description = format!("features in `{}`", folder.display());
         match self.json {
-            true => output.json(&answer(&description, found.images, self.temperature, &rows))?,
+            true => output.json(&report(&description, found.images, self.temperature, &rows))?,
             false => output.result(table(&rows, &description, found.images))?,
         }
         Ok(Exit::Success)
@@ -93,7 +93,7 @@ impl Knn {
 }
 
 /// The JSON results.
-pub(in crate::cli) fn answer(
+pub(in crate::cli) fn report(
     task: &str,
     (train, queries): (usize, usize),
     temperature: f64,
@@ -123,7 +123,7 @@ pub(in crate::cli) fn compare(
         knn::accuracy(task, network, preprocess, ks, temperature, |_| ())
     };
     let measured = measure(trained)?;
-    output.left_out(&measured.left_out);
+    output.warn_skipped(&measured.left_out);
     let row = |features, measured: Measured| Row { features, accuracies: measured.accuracies };
     Ok(vec![
         row("raw pixels", knn::pixel_accuracy(task, preprocess, ks, temperature)?),

@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::linear_table::{Row, sweep_table, table};
-use super::probe_choice::ProbeChoice;
-use crate::cli::args::{BackboneChoice, TaskChoice};
+use super::probe_args::ProbeArgs;
+use crate::cli::args::{BackboneArgs, TaskArgs};
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
@@ -22,11 +22,11 @@ use crate::cli::output::Output;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Linear {
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     #[command(flatten)]
-    task: TaskChoice,
+    task: TaskArgs,
     #[command(flatten)]
-    probe: ProbeChoice,
+    probe: ProbeArgs,
     /// Recompute training features for every epoch from random resized crops and horizontal flips
     /// (`sgd` and `elevater` only).
     #[arg(long)]
@@ -55,7 +55,7 @@ pub(in crate::cli) struct Linear {
 /// Result for one network.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Found {
+enum ProbeResult {
     Whole(Outcome),
     FewShot(Spread),
 }
@@ -71,7 +71,7 @@ impl Linear {
         }
         let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
         let sides = self.sides(&task, &backbone, n, output);
-        output.left_out(&sides.left_out);
+        output.warn_skipped(&sides.left_out);
         if let Some(folder) = &self.dump {
             dump(folder, &sides)?;
             output.note(format!("features and labels in `{}`", folder.display()));
@@ -85,16 +85,16 @@ impl Linear {
                 Some(self.measure(&probe, &task, &backbone, &sides)?)
             }
         };
-        if let Found::Whole(outcome) = &trained {
-            warn_of_the_edge(outcome, output);
+        if let ProbeResult::Whole(outcome) = &trained {
+            warn_at_grid_edge(outcome, output);
         }
-        let answer = self.answer(&probe, &task, &trained, untrained.as_ref());
+        let report = self.report(&probe, &task, &trained, untrained.as_ref());
         if self.json {
-            output.json(&answer)?;
+            output.json(&report)?;
         } else {
             output.result(self.text(&probe, &task, &trained, untrained.as_ref()))?;
         }
-        self.backbone.keep(&backbone, "linear", &task.task.description, &answer, output)?;
+        self.backbone.save_record(&backbone, "linear", &task.task.description, &report, output)?;
         Ok(Exit::Success)
     }
 
@@ -137,16 +137,16 @@ impl Linear {
         task: &ProbeTask,
         backbone: &PretrainedBackbone,
         sides: &Sides,
-    ) -> Result<Found> {
+    ) -> Result<ProbeResult> {
         let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
-        let anew = task.augmented(backbone, n, &sides.train_images, self.probe.seed);
-        let augmented = self.augment.then_some(&anew as &Augmented<'_>);
+        let resample = task.augmented(backbone, n, &sides.train_images, self.probe.seed);
+        let augmented = self.augment.then_some(&resample as &Augmented<'_>);
         let (train, queries) = (&sides.train, &sides.queries);
         Ok(match self.shots {
-            None => Found::Whole(probe.run(train, queries, augmented)?),
+            None => ProbeResult::Whole(probe.run(train, queries, augmented)?),
             Some(shots) => {
                 let few = FewShot { shots, draws: self.draws, seed: self.probe.seed };
-                Found::FewShot(few_shot(probe, train, queries, augmented, &few)?)
+                ProbeResult::FewShot(few_shot(probe, train, queries, augmented, &few)?)
             }
         })
     }
@@ -156,8 +156,8 @@ impl Linear {
         &self,
         probe: &Probe,
         task: &ProbeTask,
-        trained: &Found,
-        untrained: Option<&Found>,
+        trained: &ProbeResult,
+        untrained: Option<&ProbeResult>,
     ) -> String {
         let (train, queries) = task.task.images();
         let mut text = format!(
@@ -165,10 +165,10 @@ impl Linear {
             probe.solver.name(),
             task.task.description,
         );
-        let rows = untrained.map(|found| ("untrained", found.row())).into_iter();
+        let rows = untrained.map(|result| ("untrained", result.row())).into_iter();
         text += &table(&rows.chain([("trained", trained.row())]).collect::<Vec<_>>());
         match trained {
-            Found::Whole(outcome) if outcome.chosen_on > 0 => {
+            ProbeResult::Whole(outcome) if outcome.chosen_on > 0 => {
                 text += &sweep_table(outcome, task.is_multi_label());
                 let then = match probe.refit {
                     true => "then refit to all of them",
@@ -179,10 +179,10 @@ impl Linear {
                     "\n\nchosen on {chosen} held-out training images, {then}: {fitted} images"
                 );
             }
-            Found::Whole(outcome) => {
+            ProbeResult::Whole(outcome) => {
                 text += &format!("\n\nfitted to {} images", outcome.fitted_to);
             }
-            Found::FewShot(spread) => {
+            ProbeResult::FewShot(spread) => {
                 text += &format!(
                     "\n\n{} images per class, {} draws; settings chosen on other training \
                      images",
@@ -198,15 +198,15 @@ impl Linear {
     }
 
     /// The JSON results.
-    fn answer<'a>(
+    fn report<'a>(
         &self,
         probe: &Probe,
         task: &'a ProbeTask,
-        found: &'a Found,
-        untrained: Option<&Found>,
-    ) -> Answer<'a> {
+        result: &'a ProbeResult,
+        untrained: Option<&ProbeResult>,
+    ) -> Report<'a> {
         let (train_images, query_images) = task.task.images();
-        Answer {
+        Report {
             task: &task.task.description,
             train_images,
             query_images,
@@ -215,15 +215,15 @@ impl Linear {
             augment: self.augment,
             refit: probe.refit && self.shots.is_none(),
             seed: self.probe.seed,
-            found,
-            untrained: untrained.map(Found::short),
+            result,
+            untrained: untrained.map(ProbeResult::short),
         }
     }
 }
 
 /// The JSON results.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct Report<'a> {
     task: &'a str,
     train_images: usize,
     query_images: usize,
@@ -233,11 +233,11 @@ struct Answer<'a> {
     refit: bool,
     seed: u64,
     #[serde(flatten)]
-    found: &'a Found,
+    result: &'a ProbeResult,
     untrained: Option<Value>,
 }
 
-impl Found {
+impl ProbeResult {
     /// Short form, for the baseline.
     fn short(&self) -> Value {
         match self {
@@ -255,7 +255,7 @@ impl Found {
 }
 
 /// Notes that the best value is at the end of the grid: the optimum may lie beyond.
-fn warn_of_the_edge(outcome: &Outcome, output: &Output) {
+fn warn_at_grid_edge(outcome: &Outcome, output: &Output) {
     let tried = |of: fn(&Setting) -> Option<f64>| {
         let mut values: Vec<f64> =
             outcome.sweep.iter().filter_map(|trial| of(&trial.setting)).collect();

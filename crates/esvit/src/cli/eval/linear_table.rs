@@ -29,12 +29,15 @@ pub(super) fn table(rows: &[(&str, Row<'_>)]) -> String {
     };
     let cells = |(name, row): &(&str, Row<'_>)| match row {
         Row::Whole(best) => {
-            let [value, second] = measured(&best.metrics);
-            [name.to_string(), value, second, described(&best.setting)]
+            let [value, second] = format_metrics(&best.metrics);
+            [name.to_string(), value, second, format_setting(&best.setting)]
         }
-        Row::FewShot(spread) => {
-            [name.to_string(), spread_of(&spread.top1), spread_of(&spread.top5), String::new()]
-        }
+        Row::FewShot(spread) => [
+            name.to_string(),
+            format_mean_std(&spread.top1),
+            format_mean_std(&spread.top5),
+            String::new(),
+        ],
     };
     let lines: Vec<String> = [header]
         .into_iter()
@@ -47,7 +50,7 @@ pub(super) fn table(rows: &[(&str, Row<'_>)]) -> String {
 }
 
 /// The metrics in two columns.
-pub(super) fn measured(metrics: &Metrics) -> [String; 2] {
+pub(super) fn format_metrics(metrics: &Metrics) -> [String; 2] {
     match metrics {
         Metrics::Classes(ClassAccuracy { top1, top5, interval: [low, high] }) => {
             [format!("{top1:.1} ({low:.1} to {high:.1})"), format!("{top5:.1}")]
@@ -58,7 +61,7 @@ pub(super) fn measured(metrics: &Metrics) -> [String; 2] {
     }
 }
 
-fn spread_of(MeanStd { mean, std }: &MeanStd) -> String {
+fn format_mean_std(MeanStd { mean, std }: &MeanStd) -> String {
     match std {
         Some(std) => format!("{mean:.1} +- {std:.1}"),
         None => format!("{mean:.1}"),
@@ -66,18 +69,18 @@ fn spread_of(MeanStd { mean, std }: &MeanStd) -> String {
 }
 
 /// A setting, such as `n=4 lr=0.1`.
-pub(super) fn described(setting: &Setting) -> String {
+pub(super) fn format_setting(setting: &Setting) -> String {
     let mut text = format!("n={}", setting.suffix.n);
     for (name, value) in [("lr", setting.lr), ("l2", setting.l2)] {
         if let Some(value) = value {
-            let _ = write!(text, " {name}={}", short(value));
+            let _ = write!(text, " {name}={}", format_number(value));
         }
     }
     text
 }
 
 /// A number of a grid, with few digits.
-fn short(value: f64) -> String {
+fn format_number(value: f64) -> String {
     let text = format!("{value}");
     if text.len() <= 6 { text } else { format!("{value:.1e}") }
 }
@@ -104,7 +107,7 @@ pub(super) fn sweep_table(outcome: &Outcome, multi_label: bool) -> String {
         "n"
     );
     columns.iter().for_each(|&value| {
-        let _ = write!(text, "{:>9}", short(value));
+        let _ = write!(text, "{:>9}", format_number(value));
     });
     for (n, cells) in rows {
         let _ = write!(text, "\n{n:<10}");

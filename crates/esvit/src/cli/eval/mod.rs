@@ -7,7 +7,7 @@ pub(super) mod finetune;
 pub(super) mod knn;
 mod linear;
 mod linear_table;
-mod probe_choice;
+mod probe_args;
 mod transfer;
 
 use anyhow::Result;

@@ -12,8 +12,8 @@ use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::probe_choice::ProbeChoice;
-use crate::cli::args::{BackboneChoice, NetworkChoice};
+use super::probe_args::ProbeArgs;
+use crate::cli::args::{BackboneArgs, NetworkArgs};
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
@@ -21,7 +21,7 @@ use crate::cli::output::Output;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Transfer {
     #[command(flatten)]
-    backbone: BackboneChoice,
+    backbone: BackboneArgs,
     /// Labeled datasets: folders with `train` and `test` or `val`, or folders of classes, of which
     /// every fifth image is held out.
     #[arg(long, value_name = "FOLDER", num_args = 1.., required = true)]
@@ -33,14 +33,14 @@ pub(in crate::cli) struct Transfer {
     #[arg(long, value_name = "FILE", default_value = "transfer.jsonl")]
     out: PathBuf,
     #[command(flatten)]
-    probe: ProbeChoice,
+    probe: ProbeArgs,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
 /// A backbone and its probe.
-struct Contender {
+struct ProbedBackbone {
     backbone: PretrainedBackbone,
     probe: Probe,
     fingerprint: String,
@@ -66,9 +66,9 @@ struct Failed {
 
 impl Transfer {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        let own = self.contender(self.backbone.open(output)?)?;
+        let own = self.candidate(self.backbone.open(output)?)?;
         let other = match &self.against {
-            Some(path) => Some(self.contender(NetworkChoice::default().open(path, output)?)?),
+            Some(path) => Some(self.candidate(NetworkArgs::default().open(path, output)?)?),
             None => None,
         };
         if let Some(folder) = self.out.parent() {
@@ -91,14 +91,14 @@ impl Transfer {
             .map(|row| (row.result.value, row.against.as_ref().map(|other| other.value)))
             .collect();
         let summary = Summary::of(&values);
-        let answer = json!({
+        let report = json!({
             "solver": own.probe.solver.name(),
             "sets": rows,
             "failed": failed,
             "summary": summary,
         });
         if self.json {
-            output.json(&answer)?;
+            output.json(&report)?;
         } else {
             output.result(table(own.probe.solver.name(), &rows, &failed, &summary))?;
         }
@@ -106,26 +106,26 @@ impl Transfer {
             bail!("none of the {} sets could be measured", failed.len());
         }
         let task = format!("{} sets", rows.len());
-        self.backbone.keep(&own.backbone, "transfer", &task, &answer, output)?;
+        self.backbone.save_record(&own.backbone, "transfer", &task, &report, output)?;
         Ok(if failed.is_empty() { Exit::Success } else { Exit::CheckFailed })
     }
 
-    fn contender(&self, backbone: PretrainedBackbone) -> Result<Contender> {
+    fn candidate(&self, backbone: PretrainedBackbone) -> Result<ProbedBackbone> {
         let probe = self.probe.probe(backbone.swin.config())?;
-        Ok(Contender { fingerprint: transfer::fingerprint(&backbone), backbone, probe })
+        Ok(ProbedBackbone { fingerprint: transfer::fingerprint(&backbone), backbone, probe })
     }
 
     fn row(
         &self,
         folder: &Path,
-        own: &Contender,
-        other: Option<&Contender>,
+        own: &ProbedBackbone,
+        other: Option<&ProbedBackbone>,
         results: &mut Results,
         output: &Output,
     ) -> Result<Row> {
         let task = transfer::open_set(folder, &DecodeLimits::default())?;
         let (train_images, query_images) = task.images();
-        let mut result = |contender| self.result(folder, &task, contender, results, output);
+        let mut result = |candidate| self.result(folder, &task, candidate, results, output);
         Ok(Row {
             set: folder.display().to_string(),
             train_images,
@@ -140,14 +140,14 @@ impl Transfer {
         &self,
         folder: &Path,
         task: &LabeledTask,
-        contender: &Contender,
+        candidate: &ProbedBackbone,
         results: &mut Results,
         output: &Output,
     ) -> Result<SetResult> {
         let (train_images, query_images) = task.images();
         let key = Key {
             set: folder.display().to_string(),
-            weights: contender.fingerprint.clone(),
+            weights: candidate.fingerprint.clone(),
             probe: json!(self.probe),
             train_images,
             query_images,
@@ -156,12 +156,12 @@ impl Transfer {
             output.note(format!("`{}` is in `{}` already", key.set, self.out.display()));
             return Ok(known.clone());
         }
-        let Contender { backbone, probe, .. } = contender;
+        let ProbedBackbone { backbone, probe, .. } = candidate;
         let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
         let bar = output.bar(train_images + query_images);
         let result = transfer::measure(probe, &ProbeTask::from(task.clone()), |task| {
             let sides = task.sides(backbone, n, |count| bar.inc(count as u64));
-            output.left_out(&sides.left_out);
+            output.warn_skipped(&sides.left_out);
             sides
         });
         bar.finish_and_clear();

@@ -15,7 +15,7 @@ use crate::PretrainedBackbone;
 const PIL_BICUBIC: u32 = 3;
 
 /// Files beside the weights: name and JSON contents.
-pub(super) fn cards(
+pub(super) fn config_files(
     options: &Options,
     backbone: &PretrainedBackbone,
 ) -> Vec<(&'static str, Value)> {
@@ -136,7 +136,7 @@ fn processor(preprocess: &Preprocess) -> Value {
 }
 
 /// Python code that loads the export, ready to be pasted.
-pub fn hint(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
+pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
     let model = backbone.swin.config();
     let path = out.display();
     let is_torch = out.extension().is_some_and(|ending| ending != "safetensors");

@@ -12,7 +12,7 @@ const BLOCKS: [usize; 2] = [1, 4];
 /// Solver of the classifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum SolverName {
+enum SolverArg {
     /// SGD with momentum, all learning rates at once.
     Sgd,
     /// L2-regularized logistic regression with L-BFGS.
@@ -23,10 +23,10 @@ enum SolverName {
 
 /// Options of a linear probe.
 #[derive(Debug, Clone, clap::Args, Serialize)]
-pub(super) struct ProbeChoice {
+pub(super) struct ProbeArgs {
     /// Solver of the classifier.
-    #[arg(long, value_enum, default_value_t = SolverName::Sgd)]
-    solver: SolverName,
+    #[arg(long, value_enum, default_value_t = SolverArg::Sgd)]
+    solver: SolverArg,
     /// Numbers of last blocks whose features are tried [default: 1 4]
     #[arg(long, value_name = "N", num_args = 1.., alias = "n_last_blocks")]
     n: Vec<usize>,
@@ -54,7 +54,7 @@ pub(super) struct ProbeChoice {
     pub(super) seed: u64,
 }
 
-impl ProbeChoice {
+impl ProbeArgs {
     /// The probe for a network of this configuration.
     pub(super) fn probe(&self, shape: &SwinConfig) -> Result<Probe> {
         let ns = match &self.n[..] {
@@ -70,7 +70,7 @@ impl ProbeChoice {
     }
 
     fn solver(&self) -> Result<Solver> {
-        self.refuse_unused()?;
+        self.reject_unused_options()?;
         let or = |given: &[f64], default: &[f64]| {
             if given.is_empty() { default.to_vec() } else { given.to_vec() }
         };
@@ -81,12 +81,12 @@ impl ProbeChoice {
             ..Sgd::default()
         };
         Ok(match self.solver {
-            SolverName::Sgd => Solver::Sgd { lrs: or(&self.lr, &SGD_LRS), sgd },
-            SolverName::Logistic => {
+            SolverArg::Sgd => Solver::Sgd { lrs: or(&self.lr, &SGD_LRS), sgd },
+            SolverArg::Logistic => {
                 let logistic = Logistic::default();
                 Solver::Logistic(Logistic { l2s: or(&self.l2, &logistic.l2s), ..logistic })
             }
-            SolverName::Elevater => {
+            SolverArg::Elevater => {
                 let elevater = Elevater::default();
                 let tuning = Sgd { epochs: elevater.tuning.epochs, ..sgd };
                 Solver::Elevater(Elevater { lrs: or(&self.lr, &elevater.lrs), tuning, ..elevater })
@@ -95,15 +95,15 @@ impl ProbeChoice {
     }
 
     /// Refuses options that the solver does not use.
-    fn refuse_unused(&self) -> Result<()> {
+    fn reject_unused_options(&self) -> Result<()> {
         let given = [
-            ("--lr", !self.lr.is_empty(), &[SolverName::Sgd, SolverName::Elevater][..]),
-            ("--l2", !self.l2.is_empty(), &[SolverName::Logistic]),
-            ("--epochs", self.epochs.is_some(), &[SolverName::Sgd]),
-            ("--batch", self.batch.is_some(), &[SolverName::Sgd, SolverName::Elevater]),
+            ("--lr", !self.lr.is_empty(), &[SolverArg::Sgd, SolverArg::Elevater][..]),
+            ("--l2", !self.l2.is_empty(), &[SolverArg::Logistic]),
+            ("--epochs", self.epochs.is_some(), &[SolverArg::Sgd]),
+            ("--batch", self.batch.is_some(), &[SolverArg::Sgd, SolverArg::Elevater]),
         ];
-        for (option, is_given, used_by) in given {
-            if is_given && !used_by.contains(&self.solver) {
+        for (option, given, used_by) in given {
+            if given && !used_by.contains(&self.solver) {
                 bail!("`{option}` is not used by `--solver {}`", self.solver.name());
             }
         }
@@ -111,7 +111,7 @@ impl ProbeChoice {
     }
 }
 
-impl SolverName {
+impl SolverArg {
     fn name(self) -> &'static str {
         match self {
             Self::Sgd => "sgd",

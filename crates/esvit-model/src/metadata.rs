@@ -10,7 +10,7 @@ use crate::SourceFile;
 
 /// Metadata of exported weights, stored in the file as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct About {
+pub struct ModelMetadata {
     /// Configuration of the network.
     pub model: SwinConfig,
     /// Preprocessing of input images.
@@ -21,7 +21,7 @@ pub struct About {
 
 /// The metadata of a file cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum DescriptionError {
+pub enum MetadataError {
     /// The metadata is not the expected JSON.
     #[error("its entry `{METADATA_KEY}` is damaged")]
     Json(#[from] serde_json::Error),
@@ -52,30 +52,30 @@ struct RunBackbone {
 
 /// What the metadata of a file says.
 #[derive(Debug, Default)]
-pub(crate) struct Description {
+pub(crate) struct FileMetadata {
     pub(crate) model: Option<SwinConfig>,
     pub(crate) preprocess: Option<Preprocess>,
     pub(crate) source: SourceFile,
 }
 
-impl Description {
-    pub(crate) fn of(file: &WeightsFile) -> Result<Self, DescriptionError> {
-        let facts = file.metadata();
-        let epochs = facts.get("epoch").and_then(|v| v.as_i64()).map(|e| e.max(0) as u64);
-        let Some(text) = facts.get(METADATA_KEY).and_then(|value| value.as_str()) else {
+impl FileMetadata {
+    pub(crate) fn read(file: &WeightsFile) -> Result<Self, MetadataError> {
+        let metadata = file.metadata();
+        let epochs = metadata.get("epoch").and_then(|v| v.as_i64()).map(|e| e.max(0) as u64);
+        let Some(text) = metadata.get(METADATA_KEY).and_then(|value| value.as_str()) else {
             let source = SourceFile { epochs, ..SourceFile::default() };
             return Ok(Self { source, ..Self::default() });
         };
         let value: Value = serde_json::from_str(text)?;
         if value.get("config").is_none() {
-            let About { model, preprocess, steps } = serde_json::from_value(value)?;
+            let ModelMetadata { model, preprocess, steps } = serde_json::from_value(value)?;
             let source = SourceFile { steps, epochs, ..SourceFile::default() };
             return Ok(Self { model: Some(model), preprocess: Some(preprocess), source });
         }
         let Run { step, epoch, config, backbone } = serde_json::from_value(value)?;
         let RunBackbone { model, preprocess, seed } = match backbone {
             Some(backbone) => backbone,
-            None => RunBackbone::of_settings(&config)?,
+            None => RunBackbone::from_settings(&config)?,
         };
         let source = SourceFile {
             config: Some(config),
@@ -91,13 +91,12 @@ impl Description {
 impl RunBackbone {
     /// For checkpoints of early versions, whose only description is the run's settings as TOML
     /// text: tables of one `key = value` per line, with values that are also valid JSON.
-    fn of_settings(settings: &str) -> Result<Self, DescriptionError> {
+    fn from_settings(settings: &str) -> Result<Self, MetadataError> {
         let get = |table: &str, key: &str| {
-            let missing = || DescriptionError::Missing { key: format!("{table}.{key}") };
+            let missing = || MetadataError::Missing { key: format!("{table}.{key}") };
             value_of(settings, table, key).ok_or_else(missing)
         };
-        let number =
-            |table, key| Ok::<_, DescriptionError>(serde_json::from_value(get(table, key)?)?);
+        let number = |table, key| Ok::<_, MetadataError>(serde_json::from_value(get(table, key)?)?);
         let mut model = Map::new();
         for key in MODEL_KEYS {
             model.insert(key.into(), get("model", key)?);
