@@ -232,4 +232,16 @@ mod tests {
             assert!((0.0..=1.0).contains(&axis.position(low)), "{low} {axis:?}");
         }
     }
+
+    #[test]
+    fn logarithmic_axes_have_few_ticks_and_hold_what_is_below_them() {
+        let axis = Axis::new(1.0, 1e12, Scale::Logarithmic, 4);
+        assert_eq!(
+            axis.ticks.iter().map(|tick| tick.0).collect::<Vec<_>>(),
+            [1.0, 1e2, 1e4, 1e6, 1e8, 1e10, 1e12]
+        );
+        let axis = Axis::new(0.02, 200.0, Scale::Logarithmic, 4);
+        assert_eq!((axis.place(0.01), axis.place(1e-9)), (0.0, 0.0));
+        assert!((axis.place(0.1) - 0.2).abs() < 1e-12, "{}", axis.place(0.1));
+    }
 }

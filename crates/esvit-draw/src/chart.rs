@@ -211,4 +211,18 @@ mod tests {
         assert!(html.contains("dot") && !html.contains("NaN") && !html.contains("inf"), "{html}");
         assert!(!chart(vec![Series::new("loss", [[0.0, 0.0]])]).contains("NaN"));
     }
+
+    #[test]
+    fn references_are_dashed_and_long_lines_have_no_dots() {
+        let points = |count: u32| (0..count).map(|x| [f64::from(x), f64::from(x % 7)]);
+        let html = chart(vec![Series::reference("level", points(3)), Series::new("a", points(40))]);
+        assert!(html.contains("<li class=\"reference\"><i></i>level <b>2</b>"), "{html}");
+        assert!(html.contains("<li class=\"c1\"><i></i>a <b>4</b>"), "{html}");
+        assert_eq!(
+            (html.matches(" dot\"").count(), html.matches("line reference").count()),
+            (40, 1)
+        );
+        let html = chart(vec![Series::new("a", points(41))]);
+        assert_eq!(html.matches(" dot\"").count(), 0);
+    }
 }

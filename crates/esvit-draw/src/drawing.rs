@@ -242,4 +242,47 @@ mod tests {
     fn no_size_is_an_error() {
         assert!(Drawing::new(0.0, 10.0).png(1.0).is_err());
     }
+
+    #[test]
+    fn triangles_stand_on_their_base() {
+        let mut drawing = Drawing::new(40.0, 40.0);
+        drawing.triangle([20.0, 20.0], 12.0, "#ff0000");
+        let shown = rendered(&drawing, 1.0);
+        let red = |x, y| shown.pixel(x, y).is_some_and(|[r, g, _]| r > 200 && g < 60);
+        // Narrow at the top and wide below.
+        assert!(red(20, 12) && red(13, 24) && red(27, 24) && !red(13, 12) && !red(20, 28));
+    }
+
+    #[test]
+    fn sharp_images_keep_their_pixels() {
+        let two = Image::new(2, 1, vec![255, 0, 0, 0, 0, 255]).unwrap();
+        let shown = |sharp| {
+            let mut drawing = Drawing::new(40.0, 10.0);
+            drawing.image(&encode_png(&two).unwrap(), [0.0, 0.0, 40.0, 10.0], sharp);
+            (drawing.svg().contains("pixelated"), rendered(&drawing, 1.0).pixel(18, 5).unwrap())
+        };
+        assert_eq!(shown(true), (true, [255, 0, 0]));
+        let (sharp, [red, _, blue]) = shown(false);
+        assert!(!sharp && red < 250 && blue > 5, "{red} {blue}");
+    }
+
+    #[test]
+    fn words_stand_where_they_are_anchored() {
+        let dark = |anchor| {
+            let mut drawing = Drawing::new(90.0, 20.0);
+            drawing.text([45.0, 16.0], "MMM", 14.0, "#000000", anchor);
+            let shown = rendered(&drawing, 1.0);
+            let column = |x: &u32| (0..20).any(|y| shown.pixel(*x, y).unwrap()[0] < 100);
+            let dark: Vec<u32> = (0..90).filter(column).collect();
+            (dark[0], dark[dark.len() - 1])
+        };
+        let [start, middle, end] = [Anchor::Start, Anchor::Middle, Anchor::End].map(dark);
+        assert!(start.0 >= 44 && end.1 <= 46, "{start:?} {end:?}");
+        assert!((middle.0 + middle.1).abs_diff(90) <= 4, "{middle:?}");
+    }
+
+    #[test]
+    fn letters_that_xml_does_not_have_are_blanks() {
+        assert_eq!(escaped("a\u{1}b\u{7f}c\t\"<>&'"), "a b c &quot;&lt;&gt;&amp;'");
+    }
 }

@@ -128,4 +128,10 @@ mod tests {
         assert!(html.contains("<tr><th>a</th><th class=\"number\">b</th></tr>"), "{html}");
         assert!(html.contains("<tr><td>x</td><td class=\"number\">1</td></tr>"), "{html}");
     }
+
+    #[test]
+    fn a_backtick_without_an_end_opens_nothing() {
+        assert_eq!(code_in("a `b` c ` d"), "<span>a <code>b</code> c  d</span>");
+        assert_eq!(code_in("one\ntwo"), "<span>one</span><br><span>two</span>");
+    }
 }

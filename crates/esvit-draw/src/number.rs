@@ -96,4 +96,13 @@ mod tests {
         assert_eq!([duration(0.31), duration(59.2)], ["0.3 s", "59 s"]);
         assert_eq!([duration(192.0), duration(7384.0)], ["3 min 12 s", "2 h 3 min"]);
     }
+
+    #[test]
+    fn sizes_are_in_powers_of_ten() {
+        assert_eq!([bytes(999), bytes(999_000), bytes(1_000_000)], ["999 B", "999.0 kB", "1.0 MB"]);
+        assert_eq!(
+            [duration(3599.0), duration(3600.0), duration(60.0)],
+            ["59 min 59 s", "1 h 0 min", "1 min 0 s"]
+        );
+    }
 }

@@ -131,4 +131,11 @@ mod tests {
             assert!(table.contains(part), "{part} in\n{table}");
         }
     }
+
+    /// The published number of Swin-T without its classifier.
+    #[test]
+    fn parameters_are_counted() {
+        let config = esvit_nn::zoo::find("swin_tiny_w7").map(|arch| arch.config()).unwrap();
+        assert_eq!(parameters(&config), 27_519_354);
+    }
 }

@@ -237,4 +237,47 @@ mod tests {
         assert_eq!(numbers, [1, 2, 5]);
         assert_eq!(same_classes(&known, &names(&["dog"])), None);
     }
+
+    fn set(count: usize, classes: Option<Vec<u32>>) -> LabeledSet {
+        let mut source = esvit_data::InMemory::new(vec!["a".into(), "b".into()]);
+        for i in 0..count {
+            let image = esvit_data::Image::new(1, 1, vec![0; 3]).unwrap();
+            source.push(i.to_string(), Some(i as u32 % 2), image);
+        }
+        LabeledSet { classes: classes.map(Into::into), ..LabeledSet::all(Arc::new(source)) }
+    }
+
+    #[test]
+    fn labels_count_as_the_task_does() {
+        let own = set(2, None);
+        let other = set(2, Some(vec![4, 1]));
+        assert_eq!([0, 1].map(|index| own.label(index)), [0, 1]);
+        assert_eq!([0, 1].map(|index| other.label(index)), [4, 1]);
+    }
+
+    #[test]
+    fn every_fifth_image_of_a_random_order_is_set_aside() {
+        let (rest, aside) = set(23, None).split(5);
+        assert_eq!((rest.images.len(), aside.images.len()), (18, 5));
+        let mut all = [&rest.images[..], &aside.images].concat();
+        assert_ne!(aside.images, [0, 1, 2, 3, 4]);
+        all.sort_unstable();
+        assert_eq!(all, (0..23).collect::<Vec<_>>());
+        // Every fifth of the order, not its beginning.
+        let order = shuffled(23);
+        assert_eq!(aside.images, [order[0], order[5], order[10], order[15], order[20]]);
+        assert_eq!(held_out(23, 5), held_out(23, 5));
+    }
+
+    #[test]
+    fn at_most_so_many_images_of_the_list_are_kept() {
+        let mut some = set(30, None);
+        some.images = (10..20).collect();
+        let mut few = some.clone();
+        few.limit(4);
+        assert!(few.images.len() == 4 && few.images.iter().all(|i| (10..20).contains(i)));
+        assert_ne!(few.images, [10, 11, 12, 13]);
+        some.limit(10);
+        assert_eq!(some.images, (10..20).collect::<Vec<_>>());
+    }
 }

@@ -18,3 +18,6 @@ pub mod report;
 pub mod thumbnail;
 pub mod transfer;
 pub mod verify;
+
+#[cfg(test)]
+mod testing;

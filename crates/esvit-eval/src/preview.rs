@@ -77,3 +77,30 @@ pub fn crops(
     }
     Ok(crops)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Images, noise};
+
+    #[test]
+    fn crops_are_those_of_the_epoch_and_spread_over_the_set() {
+        let mut config = Config::default();
+        (config.views.global_size, config.views.local_sizes) = (16, vec![8]);
+        let mut source = Images::labeled((0..12).map(|i| (0, noise(30, 30, i))).collect());
+        let views = |index: usize, epoch| {
+            let image = noise(30, 30, index as u64);
+            let views = config.views.views(&image, config.seed, epoch, index as u64).unwrap();
+            let normalization = config.views.normalization();
+            views.iter().map(|view| view.shown(&normalization)).collect::<Vec<_>>()
+        };
+        let shown = crops(&config, &source, 3, 2).unwrap();
+        assert_eq!(shown.rows, [views(0, 2), views(4, 2), views(8, 2)]);
+        source.list[4].2 = None;
+        let shown = crops(&config, &source, 3, 0).unwrap();
+        assert_eq!((shown.rows, shown.left_out.len()), (vec![views(0, 0), views(8, 0)], 1));
+        source.list.iter_mut().for_each(|image| image.2 = None);
+        let error = crops(&config, &source, 50, 0).unwrap_err();
+        assert!(matches!(error, PreviewError::NothingReadable { tried: 12 }), "{error}");
+    }
+}

@@ -123,3 +123,67 @@ pub fn read(run: &Path) -> Result<Vec<EvalRecord>, RecordError> {
     };
     text.lines().map(record).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::backbone;
+
+    #[test]
+    fn results_are_kept_beside_their_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let checkpoint = run.join("checkpoints/best.safetensors");
+        std::fs::create_dir_all(run.join("checkpoints")).unwrap();
+        assert_eq!(run_of(&checkpoint), None);
+        std::fs::write(run.join("config.toml"), "").unwrap();
+        assert_eq!(run_of(&checkpoint), Some(run.clone()));
+        // A file of another folder is no checkpoint of the run.
+        std::fs::create_dir(run.join("other")).unwrap();
+        assert_eq!(run_of(&run.join("other/best.safetensors")), None);
+
+        let mut backbone = backbone(1);
+        (backbone.source.epochs, backbone.source.steps) = (Some(3), Some(40));
+        let record =
+            |results: f64| EvalRecord::new("knn", "task", &backbone, &checkpoint, &results);
+        assert_eq!(read(&run).unwrap(), []);
+        append(&run, &record(1.5).unwrap()).unwrap();
+        assert_eq!(append(&run, &record(2.5).unwrap()).unwrap(), file_of(&run));
+        let records = read(&run).unwrap();
+        assert_eq!(records.len(), 2);
+        let expected = EvalRecord {
+            evaluation: "knn".into(),
+            task: "task".into(),
+            checkpoint: "best.safetensors".into(),
+            network: "teacher".into(),
+            epochs: Some(3),
+            steps: Some(40),
+            results: 2.5.into(),
+        };
+        assert_eq!(records[1], expected);
+        std::fs::write(file_of(&run), "no result\n").unwrap();
+        assert!(matches!(read(&run), Err(RecordError::Json { .. })));
+    }
+
+    #[test]
+    fn results_of_a_student_are_marked_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let backbone = backbone(1);
+        let tensors = esvit_nn::weights::entries("student.backbone.", &backbone.params);
+        let mut bytes = Vec::new();
+        esvit_weights::write_safetensors(&mut bytes, &tensors, &Default::default()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        let shape = backbone.swin.config();
+        let student = esvit_model::OpenOptions::default()
+            .key(Some("student"))
+            .shape(Some(shape.clone()))
+            .open(&path)
+            .unwrap();
+        let record = EvalRecord::new("knn", "task", &student, &path, &1).unwrap();
+        assert_eq!(
+            (record.network.as_str(), record.checkpoint.as_str()),
+            ("student", "x.safetensors")
+        );
+    }
+}

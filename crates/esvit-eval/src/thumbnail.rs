@@ -37,4 +37,16 @@ mod tests {
         let small = thumbnail(&line, 24).unwrap();
         assert_eq!((small.width(), small.height(), small.pixel(3, 3)), (24, 24, Some([9; 3])));
     }
+
+    #[test]
+    fn thumbnails_show_the_whole_square() {
+        let ramp = (0..64 * 64).flat_map(|i| [4 * (i % 64) as u8, 4 * (i / 64) as u8, 0]).collect();
+        let small = thumbnail(&Image::new(64, 64, ramp).unwrap(), 16).unwrap();
+        let [first, last] = [small.pixel(0, 0), small.pixel(15, 15)].map(Option::unwrap);
+        assert!(
+            first[0] < 12 && first[1] < 12 && last[0] > 240 && last[1] > 240,
+            "{first:?} {last:?}"
+        );
+        assert_eq!(file_name("a/b.c/d.tar.png"), "d.tar.png");
+    }
 }

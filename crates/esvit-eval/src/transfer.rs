@@ -234,6 +234,7 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{backbone, noise};
 
     fn key(set: &str) -> Key {
         Key {
@@ -276,5 +277,86 @@ mod tests {
         assert_eq!((summary.wins, summary.ties, summary.losses), (1, 1, 1));
         assert_eq!((summary.mean, summary.against_mean), (Some(50.0), Some(50.0)));
         assert_eq!(Summary::of(&[]).mean, None);
+    }
+
+    #[test]
+    fn the_newest_of_several_results_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("transfer.jsonl");
+        let mut results = Results::open(&path).unwrap();
+        results.add(key("a"), result(1.0)).unwrap();
+        results.add(key("a"), result(2.0)).unwrap();
+        assert_eq!(results.find(&key("a")), Some(&result(2.0)));
+        assert_eq!(Results::open(&path).unwrap().find(&key("a")), Some(&result(2.0)));
+    }
+
+    #[test]
+    fn fingerprints_tell_weights_and_what_is_shown_apart() {
+        let print = |seed| fingerprint(&backbone(seed));
+        assert_eq!((print(1), print(1).len()), (print(1), 16));
+        assert_ne!(print(1), print(2));
+        let mut other = backbone(1);
+        other.preprocess.transform.resize += 1;
+        assert_ne!(fingerprint(&other), print(1));
+    }
+
+    #[test]
+    fn folders_of_a_set_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let add = |part: &str, class: &str, count: u64| {
+            let path = folder.path().join(part).join(class);
+            std::fs::create_dir_all(&path).unwrap();
+            for i in 0..count {
+                let png = esvit_data::encode_png(&noise(8, 8, i)).unwrap();
+                std::fs::write(path.join(format!("{i}.png")), png).unwrap();
+            }
+        };
+        let images = |part: &str| {
+            let path =
+                if part.is_empty() { folder.path().into() } else { folder.path().join(part) };
+            open_set(&path, &DecodeLimits::default()).map(|task| task.images())
+        };
+        ["a", "b"].into_iter().for_each(|class| add("train", class, 5));
+        // Without a second part every fifth image is set aside.
+        assert_eq!(images("train").unwrap(), (8, 2));
+        add("val", "a", 3);
+        assert_eq!(images("").unwrap(), (10, 3));
+        add("test", "b", 1);
+        assert_eq!(images("").unwrap(), (10, 1));
+    }
+
+    #[test]
+    fn accuracies_of_probes_come_with_their_intervals() {
+        let logistic = crate::probe::Logistic { l2s: vec![1e-3], max_iterations: 50 };
+        let probe = Probe {
+            solver: crate::probe::Solver::Logistic(logistic),
+            suffixes: vec![crate::probe::Suffix { n: 1, first: 0 }],
+            standardize: false,
+            refit: true,
+        };
+        let side = |of: Vec<u32>| crate::probe::Examples {
+            values: of.iter().map(|&class| class as f32).collect(),
+            width: 1,
+            targets: crate::probe::Targets::Classes { of, count: 2 },
+        };
+        let mut queries = side(vec![0, 1, 0, 1]);
+        queries.values[3] = 0.0;
+        let sides = Sides {
+            train: side([0, 1].repeat(10)),
+            queries,
+            train_images: vec![],
+            left_out: vec![],
+        };
+        let set = crate::testing::Images::default().set();
+        let task = LabeledTask {
+            train: set.clone(),
+            queries: set,
+            classes: vec![],
+            description: String::new(),
+        };
+        let found = measure(&probe, &task.into(), |_| sides).unwrap();
+        assert_eq!((found.metric.as_str(), found.value), ("top1", 75.0));
+        assert_eq!(found.interval, crate::probe::wilson_interval(3, 4));
+        assert_eq!(found.best["top1"], 75.0);
     }
 }

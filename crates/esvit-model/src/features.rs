@@ -161,3 +161,65 @@ pub fn view_forward<'a>(
         pool::run(|| to_vec(&swin.forward(params, images, &ForwardCtx::eval()).view))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esvit_data::ViewsConfig;
+
+    /// 70 images of two classes, of which 5 and 64 cannot be read.
+    struct Shades(Vec<String>);
+
+    impl Source for Shades {
+        fn len(&self) -> usize {
+            70
+        }
+
+        fn name(&self, index: usize) -> String {
+            format!("shade {index}")
+        }
+
+        fn label(&self, index: usize) -> Option<u32> {
+            (index < 60).then_some(index as u32 % 2)
+        }
+
+        fn classes(&self) -> &[String] {
+            &self.0
+        }
+
+        fn load(&self, index: usize) -> Result<Image, esvit_data::SourceError> {
+            if index == 5 || index == 64 {
+                return Err(esvit_data::SourceError::NoSuchImage { index, len: 70 });
+            }
+            Ok(Image::new(4, 4, vec![index as u8; 48]).unwrap())
+        }
+    }
+
+    #[test]
+    fn rows_keep_their_images_and_labels() {
+        let source = Shades(vec!["a".into(), "b".into()]);
+        let images: Vec<usize> = (0..70).rev().collect();
+        let (mut batches, mut done) = (Vec::new(), Vec::new());
+        let preprocess = Preprocess {
+            mean: [0.0; 3],
+            std: [1.0; 3],
+            ..Preprocess::new(2, 0, &ViewsConfig::default())
+        };
+        let forward = |pixels: Vec<f32>, count: usize| {
+            batches.push(count);
+            // Its shade and a constant.
+            pixels.chunks(12).flat_map(|image| [(image[0] * 255.0).round(), 7.0]).collect()
+        };
+        let found = extract(&source, &images, &preprocess, forward, |count| done.push(count));
+        let kept: Vec<usize> = images.iter().copied().filter(|i| ![5, 64].contains(i)).collect();
+        assert_eq!((found.images, found.rows.width), (kept.clone(), 2));
+        let expected: Vec<f32> = kept.iter().flat_map(|&index| [index as f32, 7.0]).collect();
+        assert_eq!(found.rows.values, expected);
+        let labels = kept.iter().map(|&index| if index < 60 { index as u32 % 2 } else { 0 });
+        assert_eq!(found.rows.labels, labels.collect::<Vec<_>>());
+        assert_eq!((batches, done), (vec![63, 5], vec![64, 6]));
+        let left: Vec<(usize, &str)> =
+            found.left_out.iter().map(|left| (left.index, left.name.as_str())).collect();
+        assert_eq!(left, [(64, "shade 64"), (5, "shade 5")]);
+    }
+}

@@ -505,4 +505,22 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn rows_are_read_piece_by_piece() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("rows.npy");
+        let values: Vec<f32> = (0..60_000).map(|value| value as f32).collect();
+        let mut writer = NpyWriter::create(&path, 3)?;
+        writer.append(&values)?;
+        assert_eq!(writer.finish()?, 20_000);
+        let mut reader = NpyReader::<f32>::open(&path)?;
+        assert_eq!(reader.shape(), [20_000, 3]);
+        assert_eq!(reader.rows(2)?, values[..6]);
+        // More than is converted at a time, and then what is left.
+        assert_eq!(reader.rows(19_000)?, values[6..57_006]);
+        assert_eq!(reader.rows(19_000)?, values[57_006..]);
+        assert!(reader.rows(1)?.is_empty());
+        Ok(())
+    }
 }

@@ -360,7 +360,8 @@ fn states_of_an_optimizer_are_no_networks() {
     assert!(networks(&opened(&[floats(name, &[49, 1], vec![0.0; 49])])).is_empty());
 }
 
-/// The side of the images follows from the windows; usual ones are tried first.
+/// The side of the images follows from the windows; usual ones are tried first, then multiples of
+/// the last stride, then of the patch.
 #[test]
 fn sizes_of_images_follow_from_the_windows() {
     let base = SwinConfig {
@@ -370,7 +371,9 @@ fn sizes_of_images_follow_from_the_windows() {
         mlp_ratio: 1.0,
         ..config()
     };
-    for (img_size, window_size, patch_size) in [(224, 7, 4), (384, 12, 4)] {
+    for (img_size, window_size, patch_size) in
+        [(224, 7, 4), (384, 12, 4), (224, 14, 2), (96, 5, 4), (40, 5, 4)]
+    {
         let expected = SwinConfig { img_size, window_size, patch_size, ..base.clone() };
         let file = opened(&exported(&params(&specs(&expected)), Naming::Esvit, Float::F32));
         assert_eq!(StoredNetwork::find(&file, None).unwrap().shape().unwrap(), expected);

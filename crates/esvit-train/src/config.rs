@@ -607,6 +607,16 @@ mod tests {
     }
 
     #[test]
+    fn evaluations_show_images_as_the_settings_say() {
+        let mut config = Config::default();
+        (config.views.global_size, config.knn.crop, config.knn.resize) = (160, 0, 0);
+        assert_eq!(config.preprocess().size(), 160);
+        (config.knn.crop, config.knn.resize) = (96, 100);
+        let run = config.preprocess();
+        assert_eq!((run.size(), run.transform.resize, run.mean), (96, 100, config.views.mean));
+    }
+
+    #[test]
     fn settings_by_their_old_names_are_read() {
         let old = "data.queue=7 knn.max_pictures=9 train.crops_per_pass=3 \
                    train.checkpoint_blocks=true";
@@ -669,5 +679,268 @@ mod tests {
         for recipe in recipe::RECIPES {
             Config::resolve(vec![recipe_layer(recipe.name).unwrap()]).unwrap();
         }
+    }
+
+    /// One line for every setting that is checked, and the nearest value that is allowed.
+    #[test]
+    fn every_setting_has_its_bounds() {
+        for (refused, allowed) in [
+            ("train.epochs=0", "train.epochs=10"),
+            ("train.batch_size=0", "train.batch_size=1"),
+            ("train.accumulate=0", "train.accumulate=1"),
+            ("train.log_every=0", "train.log_every=1"),
+            ("data.repeat=0", "data.repeat=1"),
+            ("head.out_dim=0", "head.out_dim=1"),
+            ("head.hidden_dim=0", "head.hidden_dim=1"),
+            ("head.bottleneck_dim=0", "head.bottleneck_dim=1"),
+            ("head.layers=0", "head.layers=1"),
+            ("checkpoint.every_epochs=0", "checkpoint.every_epochs=1"),
+            ("checkpoint.keep_last=0", "checkpoint.keep_last=1"),
+            ("knn.k=0", "knn.k=1"),
+            ("objective.student_temp=0.0", "objective.student_temp=1e-3"),
+            ("objective.student_temp=nan", "objective.student_temp=2.0"),
+            ("objective.teacher_temp=-0.1", "objective.teacher_temp=1e-3"),
+            ("objective.warmup_teacher_temp=0.0", "objective.warmup_teacher_temp=1e-3"),
+            ("knn.temperature=0.0", "knn.temperature=1e-3"),
+            ("knn.temperature=inf", "knn.temperature=2.0"),
+            ("objective.center_momentum=1.5", "objective.center_momentum=1.0"),
+            ("objective.center_momentum=-0.1", "objective.center_momentum=0.0"),
+            ("optim.momentum_teacher=1.5", "optim.momentum_teacher=1.0"),
+            ("optim.momentum_teacher=-0.1", "optim.momentum_teacher=0.0"),
+            ("model.drop_path=-0.1", "model.drop_path=0.0"),
+            ("model.drop_path=1.0", "model.drop_path=0.99"),
+            ("optim.lr=-1.0", "optim.lr=0.0"),
+            ("optim.lr=inf", "optim.lr=10.0"),
+            ("optim.min_lr=-1.0", "optim.min_lr=0.0"),
+            ("optim.weight_decay=-0.1", "optim.weight_decay=0.0"),
+            ("optim.weight_decay_end=-0.1", "optim.weight_decay_end=0.0"),
+            ("optim.warmup_epochs=-1.0", "optim.warmup_epochs=0.0"),
+            ("optim.warmup_epochs=100.5", "optim.warmup_epochs=100.0"),
+            ("optim.clip_grad=0.0", "optim.clip_grad=1e-3"),
+            ("optim.clip_grad=-1.0", "optim.clip_grad=none"),
+            ("optim.clip_grad=inf", "optim.clip_grad=1e6"),
+            ("train.device=gpu", "train.device=cpu"),
+            ("train.device=cpu:1", "train.device=cpu:0"),
+        ] {
+            let key = refused.split('=').next().unwrap();
+            let error = resolve(&[refused]).expect_err(refused).to_string();
+            assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
+            resolve(&[allowed]).expect(allowed);
+        }
+    }
+
+    #[test]
+    fn settings_that_do_not_go_together_are_refused() {
+        for (refused, allowed, needed) in [
+            (
+                ["views.local_sizes=[3]", "views.local_counts=[1]"],
+                ["views.local_sizes=[4]", "views.local_counts=[1]"],
+                "views of 3 pixels hold no patch of `model.patch_size` 4",
+            ),
+            (
+                ["head.use_bn_in_head=true", "train.crops_per_forward=2"],
+                ["head.use_bn_in_head=true", "train.crops_per_forward=0"],
+                "`train.crops_per_forward` and `head.use_bn_in_head` do not go together",
+            ),
+            (
+                ["objective.mixup.enabled=true", "objective.region=true"],
+                ["objective.mixup.enabled=true", "objective.region=false"],
+                "hint: set `objective.region=false`",
+            ),
+            (
+                ["train.epochs=5", "optim.warmup_epochs=5.5"],
+                ["train.epochs=5", "optim.warmup_epochs=5.0"],
+                "`optim.warmup_epochs` is 5.5 and `train.epochs` is 5",
+            ),
+        ] {
+            let error = resolve(&refused).expect_err(needed).to_string();
+            assert!(error.contains(needed), "{error}");
+            resolve(&allowed).expect(needed);
+        }
+    }
+
+    /// The published settings, which are the defaults, as numbers.
+    #[test]
+    fn defaults_are_the_published_settings() {
+        let config = resolve(&["model.arch=swin_small"]).unwrap();
+        let model = ModelConfig {
+            arch: "swin_small_w7".into(),
+            drop_path: 0.2,
+            img_size: 224,
+            patch_size: 4,
+            embed_dim: 96,
+            depths: vec![2, 2, 18, 2],
+            num_heads: vec![3, 6, 12, 24],
+            window_size: 7,
+            mlp_ratio: 4.0,
+            norm_eps: 1e-6,
+        };
+        assert_eq!(config.model, model);
+        assert_eq!(Config::default().model.arch, "swin_tiny_w7");
+        let objective = ObjectiveConfig {
+            region: true,
+            weights: Weights::Named(NamedWeights::Reference),
+            student_temp: 0.1,
+            teacher_temp: 0.04,
+            warmup_teacher_temp: 0.04,
+            warmup_teacher_temp_epochs: 0,
+            center_momentum: 0.9,
+            mixup: MixupConfig {
+                enabled: false,
+                mixup_alpha: 0.8,
+                cutmix_alpha: 1.0,
+                switch_prob: 0.5,
+                views: 10,
+            },
+        };
+        assert_eq!(config.objective, objective);
+        let optim = OptimConfig {
+            name: OptimizerKind::AdamW,
+            lr: 5e-4,
+            min_lr: 1e-6,
+            warmup_epochs: 10.0,
+            weight_decay: 0.04,
+            weight_decay_end: 0.4,
+            clip_grad: Some(3.0),
+            clip_scope: ClipScope::Tensor,
+            freeze_last_layer: 1,
+            momentum_teacher: 0.996,
+        };
+        assert_eq!(config.optim, optim);
+        let train = TrainConfig {
+            epochs: 100,
+            batch_size: 64,
+            accumulate: 1,
+            crops_per_forward: 0,
+            activation_checkpointing: false,
+            device: "cpu".into(),
+            precision: PrecisionChoice::Auto,
+            log_every: 10,
+        };
+        assert_eq!(config.train, train);
+        let checkpoint = CheckpointConfig { every_epochs: 1, every_steps: 0, keep_last: 3 };
+        assert_eq!(config.checkpoint, checkpoint);
+        let head = HeadConfig {
+            out_dim: 65_536,
+            hidden_dim: 2048,
+            bottleneck_dim: 256,
+            layers: 3,
+            use_bn_in_head: false,
+            norm_last_layer: true,
+        };
+        assert_eq!(config.head, head);
+        let data = DataConfig {
+            path: None,
+            repeat: 1,
+            workers: 0,
+            prefetch: 2,
+            max_broken: 0.5,
+            // The limit of Pillow, above which it warns of a bomb.
+            max_pixels: 178_956_970,
+            cache_mb: 512,
+        };
+        assert_eq!(config.data, data);
+        let knn = KnnConfig {
+            every_epochs: 5,
+            train: None,
+            val: None,
+            k: 20,
+            temperature: 0.07,
+            max_images: 10_000,
+            crop: 0,
+            resize: 0,
+        };
+        assert_eq!(config.knn, knn);
+        assert_eq!((config.seed, LR_BATCH), (0, 256.0));
+    }
+
+    #[test]
+    fn published_recipes_are_the_papers() {
+        for recipe in recipe::RECIPES.iter().filter(|recipe| recipe.name != "materials") {
+            let name = recipe.name;
+            let config = Config::resolve(vec![recipe_layer(name).unwrap()]).unwrap();
+            let expected = Config {
+                // Only the largest model was trained with prototypes of unit length.
+                head: HeadConfig {
+                    norm_last_layer: name == "swin_base_w14",
+                    ..HeadConfig::default()
+                },
+                objective: ObjectiveConfig {
+                    warmup_teacher_temp: 0.04,
+                    teacher_temp: 0.07,
+                    warmup_teacher_temp_epochs: 30,
+                    ..ObjectiveConfig::default()
+                },
+                train: TrainConfig {
+                    epochs: 300,
+                    batch_size: 32,
+                    accumulate: 16,
+                    ..TrainConfig::default()
+                },
+                // The architecture of that name.
+                ..resolve(&[&format!("model.arch={name}")]).unwrap()
+            };
+            assert_eq!(config, expected, "{name}");
+            assert_eq!(config.global_batch(), 512);
+        }
+        let summary = recipe::find("swin_base_w7").unwrap().summary();
+        let expected = "The published EsViT run on ImageNet-1K: Swin-Base with window 7, \
+                        L_V + L_R, 300 epochs.";
+        assert_eq!(summary, expected);
+        assert_eq!(recipe::find("swin_base"), None);
+    }
+
+    #[test]
+    fn crops_that_go_through_at_a_time() {
+        let crop_chunks = |texts: &[&str]| resolve(texts).unwrap().crop_chunks();
+        assert_eq!(crop_chunks(&["train.crops_per_forward=3"]), CropChunks::Crops(3));
+        assert_eq!(crop_chunks(&["head.use_bn_in_head=true"]), CropChunks::All);
+        let swin = Config::default().model.swin();
+        for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
+            for again in [false, true] {
+                let texts = [
+                    format!("train.precision={precision}"),
+                    format!("train.activation_checkpointing={again}"),
+                ];
+                let found = crop_chunks(&texts.each_ref().map(String::as_str));
+                assert_eq!(found, CropChunks::within_memory(&swin, named, again));
+            }
+        }
+    }
+
+    #[test]
+    fn layers_decide_about_architecture_and_policy() {
+        // The last layer that names an architecture decides; later layers change it.
+        let config =
+            resolve(&["model.window_size=14", "model.arch=swin_base", "model.drop_path=0.3"]);
+        let model = config.unwrap().model;
+        assert_eq!((model.arch.as_str(), model.window_size), ("swin_base_w7", 7));
+        assert_eq!((model.embed_dim, model.drop_path), (128, 0.3));
+        // `custom` keeps the shape of the default where nothing is said.
+        let model = resolve(&["model.arch=custom", "model.embed_dim=48"]).unwrap().model;
+        assert_eq!((model.arch.as_str(), model.embed_dim, model.window_size), ("custom", 48, 7));
+        // The last policy decides, and what is set beside it stays.
+        let views = resolve(&["views.policy=deit", "views.flip=0.1", "views.policy=basic"]);
+        let expected = ViewsConfig { flip: 0.1, ..ViewsConfig::for_policy(Policy::Basic) };
+        assert_eq!(views.unwrap().views, expected);
+        let error = resolve(&["views.policy=simclr"]).unwrap_err().to_string();
+        assert!(error.contains("`views.policy`"), "{error}");
+        let error = recipe_layer("swin_tiny").unwrap_err().to_string();
+        assert!(
+            error.starts_with("there is no recipe `swin_tiny`\nhint: choose one of `mat"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn how_evaluations_show_images() {
+        let preprocess = |texts: &[&str]| resolve(texts).unwrap().preprocess();
+        let views = ViewsConfig::default();
+        assert_eq!(preprocess(&[]), Preprocess::new(224, 0, &views));
+        let found = preprocess(&["views.global_size=64", "knn.resize=70"]);
+        assert_eq!(found, Preprocess::new(64, 70, &views));
+        assert_eq!(preprocess(&["knn.crop=32"]), Preprocess::new(32, 0, &views));
+        let other = ViewsConfig { mean: [0.1, 0.2, 0.3], ..views };
+        assert_eq!(preprocess(&["views.mean=[0.1,0.2,0.3]"]), Preprocess::new(224, 0, &other));
     }
 }

@@ -521,4 +521,47 @@ mod tests {
         let syntax = parse_text("a = ", Origin::File("run.toml".into())).expect_err("cut off");
         assert_eq!(syntax.to_string(), "invalid TOML in `run.toml`");
     }
+
+    #[test]
+    fn of_two_layers_that_set_a_key_the_last_is_named() {
+        let layers = [
+            parse_text("[optim]\nlr = 1", Origin::Recipe("swin".into())).expect("TOML"),
+            parse_text("[optim]\nlr = \"slow\"", Origin::File("run.toml".into())).expect("TOML"),
+            parse_text("[optim]\nname = \"lars\"", Origin::File("other.toml".into()))
+                .expect("TOML"),
+        ];
+        let error = resolve::<Config>(&schema(), &layers).expect_err("not a number").to_string();
+        assert!(error.starts_with("bad value for `optim.lr` in `run.toml`"), "{error}");
+        let wrong = [parse_text("[optim]\nrl = 1", Origin::Recipe("swin".into())).expect("TOML")];
+        let error = resolve::<Config>(&schema(), &wrong).expect_err("unknown").to_string();
+        assert!(error.starts_with("unknown key `optim.rl` in recipe `swin`, did"), "{error}");
+    }
+
+    #[test]
+    fn suggestions_are_few_and_near() {
+        let table = "[a]\nlevel = 1\n[b]\nlevel = 1\n[c]\nlevel = 1\n[d]\nlevel = 1\n\
+                     [e]\nbottleneck = 1\nlr = 1";
+        let schema = Schema::new(table.parse().expect("TOML"));
+        let message = |text: &str| {
+            let layer = parse_override(text).expect("override");
+            schema.check(&layer).expect_err(text).to_string()
+        };
+        for (text, expected) in [
+            ("e.level=1", ", did you mean `a.level` or `b.level` or `c.level`?"),
+            // Three of ten letters, and four.
+            ("e.bottlexxxk=1", ", did you mean `e.bottleneck`?"),
+            ("e.bottxxxxck=1", ""),
+            // The beginning of a key, of three letters at least, and a longer word.
+            ("e.bot=1", ", did you mean `e.bottleneck`?"),
+            ("e.bo=1", ""),
+            ("e.bottleneck_width_of_all=1", ", did you mean `e.bottleneck`?"),
+            ("e.lrrrr=1", ""),
+        ] {
+            let expected = format!(
+                "unknown key `{}` on the command line{expected}",
+                text.trim_end_matches("=1")
+            );
+            assert_eq!(message(text), expected);
+        }
+    }
 }

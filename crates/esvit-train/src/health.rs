@@ -176,4 +176,109 @@ mod tests {
         assert_eq!(watch.look(&healthy), None);
         assert_eq!((0..4).filter(|_| watch.look(&collapsed).is_some()).count(), 0);
     }
+
+    /// Distributions of known entropy behind a center of length 3, at a temperature of 0.5, and
+    /// features of other lengths than 1.
+    #[test]
+    fn figures_by_hand() {
+        let device = Device::flex();
+        let center = [1.0f32, -2.0, 2.0];
+        let rows = [[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0], [2.0, 1.0, 1.0]];
+        let logits = rows.map(|row: [f32; 3]| {
+            std::array::from_fn::<f32, 3, _>(|k| 0.5 * (row[k] / 4.0).ln() + center[k])
+        });
+        let features = [[3.0, 4.0], [0.0, 2.0], [5.0, 0.0], [-0.3, 0.4]];
+        let teacher = Predictions {
+            view_features: Tensor::from_floats(features, &device),
+            view_logits: PrototypeLogits::from_matrix(Tensor::from_floats(logits, &device)),
+            region: None,
+        };
+        let centers = Centers::new(Tensor::from_floats(center, &device), None);
+        let found = examine(&teacher, &centers, 0.5);
+        let ln = f64::ln;
+        let expected = Health {
+            teacher_entropy: 1.5 * ln(2.0),
+            marginal_entropy: -0.375 * ln(0.375) - 0.625 * ln(0.3125),
+            max_entropy: ln(3.0),
+            rows: 4,
+            center_norm: 3.0,
+            // Unit rows (0.6, 0.8), (0, 1), (1, 0), (-0.6, 0.8): variances 0.3675 and 0.1475.
+            feature_std: (2.0 * (0.3675 + 0.1475) / 2.0f64).sqrt(),
+        };
+        assert_eq!(found.rows, expected.rows);
+        for (what, found, expected) in [
+            ("teacher", found.teacher_entropy, expected.teacher_entropy),
+            ("marginal", found.marginal_entropy, expected.marginal_entropy),
+            ("largest", found.max_entropy, expected.max_entropy),
+            ("center", found.center_norm, expected.center_norm),
+            ("features", found.feature_std, expected.feature_std),
+        ] {
+            assert!((found - expected).abs() < 1e-6, "{what}: {found} instead of {expected}");
+        }
+        let information = expected.marginal_entropy - expected.teacher_entropy;
+        assert!((found.information() - information).abs() < 1e-6);
+    }
+
+    fn figures(teacher: f64, marginal: f64, max_entropy: f64, rows: usize) -> Health {
+        Health {
+            teacher_entropy: teacher,
+            marginal_entropy: marginal,
+            max_entropy,
+            rows,
+            center_norm: 0.0,
+            feature_std: 0.0,
+        }
+    }
+
+    /// 2 % of what could be told apart: of ln 64 by 64 rows, of ln 4 by 4 prototypes.
+    #[test]
+    fn bounds_of_collapse() {
+        let [all, of_rows, of_prototypes] = [7.0, 64f64.ln(), 4f64.ln()];
+        for (health, expected) in [
+            (figures(1.0, 1.0 + 0.0199 * of_rows, all, 64), Some(Collapse::Constant)),
+            (figures(1.0, 1.0 + 0.0201 * of_rows, all, 64), None),
+            (
+                figures(0.5, 0.5 + 0.0199 * of_prototypes, of_prototypes, 64),
+                Some(Collapse::Constant),
+            ),
+            (figures(0.5, 0.5 + 0.0201 * of_prototypes, of_prototypes, 64), None),
+            (figures(0.91 * all, 0.91 * all, all, 64), Some(Collapse::Uniform)),
+            (figures(0.89 * all, 0.89 * all, all, 64), Some(Collapse::Constant)),
+            // Rounding may make the mean's entropy the smaller one.
+            (figures(1.0, 1.0 - 1e-6, all, 64), Some(Collapse::Constant)),
+            (figures(1.0, 1.0, all, 4), Some(Collapse::Constant)),
+            (figures(1.0, 1.0, all, 3), None),
+        ] {
+            assert_eq!(health.collapse(), expected, "{health:?}");
+        }
+        assert_eq!(figures(1.0, 0.5, all, 64).information(), 0.0);
+    }
+
+    /// The fifth finding in a row is reported, and another each time that the kind changes.
+    #[test]
+    fn a_change_of_the_kind_is_reported() {
+        let uniform = look([[0.25; 4]; 4]);
+        let constant = look([[1.0, 0.0, 0.0, 0.0]; 4]);
+        let healthy = figures(0.1, 1.0, 2.0, 64);
+        let [uniform_once, constant_once] = [Some(Collapse::Uniform), Some(Collapse::Constant)];
+        let mut watch = CollapseDetector::default();
+        for (round, expected) in [(0, [None; 4]), (1, [uniform_once, None, None, None])] {
+            let found = [0; 4].map(|_| watch.look(&uniform));
+            assert_eq!(found, expected, "round {round}");
+        }
+        assert_eq!([0; 2].map(|_| watch.look(&constant)), [constant_once, None]);
+        assert_eq!([0; 2].map(|_| watch.look(&uniform)), [uniform_once, None]);
+        assert_eq!(watch.look(&healthy), None);
+        assert_eq!([0; 4].map(|_| watch.look(&uniform)), [None; 4]);
+        assert_eq!(watch.look(&constant), constant_once);
+    }
+
+    #[test]
+    fn advice_says_which_way_to_turn() {
+        let [uniform, constant] = [Collapse::Uniform, Collapse::Constant].map(Collapse::advice);
+        assert!(uniform.contains("all prototypes alike"), "{uniform}");
+        assert!(uniform.contains("hint: lower `objective.teacher_temp`"), "{uniform}");
+        assert!(constant.contains("the same answer for every image"), "{constant}");
+        assert!(constant.contains("hint: raise `objective.teacher_temp`"), "{constant}");
+    }
 }

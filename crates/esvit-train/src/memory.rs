@@ -158,4 +158,124 @@ mod tests {
         let error = fit(&recipe(), 1e9).unwrap_err();
         assert!(error.to_string().contains("1.0 GB were given"), "{error}");
     }
+
+    /// Two stages of 8 and 16 values, two global crops of 32 pixels and a local one of 16, eight
+    /// images a step of which four go through at a time, globals and locals apart.
+    fn small() -> Config {
+        let texts = [
+            "model.arch=custom",
+            "model.img_size=32",
+            "model.embed_dim=8",
+            "model.depths=[2,1]",
+            "model.num_heads=[1,2]",
+            "model.mlp_ratio=2.0",
+            "head.out_dim=64",
+            "head.hidden_dim=16",
+            "head.bottleneck_dim=8",
+            "views.global_size=32",
+            "views.local_sizes=[16]",
+            "views.local_counts=[1]",
+            "train.batch_size=4",
+            "train.accumulate=2",
+            "train.crops_per_forward=2",
+            "train.precision=f32",
+        ];
+        let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
+        Config::resolve(layers.into()).unwrap()
+    }
+
+    #[test]
+    fn an_estimate_by_hand() {
+        let config = small();
+        let network = Network::new(&config.model.swin(), 0.0, &config.head, true);
+        let specs = network.specs();
+        let all: usize = specs.iter().map(|spec| spec.len()).sum();
+        // The lengths of 64 prototypes in both heads stay.
+        let trained = all - 128;
+        // Student and teacher; two moments, a gradient and a sum of gradients.
+        let state =
+            |moments: usize, sums: usize| (4 * (2 * all + (moments + 1 + sums) * trained)) as f64;
+        // Globals: blocks keep 10 values of 4 bytes of 1,280 each, the largest stage has 512, the
+        // heads see 17 rows, 2 * 16 + 16 wide.
+        let image = (2 * 1280 * 40 + 2 * 512 * 32 + 34 * 48 * 8) as f64;
+        let exponentials = ((34 + 34) * 64 * 4) as f64;
+        let pixels = ((2 * 3 * 32 * 32 + 3 * 16 * 16) * 4) as f64;
+        let expected = |state: f64, images: f64| {
+            200e6 + 1.2 * (state + images * (image + exponentials)) + pixels * 8.0 * (2.0 + 2.0)
+        };
+        let check = |found: f64, expected: f64| {
+            assert!((found / expected - 1.0).abs() < 1e-12, "{found} instead of {expected}");
+        };
+        check(estimate(&config, 4), expected(state(2, 1), 4.0));
+        // Several passes need a sum also where all images go through at once.
+        check(estimate(&config, 8), expected(state(2, 1), 8.0));
+        let with = |change: &dyn Fn(&mut Config)| {
+            let mut config = small();
+            change(&mut config);
+            config
+        };
+        for name in [OptimizerKind::Sgd, OptimizerKind::Lars] {
+            let found = estimate(&with(&|config| config.optim.name = name), 4);
+            check(found, expected(state(1, 1), 4.0));
+        }
+        // One more batch in the queue.
+        let found = estimate(&with(&|config| config.data.prefetch = 3), 4);
+        check(found, expected(state(2, 1), 4.0) + pixels * 8.0);
+        // One pass of all crops: no sum, and the local crop (320 values, 128 of them in the first
+        // stage, 5 rows) beside the others.
+        let all_at_once = with(&|config| config.train.crops_per_forward = 3);
+        let local = (320 * 40 + 128 * 32 + 5 * 48 * 8) as f64 + (5 * 64 * 4) as f64;
+        let found = estimate(&all_at_once, 8);
+        check(found, expected(state(2, 0), 8.0) + 1.2 * 8.0 * local);
+        // The view task alone: one row a crop.
+        let view = with(&|config| config.objective.region = false);
+        let specs = Network::new(&view.model.swin(), 0.0, &view.head, false);
+        let all: usize = specs.specs().iter().map(|spec| spec.len()).sum();
+        let state = (4 * (2 * all + 4 * (all - 64))) as f64;
+        let image = (2 * 1280 * 40 + 2 * 512 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
+        let expected = 200e6 + 1.2 * (state + 4.0 * image) + pixels * 8.0 * 4.0;
+        check(estimate(&view, 4), expected);
+    }
+
+    /// Exponentials of logits are made some rows at a time: of a large batch they take no more
+    /// than their buffer, which holds an image's at least.
+    #[test]
+    fn exponentials_are_bounded() {
+        let mut config = small();
+        for out_dim in [65_536, 200_000, 1 << 22] {
+            config.head.out_dim = out_dim;
+            let image = 68.0 * out_dim as f64 * 4.0;
+            let added = estimate(&config, 4) - estimate(&config, 2);
+            let others = (2 * 1280 * 40 + 2 * 512 * 32 + 34 * 48 * 8) as f64;
+            let [four, two] =
+                [4.0, 2.0].map(|images| image.max(EXPONENTIALS_BYTES as f64).min(images * image));
+            let expected = 1.2 * (2.0 * others + four - two);
+            assert!((added - expected).abs() < 1e3, "{added} instead of {expected}");
+        }
+    }
+
+    /// The largest divisor of the step that fits, exactly; blocks are computed again only where not
+    /// even one image fits otherwise.
+    #[test]
+    fn what_fits_exactly() {
+        let config = small();
+        let need = |images: usize, again: bool| {
+            let mut config = config.clone();
+            config.train.activation_checkpointing = again;
+            estimate(&config, images)
+        };
+        for (micro_batch, accumulate) in [(8, 1), (4, 2), (2, 4), (1, 8)] {
+            let bytes = need(micro_batch, false);
+            let expected = Fit { micro_batch, accumulate, activation_checkpointing: false, bytes };
+            assert_eq!(fit(&config, bytes), Ok(expected));
+        }
+        let given = need(1, false) - 1.0;
+        assert!(need(1, true) < given && given < need(8, true));
+        let found = fit(&config, given).unwrap();
+        assert!(found.activation_checkpointing && found.bytes <= given);
+        let next = need(2 * found.micro_batch, true);
+        assert!(next > given, "{found:?} and {next}");
+        let (need, given) = (need(1, true), need(1, true) - 1.0);
+        assert_eq!(fit(&config, given), Err(DoesNotFit { need, given }));
+    }
 }

@@ -126,4 +126,108 @@ mod tests {
         assert!((mean - 0.5).abs() < 0.01, "{mean}");
         assert!((variance - 1.0 / 10.4).abs() < 0.003, "{variance}");
     }
+
+    /// Two images, black and white, and the white share of the first one's mix.
+    fn black_and_white(
+        config: &MixupConfig,
+        seed: u64,
+        place: [u64; 2],
+    ) -> Vec<(Vec<f32>, Vec<f32>)> {
+        let device = Device::flex();
+        let levels = [[0.0; 3 * 12 * 12], [1.0; 3 * 12 * 12]].concat();
+        let crops = vec![tensor::<4>(levels, [2, 3, 12, 12], &device); 2];
+        let (images, matrices) = mix(&crops, config, seed, place);
+        let both = images.iter().zip(&matrices);
+        both.map(|(images, matrix)| (to_vec(images), to_vec(matrix))).collect()
+    }
+
+    fn is_cut(image: &[f32]) -> bool {
+        image.iter().all(|&value| value == 0.0 || value == 1.0)
+    }
+
+    /// Of 2,000 crops the share of `switch_prob` is cut, and each way has its own distribution:
+    /// one that is narrow around a half, one that is often nearly 1.
+    #[test]
+    fn cutmix_has_its_share_and_its_distribution() {
+        for alphas in [[4.0, 0.3], [0.3, 4.0]] {
+            let [mixup_alpha, cutmix_alpha] = alphas;
+            let config = MixupConfig {
+                enabled: true,
+                mixup_alpha,
+                cutmix_alpha,
+                switch_prob: 0.2,
+                views: 2,
+            };
+            let [mut nearly_all, mut total] = [[0; 2]; 2];
+            for step in 0..1000 {
+                for (image, matrix) in black_and_white(&config, 1, [step, 0]) {
+                    let way = usize::from(is_cut(&image));
+                    nearly_all[way] += u32::from(matrix[0] > 0.95);
+                    total[way] += 1;
+                }
+            }
+            assert!((f64::from(total[1]) / 2000.0 - 0.2).abs() < 0.04, "{total:?}");
+            for way in 0..2 {
+                let share = f64::from(nearly_all[way]) / f64::from(total[way]);
+                let expected = if alphas[way] > 1.0 { share < 0.05 } else { share > 0.15 };
+                assert!(expected, "{way}: {share} of {total:?} for {alphas:?}");
+            }
+        }
+    }
+
+    /// A box of 0.6 of both sides around a uniformly drawn center, cut off at the edges, holds
+    /// `(r - r^2 / 4)^2` of the area on average.
+    #[test]
+    fn area_of_the_cut() {
+        let device = Device::flex();
+        let mut rng = Rng::new(3, [0; 3]);
+        let [height, width, draws] = [60, 90, 3000];
+        let (mut area, mut rows_hit, mut columns_hit) = (0.0, [0; 60], [0; 90]);
+        for _ in 0..draws {
+            let (mask, share) = cut(&mut rng, [height, width], 1.0 - 0.36, &device);
+            let mask = to_vec(&mask);
+            let filled = mask.iter().filter(|&&value| value == 1.0).count();
+            assert!(mask.iter().all(|&value| value == 0.0 || value == 1.0));
+            assert!((share - (1.0 - filled as f64 / 5400.0)).abs() < 1e-12);
+            area += filled as f64 / 5400.0;
+            for (row, hits) in mask.chunks_exact(width).zip(&mut rows_hit) {
+                *hits += usize::from(row.contains(&1.0));
+            }
+            for (column, hits) in columns_hit.iter_mut().enumerate() {
+                *hits += usize::from(mask[column..].iter().step_by(width).any(|&v| v == 1.0));
+            }
+        }
+        let expected = (0.6f64 - 0.09).powi(2);
+        assert!((area / draws as f64 - expected).abs() < 0.005, "{area} of {draws}");
+        // The middle is in the box where the center is within 0.3 of it, the edge within 0.3.
+        let share = |hits: usize| hits as f64 / draws as f64;
+        for (hits, expected) in [
+            (rows_hit[0], 0.3),
+            (rows_hit[30], 0.6),
+            (rows_hit[59], 0.3),
+            (columns_hit[0], 0.3),
+            (columns_hit[45], 0.6),
+            (columns_hit[89], 0.3),
+        ] {
+            assert!((share(hits) - expected).abs() < 0.05, "{} instead of {expected}", share(hits));
+        }
+    }
+
+    /// Seed, step, micro-batch and crop each have draws of their own, and the same place has the
+    /// same ones.
+    #[test]
+    fn draws_by_place() {
+        let config = MixupConfig { switch_prob: 0.0, ..MixupConfig::default() };
+        let share = |seed, place, crop: usize| black_and_white(&config, seed, place)[crop].1[0];
+        let of_first = share(1, [2, 3], 0);
+        assert_eq!(share(1, [2, 3], 0), of_first);
+        for (what, other) in [
+            ("seed", share(2, [2, 3], 0)),
+            ("step", share(1, [3, 3], 0)),
+            ("micro-batch", share(1, [2, 4], 0)),
+            ("crop", share(1, [2, 3], 1)),
+        ] {
+            assert_ne!(other, of_first, "{what}");
+        }
+    }
 }

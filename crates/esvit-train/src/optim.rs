@@ -353,3 +353,188 @@ pub fn clip(
     };
     (total as f32, norms.into_iter().map(scale).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use esvit_nn::params::Init;
+    use esvit_nn::weights::to_vec;
+
+    const KINDS: [OptimizerKind; 3] =
+        [OptimizerKind::AdamW, OptimizerKind::Sgd, OptimizerKind::Lars];
+
+    fn spec(shape: &[usize]) -> ParamSpec {
+        let (name, shape) = ("layer.weight".into(), shape.to_vec());
+        ParamSpec { name, shape, init: Init::Zeros, role: Role::Trained }
+    }
+
+    fn tensor(values: &[f32]) -> Tensor<1> {
+        vector(values.to_vec(), &Device::flex())
+    }
+
+    /// [`update`] from the framework's own operations, as [`Optimizer::update_all`] has it for
+    /// devices without kernels.
+    fn composed_update(
+        kind: OptimizerKind,
+        spec: &ParamSpec,
+        (value, average): (&mut Tensor<1>, Option<&mut Tensor<1>>),
+        moments: &mut Moments,
+        gradient: Tensor<1>,
+        gradient_scale: f64,
+        settings: &UpdateSettings,
+    ) {
+        let gradient = gradient * gradient_scale;
+        let UpdateSettings { lr, weight_decay: decay, momentum } = *settings;
+        let old = value.clone();
+        *value = match kind {
+            OptimizerKind::AdamW => adamw(moments, old, gradient, lr, decay),
+            OptimizerKind::Sgd => sgd(moments, old, gradient, lr, decay),
+            OptimizerKind::Lars => lars(moments, old, gradient, lr, decay, spec),
+        };
+        ema_update(average, value, momentum);
+    }
+
+    /// Value, average and moments of one parameter.
+    #[derive(Clone)]
+    struct State {
+        value: Tensor<1>,
+        average: Tensor<1>,
+        moments: Moments,
+    }
+
+    impl State {
+        fn new(values: &[f32]) -> Self {
+            let average = tensor(values) * 0.5 + 0.25;
+            Self { value: tensor(values), average, moments: Moments::default() }
+        }
+
+        /// The state after one more update, by the kernels and as other devices compute it, and
+        /// both without an average.
+        fn updates(
+            &self,
+            kind: OptimizerKind,
+            spec: &ParamSpec,
+            gradient: &[f32],
+            settings: &UpdateSettings,
+        ) -> [Self; 4] {
+            [(true, true), (false, true), (true, false), (false, false)].map(
+                |(kernels, follows)| {
+                    let mut state = self.clone();
+                    state.moments.updates += 1;
+                    let State { value, average, moments } = &mut state;
+                    let average = follows.then_some(average);
+                    let update = if kernels { update } else { composed_update };
+                    update(kind, spec, (value, average), moments, tensor(gradient), 0.25, settings);
+                    state
+                },
+            )
+        }
+
+        fn numbers(&self) -> Vec<Vec<f32>> {
+            let Moments { first, second, updates } = &self.moments;
+            let mut numbers = vec![to_vec(&self.value), vec![*updates as f32]];
+            numbers.extend([first, second].into_iter().flatten().map(to_vec));
+            numbers
+        }
+    }
+
+    fn close(what: &str, found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() <= 2e-6, "{what}: {found} instead of {expected}");
+        }
+    }
+
+    /// Some steps of every optimizer, with a matrix and a vector, by the kernels and composed.
+    #[test]
+    fn both_texts_update_alike() {
+        const SETTINGS: UpdateSettings =
+            UpdateSettings { lr: 0.5, weight_decay: 0.04, momentum: 0.75 };
+        for kind in KINDS {
+            for shape in [vec![2, 3], vec![6]] {
+                let spec = spec(&shape);
+                let mut state = State::new(&[0.3, -0.7, 0.0, 1.5, -0.2, 0.9]);
+                for step in 0..4 {
+                    let gradient: Vec<f32> =
+                        (0..6).map(|i| ((step * 6 + i) as f32 * 1.7).sin() * 3.0).collect();
+                    let [by_kernels, rest @ ..] = state.updates(kind, &spec, &gradient, &SETTINGS);
+                    for (other, name) in rest.iter().zip(["composed", "alone", "composed alone"]) {
+                        let what = format!("{kind:?} of {shape:?}, step {step}, {name}");
+                        for (found, expected) in other.numbers().iter().zip(by_kernels.numbers()) {
+                            close(&what, found, &expected);
+                        }
+                        let expected = if name == "composed" { &by_kernels } else { &state };
+                        close(&what, &to_vec(&other.average), &to_vec(&expected.average));
+                    }
+                    let average = state.average * 0.75 + by_kernels.value.clone() * 0.25;
+                    close("average", &to_vec(&by_kernels.average), &to_vec(&average));
+                    assert!(to_vec(&by_kernels.value) != to_vec(&state.value));
+                    state = by_kernels;
+                }
+                let expected = if kind == OptimizerKind::AdamW { 4 } else { 3 };
+                assert_eq!(state.numbers().len(), expected, "moments of {kind:?}");
+            }
+        }
+    }
+
+    /// Where the norm of the values or of the step is 0, LARS does as SGD: the rate is not adapted.
+    #[test]
+    fn lars_of_zeros() {
+        let spec = spec(&[2, 2]);
+        let still = UpdateSettings { lr: 0.5, weight_decay: 0.0, momentum: 0.0 };
+        for (values, gradient, expected) in [
+            ([0.0; 4], [1.0, -2.0, 0.0, 4.0], [-0.125, 0.25, 0.0, -0.5]),
+            ([1.0, 2.0, -1.0, 0.5], [0.0; 4], [1.0, 2.0, -1.0, 0.5]),
+            ([0.0; 4], [0.0; 4], [0.0; 4]),
+        ] {
+            let state = State::new(&values);
+            for state in state.updates(OptimizerKind::Lars, &spec, &gradient, &still) {
+                close("values", &to_vec(&state.value), &expected);
+            }
+        }
+        // The norms are 5 and 0.25 * 4: the rate is 0.5 * 0.001 * 5 / 1.
+        let state = State::new(&[3.0, 0.0, 4.0, 0.0]);
+        for state in state.updates(OptimizerKind::Lars, &spec, &[0.0, 4.0, 0.0, 0.0], &still) {
+            close("values", &to_vec(&state.value), &[3.0, -0.0025, 4.0, 0.0]);
+        }
+    }
+
+    /// A rate of its own for every parameter, no decay of vectors, buffers left alone.
+    #[test]
+    fn every_parameter_has_its_own_rate_alone() {
+        use esvit_nn::params::Registry;
+        let mut registry = Registry::default();
+        let mut root = registry.root();
+        root.param("matrix", &[1, 2], Init::Ones);
+        root.param("vector", &[2], Init::Ones);
+        root.register("statistic", &[2], Init::Ones, Role::Buffer);
+        root.param("still", &[1, 2], Init::Ones);
+        let mut params = Params::init(&registry.finish(), 0, &Device::flex());
+        let mut optimizer = Optimizer::new(OptimizerKind::Sgd, 4);
+        let gradient = || Some(tensor(&[1.0, -2.0]));
+        let gradients = vec![gradient(), gradient(), gradient(), None];
+        let lrs = [0.1, 0.2, 0.3, 0.4];
+        optimizer.step_without_ema(&mut params, gradients, &[1.0, 2.0, 1.0, 1.0], &lrs, 0.5);
+        for (value, expected) in
+            params.values().iter().zip([[0.85, 1.15], [0.6, 1.8], [1.0, 1.0], [1.0, 1.0]])
+        {
+            close("values", &to_vec(value), &expected);
+        }
+        let updates = optimizer.moments().iter().map(|moments| moments.updates);
+        assert_eq!(updates.collect::<Vec<_>>(), [1, 1, 0, 0]);
+    }
+
+    #[test]
+    fn norms_of_a_step_are_of_what_is_clipped() {
+        let gradients = [Some(tensor(&[3.0, -4.0])), None, Some(tensor(&[0.0, 0.0]))];
+        let (norm, scales) = clip(&gradients, Some(1.0), ClipScope::Tensor);
+        close("norm", &[norm], &[5.0]);
+        close("scales", &scales.iter().map(|&s| s as f32).collect::<Vec<_>>(), &[0.2, 1.0, 1.0]);
+        let sum = to_vec(&add(tensor(&[1.0, 2.0]), tensor(&[0.5, -3.0])));
+        assert_eq!(
+            (sum, to_vec(&scale(tensor(&[1.0, 2.0]), 0.5))),
+            (vec![1.5, -1.0], vec![0.5, 1.0])
+        );
+    }
+}

@@ -374,4 +374,21 @@ mod tests {
             assert_eq!(file_name_part(name), expected);
         }
     }
+
+    /// Also where both were made within a second, by processes of any number.
+    #[test]
+    fn a_later_file_has_a_later_second() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let seconds: Result<Vec<u64>, _> = [0; 3]
+            .map(|_| -> Result<u64, Box<dyn Error>> {
+                let board = TensorBoard::create(folder.path())?;
+                let name = board.path().file_name().and_then(|name| name.to_str());
+                let rest = name.and_then(|name| name.strip_prefix(FILE_PREFIX));
+                Ok(rest.and_then(|rest| rest.split('.').next()).ok_or("no second")?.parse()?)
+            })
+            .into_iter()
+            .collect();
+        assert!(seconds?.is_sorted_by(|a, b| a < b));
+        Ok(())
+    }
 }

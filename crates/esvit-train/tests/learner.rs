@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "learner/checkpoint.rs"]
+mod checkpoint;
+
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
@@ -9,9 +12,10 @@ use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Role;
 use esvit_nn::weights::to_vec;
-use esvit_nn::{Network, Params, SwinConfig};
-use esvit_testing::{assert_alike, fill, hashed_tensor, tiny_swin};
+use esvit_nn::{ForwardCtx, Network, Params, SwinConfig};
+use esvit_testing::{assert_alike, assert_close, fill, hashed_tensor, tiny_swin};
 use esvit_train::learner::{LearnerSettings, StepSettings};
+use esvit_train::mixup::MixupConfig;
 use esvit_train::objective::{NamedWeights, Weights};
 use esvit_train::optim::{ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 use esvit_train::{CropChunks, Learner};
@@ -281,5 +285,268 @@ fn moving_average() {
                 assert_ne!(teacher, student, "{}", spec.name);
             }
         }
+    }
+}
+
+/// All values of the gradients of some micro-batches, one after the other.
+fn all_gradients(
+    learner: &Learner,
+    batches: &[Vec<Tensor<4>>],
+    settings: &StepSettings,
+) -> Vec<f32> {
+    let mut centers = learner.centers.clone();
+    let gradients = learner.gradients(batches, settings, &mut centers);
+    gradients.values.iter().flatten().flat_map(to_vec).collect()
+}
+
+/// A finite loss with an infinite gradient: a student that says the same of everything, at a
+/// temperature near 0. And an infinite sum of finite losses, whose gradient is lost in the length
+/// of what is normalized.
+#[test]
+fn loss_and_gradient_must_both_be_finite() {
+    for infinite_gradient in [true, false] {
+        let mut learner = learner(OptimizerKind::AdamW, true, false);
+        learner.step(&[crops(2)], &STEP).unwrap();
+        let mut settings = StepSettings { step: 1, health: true, ..STEP };
+        let specs = learner.network.specs().clone();
+        let mut set = |end: &str, factor: f64, summand: f64| {
+            for (spec, value) in specs.iter().zip(learner.student.values_mut()) {
+                if spec.name.ends_with(end) {
+                    *value = value.clone() * factor + summand;
+                }
+            }
+        };
+        set("mlp.4.weight", 0.0, 0.0);
+        if infinite_gradient {
+            set("mlp.4.bias", 0.0, 0.0);
+            learner.settings.student_temp = 1e-30;
+        } else {
+            // Logits of 1e37.
+            set("weight_g", 0.0, 1e18);
+            set("mlp.2.weight", 0.0, 0.0);
+            set("mlp.2.bias", 0.0, 0.0);
+            set("mlp.4.bias", 0.0, 5e18);
+            set("weight_v", 1e19, 0.0);
+            learner.settings.student_temp = 1e-19;
+            settings.teacher_temp = 1e20;
+        }
+        let count = if infinite_gradient {
+            2
+        } else {
+            // As many as it takes for the sum of their finite losses.
+            let one = learner_like(&learner).step(&[crops(2)], &settings).unwrap().loss;
+            assert!(one > 1e36, "{one}");
+            (f32::MAX / one) as usize + 2
+        };
+        let before = state(&learner);
+        let error = learner.step(&vec![crops(2); count], &settings).unwrap_err();
+        assert_eq!(error.loss.is_finite(), infinite_gradient, "{error}");
+        assert_eq!(error.grad_norm.is_finite(), !infinite_gradient, "{error}");
+        assert!(state(&learner) == before, "{error}");
+    }
+}
+
+/// The draws of dropped branches and of mixed images are those of seed, step and micro-batch:
+/// the same crops twice give another gradient than once, unless nothing is drawn.
+#[test]
+fn draws_differ_by_micro_batch_step_and_seed() {
+    let mixup = MixupConfig { enabled: true, ..MixupConfig::default() };
+    for (drop_path, mixup, drawn) in
+        [(0.5, None, true), (0.0, Some(mixup), true), (0.0, None, false)]
+    {
+        let mut learner = learner_with_drop_path(OptimizerKind::Sgd, false, false, drop_path);
+        learner.settings.mixup = mixup;
+        let once = all_gradients(&learner, &[crops(2)], &STEP);
+        let twice = all_gradients(&learner, &[crops(2), crops(2)], &STEP);
+        let later = all_gradients(&learner, &[crops(2)], &StepSettings { step: 1, ..STEP });
+        assert!(once == all_gradients(&learner, &[crops(2)], &STEP), "the same again");
+        learner.settings.seed = 1;
+        let seeded = all_gradients(&learner, &[crops(2)], &STEP);
+        let largest = once.iter().fold(0.0f32, |largest, value| value.abs().max(largest));
+        for (what, other) in [("micro-batch", twice), ("step", later), ("seed", seeded)] {
+            let far = once.iter().zip(&other).any(|(a, b)| (a - b).abs() > 1e-3 * largest);
+            assert_eq!(far, drawn, "{what}, drop path {drop_path}, {mixup:?}");
+        }
+    }
+}
+
+/// Mixing changes what the student sees and nothing of the teacher's; switched off it is as none.
+#[test]
+fn only_the_students_images_are_mixed() {
+    let mut learner = learner(OptimizerKind::Sgd, false, false);
+    let settings = StepSettings { health: true, ..STEP };
+    let mut result = |mixup: Option<MixupConfig>| {
+        learner.settings.mixup = mixup;
+        let mut learner = learner_like(&learner);
+        let result = learner.step(&[crops(2)], &settings).unwrap();
+        (result, to_vec(&learner.centers.view))
+    };
+    let off = MixupConfig::default();
+    let (plain, center) = result(None);
+    assert_eq!(result(Some(off)), (plain.clone(), center.clone()));
+    let (mixed, center_of_mixed) = result(Some(MixupConfig { enabled: true, ..off }));
+    assert_ne!(mixed.view_loss, plain.view_loss);
+    assert_eq!((mixed.health, center_of_mixed), (plain.health, center));
+}
+
+/// A learner of the same state.
+fn learner_like(learner: &Learner) -> Learner {
+    Learner {
+        network: learner.network.clone(),
+        student: learner.student.clone(),
+        teacher: learner.teacher.clone(),
+        centers: learner.centers.clone(),
+        optimizer: learner.optimizer.clone(),
+        settings: learner.settings.clone(),
+    }
+}
+
+/// One step by hand, from the gradients: clipping, the optimizer, the moving average and the
+/// centers. What is compared are the changes, not the values.
+#[test]
+fn a_step_by_hand() {
+    const LIMIT: f64 = 0.02;
+    for kind in [OptimizerKind::Sgd, OptimizerKind::AdamW] {
+        let mut learner = learner(kind, true, false);
+        learner.settings.clip_grad = Some(LIMIT);
+        learner.settings.center_momentum = 0.8;
+        let before = learner_like(&learner);
+        let mut centers = learner.centers.clone();
+        let gradients = learner.gradients(&[crops(2)], &STEP, &mut centers).values;
+        let result = learner.step(&[crops(2)], &STEP).unwrap();
+        let mut squares = 0.0;
+        for (i, spec) in before.network.specs().iter().enumerate() {
+            let [old, new, old_teacher, new_teacher] =
+                [&before.student, &learner.student, &before.teacher, &learner.teacher]
+                    .map(|params| to_vec(&params.values()[i]));
+            let change = |new: &[f32], old: &[f32]| -> Vec<f32> {
+                new.iter().zip(old).map(|(new, old)| new - old).collect()
+            };
+            let by_hand: Vec<f32> = match &gradients[i] {
+                None => {
+                    assert!(spec.name.ends_with("weight_g"), "{}", spec.name);
+                    vec![0.0; old.len()]
+                }
+                Some(gradient) => {
+                    let gradient: Vec<f64> = to_vec(gradient).iter().map(|&g| g.into()).collect();
+                    let square = gradient.iter().map(|g| g * g).sum::<f64>();
+                    squares += square;
+                    let scale = (LIMIT / (square.sqrt() + 1e-6)).min(1.0);
+                    let matrix = spec.shape.len() > 1;
+                    let decay = if matrix { STEP.weight_decay } else { 0.0 };
+                    let entries = gradient.iter().zip(&old);
+                    let entries = entries.map(|(gradient, &old)| {
+                        let (gradient, old) = (scale * gradient, f64::from(old));
+                        let step = match kind {
+                            OptimizerKind::Sgd => gradient + decay * old,
+                            _ => decay * old + gradient / (gradient.abs() + 1e-8),
+                        };
+                        (-STEP.lr * step) as f32
+                    });
+                    entries.collect()
+                }
+            };
+            let found = change(&new, &old);
+            if kind == OptimizerKind::Sgd {
+                // Values of about 1 are rounded to 1e-7.
+                let expected: Vec<f64> = by_hand.iter().map(|&v| v.into()).collect();
+                assert_close(&spec.name, &found, &expected, 3e-7);
+            } else {
+                // Where a gradient is all rounding, so is its sign; the key's bias is one.
+                let far = found.iter().zip(&by_hand).filter(|(a, b)| (*a - *b).abs() > 1e-3);
+                let allowed = if spec.name.ends_with("qkv.bias") { old.len() / 3 } else { 0 };
+                assert!(far.count() <= allowed, "{}: {found:?} {by_hand:?}", spec.name);
+            }
+            let expected: Vec<f64> = new
+                .iter()
+                .zip(&old_teacher)
+                .map(|(&new, &old)| 0.5 * (f64::from(new) - f64::from(old)))
+                .collect();
+            assert_close(&spec.name, &change(&new_teacher, &old_teacher), &expected, 3e-7);
+        }
+        let norm = squares.sqrt() as f32;
+        assert_alike("norm", &[result.grad_norm], &[norm], 1e-5);
+        assert!(f64::from(norm) > 3.0 * LIMIT, "clipped");
+        let [view, region] = [result.view_loss, result.region_loss.unwrap()];
+        assert_alike("loss", &[result.loss], &[0.5 * view + 0.5 * region], 1e-6);
+        assert_eq!(result.health, None);
+
+        let teacher =
+            before.network.forward(&before.teacher, &crops(2)[..2], &ForwardCtx::teacher());
+        let logits = [teacher.view_logits, teacher.region.unwrap().logits].map(|l| l.matrix());
+        let old = [&before.centers.view, before.centers.region.as_ref().unwrap()];
+        let new = [&learner.centers.view, learner.centers.region.as_ref().unwrap()];
+        for ((logits, old), new) in logits.into_iter().zip(old).zip(new) {
+            let mean = to_vec(&logits.mean_dim(0));
+            let expected: Vec<f64> = to_vec(old)
+                .iter()
+                .zip(mean)
+                .map(|(&old, mean)| 0.8 * f64::from(old) + 0.2 * f64::from(mean))
+                .collect();
+            assert_close("center", &to_vec(new), &expected, 1e-6);
+        }
+    }
+}
+
+/// The health of a step is that of its first micro-batch, before the center moves.
+#[test]
+fn health_of_a_step() {
+    let mut learner = learner(OptimizerKind::Sgd, false, false);
+    let batch = crops(2);
+    let teacher = learner.network.forward(&learner.teacher, &batch[..2], &ForwardCtx::teacher());
+    let expected = esvit_train::health::examine(&teacher, &learner.centers, STEP.teacher_temp);
+    assert_eq!(expected.rows, 4);
+    let settings = StepSettings { health: true, ..STEP };
+    let other: Vec<Tensor<4>> = crops(2).into_iter().map(|crop| crop * 0.5).collect();
+    let result = learner.step(&[batch, other], &settings).unwrap();
+    assert_eq!(result.health, Some(expected));
+}
+
+/// Half as many bits: loss and gradients are nearly the same, and not quite. Rounding grows where the
+/// four channels of a patch differ little and are normalized, and with sharper distributions.
+#[test]
+fn bf16_is_near_f32() {
+    let settings = StepSettings { health: true, teacher_temp: 0.2, ..STEP };
+    let run = |precision: Precision, activation_checkpointing: bool| {
+        let mut learner = learner(OptimizerKind::Sgd, false, false);
+        learner.settings.student_temp = 0.5;
+        learner.settings.precision = precision;
+        learner.settings.activation_checkpointing = activation_checkpointing;
+        let gradients = learner.gradients(&[crops(16)], &settings, &mut learner.centers.clone());
+        let result = learner.step(&[crops(16)], &settings).unwrap();
+        (gradients.values, result, learner)
+    };
+    let (expected, result, _) = run(Precision::F32, false);
+    for activation_checkpointing in [false, true] {
+        let (found, result_of_bf16, learner) = run(Precision::Bf16, activation_checkpointing);
+        for (what, found, expected) in [
+            ("loss", result_of_bf16.loss, result.loss),
+            ("view", result_of_bf16.view_loss, result.view_loss),
+            ("region", result_of_bf16.region_loss.unwrap(), result.region_loss.unwrap()),
+            ("norm", result_of_bf16.grad_norm, result.grad_norm),
+        ] {
+            let tolerance = if what == "norm" { 0.1 } else { 0.03 };
+            assert_alike(what, &[found], &[expected], tolerance);
+            assert_ne!(found, expected, "{what}");
+        }
+        // The teacher's pass too.
+        let [entropy, expected_entropy] =
+            [&result_of_bf16, &result].map(|result| result.health.unwrap().teacher_entropy);
+        assert!(entropy != expected_entropy && (entropy / expected_entropy - 1.0).abs() < 0.05);
+        let mut errors = Vec::new();
+        for ((spec, found), expected) in learner.network.specs().iter().zip(&found).zip(&expected) {
+            let [found, expected] = [found, expected].map(|g| to_vec(g.as_ref().unwrap()));
+            let length = |values: &mut dyn Iterator<Item = f32>| {
+                values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+            };
+            let error = length(&mut found.iter().zip(&expected).map(|(a, b)| a - b))
+                / length(&mut expected.iter().copied());
+            assert!(error < 0.5, "{}: {error}", spec.name);
+            errors.push(error);
+        }
+        let different = errors.iter().filter(|error| **error > 0.0).count();
+        assert!(different > 40, "{different} of {}", found.len());
+        errors.sort_by(f64::total_cmp);
+        assert!(errors[errors.len() / 2] < 0.1, "{errors:?}");
     }
 }

@@ -253,3 +253,102 @@ impl<'a> Figure<'a> {
         drawing.element(format_args!("<use href=\"#{name}-{}\" {style}/>", self.suffix));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::{BlockPlace, Framing};
+    use crate::testing::noise;
+    use esvit_data::Preprocess;
+    use esvit_data::ViewsConfig;
+
+    /// An image of `width` x `height` pixels in cells of 4, of which a query sees some.
+    fn shown(width: u32, height: u32) -> Shown {
+        let image = noise(width, height, 1);
+        let preprocess = Preprocess::new(16, 0, &ViewsConfig::default());
+        let size = width.min(height) as usize;
+        Shown::new(&image, &preprocess, Framing::Whole, size, 4).unwrap()
+    }
+
+    fn attention(map: [usize; 2], visible: &[usize], weights: Vec<f32>) -> QueryAttention {
+        let visible = (0..map[0] * map[1]).map(|cell| visible.contains(&cell)).collect();
+        QueryAttention {
+            place: BlockPlace { block: 0, stage: 1, block_in_stage: 0 },
+            map,
+            cell: 4,
+            query: [0, 1],
+            window: 2,
+            shift: 0,
+            visible,
+            padding_keys: 0,
+            mass: 0.6,
+            attended: vec![Attended::new(Some(0), weights, &[], 0.6)],
+        }
+    }
+
+    #[test]
+    fn cells_are_drawn_where_they_are() {
+        let shown = shown(16, 8);
+        let attention = attention([2, 4], &[0, 1, 2, 3, 4, 5, 6, 7], vec![0.125; 8]);
+        let figure = Figure::new(&shown, &attention);
+        let chosen = |cells: &'static [usize]| move |cell: usize| cells.contains(&cell);
+        assert_eq!(figure.boxes(chosen(&[0, 1, 3, 6])), "M0 0h8v4h-8zM12 0h4v4h-4zM8 4h4v4h-4z");
+        assert_eq!(figure.outline(chosen(&[1])), "M4 0H8M4 4H8M4 0V4M8 0V4");
+        // Between neighbors there is no edge.
+        assert_eq!(figure.outline(chosen(&[1, 2])), "M4 0H8M4 4H8M4 0V4M8 0H12M8 4H12M12 0V4");
+        assert_eq!(figure.outline(chosen(&[1, 5])), "M4 0H8M4 0V4M8 0V4M4 8H8M4 4V8M8 4V8");
+        assert_eq!(figure.query(), [6.0, 2.0]);
+    }
+
+    #[test]
+    fn maps_have_the_color_of_each_cell() {
+        let shown = shown(16, 8);
+        let weights: Vec<f32> = (1..=8).map(|weight| weight as f32 / 36.0).collect();
+        let attention = attention([2, 4], &[0, 1, 2, 3, 4, 5, 6, 7], weights);
+        let figure = Figure::new(&shown, &attention);
+        let map = figure.map(&attention.attended[0]);
+        assert_eq!((map.width(), map.height()), (4, 2));
+        for cell in 0..8 {
+            let expected = color::blue(f64::from(cell + 1) / 8.0);
+            let found = map.pixel(cell % 4, cell / 4).unwrap();
+            assert!(found.iter().zip(expected).all(|(a, b)| a.abs_diff(b) <= 1), "{cell}");
+        }
+    }
+
+    #[test]
+    fn small_surroundings_are_shown_closely() {
+        let shown = shown(64, 32);
+        let part = |visible: &[usize]| {
+            let attention = attention([8, 16], visible, vec![0.0; 128]);
+            let figure = Figure::new(&shown, &attention);
+            (figure.part, figure.is_close())
+        };
+        // One cell with half as much around it.
+        assert_eq!(part(&[17]), ([2.0, 2.0, 8.0, 8.0], true));
+        assert_eq!(part(&[0]), ([0.0, 0.0, 6.0, 6.0], true));
+        // Four rows of eight cells, which with their surroundings are no small part.
+        let many: Vec<usize> = (0..32).map(|i| 16 * (i / 8) + i % 8).collect();
+        assert_eq!(part(&many), ([0.0, 0.0, 64.0, 32.0], false));
+    }
+
+    #[test]
+    fn parts_have_equal_areas_and_are_not_too_long() {
+        assert_eq!((fit([4.0, 4.0], 128.0), fit([64.0, 16.0], 128.0)), (32.0, 4.0));
+        assert_eq!((fit([100.0, 1.0], 128.0), fit([1.0, 100.0], 128.0)), (2.56, 2.56));
+    }
+
+    #[test]
+    fn every_head_has_two_panels() {
+        let shown = shown(16, 8);
+        let mut attention = attention([2, 4], &[0, 1, 4, 5], vec![0.125; 8]);
+        let heads = (1..6).map(|head| Attended::new(Some(head), vec![0.25; 8], &[0.5], 0.6));
+        attention.attended.extend(heads);
+        let drawing = draw(&shown, &attention).unwrap();
+        let svg = drawing.svg();
+        let count = |part: &str| svg.matches(part).count();
+        // The image is stored once; a map for every head.
+        assert_eq!((count("<image"), count("href=\"#image-"), count("bits</text>")), (7, 7, 6));
+        assert_eq!((count("padding 50 %"), count("head 5 ")), (5, 1));
+        assert!(svg.contains("sees 4 of 8 cells"), "{svg}");
+    }
+}

@@ -176,4 +176,60 @@ mod tests {
             assert!((round_step(step) - expected).abs() < 1e-12, "{step}");
         }
     }
+
+    fn block(block: usize, entropies: &[f64]) -> BlockStatistics {
+        let heads = entropies.iter().enumerate().map(|(head, &entropy)| {
+            super::super::HeadStatistics { head, entropy, entropy_std: None, share: None }
+        });
+        BlockStatistics {
+            place: super::super::BlockPlace { block, stage: 1 + block, block_in_stage: 0 },
+            map: [4, 4],
+            window: 4,
+            shift: 0,
+            entropy: 2.0,
+            largest_entropy: 4.0,
+            share: Some(0.5),
+            diversity: Some(0.1),
+            padding_mass: 0.0,
+            heads: heads.collect(),
+        }
+    }
+
+    #[test]
+    fn larger_values_stand_higher_and_later_blocks_to_the_right() {
+        let axes = Axes::new(2, 5.0, [10.0, 100.0], 4.0);
+        let [[first, low], [second, high]] = [axes.point(0, 0.0, 0.0), axes.point(1, 0.0, 4.0)];
+        assert_eq!((low, high), (115.0, 15.0));
+        assert!(first < second && second - first == axes.block_width());
+    }
+
+    #[test]
+    fn heads_stand_side_by_side_by_their_entropy() {
+        let axes = Axes::new(1, 0.0, ENTROPY, 4.0);
+        let mut drawing = Drawing::new(WIDTH, 400.0);
+        heads(&mut drawing, &axes, &[block(0, &[3.0, 1.0, 2.0])], [0.0, 1.0], "#123456");
+        let svg = drawing.svg();
+        let numbers = |key: &str| -> Vec<f64> {
+            svg.split(&format!("{key}=\""))
+                .skip(1)
+                .map(|part| part.split('"').next().unwrap().parse().unwrap())
+                .collect()
+        };
+        let (x, y) = (numbers("cx"), numbers("cy"));
+        assert!(x.len() == 3 && x.is_sorted_by(|a, b| a < b), "{x:?}");
+        assert!(y.is_sorted_by(|a, b| a > b), "{y:?}");
+    }
+
+    #[test]
+    fn two_networks_and_all_stages_are_named() {
+        let blocks = [block(0, &[1.0, 2.0]), block(1, &[1.5])];
+        let svg = plot(&[("one", &blocks), ("two", &blocks[..1])]).svg();
+        for part in
+            [">one<", ">two<", ">stage 1<", ">stage 2<", ">entropy (bits)<", ">largest possible<"]
+        {
+            assert!(svg.contains(part), "{part}");
+        }
+        // A dot for every head, and one for the diversity of a block, of the legend too.
+        assert_eq!(svg.matches("<circle").count(), 3 + 2 + 3 + 2);
+    }
 }

@@ -150,4 +150,47 @@ mod tests {
         assert!(refused(&[2], 2, 32).contains("a map of 4 x 4 tokens is not one window of 2 x 2"));
         assert!(refused(&[2], 4, 24).contains("a map of 3 x 3 tokens is not one window of 4 x 4"));
     }
+
+    /// Blocks are followed from the last to the first: the product of all of them, row by row.
+    #[test]
+    fn several_blocks_are_multiplied_in_their_order() {
+        let (swin, params) = untrained(&[3], 4);
+        // Sharper than untrained attention, so that the order tells.
+        let params = Params::from_fn(params.specs(), &Device::flex(), |spec| {
+            let mut values = params.iter().find(|(own, _)| own.name == spec.name);
+            let mut values = values.take().map(|(_, value)| to_vec(value)).unwrap_or_default();
+            if spec.name.ends_with("qkv.weight") {
+                values.iter_mut().for_each(|value| *value *= 40.0);
+            }
+            values
+        });
+        let shown = shown(32);
+        let mut blocks: Vec<Vec<f64>> = Vec::new();
+        swin.attentions(&params, images(&shown, &params), 0..3, |_, weights, _| {
+            let weights = to_vec(&weights);
+            let mean =
+                |entry: usize| (0..4).map(|h| f64::from(weights[h * 256 + entry])).sum::<f64>();
+            let half = |entry: usize| {
+                0.125 * mean(entry) + if entry / 16 == entry % 16 { 0.5 } else { 0.0 }
+            };
+            blocks.push((0..256).map(half).collect());
+        });
+        let product = |a: &[f64], b: &[f64]| -> Vec<f64> {
+            let entry = |i: usize| (0..16).map(|k| a[i / 16 * 16 + k] * b[k * 16 + i % 16]).sum();
+            (0..256).map(entry).collect()
+        };
+        let expected = product(&blocks[2], &product(&blocks[1], &blocks[0]));
+        let turned = product(&blocks[0], &product(&blocks[1], &blocks[2]));
+        let rolled = rollout(&swin, &params, &shown, [20.0, 12.0], 2, 0.6).unwrap();
+        let off = |of: &[f64]| {
+            let row = rolled.attended[0].weights.iter().zip(&of[6 * 16..]);
+            row.map(|(found, expected)| (f64::from(*found) - expected).abs()).fold(0.0, f64::max)
+        };
+        assert!(
+            off(&expected) < 1e-6 && off(&turned) > 1e-4,
+            "{} {}",
+            off(&expected),
+            off(&turned)
+        );
+    }
 }

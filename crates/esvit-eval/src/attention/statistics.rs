@@ -315,4 +315,22 @@ mod tests {
         let divergence = super::super::jensen_shannon([&even, &sure], [2.0, 0.0]) / 2.0;
         assert_eq!(found, [2.0, 1.0, divergence as f32, 0.375]);
     }
+
+    /// Three heads make three pairs.
+    #[test]
+    fn diversity_is_a_mean_over_pairs_of_heads() {
+        let windows = WindowMap::new([2, 2], 2, 0);
+        let [even, first, last] = [[0.25; 4], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]];
+        let weights = [even, first, last].map(|row| [row; 4].concat()).concat();
+        let found = measure_image(&weights, 3, &windows);
+        let apart = super::super::jensen_shannon([&even, &first], [2.0, 0.0]);
+        let diversity = ((2.0 * apart + 1.0) / 3.0) as f32;
+        assert_eq!(found, [2.0, 0.0, 0.0, diversity, 0.0]);
+    }
+
+    #[test]
+    fn deviations_are_those_of_a_sample() {
+        assert_eq!(mean_and_deviation(&[1.0, 3.0]), (2.0, Some(2f64.sqrt())));
+        assert_eq!(mean_and_deviation(&[5.0]), (5.0, None));
+    }
 }

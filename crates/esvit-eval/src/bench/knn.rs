@@ -101,3 +101,17 @@ fn rows(stream: u64, count: usize, width: usize) -> Vec<f32> {
     });
     values
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_rows_have_about_unit_length_and_differ() {
+        let rows = rows(3, 200, 384);
+        let length = |row: &[f32]| row.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+        let lengths: Vec<f64> = rows.chunks(384).map(length).collect();
+        assert!(lengths.iter().all(|length| (length - 1.0).abs() < 0.1), "{lengths:?}");
+        assert!(rows[..384] != rows[384..768] && rows == super::rows(3, 200, 384));
+    }
+}

@@ -167,3 +167,62 @@ fn peak_rss_mb() -> f64 {
     let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok());
     kilobytes.map_or(0.0, |kilobytes: f64| kilobytes / 1024.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bench() -> Bench {
+        Bench {
+            model: "swin_tiny_w7".into(),
+            batch: 6,
+            global_size: 32,
+            local_size: 32,
+            local_crops: 1,
+            crops_per_forward: 0,
+            activation_checkpointing: false,
+            micro_batch: 0,
+            prototypes: 16,
+            region: false,
+            precision: Precision::F32,
+            iterations: 1,
+        }
+    }
+
+    #[test]
+    fn medians_of_odd_and_even_numbers() {
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&mut [4.0, 1.0, 3.0, 2.0]), 2.5);
+    }
+
+    #[test]
+    fn the_first_call_is_not_timed_and_one_always_is() {
+        let counts = |iterations| {
+            let mut calls = Vec::new();
+            let seconds = repeat::<std::convert::Infallible>(iterations, |call| {
+                calls.push(call);
+                Ok(())
+            });
+            (calls, seconds.unwrap().len())
+        };
+        assert_eq!(counts(3), (vec![0, 1, 2, 3], 3));
+        assert_eq!(counts(0), (vec![0, 1], 1));
+    }
+
+    #[test]
+    fn reports_are_about_the_median() {
+        let report = Report::new(&bench(), vec![3.0, 1.0, 2.0], 10_000_000_000);
+        assert_eq!((report.median_s, report.images_per_s, report.gflops), (2.0, 3.0, 10.0));
+        assert_eq!(report.seconds, [3.0, 1.0, 2.0]);
+        assert!((report.share_of_peak - 10.0 / report.peak_gflops).abs() < 1e-12);
+    }
+
+    #[test]
+    fn batches_that_cannot_be_cut_and_unknown_networks_are_refused() {
+        let error = |bench: &Bench| train_step(bench).unwrap_err().to_string();
+        let cut = error(&Bench { micro_batch: 4, ..bench() });
+        assert_eq!(cut, "a batch of 6 cannot be cut into micro-batches of 4");
+        assert!(error(&Bench { batch: 0, ..bench() }).contains("a batch of 0"));
+        assert!(error(&Bench { model: "x".into(), ..bench() }).contains("architecture `x`"));
+    }
+}

@@ -173,3 +173,43 @@ pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
     let seconds = seconds.unwrap_or_else(|never| match never {});
     Ok(Report::new(bench, seconds, macs))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand for one image of a small network: two global crops of four last tokens, three local
+    /// ones of one.
+    #[test]
+    fn a_step_counts_three_passes_of_the_student_and_one_of_the_teacher() {
+        let config = esvit_nn::zoo::find("swin_tiny_w7").map(|arch| arch.config()).unwrap();
+        let bench = Bench {
+            model: String::new(),
+            batch: 5,
+            global_size: 64,
+            local_size: 32,
+            local_crops: 3,
+            crops_per_forward: 0,
+            activation_checkpointing: false,
+            micro_batch: 0,
+            prototypes: 100,
+            region: true,
+            precision: esvit_nn::ops::Precision::F32,
+            iterations: 1,
+        };
+        let [global, local] = [64, 32].map(|size| config.real_macs(size, 0.0));
+        let backbone = 3.0 * (2.0 * global + 3.0 * local) + 2.0 * global;
+        let (embedding, logits) = (768.0 * 2048.0 + 2048.0 * 2048.0 + 2048.0 * 256.0, 25_600.0);
+        let heads = |teacher: f64, student: f64| {
+            teacher * embedding + 2.0 * logits + 3.0 * student * (embedding + logits)
+        };
+        let off = |bench: &Bench, heads: f64| {
+            let found = step_macs(bench, &config, 0.0) as f64;
+            (found / (5.0 * (backbone + heads)) - 1.0).abs()
+        };
+        let both = off(&bench, heads(2.0 + 2.0 * 4.0, 5.0 + 2.0 * 4.0 + 3.0));
+        assert!(both < 1e-9, "{both}");
+        let view = off(&Bench { region: false, ..bench }, heads(2.0, 5.0));
+        assert!(view < 1e-9, "{view}");
+    }
+}

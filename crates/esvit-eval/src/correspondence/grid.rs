@@ -77,4 +77,18 @@ mod tests {
             assert_eq!(grid.cell_at(outside), None);
         }
     }
+
+    #[test]
+    fn views_need_not_be_square() {
+        let config = esvit_nn::zoo::find("swin_tiny_w7").map(|arch| arch.config()).unwrap();
+        let grid = Grid::new(&config, 3, [96, 224]).unwrap();
+        assert_eq!(grid, Grid { rows: 7, columns: 3, cell: 32 });
+        assert_eq!(
+            (grid.cells(), grid.center(4), grid.cell_at([95.0, 33.0])),
+            (21, [48.0, 48.0], Some(5))
+        );
+        assert!(
+            Grid::new(&config, 3, [100, 224]).is_err() && Grid::new(&config, 4, [96, 96]).is_err()
+        );
+    }
 }

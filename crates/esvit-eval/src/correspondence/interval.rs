@@ -66,4 +66,17 @@ mod tests {
     fn one_image_has_no_interval() {
         assert_eq!(estimate(&[[2.0]]), [Estimate { mean: 2.0, interval: None }]);
     }
+
+    /// Three of twenty are 1: a sample has none of them with probability 0.85^20 = 0.039, which is
+    /// beyond 2.5 % and not beyond 5 %.
+    #[test]
+    fn intervals_leave_out_a_fortieth_at_either_end() {
+        let few: Vec<[f64; 1]> = (0..20).map(|row| [f64::from(u8::from(row < 3))]).collect();
+        let most: Vec<[f64; 1]> = few.iter().map(|[value]| [1.0 - value]).collect();
+        let [[few], [most]] = [&few, &most].map(|rows| estimate(rows));
+        assert_eq!(few.interval.unwrap()[0], 0.0);
+        assert_eq!(most.interval.unwrap()[1], 1.0);
+        assert!((few.interval.unwrap()[1] - 0.3).abs() < 0.051, "{few:?}");
+        assert!((most.interval.unwrap()[0] - 0.7).abs() < 0.051, "{most:?}");
+    }
 }

@@ -225,3 +225,74 @@ fn region_features(
         (to_vec(&region), region.dims()[2])
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Images, backbone, noise};
+
+    const GRID: Grid = Grid { rows: 4, columns: 4, cell: 4 };
+
+    fn prepared(geometry: Geometry, seed: u64) -> ([Vec<f32>; 2], Vec<Option<[f64; 2]>>) {
+        let preprocess = backbone(1).preprocess;
+        let protocol = Protocol { geometry, pairs: 3, stage: 0, seed };
+        let image = noise(30, 20, 7);
+        let Prepared { pixels, truth } = prepare(&image, 2, &preprocess, &protocol, &GRID).unwrap();
+        let levels = pixels.map(|values| {
+            let channels = values.chunks(256).enumerate();
+            let level = |(channel, values): (usize, &[f32])| {
+                let [mean, std] = [preprocess.mean[channel], preprocess.std[channel]];
+                values.iter().map(|v| (f64::from(*v) * std + mean) as f32).collect::<Vec<f32>>()
+            };
+            channels.flat_map(level).collect()
+        });
+        (levels, truth)
+    }
+
+    #[test]
+    fn the_second_view_is_gray_and_the_first_is_the_image() {
+        for geometry in [Geometry::Mirror, Geometry::Crops { scale: [0.5, 1.0] }] {
+            let ([first, second], _) = prepared(geometry, 0);
+            let spread = |levels: &[f32]| {
+                let apart = |i: usize| (levels[i] - levels[256 + i]).abs();
+                (0..256).map(apart).fold(0.0, f32::max)
+            };
+            assert!(spread(&first) > 0.1 && spread(&second) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn views_follow_the_geometry_and_the_seed() {
+        let (_, truth) = prepared(Geometry::Mirror, 0);
+        let expected =
+            |cell: usize| Some([14.0 - 4.0 * (cell % 4) as f64, 2.0 + 4.0 * (cell / 4) as f64]);
+        assert_eq!(truth, (0..16).map(expected).collect::<Vec<_>>());
+        let crops = Geometry::Crops { scale: [0.3, 0.6] };
+        assert_eq!(prepared(crops, 1), prepared(crops, 1));
+        assert_ne!(prepared(crops, 1).0, prepared(crops, 2).0);
+    }
+
+    /// Without a change of colors a network would find every cell of the mirror image; all images
+    /// and networks are counted.
+    #[test]
+    fn every_image_and_network_is_measured() {
+        let mut source =
+            Images::labeled((0..40).map(|i| (0, noise(20, 20, i))).collect::<Vec<_>>());
+        source.list[3].2 = None;
+        let [one, two] = [backbone(1), backbone(2)];
+        let protocol = Protocol { geometry: Geometry::Mirror, pairs: 5, stage: 0, seed: 0 };
+        let all: Vec<usize> = (0..40).collect();
+        let mut seen = 0;
+        let networks = [&one, &two];
+        let found = measure(&source, &all, &one.preprocess, &protocol, &networks, |n| seen += n);
+        let found = found.unwrap();
+        assert_eq!((found.images, found.disjoint, seen, found.grid), (39, 0, 40, GRID));
+        assert_eq!((found.left_out.len(), found.left_out[0].index), (1, 3));
+        assert_eq!((found.chance.accuracy.mean, found.best.accuracy.mean), (1.0 / 16.0, 1.0));
+        assert_eq!(found.networks.len(), 2);
+        assert!(found.networks[0] != found.networks[1]);
+        assert!(found.networks.iter().all(|n| n.accuracy.mean > found.chance.accuracy.mean));
+        let alone = measure(&source, &all, &one.preprocess, &protocol, &[&two], |_| ()).unwrap();
+        assert_eq!(alone.networks[0], found.networks[1]);
+    }
+}

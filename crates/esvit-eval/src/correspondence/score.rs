@@ -135,4 +135,32 @@ mod tests {
         let best = Scores::at_best(&truth, &GRID).unwrap();
         assert_eq!((best.accuracy, best.distance, best.pck[0]), (1.0, 2.5, 1.0));
     }
+
+    #[test]
+    fn thresholds_are_shares_of_the_longer_side() {
+        for (rows, columns, truth) in [(1, 10, [23.0, 5.0]), (10, 1, [5.0, 23.0])] {
+            let grid = Grid { rows, columns, cell: 10 };
+            // 8 of 100 pixels beside the center of the second cell.
+            let scores = Scores::of([(1, truth)], &grid).unwrap();
+            assert_eq!((scores.distance, scores.pck), (8.0, [0.0, 1.0, 1.0]));
+        }
+    }
+
+    #[test]
+    fn summaries_are_means_over_images() {
+        let scores = |accuracy, next_similarity| Scores {
+            accuracy,
+            pck: [0.0, accuracy, 1.0],
+            distance: 10.0 * accuracy,
+            next_similarity,
+        };
+        let summary = Summary::of(&[scores(0.0, Some(0.5)), scores(1.0, Some(0.7))]);
+        let means = [summary.accuracy, summary.distance, summary.pck[1].share];
+        assert_eq!(means.map(|estimate| estimate.mean), [0.5, 5.0, 0.5]);
+        assert_eq!(summary.pck.iter().map(|pck| pck.alpha).collect::<Vec<_>>(), ALPHAS);
+        assert!((summary.next_similarity.unwrap().mean - 0.6).abs() < 1e-12);
+        // One image without such a pair, and there is no mean.
+        let summary = Summary::of(&[scores(0.0, Some(0.5)), scores(1.0, None)]);
+        assert_eq!(summary.next_similarity, None);
+    }
 }

@@ -179,4 +179,24 @@ mod tests {
         let [r, g, _] = colored.render(&image, [40; 2]).unwrap().pixel(1, 1).unwrap();
         assert_ne!(r, g);
     }
+
+    #[test]
+    fn half_of_the_random_views_are_mirrored() {
+        let mirrored =
+            |seed: &u64| View::random([30, 20], [0.3, 1.0], &mut Rng::new(*seed, [0; 3])).mirrored;
+        let count = (0..200).filter(mirrored).count();
+        assert!((70..=130).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn places_go_to_the_image_and_back() {
+        let crop = CropBox { left: 10, top: 5, width: 20, height: 40 };
+        let view = View::whole([50, 60]).cropped(crop);
+        assert_eq!(view.to_image([0.25, 0.5]), [15.0, 25.0]);
+        let mirrored = view.clone().mirrored();
+        assert_eq!(mirrored.to_image([0.25, 0.5]), [25.0, 25.0]);
+        for view in [view, mirrored] {
+            assert_eq!(view.of_image(view.to_image([0.25, 0.75])), [0.25, 0.75]);
+        }
+    }
 }

@@ -59,4 +59,28 @@ mod tests {
         assert_eq!(hsl(120.0, 1.0, 0.25), "#008000");
         assert_eq!(hsl(240.0, 0.0, 1.0), "#ffffff");
     }
+
+    #[test]
+    fn many_classes_have_colors_of_their_own() {
+        let map = |count: usize| EmbeddingMap {
+            layout: super::super::Layout {
+                method: super::super::Method::Pca,
+                explained_variance: None,
+                perplexity: None,
+            },
+            points: Vec::new(),
+            classes: (0..count).map(|class| class.to_string()).collect(),
+        };
+        let colors = |count: usize| {
+            let colors = Colors::of(&map(count));
+            (0..count).map(|class| colors.of_class(&class.to_string())).collect::<Vec<_>>()
+        };
+        assert_eq!(colors(12), PALETTE);
+        let mut many = colors(40);
+        assert!(!PALETTE.contains(&many[0].as_str()));
+        many.sort_unstable();
+        many.dedup();
+        assert_eq!(many.len(), 40);
+        assert_eq!(Colors::of(&map(2)).of_class("none"), color::FAINT);
+    }
 }

@@ -177,4 +177,46 @@ mod tests {
         let (one, height) = spread(&[point(2.0, 3.0)], 20.0);
         assert_eq!(one, [[FIELD / 2.0, height / 2.0]]);
     }
+
+    fn map(classes: &[&str], points: Vec<Point>) -> EmbeddingMap {
+        let layout = super::super::Layout {
+            method: Method::Pca,
+            explained_variance: Some([0.7, 0.2]),
+            perplexity: None,
+        };
+        let classes = classes.iter().map(|class| (*class).to_owned()).collect();
+        EmbeddingMap { layout, points, classes }
+    }
+
+    #[test]
+    fn the_legend_counts_the_images_of_every_class() {
+        let of = |class: &str, x| Point { class: Some(class.into()), ..point(x, x) };
+        let points = vec![of("cat", 0.0), of("cat", 1.0), of("cat", 2.0), of("dog", 3.0)];
+        let source = crate::testing::Images::labeled(vec![(0, crate::testing::noise(9, 9, 1))]);
+        let map = map(&["cat", "dog"], points);
+        let svg = draw(&map, &source, "about").unwrap().svg();
+        for part in
+            [">cat<", ">3<", ">dog<", ">1<", "70.0 % of the variance across, 20.0 % upwards"]
+        {
+            assert!(svg.contains(part), "{part}");
+        }
+        assert_eq!(svg.matches("<image").count(), 4);
+        // Without classes there is no room for a legend.
+        let plain = EmbeddingMap { classes: vec![], ..map };
+        let [width, _] = draw(&plain, &source, "about").unwrap().size();
+        assert_eq!(width, FIELD + 2.0 * MARGIN);
+    }
+
+    #[test]
+    fn remarks_say_how_a_map_came_about() {
+        let mut map = map(&[], vec![point(0.0, 0.0), point(1.0, 1.0)]);
+        assert_eq!(remark(&map, 2), "70.0 % of the variance across, 20.0 % upwards");
+        assert!(remark(&map, 1).ends_with("; 1 thumbnails where there is room, dots elsewhere"));
+        map.layout = super::super::Layout {
+            method: Method::Tsne,
+            explained_variance: None,
+            perplexity: Some(29.6),
+        };
+        assert_eq!(remark(&map, 2), "perplexity 30; distances between groups mean nothing");
+    }
 }

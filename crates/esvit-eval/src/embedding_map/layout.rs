@@ -157,4 +157,20 @@ mod tests {
         let error = layout(&[0.5; 3], 3, Method::Pca, || ()).unwrap_err();
         assert!(matches!(error, MapError::Pca(PcaError::Single)));
     }
+
+    #[test]
+    fn the_first_component_is_across_and_explains_most() {
+        // Along the first axis four times as far as along the second.
+        let values = [4.0, 0.0, -4.0, 0.0, 0.0, 1.0, 0.0, -1.0];
+        let (layout, places) = layout(&values, 2, Method::Pca, || ()).unwrap();
+        let [across, up] = layout.explained_variance.unwrap();
+        assert!((across - 16.0 / 17.0).abs() < 1e-6 && (up - 1.0 / 17.0).abs() < 1e-6);
+        assert!((places[0][0] - 4.0).abs() < 1e-6 && (places[2][1] - 1.0).abs() < 1e-6);
+        assert_eq!(layout.perplexity, None);
+    }
+
+    #[test]
+    fn the_perplexity_is_a_third_of_few_rows_and_thirty_of_many() {
+        assert_eq!([10, 31, 91, 5000].map(tsne::perplexity), [3.0, 10.0, 30.0, 30.0]);
+    }
 }

@@ -92,3 +92,53 @@ impl EmbeddingMap {
         Ok(Self { layout, points, classes: source.classes().to_vec() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Images, noise};
+
+    fn map(rows: &[[f32; 2]], classes: &[Option<u32>]) -> EmbeddingMap {
+        let source = Images {
+            classes: vec!["cat".into(), "dog, small".into()],
+            list: (classes.iter().enumerate())
+                .map(|(i, class)| (format!("{i}.png"), *class, Some(noise(20, 20, 1))))
+                .collect(),
+        };
+        let features = Features {
+            rows: esvit_model::features::LabeledFeatures {
+                values: rows.concat(),
+                width: 2,
+                labels: vec![0; rows.len()],
+            },
+            images: (0..rows.len()).collect(),
+            left_out: Vec::new(),
+        };
+        EmbeddingMap::new(features, &source, Method::Pca, || ()).unwrap()
+    }
+
+    #[test]
+    fn lengths_of_features_do_not_matter() {
+        let map = map(&[[1.0, 0.0], [50.0, 0.0], [0.0, 2.0]], &[Some(0), None, Some(1)]);
+        let place = |index: usize| [map.points[index].x, map.points[index].y];
+        assert!(
+            (place(0)[0] - place(1)[0]).abs() < 1e-6 && (place(0)[0] - place(2)[0]).abs() > 1.0
+        );
+        let classes: Vec<Option<&str>> = map.points.iter().map(|p| p.class.as_deref()).collect();
+        assert_eq!(classes, [Some("cat"), None, Some("dog, small")]);
+    }
+
+    #[test]
+    fn tables_quote_what_would_end_a_field() {
+        let mut map = map(&[[1.0, 0.0], [0.0, 1.0]], &[Some(1), None]);
+        map.points[1].name = "a\"b,c".into();
+        (map.points[0].x, map.points[0].y) = (0.5, -1.25);
+        (map.points[1].x, map.points[1].y) = (2.0, 3.0);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("map.csv");
+        write_csv(&path, &map).unwrap();
+        let text = std::fs::read_to_string(path).unwrap();
+        let expected = "name,label,x,y\n0.png,\"dog, small\",0.5,-1.25\n\"a\"\"b,c\",,2,3\n";
+        assert_eq!(text, expected);
+    }
+}

@@ -102,6 +102,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::testing::{Images, noise};
     use esvit_data::{Image, InMemory};
 
     fn set(count: u8) -> LabeledSet {
@@ -144,5 +145,18 @@ mod tests {
         assert_eq!(batches.load(0, &[3, 2]).pixels[3 * 64..], one);
         assert_ne!(batches.load(1, &[2]).pixels, one);
         assert_ne!(Batches::new(&set, views(), 2, 2).load(0, &[2]).pixels, one);
+    }
+
+    #[test]
+    fn broken_images_are_reported_once_and_labels_are_those_of_the_images() {
+        let mut source = Images::labeled((0..4).map(|i| (i % 3, noise(20, 10, 1))).collect());
+        source.list[1].2 = None;
+        let set = source.set();
+        let mut batches = Batches::new(&set, views(), 4, 1);
+        let first = batches.load(0, &[3, 1, 2]);
+        assert_eq!((first.labels, first.pixels.len()), (vec![0, 2], 2 * 3 * 64));
+        assert_eq!((first.left_out.len(), first.left_out[0].index), (1, 1));
+        let again = batches.load(1, &[1, 0]);
+        assert_eq!((again.labels, again.left_out.len()), (vec![0], 0));
     }
 }

@@ -207,4 +207,26 @@ mod tests {
         let switch = |mixup, cutmix| with(mixup, cutmix).unwrap().switch_prob;
         assert_eq!((switch(0.8, 0.0), switch(0.0, 1.0), switch(0.8, 1.0)), (0.0, 1.0, 0.5));
     }
+
+    #[test]
+    fn defaults_are_those_of_the_recipe() {
+        let [tuned, scratch] = [false, true].map(|from_scratch| Settings::new(30, from_scratch));
+        assert_eq!((tuned.layer_decay, scratch.layer_decay, tuned.warmup_epochs), (0.8, 1.0, 3.0));
+        assert_eq!((tuned.mixup, tuned.cutmix, tuned.label_smoothing), (0.8, 1.0, 0.1));
+        assert_eq!((tuned.batch_size, tuned.lr, tuned.weight_decay), (64, 1e-3, 0.05));
+        assert_eq!((tuned.clip_grad, tuned.drop_path, tuned.scale), (5.0, 0.1, [0.08, 1.0]));
+    }
+
+    #[test]
+    fn crops_are_made_as_the_backbone_is_shown_images() {
+        let mut preprocess = Preprocess::new(96, 0, &ViewsConfig::default());
+        (preprocess.mean, preprocess.std) = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]);
+        let settings = Settings { scale: [0.3, 0.7], ..Settings::new(1, false) };
+        let views = settings.views(&preprocess);
+        assert_eq!((views.global_size, views.global_scale), (96, [0.3, 0.7]));
+        assert_eq!((views.mean, views.std), (preprocess.mean, preprocess.std));
+        assert_eq!(views.interpolation, preprocess.transform.interpolation);
+        let more = Settings { randaugment: true, ..settings }.views(&preprocess);
+        assert_eq!((views.randaugment.ops, more.randaugment.ops), (0, 2));
+    }
 }

@@ -163,3 +163,104 @@ fn what_cannot_be_learnt_is_refused() {
     assert!(error.contains("hint: lower `--lr`, which is 1000000"), "{error}");
     assert!(!error.contains("--precision"), "{error}");
 }
+
+/// Runs from one start with and without a setting differ, so the setting is used.
+#[test]
+fn every_setting_of_a_step_is_used() {
+    let (backbone, task) = (backbone(), task(3, 4));
+    let plain = Settings {
+        mixup: 0.0,
+        cutmix: 0.0,
+        label_smoothing: 0.0,
+        drop_path: 0.0,
+        clip_grad: 0.0,
+        weight_decay: 0.0,
+        layer_decay: 1.0,
+        lr: 0.05,
+        ..quick(2)
+    };
+    let end = |settings: &Settings| {
+        let end = finetune(&backbone, &task, settings, |_| ()).unwrap();
+        (bits(&end.params), end.epochs)
+    };
+    let usual = end(&plain);
+    assert_eq!(end(&Settings { clip_grad: 1e9, ..plain.clone() }), usual);
+    for (name, settings) in [
+        ("mixup", Settings { mixup: 1.0, ..plain.clone() }),
+        ("cutmix", Settings { cutmix: 1.0, ..plain.clone() }),
+        ("label smoothing", Settings { label_smoothing: 0.3, ..plain.clone() }),
+        ("drop path", Settings { drop_path: 0.9, ..plain.clone() }),
+        ("clipping", Settings { clip_grad: 1e-3, ..plain.clone() }),
+        ("weight decay", Settings { weight_decay: 0.5, ..plain.clone() }),
+        ("layer decay", Settings { layer_decay: 0.5, ..plain.clone() }),
+        ("scale", Settings { scale: [1.0, 1.0], ..plain.clone() }),
+        ("randaugment", Settings { randaugment: true, ..plain.clone() }),
+    ] {
+        assert_ne!(end(&settings).0, usual.0, "{name}");
+    }
+}
+
+#[test]
+fn an_epoch_s_loss_is_the_mean_over_its_images() {
+    let mut steps = Vec::new();
+    let end = finetune(&backbone(), &task(3, 4), &quick(1), |event| {
+        if let Event::Step { images, loss, .. } = *event {
+            steps.push((images, f64::from(loss)));
+        }
+    });
+    let counts: Vec<usize> = steps.iter().map(|step| step.0).collect();
+    assert_eq!(counts, [5, 5, 2]);
+    let mean = steps.iter().map(|&(images, loss)| images as f64 * loss).sum::<f64>() / 12.0;
+    assert!((end.unwrap().epochs[0].loss - mean).abs() < 1e-9);
+}
+
+#[test]
+fn what_starts_from_scratch_starts_by_the_seed() {
+    let (backbone, task) = (backbone(), task(2, 2));
+    let still = Settings { lr: 1e-30, weight_decay: 0.0, from_scratch: true, ..quick(1) };
+    let start = |seed| {
+        let settings = Settings { seed, ..still.clone() };
+        let end = finetune(&backbone, &task, &settings, |_| ()).unwrap();
+        to_vec(&end.params.values()[0])
+    };
+    assert_eq!(start(3), start(3));
+    assert_ne!(start(3), start(4));
+}
+
+#[test]
+fn images_of_unknown_classes_count_as_wrong() {
+    let backbone = backbone();
+    let network = Classifier::new(backbone.swin.config(), 2, 0.0);
+    let params = network.start_from(&backbone, 1);
+    let LabeledTask { queries, .. } = task(6, 1);
+    let (accuracy, left_out) = score(&network, &params, &backbone.preprocess, &queries);
+    let accuracy = accuracy.unwrap();
+    // Classes 2 to 5 have no output: at most two of six are right, and among five of two both are.
+    assert!(accuracy.top1 < 34.0 && left_out.is_empty(), "{accuracy:?}");
+    assert!((accuracy.top5 - 200.0 / 6.0).abs() < 1e-9, "{accuracy:?}");
+}
+
+#[test]
+fn saved_networks_hold_their_steps_and_classes() {
+    let mut start = backbone();
+    start.source.steps = Some(100);
+    let classes = ["x".to_owned(), "y".to_owned()];
+    let end = finetune(&start, &task(2, 3), &quick(1), |_| ()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let steps = |from_scratch| {
+        save(&path, &end, &start, from_scratch, &classes).unwrap();
+        let read = PretrainedBackbone::open(&path).unwrap();
+        assert_eq!(
+            bits_of(read.params.values()),
+            bits_of(&end.params.values()[..read.params.values().len()])
+        );
+        assert_eq!(read.preprocess, start.preprocess);
+        let file = esvit_weights::WeightsFile::open(&path).unwrap();
+        assert_eq!(file.find("", "classifier.weight").unwrap().shape, [2, 16]);
+        let about = file.facts().get(esvit_nn::weights::METADATA_KEY).unwrap().as_str().unwrap();
+        assert!(about.contains(r#""classes":["x","y"]"#), "{about}");
+        read.source.steps
+    };
+    assert_eq!((steps(false), steps(true)), (Some(102), Some(2)));
+}

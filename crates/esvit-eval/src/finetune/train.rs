@@ -111,3 +111,35 @@ impl Trainer {
         (images.swap_remove(0), made_of.swap_remove(0).matmul(targets))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::backbone;
+    use esvit_nn::weights::to_vec;
+
+    /// A mixed image is made of what its target says.
+    #[test]
+    fn images_and_targets_are_mixed_alike() {
+        let backbone = backbone(1);
+        let network = Classifier::new(backbone.swin.config(), 3, 0.0);
+        let params = network.start_from(&backbone, 1);
+        let settings = Settings { mixup: 1.0, cutmix: 0.0, ..Settings::new(1, false) };
+        let settings = Settings { label_smoothing: 0.3, ..settings };
+        let trainer = Trainer::new(network, params, 3, 16, &settings);
+        let level = [1.0, 10.0, 100.0];
+        let pixels = level.iter().flat_map(|&level| vec![level; 3 * 256]).collect();
+        let batch = Batch { pixels, labels: vec![0, 1, 2], left_out: Vec::new() };
+        let (images, targets) = trainer.mixed(5, batch);
+        let (images, targets) = (to_vec(&images), to_vec(&targets));
+        let mut mixed = 0;
+        for (image, target) in images.chunks(3 * 256).zip(targets.chunks(3)) {
+            // Less what smoothing gives to every class.
+            let shares: Vec<f32> = target.iter().map(|share| (share - 0.1) / 0.7).collect();
+            let expected: f32 = shares.iter().zip(level).map(|(share, level)| share * level).sum();
+            assert!(image.iter().all(|v| (v - expected).abs() < 1e-3), "{image:?} {target:?}");
+            mixed += usize::from(shares.iter().all(|share| *share < 0.99));
+        }
+        assert!(mixed > 0);
+    }
+}

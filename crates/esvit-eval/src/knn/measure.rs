@@ -61,3 +61,51 @@ fn measure(
     let left_out = sides.iter_mut().flat_map(|side| side.left_out.drain(..)).collect();
     Ok(Measured { accuracies, left_out })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Images, backbone, noise, plain};
+
+    fn task(train: &[(u32, [u8; 3])], queries: &[(u32, [u8; 3])]) -> LabeledTask {
+        let [train, queries] = [train, queries].map(|side| {
+            let images = side.iter().map(|&(class, color)| (class, plain(color)));
+            Images::labeled(images.collect()).set()
+        });
+        LabeledTask { train, queries, classes: vec![], description: String::new() }
+    }
+
+    /// Around the mean color, which is 0 to a network: a little red, and much of red and green. A
+    /// reddish image is more similar to the first, and has the larger product with the second.
+    #[test]
+    fn images_are_classified_by_angle() {
+        let train = [(0, [140, 116, 104]), (1, [255, 255, 104])];
+        let task = task(&train, &[(0, [160, 116, 104]), (0, [170, 116, 104])]);
+        let backbone = backbone(1);
+        let preprocess = &backbone.preprocess;
+        let measured = pixel_accuracy(&task, preprocess, &[1, 2], 0.07).unwrap();
+        let found: Vec<(usize, f64)> = measured.accuracies.iter().map(|a| (a.k, a.top1)).collect();
+        assert_eq!(found, [(1, 100.0), (2, 100.0)]);
+    }
+
+    #[test]
+    fn images_find_themselves_and_broken_ones_are_named() {
+        let backbone = backbone(1);
+        let images = || (0..6).map(|i| (i % 3, noise(20, 20, i.into()))).collect();
+        let mut train = Images::labeled(images());
+        train.list.push(("broken".into(), Some(0), None));
+        let queries = Images::labeled(images()).set();
+        let task = LabeledTask {
+            train: train.set(),
+            queries,
+            classes: vec![],
+            description: String::new(),
+        };
+        let mut seen = 0;
+        let networks = (&backbone.swin, &backbone.params);
+        let measured =
+            accuracy(&task, networks, &backbone.preprocess, &[1], 0.07, |n| seen += n).unwrap();
+        assert_eq!((measured.accuracies[0].top1, seen), (100.0, 13));
+        assert_eq!((measured.left_out.len(), &*measured.left_out[0].name), (1, "broken"));
+    }
+}

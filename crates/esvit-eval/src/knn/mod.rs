@@ -142,4 +142,13 @@ mod tests {
         let wide = features(1, 5, 1, 4);
         assert!(matches!(classify(&wide, &one, &[1], 0.1), Err(KnnError::Width { .. })));
     }
+
+    #[test]
+    fn rows_get_unit_length_and_zeros_stay() {
+        let labels = vec![0; 3];
+        let values = vec![3.0, 4.0, 0.0, 0.0, 0.0, -2.0];
+        let mut features = LabeledFeatures { values, width: 2, labels };
+        features.normalize();
+        assert_eq!(features.values, [0.6, 0.8, 0.0, 0.0, 0.0, -1.0]);
+    }
 }

@@ -196,4 +196,25 @@ mod tests {
         store(folder.path(), ["other.npy", STORED_FILES[3]], &features(3, 1));
         assert!(error(&task).contains("query_labels.npy` has 3 labels"), "{}", error(&task));
     }
+
+    #[test]
+    fn labels_and_widths_that_make_no_sense_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let set = features(4, 1);
+        store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &set);
+        store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &set);
+        let task = StoredTask::new(folder.path());
+        assert_eq!((task.rows().unwrap(), task.accuracy(&[1], 1.0, |_| ()).is_ok()), (4, true));
+        let error = |task: &StoredTask| task.accuracy(&[1], 1.0, |_| ()).unwrap_err().to_string();
+
+        let mut labels = NpyWriter::create_vector(&folder.path().join(STORED_FILES[1])).unwrap();
+        labels.append(&[0i64, -3, 1, 2]).unwrap();
+        labels.finish().unwrap();
+        assert!(error(&task).contains("label -3"), "{}", error(&task));
+        store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &set);
+        let mut narrow = set.clone();
+        (narrow.width, narrow.values) = (5, set.values[..20].to_vec());
+        store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &narrow);
+        assert_eq!(error(&task), "training features have 6 values and query features 5");
+    }
 }

@@ -74,4 +74,39 @@ mod tests {
         // A class that no training image has comes after those of lower number.
         assert_eq!((rank(&votes, &classes, 3), rank(&votes, &classes, 10)), (2, 4));
     }
+
+    #[test]
+    fn equal_votes_count_in_the_order_of_the_classes() {
+        let neighbor = |row| Neighbor { row, similarity: 0.5 };
+        let votes = votes(&[0, 1].map(neighbor), &[7, 3], 1.0);
+        assert_eq!([3, 7].map(|label| rank(&votes, &[3, 7], label)), [0, 1]);
+    }
+
+    /// One neighbor that is nearer by 0.1 outweighs exp(0.1 / 0.07) = 4.17 others, of those asked.
+    #[test]
+    fn the_nearest_of_k_vote_by_the_temperature() {
+        let neighbors = |others: usize| {
+            let similarity = |row| if row == 0 { 0.9 } else { 0.8 };
+            vec![(0..=others).map(|row| Neighbor { row, similarity: similarity(row) }).collect()]
+        };
+        let top1 = |others, k, temperature| {
+            let labels: Vec<u32> = (0..=others as u32).map(|row| row.min(1)).collect();
+            accuracies(&neighbors(others), &labels, &[0], &[k], temperature)[0].top1
+        };
+        assert_eq!([top1(4, 5, 0.07), top1(5, 6, 0.07)], [100.0, 0.0]);
+        assert_eq!([top1(2, 3, 0.14), top1(3, 4, 0.14)], [100.0, 0.0]);
+        assert_eq!([top1(9, 4, 0.07), top1(9, 100, 0.07)], [100.0, 0.0]);
+    }
+
+    #[test]
+    fn a_class_in_the_fifth_place_is_among_the_first_five() {
+        let neighbors: Vec<Neighbor> =
+            (0..6).map(|row| Neighbor { row, similarity: 1.0 - 0.1 * row as f32 }).collect();
+        let top5 = |label| {
+            accuracies(std::slice::from_ref(&neighbors), &[0, 1, 2, 3, 4, 5], &[label], &[6], 0.07)
+                [0]
+            .top5
+        };
+        assert_eq!((top5(4), top5(5)), (100.0, 0.0));
+    }
 }

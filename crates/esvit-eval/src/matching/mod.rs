@@ -363,4 +363,38 @@ mod tests {
         let error = two_views(&backbone(), &noise(40, 40, 1), 0, &settings).unwrap_err();
         assert!(error.to_string().contains("such as 32"), "{error}");
     }
+
+    #[test]
+    fn of_very_long_images_the_middle_is_taken() {
+        let crop = |width, height| {
+            let CropBox { left, top, width, height } = whole(&noise(width, height, 1)).crop;
+            [left, top, width, height]
+        };
+        assert_eq!(crop(40, 30), [0, 0, 40, 30]);
+        assert_eq!((crop(100, 20), crop(20, 100)), ([20, 0, 60, 20], [0, 20, 20, 60]));
+    }
+
+    #[test]
+    fn views_are_drawn_with_as_many_pixels_as_their_image_has() {
+        let resolution = |side: u32| drawing::resolution(&View::whole([side, 2 * side]), [32, 64]);
+        assert_eq!(resolution(100), [448, 896]);
+        assert_eq!((resolution(600), resolution(5000)), ([600, 1200], [896, 1792]));
+    }
+
+    /// A pair is mutual if the backward pass leads to where it began.
+    #[test]
+    fn mutual_pairs_are_each_other_s_best_match() {
+        let backbone = backbone();
+        let images = [noise(64, 64, 1), noise(64, 64, 2)];
+        let pairs = |[first, second]: [&Image; 2], mutual| {
+            let settings = MatchSettings { pairs: usize::MAX, mutual, ..SETTINGS };
+            let pairs = two_images(&backbone, [first, second], &settings).unwrap().pairs;
+            pairs.into_iter().map(|pair| (pair.first.cell, pair.second.cell)).collect::<Vec<_>>()
+        };
+        let [a, b] = images.each_ref();
+        let back = pairs([b, a], false);
+        for (first, second) in pairs([a, b], true) {
+            assert!(back.contains(&(second, first)), "{first} {second}");
+        }
+    }
 }

@@ -248,3 +248,95 @@ fn some_of(features: &Features, wanted: Wanted) -> Features {
         left_out: Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Images, backbone, noise};
+
+    fn names(row: &Row) -> Vec<&str> {
+        row.neighbors.iter().map(|found| found.entry.name.as_str()).collect()
+    }
+
+    /// Images 0 and 5 are equal, as are 1 and 6, and so on.
+    fn pairs(classes: impl Fn(u32) -> u32) -> LabeledSet {
+        let image = |i: u32| (classes(i), noise(20, 20, u64::from(i % 5)));
+        Images::labeled((0..10).map(image).collect()).set()
+    }
+
+    #[test]
+    fn every_image_finds_its_equal_and_not_itself() {
+        let backbone = backbone(1);
+        let wanted = Wanted { rows: 5, k: 3, seed: None };
+        let mut seen = 0;
+        let found = find(&backbone, &pairs(|i| i % 2), None, wanted, |n| seen += n).unwrap();
+        assert_eq!((found.images, found.left_out.len(), seen), (10, 0, 10));
+        let queries: Vec<&str> = found.rows.iter().map(|row| row.query.name.as_str()).collect();
+        assert_eq!(queries, ["0", "2", "4", "6", "8"], "spread over the set");
+        for row in &found.rows {
+            let query: usize = row.query.name.parse().unwrap();
+            assert_eq!(names(row)[0], ((query + 5) % 10).to_string());
+            assert_eq!(row.neighbors.len(), 3);
+            assert!(!names(row).contains(&row.query.name.as_str()));
+            let similarities: Vec<f32> = row.neighbors.iter().map(|near| near.similarity).collect();
+            assert!((similarities[0] - 1.0).abs() < 1e-5, "{similarities:?}");
+            assert!(similarities.is_sorted_by(|a, b| a >= b), "{similarities:?}");
+            assert_eq!(row.query.class.as_deref(), Some(["class 0", "class 1"][query % 2]));
+        }
+        // The equal image is of the other class.
+        assert!(found.rows.iter().all(|row| row.neighbors[0].agrees(&row.query) == Some(false)));
+        let chosen = |seed| {
+            let wanted = Wanted { seed: Some(seed), ..wanted };
+            let found = find(&backbone, &pairs(|i| i), None, wanted, |_| ()).unwrap();
+            found.rows.iter().map(|row| row.query.name.clone()).collect::<Vec<String>>()
+        };
+        assert_eq!(chosen(1), chosen(1));
+        assert!((2..8).any(|seed| chosen(seed) != chosen(1)));
+        assert!(chosen(1).is_sorted());
+    }
+
+    #[test]
+    fn classes_of_one_image_each_are_ignored_within_their_set() {
+        let wanted = Wanted { rows: 2, k: 1, seed: None };
+        let backbone = backbone(1);
+        let alone = find(&backbone, &pairs(|i| i), None, wanted, |_| ()).unwrap();
+        assert_eq!((alone.rows[0].query.class.as_deref(), alone.same_class()), (None, None));
+        let set = pairs(|i| i);
+        let asked = find(&backbone, &set, Some(&pairs(|i| i % 5)), wanted, |_| ()).unwrap();
+        assert_eq!(asked.rows[0].query.class.as_deref(), Some("class 0"));
+        assert_eq!(asked.same_class(), Some(1.0));
+    }
+
+    #[test]
+    fn too_few_or_broken_images_are_reported() {
+        let backbone = backbone(1);
+        let wanted = Wanted { rows: 3, k: 2, seed: None };
+        let find = |set: Images| find(&backbone, &set.set(), None, wanted, |_| ());
+        let error = find(Images::labeled(vec![(0, noise(20, 20, 1))])).unwrap_err();
+        assert!(matches!(error, NeighborsError::TooFew { images: 1 }), "{error}");
+        let mut set = Images::labeled((0..4).map(|i| (0, noise(20, 20, i))).collect());
+        set.list[0].2 = None;
+        let found = find(set).unwrap();
+        assert_eq!((found.images, found.rows.len(), found.left_out.len()), (3, 3, 1));
+    }
+
+    /// Two lists of one folder are not the same list, but the same files.
+    #[test]
+    fn a_file_is_not_its_own_neighbor_in_another_list() {
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..3 {
+            let png = esvit_data::encode_png(&noise(20, 20, i)).unwrap();
+            std::fs::write(folder.path().join(format!("{i}.png")), png).unwrap();
+        }
+        let open = || {
+            let limits = esvit_data::DecodeLimits::default();
+            LabeledSet::all(Arc::new(esvit_data::Folder::open(folder.path(), &limits).unwrap()))
+        };
+        let wanted = Wanted { rows: 3, k: 3, seed: None };
+        let found = find(&backbone(1), &open(), Some(&open()), wanted, |_| ()).unwrap();
+        for row in &found.rows {
+            assert_eq!(row.neighbors.len(), 2);
+            assert!(!names(row).contains(&row.query.name.as_str()));
+        }
+    }
+}

@@ -105,3 +105,37 @@ fn framed(
 fn words(entry: &Entry) -> &str {
     entry.class.as_deref().unwrap_or_else(|| file_name(&entry.name))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::neighbors::{Found, Row};
+
+    #[test]
+    fn frames_say_which_neighbors_have_the_class() {
+        let entry = |name: &str, class: Option<&str>| Entry {
+            name: name.into(),
+            class: class.map(str::to_owned),
+            thumbnail: None,
+        };
+        let found = |name, class, similarity| Found { entry: entry(name, class), similarity };
+        let row = Row {
+            query: entry("q.png", Some("cat")),
+            neighbors: vec![
+                found("a.png", Some("cat"), 0.9876),
+                found("b.png", Some("dog"), 0.5),
+                found("c.png", Some("cat"), 0.25),
+                found("folder/d.png", None, 0.125),
+            ],
+        };
+        let neighbors = Neighbors { rows: vec![row], images: 5, left_out: vec![] };
+        assert_eq!(neighbors.same_class(), Some(2.0 / 3.0));
+        let svg = sheet(&neighbors, "about").unwrap().svg();
+        let count = |part: &str| svg.matches(part).count();
+        assert_eq!((count(SAME), count(OTHER)), (2, 1));
+        for part in [">0.988<", ">0.500<", ">cat<", ">dog<", ">d.png<", ">66.7 % of these"] {
+            assert!(svg.contains(part), "{part}");
+        }
+        assert_eq!((count(">cat<"), count(">4<"), count(">5<")), (3, 1, 0));
+    }
+}

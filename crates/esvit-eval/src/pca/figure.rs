@@ -261,4 +261,37 @@ mod tests {
         let sorted = [0.0, 10.0, 20.0];
         assert_eq!([0.0, 0.25, 0.5, 1.0].map(|s| percentile(&sorted, s)), [0.0, 5.0, 10.0, 20.0]);
     }
+
+    /// 101 regions of one value each: the lowest and the highest of a hundred are cut off.
+    #[test]
+    fn colors_reach_from_the_first_to_the_last_hundredth() {
+        let shown = Image::new(101, 1, vec![0; 303]).unwrap();
+        let values = (0..=100).map(|value| value as f32).collect();
+        let regions = RegionMap { shown, values, map: [1, 101], stride: 1 };
+        let image = RegionImage { name: "ramp".into(), regions };
+        let colors = ColorMap::fit(std::slice::from_ref(&image)).unwrap();
+        assert_eq!(colors.regions(), 101);
+        let shades = colors.colors(&image.regions);
+        let red = |region: usize| shades[region][0];
+        assert!(
+            [0, 1, 99, 100]
+                .map(red)
+                .iter()
+                .zip([0.0, 0.0, 1.0, 1.0])
+                .all(|(a, b)| (a - b).abs() < 1e-9)
+        );
+        assert!((red(2) - 1.0 / 98.0).abs() < 1e-9 && (red(50) - 0.5).abs() < 1e-9);
+    }
+
+    /// Cubic interpolation gives a line back as it is.
+    #[test]
+    fn taps_lie_around_their_place() {
+        for (place, expected) in [(2.25, [1, 2, 3, 4]), (0.25, [0, 0, 1, 2]), (5.5, [4, 5, 5, 5])] {
+            let taps = cubic_taps(place, 6);
+            assert_eq!(taps.iter().map(|tap| tap.0).collect::<Vec<_>>(), expected, "{place}");
+            assert!((taps.iter().map(|tap| tap.1).sum::<f64>() - 1.0).abs() < 1e-12);
+        }
+        let line: f64 = cubic_taps(2.25, 6).iter().map(|&(at, weight)| at as f64 * weight).sum();
+        assert!((line - 2.25).abs() < 1e-12);
+    }
 }

@@ -200,4 +200,22 @@ mod tests {
             }
         }
     }
+
+    /// What evaluations cut off at the sides is cut off at every size.
+    #[test]
+    fn the_margin_of_the_center_stays_in_proportion() {
+        let mut backbone = backbone();
+        backbone.preprocess.transform.resize = 64;
+        let ramp = (0..64 * 64).flat_map(|i| [4 * (i % 64) as u8, 4 * (i / 64) as u8, 0]);
+        let image = Image::new(64, 64, ramp.collect()).unwrap();
+        let shown = |size| {
+            let framing = Framing { size, whole: false };
+            region_map(&backbone, &image, framing, 2).unwrap().shown
+        };
+        // The middle half of the image.
+        let small = shown(32);
+        assert_eq!((small.width(), small.pixel(0, 0)), (32, Some([64, 64, 0])));
+        let large = shown(64).pixel(0, 0).unwrap();
+        assert!(large[0].abs_diff(64) <= 3 && large[1].abs_diff(64) <= 3, "{large:?}");
+    }
 }

@@ -96,3 +96,53 @@ pub fn read_dump(folder: &Path) -> Result<[Examples; 2], DumpError> {
     };
     Ok([side("train")?, side("query")?])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sides(train: Targets, queries: Targets) -> Sides {
+        let side = |targets: Targets, from: usize| {
+            let values = (0..2 * targets.len()).map(|i| (from + i) as f32).collect();
+            Examples { values, width: 2, targets }
+        };
+        let (train, queries) = (side(train, 0), side(queries, 100));
+        Sides { train, queries, train_images: Vec::new(), left_out: Vec::new() }
+    }
+
+    #[test]
+    fn classes_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new");
+        let classes = |of: &[u32]| Targets::Classes { of: of.to_vec(), count: 9 };
+        dump(&path, &sides(classes(&[4, 0, 2]), classes(&[1]))).unwrap();
+        let [train, queries] = read_dump(&path).unwrap();
+        assert_eq!((train.values, train.width), (vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 2));
+        assert_eq!(train.targets, Targets::Classes { of: vec![4, 0, 2], count: 5 });
+        assert_eq!((queries.values, queries.targets.outputs()), (vec![100.0, 101.0], 2));
+        let mut labels = NpyWriter::create_vector(&path.join("query_labels.npy")).unwrap();
+        labels.append(&[-1i64]).unwrap();
+        labels.finish().unwrap();
+        let error = read_dump(&path).unwrap_err().to_string();
+        assert!(error.contains("a label of `query` is not a class index"), "{error}");
+        let mut labels = NpyWriter::create_vector(&path.join("train_labels.npy")).unwrap();
+        labels.append(&[1i64, 2]).unwrap();
+        labels.finish().unwrap();
+        let error = read_dump(&path).unwrap_err().to_string();
+        assert!(error.contains("`train` has 3 features and 2 labels"), "{error}");
+    }
+
+    #[test]
+    fn labels_are_ones_and_zeros() {
+        let folder = tempfile::tempdir().unwrap();
+        let labels = |of: &[&[u32]]| Targets::Labels {
+            of: of.iter().map(|held| held.to_vec()).collect(),
+            count: 3,
+        };
+        dump(folder.path(), &sides(labels(&[&[0, 2], &[]]), labels(&[&[1]]))).unwrap();
+        let read = |name: &str| npy::read::<f32>(&folder.path().join(name)).unwrap();
+        let train = read("train_labels.npy");
+        assert_eq!((train.shape, train.values), (vec![2, 3], vec![1.0, 0.0, 1.0, 0.0, 0.0, 0.0]));
+        assert_eq!(read("query_labels.npy").values, [0.0, 1.0, 0.0]);
+    }
+}

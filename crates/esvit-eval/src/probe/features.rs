@@ -184,6 +184,7 @@ fn augment(image: &Image, preprocess: &Preprocess, mut rng: Rng) -> Result<Vec<f
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Images, backbone, noise};
 
     #[test]
     fn features_of_fewer_blocks_are_the_last_columns() {
@@ -195,5 +196,43 @@ mod tests {
         for wrong in [vec![], vec![0], vec![13]] {
             assert!(super::suffixes(&config, &wrong).is_err());
         }
+    }
+
+    #[test]
+    fn every_epoch_shows_other_crops_of_an_image() {
+        let backbone = backbone(1);
+        let images = (0..6).map(|i| (i % 2, noise(24, 20, i.into()))).collect();
+        let set = Images::labeled(images).set();
+        let classes = vec!["a".into(), "b".into()];
+        let task =
+            LabeledTask { train: set.clone(), queries: set, classes, description: String::new() };
+        let task = ProbeTask::from(task);
+        let images = [5, 4, 3, 2, 1, 0];
+        let features = |seed, epoch, rows: &[usize]| {
+            task.augmented(&backbone, 2, &images, seed)(epoch, rows).unwrap()
+        };
+        let one = features(3, 0, &[2]);
+        assert_eq!(one.len(), 16 + 8);
+        // Neither the place of a row nor its neighbors matter.
+        assert_eq!(features(3, 0, &[4, 2])[24..], one);
+        assert_ne!(features(3, 1, &[2]), one);
+        assert_ne!(features(4, 0, &[2]), one);
+        assert_ne!(features(3, 0, &[1]), one);
+        let sides = task.sides(&backbone, 1, |_| ());
+        assert_eq!((sides.train.width, sides.train_images), (16, vec![0, 1, 2, 3, 4, 5]));
+        assert_eq!(sides.train.targets.outputs(), 2);
+    }
+
+    #[test]
+    fn half_of_the_crops_are_mirrored() {
+        let shades = (0..32).flat_map(|_| (0..32u8).flat_map(|x| [8 * x; 3])).collect();
+        let image = Image::new(32, 32, shades).unwrap();
+        let preprocess = backbone(1).preprocess;
+        let mirrored = |seed| {
+            let values = augment(&image, &preprocess, Rng::new(seed, [0; 3])).unwrap();
+            values[0] > values[15]
+        };
+        let count = (0..100).filter(|&seed| mirrored(seed)).count();
+        assert!((35..=65).contains(&count), "{count}");
     }
 }

@@ -158,4 +158,15 @@ mod tests {
         assert_eq!(MeanStd::of(&[1.0, 3.0]), MeanStd { mean: 2.0, std: Some(2f64.sqrt()) });
         assert_eq!(MeanStd::of(&[5.0]), MeanStd { mean: 5.0, std: None });
     }
+
+    #[test]
+    fn settings_are_chosen_on_at_most_four_of_a_class() {
+        let classes = vec![(0..40).collect::<Vec<usize>>(), (40..59).collect()];
+        let few = |shots| FewShot { shots, draws: 1, seed: 3 };
+        let counts = |shots| {
+            let (fit, validation) = drawn(&classes, &few(shots), 0);
+            (fit.len(), validation.len())
+        };
+        assert_eq!([1, 3, 4, 16].map(counts), [(2, 2), (6, 6), (8, 8), (32, 4 + 3)]);
+    }
 }

@@ -300,4 +300,40 @@ mod tests {
         assert!((found - w).abs() < 1e-3, "{found} {w}");
         assert!((classifier.bias[1] - classifier.bias[0]).abs() < 1e-3);
     }
+
+    /// At the solution the gradient on the features as they are is 0, far from the origin and for
+    /// more rows than are worked on at a time.
+    #[test]
+    fn the_classifier_of_shifted_features_and_of_many_rows_is_the_solution() {
+        for (rows, shift) in [(120, 5.0), (CHUNK + 900, 0.0)] {
+            let mut examples = clusters(rows, 5, 3, 1.0, 1);
+            examples.values.iter_mut().for_each(|value| *value += shift);
+            // The last rows are unlike the first.
+            examples.values.iter_mut().skip(5 * CHUNK).for_each(|value| *value *= 3.0);
+            let subset = Subset::all(&examples);
+            let problem = Problem::new(&subset, 0);
+            let l2 = 0.01;
+            let classifier = problem.classifier(&problem.minimize(problem.origin(), l2, 1000));
+            let mut logits = classifier.logits(&subset);
+            loss::replace_by_gradient(&mut logits, &examples.targets, &subset.rows);
+            for output in 0..3 {
+                let of_row = |row: usize| f64::from(logits[row * 3 + output]);
+                let bias: f64 = (0..rows).map(of_row).sum();
+                assert!(bias.abs() < 1e-4, "{rows}: {bias}");
+                for column in 0..5 {
+                    let value = |row: usize| f64::from(examples.values[row * 5 + column]);
+                    let slope: f64 = (0..rows).map(|row| of_row(row) * value(row)).sum();
+                    let slope = slope + l2 * f64::from(classifier.weight[output * 5 + column]);
+                    assert!(slope.abs() < 1e-3, "{rows}: {slope}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn strengths_are_two_a_decade() {
+        let l2s = logistic_l2s();
+        assert_eq!((l2s.len(), l2s[0], l2s[16]), (17, 1e-7, 10.0));
+        assert!((l2s[1] - 3.162_277_66e-7).abs() < 1e-14);
+    }
 }

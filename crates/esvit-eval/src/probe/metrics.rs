@@ -232,4 +232,39 @@ mod tests {
         assert_eq!(rank(&[0.5, 2.0, 0.5], 0), 1);
         assert_eq!(rank(&[0.5, 2.0], 7), usize::MAX);
     }
+
+    #[test]
+    fn the_first_five_are_five() {
+        let accuracy = ClassAccuracy::of_ranks(&[0, 4, 5, usize::MAX]);
+        assert_eq!((accuracy.top1, accuracy.top5), (25.0, 50.0));
+        assert_eq!(accuracy.interval, wilson_interval(1, 4));
+        let none = ClassAccuracy::of_ranks(&[]);
+        assert_eq!((none.top1, none.top5, none.interval), (0.0, 0.0, [0.0, 100.0]));
+    }
+
+    #[test]
+    fn of_equal_values_the_lower_loss_is_better() {
+        let score = |value, loss| Score { value, loss };
+        assert!(score(50.0, 1.0).beats(&score(50.0, 2.0)));
+        assert!(!score(50.0, 2.0).beats(&score(50.0, 1.0)));
+        assert!(!score(50.0, 1.0).beats(&score(50.0, 1.0)), "of equals the first");
+        assert!(score(50.1, 9.0).beats(&score(50.0, 1.0)));
+        assert!(!score(50.0, 1.0).beats(&score(50.1, 9.0)));
+    }
+
+    /// A label that no image holds has no precision and does not count.
+    #[test]
+    fn labels_that_nobody_holds_are_left_out_of_the_mean() {
+        let targets = Targets::Labels { of: vec![vec![0], vec![1], vec![]], count: 3 };
+        let examples =
+            super::super::Examples { values: vec![0.0; 3], width: 1, targets: targets.clone() };
+        let subset = Subset::all(&examples);
+        // Label 0 comes first, label 1 second.
+        let logits = [2.0, 3.0, 0.0, 1.0, 2.0, 0.0, 0.0, 1.0, 0.0];
+        let found = Metrics::of_logits(&logits, &subset, "query").unwrap();
+        let Metrics::Labels { map, map_11_point } = found else { panic!() };
+        assert_eq!((map, map_11_point), (75.0, 75.0));
+        let error = Metrics::of_logits(&[0.0, f32::NAN, 0.0], &subset, "query");
+        assert_eq!(error, Err(ProbeError::Diverged));
+    }
 }

@@ -209,4 +209,10 @@ mod tests {
             assert!(error.contains(message), "{error}");
         }
     }
+
+    #[test]
+    fn paths_of_windows_are_read() {
+        let table = parse("image,labels\na\\b\\1.png,dog\n").unwrap();
+        assert_eq!(table.images["a/b/1.png"], [0]);
+    }
 }

@@ -199,3 +199,203 @@ fn few_shots_are_spread_over_draws() {
     assert!(spread.draws.iter().all(|draw| (draw.fitted_to, draw.chosen_on) == (10, 10)));
     assert!(spread.top1.mean > 80.0 && spread.top1.std.is_some(), "{spread:?}");
 }
+
+/// Two epochs of two steps with a penalty and a batch that is not 256, worked out in f64. Which rows
+/// make a batch is found by trying all: it must be other ones in the second epoch.
+#[test]
+fn steps_of_several_batches_with_a_penalty() {
+    let rows = [(1.0, 0), (-2.0, 0), (0.5, 0), (3.0, 1)];
+    let of = rows.iter().map(|row| row.1 as u32).collect();
+    let values = rows.iter().map(|row| row.0 as f32).collect();
+    let train = Examples { values, width: 1, targets: Targets::Classes { of, count: 2 } };
+    let sgd = Sgd { epochs: 2, batch: 2, momentum: 0.9, seed: 1 };
+    let head = |lr, l2| {
+        train_heads(&Subset::all(&train), &[Head { first: 0, lr, l2 }], &sgd)
+            .unwrap()
+            .swap_remove(0)
+    };
+    let (lr, l2) = (40.0, 0.5);
+    let (start, found) = (head(0.0, 0.0), head(lr, l2));
+    let wide = |values: &[f32]| [f64::from(values[0]), f64::from(values[1])];
+    let trained = |batches: [[usize; 2]; 4]| {
+        let (mut w, mut b) = (wide(&start.weight), [0.0; 2]);
+        let (mut vw, mut vb) = ([0.0; 2], [0.0; 2]);
+        for (step, batch) in batches.into_iter().enumerate() {
+            let lr = lr * 2.0 / 256.0 * if step < 2 { 1.0 } else { 0.5 };
+            let (mut gw, mut gb) = ([0.0; 2], [0.0; 2]);
+            for (x, class) in batch.map(|row| rows[row]) {
+                let e = [0, 1].map(|k| (w[k] * x + b[k]).exp());
+                for k in 0..2 {
+                    let g = (e[k] / (e[0] + e[1]) - f64::from(u8::from(k == class))) / 2.0;
+                    (gw[k], gb[k]) = (gw[k] + g * x, gb[k] + g);
+                }
+            }
+            for k in 0..2 {
+                vw[k] = 0.9 * vw[k] + gw[k] + l2 * w[k];
+                vb[k] = 0.9 * vb[k] + gb[k];
+                (w[k], b[k]) = (w[k] - lr * vw[k], b[k] - lr * vb[k]);
+            }
+        }
+        [w, b].concat()
+    };
+    let found = [wide(&found.weight), wide(&found.bias)].concat();
+    let splits = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]];
+    let rest = |batch: [usize; 2]| splits[5 - splits.iter().position(|b| *b == batch).unwrap()];
+    let mut best = (f64::INFINITY, [0, 0]);
+    for first in 0..6 {
+        for second in 0..6 {
+            let epochs = [splits[first], splits[second]].map(|batch| [batch, rest(batch)]);
+            let values = trained([epochs[0][0], epochs[0][1], epochs[1][0], epochs[1][1]]);
+            let off = values.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            if off < best.0 {
+                best = (off, [first, second]);
+            }
+        }
+    }
+    assert!(best.0 < 2e-6 && best.1[0] != best.1[1], "{best:?}");
+}
+
+#[test]
+fn heads_see_the_rows_of_a_subset_and_start_by_the_seed() {
+    let train = clusters(40, 6, 3, 1.0, 3);
+    let rows: Vec<usize> = (0..20).map(|row| 39 - 2 * row).collect();
+    let Targets::Classes { of, count } = &train.targets else { panic!() };
+    let picked = Examples {
+        values: rows.iter().flat_map(|&row| train.values[row * 6..][..6].to_vec()).collect(),
+        width: 6,
+        targets: Targets::Classes { of: rows.iter().map(|&row| of[row]).collect(), count: *count },
+    };
+    let sgd = Sgd { epochs: 2, batch: 8, ..Sgd::default() };
+    let head = Head { first: 2, lr: 1.0, l2: 1e-3 };
+    let some = train_heads(&Subset::new(&train, rows, None), &[head], &sgd).unwrap();
+    assert_eq!(some, train_heads(&Subset::all(&picked), &[head], &sgd).unwrap());
+    let still = Head { lr: 0.0, ..head };
+    let start = |seed| {
+        train_heads(&Subset::all(&picked), &[still], &Sgd { seed, ..sgd }).unwrap().swap_remove(0)
+    };
+    assert_eq!(start(1), start(1));
+    assert_ne!(start(1).weight, start(2).weight);
+}
+
+/// Far from the origin and with large values a probe sees nothing without standardization.
+#[test]
+fn all_sides_are_standardized() {
+    let shifted = |rows, stream| {
+        let mut examples = clusters(rows, 8, 4, 0.1, stream);
+        examples.values.iter_mut().for_each(|value| *value = 30.0 * *value + 2000.0);
+        examples
+    };
+    let [sgd, ..] = solvers();
+    let probe = Probe { standardize: true, ..probe(sgd, 8) };
+    let outcome = probe.run(&shifted(200, 1), &shifted(100, 2), None).unwrap();
+    assert_eq!(outcome.best.metrics.value(), 100.0);
+    for trial in &outcome.sweep {
+        assert_eq!(trial.validation, Some(100.0), "{trial:?}");
+    }
+}
+
+#[test]
+fn settings_that_make_no_sense_are_named() {
+    let queries = clusters(6, 4, 3, 0.1, 2);
+    let fails =
+        |solver: Solver| probe(solver, 4).run(&queries, &queries, None).unwrap_err().to_string();
+    let sgd = |sgd: Sgd, lr: f64| Solver::Sgd { lrs: vec![0.1, lr], sgd };
+    let usual = Sgd::default();
+    for (solver, message) in [
+        (sgd(Sgd { epochs: 0, ..usual }, 0.1), "the number of epochs is 0"),
+        (sgd(Sgd { batch: 0, ..usual }, 0.1), "the batch is 0"),
+        (sgd(usual, 0.0), "a learning rate is 0, it must be above 0"),
+        (sgd(usual, f64::NAN), "a learning rate is NaN"),
+        (Solver::Logistic(Logistic { l2s: vec![1.0, -1.0], max_iterations: 5 }), "penalty is -1"),
+        (Solver::Elevater(Elevater { final_epochs: 0, ..Elevater::default() }), "epochs is 0"),
+    ] {
+        let error = fails(solver);
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn strengths_are_tried_from_the_strongest_down() {
+    let train = clusters(60, 4, 3, 0.3, 1);
+    let logistic = Logistic { l2s: vec![1e-3, 10.0, 1e-1], max_iterations: 50 };
+    let outcome = probe(Solver::Logistic(logistic), 4).run(&train, &train, None).unwrap();
+    let tried: Vec<f64> = outcome.sweep.iter().filter_map(|trial| trial.setting.l2).collect();
+    assert_eq!(tried, [10.0, 1e-1, 1e-3, 10.0, 1e-1, 1e-3]);
+}
+
+#[test]
+fn of_equal_settings_the_first_is_best() {
+    let train = clusters(30, 2, 3, 0.3, 1);
+    let subset = Subset::all(&train);
+    let classifier = LinearClassifier { first: 0, weight: vec![0.5; 6], bias: vec![0.0; 3] };
+    let suffix = Suffix { n: 1, first: 0 };
+    let setting = |lr| Setting { suffix, lr: Some(lr), l2: None };
+    let mut trials = sweep::Trials::default();
+    trials.add(setting(1.0), &classifier, &subset);
+    trials.add(setting(2.0), &classifier, &subset);
+    let broken = LinearClassifier { bias: vec![f32::NAN; 3], ..classifier.clone() };
+    assert!(trials.add(setting(3.0), &broken, &subset).is_none());
+    let sweep = trials.finish();
+    assert_eq!((sweep.best, sweep.trials.len()), (Some(setting(1.0)), 3));
+    assert_eq!(Metrics::of(&broken, &subset), Err(ProbeError::Diverged));
+}
+
+/// Each round tries the neighbors of the best point so far.
+#[test]
+fn the_search_closes_in_on_the_best_point() {
+    let (fit, validation) = (clusters(60, 6, 4, 1.0, 1), clusters(60, 6, 4, 1.0, 2));
+    let tuning = Sgd { epochs: 3, batch: 16, ..Sgd::default() };
+    let elevater = Elevater { lrs: vec![0.5], tuning, final_epochs: 7 };
+    let suffixes = [Suffix { n: 1, first: 0 }];
+    let sweep = elevater.sweep(&Subset::all(&fit), &Subset::all(&validation), &suffixes).unwrap();
+    let point = |trial: &Trial| ((trial.setting.l2.unwrap().log10() + 6.0) * 8.0).round() as i64;
+    let points: Vec<i64> = sweep.trials.iter().map(point).collect();
+    assert_eq!(points[..7], [0, 16, 32, 48, 64, 80, 96]);
+    let mut seen = 7;
+    for distance in [8, 4, 2, 1] {
+        let better = |a: &Trial, b: &Trial| {
+            // Diverged ones come last.
+            let score = |t: &Trial| Some((t.validation?, -t.validation_loss?));
+            score(b) > score(a)
+        };
+        let best = (1..seen).fold(0, |best, other| {
+            if better(&sweep.trials[best], &sweep.trials[other]) { other } else { best }
+        });
+        let around = [points[best] - distance, points[best] + distance];
+        let around: Vec<i64> = around.into_iter().filter(|p| (0..97).contains(p)).collect();
+        assert_eq!(points[seen..seen + around.len()], around, "{distance}");
+        seen += around.len();
+    }
+    assert_eq!(seen, points.len());
+    let setting = sweep.best.unwrap();
+    let last = elevater.fit(&setting, &Subset::all(&fit)).unwrap();
+    let head = Head { first: 0, lr: 0.5, l2: setting.l2.unwrap() };
+    let long = Sgd { epochs: 7, ..tuning };
+    assert_eq!(last, train_heads(&Subset::all(&fit), &[head], &long).unwrap()[0]);
+}
+
+#[test]
+fn classes_with_fewer_images_than_shots_are_counted() {
+    let mut train = clusters(30, 4, 5, 0.3, 1);
+    // Two of class 0, one of class 1, nothing of class 2, the others of 3 and 4.
+    let of = (0..30).map(|row| [0, 0, 1].get(row).copied().unwrap_or(3 + row as u32 % 2)).collect();
+    train.targets = Targets::Classes { of, count: 5 };
+    let solver = solvers().into_iter().nth(1).unwrap();
+    let few = FewShot { shots: 2, draws: 1, seed: 0 };
+    let spread = few_shot(&probe(solver, 4), &train, &train, None, &few).unwrap();
+    assert_eq!((spread.smaller_classes, spread.draws[0].fitted_to), (1, 2 + 1 + 2 + 2));
+}
+
+#[test]
+fn labels_without_a_contrast_are_refused() {
+    let make = |held: &[&[u32]]| {
+        let of: Vec<Vec<u32>> = (0..10).map(|row| held[row % held.len()].to_vec()).collect();
+        let values = (0..20).map(|value| value as f32).collect();
+        Examples { values, width: 2, targets: Targets::Labels { of, count: 3 } }
+    };
+    let solver = || solvers().into_iter().nth(1).unwrap();
+    let run = |train: &Examples| probe(solver(), 2).run(train, &make(&[&[0], &[1]]), None);
+    assert_eq!(run(&make(&[&[1, 2]])), Err(ProbeError::NoContrast));
+    assert_eq!(run(&make(&[&[]])), Err(ProbeError::NoContrast));
+    assert!(run(&make(&[&[0, 1], &[1]])).is_ok());
+}

@@ -102,3 +102,68 @@ fn schedules(run: &Run) -> [Chart; 4] {
         of("Teacher temperature", |line| line.teacher_temp),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::run::{evaluated, example};
+
+    /// The figure of a title: its unit, and every line with its last value.
+    fn figure<'a>(html: &'a str, title: &str) -> (&'a str, Vec<(&'a str, &'a str)>) {
+        let start = format!("<figcaption><b>{title}</b> <span>");
+        let (_, rest) = html.split_once(&start).unwrap_or_else(|| panic!("{title}"));
+        let (unit, rest) = rest.split_once("</span>").unwrap();
+        let (legend, _) = rest.split_once("</ul>").unwrap();
+        let line = |entry: &'a str| {
+            let (name, value) = entry.split_once(" <b>").unwrap();
+            (name, value.split_once("</b>").unwrap().0)
+        };
+        (unit, legend.split("<i></i>").skip(1).map(line).collect())
+    }
+
+    #[test]
+    fn every_chart_shows_its_own_figures() {
+        let mut run = example();
+        run.evaluations = vec![evaluated(2, 14.5, 30.0)];
+        let html = charts(&run);
+        for (title, unit, lines) in [
+            (
+                "Loss",
+                "nats, by step",
+                &[("total", "5"), ("view L_V", "6"), ("region L_R", "7")][..],
+            ),
+            (
+                "k-NN accuracy",
+                "%, by epoch",
+                &[("top-1", "30"), ("top-5", "50"), ("untrained top-1", "14.5")],
+            ),
+            (
+                "Teacher entropy",
+                "nats, by step",
+                &[("per image", "1.25"), ("of the mean", "2.25"), ("ln K", "3.25")],
+            ),
+            (
+                "Feature std",
+                "0 if all are equal, by step",
+                &[("teacher", "0.75"), ("all directions", "1")],
+            ),
+            ("Gradient norm", "by step", &[("before clipping", "5.5")]),
+            ("Speed", "img/s, by step", &[("training", "77")]),
+            ("Learning rate", "by step", &[("now", "0.011")]),
+            ("Weight decay", "by step", &[("now", "0.022")]),
+            ("Teacher momentum", "by step", &[("now", "0.933")]),
+            ("Teacher temperature", "by step", &[("now", "0.044")]),
+        ] {
+            assert_eq!(figure(&html, title), (unit, lines.to_vec()), "{title}");
+        }
+    }
+
+    #[test]
+    fn without_a_region_task_the_loss_is_one_line() {
+        let mut run = example();
+        run.metrics.steps.iter_mut().for_each(|line| line.region_loss = None);
+        assert_eq!(figure(&charts(&run), "Loss").1, [("total", "5")]);
+        run.metrics = Default::default();
+        assert_eq!(charts(&run), "");
+    }
+}

@@ -74,3 +74,84 @@ fn unfinished(run: &Run) -> Option<String> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::run::{evaluated, example};
+
+    fn first_finding(run: &Run) -> String {
+        findings(run).join("\n\n")
+    }
+
+    #[test]
+    fn a_finished_run_that_has_learnt_has_no_findings() {
+        let mut run = example();
+        run.epochs = 4;
+        run.evaluations = vec![evaluated(2, 29.9, 30.0)];
+        assert_eq!(findings(&run), [""; 0]);
+        run.epochs = 3;
+        assert!(
+            first_finding(&run).starts_with("3 of 4 epochs are done"),
+            "{}",
+            first_finding(&run)
+        );
+        assert!(first_finding(&run).contains("`esvit resume runs/x`"));
+    }
+
+    #[test]
+    fn what_is_no_better_than_untrained_is_reported() {
+        let mut run = example();
+        run.epochs = 4;
+        for (untrained, trained) in [(30.0, true), (31.25, true), (29.9, false)] {
+            run.evaluations = vec![evaluated(2, untrained, 30.0)];
+            let expected = format!("k-NN top-1 is 30.0 %, no better than the {untrained:.1} %");
+            assert_eq!(
+                first_finding(&run).starts_with(&expected),
+                trained,
+                "{}",
+                first_finding(&run)
+            );
+        }
+    }
+
+    #[test]
+    fn failed_steps_are_counted_from_one() {
+        let mut run = example();
+        run.failures = vec!["step=4-state.safetensors".into(), "step=4-views.safetensors".into()];
+        assert!(
+            first_finding(&run).starts_with("the loss of step 5 was not finite"),
+            "{}",
+            first_finding(&run)
+        );
+        run.failures = vec!["else".into()];
+        assert!(
+            first_finding(&run).starts_with("the loss of a step was not finite"),
+            "{}",
+            first_finding(&run)
+        );
+    }
+
+    /// The last five records must agree; a collapse that has passed is reported as passed.
+    #[test]
+    fn a_collapse_is_reported_while_it_lasts() {
+        let healthy = example().metrics.steps[0];
+        let mut collapsed = healthy;
+        let health = collapsed.health.as_mut().unwrap();
+        (health.teacher_entropy, health.marginal_entropy) = (0.1, 0.1);
+        let finding = |looks: &[(bool, usize)]| {
+            let mut run = example();
+            run.epochs = 4;
+            run.metrics.steps = (looks.iter())
+                .flat_map(|&(bad, count)| vec![if bad { collapsed } else { healthy }; count])
+                .collect();
+            first_finding(&run)
+        };
+        let advice = esvit_train::health::Collapse::Constant.advice();
+        assert_eq!(finding(&[(false, 3), (true, 5)]), advice);
+        assert_eq!(finding(&[(false, 3), (true, 4)]), "");
+        assert_eq!(finding(&[(true, 4), (false, 1), (true, 4)]), "");
+        assert!(finding(&[(true, 6), (false, 1)]).ends_with("it has recovered since"));
+        assert!(finding(&[(true, 6), (false, 1), (true, 4)]).ends_with("it has recovered since"));
+    }
+}

@@ -114,3 +114,21 @@ fn some(source: &dyn Source, count: usize) -> Vec<Result<(String, Image), String
 fn message(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Images, noise};
+
+    #[test]
+    fn images_are_taken_from_the_middle_of_each_part() {
+        let source = Images::labeled((0..12).map(|i| (0, noise(4, 4, i))).collect());
+        let names = |count| {
+            let name = |image: Result<(String, Image), String>| image.unwrap().0;
+            some(&source, count).into_iter().map(name).collect::<Vec<String>>()
+        };
+        assert_eq!((names(2), names(1)), (vec!["3".into(), "9".into()], vec!["6".to_owned()]));
+        assert_eq!((names(12).len(), names(50).len(), names(0).len()), (12, 12, 1));
+        assert!(some(&Images::default(), 3)[0].is_err());
+    }
+}

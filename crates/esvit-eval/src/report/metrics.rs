@@ -106,4 +106,19 @@ pub(super) mod tests {
         let metrics = Metrics::parse(&format!("{line}}}\n"));
         assert_eq!((metrics.steps[0].region_loss, metrics.steps[0].health), (None, None));
     }
+
+    #[test]
+    fn of_equal_checks_the_first_is_best_and_the_later_line_counts() {
+        let check = |epoch: u64, top1: f64| {
+            let step = 20 * epoch;
+            format!(
+                "{{\"step\":{step},\"epoch\":{epoch},\"knn_k\":10,\"knn_top1\":{top1},\"knn_top5\":50.0}}\n"
+            )
+        };
+        let checks = [check(1, 20.0), check(2, 30.5), check(3, 30.5)].concat();
+        let metrics = Metrics::parse(&(step_line(10, 6.5) + &checks));
+        assert_eq!(metrics.best_knn().unwrap().epoch, 2);
+        assert_eq!((metrics.steps_done(), metrics.training_seconds()), (60, 2.5));
+        assert_eq!(Metrics::default().steps_done(), 0);
+    }
 }

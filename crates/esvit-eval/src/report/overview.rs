@@ -148,3 +148,88 @@ pub(super) fn warnings(findings: &[String], problems: &[String]) -> String {
     list("warning", "Look at this first", findings)
         + &list("notice", "What could not be read", problems)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::run::{evaluated, example};
+
+    /// Name, value, unit and note of every tile.
+    fn tiles_of(html: &str) -> Vec<[String; 4]> {
+        let tile = |part: &str| {
+            let (name, rest) = part.split_once("</dt><dd><b>").unwrap();
+            let (value, rest) = rest.split_once("</b> ").unwrap();
+            let (unit, rest) = rest.split_once("<small>").unwrap();
+            [name, value, unit, rest.split_once("</small>").unwrap().0].map(str::to_owned)
+        };
+        html.split("<dt>").skip(1).map(tile).collect()
+    }
+
+    #[test]
+    fn key_figures_are_those_of_the_run() {
+        let mut run = example();
+        run.evaluations = vec![evaluated(2, 14.5, 30.0)];
+        let swin = run.config.as_ref().map(|config| config.model.swin()).unwrap();
+        let millions = format!("{:.2}", crate::efficiency::parameters(&swin) as f64 / 1e6);
+        let tiles = tiles_of(&key_figures(&run));
+        for (tile, expected) in tiles.iter().zip([
+            ["Best k-NN top-1", "30.0", "%", "k = 10, after epoch 2; untrained 14.5 %"],
+            ["Last loss", "5", "", "at step 10: 6"],
+            ["Steps", "40", "", "2 of 4 epochs"],
+            ["Training time", "10 s", "", "250 ms a step"],
+            ["Speed", "64", "img/s", "12.5 % waiting for images"],
+            ["Parameters", &millions, "M", ""],
+            ["Peak memory", "1.50", "GiB", "resident, whole process"],
+        ]) {
+            let same = tile[..3].iter().zip(expected).all(|(found, expected)| found == expected);
+            assert!(
+                same && (expected[0] == "Parameters" || tile[3] == expected[3]),
+                "{tile:?} {expected:?}"
+            );
+        }
+        assert_eq!(tiles.len(), 7);
+        run.metrics.steps.iter_mut().for_each(|line| line.max_mem = 700.4);
+        assert_eq!(tiles_of(&key_figures(&run))[6][1..3], ["700", "MiB"]);
+        // What is not known is left out.
+        run.metrics = Default::default();
+        let names: Vec<String> =
+            tiles_of(&key_figures(&run)).into_iter().map(|[name, ..]| name).collect();
+        assert_eq!(names, ["Steps", "Parameters"]);
+    }
+
+    #[test]
+    fn the_sentence_says_what_was_trained_on_what() {
+        let mut run = example();
+        let config = run.config.as_mut().unwrap();
+        (config.data.path, config.data.repeat) = (Some("photos".into()), 3);
+        let text = sentence(&run);
+        for part in [
+            "the images of <code>photos</code>, each 3 times per epoch",
+            "4 epochs, 16 images per step",
+            "L<sub>R</sub>",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        let config = run.config.as_mut().unwrap();
+        (config.objective.region, config.data.path) = (false, None);
+        run.source = Ok(std::sync::Arc::new(crate::testing::Images::labeled(
+            (0..1200).map(|_| (0, crate::testing::noise(2, 2, 1))).collect(),
+        )));
+        let text = sentence(&run);
+        assert!(
+            text.contains("1,200 built-in images") && !text.contains("L<sub>R</sub>"),
+            "{text}"
+        );
+        run.config = None;
+        assert!(sentence(&run).contains("cannot be read"));
+    }
+
+    #[test]
+    fn warnings_come_before_what_could_not_be_read() {
+        let html = warnings(&["a `b`".into()], &["c".into()]);
+        let (first, second) = html.split_once("</aside>").unwrap();
+        assert!(first.contains("class=\"warning\"") && first.contains("<code>b</code>"), "{first}");
+        assert!(second.contains("class=\"notice\"") && second.contains(">c<"), "{second}");
+        assert_eq!(warnings(&[], &[]), "");
+    }
+}

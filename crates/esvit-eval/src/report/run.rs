@@ -214,6 +214,86 @@ fn latest(records: Vec<EvalRecord>) -> Vec<EvalRecord> {
     kept
 }
 
+/// A run of which everything is known but its images and checkpoints: 40 steps, two epochs of four,
+/// every figure another number.
+#[cfg(test)]
+pub(super) fn example() -> Run {
+    use esvit_train::health::Health;
+    use esvit_train::run::{KnnMetrics, StepMetrics};
+
+    let figures = |step: u64, loss: f64| StepMetrics {
+        step,
+        epoch: 0,
+        train_loss: loss,
+        view_loss: loss + 1.0,
+        region_loss: Some(loss + 2.0),
+        lr: 0.011,
+        wd: 0.022,
+        momentum: 0.933,
+        teacher_temp: 0.044,
+        grad_norm: 5.5,
+        batch_time: 0.25,
+        data_wait: 0.125,
+        img_per_s: 77.0,
+        max_mem: 1536.0,
+        health: Some(Health {
+            teacher_entropy: 1.25,
+            marginal_entropy: 2.25,
+            max_entropy: 3.25,
+            rows: 8,
+            center_norm: 0.5,
+            feature_std: 0.75,
+        }),
+    };
+    let check = |epoch, knn_top1| KnnMetrics {
+        step: 20 * epoch,
+        epoch,
+        knn_k: 10,
+        knn_top1,
+        knn_top5: knn_top1 + 20.0,
+    };
+    let mut config = Config::default();
+    (config.train.epochs, config.train.batch_size, config.train.accumulate) = (4, 8, 2);
+    (config.head.out_dim, config.head.hidden_dim) = (32, 16);
+    Run {
+        path: "runs/x".into(),
+        name: "x".into(),
+        settings: None,
+        config: Some(config),
+        environment: None,
+        metrics: Metrics {
+            steps: vec![figures(10, 6.0), figures(40, 5.0)],
+            knn: vec![check(1, 21.0), check(2, 30.0)],
+            unreadable: 0,
+        },
+        epochs: 2,
+        evaluations: Vec::new(),
+        checkpoints: Vec::new(),
+        failures: Vec::new(),
+        source: Err("gone".into()),
+        problems: Vec::new(),
+    }
+}
+
+/// What `esvit eval knn` found of a checkpoint after some epochs.
+#[cfg(test)]
+pub(super) fn evaluated(epochs: u64, untrained: f64, trained: f64) -> EvalRecord {
+    let row = |features: &str, top1: f64| {
+        serde_json::json!({"features": features, "accuracies": [
+            {"k": 20, "top1": 1.0, "top5": 2.0}, {"k": 10, "top1": top1, "top5": 99.0},
+        ]})
+    };
+    EvalRecord {
+        evaluation: "knn".into(),
+        task: "task".into(),
+        checkpoint: "best.safetensors".into(),
+        network: "teacher".into(),
+        epochs: Some(epochs),
+        steps: None,
+        results: serde_json::json!({"results": [row("untrained", untrained), row("trained", trained)]}),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,5 +355,68 @@ mod tests {
         }
         assert!(run.checkpoints[0].state.is_err() && run.checkpoint().is_none());
         assert!(run.source.is_err() && run.is_finished().is_none());
+    }
+
+    #[test]
+    fn a_run_is_finished_after_its_last_epoch() {
+        let mut run = example();
+        let mut after = |epochs| {
+            run.epochs = epochs;
+            run.is_finished()
+        };
+        assert_eq!([3, 4, 5].map(&mut after), [Some(false), Some(true), Some(true)]);
+    }
+
+    #[test]
+    fn the_untrained_network_is_known_where_a_check_was_repeated() {
+        let untrained = |records: Vec<EvalRecord>| {
+            let mut run = example();
+            run.evaluations = records;
+            run.untrained_top1()
+        };
+        assert_eq!(untrained(vec![evaluated(2, 14.5, 30.0)]), Some(14.5));
+        assert_eq!(untrained(vec![evaluated(1, 14.5, 21.0)]), Some(14.5));
+        // Another accuracy, and that of another epoch: not the task of the check.
+        assert_eq!(untrained(vec![evaluated(2, 14.5, 30.1)]), None);
+        assert_eq!(untrained(vec![evaluated(1, 14.5, 30.0)]), None);
+        let mut other = evaluated(2, 14.5, 30.0);
+        other.evaluation = "linear".into();
+        assert_eq!(untrained(vec![other]), None);
+        assert_eq!(untrained(vec![evaluated(2, 9.0, 29.0), evaluated(2, 14.5, 30.0)]), Some(14.5));
+    }
+
+    #[test]
+    fn results_of_both_networks_are_kept() {
+        let student = EvalRecord { network: "student".into(), ..record("knn", "a", 2.into()) };
+        assert_eq!(latest(vec![record("knn", "a", 1.into()), student]).len(), 2);
+    }
+
+    #[test]
+    fn the_best_checkpoint_comes_first_and_then_the_newest() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = folder.path().join("checkpoints");
+        std::fs::create_dir(&checkpoints).unwrap();
+        for name in [
+            "best.safetensors",
+            "step=000001.safetensors",
+            "step=000002.safetensors",
+            ".x.safetensors",
+            "note.txt",
+        ] {
+            std::fs::write(checkpoints.join(name), "no").unwrap();
+        }
+        let mut reader = Reader { folder: folder.path(), problems: Vec::new() };
+        let files = reader.checkpoints();
+        let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["best.safetensors", "step=000002.safetensors", "step=000001.safetensors"]
+        );
+        assert_eq!(files[0].bytes, 2);
+        // The one to look at is the first that can be read.
+        let file = |name: &str, state| CheckpointFile { name: name.into(), bytes: 2, state };
+        let mut run = example();
+        run.checkpoints = vec![file("best", Err("broken".into())), file("step", Ok([1, 1]))];
+        assert_eq!(run.checkpoint(), Some("runs/x/checkpoints/step".into()));
     }
 }

@@ -12,7 +12,7 @@ const TOLERANCE: f64 = 1e-7;
 struct Settings {
     schedules: Vec<Schedule>,
     #[serde(default)]
-    teacher_temperatures: Vec<TeacherTemp>,
+    teacher_temperatures: Vec<Temperature>,
 }
 
 #[derive(Deserialize)]
@@ -24,6 +24,13 @@ struct Schedule {
     steps_per_epoch: u64,
     warmup_epochs: u64,
     start_warmup: f64,
+}
+
+#[derive(Deserialize)]
+struct Temperature {
+    #[serde(flatten)]
+    schedule: TeacherTemp,
+    epochs: u64,
 }
 
 pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
@@ -42,8 +49,8 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     }
     for (index, temperature) in settings.teacher_temperatures.iter().enumerate() {
         let name = format!("teacher_temperature.{index}");
-        let length = case.tensor(&name)?.1.len() as u64;
-        checks.push(compare(case, &name, length, |epoch| temperature.at(epoch))?);
+        let value = |epoch| temperature.schedule.at(epoch);
+        checks.push(compare(case, &name, temperature.epochs, value)?);
     }
     Ok(Outcome::Compared(checks))
 }
@@ -60,7 +67,8 @@ fn compare(
     for (i, &expected) in (0..length).zip(&expected) {
         let (found, expected) = (f64::from(value(i) as f32), f64::from(expected));
         let scale = expected.abs().max(f64::MIN_POSITIVE);
-        difference = f64::max(difference, (found - expected).abs() / scale);
+        let relative = (found - expected).abs() / scale;
+        difference = if relative.is_nan() { f64::INFINITY } else { difference.max(relative) };
     }
     Ok(Check { what: name.into(), difference, tolerance: TOLERANCE })
 }

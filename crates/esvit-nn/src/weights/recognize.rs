@@ -14,7 +14,7 @@ const TABLE: &str = "layers.0.blocks.0.attn.relative_position_bias_table";
 const USUAL_SIZES: [usize; 6] = [224, 384, 256, 192, 448, 512];
 /// More stages than any Swin transformer has; the width doubles with each.
 const MAX_STAGES: usize = 8;
-/// Largest image side to try, as a multiple of the smallest.
+/// Largest image side to try, as a multiple of the last stage's stride or of the patch.
 const MAX_SIZE_FACTOR: usize = 64;
 
 /// A network in a file: where its tensors are, and their naming.
@@ -155,7 +155,9 @@ pub(super) fn shape(file: &WeightsFile, location: &Location) -> Result<SwinConfi
 /// The side of the images that lead to these windows, one per stage.
 fn image_size(config: &SwinConfig, windows: &[usize]) -> Option<usize> {
     let step = config.patch_size.checked_shl(windows.len() as u32 - 1).filter(|&step| step > 0)?;
-    let sizes = (1..=MAX_SIZE_FACTOR).filter_map(|factor| step.checked_mul(factor));
+    let multiples =
+        |of: usize| (1..=MAX_SIZE_FACTOR).filter_map(move |factor| of.checked_mul(factor));
+    let sizes = multiples(step).chain(multiples(config.patch_size));
     USUAL_SIZES.into_iter().chain(sizes).find(|&img_size| {
         let config = SwinConfig { img_size, ..config.clone() };
         windows.iter().enumerate().all(|(stage, &window)| config.window(stage) == window)

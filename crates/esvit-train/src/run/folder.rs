@@ -168,7 +168,10 @@ impl RunFolder {
         if std::fs::hard_link(checkpoint, &fresh).is_err() {
             self.io(std::fs::copy(checkpoint, &fresh))?;
         }
-        self.io(std::fs::rename(&fresh, self.best()))
+        self.io(std::fs::rename(&fresh, self.best()))?;
+        // Where both names are of one file already, renaming does nothing and leaves the first.
+        let _ = std::fs::remove_file(&fresh);
+        Ok(())
     }
 
     /// Deletes all but the newest `keep` checkpoints.
@@ -194,5 +197,111 @@ impl RunFolder {
 
     fn io<T>(&self, result: std::io::Result<T>) -> Result<T, FolderError> {
         result.map_err(|source| FolderError::Io { path: self.path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(path: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(path).unwrap();
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+        let mut names: Vec<String> =
+            entries.map(|entry| name(entry).into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Everything that a run and its report write may be deleted, and nothing else.
+    #[test]
+    fn only_a_run_is_overwritten() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("runs/first");
+        RunFolder::create(&path, false).unwrap();
+        assert_eq!(names(&path), ["checkpoints"]);
+        for own in [
+            "config.toml",
+            "env.json",
+            "train.log",
+            "metrics.jsonl",
+            "log.txt",
+            "report.html",
+            "failures",
+            "eval",
+            "events.out.tfevents.1.host.2.0",
+            ".metrics.jsonl.1-0.esvit-tmp",
+        ] {
+            std::fs::write(path.join(own), "old").unwrap();
+        }
+        std::fs::write(path.join("checkpoints/epoch=0000-step=00000000.safetensors"), "").unwrap();
+        let error = RunFolder::create(&path, false).unwrap_err();
+        assert!(matches!(error, FolderError::NotEmpty { .. }), "{error}");
+        assert_eq!(names(&path).len(), 11);
+        for foreign in ["thesis.tex", "config.toml.orig", "best.safetensors"] {
+            std::fs::write(path.join(foreign), "mine").unwrap();
+            let error = RunFolder::create(&path, true).unwrap_err();
+            assert!(matches!(&error, FolderError::Foreign { file, .. } if file == foreign));
+            assert_eq!(names(&path).len(), 12);
+            std::fs::remove_file(path.join(foreign)).unwrap();
+        }
+        let folder = RunFolder::create(&path, true).unwrap();
+        assert_eq!(names(&path), ["checkpoints"]);
+        assert_eq!(folder.list().unwrap(), []);
+        // A folder that is empty is as good as none.
+        let empty = place.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        RunFolder::create(&empty, false).unwrap();
+        let file = place.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let error = RunFolder::create(&file, false).unwrap_err();
+        assert!(matches!(error, FolderError::Io { .. }), "{error}");
+    }
+
+    #[test]
+    fn checkpoints_by_step() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(place.path(), false).unwrap();
+        assert_eq!(folder.config(), place.path().join("config.toml"));
+        // More steps than have a place in the name, which then sorts wrongly.
+        let paths = [(0, 0), (1, 99_999_999), (2, 100_000_000)]
+            .map(|(epoch, step)| (step, folder.checkpoint(epoch, step)));
+        let text = paths[1].1.file_name().unwrap().to_str().unwrap();
+        assert_eq!(text, "epoch=0001-step=99999999.safetensors");
+        for (step, path) in &paths {
+            std::fs::write(path, step.to_string()).unwrap();
+        }
+        for other in ["best.safetensors", "step=7.safetensors", "a-step=x.safetensors", "b-step=7"]
+        {
+            std::fs::write(folder.checkpoints().join(other), "").unwrap();
+        }
+        let [first, second, third] = paths;
+        assert_eq!(folder.list().unwrap(), [third.clone(), second.clone(), first]);
+
+        // Twice, as a run does that goes on after its best check.
+        folder.mark_best(&second.1).unwrap();
+        folder.mark_best(&second.1).unwrap();
+        assert_eq!(names(&folder.checkpoints()).len(), 7, "nothing temporary is left");
+        assert_eq!(folder.best(), folder.checkpoints().join("best.safetensors"));
+        folder.prune(1).unwrap();
+        assert_eq!(folder.list().unwrap(), [third.clone()]);
+        assert_eq!(std::fs::read_to_string(folder.best()).unwrap(), "99999999", "outlives it");
+        folder.mark_best(&third.1).unwrap();
+        assert_eq!(std::fs::read_to_string(folder.best()).unwrap(), "100000000");
+        assert_eq!(names(&folder.checkpoints()).len(), 5);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_half_written_is_deleted() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("run");
+        let folder = RunFolder::reopen(&path).unwrap();
+        let half = ".config.toml.1-0.esvit-tmp";
+        for place in [path.join(half), folder.checkpoints().join(half), path.join("config.toml")] {
+            std::fs::write(place, "").unwrap();
+        }
+        RunFolder::reopen(&path).unwrap();
+        assert_eq!(names(&path), ["checkpoints", "config.toml"]);
+        assert_eq!(names(&folder.checkpoints()), Vec::<String>::new());
     }
 }

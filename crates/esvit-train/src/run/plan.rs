@@ -185,3 +185,308 @@ pub(super) fn learner(config: &Config, device: &Device) -> Learner {
     };
     Learner::new(Arc::new(network), config.optim.name, settings, device)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CropChunks;
+    use crate::config::{
+        CheckpointConfig, DataConfig, KnnConfig, ModelConfig, ObjectiveConfig, OptimConfig,
+        PrecisionChoice, TrainConfig,
+    };
+    use crate::mixup::MixupConfig;
+    use crate::objective::Weights;
+    use crate::optim::{ClipScope, OptimizerKind};
+    use esvit_data::{Image, InMemory, Policy, ViewsConfig};
+    use esvit_nn::SwinConfig;
+    use esvit_nn::head::HeadConfig;
+    use toml::{Table, Value};
+
+    /// A run in which no setting has its default value. A setting that is added must be given
+    /// here, and then be expected in one of the tests below or used by the program.
+    fn unusual() -> Config {
+        Config {
+            seed: 7,
+            data: DataConfig {
+                path: Some("images".into()),
+                repeat: 2,
+                workers: 1,
+                prefetch: 3,
+                max_broken: 0.25,
+                max_pixels: 1000,
+                cache_mb: 5,
+            },
+            // Handed on whole.
+            views: ViewsConfig {
+                global_size: 16,
+                local_sizes: vec![8],
+                local_counts: vec![3],
+                ..ViewsConfig::for_policy(Policy::MocoV2)
+            },
+            model: ModelConfig {
+                arch: "custom".into(),
+                drop_path: 0.3,
+                img_size: 16,
+                patch_size: 2,
+                embed_dim: 4,
+                depths: vec![1, 2],
+                num_heads: vec![1, 2],
+                window_size: 3,
+                mlp_ratio: 1.5,
+                norm_eps: 1e-5,
+            },
+            head: HeadConfig {
+                out_dim: 6,
+                hidden_dim: 8,
+                bottleneck_dim: 5,
+                layers: 2,
+                use_bn_in_head: true,
+                norm_last_layer: false,
+            },
+            objective: ObjectiveConfig {
+                region: false,
+                weights: Weights::Free { view: 0.7, region: 0.2 },
+                student_temp: 0.2,
+                teacher_temp: 0.07,
+                warmup_teacher_temp: 0.05,
+                warmup_teacher_temp_epochs: 3,
+                center_momentum: 0.8,
+                mixup: MixupConfig {
+                    enabled: true,
+                    mixup_alpha: 0.6,
+                    cutmix_alpha: 0.9,
+                    switch_prob: 0.3,
+                    views: 2,
+                },
+            },
+            optim: OptimConfig {
+                name: OptimizerKind::Lars,
+                lr: 0.64,
+                min_lr: 1e-3,
+                warmup_epochs: 1.6,
+                weight_decay: 0.03,
+                weight_decay_end: 0.5,
+                clip_grad: Some(2.0),
+                clip_scope: ClipScope::Global,
+                freeze_last_layer: 2,
+                momentum_teacher: 0.9,
+            },
+            train: TrainConfig {
+                epochs: 4,
+                batch_size: 2,
+                accumulate: 2,
+                crops_per_forward: 3,
+                activation_checkpointing: true,
+                device: "cpu:0".into(),
+                precision: PrecisionChoice::Bf16,
+                log_every: 3,
+            },
+            checkpoint: CheckpointConfig { every_epochs: 2, every_steps: 5, keep_last: 4 },
+            knn: KnnConfig {
+                every_epochs: 3,
+                train: Some("train".into()),
+                val: Some("val".into()),
+                k: 3,
+                temperature: 0.1,
+                max_images: 50,
+                crop: 12,
+                resize: 14,
+            },
+        }
+    }
+
+    /// Ten images of noise, all different.
+    fn source() -> Arc<InMemory> {
+        let mut source = InMemory::new(Vec::new());
+        for index in 0..10u32 {
+            let value =
+                |i: u32| ((i + 1).wrapping_mul(2_654_435_761 + 7_919_000 * index) >> 24) as u8;
+            let pixels = (0..20 * 20 * 3).map(value).collect();
+            source.push(format!("{index}"), None, Image::new(20, 20, pixels).unwrap());
+        }
+        Arc::new(source)
+    }
+
+    fn plan(config: &Config, first_step: u64) -> Plan {
+        let source = source();
+        let loader = loader(config, source.clone()).unwrap();
+        let learner = learner(config, &Device::flex());
+        Plan::new(config, &loader, source.len(), &learner, first_step)
+    }
+
+    fn close(what: &str, found: f64, expected: f64) {
+        assert!((found - expected).abs() <= 1e-8, "{what}: {found} instead of {expected}");
+    }
+
+    #[test]
+    fn no_setting_of_the_tests_is_a_default() {
+        fn alike(path: &str, found: &Table, default: &Table, names: &mut Vec<String>) {
+            for (key, value) in found {
+                let path = format!("{path}.{key}");
+                match (value, &default[key]) {
+                    (Value::Table(found), Value::Table(default)) => {
+                        alike(&path, found, default, names);
+                    }
+                    (found, default) if found == default => names.push(path),
+                    _ => {}
+                }
+            }
+        }
+        let [mut found, default] =
+            [unusual(), Config::default()].map(|config| Table::try_from(config).unwrap());
+        found.remove("views");
+        let mut names = Vec::new();
+        alike("", &found, &default, &mut names);
+        assert_eq!(names, Vec::<String>::new());
+    }
+
+    /// 10 images, twice each, in steps of 4: epochs of 5 steps, 20 in all, of which 8 are the
+    /// warm-up to 0.64 * 4 / 256.
+    #[test]
+    fn scheduled_values_at_every_border() {
+        let plan = plan(&unusual(), 6);
+        assert_eq!((plan.first_step, plan.total_steps, plan.steps_per_epoch), (6, 20, 5));
+        assert_eq!((plan.global_batch, plan.images), (4, 10));
+        assert_eq!(plan.precision, Precision::Bf16);
+        assert_eq!([0, 4, 5, 9, 10, 20].map(|steps| plan.epochs_done(steps)), [0, 0, 1, 1, 2, 4]);
+        for (step, [lr, weight_decay, momentum, teacher_temp], freeze_last_layer, health) in [
+            // The first step, the last and the first of an epoch.
+            (0, [0.0, 0.03, 0.9, 0.05], true, false),
+            (4, [0.04 / 7.0, 0.074881006, 0.909549150, 0.05], true, false),
+            (5, [0.05 / 7.0, 0.098829906, 0.914644661, 0.06], true, true),
+            // The last of the warm-up and the one after it.
+            (7, [0.01, 0.158312233, 0.927300475, 0.06], true, false),
+            (8, [0.01, 0.192381006, 0.934549150, 0.06], true, true),
+            // The last with a frozen last layer and the one after it, in the middle of the run.
+            (9, [0.009846666, 0.228237901, 0.942178277, 0.06], true, false),
+            (10, [0.009397114, 0.265, 0.95, 0.07], false, false),
+            (14, [0.0055, 0.403129534, 0.979389263, 0.07], false, true),
+            // The last: logged, though no third.
+            (19, [0.001153334, 0.497106760, 0.999384417, 0.07], false, true),
+        ] {
+            let found = plan.settings(step);
+            close(&format!("lr of {step}"), found.lr, lr);
+            close(&format!("weight decay of {step}"), found.weight_decay, weight_decay);
+            close(&format!("momentum of {step}"), found.momentum, momentum);
+            close(&format!("temperature of {step}"), found.teacher_temp, teacher_temp);
+            // The rest; a value that is added must be compared here too.
+            let StepSettings { lr, weight_decay, momentum, teacher_temp, .. } = found;
+            let expected = StepSettings {
+                step,
+                lr,
+                weight_decay,
+                momentum,
+                teacher_temp,
+                freeze_last_layer,
+                health,
+            };
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn the_rate_follows_the_images_of_a_step() {
+        for (batch_size, accumulate, expected) in
+            [(2, 2, 0.01), (4, 1, 0.01), (1, 4, 0.01), (2, 1, 0.005), (1, 5, 0.0125)]
+        {
+            let mut config = unusual();
+            (config.train.batch_size, config.train.accumulate) = (batch_size, accumulate);
+            config.optim.warmup_epochs = 0.0;
+            let plan = plan(&config, 0);
+            close(&format!("{batch_size} x {accumulate}"), plan.settings(0).lr, expected);
+            assert_eq!(plan.global_batch, batch_size * accumulate);
+        }
+    }
+
+    #[test]
+    fn the_plan_in_words() {
+        let plan = plan(&unusual(), 0);
+        let threads = plan.threads;
+        assert_eq!(
+            plan.to_string(),
+            format!(
+                "L_V, Swin `custom` (window 3, 0.00 M parameters, heads 0.00 M, 6 prototypes)\n\
+                 views 2 x 16 px + 3 x 8 px\n\
+                 10 images, 4 epochs of 5 steps of 4 images, {threads} threads, bf16"
+            )
+        );
+        let mut config = unusual();
+        config.objective.region = true;
+        config.model.embed_dim = 32;
+        config.head.out_dim = 10_000;
+        config.views.local_counts = vec![0];
+        let text = super::tests::plan(&config, 0).to_string();
+        let specs = learner(&config, &Device::flex()).network.specs().clone();
+        let [backbone, heads] = [false, true].map(|is_head| {
+            let specs = specs.iter().filter(|spec| spec.name.starts_with("head") == is_head);
+            specs.map(|spec| spec.len()).sum::<usize>() as f64 / 1e6
+        });
+        assert!(heads > 0.1 && backbone > 0.05, "{heads} {backbone}");
+        let expected = format!(
+            "L_V + L_R, Swin `custom` (window 3, {backbone:.2} M parameters, heads {heads:.2} M, \
+             10000 prototypes)\nviews 2 x 16 px\n"
+        );
+        assert!(text.starts_with(&expected), "{text}");
+    }
+
+    #[test]
+    fn every_setting_reaches_the_learner() {
+        let config = unusual();
+        let learner = learner(&config, &Device::flex());
+        let expected = LearnerSettings {
+            seed: 7,
+            student_temp: 0.2,
+            weights: Weights::Free { view: 0.7, region: 0.2 },
+            center_momentum: 0.8,
+            clip_grad: Some(2.0),
+            clip_scope: ClipScope::Global,
+            precision: Precision::Bf16,
+            crop_chunks: CropChunks::Crops(3),
+            activation_checkpointing: true,
+            mixup: Some(config.objective.mixup),
+        };
+        assert_eq!(learner.settings, expected);
+        assert_eq!(learner.optimizer.kind(), OptimizerKind::Lars);
+        let swin = SwinConfig {
+            img_size: 16,
+            patch_size: 2,
+            embed_dim: 4,
+            depths: vec![1, 2],
+            num_heads: vec![1, 2],
+            window_size: 3,
+            mlp_ratio: 1.5,
+            norm_eps: 1e-5,
+        };
+        // All of it, the rates of dropped branches included.
+        let expected = Network::new(&swin, 0.3, &config.head, false);
+        assert_eq!(format!("{:?}", learner.network), format!("{expected:?}"));
+        assert_eq!(learner.network.prototypes(), 6);
+
+        let mut config = unusual();
+        config.objective.region = true;
+        config.objective.mixup.enabled = false;
+        let learner = super::learner(&config, &Device::flex());
+        assert!(learner.network.has_region_head());
+        assert_eq!(learner.settings.mixup, None);
+    }
+
+    #[test]
+    fn settings_reach_the_loader() {
+        let config = unusual();
+        let expected = LoaderConfig {
+            batch: 4,
+            repeat: 2,
+            workers: 1,
+            prefetch: 3,
+            seed: 7,
+            max_broken: 0.25,
+            cache_bytes: 5 * 1024 * 1024,
+        };
+        let by_plan = loader(&config, source()).unwrap();
+        assert_eq!(by_plan.steps_per_epoch(), 5);
+        let by_hand = Loader::new(source(), config.views, expected).unwrap();
+        let [found, expected] =
+            [by_plan, by_hand].map(|loader| loader.batches(3..4).next().unwrap().unwrap());
+        assert_eq!((found.views, found.samples), (expected.views, expected.samples));
+    }
+}

@@ -1,0 +1,274 @@
+//! A learner's state in a file: all of it, or what fits another network.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use esvit_nn::weights::{self, Entry, METADATA_KEY, entry};
+use esvit_train::Config;
+use esvit_train::checkpoint::{self, Best, Checkpoint, CheckpointError, Metadata};
+
+use super::*;
+
+/// A learner after two steps, the first with frozen prototypes.
+fn trained(kind: OptimizerKind) -> Learner {
+    let mut learner = learner(kind, true, true);
+    for step in 0..2 {
+        let settings = StepSettings { step, freeze_last_layer: step == 0, ..STEP };
+        learner.step(&[crops(2)], &settings).unwrap();
+    }
+    learner
+}
+
+/// Settings of another run: what a learner is stored with is not looked at.
+fn settings() -> Config {
+    Config { seed: 31, ..Config::default() }
+}
+
+fn metadata() -> Metadata {
+    Metadata::new(12, 3, &settings(), Some(Best { top1: 51.5, epoch: 2 }))
+}
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn saved(&self, learner: &Learner) -> Checkpoint {
+        let path = self.path("state.safetensors");
+        checkpoint::save(&path, learner, metadata()).unwrap();
+        Checkpoint::open(&path).unwrap()
+    }
+
+    fn written(&self, entries: &[Entry], metadata: &str) -> Checkpoint {
+        let path = self.path("written.safetensors");
+        let mut bytes = Vec::new();
+        weights::save(&mut bytes, entries, metadata).unwrap();
+        std::fs::File::create(&path).unwrap().write_all(&bytes).unwrap();
+        Checkpoint::open(&path).unwrap()
+    }
+}
+
+/// The stored tensors but those whose name starts as one of `without`.
+fn entries(checkpoint: &Checkpoint, without: &[&str]) -> Vec<Entry> {
+    let file = checkpoint.file();
+    let tensors = file.tensors().iter();
+    let tensors =
+        tensors.filter(|tensor| !without.iter().any(|start| tensor.name.starts_with(start)));
+    let entries = tensors.map(|tensor| {
+        let values = file.read_f32(tensor).unwrap();
+        let values = esvit_nn::params::vector(values, &Device::flex());
+        entry(tensor.name.clone(), &tensor.shape, &values)
+    });
+    entries.collect()
+}
+
+fn stored_metadata(checkpoint: &Checkpoint) -> String {
+    checkpoint.file().facts().get(METADATA_KEY).and_then(|value| value.as_str()).unwrap().into()
+}
+
+/// Values of the parameters whose name starts with `start`, as bits.
+fn part(params: &Params, start: &str) -> Vec<u32> {
+    let parts = params.iter().filter(|(spec, _)| spec.name.starts_with(start));
+    parts.flat_map(|(_, value)| to_vec(value)).map(f32::to_bits).collect()
+}
+
+#[test]
+fn all_of_a_state_is_restored() {
+    for kind in [OptimizerKind::AdamW, OptimizerKind::Sgd] {
+        let place = Place::new();
+        let learner = trained(kind);
+        let file = place.saved(&learner);
+        let mut restored = super::learner(kind, true, true);
+        file.restore(&mut restored).unwrap();
+        assert!(state(&restored) == state(&learner), "{kind:?}");
+        let updates = |name: &str| {
+            let specs = learner.network.specs().iter();
+            let at = specs.map(|spec| spec.name.as_str()).position(|other| other == name);
+            restored.optimizer.moments()[at.unwrap()].updates
+        };
+        let found = ["head.last_layer.weight_v", "norm.weight", "head.last_layer.weight_g"];
+        assert_eq!(found.map(updates), [1, 2, 0]);
+        let metadata = file.run().unwrap();
+        assert_eq!((metadata.step, metadata.epoch), (12, 3));
+        assert_eq!(metadata.best, Some(Best { top1: 51.5, epoch: 2 }));
+        assert_eq!(metadata.config(Path::new("")).unwrap(), settings());
+        assert_eq!(metadata.program, env!("CARGO_PKG_VERSION"));
+        let text: serde_json::Value = serde_json::from_str(&stored_metadata(&file)).unwrap();
+        let expected = serde_json::json!({
+            "model": settings().model.swin(), "preprocess": settings().preprocess(), "seed": 31
+        });
+        assert_eq!(text["backbone"], expected, "for readers that know nothing of runs");
+
+        // Equal states make equal files.
+        let first = std::fs::read(place.path("state.safetensors")).unwrap();
+        place.saved(&restored);
+        assert!(std::fs::read(place.path("state.safetensors")).unwrap() == first);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_not_restored() {
+    let place = Place::new();
+    let file = place.saved(&trained(OptimizerKind::AdamW));
+    let text = stored_metadata(&file);
+    let fresh = || super::learner(OptimizerKind::AdamW, true, true);
+    for (without, expected) in [
+        ("center", "`center` with 6 values is missing"),
+        ("center_grid", "`center_grid` with 6 values is missing"),
+        ("teacher.norm.weight", "`teacher.norm.weight` [8] is missing"),
+    ] {
+        let file = place.written(&entries(&file, &[without]), &text);
+        let error = file.restore(&mut fresh()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let mut other = fresh();
+    let swin = SwinConfig { window_size: 4, ..other.network.backbone().config().clone() };
+    other.network = Arc::new(Network::new(
+        &swin,
+        0.0,
+        &HeadConfig {
+            out_dim: 6,
+            hidden_dim: 8,
+            bottleneck_dim: 4,
+            use_bn_in_head: true,
+            ..HeadConfig::default()
+        },
+        true,
+    ));
+    let error = file.restore(&mut other).unwrap_err();
+    assert!(matches!(error, CheckpointError::NotARun { .. }), "{error}");
+    assert!(error.to_string().contains("its windows have another size, "), "{error}");
+
+    let weights = place.written(&entries(&file, &["optimizer", "center"]), "{}");
+    assert_eq!(weights.metadata, None);
+    for error in [
+        weights.run().map(drop),
+        weights.restore(&mut fresh()),
+        weights.continue_from(&mut fresh()).map(drop),
+    ] {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("holds weights and not the state of a run"), "{error}");
+        assert!(error.contains("hint: start a new run from it with `--init-from"), "{error}");
+    }
+    let error = Checkpoint::open(Path::new("/nonexistent")).unwrap_err().to_string();
+    assert!(error.contains("/nonexistent"), "{error}");
+}
+
+/// Weights alone: the student's and the teacher's of a run, or one network's for both.
+#[test]
+fn weights_to_begin_with() {
+    let place = Place::new();
+    let learner = trained(OptimizerKind::AdamW);
+    let file = place.saved(&learner);
+    let fresh = || super::learner(OptimizerKind::AdamW, true, true);
+    let mut begun = fresh();
+    let loaded = file.initialize(&mut begun).unwrap();
+    assert_eq!(loaded.found, ["backbone", "head", "head_dense"]);
+    assert!(loaded.new.is_empty() && loaded.report.resized.is_empty());
+    assert_eq!(loaded.norm_eps, None, "the run's settings say");
+    assert_eq!(loaded.report.matched, learner.network.specs().len());
+    let same = |a: &Params, b: &Params| part(a, "") == part(b, "");
+    assert!(same(&begun.student, &learner.student) && same(&begun.teacher, &learner.teacher));
+    assert!(!same(&begun.student, &begun.teacher));
+    assert!(begun.optimizer.moments().iter().all(|m| m.first.is_none() && m.updates == 0));
+    assert_eq!(to_vec(&begun.centers.view), to_vec(&fresh().centers.view));
+
+    // The backbone of one network and the head of the view task.
+    let values = weights::entries("", &learner.teacher);
+    let values: Vec<Entry> =
+        values.into_iter().filter(|(name, _)| !name.starts_with("head_dense.")).collect();
+    let path = place.path("network.safetensors");
+    let mut bytes = Vec::new();
+    esvit_weights::write_safetensors(&mut bytes, &values, &Default::default()).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let mut begun = fresh();
+    let loaded = Checkpoint::open(&path).unwrap().initialize(&mut begun).unwrap();
+    assert_eq!(
+        (loaded.found, loaded.new),
+        (vec!["backbone".to_owned(), "head".to_owned()], vec!["head_dense".to_owned()])
+    );
+    assert_eq!(loaded.norm_eps, Some(1e-6), "that of EsViT's programs");
+    let fresh = fresh();
+    for (params, old) in [(&begun.student, &fresh.student), (&begun.teacher, &fresh.teacher)] {
+        for start in ["head.", "layers.", "norm.", "patch_embed."] {
+            assert!(part(params, start) == part(&learner.teacher, start), "{start}");
+        }
+        assert!(part(params, "head_dense.") == part(old, "head_dense."));
+    }
+}
+
+/// A run of the view task goes on with the region task beside it, and the other way round.
+#[test]
+fn a_run_goes_on_with_other_tasks() {
+    let place = Place::new();
+    let learner = trained(OptimizerKind::AdamW);
+    let file = place.saved(&learner);
+    let text = stored_metadata(&file);
+    let without = [
+        "student.head_dense",
+        "teacher.head_dense",
+        "optimizer.exp_avg.head_dense",
+        "optimizer.exp_avg_sq.head_dense",
+        "center_grid",
+    ];
+    let view = place.written(&entries(&file, &without), &text);
+    let mut both = super::learner(OptimizerKind::AdamW, true, true);
+    let fresh = learner_like(&both);
+    let loaded = view.continue_from(&mut both).unwrap();
+    assert_eq!(
+        (loaded.found, loaded.new),
+        (vec!["backbone".to_owned(), "head".to_owned()], vec!["head_dense".to_owned()])
+    );
+    for (params, [stored, old]) in [
+        (&both.student, [&learner.student, &fresh.student]),
+        (&both.teacher, [&learner.teacher, &fresh.teacher]),
+    ] {
+        for start in ["head.", "layers.", "norm.", "patch_embed."] {
+            assert!(part(params, start) == part(stored, start), "{start}");
+        }
+        assert!(part(params, "head_dense.") == part(old, "head_dense."));
+    }
+    assert_eq!(to_vec(&both.centers.view), to_vec(&learner.centers.view));
+    let [found, expected] = [&both, &fresh].map(|l| to_vec(l.centers.region.as_ref().unwrap()));
+    assert_eq!(found, expected);
+    let moments = both.optimizer.moments().iter().zip(learner.optimizer.moments());
+    for (spec, (found, stored)) in learner.network.specs().iter().zip(moments) {
+        let values = |moment: &Option<Tensor<1>>| moment.as_ref().map(to_vec);
+        if spec.name.starts_with("head_dense") {
+            assert!(found.first.is_none() && found.second.is_none(), "{}", spec.name);
+        } else {
+            assert_eq!(values(&found.first), values(&stored.first), "{}", spec.name);
+            assert_eq!(values(&found.second), values(&stored.second), "{}", spec.name);
+            assert_eq!(found.updates, stored.updates, "{}", spec.name);
+        }
+    }
+
+    // All of it is as a restored one.
+    let mut all = super::learner(OptimizerKind::AdamW, true, true);
+    assert_eq!(file.continue_from(&mut all).unwrap().new, Vec::<String>::new());
+    assert!(state(&all) == state(&learner));
+
+    // Without the region task, its head is left out.
+    let swin = learner.network.backbone().config();
+    let head = HeadConfig {
+        out_dim: 6,
+        hidden_dim: 8,
+        bottleneck_dim: 4,
+        use_bn_in_head: true,
+        ..HeadConfig::default()
+    };
+    let network = Arc::new(Network::new(swin, 0.0, &head, false));
+    let kind = OptimizerKind::AdamW;
+    let mut alone = Learner::new(network, kind, learner.settings.clone(), &Device::flex());
+    let loaded = file.continue_from(&mut alone).unwrap();
+    assert_eq!(loaded.found, ["backbone", "head"]);
+    assert!(part(&alone.teacher, "head.") == part(&learner.teacher, "head."));
+    assert!(alone.centers.region.is_none());
+    assert_eq!(to_vec(&alone.centers.view), to_vec(&learner.centers.view));
+}
