@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
+use crate::elementwise::add;
 use crate::reduce::sum_in_order;
 use crate::simd::dispatch;
 
@@ -123,14 +124,6 @@ fn sums(x: &[f32], width: usize, add_row: impl Fn(&[f32], &mut [f32]) + Sync) ->
 fn scaled(mut values: Vec<f32>, factor: f32) -> Vec<f32> {
     values.iter_mut().for_each(|value| *value *= factor);
     values
-}
-
-dispatch! {
-    fn add(row: &[f32], sums: &mut [f32]) {
-        for (sum, value) in sums.iter_mut().zip(row) {
-            *sum += value;
-        }
-    }
 }
 
 dispatch! {

@@ -7,6 +7,7 @@
 use rayon::prelude::*;
 
 use crate::element::{Element, padded_row_len};
+use crate::elementwise::dot;
 use crate::reduce::sum_in_order;
 use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, profile};
@@ -230,12 +231,6 @@ pub(crate) fn fold_beta_into_bias(weight: &[f32], beta: &[f32], bias: Option<&[f
         );
     });
     folded
-}
-
-dispatch! {
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
-        sum_pairs(a, b, |a, b| a * b)
-    }
 }
 
 #[cfg(test)]

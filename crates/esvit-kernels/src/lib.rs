@@ -14,6 +14,7 @@ pub mod attention;
 pub mod batch_norm;
 pub mod best_match;
 pub mod buffer;
+mod elementwise;
 mod gemm;
 mod reduce;
 mod rows;

@@ -3,8 +3,8 @@
 
 use rayon::prelude::*;
 
-use crate::TASK_VALUES;
 use crate::simd::{dispatch, sum, sum_pairs};
+use crate::{TASK_VALUES, elementwise};
 
 /// An exponential moving average of the parameters (the teacher), updated in the same pass.
 #[derive(Debug)]
@@ -206,7 +206,7 @@ dispatch! {
 
 /// `values *= factor`.
 pub fn scale(values: &mut [f32], factor: f32) {
-    values.par_chunks_mut(TASK_VALUES).for_each(|values| crate::prototypes::scale(values, factor));
+    values.par_chunks_mut(TASK_VALUES).for_each(|values| elementwise::scale(values, factor));
 }
 
 /// `sums += values`.
@@ -217,16 +217,7 @@ pub fn add(sums: &mut [f32], values: &[f32]) {
     assert_eq!(sums.len(), values.len(), "sums and values");
     sums.par_chunks_mut(TASK_VALUES)
         .zip(values.par_chunks(TASK_VALUES))
-        .for_each(|(sums, values)| add_task(sums, values));
-}
-
-dispatch! {
-    fn add_task(sums: &mut [f32], values: &[f32]) {
-        let values = &values[..sums.len()];
-        for i in 0..sums.len() {
-            sums[i] += values[i];
-        }
-    }
+        .for_each(|(sums, values)| elementwise::add(values, sums));
 }
 
 /// Euclidean norm; f32 within a task, f64 over tasks.

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
+use crate::elementwise::{add, scale_into};
 use crate::gemm::{Dims, LANES, Lhs, Output, PackedRhs};
 use crate::layer_norm::{normalize, normalize_backward};
 use crate::simd::dispatch;
@@ -190,7 +191,7 @@ impl<'r, 'a> Block<'r, 'a> {
         for (at, (from, to)) in
             self.rows.iter().zip(to.chunks_exact_mut(padded_row_len::<T>(width))).enumerate()
         {
-            scale_row(from, self.scales.map_or(1.0, |scales| scales[at]), to);
+            scale_into(from, self.scales.map_or(1.0, |scales| scales[at]), to);
         }
     }
 
@@ -217,7 +218,7 @@ impl<'r, 'a> Block<'r, 'a> {
         let rows = self.rows.iter_mut().zip(gradients.chunks_exact_mut(width));
         for ((row, gradient), (xhat, &rstd)) in rows.zip(xhat) {
             normalize_backward(xhat, rstd, gradient);
-            add_row(gradient, row);
+            add(gradient, row);
         }
     }
 }
@@ -267,24 +268,6 @@ pub(crate) fn linear<T: Element, U: Element>(
     for_each_panel(lhs, rows, rhs, |first, columns, tile, padded| {
         store(tile, padded, columns, &mut to[first..], to_row);
     });
-}
-
-dispatch! {
-    fn add_row(from: &[f32], to: &mut [f32]) {
-        let to = &mut to[..from.len()];
-        for i in 0..from.len() {
-            to[i] += from[i];
-        }
-    }
-}
-
-dispatch! {
-    fn scale_row<T: Element>(from: &[f32], scale: f32, to: &mut [T]) {
-        let to = &mut to[..from.len()];
-        for i in 0..from.len() {
-            to[i] = T::from_f32(from[i] * scale);
-        }
-    }
 }
 
 dispatch! {

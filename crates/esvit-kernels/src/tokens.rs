@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::elementwise::scale_into;
 use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, buffer};
 
@@ -154,19 +155,10 @@ pub fn global_average_pool_backward(
         let (image, tail) = rest.split_at_mut(tokens * width);
         rest = tail;
         for row in image.chunks_exact_mut(width) {
-            scale_to(mean, 1.0 / tokens as f32, row);
+            scale_into(mean, 1.0 / tokens as f32, row);
         }
     }
     rows
-}
-
-dispatch! {
-    fn scale_to(from: &[f32], scale: f32, to: &mut [f32]) {
-        let to = &mut to[..from.len()];
-        for i in 0..from.len() {
-            to[i] = from[i] * scale;
-        }
-    }
 }
 
 dispatch! {

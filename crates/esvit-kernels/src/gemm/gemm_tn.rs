@@ -7,7 +7,7 @@ use super::pack::{pack_vnni, panel_width};
 use super::{Dims, LANES, Lhs, Output, RhsPanel};
 use crate::buffer::Buffer;
 use crate::element::Element;
-use crate::simd::dispatch;
+use crate::elementwise;
 
 /// K rows that are packed and multiplied at a time, so that the packed operands stay in the caches.
 const CHUNK_K: usize = 1536;
@@ -134,7 +134,7 @@ fn pack_panels<T: Element>(
         pack_vnni(from, matrix.row_stride, rows.len(), columns, panel, padded * T::K_PACK);
         if let Some(sums) = sums {
             for row in 0..rows.len() {
-                accumulate(&from[row * matrix.row_stride..][..columns], sums);
+                elementwise::add(&from[row * matrix.row_stride..][..columns], sums);
             }
         }
     };
@@ -148,15 +148,5 @@ fn pack_panels<T: Element>(
             .par_chunks_mut(width * stored)
             .enumerate()
             .for_each(|(at, panel)| pack(at, panel, None)),
-    }
-}
-
-dispatch! {
-    fn accumulate<T: Element>(row: &[T], sums: &mut [f32]) {
-        let n = row.len();
-        let sums = &mut sums[..n];
-        for i in 0..n {
-            sums[i] += row[i].to_f32();
-        }
     }
 }

@@ -15,14 +15,6 @@ dispatch! {
 }
 
 dispatch! {
-    pub(crate) fn scale(row: &mut [f32], factor: f32) {
-        for value in row {
-            *value *= factor;
-        }
-    }
-}
-
-dispatch! {
     /// `s = (s - center) / temperature`; returns the maximum.
     pub(super) fn scale_logits(logits: &mut [f32], center: Option<&[f32]>, inv_temperature: f32) -> f32 {
         match center {
@@ -50,21 +42,6 @@ dispatch! {
             to[i] = T::from_f32(exp(logits[i] - largest));
         }
         sum(to, |value| value.to_f32())
-    }
-}
-
-dispatch! {
-    pub(super) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
-        sum_pairs(a, b, |a, b| a.to_f32() * b)
-    }
-}
-
-dispatch! {
-    pub(super) fn scale_into<T: Element>(values: &[T], weight: f32, sums: &mut [f32]) {
-        let sums = &mut sums[..values.len()];
-        for i in 0..values.len() {
-            sums[i] = values[i].to_f32() * weight;
-        }
     }
 }
 

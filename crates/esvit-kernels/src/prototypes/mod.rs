@@ -22,9 +22,9 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::Element;
+use crate::elementwise::dot;
 use crate::gemm::NR;
 
-pub(crate) use lanes::scale;
 pub use pairs::Pairs;
 use pairs::Part;
 
@@ -184,7 +184,7 @@ pub fn logits(z: &[f32], prototypes: &Prototypes<'_>) -> Vec<f32> {
         .map(|at| {
             let chunk = prototypes.chunk(at * chunking.chunk, chunking.count(at));
             let rows = z.chunks_exact(d);
-            rows.flat_map(|z| chunk.chunks_exact(d).map(|w| lanes::dot(z, w)).collect::<Vec<f32>>())
+            rows.flat_map(|z| chunk.chunks_exact(d).map(|w| dot(z, w)).collect::<Vec<f32>>())
                 .collect()
         })
         .collect();

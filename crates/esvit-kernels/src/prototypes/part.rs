@@ -2,11 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::lanes::{dot, exponentiate, scale_into, scale_logits, sub_scaled, weight_norm_backward};
+use super::lanes::{exponentiate, scale_logits, sub_scaled, weight_norm_backward};
 use super::pairs::{Pairs, Part};
 use super::{Chunking, Gradients, Side};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
+use crate::elementwise::{dot, scale_into};
 use crate::gemm::{Dims, LANES, Lhs, NR, Output, PackedRhs, RhsPanel, convert, pack_vnni};
 use crate::profile;
 
