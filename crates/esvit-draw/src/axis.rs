@@ -241,7 +241,7 @@ mod tests {
             [1.0, 1e2, 1e4, 1e6, 1e8, 1e10, 1e12]
         );
         let axis = Axis::new(0.02, 200.0, Scale::Logarithmic, 4);
-        assert_eq!((axis.place(0.01), axis.place(1e-9)), (0.0, 0.0));
-        assert!((axis.place(0.1) - 0.2).abs() < 1e-12, "{}", axis.place(0.1));
+        assert_eq!((axis.position(0.01), axis.position(1e-9)), (0.0, 0.0));
+        assert!((axis.position(0.1) - 0.2).abs() < 1e-12, "{}", axis.position(0.1));
     }
 }

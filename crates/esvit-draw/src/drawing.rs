@@ -283,6 +283,6 @@ mod tests {
 
     #[test]
     fn letters_that_xml_does_not_have_are_blanks() {
-        assert_eq!(escaped("a\u{1}b\u{7f}c\t\"<>&'"), "a b c &quot;&lt;&gt;&amp;'");
+        assert_eq!(escape("a\u{1}b\u{7f}c\t\"<>&'"), "a b c &quot;&lt;&gt;&amp;'");
     }
 }

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_backtick_without_an_end_opens_nothing() {
-        assert_eq!(code_in("a `b` c ` d"), "<span>a <code>b</code> c  d</span>");
-        assert_eq!(code_in("one\ntwo"), "<span>one</span><br><span>two</span>");
+        assert_eq!(message_html("a `b` c ` d"), "<span>a <code>b</code> c  d</span>");
+        assert_eq!(message_html("one\ntwo"), "<span>one</span><br><span>two</span>");
     }
 }

@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn a_band_stays_as_wide_as_it_is() {
         let points = (0..60_000).map(|x| [f64::from(x), f64::from(x % 2) * f64::from(x)]);
-        let thin = thinned(points);
+        let thin = downsample(points);
         let low = thin.iter().filter(|point| point[1] == 0.0).count();
         assert!(
             (BINS..=BINS + 1).contains(&low) && (BINS..=BINS + 1).contains(&(thin.len() - low)),

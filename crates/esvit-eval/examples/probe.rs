@@ -13,7 +13,7 @@ use std::error::Error;
 use std::io::Write;
 use std::path::Path;
 
-use esvit_eval::probe::{Logistic, Probe, Sgd, Solver, Suffix, read_dump};
+use esvit_eval::probe::{LastBlocks, Logistic, Probe, Sgd, Solver, read_dump};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -29,8 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         _ => return Err("FOLDER sgd LR EPOCHS SEED, or FOLDER logistic L2".into()),
     };
     let [train, queries] = read_dump(Path::new(folder))?;
-    let suffixes = vec![Suffix { n: 1, first: 0 }];
-    let probe = Probe { solver, suffixes, standardize: false, refit: true };
+    let blocks = vec![LastBlocks { n: 1, first: 0 }];
+    let probe = Probe { solver, blocks, standardize: false, refit: true };
     let outcome = probe.run(&train, &queries, None)?;
     Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(&outcome)?)?)
 }

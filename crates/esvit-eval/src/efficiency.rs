@@ -3,8 +3,8 @@
 
 use std::fmt::Write;
 
-use esvit_nn::params::Registry;
-use esvit_nn::{Swin, SwinConfig};
+use esvit_model::build;
+use esvit_nn::SwinConfig;
 use serde::Serialize;
 
 /// Cost of a training step.
@@ -18,7 +18,7 @@ pub struct Cost {
 
 /// Training steps of one batch size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Steps {
+pub struct StepCosts {
     /// Batch size.
     pub batch: usize,
     /// With the view loss only.
@@ -31,7 +31,7 @@ pub struct Steps {
     pub memory_ratio: f64,
 }
 
-impl Steps {
+impl StepCosts {
     /// Computes the ratios.
     pub fn new(batch: usize, view: Cost, both: Cost) -> Self {
         Self {
@@ -46,7 +46,7 @@ impl Steps {
 
 /// Cost of a backbone.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Backbone {
+pub struct BackboneCost {
     /// Name of the architecture.
     pub model: String,
     /// Number of stages.
@@ -58,23 +58,21 @@ pub struct Backbone {
     /// Images per second of the forward pass at that size.
     pub forward_images_per_s: f64,
     /// Steps of growing batch size, as far as they succeeded.
-    pub steps: Vec<Steps>,
+    pub steps: Vec<StepCosts>,
     /// Why a larger batch failed.
     pub stopped: Option<String>,
 }
 
 /// Number of parameters of a backbone, without heads.
 pub fn parameters(config: &SwinConfig) -> usize {
-    let mut registry = Registry::default();
-    Swin::new(&mut registry.root(), config, 0.0);
-    registry.finish().iter().map(|spec| spec.len()).sum()
+    build(config).1.iter().map(|spec| spec.len()).sum()
 }
 
 /// The results as text.
-pub fn table(backbones: &[Backbone]) -> String {
+pub fn table(backbones: &[BackboneCost]) -> String {
     let mut text = String::new();
     for backbone in backbones {
-        let Backbone { model, stages, parameters, macs, forward_images_per_s, .. } = backbone;
+        let BackboneCost { model, stages, parameters, macs, forward_images_per_s, .. } = backbone;
         let stages = if *stages == 1 { "one stage".into() } else { format!("{stages} stages") };
         let _ = writeln!(
             text,
@@ -115,9 +113,9 @@ mod tests {
     #[test]
     fn the_table_has_every_figure() {
         let cost = |seconds, memory_mb| Cost { seconds, memory_mb };
-        let steps = Steps::new(4, cost(2.0, 1000.0), cost(2.5, 1100.0));
+        let steps = StepCosts::new(4, cost(2.0, 1000.0), cost(2.5, 1100.0));
         assert_eq!((steps.time_ratio, steps.memory_ratio), (1.25, 1.1));
-        let backbone = Backbone {
+        let backbone = BackboneCost {
             model: "swin".into(),
             stages: 4,
             parameters: 27_500_000,

@@ -111,7 +111,7 @@ impl LabeledTask {
                 description.push_str(&format!(" and `{}`", path.display()));
                 let other = open(path, limits)?;
                 let numbers =
-                    same_classes(&classes, other.classes()).ok_or_else(|| TaskError::Classes {
+                    map_classes(&classes, other.classes()).ok_or_else(|| TaskError::Classes {
                         train: train.display().to_string(),
                         queries: path.display().to_string(),
                     })?;
@@ -160,12 +160,12 @@ impl LabeledSet {
     /// Splits off one in `one_in` images, in a fixed pseudo-random order: (rest, held out).
     #[must_use]
     pub fn split(&self, one_in: usize) -> (Self, Self) {
-        let (rest, aside) = held_out(self.images.len(), one_in);
+        let (rest, held_out_set) = held_out(self.images.len(), one_in);
         let side = |places: Vec<usize>| Self {
             images: places.into_iter().map(|place| self.images[place]).collect(),
             ..self.clone()
         };
-        (side(rest), side(aside))
+        (side(rest), side(held_out_set))
     }
 
     /// Keeps at most `count` images, chosen at random (always the same).
@@ -192,12 +192,12 @@ impl LabeledSet {
 
 /// Splits `0..len` in a fixed pseudo-random order: (rest, one in `one_in`).
 pub(crate) fn held_out(len: usize, one_in: usize) -> (Vec<usize>, Vec<usize>) {
-    let (mut rest, mut aside) = (Vec::new(), Vec::new());
+    let (mut rest, mut held_out_set) = (Vec::new(), Vec::new());
     for (place, chosen) in shuffled(len).into_iter().enumerate() {
-        let side = if place % one_in == 0 { &mut aside } else { &mut rest };
+        let side = if place % one_in == 0 { &mut held_out_set } else { &mut rest };
         side.push(chosen);
     }
-    (rest, aside)
+    (rest, held_out_set)
 }
 
 /// A fixed pseudo-random permutation of `0..len`.
@@ -209,7 +209,7 @@ fn shuffled(len: usize) -> Vec<usize> {
 
 /// Maps class indices of `other` to those of `known`; classes that are not in `known` get new
 /// indices. `None` if they share no class.
-fn same_classes(known: &[String], other: &[String]) -> Option<Vec<u32>> {
+fn map_classes(known: &[String], other: &[String]) -> Option<Vec<u32>> {
     let numbers: HashMap<&str, u32> =
         known.iter().zip(0..).map(|(name, number)| (name.as_str(), number)).collect();
     if !other.iter().any(|name| numbers.contains_key(name.as_str())) {
@@ -233,9 +233,9 @@ mod tests {
     fn classes_are_matched_by_name() {
         let names = |names: &[&str]| names.iter().map(|s| s.to_string()).collect::<Vec<_>>();
         let known = names(&["ape", "bee", "cat"]);
-        let numbers = same_classes(&known, &names(&["bee", "cat", "dog"])).unwrap();
+        let numbers = map_classes(&known, &names(&["bee", "cat", "dog"])).unwrap();
         assert_eq!(numbers, [1, 2, 5]);
-        assert_eq!(same_classes(&known, &names(&["dog"])), None);
+        assert_eq!(map_classes(&known, &names(&["dog"])), None);
     }
 
     fn set(count: usize, classes: Option<Vec<u32>>) -> LabeledSet {
@@ -257,15 +257,15 @@ mod tests {
 
     #[test]
     fn every_fifth_image_of_a_random_order_is_set_aside() {
-        let (rest, aside) = set(23, None).split(5);
-        assert_eq!((rest.images.len(), aside.images.len()), (18, 5));
-        let mut all = [&rest.images[..], &aside.images].concat();
-        assert_ne!(aside.images, [0, 1, 2, 3, 4]);
+        let (rest, held_out_set) = set(23, None).split(5);
+        assert_eq!((rest.images.len(), held_out_set.images.len()), (18, 5));
+        let mut all = [&rest.images[..], &held_out_set.images].concat();
+        assert_ne!(held_out_set.images, [0, 1, 2, 3, 4]);
         all.sort_unstable();
         assert_eq!(all, (0..23).collect::<Vec<_>>());
         // Every fifth of the order, not its beginning.
         let order = shuffled(23);
-        assert_eq!(aside.images, [order[0], order[5], order[10], order[15], order[20]]);
+        assert_eq!(held_out_set.images, [order[0], order[5], order[10], order[15], order[20]]);
         assert_eq!(held_out(23, 5), held_out(23, 5));
     }
 

@@ -37,12 +37,17 @@ pub struct Crops {
     pub left_out: Vec<SourceError>,
 }
 
+/// Limits on the images of a configuration.
+pub fn decode_limits(config: &Config) -> DecodeLimits {
+    DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() }
+}
+
 /// The training images of a configuration.
 ///
 /// # Errors
 /// [`PreviewError`] if the folder cannot be read or has no images.
 pub fn source(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
-    let limits = DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() };
+    let limits = decode_limits(config);
     Ok(match &config.data.path {
         Some(path) => Arc::new(Folder::open(path, &limits)?),
         None => Arc::new(training_materials()?),
@@ -92,7 +97,7 @@ mod tests {
             let image = noise(30, 30, index as u64);
             let views = config.views.views(&image, config.seed, epoch, index as u64).unwrap();
             let normalization = config.views.normalization();
-            views.iter().map(|view| view.shown(&normalization)).collect::<Vec<_>>()
+            views.iter().map(|view| view.to_image(&normalization)).collect::<Vec<_>>()
         };
         let shown = crops(&config, &source, 3, 2).unwrap();
         assert_eq!(shown.rows, [views(0, 2), views(4, 2), views(8, 2)]);

@@ -79,7 +79,7 @@ impl EvalRecord {
 }
 
 /// The run folder of a checkpoint `RUN/checkpoints/FILE`, if `RUN/config.toml` exists.
-pub fn run_of(checkpoint: &Path) -> Option<PathBuf> {
+pub fn run_folder_of(checkpoint: &Path) -> Option<PathBuf> {
     let checkpoints = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"))?;
     let run = checkpoints.parent()?;
     let run = if run.as_os_str().is_empty() { Path::new(".") } else { run };
@@ -87,7 +87,7 @@ pub fn run_of(checkpoint: &Path) -> Option<PathBuf> {
 }
 
 /// Path of a run's results.
-pub fn file_of(run: &Path) -> PathBuf {
+pub fn results_path(run: &Path) -> PathBuf {
     run.join("eval").join("results.jsonl")
 }
 
@@ -96,7 +96,7 @@ pub fn file_of(run: &Path) -> PathBuf {
 /// # Errors
 /// [`RecordError`] if the file cannot be written.
 pub fn append(run: &Path, record: &EvalRecord) -> Result<PathBuf, RecordError> {
-    let path = file_of(run);
+    let path = results_path(run);
     let folder = run.join("eval");
     std::fs::create_dir_all(&folder).map_err(|source| RecordError::Io { path: folder, source })?;
     let line = serde_json::to_string(record)
@@ -112,7 +112,7 @@ pub fn append(run: &Path, record: &EvalRecord) -> Result<PathBuf, RecordError> {
 /// # Errors
 /// [`RecordError`] if the file exists and cannot be read.
 pub fn read(run: &Path) -> Result<Vec<EvalRecord>, RecordError> {
-    let path = file_of(run);
+    let path = results_path(run);
     let text = match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text.map_err(|source| RecordError::Io { path: path.clone(), source })?,
@@ -135,12 +135,12 @@ mod tests {
         let run = folder.path().join("run");
         let checkpoint = run.join("checkpoints/best.safetensors");
         std::fs::create_dir_all(run.join("checkpoints")).unwrap();
-        assert_eq!(run_of(&checkpoint), None);
+        assert_eq!(run_folder_of(&checkpoint), None);
         std::fs::write(run.join("config.toml"), "").unwrap();
-        assert_eq!(run_of(&checkpoint), Some(run.clone()));
+        assert_eq!(run_folder_of(&checkpoint), Some(run.clone()));
         // A file of another folder is no checkpoint of the run.
         std::fs::create_dir(run.join("other")).unwrap();
-        assert_eq!(run_of(&run.join("other/best.safetensors")), None);
+        assert_eq!(run_folder_of(&run.join("other/best.safetensors")), None);
 
         let mut backbone = backbone(1);
         (backbone.source.epochs, backbone.source.steps) = (Some(3), Some(40));
@@ -148,7 +148,7 @@ mod tests {
             |results: f64| EvalRecord::new("knn", "task", &backbone, &checkpoint, &results);
         assert_eq!(read(&run).unwrap(), []);
         append(&run, &record(1.5).unwrap()).unwrap();
-        assert_eq!(append(&run, &record(2.5).unwrap()).unwrap(), file_of(&run));
+        assert_eq!(append(&run, &record(2.5).unwrap()).unwrap(), results_path(&run));
         let records = read(&run).unwrap();
         assert_eq!(records.len(), 2);
         let expected = EvalRecord {
@@ -161,7 +161,7 @@ mod tests {
             results: 2.5.into(),
         };
         assert_eq!(records[1], expected);
-        std::fs::write(file_of(&run), "no result\n").unwrap();
+        std::fs::write(results_path(&run), "no result\n").unwrap();
         assert!(matches!(read(&run), Err(RecordError::Json { .. })));
     }
 

@@ -13,7 +13,7 @@ pub fn thumbnail(image: &Image, side: u32) -> Result<Image, ImageError> {
 }
 
 /// Thumbnail of image `index` of a source; `None` if it cannot be read.
-pub fn of_source(source: &dyn Source, index: usize, side: u32) -> Option<Image> {
+pub fn load_thumbnail(source: &dyn Source, index: usize, side: u32) -> Option<Image> {
     thumbnail(&source.load(index).ok()?, side).ok()
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::labeled::{LabeledTask, TaskError};
-use crate::probe::{Metrics, Probe, ProbeError, ProbeTask, Sides};
+use crate::probe::{Metrics, Probe, ProbeError, ProbeTask, SplitFeatures};
 use esvit_model::PretrainedBackbone;
 
 /// Names of the folder of query images in a dataset, in order of preference.
@@ -35,7 +35,7 @@ pub struct Key {
 
 /// Result of a probe on a dataset.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SetResult {
+pub struct DatasetResult {
     /// Name of the metric, `top1` or `map`.
     pub metric: String,
     /// Value in percent.
@@ -52,7 +52,7 @@ struct Line {
     #[serde(flatten)]
     key: Key,
     #[serde(flatten)]
-    result: SetResult,
+    result: DatasetResult,
 }
 
 /// Results cannot be computed or stored.
@@ -93,7 +93,7 @@ pub enum TransferError {
 ///
 /// # Errors
 /// [`TaskError`] if a folder cannot be read or has no labels, or the two parts share no class.
-pub fn open_set(folder: &Path, limits: &DecodeLimits) -> Result<LabeledTask, TaskError> {
+pub fn open_dataset(folder: &Path, limits: &DecodeLimits) -> Result<LabeledTask, TaskError> {
     let train = folder.join("train");
     let queries =
         QUERY_FOLDERS.map(|name| folder.join(name)).into_iter().find(|path| path.is_dir());
@@ -126,15 +126,15 @@ pub fn fingerprint(backbone: &PretrainedBackbone) -> String {
 pub fn measure(
     probe: &Probe,
     task: &ProbeTask,
-    extract: impl FnOnce(&ProbeTask) -> Sides,
-) -> Result<SetResult, TransferError> {
-    let sides = extract(task);
-    let best = probe.run(&sides.train, &sides.queries, None)?.best;
+    extract: impl FnOnce(&ProbeTask) -> SplitFeatures,
+) -> Result<DatasetResult, TransferError> {
+    let splits = extract(task);
+    let best = probe.run(&splits.train, &splits.queries, None)?.best;
     let (metric, interval) = match best.metrics {
         Metrics::Classes(accuracy) => ("top1", accuracy.interval),
         Metrics::Labels { map, .. } => ("map", [map; 2]),
     };
-    Ok(SetResult {
+    Ok(DatasetResult {
         metric: metric.into(),
         value: best.metrics.value(),
         interval,
@@ -172,7 +172,7 @@ impl Results {
     }
 
     /// The latest result for a key.
-    pub fn find(&self, key: &Key) -> Option<&SetResult> {
+    pub fn find(&self, key: &Key) -> Option<&DatasetResult> {
         self.lines.iter().rev().find(|line| line.key == *key).map(|line| &line.result)
     }
 
@@ -180,7 +180,7 @@ impl Results {
     ///
     /// # Errors
     /// [`TransferError::File`] if it cannot be written.
-    pub fn add(&mut self, key: Key, result: SetResult) -> Result<(), TransferError> {
+    pub fn add(&mut self, key: Key, result: DatasetResult) -> Result<(), TransferError> {
         let line = Line { key, result };
         let text = serde_json::json!(line).to_string();
         self.log.append_line(&text)?;
@@ -246,9 +246,9 @@ mod tests {
         }
     }
 
-    fn result(value: f64) -> SetResult {
+    fn result(value: f64) -> DatasetResult {
         let best = serde_json::json!({ "n": 4 });
-        SetResult { metric: "top1".into(), value, interval: [value / 2.0, value], best }
+        DatasetResult { metric: "top1".into(), value, interval: [value / 2.0, value], best }
     }
 
     #[test]
@@ -314,7 +314,7 @@ mod tests {
         let images = |part: &str| {
             let path =
                 if part.is_empty() { folder.path().into() } else { folder.path().join(part) };
-            open_set(&path, &DecodeLimits::default()).map(|task| task.images())
+            open_dataset(&path, &DecodeLimits::default()).map(|task| task.images())
         };
         ["a", "b"].into_iter().for_each(|class| add("train", class, 5));
         // Without a second part every fifth image is set aside.
@@ -330,7 +330,7 @@ mod tests {
         let logistic = crate::probe::Logistic { l2s: vec![1e-3], max_iterations: 50 };
         let probe = Probe {
             solver: crate::probe::Solver::Logistic(logistic),
-            suffixes: vec![crate::probe::Suffix { n: 1, first: 0 }],
+            blocks: vec![crate::probe::LastBlocks { n: 1, first: 0 }],
             standardize: false,
             refit: true,
         };
@@ -341,7 +341,7 @@ mod tests {
         };
         let mut queries = side(vec![0, 1, 0, 1]);
         queries.values[3] = 0.0;
-        let sides = Sides {
+        let splits = SplitFeatures {
             train: side([0, 1].repeat(10)),
             queries,
             train_images: vec![],
@@ -354,7 +354,7 @@ mod tests {
             classes: vec![],
             description: String::new(),
         };
-        let found = measure(&probe, &task.into(), |_| sides).unwrap();
+        let found = measure(&probe, &task.into(), |_| splits).unwrap();
         assert_eq!((found.metric.as_str(), found.value), ("top1", 75.0));
         assert_eq!(found.interval, crate::probe::wilson_interval(3, 4));
         assert_eq!(found.best["top1"], 75.0);

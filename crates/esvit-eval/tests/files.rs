@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use esvit_data::Preprocess;
 use esvit_model::difference::{Tensors, compare};
-use esvit_model::export::{ExportError, Options, Target, hint, write};
+use esvit_model::export::{ExportError, Options, Target, load_snippet, write};
 use esvit_model::{OpenOptions, PretrainedBackbone, SourceFile, build};
 use esvit_nn::ops::Precision;
 use esvit_nn::weights::{METADATA_KEY, to_vec};
@@ -99,7 +99,7 @@ fn a_checkpoint_holds_where_it_comes_from() {
     assert_eq!(teacher.swin.config(), &config.model.swin());
     assert_eq!((teacher.source.steps, teacher.source.epochs), (Some(12), Some(2)));
     assert_eq!((teacher.network_name(), teacher.preprocess.size()), ("teacher", 16));
-    assert_eq!(teacher.about().steps, Some(12));
+    assert_eq!(teacher.metadata().steps, Some(12));
     let student = OpenOptions::default().key(Some("student")).open(&path).unwrap();
     assert_eq!(student.network_name(), "student");
     assert_ne!(values(&student), values(&teacher));
@@ -134,7 +134,7 @@ fn what_is_exported_is_read_again() {
         assert_eq!(read.preprocess == backbone.preprocess, has_metadata, "{name}");
         if files[0].extension().unwrap() == "safetensors" {
             let file = WeightsFile::open(&files[0]).unwrap();
-            let format = file.facts().get("format").and_then(|value| value.as_str());
+            let format = file.metadata().get("format").and_then(|value| value.as_str());
             assert_eq!(format, Some("pt"), "{name}");
         }
     }
@@ -196,7 +196,7 @@ fn lines_that_load_name_the_nearest_architecture() {
             swin: build(&config).0,
             ..backbone(&SwinConfig { img_size: 16, ..shape() })
         };
-        hint(&backbone, Path::new("x.safetensors"), &options(Target::Timm))
+        load_snippet(&backbone, Path::new("x.safetensors"), &options(Target::Timm))
     };
     let named = |name: &str| esvit_nn::zoo::find(name).unwrap().config();
     let tiny = line(named("swin_tiny_w7"));
@@ -269,7 +269,7 @@ fn a_whole_run_is_exported() {
         find("student", name).is_none() && find("teacher", &format!("module.{name}")).is_none()
     );
     assert_eq!(find("dino_loss", "center"), Some(own("center")));
-    let facts = file.facts();
+    let facts = file.metadata();
     assert_eq!(facts.get("epoch").and_then(|value| value.as_i64()), Some(2));
     assert!(
         facts.get(METADATA_KEY).and_then(|value| value.as_str()).unwrap().contains("\"steps\":12")

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use esvit_eval::correspondence::{Grid, MEASURED_PAIRS, View, correspond};
+use esvit_eval::correspondence::{Grid, MEASURED_PAIRS, View, match_cells};
 use esvit_eval::knn::{TEMPERATURE, classify, nearest};
 use esvit_model::features::LabeledFeatures;
 use esvit_testing::{assert_close, hash, hashed};
@@ -64,7 +64,7 @@ const WIDTH: usize = 8;
 /// Matches the views and compares: accuracy, distance, the 11th similarity, and the best pair with
 /// its similarity.
 fn check(second: &[f32], [accuracy, distance]: [f64; 2], eleventh: f64, best: (usize, usize, f64)) {
-    let found = correspond(&hashed(31, GRID * GRID * WIDTH), second, WIDTH);
+    let found = match_cells(&hashed(31, GRID * GRID * WIDTH), second, WIDTH);
     let grid = Grid { rows: GRID, columns: GRID, cell: STRIDE };
     let whole = View::whole([(GRID * STRIDE) as u32; 2]);
     let truth = whole.truth(&grid, &whole.clone().mirrored(), &grid);

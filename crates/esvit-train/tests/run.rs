@@ -572,7 +572,7 @@ fn a_step_that_is_not_finite_is_kept_for_inspection() {
         }
     }
     assert_eq!(shapes.len(), 6);
-    let facts = inputs.file().facts().get("esvit").and_then(|value| value.as_str());
+    let facts = inputs.file().metadata().get("esvit").and_then(|value| value.as_str());
     assert_eq!(facts, Some(format!("{{\"step\":{step}}}").as_str()));
     let log = bench.read("run/train.log");
     let last = log.lines().find(|line| line.contains(" error: ")).unwrap();
@@ -713,8 +713,8 @@ fn a_run_in_the_official_form() {
     }
     let positions = file.tensors().iter().filter(|t| t.name.ends_with("position_index")).count();
     assert_eq!((file.tensors().len(), positions), (count + 4, 4));
-    assert_eq!(file.facts().get("epoch").and_then(|epoch| epoch.as_i64()), Some(1));
-    let about = file.facts().get("esvit").and_then(|about| about.as_str()).unwrap();
+    assert_eq!(file.metadata().get("epoch").and_then(|epoch| epoch.as_i64()), Some(1));
+    let about = file.metadata().get("esvit").and_then(|about| about.as_str()).unwrap();
     let about: serde_json::Value = serde_json::from_str(about).unwrap();
     let expected = serde_json::json!({
         "model": bench.config.model.swin(), "preprocess": bench.config.preprocess(), "steps": 3

@@ -10,20 +10,20 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use esvit_data::{Image, PngError, encode_png};
 
 use self::frame::{Frame, fit};
-use super::{Attended, QueryAttention, Shown};
+use super::{HeadAttention, InputImage, QueryAttention};
 use esvit_draw::{Anchor, Drawing, color};
 
 /// Heads per row.
-const PER_ROW: usize = 4;
+const HEADS_PER_ROW: usize = 4;
 /// Panels have the area of a square of this side.
 const PANEL: f64 = 128.0;
 /// Scale of the overview relative to a panel.
-const ENLARGED: f64 = 1.5;
+const OVERVIEW_SCALE: f64 = 1.5;
 const MARGIN: f64 = 16.0;
 /// Gap between the two panels of a head, and between heads.
 const GAPS: [f64; 2] = [3.0, 20.0];
 /// Height of a head's caption.
-const WORDS: f64 = 20.0;
+const CAPTION: f64 = 20.0;
 
 /// Draws the attention of a query, heads in the order given. Heat maps range from 0 to the largest
 /// weight of each head; cells that the query cannot attend to are hatched in heat maps and dark in
@@ -31,35 +31,35 @@ const WORDS: f64 = 20.0;
 ///
 /// # Errors
 /// [`PngError`] if the image cannot be encoded.
-pub fn draw(shown: &Shown, attention: &QueryAttention) -> Result<Drawing, PngError> {
-    let figure = Figure::new(shown, attention);
-    let columns = attention.attended.len().min(PER_ROW) as f64;
-    let rows = attention.attended.len().div_ceil(PER_ROW) as f64;
+pub fn draw(input: &InputImage, attention: &QueryAttention) -> Result<Drawing, PngError> {
+    let figure = Figure::new(input, attention);
+    let columns = attention.heads.len().min(HEADS_PER_ROW) as f64;
+    let rows = attention.heads.len().div_ceil(HEADS_PER_ROW) as f64;
     let [width, height] = figure.panel();
-    let tile = [2.0 * width + GAPS[0], height + WORDS];
+    let tile = [2.0 * width + GAPS[0], height + CAPTION];
     let heads = columns * tile[0] + (columns - 1.0) * GAPS[1];
-    let original = figure.original();
-    let [wide, high] = original.size();
+    let overview_frame = figure.overview_frame();
+    let [wide, high] = overview_frame.size();
     let top = [wide, high.max(legend::HEIGHT)];
     let mut drawing = Drawing::new(
         2.0 * MARGIN + heads.max(top[0] + GAPS[1] + legend::WIDTH),
         2.0 * MARGIN + top[1] + rows * (tile[1] + 0.7 * GAPS[1]),
     );
     figure.define(&mut drawing)?;
-    figure.overview(&mut drawing, &original);
+    figure.overview(&mut drawing, &overview_frame);
     legend::draw(&figure, &mut drawing, [MARGIN + top[0] + GAPS[1], MARGIN]);
-    for (index, attended) in attention.attended.iter().enumerate() {
-        let [row, column] = [index / PER_ROW, index % PER_ROW].map(|i| i as f64);
+    for (index, head_attention) in attention.heads.iter().enumerate() {
+        let [row, column] = [index / HEADS_PER_ROW, index % HEADS_PER_ROW].map(|i| i as f64);
         let left = MARGIN + column * (tile[0] + GAPS[1]);
         let top = MARGIN + top[1] + 0.7 * GAPS[1] + row * (tile[1] + 0.7 * GAPS[1]);
-        figure.head(&mut drawing, [left, top], attended)?;
+        figure.head(&mut drawing, [left, top], head_attention)?;
     }
     Ok(drawing)
 }
 
 /// Data and geometry of the figure.
 struct Figure<'a> {
-    shown: &'a Shown,
+    input: &'a InputImage,
     attention: &'a QueryAttention,
     /// Part of the input that the panels show, `[left, top, width, height]` in input pixels.
     part: [f64; 4],
@@ -70,12 +70,12 @@ struct Figure<'a> {
 }
 
 impl<'a> Figure<'a> {
-    fn new(shown: &'a Shown, attention: &'a QueryAttention) -> Self {
+    fn new(input: &'a InputImage, attention: &'a QueryAttention) -> Self {
         let mut hasher = DefaultHasher::new();
-        (shown.image.pixels(), shown.size(), &attention.visible).hash(&mut hasher);
+        (input.image.pixels(), input.size(), &attention.visible).hash(&mut hasher);
         let suffix = format!("{:016x}", hasher.finish());
-        let mut figure = Self { shown, attention, part: [0.0; 4], scale: 1.0, suffix };
-        figure.part = figure.surroundings();
+        let mut figure = Self { input, attention, part: [0.0; 4], scale: 1.0, suffix };
+        figure.part = figure.visible_bounds();
         let [_, _, width, height] = figure.part;
         figure.scale = fit([width, height], PANEL);
         figure
@@ -83,8 +83,8 @@ impl<'a> Figure<'a> {
 
     /// The bounding box of the visible cells, extended by half its size on each side, if that is
     /// less than a quarter of the image; else the whole image.
-    fn surroundings(&self) -> [f64; 4] {
-        let [height, width] = self.shown.size().map(|side| side as f64);
+    fn visible_bounds(&self) -> [f64; 4] {
+        let [height, width] = self.input.size().map(|side| side as f64);
         let [mut left, mut top, mut right, mut bottom] = [width, height, 0.0, 0.0];
         for cell in (0..self.attention.visible.len()).filter(|&c| self.attention.visible[c]) {
             let columns = self.attention.map[1];
@@ -100,8 +100,8 @@ impl<'a> Figure<'a> {
     }
 
     /// Whether panels show only a part of the image.
-    fn is_close(&self) -> bool {
-        let [height, width] = self.shown.size().map(|side| side as f64);
+    fn is_zoomed(&self) -> bool {
+        let [height, width] = self.input.size().map(|side| side as f64);
         self.part != [0.0, 0.0, width, height]
     }
 
@@ -116,18 +116,18 @@ impl<'a> Figure<'a> {
     }
 
     /// The frame of the overview.
-    fn original(&self) -> Frame {
-        let [height, width] = self.shown.size().map(|side| side as f64);
-        let scale = fit([width, height], ENLARGED * PANEL);
+    fn overview_frame(&self) -> Frame {
+        let [height, width] = self.input.size().map(|side| side as f64);
+        let scale = fit([width, height], OVERVIEW_SCALE * PANEL);
         Frame { corner: [MARGIN; 2], part: [0.0, 0.0, width, height], scale }
     }
 
     /// Defines the image and the mask of invisible cells once, for use in all panels.
     fn define(&self, drawing: &mut Drawing) -> Result<(), PngError> {
         let Self { suffix, scale, .. } = self;
-        let [height, width] = self.shown.size().map(|side| side as f64);
+        let [height, width] = self.input.size().map(|side| side as f64);
         drawing.element(format_args!("<defs><g id=\"image-{suffix}\">"));
-        drawing.image(&encode_png(&self.shown.image)?, [0.0, 0.0, width, height], false);
+        drawing.image(&encode_png(&self.input.image)?, [0.0, 0.0, width, height], false);
         // Short lines in the corners make the hatch pattern tile seamlessly.
         let side = 5.0 / scale;
         drawing.element(format_args!(
@@ -139,7 +139,7 @@ impl<'a> Figure<'a> {
             side - 1.0,
             side + 1.0,
             0.8 / scale,
-            self.boxes(|cell| !self.attention.visible[cell]),
+            self.filled_path(|cell| !self.attention.visible[cell]),
         ));
         Ok(())
     }
@@ -148,8 +148,8 @@ impl<'a> Figure<'a> {
     /// in panels.
     fn overview(&self, drawing: &mut Drawing, frame: &Frame) {
         frame.draw(drawing, |drawing| {
-            self.used(drawing, "image", "");
-            if self.is_close() {
+            self.use_element(drawing, "image", "");
+            if self.is_zoomed() {
                 let [x, y, width, height] = self.part;
                 drawing.element(format_args!(
                     "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" \
@@ -157,9 +157,9 @@ impl<'a> Figure<'a> {
                     1.5 / frame.scale
                 ));
             }
-            self.border(drawing, frame);
+            self.draw_border(drawing, frame);
         });
-        drawing.dot(frame.at(self.query()), if self.is_close() { 2.5 } else { 5.0 }, color::QUERY);
+        drawing.dot(frame.at(self.query()), if self.is_zoomed() { 2.5 } else { 5.0 }, color::QUERY);
     }
 
     /// Heat map and mask of a head, with a caption above.
@@ -167,26 +167,26 @@ impl<'a> Figure<'a> {
         &self,
         drawing: &mut Drawing,
         [left, top]: [f64; 2],
-        attended: &Attended,
+        head_attention: &HeadAttention,
     ) -> Result<(), PngError> {
-        let name = attended.head.map_or("rollout".into(), |head| format!("head {head}"));
-        let entropy = format!("{name} · {:.2} bits", attended.entropy);
+        let name = head_attention.head.map_or("rollout".into(), |head| format!("head {head}"));
+        let entropy = format!("{name} · {:.2} bits", head_attention.entropy);
         let baseline = top + 13.0;
         drawing.text([left, baseline], &entropy, 12.0, color::INK, Anchor::Start);
-        let mut facts = format!("max {:.2}", attended.largest());
-        if attended.padding_mass >= 0.005 {
-            facts = format!("padding {:.0} % · {facts}", 100.0 * attended.padding_mass);
+        let mut details = format!("max {:.2}", head_attention.largest());
+        if head_attention.padding_mass >= 0.005 {
+            details = format!("padding {:.0} % · {details}", 100.0 * head_attention.padding_mass);
         }
         let right = left + 2.0 * self.panel()[0] + GAPS[0];
-        drawing.text([right, baseline], &facts, 10.0, color::FAINT, Anchor::End);
+        drawing.text([right, baseline], &details, 10.0, color::FAINT, Anchor::End);
 
-        let frame = self.frame([left, top + WORDS]);
-        let map = self.map(attended);
-        let [height, width] = self.shown.size().map(|side| side as f64);
+        let frame = self.frame([left, top + CAPTION]);
+        let map = self.map(head_attention);
+        let [height, width] = self.input.size().map(|side| side as f64);
         let map = encode_png(&map)?;
         frame.draw(drawing, |drawing| {
             drawing.image(&map, [0.0, 0.0, width, height], true);
-            self.used(drawing, "unseen", &format!("fill=\"url(#hatch-{})\"", self.suffix));
+            self.use_element(drawing, "unseen", &format!("fill=\"url(#hatch-{})\"", self.suffix));
             let [x, y, width, height] = self.part;
             drawing.element(format_args!(
                 "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"none\" \
@@ -196,38 +196,38 @@ impl<'a> Figure<'a> {
         });
         drawing.dot(frame.at(self.query()), 3.0, color::QUERY);
 
-        let frame = self.frame([left + self.panel()[0] + GAPS[0], top + WORDS]);
+        let frame = self.frame([left + self.panel()[0] + GAPS[0], top + CAPTION]);
         frame.draw(drawing, |drawing| {
-            self.used(drawing, "image", "");
-            self.used(drawing, "unseen", "fill=\"#000000\" fill-opacity=\"0.55\"");
-            self.border(drawing, &frame);
-            self.mask(drawing, attended);
+            self.use_element(drawing, "image", "");
+            self.use_element(drawing, "unseen", "fill=\"#000000\" fill-opacity=\"0.55\"");
+            self.draw_border(drawing, &frame);
+            self.mask(drawing, head_attention);
         });
         drawing.dot(frame.at(self.query()), 3.0, color::QUERY);
         Ok(())
     }
 
     /// Draws the mask in red, with an outline.
-    fn mask(&self, drawing: &mut Drawing, attended: &Attended) {
-        let mut inside = vec![false; attended.weights.len()];
-        attended.mask.iter().for_each(|&cell| inside[cell] = true);
+    fn mask(&self, drawing: &mut Drawing, head_attention: &HeadAttention) {
+        let mut inside = vec![false; head_attention.weights.len()];
+        head_attention.mask.iter().for_each(|&cell| inside[cell] = true);
         drawing.element(format_args!(
             "<path d=\"{}\" fill=\"#ff0000\" fill-opacity=\"0.5\"/>\
              <path d=\"{}\" fill=\"none\" stroke=\"#ff0000\" stroke-width=\"{:.3}\" \
              stroke-linecap=\"square\"/>",
-            self.boxes(|cell| inside[cell]),
-            self.outline(|cell| inside[cell]),
+            self.filled_path(|cell| inside[cell]),
+            self.outline_path(|cell| inside[cell]),
             1.25 / self.scale
         ));
     }
 
     /// Draws the border of the visible cells, unless all are visible.
-    fn border(&self, drawing: &mut Drawing, frame: &Frame) {
+    fn draw_border(&self, drawing: &mut Drawing, frame: &Frame) {
         if self.attention.visible_cells() < self.attention.visible.len() {
             drawing.element(format_args!(
                 "<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{:.3}\" \
                  stroke-linecap=\"square\"/>",
-                self.outline(|cell| self.attention.visible[cell]),
+                self.outline_path(|cell| self.attention.visible[cell]),
                 color::QUERY,
                 1.25 / frame.scale
             ));
@@ -236,20 +236,20 @@ impl<'a> Figure<'a> {
 
     /// The heat map, at the resolution of the first stage's patches: cells of the last row and
     /// column may extend beyond the image.
-    fn map(&self, attended: &Attended) -> Image {
-        let QueryAttention { cell, map, place, .. } = self.attention;
-        let patch = cell >> (place.stage - 1);
-        let [height, width] = self.shown.size().map(|side| side / patch);
-        let largest = f64::from(attended.largest()).max(f64::MIN_POSITIVE);
-        let per_cell = 1 << (place.stage - 1);
+    fn map(&self, head_attention: &HeadAttention) -> Image {
+        let QueryAttention { cell, map, position, .. } = self.attention;
+        let patch = cell >> (position.stage - 1);
+        let [height, width] = self.input.size().map(|side| side / patch);
+        let largest = f64::from(head_attention.largest()).max(f64::MIN_POSITIVE);
+        let per_cell = 1 << (position.stage - 1);
         let pixels = (0..height * width).flat_map(|pixel| {
             let [row, column] = [pixel / width, pixel % width].map(|place| place / per_cell);
-            color::blue(f64::from(attended.weights[row * map[1] + column]) / largest)
+            color::blue(f64::from(head_attention.weights[row * map[1] + column]) / largest)
         });
         Image::new(width as u32, height as u32, pixels.collect()).expect("a pixel a patch")
     }
 
-    fn used(&self, drawing: &mut Drawing, name: &str, style: &str) {
+    fn use_element(&self, drawing: &mut Drawing, name: &str, style: &str) {
         drawing.element(format_args!("<use href=\"#{name}-{}\" {style}/>", self.suffix));
     }
 }
@@ -257,23 +257,23 @@ impl<'a> Figure<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention::{BlockPlace, Framing};
+    use crate::attention::{BlockPosition, Framing};
     use crate::testing::noise;
     use esvit_data::Preprocess;
     use esvit_data::ViewsConfig;
 
     /// An image of `width` x `height` pixels in cells of 4, of which a query sees some.
-    fn shown(width: u32, height: u32) -> Shown {
+    fn input(width: u32, height: u32) -> InputImage {
         let image = noise(width, height, 1);
         let preprocess = Preprocess::new(16, 0, &ViewsConfig::default());
         let size = width.min(height) as usize;
-        Shown::new(&image, &preprocess, Framing::Whole, size, 4).unwrap()
+        InputImage::new(&image, &preprocess, Framing::Whole, size, 4).unwrap()
     }
 
     fn attention(map: [usize; 2], visible: &[usize], weights: Vec<f32>) -> QueryAttention {
         let visible = (0..map[0] * map[1]).map(|cell| visible.contains(&cell)).collect();
         QueryAttention {
-            place: BlockPlace { block: 0, stage: 1, block_in_stage: 0 },
+            position: BlockPosition { block: 0, stage: 1, block_in_stage: 0 },
             map,
             cell: 4,
             query: [0, 1],
@@ -282,31 +282,34 @@ mod tests {
             visible,
             padding_keys: 0,
             mass: 0.6,
-            attended: vec![Attended::new(Some(0), weights, &[], 0.6)],
+            heads: vec![HeadAttention::new(Some(0), weights, &[], 0.6)],
         }
     }
 
     #[test]
     fn cells_are_drawn_where_they_are() {
-        let shown = shown(16, 8);
+        let input = input(16, 8);
         let attention = attention([2, 4], &[0, 1, 2, 3, 4, 5, 6, 7], vec![0.125; 8]);
-        let figure = Figure::new(&shown, &attention);
+        let figure = Figure::new(&input, &attention);
         let chosen = |cells: &'static [usize]| move |cell: usize| cells.contains(&cell);
-        assert_eq!(figure.boxes(chosen(&[0, 1, 3, 6])), "M0 0h8v4h-8zM12 0h4v4h-4zM8 4h4v4h-4z");
-        assert_eq!(figure.outline(chosen(&[1])), "M4 0H8M4 4H8M4 0V4M8 0V4");
+        assert_eq!(
+            figure.filled_path(chosen(&[0, 1, 3, 6])),
+            "M0 0h8v4h-8zM12 0h4v4h-4zM8 4h4v4h-4z"
+        );
+        assert_eq!(figure.outline_path(chosen(&[1])), "M4 0H8M4 4H8M4 0V4M8 0V4");
         // Between neighbors there is no edge.
-        assert_eq!(figure.outline(chosen(&[1, 2])), "M4 0H8M4 4H8M4 0V4M8 0H12M8 4H12M12 0V4");
-        assert_eq!(figure.outline(chosen(&[1, 5])), "M4 0H8M4 0V4M8 0V4M4 8H8M4 4V8M8 4V8");
+        assert_eq!(figure.outline_path(chosen(&[1, 2])), "M4 0H8M4 4H8M4 0V4M8 0H12M8 4H12M12 0V4");
+        assert_eq!(figure.outline_path(chosen(&[1, 5])), "M4 0H8M4 0V4M8 0V4M4 8H8M4 4V8M8 4V8");
         assert_eq!(figure.query(), [6.0, 2.0]);
     }
 
     #[test]
     fn maps_have_the_color_of_each_cell() {
-        let shown = shown(16, 8);
+        let input = input(16, 8);
         let weights: Vec<f32> = (1..=8).map(|weight| weight as f32 / 36.0).collect();
         let attention = attention([2, 4], &[0, 1, 2, 3, 4, 5, 6, 7], weights);
-        let figure = Figure::new(&shown, &attention);
-        let map = figure.map(&attention.attended[0]);
+        let figure = Figure::new(&input, &attention);
+        let map = figure.map(&attention.heads[0]);
         assert_eq!((map.width(), map.height()), (4, 2));
         for cell in 0..8 {
             let expected = color::blue(f64::from(cell + 1) / 8.0);
@@ -317,11 +320,11 @@ mod tests {
 
     #[test]
     fn small_surroundings_are_shown_closely() {
-        let shown = shown(64, 32);
+        let input = input(64, 32);
         let part = |visible: &[usize]| {
             let attention = attention([8, 16], visible, vec![0.0; 128]);
-            let figure = Figure::new(&shown, &attention);
-            (figure.part, figure.is_close())
+            let figure = Figure::new(&input, &attention);
+            (figure.part, figure.is_zoomed())
         };
         // One cell with half as much around it.
         assert_eq!(part(&[17]), ([2.0, 2.0, 8.0, 8.0], true));
@@ -339,11 +342,11 @@ mod tests {
 
     #[test]
     fn every_head_has_two_panels() {
-        let shown = shown(16, 8);
+        let input = input(16, 8);
         let mut attention = attention([2, 4], &[0, 1, 4, 5], vec![0.125; 8]);
-        let heads = (1..6).map(|head| Attended::new(Some(head), vec![0.25; 8], &[0.5], 0.6));
-        attention.attended.extend(heads);
-        let drawing = draw(&shown, &attention).unwrap();
+        let heads = (1..6).map(|head| HeadAttention::new(Some(head), vec![0.25; 8], &[0.5], 0.6));
+        attention.heads.extend(heads);
+        let drawing = draw(&input, &attention).unwrap();
         let svg = drawing.svg();
         let count = |part: &str| svg.matches(part).count();
         // The image is stored once; a map for every head.

@@ -1,13 +1,12 @@
 //! The network's input for one image of any shape, and the mapping of pixels to it.
 
-use esvit_data::augment::Normalization;
 use esvit_data::{EvalTransform, Image, resize};
 
 use super::AttentionError;
 use esvit_data::Preprocess;
 
 /// Maximum number of input pixels: every token of every head has a row of weights.
-const LARGEST: u64 = 1 << 22;
+const MAX_PIXELS: u64 = 1 << 22;
 
 /// Which part of an image is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +19,7 @@ pub enum Framing {
 
 /// An image as input of the network; its sides are multiples of the patch size.
 #[derive(Debug, Clone)]
-pub struct Shown {
+pub struct InputImage {
     /// For display.
     pub image: Image,
     /// Normalized pixels `[3, height, width]`.
@@ -29,7 +28,7 @@ pub struct Shown {
     part: [f64; 4],
 }
 
-impl Shown {
+impl InputImage {
     /// Prepares `image` with its shorter side (of the center square: each side) resized to `size`
     /// pixels, cropped or rounded to whole patches.
     ///
@@ -42,15 +41,33 @@ impl Shown {
         size: usize,
         patch: usize,
     ) -> Result<Self, AttentionError> {
+        check([size as u64; 2], patch)?;
+        let transform = &preprocess.transform;
         let (image, part) = match framing {
-            Framing::Center => center(image, &preprocess.transform, size, patch)?,
-            Framing::Whole => whole(image, &preprocess.transform, size, patch)?,
+            // The center square, cropped to whole patches.
+            Framing::Center => {
+                let crop = f64::from(transform.crop.max(1));
+                let resize = (f64::from(transform.resize) * size as f64 / crop).round() as u32;
+                let transform = EvalTransform { crop: size as u32, resize, ..*transform };
+                let [left, top, width, height] = transform.square(image.width(), image.height());
+                let side = (size - size % patch) as u32;
+                let kept = f64::from(side) / size as f64;
+                let square = transform.apply(image)?.crop(0, 0, side, side)?;
+                (square, [left, top, width * kept, height * kept])
+            }
+            // The whole image, its sides rounded to whole patches.
+            Framing::Whole => {
+                let sides = [image.width(), image.height()].map(f64::from);
+                let scale = size as f64 / sides[0].min(sides[1]);
+                let patches = |side: f64| (side * scale / patch as f64).round().max(1.0) as u64;
+                let rounded = sides.map(|side| patches(side).saturating_mul(patch as u64));
+                check(rounded, patch)?;
+                let [width, height] = rounded.map(|side| side as u32);
+                let image = resize(image, width, height, transform.interpolation)?;
+                (image, [0.0, 0.0, sides[0], sides[1]])
+            }
         };
-        let mut pixels = vec![0.0; image.pixels().len()];
-        Normalization::new(preprocess.mean, preprocess.std)
-            .write(&image, &mut pixels)
-            .expect("as many values as the image has");
-        Ok(Self { image, pixels, part })
+        Ok(Self { pixels: preprocess.normalize(&image), image, part })
     }
 
     /// Height and width in pixels.
@@ -62,7 +79,7 @@ impl Shown {
     ///
     /// # Errors
     /// [`AttentionError::Outside`] if the pixel is outside the input.
-    pub fn place(&self, [x, y]: [u32; 2]) -> Result<[f64; 2], AttentionError> {
+    pub fn map_pixel(&self, [x, y]: [u32; 2]) -> Result<[f64; 2], AttentionError> {
         let [left, top, width, height] = self.part;
         let [shown_height, shown_width] = self.size().map(|side| side as f64);
         let place = [
@@ -89,46 +106,10 @@ impl Shown {
 
 /// Checks the size of the input.
 fn check([width, height]: [u64; 2], patch: usize) -> Result<(), AttentionError> {
-    if width.min(height) < patch as u64 || width.saturating_mul(height) > LARGEST {
-        return Err(AttentionError::Size { width, height, patch, largest: LARGEST });
+    if width.min(height) < patch as u64 || width.saturating_mul(height) > MAX_PIXELS {
+        return Err(AttentionError::Size { width, height, patch, largest: MAX_PIXELS });
     }
     Ok(())
-}
-
-/// The center square, cropped to whole patches.
-fn center(
-    image: &Image,
-    transform: &EvalTransform,
-    size: usize,
-    patch: usize,
-) -> Result<(Image, [f64; 4]), AttentionError> {
-    check([size as u64; 2], patch)?;
-    let resize = f64::from(transform.resize) * size as f64 / f64::from(transform.crop.max(1));
-    let transform =
-        EvalTransform { crop: size as u32, resize: resize.round() as u32, ..*transform };
-    let [left, top, width, height] = transform.square(image.width(), image.height());
-    let side = (size - size % patch) as u32;
-    let kept = f64::from(side) / size as f64;
-    let square = transform.apply(image)?.crop(0, 0, side, side)?;
-    Ok((square, [left, top, width * kept, height * kept]))
-}
-
-/// The whole image, its sides rounded to whole patches.
-fn whole(
-    image: &Image,
-    transform: &EvalTransform,
-    size: usize,
-    patch: usize,
-) -> Result<(Image, [f64; 4]), AttentionError> {
-    check([size as u64; 2], patch)?;
-    let sides = [image.width(), image.height()].map(f64::from);
-    let scale = size as f64 / sides[0].min(sides[1]);
-    let patches = |side: f64| (side * scale / patch as f64).round().max(1.0) as u64;
-    let shown = sides.map(|side| patches(side).saturating_mul(patch as u64));
-    check(shown, patch)?;
-    let [width, height] = shown.map(|side| side as u32);
-    let image = resize(image, width, height, transform.interpolation)?;
-    Ok((image, [0.0, 0.0, sides[0], sides[1]]))
 }
 
 #[cfg(test)]
@@ -136,52 +117,52 @@ mod tests {
     use super::*;
     use esvit_data::ViewsConfig;
 
-    fn shown(width: u32, height: u32, framing: Framing, size: usize) -> Shown {
+    fn input(width: u32, height: u32, framing: Framing, size: usize) -> InputImage {
         let pixels = (0..width * height).flat_map(|i| {
             [(i % width * 255 / width.max(2)) as u8, (i / width * 255 / height.max(2)) as u8, 0]
         });
         let image = Image::new(width, height, pixels.collect()).unwrap();
         let preprocess = Preprocess::new(32, 40, &ViewsConfig::default());
-        Shown::new(&image, &preprocess, framing, size, 4).unwrap()
+        InputImage::new(&image, &preprocess, framing, size, 4).unwrap()
     }
 
     #[test]
     fn pixels_are_found_again_in_the_center() {
         // 100 x 50 becomes 80 x 40, of which the middle 32 x 32 are shown.
-        let shown = shown(100, 50, Framing::Center, 32);
-        assert_eq!(shown.size(), [32, 32]);
-        let [x, y] = shown.place([50, 25]).unwrap();
+        let input = input(100, 50, Framing::Center, 32);
+        assert_eq!(input.size(), [32, 32]);
+        let [x, y] = input.map_pixel([50, 25]).unwrap();
         assert!((x - 16.4).abs() < 1e-9 && (y - 16.4).abs() < 1e-9, "{x} {y}");
         // What is there is what was there.
-        let red = shown.image.pixel(x as u32, y as u32).unwrap()[0];
+        let red = input.image.pixel(x as u32, y as u32).unwrap()[0];
         assert!(red.abs_diff(127) <= 3, "{red}");
-        assert!(shown.place([30, 5]).is_ok() && shown.place([69, 44]).is_ok());
+        assert!(input.map_pixel([30, 5]).is_ok() && input.map_pixel([69, 44]).is_ok());
         for outside in [[29, 25], [70, 25], [50, 4], [50, 45], [1000, 25]] {
-            let error = shown.place(outside).unwrap_err().to_string();
+            let error = input.map_pixel(outside).unwrap_err().to_string();
             assert!(error.contains("columns 30 to 69, rows 5 to 44"), "{error}");
         }
     }
 
     #[test]
     fn the_whole_image_keeps_its_aspect_and_has_whole_patches() {
-        let shown = shown(100, 50, Framing::Whole, 34);
-        assert_eq!(shown.size(), [36, 68]);
-        assert!(shown.place([0, 0]).is_ok() && shown.place([99, 49]).is_ok());
-        assert!(shown.place([100, 0]).is_err());
+        let input = input(100, 50, Framing::Whole, 34);
+        assert_eq!(input.size(), [36, 68]);
+        assert!(input.map_pixel([0, 0]).is_ok() && input.map_pixel([99, 49]).is_ok());
+        assert!(input.map_pixel([100, 0]).is_err());
     }
 
     #[test]
     fn odd_sizes_are_cut_to_whole_patches() {
-        let shown = shown(64, 64, Framing::Center, 35);
-        assert_eq!(shown.size(), [32, 32]);
-        assert_eq!(shown.pixels.len(), 3 * 32 * 32);
+        let input = input(64, 64, Framing::Center, 35);
+        assert_eq!(input.size(), [32, 32]);
+        assert_eq!(input.pixels.len(), 3 * 32 * 32);
     }
 
     #[test]
     fn sizes_that_cannot_be_used_are_refused() {
         let line = Image::new(1, 5000, vec![9; 15000]).unwrap();
         let preprocess = Preprocess::new(32, 0, &ViewsConfig::default());
-        let with = |framing, size| Shown::new(&line, &preprocess, framing, size, 4);
+        let with = |framing, size| InputImage::new(&line, &preprocess, framing, size, 4);
         assert!(with(Framing::Center, 32).is_ok());
         assert!(matches!(with(Framing::Center, 3), Err(AttentionError::Size { .. })));
         assert!(matches!(with(Framing::Center, 0), Err(AttentionError::Size { .. })));

@@ -2,25 +2,25 @@
 
 /// Shannon entropy in bits, with `0 log 0 = 0`.
 pub fn entropy(weights: &[f32]) -> f64 {
-    weights.iter().fold(0.0, |sum, &weight| sum + surprise(f64::from(weight)))
+    weights.iter().fold(0.0, |sum, &weight| sum + neg_p_log_p(f64::from(weight)))
 }
 
 /// `-p log2 p`.
-fn surprise(p: f64) -> f64 {
+fn neg_p_log_p(p: f64) -> f64 {
     if p > 0.0 { -p * p.log2() } else { 0.0 }
 }
 
 /// Jensen-Shannon divergence in bits, from 0 (equal) to 1 (disjoint support). `entropies` are the
 /// [`entropy`] of both.
 pub fn jensen_shannon([p, q]: [&[f32]; 2], entropies: [f64; 2]) -> f64 {
-    let middle = |(&p, &q): (&f32, &f32)| surprise(0.5 * (f64::from(p) + f64::from(q)));
+    let middle = |(&p, &q): (&f32, &f32)| neg_p_log_p(0.5 * (f64::from(p) + f64::from(q)));
     let mixed: f64 = p.iter().zip(q).map(middle).sum();
     (mixed - 0.5 * (entropies[0] + entropies[1])).max(0.0)
 }
 
 /// The smallest set of cells with at least the share `mass` of the total weight, in descending
 /// order of weight, ties by index. This is DINO's attention mask.
-pub fn smallest_set(weights: &[f32], mass: f64) -> Vec<usize> {
+pub fn threshold_mask(weights: &[f32], mass: f64) -> Vec<usize> {
     let mut cells: Vec<usize> = (0..weights.len()).collect();
     cells.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
     // The total is summed in the order of the loop below, so that a share of 1 is reached exactly.
@@ -60,10 +60,10 @@ mod tests {
                 (0..16).map(|i| (exp(i) / sum) as f32).collect()
             })
             .collect();
-        let mut first = smallest_set(&rows[0], 0.6);
+        let mut first = threshold_mask(&rows[0], 0.6);
         first.sort_unstable();
         assert_eq!(first, [2, 15]);
-        assert_eq!(smallest_set(&rows[1], 0.6).len(), 4);
+        assert_eq!(threshold_mask(&rows[1], 0.6).len(), 4);
         for (row, expected) in rows.iter().zip([2.78824, 3.194]) {
             assert!((entropy(row) - expected).abs() < 1e-5, "{}", entropy(row));
         }
@@ -73,7 +73,7 @@ mod tests {
     fn zeros_are_no_trouble() {
         assert_eq!(entropy(&[0.5, 0.0, 0.5, 0.0]), 1.0);
         assert_eq!(entropy(&[1.0]), 0.0);
-        assert!(smallest_set(&[0.0, 0.0], 0.6).is_empty());
+        assert!(threshold_mask(&[0.0, 0.0], 0.6).is_empty());
     }
 
     #[test]
@@ -81,13 +81,13 @@ mod tests {
         let weights: Vec<f32> = (0..50).map(|i| hash(7, i).abs() as f32).collect();
         let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
         for mass in [0.01, 0.3, 0.6, 0.99] {
-            let set = smallest_set(&weights, mass);
+            let set = threshold_mask(&weights, mass);
             let held = |cells: &[usize]| cells.iter().map(|&c| f64::from(weights[c])).sum::<f64>();
             assert!(held(&set) >= mass * total);
             assert!(held(&set[..set.len() - 1]) < mass * total);
         }
-        assert_eq!(smallest_set(&weights, 1.0).len(), 50);
-        assert_eq!(smallest_set(&[0.25, 0.5, 0.25], 0.6), [1, 0]);
+        assert_eq!(threshold_mask(&weights, 1.0).len(), 50);
+        assert_eq!(threshold_mask(&[0.25, 0.5, 0.25], 0.6), [1, 0]);
     }
 
     #[test]

@@ -6,11 +6,11 @@
 //! multiple of the window size. All three are accounted for separately here.
 
 mod figure;
+mod input;
 mod measure;
 mod plot;
 mod query;
 mod rollout;
-mod shown;
 mod statistics;
 
 use esvit_data::ImageError;
@@ -18,19 +18,19 @@ use esvit_nn::SwinConfig;
 use serde::Serialize;
 
 pub use figure::draw;
-pub use measure::{entropy, jensen_shannon, smallest_set};
+pub use input::{Framing, InputImage};
+pub use measure::{entropy, jensen_shannon, threshold_mask};
 pub use plot::plot;
-pub use query::{Attended, QueryAttention, of_query};
+pub use query::{HeadAttention, QueryAttention, query_attention};
 pub use rollout::rollout;
-pub use shown::{Framing, Shown};
-pub use statistics::{BlockStatistics, HeadStatistics, Measured, statistics};
+pub use statistics::{AttentionStatistics, BlockStatistics, HeadStatistics, statistics};
 
 /// Default share of the attention that masks keep, as in the paper.
 pub const MASS: f64 = 0.6;
 
 /// Position of a block; indices count from 0, as in parameter names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct BlockPlace {
+pub struct BlockPosition {
     /// Index over all stages.
     pub block: usize,
     /// Stage, from 1 as in the paper.
@@ -39,7 +39,7 @@ pub struct BlockPlace {
     pub block_in_stage: usize,
 }
 
-impl BlockPlace {
+impl BlockPosition {
     /// The position of the block with index `block` over all stages.
     ///
     /// # Errors

@@ -146,14 +146,14 @@ impl Axes {
             );
         }
         let middle = (LEFT + WIDTH - RIGHT) / 2.0;
-        for stage in blocks.chunk_by(|a, b| a.place.stage == b.place.stage) {
-            let [first, last] = [&stage[0], &stage[stage.len() - 1]].map(|b| b.place.block);
+        for stage in blocks.chunk_by(|a, b| a.position.stage == b.position.stage) {
+            let [first, last] = [&stage[0], &stage[stage.len() - 1]].map(|b| b.position.block);
             if first > 0 {
                 let [x, _] = self.point(first, -0.5, 0.0);
                 drawing.line([x, top], [x, bottom], "#d5dae0", 1.0);
             }
             let x = (self.point(first, 0.0, 0.0)[0] + self.point(last, 0.0, 0.0)[0]) / 2.0;
-            let name = format!("stage {}", stage[0].place.stage);
+            let name = format!("stage {}", stage[0].position.stage);
             drawing.text([x, top - 4.0], &name, 11.0, color::FAINT, Anchor::Middle);
         }
         drawing.text([middle, bottom + 38.0], "block", 12.0, color::INK, Anchor::Middle);
@@ -182,7 +182,7 @@ mod tests {
             super::super::HeadStatistics { head, entropy, entropy_std: None, share: None }
         });
         BlockStatistics {
-            place: super::super::BlockPlace { block, stage: 1 + block, block_in_stage: 0 },
+            position: super::super::BlockPosition { block, stage: 1 + block, block_in_stage: 0 },
             map: [4, 4],
             window: 4,
             shift: 0,

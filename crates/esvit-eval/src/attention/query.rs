@@ -7,14 +7,14 @@ use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Params, Swin};
 
-use super::measure::{entropy, smallest_set};
-use super::{AttentionError, BlockPlace, Shown};
+use super::measure::{entropy, threshold_mask};
+use super::{AttentionError, BlockPosition, InputImage};
 
 /// Attention of one query.
 #[derive(Debug, Clone)]
 pub struct QueryAttention {
     /// The block.
-    pub place: BlockPlace,
+    pub position: BlockPosition,
     /// Height and width of the block's token map; its tokens are called cells.
     pub map: [usize; 2],
     /// Cell size in input pixels. The last row and column may extend beyond the image.
@@ -32,12 +32,12 @@ pub struct QueryAttention {
     /// Share of the attention that masks keep.
     pub mass: f64,
     /// One entry per head, in descending order of entropy; a single one for rollout.
-    pub attended: Vec<Attended>,
+    pub heads: Vec<HeadAttention>,
 }
 
 /// Attention of one head, or of a rollout.
 #[derive(Debug, Clone)]
-pub struct Attended {
+pub struct HeadAttention {
     /// Index of the head; `None` for rollout.
     pub head: Option<usize>,
     /// Weight of each cell, row-major; 0 outside the query's window.
@@ -50,14 +50,14 @@ pub struct Attended {
     pub mask: Vec<usize>,
 }
 
-impl Attended {
+impl HeadAttention {
     /// From the weights of cells and of padding tokens.
     pub(super) fn new(head: Option<usize>, weights: Vec<f32>, padding: &[f32], mass: f64) -> Self {
         Self {
             head,
             padding_mass: padding.iter().fold(0.0, |sum, &weight| sum + f64::from(weight)),
             entropy: entropy(&weights) + entropy(padding),
-            mask: smallest_set(&weights, mass),
+            mask: threshold_mask(&weights, mass),
             weights,
         }
     }
@@ -84,11 +84,11 @@ impl QueryAttention {
     /// # Errors
     /// [`AttentionError::Head`] if there is no such head.
     pub fn keep_heads(&mut self, heads: &[usize]) -> Result<(), AttentionError> {
-        let last = self.attended.len() - 1;
+        let last = self.heads.len() - 1;
         if let Some(&head) = heads.iter().find(|&&head| head > last) {
             return Err(AttentionError::Head { head, last });
         }
-        self.attended.retain(|row| row.head.is_some_and(|head| heads.contains(&head)));
+        self.heads.retain(|row| row.head.is_some_and(|head| heads.contains(&head)));
         Ok(())
     }
 }
@@ -98,17 +98,17 @@ impl QueryAttention {
 ///
 /// # Errors
 /// [`AttentionError`] if there is no such block, or `mass` is out of range.
-pub fn of_query(
+pub fn query_attention(
     swin: &Swin,
     params: &Params,
-    shown: &Shown,
+    input: &InputImage,
     query: [f64; 2],
     block: usize,
     mass: f64,
 ) -> Result<QueryAttention, AttentionError> {
-    let place = BlockPlace::of(swin.config(), block)?;
+    let position = BlockPosition::of(swin.config(), block)?;
     check_mass(mass)?;
-    let images = images(shown, params);
+    let images = images(input, params);
     let (weights, windows) = pool::run(|| {
         let (weights, windows) =
             swin.attention(params, images, block).expect("a block that exists");
@@ -117,7 +117,7 @@ pub fn of_query(
     });
     let (weights, [_, heads, side, _]) = weights;
 
-    let (token, mut attention) = empty(swin, place, windows.map, query, mass);
+    let (token, mut attention) = without_weights(swin, position, windows.map, query, mass);
     let slot = windows.token_slot[token] as usize;
     let (window, row) = (slot / side, slot % side);
     let keys = visible_keys(&windows, slot);
@@ -139,9 +139,9 @@ pub fn of_query(
                 false => padding.push(weight),
             }
         }
-        attention.attended.push(Attended::new(Some(head), cells, &padding, mass));
+        attention.heads.push(HeadAttention::new(Some(head), cells, &padding, mass));
     }
-    attention.attended.sort_by(|a, b| b.entropy.total_cmp(&a.entropy));
+    attention.heads.sort_by(|a, b| b.entropy.total_cmp(&a.entropy));
     Ok(QueryAttention { window: windows.window, shift: windows.shift, ..attention })
 }
 
@@ -151,25 +151,25 @@ pub(super) fn check_mass(mass: f64) -> Result<(), AttentionError> {
 }
 
 /// The input as a batch of one, `[1, 3, height, width]`.
-pub(super) fn images(shown: &Shown, params: &Params) -> Tensor<4> {
-    let [height, width] = shown.size();
+pub(super) fn images(input: &InputImage, params: &Params) -> Tensor<4> {
+    let [height, width] = input.size();
     let device = params.values()[0].device();
-    tensor(shown.pixels.clone(), [1, 3, height, width], &device)
+    tensor(input.pixels.clone(), [1, 3, height, width], &device)
 }
 
 /// The query's token index, and a [`QueryAttention`] without any weights yet.
-pub(super) fn empty(
+pub(super) fn without_weights(
     swin: &Swin,
-    place: BlockPlace,
+    position: BlockPosition,
     map: [usize; 2],
     [x, y]: [f64; 2],
     mass: f64,
 ) -> (usize, QueryAttention) {
-    let cell = swin.config().patch_size << (place.stage - 1);
+    let cell = swin.config().patch_size << (position.stage - 1);
     let at = |position: f64, cells: usize| ((position / cell as f64) as usize).min(cells - 1);
     let query = [at(y, map[0]), at(x, map[1])];
     let attention = QueryAttention {
-        place,
+        position,
         map,
         cell,
         query,
@@ -178,7 +178,7 @@ pub(super) fn empty(
         visible: vec![false; map[0] * map[1]],
         padding_keys: 0,
         mass,
-        attended: Vec::new(),
+        heads: Vec::new(),
     };
     (query[0] * map[1] + query[1], attention)
 }
@@ -215,16 +215,16 @@ mod tests {
     }
 
     /// The whole of an image of 44 x 26 pixels, as 44 x 28: a map of 7 x 11 cells.
-    fn oblong() -> Shown {
+    fn oblong() -> InputImage {
         let pixels = (0..44u32 * 26 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
         let image = Image::new(44, 26, pixels.collect()).unwrap();
         let preprocess = Preprocess::new(32, 0, &ViewsConfig::default());
-        Shown::new(&image, &preprocess, Framing::Whole, 26, 4).unwrap()
+        InputImage::new(&image, &preprocess, Framing::Whole, 26, 4).unwrap()
     }
 
     fn attention(query: [f64; 2], block: usize) -> QueryAttention {
         let (swin, params) = untrained();
-        of_query(&swin, &params, &oblong(), query, block, MASS).unwrap()
+        query_attention(&swin, &params, &oblong(), query, block, MASS).unwrap()
     }
 
     /// Rows and columns of the visible cells.
@@ -239,10 +239,10 @@ mod tests {
         for (block, heads) in [(0, 2), (1, 2), (2, 4), (3, 4)] {
             for query in [[0.0, 0.0], [43.0, 0.0], [20.0, 14.0], [43.0, 27.0]] {
                 let attention = attention(query, block);
-                assert_eq!(attention.attended.len(), heads);
+                assert_eq!(attention.heads.len(), heads);
                 let [row, column] = attention.query;
                 assert!(attention.visible[row * attention.map[1] + column]);
-                for head in &attention.attended {
+                for head in &attention.heads {
                     let on_cells: f32 = head.weights.iter().sum();
                     let all = f64::from(on_cells) + head.padding_mass;
                     assert!((all - 1.0).abs() < 1e-5, "{all}");
@@ -253,7 +253,7 @@ mod tests {
                     }
                     assert!(head.entropy <= attention.largest_entropy() + 1e-4);
                 }
-                let entropies: Vec<f64> = attention.attended.iter().map(|h| h.entropy).collect();
+                let entropies: Vec<f64> = attention.heads.iter().map(|h| h.entropy).collect();
                 assert!(entropies.is_sorted_by(|a, b| a >= b), "{entropies:?}");
             }
         }
@@ -283,14 +283,14 @@ mod tests {
         let last = attention([43.0, 27.0], 3);
         // 7 x 11 merged by two, in pixels 32 x 48: it sticks out of the image.
         assert_eq!((last.map, last.cell, last.query), ([4, 6], 8, [3, 5]));
-        let place = BlockPlace { block: 3, stage: 2, block_in_stage: 1 };
-        assert_eq!(last.place, place);
+        let position = BlockPosition { block: 3, stage: 2, block_in_stage: 1 };
+        assert_eq!(last.position, position);
     }
 
     #[test]
     fn what_is_not_there_is_refused() {
         let (swin, params) = untrained();
-        let of = |block, mass| of_query(&swin, &params, &oblong(), [1.0, 1.0], block, mass);
+        let of = |block, mass| query_attention(&swin, &params, &oblong(), [1.0, 1.0], block, mass);
         assert_eq!(
             of(4, 0.6).unwrap_err().to_string(),
             "there is no block 4: the network's blocks are 0 to 3"
@@ -301,6 +301,6 @@ mod tests {
         let mut attention = of(3, 0.6).unwrap();
         assert!(matches!(attention.keep_heads(&[0, 4]), Err(AttentionError::Head { last: 3, .. })));
         attention.keep_heads(&[3, 1]).unwrap();
-        assert_eq!(attention.attended.len(), 2);
+        assert_eq!(attention.heads.len(), 2);
     }
 }

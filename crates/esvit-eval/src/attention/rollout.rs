@@ -4,8 +4,8 @@ use esvit_kernels::pool;
 use esvit_nn::weights::to_vec;
 use esvit_nn::{Params, Swin};
 
-use super::query::{check_mass, empty, images};
-use super::{Attended, AttentionError, BlockPlace, QueryAttention, Shown};
+use super::query::{check_mass, images, without_weights};
+use super::{AttentionError, BlockPosition, HeadAttention, InputImage, QueryAttention};
 
 /// Rollout of the cell at `query` (`[x, y]` in input pixels) up to `block`: the query's row of the
 /// product over blocks of `(A + I) / 2`, where `A` is the mean attention over heads and `I` stands
@@ -20,12 +20,12 @@ use super::{Attended, AttentionError, BlockPlace, QueryAttention, Shown};
 pub fn rollout(
     swin: &Swin,
     params: &Params,
-    shown: &Shown,
+    input: &InputImage,
     query: [f64; 2],
     block: usize,
     mass: f64,
 ) -> Result<QueryAttention, AttentionError> {
-    let place = BlockPlace::of(swin.config(), block)?;
+    let position = BlockPosition::of(swin.config(), block)?;
     check_mass(mass)?;
     let refuse = |reason: String| Err(AttentionError::Rollout { reason });
     let stages = swin.config().stages();
@@ -35,7 +35,7 @@ pub fn rollout(
         ));
     }
     let patch = swin.config().patch_size;
-    let [height, width] = shown.size().map(|side| side / patch);
+    let [height, width] = input.size().map(|side| side / patch);
     let window = swin.config().windows()[0];
     if [height, width] != [window, window] {
         return refuse(format!(
@@ -43,7 +43,7 @@ pub fn rollout(
         ));
     }
 
-    let images = images(shown, params);
+    let images = images(input, params);
     let blocks = pool::run(|| {
         let mut blocks = Vec::new();
         swin.attentions(params, images, 0..block + 1, |_, weights, _| {
@@ -51,21 +51,21 @@ pub fn rollout(
         });
         blocks
     });
-    let (token, mut attention) = empty(swin, place, [height, width], query, mass);
+    let (token, mut attention) = without_weights(swin, position, [height, width], query, mass);
     let tokens = height * width;
     let mut row = vec![0.0; tokens];
     row[token] = 1.0;
     for weights in blocks.iter().rev() {
-        row = through(&row, weights, swin.config().num_heads[0]);
+        row = rollout_step(&row, weights, swin.config().num_heads[0]);
     }
     let weights = row.iter().map(|&weight| weight as f32).collect();
     attention.visible.fill(true);
-    attention.attended.push(Attended::new(None, weights, &[], mass));
+    attention.heads.push(HeadAttention::new(None, weights, &[], mass));
     Ok(QueryAttention { window, ..attention })
 }
 
 /// `row (A + I) / 2`, with `A` the mean over heads of `weights [heads, tokens, tokens]`.
-fn through(row: &[f64], weights: &[f32], heads: usize) -> Vec<f64> {
+fn rollout_step(row: &[f64], weights: &[f32], heads: usize) -> Vec<f64> {
     let tokens = row.len();
     let mut result: Vec<f64> = row.iter().map(|&weight| 0.5 * weight).collect();
     for head in weights.chunks_exact(tokens * tokens) {
@@ -88,11 +88,11 @@ mod tests {
     use esvit_nn::SwinConfig;
     use esvit_testing::tiny_swin;
 
-    fn shown(size: usize) -> Shown {
+    fn input(size: usize) -> InputImage {
         let pixels = (0..32u32 * 32 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
         let image = Image::new(32, 32, pixels.collect()).unwrap();
         let preprocess = Preprocess::new(32, 32, &ViewsConfig::default());
-        Shown::new(&image, &preprocess, Framing::Center, size, 8).unwrap()
+        InputImage::new(&image, &preprocess, Framing::Center, size, 8).unwrap()
     }
 
     fn untrained(depths: &[usize], window: usize) -> (Swin, Params) {
@@ -113,28 +113,29 @@ mod tests {
     #[test]
     fn one_block_by_hand() {
         let weights = [0.5, 0.5, 0.25, 0.75];
-        assert_eq!(through(&[1.0, 0.0], &weights, 1), [0.75, 0.25]);
-        assert_eq!(through(&[0.5, 0.5], &weights, 1), [0.4375, 0.5625]);
+        assert_eq!(rollout_step(&[1.0, 0.0], &weights, 1), [0.75, 0.25]);
+        assert_eq!(rollout_step(&[0.5, 0.5], &weights, 1), [0.4375, 0.5625]);
         // Two heads are averaged.
         let two = [weights, [0.0, 1.0, 1.0, 0.0]].concat();
-        assert_eq!(through(&[1.0, 0.0], &two, 2), [0.625, 0.375]);
+        assert_eq!(rollout_step(&[1.0, 0.0], &two, 2), [0.625, 0.375]);
     }
 
     #[test]
     fn the_first_block_is_attention_and_residual() {
         let (swin, params) = untrained(&[3], 4);
         let query = [20.0, 12.0];
-        let rolled = rollout(&swin, &params, &shown(32), query, 0, 0.6).unwrap();
-        let heads = super::super::of_query(&swin, &params, &shown(32), query, 0, 0.6).unwrap();
+        let rolled = rollout(&swin, &params, &input(32), query, 0, 0.6).unwrap();
+        let heads =
+            super::super::query_attention(&swin, &params, &input(32), query, 0, 0.6).unwrap();
         assert_eq!(rolled.query, [1, 2]);
         for cell in 0..16 {
-            let mean: f32 = heads.attended.iter().map(|head| head.weights[cell]).sum::<f32>() / 4.0;
+            let mean: f32 = heads.heads.iter().map(|head| head.weights[cell]).sum::<f32>() / 4.0;
             let residual = if cell == 6 { 0.5 } else { 0.0 };
-            assert!((rolled.attended[0].weights[cell] - 0.5 * mean - residual).abs() < 1e-6);
+            assert!((rolled.heads[0].weights[cell] - 0.5 * mean - residual).abs() < 1e-6);
         }
         // Each further block halves what stays.
-        let rolled = rollout(&swin, &params, &shown(32), query, 2, 0.6).unwrap();
-        let weights = &rolled.attended[0].weights;
+        let rolled = rollout(&swin, &params, &input(32), query, 2, 0.6).unwrap();
+        let weights = &rolled.heads[0].weights;
         assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
         assert!(weights[6] > 0.125 && weights[6] < 0.3, "{weights:?}");
     }
@@ -143,8 +144,8 @@ mod tests {
     fn networks_without_one_map_are_refused() {
         let refused = |depths: &[usize], window, size| {
             let (swin, params) = untrained(depths, window);
-            let query = shown(size).center();
-            rollout(&swin, &params, &shown(size), query, 0, 0.6).unwrap_err().to_string()
+            let query = input(size).center();
+            rollout(&swin, &params, &input(size), query, 0, 0.6).unwrap_err().to_string()
         };
         assert!(refused(&[1, 1], 4, 32).contains("has 2 stages"));
         assert!(refused(&[2], 2, 32).contains("a map of 4 x 4 tokens is not one window of 2 x 2"));
@@ -164,9 +165,9 @@ mod tests {
             }
             values
         });
-        let shown = shown(32);
+        let input = input(32);
         let mut blocks: Vec<Vec<f64>> = Vec::new();
-        swin.attentions(&params, images(&shown, &params), 0..3, |_, weights, _| {
+        swin.attentions(&params, images(&input, &params), 0..3, |_, weights, _| {
             let weights = to_vec(&weights);
             let mean =
                 |entry: usize| (0..4).map(|h| f64::from(weights[h * 256 + entry])).sum::<f64>();
@@ -181,9 +182,9 @@ mod tests {
         };
         let expected = product(&blocks[2], &product(&blocks[1], &blocks[0]));
         let turned = product(&blocks[0], &product(&blocks[1], &blocks[2]));
-        let rolled = rollout(&swin, &params, &shown, [20.0, 12.0], 2, 0.6).unwrap();
+        let rolled = rollout(&swin, &params, &input, [20.0, 12.0], 2, 0.6).unwrap();
         let off = |of: &[f64]| {
-            let row = rolled.attended[0].weights.iter().zip(&of[6 * 16..]);
+            let row = rolled.heads[0].weights.iter().zip(&of[6 * 16..]);
             row.map(|(found, expected)| (f64::from(*found) - expected).abs()).fold(0.0, f64::max)
         };
         assert!(

@@ -10,21 +10,21 @@ use esvit_nn::{Params, Swin, SwinConfig};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::BlockPlace;
+use super::BlockPosition;
 use super::measure::{entropy, jensen_shannon};
 use super::query::visible_keys;
 use esvit_data::Preprocess;
 use esvit_model::features::{SkippedImage, extract};
 
 /// Images processed at a time, which bounds the memory for attention weights.
-const TOGETHER: usize = 4;
+const BATCH: usize = 4;
 
 /// Attention statistics of one block.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BlockStatistics {
     /// Position of the block.
     #[serde(flatten)]
-    pub place: BlockPlace,
+    pub position: BlockPosition,
     /// Height and width of its token map.
     pub map: [usize; 2],
     /// Window size in tokens.
@@ -62,7 +62,7 @@ pub struct HeadStatistics {
 
 /// Statistics, and the images that were left out.
 #[derive(Debug)]
-pub struct Measured {
+pub struct AttentionStatistics {
     /// One entry per block; empty if no image could be read.
     pub blocks: Vec<BlockStatistics>,
     /// Number of images measured.
@@ -81,13 +81,13 @@ pub fn statistics(
     source: &dyn Source,
     images: &[usize],
     mut done: impl FnMut(usize),
-) -> Measured {
+) -> AttentionStatistics {
     let size = preprocess.size();
     let device = params.values()[0].device();
-    let mut layouts: Vec<Layout> = Vec::new();
+    let mut layouts: Vec<BlockGeometry> = Vec::new();
     let forward = |pixels: Vec<f32>, _| {
         let mut rows = Vec::new();
-        for pixels in pixels.chunks(TOGETHER * 3 * size * size) {
+        for pixels in pixels.chunks(BATCH * 3 * size * size) {
             let count = pixels.len() / (3 * size * size);
             let images = tensor(pixels.to_vec(), [count, 3, size, size], &device);
             let (found, measured) = pool::run(|| measure(swin, params, images, count));
@@ -101,7 +101,7 @@ pub fn statistics(
         0 => Vec::new(),
         _ => features.rows.values.chunks_exact(features.rows.width).collect(),
     };
-    Measured {
+    AttentionStatistics {
         blocks: if rows.is_empty() { Vec::new() } else { blocks(swin.config(), &layouts, &rows) },
         images: rows.len(),
         left_out: features.left_out,
@@ -110,7 +110,7 @@ pub fn statistics(
 
 /// Geometry of a block, the same for all images.
 #[derive(Debug, Clone)]
-struct Layout {
+struct BlockGeometry {
     map: [usize; 2],
     window: usize,
     shift: usize,
@@ -118,7 +118,7 @@ struct Layout {
     largest_entropy: f64,
 }
 
-impl Layout {
+impl BlockGeometry {
     fn of(windows: &WindowMap, heads: usize) -> Self {
         let logs = windows.token_slot.iter().map(|&slot| {
             let keys = visible_keys(windows, slot as usize).into_iter().filter(|&key| key).count();
@@ -130,7 +130,7 @@ impl Layout {
     }
 
     /// Number of values per image: entropy of each head, diversity, padding.
-    fn numbers(&self) -> usize {
+    fn value_count(&self) -> usize {
         self.heads + 2
     }
 }
@@ -141,35 +141,35 @@ fn measure(
     params: &Params,
     images: Tensor<4>,
     count: usize,
-) -> (Vec<Layout>, Vec<f32>) {
+) -> (Vec<BlockGeometry>, Vec<f32>) {
     let mut layouts = Vec::new();
     let mut rows = vec![Vec::new(); count];
     swin.attentions(params, images, 0..swin.blocks(), |_, weights, windows| {
         let heads = weights.dims()[1];
-        layouts.push(Layout::of(&windows, heads));
+        layouts.push(BlockGeometry::of(&windows, heads));
         let weights = to_vec(&weights);
         let of_image = weights.len() / count;
         rows.par_iter_mut()
             .zip(weights.par_chunks_exact(of_image))
-            .for_each(|(row, weights)| row.extend(measure_image(weights, heads, &windows)));
+            .for_each(|(row, weights)| row.extend(image_statistics(weights, heads, &windows)));
     });
     (layouts, rows.concat())
 }
 
 /// Entropy of each head, diversity and attention to padding: means over the queries of one image's
 /// weights `[windows, heads, window^2, window^2]`.
-fn measure_image(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32> {
+fn image_statistics(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32> {
     let side = windows.window_tokens();
     let mut entropies = vec![0.0; heads];
     let (mut divergence, mut padding) = (0.0, 0.0);
-    let mut of_query = vec![0.0; heads];
+    let mut query_attention = vec![0.0; heads];
     for &slot in &windows.token_slot {
         let (window, query) = (slot as usize / side, slot as usize % side);
         let row = |head: usize| &weights[((window * heads + head) * side + query) * side..][..side];
         let tokens = &windows.slot_token[window * side..][..side];
         for head in 0..heads {
-            of_query[head] = entropy(row(head));
-            entropies[head] += of_query[head];
+            query_attention[head] = entropy(row(head));
+            entropies[head] += query_attention[head];
             if windows.is_padded() {
                 let padded = tokens.iter().map(|&token| token as usize >= windows.tokens());
                 let keys = row(head).iter().zip(padded).filter(|(_, padded)| *padded);
@@ -178,7 +178,7 @@ fn measure_image(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32>
         }
         for first in 0..heads {
             for second in first + 1..heads {
-                let pair = [of_query[first], of_query[second]];
+                let pair = [query_attention[first], query_attention[second]];
                 divergence += jensen_shannon([row(first), row(second)], pair);
             }
         }
@@ -191,7 +191,7 @@ fn measure_image(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32>
 }
 
 /// Statistics of all blocks from the values of all images.
-fn blocks(config: &SwinConfig, layouts: &[Layout], rows: &[&[f32]]) -> Vec<BlockStatistics> {
+fn blocks(config: &SwinConfig, layouts: &[BlockGeometry], rows: &[&[f32]]) -> Vec<BlockStatistics> {
     let mut at = 0;
     let mut blocks = Vec::new();
     for (block, layout) in layouts.iter().enumerate() {
@@ -209,7 +209,7 @@ fn blocks(config: &SwinConfig, layouts: &[Layout], rows: &[&[f32]]) -> Vec<Block
         let mean = |number| mean_and_deviation(&column(number)).0;
         let entropy = heads.iter().map(|head| head.entropy).sum::<f64>() / heads.len() as f64;
         blocks.push(BlockStatistics {
-            place: BlockPlace::of(config, block).expect("a block of the network"),
+            position: BlockPosition::of(config, block).expect("a block of the network"),
             map: layout.map,
             window: layout.window,
             shift: layout.shift,
@@ -220,7 +220,7 @@ fn blocks(config: &SwinConfig, layouts: &[Layout], rows: &[&[f32]]) -> Vec<Block
             padding_mass: mean(layout.heads + 1),
             heads,
         });
-        at += layout.numbers();
+        at += layout.value_count();
     }
     blocks
 }
@@ -241,7 +241,7 @@ mod tests {
     use esvit_model::build;
     use esvit_testing::tiny_swin;
 
-    fn measured(img_size: usize, crop: u32, images: u32) -> Measured {
+    fn measured(img_size: usize, crop: u32, images: u32) -> AttentionStatistics {
         let config = SwinConfig {
             img_size,
             embed_dim: 16,
@@ -311,7 +311,7 @@ mod tests {
         // Queries 0 and 1 are tokens, 2 and 3 padding, which counts as no query.
         let head = |a: [f32; 4], b: [f32; 4]| [a, b, unused, unused].concat();
         let weights = [head(even, even), head(sure, even)].concat();
-        let found = measure_image(&weights, 2, &windows);
+        let found = image_statistics(&weights, 2, &windows);
         let divergence = super::super::jensen_shannon([&even, &sure], [2.0, 0.0]) / 2.0;
         assert_eq!(found, [2.0, 1.0, divergence as f32, 0.375]);
     }
@@ -322,7 +322,7 @@ mod tests {
         let windows = WindowMap::new([2, 2], 2, 0);
         let [even, first, last] = [[0.25; 4], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]];
         let weights = [even, first, last].map(|row| [row; 4].concat()).concat();
-        let found = measure_image(&weights, 3, &windows);
+        let found = image_statistics(&weights, 3, &windows);
         let apart = super::super::jensen_shannon([&even, &first], [2.0, 0.0]);
         let diversity = ((2.0 * apart + 1.0) / 3.0) as f32;
         assert_eq!(found, [2.0, 0.0, 0.0, diversity, 0.0]);

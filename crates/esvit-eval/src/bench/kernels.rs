@@ -1,14 +1,12 @@
 //! Benchmark of single kernels, relative to the peak GEMM throughput.
 
-use std::convert::Infallible;
-
 use esvit_kernels::activation::Activation;
 use esvit_kernels::element::{Bf16, Element};
 use esvit_kernels::{SampleScales, linear, mlp};
 use esvit_nn::ops::Precision;
 use serde::Serialize;
 
-use super::{median, peak_gflops, repeat};
+use super::{median, peak_gflops, time};
 
 /// One kernel at one size.
 #[derive(Debug, Clone, Serialize)]
@@ -59,13 +57,7 @@ fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) ->
         gflops: 2e-9 * macs as f64 / seconds,
         share_of_peak: 2e-9 * macs as f64 / seconds / peak,
     };
-    let timed = |call: &mut dyn FnMut()| -> f64 {
-        let seconds = repeat::<Infallible>(iterations, |_| {
-            call();
-            Ok(())
-        });
-        median(&mut seconds.unwrap_or_else(|never| match never {}))
-    };
+    let timed = |call: &mut dyn FnMut()| -> f64 { median(&mut time(iterations, |_| call())) };
     let act = Activation::None;
     let forward = |keep| linear::forward::<T>(&x, width, act, &weight, Some(&bias), keep);
     let kept = forward(true).1;

@@ -20,7 +20,7 @@ const ROWS: usize = 8192;
 const CLASSES: u32 = 1000;
 
 /// Settings of the benchmark.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct KnnBench {
     /// Number of training features, generated in chunks.
     pub train: usize,
@@ -35,14 +35,9 @@ pub struct KnnBench {
 /// Results.
 #[derive(Debug, Clone, Serialize)]
 pub struct KnnReport {
-    /// Number of training features.
-    pub train: usize,
-    /// Number of query features.
-    pub queries: usize,
-    /// Feature dimension.
-    pub width: usize,
-    /// Number of neighbors.
-    pub k: usize,
+    /// The settings.
+    #[serde(flatten)]
+    pub bench: KnnBench,
     /// Number of threads.
     pub threads: usize,
     /// Time of search and voting in seconds, without generating features.
@@ -78,10 +73,7 @@ pub fn knn(bench: &KnnBench) -> KnnReport {
     let gflops = 2e-9 * train as f64 * queries as f64 * width as f64 / seconds;
     let peak = (before + peak_gflops(Precision::F32)) / 2.0;
     KnnReport {
-        train,
-        queries,
-        width,
-        k,
+        bench: bench.clone(),
         threads: rayon::current_num_threads(),
         seconds,
         gflops,

@@ -8,6 +8,7 @@ mod kernels;
 mod knn;
 mod train_step;
 
+use std::convert::Infallible;
 use std::time::Instant;
 
 use esvit_kernels::element::Bf16;
@@ -152,6 +153,15 @@ fn repeat<E>(
             Ok(began.elapsed().as_secs_f64())
         })
         .collect()
+}
+
+/// The same for calls that do not fail.
+fn time(iterations: usize, mut call: impl FnMut(usize)) -> Vec<f64> {
+    let seconds = repeat::<Infallible>(iterations, |iteration| {
+        call(iteration);
+        Ok(())
+    });
+    seconds.unwrap_or_else(|never| match never {})
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -7,7 +7,7 @@ use super::score::Scores;
 
 /// Matches from one view to another.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Correspondence {
+pub struct Matches {
     /// For each cell of the first view, the most similar cell of the second; the first of equals.
     pub best_match: Vec<usize>,
     /// Cosine similarity of each cell to its match.
@@ -20,7 +20,7 @@ pub struct Correspondence {
 ///
 /// # Panics
 /// If the second view has no cells.
-pub fn correspond(first: &[f32], second: &[f32], width: usize) -> Correspondence {
+pub fn match_cells(first: &[f32], second: &[f32], width: usize) -> Matches {
     let [cells, others] = [first, second].map(|view| view.len() / width);
     let best_match: Vec<usize> = best_matches(first, second, width, &[(0..cells, 0..others)])
         .into_iter()
@@ -33,7 +33,7 @@ pub fn correspond(first: &[f32], second: &[f32], width: usize) -> Correspondence
         .collect();
     let mut order: Vec<usize> = (0..cells).collect();
     order.sort_by(|&a, &b| similarity[b].total_cmp(&similarity[a]));
-    Correspondence { best_match, similarity, order }
+    Matches { best_match, similarity, order }
 }
 
 /// Cosine similarity; 0 if a vector is zero.
@@ -44,7 +44,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
     (dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).max(1e-12)) as f32
 }
 
-impl Correspondence {
+impl Matches {
     /// Scores the `pairs` most similar matches among the cells whose true position in the second
     /// view is known. `None` if there is no such cell.
     ///
@@ -54,7 +54,7 @@ impl Correspondence {
         let mut known = self.order.iter().filter_map(|&cell| Some((cell, truth[cell]?)));
         let measured = known.by_ref().take(pairs);
         let scores =
-            Scores::of(measured.map(|(cell, truth)| (self.best_match[cell], truth)), grid)?;
+            Scores::new(measured.map(|(cell, truth)| (self.best_match[cell], truth)), grid)?;
         let next_similarity = known.next().map(|(cell, _)| f64::from(self.similarity[cell]));
         Some(Scores { next_similarity, ..scores })
     }

@@ -10,7 +10,7 @@ use esvit_nn::weights::to_vec;
 use rayon::prelude::*;
 
 use super::score::{Scores, Summary};
-use super::{CorrespondenceError, Grid, View, correspond};
+use super::{CorrespondenceError, Grid, View, match_cells};
 use esvit_data::Preprocess;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::SkippedImage;
@@ -48,7 +48,7 @@ pub struct Protocol {
 
 /// Results, and the images that were left out.
 #[derive(Debug)]
-pub struct Measured {
+pub struct CorrespondenceResults {
     /// Grid of the views.
     pub grid: Grid,
     /// Number of images measured.
@@ -66,7 +66,7 @@ pub struct Measured {
 }
 
 /// Two views of an image, ready for a network.
-struct Prepared {
+struct ViewPair {
     /// Normalized `[3, size, size]`.
     pixels: [Vec<f32>; 2],
     /// Position in the second view of each cell of the first.
@@ -75,7 +75,7 @@ struct Prepared {
 
 /// Scores of the images measured so far.
 #[derive(Default)]
-struct Tally {
+struct ScoreLists {
     networks: Vec<Vec<Scores>>,
     chance: Vec<Scores>,
     best: Vec<Scores>,
@@ -97,13 +97,14 @@ pub fn measure(
     protocol: &Protocol,
     networks: &[&PretrainedBackbone],
     mut done: impl FnMut(usize),
-) -> Result<Measured, CorrespondenceError> {
+) -> Result<CorrespondenceResults, CorrespondenceError> {
     let config = networks[0].swin.config();
     let grid = Grid::new(config, protocol.stage, [preprocess.size(); 2])?;
-    let mut tally = Tally { networks: vec![Vec::new(); networks.len()], ..Tally::default() };
+    let mut tally =
+        ScoreLists { networks: vec![Vec::new(); networks.len()], ..ScoreLists::default() };
     let (mut disjoint, mut left_out) = (0, Vec::new());
     for batch in images.chunks(BATCH) {
-        let prepared: Vec<Result<Prepared, String>> = batch
+        let prepared: Vec<Result<ViewPair, String>> = batch
             .par_iter()
             .map(|&index| {
                 let image = source.load(index).map_err(|e| e.to_string())?;
@@ -130,13 +131,13 @@ pub fn measure(
             _ => CorrespondenceError::Disjoint,
         });
     }
-    Ok(Measured {
+    Ok(CorrespondenceResults {
         grid,
         images: images_measured,
         disjoint,
-        networks: tally.networks.iter().map(|scores| Summary::of(scores)).collect(),
-        chance: Summary::of(&tally.chance),
-        best: Summary::of(&tally.best),
+        networks: tally.networks.iter().map(|scores| Summary::from_scores(scores)).collect(),
+        chance: Summary::from_scores(&tally.chance),
+        best: Summary::from_scores(&tally.best),
         left_out,
     })
 }
@@ -147,7 +148,7 @@ fn prepare(
     preprocess: &Preprocess,
     Protocol { geometry, seed, .. }: &Protocol,
     grid: &Grid,
-) -> Result<Prepared, esvit_data::ImageError> {
+) -> Result<ViewPair, esvit_data::ImageError> {
     let mut rngs = [0, 1].map(|view| Rng::for_purpose(*seed, VIEWS, [index as u64, view, 0]));
     let evaluated;
     let (base, first, second) = match *geometry {
@@ -163,19 +164,19 @@ fn prepare(
         }
     };
     let [_, colors] = rngs;
-    let second = second.recolored(1.0, colors);
+    let second = second.with_color_jitter(1.0, colors);
     let size = [preprocess.size() as u32; 2];
     let pixels = [
         preprocess.normalize(&first.render(base, size)?),
         preprocess.normalize(&second.render(base, size)?),
     ];
-    Ok(Prepared { pixels, truth: first.truth(grid, &second, grid) })
+    Ok(ViewPair { pixels, truth: first.truth(grid, &second, grid) })
 }
 
-impl Tally {
+impl ScoreLists {
     fn add(
         &mut self,
-        prepared: &[Prepared],
+        prepared: &[ViewPair],
         preprocess: &Preprocess,
         protocol: &Protocol,
         grid: &Grid,
@@ -191,14 +192,14 @@ impl Tally {
             let found = prepared
                 .par_iter()
                 .zip(firsts.par_chunks(map).zip(seconds.par_chunks(map)))
-                .filter_map(|(Prepared { truth, .. }, (first, second))| {
-                    correspond(first, second, width).scores(truth, grid, protocol.pairs)
+                .filter_map(|(ViewPair { truth, .. }, (first, second))| {
+                    match_cells(first, second, width).scores(truth, grid, protocol.pairs)
                 });
             scores.extend(found.collect::<Vec<_>>());
         }
-        let references = prepared.par_iter().filter_map(|Prepared { truth, .. }| {
+        let references = prepared.par_iter().filter_map(|ViewPair { truth, .. }| {
             let truth: Vec<[f64; 2]> = truth.iter().flatten().copied().collect();
-            Some((Scores::by_chance(&truth, grid)?, Scores::at_best(&truth, grid)?))
+            Some((Scores::random_chance(&truth, grid)?, Scores::upper_bound(&truth, grid)?))
         });
         let (chance, best): (Vec<_>, Vec<_>) = references.collect::<Vec<_>>().into_iter().unzip();
         self.chance.extend(chance);
@@ -210,7 +211,7 @@ impl Tally {
 /// Also returns the width.
 fn region_features(
     network: &PretrainedBackbone,
-    prepared: &[Prepared],
+    prepared: &[ViewPair],
     preprocess: &Preprocess,
     stage: usize,
 ) -> (Vec<f32>, usize) {
@@ -237,7 +238,7 @@ mod tests {
         let preprocess = backbone(1).preprocess;
         let protocol = Protocol { geometry, pairs: 3, stage: 0, seed };
         let image = noise(30, 20, 7);
-        let Prepared { pixels, truth } = prepare(&image, 2, &preprocess, &protocol, &GRID).unwrap();
+        let ViewPair { pixels, truth } = prepare(&image, 2, &preprocess, &protocol, &GRID).unwrap();
         let levels = pixels.map(|values| {
             let channels = values.chunks(256).enumerate();
             let level = |(channel, values): (usize, &[f32])| {

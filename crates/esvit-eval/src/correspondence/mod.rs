@@ -5,15 +5,15 @@
 
 mod grid;
 mod interval;
-mod matched;
+mod matches;
 mod measure;
 mod score;
 mod view;
 
 pub use grid::Grid;
 pub use interval::{Estimate, estimate};
-pub use matched::{Correspondence, correspond};
-pub use measure::{Geometry, Measured, Protocol, measure};
+pub use matches::{Matches, match_cells};
+pub use measure::{CorrespondenceResults, Geometry, Protocol, measure};
 pub use score::{ALPHAS, Pck, Scores, Summary};
 pub use view::{RATIO, View};
 

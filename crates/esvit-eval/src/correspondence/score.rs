@@ -50,7 +50,7 @@ pub struct Summary {
 
 impl Scores {
     /// Scores pairs of a matched cell and a true position; `None` without pairs.
-    pub fn of(pairs: impl IntoIterator<Item = (usize, [f64; 2])>, grid: &Grid) -> Option<Self> {
+    pub fn new(pairs: impl IntoIterator<Item = (usize, [f64; 2])>, grid: &Grid) -> Option<Self> {
         let side = grid.size().into_iter().fold(0.0, f64::max);
         let (mut count, mut exact, mut within, mut total) = (0, 0, [0; ALPHAS.len()], 0.0);
         for (cell, truth @ [x, y]) in pairs {
@@ -73,16 +73,16 @@ impl Scores {
     }
 
     /// Expected scores of random cells.
-    pub fn by_chance(truth: &[[f64; 2]], grid: &Grid) -> Option<Self> {
+    pub fn random_chance(truth: &[[f64; 2]], grid: &Grid) -> Option<Self> {
         let pairs = truth.iter().flat_map(|&truth| (0..grid.cells()).map(move |at| (at, truth)));
-        Self::of(pairs, grid)
+        Self::new(pairs, grid)
     }
 
     /// Scores of always choosing the right cell: the error is that of quantizing positions to
     /// cells.
-    pub fn at_best(truth: &[[f64; 2]], grid: &Grid) -> Option<Self> {
+    pub fn upper_bound(truth: &[[f64; 2]], grid: &Grid) -> Option<Self> {
         let right = |&truth: &[f64; 2]| Some((grid.cell_at(truth)?, truth));
-        Self::of(truth.iter().filter_map(right), grid)
+        Self::new(truth.iter().filter_map(right), grid)
     }
 
     fn values(&self) -> [f64; VALUES] {
@@ -93,7 +93,7 @@ impl Scores {
 
 impl Summary {
     /// Means over images, with confidence intervals.
-    pub fn of(scores: &[Scores]) -> Self {
+    pub fn from_scores(scores: &[Scores]) -> Self {
         let values: Vec<[f64; VALUES]> = scores.iter().map(Scores::values).collect();
         let [accuracy, distance, pck @ ..] = estimate(&values);
         let next: Option<Vec<[f64; 1]>> =
@@ -116,23 +116,23 @@ mod tests {
     #[test]
     fn distances_shares_and_the_right_cell() {
         // The first is right and 5 pixels off, the second wrong and 50 off.
-        let scores = Scores::of([(0, [28.0, 29.0]), (1, [25.0, 25.0])], &GRID).unwrap();
+        let scores = Scores::new([(0, [28.0, 29.0]), (1, [25.0, 25.0])], &GRID).unwrap();
         assert_eq!((scores.accuracy, scores.distance), (0.5, 27.5));
         assert_eq!(scores.pck, [0.5, 0.5, 0.5]);
-        let near = Scores::of([(0, [25.0, 43.0])], &GRID).unwrap();
+        let near = Scores::new([(0, [25.0, 43.0])], &GRID).unwrap();
         assert_eq!(near.pck, [0.0, 0.0, 1.0]);
-        assert_eq!(Scores::of([], &GRID), None);
+        assert_eq!(Scores::new([], &GRID), None);
     }
 
     #[test]
     fn chance_is_the_mean_over_all_cells_and_the_best_is_the_right_one() {
         let truth = [[25.0, 25.0], [80.0, 75.0]];
-        let chance = Scores::by_chance(&truth, &GRID).unwrap();
+        let chance = Scores::random_chance(&truth, &GRID).unwrap();
         assert_eq!(chance.accuracy, 0.25);
         let first = (0.0 + 50.0 + 50.0 + 50f64.hypot(50.0)) / 4.0;
         let second = (5.0 + 55.0 + 5f64.hypot(50.0) + 55f64.hypot(50.0)) / 4.0;
         assert!((chance.distance - (first + second) / 2.0).abs() < 1e-12);
-        let best = Scores::at_best(&truth, &GRID).unwrap();
+        let best = Scores::upper_bound(&truth, &GRID).unwrap();
         assert_eq!((best.accuracy, best.distance, best.pck[0]), (1.0, 2.5, 1.0));
     }
 
@@ -141,7 +141,7 @@ mod tests {
         for (rows, columns, truth) in [(1, 10, [23.0, 5.0]), (10, 1, [5.0, 23.0])] {
             let grid = Grid { rows, columns, cell: 10 };
             // 8 of 100 pixels beside the center of the second cell.
-            let scores = Scores::of([(1, truth)], &grid).unwrap();
+            let scores = Scores::new([(1, truth)], &grid).unwrap();
             assert_eq!((scores.distance, scores.pck), (8.0, [0.0, 1.0, 1.0]));
         }
     }
@@ -154,13 +154,13 @@ mod tests {
             distance: 10.0 * accuracy,
             next_similarity,
         };
-        let summary = Summary::of(&[scores(0.0, Some(0.5)), scores(1.0, Some(0.7))]);
+        let summary = Summary::from_scores(&[scores(0.0, Some(0.5)), scores(1.0, Some(0.7))]);
         let means = [summary.accuracy, summary.distance, summary.pck[1].share];
         assert_eq!(means.map(|estimate| estimate.mean), [0.5, 5.0, 0.5]);
         assert_eq!(summary.pck.iter().map(|pck| pck.alpha).collect::<Vec<_>>(), ALPHAS);
         assert!((summary.next_similarity.unwrap().mean - 0.6).abs() < 1e-12);
         // One image without such a pair, and there is no mean.
-        let summary = Summary::of(&[scores(0.0, Some(0.5)), scores(1.0, None)]);
+        let summary = Summary::from_scores(&[scores(0.0, Some(0.5)), scores(1.0, None)]);
         assert_eq!(summary.next_similarity, None);
     }
 }

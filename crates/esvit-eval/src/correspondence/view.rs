@@ -42,7 +42,7 @@ impl View {
 
     /// The same view of another crop.
     #[must_use]
-    pub fn cropped(self, crop: CropBox) -> Self {
+    pub fn with_crop(self, crop: CropBox) -> Self {
         Self { crop, ..self }
     }
 
@@ -55,7 +55,7 @@ impl View {
     /// The view with color jitter (0.4, 0.4, 0.2, 0.1, with probability 0.8), then grayscale with
     /// probability `grayscale`.
     #[must_use]
-    pub fn recolored(self, grayscale: f64, rng: Rng) -> Self {
+    pub fn with_color_jitter(self, grayscale: f64, rng: Rng) -> Self {
         Self { colors: Some(Colors { grayscale, rng }), ..self }
     }
 
@@ -92,7 +92,7 @@ impl View {
 
     /// Maps a point of the image (in pixels) to shares of the view's sides; outside 0 to 1 if not
     /// visible.
-    pub fn of_image(&self, [x, y]: [f64; 2]) -> [f64; 2] {
+    pub fn from_image(&self, [x, y]: [f64; 2]) -> [f64; 2] {
         let CropBox { left, top, width, height } = self.crop;
         let x = (x - f64::from(left)) / f64::from(width);
         let y = (y - f64::from(top)) / f64::from(height);
@@ -105,7 +105,7 @@ impl View {
         let ([width, height], [to_width, to_height]) = (grid.size(), others.size());
         let place = |cell| {
             let [x, y] = grid.center(cell);
-            let [x, y] = other.of_image(self.to_image([x / width, y / height]));
+            let [x, y] = other.from_image(self.to_image([x / width, y / height]));
             let place = [x * to_width, y * to_height];
             others.cell_at(place).map(|_| place)
         };
@@ -170,12 +170,12 @@ mod tests {
     #[test]
     fn colors_are_the_same_at_every_size_and_may_be_gray() {
         let image = Image::new(40, 40, [200, 90, 10].repeat(1600)).unwrap();
-        let view = View::whole([40, 40]).recolored(1.0, Rng::new(5, [0; 3]));
+        let view = View::whole([40, 40]).with_color_jitter(1.0, Rng::new(5, [0; 3]));
         let [small, large] = [40, 80].map(|side| view.render(&image, [side; 2]).unwrap());
         assert_eq!(small.pixel(0, 0), large.pixel(79, 79));
         let [r, g, b] = small.pixel(1, 1).unwrap();
         assert!(r == g && g == b);
-        let colored = View::whole([40, 40]).recolored(0.0, Rng::new(5, [0; 3]));
+        let colored = View::whole([40, 40]).with_color_jitter(0.0, Rng::new(5, [0; 3]));
         let [r, g, _] = colored.render(&image, [40; 2]).unwrap().pixel(1, 1).unwrap();
         assert_ne!(r, g);
     }
@@ -191,12 +191,12 @@ mod tests {
     #[test]
     fn places_go_to_the_image_and_back() {
         let crop = CropBox { left: 10, top: 5, width: 20, height: 40 };
-        let view = View::whole([50, 60]).cropped(crop);
+        let view = View::whole([50, 60]).with_crop(crop);
         assert_eq!(view.to_image([0.25, 0.5]), [15.0, 25.0]);
         let mirrored = view.clone().mirrored();
         assert_eq!(mirrored.to_image([0.25, 0.5]), [25.0, 25.0]);
         for view in [view, mirrored] {
-            assert_eq!(view.of_image(view.to_image([0.25, 0.75])), [0.25, 0.75]);
+            assert_eq!(view.from_image(view.to_image([0.25, 0.75])), [0.25, 0.75]);
         }
     }
 }

@@ -12,9 +12,9 @@ pub(super) const PALETTE: [&str; 12] = [
 ];
 
 /// Colors by class name.
-pub(super) struct Colors(HashMap<String, String>);
+pub(super) struct ClassColors(HashMap<String, String>);
 
-impl Colors {
+impl ClassColors {
     /// The palette if there are enough colors; else hues by the golden angle.
     pub(super) fn of(map: &EmbeddingMap) -> Self {
         let count = map.classes.len();
@@ -72,7 +72,7 @@ mod tests {
             classes: (0..count).map(|class| class.to_string()).collect(),
         };
         let colors = |count: usize| {
-            let colors = Colors::of(&map(count));
+            let colors = ClassColors::of(&map(count));
             (0..count).map(|class| colors.of_class(&class.to_string())).collect::<Vec<_>>()
         };
         assert_eq!(colors(12), PALETTE);
@@ -81,6 +81,6 @@ mod tests {
         many.sort_unstable();
         many.dedup();
         assert_eq!(many.len(), 40);
-        assert_eq!(Colors::of(&map(2)).of_class("none"), color::FAINT);
+        assert_eq!(ClassColors::of(&map(2)).of_class("none"), color::FAINT);
     }
 }

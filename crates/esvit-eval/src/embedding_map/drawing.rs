@@ -3,21 +3,21 @@
 use esvit_data::{Image, PngError, Source, encode_png};
 use rayon::prelude::*;
 
-use super::colors::{Colors, PALETTE};
-use super::placement::with_room;
+use super::colors::{ClassColors, PALETTE};
+use super::placement::select_non_overlapping;
 use super::{EmbeddingMap, Method, Point};
-use crate::thumbnail::of_source;
+use crate::thumbnail::load_thumbnail;
 use esvit_draw::{Anchor, Drawing, color, escape};
 use esvit_draw::{ellipsize, text_width};
 
 const MARGIN: f64 = 24.0;
 /// Width of the plot area, and bounds of its height as multiples of the width.
-const FIELD: f64 = 1040.0;
+const WIDTH: f64 = 1040.0;
 const HEIGHTS: [f64; 2] = [0.45, 1.1];
 /// Bounds of the thumbnail size; it is larger if there are few images.
 const SIDES: [f64; 2] = [36.0, 96.0];
 /// Resolution of thumbnails in pixels per unit of the drawing.
-const FINENESS: f64 = 2.0;
+const THUMBNAIL_SCALE: f64 = 2.0;
 const FRAME: f64 = 2.0;
 /// Minimum gap between thumbnails.
 const GAP: f64 = 3.0;
@@ -40,28 +40,28 @@ pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Draw
     let name = names.fold(0.0, f64::max).min(CLASS);
     let legend = if has_legend { LEGEND_DOT + name + LEGEND_COUNT } else { 0.0 };
     let heading = text_width(about, 12.0).max(text_width(&title, 18.0));
-    let width = (FIELD + legend).max(heading) + 2.0 * MARGIN;
+    let width = (WIDTH + legend).max(heading) + 2.0 * MARGIN;
     let top = MARGIN + 78.0;
-    let side = (FIELD / (2.4 * (map.points.len() as f64).sqrt())).clamp(SIDES[0], SIDES[1]);
-    let (mut places, height) = spread(&map.points, side / 2.0 + FRAME);
-    places.iter_mut().for_each(|[x, y]| (*x, *y) = (*x + MARGIN, *y + top));
+    let side = (WIDTH / (2.4 * (map.points.len() as f64).sqrt())).clamp(SIDES[0], SIDES[1]);
+    let (mut coords, height) = fit_to_plot(&map.points, side / 2.0 + FRAME);
+    coords.iter_mut().for_each(|[x, y]| (*x, *y) = (*x + MARGIN, *y + top));
     let mut drawing = Drawing::new(width.ceil(), (top + height + MARGIN).ceil());
 
-    let colors = Colors::of(map);
-    let shown = with_room(&places, side + 2.0 * FRAME + GAP);
+    let colors = ClassColors::of(map);
+    let shown = select_non_overlapping(&coords, side + 2.0 * FRAME + GAP);
     let load = |&index: &usize| {
-        let pixels = (FINENESS * side).round() as u32;
-        let thumbnail = of_source(source, map.points[index].image, pixels);
+        let pixels = (THUMBNAIL_SCALE * side).round() as u32;
+        let thumbnail = load_thumbnail(source, map.points[index].image, pixels);
         thumbnail.map(|thumbnail| (index, thumbnail))
     };
     let thumbnails: Vec<(usize, Image)> = shown.par_iter().filter_map(load).collect();
 
     drawing.text([MARGIN, MARGIN + 16.0], &title, 18.0, color::INK, Anchor::Start);
     drawing.text([MARGIN, MARGIN + 38.0], about, 12.0, color::FAINT, Anchor::Start);
-    let remark = remark(map, thumbnails.len());
-    drawing.text([MARGIN, MARGIN + 56.0], &remark, 12.0, color::FAINT, Anchor::Start);
+    let caption = caption(map, thumbnails.len());
+    drawing.text([MARGIN, MARGIN + 56.0], &caption, 12.0, color::FAINT, Anchor::Start);
     let draw_dots = |drawing: &mut Drawing| {
-        for (index, (point, &place)) in map.points.iter().zip(&places).enumerate() {
+        for (index, (point, &place)) in map.points.iter().zip(&coords).enumerate() {
             // Images with a thumbnail need no dot.
             if thumbnails.binary_search_by_key(&index, |(index, _)| *index).is_err() {
                 dot(drawing, place, &colors.of_point(point), &point.name);
@@ -73,7 +73,7 @@ pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Draw
         draw_dots(&mut drawing);
     }
     for (index, thumbnail) in &thumbnails {
-        let [x, y] = places[*index].map(|center| center - side / 2.0);
+        let [x, y] = coords[*index].map(|center| center - side / 2.0);
         let outer = side + 2.0 * FRAME;
         let frame = colors.of_point(&map.points[*index]);
         drawing.rect([x - FRAME, y - FRAME, outer, outer], &frame, 1.0);
@@ -81,14 +81,14 @@ pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Draw
     }
     if has_legend {
         draw_dots(&mut drawing);
-        draw_legend(&mut drawing, map, &colors, [MARGIN + FIELD + 22.0, top + 14.0], name);
+        draw_legend(&mut drawing, map, &colors, [MARGIN + WIDTH + 22.0, top + 14.0], name);
     }
     Ok(drawing)
 }
 
 /// Scales coordinates to the plot area without distortion, `border` away from its edges; also
 /// returns its height.
-fn spread(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
+fn fit_to_plot(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
     let range = |values: &dyn Fn(&Point) -> f64| {
         let values = points.iter().map(values);
         values.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], value| {
@@ -98,20 +98,20 @@ fn spread(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
     let [x, y] = [range(&|point| point.x), range(&|point| point.y)];
     let [wide, high] = [x, y].map(|[low, high]| high - low);
     let center = |[low, high]: [f64; 2]| (low + high) / 2.0;
-    let room = FIELD - 2.0 * border;
-    let most = HEIGHTS[1] * FIELD - 2.0 * border;
+    let room = WIDTH - 2.0 * border;
+    let most = HEIGHTS[1] * WIDTH - 2.0 * border;
     // Points that are all on a vertical line, or all equal, are not spread horizontally.
     let scale = (room / wide).min(most / high);
     let scale = if scale.is_finite() { scale } else { 0.0 };
-    let height = (high * scale + 2.0 * border).max(HEIGHTS[0] * FIELD);
+    let height = (high * scale + 2.0 * border).max(HEIGHTS[0] * WIDTH);
     let place = |point: &Point| {
-        [FIELD / 2.0 + (point.x - center(x)) * scale, height / 2.0 - (point.y - center(y)) * scale]
+        [WIDTH / 2.0 + (point.x - center(x)) * scale, height / 2.0 - (point.y - center(y)) * scale]
     };
     (points.iter().map(place).collect(), height)
 }
 
 /// How to read the map.
-fn remark(map: &EmbeddingMap, thumbnails: usize) -> String {
+fn caption(map: &EmbeddingMap, thumbnails: usize) -> String {
     let layout = &map.layout;
     let how = match (layout.method, layout.explained_variance, layout.perplexity) {
         (Method::Pca, Some([across, up]), _) => {
@@ -141,7 +141,7 @@ fn dot(drawing: &mut Drawing, [x, y]: [f64; 2], shade: &str, name: &str) {
 fn draw_legend(
     drawing: &mut Drawing,
     map: &EmbeddingMap,
-    colors: &Colors,
+    colors: &ClassColors,
     [x, y]: [f64; 2],
     name: f64,
 ) {
@@ -166,16 +166,16 @@ mod tests {
 
     #[test]
     fn places_fill_the_field_without_being_stretched() {
-        let (places, height) = spread(&[point(0.0, 0.0), point(4.0, 1.0)], 20.0);
-        let [[x0, y0], [x1, y1]] = [places[0], places[1]];
-        assert!((x0 - 20.0).abs() < 1e-9 && (x1 - FIELD + 20.0).abs() < 1e-9);
+        let (coords, height) = fit_to_plot(&[point(0.0, 0.0), point(4.0, 1.0)], 20.0);
+        let [[x0, y0], [x1, y1]] = [coords[0], coords[1]];
+        assert!((x0 - 20.0).abs() < 1e-9 && (x1 - WIDTH + 20.0).abs() < 1e-9);
         assert!(((y0 - y1) / (x1 - x0) - 0.25).abs() < 1e-9, "upwards is up");
-        assert!((y0 + y1 - height).abs() < 1e-9 && height == HEIGHTS[0] * FIELD);
-        let (places, height) = spread(&[point(0.0, 0.0), point(0.0, 1.0)], 20.0);
-        assert!(places[1][1] > 19.9 && places[0][1] < height - 19.9);
-        assert_eq!(places[0][0], FIELD / 2.0);
-        let (one, height) = spread(&[point(2.0, 3.0)], 20.0);
-        assert_eq!(one, [[FIELD / 2.0, height / 2.0]]);
+        assert!((y0 + y1 - height).abs() < 1e-9 && height == HEIGHTS[0] * WIDTH);
+        let (coords, height) = fit_to_plot(&[point(0.0, 0.0), point(0.0, 1.0)], 20.0);
+        assert!(coords[1][1] > 19.9 && coords[0][1] < height - 19.9);
+        assert_eq!(coords[0][0], WIDTH / 2.0);
+        let (one, height) = fit_to_plot(&[point(2.0, 3.0)], 20.0);
+        assert_eq!(one, [[WIDTH / 2.0, height / 2.0]]);
     }
 
     fn map(classes: &[&str], points: Vec<Point>) -> EmbeddingMap {
@@ -204,19 +204,19 @@ mod tests {
         // Without classes there is no room for a legend.
         let plain = EmbeddingMap { classes: vec![], ..map };
         let [width, _] = draw(&plain, &source, "about").unwrap().size();
-        assert_eq!(width, FIELD + 2.0 * MARGIN);
+        assert_eq!(width, WIDTH + 2.0 * MARGIN);
     }
 
     #[test]
     fn remarks_say_how_a_map_came_about() {
         let mut map = map(&[], vec![point(0.0, 0.0), point(1.0, 1.0)]);
-        assert_eq!(remark(&map, 2), "70.0 % of the variance across, 20.0 % upwards");
-        assert!(remark(&map, 1).ends_with("; 1 thumbnails where there is room, dots elsewhere"));
+        assert_eq!(caption(&map, 2), "70.0 % of the variance across, 20.0 % upwards");
+        assert!(caption(&map, 1).ends_with("; 1 thumbnails where there is room, dots elsewhere"));
         map.layout = super::super::Layout {
             method: Method::Tsne,
             explained_variance: None,
             perplexity: Some(29.6),
         };
-        assert_eq!(remark(&map, 2), "perplexity 30; distances between groups mean nothing");
+        assert_eq!(caption(&map, 2), "perplexity 30; distances between groups mean nothing");
     }
 }

@@ -71,8 +71,8 @@ pub fn layout(
         }
         Method::Tsne => {
             let perplexity = tsne::perplexity(rows);
-            let places = tsne::run(&coordinates, components.count(), &first_two, done)?;
-            (Layout { perplexity: Some(perplexity), ..layout }, places)
+            let coords = tsne::run(&coordinates, components.count(), &first_two, done)?;
+            (Layout { perplexity: Some(perplexity), ..layout }, coords)
         }
     })
 }
@@ -93,7 +93,7 @@ mod tests {
         (0..rows).flat_map(row).collect()
     }
 
-    fn places(values: &[f32], width: usize, method: Method) -> Vec<[f64; 2]> {
+    fn coords(values: &[f32], width: usize, method: Method) -> Vec<[f64; 2]> {
         layout(values, width, method, || ()).unwrap().1
     }
 
@@ -101,12 +101,12 @@ mod tests {
     fn groups_stay_together() {
         let values = groups(60, 12);
         for method in [Method::Tsne, Method::Pca] {
-            let places = places(&values, 12, method);
-            for (row, place) in places.iter().enumerate() {
+            let coords = coords(&values, 12, method);
+            for (row, place) in coords.iter().enumerate() {
                 let distance = |other: &[f64; 2]| (place[0] - other[0]).hypot(place[1] - other[1]);
                 let nearest = (0..60)
                     .filter(|&other| other != row)
-                    .min_by(|&a, &b| distance(&places[a]).total_cmp(&distance(&places[b])));
+                    .min_by(|&a, &b| distance(&coords[a]).total_cmp(&distance(&coords[b])));
                 assert_eq!(nearest.unwrap() % 3, row % 3, "{method:?}");
             }
         }
@@ -117,7 +117,7 @@ mod tests {
         let values = groups(300, 60);
         let with = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| places(&values, 60, Method::Tsne))
+            pool.install(|| coords(&values, 60, Method::Tsne))
         };
         let one = with(1);
         assert_eq!(one, with(4));
@@ -130,23 +130,23 @@ mod tests {
         let first = values[..6].to_vec();
         values[6 * 10..6 * 11].copy_from_slice(&first);
         for method in [Method::Tsne, Method::Pca] {
-            let places = places(&values, 6, method);
-            assert!(places.iter().flatten().all(|value| value.is_finite()));
-            let [x, y] = [0, 1].map(|axis| (places[0][axis] - places[10][axis]).abs());
-            let size = places.iter().map(|place| place[0].abs()).fold(0.0, f64::max);
+            let coords = coords(&values, 6, method);
+            assert!(coords.iter().flatten().all(|value| value.is_finite()));
+            let [x, y] = [0, 1].map(|axis| (coords[0][axis] - coords[10][axis]).abs());
+            let size = coords.iter().map(|place| place[0].abs()).fold(0.0, f64::max);
             assert!(x.max(y) < 0.1 * size, "{method:?} {x} {y} {size}");
         }
         // Two kinds of image only.
         let halves: Vec<f32> = (0..40).flat_map(|row| [(row % 2) as f32, 1.0]).collect();
-        assert!(places(&halves, 2, Method::Tsne).iter().flatten().all(|value| value.is_finite()));
+        assert!(coords(&halves, 2, Method::Tsne).iter().flatten().all(|value| value.is_finite()));
     }
 
     #[test]
     fn few_images() {
-        let two = places(&[1.0, 0.0, 0.0, 1.0], 2, Method::Pca);
+        let two = coords(&[1.0, 0.0, 0.0, 1.0], 2, Method::Pca);
         assert!((two[0][0] + two[1][0]).abs() < 1e-9 && two[0][1] == 0.0);
         assert!(
-            places(&groups(MIN_TSNE, 4), 4, Method::Tsne).iter().flatten().all(|v| v.is_finite())
+            coords(&groups(MIN_TSNE, 4), 4, Method::Tsne).iter().flatten().all(|v| v.is_finite())
         );
         let error = layout(&groups(9, 4), 4, Method::Tsne, || ()).unwrap_err();
         assert!(matches!(error, MapError::TooFew { images: 9 }));
@@ -162,10 +162,10 @@ mod tests {
     fn the_first_component_is_across_and_explains_most() {
         // Along the first axis four times as far as along the second.
         let values = [4.0, 0.0, -4.0, 0.0, 0.0, 1.0, 0.0, -1.0];
-        let (layout, places) = layout(&values, 2, Method::Pca, || ()).unwrap();
+        let (layout, coords) = layout(&values, 2, Method::Pca, || ()).unwrap();
         let [across, up] = layout.explained_variance.unwrap();
         assert!((across - 16.0 / 17.0).abs() < 1e-6 && (up - 1.0 / 17.0).abs() < 1e-6);
-        assert!((places[0][0] - 4.0).abs() < 1e-6 && (places[2][1] - 1.0).abs() < 1e-6);
+        assert!((coords[0][0] - 4.0).abs() < 1e-6 && (coords[2][1] - 1.0).abs() < 1e-6);
         assert_eq!(layout.perplexity, None);
     }
 

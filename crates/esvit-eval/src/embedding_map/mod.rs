@@ -80,7 +80,7 @@ impl EmbeddingMap {
         done: impl FnMut() + Send,
     ) -> Result<Self, MapError> {
         features.rows.normalize();
-        let (layout, places) = layout(&features.rows.values, features.rows.width, method, done)?;
+        let (layout, coords) = layout(&features.rows.values, features.rows.width, method, done)?;
         let point = |(&image, &[x, y]): (&usize, &[f64; 2])| Point {
             image,
             name: source.name(image),
@@ -88,7 +88,7 @@ impl EmbeddingMap {
             x,
             y,
         };
-        let points = features.images.iter().zip(&places).map(point).collect();
+        let points = features.images.iter().zip(&coords).map(point).collect();
         Ok(Self { layout, points, classes: source.classes().to_vec() })
     }
 }

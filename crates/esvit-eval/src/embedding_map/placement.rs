@@ -9,15 +9,15 @@ const ORDER_PURPOSE: u64 = 0x7B13;
 
 /// Greedily chooses places for non-overlapping squares of side `side`, and returns their indices.
 /// They are tried in a fixed pseudo-random order, so that no class is preferred.
-pub(super) fn with_room(places: &[[f64; 2]], side: f64) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..places.len()).collect();
+pub(super) fn select_non_overlapping(coords: &[[f64; 2]], side: f64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..coords.len()).collect();
     Rng::for_purpose(0, ORDER_PURPOSE, [0; 3]).shuffle(&mut order);
     // Hash grid: overlapping squares have their centers in the same or adjacent cells.
     let mut taken: HashMap<[i64; 2], Vec<[f64; 2]>> = HashMap::new();
     let cell = |place: [f64; 2]| place.map(|value| (value / side).floor() as i64);
     let mut chosen = Vec::new();
     for index in order {
-        let place = places[index];
+        let place = coords[index];
         let [column, row] = cell(place);
         let touches = |other: &[f64; 2]| {
             (place[0] - other[0]).abs() < side && (place[1] - other[1]).abs() < side
@@ -39,11 +39,11 @@ mod tests {
     #[test]
     fn squares_do_not_overlap_and_leave_no_room() {
         let mut rng = Rng::new(1, [0; 3]);
-        let places: Vec<[f64; 2]> =
+        let coords: Vec<[f64; 2]> =
             (0..500).map(|_| [rng.uniform_in(-90.0, 90.0), rng.uniform_in(0.0, 90.0)]).collect();
-        let chosen = with_room(&places, 10.0);
+        let chosen = select_non_overlapping(&coords, 10.0);
         let apart = |a: usize, b: usize| {
-            let [x, y] = [0, 1].map(|axis| (places[a][axis] - places[b][axis]).abs());
+            let [x, y] = [0, 1].map(|axis| (coords[a][axis] - coords[b][axis]).abs());
             x.max(y) >= 10.0
         };
         for (place, &index) in chosen.iter().enumerate() {
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn one_place_has_room_for_one() {
-        assert_eq!(with_room(&[[3.0, 3.0]; 9], 5.0).len(), 1);
-        assert!(with_room(&[], 5.0).is_empty());
+        assert_eq!(select_non_overlapping(&[[3.0, 3.0]; 9], 5.0).len(), 1);
+        assert!(select_non_overlapping(&[], 5.0).is_empty());
     }
 }

@@ -14,9 +14,9 @@ pub const STEPS: usize = 2000;
 /// Early exaggeration, for the first 250 steps; the usual value.
 const EXAGGERATION: f64 = 12.0;
 /// Minimum learning rate.
-const LEAST_RATE: f64 = 400.0;
+const MIN_LEARNING_RATE: f64 = 400.0;
 /// Standard deviation of the initial coordinates.
-const START: f64 = 1e-4;
+const INIT_STD: f64 = 1e-4;
 
 /// Perplexity for `rows` rows: each needs three times as many neighbors.
 pub(super) fn perplexity(rows: usize) -> f64 {
@@ -37,15 +37,15 @@ pub(super) fn run(
     let perplexity = perplexity(rows);
     let neighbors = neighbors(values, width, (3.0 * perplexity) as usize);
     let variance = start.iter().map(|place| place[0].powi(2)).sum::<f64>() / rows as f64;
-    let scale = START / variance.sqrt();
+    let scale = INIT_STD / variance.sqrt();
     let start: Vec<f64> = start.as_flattened().iter().map(|value| value * scale).collect();
 
     // The usual rate, rows / (4 * exaggeration) and at least 50, assumes a factor 4 in the
     // gradient, which the library omits, and unbounded gains, which it bounds: with that rate a map
     // is far from converged after these steps.
-    let rate = LEAST_RATE.max(rows as f64 / EXAGGERATION);
-    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
-    let places = alone.install(|| {
+    let rate = MIN_LEARNING_RATE.max(rows as f64 / EXAGGERATION);
+    let single_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+    let coords = single_thread.install(|| {
         let nothing = vec![(); rows];
         let mut tsne = tSNE::<f64, (), 2>::new(&nothing);
         tsne.perplexity(perplexity)
@@ -57,7 +57,7 @@ pub(super) fn run(
             .barnes_hut_with_neighbors(THETA, &neighbors)
             .embedding()
     });
-    Ok(places.as_chunks::<2>().0.to_vec())
+    Ok(coords.as_chunks::<2>().0.to_vec())
 }
 
 /// The `count` nearest other rows of each row with Euclidean distances, ascending, ties by index.

@@ -17,7 +17,7 @@ const ROWS: usize = 512;
 
 /// Accuracy on a set, preprocessed as in evaluations. Images of classes without an output count as
 /// wrong. `None` if no image can be read.
-pub fn score(
+pub fn evaluate(
     network: &Classifier,
     params: &Params,
     preprocess: &Preprocess,

@@ -14,8 +14,8 @@ use serde::Serialize;
 
 pub use data::{Batch, Batches};
 use esvit_settings::SettingError;
-pub use measure::score;
-pub use model::{Classifier, cross_entropy, layer_lr_scales, targets};
+pub use measure::evaluate;
+pub use model::{Classifier, cross_entropy, layer_lr_scales, one_hot};
 pub use save::save;
 pub use settings::Settings;
 pub use train::Trainer;
@@ -155,7 +155,7 @@ pub fn finetune(
     backbone: &PretrainedBackbone,
     task: &LabeledTask,
     settings: &Settings,
-    mut watch: impl FnMut(&Event<'_>),
+    mut observer: impl FnMut(&Event<'_>),
 ) -> Result<Finetuned, FinetuneError> {
     settings.validate()?;
     check(task)?;
@@ -173,35 +173,35 @@ pub fn finetune(
     let (mut step, steps) = (0, schedule.total_steps);
     let mut epochs = Vec::new();
     for epoch in 0..settings.epochs {
-        let (mut loss_sum, mut seen, mut lr) = (0.0, 0, 0.0);
+        let (mut loss_sum, mut images_seen, mut lr) = (0.0, 0, 0.0);
         for images in batches.order(epoch).chunks(batches.size()) {
             let mut batch = batches.load(epoch, images);
             let left_out = std::mem::take(&mut batch.left_out);
             if !left_out.is_empty() {
-                watch(&Event::SkippedImage(&left_out));
+                observer(&Event::SkippedImage(&left_out));
             }
             lr = schedule.at(step);
             let images = batch.labels.len();
             if images > 0 {
                 let loss = trainer.step(step, lr, batch)?;
                 loss_sum += f64::from(loss) * images as f64;
-                seen += images;
-                watch(&Event::Step { step: step + 1, steps, images, loss, lr });
+                images_seen += images;
+                observer(&Event::Step { step: step + 1, steps, images, loss, lr });
             }
             step += 1;
         }
-        if seen == 0 {
+        if images_seen == 0 {
             return Err(unreadable("training", &task.train));
         }
         let (accuracy, left_out) =
-            score(&trainer.network, &trainer.params, preprocess, &task.queries);
+            evaluate(&trainer.network, &trainer.params, preprocess, &task.queries);
         if epoch == 0 && !left_out.is_empty() {
-            watch(&Event::SkippedImage(&left_out));
+            observer(&Event::SkippedImage(&left_out));
         }
         let accuracy = accuracy.ok_or_else(|| unreadable("query", &task.queries))?;
-        let loss = loss_sum / seen as f64;
+        let loss = loss_sum / images_seen as f64;
         let result = EpochResult { epoch: epoch + 1, loss, lr, accuracy };
-        watch(&Event::Epoch(&result));
+        observer(&Event::Epoch(&result));
         epochs.push(result);
     }
     let Trainer { network, params, .. } = trainer;

@@ -62,19 +62,19 @@ impl Classifier {
 /// applied to Swin as in SimMIM.)
 pub fn layer_lr_scales(specs: &[ParamSpec], depths: &[usize], decay: f64) -> Vec<f64> {
     let last = depths.iter().sum::<usize>() + 1;
-    let scale = |spec: &ParamSpec| decay.powi((last - layer(&spec.name, depths)) as i32);
+    let scale = |spec: &ParamSpec| decay.powi((last - layer_index(&spec.name, depths)) as i32);
     specs.iter().map(scale).collect()
 }
 
 /// Layer index of a parameter: 0 for the patch embedding, then the blocks of all stages.
-fn layer(name: &str, depths: &[usize]) -> usize {
+fn layer_index(name: &str, depths: &[usize]) -> usize {
     if name.starts_with("patch_embed.") {
         return 0;
     }
-    in_stage(name, depths).unwrap_or(depths.iter().sum::<usize>() + 1)
+    block_layer(name, depths).unwrap_or(depths.iter().sum::<usize>() + 1)
 }
 
-fn in_stage(name: &str, depths: &[usize]) -> Option<usize> {
+fn block_layer(name: &str, depths: &[usize]) -> Option<usize> {
     let (stage, rest) = name.strip_prefix("layers.")?.split_once('.')?;
     let stage: usize = stage.parse().ok()?;
     let before: usize = depths[..stage].iter().sum();
@@ -86,7 +86,7 @@ fn in_stage(name: &str, depths: &[usize]) -> Option<usize> {
 
 /// Targets `[B, classes]` with label smoothing: one-hot times `1 - smoothing`, plus
 /// `smoothing / classes`.
-pub fn targets(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
+pub fn one_hot(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
     let spread = smoothing / classes as f64;
     let mut values = vec![spread as f32; labels.len() * classes];
     for (row, &label) in values.chunks_exact_mut(classes).zip(labels) {
@@ -145,14 +145,14 @@ mod tests {
         let device = Device::flex();
         let logits = tensor(vec![0.0, 3f32.ln(), 0.0, 3f32.ln()], [2, 2], &device);
         let loss = |smoothing| {
-            let targets = targets(&[1, 0], 2, smoothing, &device);
+            let targets = one_hot(&[1, 0], 2, smoothing, &device);
             cross_entropy(logits.clone(), targets).into_scalar::<f32>()
         };
         let (right, wrong) = (-(0.75f32.ln()), -(0.25f32.ln()));
         assert!((loss(0.0) - 0.5 * (right + wrong)).abs() < 1e-6);
-        let one = cross_entropy(logits.clone().slice([0..1, 0..2]), targets(&[1], 2, 0.2, &device));
+        let one = cross_entropy(logits.clone().slice([0..1, 0..2]), one_hot(&[1], 2, 0.2, &device));
         assert!((one.into_scalar::<f32>() - (0.9 * right + 0.1 * wrong)).abs() < 1e-6);
-        let sums = to_vec(&targets(&[3, 1, 0], 7, 0.3, &device).sum_dim(1));
+        let sums = to_vec(&one_hot(&[3, 1, 0], 7, 0.3, &device).sum_dim(1));
         assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-6));
     }
 
@@ -166,7 +166,7 @@ mod tests {
         let pass = ForwardCtx::student(DropPathKey { seed: 0, step: 0, micro_batch: 0 });
         let logits = network.logits(&params, images, &pass);
         assert_eq!(logits.dims(), [2, 1200]);
-        let targets = targets(&[1199, 0], 1200, 0.1, &device).autodiff();
+        let targets = one_hot(&[1199, 0], 1200, 0.1, &device).autodiff();
         let mut gradients = cross_entropy(logits, targets).backward();
         for (spec, value) in params.iter() {
             let gradient = value.grad_remove(&mut gradients).map(|gradient| to_vec(&gradient));

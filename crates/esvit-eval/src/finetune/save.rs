@@ -11,7 +11,7 @@ use esvit_model::{ModelMetadata, PretrainedBackbone};
 
 /// Metadata of the file.
 #[derive(Serialize)]
-struct Labeled<'a> {
+struct ClassifierMetadata<'a> {
     #[serde(flatten)]
     about: ModelMetadata,
     /// Class names, in the order of the classifier's rows.
@@ -33,7 +33,7 @@ pub fn save(
 ) -> Result<(), FileError> {
     let before = if from_scratch { Some(0) } else { start.source.steps };
     let steps = before.map(|before| before + finetuned.steps);
-    let about = Labeled { about: ModelMetadata { steps, ..start.metadata() }, classes };
+    let about = ClassifierMetadata { about: ModelMetadata { steps, ..start.metadata() }, classes };
     let metadata = serde_json::to_string(&about).expect("plain values");
     let tensors = entries("", &finetuned.params);
     write_atomically(path, |file| weights::save(file, &tensors, &metadata))

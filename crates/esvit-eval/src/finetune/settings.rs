@@ -14,7 +14,7 @@ use esvit_data::Preprocess;
 /// Default warm-up, as a share of the epochs.
 const WARMUP_SHARE: f64 = 0.1;
 /// Range of mixup and CutMix alphas; beyond it, mixing is practically off or always one half.
-const MIXING: [f64; 2] = [0.01, 5.0];
+const ALPHA_RANGE: [f64; 2] = [0.01, 5.0];
 
 /// The recipe. Its defaults are the usual ones for fine-tuning Swin transformers after
 /// self-supervised pre-training.
@@ -89,7 +89,7 @@ impl Settings {
         const SHARE: &str = "it must be at least 0 and below 1";
         const NOT_NEGATIVE: &str = "it must be 0 or more";
         const MIX: &str = "give 0 for none, or 0.01 to 5";
-        let mixes = |value| value == 0.0 || (MIXING[0]..=MIXING[1]).contains(&value);
+        let mixes = |value| value == 0.0 || (ALPHA_RANGE[0]..=ALPHA_RANGE[1]).contains(&value);
         let [low, high] = self.scale;
         check(self.epochs > 0, "--epochs", 0, "there must be at least one")?;
         check(self.batch_size > 0, "--batch-size", 0, "a step takes at least one image")?;

@@ -233,7 +233,7 @@ fn images_of_unknown_classes_count_as_wrong() {
     let network = Classifier::new(backbone.swin.config(), 2, 0.0);
     let params = network.start_from(&backbone, 1);
     let LabeledTask { queries, .. } = task(6, 1);
-    let (accuracy, left_out) = score(&network, &params, &backbone.preprocess, &queries);
+    let (accuracy, left_out) = evaluate(&network, &params, &backbone.preprocess, &queries);
     let accuracy = accuracy.unwrap();
     // Classes 2 to 5 have no output: at most two of six are right, and among five of two both are.
     assert!(accuracy.top1 < 34.0 && left_out.is_empty(), "{accuracy:?}");
@@ -258,7 +258,7 @@ fn saved_networks_hold_their_steps_and_classes() {
         assert_eq!(read.preprocess, start.preprocess);
         let file = esvit_weights::WeightsFile::open(&path).unwrap();
         assert_eq!(file.find("", "classifier.weight").unwrap().shape, [2, 16]);
-        let about = file.facts().get(esvit_nn::weights::METADATA_KEY).unwrap().as_str().unwrap();
+        let about = file.metadata().get(esvit_nn::weights::METADATA_KEY).unwrap().as_str().unwrap();
         assert!(about.contains(r#""classes":["x","y"]"#), "{about}");
         read.source.steps
     };

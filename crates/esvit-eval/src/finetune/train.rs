@@ -10,7 +10,7 @@ use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind};
 
 use super::FinetuneError;
 use super::data::Batch;
-use super::model::{Classifier, cross_entropy, layer_lr_scales, targets};
+use super::model::{Classifier, cross_entropy, layer_lr_scales, one_hot};
 use super::settings::Settings;
 
 /// A classifier in training.
@@ -88,7 +88,7 @@ impl Trainer {
 
     /// Loss and gradients of a batch.
     fn gradients(&self, step: u64, batch: Batch) -> (f32, Vec<Option<Tensor<1>>>) {
-        let (images, targets) = self.mixed(step, batch);
+        let (images, targets) = self.apply_mixup(step, batch);
         let key = DropPathKey { seed: self.settings.seed, step, micro_batch: 0 };
         let pass = ForwardCtx::student(key).with_precision(self.settings.precision);
         let params = self.params.tracked();
@@ -100,9 +100,9 @@ impl Trainer {
     }
 
     /// Images `[B, 3, size, size]` and targets `[B, classes]` after mixup and CutMix.
-    fn mixed(&self, step: u64, batch: Batch) -> (Tensor<4>, Tensor<2>) {
+    fn apply_mixup(&self, step: u64, batch: Batch) -> (Tensor<4>, Tensor<2>) {
         let device = Device::flex();
-        let targets = targets(&batch.labels, self.classes, self.settings.label_smoothing, &device);
+        let targets = one_hot(&batch.labels, self.classes, self.settings.label_smoothing, &device);
         let shape = [batch.labels.len(), 3, self.size, self.size];
         let images = tensor(batch.pixels, shape, &device);
         let Some(mixing) = self.settings.mixing() else { return (images, targets) };
@@ -130,16 +130,16 @@ mod tests {
         let level = [1.0, 10.0, 100.0];
         let pixels = level.iter().flat_map(|&level| vec![level; 3 * 256]).collect();
         let batch = Batch { pixels, labels: vec![0, 1, 2], left_out: Vec::new() };
-        let (images, targets) = trainer.mixed(5, batch);
+        let (images, targets) = trainer.apply_mixup(5, batch);
         let (images, targets) = (to_vec(&images), to_vec(&targets));
-        let mut mixed = 0;
+        let mut apply_mixup = 0;
         for (image, target) in images.chunks(3 * 256).zip(targets.chunks(3)) {
             // Less what smoothing gives to every class.
             let shares: Vec<f32> = target.iter().map(|share| (share - 0.1) / 0.7).collect();
             let expected: f32 = shares.iter().zip(level).map(|(share, level)| share * level).sum();
             assert!(image.iter().all(|v| (v - expected).abs() < 1e-3), "{image:?} {target:?}");
-            mixed += usize::from(shares.iter().all(|share| *share < 0.99));
+            apply_mixup += usize::from(shares.iter().all(|share| *share < 0.99));
         }
-        assert!(mixed > 0);
+        assert!(apply_mixup > 0);
     }
 }

@@ -9,7 +9,7 @@ use esvit_model::features::{Features, SkippedImage, view_forward};
 
 /// Accuracies, and the images that were left out.
 #[derive(Debug)]
-pub struct Measured {
+pub struct KnnResults {
     /// One per number of neighbors.
     pub accuracies: Vec<Accuracy>,
     /// Images that could not be read.
@@ -27,7 +27,7 @@ pub fn accuracy(
     ks: &[usize],
     temperature: f64,
     mut done: impl FnMut(usize),
-) -> Result<Measured, KnnError> {
+) -> Result<KnnResults, KnnError> {
     measure(task, ks, temperature, |set| {
         set.features(preprocess, view_forward(swin, params, preprocess), &mut done)
     })
@@ -42,7 +42,7 @@ pub fn pixel_accuracy(
     preprocess: &Preprocess,
     ks: &[usize],
     temperature: f64,
-) -> Result<Measured, KnnError> {
+) -> Result<KnnResults, KnnError> {
     measure(task, ks, temperature, |set| set.features(preprocess, |pixels, _| pixels, |_| ()))
 }
 
@@ -51,7 +51,7 @@ fn measure(
     ks: &[usize],
     temperature: f64,
     mut extract: impl FnMut(&LabeledSet) -> Features,
-) -> Result<Measured, KnnError> {
+) -> Result<KnnResults, KnnError> {
     let mut sides = [&task.train, &task.queries].map(|set| {
         let mut features = extract(set);
         features.rows.normalize();
@@ -59,7 +59,7 @@ fn measure(
     });
     let accuracies = classify(&sides[0].rows, &sides[1].rows, ks, temperature)?;
     let left_out = sides.iter_mut().flat_map(|side| side.left_out.drain(..)).collect();
-    Ok(Measured { accuracies, left_out })
+    Ok(KnnResults { accuracies, left_out })
 }
 
 #[cfg(test)]

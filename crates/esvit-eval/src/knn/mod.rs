@@ -14,8 +14,8 @@ use esvit_model::features::LabeledFeatures;
 use serde::{Deserialize, Serialize};
 
 pub use esvit_kernels::nearest::Neighbor;
-pub use measure::{Measured, accuracy, pixel_accuracy};
-pub use stored::{STORED_FILES, StoredError, StoredTask};
+pub use measure::{KnnResults, accuracy, pixel_accuracy};
+pub use stored::{STORED_FILES, StoredError, StoredFeatures};
 pub use vote::accuracies;
 
 /// Temperature of the protocol.
@@ -53,6 +53,21 @@ pub enum KnnError {
     },
 }
 
+impl KnnError {
+    /// Checks that both sets, of `(rows, width)`, have rows of one width.
+    pub(crate) fn check(train: (usize, usize), queries: (usize, usize)) -> Result<(), Self> {
+        for (set, (rows, _)) in [("training", train), ("query", queries)] {
+            if rows == 0 {
+                return Err(Self::Empty { set });
+            }
+        }
+        if train.1 != queries.1 {
+            return Err(Self::Width { train: train.1, queries: queries.1 });
+        }
+        Ok(())
+    }
+}
+
 /// Classifies `queries` by their neighbors in `train` (both L2-normalized) for each k in `ks`. Ties
 /// are broken by row, for equal similarities, and by class index, for equal votes.
 ///
@@ -64,20 +79,14 @@ pub fn classify(
     ks: &[usize],
     temperature: f64,
 ) -> Result<Vec<Accuracy>, KnnError> {
-    for (set, rows) in [("training", train.labels.len()), ("query", queries.labels.len())] {
-        if rows == 0 {
-            return Err(KnnError::Empty { set });
-        }
-    }
-    if train.width != queries.width {
-        return Err(KnnError::Width { train: train.width, queries: queries.width });
-    }
-    let neighbors = nearest(train, queries, largest(ks));
+    let size = |set: &LabeledFeatures| (set.labels.len(), set.width);
+    KnnError::check(size(train), size(queries))?;
+    let neighbors = nearest(train, queries, max_k(ks));
     Ok(accuracies(&neighbors, &train.labels, &queries.labels, ks, temperature))
 }
 
 /// The largest k.
-fn largest(ks: &[usize]) -> usize {
+fn max_k(ks: &[usize]) -> usize {
     ks.iter().copied().max().unwrap_or(0)
 }
 

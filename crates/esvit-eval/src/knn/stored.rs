@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use esvit_kernels::nearest::Search;
 use esvit_kernels::pool;
 
-use esvit_model::features::LabeledFeatures;
+use esvit_model::features::normalize;
 
-use super::{Accuracy, KnnError, accuracies, largest};
+use super::{Accuracy, KnnError, accuracies, max_k};
 use esvit_model::npy::{self, NpyError, NpyReader};
 
 /// Rows read at a time.
@@ -19,7 +19,7 @@ pub const STORED_FILES: [&str; 4] =
 
 /// A folder of stored features.
 #[derive(Debug, Clone)]
-pub struct StoredTask {
+pub struct StoredFeatures {
     folder: PathBuf,
 }
 
@@ -57,7 +57,7 @@ pub enum StoredError {
     },
 }
 
-impl StoredTask {
+impl StoredFeatures {
     /// The features in `folder`.
     pub fn new(folder: &Path) -> Self {
         Self { folder: folder.into() }
@@ -82,7 +82,7 @@ impl StoredTask {
         ks: &[usize],
         temperature: f64,
         mut done: impl FnMut(usize),
-    ) -> Result<Stored, StoredError> {
+    ) -> Result<StoredResults, StoredError> {
         let [train, train_labels, queries, query_labels] =
             STORED_FILES.map(|name| self.folder.join(name));
         let (mut train, train_labels) = open(&train, &train_labels)?;
@@ -98,13 +98,12 @@ impl StoredTask {
             }
         }
         let read = |file: &mut NpyReader<f32>, rows: usize| -> Result<Vec<f32>, NpyError> {
-            let labels = Vec::new();
-            let mut rows = LabeledFeatures { values: file.rows(rows)?, width, labels };
-            rows.normalize();
-            Ok(rows.values)
+            let mut values = file.rows(rows)?;
+            normalize(&mut values, width);
+            Ok(values)
         };
         let queries = read(&mut queries, query_labels.len())?;
-        let mut search = Search::new(&queries, width, largest(ks));
+        let mut search = Search::new(&queries, width, max_k(ks));
         loop {
             let rows = read(&mut train, ROWS)?;
             if rows.is_empty() {
@@ -115,13 +114,13 @@ impl StoredTask {
         }
         let neighbors = search.finish();
         let accuracies = accuracies(&neighbors, &train_labels, &query_labels, ks, temperature);
-        Ok(Stored { accuracies, images: (train_labels.len(), query_labels.len()) })
+        Ok(StoredResults { accuracies, images: (train_labels.len(), query_labels.len()) })
     }
 }
 
 /// Accuracies of stored features.
 #[derive(Debug)]
-pub struct Stored {
+pub struct StoredResults {
     /// One per number of neighbors.
     pub accuracies: Vec<Accuracy>,
     /// Number of training and of query images.
@@ -150,6 +149,7 @@ mod tests {
     use super::*;
     use crate::knn::{TEMPERATURE, classify};
     use esvit_kernels::rng::Rng;
+    use esvit_model::features::LabeledFeatures;
     use esvit_model::npy::NpyWriter;
 
     fn store(folder: &Path, names: [&str; 2], features: &LabeledFeatures) {
@@ -175,7 +175,7 @@ mod tests {
         store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &train);
         store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &queries);
         let mut seen = 0;
-        let stored = StoredTask::new(folder.path())
+        let stored = StoredFeatures::new(folder.path())
             .accuracy(&[5, 20], TEMPERATURE, |rows| seen += rows)
             .unwrap();
         train.normalize();
@@ -189,8 +189,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let set = features(4, 1);
         store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &set);
-        let task = StoredTask::new(folder.path());
-        let error = |task: &StoredTask| task.accuracy(&[1], 1.0, |_| ()).unwrap_err().to_string();
+        let task = StoredFeatures::new(folder.path());
+        let error =
+            |task: &StoredFeatures| task.accuracy(&[1], 1.0, |_| ()).unwrap_err().to_string();
         assert!(error(&task).contains("query_features.npy"));
         store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &set);
         store(folder.path(), ["other.npy", STORED_FILES[3]], &features(3, 1));
@@ -203,9 +204,10 @@ mod tests {
         let set = features(4, 1);
         store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &set);
         store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &set);
-        let task = StoredTask::new(folder.path());
+        let task = StoredFeatures::new(folder.path());
         assert_eq!((task.rows().unwrap(), task.accuracy(&[1], 1.0, |_| ()).is_ok()), (4, true));
-        let error = |task: &StoredTask| task.accuracy(&[1], 1.0, |_| ()).unwrap_err().to_string();
+        let error =
+            |task: &StoredFeatures| task.accuracy(&[1], 1.0, |_| ()).unwrap_err().to_string();
 
         let mut labels = NpyWriter::create_vector(&folder.path().join(STORED_FILES[1])).unwrap();
         labels.append(&[0i64, -3, 1, 2]).unwrap();

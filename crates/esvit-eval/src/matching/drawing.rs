@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Matching, Side};
+use super::{MatchedView, Matching};
 use crate::correspondence::View;
 use esvit_data::{PngError, encode_png};
 use esvit_draw::{Anchor, Drawing, color};
@@ -34,7 +34,7 @@ pub(super) fn resolution(view: &View, [width, height]: [u32; 2]) -> [u32; 2] {
 
 /// A view in the drawing.
 struct Panel<'a> {
-    side: &'a Side,
+    side: &'a MatchedView,
     /// Left, top, width, height.
     place: [f64; 4],
 }
@@ -54,7 +54,7 @@ impl Panel<'_> {
 /// # Errors
 /// [`PngError`] if a view cannot be encoded.
 pub fn draw(matching: &Matching) -> Result<Drawing, PngError> {
-    let sizes = matching.sides.each_ref().map(|side| {
+    let sizes = matching.views.each_ref().map(|side| {
         let [width, height] = side.grid.size();
         [width, height].map(|length| SHORTER * length / width.min(height))
     });
@@ -65,7 +65,7 @@ pub fn draw(matching: &Matching) -> Result<Drawing, PngError> {
     let panel = |at: usize, left: f64| {
         let [wide, tall] = sizes[at];
         let top = MARGIN + (high - tall) / 2.0;
-        Panel { side: &matching.sides[at], place: [left, top, wide, tall] }
+        Panel { side: &matching.views[at], place: [left, top, wide, tall] }
     };
     let panels = [panel(0, MARGIN), panel(1, MARGIN + sizes[0][0] + GAP)];
     for Panel { side, place } in &panels {

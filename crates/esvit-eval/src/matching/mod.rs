@@ -14,7 +14,7 @@ use esvit_nn::params::tensor;
 use esvit_nn::weights::to_vec;
 use serde::Serialize;
 
-use crate::correspondence::{CorrespondenceError, Grid, View, correspond};
+use crate::correspondence::{CorrespondenceError, Grid, View, match_cells};
 use esvit_model::PretrainedBackbone;
 
 pub use drawing::draw;
@@ -26,7 +26,7 @@ const SECOND_SCALE: [f64; 2] = [0.4, 0.6];
 /// Probability that the second view is gray.
 const SECOND_GRAYSCALE: f64 = 0.2;
 /// Maximum aspect ratio; longer images are cropped to their middle.
-const LONGEST: u32 = 3;
+const MAX_ASPECT: u32 = 3;
 
 /// Settings of a matching.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,14 +45,14 @@ pub struct MatchSettings {
 #[derive(Debug, Clone)]
 pub struct Matching {
     /// The two views.
-    pub sides: [Side; 2],
+    pub views: [MatchedView; 2],
     /// Pairs of cells, most similar first.
     pub pairs: Vec<Pair>,
 }
 
 /// One of the two views.
 #[derive(Debug, Clone)]
-pub struct Side {
+pub struct MatchedView {
     /// The view, at the resolution of the drawing.
     pub shown: Image,
     /// Its geometry.
@@ -73,9 +73,9 @@ pub struct Pair {
     /// Cosine similarity of the two features.
     pub similarity: f32,
     /// The cell of the first view.
-    pub first: Place,
+    pub first: CellPosition,
     /// The cell of the second view.
-    pub second: Place,
+    pub second: CellPosition,
     /// True position of the first cell's center in the second view, in its pixels. Known for two
     /// views of one image, if it is visible.
     pub true_place: Option<[f64; 2]>,
@@ -85,7 +85,7 @@ pub struct Pair {
 
 /// Position of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Place {
+pub struct CellPosition {
     /// Index of the cell, row-major.
     pub cell: usize,
     /// Its center, `[x, y]` in pixels of the network's input.
@@ -117,11 +117,11 @@ pub fn two_images(
     settings: &MatchSettings,
 ) -> Result<Matching, MatchError> {
     let [first, second] = images.map(whole);
-    let sides = [
-        Seen::new(backbone, images[0], first, settings)?,
-        Seen::new(backbone, images[1], second, settings)?,
+    let views = [
+        ViewFeatures::new(backbone, images[0], first, settings)?,
+        ViewFeatures::new(backbone, images[1], second, settings)?,
     ];
-    Ok(matching(sides, settings, false))
+    Ok(match_views(views, settings, false))
 }
 
 /// Matches an image with a random view of it: 40 to 60 % of its area, made square, mirrored with
@@ -138,26 +138,26 @@ pub fn two_views(
 ) -> Result<Matching, MatchError> {
     let mut rng = Rng::for_purpose(seed, VIEWS, [0; 3]);
     let second = View::random([image.width(), image.height()], SECOND_SCALE, &mut rng)
-        .recolored(SECOND_GRAYSCALE, rng);
+        .with_color_jitter(SECOND_GRAYSCALE, rng);
     let side = settings.size as u32;
-    let sides = [
-        Seen::new(backbone, image, whole(image), settings)?,
-        Seen::sized(backbone, image, second, [side; 2], settings.stage)?,
+    let views = [
+        ViewFeatures::new(backbone, image, whole(image), settings)?,
+        ViewFeatures::sized(backbone, image, second, [side; 2], settings.stage)?,
     ];
-    Ok(matching(sides, settings, true))
+    Ok(match_views(views, settings, true))
 }
 
 /// The whole image, or the middle of a very long one.
 fn whole(image: &Image) -> View {
     let [full_width, full_height] = [image.width(), image.height()];
-    let longest = LONGEST.saturating_mul(full_width.min(full_height));
+    let longest = MAX_ASPECT.saturating_mul(full_width.min(full_height));
     let (width, height) = (full_width.min(longest), full_height.min(longest));
     let (left, top) = ((full_width - width) / 2, (full_height - height) / 2);
-    View::whole([full_width, full_height]).cropped(CropBox { left, top, width, height })
+    View::whole([full_width, full_height]).with_crop(CropBox { left, top, width, height })
 }
 
 /// A view with its features.
-struct Seen {
+struct ViewFeatures {
     view: View,
     shown: Image,
     grid: Grid,
@@ -167,7 +167,7 @@ struct Seen {
     global: Vec<f32>,
 }
 
-impl Seen {
+impl ViewFeatures {
     /// Features of a view with its aspect ratio preserved.
     fn new(
         backbone: &PretrainedBackbone,
@@ -214,22 +214,24 @@ impl Seen {
         best_matches(global, &self.cells, global.len(), &[(0..1, 0..cells)])[0] as usize
     }
 
-    fn place(&self, cell: usize) -> Place {
+    fn place(&self, cell: usize) -> CellPosition {
         let (view, [width, height]) = (self.grid.center(cell), self.grid.size());
         let image = self.view.to_image([view[0] / width, view[1] / height]);
-        Place { cell, view, image }
+        CellPosition { cell, view, image }
     }
 }
 
 /// Matches the cells of two views. With `same_image`, true positions are known.
-fn matching(sides: [Seen; 2], settings: &MatchSettings, same_image: bool) -> Matching {
-    let [first, second] = &sides;
+fn match_views(views: [ViewFeatures; 2], settings: &MatchSettings, same_image: bool) -> Matching {
+    let [first, second] = &views;
     let width = first.global.len();
-    let found = correspond(&first.cells, &second.cells, width);
-    let back = settings.mutual.then(|| correspond(&second.cells, &first.cells, width).best_match);
+    let found = match_cells(&first.cells, &second.cells, width);
+    let reverse =
+        settings.mutual.then(|| match_cells(&second.cells, &first.cells, width).best_match);
     let truth = same_image.then(|| first.view.truth(&first.grid, &second.view, &second.grid));
-    let mutual =
-        |cell: usize| back.as_ref().is_none_or(|back| back[found.best_match[cell]] == cell);
+    let mutual = |cell: usize| {
+        reverse.as_ref().is_none_or(|reverse| reverse[found.best_match[cell]] == cell)
+    };
     let pair = |(rank, &cell): (usize, &usize)| {
         let place = second.place(found.best_match[cell]);
         let true_place = truth.as_ref().and_then(|truth| truth[cell]);
@@ -239,16 +241,16 @@ fn matching(sides: [Seen; 2], settings: &MatchSettings, same_image: bool) -> Mat
     };
     let chosen = found.order.iter().filter(|&&cell| mutual(cell)).take(settings.pairs);
     let pairs = chosen.enumerate().map(pair).collect();
-    let near = [
+    let nearest = [
         [first.nearest(&first.global), first.nearest(&second.global)],
         [second.nearest(&second.global), second.nearest(&first.global)],
     ];
-    let mut near = near.into_iter();
-    let sides = sides.map(|Seen { view, shown, grid, .. }| {
-        let [nearest_own, nearest_other] = near.next().unwrap_or_default();
-        Side { shown, view, grid, nearest_own, nearest_other }
+    let mut nearest = nearest.into_iter();
+    let views = views.map(|ViewFeatures { view, shown, grid, .. }| {
+        let [nearest_own, nearest_other] = nearest.next().unwrap_or_default();
+        MatchedView { shown, view, grid, nearest_own, nearest_other }
     });
-    Matching { sides, pairs }
+    Matching { views, pairs }
 }
 
 #[cfg(test)]
@@ -277,13 +279,13 @@ mod tests {
         let backbone = backbone();
         let images = [noise(64, 64, 1), noise(96, 64, 2)];
         let found = two_images(&backbone, images.each_ref(), &SETTINGS).unwrap();
-        let sizes = found.sides.each_ref().map(|side| [side.grid.columns, side.grid.rows]);
+        let sizes = found.views.each_ref().map(|side| [side.grid.columns, side.grid.rows]);
         assert_eq!(sizes, [[8, 8], [12, 8]]);
         let seen: Vec<(Vec<f32>, Vec<f32>)> = (0..2)
             .map(|at| {
                 let [width, height] = sizes[at].map(|cells| 4 * cells);
                 let shown =
-                    found.sides[at].view.render(&images[at], [width, height].map(|s| s as u32));
+                    found.views[at].view.render(&images[at], [width, height].map(|s| s as u32));
                 let pixels = backbone.preprocess.normalize(&shown.unwrap());
                 let images = tensor(pixels, [1, 3, height, width], &Device::flex());
                 let of =
@@ -300,12 +302,12 @@ mod tests {
             let cosines: Vec<f32> = cells.chunks(8).map(cosine).collect();
             (0..cosines.len()).max_by(|&a, &b| cosines[a].total_cmp(&cosines[b])).unwrap()
         };
-        for (at, side) in found.sides.iter().enumerate() {
+        for (at, side) in found.views.iter().enumerate() {
             let cells = &seen[at].0;
             assert_eq!(side.nearest_own, nearest(cells, &seen[at].1));
             assert_eq!(side.nearest_other, nearest(cells, &seen[1 - at].1));
         }
-        let marks = found.sides.each_ref().map(|side| (side.nearest_own, side.nearest_other));
+        let marks = found.views.each_ref().map(|side| (side.nearest_own, side.nearest_other));
         assert!(marks.iter().any(|(own, other)| own != other), "{marks:?}");
     }
 
@@ -331,7 +333,7 @@ mod tests {
         let image = noise(80, 60, 4);
         let settings = MatchSettings { pairs: usize::MAX, ..SETTINGS };
         let found = two_views(&backbone(), &image, 7, &settings).unwrap();
-        let crop = found.sides[1].view.crop;
+        let crop = found.views[1].view.crop;
         let scale = [crop.width, crop.height].map(|side| 32.0 / f64::from(side));
         let mut seen = 0;
         for pair in &found.pairs {
@@ -344,7 +346,7 @@ mod tests {
         }
         assert!(seen > 10 && seen < found.pairs.len(), "{seen}");
         let again = two_views(&backbone(), &image, 7, &settings).unwrap();
-        assert_eq!((found.pairs, &found.sides[1].shown), (again.pairs, &again.sides[1].shown));
+        assert_eq!((found.pairs, &found.views[1].shown), (again.pairs, &again.views[1].shown));
     }
 
     #[test]
@@ -392,9 +394,9 @@ mod tests {
             pairs.into_iter().map(|pair| (pair.first.cell, pair.second.cell)).collect::<Vec<_>>()
         };
         let [a, b] = images.each_ref();
-        let back = pairs([b, a], false);
+        let reverse = pairs([b, a], false);
         for (first, second) in pairs([a, b], true) {
-            assert!(back.contains(&(second, first)), "{first} {second}");
+            assert!(reverse.contains(&(second, first)), "{first} {second}");
         }
     }
 }

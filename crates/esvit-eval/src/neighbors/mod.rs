@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::knn::nearest;
 use crate::labeled::LabeledSet;
-use crate::thumbnail::{class_name, of_source};
+use crate::thumbnail::{class_name, load_thumbnail};
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::LabeledFeatures;
 use esvit_model::features::{Features, SkippedImage, view_forward};
@@ -27,7 +27,7 @@ const QUERY_PURPOSE: u64 = 0x0E19_4B05;
 
 /// Number and choice of queries, and number of neighbors.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub struct QueryOptions {
     /// Number of queries.
     pub rows: usize,
     /// Number of neighbors per query.
@@ -51,24 +51,24 @@ pub struct Neighbors {
 #[derive(Debug, Serialize)]
 pub struct Row {
     /// The query image.
-    pub query: Entry,
+    pub query: ImageEntry,
     /// Its neighbors, most similar first.
-    pub neighbors: Vec<Found>,
+    pub neighbors: Vec<NeighborImage>,
 }
 
 /// A neighbor.
 #[derive(Debug, Serialize)]
-pub struct Found {
+pub struct NeighborImage {
     /// The image.
     #[serde(flatten)]
-    pub entry: Entry,
+    pub entry: ImageEntry,
     /// Cosine similarity of view features.
     pub similarity: f32,
 }
 
 /// An image of the sheet.
 #[derive(Debug, Serialize)]
-pub struct Entry {
+pub struct ImageEntry {
     /// Name of the image.
     pub name: String,
     /// Class name, if labeled.
@@ -113,7 +113,7 @@ pub fn find(
     backbone: &PretrainedBackbone,
     gallery: &LabeledSet,
     queries: Option<&LabeledSet>,
-    wanted: Wanted,
+    options: QueryOptions,
     mut done: impl FnMut(usize),
 ) -> Result<Neighbors, NeighborsError> {
     let mut unit_features = |set: &LabeledSet| {
@@ -122,49 +122,49 @@ pub fn find(
         features.rows.normalize();
         features
     };
-    let mut known = unit_features(gallery);
-    let (source, mut asked) = match queries {
+    let mut base = unit_features(gallery);
+    let (source, mut query) = match queries {
         Some(queries) => {
             let mut some = queries.clone();
-            some.images = chosen(&queries.images, wanted);
+            some.images = select(&queries.images, options);
             (&queries.source, unit_features(&some))
         }
-        None => (&gallery.source, some_of(&known, wanted)),
+        None => (&gallery.source, select_features(&base, options)),
     };
-    let tried = asked.images.len() + asked.left_out.len();
-    if asked.images.is_empty() && !known.images.is_empty() {
+    let tried = query.images.len() + query.left_out.len();
+    if query.images.is_empty() && !base.images.is_empty() {
         return Err(NeighborsError::NoQueries { tried });
     }
-    if known.images.len() < if queries.is_some() { 1 } else { 2 } {
-        return Err(NeighborsError::TooFew { images: known.images.len() });
+    if base.images.len() < if queries.is_some() { 1 } else { 2 } {
+        return Err(NeighborsError::TooFew { images: base.images.len() });
     }
-    if known.rows.values.iter().chain(&asked.rows.values).any(|value| !value.is_finite()) {
+    if base.rows.values.iter().chain(&query.rows.values).any(|value| !value.is_finite()) {
         return Err(NeighborsError::NotFinite);
     }
 
     // If every image has its own class, as with unlabeled names, classes say nothing.
-    let classes: HashSet<u32> = known.rows.labels.iter().copied().collect();
-    let telling = queries.is_some() || classes.len() < known.rows.labels.len();
+    let classes: HashSet<u32> = base.rows.labels.iter().copied().collect();
+    let has_classes = queries.is_some() || classes.len() < base.rows.labels.len();
     // One more, since an image finds itself.
-    let found = nearest(&known.rows, &asked.rows, wanted.k + 1);
-    let rows = found.iter().zip(&asked.images).map(|(found, &query)| {
+    let found = nearest(&base.rows, &query.rows, options.k + 1);
+    let rows = found.iter().zip(&query.images).map(|(found, &query)| {
         let query_image = SourceImage { source, index: query };
         let others = found
             .iter()
-            .map(|near| (known.images[near.row], near.similarity))
+            .map(|near| (base.images[near.row], near.similarity))
             .filter(|&(index, _)| !query_image.is(&SourceImage { source: &gallery.source, index }));
-        let neighbors = others.take(wanted.k).map(|(index, similarity)| Found {
-            entry: SourceImage { source: &gallery.source, index }.entry(telling),
+        let neighbors = others.take(options.k).map(|(index, similarity)| NeighborImage {
+            entry: SourceImage { source: &gallery.source, index }.entry(has_classes),
             similarity,
         });
-        Row { query: query_image.entry(telling), neighbors: neighbors.collect() }
+        Row { query: query_image.entry(has_classes), neighbors: neighbors.collect() }
     });
     let rows: Vec<Row> = rows.collect();
     if rows.iter().all(|row| row.neighbors.is_empty()) {
-        return Err(NeighborsError::TooFew { images: known.images.len() });
+        return Err(NeighborsError::TooFew { images: base.images.len() });
     }
-    known.left_out.append(&mut asked.left_out);
-    Ok(Neighbors { rows, images: known.images.len(), left_out: known.left_out })
+    base.left_out.append(&mut query.left_out);
+    Ok(Neighbors { rows, images: base.images.len(), left_out: base.left_out })
 }
 
 impl Neighbors {
@@ -181,9 +181,9 @@ impl Neighbors {
     }
 }
 
-impl Found {
+impl NeighborImage {
     /// Whether it has the class of the query, if both are known.
-    pub fn agrees(&self, query: &Entry) -> Option<bool> {
+    pub fn agrees(&self, query: &ImageEntry) -> Option<bool> {
         Some(self.entry.class.as_ref()? == query.class.as_ref()?)
     }
 }
@@ -195,12 +195,12 @@ struct SourceImage<'a> {
 }
 
 impl SourceImage<'_> {
-    fn entry(&self, with_class: bool) -> Entry {
+    fn entry(&self, with_class: bool) -> ImageEntry {
         let class = class_name(&**self.source, self.index).filter(|_| with_class);
-        Entry {
+        ImageEntry {
             name: self.source.name(self.index),
             class: class.map(str::to_owned),
-            thumbnail: of_source(&**self.source, self.index, THUMBNAIL),
+            thumbnail: load_thumbnail(&**self.source, self.index, THUMBNAIL),
         }
     }
 
@@ -218,10 +218,10 @@ impl SourceImage<'_> {
 }
 
 /// Chooses as many of `items` as there are queries, in their order.
-fn chosen<T: Copy>(items: &[T], wanted: Wanted) -> Vec<T> {
-    let rows = wanted.rows.min(items.len());
+fn select<T: Copy>(items: &[T], options: QueryOptions) -> Vec<T> {
+    let rows = options.rows.min(items.len());
     let mut places: Vec<usize> = (0..items.len()).collect();
-    match wanted.seed {
+    match options.seed {
         Some(seed) => {
             Rng::for_purpose(seed, QUERY_PURPOSE, [0; 3]).shuffle(&mut places);
             places.truncate(rows);
@@ -233,9 +233,9 @@ fn chosen<T: Copy>(items: &[T], wanted: Wanted) -> Vec<T> {
 }
 
 /// Chooses as many rows of `features` as there are queries.
-fn some_of(features: &Features, wanted: Wanted) -> Features {
+fn select_features(features: &Features, options: QueryOptions) -> Features {
     let places: Vec<usize> = (0..features.images.len()).collect();
-    let places = chosen(&places, wanted);
+    let places = select(&places, options);
     let width = features.rows.width;
     let row = |&place: &usize| &features.rows.values[place * width..][..width];
     Features {
@@ -267,9 +267,9 @@ mod tests {
     #[test]
     fn every_image_finds_its_equal_and_not_itself() {
         let backbone = backbone(1);
-        let wanted = Wanted { rows: 5, k: 3, seed: None };
+        let options = QueryOptions { rows: 5, k: 3, seed: None };
         let mut seen = 0;
-        let found = find(&backbone, &pairs(|i| i % 2), None, wanted, |n| seen += n).unwrap();
+        let found = find(&backbone, &pairs(|i| i % 2), None, options, |n| seen += n).unwrap();
         assert_eq!((found.images, found.left_out.len(), seen), (10, 0, 10));
         let queries: Vec<&str> = found.rows.iter().map(|row| row.query.name.as_str()).collect();
         assert_eq!(queries, ["0", "2", "4", "6", "8"], "spread over the set");
@@ -286,8 +286,8 @@ mod tests {
         // The equal image is of the other class.
         assert!(found.rows.iter().all(|row| row.neighbors[0].agrees(&row.query) == Some(false)));
         let chosen = |seed| {
-            let wanted = Wanted { seed: Some(seed), ..wanted };
-            let found = find(&backbone, &pairs(|i| i), None, wanted, |_| ()).unwrap();
+            let options = QueryOptions { seed: Some(seed), ..options };
+            let found = find(&backbone, &pairs(|i| i), None, options, |_| ()).unwrap();
             found.rows.iter().map(|row| row.query.name.clone()).collect::<Vec<String>>()
         };
         assert_eq!(chosen(1), chosen(1));
@@ -297,21 +297,21 @@ mod tests {
 
     #[test]
     fn classes_of_one_image_each_are_ignored_within_their_set() {
-        let wanted = Wanted { rows: 2, k: 1, seed: None };
+        let options = QueryOptions { rows: 2, k: 1, seed: None };
         let backbone = backbone(1);
-        let alone = find(&backbone, &pairs(|i| i), None, wanted, |_| ()).unwrap();
+        let alone = find(&backbone, &pairs(|i| i), None, options, |_| ()).unwrap();
         assert_eq!((alone.rows[0].query.class.as_deref(), alone.same_class()), (None, None));
         let set = pairs(|i| i);
-        let asked = find(&backbone, &set, Some(&pairs(|i| i % 5)), wanted, |_| ()).unwrap();
-        assert_eq!(asked.rows[0].query.class.as_deref(), Some("class 0"));
-        assert_eq!(asked.same_class(), Some(1.0));
+        let query = find(&backbone, &set, Some(&pairs(|i| i % 5)), options, |_| ()).unwrap();
+        assert_eq!(query.rows[0].query.class.as_deref(), Some("class 0"));
+        assert_eq!(query.same_class(), Some(1.0));
     }
 
     #[test]
     fn too_few_or_broken_images_are_reported() {
         let backbone = backbone(1);
-        let wanted = Wanted { rows: 3, k: 2, seed: None };
-        let find = |set: Images| find(&backbone, &set.set(), None, wanted, |_| ());
+        let options = QueryOptions { rows: 3, k: 2, seed: None };
+        let find = |set: Images| find(&backbone, &set.set(), None, options, |_| ());
         let error = find(Images::labeled(vec![(0, noise(20, 20, 1))])).unwrap_err();
         assert!(matches!(error, NeighborsError::TooFew { images: 1 }), "{error}");
         let mut set = Images::labeled((0..4).map(|i| (0, noise(20, 20, i))).collect());
@@ -332,8 +332,8 @@ mod tests {
             let limits = esvit_data::DecodeLimits::default();
             LabeledSet::all(Arc::new(esvit_data::Folder::open(folder.path(), &limits).unwrap()))
         };
-        let wanted = Wanted { rows: 3, k: 3, seed: None };
-        let found = find(&backbone(1), &open(), Some(&open()), wanted, |_| ()).unwrap();
+        let options = QueryOptions { rows: 3, k: 3, seed: None };
+        let found = find(&backbone(1), &open(), Some(&open()), options, |_| ()).unwrap();
         for row in &found.rows {
             assert_eq!(row.neighbors.len(), 2);
             assert!(!names(row).contains(&row.query.name.as_str()));

@@ -1,6 +1,6 @@
 //! Draws queries and their neighbors.
 
-use super::{Entry, Neighbors};
+use super::{ImageEntry, Neighbors};
 use crate::thumbnail::file_name;
 use esvit_data::{PngError, encode_png};
 use esvit_draw::{Anchor, Drawing, color};
@@ -15,7 +15,7 @@ const SIDE: f64 = 96.0;
 const FRAME: f64 = 3.0;
 const GAP: f64 = 16.0;
 /// Gap between the query and its neighbors.
-const BETWEEN: f64 = 40.0;
+const QUERY_GAP: f64 = 40.0;
 const WORDS: f64 = 11.0;
 /// Height of a row: the image, two lines of text and a gap.
 const ROW: f64 = SIDE + 2.0 * FRAME + 2.0 * (WORDS + 4.0) + 16.0;
@@ -27,7 +27,7 @@ const ROW: f64 = SIDE + 2.0 * FRAME + 2.0 * (WORDS + 4.0) + 16.0;
 /// [`PngError`] if an image cannot be encoded.
 pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
     let columns = neighbors.rows.iter().map(|row| row.neighbors.len()).max().unwrap_or(0);
-    let images = SIDE + BETWEEN + columns as f64 * (SIDE + GAP) - GAP;
+    let images = SIDE + QUERY_GAP + columns as f64 * (SIDE + GAP) - GAP;
     let title = "Nearest neighbors";
     let verdict = neighbors.same_class().map(verdict);
     let lines = [Some(about.to_owned()), verdict];
@@ -42,7 +42,7 @@ pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
     for (line, y) in lines.iter().zip((0..).map(|line| MARGIN + 38.0 + 18.0 * f64::from(line))) {
         drawing.text([MARGIN, y], line, 12.0, color::FAINT, Anchor::Start);
     }
-    let first = MARGIN + SIDE + BETWEEN;
+    let first = MARGIN + SIDE + QUERY_GAP;
     let middle = |x: f64| x + SIDE / 2.0;
     let heads = top - 12.0;
     drawing.text([middle(MARGIN), heads], "query", WORDS, color::FAINT, Anchor::Middle);
@@ -51,13 +51,13 @@ pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
         let rank = (column + 1).to_string();
         drawing.text([middle(x), heads], &rank, WORDS, color::FAINT, Anchor::Middle);
     }
-    let rule = first - BETWEEN / 2.0;
+    let rule = first - QUERY_GAP / 2.0;
     drawing.line([rule, top - 20.0], [rule, height - MARGIN + 8.0], "#d7dbe0", 1.0);
 
     for (row, y) in neighbors.rows.iter().zip((0..).map(|row| top + ROW * f64::from(row))) {
-        framed(&mut drawing, &row.query, [MARGIN, y], color::FAINT, 1.0)?;
+        draw_thumbnail(&mut drawing, &row.query, [MARGIN, y], color::FAINT, 1.0)?;
         let baseline = y + SIDE + FRAME + WORDS + 4.0;
-        let caption = |entry: &Entry| ellipsize(words(entry), WORDS, SIDE + GAP - 4.0);
+        let caption = |entry: &ImageEntry| ellipsize(caption_text(entry), WORDS, SIDE + GAP - 4.0);
         let name = caption(&row.query);
         drawing.text([middle(MARGIN), baseline], &name, WORDS, color::INK, Anchor::Middle);
         for (column, found) in row.neighbors.iter().enumerate() {
@@ -67,7 +67,7 @@ pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
                 Some(false) => (OTHER, FRAME),
                 None => (color::FAINT, 1.0),
             };
-            framed(&mut drawing, &found.entry, [x, y], frame, thickness)?;
+            draw_thumbnail(&mut drawing, &found.entry, [x, y], frame, thickness)?;
             let similarity = format!("{:.3}", found.similarity);
             drawing.text([middle(x), baseline], &similarity, WORDS, color::INK, Anchor::Middle);
             let below = [middle(x), baseline + WORDS + 4.0];
@@ -85,9 +85,9 @@ fn verdict(same_class: f64) -> String {
     )
 }
 
-fn framed(
+fn draw_thumbnail(
     drawing: &mut Drawing,
-    entry: &Entry,
+    entry: &ImageEntry,
     [x, y]: [f64; 2],
     frame: &str,
     thickness: f64,
@@ -102,23 +102,24 @@ fn framed(
 }
 
 /// Caption of an image: its class, or its file name.
-fn words(entry: &Entry) -> &str {
+fn caption_text(entry: &ImageEntry) -> &str {
     entry.class.as_deref().unwrap_or_else(|| file_name(&entry.name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::neighbors::{Found, Row};
+    use crate::neighbors::{NeighborImage, Row};
 
     #[test]
     fn frames_say_which_neighbors_have_the_class() {
-        let entry = |name: &str, class: Option<&str>| Entry {
+        let entry = |name: &str, class: Option<&str>| ImageEntry {
             name: name.into(),
             class: class.map(str::to_owned),
             thumbnail: None,
         };
-        let found = |name, class, similarity| Found { entry: entry(name, class), similarity };
+        let found =
+            |name, class, similarity| NeighborImage { entry: entry(name, class), similarity };
         let row = Row {
             query: entry("q.png", Some("cat")),
             neighbors: vec![

@@ -20,7 +20,7 @@ const PAIR_GAP: f64 = 6.0;
 const GAP: f64 = 28.0;
 const NAME: f64 = 12.0;
 /// Resolution of maps in pixels per unit of the drawing.
-const FINENESS: f64 = 2.0;
+const MAP_SCALE: f64 = 2.0;
 
 /// Maps region features to colors.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub struct ColorMap {
 
 /// Interpolation of maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Enlarged {
+pub enum Upsampling {
     /// Nearest neighbor: each region is a square of one color.
     Sharp,
     /// Bicubic, between region centers.
@@ -114,7 +114,7 @@ fn percentile(sorted: &[f64], share: f64) -> f64 {
 pub fn draw(
     images: &[RegionImage],
     colors: &ColorMap,
-    enlarged: Enlarged,
+    upsampling: Upsampling,
     about: &str,
 ) -> Result<Drawing, PngError> {
     let lines = lines(images);
@@ -135,9 +135,9 @@ pub fn draw(
     for (line, y) in lines.iter().zip((0..).map(|line| top + f64::from(line) * line_height)) {
         let mut x = MARGIN;
         for (image, width) in line {
-            let shown = &image.regions.shown;
+            let shown = &image.regions.input;
             drawing.image(&encode_png(shown)?, [x, y, *width, HEIGHT], false);
-            let map = enlarge(&image.regions, &colors.colors(&image.regions), enlarged);
+            let map = upsample(&image.regions, &colors.colors(&image.regions), upsampling);
             drawing.image(&encode_png(&map)?, [x + width + PAIR_GAP, y, *width, HEIGHT], false);
             let name = ellipsize(file_name(&image.name), NAME, pair_width(*width));
             let baseline = y + HEIGHT + NAME + 5.0;
@@ -164,7 +164,7 @@ fn lines(images: &[RegionImage]) -> Vec<Vec<(&RegionImage, f64)>> {
     let mut lines: Vec<Vec<(&RegionImage, f64)>> = Vec::new();
     let mut used = f64::INFINITY;
     for image in images {
-        let shown = &image.regions.shown;
+        let shown = &image.regions.input;
         let width = (HEIGHT * f64::from(shown.width()) / f64::from(shown.height())).max(16.0);
         if used + pair_width(width) > LINE_WIDTH {
             lines.push(Vec::new());
@@ -184,15 +184,15 @@ fn pair_width(width: f64) -> f64 {
 }
 
 /// Renders a map over the field of view of the input; regions that extend beyond it are cut.
-fn enlarge(regions: &RegionMap, colors: &[[f64; 3]], enlarged: Enlarged) -> Image {
-    let shown = [regions.shown.width(), regions.shown.height()].map(f64::from);
-    let scale = (FINENESS * HEIGHT / shown[1]).max(1.0);
+fn upsample(regions: &RegionMap, colors: &[[f64; 3]], upsampling: Upsampling) -> Image {
+    let shown = [regions.input.width(), regions.input.height()].map(f64::from);
+    let scale = (MAP_SCALE * HEIGHT / shown[1]).max(1.0);
     let [width, height] = shown.map(|side| (side * scale).round() as u32);
     let regions_at = |pixel: u32| (f64::from(pixel) + 0.5) / scale / regions.stride as f64;
     let [high, wide] = regions.map;
-    let taps = |pixel: u32, side: usize| match enlarged {
-        Enlarged::Sharp => vec![((regions_at(pixel) as usize).min(side - 1), 1.0)],
-        Enlarged::Smooth => cubic_taps(regions_at(pixel) - 0.5, side),
+    let taps = |pixel: u32, side: usize| match upsampling {
+        Upsampling::Sharp => vec![((regions_at(pixel) as usize).min(side - 1), 1.0)],
+        Upsampling::Smooth => cubic_taps(regions_at(pixel) - 0.5, side),
     };
     let columns: Vec<Vec<(usize, f64)>> = (0..width).map(|x| taps(x, wide)).collect();
     let mut pixels = Vec::with_capacity((width * height * 3) as usize);
@@ -233,8 +233,8 @@ mod tests {
 
     /// Two by one regions of 8 pixels over an image of 12 x 8: the second reaches beyond it.
     fn two_regions() -> RegionImage {
-        let shown = Image::new(12, 8, vec![0; 12 * 8 * 3]).unwrap();
-        let regions = RegionMap { shown, values: vec![0.0, 0.0, 1.0, 2.0], map: [1, 2], stride: 8 };
+        let input = Image::new(12, 8, vec![0; 12 * 8 * 3]).unwrap();
+        let regions = RegionMap { input, values: vec![0.0, 0.0, 1.0, 2.0], map: [1, 2], stride: 8 };
         RegionImage { name: "two".into(), regions }
     }
 
@@ -245,13 +245,13 @@ mod tests {
         assert_eq!(colors.explained().len(), 1);
         let shades = colors.colors(&image.regions);
         assert_eq!(shades, [[0.0, 0.5, 0.5], [1.0, 0.5, 0.5]]);
-        let map = enlarge(&image.regions, &shades, Enlarged::Sharp);
+        let map = upsample(&image.regions, &shades, Upsampling::Sharp);
         let (width, middle) = (map.width(), map.height() / 2);
         assert_eq!((width, map.height()), (540, 360));
         let red = |x: u32| map.pixel(x, middle).unwrap()[0];
         assert_eq!((red(0), red(width * 8 / 12 - 1)), (0, 0));
         assert_eq!((red(width * 8 / 12), red(width - 1)), (255, 255));
-        let smooth = enlarge(&image.regions, &shades, Enlarged::Smooth);
+        let smooth = upsample(&image.regions, &shades, Upsampling::Smooth);
         let between = smooth.pixel(width * 8 / 12, middle).unwrap()[0];
         assert!((120..136).contains(&between), "{between}");
     }
@@ -265,9 +265,9 @@ mod tests {
     /// 101 regions of one value each: the lowest and the highest of a hundred are cut off.
     #[test]
     fn colors_reach_from_the_first_to_the_last_hundredth() {
-        let shown = Image::new(101, 1, vec![0; 303]).unwrap();
+        let input = Image::new(101, 1, vec![0; 303]).unwrap();
         let values = (0..=100).map(|value| value as f32).collect();
-        let regions = RegionMap { shown, values, map: [1, 101], stride: 1 };
+        let regions = RegionMap { input, values, map: [1, 101], stride: 1 };
         let image = RegionImage { name: "ramp".into(), regions };
         let colors = ColorMap::fit(std::slice::from_ref(&image)).unwrap();
         assert_eq!(colors.regions(), 101);

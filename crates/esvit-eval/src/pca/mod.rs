@@ -5,11 +5,11 @@ mod regions;
 
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
 
-pub use figure::{ColorMap, Enlarged, RegionImage, draw};
+pub use figure::{ColorMap, RegionImage, Upsampling, draw};
 pub use regions::{Framing, RegionMap, RegionsError, region_map};
 
 /// Components with at most this share of the variance are rounding errors.
-const NO_VARIANCE: f64 = 1e-10;
+const MIN_VARIANCE_SHARE: f64 = 1e-10;
 /// Maximum number of iterations of the eigenvalue solver; a few per row are usual.
 const MAX_SWEEPS: usize = 100_000;
 
@@ -45,7 +45,7 @@ pub enum PcaError {
     NotFinite,
     /// The eigenvalue solver did not converge.
     #[error("the principal components of the features did not converge")]
-    NotFound,
+    NotConverged,
 }
 
 impl PrincipalComponents {
@@ -68,7 +68,7 @@ impl PrincipalComponents {
         if rows < 2 {
             return Err(PcaError::Single);
         }
-        if total <= NO_VARIANCE * size {
+        if total <= MIN_VARIANCE_SHARE * size {
             return Err(PcaError::Equal { rows });
         }
 
@@ -79,11 +79,11 @@ impl PrincipalComponents {
         } else {
             &centered * centered.transpose()
         };
-        let eigen =
-            SymmetricEigen::try_new(product, f64::EPSILON, MAX_SWEEPS).ok_or(PcaError::NotFound)?;
+        let eigen = SymmetricEigen::try_new(product, f64::EPSILON, MAX_SWEEPS)
+            .ok_or(PcaError::NotConverged)?;
         let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
         order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
-        order.retain(|&index| eigen.eigenvalues[index] > NO_VARIANCE * total);
+        order.retain(|&index| eigen.eigenvalues[index] > MIN_VARIANCE_SHARE * total);
         order.truncate(count);
 
         let mut directions = DMatrix::zeros(width, order.len());

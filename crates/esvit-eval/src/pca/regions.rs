@@ -1,6 +1,5 @@
 //! Region features of an image of any shape.
 
-use esvit_data::augment::Normalization;
 use esvit_data::{EvalTransform, Image, ImageError, Interpolation, resize};
 use esvit_kernels::pool;
 use esvit_nn::ForwardCtx;
@@ -25,7 +24,7 @@ pub struct Framing {
 #[derive(Debug, Clone)]
 pub struct RegionMap {
     /// The network's input.
-    pub shown: Image,
+    pub input: Image,
     /// `[height * width, channels]`, row-major.
     pub values: Vec<f32>,
     /// Height and width of the map in regions.
@@ -67,7 +66,7 @@ pub enum RegionsError {
 impl Framing {
     /// Default size for maps of a stage (from 1): 16 regions a side, and at least the size used in
     /// evaluations.
-    pub fn usual_size(backbone: &PretrainedBackbone, stage: usize) -> usize {
+    pub fn default_size(backbone: &PretrainedBackbone, stage: usize) -> usize {
         let model = backbone.swin.config();
         let evaluated = backbone.preprocess.size().next_multiple_of(model.patch_size);
         evaluated
@@ -122,14 +121,10 @@ pub fn region_map(
     let usual = &backbone.preprocess.transform;
     let margin = f64::from(usual.resize) / f64::from(usual.crop.max(1));
     let resize = (framing.size as f64 * margin).round() as u32;
-    let shown = framing.frame(image, model.patch_size, resize)?;
-    let [width, height] = [shown.width(), shown.height()].map(|side| side as usize);
+    let input = framing.frame(image, model.patch_size, resize)?;
+    let [width, height] = [input.width(), input.height()].map(|side| side as usize);
 
-    let mut pixels = vec![0.0; 3 * width * height];
-    let preprocess = &backbone.preprocess;
-    Normalization::new(preprocess.mean, preprocess.std)
-        .write(&shown, &mut pixels)
-        .expect("as many values as the image has");
+    let pixels = backbone.preprocess.normalize(&input);
     let device = backbone.params.values()[0].device();
     let images = tensor(pixels, [1, 3, height, width], &device);
     let forward = || {
@@ -140,13 +135,14 @@ pub fn region_map(
     };
     let (values, map) =
         pool::run(forward).ok_or(RegionsError::Stage { stage, stages: model.stages() })?;
-    Ok(RegionMap { shown, values, map, stride: model.stride(stage - 1) })
+    Ok(RegionMap { input, values, map, stride: model.stride(stage - 1) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::Device;
+    use esvit_data::augment::Normalization;
     use esvit_testing::{tiny_swin, untrained};
 
     fn backbone() -> PretrainedBackbone {
@@ -161,7 +157,7 @@ mod tests {
         let framing = Framing { size: 32, whole: true };
         let regions = region_map(&backbone, &image, framing, 2).unwrap();
         assert_eq!((regions.map, regions.stride, regions.values.len()), ([4, 6], 8, 24 * 16));
-        assert_eq!(regions.shown, image);
+        assert_eq!(regions.input, image);
         let mut values = vec![0.0; 48 * 32 * 3];
         let esvit_data::Preprocess { mean, std, .. } = backbone.preprocess;
         Normalization::new(mean, std).write(&image, &mut values).unwrap();
@@ -175,7 +171,7 @@ mod tests {
             let error = region_map(&backbone, &image, framing, stage).unwrap_err();
             assert!(matches!(error, RegionsError::Stage { stages: 2, .. }));
         }
-        assert_eq!([1, 2].map(|stage| Framing::usual_size(&backbone, stage)), [64, 128]);
+        assert_eq!([1, 2].map(|stage| Framing::default_size(&backbone, stage)), [64, 128]);
     }
 
     fn image(width: u32, height: u32) -> Image {
@@ -210,7 +206,7 @@ mod tests {
         let image = Image::new(64, 64, ramp.collect()).unwrap();
         let shown = |size| {
             let framing = Framing { size, whole: false };
-            region_map(&backbone, &image, framing, 2).unwrap().shown
+            region_map(&backbone, &image, framing, 2).unwrap().input
         };
         // The middle half of the image.
         let small = shown(32);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Examples, Sides, Targets};
+use super::{Examples, SplitFeatures, Targets};
 use esvit_model::npy::{self, NpyError, NpyWriter};
 
 /// Features cannot be written or read.
@@ -35,10 +35,10 @@ pub enum DumpError {
 ///
 /// # Errors
 /// [`DumpError`] if the folder or a file cannot be written.
-pub fn dump(folder: &Path, sides: &Sides) -> Result<(), DumpError> {
+pub fn dump(folder: &Path, splits: &SplitFeatures) -> Result<(), DumpError> {
     std::fs::create_dir_all(folder)
         .map_err(|source| DumpError::Folder { path: folder.into(), source })?;
-    for (name, side) in [("train", &sides.train), ("query", &sides.queries)] {
+    for (name, side) in [("train", &splits.train), ("query", &splits.queries)] {
         write(
             side,
             &folder.join(format!("{name}_features.npy")),
@@ -60,9 +60,9 @@ fn write(side: &Examples, features: &Path, labels: &Path) -> Result<(), NpyError
         }
         Targets::Labels { of, count } => {
             let mut file = NpyWriter::create(labels, *count)?;
-            for held in of {
+            for positives in of {
                 let row: Vec<f32> = (0..*count as u32)
-                    .map(|label| f32::from(u8::from(held.contains(&label))))
+                    .map(|label| f32::from(u8::from(positives.contains(&label))))
                     .collect();
                 file.append(&row)?;
             }
@@ -101,13 +101,13 @@ pub fn read_dump(folder: &Path) -> Result<[Examples; 2], DumpError> {
 mod tests {
     use super::*;
 
-    fn sides(train: Targets, queries: Targets) -> Sides {
+    fn splits(train: Targets, queries: Targets) -> SplitFeatures {
         let side = |targets: Targets, from: usize| {
             let values = (0..2 * targets.len()).map(|i| (from + i) as f32).collect();
             Examples { values, width: 2, targets }
         };
         let (train, queries) = (side(train, 0), side(queries, 100));
-        Sides { train, queries, train_images: Vec::new(), left_out: Vec::new() }
+        SplitFeatures { train, queries, train_images: Vec::new(), left_out: Vec::new() }
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new");
         let classes = |of: &[u32]| Targets::Classes { of: of.to_vec(), count: 9 };
-        dump(&path, &sides(classes(&[4, 0, 2]), classes(&[1]))).unwrap();
+        dump(&path, &splits(classes(&[4, 0, 2]), classes(&[1]))).unwrap();
         let [train, queries] = read_dump(&path).unwrap();
         assert_eq!((train.values, train.width), (vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 2));
         assert_eq!(train.targets, Targets::Classes { of: vec![4, 0, 2], count: 5 });
@@ -136,10 +136,10 @@ mod tests {
     fn labels_are_ones_and_zeros() {
         let folder = tempfile::tempdir().unwrap();
         let labels = |of: &[&[u32]]| Targets::Labels {
-            of: of.iter().map(|held| held.to_vec()).collect(),
+            of: of.iter().map(|positives| positives.to_vec()).collect(),
             count: 3,
         };
-        dump(folder.path(), &sides(labels(&[&[0, 2], &[]]), labels(&[&[1]]))).unwrap();
+        dump(folder.path(), &splits(labels(&[&[0, 2], &[]]), labels(&[&[1]]))).unwrap();
         let read = |name: &str| npy::read::<f32>(&folder.path().join(name)).unwrap();
         let train = read("train_labels.npy");
         assert_eq!((train.shape, train.values), (vec![2, 3], vec![1.0, 0.0, 1.0, 0.0, 0.0, 0.0]));

@@ -6,7 +6,9 @@
 
 use super::metrics::Score;
 use super::sweep::Trials;
-use super::{LinearClassifier, ProbeError, Setting, Sgd, Subset, Suffix, Sweep, all_positive, sgd};
+use super::{
+    LastBlocks, LinearClassifier, ProbeError, Setting, Sgd, Subset, Sweep, check_positive, sgd,
+};
 
 /// Learning rates of the protocol.
 pub const ELEVATER_LRS: [f64; 6] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1];
@@ -38,14 +40,14 @@ impl Default for Elevater {
 
 /// Search state for one number of blocks and one learning rate.
 struct Search {
-    suffix: Suffix,
+    blocks: LastBlocks,
     lr: f64,
     best: Option<(usize, Score)>,
 }
 
 impl Search {
     fn setting(&self, point: usize) -> Setting {
-        Setting { suffix: self.suffix, lr: Some(self.lr), l2: Some(strength(point)) }
+        Setting { blocks: self.blocks, lr: Some(self.lr), l2: Some(l2_penalty(point)) }
     }
 
     /// Neighbors of the best point at a distance.
@@ -57,7 +59,7 @@ impl Search {
 }
 
 /// L2 penalty of a grid point.
-fn strength(point: usize) -> f64 {
+fn l2_penalty(point: usize) -> f64 {
     10f64.powf(-6.0 + 12.0 * point as f64 / (POINTS - 1) as f64)
 }
 
@@ -65,18 +67,18 @@ impl Elevater {
     pub(super) fn check(&self) -> Result<(), ProbeError> {
         self.tuning.check()?;
         Sgd { epochs: self.final_epochs, ..self.tuning }.check()?;
-        all_positive("a learning rate", &self.lrs)
+        check_positive("a learning rate", &self.lrs)
     }
 
     pub(super) fn sweep(
         &self,
         fit: &Subset<'_>,
         validation: &Subset<'_>,
-        suffixes: &[Suffix],
+        blocks: &[LastBlocks],
     ) -> Result<Sweep, ProbeError> {
-        let mut searches: Vec<Search> = suffixes
+        let mut searches: Vec<Search> = blocks
             .iter()
-            .flat_map(|&suffix| self.lrs.iter().map(move |&lr| Search { suffix, lr, best: None }))
+            .flat_map(|&blocks| self.lrs.iter().map(move |&lr| Search { blocks, lr, best: None }))
             .collect();
         let mut trials = Trials::default();
         let coarse: Vec<usize> = (0..POINTS).step_by(COARSE).collect();
@@ -112,7 +114,7 @@ impl Elevater {
         {
             let best = &mut searches[search].best;
             if let Some(score) = trials.add(setting, &classifier, validation)
-                && best.is_none_or(|(_, best)| score.beats(&best))
+                && best.is_none_or(|(_, best)| score.is_better_than(&best))
             {
                 *best = Some((point, score));
             }
@@ -135,10 +137,10 @@ mod tests {
 
     #[test]
     fn both_neighbors_of_the_best_point_are_tried() {
-        assert!((strength(0) - 1e-6).abs() < 1e-18 && (strength(48) - 1.0).abs() < 1e-12);
+        assert!((l2_penalty(0) - 1e-6).abs() < 1e-18 && (l2_penalty(48) - 1.0).abs() < 1e-12);
         let score = Score { value: 50.0, loss: 1.0 };
         let mut search =
-            Search { suffix: Suffix { n: 1, first: 0 }, lr: 0.1, best: Some((16, score)) };
+            Search { blocks: LastBlocks { n: 1, first: 0 }, lr: 0.1, best: Some((16, score)) };
         assert_eq!(search.neighbors(8), [8, 24]);
         search.best = Some((96, score));
         assert_eq!(search.neighbors(4), [92]);

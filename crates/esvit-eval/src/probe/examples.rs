@@ -49,7 +49,7 @@ pub struct Subset<'a> {
 /// Features of a subset in one epoch.
 pub(super) struct EpochValues<'s> {
     subset: &'s Subset<'s>,
-    fresh: Option<Vec<f32>>,
+    augmented: Option<Vec<f32>>,
 }
 
 impl Targets {
@@ -82,9 +82,12 @@ impl Targets {
                 if differ { Ok(()) } else { Err(ProbeError::OneClass) }
             }
             Self::Labels { of, count } => {
-                let mut held = vec![0; *count];
-                rows.iter().flat_map(|&row| &of[row]).for_each(|&label| held[label as usize] += 1);
-                let contrast = held.iter().any(|&held| held > 0 && held < rows.len());
+                let mut positives = vec![0; *count];
+                rows.iter()
+                    .flat_map(|&row| &of[row])
+                    .for_each(|&label| positives[label as usize] += 1);
+                let contrast =
+                    positives.iter().any(|&positives| positives > 0 && positives < rows.len());
                 if contrast { Ok(()) } else { Err(ProbeError::NoContrast) }
             }
         }
@@ -147,8 +150,8 @@ impl<'a> Subset<'a> {
 
     /// Features in an epoch.
     pub(super) fn epoch(&self, epoch: usize) -> Result<EpochValues<'_>, ProbeError> {
-        let fresh = self.augmented.map(|augmented| augmented(epoch, &self.rows)).transpose()?;
-        Ok(EpochValues { subset: self, fresh })
+        let augmented = self.augmented.map(|augmented| augmented(epoch, &self.rows)).transpose()?;
+        Ok(EpochValues { subset: self, augmented })
     }
 
     fn gather_from(
@@ -175,8 +178,8 @@ impl EpochValues<'_> {
     /// Gathers the columns from `first` on of the rows at `places` in the subset.
     pub(super) fn gather(&self, places: &[usize], first: usize) -> Vec<f32> {
         let subset = self.subset;
-        match &self.fresh {
-            Some(fresh) => subset.gather_from(fresh, places, |place| place, first),
+        match &self.augmented {
+            Some(augmented) => subset.gather_from(augmented, places, |place| place, first),
             None => {
                 let rows = &subset.rows;
                 subset.gather_from(&subset.examples.values, places, |place| rows[place], first)

@@ -26,7 +26,7 @@ const FLIP: f64 = 0.5;
 
 /// The columns of the last `n` blocks in a matrix of features of at least as many blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Suffix {
+pub struct LastBlocks {
     /// Number of blocks.
     pub n: usize,
     /// First column.
@@ -38,7 +38,7 @@ pub struct Suffix {
 ///
 /// # Errors
 /// [`ProbeError::Setting`] if `ns` is empty or exceeds the number of blocks.
-pub fn suffixes(config: &SwinConfig, ns: &[usize]) -> Result<Vec<Suffix>, ProbeError> {
+pub fn last_blocks(config: &SwinConfig, ns: &[usize]) -> Result<Vec<LastBlocks>, ProbeError> {
     let stages = config.depths.iter().enumerate();
     let widths: Vec<usize> =
         stages.rev().flat_map(|(stage, &depth)| vec![config.width(stage); depth]).collect();
@@ -52,7 +52,7 @@ pub fn suffixes(config: &SwinConfig, ns: &[usize]) -> Result<Vec<Suffix>, ProbeE
     }
     let width = |n: usize| widths[..n].iter().sum::<usize>();
     let all = ns.last().map_or(0, |&n| width(n));
-    Ok(ns.into_iter().map(|n| Suffix { n, first: all - width(n) }).collect())
+    Ok(ns.into_iter().map(|n| LastBlocks { n, first: all - width(n) }).collect())
 }
 
 /// The `forward` of [`features::extract`] for features of the last `n` blocks.
@@ -71,7 +71,7 @@ pub fn last_blocks_forward<'a>(
 }
 
 /// Labels of each image of a source.
-pub(super) type HeldLabels = Arc<[Vec<u32>]>;
+pub(super) type ImageLabels = Arc<[Vec<u32>]>;
 
 /// A single-label or multi-label task.
 #[derive(Clone)]
@@ -79,12 +79,12 @@ pub struct ProbeTask {
     /// The images. For multi-label tasks, `classes` holds the label names.
     pub task: LabeledTask,
     /// Labels of all images of the training and the query source, for multi-label tasks.
-    pub(super) labels: Option<[HeldLabels; 2]>,
+    pub(super) labels: Option<[ImageLabels; 2]>,
 }
 
 /// Features of a task.
 #[derive(Debug)]
-pub struct Sides {
+pub struct SplitFeatures {
     /// Training features.
     pub train: Examples,
     /// Query features.
@@ -109,12 +109,12 @@ impl ProbeTask {
 
     /// Features of the last `n` blocks of a backbone, without augmentation. `done` is called with
     /// the number of images processed in each batch.
-    pub fn sides(
+    pub fn splits(
         &self,
         backbone: &PretrainedBackbone,
         n: usize,
         mut done: impl FnMut(usize),
-    ) -> Sides {
+    ) -> SplitFeatures {
         let preprocess = &backbone.preprocess;
         let mut extract = |set: &LabeledSet| {
             let forward = last_blocks_forward(&backbone.swin, &backbone.params, preprocess, n);
@@ -122,7 +122,7 @@ impl ProbeTask {
         };
         let [mut train, mut queries] = [&self.task.train, &self.task.queries].map(&mut extract);
         let left_out = train.left_out.drain(..).chain(queries.left_out.drain(..)).collect();
-        Sides {
+        SplitFeatures {
             train_images: train.images.clone(),
             train: self.examples(train, 0),
             queries: self.examples(queries, 1),
@@ -143,7 +143,7 @@ impl ProbeTask {
     }
 
     /// Augmented features of training rows for an epoch, from random resized crops and horizontal
-    /// flips; `images` maps rows to source indices, as [`Sides::train_images`].
+    /// flips; `images` maps rows to source indices, as [`SplitFeatures::train_images`].
     pub fn augmented<'a>(
         &'a self,
         backbone: &'a PretrainedBackbone,
@@ -189,12 +189,12 @@ mod tests {
     #[test]
     fn features_of_fewer_blocks_are_the_last_columns() {
         let config = esvit_nn::zoo::find("swin_tiny_w7").map(|arch| arch.config()).unwrap();
-        let suffixes = suffixes(&config, &[4, 1, 2, 4]).unwrap();
-        let found: Vec<(usize, usize)> = suffixes.iter().map(|s| (s.n, s.first)).collect();
+        let blocks = last_blocks(&config, &[4, 1, 2, 4]).unwrap();
+        let found: Vec<(usize, usize)> = blocks.iter().map(|s| (s.n, s.first)).collect();
         // Widths of the last four blocks of a Swin-T: 384, 384, 768, 768.
         assert_eq!(found, [(1, 1536), (2, 768), (4, 0)]);
         for wrong in [vec![], vec![0], vec![13]] {
-            assert!(super::suffixes(&config, &wrong).is_err());
+            assert!(super::last_blocks(&config, &wrong).is_err());
         }
     }
 
@@ -218,9 +218,9 @@ mod tests {
         assert_ne!(features(3, 1, &[2]), one);
         assert_ne!(features(4, 0, &[2]), one);
         assert_ne!(features(3, 0, &[1]), one);
-        let sides = task.sides(&backbone, 1, |_| ());
-        assert_eq!((sides.train.width, sides.train_images), (16, vec![0, 1, 2, 3, 4, 5]));
-        assert_eq!(sides.train.targets.outputs(), 2);
+        let splits = task.splits(&backbone, 1, |_| ());
+        assert_eq!((splits.train.width, splits.train_images), (16, vec![0, 1, 2, 3, 4, 5]));
+        assert_eq!(splits.train.targets.outputs(), 2);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{Augmented, Best, ClassAccuracy, Examples, Metrics, Probe, ProbeError
 /// RNG purpose of the draws.
 const DRAW_PURPOSE: u64 = 0x11E5807;
 /// Maximum validation images per class, as in CoOp (Zhou et al. 2022).
-const MOST_VALIDATION: usize = 4;
+const MAX_VALIDATION: usize = 4;
 
 /// Settings of the draws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct Draw {
 
 /// Results of all draws.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Spread {
+pub struct FewShotResult {
     /// Training images per class.
     pub shots: usize,
     /// Each draw.
@@ -69,18 +69,18 @@ pub fn few_shot(
     train: &Examples,
     queries: &Examples,
     augmented: Option<&Augmented<'_>>,
-    few: &FewShot,
-) -> Result<Spread, ProbeError> {
+    options: &FewShot,
+) -> Result<FewShotResult, ProbeError> {
     let need = |name, value: usize, need: &str| ProbeError::Setting {
         name,
         value: value.to_string(),
         need: need.into(),
     };
-    if few.shots == 0 || few.draws == 0 {
+    if options.shots == 0 || options.draws == 0 {
         return Err(need("the number of shots or draws", 0, "at least 1"));
     }
     let Targets::Classes { of, count } = &train.targets else {
-        return Err(need("the number of shots", few.shots, "left out for multi-label tasks"));
+        return Err(need("the number of shots", options.shots, "left out for multi-label tasks"));
     };
     let mut classes = vec![Vec::new(); *count];
     for (row, &class) in of.iter().enumerate() {
@@ -88,16 +88,16 @@ pub fn few_shot(
     }
     // Validation images are no shots: no refit to them.
     let probe = Probe { refit: false, ..probe.clone() };
-    let only_setting = probe.solver.only_setting(&probe.suffixes).is_some();
-    let mut draws = Vec::with_capacity(few.draws);
-    for draw in 0..few.draws {
-        let (fit, mut validation) = drawn(&classes, few, draw);
+    let only_setting = probe.solver.only_setting(&probe.blocks).is_some();
+    let mut draws = Vec::with_capacity(options.draws);
+    for draw in 0..options.draws {
+        let (fit, mut validation) = sample_draw(&classes, options, draw);
         if only_setting {
             validation.clear();
         }
-        let outcome = probe.run_on(train, queries, augmented, fit, validation)?;
-        let (fitted_to, chosen_on) = (outcome.fitted_to, outcome.chosen_on);
-        draws.push(Draw { draw, fitted_to, chosen_on, best: outcome.best });
+        let result = probe.run_on(train, queries, augmented, fit, validation)?;
+        let (fitted_to, chosen_on) = (result.fitted_to, result.chosen_on);
+        draws.push(Draw { draw, fitted_to, chosen_on, best: result.best });
     }
     let top = |of: fn(f64, f64) -> f64| {
         let value = |draw: &Draw| match draw.best.metrics {
@@ -106,9 +106,9 @@ pub fn few_shot(
         };
         MeanStd::of(&draws.iter().map(value).collect::<Vec<f64>>())
     };
-    let smaller = |rows: &&Vec<usize>| !rows.is_empty() && rows.len() < few.shots;
-    Ok(Spread {
-        shots: few.shots,
+    let smaller = |rows: &&Vec<usize>| !rows.is_empty() && rows.len() < options.shots;
+    Ok(FewShotResult {
+        shots: options.shots,
         smaller_classes: classes.iter().filter(smaller).count(),
         top1: top(|top1, _| top1),
         top5: top(|_, top5| top5),
@@ -117,14 +117,15 @@ pub fn few_shot(
 }
 
 /// Training rows and validation rows of a draw.
-fn drawn(classes: &[Vec<usize>], few: &FewShot, draw: usize) -> (Vec<usize>, Vec<usize>) {
+fn sample_draw(classes: &[Vec<usize>], options: &FewShot, draw: usize) -> (Vec<usize>, Vec<usize>) {
     let (mut fit, mut validation) = (Vec::new(), Vec::new());
     for (class, rows) in classes.iter().enumerate() {
         let mut rows = rows.clone();
-        Rng::for_purpose(few.seed, DRAW_PURPOSE, [draw as u64, class as u64, 0]).shuffle(&mut rows);
-        let (chosen, rest) = rows.split_at(few.shots.min(rows.len()));
+        Rng::for_purpose(options.seed, DRAW_PURPOSE, [draw as u64, class as u64, 0])
+            .shuffle(&mut rows);
+        let (chosen, rest) = rows.split_at(options.shots.min(rows.len()));
         fit.extend(chosen);
-        validation.extend(rest.iter().take(few.shots.min(MOST_VALIDATION)));
+        validation.extend(rest.iter().take(options.shots.min(MAX_VALIDATION)));
     }
     (fit, validation)
 }
@@ -145,12 +146,12 @@ mod tests {
     #[test]
     fn draws_differ_and_never_share_rows() {
         let classes = vec![(0..30).collect::<Vec<usize>>(), (30..33).collect(), vec![], vec![33]];
-        let few = FewShot { shots: 2, draws: 2, seed: 3 };
-        let (fit, validation) = drawn(&classes, &few, 0);
+        let options = FewShot { shots: 2, draws: 2, seed: 3 };
+        let (fit, validation) = sample_draw(&classes, &options, 0);
         assert_eq!((fit.len(), validation.len()), (2 + 2 + 1, 2 + 1));
         assert!(fit.iter().all(|row| !validation.contains(row)));
-        assert_eq!(drawn(&classes, &few, 0).0, fit);
-        assert_ne!(drawn(&classes, &few, 1).0, fit);
+        assert_eq!(sample_draw(&classes, &options, 0).0, fit);
+        assert_ne!(sample_draw(&classes, &options, 1).0, fit);
     }
 
     #[test]
@@ -162,9 +163,9 @@ mod tests {
     #[test]
     fn settings_are_chosen_on_at_most_four_of_a_class() {
         let classes = vec![(0..40).collect::<Vec<usize>>(), (40..59).collect()];
-        let few = |shots| FewShot { shots, draws: 1, seed: 3 };
+        let options = |shots| FewShot { shots, draws: 1, seed: 3 };
         let counts = |shots| {
-            let (fit, validation) = drawn(&classes, &few(shots), 0);
+            let (fit, validation) = sample_draw(&classes, &options(shots), 0);
             (fit.len(), validation.len())
         };
         assert_eq!([1, 3, 4, 16].map(counts), [(2, 2), (6, 6), (8, 8), (32, 4 + 3)]);

@@ -14,7 +14,9 @@ use esvit_kernels::linear::{backward, forward};
 use rayon::prelude::*;
 
 use super::sweep::Trials;
-use super::{LinearClassifier, ProbeError, Setting, Subset, Suffix, Sweep, all_positive, loss};
+use super::{
+    LastBlocks, LinearClassifier, ProbeError, Setting, Subset, Sweep, check_positive, loss,
+};
 
 /// Rows per chunk of the gradient.
 const CHUNK: usize = 4096;
@@ -25,7 +27,7 @@ const GRADIENT_TOLERANCE: f64 = 1e-5;
 /// Convergence: change of the objective, about the resolution of its f32 sums.
 const OBJECTIVE_TOLERANCE: f64 = 1e-10;
 /// Maximum evaluations per iteration.
-const EVALUATIONS_A_STEP: usize = 4;
+const EVALUATIONS_PER_STEP: usize = 4;
 
 /// Logistic regression.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,24 +51,24 @@ impl Default for Logistic {
 
 impl Logistic {
     pub(super) fn check(&self) -> Result<(), ProbeError> {
-        all_positive("the strength of the penalty", &self.l2s)
+        check_positive("the strength of the penalty", &self.l2s)
     }
 
     pub(super) fn sweep(
         &self,
         fit: &Subset<'_>,
         validation: &Subset<'_>,
-        suffixes: &[Suffix],
+        blocks: &[LastBlocks],
     ) -> Result<Sweep, ProbeError> {
         let mut l2s = self.l2s.clone();
         l2s.sort_by(|a, b| b.total_cmp(a));
         let mut trials = Trials::default();
-        for &suffix in suffixes {
-            let problem = Problem::new(fit, suffix.first);
-            let mut point = problem.origin();
+        for &blocks in blocks {
+            let problem = Problem::new(fit, blocks.first);
+            let mut point = problem.zeros();
             for &l2 in &l2s {
                 point = problem.minimize(point, l2, self.max_iterations);
-                let setting = Setting { suffix, lr: None, l2: Some(l2) };
+                let setting = Setting { blocks, lr: None, l2: Some(l2) };
                 trials.add(setting, &problem.classifier(&point), validation);
             }
         }
@@ -74,9 +76,9 @@ impl Logistic {
     }
 
     pub(super) fn fit(&self, setting: &Setting, data: &Subset<'_>) -> LinearClassifier {
-        let problem = Problem::new(data, setting.suffix.first);
+        let problem = Problem::new(data, setting.blocks.first);
         let l2 = setting.l2.unwrap_or(0.0);
-        problem.classifier(&problem.minimize(problem.origin(), l2, self.max_iterations))
+        problem.classifier(&problem.minimize(problem.zeros(), l2, self.max_iterations))
     }
 }
 
@@ -123,7 +125,7 @@ impl<'a> Problem<'a> {
     }
 
     /// A point is the weight `[outputs, columns]` followed by the bias `[outputs]`.
-    fn origin(&self) -> Vec<f64> {
+    fn zeros(&self) -> Vec<f64> {
         vec![0.0; self.outputs * (self.columns + 1)]
     }
 
@@ -175,7 +177,7 @@ impl<'a> Problem<'a> {
         let objective = Objective {
             problem: self,
             l2,
-            evaluations_left: RefCell::new(EVALUATIONS_A_STEP * max_iterations),
+            evaluations_left: RefCell::new(EVALUATIONS_PER_STEP * max_iterations),
             last: RefCell::default(),
             best: RefCell::new((f64::INFINITY, start.clone())),
         };
@@ -265,7 +267,7 @@ mod tests {
             let subset = Subset::all(&examples);
             let problem = Problem::new(&subset, 2);
             for l2 in [1e-4, 1e-2, 1.0] {
-                let point = problem.minimize(problem.origin(), l2, 1000);
+                let point = problem.minimize(problem.zeros(), l2, 1000);
                 let (_, gradient) = problem.evaluate(&point, l2);
                 let length = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
                 assert!(length < 1e-3, "scale {scale}, l2 {l2}: {length}");
@@ -283,7 +285,7 @@ mod tests {
         let subset = Subset::all(&examples);
         let l2 = 0.1;
         let problem = Problem::new(&subset, 0);
-        let classifier = problem.classifier(&problem.minimize(problem.origin(), l2, 1000));
+        let classifier = problem.classifier(&problem.minimize(problem.zeros(), l2, 1000));
         // With weights -w / 2 and w / 2 the penalty is l2 / 4 w^2, and by symmetry no bias.
         let mut w = 0.0f64;
         for _ in 0..50 {
@@ -313,7 +315,7 @@ mod tests {
             let subset = Subset::all(&examples);
             let problem = Problem::new(&subset, 0);
             let l2 = 0.01;
-            let classifier = problem.classifier(&problem.minimize(problem.origin(), l2, 1000));
+            let classifier = problem.classifier(&problem.minimize(problem.zeros(), l2, 1000));
             let mut logits = classifier.logits(&subset);
             loss::replace_by_gradient(&mut logits, &examples.targets, &subset.rows);
             for output in 0..3 {

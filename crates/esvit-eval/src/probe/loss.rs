@@ -55,8 +55,8 @@ fn softmax(logits: &mut [f32], class: usize, scale: f32) -> f64 {
 }
 
 /// Replaces logits by `scale (sigmoid(z) - y)` and returns the summed loss.
-fn sigmoid(logits: &mut [f32], held: &[u32], scale: f32) -> f64 {
-    let of_held: f64 = held.iter().map(|&label| f64::from(logits[label as usize])).sum();
+fn sigmoid(logits: &mut [f32], positives: &[u32], scale: f32) -> f64 {
+    let of_held: f64 = positives.iter().map(|&label| f64::from(logits[label as usize])).sum();
     let mut loss = -of_held;
     for logit in logits.iter_mut() {
         let small = (-logit.abs()).exp();
@@ -64,7 +64,7 @@ fn sigmoid(logits: &mut [f32], held: &[u32], scale: f32) -> f64 {
         let negative = small / (1.0 + small);
         *logit = scale * if *logit >= 0.0 { 1.0 - negative } else { negative };
     }
-    held.iter().for_each(|&label| logits[label as usize] -= scale);
+    positives.iter().for_each(|&label| logits[label as usize] -= scale);
     loss
 }
 

@@ -59,7 +59,7 @@ pub(super) struct Score {
 }
 
 impl Score {
-    pub(super) fn beats(&self, other: &Self) -> bool {
+    pub(super) fn is_better_than(&self, other: &Self) -> bool {
         self.value > other.value || (self.value == other.value && self.loss < other.loss)
     }
 
@@ -154,7 +154,7 @@ pub fn wilson_interval(hits: usize, of: usize) -> [f64; 2] {
 }
 
 /// Precision-recall curve by descending threshold; `None` without positives.
-fn curve(scored: &[(f32, bool)]) -> Option<Vec<(f64, f64)>> {
+fn precision_recall_curve(scored: &[(f32, bool)]) -> Option<Vec<(f64, f64)>> {
     let positives = scored.iter().filter(|(_, positive)| *positive).count();
     if positives == 0 {
         return None;
@@ -174,7 +174,7 @@ fn curve(scored: &[(f32, bool)]) -> Option<Vec<(f64, f64)>> {
 /// times the increase of recall. Equal scores share a threshold. `None` without positives.
 pub fn average_precision(scored: &[(f32, bool)]) -> Option<f64> {
     let mut reached = 0.0;
-    let area = curve(scored)?.into_iter().map(|(precision, recall)| {
+    let area = precision_recall_curve(scored)?.into_iter().map(|(precision, recall)| {
         let grown = recall - reached;
         reached = recall;
         precision * grown
@@ -185,7 +185,7 @@ pub fn average_precision(scored: &[(f32, bool)]) -> Option<f64> {
 /// PASCAL VOC2007's 11-point average precision: mean over the recalls 0, 0.1, ..., 1 of the highest
 /// precision at that recall or above. `None` without positives.
 pub fn eleven_point_precision(scored: &[(f32, bool)]) -> Option<f64> {
-    let curve = curve(scored)?;
+    let curve = precision_recall_curve(scored)?;
     let best_from = |tenths: u32| {
         let reached = |(precision, recall): &(f64, f64)| {
             (*recall >= f64::from(tenths) / 10.0 - 1e-12).then_some(*precision)
@@ -245,11 +245,11 @@ mod tests {
     #[test]
     fn of_equal_values_the_lower_loss_is_better() {
         let score = |value, loss| Score { value, loss };
-        assert!(score(50.0, 1.0).beats(&score(50.0, 2.0)));
-        assert!(!score(50.0, 2.0).beats(&score(50.0, 1.0)));
-        assert!(!score(50.0, 1.0).beats(&score(50.0, 1.0)), "of equals the first");
-        assert!(score(50.1, 9.0).beats(&score(50.0, 1.0)));
-        assert!(!score(50.0, 1.0).beats(&score(50.1, 9.0)));
+        assert!(score(50.0, 1.0).is_better_than(&score(50.0, 2.0)));
+        assert!(!score(50.0, 2.0).is_better_than(&score(50.0, 1.0)));
+        assert!(!score(50.0, 1.0).is_better_than(&score(50.0, 1.0)), "of equals the first");
+        assert!(score(50.1, 9.0).is_better_than(&score(50.0, 1.0)));
+        assert!(!score(50.0, 1.0).is_better_than(&score(50.1, 9.0)));
     }
 
     /// A label that no image holds has no precision and does not count.

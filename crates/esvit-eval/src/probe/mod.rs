@@ -22,8 +22,8 @@ pub use classifier::LinearClassifier;
 pub use dump::{DumpError, dump, read_dump};
 pub use elevater::{ELEVATER_LRS, Elevater};
 pub use examples::{Augmented, Examples, Subset, Targets};
-pub use features::{ProbeTask, Sides, Suffix, last_blocks_forward, suffixes};
-pub use few_shot::{Draw, FewShot, MeanStd, Spread, few_shot};
+pub use features::{LastBlocks, ProbeTask, SplitFeatures, last_blocks, last_blocks_forward};
+pub use few_shot::{Draw, FewShot, FewShotResult, MeanStd, few_shot};
 pub use logistic::{Logistic, logistic_l2s};
 pub(crate) use metrics::rank;
 pub use metrics::{
@@ -36,6 +36,7 @@ pub use sweep::{Setting, Sweep, Trial};
 
 use serde::Serialize;
 
+use crate::knn::KnnError;
 use crate::labeled::{HELD_OUT, held_out};
 
 /// Solver of a probe.
@@ -60,7 +61,7 @@ pub struct Probe {
     /// The solver.
     pub solver: Solver,
     /// Numbers of last blocks to try.
-    pub suffixes: Vec<Suffix>,
+    pub blocks: Vec<LastBlocks>,
     /// Standardize each column over the rows fitted to, like a BatchNorm without affine parameters.
     pub standardize: bool,
     /// Refit the chosen setting on training and validation rows.
@@ -69,7 +70,7 @@ pub struct Probe {
 
 /// Result of a probe.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
+pub struct ProbeResult {
     /// The chosen setting and its metrics on query images.
     pub best: Best,
     /// All settings tried.
@@ -94,20 +95,9 @@ pub struct Best {
 /// A probe cannot be fitted or evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
-    /// A set has no readable images.
-    #[error("the {set} set has no images")]
-    Empty {
-        /// `training` or `query`.
-        set: &'static str,
-    },
-    /// The two sets have different feature dimensions.
-    #[error("training features have {train} values and query features {queries}")]
-    Width {
-        /// Dimension of the training features.
-        train: usize,
-        /// Dimension of the query features.
-        queries: usize,
-    },
+    /// A set is empty, or the dimensions differ.
+    #[error(transparent)]
+    Features(#[from] KnnError),
     /// All rows have the same class.
     #[error("all training images are of one class, at least two classes are needed")]
     OneClass,
@@ -166,7 +156,7 @@ impl Solver {
         match self {
             Self::Sgd { lrs, sgd } => {
                 sgd.check()?;
-                all_positive("a learning rate", lrs)
+                check_positive("a learning rate", lrs)
             }
             Self::Logistic(logistic) => logistic.check(),
             Self::Elevater(elevater) => elevater.check(),
@@ -174,15 +164,15 @@ impl Solver {
     }
 
     /// The setting, if there is only one.
-    fn only_setting(&self, suffixes: &[Suffix]) -> Option<Setting> {
-        let &[suffix] = suffixes else { return None };
+    fn only_setting(&self, blocks: &[LastBlocks]) -> Option<Setting> {
+        let &[blocks] = blocks else { return None };
         match self {
             Self::Sgd { lrs, .. } => match lrs[..] {
-                [lr] => Some(Setting { suffix, lr: Some(lr), l2: None }),
+                [lr] => Some(Setting { blocks, lr: Some(lr), l2: None }),
                 _ => None,
             },
             Self::Logistic(logistic) => match logistic.l2s[..] {
-                [l2] => Some(Setting { suffix, lr: None, l2: Some(l2) }),
+                [l2] => Some(Setting { blocks, lr: None, l2: Some(l2) }),
                 _ => None,
             },
             Self::Elevater(_) => None,
@@ -193,12 +183,12 @@ impl Solver {
         &self,
         fit: &Subset<'_>,
         validation: &Subset<'_>,
-        suffixes: &[Suffix],
+        blocks: &[LastBlocks],
     ) -> Result<Sweep, ProbeError> {
         match self {
-            Self::Sgd { lrs, sgd } => sgd::sweep(sgd, lrs, fit, validation, suffixes),
-            Self::Logistic(logistic) => logistic.sweep(fit, validation, suffixes),
-            Self::Elevater(elevater) => elevater.sweep(fit, validation, suffixes),
+            Self::Sgd { lrs, sgd } => sgd::sweep(sgd, lrs, fit, validation, blocks),
+            Self::Logistic(logistic) => logistic.sweep(fit, validation, blocks),
+            Self::Elevater(elevater) => elevater.sweep(fit, validation, blocks),
         }
     }
 
@@ -224,7 +214,7 @@ impl Probe {
         train: &Examples,
         queries: &Examples,
         augmented: Option<&Augmented<'_>>,
-    ) -> Result<Outcome, ProbeError> {
+    ) -> Result<ProbeResult, ProbeError> {
         let (fit, validation) = held_out(train.len(), HELD_OUT);
         self.run_on(train, queries, augmented, fit, validation)
     }
@@ -240,17 +230,11 @@ impl Probe {
         augmented: Option<&Augmented<'_>>,
         fit: Vec<usize>,
         validation: Vec<usize>,
-    ) -> Result<Outcome, ProbeError> {
+    ) -> Result<ProbeResult, ProbeError> {
         self.solver.check()?;
-        for (set, side) in [("training", train), ("query", queries)] {
-            if side.is_empty() {
-                return Err(ProbeError::Empty { set });
-            }
-        }
-        if train.width != queries.width {
-            return Err(ProbeError::Width { train: train.width, queries: queries.width });
-        }
-        if let Some(setting) = self.solver.only_setting(&self.suffixes) {
+        let size = |set: &Examples| (set.len(), set.width);
+        KnnError::check(size(train), size(queries))?;
+        if let Some(setting) = self.solver.only_setting(&self.blocks) {
             let rows = fit.into_iter().chain(validation).collect();
             let sweep = vec![Trial { setting, validation: None, validation_loss: None }];
             return self.report(setting, sweep, Subset::new(train, rows, augmented), queries, 0);
@@ -265,7 +249,7 @@ impl Probe {
         let (mut fit, mut tried_on) = (data.clone(), validation.clone());
         fit.standardize(norm.as_ref());
         tried_on.standardize(norm.as_ref());
-        let Sweep { trials, best } = self.solver.sweep(&fit, &tried_on, &self.suffixes)?;
+        let Sweep { trials, best } = self.solver.sweep(&fit, &tried_on, &self.blocks)?;
         let chosen_on = validation.len();
         if self.refit {
             data.rows.append(&mut validation.rows);
@@ -281,7 +265,7 @@ impl Probe {
         data: Subset<'_>,
         queries: &Examples,
         chosen_on: usize,
-    ) -> Result<Outcome, ProbeError> {
+    ) -> Result<ProbeResult, ProbeError> {
         data.examples.targets.check_contrast(&data.rows)?;
         let norm = self.standardize.then(|| data.standardization());
         let mut queries = Subset::all(queries);
@@ -290,11 +274,11 @@ impl Probe {
         data.standardize(norm.as_ref());
         queries.standardize(norm.as_ref());
         let metrics = Metrics::of(&self.solver.fit(&setting, &data)?, &queries)?;
-        Ok(Outcome { best: Best { setting, metrics }, sweep, fitted_to, chosen_on })
+        Ok(ProbeResult { best: Best { setting, metrics }, sweep, fitted_to, chosen_on })
     }
 }
 
-fn all_positive(name: &'static str, values: &[f64]) -> Result<(), ProbeError> {
+fn check_positive(name: &'static str, values: &[f64]) -> Result<(), ProbeError> {
     match values.iter().find(|value| !(value.is_finite() && **value > 0.0)) {
         Some(value) => {
             Err(ProbeError::Setting { name, value: value.to_string(), need: "above 0".into() })

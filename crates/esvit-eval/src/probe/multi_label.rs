@@ -11,7 +11,7 @@ use std::sync::Arc;
 use esvit_data::{DecodeLimits, Folder, FolderError};
 
 use super::ProbeTask;
-use super::features::HeldLabels;
+use super::features::ImageLabels;
 use crate::labeled::{HELD_OUT, LabeledSet, LabeledTask};
 
 const HEADER: &str = "image,labels";
@@ -138,8 +138,8 @@ pub fn multi_label_task(
         }
         None => {
             description.push_str(", every fifth image set aside");
-            let (rest, aside) = train_set.split(HELD_OUT);
-            (rest, aside, train_labels.clone())
+            let (rest, held_out_set) = train_set.split(HELD_OUT);
+            (rest, held_out_set, train_labels.clone())
         }
     };
     description.push_str(&format!(", labels of `{}`", file.display()));
@@ -154,7 +154,7 @@ fn labeled(
     table: &Table,
     folder: &Path,
     limits: &DecodeLimits,
-) -> Result<(LabeledSet, HeldLabels), LabelsError> {
+) -> Result<(LabeledSet, ImageLabels), LabelsError> {
     let images = Folder::open(folder, limits)?;
     let real = |path: &Path| {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };

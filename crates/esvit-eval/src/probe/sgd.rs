@@ -11,16 +11,16 @@ use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 
 use super::sweep::Trials;
-use super::{LinearClassifier, ProbeError, Setting, Subset, Suffix, Sweep, loss};
+use super::{LastBlocks, LinearClassifier, ProbeError, Setting, Subset, Sweep, loss};
 
 /// Default learning rates, for a batch size of 256.
 pub const SGD_LRS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
 
 /// RNG purposes of initialization and order.
-const START_PURPOSE: u64 = 0x11E4D5;
+const INIT_PURPOSE: u64 = 0x11E4D5;
 const ORDER_PURPOSE: u64 = 0x11E0D3;
 /// Standard deviation of initial weights.
-const START_STD: f64 = 0.01;
+const INIT_STD: f64 = 0.01;
 /// Batch size that learning rates refer to.
 const LR_BATCH: f64 = 256.0;
 
@@ -55,7 +55,7 @@ impl Sgd {
     }
 
     /// Factor of the learning rate in an epoch.
-    fn lr_share(&self, epoch: usize) -> f64 {
+    fn lr_scale(&self, epoch: usize) -> f64 {
         let cosine = (PI * epoch as f64 / self.epochs as f64).cos();
         self.batch as f64 / LR_BATCH * 0.5 * (1.0 + cosine)
     }
@@ -73,7 +73,7 @@ pub struct Head {
 }
 
 /// Heads on the same columns.
-struct Group {
+struct HeadGroup {
     first: usize,
     columns: usize,
     /// Index of each head among all.
@@ -87,14 +87,14 @@ struct Group {
     bias_velocity: Vec<f32>,
 }
 
-impl Group {
+impl HeadGroup {
     fn new(first: usize, heads: &[Head], width: usize, outputs: usize, seed: u64) -> Self {
         let columns = width - first;
         let own = heads.iter().enumerate().filter(|(_, head)| head.first == first);
         let (places, heads): (Vec<usize>, Vec<Head>) = own.unzip();
-        let mut rng = Rng::for_purpose(seed, START_PURPOSE, [columns as u64, 0, 0]);
+        let mut rng = Rng::for_purpose(seed, INIT_PURPOSE, [columns as u64, 0, 0]);
         let start: Vec<f32> =
-            (0..outputs * columns).map(|_| (START_STD * rng.normal()) as f32).collect();
+            (0..outputs * columns).map(|_| (INIT_STD * rng.normal()) as f32).collect();
         let weight = start.repeat(heads.len());
         let bias = vec![0.0; heads.len() * outputs];
         let (weight_velocity, bias_velocity) = (vec![0.0; weight.len()], bias.clone());
@@ -102,7 +102,7 @@ impl Group {
     }
 
     /// One step on a batch `x [rows, columns]`.
-    fn step(&mut self, x: &[f32], data: &Subset<'_>, rows: &[usize], sgd: &Sgd, lr_share: f64) {
+    fn step(&mut self, x: &[f32], data: &Subset<'_>, rows: &[usize], sgd: &Sgd, lr_scale: f64) {
         let bias = Some(&self.bias[..]);
         let (mut logits, kept) =
             forward::<f32>(x, self.columns, Activation::None, &self.weight, bias, true);
@@ -115,7 +115,7 @@ impl Group {
         let outputs = self.bias.len() / self.heads.len();
         let update =
             |head: &Head, l2: f64, values: &mut [f32], velocity: &mut [f32], gradient: &[f32]| {
-                let (lr, l2) = ((head.lr * lr_share) as f32, l2 as f32);
+                let (lr, l2) = ((head.lr * lr_scale) as f32, l2 as f32);
                 for ((value, velocity), gradient) in values.iter_mut().zip(velocity).zip(gradient) {
                     *velocity = momentum * *velocity + (gradient + l2 * *value);
                     *value -= lr * *velocity;
@@ -164,18 +164,19 @@ pub fn train_heads(
     let mut firsts: Vec<usize> = heads.iter().map(|head| head.first).collect();
     firsts.sort_unstable();
     firsts.dedup();
-    let group = |&first: &usize| Group::new(first, heads, data.examples.width, outputs, sgd.seed);
-    let mut groups: Vec<Group> = firsts.iter().map(group).collect();
+    let group =
+        |&first: &usize| HeadGroup::new(first, heads, data.examples.width, outputs, sgd.seed);
+    let mut groups: Vec<HeadGroup> = firsts.iter().map(group).collect();
     for epoch in 0..sgd.epochs {
         let values = data.epoch(epoch)?;
         let mut order: Vec<usize> = (0..data.len()).collect();
         Rng::for_purpose(sgd.seed, ORDER_PURPOSE, [epoch as u64, 0, 0]).shuffle(&mut order);
-        let lr_share = sgd.lr_share(epoch);
+        let lr_scale = sgd.lr_scale(epoch);
         for batch in order.chunks(sgd.batch) {
             let rows: Vec<usize> = batch.iter().map(|&place| data.rows[place]).collect();
             for group in &mut groups {
                 let x = values.gather(batch, group.first);
-                group.step(&x, data, &rows, sgd, lr_share);
+                group.step(&x, data, &rows, sgd, lr_scale);
             }
         }
     }
@@ -191,11 +192,11 @@ pub(super) fn sweep(
     lrs: &[f64],
     fit: &Subset<'_>,
     validation: &Subset<'_>,
-    suffixes: &[Suffix],
+    blocks: &[LastBlocks],
 ) -> Result<Sweep, ProbeError> {
-    let settings: Vec<Setting> = suffixes
+    let settings: Vec<Setting> = blocks
         .iter()
-        .flat_map(|&suffix| lrs.iter().map(move |&lr| Setting { suffix, lr: Some(lr), l2: None }))
+        .flat_map(|&blocks| lrs.iter().map(move |&lr| Setting { blocks, lr: Some(lr), l2: None }))
         .collect();
     let heads: Vec<Head> = settings.iter().map(head).collect();
     let mut trials = Trials::default();
@@ -217,7 +218,7 @@ pub(super) fn fit(
 /// The head of a setting.
 pub(super) fn head(setting: &Setting) -> Head {
     Head {
-        first: setting.suffix.first,
+        first: setting.blocks.first,
         lr: setting.lr.unwrap_or(0.0),
         l2: setting.l2.unwrap_or(0.0),
     }

@@ -54,8 +54,8 @@ mod tests {
         let mut row = [3.0, 7.0, 300.0];
         norm.apply(&mut row, 0);
         assert!((row[0] - 1.0).abs() < 1e-4 && row[1] == 0.0 && (row[2] - 1.0).abs() < 1e-4);
-        let mut suffix = [7.0, 100.0];
-        norm.apply(&mut suffix, 1);
-        assert!(suffix[0] == 0.0 && (suffix[1] + 1.0).abs() < 1e-4, "{suffix:?}");
+        let mut blocks = [7.0, 100.0];
+        norm.apply(&mut blocks, 1);
+        assert!(blocks[0] == 0.0 && (blocks[1] + 1.0).abs() < 1e-4, "{blocks:?}");
     }
 }

@@ -3,14 +3,14 @@
 use serde::{Serialize, Serializer};
 
 use super::metrics::Score;
-use super::{LinearClassifier, Subset, Suffix};
+use super::{LastBlocks, LinearClassifier, Subset};
 
 /// Hyper-parameters of a probe. Those that a solver does not have are omitted from JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Setting {
     /// Number of last blocks.
     #[serde(rename = "n", serialize_with = "number_of_blocks")]
-    pub suffix: Suffix,
+    pub blocks: LastBlocks,
     /// Learning rate for a batch size of 256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
@@ -19,8 +19,8 @@ pub struct Setting {
     pub l2: Option<f64>,
 }
 
-fn number_of_blocks<S: Serializer>(suffix: &Suffix, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(suffix.n as u64)
+fn number_of_blocks<S: Serializer>(blocks: &LastBlocks, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(blocks.n as u64)
 }
 
 /// A setting that was tried.
@@ -67,7 +67,7 @@ impl Trials {
             validation_loss: score.map(|score| score.loss),
         });
         if let Some(score) = score
-            && self.best.is_none_or(|best| score.beats(&best))
+            && self.best.is_none_or(|best| score.is_better_than(&best))
         {
             self.best = Some(score);
             self.sweep.best = Some(setting);

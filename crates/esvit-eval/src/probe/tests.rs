@@ -26,8 +26,8 @@ pub(super) fn clusters(
     Examples { values, width, targets: Targets::Classes { of, count: classes as usize } }
 }
 
-fn halves(width: usize) -> Vec<Suffix> {
-    vec![Suffix { n: 1, first: width / 2 }, Suffix { n: 4, first: 0 }]
+fn halves(width: usize) -> Vec<LastBlocks> {
+    vec![LastBlocks { n: 1, first: width / 2 }, LastBlocks { n: 4, first: 0 }]
 }
 
 fn solvers() -> [Solver; 3] {
@@ -41,7 +41,7 @@ fn solvers() -> [Solver; 3] {
 }
 
 fn probe(solver: Solver, width: usize) -> Probe {
-    Probe { solver, suffixes: halves(width), standardize: false, refit: true }
+    Probe { solver, blocks: halves(width), standardize: false, refit: true }
 }
 
 #[test]
@@ -50,17 +50,16 @@ fn separable_classes_are_told_apart_without_a_mistake() {
     for solver in solvers() {
         for standardize in [false, true] {
             let probe = Probe { standardize, ..probe(solver.clone(), 16) };
-            let outcome = probe.run(&train, &queries, None).unwrap();
+            let result = probe.run(&train, &queries, None).unwrap();
             let name = solver.name();
-            let Metrics::Classes(ClassAccuracy { top1, interval, .. }) = outcome.best.metrics
-            else {
+            let Metrics::Classes(ClassAccuracy { top1, interval, .. }) = result.best.metrics else {
                 panic!()
             };
             assert_eq!(top1, 100.0, "{name}");
             assert!(interval[0] > 96.0 && interval[1] == 100.0, "{name} {interval:?}");
-            assert_eq!((outcome.fitted_to, outcome.chosen_on), (400, 80));
+            assert_eq!((result.fitted_to, result.chosen_on), (400, 80));
             let again = probe.run(&train, &queries, None).unwrap();
-            assert_eq!(outcome, again, "{name}");
+            assert_eq!(result, again, "{name}");
         }
     }
 }
@@ -122,14 +121,14 @@ fn labels_are_learnt_one_by_one() {
         let examples = clusters(200, 12, 4, 0.1, stream);
         let Targets::Classes { of, .. } = examples.targets else { panic!() };
         // Class 0 holds nothing, class 3 holds two labels, a fourth label nobody holds.
-        let held = [vec![], vec![0], vec![1], vec![0, 2]];
-        let of = of.into_iter().map(|class| held[class as usize].clone()).collect();
+        let positives = [vec![], vec![0], vec![1], vec![0, 2]];
+        let of = of.into_iter().map(|class| positives[class as usize].clone()).collect();
         Examples { targets: Targets::Labels { of, count: 4 }, ..examples }
     };
     for solver in solvers() {
         let name = solver.name();
-        let outcome = probe(solver, 12).run(&make(1), &make(2), None).unwrap();
-        let Metrics::Labels { map, map_11_point } = outcome.best.metrics else { panic!() };
+        let result = probe(solver, 12).run(&make(1), &make(2), None).unwrap();
+        let Metrics::Labels { map, map_11_point } = result.best.metrics else { panic!() };
         assert!(map > 99.9 && map_11_point > 99.9, "{name} {map} {map_11_point}");
     }
 }
@@ -138,10 +137,10 @@ fn labels_are_learnt_one_by_one() {
 fn a_single_setting_needs_no_choice() {
     let (train, queries) = (clusters(3, 4, 3, 0.1, 1), clusters(1, 4, 3, 0.1, 2));
     let solver = Solver::Logistic(Logistic { l2s: vec![1e-3], max_iterations: 100 });
-    let probe = Probe { suffixes: vec![Suffix { n: 1, first: 0 }], ..probe(solver, 4) };
-    let outcome = probe.run(&train, &queries, None).unwrap();
-    assert_eq!((outcome.fitted_to, outcome.chosen_on), (3, 0));
-    assert_eq!(outcome.best.metrics.value(), 100.0);
+    let probe = Probe { blocks: vec![LastBlocks { n: 1, first: 0 }], ..probe(solver, 4) };
+    let result = probe.run(&train, &queries, None).unwrap();
+    assert_eq!((result.fitted_to, result.chosen_on), (3, 0));
+    assert_eq!(result.best.metrics.value(), 100.0);
 }
 
 #[test]
@@ -149,17 +148,17 @@ fn odd_sets_work_or_are_refused() {
     let solver = || solvers().into_iter().next().unwrap();
     let queries = clusters(6, 4, 3, 0.1, 2);
     let run = |train: &Examples| probe(solver(), 4).run(train, &queries, None);
-    assert_eq!(run(&clusters(0, 4, 3, 0.1, 1)), Err(ProbeError::Empty { set: "training" }));
+    assert_eq!(run(&clusters(0, 4, 3, 0.1, 1)), Err(KnnError::Empty { set: "training" }.into()));
     assert_eq!(run(&clusters(1, 4, 3, 0.1, 1)), Err(ProbeError::OneClass));
     assert_eq!(run(&clusters(9, 4, 1, 0.1, 1)), Err(ProbeError::OneClass));
     assert!(run(&clusters(2, 4, 3, 0.1, 1)).is_ok());
     let wide = clusters(6, 5, 3, 0.1, 1);
-    assert_eq!(run(&wide), Err(ProbeError::Width { train: 5, queries: 4 }));
+    assert_eq!(run(&wide), Err(KnnError::Width { train: 5, queries: 4 }.into()));
     // Classes that no training image has are counted wrong, also among the first five.
     let mut unknown = queries.clone();
     unknown.targets = Targets::Classes { of: vec![3; 6], count: 3 };
-    let outcome = probe(solver(), 4).run(&clusters(30, 4, 3, 0.1, 1), &unknown, None).unwrap();
-    let Metrics::Classes(ClassAccuracy { top1, top5, .. }) = outcome.best.metrics else { panic!() };
+    let result = probe(solver(), 4).run(&clusters(30, 4, 3, 0.1, 1), &unknown, None).unwrap();
+    let Metrics::Classes(ClassAccuracy { top1, top5, .. }) = result.best.metrics else { panic!() };
     assert_eq!((top1, top5), (0.0, 0.0));
     // More than 1,000 classes with one image each.
     let many = clusters(1200, 4, 1200, 0.0, 1);
@@ -183,8 +182,8 @@ fn epochs_can_have_their_own_features() {
     let sgd = Sgd { epochs: 4, batch: 16, ..Sgd::default() };
     let probe = probe(Solver::Sgd { lrs: vec![0.1, 1.0], sgd }, 8);
     let plain = probe.run(&train, &queries, None).unwrap();
-    let fresh = probe.run(&train, &queries, Some(&augmented)).unwrap();
-    assert_eq!(plain, fresh);
+    let augmented_values = probe.run(&train, &queries, Some(&augmented)).unwrap();
+    assert_eq!(plain, augmented_values);
     let expected: Vec<_> = (0..4).map(|e| (e, 48)).chain((0..4).map(|e| (e, 60))).collect();
     assert_eq!(*epochs.lock().unwrap(), expected);
 }
@@ -192,9 +191,9 @@ fn epochs_can_have_their_own_features() {
 #[test]
 fn few_shots_are_spread_over_draws() {
     let (train, queries) = (clusters(100, 8, 5, 0.3, 1), clusters(50, 8, 5, 0.3, 2));
-    let few = FewShot { shots: 2, draws: 3, seed: 0 };
+    let options = FewShot { shots: 2, draws: 3, seed: 0 };
     let solver = solvers().into_iter().nth(1).unwrap();
-    let spread = few_shot(&probe(solver, 8), &train, &queries, None, &few).unwrap();
+    let spread = few_shot(&probe(solver, 8), &train, &queries, None, &options).unwrap();
     assert_eq!(spread.draws.len(), 3);
     assert!(spread.draws.iter().all(|draw| (draw.fitted_to, draw.chosen_on) == (10, 10)));
     assert!(spread.top1.mean > 80.0 && spread.top1.std.is_some(), "{spread:?}");
@@ -287,9 +286,9 @@ fn all_sides_are_standardized() {
     };
     let [sgd, ..] = solvers();
     let probe = Probe { standardize: true, ..probe(sgd, 8) };
-    let outcome = probe.run(&shifted(200, 1), &shifted(100, 2), None).unwrap();
-    assert_eq!(outcome.best.metrics.value(), 100.0);
-    for trial in &outcome.sweep {
+    let result = probe.run(&shifted(200, 1), &shifted(100, 2), None).unwrap();
+    assert_eq!(result.best.metrics.value(), 100.0);
+    for trial in &result.sweep {
         assert_eq!(trial.validation, Some(100.0), "{trial:?}");
     }
 }
@@ -318,8 +317,8 @@ fn settings_that_make_no_sense_are_named() {
 fn strengths_are_tried_from_the_strongest_down() {
     let train = clusters(60, 4, 3, 0.3, 1);
     let logistic = Logistic { l2s: vec![1e-3, 10.0, 1e-1], max_iterations: 50 };
-    let outcome = probe(Solver::Logistic(logistic), 4).run(&train, &train, None).unwrap();
-    let tried: Vec<f64> = outcome.sweep.iter().filter_map(|trial| trial.setting.l2).collect();
+    let result = probe(Solver::Logistic(logistic), 4).run(&train, &train, None).unwrap();
+    let tried: Vec<f64> = result.sweep.iter().filter_map(|trial| trial.setting.l2).collect();
     assert_eq!(tried, [10.0, 1e-1, 1e-3, 10.0, 1e-1, 1e-3]);
 }
 
@@ -328,8 +327,8 @@ fn of_equal_settings_the_first_is_best() {
     let train = clusters(30, 2, 3, 0.3, 1);
     let subset = Subset::all(&train);
     let classifier = LinearClassifier { first: 0, weight: vec![0.5; 6], bias: vec![0.0; 3] };
-    let suffix = Suffix { n: 1, first: 0 };
-    let setting = |lr| Setting { suffix, lr: Some(lr), l2: None };
+    let blocks = LastBlocks { n: 1, first: 0 };
+    let setting = |lr| Setting { blocks, lr: Some(lr), l2: None };
     let mut trials = sweep::Trials::default();
     trials.add(setting(1.0), &classifier, &subset);
     trials.add(setting(2.0), &classifier, &subset);
@@ -346,8 +345,8 @@ fn the_search_closes_in_on_the_best_point() {
     let (fit, validation) = (clusters(60, 6, 4, 1.0, 1), clusters(60, 6, 4, 1.0, 2));
     let tuning = Sgd { epochs: 3, batch: 16, ..Sgd::default() };
     let elevater = Elevater { lrs: vec![0.5], tuning, final_epochs: 7 };
-    let suffixes = [Suffix { n: 1, first: 0 }];
-    let sweep = elevater.sweep(&Subset::all(&fit), &Subset::all(&validation), &suffixes).unwrap();
+    let blocks = [LastBlocks { n: 1, first: 0 }];
+    let sweep = elevater.sweep(&Subset::all(&fit), &Subset::all(&validation), &blocks).unwrap();
     let point = |trial: &Trial| ((trial.setting.l2.unwrap().log10() + 6.0) * 8.0).round() as i64;
     let points: Vec<i64> = sweep.trials.iter().map(point).collect();
     assert_eq!(points[..7], [0, 16, 32, 48, 64, 80, 96]);
@@ -381,15 +380,16 @@ fn classes_with_fewer_images_than_shots_are_counted() {
     let of = (0..30).map(|row| [0, 0, 1].get(row).copied().unwrap_or(3 + row as u32 % 2)).collect();
     train.targets = Targets::Classes { of, count: 5 };
     let solver = solvers().into_iter().nth(1).unwrap();
-    let few = FewShot { shots: 2, draws: 1, seed: 0 };
-    let spread = few_shot(&probe(solver, 4), &train, &train, None, &few).unwrap();
+    let options = FewShot { shots: 2, draws: 1, seed: 0 };
+    let spread = few_shot(&probe(solver, 4), &train, &train, None, &options).unwrap();
     assert_eq!((spread.smaller_classes, spread.draws[0].fitted_to), (1, 2 + 1 + 2 + 2));
 }
 
 #[test]
 fn labels_without_a_contrast_are_refused() {
-    let make = |held: &[&[u32]]| {
-        let of: Vec<Vec<u32>> = (0..10).map(|row| held[row % held.len()].to_vec()).collect();
+    let make = |positives: &[&[u32]]| {
+        let of: Vec<Vec<u32>> =
+            (0..10).map(|row| positives[row % positives.len()].to_vec()).collect();
         let values = (0..20).map(|value| value as f32).collect();
         Examples { values, width: 2, targets: Targets::Labels { of, count: 3 } }
     };

@@ -2,7 +2,7 @@
 
 use esvit_data::{Image, PngError, encode_png};
 
-use super::figures::Shown;
+use super::figures::Figure;
 use super::run::Run;
 use crate::preview;
 use esvit_draw::Drawing;
@@ -18,7 +18,7 @@ const GAP: f64 = 4.0;
 const SPACE: f64 = 28.0;
 
 /// Draws the crops of some images.
-pub(super) fn shown(run: &Run) -> Shown {
+pub(super) fn figure(run: &Run) -> Figure {
     let source = run.source.as_ref().map_err(String::clone)?;
     let config = run.config.as_ref().ok_or("the settings of the run cannot be read")?;
     let crops = preview::crops(config, source.as_ref(), IMAGES, 0).map_err(|e| e.to_string())?;

@@ -26,14 +26,14 @@ fn chart(title: &'static str, unit: &'static str, scale: Scale, series: Vec<Seri
 }
 
 /// A line of one metric, where it is logged.
-fn line(run: &Run, name: &str, figure: impl Fn(&StepMetrics) -> Option<f64>) -> Series {
+fn line(run: &Run, name: &str, metric: impl Fn(&StepMetrics) -> Option<f64>) -> Series {
     let lines = run.metrics.steps.iter();
-    Series::new(name, lines.filter_map(|line| Some([line.step as f64, figure(line)?])))
+    Series::new(name, lines.filter_map(|line| Some([line.step as f64, metric(line)?])))
 }
 
 /// A line of one metric of the teacher's health.
-fn health(run: &Run, name: &str, figure: impl Fn(&Health) -> f64) -> Series {
-    line(run, name, |line| line.health.as_ref().map(&figure))
+fn health(run: &Run, name: &str, metric: impl Fn(&Health) -> f64) -> Series {
+    line(run, name, |line| line.health.as_ref().map(&metric))
 }
 
 fn loss(run: &Run) -> Chart {
@@ -48,8 +48,8 @@ fn loss(run: &Run) -> Chart {
 
 fn knn(run: &Run) -> Chart {
     let checks = &run.metrics.knn;
-    let epochs = |figure: fn(&esvit_train::run::KnnMetrics) -> f64| {
-        checks.iter().map(move |check| [check.epoch as f64, figure(check)])
+    let epochs = |metric: fn(&esvit_train::run::KnnMetrics) -> f64| {
+        checks.iter().map(move |check| [check.epoch as f64, metric(check)])
     };
     let mut series = vec![
         Series::new("top-1", epochs(|check| check.knn_top1)),
@@ -91,8 +91,8 @@ fn speed(run: &Run) -> Chart {
 }
 
 fn schedules(run: &Run) -> [Chart; 4] {
-    let of = |title, figure: fn(&StepMetrics) -> f64| {
-        let series = vec![line(run, "now", |line| Some(figure(line)))];
+    let of = |title, metric: fn(&StepMetrics) -> f64| {
+        let series = vec![line(run, "now", |line| Some(metric(line)))];
         Chart { small: true, ..chart(title, "", Scale::Linear, series) }
     };
     [
@@ -108,8 +108,8 @@ mod tests {
     use super::*;
     use crate::report::run::{evaluated, example};
 
-    /// The figure of a title: its unit, and every line with its last value.
-    fn figure<'a>(html: &'a str, title: &str) -> (&'a str, Vec<(&'a str, &'a str)>) {
+    /// The metric of a title: its unit, and every line with its last value.
+    fn metric<'a>(html: &'a str, title: &str) -> (&'a str, Vec<(&'a str, &'a str)>) {
         let start = format!("<figcaption><b>{title}</b> <span>");
         let (_, rest) = html.split_once(&start).unwrap_or_else(|| panic!("{title}"));
         let (unit, rest) = rest.split_once("</span>").unwrap();
@@ -154,7 +154,7 @@ mod tests {
             ("Teacher momentum", "by step", &[("now", "0.933")]),
             ("Teacher temperature", "by step", &[("now", "0.044")]),
         ] {
-            assert_eq!(figure(&html, title), (unit, lines.to_vec()), "{title}");
+            assert_eq!(metric(&html, title), (unit, lines.to_vec()), "{title}");
         }
     }
 
@@ -162,7 +162,7 @@ mod tests {
     fn without_a_region_task_the_loss_is_one_line() {
         let mut run = example();
         run.metrics.steps.iter_mut().for_each(|line| line.region_loss = None);
-        assert_eq!(figure(&charts(&run), "Loss").1, [("total", "5")]);
+        assert_eq!(metric(&charts(&run), "Loss").1, [("total", "5")]);
         run.metrics = Default::default();
         assert_eq!(charts(&run), "");
     }

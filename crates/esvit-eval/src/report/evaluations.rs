@@ -8,10 +8,10 @@ use esvit_draw::html::table;
 use esvit_draw::number::{grouped, rounded};
 
 /// Maximum number of rows and list entries shown.
-const MOST: usize = 100;
+const MAX_ROWS: usize = 100;
 
 /// The results, grouped by evaluation and task.
-pub(super) fn blocks(records: &[EvalRecord]) -> String {
+pub(super) fn sections(records: &[EvalRecord]) -> String {
     let mut order: Vec<[&str; 2]> = Vec::new();
     for record in records {
         let key = [record.evaluation.as_str(), record.task.as_str()];
@@ -37,12 +37,12 @@ fn title(evaluation: &str) -> String {
         "knn" => "k-NN".into(),
         "linear" => "Linear probe".into(),
         "finetune" => "Fine-tuning".into(),
-        other => words(other),
+        other => humanize(other),
     }
 }
 
 /// A JSON key as capitalized words.
-fn words(key: &str) -> String {
+fn humanize(key: &str) -> String {
     let words = key.replace('_', " ");
     let mut letters = words.chars();
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
@@ -105,11 +105,11 @@ fn generic(value: &Value) -> String {
     let mut html = String::new();
     if !plain.is_empty() {
         let rows: Vec<Vec<String>> =
-            plain.iter().map(|(key, value)| vec![escape(&words(key)), cell(value)]).collect();
+            plain.iter().map(|(key, value)| vec![escape(&humanize(key)), cell(value)]).collect();
         html.push_str(&table(&[], &rows, 1));
     }
     for (key, value) in nested {
-        html.push_str(&format!("<h4>{}</h4>\n{}", escape(&words(key)), block(value)));
+        html.push_str(&format!("<h4>{}</h4>\n{}", escape(&humanize(key)), block(value)));
     }
     html
 }
@@ -121,10 +121,10 @@ fn block(value: &Value) -> String {
         Value::Array(list) if list.iter().any(Value::is_object) => objects(list),
         Value::Array(list) if list.iter().any(Value::is_array) => {
             let row = |entry: &Value| match entry {
-                Value::Array(cells) => cells.iter().take(MOST).map(cell).collect(),
+                Value::Array(cells) => cells.iter().take(MAX_ROWS).map(cell).collect(),
                 other => vec![cell(other)],
             };
-            let rows: Vec<Vec<String>> = list.iter().take(MOST).map(row).collect();
+            let rows: Vec<Vec<String>> = list.iter().take(MAX_ROWS).map(row).collect();
             table(&[], &rows, 0) + &left_out(list.len())
         }
         plain => format!("<p>{}</p>\n", cell(plain)),
@@ -134,26 +134,26 @@ fn block(value: &Value) -> String {
 /// A list of objects: one row each, keys as columns.
 fn objects(list: &[Value]) -> String {
     let mut keys: Vec<&String> = Vec::new();
-    for key in list.iter().take(MOST).filter_map(Value::as_object).flat_map(Map::keys) {
+    for key in list.iter().take(MAX_ROWS).filter_map(Value::as_object).flat_map(Map::keys) {
         if !keys.contains(&key) {
             keys.push(key);
         }
     }
-    let is_text = |key: &String| list.iter().take(MOST).all(|entry| !entry[key].is_number());
+    let is_text = |key: &String| list.iter().take(MAX_ROWS).all(|entry| !entry[key].is_number());
     // Text columns first, then numbers.
     keys.sort_by_key(|key| !is_text(key));
     let first_number = keys.iter().take_while(|key| is_text(key)).count();
-    let head: Vec<String> = keys.iter().map(|key| escape(&words(key))).collect();
+    let head: Vec<String> = keys.iter().map(|key| escape(&humanize(key))).collect();
     let row = |entry: &Value| match entry {
         Value::Object(_) => keys.iter().map(|key| cell(&entry[key.as_str()])).collect(),
         other => vec![cell(other)],
     };
-    let rows: Vec<Vec<String>> = list.iter().take(MOST).map(row).collect();
+    let rows: Vec<Vec<String>> = list.iter().take(MAX_ROWS).map(row).collect();
     table(&head, &rows, first_number) + &left_out(list.len())
 }
 
 fn left_out(entries: usize) -> String {
-    match entries.saturating_sub(MOST) {
+    match entries.saturating_sub(MAX_ROWS) {
         0 => String::new(),
         more => format!(
             "<p class=\"note\">{} more are in <code>eval/results.jsonl</code>.</p>\n",
@@ -174,14 +174,14 @@ fn cell(value: &Value) -> String {
             (None, None) => escape(&number.to_string()),
         },
         Value::Array(list) => {
-            let mut cells: Vec<String> = list.iter().take(MOST).map(cell).collect();
-            if list.len() > MOST {
+            let mut cells: Vec<String> = list.iter().take(MAX_ROWS).map(cell).collect();
+            if list.len() > MAX_ROWS {
                 cells.push(format!("… ({} in all)", grouped(list.len() as i64)));
             }
             cells.join(", ")
         }
         Value::Object(object) => {
-            let pairs = object.iter().take(MOST);
+            let pairs = object.iter().take(MAX_ROWS);
             let pair = |(key, value): (&String, &Value)| {
                 format!("{} {}", escape(&key.replace('_', " ")), cell(value))
             };
@@ -191,7 +191,7 @@ fn cell(value: &Value) -> String {
 }
 
 /// A flat JSON object, such as `env.json`, as a table of two columns.
-pub(super) fn facts(value: &Value) -> String {
+pub(super) fn object_table(value: &Value) -> String {
     let Value::Object(object) = value else { return block(value) };
     let row = |(key, value): (&String, &Value)| {
         let value = match value {
@@ -202,7 +202,7 @@ pub(super) fn facts(value: &Value) -> String {
             }
             value => cell(value),
         };
-        vec![escape(&words(key)), value]
+        vec![escape(&humanize(key)), value]
     };
     table(&[], &object.iter().map(row).collect::<Vec<_>>(), 2)
 }
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn accuracies_stand_in_one_table() {
         let row = |features: &str, top1: f64| json!({"features": features, "accuracies": [{"k": 10, "top1": top1, "top5": 50.0}]});
-        let html = blocks(&[record(
+        let html = sections(&[record(
             "knn",
             json!({"query_images": 404, "train_images": 808,
                    "results": [row("untrained", 14.604), row("trained", 37.129)]}),
@@ -240,7 +240,7 @@ mod tests {
     /// Results of a form that is not known, or no longer the known one, are shown as they are.
     #[test]
     fn any_results_can_be_shown() {
-        let html = blocks(&[record(
+        let html = sections(&[record(
             "linear",
             json!({"task": "x", "top1": 71.234_567, "seed": 12345, "best": null, "lists": [[1, 2], [3]],
                    "rows": [{"lr": 0.001, "name": "<a>", "scores": [1.5, 2.25]}, {"top5": 3}],
@@ -259,15 +259,15 @@ mod tests {
             assert!(html.contains(part), "`{part}` is not in {html}");
         }
         for odd in [json!(null), json!(3), json!([]), json!([1, {"a": 2}]), json!({}), json!("x")] {
-            blocks(&[record("knn", odd)]);
+            sections(&[record("knn", odd)]);
         }
-        assert!(!blocks(&[record("knn", json!({"results": [{"accuracies": 3}]}))]).is_empty());
+        assert!(!sections(&[record("knn", json!({"results": [{"accuracies": 3}]}))]).is_empty());
     }
 
     #[test]
     fn long_lists_are_cut() {
         let list: Vec<Value> = (0..250).map(|i| json!({ "i": i })).collect();
-        let html = blocks(&[record("linear", json!({ "rows": list }))]);
+        let html = sections(&[record("linear", json!({ "rows": list }))]);
         assert!(html.contains("150 more are in") && !html.contains(">200<"), "{html}");
     }
 }

@@ -6,7 +6,7 @@ use esvit_draw::Drawing;
 use esvit_draw::html::message_html;
 
 /// Caption and drawing, or why there is none; text with backticks.
-pub(super) type Shown = Result<(String, Drawing), String>;
+pub(super) type Figure = Result<(String, Drawing), String>;
 
 /// A section of the page.
 pub(super) struct Section {
@@ -15,12 +15,12 @@ pub(super) struct Section {
     /// Its heading.
     pub(super) title: &'static str,
     /// Makes caption and drawing.
-    make: fn(&Run) -> Shown,
+    make: fn(&Run) -> Figure,
 }
 
 /// All sections with drawings, in order.
 pub(super) const SECTIONS: [Section; 5] = [
-    Section { anchor: "crops", title: "Crops", make: crops::shown },
+    Section { anchor: "crops", title: "Crops", make: crops::figure },
     Section { anchor: "neighbors", title: "Nearest neighbors", make: learned::neighbors },
     Section { anchor: "matches", title: "Matching regions", make: learned::matches },
     Section { anchor: "attention", title: "Attention", make: learned::attention },
@@ -40,7 +40,7 @@ pub(super) fn sections(run: &Run) -> String {
                 format!("<p class=\"missing\">Not shown: {}</p>\n", message_html(&reason))
             }
         };
-        format!("<section id=\"{anchor}\">\n<h2>{title}</h2>\n{body}</section>\n")
+        super::section(anchor, title, &body)
     };
     SECTIONS.iter().map(html).collect()
 }

@@ -5,7 +5,7 @@ use esvit_train::health::CollapseDetector;
 use super::run::Run;
 
 /// Number of last health checks that must agree for a run to count as collapsed.
-const LAST_LOOKS: usize = 5;
+const MIN_CHECKS: usize = 5;
 
 /// Problems of a run, as text with backticks; a next step follows `hint:`.
 pub(super) fn findings(run: &Run) -> Vec<String> {
@@ -38,14 +38,14 @@ fn not_finite(run: &Run) -> Option<String> {
 }
 
 fn collapse(run: &Run) -> Option<String> {
-    let looks: Vec<_> = run.metrics.steps.iter().filter_map(|figures| figures.health).collect();
-    let last = &looks[looks.len().saturating_sub(LAST_LOOKS)..];
+    let checks: Vec<_> = run.metrics.steps.iter().filter_map(|figures| figures.health).collect();
+    let last = &checks[checks.len().saturating_sub(MIN_CHECKS)..];
     let now = last.iter().map(|health| health.collapse()).reduce(|a, b| a.and(b)).flatten();
-    if let Some(collapse) = now.filter(|_| last.len() == LAST_LOOKS) {
+    if let Some(collapse) = now.filter(|_| last.len() == MIN_CHECKS) {
         return Some(collapse.advice().into());
     }
     let mut watch = CollapseDetector::default();
-    let warned = looks.iter().any(|health| watch.look(health).is_some());
+    let warned = checks.iter().any(|health| watch.look(health).is_some());
     warned.then(|| {
         "the teacher's outputs were collapsed for some time; it has recovered since".into()
     })
@@ -139,10 +139,10 @@ mod tests {
         let mut collapsed = healthy;
         let health = collapsed.health.as_mut().unwrap();
         (health.teacher_entropy, health.marginal_entropy) = (0.1, 0.1);
-        let finding = |looks: &[(bool, usize)]| {
+        let finding = |checks: &[(bool, usize)]| {
             let mut run = example();
             run.epochs = 4;
-            run.metrics.steps = (looks.iter())
+            run.metrics.steps = (checks.iter())
                 .flat_map(|&(bad, count)| vec![if bad { collapsed } else { healthy }; count])
                 .collect();
             first_finding(&run)

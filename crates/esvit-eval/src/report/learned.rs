@@ -2,36 +2,33 @@
 
 use esvit_data::{Image, Source};
 
-use super::figures::Shown;
+use super::figures::Figure;
 use super::run::Run;
-use crate::attention::{self, Framing};
+use crate::attention::{self, Framing, MASS};
+use crate::correspondence::MEASURED_PAIRS;
 use crate::labeled::LabeledSet;
 use crate::matching::{self, MatchSettings};
-use crate::neighbors::{self, Wanted};
-use crate::pca::{self, ColorMap, Enlarged, RegionImage};
+use crate::neighbors::{self, QueryOptions};
+use crate::pca::{self, ColorMap, RegionImage, Upsampling};
 use esvit_model::PretrainedBackbone;
 
 /// Maximum size of the gallery, to bound the time that a report takes.
 const GALLERY: usize = 1000;
 /// Queries and neighbors.
-const NEIGHBORS: Wanted = Wanted { rows: 5, k: 6, seed: None };
+const NEIGHBORS: QueryOptions = QueryOptions { rows: 5, k: 6, seed: None };
 /// Number of images for region features.
 const REGION_IMAGES: usize = 6;
-/// Number of matched pairs.
-const PAIRS: usize = 10;
-/// Share of the attention that masks keep, as in the paper.
-const MASS: f64 = 0.6;
 
 /// Nearest neighbors of some images.
-pub(super) fn neighbors(run: &Run) -> Shown {
+pub(super) fn neighbors(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
     let mut gallery = LabeledSet::all(source);
     let all = gallery.images.len();
     gallery.limit(GALLERY);
     gallery.images.sort_unstable();
-    let found = neighbors::find(&backbone, &gallery, None, NEIGHBORS, |_| ()).map_err(message)?;
+    let found = neighbors::find(&backbone, &gallery, None, NEIGHBORS, |_| ()).map_err(to_text)?;
     let about = format!("cosine similarity of view features, among {} images", found.images);
-    let drawing = neighbors::sheet(&found, &about).map_err(message)?;
+    let drawing = neighbors::sheet(&found, &about).map_err(to_text)?;
     let mut text =
         String::from("Training images and their nearest neighbors in the teacher's feature space.");
     if all > GALLERY {
@@ -41,54 +38,54 @@ pub(super) fn neighbors(run: &Run) -> Shown {
 }
 
 /// Matching regions of two views of an image.
-pub(super) fn matches(run: &Run) -> Shown {
+pub(super) fn matches(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
-    let (_, image) = some(&*source, 1).swap_remove(0)?;
+    let (_, image) = sample_images(&*source, 1).swap_remove(0)?;
     let settings = MatchSettings {
-        pairs: PAIRS,
+        pairs: MEASURED_PAIRS,
         size: backbone.preprocess.size(),
         stage: backbone.swin.config().stages() - 1,
         mutual: false,
     };
-    let found = matching::two_views(&backbone, &image, 0, &settings).map_err(message)?;
+    let found = matching::two_views(&backbone, &image, 0, &settings).map_err(to_text)?;
     let text = "The most similar pairs of regions of two views of an image, the task that L_R \
                 trains. A ring marks the region most similar to its own view feature, a triangle \
                 the one most similar to the other view's.";
-    Ok((text.into(), matching::draw(&found).map_err(message)?))
+    Ok((text.into(), matching::draw(&found).map_err(to_text)?))
 }
 
 /// Attention of all heads of the last block, for the center of an image.
-pub(super) fn attention(run: &Run) -> Shown {
+pub(super) fn attention(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
-    let (_, image) = some(&*source, 1).swap_remove(0)?;
+    let (_, image) = sample_images(&*source, 1).swap_remove(0)?;
     let PretrainedBackbone { swin, params, preprocess, .. } = &backbone;
     let patch = swin.config().patch_size;
-    let shown =
-        attention::Shown::new(&image, preprocess, Framing::Center, preprocess.size(), patch)
-            .map_err(message)?;
+    let input =
+        attention::InputImage::new(&image, preprocess, Framing::Center, preprocess.size(), patch)
+            .map_err(to_text)?;
     let block = swin.blocks() - 1;
-    let found =
-        attention::of_query(swin, params, &shown, shown.center(), block, MASS).map_err(message)?;
+    let found = attention::query_attention(swin, params, &input, input.center(), block, MASS)
+        .map_err(to_text)?;
     let text = "Attention of the center of an image in the last block, head by head, in \
                 descending order of entropy.";
-    Ok((text.into(), attention::draw(&shown, &found).map_err(message)?))
+    Ok((text.into(), attention::draw(&input, &found).map_err(to_text)?))
 }
 
 /// Regions colored by principal components.
-pub(super) fn regions(run: &Run) -> Shown {
+pub(super) fn regions(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
     let stage = backbone.swin.config().stages();
-    let size = pca::Framing::usual_size(&backbone, stage);
+    let size = pca::Framing::default_size(&backbone, stage);
     let framing = pca::Framing { size, whole: false };
     let mut images = Vec::new();
-    for image in some(&*source, REGION_IMAGES) {
+    for image in sample_images(&*source, REGION_IMAGES) {
         let (name, image) = image?;
-        let regions = pca::region_map(&backbone, &image, framing, stage).map_err(message)?;
+        let regions = pca::region_map(&backbone, &image, framing, stage).map_err(to_text)?;
         images.push(RegionImage { name, regions });
     }
-    let colors = ColorMap::fit(&images).map_err(message)?;
+    let colors = ColorMap::fit(&images).map_err(to_text)?;
     let about = format!("{} regions, {size} pixels a side", colors.regions());
-    let drawing = pca::draw(&images, &colors, Enlarged::Sharp, &about).map_err(message)?;
+    let drawing = pca::draw(&images, &colors, Upsampling::Sharp, &about).map_err(to_text)?;
     let text = "The first three principal components of the region features of these images \
                 as red, green and blue: regions with similar features have similar colors.";
     Ok((text.into(), drawing))
@@ -98,20 +95,20 @@ pub(super) fn regions(run: &Run) -> Shown {
 fn open(run: &Run) -> Result<(PretrainedBackbone, std::sync::Arc<dyn Source>), String> {
     let source = run.source.as_ref().map_err(String::clone)?;
     let path = run.checkpoint().ok_or("there is no checkpoint that can be read")?;
-    let backbone = PretrainedBackbone::open(&path).map_err(message)?;
+    let backbone = PretrainedBackbone::open(&path).map_err(to_text)?;
     Ok((backbone, source.clone()))
 }
 
 /// `count` images (at least one) with their names, evenly spaced.
-fn some(source: &dyn Source, count: usize) -> Vec<Result<(String, Image), String>> {
+fn sample_images(source: &dyn Source, count: usize) -> Vec<Result<(String, Image), String>> {
     let count = count.clamp(1, source.len().max(1));
     // From the middle of each part: the first image of a set is often atypical.
     let places = (0..count).map(|part| (2 * part + 1) * source.len() / (2 * count));
-    let load = |index| Ok((source.name(index), source.load(index).map_err(message)?));
+    let load = |index| Ok((source.name(index), source.load(index).map_err(to_text)?));
     places.map(load).collect()
 }
 
-fn message(error: impl std::fmt::Display) -> String {
+fn to_text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -125,10 +122,10 @@ mod tests {
         let source = Images::labeled((0..12).map(|i| (0, noise(4, 4, i))).collect());
         let names = |count| {
             let name = |image: Result<(String, Image), String>| image.unwrap().0;
-            some(&source, count).into_iter().map(name).collect::<Vec<String>>()
+            sample_images(&source, count).into_iter().map(name).collect::<Vec<String>>()
         };
         assert_eq!((names(2), names(1)), (vec!["3".into(), "9".into()], vec!["6".to_owned()]));
         assert_eq!((names(12).len(), names(50).len(), names(0).len()), (12, 12, 1));
-        assert!(some(&Images::default(), 3)[0].is_err());
+        assert!(sample_images(&Images::default(), 3)[0].is_err());
     }
 }

@@ -43,7 +43,7 @@ pub enum ReportError {
 
 /// A written report.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
+pub struct WrittenReport {
     /// Path of the page.
     pub path: PathBuf,
     /// Problems of the run.
@@ -57,13 +57,13 @@ pub struct Written {
 ///
 /// # Errors
 /// [`ReportError`] if there is no run, or the page cannot be written.
-pub fn write(folder: &Path, out: Option<&Path>) -> Result<Written, ReportError> {
+pub fn write(folder: &Path, out: Option<&Path>) -> Result<WrittenReport, ReportError> {
     let run = Run::read(folder)?;
     let findings = findings::findings(&run);
     let page = page(&run, &findings);
     let path = out.map_or_else(|| folder.join(FILE), Path::to_path_buf);
     write_atomically(&path, |file| file.write_all(page.as_bytes()))?;
-    Ok(Written { path, findings, problems: run.problems })
+    Ok(WrittenReport { path, findings, problems: run.problems })
 }
 
 /// The HTML of the page.
@@ -71,7 +71,7 @@ fn page(run: &Run, findings: &[String]) -> String {
     let name = escape(&run.name);
     let header = format!(
         "<header>\n<p class=\"kind\">EsViT run</p>\n<h1>{name}</h1>\n<p class=\"sentence\">{}</p>\n{}{}{}</header>\n",
-        overview::sentence(run),
+        overview::summary(run),
         overview::key_figures(run),
         overview::warnings(findings, &run.problems),
         navigation(),
@@ -124,7 +124,7 @@ fn evaluations(run: &Run) -> String {
         };
         format!("<p class=\"missing\">Nothing has been evaluated yet{next}.</p>\n")
     } else {
-        evaluations::blocks(&run.evaluations)
+        evaluations::sections(&run.evaluations)
     };
     section("evaluations", "Evaluations", &body)
 }
@@ -161,7 +161,7 @@ fn settings(run: &Run) -> String {
 
 fn environment(run: &Run) -> String {
     let body = match &run.environment {
-        Some(facts) => evaluations::facts(facts),
+        Some(object_table) => evaluations::object_table(object_table),
         None => "<p class=\"missing\"><code>env.json</code> cannot be read.</p>\n".into(),
     };
     section("environment", "Environment", &body)

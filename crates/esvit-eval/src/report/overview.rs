@@ -9,7 +9,7 @@ use esvit_draw::html::{Tile, message_html, tiles};
 use esvit_draw::number::{duration, grouped, rounded};
 
 /// One sentence: network, losses, images, epochs.
-pub(super) fn sentence(run: &Run) -> String {
+pub(super) fn summary(run: &Run) -> String {
     let Some(config) = &run.config else {
         return "A run whose settings cannot be read.".into();
     };
@@ -202,7 +202,7 @@ mod tests {
         let mut run = example();
         let config = run.config.as_mut().unwrap();
         (config.data.path, config.data.repeat) = (Some("photos".into()), 3);
-        let text = sentence(&run);
+        let text = summary(&run);
         for part in [
             "the images of <code>photos</code>, each 3 times per epoch",
             "4 epochs, 16 images per step",
@@ -215,13 +215,13 @@ mod tests {
         run.source = Ok(std::sync::Arc::new(crate::testing::Images::labeled(
             (0..1200).map(|_| (0, crate::testing::noise(2, 2, 1))).collect(),
         )));
-        let text = sentence(&run);
+        let text = summary(&run);
         assert!(
             text.contains("1,200 built-in images") && !text.contains("L<sub>R</sub>"),
             "{text}"
         );
         run.config = None;
-        assert!(sentence(&run).contains("cannot be read"));
+        assert!(summary(&run).contains("cannot be read"));
     }
 
     #[test]

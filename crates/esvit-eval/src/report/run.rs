@@ -60,18 +60,19 @@ impl Run {
         let settings = reader.text("config.toml");
         let config = settings.as_ref().and_then(|text| {
             let origin = Origin::File(path.join("config.toml"));
-            reader.told("config.toml", Config::parse(text, origin))
+            reader.ok_or_record("config.toml", Config::parse(text, origin))
         });
         let environment = reader
             .text("env.json")
-            .and_then(|text| reader.told("env.json", serde_json::from_str(&text)));
+            .and_then(|text| reader.ok_or_record("env.json", serde_json::from_str(&text)));
         let metrics = Metrics::parse(&reader.text("metrics.jsonl").unwrap_or_default());
         if metrics.unreadable > 0 {
             let count = metrics.unreadable;
             reader.problems.push(format!("`metrics.jsonl`: {count} lines cannot be read"));
         }
         let epochs = reader.text("log.txt").map_or(0, |text| epochs_done(&text));
-        let evaluations = reader.told("eval/results.jsonl", record::read(path)).unwrap_or_default();
+        let evaluations =
+            reader.ok_or_record("eval/results.jsonl", record::read(path)).unwrap_or_default();
         let checkpoints = reader.checkpoints();
         let failures = reader.names("failures");
         let source = match &config {
@@ -145,12 +146,16 @@ impl Reader<'_> {
                 self.problems.push(format!("`{name}` is missing"));
                 return None;
             }
-            bytes => self.told(name, bytes)?,
+            bytes => self.ok_or_record(name, bytes)?,
         };
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn told<T, E: std::fmt::Display>(&mut self, name: &str, result: Result<T, E>) -> Option<T> {
+    fn ok_or_record<T, E: std::fmt::Display>(
+        &mut self,
+        name: &str,
+        result: Result<T, E>,
+    ) -> Option<T> {
         result.map_err(|error| self.problems.push(format!("`{name}`: {error}"))).ok()
     }
 
@@ -158,7 +163,7 @@ impl Reader<'_> {
     fn names(&mut self, folder: &str) -> Vec<String> {
         let entries = match std::fs::read_dir(self.folder.join(folder)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-            entries => self.told(folder, entries),
+            entries => self.ok_or_record(folder, entries),
         };
         let entries = entries.into_iter().flatten().flatten();
         let mut names: Vec<String> =
@@ -344,14 +349,14 @@ mod tests {
         std::fs::create_dir(folder.path().join("checkpoints")).unwrap();
         std::fs::write(folder.path().join("checkpoints/best.safetensors"), "no").unwrap();
         let run = Run::read(folder.path()).unwrap();
-        let told = run.problems.join("\n");
+        let ok_or_record = run.problems.join("\n");
         for part in [
             "`config.toml` is missing",
             "`env.json`: ",
             "`metrics.jsonl`: 1 lines",
             "`log.txt` is missing",
         ] {
-            assert!(told.contains(part), "{told}");
+            assert!(ok_or_record.contains(part), "{ok_or_record}");
         }
         assert!(run.checkpoints[0].state.is_err() && run.checkpoint().is_none());
         assert!(run.source.is_err() && run.is_finished().is_none());

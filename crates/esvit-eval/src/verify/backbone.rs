@@ -1,11 +1,11 @@
 //! Cases of kind `backbone`: features and attention of a network.
 
-use esvit_nn::params::Registry;
+use esvit_model::build;
 use esvit_nn::weights::to_vec;
-use esvit_nn::{ForwardCtx, Swin, SwinConfig};
+use esvit_nn::{ForwardCtx, SwinConfig};
 use serde::Deserialize;
 
-use super::{Case, CaseError, Outcome, absolute};
+use super::{Case, CaseError, Outcome, absolute_error};
 
 const TOLERANCE: f64 = 2e-4;
 
@@ -17,14 +17,10 @@ struct Settings {
 }
 
 pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
-    if let Some(outcome) = case.swin_or_not_supported() {
-        return Ok(outcome);
-    }
     let settings: Settings = case.settings()?;
     settings.config.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
-    let mut registry = Registry::default();
-    let swin = Swin::new(&mut registry.root(), &settings.config, 0.0);
-    let params = case.params("param.", &registry.finish())?;
+    let (swin, specs) = build(&settings.config);
+    let params = case.params("param.", &specs)?;
     let mut checks = Vec::new();
     for input in 0..settings.inputs {
         let images = case.load::<4>(&format!("input.{input}"))?;
@@ -34,7 +30,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
             let name = format!("{name}.{input}");
             let (_, expected) = case.tensor(&name)?;
-            checks.push(absolute(name, &found, &expected, TOLERANCE));
+            checks.push(absolute_error(name, &found, &expected, TOLERANCE));
             Ok(())
         };
         compare("cls", to_vec(&features.view))?;

@@ -4,7 +4,7 @@ use esvit_nn::weights::to_vec;
 use esvit_nn::{ForwardCtx, Params, SwinConfig};
 use serde::Deserialize;
 
-use super::{Case, CaseError, Check, Outcome, absolute};
+use super::{Case, CaseError, Check, Outcome, absolute_error};
 use esvit_model::OpenOptions;
 
 const TOLERANCE: f64 = 2e-4;
@@ -16,18 +16,15 @@ struct Settings {
     key: Option<String>,
     /// Epoch that must be read from the file.
     epoch: Option<u64>,
-    #[serde(default = "usual_file")]
+    #[serde(default = "default_file")]
     file: String,
 }
 
-fn usual_file() -> String {
+fn default_file() -> String {
     "checkpoint.pth".into()
 }
 
 pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
-    if let Some(outcome) = case.swin_or_not_supported() {
-        return Ok(outcome);
-    }
     let settings: Settings = case.settings()?;
     let path = case.folder.join(&settings.file);
     let backbone = OpenOptions::default()
@@ -53,7 +50,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let features = backbone.swin.forward(&params, images, &ForwardCtx::eval());
     for (name, found) in [("cls", to_vec(&features.view)), ("region", to_vec(&features.region))] {
         let (_, expected) = case.tensor(name)?;
-        checks.push(absolute(name, &found, &expected, TOLERANCE));
+        checks.push(absolute_error(name, &found, &expected, TOLERANCE));
     }
     Ok(Outcome::Compared(checks))
 }

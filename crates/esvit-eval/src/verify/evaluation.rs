@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Case, CaseError, Check, Outcome, absolute};
-use crate::correspondence::{Grid, View, correspond};
+use super::{Case, CaseError, Check, Outcome, absolute_error};
+use crate::correspondence::{Grid, View, match_cells};
 use crate::knn::classify;
 use esvit_model::features::LabeledFeatures;
 
@@ -72,7 +72,7 @@ pub(super) fn correspondence(case: &Case) -> Result<Outcome, CaseError> {
     let settings: CorrespondenceSettings = case.settings()?;
     let (shape, first) = case.tensor("features1")?;
     let (_, second) = case.tensor("features2")?;
-    let found = correspond(&first, &second, shape.last().copied().unwrap_or(1).max(1));
+    let found = match_cells(&first, &second, shape.last().copied().unwrap_or(1).max(1));
     let expected = case.integers("best_match")?;
     let wrong = found.best_match.iter().zip(&expected).filter(|&(&a, &b)| a as i64 != b).count();
     let missing = found.best_match.len().abs_diff(expected.len());
@@ -95,7 +95,7 @@ pub(super) fn correspondence(case: &Case) -> Result<Outcome, CaseError> {
     };
     Ok(Outcome::Compared(vec![
         check("best_match, cells that differ", (wrong + missing) as f64, 0.0),
-        absolute("similarity", &found.similarity, &similarity, 1e-5),
+        absolute_error("similarity", &found.similarity, &similarity, 1e-5),
         check("accuracy", (scores.accuracy - settings.accuracy).abs(), 1e-9),
         check("distance_error", (scores.distance - settings.distance_error).abs(), 1e-4),
     ]))

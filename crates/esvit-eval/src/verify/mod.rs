@@ -149,6 +149,10 @@ fn run_case(folder: &Path, device: &Device) -> Report {
         }
     };
     let result = match case.kind.as_str() {
+        "backbone" | "pretrain" | "checkpoint" if case.settings["family"] != "swin" => {
+            let family = case.settings["family"].as_str().unwrap_or("unknown");
+            Ok(Outcome::NotSupported(format!("networks of family `{family}`")))
+        }
         "backbone" => backbone::run(&case),
         "objective" => objective::run(&case),
         "pretrain" => pretrain::run(&case),
@@ -193,17 +197,6 @@ impl Case {
         T::deserialize(&self.settings).map_err(|e| CaseError::Settings(e.to_string()))
     }
 
-    /// `NotSupported` unless the case's network is a Swin.
-    fn swin_or_not_supported(&self) -> Option<Outcome> {
-        match self.settings["family"].as_str() {
-            Some("swin") => None,
-            family => Some(Outcome::NotSupported(format!(
-                "networks of family `{}`",
-                family.unwrap_or("unknown")
-            ))),
-        }
-    }
-
     /// Shape and values of a tensor.
     fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), CaseError> {
         self.read(name, WeightsFile::read_f32)
@@ -246,7 +239,7 @@ impl Case {
 }
 
 /// Largest absolute difference; infinite if lengths differ or a difference is NaN.
-fn largest_difference(found: &[f32], expected: &[f32]) -> f64 {
+fn max_abs_difference(found: &[f32], expected: &[f32]) -> f64 {
     if found.len() != expected.len() {
         return f64::INFINITY;
     }
@@ -254,26 +247,36 @@ fn largest_difference(found: &[f32], expected: &[f32]) -> f64 {
     differences.fold(0.0, |largest, d| if d.is_nan() { f64::INFINITY } else { largest.max(d) })
 }
 
-fn largest_entry(values: &[f32]) -> f64 {
+fn max_abs(values: &[f32]) -> f64 {
     values.iter().fold(0.0, |largest: f64, v| largest.max(f64::from(v.abs())))
 }
 
 /// Compares the largest absolute difference with a tolerance.
-fn absolute(what: impl fmt::Display, found: &[f32], expected: &[f32], tolerance: f64) -> Check {
-    let difference = largest_difference(found, expected);
+fn absolute_error(
+    what: impl fmt::Display,
+    found: &[f32],
+    expected: &[f32],
+    tolerance: f64,
+) -> Check {
+    let difference = max_abs_difference(found, expected);
     Check { what: what.to_string(), difference, tolerance }
 }
 
 /// Compares the largest absolute difference, divided by the largest expected entry, with a
 /// tolerance.
-fn of_largest(what: impl fmt::Display, found: &[f32], expected: &[f32], tolerance: f64) -> Check {
-    let scale = largest_entry(expected).max(f64::MIN_POSITIVE);
-    let difference = largest_difference(found, expected) / scale;
+fn relative_to_max(
+    what: impl fmt::Display,
+    found: &[f32],
+    expected: &[f32],
+    tolerance: f64,
+) -> Check {
+    let scale = max_abs(expected).max(f64::MIN_POSITIVE);
+    let difference = max_abs_difference(found, expected) / scale;
     Check { what: what.to_string(), difference, tolerance }
 }
 
 /// Compares the relative difference of two numbers with a tolerance.
-fn relative(what: impl fmt::Display, found: f64, expected: f64, tolerance: f64) -> Check {
+fn relative_error(what: impl fmt::Display, found: f64, expected: f64, tolerance: f64) -> Check {
     let difference = (found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE);
     Check { what: what.to_string(), difference, tolerance }
 }

@@ -8,7 +8,7 @@ use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, W
 use esvit_train::schedule::TemperatureSchedule;
 use serde::Deserialize;
 
-use super::{Case, CaseError, Outcome, of_largest, relative};
+use super::{Case, CaseError, Outcome, relative_error, relative_to_max};
 
 const LOSS_TOLERANCE: f64 = 1e-5;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
@@ -28,7 +28,7 @@ struct Settings {
     #[serde(default)]
     mixup: bool,
     loss: f64,
-    weights: Option<Factors>,
+    weights: Option<LossWeights>,
 }
 
 /// Teacher temperature schedule, as written in cases.
@@ -48,7 +48,7 @@ impl TeacherTemp {
 }
 
 #[derive(Deserialize, Clone, Copy)]
-struct Factors {
+struct LossWeights {
     view: f64,
     region: f64,
 }
@@ -98,7 +98,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let region_center = settings.region_task.then(|| center("center_grid")).transpose()?;
     let mut centers = Centers::new(center("center")?, region_center);
     let weights = match settings.weights {
-        Some(Factors { view, region }) => Weights::Free { view, region },
+        Some(LossWeights { view, region }) => Weights::Free { view, region },
         None => Weights::Named(NamedWeights::Reference),
     };
     let mixing: Option<Vec<Tensor<2>>> = settings
@@ -128,10 +128,10 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     centers.update(CENTER_MOMENTUM);
 
     let found = f64::from(loss.total.inner().into_scalar::<f32>());
-    let mut checks = vec![relative("loss", found, settings.loss, LOSS_TOLERANCE)];
+    let mut checks = vec![relative_error("loss", found, settings.loss, LOSS_TOLERANCE)];
     let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
         let (_, expected) = case.tensor(name)?;
-        checks.push(of_largest(name, &found, &expected, GRADIENT_TOLERANCE));
+        checks.push(relative_to_max(name, &found, &expected, GRADIENT_TOLERANCE));
         Ok(())
     };
     let gradient = |tensor: &Tensor<2>| tensor.grad(&gradients).map(|g| to_vec(&g));

@@ -15,7 +15,9 @@ use esvit_train::{CropChunks, Learner};
 use serde::Deserialize;
 
 use super::objective::TeacherTemp;
-use super::{Case, CaseError, Check, Outcome, absolute, largest_entry, of_largest, relative};
+use super::{
+    Case, CaseError, Check, Outcome, absolute_error, max_abs, relative_error, relative_to_max,
+};
 
 const OUTPUT_TOLERANCE: f64 = 2e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
@@ -73,9 +75,6 @@ struct Step {
 }
 
 pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
-    if let Some(outcome) = case.swin_or_not_supported() {
-        return Ok(outcome);
-    }
     let settings: Settings = case.settings()?;
     let mut learner = learner(case, &settings)?;
     let mut checks = Vec::new();
@@ -102,7 +101,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
             .map_err(|e| CaseError::Computation(e.to_string()))?;
         let tolerance = if step == 0 { FIRST_LOSS_TOLERANCE } else { LATER_LOSS_TOLERANCE };
         let what = format!("loss of step {step}");
-        checks.push(relative(what, f64::from(result.loss), values.loss, tolerance));
+        checks.push(relative_error(what, f64::from(result.loss), values.loss, tolerance));
     }
     let drift = settings.steps.iter().map(|step| step.lr).sum();
     let mut compare = |part: &str, end: &str, found: &Tensor<1>| -> Result<(), CaseError> {
@@ -116,7 +115,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
                 checks.extend(changes(&name, [&before, &found, &after], &gradient, drift));
             }
             OptimizerKind::Sgd | OptimizerKind::Lars => {
-                checks.push(of_largest(&name, &found, &after, STATE_TOLERANCE));
+                checks.push(relative_to_max(&name, &found, &after, STATE_TOLERANCE));
             }
         }
         Ok(())
@@ -145,9 +144,9 @@ fn changes(
     drift: f64,
 ) -> Vec<Check> {
     if [before.len(), found.len()] != [after.len(); 2] {
-        return vec![of_largest(name, found, after, CHANGE_TOLERANCE)];
+        return vec![relative_to_max(name, found, after, CHANGE_TOLERANCE)];
     }
-    let rounding = ROUNDING * largest_entry(gradient);
+    let rounding = ROUNDING * max_abs(gradient);
     let is_rounding = |i: usize| gradient.get(i).is_some_and(|g| f64::from(g.abs()) < rounding);
     let distance = |from: &[f32]| -> f64 {
         let pairs = from.iter().zip(after).enumerate().filter(|(i, _)| !is_rounding(*i));
@@ -160,7 +159,7 @@ fn changes(
         values.map(|(_, value)| *value).collect()
     });
     if !found.is_empty() {
-        checks.push(absolute(format!("{name} (rounding)"), &found, &after, drift));
+        checks.push(absolute_error(format!("{name} (rounding)"), &found, &after, drift));
     }
     checks
 }
@@ -219,7 +218,7 @@ fn outputs(
         let mut compare = |part: &str, found: &Tensor<2>| -> Result<(), CaseError> {
             let name = format!("out.{name}_{part}");
             let (_, expected) = case.tensor(&name)?;
-            checks.push(absolute(name, &to_vec(found), &expected, OUTPUT_TOLERANCE));
+            checks.push(absolute_error(name, &to_vec(found), &expected, OUTPUT_TOLERANCE));
             Ok(())
         };
         compare("view_logits", &predictions.view_logits.matrix())?;
@@ -248,9 +247,9 @@ fn gradients(
         match (gradient, expected) {
             (Some(gradient), Ok((_, expected))) => {
                 let found = to_vec(gradient);
-                let mut check = of_largest(&name, &found, &expected, GRADIENT_TOLERANCE);
+                let mut check = relative_to_max(&name, &found, &expected, GRADIENT_TOLERANCE);
                 if settings.head.use_bn && !check.passed() {
-                    check = absolute(&name, &found, &expected, ZERO_GRADIENT);
+                    check = absolute_error(&name, &found, &expected, ZERO_GRADIENT);
                 }
                 checks.push(check);
             }

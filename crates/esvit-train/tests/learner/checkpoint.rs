@@ -69,7 +69,7 @@ fn entries(checkpoint: &Checkpoint, without: &[&str]) -> Vec<Entry> {
 }
 
 fn stored_metadata(checkpoint: &Checkpoint) -> String {
-    checkpoint.file().facts().get(METADATA_KEY).and_then(|value| value.as_str()).unwrap().into()
+    checkpoint.file().metadata().get(METADATA_KEY).and_then(|value| value.as_str()).unwrap().into()
 }
 
 /// Values of the parameters whose name starts with `start`, as bits.

@@ -1,10 +1,11 @@
 //! Options shared by several commands: the backbone, and labeled images.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
-use esvit_data::DecodeLimits;
-use esvit_eval::labeled::LabeledTask;
+use esvit_data::{DecodeLimits, Folder, InMemory, MaterialsTask};
+use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::record::{self, EvalRecord};
 use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::SwinConfig;
@@ -77,7 +78,7 @@ impl BackboneArgs {
         results: &impl Serialize,
         output: &Output,
     ) -> Result<()> {
-        let Some(run) = record::run_of(&self.checkpoint) else { return Ok(()) };
+        let Some(run) = record::run_folder_of(&self.checkpoint) else { return Ok(()) };
         let record = EvalRecord::new(evaluation, task, backbone, &self.checkpoint, results)?;
         save_record(&run, &record, output)
     }
@@ -110,4 +111,21 @@ impl TaskArgs {
             None => LabeledTask::materials()?,
         })
     }
+}
+
+/// The images of a folder, or the built-in ones that `built_in` selects; with a description.
+pub(super) fn image_set(
+    data: Option<&Path>,
+    built_in: impl FnOnce(MaterialsTask) -> InMemory,
+) -> Result<(LabeledSet, String)> {
+    Ok(match data {
+        Some(path) => {
+            let folder = Folder::open(path, &DecodeLimits::default())?;
+            (LabeledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
+        }
+        None => {
+            let images = built_in(MaterialsTask::new()?);
+            (LabeledSet::all(Arc::new(images)), "built-in materials".into())
+        }
+    })
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use esvit_eval::attention::{self, Attended, Framing, MASS, QueryAttention, Shown};
+use esvit_eval::attention::{self, Framing, HeadAttention, InputImage, MASS, QueryAttention};
 use serde_json::{Value, json};
 
 use super::args::BackboneArgs;
@@ -57,22 +57,19 @@ impl Attend {
         let framing = if self.whole { Framing::Whole } else { Framing::Center };
         let size = self.size.unwrap_or(backbone.preprocess.size());
         let patch = swin.config().patch_size;
-        let shown = Shown::new(&image, &backbone.preprocess, framing, size, patch)?;
-        let place = self.query.map_or(Ok(shown.center()), |pixel| shown.place(pixel))?;
+        let input = InputImage::new(&image, &backbone.preprocess, framing, size, patch)?;
+        let place = self.query.map_or(Ok(input.center()), |pixel| input.map_pixel(pixel))?;
         let block = self.block.unwrap_or(swin.blocks() - 1);
         let mut attention = match self.rollout {
-            true => attention::rollout(swin, params, &shown, place, block, self.mass)?,
-            false => attention::of_query(swin, params, &shown, place, block, self.mass)?,
+            true => attention::rollout(swin, params, &input, place, block, self.mass)?,
+            false => attention::query_attention(swin, params, &input, place, block, self.mass)?,
         };
         if !self.head.is_empty() {
             attention.keep_heads(&self.head)?;
         }
-        let drawing = attention::draw(&shown, &attention)?;
+        let drawing = attention::draw(&input, &attention)?;
         self.files.write(&drawing, &png, output)?;
-        match self.json {
-            true => output.json(&report(&self.image, &shown, &attention))?,
-            false => output.result(table(&attention))?,
-        }
+        output.print(self.json, &report(&self.image, &input, &attention), || table(&attention))?;
         Ok(Exit::Success)
     }
 }
@@ -85,26 +82,26 @@ fn pixel(text: &str) -> Result<[u32; 2], String> {
     parts.ok_or_else(|| "give column and row of a pixel, such as `120,80`".into())
 }
 
-fn report(path: &Path, shown: &Shown, attention: &QueryAttention) -> Value {
-    let [height, width] = shown.size();
+fn report(path: &Path, input: &InputImage, attention: &QueryAttention) -> Value {
+    let [height, width] = input.size();
     let largest = attention.largest_entropy();
-    let row = |attended: &Attended| {
+    let row = |head_attention: &HeadAttention| {
         json!({
-            "head": attended.head,
-            "entropy": attended.entropy,
-            "share": (largest > 0.0).then(|| attended.entropy / largest),
-            "largest_weight": attended.largest(),
-            "padding_mass": attended.padding_mass,
-            "mask_cells": attended.mask.len(),
+            "head": head_attention.head,
+            "entropy": head_attention.entropy,
+            "share": (largest > 0.0).then(|| head_attention.entropy / largest),
+            "largest_weight": head_attention.largest(),
+            "padding_mass": head_attention.padding_mass,
+            "mask_cells": head_attention.mask.len(),
         })
     };
     json!({
         "image": path.display().to_string(),
         "shown": { "width": width, "height": height },
-        "block": attention.place.block,
-        "stage": attention.place.stage,
-        "block_in_stage": attention.place.block_in_stage,
-        "rollout": attention.attended.iter().any(|attended| attended.head.is_none()),
+        "block": attention.position.block,
+        "stage": attention.position.stage,
+        "block_in_stage": attention.position.block_in_stage,
+        "rollout": attention.heads.iter().any(|head_attention| head_attention.head.is_none()),
         "map": attention.map,
         "cell": attention.cell,
         "window": attention.window,
@@ -114,7 +111,7 @@ fn report(path: &Path, shown: &Shown, attention: &QueryAttention) -> Value {
         "padding_keys": attention.padding_keys,
         "largest_entropy": largest,
         "mass": attention.mass,
-        "heads": attention.attended.iter().map(row).collect::<Vec<_>>(),
+        "heads": attention.heads.iter().map(row).collect::<Vec<_>>(),
     })
 }
 
@@ -123,9 +120,9 @@ fn table(attention: &QueryAttention) -> String {
     let [rows, columns] = attention.map;
     let mut text = format!(
         "block {} (layers.{}.blocks.{}): the query at row {}, column {} sees {} of {} cells",
-        attention.place.block,
-        attention.place.stage - 1,
-        attention.place.block_in_stage,
+        attention.position.block,
+        attention.position.stage - 1,
+        attention.position.block_in_stage,
         attention.query[0],
         attention.query[1],
         attention.visible_cells(),
@@ -143,14 +140,14 @@ fn table(attention: &QueryAttention) -> String {
         "padding",
         "mask cells"
     ));
-    for attended in &attention.attended {
-        let name = attended.head.map_or("rollout".into(), |head| head.to_string());
+    for head_attention in &attention.heads {
+        let name = head_attention.head.map_or("rollout".into(), |head| head.to_string());
         text.push_str(&format!(
             "\n{name:>7} {:>8.3} {:>10.4} {:>7.1}% {:>10}",
-            attended.entropy,
-            attended.largest(),
-            100.0 * attended.padding_mass.max(0.0),
-            attended.mask.len()
+            head_attention.entropy,
+            head_attention.largest(),
+            100.0 * head_attention.padding_mass.max(0.0),
+            head_attention.mask.len()
         ));
     }
     text

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use esvit_eval::bench::{self, DataBench, KernelReport, KnnBench, Report};
 use esvit_kernels::isa::{self, Isa};
@@ -25,8 +26,8 @@ pub(super) struct Bench {
     #[arg(long, global = true, default_value_t = 5, value_name = "N")]
     iterations: usize,
     /// Do not use instruction sets beyond this one.
-    #[arg(long, global = true, value_name = "NAME")]
-    isa: Option<IsaArg>,
+    #[arg(long, global = true, value_name = "NAME", value_parser = isa_parser())]
+    isa: Option<Isa>,
     /// Print the time spent in each phase.
     #[arg(long, global = true)]
     profile: bool,
@@ -127,13 +128,11 @@ impl PrecisionArg {
     }
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum IsaArg {
-    Baseline,
-    Avx2,
-    Avx512,
-    #[value(name = "avx512-bf16")]
-    Avx512Bf16,
+/// Parses the name of an instruction set.
+fn isa_parser() -> impl TypedValueParser<Value = Isa> {
+    let named = |name: String| Isa::ALL.into_iter().find(|isa| isa.name() == name);
+    PossibleValuesParser::new(Isa::ALL.map(Isa::name))
+        .map(move |name| named(name).unwrap_or(Isa::Baseline))
 }
 
 impl Bench {
@@ -144,13 +143,8 @@ impl Bench {
                 .build_global()
                 .context("cannot set the number of threads")?;
         }
-        if let Some(set) = self.isa {
-            isa::limit(match set {
-                IsaArg::Baseline => Isa::Baseline,
-                IsaArg::Avx2 => Isa::Avx2,
-                IsaArg::Avx512 => Isa::Avx512,
-                IsaArg::Avx512Bf16 => Isa::Avx512Bf16,
-            });
+        if let Some(isa) = self.isa {
+            isa::limit(isa);
         }
         let iterations = self.iterations;
         profile::enable(self.profile);
@@ -167,16 +161,16 @@ impl Bench {
             Benchmark::Kernels { precision } => {
                 let precision = precision.resolve();
                 let (peak, kernels) = bench::kernels(precision, iterations);
-                if self.json {
-                    output.json(&serde_json::json!({
+                output.print(
+                    self.json,
+                    &serde_json::json!({
                         "isa": isa::current().name(),
                         "precision": precision.name(),
                         "peak_gflops": peak,
                         "kernels": kernels,
-                    }))?;
-                } else {
-                    output.result(kernel_table(precision, peak, &kernels))?;
-                }
+                    }),
+                    || kernel_table(precision, peak, &kernels),
+                )?;
             }
             Benchmark::Knn { train, queries, width, k } => {
                 let [train, queries, width, k] = [train, queries, width, k].map(|n| *n);
@@ -184,10 +178,8 @@ impl Bench {
                     bail!("`--train`, `--queries`, `--width` and `--k` must be at least 1");
                 }
                 let report = bench::knn(&KnnBench { train, queries, width, k });
-                if self.json {
-                    output.json(&report)?;
-                } else {
-                    output.result(format!(
+                output.print(self.json, &report, || {
+                    format!(
                         "{:.1} s, {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
                          {:.0} MB peak memory, {} threads",
                         report.seconds,
@@ -196,15 +188,13 @@ impl Bench {
                         report.peak_gflops,
                         report.peak_rss_mb,
                         report.threads
-                    ))?;
-                }
+                    )
+                })?;
             }
             Benchmark::Data { image } => {
                 let report = bench::data(&DataBench { image: image.clone(), iterations })?;
-                if self.json {
-                    output.json(&report)?;
-                } else {
-                    output.result(format!(
+                output.print(self.json, &report, || {
+                    format!(
                         "{} x {}: decoding {:.2} ms, ten views {:.2} ms, total {:.2} ms \
                          ({:.1} images per second on one core)",
                         report.size[0],
@@ -213,8 +203,8 @@ impl Bench {
                         report.views_ms,
                         report.total_ms,
                         report.images_per_s
-                    ))?;
-                }
+                    )
+                })?;
             }
         }
         Ok(Exit::Success)
@@ -222,10 +212,8 @@ impl Bench {
 
     fn show(&self, output: &Output, report: &Report) -> Result<()> {
         let repetitions = report.seconds.len();
-        if self.json {
-            output.json(report)?;
-        } else {
-            output.result(format!(
+        output.print(self.json, report, || {
+            format!(
                 "{:.3} s (median of {}), {:.2} images per second\n\
                  {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
                  {:.0} MB peak memory, {}, {} threads",
@@ -238,8 +226,8 @@ impl Bench {
                 report.peak_rss_mb,
                 report.precision,
                 report.threads
-            ))?;
-        }
+            )
+        })?;
         if self.profile {
             output.note(profile_table(report.peak_gflops, Some(repetitions as u64)));
         }

@@ -33,11 +33,7 @@ impl Diff {
         let [a, b] = [a?, b?];
         let tensors = |file| Tensors::of(file, self.key.as_deref());
         let comparison = compare(&tensors(&a), &tensors(&b))?;
-        if self.json {
-            output.json(&comparison)?;
-        } else {
-            output.result(table(&self.a, &self.b, &comparison))?;
-        }
+        output.print(self.json, &comparison, || table(&self.a, &self.b, &comparison))?;
         Ok(if comparison.is_equal() { Exit::Success } else { Exit::CheckFailed })
     }
 }

@@ -1,17 +1,15 @@
 //! `esvit embed`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use esvit_data::{DecodeLimits, Folder, MaterialsTask, Source};
 use esvit_model::PretrainedBackbone;
 use esvit_model::embedding::{
     EmbeddingError, EmbeddingWriter, Format, Job, Progress, is_feature_file,
 };
 use esvit_model::features::{normalize, stream, view_forward};
 
-use super::args::BackboneArgs;
+use super::args::{BackboneArgs, image_set};
 use super::exit::Exit;
 use super::output::{Output, check_writable};
 
@@ -43,10 +41,7 @@ impl Embed {
             return Err(EmbeddingError::NotFeatures { path: self.out }.into());
         }
         let backbone = self.backbone.open(output)?;
-        let source: Arc<dyn Source> = match &self.data {
-            Some(path) => Arc::new(Folder::open(path, &DecodeLimits::default())?),
-            None => Arc::new(MaterialsTask::new()?.gallery),
-        };
+        let source = image_set(self.data.as_deref(), |task| task.gallery)?.0.source;
         let job = Job::new(format, &backbone, &*source, self.normalize);
         let mut writer = EmbeddingWriter::open(&self.out, &job, &*source)?;
         let resumed = writer.progress();

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use esvit_eval::efficiency::parameters;
 use esvit_model::PretrainedBackbone;
-use esvit_nn::params::{Params, Registry};
 use esvit_nn::weights::{WeightsFile, networks};
-use esvit_nn::{Swin, zoo};
+use esvit_nn::zoo;
 use esvit_train::Config;
 use esvit_train::config_text::Origin;
 use esvit_train::recipe::RECIPES;
@@ -47,20 +47,12 @@ impl Info {
                     Ok(backbone) => properties.extend(backbone_properties(backbone)),
                     Err(error) => properties.push(("does_not_load", error.to_string().into())),
                 }
-                if self.json {
-                    let properties: BTreeMap<&str, Value> = properties.into_iter().collect();
-                    output.json(&properties)?;
-                } else {
-                    output.result(lines(&properties))?;
-                }
+                let map: BTreeMap<&str, Value> = properties.iter().cloned().collect();
+                output.print(self.json, &map, || lines(&properties))?;
                 Ok(if backbone.is_ok() { Exit::Success } else { Exit::CheckFailed })
             }
             None => {
-                if self.json {
-                    output.json(&listing())?;
-                } else {
-                    output.result(tables())?;
-                }
+                output.print(self.json, &listing(), tables)?;
                 Ok(Exit::Success)
             }
         }
@@ -94,7 +86,7 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
         ("network", json!(location.map(|location| location.network()))),
         ("naming", json!(location.map(|location| location.naming.label()))),
         ("architecture", backbone.architecture().into()),
-        ("backbone_parameters", count(params).into()),
+        ("backbone_parameters", params.specs().iter().map(|spec| spec.len()).sum::<usize>().into()),
         ("feature_width", swin.config().output_width().into()),
         ("image_size", size.into()),
         ("macs", swin.config().macs(size).into()),
@@ -118,10 +110,6 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
     properties.push(("resized", json!(source.report.resized)));
     properties.push(("left_out", json!(source.report.left_out)));
     properties
-}
-
-fn count(params: &Params) -> usize {
-    params.specs().iter().map(|spec| spec.len()).sum()
 }
 
 /// One line per property; unknown ones are omitted.
@@ -157,7 +145,7 @@ fn listing() -> serde_json::Value {
             let macs = SIZES.map(|size| config.macs(size));
             serde_json::json!({
                 "name": arch.name,
-                "parameters": parameters(arch),
+                "parameters": parameters(&config),
                 "feature_width": config.output_width(),
                 "macs_224": macs[0],
                 "macs_96": macs[1],
@@ -172,12 +160,6 @@ fn listing() -> serde_json::Value {
     serde_json::json!({ "architectures": architectures, "recipes": recipes })
 }
 
-fn parameters(arch: &zoo::Architecture) -> usize {
-    let mut registry = Registry::default();
-    Swin::new(&mut registry.root(), &arch.config(), 0.0);
-    registry.finish().iter().map(|spec| spec.len()).sum()
-}
-
 fn tables() -> String {
     let mut text = format!(
         "{:16} {:>12} {:>9} {:>12} {:>12}",
@@ -186,7 +168,7 @@ fn tables() -> String {
     for arch in &zoo::ARCHITECTURES {
         let config = arch.config();
         let [large, small] = SIZES.map(|size| format!("{:.2} G", config.macs(size) as f64 / 1e9));
-        let parameters = format!("{:.2} M", parameters(arch) as f64 / 1e6);
+        let parameters = format!("{:.2} M", parameters(&config) as f64 / 1e6);
         text.push_str(&format!(
             "\n{:16} {parameters:>12} {:>9} {large:>12} {small:>12}",
             arch.name,

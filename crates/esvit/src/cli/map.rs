@@ -1,16 +1,13 @@
 //! `esvit map`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use esvit_data::{DecodeLimits, Folder};
 use esvit_eval::embedding_map::{self, EmbeddingMap, MIN_TSNE, Method};
-use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_model::features::view_forward;
 
-use super::args::BackboneArgs;
+use super::args::{BackboneArgs, image_set};
 use super::exit::Exit;
 use super::images::DrawingFiles;
 use super::output::Output;
@@ -57,12 +54,7 @@ impl Map {
         if let Some(csv) = &self.csv {
             self.files.check_writable(csv)?;
         }
-        let mut set = match &self.data {
-            Some(folder) => {
-                LabeledSet::all(Arc::new(Folder::open(folder, &DecodeLimits::default())?))
-            }
-            None => LabeledTask::materials()?.train,
-        };
+        let (mut set, _) = image_set(self.data.as_deref(), |task| task.gallery)?;
         let all = set.images.len();
         set.limit(self.max);
         set.images.sort_unstable();
@@ -94,11 +86,7 @@ impl Map {
             embedding_map::write_csv(csv, &map)?;
             output.note(format!("wrote `{}`", csv.display()));
         }
-        if self.json {
-            output.json(&map)?;
-        } else {
-            output.result(format!("{} map of {about}", method.name()))?;
-        }
+        output.print(self.json, &map, || format!("{} map of {about}", method.name()))?;
         Ok(Exit::Success)
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use esvit_eval::correspondence::MEASURED_PAIRS;
-use esvit_eval::matching::{self, MatchSettings, Matching, Pair, Side};
+use esvit_eval::matching::{self, MatchSettings, MatchedView, Matching, Pair};
 use serde_json::{Value, json};
 
 use super::args::BackboneArgs;
@@ -71,17 +71,14 @@ impl Match {
         };
         let drawing = matching::draw(&matching)?;
         self.files.write(&drawing, &png, output)?;
-        match self.json {
-            true => output.json(&self.report(&matching, &settings))?,
-            false => output.result(table(&matching.pairs))?,
-        }
+        output.print(self.json, &self.report(&matching, &settings), || table(&matching.pairs))?;
         Ok(Exit::Success)
     }
 
     fn report(&self, matching: &Matching, settings: &MatchSettings) -> Value {
         let paths = [&self.first, self.second.as_ref().unwrap_or(&self.first)];
         let view = |at: usize| {
-            let Side { view, grid, nearest_own, nearest_other, .. } = &matching.sides[at];
+            let MatchedView { view, grid, nearest_own, nearest_other, .. } = &matching.views[at];
             let crop = view.crop;
             json!({
                 "image": paths[at],

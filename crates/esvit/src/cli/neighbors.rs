@@ -1,15 +1,13 @@
 //! `esvit neighbors`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use esvit_data::{DecodeLimits, Folder};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
-use esvit_eval::neighbors::{Wanted, find, sheet};
+use esvit_eval::neighbors::{QueryOptions, find, sheet};
 use serde_json::json;
 
-use super::args::BackboneArgs;
+use super::args::{BackboneArgs, image_set};
 use super::exit::Exit;
 use super::images::{self, DrawingFiles};
 use super::output::Output;
@@ -50,11 +48,11 @@ impl Neighbors {
         let png = self.files.check("neighbors")?;
         let (gallery, queries) = self.sets(output)?;
         let backbone = self.backbone.open(output)?;
-        let wanted = Wanted { rows: self.rows, k: self.k, seed: self.seed };
+        let options = QueryOptions { rows: self.rows, k: self.k, seed: self.seed };
         let asked = queries.as_ref().map_or(0, |queries| self.rows.min(queries.images.len()));
         let bar = output.bar(gallery.images.len() + asked);
         let done = |count| bar.inc(count as u64);
-        let found = find(&backbone, &gallery, queries.as_ref(), wanted, done)?;
+        let found = find(&backbone, &gallery, queries.as_ref(), options, done)?;
         bar.finish_and_clear();
         output.warn_skipped(&found.left_out);
 
@@ -89,10 +87,7 @@ impl Neighbors {
             paths => Some(LabeledSet::all(images::open(paths, output)?)),
         };
         Ok(match &self.data {
-            Some(folder) => {
-                let folder = Folder::open(folder, &DecodeLimits::default())?;
-                (LabeledSet::all(Arc::new(folder)), given)
-            }
+            Some(folder) => (image_set(Some(folder), |task| task.gallery)?.0, given),
             None => {
                 let task = LabeledTask::materials()?;
                 (task.train, Some(given.unwrap_or(task.queries)))

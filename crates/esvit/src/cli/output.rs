@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::bail;
 use esvit_model::features::SkippedImage;
-use indicatif::{MultiProgress, ProgressBar};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// Whether notes and progress bars are off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,16 @@ impl Output {
         Ok(self.result(serde_json::to_string_pretty(value)?)?)
     }
 
+    /// Writes results to stdout, as JSON or as text.
+    pub(super) fn print(
+        &self,
+        json: bool,
+        value: &impl serde::Serialize,
+        text: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        if json { self.json(value) } else { Ok(self.result(text())?) }
+    }
+
     /// Writes a note to stderr, unless quiet.
     pub(super) fn note(&self, text: impl Display) {
         if self.quiet == Quiet::No {
@@ -66,6 +76,15 @@ impl Output {
         }
     }
 
+    /// A progress bar of `steps` training steps with their time and a message, likewise.
+    pub(super) fn steps_bar(&self, steps: u64) -> ProgressBar {
+        let template = "{bar:24} {pos}/{len} steps  {elapsed_precise} left {eta_precise}  {msg}";
+        let style = ProgressStyle::with_template(template);
+        let bar = self.bar(steps as usize);
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar
+    }
+
     /// Warns of images that could not be read.
     pub(super) fn warn_skipped(&self, left_out: &[SkippedImage]) {
         for SkippedImage { name, reason, .. } in left_out {
@@ -77,7 +96,7 @@ impl Output {
     pub(super) fn warning(&self, text: impl Display) {
         self.eprint(&format!(
             "{} {}",
-            self.colorize(YELLOW, "warning:"),
+            self.paint(YELLOW, "warning:"),
             self.color_hints(&text.to_string())
         ));
     }
@@ -92,7 +111,7 @@ impl Output {
                 text.push_str(&format!("\ncause: {cause}"));
             }
         }
-        self.eprint(&format!("{} {}", self.colorize(RED, "error:"), self.color_hints(&text)));
+        self.eprint(&format!("{} {}", self.paint(RED, "error:"), self.color_hints(&text)));
     }
 
     fn eprint(&self, text: &str) {
@@ -101,10 +120,10 @@ impl Output {
     }
 
     fn color_hints(&self, text: &str) -> String {
-        text.replace("\nhint:", &format!("\n{}", self.colorize(CYAN, "hint:")))
+        text.replace("\nhint:", &format!("\n{}", self.paint(CYAN, "hint:")))
     }
 
-    fn colorize(&self, color: &str, text: &str) -> String {
+    fn paint(&self, color: &str, text: &str) -> String {
         if self.color { format!("\x1b[1;{color}m{text}\x1b[0m") } else { text.into() }
     }
 }

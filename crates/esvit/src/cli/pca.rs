@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use esvit_eval::pca::{ColorMap, Enlarged, Framing, RegionImage, draw, region_map};
+use esvit_eval::pca::{ColorMap, Framing, RegionImage, Upsampling, draw, region_map};
 use serde_json::json;
 
 use super::args::BackboneArgs;
@@ -52,7 +52,7 @@ impl Pca {
         let backbone = self.backbone.open(output)?;
         let stages = backbone.swin.config().stages();
         let stage = self.stage.unwrap_or(stages);
-        let size = self.size.unwrap_or_else(|| Framing::usual_size(&backbone, stage));
+        let size = self.size.unwrap_or_else(|| Framing::default_size(&backbone, stage));
         let framing = Framing { size, whole: self.whole };
         let bar = output.bar(source.len());
         let mut shown = Vec::new();
@@ -80,8 +80,8 @@ impl Pca {
             pluralize(shown.len(), "image"),
             if self.whole { "on the shorter side" } else { "a side" },
         );
-        let enlarged = if self.smooth { Enlarged::Smooth } else { Enlarged::Sharp };
-        let drawing = draw(&shown, &colors, enlarged, &about)?;
+        let upsampling = if self.smooth { Upsampling::Smooth } else { Upsampling::Sharp };
+        let drawing = draw(&shown, &colors, upsampling, &about)?;
         self.files.write(&drawing, &png, output)?;
         if self.json {
             let maps = shown.iter().map(|image| {

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use esvit_data::Preprocess;
-use esvit_data::{DecodeLimits, Folder, Source, training_materials};
+use esvit_data::{Preprocess, Source};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::knn;
 use esvit_eval::labeled::LabeledTask;
+use esvit_eval::preview;
 use esvit_eval::record::EvalRecord;
 use esvit_kernels::profile;
 use esvit_nn::{Network, Params};
@@ -214,26 +214,25 @@ fn train(
 
 /// The images of a run, and its k-NN task if there are labels.
 fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
-    let limits = DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() };
+    let source = preview::source(config)?;
     let Some(path) = &config.data.path else {
-        let source = training_materials()?;
         let task = (config.knn.every_epochs > 0).then(LabeledTask::materials).transpose()?;
-        return Ok((Arc::new(source), task));
+        return Ok((source, task));
     };
-    let folder = Folder::open(path, &limits)?;
-    output.note(format!("{} images in `{}`", folder.len(), path.display()));
+    output.note(format!("{} images in `{}`", source.len(), path.display()));
     let knn = &config.knn;
     let train = knn.train.as_deref().unwrap_or(path);
     let asked = knn.train.is_some() || knn.val.is_some();
-    let task = if knn.every_epochs > 0 && (asked || folder.classes().len() > 1) {
+    let task = if knn.every_epochs > 0 && (asked || source.classes().len() > 1) {
         let val = knn.val.clone().or_else(|| validation_folder(train));
+        let limits = preview::decode_limits(config);
         let task = LabeledTask::folders(train, val.as_deref(), &limits, knn.max_images)?;
         output.note(format!("k-NN check on {}", task.description));
         Some(task)
     } else {
         None
     };
-    Ok((Arc::new(folder), task))
+    Ok((source, task))
 }
 
 /// The `val` folder beside a folder called `train`, as in ImageNet.

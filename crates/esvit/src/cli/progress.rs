@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use esvit_train::run::{Event, KnnMetrics, Observer, Plan, StepMetrics};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use super::output::Output;
 
@@ -22,15 +22,9 @@ impl<'a> Progress<'a> {
     fn begin(&mut self, plan: &Plan) {
         self.output.note(plan);
         self.total = plan.total_steps;
-        if self.output.shows_progress() {
-            let template =
-                "{bar:24} {pos}/{len} steps  {elapsed_precise} left {eta_precise}  {msg}";
-            let style = ProgressStyle::with_template(template)
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-            self.bar = self.output.bars.add(ProgressBar::new(plan.total_steps).with_style(style));
-            self.bar.set_position(plan.first_step);
-            self.bar.reset_eta();
-        }
+        self.bar = self.output.steps_bar(plan.total_steps);
+        self.bar.set_position(plan.first_step);
+        self.bar.reset_eta();
     }
 
     fn knn(&self, metrics: &KnnMetrics) {

@@ -14,7 +14,7 @@ impl Figure<'_> {
 
     /// A cell clipped to the image, `[left, top, width, height]`.
     pub(super) fn cell(&self, row: usize, column: usize) -> [f64; 4] {
-        let [height, width] = self.shown.size();
+        let [height, width] = self.input.size();
         let span = |index: usize, side: usize| {
             let start = (index * self.attention.cell).min(side);
             [start as f64, (start + self.attention.cell).min(side) as f64 - start as f64]
@@ -24,7 +24,7 @@ impl Figure<'_> {
     }
 
     /// Filled area of the chosen cells as an SVG path, one box per horizontal run.
-    pub(super) fn boxes(&self, chosen: impl Fn(usize) -> bool) -> String {
+    pub(super) fn filled_path(&self, chosen: impl Fn(usize) -> bool) -> String {
         let [rows, columns] = self.attention.map;
         let mut path = String::new();
         for row in 0..rows {
@@ -44,7 +44,7 @@ impl Figure<'_> {
     }
 
     /// Outline of the chosen cells as an SVG path.
-    pub(super) fn outline(&self, chosen: impl Fn(usize) -> bool) -> String {
+    pub(super) fn outline_path(&self, chosen: impl Fn(usize) -> bool) -> String {
         let [rows, columns] = self.attention.map.map(|side| side as isize);
         let is = |row: isize, column: isize| {
             let inside = (0..rows).contains(&row) && (0..columns).contains(&column);

@@ -1,6 +1,6 @@
 //! Title and legend beside the image.
 
-use super::super::{Attended, QueryAttention};
+use super::super::{HeadAttention, QueryAttention};
 use super::Figure;
 use esvit_draw::{Anchor, Drawing, color};
 
@@ -13,27 +13,27 @@ pub(super) const HEIGHT: f64 = 6.0 * LINE;
 
 /// Draws title, facts and legend.
 pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64; 2]) {
-    let QueryAttention { place, map, cell, query, window, shift, .. } = figure.attention;
-    let title = match figure.attention.attended.first() {
-        Some(Attended { head: None, .. }) => {
-            format!("Attention rollout over blocks 0 to {}", place.block)
+    let QueryAttention { position, map, cell, query, window, shift, .. } = figure.attention;
+    let title = match figure.attention.heads.first() {
+        Some(HeadAttention { head: None, .. }) => {
+            format!("Attention rollout over blocks 0 to {}", position.block)
         }
         _ => format!(
             "Attention of block {} (layers.{}.blocks.{})",
-            place.block,
-            place.stage - 1,
-            place.block_in_stage
+            position.block,
+            position.stage - 1,
+            position.block_in_stage
         ),
     };
     drawing.text([left, top + 15.0], &title, 16.0, color::INK, Anchor::Start);
     let shifted = if *shift > 0 { format!(", shifted by {shift}") } else { String::new() };
-    let facts = format!(
+    let details = format!(
         "{} × {} cells of {cell} × {cell} pixels in windows of {window} × {window}{shifted}",
         map[0], map[1]
     );
-    let close = if figure.is_close() { "; the part in white is shown below" } else { "" };
-    let facts = format!("{facts}{close}");
-    drawing.text([left, top + 15.0 + LINE], &facts, 11.0, color::FAINT, Anchor::Start);
+    let close = if figure.is_zoomed() { "; the part in white is shown below" } else { "" };
+    let details = format!("{details}{close}");
+    drawing.text([left, top + 15.0 + LINE], &details, 11.0, color::FAINT, Anchor::Start);
 
     let entry = |line: usize| top + 17.0 + LINE * line as f64;
     let words = |drawing: &mut Drawing, line: usize, text: &str| {

@@ -2,20 +2,19 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use esvit_data::{DecodeLimits, Folder, MaterialsTask};
-use esvit_eval::attention::{self, BlockStatistics, Measured};
+use esvit_eval::attention::{self, AttentionStatistics, BlockStatistics};
 use esvit_eval::labeled::LabeledSet;
 use esvit_eval::record;
 use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
-use crate::cli::args::BackboneArgs;
+use crate::cli::args::{BackboneArgs, image_set};
 use crate::cli::exit::Exit;
 use crate::cli::images;
 use crate::cli::output::{Output, check_writable};
+use crate::cli::pca::pluralize;
 
 /// Value of `--against` for a newly initialized network.
 const UNTRAINED: &str = "untrained";
@@ -56,16 +55,7 @@ impl Attention {
         for file in [&self.out, &self.svg].into_iter().flatten() {
             check_writable(file, self.overwrite)?;
         }
-        let (mut set, task) = match &self.data {
-            Some(path) => {
-                let folder = Folder::open(path, &DecodeLimits::default())?;
-                (LabeledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
-            }
-            None => {
-                let gallery = MaterialsTask::new()?.gallery;
-                (LabeledSet::all(Arc::new(gallery)), "built-in materials".into())
-            }
-        };
+        let (mut set, task) = image_set(self.data.as_deref(), |task| task.gallery)?;
         set.limit(self.images);
         let backbone = self.backbone.open(output)?;
         let other = match &self.against {
@@ -94,17 +84,12 @@ impl Attention {
             report["against"] =
                 json!({ "checkpoint": path.display().to_string(), "blocks": other.blocks });
         }
-        if self.json {
-            output.json(&report)?;
-        } else {
-            for (name, blocks) in &networks {
-                let title = match measured.images {
-                    1 => format!("{name}, 1 image of {task}"),
-                    count => format!("{name}, {count} images of {task}"),
-                };
-                output.result(table(&title, blocks))?;
-            }
-        }
+        output.print(self.json, &report, || {
+            let images = pluralize(measured.images, "image");
+            let title = |name: &str| format!("{name}, {images} of {task}");
+            let tables = networks.iter().map(|(name, blocks)| table(&title(name), blocks));
+            tables.collect::<Vec<_>>().join("\n")
+        })?;
         self.backbone.save_record(&backbone, "attention", &task, &report, output)?;
         Ok(Exit::Success)
     }
@@ -117,7 +102,11 @@ impl Attention {
     }
 }
 
-fn measure(backbone: &PretrainedBackbone, set: &LabeledSet, output: &Output) -> Result<Measured> {
+fn measure(
+    backbone: &PretrainedBackbone,
+    set: &LabeledSet,
+    output: &Output,
+) -> Result<AttentionStatistics> {
     let bar = output.bar(set.images.len());
     let measured = attention::statistics(
         &backbone.swin,
@@ -138,7 +127,7 @@ fn measure(backbone: &PretrainedBackbone, set: &LabeledSet, output: &Output) -> 
 /// Display name of a checkpoint: its run and its file.
 fn name(checkpoint: &Path) -> String {
     let file = checkpoint.file_name().unwrap_or_default().to_string_lossy();
-    match record::run_of(checkpoint).as_deref().and_then(Path::file_name) {
+    match record::run_folder_of(checkpoint).as_deref().and_then(Path::file_name) {
         Some(run) => format!("{}, {file}", run.to_string_lossy()),
         None => file.into(),
     }
@@ -167,8 +156,8 @@ fn table(title: &str, blocks: &[BlockStatistics]) -> String {
         let _ = write!(
             text,
             "\n{:>5} {:>5} {:>8} {:>6} {:>6} {:>8.3} {:>10} {:>14} {:>9} {:>7.1}%",
-            block.place.block,
-            block.place.stage,
+            block.position.block,
+            block.position.stage,
             format!("{}x{}", block.map[0], block.map[1]),
             block.window,
             block.heads.len(),

@@ -3,20 +3,17 @@
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use esvit_data::Preprocess;
-use esvit_data::{DecodeLimits, EvalTransform, Folder, MaterialsTask};
+use esvit_data::{EvalTransform, Preprocess};
 use esvit_eval::correspondence::{
-    Estimate, Geometry, Grid, MEASURED_PAIRS, Measured, Protocol, Summary, measure,
+    CorrespondenceResults, Estimate, Geometry, Grid, MEASURED_PAIRS, Protocol, Summary, measure,
 };
-use esvit_eval::labeled::LabeledSet;
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 
-use crate::cli::args::BackboneArgs;
+use crate::cli::args::{BackboneArgs, image_set};
 use crate::cli::exit::Exit;
 use crate::cli::output::Output;
 
@@ -75,7 +72,7 @@ struct Row {
 
 impl Correspondence {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        let (mut set, task) = self.images()?;
+        let (mut set, task) = image_set(self.data.as_deref(), |task| task.queries)?;
         set.limit(self.images.map_or(usize::MAX, NonZeroUsize::get));
         let backbone = self.backbone.open(output)?;
         let preprocess = self.preprocess(&backbone)?;
@@ -125,9 +122,7 @@ impl Correspondence {
             "seed": self.seed,
             "results": rows,
         });
-        if self.json {
-            output.json(&report)?;
-        } else {
+        output.print(self.json, &report, || {
             let pairs_text = match (pairs, self.geometry) {
                 (Some(pairs), _) => format!("the {pairs} most similar"),
                 (None, GeometryArg::Mirror) => "all".into(),
@@ -137,29 +132,16 @@ impl Correspondence {
                 GeometryArg::Mirror => "an image and its mirror image",
                 GeometryArg::Crops => "two crops of an image",
             };
-            output.result(format!(
+            format!(
                 "correspondence on {task}: {images} images, {views}, {pairs_text} of {} x {} \
                  cells\n{}",
                 grid.rows,
                 grid.columns,
                 table(&rows)
-            ))?;
-        }
+            )
+        })?;
         self.backbone.save_record(&backbone, "correspondence", &task, &report, output)?;
         Ok(Exit::Success)
-    }
-
-    fn images(&self) -> Result<(LabeledSet, String)> {
-        Ok(match &self.data {
-            Some(path) => {
-                let folder = Folder::open(path, &DecodeLimits::default())?;
-                (LabeledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
-            }
-            None => {
-                let queries = MaterialsTask::new()?.queries;
-                (LabeledSet::all(Arc::new(queries)), "built-in materials".into())
-            }
-        })
     }
 
     fn preprocess(&self, backbone: &PretrainedBackbone) -> Result<Preprocess> {
@@ -190,8 +172,8 @@ impl Correspondence {
         Ok(Protocol { geometry, pairs, stage, seed: self.seed })
     }
 
-    fn rows(&self, measured: Measured) -> Vec<Row> {
-        let Measured { chance, best, networks, .. } = measured;
+    fn rows(&self, measured: CorrespondenceResults) -> Vec<Row> {
+        let CorrespondenceResults { chance, best, networks, .. } = measured;
         let mut rows = vec![Row { features: "chance", summary: chance }];
         let names = ["untrained", "trained"];
         rows.extend(

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 use esvit_eval::bench::{MONOLITHIC, architecture};
-use esvit_eval::efficiency::{self, Backbone, Cost, Steps};
+use esvit_eval::efficiency::{self, BackboneCost, Cost, StepCosts};
 use serde_json::Value;
 
 use crate::cli::exit::Exit;
@@ -47,24 +47,24 @@ const FORWARD_BATCH: usize = 8;
 
 impl Efficiency {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        let backbones: Vec<Backbone> =
+        let backbones: Vec<BackboneCost> =
             self.models.iter().map(|model| self.measure(model, output)).collect::<Result<_>>()?;
-        if self.json {
-            output.json(&serde_json::json!({
+        output.print(
+            self.json,
+            &serde_json::json!({
                 "prototypes": self.prototypes,
                 "global_size": self.global_size,
                 "local_size": self.local_size,
                 "local_crops": self.local_crops,
                 "precision": self.precision,
                 "backbones": backbones,
-            }))?;
-        } else {
-            output.result(efficiency::table(&backbones))?;
-        }
+            }),
+            || efficiency::table(&backbones),
+        )?;
         Ok(Exit::Success)
     }
 
-    fn measure(&self, model: &str, output: &Output) -> Result<Backbone> {
+    fn measure(&self, model: &str, output: &Output) -> Result<BackboneCost> {
         let (config, _) = architecture(model)?;
         output.note(format!("{model}: forward"));
         let forward = self.bench("forward", model, FORWARD_BATCH, false)?;
@@ -79,7 +79,7 @@ impl Efficiency {
                     memory_mb: number(&report, "peak_rss_mb")?,
                 })
             };
-            match cost(true).and_then(|view| Ok(Steps::new(batch, view, cost(false)?))) {
+            match cost(true).and_then(|view| Ok(StepCosts::new(batch, view, cost(false)?))) {
                 Ok(measured) => steps.push(measured),
                 Err(error) if steps.is_empty() => return Err(error),
                 Err(error) => {
@@ -88,7 +88,7 @@ impl Efficiency {
                 }
             }
         }
-        Ok(Backbone {
+        Ok(BackboneCost {
             model: model.into(),
             stages: config.stages(),
             parameters: efficiency::parameters(&config),

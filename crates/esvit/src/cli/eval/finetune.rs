@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use esvit_eval::finetune::{self, EpochResult, Event, Finetuned, Settings};
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::probe::ClassAccuracy;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::cli::args::{BackboneArgs, TaskArgs};
 use crate::cli::bench::PrecisionArg;
@@ -128,11 +128,7 @@ impl Finetune {
             output
                 .note(format!("backbone and classifier of the last epoch in `{}`", out.display()));
         }
-        if self.json {
-            output.json(&report)?;
-        } else {
-            output.result(table(&finetuned, &task))?;
-        }
+        output.print(self.json, &report, || table(&finetuned, &task))?;
         self.backbone.save_record(&backbone, "finetune", &task.description, &report, output)?;
         Ok(Exit::Success)
     }
@@ -208,11 +204,7 @@ struct Progress<'a> {
 
 impl<'a> Progress<'a> {
     fn new(output: &'a Output, settings: &Settings) -> Self {
-        let bar = output.bar(0);
-        let template = "{bar:24} {pos}/{len} steps  {elapsed_precise} left {eta_precise}  {msg}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
+        let bar = output.steps_bar(0);
         let now = Instant::now();
         Self {
             output,

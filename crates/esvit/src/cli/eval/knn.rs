@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use esvit_eval::knn::{self, Accuracy, Measured, NEIGHBORS, StoredTask, TEMPERATURE};
+use esvit_eval::knn::{self, Accuracy, KnnResults, NEIGHBORS, StoredFeatures, TEMPERATURE};
 use esvit_eval::labeled::LabeledTask;
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
@@ -69,25 +69,23 @@ impl Knn {
         let backbone = choice.open(output)?;
         let rows = compare(&backbone, &task, &self.k, self.temperature, output)?;
         let report = report(&task.description, task.images(), self.temperature, &rows);
-        match self.json {
-            true => output.json(&report)?,
-            false => output.result(table(&rows, &task.description, task.images()))?,
-        }
+        output.print(self.json, &report, || table(&rows, &task.description, task.images()))?;
         choice.save_record(&backbone, "knn", &task.description, &report, output)?;
         Ok(Exit::Success)
     }
 
     fn stored(&self, folder: &Path, output: &Output) -> Result<Exit> {
-        let task = StoredTask::new(folder);
+        let task = StoredFeatures::new(folder);
         let bar = output.bar(task.rows()?);
         let found = task.accuracy(&self.k, self.temperature, |rows| bar.inc(rows as u64))?;
         bar.finish_and_clear();
         let rows = [Row { features: "stored", accuracies: found.accuracies }];
         let description = format!("features in `{}`", folder.display());
-        match self.json {
-            true => output.json(&report(&description, found.images, self.temperature, &rows))?,
-            false => output.result(table(&rows, &description, found.images))?,
-        }
+        output.print(
+            self.json,
+            &report(&description, found.images, self.temperature, &rows),
+            || table(&rows, &description, found.images),
+        )?;
         Ok(Exit::Success)
     }
 }
@@ -124,7 +122,7 @@ pub(in crate::cli) fn compare(
     };
     let measured = measure(trained)?;
     output.warn_skipped(&measured.left_out);
-    let row = |features, measured: Measured| Row { features, accuracies: measured.accuracies };
+    let row = |features, measured: KnnResults| Row { features, accuracies: measured.accuracies };
     Ok(vec![
         row("raw pixels", knn::pixel_accuracy(task, preprocess, ks, temperature)?),
         row("untrained", measure(&untrained)?),

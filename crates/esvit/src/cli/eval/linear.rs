@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use esvit_data::DecodeLimits;
 use esvit_eval::probe::{
-    Augmented, FewShot, Outcome, Probe, ProbeTask, Setting, Sides, Spread, dump, few_shot,
-    multi_label_task,
+    Augmented, FewShot, FewShotResult, Probe, ProbeResult, ProbeTask, Setting, SplitFeatures, dump,
+    few_shot, multi_label_task,
 };
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::linear_table::{Row, sweep_table, table};
+use super::linear_table::{sweep_table, table};
 use super::probe_args::ProbeArgs;
 use crate::cli::args::{BackboneArgs, TaskArgs};
 use crate::cli::exit::Exit;
@@ -55,9 +55,9 @@ pub(in crate::cli) struct Linear {
 /// Result for one network.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum ProbeResult {
-    Whole(Outcome),
-    FewShot(Spread),
+pub(super) enum LinearResult {
+    Whole(ProbeResult),
+    FewShot(FewShotResult),
 }
 
 impl Linear {
@@ -69,31 +69,28 @@ impl Linear {
         if self.augment && probe.solver.name() == "logistic" {
             bail!("`--augment` is not used by `--solver logistic`, which has no epochs");
         }
-        let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
-        let sides = self.sides(&task, &backbone, n, output);
-        output.warn_skipped(&sides.left_out);
+        let n = probe.blocks.last().map_or(0, |blocks| blocks.n);
+        let splits = self.splits(&task, &backbone, n, output);
+        output.warn_skipped(&splits.left_out);
         if let Some(folder) = &self.dump {
-            dump(folder, &sides)?;
+            dump(folder, &splits)?;
             output.note(format!("features and labels in `{}`", folder.display()));
         }
-        let trained = self.measure(&probe, &task, &backbone, &sides)?;
+        let trained = self.measure(&probe, &task, &backbone, &splits)?;
         let untrained = match self.no_baseline {
             true => None,
             false => {
                 let backbone = backbone.untrained();
-                let sides = self.sides(&task, &backbone, n, output);
-                Some(self.measure(&probe, &task, &backbone, &sides)?)
+                let splits = self.splits(&task, &backbone, n, output);
+                Some(self.measure(&probe, &task, &backbone, &splits)?)
             }
         };
-        if let ProbeResult::Whole(outcome) = &trained {
-            warn_at_grid_edge(outcome, output);
+        if let LinearResult::Whole(result) = &trained {
+            warn_at_grid_edge(result, output);
         }
         let report = self.report(&probe, &task, &trained, untrained.as_ref());
-        if self.json {
-            output.json(&report)?;
-        } else {
-            output.result(self.text(&probe, &task, &trained, untrained.as_ref()))?;
-        }
+        output
+            .print(self.json, &report, || self.text(&probe, &task, &trained, untrained.as_ref()))?;
         self.backbone.save_record(&backbone, "linear", &task.task.description, &report, output)?;
         Ok(Exit::Success)
     }
@@ -117,18 +114,18 @@ impl Linear {
         })
     }
 
-    fn sides(
+    fn splits(
         &self,
         task: &ProbeTask,
         backbone: &PretrainedBackbone,
         n: usize,
         output: &Output,
-    ) -> Sides {
+    ) -> SplitFeatures {
         let (train, queries) = task.task.images();
         let bar = output.bar(train + queries);
-        let sides = task.sides(backbone, n, |count| bar.inc(count as u64));
+        let splits = task.splits(backbone, n, |count| bar.inc(count as u64));
         bar.finish_and_clear();
-        sides
+        splits
     }
 
     fn measure(
@@ -136,17 +133,17 @@ impl Linear {
         probe: &Probe,
         task: &ProbeTask,
         backbone: &PretrainedBackbone,
-        sides: &Sides,
-    ) -> Result<ProbeResult> {
-        let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
-        let resample = task.augmented(backbone, n, &sides.train_images, self.probe.seed);
+        splits: &SplitFeatures,
+    ) -> Result<LinearResult> {
+        let n = probe.blocks.last().map_or(0, |blocks| blocks.n);
+        let resample = task.augmented(backbone, n, &splits.train_images, self.probe.seed);
         let augmented = self.augment.then_some(&resample as &Augmented<'_>);
-        let (train, queries) = (&sides.train, &sides.queries);
+        let (train, queries) = (&splits.train, &splits.queries);
         Ok(match self.shots {
-            None => ProbeResult::Whole(probe.run(train, queries, augmented)?),
+            None => LinearResult::Whole(probe.run(train, queries, augmented)?),
             Some(shots) => {
                 let few = FewShot { shots, draws: self.draws, seed: self.probe.seed };
-                ProbeResult::FewShot(few_shot(probe, train, queries, augmented, &few)?)
+                LinearResult::FewShot(few_shot(probe, train, queries, augmented, &few)?)
             }
         })
     }
@@ -156,8 +153,8 @@ impl Linear {
         &self,
         probe: &Probe,
         task: &ProbeTask,
-        trained: &ProbeResult,
-        untrained: Option<&ProbeResult>,
+        trained: &LinearResult,
+        untrained: Option<&LinearResult>,
     ) -> String {
         let (train, queries) = task.task.images();
         let mut text = format!(
@@ -165,24 +162,24 @@ impl Linear {
             probe.solver.name(),
             task.task.description,
         );
-        let rows = untrained.map(|result| ("untrained", result.row())).into_iter();
-        text += &table(&rows.chain([("trained", trained.row())]).collect::<Vec<_>>());
+        let rows = untrained.map(|result| ("untrained", result)).into_iter();
+        text += &table(&rows.chain([("trained", trained)]).collect::<Vec<_>>());
         match trained {
-            ProbeResult::Whole(outcome) if outcome.chosen_on > 0 => {
-                text += &sweep_table(outcome, task.is_multi_label());
+            LinearResult::Whole(result) if result.chosen_on > 0 => {
+                text += &sweep_table(result, task.is_multi_label());
                 let then = match probe.refit {
                     true => "then refit to all of them",
                     false => "not refit",
                 };
-                let (fitted, chosen) = (outcome.fitted_to, outcome.chosen_on);
+                let (fitted, chosen) = (result.fitted_to, result.chosen_on);
                 text += &format!(
                     "\n\nchosen on {chosen} held-out training images, {then}: {fitted} images"
                 );
             }
-            ProbeResult::Whole(outcome) => {
-                text += &format!("\n\nfitted to {} images", outcome.fitted_to);
+            LinearResult::Whole(result) => {
+                text += &format!("\n\nfitted to {} images", result.fitted_to);
             }
-            ProbeResult::FewShot(spread) => {
+            LinearResult::FewShot(spread) => {
                 text += &format!(
                     "\n\n{} images per class, {} draws; settings chosen on other training \
                      images",
@@ -202,8 +199,8 @@ impl Linear {
         &self,
         probe: &Probe,
         task: &'a ProbeTask,
-        result: &'a ProbeResult,
-        untrained: Option<&ProbeResult>,
+        result: &'a LinearResult,
+        untrained: Option<&LinearResult>,
     ) -> Report<'a> {
         let (train_images, query_images) = task.task.images();
         Report {
@@ -216,7 +213,7 @@ impl Linear {
             refit: probe.refit && self.shots.is_none(),
             seed: self.probe.seed,
             result,
-            untrained: untrained.map(ProbeResult::short),
+            untrained: untrained.map(LinearResult::short),
         }
     }
 }
@@ -233,37 +230,30 @@ struct Report<'a> {
     refit: bool,
     seed: u64,
     #[serde(flatten)]
-    result: &'a ProbeResult,
+    result: &'a LinearResult,
     untrained: Option<Value>,
 }
 
-impl ProbeResult {
+impl LinearResult {
     /// Short form, for the baseline.
     fn short(&self) -> Value {
         match self {
-            Self::Whole(outcome) => json!(outcome.best),
+            Self::Whole(result) => json!(result.best),
             Self::FewShot(spread) => json!({ "top1": spread.top1, "top5": spread.top5 }),
-        }
-    }
-
-    fn row(&self) -> Row<'_> {
-        match self {
-            Self::Whole(outcome) => Row::Whole(&outcome.best),
-            Self::FewShot(spread) => Row::FewShot(spread),
         }
     }
 }
 
 /// Notes that the best value is at the end of the grid: the optimum may lie beyond.
-fn warn_at_grid_edge(outcome: &Outcome, output: &Output) {
+fn warn_at_grid_edge(result: &ProbeResult, output: &Output) {
     let tried = |of: fn(&Setting) -> Option<f64>| {
         let mut values: Vec<f64> =
-            outcome.sweep.iter().filter_map(|trial| of(&trial.setting)).collect();
+            result.sweep.iter().filter_map(|trial| of(&trial.setting)).collect();
         values.sort_by(f64::total_cmp);
         values.dedup();
         values
     };
-    let chosen = &outcome.best.setting;
+    let chosen = &result.best.setting;
     let ends: [(&str, Option<f64>, Vec<f64>); 2] =
         [("--lr", chosen.lr, tried(|s| s.lr)), ("--l2", chosen.l2, tried(|s| s.l2))];
     for (option, chosen, tried) in ends {

@@ -3,21 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use esvit_eval::probe::{Best, ClassAccuracy, MeanStd, Metrics, Outcome, Setting, Spread, Trial};
-
-/// A row of the main table.
-pub(super) enum Row<'a> {
-    Whole(&'a Best),
-    FewShot(&'a Spread),
-}
+use super::linear::LinearResult;
+use esvit_eval::probe::{ClassAccuracy, MeanStd, Metrics, ProbeResult, Setting, Trial};
 
 /// The main table: one row per network.
-pub(super) fn table(rows: &[(&str, Row<'_>)]) -> String {
+pub(super) fn table(rows: &[(&str, &LinearResult)]) -> String {
     let header = match rows.first() {
-        Some((_, Row::FewShot(_))) => {
+        Some((_, LinearResult::FewShot(_))) => {
             ["features", "top-1 mean +- std", "top-5 mean +- std", ""].map(String::from)
         }
-        Some((_, Row::Whole(best))) => match best.metrics {
+        Some((_, LinearResult::Whole(result))) => match result.best.metrics {
             Metrics::Classes(_) => {
                 ["features", "top-1 (95 % interval)", "top-5", "setting"].map(String::from)
             }
@@ -27,12 +22,12 @@ pub(super) fn table(rows: &[(&str, Row<'_>)]) -> String {
         },
         None => return String::new(),
     };
-    let cells = |(name, row): &(&str, Row<'_>)| match row {
-        Row::Whole(best) => {
+    let cells = |(name, row): &(&str, &LinearResult)| match row {
+        LinearResult::Whole(ProbeResult { best, .. }) => {
             let [value, second] = format_metrics(&best.metrics);
             [name.to_string(), value, second, format_setting(&best.setting)]
         }
-        Row::FewShot(spread) => [
+        LinearResult::FewShot(spread) => [
             name.to_string(),
             format_mean_std(&spread.top1),
             format_mean_std(&spread.top5),
@@ -70,7 +65,7 @@ fn format_mean_std(MeanStd { mean, std }: &MeanStd) -> String {
 
 /// A setting, such as `n=4 lr=0.1`.
 pub(super) fn format_setting(setting: &Setting) -> String {
-    let mut text = format!("n={}", setting.suffix.n);
+    let mut text = format!("n={}", setting.blocks.n);
     for (name, value) in [("lr", setting.lr), ("l2", setting.l2)] {
         if let Some(value) = value {
             let _ = write!(text, " {name}={}", format_number(value));
@@ -87,15 +82,15 @@ fn format_number(value: f64) -> String {
 
 /// Validation results: one row per number of blocks, one column per learning rate (best over L2
 /// penalties), or per L2 penalty if there are no learning rates.
-pub(super) fn sweep_table(outcome: &Outcome, multi_label: bool) -> String {
+pub(super) fn sweep_table(result: &ProbeResult, multi_label: bool) -> String {
     let column = |trial: &Trial| trial.setting.lr.or(trial.setting.l2).unwrap_or(0.0);
-    let by_lr = outcome.sweep.iter().any(|trial| trial.setting.lr.is_some());
-    let mut columns: Vec<f64> = outcome.sweep.iter().map(column).collect();
+    let by_lr = result.sweep.iter().any(|trial| trial.setting.lr.is_some());
+    let mut columns: Vec<f64> = result.sweep.iter().map(column).collect();
     columns.sort_by(f64::total_cmp);
     columns.dedup();
     let mut rows: BTreeMap<usize, Vec<Option<f64>>> = BTreeMap::new();
-    for trial in &outcome.sweep {
-        let cells = rows.entry(trial.setting.suffix.n).or_insert(vec![None; columns.len()]);
+    for trial in &result.sweep {
+        let cells = rows.entry(trial.setting.blocks.n).or_insert(vec![None; columns.len()]);
         if let Some(place) = columns.iter().position(|&value| value == column(trial)) {
             cells[place] = [cells[place], trial.validation].into_iter().flatten().reduce(f64::max);
         }

@@ -63,7 +63,7 @@ impl ProbeArgs {
         };
         Ok(Probe {
             solver: self.solver()?,
-            suffixes: probe::suffixes(shape, &ns)?,
+            blocks: probe::last_blocks(shape, &ns)?,
             standardize: self.standardize,
             refit: !self.no_refit,
         })

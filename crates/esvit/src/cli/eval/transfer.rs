@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use esvit_data::DecodeLimits;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::probe::{Probe, ProbeTask};
-use esvit_eval::transfer::{self, Key, Results, SetResult, Summary};
+use esvit_eval::transfer::{self, DatasetResult, Key, Results, Summary};
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -53,8 +53,8 @@ struct Row {
     train_images: usize,
     query_images: usize,
     #[serde(flatten)]
-    result: SetResult,
-    against: Option<SetResult>,
+    result: DatasetResult,
+    against: Option<DatasetResult>,
 }
 
 /// A dataset that could not be measured.
@@ -97,11 +97,9 @@ impl Transfer {
             "failed": failed,
             "summary": summary,
         });
-        if self.json {
-            output.json(&report)?;
-        } else {
-            output.result(table(own.probe.solver.name(), &rows, &failed, &summary))?;
-        }
+        output.print(self.json, &report, || {
+            table(own.probe.solver.name(), &rows, &failed, &summary)
+        })?;
         if rows.is_empty() {
             bail!("none of the {} sets could be measured", failed.len());
         }
@@ -123,7 +121,7 @@ impl Transfer {
         results: &mut Results,
         output: &Output,
     ) -> Result<Row> {
-        let task = transfer::open_set(folder, &DecodeLimits::default())?;
+        let task = transfer::open_dataset(folder, &DecodeLimits::default())?;
         let (train_images, query_images) = task.images();
         let mut result = |candidate| self.result(folder, &task, candidate, results, output);
         Ok(Row {
@@ -143,7 +141,7 @@ impl Transfer {
         candidate: &ProbedBackbone,
         results: &mut Results,
         output: &Output,
-    ) -> Result<SetResult> {
+    ) -> Result<DatasetResult> {
         let (train_images, query_images) = task.images();
         let key = Key {
             set: folder.display().to_string(),
@@ -157,12 +155,12 @@ impl Transfer {
             return Ok(known.clone());
         }
         let ProbedBackbone { backbone, probe, .. } = candidate;
-        let n = probe.suffixes.last().map_or(0, |suffix| suffix.n);
+        let n = probe.blocks.last().map_or(0, |blocks| blocks.n);
         let bar = output.bar(train_images + query_images);
         let result = transfer::measure(probe, &ProbeTask::from(task.clone()), |task| {
-            let sides = task.sides(backbone, n, |count| bar.inc(count as u64));
-            output.warn_skipped(&sides.left_out);
-            sides
+            let splits = task.splits(backbone, n, |count| bar.inc(count as u64));
+            output.warn_skipped(&splits.left_out);
+            splits
         });
         bar.finish_and_clear();
         let result = result?;
@@ -207,7 +205,7 @@ fn table(solver: &str, rows: &[Row], failed: &[Failed], summary: &Summary) -> St
     text
 }
 
-fn value(SetResult { value, interval: [low, high], .. }: &SetResult) -> String {
+fn value(DatasetResult { value, interval: [low, high], .. }: &DatasetResult) -> String {
     format!("{value:.1} ({low:.1} to {high:.1})")
 }
 
