@@ -94,11 +94,8 @@ impl Output {
 
     /// Writes a warning to stderr, also when quiet.
     pub(super) fn warning(&self, text: impl Display) {
-        self.eprint(&format!(
-            "{} {}",
-            self.paint(YELLOW, "warning:"),
-            self.color_hints(&text.to_string())
-        ));
+        let text = self.hints(&text.to_string());
+        self.eprint(&format!("{} {text}", self.paint(YELLOW, "warning:")));
     }
 
     /// Writes an error and its causes to stderr.
@@ -111,7 +108,7 @@ impl Output {
                 text.push_str(&format!("\ncause: {cause}"));
             }
         }
-        self.eprint(&format!("{} {}", self.paint(RED, "error:"), self.color_hints(&text)));
+        self.eprint(&format!("{} {}", self.paint(RED, "error:"), self.hints(&text)));
     }
 
     fn eprint(&self, text: &str) {
@@ -119,7 +116,7 @@ impl Output {
         let _ = self.bars.suspend(|| writeln!(io::stderr().lock(), "{text}"));
     }
 
-    fn color_hints(&self, text: &str) -> String {
+    fn hints(&self, text: &str) -> String {
         text.replace("\nhint:", &format!("\n{}", self.paint(CYAN, "hint:")))
     }
 
