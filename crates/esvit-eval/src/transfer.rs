@@ -111,7 +111,7 @@ pub fn fingerprint(backbone: &PretrainedBackbone) -> String {
     let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01B3);
     format!("{:?}", backbone.preprocess).bytes().for_each(|byte| add(byte.into()));
     for value in backbone.params.values() {
-        for value in esvit_nn::weights::to_vec(value) {
+        for value in value.to_vec::<f32>() {
             add(value.to_bits().into());
         }
     }

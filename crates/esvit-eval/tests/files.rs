@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::Device;
 use esvit_data::Preprocess;
 use esvit_model::difference::{Tensors, compare};
 use esvit_model::export::{ExportError, Options, Target, load_snippet, write};
 use esvit_model::{OpenOptions, PretrainedBackbone, SourceFile, build};
+use esvit_nn::Device;
 use esvit_nn::ops::Precision;
-use esvit_nn::weights::{METADATA_KEY, to_vec};
+use esvit_nn::weights::METADATA_KEY;
 use esvit_nn::{Network, Params, SwinConfig};
 use esvit_train::checkpoint::{self, Metadata};
 use esvit_train::learner::LearnerSettings;
@@ -38,7 +38,7 @@ fn shape() -> SwinConfig {
 
 fn backbone(shape: &SwinConfig) -> PretrainedBackbone {
     let (swin, specs) = build(shape);
-    let params = Params::init(&specs, 7, &Device::flex());
+    let params = Params::init(&specs, 7, &Device::Cpu);
     let mut preprocess = Preprocess::new(shape.img_size as u32, 20, &Default::default());
     preprocess.mean = [0.25, 0.5, 0.75];
     PretrainedBackbone {
@@ -50,7 +50,7 @@ fn backbone(shape: &SwinConfig) -> PretrainedBackbone {
 }
 
 fn values(backbone: &PretrainedBackbone) -> Vec<f32> {
-    backbone.params.values().iter().flat_map(to_vec::<1>).collect()
+    backbone.params.values().iter().flat_map(|value| value.to_vec::<f32>()).collect()
 }
 
 fn options(target: Target) -> Options {
@@ -81,9 +81,8 @@ fn run(folder: &Path) -> (PathBuf, Config) {
         mixup: None,
     };
     let network = Network::new(&config.model.swin(), 0.0, &config.head, config.objective.region);
-    let mut learner =
-        Learner::new(Arc::new(network), OptimizerKind::AdamW, settings, &Device::flex());
-    let teacher = Params::init(learner.teacher.specs(), 77, &Device::flex());
+    let mut learner = Learner::new(Arc::new(network), OptimizerKind::AdamW, settings, &Device::Cpu);
+    let teacher = Params::init(learner.teacher.specs(), 77, &Device::Cpu);
     learner.teacher = teacher;
     let path = folder.join("step.safetensors");
     let metadata = Metadata::new(12, 2, &config, None);

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use esvit_eval::verify::{Check, Outcome, Report, run};
+use esvit_nn::Device;
 use esvit_weights::{Dtype, Tensor, Values, WeightsFile, write_safetensors};
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ impl Case {
         write_safetensors(&mut bytes, &tensors, &BTreeMap::new()).unwrap();
         write("tensors.safetensors", &bytes);
         self.files.iter().for_each(|(name, bytes)| write(name, bytes));
-        run(folder.path(), &Device::flex(), |_| ()).unwrap().swap_remove(0)
+        run(folder.path(), &Device::Cpu, |_| ()).unwrap().swap_remove(0)
     }
 
     fn checks(&self) -> Vec<Check> {
@@ -514,9 +514,9 @@ fn what_cannot_be_compared_is_no_success() {
             std::fs::copy(from, folder.path().join(name).join(file)).unwrap();
         }
     }
-    let reports = run(folder.path(), &Device::flex(), |report| shown.push(report.name.clone()));
+    let reports = run(folder.path(), &Device::Cpu, |report| shown.push(report.name.clone()));
     assert_eq!(shown, ["knn-few-classes", "knn-ten-classes"]);
     assert!(reports.unwrap().iter().all(Report::passed));
     let empty = tempfile::tempdir().unwrap();
-    assert!(run(empty.path(), &Device::flex(), |_| ()).is_err());
+    assert!(run(empty.path(), &Device::Cpu, |_| ()).is_err());
 }

@@ -2,9 +2,7 @@
 
 use esvit_data::{Image, ImageError, Preprocess, Source};
 use esvit_kernels::pool;
-use esvit_nn::params::tensor;
-use esvit_nn::weights::to_vec;
-use esvit_nn::{ForwardCtx, Params, Swin};
+use esvit_nn::{ForwardCtx, Params, Swin, Tensor};
 use rayon::prelude::*;
 
 use crate::pretrained::BATCH;
@@ -157,8 +155,8 @@ pub fn view_forward<'a>(
     let size = preprocess.size();
     let device = params.values()[0].device();
     move |pixels, count| {
-        let images = tensor(pixels, [count, 3, size, size], &device);
-        pool::run(|| to_vec(&swin.forward(params, images, &ForwardCtx::eval()).view))
+        let images = Tensor::new(pixels, [count, 3, size, size], &device);
+        pool::run(|| swin.forward(params, images, &ForwardCtx::eval()).view.to_vec::<f32>())
     }
 }
 

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::Device;
 use esvit_data::{Image, ImageError, Preprocess};
-use esvit_nn::params::{ParamSpec, Registry};
+use esvit_nn::Device;
+use esvit_nn::params::{ParamList, Registry};
 use esvit_nn::weights::{Location, Report, StoredNetwork, WeightsError, WeightsFile};
 use esvit_nn::{Params, Swin, SwinConfig, zoo};
 
@@ -110,7 +110,7 @@ impl OpenOptions {
             (None, None) => stored.shape()?,
         };
         let (swin, specs) = build(&model);
-        let (params, report) = stored.load(&specs, &Device::flex(), |_| None)?;
+        let (params, report) = stored.load(&specs, &Device::Cpu, |_| None)?;
         source.location = Some(stored.location().clone());
         source.report = report;
         let preprocess = preprocess.unwrap_or_else(|| Preprocess::published(model.img_size as u32));
@@ -133,7 +133,7 @@ impl PretrainedBackbone {
     pub fn untrained(&self) -> Self {
         let seed = self.source.seed.unwrap_or(0);
         let (swin, specs) = build(self.swin.config());
-        let params = Params::init(&specs, seed, &Device::flex()).for_inference();
+        let params = Params::init(&specs, seed, &Device::Cpu).for_inference();
         let preprocess = self.preprocess.clone();
         Self { swin, params, preprocess, source: SourceFile::default() }
     }
@@ -184,7 +184,7 @@ impl PretrainedBackbone {
 }
 
 /// Builds a backbone without heads, and the list of its parameters.
-pub fn build(model: &SwinConfig) -> (Swin, Arc<[ParamSpec]>) {
+pub fn build(model: &SwinConfig) -> (Swin, Arc<ParamList>) {
     let mut registry = Registry::default();
     let swin = Swin::new(&mut registry.root(), model, 0.0);
     (swin, registry.finish())

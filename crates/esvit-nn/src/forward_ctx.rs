@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use burn::tensor::Tensor;
+use crate::tensor::Tensor;
 use esvit_kernels::rng::Rng;
 
 use crate::ops::{Compute, Packing, Precision, Scales};
@@ -32,7 +32,7 @@ pub struct ForwardCtx {
     training: bool,
     drop_path: Option<DropPathKey>,
     images_before: usize,
-    statistics: RefCell<Vec<(ParamId, Tensor<1>)>>,
+    statistics: RefCell<Vec<(ParamId, Tensor)>>,
 }
 
 impl ForwardCtx {
@@ -91,12 +91,12 @@ impl ForwardCtx {
     }
 
     /// Stores the new value of a running statistic.
-    pub(crate) fn record(&self, id: ParamId, value: Tensor<1>) {
+    pub(crate) fn record(&self, id: ParamId, value: Tensor) {
         self.statistics.borrow_mut().push((id, value));
     }
 
     /// The running statistics after the pass, for [`crate::Params::set_buffers`].
-    pub fn into_statistics(self) -> Vec<(ParamId, Tensor<1>)> {
+    pub fn into_statistics(self) -> Vec<(ParamId, Tensor)> {
         self.statistics.into_inner()
     }
 }

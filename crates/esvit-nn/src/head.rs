@@ -1,7 +1,7 @@
 //! The projection head of both tasks: an MLP, an L2-normalized bottleneck, and prototypes, a
 //! linear layer with weight normalization (Section 3.1 of the DINO paper).
 
-use burn::tensor::Tensor;
+use crate::tensor::Tensor;
 use esvit_settings::{SettingError, check, settings};
 
 use crate::forward_ctx::ForwardCtx;
@@ -94,15 +94,15 @@ impl Head {
     }
 
     /// Logits `[rows, K]` of features `[rows, C]`, in factored form.
-    pub fn forward(&self, params: &Params, x: Tensor<2>, ctx: &ForwardCtx) -> PrototypeLogits {
+    pub fn forward(&self, params: &Params, x: Tensor, ctx: &ForwardCtx) -> PrototypeLogits {
         let z = self.embed(params, x, ctx);
         let prototypes = self.prototypes;
-        let g = params.tensor::<2>(self.weight_g).reshape([prototypes]);
+        let g = params.tensor(self.weight_g).reshape([prototypes]);
         PrototypeLogits { z, v: params.tensor(self.weight_v), g }
     }
 
     /// The L2-normalized bottleneck, `[rows, bottleneck_dim]`, of features `[rows, C]`.
-    pub fn embed(&self, params: &Params, mut x: Tensor<2>, ctx: &ForwardCtx) -> Tensor<2> {
+    pub fn embed(&self, params: &Params, mut x: Tensor, ctx: &ForwardCtx) -> Tensor {
         let mut activation = Activation::None;
         for (linear, norm) in &self.hidden {
             x = linear.forward(params, x, activation, ctx);
@@ -138,7 +138,7 @@ impl BatchNorm {
         }
     }
 
-    fn forward(&self, params: &Params, x: Tensor<2>, ctx: &ForwardCtx) -> Tensor<2> {
+    fn forward(&self, params: &Params, x: Tensor, ctx: &ForwardCtx) -> Tensor {
         let [rows, channels] = x.dims();
         let [weight, bias] = [self.weight, self.bias].map(|id| params.vector(id));
         if ctx.is_training() {
@@ -149,14 +149,14 @@ impl BatchNorm {
             self.blend(params, ctx, self.running_var, unbiased);
             return y;
         }
-        let row = |v: Tensor<1>| v.reshape([1, channels]);
+        let row = |v: Tensor| v.reshape([1, channels]);
         let [mean, variance] =
             [self.running_mean, self.running_var].map(|id| row(params.vector(id)));
         (x - mean) / (variance + Self::EPS).sqrt() * row(weight) + row(bias)
     }
 
-    fn blend(&self, params: &Params, ctx: &ForwardCtx, id: ParamId, batch: Tensor<1>) {
-        let old = params.vector(id).inner();
+    fn blend(&self, params: &Params, ctx: &ForwardCtx, id: ParamId, batch: Tensor) {
+        let old = params.vector(id).detach();
         ctx.record(id, old * (1.0 - Self::MOMENTUM) + batch * Self::MOMENTUM);
     }
 }

@@ -1,6 +1,6 @@
 //! Linear layers and layer normalization, as descriptions over [`Params`].
 
-use burn::tensor::Tensor;
+use crate::tensor::Tensor;
 
 use crate::forward_ctx::ForwardCtx;
 use crate::ops::{self, Activation, LinearValues, NormValues};
@@ -30,10 +30,10 @@ impl Linear {
     pub fn forward(
         &self,
         params: &Params,
-        x: Tensor<2>,
+        x: Tensor,
         activation: Activation,
         ctx: &ForwardCtx,
-    ) -> Tensor<2> {
+    ) -> Tensor {
         let LinearValues { weight, bias } = self.values(params);
         ops::linear(x, weight, bias, activation, ctx.precision)
     }
@@ -68,7 +68,7 @@ impl LayerNorm {
     }
 
     /// `[rows, C]` to `[rows, C]`.
-    pub fn forward(&self, params: &Params, x: Tensor<2>, ctx: &ForwardCtx) -> Tensor<2> {
+    pub fn forward(&self, params: &Params, x: Tensor, ctx: &ForwardCtx) -> Tensor {
         let NormValues { gamma, beta, eps } = self.values(params);
         ops::layer_norm(x, gamma, beta, eps, ctx.precision)
     }

@@ -4,18 +4,26 @@
 //! are two sets of values for it. [`network::Network`] is backbone and heads together.
 
 pub mod backbone;
+pub mod cost;
 pub mod device;
 pub mod forward_ctx;
+pub mod gradients;
 pub mod head;
 pub mod layers;
 pub mod network;
 pub mod onnx;
 pub mod ops;
 pub mod params;
+pub mod tape;
+pub mod tensor;
 pub mod weights;
 pub mod zoo;
 
 pub use backbone::swin::{Swin, SwinConfig};
+pub use device::Device;
 pub use forward_ctx::ForwardCtx;
+pub use gradients::ParamGradients;
 pub use network::Network;
 pub use params::Params;
+pub use tape::Tape;
+pub use tensor::Tensor;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use crate::tensor::Tensor;
 
 use crate::backbone::swin::{Swin, SwinConfig};
 use crate::forward_ctx::ForwardCtx;
 use crate::head::{Head, HeadConfig};
 use crate::ops::PrototypeLogits;
-use crate::params::{ParamSpec, Params, Registry};
+use crate::params::{ParamList, Params, Registry};
 
 /// A backbone with the head of the view task and, with the region task, a second head.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct Network {
     backbone: Swin,
     head: Head,
     head_dense: Option<Head>,
-    specs: Arc<[ParamSpec]>,
+    specs: Arc<ParamList>,
 }
 
 /// Features and logits of a list of crops.
@@ -26,7 +26,7 @@ pub struct Network {
 #[derive(Debug, Clone)]
 pub struct Predictions {
     /// View features, `[crops * B, C]`.
-    pub view_features: Tensor<2>,
+    pub view_features: Tensor,
     /// View logits, `[crops * B, K]`.
     pub view_logits: PrototypeLogits,
     /// Features and logits of the region task, if it has a head.
@@ -39,7 +39,7 @@ pub struct RegionPredictions {
     /// Logits, `[sum over crops of B * T_crop, K]`.
     pub logits: PrototypeLogits,
     /// Region features before the head, `[sum over crops of B * T_crop, C]`.
-    pub features: Tensor<2>,
+    pub features: Tensor,
     /// Tokens per image, T, of every crop.
     pub tokens: Vec<usize>,
 }
@@ -72,15 +72,15 @@ impl Network {
     }
 
     /// The parameters of backbone and heads.
-    pub fn specs(&self) -> &Arc<[ParamSpec]> {
+    pub fn specs(&self) -> &Arc<ParamList> {
         &self.specs
     }
 
     /// Features and logits of `crops`, each `[B, 3, H, W]`. All are one batch of rows: neighboring
     /// crops of one size are concatenated into one segment.
-    pub fn forward(&self, params: &Params, crops: &[Tensor<4>], ctx: &ForwardCtx) -> Predictions {
-        let groups: Vec<Tensor<4>> = crops
-            .chunk_by(|a, b| a.dims() == b.dims())
+    pub fn forward(&self, params: &Params, crops: &[Tensor], ctx: &ForwardCtx) -> Predictions {
+        let groups: Vec<Tensor> = crops
+            .chunk_by(|a, b| a.shape() == b.shape())
             .map(|group| match group {
                 [crop] => crop.clone(),
                 group => Tensor::cat(group.to_vec(), 0),
@@ -91,7 +91,7 @@ impl Network {
         let region = self.head_dense.as_ref().map(|head| {
             let logits = head.forward(params, features.region.clone(), ctx);
             let tokens = features.segments.iter().flat_map(|segment| {
-                let crops = segment.images / crops[0].dims()[0];
+                let crops = segment.images / crops[0].shape()[0];
                 std::iter::repeat_n(segment.tokens(), crops)
             });
             let tokens = tokens.collect();

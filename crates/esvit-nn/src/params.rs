@@ -1,14 +1,18 @@
 //! Named parameters, stored apart from the network that uses them.
 //!
 //! A network is a description (shapes, names, geometry); student and teacher are two [`Params`]
-//! for it. Values are flat, so that optimizer, EMA and checkpoint are loops over one list.
+//! for it. All values are in one buffer, so that optimizer, EMA, all-reduce and checkpoint are passes
+//! over it.
 
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
 use esvit_kernels::rng::Rng;
 
+use crate::device::Device;
 use crate::ops::{PackedWeights, Packing};
+use crate::tape::Tape;
+use crate::tensor::Tensor;
 
 /// RNG purpose of initialization.
 const INIT_PURPOSE: u64 = 0x1417;
@@ -96,6 +100,55 @@ fn hash_name(name: &str) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ParamId(usize);
 
+/// The parameters of a network, in order of registration; derefs to a slice of [`ParamSpec`].
+///
+/// Their values are in one buffer: first those of trained parameters, then frozen ones, then running
+/// statistics.
+#[derive(Debug, PartialEq)]
+pub struct ParamList {
+    specs: Vec<ParamSpec>,
+    offsets: Vec<usize>,
+    trained: usize,
+    total: usize,
+}
+
+impl ParamList {
+    fn new(specs: Vec<ParamSpec>) -> Self {
+        let mut offsets = vec![0; specs.len()];
+        let (mut total, mut trained) = (0, 0);
+        for role in [Role::Trained, Role::Frozen, Role::Buffer] {
+            for (spec, offset) in specs.iter().zip(&mut offsets) {
+                if spec.role == role {
+                    *offset = total;
+                    total += spec.len();
+                }
+            }
+            if role == Role::Trained {
+                trained = total;
+            }
+        }
+        Self { specs, offsets, trained, total }
+    }
+
+    /// Where the values of parameter `index` are in the buffer.
+    pub fn range(&self, index: usize) -> Range<usize> {
+        self.offsets[index]..self.offsets[index] + self.specs[index].len()
+    }
+
+    /// Number of values of all trained parameters: the length of a buffer of gradients.
+    pub fn trained_len(&self) -> usize {
+        self.trained
+    }
+}
+
+impl Deref for ParamList {
+    type Target = [ParamSpec];
+
+    fn deref(&self) -> &[ParamSpec] {
+        &self.specs
+    }
+}
+
 /// Collects the parameters of a network while it is built; a [`Scope`] gives dotted names.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -109,8 +162,8 @@ impl Registry {
     }
 
     /// The parameters, in order of registration.
-    pub fn finish(self) -> Arc<[ParamSpec]> {
-        self.specs.into()
+    pub fn finish(self) -> Arc<ParamList> {
+        Arc::new(ParamList::new(self.specs))
     }
 }
 
@@ -141,81 +194,106 @@ impl Scope<'_> {
     }
 }
 
-/// Values of all parameters of a network, each flat (`[len]`).
+/// Values of all parameters of a network.
 #[derive(Debug, Clone)]
 pub struct Params {
-    specs: Arc<[ParamSpec]>,
-    values: Vec<Tensor<1>>,
+    list: Arc<ParamList>,
+    /// `[total]`.
+    flat: Tensor,
+    /// Views of trained parameters that are leaves of a tape.
+    leaves: Vec<Option<Tensor>>,
     /// Packed weights, dropped when a value changes.
     packed: Option<Arc<PackedWeights>>,
 }
 
 impl Params {
     /// Initial values under `seed`.
-    pub fn init(specs: &Arc<[ParamSpec]>, seed: u64, device: &Device) -> Self {
-        Self::from_fn(specs, device, |spec| spec.initial_values(seed))
+    pub fn init(list: &Arc<ParamList>, seed: u64, device: &Device) -> Self {
+        Self::from_fn(list, device, |spec| spec.initial_values(seed))
     }
 
     /// Values made by `make`; panics unless it returns [`ParamSpec::len`] of them.
     pub fn from_fn(
-        specs: &Arc<[ParamSpec]>,
+        list: &Arc<ParamList>,
         device: &Device,
         mut make: impl FnMut(&ParamSpec) -> Vec<f32>,
     ) -> Self {
-        let values = specs
-            .iter()
-            .map(|spec| {
-                let values = make(spec);
-                assert_eq!(values.len(), spec.len(), "number of values of `{}`", spec.name);
-                vector(values, device)
-            })
-            .collect();
-        Self { specs: specs.clone(), values, packed: None }
+        let mut flat = vec![0.0; list.total];
+        for (index, spec) in list.iter().enumerate() {
+            let values = make(spec);
+            assert_eq!(values.len(), spec.len(), "number of values of `{}`", spec.name);
+            flat[list.range(index)].copy_from_slice(&values);
+        }
+        let flat = Tensor::new(flat, [list.total], device);
+        Self { list: list.clone(), flat, leaves: Vec::new(), packed: None }
+    }
+
+    /// Shapes without values, for a pass over shapes alone: symbols of `tape` by their names.
+    pub(crate) fn symbolic(list: &Arc<ParamList>, tape: &Tape) -> Self {
+        let leaves = list.iter().map(|spec| Some(tape.symbol(&spec.name, [spec.len()])));
+        let flat = Tensor::zeros([0], &Device::Cpu);
+        Self { list: list.clone(), flat, leaves: leaves.collect(), packed: None }
     }
 
     /// The network's list of parameters.
-    pub fn specs(&self) -> &Arc<[ParamSpec]> {
-        &self.specs
+    pub fn specs(&self) -> &Arc<ParamList> {
+        &self.list
     }
 
-    /// Name, shape and value of every parameter.
-    pub fn iter(&self) -> impl Iterator<Item = (&ParamSpec, &Tensor<1>)> {
-        self.specs.iter().zip(&self.values)
+    /// Name, shape and flat value `[len]` of every parameter.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&ParamSpec, Tensor)> {
+        self.list.iter().enumerate().map(|(index, spec)| (spec, self.value(index)))
     }
 
-    /// The flat values, in the order of the list.
-    pub fn values(&self) -> &[Tensor<1>] {
-        &self.values
+    /// The flat value `[len]` of the parameter of this index.
+    pub fn value(&self, index: usize) -> Tensor {
+        if let Some(Some(leaf)) = self.leaves.get(index) {
+            return leaf.clone();
+        }
+        let range = self.list.range(index);
+        self.flat.view(range.start, range.len())
     }
 
-    /// The flat values, mutable. Packed weights are dropped.
-    pub fn values_mut(&mut self) -> &mut [Tensor<1>] {
+    /// The flat value `[len]` of every parameter, in the order of the list.
+    pub fn values(&self) -> Vec<Tensor> {
+        (0..self.list.len()).map(|index| self.value(index)).collect()
+    }
+
+    /// The buffer with the values of all parameters, [`ParamList::range`] by range.
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// The buffer, mutable. Packed weights are dropped.
+    pub fn flat_mut(&mut self) -> &mut Tensor {
         self.packed = None;
-        &mut self.values
+        &mut self.flat
     }
 
     /// A parameter as a flat vector, `[len]`.
-    pub fn vector(&self, id: ParamId) -> Tensor<1> {
-        self.values[id.0].clone()
+    pub fn vector(&self, id: ParamId) -> Tensor {
+        self.value(id.0)
     }
 
     /// A parameter in its own shape.
+    pub fn tensor(&self, id: ParamId) -> Tensor {
+        self.value(id.0).reshape(&*self.list[id.0].shape)
+    }
+
+    /// Sets the values of the parameter of this index.
     ///
     /// # Panics
-    /// When the parameter does not have `D` dimensions: a bug in the network's description.
-    pub fn tensor<const D: usize>(&self, id: ParamId) -> Tensor<D> {
-        let shape: [usize; D] =
-            self.specs[id.0].shape.as_slice().try_into().unwrap_or_else(|_| {
-                panic!("`{}` does not have {D} dimensions", self.specs[id.0].name)
-            });
-        self.values[id.0].clone().reshape(shape)
+    /// When their number is not [`ParamSpec::len`].
+    pub fn set(&mut self, index: usize, values: &[f32]) {
+        assert_eq!(values.len(), self.list[index].len(), "`{}`", self.list[index].name);
+        let start = self.list.range(index).start;
+        self.flat_mut().write(start, values);
     }
 
     /// Sets running statistics, as [`crate::ForwardCtx::into_statistics`] returns them.
-    pub fn set_buffers(&mut self, buffers: Vec<(ParamId, Tensor<1>)>) {
-        self.packed = None;
+    pub fn set_buffers(&mut self, buffers: Vec<(ParamId, Tensor)>) {
         for (id, value) in buffers {
-            self.values[id.0] = value;
+            self.set(id.0, value.values());
         }
     }
 
@@ -232,42 +310,26 @@ impl Params {
         self.packed.as_ref().map(within).unwrap_or_default()
     }
 
-    /// The same values as leaves of an autodiff graph; trained parameters require gradients.
-    pub fn tracked(&self) -> Self {
-        let values = self.iter().map(|(spec, value)| {
-            let value = value.clone().inner().autodiff();
-            if spec.role == Role::Trained { value.require_grad() } else { value }
-        });
-        Self { specs: self.specs.clone(), values: values.collect(), packed: None }
+    /// The same with other tensors, as leaves of a tape, in place of the trained parameters.
+    #[must_use]
+    pub fn with_trained(&self, values: Vec<Tensor>) -> Self {
+        let mut values = values.into_iter();
+        let leaf = |spec: &ParamSpec| (spec.role == Role::Trained).then(|| values.next()).flatten();
+        let leaves = self.list.iter().map(leaf).collect();
+        Self { list: self.list.clone(), flat: self.flat.clone(), leaves, packed: None }
     }
-}
 
-/// A vector `[len]` on `device`.
-pub fn vector(values: Vec<f32>, device: &Device) -> Tensor<1> {
-    let len = values.len();
-    Tensor::from_data(TensorData::new(values, [len]), device)
-}
-
-/// The values of a vector, without a copy if it is the only owner and on the CPU.
-pub fn into_values(vector: Tensor<1>) -> Vec<f32> {
-    vector.inner().into_data().try_into_vec().expect("parameters are f32")
-}
-
-/// A tensor of `shape` on `device`.
-pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(values, shape), device)
-}
-
-/// Row indices on `device`.
-pub fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
-    let len = values.len();
-    Tensor::from_data(TensorData::new(values, [len]), device)
+    /// The same values, those of trained parameters as leaves of `tape`, in order of the list.
+    #[must_use]
+    pub fn tracked(&self, tape: &Tape) -> Self {
+        let trained = self.iter().filter(|(spec, _)| spec.role == Role::Trained);
+        self.with_trained(trained.map(|(_, value)| tape.watch(value.detach())).collect())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::to_vec;
 
     fn spec(name: &str, shape: &[usize], init: Init) -> ParamSpec {
         ParamSpec { name: name.into(), shape: shape.into(), init, role: Role::Trained }
@@ -348,20 +410,21 @@ mod tests {
         let trained = root.at("a").at(3).param("weight", &[1, 2], Init::Ones);
         let frozen = root.register("g", &[2], Init::Ones, Role::Frozen);
         let buffer = root.register("mean", &[2], Init::Ones, Role::Buffer);
-        let params = Params::init(&registry.finish(), 0, &Device::flex());
+        let params = Params::init(&registry.finish(), 0, &Device::Cpu);
         let names: Vec<&str> = params.iter().map(|(spec, _)| spec.name.as_str()).collect();
         assert_eq!(names, ["a.3.weight", "g", "mean"]);
-        let tracked = params.tracked();
-        let sum = tracked.tensor::<2>(trained).sum()
+        let tape = Tape::new();
+        let tracked = params.tracked(&tape);
+        let sum = tracked.tensor(trained).sum()
             + tracked.vector(frozen).sum() * 2.0
             + tracked.vector(buffer).sum();
-        let gradients = sum.backward();
+        let gradients = tape.backward(&sum);
         let found: Vec<bool> =
-            tracked.values().iter().map(|value| value.grad(&gradients).is_some()).collect();
+            tracked.iter().map(|(_, value)| gradients.of(&value).is_some()).collect();
         assert_eq!(found, [true, false, false]);
         let mut params = params;
-        params.set_buffers(vec![(buffer, vector(vec![5.0, 6.0], &Device::flex()))]);
-        let values: Vec<Vec<f32>> = params.values().iter().map(to_vec).collect();
+        params.set_buffers(vec![(buffer, Tensor::new(vec![5.0f32, 6.0], [2], &Device::Cpu))]);
+        let values: Vec<Vec<f32>> = params.iter().map(|(_, value)| value.to_vec()).collect();
         assert_eq!(values, [[1.0, 1.0], [1.0, 1.0], [5.0, 6.0]]);
     }
 }

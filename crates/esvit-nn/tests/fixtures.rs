@@ -3,10 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use burn::tensor::Tensor;
+use esvit_nn::Tensor;
 use esvit_nn::head::{Head, HeadConfig};
-use esvit_nn::params::{Registry, Role, tensor};
-use esvit_nn::weights::to_vec;
+use esvit_nn::params::{Registry, Role};
 use esvit_nn::{ForwardCtx, Network, Params, Swin, zoo};
 use esvit_testing::{assert_close, fill, hash, hashed_tensor, hashed_times};
 
@@ -23,9 +22,9 @@ fn swin(architecture: &str) -> (Swin, Params) {
 }
 
 /// One image of unit variance.
-fn image(size: usize) -> Tensor<4> {
+fn image(size: usize) -> Tensor {
     let pixels = hashed_times(1000, 3 * size * size, 3f64.sqrt());
-    tensor(pixels, [1, 3, size, size], &burn::tensor::Device::flex())
+    Tensor::new(pixels, [1, 3, size, size], &esvit_nn::Device::Cpu)
 }
 
 fn sum(values: &[f32]) -> f64 {
@@ -62,7 +61,7 @@ fn check_features(architecture: &str, expected: [Expected; 2]) {
         let found = swin.forward(&params, image(size), &ForwardCtx::eval());
         let side = size.div_ceil(32);
         assert_eq!(found.region.dims(), [1, side * side, 768]);
-        let (views, regions) = (to_vec(&found.view), to_vec(&found.region));
+        let (views, regions) = (found.view.to_vec::<f32>(), found.region.to_vec::<f32>());
         assert_close(&what("view"), &views[..4], &view, TOLERANCE);
         assert_close(&what("sum"), &[sum(&views) as f32], &[view_sum], SUM_TOLERANCE);
         assert_close(&what("region"), &regions[5 * 768..][..3], &region, TOLERANCE);
@@ -122,7 +121,7 @@ fn swin_tiny_w14() {
 #[test]
 fn last_blocks_and_attention() {
     let (swin, params) = swin("swin_tiny_w7");
-    let features = to_vec(&swin.last_blocks(&params, image(224), 4, &ForwardCtx::eval()));
+    let features = swin.last_blocks(&params, image(224), 4, &ForwardCtx::eval()).to_vec::<f32>();
     assert_eq!(features.len(), 2304);
     assert_close("sum", &[sum(&features) as f32], &[-39.88349], SUM_TOLERANCE);
     let found = [0, 384, 768, 1536].map(|i| features[i]);
@@ -130,7 +129,7 @@ fn last_blocks_and_attention() {
 
     let (attention, _) = swin.attention(&params, image(224), swin.blocks() - 1).unwrap();
     assert_eq!(attention.dims(), [1, 24, 49, 49]);
-    let attention = to_vec(&attention);
+    let attention = attention.to_vec::<f32>();
     let keys = &attention[9 * 49..][..4];
     assert_close("query 9", keys, &[0.013627, 0.020901, 0.015082, 0.010111], 2e-6);
     for row in attention.chunks_exact(49) {
@@ -145,8 +144,10 @@ fn head() {
     let mut registry = Registry::default();
     let head = Head::new(&mut registry.root(), 8, &config);
     let params = fill(&registry.finish(), 0);
-    let logits =
-        to_vec(&head.forward(&params, hashed_tensor(2000, [3, 8]), &ForwardCtx::eval()).matrix());
+    let logits = head
+        .forward(&params, hashed_tensor(2000, [3, 8]), &ForwardCtx::eval())
+        .matrix()
+        .to_vec::<f32>();
     let expected = [
         [0.411922, 0.078899, 0.20165, -0.500888],
         [0.070152, 0.147677, 0.094266, 0.557065],
@@ -245,14 +246,14 @@ fn state_dict() {
 fn features_of_earlier_stages() {
     let (swin, params) = swin("swin_tiny_w7");
     let pass = ForwardCtx::eval();
-    let blocks = to_vec(&swin.last_blocks(&params, image(64), swin.blocks(), &pass));
+    let blocks = swin.last_blocks(&params, image(64), swin.blocks(), &pass).to_vec::<f32>();
     let mut end = 0;
     for stage in 0..swin.config().stages() {
         let depth = swin.config().depths[stage];
         let width = swin.config().width(stage);
         let features = swin.stage_features(&params, image(64), stage, &pass).unwrap();
         end += depth * width;
-        assert_eq!(to_vec(&features.view), blocks[end - width..end]);
+        assert_eq!(features.view.to_vec::<f32>(), blocks[end - width..end]);
         let side = 64 / swin.config().stride(stage);
         assert_eq!(features.map, [side; 2]);
         assert_eq!(features.region.dims(), [1, side * side, width]);

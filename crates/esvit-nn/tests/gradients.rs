@@ -4,22 +4,23 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
     self, Activation, AttentionValues, Compute, LinearValues, NormValues, Pairs, Precision,
     PrototypeLogits, Scales, Segment, WindowMap,
 };
-use esvit_nn::params::{Params, Registry, Role, tensor, vector};
-use esvit_nn::weights::to_vec;
-use esvit_nn::{ForwardCtx, Swin, SwinConfig};
-use esvit_testing::{check_gradients, fill, hashed, hashed_times, tiny_swin};
+use esvit_nn::params::{Params, Registry, Role};
+use esvit_nn::tensor::Dtype;
+use esvit_nn::{Device, ForwardCtx, Swin, SwinConfig, Tape, Tensor};
+use esvit_testing::{
+    assert_alike, check_gradients, composed, fill, hashed, hashed_tensor, hashed_times, tiny_swin,
+};
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, micro_batch: 1 };
 
-fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
-    let len = tensor.shape().num_elements();
+fn flat(tensor: Tensor) -> Tensor {
+    let len = tensor.numel();
     tensor.reshape([len])
 }
 
@@ -29,15 +30,15 @@ fn linear() {
         for activation in [Activation::None, Activation::Gelu, Activation::QuickGelu] {
             let data =
                 [hashed(1, 2 * rows * inputs), hashed(2, outputs * inputs), hashed(3, outputs)];
-            let by_kernels = |v: &[Tensor<1>]| {
+            let by_kernels = |v: &[Tensor]| {
                 let x = v[0].clone().reshape([2, rows, inputs]);
                 let weight = v[1].clone().reshape([outputs, inputs]);
                 flat(ops::linear(x, weight, v[2].clone(), activation, Precision::F32))
             };
-            let composed = |v: &[Tensor<1>]| {
+            let composed = |v: &[Tensor]| {
                 let x = v[0].clone().reshape([2 * rows, inputs]);
                 let weight = v[1].clone().reshape([outputs, inputs]);
-                flat(ops::composed_linear(x, weight, v[2].clone(), activation))
+                flat(composed::linear(x, LinearValues { weight, bias: v[2].clone() }, activation))
             };
             check_both("linear", &data, by_kernels, composed);
         }
@@ -50,12 +51,12 @@ fn layer_norm() {
         // Twice the size, so that the variance is well above the step.
         let data =
             [hashed_times(1, rows * channels, 2.0), hashed(2, channels), hashed(3, channels)];
-        let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, channels]);
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, channels]);
         check_both(
             "layer_norm",
             &data,
             |v| flat(ops::layer_norm(x(v), v[1].clone(), v[2].clone(), 1e-6, Precision::F32)),
-            |v| flat(ops::composed_layer_norm(x(v), v[1].clone(), v[2].clone(), 1e-6)),
+            |v| flat(composed::layer_norm(x(v), norm_values(&v[1..]))),
         );
     }
 }
@@ -65,19 +66,19 @@ fn batch_norm() {
     for [rows, channels] in [[2, 3], [5, 1], [18, 37]] {
         let data =
             [hashed_times(1, rows * channels, 2.0), hashed(2, channels), hashed(3, channels)];
-        let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, channels]);
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, channels]);
         check_both(
             "batch_norm",
             &data,
             |v| flat(ops::batch_norm(x(v), v[1].clone(), v[2].clone(), 1e-5).0),
-            |v| flat(ops::composed_batch_norm(x(v), v[1].clone(), v[2].clone(), 1e-5).0),
+            |v| flat(composed::batch_norm(x(v), v[1].clone(), v[2].clone(), 1e-5).0),
         );
-        let x: Tensor<2> = tensor(data[0].clone(), [rows, channels], &Device::flex());
-        let ones = vector(vec![1.0; channels], &Device::flex());
+        let x: Tensor = Tensor::new(data[0].clone(), [rows, channels], &Device::Cpu);
+        let ones = Tensor::from_vec(vec![1f32; channels], &Device::Cpu);
         let (_, found) = ops::batch_norm(x.clone(), ones.clone(), ones.clone(), 1e-5);
-        let (_, expected) = ops::composed_batch_norm(x, ones.clone(), ones, 1e-5);
+        let (_, expected) = composed::batch_norm(x, ones.clone(), ones, 1e-5);
         for (found, expected) in found.iter().zip(&expected) {
-            esvit_testing::assert_alike("statistics", &to_vec(found), &to_vec(expected), 1e-6);
+            assert_alike("statistics", &found.to_vec::<f32>(), &expected.to_vec::<f32>(), 1e-6);
         }
     }
 }
@@ -90,13 +91,13 @@ fn depthwise() {
         let segment = Segment { images, map };
         let rows = images * segment.tokens();
         let data = [hashed(1, rows * channels), hashed(2, side * side * channels)];
-        let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, channels]);
-        let weight = |v: &[Tensor<1>]| v[1].clone().reshape([side, side, channels]);
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, channels]);
+        let weight = |v: &[Tensor]| v[1].clone().reshape([side, side, channels]);
         check_both(
             "depthwise",
             &data,
             |v| flat(ops::depthwise(x(v), segment, weight(v))),
-            |v| flat(ops::composed_depthwise(x(v), segment, weight(v))),
+            |v| flat(composed::depthwise(x(v), segment, weight(v))),
         );
     }
 }
@@ -113,9 +114,10 @@ fn l2_normalize() {
 /// Far below the smallest norm that counts the function is linear: a row of zeros has a gradient.
 #[test]
 fn l2_normalize_of_zeros() {
-    let zeros: Tensor<2> = Tensor::zeros([1, 3], &Device::flex()).autodiff().require_grad();
-    let gradients = ops::l2_normalize(zeros.clone()).sum().backward();
-    let gradient = to_vec(&zeros.grad(&gradients).unwrap());
+    let tape = Tape::new();
+    let zeros = tape.watch(Tensor::zeros([1, 3], &Device::Cpu));
+    let gradients = tape.backward(&ops::l2_normalize(zeros.clone()).sum());
+    let gradient = gradients.of(&zeros).unwrap().to_vec::<f32>();
     assert!(gradient.iter().all(|g| (g * 1e-12 - 1.0).abs() < 1e-6), "{gradient:?}");
 }
 
@@ -130,12 +132,12 @@ fn global_average_pool() {
 }
 
 /// The values of a branch's parameters from a list of vectors.
-fn norm_values(v: &[Tensor<1>]) -> NormValues {
+fn norm_values(v: &[Tensor]) -> NormValues {
     NormValues { gamma: v[0].clone(), beta: v[1].clone(), eps: 1e-6 }
 }
 
-fn linear_values(v: &[Tensor<1>], inputs: usize) -> LinearValues {
-    let outputs = v[1].dims()[0];
+fn linear_values(v: &[Tensor], inputs: usize) -> LinearValues {
+    let outputs = v[1].shape()[0];
     LinearValues { weight: v[0].clone().reshape([outputs, inputs]), bias: v[1].clone() }
 }
 
@@ -179,7 +181,7 @@ fn attention_branch() {
         ];
         for (scales, activation_checkpointing) in [(None, true), (scales(images.len()), false)] {
             let compute = || Compute { activation_checkpointing, ..Compute::default() };
-            let arguments = |v: &[Tensor<1>]| {
+            let arguments = |v: &[Tensor]| {
                 let x = v[0].clone().reshape([rows, width]);
                 let layers = AttentionValues {
                     norm: norm_values(&v[1..]),
@@ -190,15 +192,15 @@ fn attention_branch() {
                 (x, layers)
             };
             let what = format!("maps {maps:?}, window {window}, shift {shift}");
-            let by_kernels = |v: &[Tensor<1>]| {
+            let by_kernels = |v: &[Tensor]| {
                 let (x, layers) = arguments(v);
                 let scales = scales.clone();
                 flat(ops::attention_branch(x, &segments, &windows, layers, scales, compute()))
             };
-            let composed = |v: &[Tensor<1>]| {
+            let composed = |v: &[Tensor]| {
                 let (x, layers) = arguments(v);
                 let scales = scales.clone();
-                flat(ops::composed_attention_branch(x, &segments, &windows, layers, scales))
+                flat(composed::attention_branch(x, &segments, &windows, layers, scales))
             };
             check_both(&what, &data, by_kernels, composed);
         }
@@ -220,11 +222,11 @@ fn plain_attention_branch() {
             hashed_times(6, width * width, small),
             hashed(7, width),
         ];
-        let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, width]);
-        let layers = |v: &[Tensor<1>]| [3, 5].map(|at| linear_values(&v[at..], width));
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, width]);
+        let layers = |v: &[Tensor]| [3, 5].map(|at| linear_values(&v[at..], width));
         for (scales, activation_checkpointing) in [(None, true), (scales(images.len()), false)] {
             let compute = || Compute { activation_checkpointing, ..Compute::default() };
-            let by_kernels = |v: &[Tensor<1>]| {
+            let by_kernels = |v: &[Tensor]| {
                 let (norm, scales) = (norm_values(&v[1..]), scales.clone());
                 flat(ops::plain_attention_branch(
                     x(v),
@@ -236,17 +238,10 @@ fn plain_attention_branch() {
                     compute(),
                 ))
             };
-            let composed = |v: &[Tensor<1>]| {
+            let composed = |v: &[Tensor]| {
                 let (norm, scales) = (norm_values(&v[1..]), scales.clone());
                 let layers = layers(v);
-                flat(ops::composed_plain_attention_branch(
-                    x(v),
-                    &images,
-                    heads,
-                    norm,
-                    layers,
-                    scales,
-                ))
+                flat(composed::plain_attention_branch(x(v), &images, heads, norm, layers, scales))
             };
             check_both(&format!("images {images:?}"), &data, by_kernels, composed);
         }
@@ -279,20 +274,20 @@ fn mlp_branch() {
             (Activation::QuickGelu, None, false),
         ] {
             let compute = || Compute { activation_checkpointing, ..Compute::default() };
-            let arguments = |v: &[Tensor<1>]| {
+            let arguments = |v: &[Tensor]| {
                 let x = v[0].clone().reshape([rows, width]);
                 let layers = [linear_values(&v[3..], width), linear_values(&v[5..], hidden)];
                 (x, norm_values(&v[1..]), layers)
             };
-            let by_kernels = |v: &[Tensor<1>]| {
+            let by_kernels = |v: &[Tensor]| {
                 let (x, norm, layers) = arguments(v);
                 let scales = scales.clone();
                 flat(ops::mlp_branch(x, &segments, norm, layers, activation, scales, compute()))
             };
-            let composed = |v: &[Tensor<1>]| {
+            let composed = |v: &[Tensor]| {
                 let (x, norm, layers) = arguments(v);
                 let scales = scales.clone();
-                flat(ops::composed_mlp_branch(x, &segments, norm, layers, activation, scales))
+                flat(composed::mlp_branch(x, &segments, norm, layers, activation, scales))
             };
             check_both(&format!("{width}, {hidden}, {maps:?}"), &data, by_kernels, composed);
         }
@@ -307,17 +302,17 @@ fn merge_patches() {
         let rows: usize = ops::tokens_per_image(&segments).iter().sum();
         let data =
             [hashed_times(1, rows * 3, 2.0), hashed(2, 12), hashed(3, 12), hashed(4, 5 * 12)];
-        let arguments = |v: &[Tensor<1>]| {
+        let arguments = |v: &[Tensor]| {
             let norm = [v[1].clone(), v[2].clone()];
             (v[0].clone().reshape([rows, 3]), norm, v[3].clone().reshape([5, 12]))
         };
-        let by_kernels = |v: &[Tensor<1>]| {
+        let by_kernels = |v: &[Tensor]| {
             let (x, norm, weight) = arguments(v);
             flat(ops::merge_patches(x, &segments, norm, weight, 1e-6, Precision::F32).0)
         };
-        let composed = |v: &[Tensor<1>]| {
-            let (x, norm, weight) = arguments(v);
-            flat(ops::composed_merge(x, &ops::merging_indices(&segments), norm, weight, 1e-6))
+        let composed = |v: &[Tensor]| {
+            let (x, _, weight) = arguments(v);
+            flat(composed::merge(x, &ops::merging_indices(&segments), norm_values(&v[1..]), weight))
         };
         check_both("merge_patches", &data, by_kernels, composed);
     }
@@ -326,12 +321,12 @@ fn merge_patches() {
 #[test]
 fn patchify() {
     for [height, width] in [[4, 4], [5, 7], [2, 3]] {
-        let x = |v: &[Tensor<1>]| v[0].clone().reshape([2, 3, height, width]);
+        let x = |v: &[Tensor]| v[0].clone().reshape([2, 3, height, width]);
         check_both(
             "patches",
             &[hashed(1, 2 * 3 * height * width)],
             |v| flat(ops::patchify(x(v), 2).0),
-            |v| flat(ops::composed_patchify(x(v), 2)),
+            |v| flat(composed::patchify(x(v), 2)),
         );
     }
 }
@@ -352,16 +347,16 @@ fn prototype_cross_entropy() {
         let lengths: Vec<f32> = hashed(3, prototypes).iter().map(|g| 1.0 + 0.3 * g).collect();
         let data = [hashed(1, rows * width), hashed(2, prototypes * width), lengths];
         let teacher = || PrototypeLogits {
-            z: esvit_testing::hashed_tensor(4, [teachers, width]),
-            v: esvit_testing::hashed_tensor(5, [prototypes, width]),
-            g: esvit_testing::hashed_tensor(6, [prototypes]) * 0.2 + 1.0,
+            z: hashed_tensor(4, [teachers, width]),
+            v: hashed_tensor(5, [prototypes, width]),
+            g: hashed_tensor(6, [prototypes]) * 0.2 + 1.0,
         };
-        let student = |v: &[Tensor<1>]| PrototypeLogits {
+        let student = |v: &[Tensor]| PrototypeLogits {
             z: v[0].clone().reshape([rows, width]),
             v: v[1].clone().reshape([prototypes, width]),
             g: v[2].clone(),
         };
-        let center = || esvit_testing::hashed_tensor(7, [prototypes]) * 0.1;
+        let center = || hashed_tensor(7, [prototypes]) * 0.1;
         let temperatures = [0.7, 0.4];
         check_both(
             "prototype_cross_entropy",
@@ -372,26 +367,52 @@ fn prototype_cross_entropy() {
                 ops::prototype_cross_entropy(student, teacher, center(), pairs, temperatures, f32)
             },
             |v| {
-                let (student, teacher) = (student(v), teacher());
-                ops::composed_cross_entropy(student, teacher, center(), &pairs, temperatures)
+                let f64 = |x: Tensor| x.to_dtype(Dtype::F64);
+                let PrototypeLogits { z, v: directions, g } = teacher();
+                let teacher = PrototypeLogits { z: f64(z), v: f64(directions), g: f64(g) };
+                let center = f64(center());
+                composed::cross_entropy(student(v), teacher, center, &pairs, temperatures)
             },
         );
     }
 }
 
-/// Checks the gradients of both texts of an operation, and that both say the same.
+/// Checks an operation's result and gradients against its composed form in f64, and its gradients
+/// by finite differences.
 fn check_both(
     what: &str,
     data: &[Vec<f32>],
-    by_kernels: impl Fn(&[Tensor<1>]) -> Tensor<1>,
-    composed: impl Fn(&[Tensor<1>]) -> Tensor<1>,
+    by_kernels: impl Fn(&[Tensor]) -> Tensor,
+    composed: impl Fn(&[Tensor]) -> Tensor,
 ) {
-    let inputs: Vec<Tensor<1>> =
-        data.iter().map(|values| vector(values.clone(), &Device::flex())).collect();
-    let results = [by_kernels(&inputs), composed(&inputs)].map(|result| to_vec(&result));
-    esvit_testing::assert_alike(what, &results[0], &results[1], 1e-5);
+    let inputs = |tape: &Tape| -> Vec<Tensor> {
+        let inputs = data.iter().map(|values| Tensor::from_vec(values.clone(), &Device::Cpu));
+        inputs.map(|input| tape.watch(input)).collect()
+    };
+    let projected = |output: &Tensor| {
+        let projection = Tensor::from_vec(hashed(7000, output.numel()), &Device::Cpu);
+        (output.clone() * projection).sum()
+    };
+    let tape = Tape::new();
+    let fused = inputs(&tape);
+    let output = by_kernels(&fused);
+    let gradients = tape.backward(&projected(&output));
+    // On a tape of its own, in f64.
+    let tape = Tape::new();
+    let leaves = inputs(&tape);
+    let in_f64: Vec<Tensor> = leaves.iter().map(|leaf| leaf.clone().to_dtype(Dtype::F64)).collect();
+    let expected = composed(&in_f64).to_dtype(Dtype::F32);
+    let expected_gradients = tape.backward(&projected(&expected));
+    assert_alike(what, &output.to_vec::<f32>(), &expected.to_vec::<f32>(), 1e-5);
+    for (number, (fused, leaf)) in fused.iter().zip(&leaves).enumerate() {
+        let [found, expected] = [gradients.of(fused), expected_gradients.of(leaf)]
+            .map(|gradient| gradient.unwrap().to_vec::<f32>());
+        // A gradient that is zero but for rounding has no scale of its own.
+        let largest = expected.iter().fold(0f32, |largest, g| g.abs().max(largest));
+        let tolerance = 2e-5 * (f64::from(largest) + 0.1) / f64::from(largest.max(1e-30));
+        assert_alike(&format!("{what}, gradient {number}"), &found, &expected, tolerance);
+    }
     check_gradients(what, data, by_kernels);
-    check_gradients(&format!("{what}, composed"), data, composed);
 }
 
 /// Checks a network's gradients with respect to `x` and all its trained parameters.
@@ -399,22 +420,15 @@ fn check_network(
     what: &str,
     x: Vec<f32>,
     start: &Params,
-    forward: impl Fn(&Params, Tensor<1>) -> Tensor<1>,
+    forward: impl Fn(&Params, Tensor) -> Tensor,
 ) {
     let mut inputs = vec![x];
     let trained = start.iter().filter(|(spec, _)| spec.role == Role::Trained);
-    inputs.extend(trained.map(|(_, value)| to_vec(value)));
+    inputs.extend(trained.map(|(_, value)| value.to_vec::<f32>()));
     check_gradients(what, &inputs, |values| {
         let mut values = values.iter().cloned();
         let x = values.next().unwrap();
-        let mut params = start.clone();
-        for (spec, value) in start.specs().iter().zip(params.values_mut()) {
-            if spec.role == Role::Trained {
-                *value = values.next().unwrap();
-            } else if x.device().is_autodiff() {
-                *value = value.clone().autodiff();
-            }
-        }
+        let params = start.with_trained(values.collect());
         forward(&params, x)
     });
 }
@@ -439,10 +453,11 @@ fn head() {
         let head = Head::new(&mut registry.root(), 4, &config);
         let mut params = fill(&registry.finish(), 10);
         let specs = params.specs().clone();
-        for (spec, value) in specs.iter().zip(params.values_mut()) {
+        for (index, spec) in specs.iter().enumerate() {
             // Lengths, and running means and variances, that are not all alike.
             if spec.name.ends_with("weight_g") || spec.role == Role::Buffer {
-                *value = value.clone() + esvit_testing::hashed_tensor(5, [spec.len()]) * 0.3;
+                let value = params.value(index) + hashed_tensor(5, [spec.len()]) * 0.3;
+                params.set(index, &value.to_vec());
             }
         }
         let what = format!("{layers} layers, batch norm {use_bn_in_head}, training {training}");

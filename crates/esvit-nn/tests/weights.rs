@@ -6,12 +6,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::Device;
+use esvit_nn::Device;
 use esvit_nn::head::HeadConfig;
-use esvit_nn::params::{ParamSpec, Registry};
+use esvit_nn::params::{ParamList, ParamSpec, Registry};
 use esvit_nn::weights::{
     Entry, Naming, Report, StoredNetwork, WeightsError, WeightsFile, exported, networks, reason,
-    to_vec,
 };
 use esvit_nn::{Network, Params, Swin, SwinConfig};
 use esvit_testing::tiny_swin;
@@ -27,16 +26,16 @@ fn config() -> SwinConfig {
     }
 }
 
-fn specs(config: &SwinConfig) -> Arc<[ParamSpec]> {
+fn specs(config: &SwinConfig) -> Arc<ParamList> {
     let mut registry = Registry::default();
     Swin::new(&mut registry.root(), config, 0.0);
     registry.finish()
 }
 
 /// Parameters of which no two are alike.
-fn params(specs: &Arc<[ParamSpec]>) -> Params {
+fn params(specs: &Arc<ParamList>) -> Params {
     let mut next = 0.0;
-    Params::from_fn(specs, &Device::flex(), |spec| {
+    Params::from_fn(specs, &Device::Cpu, |spec| {
         let value = |_| {
             next += 1.0;
             next
@@ -75,12 +74,12 @@ fn prefixed(prefix: &str, mut entries: Vec<Entry>) -> Vec<Entry> {
 }
 
 fn load(file: &WeightsFile, key: Option<&str>) -> Result<(Params, Report), WeightsError> {
-    StoredNetwork::find(file, key)?.load(&specs(&config()), &Device::flex(), |_| None)
+    StoredNetwork::find(file, key)?.load(&specs(&config()), &Device::Cpu, |_| None)
 }
 
 fn same_bits(a: &Params, b: &Params) -> bool {
     let bits = |params: &Params| -> Vec<u32> {
-        params.iter().flat_map(|(_, value)| to_vec(value)).map(f32::to_bits).collect()
+        params.iter().flat_map(|(_, value)| value.to_vec::<f32>()).map(f32::to_bits).collect()
     };
     bits(a) == bits(b)
 }
@@ -116,7 +115,7 @@ fn every_layout_is_recognized_and_read_back_to_the_bit() {
 fn networks_of_a_run_are_told_apart() {
     let specs = specs(&config());
     let teacher = params(&specs);
-    let student = Params::init(&specs, 1, &Device::flex());
+    let student = Params::init(&specs, 1, &Device::Cpu);
     let file = opened_torch(vec![
         ("student", prefixed("module.backbone.", exported(&student, Naming::Esvit, Float::F32))),
         ("teacher", prefixed("backbone.", exported(&teacher, Naming::Esvit, Float::F32))),
@@ -212,10 +211,10 @@ fn tables_are_resized_to_the_windows_of_the_network() {
     assert_eq!(report.resized.len(), 4, "{:?}", report.resized);
     assert!(report.resized[0].ends_with("from [9, 1] to [49, 1]"), "{:?}", report.resized);
     let (_, table) = found.iter().find(|(spec, _)| spec.name.ends_with("bias_table")).unwrap();
-    let middle = to_vec(table)[24];
+    let middle = table.to_vec::<f32>()[24];
     let old = params(&specs(&other));
     let (_, old) = old.iter().find(|(spec, _)| spec.name.ends_with("bias_table")).unwrap();
-    assert!((middle - to_vec(old)[4]).abs() < 1e-3, "the middle stays where it is");
+    assert!((middle - old.to_vec::<f32>()[4]).abs() < 1e-3, "the middle stays where it is");
 }
 
 #[test]
@@ -263,7 +262,7 @@ fn heads_come_with_their_network_under_both_names_of_the_last_layer() {
         let file = opened(&prefixed("module.", entries));
         let stored = StoredNetwork::find(&file, None).unwrap();
         assert!(stored.has_part("head") && stored.has_part("head_dense"));
-        let (found, report) = stored.load(network.specs(), &Device::flex(), |_| None).unwrap();
+        let (found, report) = stored.load(network.specs(), &Device::Cpu, |_| None).unwrap();
         assert!(same_bits(&found, &values));
         assert_eq!(report.matched, network.specs().len());
     }
@@ -310,7 +309,7 @@ fn weights_are_exported_in_16_bits_too() {
         assert_eq!(file.tensors().len(), params.specs().len());
         let tensor = file.find("", &spec.name).unwrap();
         assert_eq!((tensor.dtype, &tensor.shape), (dtype, &spec.shape));
-        for (found, exact) in file.read_f32(tensor).unwrap().iter().zip(to_vec(value)) {
+        for (found, exact) in file.read_f32(tensor).unwrap().iter().zip(value.to_vec::<f32>()) {
             assert!((found - exact).abs() <= exact * 0.5f32.powi(keeps), "{found} {exact}");
         }
     }
@@ -465,7 +464,7 @@ fn one_parameter_and_parts_of_a_network() {
     let stored = StoredNetwork::find(&file, None).unwrap();
     assert!(!stored.has_part("head"), "a class head is no projection head");
     for (spec, value) in params.iter().filter(|(spec, _)| spec.name.contains("blocks.1")) {
-        assert_eq!(stored.parameter(spec).unwrap(), to_vec(value), "{}", spec.name);
+        assert_eq!(stored.parameter(spec).unwrap(), value.to_vec::<f32>(), "{}", spec.name);
     }
     let other = ParamSpec { name: "layers.0.gamma".into(), ..specs[0].clone() };
     let error = stored.parameter(&other).unwrap_err().to_string();
@@ -484,17 +483,17 @@ fn one_parameter_and_parts_of_a_network() {
     let count =
         specs.iter().filter(|s| s.name.contains(".blocks.0.mlp") || s.name.contains(".norm1."));
     let count = count.count();
-    let error = stored.load(&specs, &Device::flex(), |_| None).unwrap_err().to_string();
+    let error = stored.load(&specs, &Device::Cpu, |_| None).unwrap_err().to_string();
     assert!(error.contains(&format!("{count} tensors differ")), "{error}");
     assert_eq!(error.matches(" is missing").count(), 12);
     assert!(error.contains(&format!("  ... and {} more\n", count - 12)), "{error}");
     let (found, report) =
-        stored.load(&specs, &Device::flex(), |spec| Some(vec![0.5; spec.len()])).unwrap();
+        stored.load(&specs, &Device::Cpu, |spec| Some(vec![0.5; spec.len()])).unwrap();
     assert_eq!(report.matched, specs.len() - count);
     for ((spec, found), expected) in found.iter().zip(params.values()) {
         let lacks = spec.name.contains(".blocks.0.mlp") || spec.name.contains(".norm1.");
-        let expected = if lacks { vec![0.5; spec.len()] } else { to_vec(expected) };
-        assert_eq!(to_vec(found), expected, "{}", spec.name);
+        let expected = if lacks { vec![0.5; spec.len()] } else { expected.to_vec::<f32>() };
+        assert_eq!(found.to_vec::<f32>(), expected, "{}", spec.name);
     }
 }
 
@@ -509,7 +508,7 @@ fn heads_of_a_table_are_resized_apart() {
     entries[at] = floats(name, &[9, 2], values);
     let (found, _) = load(&opened(&entries), None).unwrap();
     let (_, table) = found.iter().find(|(spec, _)| spec.name == name).unwrap();
-    for pair in to_vec(table).chunks_exact(2) {
+    for pair in table.to_vec::<f32>().chunks_exact(2) {
         assert!((pair[0] - 2.0).abs() < 1e-6 && (pair[1] + 3.0).abs() < 1e-6, "{pair:?}");
     }
     entries[at] = floats(name, &[8, 2], vec![0.0; 16]);
@@ -523,15 +522,15 @@ fn own_files_of_weights() {
     let specs = specs(&config());
     let params = params(&specs);
     let mut all = entries("student.", &params);
-    all.push(entry("center", &[1, 2], &esvit_nn::params::vector(vec![1.0, 2.0], &Device::flex())));
+    all.push(entry("center", &[1, 2], &esvit_nn::Tensor::from_vec(vec![1f32, 2.0], &Device::Cpu)));
     let mut bytes = Vec::new();
     save(&mut bytes, &all, "{\"step\":3}").unwrap();
     let file = WeightsFile::from_bytes(Path::new("own"), bytes).unwrap();
     assert_eq!(file.metadata().get(METADATA_KEY).and_then(|v| v.as_str()), Some("{\"step\":3}"));
     assert_eq!(file.find("", "center").unwrap().shape, [1, 2]);
     let (found, report) =
-        StoredNetwork::at(&file, "student.").load(&specs, &Device::flex(), |_| None).unwrap();
+        StoredNetwork::at(&file, "student.").load(&specs, &Device::Cpu, |_| None).unwrap();
     assert!(same_bits(&found, &params));
     assert!(report.left_out.is_empty(), "what is beside the prefix is not looked at");
-    assert!(StoredNetwork::at(&file, "teacher.").load(&specs, &Device::flex(), |_| None).is_err());
+    assert!(StoredNetwork::at(&file, "teacher.").load(&specs, &Device::Cpu, |_| None).is_err());
 }

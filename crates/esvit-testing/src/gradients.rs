@@ -1,8 +1,6 @@
 //! Gradients by finite differences.
 
-use burn::tensor::{Device, Tensor};
-use esvit_nn::params::vector;
-use esvit_nn::weights::to_vec;
+use esvit_nn::{Device, Tape, Tensor};
 
 use crate::hashed;
 
@@ -20,30 +18,27 @@ const STEP: f32 = 0.015;
 
 /// Compares gradients with finite differences: those of the sum of the outputs of `function`, each
 /// times a fixed random number, with respect to `inputs`.
-pub fn check_gradients(
-    what: &str,
-    inputs: &[Vec<f32>],
-    function: impl Fn(&[Tensor<1>]) -> Tensor<1>,
-) {
-    let device = Device::flex();
-    let tensors = |inputs: &[Vec<f32>]| -> Vec<Tensor<1>> {
-        inputs.iter().map(|values| vector(values.clone(), &device)).collect()
+pub fn check_gradients(what: &str, inputs: &[Vec<f32>], function: impl Fn(&[Tensor]) -> Tensor) {
+    let device = Device::Cpu;
+    let tensors = |inputs: &[Vec<f32>]| -> Vec<Tensor> {
+        inputs.iter().map(|values| Tensor::from_vec(values.clone(), &device)).collect()
     };
-    let tracked: Vec<Tensor<1>> =
-        tensors(inputs).into_iter().map(|input| input.autodiff().require_grad()).collect();
+    let tape = Tape::new();
+    let tracked: Vec<Tensor> = tensors(inputs).into_iter().map(|input| tape.watch(input)).collect();
     let output = function(&tracked);
-    let projection = hashed(PROJECTION, output.dims()[0]);
-    let gradients = (output * vector(projection.clone(), &device).autodiff()).sum().backward();
+    let projection = hashed(PROJECTION, output.shape()[0]);
+    let projected = output * Tensor::from_vec(projection.clone(), &device);
+    let gradients = tape.backward(&projected.sum());
 
     // The sum is in f64, so that only the function's own rounding counts.
     let projected = |inputs: &[Vec<f32>]| -> f64 {
-        let output = to_vec(&function(&tensors(inputs)));
+        let output = function(&tensors(inputs)).to_vec::<f32>();
         output.iter().zip(&projection).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
     };
     let mut inputs = inputs.to_vec();
     for number in 0..inputs.len() {
-        let gradient = tracked[number].grad(&gradients);
-        let gradient = to_vec(&gradient.unwrap_or_else(|| panic!("{what}: input {number}")));
+        let gradient = gradients.of(&tracked[number]);
+        let gradient = gradient.unwrap_or_else(|| panic!("{what}: input {number}")).to_vec::<f32>();
         let largest = gradient.iter().fold(0.0, |largest: f64, g| f64::from(g.abs()).max(largest));
         // An odd stride meets every column of a matrix with an even number of them.
         let stride = (inputs[number].len() / MOVED_ENTRIES) | 1;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
-use esvit_nn::params::{ParamSpec, Params, Role, tensor};
+use esvit_nn::params::{ParamList, Params, Role};
+use esvit_nn::{Device, Tensor};
 
 /// A number in `[-1, 1)` for index `i` of a stream. The values of the official code that the tests
 /// hold were computed from these inputs and parameters.
@@ -29,15 +29,15 @@ pub fn hashed_times(stream: u32, len: usize, scale: f64) -> Vec<f32> {
 }
 
 /// A tensor of the numbers of a stream.
-pub fn hashed_tensor<const D: usize>(stream: u32, shape: [usize; D]) -> Tensor<D> {
-    tensor(hashed(stream, shape.iter().product()), shape, &Device::flex())
+pub fn hashed_tensor<const D: usize>(stream: u32, shape: [usize; D]) -> Tensor {
+    Tensor::new(hashed(stream, shape.iter().product()), shape, &Device::Cpu)
 }
 
 /// Parameters filled from the hash, number `p` in the list (buffers not counted) from stream
 /// `first_stream + p`: scaled to keep the variance of what passes through.
-pub fn fill(specs: &Arc<[ParamSpec]>, first_stream: u32) -> Params {
+pub fn fill(specs: &Arc<ParamList>, first_stream: u32) -> Params {
     let mut stream = first_stream;
-    Params::from_fn(specs, &Device::flex(), |spec| {
+    Params::from_fn(specs, &Device::Cpu, |spec| {
         if spec.role == Role::Buffer {
             return spec.initial_values(0);
         }

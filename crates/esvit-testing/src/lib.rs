@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "for tests alone")]
 
 mod close;
+pub mod composed;
 mod gradients;
 mod hash;
 mod network;

@@ -1,8 +1,8 @@
 //! Networks that are small enough for a test.
 
-use burn::tensor::Device;
 use esvit_data::Preprocess;
 use esvit_model::{PretrainedBackbone, SourceFile, build};
+use esvit_nn::Device;
 use esvit_nn::{Params, SwinConfig};
 
 /// Two stages of one block each, for images of 32 pixels: maps of 8 and 4 tokens, windows of 4. A
@@ -24,7 +24,7 @@ pub fn tiny_swin() -> SwinConfig {
 /// the center crop of the shape's size.
 pub fn untrained(shape: &SwinConfig, seed: u64, resize: u32) -> PretrainedBackbone {
     let (swin, specs) = build(shape);
-    let params = Params::init(&specs, seed, &Device::flex());
+    let params = Params::init(&specs, seed, &Device::Cpu);
     let preprocess = Preprocess::new(shape.img_size as u32, resize, &Default::default());
     PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
 }

@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor};
 use esvit_data::Preprocess;
 use esvit_files::{FileError, write_atomically};
-use esvit_nn::params::{ParamSpec, vector};
+use esvit_nn::Tensor;
+use esvit_nn::params::{ParamSpec, Role};
 use esvit_nn::weights::{
-    self, Entry, METADATA_KEY, Report, StoredNetwork, WeightsError, WeightsFile, entry, to_vec,
+    self, Entry, METADATA_KEY, Report, StoredNetwork, WeightsError, WeightsFile, entry,
 };
 use esvit_nn::{Params, SwinConfig};
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,7 @@ use crate::{Config, Learner};
 const FORMAT: u32 = 1;
 const STUDENT: &str = "student.";
 const TEACHER: &str = "teacher.";
-const FIRST_MOMENT: &str = "optimizer.exp_avg.";
-const SECOND_MOMENT: &str = "optimizer.exp_avg_sq.";
+const MOMENTS: [&str; 2] = ["optimizer.exp_avg.", "optimizer.exp_avg_sq."];
 const CENTER: &str = "center";
 const CENTER_GRID: &str = "center_grid";
 
@@ -125,16 +124,16 @@ pub enum CheckpointError {
 pub fn save(path: &Path, learner: &Learner, mut metadata: Metadata) -> Result<(), CheckpointError> {
     let mut entries = weights::entries(STUDENT, &learner.student);
     entries.extend(weights::entries(TEACHER, &learner.teacher));
-    let row = |name: &str, center: &Tensor<1>| entry(name, &[1, center.dims()[0]], center);
+    let row = |name: &str, center: &Tensor| entry(name, &[1, center.numel()], center);
     entries.push(row(CENTER, &learner.centers.view));
     entries.extend(learner.centers.region.as_ref().map(|center| row(CENTER_GRID, center)));
-    for (spec, moments) in learner.network.specs().iter().zip(learner.optimizer.moments()) {
-        for (prefix, moment) in [(FIRST_MOMENT, &moments.first), (SECOND_MOMENT, &moments.second)] {
-            let name = format!("{prefix}{}", spec.name);
-            entries.extend(moment.as_ref().map(|moment| entry(name, &spec.shape, moment)));
+    for (index, spec) in learner.network.specs().iter().enumerate() {
+        for (prefix, moment) in MOMENTS.iter().zip(learner.optimizer.moments(index)) {
+            entries.push(entry(format!("{prefix}{}", spec.name), &spec.shape, &moment));
         }
-        if moments.updates > 0 {
-            metadata.updates.insert(spec.name.clone(), moments.updates);
+        let updates = learner.optimizer.updates(index);
+        if updates > 0 {
+            metadata.updates.insert(spec.name.clone(), updates);
         }
     }
     write(path, &entries, &metadata)
@@ -223,8 +222,10 @@ impl Checkpoint {
         learner.teacher = network(TEACHER)?;
         self.restore_moments(learner, metadata)?;
         let prototypes = learner.network.prototypes();
-        let center = |name: &str| -> Result<Tensor<1>, CheckpointError> {
-            self.state(name, &[1, prototypes], &device)?.ok_or_else(|| CheckpointError::NotARun {
+        let center = |name: &str| -> Result<Tensor, CheckpointError> {
+            let found = self.state(name, &[1, prototypes])?;
+            let found = found.map(|values| Tensor::new(values, [prototypes], &device));
+            found.ok_or_else(|| CheckpointError::NotARun {
                 path: self.file.path().into(),
                 reason: format!("`{name}` with {prototypes} values is missing"),
             })
@@ -275,7 +276,10 @@ impl Checkpoint {
         self.restore_moments(learner, metadata)?;
         let prototypes = learner.network.prototypes();
         let device = learner.device();
-        let center = |name| self.state(name, &[1, prototypes], &device);
+        let center = |name| -> Result<Option<Tensor>, CheckpointError> {
+            let found = self.state(name, &[1, prototypes])?;
+            Ok(found.map(|values| Tensor::new(values, [prototypes], &device)))
+        };
         if let Some(view) = center(CENTER)? {
             learner.centers.view = view;
         }
@@ -287,17 +291,11 @@ impl Checkpoint {
         Ok(loaded)
     }
 
-    /// A tensor of the run's state, flat, if there is one of this shape.
-    fn state(
-        &self,
-        name: &str,
-        shape: &[usize],
-        device: &Device,
-    ) -> Result<Option<Tensor<1>>, CheckpointError> {
+    /// The values of a tensor of the run's state, if there is one of this shape.
+    fn state(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, CheckpointError> {
         let found = self.file.find("", name).filter(|tensor| tensor.shape == shape);
         let Some(tensor) = found else { return Ok(None) };
-        let values = self.file.read_f32(tensor).map_err(WeightsError::from)?;
-        Ok(Some(vector(values, device)))
+        Ok(Some(self.file.read_f32(tensor).map_err(WeightsError::from)?))
     }
 
     fn restore_moments(
@@ -305,14 +303,14 @@ impl Checkpoint {
         learner: &mut Learner,
         metadata: &Metadata,
     ) -> Result<(), CheckpointError> {
-        let device = learner.device();
         let specs = learner.network.specs().clone();
-        for (spec, moments) in specs.iter().zip(learner.optimizer.moments_mut()) {
-            let moment =
-                |prefix| self.state(&format!("{prefix}{}", spec.name), &spec.shape, &device);
-            moments.first = moment(FIRST_MOMENT)?;
-            moments.second = moment(SECOND_MOMENT)?;
-            moments.updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);
+        for (index, spec) in specs.iter().enumerate().filter(|(_, s)| s.role == Role::Trained) {
+            let mut moments = Vec::new();
+            for prefix in MOMENTS {
+                moments.extend(self.state(&format!("{prefix}{}", spec.name), &spec.shape)?);
+            }
+            let updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);
+            learner.optimizer.restore(index, &moments, updates);
         }
         Ok(())
     }
@@ -337,11 +335,11 @@ fn load_partial(
             parts.push(part);
         }
     }
-    let values: BTreeMap<&str, &Tensor<1>> =
+    let values: BTreeMap<&str, Tensor> =
         present.iter().map(|(spec, value)| (spec.name.as_str(), value)).collect();
     let keep = |spec: &ParamSpec| {
         let is_new = loaded.new.iter().any(|name| name == part(&spec.name));
-        is_new.then(|| to_vec(values[spec.name.as_str()]))
+        is_new.then(|| values[spec.name.as_str()].to_vec())
     };
     let (params, report) = stored.load(present.specs(), &learner.device(), keep)?;
     loaded.report = report;

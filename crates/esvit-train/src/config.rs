@@ -218,7 +218,7 @@ settings! {
         /// Saves only inputs of branches and recomputes the rest in the backward pass: less memory,
         /// about a quarter more time. CPU only.
         pub activation_checkpointing: bool = false,
-        /// Device: `cpu` or, if in the build, `cuda:0`, `rocm:0`, `metal`, `vulkan`, `wgpu`.
+        /// Device: `cpu`.
         pub device: String = "cpu".into(),
         /// The type of GEMM operands and saved activations.
         pub precision: PrecisionChoice = PrecisionChoice::Auto,
@@ -252,13 +252,9 @@ impl PrecisionChoice {
 }
 
 impl TrainConfig {
-    /// The precision on this machine and device: f32 on all devices but the CPU.
+    /// The precision on this machine.
     pub fn precision(&self) -> Precision {
-        if self.is_on_cpu() { self.precision.resolve() } else { Precision::F32 }
-    }
-
-    fn is_on_cpu(&self) -> bool {
-        self.device.split(':').next() == Some("cpu")
+        self.precision.resolve()
     }
 }
 
@@ -442,6 +438,7 @@ impl Config {
         at_least_one("checkpoint.keep_last", self.checkpoint.keep_last as u64)?;
         at_least_one("knn.k", self.knn.k as u64)?;
         above_zero("knn.temperature", self.knn.temperature)?;
+        self.objective.mixup.validate("objective.mixup")?;
         let fail = |message: String| Err(ConfigError::Conflict(message));
         if self.head.use_bn_in_head && self.train.crops_per_forward > 0 {
             return fail(
@@ -524,17 +521,9 @@ impl TrainConfig {
         at_least_one("train.batch_size", self.batch_size as u64)?;
         at_least_one("train.accumulate", self.accumulate as u64)?;
         at_least_one("train.log_every", self.log_every)?;
-        esvit_nn::device::find(&self.device)
+        esvit_nn::Device::find(&self.device)
             .map_err(|error| SettingError::new("train.device", &self.device, error.to_string()))?;
-        check(
-            self.precision != PrecisionChoice::Bf16 || self.is_on_cpu(),
-            "train.precision",
-            "bf16",
-            format!(
-                "it is for the CPU, `{}` computes in f32\nhint: set it to `auto` or `f32`",
-                self.device
-            ),
-        )
+        Ok(())
     }
 }
 
@@ -640,16 +629,6 @@ mod tests {
     }
 
     #[test]
-    fn devices_compute_in_f32() {
-        let precision = |device: &str, precision| {
-            TrainConfig { device: device.into(), precision, ..TrainConfig::default() }.precision()
-        };
-        assert_eq!(precision("cpu", PrecisionChoice::Auto), Precision::auto());
-        assert_eq!(precision("cpu:0", PrecisionChoice::Bf16), Precision::Bf16);
-        assert_eq!(precision("cuda:1", PrecisionChoice::Auto), Precision::F32);
-    }
-
-    #[test]
     fn weights_by_name_and_by_number() {
         let factors = |text: &str| resolve(&[text]).unwrap().objective.weights.factors(true);
         assert_eq!(factors("objective.weights=reference"), (0.5, 0.5));
@@ -666,6 +645,10 @@ mod tests {
             ("model.num_heads=[5,6,12,24]", "num_heads"),
             ("model.arch=swin_huge", "swin_huge"),
             ("objective.mixup.enabled=true", "objective.mixup"),
+            ("objective.mixup.mixup_alpha=0.0", "objective.mixup.mixup_alpha"),
+            ("objective.mixup.cutmix_alpha=6.0", "objective.mixup.cutmix_alpha"),
+            ("objective.mixup.cutmix_alpha=nan", "objective.mixup.cutmix_alpha"),
+            ("objective.mixup.switch_prob=1.5", "objective.mixup.switch_prob"),
             ("optim.rl=1", "optim.rl"),
             ("model.drop_path=1.0", "model.drop_path"),
         ] {

@@ -4,7 +4,7 @@
 //! same for every image, either uniform over prototypes or always the same prototype (constant).
 //! The mutual information of image and output is then near 0.
 
-use burn::tensor::{Tensor, activation};
+use esvit_nn::Tensor;
 use esvit_nn::network::Predictions;
 use esvit_nn::ops;
 use serde::{Deserialize, Serialize};
@@ -64,13 +64,13 @@ impl Health {
 
 /// Statistics of the teacher's outputs for the views of a batch, at its temperature.
 pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> Health {
-    let logits = teacher.view_logits.clone().inner().matrix();
+    let logits = teacher.view_logits.clone().detach().matrix();
     let [rows, prototypes] = logits.dims();
     let centered = logits - centers.view.clone().reshape([1, prototypes]);
-    let distributions = activation::softmax(centered / temperature, 1);
+    let distributions = (centered / temperature).softmax(1);
     let marginal = distributions.clone().mean_dim(0);
-    let features = ops::l2_normalize(teacher.view_features.clone().inner());
-    let width = features.dims()[1];
+    let features = ops::l2_normalize(teacher.view_features.clone().detach());
+    let width = features.shape()[1];
     let centered = features.clone() - features.mean_dim(0);
     let variance = centered.square().mean_dim(0).mean();
     Health {
@@ -84,13 +84,13 @@ pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> He
 }
 
 /// Mean entropy of rows in nats, with 0 log 0 = 0.
-fn mean_entropy(rows: Tensor<2>) -> f64 {
-    let log = rows.clone().clamp_min(f32::MIN_POSITIVE).log();
+fn mean_entropy(rows: Tensor) -> f64 {
+    let log = rows.clone().clamp_min(f32::MIN_POSITIVE.into()).log();
     -scalar((rows * log).sum_dim(1).mean())
 }
 
-fn scalar(tensor: Tensor<1>) -> f64 {
-    f64::from(tensor.into_scalar::<f32>())
+fn scalar(tensor: Tensor) -> f64 {
+    f64::from(tensor.item())
 }
 
 /// Detects collapse that lasts over several batches.
@@ -141,16 +141,17 @@ impl Collapse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+    use esvit_nn::Device;
     use esvit_nn::ops::PrototypeLogits;
 
     fn look(rows: [[f32; 4]; 4]) -> Health {
-        let device = Device::flex();
+        let device = Device::Cpu;
         // Logits of these distributions.
         let logits = rows.map(|row| row.map(|share: f32| share.max(1e-30).ln()));
+        let logits = Tensor::new(logits.as_flattened().to_vec(), [4, 4], &device);
         let teacher = Predictions {
             view_features: Tensor::ones([4, 3], &device),
-            view_logits: PrototypeLogits::from_matrix(Tensor::from_floats(logits, &device)),
+            view_logits: PrototypeLogits::from_matrix(logits),
             region: None,
         };
         examine(&teacher, &Centers::zeros(4, false, &device), 1.0)
@@ -181,19 +182,20 @@ mod tests {
     /// features of other lengths than 1.
     #[test]
     fn figures_by_hand() {
-        let device = Device::flex();
+        let device = Device::Cpu;
         let center = [1.0f32, -2.0, 2.0];
         let rows = [[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0], [2.0, 1.0, 1.0]];
         let logits = rows.map(|row: [f32; 3]| {
             std::array::from_fn::<f32, 3, _>(|k| 0.5 * (row[k] / 4.0).ln() + center[k])
         });
-        let features = [[3.0, 4.0], [0.0, 2.0], [5.0, 0.0], [-0.3, 0.4]];
+        let logits = Tensor::new(logits.as_flattened().to_vec(), [4, 3], &device);
+        let features = vec![3f32, 4.0, 0.0, 2.0, 5.0, 0.0, -0.3, 0.4];
         let teacher = Predictions {
-            view_features: Tensor::from_floats(features, &device),
-            view_logits: PrototypeLogits::from_matrix(Tensor::from_floats(logits, &device)),
+            view_features: Tensor::new(features, [4, 2], &device),
+            view_logits: PrototypeLogits::from_matrix(logits),
             region: None,
         };
-        let centers = Centers::new(Tensor::from_floats(center, &device), None);
+        let centers = Centers::new(Tensor::from_vec(center.to_vec(), &device), None);
         let found = examine(&teacher, &centers, 0.5);
         let ln = f64::ln;
         let expected = Health {

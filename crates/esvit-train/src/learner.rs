@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
 use esvit_kernels::{buffer, profile};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::ops::Precision;
-use esvit_nn::params::{ParamId, Role};
-use esvit_nn::{ForwardCtx, Network, Params};
+use esvit_nn::params::ParamId;
+use esvit_nn::{Device, Tensor};
+use esvit_nn::{ForwardCtx, Network, ParamGradients, Params, Tape};
 
 use crate::crop_chunks::CropChunks;
 use crate::health::{self, Health};
@@ -87,8 +87,8 @@ pub struct NotFinite {
 /// Gradients of the loss of micro-batches, and statistics of their forward passes.
 #[derive(Debug)]
 pub struct Gradients {
-    /// One per parameter of the network; None without a gradient.
-    pub values: Vec<Option<Tensor<1>>>,
+    /// Of the network's trained parameters.
+    pub values: ParamGradients,
     losses: Losses,
     buffers: Buffers,
     health: Option<Health>,
@@ -96,27 +96,14 @@ pub struct Gradients {
 
 impl Gradients {
     /// Runs the backward pass of a loss and adds its gradients.
-    fn add(&mut self, params: &Params, loss: Loss) {
+    fn add(&mut self, tape: &Tape, params: &Params, loss: Loss) {
         let Loss { total, view, region } = loss;
-        self.losses.total += total.clone().inner().into_scalar::<f32>();
-        self.losses.view += view.into_scalar::<f32>();
+        self.losses.total += total.item();
+        self.losses.view += view.item();
         if let Some(region) = region {
-            *self.losses.region.get_or_insert(0.0) += region.into_scalar::<f32>();
+            *self.losses.region.get_or_insert(0.0) += region.item();
         }
-        let mut gradients = total.backward();
-        profile::time("sums of gradients", 0, || {
-            for ((spec, value), sum) in params.iter().zip(&mut self.values) {
-                if spec.role != Role::Trained {
-                    continue;
-                }
-                if let Some(gradient) = value.grad_remove(&mut gradients) {
-                    *sum = Some(match sum.take() {
-                        Some(sum) => optim::add(sum, gradient),
-                        None => gradient,
-                    });
-                }
-            }
-        });
+        self.values.add_backward(tape, params, &total);
     }
 }
 
@@ -128,7 +115,7 @@ struct Losses {
 }
 
 /// New running statistics of student and teacher.
-type Buffers = [Vec<(ParamId, Tensor<1>)>; 2];
+type Buffers = [Vec<(ParamId, Tensor)>; 2];
 
 /// Student, teacher, centers and optimizer.
 #[derive(Debug)]
@@ -157,13 +144,13 @@ impl Learner {
     ) -> Self {
         let student = Params::init(network.specs(), settings.seed, device);
         let centers = Centers::zeros(network.prototypes(), network.has_region_head(), device);
-        let optimizer = Optimizer::new(kind, network.specs().len());
+        let optimizer = Optimizer::new(kind, network.specs(), device);
         Self { teacher: student.clone(), student, centers, optimizer, network, settings }
     }
 
     /// The device of the parameters.
     pub fn device(&self) -> Device {
-        self.student.values()[0].device()
+        self.student.flat().device()
     }
 
     /// One optimizer step on one or more micro-batches of equal size, each a list of crops
@@ -174,7 +161,7 @@ impl Learner {
     /// When the loss or its gradient is not finite. Nothing is updated then.
     pub fn step(
         &mut self,
-        micro_batches: &[Vec<Tensor<4>>],
+        micro_batches: &[Vec<Tensor>],
         settings: &StepSettings,
     ) -> Result<StepResult, NotFinite> {
         let mut centers = self.centers.clone();
@@ -187,9 +174,9 @@ impl Learner {
             return Err(NotFinite { loss, grad_norm });
         }
         if settings.freeze_last_layer {
-            for (spec, gradient) in self.network.specs().iter().zip(&mut gradients.values) {
+            for (index, spec) in self.network.specs().iter().enumerate() {
                 if spec.name.contains("last_layer") {
-                    *gradient = None;
+                    gradients.values.clear(index);
                 }
             }
         }
@@ -197,7 +184,7 @@ impl Learner {
         let update = UpdateSettings { lr, weight_decay, momentum };
         let (student, teacher) = (&mut self.student, &mut self.teacher);
         profile::time("optimizer and teacher", 0, || {
-            self.optimizer.step(student, teacher, gradients.values, &scales, &update);
+            self.optimizer.step(student, teacher, &gradients.values, &scales, &update);
         });
         let [student, teacher] = gradients.buffers;
         self.student.set_buffers(student);
@@ -213,13 +200,13 @@ impl Learner {
     /// Gradients of the mean loss of `micro_batches`; `centers` observes the teacher's logits.
     pub fn gradients(
         &self,
-        micro_batches: &[Vec<Tensor<4>>],
+        micro_batches: &[Vec<Tensor>],
         settings: &StepSettings,
         centers: &mut Centers,
     ) -> Gradients {
         let share = 1.0 / micro_batches.len() as f64;
         let mut sum = Gradients {
-            values: vec![None; self.network.specs().len()],
+            values: ParamGradients::new(self.network.specs(), &self.device()),
             losses: Losses::default(),
             buffers: Buffers::default(),
             health: None,
@@ -234,9 +221,7 @@ impl Learner {
             );
         }
         if micro_batches.len() > 1 {
-            for gradient in sum.values.iter_mut() {
-                *gradient = gradient.take().map(|gradient| optim::scale(gradient, share));
-            }
+            sum.values.scale(share as f32);
         }
         let share = share as f32;
         let Losses { total, view, region } = sum.losses;
@@ -252,7 +237,7 @@ impl Learner {
     fn accumulate(
         &self,
         sum: &mut Gradients,
-        crops: &[Tensor<4>],
+        crops: &[Tensor],
         place: [u64; 2],
         settings: &StepSettings,
         centers: &mut Centers,
@@ -277,18 +262,17 @@ impl Learner {
             weights: self.settings.weights,
             precision,
         };
-        let batch = crops[0].dims()[0];
+        let batch = crops[0].shape()[0];
         let mut statistics = Vec::new();
-        let sizes: Vec<usize> = crops.iter().map(|crop| crop.dims()[2]).collect();
+        let sizes: Vec<usize> = crops.iter().map(|crop| crop.shape()[2]).collect();
         for at_hand in self.settings.crop_chunks.cut(&sizes, batch) {
             let first = at_hand.start;
             let mut ctx =
                 ForwardCtx::student(key).with_precision(precision).after_images(first * batch);
             ctx.activation_checkpointing = self.settings.activation_checkpointing;
-            let params = self.student.tracked();
-            let some: Vec<Tensor<4>> =
-                crops[at_hand.clone()].iter().cloned().map(Tensor::autodiff).collect();
-            let student = self.network.forward(&params, &some, &ctx);
+            let tape = Tape::new();
+            let params = self.student.tracked(&tape);
+            let student = self.network.forward(&params, &crops[at_hand.clone()], &ctx);
             let at_hand = Crops { at_hand, total: crops.len() };
             let centers = &self.centers;
             let loss = objective::loss(
@@ -301,7 +285,7 @@ impl Learner {
             );
             // Free the forward outputs before the backward pass starts.
             drop(student);
-            sum.add(&params, loss);
+            sum.add(&tape, &params, loss);
             statistics = ctx.into_statistics();
         }
         sum.buffers = [statistics, teacher_ctx.into_statistics()];

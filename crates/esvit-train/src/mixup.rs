@@ -3,13 +3,15 @@
 //! Image `i` of a batch is mixed with image `B - 1 - i`, with one share or one box per crop. Only
 //! the student sees mixed images.
 
-use burn::tensor::{Device, Tensor};
 use esvit_kernels::rng::Rng;
-use esvit_nn::params::tensor;
-use esvit_settings::settings;
+use esvit_nn::{Device, Tensor};
+use esvit_settings::{SettingError, check, settings};
 
 /// RNG purpose of mixup.
 const MIXUP_PURPOSE: u64 = 0x313C;
+
+/// Range of the alphas; beyond it, mixing is practically off or always one half.
+pub const ALPHA_RANGE: [f64; 2] = [0.01, 5.0];
 
 settings! {
     /// Settings of mixup and CutMix.
@@ -28,14 +30,33 @@ settings! {
     }
 }
 
+impl MixupConfig {
+    /// Checks the settings, which stand below `prefix`.
+    ///
+    /// # Errors
+    /// Names the first invalid one.
+    pub fn validate(&self, prefix: &str) -> Result<(), SettingError> {
+        let [low, high] = ALPHA_RANGE;
+        for (name, alpha) in
+            [("mixup_alpha", self.mixup_alpha), ("cutmix_alpha", self.cutmix_alpha)]
+        {
+            let need = format!("give {low} to {high}");
+            check((low..=high).contains(&alpha), &format!("{prefix}.{name}"), alpha, need)?;
+        }
+        let key = format!("{prefix}.switch_prob");
+        let is_probability = (0.0..=1.0).contains(&self.switch_prob);
+        check(is_probability, &key, self.switch_prob, "it is a probability, from 0 to 1")
+    }
+}
+
 /// Mixes `crops`, each `[B, 3, H, W]`, and returns for every crop the `[B, B]` matrix whose column
 /// `j` has the shares of images in mixed image `j`. `place` is step and micro-batch, for the RNG.
 pub fn mix(
-    crops: &[Tensor<4>],
+    crops: &[Tensor],
     config: &MixupConfig,
     seed: u64,
     place: [u64; 2],
-) -> (Vec<Tensor<4>>, Vec<Tensor<2>>) {
+) -> (Vec<Tensor>, Vec<Tensor>) {
     let mixed = crops.iter().enumerate().map(|(crop, images)| {
         let [batch, _, height, width] = images.dims();
         let device = images.device();
@@ -44,7 +65,7 @@ pub fn mix(
         }
         let [step, micro_batch] = place;
         let mut rng = Rng::for_purpose(seed, MIXUP_PURPOSE, [step, micro_batch, crop as u64]);
-        let reversed = images.clone().flip([0]);
+        let reversed = images.clone().flip(0);
         let (images, share) = if rng.chance(config.switch_prob) {
             let share = beta(&mut rng, config.cutmix_alpha);
             let (mask, share) = cut(&mut rng, [height, width], share, &device);
@@ -53,20 +74,15 @@ pub fn mix(
             let share = beta(&mut rng, config.mixup_alpha);
             (images.clone() * share + reversed * (1.0 - share), share)
         };
-        let identity = Tensor::<2>::eye(batch, &device);
-        (images, identity.clone() * share + identity.flip([0]) * (1.0 - share))
+        let identity = Tensor::eye(batch, &device);
+        (images, identity.clone() * share + identity.flip(0) * (1.0 - share))
     });
     mixed.unzip()
 }
 
 /// A CutMix box, cut off at the edges: its mask `[1, 1, H, W]`, 1 inside, and the share of pixels
 /// outside.
-fn cut(
-    rng: &mut Rng,
-    [height, width]: [usize; 2],
-    share: f64,
-    device: &Device,
-) -> (Tensor<4>, f64) {
+fn cut(rng: &mut Rng, [height, width]: [usize; 2], share: f64, device: &Device) -> (Tensor, f64) {
     let side = (1.0 - share).sqrt();
     let mut range = |size: usize| {
         let half = (size as f64 * side) as usize / 2;
@@ -78,7 +94,10 @@ fn cut(
     let mask = (0..height * width)
         .map(|i| f32::from(rows.contains(&(i / width)) && columns.contains(&(i % width))))
         .collect();
-    (tensor(mask, [1, 1, height, width], device), 1.0 - area as f64 / (height * width) as f64)
+    (
+        Tensor::new::<f32>(mask, [1, 1, height, width], device),
+        1.0 - area as f64 / (height * width) as f64,
+    )
 }
 
 /// A sample of Beta(alpha, alpha), by Jöhnk's method.
@@ -95,25 +114,31 @@ fn beta(rng: &mut Rng, alpha: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esvit_nn::weights::to_vec;
 
     /// With images that are constant, an image's mean is what its row of the matrix says.
     #[test]
     fn matrices_tell_what_the_images_are_made_of() {
-        let device = Device::flex();
+        let device = Device::Cpu;
         let levels: Vec<f32> = (0..4).flat_map(|i| vec![i as f32; 3 * 8 * 6]).collect();
-        let crops = vec![tensor::<4>(levels, [4, 3, 8, 6], &device); 12];
+        let crops = vec![Tensor::new(levels, [4, 3, 8, 6], &device); 12];
         let (images, matrices) = mix(&crops, &MixupConfig::default(), 3, [5, 0]);
         for (crop, (images, matrix)) in images.iter().zip(&matrices).enumerate() {
-            let means: Vec<f32> =
-                to_vec(images).chunks_exact(144).map(|c| c.iter().sum::<f32>() / 144.0).collect();
-            for (row, mean) in to_vec(matrix).chunks_exact(4).zip(means) {
+            let means: Vec<f32> = images
+                .to_vec::<f32>()
+                .chunks_exact(144)
+                .map(|c| c.iter().sum::<f32>() / 144.0)
+                .collect();
+            for (row, mean) in matrix.to_vec::<f32>().chunks_exact(4).zip(means) {
                 let expected: f32 = row.iter().enumerate().map(|(i, share)| i as f32 * share).sum();
                 assert!((mean - expected).abs() < 1e-5, "crop {crop}: {mean} {expected}");
                 assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
             }
         }
-        assert_eq!(to_vec(&images[11]), to_vec(&crops[11]), "crops beyond `views` are untouched");
+        assert_eq!(
+            images[11].to_vec::<f32>(),
+            crops[11].to_vec::<f32>(),
+            "crops beyond `views` are untouched"
+        );
     }
 
     #[test]
@@ -133,12 +158,12 @@ mod tests {
         seed: u64,
         place: [u64; 2],
     ) -> Vec<(Vec<f32>, Vec<f32>)> {
-        let device = Device::flex();
-        let levels = [[0.0; 3 * 12 * 12], [1.0; 3 * 12 * 12]].concat();
-        let crops = vec![tensor::<4>(levels, [2, 3, 12, 12], &device); 2];
+        let device = Device::Cpu;
+        let levels = [[0f32; 3 * 12 * 12], [1.0; 3 * 12 * 12]].concat();
+        let crops = vec![Tensor::new(levels, [2, 3, 12, 12], &device); 2];
         let (images, matrices) = mix(&crops, config, seed, place);
         let both = images.iter().zip(&matrices);
-        both.map(|(images, matrix)| (to_vec(images), to_vec(matrix))).collect()
+        both.map(|(images, matrix)| (images.to_vec::<f32>(), matrix.to_vec::<f32>())).collect()
     }
 
     fn is_cut(image: &[f32]) -> bool {
@@ -179,13 +204,13 @@ mod tests {
     /// `(r - r^2 / 4)^2` of the area on average.
     #[test]
     fn area_of_the_cut() {
-        let device = Device::flex();
+        let device = Device::Cpu;
         let mut rng = Rng::new(3, [0; 3]);
         let [height, width, draws] = [60, 90, 3000];
         let (mut area, mut rows_hit, mut columns_hit) = (0.0, [0; 60], [0; 90]);
         for _ in 0..draws {
             let (mask, share) = cut(&mut rng, [height, width], 1.0 - 0.36, &device);
-            let mask = to_vec(&mask);
+            let mask = mask.to_vec::<f32>();
             let filled = mask.iter().filter(|&&value| value == 1.0).count();
             assert!(mask.iter().all(|&value| value == 0.0 || value == 1.0));
             assert!((share - (1.0 - filled as f64 / 5400.0)).abs() < 1e-12);

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use esvit_files::{FileError, write_atomically};
+use esvit_nn::Device;
 use esvit_nn::Network;
 use esvit_nn::weights::{METADATA_KEY, Naming, StoredNetwork, WeightsError, exported, write_error};
 use esvit_weights::{Float, Tensor, Tree, Values, write_torch};
@@ -57,7 +57,7 @@ pub fn write(checkpoint: &Path, out: &Path, float: Float) -> Result<(), Official
     let mut entries = Vec::new();
     for (name, prefix) in [("student", "module."), ("teacher", "")] {
         let stored = StoredNetwork::at(file.file(), &format!("{name}."));
-        let (params, _) = stored.load(network.specs(), &Device::flex(), |_| None)?;
+        let (params, _) = stored.load(network.specs(), &Device::Cpu, |_| None)?;
         let tensors = exported(&params, Naming::Esvit, float).into_iter();
         let tensors =
             tensors.map(|(name, tensor)| (format!("{prefix}{name}"), Tree::Tensor(tensor)));

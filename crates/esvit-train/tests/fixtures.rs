@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use burn::tensor::{Device, Tensor};
+use std::sync::Arc;
+
 use esvit_nn::Params;
 use esvit_nn::network::{Predictions, RegionPredictions};
 use esvit_nn::ops::{self, Group, Precision, PrototypeLogits};
-use esvit_nn::params::{Init, Registry, tensor};
-use esvit_nn::weights::to_vec;
+use esvit_nn::params::{Init, ParamList, Registry};
+use esvit_nn::{Device, ParamGradients, Tape, Tensor};
 use esvit_testing::{assert_close, check_gradients, hash, hashed, hashed_tensor, hashed_times};
 use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, Weights};
 use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
@@ -28,25 +29,27 @@ fn settings(epoch: u64) -> LossSettings {
 
 /// Two images, two global crops of 4 tokens and two local ones of 2, 5 prototypes.
 struct Case {
-    student_view: Tensor<2>,
-    student_region: Tensor<2>,
-    student_features: Tensor<2>,
+    tape: Tape,
+    student_view: Tensor,
+    student_region: Tensor,
+    student_features: Tensor,
     teacher: Predictions,
 }
 
 impl Case {
     fn new() -> Self {
-        let leaf = |tensor: Tensor<2>| tensor.autodiff().require_grad();
+        let tape = Tape::new();
         let region = RegionPredictions {
             logits: PrototypeLogits::from_matrix(hashed_tensor(4, [16, 5])),
             features: hashed_tensor(6, [16, 3]),
             tokens: vec![4; 2],
         };
         Self {
-            student_view: leaf(hashed_tensor(1, [8, 5])),
-            student_region: leaf(hashed_tensor(3, [24, 5])),
-            student_features: leaf(hashed_tensor(5, [24, 3])),
+            student_view: tape.watch(hashed_tensor(1, [8, 5])),
+            student_region: tape.watch(hashed_tensor(3, [24, 5])),
+            student_features: tape.watch(hashed_tensor(5, [24, 3])),
             teacher: predictions(hashed_tensor(2, [4, 5]), Some(region)),
+            tape,
         }
     }
 
@@ -60,14 +63,14 @@ impl Case {
     }
 }
 
-fn predictions(view_logits: Tensor<2>, region: Option<RegionPredictions>) -> Predictions {
+fn predictions(view_logits: Tensor, region: Option<RegionPredictions>) -> Predictions {
     // The objective does not look at view features.
-    let view_features = Tensor::zeros([1, 1], &Device::flex());
+    let view_features = Tensor::zeros([1, 1], &Device::Cpu);
     Predictions { view_features, view_logits: PrototypeLogits::from_matrix(view_logits), region }
 }
 
-fn scalar(loss: &Tensor<1>) -> [f32; 1] {
-    [loss.clone().inner().into_scalar()]
+fn scalar(loss: &Tensor) -> [f32; 1] {
+    [loss.item()]
 }
 
 /// Loss, gradients and centers of both tasks together.
@@ -75,28 +78,34 @@ fn scalar(loss: &Tensor<1>) -> [f32; 1] {
 fn view_and_region_task() {
     let case = Case::new();
     let (student, teacher) = (case.student(), &case.teacher);
-    let mut centers = Centers::zeros(5, true, &Device::flex());
+    let mut centers = Centers::zeros(5, true, &Device::Cpu);
 
     let loss = objective::loss(&student, teacher, &Crops::all(4), &centers, &settings(0), None);
     assert_close("loss", &scalar(&loss.total), &[8.402898], 5e-6);
     let halves = 0.5 * (scalar(&loss.view)[0] + scalar(&loss.region.clone().unwrap())[0]);
     assert_close("half of each task", &[halves], &[8.402898], 5e-6);
 
-    let gradients = loss.total.backward();
-    let row = |tensor: &Tensor<2>| to_vec(&tensor.grad(&gradients).unwrap())[..5].to_vec();
+    let gradients = case.tape.backward(&loss.total);
+    let row = |tensor: &Tensor| gradients.of(tensor).unwrap().to_vec::<f32>()[..5].to_vec();
     let expected = [0.026771, -0.198348, 0.382144, -0.211137, 0.00057];
     assert_close("view gradient", &row(&case.student_view), &expected, 2e-6);
     let expected = [0.022819, 0.000011, 0.033959, -0.025978, -0.030812];
     assert_close("region gradient", &row(&case.student_region), &expected, 2e-6);
-    assert!(case.student_features.grad(&gradients).is_none(), "no gradient through the match");
+    assert!(gradients.of(&case.student_features).is_none(), "no gradient through the match");
 
     centers.observe(teacher);
     centers.update(CENTER_MOMENTUM);
     let expected = [-0.018811, 0.064982, 0.003913, 0.030025, -0.01128];
-    assert_close("center", &to_vec(&centers.view), &expected, 1e-6);
+    assert_close("center", &centers.view.to_vec::<f32>(), &expected, 1e-6);
     let expected = [-0.007342, 0.005995, -0.001919, -0.018885, -0.008416];
-    assert_close("region center", &to_vec(centers.region.as_ref().unwrap()), &expected, 1e-6);
+    assert_close(
+        "region center",
+        &centers.region.as_ref().unwrap().to_vec::<f32>(),
+        &expected,
+        1e-6,
+    );
 
+    let student = Case::new().student();
     let loss = objective::loss(&student, teacher, &Crops::all(4), &centers, &settings(29), None);
     assert_close("second loss", &scalar(&loss.total), &[8.382052], 5e-6);
 }
@@ -107,15 +116,15 @@ fn view_task() {
     let case = Case::new();
     let student = predictions(case.student_view.clone(), None);
     let teacher = predictions(case.teacher.view_logits.z.clone(), None);
-    let centers = Centers::zeros(5, false, &Device::flex());
-    let loss = |mixing: Option<&[Tensor<2>]>| {
+    let centers = Centers::zeros(5, false, &Device::Cpu);
+    let loss = |mixing: Option<&[Tensor]>| {
         scalar(
             &objective::loss(&student, &teacher, &Crops::all(4), &centers, &settings(0), mixing)
                 .total,
         )
     };
     assert_close("loss", &loss(None), &[8.798439], 5e-6);
-    let mixing = tensor(vec![0.3, 0.7, 0.7, 0.3], [2, 2], &Device::flex());
+    let mixing = Tensor::new(vec![0.3f32, 0.7, 0.7, 0.3], [2, 2], &Device::Cpu);
     assert_close("mixed loss", &loss(Some(&vec![mixing; 4])), &[7.523733], 5e-6);
 }
 
@@ -163,8 +172,8 @@ fn gradients_of_the_objective() {
     }
 }
 
-fn composed(student: &Tensor<2>, teacher: &Tensor<2>, groups: &[Group]) -> Vec<u32> {
-    ops::composed_best_matches(student.clone(), teacher.clone(), groups)
+fn composed(student: &Tensor, teacher: &Tensor, groups: &[Group]) -> Vec<u32> {
+    esvit_testing::composed::best_matches(student.clone(), teacher.clone(), groups)
 }
 
 /// Equal teacher tokens: the first is the match, wherever the product of the matrices computes
@@ -184,8 +193,8 @@ fn the_first_of_equal_matches_wins() {
             let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
             row.into_iter().map(move |v| (v / norm) as f32)
         });
-        let teacher: Tensor<2> =
-            tensor(rows.collect(), [batch * teacher_tokens, WIDTH], &Device::flex());
+        let teacher: Tensor =
+            Tensor::new(rows.collect(), [batch * teacher_tokens, WIDTH], &Device::Cpu);
         let student = hashed_tensor(2, [batch * student_tokens, WIDTH]);
         let groups: Vec<Group> = (0..batch)
             .map(|image| {
@@ -205,13 +214,15 @@ fn the_first_of_equal_matches_wins() {
     let mut case = Case::new();
     let student = case.student();
     let region = case.teacher.region.as_mut().unwrap();
-    region.features = region.features.clone().slice([0..1, 0..3]).repeat_dim(0, 16);
-    let centers = Centers::zeros(5, true, &Device::flex());
+    let first = region.features.clone().narrow(0, 0, 1);
+    region.features = Tensor::cat(vec![first; 16], 0);
+    let centers = Centers::zeros(5, true, &Device::Cpu);
     let tied =
         objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
     let region = case.teacher.region.as_mut().unwrap();
-    let first = region.logits.z.clone().reshape([4, 4, 5]).slice([0..4, 0..1, 0..5]);
-    region.logits = PrototypeLogits::from_matrix(first.repeat_dim(1, 4).reshape([16, 5]));
+    let first = region.logits.z.clone().reshape([4, 4, 5]).narrow(1, 0, 1);
+    let repeated = Tensor::cat(vec![first; 4], 1).reshape([16, 5]);
+    region.logits = PrototypeLogits::from_matrix(repeated);
     let of_first =
         objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
     assert_eq!(scalar(&tied.total), scalar(&of_first.total));
@@ -224,10 +235,23 @@ fn parameters() -> Params {
     registry.root().param("b", &[3], Init::Zeros);
     registry.root().at("c").param("bias", &[1, 2], Init::Zeros);
     let mut stream = 10;
-    Params::from_fn(&registry.finish(), &Device::flex(), |spec| {
+    Params::from_fn(&registry.finish(), &Device::Cpu, |spec| {
         stream += 1;
         hashed(stream, spec.len())
     })
+}
+
+fn gradients(
+    list: &Arc<ParamList>,
+    values: impl IntoIterator<Item = Option<Tensor>>,
+) -> ParamGradients {
+    let mut gradients = ParamGradients::new(list, &Device::Cpu);
+    for (index, value) in values.into_iter().enumerate() {
+        if let Some(value) = value {
+            gradients.add(index, value);
+        }
+    }
+    gradients
 }
 
 const LR: f64 = 0.5;
@@ -238,16 +262,17 @@ const UPDATE: UpdateSettings = UpdateSettings { lr: LR, weight_decay: DECAY, mom
 #[test]
 fn lars() {
     let mut params = parameters();
-    let mut optimizer = Optimizer::new(OptimizerKind::Lars, 3);
-    let gradients = vec![Some(hashed_tensor(13, [6])), Some(hashed_tensor(14, [3])), None];
+    let mut optimizer = Optimizer::new(OptimizerKind::Lars, params.specs(), &Device::Cpu);
+    let found = [Some(hashed_tensor(13, [6])), Some(hashed_tensor(14, [3])), None];
+    let gradients = gradients(params.specs(), found);
     let mut teacher = params.clone();
-    optimizer.step(&mut params, &mut teacher, gradients, &[1.0; 3], &UPDATE);
+    optimizer.step(&mut params, &mut teacher, &gradients, &[1.0; 3], &UPDATE);
     let expected = [-0.853116, 0.76792, -0.878982, 0.037363, -0.958242, -0.747526];
-    assert_close("matrix", &to_vec(&params.values()[0]), &expected, 1e-6);
+    assert_close("matrix", &params.values()[0].to_vec::<f32>(), &expected, 1e-6);
     let expected = [0.60172, -1.364341, -0.996615];
-    assert_close("vector", &to_vec(&params.values()[1]), &expected, 1e-6);
-    assert_eq!(to_vec(&params.values()[2]), hashed(13, 2), "no gradient, no change");
-    assert_eq!(optimizer.moments()[2].updates, 0);
+    assert_close("vector", &params.values()[1].to_vec::<f32>(), &expected, 1e-6);
+    assert_eq!(params.values()[2].to_vec::<f32>(), hashed(13, 2), "no gradient, no change");
+    assert_eq!(optimizer.updates(2), 0);
 }
 
 /// Three steps by the textbook, in f64.
@@ -256,26 +281,25 @@ fn sgd_and_adamw() {
     for kind in [OptimizerKind::Sgd, OptimizerKind::AdamW] {
         let mut params = parameters();
         let mut teacher = parameters();
-        let mut optimizer = Optimizer::new(kind, 3);
+        let mut optimizer = Optimizer::new(kind, params.specs(), &Device::Cpu);
         let mut by_hand: Vec<Vec<[f64; 3]>> = params
             .values()
             .iter()
-            .map(|value| to_vec(value).iter().map(|&v| [v.into(), 0.0, 0.0]).collect())
+            .map(|value| value.to_vec::<f32>().iter().map(|&v| [v.into(), 0.0, 0.0]).collect())
             .collect();
         for step in 1..=3 {
             let stream = |parameter: usize| (20 * step + parameter) as u32;
-            let gradients = [6, 3, 2].into_iter().enumerate();
-            let gradients = gradients.map(|(p, len)| Some(hashed_tensor(stream(p), [len])));
             let before = teacher.clone();
             // The scale undoes what the gradients were multiplied by.
-            let gradients =
-                gradients.map(|gradient| gradient.map(|g: Tensor<1>| g * 4.0)).collect();
-            optimizer.step(&mut params, &mut teacher, gradients, &[0.25; 3], &UPDATE);
+            let found = [6, 3, 2].into_iter().enumerate();
+            let found = found.map(|(p, len)| Some(hashed_tensor(stream(p), [len]) * 4.0));
+            let gradients = gradients(params.specs(), found);
+            optimizer.step(&mut params, &mut teacher, &gradients, &[0.25; 3], &UPDATE);
             for ((before, after), value) in
                 before.values().iter().zip(teacher.values()).zip(params.values())
             {
                 let expected = before.clone() * UPDATE.momentum + value.clone() * 0.25;
-                assert_eq!(to_vec(after), to_vec(&expected));
+                assert_eq!(after.to_vec::<f32>(), expected.to_vec::<f32>());
             }
             for (parameter, entries) in by_hand.iter_mut().enumerate() {
                 let decay = if parameter == 0 { DECAY } else { 0.0 };
@@ -297,17 +321,20 @@ fn sgd_and_adamw() {
         }
         for (found, expected) in params.values().iter().zip(&by_hand) {
             let expected: Vec<f64> = expected.iter().map(|entry| entry[0]).collect();
-            assert_close(&format!("{kind:?}"), &to_vec(found), &expected, 3e-6);
+            assert_close(&format!("{kind:?}"), &found.to_vec::<f32>(), &expected, 3e-6);
         }
     }
 }
 
 #[test]
 fn clipping_by_tensor_and_by_all() {
-    let gradients = || {
-        let vector = |values: [f32; 2]| Some(tensor(values.to_vec(), [2], &Device::flex()));
-        vec![vector([3.0, -4.0]), None, vector([0.3, 0.4])]
-    };
+    let mut registry = Registry::default();
+    for name in ["a", "b", "c"] {
+        registry.root().param(name, &[2], Init::Zeros);
+    }
+    let vector = |values: [f32; 2]| Some(Tensor::from_vec(values.to_vec(), &Device::Cpu));
+    let found = [vector([3.0, -4.0]), None, vector([0.3, 0.4])];
+    let gradients = gradients(&registry.finish(), found);
     let total = 25.25f64.sqrt();
     for (limit, scope, scales) in [
         (Some(3.0), ClipScope::Tensor, [3.0 / 5.0, 1.0]),
@@ -316,7 +343,7 @@ fn clipping_by_tensor_and_by_all() {
         (Some(5.01), ClipScope::Global, [5.01 / total; 2]),
         (None, ClipScope::Global, [1.0; 2]),
     ] {
-        let (norm, found) = optim::clip(&gradients(), limit, scope);
+        let (norm, found) = optim::clip(&gradients, limit, scope);
         assert_close("norm before", &[norm], &[total], 1e-6);
         for (place, scale) in [0, 2].into_iter().zip(scales) {
             let what = format!("{limit:?}, {scope:?}");

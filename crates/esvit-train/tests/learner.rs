@@ -7,12 +7,10 @@ mod checkpoint;
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Role;
-use esvit_nn::weights::to_vec;
-use esvit_nn::{ForwardCtx, Network, Params, SwinConfig};
+use esvit_nn::{Device, ForwardCtx, Network, ParamGradients, Params, SwinConfig, Tensor};
 use esvit_testing::{assert_alike, assert_close, fill, hashed_tensor, tiny_swin};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::mixup::MixupConfig;
@@ -64,7 +62,7 @@ fn learner_with_drop_path(
     };
     let network = Arc::new(Network::new(&backbone, drop_path, &head, true));
     let specs = network.specs().clone();
-    let mut learner = Learner::new(network, kind, settings, &Device::flex());
+    let mut learner = Learner::new(network, kind, settings, &Device::Cpu);
     learner.student = fill(&specs, 100);
     learner.teacher = fill(&specs, 200);
     learner.centers.view = hashed_tensor(300, [6]) * 0.1;
@@ -73,33 +71,43 @@ fn learner_with_drop_path(
 }
 
 /// Two global and two local crops of `images` images.
-fn crops(images: usize) -> Vec<Tensor<4>> {
+fn crops(images: usize) -> Vec<Tensor> {
     let sizes = [16, 16, 8, 8].into_iter().zip(400..);
     sizes.map(|(size, stream)| hashed_tensor(stream, [images, 3, size, size]) * 1.7).collect()
 }
 
 /// Every number that a learner holds, as bits.
 fn state(learner: &Learner) -> Vec<Vec<u32>> {
-    let bits = |tensor: &Tensor<1>| to_vec(tensor).iter().map(|v| v.to_bits()).collect();
+    let bits = |tensor: &Tensor| tensor.to_vec::<f32>().iter().map(|v| v.to_bits()).collect();
     let mut state: Vec<Vec<u32>> = [&learner.student, &learner.teacher]
         .into_iter()
-        .flat_map(|params| params.values().iter().map(bits))
+        .flat_map(|params| params.values())
+        .map(|value| bits(&value))
         .collect();
     state.push(bits(&learner.centers.view));
     state.extend(learner.centers.region.as_ref().map(bits));
-    for moments in learner.optimizer.moments() {
-        state.extend(moments.first.as_ref().map(bits));
-        state.extend(moments.second.as_ref().map(bits));
-        state.push(vec![moments.updates as u32]);
+    for index in 0..learner.network.specs().len() {
+        state.extend(learner.optimizer.moments(index).iter().map(bits));
+        state.push(vec![learner.optimizer.updates(index) as u32]);
     }
     state
+}
+
+/// The gradient of a parameter, which has one.
+fn gradient(gradients: &ParamGradients, index: usize) -> Vec<f32> {
+    gradients.get(index).unwrap().to_vec()
+}
+
+/// The moments of a parameter.
+fn moments(optimizer: &Optimizer, index: usize) -> Vec<Vec<f32>> {
+    optimizer.moments(index).iter().map(|moment| moment.to_vec()).collect()
 }
 
 /// Two micro-batches are one batch of twice the size.
 #[test]
 fn accumulation() {
     let whole = crops(4);
-    let halves = [0, 2].map(|first| -> Vec<Tensor<4>> {
+    let halves = [0, 2].map(|first| -> Vec<Tensor> {
         whole.iter().map(|crop| crop.clone().narrow(0, first, 2)).collect()
     });
     let whole = [whole];
@@ -108,10 +116,8 @@ fn accumulation() {
     let mut centers = new().centers;
     let [by_half, at_once] =
         [&halves[..], &whole[..]].map(|batches| new().gradients(batches, &STEP, &mut centers));
-    for ((spec, by_half), at_once) in
-        new().network.specs().iter().zip(&by_half.values).zip(&at_once.values)
-    {
-        let [by_half, at_once] = [by_half, at_once].map(|g| to_vec(g.as_ref().unwrap()));
+    for (index, spec) in new().network.specs().iter().enumerate() {
+        let [by_half, at_once] = [&by_half, &at_once].map(|g| gradient(&g.values, index));
         assert_alike(&spec.name, &by_half, &at_once, 1e-5);
     }
 
@@ -129,8 +135,8 @@ fn accumulation() {
             assert_alike("result", &[half], &[whole], 1e-5);
         }
     }
-    let check = |what: &str, a: &Tensor<1>, b: &Tensor<1>| {
-        assert_alike(what, &to_vec(a), &to_vec(b), 2e-5);
+    let check = |what: &str, a: &Tensor, b: &Tensor| {
+        assert_alike(what, &a.to_vec::<f32>(), &b.to_vec::<f32>(), 2e-5);
     };
     check("center", &by_half.centers.view, &at_once.centers.view);
     let [region, expected] = [&by_half, &at_once].map(|l| l.centers.region.as_ref().unwrap());
@@ -139,7 +145,7 @@ fn accumulation() {
         [(&by_half.student, &at_once.student), (&by_half.teacher, &at_once.teacher)]
     {
         for ((spec, by_half), at_once) in by_half.iter().zip(at_once.values()) {
-            check(&spec.name, by_half, at_once);
+            check(&spec.name, &by_half, &at_once);
         }
     }
 }
@@ -166,8 +172,8 @@ fn less_memory_gives_the_same_gradients() {
         (CropChunks::Pixels(1.0), false),
     ] {
         let found = gradients(crop_chunks, activation_checkpointing);
-        for ((spec, found), expected) in specs.iter().zip(&found).zip(&expected) {
-            let [found, expected] = [found, expected].map(|g| to_vec(g.as_ref().unwrap()));
+        for (index, spec) in specs.iter().enumerate() {
+            let [found, expected] = [&found, &expected].map(|g| gradient(g, index));
             let what = format!("{}, {crop_chunks:?}", spec.name);
             assert_alike(&what, &found, &expected, 1e-5);
         }
@@ -189,15 +195,13 @@ fn frozen_last_layer() {
                 let last_layer = spec.name.contains("last_layer");
                 last_layers += usize::from(last_layer);
                 let stays = freeze_last_layer && last_layer;
-                let same = to_vec(value) == to_vec(&before.0.values()[i]);
+                let same = value.to_vec::<f32>() == before.0.values()[i].to_vec::<f32>();
                 assert_eq!(same, stays, "{kind:?}, {}", spec.name);
-                let [old, new] =
-                    [&before.1, &learner.optimizer].map(|optimizer| &optimizer.moments()[i]);
-                assert_eq!(new.updates, old.updates + u64::from(!stays), "{}", spec.name);
+                let [old, new] = [&before.1, &learner.optimizer];
+                let updates = old.updates(i) + u64::from(!stays);
+                assert_eq!(new.updates(i), updates, "{}", spec.name);
                 if stays {
-                    let values = |t: &Option<Tensor<1>>| t.as_ref().map(to_vec);
-                    assert_eq!(values(&new.first), values(&old.first), "{}", spec.name);
-                    assert_eq!(values(&new.second), values(&old.second), "{}", spec.name);
+                    assert_eq!(moments(new, i), moments(old, i), "{}", spec.name);
                 }
             }
             assert_eq!(last_layers, 4, "length and direction in both heads");
@@ -215,10 +219,7 @@ fn a_step_that_is_not_finite_changes_nothing() {
         for bad in [f32::NAN, f32::INFINITY] {
             for crop in [0, 3] {
                 let mut batch = crops(2);
-                let [images, channels, ..] = batch[crop].dims();
-                batch[crop] = batch[crop]
-                    .clone()
-                    .slice_fill([0..images.min(1), 0..channels.min(1), 0..1, 0..1], bad);
+                batch[crop].write(0, &[bad]);
                 let settings = StepSettings { health: true, ..STEP };
                 let error = learner.step(&[crops(2), batch], &settings).unwrap_err();
                 assert!(!error.loss.is_finite() || !error.grad_norm.is_finite(), "{error}");
@@ -240,27 +241,23 @@ fn moving_average() {
 
     let shifted = |params: &Params, by: f64| {
         let mut params = params.clone();
-        params.values_mut().iter_mut().for_each(|value| *value = value.clone() + by);
+        *params.flat_mut() = params.flat().clone() + by;
         params
     };
     let (student, old) = (shifted(&learner.student, 1.0), shifted(&learner.teacher, -2.0));
-    let (mut new, mut unchanged, count) = (old.clone(), student.clone(), specs.len());
+    let (mut new, mut unchanged) = (old.clone(), student.clone());
     let settings = UpdateSettings { lr: 0.1, weight_decay: 0.0, momentum: 0.75 };
-    let none = vec![None; count];
-    Optimizer::new(OptimizerKind::Sgd, count).step(
-        &mut unchanged,
-        &mut new,
-        none,
-        &vec![1.0; count],
-        &settings,
-    );
+    let none = ParamGradients::new(&specs, &Device::Cpu);
+    let scales = vec![1.0; specs.len()];
+    let mut optimizer = Optimizer::new(OptimizerKind::Sgd, &specs, &Device::Cpu);
+    optimizer.step(&mut unchanged, &mut new, &none, &scales, &settings);
     for (i, (spec, new)) in new.iter().enumerate() {
         let [old, student] = [&old, &student].map(|params| params.values()[i].clone());
         if spec.role == Role::Buffer {
-            assert_eq!(to_vec(new), to_vec(&old), "{}", spec.name);
+            assert_eq!(new.to_vec::<f32>(), old.to_vec::<f32>(), "{}", spec.name);
         } else {
-            let expected = to_vec(&(old * 0.75 + student * 0.25));
-            assert_alike(&spec.name, &to_vec(new), &expected, 1e-6);
+            let expected = (old * 0.75 + student * 0.25).to_vec::<f32>();
+            assert_alike(&spec.name, &new.to_vec::<f32>(), &expected, 1e-6);
         }
     }
 
@@ -269,8 +266,8 @@ fn moving_average() {
     learner.teacher = old.clone();
     learner.step(&[crops(2)], &STEP).unwrap();
     for (i, spec) in specs.iter().enumerate() {
-        let [student, before, teacher, old] =
-            [&learner.student, &student, &learner.teacher, &old].map(|p| to_vec(&p.values()[i]));
+        let [student, before, teacher, old] = [&learner.student, &student, &learner.teacher, &old]
+            .map(|p| p.values()[i].to_vec::<f32>());
         match spec.role {
             Role::Trained => {}
             Role::Frozen => {
@@ -289,14 +286,11 @@ fn moving_average() {
 }
 
 /// All values of the gradients of some micro-batches, one after the other.
-fn all_gradients(
-    learner: &Learner,
-    batches: &[Vec<Tensor<4>>],
-    settings: &StepSettings,
-) -> Vec<f32> {
+fn all_gradients(learner: &Learner, batches: &[Vec<Tensor>], settings: &StepSettings) -> Vec<f32> {
     let mut centers = learner.centers.clone();
     let gradients = learner.gradients(batches, settings, &mut centers);
-    gradients.values.iter().flatten().flat_map(to_vec).collect()
+    let found = (0..learner.network.specs().len()).filter_map(|i| gradients.values.get(i));
+    found.flat_map(|gradient| gradient.to_vec::<f32>()).collect()
 }
 
 /// A finite loss with an infinite gradient: a student that says the same of everything, at a
@@ -310,9 +304,10 @@ fn loss_and_gradient_must_both_be_finite() {
         let mut settings = StepSettings { step: 1, health: true, ..STEP };
         let specs = learner.network.specs().clone();
         let mut set = |end: &str, factor: f64, summand: f64| {
-            for (spec, value) in specs.iter().zip(learner.student.values_mut()) {
+            for (index, spec) in specs.iter().enumerate() {
                 if spec.name.ends_with(end) {
-                    *value = value.clone() * factor + summand;
+                    let value = learner.student.value(index) * factor + summand;
+                    learner.student.set(index, &value.to_vec::<f32>());
                 }
             }
         };
@@ -379,7 +374,7 @@ fn only_the_students_images_are_mixed() {
         learner.settings.mixup = mixup;
         let mut learner = learner_like(&learner);
         let result = learner.step(&[crops(2)], &settings).unwrap();
-        (result, to_vec(&learner.centers.view))
+        (result, learner.centers.view.to_vec::<f32>())
     };
     let off = MixupConfig::default();
     let (plain, center) = result(None);
@@ -418,17 +413,18 @@ fn a_step_by_hand() {
         for (i, spec) in before.network.specs().iter().enumerate() {
             let [old, new, old_teacher, new_teacher] =
                 [&before.student, &learner.student, &before.teacher, &learner.teacher]
-                    .map(|params| to_vec(&params.values()[i]));
+                    .map(|params| params.values()[i].to_vec::<f32>());
             let change = |new: &[f32], old: &[f32]| -> Vec<f32> {
                 new.iter().zip(old).map(|(new, old)| new - old).collect()
             };
-            let by_hand: Vec<f32> = match &gradients[i] {
+            let by_hand: Vec<f32> = match gradients.get(i) {
                 None => {
                     assert!(spec.name.ends_with("weight_g"), "{}", spec.name);
                     vec![0.0; old.len()]
                 }
                 Some(gradient) => {
-                    let gradient: Vec<f64> = to_vec(gradient).iter().map(|&g| g.into()).collect();
+                    let gradient: Vec<f64> =
+                        gradient.to_vec::<f32>().iter().map(|&g| g.into()).collect();
                     let square = gradient.iter().map(|g| g * g).sum::<f64>();
                     squares += square;
                     let scale = (LIMIT / (square.sqrt() + 1e-6)).min(1.0);
@@ -477,13 +473,14 @@ fn a_step_by_hand() {
         let old = [&before.centers.view, before.centers.region.as_ref().unwrap()];
         let new = [&learner.centers.view, learner.centers.region.as_ref().unwrap()];
         for ((logits, old), new) in logits.into_iter().zip(old).zip(new) {
-            let mean = to_vec(&logits.mean_dim(0));
-            let expected: Vec<f64> = to_vec(old)
+            let mean = logits.mean_dim(0).to_vec::<f32>();
+            let expected: Vec<f64> = old
+                .to_vec::<f32>()
                 .iter()
                 .zip(mean)
                 .map(|(&old, mean)| 0.8 * f64::from(old) + 0.2 * f64::from(mean))
                 .collect();
-            assert_close("center", &to_vec(new), &expected, 1e-6);
+            assert_close("center", &new.to_vec::<f32>(), &expected, 1e-6);
         }
     }
 }
@@ -497,7 +494,7 @@ fn health_of_a_step() {
     let expected = esvit_train::health::examine(&teacher, &learner.centers, STEP.teacher_temp);
     assert_eq!(expected.rows, 4);
     let settings = StepSettings { health: true, ..STEP };
-    let other: Vec<Tensor<4>> = crops(2).into_iter().map(|crop| crop * 0.5).collect();
+    let other: Vec<Tensor> = crops(2).into_iter().map(|crop| crop * 0.5).collect();
     let result = learner.step(&[batch, other], &settings).unwrap();
     assert_eq!(result.health, Some(expected));
 }
@@ -534,8 +531,9 @@ fn bf16_is_near_f32() {
             [&result_of_bf16, &result].map(|result| result.health.unwrap().teacher_entropy);
         assert!(entropy != expected_entropy && (entropy / expected_entropy - 1.0).abs() < 0.05);
         let mut errors = Vec::new();
-        for ((spec, found), expected) in learner.network.specs().iter().zip(&found).zip(&expected) {
-            let [found, expected] = [found, expected].map(|g| to_vec(g.as_ref().unwrap()));
+        let specs = learner.network.specs();
+        for (index, spec) in specs.iter().enumerate() {
+            let [found, expected] = [&found, &expected].map(|g| gradient(g, index));
             let length = |values: &mut dyn Iterator<Item = f32>| {
                 values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
             };
@@ -545,7 +543,7 @@ fn bf16_is_near_f32() {
             errors.push(error);
         }
         let different = errors.iter().filter(|error| **error > 0.0).count();
-        assert!(different > 40, "{different} of {}", found.len());
+        assert!(different > 40, "{different} of {}", specs.len());
         errors.sort_by(f64::total_cmp);
         assert!(errors[errors.len() / 2] < 0.1, "{errors:?}");
     }

@@ -1,10 +1,8 @@
 //! Attention of one query as maps over the tokens of a block.
 
-use burn::tensor::Tensor;
 use esvit_kernels::pool;
+use esvit_nn::Tensor;
 use esvit_nn::ops::WindowMap;
-use esvit_nn::params::tensor;
-use esvit_nn::weights::to_vec;
 use esvit_nn::{Params, Swin};
 
 use super::measure::{entropy, threshold_mask};
@@ -113,7 +111,7 @@ pub fn query_attention(
         let (weights, windows) =
             swin.attention(params, images, block).expect("a block that exists");
         let dims = weights.dims();
-        ((to_vec(&weights), dims), windows)
+        ((weights.to_vec::<f32>(), dims), windows)
     });
     let (weights, [_, heads, side, _]) = weights;
 
@@ -151,10 +149,10 @@ pub(super) fn check_mass(mass: f64) -> Result<(), AttentionError> {
 }
 
 /// The input as a batch of one, `[1, 3, height, width]`.
-pub(super) fn images(input: &InputImage, params: &Params) -> Tensor<4> {
+pub(super) fn images(input: &InputImage, params: &Params) -> Tensor {
     let [height, width] = input.size();
     let device = params.values()[0].device();
-    tensor(input.pixels.clone(), [1, 3, height, width], &device)
+    Tensor::new(input.pixels.clone(), [1, 3, height, width], &device)
 }
 
 /// The query's token index, and a [`QueryAttention`] without any weights yet.
@@ -198,10 +196,10 @@ mod tests {
 
     use super::super::{Framing, MASS};
     use super::*;
-    use burn::tensor::Device;
     use esvit_data::Preprocess;
     use esvit_data::{Image, ViewsConfig};
     use esvit_model::build;
+    use esvit_nn::Device;
     use esvit_nn::SwinConfig;
     use esvit_testing::tiny_swin;
 
@@ -210,7 +208,7 @@ mod tests {
         let config =
             SwinConfig { embed_dim: 16, depths: vec![2, 2], num_heads: vec![2, 4], ..tiny_swin() };
         let (swin, specs) = build(&config);
-        let params = Params::init(&specs, 3, &Device::flex());
+        let params = Params::init(&specs, 3, &Device::Cpu);
         (swin, params)
     }
 

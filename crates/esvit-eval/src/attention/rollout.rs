@@ -1,7 +1,6 @@
 //! Attention rollout (Abnar & Zuidema, 2020).
 
 use esvit_kernels::pool;
-use esvit_nn::weights::to_vec;
 use esvit_nn::{Params, Swin};
 
 use super::query::{check_mass, images, without_weights};
@@ -47,7 +46,7 @@ pub fn rollout(
     let blocks = pool::run(|| {
         let mut blocks = Vec::new();
         swin.attentions(params, images, 0..block + 1, |_, weights, _| {
-            blocks.push(to_vec(&weights));
+            blocks.push(weights.to_vec::<f32>());
         });
         blocks
     });
@@ -81,10 +80,10 @@ fn rollout_step(row: &[f64], weights: &[f32], heads: usize) -> Vec<f64> {
 mod tests {
     use super::super::Framing;
     use super::*;
-    use burn::tensor::Device;
     use esvit_data::Preprocess;
     use esvit_data::{Image, ViewsConfig};
     use esvit_model::build;
+    use esvit_nn::Device;
     use esvit_nn::SwinConfig;
     use esvit_testing::tiny_swin;
 
@@ -105,7 +104,7 @@ mod tests {
             ..tiny_swin()
         };
         let (swin, specs) = build(&config);
-        let params = Params::init(&specs, 3, &Device::flex());
+        let params = Params::init(&specs, 3, &Device::Cpu);
         (swin, params)
     }
 
@@ -157,9 +156,10 @@ mod tests {
     fn several_blocks_are_multiplied_in_their_order() {
         let (swin, params) = untrained(&[3], 4);
         // Sharper than untrained attention, so that the order tells.
-        let params = Params::from_fn(params.specs(), &Device::flex(), |spec| {
+        let params = Params::from_fn(params.specs(), &Device::Cpu, |spec| {
             let mut values = params.iter().find(|(own, _)| own.name == spec.name);
-            let mut values = values.take().map(|(_, value)| to_vec(value)).unwrap_or_default();
+            let mut values =
+                values.take().map(|(_, value)| value.to_vec::<f32>()).unwrap_or_default();
             if spec.name.ends_with("qkv.weight") {
                 values.iter_mut().for_each(|value| *value *= 40.0);
             }
@@ -168,7 +168,7 @@ mod tests {
         let input = input(32);
         let mut blocks: Vec<Vec<f64>> = Vec::new();
         swin.attentions(&params, images(&input, &params), 0..3, |_, weights, _| {
-            let weights = to_vec(&weights);
+            let weights = weights.to_vec::<f32>();
             let mean =
                 |entry: usize| (0..4).map(|h| f64::from(weights[h * 256 + entry])).sum::<f64>();
             let half = |entry: usize| {

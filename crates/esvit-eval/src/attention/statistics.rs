@@ -1,11 +1,9 @@
 //! Attention statistics over many images: all blocks, heads, windows and queries.
 
-use burn::tensor::Tensor;
 use esvit_data::Source;
 use esvit_kernels::pool;
+use esvit_nn::Tensor;
 use esvit_nn::ops::WindowMap;
-use esvit_nn::params::tensor;
-use esvit_nn::weights::to_vec;
 use esvit_nn::{Params, Swin, SwinConfig};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -89,7 +87,7 @@ pub fn statistics(
         let mut rows = Vec::new();
         for pixels in pixels.chunks(BATCH * 3 * size * size) {
             let count = pixels.len() / (3 * size * size);
-            let images = tensor(pixels.to_vec(), [count, 3, size, size], &device);
+            let images = Tensor::new(pixels.to_vec(), [count, 3, size, size], &device);
             let (found, measured) = pool::run(|| measure(swin, params, images, count));
             layouts = found;
             rows.extend(measured);
@@ -139,15 +137,15 @@ impl BlockGeometry {
 fn measure(
     swin: &Swin,
     params: &Params,
-    images: Tensor<4>,
+    images: Tensor,
     count: usize,
 ) -> (Vec<BlockGeometry>, Vec<f32>) {
     let mut layouts = Vec::new();
     let mut rows = vec![Vec::new(); count];
     swin.attentions(params, images, 0..swin.blocks(), |_, weights, windows| {
-        let heads = weights.dims()[1];
+        let heads = weights.shape()[1];
         layouts.push(BlockGeometry::of(&windows, heads));
-        let weights = to_vec(&weights);
+        let weights = weights.to_vec::<f32>();
         let of_image = weights.len() / count;
         rows.par_iter_mut()
             .zip(weights.par_chunks_exact(of_image))
@@ -236,9 +234,9 @@ fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
     use esvit_data::{Image, InMemory, ViewsConfig};
     use esvit_model::build;
+    use esvit_nn::Device;
     use esvit_testing::tiny_swin;
 
     fn measured(img_size: usize, crop: u32, images: u32) -> AttentionStatistics {
@@ -250,7 +248,7 @@ mod tests {
             ..tiny_swin()
         };
         let (swin, specs) = build(&config);
-        let params = Params::init(&specs, 3, &Device::flex());
+        let params = Params::init(&specs, 3, &Device::Cpu);
         let mut source = InMemory::new(Vec::new());
         for number in 0..images {
             let pixels = (0..40u32 * 40 * 3)

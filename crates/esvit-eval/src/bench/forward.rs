@@ -1,9 +1,8 @@
 //! Benchmark of the forward pass.
 
-use burn::tensor::Device;
 use esvit_kernels::pool;
 use esvit_model::build;
-use esvit_nn::weights::to_vec;
+use esvit_nn::Device;
 use esvit_nn::{ForwardCtx, Params};
 
 use super::train_step::images;
@@ -16,12 +15,12 @@ use super::{Bench, BenchError, Report, architecture, time};
 pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
     let (config, _) = architecture(&bench.model)?;
     let (swin, specs) = build(&config);
-    let params = Params::init(&specs, 0, &Device::flex()).for_inference();
+    let params = Params::init(&specs, 0, &Device::Cpu).for_inference();
     let images = images(bench.batch, bench.global_size, [0, 0]);
     let seconds = time(bench.iterations, |_| {
         let view = pool::run(|| {
             let pass = ForwardCtx::eval().with_precision(bench.precision);
-            to_vec(&swin.forward(&params, images.clone(), &pass).view)
+            swin.forward(&params, images.clone(), &pass).view.to_vec::<f32>()
         });
         std::hint::black_box(view);
     });

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::{self, Pairs, PrototypeLogits};
-use esvit_nn::params::tensor;
+use esvit_nn::{Device, Tape, Tensor};
 use esvit_nn::{Network, SwinConfig};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, TEACHER_CROPS, Weights};
@@ -55,12 +54,12 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
         activation_checkpointing: bench.activation_checkpointing,
         mixup: None,
     };
-    let device = Device::flex();
+    let device = Device::Cpu;
     let mut learner = Learner::new(network, OptimizerKind::AdamW, settings, &device);
     let crops = |size: usize, count: usize, stream: u64| {
         (0..count as u64).map(move |crop| images(micro_batch, size, [stream, crop]))
     };
-    let micro_batches: Vec<Vec<Tensor<4>>> = (0..bench.batch / micro_batch)
+    let micro_batches: Vec<Vec<Tensor>> = (0..bench.batch / micro_batch)
         .map(|part| {
             let stream = 2 * part as u64;
             crops(bench.global_size, TEACHER_CROPS, stream)
@@ -86,10 +85,10 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
 }
 
 /// Synthetic normalized images `[B, 3, size, size]`.
-pub(super) fn images(batch: usize, size: usize, place: [u64; 2]) -> Tensor<4> {
+pub(super) fn images(batch: usize, size: usize, place: [u64; 2]) -> Tensor {
     let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place[0], place[1], size as u64]);
     let values = (0..batch * 3 * size * size).map(|_| rng.uniform_in(-2.0, 2.0) as f32);
-    tensor(values.collect(), [batch, 3, size, size], &Device::flex())
+    Tensor::new(values.collect(), [batch, 3, size, size], &Device::Cpu)
 }
 
 /// Lower bound of the multiply-accumulates of a step's GEMMs: padding and dropped residual
@@ -138,24 +137,25 @@ pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
         pairs.push((0..count).map(|i| ((row + i * teachers / 2) % teachers, 1.0 / rows as f32)));
     }
     let pairs = Arc::new(pairs);
-    let random = |rows: usize, width: usize, place: u64| -> Tensor<2> {
+    let random = |rows: usize, width: usize, place: u64| -> Tensor {
         let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place, rows as u64, width as u64]);
         let values = (0..rows * width).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect();
-        tensor(values, [rows, width], &Device::flex())
+        Tensor::new(values, [rows, width], &Device::Cpu)
     };
     let k = bench.prototypes;
     let logits = |rows: usize, place: u64| PrototypeLogits {
         z: ops::l2_normalize(random(rows, BOTTLENECK, place)),
         v: random(k, BOTTLENECK, place + 1),
-        g: Tensor::ones([k], &Device::flex()),
+        g: Tensor::ones([k], &Device::Cpu),
     };
     let (student, teacher) = (logits(rows, 0), logits(teachers, 2));
-    let center = Tensor::zeros([k], &Device::flex());
+    let center = Tensor::zeros([k], &Device::Cpu);
     let seconds = time(bench.iterations, |_| {
+        let tape = Tape::new();
         let student = PrototypeLogits {
-            z: student.z.clone().autodiff().require_grad(),
-            v: student.v.clone().autodiff().require_grad(),
-            g: student.g.clone().autodiff().require_grad(),
+            z: tape.watch(student.z.clone()),
+            v: tape.watch(student.v.clone()),
+            g: tape.watch(student.g.clone()),
         };
         let loss = ops::prototype_cross_entropy(
             student,
@@ -165,7 +165,7 @@ pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
             [0.1, 0.04],
             bench.precision,
         );
-        drop(loss.backward());
+        drop(tape.backward(&loss));
     });
     let macs = (3 * rows + teachers) as u64 * (BOTTLENECK * k) as u64;
     Ok(Report::new(bench, seconds, macs))

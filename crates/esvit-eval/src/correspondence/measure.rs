@@ -1,12 +1,10 @@
 //! Measures correspondence over the images of a source.
 
-use burn::tensor::Device;
 use esvit_data::{Image, Source};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::ForwardCtx;
-use esvit_nn::params::tensor;
-use esvit_nn::weights::to_vec;
+use esvit_nn::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::score::{Scores, Summary};
@@ -218,12 +216,12 @@ fn region_features(
     let views = [0, 1].into_iter().flat_map(|view| prepared.iter().map(move |p| &p.pixels[view]));
     let pixels = views.flatten().copied().collect();
     let size = preprocess.size();
-    let images = tensor(pixels, [2 * prepared.len(), 3, size, size], &Device::flex());
+    let images = Tensor::new(pixels, [2 * prepared.len(), 3, size, size], &Device::Cpu);
     pool::run(|| {
         let features =
             network.swin.stage_features(&network.params, images, stage, &ForwardCtx::eval());
         let region = features.expect("the stage was checked").region;
-        (to_vec(&region), region.dims()[2])
+        (region.to_vec::<f32>(), region.shape()[2])
     })
 }
 

@@ -1,9 +1,7 @@
 //! Accuracy of a classifier.
 
 use esvit_kernels::pool;
-use esvit_nn::params::tensor;
-use esvit_nn::weights::to_vec;
-use esvit_nn::{ForwardCtx, Params};
+use esvit_nn::{ForwardCtx, Params, Tensor};
 use rayon::prelude::*;
 
 use super::model::Classifier;
@@ -29,8 +27,9 @@ pub fn evaluate(
     let device = params.values()[0].device();
     let mut ranks = Vec::with_capacity(rows.labels.len());
     for (values, labels) in rows.values.chunks(ROWS * width).zip(rows.labels.chunks(ROWS)) {
-        let values = tensor::<2>(values.to_vec(), [labels.len(), width], &device);
-        let scores = pool::run(|| to_vec(&network.classify(params, values, &ForwardCtx::eval())));
+        let values = Tensor::new(values.to_vec(), [labels.len(), width], &device);
+        let scores =
+            pool::run(|| network.classify(params, values, &ForwardCtx::eval()).to_vec::<f32>());
         let classes = scores.len() / labels.len();
         let rank = |(scores, &label): (&[f32], &u32)| rank(scores, label as usize);
         ranks.par_extend(scores.par_chunks(classes).zip(labels).map(rank));

@@ -162,7 +162,7 @@ pub fn finetune(
     let (shape, classes) = (backbone.swin.config(), task.classes.len());
     let network = Classifier::new(shape, classes, settings.drop_path);
     let params = match settings.from_scratch {
-        true => Params::init(network.specs(), settings.seed, &backbone.params.values()[0].device()),
+        true => Params::init(network.specs(), settings.seed, &backbone.params.flat().device()),
         false => network.start_from(backbone, settings.seed),
     };
     let preprocess = &backbone.preprocess;

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, activation::log_softmax};
 use esvit_nn::layers::Linear;
 use esvit_nn::ops::Activation;
-use esvit_nn::params::{ParamSpec, Registry, tensor};
-use esvit_nn::weights::to_vec;
+use esvit_nn::params::{ParamList, ParamSpec, Registry};
+use esvit_nn::{Device, Tensor};
 use esvit_nn::{ForwardCtx, Params, Swin, SwinConfig};
 
 use esvit_model::PretrainedBackbone;
@@ -18,7 +17,7 @@ pub struct Classifier {
     /// The backbone.
     pub swin: Swin,
     linear: Linear,
-    specs: Arc<[ParamSpec]>,
+    specs: Arc<ParamList>,
 }
 
 impl Classifier {
@@ -33,25 +32,25 @@ impl Classifier {
     }
 
     /// All parameters, the backbone's first.
-    pub fn specs(&self) -> &Arc<[ParamSpec]> {
+    pub fn specs(&self) -> &Arc<ParamList> {
         &self.specs
     }
 
     /// The parameters of a backbone of the same configuration, and a newly initialized classifier.
     pub fn start_from(&self, backbone: &PretrainedBackbone, seed: u64) -> Params {
-        let mut known = backbone.params.values().iter();
-        Params::from_fn(&self.specs, &Device::flex(), |spec| {
-            known.next().map_or_else(|| spec.initial_values(seed), to_vec)
+        let mut known = backbone.params.values().into_iter();
+        Params::from_fn(&self.specs, &Device::Cpu, |spec| {
+            known.next().map_or_else(|| spec.initial_values(seed), |value| value.to_vec())
         })
     }
 
     /// Logits `[B, classes]` of normalized pixels `[B, 3, H, W]`.
-    pub fn logits(&self, params: &Params, images: Tensor<4>, pass: &ForwardCtx) -> Tensor<2> {
+    pub fn logits(&self, params: &Params, images: Tensor, pass: &ForwardCtx) -> Tensor {
         self.classify(params, self.swin.forward(params, images, pass).view, pass)
     }
 
     /// Logits `[B, classes]` of view features `[B, C]`.
-    pub fn classify(&self, params: &Params, features: Tensor<2>, pass: &ForwardCtx) -> Tensor<2> {
+    pub fn classify(&self, params: &Params, features: Tensor, pass: &ForwardCtx) -> Tensor {
         self.linear.forward(params, features, Activation::None, pass)
     }
 }
@@ -86,24 +85,25 @@ fn block_layer(name: &str, depths: &[usize]) -> Option<usize> {
 
 /// Targets `[B, classes]` with label smoothing: one-hot times `1 - smoothing`, plus
 /// `smoothing / classes`.
-pub fn one_hot(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
+pub fn one_hot(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> Tensor {
     let spread = smoothing / classes as f64;
     let mut values = vec![spread as f32; labels.len() * classes];
     for (row, &label) in values.chunks_exact_mut(classes).zip(labels) {
         row[label as usize] = (1.0 - smoothing + spread) as f32;
     }
-    tensor(values, [labels.len(), classes], device)
+    Tensor::new(values, [labels.len(), classes], device)
 }
 
 /// Mean cross-entropy of logits `[B, classes]` against targets that sum to 1 per row.
-pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
-    let rows = logits.dims()[0] as f64;
-    -(log_softmax(logits, 1) * targets).sum() / rows
+pub fn cross_entropy(logits: Tensor, targets: Tensor) -> Tensor {
+    let rows = logits.shape()[0] as f64;
+    -(logits.log_softmax(1) * targets).sum() / rows
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use esvit_nn::Tape;
     use esvit_nn::forward_ctx::DropPathKey;
     use esvit_testing::tiny_swin;
 
@@ -142,34 +142,35 @@ mod tests {
     /// By hand: two classes, scores 0 and ln 3, so probabilities 1/4 and 3/4.
     #[test]
     fn soft_cross_entropy() {
-        let device = Device::flex();
-        let logits = tensor(vec![0.0, 3f32.ln(), 0.0, 3f32.ln()], [2, 2], &device);
+        let device = Device::Cpu;
+        let logits = Tensor::new(vec![0.0, 3f32.ln(), 0.0, 3f32.ln()], [2, 2], &device);
         let loss = |smoothing| {
             let targets = one_hot(&[1, 0], 2, smoothing, &device);
-            cross_entropy(logits.clone(), targets).into_scalar::<f32>()
+            cross_entropy(logits.clone(), targets).item()
         };
         let (right, wrong) = (-(0.75f32.ln()), -(0.25f32.ln()));
         assert!((loss(0.0) - 0.5 * (right + wrong)).abs() < 1e-6);
-        let one = cross_entropy(logits.clone().slice([0..1, 0..2]), one_hot(&[1], 2, 0.2, &device));
-        assert!((one.into_scalar::<f32>() - (0.9 * right + 0.1 * wrong)).abs() < 1e-6);
-        let sums = to_vec(&one_hot(&[3, 1, 0], 7, 0.3, &device).sum_dim(1));
+        let one = cross_entropy(logits.clone().narrow(0, 0, 1), one_hot(&[1], 2, 0.2, &device));
+        assert!((one.item() - (0.9 * right + 0.1 * wrong)).abs() < 1e-6);
+        let sums = one_hot(&[3, 1, 0], 7, 0.3, &device).sum_dim(1).to_vec::<f32>();
         assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-6));
     }
 
     #[test]
     fn gradients_reach_every_parameter() {
-        let device = Device::flex();
+        let device = Device::Cpu;
         let network = Classifier::new(&shape(), 1200, 0.0);
-        let params = Params::init(network.specs(), 3, &device).tracked();
+        let tape = Tape::new();
+        let params = Params::init(network.specs(), 3, &device).tracked(&tape);
         let pixels = (0..2 * 3 * 32 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
-        let images = tensor::<4>(pixels, [2, 3, 32, 32], &device).autodiff();
+        let images = Tensor::new(pixels, [2, 3, 32, 32], &device);
         let pass = ForwardCtx::student(DropPathKey { seed: 0, step: 0, micro_batch: 0 });
         let logits = network.logits(&params, images, &pass);
         assert_eq!(logits.dims(), [2, 1200]);
-        let targets = one_hot(&[1199, 0], 1200, 0.1, &device).autodiff();
-        let mut gradients = cross_entropy(logits, targets).backward();
+        let targets = one_hot(&[1199, 0], 1200, 0.1, &device);
+        let gradients = tape.backward(&cross_entropy(logits, targets));
         for (spec, value) in params.iter() {
-            let gradient = value.grad_remove(&mut gradients).map(|gradient| to_vec(&gradient));
+            let gradient = gradients.of(&value).map(|gradient| gradient.to_vec::<f32>());
             let reached = gradient.is_some_and(|values| values.iter().any(|value| *value != 0.0));
             assert!(reached, "`{}` has no gradient", spec.name);
         }

@@ -5,7 +5,7 @@ use esvit_data::{Policy, ViewsConfig};
 use esvit_nn::ops::Precision;
 use esvit_settings::{SettingError, check};
 use esvit_train::config::LR_BATCH;
-use esvit_train::mixup::MixupConfig;
+use esvit_train::mixup::{ALPHA_RANGE, MixupConfig};
 use esvit_train::schedule::CosineSchedule;
 use serde::Serialize;
 
@@ -13,8 +13,6 @@ use esvit_data::Preprocess;
 
 /// Default warm-up, as a share of the epochs.
 const WARMUP_SHARE: f64 = 0.1;
-/// Range of mixup and CutMix alphas; beyond it, mixing is practically off or always one half.
-const ALPHA_RANGE: [f64; 2] = [0.01, 5.0];
 
 /// The recipe. Its defaults are the usual ones for fine-tuning Swin transformers after
 /// self-supervised pre-training.

@@ -2,7 +2,6 @@ use std::sync::Arc;
 
 use esvit_data::{Image, InMemory};
 use esvit_kernels::rng::Rng;
-use esvit_nn::weights::to_vec;
 use esvit_nn::{SwinConfig, params::ParamSpec};
 
 use super::*;
@@ -35,7 +34,7 @@ fn quick(epochs: u64) -> Settings {
 }
 
 fn bits(params: &Params) -> Vec<u32> {
-    params.values().iter().flat_map(to_vec::<1>).map(f32::to_bits).collect()
+    params.values().into_iter().flat_map(|value| value.to_vec::<f32>()).map(f32::to_bits).collect()
 }
 
 #[test]
@@ -64,23 +63,24 @@ fn the_backbone_is_where_it_starts_unless_it_is_from_scratch() {
     assert_eq!(bits(&backbone.params), bits_of(&params.values()[..backbones]));
     let classifier: Vec<&ParamSpec> = network.specs()[backbones..].iter().collect();
     assert_eq!(classifier.len(), 2);
-    assert_eq!(to_vec(&params.values()[backbones]), classifier[0].initial_values(1));
+    assert_eq!(params.values()[backbones].to_vec::<f32>(), classifier[0].initial_values(1));
 
     // With almost no learning rate, what is found is what it started from.
     let task = task(2, 2);
     let still = Settings { lr: 1e-30, weight_decay: 0.0, ..quick(1) };
     let moved = |settings: &Settings| {
         let end = finetune(&backbone, &task, settings, |_| ()).unwrap();
-        let start = backbone.params.values().iter().flat_map(to_vec::<1>);
-        let values = end.params.values()[..backbones].iter().flat_map(to_vec::<1>);
+        let start = backbone.params.values().into_iter().flat_map(|value| value.to_vec::<f32>());
+        let values =
+            end.params.values().into_iter().take(backbones).flat_map(|value| value.to_vec::<f32>());
         values.zip(start).map(|(value, start)| (value - start).abs()).fold(0.0, f32::max)
     };
     assert!(moved(&still) < 1e-20);
     assert!(moved(&Settings { from_scratch: true, ..still }) > 1e-3);
 }
 
-fn bits_of(values: &[burn::tensor::Tensor<1>]) -> Vec<u32> {
-    values.iter().flat_map(to_vec::<1>).map(f32::to_bits).collect()
+fn bits_of(values: &[esvit_nn::Tensor]) -> Vec<u32> {
+    values.iter().flat_map(|value| value.to_vec::<f32>()).map(f32::to_bits).collect()
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn layers_move_by_their_own_learning_rates() {
     ] {
         let find = |params: &Params| {
             let (_, value) = params.iter().find(|(spec, _)| spec.name == name).unwrap();
-            to_vec(value)
+            value.to_vec::<f32>()
         };
         let moved = find(&end.params)
             .iter()
@@ -221,7 +221,7 @@ fn what_starts_from_scratch_starts_by_the_seed() {
     let start = |seed| {
         let settings = Settings { seed, ..still.clone() };
         let end = finetune(&backbone, &task, &settings, |_| ()).unwrap();
-        to_vec(&end.params.values()[0])
+        end.params.values()[0].to_vec::<f32>()
     };
     assert_eq!(start(3), start(3));
     assert_ne!(start(3), start(4));
@@ -252,7 +252,7 @@ fn saved_networks_hold_their_steps_and_classes() {
         save(&path, &end, &start, from_scratch, &classes).unwrap();
         let read = PretrainedBackbone::open(&path).unwrap();
         assert_eq!(
-            bits_of(read.params.values()),
+            bits_of(&read.params.values()),
             bits_of(&end.params.values()[..read.params.values().len()])
         );
         assert_eq!(read.preprocess, start.preprocess);

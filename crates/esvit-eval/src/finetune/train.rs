@@ -1,9 +1,8 @@
 //! Training steps of a classifier.
 
-use burn::tensor::{Device, Tensor};
 use esvit_kernels::{buffer, pool};
 use esvit_nn::forward_ctx::DropPathKey;
-use esvit_nn::params::tensor;
+use esvit_nn::{Device, ParamGradients, Tape, Tensor};
 use esvit_nn::{ForwardCtx, Params};
 use esvit_train::mixup;
 use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind};
@@ -39,7 +38,8 @@ impl Trainer {
     ) -> Self {
         let depths = &network.swin.config().depths;
         let layer_lr_scales = layer_lr_scales(network.specs(), depths, settings.layer_decay);
-        let optimizer = Optimizer::new(OptimizerKind::AdamW, network.specs().len());
+        let optimizer =
+            Optimizer::new(OptimizerKind::AdamW, network.specs(), &params.flat().device());
         Self {
             network,
             params,
@@ -81,30 +81,30 @@ impl Trainer {
         }
         let lrs: Vec<f64> = self.layer_lr_scales.iter().map(|scale| lr * scale).collect();
         let weight_decay = self.settings.weight_decay;
-        self.optimizer.step_without_ema(&mut self.params, gradients, &scales, &lrs, weight_decay);
+        self.optimizer.step_without_ema(&mut self.params, &gradients, &scales, &lrs, weight_decay);
         buffer::end_step();
         Ok(loss)
     }
 
     /// Loss and gradients of a batch.
-    fn gradients(&self, step: u64, batch: Batch) -> (f32, Vec<Option<Tensor<1>>>) {
+    fn gradients(&self, step: u64, batch: Batch) -> (f32, ParamGradients) {
         let (images, targets) = self.apply_mixup(step, batch);
         let key = DropPathKey { seed: self.settings.seed, step, micro_batch: 0 };
         let pass = ForwardCtx::student(key).with_precision(self.settings.precision);
-        let params = self.params.tracked();
-        let logits = self.network.logits(&params, images.autodiff(), &pass);
-        let loss = cross_entropy(logits, targets.autodiff());
-        let value = loss.clone().inner().into_scalar::<f32>();
-        let mut gradients = loss.backward();
-        (value, params.values().iter().map(|value| value.grad_remove(&mut gradients)).collect())
+        let tape = Tape::new();
+        let params = self.params.tracked(&tape);
+        let loss = cross_entropy(self.network.logits(&params, images, &pass), targets);
+        let mut gradients = ParamGradients::new(self.params.specs(), &loss.device());
+        gradients.add_backward(&tape, &params, &loss);
+        (loss.item(), gradients)
     }
 
     /// Images `[B, 3, size, size]` and targets `[B, classes]` after mixup and CutMix.
-    fn apply_mixup(&self, step: u64, batch: Batch) -> (Tensor<4>, Tensor<2>) {
-        let device = Device::flex();
+    fn apply_mixup(&self, step: u64, batch: Batch) -> (Tensor, Tensor) {
+        let device = Device::Cpu;
         let targets = one_hot(&batch.labels, self.classes, self.settings.label_smoothing, &device);
         let shape = [batch.labels.len(), 3, self.size, self.size];
-        let images = tensor(batch.pixels, shape, &device);
+        let images = Tensor::new(batch.pixels, shape, &device);
         let Some(mixing) = self.settings.mixing() else { return (images, targets) };
         let (mut images, mut made_of) =
             mixup::mix(&[images], &mixing, self.settings.seed, [step, 0]);
@@ -116,7 +116,6 @@ impl Trainer {
 mod tests {
     use super::*;
     use crate::testing::backbone;
-    use esvit_nn::weights::to_vec;
 
     /// A mixed image is made of what its target says.
     #[test]
@@ -131,7 +130,7 @@ mod tests {
         let pixels = level.iter().flat_map(|&level| vec![level; 3 * 256]).collect();
         let batch = Batch { pixels, labels: vec![0, 1, 2], left_out: Vec::new() };
         let (images, targets) = trainer.apply_mixup(5, batch);
-        let (images, targets) = (to_vec(&images), to_vec(&targets));
+        let (images, targets) = (images.to_vec::<f32>(), targets.to_vec::<f32>());
         let mut apply_mixup = 0;
         for (image, target) in images.chunks(3 * 256).zip(targets.chunks(3)) {
             // Less what smoothing gives to every class.

@@ -3,15 +3,13 @@
 
 mod drawing;
 
-use burn::tensor::Device;
 use esvit_data::augment::CropBox;
 use esvit_data::{Image, ImageError};
 use esvit_kernels::best_match::best_matches;
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::ForwardCtx;
-use esvit_nn::params::tensor;
-use esvit_nn::weights::to_vec;
+use esvit_nn::{Device, Tensor};
 use serde::Serialize;
 
 use crate::correspondence::{CorrespondenceError, Grid, View, match_cells};
@@ -197,12 +195,12 @@ impl ViewFeatures {
         let [columns, rows] = [width, height].map(|side| side as usize);
         let grid = Grid::new(config, stage, [columns, rows])?;
         let pixels = backbone.preprocess.normalize(&view.render(image, [width, height])?);
-        let images = tensor(pixels, [1, 3, rows, columns], &Device::flex());
+        let images = Tensor::new(pixels, [1, 3, rows, columns], &Device::Cpu);
         let (cells, global) = pool::run(|| {
             let features =
                 backbone.swin.stage_features(&backbone.params, images, stage, &ForwardCtx::eval());
             let features = features.expect("the stage was checked");
-            (to_vec(&features.region), to_vec(&features.view))
+            (features.region.to_vec::<f32>(), features.view.to_vec::<f32>())
         });
         let shown = view.render(image, drawing::resolution(&view, [width, height]))?;
         Ok(Self { view, shown, grid, cells, global })
@@ -287,11 +285,11 @@ mod tests {
                 let shown =
                     found.views[at].view.render(&images[at], [width, height].map(|s| s as u32));
                 let pixels = backbone.preprocess.normalize(&shown.unwrap());
-                let images = tensor(pixels, [1, 3, height, width], &Device::flex());
+                let images = Tensor::new(pixels, [1, 3, height, width], &Device::Cpu);
                 let of =
                     backbone.swin.stage_features(&backbone.params, images, 0, &ForwardCtx::eval());
                 let of = of.unwrap();
-                (to_vec(&of.region), to_vec(&of.view))
+                (of.region.to_vec::<f32>(), of.view.to_vec::<f32>())
             })
             .collect();
         let nearest = |cells: &[f32], global: &[f32]| {

@@ -2,9 +2,7 @@
 
 use esvit_data::{EvalTransform, Image, ImageError, Interpolation, resize};
 use esvit_kernels::pool;
-use esvit_nn::ForwardCtx;
-use esvit_nn::params::tensor;
-use esvit_nn::weights::to_vec;
+use esvit_nn::{ForwardCtx, Tensor};
 
 use esvit_model::PretrainedBackbone;
 
@@ -126,12 +124,12 @@ pub fn region_map(
 
     let pixels = backbone.preprocess.normalize(&input);
     let device = backbone.params.values()[0].device();
-    let images = tensor(pixels, [1, 3, height, width], &device);
+    let images = Tensor::new(pixels, [1, 3, height, width], &device);
     let forward = || {
         let index = stage.checked_sub(1)?;
         let pass = ForwardCtx::eval();
         let features = backbone.swin.stage_features(&backbone.params, images, index, &pass)?;
-        Some((to_vec(&features.region), features.map))
+        Some((features.region.to_vec::<f32>(), features.map))
     };
     let (values, map) =
         pool::run(forward).ok_or(RegionsError::Stage { stage, stages: model.stages() })?;
@@ -141,8 +139,8 @@ pub fn region_map(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
     use esvit_data::augment::Normalization;
+    use esvit_nn::Device;
     use esvit_testing::{tiny_swin, untrained};
 
     fn backbone() -> PretrainedBackbone {
@@ -161,9 +159,9 @@ mod tests {
         let mut values = vec![0.0; 48 * 32 * 3];
         let esvit_data::Preprocess { mean, std, .. } = backbone.preprocess;
         Normalization::new(mean, std).write(&image, &mut values).unwrap();
-        let images = tensor(values, [1, 3, 32, 48], &Device::flex());
+        let images = Tensor::new(values, [1, 3, 32, 48], &Device::Cpu);
         let expected = backbone.swin.forward(&backbone.params, images, &ForwardCtx::eval());
-        assert_eq!(regions.values, to_vec(&expected.region));
+        assert_eq!(regions.values, expected.region.to_vec::<f32>());
 
         let first = region_map(&backbone, &image, framing, 1).unwrap();
         assert_eq!((first.map, first.stride, first.values.len()), ([8, 12], 4, 96 * 8));

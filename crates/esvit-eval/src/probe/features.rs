@@ -6,9 +6,7 @@ use esvit_data::augment::{CropBox, horizontal_flip};
 use esvit_data::{Image, ImageError, resized_crop};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
-use esvit_nn::params::tensor;
-use esvit_nn::weights::to_vec;
-use esvit_nn::{ForwardCtx, Params, Swin, SwinConfig};
+use esvit_nn::{ForwardCtx, Params, Swin, SwinConfig, Tensor};
 
 use super::{Examples, ProbeError, Targets};
 use crate::labeled::{LabeledSet, LabeledTask};
@@ -65,8 +63,8 @@ pub fn last_blocks_forward<'a>(
     let size = preprocess.size();
     let device = params.values()[0].device();
     move |pixels, count| {
-        let images = tensor(pixels, [count, 3, size, size], &device);
-        pool::run(|| to_vec(&swin.last_blocks(params, images, n, &ForwardCtx::eval())))
+        let images = Tensor::new(pixels, [count, 3, size, size], &device);
+        pool::run(|| swin.last_blocks(params, images, n, &ForwardCtx::eval()).to_vec::<f32>())
     }
 }
 

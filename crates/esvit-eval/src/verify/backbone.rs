@@ -1,7 +1,6 @@
 //! Cases of kind `backbone`: features and attention of a network.
 
 use esvit_model::build;
-use esvit_nn::weights::to_vec;
 use esvit_nn::{ForwardCtx, SwinConfig};
 use serde::Deserialize;
 
@@ -33,13 +32,13 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
             checks.push(absolute_error(name, &found, &expected, TOLERANCE));
             Ok(())
         };
-        compare("cls", to_vec(&features.view))?;
-        compare("region", to_vec(&features.region))?;
-        compare("last_blocks", to_vec(&last_blocks))?;
+        compare("cls", features.view.to_vec::<f32>())?;
+        compare("region", features.region.to_vec::<f32>())?;
+        compare("last_blocks", last_blocks.to_vec::<f32>())?;
         if case.tensors.find("", &format!("last_attention.{input}")).is_some()
             && let Some((attention, _)) = swin.attention(&params, images, swin.blocks() - 1)
         {
-            compare("last_attention", to_vec(&attention))?;
+            compare("last_attention", attention.to_vec::<f32>())?;
         }
     }
     Ok(Outcome::Compared(checks))

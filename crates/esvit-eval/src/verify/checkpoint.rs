@@ -1,6 +1,5 @@
 //! Cases of kind `checkpoint`: a weights file of another program, and the features of its network.
 
-use esvit_nn::weights::to_vec;
 use esvit_nn::{ForwardCtx, Params, SwinConfig};
 use serde::Deserialize;
 
@@ -43,12 +42,14 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         equal("epoch", backbone.source.epochs == settings.epoch);
     }
     let images = case.load::<4>("input")?;
-    let mut values = backbone.params.values().iter().map(to_vec);
+    let mut values = backbone.params.values().into_iter().map(|value| value.to_vec());
     let params = Params::from_fn(backbone.params.specs(), &case.device, |_| {
         values.next().unwrap_or_default()
     });
     let features = backbone.swin.forward(&params, images, &ForwardCtx::eval());
-    for (name, found) in [("cls", to_vec(&features.view)), ("region", to_vec(&features.region))] {
+    for (name, found) in
+        [("cls", features.view.to_vec::<f32>()), ("region", features.region.to_vec::<f32>())]
+    {
         let (_, expected) = case.tensor(name)?;
         checks.push(absolute_error(name, &found, &expected, TOLERANCE));
     }

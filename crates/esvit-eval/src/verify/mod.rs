@@ -15,10 +15,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::Device;
 use esvit_nn::Params;
-use esvit_nn::params::ParamSpec;
+use esvit_nn::params::ParamList;
 use esvit_nn::weights::{StoredNetwork, WeightsError, WeightsFile};
+use esvit_nn::{Device, Tensor};
 use esvit_weights::{TensorInfo, WeightsError as FileError};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -189,7 +189,7 @@ impl Case {
             .to_owned();
         let tensors =
             WeightsFile::open(&folder.join("tensors.safetensors")).map_err(WeightsError::from)?;
-        Ok(Self { folder: folder.into(), kind, settings, tensors, device: device.clone() })
+        Ok(Self { folder: folder.into(), kind, settings, tensors, device: *device })
     }
 
     /// The settings, deserialized for a kind.
@@ -223,18 +223,18 @@ impl Case {
     }
 
     /// Parameters stored under `prefix` + name.
-    fn params(&self, prefix: &str, specs: &Arc<[ParamSpec]>) -> Result<Params, CaseError> {
+    fn params(&self, prefix: &str, specs: &Arc<ParamList>) -> Result<Params, CaseError> {
         let stored = StoredNetwork::at(&self.tensors, prefix);
         Ok(stored.load(specs, &self.device, |_| None)?.0)
     }
 
     /// A tensor of `D` dimensions on the device.
-    fn load<const D: usize>(&self, name: &str) -> Result<burn::tensor::Tensor<D>, CaseError> {
+    fn load<const D: usize>(&self, name: &str) -> Result<Tensor, CaseError> {
         let (shape, values) = self.tensor(name)?;
         let shape: [usize; D] = shape.try_into().map_err(|shape| {
             CaseError::Settings(format!("tensor `{name}` has shape {shape:?}, not {D} dimensions"))
         })?;
-        Ok(esvit_nn::params::tensor(values, shape, &self.device))
+        Ok(Tensor::new(values, shape, &self.device))
     }
 }
 

@@ -1,9 +1,8 @@
 //! Cases of kind `objective`: loss, gradients and centers from given logits.
 
-use burn::tensor::Tensor;
 use esvit_nn::network::{Predictions, RegionPredictions};
 use esvit_nn::ops::{Precision, PrototypeLogits};
-use esvit_nn::weights::to_vec;
+use esvit_nn::{Tape, Tensor};
 use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, Weights};
 use esvit_train::schedule::TemperatureSchedule;
 use serde::Deserialize;
@@ -55,22 +54,21 @@ struct LossWeights {
 
 pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let settings: Settings = case.settings()?;
-    let student_view = case.load::<2>("student_view")?.autodiff().require_grad();
+    let tape = Tape::new();
+    let student_view = tape.watch(case.load::<2>("student_view")?);
     let mut student_region = None;
     let teacher_region = match settings.region_task {
         true => Some(RegionPredictions {
-            logits: PrototypeLogits::from_matrix(case.load("teacher_region")?),
-            features: case.load("teacher_features")?,
+            logits: PrototypeLogits::from_matrix(case.load::<2>("teacher_region")?),
+            features: case.load::<2>("teacher_features")?,
             tokens: vec![settings.teacher_regions; objective::TEACHER_CROPS],
         }),
         false => None,
     };
     if settings.region_task {
         student_region = Some(RegionPredictions {
-            logits: PrototypeLogits::from_matrix(
-                case.load::<2>("student_region")?.autodiff().require_grad(),
-            ),
-            features: case.load("student_features")?,
+            logits: PrototypeLogits::from_matrix(tape.watch(case.load::<2>("student_region")?)),
+            features: case.load::<2>("student_features")?,
             tokens: settings.student_regions.clone().unwrap_or_else(|| {
                 let mut tokens = vec![settings.teacher_regions; objective::TEACHER_CROPS];
                 tokens.extend(vec![settings.local_regions; settings.local_crops]);
@@ -87,12 +85,12 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     };
     let teacher = Predictions {
         view_features: unused,
-        view_logits: PrototypeLogits::from_matrix(case.load("teacher_view")?),
+        view_logits: PrototypeLogits::from_matrix(case.load::<2>("teacher_view")?),
         region: teacher_region,
     };
-    let center = |name: &str| -> Result<Tensor<1>, CaseError> {
+    let center = |name: &str| -> Result<Tensor, CaseError> {
         let center = case.load::<2>(name)?;
-        let prototypes = center.dims()[1];
+        let prototypes = center.shape()[1];
         Ok(center.reshape([prototypes]))
     };
     let region_center = settings.region_task.then(|| center("center_grid")).transpose()?;
@@ -101,11 +99,11 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         Some(LossWeights { view, region }) => Weights::Free { view, region },
         None => Weights::Named(NamedWeights::Reference),
     };
-    let mixing: Option<Vec<Tensor<2>>> = settings
+    let mixing: Option<Vec<Tensor>> = settings
         .mixup
         .then(|| {
             let crops = objective::TEACHER_CROPS + settings.local_crops;
-            (0..crops).map(|crop| case.load(&format!("mixup_target.{crop}"))).collect()
+            (0..crops).map(|crop| case.load::<2>(&format!("mixup_target.{crop}"))).collect()
         })
         .transpose()?;
 
@@ -123,23 +121,23 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         &loss_settings,
         mixing.as_deref(),
     );
-    let gradients = loss.total.backward();
+    let gradients = tape.backward(&loss.total);
     centers.observe(&teacher);
     centers.update(CENTER_MOMENTUM);
 
-    let found = f64::from(loss.total.inner().into_scalar::<f32>());
+    let found = f64::from(loss.total.detach().item());
     let mut checks = vec![relative_error("loss", found, settings.loss, LOSS_TOLERANCE)];
     let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
         let (_, expected) = case.tensor(name)?;
         checks.push(relative_to_max(name, &found, &expected, GRADIENT_TOLERANCE));
         Ok(())
     };
-    let gradient = |tensor: &Tensor<2>| tensor.grad(&gradients).map(|g| to_vec(&g));
+    let gradient = |tensor: &Tensor| gradients.of(tensor).map(|g| g.to_vec::<f32>());
     compare("grad_student_view", gradient(&student_view).unwrap_or_default())?;
-    compare("center_after", to_vec(&centers.view))?;
+    compare("center_after", centers.view.to_vec::<f32>())?;
     if let (Some(region), Some(center)) = (&student_region, &centers.region) {
         compare("grad_student_region", gradient(&region.logits.z).unwrap_or_default())?;
-        compare("center_grid_after", to_vec(center))?;
+        compare("center_grid_after", center.to_vec::<f32>())?;
     }
     Ok(Outcome::Compared(checks))
 }

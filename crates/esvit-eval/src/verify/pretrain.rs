@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use esvit_nn::Tensor;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Params;
-use esvit_nn::weights::to_vec;
 use esvit_nn::{ForwardCtx, Network, SwinConfig};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{Centers, NamedWeights, TEACHER_CROPS, Weights};
@@ -80,8 +79,8 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let mut checks = Vec::new();
     for (step, values) in settings.steps.iter().enumerate() {
         let crops = settings.views.global_crops + settings.views.local_crops;
-        let views: Vec<Tensor<4>> = (0..crops)
-            .map(|view| case.load(&format!("step.{step}.view.{view}")))
+        let views: Vec<Tensor> = (0..crops)
+            .map(|view| case.load::<4>(&format!("step.{step}.view.{view}")))
             .collect::<Result<_, _>>()?;
         let step_settings = StepSettings {
             step: step as u64,
@@ -104,10 +103,10 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         checks.push(relative_error(what, f64::from(result.loss), values.loss, tolerance));
     }
     let drift = settings.steps.iter().map(|step| step.lr).sum();
-    let mut compare = |part: &str, end: &str, found: &Tensor<1>| -> Result<(), CaseError> {
+    let mut compare = |part: &str, end: &str, found: &Tensor| -> Result<(), CaseError> {
         let [start, name] = [part.to_owned(), format!("{part}_after")].map(|part| part + end);
         let ((_, before), (_, after)) = (case.tensor(&start)?, case.tensor(&name)?);
-        let found = to_vec(found);
+        let found = found.to_vec::<f32>();
         match settings.optimizer {
             OptimizerKind::AdamW => {
                 // What has no gradient moves without rounding.
@@ -122,7 +121,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     };
     for (part, params) in [("student", &learner.student), ("teacher", &learner.teacher)] {
         for (spec, value) in params.iter() {
-            compare(part, &format!(".{}", spec.name), value)?;
+            compare(part, &format!(".{}", spec.name), &value)?;
         }
     }
     compare("center", "", &learner.centers.view)?;
@@ -190,7 +189,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
     let params =
         |prefix: &str| -> Result<Params, CaseError> { case.params(prefix, network.specs()) };
     let (student, teacher) = (params("student.")?, params("teacher.")?);
-    let center = |name: &str| -> Result<Tensor<1>, CaseError> {
+    let center = |name: &str| -> Result<Tensor, CaseError> {
         Ok(case.load::<2>(name)?.reshape([settings.prototypes]))
     };
     let region_center = settings.region_task.then(|| center("center_grid")).transpose()?;
@@ -206,7 +205,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
 fn outputs(
     case: &Case,
     learner: &Learner,
-    views: &[Tensor<4>],
+    views: &[Tensor],
     checks: &mut Vec<Check>,
 ) -> Result<(), CaseError> {
     let network = &learner.network;
@@ -215,10 +214,10 @@ fn outputs(
     let teacher =
         network.forward(&learner.teacher, &views[..TEACHER_CROPS], &ForwardCtx::teacher());
     for (name, predictions) in [("student", student), ("teacher", teacher)] {
-        let mut compare = |part: &str, found: &Tensor<2>| -> Result<(), CaseError> {
+        let mut compare = |part: &str, found: &Tensor| -> Result<(), CaseError> {
             let name = format!("out.{name}_{part}");
             let (_, expected) = case.tensor(&name)?;
-            checks.push(absolute_error(name, &to_vec(found), &expected, OUTPUT_TOLERANCE));
+            checks.push(absolute_error(name, &found.to_vec::<f32>(), &expected, OUTPUT_TOLERANCE));
             Ok(())
         };
         compare("view_logits", &predictions.view_logits.matrix())?;
@@ -235,18 +234,19 @@ fn gradients(
     case: &Case,
     settings: &Settings,
     learner: &Learner,
-    views: &[Tensor<4>],
+    views: &[Tensor],
     step: &StepSettings,
     checks: &mut Vec<Check>,
 ) -> Result<(), CaseError> {
     let mut centers = learner.centers.clone();
     let gradients = learner.gradients(&[views.to_vec()], step, &mut centers);
-    for (spec, gradient) in learner.network.specs().iter().zip(&gradients.values) {
+    for (index, spec) in learner.network.specs().iter().enumerate() {
+        let gradient = gradients.values.get(index);
         let name = format!("grad.{}", spec.name);
         let expected = case.tensor(&name);
         match (gradient, expected) {
             (Some(gradient), Ok((_, expected))) => {
-                let found = to_vec(gradient);
+                let found = gradient.to_vec::<f32>();
                 let mut check = relative_to_max(&name, &found, &expected, GRADIENT_TOLERANCE);
                 if settings.head.use_bn && !check.passed() {
                     check = absolute_error(&name, &found, &expected, ZERO_GRADIENT);

@@ -133,7 +133,7 @@ impl Job {
         let about = serde_json::to_vec(&backbone.metadata()).expect("plain values");
         network.add(&about);
         for values in backbone.params.values() {
-            let values = esvit_nn::weights::to_vec(values);
+            let values = values.to_vec::<f32>();
             values.iter().for_each(|value| network.add(&value.to_le_bytes()));
         }
         Self { format, backbone: network.0, images: images.0, normalize }

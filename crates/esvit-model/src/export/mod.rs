@@ -219,7 +219,14 @@ pub fn write(
             }
             let metadata = [(METADATA_KEY, about.as_str())];
             write_atomically(out, |file| {
-                onnx::write(file, model, &backbone.params, options.size, options.float, &metadata)
+                onnx::write(
+                    file,
+                    &backbone.swin,
+                    &backbone.params,
+                    options.size,
+                    options.float,
+                    &metadata,
+                )
             })?;
             Ok(vec![out.into()])
         }

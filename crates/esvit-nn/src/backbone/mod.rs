@@ -2,7 +2,7 @@
 
 pub mod swin;
 
-use burn::tensor::Tensor;
+use crate::tensor::Tensor;
 
 use crate::ops::Segment;
 
@@ -10,9 +10,9 @@ use crate::ops::Segment;
 #[derive(Debug, Clone)]
 pub struct Features {
     /// View features, `[B, C]`: the mean token.
-    pub view: Tensor<2>,
+    pub view: Tensor,
     /// Region features, `[B, T, C]`: the tokens of the last map, row-major, after the final norm.
-    pub region: Tensor<3>,
+    pub region: Tensor,
     /// Height and width of that map in tokens; `T = height * width`.
     pub map: [usize; 2],
 }
@@ -21,9 +21,9 @@ pub struct Features {
 #[derive(Debug, Clone)]
 pub struct RowFeatures {
     /// View features, `[images, C]`.
-    pub view: Tensor<2>,
+    pub view: Tensor,
     /// Region features of all images, `[tokens, C]`.
-    pub region: Tensor<2>,
+    pub region: Tensor,
     /// Which rows of `region` belong to which images.
     pub segments: Vec<Segment>,
 }

@@ -71,7 +71,7 @@ fn type_of(float: Float) -> u64 {
 }
 
 /// An attribute of a node.
-pub(super) enum Attribute<'a> {
+pub(crate) enum Attribute<'a> {
     Float(f32),
     Integer(i64),
     Integers(&'a [i64]),
@@ -156,6 +156,15 @@ impl Graph {
             node.message(field::NODE_ATTRIBUTE, &attribute.message(name));
         }
         self.body.message(field::GRAPH_NODE, &node);
+    }
+
+    /// A value in a shape whose first dimension is dynamic: `rest` are the others.
+    pub(super) fn reshape(&mut self, x: &str, rest: &[usize]) -> String {
+        let sizes: Vec<i64> =
+            std::iter::once(-1).chain(rest.iter().map(|&size| size as i64)).collect();
+        let words: Vec<String> = rest.iter().map(usize::to_string).collect();
+        let shape = self.integers(&format!("shape_{}", words.join("_")), &sizes);
+        self.node("Reshape", &[x, &shape], &[])
     }
 
     /// Adds an initializer stored as `float` and returns the name of its f32 form: a `Cast` node

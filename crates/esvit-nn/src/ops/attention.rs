@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use burn::backend::flex::FlexTensor;
-use burn::tensor::{Tensor, activation};
 use esvit_kernels::buffer::recycle;
 use esvit_kernels::window_attention::Windows;
 use esvit_kernels::{SampleScales, attention};
 
-use super::extension::{Entry, Fused, Kept, Operation, has_kernels, own, values, values_mut};
-use super::linear::{Activation, composed as linear};
-use super::mlp::{LinearValues, NormValues, Scales, copy_of, scaled, with_input};
+use super::cpu::{own, values, values_mut};
+use super::mlp::{LinearValues, NormValues, Scales, copy_of, with_input};
 use super::precision::with_element;
-use super::{Compute, Segment, WindowMap, composed_layer_norm, tokens_per_image};
-use crate::params::{indices, tensor};
+use super::{Compute, Segment, WindowMap, tokens_per_image};
+use crate::cost::Cost;
+use crate::onnx::Nodes;
+use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tensor::{Shape, Tensor};
 
 /// Layers of an attention branch; `table [(2 w - 1)^2, heads]` is the relative position bias.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ pub struct AttentionValues {
     pub norm: NormValues,
     pub qkv: LinearValues,
     pub proj: LinearValues,
-    pub table: Tensor<2>,
+    pub table: Tensor,
 }
 
 /// The attention branch: `x + scale * proj(attention(qkv(norm(x))))` for `x [rows, C]`, the tokens
@@ -30,185 +30,74 @@ pub struct AttentionValues {
 ///
 /// Padding has the query, key and value of `qkv`'s bias and is not masked, as in the official code.
 pub fn attention_branch(
-    x: Tensor<2>,
+    x: Tensor,
     segments: &[Segment],
     windows: &[Arc<WindowMap>],
     layers: AttentionValues,
     scales: Scales,
     compute: Compute,
-) -> Tensor<2> {
-    if !has_kernels(&x.device()) {
-        return composed_attention_branch(x, segments, windows, layers, scales);
-    }
+) -> Tensor {
     let AttentionValues { norm, qkv, proj, table } = layers;
     let images = tokens_per_image(segments);
     let eps = norm.eps as f32;
     let counts = segments.iter().map(|s| s.images).collect();
     let mixing = Mixing::Windows { counts, maps: windows.to_vec() };
-    let operation = Arc::new(AttentionBranch { images, mixing, scales, eps, compute });
-    Tensor::from_dispatch(Entry::fused8(
-        operation,
-        x.into_dispatch(),
-        norm.gamma.into_dispatch(),
-        norm.beta.into_dispatch(),
-        qkv.weight.into_dispatch(),
-        qkv.bias.into_dispatch(),
-        table.into_dispatch(),
-        proj.weight.into_dispatch(),
-        proj.bias.into_dispatch(),
-    ))
-}
-
-/// [`attention_branch`] composed of the framework's operations.
-pub fn composed_attention_branch(
-    x: Tensor<2>,
-    segments: &[Segment],
-    windows: &[Arc<WindowMap>],
-    layers: AttentionValues,
-    scales: Scales,
-) -> Tensor<2> {
-    let AttentionValues { norm, qkv, proj, table } = layers;
-    let width = x.dims()[1];
-    let normalized = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
-    // The bias is added after padding: the official code pads with zeros before the layer.
-    let projected = normalized.matmul(qkv.weight.transpose());
-    let mut first = 0;
-    let context = segments.iter().zip(windows).map(|(segment, windows)| {
-        let rows = segment.images * windows.tokens();
-        let projected = projected.clone().narrow(0, first, rows);
-        first += rows;
-        let projected = projected.reshape([segment.images, windows.tokens(), 3 * width]);
-        let (weights, values) =
-            weights_and_values(projected, qkv.bias.clone(), table.clone(), windows);
-        let [count, heads, side, _] = weights.dims();
-        let context = weights.matmul(values).swap_dims(1, 2).reshape([
-            segment.images,
-            count / segment.images * side,
-            width,
-        ]);
-        debug_assert_eq!(width % heads, 0);
-        let device = context.device();
-        context.select(1, indices(windows.token_slot.clone(), &device)).reshape([rows, width])
-    });
-    let context = Tensor::cat(context.collect(), 0);
-    let branch = linear(context, proj.weight, proj.bias, Activation::None);
-    x + scaled(branch, &tokens_per_image(segments), scales)
+    let operation = AttentionBranch { images, mixing, scales, eps, compute };
+    let NormValues { gamma, beta, .. } = norm;
+    apply(operation, [x, gamma, beta, qkv.weight, qkv.bias, table, proj.weight, proj.bias])
 }
 
 /// The attention branch of a plain vision transformer: global attention within each image, without
 /// a position bias. `images` lists the number of tokens of every image.
 pub fn plain_attention_branch(
-    x: Tensor<2>,
+    x: Tensor,
     images: &[usize],
     heads: usize,
     norm: NormValues,
     [qkv, proj]: [LinearValues; 2],
     scales: Scales,
     compute: Compute,
-) -> Tensor<2> {
-    if !has_kernels(&x.device()) {
-        return composed_plain_attention_branch(x, images, heads, norm, [qkv, proj], scales);
-    }
+) -> Tensor {
     let (images, eps) = (images.to_vec(), norm.eps as f32);
     let most = images.iter().copied().max().unwrap_or(0);
     let mixing = Mixing::Plain { heads, slots: (0..most as i32).collect() };
-    let operation = Arc::new(AttentionBranch { images, mixing, scales, eps, compute });
-    Tensor::from_dispatch(Entry::fused7(
-        operation,
-        x.into_dispatch(),
-        norm.gamma.into_dispatch(),
-        norm.beta.into_dispatch(),
-        qkv.weight.into_dispatch(),
-        qkv.bias.into_dispatch(),
-        proj.weight.into_dispatch(),
-        proj.bias.into_dispatch(),
-    ))
-}
-
-/// [`plain_attention_branch`] composed of the framework's operations.
-pub fn composed_plain_attention_branch(
-    x: Tensor<2>,
-    images: &[usize],
-    heads: usize,
-    norm: NormValues,
-    [qkv, proj]: [LinearValues; 2],
-    scales: Scales,
-) -> Tensor<2> {
-    let width = x.dims()[1];
-    let head_dim = width / heads;
-    let normalized = composed_layer_norm(x.clone(), norm.gamma, norm.beta, norm.eps);
-    let qkv = linear(normalized, qkv.weight, qkv.bias, Activation::None);
-    let mut first = 0;
-    let context = images.chunk_by(|a, b| a == b).map(|images| {
-        let (count, tokens) = (images.len(), images[0]);
-        let rows = count * tokens;
-        let qkv = qkv.clone().narrow(0, first, rows);
-        first += rows;
-        let qkv = qkv.reshape([count, tokens, 3, heads, head_dim]).permute([2, 0, 3, 1, 4]);
-        let [queries, keys, values] = [0, 1, 2].map(|part| -> Tensor<4> {
-            let part = qkv.clone().slice_dim(0, part..part + 1);
-            part.reshape([count, heads, tokens, head_dim])
-        });
-        let scale = (head_dim as f64).powf(-0.5);
-        let weights = activation::softmax((queries * scale).matmul(keys.swap_dims(2, 3)), 3);
-        weights.matmul(values).swap_dims(1, 2).reshape([rows, width])
-    });
-    let context = Tensor::cat(context.collect(), 0);
-    x + scaled(linear(context, proj.weight, proj.bias, Activation::None), images, scales)
+    let operation = AttentionBranch { images, mixing, scales, eps, compute };
+    let NormValues { gamma, beta, .. } = norm;
+    apply(operation, [x, gamma, beta, qkv.weight, qkv.bias, proj.weight, proj.bias])
 }
 
 /// The attention weights of [`attention_branch`] for images of one size, `[B * windows, heads,
 /// window^2, window^2]`, windows row-major within an image. `qkv [B, H * W, 3 C]` is the layer's
 /// output *without* `bias [3 C]`.
 pub fn window_attention_weights(
-    qkv: Tensor<3>,
-    bias: Tensor<1>,
-    table: Tensor<2>,
+    qkv: Tensor,
+    bias: Tensor,
+    table: Tensor,
     windows: &WindowMap,
-) -> Tensor<4> {
-    weights_and_values(qkv, bias, table, windows).0
-}
-
-/// Attention weights, and values `[B * windows, heads, window^2, d]`.
-fn weights_and_values(
-    qkv: Tensor<3>,
-    bias: Tensor<1>,
-    table: Tensor<2>,
-    windows: &WindowMap,
-) -> (Tensor<4>, Tensor<4>) {
-    let [batch, _, width] = qkv.dims();
-    let heads = table.dims()[1];
-    let device = qkv.device();
-    let side = windows.window_tokens();
+) -> Tensor {
+    let ([batch, _, width], heads) = (qkv.dims(), table.shape()[1]);
+    let (device, side) = (qkv.device(), windows.window_tokens());
     let [count, head_dim] = [windows.windows(), width / 3 / heads];
-
     let qkv = if windows.is_padded() {
-        let padding = Tensor::zeros([batch, 1, width], &device);
-        Tensor::cat(vec![qkv, padding], 1)
+        Tensor::cat(vec![qkv, Tensor::zeros([batch, 1, width], &device)], 1)
     } else {
         qkv
     };
-    let qkv = qkv.select(1, indices(windows.slot_token.clone(), &device));
-    let qkv = (qkv + bias.reshape([1, 1, width]))
+    let qkv = (qkv.index_select(1, windows.slot_token.clone()) + bias)
         .reshape([batch * count, side, 3, heads, head_dim])
-        .permute([2, 0, 3, 1, 4]);
-    let [queries, keys, values] = [0, 1, 2].map(|part| -> Tensor<4> {
-        qkv.clone().slice_dim(0, part..part + 1).reshape([batch * count, heads, side, head_dim])
-    });
-
+        .permute(&[2, 0, 3, 1, 4]);
+    let [queries, keys] = [0, 1]
+        .map(|part| qkv.clone().narrow(0, part, 1).reshape([batch * count, heads, side, head_dim]));
     let scale = (head_dim as f64).powf(-0.5);
-    let mut logits = (queries * scale).matmul(keys.swap_dims(2, 3));
-    let position = table
-        .select(0, indices(windows.bias_row.clone(), &device))
-        .reshape([1, side, side, heads])
-        .permute([0, 3, 1, 2]);
-    logits = logits + position;
+    let position = table.index_select(0, windows.bias_row.clone());
+    let position = position.reshape([1, side, side, heads]).permute(&[0, 3, 1, 2]);
+    let mut logits = (queries * scale).matmul(keys.transpose()) + position;
     if let Some(mask) = &windows.mask {
-        let mask: Tensor<5> = tensor(mask.clone(), [1, count, 1, side, side], &device);
+        let mask = Tensor::new(mask.clone(), [1, count, 1, side, side], &device);
         let by_image = logits.reshape([batch, count, heads, side, side]) + mask;
         logits = by_image.reshape([batch * count, heads, side, side]);
     }
-    (activation::softmax(logits, 3), values)
+    logits.softmax(3)
 }
 
 #[derive(Debug)]
@@ -240,7 +129,7 @@ enum Mixing {
 }
 
 impl AttentionBranch {
-    fn parameters<'a>(&self, inputs: &'a [FlexTensor]) -> attention::Attention<'a> {
+    fn parameters<'a>(&self, inputs: &'a [Tensor]) -> attention::Attention<'a> {
         let mut inputs = inputs.iter().map(values);
         let mut next = || inputs.next().expect("an input for every parameter");
         let (gamma, beta, eps) = (next(), next(), self.eps);
@@ -306,45 +195,131 @@ impl AttentionBranch {
     }
 }
 
+/// Attention of normalized rows in windows, `[images, tokens, C]`; inputs as
+/// [`attention_branch`] lists them.
+fn window_nodes(nodes: &mut Nodes<'_>, normed: &str, map: &WindowMap) -> String {
+    let ([_, width], heads) = (nodes.shape(0).dims(), nodes.shape(5)[1]);
+    let [height, across] = map.map;
+    let layout = format!("map_{height}x{across}_window_{}_shift_{}", map.window, map.shift);
+    let [tokens, depth] = [map.window_tokens(), width / heads];
+
+    let weight = nodes.matrix(3);
+    let qkv = nodes.node("MatMul", &[normed, &weight], &[]);
+    let mut qkv = nodes.reshape(&qkv, &[map.tokens(), 3 * width]);
+    // Padding has only the bias: it gathers a zero row past the last token.
+    if map.is_padded() {
+        qkv = nodes.with_zero_row(&qkv);
+    }
+    let slots = nodes.integers(&format!("{layout}_slots"), &map.slot_token);
+    let qkv = nodes.gather(&qkv, &slots, 1);
+    let bias = nodes.parameter(4);
+    let qkv = nodes.node("Add", &[&qkv, &bias], &[]);
+    let qkv = nodes.reshape(&qkv, &[tokens, 3, heads, depth]);
+    let qkv = nodes.transpose(&qkv, &[2, 0, 3, 1, 4]);
+    let [queries, keys, values] = [0, 1, 2].map(|part| nodes.part(&qkv, part));
+
+    let scale = nodes.constant(&format!("scale_{depth}"), &[], &[(depth as f32).powf(-0.5)]);
+    let queries = nodes.node("Mul", &[&queries, &scale], &[]);
+    let keys = nodes.transpose(&keys, &[0, 1, 3, 2]);
+    let logits = nodes.node("MatMul", &[&queries, &keys], &[]);
+    let table = nodes.parameter(5);
+    let rows = nodes.integers(&format!("positions_{}", map.window), &map.bias_row);
+    let position = nodes.gather(&table, &rows, 0);
+    let position = nodes.reshape(&position, &[tokens, heads]);
+    let position = nodes.transpose(&position, &[2, 0, 1]);
+    let mut logits = nodes.node("Add", &[&logits, &position], &[]);
+    if let Some(mask) = &map.mask {
+        let shape = [map.windows(), 1, tokens, tokens];
+        let mask = nodes.constant(&format!("{layout}_mask"), &shape, mask);
+        logits = nodes.reshape(&logits, &[map.windows(), heads, tokens, tokens]);
+        logits = nodes.node("Add", &[&logits, &mask], &[]);
+        logits = nodes.reshape(&logits, &[heads, tokens, tokens]);
+    }
+    let weights = nodes.softmax(&logits);
+    let context = nodes.node("MatMul", &[&weights, &values], &[]);
+    let context = nodes.transpose(&context, &[0, 2, 1, 3]);
+    let context = nodes.reshape(&context, &[map.slot_token.len(), width]);
+    let slots = nodes.integers(&format!("{layout}_tokens"), &map.token_slot);
+    nodes.gather(&context, &slots, 1)
+}
+
 impl Operation for AttentionBranch {
-    fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        inputs[0]
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        let [rows, width] = inputs[0].dims();
+        let macs = |rows: usize, keys: usize| rows * (4 * width * width + 2 * keys * width);
+        let cost = match &self.mixing {
+            Mixing::Windows { counts, maps } => {
+                let mut cost = Cost::default();
+                for (images, map) in counts.iter().zip(maps) {
+                    let (tokens, slots) = (images * map.tokens(), images * map.slot_token.len());
+                    let keys = map.window_tokens();
+                    cost.macs += macs(tokens, keys) as f64;
+                    cost.padding_macs += (macs(slots, keys) - macs(tokens, keys)) as f64;
+                }
+                cost
+            }
+            Mixing::Plain { .. } => {
+                Cost::products(self.images.iter().map(|&tokens| macs(tokens, tokens)).sum())
+            }
+        };
+        cost.of_branch(rows * width, 5 * rows * width, &self.scales, &self.compute)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let [_, width] = nodes.shape(0).dims();
+        let x = nodes.input(0).to_owned();
+        let normed = nodes.layer_norm(&x, 1, self.eps);
+        let context = match &self.mixing {
+            Mixing::Windows { maps, .. } => window_nodes(nodes, &normed, &maps[0]),
+            Mixing::Plain { .. } => return None,
+        };
+        let context = nodes.reshape(&context, &[width]);
+        let projected = nodes.linear(&context, 6);
+        Some(nodes.node("Add", &[&x, &projected], &[]))
+    }
+
+    fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let parameters = inputs.split_off(1);
         let mut x = inputs.remove(0);
         let attention = self.parameters(&parameters);
         let (segments, scales) = (self.segments(&attention), self.sample_scales());
-        let input = (keep && self.compute.activation_checkpointing).then(|| copy_of(&x));
-        let keep = keep && input.is_none();
-        let kept = with_element!(self.compute.precision, T => {
+        let input = (save && self.compute.activation_checkpointing).then(|| copy_of(&x));
+        let save = save && input.is_none();
+        let saved = with_element!(self.compute.precision, T => {
             let x = values_mut(&mut x);
             let packing = &self.compute.packing;
             let packed = packing.get(self.compute.precision, || attention.pack_weights::<T>());
-            let kept = attention::forward(x, &attention, &packed, &segments, &scales, keep);
-            kept.map(|kept| Box::new(kept) as Kept)
+            let saved = attention::forward(x, &attention, &packed, &segments, &scales, save);
+            saved.map(|saved| Box::new(saved) as Saved)
         });
-        (x, kept.or(input))
+        (x, saved.or(input))
     }
 
     fn backward(
         &self,
-        kept: Kept,
-        parameters: &[FlexTensor],
-        mut gradient: FlexTensor,
+        saved: Saved,
+        parameters: &[Tensor],
+        mut gradient: Tensor,
         _: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
+    ) -> InputGradients {
         let attention = self.parameters(parameters);
         let (segments, scales) = (self.segments(&attention), self.sample_scales());
         let gradients = with_element!(self.compute.precision, T => {
-            let kept = if self.compute.activation_checkpointing {
-                let mut x: Vec<f32> = own(kept);
+            let saved = if self.compute.activation_checkpointing {
+                let mut x: Vec<f32> = own(saved);
                 let packed = attention.pack_weights::<T>();
-                let kept = attention::forward(&mut x, &attention, &packed, &segments, &scales, true);
+                let saved = attention::forward(&mut x, &attention, &packed, &segments, &scales, true);
                 recycle(x);
-                kept.expect("the forward pass was asked to save")
+                saved.expect("the forward pass was asked to save")
             } else {
-                own(kept)
+                own(saved)
             };
             let gradient = values_mut(&mut gradient);
-            attention::backward::<T>(kept, &attention, &segments, &scales, gradient)
+            attention::backward::<T>(saved, &attention, &segments, &scales, gradient)
         });
         let attention::Gradients {
             gamma,

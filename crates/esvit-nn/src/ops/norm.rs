@@ -1,43 +1,24 @@
 //! Layer normalization, L2 normalization, norms and means.
 
-use std::sync::Arc;
-
-use burn::backend::TensorMetadata;
-use burn::backend::flex::FlexTensor;
-use burn::tensor::Tensor;
 use esvit_kernels::{buffer, layer_norm, optimizer, tokens};
 
 use super::Precision;
-use super::extension::{
-    Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, reclaim, values, values_mut,
-};
+use super::cpu::{made, made_like, own, values, values_mut};
 use super::precision::with_element;
+use crate::cost::Cost;
+use crate::onnx::{Attribute, Nodes};
+use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tensor::{Shape, Tensor};
 
 /// Layer normalization of `x [rows, C]` with biased variance; `gamma`, `beta` are `[C]`.
 pub fn layer_norm(
-    x: Tensor<2>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
     eps: f64,
     precision: Precision,
-) -> Tensor<2> {
-    if !has_kernels(&x.device()) {
-        return composed_layer_norm(x, gamma, beta, eps);
-    }
-    let operation = Arc::new(LayerNorm { eps: eps as f32, precision });
-    let inputs = [gamma, beta].map(Tensor::into_dispatch);
-    let [gamma, beta] = inputs;
-    Tensor::from_dispatch(Entry::fused3(operation, x.into_dispatch(), gamma, beta))
-}
-
-/// [`layer_norm()`] composed of the framework's operations.
-pub fn composed_layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, eps: f64) -> Tensor<2> {
-    let width = gamma.dims()[0];
-    let mean = x.clone().mean_dim(1);
-    let centered = x - mean;
-    let variance = centered.clone().square().mean_dim(1);
-    let normalized = centered / (variance + eps).sqrt();
-    normalized * gamma.reshape([1, width]) + beta.reshape([1, width])
+) -> Tensor {
+    apply(LayerNorm { eps: eps as f32, precision }, [x, gamma, beta])
 }
 
 #[derive(Debug)]
@@ -47,33 +28,44 @@ struct LayerNorm {
 }
 
 impl Operation for LayerNorm {
-    fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        inputs[0]
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        Cost::default().saving(inputs[0].numel(), self.precision)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let x = nodes.input(0).to_owned();
+        Some(nodes.layer_norm(&x, 1, self.eps))
+    }
+
+    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let [x, gamma, beta] = [0, 1, 2].map(|i| values(&inputs[i]));
         let mut y = buffer::uninit(x.len());
-        let kept = with_element!(self.precision, T => {
-            layer_norm::forward::<T>(x, gamma, beta, self.eps, &mut y, keep)
-                .map(|kept| Box::new(kept) as Kept)
+        let saved = with_element!(self.precision, T => {
+            layer_norm::forward::<T>(x, gamma, beta, self.eps, &mut y, save)
+                .map(|saved| Box::new(saved) as Saved)
         });
         let y = made_like(y, &inputs[0]);
-        reclaim(inputs.swap_remove(0));
-        (y, kept)
+        (y, saved)
     }
 
     fn backward(
         &self,
-        kept: Kept,
-        parameters: &[FlexTensor],
-        gradient: FlexTensor,
+        saved: Saved,
+        parameters: &[Tensor],
+        gradient: Tensor,
         _: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
+    ) -> InputGradients {
         let dy = values(&gradient);
         let mut dx = buffer::uninit(dy.len());
         let gamma = values(&parameters[0]);
         let (dgamma, dbeta) = with_element!(self.precision, T => {
-            layer_norm::backward::<T>(&own(kept), gamma, dy, &mut dx)
+            layer_norm::backward::<T>(&own(saved), gamma, dy, &mut dx)
         });
         let dx = made_like(dx, &gradient);
-        reclaim(gradient);
         vec![
             Some(dx),
             Some(made_like(dgamma, &parameters[0])),
@@ -83,36 +75,34 @@ impl Operation for LayerNorm {
 }
 
 /// Scales rows to unit L2 norm; norms below `1e-12` count as `1e-12`.
-pub fn l2_normalize(x: Tensor<2>) -> Tensor<2> {
-    if has_kernels(&x.device()) {
-        let operation = Arc::new(UnitRows);
-        return Tensor::from_dispatch(Entry::fused1(operation, x.into_dispatch()));
-    }
-    // Clamps the square, since the root has an infinite gradient at 0.
-    let norm = x.clone().square().sum_dim(1).clamp_min(1e-24).sqrt();
-    x / norm
+pub fn l2_normalize(x: Tensor) -> Tensor {
+    apply(UnitRows, [x])
 }
 
 #[derive(Debug)]
 struct UnitRows;
 
 impl Operation for UnitRows {
-    fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        inputs[0]
+    }
+
+    fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let mut x = inputs.swap_remove(0);
         let width = x.shape()[1];
         let lengths = tokens::l2_normalize(values_mut(&mut x), width);
-        let kept = keep.then(|| Box::new((x.clone(), lengths)) as Kept);
-        (x, kept)
+        let saved = save.then(|| Box::new((x.clone(), lengths)) as Saved);
+        (x, saved)
     }
 
     fn backward(
         &self,
-        kept: Kept,
-        _: &[FlexTensor],
-        mut gradient: FlexTensor,
+        saved: Saved,
+        _: &[Tensor],
+        mut gradient: Tensor,
         _: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
-        let (y, lengths): (FlexTensor, Vec<f32>) = own(kept);
+    ) -> InputGradients {
+        let (y, lengths): (Tensor, Vec<f32>) = own(saved);
         let width = y.shape()[1];
         tokens::l2_normalize_backward(values(&y), &lengths, width, values_mut(&mut gradient));
         vec![Some(gradient)]
@@ -120,37 +110,13 @@ impl Operation for UnitRows {
 }
 
 /// The Euclidean norm of all values, read back to the host.
-pub fn norm(values: &Tensor<1>) -> f64 {
-    let norm: Tensor<1> = if has_kernels(&values.device()) {
-        let values = values.clone().inner().into_dispatch();
-        Tensor::from_dispatch(Entry::fused1(Arc::new(Norm), values))
-    } else {
-        values.clone().inner().square().sum().sqrt()
-    };
-    f64::from(norm.into_scalar::<f32>())
-}
-
-#[derive(Debug)]
-struct Norm;
-
-impl Operation for Norm {
-    fn forward(&self, inputs: Vec<FlexTensor>, _: bool) -> (FlexTensor, Option<Kept>) {
-        (made(vec![optimizer::norm(values(&inputs[0])) as f32], [1]), None)
-    }
+pub fn norm(tensor: &Tensor) -> f64 {
+    f64::from(optimizer::norm(values(tensor)) as f32)
 }
 
 /// Global average pooling of `x [rows, C]` to `[images, C]`: `images` lists the rows of each.
-pub fn global_average_pool(x: Tensor<2>, images: &[usize]) -> Tensor<2> {
-    if has_kernels(&x.device()) {
-        let operation = Arc::new(ImageMeans { images: images.to_vec() });
-        return Tensor::from_dispatch(Entry::fused1(operation, x.into_dispatch()));
-    }
-    let mut first = 0;
-    let means = images.iter().map(|&rows| {
-        first += rows;
-        x.clone().narrow(0, first - rows, rows).mean_dim(0)
-    });
-    Tensor::cat(means.collect(), 0)
+pub fn global_average_pool(x: Tensor, images: &[usize]) -> Tensor {
+    apply(ImageMeans { images: images.to_vec() }, [x])
 }
 
 #[derive(Debug)]
@@ -159,19 +125,27 @@ struct ImageMeans {
 }
 
 impl Operation for ImageMeans {
-    fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
-        let width = inputs[0].shape()[1];
-        let means = tokens::global_average_pool(values(&inputs[0]), width, &self.images);
-        (made(means, [self.images.len(), width]), keep.then(|| Box::new(()) as Kept))
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        let [rows, width] = inputs[0].dims();
+        assert_eq!(rows, self.images.iter().sum::<usize>(), "rows of all images");
+        [self.images.len(), width].into()
     }
 
-    fn backward(
-        &self,
-        _: Kept,
-        _: &[FlexTensor],
-        gradient: FlexTensor,
-        _: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let [rows, width] = nodes.shape(0).dims();
+        let x = nodes.input(0).to_owned();
+        let tokens = nodes.reshape(&x, &[rows, width]);
+        let over = [("axes", Attribute::Integers(&[1])), ("keepdims", Attribute::Integer(0))];
+        Some(nodes.node("ReduceMean", &[&tokens], &over))
+    }
+
+    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
+        let width = inputs[0].shape()[1];
+        let means = tokens::global_average_pool(values(&inputs[0]), width, &self.images);
+        (made(means, [self.images.len(), width]), save.then(|| Box::new(()) as Saved))
+    }
+
+    fn backward(&self, _: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
         let width = gradient.shape()[1];
         let rows = tokens::global_average_pool_backward(values(&gradient), width, &self.images);
         let count = rows.len() / width;

@@ -1,44 +1,26 @@
 //! Patches of images, and patch merging.
 
-use std::sync::Arc;
-
-use burn::backend::TensorMetadata;
-use burn::backend::flex::FlexTensor;
-use burn::tensor::Tensor;
 use esvit_kernels::{merge, tokens};
 
-use super::extension::{
-    Entry, Fused, Kept, Operation, has_kernels, made, made_like, own, reclaim, values,
-};
+use super::cpu::{made, made_like, own, values};
 use super::precision::with_element;
-use super::{Precision, Segment, composed_layer_norm};
-use crate::params::indices;
+use super::{Precision, Segment};
+use crate::cost::Cost;
+use crate::device::Device;
+use crate::onnx::{Attribute, Nodes};
+use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tensor::{Shape, Tensor};
 
 /// Non-overlapping patches of `[B, 3, H, W]` as rows `[B * h * w, 3 * p * p]`, row-major over the
 /// map of `h = H / p` by `w = W / p`; pixels beyond the last whole patch are dropped.
 ///
 /// A row is ordered channel, row, column, as the weight of a convolution of stride `p`.
-pub fn patchify(images: Tensor<4>, patch: usize) -> (Tensor<2>, Segment) {
+pub fn patchify(images: Tensor, patch: usize) -> (Tensor, Segment) {
     let [batch, _, height, width] = images.dims();
     let [h, w] = [height / patch, width / patch];
     let segment = Segment { images: batch, map: [h, w] };
-    if has_kernels(&images.device()) {
-        let operation = Arc::new(Patches { patch, sizes: images.dims() });
-        let rows = Entry::fused1(operation, images.into_dispatch());
-        return (Tensor::from_dispatch(rows), segment);
-    }
-    (composed_patchify(images, patch), segment)
-}
-
-/// [`patchify`] composed of the framework's operations.
-pub fn composed_patchify(images: Tensor<4>, patch: usize) -> Tensor<2> {
-    let [batch, channels, height, width] = images.dims();
-    let [h, w] = [height / patch, width / patch];
-    images
-        .slice([0..batch, 0..channels, 0..h * patch, 0..w * patch])
-        .reshape([batch, channels, h, patch, w, patch])
-        .permute([0, 2, 4, 1, 3, 5])
-        .reshape([batch * h * w, channels * patch * patch])
+    let operation = Patches { patch, sizes: images.dims() };
+    (apply(operation, [images]), segment)
 }
 
 #[derive(Debug)]
@@ -48,20 +30,39 @@ struct Patches {
 }
 
 impl Operation for Patches {
-    fn forward(&self, inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+    fn output(&self, _: &[Shape]) -> Shape {
+        let [batch, channels, height, width] = self.sizes;
+        let patches = (height / self.patch) * (width / self.patch);
+        [batch * patches, channels * self.patch.pow(2)].into()
+    }
+
+    /// A convolution that copies every pixel of a patch to a channel of its own: rows without
+    /// tensors of more than four dimensions.
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let ([_, channels, ..], patch) = (self.sizes, self.patch);
+        let columns = channels * patch * patch;
+        let identity = Tensor::eye(columns, &Device::Cpu).to_vec::<f32>();
+        let filters =
+            nodes.constant("pixels_of_a_patch", &[columns, channels, patch, patch], &identity);
+        let sides = [patch as i64; 2];
+        let attributes = [
+            ("kernel_shape", Attribute::Integers(&sides)),
+            ("strides", Attribute::Integers(&sides)),
+        ];
+        let images = nodes.input(0).to_owned();
+        let maps = nodes.node("Conv", &[&images, &filters], &attributes);
+        let rows = nodes.transpose(&maps, &[0, 2, 3, 1]);
+        Some(nodes.reshape(&rows, &[columns]))
+    }
+
+    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let columns = self.sizes[1] * self.patch * self.patch;
         let rows = tokens::patchify(values(&inputs[0]), self.sizes, self.patch);
         let shape = [rows.len() / columns, columns];
-        (made(rows, shape), keep.then(|| Box::new(()) as Kept))
+        (made(rows, shape), save.then(|| Box::new(()) as Saved))
     }
 
-    fn backward(
-        &self,
-        _: Kept,
-        _: &[FlexTensor],
-        gradient: FlexTensor,
-        _: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
+    fn backward(&self, _: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
         let images = tokens::patchify_backward(values(&gradient), self.sizes, self.patch);
         vec![Some(made(images, self.sizes))]
     }
@@ -72,43 +73,21 @@ impl Operation for Patches {
 /// layer norm with `gamma`, `beta [4 C]` and a linear layer `weight [out, 4 C]` without bias.
 /// Returns rows `[merged rows, out]` and their segments.
 pub fn merge_patches(
-    x: Tensor<2>,
+    x: Tensor,
     segments: &[Segment],
-    [gamma, beta]: [Tensor<1>; 2],
-    weight: Tensor<2>,
+    [gamma, beta]: [Tensor; 2],
+    weight: Tensor,
     eps: f64,
     precision: Precision,
-) -> (Tensor<2>, Vec<Segment>) {
+) -> (Tensor, Vec<Segment>) {
     let halved = segments
         .iter()
         .map(|&Segment { images, map }| Segment { images, map: map.map(|side| side.div_ceil(2)) });
     let halved = halved.collect();
     let neighbors = merging_indices(segments);
-    if !has_kernels(&x.device()) {
-        return (composed_merge(x, &neighbors, [gamma, beta], weight, eps), halved);
-    }
-    let operation = Arc::new(Merge { neighbors, eps: eps as f32, precision });
-    let (gamma, beta) = (gamma.into_dispatch(), beta.into_dispatch());
-    let y = Entry::fused4(operation, x.into_dispatch(), gamma, beta, weight.into_dispatch());
-    (Tensor::from_dispatch(y), halved)
-}
-
-/// [`merge_patches`] composed of the framework's operations, with [`merging_indices`].
-pub fn composed_merge(
-    x: Tensor<2>,
-    neighbors: &[[u32; 4]],
-    [gamma, beta]: [Tensor<1>; 2],
-    weight: Tensor<2>,
-    eps: f64,
-) -> Tensor<2> {
-    let ([rows, width], device) = (x.dims(), x.device());
-    // One zero row for everything outside the maps.
-    let x = Tensor::cat(vec![x, Tensor::zeros([1, width], &device)], 0);
-    let places = neighbors.as_flattened().iter();
-    let places = places.map(|&row| if row == merge::OUTSIDE { rows as i32 } else { row as i32 });
-    let joined = x.select(0, indices(places.collect(), &device));
-    let joined = joined.reshape([neighbors.len(), 4 * width]);
-    composed_layer_norm(joined, gamma, beta, eps).matmul(weight.transpose())
+    let map = segments[0].map;
+    let operation = Merge { neighbors, map, eps: eps as f32, precision };
+    (apply(operation, [x, gamma, beta, weight]), halved)
 }
 
 /// The four rows of `x` that form each merged row; [`merge::OUTSIDE`] beyond the map.
@@ -134,13 +113,15 @@ pub fn merging_indices(segments: &[Segment]) -> Vec<[u32; 4]> {
 
 #[derive(Debug)]
 struct Merge {
+    /// Size of the first segment's maps, to name tables by.
+    map: [usize; 2],
     neighbors: Vec<[u32; 4]>,
     eps: f32,
     precision: Precision,
 }
 
 impl Merge {
-    fn parameters<'a>(&self, inputs: &'a [FlexTensor]) -> merge::Merge<'a> {
+    fn parameters<'a>(&self, inputs: &'a [Tensor]) -> merge::Merge<'a> {
         let [gamma, beta, weight] = [0, 1, 2].map(|i| values(&inputs[i]));
         merge::Merge { gamma, beta, eps: self.eps, weight }
     }
@@ -150,31 +131,55 @@ impl Merge {
 type KeptMerge<T> = (merge::Saved<T>, usize);
 
 impl Operation for Merge {
-    fn forward(&self, mut inputs: Vec<FlexTensor>, keep: bool) -> (FlexTensor, Option<Kept>) {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        [self.neighbors.len(), inputs[3][0]].into()
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        let [outputs, width] = inputs[3].dims();
+        let rows = self.neighbors.len();
+        Cost::products(rows * width * outputs).saving(rows * width, self.precision)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let [rows, width] = nodes.shape(0).dims();
+        let x = nodes.input(0).to_owned();
+        let mut tokens = nodes.reshape(&x, &[rows, width]);
+        let places = self.neighbors.as_flattened();
+        if places.contains(&merge::OUTSIDE) {
+            tokens = nodes.with_zero_row(&tokens);
+        }
+        let places: Vec<i32> = places.iter().map(|&row| (row as usize).min(rows) as i32).collect();
+        let places = nodes.integers(&format!("merge_{}x{}", self.map[0], self.map[1]), &places);
+        let quads = nodes.gather(&tokens, &places, 1);
+        let quads = nodes.reshape(&quads, &[4 * width]);
+        let normed = nodes.layer_norm(&quads, 1, self.eps);
+        let weight = nodes.matrix(3);
+        Some(nodes.node("MatMul", &[&normed, &weight], &[]))
+    }
+
+    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let (x, parameters) = (values(&inputs[0]), self.parameters(&inputs[1..]));
         let rows = inputs[0].shape()[0];
         let shape = [self.neighbors.len(), inputs[3].shape()[0]];
-        let result = with_element!(self.precision, T => {
-            let (y, kept) = merge::forward::<T>(x, &parameters, &self.neighbors, keep);
-            (made(y, shape), kept.map(|kept| -> Kept { Box::<KeptMerge<T>>::new((kept, rows)) }))
-        });
-        reclaim(inputs.swap_remove(0));
-        result
+        with_element!(self.precision, T => {
+            let (y, saved) = merge::forward::<T>(x, &parameters, &self.neighbors, save);
+            (made(y, shape), saved.map(|saved| -> Saved { Box::<KeptMerge<T>>::new((saved, rows)) }))
+        })
     }
 
     fn backward(
         &self,
-        kept: Kept,
-        parameters: &[FlexTensor],
-        gradient: FlexTensor,
+        saved: Saved,
+        parameters: &[Tensor],
+        gradient: Tensor,
         _: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
+    ) -> InputGradients {
         let (merge, dy) = (self.parameters(parameters), values(&gradient));
         let (gradients, rows) = with_element!(self.precision, T => {
-            let (kept, rows): KeptMerge<T> = own(kept);
-            (merge::backward::<T>(kept, &merge, &self.neighbors, dy, rows), rows)
+            let (saved, rows): KeptMerge<T> = own(saved);
+            (merge::backward::<T>(saved, &merge, &self.neighbors, dy, rows), rows)
         });
-        reclaim(gradient);
         vec![
             Some(made(gradients.x, [rows, merge.gamma.len() / 4])),
             Some(made_like(gradients.gamma, &parameters[0])),

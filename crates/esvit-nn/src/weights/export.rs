@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use esvit_weights::{Dtype, Float, Values};
 
 use super::naming::Naming;
-use super::save::{Entry, to_vec};
+use super::save::Entry;
 use crate::Params;
 use crate::ops::WindowMap;
 use crate::params::ParamSpec;
@@ -15,7 +15,7 @@ use crate::params::ParamSpec;
 pub fn exported(params: &Params, naming: Naming, float: Float) -> Vec<Entry> {
     let mut tensors = Vec::new();
     for (spec, value) in params.iter() {
-        tensors.extend(parts(spec, value, naming, float));
+        tensors.extend(parts(spec, &value, naming, float));
         if let Some(block) = spec.name.strip_suffix(".relative_position_bias_table") {
             let window = spec.shape[0].isqrt().div_ceil(2);
             tensors.extend(positions(block, window, naming));
@@ -27,7 +27,7 @@ pub fn exported(params: &Params, naming: Naming, float: Float) -> Vec<Entry> {
 /// The tensors that hold a parameter: equal parts of its rows.
 fn parts(
     spec: &ParamSpec,
-    value: &burn::tensor::Tensor<1>,
+    value: &crate::tensor::Tensor,
     naming: Naming,
     float: Float,
 ) -> Vec<Entry> {
@@ -36,9 +36,9 @@ fn parts(
     shape[0] /= names.len();
     let len: usize = shape.iter().product();
     let part = |(index, name): (usize, String)| {
-        let value = value.clone().inner();
+        let value = value.clone().detach();
         let values = move || {
-            let mut values = to_vec(&value);
+            let mut values = value.to_vec::<f32>();
             values.drain(..index * len);
             values.truncate(len);
             Ok(Values::F32(Cow::Owned(values)))

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use burn::tensor::Device;
+use crate::device::Device;
 use esvit_weights::WeightsFile;
 
 use super::naming::Naming;
 use super::recognize::{self, Location, networks};
 use super::{WeightsError, resize};
 use crate::SwinConfig;
-use crate::params::{ParamSpec, Params};
+use crate::params::{ParamList, ParamSpec, Params};
 
 /// The network to take from a file that holds several.
 const PREFERRED: &str = "teacher";
@@ -120,7 +120,7 @@ impl<'a> StoredNetwork<'a> {
     /// network that are neither in `specs` nor to be ignored.
     pub fn load(
         &self,
-        specs: &Arc<[ParamSpec]>,
+        specs: &Arc<ParamList>,
         device: &Device,
         mut other: impl FnMut(&ParamSpec) -> Option<Vec<f32>>,
     ) -> Result<(Params, Report), WeightsError> {

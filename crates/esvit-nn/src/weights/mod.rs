@@ -18,7 +18,7 @@ pub use export::exported;
 pub use load::{Report, StoredNetwork, reason};
 pub use naming::Naming;
 pub use recognize::{Location, networks};
-pub use save::{Entry, METADATA_KEY, entries, entry, save, to_vec, write_error};
+pub use save::{Entry, METADATA_KEY, entries, entry, save, write_error};
 
 /// Number of differing tensors that an error lists.
 const LISTED_DIFFERENCES: usize = 12;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use burn::tensor::Tensor;
+use crate::tensor::Tensor;
 use esvit_weights::{Dtype, Values, WriteError, write_safetensors};
 
 use crate::params::Params;
@@ -15,15 +15,10 @@ pub const METADATA_KEY: &str = "esvit";
 /// A named tensor to write; its values are read from the device when it is written.
 pub type Entry = (String, esvit_weights::Tensor<'static>);
 
-/// The values of a tensor, row-major.
-pub fn to_vec<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
-    tensor.to_data().try_to_vec().expect("the tensor holds f32")
-}
-
 /// A tensor of `shape` with flat values.
-pub fn entry(name: impl Into<String>, shape: &[usize], values: &Tensor<1>) -> Entry {
-    let values = values.clone().inner();
-    let values = move || Ok(Values::F32(Cow::Owned(to_vec(&values))));
+pub fn entry(name: impl Into<String>, shape: &[usize], values: &Tensor) -> Entry {
+    let values = values.clone().detach();
+    let values = move || Ok(Values::F32(Cow::Owned(values.to_vec())));
     (name.into(), esvit_weights::Tensor::new(shape, Dtype::F32, values))
 }
 
@@ -31,7 +26,7 @@ pub fn entry(name: impl Into<String>, shape: &[usize], values: &Tensor<1>) -> En
 pub fn entries(prefix: &str, params: &Params) -> Vec<Entry> {
     params
         .iter()
-        .map(|(spec, value)| entry(format!("{prefix}{}", spec.name), &spec.shape, value))
+        .map(|(spec, value)| entry(format!("{prefix}{}", spec.name), &spec.shape, &value))
         .collect()
 }
 

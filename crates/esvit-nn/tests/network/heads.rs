@@ -20,7 +20,7 @@ pub(super) fn network(region: bool) -> (Network, Params) {
 #[test]
 fn crops_at_once_and_alone() {
     let (network, params) = network(true);
-    let crops: Vec<Tensor<4>> = (0..4)
+    let crops: Vec<Tensor> = (0..4)
         .map(|i| images(1000 + i, [2, 3, [16, 8][i as usize / 2], [16, 12][i as usize / 2]]))
         .collect();
     let pass = ForwardCtx::eval();
@@ -28,7 +28,8 @@ fn crops_at_once_and_alone() {
     let region = together.region.unwrap();
     assert_eq!(region.tokens, [16, 16, 6, 6]);
     let (mut rows, mut region_rows) = (0, 0);
-    let part = |whole: Tensor<2>, first: usize, rows: usize| to_vec(&whole.narrow(0, first, rows));
+    let part =
+        |whole: Tensor, first: usize, rows: usize| whole.narrow(0, first, rows).to_vec::<f32>();
     for (crop, tokens) in crops.iter().zip([16, 16, 6, 6]) {
         let alone = network.forward(&params, std::slice::from_ref(crop), &pass);
         let of_region = alone.region.unwrap();
@@ -45,7 +46,7 @@ fn crops_at_once_and_alone() {
             ),
         ] {
             let found = part(found.clone(), at[0], at[1]);
-            assert_alike(what, &found, &to_vec(expected), 1e-5);
+            assert_alike(what, &found, &expected.to_vec::<f32>(), 1e-5);
         }
         (rows, region_rows) = (rows + 2, region_rows + 2 * tokens);
         // The dense head on the tokens, the other on their mean.
@@ -65,11 +66,11 @@ fn crops_at_once_and_alone() {
             ("head_dense", &of_region.features, &of_region.logits),
         ] {
             let named = Named(&params);
-            let own = Params::from_fn(&specs, &Device::flex(), |spec| {
-                to_vec(&named.vector(&format!("{name}.{}", spec.name)))
+            let own = Params::from_fn(&specs, &Device::Cpu, |spec| {
+                named.vector(&format!("{name}.{}", spec.name)).to_vec::<f32>()
             });
             let found = head.forward(&own, features.clone(), &pass);
-            assert_eq!(to_vec(&found.matrix()), to_vec(&expected.matrix()), "{name}");
+            assert_eq!(found.matrix().to_vec::<f32>(), expected.matrix().to_vec::<f32>(), "{name}");
         }
     }
     assert!(network.has_region_head() && network.prototypes() == 7);
@@ -97,17 +98,17 @@ fn logits_by_their_definition() {
             product / norm * f64::from(hashed(3, prototypes)[k] + 2.0)
         })
         .collect();
-    assert_close("matrix", &to_vec(&logits.matrix()), &expected, 1e-6);
+    assert_close("matrix", &logits.matrix().to_vec::<f32>(), &expected, 1e-6);
     let mean: Vec<f64> = (0..prototypes)
         .map(|k| expected.iter().skip(k).step_by(prototypes).sum::<f64>() / rows as f64)
         .collect();
-    assert_close("mean", &to_vec(&logits.mean()), &mean, 1e-6);
+    assert_close("mean", &logits.mean().to_vec::<f32>(), &mean, 1e-6);
     assert_eq!((logits.rows(), logits.prototypes()), (rows, prototypes));
     let matrix = hashed_tensor(4, [3, 4]);
     let same = PrototypeLogits::from_matrix(matrix.clone());
-    assert_alike("same", &to_vec(&same.matrix()), &to_vec(&matrix), 1e-6);
-    let mean = to_vec(&matrix.mean_dim(0));
-    assert_alike("its mean", &to_vec(&same.mean()), &mean, 1e-6);
+    assert_alike("same", &same.matrix().to_vec::<f32>(), &matrix.to_vec::<f32>(), 1e-6);
+    let mean = matrix.mean_dim(0).to_vec::<f32>();
+    assert_alike("its mean", &same.mean().to_vec::<f32>(), &mean, 1e-6);
 }
 
 /// Means and unbiased variances of the batch, a tenth of which goes into the running ones; these
@@ -127,22 +128,20 @@ fn running_statistics_of_the_head() {
     let head = Head::new(&mut registry.root(), 2, &config);
     let mut params = fill(&registry.finish(), 10);
     let specs = params.specs().clone();
-    for (spec, value) in specs.iter().zip(params.values_mut()) {
-        if spec.role == Role::Buffer {
-            *value = value.clone() + 0.5;
-        }
+    for (index, _) in specs.iter().enumerate().filter(|(_, spec)| spec.role == Role::Buffer) {
+        params.set(index, &(params.value(index) + 0.5).to_vec());
     }
     let x = hashed_tensor(1, [ROWS, 2]) * 2.0;
     let named = Named(&params);
-    let LinearValues { weight, bias } = named.linear("mlp.0", 2);
-    let hidden = to_vec(&ops::composed_linear(x.clone(), weight, bias, Activation::None));
+    let hidden = composed::linear(x.clone(), named.linear("mlp.0", 2), Activation::None);
+    let hidden = hidden.to_vec::<f32>();
     let column = |k: usize| hidden[k..].iter().step_by(3).map(|&v| f64::from(v));
     let mean: Vec<f64> = (0..3).map(|k| column(k).sum::<f64>() / ROWS as f64).collect();
     let squares: Vec<f64> =
         (0..3).map(|k| column(k).map(|v| (v - mean[k]).powi(2)).sum::<f64>()).collect();
 
     let [gamma, beta] =
-        ["weight", "bias"].map(|part| to_vec(&named.vector(&format!("mlp.1.{part}"))));
+        ["weight", "bias"].map(|part| named.vector(&format!("mlp.1.{part}")).to_vec::<f32>());
     let embedded = |mean: &[f64], variance: &[f64]| -> Vec<f64> {
         let normed: Vec<f32> = hidden
             .iter()
@@ -153,9 +152,9 @@ fn running_statistics_of_the_head() {
                 (unit * f64::from(gamma[k]) + f64::from(beta[k])) as f32
             })
             .collect();
-        let normed = tensor(normed, [ROWS, 3], &Device::flex());
-        let LinearValues { weight, bias } = named.linear("mlp.3", 3);
-        let z = to_vec(&ops::composed_linear(normed, weight, bias, Activation::Gelu));
+        let normed = Tensor::new(normed, [ROWS, 3], &Device::Cpu);
+        let z = composed::linear(normed, named.linear("mlp.3", 3), Activation::Gelu);
+        let z = z.to_vec::<f32>();
         z.chunks_exact(2)
             .flat_map(|row| {
                 let length = f64::from(row[0]).hypot(f64::from(row[1]));
@@ -165,24 +164,29 @@ fn running_statistics_of_the_head() {
     };
     let variance: Vec<f64> = squares.iter().map(|sum| sum / ROWS as f64).collect();
     for pass in [ForwardCtx::teacher(), ForwardCtx::student(KEY)] {
-        let found = to_vec(&head.embed(&params, x.clone(), &pass));
+        let found = head.embed(&params, x.clone(), &pass).to_vec::<f32>();
         assert_close("training", &found, &embedded(&mean, &variance), 2e-5);
         let mut after = params.clone();
         after.set_buffers(pass.into_statistics());
         let after = Named(&after);
         let running = |old: f64, new: f64| 0.9 * old + 0.1 * new;
         let expected: Vec<f64> = mean.iter().map(|&mean| running(0.5, mean)).collect();
-        assert_close("mean", &to_vec(&after.vector("mlp.1.running_mean")), &expected, 1e-6);
+        assert_close("mean", &after.vector("mlp.1.running_mean").to_vec::<f32>(), &expected, 1e-6);
         let expected: Vec<f64> =
             squares.iter().map(|sum| running(1.5, sum / (ROWS - 1) as f64)).collect();
-        assert_close("variance", &to_vec(&after.vector("mlp.1.running_var")), &expected, 1e-6);
+        assert_close(
+            "variance",
+            &after.vector("mlp.1.running_var").to_vec::<f32>(),
+            &expected,
+            1e-6,
+        );
     }
     let pass = ForwardCtx::eval();
-    let found = to_vec(&head.embed(&params, x.clone(), &pass));
+    let found = head.embed(&params, x.clone(), &pass).to_vec::<f32>();
     assert_close("evaluation", &found, &embedded(&[0.5; 3], &[1.5; 3]), 2e-5);
     assert!(pass.into_statistics().is_empty());
     let one = ForwardCtx::teacher();
     head.embed(&params, x.narrow(0, 0, 1), &one);
-    let finite = |(_, value): (_, Tensor<1>)| to_vec(&value).iter().all(|v| v.is_finite());
+    let finite = |(_, value): (_, Tensor)| value.to_vec::<f32>().iter().all(|v| v.is_finite());
     assert!(one.into_statistics().into_iter().all(finite), "of one row");
 }

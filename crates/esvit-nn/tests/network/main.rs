@@ -8,18 +8,17 @@ mod swin;
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
     self, Activation, AttentionValues, Compute, LinearValues, NormValues, Pairs, Precision,
     PrototypeLogits, Segment, WindowMap,
 };
-use esvit_nn::params::{Init, Registry, Role, tensor, vector};
-use esvit_nn::weights::to_vec;
-use esvit_nn::{ForwardCtx, Network, Params, Swin, SwinConfig};
+use esvit_nn::params::{Init, Registry, Role};
+use esvit_nn::{Device, Tensor};
+use esvit_nn::{ForwardCtx, Network, Params, Swin, SwinConfig, Tape};
 use esvit_testing::{
-    assert_alike, assert_close, fill, hashed, hashed_tensor, hashed_times, tiny_swin,
+    assert_alike, assert_close, composed, fill, hashed, hashed_tensor, hashed_times, tiny_swin,
 };
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, micro_batch: 1 };
@@ -36,23 +35,23 @@ fn swin() -> (Swin, Params) {
     (swin, fill(&registry.finish(), 0))
 }
 
-fn images(stream: u32, shape: [usize; 4]) -> Tensor<4> {
+fn images(stream: u32, shape: [usize; 4]) -> Tensor {
     let len = shape.iter().product();
-    tensor(hashed_times(stream, len, 3f64.sqrt()), shape, &Device::flex())
+    Tensor::new(hashed_times(stream, len, 3f64.sqrt()), shape, &Device::Cpu)
 }
 
 /// One parameter by its name.
 struct Named<'a>(&'a Params);
 
 impl Named<'_> {
-    fn vector(&self, name: &str) -> Tensor<1> {
+    fn vector(&self, name: &str) -> Tensor {
         let found = self.0.iter().find(|(spec, _)| spec.name == name);
         found.unwrap_or_else(|| panic!("{name}")).1.clone()
     }
 
-    fn matrix(&self, name: &str, columns: usize) -> Tensor<2> {
+    fn matrix(&self, name: &str, columns: usize) -> Tensor {
         let values = self.vector(name);
-        let rows = values.dims()[0] / columns;
+        let rows = values.shape()[0] / columns;
         values.reshape([rows, columns])
     }
 

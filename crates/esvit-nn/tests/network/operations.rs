@@ -7,19 +7,19 @@ use super::*;
 #[test]
 fn rows_by_their_definition() {
     let x = hashed_tensor(1, [6, 4]) * 3.0;
-    let values: Vec<f64> = to_vec(&x).iter().map(|&v| v.into()).collect();
+    let values: Vec<f64> = x.to_vec::<f32>().iter().map(|&v| v.into()).collect();
     let norm = |row: &[f64]| row.iter().map(|v| v * v).sum::<f64>().sqrt();
     let unit: Vec<f64> = values
         .chunks_exact(4)
         .flat_map(|row| row.iter().map(|v| v / norm(row)).collect::<Vec<_>>())
         .collect();
-    assert_close("unit rows", &to_vec(&ops::l2_normalize(x.clone())), &unit, 1e-6);
+    assert_close("unit rows", &ops::l2_normalize(x.clone()).to_vec::<f32>(), &unit, 1e-6);
     let total = ops::norm(&x.clone().reshape([24]));
     assert!((total / norm(&values) - 1.0).abs() < 1e-6);
     let segments = [Segment { images: 1, map: [1, 2] }, Segment { images: 1, map: [2, 2] }];
     assert_eq!(ops::tokens_per_image(&segments), [2, 4]);
     let expected: Vec<f64> = means(&x, &segments).iter().map(|&v| v.into()).collect();
-    assert_close("means", &to_vec(&ops::global_average_pool(x, &[2, 4])), &expected, 1e-6);
+    assert_close("means", &ops::global_average_pool(x, &[2, 4]).to_vec::<f32>(), &expected, 1e-6);
 }
 
 /// Weights whose naming is kept give the same, until a value changes.
@@ -27,15 +27,14 @@ fn rows_by_their_definition() {
 fn kept_layouts_follow_the_values() {
     let (swin, params) = swin();
     let input = images(1000, [1, 3, 16, 16]);
-    let view =
-        |params: &Params| to_vec(&swin.forward(params, input.clone(), &ForwardCtx::eval()).view);
+    let view = |params: &Params| {
+        swin.forward(params, input.clone(), &ForwardCtx::eval()).view.to_vec::<f32>()
+    };
     let expected = view(&params);
     let mut kept = params.clone().for_inference();
     assert_eq!([view(&kept), view(&kept)], [expected.clone(), expected.clone()]);
     let doubled = |params: &mut Params| {
-        for value in params.values_mut() {
-            *value = value.clone() * 1.1;
-        }
+        *params.flat_mut() = params.flat().clone() * 1.1;
     };
     let mut other = params.clone();
     doubled(&mut other);
@@ -46,7 +45,7 @@ fn kept_layouts_follow_the_values() {
     let kept = params.clone().for_inference();
     let bf16 = |params: &Params| {
         let pass = ForwardCtx::eval().with_precision(Precision::Bf16);
-        to_vec(&swin.forward(params, input.clone(), &pass).view)
+        swin.forward(params, input.clone(), &pass).view.to_vec::<f32>()
     };
     assert_eq!(
         [view(&kept), bf16(&kept), view(&kept)],
@@ -59,17 +58,17 @@ fn kept_layouts_follow_the_values() {
 /// transposed ones as they are.
 #[test]
 fn inputs_are_left_alone() {
-    let device = Device::flex();
+    let device = Device::Cpu;
     let whole = hashed_tensor(1, [9, 4]);
-    let before = to_vec(&whole);
+    let before = whole.to_vec::<f32>();
     let norm = || NormValues {
-        gamma: vector(hashed(2, 4), &device),
-        beta: vector(hashed(3, 4), &device),
+        gamma: Tensor::from_vec(hashed(2, 4), &device),
+        beta: Tensor::from_vec(hashed(3, 4), &device),
         eps: 1e-6,
     };
     let linear = |stream, [outputs, inputs]: [usize; 2]| LinearValues {
         weight: hashed_tensor(stream, [outputs, inputs]),
-        bias: vector(hashed(stream + 1, outputs), &device),
+        bias: Tensor::from_vec(hashed(stream + 1, outputs), &device),
     };
     let segments = [Segment { images: 2, map: [2, 2] }];
     let windows = [Arc::new(WindowMap::new([2, 2], 2, 0))];
@@ -84,17 +83,17 @@ fn inputs_are_left_alone() {
     let compute = Compute::default;
     // Rows 1 to 8, and the columns of a transposed matrix.
     for x in [whole.clone().narrow(0, 1, 8), hashed_tensor(20, [4, 8]).transpose()] {
-        let copy: Tensor<2> = tensor(to_vec(&x), [8, 4], &device);
+        let copy: Tensor = Tensor::new(x.to_vec::<f32>(), [8, 4], &device);
         for (what, found, expected) in [
             (
                 "attention",
                 ops::attention_branch(x.clone(), &segments, &windows, layers(), None, compute()),
-                ops::composed_attention_branch(copy.clone(), &segments, &windows, layers(), None),
+                composed::attention_branch(copy.clone(), &segments, &windows, layers(), None),
             ),
             (
                 "mlp",
                 ops::mlp_branch(x.clone(), &segments, norm(), mlp(), gelu, None, compute()),
-                ops::composed_mlp_branch(copy.clone(), &segments, norm(), mlp(), gelu, None),
+                composed::mlp_branch(copy.clone(), &segments, norm(), mlp(), gelu, None),
             ),
             (
                 "unit rows",
@@ -102,11 +101,11 @@ fn inputs_are_left_alone() {
                 copy.clone() / copy.clone().square().sum_dim(1).sqrt(),
             ),
         ] {
-            assert_alike(what, &to_vec(&found), &to_vec(&expected), 1e-5);
-            assert_eq!(to_vec(&x), to_vec(&copy), "{what}");
+            assert_alike(what, &found.to_vec::<f32>(), &expected.to_vec::<f32>(), 1e-5);
+            assert_eq!(x.to_vec::<f32>(), copy.to_vec::<f32>(), "{what}");
         }
     }
-    assert_eq!(to_vec(&whole), before);
+    assert_eq!(whole.to_vec::<f32>(), before);
 }
 
 /// Relative difference of two lists, by their lengths.
@@ -122,21 +121,21 @@ fn far(found: &[f32], expected: &[f32]) -> f64 {
 /// f32, and at least one of them is not the same. Blocks that are computed again give the same bits.
 #[test]
 fn bf16_is_near_f32_in_every_operation() {
-    let device = Device::flex();
+    let device = Device::Cpu;
     let segments = [Segment { images: 2, map: [3, 4] }, Segment { images: 1, map: [2, 2] }];
     let windows: Vec<Arc<WindowMap>> =
         segments.iter().map(|s| Arc::new(WindowMap::new(s.map, 2, 1))).collect();
     let [rows, width] = [28, 8];
     let small = (width as f64).powf(-0.5);
-    type Function<'a> = Box<dyn Fn(&[Tensor<1>], Precision, bool) -> Tensor<1> + 'a>;
-    let x = |v: &[Tensor<1>]| v[0].clone().reshape([rows, width]);
-    let norm = |v: &[Tensor<1>]| NormValues { gamma: v[0].clone(), beta: v[1].clone(), eps: 1e-6 };
-    let linear = |v: &[Tensor<1>], inputs: usize| LinearValues {
-        weight: v[0].clone().reshape([v[1].dims()[0], inputs]),
+    type Function<'a> = Box<dyn Fn(&[Tensor], Precision, bool) -> Tensor + 'a>;
+    let x = |v: &[Tensor]| v[0].clone().reshape([rows, width]);
+    let norm = |v: &[Tensor]| NormValues { gamma: v[0].clone(), beta: v[1].clone(), eps: 1e-6 };
+    let linear = |v: &[Tensor], inputs: usize| LinearValues {
+        weight: v[0].clone().reshape([v[1].shape()[0], inputs]),
         bias: v[1].clone(),
     };
-    let flat = |x: Tensor<2>| {
-        let len = x.shape().num_elements();
+    let flat = |x: Tensor| {
+        let len = x.numel();
         x.reshape([len])
     };
     let compute = |precision, activation_checkpointing| Compute {
@@ -273,15 +272,16 @@ fn bf16_is_near_f32_in_every_operation() {
     ];
     for (what, data, function) in &operations {
         let run = |precision, again| -> Vec<Vec<f32>> {
-            let inputs: Vec<Tensor<1>> = data
+            let tape = Tape::new();
+            let inputs: Vec<Tensor> = data
                 .iter()
-                .map(|values| vector(values.clone(), &device).autodiff().require_grad())
+                .map(|values| tape.watch(Tensor::from_vec(values.clone(), &device)))
                 .collect();
             let output = function(&inputs, precision, again);
-            let projection = vector(hashed(40, output.dims()[0]), &device).autodiff();
-            let gradients = (output.clone() * projection).sum().backward();
-            let mut results = vec![to_vec(&output.inner())];
-            results.extend(inputs.iter().map(|input| to_vec(&input.grad(&gradients).unwrap())));
+            let projection = Tensor::from_vec(hashed(40, output.shape()[0]), &device);
+            let gradients = tape.backward(&(output.clone() * projection).sum());
+            let mut results = vec![output.detach().to_vec::<f32>()];
+            results.extend(inputs.iter().map(|input| gradients.of(input).unwrap().to_vec::<f32>()));
             results
         };
         let expected = run(Precision::F32, false);

@@ -3,28 +3,28 @@
 use super::heads::network;
 use super::*;
 
-/// What each block gives, and the last map under the final norm, of the framework's own operations.
+/// What each block gives, and the last map under the final norm, of plain operations.
 struct ByHand {
-    blocks: Vec<Tensor<2>>,
+    blocks: Vec<Tensor>,
     segments: Vec<Segment>,
-    last: Tensor<2>,
+    last: Tensor,
 }
 
 /// The network written out: block `i` of 3 is dropped at `DROP_PATH * i / 2`, its branches by the
 /// numbers `2 i` and `2 i + 1`; the second block of the first stage is shifted by half a window. By
-/// the framework's operations, or by the kernels in a precision.
+/// plain operations, or by the kernels in a precision.
 fn by_hand(
     params: &Params,
-    inputs: &[Tensor<4>],
+    inputs: &[Tensor],
     pass: &ForwardCtx,
     precision: Option<Precision>,
 ) -> ByHand {
     let named = Named(params);
-    let norm = |x: Tensor<2>, name: &str| {
-        let NormValues { gamma, beta, eps } = named.norm(name);
+    let norm = |x: Tensor, name: &str| {
+        let norm = named.norm(name);
         match precision {
-            None => ops::composed_layer_norm(x, gamma, beta, eps),
-            Some(precision) => ops::layer_norm(x, gamma, beta, eps, precision),
+            None => composed::layer_norm(x, norm),
+            Some(precision) => ops::layer_norm(x, norm.gamma, norm.beta, norm.eps, precision),
         }
     };
     let compute = || precision.map(|precision| Compute { precision, ..Compute::default() });
@@ -35,15 +35,16 @@ fn by_hand(
             Segment { images: count, map: [height / 2, width / 2] }
         })
         .collect();
-    let patches = inputs.iter().map(|images| ops::composed_patchify(images.clone(), 2)).collect();
-    let LinearValues { weight, bias } = named.linear("patch_embed.proj", 12);
+    let patches = inputs.iter().map(|images| composed::patchify(images.clone(), 2)).collect();
+    let proj = named.linear("patch_embed.proj", 12);
     let patches = Tensor::cat(patches, 0);
+    let none = Activation::None;
     let rows = match precision {
-        None => ops::composed_linear(patches, weight, bias, Activation::None),
-        Some(precision) => ops::linear(patches, weight, bias, Activation::None, precision),
+        None => composed::linear(patches, proj, none),
+        Some(precision) => ops::linear(patches, proj.weight, proj.bias, none, precision),
     };
     let mut rows = norm(rows, "patch_embed.norm");
-    let images = inputs.iter().map(|images| images.dims()[0]).sum();
+    let images = inputs.iter().map(|images| images.shape()[0]).sum();
     let mut blocks = Vec::new();
     for (index, (stage, block, window, shift)) in
         [(0, 0, 4, 0), (0, 1, 4, 2), (1, 0, 4, 0)].into_iter().enumerate()
@@ -51,14 +52,13 @@ fn by_hand(
         let width = 8 << stage;
         if stage == 1 {
             let name = "layers.0.downsample";
-            let NormValues { gamma, beta, eps } = named.norm(&format!("{name}.norm"));
+            let norm = named.norm(&format!("{name}.norm"));
             let weight = named.matrix(&format!("{name}.reduction.weight"), 32);
-            let norm = [gamma, beta];
             rows = match precision {
-                None => {
-                    ops::composed_merge(rows, &ops::merging_indices(&segments), norm, weight, eps)
-                }
+                None => composed::merge(rows, &ops::merging_indices(&segments), norm, weight),
                 Some(precision) => {
+                    let NormValues { gamma, beta, eps } = norm;
+                    let norm = [gamma, beta];
                     ops::merge_patches(rows, &segments, norm, weight, eps, precision).0
                 }
             };
@@ -82,7 +82,7 @@ fn by_hand(
         let index = index as u64;
         let dropped = scales(2 * index);
         rows = match compute() {
-            None => ops::composed_attention_branch(rows, &segments, &windows, layers, dropped),
+            None => composed::attention_branch(rows, &segments, &windows, layers, dropped),
             Some(how) => ops::attention_branch(rows, &segments, &windows, layers, dropped, how),
         };
         let layers =
@@ -90,7 +90,7 @@ fn by_hand(
         let (norm, gelu) = (named.norm(&name("norm2")), Activation::Gelu);
         let dropped = scales(2 * index + 1);
         rows = match compute() {
-            None => ops::composed_mlp_branch(rows, &segments, norm, layers, gelu, dropped),
+            None => composed::mlp_branch(rows, &segments, norm, layers, gelu, dropped),
             Some(how) => ops::mlp_branch(rows, &segments, norm, layers, gelu, dropped, how),
         };
         blocks.push(rows.clone());
@@ -99,9 +99,9 @@ fn by_hand(
 }
 
 /// The mean row of every image, by its definition.
-pub(super) fn means(rows: &Tensor<2>, segments: &[Segment]) -> Vec<f32> {
-    let width = rows.dims()[1];
-    let values = to_vec(rows);
+pub(super) fn means(rows: &Tensor, segments: &[Segment]) -> Vec<f32> {
+    let width = rows.shape()[1];
+    let values = rows.to_vec::<f32>();
     let mut found = Vec::new();
     let mut first = 0;
     for segment in segments {
@@ -128,9 +128,9 @@ fn a_network_is_its_layers() {
         let expected = by_hand(&params, &inputs, &pass(), None);
         let found = swin.features(&params, inputs.to_vec(), &pass());
         assert_eq!(found.segments, expected.segments);
-        assert_alike("region", &to_vec(&found.region), &to_vec(&expected.last), 1e-5);
+        assert_alike("region", &found.region.to_vec::<f32>(), &expected.last.to_vec::<f32>(), 1e-5);
         let view = means(&expected.last, &expected.segments);
-        assert_alike("view", &to_vec(&found.view), &view, 1e-5);
+        assert_alike("view", &found.view.to_vec::<f32>(), &view, 1e-5);
     }
 }
 
@@ -141,19 +141,20 @@ fn every_layer_has_the_precision_of_the_pass() {
     let input = images(1001, [2, 3, 11, 14]);
     for precision in [Precision::F32, Precision::Bf16] {
         let run = |found: bool, recompute: bool| -> (Vec<f32>, Vec<Vec<f32>>) {
-            let params = params.tracked();
+            let tape = Tape::new();
+            let params = params.tracked(&tape);
             let mut pass = ForwardCtx::student(KEY).with_precision(precision);
             pass.activation_checkpointing = recompute;
-            let input = input.clone().autodiff();
+            let input = input.clone();
             let rows = if found {
                 swin.features(&params, vec![input], &pass).region
             } else {
                 by_hand(&params, &[input], &pass, Some(precision)).last
             };
-            let values = to_vec(&rows.clone().inner());
-            let projection = hashed_tensor(40, rows.dims()).autodiff();
-            let gradients = (rows * projection).sum().backward();
-            let gradient = |value: &Tensor<1>| to_vec(&value.grad(&gradients).unwrap());
+            let values = rows.clone().detach().to_vec::<f32>();
+            let projection = hashed_tensor::<2>(40, rows.dims());
+            let gradients = tape.backward(&(rows * projection).sum());
+            let gradient = |value: &Tensor| gradients.of(value).unwrap().to_vec::<f32>();
             (values, params.values().iter().map(gradient).collect())
         };
         let expected = run(false, false);
@@ -213,14 +214,14 @@ fn features_of_blocks_and_stages() {
         .into_iter()
         .flat_map(|image| [&of_first[8 * image..][..8], &of_last[16 * image..][..16]].concat())
         .collect();
-    assert_alike("last blocks", &to_vec(&found), &joined, 1e-5);
+    assert_alike("last blocks", &found.to_vec::<f32>(), &joined, 1e-5);
 
     let found = swin.stage_features(&params, input.clone(), 0, &pass).unwrap();
     assert_eq!((found.map, found.region.dims()), ([5, 7], [2, 35, 8]));
-    assert_alike("stage", &to_vec(&found.region), &to_vec(&expected.blocks[1]), 1e-5);
-    assert_alike("its mean", &to_vec(&found.view), &of_first, 1e-5);
+    assert_alike("stage", &found.region.to_vec::<f32>(), &expected.blocks[1].to_vec::<f32>(), 1e-5);
+    assert_alike("its mean", &found.view.to_vec::<f32>(), &of_first, 1e-5);
     let found = swin.stage_features(&params, input.clone(), 1, &pass).unwrap();
-    assert_alike("last stage", &to_vec(&found.region), &to_vec(&expected.last), 1e-5);
+    assert_alike("last stage", &found.region.to_vec::<f32>(), &expected.last.to_vec::<f32>(), 1e-5);
     assert!(swin.stage_features(&params, input, 2, &pass).is_none());
 }
 
@@ -232,16 +233,17 @@ fn attention_of_every_block() {
     let input = images(1001, [2, 3, 11, 14]);
     let mut seen = Vec::new();
     swin.attentions(&params, input.clone(), 0..9, |block, weights, windows| {
-        assert_eq!(weights.dims()[0], 2 * windows.windows());
+        assert_eq!(weights.shape()[0], 2 * windows.windows());
         let side = windows.window_tokens();
         assert!(
-            to_vec(&weights)
+            weights
+                .to_vec::<f32>()
                 .chunks_exact(side)
                 .all(|row| { (row.iter().sum::<f32>() - 1.0).abs() < 1e-5 })
         );
         let (alone, _) = swin.attention(&params, input.clone(), block).unwrap();
-        assert_eq!(to_vec(&alone), to_vec(&weights));
-        seen.push((block, windows.map, windows.window, windows.shift, weights.dims()[1]));
+        assert_eq!(alone.to_vec::<f32>(), weights.to_vec::<f32>());
+        seen.push((block, windows.map, windows.window, windows.shift, weights.shape()[1]));
     });
     assert_eq!(seen, [(0, [5, 7], 4, 0, 1), (1, [5, 7], 4, 2, 1), (2, [3, 4], 4, 0, 2)]);
     let mut seen = Vec::new();
@@ -253,18 +255,14 @@ fn attention_of_every_block() {
     let named = Named(&params);
     let first = by_hand(&params, std::slice::from_ref(&input), &ForwardCtx::eval(), None);
     let (weights, windows) = swin.attention(&params, input.clone(), 0).unwrap();
-    let LinearValues { weight, bias } = named.linear("patch_embed.proj", 12);
-    let patches = ops::composed_patchify(input, 2);
-    let x = ops::composed_linear(patches, weight, bias, Activation::None);
-    let norm = |x: Tensor<2>, name: &str| {
-        let NormValues { gamma, beta, eps } = named.norm(name);
-        ops::composed_layer_norm(x, gamma, beta, eps)
-    };
+    let patches = composed::patchify(input, 2);
+    let x = composed::linear(patches, named.linear("patch_embed.proj", 12), Activation::None);
+    let norm = |x: Tensor, name: &str| composed::layer_norm(x, named.norm(name));
     let x = norm(x, "patch_embed.norm");
     let qkv = named.linear("layers.0.blocks.0.attn.qkv", 8);
     let values = norm(x.clone(), "layers.0.blocks.0.norm1").matmul(qkv.weight.transpose());
-    let (values, bias) = (to_vec(&values), to_vec(&qkv.bias));
-    let weights = to_vec(&weights);
+    let (values, bias) = (values.to_vec::<f32>(), qkv.bias.to_vec::<f32>());
+    let weights = weights.to_vec::<f32>();
     let side = windows.window_tokens();
     let mut mixed = vec![0.0f32; 2 * 35 * 8];
     for image in 0..2 {
@@ -289,8 +287,8 @@ fn attention_of_every_block() {
         }
     }
     let proj = named.linear("layers.0.blocks.0.attn.proj", 8);
-    let mixed = tensor(mixed, [70, 8], &Device::flex());
-    let x = x + ops::composed_linear(mixed, proj.weight, proj.bias, Activation::None);
+    let mixed = Tensor::new(mixed, [70, 8], &Device::Cpu);
+    let x = x + composed::linear(mixed, proj, Activation::None);
     let layers = ["mlp.fc1", "mlp.fc2"].into_iter().zip([8, 16]);
     let layers: Vec<LinearValues> = layers
         .map(|(name, width)| named.linear(&format!("layers.0.blocks.0.{name}"), width))
@@ -298,6 +296,6 @@ fn attention_of_every_block() {
     let layers: [LinearValues; 2] = layers.try_into().unwrap();
     let segments = [Segment { images: 2, map: [5, 7] }];
     let norm2 = named.norm("layers.0.blocks.0.norm2");
-    let x = ops::composed_mlp_branch(x, &segments, norm2, layers, Activation::Gelu, None);
-    assert_alike("block", &to_vec(&x), &to_vec(&first.blocks[0]), 1e-5);
+    let x = composed::mlp_branch(x, &segments, norm2, layers, Activation::Gelu, None);
+    assert_alike("block", &x.to_vec::<f32>(), &first.blocks[0].to_vec::<f32>(), 1e-5);
 }

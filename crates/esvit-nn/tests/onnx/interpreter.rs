@@ -323,7 +323,7 @@ impl Node {
                     (0..tokens).map(token).sum::<f64>() / tokens as f64
                 })
             }
-            ("Conv", [x, weight, bias]) => {
+            ("Conv", [x, weight]) => {
                 let [outputs, inputs, side, across] = weight.shape[..] else { panic!() };
                 let sides = [side as i64, across as i64];
                 assert_eq!(self.integers("kernel_shape"), sides);
@@ -331,7 +331,7 @@ impl Node {
                 let shape = [x.shape[0], outputs, x.shape[2] / side, x.shape[3] / across];
                 Value::made(&shape, |place| {
                     let [image, output, row, column] = place[..] else { panic!() };
-                    let mut sum = bias.data[output];
+                    let mut sum = 0.0;
                     for input in 0..inputs {
                         for y in 0..side {
                             for z in 0..across {

@@ -1,16 +1,16 @@
 //! Centering: running means of the teacher's logits, subtracted so that no prototype dominates.
 
-use burn::tensor::{Device, Tensor};
 use esvit_nn::network::Predictions;
+use esvit_nn::{Device, Tensor};
 
 /// The centers of both tasks, each `[K]`, and the means observed since the last update.
 #[derive(Debug, Clone)]
 pub struct Centers {
     /// Center of the view logits.
-    pub view: Tensor<1>,
+    pub view: Tensor,
     /// Center of the region logits, if the region task is trained.
-    pub region: Option<Tensor<1>>,
-    seen: Vec<(Tensor<1>, Option<Tensor<1>>)>,
+    pub region: Option<Tensor>,
+    seen: Vec<(Tensor, Option<Tensor>)>,
 }
 
 impl Centers {
@@ -21,7 +21,7 @@ impl Centers {
     }
 
     /// Centers with these values.
-    pub fn new(view: Tensor<1>, region: Option<Tensor<1>>) -> Self {
+    pub fn new(view: Tensor, region: Option<Tensor>) -> Self {
         Self { view, region, seen: Vec::new() }
     }
 

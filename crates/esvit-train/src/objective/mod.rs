@@ -13,8 +13,8 @@ pub use center::Centers;
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
 use esvit_kernels::profile;
+use esvit_nn::Tensor;
 use esvit_nn::network::Predictions;
 use esvit_nn::ops::{self, Precision};
 use serde::{Deserialize, Serialize};
@@ -74,12 +74,12 @@ pub struct LossSettings {
 /// The loss of a batch.
 #[derive(Debug, Clone)]
 pub struct Loss {
-    /// The weighted sum, root of the autodiff graph.
-    pub total: Tensor<1>,
+    /// The weighted sum, root of the backward pass.
+    pub total: Tensor,
     /// The view task's loss, unweighted.
-    pub view: Tensor<1>,
+    pub view: Tensor,
     /// The region task's loss, unweighted.
-    pub region: Option<Tensor<1>>,
+    pub region: Option<Tensor>,
 }
 
 /// Which of an image's crops a forward pass of the student has.
@@ -109,7 +109,7 @@ pub fn loss(
     crops: &Crops,
     centers: &Centers,
     settings: &LossSettings,
-    mixing: Option<&[Tensor<2>]>,
+    mixing: Option<&[Tensor]>,
 ) -> Loss {
     let batch = teacher.view_logits.rows() / TEACHER_CROPS;
     // Every teacher crop is paired with every other crop.
@@ -147,5 +147,5 @@ pub fn loss(
     if let Some(region) = &region {
         total = total + region.clone() * region_weight;
     }
-    Loss { total, view: view.inner(), region: region.map(Tensor::inner) }
+    Loss { total, view: view.detach(), region: region.map(Tensor::detach) }
 }

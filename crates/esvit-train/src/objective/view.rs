@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use esvit_nn::Tensor;
 use esvit_nn::ops::Pairs;
 
 use super::TEACHER_CROPS;
@@ -15,14 +15,13 @@ use super::TEACHER_CROPS;
 pub(super) fn pairs(
     batch: usize,
     crops: Range<usize>,
-    mixing: Option<&[Tensor<2>]>,
+    mixing: Option<&[Tensor]>,
     weight: f32,
 ) -> Pairs {
     let mut pairs = Pairs::new();
     for crop in crops {
-        let shares = mixing
-            .and_then(|mixing| mixing.get(crop))
-            .map(|mixing| mixing.clone().into_data().iter::<f32>().collect::<Vec<f32>>());
+        let shares =
+            mixing.and_then(|mixing| mixing.get(crop)).map(|mixing| mixing.to_vec::<f32>());
         for image in 0..batch {
             let others = (0..TEACHER_CROPS).filter(|&other| other != crop);
             pairs.push(others.flat_map(|other| {

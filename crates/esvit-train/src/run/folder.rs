@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(names(&folder.checkpoints()).len(), 7, "nothing temporary is left");
         assert_eq!(folder.best(), folder.checkpoints().join("best.safetensors"));
         folder.prune(1).unwrap();
-        assert_eq!(folder.list().unwrap(), [third.clone()]);
+        assert_eq!(folder.list().unwrap(), std::slice::from_ref(&third));
         assert_eq!(std::fs::read_to_string(folder.best()).unwrap(), "99999999", "outlives it");
         folder.mark_best(&third.1).unwrap();
         assert_eq!(std::fs::read_to_string(folder.best()).unwrap(), "100000000");

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use burn::tensor::Device;
 use esvit_data::{Loader, LoaderConfig, LoaderError, Source};
+use esvit_nn::Device;
 use esvit_nn::Network;
 use esvit_nn::ops::Precision;
 
@@ -310,7 +310,7 @@ mod tests {
     fn plan(config: &Config, first_step: u64) -> Plan {
         let source = source();
         let loader = loader(config, source.clone()).unwrap();
-        let learner = learner(config, &Device::flex());
+        let learner = learner(config, &Device::Cpu);
         Plan::new(config, &loader, source.len(), &learner, first_step)
     }
 
@@ -416,7 +416,7 @@ mod tests {
         config.head.out_dim = 10_000;
         config.views.local_counts = vec![0];
         let text = super::tests::plan(&config, 0).to_string();
-        let specs = learner(&config, &Device::flex()).network.specs().clone();
+        let specs = learner(&config, &Device::Cpu).network.specs().clone();
         let [backbone, heads] = [false, true].map(|is_head| {
             let specs = specs.iter().filter(|spec| spec.name.starts_with("head") == is_head);
             specs.map(|spec| spec.len()).sum::<usize>() as f64 / 1e6
@@ -432,7 +432,7 @@ mod tests {
     #[test]
     fn every_setting_reaches_the_learner() {
         let config = unusual();
-        let learner = learner(&config, &Device::flex());
+        let learner = learner(&config, &Device::Cpu);
         let expected = LearnerSettings {
             seed: 7,
             student_temp: 0.2,
@@ -465,7 +465,7 @@ mod tests {
         let mut config = unusual();
         config.objective.region = true;
         config.objective.mixup.enabled = false;
-        let learner = super::learner(&config, &Device::flex());
+        let learner = super::learner(&config, &Device::Cpu);
         assert!(learner.network.has_region_head());
         assert_eq!(learner.settings.mixup, None);
     }

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
 use esvit_data::{Batch, Loader};
 use esvit_kernels::pool;
-use esvit_nn::params::tensor;
+use esvit_nn::Tensor;
 use esvit_nn::weights::entry;
 
 use super::folder::RunFolder;
@@ -125,16 +124,16 @@ impl<'a> Session<'a> {
     }
 
     /// Splits the batch into micro-batches: lists of crops `[B, 3, H, W]`.
-    fn micro_batches(&self, batch: Batch) -> Vec<Vec<Tensor<4>>> {
+    fn micro_batches(&self, batch: Batch) -> Vec<Vec<Tensor>> {
         let device = self.learner.device();
         let images = self.config.train.batch_size;
         let sizes = self.config.views.sizes();
-        let crops = |part: usize| -> Vec<Tensor<4>> {
+        let crops = |part: usize| -> Vec<Tensor> {
             let views = batch.views.iter().zip(&sizes).map(|(view, &size)| {
                 let size = size as usize;
                 let length = images * 3 * size * size;
                 let values = view[part * length..(part + 1) * length].to_vec();
-                tensor(values, [images, 3, size, size], &device)
+                Tensor::new(values, [images, 3, size, size], &device)
             });
             views.collect()
         };
@@ -143,7 +142,7 @@ impl<'a> Session<'a> {
 
     fn not_finite(
         &mut self,
-        micro_batches: &[Vec<Tensor<4>>],
+        micro_batches: &[Vec<Tensor>],
         settings: &StepSettings,
         source: NotFinite,
     ) -> Result<RunError, RunError> {
@@ -155,9 +154,8 @@ impl<'a> Session<'a> {
         let mut entries = Vec::new();
         for (part, crops) in micro_batches.iter().enumerate() {
             for (view, crop) in crops.iter().enumerate() {
-                let values = crop.clone().reshape([crop.shape().num_elements()]);
                 let name = format!("batch.{part}.view.{view}");
-                entries.push(entry(name, &crop.dims(), &values));
+                entries.push(entry(name, &crop.shape(), crop));
             }
         }
         let inputs = folder.join(format!("step={step:08}-inputs.safetensors"));

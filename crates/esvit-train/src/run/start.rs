@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use esvit_data::Loader;
-use esvit_nn::device;
+use esvit_nn::Device;
 
 use super::folder::RunFolder;
 use super::{RunError, Start, plan};
@@ -34,7 +34,7 @@ impl Started {
         loader: &Loader,
     ) -> Result<(Self, RunFolder), RunError> {
         let mut started = Self {
-            learner: plan::learner(config, &device::find(&config.train.device)?),
+            learner: plan::learner(config, &Device::find(&config.train.device)?),
             first_step: 0,
             best: None,
             newest: PathBuf::new(),

@@ -22,7 +22,7 @@ pub(super) struct Settings {
     /// Architecture, same as `model.arch=NAME`.
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
-    /// Device, for instance `cuda:0`, same as `train.device=NAME`.
+    /// Device, same as `train.device=NAME`.
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
     /// Settings, for instance `train.epochs=50 optim.lr=1e-3`; later ones win.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use esvit_eval::verify::{Check, Outcome, Report, run};
-use esvit_nn::device;
+use esvit_nn::Device;
 
 use super::exit::Exit;
 use super::output::Output;
@@ -29,7 +29,7 @@ pub(super) struct Verify {
 impl Verify {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let mut shown = Ok(());
-        let reports = run(&self.cases, &device::find(&self.device)?, |report| {
+        let reports = run(&self.cases, &Device::find(&self.device)?, |report| {
             let lines = describe(report, self.all);
             shown = std::mem::replace(&mut shown, Ok(())).and_then(|()| output.result(lines));
         })?;

@@ -30,7 +30,7 @@ impl Drop for SmallDisk {
 
 #[cfg(target_os = "linux")]
 #[test]
-#[ignore = "needs the right to mount a file system"]
+#[ignore = "needs the right to mount a file system; `.ci/run` runs it where it has it"]
 fn a_full_disk_leaves_the_last_checkpoint_whole() {
     let place = Place::new();
     let disk = SmallDisk::mount(place.path("disk"), "size=800k");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use crate::tensor::Tensor;
 
 use super::SwinConfig;
 use crate::forward_ctx::ForwardCtx;
@@ -97,7 +97,7 @@ impl Block {
         params: &Params,
         maps: &TokenMaps,
         windows: &WindowMaps,
-    ) -> (Tensor<4>, Arc<WindowMap>) {
+    ) -> (Tensor, Arc<WindowMap>) {
         let windows = self.windows(&maps.segments, windows).swap_remove(0);
         let LinearValues { weight, bias } = self.qkv.values(params);
         let normalized = self.norm1.forward(params, maps.rows.clone(), &ForwardCtx::eval());
@@ -142,13 +142,13 @@ impl Downsample {
 #[derive(Debug, Clone)]
 pub(super) struct TokenMaps {
     /// `[tokens of all images, C]`.
-    pub(super) rows: Tensor<2>,
+    pub(super) rows: Tensor,
     pub(super) segments: Vec<Segment>,
 }
 
 impl TokenMaps {
     /// Global average pooling, `[images, C]`.
-    pub(super) fn means(&self) -> Tensor<2> {
+    pub(super) fn means(&self) -> Tensor {
         ops::global_average_pool(self.rows.clone(), &ops::tokens_per_image(&self.segments))
     }
 }

@@ -12,7 +12,7 @@ mod cost;
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use crate::tensor::Tensor;
 
 use super::{Features, RowFeatures};
 use crate::forward_ctx::ForwardCtx;
@@ -91,7 +91,7 @@ impl Swin {
     }
 
     /// View and region features of `images [B, 3, H, W]`, normalized, of any size.
-    pub fn forward(&self, params: &Params, images: Tensor<4>, ctx: &ForwardCtx) -> Features {
+    pub fn forward(&self, params: &Params, images: Tensor, ctx: &ForwardCtx) -> Features {
         let RowFeatures { view, region, segments } = self.features(params, vec![images], ctx);
         let ([batch, width], Segment { map, .. }) = (view.dims(), segments[0]);
         Features { view, region: region.reshape([batch, map[0] * map[1], width]), map }
@@ -102,7 +102,7 @@ impl Swin {
     pub fn stage_features(
         &self,
         params: &Params,
-        images: Tensor<4>,
+        images: Tensor,
         stage: usize,
         ctx: &ForwardCtx,
     ) -> Option<Features> {
@@ -125,12 +125,7 @@ impl Swin {
     }
 
     /// View and region features of several batches `[B, 3, H, W]`, each of its own size.
-    pub fn features(
-        &self,
-        params: &Params,
-        images: Vec<Tensor<4>>,
-        ctx: &ForwardCtx,
-    ) -> RowFeatures {
+    pub fn features(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> RowFeatures {
         let maps = self.normalized(params, self.run(params, images, ctx, |_, _| {}), ctx);
         RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments }
     }
@@ -140,10 +135,10 @@ impl Swin {
     pub fn last_blocks(
         &self,
         params: &Params,
-        images: Tensor<4>,
+        images: Tensor,
         n: usize,
         ctx: &ForwardCtx,
-    ) -> Tensor<2> {
+    ) -> Tensor {
         let blocks = self.blocks();
         let last_stage = blocks - self.config.depths[self.config.stages() - 1];
         let mut features = Vec::new();
@@ -164,9 +159,9 @@ impl Swin {
     pub fn attention(
         &self,
         params: &Params,
-        images: Tensor<4>,
+        images: Tensor,
         block: usize,
-    ) -> Option<(Tensor<4>, Arc<WindowMap>)> {
+    ) -> Option<(Tensor, Arc<WindowMap>)> {
         let mut found = None;
         self.attentions(params, images, block..block.saturating_add(1), |_, weights, windows| {
             found = Some((weights, windows));
@@ -179,9 +174,9 @@ impl Swin {
     pub fn attentions(
         &self,
         params: &Params,
-        images: Tensor<4>,
+        images: Tensor,
         blocks: Range<usize>,
-        mut observe: impl FnMut(usize, Tensor<4>, Arc<WindowMap>),
+        mut observe: impl FnMut(usize, Tensor, Arc<WindowMap>),
     ) {
         let ctx = ForwardCtx::eval();
         let mut maps = self.embed(params, vec![images], &ctx);
@@ -207,7 +202,7 @@ impl Swin {
     fn run(
         &self,
         params: &Params,
-        images: Vec<Tensor<4>>,
+        images: Vec<Tensor>,
         ctx: &ForwardCtx,
         mut observe: impl FnMut(usize, &TokenMaps),
     ) -> TokenMaps {
@@ -224,7 +219,7 @@ impl Swin {
         maps
     }
 
-    fn embed(&self, params: &Params, images: Vec<Tensor<4>>, ctx: &ForwardCtx) -> TokenMaps {
+    fn embed(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> TokenMaps {
         let patch = self.config.patch_size;
         let (mut rows, segments): (Vec<_>, Vec<_>) =
             images.into_iter().map(|images| ops::patchify(images, patch)).unzip();

@@ -1,0 +1,54 @@
+//! What a network costs, read off a pass over shapes.
+
+use crate::ops::{Compute, Precision, Scales};
+
+/// The cost of operations.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cost {
+    /// Multiply-accumulates.
+    pub macs: f64,
+    /// Multiply-accumulates that windows spend on padding, which the official code computes too.
+    pub padding_macs: f64,
+    /// Bytes that are saved for the backward pass.
+    pub saved_bytes: f64,
+}
+
+impl Cost {
+    /// Products alone.
+    pub(crate) fn products(macs: usize) -> Self {
+        Self { macs: macs as f64, ..Self::default() }
+    }
+
+    /// The same, with values that are saved in a precision.
+    #[must_use]
+    pub(crate) fn saving(self, values: usize, precision: Precision) -> Self {
+        let size = match precision {
+            Precision::F32 => 4,
+            Precision::Bf16 => 2,
+        };
+        Self { saved_bytes: self.saved_bytes + (values * size) as f64, ..self }
+    }
+
+    /// The same for a residual branch: of images that stochastic depth drops nothing is computed,
+    /// and with activation checkpointing only the branch's `input` values are saved instead of
+    /// `saved` ones.
+    #[must_use]
+    pub(crate) fn of_branch(
+        self,
+        input: usize,
+        saved: usize,
+        scales: &Scales,
+        compute: &Compute,
+    ) -> Self {
+        let kept = scales.as_ref().map_or(1.0, |scales| {
+            let kept: f64 = scales.iter().map(|&scale| f64::from(scale.min(1.0))).sum();
+            kept / scales.len().max(1) as f64
+        });
+        let cost = Self { macs: self.macs * kept, padding_macs: self.padding_macs * kept, ..self };
+        if compute.activation_checkpointing {
+            cost.saving(input, Precision::F32)
+        } else {
+            cost.saving(saved, compute.precision)
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Between f32 and f64.
+
+use super::{Real, made, own, with_real};
+use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tensor::{Dtype, Shape, Tensor};
+
+pub(super) fn to_dtype(x: Tensor, dtype: Dtype) -> Tensor {
+    if x.dtype() == dtype { x } else { apply(Cast(dtype), [x]) }
+}
+
+#[derive(Debug)]
+struct Cast(Dtype);
+
+fn cast(x: &Tensor, dtype: Dtype) -> Tensor {
+    fn round<T: Real>(values: &[impl Real], like: &Tensor) -> Tensor {
+        let values = values.iter().map(|value| T::from_f64(value.into_f64())).collect();
+        made::<T>(values, like.shape(), like)
+    }
+    with_real!(x, T => match dtype {
+        Dtype::F32 => round::<f32>(x.values::<T>(), x),
+        Dtype::F64 => round::<f64>(x.values::<T>(), x),
+        other => panic!("to {other:?}: plain operations take F32 and F64"),
+    })
+}
+
+impl Operation for Cast {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        inputs[0]
+    }
+
+    fn dtype(&self, _: Dtype) -> Dtype {
+        self.0
+    }
+
+    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
+        let x = &inputs[0];
+        (cast(x, self.0), save.then(|| Box::new(x.dtype()) as Saved))
+    }
+
+    fn backward(&self, saved: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
+        vec![Some(cast(&gradient, own(saved)))]
+    }
+}

@@ -1,0 +1,105 @@
+//! Softmax and its logarithm.
+
+use super::{Real, chunks, made, own, with_real};
+use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tensor::{Shape, Tensor};
+
+impl Tensor {
+    /// `e^x / sum e^x` over the last dimension, `axis`.
+    ///
+    /// # Panics
+    /// When `axis` is another dimension.
+    #[must_use]
+    pub fn softmax(self, axis: usize) -> Self {
+        self.normalize(axis, false)
+    }
+
+    /// `x - log sum e^x` over the last dimension, `axis`.
+    ///
+    /// # Panics
+    /// When `axis` is another dimension.
+    #[must_use]
+    pub fn log_softmax(self, axis: usize) -> Self {
+        self.normalize(axis, true)
+    }
+
+    fn normalize(self, axis: usize, is_log: bool) -> Self {
+        assert_eq!(
+            axis + 1,
+            self.shape().len(),
+            "softmax over the last axis of {:?}",
+            self.shape()
+        );
+        apply(Softmax { is_log }, [self])
+    }
+}
+
+#[derive(Debug)]
+struct Softmax {
+    is_log: bool,
+}
+
+impl Softmax {
+    fn row<T: Real>(&self, x: &[T], y: &mut [T]) {
+        let largest = x.iter().fold(T::neg_infinity(), |largest, &x| largest.max(x));
+        let mut sum = 0.0;
+        for (y, &x) in y.iter_mut().zip(x) {
+            let (shifted, exponential) = (x - largest, (x - largest).exp());
+            sum += exponential.into_f64();
+            *y = if self.is_log { shifted } else { exponential };
+        }
+        if self.is_log {
+            let log = T::from_f64(sum.ln());
+            y.iter_mut().for_each(|y| *y = *y - log);
+        } else {
+            let sum = T::from_f64(sum);
+            y.iter_mut().for_each(|y| *y /= sum);
+        }
+    }
+
+    /// The gradient of a row in place, given the result.
+    fn differentiate<T: Real>(&self, y: &[T], gradient: &mut [T]) {
+        let pairs = gradient.iter().zip(y);
+        if self.is_log {
+            let sum = T::from_f64(pairs.map(|(g, _)| g.into_f64()).sum());
+            gradient.iter_mut().zip(y).for_each(|(g, y)| *g = *g - y.exp() * sum);
+        } else {
+            let dot = T::from_f64(pairs.map(|(g, y)| g.into_f64() * y.into_f64()).sum());
+            gradient.iter_mut().zip(y).for_each(|(g, y)| *g = *y * (*g - dot));
+        }
+    }
+}
+
+impl Operation for Softmax {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        inputs[0]
+    }
+
+    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
+        let (x, shape) = (&inputs[0], inputs[0].shape());
+        let width = shape[shape.len() - 1];
+        let y = with_real!(x, T => {
+            let mut y = T::uninit(shape.numel());
+            chunks(x.values::<T>(), width, &mut y, width, &|x, y| self.row(x, y));
+            made(y, shape, x)
+        });
+        let saved = save.then(|| Box::new(y.clone()) as Saved);
+        (y, saved)
+    }
+
+    fn backward(
+        &self,
+        saved: Saved,
+        _: &[Tensor],
+        mut gradient: Tensor,
+        _: &[bool],
+    ) -> InputGradients {
+        let y: Tensor = own(saved);
+        let width = y.shape()[y.shape().len() - 1];
+        with_real!(y, T => {
+            let gradients = gradient.values_mut::<T>();
+            chunks(y.values(), width, gradients, width, &|y, g| self.differentiate(y, g));
+        });
+        vec![Some(gradient)]
+    }
+}

@@ -1,0 +1,265 @@
+//! Reverse-mode differentiation: a tape records operations, [`Tape::backward`] runs it backwards.
+//!
+//! A second kind of tape records shapes alone: nothing is computed, and what a network costs
+//! ([`crate::cost`]) and its ONNX graph ([`crate::onnx`]) are read off the recorded operations.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::cost::Cost;
+use crate::onnx::Nodes;
+use crate::tensor::{Dtype, Shape, Tensor};
+
+/// What an operation saves for its backward pass.
+pub type Saved = Box<dyn Any + Send>;
+
+/// The gradients of an operation's inputs.
+pub type InputGradients = Vec<Option<Tensor>>;
+
+/// A function of tensors with its derivative. Input 0 is the activation and may be overwritten; the
+/// others are parameters and constants.
+pub trait Operation: Debug + Send + Sync + 'static {
+    /// Shape of the result.
+    ///
+    /// # Panics
+    /// When the inputs do not fit together.
+    fn output(&self, inputs: &[Shape]) -> Shape;
+
+    /// Element type of the result, by default that of input 0.
+    fn dtype(&self, input: Dtype) -> Dtype {
+        input
+    }
+
+    /// The result and, with `save`, what [`Operation::backward`] needs besides the parameters.
+    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>);
+
+    /// Gradients of all inputs, given that of the result; `parameters` are the inputs but the
+    /// first. Where `wanted` is false, the gradient may be None.
+    ///
+    /// The default is for operations without a derivative.
+    fn backward(
+        &self,
+        _saved: Saved,
+        _parameters: &[Tensor],
+        _gradient: Tensor,
+        _wanted: &[bool],
+    ) -> InputGradients {
+        panic!("{self:?} has no derivative")
+    }
+
+    /// Multiply-accumulates, and bytes saved for the backward pass.
+    fn cost(&self, _inputs: &[Shape]) -> Cost {
+        Cost::default()
+    }
+
+    /// Adds its nodes to an ONNX graph and returns the name of the result. None, the default, for
+    /// operations that are no part of a backbone.
+    fn onnx(&self, _nodes: &mut Nodes<'_>) -> Option<String> {
+        None
+    }
+}
+
+/// Index of a value on its tape.
+pub(crate) type ValueId = usize;
+
+/// A tape. Clones are the same tape.
+#[derive(Debug, Clone, Default)]
+pub struct Tape {
+    entries: Arc<Mutex<Vec<Entry>>>,
+}
+
+/// How a value came about.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) shape: Shape,
+    pub(crate) origin: Origin,
+}
+
+/// Where a value comes from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// A leaf: number among the leaves, and its name in a pass over shapes.
+    Leaf(usize, String),
+    /// A constant in a pass over shapes.
+    Constant(Tensor),
+    /// The result of an operation.
+    Operation(Recorded),
+}
+
+/// An operation with its inputs.
+pub(crate) struct Recorded {
+    pub(crate) operation: Arc<dyn Operation>,
+    /// Of every input, its value on the tape (None for constants) and its shape.
+    pub(crate) inputs: Vec<(Option<ValueId>, Shape)>,
+    parameters: Vec<Tensor>,
+    saved: Option<Saved>,
+}
+
+impl Debug for Recorded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} of {:?}", self.operation, self.inputs)
+    }
+}
+
+impl Tape {
+    /// An empty tape.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, shape: Shape, origin: Origin) -> ValueId {
+        let mut entries = self.entries();
+        entries.push(Entry { shape, origin });
+        entries.len() - 1
+    }
+
+    /// The tensor as a leaf of this tape: operations on it are recorded, and it gets a gradient.
+    #[must_use]
+    pub fn watch(&self, tensor: Tensor) -> Tensor {
+        self.leaf(tensor, "")
+    }
+
+    /// A leaf without values, for a pass over shapes alone.
+    #[must_use]
+    pub fn symbol(&self, name: &str, shape: impl Into<Shape>) -> Tensor {
+        self.leaf(Tensor::symbolic(shape.into(), Dtype::F32), name)
+    }
+
+    fn leaf(&self, tensor: Tensor, name: &str) -> Tensor {
+        let is_leaf = |entry: &&Entry| matches!(entry.origin, Origin::Leaf(..));
+        let number = self.entries().iter().filter(is_leaf).count();
+        let value = self.push(tensor.shape(), Origin::Leaf(number, name.to_owned()));
+        tensor.detach().with_node(self.clone(), value)
+    }
+
+    /// The number of a leaf of this tape, in order of [`Tape::watch`].
+    pub fn leaf_number(&self, leaf: &Tensor) -> Option<usize> {
+        let (tape, value) = leaf.node()?;
+        match self.entries().get(*value)?.origin {
+            Origin::Leaf(number, _) if Arc::ptr_eq(&tape.entries, &self.entries) => Some(number),
+            _ => None,
+        }
+    }
+
+    /// Runs the recorded operations backwards from `loss`, a single value, and forgets them. The
+    /// gradients of leaves go to `sink`, with the leaf's number in order of [`Tape::watch`]: one
+    /// call for every operation that used the leaf.
+    ///
+    /// # Panics
+    /// When `loss` is not a value of this tape, or the tape has been run before.
+    pub fn backward_into(&self, loss: &Tensor, sink: &mut dyn FnMut(usize, Tensor)) {
+        let (_, root) = loss
+            .node()
+            .filter(|(tape, _)| Arc::ptr_eq(&tape.entries, &self.entries))
+            .expect("the loss is a value of this tape");
+        assert_eq!(loss.numel(), 1, "a loss is a single value");
+        let mut entries = std::mem::take(&mut *self.entries());
+        let mut gradients: Vec<Option<Tensor>> = entries.iter().map(|_| None).collect();
+        gradients[*root] = Some(loss.ones_like());
+        while let Some(Entry { shape, origin }) = entries.pop() {
+            let Some(gradient) = gradients.pop().flatten() else { continue };
+            let Origin::Operation(recorded) = origin else {
+                if let Origin::Leaf(number, _) = origin {
+                    sink(number, gradient);
+                }
+                continue;
+            };
+            let Recorded { operation, inputs, parameters, saved } = recorded;
+            let wanted: Vec<bool> = inputs.iter().map(|(value, _)| value.is_some()).collect();
+            let saved = saved.expect("recorded operations save");
+            let found = operation.backward(saved, &parameters, gradient.reshape(shape), &wanted);
+            for ((value, _), gradient) in inputs.into_iter().zip(found) {
+                let (Some(value), Some(gradient)) = (value, gradient) else { continue };
+                match (&entries[value].origin, &mut gradients[value]) {
+                    (&Origin::Leaf(number, _), _) => sink(number, gradient),
+                    (_, Some(sum)) => sum.add_assign(&gradient),
+                    (_, none) => *none = Some(gradient),
+                }
+            }
+        }
+    }
+
+    /// [`Tape::backward_into`], with the gradients of leaves added up.
+    ///
+    /// # Panics
+    /// As [`Tape::backward_into`].
+    pub fn backward(&self, loss: &Tensor) -> Gradients {
+        let mut sums: Vec<Option<Tensor>> = Vec::new();
+        let number = |entry: &Entry| match entry.origin {
+            Origin::Leaf(number, _) => Some(number),
+            _ => None,
+        };
+        let numbers = self.entries().iter().map(number).collect();
+        self.backward_into(loss, &mut |leaf, gradient| {
+            sums.resize_with(sums.len().max(leaf + 1), || None);
+            match &mut sums[leaf] {
+                Some(sum) => sum.add_assign(&gradient),
+                none => *none = Some(gradient),
+            }
+        });
+        Gradients { tape: self.clone(), numbers, sums }
+    }
+}
+
+/// The gradients of a tape's leaves.
+#[derive(Debug)]
+pub struct Gradients {
+    tape: Tape,
+    /// Number of each value among the leaves.
+    numbers: Vec<Option<usize>>,
+    sums: Vec<Option<Tensor>>,
+}
+
+impl Gradients {
+    /// The gradient of a leaf, in the leaf's shape; None if the loss does not depend on it.
+    pub fn of(&self, leaf: &Tensor) -> Option<Tensor> {
+        let (tape, value) = leaf.node()?;
+        assert!(Arc::ptr_eq(&tape.entries, &self.tape.entries), "a leaf of the same tape");
+        let sum = self.sums.get(self.numbers[*value]?)?.clone()?;
+        Some(sum.reshape(leaf.shape()))
+    }
+}
+
+/// Applies an operation, and records it if an input is on a tape.
+///
+/// # Panics
+/// When the inputs do not fit together or are on different tapes.
+pub fn apply(operation: impl Operation, inputs: impl Into<Vec<Tensor>>) -> Tensor {
+    run(Arc::new(operation), inputs.into())
+}
+
+fn run(operation: Arc<dyn Operation>, mut inputs: Vec<Tensor>) -> Tensor {
+    let shapes: Vec<Shape> = inputs.iter().map(Tensor::shape).collect();
+    let shape = operation.output(&shapes);
+    let is_symbolic = inputs.iter().any(Tensor::is_symbolic);
+    let dtype = operation.dtype(inputs[0].dtype());
+    // Taken, so that the first input has no second owner and can be overwritten.
+    let nodes: Vec<_> = inputs.iter_mut().map(Tensor::take_node).collect();
+    let Some(tape) = nodes.iter().flatten().map(|(tape, _)| tape.clone()).next() else {
+        return operation.forward(inputs, false).0;
+    };
+    let same = |other: &Tape| Arc::ptr_eq(&other.entries, &tape.entries);
+    assert!(nodes.iter().flatten().all(|(other, _)| same(other)), "inputs of one tape");
+    let values = nodes.iter().zip(&inputs).map(|(node, input)| match node {
+        Some((_, value)) => Some(*value),
+        None if is_symbolic => Some(tape.push(input.shape(), Origin::Constant(input.clone()))),
+        None => None,
+    });
+    let values = values.zip(shapes).collect();
+    let (result, parameters, saved) = if is_symbolic {
+        (Tensor::symbolic(shape, dtype), Vec::new(), None)
+    } else {
+        let parameters = inputs[1..].to_vec();
+        let (result, saved) = operation.forward(inputs, true);
+        debug_assert_eq!(result.shape(), shape, "{operation:?}");
+        (result, parameters, saved)
+    };
+    let recorded = Recorded { operation, inputs: values, parameters, saved };
+    let value = tape.push(shape, Origin::Operation(recorded));
+    result.with_node(tape, value)
+}

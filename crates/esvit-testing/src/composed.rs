@@ -1,0 +1,212 @@
+//! The fused operations composed of plain ones, in the type of their first argument: with f64 a
+//! reference for results and gradients.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use esvit_nn::Tensor;
+use esvit_nn::ops::{
+    Activation, AttentionValues, LinearValues, NormValues, Pairs, PrototypeLogits, Scales, Segment,
+    WindowMap, tokens_per_image,
+};
+
+/// A constant in the type of another tensor.
+fn constant<const D: usize>(values: Vec<f32>, shape: [usize; D], like: &Tensor) -> Tensor {
+    Tensor::new(values, shape, &like.device()).to_dtype(like.dtype())
+}
+
+/// `act(x) weight^T + bias`.
+pub fn linear(x: Tensor, layer: LinearValues, activation: Activation) -> Tensor {
+    let x = match activation {
+        Activation::None => x,
+        Activation::Gelu => x.gelu(),
+        Activation::QuickGelu => x.clone() * (x * 1.702).sigmoid(),
+    };
+    x.matmul(layer.weight.transpose()) + layer.bias
+}
+
+/// Layer normalization of rows.
+pub fn layer_norm(x: Tensor, norm: NormValues) -> Tensor {
+    let centered = x.clone() - x.mean_dim(1);
+    let variance = centered.clone().square().mean_dim(1);
+    centered / (variance + norm.eps).sqrt() * norm.gamma + norm.beta
+}
+
+/// Batch normalization of rows; also their mean and biased variance.
+pub fn batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: f64) -> (Tensor, [Tensor; 2]) {
+    let mean = x.clone().mean_dim(0);
+    let centered = x - mean.clone();
+    let variance = centered.clone().square().mean_dim(0);
+    let y = centered / (variance.clone() + eps).sqrt() * gamma + beta;
+    (y, [mean, variance].map(Tensor::detach))
+}
+
+/// Depthwise convolution of the maps of a segment with `weight [k, k, C]`.
+pub fn depthwise(x: Tensor, segment: Segment, weight: Tensor) -> Tensor {
+    let [side, _, channels] = weight.dims();
+    let Segment { images, map: [height, width] } = segment;
+    let maps = x.reshape([images, height, width, channels]).permute(&[0, 3, 1, 2]);
+    let weight = weight.permute(&[2, 0, 1]).reshape([channels, 1, side, side]);
+    let maps = maps.conv2d(weight, None, 1, side / 2, channels);
+    maps.permute(&[0, 2, 3, 1]).reshape([images * height * width, channels])
+}
+
+/// Multiplies rows by the scale of their image; `images` lists the rows of every image.
+fn scaled(branch: Tensor, images: &[usize], scales: Scales) -> Tensor {
+    let Some(scales) = scales else { return branch };
+    let rows: Vec<f32> =
+        images.iter().zip(&*scales).flat_map(|(&n, &s)| std::iter::repeat_n(s, n)).collect();
+    let scales = constant(rows.clone(), [rows.len(), 1], &branch);
+    branch * scales
+}
+
+/// `x + scale * fc2(act(fc1(norm(x))))`.
+pub fn mlp_branch(
+    x: Tensor,
+    segments: &[Segment],
+    norm: NormValues,
+    [fc1, fc2]: [LinearValues; 2],
+    activation: Activation,
+    scales: Scales,
+) -> Tensor {
+    let hidden = linear(layer_norm(x.clone(), norm), fc1, Activation::None);
+    x + scaled(linear(hidden, fc2, activation), &tokens_per_image(segments), scales)
+}
+
+/// Softmax of scaled products of `queries` and `keys`, plus `bias`.
+fn weights(queries: Tensor, keys: Tensor, bias: Option<Tensor>) -> Tensor {
+    let scale = (queries.shape()[3] as f64).powf(-0.5);
+    let logits = (queries * scale).matmul(keys.transpose());
+    bias.map_or(logits.clone(), |bias| logits + bias).softmax(3)
+}
+
+/// Queries, keys and values `[B, heads, tokens, d]` of `qkv [B, tokens, 3 C]`.
+fn split(qkv: Tensor, heads: usize) -> [Tensor; 3] {
+    let [batch, tokens, width] = qkv.dims();
+    let depth = width / 3 / heads;
+    let qkv = qkv.reshape([batch, tokens, 3, heads, depth]).permute(&[2, 0, 3, 1, 4]);
+    [0, 1, 2].map(|part| qkv.clone().narrow(0, part, 1).reshape([batch, heads, tokens, depth]))
+}
+
+/// `x + scale * proj(attention(qkv(norm(x))))` in windows.
+pub fn attention_branch(
+    x: Tensor,
+    segments: &[Segment],
+    windows: &[Arc<WindowMap>],
+    layers: AttentionValues,
+    scales: Scales,
+) -> Tensor {
+    let AttentionValues { norm, qkv, proj, table } = layers;
+    let ([_, width], heads) = (x.dims(), table.shape()[1]);
+    // The bias is added after padding: the official code pads with zeros before the layer.
+    let projected = layer_norm(x.clone(), norm).matmul(qkv.weight.transpose());
+    let mut first = 0;
+    let context = segments.iter().zip(windows).map(|(&Segment { images, .. }, windows)| {
+        let (count, side) = (windows.windows(), windows.window_tokens());
+        let rows = images * windows.tokens();
+        let projected = projected.clone().narrow(0, first, rows);
+        first += rows;
+        let projected = projected.reshape([images, windows.tokens(), 3 * width]);
+        let padding = constant(vec![0.0; images * 3 * width], [images, 1, 3 * width], &x);
+        let padded = Tensor::cat(vec![projected, padding], 1);
+        let slots = padded.index_select(1, windows.slot_token.clone()) + &qkv.bias;
+        let [queries, keys, values] =
+            split(slots.reshape([images * count, side, 3 * width]), heads);
+        let position = table.clone().index_select(0, windows.bias_row.clone());
+        let mut bias = position.reshape([1, side, side, heads]).permute(&[0, 3, 1, 2]);
+        if let Some(mask) = &windows.mask {
+            let mask = constant(mask.clone(), [count, 1, side, side], &x);
+            let of_all = Tensor::cat(vec![mask; images], 0);
+            bias = bias + of_all;
+        }
+        let context = weights(queries, keys, Some(bias)).matmul(values).swap_dims(1, 2);
+        let context = context.reshape([images, count * side, width]);
+        context.index_select(1, windows.token_slot.clone()).reshape([rows, width])
+    });
+    let context = Tensor::cat(context.collect(), 0);
+    x + scaled(linear(context, proj, Activation::None), &tokens_per_image(segments), scales)
+}
+
+/// The same within each image, without a position bias.
+pub fn plain_attention_branch(
+    x: Tensor,
+    images: &[usize],
+    heads: usize,
+    norm: NormValues,
+    [qkv, proj]: [LinearValues; 2],
+    scales: Scales,
+) -> Tensor {
+    let [_, width] = x.dims();
+    let qkv = linear(layer_norm(x.clone(), norm), qkv, Activation::None);
+    let mut first = 0;
+    let context = images.iter().map(|&tokens| {
+        let qkv = qkv.clone().narrow(0, first, tokens).reshape([1, tokens, 3 * width]);
+        first += tokens;
+        let [queries, keys, values] = split(qkv, heads);
+        let context = weights(queries, keys, None).matmul(values).swap_dims(1, 2);
+        context.reshape([tokens, width])
+    });
+    let context = Tensor::cat(context.collect(), 0);
+    x + scaled(linear(context, proj, Activation::None), images, scales)
+}
+
+/// Patch merging, with the rows of [`esvit_nn::ops::merging_indices`]; those beyond the maps are
+/// zero.
+pub fn merge(x: Tensor, neighbors: &[[u32; 4]], norm: NormValues, weight: Tensor) -> Tensor {
+    let [rows, width] = x.dims();
+    let zero = constant(vec![0.0; width], [1, width], &x);
+    let places = neighbors.as_flattened().iter().map(|&row| (row as usize).min(rows) as i32);
+    let joined = Tensor::cat(vec![x, zero], 0).index_select(0, places.collect::<Vec<_>>());
+    layer_norm(joined.reshape([neighbors.len(), 4 * width]), norm).matmul(weight.transpose())
+}
+
+/// Non-overlapping patches as rows.
+pub fn patchify(images: Tensor, patch: usize) -> Tensor {
+    let [batch, channels, height, width] = images.dims();
+    let [h, w] = [height / patch, width / patch];
+    images
+        .narrow(2, 0, h * patch)
+        .narrow(3, 0, w * patch)
+        .reshape([batch, channels, h, patch, w, patch])
+        .permute(&[0, 2, 4, 1, 3, 5])
+        .reshape([batch * h * w, channels * patch * patch])
+}
+
+/// Cross-entropy of the student to the teacher's distributions over prototypes.
+pub fn cross_entropy(
+    student: PrototypeLogits,
+    teacher: PrototypeLogits,
+    center: Tensor,
+    pairs: &Pairs,
+    [student_temp, teacher_temp]: [f64; 2],
+) -> Tensor {
+    let (rows, teachers) = (student.rows(), teacher.rows());
+    let like = student.z.clone();
+    let targets = ((teacher.matrix() - center) / teacher_temp).softmax(1).detach();
+    let mut shares = vec![0.0; rows * teachers];
+    for row in 0..rows {
+        for (teacher, weight) in pairs.of(row) {
+            shares[row * teachers + teacher] += weight;
+        }
+    }
+    let targets = constant(shares, [rows, teachers], &like).matmul(targets);
+    -((student.matrix() / student_temp).log_softmax(1) * targets).sum()
+}
+
+/// For every query row of every group, the row of `keys` with the largest cosine similarity among
+/// the group's keys.
+pub fn best_matches(
+    queries: Tensor,
+    keys: Tensor,
+    groups: &[(Range<usize>, Range<usize>)],
+) -> Vec<u32> {
+    let unit = |x: Tensor| x.clone() / x.square().sum_dim(1).sqrt();
+    let (queries, keys) = (unit(queries), unit(keys));
+    let matched = groups.iter().flat_map(|(of, among)| {
+        let queries = queries.clone().narrow(0, of.start, of.len());
+        let keys = keys.clone().narrow(0, among.start, among.len());
+        let best = queries.matmul(keys.transpose()).argmax(1).to_vec::<i32>();
+        best.into_iter().map(|row| row as u32 + among.start as u32)
+    });
+    matched.collect()
+}
