@@ -66,7 +66,14 @@ pub(crate) type ValueId = usize;
 /// A tape. Clones are the same tape.
 #[derive(Debug, Clone, Default)]
 pub struct Tape {
-    entries: Arc<Mutex<Vec<Entry>>>,
+    record: Arc<Mutex<Record>>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    entries: Vec<Entry>,
+    /// Whether the backward pass has been run.
+    is_spent: bool,
 }
 
 /// How a value came about.
@@ -108,14 +115,25 @@ impl Tape {
         Self::default()
     }
 
-    pub(crate) fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.record, &other.record)
+    }
+
+    /// Calls `look` with all values, in order.
+    pub(crate) fn with_entries<R>(&self, look: impl FnOnce(&[Entry]) -> R) -> R {
+        look(&self.record().entries)
     }
 
     fn push(&self, shape: Shape, origin: Origin) -> ValueId {
-        let mut entries = self.entries();
-        entries.push(Entry { shape, origin });
-        entries.len() - 1
+        let mut record = self.record();
+        // Values of before would be taken for others.
+        assert!(!record.is_spent, "a tape is run backwards once; record on a new one");
+        record.entries.push(Entry { shape, origin });
+        record.entries.len() - 1
     }
 
     /// The tensor as a leaf of this tape: operations on it are recorded, and it gets a gradient.
@@ -132,7 +150,7 @@ impl Tape {
 
     fn leaf(&self, tensor: Tensor, name: &str) -> Tensor {
         let is_leaf = |entry: &&Entry| matches!(entry.origin, Origin::Leaf(..));
-        let number = self.entries().iter().filter(is_leaf).count();
+        let number = self.record().entries.iter().filter(is_leaf).count();
         let value = self.push(tensor.shape(), Origin::Leaf(number, name.to_owned()));
         tensor.detach().with_node(self.clone(), value)
     }
@@ -140,8 +158,8 @@ impl Tape {
     /// The number of a leaf of this tape, in order of [`Tape::watch`].
     pub fn leaf_number(&self, leaf: &Tensor) -> Option<usize> {
         let (tape, value) = leaf.node()?;
-        match self.entries().get(*value)?.origin {
-            Origin::Leaf(number, _) if Arc::ptr_eq(&tape.entries, &self.entries) => Some(number),
+        match self.record().entries.get(*value)?.origin {
+            Origin::Leaf(number, _) if tape.is(self) => Some(number),
             _ => None,
         }
     }
@@ -155,10 +173,14 @@ impl Tape {
     pub fn backward_into(&self, loss: &Tensor, sink: &mut dyn FnMut(usize, Tensor)) {
         let (_, root) = loss
             .node()
-            .filter(|(tape, _)| Arc::ptr_eq(&tape.entries, &self.entries))
+            .filter(|(tape, _)| tape.is(self))
             .expect("the loss is a value of this tape");
         assert_eq!(loss.numel(), 1, "a loss is a single value");
-        let mut entries = std::mem::take(&mut *self.entries());
+        let mut record = self.record();
+        assert!(!record.is_spent, "a tape is run backwards once");
+        record.is_spent = true;
+        let mut entries = std::mem::take(&mut record.entries);
+        drop(record);
         let mut gradients: Vec<Option<Tensor>> = entries.iter().map(|_| None).collect();
         gradients[*root] = Some(loss.ones_like());
         while let Some(Entry { shape, origin }) = entries.pop() {
@@ -194,7 +216,7 @@ impl Tape {
             Origin::Leaf(number, _) => Some(number),
             _ => None,
         };
-        let numbers = self.entries().iter().map(number).collect();
+        let numbers = self.record().entries.iter().map(number).collect();
         self.backward_into(loss, &mut |leaf, gradient| {
             sums.resize_with(sums.len().max(leaf + 1), || None);
             match &mut sums[leaf] {
@@ -219,7 +241,7 @@ impl Gradients {
     /// The gradient of a leaf, in the leaf's shape; None if the loss does not depend on it.
     pub fn of(&self, leaf: &Tensor) -> Option<Tensor> {
         let (tape, value) = leaf.node()?;
-        assert!(Arc::ptr_eq(&tape.entries, &self.tape.entries), "a leaf of the same tape");
+        assert!(tape.is(&self.tape), "a leaf of the same tape");
         let sum = self.sums.get(self.numbers[*value]?)?.clone()?;
         Some(sum.reshape(leaf.shape()))
     }
@@ -243,8 +265,7 @@ fn run(operation: Arc<dyn Operation>, mut inputs: Vec<Tensor>) -> Tensor {
     let Some(tape) = nodes.iter().flatten().map(|(tape, _)| tape.clone()).next() else {
         return operation.forward(inputs, false).0;
     };
-    let same = |other: &Tape| Arc::ptr_eq(&other.entries, &tape.entries);
-    assert!(nodes.iter().flatten().all(|(other, _)| same(other)), "inputs of one tape");
+    assert!(nodes.iter().flatten().all(|(other, _)| other.is(&tape)), "inputs of one tape");
     let values = nodes.iter().zip(&inputs).map(|(node, input)| match node {
         Some((_, value)) => Some(*value),
         None if is_symbolic => Some(tape.push(input.shape(), Origin::Constant(input.clone()))),
@@ -262,4 +283,34 @@ fn run(operation: Arc<dyn Operation>, mut inputs: Vec<Tensor>) -> Tensor {
     let recorded = Recorded { operation, inputs: values, parameters, saved };
     let value = tape.push(shape, Origin::Operation(recorded));
     result.with_node(tape, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+
+    #[test]
+    #[should_panic(expected = "run backwards once")]
+    fn a_spent_tape_records_nothing() {
+        let tape = Tape::new();
+        let x = tape.watch(Tensor::ones([1], &Device::Cpu));
+        let y = x.clone() * 2.0;
+        tape.backward(&y);
+        drop(x * 3.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "inputs of one tape")]
+    fn tapes_do_not_mix() {
+        let [a, b] = [(); 2].map(|()| Tape::new().watch(Tensor::ones([1], &Device::Cpu)));
+        drop(a * b);
+    }
+
+    #[test]
+    #[should_panic(expected = "a value of this tape")]
+    fn a_loss_is_of_the_tape_that_runs() {
+        let x = Tape::new().watch(Tensor::ones([1], &Device::Cpu));
+        Tape::new().backward(&x);
+    }
 }

@@ -66,34 +66,35 @@ fn operations(
     let params: HashMap<&str, _> =
         params.iter().map(|(spec, value)| (spec.name.as_str(), (spec, value))).collect();
     let mut names: Vec<String> = Vec::new();
-    let entries = tape.entries();
-    for (number, entry) in entries.iter().enumerate() {
-        let name = match &entry.origin {
-            Origin::Leaf(_, name) => name.clone(),
-            Origin::Constant(tensor) => constant(graph, number, tensor),
-            Origin::Operation(recorded) => {
-                let inputs = recorded.inputs.iter().map(|(value, shape)| {
-                    let value = value.expect("constants have values in a pass over shapes");
-                    let name = &names[value];
-                    let is_computed = matches!(entries[value].origin, Origin::Operation(_));
-                    if is_computed && entries[value].shape != *shape {
-                        graph.reshape(name, &shape[1..])
-                    } else {
-                        name.clone()
-                    }
-                });
-                let inputs = inputs.collect();
-                let shapes = recorded.inputs.iter().map(|(_, shape)| *shape).collect();
-                let mut nodes = Nodes { graph, params: &params, float, inputs, shapes };
-                let operation = &recorded.operation;
-                operation.onnx(&mut nodes).ok_or_else(|| {
-                    io::Error::other(format!("{operation:?} cannot be written as ONNX"))
-                })?
-            }
-        };
-        names.push(name);
-    }
-    Ok(names)
+    tape.with_entries(|entries| {
+        for (number, entry) in entries.iter().enumerate() {
+            let name = match &entry.origin {
+                Origin::Leaf(_, name) => name.clone(),
+                Origin::Constant(tensor) => constant(graph, number, tensor),
+                Origin::Operation(recorded) => {
+                    let inputs = recorded.inputs.iter().map(|(value, shape)| {
+                        let value = value.expect("constants have values in a pass over shapes");
+                        let name = &names[value];
+                        let is_computed = matches!(entries[value].origin, Origin::Operation(_));
+                        if is_computed && entries[value].shape != *shape {
+                            graph.reshape(name, &shape[1..])
+                        } else {
+                            name.clone()
+                        }
+                    });
+                    let inputs = inputs.collect();
+                    let shapes = recorded.inputs.iter().map(|(_, shape)| *shape).collect();
+                    let mut nodes = Nodes { graph, params: &params, float, inputs, shapes };
+                    let operation = &recorded.operation;
+                    operation.onnx(&mut nodes).ok_or_else(|| {
+                        io::Error::other(format!("{operation:?} cannot be written as ONNX"))
+                    })?
+                }
+            };
+            names.push(name);
+        }
+        Ok(names)
+    })
 }
 
 fn constant(graph: &mut Graph, number: usize, tensor: &Tensor) -> String {

@@ -525,11 +525,12 @@ fn costs_are_read_off_the_tape() {
         let tape = Tape::new();
         let [x, y] = shapes.map(|shape| tape.symbol("x", shape));
         function(x, y);
-        let entries = tape.entries();
-        let Origin::Operation(recorded) = &entries[2].origin else { panic!("{entries:?}") };
-        let shapes: Vec<Shape> = recorded.inputs.iter().map(|(_, shape)| *shape).collect();
-        let cost = recorded.operation.cost(&shapes);
-        (cost.macs, cost.saved_bytes)
+        tape.with_entries(|entries| {
+            let Origin::Operation(recorded) = &entries[2].origin else { panic!("{entries:?}") };
+            let shapes: Vec<Shape> = recorded.inputs.iter().map(|(_, shape)| *shape).collect();
+            let cost = recorded.operation.cost(&shapes);
+            (cost.macs, cost.saved_bytes)
+        })
     };
     for right in [&[2, 3, 5, 6][..], &[5, 6]] {
         let found = cost([&[2, 3, 4, 5], right], &|x, y| x.matmul(y));
@@ -541,14 +542,15 @@ fn costs_are_read_off_the_tape() {
     // Constants are values of a tape of shapes.
     let tape = Tape::new();
     let _ = tape.symbol("x", [3]) * 2.0;
-    let entries = tape.entries();
-    let (Origin::Constant(number), Origin::Operation(product)) =
-        (&entries[1].origin, &entries[2].origin)
-    else {
-        panic!("{entries:?}")
-    };
-    assert_eq!(number.to_vec::<f32>(), [2.0]);
-    assert_eq!(product.inputs, [(Some(0), [3].into()), (Some(1), [1].into())]);
+    tape.with_entries(|entries| {
+        let (Origin::Constant(number), Origin::Operation(product)) =
+            (&entries[1].origin, &entries[2].origin)
+        else {
+            panic!("{entries:?}")
+        };
+        assert_eq!(number.to_vec::<f32>(), [2.0]);
+        assert_eq!(product.inputs, [(Some(0), [3].into()), (Some(1), [1].into())]);
+    });
 }
 
 #[test]
