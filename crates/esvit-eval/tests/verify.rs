@@ -107,15 +107,15 @@ fn tensors_are_compared(case: &str, tensors: &[(&str, Tolerance)]) {
         let mut case = Case::open(case);
         for (name, tolerance) in tensors {
             let values = case.f32(name);
-            let max_k = values.iter().fold(0.0, |max_k: f64, v| max_k.max(v.abs().into()));
+            let largest = values.iter().fold(0.0, |largest: f64, v| largest.max(v.abs().into()));
             // Not the largest entry, which the tolerance may be a share of.
             let place = (0..values.len())
                 .rev()
-                .find(|&place| f64::from(values[place].abs()) < 0.9 * max_k)
+                .find(|&place| f64::from(values[place].abs()) < 0.9 * largest)
                 .unwrap_or(values.len() - 1);
             let tolerance = match *tolerance {
                 Tolerance::Absolute(tolerance) => tolerance,
-                Tolerance::Largest(share) => share * max_k,
+                Tolerance::Largest(share) => share * largest,
                 Tolerance::Relative(share) => share * f64::from(values[place].abs()),
             };
             edit(&mut values[place], tolerance);
@@ -159,7 +159,7 @@ const GRADIENT: Tolerance = Tolerance::Largest(1e-4);
 
 #[test]
 fn features_are_compared() {
-    let tensors = ["cls.1", "region.0", "blocks.0", "last_attention.1"];
+    let tensors = ["cls.1", "region.0", "last_blocks.0", "last_attention.1"];
     tensors_are_compared("backbone-swin-non-square", &tensors.map(|name| (name, OUTPUT)));
     let mut none = Case::open("backbone-swin-non-square");
     none.settings["inputs"] = 0.into();

@@ -162,7 +162,8 @@ proptest! {
     #[test]
     fn branch_and_gradients(
         seq_lens in proptest::collection::vec(1usize..30, 1..6),
-        width in 2usize..40,
+        // The norm of two values is -1 and 1: gradients cancel, and rounding to bf16 is left.
+        width in 3usize..40,
         hidden in 1usize..70,
     ) {
         let scales: Vec<f32> = (0..seq_lens.len()).map(|i| [1.0, 0.0, 1.25][i % 3]).collect();

@@ -191,9 +191,10 @@ fn gradients_of_the_definition() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
+    // The loss over one prototype is 0, and all of it is rounding.
     #[test]
     fn loss_and_gradients(
-        rows in 1usize..110, teachers in 1usize..9, prototypes in 1usize..140, d in 2usize..20,
+        rows in 1usize..110, teachers in 1usize..9, prototypes in 2usize..140, d in 2usize..20,
     ) {
         Case::new(rows, teachers, prototypes, d).check_all();
     }
