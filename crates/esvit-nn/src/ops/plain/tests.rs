@@ -564,7 +564,7 @@ fn conversion() {
     // The gradient has the type of the input, and went through f32.
     let gradient = tape.backward(&(back * f64s(&[0.2, 4.0])).sum()).of(&x).unwrap();
     assert_eq!(gradient.to_vec::<f64>(), [f64::from(0.2f32), 4.0]);
-    let symbol = tape.symbol("x", [2]).to_dtype(Dtype::F64);
+    let symbol = Tape::new().symbol("x", [2]).to_dtype(Dtype::F64);
     assert_eq!((symbol.dtype(), symbol.shape()), (Dtype::F64, [2].into()));
 }
 
