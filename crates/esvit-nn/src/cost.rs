@@ -1,4 +1,4 @@
-//! What a network costs, read off a pass over shapes.
+//! What an operation costs.
 
 use crate::ops::{Compute, Precision, Scales};
 

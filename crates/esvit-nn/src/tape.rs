@@ -1,7 +1,7 @@
 //! Reverse-mode differentiation: a tape records operations, [`Tape::backward`] runs it backwards.
 //!
-//! A second kind of tape records shapes alone: nothing is computed, and what a network costs
-//! ([`crate::cost`]) and its ONNX graph ([`crate::onnx`]) are read off the recorded operations.
+//! A second kind of tape records shapes alone: nothing is computed, and the ONNX
+//! graph ([`crate::onnx`]) is read off the recorded operations, which also know their [`crate::cost`].
 
 use std::any::Any;
 use std::fmt::Debug;
