@@ -1,6 +1,8 @@
 //! What an operation costs.
 
 use crate::ops::{Compute, Precision, Scales};
+use crate::tape::{Origin, Tape};
+use crate::tensor::Shape;
 
 /// The cost of operations.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -11,6 +13,25 @@ pub struct Cost {
     pub padding_macs: f64,
     /// Bytes that are saved for the backward pass.
     pub saved_bytes: f64,
+    /// Values of the largest result of an operation.
+    pub largest: f64,
+}
+
+impl Tape {
+    /// The cost of all recorded operations.
+    pub fn cost(&self) -> Cost {
+        let mut total = Cost::default();
+        for entry in self.entries().iter() {
+            let Origin::Operation(recorded) = &entry.origin else { continue };
+            let shapes: Vec<Shape> = recorded.inputs.iter().map(|(_, shape)| *shape).collect();
+            let cost = recorded.operation.cost(&shapes);
+            total.macs += cost.macs;
+            total.padding_macs += cost.padding_macs;
+            total.saved_bytes += cost.saved_bytes;
+            total.largest = total.largest.max(entry.shape.numel() as f64);
+        }
+        total
+    }
 }
 
 impl Cost {

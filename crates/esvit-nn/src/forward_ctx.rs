@@ -30,6 +30,7 @@ pub struct ForwardCtx {
     /// Saves only the inputs of branches and recomputes the rest in the backward pass.
     pub activation_checkpointing: bool,
     training: bool,
+    is_expected: bool,
     drop_path: Option<DropPathKey>,
     images_before: usize,
     statistics: RefCell<Vec<(ParamId, Tensor)>>,
@@ -49,6 +50,12 @@ impl ForwardCtx {
     /// The student in training: batch statistics, and drop path seeded by `key`.
     pub fn student(key: DropPathKey) -> Self {
         Self { training: true, drop_path: Some(key), ..Self::default() }
+    }
+
+    /// A pass over shapes in which every branch counts by the share of images that stochastic depth
+    /// keeps, for [`crate::cost`].
+    pub fn expected() -> Self {
+        Self { training: true, is_expected: true, ..Self::default() }
     }
 
     /// The same context in another precision.
@@ -81,6 +88,9 @@ impl ForwardCtx {
     /// Stochastic depth: a factor per image, 0 with probability `rate`, else `1 / (1 - rate)`.
     /// `branch` selects the random numbers. None when nothing is dropped.
     pub fn drop_path(&self, images: usize, rate: f64, branch: u64) -> Scales {
+        if self.is_expected && rate > 0.0 {
+            return Some((0..images).map(|_| (1.0 - rate) as f32).collect());
+        }
         let DropPathKey { seed, step, micro_batch } = self.drop_path.filter(|_| rate > 0.0)?;
         let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, micro_batch, branch]);
         let scale = (1.0 / (1.0 - rate)) as f32;

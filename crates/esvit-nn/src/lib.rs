@@ -19,7 +19,7 @@ pub mod tensor;
 pub mod weights;
 pub mod zoo;
 
-pub use backbone::swin::{Swin, SwinConfig};
+pub use backbone::{Backbone, BackboneConfig};
 pub use device::Device;
 pub use forward_ctx::ForwardCtx;
 pub use gradients::ParamGradients;

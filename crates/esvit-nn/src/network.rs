@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::tensor::Tensor;
 
-use crate::backbone::swin::{Swin, SwinConfig};
+use crate::backbone::{Backbone, BackboneConfig};
 use crate::forward_ctx::ForwardCtx;
 use crate::head::{Head, HeadConfig};
 use crate::ops::PrototypeLogits;
@@ -13,7 +13,7 @@ use crate::params::{ParamList, Params, Registry};
 /// A backbone with the head of the view task and, with the region task, a second head.
 #[derive(Debug)]
 pub struct Network {
-    backbone: Swin,
+    backbone: Arc<dyn Backbone>,
     head: Head,
     head_dense: Option<Head>,
     specs: Arc<ParamList>,
@@ -45,20 +45,20 @@ pub struct RegionPredictions {
 }
 
 impl Network {
-    /// A Swin backbone with its heads; `region` adds the head of the region task, `head_dense`.
-    pub fn new(backbone: &SwinConfig, drop_path: f64, head: &HeadConfig, region: bool) -> Self {
+    /// A backbone with its heads; `region` adds the head of the region task, `head_dense`.
+    pub fn new(backbone: &BackboneConfig, drop_path: f64, head: &HeadConfig, region: bool) -> Self {
         let mut registry = Registry::default();
         let mut scope = registry.root();
         let width = backbone.output_width();
-        let backbone = Swin::new(&mut scope, backbone, drop_path);
+        let backbone = backbone.build_in(&mut scope, drop_path);
         let view_head = Head::new(&mut scope.at("head"), width, head);
         let head_dense = region.then(|| Head::new(&mut scope.at("head_dense"), width, head));
         Self { backbone, head: view_head, head_dense, specs: registry.finish() }
     }
 
     /// The backbone.
-    pub fn backbone(&self) -> &Swin {
-        &self.backbone
+    pub fn backbone(&self) -> &dyn Backbone {
+        &*self.backbone
     }
 
     /// Number of prototypes, K.

@@ -1,5 +1,6 @@
 //! Named architectures, with the settings of the official configuration files.
 
+use crate::backbone::BackboneConfig;
 use crate::backbone::swin::{NORM_EPS, SwinConfig};
 
 /// The architecture whose shape is given by its settings.
@@ -46,15 +47,20 @@ pub fn find(name: &str) -> Option<&'static Architecture> {
 }
 
 /// The architecture of this shape, `norm_eps` ignored.
-pub fn of_shape(shape: &SwinConfig) -> Option<&'static Architecture> {
+pub fn of_shape(shape: &BackboneConfig) -> Option<&'static Architecture> {
+    let BackboneConfig::Swin(shape) = shape;
     ARCHITECTURES
         .iter()
-        .find(|arch| SwinConfig { norm_eps: shape.norm_eps, ..arch.config() } == *shape)
+        .find(|arch| SwinConfig { norm_eps: shape.norm_eps, ..arch.swin() } == *shape)
 }
 
 impl Architecture {
     /// The shape of the network.
-    pub fn config(&self) -> SwinConfig {
+    pub fn config(&self) -> BackboneConfig {
+        BackboneConfig::Swin(self.swin())
+    }
+
+    fn swin(&self) -> SwinConfig {
         SwinConfig {
             img_size: 224,
             patch_size: 4,

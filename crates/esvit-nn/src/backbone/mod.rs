@@ -1,29 +1,297 @@
-//! Multi-stage backbones.
+//! Backbones: what is stored of one is a [`BackboneConfig`], what runs is a [`Backbone`].
+//!
+//! A family is a file here with its configuration and its network, an arm of [`BackboneConfig`], and
+//! its named shapes in [`crate::zoo`].
 
+mod maps;
 pub mod swin;
 
+use std::fmt::Debug;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use esvit_settings::SettingError;
+use serde::{Deserialize, Serialize};
+
+use crate::cost::Cost;
+use crate::forward_ctx::ForwardCtx;
+use crate::ops::WindowMap;
+use crate::params::{ParamList, Params, Registry, Scope};
+use crate::tape::Tape;
 use crate::tensor::Tensor;
+use swin::{Swin, SwinConfig};
 
-use crate::ops::Segment;
+pub use maps::{Features, RowFeatures, TokenMaps};
 
-/// Features of images of one size.
-#[derive(Debug, Clone)]
-pub struct Features {
-    /// View features, `[B, C]`: the mean token.
-    pub view: Tensor,
-    /// Region features, `[B, T, C]`: the tokens of the last map, row-major, after the final norm.
-    pub region: Tensor,
-    /// Height and width of that map in tokens; `T = height * width`.
-    pub map: [usize; 2],
+/// The shape of a backbone, as files store it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "family", rename_all = "snake_case", from = "Stored")]
+pub enum BackboneConfig {
+    /// A Swin transformer.
+    Swin(SwinConfig),
 }
 
-/// Features of images of several sizes.
+/// A stored shape; the first versions wrote that of a Swin transformer alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Tagged(Tagged),
+    Swin(SwinConfig),
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "family", rename_all = "snake_case")]
+enum Tagged {
+    Swin(SwinConfig),
+}
+
+impl From<Stored> for BackboneConfig {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::Tagged(Tagged::Swin(config)) | Stored::Swin(config) => Self::Swin(config),
+        }
+    }
+}
+
+/// A stage: blocks whose maps have one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stage {
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Channels of its maps.
+    pub width: usize,
+    /// Side of a token in pixels.
+    pub stride: usize,
+    /// Attention heads of a block; 0 without attention.
+    pub heads: usize,
+}
+
+impl BackboneConfig {
+    /// The family's name in messages.
+    pub fn family(&self) -> &'static str {
+        match self {
+            Self::Swin(_) => "Swin",
+        }
+    }
+
+    /// Checks that the settings fit together and that their sizes can be allocated.
+    ///
+    /// # Errors
+    /// Names the first invalid one.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        match self {
+            Self::Swin(config) => config.validate(),
+        }
+    }
+
+    /// The stages, first to last.
+    pub fn stages(&self) -> Vec<Stage> {
+        match self {
+            Self::Swin(config) => config.stage_table(),
+        }
+    }
+
+    /// Side in pixels of the images that it is made for. Inputs may have any size.
+    pub fn img_size(&self) -> usize {
+        match self {
+            Self::Swin(config) => config.img_size,
+        }
+    }
+
+    /// Number of blocks in all stages.
+    pub fn blocks(&self) -> usize {
+        self.stages().iter().map(|stage| stage.blocks).sum()
+    }
+
+    /// Channels of the last stage: the width of view and region features.
+    pub fn output_width(&self) -> usize {
+        self.stages().last().map_or(0, |stage| stage.width)
+    }
+
+    /// Registers the parameters. `drop_path` is the rate of the last block; rates grow linearly
+    /// from 0 at the first.
+    pub fn build_in(&self, scope: &mut Scope<'_>, drop_path: f64) -> Arc<dyn Backbone> {
+        match self {
+            Self::Swin(config) => Arc::new(Swin::new(scope, config, drop_path)),
+        }
+    }
+
+    /// The network with its list of parameters.
+    pub fn build(&self, drop_path: f64) -> (Arc<dyn Backbone>, Arc<ParamList>) {
+        let mut registry = Registry::default();
+        let backbone = self.build_in(&mut registry.root(), drop_path);
+        (backbone, registry.finish())
+    }
+
+    /// What a forward pass costs for one image of `[height, width]` pixels, in the mode and
+    /// precision of `ctx`; with [`ForwardCtx::expected`], branches count by the share of images
+    /// that a last rate of `drop_path` keeps.
+    pub fn cost(&self, [height, width]: [usize; 2], drop_path: f64, ctx: &ForwardCtx) -> Cost {
+        let (backbone, list) = self.build(drop_path);
+        let tape = Tape::new();
+        let images = tape.symbol("images", [1, 3, height, width]);
+        backbone.features(&Params::symbolic(&list, &tape), vec![images], ctx);
+        tape.cost()
+    }
+}
+
+/// A backbone over parameters with official names.
+pub trait Backbone: Debug + Send + Sync {
+    /// Its shape.
+    fn config(&self) -> BackboneConfig;
+
+    /// Runs all blocks on batches `[B, 3, H, W]`, each of its own size. `tap` sees what every block
+    /// gives and may end the pass. The maps of the last block, before the final norm; None when
+    /// the pass was ended.
+    fn run(
+        &self,
+        params: &Params,
+        images: Vec<Tensor>,
+        ctx: &ForwardCtx,
+        tap: &mut dyn FnMut(BlockOutput<'_>) -> ControlFlow<()>,
+    ) -> Option<TokenMaps>;
+
+    /// The final norm, of maps of the last stage.
+    fn normalize(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps;
+
+    /// Calls `observe` with index and attention weights of each of `blocks`, counted over all
+    /// stages, for `images [B, 3, H, W]`. Later blocks are not computed.
+    ///
+    /// # Errors
+    /// When the family has no attention.
+    fn attention(
+        &self,
+        _params: &Params,
+        _images: Tensor,
+        _blocks: Range<usize>,
+        _observe: &mut dyn FnMut(usize, AttentionMap),
+    ) -> Result<(), NoAttention> {
+        Err(NoAttention { family: self.config().family() })
+    }
+}
+
+/// What a block gives.
+#[derive(Debug)]
+pub struct BlockOutput<'a> {
+    /// Index of the block, counted over all stages.
+    pub index: usize,
+    /// Its stage.
+    pub stage: usize,
+    /// Whether it is the last of its stage.
+    pub ends_stage: bool,
+    /// Its maps.
+    pub maps: &'a TokenMaps,
+}
+
+/// Attention weights of a block.
 #[derive(Debug, Clone)]
-pub struct RowFeatures {
-    /// View features, `[images, C]`.
-    pub view: Tensor,
-    /// Region features of all images, `[tokens, C]`.
-    pub region: Tensor,
-    /// Which rows of `region` belong to which images.
-    pub segments: Vec<Segment>,
+pub struct AttentionMap {
+    /// `[B * windows, heads, tokens of a window, tokens of a window]`, windows row-major within an
+    /// image.
+    pub weights: Tensor,
+    /// The windows.
+    pub windows: Arc<WindowMap>,
+}
+
+/// The family has no attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a {family} backbone has no attention")]
+pub struct NoAttention {
+    family: &'static str,
+}
+
+impl dyn Backbone + '_ {
+    /// View and region features of several batches `[B, 3, H, W]`, each of its own size.
+    pub fn features(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> RowFeatures {
+        let maps = self.run(params, images, ctx, &mut |_| ControlFlow::Continue(()));
+        let maps = self.normalize(params, maps.expect("the pass was not ended"), ctx);
+        RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments }
+    }
+
+    /// View and region features of `images [B, 3, H, W]`, normalized, of any size.
+    pub fn forward(&self, params: &Params, images: Tensor, ctx: &ForwardCtx) -> Features {
+        self.features(params, vec![images], ctx).of_one_size()
+    }
+
+    /// Features of stage `stage` (from 0), before the map is halved. The last stage is
+    /// `forward`; earlier ones have no final norm. None when there is no such stage.
+    pub fn stage_features(
+        &self,
+        params: &Params,
+        images: Tensor,
+        stage: usize,
+        ctx: &ForwardCtx,
+    ) -> Option<Features> {
+        if stage + 1 == self.config().stages().len() {
+            return Some(self.forward(params, images, ctx));
+        }
+        let mut found = None;
+        self.run(params, vec![images], ctx, &mut |block| {
+            if block.stage == stage && block.ends_stage {
+                found = Some(block.maps.clone());
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        let maps = found?;
+        let features =
+            RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments };
+        Some(features.of_one_size())
+    }
+
+    /// The linear probe's features of `images [B, 3, H, W]`: the mean tokens of the last `n`
+    /// blocks, concatenated in order; the final norm is applied in the last stage only.
+    pub fn last_blocks(
+        &self,
+        params: &Params,
+        images: Tensor,
+        n: usize,
+        ctx: &ForwardCtx,
+    ) -> Tensor {
+        let config = self.config();
+        let (blocks, last_stage) = (config.blocks(), config.stages().len() - 1);
+        let mut features = Vec::new();
+        self.run(params, vec![images], ctx, &mut |block| {
+            if block.index + n >= blocks {
+                let maps = block.maps.clone();
+                let is_last = block.stage == last_stage;
+                let maps = if is_last { self.normalize(params, maps, ctx) } else { maps };
+                features.push(maps.means());
+            }
+            ControlFlow::Continue(())
+        });
+        Tensor::cat(features, 1)
+    }
+
+    /// Attention weights of one block; None when there is no such block.
+    ///
+    /// # Errors
+    /// When the family has no attention.
+    pub fn block_attention(
+        &self,
+        params: &Params,
+        images: Tensor,
+        block: usize,
+    ) -> Result<Option<AttentionMap>, NoAttention> {
+        let mut found = None;
+        let blocks = block..block.saturating_add(1);
+        self.attention(params, images, blocks, &mut |_, map| found = Some(map))?;
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shapes are stored with their family; those of the first versions, without, are Swin's.
+    #[test]
+    fn shapes_are_stored_with_their_family() {
+        let config = BackboneConfig::Swin(swin::tests::config());
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.starts_with(r#"{"family":"swin","img_size":"#), "{text}");
+        assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
+        let old = text.replace(r#""family":"swin","#, "");
+        assert_eq!(serde_json::from_str::<BackboneConfig>(&old).unwrap(), config);
+    }
 }

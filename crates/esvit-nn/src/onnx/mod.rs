@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use esvit_weights::Float;
 
 use crate::ForwardCtx;
-use crate::backbone::swin::Swin;
+use crate::backbone::Backbone;
 use crate::params::Params;
 use crate::tape::{Origin, Tape};
 use crate::tensor::Tensor;
@@ -30,7 +30,7 @@ pub use nodes::Nodes;
 /// When writing fails, or an operation has no ONNX form.
 pub fn write(
     writer: &mut impl Write,
-    backbone: &Swin,
+    backbone: &dyn Backbone,
     params: &Params,
     [height, width]: [usize; 2],
     float: Float,

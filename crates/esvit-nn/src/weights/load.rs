@@ -9,7 +9,7 @@ use esvit_weights::WeightsFile;
 use super::naming::Naming;
 use super::recognize::{self, Location, networks};
 use super::{WeightsError, resize};
-use crate::SwinConfig;
+use crate::backbone::BackboneConfig;
 use crate::params::{ParamList, ParamSpec, Params};
 
 /// The network to take from a file that holds several.
@@ -95,8 +95,9 @@ impl<'a> StoredNetwork<'a> {
     ///
     /// # Errors
     /// When they are not those of a Swin transformer.
-    pub fn shape(&self) -> Result<SwinConfig, WeightsError> {
+    pub fn shape(&self) -> Result<BackboneConfig, WeightsError> {
         recognize::shape(self.file, &self.location)
+            .map(BackboneConfig::Swin)
             .map_err(|reason| WeightsError::Shape { path: self.file.path().into(), reason })
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use esvit_weights::{TensorInfo, WeightsFile};
 
 use super::naming::Naming;
-use crate::SwinConfig;
+use crate::backbone::swin::SwinConfig;
 
 /// A parameter that every Swin transformer has, and no other network.
 const TABLE: &str = "layers.0.blocks.0.attn.relative_position_bias_table";

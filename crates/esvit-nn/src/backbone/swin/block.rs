@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::tensor::Tensor;
-
-use super::SwinConfig;
+use super::{AttentionMap, SwinConfig, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{LayerNorm, Linear, WEIGHT_STD};
 use crate::ops::{
@@ -92,12 +90,12 @@ impl Block {
         segments.iter().map(|s| windows.get(s.map, self.window, self.shift)).collect()
     }
 
-    pub(super) fn attention_weights(
+    pub(super) fn attention(
         &self,
         params: &Params,
         maps: &TokenMaps,
         windows: &WindowMaps,
-    ) -> (Tensor, Arc<WindowMap>) {
+    ) -> AttentionMap {
         let windows = self.windows(&maps.segments, windows).swap_remove(0);
         let LinearValues { weight, bias } = self.qkv.values(params);
         let normalized = self.norm1.forward(params, maps.rows.clone(), &ForwardCtx::eval());
@@ -105,7 +103,8 @@ impl Block {
         let [rows, width] = qkv.dims();
         let qkv = qkv.reshape([rows / windows.tokens(), windows.tokens(), width]);
         let table = params.tensor(self.table);
-        (ops::window_attention_weights(qkv, bias, table, &windows), windows)
+        let weights = ops::window_attention_weights(qkv, bias, table, &windows);
+        AttentionMap { weights, windows }
     }
 }
 
@@ -135,20 +134,5 @@ impl Downsample {
             ctx.precision,
         );
         TokenMaps { rows, segments }
-    }
-}
-
-/// The token maps of a batch, as rows.
-#[derive(Debug, Clone)]
-pub(super) struct TokenMaps {
-    /// `[tokens of all images, C]`.
-    pub(super) rows: Tensor,
-    pub(super) segments: Vec<Segment>,
-}
-
-impl TokenMaps {
-    /// Global average pooling, `[images, C]`.
-    pub(super) fn means(&self) -> Tensor {
-        ops::global_average_pool(self.rows.clone(), &ops::tokens_per_image(&self.segments))
     }
 }

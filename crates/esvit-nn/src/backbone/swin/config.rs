@@ -3,6 +3,8 @@
 use esvit_settings::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
+use crate::backbone::Stage;
+
 /// `eps` of LayerNorm in the official code.
 pub const NORM_EPS: f64 = 1e-6;
 
@@ -78,6 +80,17 @@ impl SwinConfig {
             self.img_size,
             format!("it leaves no token in stage {last}, use at least {least} pixels"),
         )
+    }
+
+    /// The stages, first to last.
+    pub(crate) fn stage_table(&self) -> Vec<Stage> {
+        let stage = |(stage, &blocks)| Stage {
+            blocks,
+            width: self.width(stage),
+            stride: self.stride(stage),
+            heads: self.num_heads[stage],
+        };
+        self.depths.iter().enumerate().map(stage).collect()
     }
 
     /// Number of stages.

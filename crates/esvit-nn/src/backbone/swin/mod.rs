@@ -7,19 +7,19 @@
 
 mod block;
 mod config;
-mod cost;
 
-use std::ops::Range;
-use std::sync::Arc;
+use std::ops::{ControlFlow, Range};
 
 use crate::tensor::Tensor;
 
-use super::{Features, RowFeatures};
+use super::{AttentionMap, Backbone, BackboneConfig, BlockOutput, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::LayerNorm;
-use crate::ops::{self, Activation, Segment, WindowMap, WindowMaps};
+use crate::ops::{self, Activation, WindowMaps};
 use crate::params::{Init, ParamId, Params, Scope};
-use block::{Block, Downsample, TokenMaps};
+use block::{Block, Downsample};
+#[cfg(test)]
+pub(super) use config::tests;
 
 pub use config::{NORM_EPS, SwinConfig};
 
@@ -80,145 +80,6 @@ impl Swin {
         Self { config, patch_weight, patch_bias, patch_norm, stages, norm, windows }
     }
 
-    /// The network's shape.
-    pub fn config(&self) -> &SwinConfig {
-        &self.config
-    }
-
-    /// Number of blocks in all stages.
-    pub fn blocks(&self) -> usize {
-        self.config.depths.iter().sum()
-    }
-
-    /// View and region features of `images [B, 3, H, W]`, normalized, of any size.
-    pub fn forward(&self, params: &Params, images: Tensor, ctx: &ForwardCtx) -> Features {
-        let RowFeatures { view, region, segments } = self.features(params, vec![images], ctx);
-        let ([batch, width], Segment { map, .. }) = (view.dims(), segments[0]);
-        Features { view, region: region.reshape([batch, map[0] * map[1], width]), map }
-    }
-
-    /// Features of stage `stage` (from 0), before patch merging. The last stage is
-    /// [`Swin::forward`]; earlier ones have no final norm. None when there is no such stage.
-    pub fn stage_features(
-        &self,
-        params: &Params,
-        images: Tensor,
-        stage: usize,
-        ctx: &ForwardCtx,
-    ) -> Option<Features> {
-        if stage + 1 == self.stages.len() {
-            return Some(self.forward(params, images, ctx));
-        }
-        let until = self.stages.get(..=stage)?;
-        let mut maps = self.embed(params, vec![images], ctx);
-        for (index, Stage { blocks, downsample }) in until.iter().enumerate() {
-            for block in blocks {
-                maps = block.forward(params, maps, &self.windows, ctx);
-            }
-            if let Some(downsample) = downsample.as_ref().filter(|_| index < stage) {
-                maps = downsample.forward(params, maps, ctx);
-            }
-        }
-        let (view, Segment { map, .. }) = (maps.means(), maps.segments[0]);
-        let [batch, width] = view.dims();
-        Some(Features { view, region: maps.rows.reshape([batch, map[0] * map[1], width]), map })
-    }
-
-    /// View and region features of several batches `[B, 3, H, W]`, each of its own size.
-    pub fn features(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> RowFeatures {
-        let maps = self.normalized(params, self.run(params, images, ctx, |_, _| {}), ctx);
-        RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments }
-    }
-
-    /// The linear probe's features of `images [B, 3, H, W]`: the mean tokens of the last `n`
-    /// blocks, concatenated in order; the final norm is applied in the last stage only.
-    pub fn last_blocks(
-        &self,
-        params: &Params,
-        images: Tensor,
-        n: usize,
-        ctx: &ForwardCtx,
-    ) -> Tensor {
-        let blocks = self.blocks();
-        let last_stage = blocks - self.config.depths[self.config.stages() - 1];
-        let mut features = Vec::new();
-        self.run(params, vec![images], ctx, |index, maps| {
-            if index + n >= blocks {
-                let maps = maps.clone();
-                let maps =
-                    if index >= last_stage { self.normalized(params, maps, ctx) } else { maps };
-                features.push(maps.means());
-            }
-        });
-        Tensor::cat(features, 1)
-    }
-
-    /// Attention weights of a block (counted over all stages) for `images [B, 3, H, W]`:
-    /// `[B * windows, heads, window^2, window^2]`, and the windows. None when there is no such
-    /// block.
-    pub fn attention(
-        &self,
-        params: &Params,
-        images: Tensor,
-        block: usize,
-    ) -> Option<(Tensor, Arc<WindowMap>)> {
-        let mut found = None;
-        self.attentions(params, images, block..block.saturating_add(1), |_, weights, windows| {
-            found = Some((weights, windows));
-        });
-        found
-    }
-
-    /// Calls `observe` with index, attention weights and windows of each of `blocks`, as in
-    /// [`Swin::attention`]. Later blocks are not computed.
-    pub fn attentions(
-        &self,
-        params: &Params,
-        images: Tensor,
-        blocks: Range<usize>,
-        mut observe: impl FnMut(usize, Tensor, Arc<WindowMap>),
-    ) {
-        let ctx = ForwardCtx::eval();
-        let mut maps = self.embed(params, vec![images], &ctx);
-        for stage in &self.stages {
-            for block in &stage.blocks {
-                if blocks.contains(&block.index) {
-                    let (weights, windows) = block.attention_weights(params, &maps, &self.windows);
-                    observe(block.index, weights, windows);
-                }
-                if block.index + 1 >= blocks.end {
-                    return;
-                }
-                maps = block.forward(params, maps, &self.windows, &ctx);
-            }
-            if let Some(downsample) = &stage.downsample {
-                maps = downsample.forward(params, maps, &ctx);
-            }
-        }
-    }
-
-    /// The maps of the last stage before the final norm; `observe` gets each block's index and
-    /// output.
-    fn run(
-        &self,
-        params: &Params,
-        images: Vec<Tensor>,
-        ctx: &ForwardCtx,
-        mut observe: impl FnMut(usize, &TokenMaps),
-    ) -> TokenMaps {
-        let mut maps = self.embed(params, images, ctx);
-        for stage in &self.stages {
-            for block in &stage.blocks {
-                maps = block.forward(params, maps, &self.windows, ctx);
-                observe(block.index, &maps);
-            }
-            if let Some(downsample) = &stage.downsample {
-                maps = downsample.forward(params, maps, ctx);
-            }
-        }
-        maps
-    }
-
     fn embed(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> TokenMaps {
         let patch = self.config.patch_size;
         let (mut rows, segments): (Vec<_>, Vec<_>) =
@@ -230,8 +91,64 @@ impl Swin {
         let rows = ops::linear(rows, weight, bias, Activation::None, ctx.precision);
         TokenMaps { rows: self.patch_norm.forward(params, rows, ctx), segments }
     }
+}
 
-    fn normalized(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
+impl Backbone for Swin {
+    fn config(&self) -> BackboneConfig {
+        BackboneConfig::Swin(self.config.clone())
+    }
+
+    fn run(
+        &self,
+        params: &Params,
+        images: Vec<Tensor>,
+        ctx: &ForwardCtx,
+        tap: &mut dyn FnMut(BlockOutput<'_>) -> ControlFlow<()>,
+    ) -> Option<TokenMaps> {
+        let mut maps = self.embed(params, images, ctx);
+        for (stage, Stage { blocks, downsample }) in self.stages.iter().enumerate() {
+            for (number, block) in blocks.iter().enumerate() {
+                maps = block.forward(params, maps, &self.windows, ctx);
+                let ends_stage = number + 1 == blocks.len();
+                let output = BlockOutput { index: block.index, stage, ends_stage, maps: &maps };
+                if tap(output).is_break() {
+                    return None;
+                }
+            }
+            if let Some(downsample) = downsample {
+                maps = downsample.forward(params, maps, ctx);
+            }
+        }
+        Some(maps)
+    }
+
+    fn normalize(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
         TokenMaps { rows: self.norm.forward(params, maps.rows, ctx), ..maps }
+    }
+
+    fn attention(
+        &self,
+        params: &Params,
+        images: Tensor,
+        blocks: Range<usize>,
+        observe: &mut dyn FnMut(usize, AttentionMap),
+    ) -> Result<(), NoAttention> {
+        let ctx = ForwardCtx::eval();
+        let mut maps = self.embed(params, vec![images], &ctx);
+        for stage in &self.stages {
+            for block in &stage.blocks {
+                if blocks.contains(&block.index) {
+                    observe(block.index, block.attention(params, &maps, &self.windows));
+                }
+                if block.index + 1 >= blocks.end {
+                    return Ok(());
+                }
+                maps = block.forward(params, maps, &self.windows, &ctx);
+            }
+            if let Some(downsample) = &stage.downsample {
+                maps = downsample.forward(params, maps, &ctx);
+            }
+        }
+        Ok(())
     }
 }
