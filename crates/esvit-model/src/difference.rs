@@ -6,8 +6,6 @@ use esvit_nn::params::ParamSpec;
 use esvit_nn::weights::{StoredNetwork, WeightsError, WeightsFile};
 use serde::Serialize;
 
-use crate::build;
-
 /// The floating-point tensors of a file, under the names by which they are compared.
 #[derive(Debug)]
 pub struct Tensors<'a> {
@@ -61,7 +59,7 @@ impl<'a> Tensors<'a> {
         let stored = StoredNetwork::find(file, key).ok();
         let found = stored.and_then(|stored| {
             let shape = stored.shape().ok()?;
-            let (_, specs) = build(&shape);
+            let (_, specs) = shape.build(0.0);
             Some((stored, specs.to_vec()))
         });
         let mut plain = BTreeMap::new();

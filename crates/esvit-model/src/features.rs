@@ -2,7 +2,7 @@
 
 use esvit_data::{Image, ImageError, Preprocess, Source};
 use esvit_kernels::pool;
-use esvit_nn::{ForwardCtx, Params, Swin, Tensor};
+use esvit_nn::{Backbone, ForwardCtx, Params, Tensor};
 use rayon::prelude::*;
 
 use crate::pretrained::BATCH;
@@ -148,7 +148,7 @@ pub fn extract_with(
 
 /// The `forward` of [`extract`] for view features `[B, C]`.
 pub fn view_forward<'a>(
-    swin: &'a Swin,
+    network: &'a dyn Backbone,
     params: &'a Params,
     preprocess: &Preprocess,
 ) -> impl FnMut(Vec<f32>, usize) -> Vec<f32> + use<'a> {
@@ -156,7 +156,7 @@ pub fn view_forward<'a>(
     let device = params.values()[0].device();
     move |pixels, count| {
         let images = Tensor::new(pixels, [count, 3, size, size], &device);
-        pool::run(|| swin.forward(params, images, &ForwardCtx::eval()).view.to_vec::<f32>())
+        pool::run(|| network.forward(params, images, &ForwardCtx::eval()).view.to_vec::<f32>())
     }
 }
 

@@ -27,4 +27,4 @@ pub mod npy;
 mod pretrained;
 
 pub use metadata::ModelMetadata;
-pub use pretrained::{BackboneError, OpenOptions, PretrainedBackbone, SourceFile, build};
+pub use pretrained::{BackboneError, OpenOptions, PretrainedBackbone, SourceFile};

@@ -1,8 +1,9 @@
 //! Metadata of a weights file: network configuration, preprocessing and origin.
 
 use esvit_data::Preprocess;
-use esvit_nn::SwinConfig;
+use esvit_nn::BackboneConfig;
 use esvit_nn::weights::{METADATA_KEY, WeightsFile};
+use esvit_settings::SettingError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -12,7 +13,7 @@ use crate::SourceFile;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelMetadata {
     /// Configuration of the network.
-    pub model: SwinConfig,
+    pub model: BackboneConfig,
     /// Preprocessing of input images.
     pub preprocess: Preprocess,
     /// Optimizer steps done, if known.
@@ -25,6 +26,9 @@ pub enum MetadataError {
     /// The metadata is not the expected JSON.
     #[error("its entry `{METADATA_KEY}` is damaged")]
     Json(#[from] serde_json::Error),
+    /// The network's shape is none.
+    #[error("it describes no network")]
+    Shape(#[from] SettingError),
     /// The run's settings lack a key.
     #[error("the settings of its run have no `{key}`")]
     Missing {
@@ -45,7 +49,7 @@ struct Run {
 /// The backbone's part of that metadata.
 #[derive(Deserialize)]
 struct RunBackbone {
-    model: SwinConfig,
+    model: BackboneConfig,
     preprocess: Preprocess,
     seed: u64,
 }
@@ -53,7 +57,7 @@ struct RunBackbone {
 /// What the metadata of a file says.
 #[derive(Debug, Default)]
 pub(crate) struct FileMetadata {
-    pub(crate) model: Option<SwinConfig>,
+    pub(crate) model: Option<BackboneConfig>,
     pub(crate) preprocess: Option<Preprocess>,
     pub(crate) source: SourceFile,
 }
@@ -69,6 +73,7 @@ impl FileMetadata {
         let value: Value = serde_json::from_str(text)?;
         if value.get("config").is_none() {
             let ModelMetadata { model, preprocess, steps } = serde_json::from_value(value)?;
+            model.validate()?;
             let source = SourceFile { steps, epochs, ..SourceFile::default() };
             return Ok(Self { model: Some(model), preprocess: Some(preprocess), source });
         }
@@ -77,6 +82,7 @@ impl FileMetadata {
             Some(backbone) => backbone,
             None => RunBackbone::from_settings(&config)?,
         };
+        model.validate()?;
         let source = SourceFile {
             config: Some(config),
             seed: Some(seed),

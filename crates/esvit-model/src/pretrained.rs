@@ -4,10 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_data::{Image, ImageError, Preprocess};
-use esvit_nn::Device;
-use esvit_nn::params::{ParamList, Registry};
 use esvit_nn::weights::{Location, Report, StoredNetwork, WeightsError, WeightsFile};
-use esvit_nn::{Params, Swin, SwinConfig, zoo};
+use esvit_nn::{Backbone, BackboneConfig, Device, Params, zoo};
 
 use crate::features::view_forward;
 use crate::metadata::{FileMetadata, MetadataError, ModelMetadata};
@@ -16,7 +14,7 @@ use crate::metadata::{FileMetadata, MetadataError, ModelMetadata};
 #[derive(Debug)]
 pub struct PretrainedBackbone {
     /// The network.
-    pub swin: Swin,
+    pub network: Arc<dyn Backbone>,
     /// Its parameters.
     pub params: Params,
     /// Preprocessing of input images.
@@ -65,7 +63,7 @@ pub enum BackboneError {
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     key: Option<String>,
-    shape: Option<SwinConfig>,
+    shape: Option<BackboneConfig>,
 }
 
 impl OpenOptions {
@@ -79,7 +77,7 @@ impl OpenOptions {
     /// Loads the file as a network of this configuration; relative position bias tables are resized
     /// to fit.
     #[must_use]
-    pub fn shape(mut self, shape: Option<SwinConfig>) -> Self {
+    pub fn shape(mut self, shape: Option<BackboneConfig>) -> Self {
         self.shape = shape;
         self
     }
@@ -101,20 +99,21 @@ impl OpenOptions {
             .map_err(|source| BackboneError::Metadata { path: file.path().into(), source })?;
         let stored = StoredNetwork::find(file, self.key.as_deref())?;
         let model = match (&self.shape, model) {
-            (Some(shape), file_model) => SwinConfig {
-                norm_eps: file_model
-                    .map_or(stored.location().naming.norm_eps(), |file_model| file_model.norm_eps),
-                ..shape.clone()
-            },
+            (Some(shape), file_model) => {
+                let norm_eps = file_model.map(|file_model| file_model.norm_eps());
+                let norm_eps = norm_eps.unwrap_or_else(|| stored.location().naming.norm_eps());
+                shape.clone().with_norm_eps(norm_eps)
+            }
             (None, Some(file_model)) => file_model,
             (None, None) => stored.shape()?,
         };
-        let (swin, specs) = build(&model);
+        let (network, specs) = model.build(0.0);
         let (params, report) = stored.load(&specs, &Device::Cpu, |_| None)?;
         source.location = Some(stored.location().clone());
         source.report = report;
-        let preprocess = preprocess.unwrap_or_else(|| Preprocess::published(model.img_size as u32));
-        Ok(PretrainedBackbone { swin, params: params.for_inference(), preprocess, source })
+        let preprocess =
+            preprocess.unwrap_or_else(|| Preprocess::published(model.img_size() as u32));
+        Ok(PretrainedBackbone { network, params: params.for_inference(), preprocess, source })
     }
 }
 
@@ -132,10 +131,10 @@ impl PretrainedBackbone {
     /// known.
     pub fn untrained(&self) -> Self {
         let seed = self.source.seed.unwrap_or(0);
-        let (swin, specs) = build(self.swin.config());
+        let (network, specs) = self.network.config().build(0.0);
         let params = Params::init(&specs, seed, &Device::Cpu).for_inference();
         let preprocess = self.preprocess.clone();
-        Self { swin, params, preprocess, source: SourceFile::default() }
+        Self { network, params, preprocess, source: SourceFile::default() }
     }
 
     /// View features, one row of [`width`](Self::width) values per image, not normalized.
@@ -143,7 +142,7 @@ impl PretrainedBackbone {
     /// # Errors
     /// [`ImageError`] if an image cannot be resized.
     pub fn embed(&self, images: &[Image]) -> Result<Vec<Vec<f32>>, ImageError> {
-        let mut forward = view_forward(&self.swin, &self.params, &self.preprocess);
+        let mut forward = view_forward(&*self.network, &self.params, &self.preprocess);
         let mut features = Vec::with_capacity(images.len());
         for batch in images.chunks(BATCH) {
             let mut pixels = Vec::new();
@@ -158,12 +157,12 @@ impl PretrainedBackbone {
 
     /// Dimension of view features.
     pub fn width(&self) -> usize {
-        self.swin.config().output_width()
+        self.network.config().output_width()
     }
 
     /// Name of the architecture, or `custom`.
     pub fn architecture(&self) -> &'static str {
-        zoo::of_shape(self.swin.config()).map_or(zoo::CUSTOM, |arch| arch.name)
+        zoo::of_shape(&self.network.config()).map_or(zoo::CUSTOM, |arch| arch.name)
     }
 
     /// `student` or `teacher`; a network from a file without both counts as teacher.
@@ -176,16 +175,9 @@ impl PretrainedBackbone {
     /// Metadata for an export.
     pub fn metadata(&self) -> ModelMetadata {
         ModelMetadata {
-            model: self.swin.config().clone(),
+            model: self.network.config(),
             preprocess: self.preprocess.clone(),
             steps: self.source.steps,
         }
     }
-}
-
-/// Builds a backbone without heads, and the list of its parameters.
-pub fn build(model: &SwinConfig) -> (Swin, Arc<ParamList>) {
-    let mut registry = Registry::default();
-    let swin = Swin::new(&mut registry.root(), model, 0.0);
-    (swin, registry.finish())
 }

@@ -35,6 +35,11 @@ impl Tape {
 }
 
 impl Cost {
+    /// Multiply-accumulates as the official code counts them, those of padding included.
+    pub fn official_macs(&self) -> u64 {
+        (self.macs + self.padding_macs) as u64
+    }
+
     /// Products alone.
     pub(crate) fn products(macs: usize) -> Self {
         Self { macs: macs as f64, ..Self::default() }

@@ -1,9 +1,9 @@
 //! Networks that are small enough for a test.
 
 use esvit_data::Preprocess;
-use esvit_model::{PretrainedBackbone, SourceFile, build};
-use esvit_nn::Device;
-use esvit_nn::{Params, SwinConfig};
+use esvit_model::{PretrainedBackbone, SourceFile};
+use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::{BackboneConfig, Device, Params};
 
 /// Two stages of one block each, for images of 32 pixels: maps of 8 and 4 tokens, windows of 4. A
 /// test that needs more says what: `SwinConfig { depths: vec![2, 1], ..tiny_swin() }`.
@@ -23,8 +23,8 @@ pub fn tiny_swin() -> SwinConfig {
 /// An untrained backbone of this shape. `resize` is the length of an image's shorter side before
 /// the center crop of the shape's size.
 pub fn untrained(shape: &SwinConfig, seed: u64, resize: u32) -> PretrainedBackbone {
-    let (swin, specs) = build(shape);
+    let (network, specs) = BackboneConfig::Swin(shape.clone()).build(0.0);
     let params = Params::init(&specs, seed, &Device::Cpu);
     let preprocess = Preprocess::new(shape.img_size as u32, resize, &Default::default());
-    PretrainedBackbone { swin, params, preprocess, source: SourceFile::default() }
+    PretrainedBackbone { network, params, preprocess, source: SourceFile::default() }
 }

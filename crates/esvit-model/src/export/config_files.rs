@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use esvit_data::Preprocess;
-use esvit_nn::{SwinConfig, zoo};
+use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::{BackboneConfig, zoo};
 use esvit_weights::Float;
 use serde_json::{Value, json};
 
@@ -19,7 +20,7 @@ pub(super) fn config_files(
     options: &Options,
     backbone: &PretrainedBackbone,
 ) -> Vec<(&'static str, Value)> {
-    let model = backbone.swin.config();
+    let BackboneConfig::Swin(model) = &backbone.network.config();
     match options.target {
         Target::Timm => vec![("config.json", timm(model, &backbone.preprocess))],
         Target::Transformers => vec![
@@ -41,7 +42,8 @@ fn timm_name(model: &SwinConfig) -> (&'static str, Value) {
         _ => "swin_tiny_patch4_window7_224",
     };
     let mut arguments = serde_json::Map::new();
-    if zoo::of_shape(&SwinConfig { window_size: 7, ..model.clone() }).is_none() {
+    let of_window_7 = BackboneConfig::Swin(SwinConfig { window_size: 7, ..model.clone() });
+    if zoo::of_shape(&of_window_7).is_none() {
         let shape = json!({
             "img_size": model.img_size,
             "patch_size": model.patch_size,
@@ -137,7 +139,7 @@ fn processor(preprocess: &Preprocess) -> Value {
 
 /// Python code that loads the export, ready to be pasted.
 pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
-    let model = backbone.swin.config();
+    let BackboneConfig::Swin(model) = &backbone.network.config();
     let path = out.display();
     let is_torch = out.extension().is_some_and(|ending| ending != "safetensors");
     let load = if is_torch {

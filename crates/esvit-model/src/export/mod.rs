@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use esvit_files::{FileError, write_atomically};
-use esvit_nn::onnx;
 use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported, write_error};
+use esvit_nn::{BackboneConfig, onnx};
 use esvit_weights::{Float, Tree, write_safetensors, write_torch};
 
 use crate::PretrainedBackbone;
@@ -182,7 +182,8 @@ pub fn write(
     options: &Options,
 ) -> Result<Vec<PathBuf>, ExportError> {
     let about = serde_json::to_string(&backbone.metadata()).expect("plain values");
-    let windows = backbone.swin.config().windows();
+    let BackboneConfig::Swin(model) = backbone.network.config();
+    let windows = model.windows();
     let is_uneven = windows.iter().any(|window| *window != windows[0]);
     if is_uneven && matches!(options.target, Target::Torchvision | Target::Transformers) {
         return Err(ExportError::Windows { target: options.target, windows });
@@ -212,7 +213,6 @@ pub fn write(
                 return Err(ExportError::Bf16Graph);
             }
             let [height, width] = options.size;
-            let model = backbone.swin.config();
             let patch = model.patch_size;
             if height < patch || width < patch {
                 return Err(ExportError::Size { height, width, patch });
@@ -221,7 +221,7 @@ pub fn write(
             write_atomically(out, |file| {
                 onnx::write(
                     file,
-                    &backbone.swin,
+                    &*backbone.network,
                     &backbone.params,
                     options.size,
                     options.float,

@@ -108,6 +108,28 @@ impl BackboneConfig {
         self.stages().last().map_or(0, |stage| stage.width)
     }
 
+    /// Side of the last map in tokens, for a square image of `size` pixels.
+    pub fn last_map(&self, size: usize) -> usize {
+        match self {
+            Self::Swin(config) => config.last_map(size),
+        }
+    }
+
+    /// `eps` of the normalization layers.
+    pub fn norm_eps(&self) -> f64 {
+        match self {
+            Self::Swin(config) => config.norm_eps,
+        }
+    }
+
+    /// The same shape with another `eps` of the normalization layers.
+    #[must_use]
+    pub fn with_norm_eps(self, norm_eps: f64) -> Self {
+        match self {
+            Self::Swin(config) => Self::Swin(SwinConfig { norm_eps, ..config }),
+        }
+    }
+
     /// Registers the parameters. `drop_path` is the rate of the last block; rates grow linearly
     /// from 0 at the first.
     pub fn build_in(&self, scope: &mut Scope<'_>, drop_path: f64) -> Arc<dyn Backbone> {
