@@ -3,8 +3,7 @@
 
 use std::fmt::Write;
 
-use esvit_model::build;
-use esvit_nn::SwinConfig;
+use esvit_nn::BackboneConfig;
 use serde::Serialize;
 
 /// Cost of a training step.
@@ -64,8 +63,8 @@ pub struct BackboneCost {
 }
 
 /// Number of parameters of a backbone, without heads.
-pub fn parameters(config: &SwinConfig) -> usize {
-    build(config).1.iter().map(|spec| spec.len()).sum()
+pub fn parameters(config: &BackboneConfig) -> usize {
+    config.build(0.0).1.iter().map(|spec| spec.len()).sum()
 }
 
 /// The results as text.

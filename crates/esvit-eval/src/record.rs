@@ -174,10 +174,10 @@ mod tests {
         let mut bytes = Vec::new();
         esvit_weights::write_safetensors(&mut bytes, &tensors, &Default::default()).unwrap();
         std::fs::write(&path, bytes).unwrap();
-        let shape = backbone.swin.config();
+        let shape = backbone.network.config();
         let student = esvit_model::OpenOptions::default()
             .key(Some("student"))
-            .shape(Some(shape.clone()))
+            .shape(Some(shape))
             .open(&path)
             .unwrap();
         let record = EvalRecord::new("knn", "task", &student, &path, &1).unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use esvit_data::{Image, Source, SourceError};
 use esvit_kernels::rng::Rng;
-use esvit_nn::SwinConfig;
+use esvit_nn::backbone::swin::SwinConfig;
 
 use crate::labeled::LabeledSet;
 use esvit_model::PretrainedBackbone;

@@ -54,6 +54,21 @@ pub fn of_shape(shape: &BackboneConfig) -> Option<&'static Architecture> {
         .find(|arch| SwinConfig { norm_eps: shape.norm_eps, ..arch.swin() } == *shape)
 }
 
+/// A single stage like DeiT-S/16: 12 blocks of width 384 over patches of 16 pixels, with attention
+/// over the whole map of an image of 224 pixels.
+pub fn single_stage() -> BackboneConfig {
+    BackboneConfig::Swin(SwinConfig {
+        img_size: 224,
+        patch_size: 16,
+        embed_dim: 384,
+        depths: vec![12],
+        num_heads: vec![6],
+        window_size: 14,
+        mlp_ratio: 4.0,
+        norm_eps: NORM_EPS,
+    })
+}
+
 impl Architecture {
     /// The shape of the network.
     pub fn config(&self) -> BackboneConfig {

@@ -14,7 +14,8 @@ use esvit_nn::params::{ParamSpec, Role};
 use esvit_nn::weights::{
     self, Entry, METADATA_KEY, Report, StoredNetwork, WeightsError, WeightsFile, entry,
 };
-use esvit_nn::{Params, SwinConfig};
+use esvit_nn::{BackboneConfig, Params};
+use esvit_settings::SettingError;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigError;
@@ -52,7 +53,7 @@ pub struct Metadata {
 /// Shape, preprocessing and seed of a run's backbone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct BackboneFacts {
-    model: SwinConfig,
+    model: BackboneConfig,
     preprocess: Preprocess,
     seed: u64,
 }
@@ -78,7 +79,7 @@ impl Metadata {
             best,
             updates: BTreeMap::new(),
             backbone: Some(BackboneFacts {
-                model: config.model.swin(),
+                model: config.model.backbone(),
                 preprocess: config.preprocess(),
                 seed: config.seed,
             }),
@@ -111,6 +112,14 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What is missing.
         reason: String,
+    },
+    /// The description of the run's backbone is that of no network.
+    #[error("the description of the network in `{path}` is damaged: {source}", path = path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SettingError,
     },
     /// The file cannot be written.
     #[error(transparent)]
@@ -179,7 +188,14 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let file = WeightsFile::open(path).map_err(WeightsError::from)?;
         let text = file.metadata().get(METADATA_KEY).and_then(|value| value.as_str());
-        let metadata = text.and_then(|text| serde_json::from_str(text).ok());
+        let metadata: Option<Metadata> = text.and_then(|text| serde_json::from_str(text).ok());
+        if let Some(BackboneFacts { model, .. }) =
+            metadata.as_ref().and_then(|m| m.backbone.as_ref())
+        {
+            model
+                .validate()
+                .map_err(|source| CheckpointError::Shape { path: path.into(), source })?;
+        }
         Ok(Self { file, metadata })
     }
 

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use esvit_data::{Policy, Preprocess, ViewsConfig};
+use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::zoo::CUSTOM;
-use esvit_nn::{SwinConfig, zoo};
+use esvit_nn::{BackboneConfig, zoo};
 use esvit_settings::{SettingError, check, settings};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -105,7 +106,7 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// The settings of a named architecture.
     pub fn named(arch: &zoo::Architecture) -> Self {
-        let SwinConfig {
+        let BackboneConfig::Swin(SwinConfig {
             img_size,
             patch_size,
             embed_dim,
@@ -114,7 +115,7 @@ impl ModelConfig {
             window_size,
             mlp_ratio,
             norm_eps,
-        } = arch.config();
+        }) = arch.config();
         Self {
             arch: arch.name.into(),
             drop_path: arch.drop_path,
@@ -130,8 +131,8 @@ impl ModelConfig {
     }
 
     /// The network's shape.
-    pub fn swin(&self) -> SwinConfig {
-        SwinConfig {
+    pub fn backbone(&self) -> BackboneConfig {
+        BackboneConfig::Swin(SwinConfig {
             img_size: self.img_size,
             patch_size: self.patch_size,
             embed_dim: self.embed_dim,
@@ -140,7 +141,7 @@ impl ModelConfig {
             window_size: self.window_size,
             mlp_ratio: self.mlp_ratio,
             norm_eps: self.norm_eps,
-        }
+        })
     }
 }
 
@@ -419,7 +420,11 @@ impl Config {
             0 if self.head.use_bn_in_head => CropChunks::All,
             0 => {
                 let precision = self.train.precision();
-                CropChunks::within_memory(&self.model.swin(), precision, activation_checkpointing)
+                CropChunks::within_memory(
+                    &self.model.backbone(),
+                    precision,
+                    activation_checkpointing,
+                )
             }
             count => CropChunks::Crops(count),
         }
@@ -481,7 +486,7 @@ impl DataConfig {
 
 impl ModelConfig {
     fn validate(&self) -> Result<(), SettingError> {
-        self.swin().validate().map_err(|error| error.within("model"))?;
+        self.backbone().validate().map_err(|error| error.within("model"))?;
         let need = "give a rate of at least 0 and below 1: 1 leaves nothing of a block";
         check((0.0..1.0).contains(&self.drop_path), "model.drop_path", self.drop_path, need)
     }
@@ -878,7 +883,7 @@ mod tests {
         let crop_chunks = |texts: &[&str]| resolve(texts).unwrap().crop_chunks();
         assert_eq!(crop_chunks(&["train.crops_per_forward=3"]), CropChunks::Crops(3));
         assert_eq!(crop_chunks(&["head.use_bn_in_head=true"]), CropChunks::All);
-        let swin = Config::default().model.swin();
+        let shape = Config::default().model.backbone();
         for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
             for again in [false, true] {
                 let texts = [
@@ -886,7 +891,7 @@ mod tests {
                     format!("train.activation_checkpointing={again}"),
                 ];
                 let found = crop_chunks(&texts.each_ref().map(String::as_str));
-                assert_eq!(found, CropChunks::within_memory(&swin, named, again));
+                assert_eq!(found, CropChunks::within_memory(&shape, named, again));
             }
         }
     }

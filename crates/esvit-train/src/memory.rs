@@ -1,8 +1,8 @@
 //! Estimates the memory of a step, and the micro-batch that fits into a given amount.
 
-use esvit_nn::Network;
 use esvit_nn::ops::{EXPONENTIALS_BYTES, Precision};
 use esvit_nn::params::Role;
+use esvit_nn::{ForwardCtx, Network};
 
 use crate::config::Config;
 use crate::objective::TEACHER_CROPS;
@@ -17,8 +17,8 @@ const MARGIN: f64 = 1.2;
 
 /// Estimated peak memory of a step in bytes, with micro-batches of `micro_batch` images.
 pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
-    let swin = config.model.swin();
-    let network = Network::new(&swin, 0.0, &config.head, config.objective.region);
+    let backbone = config.model.backbone();
+    let network = Network::new(&backbone, 0.0, &config.head, config.objective.region);
     let count = |trained: bool| -> f64 {
         let specs = network.specs().iter();
         let specs = specs.filter(|spec| !trained || spec.role == Role::Trained);
@@ -39,14 +39,17 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         Precision::F32 => 4.0,
         Precision::Bf16 => 2.0,
     };
-    let head_width = 2.0 * config.head.hidden_dim as f64 + swin.output_width() as f64;
+    let head_width = 2.0 * config.head.hidden_dim as f64 + backbone.output_width() as f64;
     let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
+    let mut ctx = ForwardCtx::expected().with_precision(precision);
+    ctx.activation_checkpointing = config.train.activation_checkpointing;
     // Memory of the pass over some crops of all images.
     let pass = |crops: &[usize]| -> f64 {
         let [mut saved, mut largest, mut rows] = [0.0; 3];
         for &crop in crops {
-            saved += swin.saved_bytes(crop, precision, config.train.activation_checkpointing);
-            largest += swin.largest_stage(crop);
+            let cost = backbone.cost([crop; 2], 0.0, &ctx);
+            saved += cost.saved_bytes;
+            largest += cost.largest;
             rows += region_rows(config, crop);
         }
         // In the largest stage: gradients of the hidden layer and of the branch, the residual
@@ -65,7 +68,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
 
 /// Rows that go through the heads for a crop of one image.
 fn region_rows(config: &Config, size: usize) -> f64 {
-    let tokens = config.model.swin().last_map(size).pow(2) as f64;
+    let tokens = config.model.backbone().last_map(size).pow(2) as f64;
     if config.objective.region { 1.0 + tokens } else { 1.0 }
 }
 
@@ -187,7 +190,7 @@ mod tests {
     #[test]
     fn an_estimate_by_hand() {
         let config = small();
-        let network = Network::new(&config.model.swin(), 0.0, &config.head, true);
+        let network = Network::new(&config.model.backbone(), 0.0, &config.head, true);
         let specs = network.specs();
         let all: usize = specs.iter().map(|spec| spec.len()).sum();
         // The lengths of 64 prototypes in both heads stay.
@@ -229,7 +232,7 @@ mod tests {
         check(found, expected(state(2, 0), 8.0) + 1.2 * 8.0 * local);
         // The view task alone: one row a crop.
         let view = with(&|config| config.objective.region = false);
-        let specs = Network::new(&view.model.swin(), 0.0, &view.head, false);
+        let specs = Network::new(&view.model.backbone(), 0.0, &view.head, false);
         let all: usize = specs.specs().iter().map(|spec| spec.len()).sum();
         let state = (4 * (2 * all + 4 * (all - 64))) as f64;
         let image = (2 * 1280 * 40 + 2 * 512 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;

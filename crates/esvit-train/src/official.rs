@@ -52,7 +52,7 @@ pub fn write(checkpoint: &Path, out: &Path, float: Float) -> Result<(), Official
     let file = Checkpoint::open(checkpoint)?;
     let run = file.run()?;
     let config = run.config(checkpoint)?;
-    let model = config.model.swin();
+    let model = config.model.backbone();
     let network = Network::new(&model, 0.0, &config.head, config.objective.region);
     let mut entries = Vec::new();
     for (name, prefix) in [("student", "module."), ("teacher", "")] {

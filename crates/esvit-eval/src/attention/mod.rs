@@ -14,7 +14,8 @@ mod rollout;
 mod statistics;
 
 use esvit_data::ImageError;
-use esvit_nn::SwinConfig;
+use esvit_nn::BackboneConfig;
+use esvit_nn::backbone::{NoAttention, Stage};
 use serde::Serialize;
 
 pub use figure::draw;
@@ -44,15 +45,15 @@ impl BlockPosition {
     ///
     /// # Errors
     /// [`AttentionError::Block`] if there is no such block.
-    pub fn of(config: &SwinConfig, block: usize) -> Result<Self, AttentionError> {
+    pub fn of(config: &BackboneConfig, block: usize) -> Result<Self, AttentionError> {
         let mut block_in_stage = block;
-        for (stage, &depth) in config.depths.iter().enumerate() {
-            if block_in_stage < depth {
+        for (stage, Stage { blocks, .. }) in config.stages().into_iter().enumerate() {
+            if block_in_stage < blocks {
                 return Ok(Self { block, stage: stage + 1, block_in_stage });
             }
-            block_in_stage -= depth;
+            block_in_stage -= blocks;
         }
-        Err(AttentionError::Block { block, last: config.depths.iter().sum::<usize>() - 1 })
+        Err(AttentionError::Block { block, last: config.blocks() - 1 })
     }
 }
 
@@ -121,6 +122,9 @@ pub enum AttentionError {
         /// Why.
         reason: String,
     },
+    /// The network has no attention.
+    #[error(transparent)]
+    NoAttention(#[from] NoAttention),
     /// The image cannot be resized.
     #[error(transparent)]
     Image(#[from] ImageError),

@@ -1,9 +1,9 @@
 //! Attention of one query as maps over the tokens of a block.
 
 use esvit_kernels::pool;
-use esvit_nn::Tensor;
+use esvit_nn::backbone::AttentionMap;
 use esvit_nn::ops::WindowMap;
-use esvit_nn::{Params, Swin};
+use esvit_nn::{Backbone, BackboneConfig, Params, Tensor};
 
 use super::measure::{entropy, threshold_mask};
 use super::{AttentionError, BlockPosition, InputImage};
@@ -97,25 +97,26 @@ impl QueryAttention {
 /// # Errors
 /// [`AttentionError`] if there is no such block, or `mass` is out of range.
 pub fn query_attention(
-    swin: &Swin,
+    network: &dyn Backbone,
     params: &Params,
     input: &InputImage,
     query: [f64; 2],
     block: usize,
     mass: f64,
 ) -> Result<QueryAttention, AttentionError> {
-    let position = BlockPosition::of(swin.config(), block)?;
+    let config = network.config();
+    let position = BlockPosition::of(&config, block)?;
     check_mass(mass)?;
     let images = images(input, params);
     let (weights, windows) = pool::run(|| {
-        let (weights, windows) =
-            swin.attention(params, images, block).expect("a block that exists");
+        let found = network.block_attention(params, images, block)?;
+        let AttentionMap { weights, windows } = found.expect("a block that exists");
         let dims = weights.dims();
-        ((weights.to_vec::<f32>(), dims), windows)
-    });
+        Ok::<_, AttentionError>(((weights.to_vec::<f32>(), dims), windows))
+    })?;
     let (weights, [_, heads, side, _]) = weights;
 
-    let (token, mut attention) = without_weights(swin, position, windows.map, query, mass);
+    let (token, mut attention) = without_weights(&config, position, windows.map, query, mass);
     let slot = windows.token_slot[token] as usize;
     let (window, row) = (slot / side, slot % side);
     let keys = visible_keys(&windows, slot);
@@ -157,13 +158,13 @@ pub(super) fn images(input: &InputImage, params: &Params) -> Tensor {
 
 /// The query's token index, and a [`QueryAttention`] without any weights yet.
 pub(super) fn without_weights(
-    swin: &Swin,
+    config: &BackboneConfig,
     position: BlockPosition,
     map: [usize; 2],
     [x, y]: [f64; 2],
     mass: f64,
 ) -> (usize, QueryAttention) {
-    let cell = swin.config().patch_size << (position.stage - 1);
+    let cell = config.stages()[position.stage - 1].stride;
     let at = |position: f64, cells: usize| ((position / cell as f64) as usize).min(cells - 1);
     let query = [at(y, map[0]), at(x, map[1])];
     let attention = QueryAttention {
@@ -193,23 +194,23 @@ pub(super) fn visible_keys(windows: &WindowMap, slot: usize) -> Vec<bool> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::Arc;
 
     use super::super::{Framing, MASS};
     use super::*;
     use esvit_data::Preprocess;
     use esvit_data::{Image, ViewsConfig};
-    use esvit_model::build;
     use esvit_nn::Device;
-    use esvit_nn::SwinConfig;
+    use esvit_nn::backbone::swin::SwinConfig;
     use esvit_testing::tiny_swin;
 
     /// Two stages of two blocks for images of 32 pixels: maps of 8 and 4 in windows of 4.
-    fn untrained() -> (Swin, Params) {
+    fn untrained() -> (Arc<dyn Backbone>, Params) {
         let config =
             SwinConfig { embed_dim: 16, depths: vec![2, 2], num_heads: vec![2, 4], ..tiny_swin() };
-        let (swin, specs) = build(&config);
+        let (network, specs) = BackboneConfig::Swin(config).build(0.0);
         let params = Params::init(&specs, 3, &Device::Cpu);
-        (swin, params)
+        (network, params)
     }
 
     /// The whole of an image of 44 x 26 pixels, as 44 x 28: a map of 7 x 11 cells.
@@ -221,8 +222,8 @@ mod tests {
     }
 
     fn attention(query: [f64; 2], block: usize) -> QueryAttention {
-        let (swin, params) = untrained();
-        query_attention(&swin, &params, &oblong(), query, block, MASS).unwrap()
+        let (network, params) = untrained();
+        query_attention(&*network, &params, &oblong(), query, block, MASS).unwrap()
     }
 
     /// Rows and columns of the visible cells.
@@ -287,8 +288,9 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused() {
-        let (swin, params) = untrained();
-        let of = |block, mass| query_attention(&swin, &params, &oblong(), [1.0, 1.0], block, mass);
+        let (network, params) = untrained();
+        let of =
+            |block, mass| query_attention(&*network, &params, &oblong(), [1.0, 1.0], block, mass);
         assert_eq!(
             of(4, 0.6).unwrap_err().to_string(),
             "there is no block 4: the network's blocks are 0 to 3"

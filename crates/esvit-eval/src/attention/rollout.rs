@@ -1,7 +1,8 @@
 //! Attention rollout (Abnar & Zuidema, 2020).
 
 use esvit_kernels::pool;
-use esvit_nn::{Params, Swin};
+use esvit_nn::backbone::AttentionMap;
+use esvit_nn::{Backbone, Params};
 
 use super::query::{check_mass, images, without_weights};
 use super::{AttentionError, BlockPosition, HeadAttention, InputImage, QueryAttention};
@@ -17,45 +18,51 @@ use super::{AttentionError, BlockPosition, HeadAttention, InputImage, QueryAtten
 /// [`AttentionError`] if rollout is undefined for the network or input size, there is no such
 /// block, or `mass` is out of range.
 pub fn rollout(
-    swin: &Swin,
+    network: &dyn Backbone,
     params: &Params,
     input: &InputImage,
     query: [f64; 2],
     block: usize,
     mass: f64,
 ) -> Result<QueryAttention, AttentionError> {
-    let position = BlockPosition::of(swin.config(), block)?;
+    let config = network.config();
+    let position = BlockPosition::of(&config, block)?;
     check_mass(mass)?;
     let refuse = |reason: String| Err(AttentionError::Rollout { reason });
-    let stages = swin.config().stages();
-    if stages > 1 {
+    let stages = config.stages();
+    if stages.len() > 1 {
         return refuse(format!(
-            "this network has {stages} stages, and patch merging changes the tokens"
+            "this network has {} stages, and patch merging changes the tokens",
+            stages.len()
         ));
     }
-    let patch = swin.config().patch_size;
-    let [height, width] = input.size().map(|side| side / patch);
-    let window = swin.config().windows()[0];
+
+    let images = images(input, params);
+    let mut blocks = Vec::new();
+    let mut shape = ([0; 2], 0);
+    pool::run(|| {
+        network.attention(
+            params,
+            images,
+            0..block + 1,
+            &mut |_, AttentionMap { weights, windows }| {
+                shape = (windows.map, windows.window);
+                blocks.push(weights.to_vec::<f32>());
+            },
+        )
+    })?;
+    let ([height, width], window) = shape;
     if [height, width] != [window, window] {
         return refuse(format!(
             "a map of {height} x {width} tokens is not one window of {window} x {window}"
         ));
     }
-
-    let images = images(input, params);
-    let blocks = pool::run(|| {
-        let mut blocks = Vec::new();
-        swin.attentions(params, images, 0..block + 1, |_, weights, _| {
-            blocks.push(weights.to_vec::<f32>());
-        });
-        blocks
-    });
-    let (token, mut attention) = without_weights(swin, position, [height, width], query, mass);
+    let (token, mut attention) = without_weights(&config, position, [height, width], query, mass);
     let tokens = height * width;
     let mut row = vec![0.0; tokens];
     row[token] = 1.0;
     for weights in blocks.iter().rev() {
-        row = rollout_step(&row, weights, swin.config().num_heads[0]);
+        row = rollout_step(&row, weights, stages[0].heads);
     }
     let weights = row.iter().map(|&weight| weight as f32).collect();
     attention.visible.fill(true);
@@ -82,10 +89,10 @@ mod tests {
     use super::*;
     use esvit_data::Preprocess;
     use esvit_data::{Image, ViewsConfig};
-    use esvit_model::build;
-    use esvit_nn::Device;
-    use esvit_nn::SwinConfig;
+    use esvit_nn::backbone::swin::SwinConfig;
+    use esvit_nn::{BackboneConfig, Device};
     use esvit_testing::tiny_swin;
+    use std::sync::Arc;
 
     fn input(size: usize) -> InputImage {
         let pixels = (0..32u32 * 32 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
@@ -94,7 +101,7 @@ mod tests {
         InputImage::new(&image, &preprocess, Framing::Center, size, 8).unwrap()
     }
 
-    fn untrained(depths: &[usize], window: usize) -> (Swin, Params) {
+    fn untrained(depths: &[usize], window: usize) -> (Arc<dyn Backbone>, Params) {
         let config = SwinConfig {
             patch_size: 8,
             embed_dim: 16,
@@ -103,9 +110,9 @@ mod tests {
             window_size: window,
             ..tiny_swin()
         };
-        let (swin, specs) = build(&config);
+        let (network, specs) = BackboneConfig::Swin(config).build(0.0);
         let params = Params::init(&specs, 3, &Device::Cpu);
-        (swin, params)
+        (network, params)
     }
 
     /// Two tokens, one head, by hand.
@@ -121,11 +128,11 @@ mod tests {
 
     #[test]
     fn the_first_block_is_attention_and_residual() {
-        let (swin, params) = untrained(&[3], 4);
+        let (network, params) = untrained(&[3], 4);
         let query = [20.0, 12.0];
-        let rolled = rollout(&swin, &params, &input(32), query, 0, 0.6).unwrap();
+        let rolled = rollout(&*network, &params, &input(32), query, 0, 0.6).unwrap();
         let heads =
-            super::super::query_attention(&swin, &params, &input(32), query, 0, 0.6).unwrap();
+            super::super::query_attention(&*network, &params, &input(32), query, 0, 0.6).unwrap();
         assert_eq!(rolled.query, [1, 2]);
         for cell in 0..16 {
             let mean: f32 = heads.heads.iter().map(|head| head.weights[cell]).sum::<f32>() / 4.0;
@@ -133,7 +140,7 @@ mod tests {
             assert!((rolled.heads[0].weights[cell] - 0.5 * mean - residual).abs() < 1e-6);
         }
         // Each further block halves what stays.
-        let rolled = rollout(&swin, &params, &input(32), query, 2, 0.6).unwrap();
+        let rolled = rollout(&*network, &params, &input(32), query, 2, 0.6).unwrap();
         let weights = &rolled.heads[0].weights;
         assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
         assert!(weights[6] > 0.125 && weights[6] < 0.3, "{weights:?}");
@@ -142,9 +149,9 @@ mod tests {
     #[test]
     fn networks_without_one_map_are_refused() {
         let refused = |depths: &[usize], window, size| {
-            let (swin, params) = untrained(depths, window);
+            let (network, params) = untrained(depths, window);
             let query = input(size).center();
-            rollout(&swin, &params, &input(size), query, 0, 0.6).unwrap_err().to_string()
+            rollout(&*network, &params, &input(size), query, 0, 0.6).unwrap_err().to_string()
         };
         assert!(refused(&[1, 1], 4, 32).contains("has 2 stages"));
         assert!(refused(&[2], 2, 32).contains("a map of 4 x 4 tokens is not one window of 2 x 2"));
@@ -154,7 +161,7 @@ mod tests {
     /// Blocks are followed from the last to the first: the product of all of them, row by row.
     #[test]
     fn several_blocks_are_multiplied_in_their_order() {
-        let (swin, params) = untrained(&[3], 4);
+        let (network, params) = untrained(&[3], 4);
         // Sharper than untrained attention, so that the order tells.
         let params = Params::from_fn(params.specs(), &Device::Cpu, |spec| {
             let mut values = params.iter().find(|(own, _)| own.name == spec.name);
@@ -167,22 +174,23 @@ mod tests {
         });
         let input = input(32);
         let mut blocks: Vec<Vec<f64>> = Vec::new();
-        swin.attentions(&params, images(&input, &params), 0..3, |_, weights, _| {
-            let weights = weights.to_vec::<f32>();
+        let mut observe = |_, map: AttentionMap| {
+            let weights = map.weights.to_vec::<f32>();
             let mean =
                 |entry: usize| (0..4).map(|h| f64::from(weights[h * 256 + entry])).sum::<f64>();
             let half = |entry: usize| {
                 0.125 * mean(entry) + if entry / 16 == entry % 16 { 0.5 } else { 0.0 }
             };
             blocks.push((0..256).map(half).collect());
-        });
+        };
+        network.attention(&params, images(&input, &params), 0..3, &mut observe).unwrap();
         let product = |a: &[f64], b: &[f64]| -> Vec<f64> {
             let entry = |i: usize| (0..16).map(|k| a[i / 16 * 16 + k] * b[k * 16 + i % 16]).sum();
             (0..256).map(entry).collect()
         };
         let expected = product(&blocks[2], &product(&blocks[1], &blocks[0]));
         let turned = product(&blocks[0], &product(&blocks[1], &blocks[2]));
-        let rolled = rollout(&swin, &params, &input, [20.0, 12.0], 2, 0.6).unwrap();
+        let rolled = rollout(&*network, &params, &input, [20.0, 12.0], 2, 0.6).unwrap();
         let off = |of: &[f64]| {
             let row = rolled.heads[0].weights.iter().zip(&of[6 * 16..]);
             row.map(|(found, expected)| (f64::from(*found) - expected).abs()).fold(0.0, f64::max)

@@ -2,9 +2,9 @@
 
 use esvit_data::Source;
 use esvit_kernels::pool;
-use esvit_nn::Tensor;
+use esvit_nn::backbone::{AttentionMap, NoAttention};
 use esvit_nn::ops::WindowMap;
-use esvit_nn::{Params, Swin, SwinConfig};
+use esvit_nn::{Backbone, BackboneConfig, Params, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -72,38 +72,50 @@ pub struct AttentionStatistics {
 /// Attention statistics over `images` (indices into `source`), preprocessed as in evaluations.
 /// Queries are all tokens of the map; padding tokens are no queries, since their outputs are
 /// dropped. `done` is called with the number of images processed in each batch.
+///
+/// # Errors
+/// [`NoAttention`] if the network has none.
 pub fn statistics(
-    swin: &Swin,
+    network: &dyn Backbone,
     params: &Params,
     preprocess: &Preprocess,
     source: &dyn Source,
     images: &[usize],
     mut done: impl FnMut(usize),
-) -> AttentionStatistics {
+) -> Result<AttentionStatistics, NoAttention> {
     let size = preprocess.size();
     let device = params.values()[0].device();
     let mut layouts: Vec<BlockGeometry> = Vec::new();
+    let mut refused = None;
     let forward = |pixels: Vec<f32>, _| {
         let mut rows = Vec::new();
         for pixels in pixels.chunks(BATCH * 3 * size * size) {
             let count = pixels.len() / (3 * size * size);
             let images = Tensor::new(pixels.to_vec(), [count, 3, size, size], &device);
-            let (found, measured) = pool::run(|| measure(swin, params, images, count));
-            layouts = found;
-            rows.extend(measured);
+            match pool::run(|| measure(network, params, images, count)) {
+                Ok((found, measured)) => {
+                    layouts = found;
+                    rows.extend(measured);
+                }
+                Err(error) => refused = Some(error),
+            }
         }
         rows
     };
     let features = extract(source, images, preprocess, forward, &mut done);
+    if let Some(error) = refused {
+        return Err(error);
+    }
     let rows: Vec<&[f32]> = match features.images.len() {
         0 => Vec::new(),
         _ => features.rows.values.chunks_exact(features.rows.width).collect(),
     };
-    AttentionStatistics {
-        blocks: if rows.is_empty() { Vec::new() } else { blocks(swin.config(), &layouts, &rows) },
+    let config = network.config();
+    Ok(AttentionStatistics {
+        blocks: if rows.is_empty() { Vec::new() } else { blocks(&config, &layouts, &rows) },
         images: rows.len(),
         left_out: features.left_out,
-    }
+    })
 }
 
 /// Geometry of a block, the same for all images.
@@ -135,14 +147,15 @@ impl BlockGeometry {
 
 /// Geometry of all blocks, and the values of all blocks for each of `count` images.
 fn measure(
-    swin: &Swin,
+    network: &dyn Backbone,
     params: &Params,
     images: Tensor,
     count: usize,
-) -> (Vec<BlockGeometry>, Vec<f32>) {
+) -> Result<(Vec<BlockGeometry>, Vec<f32>), NoAttention> {
     let mut layouts = Vec::new();
     let mut rows = vec![Vec::new(); count];
-    swin.attentions(params, images, 0..swin.blocks(), |_, weights, windows| {
+    let blocks = 0..network.config().blocks();
+    network.attention(params, images, blocks, &mut |_, AttentionMap { weights, windows }| {
         let heads = weights.shape()[1];
         layouts.push(BlockGeometry::of(&windows, heads));
         let weights = weights.to_vec::<f32>();
@@ -150,8 +163,8 @@ fn measure(
         rows.par_iter_mut()
             .zip(weights.par_chunks_exact(of_image))
             .for_each(|(row, weights)| row.extend(image_statistics(weights, heads, &windows)));
-    });
-    (layouts, rows.concat())
+    })?;
+    Ok((layouts, rows.concat()))
 }
 
 /// Entropy of each head, diversity and attention to padding: means over the queries of one image's
@@ -189,7 +202,11 @@ fn image_statistics(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f
 }
 
 /// Statistics of all blocks from the values of all images.
-fn blocks(config: &SwinConfig, layouts: &[BlockGeometry], rows: &[&[f32]]) -> Vec<BlockStatistics> {
+fn blocks(
+    config: &BackboneConfig,
+    layouts: &[BlockGeometry],
+    rows: &[&[f32]],
+) -> Vec<BlockStatistics> {
     let mut at = 0;
     let mut blocks = Vec::new();
     for (block, layout) in layouts.iter().enumerate() {
@@ -235,8 +252,8 @@ fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
 mod tests {
     use super::*;
     use esvit_data::{Image, InMemory, ViewsConfig};
-    use esvit_model::build;
     use esvit_nn::Device;
+    use esvit_nn::backbone::swin::SwinConfig;
     use esvit_testing::tiny_swin;
 
     fn measured(img_size: usize, crop: u32, images: u32) -> AttentionStatistics {
@@ -247,7 +264,7 @@ mod tests {
             num_heads: vec![1, 4],
             ..tiny_swin()
         };
-        let (swin, specs) = build(&config);
+        let (network, specs) = BackboneConfig::Swin(config).build(0.0);
         let params = Params::init(&specs, 3, &Device::Cpu);
         let mut source = InMemory::new(Vec::new());
         for number in 0..images {
@@ -257,7 +274,7 @@ mod tests {
         }
         let all: Vec<usize> = (0..source.len()).collect();
         let preprocess = Preprocess::new(crop, 0, &ViewsConfig::default());
-        statistics(&swin, &params, &preprocess, &source, &all, |_| ())
+        statistics(&*network, &params, &preprocess, &source, &all, |_| ()).unwrap()
     }
 
     /// All windows and queries take part: the number for a shifted block is the mean over queries

@@ -1,7 +1,6 @@
 //! Benchmark of the forward pass.
 
 use esvit_kernels::pool;
-use esvit_model::build;
 use esvit_nn::Device;
 use esvit_nn::{ForwardCtx, Params};
 
@@ -14,16 +13,17 @@ use super::{Bench, BenchError, Report, architecture, time};
 /// [`BenchError::Architecture`] for an unknown name.
 pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
     let (config, _) = architecture(&bench.model)?;
-    let (swin, specs) = build(&config);
+    let (network, specs) = config.build(0.0);
     let params = Params::init(&specs, 0, &Device::Cpu).for_inference();
     let images = images(bench.batch, bench.global_size, [0, 0]);
     let seconds = time(bench.iterations, |_| {
         let view = pool::run(|| {
             let pass = ForwardCtx::eval().with_precision(bench.precision);
-            swin.forward(&params, images.clone(), &pass).view.to_vec::<f32>()
+            network.forward(&params, images.clone(), &pass).view.to_vec::<f32>()
         });
         std::hint::black_box(view);
     });
-    let macs = bench.batch as f64 * config.real_macs(bench.global_size, 0.0);
+    let cost = config.cost([bench.global_size; 2], 0.0, &ForwardCtx::eval());
+    let macs = bench.batch as f64 * cost.macs;
     Ok(Report::new(bench, seconds, macs as u64))
 }

@@ -6,8 +6,7 @@ use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::{self, Pairs, PrototypeLogits};
-use esvit_nn::{Device, Tape, Tensor};
-use esvit_nn::{Network, SwinConfig};
+use esvit_nn::{BackboneConfig, Device, ForwardCtx, Network, Tape, Tensor};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{NamedWeights, TEACHER_CROPS, Weights};
 use esvit_train::optim::{ClipScope, OptimizerKind};
@@ -93,13 +92,16 @@ pub(super) fn images(batch: usize, size: usize, place: [u64; 2]) -> Tensor {
 
 /// Lower bound of the multiply-accumulates of a step's GEMMs: padding and dropped residual
 /// branches, which are not computed, do not count.
-fn step_macs(bench: &Bench, config: &SwinConfig, drop_path: f64) -> u64 {
+fn step_macs(bench: &Bench, config: &BackboneConfig, drop_path: f64) -> u64 {
     let (global, local) = (bench.global_size, bench.local_size);
-    let pass = |drop_path: f64| {
-        TEACHER_CROPS as f64 * config.real_macs(global, drop_path)
-            + bench.local_crops as f64 * config.real_macs(local, drop_path)
+    let macs = |size: usize, drop_path: f64| {
+        config.cost([size; 2], drop_path, &ForwardCtx::expected()).macs
     };
-    let teacher = TEACHER_CROPS as f64 * config.real_macs(global, 0.0);
+    let pass = |drop_path: f64| {
+        TEACHER_CROPS as f64 * macs(global, drop_path)
+            + bench.local_crops as f64 * macs(local, drop_path)
+    };
+    let teacher = TEACHER_CROPS as f64 * macs(global, 0.0);
     let [global_tokens, local_tokens] =
         [global, local].map(|size| config.last_map(size).pow(2) as f64);
     let width = config.output_width() as f64;
@@ -194,7 +196,8 @@ mod tests {
             precision: esvit_nn::ops::Precision::F32,
             iterations: 1,
         };
-        let [global, local] = [64, 32].map(|size| config.real_macs(size, 0.0));
+        let [global, local] =
+            [64, 32].map(|size| config.cost([size; 2], 0.0, &ForwardCtx::eval()).macs);
         let backbone = 3.0 * (2.0 * global + 3.0 * local) + 2.0 * global;
         let (embedding, logits) = (768.0 * 2048.0 + 2048.0 * 2048.0 + 2048.0 * 256.0, 25_600.0);
         let heads = |teacher: f64, student: f64| {

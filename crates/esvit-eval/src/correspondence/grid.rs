@@ -1,6 +1,7 @@
 //! The grid of cells of a token map.
 
-use esvit_nn::SwinConfig;
+use esvit_nn::BackboneConfig;
+use esvit_nn::backbone::Stage;
 use serde::Serialize;
 
 use super::CorrespondenceError;
@@ -23,15 +24,14 @@ impl Grid {
     /// [`CorrespondenceError`] if there is no such stage, or the view is not a whole number of
     /// cells.
     pub fn new(
-        config: &SwinConfig,
+        config: &BackboneConfig,
         stage: usize,
         [width, height]: [usize; 2],
     ) -> Result<Self, CorrespondenceError> {
-        if stage >= config.stages() {
-            let stages = config.stages();
-            return Err(CorrespondenceError::Stage { stage: stage + 1, stages });
-        }
-        let cell = config.stride(stage);
+        let stages = config.stages();
+        let Some(&Stage { stride: cell, .. }) = stages.get(stage) else {
+            return Err(CorrespondenceError::Stage { stage: stage + 1, stages: stages.len() });
+        };
         for size in [width, height] {
             if size == 0 || !size.is_multiple_of(cell) {
                 return Err(CorrespondenceError::Size { size, cell });

@@ -96,8 +96,7 @@ pub fn measure(
     networks: &[&PretrainedBackbone],
     mut done: impl FnMut(usize),
 ) -> Result<CorrespondenceResults, CorrespondenceError> {
-    let config = networks[0].swin.config();
-    let grid = Grid::new(config, protocol.stage, [preprocess.size(); 2])?;
+    let grid = Grid::new(&networks[0].network.config(), protocol.stage, [preprocess.size(); 2])?;
     let mut tally =
         ScoreLists { networks: vec![Vec::new(); networks.len()], ..ScoreLists::default() };
     let (mut disjoint, mut left_out) = (0, Vec::new());
@@ -219,7 +218,7 @@ fn region_features(
     let images = Tensor::new(pixels, [2 * prepared.len(), 3, size, size], &Device::Cpu);
     pool::run(|| {
         let features =
-            network.swin.stage_features(&network.params, images, stage, &ForwardCtx::eval());
+            network.network.stage_features(&network.params, images, stage, &ForwardCtx::eval());
         let region = features.expect("the stage was checked").region;
         (region.to_vec::<f32>(), region.shape()[2])
     })

@@ -21,7 +21,7 @@ pub fn evaluate(
     preprocess: &Preprocess,
     set: &LabeledSet,
 ) -> (Option<ClassAccuracy>, Vec<SkippedImage>) {
-    let forward = view_forward(&network.swin, params, preprocess);
+    let forward = view_forward(&*network.backbone, params, preprocess);
     let features = set.features(preprocess, forward, |_| ());
     let (rows, width) = (&features.rows, features.rows.width.max(1));
     let device = params.values()[0].device();

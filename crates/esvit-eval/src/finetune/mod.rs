@@ -159,8 +159,8 @@ pub fn finetune(
 ) -> Result<Finetuned, FinetuneError> {
     settings.validate()?;
     check(task)?;
-    let (shape, classes) = (backbone.swin.config(), task.classes.len());
-    let network = Classifier::new(shape, classes, settings.drop_path);
+    let (shape, classes) = (backbone.network.config(), task.classes.len());
+    let network = Classifier::new(&shape, classes, settings.drop_path);
     let params = match settings.from_scratch {
         true => Params::init(network.specs(), settings.seed, &backbone.params.flat().device()),
         false => network.start_from(backbone, settings.seed),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use esvit_nn::layers::Linear;
 use esvit_nn::ops::Activation;
 use esvit_nn::params::{ParamList, ParamSpec, Registry};
+use esvit_nn::{Backbone, BackboneConfig, ForwardCtx, Params};
 use esvit_nn::{Device, Tensor};
-use esvit_nn::{ForwardCtx, Params, Swin, SwinConfig};
 
 use esvit_model::PretrainedBackbone;
 
@@ -15,7 +15,7 @@ use esvit_model::PretrainedBackbone;
 #[derive(Debug)]
 pub struct Classifier {
     /// The backbone.
-    pub swin: Swin,
+    pub backbone: Arc<dyn Backbone>,
     linear: Linear,
     specs: Arc<ParamList>,
 }
@@ -23,12 +23,12 @@ pub struct Classifier {
 impl Classifier {
     /// A network with `classes` outputs; `drop_path` is the stochastic depth rate of the last
     /// block.
-    pub fn new(shape: &SwinConfig, classes: usize, drop_path: f64) -> Self {
+    pub fn new(shape: &BackboneConfig, classes: usize, drop_path: f64) -> Self {
         let mut registry = Registry::default();
         let mut scope = registry.root();
-        let swin = Swin::new(&mut scope, shape, drop_path);
+        let backbone = shape.build_in(&mut scope, drop_path);
         let linear = Linear::new(&mut scope.at("classifier"), shape.output_width(), classes);
-        Self { swin, linear, specs: registry.finish() }
+        Self { backbone, linear, specs: registry.finish() }
     }
 
     /// All parameters, the backbone's first.
@@ -46,7 +46,7 @@ impl Classifier {
 
     /// Logits `[B, classes]` of normalized pixels `[B, 3, H, W]`.
     pub fn logits(&self, params: &Params, images: Tensor, pass: &ForwardCtx) -> Tensor {
-        self.classify(params, self.swin.forward(params, images, pass).view, pass)
+        self.classify(params, self.backbone.forward(params, images, pass).view, pass)
     }
 
     /// Logits `[B, classes]` of view features `[B, C]`.
@@ -104,11 +104,12 @@ pub fn cross_entropy(logits: Tensor, targets: Tensor) -> Tensor {
 mod tests {
     use super::*;
     use esvit_nn::Tape;
+    use esvit_nn::backbone::swin::SwinConfig;
     use esvit_nn::forward_ctx::DropPathKey;
     use esvit_testing::tiny_swin;
 
-    fn shape() -> SwinConfig {
-        SwinConfig { depths: vec![1, 2], ..tiny_swin() }
+    fn shape() -> BackboneConfig {
+        BackboneConfig::Swin(SwinConfig { depths: vec![1, 2], ..tiny_swin() })
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use esvit_data::{Image, InMemory};
 use esvit_kernels::rng::Rng;
-use esvit_nn::{SwinConfig, params::ParamSpec};
+use esvit_nn::{backbone::swin::SwinConfig, params::ParamSpec};
 
 use super::*;
 use esvit_testing::{tiny_swin, untrained};
@@ -57,7 +57,7 @@ fn the_same_seed_gives_the_same_bits_for_any_number_of_threads() {
 #[test]
 fn the_backbone_is_where_it_starts_unless_it_is_from_scratch() {
     let backbone = backbone();
-    let network = Classifier::new(backbone.swin.config(), 3, 0.0);
+    let network = Classifier::new(&backbone.network.config(), 3, 0.0);
     let params = network.start_from(&backbone, 1);
     let backbones = backbone.params.values().len();
     assert_eq!(bits(&backbone.params), bits_of(&params.values()[..backbones]));
@@ -140,7 +140,7 @@ fn best_is_the_first_of_the_highest() {
         accuracy: ClassAccuracy { top1, top5: 100.0, interval: [0.0, 100.0] },
     });
     let (backbone, epochs) = (backbone(), epochs.collect());
-    let network = Classifier::new(backbone.swin.config(), 2, 0.0);
+    let network = Classifier::new(&backbone.network.config(), 2, 0.0);
     let params = network.start_from(&backbone, 0);
     let end = Finetuned { network, params, steps: 4, epochs };
     assert_eq!((end.best().epoch, end.last().epoch), (2, 4));
@@ -230,7 +230,7 @@ fn what_starts_from_scratch_starts_by_the_seed() {
 #[test]
 fn images_of_unknown_classes_count_as_wrong() {
     let backbone = backbone();
-    let network = Classifier::new(backbone.swin.config(), 2, 0.0);
+    let network = Classifier::new(&backbone.network.config(), 2, 0.0);
     let params = network.start_from(&backbone, 1);
     let LabeledTask { queries, .. } = task(6, 1);
     let (accuracy, left_out) = evaluate(&network, &params, &backbone.preprocess, &queries);

@@ -36,8 +36,9 @@ impl Trainer {
         size: usize,
         settings: &Settings,
     ) -> Self {
-        let depths = &network.swin.config().depths;
-        let layer_lr_scales = layer_lr_scales(network.specs(), depths, settings.layer_decay);
+        let stages = network.backbone.config().stages();
+        let depths: Vec<usize> = stages.iter().map(|stage| stage.blocks).collect();
+        let layer_lr_scales = layer_lr_scales(network.specs(), &depths, settings.layer_decay);
         let optimizer =
             Optimizer::new(OptimizerKind::AdamW, network.specs(), &params.flat().device());
         Self {
@@ -121,7 +122,7 @@ mod tests {
     #[test]
     fn images_and_targets_are_mixed_alike() {
         let backbone = backbone(1);
-        let network = Classifier::new(backbone.swin.config(), 3, 0.0);
+        let network = Classifier::new(&backbone.network.config(), 3, 0.0);
         let params = network.start_from(&backbone, 1);
         let settings = Settings { mixup: 1.0, cutmix: 0.0, ..Settings::new(1, false) };
         let settings = Settings { label_smoothing: 0.3, ..settings };

@@ -1,6 +1,6 @@
 //! k-NN accuracy of a backbone, or of raw pixels, on a labeled task.
 
-use esvit_nn::{Params, Swin};
+use esvit_nn::{Backbone, Params};
 
 use super::{Accuracy, KnnError, classify};
 use crate::labeled::{LabeledSet, LabeledTask};
@@ -22,14 +22,14 @@ pub struct KnnResults {
 /// [`KnnError`] if no training or no query image can be read.
 pub fn accuracy(
     task: &LabeledTask,
-    (swin, params): (&Swin, &Params),
+    (network, params): (&dyn Backbone, &Params),
     preprocess: &Preprocess,
     ks: &[usize],
     temperature: f64,
     mut done: impl FnMut(usize),
 ) -> Result<KnnResults, KnnError> {
     measure(task, ks, temperature, |set| {
-        set.features(preprocess, view_forward(swin, params, preprocess), &mut done)
+        set.features(preprocess, view_forward(network, params, preprocess), &mut done)
     })
 }
 
@@ -102,7 +102,7 @@ mod tests {
             description: String::new(),
         };
         let mut seen = 0;
-        let networks = (&backbone.swin, &backbone.params);
+        let networks = (&*backbone.network, &backbone.params);
         let measured =
             accuracy(&task, networks, &backbone.preprocess, &[1], 0.07, |n| seen += n).unwrap();
         assert_eq!((measured.accuracies[0].top1, seen), (100.0, 13));

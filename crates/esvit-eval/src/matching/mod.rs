@@ -173,7 +173,7 @@ impl ViewFeatures {
         view: View,
         settings: &MatchSettings,
     ) -> Result<Self, MatchError> {
-        let cell = Grid::new(backbone.swin.config(), settings.stage, [settings.size; 2])?.cell;
+        let cell = Grid::new(&backbone.network.config(), settings.stage, [settings.size; 2])?.cell;
         let CropBox { width, height, .. } = view.crop;
         let along = |side: u32, other: u32| {
             let ratio = f64::from(side.max(other)) / f64::from(other);
@@ -191,14 +191,17 @@ impl ViewFeatures {
         [width, height]: [u32; 2],
         stage: usize,
     ) -> Result<Self, MatchError> {
-        let config = backbone.swin.config();
         let [columns, rows] = [width, height].map(|side| side as usize);
-        let grid = Grid::new(config, stage, [columns, rows])?;
+        let grid = Grid::new(&backbone.network.config(), stage, [columns, rows])?;
         let pixels = backbone.preprocess.normalize(&view.render(image, [width, height])?);
         let images = Tensor::new(pixels, [1, 3, rows, columns], &Device::Cpu);
         let (cells, global) = pool::run(|| {
-            let features =
-                backbone.swin.stage_features(&backbone.params, images, stage, &ForwardCtx::eval());
+            let features = backbone.network.stage_features(
+                &backbone.params,
+                images,
+                stage,
+                &ForwardCtx::eval(),
+            );
             let features = features.expect("the stage was checked");
             (features.region.to_vec::<f32>(), features.view.to_vec::<f32>())
         });
@@ -286,8 +289,12 @@ mod tests {
                     found.views[at].view.render(&images[at], [width, height].map(|s| s as u32));
                 let pixels = backbone.preprocess.normalize(&shown.unwrap());
                 let images = Tensor::new(pixels, [1, 3, height, width], &Device::Cpu);
-                let of =
-                    backbone.swin.stage_features(&backbone.params, images, 0, &ForwardCtx::eval());
+                let of = backbone.network.stage_features(
+                    &backbone.params,
+                    images,
+                    0,
+                    &ForwardCtx::eval(),
+                );
                 let of = of.unwrap();
                 (of.region.to_vec::<f32>(), of.view.to_vec::<f32>())
             })

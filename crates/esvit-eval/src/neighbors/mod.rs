@@ -117,7 +117,7 @@ pub fn find(
     mut done: impl FnMut(usize),
 ) -> Result<Neighbors, NeighborsError> {
     let mut unit_features = |set: &LabeledSet| {
-        let forward = view_forward(&backbone.swin, &backbone.params, &backbone.preprocess);
+        let forward = view_forward(&*backbone.network, &backbone.params, &backbone.preprocess);
         let mut features = set.features(&backbone.preprocess, forward, &mut done);
         features.rows.normalize();
         features

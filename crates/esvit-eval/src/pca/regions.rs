@@ -65,11 +65,12 @@ impl Framing {
     /// Default size for maps of a stage (from 1): 16 regions a side, and at least the size used in
     /// evaluations.
     pub fn default_size(backbone: &PretrainedBackbone, stage: usize) -> usize {
-        let model = backbone.swin.config();
-        let evaluated = backbone.preprocess.size().next_multiple_of(model.patch_size);
+        let stages = backbone.network.config().stages();
+        let patch = stages[0].stride;
+        let evaluated = backbone.preprocess.size().next_multiple_of(patch);
         evaluated
-            .max(16 * model.stride(stage.clamp(1, model.stages()) - 1))
-            .min(MAX_SIDE / model.patch_size * model.patch_size)
+            .max(16 * stages[stage.clamp(1, stages.len()) - 1].stride)
+            .min(MAX_SIDE / patch * patch)
     }
 
     /// Width and height of the input.
@@ -114,12 +115,12 @@ pub fn region_map(
     framing: Framing,
     stage: usize,
 ) -> Result<RegionMap, RegionsError> {
-    let model = backbone.swin.config();
+    let stages = backbone.network.config().stages();
     // Resize and crop keep the ratio used in evaluations.
     let usual = &backbone.preprocess.transform;
     let margin = f64::from(usual.resize) / f64::from(usual.crop.max(1));
     let resize = (framing.size as f64 * margin).round() as u32;
-    let input = framing.frame(image, model.patch_size, resize)?;
+    let input = framing.frame(image, stages[0].stride, resize)?;
     let [width, height] = [input.width(), input.height()].map(|side| side as usize);
 
     let pixels = backbone.preprocess.normalize(&input);
@@ -128,12 +129,12 @@ pub fn region_map(
     let forward = || {
         let index = stage.checked_sub(1)?;
         let pass = ForwardCtx::eval();
-        let features = backbone.swin.stage_features(&backbone.params, images, index, &pass)?;
+        let features = backbone.network.stage_features(&backbone.params, images, index, &pass)?;
         Some((features.region.to_vec::<f32>(), features.map))
     };
     let (values, map) =
-        pool::run(forward).ok_or(RegionsError::Stage { stage, stages: model.stages() })?;
-    Ok(RegionMap { input, values, map, stride: model.stride(stage - 1) })
+        pool::run(forward).ok_or(RegionsError::Stage { stage, stages: stages.len() })?;
+    Ok(RegionMap { input, values, map, stride: stages[stage - 1].stride })
 }
 
 #[cfg(test)]
@@ -160,7 +161,7 @@ mod tests {
         let esvit_data::Preprocess { mean, std, .. } = backbone.preprocess;
         Normalization::new(mean, std).write(&image, &mut values).unwrap();
         let images = Tensor::new(values, [1, 3, 32, 48], &Device::Cpu);
-        let expected = backbone.swin.forward(&backbone.params, images, &ForwardCtx::eval());
+        let expected = backbone.network.forward(&backbone.params, images, &ForwardCtx::eval());
         assert_eq!(regions.values, expected.region.to_vec::<f32>());
 
         let first = region_map(&backbone, &image, framing, 1).unwrap();

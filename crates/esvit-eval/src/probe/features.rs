@@ -6,7 +6,8 @@ use esvit_data::augment::{CropBox, horizontal_flip};
 use esvit_data::{Image, ImageError, resized_crop};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
-use esvit_nn::{ForwardCtx, Params, Swin, SwinConfig, Tensor};
+use esvit_nn::backbone::Stage;
+use esvit_nn::{Backbone, BackboneConfig, ForwardCtx, Params, Tensor};
 
 use super::{Examples, ProbeError, Targets};
 use crate::labeled::{LabeledSet, LabeledTask};
@@ -36,10 +37,10 @@ pub struct LastBlocks {
 ///
 /// # Errors
 /// [`ProbeError::Setting`] if `ns` is empty or exceeds the number of blocks.
-pub fn last_blocks(config: &SwinConfig, ns: &[usize]) -> Result<Vec<LastBlocks>, ProbeError> {
-    let stages = config.depths.iter().enumerate();
+pub fn last_blocks(config: &BackboneConfig, ns: &[usize]) -> Result<Vec<LastBlocks>, ProbeError> {
+    let stages = config.stages().into_iter().rev();
     let widths: Vec<usize> =
-        stages.rev().flat_map(|(stage, &depth)| vec![config.width(stage); depth]).collect();
+        stages.flat_map(|Stage { blocks, width, .. }| vec![width; blocks]).collect();
     let mut ns = ns.to_vec();
     ns.sort_unstable();
     ns.dedup();
@@ -55,7 +56,7 @@ pub fn last_blocks(config: &SwinConfig, ns: &[usize]) -> Result<Vec<LastBlocks>,
 
 /// The `forward` of [`features::extract`] for features of the last `n` blocks.
 pub fn last_blocks_forward<'a>(
-    swin: &'a Swin,
+    network: &'a dyn Backbone,
     params: &'a Params,
     preprocess: &Preprocess,
     n: usize,
@@ -64,7 +65,7 @@ pub fn last_blocks_forward<'a>(
     let device = params.values()[0].device();
     move |pixels, count| {
         let images = Tensor::new(pixels, [count, 3, size, size], &device);
-        pool::run(|| swin.last_blocks(params, images, n, &ForwardCtx::eval()).to_vec::<f32>())
+        pool::run(|| network.last_blocks(params, images, n, &ForwardCtx::eval()).to_vec::<f32>())
     }
 }
 
@@ -115,7 +116,7 @@ impl ProbeTask {
     ) -> SplitFeatures {
         let preprocess = &backbone.preprocess;
         let mut extract = |set: &LabeledSet| {
-            let forward = last_blocks_forward(&backbone.swin, &backbone.params, preprocess, n);
+            let forward = last_blocks_forward(&*backbone.network, &backbone.params, preprocess, n);
             set.features(preprocess, forward, &mut done)
         };
         let [mut train, mut queries] = [&self.task.train, &self.task.queries].map(&mut extract);
@@ -156,7 +157,7 @@ impl ProbeTask {
                 let place = [epoch as u64, index as u64, 0];
                 augment(image, preprocess, Rng::for_purpose(seed, AUGMENT_PURPOSE, place))
             };
-            let forward = last_blocks_forward(&backbone.swin, &backbone.params, preprocess, n);
+            let forward = last_blocks_forward(&*backbone.network, &backbone.params, preprocess, n);
             let source = &*self.task.train.source;
             let features = features::extract_with(source, &shown, prepare, forward, |_| ());
             match features.left_out.into_iter().next() {

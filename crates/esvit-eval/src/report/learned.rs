@@ -44,7 +44,7 @@ pub(super) fn matches(run: &Run) -> Figure {
     let settings = MatchSettings {
         pairs: MEASURED_PAIRS,
         size: backbone.preprocess.size(),
-        stage: backbone.swin.config().stages() - 1,
+        stage: backbone.network.config().stages().len() - 1,
         mutual: false,
     };
     let found = matching::two_views(&backbone, &image, 0, &settings).map_err(to_text)?;
@@ -58,13 +58,14 @@ pub(super) fn matches(run: &Run) -> Figure {
 pub(super) fn attention(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
     let (_, image) = sample_images(&*source, 1).swap_remove(0)?;
-    let PretrainedBackbone { swin, params, preprocess, .. } = &backbone;
-    let patch = swin.config().patch_size;
+    let PretrainedBackbone { network, params, preprocess, .. } = &backbone;
+    let config = network.config();
+    let patch = config.stages()[0].stride;
     let input =
         attention::InputImage::new(&image, preprocess, Framing::Center, preprocess.size(), patch)
             .map_err(to_text)?;
-    let block = swin.blocks() - 1;
-    let found = attention::query_attention(swin, params, &input, input.center(), block, MASS)
+    let block = config.blocks() - 1;
+    let found = attention::query_attention(&**network, params, &input, input.center(), block, MASS)
         .map_err(to_text)?;
     let text = "Attention of the center of an image in the last block, head by head, in \
                 descending order of entropy.";
@@ -74,7 +75,7 @@ pub(super) fn attention(run: &Run) -> Figure {
 /// Regions colored by principal components.
 pub(super) fn regions(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
-    let stage = backbone.swin.config().stages();
+    let stage = backbone.network.config().stages().len();
     let size = pca::Framing::default_size(&backbone, stage);
     let framing = pca::Framing { size, whole: false };
     let mut images = Vec::new();

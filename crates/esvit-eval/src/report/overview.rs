@@ -13,8 +13,7 @@ pub(super) fn summary(run: &Run) -> String {
     let Some(config) = &run.config else {
         return "A run whose settings cannot be read.".into();
     };
-    let swin = config.model.swin();
-    let depths: Vec<String> = swin.depths.iter().map(usize::to_string).collect();
+    let depths: Vec<String> = config.model.depths.iter().map(usize::to_string).collect();
     let tasks =
         if config.objective.region { "L<sub>V</sub> + L<sub>R</sub>" } else { "L<sub>V</sub>" };
     let images = match (&run.source, &config.data.path) {
@@ -34,12 +33,13 @@ pub(super) fn summary(run: &Run) -> String {
         repeat => format!(", each {repeat} times per epoch"),
     };
     format!(
-        "Swin <code>{}</code> ({} blocks, width {}, window {}) trained with {tasks} on \
+        "{} <code>{}</code> ({} blocks, width {}, window {}) trained with {tasks} on \
          {images}{repeat}: {} epochs, {} images per step.",
+        config.model.backbone().family(),
         escape(&config.model.arch),
         depths.join("-"),
-        swin.embed_dim,
-        swin.window_size,
+        config.model.embed_dim,
+        config.model.window_size,
         grouped(config.train.epochs as i64),
         grouped(config.global_batch() as i64),
     )
@@ -115,7 +115,7 @@ fn speed(run: &Run) -> Option<Tile> {
 fn parameters(config: &Config) -> Tile {
     let model = &config.model;
     let network =
-        Network::new(&model.swin(), model.drop_path, &config.head, config.objective.region);
+        Network::new(&model.backbone(), model.drop_path, &config.head, config.objective.region);
     let count = |heads: bool| -> usize {
         let specs = network.specs().iter();
         specs.filter(|spec| spec.name.starts_with("head") == heads).map(|spec| spec.len()).sum()
@@ -169,8 +169,8 @@ mod tests {
     fn key_figures_are_those_of_the_run() {
         let mut run = example();
         run.evaluations = vec![evaluated(2, 14.5, 30.0)];
-        let swin = run.config.as_ref().map(|config| config.model.swin()).unwrap();
-        let millions = format!("{:.2}", crate::efficiency::parameters(&swin) as f64 / 1e6);
+        let shape = run.config.as_ref().map(|config| config.model.backbone()).unwrap();
+        let millions = format!("{:.2}", crate::efficiency::parameters(&shape) as f64 / 1e6);
         let tiles = tiles_of(&key_figures(&run));
         for (tile, expected) in tiles.iter().zip([
             ["Best k-NN top-1", "30.0", "%", "k = 10, after epoch 2; untrained 14.5 %"],

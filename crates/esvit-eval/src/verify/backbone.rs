@@ -1,7 +1,6 @@
 //! Cases of kind `backbone`: features and attention of a network.
 
-use esvit_model::build;
-use esvit_nn::{ForwardCtx, SwinConfig};
+use esvit_nn::{BackboneConfig, ForwardCtx};
 use serde::Deserialize;
 
 use super::{Case, CaseError, Outcome, absolute_error};
@@ -10,7 +9,7 @@ const TOLERANCE: f64 = 2e-4;
 
 #[derive(Deserialize)]
 struct Settings {
-    config: SwinConfig,
+    config: BackboneConfig,
     n_last_blocks: usize,
     inputs: usize,
 }
@@ -18,14 +17,18 @@ struct Settings {
 pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let settings: Settings = case.settings()?;
     settings.config.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
-    let (swin, specs) = build(&settings.config);
+    let (network, specs) = settings.config.build(0.0);
     let params = case.params("param.", &specs)?;
     let mut checks = Vec::new();
     for input in 0..settings.inputs {
         let images = case.load::<4>(&format!("input.{input}"))?;
-        let features = swin.forward(&params, images.clone(), &ForwardCtx::eval());
-        let last_blocks =
-            swin.last_blocks(&params, images.clone(), settings.n_last_blocks, &ForwardCtx::eval());
+        let features = network.forward(&params, images.clone(), &ForwardCtx::eval());
+        let last_blocks = network.last_blocks(
+            &params,
+            images.clone(),
+            settings.n_last_blocks,
+            &ForwardCtx::eval(),
+        );
         let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
             let name = format!("{name}.{input}");
             let (_, expected) = case.tensor(&name)?;
@@ -36,9 +39,10 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         compare("region", features.region.to_vec::<f32>())?;
         compare("last_blocks", last_blocks.to_vec::<f32>())?;
         if case.tensors.find("", &format!("last_attention.{input}")).is_some()
-            && let Some((attention, _)) = swin.attention(&params, images, swin.blocks() - 1)
+            && let Ok(Some(attention)) =
+                network.block_attention(&params, images, settings.config.blocks() - 1)
         {
-            compare("last_attention", attention.to_vec::<f32>())?;
+            compare("last_attention", attention.weights.to_vec::<f32>())?;
         }
     }
     Ok(Outcome::Compared(checks))

@@ -1,6 +1,6 @@
 //! Cases of kind `checkpoint`: a weights file of another program, and the features of its network.
 
-use esvit_nn::{ForwardCtx, Params, SwinConfig};
+use esvit_nn::{BackboneConfig, ForwardCtx, Params};
 use serde::Deserialize;
 
 use super::{Case, CaseError, Check, Outcome, absolute_error};
@@ -11,7 +11,7 @@ const TOLERANCE: f64 = 2e-4;
 #[derive(Deserialize)]
 struct Settings {
     /// Configuration that must be recognized.
-    config: Option<SwinConfig>,
+    config: Option<BackboneConfig>,
     key: Option<String>,
     /// Epoch that must be read from the file.
     epoch: Option<u64>,
@@ -25,6 +25,9 @@ fn default_file() -> String {
 
 pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let settings: Settings = case.settings()?;
+    if let Some(config) = &settings.config {
+        config.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
+    }
     let path = case.folder.join(&settings.file);
     let backbone = OpenOptions::default()
         .key(settings.key.as_deref())
@@ -36,7 +39,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         checks.push(Check { what: what.into(), difference, tolerance: 0.0 });
     };
     if let Some(config) = &settings.config {
-        equal("shape", backbone.swin.config() == config);
+        equal("shape", backbone.network.config() == *config);
     }
     if settings.epoch.is_some() {
         equal("epoch", backbone.source.epochs == settings.epoch);
@@ -46,7 +49,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let params = Params::from_fn(backbone.params.specs(), &case.device, |_| {
         values.next().unwrap_or_default()
     });
-    let features = backbone.swin.forward(&params, images, &ForwardCtx::eval());
+    let features = backbone.network.forward(&params, images, &ForwardCtx::eval());
     for (name, found) in
         [("cls", features.view.to_vec::<f32>()), ("region", features.region.to_vec::<f32>())]
     {

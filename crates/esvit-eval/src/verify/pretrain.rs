@@ -6,7 +6,7 @@ use esvit_nn::Tensor;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Params;
-use esvit_nn::{ForwardCtx, Network, SwinConfig};
+use esvit_nn::{BackboneConfig, ForwardCtx, Network};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::objective::{Centers, NamedWeights, TEACHER_CROPS, Weights};
 use esvit_train::optim::{ClipScope, OptimizerKind};
@@ -35,7 +35,7 @@ const ROUNDING: f64 = 1e-6;
 
 #[derive(Deserialize)]
 struct Settings {
-    config: SwinConfig,
+    config: BackboneConfig,
     region_task: bool,
     prototypes: usize,
     head: HeadSettings,

@@ -127,7 +127,6 @@ impl fmt::Display for Plan {
 }
 
 fn describe(config: &Config, learner: &Learner) -> String {
-    let swin = learner.network.backbone().config();
     let tasks = if config.objective.region { "L_V + L_R" } else { "L_V" };
     let parameters = |is_head: bool| -> usize {
         let specs = learner.network.specs().iter();
@@ -140,10 +139,11 @@ fn describe(config: &Config, learner: &Learner) -> String {
         .map(|(size, count)| format!(" + {count} x {size} px"))
         .collect();
     format!(
-        "{tasks}, Swin `{}` (window {}, {:.2} M parameters, heads {:.2} M, {} prototypes)\n\
+        "{tasks}, {} `{}` (window {}, {:.2} M parameters, heads {:.2} M, {} prototypes)\n\
          views {TEACHER_CROPS} x {} px{locals}",
+        learner.network.backbone().config().family(),
         config.model.arch,
-        swin.window_size,
+        config.model.window_size,
         parameters(false) as f64 / 1e6,
         parameters(true) as f64 / 1e6,
         config.head.out_dim,
@@ -169,8 +169,12 @@ pub(super) fn loader(config: &Config, source: Arc<dyn Source>) -> Result<Loader,
 /// An initialized learner.
 pub(super) fn learner(config: &Config, device: &Device) -> Learner {
     let objective = &config.objective;
-    let network =
-        Network::new(&config.model.swin(), config.model.drop_path, &config.head, objective.region);
+    let network = Network::new(
+        &config.model.backbone(),
+        config.model.drop_path,
+        &config.head,
+        objective.region,
+    );
     let settings = LearnerSettings {
         seed: config.seed,
         student_temp: objective.student_temp,
@@ -198,7 +202,8 @@ mod tests {
     use crate::objective::Weights;
     use crate::optim::{ClipScope, OptimizerKind};
     use esvit_data::{Image, InMemory, Policy, ViewsConfig};
-    use esvit_nn::SwinConfig;
+    use esvit_nn::BackboneConfig;
+    use esvit_nn::backbone::swin::SwinConfig;
     use esvit_nn::head::HeadConfig;
     use toml::{Table, Value};
 
@@ -447,7 +452,7 @@ mod tests {
         };
         assert_eq!(learner.settings, expected);
         assert_eq!(learner.optimizer.kind(), OptimizerKind::Lars);
-        let swin = SwinConfig {
+        let backbone = BackboneConfig::Swin(SwinConfig {
             img_size: 16,
             patch_size: 2,
             embed_dim: 4,
@@ -456,9 +461,9 @@ mod tests {
             window_size: 3,
             mlp_ratio: 1.5,
             norm_eps: 1e-5,
-        };
+        });
         // All of it, the rates of dropped branches included.
-        let expected = Network::new(&swin, 0.3, &config.head, false);
+        let expected = Network::new(&backbone, 0.3, &config.head, false);
         assert_eq!(format!("{:?}", learner.network), format!("{expected:?}"));
         assert_eq!(learner.network.prototypes(), 6);
 

@@ -8,7 +8,7 @@ use esvit_data::{DecodeLimits, Folder, InMemory, MaterialsTask};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::record::{self, EvalRecord};
 use esvit_model::{OpenOptions, PretrainedBackbone};
-use esvit_nn::SwinConfig;
+use esvit_nn::BackboneConfig;
 use esvit_train::Config;
 use serde::Serialize;
 
@@ -34,10 +34,10 @@ impl NetworkArgs {
     }
 
     /// Configuration of `--arch`.
-    pub(super) fn shape(&self) -> Result<Option<SwinConfig>> {
+    pub(super) fn shape(&self) -> Result<Option<BackboneConfig>> {
         let Some(name) = &self.arch else { return Ok(None) };
         let layer = esvit_train::config_text::parse_override(&format!("model.arch={name}"))?;
-        Ok(Some(Config::resolve(vec![layer])?.model.swin()))
+        Ok(Some(Config::resolve(vec![layer])?.model.backbone()))
     }
 
     /// Options to load the backbone with.

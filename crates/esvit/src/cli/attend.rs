@@ -53,16 +53,17 @@ impl Attend {
         let png = self.files.check("attend")?;
         let image = images::read(&self.image)?;
         let backbone = self.backbone.open(output)?;
-        let (swin, params) = (&backbone.swin, &backbone.params);
+        let (network, params) = (&*backbone.network, &backbone.params);
+        let config = network.config();
         let framing = if self.whole { Framing::Whole } else { Framing::Center };
         let size = self.size.unwrap_or(backbone.preprocess.size());
-        let patch = swin.config().patch_size;
+        let patch = config.stages()[0].stride;
         let input = InputImage::new(&image, &backbone.preprocess, framing, size, patch)?;
         let place = self.query.map_or(Ok(input.center()), |pixel| input.map_pixel(pixel))?;
-        let block = self.block.unwrap_or(swin.blocks() - 1);
+        let block = self.block.unwrap_or(config.blocks() - 1);
         let mut attention = match self.rollout {
-            true => attention::rollout(swin, params, &input, place, block, self.mass)?,
-            false => attention::query_attention(swin, params, &input, place, block, self.mass)?,
+            true => attention::rollout(network, params, &input, place, block, self.mass)?,
+            false => attention::query_attention(network, params, &input, place, block, self.mass)?,
         };
         if !self.head.is_empty() {
             attention.keep_heads(&self.head)?;

@@ -50,12 +50,12 @@ impl Embed {
         }
         let bar = output.bar(source.len());
         bar.set_position(resumed.images as u64);
-        let PretrainedBackbone { swin, params, preprocess, .. } = &backbone;
+        let PretrainedBackbone { network, params, preprocess, .. } = &backbone;
         let batches = stream(
             &*source,
             resumed.images..source.len(),
             |_, image| preprocess.apply(image),
-            view_forward(swin, params, preprocess),
+            view_forward(&**network, params, preprocess),
         );
         for mut batch in batches {
             output.warn_skipped(&batch.left_out);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use esvit_eval::efficiency::parameters;
 use esvit_model::PretrainedBackbone;
 use esvit_nn::weights::{WeightsFile, networks};
-use esvit_nn::zoo;
+use esvit_nn::{BackboneConfig, ForwardCtx, zoo};
 use esvit_train::Config;
 use esvit_train::config_text::Origin;
 use esvit_train::recipe::RECIPES;
@@ -79,7 +79,8 @@ impl Info {
 
 /// Properties of the backbone and of its file.
 fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
-    let PretrainedBackbone { swin, params, preprocess, source } = backbone;
+    let PretrainedBackbone { network, params, preprocess, source } = backbone;
+    let config = network.config();
     let size = preprocess.size();
     let location = source.location.as_ref();
     let mut properties = vec![
@@ -87,9 +88,9 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
         ("naming", json!(location.map(|location| location.naming.label()))),
         ("architecture", backbone.architecture().into()),
         ("backbone_parameters", params.specs().iter().map(|spec| spec.len()).sum::<usize>().into()),
-        ("feature_width", swin.config().output_width().into()),
+        ("feature_width", config.output_width().into()),
         ("image_size", size.into()),
-        ("macs", swin.config().macs(size).into()),
+        ("macs", macs(&config, size).into()),
         ("epochs", json!(source.epochs)),
         ("steps", json!(source.steps)),
     ];
@@ -104,12 +105,17 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
             Err(error) => properties.push(("settings", error.to_string().into())),
         }
     }
-    properties.push(("shape", json!(swin.config())));
+    properties.push(("shape", json!(config)));
     properties.push(("preprocess", json!(preprocess)));
     properties.push(("matched", source.report.matched.into()));
     properties.push(("resized", json!(source.report.resized)));
     properties.push(("left_out", json!(source.report.left_out)));
     properties
+}
+
+/// Multiply-accumulates for a square image of `size` pixels, as the official code counts them.
+fn macs(config: &BackboneConfig, size: usize) -> u64 {
+    config.cost([size; 2], 0.0, &ForwardCtx::eval()).official_macs()
 }
 
 /// One line per property; unknown ones are omitted.
@@ -142,7 +148,7 @@ fn listing() -> serde_json::Value {
         .iter()
         .map(|arch| {
             let config = arch.config();
-            let macs = SIZES.map(|size| config.macs(size));
+            let macs = SIZES.map(|size| macs(&config, size));
             serde_json::json!({
                 "name": arch.name,
                 "parameters": parameters(&config),
@@ -167,7 +173,7 @@ fn tables() -> String {
     );
     for arch in &zoo::ARCHITECTURES {
         let config = arch.config();
-        let [large, small] = SIZES.map(|size| format!("{:.2} G", config.macs(size) as f64 / 1e9));
+        let [large, small] = SIZES.map(|size| format!("{:.2} G", macs(&config, size) as f64 / 1e9));
         let parameters = format!("{:.2} M", parameters(&config) as f64 / 1e6);
         text.push_str(&format!(
             "\n{:16} {parameters:>12} {:>9} {large:>12} {small:>12}",

@@ -63,7 +63,7 @@ impl Map {
         }
         let backbone = self.backbone.open(output)?;
         let bar = output.bar(set.images.len());
-        let forward = view_forward(&backbone.swin, &backbone.params, &backbone.preprocess);
+        let forward = view_forward(&*backbone.network, &backbone.params, &backbone.preprocess);
         let features = set.features(&backbone.preprocess, forward, |n| bar.inc(n as u64));
         bar.finish_and_clear();
         output.warn_skipped(&features.left_out);

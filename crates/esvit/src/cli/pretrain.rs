@@ -249,8 +249,7 @@ fn knn_check<'a>(
 {
     move |network, teacher| {
         let (k, temperature) = (config.knn.k, config.knn.temperature);
-        let swin = network.backbone();
-        let network = (swin, teacher);
+        let network = (network.backbone(), teacher);
         let measured = knn::accuracy(task, network, preprocess, &[k], temperature, |_| ())?;
         let accuracy = measured.accuracies.first().ok_or("no accuracy")?;
         Ok(KnnAccuracy { top1: accuracy.top1, top5: accuracy.top5 })

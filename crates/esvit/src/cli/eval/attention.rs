@@ -109,13 +109,13 @@ fn measure(
 ) -> Result<AttentionStatistics> {
     let bar = output.bar(set.images.len());
     let measured = attention::statistics(
-        &backbone.swin,
+        &*backbone.network,
         &backbone.params,
         &backbone.preprocess,
         &*set.source,
         &set.images,
         |count| bar.inc(count as u64),
-    );
+    )?;
     bar.finish_and_clear();
     if measured.images == 0 {
         output.warn_skipped(&measured.left_out);

@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 use esvit_eval::bench::{MONOLITHIC, architecture};
 use esvit_eval::efficiency::{self, BackboneCost, Cost, StepCosts};
+use esvit_nn::ForwardCtx;
 use serde_json::Value;
 
 use crate::cli::exit::Exit;
@@ -88,11 +89,12 @@ impl Efficiency {
                 }
             }
         }
+        let cost = config.cost([self.global_size; 2], 0.0, &ForwardCtx::eval());
         Ok(BackboneCost {
             model: model.into(),
-            stages: config.stages(),
+            stages: config.stages().len(),
             parameters: efficiency::parameters(&config),
-            macs: config.macs(self.global_size),
+            macs: cost.official_macs(),
             forward_images_per_s: number(&forward, "images_per_s")?,
             steps,
             stopped,

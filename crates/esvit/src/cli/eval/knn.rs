@@ -117,7 +117,7 @@ pub(in crate::cli) fn compare(
     let untrained = trained.untrained();
     let preprocess = &trained.preprocess;
     let measure = |backbone: &PretrainedBackbone| {
-        let network = (&backbone.swin, &backbone.params);
+        let network = (&*backbone.network, &backbone.params);
         knn::accuracy(task, network, preprocess, ks, temperature, |_| ())
     };
     let measured = measure(trained)?;

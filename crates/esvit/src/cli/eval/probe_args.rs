@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use esvit_eval::probe::{self, Elevater, Logistic, Probe, SGD_LRS, Sgd, Solver};
-use esvit_nn::SwinConfig;
+use esvit_nn::BackboneConfig;
 use serde::Serialize;
 
 /// Default numbers of last blocks, as in published probes.
@@ -56,9 +56,9 @@ pub(super) struct ProbeArgs {
 
 impl ProbeArgs {
     /// The probe for a network of this configuration.
-    pub(super) fn probe(&self, shape: &SwinConfig) -> Result<Probe> {
+    pub(super) fn probe(&self, shape: &BackboneConfig) -> Result<Probe> {
         let ns = match &self.n[..] {
-            [] => BLOCKS.map(|n| n.min(shape.depths.iter().sum())).to_vec(),
+            [] => BLOCKS.map(|n| n.min(shape.blocks())).to_vec(),
             ns => ns.to_vec(),
         };
         Ok(Probe {
