@@ -93,8 +93,7 @@ impl Architecture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::swin::Swin;
-    use crate::params::Registry;
+    use crate::forward_ctx::ForwardCtx;
 
     /// Parameters of the backbone, without heads, as the official code counts them.
     #[test]
@@ -108,9 +107,8 @@ mod tests {
             ("swin_base_w14", 86_917_944),
             ("swin_large_w7", 194_995_476),
         ] {
-            let mut registry = Registry::default();
-            Swin::new(&mut registry.root(), &find(name).unwrap().config(), 0.0);
-            let count: usize = registry.finish().iter().map(|spec| spec.len()).sum();
+            let (_, list) = find(name).unwrap().config().build(0.0);
+            let count: usize = list.iter().map(|spec| spec.len()).sum();
             assert_eq!(count, expected, "{name}");
         }
     }
@@ -124,7 +122,9 @@ mod tests {
             ("swin_small_w7", 8.746e9),
             ("swin_base_w7", 15.437e9),
         ] {
-            let macs = find(name).unwrap().config().macs(224) as f64;
+            let config = find(name).unwrap().config();
+            let cost = config.cost([224; 2], 0.0, &ForwardCtx::eval());
+            let macs = cost.official_macs() as f64;
             assert!((macs / expected - 1.0).abs() < 0.005, "{name}: {macs}");
         }
     }
@@ -154,16 +154,12 @@ mod tests {
                     mlp_ratio: 4.0,
                     norm_eps: 1e-6,
                 };
-                assert_eq!(
-                    (arch.config(), arch.drop_path),
-                    (expected.clone(), drop_path),
-                    "{full}"
-                );
-                assert_eq!(
-                    of_shape(&SwinConfig { norm_eps: 1e-5, ..expected.clone() }),
-                    Some(arch)
-                );
-                assert_eq!(of_shape(&SwinConfig { img_size: 256, ..expected }), None);
+                let larger = SwinConfig { img_size: 256, ..expected.clone() };
+                let [expected, larger] = [expected, larger].map(BackboneConfig::Swin);
+                assert_eq!(arch.config(), expected, "{full}");
+                assert_eq!(arch.drop_path, drop_path, "{full}");
+                assert_eq!(of_shape(&expected.with_norm_eps(1e-5)), Some(arch));
+                assert_eq!(of_shape(&larger), None);
                 names.push(full);
             }
             assert_eq!(find(name).unwrap().name, format!("{name}_w7"));

@@ -3,10 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+
 use esvit_nn::Tensor;
+use esvit_nn::backbone::Stage;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::params::{Registry, Role};
-use esvit_nn::{ForwardCtx, Network, Params, Swin, zoo};
+use esvit_nn::{Backbone, ForwardCtx, Network, Params, zoo};
 use esvit_testing::{assert_close, fill, hash, hashed_tensor, hashed_times};
 
 /// The values have five decimals; f32 in another order of summation moves the last.
@@ -14,11 +17,9 @@ const TOLERANCE: f64 = 3e-5;
 /// Sums over hundreds of values.
 const SUM_TOLERANCE: f64 = 1e-3;
 
-fn swin(architecture: &str) -> (Swin, Params) {
-    let mut registry = Registry::default();
-    let config = zoo::find(architecture).unwrap().config();
-    let swin = Swin::new(&mut registry.root(), &config, 0.0);
-    (swin, fill(&registry.finish(), 0))
+fn swin(architecture: &str) -> (Arc<dyn Backbone>, Params) {
+    let (swin, list) = zoo::find(architecture).unwrap().config().build(0.0);
+    (swin, fill(&list, 0))
 }
 
 /// One image of unit variance.
@@ -127,7 +128,8 @@ fn last_blocks_and_attention() {
     let found = [0, 384, 768, 1536].map(|i| features[i]);
     assert_close("features", &found, &[0.49329, -0.81538, 0.09148, -0.30677], TOLERANCE);
 
-    let (attention, _) = swin.attention(&params, image(224), swin.blocks() - 1).unwrap();
+    let last = swin.config().blocks() - 1;
+    let attention = swin.block_attention(&params, image(224), last).unwrap().unwrap().weights;
     assert_eq!(attention.dims(), [1, 24, 49, 49]);
     let attention = attention.to_vec::<f32>();
     let keys = &attention[9 * 49..][..4];
@@ -245,16 +247,16 @@ fn state_dict() {
 #[test]
 fn features_of_earlier_stages() {
     let (swin, params) = swin("swin_tiny_w7");
-    let pass = ForwardCtx::eval();
-    let blocks = swin.last_blocks(&params, image(64), swin.blocks(), &pass).to_vec::<f32>();
+    let (config, pass) = (swin.config(), ForwardCtx::eval());
+    let blocks = swin.last_blocks(&params, image(64), config.blocks(), &pass).to_vec::<f32>();
     let mut end = 0;
-    for stage in 0..swin.config().stages() {
-        let depth = swin.config().depths[stage];
-        let width = swin.config().width(stage);
+    for (stage, Stage { blocks: depth, width, stride, .. }) in
+        config.stages().into_iter().enumerate()
+    {
         let features = swin.stage_features(&params, image(64), stage, &pass).unwrap();
         end += depth * width;
         assert_eq!(features.view.to_vec::<f32>(), blocks[end - width..end]);
-        let side = 64 / swin.config().stride(stage);
+        let side = 64 / stride;
         assert_eq!(features.map, [side; 2]);
         assert_eq!(features.region.dims(), [1, side * side, width]);
     }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
@@ -12,7 +13,7 @@ use esvit_nn::ops::{
 };
 use esvit_nn::params::{Params, Registry, Role};
 use esvit_nn::tensor::Dtype;
-use esvit_nn::{Device, ForwardCtx, Swin, SwinConfig, Tape, Tensor};
+use esvit_nn::{BackboneConfig, Device, ForwardCtx, Tape, Tensor};
 use esvit_testing::{
     assert_alike, check_gradients, composed, fill, hashed, hashed_tensor, hashed_times, tiny_swin,
 };
@@ -473,9 +474,8 @@ fn head() {
 fn swin() {
     let config = SwinConfig { img_size: 16, patch_size: 2, depths: vec![2, 1], ..tiny_swin() };
     config.validate().unwrap();
-    let mut registry = Registry::default();
-    let swin = Swin::new(&mut registry.root(), &config, 0.5);
-    let params = fill(&registry.finish(), 0);
+    let (swin, list) = BackboneConfig::Swin(config).build(0.5);
+    let params = fill(&list, 0);
     let pixels = hashed_times(1000, 2 * 3 * 11 * 14, 3f64.sqrt());
     for pass in [ForwardCtx::eval, || ForwardCtx::student(KEY)] {
         check_network("swin", pixels.clone(), &params, |params, x| {

@@ -5,16 +5,18 @@
 #[path = "onnx/interpreter.rs"]
 mod interpreter;
 
-use esvit_nn::params::Registry;
-use esvit_nn::{Device, ForwardCtx, Params, Swin, SwinConfig, Tensor, onnx};
+use std::sync::Arc;
+
+use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Params, Tensor, onnx};
 use esvit_testing::{assert_alike, fill, hashed_times};
 use esvit_weights::Float;
 use interpreter::{Model, Value};
 
 /// Shifted and padded windows, odd maps in patch merging, pixels cut off, and norms whose `eps` is
 /// seen in the result.
-fn network() -> (SwinConfig, Swin, Params) {
-    let config = SwinConfig {
+fn network() -> (BackboneConfig, Arc<dyn Backbone>, Params) {
+    let config = BackboneConfig::Swin(SwinConfig {
         img_size: 16,
         patch_size: 2,
         embed_dim: 6,
@@ -23,32 +25,31 @@ fn network() -> (SwinConfig, Swin, Params) {
         window_size: 4,
         mlp_ratio: 1.5,
         norm_eps: 0.01,
-    };
+    });
     config.validate().unwrap();
-    let mut registry = Registry::default();
-    let swin = Swin::new(&mut registry.root(), &config, 0.0);
-    let params = fill(&registry.finish(), 0);
-    (config, swin, params)
+    let (backbone, list) = config.build(0.0);
+    let params = fill(&list, 0);
+    (config, backbone, params)
 }
 
-fn written(swin: &Swin, params: &Params, size: [usize; 2], float: Float) -> Model {
+fn written(backbone: &dyn Backbone, params: &Params, size: [usize; 2], float: Float) -> Model {
     let mut bytes = Vec::new();
     let facts = [("mean", "0.5"), ("std", "0.25")];
-    onnx::write(&mut bytes, swin, params, size, float, &facts).unwrap();
+    onnx::write(&mut bytes, backbone, params, size, float, &facts).unwrap();
     Model::read(&bytes)
 }
 
 #[test]
 fn the_graph_computes_the_network() {
-    let (_, swin, params) = network();
+    let (_, backbone, params) = network();
     for (size, map) in [([11, 14], [2, 2]), ([16, 16], [2, 2]), ([8, 30], [1, 4])] {
         let [height, width] = size;
         let pixels = hashed_times(1000, 2 * 3 * height * width, 3f64.sqrt());
         let images = Tensor::new(pixels.clone(), [2, 3, height, width], &Device::Cpu);
-        let expected = swin.forward(&params, images, &ForwardCtx::eval());
+        let expected = backbone.forward(&params, images, &ForwardCtx::eval());
         assert_eq!(expected.map, map);
         for (float, tolerance) in [(Float::F32, 2e-6), (Float::Bf16, 0.05)] {
-            let model = written(&swin, &params, size, float);
+            let model = written(&*backbone, &params, size, float);
             let input = pixels.iter().map(|&value| value.into()).collect();
             let values = model.run("images", Value::new(&[2, 3, height, width], input));
             let shape = [2, map[0] * map[1], 24];
@@ -71,8 +72,8 @@ fn the_graph_computes_the_network() {
 
 #[test]
 fn the_model_says_what_it_takes_and_gives() {
-    let (_, swin, params) = network();
-    let model = written(&swin, &params, [11, 14], Float::Bf16);
+    let (_, backbone, params) = network();
+    let model = written(&*backbone, &params, [11, 14], Float::Bf16);
     let name = |name: &str| name.to_owned();
     assert_eq!(model.facts, [(name("mean"), name("0.5")), (name("std"), name("0.25"))]);
     assert_eq!(model.operator_set, [17]);
@@ -85,6 +86,6 @@ fn the_model_says_what_it_takes_and_gives() {
         let stored = if is_matrix { format!("{}.stored", spec.name) } else { spec.name.clone() };
         assert_eq!(model.types[&stored], if is_matrix { 16 } else { 1 }, "{stored}");
     }
-    let model = written(&swin, &params, [11, 14], Float::F32);
+    let model = written(&*backbone, &params, [11, 14], Float::F32);
     assert!(params.iter().all(|(spec, _)| model.types[&spec.name] == 1));
 }

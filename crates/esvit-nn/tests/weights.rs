@@ -7,12 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use esvit_nn::Device;
+use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::head::HeadConfig;
-use esvit_nn::params::{ParamList, ParamSpec, Registry};
+use esvit_nn::params::{ParamList, ParamSpec};
 use esvit_nn::weights::{
     Entry, Naming, Report, StoredNetwork, WeightsError, WeightsFile, exported, networks, reason,
 };
-use esvit_nn::{Network, Params, Swin, SwinConfig};
+use esvit_nn::{BackboneConfig, Network, Params};
 use esvit_testing::tiny_swin;
 use esvit_weights::{Dtype, Float, Tensor, Tree, Values, write_safetensors, write_torch};
 
@@ -27,9 +28,7 @@ fn config() -> SwinConfig {
 }
 
 fn specs(config: &SwinConfig) -> Arc<ParamList> {
-    let mut registry = Registry::default();
-    Swin::new(&mut registry.root(), config, 0.0);
-    registry.finish()
+    BackboneConfig::Swin(config.clone()).build(0.0).1
 }
 
 /// Parameters of which no two are alike.
@@ -102,7 +101,7 @@ fn every_layout_is_recognized_and_read_back_to_the_bit() {
             let stored = StoredNetwork::find(&file, None).unwrap();
             assert_eq!(stored.location().naming, naming, "{prefix}");
             let expected = SwinConfig { norm_eps: naming.norm_eps(), ..config() };
-            assert_eq!(stored.shape().unwrap(), expected, "{naming:?}");
+            assert_eq!(stored.shape().unwrap(), BackboneConfig::Swin(expected), "{naming:?}");
             let (found, report) = load(&file, None).unwrap();
             assert!(same_bits(&found, &params), "{naming:?}");
             assert_eq!(report.matched, specs.len());
@@ -248,7 +247,7 @@ fn tensors_that_are_no_swin_are_explained() {
 fn heads_come_with_their_network_under_both_names_of_the_last_layer() {
     let head =
         HeadConfig { out_dim: 16, hidden_dim: 8, bottleneck_dim: 4, ..HeadConfig::default() };
-    let network = Network::new(&config(), 0.0, &head, true);
+    let network = Network::new(&BackboneConfig::Swin(config()), 0.0, &head, true);
     let values = params(network.specs());
     for renamed in [false, true] {
         let mut entries = exported(&values, Naming::Esvit, Float::F32);
@@ -375,7 +374,8 @@ fn sizes_of_images_follow_from_the_windows() {
     {
         let expected = SwinConfig { img_size, window_size, patch_size, ..base.clone() };
         let file = opened(&exported(&params(&specs(&expected)), Naming::Esvit, Float::F32));
-        assert_eq!(StoredNetwork::find(&file, None).unwrap().shape().unwrap(), expected);
+        let found = StoredNetwork::find(&file, None).unwrap().shape().unwrap();
+        assert_eq!(found, BackboneConfig::Swin(expected));
     }
     // Stages whose windows grow follow from no size.
     let mut entries = exported(&params(&specs(&base)), Naming::Esvit, Float::F32);

@@ -52,7 +52,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
             largest += cost.largest;
             rows += region_rows(config, crop);
         }
-        // In the largest stage: gradients of the hidden layer and of the branch, the residual
+        // At the largest map: gradients of the hidden layer and of the branch, the residual
         // stream and its gradient; besides, the layers of heads and exponentials of logits.
         let transient = largest * (6.0 * size + 8.0);
         let image = saved + transient + rows * head_width * (size + 4.0);
@@ -198,9 +198,10 @@ mod tests {
         // Student and teacher; two moments, a gradient and a sum of gradients.
         let state =
             |moments: usize, sums: usize| (4 * (2 * all + (moments + 1 + sums) * trained)) as f64;
-        // Globals: blocks keep 10 values of 4 bytes of 1,280 each, the largest stage has 512, the
-        // heads see 17 rows, 2 * 16 + 16 wide.
-        let image = (2 * 1280 * 40 + 2 * 512 * 32 + 34 * 48 * 8) as f64;
+        // Globals: blocks keep 10 values of 4 bytes of 1,280 each; patch embedding, its norm, merging
+        // and the last norm keep 3,072 + 512 + 512 + 256 more; the largest map is that of patches,
+        // 3,072; the heads see 17 rows, 2 * 16 + 16 wide.
+        let image = (2 * (1280 * 40 + 4352 * 4) + 2 * 3072 * 32 + 34 * 48 * 8) as f64;
         let exponentials = ((34 + 34) * 64 * 4) as f64;
         let pixels = ((2 * 3 * 32 * 32 + 3 * 16 * 16) * 4) as f64;
         let expected = |state: f64, images: f64| {
@@ -224,10 +225,10 @@ mod tests {
         // One more batch in the queue.
         let found = estimate(&with(&|config| config.data.prefetch = 3), 4);
         check(found, expected(state(2, 1), 4.0) + pixels * 8.0);
-        // One pass of all crops: no sum, and the local crop (320 values, 128 of them in the first
-        // stage, 5 rows) beside the others.
+        // One pass of all crops: no sum, and the local crop (320 values in blocks, 768 + 128 + 128 +
+        // 64 beside them, 5 rows) beside the others.
         let all_at_once = with(&|config| config.train.crops_per_forward = 3);
-        let local = (320 * 40 + 128 * 32 + 5 * 48 * 8) as f64 + (5 * 64 * 4) as f64;
+        let local = (320 * 40 + 1088 * 4 + 768 * 32 + 5 * 48 * 8) as f64 + (5 * 64 * 4) as f64;
         let found = estimate(&all_at_once, 8);
         check(found, expected(state(2, 0), 8.0) + 1.2 * 8.0 * local);
         // The view task alone: one row a crop.
@@ -235,7 +236,8 @@ mod tests {
         let specs = Network::new(&view.model.backbone(), 0.0, &view.head, false);
         let all: usize = specs.specs().iter().map(|spec| spec.len()).sum();
         let state = (4 * (2 * all + 4 * (all - 64))) as f64;
-        let image = (2 * 1280 * 40 + 2 * 512 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
+        let image =
+            (2 * (1280 * 40 + 4352 * 4) + 2 * 3072 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
         let expected = 200e6 + 1.2 * (state + 4.0 * image) + pixels * 8.0 * 4.0;
         check(estimate(&view, 4), expected);
     }
@@ -249,7 +251,7 @@ mod tests {
             config.head.out_dim = out_dim;
             let image = 68.0 * out_dim as f64 * 4.0;
             let added = estimate(&config, 4) - estimate(&config, 2);
-            let others = (2 * 1280 * 40 + 2 * 512 * 32 + 34 * 48 * 8) as f64;
+            let others = (2 * (1280 * 40 + 4352 * 4) + 2 * 3072 * 32 + 34 * 48 * 8) as f64;
             let [four, two] =
                 [4.0, 2.0].map(|images| image.max(EXPONENTIALS_BYTES as f64).min(images * image));
             let expected = 1.2 * (2.0 * others + four - two);

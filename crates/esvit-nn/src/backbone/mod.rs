@@ -305,6 +305,7 @@ impl dyn Backbone + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Precision;
 
     /// Shapes are stored with their family; those of the first versions, without, are Swin's.
     #[test]
@@ -315,5 +316,69 @@ mod tests {
         assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
         let old = text.replace(r#""family":"swin","#, "");
         assert_eq!(serde_json::from_str::<BackboneConfig>(&old).unwrap(), config);
+    }
+
+    /// Maps of 8, 4 and 2 tokens a side.
+    #[test]
+    fn the_table_of_stages() {
+        let config = BackboneConfig::Swin(swin::tests::config());
+        let expected = [(2, 6, 4, 1), (1, 12, 8, 2), (1, 24, 16, 3)]
+            .map(|(blocks, width, stride, heads)| Stage { blocks, width, stride, heads });
+        assert_eq!(config.stages(), expected);
+        assert_eq!((config.blocks(), config.output_width(), config.img_size()), (4, 24, 32));
+        assert_eq!((config.last_map(36), config.norm_eps()), (3, 1e-5));
+        assert_eq!(config.with_norm_eps(1e-3).norm_eps(), 1e-3);
+    }
+
+    /// For 36 pixels: maps of 9, 5 and 3 tokens a side, padded to 9, 6 and 4 in windows.
+    #[test]
+    fn multiply_accumulates_by_hand() {
+        let config = BackboneConfig::Swin(swin::tests::config());
+        let attention =
+            |tokens: u64, slots: u64, width: u64| tokens * (4 * width * width + 2 * slots * width);
+        let mlp = |tokens: u64, width: u64| tokens * 2 * width * (width * 3 / 2);
+        let embed = 81 * 48 * 6;
+        let merges = 25 * 24 * 12 + 9 * 48 * 24;
+        let block = |tokens: u64, padded: u64, slots: u64, width: u64| {
+            attention(padded, slots, width) + mlp(tokens, width)
+        };
+        let expected =
+            embed + 2 * block(81, 81, 9, 6) + merges + block(25, 36, 9, 12) + block(9, 16, 4, 24);
+        let all = config.cost([36; 2], 0.0, &ForwardCtx::eval());
+        assert_eq!(all.official_macs(), expected);
+        // Without padding, and of four blocks a share is dropped: 0, 0.1, 0.2 and 0.3.
+        let expected = (embed + merges) as f64
+            + 1.9 * block(81, 81, 9, 6) as f64
+            + 0.8 * block(25, 25, 9, 12) as f64
+            + 0.7 * block(9, 9, 4, 24) as f64;
+        let found = config.cost([36; 2], 0.3, &ForwardCtx::expected()).macs;
+        assert!((found / expected - 1.0).abs() < 1e-7, "{found} instead of {expected}");
+        let expected =
+            embed + merges + 2 * block(81, 81, 9, 6) + block(25, 25, 9, 12) + block(9, 9, 4, 24);
+        assert_eq!(all.macs, expected as f64);
+    }
+
+    /// For 52 pixels: maps of 13, 7 and 4 tokens a side.
+    #[test]
+    fn saved_values_by_hand() {
+        let config = BackboneConfig::Swin(swin::tests::config());
+        let blocks = (2 * 169 * 6 + 49 * 12 + 16 * 24) as f64;
+        // Patches and their norm, merging, the last norm.
+        let others = (169 * 48 + 169 * 6 + 49 * 24 + 16 * 48 + 16 * 24) as f64;
+        let saved = |precision, again| {
+            let mut ctx = ForwardCtx::expected().with_precision(precision);
+            ctx.activation_checkpointing = again;
+            config.cost([52; 2], 0.0, &ctx).saved_bytes
+        };
+        assert_eq!(saved(Precision::F32, false), blocks * 40.0 + others * 4.0);
+        assert_eq!(saved(Precision::Bf16, false), blocks * 20.0 + others * 2.0);
+        assert_eq!(saved(Precision::F32, true), blocks * 8.0 + others * 4.0);
+        assert_eq!(saved(Precision::Bf16, true), blocks * 8.0 + others * 2.0);
+        // The patches, and in a wide network the first stage.
+        let largest =
+            |config: &BackboneConfig| config.cost([52; 2], 0.0, &ForwardCtx::eval()).largest;
+        assert_eq!(largest(&config), 169.0 * 48.0);
+        let wide = SwinConfig { embed_dim: 60, ..swin::tests::config() };
+        assert_eq!(largest(&BackboneConfig::Swin(wide)), 169.0 * 60.0);
     }
 }

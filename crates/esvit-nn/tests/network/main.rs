@@ -8,6 +8,8 @@ mod swin;
 
 use std::sync::Arc;
 
+use esvit_nn::backbone::AttentionMap;
+use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
@@ -15,24 +17,24 @@ use esvit_nn::ops::{
     PrototypeLogits, Segment, WindowMap,
 };
 use esvit_nn::params::{Init, Registry, Role};
-use esvit_nn::{Device, Tensor};
-use esvit_nn::{ForwardCtx, Network, Params, Swin, SwinConfig, Tape};
+use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Network, Params, Tape, Tensor};
 use esvit_testing::{
     assert_alike, assert_close, composed, fill, hashed, hashed_tensor, hashed_times, tiny_swin,
 };
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, micro_batch: 1 };
 
-fn config() -> SwinConfig {
-    SwinConfig { img_size: 16, patch_size: 2, depths: vec![2, 1], norm_eps: 1e-2, ..tiny_swin() }
+fn config() -> BackboneConfig {
+    let depths = vec![2, 1];
+    let (img_size, patch_size, norm_eps) = (16, 2, 1e-2);
+    BackboneConfig::Swin(SwinConfig { img_size, patch_size, depths, norm_eps, ..tiny_swin() })
 }
 
 const DROP_PATH: f64 = 0.6;
 
-fn swin() -> (Swin, Params) {
-    let mut registry = Registry::default();
-    let swin = Swin::new(&mut registry.root(), &config(), DROP_PATH);
-    (swin, fill(&registry.finish(), 0))
+fn swin() -> (Arc<dyn Backbone>, Params) {
+    let (swin, list) = config().build(DROP_PATH);
+    (swin, fill(&list, 0))
 }
 
 fn images(stream: u32, shape: [usize; 4]) -> Tensor {

@@ -232,7 +232,7 @@ fn attention_of_every_block() {
     let (swin, params) = swin();
     let input = images(1001, [2, 3, 11, 14]);
     let mut seen = Vec::new();
-    swin.attentions(&params, input.clone(), 0..9, |block, weights, windows| {
+    let mut observe = |block, AttentionMap { weights, windows }: AttentionMap| {
         assert_eq!(weights.shape()[0], 2 * windows.windows());
         let side = windows.window_tokens();
         assert!(
@@ -241,20 +241,22 @@ fn attention_of_every_block() {
                 .chunks_exact(side)
                 .all(|row| { (row.iter().sum::<f32>() - 1.0).abs() < 1e-5 })
         );
-        let (alone, _) = swin.attention(&params, input.clone(), block).unwrap();
-        assert_eq!(alone.to_vec::<f32>(), weights.to_vec::<f32>());
+        let alone = swin.block_attention(&params, input.clone(), block).unwrap().unwrap();
+        assert_eq!(alone.weights.to_vec::<f32>(), weights.to_vec::<f32>());
         seen.push((block, windows.map, windows.window, windows.shift, weights.shape()[1]));
-    });
+    };
+    swin.attention(&params, input.clone(), 0..9, &mut observe).unwrap();
     assert_eq!(seen, [(0, [5, 7], 4, 0, 1), (1, [5, 7], 4, 2, 1), (2, [3, 4], 4, 0, 2)]);
     let mut seen = Vec::new();
-    swin.attentions(&params, input.clone(), 1..2, |block, _, _| seen.push(block));
+    swin.attention(&params, input.clone(), 1..2, &mut |block, _| seen.push(block)).unwrap();
     assert_eq!(seen, [1]);
-    assert!(swin.attention(&params, input.clone(), 3).is_none());
+    assert!(swin.block_attention(&params, input.clone(), 3).unwrap().is_none());
 
     // The first block by its weights: x + proj(weights values).
     let named = Named(&params);
     let first = by_hand(&params, std::slice::from_ref(&input), &ForwardCtx::eval(), None);
-    let (weights, windows) = swin.attention(&params, input.clone(), 0).unwrap();
+    let found = swin.block_attention(&params, input.clone(), 0).unwrap();
+    let AttentionMap { weights, windows } = found.unwrap();
     let patches = composed::patchify(input, 2);
     let x = composed::linear(patches, named.linear("patch_embed.proj", 12), Activation::None);
     let norm = |x: Tensor, name: &str| composed::layer_norm(x, named.norm(name));

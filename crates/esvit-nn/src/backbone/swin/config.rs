@@ -150,11 +150,11 @@ impl SwinConfig {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::backbone) mod tests {
     use super::*;
 
     /// A shape of three stages, no two numbers of which are alike.
-    pub(in crate::backbone::swin) fn config() -> SwinConfig {
+    pub(in crate::backbone) fn config() -> SwinConfig {
         SwinConfig {
             img_size: 32,
             patch_size: 4,
