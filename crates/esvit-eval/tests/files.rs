@@ -9,11 +9,11 @@ use std::sync::Arc;
 use esvit_data::Preprocess;
 use esvit_model::difference::{Tensors, compare};
 use esvit_model::export::{ExportError, Options, Target, load_snippet, write};
-use esvit_model::{OpenOptions, PretrainedBackbone, SourceFile, build};
-use esvit_nn::Device;
+use esvit_model::{OpenOptions, PretrainedBackbone, SourceFile};
+use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::weights::METADATA_KEY;
-use esvit_nn::{Network, Params, SwinConfig};
+use esvit_nn::{BackboneConfig, Device, Network, Params};
 use esvit_train::checkpoint::{self, Metadata};
 use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::{NamedWeights, Weights};
@@ -37,12 +37,12 @@ fn shape() -> SwinConfig {
 }
 
 fn backbone(shape: &SwinConfig) -> PretrainedBackbone {
-    let (swin, specs) = build(shape);
+    let (network, specs) = BackboneConfig::Swin(shape.clone()).build(0.0);
     let params = Params::init(&specs, 7, &Device::Cpu);
     let mut preprocess = Preprocess::new(shape.img_size as u32, 20, &Default::default());
     preprocess.mean = [0.25, 0.5, 0.75];
     PretrainedBackbone {
-        swin,
+        network,
         params,
         preprocess,
         source: SourceFile { steps: Some(9), ..Default::default() },
@@ -80,7 +80,8 @@ fn run(folder: &Path) -> (PathBuf, Config) {
         activation_checkpointing: false,
         mixup: None,
     };
-    let network = Network::new(&config.model.swin(), 0.0, &config.head, config.objective.region);
+    let network =
+        Network::new(&config.model.backbone(), 0.0, &config.head, config.objective.region);
     let mut learner = Learner::new(Arc::new(network), OptimizerKind::AdamW, settings, &Device::Cpu);
     let teacher = Params::init(learner.teacher.specs(), 77, &Device::Cpu);
     learner.teacher = teacher;
@@ -95,7 +96,7 @@ fn a_checkpoint_holds_where_it_comes_from() {
     let folder = tempfile::tempdir().unwrap();
     let (path, config) = run(folder.path());
     let teacher = PretrainedBackbone::open(&path).unwrap();
-    assert_eq!(teacher.swin.config(), &config.model.swin());
+    assert_eq!(teacher.network.config(), config.model.backbone());
     assert_eq!((teacher.source.steps, teacher.source.epochs), (Some(12), Some(2)));
     assert_eq!((teacher.network_name(), teacher.preprocess.size()), ("teacher", 16));
     assert_eq!(teacher.metadata().steps, Some(12));
@@ -105,9 +106,38 @@ fn a_checkpoint_holds_where_it_comes_from() {
     // What the run started from, by its seed.
     assert_eq!(values(&teacher.untrained()), values(&student));
     // Another shape keeps what the run adds to variances.
-    let wide = SwinConfig { window_size: 4, norm_eps: 1e-6, ..shape() };
+    let wide = BackboneConfig::Swin(SwinConfig { window_size: 4, norm_eps: 1e-6, ..shape() });
     let resized = OpenOptions::default().shape(Some(wide.clone())).open(&path).unwrap();
-    assert_eq!((resized.swin.config().window_size, resized.swin.config().norm_eps), (4, 1e-4));
+    assert_eq!(resized.network.config(), wide.with_norm_eps(1e-4));
+}
+
+/// The first versions wrote no family; a shape that is none is refused with the file's name.
+#[test]
+fn stored_shapes_are_read_and_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let backbone = backbone(&shape());
+    let about = serde_json::to_value(backbone.metadata()).unwrap();
+    let open = |change: &dyn Fn(&mut Value)| {
+        let mut about = about.clone();
+        change(&mut about["model"]);
+        let tensors = esvit_nn::weights::entries("", &backbone.params);
+        let metadata = BTreeMap::from([(METADATA_KEY.to_owned(), about.to_string())]);
+        let path = folder.path().join("x.safetensors");
+        write_safetensors(&mut std::fs::File::create(&path).unwrap(), &tensors, &metadata).unwrap();
+        PretrainedBackbone::open(&path)
+    };
+    assert_eq!(about["model"]["family"], "swin");
+    for change in [&|_: &mut Value| (), &|model: &mut Value| {
+        model.as_object_mut().unwrap().remove("family");
+    }] as [&dyn Fn(&mut Value); 2]
+    {
+        assert_eq!(open(change).unwrap().network.config(), BackboneConfig::Swin(shape()));
+    }
+    let error = open(&|model| model["num_heads"] = json!([3, 2])).unwrap_err();
+    let sources = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+    let text = sources.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    assert!(text.contains("x.safetensors` cannot be read: it describes no network: `"), "{text}");
+    assert!(text.contains("`model.num_heads[0]` is 3: it must divide"), "{text}");
 }
 
 #[test]
@@ -124,7 +154,10 @@ fn what_is_exported_is_read_again() {
         (Target::Esvit, "esvit.safetensors"),
     ] {
         let files = write(&backbone, &folder.path().join(name), &options(target)).unwrap();
-        let read = OpenOptions::default().shape(Some(shape())).open(&files[0]).unwrap();
+        let read = OpenOptions::default()
+            .shape(Some(BackboneConfig::Swin(shape())))
+            .open(&files[0])
+            .unwrap();
         assert_eq!(values(&read), values(&backbone), "{name}");
         // A state dictionary alone has no place for more.
         let has_metadata = name.starts_with("esvit") || !name.ends_with(".pth");
@@ -190,9 +223,9 @@ fn cards_describe_the_network() {
 /// Names of timm's architectures, and the arguments by which a network differs from them.
 #[test]
 fn lines_that_load_name_the_nearest_architecture() {
-    let line = |config: SwinConfig| {
+    let line = |config: BackboneConfig| {
         let backbone = PretrainedBackbone {
-            swin: build(&config).0,
+            network: config.build(0.0).0,
             ..backbone(&SwinConfig { img_size: 16, ..shape() })
         };
         load_snippet(&backbone, Path::new("x.safetensors"), &options(Target::Timm))
@@ -207,9 +240,10 @@ fn lines_that_load_name_the_nearest_architecture() {
         "{small}"
     );
     assert!(line(named("swin_base_w7")).contains("'swin_base_patch4_window7_224'"));
-    let wide = line(SwinConfig { window_size: 14, ..named("swin_tiny_w7") });
+    let BackboneConfig::Swin(tiny) = named("swin_tiny_w7");
+    let wide = line(BackboneConfig::Swin(SwinConfig { window_size: 14, ..tiny }));
     assert!(wide.contains(", window_size=14") && !wide.contains("embed_dim"), "{wide}");
-    let own = line(shape());
+    let own = line(BackboneConfig::Swin(shape()));
     assert!(own.contains(", embed_dim=32") && own.contains("eps=1e-6"), "{own}");
 }
 

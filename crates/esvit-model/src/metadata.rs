@@ -73,7 +73,7 @@ impl FileMetadata {
         let value: Value = serde_json::from_str(text)?;
         if value.get("config").is_none() {
             let ModelMetadata { model, preprocess, steps } = serde_json::from_value(value)?;
-            model.validate()?;
+            model.validate().map_err(|error| error.within("model"))?;
             let source = SourceFile { steps, epochs, ..SourceFile::default() };
             return Ok(Self { model: Some(model), preprocess: Some(preprocess), source });
         }
@@ -82,7 +82,7 @@ impl FileMetadata {
             Some(backbone) => backbone,
             None => RunBackbone::from_settings(&config)?,
         };
-        model.validate()?;
+        model.validate().map_err(|error| error.within("model"))?;
         let source = SourceFile {
             config: Some(config),
             seed: Some(seed),

@@ -192,9 +192,10 @@ impl Checkpoint {
         if let Some(BackboneFacts { model, .. }) =
             metadata.as_ref().and_then(|m| m.backbone.as_ref())
         {
-            model
-                .validate()
-                .map_err(|source| CheckpointError::Shape { path: path.into(), source })?;
+            model.validate().map_err(|error| CheckpointError::Shape {
+                path: path.into(),
+                source: error.within("model"),
+            })?;
         }
         Ok(Self { file, metadata })
     }

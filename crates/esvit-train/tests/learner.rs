@@ -7,10 +7,11 @@ mod checkpoint;
 
 use std::sync::Arc;
 
+use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Role;
-use esvit_nn::{Device, ForwardCtx, Network, ParamGradients, Params, SwinConfig, Tensor};
+use esvit_nn::{BackboneConfig, Device, ForwardCtx, Network, ParamGradients, Params, Tensor};
 use esvit_testing::{assert_alike, assert_close, fill, hashed_tensor, tiny_swin};
 use esvit_train::learner::{LearnerSettings, StepSettings};
 use esvit_train::mixup::MixupConfig;
@@ -39,7 +40,12 @@ fn learner_with_drop_path(
     use_bn_in_head: bool,
     drop_path: f64,
 ) -> Learner {
-    let backbone = SwinConfig { img_size: 16, embed_dim: 4, window_size: 2, ..tiny_swin() };
+    let backbone = BackboneConfig::Swin(SwinConfig {
+        img_size: 16,
+        embed_dim: 4,
+        window_size: 2,
+        ..tiny_swin()
+    });
     let head = HeadConfig {
         out_dim: 6,
         hidden_dim: 8,

@@ -717,7 +717,7 @@ fn a_run_in_the_official_form() {
     let about = file.metadata().get("esvit").and_then(|about| about.as_str()).unwrap();
     let about: serde_json::Value = serde_json::from_str(about).unwrap();
     let expected = serde_json::json!({
-        "model": bench.config.model.swin(), "preprocess": bench.config.preprocess(), "steps": 3
+        "model": bench.config.model.backbone(), "preprocess": bench.config.preprocess(), "steps": 3
     });
     assert_eq!(about, expected);
     official::write(&outcome.checkpoint, &bench.path("half.PT"), Float::F16).unwrap();

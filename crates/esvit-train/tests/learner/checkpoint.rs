@@ -101,7 +101,7 @@ fn all_of_a_state_is_restored() {
         assert_eq!(metadata.program, env!("CARGO_PKG_VERSION"));
         let text: serde_json::Value = serde_json::from_str(&stored_metadata(&file)).unwrap();
         let expected = serde_json::json!({
-            "model": settings().model.swin(), "preprocess": settings().preprocess(), "seed": 31
+            "model": settings().model.backbone(), "preprocess": settings().preprocess(), "seed": 31
         });
         assert_eq!(text["backbone"], expected, "for readers that know nothing of runs");
 
@@ -128,9 +128,10 @@ fn what_does_not_fit_is_not_restored() {
         assert!(error.contains(expected), "{error}");
     }
     let mut other = fresh();
-    let swin = SwinConfig { window_size: 4, ..other.network.backbone().config().clone() };
+    let BackboneConfig::Swin(swin) = other.network.backbone().config();
+    let wider = BackboneConfig::Swin(SwinConfig { window_size: 4, ..swin });
     other.network = Arc::new(Network::new(
-        &swin,
+        &wider,
         0.0,
         &HeadConfig {
             out_dim: 6,
@@ -144,6 +145,19 @@ fn what_does_not_fit_is_not_restored() {
     let error = file.restore(&mut other).unwrap_err();
     assert!(matches!(error, CheckpointError::NotARun { .. }), "{error}");
     assert!(error.to_string().contains("its windows have another size, "), "{error}");
+
+    // The description is that of no network.
+    let damaged = text.replace("\"num_heads\":[3,", "\"num_heads\":[5,");
+    assert_ne!(damaged, text);
+    let path = place.path("written.safetensors");
+    let mut bytes = Vec::new();
+    weights::save(&mut bytes, &entries(&file, &[]), &damaged).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let error = Checkpoint::open(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("written.safetensors` is damaged: `model.num_heads[0]` is 5"),
+        "{error}"
+    );
 
     let weights = place.written(&entries(&file, &["optimizer", "center"]), "{}");
     assert_eq!(weights.metadata, None);
@@ -257,7 +271,7 @@ fn a_run_goes_on_with_other_tasks() {
     assert!(state(&all) == state(&learner));
 
     // Without the region task, its head is left out.
-    let swin = learner.network.backbone().config();
+    let shape = learner.network.backbone().config();
     let head = HeadConfig {
         out_dim: 6,
         hidden_dim: 8,
@@ -265,7 +279,7 @@ fn a_run_goes_on_with_other_tasks() {
         use_bn_in_head: true,
         ..HeadConfig::default()
     };
-    let network = Arc::new(Network::new(swin, 0.0, &head, false));
+    let network = Arc::new(Network::new(&shape, 0.0, &head, false));
     let kind = OptimizerKind::AdamW;
     let mut alone = Learner::new(network, kind, learner.settings.clone(), &Device::Cpu);
     let loaded = file.continue_from(&mut alone).unwrap();
