@@ -1,5 +1,7 @@
 //! Estimates the memory of a step, and the micro-batch that fits into a given amount.
 
+use std::collections::BTreeMap;
+
 use esvit_nn::ops::{EXPONENTIALS_BYTES, Precision};
 use esvit_nn::params::Role;
 use esvit_nn::{ForwardCtx, Network};
@@ -43,11 +45,15 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
     let mut ctx = ForwardCtx::expected().with_precision(precision);
     ctx.activation_checkpointing = config.train.activation_checkpointing;
+    let mut costs = BTreeMap::new();
+    for &size in &sizes {
+        costs.entry(size).or_insert_with(|| backbone.cost([size; 2], 0.0, &ctx));
+    }
     // Memory of the pass over some crops of all images.
     let pass = |crops: &[usize]| -> f64 {
         let [mut saved, mut largest, mut rows] = [0.0; 3];
         for &crop in crops {
-            let cost = backbone.cost([crop; 2], 0.0, &ctx);
+            let cost = costs[&crop];
             saved += cost.saved_bytes;
             largest += cost.largest;
             rows += region_rows(config, crop);
@@ -198,10 +204,10 @@ mod tests {
         // Student and teacher; two moments, a gradient and a sum of gradients.
         let state =
             |moments: usize, sums: usize| (4 * (2 * all + (moments + 1 + sums) * trained)) as f64;
-        // Globals: blocks keep 10 values of 4 bytes of 1,280 each; patch embedding, its norm, merging
+        // Globals: blocks keep 8 values of 4 bytes of 1,280 each; patch embedding, its norm, merging
         // and the last norm keep 3,072 + 512 + 512 + 256 more; the largest map is that of patches,
         // 3,072; the heads see 17 rows, 2 * 16 + 16 wide.
-        let image = (2 * (1280 * 40 + 4352 * 4) + 2 * 3072 * 32 + 34 * 48 * 8) as f64;
+        let image = (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 34 * 48 * 8) as f64;
         let exponentials = ((34 + 34) * 64 * 4) as f64;
         let pixels = ((2 * 3 * 32 * 32 + 3 * 16 * 16) * 4) as f64;
         let expected = |state: f64, images: f64| {
@@ -228,7 +234,7 @@ mod tests {
         // One pass of all crops: no sum, and the local crop (320 values in blocks, 768 + 128 + 128 +
         // 64 beside them, 5 rows) beside the others.
         let all_at_once = with(&|config| config.train.crops_per_forward = 3);
-        let local = (320 * 40 + 1088 * 4 + 768 * 32 + 5 * 48 * 8) as f64 + (5 * 64 * 4) as f64;
+        let local = (320 * 32 + 1088 * 4 + 768 * 32 + 5 * 48 * 8) as f64 + (5 * 64 * 4) as f64;
         let found = estimate(&all_at_once, 8);
         check(found, expected(state(2, 0), 8.0) + 1.2 * 8.0 * local);
         // The view task alone: one row a crop.
@@ -237,7 +243,7 @@ mod tests {
         let all: usize = specs.specs().iter().map(|spec| spec.len()).sum();
         let state = (4 * (2 * all + 4 * (all - 64))) as f64;
         let image =
-            (2 * (1280 * 40 + 4352 * 4) + 2 * 3072 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
+            (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
         let expected = 200e6 + 1.2 * (state + 4.0 * image) + pixels * 8.0 * 4.0;
         check(estimate(&view, 4), expected);
     }
@@ -251,7 +257,7 @@ mod tests {
             config.head.out_dim = out_dim;
             let image = 68.0 * out_dim as f64 * 4.0;
             let added = estimate(&config, 4) - estimate(&config, 2);
-            let others = (2 * (1280 * 40 + 4352 * 4) + 2 * 3072 * 32 + 34 * 48 * 8) as f64;
+            let others = (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 34 * 48 * 8) as f64;
             let [four, two] =
                 [4.0, 2.0].map(|images| image.max(EXPONENTIALS_BYTES as f64).min(images * image));
             let expected = 1.2 * (2.0 * others + four - two);

@@ -38,11 +38,13 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         compare("cls", features.view.to_vec::<f32>())?;
         compare("region", features.region.to_vec::<f32>())?;
         compare("last_blocks", last_blocks.to_vec::<f32>())?;
-        if case.tensors.find("", &format!("last_attention.{input}")).is_some()
-            && let Ok(Some(attention)) =
-                network.block_attention(&params, images, settings.config.blocks() - 1)
-        {
-            compare("last_attention", attention.weights.to_vec::<f32>())?;
+        if case.tensors.find("", &format!("last_attention.{input}")).is_some() {
+            let found = network
+                .block_attention(&params, images, settings.config.blocks() - 1)
+                .map_err(|e| CaseError::Computation(e.to_string()))?;
+            if let Some(attention) = found {
+                compare("last_attention", attention.weights.to_vec::<f32>())?;
+            }
         }
     }
     Ok(Outcome::Compared(checks))
