@@ -20,17 +20,19 @@ pub struct Cost {
 impl Tape {
     /// The cost of all recorded operations.
     pub fn cost(&self) -> Cost {
-        let mut total = Cost::default();
-        for entry in self.entries().iter() {
-            let Origin::Operation(recorded) = &entry.origin else { continue };
-            let shapes: Vec<Shape> = recorded.inputs.iter().map(|(_, shape)| *shape).collect();
-            let cost = recorded.operation.cost(&shapes);
-            total.macs += cost.macs;
-            total.padding_macs += cost.padding_macs;
-            total.saved_bytes += cost.saved_bytes;
-            total.largest = total.largest.max(entry.shape.numel() as f64);
-        }
-        total
+        self.with_entries(|entries| {
+            let mut total = Cost::default();
+            for entry in entries {
+                let Origin::Operation(recorded) = &entry.origin else { continue };
+                let shapes: Vec<Shape> = recorded.inputs.iter().map(|(_, shape)| *shape).collect();
+                let cost = recorded.operation.cost(&shapes);
+                total.macs += cost.macs;
+                total.padding_macs += cost.padding_macs;
+                total.saved_bytes += cost.saved_bytes;
+                total.largest = total.largest.max(entry.shape.numel() as f64);
+            }
+            total
+        })
     }
 }
 
