@@ -31,7 +31,7 @@ pub struct Series {
 #[derive(Debug, Clone)]
 pub struct Chart {
     /// Title.
-    pub title: &'static str,
+    pub title: String,
     /// Unit of y; empty for a plain number.
     pub unit: &'static str,
     /// Name of the x axis: `step` or `epoch`.
@@ -75,7 +75,7 @@ impl Chart {
         format!(
             "<figure class=\"chart\">\n<figcaption><b>{}</b> <span>{}</span></figcaption>\n{}\
              <div class=\"plot\">\n{}{}</div>\n</figure>\n",
-            escape(self.title),
+            escape(&self.title),
             escape(&self.unit_and_axis()),
             legend(&shown),
             self.lines(&shown, &x_axis, &y_axis),
@@ -93,7 +93,7 @@ impl Chart {
         let mut svg = format!(
             "<svg viewBox=\"0 0 {SIDE} {SIDE}\" preserveAspectRatio=\"none\" role=\"img\" \
              aria-label=\"{} by {}: {}\">\n",
-            escape(self.title),
+            escape(&self.title),
             self.x_name,
             escape(&names.join(", "))
         );
@@ -178,7 +178,7 @@ mod tests {
 
     fn chart(series: Vec<Series>) -> String {
         Chart {
-            title: "Loss",
+            title: "Loss".into(),
             unit: "nats",
             x_name: "step",
             small: false,
@@ -201,6 +201,29 @@ mod tests {
         assert!(html.contains("class=\"line reference\" d=\"M0.0 500.0L1000.0 500.0\""), "{html}");
         assert!(html.contains("a &lt; b <b>2</b>") && html.contains("nats, by step"), "{html}");
         assert_eq!(html.matches("<title>").count(), 3);
+    }
+
+    #[test]
+    fn ticks_are_labeled_where_they_are() {
+        let series = vec![Series::new("a", [[0.0, 0.0], [8.0, 4.0]])];
+        let html = chart(series.clone());
+        for label in [
+            "<span class=\"up\" style=\"top:100.00%\">0</span>",
+            "<span class=\"up\" style=\"top:0.00%\">4</span>",
+            "<span class=\"across\" style=\"left:25.00%\">2</span>",
+        ] {
+            assert!(html.contains(label), "{label} {html}");
+        }
+        let small = Chart {
+            title: "Loss".into(),
+            unit: "",
+            x_name: "step",
+            small: true,
+            scale: Scale::Linear,
+            series,
+        };
+        let across = |html: &str| html.matches("class=\"across\"").count();
+        assert_eq!((across(&html), across(&small.html())), (5, 2));
     }
 
     #[test]

@@ -53,6 +53,7 @@ mod tests {
     #[test]
     fn white_and_red_of_the_space_are_those_of_the_screen() {
         assert_eq!(srgb(1.0, 0.0, 0.0), [255; 3]);
+        assert_eq!(hex([0, 10, 255]), "#000aff");
         assert_eq!(srgb(0.627_955, 0.224_863, 0.125_846), [255, 0, 0]);
     }
 

@@ -282,6 +282,16 @@ mod tests {
     }
 
     #[test]
+    fn labels_are_centered_on_their_background() {
+        let mut drawing = Drawing::new(100.0, 40.0);
+        drawing.label([50.0, 20.0], "MMM", 14.0, "#ffffff");
+        let shown = rendered(&drawing, 1.0);
+        let is_dark = |x| shown.pixel(x, 13).unwrap()[0] < 150;
+        let dark: Vec<u32> = (0..100).filter(|&x| is_dark(x)).collect();
+        assert!((dark[0] + dark[dark.len() - 1]).abs_diff(99) <= 2, "{dark:?}");
+    }
+
+    #[test]
     fn letters_that_xml_does_not_have_are_blanks() {
         assert_eq!(escape("a\u{1}b\u{7f}c\t\"<>&'"), "a b c &quot;&lt;&gt;&amp;'");
     }

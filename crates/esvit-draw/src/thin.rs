@@ -35,6 +35,10 @@ mod tests {
         points[77_777][1] = 50.0;
         points[12_345][1] = -50.0;
         points[500][1] = f64::NAN;
+        // Neither end is an extreme of its bin.
+        for (at, value) in [(1, 9.0), (2, -9.0), (99_997, 9.0), (99_998, -9.0)] {
+            points[at][1] = value;
+        }
         let thin = downsample(points.iter().copied());
         assert!(thin.len() <= 2 * BINS + 2);
         assert!(thin.is_sorted_by(|a, b| a[0] < b[0]));

@@ -268,12 +268,28 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("last.safetensors");
         let left_over = AtomicFile::create(&path)?;
+        fs::create_dir(folder.path().join(".folder.esvit-tmp"))?;
         for name in ["kept", ".kept", "kept.esvit-tmp"] {
             fs::write(folder.path().join(name), "")?;
         }
         let removed = remove_stale_temporaries(folder.path())?;
         assert_eq!(removed, std::slice::from_ref(&left_over.temporary.path));
-        assert_eq!(names(folder.path())?, [".kept", "kept", "kept.esvit-tmp"]);
+        let kept = [".folder.esvit-tmp", ".kept", "kept", "kept.esvit-tmp"];
+        assert_eq!(names(folder.path())?, kept);
+        Ok(())
+    }
+
+    #[test]
+    fn two_writers_of_one_file_do_not_mix() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("file");
+        let (mut first, mut second) = (AtomicFile::create(&path)?, AtomicFile::create(&path)?);
+        first.write_all(b"the first")?;
+        second.write_all(b"second")?;
+        first.commit()?;
+        assert_eq!(fs::read_to_string(&path)?, "the first");
+        second.commit()?;
+        assert_eq!(fs::read_to_string(&path)?, "second");
         Ok(())
     }
 

@@ -152,4 +152,11 @@ mod tests {
             assert_eq!(format_bytes(bytes), expected);
         }
     }
+
+    #[test]
+    fn a_bare_name_is_in_the_current_folder() {
+        for (path, folder) in [("file", "."), ("a/file", "a"), ("/file", "/")] {
+            assert_eq!(folder_of(Path::new(path)), Path::new(folder));
+        }
+    }
 }

@@ -127,5 +127,11 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "HEADonetwo");
         assert_eq!(GrowingFile::length(&path), None);
         assert!(GrowingFile::open(&path, 1).is_err(), "there is nothing to continue");
+
+        let mut file = GrowingFile::open(&path, 0).unwrap();
+        file.append(b"another").unwrap();
+        file.discard();
+        assert_eq!(GrowingFile::length(&path), None);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "HEADonetwo");
     }
 }

@@ -181,8 +181,8 @@ mod tests {
             under_each(|_| {
                 let mut search = Search::new(&queries, width, k);
                 let (head, tail) = rows.split_at(rows.len() / width / 3 * width);
-                search.add(head);
-                search.add(tail);
+                let (middle, tail) = tail.split_at(tail.len() / width / 2 * width);
+                [head, middle, tail].into_iter().for_each(|piece| search.add(piece));
                 for (query, found) in queries.chunks_exact(width).zip(search.finish()) {
                     let expected = all_sorted(query, &rows);
                     assert_eq!(found.len(), k.min(expected.len()));

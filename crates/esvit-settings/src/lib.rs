@@ -26,6 +26,8 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
+
 use std::fmt::Display;
 
 /// An invalid setting.
@@ -154,4 +156,56 @@ macro_rules! settings {
             }
         }
     };
+}
+
+#[cfg(test)]
+#[allow(unreachable_pub, reason = "the macro declares what is public")]
+mod tests {
+    use super::*;
+
+    settings! {
+        /// Replaced as a whole.
+        pub struct Log {
+            /// Steps.
+            pub every: u32 = 10,
+            /// Loss.
+            pub least: f64 = 0.5,
+        }
+    }
+
+    settings! {
+        /// Overlaid.
+        pub struct Blur / PartialBlur {
+            /// Probability.
+            pub p: f64 = 0.25,
+            /// Range.
+            pub radius: [f64; 2] = [1.0, 2.0],
+        }
+    }
+
+    #[test]
+    fn what_is_not_given_has_its_default() {
+        let log: Log = serde_json::from_str(r#"{ "every": 3 }"#).unwrap();
+        assert_eq!(log, Log { every: 3, least: 0.5 });
+        let mut blur = Blur { p: 1.0, ..Blur::default() };
+        blur.overlay(serde_json::from_str(r#"{ "radius": [3, 4] }"#).unwrap());
+        assert_eq!(blur, Blur { p: 1.0, radius: [3.0, 4.0] });
+    }
+
+    #[test]
+    fn unknown_names_are_refused() {
+        let whole = serde_json::from_str::<Log>(r#"{ "evry": 3 }"#).unwrap_err();
+        let partial = serde_json::from_str::<PartialBlur>(r#"{ "radios": [3, 4] }"#).unwrap_err();
+        for (error, name) in [(whole, "evry"), (partial, "radios")] {
+            assert!(error.to_string().contains(&format!("unknown field `{name}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn errors_name_key_value_and_need() {
+        assert_eq!(check(true, "p", 0.5, "a probability"), Ok(()));
+        let error =
+            check(false, "p", 1.5, "a probability").unwrap_err().within("views").within("run");
+        assert_eq!(error.to_string(), "`run.views.p` is 1.5: a probability");
+    }
 }

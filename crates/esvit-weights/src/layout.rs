@@ -164,6 +164,7 @@ mod tests {
             let reason = place(6, offset, strides).extent(Dtype::U8, shape).unwrap_err();
             assert!(reason.contains(part), "{reason}");
         }
+        assert!(place(6, 5, &[1; 64]).extent(Dtype::U8, &[1; 64]).is_ok());
     }
 
     #[test]

@@ -145,10 +145,19 @@ fn k_of_zero_gives_the_bias() {
         let dims = Dims { m: 2, k_steps: 0 };
         f32::gemm(lhs, panel, dims, &mut Output { values: &mut out, row_stride: 16 }, false);
         assert_eq!(out, [0.0; 32]);
-        let panel = RhsPanel { bias: Some(&[1.5; 16]), ..panel };
+        let bias: [f32; 16] = std::array::from_fn(|column| column as f32);
+        let panel = RhsPanel { bias: Some(&bias), ..panel };
         f32::gemm(lhs, panel, dims, &mut Output { values: &mut out, row_stride: 16 }, true);
-        assert_eq!(out, [1.5; 32]);
+        assert_eq!(out.as_chunks::<16>().0, [bias; 2]);
     });
+}
+
+#[test]
+fn no_rows_give_gradients_of_zero() {
+    let none = |columns| Matrix { values: &[0.0f32; 0], columns, row_stride: columns };
+    let (mut out, mut sums) = ([f32::NAN; 6], [f32::NAN; 2]);
+    gemm_tn(none(2), none(3), &mut out, &mut sums, false);
+    assert_eq!((out, sums), ([0.0; 6], [0.0; 2]));
 }
 
 /// NaN and infinity spoil their own row, and only that.
@@ -168,4 +177,15 @@ fn non_finite_values_propagate() {
             }
         }
     });
+}
+
+#[test]
+fn every_panel_has_its_scales() {
+    let (k, n) = (3, 150);
+    let (weight, scale, row) = (values(k * n, 1), values(n, 2), values(k, 3));
+    let scaled: Vec<f32> = weight.iter().enumerate().map(|(i, w)| w * scale[i % n]).collect();
+    let with_scale = PackedRhs::<f32>::from_rows(&weight, n, Some(&scale));
+    let before = PackedRhs::<f32>::from_rows(&scaled, n, None);
+    let [a, b] = [with_scale, before].map(|packed| gemm(Lhs::from_rows(&row, k), &packed, 1));
+    assert_eq!(a, b);
 }

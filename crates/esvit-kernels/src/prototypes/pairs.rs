@@ -170,6 +170,7 @@ mod tests {
         let [a, b, c] = [[vec![0, 3, 4], vec![0, 1]], [vec![1], vec![2, 3]], [vec![5], vec![4]]];
         assert_eq!(found(1), [a.clone(), b.clone(), c.clone()]);
         assert_eq!(found(5), [a, [vec![1, 5], vec![2, 3, 4]]]);
+        assert_eq!(found(8), [[vec![0, 1, 3, 4], vec![0, 2, 3, 1]], c]);
         assert_eq!(found(10), [[vec![0, 1, 3, 4, 5], vec![0, 2, 3, 1, 4]]]);
         let all = &pairs.parts(6, 10)[0];
         for (place, &row) in all.rows.iter().enumerate() {

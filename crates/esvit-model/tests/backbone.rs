@@ -1,0 +1,333 @@
+//! Backbones that are opened, exported and compared.
+
+#![expect(clippy::unwrap_used, reason = "a test may stop")]
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use esvit_data::{Image, InMemory, Preprocess};
+use esvit_model::difference::{Tensors, compare};
+use esvit_model::embedding::{Format, Job};
+use esvit_model::export::{Options, Target, load_snippet, write};
+use esvit_model::{OpenOptions, PretrainedBackbone};
+use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::weights::{Entry, Naming, entries, exported, save};
+use esvit_nn::{BackboneConfig, Params};
+use esvit_testing::{tiny_swin, untrained};
+use esvit_weights::{
+    Dtype, Float, Tensor, Tree, Values, WeightsFile, write_safetensors, write_torch,
+};
+use serde_json::{Value, json};
+
+fn options(target: Target) -> Options {
+    Options { target, float: Float::F32, size: [32, 32] }
+}
+
+fn values(params: &Params) -> Vec<f32> {
+    params.values().iter().flat_map(|values| values.to_vec::<f32>()).collect()
+}
+
+fn json_file(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn what_is_exported_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = SwinConfig { norm_eps: 1e-4, ..tiny_swin() };
+    let backbone = untrained(&shape, 3, 40);
+    for (target, name, keeps_metadata) in [
+        (Target::Timm, "timm", true),
+        (Target::Timm, "timm.safetensors", true),
+        (Target::Timm, "timm.pt", false),
+        (Target::Torchvision, "torchvision.PTH", false),
+        (Target::Transformers, "transformers", true),
+        (Target::Esvit, "esvit.pth", true),
+    ] {
+        let files = write(&backbone, &folder.path().join(name), &options(target)).unwrap();
+        let opened = PretrainedBackbone::open(&files[0]).unwrap();
+        assert_eq!(values(&opened.params), values(&backbone.params), "{name}");
+        assert_eq!(opened.metadata() == backbone.metadata(), keeps_metadata, "{name}");
+        let file = WeightsFile::open(&files[0]).unwrap();
+        if files[0].extension().unwrap() == "safetensors" {
+            let format = file.metadata().get("format").and_then(|value| value.as_str());
+            assert_eq!(format, Some("pt"), "{name}");
+        } else {
+            // Nothing but the state dictionary, for the programs that would refuse it.
+            let is_state = file.tensors().iter().all(|tensor| tensor.group.is_empty());
+            assert_eq!(is_state, target != Target::Esvit, "{name}");
+        }
+    }
+}
+
+#[test]
+fn other_programs_find_their_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let backbone = untrained(&tiny_swin(), 3, 40);
+    let out = folder.path().join("timm");
+    write(&backbone, &out, &options(Target::Timm)).unwrap();
+    let config = &json_file(&out.join("config.json"));
+    assert_eq!(config["pretrained_cfg"]["crop_pct"], json!(0.8));
+    assert_eq!(config["pretrained_cfg"]["pool_size"], json!([4, 4]));
+    assert_eq!(config["num_features"], json!(16));
+    assert_eq!(config["model_args"]["window_size"], json!(4));
+    assert_eq!(config["model_args"]["num_heads"], json!([1, 2]));
+
+    let out = folder.path().join("transformers");
+    let files = write(&backbone, &out, &options(Target::Transformers)).unwrap();
+    assert_eq!(files.len(), 3);
+    let config = &json_file(&out.join("config.json"));
+    for (key, value) in [
+        ("encoder_stride", json!(8)),
+        ("hidden_size", json!(16)),
+        ("layer_norm_eps", json!(1e-6)),
+        ("stage_names", json!(["stem", "stage1", "stage2"])),
+        ("out_features", json!(["stage2"])),
+        ("dtype", json!("float32")),
+    ] {
+        assert_eq!(config[key], value, "{key}");
+    }
+    let processor = &json_file(&out.join("preprocessor_config.json"));
+    for (key, value) in [
+        ("size", json!({ "shortest_edge": 40 })),
+        ("crop_size", json!({ "height": 32, "width": 32 })),
+        ("resample", json!(3)),
+        ("image_mean", json!([0.485, 0.456, 0.406])),
+        ("image_std", json!([0.229, 0.224, 0.225])),
+    ] {
+        assert_eq!(processor[key], value, "{key}");
+    }
+    let snippet = load_snippet(&backbone, Path::new("a.pth"), &options(Target::Esvit));
+    assert!(snippet.ends_with("torch.load('a.pth', weights_only=True)['teacher']"), "{snippet}");
+    let snippet = load_snippet(&backbone, Path::new("a.safetensors"), &options(Target::Timm));
+    assert!(snippet.contains("load_file('a.safetensors')"), "{snippet}");
+}
+
+#[test]
+fn what_a_target_cannot_take_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |shape: &SwinConfig, options: Options, name: &str| {
+        let out = folder.path().join(name);
+        let error = write(&untrained(shape, 0, 40), &out, &options).unwrap_err();
+        assert!(!out.exists());
+        error.to_string()
+    };
+    let (depths, num_heads) = (vec![1, 1, 1, 1], vec![1, 2, 2, 4]);
+    let uneven = SwinConfig { img_size: 64, depths, num_heads, ..tiny_swin() };
+    for (target, out) in [(Target::Torchvision, "a.pth"), (Target::Transformers, "a")] {
+        let message = refused(&uneven, options(target), out);
+        assert!(message.contains("[4, 4, 4, 2]"), "{message}");
+    }
+    let message = refused(&tiny_swin(), options(Target::Onnx), "a.pth");
+    assert!(message.contains("onnx is no `pth` file"), "{message}");
+    for size in [[2, 32], [32, 2]] {
+        let options = Options { size, ..options(Target::Onnx) };
+        let message = refused(&tiny_swin(), options, "a.onnx");
+        assert!(message.contains(&format!("{} x {} pixels", size[0], size[1])), "{message}");
+    }
+    let options = Options { float: Float::Bf16, ..options(Target::Onnx) };
+    let message = refused(&tiny_swin(), options, "a.onnx");
+    assert!(message.contains("bf16"), "{message}");
+}
+
+/// Student and teacher as a training run stores them, started from `seeds`, and metadata.
+fn checkpoint(metadata: &str, seeds: [u64; 2]) -> WeightsFile {
+    let [student, teacher] = seeds.map(|seed| untrained(&tiny_swin(), seed, 40).params);
+    let mut all = entries("student.", &student);
+    all.extend(entries("teacher.", &teacher));
+    let mut bytes = Vec::new();
+    save(&mut bytes, &all, metadata).unwrap();
+    WeightsFile::from_bytes(Path::new("run.safetensors"), bytes).unwrap()
+}
+
+const EARLY: &str = r#"
+seed = 5
+
+[model]
+img_size = 32
+patch_size = 4
+embed_dim = 8
+depths = [1, 1]
+num_heads = [1, 2]
+window_size = 4
+mlp_ratio = 2.0
+norm_eps = 1e-5
+
+[views]
+crop = 16
+seed = 9
+global_size = 32
+mean = [0.1, 0.2, 0.3]
+std = [0.4, 0.5, 0.6]
+
+[knn]
+crop = 0
+resize = 40
+"#;
+
+#[test]
+fn settings_of_early_runs_describe_their_network() {
+    let about = json!({ "step": 7, "epoch": 2, "config": EARLY }).to_string();
+    let opened = OpenOptions::default().read(&checkpoint(&about, [1, 2])).unwrap();
+    let source = &opened.source;
+    assert_eq!((source.seed, source.steps, source.epochs), (Some(5), Some(7), Some(2)));
+    assert_eq!(opened.config.norm_eps(), 1e-5);
+    let expected = Preprocess {
+        mean: [0.1, 0.2, 0.3],
+        std: [0.4, 0.5, 0.6],
+        ..Preprocess::new(32, 40, &Default::default())
+    };
+    assert_eq!(opened.preprocess, expected);
+    assert_eq!(values(&opened.untrained().params), values(&untrained(&tiny_swin(), 5, 40).params));
+
+    let without = EARLY.replace("resize", "size");
+    let about = json!({ "step": 7, "epoch": 2, "config": without }).to_string();
+    let error = OpenOptions::default().read(&checkpoint(&about, [1, 2])).unwrap_err();
+    let reason = std::error::Error::source(&error).unwrap().to_string();
+    assert!(reason.contains("no `knn.resize`"), "{reason}");
+}
+
+#[test]
+fn the_network_is_the_one_that_is_asked_for() {
+    let about = json!({
+        "model": SwinConfig { norm_eps: 1e-3, ..tiny_swin() },
+        "preprocess": Preprocess::new(32, 48, &Default::default()),
+        "steps": 30,
+    });
+    let file = checkpoint(&about.to_string(), [1, 2]);
+    let asked = OpenOptions::default();
+    let [teacher, student] =
+        [None, Some("student")].map(|key| asked.clone().key(key).read(&file).unwrap());
+    assert_eq!((teacher.network_name(), student.network_name()), ("teacher", "student"));
+    assert_eq!(values(&student.params), values(&untrained(&tiny_swin(), 1, 40).params));
+    assert_eq!(values(&teacher.params), values(&untrained(&tiny_swin(), 2, 40).params));
+    assert_eq!((teacher.source.steps, teacher.preprocess.transform.resize), (Some(30), 48));
+    // `eps` is no matter of the shape.
+    let shape = SwinConfig { img_size: 64, window_size: 8, ..tiny_swin() };
+    let reshaped = asked.shape(Some(BackboneConfig::Swin(shape.clone()))).read(&file).unwrap();
+    assert_eq!(reshaped.config, BackboneConfig::Swin(SwinConfig { norm_eps: 1e-3, ..shape }));
+    assert_eq!(reshaped.source.report.resized.len(), 2);
+}
+
+#[test]
+fn epochs_of_a_pytorch_file_are_not_negative() {
+    for (epoch, expected) in [(-1, 0), (12, 12)] {
+        let backbone = untrained(&tiny_swin(), 1, 40);
+        let state = exported(&backbone.params, Naming::Esvit, Float::F32).into_iter();
+        let state = state.map(|(name, tensor)| (name, Tree::Tensor(tensor))).collect();
+        let tree = Tree::Dict(vec![
+            ("teacher".into(), Tree::Dict(state)),
+            ("epoch".into(), Tree::Int(epoch)),
+        ]);
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        write_torch(&mut bytes, &tree).unwrap();
+        let file = WeightsFile::from_bytes(Path::new("a.pth"), bytes.into_inner()).unwrap();
+        let opened = OpenOptions::default().read(&file).unwrap();
+        assert_eq!((opened.source.epochs, opened.source.steps), (Some(expected), None));
+    }
+}
+
+#[test]
+fn images_of_several_batches_keep_their_features() {
+    let backbone = untrained(&tiny_swin(), 1, 40);
+    let pattern = |factor: u8| {
+        let pixels = (0..48u8).map(|at| at.wrapping_mul(factor)).collect();
+        Image::new(4, 4, pixels).unwrap()
+    };
+    let images: Vec<Image> = (0..66).map(pattern).collect();
+    let together = backbone.embed(&images).unwrap();
+    assert_eq!(together.len(), 66);
+    for at in [0, 63, 64, 65] {
+        let alone = backbone.embed(&images[at..=at]).unwrap().swap_remove(0);
+        assert_eq!(alone.len(), backbone.width());
+        let is_close = alone.iter().zip(&together[at]).all(|(a, b)| (a - b).abs() < 1e-4);
+        assert!(is_close, "{at}: {alone:?} {:?}", together[at]);
+    }
+    assert!((together[63][0] - together[64][0]).abs() > 1e-3, "{together:?}");
+}
+
+#[test]
+fn a_job_is_that_of_its_images_and_its_network() {
+    let [one, other] = [1, 2].map(|seed| untrained(&tiny_swin(), seed, 40));
+    let job = |backbone, names: [&str; 2], normalize| {
+        let mut source = InMemory::new(Vec::new());
+        for name in names {
+            source.push(name, None, Image::new(1, 1, vec![0; 3]).unwrap());
+        }
+        Job::new(Format::Npy, backbone, &source, normalize)
+    };
+    let same = job(&one, ["ab", "c"], true);
+    assert_eq!(same, job(&one, ["ab", "c"], true));
+    for other in [
+        job(&one, ["a", "bc"], true),
+        job(&one, ["c", "ab"], true),
+        job(&one, ["ab", "c"], false),
+        job(&other, ["ab", "c"], true),
+    ] {
+        assert_ne!(same, other);
+    }
+}
+
+fn tensors(all: &[(&str, &[f32])]) -> WeightsFile {
+    let entry = |(name, values): &(&str, &[f32])| -> Entry {
+        let (values, shape) = (values.to_vec(), [values.len()]);
+        let values = move || Ok(Values::F32(Cow::Owned(values.clone())));
+        ((*name).into(), Tensor::new(&shape, Dtype::F32, values))
+    };
+    let entries: Vec<Entry> = all.iter().map(entry).collect();
+    let mut bytes = Vec::new();
+    write_safetensors(&mut bytes, &entries, &BTreeMap::new()).unwrap();
+    WeightsFile::from_bytes(Path::new("a.safetensors"), bytes).unwrap()
+}
+
+#[test]
+fn differences_are_told_with_the_largest_first() {
+    let a = tensors(&[
+        ("equal", &[1.0, f32::NAN]),
+        ("gone", &[1.0]),
+        ("large", &[1.0, -9.0]),
+        ("nan", &[1.0, 2.0, 3.0]),
+        ("shorter", &[1.0, 2.0]),
+        ("small", &[2.0]),
+        ("zero", &[0.0]),
+    ]);
+    let b = tensors(&[
+        ("equal", &[1.0, f32::NAN]),
+        ("large", &[5.0, -7.0]),
+        ("nan", &[1.0, f32::NAN, 9.0]),
+        ("new", &[1.0]),
+        ("shorter", &[1.0]),
+        ("small", &[2.5]),
+        ("zero", &[-0.0]),
+    ]);
+    let [of_a, of_b] = [&a, &b].map(|file| Tensors::of(file, None));
+    let found = compare(&of_a, &of_b).unwrap();
+    assert!(!found.is_equal());
+    assert_eq!(found.equal, 1);
+    assert_eq!((found.only_a, found.only_b), (vec!["gone".into()], vec!["new".into()]));
+    assert_eq!(found.reshaped, [("shorter".into(), vec![2], vec![1])]);
+    let names: Vec<&str> = found.different.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["nan", "large", "small", "zero"]);
+    assert!(found.different[0].largest.is_nan());
+    assert_eq!((found.different[1].largest, found.different[1].scale), (4.0, 9.0));
+    assert!(compare(&of_a, &of_a).unwrap().is_equal());
+    // A shape alone is a difference too.
+    let [long, short] = [tensors(&[("x", &[1.0, 2.0])]), tensors(&[("x", &[1.0])])];
+    assert!(!compare(&Tensors::of(&long, None), &Tensors::of(&short, None)).unwrap().is_equal());
+}
+
+#[test]
+fn networks_are_compared_under_their_official_names() {
+    let backbone = untrained(&tiny_swin(), 1, 40);
+    let [a, b] = [Naming::Torchvision, Naming::Transformers].map(|naming| {
+        let mut bytes = Vec::new();
+        let state = exported(&backbone.params, naming, Float::F32);
+        write_safetensors(&mut bytes, &state, &BTreeMap::new()).unwrap();
+        WeightsFile::from_bytes(Path::new("a.safetensors"), bytes).unwrap()
+    });
+    let found = compare(&Tensors::of(&a, None), &Tensors::of(&b, None)).unwrap();
+    assert!(found.is_equal(), "{found:?}");
+    assert_eq!(found.equal, backbone.params.specs().len());
+}
