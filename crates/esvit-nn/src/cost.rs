@@ -1,5 +1,7 @@
 //! What an operation costs.
 
+use std::collections::HashSet;
+
 use crate::ops::{Compute, Precision, Scales};
 use crate::tape::{Origin, Tape};
 use crate::tensor::Shape;
@@ -22,6 +24,7 @@ impl Tape {
     pub fn cost(&self) -> Cost {
         self.with_entries(|entries| {
             let mut total = Cost::default();
+            let mut operands = HashSet::new();
             for entry in entries {
                 let Origin::Operation(recorded) = &entry.origin else { continue };
                 let shapes: Vec<Shape> = recorded.inputs.iter().map(|(_, shape)| *shape).collect();
@@ -29,6 +32,14 @@ impl Tape {
                 total.macs += cost.macs;
                 total.padding_macs += cost.padding_macs;
                 total.saved_bytes += cost.saved_bytes;
+                // The tape keeps computed operands for the backward pass, like parameters.
+                for (value, shape) in recorded.inputs.iter().skip(1) {
+                    let computed = value
+                        .filter(|&value| matches!(entries[value].origin, Origin::Operation(_)));
+                    if computed.is_some_and(|value| operands.insert(value)) {
+                        total = total.saving(shape.numel(), Precision::F32);
+                    }
+                }
                 total.largest = total.largest.max(entry.shape.numel() as f64);
             }
             total

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use esvit_kernels::{buffer, optimizer};
 
+use crate::collective::Collective;
 use crate::device::Device;
 use crate::params::{ParamList, Params, Role};
 use crate::tape::Tape;
@@ -114,6 +115,22 @@ impl ParamGradients {
         self.is_set[index] = false;
     }
 
+    /// Sums over all processes, a bucket at a time.
+    pub fn all_reduce(&mut self, collective: &dyn Collective) {
+        for (number, Bucket { range: of_bucket, values }) in self.buckets.iter_mut().enumerate() {
+            let Some(bucket) = values.as_mut() else { continue };
+            // What was not added to is arbitrary.
+            let unset = (0..self.list.len())
+                .filter(|&index| self.bucket_of[index] == Some(number) && !self.is_set[index]);
+            for index in unset {
+                let range = self.list.range(index);
+                let start = range.start - of_bucket.start;
+                bucket.values_mut::<f32>()[start..start + range.len()].fill(0.0);
+            }
+            *values = values.take().map(|values| collective.all_reduce(values));
+        }
+    }
+
     /// Multiplies all gradients.
     pub fn scale(&mut self, factor: f32) {
         let set = (0..self.list.len()).filter(|&index| self.is_set[index]);
@@ -128,9 +145,54 @@ impl ParamGradients {
         }
     }
 
-    /// The Euclidean norm of every parameter's gradient, 0 without one.
-    pub fn norms(&self) -> Vec<f64> {
-        let norm = |index| self.get(index).map_or(0.0, |gradient| crate::ops::norm(&gradient));
-        (0..self.list.len()).map(norm).collect()
+    /// The Euclidean norm of every parameter's gradient, 0 without one: f64 `[parameters]`.
+    pub fn norms(&self) -> Tensor {
+        let norm = |gradient: Tensor| f64::from(optimizer::norm(gradient.values()) as f32);
+        let norms = (0..self.list.len()).map(|index| self.get(index).map_or(0.0, norm));
+        Tensor::from_vec(norms.collect(), &self.device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::{Init, Registry};
+
+    /// Two trained parameters with a frozen one between them.
+    fn list() -> Arc<ParamList> {
+        let mut registry = Registry::default();
+        let mut root = registry.root();
+        root.param("a", &[2], Init::Ones);
+        root.register("b", &[3], Init::Ones, Role::Frozen);
+        root.param("c", &[2], Init::Ones);
+        registry.finish()
+    }
+
+    #[test]
+    fn gradients_of_one_bucket_are_kept_apart() {
+        let mut gradients = ParamGradients::new(&list(), &Device::Cpu);
+        let given = |values: [f32; 2]| Tensor::new(values.to_vec(), [2], &Device::Cpu);
+        let found = |gradients: &ParamGradients| {
+            [0, 2].map(|index| gradients.get(index).map(|gradient| gradient.to_vec::<f32>()))
+        };
+        gradients.add(2, given([1.0, 2.0]));
+        assert_eq!(found(&gradients), [None, Some(vec![1.0, 2.0])]);
+        gradients.add(0, given([3.0, 4.0]));
+        gradients.add(2, given([10.0, 20.0]));
+        gradients.scale(2.0);
+        assert_eq!(found(&gradients), [Some(vec![6.0, 8.0]), Some(vec![22.0, 44.0])]);
+        assert_eq!(gradients.norms().to_vec::<f64>()[..2], [10.0, 0.0]);
+        gradients.clear(2);
+        assert_eq!(found(&gradients)[1], None);
+        gradients.add(2, given([5.0, 6.0]));
+        assert_eq!(found(&gradients)[1], Some(vec![5.0, 6.0]));
+    }
+
+    #[test]
+    fn leaves_are_the_trained_parameters() {
+        let tape = Tape::new();
+        let params = Params::init(&list(), 0, &Device::Cpu).tracked(&tape);
+        let numbers = [0, 1, 2].map(|index| tape.leaf_number(&params.value(index)));
+        assert_eq!(numbers, [Some(0), None, Some(1)]);
     }
 }

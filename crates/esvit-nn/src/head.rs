@@ -2,10 +2,11 @@
 //! linear layer with weight normalization (Section 3.1 of the DINO paper).
 
 use crate::tensor::Tensor;
-use esvit_settings::{SettingError, check, settings};
+use esvit_settings::{SettingError, settings};
 
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::Linear;
+use crate::limits::{self, check_count};
 use crate::ops::{self, Activation, PrototypeLogits};
 use crate::params::{Init, ParamId, Params, Role, Scope};
 
@@ -29,25 +30,29 @@ settings! {
 }
 
 impl HeadConfig {
-    /// Checks the settings.
+    /// Checks that every size is at least 1 and none is absurd.
     ///
     /// # Errors
     /// Names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
-        for (key, value) in [
-            ("out_dim", self.out_dim),
-            ("hidden_dim", self.hidden_dim),
-            ("bottleneck_dim", self.bottleneck_dim),
-            ("layers", self.layers),
+        let Self { out_dim, hidden_dim, bottleneck_dim, layers, .. } = *self;
+        for (key, value, most) in [
+            ("out_dim", out_dim, limits::PROTOTYPES),
+            ("hidden_dim", hidden_dim, limits::WIDTH),
+            ("bottleneck_dim", bottleneck_dim, limits::WIDTH),
+            ("layers", layers, limits::BLOCKS),
         ] {
-            check(value > 0, key, value, "it must be at least 1")?;
+            check_count(key, value, most)?;
         }
-        Ok(())
+        let [prototypes, hidden, bottleneck, layers] =
+            [out_dim, hidden_dim, bottleneck_dim, layers].map(|size| size as f64);
+        limits::check_parameters("layers", layers, layers * hidden * hidden)?;
+        limits::check_parameters("out_dim", out_dim, prototypes * bottleneck)
     }
 }
 
 /// A projection head over [`Params`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Head {
     hidden: Vec<(Linear, Option<BatchNorm>)>,
     bottleneck: Linear,
@@ -60,6 +65,11 @@ impl Head {
     /// Number of prototypes, K.
     pub fn prototype_count(&self) -> usize {
         self.prototypes
+    }
+
+    /// The parameters of the prototypes, `weight_g` and `weight_v`.
+    pub fn last_layer(&self) -> [ParamId; 2] {
+        [self.weight_g, self.weight_v]
     }
 
     /// Registers a head on features `[rows, inputs]`.
@@ -116,7 +126,7 @@ impl Head {
 }
 
 /// Batch normalization over rows, with PyTorch's defaults.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct BatchNorm {
     weight: ParamId,
     bias: ParamId,
@@ -158,5 +168,39 @@ impl BatchNorm {
     fn blend(&self, params: &Params, ctx: &ForwardCtx, id: ParamId, batch: Tensor) {
         let old = params.vector(id).detach();
         ctx.record(id, old * (1.0 - Self::MOMENTUM) + batch * Self::MOMENTUM);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::params::Registry;
+
+    #[test]
+    fn evaluation_divides_by_no_zero_and_g_is_frozen_unless_asked_for() {
+        for norm_last_layer in [true, false] {
+            let config = HeadConfig {
+                out_dim: 5,
+                hidden_dim: 4,
+                bottleneck_dim: 3,
+                use_bn_in_head: true,
+                norm_last_layer,
+                ..HeadConfig::default()
+            };
+            let mut registry = Registry::default();
+            let head = Head::new(&mut registry.root(), 2, &config);
+            let list = registry.finish();
+            let of_g = list.iter().find(|spec| spec.name == "last_layer.weight_g");
+            let expected = if norm_last_layer { Role::Frozen } else { Role::Trained };
+            assert_eq!(of_g.map(|spec| spec.role), Some(expected));
+            let params = Params::from_fn(&list, &Device::Cpu, |spec| {
+                let is_variance = spec.name.ends_with("running_var");
+                if is_variance { vec![0.0; spec.len()] } else { spec.initial_values(1) }
+            });
+            let x = Tensor::ones([2, 2], &Device::Cpu);
+            let z = head.embed(&params, x, &ForwardCtx::eval()).to_vec::<f32>();
+            assert!(z.iter().all(|value| value.is_finite()), "{z:?}");
+        }
     }
 }

@@ -4,12 +4,15 @@
 //! are two sets of values for it. [`network::Network`] is backbone and heads together.
 
 pub mod backbone;
+pub mod collective;
 pub mod cost;
 pub mod device;
+pub mod esvit_heads;
 pub mod forward_ctx;
 pub mod gradients;
 pub mod head;
 pub mod layers;
+mod limits;
 pub mod network;
 pub mod onnx;
 pub mod ops;
@@ -20,7 +23,9 @@ pub mod weights;
 pub mod zoo;
 
 pub use backbone::{Backbone, BackboneConfig};
+pub use collective::{Collective, Solo};
 pub use device::Device;
+pub use esvit_heads::EsvitHeads;
 pub use forward_ctx::ForwardCtx;
 pub use gradients::ParamGradients;
 pub use network::Network;

@@ -41,6 +41,26 @@ pub enum Role {
     Buffer,
 }
 
+/// The part of a network that a parameter belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// What makes tokens of pixels.
+    Embedding,
+    /// A block, counted over all stages; what lies between two stages belongs to the block before.
+    Block(usize),
+    /// What follows the last block.
+    FinalNorm,
+    /// The head of this name, such as `head`, `head_dense` or `classifier`.
+    Head(Arc<str>),
+}
+
+impl Part {
+    /// Whether it is a part of the backbone.
+    pub fn is_backbone(&self) -> bool {
+        !matches!(self, Self::Head(_))
+    }
+}
+
 /// Name, shape and initialization of a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamSpec {
@@ -52,6 +72,10 @@ pub struct ParamSpec {
     pub init: Init,
     /// How training treats it.
     pub role: Role,
+    /// Where it belongs.
+    pub part: Part,
+    /// Whether weight decay applies: to tensors of two or more dimensions that are not biases.
+    pub is_decayed: bool,
 }
 
 impl ParamSpec {
@@ -63,11 +87,6 @@ impl ParamSpec {
     /// Whether a dimension is 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Whether weight decay applies: to tensors of two or more dimensions that are not biases.
-    pub fn is_decayed(&self) -> bool {
-        self.shape.len() >= 2 && !self.name.ends_with(".bias")
     }
 
     /// Initial values under `seed`. They depend on the name, not on the position in the list, so
@@ -99,6 +118,13 @@ fn hash_name(name: &str) -> u64 {
 /// Index of a parameter in its network's list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ParamId(usize);
+
+impl ParamId {
+    /// The index.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
 
 /// The parameters of a network, in order of registration; derefs to a slice of [`ParamSpec`].
 ///
@@ -149,16 +175,17 @@ impl Deref for ParamList {
     }
 }
 
-/// Collects the parameters of a network while it is built; a [`Scope`] gives dotted names.
+/// Collects the parameters of a network while it is built; a [`Scope`] gives dotted names and says
+/// which part of the network they are.
 #[derive(Debug, Default)]
 pub struct Registry {
     specs: Vec<ParamSpec>,
 }
 
 impl Registry {
-    /// The top-level scope.
+    /// The top-level scope, of the embedding until [`Scope::part`] says otherwise.
     pub fn root(&mut self) -> Scope<'_> {
-        Scope { registry: self, prefix: String::new() }
+        Scope { registry: self, prefix: String::new(), part: Part::Embedding }
     }
 
     /// The parameters, in order of registration.
@@ -167,17 +194,30 @@ impl Registry {
     }
 }
 
-/// A dotted prefix under which parameters are registered.
+/// A dotted prefix under which parameters of a part are registered.
 #[derive(Debug)]
 pub struct Scope<'a> {
     registry: &'a mut Registry,
     prefix: String,
+    part: Part,
 }
 
 impl Scope<'_> {
-    /// The scope `name` below this one.
+    /// The scope `name` below this one, of the same part.
     pub fn at(&mut self, name: impl std::fmt::Display) -> Scope<'_> {
-        Scope { prefix: format!("{}{name}.", self.prefix), registry: self.registry }
+        let (prefix, part) = (format!("{}{name}.", self.prefix), self.part.clone());
+        Scope { registry: self.registry, prefix, part }
+    }
+
+    /// The same scope for another part.
+    #[must_use]
+    pub fn part(self, part: Part) -> Self {
+        Self { part, ..self }
+    }
+
+    /// The scope of the head `name` below this one.
+    pub fn head(&mut self, name: &str) -> Scope<'_> {
+        self.at(name).part(Part::Head(name.into()))
     }
 
     /// Registers a trained parameter.
@@ -187,8 +227,10 @@ impl Scope<'_> {
 
     /// Registers a parameter with a given role.
     pub fn register(&mut self, name: &str, shape: &[usize], init: Init, role: Role) -> ParamId {
-        let spec =
-            ParamSpec { name: format!("{}{name}", self.prefix), shape: shape.to_vec(), init, role };
+        let (name, part) = (format!("{}{name}", self.prefix), self.part.clone());
+        let is_decayed = shape.len() >= 2 && !name.ends_with(".bias");
+        let shape = shape.to_vec();
+        let spec = ParamSpec { name, shape, init, role, part, is_decayed };
         self.registry.specs.push(spec);
         ParamId(self.registry.specs.len() - 1)
     }
@@ -332,7 +374,9 @@ mod tests {
     use super::*;
 
     fn spec(name: &str, shape: &[usize], init: Init) -> ParamSpec {
-        ParamSpec { name: name.into(), shape: shape.into(), init, role: Role::Trained }
+        let mut registry = Registry::default();
+        registry.root().param(name, shape, init);
+        registry.specs.remove(0)
     }
 
     fn mean_and_deviation(values: &[f32]) -> [f64; 2] {
@@ -397,10 +441,32 @@ mod tests {
             ("a.bias", &[1, 2], false),
         ] {
             let spec = spec(name, shape, Init::Zeros);
-            assert_eq!(spec.is_decayed(), decayed, "{name}");
+            assert_eq!(spec.is_decayed, decayed, "{name}");
             assert_eq!((spec.len(), spec.is_empty()), (shape.iter().product(), false));
         }
         assert!(spec("none", &[2, 0], Init::Zeros).is_empty());
+    }
+
+    #[test]
+    fn parts_are_inherited() {
+        let mut registry = Registry::default();
+        let mut root = registry.root();
+        root.at("embed").param("a", &[1], Init::Ones);
+        let mut block = root.at("blocks.3").part(Part::Block(3));
+        block.at("mlp").at("fc").param("a", &[1], Init::Ones);
+        root.at("norm").part(Part::FinalNorm).param("a", &[1], Init::Ones);
+        let last = root.head("head").at("last").param("a", &[1], Init::Ones);
+        assert_eq!(last.index(), 3);
+        let list = registry.finish();
+        let found: Vec<_> = list.iter().map(|spec| (&*spec.name, spec.part.clone())).collect();
+        let expected = [
+            ("embed.a", Part::Embedding),
+            ("blocks.3.mlp.fc.a", Part::Block(3)),
+            ("norm.a", Part::FinalNorm),
+            ("head.last.a", Part::Head("head".into())),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(expected.map(|(_, part)| part.is_backbone()), [true, true, true, false]);
     }
 
     #[test]

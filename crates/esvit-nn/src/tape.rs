@@ -19,7 +19,7 @@ pub type InputGradients = Vec<Option<Tensor>>;
 
 /// A function of tensors with its derivative. Input 0 is the activation and may be overwritten; the
 /// others are parameters and constants.
-pub trait Operation: Debug + Send + Sync + 'static {
+pub trait Operation: Any + Debug + Send + Sync {
     /// Shape of the result.
     ///
     /// # Panics
@@ -54,7 +54,7 @@ pub trait Operation: Debug + Send + Sync + 'static {
     }
 
     /// Adds its nodes to an ONNX graph and returns the name of the result. None, the default, for
-    /// operations that are no part of a backbone.
+    /// operations that a graph cannot express.
     fn onnx(&self, _nodes: &mut Nodes<'_>) -> Option<String> {
         None
     }
@@ -263,6 +263,9 @@ fn run(operation: Arc<dyn Operation>, mut inputs: Vec<Tensor>) -> Tensor {
     // Taken, so that the first input has no second owner and can be overwritten.
     let nodes: Vec<_> = inputs.iter_mut().map(Tensor::take_node).collect();
     let Some(tape) = nodes.iter().flatten().map(|(tape, _)| tape.clone()).next() else {
+        if is_symbolic {
+            return Tensor::symbolic(shape, dtype);
+        }
         return operation.forward(inputs, false).0;
     };
     assert!(nodes.iter().flatten().all(|(other, _)| other.is(&tape)), "inputs of one tape");
@@ -298,6 +301,14 @@ mod tests {
         let y = x.clone() * 2.0;
         tape.backward(&y);
         drop(x * 3.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "a single value")]
+    fn a_loss_is_one_value() {
+        let tape = Tape::new();
+        let x = tape.watch(Tensor::ones([2], &Device::Cpu));
+        tape.backward(&(x * 2.0));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use esvit_nn::Tensor;
 use esvit_nn::backbone::Stage;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::params::{Registry, Role};
-use esvit_nn::{Backbone, ForwardCtx, Network, Params, zoo};
+use esvit_nn::{Backbone, EsvitHeads, ForwardCtx, Network, Params, zoo};
 use esvit_testing::{assert_close, fill, hash, hashed_tensor, hashed_times};
 
 /// The values have five decimals; f32 in another order of summation moves the last.
@@ -128,7 +128,7 @@ fn last_blocks_and_attention() {
     let found = [0, 384, 768, 1536].map(|i| features[i]);
     assert_close("features", &found, &[0.49329, -0.81538, 0.09148, -0.30677], TOLERANCE);
 
-    let last = swin.config().blocks() - 1;
+    let last = swin.blocks() - 1;
     let attention = swin.block_attention(&params, image(224), last).unwrap().unwrap().weights;
     assert_eq!(attention.dims(), [1, 24, 49, 49]);
     let attention = attention.to_vec::<f32>();
@@ -165,7 +165,9 @@ fn head() {
 #[test]
 fn state_dict() {
     let config = zoo::find("swin_tiny_w7").unwrap().config();
-    let network = Network::new(&config, 0.1, &HeadConfig::default(), true);
+    let (network, _) = Network::new(&config, 0.1, |scope, width| {
+        EsvitHeads::new(scope, width, &HeadConfig::default(), true)
+    });
 
     let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
     let mut add = |prefix: &str, entries: &[(&str, &[usize])]| {
@@ -247,11 +249,10 @@ fn state_dict() {
 #[test]
 fn features_of_earlier_stages() {
     let (swin, params) = swin("swin_tiny_w7");
-    let (config, pass) = (swin.config(), ForwardCtx::eval());
-    let blocks = swin.last_blocks(&params, image(64), config.blocks(), &pass).to_vec::<f32>();
+    let pass = ForwardCtx::eval();
+    let blocks = swin.last_blocks(&params, image(64), swin.blocks(), &pass).to_vec::<f32>();
     let mut end = 0;
-    for (stage, Stage { blocks: depth, width, stride, .. }) in
-        config.stages().into_iter().enumerate()
+    for (stage, Stage { blocks: depth, width, stride, .. }) in swin.stages().into_iter().enumerate()
     {
         let features = swin.stage_features(&params, image(64), stage, &pass).unwrap();
         end += depth * width;

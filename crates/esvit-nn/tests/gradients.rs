@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::backbone::{Input, TokenMask};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
     self, Activation, AttentionValues, Compute, LinearValues, NormValues, Pairs, Precision,
-    PrototypeLogits, Scales, Segment, WindowMap,
+    PrototypeLogits, Scales, Segment, TeacherRows, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role};
 use esvit_nn::tensor::Dtype;
@@ -89,7 +90,7 @@ fn depthwise() {
     for (images, map, channels, side) in
         [(1, [1, 1], 1, 3), (2, [4, 3], 5, 3), (1, [2, 5], 17, 5), (2, [3, 3], 2, 1)]
     {
-        let segment = Segment { images, map };
+        let segment = Segment::new(images, map);
         let rows = images * segment.tokens();
         let data = [hashed(1, rows * channels), hashed(2, side * side * channels)];
         let x = |v: &[Tensor]| v[0].clone().reshape([rows, channels]);
@@ -162,7 +163,7 @@ fn attention_branch() {
     ] {
         let width = HEADS * head_dim;
         let segments: Vec<Segment> =
-            maps.iter().map(|&(images, map)| Segment { images, map }).collect();
+            maps.iter().map(|&(images, map)| Segment::new(images, map)).collect();
         let windows: Vec<Arc<WindowMap>> = segments
             .iter()
             .map(|segment| Arc::new(WindowMap::new(segment.map, window, shift)))
@@ -257,7 +258,7 @@ fn mlp_branch() {
         (9, 70, vec![(3, [3, 3])]),
     ] {
         let segments: Vec<Segment> =
-            maps.iter().map(|&(images, map)| Segment { images, map }).collect();
+            maps.iter().map(|&(images, map)| Segment::new(images, map)).collect();
         let images = ops::tokens_per_image(&segments);
         let rows: usize = images.iter().sum();
         let data = [
@@ -299,7 +300,7 @@ fn mlp_branch() {
 fn merge_patches() {
     for maps in [vec![(2, [4, 4])], vec![(1, [3, 5]), (2, [2, 3])], vec![(2, [1, 1])]] {
         let segments: Vec<Segment> =
-            maps.iter().map(|&(images, map)| Segment { images, map }).collect();
+            maps.iter().map(|&(images, map)| Segment::new(images, map)).collect();
         let rows: usize = ops::tokens_per_image(&segments).iter().sum();
         let data =
             [hashed_times(1, rows * 3, 2.0), hashed(2, 12), hashed(3, 12), hashed(4, 5 * 12)];
@@ -344,7 +345,7 @@ fn prototype_cross_entropy() {
             pairs = Pairs::new();
             pairs.push([(0, 0.7)]);
         }
-        let pairs = Arc::new(pairs);
+        let teacher_rows = TeacherRows::new(&pairs, &Device::Cpu);
         let lengths: Vec<f32> = hashed(3, prototypes).iter().map(|g| 1.0 + 0.3 * g).collect();
         let data = [hashed(1, rows * width), hashed(2, prototypes * width), lengths];
         let teacher = || PrototypeLogits {
@@ -363,7 +364,7 @@ fn prototype_cross_entropy() {
             "prototype_cross_entropy",
             &data,
             |v| {
-                let (pairs, f32) = (pairs.clone(), Precision::F32);
+                let (pairs, f32) = (teacher_rows.clone(), Precision::F32);
                 let (student, teacher) = (student(v), teacher());
                 ops::prototype_cross_entropy(student, teacher, center(), pairs, temperatures, f32)
             },
@@ -484,6 +485,25 @@ fn swin() {
             Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
         });
     }
+}
+
+/// The token in place of masked ones, and the pixels around them.
+#[test]
+fn masked_swin() {
+    let config = SwinConfig { img_size: 16, patch_size: 2, depths: vec![1, 1], ..tiny_swin() };
+    let (width, pixels) = (config.embed_dim, 2 * 3 * 8 * 8);
+    let (swin, list) = BackboneConfig::Swin(config).build(0.0);
+    let params = fill(&list, 0);
+    let rows = (0..32).map(|token| f32::from(u8::from(token % 3 == 0))).collect();
+    let rows = Tensor::from_vec(rows, &Device::Cpu);
+    let data = hashed_times(1000, pixels + width, 3f64.sqrt());
+    check_network("masked swin", data, &params, |params, x| {
+        let images = x.clone().narrow(0, 0, pixels).reshape([2, 3, 8, 8]);
+        let mask = TokenMask { rows: rows.clone(), token: x.narrow(0, pixels, width) };
+        let input = Input { images: vec![images], mask: Some(&mask) };
+        let features = swin.features(params, input, &ForwardCtx::eval());
+        Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
+    });
 }
 
 /// A share of the samples is dropped, and the others are scaled so that the mean stays.

@@ -4,6 +4,8 @@
 
 #[path = "onnx/interpreter.rs"]
 mod interpreter;
+#[path = "onnx/plain.rs"]
+mod plain;
 
 use std::sync::Arc;
 

@@ -13,7 +13,7 @@ use esvit_nn::params::{ParamList, ParamSpec};
 use esvit_nn::weights::{
     Entry, Naming, Report, StoredNetwork, WeightsError, WeightsFile, exported, networks, reason,
 };
-use esvit_nn::{BackboneConfig, Network, Params};
+use esvit_nn::{BackboneConfig, EsvitHeads, Network, Params};
 use esvit_testing::tiny_swin;
 use esvit_weights::{Dtype, Float, Tensor, Tree, Values, write_safetensors, write_torch};
 
@@ -247,7 +247,9 @@ fn tensors_that_are_no_swin_are_explained() {
 fn heads_come_with_their_network_under_both_names_of_the_last_layer() {
     let head =
         HeadConfig { out_dim: 16, hidden_dim: 8, bottleneck_dim: 4, ..HeadConfig::default() };
-    let network = Network::new(&BackboneConfig::Swin(config()), 0.0, &head, true);
+    let (network, _) = Network::new(&BackboneConfig::Swin(config()), 0.0, |scope, width| {
+        EsvitHeads::new(scope, width, &head, true)
+    });
     let values = params(network.specs());
     for renamed in [false, true] {
         let mut entries = exported(&values, Naming::Esvit, Float::F32);

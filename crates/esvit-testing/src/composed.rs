@@ -44,7 +44,7 @@ pub fn batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: f64) -> (Tensor, 
 /// Depthwise convolution of the maps of a segment with `weight [k, k, C]`.
 pub fn depthwise(x: Tensor, segment: Segment, weight: Tensor) -> Tensor {
     let [side, _, channels] = weight.dims();
-    let Segment { images, map: [height, width] } = segment;
+    let Segment { images, map: [height, width], .. } = segment;
     let maps = x.reshape([images, height, width, channels]).permute(&[0, 3, 1, 2]);
     let weight = weight.permute(&[2, 0, 1]).reshape([channels, 1, side, side]);
     let maps = maps.conv2d(weight, None, 1, side / 2, channels);

@@ -23,8 +23,9 @@ pub fn tiny_swin() -> SwinConfig {
 /// An untrained backbone of this shape. `resize` is the length of an image's shorter side before
 /// the center crop of the shape's size.
 pub fn untrained(shape: &SwinConfig, seed: u64, resize: u32) -> PretrainedBackbone {
-    let (network, specs) = BackboneConfig::Swin(shape.clone()).build(0.0);
+    let config = BackboneConfig::Swin(shape.clone());
+    let (network, specs) = config.build(0.0);
     let params = Params::init(&specs, seed, &Device::Cpu);
     let preprocess = Preprocess::new(shape.img_size as u32, resize, &Default::default());
-    PretrainedBackbone { network, params, preprocess, source: SourceFile::default() }
+    PretrainedBackbone { config, network, params, preprocess, source: SourceFile::default() }
 }

@@ -3,6 +3,40 @@
 use crate::ops::{self, Segment};
 use crate::tensor::Tensor;
 
+/// Images, and which of their tokens are masked.
+#[derive(Debug, Clone)]
+pub struct Input<'a> {
+    /// Batches `[B, 3, H, W]`, each of its own size.
+    pub images: Vec<Tensor>,
+    /// Masked tokens; None for no masking.
+    pub mask: Option<&'a TokenMask>,
+}
+
+impl From<Vec<Tensor>> for Input<'_> {
+    fn from(images: Vec<Tensor>) -> Self {
+        Self { images, mask: None }
+    }
+}
+
+/// Tokens that are hidden from the blocks, for masked prediction (SimMIM, BEiT, iBOT).
+#[derive(Debug, Clone)]
+pub struct TokenMask {
+    /// `[tokens of all images]` after the patch embedding, image by image: 1 where masked, else 0.
+    pub rows: Tensor,
+    /// `[embedding width]`: stands in place of every masked token. A leaf of a tape has a gradient.
+    pub token: Tensor,
+}
+
+impl TokenMask {
+    /// Replaces the masked ones of embedded tokens `[tokens, C]`.
+    pub fn apply(&self, tokens: Tensor) -> Tensor {
+        let [count, width] = tokens.dims();
+        let masked = self.rows.clone().reshape([count, 1]);
+        let kept = masked.clone() * -1.0 + 1.0;
+        tokens * kept + masked * self.token.clone().reshape([1, width])
+    }
+}
+
 /// The token maps of a batch, as rows.
 #[derive(Debug, Clone)]
 pub struct TokenMaps {
@@ -13,9 +47,29 @@ pub struct TokenMaps {
 }
 
 impl TokenMaps {
-    /// Global average pooling, `[images, C]`.
+    /// Global average pooling of the maps' tokens, `[images, C]`.
     pub fn means(&self) -> Tensor {
-        ops::global_average_pool(self.rows.clone(), &ops::tokens_per_image(&self.segments))
+        let maps = self.clone().without_prefix();
+        ops::global_average_pool(maps.rows, &ops::tokens_per_image(&maps.segments))
+    }
+
+    /// The same maps without the tokens before them.
+    #[must_use]
+    pub fn without_prefix(self) -> Self {
+        if self.segments.iter().all(|segment| segment.prefix == 0) {
+            return self;
+        }
+        let (mut kept, mut first) = (Vec::new(), 0);
+        for segment in &self.segments {
+            for _ in 0..segment.images {
+                kept.extend(
+                    (first + segment.prefix..first + segment.tokens()).map(|row| row as i32),
+                );
+                first += segment.tokens();
+            }
+        }
+        let segments = self.segments.iter().map(|&segment| Segment { prefix: 0, ..segment });
+        Self { rows: self.rows.index_select(0, kept), segments: segments.collect() }
     }
 }
 
@@ -35,10 +89,18 @@ pub struct Features {
 pub struct RowFeatures {
     /// View features, `[images, C]`.
     pub view: Tensor,
-    /// Region features of all images, `[tokens, C]`.
+    /// Region features of all images, `[tokens, C]`, without prefix tokens.
     pub region: Tensor,
     /// Which rows of `region` belong to which images.
     pub segments: Vec<Segment>,
+}
+
+impl From<TokenMaps> for RowFeatures {
+    /// View features are the means of the maps; prefix tokens are left out.
+    fn from(maps: TokenMaps) -> Self {
+        let maps = maps.without_prefix();
+        Self { view: maps.means(), region: maps.rows, segments: maps.segments }
+    }
 }
 
 impl RowFeatures {

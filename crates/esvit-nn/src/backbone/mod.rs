@@ -11,7 +11,9 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use esvit_settings::SettingError;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 use crate::cost::Cost;
 use crate::forward_ctx::ForwardCtx;
@@ -21,35 +23,34 @@ use crate::tape::Tape;
 use crate::tensor::Tensor;
 use swin::{Swin, SwinConfig};
 
-pub use maps::{Features, RowFeatures, TokenMaps};
+pub use maps::{Features, Input, RowFeatures, TokenMaps, TokenMask};
 
-/// The shape of a backbone, as files store it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "family", rename_all = "snake_case", from = "Stored")]
+/// The shape of a backbone, as files store it. What is deserialized is valid.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "family", rename_all = "snake_case")]
 pub enum BackboneConfig {
     /// A Swin transformer.
     Swin(SwinConfig),
 }
 
-/// A stored shape; the first versions wrote that of a Swin transformer alone.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Stored {
-    Tagged(Tagged),
-    Swin(SwinConfig),
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "family", rename_all = "snake_case")]
-enum Tagged {
-    Swin(SwinConfig),
-}
-
-impl From<Stored> for BackboneConfig {
-    fn from(stored: Stored) -> Self {
-        match stored {
-            Stored::Tagged(Tagged::Swin(config)) | Stored::Swin(config) => Self::Swin(config),
+/// By hand, as serde's own tags hide which field is wrong. The first versions had no other family
+/// than Swin and wrote none.
+impl<'de> Deserialize<'de> for BackboneConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        fn fields<T: DeserializeOwned, E: Error>(fields: Map<String, Value>) -> Result<T, E> {
+            serde_path_to_error::deserialize(Value::from(fields)).map_err(E::custom)
         }
+        let mut stored = Map::deserialize(deserializer)?;
+        let config = match stored.remove("family") {
+            None => Self::Swin(fields(stored)?),
+            Some(family) if family == "swin" => Self::Swin(fields(stored)?),
+            Some(family) => {
+                let error = format!("`family` is {family}: this program has \"swin\"");
+                return Err(D::Error::custom(error));
+            }
+        };
+        config.validate().map_err(D::Error::custom)?;
+        Ok(config)
     }
 }
 
@@ -74,6 +75,13 @@ impl BackboneConfig {
         }
     }
 
+    /// The shape in a few words.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Swin(config) => config.describe(),
+        }
+    }
+
     /// Checks that the settings fit together and that their sizes can be allocated.
     ///
     /// # Errors
@@ -81,6 +89,17 @@ impl BackboneConfig {
     pub fn validate(&self) -> Result<(), SettingError> {
         match self {
             Self::Swin(config) => config.validate(),
+        }
+    }
+
+    /// Checks that images of `[height, width]` pixels can be computed; `key` is the setting that
+    /// says so.
+    ///
+    /// # Errors
+    /// When a side is smaller than a patch, or the maps are too large.
+    pub fn check_image(&self, key: &str, sides: [usize; 2]) -> Result<(), SettingError> {
+        match self {
+            Self::Swin(config) => config.check_image(key, sides),
         }
     }
 
@@ -159,16 +178,19 @@ impl BackboneConfig {
 
 /// A backbone over parameters with official names.
 pub trait Backbone: Debug + Send + Sync {
-    /// Its shape.
-    fn config(&self) -> BackboneConfig;
+    /// The family's name in messages.
+    fn family(&self) -> &'static str;
 
-    /// Runs all blocks on batches `[B, 3, H, W]`, each of its own size. `tap` sees what every block
-    /// gives and may end the pass. The maps of the last block, before the final norm; None when
-    /// the pass was ended.
+    /// The stages, first to last.
+    fn stages(&self) -> Vec<Stage>;
+
+    /// Runs all blocks on `input`, whose masked tokens are replaced after the patch embedding and
+    /// its norm, before positions are added. `tap` sees what every block gives and may end the
+    /// pass. The maps of the last block, before the final norm; None when the pass was ended.
     fn run(
         &self,
         params: &Params,
-        images: Vec<Tensor>,
+        input: Input<'_>,
         ctx: &ForwardCtx,
         tap: &mut dyn FnMut(BlockOutput<'_>) -> ControlFlow<()>,
     ) -> Option<TokenMaps>;
@@ -188,7 +210,7 @@ pub trait Backbone: Debug + Send + Sync {
         _blocks: Range<usize>,
         _observe: &mut dyn FnMut(usize, AttentionMap),
     ) -> Result<(), NoAttention> {
-        Err(NoAttention { family: self.config().family() })
+        Err(NoAttention { family: self.family() })
     }
 }
 
@@ -223,11 +245,26 @@ pub struct NoAttention {
 }
 
 impl dyn Backbone + '_ {
-    /// View and region features of several batches `[B, 3, H, W]`, each of its own size.
-    pub fn features(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> RowFeatures {
-        let maps = self.run(params, images, ctx, &mut |_| ControlFlow::Continue(()));
-        let maps = self.normalize(params, maps.expect("the pass was not ended"), ctx);
-        RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments }
+    /// Channels of the last stage: the width of view and region features.
+    pub fn output_width(&self) -> usize {
+        self.stages().last().map_or(0, |stage| stage.width)
+    }
+
+    /// Number of blocks in all stages.
+    pub fn blocks(&self) -> usize {
+        self.stages().iter().map(|stage| stage.blocks).sum()
+    }
+
+    /// View and region features of several batches `[B, 3, H, W]`, each of its own size, with or
+    /// without masked tokens.
+    pub fn features<'a>(
+        &self,
+        params: &Params,
+        input: impl Into<Input<'a>>,
+        ctx: &ForwardCtx,
+    ) -> RowFeatures {
+        let maps = self.run(params, input.into(), ctx, &mut |_| ControlFlow::Continue(()));
+        self.normalize(params, maps.expect("the pass was not ended"), ctx).into()
     }
 
     /// View and region features of `images [B, 3, H, W]`, normalized, of any size.
@@ -244,21 +281,18 @@ impl dyn Backbone + '_ {
         stage: usize,
         ctx: &ForwardCtx,
     ) -> Option<Features> {
-        if stage + 1 == self.config().stages().len() {
+        if stage + 1 == self.stages().len() {
             return Some(self.forward(params, images, ctx));
         }
         let mut found = None;
-        self.run(params, vec![images], ctx, &mut |block| {
+        self.run(params, vec![images].into(), ctx, &mut |block| {
             if block.stage == stage && block.ends_stage {
                 found = Some(block.maps.clone());
                 return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
         });
-        let maps = found?;
-        let features =
-            RowFeatures { view: maps.means(), region: maps.rows, segments: maps.segments };
-        Some(features.of_one_size())
+        Some(RowFeatures::from(found?).of_one_size())
     }
 
     /// The linear probe's features of `images [B, 3, H, W]`: the mean tokens of the last `n`
@@ -270,10 +304,9 @@ impl dyn Backbone + '_ {
         n: usize,
         ctx: &ForwardCtx,
     ) -> Tensor {
-        let config = self.config();
-        let (blocks, last_stage) = (config.blocks(), config.stages().len() - 1);
+        let (blocks, last_stage) = (self.blocks(), self.stages().len() - 1);
         let mut features = Vec::new();
-        self.run(params, vec![images], ctx, &mut |block| {
+        self.run(params, vec![images].into(), ctx, &mut |block| {
             if block.index + n >= blocks {
                 let maps = block.maps.clone();
                 let is_last = block.stage == last_stage;
@@ -316,6 +349,18 @@ mod tests {
         assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
         let old = text.replace(r#""family":"swin","#, "");
         assert_eq!(serde_json::from_str::<BackboneConfig>(&old).unwrap(), config);
+        for (from, to, expected) in [
+            ("\"swin\"", "\"vit\"", "`family` is \"vit\": this program has \"swin\""),
+            ("\"depths\":[2,1,1],", "", "missing field `depths`"),
+            ("\"depths\":[2,", "\"depths\":[-2,", "depths[0]: invalid value: integer `-2`"),
+            ("\"depths\"", "\"depth\"", "unknown field `depth`"),
+            ("[2,1,1]", "[2,0,1]", "`depths` is [2, 0, 1]: every stage needs a block"),
+        ] {
+            let damaged = text.replace(from, to);
+            assert_ne!(damaged, text);
+            let error = serde_json::from_str::<BackboneConfig>(&damaged).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     /// Maps of 8, 4 and 2 tokens a side.

@@ -2,6 +2,7 @@
 //!
 //! Source of the format: `onnx.proto` of ONNX 1.12 (operator set 17).
 
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 
 use esvit_files::protobuf::Message;
@@ -10,6 +11,9 @@ use esvit_weights::Float;
 const IR_VERSION: u64 = 8;
 const OPERATOR_SET: u64 = 17;
 const PRODUCER: &[u8] = b"esvit";
+
+/// Name of the input.
+pub(super) const IMAGES: &str = "images";
 
 /// Field numbers of `onnx.proto`.
 mod field {
@@ -114,7 +118,11 @@ pub(super) enum Dimension {
 pub(super) struct Graph {
     body: Message,
     nodes: usize,
-    constants: std::collections::HashSet<String>,
+    constants: HashSet<String>,
+    /// Parameters that are stored transposed.
+    transposed: HashSet<String>,
+    /// Names of tables of integers by what they hold.
+    tables: HashMap<Vec<i64>, String>,
 }
 
 impl Graph {
@@ -167,8 +175,43 @@ impl Graph {
         self.node("Reshape", &[x, &shape], &[])
     }
 
-    /// Adds an initializer stored as `float` and returns the name of its f32 form: a `Cast` node
-    /// converts 16-bit values.
+    /// A value in another shape; -1 stands for a dynamic dimension.
+    pub(super) fn reshape_to(&mut self, x: &str, sizes: &[i64]) -> String {
+        let shape = self.table(sizes);
+        self.node("Reshape", &[x, &shape], &[])
+    }
+
+    /// The number of images, `[1]`.
+    fn batch(&mut self) -> String {
+        let (sizes, batch) = ("sizes_of_images", "number_of_images");
+        if self.constants.insert(batch.into()) {
+            let first = self.table(&[0]);
+            self.named_node("Shape", &[IMAGES], &[], sizes);
+            let axis = [("axis", Attribute::Integer(0))];
+            self.named_node("Gather", &[sizes, &first], &axis, batch);
+        }
+        batch.into()
+    }
+
+    /// Broadcasts a value to a shape (1 keeps a size of the value), whose size at `batch_axis` is
+    /// multiplied by the number of images.
+    pub(super) fn expand(&mut self, x: &str, shape: &[i64], batch_axis: Option<usize>) -> String {
+        let mut sizes = self.table(shape);
+        if let Some(axis) = batch_axis {
+            let factors: Vec<i64> = (0..shape.len()).map(|at| i64::from(at != axis)).collect();
+            let others = self.table(&factors);
+            let selector: Vec<i64> = factors.iter().map(|factor| 1 - factor).collect();
+            let selector = self.table(&selector);
+            let images = self.batch();
+            let images = self.node("Mul", &[&images, &selector], &[]);
+            let factors = self.node("Add", &[&images, &others], &[]);
+            sizes = self.node("Mul", &[&sizes, &factors], &[]);
+        }
+        self.node("Expand", &[x, &sizes], &[])
+    }
+
+    /// Adds an initializer stored as `float`, once per name, and returns the name of its f32 form: a
+    /// `Cast` node converts 16-bit values.
     pub(super) fn floats(
         &mut self,
         name: &str,
@@ -176,6 +219,9 @@ impl Graph {
         values: &[f32],
         float: Float,
     ) -> String {
+        if !self.constants.insert(name.into()) {
+            return name.into();
+        }
         let stored = if float == Float::F32 { name.into() } else { format!("{name}.stored") };
         self.tensor(&stored, shape, type_of(float), &float.to_bytes(values));
         if float != Float::F32 {
@@ -185,6 +231,23 @@ impl Graph {
         name.into()
     }
 
+    /// Whether a parameter is stored, transposed or as it is.
+    pub(super) fn has(&self, name: &str, transposed: bool) -> bool {
+        self.constants.contains(name) && self.transposed.contains(name) == transposed
+    }
+
+    /// [`Graph::floats`] of a matrix that is transposed.
+    pub(super) fn transposed(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        values: &[f32],
+        float: Float,
+    ) -> String {
+        self.transposed.insert(name.into());
+        self.floats(name, shape, values, float)
+    }
+
     /// Adds a constant of i64 values, once per name.
     pub(super) fn integers(&mut self, name: &str, values: &[i64]) -> String {
         if self.constants.insert(name.into()) {
@@ -192,6 +255,13 @@ impl Graph {
             self.tensor(name, &[values.len()], TYPE_I64, &bytes);
         }
         name.into()
+    }
+
+    /// Adds a table of integers, unless there is one like it.
+    pub(super) fn table(&mut self, values: &[i64]) -> String {
+        let name = format!("table_{}", self.tables.len());
+        let name = self.tables.entry(values.into()).or_insert(name).clone();
+        self.integers(&name, values)
     }
 
     /// Adds a scalar i64, once per name: `Gather` by it drops the dimension.

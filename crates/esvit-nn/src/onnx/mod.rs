@@ -2,11 +2,13 @@
 //!
 //! The graph maps `images [batch, 3, H, W]`, normalized pixels, to `view [batch, C]` and
 //! `region [batch, T, C]`. Height and width are fixed, since index tables depend on them; the
-//! batch is dynamic. Parameters have their official names; weights of linear layers are stored
+//! batch is dynamic: passes over one image and over two show which dimensions grow with it. All is
+//! computed in f32. Parameters have their official names; weights of linear layers are stored
 //! transposed for `MatMul`.
 
 mod graph;
 mod nodes;
+mod sizes;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -16,12 +18,14 @@ use esvit_weights::Float;
 use crate::ForwardCtx;
 use crate::backbone::Backbone;
 use crate::params::Params;
-use crate::tape::{Origin, Tape};
-use crate::tensor::Tensor;
+use crate::tape::{Operation, Origin, Tape};
+use crate::tensor::{Dtype, Tensor};
 use graph::{Dimension, Graph};
 
 pub(crate) use graph::Attribute;
+use nodes::Input;
 pub use nodes::Nodes;
+pub(crate) use sizes::Sizes;
 
 /// Writes a backbone for images of `[height, width]` pixels. Weights of linear layers are stored as
 /// `float` and used as f32; `metadata` is stored in the file.
@@ -36,14 +40,18 @@ pub fn write(
     float: Float,
     metadata: &[(&str, &str)],
 ) -> io::Result<()> {
-    let tape = Tape::new();
-    let images = tape.symbol("images", [1, 3, height, width]);
-    let symbols = Params::symbolic(params.specs(), &tape);
-    let features = backbone.forward(&symbols, images, &ForwardCtx::eval());
+    let trace = |batch| {
+        let tape = Tape::new();
+        let images = tape.symbol(graph::IMAGES, [batch, 3, height, width]);
+        let symbols = Params::symbolic(params.specs(), &tape);
+        (backbone.forward(&symbols, images, &ForwardCtx::eval()), tape)
+    };
+    let ((features, one), (_, two)) = (trace(1), trace(2));
     let mut graph = Graph::new();
     let side = |pixels| Dimension::Fixed(pixels);
-    graph.input("images", &[Dimension::Batch, side(3), side(height), side(width)]);
-    let names = operations(&mut graph, &tape, params, float)?;
+    graph.input(graph::IMAGES, &[Dimension::Batch, side(3), side(height), side(width)]);
+    let names = operations(&mut graph, [&one, &two], params, float)
+        .map_err(|reason| io::Error::other(Inexpressible { family: backbone.family(), reason }))?;
     for (output, tensor) in [("view", &features.view), ("region", &features.region)] {
         let (_, value) = tensor.node().expect("computed from images");
         let shape = tensor.shape();
@@ -56,47 +64,110 @@ pub fn write(
     graph.write(writer, metadata)
 }
 
-/// Adds the nodes of all operations on the tape; returns the names of all its values.
+/// What has no ONNX form.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a {family} backbone has no ONNX form: {reason}\nhint: export its weights in another format"
+)]
+struct Inexpressible {
+    family: &'static str,
+    reason: String,
+}
+
+/// The name of an operation in messages: what stands before its fields.
+fn name_of(operation: &dyn Operation) -> String {
+    format!("{operation:?}").chars().take_while(|c| c.is_alphanumeric()).collect()
+}
+
+/// Adds the nodes of all operations that are on the tapes for one image and for two; returns the
+/// names of all values. What differs between the two tapes depends on the batch.
 fn operations(
     graph: &mut Graph,
-    tape: &Tape,
+    [one, two]: [&Tape; 2],
     params: &Params,
     float: Float,
-) -> io::Result<Vec<String>> {
+) -> Result<Vec<String>, String> {
     let params: HashMap<&str, _> =
         params.iter().map(|(spec, value)| (spec.name.as_str(), (spec, value))).collect();
     let mut names: Vec<String> = Vec::new();
-    tape.with_entries(|entries| {
-        for (number, entry) in entries.iter().enumerate() {
-            let name = match &entry.origin {
-                Origin::Leaf(_, name) => name.clone(),
-                Origin::Constant(tensor) => constant(graph, number, tensor),
-                Origin::Operation(recorded) => {
-                    let inputs = recorded.inputs.iter().map(|(value, shape)| {
-                        let value = value.expect("constants have values in a pass over shapes");
-                        let name = &names[value];
-                        let is_computed = matches!(entries[value].origin, Origin::Operation(_));
-                        if is_computed && entries[value].shape != *shape {
-                            graph.reshape(name, &shape[1..])
-                        } else {
-                            name.clone()
+    one.with_entries(|ones| {
+        two.with_entries(|twos| {
+            let differ = || "it computes a batch of two otherwise than one image".to_owned();
+            if ones.len() != twos.len() {
+                return Err(differ());
+            }
+            for (number, (entry, other)) in ones.iter().zip(twos).enumerate() {
+                let name = match (&entry.origin, &other.origin) {
+                    (Origin::Leaf(_, name), Origin::Leaf(..)) => name.clone(),
+                    (Origin::Constant(one), Origin::Constant(two)) => {
+                        constant(graph, number, one, two)?
+                    }
+                    (Origin::Operation(one), Origin::Operation(two)) => {
+                        let operation = &*one.operation;
+                        let of_operation = || name_of(operation);
+                        if of_operation() != name_of(&*two.operation) {
+                            return Err(differ());
                         }
-                    });
-                    let inputs = inputs.collect();
-                    let shapes = recorded.inputs.iter().map(|(_, shape)| *shape).collect();
-                    let mut nodes = Nodes { graph, params: &params, float, inputs, shapes };
-                    let operation = &recorded.operation;
-                    operation.onnx(&mut nodes).ok_or_else(|| {
-                        io::Error::other(format!("{operation:?} cannot be written as ONNX"))
-                    })?
-                }
-            };
-            names.push(name);
-        }
-        Ok(names)
+                        let (mut inputs, mut sizes) = (Vec::new(), Vec::new());
+                        for ((value, shape), (_, twice)) in one.inputs.iter().zip(&two.inputs) {
+                            let value = value.ok_or_else(of_operation)?;
+                            let is_reshaped =
+                                ones[value].shape != *shape || twos[value].shape != *twice;
+                            let size = Sizes::of(*shape, *twice).ok_or_else(|| {
+                                format!(
+                                    "`{}` takes {shape:?} for one image and {twice:?} for two",
+                                    of_operation()
+                                )
+                            })?;
+                            inputs.push(Input { name: names[value].clone(), is_reshaped });
+                            sizes.push(size);
+                        }
+                        let twin = &*two.operation;
+                        let mut nodes =
+                            Nodes { graph, params: &params, float, inputs, sizes, twin };
+                        operation.onnx(&mut nodes).ok_or_else(|| format!("`{}`", of_operation()))?
+                    }
+                    _ => return Err(differ()),
+                };
+                names.push(name);
+            }
+            Ok(names)
+        })
     })
 }
 
-fn constant(graph: &mut Graph, number: usize, tensor: &Tensor) -> String {
-    graph.constant(&format!("constant_{number}"), &tensor.shape(), tensor.values())
+/// A constant, which is repeated for every image if that for two images is.
+fn constant(
+    graph: &mut Graph,
+    number: usize,
+    one: &Tensor,
+    two: &Tensor,
+) -> Result<String, String> {
+    if one.is_symbolic() {
+        return Err("a value that was taken off the tape".into());
+    }
+    if !matches!(one.dtype(), Dtype::F32 | Dtype::F64) {
+        return Err(format!("a constant of {:?}", one.dtype()));
+    }
+    let batch_axis = Sizes::of(one.shape(), two.shape())
+        .ok_or_else(|| format!("a constant {:?}", one.shape()))?
+        .batch_axis;
+    let values = |tensor: &Tensor| tensor.clone().to_dtype(Dtype::F32).to_vec::<f32>();
+    let repeated = match batch_axis {
+        Some(axis) => Tensor::cat(vec![one.clone(); 2], axis),
+        None => one.clone(),
+    };
+    if values(&repeated) != values(two) {
+        return Err(format!("a constant {:?} that depends on the batch", one.shape()));
+    }
+    let (name, sizes) = (format!("constant_{number}"), Sizes { image: one.shape(), batch_axis });
+    let Some(axis) = batch_axis else {
+        return Ok(graph.constant(&name, &one.shape(), &values(one)));
+    };
+    // Images as an axis of their own, which is repeated and joined with the next.
+    let mut shape = one.shape().to_vec();
+    shape.insert(axis, 1);
+    let stored = graph.constant(&name, &shape, &values(one));
+    let images = graph.expand(&stored, &vec![1; shape.len()], Some(axis));
+    Ok(graph.reshape_to(&images, &sizes.dims()))
 }

@@ -1,11 +1,15 @@
 //! The nodes of one operation, with what operations share.
 
+use std::any::Any;
 use std::collections::HashMap;
 
 use esvit_weights::Float;
 
+use super::Sizes;
 use super::graph::{Attribute, Graph};
+use crate::ops::Activation;
 use crate::params::ParamSpec;
+use crate::tape::Operation;
 use crate::tensor::{Shape, Tensor};
 
 /// Where an operation adds its nodes. Rows of all images are one dimension, of dynamic length.
@@ -13,20 +17,54 @@ pub struct Nodes<'a> {
     pub(super) graph: &'a mut Graph,
     pub(super) params: &'a HashMap<&'a str, (&'a ParamSpec, Tensor)>,
     pub(super) float: Float,
-    /// Names of the inputs.
-    pub(super) inputs: Vec<String>,
-    pub(super) shapes: Vec<Shape>,
+    pub(super) inputs: Vec<Input>,
+    pub(super) sizes: Vec<Sizes>,
+    /// The same operation in the pass over two images.
+    pub(super) twin: &'a dyn Operation,
 }
 
-impl Nodes<'_> {
-    /// Name of input `index`, computed by other nodes or a constant.
-    pub(crate) fn input(&self, index: usize) -> &str {
-        &self.inputs[index]
+/// An input of an operation.
+pub(super) struct Input {
+    /// That of a parameter is its own, and not stored yet.
+    pub(super) name: String,
+    /// Whether the operation takes it in another shape than it was made.
+    pub(super) is_reshaped: bool,
+}
+
+impl<'a> Nodes<'a> {
+    /// The same operation in the pass over two images: what differs depends on the batch.
+    pub(crate) fn twin<T: Operation>(&self) -> Option<&'a T> {
+        (self.twin as &'a dyn Any).downcast_ref()
+    }
+
+    /// Input `index` in its shape, be it computed, a constant or a parameter.
+    pub(crate) fn input(&mut self, index: usize) -> String {
+        let Input { name, is_reshaped } = &self.inputs[index];
+        let (name, mut is_reshaped) = (name.clone(), *is_reshaped);
+        let x = match self.params.get(name.as_str()) {
+            Some((spec, _)) => {
+                is_reshaped = *spec.shape != *self.sizes[index].image;
+                let is_matrix = spec.shape.iter().filter(|&&size| size > 1).count() >= 2;
+                self.stored(index, if is_matrix { self.float } else { Float::F32 })
+            }
+            None => name,
+        };
+        if is_reshaped { self.reshape_to(&x, &self.sizes[index].dims()) } else { x }
+    }
+
+    /// Number of inputs.
+    pub(crate) fn count(&self) -> usize {
+        self.inputs.len()
     }
 
     /// Shape of input `index` for one image.
     pub(crate) fn shape(&self, index: usize) -> Shape {
-        self.shapes[index]
+        self.sizes[index].image
+    }
+
+    /// Sizes of input `index`.
+    pub(crate) fn sizes(&self, index: usize) -> Sizes {
+        self.sizes[index]
     }
 
     /// Adds a node with one output and returns the output's name.
@@ -39,18 +77,37 @@ impl Nodes<'_> {
         self.graph.node(operator, inputs, attributes)
     }
 
+    /// The parameter at input `index` in its own shape.
+    fn stored(&mut self, index: usize, float: Float) -> String {
+        let (spec, value) = &self.params[self.inputs[index].name.as_str()];
+        if self.graph.has(&spec.name, true) {
+            let matrix = self.transpose(&spec.name, &[1, 0]);
+            let shape: Vec<i64> = spec.shape.iter().map(|&size| size as i64).collect();
+            return self.reshape_to(&matrix, &shape);
+        }
+        self.graph.floats(&spec.name, &spec.shape, &value.to_vec::<f32>(), float)
+    }
+
     /// The parameter at input `index` in f32: all but matrices are small.
     pub(crate) fn parameter(&mut self, index: usize) -> String {
-        let (spec, value) = &self.params[self.inputs[index].as_str()];
-        self.graph.floats(&spec.name, &spec.shape, &value.to_vec::<f32>(), Float::F32)
+        if self.params.contains_key(self.inputs[index].name.as_str()) {
+            self.stored(index, Float::F32)
+        } else {
+            self.input(index)
+        }
     }
 
     /// The weight `[out, in]` of a linear layer at input `index`, transposed.
     pub(crate) fn matrix(&mut self, index: usize) -> String {
         let [outputs, inputs] = self.shape(index).dims();
-        let (spec, value) = &self.params[self.inputs[index].as_str()];
+        let param = self.params.get(self.inputs[index].name.as_str());
+        let unstored = param.filter(|(spec, _)| !self.graph.has(&spec.name, false));
+        let Some((spec, value)) = unstored else {
+            let weight = self.input(index);
+            return self.transpose(&weight, &[1, 0]);
+        };
         let transposed = value.clone().reshape([outputs, inputs]).transpose().to_vec::<f32>();
-        self.graph.floats(&spec.name, &[inputs, outputs], &transposed, self.float)
+        self.graph.transposed(&spec.name, &[inputs, outputs], &transposed, self.float)
     }
 
     /// A constant of i64 values, once per name.
@@ -62,6 +119,17 @@ impl Nodes<'_> {
     /// A constant of f32 values, once per name.
     pub(crate) fn constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
         self.graph.constant(name, shape, values)
+    }
+
+    /// A number, as a constant.
+    pub(crate) fn number(&mut self, value: f64) -> String {
+        let value = value as f32;
+        self.constant(&format!("number_{value}"), &[], &[value])
+    }
+
+    /// A table of integers, once per content.
+    pub(crate) fn table(&mut self, values: &[i64]) -> String {
+        self.graph.table(values)
     }
 
     /// Part `index` of the first axis, which is dropped.
@@ -84,6 +152,20 @@ impl Nodes<'_> {
         self.node("LayerNormalization", &[x, &weight, &bias], &attributes)
     }
 
+    /// The function before a linear layer.
+    pub(crate) fn activation(&mut self, x: &str, activation: Activation) -> String {
+        match activation {
+            Activation::None => x.into(),
+            Activation::Gelu => self.gelu(x),
+            Activation::QuickGelu => {
+                let slope = self.number(1.702);
+                let scaled = self.node("Mul", &[x, &slope], &[]);
+                let gate = self.node("Sigmoid", &[&scaled], &[]);
+                self.node("Mul", &[x, &gate], &[])
+            }
+        }
+    }
+
     /// The exact GELU.
     pub(crate) fn gelu(&mut self, x: &str) -> String {
         let root = self.constant("root_2", &[], &[std::f32::consts::SQRT_2]);
@@ -94,6 +176,31 @@ impl Nodes<'_> {
         let cumulative = self.node("Add", &[&error, &one], &[]);
         let twice = self.node("Mul", &[x, &cumulative], &[]);
         self.node("Mul", &[&twice, &half], &[])
+    }
+
+    /// A convolution of `[n, channels, height, width]` with filters of a size.
+    pub(crate) fn conv(
+        &mut self,
+        x: &str,
+        weight: &str,
+        filter: [usize; 2],
+        stride: usize,
+        padding: usize,
+        groups: usize,
+    ) -> String {
+        let attributes = [
+            ("kernel_shape", Attribute::Integers(&filter.map(|side| side as i64))),
+            ("strides", Attribute::Integers(&[stride as i64; 2])),
+            ("pads", Attribute::Integers(&[padding as i64; 4])),
+            ("group", Attribute::Integer(groups as i64)),
+        ];
+        self.node("Conv", &[x, weight], &attributes)
+    }
+
+    /// A reduction over one axis, which stays with size 1.
+    pub(crate) fn reduce(&mut self, operator: &str, x: &str, axis: usize) -> String {
+        let axes = [axis as i64];
+        self.node(operator, &[x], &[("axes", Attribute::Integers(&axes))])
     }
 
     pub(crate) fn softmax(&mut self, x: &str) -> String {
@@ -113,6 +220,31 @@ impl Nodes<'_> {
     /// In a shape whose first dimension is dynamic: `rest` are the others.
     pub(crate) fn reshape(&mut self, x: &str, rest: &[usize]) -> String {
         self.graph.reshape(x, rest)
+    }
+
+    /// In a shape in which -1 stands for a dynamic dimension.
+    pub(crate) fn reshape_to(&mut self, x: &str, sizes: &[i64]) -> String {
+        self.graph.reshape_to(x, sizes)
+    }
+
+    /// `Slice` of one axis.
+    pub(crate) fn slice(&mut self, x: &str, axis: usize, [start, end, step]: [i64; 3]) -> String {
+        let [start, end, axis, step] =
+            [start, end, axis as i64, step].map(|value| self.table(&[value]));
+        self.node("Slice", &[x, &start, &end, &axis, &step], &[])
+    }
+
+    /// Broadcasts a value of sizes `from` to sizes `to`.
+    pub(crate) fn expand(&mut self, x: &str, from: Sizes, to: Sizes) -> String {
+        let added = to.image.len() - from.image.len();
+        let is_kept = |axis: usize| {
+            axis >= added
+                && to.image[axis] == from.image[axis - added]
+                && (to.batch_axis != Some(axis) || from.batch_axis == Some(axis - added))
+        };
+        let size = |axis| if is_kept(axis) { 1 } else { to.image[axis] as i64 };
+        let shape: Vec<i64> = (0..to.image.len()).map(size).collect();
+        self.graph.expand(x, &shape, to.batch_axis.filter(|&axis| !is_kept(axis)))
     }
 
     pub(crate) fn transpose(&mut self, x: &str, order: &[i64]) -> String {

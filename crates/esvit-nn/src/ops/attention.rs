@@ -29,6 +29,9 @@ pub struct AttentionValues {
 /// of all images of `segments`. `windows` has an entry for each segment.
 ///
 /// Padding has the query, key and value of `qkv`'s bias and is not masked, as in the official code.
+///
+/// # Panics
+/// When a segment has prefix tokens.
 pub fn attention_branch(
     x: Tensor,
     segments: &[Segment],
@@ -37,6 +40,7 @@ pub fn attention_branch(
     scales: Scales,
     compute: Compute,
 ) -> Tensor {
+    segments.iter().for_each(|segment| segment.assert_map("attention in windows"));
     let AttentionValues { norm, qkv, proj, table } = layers;
     let images = tokens_per_image(segments);
     let eps = norm.eps as f32;
@@ -195,6 +199,35 @@ impl AttentionBranch {
     }
 }
 
+/// Scaled products of queries and keys `[n, heads, tokens, tokens]`, and values, of `qkv [n, tokens,
+/// 3, heads, depth]`.
+fn logits_and_values(nodes: &mut Nodes<'_>, qkv: &str, depth: usize) -> (String, String) {
+    let qkv = nodes.transpose(qkv, &[2, 0, 3, 1, 4]);
+    let [queries, keys, values] = [0, 1, 2].map(|part| nodes.part(&qkv, part));
+
+    let scale = nodes.constant(&format!("scale_{depth}"), &[], &[(depth as f32).powf(-0.5)]);
+    let queries = nodes.node("Mul", &[&queries, &scale], &[]);
+    let keys = nodes.transpose(&keys, &[0, 1, 3, 2]);
+    let logits = nodes.node("MatMul", &[&queries, &keys], &[]);
+    (logits, values)
+}
+
+/// Means of the values by attention weights, `[n, tokens, heads, depth]`.
+fn context(nodes: &mut Nodes<'_>, logits: &str, values: &str) -> String {
+    let weights = nodes.softmax(logits);
+    let context = nodes.node("MatMul", &[&weights, values], &[]);
+    nodes.transpose(&context, &[0, 2, 1, 3])
+}
+
+/// Attention of normalized rows within images of `tokens` each.
+fn plain_nodes(nodes: &mut Nodes<'_>, normed: &str, tokens: usize, heads: usize) -> String {
+    let [_, width] = nodes.shape(0).dims();
+    let qkv = nodes.linear(normed, 3);
+    let qkv = nodes.reshape(&qkv, &[tokens, 3, heads, width / heads]);
+    let (logits, values) = logits_and_values(nodes, &qkv, width / heads);
+    context(nodes, &logits, &values)
+}
+
 /// Attention of normalized rows in windows, `[images, tokens, C]`; inputs as
 /// [`attention_branch`] lists them.
 fn window_nodes(nodes: &mut Nodes<'_>, normed: &str, map: &WindowMap) -> String {
@@ -215,19 +248,13 @@ fn window_nodes(nodes: &mut Nodes<'_>, normed: &str, map: &WindowMap) -> String 
     let bias = nodes.parameter(4);
     let qkv = nodes.node("Add", &[&qkv, &bias], &[]);
     let qkv = nodes.reshape(&qkv, &[tokens, 3, heads, depth]);
-    let qkv = nodes.transpose(&qkv, &[2, 0, 3, 1, 4]);
-    let [queries, keys, values] = [0, 1, 2].map(|part| nodes.part(&qkv, part));
-
-    let scale = nodes.constant(&format!("scale_{depth}"), &[], &[(depth as f32).powf(-0.5)]);
-    let queries = nodes.node("Mul", &[&queries, &scale], &[]);
-    let keys = nodes.transpose(&keys, &[0, 1, 3, 2]);
-    let logits = nodes.node("MatMul", &[&queries, &keys], &[]);
+    let (mut logits, values) = logits_and_values(nodes, &qkv, depth);
     let table = nodes.parameter(5);
     let rows = nodes.integers(&format!("positions_{}", map.window), &map.bias_row);
     let position = nodes.gather(&table, &rows, 0);
     let position = nodes.reshape(&position, &[tokens, heads]);
     let position = nodes.transpose(&position, &[2, 0, 1]);
-    let mut logits = nodes.node("Add", &[&logits, &position], &[]);
+    logits = nodes.node("Add", &[&logits, &position], &[]);
     if let Some(mask) = &map.mask {
         let shape = [map.windows(), 1, tokens, tokens];
         let mask = nodes.constant(&format!("{layout}_mask"), &shape, mask);
@@ -235,9 +262,7 @@ fn window_nodes(nodes: &mut Nodes<'_>, normed: &str, map: &WindowMap) -> String 
         logits = nodes.node("Add", &[&logits, &mask], &[]);
         logits = nodes.reshape(&logits, &[heads, tokens, tokens]);
     }
-    let weights = nodes.softmax(&logits);
-    let context = nodes.node("MatMul", &[&weights, &values], &[]);
-    let context = nodes.transpose(&context, &[0, 2, 1, 3]);
+    let context = context(nodes, &logits, &values);
     let context = nodes.reshape(&context, &[map.slot_token.len(), width]);
     let slots = nodes.integers(&format!("{layout}_tokens"), &map.token_slot);
     nodes.gather(&context, &slots, 1)
@@ -271,14 +296,20 @@ impl Operation for AttentionBranch {
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
         let [_, width] = nodes.shape(0).dims();
-        let x = nodes.input(0).to_owned();
+        let x = nodes.input(0);
         let normed = nodes.layer_norm(&x, 1, self.eps);
-        let context = match &self.mixing {
-            Mixing::Windows { maps, .. } => window_nodes(nodes, &normed, &maps[0]),
-            Mixing::Plain { .. } => return None,
+        let (context, proj) = match &self.mixing {
+            Mixing::Windows { maps, .. } => (window_nodes(nodes, &normed, &maps[0]), 6),
+            Mixing::Plain { heads, .. } => {
+                let tokens = *self.images.first()?;
+                if self.images.iter().any(|&other| other != tokens) {
+                    return None;
+                }
+                (plain_nodes(nodes, &normed, tokens, *heads), 5)
+            }
         };
         let context = nodes.reshape(&context, &[width]);
-        let projected = nodes.linear(&context, 6);
+        let projected = nodes.linear(&context, proj);
         Some(nodes.node("Add", &[&x, &projected], &[]))
     }
 
@@ -340,5 +371,24 @@ impl Operation for AttentionBranch {
                 with_input(gradient, gradients, parameters)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two maps of 5 x 5 tokens in four windows of 16 slots each, 39 of them padding.
+    #[test]
+    fn padding_is_counted_apart() {
+        let maps = vec![Arc::new(WindowMap::new([5, 5], 4, 0))];
+        let mixing = Mixing::Windows { counts: vec![2], maps };
+        let compute = Compute::default();
+        let operation =
+            AttentionBranch { images: vec![25; 2], mixing, scales: None, eps: 1e-6, compute };
+        let cost = operation.cost(&[[50, 8].into()]);
+        let macs_of_row = f64::from(4 * 8 * 8 + 2 * 16 * 8);
+        assert_eq!(cost.macs, 50.0 * macs_of_row);
+        assert_eq!(cost.padding_macs, 78.0 * macs_of_row);
     }
 }

@@ -3,7 +3,9 @@
 use esvit_kernels::batch_norm::{self, Statistics};
 use esvit_kernels::buffer;
 
+use super::Precision;
 use super::cpu::{made, made_like, own, values};
+use crate::cost::Cost;
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
@@ -47,6 +49,10 @@ fn statistics(both: &Tensor) -> Statistics {
 impl Operation for BatchNorm {
     fn output(&self, inputs: &[Shape]) -> Shape {
         inputs[0]
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        Cost::default().saving(inputs[0].numel(), Precision::F32)
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

@@ -6,6 +6,7 @@ use esvit_kernels::depthwise::{self, FeatureMaps};
 use super::cpu::{made_like, own, values};
 use super::{Precision, Segment};
 use crate::cost::Cost;
+use crate::onnx::Nodes;
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
@@ -13,10 +14,11 @@ use crate::tensor::{Shape, Tensor};
 /// 1, zero padding of `k / 2`.
 ///
 /// # Panics
-/// When the filter is not square or its side is even.
+/// When the filter is not square, its side is even, or the segment has prefix tokens.
 pub fn depthwise(x: Tensor, segment: Segment, weight: Tensor) -> Tensor {
     let [side, across, channels] = weight.dims();
     assert!(side == across && side % 2 == 1, "a square filter of odd side, not {side} x {across}");
+    segment.assert_map("depthwise convolution");
     let maps = FeatureMaps { size: segment.map, channels, kernel_size: side };
     apply(Depthwise { maps }, [x, weight])
 }
@@ -34,6 +36,18 @@ impl Operation for Depthwise {
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let values = inputs[0].numel();
         Cost::products(values * self.maps.kernel_size.pow(2)).saving(values, Precision::F32)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let FeatureMaps { size: [height, width], channels, kernel_size: side } = self.maps;
+        let (x, weight) = (nodes.input(0), nodes.input(1));
+        let maps = nodes.reshape(&x, &[height, width, channels]);
+        let maps = nodes.transpose(&maps, &[0, 3, 1, 2]);
+        let filters = nodes.transpose(&weight, &[2, 0, 1]);
+        let filters = nodes.reshape(&filters, &[1, side, side]);
+        let y = nodes.conv(&maps, &filters, [side; 2], 1, side / 2, channels);
+        let y = nodes.transpose(&y, &[0, 2, 3, 1]);
+        Some(nodes.reshape(&y, &[channels]))
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

@@ -47,12 +47,8 @@ impl Operation for Linear {
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
-        let x = nodes.input(0).to_owned();
-        let x = match self.activation {
-            Activation::None => x,
-            Activation::Gelu => nodes.gelu(&x),
-            Activation::QuickGelu => return None,
-        };
+        let x = nodes.input(0);
+        let x = nodes.activation(&x, self.activation);
         Some(nodes.linear(&x, 1))
     }
 

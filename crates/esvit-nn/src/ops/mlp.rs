@@ -85,13 +85,10 @@ impl Operation for MlpBranch {
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
-        let x = nodes.input(0).to_owned();
+        let x = nodes.input(0);
         let normed = nodes.layer_norm(&x, 1, self.eps);
         let hidden = nodes.linear(&normed, 3);
-        let hidden = match self.activation {
-            Activation::Gelu => nodes.gelu(&hidden),
-            Activation::None | Activation::QuickGelu => return None,
-        };
+        let hidden = nodes.activation(&hidden, self.activation);
         let y = nodes.linear(&hidden, 5);
         Some(nodes.node("Add", &[&x, &y], &[]))
     }

@@ -1,8 +1,8 @@
 //! The operations that backbones and heads are built from.
 //!
 //! Whole branches of blocks are operations, with kernels and a hand-written backward pass; backbones
-//! call these. The plain operations, as methods of [`crate::tensor::Tensor`], are for objectives and
-//! as references in tests.
+//! call these. The plain operations, as methods of [`crate::tensor::Tensor`], are for objectives, for
+//! backbones without kernels of their own and as references in tests.
 
 mod attention;
 mod batch_norm;
@@ -26,30 +26,43 @@ pub use batch_norm::batch_norm;
 pub use depthwise::depthwise;
 pub use linear::{Activation, linear};
 pub use mlp::{LinearValues, NormValues, Scales, mlp_branch};
-pub use norm::{global_average_pool, l2_normalize, layer_norm, norm};
-pub use optimizer::{Update, UpdateRule, ema_update, update};
+pub use norm::{global_average_pool, l2_normalize, layer_norm};
+pub use optimizer::{Update, UpdateRule, clip_scales, ema_update, update};
 pub use packing::{PackedWeights, Packing};
 pub use patch::{merge_patches, merging_indices, patchify};
 pub use precision::{Compute, Precision};
 pub use prototypes::{
-    EXPONENTIALS_BYTES, Group, Pairs, PrototypeLogits, best_matches, prototype_cross_entropy,
+    EXPONENTIALS_BYTES, MatchGroup, Pairs, PrototypeLogits, TeacherRows, best_matches,
+    prototype_cross_entropy,
 };
 pub use window::{WindowMap, WindowMaps};
 
-/// Images of one size among the rows of a batch (packed sequences): image by image, tokens
-/// row-major over the map.
+/// Images of one size among the rows of a batch (packed sequences): image by image, first the
+/// prefix, then the map's tokens, row-major.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Number of images.
     pub images: usize,
     /// Height and width of their maps, in tokens.
     pub map: [usize; 2],
+    /// Tokens of every image before its map's: class, register and distillation tokens.
+    pub prefix: usize,
 }
 
 impl Segment {
-    /// Tokens per image.
+    /// Images whose tokens are those of a map alone.
+    pub fn new(images: usize, map: [usize; 2]) -> Self {
+        Self { images, map, prefix: 0 }
+    }
+
+    /// Tokens per image, with its prefix.
     pub fn tokens(&self) -> usize {
-        self.map[0] * self.map[1]
+        self.prefix + self.map[0] * self.map[1]
+    }
+
+    /// Panics when there is a prefix, for which `operation` has no place.
+    fn assert_map(&self, operation: &str) {
+        assert_eq!(self.prefix, 0, "{operation} is for maps without prefix tokens");
     }
 }
 

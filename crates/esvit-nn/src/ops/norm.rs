@@ -1,6 +1,6 @@
 //! Layer normalization, L2 normalization, norms and means.
 
-use esvit_kernels::{buffer, layer_norm, optimizer, tokens};
+use esvit_kernels::{buffer, layer_norm, tokens};
 
 use super::Precision;
 use super::cpu::{made, made_like, own, values, values_mut};
@@ -37,7 +37,7 @@ impl Operation for LayerNorm {
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
-        let x = nodes.input(0).to_owned();
+        let x = nodes.input(0);
         Some(nodes.layer_norm(&x, 1, self.eps))
     }
 
@@ -87,6 +87,19 @@ impl Operation for UnitRows {
         inputs[0]
     }
 
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        let [rows, width] = inputs[0].dims();
+        Cost::default().saving(rows * width + rows, Precision::F32)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let x = nodes.input(0);
+        let lengths = nodes.reduce("ReduceL2", &x, 1);
+        let least = nodes.number(1e-12);
+        let lengths = nodes.node("Max", &[&lengths, &least], &[]);
+        Some(nodes.node("Div", &[&x, &lengths], &[]))
+    }
+
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let mut x = inputs.swap_remove(0);
         let width = x.shape()[1];
@@ -109,11 +122,6 @@ impl Operation for UnitRows {
     }
 }
 
-/// The Euclidean norm of all values, read back to the host.
-pub fn norm(tensor: &Tensor) -> f64 {
-    f64::from(optimizer::norm(values(tensor)) as f32)
-}
-
 /// Global average pooling of `x [rows, C]` to `[images, C]`: `images` lists the rows of each.
 pub fn global_average_pool(x: Tensor, images: &[usize]) -> Tensor {
     apply(ImageMeans { images: images.to_vec() }, [x])
@@ -132,8 +140,12 @@ impl Operation for ImageMeans {
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
-        let [rows, width] = nodes.shape(0).dims();
-        let x = nodes.input(0).to_owned();
+        let [_, width] = nodes.shape(0).dims();
+        let rows = *self.images.first()?;
+        if self.images.iter().any(|&other| other != rows) {
+            return None;
+        }
+        let x = nodes.input(0);
         let tokens = nodes.reshape(&x, &[rows, width]);
         let over = [("axes", Attribute::Integers(&[1])), ("keepdims", Attribute::Integer(0))];
         Some(nodes.node("ReduceMean", &[&tokens], &over))

@@ -18,7 +18,7 @@ use crate::tensor::{Shape, Tensor};
 pub fn patchify(images: Tensor, patch: usize) -> (Tensor, Segment) {
     let [batch, _, height, width] = images.dims();
     let [h, w] = [height / patch, width / patch];
-    let segment = Segment { images: batch, map: [h, w] };
+    let segment = Segment::new(batch, [h, w]);
     let operation = Patches { patch, sizes: images.dims() };
     (apply(operation, [images]), segment)
 }
@@ -42,14 +42,17 @@ impl Operation for Patches {
         let ([_, channels, ..], patch) = (self.sizes, self.patch);
         let columns = channels * patch * patch;
         let identity = Tensor::eye(columns, &Device::Cpu).to_vec::<f32>();
-        let filters =
-            nodes.constant("pixels_of_a_patch", &[columns, channels, patch, patch], &identity);
+        let filters = nodes.constant(
+            &format!("pixels_of_{columns}"),
+            &[columns, channels, patch, patch],
+            &identity,
+        );
         let sides = [patch as i64; 2];
         let attributes = [
             ("kernel_shape", Attribute::Integers(&sides)),
             ("strides", Attribute::Integers(&sides)),
         ];
-        let images = nodes.input(0).to_owned();
+        let images = nodes.input(0);
         let maps = nodes.node("Conv", &[&images, &filters], &attributes);
         let rows = nodes.transpose(&maps, &[0, 2, 3, 1]);
         Some(nodes.reshape(&rows, &[columns]))
@@ -72,6 +75,9 @@ impl Operation for Patches {
 /// in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), with zeros beyond odd sides; then
 /// layer norm with `gamma`, `beta [4 C]` and a linear layer `weight [out, 4 C]` without bias.
 /// Returns rows `[merged rows, out]` and their segments.
+///
+/// # Panics
+/// When a segment has prefix tokens.
 pub fn merge_patches(
     x: Tensor,
     segments: &[Segment],
@@ -82,7 +88,7 @@ pub fn merge_patches(
 ) -> (Tensor, Vec<Segment>) {
     let halved = segments
         .iter()
-        .map(|&Segment { images, map }| Segment { images, map: map.map(|side| side.div_ceil(2)) });
+        .map(|segment| Segment { map: segment.map.map(|side| side.div_ceil(2)), ..*segment });
     let halved = halved.collect();
     let neighbors = merging_indices(segments);
     let map = segments[0].map;
@@ -91,10 +97,15 @@ pub fn merge_patches(
 }
 
 /// The four rows of `x` that form each merged row; [`merge::OUTSIDE`] beyond the map.
+///
+/// # Panics
+/// When a segment has prefix tokens.
 pub fn merging_indices(segments: &[Segment]) -> Vec<[u32; 4]> {
     let mut table = Vec::new();
     let mut first = 0;
-    for &Segment { images, map: [height, width] } in segments {
+    for segment in segments {
+        segment.assert_map("patch merging");
+        let Segment { images, map: [height, width], .. } = *segment;
         for _ in 0..images {
             for row in (0..height).step_by(2) {
                 for column in (0..width).step_by(2) {
@@ -143,7 +154,7 @@ impl Operation for Merge {
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
         let [rows, width] = nodes.shape(0).dims();
-        let x = nodes.input(0).to_owned();
+        let x = nodes.input(0);
         let mut tokens = nodes.reshape(&x, &[rows, width]);
         let places = self.neighbors.as_flattened();
         if places.contains(&merge::OUTSIDE) {

@@ -1,12 +1,13 @@
 //! The prototypes of the projection head, the cross-entropy over them, and best matches.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use esvit_kernels::{best_match, prototypes};
 
 use super::Precision;
 use super::cpu::{made, made_like, own, values, values_mut};
 use super::precision::with_element;
+use crate::device::Device;
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
@@ -64,6 +65,47 @@ impl PrototypeLogits {
     }
 }
 
+/// For every student row the teacher rows that it learns from, on a device.
+#[derive(Debug, Clone)]
+pub struct TeacherRows {
+    /// Teacher rows, i32 `[student rows, m]`; -1 for none.
+    pub rows: Tensor,
+    /// Their weights, f32 `[student rows, m]`.
+    pub weights: Tensor,
+}
+
+impl TeacherRows {
+    /// The rows that are listed in `pairs`.
+    pub fn new(pairs: &Pairs, device: &Device) -> Self {
+        let most = (0..pairs.rows()).map(|row| pairs.of(row).count()).max().unwrap_or(0);
+        let (mut rows, mut weights) = (Vec::new(), Vec::new());
+        for row in 0..pairs.rows() {
+            let listed = pairs.of(row).map(|(teacher, weight)| (teacher as i32, weight));
+            for (teacher, weight) in listed.chain(std::iter::repeat((-1, 0.0))).take(most) {
+                rows.push(teacher);
+                weights.push(weight);
+            }
+        }
+        let shape = [pairs.rows(), most];
+        Self {
+            rows: Tensor::new(rows, shape, device),
+            weights: Tensor::new(weights, shape, device),
+        }
+    }
+
+    /// As lists, for the CPU's kernels.
+    fn pairs(&self) -> Pairs {
+        let [_, most] = self.rows.dims();
+        let (rows, weights) = (self.rows.values::<i32>(), self.weights.values::<f32>());
+        let mut pairs = Pairs::new();
+        for (rows, weights) in rows.chunks(most).zip(weights.chunks(most)) {
+            let listed = rows.iter().zip(weights).filter(|(row, _)| **row >= 0);
+            pairs.push(listed.map(|(row, weight)| (*row as usize, *weight)));
+        }
+        pairs
+    }
+}
+
 /// Cross-entropy of the student to the teacher's distributions:
 /// `sum_r sum_j w_rj (logsumexp(s_r) - <q_j, s_r>)`, a single value `[1]`.
 ///
@@ -74,7 +116,7 @@ pub fn prototype_cross_entropy(
     student: PrototypeLogits,
     teacher: PrototypeLogits,
     center: Tensor,
-    pairs: Arc<Pairs>,
+    pairs: TeacherRows,
     temperatures: [f64; 2],
     precision: Precision,
 ) -> Tensor {
@@ -88,7 +130,7 @@ pub fn prototype_cross_entropy(
 
 #[derive(Debug)]
 struct CrossEntropy {
-    pairs: Arc<Pairs>,
+    pairs: TeacherRows,
     /// Of the student and of the teacher.
     temperatures: [f32; 2],
     precision: Precision,
@@ -110,8 +152,9 @@ impl Operation for CrossEntropy {
         };
         let student = side(z, v, g, student_temp);
         let teacher = side(teacher_z, teacher_v, teacher_g, teacher_temp);
+        let pairs = self.pairs.pairs();
         let (loss, gradients) = with_element!(self.precision, T => {
-            prototypes::cross_entropy::<T>(&student, &teacher, center, &self.pairs, save)
+            prototypes::cross_entropy::<T>(&student, &teacher, center, &pairs, save)
         });
         // The loss is the root of the graph, so its gradients are computed in the forward pass.
         let saved = gradients.map(|gradients| {
@@ -153,11 +196,36 @@ impl Operation for Product {
     }
 }
 
-/// Rows of the queries and the rows of the keys among which they are matched.
-pub type Group = (std::ops::Range<usize>, std::ops::Range<usize>);
+/// Query rows, and the key rows among which each is matched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MatchGroup {
+    /// Rows of the queries.
+    pub queries: Range<usize>,
+    /// Rows of the keys.
+    pub keys: Range<usize>,
+    /// Column of the result for these matches.
+    pub column: usize,
+}
 
-/// For every query row of every group, in order, the row of `keys [.., C]` with the largest cosine
-/// similarity among the group's keys; the first of equal ones. `queries` is `[.., C]`. No gradient.
-pub fn best_matches(queries: &Tensor, keys: &Tensor, groups: &[Group]) -> Vec<u32> {
-    best_match::best_matches(values(queries), values(keys), queries.shape()[1], groups)
+/// For every query row of every group the row of `keys [.., C]` with the largest cosine similarity
+/// among the group's keys, the first of equal ones: i32 `[queries, columns]`, -1 where no group has
+/// asked. `queries` is `[.., C]`. No gradient.
+pub fn best_matches(
+    queries: &Tensor,
+    keys: &Tensor,
+    groups: &[MatchGroup],
+    columns: usize,
+) -> Tensor {
+    let ranges: Vec<_> =
+        groups.iter().map(|group| (group.queries.clone(), group.keys.clone())).collect();
+    let [rows, width] = queries.dims();
+    let found = best_match::best_matches(values(queries), values(keys), width, &ranges);
+    let mut matches = vec![-1; rows * columns];
+    let mut found = found.into_iter();
+    for group in groups {
+        for (row, key) in group.queries.clone().zip(&mut found) {
+            matches[row * columns + group.column] = key as i32;
+        }
+    }
+    Tensor::new(matches, [rows, columns], &queries.device())
 }

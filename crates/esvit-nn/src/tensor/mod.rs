@@ -5,6 +5,7 @@
 mod buffer;
 mod shape;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 pub use buffer::{Dtype, Element};
@@ -21,6 +22,20 @@ pub struct Tensor {
     shape: Shape,
     dtype: Dtype,
     node: Option<(Tape, ValueId)>,
+}
+
+thread_local! {
+    static HOST_READS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often this thread has read values of tensors back to the host. On a device each read waits for
+/// all work before it.
+pub fn host_reads() -> u64 {
+    HOST_READS.get()
+}
+
+fn count_read() {
+    HOST_READS.set(HOST_READS.get() + 1);
 }
 
 /// Where the values are.
@@ -178,7 +193,7 @@ impl Tensor {
             Storage::Symbolic => false,
         };
         if !is_unique {
-            *self = Self::new(self.to_vec::<T>(), self.shape, &self.device());
+            *self = Self::new(self.values::<T>().to_vec(), self.shape, &self.device());
         }
         let len = self.numel();
         let Storage::Cpu(buffer, offset) = &mut self.storage else { unreachable!("just checked") };
@@ -199,6 +214,7 @@ impl Tensor {
     /// # Panics
     /// When the elements have another type.
     pub fn into_vec<T: Element>(mut self) -> Vec<T> {
+        count_read();
         if let Storage::Cpu(buffer, 0) = &mut self.storage
             && let Some(values) = Arc::get_mut(buffer).and_then(T::values_mut)
             && values.len() == self.shape.numel()
@@ -213,6 +229,7 @@ impl Tensor {
     /// # Panics
     /// When the elements have another type.
     pub fn to_vec<T: Element>(&self) -> Vec<T> {
+        count_read();
         self.values().to_vec()
     }
 
@@ -221,6 +238,7 @@ impl Tensor {
     /// # Panics
     /// With more values or another type.
     pub fn item(&self) -> f32 {
+        count_read();
         let [value] = self.values() else { panic!("one value expected, not {:?}", self.shape) };
         *value
     }

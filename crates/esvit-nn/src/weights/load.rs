@@ -101,10 +101,14 @@ impl<'a> StoredNetwork<'a> {
             .map_err(|reason| WeightsError::Shape { path: self.file.path().into(), reason })
     }
 
-    /// Whether the file has the projection head `part` (`head`, `head_dense`).
+    /// Whether the file has the head `part`. One called `head` or `head_dense` is a projection head;
+    /// in files of other programs a classifier may be called so.
     pub fn has_part(&self, part: &str) -> bool {
         let starts = self.location.head_prefixes().map(|prefix| format!("{prefix}{part}."));
-        let is_in = |name: &str, start: &str| name.strip_prefix(start).is_some_and(is_projection);
+        let is_classifier = |name: &str| part.starts_with("head") && !is_projection(name);
+        let is_in = |name: &str, start: &str| {
+            name.strip_prefix(start).is_some_and(|name| !is_classifier(name))
+        };
         let group = &self.location.group;
         self.file
             .tensors()
@@ -135,7 +139,7 @@ impl<'a> StoredNetwork<'a> {
                 Ok(None) => match other(spec) {
                     Some(values) => found.push(values),
                     None => {
-                        let names = self.names(&spec.name).join("`, `");
+                        let names = self.names(spec).join("`, `");
                         differences.push(format!("`{names}` {:?} is missing", spec.shape));
                     }
                 },
@@ -170,7 +174,8 @@ impl<'a> StoredNetwork<'a> {
     }
 
     /// Names of the tensors in the file that hold a parameter.
-    fn names(&self, official: &str) -> Vec<String> {
+    fn names(&self, spec: &ParamSpec) -> Vec<String> {
+        let official = spec.name.as_str();
         let prefix = &self.location.prefix;
         let names = self.location.naming.names(official);
         let names: Vec<String> = names.into_iter().map(|name| format!("{prefix}{name}")).collect();
@@ -182,7 +187,7 @@ impl<'a> StoredNetwork<'a> {
             names.map(move |name| format!("{prefix}{name}"))
         });
         let exists = |name: &String| self.file.find(&self.location.group, name).is_some();
-        if official.starts_with("head") && !names.iter().all(exists) {
+        if !spec.part.is_backbone() && !names.iter().all(exists) {
             others.into_iter().find(exists).map_or(names, |name| vec![name])
         } else {
             names
@@ -196,7 +201,7 @@ impl<'a> StoredNetwork<'a> {
         used: &mut HashSet<String>,
         report: &mut Report,
     ) -> Result<Option<Vec<f32>>, Problem> {
-        let names = self.names(&spec.name);
+        let names = self.names(spec);
         let found = names.iter().map(|name| self.file.find(&self.location.group, name));
         let Some(tensors) = found.collect::<Option<Vec<_>>>() else { return Ok(None) };
         used.extend(names.iter().cloned());

@@ -109,3 +109,15 @@ fn choice(key: Option<&str>, networks: &[String]) -> String {
         None => format!("holds several networks: {names}\nhint: choose with `--key`"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twelve_differences_are_listed() {
+        let of = |count: usize| listed(&(0..count).map(|at| at.to_string()).collect::<Vec<_>>());
+        assert_eq!(of(12).lines().count(), 12);
+        assert!(of(15).ends_with("  11\n  ... and 3 more"), "{}", of(15));
+    }
+}

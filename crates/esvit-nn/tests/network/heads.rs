@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(super) fn network(region: bool) -> (Network, Params) {
+pub(super) fn network(region: bool) -> (Network, EsvitHeads, Params) {
     let head = HeadConfig {
         out_dim: 7,
         hidden_dim: 6,
@@ -11,27 +11,39 @@ pub(super) fn network(region: bool) -> (Network, Params) {
         use_bn_in_head: false,
         norm_last_layer: false,
     };
-    let network = Network::new(&config(), 0.0, &head, region);
+    let heads = |scope: &mut Scope<'_>, width| EsvitHeads::new(scope, width, &head, region);
+    let (network, heads) = Network::new(&config(), 0.0, heads);
     let params = fill(network.specs(), 0);
-    (network, params)
+    (network, heads, params)
+}
+
+/// Predictions for crops of equal batch size.
+pub(super) fn predict(
+    (network, heads, params): &(Network, EsvitHeads, Params),
+    crops: &[Tensor],
+    ctx: &ForwardCtx,
+) -> Predictions {
+    let features = network.features(params, crops, ctx);
+    heads.forward(params, features, crops[0].shape()[0], ctx)
 }
 
 /// Crops of two sizes at once and each alone; the region head has parameters of its own.
 #[test]
 fn crops_at_once_and_alone() {
-    let (network, params) = network(true);
+    let whole = network(true);
+    let params = &whole.2;
     let crops: Vec<Tensor> = (0..4)
         .map(|i| images(1000 + i, [2, 3, [16, 8][i as usize / 2], [16, 12][i as usize / 2]]))
         .collect();
     let pass = ForwardCtx::eval();
-    let together = network.forward(&params, &crops, &pass);
+    let together = predict(&whole, &crops, &pass);
     let region = together.region.unwrap();
     assert_eq!(region.tokens, [16, 16, 6, 6]);
     let (mut rows, mut region_rows) = (0, 0);
     let part =
         |whole: Tensor, first: usize, rows: usize| whole.narrow(0, first, rows).to_vec::<f32>();
     for (crop, tokens) in crops.iter().zip([16, 16, 6, 6]) {
-        let alone = network.forward(&params, std::slice::from_ref(crop), &pass);
+        let alone = predict(&whole, std::slice::from_ref(crop), &pass);
         let of_region = alone.region.unwrap();
         assert_eq!(of_region.tokens, [tokens]);
         for (what, found, expected, at) in [
@@ -65,7 +77,7 @@ fn crops_at_once_and_alone() {
             ("head", &alone.view_features, &alone.view_logits),
             ("head_dense", &of_region.features, &of_region.logits),
         ] {
-            let named = Named(&params);
+            let named = Named(params);
             let own = Params::from_fn(&specs, &Device::Cpu, |spec| {
                 named.vector(&format!("{name}.{}", spec.name)).to_vec::<f32>()
             });
@@ -73,10 +85,16 @@ fn crops_at_once_and_alone() {
             assert_eq!(found.matrix().to_vec::<f32>(), expected.matrix().to_vec::<f32>(), "{name}");
         }
     }
-    assert!(network.has_region_head() && network.prototypes() == 7);
-    let (network, params) = self::network(false);
-    assert!(!network.has_region_head());
-    assert!(network.forward(&params, &crops[..1], &pass).region.is_none());
+    let last = whole.1.last_layers().into_iter().map(|id| &whole.0.specs()[id.index()]);
+    let names: Vec<&str> = last.map(|spec| spec.name.as_str()).collect();
+    let expected = ["weight_g", "weight_v"].map(|name| format!("last_layer.{name}"));
+    let expected =
+        ["head", "head_dense"].map(|head| expected.clone().map(|p| format!("{head}.{p}")));
+    assert_eq!(names, expected.as_flattened());
+    assert!(whole.1.has_region() && whole.1.prototypes() == 7);
+    let whole = self::network(false);
+    assert!(!whole.1.has_region());
+    assert!(predict(&whole, &crops[..1], &pass).region.is_none());
 }
 
 /// PrototypeLogits of prototypes of any length, their mean, and a matrix of logits as it is.

@@ -3,20 +3,23 @@
 #![allow(clippy::unwrap_used)]
 
 mod heads;
+mod masking;
 mod operations;
+mod prefix;
 mod swin;
 
 use std::sync::Arc;
 
 use esvit_nn::backbone::AttentionMap;
 use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::esvit_heads::{EsvitHeads, Predictions};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
     self, Activation, AttentionValues, Compute, LinearValues, NormValues, Pairs, Precision,
-    PrototypeLogits, Segment, WindowMap,
+    PrototypeLogits, Segment, TeacherRows, WindowMap,
 };
-use esvit_nn::params::{Init, Registry, Role};
+use esvit_nn::params::{Init, Registry, Role, Scope};
 use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Network, Params, Tape, Tensor};
 use esvit_testing::{
     assert_alike, assert_close, composed, fill, hashed, hashed_tensor, hashed_times, tiny_swin,

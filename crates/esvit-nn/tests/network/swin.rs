@@ -32,7 +32,7 @@ fn by_hand(
         .iter()
         .map(|images| {
             let [count, _, height, width] = images.dims();
-            Segment { images: count, map: [height / 2, width / 2] }
+            Segment::new(count, [height / 2, width / 2])
         })
         .collect();
     let patches = inputs.iter().map(|images| composed::patchify(images.clone(), 2)).collect();
@@ -171,7 +171,7 @@ fn every_layer_has_the_precision_of_the_pass() {
 /// How every parameter of a network starts, by its name.
 #[test]
 fn starts_of_all_parameters() {
-    let (network, _) = network(true);
+    let (network, ..) = network(true);
     for spec in network.specs().iter() {
         let part = spec.name.rsplit('.').next().unwrap();
         let is_norm = spec.name.contains("norm");
@@ -204,7 +204,7 @@ fn features_of_blocks_and_stages() {
     let pass = ForwardCtx::eval();
     let input = images(1001, [2, 3, 11, 14]);
     let expected = by_hand(&params, std::slice::from_ref(&input), &pass, None);
-    let first = [Segment { images: 2, map: [5, 7] }];
+    let first = [Segment::new(2, [5, 7])];
     // Of the last two blocks, that of the last stage under the final norm.
     let found = swin.last_blocks(&params, input.clone(), 2, &pass);
     assert_eq!(found.dims(), [2, 24]);
@@ -296,7 +296,7 @@ fn attention_of_every_block() {
         .map(|(name, width)| named.linear(&format!("layers.0.blocks.0.{name}"), width))
         .collect();
     let layers: [LinearValues; 2] = layers.try_into().unwrap();
-    let segments = [Segment { images: 2, map: [5, 7] }];
+    let segments = [Segment::new(2, [5, 7])];
     let norm2 = named.norm("layers.0.blocks.0.norm2");
     let x = composed::mlp_branch(x, &segments, norm2, layers, Activation::Gelu, None);
     assert_alike("block", &x.to_vec::<f32>(), &first.blocks[0].to_vec::<f32>(), 1e-5);

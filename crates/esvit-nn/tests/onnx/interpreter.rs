@@ -1,4 +1,4 @@
-//! Computes an ONNX graph of the few operators that a backbone has, in f64, by their definitions.
+//! Computes an ONNX graph of the operators that backbones have, in f64, by their definitions.
 
 use std::collections::HashMap;
 
@@ -116,12 +116,41 @@ impl Value {
         self.at(&own)
     }
 
+    fn map(&self, function: impl Fn(f64) -> f64) -> Self {
+        Self::new(&self.shape, self.data.iter().map(|&value| function(value)).collect())
+    }
+
     fn rows(&self, function: impl Fn(&mut [f64])) -> Self {
         let mut result = self.clone();
         let width = self.shape[self.shape.len() - 1];
         result.data.chunks_exact_mut(width).for_each(function);
         result
     }
+}
+
+/// Reduces axes of a value to size 1.
+fn reduce(
+    x: &Value,
+    axes: &[i64],
+    function: impl Fn(&mut dyn Iterator<Item = f64>) -> f64,
+) -> Value {
+    let is_over = |axis: usize| {
+        axes.iter().any(|&over| over == axis as i64 || over + x.shape.len() as i64 == axis as i64)
+    };
+    let sides = x.shape.iter().enumerate();
+    let (kept, over): (Vec<usize>, Vec<usize>) =
+        sides.map(|(axis, &side)| if is_over(axis) { (1, side) } else { (side, 1) }).unzip();
+    Value::made(&kept, |place| {
+        let mut all = (0..over.iter().product()).map(|mut index| {
+            let mut at = place.to_vec();
+            for axis in (0..over.len()).rev() {
+                at[axis] += index % over[axis];
+                index /= over[axis];
+            }
+            x.at(&at)
+        });
+        function(&mut all)
+    })
 }
 
 fn elementwise(a: &Value, b: &Value, function: impl Fn(f64, f64) -> f64) -> Value {
@@ -225,6 +254,53 @@ impl Node {
         }
     }
 
+    /// Without the reduced axes, of size 1, unless they are kept.
+    fn reduced(&self, mut result: Value) -> Value {
+        if self.attributes.get("keepdims") == Some(&Attribute::Integers(vec![0])) {
+            for &axis in self.integers("axes").iter().rev() {
+                assert_eq!(result.shape.remove(axis as usize), 1);
+            }
+        }
+        result
+    }
+
+    fn convolution(&self, x: &Value, weight: &Value) -> Value {
+        let or = |name: &str, default: &[i64]| match self.attributes.get(name) {
+            Some(_) => self.integers(name).to_vec(),
+            None => default.to_vec(),
+        };
+        let [outputs, depth, side, across] = weight.shape[..] else { panic!() };
+        assert_eq!(self.integers("kernel_shape"), [side as i64, across as i64]);
+        let [strides, pads] = [or("strides", &[1, 1]), or("pads", &[0; 4])];
+        let groups = or("group", &[1])[0] as usize;
+        assert_eq!((x.shape[1], outputs % groups), (depth * groups, 0));
+        let size = |axis: usize, filter: usize| {
+            let padded = x.shape[2 + axis] as i64 + pads[axis] + pads[2 + axis];
+            ((padded - filter as i64) / strides[axis] + 1) as usize
+        };
+        Value::made(&[x.shape[0], outputs, size(0, side), size(1, across)], |place| {
+            let [image, output, row, column] = place[..] else { panic!() };
+            let first = output / (outputs / groups) * depth;
+            let mut sum = 0.0;
+            for input in 0..depth {
+                for y in 0..side {
+                    for z in 0..across {
+                        let at = [
+                            (row as i64 * strides[0]) + y as i64 - pads[0],
+                            (column as i64 * strides[1]) + z as i64 - pads[1],
+                        ];
+                        let inside = (0..2).all(|a| (0..x.shape[2 + a] as i64).contains(&at[a]));
+                        if inside {
+                            let pixel = [image, first + input, at[0] as usize, at[1] as usize];
+                            sum += x.at(&pixel) * weight.at(&[output, input, y, z]);
+                        }
+                    }
+                }
+            }
+            sum
+        })
+    }
+
     fn compute(&self, inputs: &[&Value]) -> Value {
         match (self.operator.as_str(), inputs) {
             ("Identity", [x]) => (*x).clone(),
@@ -233,9 +309,19 @@ impl Node {
                 (*x).clone()
             }
             ("Add", [a, b]) => elementwise(a, b, |a, b| a + b),
+            ("Sub", [a, b]) => elementwise(a, b, |a, b| a - b),
             ("Mul", [a, b]) => elementwise(a, b, |a, b| a * b),
             ("Div", [a, b]) => elementwise(a, b, |a, b| a / b),
-            ("Erf", [x]) => Value::new(&x.shape, x.data.iter().map(|&x| erf(x)).collect()),
+            ("Max", [a, b]) => elementwise(a, b, f64::max),
+            ("Pow", [a, b]) => elementwise(a, b, f64::powf),
+            ("Erf", [x]) => x.map(erf),
+            ("Exp", [x]) => x.map(f64::exp),
+            ("Log", [x]) => x.map(f64::ln),
+            ("Sqrt", [x]) => x.map(f64::sqrt),
+            ("Abs", [x]) => x.map(f64::abs),
+            ("Tanh", [x]) => x.map(f64::tanh),
+            ("Sigmoid", [x]) => x.map(|x| 1.0 / (1.0 + (-x).exp())),
+            ("Relu", [x]) => x.map(|x| x.max(0.0)),
             ("MatMul", [a, b]) => matmul(a, b),
             ("Softmax", [x]) => {
                 assert_eq!(self.integers("axis"), [-1]);
@@ -244,6 +330,14 @@ impl Node {
                     row.iter_mut().for_each(|value| *value = (*value - largest).exp());
                     let sum: f64 = row.iter().sum();
                     row.iter_mut().for_each(|value| *value /= sum);
+                })
+            }
+            ("LogSoftmax", [x]) => {
+                assert_eq!(self.integers("axis"), [-1]);
+                x.rows(|row| {
+                    let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let sum: f64 = row.iter().map(|value| (value - largest).exp()).sum();
+                    row.iter_mut().for_each(|value| *value -= largest + sum.ln());
                 })
             }
             ("LayerNormalization", [x, weight, bias]) => {
@@ -313,36 +407,69 @@ impl Node {
                 })
             }
             ("ReduceMean", [x]) => {
-                assert_eq!(
-                    (self.integers("axes"), self.integers("keepdims")),
-                    (&[1][..], &[0][..])
-                );
-                let [batch, tokens, width] = x.shape[..] else { panic!("{:?}", x.shape) };
-                Value::made(&[batch, width], |place| {
-                    let token = |token| x.at(&[place[0], token, place[1]]);
-                    (0..tokens).map(token).sum::<f64>() / tokens as f64
-                })
+                let axes = self.integers("axes");
+                let count: usize = axes.iter().map(|&axis| x.shape[axis as usize]).product();
+                self.reduced(reduce(x, axes, |all| all.sum::<f64>() / count as f64))
             }
-            ("Conv", [x, weight]) => {
-                let [outputs, inputs, side, across] = weight.shape[..] else { panic!() };
-                let sides = [side as i64, across as i64];
-                assert_eq!(self.integers("kernel_shape"), sides);
-                assert_eq!(self.integers("strides"), sides);
-                let shape = [x.shape[0], outputs, x.shape[2] / side, x.shape[3] / across];
-                Value::made(&shape, |place| {
-                    let [image, output, row, column] = place[..] else { panic!() };
-                    let mut sum = 0.0;
-                    for input in 0..inputs {
-                        for y in 0..side {
-                            for z in 0..across {
-                                let pixel = [image, input, row * side + y, column * across + z];
-                                sum += x.at(&pixel) * weight.at(&[output, input, y, z]);
-                            }
-                        }
+            ("ReduceMax", [x]) => self.reduced(reduce(x, self.integers("axes"), |all| {
+                all.fold(f64::NEG_INFINITY, f64::max)
+            })),
+            ("ReduceL2", [x]) => self.reduced(reduce(x, self.integers("axes"), |all| {
+                all.map(|value| value * value).sum::<f64>().sqrt()
+            })),
+            ("ReduceSum", [x, axes]) => {
+                let axes: Vec<i64> = axes.data.iter().map(|&axis| axis as i64).collect();
+                reduce(x, &axes, |all| all.sum())
+            }
+            ("Shape", [x]) => {
+                Value::new(&[x.shape.len()], x.shape.iter().map(|&side| side as f64).collect())
+            }
+            ("Expand", [x, shape]) => {
+                let ones = vec![0.0; shape.data.iter().product::<f64>() as usize];
+                let shape: Vec<usize> = shape.data.iter().map(|&side| side as usize).collect();
+                elementwise(x, &Value::new(&shape, ones), |x, _| x)
+            }
+            ("Concat", inputs) => {
+                let axis = self.integers("axis")[0] as usize;
+                let mut shape = inputs[0].shape.clone();
+                for x in inputs {
+                    for (at, side) in shape.iter().enumerate() {
+                        assert!(at == axis || x.shape[at] == *side, "{:?} in {shape:?}", x.shape);
                     }
-                    sum
+                }
+                shape[axis] = inputs.iter().map(|x| x.shape[axis]).sum();
+                Value::made(&shape, |place| {
+                    let mut place = place.to_vec();
+                    for x in inputs {
+                        if place[axis] < x.shape[axis] {
+                            return x.at(&place);
+                        }
+                        place[axis] -= x.shape[axis];
+                    }
+                    panic!("beyond all inputs")
                 })
             }
+            ("Slice", [x, starts, ends, axes, steps]) => {
+                let only = |value: &Value| {
+                    assert_eq!(value.shape, [1]);
+                    value.data[0] as i64
+                };
+                let (axis, step) = (only(axes) as usize, only(steps));
+                let side = x.shape[axis] as i64;
+                let from_end = |at: i64| if at < 0 { at.saturating_add(side) } else { at };
+                let limits = if step > 0 { (0, side) } else { (-1, side - 1) };
+                let [start, end] =
+                    [starts, ends].map(|value| from_end(only(value)).clamp(limits.0, limits.1));
+                let len = (end - start + step - step.signum()) / step;
+                let mut shape = x.shape.clone();
+                shape[axis] = len.max(0) as usize;
+                Value::made(&shape, |place| {
+                    let mut place = place.to_vec();
+                    place[axis] = (start + step * place[axis] as i64) as usize;
+                    x.at(&place)
+                })
+            }
+            ("Conv", [x, weight]) => self.convolution(x, weight),
             (operator, inputs) => panic!("{operator} of {} inputs", inputs.len()),
         }
     }

@@ -4,6 +4,7 @@ use esvit_settings::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::Stage;
+use crate::limits::{self, check_count};
 
 /// `eps` of LayerNorm in the official code.
 pub const NORM_EPS: f64 = 1e-6;
@@ -36,14 +37,22 @@ fn norm_eps() -> f64 {
 }
 
 impl SwinConfig {
-    /// Checks that the settings fit together.
+    /// Checks that the settings fit together and that no size is absurd.
     ///
     /// # Errors
     /// Names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let Self { depths, num_heads, mlp_ratio, norm_eps, .. } = self;
+        for (key, list) in [("depths", depths), ("num_heads", num_heads)] {
+            let (stages, most) = (list.len(), limits::STAGES);
+            let need = format!("a network has at most {most} stages");
+            check(stages <= most, key, format_args!("a list of {stages}"), need)?;
+        }
         let has_blocks = !depths.is_empty() && !depths.contains(&0);
         check(has_blocks, "depths", format_args!("{depths:?}"), "every stage needs a block")?;
+        let blocks = depths.iter().fold(0usize, |sum, &blocks| sum.saturating_add(blocks));
+        let need = format!("a network has at most {} blocks", limits::BLOCKS);
+        check(blocks <= limits::BLOCKS, "depths", format_args!("{depths:?}"), need)?;
         let stages = depths.len();
         check(
             num_heads.len() == stages,
@@ -51,18 +60,21 @@ impl SwinConfig {
             format_args!("{num_heads:?}"),
             format!("`depths` has {stages} stages, give one number for each"),
         )?;
-        for (key, value) in [
-            ("patch_size", self.patch_size),
-            ("window_size", self.window_size),
-            ("embed_dim", self.embed_dim),
+        let last = stages - 1;
+        for (key, value, most) in [
+            ("patch_size", self.patch_size, limits::PATCH),
+            ("window_size", self.window_size, limits::WINDOW),
+            // The width doubles with each stage.
+            ("embed_dim", self.embed_dim, limits::WIDTH >> last),
+            ("img_size", self.img_size, limits::SIDE),
         ] {
-            check(value > 0, key, value, "it must be at least 1")?;
+            check_count(key, value, most)?;
         }
-        let hidden = self.embed_dim as f64 * mlp_ratio;
-        let is_positive = hidden.is_finite() && hidden >= 1.0;
-        check(is_positive, "mlp_ratio", mlp_ratio, "it must be a positive number")?;
-        let is_positive = norm_eps.is_finite() && *norm_eps > 0.0;
-        check(is_positive, "norm_eps", norm_eps, "it must be a positive number")?;
+        let is_ratio = self.embed_dim as f64 * mlp_ratio >= 1.0 && *mlp_ratio <= limits::MLP_RATIO;
+        let need = format!("it must be positive and at most {}", limits::MLP_RATIO);
+        check(is_ratio, "mlp_ratio", mlp_ratio, need)?;
+        let is_eps = *norm_eps as f32 > 0.0 && *norm_eps <= 1.0;
+        check(is_eps, "norm_eps", norm_eps, "it must be positive and at most 1")?;
         for (stage, &heads) in num_heads.iter().enumerate() {
             let width = self.width(stage);
             check(
@@ -72,14 +84,40 @@ impl SwinConfig {
                 format!("it must divide the stage's width {width}"),
             )?;
         }
-        let last = stages - 1;
         let least = self.patch_size << last;
         check(
             self.resolution(last) > 0,
             "img_size",
             self.img_size,
             format!("it leaves no token in stage {last}, use at least {least} pixels"),
-        )
+        )?;
+        limits::check_parameters("depths", format_args!("{depths:?}"), self.parameters())
+    }
+
+    /// Number of weights, biases apart.
+    fn parameters(&self) -> f64 {
+        let stage = |(stage, &blocks): (usize, &usize)| {
+            let width = self.width(stage) as f64;
+            let positions = (2.0 * self.window(stage) as f64 - 1.0).powi(2);
+            let table = positions * self.num_heads[stage] as f64;
+            let block = width * width * (4.0 + 2.0 * self.mlp_ratio) + table;
+            blocks as f64 * block + 8.0 * width * width
+        };
+        self.depths.iter().enumerate().map(stage).sum()
+    }
+
+    /// Checks that maps and windows of an image of this size can be made; `key` says whose it is.
+    pub(crate) fn check_image(&self, key: &str, sides: [usize; 2]) -> Result<(), SettingError> {
+        let patch = self.patch_size;
+        let need = format!("it must be between a patch of {patch} and {} pixels", limits::SIDE);
+        for side in sides {
+            check((patch..=limits::SIDE).contains(&side), key, side, need.clone())?;
+        }
+        let [height, width] = sides;
+        let pairs = (height / patch) * (width / patch) * self.window(0).pow(2);
+        let need =
+            format!("its windows have {pairs} pairs of tokens, the most is {}", limits::PAIRS);
+        check(pairs <= limits::PAIRS, key, format_args!("{height} x {width}"), need)
     }
 
     /// The stages, first to last.
@@ -91,6 +129,13 @@ impl SwinConfig {
             heads: self.num_heads[stage],
         };
         self.depths.iter().enumerate().map(stage).collect()
+    }
+
+    /// The shape in a few words.
+    pub(crate) fn describe(&self) -> String {
+        let depths: Vec<String> = self.depths.iter().map(usize::to_string).collect();
+        let (depths, width, window) = (depths.join("-"), self.embed_dim, self.window_size);
+        format!("{depths} blocks, width {width}, window {window}")
     }
 
     /// Number of stages.
@@ -191,20 +236,38 @@ pub(in crate::backbone) mod tests {
     fn what_is_no_network_is_refused_by_name() {
         config().validate().unwrap();
         type Mistake<'a> = (&'a dyn Fn(&mut SwinConfig), &'a str);
-        let cases: [Mistake<'_>; 13] = [
+        let cases: [Mistake<'_>; 25] = [
             (&|config| config.depths = vec![], "`depths` is []: every stage needs a block"),
             (&|config| config.depths[1] = 0, "`depths` is [2, 0, 1]: every stage needs a block"),
             (
                 &|config| config.depths = vec![2, 1],
                 "`num_heads` is [1, 2, 3]: `depths` has 2 stages",
             ),
-            (&|config| config.patch_size = 0, "`patch_size` is 0: it must be at least 1"),
-            (&|config| config.window_size = 0, "`window_size` is 0: it must be at least 1"),
-            (&|config| config.embed_dim = 0, "`embed_dim` is 0: it must be at least 1"),
+            (&|config| config.patch_size = 0, "`patch_size` is 0: it must be between 1 and 64"),
+            (&|config| config.window_size = 0, "`window_size` is 0: it must be between 1 and 64"),
+            (&|config| config.embed_dim = 0, "`embed_dim` is 0: it must be between 1 and 16384"),
             (&|config| config.mlp_ratio = 0.1, "`mlp_ratio` is 0.1: "),
             (&|config| config.mlp_ratio = f64::INFINITY, "`mlp_ratio` is inf: "),
             (&|config| config.norm_eps = 0.0, "`norm_eps` is 0: "),
             (&|config| config.norm_eps = f64::NAN, "`norm_eps` is NaN: "),
+            (&|config| config.norm_eps = 1e-60, "`norm_eps` is 0.0"),
+            (&|config| config.norm_eps = 1e9, "`norm_eps` is 1000000000: "),
+            (&|config| config.mlp_ratio = f64::NAN, "`mlp_ratio` is NaN: "),
+            (&|config| config.mlp_ratio = 65.0, "`mlp_ratio` is 65: "),
+            (&|config| config.depths = vec![1; 100_000], "`depths` is a list of 100000: a network"),
+            (&|config| config.num_heads = vec![1; 17], "`num_heads` is a list of 17: a network"),
+            (
+                &|config| config.depths[2] = usize::MAX,
+                "`depths` is [2, 1, 18446744073709551615]: a",
+            ),
+            (&|config| config.embed_dim = 16_386, "`embed_dim` is 16386: "),
+            (&|config| config.patch_size = 65, "`patch_size` is 65: "),
+            (&|config| config.window_size = 65, "`window_size` is 65: "),
+            (&|config| config.img_size = 1 << 17, "`img_size` is 131072: "),
+            (
+                &|config| (config.embed_dim, config.depths[1]) = (12_000, 1_000),
+                "`depths` is [2, 1000, 1]: that makes 4.1e12 parameters, the most is 6.9e10",
+            ),
             (
                 &|config| config.num_heads[1] = 5,
                 "`num_heads[1]` is 5: it must divide the stage's width 12",
@@ -222,5 +285,29 @@ pub(in crate::backbone) mod tests {
             assert!(error.starts_with(expected), "{error}");
         }
         SwinConfig { img_size: 16, mlp_ratio: 0.2, ..config() }.validate().unwrap();
+        // As large as any, and close to the official code's count.
+        let large = SwinConfig { depths: vec![4, 4, 4], ..config() };
+        let large = SwinConfig { embed_dim: 1536, num_heads: vec![24, 48, 96], ..large };
+        large.validate().unwrap();
+        let (_, list) = crate::BackboneConfig::Swin(config()).build(0.0);
+        let count: usize = list.iter().filter(|p| p.shape.len() > 1).map(|p| p.len()).sum();
+        let merges = 8.0 * 24.0 * 24.0 - 3.0 * 16.0 * 6.0;
+        assert_eq!(config().parameters() - merges, count as f64);
+    }
+
+    #[test]
+    fn images_are_bounded() {
+        let config = config();
+        for sides in [[4, 4], [4, 65_536], [20_000, 20_000]] {
+            config.check_image("crop", sides).unwrap();
+        }
+        for (sides, expected) in [
+            ([3, 32], "`crop` is 3: it must be between a patch of 4 and 65536 pixels"),
+            ([32, 65_537], "`crop` is 65537: "),
+            ([65_536, 65_536], "`crop` is 65536 x 65536: its windows have 2415919104 pairs"),
+        ] {
+            let error = config.check_image("crop", sides).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
     }
 }

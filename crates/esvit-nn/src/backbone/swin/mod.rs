@@ -12,11 +12,11 @@ use std::ops::{ControlFlow, Range};
 
 use crate::tensor::Tensor;
 
-use super::{AttentionMap, Backbone, BackboneConfig, BlockOutput, NoAttention, TokenMaps};
+use super::{AttentionMap, Backbone, BlockOutput, Input, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::LayerNorm;
 use crate::ops::{self, Activation, WindowMaps};
-use crate::params::{Init, ParamId, Params, Scope};
+use crate::params::{Init, ParamId, Params, Part, Scope};
 use block::{Block, Downsample};
 #[cfg(test)]
 pub(super) use config::tests;
@@ -65,22 +65,25 @@ impl Swin {
             let mut blocks = Vec::new();
             for block in 0..config.depths[stage] {
                 let rate = drop_path * index as f64 / (total.max(2) - 1) as f64;
-                let mut scope = scope.at(format_args!("blocks.{block}"));
+                let mut scope = scope.at(format_args!("blocks.{block}")).part(Part::Block(index));
                 blocks.push(Block::new(&mut scope, config, [stage, block, index], rate));
                 index += 1;
             }
             let downsample = (stage + 1 < config.stages()).then(|| {
-                Downsample::new(&mut scope.at("downsample"), config.width(stage), config.norm_eps)
+                let mut scope = scope.at("downsample").part(Part::Block(index - 1));
+                Downsample::new(&mut scope, config.width(stage), config.norm_eps)
             });
             stages.push(Stage { blocks, downsample });
         }
-        let norm = LayerNorm::new(&mut scope.at("norm"), config.output_width(), config.norm_eps);
+        let mut scope = scope.at("norm").part(Part::FinalNorm);
+        let norm = LayerNorm::new(&mut scope, config.output_width(), config.norm_eps);
         let config = config.clone();
         let windows = WindowMaps::default();
         Self { config, patch_weight, patch_bias, patch_norm, stages, norm, windows }
     }
 
-    fn embed(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> TokenMaps {
+    fn embed(&self, params: &Params, input: Input<'_>, ctx: &ForwardCtx) -> TokenMaps {
+        let Input { images, mask } = input;
         let patch = self.config.patch_size;
         let (mut rows, segments): (Vec<_>, Vec<_>) =
             images.into_iter().map(|images| ops::patchify(images, patch)).unzip();
@@ -89,23 +92,32 @@ impl Swin {
         let weight = params.vector(self.patch_weight).reshape([self.config.embed_dim, columns]);
         let bias = params.vector(self.patch_bias);
         let rows = ops::linear(rows, weight, bias, Activation::None, ctx.precision);
-        TokenMaps { rows: self.patch_norm.forward(params, rows, ctx), segments }
+        let rows = self.patch_norm.forward(params, rows, ctx);
+        let rows = match mask {
+            Some(mask) => mask.apply(rows),
+            None => rows,
+        };
+        TokenMaps { rows, segments }
     }
 }
 
 impl Backbone for Swin {
-    fn config(&self) -> BackboneConfig {
-        BackboneConfig::Swin(self.config.clone())
+    fn family(&self) -> &'static str {
+        "Swin"
+    }
+
+    fn stages(&self) -> Vec<super::Stage> {
+        self.config.stage_table()
     }
 
     fn run(
         &self,
         params: &Params,
-        images: Vec<Tensor>,
+        input: Input<'_>,
         ctx: &ForwardCtx,
         tap: &mut dyn FnMut(BlockOutput<'_>) -> ControlFlow<()>,
     ) -> Option<TokenMaps> {
-        let mut maps = self.embed(params, images, ctx);
+        let mut maps = self.embed(params, input, ctx);
         for (stage, Stage { blocks, downsample }) in self.stages.iter().enumerate() {
             for (number, block) in blocks.iter().enumerate() {
                 maps = block.forward(params, maps, &self.windows, ctx);
@@ -134,7 +146,7 @@ impl Backbone for Swin {
         observe: &mut dyn FnMut(usize, AttentionMap),
     ) -> Result<(), NoAttention> {
         let ctx = ForwardCtx::eval();
-        let mut maps = self.embed(params, vec![images], &ctx);
+        let mut maps = self.embed(params, vec![images].into(), &ctx);
         for stage in &self.stages {
             for block in &stage.blocks {
                 if blocks.contains(&block.index) {

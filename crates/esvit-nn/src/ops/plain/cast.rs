@@ -1,6 +1,7 @@
 //! Between f32 and f64.
 
 use super::{Real, made, own, with_real};
+use crate::onnx::Nodes;
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{Dtype, Shape, Tensor};
 
@@ -30,6 +31,11 @@ impl Operation for Cast {
 
     fn dtype(&self, _: Dtype) -> Dtype {
         self.0
+    }
+
+    /// Graphs are f32 throughout.
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        Some(nodes.input(0))
     }
 
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

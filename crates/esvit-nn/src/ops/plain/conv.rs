@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::{Real, made, own, with_real};
 use crate::cost::Cost;
+use crate::onnx::Nodes;
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
@@ -158,6 +159,13 @@ impl Operation for Conv2d {
     fn output(&self, inputs: &[Shape]) -> Shape {
         let sizes = self.sizes(&inputs[0], &inputs[1]);
         [inputs[0][0], sizes.outputs, sizes.result[0], sizes.result[1]].into()
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let (x, weight) = (nodes.input(0), nodes.input(1));
+        let [_, _, height, width] = nodes.shape(1).dims();
+        let Self { stride, padding, groups } = *self;
+        Some(nodes.conv(&x, &weight, [height, width], stride, padding, groups))
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

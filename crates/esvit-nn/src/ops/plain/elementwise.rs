@@ -4,6 +4,9 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use super::{Real, map, own, with_real, zip};
+use crate::cost::Cost;
+use crate::onnx::Nodes;
+use crate::ops::Precision;
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{MAX_RANK, Shape, Tensor};
 
@@ -92,6 +95,7 @@ impl Neg for &Tensor {
     }
 }
 
+/// Named as in ONNX.
 #[derive(Debug, Clone, Copy)]
 enum Arithmetic {
     Add,
@@ -105,6 +109,13 @@ struct Binary {
     arithmetic: Arithmetic,
     /// Whether the right operand is a number, which gets no gradient.
     is_number: bool,
+}
+
+impl Binary {
+    /// Whether the backward pass needs the left operand.
+    fn needs_left(&self) -> bool {
+        matches!(self.arithmetic, Arithmetic::Mul | Arithmetic::Div) && !self.is_number
+    }
 }
 
 /// The shape of `x op y`.
@@ -137,11 +148,20 @@ impl Operation for Binary {
         broadcast(&inputs[0], &inputs[1])
     }
 
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        let saved = if self.needs_left() { inputs[0].numel() } else { 0 };
+        Cost::default().saving(saved, Precision::F32)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let (x, y) = (nodes.input(0), nodes.input(1));
+        Some(nodes.node(&format!("{:?}", self.arithmetic), &[&x, &y], &[]))
+    }
+
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let (y, x) = (inputs.swap_remove(1), inputs.swap_remove(0));
         let (from, shape) = (x.shape(), broadcast(&x.shape(), &y.shape()));
-        let needs_x = matches!(self.arithmetic, Arithmetic::Mul | Arithmetic::Div);
-        let saved = (save && needs_x && !self.is_number).then(|| x.clone());
+        let saved = (save && self.needs_left()).then(|| x.clone());
         let mut z = x.expand(shape);
         with_real!(z, T => match self.arithmetic {
             Arithmetic::Add => combine::<T>(&mut z, &y, |x, y| x + y),
@@ -229,6 +249,7 @@ functions! {
     powf Powf(exponent);
 }
 
+/// Named as in ONNX, where it has the function.
 #[derive(Debug, Clone, Copy)]
 enum Unary {
     Exp,
@@ -311,6 +332,27 @@ impl Unary {
 impl Operation for Unary {
     fn output(&self, inputs: &[Shape]) -> Shape {
         inputs[0]
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        Cost::default().saving(inputs[0].numel(), Precision::F32)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let x = nodes.input(0);
+        Some(match *self {
+            Self::Square => nodes.node("Mul", &[&x, &x], &[]),
+            Self::Gelu => nodes.gelu(&x),
+            Self::ClampMin(low) => {
+                let low = nodes.number(low);
+                nodes.node("Max", &[&x, &low], &[])
+            }
+            Self::Powf(exponent) => {
+                let exponent = nodes.number(exponent);
+                nodes.node("Pow", &[&x, &exponent], &[])
+            }
+            function => nodes.node(&format!("{function:?}"), &[&x], &[]),
+        })
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

@@ -1,6 +1,7 @@
 //! Selecting by index, and joining.
 
 use super::{Real, made, own, with_real};
+use crate::onnx::{Attribute, Nodes, Sizes};
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
@@ -70,6 +71,26 @@ impl Operation for IndexSelect {
         inputs[0].with(self.axis, self.indices.len())
     }
 
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let (axis, sizes, twin) = (self.axis, nodes.sizes(0), nodes.twin::<Self>()?);
+        let size = sizes.image[axis];
+        let twice: Vec<usize> = [0, size]
+            .iter()
+            .flat_map(|first| self.indices.iter().map(move |at| first + at))
+            .collect();
+        let indices: Vec<i64> = self.indices.iter().map(|&index| index as i64).collect();
+        let (x, table) = (nodes.input(0), nodes.table(&indices));
+        if sizes.batch_axis == Some(axis) && twin.indices == twice {
+            // The same of every image.
+            let images = nodes.reshape_to(&x, &sizes.split(axis));
+            let selected = nodes.gather(&images, &table, axis as i64 + 1);
+            let image = sizes.image.with(axis, indices.len());
+            Some(nodes.reshape_to(&selected, &Sizes { image, ..sizes }.dims()))
+        } else {
+            (twin.indices == self.indices).then(|| nodes.gather(&x, &table, axis as i64))
+        }
+    }
+
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let x = &inputs[0];
         let shape = x.shape().with(self.axis, self.indices.len());
@@ -109,6 +130,12 @@ impl Operation for Cat {
             inputs.iter().all(|s| s.with(self.axis, 0) == inputs[0].with(self.axis, 0));
         assert!(others_are_equal, "{inputs:?} cannot be joined along axis {}", self.axis);
         inputs[0].with(self.axis, inputs.iter().map(|shape| shape[self.axis]).sum())
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let inputs: Vec<String> = (0..nodes.count()).map(|index| nodes.input(index)).collect();
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        Some(nodes.node("Concat", &inputs, &[("axis", Attribute::Integer(self.axis as i64))]))
     }
 
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

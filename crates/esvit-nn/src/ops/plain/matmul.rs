@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::{Real, made, own, with_real};
 use crate::cost::Cost;
+use crate::onnx::Nodes;
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
@@ -50,6 +51,11 @@ impl Operation for Matmul {
     fn output(&self, inputs: &[Shape]) -> Shape {
         let [_, _, _, n] = sizes(&inputs[0], &inputs[1]);
         inputs[0].with(inputs[0].len() - 1, n)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let (x, y) = (nodes.input(0), nodes.input(1));
+        Some(nodes.node("MatMul", &[&x, &y], &[]))
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

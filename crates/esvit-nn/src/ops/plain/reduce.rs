@@ -1,6 +1,9 @@
 //! Sums, means and maxima.
 
 use super::{Real, chunks, made, map, own, with_real};
+use crate::cost::Cost;
+use crate::onnx::Nodes;
+use crate::ops::Precision;
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{Dtype, Shape, Tensor};
 
@@ -82,6 +85,16 @@ impl Operation for Sum {
         shape.with(axis, 1)
     }
 
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let x = nodes.input(0);
+        if self.is_mean {
+            return Some(nodes.reduce("ReduceMean", &x, self.axis));
+        }
+        // Unlike the other reductions, it takes its axes as an input.
+        let axes = nodes.table(&[self.axis as i64]);
+        Some(nodes.node("ReduceSum", &[&x, &axes], &[]))
+    }
+
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let x = &inputs[0];
         let [outer, size, inner] = x.shape().around(self.axis);
@@ -160,6 +173,15 @@ fn places<'a>(indices: &'a [i32], shape: &Shape, axis: usize) -> impl Iterator<I
 impl Operation for Max {
     fn output(&self, inputs: &[Shape]) -> Shape {
         maxima(&inputs[0], self.axis)
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        Cost::default().saving(self.output(inputs).numel(), Precision::F32)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let x = nodes.input(0);
+        Some(nodes.reduce("ReduceMax", &x, self.axis))
     }
 
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

@@ -1,6 +1,9 @@
 //! Softmax and its logarithm.
 
 use super::{Real, chunks, made, own, with_real};
+use crate::cost::Cost;
+use crate::onnx::{Attribute, Nodes};
+use crate::ops::Precision;
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
@@ -73,6 +76,16 @@ impl Softmax {
 impl Operation for Softmax {
     fn output(&self, inputs: &[Shape]) -> Shape {
         inputs[0]
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        Cost::default().saving(inputs[0].numel(), Precision::F32)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let x = nodes.input(0);
+        let operator = if self.is_log { "LogSoftmax" } else { "Softmax" };
+        Some(nodes.node(operator, &[&x], &[("axis", Attribute::Integer(-1))]))
     }
 
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

@@ -2,6 +2,7 @@
 //! broadcasting read the same values with other strides.
 
 use super::{Real, made, with_real};
+use crate::onnx::{Nodes, Sizes};
 use crate::tape::{InputGradients, Operation, Saved, apply};
 use crate::tensor::{MAX_RANK, Shape, Tensor};
 
@@ -18,6 +19,9 @@ impl Tensor {
             axes.len() == shape.len() && (0..shape.len()).all(|a| axes.contains(&a));
         assert!(is_permutation, "a permutation of the dimensions of {shape:?}, not {axes:?}");
         let mut permuted = whole;
+        let mut order = [0; MAX_RANK];
+        order[..axes.len()].copy_from_slice(axes);
+        permuted.kind = Kind::Permuted(order);
         for (to, &from) in axes.iter().enumerate() {
             permuted.shape = permuted.shape.with(to, shape[from]);
             permuted.strides[to] = whole.strides[from];
@@ -58,6 +62,7 @@ impl Tensor {
         let mut part = Strided::new(shape);
         part.start = start as isize * part.strides[axis];
         part.shape = shape.with(axis, len);
+        part.kind = Kind::Narrowed { axis, start };
         apply(part, [self])
     }
 
@@ -71,6 +76,7 @@ impl Tensor {
         let last = self.shape()[axis].saturating_sub(1);
         flipped.start = last as isize * flipped.strides[axis];
         flipped.strides[axis] = -flipped.strides[axis];
+        flipped.kind = Kind::Flipped(axis);
         apply(flipped, [self])
     }
 
@@ -81,7 +87,8 @@ impl Tensor {
     #[must_use]
     pub fn expand(self, shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
-        if shape == self.shape() {
+        // In a pass over shapes, what repeats nothing for one image may do so for two.
+        if shape == self.shape() && !self.is_symbolic() {
             self
         } else {
             apply(Strided::expand(self.shape(), shape), [self])
@@ -106,6 +113,20 @@ struct Strided {
     shape: Shape,
     start: isize,
     strides: [isize; MAX_RANK],
+    kind: Kind,
+}
+
+/// What the strides came from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Expanded,
+    /// The axis that each axis was.
+    Permuted([usize; MAX_RANK]),
+    Narrowed {
+        axis: usize,
+        start: usize,
+    },
+    Flipped(usize),
 }
 
 impl Strided {
@@ -115,7 +136,7 @@ impl Strided {
         for (axis, stride) in strides[..shape.len()].iter_mut().enumerate() {
             *stride = shape.around(axis)[2] as isize;
         }
-        Self { from: shape, shape, start: 0, strides }
+        Self { from: shape, shape, start: 0, strides, kind: Kind::Expanded }
     }
 
     fn expand(from: Shape, shape: Shape) -> Self {
@@ -180,6 +201,35 @@ impl Strided {
 impl Operation for Strided {
     fn output(&self, _: &[Shape]) -> Shape {
         self.shape
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let (from, twin) = (nodes.sizes(0), *nodes.twin::<Self>()?);
+        let x = nodes.input(0);
+        if twin.kind != self.kind {
+            return None;
+        }
+        match self.kind {
+            Kind::Expanded => {
+                let to = Sizes::of(self.shape, twin.shape)?;
+                Some(nodes.expand(&x, from, to))
+            }
+            Kind::Permuted(order) => {
+                let order = order[..self.shape.len()].iter().map(|&axis| axis as i64);
+                Some(nodes.transpose(&x, &order.collect::<Vec<_>>()))
+            }
+            Kind::Narrowed { axis, start } => {
+                if [self, &twin].iter().all(|part| part.shape == part.from) {
+                    return Some(x);
+                }
+                let len = self.shape[axis];
+                let is_fixed = twin.shape[axis] == len;
+                let (start, end) = (start as i64, (start + len) as i64);
+                is_fixed.then(|| nodes.slice(&x, axis, [start, end, 1]))
+            }
+            // To the very first one, whose place from the end is out of reach.
+            Kind::Flipped(axis) => Some(nodes.slice(&x, axis, [-1, i64::MIN + 1, -1])),
+        }
     }
 
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {

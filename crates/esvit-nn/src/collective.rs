@@ -1,0 +1,60 @@
+//! Communication among the processes of a run.
+
+use std::fmt::Debug;
+
+use crate::tensor::Tensor;
+
+/// Collective operations among `world` processes, each of which calls the same ones in the same
+/// order with tensors of the same shapes, on the device of its parameters.
+///
+/// An implementation that loses a process ends its own with a message: no process can go on alone.
+pub trait Collective: Debug + Send + Sync {
+    /// This process, from 0.
+    fn rank(&self) -> usize;
+
+    /// Number of processes.
+    fn world(&self) -> usize;
+
+    /// The sum of the tensors of all processes, the same bits everywhere.
+    fn all_reduce(&self, tensor: Tensor) -> Tensor;
+
+    /// The tensors of all processes, concatenated along the first axis in order of rank.
+    fn all_gather(&self, tensor: Tensor) -> Tensor;
+
+    /// [`Collective::all_gather`] of a recorded tensor. The gradient of a process's own part is the
+    /// sum of what all processes have for it.
+    fn all_gather_grad(&self, tensor: Tensor) -> Tensor;
+
+    /// The tensor of process `root`.
+    fn broadcast(&self, tensor: Tensor, root: usize) -> Tensor;
+}
+
+/// A process alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Solo;
+
+impl Collective for Solo {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world(&self) -> usize {
+        1
+    }
+
+    fn all_reduce(&self, tensor: Tensor) -> Tensor {
+        tensor
+    }
+
+    fn all_gather(&self, tensor: Tensor) -> Tensor {
+        tensor
+    }
+
+    fn all_gather_grad(&self, tensor: Tensor) -> Tensor {
+        tensor
+    }
+
+    fn broadcast(&self, tensor: Tensor, _root: usize) -> Tensor {
+        tensor
+    }
+}
