@@ -1,12 +1,16 @@
 //! Preprocessing for a frozen backbone.
 
+use esvit_settings::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::Normalization;
+use crate::resize::Interpolation;
 use crate::{EvalTransform, Image, ImageError, ViewsConfig};
 
-/// Preprocessing for a frozen backbone: resizing, center crop, normalization. Stored with weights.
+/// Preprocessing for a frozen backbone: resizing, center crop, normalization. Stored with weights;
+/// what is deserialized is valid.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Stored")]
 pub struct Preprocess {
     /// Resizing and center crop.
     #[serde(flatten)]
@@ -17,7 +21,44 @@ pub struct Preprocess {
     pub std: [f64; 3],
 }
 
+/// The stored form, each field of which errors name.
+#[derive(Deserialize)]
+struct Stored {
+    resize: u32,
+    crop: u32,
+    #[serde(default)]
+    interpolation: Interpolation,
+    mean: [f64; 3],
+    std: [f64; 3],
+}
+
+impl TryFrom<Stored> for Preprocess {
+    type Error = SettingError;
+
+    fn try_from(stored: Stored) -> Result<Self, SettingError> {
+        let Stored { resize, crop, interpolation, mean, std } = stored;
+        let transform = EvalTransform { resize, crop, interpolation };
+        let preprocess = Self { transform, mean, std };
+        preprocess.validate()?;
+        Ok(preprocess)
+    }
+}
+
 impl Preprocess {
+    /// Checks that images of any size can be shown so, in finite values.
+    ///
+    /// # Errors
+    /// Names the first invalid field.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        let EvalTransform { resize, crop, .. } = self.transform;
+        check((1..=4096).contains(&crop), "crop", crop, "it must be between 1 and 4096 pixels")?;
+        check(resize <= 65_536, "resize", resize, "it must be at most 65536 pixels")?;
+        let is_number = self.mean.iter().all(|mean| mean.abs() <= 1e6);
+        check(is_number, "mean", format_args!("{:?}", self.mean), "give numbers up to 1e6")?;
+        let is_positive = self.std.iter().all(|std| (1e-6..=1e6).contains(std));
+        check(is_positive, "std", format_args!("{:?}", self.std), "give numbers from 1e-6 to 1e6")
+    }
+
     /// The center `crop` after the shorter side is resized to `resize` pixels (0 for 256/224 of
     /// the crop), normalized as in training.
     pub fn new(crop: u32, resize: u32, views: &ViewsConfig) -> Self {
@@ -59,6 +100,28 @@ impl Preprocess {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_is_valid() {
+        let stored = serde_json::to_value(Preprocess::published(32)).unwrap();
+        let read = |key: &str, value: serde_json::Value| {
+            let mut stored = stored.clone();
+            stored[key] = value;
+            serde_json::from_value::<Preprocess>(stored)
+        };
+        assert_eq!(read("crop", 32.into()).unwrap(), Preprocess::published(32));
+        for (key, value, expected) in [
+            ("crop", 0.into(), "`crop` is 0: "),
+            ("crop", 4097.into(), "`crop` is 4097: "),
+            ("resize", 1_000_000_000.into(), "`resize` is 1000000000: "),
+            ("mean", vec![0.5, 1e30, 0.5].into(), "`mean` is [0.5, 1e30, 0.5]: "),
+            ("std", vec![0.5, 0.0, 0.5].into(), "`std` is [0.5, 0.0, 0.5]: "),
+            ("std", "x".into(), "invalid type"),
+        ] {
+            let error = read(key, value).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
 
     #[test]
     fn images_are_shown_as_the_settings_say() {

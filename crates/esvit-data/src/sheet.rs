@@ -78,6 +78,7 @@ mod tests {
         assert_eq!((sheet.width(), sheet.height()), (4 + 132 + 52, 4 + 2 * 132));
         assert_eq!(sheet.pixel(3, 3), Some([255; 3]));
         assert_eq!(sheet.pixel(4, 4), Some([255, 0, 0]));
+        assert_eq!(sheet.pixel(135, 136), Some([255; 3]));
         assert_eq!(sheet.pixel(136, 136), Some([0, 0, 255]));
         assert_eq!(sheet.pixel(136, 200), Some([255; 3]));
     }

@@ -1,8 +1,8 @@
 //! Checkpoints: the whole state of a run in one file.
 //!
-//! Tensors are named `student.*`, `teacher.*`, `center`, `center_grid`, `optimizer.exp_avg.*` and
-//! `optimizer.exp_avg_sq.*`; the rest is metadata. No time or machine is stored, so equal states
-//! make equal files.
+//! Tensors are named `student.*`, `teacher.*`, `optimizer.exp_avg.*`, `optimizer.exp_avg_sq.*` and,
+//! without a prefix, as the objective calls its state (`center`, `center_grid`); the rest is
+//! metadata. No time or machine is stored, so equal states make equal files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,24 +10,23 @@ use std::path::{Path, PathBuf};
 use esvit_data::Preprocess;
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::Tensor;
-use esvit_nn::params::{ParamSpec, Role};
+use esvit_nn::params::{ParamSpec, Part, Role};
 use esvit_nn::weights::{
     self, Entry, METADATA_KEY, Report, StoredNetwork, WeightsError, WeightsFile, entry,
 };
 use esvit_nn::{BackboneConfig, Params};
-use esvit_settings::SettingError;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::config::ConfigError;
 use crate::config_text::Origin;
+use crate::objective::StateTensor;
 use crate::{Config, Learner};
 
 const FORMAT: u32 = 1;
 const STUDENT: &str = "student.";
 const TEACHER: &str = "teacher.";
 const MOMENTS: [&str; 2] = ["optimizer.exp_avg.", "optimizer.exp_avg_sq."];
-const CENTER: &str = "center";
-const CENTER_GRID: &str = "center_grid";
 
 /// Metadata of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,7 +78,7 @@ impl Metadata {
             best,
             updates: BTreeMap::new(),
             backbone: Some(BackboneFacts {
-                model: config.model.backbone(),
+                model: config.model.backbone.clone(),
                 preprocess: config.preprocess(),
                 seed: config.seed,
             }),
@@ -113,13 +112,13 @@ pub enum CheckpointError {
         /// What is missing.
         reason: String,
     },
-    /// The description of the run's backbone is that of no network.
-    #[error("the description of the network in `{path}` is damaged: {source}", path = path.display())]
-    Shape {
+    /// The metadata cannot be read.
+    #[error("the metadata in `{path}` is damaged: {reason}", path = path.display())]
+    Metadata {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
-        source: SettingError,
+        /// The field, and what is wrong.
+        reason: String,
     },
     /// The file cannot be written.
     #[error(transparent)]
@@ -132,10 +131,11 @@ pub enum CheckpointError {
 /// When it cannot be written.
 pub fn save(path: &Path, learner: &Learner, mut metadata: Metadata) -> Result<(), CheckpointError> {
     let mut entries = weights::entries(STUDENT, &learner.student);
-    entries.extend(weights::entries(TEACHER, &learner.teacher));
-    let row = |name: &str, center: &Tensor| entry(name, &[1, center.numel()], center);
-    entries.push(row(CENTER, &learner.centers.view));
-    entries.extend(learner.centers.region.as_ref().map(|center| row(CENTER_GRID, center)));
+    if let Some(teacher) = &learner.teacher {
+        entries.extend(weights::entries(TEACHER, teacher));
+    }
+    let state = learner.objective.state();
+    entries.extend(state.iter().map(|state| entry(state.name, &state.shape, &state.value)));
     for (index, spec) in learner.network.specs().iter().enumerate() {
         for (prefix, moment) in MOMENTS.iter().zip(learner.optimizer.moments(index)) {
             entries.push(entry(format!("{prefix}{}", spec.name), &spec.shape, &moment));
@@ -167,6 +167,16 @@ pub struct Checkpoint {
     pub metadata: Option<Metadata>,
 }
 
+/// The metadata of a run; None beside weights alone, whose shape must be valid all the same.
+fn stored_metadata(text: &str) -> Result<Option<Metadata>, String> {
+    let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if value.get("config").is_some() {
+        return serde_path_to_error::deserialize(value).map(Some).map_err(|e| e.to_string());
+    }
+    let model = value.get("model").map(BackboneConfig::deserialize);
+    model.transpose().map(|_| None).map_err(|error| format!("model: {error}"))
+}
+
 /// Which parts of a network were loaded.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Loaded {
@@ -188,16 +198,9 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let file = WeightsFile::open(path).map_err(WeightsError::from)?;
         let text = file.metadata().get(METADATA_KEY).and_then(|value| value.as_str());
-        let metadata: Option<Metadata> = text.and_then(|text| serde_json::from_str(text).ok());
-        if let Some(BackboneFacts { model, .. }) =
-            metadata.as_ref().and_then(|m| m.backbone.as_ref())
-        {
-            model.validate().map_err(|error| CheckpointError::Shape {
-                path: path.into(),
-                source: error.within("model"),
-            })?;
-        }
-        Ok(Self { file, metadata })
+        let damaged = |reason| CheckpointError::Metadata { path: path.into(), reason };
+        let metadata = text.map(|text| stored_metadata(text).map_err(damaged)).transpose()?;
+        Ok(Self { file, metadata: metadata.flatten() })
     }
 
     /// The file.
@@ -236,25 +239,21 @@ impl Checkpoint {
             }
         };
         learner.student = network(STUDENT)?;
-        learner.teacher = network(TEACHER)?;
-        self.restore_moments(learner, metadata)?;
-        let prototypes = learner.network.prototypes();
-        let center = |name: &str| -> Result<Tensor, CheckpointError> {
-            let found = self.state(name, &[1, prototypes])?;
-            let found = found.map(|values| Tensor::new(values, [prototypes], &device));
-            found.ok_or_else(|| CheckpointError::NotARun {
-                path: self.file.path().into(),
-                reason: format!("`{name}` with {prototypes} values is missing"),
-            })
-        };
-        learner.centers.view = center(CENTER)?;
-        if learner.centers.region.is_some() {
-            learner.centers.region = Some(center(CENTER_GRID)?);
+        if learner.teacher.is_some() {
+            learner.teacher = Some(network(TEACHER)?);
         }
-        Ok(())
+        self.restore_moments(learner, metadata)?;
+        let missing = self.restore_objective(learner)?;
+        match missing.first() {
+            None => Ok(()),
+            Some(StateTensor { name, shape, .. }) => Err(CheckpointError::NotARun {
+                path: self.file.path().into(),
+                reason: format!("`{name}` of shape {shape:?} is missing"),
+            }),
+        }
     }
 
-    /// Loads weights only; optimizer and centers start anew. Student and teacher are both loaded
+    /// Loads weights only; optimizer and objective are reset. Student and teacher are both loaded
     /// from a file that has only one network, of any program. Heads may be missing.
     ///
     /// # Errors
@@ -262,22 +261,25 @@ impl Checkpoint {
     pub fn initialize(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
         let networks = esvit_nn::weights::networks(&self.file);
         let has = |name| networks.iter().any(|at| at.network() == name);
-        let keys = if has("student") && has("teacher") {
-            [Some("student"), Some("teacher")]
-        } else {
-            [None, None]
+        let keys = match has("student") && has("teacher") {
+            true if learner.teacher.is_some() => [Some("student"), Some("teacher")],
+            // A student alone goes on from the network that is evaluated.
+            true => [Some("teacher"); 2],
+            false => [None; 2],
         };
         let student = StoredNetwork::find(&self.file, keys[0])?;
         let teacher = StoredNetwork::find(&self.file, keys[1])?;
         let loaded;
         (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
-        (learner.teacher, _) = load_partial(&teacher, &learner.teacher, learner)?;
+        if let Some(present) = &learner.teacher {
+            learner.teacher = Some(load_partial(&teacher, present, learner)?.0);
+        }
         let says_more = self.file.metadata().get(METADATA_KEY).is_some();
         let norm_eps = student.location().naming.norm_eps();
         Ok(Loaded { norm_eps: (!says_more).then_some(norm_eps), ..loaded })
     }
 
-    /// Loads all that the file has: weights, moments, centers. Parts of the network that it lacks,
+    /// Loads all that the file has: weights, moments, the objective's state. Parts of the network that it lacks,
     /// such as the head of an added task, stay initialized, equal in student and teacher. The run
     /// continues at the stored step.
     ///
@@ -285,27 +287,35 @@ impl Checkpoint {
     /// When the file is not a checkpoint of a run, or a part in it does not fit.
     pub fn continue_from(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
         let metadata = self.run()?;
-        let [student, teacher] =
-            [STUDENT, TEACHER].map(|prefix| StoredNetwork::at(&self.file, prefix));
+        let has_teacher = self.file.tensors().iter().any(|tensor| tensor.name.starts_with(TEACHER));
+        let [student, teacher] = [STUDENT, if has_teacher { TEACHER } else { STUDENT }]
+            .map(|prefix| StoredNetwork::at(&self.file, prefix));
         let loaded;
         (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
-        (learner.teacher, _) = load_partial(&teacher, &learner.teacher, learner)?;
+        if let Some(present) = &learner.teacher {
+            learner.teacher = Some(load_partial(&teacher, present, learner)?.0);
+        }
         self.restore_moments(learner, metadata)?;
-        let prototypes = learner.network.prototypes();
-        let device = learner.device();
-        let center = |name| -> Result<Option<Tensor>, CheckpointError> {
-            let found = self.state(name, &[1, prototypes])?;
-            Ok(found.map(|values| Tensor::new(values, [prototypes], &device)))
-        };
-        if let Some(view) = center(CENTER)? {
-            learner.centers.view = view;
-        }
-        if learner.centers.region.is_some()
-            && let Some(region) = center(CENTER_GRID)?
-        {
-            learner.centers.region = Some(region);
-        }
+        self.restore_objective(learner)?;
         Ok(loaded)
+    }
+
+    /// Restores the state of the objective; returns what the file lacks, which is left as it is.
+    fn restore_objective(
+        &self,
+        learner: &mut Learner,
+    ) -> Result<Vec<StateTensor>, CheckpointError> {
+        let mut missing = Vec::new();
+        for state in learner.objective.state() {
+            match self.state(state.name, &state.shape)? {
+                Some(values) => {
+                    let value = Tensor::new(values, state.value.shape(), &learner.device());
+                    learner.objective.set_state(state.name, value);
+                }
+                None => missing.push(state),
+            }
+        }
+        Ok(missing)
     }
 
     /// The values of a tensor of the run's state, if there is one of this shape.
@@ -342,8 +352,8 @@ fn load_partial(
 ) -> Result<(Params, Loaded), CheckpointError> {
     let mut loaded = Loaded::default();
     for spec in present.specs().iter() {
-        let part = part(&spec.name).to_owned();
-        let parts = if part == BACKBONE || stored.has_part(&part) {
+        let part = part_name(spec).to_owned();
+        let parts = if spec.part.is_backbone() || stored.has_part(&part) {
             &mut loaded.found
         } else {
             &mut loaded.new
@@ -355,7 +365,7 @@ fn load_partial(
     let values: BTreeMap<&str, Tensor> =
         present.iter().map(|(spec, value)| (spec.name.as_str(), value)).collect();
     let keep = |spec: &ParamSpec| {
-        let is_new = loaded.new.iter().any(|name| name == part(&spec.name));
+        let is_new = loaded.new.iter().any(|name| name == part_name(spec));
         is_new.then(|| values[spec.name.as_str()].to_vec())
     };
     let (params, report) = stored.load(present.specs(), &learner.device(), keep)?;
@@ -363,12 +373,10 @@ fn load_partial(
     Ok((params, loaded))
 }
 
-const BACKBONE: &str = "backbone";
-
-/// The part of a network that a parameter belongs to.
-fn part(name: &str) -> &str {
-    match name.split('.').next() {
-        Some(head @ ("head" | "head_dense")) => head,
-        _ => BACKBONE,
+/// The name of the part that a parameter belongs to, in messages.
+fn part_name(spec: &ParamSpec) -> &str {
+    match &spec.part {
+        Part::Head(name) => name,
+        _ => "backbone",
     }
 }

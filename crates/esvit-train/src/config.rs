@@ -3,30 +3,31 @@
 use std::path::PathBuf;
 
 use esvit_data::{Policy, Preprocess, ViewsConfig};
-use esvit_nn::backbone::swin::SwinConfig;
-use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::zoo::CUSTOM;
-use esvit_nn::{BackboneConfig, zoo};
+use esvit_nn::{BackboneConfig, Device, Network, zoo};
 use esvit_settings::{SettingError, check, settings};
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use toml::{Table, Value};
 
 use crate::config_text::{self, Layer, Schema, none_word};
 use crate::crop_chunks::CropChunks;
-use crate::mixup::MixupConfig;
-use crate::objective::{NamedWeights, Weights};
+use crate::objective::{Chunking, Objective, ObjectiveConfig, Setup, read};
 use crate::optim::{ClipScope, OptimizerKind};
 use crate::recipe;
 
 pub use crate::config_text::ConfigError as TextError;
 
-/// Settings under former names, accepted in older files: table, old and new name.
-const RENAMED: [(&str, &str, &str); 4] = [
-    ("data", "queue", "prefetch"),
-    ("knn", "max_pictures", "max_images"),
-    ("train", "crops_per_pass", "crops_per_forward"),
-    ("train", "checkpoint_blocks", "activation_checkpointing"),
+/// Settings that had another place: old and new one. Older files and commands are still read.
+const MOVED: [[[&str; 2]; 2]; 7] = [
+    [["data", "queue"], ["data", "prefetch"]],
+    [["knn", "max_pictures"], ["knn", "max_images"]],
+    [["train", "crops_per_pass"], ["train", "crops_per_forward"]],
+    [["train", "checkpoint_blocks"], ["train", "activation_checkpointing"]],
+    [["optim", "momentum_teacher"], ["objective", "momentum_teacher"]],
+    [["optim", "freeze_last_layer"], ["objective", "freeze_last_layer"]],
+    [["", "head"], ["objective", "head"]],
 ];
 
 /// All settings of a pre-training run.
@@ -41,11 +42,9 @@ pub struct Config {
     pub views: ViewsConfig,
     /// The backbone.
     pub model: ModelConfig,
-    /// The projection heads.
-    pub head: HeadConfig,
-    /// The tasks, and the teacher's targets.
+    /// What is learned: heads, losses, teacher.
     pub objective: ObjectiveConfig,
-    /// Optimizer, its schedules, and EMA.
+    /// Optimizer and its schedules.
     pub optim: OptimConfig,
     /// Length of the run and size of its batches.
     pub train: TrainConfig,
@@ -78,70 +77,37 @@ settings! {
 }
 
 /// The backbone.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelConfig {
     /// A named architecture, which gives the defaults of this table, or `custom`.
     pub arch: String,
     /// Stochastic depth: rate of the last block; it grows linearly from 0 at the first.
     pub drop_path: f64,
-    /// Side of the image in pixels, from which windows are derived.
-    pub img_size: usize,
-    /// Side of a patch in pixels.
-    pub patch_size: usize,
-    /// Width of the first stage.
-    pub embed_dim: usize,
-    /// Number of blocks per stage.
-    pub depths: Vec<usize>,
-    /// Number of attention heads per stage.
-    pub num_heads: Vec<usize>,
-    /// Side of a window in tokens.
-    pub window_size: usize,
-    /// Width of an MLP's hidden layer, as a multiple of the stage's width.
-    pub mlp_ratio: f64,
-    /// `eps` of every LayerNorm; 1e-5 for weights of most other programs.
-    pub norm_eps: f64,
+    /// Family and shape.
+    #[serde(flatten)]
+    pub backbone: BackboneConfig,
+}
+
+impl<'de> Deserialize<'de> for ModelConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Head {
+            arch: String,
+            drop_path: f64,
+        }
+        let mut table = Table::deserialize(deserializer)?;
+        let head = ["arch", "drop_path"]
+            .into_iter()
+            .filter_map(|key| Some((key.to_owned(), table.remove(key)?)));
+        let Head { arch, drop_path } = read(head.collect()).map_err(D::Error::custom)?;
+        Ok(Self { arch, drop_path, backbone: read(table).map_err(D::Error::custom)? })
+    }
 }
 
 impl ModelConfig {
     /// The settings of a named architecture.
     pub fn named(arch: &zoo::Architecture) -> Self {
-        let BackboneConfig::Swin(SwinConfig {
-            img_size,
-            patch_size,
-            embed_dim,
-            depths,
-            num_heads,
-            window_size,
-            mlp_ratio,
-            norm_eps,
-        }) = arch.config();
-        Self {
-            arch: arch.name.into(),
-            drop_path: arch.drop_path,
-            img_size,
-            patch_size,
-            embed_dim,
-            depths,
-            num_heads,
-            window_size,
-            mlp_ratio,
-            norm_eps,
-        }
-    }
-
-    /// The network's shape.
-    pub fn backbone(&self) -> BackboneConfig {
-        BackboneConfig::Swin(SwinConfig {
-            img_size: self.img_size,
-            patch_size: self.patch_size,
-            embed_dim: self.embed_dim,
-            depths: self.depths.clone(),
-            num_heads: self.num_heads.clone(),
-            window_size: self.window_size,
-            mlp_ratio: self.mlp_ratio,
-            norm_eps: self.norm_eps,
-        })
+        Self { arch: arch.name.into(), drop_path: arch.drop_path, backbone: arch.config() }
     }
 }
 
@@ -152,29 +118,7 @@ impl Default for ModelConfig {
 }
 
 settings! {
-    /// The tasks, and the teacher's targets.
-    pub struct ObjectiveConfig {
-        /// Adds the region task L_R to the view task L_V.
-        pub region: bool = true,
-        /// `reference` (0.5 each, 1 for L_V alone), `paper` (1 each), `{ view = .., region = .. }`.
-        pub weights: Weights = Weights::Named(NamedWeights::Reference),
-        /// The student's temperature.
-        pub student_temp: f64 = 0.1,
-        /// The teacher's temperature after its warm-up. Above 0.07 training may become unstable.
-        pub teacher_temp: f64 = 0.04,
-        /// The teacher's temperature in the first epoch.
-        pub warmup_teacher_temp: f64 = 0.04,
-        /// Epochs over which the teacher's temperature grows.
-        pub warmup_teacher_temp_epochs: u64 = 0,
-        /// EMA momentum of the centers.
-        pub center_momentum: f64 = 0.9,
-        /// Mixup and CutMix of the student's images; view task only.
-        pub mixup: MixupConfig = MixupConfig::default(),
-    }
-}
-
-settings! {
-    /// Optimizer, its schedules, and EMA.
+    /// Optimizer and its schedules.
     pub struct OptimConfig {
         /// `adamw`, `sgd` or `lars`.
         pub name: OptimizerKind = OptimizerKind::AdamW,
@@ -194,10 +138,6 @@ settings! {
         pub clip_grad: Option<f64> = Some(3.0),
         /// Clips each `tensor` by its own norm, as in the official code, or by the `global` norm.
         pub clip_scope: ClipScope = ClipScope::Tensor,
-        /// Epochs during which the prototypes are frozen.
-        pub freeze_last_layer: u64 = 1,
-        /// EMA momentum of the teacher at the start; it grows to 1.
-        pub momentum_teacher: f64 = 0.996,
     }
 }
 
@@ -297,7 +237,7 @@ settings! {
 
 impl Default for Config {
     fn default() -> Self {
-        Self::with(ModelConfig::default(), Policy::default())
+        Self::with(ModelConfig::default(), ObjectiveConfig::default(), Policy::default())
     }
 }
 
@@ -323,6 +263,14 @@ pub enum ConfigError {
         /// The architectures that exist.
         known: String,
     },
+    /// There is no objective of this name.
+    #[error("there is no objective `{name}`\nhint: choose one of {known}")]
+    Objective {
+        /// The name.
+        name: String,
+        /// The objectives that exist.
+        known: String,
+    },
     /// A setting is invalid.
     #[error(transparent)]
     Setting(#[from] SettingError),
@@ -332,14 +280,13 @@ pub enum ConfigError {
 }
 
 impl Config {
-    fn with(model: ModelConfig, policy: Policy) -> Self {
+    fn with(model: ModelConfig, objective: ObjectiveConfig, policy: Policy) -> Self {
         Self {
             seed: 0,
             data: DataConfig::default(),
             views: ViewsConfig::for_policy(policy),
             model,
-            head: HeadConfig::default(),
-            objective: ObjectiveConfig::default(),
+            objective,
             optim: OptimConfig::default(),
             train: TrainConfig::default(),
             checkpoint: CheckpointConfig::default(),
@@ -347,14 +294,14 @@ impl Config {
         }
     }
 
-    /// Merges `layers`, lowest first, over the defaults. The last `model.arch` and `views.policy`
-    /// select the defaults of their tables; a named architecture also discards what earlier layers
-    /// set in `model`.
+    /// Merges `layers`, lowest first, over the defaults. The last `model.arch`, `objective.name` and
+    /// `views.policy` select the defaults of their tables. A named architecture also discards what
+    /// earlier layers set in `model`, and an objective what they set for another one.
     ///
     /// # Errors
     /// Names key and layer of the first error.
     pub fn resolve(mut layers: Vec<Layer>) -> Result<Self, ConfigError> {
-        layers.iter_mut().for_each(rename);
+        layers.iter_mut().for_each(move_settings);
         let arch = layers.iter().rposition(|layer| text(&layer.table, "model", "arch").is_some());
         let model = match arch.and_then(|i| text(&layers[i].table, "model", "arch")) {
             None | Some(CUSTOM) => ModelConfig::default(),
@@ -370,6 +317,7 @@ impl Config {
             // The full name, even if a short one was given.
             table.insert("arch".into(), model.arch.clone().into());
         }
+        let objective = objective(&mut layers)?;
         let policy = layers
             .iter()
             .rev()
@@ -379,7 +327,7 @@ impl Config {
             // An unknown name is reported with its place below.
             _ => Policy::default(),
         };
-        let schema = Schema::of(&Self::with(model, policy))?;
+        let schema = Schema::of(&Self::with(model, objective, policy))?;
         let config: Self = config_text::resolve(&schema, &layers)?;
         config.validate()?;
         Ok(config)
@@ -416,18 +364,29 @@ impl Config {
     pub fn crop_chunks(&self) -> CropChunks {
         let TrainConfig { crops_per_forward, activation_checkpointing, .. } = self.train;
         match crops_per_forward {
-            // Batch normalization needs all crops of a step.
-            0 if self.head.use_bn_in_head => CropChunks::All,
+            0 if self.objective.settings().chunking() == Chunking::Whole => CropChunks::All,
             0 => {
                 let precision = self.train.precision();
-                CropChunks::within_memory(
-                    &self.model.backbone(),
-                    precision,
-                    activation_checkpointing,
-                )
+                CropChunks::within_memory(&self.model.backbone, precision, activation_checkpointing)
             }
             count => CropChunks::Crops(count),
         }
+    }
+
+    /// The network, initialized by nothing yet, and its objective, for images of `classes` classes.
+    pub fn network(&self, device: &Device, classes: usize) -> (Network, Box<dyn Objective>) {
+        let backbone = &self.model.backbone;
+        Network::new(backbone, self.model.drop_path, |scope, width| {
+            let setup = Setup {
+                width,
+                blocks: backbone.blocks(),
+                classes,
+                seed: self.seed,
+                precision: self.train.precision(),
+                device: *device,
+            };
+            self.objective.settings().build(scope, &setup)
+        })
     }
 
     /// Checks each table, then their combinations.
@@ -435,21 +394,27 @@ impl Config {
         self.data.validate()?;
         self.views.validate().map_err(|error| error.within("views"))?;
         self.model.validate()?;
-        self.head.validate().map_err(|error| error.within("head"))?;
-        self.objective.validate()?;
+        let objective = self.objective.settings();
+        objective.validate().map_err(|error| error.within("objective"))?;
         self.optim.validate()?;
         self.train.validate()?;
         at_least_one("checkpoint.every_epochs", self.checkpoint.every_epochs)?;
         at_least_one("checkpoint.keep_last", self.checkpoint.keep_last as u64)?;
         at_least_one("knn.k", self.knn.k as u64)?;
         above_zero("knn.temperature", self.knn.temperature)?;
-        self.objective.mixup.validate("objective.mixup")?;
+        let (need, given) = (objective.global_views(), self.views.global_count);
+        check(
+            given >= need,
+            "views.global_count",
+            given,
+            format!("`{}` needs {need} global views", self.objective.name()),
+        )?;
         let fail = |message: String| Err(ConfigError::Conflict(message));
-        if self.head.use_bn_in_head && self.train.crops_per_forward > 0 {
+        if objective.chunking() == Chunking::Whole && self.train.crops_per_forward > 0 {
             return fail(
-                "`train.crops_per_forward` and `head.use_bn_in_head` do not go together: batch \
-                 normalization sees all crops of a step at once\n\
-                 hint: set the first to 0, and `train.activation_checkpointing=true` for less memory"
+                "`train.crops_per_forward` does not go with this objective, whose loss (or \
+                 `objective.head.use_bn_in_head`) sees all crops of a step at once\n\
+                 hint: set it to 0, and `train.activation_checkpointing=true` for less memory"
                     .into(),
             );
         }
@@ -460,18 +425,15 @@ impl Config {
                 self.optim.warmup_epochs, self.train.epochs
             ));
         }
-        if self.objective.mixup.enabled && self.objective.region {
-            return fail(
-                "`objective.mixup` mixes images, and regions of a mixed image have no match\n\
-                 hint: set `objective.region=false` to train the view task alone with mixup"
-                    .into(),
-            );
-        }
+        self.preprocess().validate().map_err(|error| error.within("knn"))?;
+        let size = self.preprocess().size();
+        self.model.backbone.check_image("knn.crop", [size; 2])?;
         let smallest = self.views.sizes().into_iter().min().unwrap_or(0) as usize;
-        if smallest < self.model.patch_size {
+        if self.model.backbone.last_map(smallest) == 0 {
+            let stride = self.model.backbone.stages()[0].stride;
             return fail(format!(
-                "views of {smallest} pixels hold no patch of `model.patch_size` {}",
-                self.model.patch_size
+                "views of {smallest} pixels hold no patch of {stride} (`model.patch_size`)\n\
+                 hint: raise `views.local_sizes`, or choose another `model.arch`"
             ));
         }
         Ok(())
@@ -486,18 +448,9 @@ impl DataConfig {
 
 impl ModelConfig {
     fn validate(&self) -> Result<(), SettingError> {
-        self.backbone().validate().map_err(|error| error.within("model"))?;
+        self.backbone.validate().map_err(|error| error.within("model"))?;
         let need = "give a rate of at least 0 and below 1: 1 leaves nothing of a block";
         check((0.0..1.0).contains(&self.drop_path), "model.drop_path", self.drop_path, need)
-    }
-}
-
-impl ObjectiveConfig {
-    fn validate(&self) -> Result<(), SettingError> {
-        above_zero("objective.student_temp", self.student_temp)?;
-        above_zero("objective.teacher_temp", self.teacher_temp)?;
-        above_zero("objective.warmup_teacher_temp", self.warmup_teacher_temp)?;
-        share("objective.center_momentum", self.center_momentum)
     }
 }
 
@@ -516,7 +469,7 @@ impl OptimConfig {
             let need = "it must be above 0, or `none` for no limit";
             check(limit.is_finite() && limit > 0.0, "optim.clip_grad", limit, need)?;
         }
-        share("optim.momentum_teacher", self.momentum_teacher)
+        Ok(())
     }
 }
 
@@ -540,19 +493,37 @@ fn above_zero(key: &str, value: f64) -> Result<(), SettingError> {
     check(value.is_finite() && value > 0.0, key, value, "it must be above 0")
 }
 
-fn share(key: &str, value: f64) -> Result<(), SettingError> {
-    check((0.0..=1.0).contains(&value), key, value, "it must be between 0 and 1")
-}
-
-/// Renames settings under former names.
-fn rename(layer: &mut Layer) {
-    for (table, old, new) in RENAMED {
-        if let Some(Value::Table(table)) = layer.table.get_mut(table)
-            && let Some(value) = table.remove(old)
-        {
-            table.entry(new).or_insert(value);
+/// Moves settings from former places.
+fn move_settings(layer: &mut Layer) {
+    for [[table, key], [new_table, new_key]] in MOVED {
+        let old = match table {
+            "" => Some(&mut layer.table),
+            table => layer.table.get_mut(table).and_then(Value::as_table_mut),
+        };
+        let Some(value) = old.and_then(|old| old.remove(key)) else { continue };
+        let place = layer.table.entry(new_table).or_insert_with(|| Table::new().into());
+        if let Some(place) = place.as_table_mut() {
+            place.entry(new_key).or_insert(value);
         }
     }
+}
+
+/// The defaults of the objective that `layers` choose. What they set for another one is removed.
+fn objective(layers: &mut [Layer]) -> Result<ObjectiveConfig, ConfigError> {
+    let default = ObjectiveConfig::default().name();
+    let name = |layer: &Layer| text(&layer.table, "objective", "name").map(str::to_owned);
+    let chosen = layers.iter().rev().find_map(name).unwrap_or_else(|| default.into());
+    let mut current = default.to_owned();
+    for layer in layers {
+        current = name(layer).unwrap_or(current);
+        if current != chosen {
+            layer.table.remove("objective");
+        }
+    }
+    ObjectiveConfig::named(&chosen).ok_or_else(|| ConfigError::Objective {
+        name: chosen,
+        known: quoted(ObjectiveConfig::NAMES.iter().copied()),
+    })
 }
 
 fn text<'a>(table: &'a Table, section: &str, key: &str) -> Option<&'a str> {
@@ -566,17 +537,20 @@ fn architecture(name: &str) -> Result<&'static zoo::Architecture, ConfigError> {
     })
 }
 
-/// A recipe as the lowest layer.
+/// A recipe as the lowest layers.
 ///
 /// # Errors
 /// When there is none of this name.
-pub fn recipe_layer(name: &str) -> Result<Layer, ConfigError> {
-    let recipe = recipe::find(name).ok_or_else(|| ConfigError::Recipe {
+pub fn recipe_layers(name: &str) -> Result<Vec<Layer>, ConfigError> {
+    let (recipe, over) = recipe::find(name).ok_or_else(|| ConfigError::Recipe {
         name: name.into(),
         known: quoted(recipe::RECIPES.iter().map(|recipe| recipe.name)),
     })?;
-    let origin = config_text::Origin::Recipe(name.into());
-    Ok(config_text::parse_text(recipe.text, origin)?)
+    let layers = [recipe.text, over].into_iter().map(|text| {
+        let origin = config_text::Origin::Recipe(name.into());
+        config_text::parse_text(text, origin).map_err(ConfigError::from)
+    });
+    layers.collect()
 }
 
 fn quoted<'a>(names: impl Iterator<Item = &'a str>) -> String {
@@ -587,9 +561,30 @@ fn quoted<'a>(names: impl Iterator<Item = &'a str>) -> String {
 mod tests {
     use super::*;
     use crate::config_text::{Origin, parse_override, parse_text};
+    use crate::mixup::MixupConfig;
+    use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
+    use crate::objective::supervised::SupervisedConfig;
+    use esvit_nn::backbone::swin::SwinConfig;
+    use esvit_nn::head::HeadConfig;
 
     fn resolve(overrides: &[&str]) -> Result<Config, ConfigError> {
         Config::resolve(overrides.iter().map(|text| parse_override(text).unwrap()).collect())
+    }
+
+    fn recipe(name: &str) -> Config {
+        Config::resolve(recipe_layers(name).unwrap()).unwrap()
+    }
+
+    fn swin(model: &ModelConfig) -> &SwinConfig {
+        let BackboneConfig::Swin(config) = &model.backbone;
+        config
+    }
+
+    fn esvit(config: &Config) -> &EsvitConfig {
+        match &config.objective {
+            ObjectiveConfig::Esvit(config) => config,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -620,22 +615,92 @@ mod tests {
         assert!(config.train.activation_checkpointing);
     }
 
+    /// Teacher, frozen prototypes and heads were in tables of their own: each alone, all in a file,
+    /// below and above their new places.
+    #[test]
+    fn settings_in_their_old_tables_are_read() {
+        for [old, new] in [
+            ["optim.momentum_teacher=0.9", "objective.momentum_teacher=0.9"],
+            ["optim.freeze_last_layer=3", "objective.freeze_last_layer=3"],
+            ["head.out_dim=7", "objective.head.out_dim=7"],
+            ["head.hidden_dim=7", "objective.head.hidden_dim=7"],
+            ["head.bottleneck_dim=7", "objective.head.bottleneck_dim=7"],
+            ["head.layers=2", "objective.head.layers=2"],
+            ["head.use_bn_in_head=true", "objective.head.use_bn_in_head=true"],
+            ["head.norm_last_layer=false", "objective.head.norm_last_layer=false"],
+        ] {
+            let found = resolve(&[old]).unwrap();
+            assert_ne!(found, Config::default(), "{old}");
+            assert_eq!(found, resolve(&[new]).unwrap(), "{old}");
+        }
+        let file = "[optim]\nlr = 0.1\nmomentum_teacher = 0.9\nfreeze_last_layer = 3\n\
+                    [head]\nout_dim = 7\nlayers = 2\n[objective]\nregion = false";
+        let file = || parse_text(file, Origin::File("old.toml".into())).unwrap();
+        let over = |text: &str| parse_override(text).unwrap();
+        let found = Config::resolve(vec![file()]).unwrap();
+        let expected = EsvitConfig {
+            region: false,
+            momentum_teacher: 0.9,
+            freeze_last_layer: 3,
+            head: HeadConfig { out_dim: 7, layers: 2, ..HeadConfig::default() },
+            ..EsvitConfig::default()
+        };
+        assert_eq!((esvit(&found), found.optim.lr), (&expected, 0.1));
+        // Layers count as ever, wherever their settings stand.
+        let found =
+            Config::resolve(vec![over("objective.head.out_dim=9"), file(), over("head.layers=4")]);
+        let expected = HeadConfig { out_dim: 7, layers: 4, ..HeadConfig::default() };
+        assert_eq!(esvit(&found.unwrap()).head, expected);
+        let found = Config::resolve(vec![file(), over("objective.head.out_dim=9")]).unwrap();
+        assert_eq!(esvit(&found).head.out_dim, 9);
+        // They were EsViT's.
+        let found = Config::resolve(vec![file(), over("objective.name=supervised")]).unwrap();
+        assert_eq!(found.objective, ObjectiveConfig::Supervised(SupervisedConfig::default()));
+        let error = resolve(&["head.outdim=7"]).unwrap_err().to_string();
+        assert!(error.contains("`objective.head.outdim`"), "{error}");
+    }
+
+    /// The last name decides; what was said of another objective does not count.
+    #[test]
+    fn layers_decide_about_the_objective() {
+        let smoothing = "objective.label_smoothing=0.3";
+        let found = resolve(&["objective.region=false", "objective.name=supervised", smoothing]);
+        let expected = SupervisedConfig { label_smoothing: 0.3, ..SupervisedConfig::default() };
+        assert_eq!(found.unwrap().objective, ObjectiveConfig::Supervised(expected));
+        let names = ["objective.name=supervised", smoothing, "objective.name=esvit"];
+        assert_eq!(resolve(&names).unwrap(), Config::default());
+        let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
+        let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `supervised`";
+        assert_eq!(error, expected);
+        for (text, expected) in [
+            (smoothing, "`objective.label_smoothing`"),
+            ("objective.name=3", "bad value for `objective` on the command line: `name` is 3"),
+        ] {
+            let error = resolve(&[text]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let names = ["objective.name=supervised", "views.global_count=1"];
+        let config = resolve(&names).unwrap();
+        let again = Config::parse(&config.to_toml(), Origin::Defaults).unwrap();
+        assert_eq!(again, config);
+    }
+
     #[test]
     fn a_named_architecture_replaces_an_earlier_shape() {
         let recipe =
             "[model]\narch = 'custom'\nembed_dim = 48\ndepths = [2, 2]\nnum_heads = [2, 4]";
         let recipe = parse_text(recipe, Origin::Recipe("small".into())).unwrap();
         let custom = Config::resolve(vec![recipe.clone()]).unwrap();
-        assert_eq!((custom.model.embed_dim, custom.model.depths.len()), (48, 2));
+        assert_eq!((swin(&custom.model).embed_dim, swin(&custom.model).depths.len()), (48, 2));
         let base = parse_override("model.arch=swin_base").unwrap();
         let named = Config::resolve(vec![recipe, base]).unwrap();
         assert_eq!(named.model.arch, "swin_base_w7");
-        assert_eq!((named.model.embed_dim, named.model.drop_path), (128, 0.2));
+        assert_eq!((swin(&named.model).embed_dim, named.model.drop_path), (128, 0.2));
     }
 
     #[test]
     fn weights_by_name_and_by_number() {
-        let factors = |text: &str| resolve(&[text]).unwrap().objective.weights.factors(true);
+        let factors = |text: &str| esvit(&resolve(&[text]).unwrap()).weights.factors(true);
         assert_eq!(factors("objective.weights=reference"), (0.5, 0.5));
         assert_eq!(factors("objective.weights=paper"), (1.0, 1.0));
         assert_eq!(factors("objective.weights={view=0.7,region=0.3}"), (0.7, 0.3));
@@ -664,8 +729,8 @@ mod tests {
 
     #[test]
     fn every_recipe_is_a_run() {
-        for recipe in recipe::RECIPES {
-            Config::resolve(vec![recipe_layer(recipe.name).unwrap()]).unwrap();
+        for name in recipe::RECIPES.iter().map(|recipe| recipe.name).chain(FORMER) {
+            recipe(name);
         }
     }
 
@@ -678,10 +743,10 @@ mod tests {
             ("train.accumulate=0", "train.accumulate=1"),
             ("train.log_every=0", "train.log_every=1"),
             ("data.repeat=0", "data.repeat=1"),
-            ("head.out_dim=0", "head.out_dim=1"),
-            ("head.hidden_dim=0", "head.hidden_dim=1"),
-            ("head.bottleneck_dim=0", "head.bottleneck_dim=1"),
-            ("head.layers=0", "head.layers=1"),
+            ("objective.head.out_dim=0", "objective.head.out_dim=1"),
+            ("objective.head.hidden_dim=0", "objective.head.hidden_dim=1"),
+            ("objective.head.bottleneck_dim=0", "objective.head.bottleneck_dim=1"),
+            ("objective.head.layers=0", "objective.head.layers=1"),
             ("checkpoint.every_epochs=0", "checkpoint.every_epochs=1"),
             ("checkpoint.keep_last=0", "checkpoint.keep_last=1"),
             ("knn.k=0", "knn.k=1"),
@@ -693,8 +758,8 @@ mod tests {
             ("knn.temperature=inf", "knn.temperature=2.0"),
             ("objective.center_momentum=1.5", "objective.center_momentum=1.0"),
             ("objective.center_momentum=-0.1", "objective.center_momentum=0.0"),
-            ("optim.momentum_teacher=1.5", "optim.momentum_teacher=1.0"),
-            ("optim.momentum_teacher=-0.1", "optim.momentum_teacher=0.0"),
+            ("objective.momentum_teacher=1.5", "objective.momentum_teacher=1.0"),
+            ("objective.momentum_teacher=-0.1", "objective.momentum_teacher=0.0"),
             ("model.drop_path=-0.1", "model.drop_path=0.0"),
             ("model.drop_path=1.0", "model.drop_path=0.99"),
             ("optim.lr=-1.0", "optim.lr=0.0"),
@@ -709,11 +774,26 @@ mod tests {
             ("optim.clip_grad=inf", "optim.clip_grad=1e6"),
             ("train.device=gpu", "train.device=cpu"),
             ("train.device=cpu:1", "train.device=cpu:0"),
+            ("views.global_count=1", "views.global_count=2"),
         ] {
             let key = refused.split('=').next().unwrap();
             let error = resolve(&[refused]).expect_err(refused).to_string();
             assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
             resolve(&[allowed]).expect(allowed);
+        }
+        for (refused, allowed) in [
+            ("objective.label_smoothing=1.0", "objective.label_smoothing=0.99"),
+            ("objective.label_smoothing=-0.1", "objective.label_smoothing=0.0"),
+            ("objective.layer_decay=0.0", "objective.layer_decay=1e-3"),
+            ("objective.layer_decay=1.1", "objective.layer_decay=1.0"),
+            ("objective.mixup.mixup_alpha=0.0", "objective.mixup.mixup_alpha=0.01"),
+            ("views.global_count=0", "views.global_count=1"),
+        ] {
+            let name = "objective.name=supervised";
+            let key = refused.split('=').next().unwrap();
+            let error = resolve(&[name, refused]).expect_err(refused).to_string();
+            assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
+            resolve(&[name, allowed]).expect(allowed);
         }
     }
 
@@ -723,12 +803,13 @@ mod tests {
             (
                 ["views.local_sizes=[3]", "views.local_counts=[1]"],
                 ["views.local_sizes=[4]", "views.local_counts=[1]"],
-                "views of 3 pixels hold no patch of `model.patch_size` 4",
+                "views of 3 pixels hold no patch of 4 (`model.patch_size`)",
             ),
             (
                 ["head.use_bn_in_head=true", "train.crops_per_forward=2"],
                 ["head.use_bn_in_head=true", "train.crops_per_forward=0"],
-                "`train.crops_per_forward` and `head.use_bn_in_head` do not go together",
+                "`train.crops_per_forward` does not go with this objective, whose loss (or \
+                 `objective.head.use_bn_in_head`) sees all crops of a step at once",
             ),
             (
                 ["objective.mixup.enabled=true", "objective.region=true"],
@@ -754,18 +835,20 @@ mod tests {
         let model = ModelConfig {
             arch: "swin_small_w7".into(),
             drop_path: 0.2,
-            img_size: 224,
-            patch_size: 4,
-            embed_dim: 96,
-            depths: vec![2, 2, 18, 2],
-            num_heads: vec![3, 6, 12, 24],
-            window_size: 7,
-            mlp_ratio: 4.0,
-            norm_eps: 1e-6,
+            backbone: BackboneConfig::Swin(SwinConfig {
+                img_size: 224,
+                patch_size: 4,
+                embed_dim: 96,
+                depths: vec![2, 2, 18, 2],
+                num_heads: vec![3, 6, 12, 24],
+                window_size: 7,
+                mlp_ratio: 4.0,
+                norm_eps: 1e-6,
+            }),
         };
         assert_eq!(config.model, model);
         assert_eq!(Config::default().model.arch, "swin_tiny_w7");
-        let objective = ObjectiveConfig {
+        let objective = EsvitConfig {
             region: true,
             weights: Weights::Named(NamedWeights::Reference),
             student_temp: 0.1,
@@ -780,8 +863,18 @@ mod tests {
                 switch_prob: 0.5,
                 views: 10,
             },
+            freeze_last_layer: 1,
+            momentum_teacher: 0.996,
+            head: HeadConfig {
+                out_dim: 65_536,
+                hidden_dim: 2048,
+                bottleneck_dim: 256,
+                layers: 3,
+                use_bn_in_head: false,
+                norm_last_layer: true,
+            },
         };
-        assert_eq!(config.objective, objective);
+        assert_eq!(config.objective, ObjectiveConfig::Esvit(objective));
         let optim = OptimConfig {
             name: OptimizerKind::AdamW,
             lr: 5e-4,
@@ -791,8 +884,6 @@ mod tests {
             weight_decay_end: 0.4,
             clip_grad: Some(3.0),
             clip_scope: ClipScope::Tensor,
-            freeze_last_layer: 1,
-            momentum_teacher: 0.996,
         };
         assert_eq!(config.optim, optim);
         let train = TrainConfig {
@@ -808,15 +899,6 @@ mod tests {
         assert_eq!(config.train, train);
         let checkpoint = CheckpointConfig { every_epochs: 1, every_steps: 0, keep_last: 3 };
         assert_eq!(config.checkpoint, checkpoint);
-        let head = HeadConfig {
-            out_dim: 65_536,
-            hidden_dim: 2048,
-            bottleneck_dim: 256,
-            layers: 3,
-            use_bn_in_head: false,
-            norm_last_layer: true,
-        };
-        assert_eq!(config.head, head);
         let data = DataConfig {
             path: None,
             repeat: 1,
@@ -842,23 +924,33 @@ mod tests {
         assert_eq!((config.seed, LR_BATCH), (0, 256.0));
     }
 
+    /// Recipes by their former names.
+    const FORMER: [&str; 6] = [
+        "swin_tiny_w7",
+        "swin_tiny_w14",
+        "swin_small_w7",
+        "swin_small_w14",
+        "swin_base_w7",
+        "swin_base_w14",
+    ];
+
     #[test]
     fn published_recipes_are_the_papers() {
-        for recipe in recipe::RECIPES.iter().filter(|recipe| recipe.name != "materials") {
-            let name = recipe.name;
-            let config = Config::resolve(vec![recipe_layer(name).unwrap()]).unwrap();
+        for name in FORMER.into_iter().chain(["esvit"]) {
+            let config = recipe(name);
+            let arch = if name == "esvit" { "swin_tiny_w7" } else { name };
             let expected = Config {
-                // Only the largest model was trained with prototypes of unit length.
-                head: HeadConfig {
-                    norm_last_layer: name == "swin_base_w14",
-                    ..HeadConfig::default()
-                },
-                objective: ObjectiveConfig {
+                objective: ObjectiveConfig::Esvit(EsvitConfig {
                     warmup_teacher_temp: 0.04,
                     teacher_temp: 0.07,
                     warmup_teacher_temp_epochs: 30,
-                    ..ObjectiveConfig::default()
-                },
+                    // Only the largest model was trained with prototypes of unit length.
+                    head: HeadConfig {
+                        norm_last_layer: name == "swin_base_w14",
+                        ..HeadConfig::default()
+                    },
+                    ..EsvitConfig::default()
+                }),
                 train: TrainConfig {
                     epochs: 300,
                     batch_size: 32,
@@ -866,16 +958,54 @@ mod tests {
                     ..TrainConfig::default()
                 },
                 // The architecture of that name.
-                ..resolve(&[&format!("model.arch={name}")]).unwrap()
+                ..resolve(&[&format!("model.arch={arch}")]).unwrap()
             };
             assert_eq!(config, expected, "{name}");
             assert_eq!(config.global_batch(), 512);
         }
-        let summary = recipe::find("swin_base_w7").unwrap().summary();
-        let expected = "The published EsViT run on ImageNet-1K: Swin-Base with window 7, \
-                        L_V + L_R, 300 epochs.";
-        assert_eq!(summary, expected);
+        let (found, over) = recipe::find("swin_base_w7").unwrap();
+        assert_eq!((found.name, over), ("esvit", "model.arch = 'swin_base_w7'"));
+        let expected = "The published EsViT run on ImageNet-1K: L_V + L_R, 300 epochs, Swin-Tiny \
+                        unless `--arch` says otherwise.";
+        assert_eq!(found.summary(), expected);
         assert_eq!(recipe::find("swin_base"), None);
+    }
+
+    /// Swin's own training, in the terms of its code: a rate of 1e-3 at 1,024 images, RandAugment
+    /// of two operations, erasing of a quarter, one view an image.
+    #[test]
+    fn the_supervised_recipe_is_the_published_one() {
+        let config = recipe("supervised");
+        let objective = SupervisedConfig {
+            label_smoothing: 0.1,
+            layer_decay: 1.0,
+            mixup: MixupConfig {
+                enabled: true,
+                mixup_alpha: 0.8,
+                cutmix_alpha: 1.0,
+                switch_prob: 0.5,
+                views: 10,
+            },
+        };
+        assert_eq!(config.objective, ObjectiveConfig::Supervised(objective));
+        assert_eq!((config.model.arch.as_str(), config.model.drop_path), ("swin_tiny_w7", 0.2));
+        assert_eq!((config.global_batch(), config.train.epochs), (1024, 300));
+        let rate = config.optim.lr * config.global_batch() as f64 / LR_BATCH;
+        assert!((rate - 1e-3).abs() < 1e-12, "{rate}");
+        let optim = OptimConfig {
+            name: OptimizerKind::AdamW,
+            lr: 2.5e-4,
+            min_lr: 1e-5,
+            warmup_epochs: 20.0,
+            weight_decay: 0.05,
+            weight_decay_end: 0.05,
+            clip_grad: Some(5.0),
+            clip_scope: ClipScope::Global,
+        };
+        assert_eq!(config.optim, optim);
+        assert_eq!(config.views.sizes(), [224]);
+        assert_eq!((config.views.jitter.p, config.views.randaugment.ops), (0.0, 2));
+        assert_eq!(config.views.erase.p, 0.25);
     }
 
     #[test]
@@ -883,7 +1013,7 @@ mod tests {
         let crop_chunks = |texts: &[&str]| resolve(texts).unwrap().crop_chunks();
         assert_eq!(crop_chunks(&["train.crops_per_forward=3"]), CropChunks::Crops(3));
         assert_eq!(crop_chunks(&["head.use_bn_in_head=true"]), CropChunks::All);
-        let shape = Config::default().model.backbone();
+        let shape = Config::default().model.backbone;
         for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
             for again in [false, true] {
                 let texts = [
@@ -902,18 +1032,19 @@ mod tests {
         let config =
             resolve(&["model.window_size=14", "model.arch=swin_base", "model.drop_path=0.3"]);
         let model = config.unwrap().model;
-        assert_eq!((model.arch.as_str(), model.window_size), ("swin_base_w7", 7));
-        assert_eq!((model.embed_dim, model.drop_path), (128, 0.3));
+        assert_eq!((model.arch.as_str(), swin(&model).window_size), ("swin_base_w7", 7));
+        assert_eq!((swin(&model).embed_dim, model.drop_path), (128, 0.3));
         // `custom` keeps the shape of the default where nothing is said.
         let model = resolve(&["model.arch=custom", "model.embed_dim=48"]).unwrap().model;
-        assert_eq!((model.arch.as_str(), model.embed_dim, model.window_size), ("custom", 48, 7));
+        let SwinConfig { embed_dim, window_size, .. } = *swin(&model);
+        assert_eq!((model.arch.as_str(), embed_dim, window_size), ("custom", 48, 7));
         // The last policy decides, and what is set beside it stays.
         let views = resolve(&["views.policy=deit", "views.flip=0.1", "views.policy=basic"]);
         let expected = ViewsConfig { flip: 0.1, ..ViewsConfig::for_policy(Policy::Basic) };
         assert_eq!(views.unwrap().views, expected);
         let error = resolve(&["views.policy=simclr"]).unwrap_err().to_string();
         assert!(error.contains("`views.policy`"), "{error}");
-        let error = recipe_layer("swin_tiny").unwrap_err().to_string();
+        let error = recipe_layers("swin_tiny").unwrap_err().to_string();
         assert!(
             error.starts_with("there is no recipe `swin_tiny`\nhint: choose one of `mat"),
             "{error}"

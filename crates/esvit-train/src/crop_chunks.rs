@@ -5,7 +5,7 @@ use std::ops::Range;
 use esvit_nn::ops::Precision;
 use esvit_nn::{BackboneConfig, ForwardCtx};
 
-use crate::objective::TEACHER_CROPS;
+use crate::objective::GLOBAL_VIEWS;
 
 /// Budget of saved activations for a forward pass, in bytes: 1 GiB for the blocks of a Swin-T, which
 /// save 57,200,640 of the 61,264,896 bytes of an image of 224 pixels in f32. Each further pass packs
@@ -59,7 +59,7 @@ impl CropChunks {
                 ((most / pixels(largest)) as usize).max(1)
             }
         };
-        let globals = TEACHER_CROPS.min(total);
+        let globals = GLOBAL_VIEWS.min(total);
         [0..globals, globals..total]
             .into_iter()
             .flat_map(|crops| {

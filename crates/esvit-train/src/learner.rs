@@ -1,4 +1,4 @@
-//! One optimizer step of student and teacher.
+//! One optimizer step of a network, its teacher and its objective.
 
 use std::sync::Arc;
 
@@ -6,57 +6,29 @@ use esvit_kernels::{buffer, profile};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::ParamId;
-use esvit_nn::{Device, Tensor};
-use esvit_nn::{ForwardCtx, Network, ParamGradients, Params, Tape};
+use esvit_nn::{
+    Collective, Device, ForwardCtx, Network, ParamGradients, Params, Solo, Tape, Tensor,
+};
 
 use crate::crop_chunks::CropChunks;
-use crate::health::{self, Health};
-use crate::mixup::{self, MixupConfig};
-use crate::objective::{self, Centers, Crops, Loss, LossSettings, TEACHER_CROPS, Weights};
+use crate::objective::{EmaTiming, Health, MicroBatch, Objective, Pass, StepInfo, Teacher, Views};
 use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 
 /// Settings that are constant over a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LearnerSettings {
-    /// The run's seed, for initialization, drop path and mixup.
+    /// The run's seed, for initialization and drop path.
     pub seed: u64,
-    /// The student's temperature.
-    pub student_temp: f64,
-    /// Weights of the tasks.
-    pub weights: Weights,
-    /// EMA momentum of the centers.
-    pub center_momentum: f64,
     /// Gradients are clipped to this norm; None for no clipping.
     pub clip_grad: Option<f64>,
     /// What is clipped: each tensor, or all together.
     pub clip_scope: ClipScope,
     /// The type of GEMM operands and saved activations.
     pub precision: Precision,
-    /// How crops are split into forward passes of the student; gradients differ by rounding only.
+    /// How views are split into forward passes of the student; gradients differ by rounding only.
     pub crop_chunks: CropChunks,
     /// Saves only the inputs of branches and recomputes the rest in the backward pass.
     pub activation_checkpointing: bool,
-    /// Mixup and CutMix of the student's images; view task only.
-    pub mixup: Option<MixupConfig>,
-}
-
-/// The scheduled values of one step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepSettings {
-    /// The step, counted from 0 over the whole run.
-    pub step: u64,
-    /// Learning rate.
-    pub lr: f64,
-    /// Weight decay of decayed parameters.
-    pub weight_decay: f64,
-    /// EMA momentum of the teacher.
-    pub momentum: f64,
-    /// The teacher's temperature.
-    pub teacher_temp: f64,
-    /// Freezes the prototypes of both heads.
-    pub freeze_last_layer: bool,
-    /// Whether to examine the teacher's health.
-    pub health: bool,
 }
 
 /// Outcome of a step.
@@ -64,14 +36,19 @@ pub struct StepSettings {
 pub struct StepResult {
     /// The weighted loss, averaged over micro-batches.
     pub loss: f32,
-    /// The view task's loss, unweighted.
-    pub view_loss: f32,
-    /// The region task's loss, unweighted.
-    pub region_loss: Option<f32>,
+    /// Names and values of its parts, unweighted.
+    pub parts: Vec<(&'static str, f32)>,
     /// Norm of all gradients before clipping.
     pub grad_norm: f32,
-    /// The teacher's health, if requested.
+    /// Health of the networks, if requested.
     pub health: Option<Health>,
+}
+
+impl StepResult {
+    /// The unweighted value of a part of the loss.
+    pub fn part(&self, name: &str) -> Option<f32> {
+        self.parts.iter().find(|part| part.0 == name).map(|part| part.1)
+    }
 }
 
 /// The loss or its gradient is not a finite number; nothing was updated.
@@ -91,61 +68,74 @@ pub struct Gradients {
     pub values: ParamGradients,
     losses: Losses,
     buffers: Buffers,
-    health: Option<Health>,
 }
 
-impl Gradients {
-    /// Runs the backward pass of a loss and adds its gradients.
-    fn add(&mut self, tape: &Tape, params: &Params, loss: Loss) {
-        let Loss { total, view, region } = loss;
-        self.losses.total += total.item();
-        self.losses.view += view.item();
-        if let Some(region) = region {
-            *self.losses.region.get_or_insert(0.0) += region.item();
-        }
-        self.values.add_backward(tape, params, &total);
-    }
-}
-
+/// Sums over micro-batches: the total and its parts, each `[1]`.
 #[derive(Debug, Default)]
-struct Losses {
-    total: f32,
-    view: f32,
-    region: Option<f32>,
+struct Losses(Vec<(&'static str, Tensor)>);
+
+/// Name of the weighted sum among [`Losses`]; parts have other names.
+const TOTAL: &str = "";
+
+impl Losses {
+    fn add(&mut self, name: &'static str, value: Tensor) {
+        let value = value.detach();
+        match self.0.iter_mut().find(|sum| sum.0 == name) {
+            Some((_, sum)) => *sum = sum.clone() + value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    /// All values in one tensor.
+    fn joined(&self) -> Tensor {
+        Tensor::cat(self.0.iter().map(|(_, value)| value.clone()).collect(), 0)
+    }
 }
 
 /// New running statistics of student and teacher.
 type Buffers = [Vec<(ParamId, Tensor)>; 2];
 
-/// Student, teacher, centers and optimizer.
+/// A student, its objective and optimizer and, where the objective has one, the teacher that
+/// follows it.
 #[derive(Debug)]
 pub struct Learner {
     /// The network that student and teacher share.
-    pub network: Arc<Network>,
+    pub network: Network,
     /// The student's parameters.
     pub student: Params,
-    /// The teacher's parameters.
-    pub teacher: Params,
-    /// The centers of the teacher's logits.
-    pub centers: Centers,
+    /// The parameters of a teacher that follows the student.
+    pub teacher: Option<Params>,
+    /// What is learned.
+    pub objective: Box<dyn Objective>,
     /// The optimizer and its state.
     pub optimizer: Optimizer,
     /// Settings that are constant over a run.
     pub settings: LearnerSettings,
+    /// The processes of the run.
+    pub collective: Arc<dyn Collective>,
 }
 
 impl Learner {
     /// An initialized student, and a teacher equal to it.
     pub fn new(
-        network: Arc<Network>,
+        network: Network,
+        objective: Box<dyn Objective>,
         kind: OptimizerKind,
         settings: LearnerSettings,
         device: &Device,
     ) -> Self {
         let student = Params::init(network.specs(), settings.seed, device);
-        let centers = Centers::zeros(network.prototypes(), network.has_region_head(), device);
         let optimizer = Optimizer::new(kind, network.specs(), device);
-        Self { teacher: student.clone(), student, centers, optimizer, network, settings }
+        let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
+        let teacher = follows.then(|| student.clone());
+        let collective = Arc::new(Solo);
+        Self { network, student, teacher, objective, optimizer, settings, collective }
+    }
+
+    /// The same, as one of several processes.
+    #[must_use]
+    pub fn with_collective(self, collective: Arc<dyn Collective>) -> Self {
+        Self { collective, ..self }
     }
 
     /// The device of the parameters.
@@ -153,144 +143,147 @@ impl Learner {
         self.student.flat().device()
     }
 
-    /// One optimizer step on one or more micro-batches of equal size, each a list of crops
-    /// `[B, 3, H, W]` with the two global ones first. Gradients are averaged; centers and teacher
-    /// are updated once.
+    /// The parameters to evaluate: the teacher's, or the student's if there is none.
+    pub fn evaluated(&self) -> &Params {
+        self.teacher.as_ref().unwrap_or(&self.student)
+    }
+
+    /// One optimizer step on one or more micro-batches of equal size. Gradients are averaged;
+    /// objective and teacher are updated once.
     ///
     /// # Errors
-    /// When the loss or its gradient is not finite. Nothing is updated then.
+    /// When the loss or its gradient is not finite. Nothing is updated then, but a teacher that
+    /// follows before the forward pass has done so.
     pub fn step(
         &mut self,
-        micro_batches: &[Vec<Tensor>],
-        settings: &StepSettings,
+        micro_batches: &[MicroBatch],
+        at: &StepInfo,
     ) -> Result<StepResult, NotFinite> {
-        let mut centers = self.centers.clone();
-        let mut gradients = self.gradients(micro_batches, settings, &mut centers);
+        let mut gradients = self.gradients(micro_batches, at);
         let (grad_norm, scales) = profile::time("norms of gradients", 0, || {
             optim::clip(&gradients.values, self.settings.clip_grad, self.settings.clip_scope)
         });
-        let loss = gradients.losses.total;
+        let mut scalars = self.scalars(&gradients.losses, grad_norm, micro_batches.len());
+        let (loss, grad_norm) = (scalars.remove(0), scalars.pop().unwrap_or(0.0));
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(NotFinite { loss, grad_norm });
         }
-        if settings.freeze_last_layer {
-            for (index, spec) in self.network.specs().iter().enumerate() {
-                if spec.name.contains("last_layer") {
-                    gradients.values.clear(index);
-                }
-            }
+        for id in self.objective.frozen(at) {
+            gradients.values.clear(id.index());
         }
-        let StepSettings { lr, weight_decay, momentum, .. } = *settings;
-        let update = UpdateSettings { lr, weight_decay, momentum };
-        let (student, teacher) = (&mut self.student, &mut self.teacher);
+        let ema = match self.objective.teacher(at) {
+            Teacher::Ema { timing: EmaTiming::AfterStep, momentum } => Some(momentum),
+            _ => None,
+        };
+        let teacher = self.teacher.as_mut().zip(ema);
+        let specs = self.network.specs().iter();
+        let lrs: Vec<f64> = specs.map(|spec| at.lr * self.objective.lr_scale(spec)).collect();
+        let update = UpdateSettings { lrs: &lrs, weight_decay: at.weight_decay };
         profile::time("optimizer and teacher", 0, || {
-            self.optimizer.step(student, teacher, &gradients.values, &scales, &update);
+            self.optimizer.step(&mut self.student, teacher, &gradients.values, &scales, &update);
         });
         let [student, teacher] = gradients.buffers;
         self.student.set_buffers(student);
-        self.teacher.set_buffers(teacher);
-        centers.update(self.settings.center_momentum);
-        self.centers = centers;
-        let Losses { view, region, .. } = gradients.losses;
-        let health = gradients.health;
+        if let Some(params) = &mut self.teacher {
+            params.set_buffers(teacher);
+        }
+        self.objective.commit(at, &*self.collective);
         buffer::end_step();
-        Ok(StepResult { loss, view_loss: view, region_loss: region, grad_norm, health })
+        let names = gradients.losses.0.iter().skip(1).map(|part| part.0);
+        let parts = names.zip(scalars).collect();
+        Ok(StepResult { loss, parts, grad_norm, health: self.objective.health() })
     }
 
-    /// Gradients of the mean loss of `micro_batches`; `centers` observes the teacher's logits.
-    pub fn gradients(
-        &self,
-        micro_batches: &[Vec<Tensor>],
-        settings: &StepSettings,
-        centers: &mut Centers,
-    ) -> Gradients {
-        let share = 1.0 / micro_batches.len() as f64;
+    /// Gradients of the mean loss of `micro_batches`. The objective notes what it will commit.
+    pub fn gradients(&mut self, micro_batches: &[MicroBatch], at: &StepInfo) -> Gradients {
+        self.objective.begin_step(&mut self.student, at);
+        if let (Some(teacher), Teacher::Ema { timing: EmaTiming::BeforeForward, momentum }) =
+            (&mut self.teacher, self.objective.teacher(at))
+        {
+            optim::follow(teacher, &self.student, momentum);
+        }
         let mut sum = Gradients {
             values: ParamGradients::new(self.network.specs(), &self.device()),
             losses: Losses::default(),
             buffers: Buffers::default(),
-            health: None,
         };
-        for (micro_batch, crops) in micro_batches.iter().enumerate() {
-            self.accumulate(
-                &mut sum,
-                crops,
-                [settings.step, micro_batch as u64],
-                settings,
-                centers,
-            );
+        // Micro-batches are counted over all processes, so that random numbers do not depend on
+        // how many there are.
+        let first = self.collective.rank() * micro_batches.len();
+        for (index, batch) in (first..).zip(micro_batches) {
+            self.accumulate(&mut sum, batch, index as u64, at);
         }
-        if micro_batches.len() > 1 {
-            sum.values.scale(share as f32);
+        if self.collective.world() > 1 {
+            sum.values.all_reduce(&*self.collective);
         }
-        let share = share as f32;
-        let Losses { total, view, region } = sum.losses;
-        sum.losses = Losses {
-            total: total * share,
-            view: view * share,
-            region: region.map(|region| region * share),
-        };
+        let count = micro_batches.len() * self.collective.world();
+        if count > 1 {
+            sum.values.scale((1.0 / count as f64) as f32);
+        }
         sum
     }
 
-    /// Adds the losses and gradients of one micro-batch.
-    fn accumulate(
-        &self,
-        sum: &mut Gradients,
-        crops: &[Tensor],
-        place: [u64; 2],
-        settings: &StepSettings,
-        centers: &mut Centers,
-    ) {
-        let precision = self.settings.precision;
-        let teacher_ctx = ForwardCtx::teacher().with_precision(precision);
-        let teacher = self.network.forward(&self.teacher, &crops[..TEACHER_CROPS], &teacher_ctx);
-        profile::time("centers", 0, || centers.observe(&teacher));
+    /// Mean loss, its parts in order, and the norm of the gradient: what a step reads back.
+    fn scalars(&self, losses: &Losses, grad_norm: Tensor, micro_batches: usize) -> Vec<f32> {
+        let sums = self.collective.all_reduce(losses.joined());
+        let share = (1.0 / (micro_batches * self.collective.world()) as f64) as f32;
+        Tensor::cat(vec![sums * f64::from(share), grad_norm], 0).to_vec()
+    }
 
-        let (crops, mixing) = match self.settings.mixup.filter(|mixup| mixup.enabled) {
-            Some(mixup) => {
-                let (crops, mixing) = mixup::mix(crops, &mixup, self.settings.seed, place);
-                (crops, Some(mixing))
+    /// Adds the losses and gradients of one micro-batch.
+    fn accumulate(&mut self, sum: &mut Gradients, batch: &MicroBatch, index: u64, at: &StepInfo) {
+        let precision = self.settings.precision;
+        let images = batch.images();
+        let teacher_ctx = ForwardCtx::teacher().with_precision(precision);
+        let frozen;
+        let teacher = match self.objective.teacher(at) {
+            Teacher::None => None,
+            Teacher::Shared => Some((&self.network, &self.student, &teacher_ctx)),
+            Teacher::Ema { .. } => {
+                self.teacher.as_ref().map(|params| (&self.network, params, &teacher_ctx))
             }
-            None => (crops.to_vec(), None),
+            Teacher::Frozen(teacher) => {
+                frozen = (teacher, ForwardCtx::eval().with_precision(precision));
+                Some((&frozen.0.network, &frozen.0.params, &frozen.1))
+            }
         };
-        let [step, micro_batch] = place;
-        let key = DropPathKey { seed: self.settings.seed, step, micro_batch };
-        let loss_settings = LossSettings {
-            student_temp: self.settings.student_temp,
-            teacher_temp: settings.teacher_temp,
-            weights: self.settings.weights,
-            precision,
-        };
-        let batch = crops[0].shape()[0];
+        let count = self.objective.teacher_views().min(batch.views.len());
+        let teacher = teacher.map(|(network, params, ctx)| Pass {
+            params,
+            features: network.features(params, &batch.views[..count], ctx),
+            ctx,
+            views: Views::all(count),
+            batch: images,
+        });
+        self.objective.targets(batch, teacher, at, &*self.collective);
+        let views = self.objective.student_views(batch, [at.step, index]);
+        let key = DropPathKey { seed: self.settings.seed, step: at.step, micro_batch: index };
+        let sides: Vec<usize> = views.iter().map(|view| view.shape()[2]).collect();
         let mut statistics = Vec::new();
-        let sizes: Vec<usize> = crops.iter().map(|crop| crop.shape()[2]).collect();
-        for at_hand in self.settings.crop_chunks.cut(&sizes, batch) {
-            let first = at_hand.start;
-            let mut ctx =
-                ForwardCtx::student(key).with_precision(precision).after_images(first * batch);
+        for at_hand in self.settings.crop_chunks.cut(&sides, images) {
+            let mut ctx = ForwardCtx::student(key)
+                .with_precision(precision)
+                .after_images(at_hand.start * images);
             ctx.activation_checkpointing = self.settings.activation_checkpointing;
             let tape = Tape::new();
             let params = self.student.tracked(&tape);
-            let student = self.network.forward(&params, &crops[at_hand.clone()], &ctx);
-            let at_hand = Crops { at_hand, total: crops.len() };
-            let centers = &self.centers;
-            let loss = objective::loss(
-                &student,
-                &teacher,
-                &at_hand,
-                centers,
-                &loss_settings,
-                mixing.as_deref(),
-            );
-            // Free the forward outputs before the backward pass starts.
-            drop(student);
-            sum.add(&tape, &params, loss);
+            let features = self.network.features(&params, &views[at_hand.clone()], &ctx);
+            let pass = Pass {
+                params: &params,
+                features,
+                ctx: &ctx,
+                views: Views { at_hand, total: views.len() },
+                batch: images,
+            };
+            let loss = self.objective.loss(pass, at, &*self.collective);
+            let total = loss.total();
+            sum.losses.add(TOTAL, total.clone());
+            for part in loss.parts {
+                sum.losses.add(part.name, part.value);
+            }
+            sum.values.add_backward(&tape, &params, &total);
             statistics = ctx.into_statistics();
         }
         sum.buffers = [statistics, teacher_ctx.into_statistics()];
-        if settings.health && sum.health.is_none() {
-            sum.health = Some(health::examine(&teacher, &self.centers, settings.teacher_temp));
-        }
     }
 }

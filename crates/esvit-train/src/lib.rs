@@ -4,7 +4,6 @@ pub mod checkpoint;
 pub mod config;
 pub mod config_text;
 pub mod crop_chunks;
-pub mod health;
 pub mod learner;
 pub mod memory;
 pub mod mixup;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use esvit_nn::ops::{EXPONENTIALS_BYTES, Precision};
 use esvit_nn::params::Role;
-use esvit_nn::{ForwardCtx, Network};
+use esvit_nn::{Device, ForwardCtx};
 
 use crate::config::Config;
-use crate::objective::TEACHER_CROPS;
+use crate::objective::{StepInfo, Teacher};
 use crate::optim::OptimizerKind;
 
 /// Program, loader and allocator, in bytes.
@@ -19,8 +19,8 @@ const MARGIN: f64 = 1.2;
 
 /// Estimated peak memory of a step in bytes, with micro-batches of `micro_batch` images.
 pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
-    let backbone = config.model.backbone();
-    let network = Network::new(&backbone, 0.0, &config.head, config.objective.region);
+    let backbone = &config.model.backbone;
+    let (network, objective) = config.network(&Device::Cpu, 0);
     let count = |trained: bool| -> f64 {
         let specs = network.specs().iter();
         let specs = specs.filter(|spec| !trained || spec.role == Role::Trained);
@@ -34,15 +34,21 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let passes = config.crop_chunks().cut(&sizes, micro_batch);
     let several = passes.len() > 1 || micro_batch < config.global_batch();
     let sums = if several { 1.0 } else { 0.0 };
-    let state = 4.0 * (2.0 * count(false) + (moments + 1.0 + sums) * count(true));
+    let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
+    let networks = if follows { 2.0 } else { 1.0 };
+    let state = 4.0 * (networks * count(false) + (moments + 1.0 + sums) * count(true));
 
     let precision = config.train.precision();
     let size = match precision {
         Precision::F32 => 4.0,
         Precision::Bf16 => 2.0,
     };
-    let head_width = 2.0 * config.head.hidden_dim as f64 + backbone.output_width() as f64;
-    let teacher_rows: f64 = TEACHER_CROPS as f64 * region_rows(config, sizes[0]);
+    let heads = |side: usize| {
+        let tokens = backbone.last_map(side).pow(2) as f64;
+        config.objective.settings().memory(tokens, backbone.output_width() as f64, precision)
+    };
+    let seen = objective.teacher_views().min(sizes.len());
+    let teacher_logits: f64 = sizes[..seen].iter().map(|&side| heads(side).teacher_logits).sum();
     let mut ctx = ForwardCtx::expected().with_precision(precision);
     ctx.activation_checkpointing = config.train.activation_checkpointing;
     let mut costs = BTreeMap::new();
@@ -51,31 +57,23 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     }
     // Memory of the pass over some crops of all images.
     let pass = |crops: &[usize]| -> f64 {
-        let [mut saved, mut largest, mut rows] = [0.0; 3];
+        let [mut saved, mut largest, mut logits] = [0.0, 0.0, teacher_logits];
         for &crop in crops {
-            let cost = costs[&crop];
-            saved += cost.saved_bytes;
+            let (cost, heads) = (costs[&crop], heads(crop));
+            saved += cost.saved_bytes + heads.saved;
             largest += cost.largest;
-            rows += region_rows(config, crop);
+            logits += heads.student_logits;
         }
         // At the largest map: gradients of the hidden layer and of the branch, the residual
         // stream and its gradient; besides, the layers of heads and exponentials of logits.
-        let transient = largest * (6.0 * size + 8.0);
-        let image = saved + transient + rows * head_width * (size + 4.0);
-        let exponentials = (rows + teacher_rows) * config.head.out_dim as f64 * size;
-        let most = exponentials.max(EXPONENTIALS_BYTES as f64);
-        micro_batch as f64 * image + most.min(micro_batch as f64 * exponentials)
+        let image = saved + largest * (6.0 * size + 8.0);
+        let most = logits.max(EXPONENTIALS_BYTES as f64);
+        micro_batch as f64 * image + most.min(micro_batch as f64 * logits)
     };
     let activations = passes.into_iter().map(|crops| pass(&sizes[crops])).fold(0.0, f64::max);
     let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64 * 4.0).sum();
     let loader = pixels * config.global_batch() as f64 * (config.data.prefetch as f64 + 2.0);
     BASE + MARGIN * (state + activations) + loader
-}
-
-/// Rows that go through the heads for a crop of one image.
-fn region_rows(config: &Config, size: usize) -> f64 {
-    let tokens = config.model.backbone().last_map(size).pow(2) as f64;
-    if config.objective.region { 1.0 + tokens } else { 1.0 }
 }
 
 /// Batch settings that fit into an amount of memory.
@@ -95,7 +93,7 @@ pub struct Fit {
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[error(
     "one image at a time takes about {:.1} GB, and {:.1} GB were given\n\
-     hint: a smaller network (`model.arch`) or fewer prototypes (`head.out_dim`) take less",
+     hint: a smaller network (`model.arch`) or fewer prototypes (`objective.head.out_dim`) take less",
     need / 1e9,
     given / 1e9
 )]
@@ -131,10 +129,25 @@ pub fn fit(config: &Config, bytes: f64) -> Result<Fit, DoesNotFit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::recipe_layer;
+    use crate::config::recipe_layers;
+    use crate::objective::ObjectiveConfig;
+    use crate::objective::esvit::EsvitConfig;
 
     fn recipe() -> Config {
-        Config::resolve(vec![recipe_layer("swin_tiny_w7").unwrap()]).unwrap()
+        Config::resolve(recipe_layers("swin_tiny_w7").unwrap()).unwrap()
+    }
+
+    fn esvit(config: &mut Config) -> &mut EsvitConfig {
+        match &mut config.objective {
+            ObjectiveConfig::Esvit(config) => config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Number of values of a network's backbone and heads.
+    fn values(config: &Config) -> usize {
+        let (network, _) = config.network(&Device::Cpu, 0);
+        network.specs().iter().map(|spec| spec.len()).sum()
     }
 
     #[test]
@@ -178,9 +191,9 @@ mod tests {
             "model.depths=[2,1]",
             "model.num_heads=[1,2]",
             "model.mlp_ratio=2.0",
-            "head.out_dim=64",
-            "head.hidden_dim=16",
-            "head.bottleneck_dim=8",
+            "objective.head.out_dim=64",
+            "objective.head.hidden_dim=16",
+            "objective.head.bottleneck_dim=8",
             "views.global_size=32",
             "views.local_sizes=[16]",
             "views.local_counts=[1]",
@@ -196,9 +209,7 @@ mod tests {
     #[test]
     fn an_estimate_by_hand() {
         let config = small();
-        let network = Network::new(&config.model.backbone(), 0.0, &config.head, true);
-        let specs = network.specs();
-        let all: usize = specs.iter().map(|spec| spec.len()).sum();
+        let all = values(&config);
         // The lengths of 64 prototypes in both heads stay.
         let trained = all - 128;
         // Student and teacher; two moments, a gradient and a sum of gradients.
@@ -238,9 +249,8 @@ mod tests {
         let found = estimate(&all_at_once, 8);
         check(found, expected(state(2, 0), 8.0) + 1.2 * 8.0 * local);
         // The view task alone: one row a crop.
-        let view = with(&|config| config.objective.region = false);
-        let specs = Network::new(&view.model.backbone(), 0.0, &view.head, false);
-        let all: usize = specs.specs().iter().map(|spec| spec.len()).sum();
+        let view = with(&|config| esvit(config).region = false);
+        let all = values(&view);
         let state = (4 * (2 * all + 4 * (all - 64))) as f64;
         let image =
             (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
@@ -254,7 +264,7 @@ mod tests {
     fn exponentials_are_bounded() {
         let mut config = small();
         for out_dim in [65_536, 200_000, 1 << 22] {
-            config.head.out_dim = out_dim;
+            esvit(&mut config).head.out_dim = out_dim;
             let image = 68.0 * out_dim as f64 * 4.0;
             let added = estimate(&config, 4) - estimate(&config, 2);
             let others = (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 34 * 48 * 8) as f64;

@@ -49,19 +49,19 @@ impl MixupConfig {
     }
 }
 
-/// Mixes `crops`, each `[B, 3, H, W]`, and returns for every crop the `[B, B]` matrix whose column
-/// `j` has the shares of images in mixed image `j`. `place` is step and micro-batch, for the RNG.
+/// Mixes `crops`, each `[B, 3, H, W]`, and returns for every crop the `[B, B]` matrix, row-major, whose
+/// column `j` has the shares of images in mixed image `j`. `place` is step and micro-batch, for the RNG.
 pub fn mix(
     crops: &[Tensor],
     config: &MixupConfig,
     seed: u64,
     place: [u64; 2],
-) -> (Vec<Tensor>, Vec<Tensor>) {
+) -> (Vec<Tensor>, Vec<Vec<f32>>) {
     let mixed = crops.iter().enumerate().map(|(crop, images)| {
         let [batch, _, height, width] = images.dims();
         let device = images.device();
         if crop >= config.views {
-            return (images.clone(), Tensor::eye(batch, &device));
+            return (images.clone(), matrix(batch, 1.0));
         }
         let [step, micro_batch] = place;
         let mut rng = Rng::for_purpose(seed, MIXUP_PURPOSE, [step, micro_batch, crop as u64]);
@@ -74,10 +74,20 @@ pub fn mix(
             let share = beta(&mut rng, config.mixup_alpha);
             (images.clone() * share + reversed * (1.0 - share), share)
         };
-        let identity = Tensor::eye(batch, &device);
-        (images, identity.clone() * share + identity.flip(0) * (1.0 - share))
+        (images, matrix(batch, share))
     });
     mixed.unzip()
+}
+
+/// `share` of each image and the rest of the one that it is mixed with, `[B, B]`.
+fn matrix(batch: usize, share: f64) -> Vec<f32> {
+    let [own, other] = [share as f32, (1.0 - share) as f32];
+    let entry = |i: usize| {
+        let (row, column) = (i / batch, i % batch);
+        let own = if row == column { own } else { 0.0 };
+        own + if row + column + 1 == batch { other } else { 0.0 }
+    };
+    (0..batch * batch).map(entry).collect()
 }
 
 /// A CutMix box, cut off at the edges: its mask `[1, 1, H, W]`, 1 inside, and the share of pixels
@@ -128,7 +138,7 @@ mod tests {
                 .chunks_exact(144)
                 .map(|c| c.iter().sum::<f32>() / 144.0)
                 .collect();
-            for (row, mean) in matrix.to_vec::<f32>().chunks_exact(4).zip(means) {
+            for (row, mean) in matrix.chunks_exact(4).zip(means) {
                 let expected: f32 = row.iter().enumerate().map(|(i, share)| i as f32 * share).sum();
                 assert!((mean - expected).abs() < 1e-5, "crop {crop}: {mean} {expected}");
                 assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
@@ -163,7 +173,7 @@ mod tests {
         let crops = vec![Tensor::new(levels, [2, 3, 12, 12], &device); 2];
         let (images, matrices) = mix(&crops, config, seed, place);
         let both = images.iter().zip(&matrices);
-        both.map(|(images, matrix)| (images.to_vec::<f32>(), matrix.to_vec::<f32>())).collect()
+        both.map(|(images, matrix)| (images.to_vec::<f32>(), matrix.clone())).collect()
     }
 
     fn is_cut(image: &[f32]) -> bool {

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::Device;
-use esvit_nn::Network;
 use esvit_nn::weights::{METADATA_KEY, Naming, StoredNetwork, WeightsError, exported, write_error};
 use esvit_weights::{Float, Tensor, Tree, Values, write_torch};
 use serde_json::json;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::ConfigError;
+use crate::objective::ObjectiveConfig;
 
 /// Why a run was not exported.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,18 @@ pub enum OfficialError {
     Ending {
         /// The file.
         path: PathBuf,
+    },
+    /// The run has another objective.
+    #[error(
+        "`{path}` was trained with the objective `{objective}`, which EsViT's code does not have\n\
+         hint: `--format timm` exports its backbone",
+        path = path.display()
+    )]
+    Objective {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its objective.
+        objective: &'static str,
     },
     /// The file is not a checkpoint of a run.
     #[error(transparent)]
@@ -52,8 +64,14 @@ pub fn write(checkpoint: &Path, out: &Path, float: Float) -> Result<(), Official
     let file = Checkpoint::open(checkpoint)?;
     let run = file.run()?;
     let config = run.config(checkpoint)?;
-    let model = config.model.backbone();
-    let network = Network::new(&model, 0.0, &config.head, config.objective.region);
+    if !matches!(config.objective, ObjectiveConfig::Esvit(_)) {
+        return Err(OfficialError::Objective {
+            path: checkpoint.into(),
+            objective: config.objective.name(),
+        });
+    }
+    let model = config.model.backbone.clone();
+    let (network, _) = config.network(&Device::Cpu, 0);
     let mut entries = Vec::new();
     for (name, prefix) in [("student", "module."), ("teacher", "")] {
         let stored = StoredNetwork::at(file.file(), &format!("{name}."));

@@ -86,71 +86,49 @@ impl Optimizer {
         self.updates[index] = if is_whole { updates } else { 0 };
     }
 
-    /// Updates the student's parameters that have a gradient, then all of the teacher's by EMA,
-    /// `teacher = momentum * teacher + (1 - momentum) * student`, running statistics excepted.
-    /// Gradients are multiplied by `scales` first. A parameter without a gradient is unchanged, and
-    /// so is its state.
+    /// Updates the parameters that have a gradient, multiplied by `scales` first, and then all of a
+    /// teacher's by EMA with the given momentum, running statistics excepted. A parameter without a
+    /// gradient is unchanged, and so is its state.
     pub fn step(
         &mut self,
-        student: &mut Params,
-        teacher: &mut Params,
+        params: &mut Params,
+        teacher: Option<(&mut Params, f64)>,
         gradients: &ParamGradients,
-        scales: &[f64],
-        settings: &UpdateSettings,
+        scales: &Tensor,
+        settings: &UpdateSettings<'_>,
     ) {
-        let updates = self.plan(gradients, scales, settings.weight_decay, |_| settings.lr);
-        let momentum = settings.momentum;
-        let is_updated: Vec<bool> =
-            (0..self.list.len()).map(|index| gradients.get(index).is_some()).collect();
-        let left = self
-            .list
-            .iter()
-            .enumerate()
-            .filter(|(index, spec)| !is_updated[*index] && spec.role != Role::Buffer);
-        let left: Vec<_> = left.map(|(index, _)| self.list.range(index)).collect();
-        let (values, ema) = (student.flat_mut(), teacher.flat_mut());
+        let updates = self.plan(gradients, settings);
         let rule = self.kind.rule();
-        let to = Some((&mut *ema, momentum));
-        ops::update(rule, values, &mut self.moments, to, &updates);
+        let values = params.flat_mut();
+        let Some((teacher, momentum)) = teacher else {
+            ops::update(rule, values, &mut self.moments, None, &updates, scales);
+            return;
+        };
+        let left =
+            self.list.iter().enumerate().filter(|(index, spec)| {
+                gradients.get(*index).is_none() && spec.role != Role::Buffer
+            });
+        let left: Vec<_> = left.map(|(index, _)| self.list.range(index)).collect();
+        let ema = teacher.flat_mut();
+        ops::update(rule, values, &mut self.moments, Some((&mut *ema, momentum)), &updates, scales);
         ops::ema_update(ema, values, momentum, left);
     }
 
-    /// Updates the parameters that have a gradient, each with its learning rate in `lrs`; there is
-    /// no teacher. Otherwise like [`Optimizer::step`].
-    pub fn step_without_ema(
-        &mut self,
-        params: &mut Params,
-        gradients: &ParamGradients,
-        scales: &[f64],
-        lrs: &[f64],
-        weight_decay: f64,
-    ) {
-        let updates = self.plan(gradients, scales, weight_decay, |index| lrs[index]);
-        let (rule, values) = (self.kind.rule(), params.flat_mut());
-        ops::update(rule, values, &mut self.moments, None, &updates);
-    }
-
     /// The updates of the parameters that have a gradient; counts them.
-    fn plan(
-        &mut self,
-        gradients: &ParamGradients,
-        scales: &[f64],
-        weight_decay: f64,
-        lr: impl Fn(usize) -> f64,
-    ) -> Vec<Update> {
+    fn plan(&mut self, gradients: &ParamGradients, settings: &UpdateSettings<'_>) -> Vec<Update> {
         let mut updates = Vec::new();
         for (index, spec) in self.list.iter().enumerate() {
             let Some(gradient) = gradients.get(index) else { continue };
             self.updates[index] += 1;
             let is_vector = spec.shape.len() == 1;
             let is_lars = self.kind == OptimizerKind::Lars;
-            let is_decayed = spec.is_decayed() && !(is_lars && is_vector);
+            let is_decayed = spec.is_decayed && !(is_lars && is_vector);
             updates.push(Update {
                 gradient,
                 range: self.list.range(index),
-                gradient_scale: scales[index],
-                lr: lr(index),
-                weight_decay: if is_decayed { weight_decay } else { 0.0 },
+                scale: index,
+                lr: settings.lrs[index],
+                weight_decay: if is_decayed { settings.weight_decay } else { 0.0 },
                 updates: self.updates[index],
                 trust: (is_lars && !is_vector).then_some(TRUST),
             });
@@ -161,13 +139,20 @@ impl Optimizer {
 
 /// Scheduled settings of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct UpdateSettings {
-    /// Learning rate.
-    pub lr: f64,
+pub struct UpdateSettings<'a> {
+    /// Learning rate of every parameter.
+    pub lrs: &'a [f64],
     /// Weight decay of decayed parameters.
     pub weight_decay: f64,
-    /// EMA momentum of the teacher.
-    pub momentum: f64,
+}
+
+/// Moves a teacher towards the student, `teacher = momentum * teacher + (1 - momentum) * student`,
+/// running statistics excepted.
+pub fn follow(teacher: &mut Params, student: &Params, momentum: f64) {
+    let list = student.specs();
+    let all = (0..list.len()).filter(|&index| list[index].role != Role::Buffer);
+    let ranges = all.map(|index| list.range(index));
+    ops::ema_update(teacher.flat_mut(), student.flat(), momentum, ranges);
 }
 
 /// What gradient clipping applies to.
@@ -180,16 +165,10 @@ pub enum ClipScope {
     Global,
 }
 
-/// The norm of all gradients, and factors for every tensor that limit the norm (of each, or of all
-/// together) to `limit`.
-pub fn clip(gradients: &ParamGradients, limit: Option<f64>, scope: ClipScope) -> (f32, Vec<f64>) {
-    let norms = gradients.norms();
-    let total = norms.iter().map(|norm| norm.powi(2)).sum::<f64>().sqrt();
-    let scale = |norm: f64| {
-        let norm = if scope == ClipScope::Global { total } else { norm };
-        limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0))
-    };
-    (total as f32, norms.into_iter().map(scale).collect())
+/// The norm of all gradients, f32 `[1]`, and factors for every tensor, f64 `[parameters]`, that limit
+/// the norm (of each, or of all together) to `limit`.
+pub fn clip(gradients: &ParamGradients, limit: Option<f64>, scope: ClipScope) -> (Tensor, Tensor) {
+    ops::clip_scales(&gradients.norms(), limit, scope == ClipScope::Global)
 }
 
 #[cfg(test)]
@@ -201,8 +180,18 @@ mod tests {
     const KINDS: [OptimizerKind; 3] =
         [OptimizerKind::AdamW, OptimizerKind::Sgd, OptimizerKind::Lars];
 
+    const LR: f64 = 0.5;
+    const WEIGHT_DECAY: f64 = 0.04;
+    /// Momentum of the average.
+    const EMA: f64 = 0.75;
+
     fn tensor(values: &[f32]) -> Tensor {
         Tensor::from_vec(values.to_vec(), &Device::Cpu)
+    }
+
+    /// Factors of gradients.
+    fn scales(scales: &[f64]) -> Tensor {
+        Tensor::from_vec(scales.to_vec(), &Device::Cpu)
     }
 
     /// Weights of these shapes.
@@ -240,9 +229,9 @@ mod tests {
             Self { is_matrix, value: of(value), average: of(average), moments, updates: 0 }
         }
 
-        fn update(&mut self, kind: OptimizerKind, gradient: &[f64], settings: &UpdateSettings) {
-            let UpdateSettings { lr, weight_decay, momentum } = *settings;
-            let decay = if self.is_matrix { weight_decay } else { 0.0 };
+        fn update(&mut self, kind: OptimizerKind, gradient: &[f64]) {
+            let lr = LR;
+            let decay = if self.is_matrix { WEIGHT_DECAY } else { 0.0 };
             self.updates += 1;
             let [first, second] = &mut self.moments;
             if kind == OptimizerKind::AdamW {
@@ -266,7 +255,7 @@ mod tests {
                 }
             }
             for (average, value) in self.average.iter_mut().zip(&self.value) {
-                *average = momentum * *average + (1.0 - momentum) * value;
+                *average = EMA * *average + (1.0 - EMA) * value;
             }
         }
     }
@@ -274,8 +263,8 @@ mod tests {
     /// Four steps of every optimizer, of a matrix and a vector, with an average and without one.
     #[test]
     fn updates_are_as_defined() {
-        const SETTINGS: UpdateSettings =
-            UpdateSettings { lr: 0.5, weight_decay: 0.04, momentum: 0.75 };
+        const SETTINGS: UpdateSettings<'_> =
+            UpdateSettings { lrs: &[LR; 2], weight_decay: WEIGHT_DECAY };
         const SCALES: [f64; 2] = [0.25, 0.5];
         let start = [0.3f32, -0.7, 0.0, 1.5, -0.2, 0.9];
         let average = start.map(|value| value * 0.5 + 0.25);
@@ -292,13 +281,13 @@ mod tests {
                     [0, 1, 2, 3, 4, 5].map(|i| ((step * 6 + i + shift) as f32 * 1.7).sin() * 3.0)
                 });
                 let gradients = gradients(&list, &found.each_ref().map(|g| Some(g.as_slice())));
-                with_ema.step(&mut student, &mut teacher, &gradients, &SCALES, &SETTINGS);
-                let UpdateSettings { lr, weight_decay, .. } = SETTINGS;
-                without.step_without_ema(&mut alone, &gradients, &SCALES, &[lr; 2], weight_decay);
+                let follower = Some((&mut teacher, EMA));
+                with_ema.step(&mut student, follower, &gradients, &scales(&SCALES), &SETTINGS);
+                without.step(&mut alone, None, &gradients, &scales(&SCALES), &SETTINGS);
                 for (index, defined) in defined.iter_mut().enumerate() {
                     let what = |of: &str| format!("{of} {index}, {kind:?}, step {step}");
                     let gradient = found[index].map(|g| f64::from(g) * SCALES[index]);
-                    defined.update(kind, &gradient, &SETTINGS);
+                    defined.update(kind, &gradient);
                     let close = |of: &str, found: &Tensor, expected: &[f64]| {
                         assert_close(&what(of), &found.to_vec::<f32>(), expected, 2e-6);
                     };
@@ -323,7 +312,7 @@ mod tests {
     #[test]
     fn lars_of_zeros() {
         let list = list(&[&[2, 2]]);
-        let settings = UpdateSettings { lr: 0.5, weight_decay: 0.0, momentum: 0.0 };
+        let settings = UpdateSettings { lrs: &[0.5], weight_decay: 0.0 };
         for (values, gradient, expected) in [
             ([0.0; 4], [1.0, -2.0, 0.0, 4.0], [-0.125, 0.25, 0.0, -0.5]),
             ([1.0, 2.0, -1.0, 0.5], [0.0; 4], [1.0, 2.0, -1.0, 0.5]),
@@ -335,8 +324,9 @@ mod tests {
             let new = || Optimizer::new(OptimizerKind::Lars, &list, &Device::Cpu);
             let start = Params::from_fn(&list, &Device::Cpu, |_| values.to_vec());
             let [mut student, mut teacher, mut alone] = [(); 3].map(|()| start.clone());
-            new().step(&mut student, &mut teacher, &gradients, &[0.25], &settings);
-            new().step_without_ema(&mut alone, &gradients, &[0.25], &[0.5], 0.0);
+            let follower = Some((&mut teacher, 0.0));
+            new().step(&mut student, follower, &gradients, &scales(&[0.25]), &settings);
+            new().step(&mut alone, None, &gradients, &scales(&[0.25]), &settings);
             for params in [student, alone] {
                 assert_close("values", &params.value(0).to_vec::<f32>(), &expected, 2e-6);
             }
@@ -358,8 +348,8 @@ mod tests {
         let gradient: Option<&[f32]> = Some(&[1.0, -2.0]);
         let gradients = gradients(&list, &[gradient, gradient, None, None]);
         assert!(gradients.get(3).is_none(), "nothing was added");
-        let lrs = [0.1, 0.2, 0.3, 0.4];
-        optimizer.step_without_ema(&mut params, &gradients, &[1.0, 2.0, 1.0, 1.0], &lrs, 0.5);
+        let settings = UpdateSettings { lrs: &[0.1, 0.2, 0.3, 0.4], weight_decay: 0.5 };
+        optimizer.step(&mut params, None, &gradients, &scales(&[1.0, 2.0, 1.0, 1.0]), &settings);
         for (value, expected) in
             params.values().iter().zip([[0.85, 1.15], [0.6, 1.8], [1.0, 1.0], [1.0, 1.0]])
         {
@@ -373,8 +363,8 @@ mod tests {
         let list = list(&[&[2], &[2], &[2]]);
         let mut gradients = gradients(&list, &[Some(&[3.0, -4.0]), None, Some(&[0.0, 0.0])]);
         let (norm, scales) = clip(&gradients, Some(1.0), ClipScope::Tensor);
-        assert_close("norm", &[norm], &[5.0], 2e-6);
-        let scales: Vec<f32> = scales.iter().map(|&s| s as f32).collect();
+        assert_close("norm", &[norm.item()], &[5.0], 2e-6);
+        let scales: Vec<f32> = scales.to_vec::<f64>().iter().map(|&s| s as f32).collect();
         assert_close("scales", &scales, &[0.2, 1.0, 1.0], 2e-6);
         gradients.add(2, tensor(&[1.0, 2.0]));
         gradients.add(2, tensor(&[0.5, -3.0]));

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use esvit_nn::Params;
-use esvit_nn::network::{Predictions, RegionPredictions};
-use esvit_nn::ops::{self, Group, Precision, PrototypeLogits};
+use esvit_nn::esvit_heads::{Predictions, RegionPredictions};
+use esvit_nn::ops::{self, MatchGroup, Precision, PrototypeLogits};
 use esvit_nn::params::{Init, ParamList, Registry};
-use esvit_nn::{Device, ParamGradients, Tape, Tensor};
+use esvit_nn::{Device, ParamGradients, Solo, Tape, Tensor};
 use esvit_testing::{assert_close, check_gradients, hash, hashed, hashed_tensor, hashed_times};
-use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, Weights};
+use esvit_train::objective::esvit::{self, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::objective::{Loss, Views};
 use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 use esvit_train::schedule::TemperatureSchedule;
 
@@ -69,8 +70,14 @@ fn predictions(view_logits: Tensor, region: Option<RegionPredictions>) -> Predic
     Predictions { view_features, view_logits: PrototypeLogits::from_matrix(view_logits), region }
 }
 
-fn scalar(loss: &Tensor) -> [f32; 1] {
-    [loss.item()]
+/// The weighted sum.
+fn scalar(loss: &Loss) -> [f32; 1] {
+    [loss.total().item()]
+}
+
+/// The loss of all four views in the first epoch.
+fn loss_of(student: &Predictions, teacher: &Predictions, centers: &Centers) -> Loss {
+    esvit::loss(student, teacher, &Views::all(4), centers, &settings(0), None)
 }
 
 /// Loss, gradients and centers of both tasks together.
@@ -80,12 +87,14 @@ fn view_and_region_task() {
     let (student, teacher) = (case.student(), &case.teacher);
     let mut centers = Centers::zeros(5, true, &Device::Cpu);
 
-    let loss = objective::loss(&student, teacher, &Crops::all(4), &centers, &settings(0), None);
-    assert_close("loss", &scalar(&loss.total), &[8.402898], 5e-6);
-    let halves = 0.5 * (scalar(&loss.view)[0] + scalar(&loss.region.clone().unwrap())[0]);
-    assert_close("half of each task", &[halves], &[8.402898], 5e-6);
+    let loss = loss_of(&student, teacher, &centers);
+    assert_close("loss", &scalar(&loss), &[8.402898], 5e-6);
+    let parts: Vec<_> = loss.parts.iter().map(|part| (part.name, part.weight)).collect();
+    assert_eq!(parts, [("view", 0.5), ("region", 0.5)]);
+    let [view, region] = ["view", "region"].map(|part| loss.part(part).unwrap().item());
+    assert_close("half of each task", &[0.5 * (view + region)], &[8.402898], 5e-6);
 
-    let gradients = case.tape.backward(&loss.total);
+    let gradients = case.tape.backward(&loss.total());
     let row = |tensor: &Tensor| gradients.of(tensor).unwrap().to_vec::<f32>()[..5].to_vec();
     let expected = [0.026771, -0.198348, 0.382144, -0.211137, 0.00057];
     assert_close("view gradient", &row(&case.student_view), &expected, 2e-6);
@@ -94,7 +103,7 @@ fn view_and_region_task() {
     assert!(gradients.of(&case.student_features).is_none(), "no gradient through the match");
 
     centers.observe(teacher);
-    centers.update(CENTER_MOMENTUM);
+    centers.update(CENTER_MOMENTUM, &Solo);
     let expected = [-0.018811, 0.064982, 0.003913, 0.030025, -0.01128];
     assert_close("center", &centers.view.to_vec::<f32>(), &expected, 1e-6);
     let expected = [-0.007342, 0.005995, -0.001919, -0.018885, -0.008416];
@@ -106,8 +115,8 @@ fn view_and_region_task() {
     );
 
     let student = Case::new().student();
-    let loss = objective::loss(&student, teacher, &Crops::all(4), &centers, &settings(29), None);
-    assert_close("second loss", &scalar(&loss.total), &[8.382052], 5e-6);
+    let loss = esvit::loss(&student, teacher, &Views::all(4), &centers, &settings(29), None);
+    assert_close("second loss", &scalar(&loss), &[8.382052], 5e-6);
 }
 
 /// The view task alone, plain and with every crop mixed of 0.3 of itself and 0.7 of the other.
@@ -117,14 +126,12 @@ fn view_task() {
     let student = predictions(case.student_view.clone(), None);
     let teacher = predictions(case.teacher.view_logits.z.clone(), None);
     let centers = Centers::zeros(5, false, &Device::Cpu);
-    let loss = |mixing: Option<&[Tensor]>| {
-        scalar(
-            &objective::loss(&student, &teacher, &Crops::all(4), &centers, &settings(0), mixing)
-                .total,
-        )
+    let loss = |mixing: Option<&[Vec<f32>]>| {
+        let views = Views::all(4);
+        scalar(&esvit::loss(&student, &teacher, &views, &centers, &settings(0), mixing))
     };
     assert_close("loss", &loss(None), &[8.798439], 5e-6);
-    let mixing = Tensor::new(vec![0.3f32, 0.7, 0.7, 0.3], [2, 2], &Device::Cpu);
+    let mixing = vec![0.3f32, 0.7, 0.7, 0.3];
     assert_close("mixed loss", &loss(Some(&vec![mixing; 4])), &[7.523733], 5e-6);
 }
 
@@ -159,21 +166,39 @@ fn gradients_of_the_objective() {
             };
             let student =
                 predictions(v[0].clone().reshape([views, PROTOTYPES]) * 0.1, Some(region));
-            objective::loss(
-                &student,
-                &teacher,
-                &Crops::all(tokens.len()),
-                &centers,
-                &settings(0),
-                None,
-            )
-            .total
+            let views = Views::all(tokens.len());
+            esvit::loss(&student, &teacher, &views, &centers, &settings(0), None).total()
         });
     }
 }
 
-fn composed(student: &Tensor, teacher: &Tensor, groups: &[Group]) -> Vec<u32> {
-    esvit_testing::composed::best_matches(student.clone(), teacher.clone(), groups)
+fn fused(student: &Tensor, teacher: &Tensor, groups: &[MatchGroup]) -> Vec<i32> {
+    ops::best_matches(student, teacher, groups, 1).to_vec()
+}
+
+fn composed(student: &Tensor, teacher: &Tensor, groups: &[MatchGroup]) -> Vec<i32> {
+    let groups = groups.iter().map(|group| (group.queries.clone(), group.keys.clone()));
+    let groups: Vec<_> = groups.collect();
+    let found = esvit_testing::composed::best_matches(student.clone(), teacher.clone(), &groups);
+    found.into_iter().map(|row| row as i32).collect()
+}
+
+/// Where a group asks, in its column; -1 elsewhere.
+#[test]
+fn matches_stand_in_their_columns() {
+    let [queries, keys] = [[5, 3], [6, 3]].map(|shape| hashed_tensor(shape[0] as u32, shape));
+    let group = |queries, keys, column| MatchGroup { queries, keys, column };
+    let groups = [group(1..3, 0..2, 1), group(4..5, 3..6, 0), group(0..2, 2..6, 0)];
+    let found = ops::best_matches(&queries, &keys, &groups, 2);
+    assert_eq!(found.dims(), [5, 2]);
+    let mut expected = vec![-1; 10];
+    let mut by_group = composed(&queries, &keys, &groups).into_iter();
+    for group in &groups {
+        for (row, key) in group.queries.clone().zip(&mut by_group) {
+            expected[row * 2 + group.column] = key;
+        }
+    }
+    assert_eq!(found.to_vec::<i32>(), expected);
 }
 
 /// Equal teacher tokens: the first is the match, wherever the product of the matrices computes
@@ -196,13 +221,14 @@ fn the_first_of_equal_matches_wins() {
         let teacher: Tensor =
             Tensor::new(rows.collect(), [batch * teacher_tokens, WIDTH], &Device::Cpu);
         let student = hashed_tensor(2, [batch * student_tokens, WIDTH]);
-        let groups: Vec<Group> = (0..batch)
+        let groups: Vec<MatchGroup> = (0..batch)
             .map(|image| {
                 let of = image * student_tokens..(image + 1) * student_tokens;
-                (of, image * teacher_tokens..(image + 1) * teacher_tokens)
+                let keys = image * teacher_tokens..(image + 1) * teacher_tokens;
+                MatchGroup { queries: of, keys, column: 0 }
             })
             .collect();
-        for find in [ops::best_matches, composed] {
+        for find in [fused, composed] {
             for row in find(&student, &teacher, &groups) {
                 let index = row as usize % teacher_tokens;
                 assert!(index < distinct, "{index} of {distinct} distinct ones");
@@ -217,15 +243,13 @@ fn the_first_of_equal_matches_wins() {
     let first = region.features.clone().narrow(0, 0, 1);
     region.features = Tensor::cat(vec![first; 16], 0);
     let centers = Centers::zeros(5, true, &Device::Cpu);
-    let tied =
-        objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
+    let tied = loss_of(&student, &case.teacher, &centers);
     let region = case.teacher.region.as_mut().unwrap();
     let first = region.logits.z.clone().reshape([4, 4, 5]).narrow(1, 0, 1);
     let repeated = Tensor::cat(vec![first; 4], 1).reshape([16, 5]);
     region.logits = PrototypeLogits::from_matrix(repeated);
-    let of_first =
-        objective::loss(&student, &case.teacher, &Crops::all(4), &centers, &settings(0), None);
-    assert_eq!(scalar(&tied.total), scalar(&of_first.total));
+    let of_first = loss_of(&student, &case.teacher, &centers);
+    assert_eq!(scalar(&tied), scalar(&of_first));
 }
 
 /// A matrix, a vector, and a bias of two dimensions, which is not decayed.
@@ -254,9 +278,15 @@ fn gradients(
     gradients
 }
 
+/// Factors of gradients.
+fn scales(scales: &[f64]) -> Tensor {
+    Tensor::from_vec(scales.to_vec(), &Device::Cpu)
+}
+
 const LR: f64 = 0.5;
 const DECAY: f64 = 0.04;
-const UPDATE: UpdateSettings = UpdateSettings { lr: LR, weight_decay: DECAY, momentum: 0.75 };
+const EMA: f64 = 0.75;
+const UPDATE: UpdateSettings<'_> = UpdateSettings { lrs: &[LR; 3], weight_decay: DECAY };
 
 /// The matrix is adapted and decayed, the vector neither.
 #[test]
@@ -266,7 +296,7 @@ fn lars() {
     let found = [Some(hashed_tensor(13, [6])), Some(hashed_tensor(14, [3])), None];
     let gradients = gradients(params.specs(), found);
     let mut teacher = params.clone();
-    optimizer.step(&mut params, &mut teacher, &gradients, &[1.0; 3], &UPDATE);
+    optimizer.step(&mut params, Some((&mut teacher, EMA)), &gradients, &scales(&[1.0; 3]), &UPDATE);
     let expected = [-0.853116, 0.76792, -0.878982, 0.037363, -0.958242, -0.747526];
     assert_close("matrix", &params.values()[0].to_vec::<f32>(), &expected, 1e-6);
     let expected = [0.60172, -1.364341, -0.996615];
@@ -294,11 +324,12 @@ fn sgd_and_adamw() {
             let found = [6, 3, 2].into_iter().enumerate();
             let found = found.map(|(p, len)| Some(hashed_tensor(stream(p), [len]) * 4.0));
             let gradients = gradients(params.specs(), found);
-            optimizer.step(&mut params, &mut teacher, &gradients, &[0.25; 3], &UPDATE);
+            let follower = Some((&mut teacher, EMA));
+            optimizer.step(&mut params, follower, &gradients, &scales(&[0.25; 3]), &UPDATE);
             for ((before, after), value) in
                 before.values().iter().zip(teacher.values()).zip(params.values())
             {
-                let expected = before.clone() * UPDATE.momentum + value.clone() * 0.25;
+                let expected = before.clone() * EMA + value.clone() * 0.25;
                 assert_eq!(after.to_vec::<f32>(), expected.to_vec::<f32>());
             }
             for (parameter, entries) in by_hand.iter_mut().enumerate() {
@@ -344,7 +375,8 @@ fn clipping_by_tensor_and_by_all() {
         (None, ClipScope::Global, [1.0; 2]),
     ] {
         let (norm, found) = optim::clip(&gradients, limit, scope);
-        assert_close("norm before", &[norm], &[total], 1e-6);
+        assert_close("norm before", &[norm.item()], &[total], 1e-6);
+        let found = found.to_vec::<f64>();
         for (place, scale) in [0, 2].into_iter().zip(scales) {
             let what = format!("{limit:?}, {scope:?}");
             assert_close(&what, &[found[place] as f32], &[scale], 1e-6);

@@ -5,34 +5,93 @@
 #[path = "learner/checkpoint.rs"]
 mod checkpoint;
 
-use std::sync::Arc;
+#[path = "learner/collective.rs"]
+mod collective;
+
+#[path = "learner/supervised.rs"]
+mod supervised;
+
+#[path = "learner/teacher.rs"]
+mod teacher;
+
+use std::any::Any;
 
 use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::esvit_heads::Predictions;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Role;
 use esvit_nn::{BackboneConfig, Device, ForwardCtx, Network, ParamGradients, Params, Tensor};
 use esvit_testing::{assert_alike, assert_close, fill, hashed_tensor, tiny_swin};
-use esvit_train::learner::{LearnerSettings, StepSettings};
+use esvit_train::learner::{LearnerSettings, StepResult};
 use esvit_train::mixup::MixupConfig;
-use esvit_train::objective::{NamedWeights, Weights};
-use esvit_train::optim::{ClipScope, Optimizer, OptimizerKind, UpdateSettings};
+use esvit_train::objective::esvit::{Centers, Esvit, EsvitConfig, examine};
+use esvit_train::objective::{MicroBatch, Setup, StepInfo};
+use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 use esvit_train::{CropChunks, Learner};
 
-const STEP: StepSettings = StepSettings {
+/// A step at the start of a long run: the teacher's momentum is that of the settings.
+const STEP: StepInfo = StepInfo {
     step: 0,
+    epoch: 0,
+    total_steps: u64::MAX,
     lr: 0.1,
     weight_decay: 0.04,
-    momentum: 0.5,
-    teacher_temp: 0.04,
-    freeze_last_layer: false,
     health: false,
 };
+const TEACHER_TEMP: f64 = 0.04;
+/// Of the teacher.
+const MOMENTUM: f64 = 0.5;
 
 /// Both tasks; student, teacher and centers differ from each other and from zero.
 fn learner(kind: OptimizerKind, norm_last_layer: bool, use_bn_in_head: bool) -> Learner {
     learner_with_drop_path(kind, norm_last_layer, use_bn_in_head, 0.0)
 }
+
+fn tiny_backbone() -> BackboneConfig {
+    let swin = SwinConfig { img_size: 16, embed_dim: 4, window_size: 2, ..tiny_swin() };
+    BackboneConfig::Swin(swin)
+}
+
+/// A network with the heads of EsViT.
+fn network(
+    backbone: &BackboneConfig,
+    drop_path: f64,
+    config: &EsvitConfig,
+    seed: u64,
+) -> (Network, Esvit) {
+    Network::new(backbone, drop_path, |scope, width| {
+        let setup = Setup {
+            width,
+            blocks: backbone.blocks(),
+            classes: 0,
+            seed,
+            precision: Precision::F32,
+            device: Device::Cpu,
+        };
+        Esvit::new(config, scope, &setup)
+    })
+}
+
+fn head(norm_last_layer: bool, use_bn_in_head: bool) -> HeadConfig {
+    HeadConfig {
+        out_dim: 6,
+        hidden_dim: 8,
+        bottleneck_dim: 4,
+        layers: 3,
+        use_bn_in_head,
+        norm_last_layer,
+    }
+}
+
+const SETTINGS: LearnerSettings = LearnerSettings {
+    seed: 0,
+    clip_grad: Some(3.0),
+    clip_scope: ClipScope::Tensor,
+    precision: Precision::F32,
+    crop_chunks: CropChunks::All,
+    activation_checkpointing: false,
+};
 
 fn learner_with_drop_path(
     kind: OptimizerKind,
@@ -40,40 +99,74 @@ fn learner_with_drop_path(
     use_bn_in_head: bool,
     drop_path: f64,
 ) -> Learner {
-    let backbone = BackboneConfig::Swin(SwinConfig {
-        img_size: 16,
-        embed_dim: 4,
-        window_size: 2,
-        ..tiny_swin()
-    });
-    let head = HeadConfig {
-        out_dim: 6,
-        hidden_dim: 8,
-        bottleneck_dim: 4,
-        layers: 3,
-        use_bn_in_head,
-        norm_last_layer,
+    let config = EsvitConfig {
+        teacher_temp: TEACHER_TEMP,
+        momentum_teacher: MOMENTUM,
+        freeze_last_layer: 0,
+        head: head(norm_last_layer, use_bn_in_head),
+        ..EsvitConfig::default()
     };
-    let settings = LearnerSettings {
-        seed: 0,
-        student_temp: 0.1,
-        weights: Weights::Named(NamedWeights::Reference),
-        center_momentum: 0.9,
-        clip_grad: Some(3.0),
-        clip_scope: ClipScope::Tensor,
-        precision: Precision::F32,
-        crop_chunks: CropChunks::All,
-        activation_checkpointing: false,
-        mixup: None,
-    };
-    let network = Arc::new(Network::new(&backbone, drop_path, &head, true));
+    let (network, mut objective) = network(&tiny_backbone(), drop_path, &config, SETTINGS.seed);
     let specs = network.specs().clone();
-    let mut learner = Learner::new(network, kind, settings, &Device::Cpu);
+    objective.centers.view = hashed_tensor(300, [6]) * 0.1;
+    objective.centers.region = Some(hashed_tensor(301, [6]) * 0.1);
+    let mut learner = Learner::new(network, Box::new(objective), kind, SETTINGS, &Device::Cpu);
     learner.student = fill(&specs, 100);
-    learner.teacher = fill(&specs, 200);
-    learner.centers.view = hashed_tensor(300, [6]) * 0.1;
-    learner.centers.region = Some(hashed_tensor(301, [6]) * 0.1);
+    learner.teacher = Some(fill(&specs, 200));
     learner
+}
+
+fn esvit(learner: &Learner) -> &Esvit {
+    let objective: &dyn Any = &*learner.objective;
+    objective.downcast_ref().unwrap()
+}
+
+fn esvit_mut(learner: &mut Learner) -> &mut Esvit {
+    let objective: &mut dyn Any = &mut *learner.objective;
+    objective.downcast_mut().unwrap()
+}
+
+fn centers(learner: &Learner) -> &Centers {
+    &esvit(learner).centers
+}
+
+fn teacher_of(learner: &Learner) -> &Params {
+    learner.teacher.as_ref().unwrap()
+}
+
+/// A learner of the same state and settings.
+fn learner_like(learner: &Learner) -> Learner {
+    let Esvit { config, centers, precision, .. } = esvit(learner);
+    let (_, mut objective) = network(&tiny_backbone(), 0.0, config, learner.settings.seed);
+    (objective.centers, objective.precision) = (centers.clone(), *precision);
+    let mut like = Learner::new(
+        learner.network.clone(),
+        Box::new(objective),
+        learner.optimizer.kind(),
+        learner.settings.clone(),
+        &Device::Cpu,
+    );
+    like.student = learner.student.clone();
+    like.teacher = learner.teacher.clone();
+    like.optimizer = learner.optimizer.clone();
+    like
+}
+
+/// What the networks with these parameters say of crops in training, without drop path.
+fn predictions(learner: &Learner, params: &Params, crops: &[Tensor]) -> Predictions {
+    let ctx = ForwardCtx::teacher();
+    let features = learner.network.features(params, crops, &ctx);
+    esvit(learner).heads.forward(params, features, crops[0].shape()[0], &ctx)
+}
+
+/// A part of the loss, which the step has.
+fn part(result: &StepResult, name: &str) -> f32 {
+    result.part(name).unwrap()
+}
+
+/// [`crops`] without labels.
+fn batch(images: usize) -> MicroBatch {
+    MicroBatch::unlabeled(crops(images))
 }
 
 /// Two global and two local crops of `images` images.
@@ -85,13 +178,12 @@ fn crops(images: usize) -> Vec<Tensor> {
 /// Every number that a learner holds, as bits.
 fn state(learner: &Learner) -> Vec<Vec<u32>> {
     let bits = |tensor: &Tensor| tensor.to_vec::<f32>().iter().map(|v| v.to_bits()).collect();
-    let mut state: Vec<Vec<u32>> = [&learner.student, &learner.teacher]
-        .into_iter()
+    let mut state: Vec<Vec<u32>> = std::iter::once(&learner.student)
+        .chain(&learner.teacher)
         .flat_map(|params| params.values())
         .map(|value| bits(&value))
         .collect();
-    state.push(bits(&learner.centers.view));
-    state.extend(learner.centers.region.as_ref().map(bits));
+    state.extend(learner.objective.state().iter().map(|state| bits(&state.value)));
     for index in 0..learner.network.specs().len() {
         state.extend(learner.optimizer.moments(index).iter().map(bits));
         state.push(vec![learner.optimizer.updates(index) as u32]);
@@ -113,15 +205,15 @@ fn moments(optimizer: &Optimizer, index: usize) -> Vec<Vec<f32>> {
 #[test]
 fn accumulation() {
     let whole = crops(4);
-    let halves = [0, 2].map(|first| -> Vec<Tensor> {
-        whole.iter().map(|crop| crop.clone().narrow(0, first, 2)).collect()
+    let halves = [0, 2].map(|first| {
+        let half = whole.iter().map(|crop| crop.clone().narrow(0, first, 2));
+        MicroBatch::unlabeled(half.collect())
     });
-    let whole = [whole];
+    let whole = [MicroBatch::unlabeled(whole)];
     let new = || learner(OptimizerKind::Sgd, false, false);
 
-    let mut centers = new().centers;
     let [by_half, at_once] =
-        [&halves[..], &whole[..]].map(|batches| new().gradients(batches, &STEP, &mut centers));
+        [&halves[..], &whole[..]].map(|batches| new().gradients(batches, &STEP));
     for (index, spec) in new().network.specs().iter().enumerate() {
         let [by_half, at_once] = [&by_half, &at_once].map(|g| gradient(&g.values, index));
         assert_alike(&spec.name, &by_half, &at_once, 1e-5);
@@ -129,13 +221,14 @@ fn accumulation() {
 
     let [mut by_half, mut at_once] = [new(), new()];
     for step in 0..2 {
-        let settings = StepSettings { step, ..STEP };
-        let half = by_half.step(&halves, &settings).unwrap();
-        let whole = at_once.step(&whole, &settings).unwrap();
+        let at = StepInfo { step, ..STEP };
+        let half = by_half.step(&halves, &at).unwrap();
+        let whole = at_once.step(&whole, &at).unwrap();
+        assert_eq!([half.parts.len(), whole.parts.len()], [2; 2]);
         for [half, whole] in [
             [half.loss, whole.loss],
-            [half.view_loss, whole.view_loss],
-            [half.region_loss.unwrap(), whole.region_loss.unwrap()],
+            [part(&half, "view"), part(&whole, "view")],
+            [part(&half, "region"), part(&whole, "region")],
             [half.grad_norm, whole.grad_norm],
         ] {
             assert_alike("result", &[half], &[whole], 1e-5);
@@ -144,11 +237,11 @@ fn accumulation() {
     let check = |what: &str, a: &Tensor, b: &Tensor| {
         assert_alike(what, &a.to_vec::<f32>(), &b.to_vec::<f32>(), 2e-5);
     };
-    check("center", &by_half.centers.view, &at_once.centers.view);
-    let [region, expected] = [&by_half, &at_once].map(|l| l.centers.region.as_ref().unwrap());
+    check("center", &centers(&by_half).view, &centers(&at_once).view);
+    let [region, expected] = [&by_half, &at_once].map(|l| centers(l).region.as_ref().unwrap());
     check("region center", region, expected);
     for (by_half, at_once) in
-        [(&by_half.student, &at_once.student), (&by_half.teacher, &at_once.teacher)]
+        [(&by_half.student, &at_once.student), (teacher_of(&by_half), teacher_of(&at_once))]
     {
         for ((spec, by_half), at_once) in by_half.iter().zip(at_once.values()) {
             check(&spec.name, &by_half, &at_once);
@@ -160,13 +253,12 @@ fn accumulation() {
 /// nothing else, dropped branches included.
 #[test]
 fn less_memory_gives_the_same_gradients() {
-    let batch = [crops(3)];
+    let batch = [batch(3)];
     let gradients = |crop_chunks: CropChunks, activation_checkpointing: bool| {
         let mut learner = learner_with_drop_path(OptimizerKind::Sgd, false, false, 0.5);
         learner.settings.crop_chunks = crop_chunks;
         learner.settings.activation_checkpointing = activation_checkpointing;
-        let mut centers = learner.centers.clone();
-        learner.gradients(&batch, &STEP, &mut centers).values
+        learner.gradients(&batch, &STEP).values
     };
     let expected = gradients(CropChunks::All, false);
     let specs = learner(OptimizerKind::Sgd, false, false).network.specs().clone();
@@ -192,10 +284,11 @@ fn less_memory_gives_the_same_gradients() {
 fn frozen_last_layer() {
     for kind in [OptimizerKind::AdamW, OptimizerKind::Sgd, OptimizerKind::Lars] {
         let mut learner = learner(kind, false, false);
-        for freeze_last_layer in [true, false, true] {
+        esvit_mut(&mut learner).config.freeze_last_layer = 2;
+        for epoch in [1, 2, 0] {
+            let freeze_last_layer = epoch < 2;
             let before = (learner.student.clone(), learner.optimizer.clone());
-            let settings = StepSettings { freeze_last_layer, ..STEP };
-            learner.step(&[crops(2)], &settings).unwrap();
+            learner.step(&[batch(2)], &StepInfo { epoch, ..STEP }).unwrap();
             let mut last_layers = 0;
             for (i, (spec, value)) in learner.student.iter().enumerate() {
                 let last_layer = spec.name.contains("last_layer");
@@ -220,21 +313,40 @@ fn frozen_last_layer() {
 fn a_step_that_is_not_finite_changes_nothing() {
     for kind in [OptimizerKind::AdamW, OptimizerKind::Sgd, OptimizerKind::Lars] {
         let mut learner = learner(kind, false, true);
-        learner.step(&[crops(2)], &STEP).unwrap();
+        learner.step(&[batch(2)], &STEP).unwrap();
         let before = state(&learner);
         for bad in [f32::NAN, f32::INFINITY] {
             for crop in [0, 3] {
-                let mut batch = crops(2);
-                batch[crop].write(0, &[bad]);
-                let settings = StepSettings { health: true, ..STEP };
-                let error = learner.step(&[crops(2), batch], &settings).unwrap_err();
+                let mut bad_batch = batch(2);
+                bad_batch.views[crop].write(0, &[bad]);
+                let at = StepInfo { health: true, ..STEP };
+                let error = learner.step(&[batch(2), bad_batch], &at).unwrap_err();
                 assert!(!error.loss.is_finite() || !error.grad_norm.is_finite(), "{error}");
                 assert!(state(&learner) == before, "{kind:?}, {bad} in crop {crop}");
             }
         }
-        learner.step(&[crops(2)], &STEP).unwrap();
+        learner.step(&[batch(2)], &STEP).unwrap();
         assert!(state(&learner) != before);
     }
+}
+
+/// What a step that failed has noted does not count in the next one: neither the teacher's logits
+/// for the centers nor its health. Nor does what gradients alone have noted.
+#[test]
+fn what_a_failed_step_has_noted_is_forgotten() {
+    let mut learner = learner(OptimizerKind::Sgd, false, false);
+    let mut alone = learner_like(&learner);
+    let mut bad = batch(2);
+    // The teacher sees nothing of it, so that its logits are finite.
+    bad.views[3].write(0, &[f32::NAN]);
+    bad.views[0] = bad.views[0].clone() * -2.0;
+    learner.step(&[bad.clone(), bad], &StepInfo { health: true, ..STEP }).unwrap_err();
+    let other = crops(2).into_iter().map(|crop| crop * 0.5).collect();
+    learner.gradients(&[MicroBatch::unlabeled(other)], &STEP);
+    let [found, expected] =
+        [&mut learner, &mut alone].map(|learner| learner.step(&[batch(2)], &STEP).unwrap());
+    assert_eq!(found, expected);
+    assert!(state(&learner) == state(&alone));
 }
 
 /// `weight_g` is averaged even where it is not trained; running statistics are each one's own.
@@ -250,13 +362,14 @@ fn moving_average() {
         *params.flat_mut() = params.flat().clone() + by;
         params
     };
-    let (student, old) = (shifted(&learner.student, 1.0), shifted(&learner.teacher, -2.0));
+    let (student, old) = (shifted(&learner.student, 1.0), shifted(teacher_of(&learner), -2.0));
     let (mut new, mut unchanged) = (old.clone(), student.clone());
-    let settings = UpdateSettings { lr: 0.1, weight_decay: 0.0, momentum: 0.75 };
+    let lrs = vec![0.1; specs.len()];
+    let settings = UpdateSettings { lrs: &lrs, weight_decay: 0.0 };
     let none = ParamGradients::new(&specs, &Device::Cpu);
-    let scales = vec![1.0; specs.len()];
+    let scales = Tensor::from_vec(vec![1.0f64; specs.len()], &Device::Cpu);
     let mut optimizer = Optimizer::new(OptimizerKind::Sgd, &specs, &Device::Cpu);
-    optimizer.step(&mut unchanged, &mut new, &none, &scales, &settings);
+    optimizer.step(&mut unchanged, Some((&mut new, 0.75)), &none, &scales, &settings);
     for (i, (spec, new)) in new.iter().enumerate() {
         let [old, student] = [&old, &student].map(|params| params.values()[i].clone());
         if spec.role == Role::Buffer {
@@ -269,11 +382,12 @@ fn moving_average() {
 
     // In a step, the student's frozen lengths stay, and both networks note their own statistics.
     learner.student = student.clone();
-    learner.teacher = old.clone();
-    learner.step(&[crops(2)], &STEP).unwrap();
+    learner.teacher = Some(old.clone());
+    learner.step(&[batch(2)], &STEP).unwrap();
     for (i, spec) in specs.iter().enumerate() {
-        let [student, before, teacher, old] = [&learner.student, &student, &learner.teacher, &old]
-            .map(|p| p.values()[i].to_vec::<f32>());
+        let [student, before, teacher, old] =
+            [&learner.student, &student, teacher_of(&learner), &old]
+                .map(|p| p.values()[i].to_vec::<f32>());
         match spec.role {
             Role::Trained => {}
             Role::Frozen => {
@@ -292,9 +406,8 @@ fn moving_average() {
 }
 
 /// All values of the gradients of some micro-batches, one after the other.
-fn all_gradients(learner: &Learner, batches: &[Vec<Tensor>], settings: &StepSettings) -> Vec<f32> {
-    let mut centers = learner.centers.clone();
-    let gradients = learner.gradients(batches, settings, &mut centers);
+fn all_gradients(learner: &Learner, batches: &[MicroBatch], at: &StepInfo) -> Vec<f32> {
+    let gradients = learner_like(learner).gradients(batches, at);
     let found = (0..learner.network.specs().len()).filter_map(|i| gradients.values.get(i));
     found.flat_map(|gradient| gradient.to_vec::<f32>()).collect()
 }
@@ -306,8 +419,8 @@ fn all_gradients(learner: &Learner, batches: &[Vec<Tensor>], settings: &StepSett
 fn loss_and_gradient_must_both_be_finite() {
     for infinite_gradient in [true, false] {
         let mut learner = learner(OptimizerKind::AdamW, true, false);
-        learner.step(&[crops(2)], &STEP).unwrap();
-        let mut settings = StepSettings { step: 1, health: true, ..STEP };
+        learner.step(&[batch(2)], &STEP).unwrap();
+        let at = StepInfo { step: 1, health: true, ..STEP };
         let specs = learner.network.specs().clone();
         let mut set = |end: &str, factor: f64, summand: f64| {
             for (index, spec) in specs.iter().enumerate() {
@@ -320,7 +433,7 @@ fn loss_and_gradient_must_both_be_finite() {
         set("mlp.4.weight", 0.0, 0.0);
         if infinite_gradient {
             set("mlp.4.bias", 0.0, 0.0);
-            learner.settings.student_temp = 1e-30;
+            esvit_mut(&mut learner).config.student_temp = 1e-30;
         } else {
             // Logits of 1e37.
             set("weight_g", 0.0, 1e18);
@@ -328,19 +441,19 @@ fn loss_and_gradient_must_both_be_finite() {
             set("mlp.2.bias", 0.0, 0.0);
             set("mlp.4.bias", 0.0, 5e18);
             set("weight_v", 1e19, 0.0);
-            learner.settings.student_temp = 1e-19;
-            settings.teacher_temp = 1e20;
+            let config = &mut esvit_mut(&mut learner).config;
+            (config.student_temp, config.teacher_temp) = (1e-19, 1e20);
         }
         let count = if infinite_gradient {
             2
         } else {
             // As many as it takes for the sum of their finite losses.
-            let one = learner_like(&learner).step(&[crops(2)], &settings).unwrap().loss;
+            let one = learner_like(&learner).step(&[batch(2)], &at).unwrap().loss;
             assert!(one > 1e36, "{one}");
             (f32::MAX / one) as usize + 2
         };
         let before = state(&learner);
-        let error = learner.step(&vec![crops(2); count], &settings).unwrap_err();
+        let error = learner.step(&vec![batch(2); count], &at).unwrap_err();
         assert_eq!(error.loss.is_finite(), infinite_gradient, "{error}");
         assert_eq!(error.grad_norm.is_finite(), !infinite_gradient, "{error}");
         assert!(state(&learner) == before, "{error}");
@@ -351,18 +464,17 @@ fn loss_and_gradient_must_both_be_finite() {
 /// the same crops twice give another gradient than once, unless nothing is drawn.
 #[test]
 fn draws_differ_by_micro_batch_step_and_seed() {
-    let mixup = MixupConfig { enabled: true, ..MixupConfig::default() };
-    for (drop_path, mixup, drawn) in
-        [(0.5, None, true), (0.0, Some(mixup), true), (0.0, None, false)]
-    {
+    let off = MixupConfig::default();
+    let on = MixupConfig { enabled: true, ..off };
+    for (drop_path, mixup, drawn) in [(0.5, off, true), (0.0, on, true), (0.0, off, false)] {
         let mut learner = learner_with_drop_path(OptimizerKind::Sgd, false, false, drop_path);
-        learner.settings.mixup = mixup;
-        let once = all_gradients(&learner, &[crops(2)], &STEP);
-        let twice = all_gradients(&learner, &[crops(2), crops(2)], &STEP);
-        let later = all_gradients(&learner, &[crops(2)], &StepSettings { step: 1, ..STEP });
-        assert!(once == all_gradients(&learner, &[crops(2)], &STEP), "the same again");
+        esvit_mut(&mut learner).config.mixup = mixup;
+        let once = all_gradients(&learner, &[batch(2)], &STEP);
+        let twice = all_gradients(&learner, &[batch(2), batch(2)], &STEP);
+        let later = all_gradients(&learner, &[batch(2)], &StepInfo { step: 1, ..STEP });
+        assert!(once == all_gradients(&learner, &[batch(2)], &STEP), "the same again");
         learner.settings.seed = 1;
-        let seeded = all_gradients(&learner, &[crops(2)], &STEP);
+        let seeded = all_gradients(&learner, &[batch(2)], &STEP);
         let largest = once.iter().fold(0.0f32, |largest, value| value.abs().max(largest));
         for (what, other) in [("micro-batch", twice), ("step", later), ("seed", seeded)] {
             let far = once.iter().zip(&other).any(|(a, b)| (a - b).abs() > 1e-3 * largest);
@@ -371,35 +483,24 @@ fn draws_differ_by_micro_batch_step_and_seed() {
     }
 }
 
-/// Mixing changes what the student sees and nothing of the teacher's; switched off it is as none.
+/// Mixing changes what the student sees and nothing of the teacher's; switched off, the rest of its
+/// settings do not count.
 #[test]
 fn only_the_students_images_are_mixed() {
     let mut learner = learner(OptimizerKind::Sgd, false, false);
-    let settings = StepSettings { health: true, ..STEP };
-    let mut result = |mixup: Option<MixupConfig>| {
-        learner.settings.mixup = mixup;
+    let at = StepInfo { health: true, ..STEP };
+    let mut result = |mixup: MixupConfig| {
+        esvit_mut(&mut learner).config.mixup = mixup;
         let mut learner = learner_like(&learner);
-        let result = learner.step(&[crops(2)], &settings).unwrap();
-        (result, learner.centers.view.to_vec::<f32>())
+        let result = learner.step(&[batch(2)], &at).unwrap();
+        (result, centers(&learner).view.to_vec::<f32>())
     };
     let off = MixupConfig::default();
-    let (plain, center) = result(None);
-    assert_eq!(result(Some(off)), (plain.clone(), center.clone()));
-    let (mixed, center_of_mixed) = result(Some(MixupConfig { enabled: true, ..off }));
-    assert_ne!(mixed.view_loss, plain.view_loss);
+    let (plain, center) = result(MixupConfig { views: 0, ..off });
+    assert_eq!(result(off), (plain.clone(), center.clone()));
+    let (mixed, center_of_mixed) = result(MixupConfig { enabled: true, ..off });
+    assert_ne!(part(&mixed, "view"), part(&plain, "view"));
     assert_eq!((mixed.health, center_of_mixed), (plain.health, center));
-}
-
-/// A learner of the same state.
-fn learner_like(learner: &Learner) -> Learner {
-    Learner {
-        network: learner.network.clone(),
-        student: learner.student.clone(),
-        teacher: learner.teacher.clone(),
-        centers: learner.centers.clone(),
-        optimizer: learner.optimizer.clone(),
-        settings: learner.settings.clone(),
-    }
 }
 
 /// One step by hand, from the gradients: clipping, the optimizer, the moving average and the
@@ -410,15 +511,15 @@ fn a_step_by_hand() {
     for kind in [OptimizerKind::Sgd, OptimizerKind::AdamW] {
         let mut learner = learner(kind, true, false);
         learner.settings.clip_grad = Some(LIMIT);
-        learner.settings.center_momentum = 0.8;
+        esvit_mut(&mut learner).config.center_momentum = 0.8;
         let before = learner_like(&learner);
-        let mut centers = learner.centers.clone();
-        let gradients = learner.gradients(&[crops(2)], &STEP, &mut centers).values;
-        let result = learner.step(&[crops(2)], &STEP).unwrap();
+        let gradients = learner.gradients(&[batch(2)], &STEP).values;
+        assert!(state(&learner) == state(&before), "gradients alone change nothing");
+        let result = learner.step(&[batch(2)], &STEP).unwrap();
         let mut squares = 0.0;
         for (i, spec) in before.network.specs().iter().enumerate() {
             let [old, new, old_teacher, new_teacher] =
-                [&before.student, &learner.student, &before.teacher, &learner.teacher]
+                [&before.student, &learner.student, teacher_of(&before), teacher_of(&learner)]
                     .map(|params| params.values()[i].to_vec::<f32>());
             let change = |new: &[f32], old: &[f32]| -> Vec<f32> {
                 new.iter().zip(old).map(|(new, old)| new - old).collect()
@@ -469,15 +570,14 @@ fn a_step_by_hand() {
         let norm = squares.sqrt() as f32;
         assert_alike("norm", &[result.grad_norm], &[norm], 1e-5);
         assert!(f64::from(norm) > 3.0 * LIMIT, "clipped");
-        let [view, region] = [result.view_loss, result.region_loss.unwrap()];
+        let [view, region] = ["view", "region"].map(|name| part(&result, name));
         assert_alike("loss", &[result.loss], &[0.5 * view + 0.5 * region], 1e-6);
         assert_eq!(result.health, None);
 
-        let teacher =
-            before.network.forward(&before.teacher, &crops(2)[..2], &ForwardCtx::teacher());
+        let teacher = predictions(&before, teacher_of(&before), &crops(2)[..2]);
         let logits = [teacher.view_logits, teacher.region.unwrap().logits].map(|l| l.matrix());
-        let old = [&before.centers.view, before.centers.region.as_ref().unwrap()];
-        let new = [&learner.centers.view, learner.centers.region.as_ref().unwrap()];
+        let [old, new] = [&before, &learner]
+            .map(|learner| [&centers(learner).view, centers(learner).region.as_ref().unwrap()]);
         for ((logits, old), new) in logits.into_iter().zip(old).zip(new) {
             let mean = logits.mean_dim(0).to_vec::<f32>();
             let expected: Vec<f64> = old
@@ -495,28 +595,31 @@ fn a_step_by_hand() {
 #[test]
 fn health_of_a_step() {
     let mut learner = learner(OptimizerKind::Sgd, false, false);
-    let batch = crops(2);
-    let teacher = learner.network.forward(&learner.teacher, &batch[..2], &ForwardCtx::teacher());
-    let expected = esvit_train::health::examine(&teacher, &learner.centers, STEP.teacher_temp);
-    assert_eq!(expected.rows, 4);
-    let settings = StepSettings { health: true, ..STEP };
-    let other: Vec<Tensor> = crops(2).into_iter().map(|crop| crop * 0.5).collect();
-    let result = learner.step(&[batch, other], &settings).unwrap();
+    let teacher = predictions(&learner, teacher_of(&learner), &crops(2)[..2]);
+    let expected = examine(&teacher, centers(&learner), TEACHER_TEMP);
+    assert_eq!(expected.signal("rows"), Some(4.0));
+    let other = crops(2).into_iter().map(|crop| crop * 0.5).collect();
+    let batches = [batch(2), MicroBatch::unlabeled(other)];
+    let result = learner.step(&batches, &StepInfo { health: true, ..STEP }).unwrap();
     assert_eq!(result.health, Some(expected));
+    // A step that does not ask for it has not that of an earlier one.
+    assert_eq!(learner.step(&batches, &STEP).unwrap().health, None);
 }
 
 /// Half as many bits: loss and gradients are nearly the same, and not quite. Rounding grows where the
 /// four channels of a patch differ little and are normalized, and with sharper distributions.
 #[test]
 fn bf16_is_near_f32() {
-    let settings = StepSettings { health: true, teacher_temp: 0.2, ..STEP };
+    let at = StepInfo { health: true, ..STEP };
     let run = |precision: Precision, activation_checkpointing: bool| {
         let mut learner = learner(OptimizerKind::Sgd, false, false);
-        learner.settings.student_temp = 0.5;
+        let objective = esvit_mut(&mut learner);
+        (objective.config.student_temp, objective.config.teacher_temp) = (0.5, 0.2);
+        objective.precision = precision;
         learner.settings.precision = precision;
         learner.settings.activation_checkpointing = activation_checkpointing;
-        let gradients = learner.gradients(&[crops(16)], &settings, &mut learner.centers.clone());
-        let result = learner.step(&[crops(16)], &settings).unwrap();
+        let gradients = learner.gradients(&[batch(16)], &at);
+        let result = learner.step(&[batch(16)], &at).unwrap();
         (gradients.values, result, learner)
     };
     let (expected, result, _) = run(Precision::F32, false);
@@ -524,8 +627,8 @@ fn bf16_is_near_f32() {
         let (found, result_of_bf16, learner) = run(Precision::Bf16, activation_checkpointing);
         for (what, found, expected) in [
             ("loss", result_of_bf16.loss, result.loss),
-            ("view", result_of_bf16.view_loss, result.view_loss),
-            ("region", result_of_bf16.region_loss.unwrap(), result.region_loss.unwrap()),
+            ("view", part(&result_of_bf16, "view"), part(&result, "view")),
+            ("region", part(&result_of_bf16, "region"), part(&result, "region")),
             ("norm", result_of_bf16.grad_norm, result.grad_norm),
         ] {
             let tolerance = if what == "norm" { 0.1 } else { 0.03 };
@@ -533,8 +636,8 @@ fn bf16_is_near_f32() {
             assert_ne!(found, expected, "{what}");
         }
         // The teacher's pass too.
-        let [entropy, expected_entropy] =
-            [&result_of_bf16, &result].map(|result| result.health.unwrap().teacher_entropy);
+        let [entropy, expected_entropy] = [&result_of_bf16, &result]
+            .map(|result| result.health.as_ref().unwrap().signal("teacher_entropy").unwrap());
         assert!(entropy != expected_entropy && (entropy / expected_entropy - 1.0).abs() < 0.05);
         let mut errors = Vec::new();
         let specs = learner.network.specs();
@@ -552,5 +655,23 @@ fn bf16_is_near_f32() {
         assert!(different > 40, "{different} of {}", specs.len());
         errors.sort_by(f64::total_cmp);
         assert!(errors[errors.len() / 2] < 0.1, "{errors:?}");
+    }
+}
+
+/// A step reads its loss and the norm of its gradient back, once, however many micro-batches, chunks
+/// and parameters there are; on a device every other read would wait for all work before it.
+#[test]
+fn a_step_reads_from_the_device_once() {
+    use esvit_nn::tensor::host_reads;
+    for (region, mixup) in [(true, false), (false, true)] {
+        let mut learner = learner(OptimizerKind::AdamW, region, false);
+        esvit_mut(&mut learner).config.mixup.enabled = mixup;
+        learner.settings.crop_chunks = CropChunks::Crops(1);
+        for micro_batches in [1, 3] {
+            let batches = vec![MicroBatch::unlabeled(crops(2)); micro_batches];
+            let before = host_reads();
+            learner.step(&batches, &STEP).unwrap();
+            assert_eq!(host_reads() - before, 1, "{micro_batches}, region {region}");
+        }
     }
 }

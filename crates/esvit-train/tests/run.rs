@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "run/supervised.rs"]
+mod supervised;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,9 +29,9 @@ const TINY: [&str; 22] = [
     "model.window_size=2",
     "model.mlp_ratio=2.0",
     "model.drop_path=0.2",
-    "head.out_dim=8",
-    "head.hidden_dim=8",
-    "head.bottleneck_dim=4",
+    "objective.head.out_dim=8",
+    "objective.head.hidden_dim=8",
+    "objective.head.bottleneck_dim=4",
     "views.global_size=16",
     "views.local_sizes=[8]",
     "views.local_counts=[1]",
@@ -38,7 +41,7 @@ const TINY: [&str; 22] = [
     "data.workers=1",
     "optim.lr=0.64",
     "optim.warmup_epochs=1.0",
-    "optim.freeze_last_layer=0",
+    "objective.freeze_last_layer=0",
     "knn.every_epochs=0",
 ];
 
@@ -83,7 +86,7 @@ impl Observer for Reported {
                     self.stop.store(true, Ordering::Relaxed);
                 }
             }
-            Event::Figures(figures) => self.figures.push(**figures),
+            Event::Figures(figures) => self.figures.push((*figures).clone()),
             Event::Knn(figures) => self.knn.push(**figures),
             Event::Checkpoint(path) => self.checkpoints.push(name(path)),
             Event::Broken(broken) => self.broken.push(broken.name.clone()),
@@ -267,32 +270,50 @@ fn figures_are_means_of_their_own_steps() {
             step,
             epoch,
             train_loss,
-            view_loss,
-            region_loss,
             lr,
             wd,
-            momentum,
-            teacher_temp,
             grad_norm,
             batch_time,
             data_wait,
             img_per_s,
             max_mem,
-            health,
+            objective,
+            summary,
         } = found;
         close("loss of the steps", *train_loss, loss);
         close("loss", *train_loss, mean(&|figures| figures.train_loss));
-        close("view", *view_loss, mean(&|figures| figures.view_loss));
-        close("region", region_loss.unwrap(), mean(&|figures| figures.region_loss.unwrap()));
-        close("half of both", 2.0 * train_loss, view_loss + region_loss.unwrap());
+        let of = |name: &str| found.get(name).unwrap();
+        for part in ["view_loss", "region_loss"] {
+            close(part, of(part), mean(&|figures| figures.get(part).unwrap()));
+        }
+        let parts: Vec<(&str, f64)> = found.loss_parts().collect();
+        assert_eq!(parts, [("view", of("view_loss")), ("region", of("region_loss"))]);
+        close("half of both", 2.0 * train_loss, of("view_loss") + of("region_loss"));
         close("norm", *grad_norm, mean(&|figures| figures.grad_norm));
         assert_eq!((step, epoch), (&last.step, &last.epoch));
-        assert_eq!(
-            [lr, wd, momentum, teacher_temp].map(|value| value.to_bits()),
-            [last.lr, last.wd, last.momentum, last.teacher_temp].map(f64::to_bits)
-        );
-        assert_eq!(health, &last.health);
-        assert!(health.is_some() && *batch_time > 0.0 && (0.0..=1.0).contains(data_wait));
+        assert_eq!([lr, wd].map(|value| value.to_bits()), [last.lr, last.wd].map(f64::to_bits));
+        // Schedules and health are those of the last step.
+        let names = [
+            "center_norm",
+            "feature_std",
+            "marginal_entropy",
+            "max_entropy",
+            "momentum",
+            "region_loss",
+            "rows",
+            "teacher_entropy",
+            "teacher_temp",
+            "view_loss",
+        ];
+        let mut found: Vec<&str> = objective.iter().map(|(name, _)| name).collect();
+        found.sort_unstable();
+        assert_eq!(found, names);
+        for name in names.into_iter().filter(|name| !name.ends_with("_loss")) {
+            assert_eq!(of(name).to_bits(), last.get(name).unwrap().to_bits(), "{name}");
+        }
+        assert_eq!(summary, &last.summary);
+        assert!(summary.as_ref().unwrap().starts_with("teacher entropy "), "{summary:?}");
+        assert!(*batch_time > 0.0 && (0.0..=1.0).contains(data_wait));
         close("images", img_per_s * batch_time, 2.0);
         assert!(
             cfg!(not(target_os = "linux")) || (1.0..20_000.0).contains(max_mem),
@@ -484,7 +505,7 @@ fn a_run_starts_from_another() {
     assert_eq!((outcome.end, outcome.step, reported.losses.len()), (End::Finished, 9, 3));
     assert_eq!(reported.checkpoints, [numbered(2, 6), numbered(3, 9)]);
     let expected = format!(
-        "weights, moments and centers of `backbone`, `head` from `{}`; `head_dense` start anew",
+        "the state of `backbone`, `head` from `{}`; `head_dense` start anew",
         old.checkpoint.display()
     );
     assert_eq!(reported.notes, [expected]);
@@ -717,7 +738,7 @@ fn a_run_in_the_official_form() {
     let about = file.metadata().get("esvit").and_then(|about| about.as_str()).unwrap();
     let about: serde_json::Value = serde_json::from_str(about).unwrap();
     let expected = serde_json::json!({
-        "model": bench.config.model.backbone(), "preprocess": bench.config.preprocess(), "steps": 3
+        "model": bench.config.model.backbone, "preprocess": bench.config.preprocess(), "steps": 3
     });
     assert_eq!(about, expected);
     official::write(&outcome.checkpoint, &bench.path("half.PT"), Float::F16).unwrap();

@@ -10,9 +10,6 @@ use crate::Interpolation;
 
 whole!(Interpolation, Policy);
 
-/// Number of global views.
-pub(super) const GLOBALS: usize = 2;
-
 /// A published set of augmentations, which gives the defaults of [`ViewsConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,8 +47,10 @@ settings! {
     pub struct ViewsConfig / PartialViews {
         /// Gives the defaults of the other settings.
         pub policy: Policy = Policy::Dino,
-        /// Side of the two global views, in pixels.
+        /// Side of the global views, in pixels.
         pub global_size: u32 = 224,
+        /// Number of global views: 1 or 2.
+        pub global_count: u32 = 2,
         /// Range of a global crop's area, as a share of the image's.
         pub global_scale: [f64; 2] = [0.4, 1.0],
         /// Sides of the local views, in pixels.
@@ -152,7 +151,7 @@ impl ViewsConfig {
     /// Side of every view in order: the two global ones, then the local ones grouped by size.
     pub fn sizes(&self) -> Vec<u32> {
         let locals = self.local_sizes.iter().zip(&self.local_counts);
-        std::iter::repeat_n(self.global_size, GLOBALS)
+        std::iter::repeat_n(self.global_size, self.global_count as usize)
             .chain(locals.flat_map(|(&size, &count)| std::iter::repeat_n(size, count as usize)))
             .collect()
     }
@@ -174,6 +173,8 @@ impl ViewsConfig {
         const POSITIVE: &str = "give `[low, high]` with 0 < low <= high";
 
         check(side(self.global_size), "global_size", &self.global_size, SIDE)?;
+        let (count, need) = (self.global_count, "there are 1 or 2 global views");
+        check((1..=2).contains(&count), "global_count", &count, need)?;
         check(share(self.global_scale), "global_scale", &self.global_scale, SHARE)?;
         check(self.local_sizes.iter().all(|&s| side(s)), "local_sizes", &self.local_sizes, SIDE)?;
         check(
@@ -250,6 +251,7 @@ mod tests {
     fn policies_have_the_published_values() {
         let dino = json!({
             "policy": "dino",
+            "global_count": 2,
             "global_size": 224,
             "global_scale": [0.4, 1.0],
             "local_sizes": [96],
@@ -345,6 +347,13 @@ mod tests {
         let none = read(r#"{"local_sizes": [], "local_counts": []}"#);
         none.validate().unwrap();
         assert_eq!(none.sizes(), [224, 224]);
+        let one = read(r#"{"global_count": 1, "local_counts": [2]}"#);
+        one.validate().unwrap();
+        assert_eq!(one.sizes(), [224, 96, 96]);
+        for count in [0, 3] {
+            let error = ViewsConfig { global_count: count, ..one.clone() }.validate().unwrap_err();
+            assert_eq!(error.key, "global_count");
+        }
     }
 
     /// The ends of every range are allowed.

@@ -3,7 +3,7 @@
 use esvit_kernels::rng::Rng;
 
 use super::color::{grayscale, jitter};
-use super::config::{GLOBALS, ViewsConfig};
+use super::config::ViewsConfig;
 use super::normalize::SliceLength;
 use super::{CropBox, Normalization, gaussian_blur, horizontal_flip, solarize};
 use crate::pixels::CHANNELS;
@@ -62,7 +62,8 @@ impl ViewsConfig {
     }
 
     fn view(&self, image: &Image, v: usize, size: u32, rng: &mut Rng) -> Result<View, ImageError> {
-        let scale = if v < GLOBALS { self.global_scale } else { self.local_scale };
+        let is_global = v < self.global_count as usize;
+        let scale = if is_global { self.global_scale } else { self.local_scale };
         let crop = CropBox::random(image.width(), image.height(), scale, self.ratio, rng);
         let mut view = resized_crop(image, crop, size, self.interpolation)?;
         if rng.chance(self.flip) {
@@ -74,13 +75,13 @@ impl ViewsConfig {
         }
         let blur = match v {
             0 => self.blur.p_global1,
-            1 => self.blur.p_global2,
+            1 if is_global => self.blur.p_global2,
             _ => self.blur.p_local,
         };
         if rng.chance(blur) {
             gaussian_blur(&mut view, rng.uniform_in(self.blur.radius[0], self.blur.radius[1]));
         }
-        if v == 1 && rng.chance(self.solarize.p) {
+        if v == 1 && is_global && rng.chance(self.solarize.p) {
             solarize(&mut view, self.solarize.threshold);
         }
         let fill = self.mean.map(|mean| (255.0 * mean).round() as u8);

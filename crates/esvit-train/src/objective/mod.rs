@@ -1,151 +1,265 @@
-//! The objective: the view task L_V and the region task L_R.
+//! The interface of an objective to the training loop.
 //!
-//! Both are cross-entropies of the student to the teacher's distributions over prototypes; they
-//! differ in which rows are paired. This module lists the pairs, and
-//! [`ops::prototype_cross_entropy`] sums over them.
+//! An objective is a file here with its settings and its losses, and a row in [`ObjectiveConfig`].
+//! In a step the loop calls, in this order: [`Objective::begin_step`]; for every micro-batch the
+//! teacher's forward pass, [`Objective::targets`], [`Objective::student_views`] and, for every chunk of
+//! the student's views, a forward pass, [`Objective::loss`] and the backward pass; then clipping,
+//! optimizer and EMA; and, if loss and gradient are finite, [`Objective::commit`].
 
-mod center;
-mod region;
-mod view;
+mod config;
+pub mod esvit;
+mod health;
+pub mod supervised;
 
-pub use center::Centers;
-
+use std::any::Any;
+use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use esvit_kernels::profile;
-use esvit_nn::Tensor;
-use esvit_nn::network::Predictions;
-use esvit_nn::ops::{self, Precision};
-use serde::{Deserialize, Serialize};
+use esvit_nn::backbone::RowFeatures;
+use esvit_nn::params::{ParamId, ParamSpec};
+use esvit_nn::{Collective, ForwardCtx, Network, Params, Tensor};
 
-/// Number of crops that the teacher sees: the global ones.
-pub const TEACHER_CROPS: usize = 2;
+pub(crate) use config::read;
+pub use config::{HeadMemory, ObjectiveConfig, ObjectiveSettings, Setup};
+pub use health::{Collapse, CollapseDetector, Health};
 
-/// Weights of the two tasks.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Weights {
-    /// A named choice.
-    Named(NamedWeights),
-    /// Explicit weights.
-    Free {
-        /// Weight of the view task.
-        view: f64,
-        /// Weight of the region task.
-        region: f64,
-    },
+/// Number of global views, which come first.
+pub const GLOBAL_VIEWS: usize = 2;
+
+/// A step's place in its run, and the scheduled values of the optimizer. Other schedules are
+/// functions of it, so that nothing has to be counted and a run can be resumed anywhere.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepInfo {
+    /// The step, from 0 over the whole run.
+    pub step: u64,
+    /// Its epoch, from 0.
+    pub epoch: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay of decayed parameters.
+    pub weight_decay: f64,
+    /// Whether to examine the health of the networks.
+    pub health: bool,
 }
 
-/// Named weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NamedWeights {
-    /// The official code: 0.5 each, or 1 for the view task alone.
-    Reference,
-    /// The paper's formula: L_V + L_R.
-    Paper,
+impl StepInfo {
+    /// The first step of a run of one step, which learns nothing.
+    pub const FIRST: Self =
+        Self { step: 0, epoch: 0, total_steps: 1, lr: 0.0, weight_decay: 0.0, health: false };
 }
 
-impl Weights {
-    /// Weights of the view and of the region task.
-    pub fn factors(self, region: bool) -> (f64, f64) {
-        match self {
-            Self::Named(NamedWeights::Reference) if region => (0.5, 0.5),
-            Self::Named(_) => (1.0, 1.0),
-            Self::Free { view, region } => (view, region),
-        }
+/// Images that go through the networks together.
+#[derive(Debug, Clone)]
+pub struct MicroBatch {
+    /// Views of all images, each `[B, 3, H, W]`, global ones first.
+    pub views: Vec<Tensor>,
+    /// Classes of the images; empty unless [`ObjectiveSettings::needs_labels`].
+    pub labels: Vec<u32>,
+}
+
+impl MicroBatch {
+    /// Views without labels.
+    pub fn unlabeled(views: Vec<Tensor>) -> Self {
+        Self { views, labels: Vec::new() }
+    }
+
+    /// Number of images, B.
+    pub fn images(&self) -> usize {
+        self.views.first().map_or(0, |view| view.shape()[0])
     }
 }
 
-/// Temperatures and weights of one evaluation of the loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LossSettings {
-    /// The student's temperature.
-    pub student_temp: f64,
-    /// The teacher's temperature in this epoch.
-    pub teacher_temp: f64,
-    /// Weights of the tasks.
-    pub weights: Weights,
-    /// The type of GEMM operands.
-    pub precision: Precision,
+/// Where targets come from.
+#[derive(Debug)]
+pub enum Teacher {
+    /// There is no teacher: targets come from labels, or from the student's own outputs.
+    None,
+    /// The student itself, without a gradient.
+    Shared,
+    /// A second network of the same kind that follows the student.
+    Ema {
+        /// When it follows.
+        timing: EmaTiming,
+        /// `teacher = momentum * teacher + (1 - momentum) * student`.
+        momentum: f64,
+    },
+    /// Another backbone, which does not learn.
+    Frozen(Arc<FrozenTeacher>),
 }
 
-/// The loss of a batch.
-#[derive(Debug, Clone)]
-pub struct Loss {
-    /// The weighted sum, root of the backward pass.
-    pub total: Tensor,
-    /// The view task's loss, unweighted.
-    pub view: Tensor,
-    /// The region task's loss, unweighted.
-    pub region: Option<Tensor>,
+/// A backbone that does not learn, of any architecture.
+#[derive(Debug)]
+pub struct FrozenTeacher {
+    /// The backbone and its list of parameters.
+    pub network: Network,
+    /// Its parameters.
+    pub params: Params,
 }
 
-/// Which of an image's crops a forward pass of the student has.
+/// When the teacher follows the student.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmaTiming {
+    /// Before the teacher's forward pass, as in MoCo.
+    BeforeForward,
+    /// After the optimizer's update, as in DINO and BYOL.
+    AfterStep,
+}
+
+/// How an objective's loss may be split over forward passes of the student.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chunking {
+    /// Losses of disjoint chunks of views add up to that of all.
+    ByView,
+    /// The loss, or batch normalization, needs all views of a micro-batch at once.
+    Whole,
+}
+
+/// Which of an image's views are in a forward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Crops {
-    /// Range of these crops.
+pub struct Views {
+    /// Range of these views.
     pub at_hand: Range<usize>,
-    /// Number of crops per image.
+    /// Number of views per image.
     pub total: usize,
 }
 
-impl Crops {
-    /// All of `total` crops.
+impl Views {
+    /// All of `total` views.
     pub fn all(total: usize) -> Self {
         Self { at_hand: 0..total, total }
     }
 }
 
-/// The loss of the student on some crops against the teacher on the global ones. Losses of
-/// disjoint ranges of crops add up to that of all.
-///
-/// `mixing` has the matrices `[B, B]` of [`crate::mixup::mix`] for all crops; None without mixup.
-/// View task only.
-pub fn loss(
-    student: &Predictions,
-    teacher: &Predictions,
-    crops: &Crops,
-    centers: &Centers,
-    settings: &LossSettings,
-    mixing: Option<&[Tensor]>,
-) -> Loss {
-    let batch = teacher.view_logits.rows() / TEACHER_CROPS;
-    // Every teacher crop is paired with every other crop.
-    let pair_count = (TEACHER_CROPS * (crops.total - 1)) as f64;
-    let first_crop = crops.at_hand.start;
-    let temperatures = [settings.student_temp, settings.teacher_temp];
-    let precision = settings.precision;
+/// A backbone's forward pass over some views, and what heads need to go on with it.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    /// The parameters of the network.
+    pub params: &'a Params,
+    /// Features, view-major as in [`esvit_nn::Network::features`].
+    pub features: RowFeatures,
+    /// Mode and precision.
+    pub ctx: &'a ForwardCtx,
+    /// Which views these are.
+    pub views: Views,
+    /// Images per view, B.
+    pub batch: usize,
+}
 
-    let weight = (1.0 / (batch as f64 * pair_count)) as f32;
-    let view = ops::prototype_cross_entropy(
-        student.view_logits.clone(),
-        teacher.view_logits.clone(),
-        centers.view.clone(),
-        Arc::new(view::pairs(batch, crops.at_hand.clone(), mixing, weight)),
-        temperatures,
-        precision,
+/// The loss of some views, by part.
+#[derive(Debug, Clone)]
+pub struct Loss {
+    /// Its parts, at least one. Their names are those of the run's metrics, less `_loss`.
+    pub parts: Vec<LossPart>,
+}
+
+/// A part of a loss.
+#[derive(Debug, Clone)]
+pub struct LossPart {
+    /// Name of the part.
+    pub name: &'static str,
+    /// Its value, unweighted.
+    pub value: Tensor,
+    /// Its weight in the total.
+    pub weight: f64,
+}
+
+impl Loss {
+    /// A loss of one part.
+    pub fn single(name: &'static str, value: Tensor) -> Self {
+        Self { parts: vec![LossPart { name, value, weight: 1.0 }] }
+    }
+
+    /// The weighted sum, root of the backward pass.
+    ///
+    /// # Panics
+    /// When there is no part.
+    pub fn total(&self) -> Tensor {
+        let weighted = self.parts.iter().map(|part| part.value.clone() * part.weight);
+        weighted.reduce(|sum, part| sum + part).expect("a loss has a part")
+    }
+
+    /// The unweighted value of a part.
+    pub fn part(&self, name: &str) -> Option<&Tensor> {
+        self.parts.iter().find(|part| part.name == name).map(|part| &part.value)
+    }
+}
+
+/// A tensor of an objective's state, which checkpoints store beside the networks.
+#[derive(Debug, Clone)]
+pub struct StateTensor {
+    /// Its name in checkpoints.
+    pub name: &'static str,
+    /// Its shape in checkpoints.
+    pub shape: Vec<usize>,
+    /// Its values.
+    pub value: Tensor,
+}
+
+/// What a network learns from: heads, targets, losses and their state.
+pub trait Objective: Any + Debug + Send {
+    /// The loss of a network whose outputs tell nothing.
+    fn chance_loss(&self) -> f64;
+
+    /// The teacher in a step. Its kind is the same in all steps.
+    fn teacher(&self, at: &StepInfo) -> Teacher;
+
+    /// Number of views, from the first, that the teacher sees.
+    fn teacher_views(&self) -> usize {
+        GLOBAL_VIEWS
+    }
+
+    /// Parameters that do not learn in a step; their moments do not change either.
+    fn frozen(&self, _at: &StepInfo) -> Vec<ParamId> {
+        Vec::new()
+    }
+
+    /// Factor of a parameter's learning rate.
+    fn lr_scale(&self, _spec: &ParamSpec) -> f64 {
+        1.0
+    }
+
+    /// Called before a step. What was noted in a step that failed is to be forgotten.
+    fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {}
+
+    /// Prepares the targets of a micro-batch, without a gradient. `teacher` has the teacher's pass
+    /// over the first [`Objective::teacher_views`], if there is a teacher.
+    fn targets(
+        &mut self,
+        batch: &MicroBatch,
+        teacher: Option<Pass<'_>>,
+        at: &StepInfo,
+        collective: &dyn Collective,
     );
 
-    let region = match (&student.region, &teacher.region, &centers.region) {
-        (Some(student), Some(teacher), Some(center)) => Some(ops::prototype_cross_entropy(
-            student.logits.clone(),
-            teacher.logits.clone(),
-            center.clone(),
-            profile::time("region matches", 0, || {
-                Arc::new(region::pairs(student, teacher, batch, first_crop, pair_count))
-            }),
-            temperatures,
-            precision,
-        )),
-        _ => None,
-    };
-
-    let (view_weight, region_weight) = settings.weights.factors(region.is_some());
-    let mut total = view.clone() * view_weight;
-    if let Some(region) = &region {
-        total = total + region.clone() * region_weight;
+    /// The views that the student sees. `place` is step and micro-batch, for random numbers.
+    fn student_views(&mut self, batch: &MicroBatch, _place: [u64; 2]) -> Vec<Tensor> {
+        batch.views.clone()
     }
-    Loss { total, view: view.detach(), region: region.map(Tensor::detach) }
+
+    /// The loss of the student's pass against the targets. Chunks of views add up.
+    fn loss(&self, student: Pass<'_>, at: &StepInfo, collective: &dyn Collective) -> Loss;
+
+    /// Called after a step whose loss and gradient are finite, once for all its micro-batches.
+    fn commit(&mut self, _at: &StepInfo, _collective: &dyn Collective) {}
+
+    /// State besides the networks, such as centers and queues.
+    fn state(&self) -> Vec<StateTensor> {
+        Vec::new()
+    }
+
+    /// Restores a tensor of [`Objective::state`].
+    fn set_state(&mut self, _name: &str, _value: Tensor) {}
+
+    /// Scheduled values of a step, for the metrics.
+    fn schedule(&self, _at: &StepInfo) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
+
+    /// Health of the networks, if [`StepInfo::health`] asked for it.
+    fn health(&self) -> Option<Health> {
+        None
+    }
 }

@@ -5,13 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
+use super::figures::Figures;
 use super::folder::RunFolder;
-use crate::health::Health;
 use crate::tensorboard::TensorBoard;
 use esvit_files::{LineLog, retain_lines_while};
 
 /// Metrics of the steps since the last line.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// Optimizer steps done.
     pub step: u64,
@@ -19,19 +19,10 @@ pub struct StepMetrics {
     pub epoch: u64,
     /// Mean loss since the last line.
     pub train_loss: f64,
-    /// Mean loss of the view task, unweighted.
-    pub view_loss: f64,
-    /// Mean loss of the region task, unweighted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub region_loss: Option<f64>,
     /// Learning rate of the last step.
     pub lr: f64,
     /// Weight decay of the last step.
     pub wd: f64,
-    /// The teacher's momentum of the last step.
-    pub momentum: f64,
-    /// The teacher's temperature of the last step.
-    pub teacher_temp: f64,
     /// Mean norm of the gradients before clipping.
     pub grad_norm: f64,
     /// Seconds per step.
@@ -42,9 +33,26 @@ pub struct StepMetrics {
     pub img_per_s: f64,
     /// Largest resident memory so far, in MiB.
     pub max_mem: f64,
-    /// The teacher's health.
+    /// What the objective adds: mean parts of the loss, unweighted, under names that end in `_loss`;
+    /// schedules of the last step; signals of health.
     #[serde(flatten)]
-    pub health: Option<Health>,
+    pub objective: Figures,
+    /// Signals of health in a few words.
+    #[serde(skip)]
+    pub summary: Option<String>,
+}
+
+impl StepMetrics {
+    /// A value of the objective's.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.objective.get(name)
+    }
+
+    /// The parts of the loss, without `_loss` in their names.
+    pub fn loss_parts(&self) -> impl Iterator<Item = (&str, f64)> {
+        let parts = self.objective.iter();
+        parts.filter_map(|(name, value)| Some((name.strip_suffix("_loss")?, value)))
+    }
 }
 
 /// A k-NN check.

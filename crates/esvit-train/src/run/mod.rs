@@ -1,5 +1,6 @@
 //! A whole pre-training run.
 
+mod figures;
 mod folder;
 mod metrics_log;
 mod plan;
@@ -15,6 +16,7 @@ use esvit_data::{BrokenImage, LoaderError, Source};
 use esvit_nn::device::DeviceError;
 use esvit_nn::{Network, Params};
 
+pub use figures::Figures;
 pub use folder::{FolderError, RunFolder};
 pub use metrics_log::{EpochMetrics, KnnMetrics, StepMetrics};
 pub use plan::Plan;
@@ -56,7 +58,7 @@ pub struct Options<'a> {
     pub environment: serde_json::Value,
     /// Receives the events of the run.
     pub observer: &'a mut dyn Observer,
-    /// Measures the teacher's k-NN accuracy.
+    /// Measures the k-NN accuracy of the teacher, or of the student if there is none.
     pub knn: Option<&'a mut KnnCheck<'a>>,
 }
 
@@ -161,6 +163,21 @@ pub enum RunError {
     /// The k-NN check failed.
     #[error("the k-NN check failed: {0}")]
     Knn(Box<dyn std::error::Error + Send + Sync>),
+    /// The objective needs labels.
+    #[error(
+        "the objective `{objective}` needs labeled images of two classes at least, there are \
+         {classes}{}\n\
+         hint: classes are the subfolders of `--data`",
+        unlabeled.as_ref().map(|name| format!(", and `{name}` has no label")).unwrap_or_default()
+    )]
+    NoLabels {
+        /// The objective.
+        objective: &'static str,
+        /// Number of classes.
+        classes: usize,
+        /// The first image without a label.
+        unlabeled: Option<String>,
+    },
     /// No step is left.
     #[error(
         "nothing to do: `{path}` is at step {done} and the run would end at step {total}\n\

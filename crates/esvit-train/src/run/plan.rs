@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use esvit_data::{Loader, LoaderConfig, LoaderError, Source};
 use esvit_nn::Device;
-use esvit_nn::Network;
 use esvit_nn::ops::Precision;
 
 use crate::Learner;
 use crate::config::{Config, LR_BATCH};
-use crate::learner::{LearnerSettings, StepSettings};
-use crate::objective::TEACHER_CROPS;
-use crate::schedule::{CosineSchedule, TemperatureSchedule};
+use crate::learner::LearnerSettings;
+use crate::objective::StepInfo;
+use crate::schedule::CosineSchedule;
 
 /// The plan of a run: lengths and schedules.
 #[derive(Debug, Clone)]
@@ -31,12 +30,11 @@ pub struct Plan {
     pub threads: usize,
     /// The type of GEMM operands and saved activations.
     pub precision: Precision,
+    /// The loss of a network whose outputs tell nothing.
+    pub chance_loss: f64,
     description: String,
     lr: CosineSchedule,
     weight_decay: CosineSchedule,
-    momentum: CosineSchedule,
-    teacher_temp: TemperatureSchedule,
-    freeze_epochs: u64,
     log_every: u64,
 }
 
@@ -50,7 +48,7 @@ impl Plan {
     ) -> Self {
         let steps_per_epoch = loader.steps_per_epoch();
         let total_steps = steps_per_epoch * config.train.epochs;
-        let (optim, objective) = (&config.optim, &config.objective);
+        let optim = &config.optim;
         let global_batch = config.global_batch();
         let lr = CosineSchedule {
             start: 0.0,
@@ -67,6 +65,7 @@ impl Plan {
             images,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             precision: learner.settings.precision,
+            chance_loss: learner.objective.chance_loss(),
             description: describe(config, learner),
             lr,
             weight_decay: CosineSchedule::new(
@@ -74,13 +73,6 @@ impl Plan {
                 optim.weight_decay_end,
                 total_steps,
             ),
-            momentum: CosineSchedule::new(optim.momentum_teacher, 1.0, total_steps),
-            teacher_temp: TemperatureSchedule {
-                warmup: objective.warmup_teacher_temp,
-                last: objective.teacher_temp,
-                warmup_epochs: objective.warmup_teacher_temp_epochs,
-            },
-            freeze_epochs: optim.freeze_last_layer,
             log_every: config.train.log_every,
         }
     }
@@ -90,16 +82,14 @@ impl Plan {
         steps / self.steps_per_epoch.max(1)
     }
 
-    /// The scheduled values of a step.
-    pub(super) fn settings(&self, step: u64) -> StepSettings {
-        let epoch = self.epochs_done(step);
-        StepSettings {
+    /// The place and the scheduled values of a step.
+    pub(super) fn step(&self, step: u64) -> StepInfo {
+        StepInfo {
             step,
+            epoch: self.epochs_done(step),
+            total_steps: self.total_steps,
             lr: self.lr.at(step),
             weight_decay: self.weight_decay.at(step),
-            momentum: self.momentum.at(step),
-            teacher_temp: self.teacher_temp.at(epoch),
-            freeze_last_layer: epoch < self.freeze_epochs,
             health: self.is_logged(step + 1),
         }
     }
@@ -116,21 +106,23 @@ impl fmt::Display for Plan {
         writeln!(f, "{}", self.description)?;
         write!(
             f,
-            "{} images, {epochs} epochs of {} steps of {} images, {} threads, {}",
+            "{} images, {epochs} epochs of {} steps of {} images, {} threads, {}; a loss of {:.2} \
+             is that of chance",
             self.images,
             self.steps_per_epoch,
             self.global_batch,
             self.threads,
-            self.precision.name()
+            self.precision.name(),
+            self.chance_loss,
         )
     }
 }
 
 fn describe(config: &Config, learner: &Learner) -> String {
-    let tasks = if config.objective.region { "L_V + L_R" } else { "L_V" };
-    let parameters = |is_head: bool| -> usize {
+    let parameters = |of_backbone: bool| -> f64 {
         let specs = learner.network.specs().iter();
-        specs.filter(|spec| spec.name.starts_with("head") == is_head).map(|spec| spec.len()).sum()
+        let specs = specs.filter(|spec| spec.part.is_backbone() == of_backbone);
+        specs.map(|spec| spec.len()).sum::<usize>() as f64 / 1e6
     };
     let views = &config.views;
     let locals = views.local_sizes.iter().zip(&views.local_counts);
@@ -138,15 +130,16 @@ fn describe(config: &Config, learner: &Learner) -> String {
         .filter(|(_, count)| **count > 0)
         .map(|(size, count)| format!(" + {count} x {size} px"))
         .collect();
+    let backbone = &config.model.backbone;
     format!(
-        "{tasks}, {} `{}` (window {}, {:.2} M parameters, heads {:.2} M, {} prototypes)\n\
-         views {TEACHER_CROPS} x {} px{locals}",
-        learner.network.backbone().config().family(),
+        "{}, {} `{}` ({}, {:.2} M parameters, heads {:.2} M)\nviews {} x {} px{locals}",
+        config.objective.settings().describe(),
+        backbone.family(),
         config.model.arch,
-        config.model.window_size,
-        parameters(false) as f64 / 1e6,
-        parameters(true) as f64 / 1e6,
-        config.head.out_dim,
+        backbone.describe(),
+        parameters(true),
+        parameters(false),
+        views.global_count,
         views.global_size,
     )
 }
@@ -166,46 +159,65 @@ pub(super) fn loader(config: &Config, source: Arc<dyn Source>) -> Result<Loader,
     Loader::new(source, config.views.clone(), settings)
 }
 
-/// An initialized learner.
-pub(super) fn learner(config: &Config, device: &Device) -> Learner {
-    let objective = &config.objective;
-    let network = Network::new(
-        &config.model.backbone(),
-        config.model.drop_path,
-        &config.head,
-        objective.region,
-    );
+/// An initialized learner, for images of `classes` classes.
+pub(super) fn learner(config: &Config, device: &Device, classes: usize) -> Learner {
+    let (network, objective) = config.network(device, classes);
     let settings = LearnerSettings {
         seed: config.seed,
-        student_temp: objective.student_temp,
-        weights: objective.weights,
-        center_momentum: objective.center_momentum,
         clip_grad: config.optim.clip_grad,
         clip_scope: config.optim.clip_scope,
         precision: config.train.precision(),
         crop_chunks: config.crop_chunks(),
         activation_checkpointing: config.train.activation_checkpointing,
-        mixup: objective.mixup.enabled.then_some(objective.mixup),
     };
-    Learner::new(Arc::new(network), config.optim.name, settings, device)
+    Learner::new(network, objective, config.optim.name, settings, device)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::any::Any;
+
     use super::*;
     use crate::CropChunks;
     use crate::config::{
-        CheckpointConfig, DataConfig, KnnConfig, ModelConfig, ObjectiveConfig, OptimConfig,
-        PrecisionChoice, TrainConfig,
+        CheckpointConfig, DataConfig, KnnConfig, ModelConfig, OptimConfig, PrecisionChoice,
+        TrainConfig,
     };
     use crate::mixup::MixupConfig;
-    use crate::objective::Weights;
+    use crate::objective::esvit::{Esvit, EsvitConfig, Weights};
+    use crate::objective::supervised::SupervisedConfig;
+    use crate::objective::{EmaTiming, Objective, ObjectiveConfig, Setup, Teacher};
     use crate::optim::{ClipScope, OptimizerKind};
     use esvit_data::{Image, InMemory, Policy, ViewsConfig};
-    use esvit_nn::BackboneConfig;
     use esvit_nn::backbone::swin::SwinConfig;
     use esvit_nn::head::HeadConfig;
+    use esvit_nn::{BackboneConfig, Network};
     use toml::{Table, Value};
+
+    fn mixup() -> MixupConfig {
+        MixupConfig {
+            enabled: true,
+            mixup_alpha: 0.6,
+            cutmix_alpha: 0.9,
+            switch_prob: 0.3,
+            views: 2,
+        }
+    }
+
+    /// The same run with labels.
+    fn unusual_supervised() -> Config {
+        // Images are mixed by default.
+        let mixup = MixupConfig { enabled: false, ..mixup() };
+        let config = SupervisedConfig { label_smoothing: 0.2, layer_decay: 0.75, mixup };
+        Config { objective: ObjectiveConfig::Supervised(config), ..unusual() }
+    }
+
+    fn esvit(config: &mut Config) -> &mut EsvitConfig {
+        match &mut config.objective {
+            ObjectiveConfig::Esvit(config) => config,
+            other => panic!("{other:?}"),
+        }
+    }
 
     /// A run in which no setting has its default value. A setting that is added must be given
     /// here, and then be expected in one of the tests below or used by the program.
@@ -231,24 +243,18 @@ mod tests {
             model: ModelConfig {
                 arch: "custom".into(),
                 drop_path: 0.3,
-                img_size: 16,
-                patch_size: 2,
-                embed_dim: 4,
-                depths: vec![1, 2],
-                num_heads: vec![1, 2],
-                window_size: 3,
-                mlp_ratio: 1.5,
-                norm_eps: 1e-5,
+                backbone: BackboneConfig::Swin(SwinConfig {
+                    img_size: 16,
+                    patch_size: 2,
+                    embed_dim: 4,
+                    depths: vec![1, 2],
+                    num_heads: vec![1, 2],
+                    window_size: 3,
+                    mlp_ratio: 1.5,
+                    norm_eps: 1e-5,
+                }),
             },
-            head: HeadConfig {
-                out_dim: 6,
-                hidden_dim: 8,
-                bottleneck_dim: 5,
-                layers: 2,
-                use_bn_in_head: true,
-                norm_last_layer: false,
-            },
-            objective: ObjectiveConfig {
+            objective: ObjectiveConfig::Esvit(EsvitConfig {
                 region: false,
                 weights: Weights::Free { view: 0.7, region: 0.2 },
                 student_temp: 0.2,
@@ -256,14 +262,18 @@ mod tests {
                 warmup_teacher_temp: 0.05,
                 warmup_teacher_temp_epochs: 3,
                 center_momentum: 0.8,
-                mixup: MixupConfig {
-                    enabled: true,
-                    mixup_alpha: 0.6,
-                    cutmix_alpha: 0.9,
-                    switch_prob: 0.3,
-                    views: 2,
+                freeze_last_layer: 2,
+                momentum_teacher: 0.9,
+                mixup: mixup(),
+                head: HeadConfig {
+                    out_dim: 6,
+                    hidden_dim: 8,
+                    bottleneck_dim: 5,
+                    layers: 2,
+                    use_bn_in_head: true,
+                    norm_last_layer: false,
                 },
-            },
+            }),
             optim: OptimConfig {
                 name: OptimizerKind::Lars,
                 lr: 0.64,
@@ -273,8 +283,6 @@ mod tests {
                 weight_decay_end: 0.5,
                 clip_grad: Some(2.0),
                 clip_scope: ClipScope::Global,
-                freeze_last_layer: 2,
-                momentum_teacher: 0.9,
             },
             train: TrainConfig {
                 epochs: 4,
@@ -315,7 +323,7 @@ mod tests {
     fn plan(config: &Config, first_step: u64) -> Plan {
         let source = source();
         let loader = loader(config, source.clone()).unwrap();
-        let learner = learner(config, &Device::Cpu);
+        let learner = learner(config, &Device::Cpu, 3);
         Plan::new(config, &loader, source.len(), &learner, first_step)
     }
 
@@ -337,12 +345,16 @@ mod tests {
                 }
             }
         }
-        let [mut found, default] =
-            [unusual(), Config::default()].map(|config| Table::try_from(config).unwrap());
-        found.remove("views");
-        let mut names = Vec::new();
-        alike("", &found, &default, &mut names);
-        assert_eq!(names, Vec::<String>::new());
+        let supervised = ObjectiveConfig::named("supervised").unwrap();
+        let default = Config { objective: supervised, ..Config::default() };
+        for configs in [[unusual(), Config::default()], [unusual_supervised(), default]] {
+            let [mut found, default] = configs.map(|config| Table::try_from(config).unwrap());
+            found.remove("views");
+            let mut names = Vec::new();
+            alike("", &found, &default, &mut names);
+            // What chooses the settings of a table, and is not one.
+            assert_eq!(names, [".model.family", ".objective.name"]);
+        }
     }
 
     /// 10 images, twice each, in steps of 4: epochs of 5 steps, 20 in all, of which 8 are the
@@ -350,6 +362,7 @@ mod tests {
     #[test]
     fn scheduled_values_at_every_border() {
         let plan = plan(&unusual(), 6);
+        let objective = learner(&unusual(), &Device::Cpu, 0).objective;
         assert_eq!((plan.first_step, plan.total_steps, plan.steps_per_epoch), (6, 20, 5));
         assert_eq!((plan.global_batch, plan.images), (4, 10));
         assert_eq!(plan.precision, Precision::Bf16);
@@ -369,22 +382,25 @@ mod tests {
             // The last: logged, though no third.
             (19, [0.001153334, 0.497106760, 0.999384417, 0.07], false, true),
         ] {
-            let found = plan.settings(step);
+            let found = plan.step(step);
             close(&format!("lr of {step}"), found.lr, lr);
             close(&format!("weight decay of {step}"), found.weight_decay, weight_decay);
-            close(&format!("momentum of {step}"), found.momentum, momentum);
-            close(&format!("temperature of {step}"), found.teacher_temp, teacher_temp);
-            // The rest; a value that is added must be compared here too.
-            let StepSettings { lr, weight_decay, momentum, teacher_temp, .. } = found;
-            let expected = StepSettings {
-                step,
-                lr,
-                weight_decay,
-                momentum,
-                teacher_temp,
-                freeze_last_layer,
-                health,
+            // What the objective makes of the place.
+            let [(of_momentum, found_momentum), (of_temp, found_temp)] =
+                objective.schedule(&found).try_into().unwrap();
+            assert_eq!((of_momentum, of_temp), ("momentum", "teacher_temp"));
+            close(&format!("momentum of {step}"), found_momentum, momentum);
+            close(&format!("temperature of {step}"), found_temp, teacher_temp);
+            let Teacher::Ema { timing: EmaTiming::AfterStep, momentum } = objective.teacher(&found)
+            else {
+                panic!("an EMA teacher");
             };
+            assert_eq!(momentum, found_momentum);
+            assert_eq!(!objective.frozen(&found).is_empty(), freeze_last_layer, "{step}");
+            // The rest; a value that is added must be compared here too.
+            let StepInfo { lr, weight_decay, .. } = found;
+            let (epoch, total_steps) = (step / 5, 20);
+            let expected = StepInfo { step, epoch, total_steps, lr, weight_decay, health };
             assert_eq!(found, expected);
         }
     }
@@ -398,7 +414,7 @@ mod tests {
             (config.train.batch_size, config.train.accumulate) = (batch_size, accumulate);
             config.optim.warmup_epochs = 0.0;
             let plan = plan(&config, 0);
-            close(&format!("{batch_size} x {accumulate}"), plan.settings(0).lr, expected);
+            close(&format!("{batch_size} x {accumulate}"), plan.step(0).lr, expected);
             assert_eq!(plan.global_batch, batch_size * accumulate);
         }
     }
@@ -410,48 +426,49 @@ mod tests {
         assert_eq!(
             plan.to_string(),
             format!(
-                "L_V, Swin `custom` (window 3, 0.00 M parameters, heads 0.00 M, 6 prototypes)\n\
+                "L_V to 6 prototypes, Swin `custom` (1-2 blocks, width 4, window 3, 0.00 M \
+                 parameters, heads 0.00 M)\n\
                  views 2 x 16 px + 3 x 8 px\n\
-                 10 images, 4 epochs of 5 steps of 4 images, {threads} threads, bf16"
+                 10 images, 4 epochs of 5 steps of 4 images, {threads} threads, bf16; a loss of \
+                 1.25 is that of chance"
             )
         );
+        // The view task has a weight of 0.7.
+        close("chance", plan.chance_loss, 0.7 * 6f64.ln());
         let mut config = unusual();
-        config.objective.region = true;
-        config.model.embed_dim = 32;
-        config.head.out_dim = 10_000;
+        let objective = esvit(&mut config);
+        (objective.region, objective.head.out_dim) = (true, 10_000);
+        let BackboneConfig::Swin(swin) = &mut config.model.backbone;
+        swin.embed_dim = 32;
         config.views.local_counts = vec![0];
-        let text = super::tests::plan(&config, 0).to_string();
-        let specs = learner(&config, &Device::Cpu).network.specs().clone();
+        let plan = super::tests::plan(&config, 0);
+        let specs = learner(&config, &Device::Cpu, 0).network.specs().clone();
         let [backbone, heads] = [false, true].map(|is_head| {
             let specs = specs.iter().filter(|spec| spec.name.starts_with("head") == is_head);
             specs.map(|spec| spec.len()).sum::<usize>() as f64 / 1e6
         });
         assert!(heads > 0.1 && backbone > 0.05, "{heads} {backbone}");
         let expected = format!(
-            "L_V + L_R, Swin `custom` (window 3, {backbone:.2} M parameters, heads {heads:.2} M, \
-             10000 prototypes)\nviews 2 x 16 px\n"
+            "L_V + L_R to 10000 prototypes, Swin `custom` (1-2 blocks, width 32, window 3, \
+             {backbone:.2} M parameters, heads {heads:.2} M)\nviews 2 x 16 px\n"
         );
+        let text = plan.to_string();
         assert!(text.starts_with(&expected), "{text}");
+        close("chance of both", plan.chance_loss, 0.9 * 1e4f64.ln());
+
+        let mut config = unusual_supervised();
+        config.views.global_count = 1;
+        let plan = super::tests::plan(&config, 0);
+        let text = plan.to_string();
+        let expected = "classification, Swin `custom` (1-2 blocks, width 4, window 3, 0.00 M \
+                        parameters, heads 0.00 M)\nviews 1 x 16 px + 3 x 8 px\n";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.ends_with("; a loss of 1.10 is that of chance"), "{text}");
+        close("chance of three classes", plan.chance_loss, 3f64.ln());
     }
 
-    #[test]
-    fn every_setting_reaches_the_learner() {
-        let config = unusual();
-        let learner = learner(&config, &Device::Cpu);
-        let expected = LearnerSettings {
-            seed: 7,
-            student_temp: 0.2,
-            weights: Weights::Free { view: 0.7, region: 0.2 },
-            center_momentum: 0.8,
-            clip_grad: Some(2.0),
-            clip_scope: ClipScope::Global,
-            precision: Precision::Bf16,
-            crop_chunks: CropChunks::Crops(3),
-            activation_checkpointing: true,
-            mixup: Some(config.objective.mixup),
-        };
-        assert_eq!(learner.settings, expected);
-        assert_eq!(learner.optimizer.kind(), OptimizerKind::Lars);
+    /// The network, initialized by nothing yet, and the objective of these settings.
+    fn by_hand(config: &Config) -> (Network, Box<dyn Objective>) {
         let backbone = BackboneConfig::Swin(SwinConfig {
             img_size: 16,
             patch_size: 2,
@@ -462,17 +479,51 @@ mod tests {
             mlp_ratio: 1.5,
             norm_eps: 1e-5,
         });
-        // All of it, the rates of dropped branches included.
-        let expected = Network::new(&backbone, 0.3, &config.head, false);
-        assert_eq!(format!("{:?}", learner.network), format!("{expected:?}"));
-        assert_eq!(learner.network.prototypes(), 6);
+        Network::new(&backbone, 0.3, |scope, width| {
+            let setup = Setup {
+                width,
+                blocks: 3,
+                classes: 3,
+                seed: 7,
+                precision: Precision::Bf16,
+                device: Device::Cpu,
+            };
+            config.objective.settings().build(scope, &setup)
+        })
+    }
 
-        let mut config = unusual();
-        config.objective.region = true;
-        config.objective.mixup.enabled = false;
-        let learner = super::learner(&config, &Device::Cpu);
-        assert!(learner.network.has_region_head());
-        assert_eq!(learner.settings.mixup, None);
+    #[test]
+    fn every_setting_reaches_the_learner() {
+        let mut both = unusual();
+        let objective = esvit(&mut both);
+        (objective.region, objective.mixup.enabled) = (true, false);
+        for mut config in [unusual(), both, unusual_supervised()] {
+            let learner = learner(&config, &Device::Cpu, 3);
+            let expected = LearnerSettings {
+                seed: 7,
+                clip_grad: Some(2.0),
+                clip_scope: ClipScope::Global,
+                precision: Precision::Bf16,
+                crop_chunks: CropChunks::Crops(3),
+                activation_checkpointing: true,
+            };
+            assert_eq!(learner.settings, expected);
+            assert_eq!(learner.optimizer.kind(), OptimizerKind::Lars);
+            // All of it, the rates of dropped branches included.
+            let (network, objective) = by_hand(&config);
+            assert_eq!(format!("{:?}", learner.network), format!("{network:?}"));
+            assert_eq!(format!("{:?}", learner.objective), format!("{objective:?}"));
+            assert_eq!(learner.teacher.is_some(), config.objective.name() == "esvit");
+            if config.objective.name() == "esvit" {
+                let config = esvit(&mut config);
+                let objective: &dyn Any = &*learner.objective;
+                let objective: &Esvit = objective.downcast_ref().unwrap();
+                assert_eq!(&objective.config, config);
+                assert_eq!(objective.heads.prototypes(), 6);
+                assert_eq!(objective.heads.has_region(), config.region);
+                assert_eq!(objective.precision, Precision::Bf16);
+            }
+        }
     }
 
     #[test]

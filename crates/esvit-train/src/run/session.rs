@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use esvit_data::{Batch, Loader};
+use esvit_data::{Batch, Loader, Source};
 use esvit_kernels::pool;
 use esvit_nn::Tensor;
 use esvit_nn::weights::entry;
@@ -17,8 +17,8 @@ use super::{End, Event, KnnCheck, Observer, Options, Outcome, Plan, RunError};
 use crate::Learner;
 use crate::checkpoint::{self, Best, Metadata};
 use crate::config::Config;
-use crate::health::CollapseDetector;
-use crate::learner::{NotFinite, StepResult, StepSettings};
+use crate::learner::{NotFinite, StepResult};
+use crate::objective::{CollapseDetector, MicroBatch, StepInfo};
 use esvit_files::write_atomically;
 
 pub(super) struct Session<'a> {
@@ -28,6 +28,7 @@ pub(super) struct Session<'a> {
     observer: &'a mut dyn Observer,
     knn: Option<&'a mut KnnCheck<'a>>,
     stop: Arc<AtomicBool>,
+    source: Arc<dyn Source>,
     learner: Learner,
     plan: Plan,
     collapse: CollapseDetector,
@@ -43,7 +44,8 @@ impl<'a> Session<'a> {
         loader: &Loader,
     ) -> Result<Self, RunError> {
         let Options { out, overwrite, start, source, stop, environment, observer, knn } = options;
-        let (started, folder) = Started::prepare(config, &start, &out, overwrite, loader)?;
+        let (started, folder) =
+            Started::prepare(config, &start, &out, overwrite, loader, &*source)?;
         let Started { learner, first_step, best, newest, notes } = started;
         let plan = Plan::new(config, loader, source.len(), &learner, first_step);
         write_text(&folder.config(), &config.to_toml())?;
@@ -56,6 +58,7 @@ impl<'a> Session<'a> {
             observer,
             knn,
             stop,
+            source,
             learner,
             plan,
             collapse: CollapseDetector::default(),
@@ -81,7 +84,7 @@ impl<'a> Session<'a> {
             // A run that fails before its first checkpoint can start again from this one.
             self.save(first_step)?;
         }
-        let mut window = LogWindow::new();
+        let mut window = LogWindow::default();
         let mut epoch_loss = Mean::default();
         let mut training = Duration::ZERO;
         let mut done = first_step;
@@ -90,8 +93,8 @@ impl<'a> Session<'a> {
             self.report_broken(loader)?;
             let begin = Instant::now();
             let waited = batch.wait_time;
-            let settings = self.plan.settings(done);
-            let result = self.step(batch, &settings)?;
+            let at = self.plan.step(done);
+            let result = self.step(batch, &at)?;
             done += 1;
             let spent = begin.elapsed() + waited;
             training += spent;
@@ -99,10 +102,10 @@ impl<'a> Session<'a> {
             window.add(&result, spent, waited);
             self.observer.notice(&Event::Step { step: done, loss: result.loss });
             if self.plan.is_logged(done) {
-                self.figures(&window, &settings, &result)?;
-                window = LogWindow::new();
+                self.figures(&window, &at, &result)?;
+                window = LogWindow::default();
             }
-            let saved = self.end_of_epoch(done, &settings, &mut epoch_loss)?;
+            let saved = self.end_of_epoch(done, &at, &mut epoch_loss)?;
             if self.stop.load(Ordering::Relaxed) && done < total_steps {
                 if !saved {
                     self.save(done)?;
@@ -116,44 +119,49 @@ impl<'a> Session<'a> {
     }
 
     /// One optimizer step; if the loss is not finite, its inputs and the state are saved.
-    fn step(&mut self, batch: Batch, settings: &StepSettings) -> Result<StepResult, RunError> {
+    fn step(&mut self, batch: Batch, at: &StepInfo) -> Result<StepResult, RunError> {
         let micro_batches = self.micro_batches(batch);
         let learner = &mut self.learner;
-        pool::run(|| learner.step(&micro_batches, settings))
-            .or_else(|error| Err(self.not_finite(&micro_batches, settings, error)?))
+        pool::run(|| learner.step(&micro_batches, at))
+            .or_else(|error| Err(self.not_finite(&micro_batches, at, error)?))
     }
 
-    /// Splits the batch into micro-batches: lists of crops `[B, 3, H, W]`.
-    fn micro_batches(&self, batch: Batch) -> Vec<Vec<Tensor>> {
+    /// Splits the batch into micro-batches.
+    fn micro_batches(&self, batch: Batch) -> Vec<MicroBatch> {
         let device = self.learner.device();
         let images = self.config.train.batch_size;
         let sizes = self.config.views.sizes();
-        let crops = |part: usize| -> Vec<Tensor> {
+        let needs_labels = self.config.objective.settings().needs_labels();
+        let micro_batch = |part: usize| -> MicroBatch {
             let views = batch.views.iter().zip(&sizes).map(|(view, &size)| {
                 let size = size as usize;
                 let length = images * 3 * size * size;
                 let values = view[part * length..(part + 1) * length].to_vec();
                 Tensor::new(values, [images, 3, size, size], &device)
             });
-            views.collect()
+            let samples = &batch.samples[part * images..(part + 1) * images];
+            let label = |&sample: &u64| self.source.label(sample as usize).unwrap_or(0);
+            let labels =
+                if needs_labels { samples.iter().map(label).collect() } else { Vec::new() };
+            MicroBatch { views: views.collect(), labels }
         };
-        (0..self.config.train.accumulate).map(crops).collect()
+        (0..self.config.train.accumulate).map(micro_batch).collect()
     }
 
     fn not_finite(
         &mut self,
-        micro_batches: &[Vec<Tensor>],
-        settings: &StepSettings,
+        micro_batches: &[MicroBatch],
+        at: &StepInfo,
         source: NotFinite,
     ) -> Result<RunError, RunError> {
-        let step = settings.step;
+        let step = at.step;
         let folder = self.folder.file("failures");
         std::fs::create_dir_all(&folder).map_err(|source| {
             RunError::Folder(super::FolderError::Io { path: folder.clone(), source })
         })?;
         let mut entries = Vec::new();
-        for (part, crops) in micro_batches.iter().enumerate() {
-            for (view, crop) in crops.iter().enumerate() {
+        for (part, batch) in micro_batches.iter().enumerate() {
+            for (view, crop) in batch.views.iter().enumerate() {
                 let name = format!("batch.{part}.view.{view}");
                 entries.push(entry(name, &crop.shape(), crop));
             }
@@ -165,39 +173,42 @@ impl<'a> Session<'a> {
         Ok(RunError::NotFinite { step, source, saved: folder, checkpoint: self.newest.clone() })
     }
 
-    /// Logs the metrics of the last steps and checks the teacher's health.
+    /// Logs the metrics of the last steps and checks the health of the networks.
     fn figures(
         &mut self,
         window: &LogWindow,
-        settings: &StepSettings,
+        at: &StepInfo,
         result: &StepResult,
     ) -> Result<(), RunError> {
+        let parts = window.parts.iter().map(|(name, mean)| (format!("{name}_loss"), mean.mean()));
+        let signals = result.health.iter().flat_map(|health| &health.signals).copied();
+        let scheduled = self.learner.objective.schedule(at).into_iter().chain(signals);
+        let scheduled = scheduled.map(|(name, value)| (name.to_owned(), value));
         let figures = StepMetrics {
-            step: settings.step + 1,
-            epoch: self.plan.epochs_done(settings.step),
+            step: at.step + 1,
+            epoch: at.epoch,
             train_loss: window.loss.mean(),
-            view_loss: window.view_loss.mean(),
-            region_loss: result.region_loss.map(|_| window.region_loss.mean()),
-            lr: settings.lr,
-            wd: settings.weight_decay,
-            momentum: settings.momentum,
-            teacher_temp: settings.teacher_temp,
+            lr: at.lr,
+            wd: at.weight_decay,
             grad_norm: window.grad_norm.mean(),
             batch_time: window.spent.as_secs_f64() / window.loss.count as f64,
             data_wait: window.waited.as_secs_f64() / window.spent.as_secs_f64().max(1e-9),
             img_per_s: self.plan.global_batch as f64 * window.loss.count as f64
                 / window.spent.as_secs_f64().max(1e-9),
             max_mem: peak_memory(),
-            health: result.health,
+            objective: parts.chain(scheduled).filter(|(_, value)| value.is_finite()).collect(),
+            summary: result.health.as_ref().map(|health| health.summary.clone()),
         };
         self.log.step(&figures)?;
         self.observer.notice(&Event::Figures(&figures));
-        if let Some(health) = &result.health
-            && let Some(collapse) = self.collapse.look(health)
-        {
-            let warning = format!("step {}: {}", figures.step, collapse.advice());
-            self.log.say(&format!("warning: {warning}"))?;
-            self.observer.notice(&Event::Warning(&warning));
+        if let Some(health) = &result.health {
+            let settings = self.config.objective.settings();
+            let collapse = settings.collapse(&|name| health.signal(name));
+            if let Some(collapse) = self.collapse.look(collapse) {
+                let warning = format!("step {}: {}", figures.step, collapse.advice);
+                self.log.say(&format!("warning: {warning}"))?;
+                self.observer.notice(&Event::Warning(&warning));
+            }
         }
         Ok(())
     }
@@ -206,7 +217,7 @@ impl<'a> Session<'a> {
     fn end_of_epoch(
         &mut self,
         done: u64,
-        settings: &StepSettings,
+        at: &StepInfo,
         epoch_loss: &mut Mean,
     ) -> Result<bool, RunError> {
         let last = done == self.plan.total_steps;
@@ -218,8 +229,8 @@ impl<'a> Session<'a> {
         if is_end {
             let figures = EpochMetrics {
                 train_loss: epoch_loss.mean(),
-                train_lr: settings.lr,
-                train_wd: settings.weight_decay,
+                train_lr: at.lr,
+                train_wd: at.weight_decay,
                 epoch: epoch - 1,
             };
             *epoch_loss = Mean::default();
@@ -239,10 +250,11 @@ impl<'a> Session<'a> {
         Ok(due || improved)
     }
 
-    /// Runs the k-NN check of the teacher; returns whether it is the best so far.
+    /// Runs the k-NN check; returns whether it is the best so far.
     fn check(&mut self, done: u64, epoch: u64) -> Result<bool, RunError> {
         let Some(knn) = &mut self.knn else { return Ok(false) };
-        let accuracy = knn(&self.learner.network, &self.learner.teacher).map_err(RunError::Knn)?;
+        let accuracy =
+            knn(&self.learner.network, self.learner.evaluated()).map_err(RunError::Knn)?;
         let figures = KnnMetrics {
             step: done,
             epoch,
@@ -312,26 +324,27 @@ fn write_text(path: &Path, text: &str) -> Result<(), RunError> {
 }
 
 /// Sums over the steps of one line of the log.
+#[derive(Default)]
 struct LogWindow {
     loss: Mean,
-    view_loss: Mean,
-    region_loss: Mean,
+    parts: Vec<(&'static str, Mean)>,
     grad_norm: Mean,
     spent: Duration,
     waited: Duration,
 }
 
 impl LogWindow {
-    fn new() -> Self {
-        let [loss, view_loss, region_loss, grad_norm] = Default::default();
-        let [spent, waited] = Default::default();
-        Self { loss, view_loss, region_loss, grad_norm, spent, waited }
-    }
-
     fn add(&mut self, result: &StepResult, spent: Duration, waited: Duration) {
         self.loss.add(f64::from(result.loss));
-        self.view_loss.add(f64::from(result.view_loss));
-        self.region_loss.add(f64::from(result.region_loss.unwrap_or(0.0)));
+        for &(name, value) in &result.parts {
+            if !self.parts.iter().any(|part| part.0 == name) {
+                self.parts.push((name, Mean::default()));
+            }
+            let part = self.parts.iter_mut().find(|part| part.0 == name);
+            if let Some((_, mean)) = part {
+                mean.add(f64::from(value));
+            }
+        }
         self.grad_norm.add(f64::from(result.grad_norm));
         self.spent += spent;
         self.waited += waited;

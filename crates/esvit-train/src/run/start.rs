@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use esvit_data::Loader;
+use esvit_data::{Loader, Source};
 use esvit_nn::Device;
 
 use super::folder::RunFolder;
@@ -32,9 +32,11 @@ impl Started {
         out: &Path,
         overwrite: bool,
         loader: &Loader,
+        source: &dyn Source,
     ) -> Result<(Self, RunFolder), RunError> {
+        let classes = classes(config, source)?;
         let mut started = Self {
-            learner: plan::learner(config, &Device::find(&config.train.device)?),
+            learner: plan::learner(config, &Device::find(&config.train.device)?, classes),
             first_step: 0,
             best: None,
             newest: PathBuf::new(),
@@ -63,10 +65,11 @@ impl Started {
     fn init_from(&mut self, path: &Path, config: &Config) -> Result<(), RunError> {
         let loaded = from_file(path, |file| file.initialize(&mut self.learner))?;
         self.notes.push(describe("weights", path, &loaded));
-        if let Some(eps) = loaded.norm_eps.filter(|&eps| eps != config.model.norm_eps) {
+        let norm_eps = config.model.backbone.norm_eps();
+        if let Some(eps) = loaded.norm_eps.filter(|&eps| eps != norm_eps) {
             self.notes.push(format!(
-                "weights with these names are made for `model.norm_eps={eps:e}`, the run has {:e}",
-                config.model.norm_eps
+                "weights with these names are made for `model.norm_eps={eps:e}`, the run has \
+                 {norm_eps:e}"
             ));
         }
         Ok(())
@@ -83,7 +86,7 @@ impl Started {
             self.first_step = file.run()?.step;
             file.continue_from(&mut self.learner)
         })?;
-        self.notes.push(describe("weights, moments and centers", path, &loaded));
+        self.notes.push(describe("the state", path, &loaded));
         let total = loader.steps_per_epoch() * config.train.epochs;
         if self.first_step >= total {
             let (done, epochs) = (self.first_step, config.train.epochs);
@@ -111,6 +114,26 @@ impl Started {
         self.newest = path;
         Ok(())
     }
+}
+
+/// Number of classes of the images. An objective with labels needs two at least, and the label of
+/// every image.
+fn classes(config: &Config, source: &dyn Source) -> Result<usize, RunError> {
+    let classes = source.classes().len();
+    if config.objective.settings().needs_labels() {
+        let is_labeled =
+            |image| source.label(image).is_some_and(|label| (label as usize) < classes);
+        let unlabeled = (0..source.len()).find(|&image| !is_labeled(image));
+        if classes < 2 || unlabeled.is_some() {
+            let unlabeled = unlabeled.map(|image| source.name(image));
+            return Err(RunError::NoLabels {
+                objective: config.objective.name(),
+                classes,
+                unlabeled,
+            });
+        }
+    }
+    Ok(classes)
 }
 
 fn from_file(

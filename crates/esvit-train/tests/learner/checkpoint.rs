@@ -12,9 +12,9 @@ use super::*;
 /// A learner after two steps, the first with frozen prototypes.
 fn trained(kind: OptimizerKind) -> Learner {
     let mut learner = learner(kind, true, true);
+    esvit_mut(&mut learner).config.freeze_last_layer = 1;
     for step in 0..2 {
-        let settings = StepSettings { step, freeze_last_layer: step == 0, ..STEP };
-        learner.step(&[crops(2)], &settings).unwrap();
+        learner.step(&[batch(2)], &StepInfo { step, epoch: step, ..STEP }).unwrap();
     }
     learner
 }
@@ -101,7 +101,7 @@ fn all_of_a_state_is_restored() {
         assert_eq!(metadata.program, env!("CARGO_PKG_VERSION"));
         let text: serde_json::Value = serde_json::from_str(&stored_metadata(&file)).unwrap();
         let expected = serde_json::json!({
-            "model": settings().model.backbone(), "preprocess": settings().preprocess(), "seed": 31
+            "model": settings().model.backbone, "preprocess": settings().preprocess(), "seed": 31
         });
         assert_eq!(text["backbone"], expected, "for readers that know nothing of runs");
 
@@ -119,8 +119,8 @@ fn what_does_not_fit_is_not_restored() {
     let text = stored_metadata(&file);
     let fresh = || super::learner(OptimizerKind::AdamW, true, true);
     for (without, expected) in [
-        ("center", "`center` with 6 values is missing"),
-        ("center_grid", "`center_grid` with 6 values is missing"),
+        ("center", "`center` of shape [1, 6] is missing"),
+        ("center_grid", "`center_grid` of shape [1, 6] is missing"),
         ("teacher.norm.weight", "`teacher.norm.weight` [8] is missing"),
     ] {
         let file = place.written(&entries(&file, &[without]), &text);
@@ -128,20 +128,10 @@ fn what_does_not_fit_is_not_restored() {
         assert!(error.contains(expected), "{error}");
     }
     let mut other = fresh();
-    let BackboneConfig::Swin(swin) = other.network.backbone().config();
+    let BackboneConfig::Swin(swin) = tiny_backbone();
     let wider = BackboneConfig::Swin(SwinConfig { window_size: 4, ..swin });
-    other.network = Arc::new(Network::new(
-        &wider,
-        0.0,
-        &HeadConfig {
-            out_dim: 6,
-            hidden_dim: 8,
-            bottleneck_dim: 4,
-            use_bn_in_head: true,
-            ..HeadConfig::default()
-        },
-        true,
-    ));
+    let config = EsvitConfig { head: head(true, true), ..EsvitConfig::default() };
+    (other.network, _) = network(&wider, 0.0, &config, 0);
     let error = file.restore(&mut other).unwrap_err();
     assert!(matches!(error, CheckpointError::NotARun { .. }), "{error}");
     assert!(error.to_string().contains("its windows have another size, "), "{error}");
@@ -155,7 +145,7 @@ fn what_does_not_fit_is_not_restored() {
     std::fs::write(&path, bytes).unwrap();
     let error = Checkpoint::open(&path).unwrap_err().to_string();
     assert!(
-        error.contains("written.safetensors` is damaged: `model.num_heads[0]` is 5"),
+        error.contains("written.safetensors` is damaged: backbone.model: `num_heads[0]` is 5"),
         "{error}"
     );
 
@@ -188,16 +178,18 @@ fn weights_to_begin_with() {
     assert_eq!(loaded.norm_eps, None, "the run's settings say");
     assert_eq!(loaded.report.matched, learner.network.specs().len());
     let same = |a: &Params, b: &Params| part(a, "") == part(b, "");
-    assert!(same(&begun.student, &learner.student) && same(&begun.teacher, &learner.teacher));
-    assert!(!same(&begun.student, &begun.teacher));
+    assert!(
+        same(&begun.student, &learner.student) && same(teacher_of(&begun), teacher_of(&learner))
+    );
+    assert!(!same(&begun.student, teacher_of(&begun)));
     for index in 0..learner.network.specs().len() {
         let optimizer = &begun.optimizer;
         assert!(optimizer.moments(index).is_empty() && optimizer.updates(index) == 0);
     }
-    assert_eq!(begun.centers.view.to_vec::<f32>(), fresh().centers.view.to_vec::<f32>());
+    assert_eq!(centers(&begun).view.to_vec::<f32>(), centers(&fresh()).view.to_vec::<f32>());
 
     // The backbone of one network and the head of the view task.
-    let values = weights::entries("", &learner.teacher);
+    let values = weights::entries("", teacher_of(&learner));
     let values: Vec<Entry> =
         values.into_iter().filter(|(name, _)| !name.starts_with("head_dense.")).collect();
     let path = place.path("network.safetensors");
@@ -212,9 +204,11 @@ fn weights_to_begin_with() {
     );
     assert_eq!(loaded.norm_eps, Some(1e-6), "that of EsViT's programs");
     let fresh = fresh();
-    for (params, old) in [(&begun.student, &fresh.student), (&begun.teacher, &fresh.teacher)] {
+    for (params, old) in
+        [(&begun.student, &fresh.student), (teacher_of(&begun), teacher_of(&fresh))]
+    {
         for start in ["head.", "layers.", "norm.", "patch_embed."] {
-            assert!(part(params, start) == part(&learner.teacher, start), "{start}");
+            assert!(part(params, start) == part(teacher_of(&learner), start), "{start}");
         }
         assert!(part(params, "head_dense.") == part(old, "head_dense."));
     }
@@ -244,16 +238,16 @@ fn a_run_goes_on_with_other_tasks() {
     );
     for (params, [stored, old]) in [
         (&both.student, [&learner.student, &fresh.student]),
-        (&both.teacher, [&learner.teacher, &fresh.teacher]),
+        (teacher_of(&both), [teacher_of(&learner), teacher_of(&fresh)]),
     ] {
         for start in ["head.", "layers.", "norm.", "patch_embed."] {
             assert!(part(params, start) == part(stored, start), "{start}");
         }
         assert!(part(params, "head_dense.") == part(old, "head_dense."));
     }
-    assert_eq!(both.centers.view.to_vec::<f32>(), learner.centers.view.to_vec::<f32>());
+    assert_eq!(centers(&both).view.to_vec::<f32>(), centers(&learner).view.to_vec::<f32>());
     let [found, expected] =
-        [&both, &fresh].map(|l| l.centers.region.as_ref().unwrap().to_vec::<f32>());
+        [&both, &fresh].map(|l| centers(l).region.as_ref().unwrap().to_vec::<f32>());
     assert_eq!(found, expected);
     let [found, stored] = [&both.optimizer, &learner.optimizer];
     for (index, spec) in learner.network.specs().iter().enumerate() {
@@ -271,20 +265,13 @@ fn a_run_goes_on_with_other_tasks() {
     assert!(state(&all) == state(&learner));
 
     // Without the region task, its head is left out.
-    let shape = learner.network.backbone().config();
-    let head = HeadConfig {
-        out_dim: 6,
-        hidden_dim: 8,
-        bottleneck_dim: 4,
-        use_bn_in_head: true,
-        ..HeadConfig::default()
-    };
-    let network = Arc::new(Network::new(&shape, 0.0, &head, false));
+    let config = EsvitConfig { region: false, head: head(true, true), ..EsvitConfig::default() };
+    let (network, objective) = network(&tiny_backbone(), 0.0, &config, 0);
     let kind = OptimizerKind::AdamW;
-    let mut alone = Learner::new(network, kind, learner.settings.clone(), &Device::Cpu);
+    let mut alone = Learner::new(network, Box::new(objective), kind, SETTINGS, &Device::Cpu);
     let loaded = file.continue_from(&mut alone).unwrap();
     assert_eq!(loaded.found, ["backbone", "head"]);
-    assert!(part(&alone.teacher, "head.") == part(&learner.teacher, "head."));
-    assert!(alone.centers.region.is_none());
-    assert_eq!(alone.centers.view.to_vec::<f32>(), learner.centers.view.to_vec::<f32>());
+    assert!(part(teacher_of(&alone), "head.") == part(teacher_of(&learner), "head."));
+    assert!(centers(&alone).region.is_none());
+    assert_eq!(centers(&alone).view.to_vec::<f32>(), centers(&learner).view.to_vec::<f32>());
 }

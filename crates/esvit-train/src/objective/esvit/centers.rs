@@ -1,7 +1,7 @@
 //! Centering: running means of the teacher's logits, subtracted so that no prototype dominates.
 
-use esvit_nn::network::Predictions;
-use esvit_nn::{Device, Tensor};
+use esvit_nn::esvit_heads::Predictions;
+use esvit_nn::{Collective, Device, Tensor};
 
 /// The centers of both tasks, each `[K]`, and the means observed since the last update.
 #[derive(Debug, Clone)]
@@ -31,18 +31,23 @@ impl Centers {
         self.seen.push((teacher.view_logits.mean(), region));
     }
 
-    /// EMA with the mean of all observations since the last update, once per optimizer step:
-    /// `c = momentum * c + (1 - momentum) * mean`.
-    pub fn update(&mut self, momentum: f64) {
-        let count = self.seen.len() as f64;
+    /// Drops what was observed since the last update.
+    pub fn forget(&mut self) {
+        self.seen.clear();
+    }
+
+    /// EMA with the mean of all processes' observations since the last update, once per optimizer
+    /// step: `c = momentum * c + (1 - momentum) * mean`.
+    pub fn update(&mut self, momentum: f64, collective: &dyn Collective) {
+        let count = (self.seen.len() * collective.world()) as f64;
         let share = (1.0 - momentum) / count.max(1.0);
         let decay = if self.seen.is_empty() { 1.0 } else { momentum };
         self.view = self.view.clone() * decay;
         self.region = self.region.take().map(|center| center * decay);
         for (view, region) in self.seen.drain(..) {
-            self.view = self.view.clone() + view * share;
+            self.view = self.view.clone() + collective.all_reduce(view) * share;
             if let (Some(center), Some(region)) = (self.region.take(), region) {
-                self.region = Some(center + region * share);
+                self.region = Some(center + collective.all_reduce(region) * share);
             }
         }
     }

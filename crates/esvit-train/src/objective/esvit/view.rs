@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use esvit_nn::Tensor;
 use esvit_nn::ops::Pairs;
 
-use super::TEACHER_CROPS;
+use super::GLOBAL_VIEWS;
 
 /// Pairs the student's view rows `[crops * B]` with teacher rows `[2 B]`: the same image in each
 /// global crop other than its own, with weight `weight`.
@@ -15,17 +14,16 @@ use super::TEACHER_CROPS;
 pub(super) fn pairs(
     batch: usize,
     crops: Range<usize>,
-    mixing: Option<&[Tensor]>,
+    mixing: Option<&[Vec<f32>]>,
     weight: f32,
 ) -> Pairs {
     let mut pairs = Pairs::new();
     for crop in crops {
-        let shares =
-            mixing.and_then(|mixing| mixing.get(crop)).map(|mixing| mixing.to_vec::<f32>());
+        let shares = mixing.and_then(|mixing| mixing.get(crop));
         for image in 0..batch {
-            let others = (0..TEACHER_CROPS).filter(|&other| other != crop);
+            let others = (0..GLOBAL_VIEWS).filter(|&other| other != crop);
             pairs.push(others.flat_map(|other| {
-                let sources = match &shares {
+                let sources = match shares {
                     Some(shares) => (0..batch)
                         .map(|source| (source, shares[source * batch + image]))
                         .filter(|&(_, share)| share != 0.0)

@@ -1,0 +1,160 @@
+//! Settings of the objectives.
+
+use std::fmt::Debug;
+
+use esvit_nn::Device;
+use esvit_nn::ops::Precision;
+use esvit_nn::params::Scope;
+use esvit_settings::SettingError;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::{Table, Value};
+
+use super::esvit::EsvitConfig;
+use super::supervised::SupervisedConfig;
+use super::{Chunking, Collapse, Objective};
+
+/// What an objective is built for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Setup {
+    /// Width of the backbone's features.
+    pub width: usize,
+    /// Blocks of the backbone.
+    pub blocks: usize,
+    /// Number of classes of the images, 0 without labels.
+    pub classes: usize,
+    /// The run's seed.
+    pub seed: u64,
+    /// The type of GEMM operands.
+    pub precision: Precision,
+    /// Where the parameters are.
+    pub device: Device,
+}
+
+/// The settings of an objective: a table of its own.
+pub trait ObjectiveSettings: Debug {
+    /// The objective in a few words.
+    fn describe(&self) -> String;
+
+    /// Checks the settings. Keys are relative to the table.
+    ///
+    /// # Errors
+    /// Names the first invalid one.
+    fn validate(&self) -> Result<(), SettingError>;
+
+    /// Registers the heads and makes the objective.
+    fn build(&self, scope: &mut Scope<'_>, setup: &Setup) -> Box<dyn Objective>;
+
+    /// How the loss may be split over forward passes of the student.
+    fn chunking(&self) -> Chunking;
+
+    /// Number of global views that it needs at least.
+    fn global_views(&self) -> u32;
+
+    /// Whether batches have labels.
+    fn needs_labels(&self) -> bool {
+        false
+    }
+
+    /// Bytes that heads and loss take for a view of one image whose last map has `tokens` tokens,
+    /// of the student and of the teacher.
+    fn memory(&self, tokens: f64, width: f64, precision: Precision) -> HeadMemory;
+
+    /// Whether the signals of a batch, by name, look collapsed. One batch is weak evidence: see
+    /// [`super::CollapseDetector`].
+    fn collapse(&self, _signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse> {
+        None
+    }
+}
+
+/// Memory of heads and loss, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct HeadMemory {
+    /// Saved for the backward pass.
+    pub saved: f64,
+    /// Exponentials of the student's logits.
+    pub student_logits: f64,
+    /// Exponentials of the teacher's logits.
+    pub teacher_logits: f64,
+}
+
+macro_rules! objectives {
+    ($($(#[$about:meta])* $variant:ident($config:ty) = $name:literal,)*) => {
+        /// The objective of a run; `name` chooses it.
+        #[derive(Debug, Clone, PartialEq, Serialize)]
+        #[serde(tag = "name")]
+        pub enum ObjectiveConfig {
+            $($(#[$about])* #[serde(rename = $name)] $variant($config),)*
+        }
+
+        impl ObjectiveConfig {
+            /// Names of all objectives.
+            pub const NAMES: &[&str] = &[$($name),*];
+
+            /// The defaults of the objective of this name.
+            pub fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$variant(Default::default())),)*
+                    _ => None,
+                }
+            }
+
+            /// The name of the objective.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)*
+                }
+            }
+
+            /// The settings, whichever objective they are of.
+            pub fn settings(&self) -> &dyn ObjectiveSettings {
+                match self {
+                    $(Self::$variant(config) => config,)*
+                }
+            }
+
+            fn from_table(name: &str, table: Table) -> Option<Result<Self, String>> {
+                match name {
+                    $($name => Some(read(table).map(Self::$variant)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+objectives! {
+    /// DINO's view task and EsViT's region task.
+    Esvit(EsvitConfig) = "esvit",
+    /// Classification with labels.
+    Supervised(SupervisedConfig) = "supervised",
+}
+
+impl Default for ObjectiveConfig {
+    fn default() -> Self {
+        Self::Esvit(EsvitConfig::default())
+    }
+}
+
+impl<'de> Deserialize<'de> for ObjectiveConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut table = Table::deserialize(deserializer)?;
+        let name = match table.remove("name") {
+            None => "esvit".to_owned(),
+            Some(Value::String(name)) => name,
+            Some(other) => return Err(D::Error::custom(format!("`name` is {other}, not a text"))),
+        };
+        Self::from_table(&name, table)
+            .unwrap_or_else(|| {
+                let known = Self::NAMES.join("`, `");
+                Err(format!("there is no objective `{name}`, choose one of `{known}`"))
+            })
+            .map_err(D::Error::custom)
+    }
+}
+
+/// Settings from a table; errors begin with the key.
+pub(crate) fn read<T: serde::de::DeserializeOwned>(table: Table) -> Result<T, String> {
+    serde_path_to_error::deserialize(Value::Table(table))
+        .map_err(|error| format!("`{}`: {}", error.path(), error.inner().message()))
+}

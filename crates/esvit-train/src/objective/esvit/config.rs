@@ -1,0 +1,135 @@
+//! Settings of EsViT.
+
+use esvit_nn::head::HeadConfig;
+use esvit_nn::ops::Precision;
+use esvit_nn::params::Scope;
+use esvit_settings::{SettingError, check, settings};
+use serde::{Deserialize, Serialize};
+
+use super::{Esvit, health};
+use crate::mixup::MixupConfig;
+use crate::objective::config::HeadMemory;
+use crate::objective::{Chunking, Collapse, Objective, ObjectiveSettings, Setup};
+
+settings! {
+    /// The tasks, the teacher and its targets, and the heads.
+    pub struct EsvitConfig {
+        /// Adds the region task L_R to the view task L_V.
+        pub region: bool = true,
+        /// `reference` (0.5 each, 1 for L_V alone), `paper` (1 each), `{ view = .., region = .. }`.
+        pub weights: Weights = Weights::Named(NamedWeights::Reference),
+        /// The student's temperature.
+        pub student_temp: f64 = 0.1,
+        /// The teacher's temperature after its warm-up. Above 0.07 training may become unstable.
+        pub teacher_temp: f64 = 0.04,
+        /// The teacher's temperature in the first epoch.
+        pub warmup_teacher_temp: f64 = 0.04,
+        /// Epochs over which the teacher's temperature grows.
+        pub warmup_teacher_temp_epochs: u64 = 0,
+        /// EMA momentum of the teacher at the start; it grows to 1.
+        pub momentum_teacher: f64 = 0.996,
+        /// EMA momentum of the centers.
+        pub center_momentum: f64 = 0.9,
+        /// Epochs during which the prototypes are frozen.
+        pub freeze_last_layer: u64 = 1,
+        /// Mixup and CutMix of the student's images; view task only.
+        pub mixup: MixupConfig = MixupConfig::default(),
+        /// The projection heads.
+        pub head: HeadConfig = HeadConfig::default(),
+    }
+}
+
+/// Weights of the two tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Weights {
+    /// A named choice.
+    Named(NamedWeights),
+    /// Explicit weights.
+    Free {
+        /// Weight of the view task.
+        view: f64,
+        /// Weight of the region task.
+        region: f64,
+    },
+}
+
+/// Named weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamedWeights {
+    /// The official code: 0.5 each, or 1 for the view task alone.
+    Reference,
+    /// The paper's formula: L_V + L_R.
+    Paper,
+}
+
+impl Weights {
+    /// Weights of the view and of the region task.
+    pub fn factors(self, region: bool) -> (f64, f64) {
+        match self {
+            Self::Named(NamedWeights::Reference) if region => (0.5, 0.5),
+            Self::Named(_) => (1.0, 1.0),
+            Self::Free { view, region } => (view, region),
+        }
+    }
+}
+
+impl EsvitConfig {
+    /// The tasks by their names in the paper.
+    pub fn tasks(&self) -> &'static str {
+        if self.region { "L_V + L_R" } else { "L_V" }
+    }
+}
+
+impl ObjectiveSettings for EsvitConfig {
+    fn describe(&self) -> String {
+        format!("{} to {} prototypes", self.tasks(), self.head.out_dim)
+    }
+
+    fn validate(&self) -> Result<(), SettingError> {
+        let above_zero = |key: &str, value: f64| {
+            check(value.is_finite() && value > 0.0, key, value, "it must be above 0")
+        };
+        let share = |key: &str, value: f64| {
+            check((0.0..=1.0).contains(&value), key, value, "it must be between 0 and 1")
+        };
+        above_zero("student_temp", self.student_temp)?;
+        above_zero("teacher_temp", self.teacher_temp)?;
+        above_zero("warmup_teacher_temp", self.warmup_teacher_temp)?;
+        share("momentum_teacher", self.momentum_teacher)?;
+        share("center_momentum", self.center_momentum)?;
+        self.head.validate().map_err(|error| error.within("head"))?;
+        self.mixup.validate("mixup")?;
+        let need = "regions of mixed images have no match\n\
+                    hint: set `objective.region=false` to train the view task alone with mixup";
+        check(!(self.mixup.enabled && self.region), "mixup.enabled", true, need)
+    }
+
+    fn build(&self, scope: &mut Scope<'_>, setup: &Setup) -> Box<dyn Objective> {
+        Box::new(Esvit::new(self, scope, setup))
+    }
+
+    fn global_views(&self) -> u32 {
+        2
+    }
+
+    fn chunking(&self) -> Chunking {
+        if self.head.use_bn_in_head { Chunking::Whole } else { Chunking::ByView }
+    }
+
+    fn memory(&self, tokens: f64, width: f64, precision: Precision) -> HeadMemory {
+        let size = match precision {
+            Precision::F32 => 4.0,
+            Precision::Bf16 => 2.0,
+        };
+        let rows = if self.region { 1.0 + tokens } else { 1.0 };
+        let saved = rows * (2.0 * self.head.hidden_dim as f64 + width) * (size + 4.0);
+        let logits = rows * self.head.out_dim as f64 * size;
+        HeadMemory { saved, student_logits: logits, teacher_logits: logits }
+    }
+
+    fn collapse(&self, signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse> {
+        health::collapse(signal)
+    }
+}
