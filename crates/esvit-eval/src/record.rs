@@ -174,7 +174,7 @@ mod tests {
         let mut bytes = Vec::new();
         esvit_weights::write_safetensors(&mut bytes, &tensors, &Default::default()).unwrap();
         std::fs::write(&path, bytes).unwrap();
-        let shape = backbone.network.config();
+        let shape = backbone.config.clone();
         let student = esvit_model::OpenOptions::default()
             .key(Some("student"))
             .shape(Some(shape))

@@ -4,19 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use esvit_data::Preprocess;
 use esvit_model::difference::{Tensors, compare};
 use esvit_model::export::{ExportError, Options, Target, load_snippet, write};
 use esvit_model::{OpenOptions, PretrainedBackbone, SourceFile};
 use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::weights::METADATA_KEY;
-use esvit_nn::{BackboneConfig, Device, Network, Params};
+use esvit_nn::{BackboneConfig, Device, Params};
 use esvit_train::checkpoint::{self, Metadata};
 use esvit_train::learner::LearnerSettings;
-use esvit_train::objective::{NamedWeights, Weights};
+use esvit_train::objective::ObjectiveConfig;
+use esvit_train::objective::esvit::EsvitConfig;
 use esvit_train::official::{self, OfficialError};
 use esvit_train::optim::{ClipScope, OptimizerKind};
 use esvit_train::{Config, CropChunks, Learner};
@@ -37,11 +38,13 @@ fn shape() -> SwinConfig {
 }
 
 fn backbone(shape: &SwinConfig) -> PretrainedBackbone {
-    let (network, specs) = BackboneConfig::Swin(shape.clone()).build(0.0);
+    let config = BackboneConfig::Swin(shape.clone());
+    let (network, specs) = config.build(0.0);
     let params = Params::init(&specs, 7, &Device::Cpu);
     let mut preprocess = Preprocess::new(shape.img_size as u32, 20, &Default::default());
     preprocess.mean = [0.25, 0.5, 0.75];
     PretrainedBackbone {
+        config,
         network,
         params,
         preprocess,
@@ -60,31 +63,24 @@ fn options(target: Target) -> Options {
 /// A checkpoint of a run of 12 steps, two epochs, whose student and teacher differ.
 fn run(folder: &Path) -> (PathBuf, Config) {
     let mut config = Config::default();
-    let model = shape();
     config.model.arch = "custom".into();
-    (config.model.img_size, config.model.patch_size) = (model.img_size, model.patch_size);
-    (config.model.embed_dim, config.model.window_size) = (model.embed_dim, model.window_size);
-    (config.model.depths, config.model.num_heads) = (model.depths, model.num_heads);
-    (config.model.mlp_ratio, config.model.norm_eps) = (model.mlp_ratio, 1e-4);
-    (config.head.out_dim, config.head.hidden_dim, config.head.bottleneck_dim) = (6, 8, 4);
+    config.model.drop_path = 0.0;
+    config.model.backbone = BackboneConfig::Swin(SwinConfig { norm_eps: 1e-4, ..shape() });
+    let head = HeadConfig { out_dim: 6, hidden_dim: 8, bottleneck_dim: 4, ..HeadConfig::default() };
+    config.objective = ObjectiveConfig::Esvit(EsvitConfig { head, ..EsvitConfig::default() });
     (config.views.global_size, config.knn.crop, config.seed) = (16, 0, 5);
     let settings = LearnerSettings {
         seed: config.seed,
-        student_temp: 0.1,
-        weights: Weights::Named(NamedWeights::Reference),
-        center_momentum: 0.9,
         clip_grad: None,
         clip_scope: ClipScope::Tensor,
         precision: Precision::F32,
         crop_chunks: CropChunks::All,
         activation_checkpointing: false,
-        mixup: None,
     };
-    let network =
-        Network::new(&config.model.backbone(), 0.0, &config.head, config.objective.region);
-    let mut learner = Learner::new(Arc::new(network), OptimizerKind::AdamW, settings, &Device::Cpu);
-    let teacher = Params::init(learner.teacher.specs(), 77, &Device::Cpu);
-    learner.teacher = teacher;
+    let (network, objective) = config.network(&Device::Cpu, 0);
+    let mut learner =
+        Learner::new(network, objective, OptimizerKind::AdamW, settings, &Device::Cpu);
+    learner.teacher = Some(Params::init(learner.network.specs(), 77, &Device::Cpu));
     let path = folder.join("step.safetensors");
     let metadata = Metadata::new(12, 2, &config, None);
     checkpoint::save(&path, &learner, metadata).unwrap();
@@ -96,7 +92,7 @@ fn a_checkpoint_holds_where_it_comes_from() {
     let folder = tempfile::tempdir().unwrap();
     let (path, config) = run(folder.path());
     let teacher = PretrainedBackbone::open(&path).unwrap();
-    assert_eq!(teacher.network.config(), config.model.backbone());
+    assert_eq!(teacher.config, config.model.backbone);
     assert_eq!((teacher.source.steps, teacher.source.epochs), (Some(12), Some(2)));
     assert_eq!((teacher.network_name(), teacher.preprocess.size()), ("teacher", 16));
     assert_eq!(teacher.metadata().steps, Some(12));
@@ -108,7 +104,7 @@ fn a_checkpoint_holds_where_it_comes_from() {
     // Another shape keeps what the run adds to variances.
     let wide = BackboneConfig::Swin(SwinConfig { window_size: 4, norm_eps: 1e-6, ..shape() });
     let resized = OpenOptions::default().shape(Some(wide.clone())).open(&path).unwrap();
-    assert_eq!(resized.network.config(), wide.with_norm_eps(1e-4));
+    assert_eq!(resized.config, wide.with_norm_eps(1e-4));
 }
 
 /// The first versions wrote no family; a shape that is none is refused with the file's name.
@@ -131,13 +127,11 @@ fn stored_shapes_are_read_and_checked() {
         model.as_object_mut().unwrap().remove("family");
     }] as [&dyn Fn(&mut Value); 2]
     {
-        assert_eq!(open(change).unwrap().network.config(), BackboneConfig::Swin(shape()));
+        assert_eq!(open(change).unwrap().config, BackboneConfig::Swin(shape()));
     }
-    let error = open(&|model| model["num_heads"] = json!([3, 2])).unwrap_err();
-    let sources = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
-    let text = sources.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    assert!(text.contains("x.safetensors` cannot be read: it describes no network: `"), "{text}");
-    assert!(text.contains("`model.num_heads[0]` is 3: it must divide"), "{text}");
+    let text = open(&|model| model["num_heads"] = json!([3, 2])).unwrap_err().to_string();
+    let expected = "x.safetensors` is damaged: model: `num_heads[0]` is 3: it must divide";
+    assert!(text.contains(expected), "{text}");
 }
 
 #[test]
@@ -226,6 +220,7 @@ fn lines_that_load_name_the_nearest_architecture() {
     let line = |config: BackboneConfig| {
         let backbone = PretrainedBackbone {
             network: config.build(0.0).0,
+            config,
             ..backbone(&SwinConfig { img_size: 16, ..shape() })
         };
         load_snippet(&backbone, Path::new("x.safetensors"), &options(Target::Timm))

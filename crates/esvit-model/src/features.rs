@@ -219,5 +219,16 @@ mod tests {
         let left: Vec<(usize, &str)> =
             found.left_out.iter().map(|left| (left.index, left.name.as_str())).collect();
         assert_eq!(left, [(64, "shade 64"), (5, "shade 5")]);
+
+        let none = extract(&source, &[5], &preprocess, |_, _| panic!("nothing to compute"), |_| {});
+        assert_eq!((none.left_out.len(), none.images.len(), none.rows.width), (1, 0, 0));
+    }
+
+    #[test]
+    fn rows_of_zeros_stay_zero() {
+        let (values, labels) = (vec![3.0, -4.0, 0.0, 0.0], vec![0, 1]);
+        let mut rows = LabeledFeatures { values, width: 2, labels };
+        rows.normalize();
+        assert_eq!(rows.values, [0.6, -0.8, 0.0, 0.0]);
     }
 }

@@ -3,7 +3,7 @@
 use esvit_data::Preprocess;
 use esvit_nn::BackboneConfig;
 use esvit_nn::weights::{METADATA_KEY, WeightsFile};
-use esvit_settings::SettingError;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -23,12 +23,12 @@ pub struct ModelMetadata {
 /// The metadata of a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    /// The metadata is not the expected JSON.
-    #[error("its entry `{METADATA_KEY}` is damaged")]
+    /// The metadata is no JSON.
+    #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// The network's shape is none.
-    #[error("it describes no network")]
-    Shape(#[from] SettingError),
+    /// A field of the metadata is missing, of another type or invalid.
+    #[error(transparent)]
+    Field(#[from] serde_path_to_error::Error<serde_json::Error>),
     /// The run's settings lack a key.
     #[error("the settings of its run have no `{key}`")]
     Missing {
@@ -72,17 +72,15 @@ impl FileMetadata {
         };
         let value: Value = serde_json::from_str(text)?;
         if value.get("config").is_none() {
-            let ModelMetadata { model, preprocess, steps } = serde_json::from_value(value)?;
-            model.validate().map_err(|error| error.within("model"))?;
+            let ModelMetadata { model, preprocess, steps } = parse(value)?;
             let source = SourceFile { steps, epochs, ..SourceFile::default() };
             return Ok(Self { model: Some(model), preprocess: Some(preprocess), source });
         }
-        let Run { step, epoch, config, backbone } = serde_json::from_value(value)?;
+        let Run { step, epoch, config, backbone } = parse(value)?;
         let RunBackbone { model, preprocess, seed } = match backbone {
             Some(backbone) => backbone,
             None => RunBackbone::from_settings(&config)?,
         };
-        model.validate().map_err(|error| error.within("model"))?;
         let source = SourceFile {
             config: Some(config),
             seed: Some(seed),
@@ -94,6 +92,11 @@ impl FileMetadata {
     }
 }
 
+/// Reads a value; errors name the field.
+fn parse<T: DeserializeOwned>(value: Value) -> Result<T, MetadataError> {
+    Ok(serde_path_to_error::deserialize(value)?)
+}
+
 impl RunBackbone {
     /// For checkpoints of early versions, whose only description is the run's settings as TOML
     /// text: tables of one `key = value` per line, with values that are also valid JSON.
@@ -102,20 +105,19 @@ impl RunBackbone {
             let missing = || MetadataError::Missing { key: format!("{table}.{key}") };
             value_of(settings, table, key).ok_or_else(missing)
         };
-        let number = |table, key| Ok::<_, MetadataError>(serde_json::from_value(get(table, key)?)?);
         let mut model = Map::new();
         for key in MODEL_KEYS {
             model.insert(key.into(), get("model", key)?);
         }
-        let crop = match number("knn", "crop")? {
-            0 => number("views", "global_size")?,
+        let crop = match parse(get("knn", "crop")?)? {
+            0 => parse(get("views", "global_size")?)?,
             crop => crop,
         };
-        let mut preprocess = Preprocess::new(crop, number("knn", "resize")?, &Default::default());
-        preprocess.mean = serde_json::from_value(get("views", "mean")?)?;
-        preprocess.std = serde_json::from_value(get("views", "std")?)?;
-        let model = serde_json::from_value(model.into())?;
-        Ok(Self { model, preprocess, seed: serde_json::from_value(get("", "seed")?)? })
+        let mut preprocess =
+            Preprocess::new(crop, parse(get("knn", "resize")?)?, &Default::default());
+        preprocess.mean = parse(get("views", "mean")?)?;
+        preprocess.std = parse(get("views", "std")?)?;
+        Ok(Self { model: parse(model.into())?, preprocess, seed: parse(get("", "seed")?)? })
     }
 }
 

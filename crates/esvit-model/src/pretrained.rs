@@ -6,6 +6,7 @@ use std::sync::Arc;
 use esvit_data::{Image, ImageError, Preprocess};
 use esvit_nn::weights::{Location, Report, StoredNetwork, WeightsError, WeightsFile};
 use esvit_nn::{Backbone, BackboneConfig, Device, Params, zoo};
+use esvit_settings::SettingError;
 
 use crate::features::view_forward;
 use crate::metadata::{FileMetadata, MetadataError, ModelMetadata};
@@ -13,6 +14,8 @@ use crate::metadata::{FileMetadata, MetadataError, ModelMetadata};
 /// A backbone without heads, with its parameters.
 #[derive(Debug)]
 pub struct PretrainedBackbone {
+    /// Its shape.
+    pub config: BackboneConfig,
     /// The network.
     pub network: Arc<dyn Backbone>,
     /// Its parameters.
@@ -50,12 +53,20 @@ pub enum BackboneError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// The metadata of the file cannot be read.
-    #[error("the description of the network in `{path}` cannot be read", path = path.display())]
+    #[error("the metadata in `{path}` is damaged: {source}", path = path.display())]
     Metadata {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         source: MetadataError,
+    },
+    /// The network cannot compute images as the file prepares them.
+    #[error("the metadata in `{path}` is damaged: {source}", path = path.display())]
+    Images {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SettingError,
     },
 }
 
@@ -107,13 +118,17 @@ impl OpenOptions {
             (None, Some(file_model)) => file_model,
             (None, None) => stored.shape()?,
         };
+        let preprocess =
+            preprocess.unwrap_or_else(|| Preprocess::published(model.img_size() as u32));
+        model
+            .check_image("preprocess.crop", [preprocess.size(); 2])
+            .map_err(|source| BackboneError::Images { path: file.path().into(), source })?;
         let (network, specs) = model.build(0.0);
         let (params, report) = stored.load(&specs, &Device::Cpu, |_| None)?;
         source.location = Some(stored.location().clone());
         source.report = report;
-        let preprocess =
-            preprocess.unwrap_or_else(|| Preprocess::published(model.img_size() as u32));
-        Ok(PretrainedBackbone { network, params: params.for_inference(), preprocess, source })
+        let params = params.for_inference();
+        Ok(PretrainedBackbone { config: model, network, params, preprocess, source })
     }
 }
 
@@ -131,10 +146,11 @@ impl PretrainedBackbone {
     /// known.
     pub fn untrained(&self) -> Self {
         let seed = self.source.seed.unwrap_or(0);
-        let (network, specs) = self.network.config().build(0.0);
+        let config = self.config.clone();
+        let (network, specs) = config.build(0.0);
         let params = Params::init(&specs, seed, &Device::Cpu).for_inference();
         let preprocess = self.preprocess.clone();
-        Self { network, params, preprocess, source: SourceFile::default() }
+        Self { config, network, params, preprocess, source: SourceFile::default() }
     }
 
     /// View features, one row of [`width`](Self::width) values per image, not normalized.
@@ -157,12 +173,12 @@ impl PretrainedBackbone {
 
     /// Dimension of view features.
     pub fn width(&self) -> usize {
-        self.network.config().output_width()
+        self.config.output_width()
     }
 
     /// Name of the architecture, or `custom`.
     pub fn architecture(&self) -> &'static str {
-        zoo::of_shape(&self.network.config()).map_or(zoo::CUSTOM, |arch| arch.name)
+        zoo::of_shape(&self.config).map_or(zoo::CUSTOM, |arch| arch.name)
     }
 
     /// `student` or `teacher`; a network from a file without both counts as teacher.
@@ -175,7 +191,7 @@ impl PretrainedBackbone {
     /// Metadata for an export.
     pub fn metadata(&self) -> ModelMetadata {
         ModelMetadata {
-            model: self.network.config(),
+            model: self.config.clone(),
             preprocess: self.preprocess.clone(),
             steps: self.source.steps,
         }

@@ -14,7 +14,6 @@ mod rollout;
 mod statistics;
 
 use esvit_data::ImageError;
-use esvit_nn::BackboneConfig;
 use esvit_nn::backbone::{NoAttention, Stage};
 use serde::Serialize;
 
@@ -45,15 +44,18 @@ impl BlockPosition {
     ///
     /// # Errors
     /// [`AttentionError::Block`] if there is no such block.
-    pub fn of(config: &BackboneConfig, block: usize) -> Result<Self, AttentionError> {
+    pub fn of(stages: &[Stage], block: usize) -> Result<Self, AttentionError> {
         let mut block_in_stage = block;
-        for (stage, Stage { blocks, .. }) in config.stages().into_iter().enumerate() {
+        for (stage, &Stage { blocks, .. }) in stages.iter().enumerate() {
             if block_in_stage < blocks {
                 return Ok(Self { block, stage: stage + 1, block_in_stage });
             }
             block_in_stage -= blocks;
         }
-        Err(AttentionError::Block { block, last: config.blocks() - 1 })
+        Err(AttentionError::Block {
+            block,
+            last: stages.iter().map(|stage| stage.blocks).sum::<usize>() - 1,
+        })
     }
 }
 

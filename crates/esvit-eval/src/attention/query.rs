@@ -1,9 +1,9 @@
 //! Attention of one query as maps over the tokens of a block.
 
 use esvit_kernels::pool;
-use esvit_nn::backbone::AttentionMap;
+use esvit_nn::backbone::{AttentionMap, Stage};
 use esvit_nn::ops::WindowMap;
-use esvit_nn::{Backbone, BackboneConfig, Params, Tensor};
+use esvit_nn::{Backbone, Params, Tensor};
 
 use super::measure::{entropy, threshold_mask};
 use super::{AttentionError, BlockPosition, InputImage};
@@ -104,8 +104,8 @@ pub fn query_attention(
     block: usize,
     mass: f64,
 ) -> Result<QueryAttention, AttentionError> {
-    let config = network.config();
-    let position = BlockPosition::of(&config, block)?;
+    let stages = network.stages();
+    let position = BlockPosition::of(&stages, block)?;
     check_mass(mass)?;
     let images = images(input, params);
     let (weights, windows) = pool::run(|| {
@@ -116,7 +116,7 @@ pub fn query_attention(
     })?;
     let (weights, [_, heads, side, _]) = weights;
 
-    let (token, mut attention) = without_weights(&config, position, windows.map, query, mass);
+    let (token, mut attention) = without_weights(&stages, position, windows.map, query, mass);
     let slot = windows.token_slot[token] as usize;
     let (window, row) = (slot / side, slot % side);
     let keys = visible_keys(&windows, slot);
@@ -158,13 +158,13 @@ pub(super) fn images(input: &InputImage, params: &Params) -> Tensor {
 
 /// The query's token index, and a [`QueryAttention`] without any weights yet.
 pub(super) fn without_weights(
-    config: &BackboneConfig,
+    stages: &[Stage],
     position: BlockPosition,
     map: [usize; 2],
     [x, y]: [f64; 2],
     mass: f64,
 ) -> (usize, QueryAttention) {
-    let cell = config.stages()[position.stage - 1].stride;
+    let cell = stages[position.stage - 1].stride;
     let at = |position: f64, cells: usize| ((position / cell as f64) as usize).min(cells - 1);
     let query = [at(y, map[0]), at(x, map[1])];
     let attention = QueryAttention {
@@ -200,6 +200,7 @@ mod tests {
     use super::*;
     use esvit_data::Preprocess;
     use esvit_data::{Image, ViewsConfig};
+    use esvit_nn::BackboneConfig;
     use esvit_nn::Device;
     use esvit_nn::backbone::swin::SwinConfig;
     use esvit_testing::tiny_swin;

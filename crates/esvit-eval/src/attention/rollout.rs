@@ -25,11 +25,10 @@ pub fn rollout(
     block: usize,
     mass: f64,
 ) -> Result<QueryAttention, AttentionError> {
-    let config = network.config();
-    let position = BlockPosition::of(&config, block)?;
+    let stages = network.stages();
+    let position = BlockPosition::of(&stages, block)?;
     check_mass(mass)?;
     let refuse = |reason: String| Err(AttentionError::Rollout { reason });
-    let stages = config.stages();
     if stages.len() > 1 {
         return refuse(format!(
             "this network has {} stages, and patch merging changes the tokens",
@@ -57,7 +56,7 @@ pub fn rollout(
             "a map of {height} x {width} tokens is not one window of {window} x {window}"
         ));
     }
-    let (token, mut attention) = without_weights(&config, position, [height, width], query, mass);
+    let (token, mut attention) = without_weights(&stages, position, [height, width], query, mass);
     let tokens = height * width;
     let mut row = vec![0.0; tokens];
     row[token] = 1.0;

@@ -2,9 +2,9 @@
 
 use esvit_data::Source;
 use esvit_kernels::pool;
-use esvit_nn::backbone::{AttentionMap, NoAttention};
+use esvit_nn::backbone::{AttentionMap, NoAttention, Stage};
 use esvit_nn::ops::WindowMap;
-use esvit_nn::{Backbone, BackboneConfig, Params, Tensor};
+use esvit_nn::{Backbone, Params, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -110,9 +110,12 @@ pub fn statistics(
         0 => Vec::new(),
         _ => features.rows.values.chunks_exact(features.rows.width).collect(),
     };
-    let config = network.config();
     Ok(AttentionStatistics {
-        blocks: if rows.is_empty() { Vec::new() } else { blocks(&config, &layouts, &rows) },
+        blocks: if rows.is_empty() {
+            Vec::new()
+        } else {
+            blocks(&network.stages(), &layouts, &rows)
+        },
         images: rows.len(),
         left_out: features.left_out,
     })
@@ -154,7 +157,7 @@ fn measure(
 ) -> Result<(Vec<BlockGeometry>, Vec<f32>), NoAttention> {
     let mut layouts = Vec::new();
     let mut rows = vec![Vec::new(); count];
-    let blocks = 0..network.config().blocks();
+    let blocks = 0..network.blocks();
     network.attention(params, images, blocks, &mut |_, AttentionMap { weights, windows }| {
         let heads = weights.shape()[1];
         layouts.push(BlockGeometry::of(&windows, heads));
@@ -202,11 +205,7 @@ fn image_statistics(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f
 }
 
 /// Statistics of all blocks from the values of all images.
-fn blocks(
-    config: &BackboneConfig,
-    layouts: &[BlockGeometry],
-    rows: &[&[f32]],
-) -> Vec<BlockStatistics> {
+fn blocks(stages: &[Stage], layouts: &[BlockGeometry], rows: &[&[f32]]) -> Vec<BlockStatistics> {
     let mut at = 0;
     let mut blocks = Vec::new();
     for (block, layout) in layouts.iter().enumerate() {
@@ -224,7 +223,7 @@ fn blocks(
         let mean = |number| mean_and_deviation(&column(number)).0;
         let entropy = heads.iter().map(|head| head.entropy).sum::<f64>() / heads.len() as f64;
         blocks.push(BlockStatistics {
-            position: BlockPosition::of(config, block).expect("a block of the network"),
+            position: BlockPosition::of(stages, block).expect("a block of the network"),
             map: layout.map,
             window: layout.window,
             shift: layout.shift,
@@ -252,6 +251,7 @@ fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
 mod tests {
     use super::*;
     use esvit_data::{Image, InMemory, ViewsConfig};
+    use esvit_nn::BackboneConfig;
     use esvit_nn::Device;
     use esvit_nn::backbone::swin::SwinConfig;
     use esvit_testing::tiny_swin;

@@ -1,14 +1,13 @@
 //! Benchmarks of training steps on synthetic images, and of the loss alone.
 
-use std::sync::Arc;
-
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::head::HeadConfig;
-use esvit_nn::ops::{self, Pairs, PrototypeLogits};
+use esvit_nn::ops::{self, Pairs, PrototypeLogits, TeacherRows};
 use esvit_nn::{BackboneConfig, Device, ForwardCtx, Network, Tape, Tensor};
-use esvit_train::learner::{LearnerSettings, StepSettings};
-use esvit_train::objective::{NamedWeights, TEACHER_CROPS, Weights};
+use esvit_train::learner::LearnerSettings;
+use esvit_train::objective::esvit::EsvitConfig;
+use esvit_train::objective::{GLOBAL_VIEWS, MicroBatch, ObjectiveSettings, Setup, StepInfo};
 use esvit_train::optim::{ClipScope, OptimizerKind};
 use esvit_train::{CropChunks, Learner};
 
@@ -36,47 +35,48 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     }
     let head =
         HeadConfig { out_dim: bench.prototypes, norm_last_layer: false, ..HeadConfig::default() };
-    let network = Arc::new(Network::new(&config, drop_path, &head, bench.region));
+    let objective = EsvitConfig { region: bench.region, head, ..EsvitConfig::default() };
+    let device = Device::Cpu;
+    let (network, objective) = Network::new(&config, drop_path, |scope, width| {
+        let (blocks, precision) = (config.blocks(), bench.precision);
+        let setup = Setup { width, blocks, classes: 0, seed: 0, precision, device };
+        objective.build(scope, &setup)
+    });
     let crop_chunks = match bench.crops_per_forward {
         0 => CropChunks::within_memory(&config, bench.precision, bench.activation_checkpointing),
         count => CropChunks::Crops(count),
     };
     let settings = LearnerSettings {
         seed: 0,
-        student_temp: 0.1,
-        weights: Weights::Named(NamedWeights::Reference),
-        center_momentum: 0.9,
         clip_grad: Some(3.0),
         clip_scope: ClipScope::Tensor,
         precision: bench.precision,
         crop_chunks,
         activation_checkpointing: bench.activation_checkpointing,
-        mixup: None,
     };
-    let device = Device::Cpu;
-    let mut learner = Learner::new(network, OptimizerKind::AdamW, settings, &device);
+    let mut learner = Learner::new(network, objective, OptimizerKind::AdamW, settings, &device);
     let crops = |size: usize, count: usize, stream: u64| {
         (0..count as u64).map(move |crop| images(micro_batch, size, [stream, crop]))
     };
-    let micro_batches: Vec<Vec<Tensor>> = (0..bench.batch / micro_batch)
+    let micro_batches: Vec<MicroBatch> = (0..bench.batch / micro_batch)
         .map(|part| {
             let stream = 2 * part as u64;
-            crops(bench.global_size, TEACHER_CROPS, stream)
-                .chain(crops(bench.local_size, bench.local_crops, stream + 1))
-                .collect()
+            let globals = crops(bench.global_size, GLOBAL_VIEWS, stream);
+            let locals = crops(bench.local_size, bench.local_crops, stream + 1);
+            MicroBatch::unlabeled(globals.chain(locals).collect())
         })
         .collect();
     let seconds = repeat(bench.iterations, |step| {
-        let settings = StepSettings {
+        let at = StepInfo {
             step: step as u64,
+            // Prototypes are frozen in the first epoch.
+            epoch: 1,
+            total_steps: u64::MAX,
             lr: 5e-4,
             weight_decay: 0.04,
-            momentum: 0.996,
-            teacher_temp: 0.04,
-            freeze_last_layer: false,
             health: false,
         };
-        pool::run(|| learner.step(&micro_batches, &settings))
+        pool::run(|| learner.step(&micro_batches, &at))
             .map(|_| ())
             .map_err(|error| BenchError::Step(error.to_string()))
     })?;
@@ -98,10 +98,10 @@ fn step_macs(bench: &Bench, config: &BackboneConfig, drop_path: f64) -> u64 {
         config.cost([size; 2], drop_path, &ForwardCtx::expected()).macs
     };
     let pass = |drop_path: f64| {
-        TEACHER_CROPS as f64 * macs(global, drop_path)
+        GLOBAL_VIEWS as f64 * macs(global, drop_path)
             + bench.local_crops as f64 * macs(local, drop_path)
     };
-    let teacher = TEACHER_CROPS as f64 * macs(global, 0.0);
+    let teacher = GLOBAL_VIEWS as f64 * macs(global, 0.0);
     let [global_tokens, local_tokens] =
         [global, local].map(|size| config.last_map(size).pow(2) as f64);
     let width = config.output_width() as f64;
@@ -109,7 +109,7 @@ fn step_macs(bench: &Bench, config: &BackboneConfig, drop_path: f64) -> u64 {
     let bottleneck = BOTTLENECK as f64;
     let embedding = width * hidden + hidden * hidden + hidden * bottleneck;
     let logits = bottleneck * bench.prototypes as f64;
-    let teacher_crops = TEACHER_CROPS as f64;
+    let teacher_crops = GLOBAL_VIEWS as f64;
     let local_crops = bench.local_crops as f64;
     let mut rows = [teacher_crops, teacher_crops + local_crops];
     if bench.region {
@@ -131,14 +131,14 @@ pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
     let (config, _) = architecture(&bench.model)?;
     let [global, local] =
         [bench.global_size, bench.local_size].map(|size| config.last_map(size).pow(2));
-    let teachers = TEACHER_CROPS * bench.batch * global;
+    let teachers = GLOBAL_VIEWS * bench.batch * global;
     let rows = teachers + bench.local_crops * bench.batch * local;
     let mut pairs = Pairs::new();
     for row in 0..rows {
         let count = if row < teachers { 1 } else { 2 };
         pairs.push((0..count).map(|i| ((row + i * teachers / 2) % teachers, 1.0 / rows as f32)));
     }
-    let pairs = Arc::new(pairs);
+    let pairs = TeacherRows::new(&pairs, &Device::Cpu);
     let random = |rows: usize, width: usize, place: u64| -> Tensor {
         let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place, rows as u64, width as u64]);
         let values = (0..rows * width).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect();

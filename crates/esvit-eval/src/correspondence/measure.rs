@@ -96,7 +96,7 @@ pub fn measure(
     networks: &[&PretrainedBackbone],
     mut done: impl FnMut(usize),
 ) -> Result<CorrespondenceResults, CorrespondenceError> {
-    let grid = Grid::new(&networks[0].network.config(), protocol.stage, [preprocess.size(); 2])?;
+    let grid = Grid::new(&networks[0].config, protocol.stage, [preprocess.size(); 2])?;
     let mut tally =
         ScoreLists { networks: vec![Vec::new(); networks.len()], ..ScoreLists::default() };
     let (mut disjoint, mut left_out) = (0, Vec::new());

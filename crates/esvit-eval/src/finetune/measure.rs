@@ -1,10 +1,10 @@
 //! Accuracy of a classifier.
 
 use esvit_kernels::pool;
-use esvit_nn::{ForwardCtx, Params, Tensor};
+use esvit_nn::{Backbone, ForwardCtx, Params, Tensor};
+use esvit_train::objective::supervised::ClassifierHead;
 use rayon::prelude::*;
 
-use super::model::Classifier;
 use crate::labeled::LabeledSet;
 use crate::probe::{ClassAccuracy, rank};
 use esvit_data::Preprocess;
@@ -16,12 +16,13 @@ const ROWS: usize = 512;
 /// Accuracy on a set, preprocessed as in evaluations. Images of classes without an output count as
 /// wrong. `None` if no image can be read.
 pub fn evaluate(
-    network: &Classifier,
+    network: &dyn Backbone,
+    head: &ClassifierHead,
     params: &Params,
     preprocess: &Preprocess,
     set: &LabeledSet,
 ) -> (Option<ClassAccuracy>, Vec<SkippedImage>) {
-    let forward = view_forward(&*network.backbone, params, preprocess);
+    let forward = view_forward(network, params, preprocess);
     let features = set.features(preprocess, forward, |_| ());
     let (rows, width) = (&features.rows, features.rows.width.max(1));
     let device = params.values()[0].device();
@@ -29,7 +30,7 @@ pub fn evaluate(
     for (values, labels) in rows.values.chunks(ROWS * width).zip(rows.labels.chunks(ROWS)) {
         let values = Tensor::new(values.to_vec(), [labels.len(), width], &device);
         let scores =
-            pool::run(|| network.classify(params, values, &ForwardCtx::eval()).to_vec::<f32>());
+            pool::run(|| head.forward(params, values, &ForwardCtx::eval()).to_vec::<f32>());
         let classes = scores.len() / labels.len();
         let rank = |(scores, &label): (&[f32], &u32)| rank(scores, label as usize);
         ranks.par_extend(scores.par_chunks(classes).zip(labels).map(rank));

@@ -2,23 +2,23 @@
 //! images. From random initialization it is the supervised baseline for pre-training.
 
 mod data;
+mod learner;
 mod measure;
-mod model;
 mod save;
 mod settings;
-mod train;
 
-use esvit_nn::Params;
+use esvit_kernels::pool;
 use esvit_nn::ops::Precision;
+use esvit_nn::{Params, Tensor};
+use esvit_train::objective::{MicroBatch, StepInfo};
 use serde::Serialize;
 
 pub use data::{Batch, Batches};
 use esvit_settings::SettingError;
+pub use learner::learner;
 pub use measure::evaluate;
-pub use model::{Classifier, cross_entropy, layer_lr_scales, one_hot};
 pub use save::save;
 pub use settings::Settings;
-pub use train::Trainer;
 
 use crate::labeled::{LabeledSet, LabeledTask};
 use crate::probe::ClassAccuracy;
@@ -120,9 +120,7 @@ pub struct EpochResult {
 /// A fine-tuned network and its training history.
 #[derive(Debug)]
 pub struct Finetuned {
-    /// The network.
-    pub network: Classifier,
-    /// Parameters after the last epoch.
+    /// Parameters of backbone and classifier after the last epoch.
     pub params: Params,
     /// Number of steps done.
     pub steps: u64,
@@ -159,14 +157,9 @@ pub fn finetune(
 ) -> Result<Finetuned, FinetuneError> {
     settings.validate()?;
     check(task)?;
-    let (shape, classes) = (backbone.network.config(), task.classes.len());
-    let network = Classifier::new(&shape, classes, settings.drop_path);
-    let params = match settings.from_scratch {
-        true => Params::init(network.specs(), settings.seed, &backbone.params.flat().device()),
-        false => network.start_from(backbone, settings.seed),
-    };
     let preprocess = &backbone.preprocess;
-    let mut trainer = Trainer::new(network, params, classes, preprocess.size(), settings);
+    let (mut learner, head) = learner(backbone, task.classes.len(), settings);
+    let size = preprocess.size();
     let views = settings.views(preprocess);
     let mut batches = Batches::new(&task.train, views, settings.batch_size, settings.seed);
     let schedule = settings.schedule(batches.per_epoch(), batches.size());
@@ -183,7 +176,26 @@ pub fn finetune(
             lr = schedule.at(step);
             let images = batch.labels.len();
             if images > 0 {
-                let loss = trainer.step(step, lr, batch)?;
+                let at = StepInfo {
+                    step,
+                    epoch,
+                    total_steps: steps,
+                    lr,
+                    weight_decay: settings.weight_decay,
+                    health: false,
+                };
+                let shape = [images, 3, size, size];
+                let pixels = Tensor::new(batch.pixels, shape, &learner.device());
+                let batch = MicroBatch { views: vec![pixels], labels: batch.labels };
+                let result = pool::run(|| learner.step(&[batch], &at));
+                let result = result.map_err(|error| FinetuneError::NotFinite {
+                    step: step + 1,
+                    loss: error.loss,
+                    grad_norm: error.grad_norm,
+                    lr: settings.lr,
+                    precision: settings.precision,
+                })?;
+                let loss = result.loss;
                 loss_sum += f64::from(loss) * images as f64;
                 images_seen += images;
                 observer(&Event::Step { step: step + 1, steps, images, loss, lr });
@@ -193,8 +205,13 @@ pub fn finetune(
         if images_seen == 0 {
             return Err(unreadable("training", &task.train));
         }
-        let (accuracy, left_out) =
-            evaluate(&trainer.network, &trainer.params, preprocess, &task.queries);
+        let (accuracy, left_out) = evaluate(
+            learner.network.backbone(),
+            &head,
+            &learner.student,
+            preprocess,
+            &task.queries,
+        );
         if epoch == 0 && !left_out.is_empty() {
             observer(&Event::SkippedImage(&left_out));
         }
@@ -204,8 +221,7 @@ pub fn finetune(
         observer(&Event::Epoch(&result));
         epochs.push(result);
     }
-    let Trainer { network, params, .. } = trainer;
-    Ok(Finetuned { network, params, steps: step, epochs })
+    Ok(Finetuned { params: learner.student, steps: step, epochs })
 }
 
 fn unreadable(set: &'static str, images: &LabeledSet) -> FinetuneError {

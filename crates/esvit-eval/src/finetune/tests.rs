@@ -57,11 +57,11 @@ fn the_same_seed_gives_the_same_bits_for_any_number_of_threads() {
 #[test]
 fn the_backbone_is_where_it_starts_unless_it_is_from_scratch() {
     let backbone = backbone();
-    let network = Classifier::new(&backbone.network.config(), 3, 0.0);
-    let params = network.start_from(&backbone, 1);
+    let (started, _) = learner(&backbone, 3, &Settings { seed: 1, ..quick(1) });
+    let params = started.student;
     let backbones = backbone.params.values().len();
     assert_eq!(bits(&backbone.params), bits_of(&params.values()[..backbones]));
-    let classifier: Vec<&ParamSpec> = network.specs()[backbones..].iter().collect();
+    let classifier: Vec<&ParamSpec> = params.specs()[backbones..].iter().collect();
     assert_eq!(classifier.len(), 2);
     assert_eq!(params.values()[backbones].to_vec::<f32>(), classifier[0].initial_values(1));
 
@@ -140,9 +140,8 @@ fn best_is_the_first_of_the_highest() {
         accuracy: ClassAccuracy { top1, top5: 100.0, interval: [0.0, 100.0] },
     });
     let (backbone, epochs) = (backbone(), epochs.collect());
-    let network = Classifier::new(&backbone.network.config(), 2, 0.0);
-    let params = network.start_from(&backbone, 0);
-    let end = Finetuned { network, params, steps: 4, epochs };
+    let (started, _) = learner(&backbone, 2, &quick(1));
+    let end = Finetuned { params: started.student, steps: 4, epochs };
     assert_eq!((end.best().epoch, end.last().epoch), (2, 4));
     assert_eq!((end.best().accuracy.top1, end.last().accuracy.top1), (70.0, 50.0));
 }
@@ -230,10 +229,10 @@ fn what_starts_from_scratch_starts_by_the_seed() {
 #[test]
 fn images_of_unknown_classes_count_as_wrong() {
     let backbone = backbone();
-    let network = Classifier::new(&backbone.network.config(), 2, 0.0);
-    let params = network.start_from(&backbone, 1);
+    let (learner, head) = learner(&backbone, 2, &Settings { seed: 1, ..quick(1) });
     let LabeledTask { queries, .. } = task(6, 1);
-    let (accuracy, left_out) = evaluate(&network, &params, &backbone.preprocess, &queries);
+    let (network, preprocess) = (learner.network.backbone(), &backbone.preprocess);
+    let (accuracy, left_out) = evaluate(network, &head, &learner.student, preprocess, &queries);
     let accuracy = accuracy.unwrap();
     // Classes 2 to 5 have no output: at most two of six are right, and among five of two both are.
     assert!(accuracy.top1 < 34.0 && left_out.is_empty(), "{accuracy:?}");

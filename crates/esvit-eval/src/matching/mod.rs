@@ -173,7 +173,7 @@ impl ViewFeatures {
         view: View,
         settings: &MatchSettings,
     ) -> Result<Self, MatchError> {
-        let cell = Grid::new(&backbone.network.config(), settings.stage, [settings.size; 2])?.cell;
+        let cell = Grid::new(&backbone.config, settings.stage, [settings.size; 2])?.cell;
         let CropBox { width, height, .. } = view.crop;
         let along = |side: u32, other: u32| {
             let ratio = f64::from(side.max(other)) / f64::from(other);
@@ -192,7 +192,7 @@ impl ViewFeatures {
         stage: usize,
     ) -> Result<Self, MatchError> {
         let [columns, rows] = [width, height].map(|side| side as usize);
-        let grid = Grid::new(&backbone.network.config(), stage, [columns, rows])?;
+        let grid = Grid::new(&backbone.config, stage, [columns, rows])?;
         let pixels = backbone.preprocess.normalize(&view.render(image, [width, height])?);
         let images = Tensor::new(pixels, [1, 3, rows, columns], &Device::Cpu);
         let (cells, global) = pool::run(|| {

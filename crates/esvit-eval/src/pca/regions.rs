@@ -65,7 +65,7 @@ impl Framing {
     /// Default size for maps of a stage (from 1): 16 regions a side, and at least the size used in
     /// evaluations.
     pub fn default_size(backbone: &PretrainedBackbone, stage: usize) -> usize {
-        let stages = backbone.network.config().stages();
+        let stages = backbone.config.stages();
         let patch = stages[0].stride;
         let evaluated = backbone.preprocess.size().next_multiple_of(patch);
         evaluated
@@ -115,7 +115,7 @@ pub fn region_map(
     framing: Framing,
     stage: usize,
 ) -> Result<RegionMap, RegionsError> {
-    let stages = backbone.network.config().stages();
+    let stages = backbone.config.stages();
     // Resize and crop keep the ratio used in evaluations.
     let usual = &backbone.preprocess.transform;
     let margin = f64::from(usual.resize) / f64::from(usual.crop.max(1));

@@ -1,6 +1,5 @@
 //! Training curves.
 
-use esvit_train::health::Health;
 use esvit_train::run::StepMetrics;
 
 use super::run::Run;
@@ -21,8 +20,8 @@ pub(super) fn charts(run: &Run) -> String {
     group("charts", &large) + &group("charts small", &schedules(run))
 }
 
-fn chart(title: &'static str, unit: &'static str, scale: Scale, series: Vec<Series>) -> Chart {
-    Chart { title, unit, x_name: "step", small: false, scale, series }
+fn chart(title: impl Into<String>, unit: &'static str, scale: Scale, series: Vec<Series>) -> Chart {
+    Chart { title: title.into(), unit, x_name: "step", small: false, scale, series }
 }
 
 /// A line of one metric, where it is logged.
@@ -31,17 +30,29 @@ fn line(run: &Run, name: &str, metric: impl Fn(&StepMetrics) -> Option<f64>) -> 
     Series::new(name, lines.filter_map(|line| Some([line.step as f64, metric(line)?])))
 }
 
-/// A line of one metric of the teacher's health.
-fn health(run: &Run, name: &str, metric: impl Fn(&Health) -> f64) -> Series {
-    line(run, name, |line| line.health.as_ref().map(&metric))
+/// A line of one metric of the objective's.
+fn signal(run: &Run, name: &str, metric: &str) -> Series {
+    line(run, name, |line| line.get(metric))
+}
+
+/// What a part of the loss is called.
+fn part_name(part: &str) -> String {
+    match part {
+        "view" => "view L_V".into(),
+        "region" => "region L_R".into(),
+        other => other.replace('_', " "),
+    }
 }
 
 fn loss(run: &Run) -> Chart {
-    let region = line(run, "region L_R", |line| line.region_loss);
     let mut series = vec![line(run, "total", |line| Some(line.train_loss))];
-    // Without the region loss, the view loss is the total.
-    if !region.points.is_empty() {
-        series.extend([line(run, "view L_V", |line| Some(line.view_loss)), region]);
+    let first = run.metrics.steps.first();
+    let parts: Vec<&str> =
+        first.into_iter().flat_map(|line| line.loss_parts().map(|(part, _)| part)).collect();
+    // A single part is the total.
+    if parts.len() > 1 {
+        let parts = parts.into_iter();
+        series.extend(parts.map(|part| signal(run, &part_name(part), &format!("{part}_loss"))));
     }
     chart("Loss", "nats", Scale::Linear, series)
 }
@@ -64,19 +75,16 @@ fn knn(run: &Run) -> Chart {
 
 fn entropy(run: &Run) -> Chart {
     let series = vec![
-        health(run, "per image", |health| health.teacher_entropy),
-        health(run, "of the mean", |health| health.marginal_entropy),
-        Series { reference: true, ..health(run, "ln K", |health| health.max_entropy) },
+        signal(run, "per image", "teacher_entropy"),
+        signal(run, "of the mean", "marginal_entropy"),
+        Series { reference: true, ..signal(run, "ln K", "max_entropy") },
     ];
     chart("Teacher entropy", "nats", Scale::FromZero, series)
 }
 
 fn feature_std(run: &Run) -> Chart {
-    let one = health(run, "all directions", |_| 1.0);
-    let series = vec![
-        health(run, "teacher", |health| health.feature_std),
-        Series { reference: true, ..one },
-    ];
+    let one = line(run, "all directions", |line| line.get("feature_std").map(|_| 1.0));
+    let series = vec![signal(run, "teacher", "feature_std"), Series { reference: true, ..one }];
     chart("Feature std", "0 if all are equal", Scale::FromZero, series)
 }
 
@@ -90,17 +98,31 @@ fn speed(run: &Run) -> Chart {
     chart("Speed", "img/s", Scale::FromZero, series)
 }
 
-fn schedules(run: &Run) -> [Chart; 4] {
-    let of = |title, metric: fn(&StepMetrics) -> f64| {
-        let series = vec![line(run, "now", |line| Some(metric(line)))];
-        Chart { small: true, ..chart(title, "", Scale::Linear, series) }
+/// What other charts show.
+const SHOWN: [&str; 6] =
+    ["teacher_entropy", "marginal_entropy", "max_entropy", "rows", "center_norm", "feature_std"];
+
+fn schedules(run: &Run) -> Vec<Chart> {
+    let small = |title: String, series: Series| Chart {
+        small: true,
+        ..chart(title, "", Scale::Linear, vec![series])
     };
-    [
-        of("Learning rate", |line| line.lr),
-        of("Weight decay", |line| line.wd),
-        of("Teacher momentum", |line| line.momentum),
-        of("Teacher temperature", |line| line.teacher_temp),
-    ]
+    let mut charts = vec![
+        small("Learning rate".into(), line(run, "now", |line| Some(line.lr))),
+        small("Weight decay".into(), line(run, "now", |line| Some(line.wd))),
+    ];
+    let first = run.metrics.steps.first();
+    let others = first.into_iter().flat_map(|line| line.objective.iter().map(|(name, _)| name));
+    let others = others.filter(|name| !name.ends_with("_loss") && !SHOWN.contains(name));
+    charts.extend(others.map(|name| {
+        let title = match name {
+            "momentum" => "Teacher momentum".into(),
+            "teacher_temp" => "Teacher temperature".into(),
+            other => other.replace('_', " "),
+        };
+        small(title, signal(run, "now", name))
+    }));
+    charts
 }
 
 #[cfg(test)]
@@ -161,7 +183,12 @@ mod tests {
     #[test]
     fn without_a_region_task_the_loss_is_one_line() {
         let mut run = example();
-        run.metrics.steps.iter_mut().for_each(|line| line.region_loss = None);
+        let without = |line: &mut StepMetrics| {
+            let figures = line.objective.iter();
+            let figures = figures.filter(|(name, _)| *name != "region_loss");
+            line.objective = figures.map(|(name, value)| (name.to_owned(), value)).collect();
+        };
+        run.metrics.steps.iter_mut().for_each(without);
         assert_eq!(metric(&charts(&run), "Loss").1, [("total", "5")]);
         run.metrics = Default::default();
         assert_eq!(charts(&run), "");

@@ -1,6 +1,6 @@
 //! Problems of a run that put its metrics in doubt.
 
-use esvit_train::health::CollapseDetector;
+use esvit_train::objective::{Collapse, CollapseDetector};
 
 use super::run::Run;
 
@@ -38,14 +38,16 @@ fn not_finite(run: &Run) -> Option<String> {
 }
 
 fn collapse(run: &Run) -> Option<String> {
-    let checks: Vec<_> = run.metrics.steps.iter().filter_map(|figures| figures.health).collect();
-    let last = &checks[checks.len().saturating_sub(MIN_CHECKS)..];
-    let now = last.iter().map(|health| health.collapse()).reduce(|a, b| a.and(b)).flatten();
+    let settings = run.config.as_ref()?.objective.settings();
+    let looks = run.metrics.steps.iter().map(|line| settings.collapse(&|name| line.get(name)));
+    let looks: Vec<Option<Collapse>> = looks.collect();
+    let last = &looks[looks.len().saturating_sub(MIN_CHECKS)..];
+    let now = last.iter().copied().reduce(|a, b| a.and(b)).flatten();
     if let Some(collapse) = now.filter(|_| last.len() == MIN_CHECKS) {
-        return Some(collapse.advice().into());
+        return Some(collapse.advice.into());
     }
     let mut watch = CollapseDetector::default();
-    let warned = checks.iter().any(|health| watch.look(health).is_some());
+    let warned = looks.iter().any(|look| watch.look(*look).is_some());
     warned.then(|| {
         "the teacher's outputs were collapsed for some time; it has recovered since".into()
     })
@@ -135,19 +137,24 @@ mod tests {
     /// The last five records must agree; a collapse that has passed is reported as passed.
     #[test]
     fn a_collapse_is_reported_while_it_lasts() {
-        let healthy = example().metrics.steps[0];
-        let mut collapsed = healthy;
-        let health = collapsed.health.as_mut().unwrap();
-        (health.teacher_entropy, health.marginal_entropy) = (0.1, 0.1);
+        let healthy = example().metrics.steps.swap_remove(0);
+        let mut collapsed = healthy.clone();
+        let figures = collapsed.objective.iter().map(|(name, value)| {
+            let entropy = ["teacher_entropy", "marginal_entropy"].contains(&name);
+            (name.to_owned(), if entropy { 0.1 } else { value })
+        });
+        collapsed.objective = figures.collect();
         let finding = |checks: &[(bool, usize)]| {
             let mut run = example();
             run.epochs = 4;
             run.metrics.steps = (checks.iter())
-                .flat_map(|&(bad, count)| vec![if bad { collapsed } else { healthy }; count])
+                .flat_map(|&(bad, count)| {
+                    vec![if bad { collapsed.clone() } else { healthy.clone() }; count]
+                })
                 .collect();
             first_finding(&run)
         };
-        let advice = esvit_train::health::Collapse::Constant.advice();
+        let advice = esvit_train::objective::esvit::CONSTANT.advice;
         assert_eq!(finding(&[(false, 3), (true, 5)]), advice);
         assert_eq!(finding(&[(false, 3), (true, 4)]), "");
         assert_eq!(finding(&[(true, 4), (false, 1), (true, 4)]), "");

@@ -44,7 +44,7 @@ pub(super) fn matches(run: &Run) -> Figure {
     let settings = MatchSettings {
         pairs: MEASURED_PAIRS,
         size: backbone.preprocess.size(),
-        stage: backbone.network.config().stages().len() - 1,
+        stage: backbone.config.stages().len() - 1,
         mutual: false,
     };
     let found = matching::two_views(&backbone, &image, 0, &settings).map_err(to_text)?;
@@ -58,8 +58,7 @@ pub(super) fn matches(run: &Run) -> Figure {
 pub(super) fn attention(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
     let (_, image) = sample_images(&*source, 1).swap_remove(0)?;
-    let PretrainedBackbone { network, params, preprocess, .. } = &backbone;
-    let config = network.config();
+    let PretrainedBackbone { config, network, params, preprocess, .. } = &backbone;
     let patch = config.stages()[0].stride;
     let input =
         attention::InputImage::new(&image, preprocess, Framing::Center, preprocess.size(), patch)
@@ -75,7 +74,7 @@ pub(super) fn attention(run: &Run) -> Figure {
 /// Regions colored by principal components.
 pub(super) fn regions(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
-    let stage = backbone.network.config().stages().len();
+    let stage = backbone.config.stages().len();
     let size = pca::Framing::default_size(&backbone, stage);
     let framing = pca::Framing { size, whole: false };
     let mut images = Vec::new();

@@ -83,8 +83,10 @@ pub(super) mod tests {
         let knn = "{\"step\":25,\"epoch\":1,\"knn_k\":10,\"knn_top1\":20.5,\"knn_top5\":41.0}\n";
         let metrics = Metrics::parse(&(step_line(10, 6.5) + &step_line(30, 6.0) + knn));
         assert_eq!((metrics.steps.len(), metrics.knn.len(), metrics.unreadable), (2, 1, 0));
-        assert_eq!(metrics.steps[1].region_loss, Some(4.5));
-        assert_eq!(metrics.steps[1].health.unwrap().marginal_entropy, 3.0);
+        assert_eq!(metrics.steps[1].get("region_loss"), Some(4.5));
+        let parts: Vec<_> = metrics.steps[1].loss_parts().collect();
+        assert_eq!(parts, [("view", 6.0), ("region", 4.5)]);
+        assert_eq!(metrics.steps[1].get("marginal_entropy"), Some(3.0));
         assert_eq!((metrics.steps_done(), metrics.training_seconds()), (30, 7.5));
         assert_eq!(metrics.best_knn().unwrap().knn_top1, 20.5);
     }
@@ -104,7 +106,8 @@ pub(super) mod tests {
         let line = step_line(10, 6.5).replace("\"region_loss\":4.5,", "");
         let (line, _) = line.split_once(",\"teacher_entropy\"").unwrap();
         let metrics = Metrics::parse(&format!("{line}}}\n"));
-        assert_eq!((metrics.steps[0].region_loss, metrics.steps[0].health), (None, None));
+        let step = &metrics.steps[0];
+        assert_eq!((step.get("region_loss"), step.get("teacher_entropy")), (None, None));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Header of the page: a summary sentence, key figures and warnings.
 
-use esvit_nn::Network;
+use esvit_nn::Device;
 use esvit_train::Config;
+use esvit_train::objective::ObjectiveConfig;
+use esvit_train::objective::esvit::EsvitConfig;
 
 use super::run::Run;
 use esvit_draw::escape;
@@ -13,9 +15,6 @@ pub(super) fn summary(run: &Run) -> String {
     let Some(config) = &run.config else {
         return "A run whose settings cannot be read.".into();
     };
-    let depths: Vec<String> = config.model.depths.iter().map(usize::to_string).collect();
-    let tasks =
-        if config.objective.region { "L<sub>V</sub> + L<sub>R</sub>" } else { "L<sub>V</sub>" };
     let images = match (&run.source, &config.data.path) {
         (Ok(source), None) => format!("{} built-in images", grouped(source.len() as i64)),
         (Ok(source), Some(path)) => format!(
@@ -32,17 +31,26 @@ pub(super) fn summary(run: &Run) -> String {
         1 => String::new(),
         repeat => format!(", each {repeat} times per epoch"),
     };
+    let backbone = &config.model.backbone;
     format!(
-        "{} <code>{}</code> ({} blocks, width {}, window {}) trained with {tasks} on \
-         {images}{repeat}: {} epochs, {} images per step.",
-        config.model.backbone().family(),
+        "{} <code>{}</code> ({}) trained with {} on {images}{repeat}: {} epochs, {} images per step.",
+        backbone.family(),
         escape(&config.model.arch),
-        depths.join("-"),
-        config.model.embed_dim,
-        config.model.window_size,
+        backbone.describe(),
+        objective(&config.objective),
         grouped(config.train.epochs as i64),
         grouped(config.global_batch() as i64),
     )
+}
+
+fn objective(objective: &ObjectiveConfig) -> String {
+    match objective {
+        ObjectiveConfig::Esvit(EsvitConfig { region: true, .. }) => {
+            "L<sub>V</sub> + L<sub>R</sub>".into()
+        }
+        ObjectiveConfig::Esvit(_) => "L<sub>V</sub>".into(),
+        other => format!("<code>{}</code>", other.name()),
+    }
 }
 
 /// Key figures, where known.
@@ -113,16 +121,14 @@ fn speed(run: &Run) -> Option<Tile> {
 }
 
 fn parameters(config: &Config) -> Tile {
-    let model = &config.model;
-    let network =
-        Network::new(&model.backbone(), model.drop_path, &config.head, config.objective.region);
-    let count = |heads: bool| -> usize {
+    let (network, _) = config.network(&Device::Cpu, 0);
+    let millions = |of_backbone: bool| -> String {
         let specs = network.specs().iter();
-        specs.filter(|spec| spec.name.starts_with("head") == heads).map(|spec| spec.len()).sum()
+        let specs = specs.filter(|spec| spec.part.is_backbone() == of_backbone);
+        format!("{:.2}", specs.map(|spec| spec.len()).sum::<usize>() as f64 / 1e6)
     };
-    let millions = |count: usize| format!("{:.2}", count as f64 / 1e6);
-    let note = format!("heads {} M, not counted", millions(count(true)));
-    Tile { name: "Parameters", value: millions(count(false)), unit: "M", note }
+    let note = format!("heads {} M, not counted", millions(false));
+    Tile { name: "Parameters", value: millions(true), unit: "M", note }
 }
 
 fn memory(run: &Run) -> Option<Tile> {
@@ -169,7 +175,7 @@ mod tests {
     fn key_figures_are_those_of_the_run() {
         let mut run = example();
         run.evaluations = vec![evaluated(2, 14.5, 30.0)];
-        let shape = run.config.as_ref().map(|config| config.model.backbone()).unwrap();
+        let shape = run.config.as_ref().map(|config| config.model.backbone.clone()).unwrap();
         let millions = format!("{:.2}", crate::efficiency::parameters(&shape) as f64 / 1e6);
         let tiles = tiles_of(&key_figures(&run));
         for (tile, expected) in tiles.iter().zip([
@@ -211,7 +217,9 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         let config = run.config.as_mut().unwrap();
-        (config.objective.region, config.data.path) = (false, None);
+        config.objective =
+            ObjectiveConfig::Esvit(EsvitConfig { region: false, ..EsvitConfig::default() });
+        config.data.path = None;
         run.source = Ok(std::sync::Arc::new(crate::testing::Images::labeled(
             (0..1200).map(|_| (0, crate::testing::noise(2, 2, 1))).collect(),
         )));

@@ -223,32 +223,35 @@ fn latest(records: Vec<EvalRecord>) -> Vec<EvalRecord> {
 /// every figure another number.
 #[cfg(test)]
 pub(super) fn example() -> Run {
-    use esvit_train::health::Health;
+    use esvit_train::objective::ObjectiveConfig;
     use esvit_train::run::{KnnMetrics, StepMetrics};
 
     let figures = |step: u64, loss: f64| StepMetrics {
         step,
         epoch: 0,
         train_loss: loss,
-        view_loss: loss + 1.0,
-        region_loss: Some(loss + 2.0),
         lr: 0.011,
         wd: 0.022,
-        momentum: 0.933,
-        teacher_temp: 0.044,
         grad_norm: 5.5,
         batch_time: 0.25,
         data_wait: 0.125,
         img_per_s: 77.0,
         max_mem: 1536.0,
-        health: Some(Health {
-            teacher_entropy: 1.25,
-            marginal_entropy: 2.25,
-            max_entropy: 3.25,
-            rows: 8,
-            center_norm: 0.5,
-            feature_std: 0.75,
-        }),
+        objective: [
+            ("view_loss", loss + 1.0),
+            ("region_loss", loss + 2.0),
+            ("momentum", 0.933),
+            ("teacher_temp", 0.044),
+            ("teacher_entropy", 1.25),
+            ("marginal_entropy", 2.25),
+            ("max_entropy", 3.25),
+            ("rows", 8.0),
+            ("center_norm", 0.5),
+            ("feature_std", 0.75),
+        ]
+        .into_iter()
+        .collect(),
+        summary: None,
     };
     let check = |epoch, knn_top1| KnnMetrics {
         step: 20 * epoch,
@@ -259,7 +262,9 @@ pub(super) fn example() -> Run {
     };
     let mut config = Config::default();
     (config.train.epochs, config.train.batch_size, config.train.accumulate) = (4, 8, 2);
-    (config.head.out_dim, config.head.hidden_dim) = (32, 16);
+    if let ObjectiveConfig::Esvit(objective) = &mut config.objective {
+        (objective.head.out_dim, objective.head.hidden_dim) = (32, 16);
+    }
     Run {
         path: "runs/x".into(),
         name: "x".into(),

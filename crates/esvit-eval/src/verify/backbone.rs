@@ -16,7 +16,6 @@ struct Settings {
 
 pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let settings: Settings = case.settings()?;
-    settings.config.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
     let (network, specs) = settings.config.build(0.0);
     let params = case.params("param.", &specs)?;
     let mut checks = Vec::new();

@@ -25,9 +25,6 @@ fn default_file() -> String {
 
 pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let settings: Settings = case.settings()?;
-    if let Some(config) = &settings.config {
-        config.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
-    }
     let path = case.folder.join(&settings.file);
     let backbone = OpenOptions::default()
         .key(settings.key.as_deref())
@@ -39,7 +36,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         checks.push(Check { what: what.into(), difference, tolerance: 0.0 });
     };
     if let Some(config) = &settings.config {
-        equal("shape", backbone.network.config() == *config);
+        equal("shape", backbone.config == *config);
     }
     if settings.epoch.is_some() {
         equal("epoch", backbone.source.epochs == settings.epoch);

@@ -1,9 +1,10 @@
 //! Cases of kind `objective`: loss, gradients and centers from given logits.
 
-use esvit_nn::network::{Predictions, RegionPredictions};
+use esvit_nn::esvit_heads::{Predictions, RegionPredictions};
 use esvit_nn::ops::{Precision, PrototypeLogits};
-use esvit_nn::{Tape, Tensor};
-use esvit_train::objective::{self, Centers, Crops, LossSettings, NamedWeights, Weights};
+use esvit_nn::{Solo, Tape, Tensor};
+use esvit_train::objective::esvit::{self, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::objective::{GLOBAL_VIEWS, Views};
 use esvit_train::schedule::TemperatureSchedule;
 use serde::Deserialize;
 
@@ -31,12 +32,12 @@ struct Settings {
 }
 
 /// Teacher temperature schedule, as written in cases.
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 pub(super) struct TeacherTemp {
-    warmup: f64,
+    pub(super) warmup: f64,
     #[serde(rename = "final")]
-    last: f64,
-    warmup_epochs: u64,
+    pub(super) last: f64,
+    pub(super) warmup_epochs: u64,
 }
 
 impl TeacherTemp {
@@ -61,7 +62,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         true => Some(RegionPredictions {
             logits: PrototypeLogits::from_matrix(case.load::<2>("teacher_region")?),
             features: case.load::<2>("teacher_features")?,
-            tokens: vec![settings.teacher_regions; objective::TEACHER_CROPS],
+            tokens: vec![settings.teacher_regions; GLOBAL_VIEWS],
         }),
         false => None,
     };
@@ -70,7 +71,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
             logits: PrototypeLogits::from_matrix(tape.watch(case.load::<2>("student_region")?)),
             features: case.load::<2>("student_features")?,
             tokens: settings.student_regions.clone().unwrap_or_else(|| {
-                let mut tokens = vec![settings.teacher_regions; objective::TEACHER_CROPS];
+                let mut tokens = vec![settings.teacher_regions; GLOBAL_VIEWS];
                 tokens.extend(vec![settings.local_regions; settings.local_crops]);
                 tokens
             }),
@@ -99,11 +100,12 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         Some(LossWeights { view, region }) => Weights::Free { view, region },
         None => Weights::Named(NamedWeights::Reference),
     };
-    let mixing: Option<Vec<Tensor>> = settings
+    let mixing: Option<Vec<Vec<f32>>> = settings
         .mixup
         .then(|| {
-            let crops = objective::TEACHER_CROPS + settings.local_crops;
-            (0..crops).map(|crop| case.load::<2>(&format!("mixup_target.{crop}"))).collect()
+            let crops = GLOBAL_VIEWS + settings.local_crops;
+            let matrix = |crop| Ok(case.tensor(&format!("mixup_target.{crop}"))?.1);
+            (0..crops).map(matrix).collect::<Result<_, CaseError>>()
         })
         .transpose()?;
 
@@ -113,19 +115,20 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         weights,
         precision: Precision::F32,
     };
-    let loss = objective::loss(
+    let loss = esvit::loss(
         &student,
         &teacher,
-        &Crops::all(objective::TEACHER_CROPS + settings.local_crops),
+        &Views::all(GLOBAL_VIEWS + settings.local_crops),
         &centers,
         &loss_settings,
         mixing.as_deref(),
     );
-    let gradients = tape.backward(&loss.total);
+    let total = loss.total();
+    let gradients = tape.backward(&total);
     centers.observe(&teacher);
-    centers.update(CENTER_MOMENTUM);
+    centers.update(CENTER_MOMENTUM, &Solo);
 
-    let found = f64::from(loss.total.detach().item());
+    let found = f64::from(total.item());
     let mut checks = vec![relative_error("loss", found, settings.loss, LOSS_TOLERANCE)];
     let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
         let (_, expected) = case.tensor(name)?;

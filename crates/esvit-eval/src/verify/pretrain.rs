@@ -1,14 +1,15 @@
 //! Cases of kind `pretrain`: several optimizer steps of student and teacher.
 
-use std::sync::Arc;
+use std::any::Any;
 
 use esvit_nn::Tensor;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Params;
 use esvit_nn::{BackboneConfig, ForwardCtx, Network};
-use esvit_train::learner::{LearnerSettings, StepSettings};
-use esvit_train::objective::{Centers, NamedWeights, TEACHER_CROPS, Weights};
+use esvit_train::learner::LearnerSettings;
+use esvit_train::objective::esvit::{Esvit, EsvitConfig};
+use esvit_train::objective::{GLOBAL_VIEWS, MicroBatch, Objective, Setup, StepInfo};
 use esvit_train::optim::{ClipScope, OptimizerKind};
 use esvit_train::{CropChunks, Learner};
 use serde::Deserialize;
@@ -82,21 +83,22 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         let views: Vec<Tensor> = (0..crops)
             .map(|view| case.load::<4>(&format!("step.{step}.view.{view}")))
             .collect::<Result<_, _>>()?;
-        let step_settings = StepSettings {
+        let at = StepInfo {
             step: step as u64,
+            epoch: values.epoch,
+            // The case says what the momentum is: it is that of the start of a long run.
+            total_steps: u64::MAX,
             lr: values.lr,
             weight_decay: values.weight_decay,
-            momentum: values.momentum,
-            teacher_temp: settings.teacher_temp.at(values.epoch),
-            freeze_last_layer: values.epoch < settings.freeze_last_layer_epochs,
             health: false,
         };
+        esvit(&mut learner).config.momentum_teacher = values.momentum;
         if step == 0 {
-            outputs(case, &learner, &views, &mut checks)?;
-            gradients(case, &settings, &learner, &views, &step_settings, &mut checks)?;
+            outputs(case, &mut learner, &views, &mut checks)?;
+            gradients(case, &settings, &mut learner, &views, &at, &mut checks)?;
         }
         let result = learner
-            .step(&[views], &step_settings)
+            .step(&[MicroBatch::unlabeled(views)], &at)
             .map_err(|e| CaseError::Computation(e.to_string()))?;
         let tolerance = if step == 0 { FIRST_LOSS_TOLERANCE } else { LATER_LOSS_TOLERANCE };
         let what = format!("loss of step {step}");
@@ -119,14 +121,14 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         }
         Ok(())
     };
-    for (part, params) in [("student", &learner.student), ("teacher", &learner.teacher)] {
+    let networks = [("student", Some(&learner.student)), ("teacher", learner.teacher.as_ref())];
+    for (part, params) in networks.into_iter().filter_map(|(part, params)| Some((part, params?))) {
         for (spec, value) in params.iter() {
             compare(part, &format!(".{}", spec.name), &value)?;
         }
     }
-    compare("center", "", &learner.centers.view)?;
-    if let Some(center) = &learner.centers.region {
-        compare("center_grid", "", center)?;
+    for state in learner.objective.state() {
+        compare(state.name, "", &state.value)?;
     }
     Ok(Outcome::Compared(checks))
 }
@@ -164,7 +166,6 @@ fn changes(
 }
 
 fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
-    settings.config.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
     let head = HeadConfig {
         out_dim: settings.prototypes,
         hidden_dim: settings.head.hidden_dim,
@@ -173,47 +174,76 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         use_bn_in_head: settings.head.use_bn,
         norm_last_layer: settings.head.norm_last_layer,
     };
-    let network = Arc::new(Network::new(&settings.config, 0.0, &head, settings.region_task));
+    head.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
+    let TeacherTemp { warmup, last, warmup_epochs } = settings.teacher_temp;
+    let config = EsvitConfig {
+        region: settings.region_task,
+        student_temp: settings.student_temp,
+        teacher_temp: last,
+        warmup_teacher_temp: warmup,
+        warmup_teacher_temp_epochs: warmup_epochs,
+        center_momentum: settings.center_momentum,
+        freeze_last_layer: settings.freeze_last_layer_epochs,
+        head,
+        ..EsvitConfig::default()
+    };
+    let (network, objective) = Network::new(&settings.config, 0.0, |scope, width| {
+        let setup = Setup {
+            width,
+            blocks: settings.config.blocks(),
+            classes: 0,
+            seed: 0,
+            precision: Precision::F32,
+            device: case.device,
+        };
+        Esvit::new(&config, scope, &setup)
+    });
     let learner_settings = LearnerSettings {
         seed: 0,
-        student_temp: settings.student_temp,
-        weights: Weights::Named(NamedWeights::Reference),
-        center_momentum: settings.center_momentum,
         clip_grad: Some(settings.clip_grad_per_parameter),
         clip_scope: ClipScope::Tensor,
         precision: Precision::F32,
         crop_chunks: CropChunks::All,
         activation_checkpointing: false,
-        mixup: None,
     };
     let params =
         |prefix: &str| -> Result<Params, CaseError> { case.params(prefix, network.specs()) };
     let (student, teacher) = (params("student.")?, params("teacher.")?);
-    let center = |name: &str| -> Result<Tensor, CaseError> {
-        Ok(case.load::<2>(name)?.reshape([settings.prototypes]))
-    };
-    let region_center = settings.region_task.then(|| center("center_grid")).transpose()?;
-    let centers = Centers::new(center("center")?, region_center);
-    let mut learner = Learner::new(network, settings.optimizer, learner_settings, &case.device);
+    let mut objective = objective;
+    for state in objective.state() {
+        let value = case.load::<2>(state.name)?.reshape([settings.prototypes]);
+        objective.set_state(state.name, value);
+    }
+    let (objective, kind) = (Box::new(objective), settings.optimizer);
+    let mut learner = Learner::new(network, objective, kind, learner_settings, &case.device);
     learner.student = student;
-    learner.teacher = teacher;
-    learner.centers = centers;
+    learner.teacher = Some(teacher);
     Ok(learner)
+}
+
+/// The learner's objective, which [`learner`] made.
+fn esvit(learner: &mut Learner) -> &mut Esvit {
+    let objective: &mut dyn Any = &mut *learner.objective;
+    objective.downcast_mut().expect("the cases are EsViT's")
 }
 
 /// Compares the outputs of both networks for the crops of the first step.
 fn outputs(
     case: &Case,
-    learner: &Learner,
+    learner: &mut Learner,
     views: &[Tensor],
     checks: &mut Vec<Check>,
 ) -> Result<(), CaseError> {
-    let network = &learner.network;
-    // Without stochastic depth, the student's training forward equals the teacher's.
-    let student = network.forward(&learner.student, views, &ForwardCtx::teacher());
-    let teacher =
-        network.forward(&learner.teacher, &views[..TEACHER_CROPS], &ForwardCtx::teacher());
-    for (name, predictions) in [("student", student), ("teacher", teacher)] {
+    let heads = esvit(learner).heads.clone();
+    let networks = [
+        ("student", &learner.student, views),
+        ("teacher", learner.evaluated(), &views[..GLOBAL_VIEWS]),
+    ];
+    for (name, params, views) in networks {
+        // Without stochastic depth, the student's training forward equals the teacher's.
+        let ctx = ForwardCtx::teacher();
+        let features = learner.network.features(params, views, &ctx);
+        let predictions = heads.forward(params, features, views[0].shape()[0], &ctx);
         let mut compare = |part: &str, found: &Tensor| -> Result<(), CaseError> {
             let name = format!("out.{name}_{part}");
             let (_, expected) = case.tensor(&name)?;
@@ -233,13 +263,12 @@ fn outputs(
 fn gradients(
     case: &Case,
     settings: &Settings,
-    learner: &Learner,
+    learner: &mut Learner,
     views: &[Tensor],
-    step: &StepSettings,
+    at: &StepInfo,
     checks: &mut Vec<Check>,
 ) -> Result<(), CaseError> {
-    let mut centers = learner.centers.clone();
-    let gradients = learner.gradients(&[views.to_vec()], step, &mut centers);
+    let gradients = learner.gradients(&[MicroBatch::unlabeled(views.to_vec())], at);
     for (index, spec) in learner.network.specs().iter().enumerate() {
         let gradient = gradients.values.get(index);
         let name = format!("grad.{}", spec.name);

@@ -103,3 +103,53 @@ pub fn is_feature_file(path: &Path, format: Format) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use esvit_weights::{Dtype, Tensor, Values, write_safetensors};
+
+    #[test]
+    fn rows_names_and_values_are_as_many() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.csv");
+        for (text, reason) in [
+            ("name,label,f0,f1\na,b,1\n", "record 2 has 1 values for 2"),
+            ("name,label,f0\na,b,1\na,b,1,2\n", "record 3 has 2 values for 1"),
+            ("name,label,f0\na,b,one\n", "`one` is no number"),
+            ("name,label,f0\na\n", "no name and label"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+
+        let path = folder.path().join("f.npy");
+        let mut writer = npy::NpyWriter::create(&path, 1).unwrap();
+        writer.append(&[1.0f32, 2.0]).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(read(&path).unwrap().names, [""; 0]);
+        for (names, are_right) in [("a\n", false), ("a\nb\n", true), ("a\nb\nc\n", false)] {
+            std::fs::write(folder.path().join("f.txt"), names).unwrap();
+            assert_eq!(read(&path).is_ok(), are_right, "{names}");
+        }
+    }
+
+    #[test]
+    fn weights_are_no_features() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.safetensors");
+        for (name, are_features) in [(TENSOR, true), ("weight", false)] {
+            let values = || Ok(Values::F32(Cow::Owned(vec![1.0; 2])));
+            let tensors = [(name.to_owned(), Tensor::new(&[1, 2], Dtype::F32, values))];
+            let mut bytes = Vec::new();
+            write_safetensors(&mut bytes, &tensors, &BTreeMap::new()).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(is_feature_file(&path, Format::Safetensors), are_features);
+            assert_eq!(read(&path).is_ok(), are_features);
+        }
+    }
+}

@@ -161,6 +161,7 @@ fn progress_log_path(path: &Path) -> PathBuf {
 mod tests {
     use super::super::read;
     use super::*;
+    use crate::features::SkippedImage;
     use esvit_data::{Image, InMemory};
 
     fn source(images: usize) -> InMemory {
@@ -230,6 +231,36 @@ mod tests {
             );
             assert_eq!(EmbeddingWriter::open(&path, &other, &source).unwrap().progress().images, 0);
         }
+    }
+
+    #[test]
+    fn images_that_cannot_be_read_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, path) = (source(7), folder.path().join("f.npy"));
+        let none = |index| FeatureBatch {
+            left_out: vec![SkippedImage { index, name: String::new(), reason: String::new() }],
+            ..batch(0..0)
+        };
+        let mut writer = EmbeddingWriter::open(&path, &job(Format::Npy), &source).unwrap();
+        writer.append(&source, &none(0)).unwrap();
+        writer
+            .append(&source, &FeatureBatch { left_out: none(3).left_out, ..batch(1..3) })
+            .unwrap();
+        let progress = writer.progress();
+        assert_eq!((progress.images, progress.rows, progress.width), (4, 2, 3));
+        writer.finish().unwrap();
+        let found = read(&path).unwrap();
+        assert_eq!((found.width, found.values), (3, batch(1..3).rows));
+    }
+
+    #[test]
+    fn a_log_without_its_features_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, path) = (source(7), folder.path().join("f.csv"));
+        let open = || EmbeddingWriter::open(&path, &job(Format::Csv), &source).unwrap();
+        open().append(&source, &batch(0..3)).unwrap();
+        GrowingFile::open(&path, 5).unwrap();
+        assert_eq!(open().progress(), Progress::default());
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) fn config_files(
     options: &Options,
     backbone: &PretrainedBackbone,
 ) -> Vec<(&'static str, Value)> {
-    let BackboneConfig::Swin(model) = &backbone.network.config();
+    let BackboneConfig::Swin(model) = &backbone.config;
     match options.target {
         Target::Timm => vec![("config.json", timm(model, &backbone.preprocess))],
         Target::Transformers => vec![
@@ -139,7 +139,7 @@ fn processor(preprocess: &Preprocess) -> Value {
 
 /// Python code that loads the export, ready to be pasted.
 pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
-    let BackboneConfig::Swin(model) = &backbone.network.config();
+    let BackboneConfig::Swin(model) = &backbone.config;
     let path = out.display();
     let is_torch = out.extension().is_some_and(|ending| ending != "safetensors");
     let load = if is_torch {

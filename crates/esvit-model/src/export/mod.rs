@@ -182,7 +182,7 @@ pub fn write(
     options: &Options,
 ) -> Result<Vec<PathBuf>, ExportError> {
     let about = serde_json::to_string(&backbone.metadata()).expect("plain values");
-    let BackboneConfig::Swin(model) = backbone.network.config();
+    let BackboneConfig::Swin(model) = &backbone.config;
     let windows = model.windows();
     let is_uneven = windows.iter().any(|window| *window != windows[0]);
     if is_uneven && matches!(options.target, Target::Torchvision | Target::Transformers) {

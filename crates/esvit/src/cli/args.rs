@@ -37,7 +37,7 @@ impl NetworkArgs {
     pub(super) fn shape(&self) -> Result<Option<BackboneConfig>> {
         let Some(name) = &self.arch else { return Ok(None) };
         let layer = esvit_train::config_text::parse_override(&format!("model.arch={name}"))?;
-        Ok(Some(Config::resolve(vec![layer])?.model.backbone()))
+        Ok(Some(Config::resolve(vec![layer])?.model.backbone))
     }
 
     /// Options to load the backbone with.

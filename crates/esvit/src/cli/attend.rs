@@ -54,7 +54,7 @@ impl Attend {
         let image = images::read(&self.image)?;
         let backbone = self.backbone.open(output)?;
         let (network, params) = (&*backbone.network, &backbone.params);
-        let config = network.config();
+        let config = &backbone.config;
         let framing = if self.whole { Framing::Whole } else { Framing::Center };
         let size = self.size.unwrap_or(backbone.preprocess.size());
         let patch = config.stages()[0].stride;

@@ -34,17 +34,17 @@ const FLAGS: &[(&str, Translation)] = &[
     ("weight_decay", Setting("optim.weight_decay")),
     ("weight_decay_end", Setting("optim.weight_decay_end")),
     ("clip_grad", Setting("optim.clip_grad")),
-    ("freeze_last_layer", Setting("optim.freeze_last_layer")),
-    ("momentum_teacher", Setting("optim.momentum_teacher")),
+    ("freeze_last_layer", Setting("objective.freeze_last_layer")),
+    ("momentum_teacher", Setting("objective.momentum_teacher")),
     ("teacher_temp", Setting("objective.teacher_temp")),
     ("warmup_teacher_temp", Setting("objective.warmup_teacher_temp")),
     ("warmup_teacher_temp_epochs", Setting("objective.warmup_teacher_temp_epochs")),
     ("use_dense_prediction", Bool("objective.region")),
     ("use_mixup", Bool("objective.mixup.enabled")),
     ("num_mixup_views", Setting("objective.mixup.views")),
-    ("out_dim", Setting("head.out_dim")),
-    ("norm_last_layer", Bool("head.norm_last_layer")),
-    ("use_bn_in_head", Bool("head.use_bn_in_head")),
+    ("out_dim", Setting("objective.head.out_dim")),
+    ("norm_last_layer", Bool("objective.head.norm_last_layer")),
+    ("use_bn_in_head", Bool("objective.head.use_bn_in_head")),
     ("patch_size", Setting("model.patch_size")),
     ("drop_path_rate", Setting("model.drop_path")),
     ("aug_opt", Setting("views.policy")),
@@ -154,7 +154,7 @@ mod tests {
             "esvit pretrain --arch swin_tiny --data imagenet/train --out runs/tiny \
              train.batch_size=32 train.epochs=300 objective.teacher_temp=0.07 \
              optim.warmup_epochs=10 objective.warmup_teacher_temp_epochs=30 \
-             head.norm_last_layer=false objective.region=true"
+             objective.head.norm_last_layer=false objective.region=true"
         );
     }
 
@@ -177,8 +177,8 @@ mod tests {
                 "esvit train --use_mixup train.epochs=3 --norm_last_layer 0 --use_bn_in_head maybe \
                  --local_crops_number 6 2 seed=1 --global_crops_scale 0.4 1 --epochs"
             ),
-            "esvit train objective.mixup.enabled=true train.epochs=3 head.norm_last_layer=false \
-             head.use_bn_in_head=true maybe views.local_counts=[6, 2] seed=1 \
+            "esvit train objective.mixup.enabled=true train.epochs=3 objective.head.norm_last_layer=false \
+             objective.head.use_bn_in_head=true maybe views.local_counts=[6, 2] seed=1 \
              views.global_scale=[0.4, 1] train.epochs="
         );
     }

@@ -10,6 +10,7 @@ use esvit_nn::weights::{WeightsFile, networks};
 use esvit_nn::{BackboneConfig, ForwardCtx, zoo};
 use esvit_train::Config;
 use esvit_train::config_text::Origin;
+use esvit_train::objective::ObjectiveConfig;
 use esvit_train::recipe::RECIPES;
 use serde_json::{Value, json};
 
@@ -79,8 +80,7 @@ impl Info {
 
 /// Properties of the backbone and of its file.
 fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
-    let PretrainedBackbone { network, params, preprocess, source } = backbone;
-    let config = network.config();
+    let PretrainedBackbone { config, params, preprocess, source, .. } = backbone;
     let size = preprocess.size();
     let location = source.location.as_ref();
     let mut properties = vec![
@@ -90,16 +90,20 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
         ("backbone_parameters", params.specs().iter().map(|spec| spec.len()).sum::<usize>().into()),
         ("feature_width", config.output_width().into()),
         ("image_size", size.into()),
-        ("macs", macs(&config, size).into()),
+        ("macs", macs(config, size).into()),
         ("epochs", json!(source.epochs)),
         ("steps", json!(source.steps)),
     ];
     if let Some(text) = &source.config {
         match Config::parse(text, Origin::Defaults) {
             Ok(config) => {
-                let objective = if config.objective.region { "L_V + L_R" } else { "L_V" };
-                properties.push(("objective", objective.into()));
-                properties.push(("prototypes", config.head.out_dim.into()));
+                match &config.objective {
+                    ObjectiveConfig::Esvit(objective) => {
+                        properties.push(("objective", objective.tasks().into()));
+                        properties.push(("prototypes", objective.head.out_dim.into()));
+                    }
+                    other => properties.push(("objective", other.settings().describe().into())),
+                }
                 properties.push(("seed", config.seed.into()));
             }
             Err(error) => properties.push(("settings", error.to_string().into())),

@@ -58,7 +58,7 @@ impl Match {
         let first = images::read(&self.first)?;
         let second = self.second.as_deref().map(images::read).transpose()?;
         let backbone = self.backbone.open(output)?;
-        let stages = backbone.network.config().stages().len();
+        let stages = backbone.config.stages().len();
         let settings = MatchSettings {
             pairs: self.pairs,
             size: self.size.map_or(backbone.preprocess.size(), NonZeroUsize::get),

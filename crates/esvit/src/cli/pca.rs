@@ -50,7 +50,7 @@ impl Pca {
             bail!("{} images are too many for a drawing, at most {MAX_IMAGES}", source.len());
         }
         let backbone = self.backbone.open(output)?;
-        let stages = backbone.network.config().stages().len();
+        let stages = backbone.config.stages().len();
         let stage = self.stage.unwrap_or(stages);
         let size = self.size.unwrap_or_else(|| Framing::default_size(&backbone, stage));
         let framing = Framing { size, whole: self.whole };

@@ -29,7 +29,7 @@ impl<'a> Progress<'a> {
 
     fn knn(&self, metrics: &KnnMetrics) {
         self.output.note(format!(
-            "epoch {}  k-NN top-1 {:.1} %, top-5 {:.1} % (k = {}, teacher)",
+            "epoch {}  k-NN top-1 {:.1} %, top-5 {:.1} % (k = {})",
             metrics.epoch, metrics.knn_top1, metrics.knn_top5, metrics.knn_k
         ));
     }
@@ -37,23 +37,20 @@ impl<'a> Progress<'a> {
 
 /// A line about the last steps of a run of `total` steps.
 fn line(metrics: &StepMetrics, total: u64) -> String {
-    let region = metrics.region_loss.map(|loss| format!(" region {loss:.3}")).unwrap_or_default();
+    let parts = metrics.loss_parts().map(|(name, loss)| format!("{name} {loss:.3}"));
+    let parts: Vec<String> = parts.collect();
+    // A single part is the whole loss.
+    let parts = if parts.len() > 1 { format!(" ({})", parts.join(", ")) } else { String::new() };
     let left =
         Duration::from_secs_f64(metrics.batch_time * (total - metrics.step.min(total)) as f64);
-    let health = metrics.health.map(|health| {
-        format!(
-            "  teacher entropy {:.2} of {:.2}, center {:.2}, feature std {:.2}",
-            health.teacher_entropy, health.max_entropy, health.center_norm, health.feature_std
-        )
-    });
+    let health = metrics.summary.as_ref().map(|summary| format!("  {summary}"));
     format!(
-        "step {}/{} epoch {}  loss {:.4} (view {:.3}{region})  lr {:.2e}  {:.0} img/s  data \
-             wait {:.0} %  left {}{}",
+        "step {}/{} epoch {}  loss {:.4}{parts}  lr {:.2e}  {:.0} img/s  data wait {:.0} %  \
+         left {}{}",
         metrics.step,
         total,
         metrics.epoch,
         metrics.train_loss,
-        metrics.view_loss,
         metrics.lr,
         metrics.img_per_s,
         100.0 * metrics.data_wait,
@@ -115,26 +112,24 @@ mod tests {
             step: 40,
             epoch: 3,
             train_loss: 5.5,
-            view_loss: 4.25,
-            region_loss: Some(6.75),
             lr: 1e-3,
             wd: 0.04,
-            momentum: 0.99,
-            teacher_temp: 0.04,
             grad_norm: 1.0,
             batch_time: 2.0,
             data_wait: 0.25,
             img_per_s: 8.0,
             max_mem: 100.0,
-            health: None,
+            objective: [("view_loss", 4.25), ("region_loss", 6.75)].into_iter().collect(),
+            summary: Some("teacher entropy 1.00".into()),
         };
         assert_eq!(
             line(&metrics, 100),
-            "step 40/100 epoch 3  loss 5.5000 (view 4.250 region 6.750)  lr 1.00e-3  8 img/s  data \
-             wait 25 %  left 2:00"
+            "step 40/100 epoch 3  loss 5.5000 (view 4.250, region 6.750)  lr 1.00e-3  8 img/s  data \
+             wait 25 %  left 2:00  teacher entropy 1.00"
         );
-        let alone = StepMetrics { region_loss: None, step: 100, ..metrics };
-        assert!(line(&alone, 100).contains("(view 4.250)"));
+        let objective = [("view_loss", 4.25)].into_iter().collect();
+        let alone = StepMetrics { objective, summary: None, step: 100, ..metrics };
+        assert!(line(&alone, 100).starts_with("step 100/100 epoch 3  loss 5.5000  lr"));
         assert!(line(&alone, 100).ends_with("left 0:00"));
     }
 }

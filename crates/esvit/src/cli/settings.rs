@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use esvit_train::Config;
-use esvit_train::config::recipe_layer;
+use esvit_train::config::recipe_layers;
 use esvit_train::config_text::{Layer, parse_file, parse_override};
+use esvit_train::recipe;
 
 /// Sources of settings.
 #[derive(Debug, clap::Args)]
@@ -19,6 +20,10 @@ pub(super) struct Settings {
     /// TOML file of settings.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Objective, same as `objective.name=NAME`; without `--recipe`, also its recipe unless that of
+    /// the built-in images has this objective.
+    #[arg(long, value_name = "NAME")]
+    objective: Option<String>,
     /// Architecture, same as `model.arch=NAME`.
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
@@ -33,33 +38,38 @@ pub(super) struct Settings {
 /// The recipe for the built-in images.
 pub(super) const BUILT_IN: &str = "materials";
 /// The recipe for other images.
-const DEFAULT: &str = "swin_tiny_w7";
+const DEFAULT: &str = "esvit";
 
 impl Settings {
     /// Name of the recipe that a new run starts from.
     pub(super) fn recipe(&self) -> &str {
         let default = if self.data.is_none() { BUILT_IN } else { DEFAULT };
-        self.recipe.as_deref().unwrap_or(default)
+        let of_objective = self.objective.as_deref().filter(|name| recipe::find(name).is_some());
+        // The recipe of the built-in images has an objective too.
+        let of_objective = of_objective.filter(|&name| name != DEFAULT || self.data.is_some());
+        self.recipe.as_deref().or(of_objective).unwrap_or(default)
     }
 
     /// The settings of a new run.
     pub(super) fn resolve(&self) -> Result<Config> {
-        self.merge_over(recipe_layer(self.recipe())?)
+        self.merge_over(recipe_layers(self.recipe())?)
     }
 
     /// The settings of a resumed run: those stored in `file`, overridden by those given now. The
     /// stored ones include the recipe.
     pub(super) fn resolve_stored(&self, file: &Path) -> Result<Config> {
-        self.merge_over(parse_file(file)?)
+        self.merge_over(vec![parse_file(file)?])
     }
 
-    fn merge_over(&self, base: Layer) -> Result<Config> {
-        let mut layers = vec![base];
+    fn merge_over(&self, mut layers: Vec<Layer>) -> Result<Config> {
         if let Some(path) = &self.config {
             layers.push(parse_file(path)?);
         }
         if let Some(arch) = &self.arch {
             layers.push(parse_override(&format!("model.arch={arch}"))?);
+        }
+        if let Some(objective) = &self.objective {
+            layers.push(parse_override(&format!("objective.name={objective}"))?);
         }
         if let Some(device) = &self.device {
             layers.push(parse_override(&format!("train.device={device}"))?);

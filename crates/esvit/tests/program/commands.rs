@@ -48,7 +48,7 @@ fn the_region_task_is_added_to_a_run_of_the_view_task() {
     assert_eq!(place.well(&format!("info {source} --json")).json()["objective"], "L_V");
     place
         .well(&format!("pretrain --out both {TINY} {settings} --continue-from {source} --profile"))
-        .says(&["moments and centers of `backbone`, `head` from", "`head_dense` start anew"])
+        .says(&["the state of `backbone`, `head` from", "`head_dense` start anew"])
         .says(&["step 26/50", "step 50/50", "ms a step", "optimizer and teacher", "all of these"]);
     let run = place.folder("both");
     let (given, start) = (tensors(&place.path(source)), tensors(&run.checkpoint(25)));

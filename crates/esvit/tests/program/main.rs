@@ -11,6 +11,7 @@ mod evaluation;
 mod failure;
 mod finetune;
 mod goldens;
+mod hostile;
 mod images;
 mod interruption;
 mod linear;

@@ -2,18 +2,36 @@
 
 use std::path::Path;
 
+use esvit_train::objective::ObjectiveConfig;
+use esvit_train::objective::esvit::EsvitConfig;
+
 use crate::place::{Place, TINY};
+
+fn esvit(objective: ObjectiveConfig) -> EsvitConfig {
+    match objective {
+        ObjectiveConfig::Esvit(config) => config,
+        other => panic!("{other:?}"),
+    }
+}
 
 #[test]
 fn the_recipe_follows_from_the_images() {
     let place = Place::new();
     let built_in = place.settings("pretrain");
-    assert_eq!((built_in.data.path, built_in.model.embed_dim), (None, 64));
+    assert_eq!((built_in.data.path, built_in.model.backbone.stages()[0].width), (None, 64));
     let own = place.settings("pretrain --data photos");
-    assert_eq!((own.model.arch.as_str(), own.head.out_dim), ("swin_tiny_w7", 65_536));
+    let prototypes = esvit(own.objective).head.out_dim;
+    assert_eq!((own.model.arch.as_str(), prototypes), ("swin_tiny_w7", 65_536));
     assert_eq!((own.train.batch_size, own.train.accumulate), (32, 16));
     let base = place.settings("train --data photos --recipe swin_base_w14");
     assert_eq!(base.model.arch, "swin_base_w14");
+    assert!(esvit(base.objective).head.norm_last_layer, "as in the published run");
+    let objective = place.settings("pretrain --data photos --objective esvit --arch swin_base_w14");
+    assert_eq!(objective.model, base.model);
+    let supervised = place.settings("pretrain --data photos --objective supervised");
+    assert_eq!((supervised.objective.name(), supervised.views.global_count), ("supervised", 1));
+    let no_name = "pretrain --data photos --objective dino3 --dry-run";
+    place.run(no_name).expect(1).says(&["no objective `dino3`", "`esvit`", "`supervised`"]);
     assert!(place.files("").is_empty(), "a dry run leaves nothing behind");
 }
 
@@ -48,8 +66,8 @@ fn published_flags_are_settings() {
     assert_eq!(config.data.path.as_deref(), Some(Path::new("photos")));
     assert_eq!((config.model.arch.as_str(), config.train.batch_size), ("swin_tiny_w14", 8));
     assert_eq!((config.optim.lr, config.seed, config.train.epochs), (1e-3, 5, 12));
-    assert!(config.objective.mixup.enabled && !config.objective.region);
-    assert!(config.head.norm_last_layer);
+    let objective = esvit(config.objective);
+    assert!(objective.mixup.enabled && !objective.region && objective.head.norm_last_layer);
     assert_eq!(config.views.sizes(), [224, 224, 64, 64, 64, 64]);
 }
 
@@ -105,5 +123,5 @@ fn a_run_without_a_folder_is_numbered_and_the_newest_goes_on() {
     assert_eq!(place.settings("pretrain --resume").train.epochs, 2);
     let next = place.run(&format!("pretrain {TINY} --data nowhere")).expect(1);
     next.says(&["run folder `runs/materials-3`", "there is no folder `nowhere`"]);
-    place.run("pretrain --data nowhere").expect(1).says(&["run folder `runs/swin_tiny_w7-1`"]);
+    place.run("pretrain --data nowhere").expect(1).says(&["run folder `runs/esvit-1`"]);
 }

@@ -76,11 +76,11 @@ impl Correspondence {
         set.limit(self.images.map_or(usize::MAX, NonZeroUsize::get));
         let backbone = self.backbone.open(output)?;
         let preprocess = self.preprocess(&backbone)?;
-        let config = backbone.network.config();
+        let config = &backbone.config;
         let stages = config.stages().len();
         let stage = self.stage.map_or(stages, NonZeroUsize::get);
         let protocol = self.protocol(stage - 1)?;
-        let grid = Grid::new(&config, stage - 1, [preprocess.size(); 2])?;
+        let grid = Grid::new(config, stage - 1, [preprocess.size(); 2])?;
         if self.geometry == GeometryArg::Mirror && protocol.pairs > grid.cells() {
             output.warning(few_cells_warning(&grid, stage));
         }

@@ -65,7 +65,7 @@ impl Linear {
         self.check_dump()?;
         let task = self.open_task()?;
         let backbone = self.backbone.open(output)?;
-        let probe = self.probe.probe(&backbone.network.config())?;
+        let probe = self.probe.probe(&backbone.config)?;
         if self.augment && probe.solver.name() == "logistic" {
             bail!("`--augment` is not used by `--solver logistic`, which has no epochs");
         }

@@ -109,7 +109,7 @@ impl Transfer {
     }
 
     fn candidate(&self, backbone: PretrainedBackbone) -> Result<ProbedBackbone> {
-        let probe = self.probe.probe(&backbone.network.config())?;
+        let probe = self.probe.probe(&backbone.config)?;
         Ok(ProbedBackbone { fingerprint: transfer::fingerprint(&backbone), backbone, probe })
     }
 
