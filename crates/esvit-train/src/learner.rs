@@ -284,6 +284,7 @@ impl Learner {
             sum.values.add_backward(&tape, &params, &total);
             statistics = ctx.into_statistics();
         }
+        self.objective.end_micro_batch();
         sum.buffers = [statistics, teacher_ctx.into_statistics()];
     }
 }

@@ -3,8 +3,9 @@
 //! An objective is a file here with its settings and its losses, and a row in [`ObjectiveConfig`].
 //! In a step the loop calls, in this order: [`Objective::begin_step`]; for every micro-batch the
 //! teacher's forward pass, [`Objective::targets`], [`Objective::student_views`] and, for every chunk of
-//! the student's views, a forward pass, [`Objective::loss`] and the backward pass; then clipping,
-//! optimizer and EMA; and, if loss and gradient are finite, [`Objective::commit`].
+//! the student's views, a forward pass, [`Objective::loss`] and the backward pass, and
+//! [`Objective::end_micro_batch`]; then clipping, optimizer and EMA; and, if loss and gradient are
+//! finite, [`Objective::commit`].
 
 mod config;
 pub mod esvit;
@@ -241,6 +242,10 @@ pub trait Objective: Any + Debug + Send {
 
     /// The loss of the student's pass against the targets. Chunks of views add up.
     fn loss(&self, student: Pass<'_>, at: &StepInfo, collective: &dyn Collective) -> Loss;
+
+    /// Called when all chunks of a micro-batch are done: its targets are to be dropped. Parameters that
+    /// they hold would be copied by the update.
+    fn end_micro_batch(&mut self) {}
 
     /// Called after a step whose loss and gradient are finite, once for all its micro-batches.
     fn commit(&mut self, _at: &StepInfo, _collective: &dyn Collective) {}

@@ -154,6 +154,10 @@ impl Objective for Supervised {
         views
     }
 
+    fn end_micro_batch(&mut self) {
+        self.targets = None;
+    }
+
     fn loss(&self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
         let Pass { params, features, ctx, views, .. } = student;
         let share = views.at_hand.len() as f64 / views.total as f64;

@@ -101,7 +101,7 @@ impl Objective for Esvit {
 
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {
         self.centers.forget();
-        (self.teacher, self.mixing, self.health) = (None, None, None);
+        self.health = None;
     }
 
     fn targets(
@@ -143,9 +143,12 @@ impl Objective for Esvit {
         loss(&student, teacher, &views, &self.centers, &settings, self.mixing.as_deref())
     }
 
+    fn end_micro_batch(&mut self) {
+        (self.teacher, self.mixing) = (None, None);
+    }
+
     fn commit(&mut self, _at: &StepInfo, collective: &dyn Collective) {
         self.centers.update(self.config.center_momentum, collective);
-        (self.teacher, self.mixing) = (None, None);
     }
 
     fn state(&self) -> Vec<StateTensor> {
