@@ -204,9 +204,8 @@ fn efficiency_of_a_small_step() {
     assert_eq!((&backbone["stages"], &backbone["parameters"]), (&4.into(), &27_519_354.into()));
     for (steps, batch) in backbone["steps"].as_array().unwrap().iter().zip([1, 2]) {
         assert_eq!(steps["batch"], batch);
-        // The region task has a head of its own, though what the allocator keeps varies by more than
-        // half of that; time is measured, not asserted.
-        assert!(steps["memory_ratio"].as_f64().unwrap() > 1.0, "{answer}");
+        // The region task has a head of its own; time is measured, not asserted.
+        assert!(steps["memory_ratio"].as_f64().unwrap() > 1.05, "{answer}");
         assert!(steps["time_ratio"].as_f64().unwrap() > 0.0, "{answer}");
     }
     place.run("eval efficiency --models nothing").expect(1).says(&["`nothing`", "esvit info"]);
