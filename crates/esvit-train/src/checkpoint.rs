@@ -279,9 +279,9 @@ impl Checkpoint {
         Ok(Loaded { norm_eps: (!says_more).then_some(norm_eps), ..loaded })
     }
 
-    /// Loads all that the file has: weights, moments, the objective's state. Parts of the network that it lacks,
-    /// such as the head of an added task, stay initialized, equal in student and teacher. The run
-    /// continues at the stored step.
+    /// Loads all that the file has: weights, moments, the objective's state. Parts of the network
+    /// that it lacks, such as the head of an added task, stay initialized, equal in student and
+    /// teacher. The run continues at the stored step.
     ///
     /// # Errors
     /// When the file is not a checkpoint of a run, or a part in it does not fit.

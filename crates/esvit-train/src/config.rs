@@ -373,7 +373,8 @@ impl Config {
         }
     }
 
-    /// The network, initialized by nothing yet, and its objective, for images of `classes` classes.
+    /// The network, whose parameters are not made yet, and its objective, for images of `classes`
+    /// classes.
     pub fn network(&self, device: &Device, classes: usize) -> (Network, Box<dyn Objective>) {
         let backbone = &self.model.backbone;
         Network::new(backbone, self.model.drop_path, |scope, width| {

@@ -111,7 +111,7 @@ pub struct Learner {
     pub optimizer: Optimizer,
     /// Settings that are constant over a run.
     pub settings: LearnerSettings,
-    /// The processes of the run.
+    /// The processes of the run: [`Solo`] unless it is set.
     pub collective: Arc<dyn Collective>,
 }
 
@@ -130,12 +130,6 @@ impl Learner {
         let teacher = follows.then(|| student.clone());
         let collective = Arc::new(Solo);
         Self { network, student, teacher, objective, optimizer, settings, collective }
-    }
-
-    /// The same, as one of several processes.
-    #[must_use]
-    pub fn with_collective(self, collective: Arc<dyn Collective>) -> Self {
-        Self { collective, ..self }
     }
 
     /// The device of the parameters.

@@ -49,8 +49,9 @@ impl MixupConfig {
     }
 }
 
-/// Mixes `crops`, each `[B, 3, H, W]`, and returns for every crop the `[B, B]` matrix, row-major, whose
-/// column `j` has the shares of images in mixed image `j`. `place` is step and micro-batch, for the RNG.
+/// Mixes `crops`, each `[B, 3, H, W]`, and returns for every crop the `[B, B]` matrix, row-major,
+/// whose column `j` has the shares of images in mixed image `j`. `place` is step and micro-batch, for
+/// the RNG.
 pub fn mix(
     crops: &[Tensor],
     config: &MixupConfig,

@@ -67,8 +67,8 @@ pub fn clip_scales(norms: &Tensor, limit: Option<f64>, global: bool) -> (Tensor,
     (Tensor::from_vec(vec![total as f32], &device), Tensor::from_vec::<f64>(scales, &device))
 }
 
-/// Updates `values` by gradients times their factors in `scales`, f64, and the averages of `ema` with their momentum by the new
-/// values. All buffers, f32, have a parameter's values in the same range.
+/// Updates `values` by gradients times their factors in `scales`, f64, and the averages of `ema` with
+/// their momentum by the new values. All buffers, f32, have a parameter's values in the same range.
 ///
 /// # Panics
 /// When a buffer is too short, or the number of moments is not that of the rule.
