@@ -162,7 +162,7 @@ fn compressed_archives_are_refused_unopened() {
     bytes[list + 10] = 8;
     // Claims to unpack to 4 GB.
     bytes[list + 24..list + 28].copy_from_slice(&[0xf0, 0xff, 0xff, 0xff]);
-    refused(&bytes, "");
+    refused(&bytes, "`a/data.pkl` of its archive is compressed");
     bytes[list + 24..list + 28].copy_from_slice(&[2, 0, 0, 0]);
     refused(&bytes, "`a/data.pkl` of its archive is compressed");
 }

@@ -1,7 +1,7 @@
 //! The central directory of a zip archive.
 //!
 //! PyTorch never compresses, and tensors are read at a position, so that of a zip library only this
-//! would be used.
+//! would be used; and the list is checked and its memory bounded here before anything is made of it.
 
 use std::collections::HashMap;
 
@@ -25,8 +25,10 @@ const LOCAL_LENGTH: u64 = 30;
 pub(crate) struct Entry {
     /// Position of the local header.
     header: u64,
-    /// Bytes of data.
+    /// Bytes of data, unpacked.
     pub(crate) length: u64,
+    /// Bytes of data in the archive; the same without compression.
+    stored: u64,
     /// Compression method; 0 is none.
     pub(crate) method: u16,
 }
@@ -52,7 +54,7 @@ pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, ErrorKind>
             .map_err(|_| ErrorKind::corrupt("a name in its archive is not UTF-8"))?;
         ErrorKind::check_limit("bytes of a name", name.len(), MAX_NAME)?;
         let end = entry.header.checked_add(LOCAL_LENGTH + name.len() as u64);
-        let end = end.and_then(|end| end.checked_add(entry.length)).filter(|&end| end <= start);
+        let end = end.and_then(|end| end.checked_add(entry.stored)).filter(|&end| end <= start);
         let Some(end) = end else {
             return Err(ErrorKind::corrupt(format!("entry `{name}` lies beyond its archive")));
         };
@@ -142,7 +144,7 @@ fn entry<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], Entry)> {
     if method == 0 && stored != length {
         return None;
     }
-    Some((name, Entry { header, length, method }))
+    Some((name, Entry { header, length, stored, method }))
 }
 
 /// The zip64 extra field; empty if there is none.

@@ -3,7 +3,6 @@
 //! Tensors are written one by one, and values are requested when needed, so that only one tensor
 //! is in memory. Equal input gives equal bytes.
 
-mod archive;
 mod pickle;
 mod safetensors;
 mod torch;
