@@ -94,11 +94,8 @@ impl WeightsFile {
         };
         let mut index: HashMap<String, HashMap<String, usize>> = HashMap::new();
         for (position, tensor) in parsed.tensors.iter().enumerate() {
-            if !index.contains_key(&tensor.group) {
-                index.insert(tensor.group.clone(), HashMap::new());
-            }
-            let names = index.get_mut(&tensor.group);
-            if names.and_then(|names| names.insert(tensor.name.clone(), position)).is_some() {
+            let names = index.entry(tensor.group.clone()).or_default();
+            if names.insert(tensor.name.clone(), position).is_some() {
                 let reason = "stands in the file twice".into();
                 return Err(ErrorKind::CorruptTensor { tensor: tensor.path(), reason });
             }

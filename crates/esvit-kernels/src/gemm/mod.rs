@@ -20,9 +20,7 @@ pub(crate) use gemm_tn::{Matrix, gemm_tn};
 pub(crate) use pack::{PackedRhs, convert, pack_vnni, transpose_rows};
 
 use crate::element::{Bf16, Element};
-use crate::isa;
-#[cfg(target_arch = "x86_64")]
-use crate::isa::Isa;
+use crate::isa::{self, Isa};
 use crate::profile;
 
 /// Maximum width of an RHS panel: four AVX-512 registers of f32.
@@ -87,8 +85,17 @@ pub struct Dims {
     pub(crate) k_steps: usize,
 }
 
+/// A GEMM for one instruction set, with the arguments of [`Gemm::gemm`].
+///
+/// # Safety
+/// The machine has the instruction set, and the operands reach as far as `check` demands.
+pub(crate) type Kernel<T> = unsafe fn(Lhs<'_, T>, RhsPanel<'_, T>, Dims, &mut Output<'_>, bool);
+
 /// GEMM by element type, dispatched by instruction set. Seals [`Element`].
 pub trait Gemm: Sized {
+    /// The GEMM for an instruction set.
+    fn kernel(isa: Isa) -> Kernel<Self>;
+
     /// `out = lhs * panel + bias`, or `out += lhs * panel + bias` with `add`.
     fn gemm(
         lhs: Lhs<'_, Self>,
@@ -96,7 +103,46 @@ pub trait Gemm: Sized {
         dims: Dims,
         out: &mut Output<'_>,
         add: bool,
-    );
+    ) where
+        Self: Element,
+    {
+        check(&lhs, &panel, dims, out);
+        let kernel = Self::kernel(isa::current());
+        // SAFETY: the machine has what is in use, and `check` has checked the bounds.
+        profile::gemm(|| unsafe { kernel(lhs, panel, dims, out, add) });
+    }
+}
+
+impl Gemm for f32 {
+    fn kernel(isa: Isa) -> Kernel<f32> {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 => x86::gemm_f32_avx512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => x86::gemm_f32_avx2,
+            #[cfg(target_arch = "aarch64")]
+            _ => neon::gemm_f32,
+            #[cfg(not(target_arch = "aarch64"))]
+            _ => portable::gemm::<f32>,
+        }
+    }
+}
+
+impl Gemm for Bf16 {
+    fn kernel(isa: Isa) -> Kernel<Bf16> {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => x86::gemm_bf16_avx512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => x86::gemm_bf16_widened_avx512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => x86::gemm_bf16_avx2,
+            #[cfg(target_arch = "aarch64")]
+            _ => neon::gemm_bf16,
+            #[cfg(not(target_arch = "aarch64"))]
+            _ => portable::gemm::<Bf16>,
+        }
+    }
 }
 
 /// Checks the bounds that every kernel relies on.
@@ -115,65 +161,6 @@ fn check<T: Element>(lhs: &Lhs<'_, T>, panel: &RhsPanel<'_, T>, dims: Dims, out:
     assert!(last + T::K_PACK <= lhs.values.len(), "LHS operand");
     let last = (k_steps - 1) * panel.k_stride;
     assert!(last + panel.width * T::K_PACK <= panel.values.len(), "RHS operand");
-}
-
-impl Gemm for f32 {
-    fn gemm(
-        lhs: Lhs<'_, f32>,
-        panel: RhsPanel<'_, f32>,
-        dims: Dims,
-        out: &mut Output<'_>,
-        add: bool,
-    ) {
-        check(&lhs, &panel, dims, out);
-        profile::gemm(|| match isa::current() {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the machine has AVX-512, and `check` has checked the bounds.
-            Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
-                x86::gemm_f32_avx512(lhs, panel, dims, out, add);
-            },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the machine has AVX2 and FMA, and `check` has checked the bounds.
-            Isa::Avx2 => unsafe { x86::gemm_f32_avx2(lhs, panel, dims, out, add) },
-            #[cfg(target_arch = "aarch64")]
-            // SAFETY: every machine of this kind has NEON, and `check` has checked the bounds.
-            _ => unsafe { neon::gemm_f32(lhs, panel, dims, out, add) },
-            #[cfg(not(target_arch = "aarch64"))]
-            _ => portable::gemm(lhs, panel, dims, out, add),
-        });
-    }
-}
-
-impl Gemm for Bf16 {
-    fn gemm(
-        lhs: Lhs<'_, Bf16>,
-        panel: RhsPanel<'_, Bf16>,
-        dims: Dims,
-        out: &mut Output<'_>,
-        add: bool,
-    ) {
-        check(&lhs, &panel, dims, out);
-        profile::gemm(|| match isa::current() {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the machine has AVX-512 with BF16, and `check` has checked the bounds.
-            Isa::Avx512Bf16 => unsafe {
-                x86::gemm_bf16_avx512(lhs, panel, dims, out, add);
-            },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the machine has AVX-512, and `check` has checked the bounds.
-            Isa::Avx512 => unsafe {
-                x86::gemm_bf16_widened_avx512(lhs, panel, dims, out, add);
-            },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the machine has AVX2 and FMA, and `check` has checked the bounds.
-            Isa::Avx2 => unsafe { x86::gemm_bf16_avx2(lhs, panel, dims, out, add) },
-            #[cfg(target_arch = "aarch64")]
-            // SAFETY: every machine of this kind has NEON, and `check` has checked the bounds.
-            _ => unsafe { neon::gemm_bf16(lhs, panel, dims, out, add) },
-            #[cfg(not(target_arch = "aarch64"))]
-            _ => portable::gemm(lhs, panel, dims, out, add),
-        });
-    }
 }
 
 /// GEMM with K = 0: the bias alone.

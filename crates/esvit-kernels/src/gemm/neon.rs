@@ -2,40 +2,43 @@
 
 use std::arch::aarch64::*;
 
-use super::tile::{Tile, gemm, tile};
+use super::tile::{Tile, gemm};
 use super::{Dims, KC, Lhs, Output, RhsPanel, bias_only, k_blocks};
-use crate::element::Bf16;
+use crate::element::{Bf16, Element};
 
-gemm!(gemm_f32, "neon", f32, 1, 4, KC, tile_f32, [(4, 6, [1, 2, 3, 4, 5])]);
-gemm!(gemm_bf16, "neon", Bf16, 2, 4, KC, tile_bf16, [(4, 4, [1, 2, 3])]);
+/// Registers of NEON.
+mod quad {
+    pub(super) use std::arch::aarch64::{vaddq_f32 as add, vld1q_f32 as load, vst1q_f32 as store};
+    pub(super) const LANES: usize = 4;
 
-tile!(
-    tile_f32,
+    #[target_feature(enable = "neon")]
+    #[inline]
+    pub(super) fn zero() -> std::arch::aarch64::float32x4_t {
+        std::arch::aarch64::vdupq_n_f32(0.0)
+    }
+}
+
+gemm!(
+    gemm_f32,
     "neon",
     f32,
-    1,
-    4,
-    vdupq_n_f32(0.0),
-    |at| vld1q_f32(at),
-    |a, b| vaddq_f32(a, b),
-    |at, value| vst1q_f32(at, value),
+    quad,
+    KC,
+    [(4, 6, [1, 2, 3, 4, 5])],
     // SAFETY: as said for the whole tile.
-    |at: *const f32| unsafe { vld1q_f32(at) },
+    |at| unsafe { vld1q_f32(at) },
     // SAFETY: as said for the whole tile.
     |at: *const f32| vdupq_n_f32(unsafe { *at }),
     |a, b, sum| vfmaq_f32(sum, a, b)
 );
 
-tile!(
-    tile_bf16,
+gemm!(
+    gemm_bf16,
     "neon",
     Bf16,
-    2,
-    4,
-    vdupq_n_f32(0.0),
-    |at| vld1q_f32(at),
-    |a, b| vaddq_f32(a, b),
-    |at, value| vst1q_f32(at, value),
+    quad,
+    KC,
+    [(4, 4, [1, 2, 3])],
     // SAFETY: as said for the whole tile.
     |at: *const Bf16| widened(unsafe { vld1q_u32(at.cast()) }),
     // SAFETY: as said for the whole tile.

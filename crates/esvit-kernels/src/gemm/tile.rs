@@ -18,15 +18,18 @@ pub(super) struct Tile<T> {
 }
 
 /// Defines a GEMM function: the loops over K blocks, tiles of rows and groups of columns around one
-/// microkernel `$tile::<MR, VECTORS>`.
+/// microkernel, `tile::<MR, VECTORS>`.
 ///
-/// `$lanes` is the number of columns of a register, `$block` is KC. `($vectors, $rows, [..])` lists
-/// tile widths in registers, widest first, each with its MR and the row counts of partial tiles. A
-/// panel is one group of columns, or all its groups have the same MR.
+/// `$vector` is a module of the register type: how many `LANES` it has, and its `zero`, `load`,
+/// `add` and `store`. `$block` is KC. `($vectors, $rows, [..])` lists tile widths in registers,
+/// widest first, each with its MR and the row counts of partial tiles. A panel is one group of
+/// columns, or all its groups have the same MR. `$rhs` loads a register of the panel, `$lhs`
+/// broadcasts an LHS value, `$fma(a, b, sum)` multiplies and adds.
 macro_rules! gemm {
     (
-        $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal, $block:expr,
-        $tile:ident, [$(($vectors:literal, $rows:literal, [$($rest:literal),*])),+]
+        $name:ident, $feature:literal, $element:ty, $vector:ident, $block:expr,
+        [$(($vectors:literal, $rows:literal, [$($rest:literal),*])),+],
+        $rhs:expr, $lhs:expr, $fma:expr
     ) => {
         /// # Safety
         /// The machine has the features, and the operands reach as far as `check` demands.
@@ -38,11 +41,60 @@ macro_rules! gemm {
             out: &mut Output<'_>,
             add: bool,
         ) {
+            /// # Safety
+            /// The machine has the features; `MR` rows and `VECTORS` registers of columns at the
+            /// tile's pointers lie within the operands for all of its steps.
+            #[target_feature(enable = $feature)]
+            #[inline]
+            unsafe fn tile<const MR: usize, const VECTORS: usize>(
+                tile: Tile<$element>,
+                add: bool,
+            ) {
+                let mut sums = [[$vector::zero(); VECTORS]; MR];
+                if !tile.bias.is_null() {
+                    for sums in &mut sums {
+                        for (vector, sum) in sums.iter_mut().enumerate() {
+                            // SAFETY: there is a bias for every column.
+                            *sum = unsafe { $vector::load(tile.bias.add(vector * $vector::LANES)) };
+                        }
+                    }
+                }
+                let (mut lhs, mut rhs) = (tile.lhs, tile.rhs);
+                for _ in 0..tile.k_steps {
+                    let mut columns = [$rhs(rhs); VECTORS];
+                    for (vector, column) in columns.iter_mut().enumerate().skip(1) {
+                        // SAFETY: the panel has `VECTORS` registers of columns at this step.
+                        *column = $rhs(unsafe { rhs.add(vector * $vector::LANES * K_PACK) });
+                    }
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        // SAFETY: the LHS has `MR` rows at this step.
+                        let value = $lhs(unsafe { lhs.add(row * tile.lhs_row_stride) });
+                        for (sum, column) in sums.iter_mut().zip(&columns) {
+                            *sum = $fma(value, *column, *sum);
+                        }
+                    }
+                    lhs = lhs.wrapping_add(tile.lhs_k_stride);
+                    rhs = rhs.wrapping_add(tile.rhs_k_stride);
+                }
+                for (row, sums) in sums.iter().enumerate() {
+                    for (vector, sum) in sums.iter().enumerate() {
+                        // SAFETY: the output has these rows and columns.
+                        unsafe {
+                            let at = row * tile.out_row_stride + vector * $vector::LANES;
+                            let to = tile.out.add(at);
+                            let sum = if add { $vector::add($vector::load(to), *sum) } else { *sum };
+                            $vector::store(to, sum);
+                        }
+                    }
+                }
+            }
+
+            const K_PACK: usize = <$element as Element>::K_PACK;
             if dims.k_steps == 0 {
                 bias_only(&panel, dims.m, out, add);
             }
             // All groups of columns of a panel have the same MR.
-            let registers = panel.width / $lanes;
+            let registers = panel.width / $vector::LANES;
             let rows_of_tile = 'rows: {
                 $( if registers >= $vectors { break 'rows $rows; } )+
                 unreachable!("a panel is a whole number of registers wide");
@@ -59,7 +111,7 @@ macro_rules! gemm {
                     while column < panel.width {
                         // SAFETY: the tile starts at row `row`, step `block.start` and column
                         // `column`, all within what `check` has checked.
-                        let tile = unsafe {
+                        let at = unsafe {
                             Tile {
                                 lhs: lhs
                                     .values
@@ -70,7 +122,7 @@ macro_rules! gemm {
                                 rhs: panel
                                     .values
                                     .as_ptr()
-                                    .add(block.start * panel.k_stride + column * $pair),
+                                    .add(block.start * panel.k_stride + column * K_PACK),
                                 rhs_k_stride: panel.k_stride,
                                 bias: bias.map_or(std::ptr::null(), |bias| {
                                     bias.as_ptr().add(column)
@@ -81,16 +133,16 @@ macro_rules! gemm {
                             }
                         };
                         $(
-                            if registers - column / $lanes >= $vectors {
+                            if registers - column / $vector::LANES >= $vectors {
                                 // SAFETY: `rows` rows and `$vectors` registers of columns lie
                                 // within the operands.
                                 unsafe {
                                     match rows {
-                                        $($rest => $tile::<$rest, $vectors>(tile, add),)*
-                                        _ => $tile::<$rows, $vectors>(tile, add),
+                                        $($rest => tile::<$rest, $vectors>(at, add),)*
+                                        _ => tile::<$rows, $vectors>(at, add),
                                     }
                                 }
-                                column += $vectors * $lanes;
+                                column += $vectors * $vector::LANES;
                                 continue;
                             }
                         )+
@@ -102,58 +154,4 @@ macro_rules! gemm {
         }
     };
 }
-
 pub(super) use gemm;
-
-/// Defines a microkernel. `$zero`, `$load`, `$add` and `$store` act on accumulators, `$rhs` loads a
-/// register of the panel, `$lhs` broadcasts an LHS value, `$fma(a, b, sum)` multiplies and adds.
-macro_rules! tile {
-    (
-        $name:ident, $feature:literal, $element:ty, $pair:literal, $lanes:literal,
-        $zero:expr, $load:expr, $add:expr, $store:expr, $rhs:expr, $lhs:expr, $fma:expr
-    ) => {
-        /// # Safety
-        /// The machine has the features; `MR` rows and `VECTORS` registers of columns at the
-        /// tile's pointers lie within the operands for all of its steps.
-        #[target_feature(enable = $feature)]
-        #[inline]
-        unsafe fn $name<const MR: usize, const VECTORS: usize>(tile: Tile<$element>, add: bool) {
-            let mut sums = [[$zero; VECTORS]; MR];
-            if !tile.bias.is_null() {
-                for sums in &mut sums {
-                    for (vector, sum) in sums.iter_mut().enumerate() {
-                        // SAFETY: there is a bias for every column.
-                        *sum = unsafe { $load(tile.bias.add(vector * $lanes)) };
-                    }
-                }
-            }
-            let (mut lhs, mut rhs) = (tile.lhs, tile.rhs);
-            for _ in 0..tile.k_steps {
-                let mut columns = [$rhs(rhs); VECTORS];
-                for (vector, column) in columns.iter_mut().enumerate().skip(1) {
-                    // SAFETY: the panel has `VECTORS` registers of columns at this step.
-                    *column = $rhs(unsafe { rhs.add(vector * $lanes * $pair) });
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    // SAFETY: the LHS has `MR` rows at this step.
-                    let value = $lhs(unsafe { lhs.add(row * tile.lhs_row_stride) });
-                    for (sum, column) in sums.iter_mut().zip(&columns) {
-                        *sum = $fma(value, *column, *sum);
-                    }
-                }
-                lhs = lhs.wrapping_add(tile.lhs_k_stride);
-                rhs = rhs.wrapping_add(tile.rhs_k_stride);
-            }
-            for (row, sums) in sums.iter().enumerate() {
-                for (vector, sum) in sums.iter().enumerate() {
-                    // SAFETY: the output has these rows and columns.
-                    unsafe {
-                        let to = tile.out.add(row * tile.out_row_stride + vector * $lanes);
-                        $store(to, if add { $add($load(to), *sum) } else { *sum });
-                    }
-                }
-            }
-        }
-    };
-}
-pub(super) use tile;

@@ -3,140 +3,108 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Tile, gemm, tile};
+use super::tile::{Tile, gemm};
 use super::{Dims, KC, LONG_KC, Lhs, Output, RhsPanel, bias_only, k_blocks};
-use crate::element::Bf16;
+use crate::element::{Bf16, Element};
+
+/// Registers of AVX-512.
+mod zmm {
+    pub(super) use std::arch::x86_64::{
+        _mm512_add_ps as add, _mm512_fmadd_ps as fma, _mm512_loadu_ps as load,
+        _mm512_set1_epi32 as splat_bits, _mm512_set1_ps as splat, _mm512_setzero_ps as zero,
+        _mm512_storeu_ps as store,
+    };
+    pub(super) const LANES: usize = 16;
+}
+
+/// Registers of AVX2.
+mod ymm {
+    pub(super) use std::arch::x86_64::{
+        _mm256_add_ps as add, _mm256_fmadd_ps as fma, _mm256_loadu_ps as load,
+        _mm256_set1_epi32 as splat_bits, _mm256_set1_ps as splat, _mm256_setzero_ps as zero,
+        _mm256_storeu_ps as store,
+    };
+    pub(super) const LANES: usize = 8;
+}
 
 gemm!(
     gemm_f32_avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,fma",
     f32,
-    1,
-    16,
+    zmm,
     LONG_KC,
-    tile_f32_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
         (3, 8, [1, 2, 3, 4, 5, 6, 7]),
         (2, 12, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
         (1, 14, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
-    ]
+    ],
+    // SAFETY: as said for the whole tile.
+    |at| unsafe { zmm::load(at) },
+    // SAFETY: as said for the whole tile.
+    |at: *const f32| zmm::splat(unsafe { *at }),
+    zmm::fma
 );
+
 gemm!(
     gemm_bf16_avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma",
     Bf16,
-    2,
-    16,
+    zmm,
     KC,
-    tile_bf16_avx512,
     [
         (4, 6, [1, 2, 3, 4, 5]),
         (3, 8, [1, 2, 3, 4, 5, 6, 7]),
         (2, 12, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
         (1, 14, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
-    ]
+    ],
+    // SAFETY: as said for the whole tile.
+    |at: *const Bf16| pairs(unsafe { _mm512_loadu_si512(at.cast()) }),
+    // SAFETY: as said for the whole tile.
+    |at: *const Bf16| pairs(zmm::splat_bits(unsafe { at.cast::<i32>().read_unaligned() })),
+    |a, b, sum| _mm512_dpbf16_ps(sum, a, b)
 );
+
 gemm!(
     gemm_bf16_widened_avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,fma",
     Bf16,
-    2,
-    16,
+    zmm,
     KC,
-    tile_bf16_widened_avx512,
-    [(2, 8, [1, 2, 3, 4, 5, 6, 7]), (1, 8, [1, 2, 3, 4, 5, 6, 7])]
-);
-gemm!(gemm_f32_avx2, "avx2,fma", f32, 1, 8, KC, tile_f32_avx2, [(2, 6, [1, 2, 3, 4, 5])]);
-gemm!(gemm_bf16_avx2, "avx2,fma", Bf16, 2, 8, KC, tile_bf16_avx2, [(2, 4, [1, 2, 3])]);
-
-tile!(
-    tile_f32_avx512,
-    "avx512f,avx512bw,avx512dq,avx512vl,fma",
-    f32,
-    1,
-    16,
-    _mm512_setzero_ps(),
-    |at| _mm512_loadu_ps(at),
-    |a, b| _mm512_add_ps(a, b),
-    |at, value| _mm512_storeu_ps(at, value),
-    // SAFETY: as said for the whole tile.
-    |at: *const f32| unsafe { _mm512_loadu_ps(at) },
-    // SAFETY: as said for the whole tile.
-    |at: *const f32| _mm512_set1_ps(unsafe { *at }),
-    |a, b, sum| _mm512_fmadd_ps(a, b, sum)
-);
-
-tile!(
-    tile_bf16_avx512,
-    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma",
-    Bf16,
-    2,
-    16,
-    _mm512_setzero_ps(),
-    |at| _mm512_loadu_ps(at),
-    |a, b| _mm512_add_ps(a, b),
-    |at, value| _mm512_storeu_ps(at, value),
-    // SAFETY: as said for the whole tile.
-    |at: *const Bf16| unsafe { pairs(_mm512_loadu_si512(at.cast())) },
-    // SAFETY: as said for the whole tile.
-    |at: *const Bf16| pairs(_mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })),
-    |a, b, sum| _mm512_dpbf16_ps(sum, a, b)
-);
-
-tile!(
-    tile_bf16_widened_avx512,
-    "avx512f,avx512bw,avx512dq,avx512vl,fma",
-    Bf16,
-    2,
-    16,
-    _mm512_setzero_ps(),
-    |at| _mm512_loadu_ps(at),
-    |a, b| _mm512_add_ps(a, b),
-    |at, value| _mm512_storeu_ps(at, value),
+    [(2, 8, [1, 2, 3, 4, 5, 6, 7]), (1, 8, [1, 2, 3, 4, 5, 6, 7])],
     // SAFETY: as said for the whole tile.
     |at: *const Bf16| widened512(unsafe { _mm512_loadu_si512(at.cast()) }),
     // SAFETY: as said for the whole tile.
-    |at: *const Bf16| widened512(_mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })),
-    |a: [__m512; 2], b: [__m512; 2], sum| {
-        _mm512_fmadd_ps(a[1], b[1], _mm512_fmadd_ps(a[0], b[0], sum))
-    }
+    |at: *const Bf16| widened512(zmm::splat_bits(unsafe { at.cast::<i32>().read_unaligned() })),
+    |a: [__m512; 2], b: [__m512; 2], sum| zmm::fma(a[1], b[1], zmm::fma(a[0], b[0], sum))
 );
 
-tile!(
-    tile_f32_avx2,
+gemm!(
+    gemm_f32_avx2,
     "avx2,fma",
     f32,
-    1,
-    8,
-    _mm256_setzero_ps(),
-    |at| _mm256_loadu_ps(at),
-    |a, b| _mm256_add_ps(a, b),
-    |at, value| _mm256_storeu_ps(at, value),
+    ymm,
+    KC,
+    [(2, 6, [1, 2, 3, 4, 5])],
     // SAFETY: as said for the whole tile.
-    |at: *const f32| unsafe { _mm256_loadu_ps(at) },
+    |at| unsafe { ymm::load(at) },
     // SAFETY: as said for the whole tile.
-    |at: *const f32| _mm256_set1_ps(unsafe { *at }),
-    |a, b, sum| _mm256_fmadd_ps(a, b, sum)
+    |at: *const f32| ymm::splat(unsafe { *at }),
+    ymm::fma
 );
 
-tile!(
-    tile_bf16_avx2,
+gemm!(
+    gemm_bf16_avx2,
     "avx2,fma",
     Bf16,
-    2,
-    8,
-    _mm256_setzero_ps(),
-    |at| _mm256_loadu_ps(at),
-    |a, b| _mm256_add_ps(a, b),
-    |at, value| _mm256_storeu_ps(at, value),
+    ymm,
+    KC,
+    [(2, 4, [1, 2, 3])],
     // SAFETY: as said for the whole tile.
     |at: *const Bf16| widened256(unsafe { _mm256_loadu_si256(at.cast()) }),
     // SAFETY: as said for the whole tile.
-    |at: *const Bf16| widened256(_mm256_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })),
-    |a: [__m256; 2], b: [__m256; 2], sum| {
-        _mm256_fmadd_ps(a[1], b[1], _mm256_fmadd_ps(a[0], b[0], sum))
-    }
+    |at: *const Bf16| widened256(ymm::splat_bits(unsafe { at.cast::<i32>().read_unaligned() })),
+    |a: [__m256; 2], b: [__m256; 2], sum| ymm::fma(a[1], b[1], ymm::fma(a[0], b[0], sum))
 );
 
 /// 16 bf16 pairs as the operand type of `vdpbf16ps`.

@@ -19,42 +19,44 @@ impl Unpickler<'_, '_> {
             return self.object(callable, arguments);
         };
         let global = global.clone();
-        match (&*global.module, &*global.name, &*given) {
+        let is_torch_utils =
+            |id| matches!(self.arena.get(id), Node::Global(of) if &*of.module == "torch._utils");
+        let node = match (&*global.module, &*global.name, &*given) {
             // Tensors with attributes, and subclasses: the inner function rebuilds the tensor. Only
             // `torch._utils` is followed, or the recursion would not end.
-            ("torch._tensor", "_rebuild_from_type_v2", &[inner, _, inner_arguments, _]) if matches!(self.arena.get(inner), Node::Global(g) if &*g.module == "torch._utils") => {
-                self.call(inner, inner_arguments)
+            ("torch._tensor", "_rebuild_from_type_v2", &[inner, _, inner_arguments, _])
+                if is_torch_utils(inner) =>
+            {
+                return self.call(inner, inner_arguments);
             }
-            ("torch._utils", name, given) => match self.rebuild(name, given)? {
-                Some(tensor) => Ok(tensor),
-                None => self.object(callable, arguments),
-            },
-            ("torch", "Size", &[sizes]) => Ok(sizes),
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state", &[of, ..])
+            | ("torch", "Size", &[of])
+            | ("builtins" | "__builtin__", "list" | "tuple" | "set" | "frozenset", &[of]) => {
+                return Ok(of);
+            }
+            ("torch._utils", name, given) => self.rebuild(name, given)?,
             ("_codecs", "encode", &[text, encoding])
             | ("builtins" | "__builtin__", "bytes" | "bytearray", &[text, encoding]) => {
-                self.encoded(text, encoding, arguments, callable)
+                self.encoded(text, encoding)?
             }
             ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar", &[dtype, bytes]) => {
-                match self.scalar(dtype, bytes) {
-                    Some(node) => self.arena.add(node),
-                    None => self.object(callable, arguments),
-                }
+                self.scalar(dtype, bytes)
             }
             ("collections", "OrderedDict" | "Counter", given)
-            | ("builtins" | "__builtin__", "dict", given) => self.dict(given),
-            ("collections", "defaultdict", given) => self.dict(given.get(1..).unwrap_or_default()),
+            | ("builtins" | "__builtin__", "dict", given) => Some(self.dict(given)?),
+            ("collections", "defaultdict", given) => {
+                Some(self.dict(given.get(1..).unwrap_or_default())?)
+            }
             ("copyreg" | "copy_reg", "_reconstructor", &[class, ..]) => {
                 let nothing = self.arena.add(Node::Tuple(Arc::default()))?;
-                self.object(class, nothing)
+                return self.object(class, nothing);
             }
-            ("builtins" | "__builtin__", name, given) => match self.builtin(name, given) {
-                Some(node) => self.arena.add(node),
-                None => match (name, given) {
-                    ("list" | "tuple" | "set" | "frozenset", &[items]) => Ok(items),
-                    _ => self.object(callable, arguments),
-                },
-            },
-            _ => self.object(callable, arguments),
+            ("builtins" | "__builtin__", name, given) => self.builtin(name, given),
+            _ => None,
+        };
+        match node {
+            Some(node) => self.arena.add(node),
+            None => self.object(callable, arguments),
         }
     }
 
@@ -78,7 +80,7 @@ impl Unpickler<'_, '_> {
     }
 
     /// A dictionary: empty, or from a dictionary or a list of pairs.
-    fn dict(&mut self, given: &[Id]) -> Result<Id, ErrorKind> {
+    fn dict(&mut self, given: &[Id]) -> Result<Node, ErrorKind> {
         let entries = match given.first().map(|&first| self.arena.get(first)) {
             None => Vec::new(),
             Some(Node::Dict(entries)) => entries.clone(),
@@ -96,34 +98,23 @@ impl Unpickler<'_, '_> {
             Some(_) => return Err(ErrorKind::corrupt("a dictionary is not made of pairs")),
         };
         self.arena.charge(entries.len())?;
-        self.arena.add(Node::Dict(entries))
+        Ok(Node::Dict(entries))
     }
 
     /// Bytes as Python 3 pickles them for Python 2: text with one character per byte.
-    fn encoded(
-        &mut self,
-        text: Id,
-        encoding: Id,
-        arguments: Id,
-        callable: Id,
-    ) -> Result<Id, ErrorKind> {
+    fn encoded(&mut self, text: Id, encoding: Id) -> Result<Option<Node>, ErrorKind> {
         let (Some(text), Some(encoding)) = (self.arena.text(text), self.arena.text(encoding))
         else {
-            return self.object(callable, arguments);
+            return Ok(None);
         };
         let (text, encoding) = (text.clone(), encoding.clone());
         self.arena.charge_text(text.len())?;
         let bytes: Option<Arc<[u8]>> = match &*encoding {
-            "latin1" | "latin-1" | "iso-8859-1" => {
-                text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect()
-            }
+            "latin1" | "latin-1" | "iso-8859-1" => latin1(&text),
             "utf-8" | "utf8" | "ascii" => Some(text.as_bytes().into()),
             _ => None,
         };
-        match bytes {
-            Some(bytes) => self.arena.add(Node::Bytes(bytes)),
-            None => self.object(callable, arguments),
-        }
+        Ok(bytes.map(Node::Bytes))
     }
 
     /// A NumPy scalar: an object of class `numpy.dtype`, with the type in its first argument and
@@ -135,9 +126,7 @@ impl Unpickler<'_, '_> {
         let order = order.and_then(|state| self.arena.text(*state.get(1)?).cloned());
         let mut bytes = match self.arena.get(bytes) {
             Node::Bytes(bytes) if bytes.len() <= MAX_SCALAR => bytes.to_vec(),
-            Node::Text(text) if text.len() <= 2 * MAX_SCALAR => {
-                text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect::<Option<_>>()?
-            }
+            Node::Text(text) if text.len() <= 2 * MAX_SCALAR => latin1(text)?,
             _ => return None,
         };
         if order.as_deref() == Some(">") {
@@ -194,4 +183,9 @@ impl Unpickler<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// The bytes of text that has one character for each.
+fn latin1<B: FromIterator<u8>>(text: &str) -> Option<B> {
+    text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect()
 }

@@ -83,6 +83,12 @@ impl<'a> Input<'a> {
         Ok(u64::from_le_bytes(wide))
     }
 
+    /// Bytes after their length, which has `N` bytes.
+    pub(crate) fn prefixed<const N: usize>(&mut self) -> Result<&[u8], ErrorKind> {
+        let count = self.uint::<N>()?;
+        self.take(count)
+    }
+
     /// Text up to the end of the line.
     pub(crate) fn line(&mut self) -> Result<Vec<u8>, ErrorKind> {
         let mut line = Vec::new();

@@ -1,101 +1,96 @@
 //! Instructions that push a number, text or bytes.
 
+use super::input::Input;
 use super::node::Node;
-use super::unpickler::Unpickler;
+use super::opcode as op;
 use crate::error::ErrorKind;
 
 /// Digits of an integer beyond 64 bits, at most.
 const MAX_DIGITS: usize = 1024;
 
-impl Unpickler<'_, '_> {
-    pub(super) fn integer<const N: usize>(&mut self) -> Result<(), ErrorKind> {
-        let number = self.input.uint::<N>()?;
-        self.push(Node::Int(number as i64))
-    }
+/// The value that an instruction pushes, if it does nothing else.
+pub(super) fn literal(code: u8, input: &mut Input<'_>) -> Result<Option<Node>, ErrorKind> {
+    Ok(Some(match code {
+        op::NONE => Node::None,
+        op::NEWTRUE => Node::Bool(true),
+        op::NEWFALSE => Node::Bool(false),
+        op::INT | op::LONG => decimal_int(&input.line()?)?,
+        op::BININT => Node::Int(i32::from_le_bytes(input.array()?).into()),
+        op::BININT1 => Node::Int(input.uint::<1>()? as i64),
+        op::BININT2 => Node::Int(input.uint::<2>()? as i64),
+        op::LONG1 => long(input.prefixed::<1>()?)?,
+        op::LONG4 => long(input.prefixed::<4>()?)?,
+        op::FLOAT => {
+            let number = utf8(&input.line()?).ok().and_then(|text| text.parse().ok());
+            Node::Float(number.ok_or_else(|| ErrorKind::corrupt("a number has no digits"))?)
+        }
+        op::BINFLOAT => Node::Float(f64::from_be_bytes(input.array()?)),
+        op::SHORT_BINUNICODE => text(input.prefixed::<1>()?)?,
+        op::BINUNICODE => text(input.prefixed::<4>()?)?,
+        op::BINUNICODE8 => text(input.prefixed::<8>()?)?,
+        op::UNICODE => text(&input.line()?)?,
+        op::STRING => quoted_string(&input.line()?)?,
+        op::SHORT_BINSTRING => text_or_bytes(input.prefixed::<1>()?),
+        op::BINSTRING => text_or_bytes(input.prefixed::<4>()?),
+        op::SHORT_BINBYTES => Node::Bytes(input.prefixed::<1>()?.into()),
+        op::BINBYTES => Node::Bytes(input.prefixed::<4>()?.into()),
+        op::BINBYTES8 | op::BYTEARRAY8 => Node::Bytes(input.prefixed::<8>()?.into()),
+        op::EMPTY_LIST | op::EMPTY_SET => Node::List(Vec::new()),
+        op::EMPTY_DICT => Node::Dict(Vec::new()),
+        _ => return Ok(None),
+    }))
+}
 
-    /// A decimal integer, with suffix `L` for a `long` of Python 2. `00` and `01` are booleans.
-    pub(super) fn decimal_int(&mut self) -> Result<(), ErrorKind> {
-        let line = self.input.line()?;
-        let digits = line.strip_suffix(b"L").unwrap_or(&line);
-        let node = match digits {
-            b"00" => Node::Bool(false),
-            b"01" => Node::Bool(true),
-            _ => {
-                let digits = utf8(digits)?.trim();
-                let whole = |text: &str| {
-                    !text.is_empty()
-                        && text.len() <= MAX_DIGITS
-                        && text.bytes().all(|byte| byte.is_ascii_digit())
-                };
-                match digits.parse() {
-                    Ok(number) => Node::Int(number),
-                    Err(_) if whole(digits.strip_prefix('-').unwrap_or(digits)) => {
-                        Node::BigInt(digits.into())
-                    }
-                    Err(_) => return Err(ErrorKind::corrupt("a number has no digits")),
-                }
-            }
-        };
-        self.push(node)
+/// A decimal integer, with suffix `L` for a `long` of Python 2. `00` and `01` are booleans.
+fn decimal_int(line: &[u8]) -> Result<Node, ErrorKind> {
+    let digits = line.strip_suffix(b"L").unwrap_or(line);
+    if let [b'0', bit @ (b'0' | b'1')] = *digits {
+        return Ok(Node::Bool(bit == b'1'));
     }
-
-    /// A signed little-endian integer of `count` bytes, in two's complement.
-    pub(super) fn long(&mut self, count: u64) -> Result<(), ErrorKind> {
-        let bytes = self.input.take(count)?;
-        let negative = bytes.last().is_some_and(|&last| last >= 0x80);
-        let fill = if negative { 0xff } else { 0 };
-        // It fits into 64 bits if the rest is sign extension.
-        let fits = bytes.len() <= 8
-            || bytes[8..].iter().all(|&byte| byte == fill) && (bytes[7] >= 0x80) == negative;
-        let node = if !fits {
-            if bytes.len() > MAX_DIGITS {
-                return Err(ErrorKind::corrupt("an integer has too many digits"));
-            }
-            let digits: String = bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect();
-            Node::BigInt(format!("0x{digits}").into())
-        } else {
-            let mut wide = [fill; 8];
-            let used = bytes.len().min(8);
-            wide[..used].copy_from_slice(&bytes[..used]);
-            Node::Int(i64::from_le_bytes(wide))
-        };
-        self.push(node)
+    let digits = utf8(digits)?.trim();
+    if let Ok(number) = digits.parse() {
+        return Ok(Node::Int(number));
     }
-
-    pub(super) fn text<const N: usize>(&mut self) -> Result<(), ErrorKind> {
-        let count = self.input.uint::<N>()?;
-        let text = utf8(self.input.take(count)?)?.into();
-        self.push(Node::Text(text))
+    let whole = digits.strip_prefix('-').unwrap_or(digits);
+    if whole.bytes().all(|byte| byte.is_ascii_digit()) && (1..=MAX_DIGITS).contains(&whole.len()) {
+        return Ok(Node::BigInt(digits.into()));
     }
+    Err(ErrorKind::corrupt("a number has no digits"))
+}
 
-    pub(super) fn bytes<const N: usize>(&mut self) -> Result<(), ErrorKind> {
-        let count = self.input.uint::<N>()?;
-        let bytes = self.input.take(count)?.into();
-        self.push(Node::Bytes(bytes))
+/// A signed little-endian integer, in two's complement.
+fn long(bytes: &[u8]) -> Result<Node, ErrorKind> {
+    let negative = bytes.last().is_some_and(|&last| last >= 0x80);
+    let fill = if negative { 0xff } else { 0 };
+    // It fits into 64 bits if the rest is sign extension.
+    let fits = bytes.len() <= 8
+        || bytes[8..].iter().all(|&byte| byte == fill) && (bytes[7] >= 0x80) == negative;
+    if fits {
+        let mut wide = [fill; 8];
+        wide.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        return Ok(Node::Int(i64::from_le_bytes(wide)));
     }
-
-    /// A string of Python 2, text or bytes.
-    pub(super) fn python2_string<const N: usize>(&mut self) -> Result<(), ErrorKind> {
-        let count = self.input.uint::<N>()?;
-        let node = text_or_bytes(self.input.take(count)?);
-        self.push(node)
+    if bytes.len() > MAX_DIGITS {
+        return Err(ErrorKind::corrupt("an integer has too many digits"));
     }
+    let digits: String = bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Node::BigInt(format!("0x{digits}").into()))
+}
 
-    pub(super) fn quoted_string(&mut self) -> Result<(), ErrorKind> {
-        let line = self.input.line()?;
-        let inner = match *line {
-            [b'\'', ref inner @ .., b'\''] | [b'"', ref inner @ .., b'"'] => inner,
-            _ => return Err(ErrorKind::corrupt("a string has no quotes")),
-        };
-        self.push(text_or_bytes(inner))
+fn quoted_string(line: &[u8]) -> Result<Node, ErrorKind> {
+    match line {
+        [b'\'', inner @ .., b'\''] | [b'"', inner @ .., b'"'] => Ok(text_or_bytes(inner)),
+        _ => Err(ErrorKind::corrupt("a string has no quotes")),
     }
 }
 
+fn text(bytes: &[u8]) -> Result<Node, ErrorKind> {
+    Ok(Node::Text(utf8(bytes)?.into()))
+}
+
+/// A string of Python 2, text or bytes.
 fn text_or_bytes(bytes: &[u8]) -> Node {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Node::Text(text.into()),
-        Err(_) => Node::Bytes(bytes.into()),
-    }
+    text(bytes).unwrap_or_else(|_| Node::Bytes(bytes.into()))
 }
 
 pub(super) fn utf8(bytes: &[u8]) -> Result<&str, ErrorKind> {

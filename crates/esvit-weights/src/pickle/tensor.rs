@@ -27,24 +27,21 @@ impl Unpickler<'_, '_> {
         }
     }
 
-    /// Evaluates a function of `torch._utils`; None if it is unknown.
-    pub(super) fn rebuild(&mut self, name: &str, given: &[Id]) -> Result<Option<Id>, ErrorKind> {
+    /// Evaluates a function of `torch._utils` that makes a tensor; none if it is unknown.
+    pub(super) fn rebuild(&mut self, name: &str, given: &[Id]) -> Result<Option<Node>, ErrorKind> {
         let view = match (name, given) {
-            ("_rebuild_parameter" | "_rebuild_parameter_with_state", &[tensor, ..]) => {
-                return Ok(Some(tensor));
-            }
             ("_rebuild_tensor" | "_rebuild_tensor_v2", &[storage, offset, shape, strides, ..]) => {
-                view(&self.arena, storage, offset, shape, strides, None)
+                view(&self.arena, [storage, offset, shape, strides], None)
             }
             ("_rebuild_tensor_v3", &[storage, offset, shape, strides, _, _, dtype, ..]) => {
-                view(&self.arena, storage, offset, shape, strides, Some(dtype))
+                view(&self.arena, [storage, offset, shape, strides], Some(dtype))
             }
             _ => return Ok(None),
         };
         let view =
             view.ok_or_else(|| ErrorKind::corrupt("a tensor is not as torch.save writes it"))?;
         self.arena.charge(view.shape.len())?;
-        self.arena.add(Node::Tensor(Box::new(view))).map(Some)
+        Ok(Some(Node::Tensor(Box::new(view))))
     }
 }
 
@@ -66,10 +63,7 @@ fn storage(arena: &Arena, class: Id, key: Id, count: Id, view: Option<Id>) -> Op
 
 fn view(
     arena: &Arena,
-    storage: Id,
-    offset: Id,
-    shape: Id,
-    strides: Id,
+    [storage, offset, shape, strides]: [Id; 4],
     dtype: Option<Id>,
 ) -> Option<View> {
     let Node::Storage(storage) = arena.get(storage) else { return None };

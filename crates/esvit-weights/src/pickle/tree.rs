@@ -81,7 +81,7 @@ impl<F: FnMut(&Storage) -> Result<ByteRange, ErrorKind>> Tree<'_, F> {
             Node::List(items) => Value::List(self.nested(id, name, |tree| tree.list(items))?),
             Node::Tuple(items) => Value::Tuple(self.nested(id, name, |tree| tree.list(items))?),
             Node::Dict(pairs) => Value::Dict(self.nested(id, name, |tree| tree.dict(pairs))?),
-            Node::Object(object) => self.object(id, object, name)?,
+            Node::Object(object) => self.nested(id, name, |tree| tree.expand_object(object))?,
         })
     }
 
@@ -155,10 +155,6 @@ impl<F: FnMut(&Storage) -> Result<ByteRange, ErrorKind>> Tree<'_, F> {
         }
     }
 
-    fn object(&mut self, id: Id, object: &Object, name: &str) -> Result<Value, ErrorKind> {
-        self.nested(id, name, |tree| tree.expand_object(object))
-    }
-
     /// Expands an object, with the path set to it.
     fn expand_object(&mut self, object: &Object) -> Result<Value, ErrorKind> {
         let class = match self.pickle.arena.get(object.class) {
@@ -209,28 +205,21 @@ impl<F: FnMut(&Storage) -> Result<ByteRange, ErrorKind>> Tree<'_, F> {
     /// The attributes of an `nn.Module`. Parameters are named as in its `state_dict()`: by the path
     /// of modules, with dots.
     fn module(&mut self, attributes: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, ErrorKind> {
-        let mut made = Vec::new();
-        for (place, &(key, value)) in attributes.iter().enumerate() {
-            let entries = match self.pickle.arena.get(value) {
-                Node::Dict(entries) => entries,
-                _ => {
-                    made.push(self.pair(place, key, |tree, name| tree.value(value, name))?);
-                    continue;
+        let arena = &self.pickle.arena;
+        let attribute = |(place, &(key, value))| {
+            let members = match arena.get(value) {
+                Node::Dict(modules) if self.is(key, "_modules") => Some(self.children(modules)?),
+                Node::Dict(tensors) if self.is(key, "_parameters") || self.is(key, "_buffers") => {
+                    Some(self.dict(tensors)?)
                 }
+                _ => None,
             };
-            let inner = if self.is(key, "_modules") {
-                Some(self.children(entries)?)
-            } else if self.is(key, "_parameters") || self.is(key, "_buffers") {
-                Some(self.dict(entries)?)
-            } else {
-                None
-            };
-            made.push(self.pair(place, key, |tree, name| match inner {
-                Some(inner) => Ok(Value::Dict(inner)),
+            self.pair(place, key, |tree, name| match members {
+                Some(members) => Ok(Value::Dict(members)),
                 None => tree.value(value, name),
-            })?);
-        }
-        Ok(made)
+            })
+        };
+        attributes.iter().enumerate().map(attribute).collect()
     }
 
     fn children(&mut self, modules: &[(Id, Id)]) -> Result<Vec<(Value, Value)>, ErrorKind> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::danger::is_dangerous;
 use super::input::Input;
-use super::literal::utf8;
+use super::literal::{literal, utf8};
 use super::node::{Arena, Global, Id, Node, Storage};
 use super::opcode as op;
 use crate::error::ErrorKind;
@@ -23,7 +23,7 @@ pub(crate) struct Pickle {
 
 #[derive(Debug)]
 pub(crate) struct Unpickler<'i, 's> {
-    pub(super) input: &'i mut Input<'s>,
+    input: &'i mut Input<'s>,
     pub(super) arena: Arena,
     stack: Vec<Id>,
     marks: Vec<usize>,
@@ -61,6 +61,9 @@ impl<'i, 's> Unpickler<'i, 's> {
     }
 
     fn step(&mut self, code: u8) -> Result<(), ErrorKind> {
+        if let Some(node) = literal(code, self.input)? {
+            return self.push(node);
+        }
         match code {
             op::PROTO => drop(self.input.byte()?),
             op::FRAME => drop(self.input.array::<8>()?),
@@ -77,51 +80,6 @@ impl<'i, 's> Unpickler<'i, 's> {
             op::POP_MARK => drop(self.pop_mark()?),
             op::DUP => self.stack.push(self.top()?),
 
-            op::NONE => self.push(Node::None)?,
-            op::NEWTRUE => self.push(Node::Bool(true))?,
-            op::NEWFALSE => self.push(Node::Bool(false))?,
-            op::INT | op::LONG => self.decimal_int()?,
-            op::BININT => {
-                let number = i32::from_le_bytes(self.input.array()?);
-                self.push(Node::Int(number.into()))?;
-            }
-            op::BININT1 => self.integer::<1>()?,
-            op::BININT2 => self.integer::<2>()?,
-            op::LONG1 => {
-                let count = self.input.uint::<1>()?;
-                self.long(count)?;
-            }
-            op::LONG4 => {
-                let count = self.input.uint::<4>()?;
-                self.long(count)?;
-            }
-            op::FLOAT => {
-                let line = self.input.line()?;
-                let number = std::str::from_utf8(&line).ok().and_then(|text| text.parse().ok());
-                let number = number.ok_or_else(|| ErrorKind::corrupt("a number has no digits"))?;
-                self.push(Node::Float(number))?;
-            }
-            op::BINFLOAT => {
-                let number = f64::from_be_bytes(self.input.array()?);
-                self.push(Node::Float(number))?;
-            }
-
-            op::BINUNICODE => self.text::<4>()?,
-            op::SHORT_BINUNICODE => self.text::<1>()?,
-            op::BINUNICODE8 => self.text::<8>()?,
-            op::UNICODE => {
-                let line = self.input.line()?;
-                self.push(Node::Text(utf8(&line)?.into()))?;
-            }
-            op::STRING => self.quoted_string()?,
-            op::BINSTRING => self.python2_string::<4>()?,
-            op::SHORT_BINSTRING => self.python2_string::<1>()?,
-            op::BINBYTES => self.bytes::<4>()?,
-            op::SHORT_BINBYTES => self.bytes::<1>()?,
-            op::BINBYTES8 | op::BYTEARRAY8 => self.bytes::<8>()?,
-
-            op::EMPTY_LIST | op::EMPTY_SET => self.push(Node::List(Vec::new()))?,
-            op::EMPTY_DICT => self.push(Node::Dict(Vec::new()))?,
             op::EMPTY_TUPLE => self.tuple(0)?,
             op::TUPLE1 => self.tuple(1)?,
             op::TUPLE2 => self.tuple(2)?,
@@ -155,30 +113,14 @@ impl<'i, 's> Unpickler<'i, 's> {
                 self.set(entries)?;
             }
 
-            op::PUT => {
-                let key = self.read_memo_key()?;
-                self.put(key)?;
+            op::PUT | op::BINPUT | op::LONG_BINPUT | op::MEMOIZE => {
+                let (key, top) = (self.memo_key(code)?, self.top()?);
+                self.memo.insert(key, top);
             }
-            op::BINPUT => {
-                let key = self.input.uint::<1>()?;
-                self.put(key)?;
-            }
-            op::LONG_BINPUT => {
-                let key = self.input.uint::<4>()?;
-                self.put(key)?;
-            }
-            op::MEMOIZE => self.put(self.memo.len() as u64)?,
-            op::GET => {
-                let key = self.read_memo_key()?;
-                self.get(key)?;
-            }
-            op::BINGET => {
-                let key = self.input.uint::<1>()?;
-                self.get(key)?;
-            }
-            op::LONG_BINGET => {
-                let key = self.input.uint::<4>()?;
-                self.get(key)?;
+            op::GET | op::BINGET | op::LONG_BINGET => {
+                let key = self.memo_key(code)?;
+                let missing = || ErrorKind::corrupt(format!("nothing is kept as {key}"));
+                self.stack.push(self.memo.get(&key).copied().ok_or_else(missing)?);
             }
 
             op::GLOBAL => {
@@ -205,16 +147,14 @@ impl<'i, 's> Unpickler<'i, 's> {
             op::INST => {
                 let callable = self.read_global()?;
                 let arguments = self.pop_mark()?;
-                let arguments = self.arena.add(Node::Tuple(arguments.into()))?;
-                self.reduce(callable, arguments)?;
+                self.reduce_items(callable, &arguments)?;
             }
             op::OBJ => {
                 let items = self.pop_mark()?;
                 let (&callable, arguments) = items
                     .split_first()
                     .ok_or_else(|| ErrorKind::corrupt("an object has no class"))?;
-                let arguments = self.arena.add(Node::Tuple(arguments.into()))?;
-                self.reduce(callable, arguments)?;
+                self.reduce_items(callable, arguments)?;
             }
             op::BUILD => {
                 let state = self.pop()?;
@@ -246,7 +186,12 @@ impl<'i, 's> Unpickler<'i, 's> {
         Ok(())
     }
 
-    pub(super) fn push(&mut self, node: Node) -> Result<(), ErrorKind> {
+    fn reduce_items(&mut self, callable: Id, arguments: &[Id]) -> Result<(), ErrorKind> {
+        let arguments = self.arena.add(Node::Tuple(arguments.into()))?;
+        self.reduce(callable, arguments)
+    }
+
+    fn push(&mut self, node: Node) -> Result<(), ErrorKind> {
         let id = self.arena.add(node)?;
         self.stack.push(id);
         Ok(())
@@ -281,22 +226,17 @@ impl<'i, 's> Unpickler<'i, 's> {
         self.push(Node::Tuple(items.into()))
     }
 
-    fn put(&mut self, key: u64) -> Result<(), ErrorKind> {
-        let top = self.top()?;
-        self.memo.insert(key, top);
-        Ok(())
-    }
-
-    fn get(&mut self, key: u64) -> Result<(), ErrorKind> {
-        let id = self.memo.get(&key).copied();
-        self.stack.push(id.ok_or_else(|| ErrorKind::corrupt(format!("nothing is kept as {key}")))?);
-        Ok(())
-    }
-
-    fn read_memo_key(&mut self) -> Result<u64, ErrorKind> {
-        let line = self.input.line()?;
-        let key = std::str::from_utf8(&line).ok().and_then(|text| text.parse().ok());
-        key.ok_or_else(|| ErrorKind::corrupt("a key is not a number"))
+    /// The key under which an instruction keeps or finds a value.
+    fn memo_key(&mut self, code: u8) -> Result<u64, ErrorKind> {
+        match code {
+            op::PUT | op::GET => {
+                let key = utf8(&self.input.line()?).ok().and_then(|text| text.parse().ok());
+                key.ok_or_else(|| ErrorKind::corrupt("a key is not a number"))
+            }
+            op::BINPUT | op::BINGET => self.input.uint::<1>(),
+            op::LONG_BINPUT | op::LONG_BINGET => self.input.uint::<4>(),
+            _ => Ok(self.memo.len() as u64),
+        }
     }
 
     fn read_global(&mut self) -> Result<Id, ErrorKind> {

@@ -11,12 +11,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
-use half::{bf16, f16};
-
 pub use safetensors::write_safetensors;
 pub use torch::{Tree, write_torch};
 
 use crate::dtype::Dtype;
+use crate::float::Float;
 
 /// Values to convert at a time.
 const BLOCK: usize = 1 << 14;
@@ -79,18 +78,20 @@ impl<'a> Tensor<'a> {
             let shape = self.shape.clone();
             return Err(WriteError::Count { tensor: name.into(), shape, found });
         }
-        match (values, self.dtype) {
-            (Values::F32(values), Dtype::F32) => encode(&values, f32::to_le_bytes, &mut sink)?,
-            (Values::F32(values), Dtype::F16) => {
-                encode(&values, |value| f16::from_f32(value).to_le_bytes(), &mut sink)?;
+        let mut floats = [Float::F32, Float::F16, Float::Bf16].into_iter();
+        match (values, floats.find(|float| float.dtype() == self.dtype)) {
+            (Values::F32(values), Some(float)) => {
+                values.chunks(BLOCK).try_for_each(|block| sink(&float.to_bytes(block)))?;
             }
-            (Values::F32(values), Dtype::Bf16) => {
-                encode(&values, |value| bf16::from_f32(value).to_le_bytes(), &mut sink)?;
+            (Values::I64(values), _) if self.dtype == Dtype::I64 => {
+                for block in values.chunks(BLOCK) {
+                    sink(&block.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
+                }
             }
-            (Values::I64(values), Dtype::I64) => encode(&values, i64::to_le_bytes, &mut sink)?,
-            (Values::U8(values), Dtype::U8) => sink(&values)?,
-            (_, dtype) => {
-                return Err(WriteError::Type { tensor: name.into(), dtype, given: kind });
+            (Values::U8(values), _) if self.dtype == Dtype::U8 => sink(&values)?,
+            _ => {
+                let (tensor, dtype) = (name.into(), self.dtype);
+                return Err(WriteError::Type { tensor, dtype, given: kind });
             }
         }
         Ok(())
@@ -101,20 +102,6 @@ impl fmt::Debug for Tensor<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({} {:?})", self.dtype, self.shape)
     }
-}
-
-fn encode<const N: usize, T: Copy>(
-    values: &[T],
-    convert: impl Fn(T) -> [u8; N],
-    sink: &mut impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut bytes = Vec::with_capacity(N * BLOCK.min(values.len()));
-    for block in values.chunks(BLOCK) {
-        bytes.clear();
-        bytes.extend(block.iter().flat_map(|&value| convert(value)));
-        sink(&bytes)?;
-    }
-    Ok(())
 }
 
 /// Why weights cannot be written.
