@@ -1,6 +1,7 @@
 //! Activations of the form `act(x) = x * gate(x)`, so that kernels are generic over the gate.
 
-use crate::simd::exp;
+use crate::element::Element;
+use crate::simd::{dispatch, exp};
 
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +99,26 @@ macro_rules! with_gate {
 }
 pub(crate) use with_gate;
 
+dispatch! {
+    /// Stores `act(x)` for the first `columns` values of each row of `x [rows, width]`, in rows
+    /// `to_row` values apart.
+    pub(crate) fn activate<T: Element, G: Gate>(
+        gate: G,
+        x: &[f32],
+        width: usize,
+        columns: usize,
+        active: &mut [T],
+        to_row: usize,
+    ) {
+        for (x, active) in x.chunks_exact(width).zip(active.chunks_mut(to_row)) {
+            let (x, active) = (&x[..columns], &mut active[..columns]);
+            for i in 0..columns {
+                active[i] = T::from_f32(x[i] * gate.gate(x[i]));
+            }
+        }
+    }
+}
+
 /// Coefficients of the numerator (odd powers) and denominator (even powers), highest first, of the
 /// rational approximation of erf on [-4, 4] that Eigen and XLA use too.
 const NUMERATOR: [f32; 7] = [
@@ -135,7 +156,6 @@ fn cdf(x: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::isa::tests::under_each;
-    use crate::simd::dispatch;
     use crate::testing::cdf as defined_cdf;
 
     dispatch! {

@@ -352,7 +352,7 @@ pub fn backward<T: Element>(
         })
     });
     let lens = [3 * width, attention.bias_table.len()];
-    let [dpadding, bias_table] = sum_in_order(windows.collect(), lens);
+    let [dpadding, bias_table] = sum_in_order(windows.collect::<Vec<_>>(), lens);
     drop((qkv, dcontext));
 
     let weight = PackedRhs::<T>::from_rows(attention.qkv_weight, width, Some(attention.gamma));

@@ -80,19 +80,15 @@ pub fn backward(
     let (mean, rstd) = (&statistics.mean, statistics.rstd(eps));
     let rows = x.len() / width;
     let task = TASK_VALUES.div_ceil(width) * width;
-    let parts: Vec<[Vec<f32>; 2]> = x
-        .par_chunks(task)
-        .zip(dy.par_chunks(task))
-        .map(|(x, dy)| {
-            let mut sums = [vec![0.0; width], vec![0.0; width]];
-            let [dgamma, dbeta] = &mut sums;
-            for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
-                add(dy, dbeta);
-                add_products(x, mean, &rstd, dy, dgamma);
-            }
-            sums
-        })
-        .collect();
+    let parts = x.par_chunks(task).zip(dy.par_chunks(task)).map(|(x, dy)| {
+        let mut sums = [vec![0.0; width], vec![0.0; width]];
+        let [dgamma, dbeta] = &mut sums;
+        for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
+            add(dy, dbeta);
+            add_products(x, mean, &rstd, dy, dgamma);
+        }
+        sums
+    });
     let [dgamma, dbeta] = sum_in_order(parts, [width; 2]);
     let share = 1.0 / rows as f32;
     dx.par_chunks_mut(task).zip(x.par_chunks(task).zip(dy.par_chunks(task))).for_each(
@@ -109,14 +105,11 @@ pub fn backward(
 /// Sum over rows of what `add_row` adds for each.
 fn sums(x: &[f32], width: usize, add_row: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
     let task = TASK_VALUES.div_ceil(width) * width;
-    let parts: Vec<[Vec<f32>; 1]> = x
-        .par_chunks(task)
-        .map(|x| {
-            let mut sums = vec![0.0; width];
-            x.chunks_exact(width).for_each(|row| add_row(row, &mut sums));
-            [sums]
-        })
-        .collect();
+    let parts = x.par_chunks(task).map(|x| {
+        let mut sums = vec![0.0; width];
+        x.chunks_exact(width).for_each(|row| add_row(row, &mut sums));
+        [sums]
+    });
     let [total] = sum_in_order(parts, [width]);
     total
 }

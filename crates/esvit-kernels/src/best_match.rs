@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::gemm::{Dims, Gemm, LANES, Lhs, Output, PackedRhs};
+use crate::gemm::{LANES, Lhs, PackedRhs};
 
 /// For every group, matches each row of `queries [.., C]` in its first range with the row of `keys
 /// [.., C]` in its second range of largest cosine similarity; ties go to the first. Returns row
@@ -36,11 +36,7 @@ pub fn best_matches(
             let rows = of.len() / width;
             let padded = among.len().next_multiple_of(LANES);
             let mut cosines = Buffer::<f32>::uninit(rows * padded);
-            for (first, panel) in rhs.panels() {
-                let mut out = Output { values: &mut cosines[first..], row_stride: padded };
-                let dims = Dims { m: rows, k_steps: rhs.k_steps() };
-                f32::gemm(Lhs::from_rows(of, width), panel, dims, &mut out, false);
-            }
+            rhs.gemm(Lhs::from_rows(of, width), rows, &mut cosines, padded, false);
             let best = cosines.chunks_exact(padded).map(|row| {
                 let row = &row[..among.len()];
                 let larger = |best: usize, at: usize| if row[at] > row[best] { at } else { best };

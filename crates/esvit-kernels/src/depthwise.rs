@@ -97,26 +97,22 @@ pub fn backward(
     let flipped: Vec<f32> = weight.chunks_exact(maps.channels).rev().flatten().copied().collect();
     forward(maps, dy, &flipped, dx);
     let (row, channels, image) = (maps.row(), maps.channels, maps.image());
-    let parts: Vec<[Vec<f32>; 1]> = x
-        .par_chunks(image)
-        .zip(dy.par_chunks(image))
-        .map(|(x, dy)| {
-            let mut dw = vec![0.0; weight.len()];
-            for (at, dy) in dy.chunks_exact(row).enumerate() {
-                for (down, right, tap) in maps.taps() {
-                    let Some([out, input, columns]) = maps.overlap(at, down, right) else {
-                        continue;
-                    };
-                    let dy = &dy[out * channels..][..columns * channels];
-                    let x = &x[input * channels..][..columns * channels];
-                    for (dy, x) in dy.chunks_exact(channels).zip(x.chunks_exact(channels)) {
-                        accumulate(x, dy, &mut dw[tap.clone()]);
-                    }
+    let parts = x.par_chunks(image).zip(dy.par_chunks(image)).map(|(x, dy)| {
+        let mut dw = vec![0.0; weight.len()];
+        for (at, dy) in dy.chunks_exact(row).enumerate() {
+            for (down, right, tap) in maps.taps() {
+                let Some([out, input, columns]) = maps.overlap(at, down, right) else {
+                    continue;
+                };
+                let dy = &dy[out * channels..][..columns * channels];
+                let x = &x[input * channels..][..columns * channels];
+                for (dy, x) in dy.chunks_exact(channels).zip(x.chunks_exact(channels)) {
+                    accumulate(x, dy, &mut dw[tap.clone()]);
                 }
             }
-            [dw]
-        })
-        .collect();
+        }
+        [dw]
+    });
     let [dw] = sum_in_order(parts, [weight.len()]);
     dw
 }

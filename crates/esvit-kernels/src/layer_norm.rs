@@ -6,17 +6,40 @@
 
 use rayon::prelude::*;
 
+use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::elementwise::dot;
 use crate::reduce::sum_in_order;
+use crate::rows::slots;
 use crate::simd::{dispatch, sum, sum_pairs};
 use crate::{TASK_VALUES, profile};
 
 /// What the backward pass needs: `xhat [rows, C]` (rows of [`padded_row_len`]) and `rstd [rows]`.
 #[derive(Debug, Clone)]
-pub struct Saved<T> {
-    xhat: Vec<T>,
-    rstd: Vec<f32>,
+pub struct Saved<T: Element> {
+    pub(crate) xhat: Buffer<T>,
+    pub(crate) rstd: Vec<f32>,
+}
+
+impl<T: Element> Saved<T> {
+    /// For the `kept` of `total` rows, as in [`Buffer::kept_rows`].
+    pub(crate) fn new(kept: usize, total: usize, width: usize) -> Self {
+        Self { xhat: Buffer::kept_rows(kept, total, width), rstd: vec![0.0; kept] }
+    }
+
+    /// `xhat` and `rstd` of `rows` rows at a time.
+    pub(crate) fn pieces(
+        &mut self,
+        rows: usize,
+        width: usize,
+    ) -> impl Iterator<Item = (&mut [T], &mut [f32])> {
+        self.xhat.chunks_mut(rows * padded_row_len::<T>(width)).zip(self.rstd.chunks_mut(rows))
+    }
+
+    /// `xhat` and `rstd` of all rows.
+    pub(crate) fn all(&mut self) -> (&mut [T], &mut [f32]) {
+        (&mut self.xhat, &mut self.rstd)
+    }
 }
 
 /// Layer norm of `x [rows, C]` into `y`, with `gamma`, `beta [C]`. With `save_for_backward`,
@@ -37,30 +60,20 @@ pub fn forward<T: Element>(
     assert!(x.len().is_multiple_of(width), "whole rows");
     let (rows, stored) = (x.len() / width, padded_row_len::<T>(width));
     let task = TASK_VALUES.div_ceil(width);
-    if !save_for_backward {
-        y.par_chunks_mut(task * width).zip(x.par_chunks(task * width)).for_each(|(y, x)| {
-            let mut row = vec![T::default(); stored];
-            for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-                normalize(x, eps, &mut row);
-                affine(&row, gamma, beta, y);
-            }
-        });
-        return None;
-    }
-    let mut xhat = vec![T::default(); rows * stored];
-    let mut rstd = vec![0.0; rows];
-    y.par_chunks_mut(task * width)
-        .zip(x.par_chunks(task * width))
-        .zip(xhat.par_chunks_mut(task * stored).zip(rstd.par_chunks_mut(task)))
-        .for_each(|((y, x), (xhat, rstd))| {
-            let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
-            let saved = xhat.chunks_exact_mut(stored).zip(rstd);
-            for ((x, y), (xhat, rstd)) in rows.zip(saved) {
-                *rstd = normalize(x, eps, xhat);
-                affine(xhat, gamma, beta, y);
-            }
-        });
-    Some(Saved { xhat, rstd })
+    let mut saved = save_for_backward.then(|| Saved::new(rows, rows, width));
+    let slots = slots(saved.as_mut().map(|saved| saved.pieces(task, width)), rows.div_ceil(task));
+    let tasks = y.par_chunks_mut(task * width).zip(x.par_chunks(task * width));
+    tasks.zip(slots).for_each(|((y, x), slot)| {
+        let (mut own, count) = (None, x.len() / width);
+        let (xhat, rstd) =
+            slot.unwrap_or_else(|| own.insert(Saved::new(count, count, width)).all());
+        let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
+        for ((x, y), (xhat, rstd)) in rows.zip(xhat.chunks_exact_mut(stored).zip(rstd)) {
+            *rstd = normalize(x, eps, xhat);
+            affine(xhat, gamma, beta, y);
+        }
+    });
+    saved
 }
 
 /// Gradients from that of the output, `dy [rows, C]`: of `x` into `dx`, and returns those of
@@ -78,7 +91,7 @@ pub fn backward<T: Element>(
     assert_eq!(dy.len(), dx.len(), "gradients");
     assert_eq!(dy.len(), saved.rstd.len() * width, "rows");
     let task = TASK_VALUES.div_ceil(width);
-    let parts: Vec<[Vec<f32>; 2]> = dx
+    let parts = dx
         .par_chunks_mut(task * width)
         .zip(dy.par_chunks(task * width))
         .zip(saved.xhat.par_chunks(task * stored).zip(saved.rstd.par_chunks(task)))
@@ -92,8 +105,7 @@ pub fn backward<T: Element>(
                 normalize_backward(xhat, rstd, dx);
             }
             sums
-        })
-        .collect();
+        });
     sum_in_order(parts, [width; 2]).into()
 }
 
@@ -175,7 +187,7 @@ pub(crate) fn folded_affine_backward(
 ) -> (Vec<f32>, Vec<f32>) {
     let width = gamma.len();
     let task = TASK_VALUES.div_ceil(width);
-    let parts: Vec<[Vec<f32>; 2]> = dw
+    let parts = dw
         .par_chunks_mut(task * width)
         .zip(weight.par_chunks(task * width).zip(sums.par_chunks(task)))
         .map(|(dw, (weight, sums))| {
@@ -186,8 +198,7 @@ pub(crate) fn folded_affine_backward(
                 folded_affine_backward_row(dw, weight, gamma, beta, sum, dgamma, dbeta);
             }
             gradients
-        })
-        .collect();
+        });
     sum_in_order(parts, [width; 2]).into()
 }
 

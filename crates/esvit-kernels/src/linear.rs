@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
-use crate::activation::{Activation, Gate, with_gate};
+use crate::activation::{Activation, Gate, activate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
-use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
+use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
 use crate::profile;
-use crate::rows::{block_rows, linear};
+use crate::rows::{block_rows, linear, slots, store};
 use crate::simd::dispatch;
 
 /// What the backward pass needs: the input before its activation.
@@ -52,30 +52,15 @@ pub fn forward<T: Element>(
     let mut input = Buffer::<T>::rows(if save_for_backward { count } else { 0 }, inputs);
     let size = block_rows::<T>(count, inputs.max(outputs));
     let blocks = x.par_chunks(size * inputs).zip(y.par_chunks_mut(size * outputs));
-    let slots: Vec<_> = if save_for_backward {
-        input.chunks_mut(size * row).map(Some).collect()
-    } else {
-        (0..count.div_ceil(size)).map(|_| None).collect()
-    };
+    let pieces = save_for_backward.then(|| input.chunks_mut(size * row));
+    let slots = slots(pieces, count.div_ceil(size));
     profile::time("linear forward", count * inputs * outputs, || {
         blocks.zip(slots).for_each(|((x, y), saved)| {
             let count = x.len() / inputs;
             let mut lhs = Buffer::<T>::rows(count, inputs);
-            for (x, lhs) in x.chunks_exact(inputs).zip(lhs.chunks_exact_mut(row)) {
-                match activation {
-                    Activation::None => convert(x, None, lhs),
-                    _ => with_gate!(activation, gate => activate(gate, x, lhs)),
-                }
-            }
+            with_gate!(activation, gate => activate(gate, x, inputs, inputs, &mut lhs, row));
             if let Some(saved) = saved {
-                match activation {
-                    Activation::None => saved.copy_from_slice(&lhs),
-                    _ => {
-                        for (x, saved) in x.chunks_exact(inputs).zip(saved.chunks_exact_mut(row)) {
-                            convert(x, None, saved);
-                        }
-                    }
-                }
+                store(x, inputs, inputs, saved, row);
             }
             linear(Lhs::from_rows(&lhs, row), count, &packed, y, outputs);
         })
@@ -104,11 +89,7 @@ pub fn backward<T: Element>(
     let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
     let mut dx = Buffer::<f32>::scratch(if input { count * inputs } else { 0 });
     let size = block_rows::<T>(count, inputs.max(outputs));
-    let dx_blocks: Vec<&mut [f32]> = if input {
-        dx.chunks_mut(size * inputs).collect()
-    } else {
-        (0..count.div_ceil(size)).map(|_| Default::default()).collect()
-    };
+    let dx_blocks = slots(input.then(|| dx.chunks_mut(size * inputs)), count.div_ceil(size));
     let tasks = (dy.par_chunks(size * outputs))
         .zip(gradients.par_chunks_mut(size * out_row))
         .zip(active.par_chunks_mut(size * row))
@@ -116,9 +97,8 @@ pub fn backward<T: Element>(
     let macs = if input { count * inputs * outputs } else { 0 };
     profile::time("linear backward, rows", macs, || {
         tasks.for_each(|(((dy, gradients), active), dx)| {
-            for (from, to) in dy.chunks_exact(outputs).zip(gradients.chunks_exact_mut(out_row)) {
-                convert(from, None, to);
-            }
+            let dx = dx.unwrap_or_default();
+            store(dy, outputs, outputs, gradients, out_row);
             if let Some(packed) = &packed {
                 let lhs = Lhs::from_rows(gradients, out_row);
                 linear(lhs, dy.len() / outputs, packed, dx, inputs);
@@ -140,15 +120,6 @@ pub fn backward<T: Element>(
         gemm_tn(lhs, rhs, &mut dweight, &mut bias, false);
     });
     Gradients { x: input.then(|| dx.into_vec()), weight: dweight.into_vec(), bias }
-}
-
-dispatch! {
-    fn activate<T: Element, G: Gate>(gate: G, x: &[f32], active: &mut [T]) {
-        let active = &mut active[..x.len()];
-        for i in 0..x.len() {
-            active[i] = T::from_f32(x[i] * gate.gate(x[i]));
-        }
-    }
 }
 
 dispatch! {

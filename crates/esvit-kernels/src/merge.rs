@@ -4,10 +4,12 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
-use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
+use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
 use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward, normalize};
 use crate::profile;
-use crate::rows::{Rows, SampleScales, block_rows, linear};
+use crate::rows::{Rows, SampleScales, block_rows, linear, slots, store};
+
+pub use crate::layer_norm::Saved;
 
 /// Index of a row outside the map: zeros.
 pub const OUTSIDE: u32 = u32::MAX;
@@ -30,13 +32,6 @@ pub struct Gradients {
     pub gamma: Vec<f32>,
     pub beta: Vec<f32>,
     pub weight: Vec<f32>,
-}
-
-/// What the backward pass needs: `xhat [rows, 4 C]` and `rstd [rows]`.
-#[derive(Debug, Clone)]
-pub struct Saved<T: Element> {
-    xhat: Buffer<T>,
-    rstd: Vec<f32>,
 }
 
 impl Merge<'_> {
@@ -65,27 +60,15 @@ pub fn forward<T: Element>(
     let weight = PackedRhs::<T>::from_transposed(merge.weight, wide, Some(merge.gamma));
     let weight = weight.with_bias(fold_beta_into_bias(merge.weight, merge.beta, None));
     let mut y = Buffer::<f32>::uninit(rows * outputs);
-    let count = if save_for_backward { rows } else { 0 };
-    let mut saved = Saved { xhat: Buffer::<T>::rows(count, wide), rstd: vec![0.0; count] };
+    let mut saved = save_for_backward.then(|| Saved::new(rows, rows, wide));
     let size = block_rows::<T>(rows, wide);
-    let slots: Vec<_> = if save_for_backward {
-        let xhat = saved.xhat.chunks_mut(size * row);
-        xhat.zip(saved.rstd.chunks_mut(size)).map(Some).collect()
-    } else {
-        (0..rows.div_ceil(size)).map(|_| None).collect()
-    };
+    let slots = slots(saved.as_mut().map(|saved| saved.pieces(size, wide)), rows.div_ceil(size));
     let tasks = indices.par_chunks(size).zip(y.par_chunks_mut(size * outputs)).zip(slots);
     profile::time("merge forward", rows * wide * outputs, || {
-        tasks.for_each(|((indices, y), slots)| {
-            let count = indices.len();
-            let mut own;
-            let (xhat, rstd) = match slots {
-                Some(slots) => slots,
-                None => {
-                    own = (Buffer::<T>::rows(count, wide), vec![0.0; count]);
-                    (&mut own.0[..], &mut own.1[..])
-                }
-            };
+        tasks.for_each(|((indices, y), slot)| {
+            let (mut own, count) = (None, indices.len());
+            let (xhat, rstd) =
+                slot.unwrap_or_else(|| own.insert(Saved::new(count, count, wide)).all());
             let mut gathered = vec![0.0; wide];
             let to = xhat.chunks_exact_mut(row).zip(rstd);
             for (indices, (xhat, rstd)) in indices.iter().zip(to) {
@@ -100,7 +83,7 @@ pub fn forward<T: Element>(
             linear(Lhs::from_rows(xhat, row), count, &weight, y, outputs);
         })
     });
-    (y.into_vec(), save_for_backward.then_some(saved))
+    (y.into_vec(), saved)
 }
 
 /// Gradients from that of the output, `dy [rows, out]`, for an input of `inputs` rows, each of
@@ -132,10 +115,7 @@ pub fn backward<T: Element>(
             .zip(gradients.par_chunks_mut(size * out_row))
             .zip(xhat.par_chunks(size * row).zip(rstd.par_chunks(size)))
             .for_each(|(((mut block, dy), gradients), (xhat, rstd))| {
-                for (from, to) in dy.chunks_exact(outputs).zip(gradients.chunks_exact_mut(out_row))
-                {
-                    convert(from, None, to);
-                }
+                store(dy, outputs, outputs, gradients, out_row);
                 let lhs = Lhs::from_rows(gradients, out_row);
                 block.add_input_gradients(lhs, &weight, xhat, rstd);
             });

@@ -5,13 +5,13 @@
 
 use rayon::prelude::*;
 
-use crate::activation::{Activation, Gate, with_gate};
+use crate::activation::{Activation, Gate, activate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::gemm::{Lhs, Matrix, NR, PackedRhs, gemm_tn};
-use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
+use crate::layer_norm::{self, fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
-use crate::rows::{BAND_ROWS, Rows, SampleScales, block_rows, for_each_panel};
+use crate::rows::{BAND_ROWS, Rows, SampleScales, block_rows, for_each_panel, slots, store};
 use crate::simd::{dispatch, prefetch};
 
 /// The parameters: layer norm over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
@@ -48,13 +48,11 @@ pub struct PackedWeights<T: Element> {
     fc2: PackedRhs<T>,
 }
 
-/// Saved activations of the rows that were not dropped: `xhat [rows, C]`, `rstd [rows]` and the
-/// pre-activation `hidden [rows, hidden]`.
+/// Saved activations of the rows that were not dropped: those of the norm, and the pre-activation
+/// `hidden [rows, hidden]`.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
-    xhat: Buffer<T>,
-    rstd: Vec<f32>,
-    /// Before the activation.
+    norm: layer_norm::Saved<T>,
     hidden: Buffer<T>,
 }
 
@@ -90,8 +88,7 @@ impl<T: Element> Saved<T> {
     fn new(rows: &Rows<'_>, width: usize, hidden: usize) -> Self {
         let (kept, total) = (rows.kept(), rows.total());
         Self {
-            xhat: Buffer::kept_rows(kept, total, width),
-            rstd: vec![0.0; kept],
+            norm: layer_norm::Saved::new(kept, total, width),
             hidden: Buffer::kept_rows(kept, total, hidden),
         }
     }
@@ -119,25 +116,16 @@ pub fn forward<T: Element>(
     let macs = 2 * rows.kept() * width * hidden;
     let size = block_rows::<T>(rows.kept(), hidden.max(width));
     let blocks = rows.all().cut(size);
-    let slots: Vec<_> = match &mut saved {
-        Some(saved) => (saved.xhat.chunks_mut(size * row))
-            .zip(saved.rstd.chunks_mut(size))
-            .zip(saved.hidden.chunks_mut(size * hidden_row))
-            .map(Some)
-            .collect(),
-        None => blocks.iter().map(|_| None).collect(),
-    };
+    let pieces = saved.as_mut().map(|Saved { norm, hidden }| {
+        norm.pieces(size, width).zip(hidden.chunks_mut(size * hidden_row))
+    });
+    let slots = slots(pieces, blocks.len());
     profile::time("mlp forward", macs, || {
-        blocks.into_par_iter().zip(slots).for_each(|(mut block, slots)| {
-            let count = block.len();
-            let mut own;
-            let ((xhat, rstd), mut saved_hidden) = match slots {
-                Some((rows, hidden)) => (rows, Some(hidden)),
-                None => {
-                    own = (Buffer::<T>::rows(count, width), vec![0.0; count]);
-                    ((&mut own.0[..], &mut own.1[..]), None)
-                }
-            };
+        blocks.into_par_iter().zip(slots).for_each(|(mut block, slot)| {
+            let (mut own, count) = (None, block.len());
+            let (norm, mut saved_hidden) = slot.unzip();
+            let (xhat, rstd) = norm
+                .unwrap_or_else(|| own.insert(layer_norm::Saved::new(count, count, width)).all());
             block.normalize(mlp.eps, xhat, rstd);
             let mut active = Buffer::<T>::rows(count, hidden);
             for_each_panel(
@@ -145,10 +133,12 @@ pub fn forward<T: Element>(
                 count,
                 fc1,
                 |first, columns, tile, padded| {
-                    let saved = saved_hidden.as_deref_mut().map(|hidden| &mut hidden[first..]);
+                    if let Some(saved) = saved_hidden.as_deref_mut() {
+                        store(tile, padded, columns, &mut saved[first..], hidden_row);
+                    }
                     let active = &mut active[first..];
                     with_gate!(mlp.activation, gate => {
-                        activate(gate, tile, padded, columns, saved, active, hidden_row)
+                        activate(gate, tile, padded, columns, active, hidden_row)
                     });
                     if let Some(saved) = saved_hidden.as_deref() {
                         prefetch(&saved[first + columns..], hidden_row, NR);
@@ -175,7 +165,7 @@ pub fn backward<T: Element>(
     let mut rows = mlp.rows(gradient, sample_scales);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
-    let Saved { xhat, rstd, hidden: mut active } = saved;
+    let Saved { norm: layer_norm::Saved { xhat, rstd }, hidden: mut active } = saved;
     assert_eq!(rstd.len(), rows.kept(), "saved rows");
     let fc2 = PackedRhs::<T>::from_rows(mlp.fc2_weight, hidden, None);
     let fc1 = PackedRhs::<T>::from_rows(mlp.fc1_weight, width, Some(mlp.gamma));
@@ -241,34 +231,6 @@ pub fn backward<T: Element>(
         folded_affine_backward(&mut fc1_weight, mlp.fc1_weight, mlp.gamma, mlp.beta, &fc1_bias);
     let (fc1_weight, fc2_weight) = (fc1_weight.into_vec(), fc2_weight.into_vec());
     Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias }
-}
-
-dispatch! {
-    /// Saves a panel of pre-activations `[rows, width]` and stores `act` of it.
-    fn activate<T: Element, G: Gate>(
-        gate: G,
-        tile: &[f32],
-        width: usize,
-        columns: usize,
-        saved: Option<&mut [T]>,
-        active: &mut [T],
-        to_row: usize,
-    ) {
-        if let Some(saved) = saved {
-            for (tile, saved) in tile.chunks_exact(width).zip(saved.chunks_mut(to_row)) {
-                let (tile, saved) = (&tile[..columns], &mut saved[..columns]);
-                for i in 0..columns {
-                    saved[i] = T::from_f32(tile[i]);
-                }
-            }
-        }
-        for (tile, active) in tile.chunks_exact(width).zip(active.chunks_mut(to_row)) {
-            let (tile, active) = (&tile[..columns], &mut active[..columns]);
-            for i in 0..columns {
-                active[i] = T::from_f32(tile[i] * gate.gate(tile[i]));
-            }
-        }
-    }
 }
 
 dispatch! {

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::buffer::Buffer;
-use crate::gemm::{Dims, Gemm, Lhs, NR, Output, PackedRhs};
+use crate::gemm::{Lhs, PackedRhs};
+use crate::rows::for_each_panel;
 use crate::simd::dispatch;
 
 /// Queries of a task: with 1,024 values each they fill L2.
@@ -75,17 +75,12 @@ fn search_block(
     top_k: &mut [TopK],
     seen: usize,
 ) {
-    let mut similarities = Buffer::<f32>::uninit(top_k.len() * NR);
-    for (first, panel) in rhs.panels() {
-        let row = panel.width;
-        let dims = Dims { m: top_k.len(), k_steps: rhs.k_steps() };
-        let mut out = Output { values: &mut similarities, row_stride: row };
-        f32::gemm(Lhs::from_rows(queries, width), panel, dims, &mut out, false);
-        let columns = row.min(rhs.n() - first);
-        for (similarities, top_k) in similarities.chunks_exact(row).zip(top_k.iter_mut()) {
+    let queries = Lhs::from_rows(queries, width);
+    for_each_panel(queries, top_k.len(), rhs, |first, columns, similarities, padded| {
+        for (similarities, top_k) in similarities.chunks_exact(padded).zip(top_k.iter_mut()) {
             top_k.push(&similarities[..columns], seen + first);
         }
-    }
+    });
 }
 
 /// Top-k of one query: up to `2 k` candidates, pruned to the best `k` whenever full, which is

@@ -2,12 +2,15 @@
 
 use std::ops::Deref;
 
-/// Adds `N` vectors of partial sums, of lengths `lens`, in task order: the result does not depend on
-/// the number of threads.
-pub(crate) fn sum_in_order<P: Deref<Target = [f32]>, const N: usize>(
-    parts: Vec<[P; N]>,
+use rayon::prelude::*;
+
+/// Adds `N` vectors of partial sums of every task, of lengths `lens`, in task order: the result does
+/// not depend on the number of threads.
+pub(crate) fn sum_in_order<P: Deref<Target = [f32]> + Send, const N: usize>(
+    parts: impl IntoParallelIterator<Item = [P; N], Iter: IndexedParallelIterator>,
     lens: [usize; N],
 ) -> [Vec<f32>; N] {
+    let parts: Vec<[P; N]> = parts.into_par_iter().collect();
     let mut totals = lens.map(|len| vec![0.0; len]);
     for part in parts {
         for (total, part) in totals.iter_mut().zip(part) {

@@ -36,6 +36,14 @@ pub(crate) fn block_rows<T: Element>(total: usize, widest: usize) -> usize {
     total.div_ceil(count.next_multiple_of(BLOCK_SHARES).max(BLOCK_SHARES)).max(1)
 }
 
+/// One piece of a buffer for each of `count` tasks; none if there is no buffer.
+pub(crate) fn slots<P>(pieces: Option<impl Iterator<Item = P>>, count: usize) -> Vec<Option<P>> {
+    match pieces {
+        Some(pieces) => pieces.map(Some).collect(),
+        None => (0..count).map(|_| None).collect(),
+    }
+}
+
 /// The images of a batch of token rows and a scale for the residual branch of each: stochastic
 /// depth (drop path).
 #[derive(Debug, Clone, Copy)]
@@ -258,12 +266,7 @@ pub(crate) fn linear<T: Element, U: Element>(
     if rhs.n().is_multiple_of(LANES)
         && let Some(to) = U::as_f32_mut(to)
     {
-        let dims = Dims { m: rows, k_steps: rhs.k_steps() };
-        for (first, panel) in rhs.panels() {
-            let mut out = Output { values: &mut to[first..], row_stride: to_row };
-            T::gemm(lhs, panel, dims, &mut out, false);
-        }
-        return;
+        return rhs.gemm(lhs, rows, to, to_row, false);
     }
     for_each_panel(lhs, rows, rhs, |first, columns, tile, padded| {
         store(tile, padded, columns, &mut to[first..], to_row);
@@ -273,7 +276,7 @@ pub(crate) fn linear<T: Element, U: Element>(
 dispatch! {
     /// Stores a panel's result `[rows, width]` in the first `columns` columns of `to`, whose rows
     /// are `to_row` values apart.
-    fn store<T: Element>(
+    pub(crate) fn store<T: Element>(
         tile: &[f32],
         width: usize,
         columns: usize,

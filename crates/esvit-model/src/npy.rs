@@ -90,12 +90,10 @@ pub enum NpyError {
 pub trait Element: Copy + private::Sealed {
     /// NumPy's notation, such as `<f4`.
     const DESCRIPTION: &'static str;
-    /// Size in bytes.
-    const SIZE: usize;
-    /// Appends the value's little-endian bytes to `bytes`.
-    fn append_to(self, bytes: &mut Vec<u8>);
-    /// The value of [`SIZE`](Self::SIZE) little-endian bytes; missing bytes count as zero.
-    fn from_bytes(bytes: &[u8]) -> Self;
+    /// The values in little-endian bytes.
+    fn to_bytes(values: &[Self]) -> Vec<u8>;
+    /// The values of little-endian bytes.
+    fn from_bytes(bytes: &[u8]) -> impl Iterator<Item = Self>;
 }
 
 mod private {
@@ -108,16 +106,13 @@ macro_rules! element {
 
         impl Element for $type {
             const DESCRIPTION: &'static str = $description;
-            const SIZE: usize = size_of::<$type>();
 
-            fn append_to(self, bytes: &mut Vec<u8>) {
-                bytes.extend_from_slice(&self.to_le_bytes());
+            fn to_bytes(values: &[Self]) -> Vec<u8> {
+                values.iter().flat_map(|value| value.to_le_bytes()).collect()
             }
 
-            fn from_bytes(bytes: &[u8]) -> Self {
-                let mut value = [0; size_of::<$type>()];
-                value.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-                Self::from_le_bytes(value)
+            fn from_bytes(bytes: &[u8]) -> impl Iterator<Item = Self> {
+                bytes.as_chunks().0.iter().map(|&bytes| Self::from_le_bytes(bytes))
             }
         }
     };
@@ -149,7 +144,6 @@ pub struct NpyWriter<E> {
     path: PathBuf,
     columns: Option<usize>,
     values: usize,
-    scratch: Vec<u8>,
     element: PhantomData<E>,
 }
 
@@ -176,14 +170,7 @@ impl<E: Element> NpyWriter<E> {
     fn start(path: &Path, columns: Option<usize>) -> Result<Self, NpyError> {
         let mut file = AtomicFile::create(path)?;
         file.write_all(&header::<E>(0, columns))?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            columns,
-            values: 0,
-            scratch: Vec::new(),
-            element: PhantomData,
-        })
+        Ok(Self { file, path: path.to_owned(), columns, values: 0, element: PhantomData })
     }
 
     /// Appends one or more whole rows.
@@ -196,9 +183,7 @@ impl<E: Element> NpyWriter<E> {
             let path = self.path.clone();
             return Err(NpyError::PartialRow { path, values: rows.len(), columns });
         }
-        self.scratch.clear();
-        rows.iter().for_each(|value| value.append_to(&mut self.scratch));
-        self.file.write_all(&self.scratch)?;
+        self.file.write_all(&E::to_bytes(rows))?;
         self.values += rows.len();
         Ok(())
     }
@@ -215,27 +200,17 @@ impl<E: Element> NpyWriter<E> {
     }
 }
 
-/// The header of an `f32` matrix, of fixed length.
-pub(crate) fn matrix_header(rows: usize, columns: usize) -> Vec<u8> {
-    header::<f32>(rows, Some(columns))
-}
-
-fn header<E: Element>(rows: usize, columns: Option<usize>) -> Vec<u8> {
+/// The header of a matrix, or of a vector without `columns`, of fixed length.
+pub(crate) fn header<E: Element>(rows: usize, columns: Option<usize>) -> Vec<u8> {
     let shape = match columns {
         Some(columns) => format!("({rows}, {columns})"),
         None => format!("({rows},)"),
     };
     let text =
         format!("{{'descr': '{}', 'fortran_order': False, 'shape': {shape}, }}", E::DESCRIPTION);
-    let text_length = HEADER_LENGTH - PREAMBLE_LENGTH;
-    let mut header = Vec::with_capacity(HEADER_LENGTH);
-    header.extend_from_slice(MAGIC);
-    header.extend_from_slice(&VERSION);
-    header.extend_from_slice(&(text_length as u16).to_le_bytes());
-    header.extend_from_slice(text.as_bytes());
-    header.resize(HEADER_LENGTH - 1, b' ');
-    header.push(b'\n');
-    header
+    let length = HEADER_LENGTH - PREAMBLE_LENGTH;
+    let start = [&MAGIC[..], &VERSION, &(length as u16).to_le_bytes()].concat();
+    [start, format!("{text:0$}\n", length - 1).into_bytes()].concat()
 }
 
 /// The contents of a `.npy` file.
@@ -288,19 +263,20 @@ impl<E: Element, R: Read> NpyReader<E, R> {
         let read_error = |source| NpyError::Read { path: path.to_owned(), source };
         let header_error = |reason| NpyError::Header { path: path.to_owned(), reason };
         let text = read_header_text(&mut reader).map_err(read_error)?.map_err(header_error)?;
-        let header = Header::parse(&text).map_err(header_error)?;
-        if header.element != E::DESCRIPTION {
-            let (expected, found) = (E::DESCRIPTION, header.element);
+        let (found, shape) = parse_header(&text).map_err(header_error)?;
+        if found != E::DESCRIPTION {
+            let expected = E::DESCRIPTION;
             return Err(NpyError::ElementType { path: path.to_owned(), expected, found });
         }
         let found = length.saturating_sub((PREAMBLE_LENGTH + text.len()) as u64);
-        let expected = header.bytes_of::<E>();
-        let shape = header.shape;
+        // Saturates on overflow, which no file length matches.
+        let bytes = |bytes: u64, &length: &usize| bytes.saturating_mul(length as u64);
+        let expected = shape.iter().fold(size_of::<E>() as u64, bytes);
         if found != expected {
             return Err(NpyError::Length { path: path.to_owned(), shape, expected, found });
         }
         let too_large = |_| read_error(io::ErrorKind::OutOfMemory.into());
-        let left = usize::try_from(expected).map_err(too_large)? / E::SIZE;
+        let left = usize::try_from(expected).map_err(too_large)? / size_of::<E>();
         Ok(Self { reader, path: path.to_owned(), shape, left, element: PhantomData })
     }
 
@@ -327,11 +303,11 @@ fn read_values<E: Element>(mut reader: impl Read, count: usize) -> io::Result<Ve
     let mut values = Vec::new();
     values.try_reserve_exact(count)?;
     let mut chunk = [0; READ_CHUNK];
-    let mut remaining = count * E::SIZE;
+    let mut remaining = count * size_of::<E>();
     while remaining > 0 {
         let chunk = &mut chunk[..remaining.min(READ_CHUNK)];
         reader.read_exact(chunk)?;
-        values.extend(chunk.chunks_exact(E::SIZE).map(E::from_bytes));
+        values.extend(E::from_bytes(chunk));
         remaining -= chunk.len();
     }
     Ok(values)
@@ -357,33 +333,22 @@ fn read_header_text(reader: &mut impl Read) -> io::Result<Result<String, String>
     Ok(String::from_utf8(text).map_err(|_| "its header is not text".to_owned()))
 }
 
-struct Header {
-    element: String,
-    shape: Vec<usize>,
-}
-
-impl Header {
-    fn parse(text: &str) -> Result<Self, String> {
-        let element = value_of(text, "descr")?
-            .strip_prefix('\'')
-            .and_then(|rest| rest.split_once('\''))
-            .map(|(element, _)| element.to_owned())
-            .ok_or("its `descr` is not a simple type")?;
-        if !value_of(text, "fortran_order")?.starts_with("False") {
-            return Err("its values are in Fortran order, save `np.ascontiguousarray` of it".into());
-        }
-        let shape = value_of(text, "shape")?
-            .strip_prefix('(')
-            .and_then(|rest| rest.split_once(')'))
-            .and_then(|(lengths, _)| parse_shape(lengths))
-            .ok_or("its `shape` is not a tuple of lengths")?;
-        Ok(Self { element, shape })
+/// The element type and the shape.
+fn parse_header(text: &str) -> Result<(String, Vec<usize>), String> {
+    let element = value_of(text, "descr")?
+        .strip_prefix('\'')
+        .and_then(|rest| rest.split_once('\''))
+        .map(|(element, _)| element.to_owned())
+        .ok_or("its `descr` is not a simple type")?;
+    if !value_of(text, "fortran_order")?.starts_with("False") {
+        return Err("its values are in Fortran order, save `np.ascontiguousarray` of it".into());
     }
-
-    /// Saturates on overflow, which no file length matches.
-    fn bytes_of<E: Element>(&self) -> u64 {
-        self.shape.iter().fold(E::SIZE as u64, |bytes, length| bytes.saturating_mul(*length as u64))
-    }
+    let shape = value_of(text, "shape")?
+        .strip_prefix('(')
+        .and_then(|rest| rest.split_once(')'))
+        .and_then(|(lengths, _)| parse_shape(lengths))
+        .ok_or("its `shape` is not a tuple of lengths")?;
+    Ok((element, shape))
 }
 
 /// The text that follows `key` in a Python dictionary of strings, booleans and tuples.

@@ -145,6 +145,30 @@ impl Gemm for Bf16 {
     }
 }
 
+/// GEMM with an RHS `[K steps, columns, K_PACK]` in VNNI layout, panel by panel, into `out [M,
+/// columns]`, or added to it. `columns` is a multiple of [`LANES`].
+pub(crate) fn gemm<T: Element>(
+    lhs: Lhs<'_, T>,
+    rhs: &[T],
+    columns: usize,
+    dims: Dims,
+    out: &mut [f32],
+    add: bool,
+) {
+    for first in (0..columns).step_by(NR) {
+        let width = NR.min(columns - first);
+        let (values, k_stride) = (&rhs[first * T::K_PACK..], columns * T::K_PACK);
+        let panel = RhsPanel { values, k_stride, width, bias: None };
+        T::gemm(
+            lhs,
+            panel,
+            dims,
+            &mut Output { values: &mut out[first..], row_stride: columns },
+            add,
+        );
+    }
+}
+
 /// Checks the bounds that every kernel relies on.
 fn check<T: Element>(lhs: &Lhs<'_, T>, panel: &RhsPanel<'_, T>, dims: Dims, out: &Output<'_>) {
     let Dims { m, k_steps } = dims;

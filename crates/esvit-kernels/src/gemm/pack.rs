@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{LANES, NR, RhsPanel};
+use super::{Dims, LANES, Lhs, NR, Output, RhsPanel};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::isa;
@@ -116,6 +116,22 @@ impl<T: Element> PackedRhs<T> {
             }
         });
         packed
+    }
+
+    /// GEMM of `m` rows with all panels, into rows of `out` that are `row_stride` values apart and
+    /// padded to whole registers; added to them with `add`.
+    pub(crate) fn gemm(
+        &self,
+        lhs: Lhs<'_, T>,
+        m: usize,
+        out: &mut [f32],
+        row_stride: usize,
+        add: bool,
+    ) {
+        let dims = Dims { m, k_steps: self.k_steps() };
+        for (first, panel) in self.panels() {
+            T::gemm(lhs, panel, dims, &mut Output { values: &mut out[first..], row_stride }, add);
+        }
     }
 
     /// The panels from left to right, each with its first column.

@@ -8,7 +8,7 @@ use super::{Chunking, Gradients, Side};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::elementwise::{dot, scale_into};
-use crate::gemm::{Dims, LANES, Lhs, NR, Output, PackedRhs, RhsPanel, convert, pack_vnni};
+use crate::gemm::{Dims, LANES, Lhs, PackedRhs, convert, gemm, pack_vnni};
 use crate::profile;
 
 /// Rows whose logits of a chunk are computed together, in L2.
@@ -145,11 +145,7 @@ fn exponentials<T: Element>(
     for start in (0..rows).step_by(BLOCK_ROWS) {
         let block = BLOCK_ROWS.min(rows - start);
         let lhs = Lhs::from_rows(&z[start * row..], row);
-        let dims = Dims { m: block, k_steps: packed.k_steps() };
-        for (first, panel) in packed.panels() {
-            let mut out = Output { values: &mut logits[first..], row_stride: padded };
-            T::gemm(lhs, panel, dims, &mut out, false);
-        }
+        packed.gemm(lhs, block, &mut logits, padded, false);
         for (at, logits) in logits.chunks_exact_mut(padded).enumerate().take(block) {
             let logits = &mut logits[..count];
             stats[start + at][0] = scale_logits(logits, center, 1.0 / temperature);
@@ -216,26 +212,12 @@ fn backward<T: Element>(
                 let rows_of_chunk = student.prototypes.chunk(first, count);
                 let packed = PackedRhs::<T>::from_rows(&rows_of_chunk, d, None);
                 let lanes = padded_row_len::<T>(count);
-                let lhs = Lhs::from_rows(&dlogits, lanes);
-                for (first, panel) in packed.panels() {
-                    let mut out = Output { values: &mut dz[first..], row_stride: width };
-                    let dims = Dims { m: rows, k_steps: packed.k_steps() };
-                    T::gemm(lhs, panel, dims, &mut out, true);
-                }
+                packed.gemm(Lhs::from_rows(&dlogits, lanes), rows, &mut dz, width, true);
                 let mut dlogits_t = Buffer::<T>::uninit(steps * lanes * T::K_PACK);
                 pack_vnni(&dlogits, lanes, rows, lanes, &mut dlogits_t, lanes * T::K_PACK);
                 let mut dw = Buffer::<f32>::uninit(count * width);
                 let lhs = Lhs::from_transposed(&dlogits_t, lanes);
-                for first in (0..width).step_by(NR) {
-                    let panel = RhsPanel {
-                        values: &z_packed[first * T::K_PACK..],
-                        k_stride: width * T::K_PACK,
-                        width: NR.min(width - first),
-                        bias: None,
-                    };
-                    let mut out = Output { values: &mut dw[first..], row_stride: width };
-                    T::gemm(lhs, panel, Dims { m: count, k_steps: steps }, &mut out, false);
-                }
+                gemm(lhs, &z_packed, width, Dims { m: count, k_steps: steps }, &mut dw, false);
                 let chunk = first * d..(first + count) * d;
                 let from = student.prototypes.v[chunk].chunks_exact(d).zip(dw.chunks_exact(width));
                 let to = dv.chunks_exact_mut(d).zip(dg);

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::Windows;
+use super::WindowAttention;
 use super::softmax::{softmax, softmax_backward};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
-use crate::gemm::{Dims, LANES, Lhs, NR, Output, RhsPanel, pack_vnni, transpose_rows};
+use crate::gemm::{Dims, LANES, Lhs, gemm, pack_vnni, transpose_rows};
 
 /// Maximum queries of a block: their attention weights stay in L2, and the `n x n` matrix of a
 /// large window is never materialized.
@@ -14,9 +14,11 @@ pub(super) const QUERIES: usize = 64;
 
 /// Matrices of one head in one window. Queries are the `m` real tokens, in blocks; keys and values
 /// include the padding, `n` in all.
-pub(super) struct Head<T: Element> {
+pub(super) struct Head<'a, T: Element> {
+    of: &'a WindowAttention<'a, T>,
+    window: usize,
+    head: usize,
     pub(super) d: usize,
-    heads: usize,
     n: usize,
     /// `d` padded to [`padded_row_len`].
     row: usize,
@@ -24,7 +26,6 @@ pub(super) struct Head<T: Element> {
     pub(super) width: usize,
     /// `n` padded to whole registers.
     lanes: usize,
-    window: usize,
     /// Slots with a token, and padding.
     pub(super) query_slots: Vec<usize>,
     pub(super) padded_slots: Vec<usize>,
@@ -56,9 +57,10 @@ pub(super) struct Head<T: Element> {
     pub(super) dv: Buffer<f32>,
 }
 
-impl<T: Element> Head<T> {
+impl<'a, T: Element> Head<'a, T> {
     /// Buffers for forward and, `with_gradients`, for backward.
-    pub(super) fn new(windows: &Windows<'_>, with_gradients: bool) -> Self {
+    pub(super) fn new(of: &'a WindowAttention<'a, T>, with_gradients: bool) -> Self {
+        let windows = &of.shape;
         let (n, d, lanes) = (windows.slots, windows.head_width(), windows.lanes());
         let (row, width) = (padded_row_len::<T>(d), d.next_multiple_of(LANES));
         let pairs = n.next_multiple_of(T::K_PACK);
@@ -68,13 +70,14 @@ impl<T: Element> Head<T> {
         let sums = Buffer::<f32>::zeroed;
         let back = |len| if with_gradients { len } else { 0 };
         Self {
+            of,
+            window: usize::MAX,
+            head: 0,
             d,
-            heads: windows.heads,
             n,
             row,
             width,
             lanes,
-            window: usize::MAX,
             query_slots: Vec::new(),
             padded_slots: Vec::new(),
             q: stored(n * row),
@@ -98,25 +101,21 @@ impl<T: Element> Head<T> {
         }
     }
 
-    /// Sets the window of an image.
-    pub(super) fn set_window(&mut self, windows: &Windows<'_>, window: usize) {
-        if window != self.window {
-            self.window = window;
-            [self.query_slots, self.padded_slots] = windows.slots_of(window);
-        }
-    }
-
     /// Nearly equal blocks of at most [`QUERIES`] queries; one empty block if there are none, which
     /// zeroes the gradients.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<T> {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<'a, T> {
         let m = self.query_slots.len();
         let size = m.div_ceil(m.div_ceil(QUERIES).max(1)).max(1);
         (0..m.max(1)).step_by(size).map(move |start| start..(start + size).min(m))
     }
 
-    /// Gathers Q, K and V of a head from the rows of the window's tokens and from `padding`.
-    pub(super) fn load(&mut self, qkv: &[T], padding: &[T], head: usize) {
-        let (d, row, width, n) = (self.d, self.row, self.d * self.heads, self.n);
+    /// Gathers Q, K and V of a head in a window of an image from the rows of the window's tokens.
+    pub(super) fn load(&mut self, window: usize, head: usize, qkv: &[T]) {
+        if window != self.window {
+            [self.query_slots, self.padded_slots] = self.of.shape.slots_of(window);
+        }
+        (self.window, self.head) = (window, head);
+        let (d, row, width, n) = (self.d, self.row, self.of.shape.width, self.n);
         let rows = qkv.chunks_exact(padded_row_len::<T>(3 * width));
         for (at, (&slot, from)) in self.query_slots.iter().zip(rows).enumerate() {
             let from = &from[head * d..];
@@ -125,7 +124,7 @@ impl<T: Element> Head<T> {
             copy(&from[2 * width..][..d], &mut self.v[slot * row..][..row]);
         }
         for &slot in &self.padded_slots {
-            let from = &padding[head * d..];
+            let from = &self.of.padding[head * d..];
             copy(&from[width..][..d], &mut self.k[slot * row..][..row]);
             copy(&from[2 * width..][..d], &mut self.v[slot * row..][..row]);
         }
@@ -133,19 +132,14 @@ impl<T: Element> Head<T> {
     }
 
     /// `P = softmax(scale Q K^T + B + mask)` for a block of queries.
-    pub(super) fn compute_weights(
-        &mut self,
-        position_bias: Option<&[f32]>,
-        mask: Option<&[f32]>,
-        queries: &Range<usize>,
-        head: usize,
-    ) {
+    pub(super) fn compute_weights(&mut self, queries: &Range<usize>) {
         let (n, lanes) = (self.n, self.lanes);
         let lhs = Lhs::from_rows(&self.q[queries.start * self.row..], self.row);
         let dims = Dims { m: queries.len(), k_steps: self.row / T::K_PACK };
         gemm(lhs, &self.k_t, lanes, dims, &mut self.p, false);
-        let position_bias = position_bias.map(|bias| &bias[head * n * lanes..][..n * lanes]);
-        let mask = mask.map(|mask| &mask[self.window * n * n..]);
+        let position_bias = self.of.position_bias.as_ref();
+        let position_bias = position_bias.map(|bias| &bias[self.head * n * lanes..][..n * lanes]);
+        let mask = self.of.shape.mask.map(|mask| &mask[self.window * n * n..]);
         let (scale, queries) = (self.scale(), &self.query_slots[queries.clone()]);
         softmax(&mut self.p, scale, position_bias, mask, queries, n, &mut self.p_stored);
     }
@@ -166,11 +160,10 @@ impl<T: Element> Head<T> {
     }
 
     /// Gathers dO of a head from the rows of the window's tokens.
-    pub(super) fn load_gradient(&mut self, dcontext: &[T], head: usize) {
-        let (d, width) = (self.d, self.d * self.heads);
-        let rows = dcontext.chunks_exact(padded_row_len::<T>(width));
+    pub(super) fn load_gradient(&mut self, dcontext: &[T]) {
+        let rows = dcontext.chunks_exact(padded_row_len::<T>(self.of.shape.width));
         for (from, to) in rows.zip(self.dcontext.chunks_exact_mut(self.row)) {
-            copy(&from[head * d..][..d], to);
+            copy(&from[self.head * self.d..][..self.d], to);
         }
         let turned = self.lanes * T::K_PACK;
         transpose_rows(&self.v, self.row, self.n, &mut self.v_t, turned);
@@ -178,12 +171,7 @@ impl<T: Element> Head<T> {
 
     /// Backward of a block of queries, whose P is computed: stores dQ, accumulates dK, dV and the
     /// gradient of the position bias.
-    pub(super) fn backward(
-        &mut self,
-        queries: &Range<usize>,
-        head: usize,
-        dposition_bias: &mut [f32],
-    ) {
+    pub(super) fn backward(&mut self, queries: &Range<usize>, dposition_bias: &mut [f32]) {
         let (n, d, m, row) = (self.n, self.d, queries.len(), self.row);
         let (width, lanes, scale) = (self.width, self.lanes, self.scale());
         let (down, turned) = (width * T::K_PACK, lanes * T::K_PACK);
@@ -199,7 +187,7 @@ impl<T: Element> Head<T> {
         let over_width = Dims { m, k_steps: row / T::K_PACK };
         let gradients = Lhs::from_rows(dcontext, row);
         gemm(gradients, &self.v_t, lanes, over_width, &mut self.ds, false);
-        let dposition_bias = dposition_bias.chunks_exact_mut(n * lanes).nth(head);
+        let dposition_bias = dposition_bias.chunks_exact_mut(n * lanes).nth(self.head);
         let of = &self.query_slots[queries.clone()];
         let (ds, ds_stored) = (&mut self.ds, &mut self.ds_stored);
         softmax_backward(&self.p, ds, dposition_bias, of, n, scale, ds_stored);
@@ -241,23 +229,4 @@ fn vnni_packed<'a, T: Element>(
         pack_vnni(rows, row, count, columns, to, step);
     }
     to
-}
-
-/// `out [rows, columns]`, or what is added to it, for a rhs operand `[steps, columns]`, panel by
-/// panel.
-fn gemm<T: Element>(
-    lhs: Lhs<'_, T>,
-    rhs: &[T],
-    columns: usize,
-    dims: Dims,
-    out: &mut [f32],
-    add: bool,
-) {
-    for first in (0..columns).step_by(NR) {
-        let width = NR.min(columns - first);
-        let (values, step) = (&rhs[first * T::K_PACK..], columns * T::K_PACK);
-        let panel = RhsPanel { values, k_stride: step, width, bias: None };
-        let mut out = Output { values: &mut out[first..], row_stride: columns };
-        T::gemm(lhs, panel, dims, &mut out, add);
-    }
 }

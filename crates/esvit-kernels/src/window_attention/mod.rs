@@ -211,26 +211,17 @@ impl<'a, T: Element> WindowAttention<'a, T> {
         let context = SharedRows::new(context);
         let work = Work::new(windows, shape.heads, if shared { TASKS } else { 1 });
         work.tasks().into_par_iter().for_each(|task| {
-            let mut part = Head::new(shape, false);
-            for at in task {
-                let (window, heads) = work.unit(at);
+            let mut part = Head::new(self, false);
+            for (window, head) in work.heads(task) {
                 let own = self.rows(window..window + 1);
                 let own = own.start - first..own.end - first;
-                part.set_window(shape, window % self.windows());
-                for head in heads {
-                    part.load(&qkv[own.start * row3..own.end * row3], &self.padding, head);
-                    for queries in part.blocks() {
-                        part.compute_weights(
-                            self.position_bias.as_deref(),
-                            shape.mask,
-                            &queries,
-                            head,
-                        );
-                        part.apply_weights(&queries);
-                        let place = (own.start + queries.start) * row + head * part.d;
-                        let out = &part.out[..queries.len() * part.width];
-                        scatter(out, part.width, part.d, place, row, context);
-                    }
+                part.load(window % self.windows(), head, &qkv[own.start * row3..own.end * row3]);
+                for queries in part.blocks() {
+                    part.compute_weights(&queries);
+                    part.apply_weights(&queries);
+                    let place = (own.start + queries.start) * row + head * part.d;
+                    let out = &part.out[..queries.len() * part.width];
+                    scatter(out, part.width, part.d, place, row, context);
                 }
             }
         });
@@ -248,55 +239,40 @@ impl<'a, T: Element> WindowAttention<'a, T> {
         let dqkv = SharedRows::new(dqkv);
         let work = Work::new(0..rows / shape.tokens * self.windows(), shape.heads, TASKS);
         let lens = [self.padding.len(), self.position_bias.as_ref().map_or(0, Vec::len)];
-        let parts: Vec<[Buffer<f32>; 2]> = work
-            .tasks()
-            .into_par_iter()
-            .map(|task| {
-                let mut part = Head::new(shape, true);
-                let (d, wide) = (part.d, part.width);
-                let mut dpadding = Buffer::<f32>::zeroed(lens[0]);
-                let mut dposition_bias = Buffer::<f32>::zeroed(lens[1]);
-                for at in task {
-                    let (window, heads) = work.unit(at);
-                    let own = self.rows(window..window + 1);
-                    part.set_window(shape, window % self.windows());
-                    for head in heads {
-                        part.load(&qkv[own.start * row3..own.end * row3], &self.padding, head);
-                        part.load_gradient(&dcontext[own.start * row..own.end * row], head);
-                        for queries in part.blocks() {
-                            part.compute_weights(
-                                self.position_bias.as_deref(),
-                                shape.mask,
-                                &queries,
-                                head,
-                            );
-                            part.backward(&queries, head, &mut dposition_bias);
-                            let place = (own.start + queries.start) * row3 + head * d;
-                            let gradients = &part.dq[..queries.len() * wide];
-                            scatter(gradients, wide, d, place, row3, dqkv);
-                        }
-                        for (of, gradients) in [(1, &part.dk), (2, &part.dv)] {
-                            let offset = of * shape.width + head * d;
-                            let place = own.start * row3 + offset;
-                            if part.padded_slots.is_empty() {
-                                scatter(gradients, wide, d, place, row3, dqkv);
-                                continue;
-                            }
-                            for (at, slot) in part.query_slots.iter().enumerate() {
-                                let gradient = &gradients[slot * wide..][..wide];
-                                scatter(gradient, wide, d, place + at * row3, row3, dqkv);
-                            }
-                            for slot in &part.padded_slots {
-                                let gradient = &gradients[slot * wide..][..d];
-                                let sums = dpadding[offset..offset + d].iter_mut().zip(gradient);
-                                sums.for_each(|(sum, value)| *sum += value);
-                            }
-                        }
+        let parts = work.tasks().into_par_iter().map(|task| {
+            let mut part = Head::new(self, true);
+            let (d, wide) = (part.d, part.width);
+            let [mut dpadding, mut dposition_bias] = lens.map(Buffer::<f32>::zeroed);
+            for (window, head) in work.heads(task) {
+                let own = self.rows(window..window + 1);
+                part.load(window % self.windows(), head, &qkv[own.start * row3..own.end * row3]);
+                part.load_gradient(&dcontext[own.start * row..own.end * row]);
+                for queries in part.blocks() {
+                    part.compute_weights(&queries);
+                    part.backward(&queries, &mut dposition_bias);
+                    let place = (own.start + queries.start) * row3 + head * d;
+                    scatter(&part.dq[..queries.len() * wide], wide, d, place, row3, dqkv);
+                }
+                for (of, gradients) in [(1, &part.dk), (2, &part.dv)] {
+                    let offset = of * shape.width + head * d;
+                    let place = own.start * row3 + offset;
+                    if part.padded_slots.is_empty() {
+                        scatter(gradients, wide, d, place, row3, dqkv);
+                        continue;
+                    }
+                    for (at, slot) in part.query_slots.iter().enumerate() {
+                        let gradient = &gradients[slot * wide..][..wide];
+                        scatter(gradient, wide, d, place + at * row3, row3, dqkv);
+                    }
+                    for slot in &part.padded_slots {
+                        let gradient = &gradients[slot * wide..][..d];
+                        let sums = dpadding[offset..offset + d].iter_mut().zip(gradient);
+                        sums.for_each(|(sum, value)| *sum += value);
                     }
                 }
-                [dpadding, dposition_bias]
-            })
-            .collect();
+            }
+            [dpadding, dposition_bias]
+        });
         let [dpadding, dposition_bias] = sum_in_order(parts, lens);
         [dpadding, bias_table_gradient(&dposition_bias, self.bias_rows * shape.heads, shape)]
     }
@@ -325,11 +301,13 @@ impl Work {
         (0..units).step_by(size).map(|start| start..(start + size).min(units)).collect()
     }
 
-    /// Window and heads of a unit.
-    fn unit(&self, at: usize) -> (usize, Range<usize>) {
+    /// Window and head of everything in a task.
+    fn heads(&self, task: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
         let groups = self.heads.div_ceil(self.group);
-        let first = at % groups * self.group;
-        (self.windows.start + at / groups, first..(first + self.group).min(self.heads))
+        task.flat_map(move |unit| {
+            let (window, first) = (self.windows.start + unit / groups, unit % groups * self.group);
+            (first..(first + self.group).min(self.heads)).map(move |head| (window, head))
+        })
     }
 }
 

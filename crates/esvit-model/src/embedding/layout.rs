@@ -13,7 +13,7 @@ impl Format {
     /// rewritten once the number of rows is known.
     pub(super) fn header(self, rows: usize, width: usize) -> Vec<u8> {
         match self {
-            Self::Npy => npy::matrix_header(rows, width),
+            Self::Npy => npy::header::<f32>(rows, Some(width)),
             Self::Safetensors => {
                 let entry = |rows: usize| {
                     let bytes = rows as u64 * width as u64 * 4;

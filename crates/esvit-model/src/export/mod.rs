@@ -188,15 +188,14 @@ pub fn write(
     if is_uneven && matches!(options.target, Target::Torchvision | Target::Transformers) {
         return Err(ExportError::Windows { target: options.target, windows });
     }
+    let tensors = || exported(&backbone.params, options.target.naming(), options.float);
     match OutputKind::of(options.target, out)? {
-        OutputKind::Folder => folder(backbone, out, options, &about),
-        OutputKind::Safetensors => {
-            let tensors = exported(&backbone.params, options.target.naming(), options.float);
-            safetensors(out, &tensors, &about)?;
-            Ok(vec![out.into()])
-        }
+        OutputKind::Folder => return folder(backbone, out, options, &tensors(), &about),
+        OutputKind::Safetensors => safetensors(out, &tensors(), &about)?,
         OutputKind::Torch => {
-            let state = state(exported(&backbone.params, options.target.naming(), options.float));
+            let tensors = tensors().into_iter();
+            let state = tensors.map(|(name, tensor)| (name, Tree::Tensor(tensor))).collect();
+            let state = Tree::Dict(state);
             let tree = match options.target {
                 Target::Esvit => Tree::Dict(vec![
                     (backbone.network_name().into(), state),
@@ -205,8 +204,7 @@ pub fn write(
                 // Only the state dict: `load_state_dict(strict=True)` refuses other entries.
                 _ => state,
             };
-            torch(out, &tree)?;
-            Ok(vec![out.into()])
+            write_atomically(out, |file| write_torch(file, &tree).map_err(write_error))?;
         }
         OutputKind::Onnx => {
             if options.float == Float::Bf16 {
@@ -218,19 +216,13 @@ pub fn write(
                 return Err(ExportError::Size { height, width, patch });
             }
             let metadata = [(METADATA_KEY, about.as_str())];
+            let (network, params) = (&*backbone.network, &backbone.params);
             write_atomically(out, |file| {
-                onnx::write(
-                    file,
-                    &*backbone.network,
-                    &backbone.params,
-                    options.size,
-                    options.float,
-                    &metadata,
-                )
+                onnx::write(file, network, params, options.size, options.float, &metadata)
             })?;
-            Ok(vec![out.into()])
         }
     }
+    Ok(vec![out.into()])
 }
 
 /// Writes weights and their configuration files into a folder.
@@ -238,13 +230,13 @@ fn folder(
     backbone: &PretrainedBackbone,
     out: &Path,
     options: &Options,
+    tensors: &[Entry],
     about: &str,
 ) -> Result<Vec<PathBuf>, ExportError> {
     std::fs::create_dir_all(out)
         .map_err(|source| ExportError::Folder { path: out.into(), source })?;
     let weights = out.join("model.safetensors");
-    let tensors = exported(&backbone.params, options.target.naming(), options.float);
-    safetensors(&weights, &tensors, about)?;
+    safetensors(&weights, tensors, about)?;
     let mut files = vec![weights];
     for (name, card) in config_files::config_files(options, backbone) {
         let path = out.join(name);
@@ -253,15 +245,6 @@ fn folder(
         files.push(path);
     }
     Ok(files)
-}
-
-/// Tensors as a PyTorch state dict.
-fn state(tensors: Vec<Entry>) -> Tree<'static> {
-    Tree::Dict(tensors.into_iter().map(|(name, tensor)| (name, Tree::Tensor(tensor))).collect())
-}
-
-fn torch(path: &Path, tree: &Tree<'_>) -> Result<(), FileError> {
-    write_atomically(path, |file| write_torch(file, tree).map_err(write_error))
 }
 
 /// Weights with their metadata. `transformers` requires the entry `format`.
