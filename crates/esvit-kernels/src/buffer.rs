@@ -74,35 +74,33 @@ impl<T: Element> Buffer<T> {
     /// `rows` rows of `width` values of arbitrary content, each of [`padded_row_len`]; the padding
     /// is zero.
     pub(crate) fn rows(rows: usize, width: usize) -> Self {
-        Self::take(rows * padded_row_len::<T>(width), Lifetime::Saved).zero_padding(width)
+        Self::take_rows(rows, rows, width, Lifetime::Saved)
     }
 
     /// [`Buffer::rows`] with [`Lifetime::Scratch`].
     pub(crate) fn scratch_rows(rows: usize, width: usize) -> Self {
-        Self::take(rows * padded_row_len::<T>(width), Lifetime::Scratch).zero_padding(width)
-    }
-
-    fn zero_padding(mut self, width: usize) -> Self {
-        if padded_row_len::<T>(width) > width {
-            self.fill(T::default());
-        }
-        self
+        Self::take_rows(rows, rows, width, Lifetime::Scratch)
     }
 
     /// [`Buffer::rows`] for the `kept` of `total` rows that stochastic depth leaves. Allocates for
     /// all of them, so that the next step, which drops others, finds a buffer that fits.
     pub(crate) fn kept_rows(kept: usize, total: usize, width: usize) -> Self {
-        Self::rows(total.max(kept), width).cut(kept * padded_row_len::<T>(width))
+        Self::take_rows(kept, total, width, Lifetime::Saved)
     }
 
     /// [`Buffer::kept_rows`] with [`Lifetime::Scratch`].
     pub(crate) fn scratch_kept_rows(kept: usize, total: usize, width: usize) -> Self {
-        Self::scratch_rows(total.max(kept), width).cut(kept * padded_row_len::<T>(width))
+        Self::take_rows(kept, total, width, Lifetime::Scratch)
     }
 
-    fn cut(mut self, len: usize) -> Self {
-        self.len = len;
-        self
+    fn take_rows(kept: usize, total: usize, width: usize, lifetime: Lifetime) -> Self {
+        let row = padded_row_len::<T>(width);
+        let mut buffer = Self::take(total.max(kept) * row, lifetime);
+        if row > width {
+            buffer.fill(T::default());
+        }
+        buffer.len = kept * row;
+        buffer
     }
 }
 

@@ -38,21 +38,16 @@ const UNKNOWN: u8 = u8::MAX;
 /// The best instruction set that the machine has.
 pub fn detected() -> Isa {
     #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-            {
-                return if is_x86_feature_detected!("avx512bf16") {
-                    Isa::Avx512Bf16
-                } else {
-                    Isa::Avx512
-                };
-            }
-            return Isa::Avx2;
-        }
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        let has_avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        return match is_x86_feature_detected!("avx512bf16") {
+            _ if !has_avx512 => Isa::Avx2,
+            false => Isa::Avx512,
+            true => Isa::Avx512Bf16,
+        };
     }
     Isa::Baseline
 }

@@ -8,6 +8,7 @@ use super::{Dims, LANES, Lhs, Output, RhsPanel};
 use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::elementwise;
+use crate::rows::slots;
 
 /// K rows that are packed and multiplied at a time, so that the packed operands stay in the caches.
 const CHUNK_K: usize = 1536;
@@ -123,7 +124,9 @@ fn pack_panels<T: Element>(
 ) {
     let stored = rows.len().next_multiple_of(T::K_PACK);
     let from = &matrix.values[rows.start * matrix.row_stride..];
-    let pack = |at: usize, panel: &mut [T], sums: Option<&mut [f32]>| {
+    let panels = out.par_chunks_mut(width * stored);
+    let slots = slots(sums.map(|sums| sums.chunks_mut(width)), panels.len());
+    panels.zip(slots).enumerate().for_each(|(at, (panel, sums))| {
         let first = at * width;
         let padded = panel.len() / stored;
         let columns = padded.min(matrix.columns - first);
@@ -137,16 +140,5 @@ fn pack_panels<T: Element>(
                 elementwise::add(&from[row * matrix.row_stride..][..columns], sums);
             }
         }
-    };
-    match sums {
-        Some(sums) => out
-            .par_chunks_mut(width * stored)
-            .zip(sums.par_chunks_mut(width))
-            .enumerate()
-            .for_each(|(at, (panel, sums))| pack(at, panel, Some(sums))),
-        None => out
-            .par_chunks_mut(width * stored)
-            .enumerate()
-            .for_each(|(at, panel)| pack(at, panel, None)),
-    }
+    });
 }

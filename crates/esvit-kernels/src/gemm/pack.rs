@@ -219,32 +219,14 @@ pub(crate) fn pack_vnni<T: Element>(
     }
 }
 
-/// Whether AVX-512 shuffles may be used.
-fn has_avx512() -> bool {
-    cfg!(target_arch = "x86_64") && isa::current() >= isa::Isa::Avx512
-}
-
-/// Interleaves two rows.
-fn interleave_rows<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
-    let n = first.len();
-    assert!(second.len() >= n && to.len() >= 2 * n, "rows of equal length");
-    let done = if has_avx512() && size_of::<T>() == 2 { n / 32 * 32 } else { 0 };
-    #[cfg(target_arch = "x86_64")]
-    if done > 0 {
-        // SAFETY: the machine has AVX-512 with BW, `done` values of 16 bits lie in both rows and
-        // there is room for twice as many.
-        unsafe {
-            super::x86::interleave_avx512(
-                first.as_ptr().cast(),
-                second.as_ptr().cast(),
-                to.as_mut_ptr().cast(),
-                done,
-            );
+dispatch! {
+    /// Interleaves two rows.
+    fn interleave_rows<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
+        let n = first.len();
+        let (second, to) = (&second[..n], &mut to.as_chunks_mut::<2>().0[..n]);
+        for i in 0..n {
+            to[i] = [first[i], second[i]];
         }
-    }
-    for i in done..n {
-        to[2 * i] = first[i];
-        to[2 * i + 1] = second[i];
     }
 }
 

@@ -215,32 +215,3 @@ pub(super) unsafe fn transpose8_avx2(from: *const f32, row: usize, to: *mut f32,
         }
     }
 }
-
-/// Interleaves two rows of `n` 16-bit values, `n` a multiple of 32.
-///
-/// # Safety
-/// The machine has AVX-512 with BW; `n` values lie at `first` and `second`, and there is room for
-/// twice as many at `to`.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn interleave_avx512(
-    first: *const u16,
-    second: *const u16,
-    to: *mut u16,
-    n: usize,
-) {
-    // Unpacking works within 128-bit lanes; these permutations put the lanes in order.
-    let low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
-    let high = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
-    for at in (0..n).step_by(32) {
-        // SAFETY: 32 values from `at` on, of `n`.
-        unsafe {
-            let a = _mm512_loadu_si512(first.add(at).cast());
-            let b = _mm512_loadu_si512(second.add(at).cast());
-            let (even, odd) = (_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b));
-            let start = _mm512_permutex2var_epi64(even, low, odd);
-            let end = _mm512_permutex2var_epi64(even, high, odd);
-            _mm512_storeu_si512(to.add(2 * at).cast(), start);
-            _mm512_storeu_si512(to.add(2 * at + 32).cast(), end);
-        }
-    }
-}
