@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::TASK_VALUES;
 use crate::elementwise::add;
 use crate::reduce::sum_in_order;
-use crate::simd::dispatch;
+use crate::simd::{dispatch, update};
 
 /// Mean and variance of every channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -121,33 +121,19 @@ fn scaled(mut values: Vec<f32>, factor: f32) -> Vec<f32> {
 
 dispatch! {
     fn add_squares(row: &[f32], mean: &[f32], sums: &mut [f32]) {
-        let width = sums.len();
-        let (row, mean) = (&row[..width], &mean[..width]);
-        for i in 0..width {
-            sums[i] += (row[i] - mean[i]) * (row[i] - mean[i]);
-        }
+        update(sums, [row, mean], |sum, [x, mean]| sum + (x - mean) * (x - mean));
     }
 }
 
 dispatch! {
     fn affine(x: &[f32], mean: &[f32], slope: &[f32], beta: &[f32], y: &mut [f32]) {
-        let width = y.len();
-        let (x, mean) = (&x[..width], &mean[..width]);
-        let (slope, beta) = (&slope[..width], &beta[..width]);
-        for i in 0..width {
-            y[i] = (x[i] - mean[i]) * slope[i] + beta[i];
-        }
+        update(y, [x, mean, slope, beta], |_, [x, mean, slope, beta]| (x - mean) * slope + beta);
     }
 }
 
 dispatch! {
     fn add_products(x: &[f32], mean: &[f32], rstd: &[f32], dy: &[f32], sums: &mut [f32]) {
-        let width = sums.len();
-        let (x, mean) = (&x[..width], &mean[..width]);
-        let (rstd, dy) = (&rstd[..width], &dy[..width]);
-        for i in 0..width {
-            sums[i] += (x[i] - mean[i]) * rstd[i] * dy[i];
-        }
+        update(sums, [x, mean, rstd, dy], |sum, [x, mean, rstd, dy]| sum + (x - mean) * rstd * dy);
     }
 }
 
@@ -163,14 +149,11 @@ dispatch! {
         share: f32,
         dx: &mut [f32],
     ) {
-        let width = dx.len();
-        let (x, mean, rstd) = (&x[..width], &mean[..width], &rstd[..width]);
-        let (gamma, dy) = (&gamma[..width], &dy[..width]);
-        let (dgamma, dbeta) = (&dgamma[..width], &dbeta[..width]);
-        for i in 0..width {
-            let z = (x[i] - mean[i]) * rstd[i];
-            dx[i] = (dy[i] - share * (dbeta[i] + z * dgamma[i])) * gamma[i] * rstd[i];
-        }
+        let from = [x, mean, rstd, gamma, dy, dgamma, dbeta];
+        update(dx, from, |_, [x, mean, rstd, gamma, dy, dgamma, dbeta]| {
+            let z = (x - mean) * rstd;
+            (dy - share * (dbeta + z * dgamma)) * gamma * rstd
+        });
     }
 }
 

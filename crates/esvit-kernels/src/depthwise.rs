@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use crate::reduce::sum_in_order;
-use crate::simd::dispatch;
+use crate::simd::{dispatch, update};
 
 /// Shape of feature maps `[images, height, width, C]` and of the filters.
 #[derive(Debug, Clone, Copy)]
@@ -119,11 +119,7 @@ pub fn backward(
 
 dispatch! {
     fn accumulate(a: &[f32], b: &[f32], sums: &mut [f32]) {
-        let width = sums.len();
-        let (a, b) = (&a[..width], &b[..width]);
-        for i in 0..width {
-            sums[i] += a[i] * b[i];
-        }
+        update(sums, [a, b], |sum, [a, b]| sum + a * b);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::simd::{dispatch, sum, sum_pairs};
+use crate::simd::{dispatch, sum, sum_pairs, update};
 use crate::{TASK_VALUES, elementwise};
 
 /// An exponential moving average of the parameters (the teacher), updated in the same pass.
@@ -198,9 +198,7 @@ pub fn ema_update(ema: &mut [f32], values: &[f32], momentum: f64) {
 
 dispatch! {
     fn ema_task(ema: &mut [f32], values: &[f32], shares: [f32; 2]) {
-        for (ema, &value) in ema.iter_mut().zip(values) {
-            *ema = *ema * shares[0] + value * shares[1];
-        }
+        update(ema, [values], |ema, [value]| ema * shares[0] + value * shares[1]);
     }
 }
 

@@ -64,6 +64,19 @@ pub(crate) fn prefetch<T>(values: &[T], row: usize, columns: usize) {
     let _ = (values, row, columns);
 }
 
+/// `to = f(to, from)`, value by value, of rows of which none is shorter than `to`.
+#[inline(always)]
+pub(crate) fn update<const N: usize>(
+    to: &mut [f32],
+    from: [&[f32]; N],
+    f: impl Fn(f32, [f32; N]) -> f32,
+) {
+    let from = from.map(|row| &row[..to.len()]);
+    for i in 0..to.len() {
+        to[i] = f(to[i], from.map(|row| row[i]));
+    }
+}
+
 /// `sum(term(v))` in [`LANES`] accumulators. Chunks of constant length need no bounds checks, which
 /// would prevent vectorization.
 #[inline(always)]

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::elementwise::scale_into;
-use crate::simd::{dispatch, sum, sum_pairs};
+use crate::simd::{dispatch, sum, sum_pairs, update};
 use crate::{TASK_VALUES, buffer};
 
 /// Smallest norm that a row is divided by.
@@ -121,9 +121,7 @@ dispatch! {
         } else {
             0.0
         };
-        for i in 0..gradient.len() {
-            gradient[i] = (gradient[i] - y[i] * along) / norm;
-        }
+        update(gradient, [y], |gradient, [y]| (gradient - y * along) / norm);
     }
 }
 
@@ -163,10 +161,7 @@ pub fn global_average_pool_backward(
 
 dispatch! {
     fn add_scaled(from: &[f32], scale: f32, to: &mut [f32]) {
-        let to = &mut to[..from.len()];
-        for i in 0..from.len() {
-            to[i] += from[i] * scale;
-        }
+        update(to, [from], |to, [from]| to + from * scale);
     }
 }
 

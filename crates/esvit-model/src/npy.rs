@@ -51,38 +51,13 @@ pub enum NpyError {
         /// Number of columns.
         columns: usize,
     },
-    /// The header is damaged or of an unsupported kind.
+    /// It is damaged, of an unsupported kind, or of another element type than asked for.
     #[error("cannot read `{path}` as a `.npy` file: {reason}")]
-    Header {
+    Unusable {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
-    },
-    /// The element type differs from the one asked for.
-    #[error(
-        "`{path}` holds values of type `{found}` instead of `{expected}`, \
-         convert it with `.astype('{expected}')`"
-    )]
-    ElementType {
-        /// The file.
-        path: PathBuf,
-        /// The type that was asked for, in NumPy's notation.
-        expected: &'static str,
-        /// The type in the file.
-        found: String,
-    },
-    /// The length of the file does not fit its shape.
-    #[error("`{path}` holds {found} bytes of values, its shape {shape:?} needs {expected}")]
-    Length {
-        /// The file.
-        path: PathBuf,
-        /// The shape in the header.
-        shape: Vec<usize>,
-        /// The number of bytes that the shape needs.
-        expected: u64,
-        /// The number of bytes there are.
-        found: u64,
     },
 }
 
@@ -261,19 +236,24 @@ impl<E: Element, R: Read> NpyReader<E, R> {
     /// Reads an array of `length` bytes, header included; `path` is for messages.
     fn new(mut reader: R, length: u64, path: &Path) -> Result<Self, NpyError> {
         let read_error = |source| NpyError::Read { path: path.to_owned(), source };
-        let header_error = |reason| NpyError::Header { path: path.to_owned(), reason };
-        let text = read_header_text(&mut reader).map_err(read_error)?.map_err(header_error)?;
-        let (found, shape) = parse_header(&text).map_err(header_error)?;
-        if found != E::DESCRIPTION {
-            let expected = E::DESCRIPTION;
-            return Err(NpyError::ElementType { path: path.to_owned(), expected, found });
+        let unusable = |reason| NpyError::Unusable { path: path.to_owned(), reason };
+        let text = read_header_text(&mut reader).map_err(read_error)?.map_err(unusable)?;
+        let (element, shape) = parse_header(&text).map_err(unusable)?;
+        if element != E::DESCRIPTION {
+            return Err(unusable(format!(
+                "it holds values of type `{element}` instead of `{0}`, convert it with \
+                 `.astype('{0}')`",
+                E::DESCRIPTION
+            )));
         }
         let found = length.saturating_sub((PREAMBLE_LENGTH + text.len()) as u64);
         // Saturates on overflow, which no file length matches.
         let bytes = |bytes: u64, &length: &usize| bytes.saturating_mul(length as u64);
         let expected = shape.iter().fold(size_of::<E>() as u64, bytes);
         if found != expected {
-            return Err(NpyError::Length { path: path.to_owned(), shape, expected, found });
+            return Err(unusable(format!(
+                "it holds {found} bytes of values, its shape {shape:?} needs {expected}"
+            )));
         }
         let too_large = |_| read_error(io::ErrorKind::OutOfMemory.into());
         let left = usize::try_from(expected).map_err(too_large)? / size_of::<E>();

@@ -192,40 +192,35 @@ dispatch! {
     }
 }
 
-/// Packs a row-major matrix into VNNI layout: K step `s` of `to` (`step` values apart) gets the
-/// first `columns` values of rows `K_PACK s .. K_PACK (s + 1)` of `from` (`row` values apart),
-/// interleaved. A missing last row counts as zeros.
-pub(crate) fn pack_vnni<T: Element>(
-    from: &[T],
-    row: usize,
-    rows: usize,
-    columns: usize,
-    to: &mut [T],
-    step: usize,
-) {
-    for (at, to) in to.chunks_mut(step.max(1)).enumerate().take(rows.div_ceil(T::K_PACK)) {
-        let to = &mut to[..columns * T::K_PACK];
-        let first = &from[at * T::K_PACK * row..][..columns];
-        if T::K_PACK == 1 {
-            to.copy_from_slice(first);
-        } else if at * T::K_PACK + 1 < rows {
-            interleave_rows(first, &from[(at * T::K_PACK + 1) * row..][..columns], to);
-        } else {
-            for (to, &value) in to.chunks_exact_mut(T::K_PACK).zip(first) {
-                to.fill(T::default());
-                to[0] = value;
-            }
-        }
-    }
-}
-
 dispatch! {
-    /// Interleaves two rows.
-    fn interleave_rows<T: Element>(first: &[T], second: &[T], to: &mut [T]) {
-        let n = first.len();
-        let (second, to) = (&second[..n], &mut to.as_chunks_mut::<2>().0[..n]);
-        for i in 0..n {
-            to[i] = [first[i], second[i]];
+    /// Packs a row-major matrix into VNNI layout: K step `s` of `to` (`step` values apart) gets the
+    /// first `columns` values of rows `K_PACK s .. K_PACK (s + 1)` of `from` (`row` values apart),
+    /// interleaved. A missing last row counts as zeros.
+    pub(crate) fn pack_vnni<T: Element>(
+        from: &[T],
+        row: usize,
+        rows: usize,
+        columns: usize,
+        to: &mut [T],
+        step: usize,
+    ) {
+        for (at, to) in to.chunks_mut(step.max(1)).enumerate().take(rows.div_ceil(T::K_PACK)) {
+            let to = &mut to[..columns * T::K_PACK];
+            let first = &from[at * T::K_PACK * row..][..columns];
+            if T::K_PACK == 1 {
+                to.copy_from_slice(first);
+            } else if at * T::K_PACK + 1 < rows {
+                let second = &from[(at * T::K_PACK + 1) * row..][..columns];
+                let to = &mut to.as_chunks_mut::<2>().0[..columns];
+                for i in 0..columns {
+                    to[i] = [first[i], second[i]];
+                }
+            } else {
+                for (to, &value) in to.chunks_exact_mut(T::K_PACK).zip(first) {
+                    to.fill(T::default());
+                    to[0] = value;
+                }
+            }
         }
     }
 }
