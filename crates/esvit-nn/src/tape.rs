@@ -12,39 +12,63 @@ use crate::onnx::Nodes;
 use crate::tensor::{Dtype, Shape, Tensor};
 
 /// What an operation saves for its backward pass.
-pub type Saved = Box<dyn Any + Send>;
+pub struct Saved(Box<dyn Any + Send>);
 
-/// The gradients of an operation's inputs.
+impl Saved {
+    /// Saves values of any type.
+    pub fn new(values: impl Any + Send) -> Self {
+        Self(Box::new(values))
+    }
+
+    /// The values.
+    ///
+    /// # Panics
+    /// When they have another type.
+    pub fn take<T: Any>(self) -> T {
+        *self.0.downcast().expect("an operation gets what it saved")
+    }
+}
+
+/// What the backward pass of an operation is given.
+#[expect(missing_debug_implementations, reason = "what was saved may be of any type")]
+pub struct Backward<'a> {
+    /// What the forward pass saved.
+    pub saved: Saved,
+    /// The inputs but the first.
+    pub parameters: &'a [Tensor],
+    /// The gradient of the result.
+    pub gradient: Tensor,
+    /// Of every input, whether its gradient is used.
+    pub wanted: &'a [bool],
+}
+
+/// The gradients of an operation's inputs; those of the last ones may be left out.
 pub type InputGradients = Vec<Option<Tensor>>;
 
 /// A function of tensors with its derivative. Input 0 is the activation and may be overwritten; the
 /// others are parameters and constants.
 pub trait Operation: Any + Debug + Send + Sync {
-    /// Shape of the result.
+    /// Shape of the result, by default that of input 0.
     ///
     /// # Panics
     /// When the inputs do not fit together.
-    fn output(&self, inputs: &[Shape]) -> Shape;
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        inputs[0]
+    }
 
     /// Element type of the result, by default that of input 0.
     fn dtype(&self, input: Dtype) -> Dtype {
         input
     }
 
-    /// The result and, with `save`, what [`Operation::backward`] needs besides the parameters.
+    /// The result and, with `save`, what [`Operation::backward`] needs besides the parameters, if
+    /// it needs anything.
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>);
 
-    /// Gradients of all inputs, given that of the result; `parameters` are the inputs but the
-    /// first. Where `wanted` is false, the gradient may be None.
+    /// Gradients of all inputs; None is allowed where none is wanted.
     ///
     /// The default is for operations without a derivative.
-    fn backward(
-        &self,
-        _saved: Saved,
-        _parameters: &[Tensor],
-        _gradient: Tensor,
-        _wanted: &[bool],
-    ) -> InputGradients {
+    fn backward(&self, _pass: Backward<'_>) -> InputGradients {
         panic!("{self:?} has no derivative")
     }
 
@@ -193,8 +217,12 @@ impl Tape {
             };
             let Recorded { operation, inputs, parameters, saved } = recorded;
             let wanted: Vec<bool> = inputs.iter().map(|(value, _)| value.is_some()).collect();
-            let saved = saved.expect("recorded operations save");
-            let found = operation.backward(saved, &parameters, gradient.reshape(shape), &wanted);
+            let found = operation.backward(Backward {
+                saved: saved.unwrap_or_else(|| Saved::new(())),
+                parameters: &parameters,
+                gradient: gradient.reshape(shape),
+                wanted: &wanted,
+            });
             for ((value, _), gradient) in inputs.into_iter().zip(found) {
                 let (Some(value), Some(gradient)) = (value, gradient) else { continue };
                 match (&entries[value].origin, &mut gradients[value]) {

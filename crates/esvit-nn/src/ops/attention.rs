@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use esvit_kernels::buffer::recycle;
+use esvit_kernels::SampleScales;
+use esvit_kernels::attention::{self, Attention, Gradients};
 use esvit_kernels::window_attention::Windows;
-use esvit_kernels::{SampleScales, attention};
 
-use super::cpu::{own, values, values_mut};
-use super::mlp::{LinearValues, NormValues, Scales, copy_of, with_input};
+use super::cpu::{gradients, values, values_mut};
+use super::mlp::{LinearValues, NormValues, Scales};
 use super::precision::with_element;
 use super::{Compute, Segment, WindowMap, tokens_per_image};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 /// Layers of an attention branch; `table [(2 w - 1)^2, heads]` is the relative position bias.
@@ -48,7 +48,7 @@ pub fn attention_branch(
     let mixing = Mixing::Windows { counts, maps: windows.to_vec() };
     let operation = AttentionBranch { images, mixing, scales, eps, compute };
     let NormValues { gamma, beta, .. } = norm;
-    apply(operation, [x, gamma, beta, qkv.weight, qkv.bias, table, proj.weight, proj.bias])
+    apply(operation, [x, gamma, beta, qkv.weight, qkv.bias, proj.weight, proj.bias, table])
 }
 
 /// The attention branch of a plain vision transformer: global attention within each image, without
@@ -133,33 +133,19 @@ enum Mixing {
 }
 
 impl AttentionBranch {
-    fn parameters<'a>(&self, inputs: &'a [Tensor]) -> attention::Attention<'a> {
-        let mut inputs = inputs.iter().map(values);
-        let mut next = || inputs.next().expect("an input for every parameter");
-        let (gamma, beta, eps) = (next(), next(), self.eps);
-        let (qkv_weight, qkv_bias) = (next(), next());
-        let table = match self.mixing {
-            Mixing::Windows { .. } => next(),
-            Mixing::Plain { .. } => &[],
-        };
-        let (proj_weight, proj_bias) = (next(), next());
-        attention::Attention {
-            gamma,
-            beta,
-            eps,
-            qkv_weight,
-            qkv_bias,
-            bias_table: table,
-            proj_weight,
-            proj_bias,
-        }
+    fn parameters<'a>(&self, inputs: &'a [Tensor]) -> Attention<'a> {
+        // Only windows have a table.
+        let [gamma, beta, qkv_weight, qkv_bias, proj_weight, proj_bias, bias_table] =
+            std::array::from_fn(|i| inputs.get(i).map_or(&[][..], values));
+        let eps = self.eps;
+        Attention { gamma, beta, eps, qkv_weight, qkv_bias, bias_table, proj_weight, proj_bias }
     }
 
     fn sample_scales(&self) -> SampleScales<'_> {
         SampleScales { seq_lens: &self.images, scales: self.scales.as_deref() }
     }
 
-    fn segments<'a>(&'a self, attention: &attention::Attention<'_>) -> Vec<attention::Segment<'a>> {
+    fn segments<'a>(&'a self, attention: &Attention<'_>) -> Vec<attention::Segment<'a>> {
         let width = attention.gamma.len();
         match &self.mixing {
             Mixing::Windows { counts, maps } => {
@@ -231,7 +217,7 @@ fn plain_nodes(nodes: &mut Nodes<'_>, normed: &str, tokens: usize, heads: usize)
 /// Attention of normalized rows in windows, `[images, tokens, C]`; inputs as
 /// [`attention_branch`] lists them.
 fn window_nodes(nodes: &mut Nodes<'_>, normed: &str, map: &WindowMap) -> String {
-    let ([_, width], heads) = (nodes.shape(0).dims(), nodes.shape(5)[1]);
+    let ([_, width], heads) = (nodes.shape(0).dims(), nodes.shape(7)[1]);
     let [height, across] = map.map;
     let layout = format!("map_{height}x{across}_window_{}_shift_{}", map.window, map.shift);
     let [tokens, depth] = [map.window_tokens(), width / heads];
@@ -249,7 +235,7 @@ fn window_nodes(nodes: &mut Nodes<'_>, normed: &str, map: &WindowMap) -> String 
     let qkv = nodes.node("Add", &[&qkv, &bias], &[]);
     let qkv = nodes.reshape(&qkv, &[tokens, 3, heads, depth]);
     let (mut logits, values) = logits_and_values(nodes, &qkv, depth);
-    let table = nodes.parameter(5);
+    let table = nodes.parameter(7);
     let rows = nodes.integers(&format!("positions_{}", map.window), &map.bias_row);
     let position = nodes.gather(&table, &rows, 0);
     let position = nodes.reshape(&position, &[tokens, heads]);
@@ -269,10 +255,6 @@ fn window_nodes(nodes: &mut Nodes<'_>, normed: &str, map: &WindowMap) -> String 
 }
 
 impl Operation for AttentionBranch {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0]
-    }
-
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let [rows, width] = inputs[0].dims();
         let macs = |rows: usize, keys: usize| rows * (4 * width * width + 2 * keys * width);
@@ -298,79 +280,48 @@ impl Operation for AttentionBranch {
         let [_, width] = nodes.shape(0).dims();
         let x = nodes.input(0);
         let normed = nodes.layer_norm(&x, 1, self.eps);
-        let (context, proj) = match &self.mixing {
-            Mixing::Windows { maps, .. } => (window_nodes(nodes, &normed, &maps[0]), 6),
+        let context = match &self.mixing {
+            Mixing::Windows { maps, .. } => window_nodes(nodes, &normed, &maps[0]),
             Mixing::Plain { heads, .. } => {
                 let tokens = *self.images.first()?;
                 if self.images.iter().any(|&other| other != tokens) {
                     return None;
                 }
-                (plain_nodes(nodes, &normed, tokens, *heads), 5)
+                plain_nodes(nodes, &normed, tokens, *heads)
             }
         };
         let context = nodes.reshape(&context, &[width]);
-        let projected = nodes.linear(&context, proj);
+        let projected = nodes.linear(&context, 5);
         Some(nodes.node("Add", &[&x, &projected], &[]))
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let parameters = inputs.split_off(1);
-        let mut x = inputs.remove(0);
-        let attention = self.parameters(&parameters);
+        let (attention, compute) = (self.parameters(&parameters), &self.compute);
         let (segments, scales) = (self.segments(&attention), self.sample_scales());
-        let input = (save && self.compute.activation_checkpointing).then(|| copy_of(&x));
-        let save = save && input.is_none();
-        let saved = with_element!(self.compute.precision, T => {
-            let x = values_mut(&mut x);
-            let packing = &self.compute.packing;
-            let packed = packing.get(self.compute.precision, || attention.pack_weights::<T>());
-            let saved = attention::forward(x, &attention, &packed, &segments, &scales, save);
-            saved.map(|saved| Box::new(saved) as Saved)
-        });
-        (x, saved.or(input))
+        with_element!(compute.precision, T => {
+            let packed = compute.packing.get(compute.precision, || attention.pack_weights::<T>());
+            compute.forward(inputs.remove(0), save, |x, save| {
+                attention::forward(x, &attention, &packed, &segments, &scales, save)
+            })
+        })
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        mut gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let attention = self.parameters(parameters);
+    fn backward(&self, mut pass: Backward<'_>) -> InputGradients {
+        let attention = self.parameters(pass.parameters);
         let (segments, scales) = (self.segments(&attention), self.sample_scales());
-        let gradients = with_element!(self.compute.precision, T => {
-            let saved = if self.compute.activation_checkpointing {
-                let mut x: Vec<f32> = own(saved);
+        let gradient = values_mut(&mut pass.gradient);
+        let found = with_element!(self.compute.precision, T => {
+            let saved = self.compute.saved(pass.saved, |x| {
                 let packed = attention.pack_weights::<T>();
-                let saved = attention::forward(&mut x, &attention, &packed, &segments, &scales, true);
-                recycle(x);
-                saved.expect("the forward pass was asked to save")
-            } else {
-                own(saved)
-            };
-            let gradient = values_mut(&mut gradient);
-            attention::backward::<T>(saved, &attention, &segments, &scales, gradient)
+                attention::forward(x, &attention, &packed, &segments, &scales, true)
+            });
+            attention::backward(saved, &attention, &segments, &scales, gradient)
         });
-        let attention::Gradients {
-            gamma,
-            beta,
-            qkv_weight,
-            qkv_bias,
-            bias_table: table,
-            proj_weight,
-            proj_bias,
-        } = gradients;
-        match self.mixing {
-            Mixing::Windows { .. } => {
-                let gradients = [gamma, beta, qkv_weight, qkv_bias, table, proj_weight, proj_bias];
-                with_input(gradient, gradients, parameters)
-            }
-            Mixing::Plain { .. } => {
-                let gradients = [gamma, beta, qkv_weight, qkv_bias, proj_weight, proj_bias];
-                with_input(gradient, gradients, parameters)
-            }
-        }
+        let Gradients { gamma, beta, qkv_weight, qkv_bias, bias_table, proj_weight, proj_bias } =
+            found;
+        let found = [gamma, beta, qkv_weight, qkv_bias, proj_weight, proj_bias, bias_table];
+        gradients(Some(pass.gradient), found, pass.parameters)
     }
 }
 

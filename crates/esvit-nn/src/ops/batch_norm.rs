@@ -4,9 +4,9 @@ use esvit_kernels::batch_norm::{self, Statistics};
 use esvit_kernels::buffer;
 
 use super::Precision;
-use super::cpu::{made, made_like, own, values};
+use super::cpu::{gradients, made, made_like, values};
 use crate::cost::Cost;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 /// Batch normalization of `x [rows, C]` with the statistics of these rows; `gamma`, `beta` are
@@ -47,10 +47,6 @@ fn statistics(both: &Tensor) -> Statistics {
 }
 
 impl Operation for BatchNorm {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0]
-    }
-
     fn cost(&self, inputs: &[Shape]) -> Cost {
         Cost::default().saving(inputs[0].numel(), Precision::F32)
     }
@@ -60,28 +56,15 @@ impl Operation for BatchNorm {
         let mut y = buffer::uninit(x.len());
         batch_norm::forward(x, &statistics(&inputs[3]), [gamma, beta], self.eps, &mut y);
         let y = made_like(y, &inputs[0]);
-        (y, save.then(|| Box::new(inputs.swap_remove(0)) as Saved))
+        (y, save.then(|| Saved::new(inputs.swap_remove(0))))
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let x: Tensor = own(saved);
-        let dy = values(&gradient);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let (x, dy): (Tensor, _) = (pass.saved.take(), values(&pass.gradient));
         let mut dx = buffer::uninit(dy.len());
-        let (gamma, statistics) = (values(&parameters[0]), statistics(&parameters[2]));
+        let (gamma, statistics) = (values(&pass.parameters[0]), statistics(&pass.parameters[2]));
         let (dgamma, dbeta) =
             batch_norm::backward(values(&x), &statistics, gamma, self.eps, dy, &mut dx);
-        let dx = made_like(dx, &gradient);
-        vec![
-            Some(dx),
-            Some(made_like(dgamma, &parameters[0])),
-            Some(made_like(dbeta, &parameters[1])),
-            None,
-        ]
+        gradients(Some(made_like(dx, &pass.gradient)), [dgamma, dbeta], pass.parameters)
     }
 }

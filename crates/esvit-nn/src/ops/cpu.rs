@@ -1,7 +1,7 @@
 //! What operations on the CPU share: values as slices, and tensors from them.
 
 use crate::device::Device;
-use crate::tape::Saved;
+use crate::tape::InputGradients;
 use crate::tensor::{Shape, Tensor};
 
 /// The f32 values.
@@ -24,7 +24,12 @@ pub(super) fn made_like(values: Vec<f32>, like: &Tensor) -> Tensor {
     made(values, like.shape())
 }
 
-/// Downcasts what an operation saved.
-pub(super) fn own<T: 'static>(saved: Saved) -> T {
-    *saved.downcast::<T>().expect("an operation gets what it saved")
+/// The gradient of input 0, then those of the parameters in the parameters' shapes.
+pub(super) fn gradients<const N: usize>(
+    input: Option<Tensor>,
+    of_parameters: [Vec<f32>; N],
+    parameters: &[Tensor],
+) -> InputGradients {
+    let shaped = of_parameters.into_iter().zip(parameters).map(|(v, p)| Some(made_like(v, p)));
+    std::iter::once(input).chain(shaped).collect()
 }

@@ -3,11 +3,11 @@
 use esvit_kernels::buffer;
 use esvit_kernels::depthwise::{self, FeatureMaps};
 
-use super::cpu::{made_like, own, values};
+use super::cpu::{gradients, made_like, values};
 use super::{Precision, Segment};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 /// Depthwise convolution of the maps of `segment`, `x [rows, C]`, with `weight [k, k, C]`: stride
@@ -29,10 +29,6 @@ struct Depthwise {
 }
 
 impl Operation for Depthwise {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0]
-    }
-
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let values = inputs[0].numel();
         Cost::products(values * self.maps.kernel_size.pow(2)).saving(values, Precision::F32)
@@ -55,22 +51,14 @@ impl Operation for Depthwise {
         let mut y = buffer::uninit(x.len());
         depthwise::forward(&self.maps, x, weight, &mut y);
         let y = made_like(y, &inputs[0]);
-        (y, save.then(|| Box::new(inputs.swap_remove(0)) as Saved))
+        (y, save.then(|| Saved::new(inputs.swap_remove(0))))
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let x: Tensor = own(saved);
-        let mut dx = buffer::uninit(values(&x).len());
-        let weight = values(&parameters[0]);
-        let dweight =
-            depthwise::backward(&self.maps, values(&x), weight, values(&gradient), &mut dx);
-        let dx = made_like(dx, &x);
-        vec![Some(dx), Some(made_like(dweight, &parameters[0]))]
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let x: Tensor = pass.saved.take();
+        let (weight, dy) = (values(&pass.parameters[0]), values(&pass.gradient));
+        let mut dx = buffer::uninit(dy.len());
+        let dweight = depthwise::backward(&self.maps, values(&x), weight, dy, &mut dx);
+        gradients(Some(made_like(dx, &x)), [dweight], pass.parameters)
     }
 }

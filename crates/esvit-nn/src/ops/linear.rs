@@ -3,11 +3,11 @@
 use esvit_kernels::linear;
 
 use super::Precision;
-use super::cpu::{made, made_like, own, values};
+use super::cpu::{gradients, made, values};
 use super::precision::with_element;
 use crate::cost::Cost;
 use crate::onnx::Nodes;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 pub use esvit_kernels::activation::Activation;
@@ -59,31 +59,18 @@ impl Operation for Linear {
         with_element!(self.precision, T => {
             let (y, saved) =
                 linear::forward::<T>(x, width, self.activation, weight, Some(bias), save);
-            (made(y, [rows, outputs]), saved.map(|saved| Box::new(saved) as Saved))
+            (made(y, [rows, outputs]), saved.map(Saved::new))
         })
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        gradient: Tensor,
-        wanted: &[bool],
-    ) -> InputGradients {
-        let width = parameters[0].shape()[1];
-        let rows = gradient.shape()[0];
-        let gradients = with_element!(self.precision, T => linear::backward::<T>(
-            own(saved),
-            width,
-            self.activation,
-            values(&parameters[0]),
-            values(&gradient),
-            wanted[0],
-        ));
-        vec![
-            gradients.x.map(|x| made(x, [rows, width])),
-            Some(made_like(gradients.weight, &parameters[0])),
-            Some(made_like(gradients.bias, &parameters[1])),
-        ]
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let (weight, dy) = (&pass.parameters[0], &pass.gradient);
+        let [rows, width] = [dy.shape()[0], weight.shape()[1]];
+        let linear::Gradients { x, weight, bias } = with_element!(self.precision, T => {
+            let (saved, weight, dy) = (pass.saved.take(), values(weight), values(dy));
+            linear::backward::<T>(saved, width, self.activation, weight, dy, pass.wanted[0])
+        });
+        let dx = x.map(|dx| made(dx, [rows, width]));
+        gradients(dx, [weight, bias], pass.parameters)
     }
 }

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use esvit_kernels::buffer::{recycle, uninit};
 use esvit_kernels::{SampleScales, mlp};
 
-use super::cpu::{made_like, own, values, values_mut};
+use super::cpu::{gradients, values, values_mut};
 use super::linear::Activation;
 use super::precision::with_element;
 use super::{Compute, Segment, tokens_per_image};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 /// Layer normalization: `gamma`, `beta` `[C]`.
@@ -74,10 +73,6 @@ impl MlpBranch {
 }
 
 impl Operation for MlpBranch {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0]
-    }
-
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let ([rows, width], [hidden, _]) = (inputs[0].dims(), inputs[3].dims());
         let cost = Cost::products(2 * rows * width * hidden);
@@ -95,58 +90,26 @@ impl Operation for MlpBranch {
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let parameters = inputs.split_off(1);
-        let mut x = inputs.remove(0);
-        let mlp = self.parameters(&parameters);
-        let input = (save && self.compute.activation_checkpointing).then(|| copy_of(&x));
-        let save = save && input.is_none();
-        let saved = with_element!(self.compute.precision, T => {
-            let packing = &self.compute.packing;
-            let packed = packing.get(self.compute.precision, || mlp.pack_weights::<T>());
-            let saved = mlp::forward(values_mut(&mut x), &mlp, &packed, &self.sample_scales(), save);
-            saved.map(|saved| Box::new(saved) as Saved)
-        });
-        (x, saved.or(input))
+        let (mlp, scales, compute) =
+            (self.parameters(&parameters), self.sample_scales(), &self.compute);
+        with_element!(compute.precision, T => {
+            let packed = compute.packing.get(compute.precision, || mlp.pack_weights::<T>());
+            let branch = |x: &mut [f32], save| mlp::forward(x, &mlp, &packed, &scales, save);
+            compute.forward(inputs.remove(0), save, branch)
+        })
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        mut gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let (mlp, scales) = (self.parameters(parameters), self.sample_scales());
-        let gradients = with_element!(self.compute.precision, T => {
-            let saved = if self.compute.activation_checkpointing {
-                let mut x: Vec<f32> = own(saved);
-                let saved = mlp::forward(&mut x, &mlp, &mlp.pack_weights::<T>(), &scales, true);
-                recycle(x);
-                saved.expect("the forward pass was asked to save")
-            } else {
-                own(saved)
-            };
-            mlp::backward::<T>(saved, &mlp, &scales, values_mut(&mut gradient))
+    fn backward(&self, mut pass: Backward<'_>) -> InputGradients {
+        let (mlp, scales) = (self.parameters(pass.parameters), self.sample_scales());
+        let gradient = values_mut(&mut pass.gradient);
+        let found = with_element!(self.compute.precision, T => {
+            let saved = self.compute.saved(pass.saved, |x| {
+                mlp::forward(x, &mlp, &mlp.pack_weights::<T>(), &scales, true)
+            });
+            mlp::backward(saved, &mlp, &scales, gradient)
         });
-        let mlp::Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias } = gradients;
-        let gradients = [gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias];
-        with_input(gradient, gradients, parameters)
+        let mlp::Gradients { gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias } = found;
+        let found = [gamma, beta, fc1_weight, fc1_bias, fc2_weight, fc2_bias];
+        gradients(Some(pass.gradient), found, pass.parameters)
     }
-}
-
-/// A copy of a branch's input, for activation checkpointing.
-pub(super) fn copy_of(x: &Tensor) -> Saved {
-    let mut copy = uninit(values(x).len());
-    copy.copy_from_slice(values(x));
-    Box::new(copy)
-}
-
-/// The gradient of the input, then those of the parameters in the parameters' shapes.
-pub(super) fn with_input<const N: usize>(
-    input: Tensor,
-    gradients: [Vec<f32>; N],
-    parameters: &[Tensor],
-) -> InputGradients {
-    let gradients = gradients.into_iter().zip(parameters);
-    let gradients = gradients.map(|(gradient, parameter)| Some(made_like(gradient, parameter)));
-    std::iter::once(Some(input)).chain(gradients).collect()
 }

@@ -3,11 +3,11 @@
 use esvit_kernels::{buffer, layer_norm, tokens};
 
 use super::Precision;
-use super::cpu::{made, made_like, own, values, values_mut};
+use super::cpu::{gradients, made, made_like, values, values_mut};
 use super::precision::with_element;
 use crate::cost::Cost;
 use crate::onnx::{Attribute, Nodes};
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 /// Layer normalization of `x [rows, C]` with biased variance; `gamma`, `beta` are `[C]`.
@@ -28,10 +28,6 @@ struct LayerNorm {
 }
 
 impl Operation for LayerNorm {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0]
-    }
-
     fn cost(&self, inputs: &[Shape]) -> Cost {
         Cost::default().saving(inputs[0].numel(), self.precision)
     }
@@ -45,32 +41,18 @@ impl Operation for LayerNorm {
         let [x, gamma, beta] = [0, 1, 2].map(|i| values(&inputs[i]));
         let mut y = buffer::uninit(x.len());
         let saved = with_element!(self.precision, T => {
-            layer_norm::forward::<T>(x, gamma, beta, self.eps, &mut y, save)
-                .map(|saved| Box::new(saved) as Saved)
+            layer_norm::forward::<T>(x, gamma, beta, self.eps, &mut y, save).map(Saved::new)
         });
-        let y = made_like(y, &inputs[0]);
-        (y, saved)
+        (made_like(y, &inputs[0]), saved)
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let dy = values(&gradient);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let (gamma, dy) = (values(&pass.parameters[0]), values(&pass.gradient));
         let mut dx = buffer::uninit(dy.len());
-        let gamma = values(&parameters[0]);
         let (dgamma, dbeta) = with_element!(self.precision, T => {
-            layer_norm::backward::<T>(&own(saved), gamma, dy, &mut dx)
+            layer_norm::backward::<T>(&pass.saved.take(), gamma, dy, &mut dx)
         });
-        let dx = made_like(dx, &gradient);
-        vec![
-            Some(dx),
-            Some(made_like(dgamma, &parameters[0])),
-            Some(made_like(dbeta, &parameters[1])),
-        ]
+        gradients(Some(made_like(dx, &pass.gradient)), [dgamma, dbeta], pass.parameters)
     }
 }
 
@@ -83,10 +65,6 @@ pub fn l2_normalize(x: Tensor) -> Tensor {
 struct UnitRows;
 
 impl Operation for UnitRows {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0]
-    }
-
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let [rows, width] = inputs[0].dims();
         Cost::default().saving(rows * width + rows, Precision::F32)
@@ -104,21 +82,15 @@ impl Operation for UnitRows {
         let mut x = inputs.swap_remove(0);
         let width = x.shape()[1];
         let lengths = tokens::l2_normalize(values_mut(&mut x), width);
-        let saved = save.then(|| Box::new((x.clone(), lengths)) as Saved);
+        let saved = save.then(|| Saved::new((x.clone(), lengths)));
         (x, saved)
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        _: &[Tensor],
-        mut gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let (y, lengths): (Tensor, Vec<f32>) = own(saved);
-        let width = y.shape()[1];
-        tokens::l2_normalize_backward(values(&y), &lengths, width, values_mut(&mut gradient));
-        vec![Some(gradient)]
+    fn backward(&self, mut pass: Backward<'_>) -> InputGradients {
+        let (y, lengths): (Tensor, Vec<f32>) = pass.saved.take();
+        let (width, gradient) = (y.shape()[1], values_mut(&mut pass.gradient));
+        tokens::l2_normalize_backward(values(&y), &lengths, width, gradient);
+        vec![Some(pass.gradient)]
     }
 }
 
@@ -151,15 +123,16 @@ impl Operation for ImageMeans {
         Some(nodes.node("ReduceMean", &[&tokens], &over))
     }
 
-    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
+    fn forward(&self, inputs: Vec<Tensor>, _: bool) -> (Tensor, Option<Saved>) {
         let width = inputs[0].shape()[1];
         let means = tokens::global_average_pool(values(&inputs[0]), width, &self.images);
-        (made(means, [self.images.len(), width]), save.then(|| Box::new(()) as Saved))
+        (made(means, [self.images.len(), width]), None)
     }
 
-    fn backward(&self, _: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
-        let width = gradient.shape()[1];
-        let rows = tokens::global_average_pool_backward(values(&gradient), width, &self.images);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let width = pass.gradient.shape()[1];
+        let gradient = values(&pass.gradient);
+        let rows = tokens::global_average_pool_backward(gradient, width, &self.images);
         let count = rows.len() / width;
         vec![Some(made(rows, [count, width]))]
     }

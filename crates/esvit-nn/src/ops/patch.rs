@@ -2,13 +2,13 @@
 
 use esvit_kernels::{merge, tokens};
 
-use super::cpu::{made, made_like, own, values};
+use super::cpu::{gradients, made, values};
 use super::precision::with_element;
 use super::{Precision, Segment};
 use crate::cost::Cost;
 use crate::device::Device;
 use crate::onnx::{Attribute, Nodes};
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 /// Non-overlapping patches of `[B, 3, H, W]` as rows `[B * h * w, 3 * p * p]`, row-major over the
@@ -58,15 +58,15 @@ impl Operation for Patches {
         Some(nodes.reshape(&rows, &[columns]))
     }
 
-    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
+    fn forward(&self, inputs: Vec<Tensor>, _: bool) -> (Tensor, Option<Saved>) {
         let columns = self.sizes[1] * self.patch * self.patch;
         let rows = tokens::patchify(values(&inputs[0]), self.sizes, self.patch);
         let shape = [rows.len() / columns, columns];
-        (made(rows, shape), save.then(|| Box::new(()) as Saved))
+        (made(rows, shape), None)
     }
 
-    fn backward(&self, _: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
-        let images = tokens::patchify_backward(values(&gradient), self.sizes, self.patch);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let images = tokens::patchify_backward(values(&pass.gradient), self.sizes, self.patch);
         vec![Some(made(images, self.sizes))]
     }
 }
@@ -138,9 +138,6 @@ impl Merge {
     }
 }
 
-/// Saved activations, and the number of rows before merging.
-type KeptMerge<T> = (merge::Saved<T>, usize);
-
 impl Operation for Merge {
     fn output(&self, inputs: &[Shape]) -> Shape {
         [self.neighbors.len(), inputs[3][0]].into()
@@ -175,27 +172,18 @@ impl Operation for Merge {
         let shape = [self.neighbors.len(), inputs[3].shape()[0]];
         with_element!(self.precision, T => {
             let (y, saved) = merge::forward::<T>(x, &parameters, &self.neighbors, save);
-            (made(y, shape), saved.map(|saved| -> Saved { Box::<KeptMerge<T>>::new((saved, rows)) }))
+            (made(y, shape), saved.map(|saved| Saved::new((saved, rows))))
         })
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let (merge, dy) = (self.parameters(parameters), values(&gradient));
-        let (gradients, rows) = with_element!(self.precision, T => {
-            let (saved, rows): KeptMerge<T> = own(saved);
-            (merge::backward::<T>(saved, &merge, &self.neighbors, dy, rows), rows)
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let (merge, dy) = (self.parameters(pass.parameters), values(&pass.gradient));
+        let merge::Gradients { x, gamma, beta, weight } = with_element!(self.precision, T => {
+            let (saved, rows) = pass.saved.take();
+            merge::backward::<T>(saved, &merge, &self.neighbors, dy, rows)
         });
-        vec![
-            Some(made(gradients.x, [rows, merge.gamma.len() / 4])),
-            Some(made_like(gradients.gamma, &parameters[0])),
-            Some(made_like(gradients.beta, &parameters[1])),
-            Some(made_like(gradients.weight, &parameters[2])),
-        ]
+        let width = merge.gamma.len() / 4;
+        let shape = [x.len() / width, width];
+        gradients(Some(made(x, shape)), [gamma, beta, weight], pass.parameters)
     }
 }

@@ -1,9 +1,15 @@
 //! The type of GEMM operands and saved activations.
 
+use std::any::Any;
+
+use esvit_kernels::buffer::{recycle, uninit};
 use esvit_kernels::isa;
 use serde::{Deserialize, Serialize};
 
 use super::Packing;
+use super::cpu::{values, values_mut};
+use crate::tape::Saved;
+use crate::tensor::Tensor;
 
 /// The type of GEMM operands and saved activations. Parameters, reductions, softmax, losses and
 /// everything between operations are always f32.
@@ -42,6 +48,41 @@ pub struct Compute {
     pub activation_checkpointing: bool,
     /// The cache entry of packed weights.
     pub packing: Packing,
+}
+
+impl Compute {
+    /// Runs a branch on `x` in place. What `branch`, told whether to, saves is saved, or with
+    /// checkpointing a copy of `x`.
+    pub(super) fn forward<S: Any + Send>(
+        &self,
+        mut x: Tensor,
+        save: bool,
+        branch: impl FnOnce(&mut [f32], bool) -> Option<S>,
+    ) -> (Tensor, Option<Saved>) {
+        if save && self.activation_checkpointing {
+            let mut input = uninit(x.numel());
+            input.copy_from_slice(values(&x));
+            branch(values_mut(&mut x), false);
+            return (x, Some(Saved::new(input)));
+        }
+        let saved = branch(values_mut(&mut x), save).map(Saved::new);
+        (x, saved)
+    }
+
+    /// What `branch` saves, which with checkpointing runs again.
+    pub(super) fn saved<S: Any + Send>(
+        &self,
+        saved: Saved,
+        branch: impl FnOnce(&mut [f32]) -> Option<S>,
+    ) -> S {
+        if !self.activation_checkpointing {
+            return saved.take();
+        }
+        let mut x: Vec<f32> = saved.take();
+        let saved = branch(&mut x);
+        recycle(x);
+        saved.expect("the branch was asked to save")
+    }
 }
 
 /// Evaluates an expression with the element type of a precision.

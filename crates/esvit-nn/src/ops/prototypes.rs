@@ -5,10 +5,10 @@ use std::ops::Range;
 use esvit_kernels::{best_match, prototypes};
 
 use super::Precision;
-use super::cpu::{made, made_like, own, values, values_mut};
+use super::cpu::{made, made_like, values, values_mut};
 use super::precision::with_element;
 use crate::device::Device;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 pub use esvit_kernels::prototypes::{EXPONENTIALS_BYTES, Pairs};
@@ -160,22 +160,21 @@ impl Operation for CrossEntropy {
         let saved = gradients.map(|gradients| {
             let z = made_like(gradients.z, &inputs[0]);
             let v = made_like(gradients.v, &inputs[1]);
-            Box::new([z, v, made_like(gradients.g, &inputs[2])]) as Saved
+            Saved::new([z, v, made_like(gradients.g, &inputs[2])])
         });
         (made(vec![loss], [1]), saved)
     }
 
-    fn backward(&self, saved: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
-        let upstream = values(&gradient)[0];
-        let gradients: [Tensor; 3] = own(saved);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let upstream = values(&pass.gradient)[0];
+        let gradients: [Tensor; 3] = pass.saved.take();
         let scaled = gradients.map(|mut gradient| {
             if upstream != 1.0 {
                 esvit_kernels::optimizer::scale(values_mut(&mut gradient), upstream);
             }
             Some(gradient)
         });
-        let constants = std::iter::repeat_n(None, 4);
-        scaled.into_iter().chain(constants).collect()
+        scaled.into()
     }
 }
 

@@ -1,9 +1,9 @@
 //! Between f32 and f64.
 
-use super::{Real, made, own, with_real};
+use super::{Real, made, with_real};
 use crate::onnx::Nodes;
-use crate::tape::{InputGradients, Operation, Saved, apply};
-use crate::tensor::{Dtype, Shape, Tensor};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
+use crate::tensor::{Dtype, Tensor};
 
 pub(super) fn to_dtype(x: Tensor, dtype: Dtype) -> Tensor {
     if x.dtype() == dtype { x } else { apply(Cast(dtype), [x]) }
@@ -25,10 +25,6 @@ fn cast(x: &Tensor, dtype: Dtype) -> Tensor {
 }
 
 impl Operation for Cast {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0]
-    }
-
     fn dtype(&self, _: Dtype) -> Dtype {
         self.0
     }
@@ -40,10 +36,10 @@ impl Operation for Cast {
 
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let x = &inputs[0];
-        (cast(x, self.0), save.then(|| Box::new(x.dtype()) as Saved))
+        (cast(x, self.0), save.then(|| Saved::new(x.dtype())))
     }
 
-    fn backward(&self, saved: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
-        vec![Some(cast(&gradient, own(saved)))]
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        vec![Some(cast(&pass.gradient, pass.saved.take()))]
     }
 }

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::{Real, made, own, with_real};
+use super::{Real, made, with_real};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 impl Tensor {
@@ -177,26 +177,20 @@ impl Operation for Conv2d {
             self.forward(&sizes, x.values::<T>(), weight.values(), &mut y);
             made(y, shape, x)
         });
-        (y, save.then(|| Box::new(inputs.swap_remove(0)) as Saved))
+        (y, save.then(|| Saved::new(inputs.swap_remove(0))))
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        gradient: Tensor,
-        wanted: &[bool],
-    ) -> InputGradients {
-        let (x, weight): (Tensor, _) = (own(saved), &parameters[0]);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let (x, weight): (Tensor, _) = (pass.saved.take(), &pass.parameters[0]);
         let sizes = self.sizes(&x.shape(), &weight.shape());
         with_real!(x, T => {
-            let dy = gradient.values::<T>();
-            let dx = wanted[0].then(|| {
+            let dy = pass.gradient.values::<T>();
+            let dx = pass.wanted[0].then(|| {
                 let mut dx = vec![T::default(); x.numel()];
                 self.gradient_of_images(&sizes, dy, weight.values(), &mut dx);
                 made(dx, x.shape(), &x)
             });
-            let dweight = wanted[1].then(|| {
+            let dweight = pass.wanted[1].then(|| {
                 let mut dweight = vec![T::default(); weight.numel()];
                 self.gradient_of_filters(&sizes, x.values(), dy, &mut dweight);
                 made(dweight, weight.shape(), weight)

@@ -3,11 +3,11 @@
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-use super::{Real, map, own, with_real, zip};
+use super::{Real, map, with_real, zip};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
 use crate::ops::Precision;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{MAX_RANK, Shape, Tensor};
 
 /// What stands at the right of `+ - * /`: a tensor, or a number, which is rounded to the type of
@@ -169,17 +169,12 @@ impl Operation for Binary {
             Arithmetic::Mul => combine::<T>(&mut z, &y, |x, y| x * y),
             Arithmetic::Div => combine::<T>(&mut z, &y, |x, y| x / y),
         });
-        (z, save.then(|| Box::new((saved, from)) as Saved))
+        (z, save.then(|| Saved::new((saved, from))))
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        gradient: Tensor,
-        wanted: &[bool],
-    ) -> InputGradients {
-        let (x, from): (Option<Tensor>, Shape) = own(saved);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let Backward { saved, parameters, gradient, wanted } = pass;
+        let (x, from): (Option<Tensor>, Shape) = saved.take();
         let x = || x.as_ref().expect("saved, as the right operand is no number");
         let y = &parameters[0];
         with_real!(gradient, T => {
@@ -330,10 +325,6 @@ impl Unary {
 }
 
 impl Operation for Unary {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0]
-    }
-
     fn cost(&self, inputs: &[Shape]) -> Cost {
         Cost::default().saving(inputs[0].numel(), Precision::F32)
     }
@@ -359,19 +350,13 @@ impl Operation for Unary {
         let mut x = inputs.swap_remove(0);
         let argument = (save && !self.saves_result()).then(|| x.clone());
         with_real!(x, T => self.apply::<T>(x.values_mut()));
-        let saved = save.then(|| Box::new(argument.unwrap_or_else(|| x.clone())) as Saved);
+        let saved = save.then(|| Saved::new(argument.unwrap_or_else(|| x.clone())));
         (x, saved)
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        _: &[Tensor],
-        mut gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let saved: Tensor = own(saved);
-        with_real!(saved, T => self.differentiate::<T>(gradient.values_mut(), saved.values()));
-        vec![Some(gradient)]
+    fn backward(&self, mut pass: Backward<'_>) -> InputGradients {
+        let saved: Tensor = pass.saved.take();
+        with_real!(saved, T => self.differentiate::<T>(pass.gradient.values_mut(), saved.values()));
+        vec![Some(pass.gradient)]
     }
 }

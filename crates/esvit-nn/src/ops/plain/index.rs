@@ -1,8 +1,8 @@
 //! Selecting by index, and joining.
 
-use super::{Real, made, own, with_real};
+use super::{Real, made, with_real};
 use crate::onnx::{Attribute, Nodes, Sizes};
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 impl Tensor {
@@ -102,11 +102,11 @@ impl Operation for IndexSelect {
             });
             made(y, shape, x)
         });
-        (y, save.then(|| Box::new(x.shape()) as Saved))
+        (y, save.then(|| Saved::new(x.shape())))
     }
 
-    fn backward(&self, saved: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
-        let shape: Shape = own(saved);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let (shape, gradient): (Shape, _) = (pass.saved.take(), &pass.gradient);
         let inner = shape.around(self.axis)[2];
         vec![Some(with_real!(gradient, T => {
             let (dy, mut dx) = (gradient.values::<T>(), vec![T::default(); shape.numel()]);
@@ -114,7 +114,7 @@ impl Operation for IndexSelect {
                 let sums = dx[to..to + inner].iter_mut();
                 sums.zip(&dy[from..from + inner]).for_each(|(sum, dy)| *sum += *dy);
             });
-            made(dx, shape, &gradient)
+            made(dx, shape, gradient)
         }))]
     }
 }
@@ -153,21 +153,15 @@ impl Operation for Cat {
             made(y, shape, &inputs[0])
         });
         let sizes: Vec<usize> = shapes.iter().map(|shape| shape[self.axis]).collect();
-        (y, save.then(|| Box::new(sizes) as Saved))
+        (y, save.then(|| Saved::new(sizes)))
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        _: &[Tensor],
-        gradient: Tensor,
-        wanted: &[bool],
-    ) -> InputGradients {
-        let sizes: Vec<usize> = own(saved);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let sizes: Vec<usize> = pass.saved.take();
         let mut end = 0;
-        let parts = sizes.into_iter().zip(wanted).map(|(size, wanted)| {
+        let parts = sizes.into_iter().zip(pass.wanted).map(|(size, wanted)| {
             end += size;
-            wanted.then(|| gradient.clone().narrow(self.axis, end - size, size))
+            wanted.then(|| pass.gradient.clone().narrow(self.axis, end - size, size))
         });
         parts.collect()
     }

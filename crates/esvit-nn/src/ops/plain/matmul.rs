@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::{Real, made, own, with_real};
+use super::{Real, made, with_real};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 impl Tensor {
@@ -64,17 +64,12 @@ impl Operation for Matmul {
         let sizes = sizes(&x.shape(), &y.shape());
         let y = y.transpose();
         let z = with_real!(x, T => made(products::<T>(x.values(), y.values(), sizes), shape, &x));
-        (z, save.then(|| Box::new(x) as Saved))
+        (z, save.then(|| Saved::new(x)))
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        parameters: &[Tensor],
-        gradient: Tensor,
-        wanted: &[bool],
-    ) -> InputGradients {
-        let (x, y): (Tensor, _) = (own(saved), &parameters[0]);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let Backward { saved, parameters, gradient, wanted } = pass;
+        let (x, y): (Tensor, _) = (saved.take(), &parameters[0]);
         let [count, m, k, n] = sizes(&x.shape(), &y.shape());
         with_real!(x, T => {
             let dx = wanted[0].then(|| {

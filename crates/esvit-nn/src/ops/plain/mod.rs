@@ -21,7 +21,6 @@ use esvit_kernels::{buffer, linear, optimizer};
 use num_traits::Float;
 use rayon::prelude::*;
 
-use super::cpu::own;
 use crate::device::Device;
 use crate::tensor::{Dtype, Element, Shape, Tensor};
 

@@ -1,10 +1,10 @@
 //! Sums, means and maxima.
 
-use super::{Real, chunks, made, map, own, with_real};
+use super::{Real, chunks, made, map, with_real};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
 use crate::ops::Precision;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Dtype, Shape, Tensor};
 
 impl Tensor {
@@ -116,17 +116,11 @@ impl Operation for Sum {
             });
             made(sums, x.shape().with(self.axis, 1), x)
         });
-        (sums, save.then(|| Box::new(x.shape()) as Saved))
+        (sums, save.then(|| Saved::new(x.shape())))
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        _: &[Tensor],
-        mut gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let shape: Shape = own(saved);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let (shape, mut gradient): (Shape, _) = (pass.saved.take(), pass.gradient);
         if self.is_mean {
             let count = shape[self.axis] as f64;
             with_real!(gradient, T => map::<T>(gradient.values_mut(), |g| g / T::from_f64(count)));
@@ -192,11 +186,12 @@ impl Operation for Max {
             let largest = places(&indices, &shape, self.axis).map(|at| values[at]).collect();
             made(largest, maxima(&shape, self.axis), x)
         });
-        (largest, save.then(|| Box::new((indices, shape)) as Saved))
+        (largest, save.then(|| Saved::new((indices, shape))))
     }
 
-    fn backward(&self, saved: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
-        let (indices, shape): (Vec<i32>, Shape) = own(saved);
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let gradient = pass.gradient;
+        let (indices, shape): (Vec<i32>, Shape) = pass.saved.take();
         vec![Some(with_real!(gradient, T => {
             let mut dx = vec![T::default(); shape.numel()];
             let places = places(&indices, &shape, self.axis);

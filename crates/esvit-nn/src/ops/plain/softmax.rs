@@ -1,10 +1,10 @@
 //! Softmax and its logarithm.
 
-use super::{Real, chunks, made, own, with_real};
+use super::{Real, chunks, made, with_real};
 use crate::cost::Cost;
 use crate::onnx::{Attribute, Nodes};
 use crate::ops::Precision;
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
 impl Tensor {
@@ -74,10 +74,6 @@ impl Softmax {
 }
 
 impl Operation for Softmax {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0]
-    }
-
     fn cost(&self, inputs: &[Shape]) -> Cost {
         Cost::default().saving(inputs[0].numel(), Precision::F32)
     }
@@ -96,23 +92,17 @@ impl Operation for Softmax {
             chunks(x.values::<T>(), width, &mut y, width, &|x, y| self.row(x, y));
             made(y, shape, x)
         });
-        let saved = save.then(|| Box::new(y.clone()) as Saved);
+        let saved = save.then(|| Saved::new(y.clone()));
         (y, saved)
     }
 
-    fn backward(
-        &self,
-        saved: Saved,
-        _: &[Tensor],
-        mut gradient: Tensor,
-        _: &[bool],
-    ) -> InputGradients {
-        let y: Tensor = own(saved);
+    fn backward(&self, mut pass: Backward<'_>) -> InputGradients {
+        let y: Tensor = pass.saved.take();
         let width = y.shape()[y.shape().len() - 1];
         with_real!(y, T => {
-            let gradients = gradient.values_mut::<T>();
+            let gradients = pass.gradient.values_mut::<T>();
             chunks(y.values(), width, gradients, width, &|y, g| self.differentiate(y, g));
         });
-        vec![Some(gradient)]
+        vec![Some(pass.gradient)]
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{Real, made, with_real};
 use crate::onnx::{Nodes, Sizes};
-use crate::tape::{InputGradients, Operation, Saved, apply};
+use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{MAX_RANK, Shape, Tensor};
 
 impl Tensor {
@@ -232,7 +232,7 @@ impl Operation for Strided {
         }
     }
 
-    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
+    fn forward(&self, inputs: Vec<Tensor>, _: bool) -> (Tensor, Option<Saved>) {
         let x = &inputs[0];
         let y = if self.is_run() {
             x.view(self.start as usize, self.shape.numel()).reshape(self.shape)
@@ -243,10 +243,10 @@ impl Operation for Strided {
                 made(y, self.shape, &inputs[0])
             })
         };
-        (y, save.then(|| Box::new(()) as Saved))
+        (y, None)
     }
 
-    fn backward(&self, _: Saved, _: &[Tensor], gradient: Tensor, _: &[bool]) -> InputGradients {
-        vec![Some(self.transposed(&gradient))]
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        vec![Some(self.transposed(&pass.gradient))]
     }
 }
