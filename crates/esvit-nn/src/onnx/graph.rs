@@ -4,9 +4,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use esvit_files::protobuf::Message;
 use esvit_weights::Float;
+
+use super::sizes::Sizes;
+use crate::params::{ParamSpec, Params};
+use crate::tape::Operation;
+use crate::tensor::Tensor;
 
 const IR_VERSION: u64 = 8;
 const OPERATOR_SET: u64 = 17;
@@ -106,41 +112,62 @@ impl Attribute<'_> {
     }
 }
 
-/// A dimension of an input or output.
-pub(super) enum Dimension {
-    /// Dynamic.
-    Batch,
-    Fixed(usize),
-}
-
-/// A graph under construction. Values are referred to by name.
-#[derive(Default)]
-pub(super) struct Graph {
+/// An ONNX graph under construction, and the operation that adds its nodes. Values are referred to
+/// by name; rows of all images are one dimension, of dynamic length.
+pub struct Nodes<'a> {
     body: Message,
-    nodes: usize,
-    constants: HashSet<String>,
-    /// Parameters that are stored transposed.
-    transposed: HashSet<String>,
+    count: usize,
+    pub(super) constants: HashSet<String>,
     /// Names of tables of integers by what they hold.
     tables: HashMap<Vec<i64>, String>,
+    pub(super) params: HashMap<&'a str, (&'a ParamSpec, Tensor)>,
+    /// Those that are stored transposed.
+    pub(super) transposed: HashSet<&'a str>,
+    pub(super) float: Float,
+    /// Inputs of the operation.
+    pub(super) inputs: Vec<Input>,
+    /// The same operation in the pass over two images.
+    pub(super) twin: Option<Arc<dyn Operation>>,
 }
 
-impl Graph {
-    pub(super) fn new() -> Self {
-        let mut graph = Self::default();
-        graph.body.bytes(field::GRAPH_NAME, b"backbone");
-        graph
+/// An input of an operation.
+#[derive(Clone)]
+pub(super) struct Input {
+    /// That of a parameter is its own, and not stored yet.
+    pub(super) name: String,
+    pub(super) sizes: Sizes,
+    /// Whether the operation takes it in another shape than it was made.
+    pub(super) is_reshaped: bool,
+}
+
+impl<'a> Nodes<'a> {
+    /// An empty graph; matrices of `params` will be stored as `float`.
+    pub(super) fn new(params: &'a Params, float: Float) -> Self {
+        let params = params.iter().map(|(spec, value)| (spec.name.as_str(), (spec, value)));
+        let mut body = Message::default();
+        body.bytes(field::GRAPH_NAME, b"backbone");
+        Self {
+            body,
+            count: 0,
+            constants: HashSet::new(),
+            tables: HashMap::new(),
+            params: params.collect(),
+            transposed: HashSet::new(),
+            float,
+            inputs: Vec::new(),
+            twin: None,
+        }
     }
 
     /// Adds a node with one output and returns the output's name.
-    pub(super) fn node(
+    pub(crate) fn node(
         &mut self,
         operator: &str,
         inputs: &[&str],
         attributes: &[(&str, Attribute<'_>)],
     ) -> String {
-        self.nodes += 1;
-        let output = format!("{}_{}", operator.to_lowercase(), self.nodes);
+        self.count += 1;
+        let output = format!("{}_{}", operator.to_lowercase(), self.count);
         self.named_node(operator, inputs, attributes, &output);
         output
     }
@@ -167,7 +194,7 @@ impl Graph {
     }
 
     /// A value in a shape whose first dimension is dynamic: `rest` are the others.
-    pub(super) fn reshape(&mut self, x: &str, rest: &[usize]) -> String {
+    pub(crate) fn reshape(&mut self, x: &str, rest: &[usize]) -> String {
         let sizes: Vec<i64> =
             std::iter::once(-1).chain(rest.iter().map(|&size| size as i64)).collect();
         let words: Vec<String> = rest.iter().map(usize::to_string).collect();
@@ -176,7 +203,7 @@ impl Graph {
     }
 
     /// A value in another shape; -1 stands for a dynamic dimension.
-    pub(super) fn reshape_to(&mut self, x: &str, sizes: &[i64]) -> String {
+    pub(crate) fn reshape_to(&mut self, x: &str, sizes: &[i64]) -> String {
         let shape = self.table(sizes);
         self.node("Reshape", &[x, &shape], &[])
     }
@@ -195,7 +222,7 @@ impl Graph {
 
     /// Broadcasts a value to a shape (1 keeps a size of the value), whose size at `batch_axis` is
     /// multiplied by the number of images.
-    pub(super) fn expand(&mut self, x: &str, shape: &[i64], batch_axis: Option<usize>) -> String {
+    pub(crate) fn expand(&mut self, x: &str, shape: &[i64], batch_axis: Option<usize>) -> String {
         let mut sizes = self.table(shape);
         if let Some(axis) = batch_axis {
             let factors: Vec<i64> = (0..shape.len()).map(|at| i64::from(at != axis)).collect();
@@ -231,34 +258,13 @@ impl Graph {
         name.into()
     }
 
-    /// Whether a parameter is stored, transposed or as it is.
-    pub(super) fn has(&self, name: &str, transposed: bool) -> bool {
-        self.constants.contains(name) && self.transposed.contains(name) == transposed
-    }
-
-    /// [`Graph::floats`] of a matrix that is transposed.
-    pub(super) fn transposed(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        values: &[f32],
-        float: Float,
-    ) -> String {
-        self.transposed.insert(name.into());
-        self.floats(name, shape, values, float)
-    }
-
     /// Adds a constant of i64 values, once per name.
-    pub(super) fn integers(&mut self, name: &str, values: &[i64]) -> String {
-        if self.constants.insert(name.into()) {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            self.tensor(name, &[values.len()], TYPE_I64, &bytes);
-        }
-        name.into()
+    pub(crate) fn integers<I: Copy + Into<i64>>(&mut self, name: &str, values: &[I]) -> String {
+        self.once(name, &[values.len()], TYPE_I64, || le_bytes(values))
     }
 
     /// Adds a table of integers, unless there is one like it.
-    pub(super) fn table(&mut self, values: &[i64]) -> String {
+    pub(crate) fn table(&mut self, values: &[i64]) -> String {
         let name = format!("table_{}", self.tables.len());
         let name = self.tables.entry(values.into()).or_insert(name).clone();
         self.integers(&name, values)
@@ -266,16 +272,23 @@ impl Graph {
 
     /// Adds a scalar i64, once per name: `Gather` by it drops the dimension.
     pub(super) fn index(&mut self, name: &str, value: i64) -> String {
-        if self.constants.insert(name.into()) {
-            self.tensor(name, &[], TYPE_I64, &value.to_le_bytes());
-        }
-        name.into()
+        self.once(name, &[], TYPE_I64, || le_bytes(&[value]))
     }
 
     /// Adds a constant of f32 values, once per name.
-    pub(super) fn constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
+    pub(crate) fn constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
+        self.once(name, shape, TYPE_F32, || Float::F32.to_bytes(values))
+    }
+
+    fn once(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        kind: u64,
+        bytes: impl FnOnce() -> Vec<u8>,
+    ) -> String {
         if self.constants.insert(name.into()) {
-            self.tensor(name, shape, TYPE_F32, &Float::F32.to_bytes(values));
+            self.tensor(name, shape, kind, &bytes());
         }
         name.into()
     }
@@ -291,12 +304,15 @@ impl Graph {
         self.body.message(field::GRAPH_INITIALIZER, &tensor);
     }
 
-    pub(super) fn input(&mut self, name: &str, shape: &[Dimension]) {
-        self.body.message(field::GRAPH_INPUT, &value(name, shape));
+    /// Declares an input of the graph in a shape whose first dimension is dynamic: `rest` are the
+    /// others.
+    pub(super) fn graph_input(&mut self, name: &str, rest: &[usize]) {
+        self.body.message(field::GRAPH_INPUT, &value(name, rest));
     }
 
-    pub(super) fn output(&mut self, name: &str, shape: &[Dimension]) {
-        self.body.message(field::GRAPH_OUTPUT, &value(name, shape));
+    /// Declares an output, likewise.
+    pub(super) fn graph_output(&mut self, name: &str, rest: &[usize]) {
+        self.body.message(field::GRAPH_OUTPUT, &value(name, rest));
     }
 
     /// Writes the graph as a model with `metadata`.
@@ -325,15 +341,19 @@ impl Graph {
     }
 }
 
-fn value(name: &str, shape: &[Dimension]) -> Message {
+fn le_bytes<I: Copy + Into<i64>>(values: &[I]) -> Vec<u8> {
+    values.iter().flat_map(|&value| value.into().to_le_bytes()).collect()
+}
+
+fn value(name: &str, rest: &[usize]) -> Message {
+    let mut batch = Message::default();
+    batch.bytes(field::DIMENSION_NAME, b"batch");
     let mut dimensions = Message::default();
-    for dimension in shape {
-        let mut message = Message::default();
-        match dimension {
-            Dimension::Batch => message.bytes(field::DIMENSION_NAME, b"batch"),
-            Dimension::Fixed(side) => message.integer(field::DIMENSION_VALUE, *side as u64),
-        }
-        dimensions.message(field::SHAPE_DIMENSION, &message);
+    dimensions.message(field::SHAPE_DIMENSION, &batch);
+    for &size in rest {
+        let mut dimension = Message::default();
+        dimension.integer(field::DIMENSION_VALUE, size as u64);
+        dimensions.message(field::SHAPE_DIMENSION, &dimension);
     }
     let mut tensor = Message::default();
     tensor.integer(field::TENSOR_TYPE_ELEMENT, TYPE_F32);

@@ -10,7 +10,6 @@ mod graph;
 mod nodes;
 mod sizes;
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 
 use esvit_weights::Float;
@@ -18,13 +17,12 @@ use esvit_weights::Float;
 use crate::ForwardCtx;
 use crate::backbone::Backbone;
 use crate::params::Params;
-use crate::tape::{Operation, Origin, Tape};
+use crate::tape::{Entry, Operation, Origin, Tape};
 use crate::tensor::{Dtype, Tensor};
-use graph::{Dimension, Graph};
+use graph::Input;
 
 pub(crate) use graph::Attribute;
-use nodes::Input;
-pub use nodes::Nodes;
+pub use graph::Nodes;
 pub(crate) use sizes::Sizes;
 
 /// Writes a backbone for images of `[height, width]` pixels. Weights of linear layers are stored as
@@ -47,19 +45,17 @@ pub fn write(
         (backbone.forward(&symbols, images, &ForwardCtx::eval()), tape)
     };
     let ((features, one), (_, two)) = (trace(1), trace(2));
-    let mut graph = Graph::new();
-    let side = |pixels| Dimension::Fixed(pixels);
-    graph.input(graph::IMAGES, &[Dimension::Batch, side(3), side(height), side(width)]);
-    let names = operations(&mut graph, [&one, &two], params, float)
+    let mut graph = Nodes::new(params, float);
+    graph.graph_input(graph::IMAGES, &[3, height, width]);
+    let names = one
+        .with_entries(|one| two.with_entries(|two| operations(&mut graph, one, two)))
         .map_err(|reason| io::Error::other(Inexpressible { family: backbone.family(), reason }))?;
     for (output, tensor) in [("view", &features.view), ("region", &features.region)] {
         let (_, value) = tensor.node().expect("computed from images");
-        let shape = tensor.shape();
-        let name = graph.reshape(&names[*value], &shape[1..]);
+        let rest = &tensor.shape()[1..];
+        let name = graph.reshape(&names[*value], rest);
         graph.named_node("Identity", &[&name], &[], output);
-        let rest = shape[1..].iter().map(|&size| side(size));
-        let dimensions: Vec<Dimension> = std::iter::once(Dimension::Batch).chain(rest).collect();
-        graph.output(output, &dimensions);
+        graph.graph_output(output, rest);
     }
     graph.write(writer, metadata)
 }
@@ -82,63 +78,47 @@ fn name_of(operation: &dyn Operation) -> String {
 /// Adds the nodes of all operations that are on the tapes for one image and for two; returns the
 /// names of all values. What differs between the two tapes depends on the batch.
 fn operations(
-    graph: &mut Graph,
-    [one, two]: [&Tape; 2],
-    params: &Params,
-    float: Float,
+    graph: &mut Nodes<'_>,
+    ones: &[Entry],
+    twos: &[Entry],
 ) -> Result<Vec<String>, String> {
-    let params: HashMap<&str, _> =
-        params.iter().map(|(spec, value)| (spec.name.as_str(), (spec, value))).collect();
+    let differ = || "it computes a batch of two otherwise than one image".to_owned();
+    if ones.len() != twos.len() {
+        return Err(differ());
+    }
     let mut names: Vec<String> = Vec::new();
-    one.with_entries(|ones| {
-        two.with_entries(|twos| {
-            let differ = || "it computes a batch of two otherwise than one image".to_owned();
-            if ones.len() != twos.len() {
-                return Err(differ());
+    for (number, (entry, other)) in ones.iter().zip(twos).enumerate() {
+        names.push(match (&entry.origin, &other.origin) {
+            (Origin::Leaf(_, name), Origin::Leaf(..)) => name.clone(),
+            (Origin::Constant(one), Origin::Constant(two)) => constant(graph, number, one, two)?,
+            (Origin::Operation(one), Origin::Operation(two)) => {
+                let of_operation = || name_of(&*one.operation);
+                if of_operation() != name_of(&*two.operation) {
+                    return Err(differ());
+                }
+                let pairs = one.inputs.iter().zip(&two.inputs);
+                let inputs = pairs.map(|((value, shape), (_, twice))| {
+                    let value = value.ok_or_else(of_operation)?;
+                    let is_reshaped = ones[value].shape != *shape || twos[value].shape != *twice;
+                    let sizes = Sizes::of(*shape, *twice).ok_or_else(|| {
+                        let name = of_operation();
+                        format!("`{name}` takes {shape:?} for one image and {twice:?} for two")
+                    })?;
+                    Ok(Input { name: names[value].clone(), sizes, is_reshaped })
+                });
+                graph.inputs = inputs.collect::<Result<_, String>>()?;
+                graph.twin = Some(two.operation.clone());
+                one.operation.onnx(graph).ok_or_else(|| format!("`{}`", of_operation()))?
             }
-            for (number, (entry, other)) in ones.iter().zip(twos).enumerate() {
-                let name = match (&entry.origin, &other.origin) {
-                    (Origin::Leaf(_, name), Origin::Leaf(..)) => name.clone(),
-                    (Origin::Constant(one), Origin::Constant(two)) => {
-                        constant(graph, number, one, two)?
-                    }
-                    (Origin::Operation(one), Origin::Operation(two)) => {
-                        let operation = &*one.operation;
-                        let of_operation = || name_of(operation);
-                        if of_operation() != name_of(&*two.operation) {
-                            return Err(differ());
-                        }
-                        let (mut inputs, mut sizes) = (Vec::new(), Vec::new());
-                        for ((value, shape), (_, twice)) in one.inputs.iter().zip(&two.inputs) {
-                            let value = value.ok_or_else(of_operation)?;
-                            let is_reshaped =
-                                ones[value].shape != *shape || twos[value].shape != *twice;
-                            let size = Sizes::of(*shape, *twice).ok_or_else(|| {
-                                format!(
-                                    "`{}` takes {shape:?} for one image and {twice:?} for two",
-                                    of_operation()
-                                )
-                            })?;
-                            inputs.push(Input { name: names[value].clone(), is_reshaped });
-                            sizes.push(size);
-                        }
-                        let twin = &*two.operation;
-                        let mut nodes =
-                            Nodes { graph, params: &params, float, inputs, sizes, twin };
-                        operation.onnx(&mut nodes).ok_or_else(|| format!("`{}`", of_operation()))?
-                    }
-                    _ => return Err(differ()),
-                };
-                names.push(name);
-            }
-            Ok(names)
-        })
-    })
+            _ => return Err(differ()),
+        });
+    }
+    Ok(names)
 }
 
 /// A constant, which is repeated for every image if that for two images is.
 fn constant(
-    graph: &mut Graph,
+    graph: &mut Nodes<'_>,
     number: usize,
     one: &Tensor,
     two: &Tensor,

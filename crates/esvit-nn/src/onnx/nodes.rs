@@ -1,55 +1,35 @@
-//! The nodes of one operation, with what operations share.
+//! What operations share: their inputs, and nodes that several of them need.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use esvit_weights::Float;
 
-use super::Sizes;
-use super::graph::{Attribute, Graph};
+use super::graph::{Attribute, Input, Nodes};
+use super::sizes::Sizes;
 use crate::ops::Activation;
-use crate::params::ParamSpec;
 use crate::tape::Operation;
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::Shape;
 
-/// Where an operation adds its nodes. Rows of all images are one dimension, of dynamic length.
-pub struct Nodes<'a> {
-    pub(super) graph: &'a mut Graph,
-    pub(super) params: &'a HashMap<&'a str, (&'a ParamSpec, Tensor)>,
-    pub(super) float: Float,
-    pub(super) inputs: Vec<Input>,
-    pub(super) sizes: Vec<Sizes>,
-    /// The same operation in the pass over two images.
-    pub(super) twin: &'a dyn Operation,
-}
-
-/// An input of an operation.
-pub(super) struct Input {
-    /// That of a parameter is its own, and not stored yet.
-    pub(super) name: String,
-    /// Whether the operation takes it in another shape than it was made.
-    pub(super) is_reshaped: bool,
-}
-
-impl<'a> Nodes<'a> {
+impl Nodes<'_> {
     /// The same operation in the pass over two images: what differs depends on the batch.
-    pub(crate) fn twin<T: Operation>(&self) -> Option<&'a T> {
-        (self.twin as &'a dyn Any).downcast_ref()
+    pub(crate) fn twin<T: Operation>(&self) -> Option<Arc<T>> {
+        let twin: Arc<dyn Any + Send + Sync> = self.twin.clone()?;
+        twin.downcast().ok()
     }
 
     /// Input `index` in its shape, be it computed, a constant or a parameter.
     pub(crate) fn input(&mut self, index: usize) -> String {
-        let Input { name, is_reshaped } = &self.inputs[index];
-        let (name, mut is_reshaped) = (name.clone(), *is_reshaped);
+        let Input { name, sizes, mut is_reshaped } = self.inputs[index].clone();
         let x = match self.params.get(name.as_str()) {
             Some((spec, _)) => {
-                is_reshaped = *spec.shape != *self.sizes[index].image;
+                is_reshaped = *spec.shape != *sizes.image;
                 let is_matrix = spec.shape.iter().filter(|&&size| size > 1).count() >= 2;
                 self.stored(index, if is_matrix { self.float } else { Float::F32 })
             }
             None => name,
         };
-        if is_reshaped { self.reshape_to(&x, &self.sizes[index].dims()) } else { x }
+        if is_reshaped { self.reshape_to(&x, &sizes.dims()) } else { x }
     }
 
     /// Number of inputs.
@@ -59,33 +39,23 @@ impl<'a> Nodes<'a> {
 
     /// Shape of input `index` for one image.
     pub(crate) fn shape(&self, index: usize) -> Shape {
-        self.sizes[index].image
+        self.sizes(index).image
     }
 
     /// Sizes of input `index`.
     pub(crate) fn sizes(&self, index: usize) -> Sizes {
-        self.sizes[index]
-    }
-
-    /// Adds a node with one output and returns the output's name.
-    pub(crate) fn node(
-        &mut self,
-        operator: &str,
-        inputs: &[&str],
-        attributes: &[(&str, Attribute<'_>)],
-    ) -> String {
-        self.graph.node(operator, inputs, attributes)
+        self.inputs[index].sizes
     }
 
     /// The parameter at input `index` in its own shape.
     fn stored(&mut self, index: usize, float: Float) -> String {
-        let (spec, value) = &self.params[self.inputs[index].name.as_str()];
-        if self.graph.has(&spec.name, true) {
+        let (spec, value) = self.params[self.inputs[index].name.as_str()].clone();
+        if self.transposed.contains(spec.name.as_str()) {
             let matrix = self.transpose(&spec.name, &[1, 0]);
             let shape: Vec<i64> = spec.shape.iter().map(|&size| size as i64).collect();
             return self.reshape_to(&matrix, &shape);
         }
-        self.graph.floats(&spec.name, &spec.shape, &value.to_vec::<f32>(), float)
+        self.floats(&spec.name, &spec.shape, &value.to_vec::<f32>(), float)
     }
 
     /// The parameter at input `index` in f32: all but matrices are small.
@@ -100,25 +70,15 @@ impl<'a> Nodes<'a> {
     /// The weight `[out, in]` of a linear layer at input `index`, transposed.
     pub(crate) fn matrix(&mut self, index: usize) -> String {
         let [outputs, inputs] = self.shape(index).dims();
-        let param = self.params.get(self.inputs[index].name.as_str());
-        let unstored = param.filter(|(spec, _)| !self.graph.has(&spec.name, false));
-        let Some((spec, value)) = unstored else {
+        let name = self.inputs[index].name.as_str();
+        let is_free = !self.constants.contains(name) || self.transposed.contains(name);
+        let Some((spec, value)) = self.params.get(name).filter(|_| is_free).cloned() else {
             let weight = self.input(index);
             return self.transpose(&weight, &[1, 0]);
         };
-        let transposed = value.clone().reshape([outputs, inputs]).transpose().to_vec::<f32>();
-        self.graph.transposed(&spec.name, &[inputs, outputs], &transposed, self.float)
-    }
-
-    /// A constant of i64 values, once per name.
-    pub(crate) fn integers(&mut self, name: &str, values: &[i32]) -> String {
-        let values: Vec<i64> = values.iter().map(|&value| value.into()).collect();
-        self.graph.integers(name, &values)
-    }
-
-    /// A constant of f32 values, once per name.
-    pub(crate) fn constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> String {
-        self.graph.constant(name, shape, values)
+        self.transposed.insert(&spec.name);
+        let transposed = value.reshape([outputs, inputs]).transpose().to_vec::<f32>();
+        self.floats(&spec.name, &[inputs, outputs], &transposed, self.float)
     }
 
     /// A number, as a constant.
@@ -127,14 +87,9 @@ impl<'a> Nodes<'a> {
         self.constant(&format!("number_{value}"), &[], &[value])
     }
 
-    /// A table of integers, once per content.
-    pub(crate) fn table(&mut self, values: &[i64]) -> String {
-        self.graph.table(values)
-    }
-
     /// Part `index` of the first axis, which is dropped.
     pub(crate) fn part(&mut self, x: &str, index: i64) -> String {
-        let index = self.graph.index(&format!("index_{index}"), index);
+        let index = self.index(&format!("index_{index}"), index);
         self.gather(x, &index, 0)
     }
 
@@ -209,22 +164,12 @@ impl<'a> Nodes<'a> {
 
     /// Appends a zero row to the second of three axes.
     pub(crate) fn with_zero_row(&mut self, x: &str) -> String {
-        let pads = self.graph.integers("one_row", &[0, 0, 0, 0, 1, 0]);
+        let pads = self.integers("one_row", &[0, 0, 0, 0, 1, 0]);
         self.node("Pad", &[x, &pads], &[])
     }
 
     pub(crate) fn gather(&mut self, x: &str, indices: &str, axis: i64) -> String {
         self.node("Gather", &[x, indices], &[("axis", Attribute::Integer(axis))])
-    }
-
-    /// In a shape whose first dimension is dynamic: `rest` are the others.
-    pub(crate) fn reshape(&mut self, x: &str, rest: &[usize]) -> String {
-        self.graph.reshape(x, rest)
-    }
-
-    /// In a shape in which -1 stands for a dynamic dimension.
-    pub(crate) fn reshape_to(&mut self, x: &str, sizes: &[i64]) -> String {
-        self.graph.reshape_to(x, sizes)
     }
 
     /// `Slice` of one axis.
@@ -235,7 +180,7 @@ impl<'a> Nodes<'a> {
     }
 
     /// Broadcasts a value of sizes `from` to sizes `to`.
-    pub(crate) fn expand(&mut self, x: &str, from: Sizes, to: Sizes) -> String {
+    pub(crate) fn expand_sizes(&mut self, x: &str, from: Sizes, to: Sizes) -> String {
         let added = to.image.len() - from.image.len();
         let is_kept = |axis: usize| {
             axis >= added
@@ -244,7 +189,7 @@ impl<'a> Nodes<'a> {
         };
         let size = |axis| if is_kept(axis) { 1 } else { to.image[axis] as i64 };
         let shape: Vec<i64> = (0..to.image.len()).map(size).collect();
-        self.graph.expand(x, &shape, to.batch_axis.filter(|&axis| !is_kept(axis)))
+        self.expand(x, &shape, to.batch_axis.filter(|&axis| !is_kept(axis)))
     }
 
     pub(crate) fn transpose(&mut self, x: &str, order: &[i64]) -> String {

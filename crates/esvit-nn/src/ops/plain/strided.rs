@@ -204,7 +204,7 @@ impl Operation for Strided {
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
-        let (from, twin) = (nodes.sizes(0), *nodes.twin::<Self>()?);
+        let (from, twin) = (nodes.sizes(0), nodes.twin::<Self>()?);
         let x = nodes.input(0);
         if twin.kind != self.kind {
             return None;
@@ -212,14 +212,14 @@ impl Operation for Strided {
         match self.kind {
             Kind::Expanded => {
                 let to = Sizes::of(self.shape, twin.shape)?;
-                Some(nodes.expand(&x, from, to))
+                Some(nodes.expand_sizes(&x, from, to))
             }
             Kind::Permuted(order) => {
                 let order = order[..self.shape.len()].iter().map(|&axis| axis as i64);
                 Some(nodes.transpose(&x, &order.collect::<Vec<_>>()))
             }
             Kind::Narrowed { axis, start } => {
-                if [self, &twin].iter().all(|part| part.shape == part.from) {
+                if [self, &*twin].iter().all(|part| part.shape == part.from) {
                     return Some(x);
                 }
                 let len = self.shape[axis];
