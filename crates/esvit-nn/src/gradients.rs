@@ -24,15 +24,14 @@ pub struct ParamGradients {
     list: Arc<ParamList>,
     device: Device,
     buckets: Vec<Bucket>,
-    /// Number of the bucket of every parameter; None for those that are not trained.
-    bucket_of: Vec<Option<usize>>,
+    /// Of every parameter its bucket and where it is there; None for those that are not trained.
+    places: Vec<Option<(usize, Range<usize>)>>,
     is_set: Vec<bool>,
 }
 
 #[derive(Debug, Clone)]
 struct Bucket {
-    /// Where its parameters are among the values of the network.
-    range: Range<usize>,
+    len: usize,
     /// Arbitrary where nothing was added.
     values: Option<Tensor>,
 }
@@ -41,22 +40,22 @@ impl ParamGradients {
     /// No gradients yet.
     pub fn new(list: &Arc<ParamList>, device: &Device) -> Self {
         let mut buckets: Vec<Bucket> = Vec::new();
-        let bucket_of = list.iter().enumerate().map(|(index, spec)| {
+        let places = list.iter().map(|spec| {
             if spec.role != Role::Trained {
                 return None;
             }
-            let range = list.range(index);
-            match buckets.last_mut() {
-                Some(last) if last.range.len() < BUCKET_VALUES && range.len() < BUCKET_VALUES => {
-                    last.range.end = range.end;
-                }
-                _ => buckets.push(Bucket { range, values: None }),
+            let len = spec.len();
+            if !buckets.last().is_some_and(|last| last.len.max(len) < BUCKET_VALUES) {
+                buckets.push(Bucket { len: 0, values: None });
             }
-            Some(buckets.len() - 1)
+            let bucket = buckets.len() - 1;
+            let start = buckets[bucket].len;
+            buckets[bucket].len += len;
+            Some((bucket, start..start + len))
         });
-        let bucket_of = bucket_of.collect();
+        let places = places.collect();
         let is_set = vec![false; list.len()];
-        Self { list: list.clone(), device: *device, buckets, bucket_of, is_set }
+        Self { list: list.clone(), device: *device, buckets, places, is_set }
     }
 
     /// Runs the backward pass of a loss that was computed with `params`, leaves of `tape`, and adds
@@ -65,10 +64,9 @@ impl ParamGradients {
     /// # Panics
     /// As [`Tape::backward_into`].
     pub fn add_backward(&mut self, tape: &Tape, params: &Params, loss: &Tensor) {
-        let leaves = params.iter().enumerate().filter(|(_, (spec, _))| spec.role == Role::Trained);
-        let indices: HashMap<usize, usize> = leaves
-            .filter_map(|(index, (_, value))| Some((tape.leaf_number(&value)?, index)))
-            .collect();
+        let values = params.values().into_iter().enumerate();
+        let indices: HashMap<usize, usize> =
+            values.filter_map(|(index, value)| Some((tape.number(&value)?, index))).collect();
         tape.backward_into(loss, &mut |leaf, gradient| {
             if let Some(&index) = indices.get(&leaf) {
                 self.add(index, gradient);
@@ -81,21 +79,17 @@ impl ParamGradients {
     /// # Panics
     /// When the parameter is not trained or the gradient has another size.
     pub fn add(&mut self, index: usize, gradient: Tensor) {
-        let range = self.list.range(index);
-        assert_eq!(gradient.numel(), range.len(), "gradient of `{}`", self.list[index].name);
-        let bucket = self.bucket_of[index].expect("the parameter is trained");
-        let Bucket { range: of_bucket, values } = &mut self.buckets[bucket];
+        let (bucket, place) = self.places[index].clone().expect("the parameter is trained");
+        assert_eq!(gradient.numel(), place.len(), "gradient of `{}`", self.list[index].name);
+        let Bucket { len, values } = &mut self.buckets[bucket];
         let is_set = std::mem::replace(&mut self.is_set[index], true);
-        if values.is_none() && *of_bucket == range {
-            *values = Some(gradient.reshape([range.len()]));
+        if values.is_none() && *len == place.len() {
+            *values = Some(gradient.reshape([*len]));
             return;
         }
-        let start = range.start - of_bucket.start;
-        let len = of_bucket.len();
-        let values = values
-            .get_or_insert_with(|| Tensor::from_vec(buffer::uninit(len), &self.device))
-            .values_mut::<f32>();
-        let sum = &mut values[start..start + range.len()];
+        let values =
+            values.get_or_insert_with(|| Tensor::from_vec(buffer::uninit(*len), &self.device));
+        let sum = &mut values.values_mut::<f32>()[place];
         if is_set {
             optimizer::add(sum, gradient.values());
         } else {
@@ -103,11 +97,16 @@ impl ParamGradients {
         }
     }
 
+    /// The values of a trained parameter, once its bucket is made.
+    fn values_mut(&mut self, index: usize) -> Option<&mut [f32]> {
+        let (bucket, place) = self.places[index].clone()?;
+        Some(&mut self.buckets[bucket].values.as_mut()?.values_mut()[place])
+    }
+
     /// The gradient `[len]` of the parameter of this index, if it has one.
     pub fn get(&self, index: usize) -> Option<Tensor> {
-        let bucket = &self.buckets[self.bucket_of[index].filter(|_| self.is_set[index])?];
-        let range = self.list.range(index);
-        Some(bucket.values.as_ref()?.view(range.start - bucket.range.start, range.len()))
+        let (bucket, place) = self.places[index].as_ref().filter(|_| self.is_set[index])?;
+        Some(self.buckets[*bucket].values.as_ref()?.view(place.start, place.len()))
     }
 
     /// Forgets the gradient of a parameter: an optimizer leaves the parameter as it is.
@@ -117,30 +116,26 @@ impl ParamGradients {
 
     /// Sums over all processes, a bucket at a time.
     pub fn all_reduce(&mut self, collective: &dyn Collective) {
-        for (number, Bucket { range: of_bucket, values }) in self.buckets.iter_mut().enumerate() {
-            let Some(bucket) = values.as_mut() else { continue };
-            // What was not added to is arbitrary.
-            let unset = (0..self.list.len())
-                .filter(|&index| self.bucket_of[index] == Some(number) && !self.is_set[index]);
-            for index in unset {
-                let range = self.list.range(index);
-                let start = range.start - of_bucket.start;
-                bucket.values_mut::<f32>()[start..start + range.len()].fill(0.0);
+        // What was not added to is arbitrary.
+        for index in 0..self.list.len() {
+            if !self.is_set[index]
+                && let Some(values) = self.values_mut(index)
+            {
+                values.fill(0.0);
             }
+        }
+        for Bucket { values, .. } in &mut self.buckets {
             *values = values.take().map(|values| collective.all_reduce(values));
         }
     }
 
     /// Multiplies all gradients.
     pub fn scale(&mut self, factor: f32) {
-        let set = (0..self.list.len()).filter(|&index| self.is_set[index]);
-        for index in set {
-            let Some(bucket) = self.bucket_of[index] else { continue };
-            let Bucket { range: of_bucket, values } = &mut self.buckets[bucket];
-            let range = self.list.range(index);
-            if let Some(values) = values {
-                let start = range.start - of_bucket.start;
-                optimizer::scale(&mut values.values_mut()[start..start + range.len()], factor);
+        for index in 0..self.list.len() {
+            if self.is_set[index]
+                && let Some(values) = self.values_mut(index)
+            {
+                optimizer::scale(values, factor);
             }
         }
     }
@@ -192,7 +187,7 @@ mod tests {
     fn leaves_are_the_trained_parameters() {
         let tape = Tape::new();
         let params = Params::init(&list(), 0, &Device::Cpu).tracked(&tape);
-        let numbers = [0, 1, 2].map(|index| tape.leaf_number(&params.value(index)));
+        let numbers = [0, 1, 2].map(|index| tape.number(&params.value(index)));
         assert_eq!(numbers, [Some(0), None, Some(1)]);
     }
 }

@@ -4,6 +4,7 @@
 //! graph ([`crate::onnx`]) is read off the recorded operations, which also know their [`crate::cost`].
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -110,8 +111,8 @@ pub(crate) struct Entry {
 /// Where a value comes from.
 #[derive(Debug)]
 pub(crate) enum Origin {
-    /// A leaf: number among the leaves, and its name in a pass over shapes.
-    Leaf(usize, String),
+    /// A leaf: its name in a pass over shapes.
+    Leaf(String),
     /// A constant in a pass over shapes.
     Constant(Tensor),
     /// The result of an operation.
@@ -173,32 +174,23 @@ impl Tape {
     }
 
     fn leaf(&self, tensor: Tensor, name: &str) -> Tensor {
-        let is_leaf = |entry: &&Entry| matches!(entry.origin, Origin::Leaf(..));
-        let number = self.record().entries.iter().filter(is_leaf).count();
-        let value = self.push(tensor.shape(), Origin::Leaf(number, name.to_owned()));
+        let value = self.push(tensor.shape(), Origin::Leaf(name.to_owned()));
         tensor.detach().with_node(self.clone(), value)
     }
 
-    /// The number of a leaf of this tape, in order of [`Tape::watch`].
-    pub fn leaf_number(&self, leaf: &Tensor) -> Option<usize> {
-        let (tape, value) = leaf.node()?;
-        match self.record().entries.get(*value)?.origin {
-            Origin::Leaf(number, _) if tape.is(self) => Some(number),
-            _ => None,
-        }
+    /// The number of a value of this tape, in the order in which they were recorded.
+    pub fn number(&self, value: &Tensor) -> Option<usize> {
+        value.node().filter(|(tape, _)| tape.is(self)).map(|(_, number)| *number)
     }
 
     /// Runs the recorded operations backwards from `loss`, a single value, and forgets them. The
-    /// gradients of leaves go to `sink`, with the leaf's number in order of [`Tape::watch`]: one
-    /// call for every operation that used the leaf.
+    /// gradients of leaves go to `sink`, each with its [`Tape::number`]: one call for every operation
+    /// that used the leaf.
     ///
     /// # Panics
     /// When `loss` is not a value of this tape, or the tape has been run before.
     pub fn backward_into(&self, loss: &Tensor, sink: &mut dyn FnMut(usize, Tensor)) {
-        let (_, root) = loss
-            .node()
-            .filter(|(tape, _)| tape.is(self))
-            .expect("the loss is a value of this tape");
+        let root = self.number(loss).expect("the loss is a value of this tape");
         assert_eq!(loss.numel(), 1, "a loss is a single value");
         let mut record = self.record();
         assert!(!record.is_spent, "a tape is run backwards once");
@@ -206,13 +198,11 @@ impl Tape {
         let mut entries = std::mem::take(&mut record.entries);
         drop(record);
         let mut gradients: Vec<Option<Tensor>> = entries.iter().map(|_| None).collect();
-        gradients[*root] = Some(loss.ones_like());
+        gradients[root] = Some(loss.ones_like());
         while let Some(Entry { shape, origin }) = entries.pop() {
             let Some(gradient) = gradients.pop().flatten() else { continue };
             let Origin::Operation(recorded) = origin else {
-                if let Origin::Leaf(number, _) = origin {
-                    sink(number, gradient);
-                }
+                sink(entries.len(), gradient);
                 continue;
             };
             let Recorded { operation, inputs, parameters, saved } = recorded;
@@ -225,10 +215,9 @@ impl Tape {
             });
             for ((value, _), gradient) in inputs.into_iter().zip(found) {
                 let (Some(value), Some(gradient)) = (value, gradient) else { continue };
-                match (&entries[value].origin, &mut gradients[value]) {
-                    (&Origin::Leaf(number, _), _) => sink(number, gradient),
-                    (_, Some(sum)) => sum.add_assign(&gradient),
-                    (_, none) => *none = Some(gradient),
+                match entries[value].origin {
+                    Origin::Leaf(_) => sink(value, gradient),
+                    _ => add(&mut gradients[value], gradient),
                 }
             }
         }
@@ -239,20 +228,19 @@ impl Tape {
     /// # Panics
     /// As [`Tape::backward_into`].
     pub fn backward(&self, loss: &Tensor) -> Gradients {
-        let mut sums: Vec<Option<Tensor>> = Vec::new();
-        let number = |entry: &Entry| match entry.origin {
-            Origin::Leaf(number, _) => Some(number),
-            _ => None,
-        };
-        let numbers = self.record().entries.iter().map(number).collect();
+        let mut sums = HashMap::new();
         self.backward_into(loss, &mut |leaf, gradient| {
-            sums.resize_with(sums.len().max(leaf + 1), || None);
-            match &mut sums[leaf] {
-                Some(sum) => sum.add_assign(&gradient),
-                none => *none = Some(gradient),
-            }
+            add(sums.entry(leaf).or_default(), gradient);
         });
-        Gradients { tape: self.clone(), numbers, sums }
+        Gradients { tape: self.clone(), sums }
+    }
+}
+
+/// Adds to a sum, which begins with None.
+fn add(sum: &mut Option<Tensor>, gradient: Tensor) {
+    match sum {
+        Some(sum) => sum.add_assign(&gradient),
+        none => *none = Some(gradient),
     }
 }
 
@@ -260,9 +248,7 @@ impl Tape {
 #[derive(Debug)]
 pub struct Gradients {
     tape: Tape,
-    /// Number of each value among the leaves.
-    numbers: Vec<Option<usize>>,
-    sums: Vec<Option<Tensor>>,
+    sums: HashMap<ValueId, Option<Tensor>>,
 }
 
 impl Gradients {
@@ -270,8 +256,7 @@ impl Gradients {
     pub fn of(&self, leaf: &Tensor) -> Option<Tensor> {
         let (tape, value) = leaf.node()?;
         assert!(tape.is(&self.tape), "a leaf of the same tape");
-        let sum = self.sums.get(self.numbers[*value]?)?.clone()?;
-        Some(sum.reshape(leaf.shape()))
+        Some(self.sums.get(value)?.clone()?.reshape(leaf.shape()))
     }
 }
 

@@ -89,7 +89,7 @@ fn operations(
     let mut names: Vec<String> = Vec::new();
     for (number, (entry, other)) in ones.iter().zip(twos).enumerate() {
         names.push(match (&entry.origin, &other.origin) {
-            (Origin::Leaf(_, name), Origin::Leaf(..)) => name.clone(),
+            (Origin::Leaf(name), Origin::Leaf(_)) => name.clone(),
             (Origin::Constant(one), Origin::Constant(two)) => constant(graph, number, one, two)?,
             (Origin::Operation(one), Origin::Operation(two)) => {
                 let of_operation = || name_of(&*one.operation);
