@@ -135,21 +135,20 @@ impl<'a> StoredNetwork<'a> {
         let mut found = Vec::with_capacity(specs.len());
         for spec in specs.iter() {
             match self.values(spec, &mut used, &mut report) {
-                Ok(Some(values)) => found.push(values),
-                Ok(None) => match other(spec) {
+                Ok(values) => match values.or_else(|| other(spec)) {
                     Some(values) => found.push(values),
                     None => {
                         let names = self.names(spec).join("`, `");
                         differences.push(format!("`{names}` {:?} is missing", spec.shape));
                     }
                 },
-                Err(Problem::Difference(difference)) => differences.push(difference),
-                Err(Problem::Unreadable(error)) => return Err(error),
+                Err(WeightsError::Mismatch { differences: found, .. }) => differences.extend(found),
+                Err(error) => return Err(error),
             }
         }
         differences.extend(self.rest(&used, &mut report));
         if !differences.is_empty() {
-            return Err(WeightsError::Mismatch { path: self.file.path().into(), differences });
+            return Err(self.mismatch(differences));
         }
         let mut found = found.into_iter();
         let params = Params::from_fn(specs, device, |_| found.next().unwrap_or_default());
@@ -161,16 +160,12 @@ impl<'a> StoredNetwork<'a> {
     /// # Errors
     /// When the file lacks it or holds it in another shape.
     pub fn parameter(&self, spec: &ParamSpec) -> Result<Vec<f32>, WeightsError> {
-        let mismatch = |difference| WeightsError::Mismatch {
-            path: self.file.path().into(),
-            differences: vec![difference],
-        };
-        match self.values(spec, &mut HashSet::new(), &mut Report::default()) {
-            Ok(Some(values)) => Ok(values),
-            Ok(None) => Err(mismatch(format!("`{}` is missing", spec.name))),
-            Err(Problem::Difference(difference)) => Err(mismatch(difference)),
-            Err(Problem::Unreadable(error)) => Err(error),
-        }
+        self.values(spec, &mut HashSet::new(), &mut Report::default())?
+            .ok_or_else(|| self.mismatch(vec![format!("`{}` is missing", spec.name)]))
+    }
+
+    fn mismatch(&self, differences: Vec<String>) -> WeightsError {
+        WeightsError::Mismatch { path: self.file.path().into(), differences }
     }
 
     /// Names of the tensors in the file that hold a parameter.
@@ -200,18 +195,19 @@ impl<'a> StoredNetwork<'a> {
         spec: &ParamSpec,
         used: &mut HashSet<String>,
         report: &mut Report,
-    ) -> Result<Option<Vec<f32>>, Problem> {
+    ) -> Result<Option<Vec<f32>>, WeightsError> {
         let names = self.names(spec);
         let found = names.iter().map(|name| self.file.find(&self.location.group, name));
         let Some(tensors) = found.collect::<Option<Vec<_>>>() else { return Ok(None) };
         used.extend(names.iter().cloned());
         let shown = names.join("`, `");
+        let differs = |how: String| self.mismatch(vec![format!("`{shown}` {how}")]);
         let mut shape = tensors[0].shape.clone();
         if tensors.len() > 1 {
             // Parts of one parameter must have equal shapes.
             if tensors.iter().any(|tensor| tensor.shape != shape) {
                 let shapes: Vec<_> = tensors.iter().map(|tensor| &tensor.shape).collect();
-                return Err(Problem::Difference(format!("`{shown}` are {shapes:?}, not alike")));
+                return Err(differs(format!("are {shapes:?}, not alike")));
             }
             if let Some(rows) = shape.first_mut() {
                 *rows *= tensors.len();
@@ -221,24 +217,20 @@ impl<'a> StoredNetwork<'a> {
         let is_table = spec.name.ends_with("relative_position_bias_table");
         let can_resize = is_table && shape.len() == 2 && shape[1] == heads;
         if shape != spec.shape && !can_resize {
-            let difference = format!("`{shown}` is {shape:?}, the network has {:?}", spec.shape);
-            return Err(Problem::Difference(difference));
+            return Err(differs(format!("is {shape:?}, the network has {:?}", spec.shape)));
         }
         let mut values = Vec::with_capacity(if tensors.len() > 1 { spec.len() } else { 0 });
         for tensor in &tensors {
-            let part = self.file.read_f32(tensor).map_err(|e| Problem::Unreadable(e.into()))?;
+            let part = self.file.read_f32(tensor)?;
             if values.is_empty() { values = part } else { values.extend(part) }
         }
         let broken = values.iter().filter(|value| !value.is_finite()).count();
         if broken > 0 {
-            let difference = format!("`{shown}` holds {broken} values that are not finite");
-            return Err(Problem::Difference(difference));
+            return Err(differs(format!("holds {broken} values that are not finite")));
         }
         if shape != spec.shape {
-            values =
-                resize::relative_positions(&values, heads, spec.shape[0]).ok_or_else(|| {
-                    Problem::Difference(format!("`{shown}` {shape:?} is no square of positions"))
-                })?;
+            values = resize::relative_positions(&values, heads, spec.shape[0])
+                .ok_or_else(|| differs(format!("{shape:?} is no square of positions")))?;
             report.resized.push(format!("`{shown}` from {shape:?} to {:?}", spec.shape));
         }
         report.matched += 1;
@@ -265,11 +257,6 @@ impl<'a> StoredNetwork<'a> {
         }
         unknown
     }
-}
-
-enum Problem {
-    Difference(String),
-    Unreadable(WeightsError),
 }
 
 /// Why a tensor that belongs to no parameter may be ignored. `name` is relative to the backbone

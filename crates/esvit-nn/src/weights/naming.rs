@@ -103,73 +103,78 @@ impl Naming {
                 _ => vec![official.into()],
             },
             Self::Torchvision => vec![torchvision(place).unwrap_or_else(|| official.into())],
-            Self::Transformers => transformers(place, official, stored_block_part),
-            Self::Transformers5 => transformers(place, official, block_part_in_memory),
+            Self::Transformers => {
+                let qkv = ["query", "key", "value"].map(|part| format!("attention.self.{part}"));
+                transformers(place, official, qkv, TRANSFORMERS)
+            }
+            Self::Transformers5 => {
+                let qkv = ["q", "k", "v"].map(|part| format!("attention.{part}_proj"));
+                transformers(place, official, qkv, TRANSFORMERS_5)
+            }
         }
     }
 }
 
+/// Beginnings of official names within a place, and what another program has for them.
+type Renamed = [(&'static str, &'static str)];
+
+const TORCHVISION: &Renamed =
+    &[("proj.", "0."), ("norm.", "2."), ("mlp.fc1.", "mlp.0."), ("mlp.fc2.", "mlp.3.")];
+const TRANSFORMERS: &Renamed = &[
+    ("proj.", "patch_embeddings.projection."),
+    ("norm1.", "layernorm_before."),
+    ("norm2.", "layernorm_after."),
+    ("attn.proj.", "attention.output.dense."),
+    ("attn.", "attention.self."),
+    ("mlp.fc1.", "intermediate.dense."),
+    ("mlp.fc2.", "output.dense."),
+];
+const TRANSFORMERS_5: &Renamed = &[
+    ("proj.", "patch_embeddings.projection."),
+    ("norm1.", "layernorm_before."),
+    ("norm2.", "layernorm_after."),
+    ("attn.proj.", "attention.o_proj."),
+    ("attn.relative", "attention.relative_position_bias.relative"),
+];
+
+/// The name by the first entry that begins like it.
+fn renamed(rest: &str, table: &Renamed) -> String {
+    let name =
+        table.iter().find_map(|(from, to)| Some(format!("{to}{}", rest.strip_prefix(from)?)));
+    name.unwrap_or_else(|| rest.into())
+}
+
 fn torchvision(place: Place<'_>) -> Option<String> {
     Some(match place {
-        Place::Embed { rest } => {
-            format!("features.0.{}", rest.replace("proj.", "0.").replace("norm.", "2."))
-        }
+        Place::Embed { rest } => format!("features.0.{}", renamed(rest, TORCHVISION)),
         Place::Block { stage, block, rest } => {
-            let rest = rest.replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.3.");
-            format!("features.{}.{block}.{rest}", 2 * stage + 1)
+            format!("features.{}.{block}.{}", 2 * stage + 1, renamed(rest, TORCHVISION))
         }
         Place::Merge { stage, rest } => format!("features.{}.{rest}", 2 * stage + 2),
         Place::Norm { .. } | Place::Other => return None,
     })
 }
 
+/// `qkv` are the names of the query's, the key's and the value's layer.
 fn transformers(
     place: Place<'_>,
     official: &str,
-    block_part: fn(&str) -> Vec<String>,
+    qkv: [String; 3],
+    table: &Renamed,
 ) -> Vec<String> {
-    match place {
-        Place::Embed { rest } => {
-            vec![format!("embeddings.{}", rest.replace("proj.", "patch_embeddings.projection."))]
+    vec![match place {
+        Place::Embed { rest } => format!("embeddings.{}", renamed(rest, table)),
+        Place::Block { stage, block, rest } => {
+            let block = format!("encoder.layers.{stage}.blocks.{block}");
+            if let Some(kind) = rest.strip_prefix("attn.qkv.") {
+                return qkv.map(|layer| format!("{block}.{layer}.{kind}")).into();
+            }
+            format!("{block}.{}", renamed(rest, table))
         }
-        Place::Block { stage, block, rest } => block_part(rest)
-            .into_iter()
-            .map(|part| format!("encoder.layers.{stage}.blocks.{block}.{part}"))
-            .collect(),
-        Place::Merge { stage, rest } => vec![format!("encoder.layers.{stage}.downsample.{rest}")],
-        Place::Norm { rest } => vec![format!("layernorm.{rest}")],
-        Place::Other => vec![official.into()],
-    }
-}
-
-/// Norms have the same names on disk and in memory.
-fn norm_part(rest: &str) -> Option<String> {
-    let before = rest.strip_prefix("norm1.").map(|rest| format!("layernorm_before.{rest}"));
-    before.or_else(|| rest.strip_prefix("norm2.").map(|rest| format!("layernorm_after.{rest}")))
-}
-
-fn stored_block_part(rest: &str) -> Vec<String> {
-    if let Some(kind) = rest.strip_prefix("attn.qkv.") {
-        return ["query", "key", "value"].map(|p| format!("attention.self.{p}.{kind}")).into();
-    }
-    let part = norm_part(rest).unwrap_or_else(|| {
-        rest.replace("attn.proj.", "attention.output.dense.")
-            .replace("attn.", "attention.self.")
-            .replace("mlp.fc1.", "intermediate.dense.")
-            .replace("mlp.fc2.", "output.dense.")
-    });
-    vec![part]
-}
-
-fn block_part_in_memory(rest: &str) -> Vec<String> {
-    if let Some(kind) = rest.strip_prefix("attn.qkv.") {
-        return ["q", "k", "v"].map(|p| format!("attention.{p}_proj.{kind}")).into();
-    }
-    let part = norm_part(rest).unwrap_or_else(|| {
-        rest.replace("attn.proj.", "attention.o_proj.")
-            .replace("attn.relative", "attention.relative_position_bias.relative")
-    });
-    vec![part]
+        Place::Merge { stage, rest } => format!("encoder.layers.{stage}.downsample.{rest}"),
+        Place::Norm { rest } => format!("layernorm.{rest}"),
+        Place::Other => official.into(),
+    }]
 }
 
 #[cfg(test)]
