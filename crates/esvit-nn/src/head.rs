@@ -78,22 +78,17 @@ impl Head {
         let mut hidden = Vec::new();
         let mut width = inputs;
         // Indices in PyTorch's `nn.Sequential`: linear layer, normalization if there is one, GELU.
+        // A single layer is no sequence.
         let stride = if config.use_bn_in_head { 3 } else { 2 };
-        for layer in 0..layers.saturating_sub(1) {
-            let name = stride * layer;
-            let linear = Linear::new(&mut scope.at(format_args!("mlp.{name}")), width, hidden_dim);
-            let norm = config.use_bn_in_head.then(|| {
-                BatchNorm::new(&mut scope.at(format_args!("mlp.{}", name + 1)), hidden_dim)
-            });
-            hidden.push((linear, norm));
+        let name = |index| if layers > 1 { format!("mlp.{index}") } else { "mlp".into() };
+        for index in (0..layers.saturating_sub(1)).map(|layer| stride * layer) {
+            let linear = Linear::new(&mut scope.at(name(index)), width, hidden_dim);
+            let norm = || BatchNorm::new(&mut scope.at(name(index + 1)), hidden_dim);
+            hidden.push((linear, config.use_bn_in_head.then(norm)));
             width = hidden_dim;
         }
-        let bottleneck = if hidden.is_empty() {
-            Linear::new(&mut scope.at("mlp"), width, bottleneck_dim)
-        } else {
-            let name = stride * hidden.len();
-            Linear::new(&mut scope.at(format_args!("mlp.{name}")), width, bottleneck_dim)
-        };
+        let last = name(stride * hidden.len());
+        let bottleneck = Linear::new(&mut scope.at(last), width, bottleneck_dim);
         let role = if config.norm_last_layer { Role::Frozen } else { Role::Trained };
         let mut last = scope.at("last_layer");
         let weight_g = last.register("weight_g", &[out_dim, 1], Init::Ones, role);

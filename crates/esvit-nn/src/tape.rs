@@ -13,6 +13,7 @@ use crate::onnx::Nodes;
 use crate::tensor::{Dtype, Shape, Tensor};
 
 /// What an operation saves for its backward pass.
+#[derive(Debug)]
 pub struct Saved(Box<dyn Any + Send>);
 
 impl Saved {
@@ -31,7 +32,7 @@ impl Saved {
 }
 
 /// What the backward pass of an operation is given.
-#[expect(missing_debug_implementations, reason = "what was saved may be of any type")]
+#[derive(Debug)]
 pub struct Backward<'a> {
     /// What the forward pass saved.
     pub saved: Saved,
@@ -120,18 +121,13 @@ pub(crate) enum Origin {
 }
 
 /// An operation with its inputs.
+#[derive(Debug)]
 pub(crate) struct Recorded {
     pub(crate) operation: Arc<dyn Operation>,
     /// Of every input, its value on the tape (None for constants) and its shape.
     pub(crate) inputs: Vec<(Option<ValueId>, Shape)>,
     parameters: Vec<Tensor>,
     saved: Option<Saved>,
-}
-
-impl Debug for Recorded {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} of {:?}", self.operation, self.inputs)
-    }
 }
 
 impl Tape {

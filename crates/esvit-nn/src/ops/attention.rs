@@ -9,7 +9,7 @@ use esvit_kernels::window_attention::Windows;
 use super::cpu::{gradients, values, values_mut};
 use super::mlp::{LinearValues, NormValues, Scales};
 use super::precision::with_element;
-use super::{Compute, Segment, WindowMap, tokens_per_image};
+use super::{Compute, Segment, WindowMap, common_size, tokens_per_image};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
 use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
@@ -42,12 +42,11 @@ pub fn attention_branch(
 ) -> Tensor {
     segments.iter().for_each(|segment| segment.assert_map("attention in windows"));
     let AttentionValues { norm, qkv, proj, table } = layers;
-    let images = tokens_per_image(segments);
-    let eps = norm.eps as f32;
+    let (images, NormValues { gamma, beta, eps }) = (tokens_per_image(segments), norm);
     let counts = segments.iter().map(|s| s.images).collect();
     let mixing = Mixing::Windows { counts, maps: windows.to_vec() };
-    let operation = AttentionBranch { images, mixing, scales, eps, compute };
-    let NormValues { gamma, beta, .. } = norm;
+    let (heads, eps) = (table.shape()[1], eps as f32);
+    let operation = AttentionBranch { images, heads, mixing, scales, eps, compute };
     apply(operation, [x, gamma, beta, qkv.weight, qkv.bias, proj.weight, proj.bias, table])
 }
 
@@ -62,11 +61,11 @@ pub fn plain_attention_branch(
     scales: Scales,
     compute: Compute,
 ) -> Tensor {
-    let (images, eps) = (images.to_vec(), norm.eps as f32);
     let most = images.iter().copied().max().unwrap_or(0);
-    let mixing = Mixing::Plain { heads, slots: (0..most as i32).collect() };
-    let operation = AttentionBranch { images, mixing, scales, eps, compute };
-    let NormValues { gamma, beta, .. } = norm;
+    let mixing = Mixing::Plain { slots: (0..most as i32).collect() };
+    let (images, NormValues { gamma, beta, eps }) = (images.to_vec(), norm);
+    let eps = eps as f32;
+    let operation = AttentionBranch { images, heads, mixing, scales, eps, compute };
     apply(operation, [x, gamma, beta, qkv.weight, qkv.bias, proj.weight, proj.bias])
 }
 
@@ -108,6 +107,7 @@ pub fn window_attention_weights(
 struct AttentionBranch {
     /// Number of tokens of every image.
     images: Vec<usize>,
+    heads: usize,
     mixing: Mixing,
     scales: Scales,
     eps: f32,
@@ -126,7 +126,6 @@ enum Mixing {
     },
     /// Within images.
     Plain {
-        heads: usize,
         /// `0..n`, `n` the largest number of tokens of an image.
         slots: Vec<i32>,
     },
@@ -145,38 +144,28 @@ impl AttentionBranch {
         SampleScales { seq_lens: &self.images, scales: self.scales.as_deref() }
     }
 
-    fn segments<'a>(&'a self, attention: &Attention<'_>) -> Vec<attention::Segment<'a>> {
-        let width = attention.gamma.len();
+    fn segments(&self, width: usize) -> Vec<attention::Segment<'_>> {
+        let heads = self.heads;
         match &self.mixing {
             Mixing::Windows { counts, maps } => {
-                let segments = counts.iter().zip(maps);
-                let segments = segments.map(|(&images, map)| {
-                    let rows = (2 * map.window - 1).pow(2);
-                    let windows = Windows {
-                        tokens: map.tokens(),
-                        slots: map.window_tokens(),
-                        width,
-                        heads: attention.bias_table.len() / rows,
-                        slot_token: &map.slot_token,
-                        bias_index: &map.bias_row,
-                        mask: map.mask.as_deref(),
-                    };
-                    attention::Segment { images, windows }
+                let windows = maps.iter().map(|map| Windows {
+                    tokens: map.tokens(),
+                    slots: map.window_tokens(),
+                    width,
+                    heads,
+                    slot_token: &map.slot_token,
+                    bias_index: &map.bias_row,
+                    mask: map.mask.as_deref(),
                 });
-                segments.collect()
+                let segments = counts.iter().zip(windows);
+                segments.map(|(&images, windows)| attention::Segment { images, windows }).collect()
             }
-            Mixing::Plain { heads, slots } => {
+            Mixing::Plain { slots } => {
                 let segments = self.images.chunk_by(|a, b| a == b).map(|images| {
-                    let tokens = images[0];
-                    let windows = Windows {
-                        tokens,
-                        slots: tokens,
-                        width,
-                        heads: *heads,
-                        slot_token: &slots[..tokens],
-                        bias_index: &[],
-                        mask: None,
-                    };
+                    let (tokens, slot_token) = (images[0], &slots[..images[0]]);
+                    let (slots, bias_index, mask) = (tokens, &[][..], None);
+                    let windows =
+                        Windows { tokens, slots, width, heads, slot_token, bias_index, mask };
                     attention::Segment { images: images.len(), windows }
                 });
                 segments.collect()
@@ -216,8 +205,8 @@ fn plain_nodes(nodes: &mut Nodes<'_>, normed: &str, tokens: usize, heads: usize)
 
 /// Attention of normalized rows in windows, `[images, tokens, C]`; inputs as
 /// [`attention_branch`] lists them.
-fn window_nodes(nodes: &mut Nodes<'_>, normed: &str, map: &WindowMap) -> String {
-    let ([_, width], heads) = (nodes.shape(0).dims(), nodes.shape(7)[1]);
+fn window_nodes(nodes: &mut Nodes<'_>, normed: &str, map: &WindowMap, heads: usize) -> String {
+    let [_, width] = nodes.shape(0).dims();
     let [height, across] = map.map;
     let layout = format!("map_{height}x{across}_window_{}_shift_{}", map.window, map.shift);
     let [tokens, depth] = [map.window_tokens(), width / heads];
@@ -281,13 +270,9 @@ impl Operation for AttentionBranch {
         let x = nodes.input(0);
         let normed = nodes.layer_norm(&x, 1, self.eps);
         let context = match &self.mixing {
-            Mixing::Windows { maps, .. } => window_nodes(nodes, &normed, &maps[0]),
-            Mixing::Plain { heads, .. } => {
-                let tokens = *self.images.first()?;
-                if self.images.iter().any(|&other| other != tokens) {
-                    return None;
-                }
-                plain_nodes(nodes, &normed, tokens, *heads)
+            Mixing::Windows { maps, .. } => window_nodes(nodes, &normed, &maps[0], self.heads),
+            Mixing::Plain { .. } => {
+                plain_nodes(nodes, &normed, common_size(&self.images)?, self.heads)
             }
         };
         let context = nodes.reshape(&context, &[width]);
@@ -298,7 +283,7 @@ impl Operation for AttentionBranch {
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let parameters = inputs.split_off(1);
         let (attention, compute) = (self.parameters(&parameters), &self.compute);
-        let (segments, scales) = (self.segments(&attention), self.sample_scales());
+        let (segments, scales) = (self.segments(attention.gamma.len()), self.sample_scales());
         with_element!(compute.precision, T => {
             let packed = compute.packing.get(compute.precision, || attention.pack_weights::<T>());
             compute.forward(inputs.remove(0), save, |x, save| {
@@ -309,7 +294,7 @@ impl Operation for AttentionBranch {
 
     fn backward(&self, mut pass: Backward<'_>) -> InputGradients {
         let attention = self.parameters(pass.parameters);
-        let (segments, scales) = (self.segments(&attention), self.sample_scales());
+        let (segments, scales) = (self.segments(attention.gamma.len()), self.sample_scales());
         let gradient = values_mut(&mut pass.gradient);
         let found = with_element!(self.compute.precision, T => {
             let saved = self.compute.saved(pass.saved, |x| {
@@ -335,8 +320,14 @@ mod tests {
         let maps = vec![Arc::new(WindowMap::new([5, 5], 4, 0))];
         let mixing = Mixing::Windows { counts: vec![2], maps };
         let compute = Compute::default();
-        let operation =
-            AttentionBranch { images: vec![25; 2], mixing, scales: None, eps: 1e-6, compute };
+        let operation = AttentionBranch {
+            images: vec![25; 2],
+            heads: 1,
+            mixing,
+            scales: None,
+            eps: 1e-6,
+            compute,
+        };
         let cost = operation.cost(&[[50, 8].into()]);
         let macs_of_row = f64::from(4 * 8 * 8 + 2 * 16 * 8);
         assert_eq!(cost.macs, 50.0 * macs_of_row);

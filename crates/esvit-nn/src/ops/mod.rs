@@ -66,6 +66,12 @@ impl Segment {
     }
 }
 
+/// The number of tokens that all images have, if it is the same.
+fn common_size(images: &[usize]) -> Option<usize> {
+    let first = *images.first()?;
+    images.iter().all(|&tokens| tokens == first).then_some(first)
+}
+
 /// Number of tokens of every image, over all segments.
 pub fn tokens_per_image(segments: &[Segment]) -> Vec<usize> {
     segments.iter().flat_map(|s| std::iter::repeat_n(s.tokens(), s.images)).collect()

@@ -2,9 +2,9 @@
 
 use esvit_kernels::{buffer, layer_norm, tokens};
 
-use super::Precision;
 use super::cpu::{gradients, made, made_like, values, values_mut};
 use super::precision::with_element;
+use super::{Precision, common_size};
 use crate::cost::Cost;
 use crate::onnx::{Attribute, Nodes};
 use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
@@ -113,11 +113,7 @@ impl Operation for ImageMeans {
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
         let [_, width] = nodes.shape(0).dims();
-        let rows = *self.images.first()?;
-        if self.images.iter().any(|&other| other != rows) {
-            return None;
-        }
-        let x = nodes.input(0);
+        let (rows, x) = (common_size(&self.images)?, nodes.input(0));
         let tokens = nodes.reshape(&x, &[rows, width]);
         let over = [("axes", Attribute::Integers(&[1])), ("keepdims", Attribute::Integer(0))];
         Some(nodes.node("ReduceMean", &[&tokens], &over))

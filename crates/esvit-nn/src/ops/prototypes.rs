@@ -61,7 +61,8 @@ impl PrototypeLogits {
     /// The mean logits over all rows, `[K]`, without gradient.
     pub fn mean(&self) -> Tensor {
         let Self { z, v, g } = self.clone().detach();
-        apply(Product, [z.mean_dim(0), v, g]).reshape([self.prototypes()])
+        let prototypes = prototypes::Prototypes { v: values(&v), g: values(&g) };
+        made(prototypes::logits(values(&z.mean_dim(0)), &prototypes), [self.prototypes()])
     }
 }
 
@@ -175,23 +176,6 @@ impl Operation for CrossEntropy {
             Some(gradient)
         });
         scaled.into()
-    }
-}
-
-/// Evaluates the logits of a few rows.
-#[derive(Debug)]
-struct Product;
-
-impl Operation for Product {
-    fn output(&self, inputs: &[Shape]) -> Shape {
-        [inputs[0][0], inputs[2].numel()].into()
-    }
-
-    fn forward(&self, inputs: Vec<Tensor>, _: bool) -> (Tensor, Option<Saved>) {
-        let [z, v, g] = [0, 1, 2].map(|i| values(&inputs[i]));
-        let logits = prototypes::logits(z, &prototypes::Prototypes { v, g });
-        let shape = [inputs[0].shape()[0], g.len()];
-        (made(logits, shape), None)
     }
 }
 

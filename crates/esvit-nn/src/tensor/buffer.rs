@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use esvit_kernels::buffer::recycle;
+use esvit_kernels::buffer;
 use esvit_kernels::element::Bf16;
 
 /// The type of a tensor's elements.
@@ -30,20 +30,11 @@ impl Dtype {
 }
 
 /// Values in the CPU's memory. Those of f32 go back to the kernels' buffer pool.
-#[derive(Debug)]
-pub enum Buffer {
-    F32(Vec<f32>),
-    F64(Vec<f64>),
-    Bf16(Vec<Bf16>),
-    U8(Vec<u8>),
-    I32(Vec<i32>),
-}
+pub(super) struct Buffer<T: Element>(pub(super) Vec<T>);
 
-impl Drop for Buffer {
+impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if let Self::F32(values) = self {
-            recycle(std::mem::take(values));
-        }
+        T::recycle(std::mem::take(&mut self.0));
     }
 }
 
@@ -53,37 +44,29 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
     const DTYPE: Dtype;
 
     #[doc(hidden)]
-    fn wrap(values: Vec<Self>) -> Buffer;
-    #[doc(hidden)]
-    fn values(buffer: &Buffer) -> Option<&[Self]>;
-    #[doc(hidden)]
-    fn values_mut(buffer: &mut Buffer) -> Option<&mut Vec<Self>>;
+    fn recycle(_values: Vec<Self>) {}
 }
 
-macro_rules! elements {
-    ($($variant:ident $element:ty),*) => {$(
-        impl Element for $element {
-            const DTYPE: Dtype = Dtype::$variant;
+impl Element for f32 {
+    const DTYPE: Dtype = Dtype::F32;
 
-            fn wrap(values: Vec<Self>) -> Buffer {
-                Buffer::$variant(values)
-            }
-
-            fn values(buffer: &Buffer) -> Option<&[Self]> {
-                match buffer {
-                    Buffer::$variant(values) => Some(values),
-                    _ => None,
-                }
-            }
-
-            fn values_mut(buffer: &mut Buffer) -> Option<&mut Vec<Self>> {
-                match buffer {
-                    Buffer::$variant(values) => Some(values),
-                    _ => None,
-                }
-            }
-        }
-    )*};
+    fn recycle(values: Vec<Self>) {
+        buffer::recycle(values);
+    }
 }
 
-elements!(F32 f32, F64 f64, Bf16 Bf16, U8 u8, I32 i32);
+impl Element for f64 {
+    const DTYPE: Dtype = Dtype::F64;
+}
+
+impl Element for Bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+}
+
+impl Element for u8 {
+    const DTYPE: Dtype = Dtype::U8;
+}
+
+impl Element for i32 {
+    const DTYPE: Dtype = Dtype::I32;
+}

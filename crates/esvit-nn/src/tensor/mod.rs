@@ -5,6 +5,7 @@
 mod buffer;
 mod shape;
 
+use std::any::Any;
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -41,8 +42,8 @@ fn count_read() {
 /// Where the values are.
 #[derive(Debug, Clone)]
 enum Storage {
-    /// In the CPU's memory, from an offset on.
-    Cpu(Arc<Buffer>, usize),
+    /// In the CPU's memory, a [`Buffer`] from an offset on.
+    Cpu(Arc<dyn Any + Send + Sync>, usize),
     /// Nowhere: in a pass over shapes alone.
     Symbolic,
 }
@@ -56,7 +57,7 @@ impl Tensor {
         let Device::Cpu = device;
         let shape = shape.into();
         assert_eq!(values.len(), shape.numel(), "number of values of {shape:?}");
-        let storage = Storage::Cpu(Arc::new(T::wrap(values)), 0);
+        let storage = Storage::Cpu(Arc::new(Buffer(values)), 0);
         Self { storage, shape, dtype: T::DTYPE, node: None }
     }
 
@@ -178,8 +179,9 @@ impl Tensor {
         let Storage::Cpu(buffer, offset) = &self.storage else {
             panic!("a pass over shapes has no values")
         };
-        let values = T::values(buffer);
-        let values = values.unwrap_or_else(|| panic!("{:?}, not {:?}", self.dtype, T::DTYPE));
+        let buffer = buffer.downcast_ref::<Buffer<T>>();
+        let Buffer(values) =
+            buffer.unwrap_or_else(|| panic!("{:?}, not {:?}", self.dtype, T::DTYPE));
         &values[*offset..offset + self.numel()]
     }
 
@@ -188,17 +190,19 @@ impl Tensor {
     /// # Panics
     /// When the elements have another type.
     pub(crate) fn values_mut<T: Element>(&mut self) -> &mut [T] {
-        let is_unique = match &mut self.storage {
-            Storage::Cpu(buffer, _) => Arc::get_mut(buffer).is_some(),
-            Storage::Symbolic => false,
-        };
-        if !is_unique {
+        if self.owned::<T>().is_none() {
             *self = Self::new(self.values::<T>().to_vec(), self.shape, &self.device());
         }
         let len = self.numel();
-        let Storage::Cpu(buffer, offset) = &mut self.storage else { unreachable!("just checked") };
-        let values = Arc::get_mut(buffer).and_then(T::values_mut).expect("the only owner");
-        &mut values[*offset..*offset + len]
+        let (values, offset) = self.owned().expect("the only owner");
+        &mut values[offset..offset + len]
+    }
+
+    /// The buffer and the offset in it, if nobody else holds it.
+    fn owned<T: Element>(&mut self) -> Option<(&mut Vec<T>, usize)> {
+        let Storage::Cpu(buffer, offset) = &mut self.storage else { return None };
+        let Buffer(values) = Arc::get_mut(buffer)?.downcast_mut()?;
+        Some((values, *offset))
     }
 
     /// Overwrites the values from `start` on; copied first if the tensor has another owner.
@@ -215,13 +219,11 @@ impl Tensor {
     /// When the elements have another type.
     pub fn into_vec<T: Element>(mut self) -> Vec<T> {
         count_read();
-        if let Storage::Cpu(buffer, 0) = &mut self.storage
-            && let Some(values) = Arc::get_mut(buffer).and_then(T::values_mut)
-            && values.len() == self.shape.numel()
-        {
-            return std::mem::take(values);
+        let len = self.numel();
+        match self.owned() {
+            Some((values, 0)) if values.len() == len => std::mem::take(values),
+            _ => self.values().to_vec(),
         }
-        self.values().to_vec()
     }
 
     /// A copy of the values on the host.

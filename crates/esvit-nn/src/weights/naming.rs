@@ -17,23 +17,14 @@ pub enum Naming {
     Transformers5,
 }
 
-/// A parameter's place in the network. `rest` is the official name within it.
+/// A parameter's place in the network, with the official name within it.
 enum Place<'a> {
-    Embed {
-        rest: &'a str,
-    },
-    Block {
-        stage: usize,
-        block: usize,
-        rest: &'a str,
-    },
-    Merge {
-        stage: usize,
-        rest: &'a str,
-    },
-    Norm {
-        rest: &'a str,
-    },
+    Embed(&'a str),
+    /// Of a stage and a block.
+    Block(usize, usize, &'a str),
+    /// After a stage.
+    Merge(usize, &'a str),
+    Norm(&'a str),
     /// A head, which only the official naming has.
     Other,
 }
@@ -41,10 +32,10 @@ enum Place<'a> {
 impl<'a> Place<'a> {
     fn of(name: &'a str) -> Self {
         if let Some(rest) = name.strip_prefix("patch_embed.") {
-            return Self::Embed { rest };
+            return Self::Embed(rest);
         }
         if let Some(rest) = name.strip_prefix("norm.") {
-            return Self::Norm { rest };
+            return Self::Norm(rest);
         }
         Self::in_stage(name).unwrap_or(Self::Other)
     }
@@ -53,10 +44,10 @@ impl<'a> Place<'a> {
         let (stage, rest) = name.strip_prefix("layers.")?.split_once('.')?;
         let stage = stage.parse().ok()?;
         if let Some(rest) = rest.strip_prefix("downsample.") {
-            return Some(Self::Merge { stage, rest });
+            return Some(Self::Merge(stage, rest));
         }
         let (block, rest) = rest.strip_prefix("blocks.")?.split_once('.')?;
-        Some(Self::Block { stage, block: block.parse().ok()?, rest })
+        Some(Self::Block(stage, block.parse().ok()?, rest))
     }
 }
 
@@ -97,7 +88,7 @@ impl Naming {
         match self {
             Self::Esvit | Self::Microsoft => vec![official.into()],
             Self::Timm => match place {
-                Place::Merge { stage, rest } => {
+                Place::Merge(stage, rest) => {
                     vec![format!("layers.{}.downsample.{rest}", stage + 1)]
                 }
                 _ => vec![official.into()],
@@ -146,12 +137,12 @@ fn renamed(rest: &str, table: &Renamed) -> String {
 
 fn torchvision(place: Place<'_>) -> Option<String> {
     Some(match place {
-        Place::Embed { rest } => format!("features.0.{}", renamed(rest, TORCHVISION)),
-        Place::Block { stage, block, rest } => {
+        Place::Embed(rest) => format!("features.0.{}", renamed(rest, TORCHVISION)),
+        Place::Block(stage, block, rest) => {
             format!("features.{}.{block}.{}", 2 * stage + 1, renamed(rest, TORCHVISION))
         }
-        Place::Merge { stage, rest } => format!("features.{}.{rest}", 2 * stage + 2),
-        Place::Norm { .. } | Place::Other => return None,
+        Place::Merge(stage, rest) => format!("features.{}.{rest}", 2 * stage + 2),
+        Place::Norm(_) | Place::Other => return None,
     })
 }
 
@@ -163,16 +154,16 @@ fn transformers(
     table: &Renamed,
 ) -> Vec<String> {
     vec![match place {
-        Place::Embed { rest } => format!("embeddings.{}", renamed(rest, table)),
-        Place::Block { stage, block, rest } => {
+        Place::Embed(rest) => format!("embeddings.{}", renamed(rest, table)),
+        Place::Block(stage, block, rest) => {
             let block = format!("encoder.layers.{stage}.blocks.{block}");
             if let Some(kind) = rest.strip_prefix("attn.qkv.") {
                 return qkv.map(|layer| format!("{block}.{layer}.{kind}")).into();
             }
             format!("{block}.{}", renamed(rest, table))
         }
-        Place::Merge { stage, rest } => format!("encoder.layers.{stage}.downsample.{rest}"),
-        Place::Norm { rest } => format!("layernorm.{rest}"),
+        Place::Merge(stage, rest) => format!("encoder.layers.{stage}.downsample.{rest}"),
+        Place::Norm(rest) => format!("layernorm.{rest}"),
         Place::Other => official.into(),
     }]
 }

@@ -15,6 +15,8 @@ use crate::params::{Init, ParamId, Params, Scope};
 pub(super) struct Block {
     /// Index among the blocks of all stages.
     pub(super) index: usize,
+    pub(super) stage: usize,
+    pub(super) ends_stage: bool,
     window: usize,
     shift: usize,
     drop_path: f64,
@@ -25,32 +27,42 @@ pub(super) struct Block {
     norm2: LayerNorm,
     fc1: Linear,
     fc2: Linear,
+    /// After the last block of every stage but the last one.
+    pub(super) downsample: Option<Downsample>,
 }
 
 impl Block {
+    /// Block number `block` of a stage, whose scope is given; `index` counts over all stages.
     pub(super) fn new(
-        scope: &mut Scope<'_>,
+        layer: &mut Scope<'_>,
         config: &SwinConfig,
         [stage, block, index]: [usize; 3],
         drop_path: f64,
     ) -> Self {
-        let width = config.width(stage);
-        let hidden = config.hidden_width(stage);
+        let [width, hidden] = [config.width(stage), config.hidden_width(stage)];
         let (window, shift) = config.window_and_shift(stage, block);
-        let norm1 = LayerNorm::new(&mut scope.at("norm1"), width, config.norm_eps);
-        let mut attn = scope.at("attn");
-        let table = attn.param(
-            "relative_position_bias_table",
-            &[(2 * window - 1).pow(2), config.num_heads[stage]],
-            Init::TruncatedNormal(WEIGHT_STD),
-        );
-        let qkv = Linear::new(&mut attn.at("qkv"), width, 3 * width);
-        let proj = Linear::new(&mut attn.at("proj"), width, width);
-        let norm2 = LayerNorm::new(&mut scope.at("norm2"), width, config.norm_eps);
-        let mut mlp = scope.at("mlp");
-        let fc1 = Linear::new(&mut mlp.at("fc1"), width, hidden);
-        let fc2 = Linear::new(&mut mlp.at("fc2"), hidden, width);
-        Self { index, window, shift, drop_path, norm1, table, qkv, proj, norm2, fc1, fc2 }
+        let positions = [(2 * window - 1).pow(2), config.num_heads[stage]];
+        let init = Init::TruncatedNormal(WEIGHT_STD);
+        let ends_stage = block + 1 == config.depths[stage];
+        let has_next = ends_stage && stage + 1 < config.stages();
+        let mut scope = layer.at(format_args!("blocks.{block}"));
+        Self {
+            index,
+            stage,
+            ends_stage,
+            window,
+            shift,
+            drop_path,
+            norm1: LayerNorm::new(&mut scope.at("norm1"), width, config.norm_eps),
+            table: scope.at("attn").param("relative_position_bias_table", &positions, init),
+            qkv: Linear::new(&mut scope.at("attn.qkv"), width, 3 * width),
+            proj: Linear::new(&mut scope.at("attn.proj"), width, width),
+            norm2: LayerNorm::new(&mut scope.at("norm2"), width, config.norm_eps),
+            fc1: Linear::new(&mut scope.at("mlp.fc1"), width, hidden),
+            fc2: Linear::new(&mut scope.at("mlp.fc2"), hidden, width),
+            downsample: has_next
+                .then(|| Downsample::new(&mut layer.at("downsample"), width, config.norm_eps)),
+        }
     }
 
     pub(super) fn forward(

@@ -17,7 +17,7 @@ use crate::forward_ctx::ForwardCtx;
 use crate::layers::LayerNorm;
 use crate::ops::{self, Activation, WindowMaps};
 use crate::params::{Init, ParamId, Params, Part, Scope};
-use block::{Block, Downsample};
+use block::Block;
 #[cfg(test)]
 pub(super) use config::tests;
 
@@ -33,15 +33,9 @@ pub struct Swin {
     patch_weight: ParamId,
     patch_bias: ParamId,
     patch_norm: LayerNorm,
-    stages: Vec<Stage>,
+    blocks: Vec<Block>,
     norm: LayerNorm,
     windows: WindowMaps,
-}
-
-#[derive(Debug)]
-struct Stage {
-    blocks: Vec<Block>,
-    downsample: Option<Downsample>,
 }
 
 impl Swin {
@@ -58,28 +52,20 @@ impl Swin {
         let patch_norm = LayerNorm::new(&mut embed.at("norm"), config.embed_dim, config.norm_eps);
 
         let total: usize = config.depths.iter().sum();
-        let mut index = 0;
-        let mut stages = Vec::new();
-        for stage in 0..config.stages() {
-            let mut scope = scope.at(format_args!("layers.{stage}"));
-            let mut blocks = Vec::new();
-            for block in 0..config.depths[stage] {
+        let mut blocks = Vec::new();
+        for (stage, &depth) in config.depths.iter().enumerate() {
+            for block in 0..depth {
+                let index = blocks.len();
                 let rate = drop_path * index as f64 / (total.max(2) - 1) as f64;
-                let mut scope = scope.at(format_args!("blocks.{block}")).part(Part::Block(index));
+                let mut scope = scope.at(format_args!("layers.{stage}")).part(Part::Block(index));
                 blocks.push(Block::new(&mut scope, config, [stage, block, index], rate));
-                index += 1;
             }
-            let downsample = (stage + 1 < config.stages()).then(|| {
-                let mut scope = scope.at("downsample").part(Part::Block(index - 1));
-                Downsample::new(&mut scope, config.width(stage), config.norm_eps)
-            });
-            stages.push(Stage { blocks, downsample });
         }
         let mut scope = scope.at("norm").part(Part::FinalNorm);
         let norm = LayerNorm::new(&mut scope, config.output_width(), config.norm_eps);
         let config = config.clone();
         let windows = WindowMaps::default();
-        Self { config, patch_weight, patch_bias, patch_norm, stages, norm, windows }
+        Self { config, patch_weight, patch_bias, patch_norm, blocks, norm, windows }
     }
 
     fn embed(&self, params: &Params, input: Input<'_>, ctx: &ForwardCtx) -> TokenMaps {
@@ -118,16 +104,13 @@ impl Backbone for Swin {
         tap: &mut dyn FnMut(BlockOutput<'_>) -> ControlFlow<()>,
     ) -> Option<TokenMaps> {
         let mut maps = self.embed(params, input, ctx);
-        for (stage, Stage { blocks, downsample }) in self.stages.iter().enumerate() {
-            for (number, block) in blocks.iter().enumerate() {
-                maps = block.forward(params, maps, &self.windows, ctx);
-                let ends_stage = number + 1 == blocks.len();
-                let output = BlockOutput { index: block.index, stage, ends_stage, maps: &maps };
-                if tap(output).is_break() {
-                    return None;
-                }
+        for block in &self.blocks {
+            maps = block.forward(params, maps, &self.windows, ctx);
+            let Block { index, stage, ends_stage, .. } = *block;
+            if tap(BlockOutput { index, stage, ends_stage, maps: &maps }).is_break() {
+                return None;
             }
-            if let Some(downsample) = downsample {
+            if let Some(downsample) = &block.downsample {
                 maps = downsample.forward(params, maps, ctx);
             }
         }
@@ -147,17 +130,15 @@ impl Backbone for Swin {
     ) -> Result<(), NoAttention> {
         let ctx = ForwardCtx::eval();
         let mut maps = self.embed(params, vec![images].into(), &ctx);
-        for stage in &self.stages {
-            for block in &stage.blocks {
-                if blocks.contains(&block.index) {
-                    observe(block.index, block.attention(params, &maps, &self.windows));
-                }
-                if block.index + 1 >= blocks.end {
-                    return Ok(());
-                }
-                maps = block.forward(params, maps, &self.windows, &ctx);
+        for block in &self.blocks {
+            if blocks.contains(&block.index) {
+                observe(block.index, block.attention(params, &maps, &self.windows));
             }
-            if let Some(downsample) = &stage.downsample {
+            if block.index + 1 >= blocks.end {
+                break;
+            }
+            maps = block.forward(params, maps, &self.windows, &ctx);
+            if let Some(downsample) = &block.downsample {
                 maps = downsample.forward(params, maps, &ctx);
             }
         }

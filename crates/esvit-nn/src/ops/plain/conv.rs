@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{Real, made, with_real};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
+use crate::ops::Precision;
 use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
@@ -40,22 +41,17 @@ struct Conv2d {
     groups: usize,
 }
 
-/// Sizes of a convolution.
-#[derive(Clone, Copy)]
+/// A convolution of images and filters of certain sizes.
 struct Sizes {
+    stride: usize,
+    padding: usize,
     inputs: usize,
     outputs: usize,
-    groups: usize,
+    /// Channels of a group: in, out.
+    group: [usize; 2],
     image: [usize; 2],
     filter: [usize; 2],
     result: [usize; 2],
-}
-
-impl Sizes {
-    /// Channels of a group: in, out.
-    fn per_group(&self) -> [usize; 2] {
-        [self.inputs / self.groups, self.outputs / self.groups]
-    }
 }
 
 /// The values of plane `index`, of `[height, width]`.
@@ -74,15 +70,17 @@ impl Conv2d {
             && width + 2 * padding >= kw;
         assert!(fits, "{self:?} of {x:?} with filters {weight:?}");
         let result = [(height, kh), (width, kw)].map(|(n, k)| (n + 2 * padding - k) / stride + 1);
-        Sizes { inputs, outputs, groups, image: [height, width], filter: [kh, kw], result }
+        let (group, image, filter) = ([depth, outputs / groups], [height, width], [kh, kw]);
+        Sizes { stride, padding, inputs, outputs, group, image, filter, result }
     }
+}
 
+impl Sizes {
     /// `visit(tap, y, x, len)` for all pairs of a tap and a row: the tap takes `len` values of an
     /// image's plane, from `x` on in steps of the stride, to those of the result's from `y` on.
-    fn rows(&self, sizes: &Sizes, mut visit: impl FnMut(usize, usize, usize, usize)) {
-        let Self { stride, padding, .. } = *self;
-        let ([height, width], [kh, kw], [rows, columns]) =
-            (sizes.image, sizes.filter, sizes.result);
+    fn rows(&self, mut visit: impl FnMut(usize, usize, usize, usize)) {
+        let Self { stride, padding, image: [height, width], filter: [kh, kw], .. } = *self;
+        let [rows, columns] = self.result;
         for tap in 0..kh * kw {
             let (dy, dx) = (tap / kw, tap % kw);
             let first = padding.saturating_sub(dx).div_ceil(stride);
@@ -97,16 +95,16 @@ impl Conv2d {
         }
     }
 
-    fn forward<T: Real>(&self, sizes: &Sizes, x: &[T], weight: &[T], y: &mut [T]) {
-        let [depth, per_group] = sizes.per_group();
-        let planes = y.par_chunks_mut(sizes.result[0] * sizes.result[1]).enumerate();
+    fn forward<T: Real>(&self, x: &[T], weight: &[T], y: &mut [T]) {
+        let [depth, per_group] = self.group;
+        let planes = y.par_chunks_mut(self.result[0] * self.result[1]).enumerate();
         planes.for_each(|(at, y)| {
-            let (image, output) = (at / sizes.outputs, at % sizes.outputs);
+            let (image, output) = (at / self.outputs, at % self.outputs);
             for input in 0..depth {
                 let channel = output / per_group * depth + input;
-                let x = plane(x, image * sizes.inputs + channel, sizes.image);
-                let weight = plane(weight, output * depth + input, sizes.filter);
-                self.rows(sizes, |tap, to, from, len| {
+                let x = plane(x, image * self.inputs + channel, self.image);
+                let weight = plane(weight, output * depth + input, self.filter);
+                self.rows(|tap, to, from, len| {
                     let x = x[from..].iter().step_by(self.stride);
                     y[to..to + len].iter_mut().zip(x).for_each(|(y, &x)| *y += weight[tap] * x);
                 });
@@ -114,16 +112,16 @@ impl Conv2d {
         });
     }
 
-    fn gradient_of_images<T: Real>(&self, sizes: &Sizes, dy: &[T], weight: &[T], dx: &mut [T]) {
-        let [depth, per_group] = sizes.per_group();
-        let planes = dx.par_chunks_mut(sizes.image[0] * sizes.image[1]).enumerate();
+    fn gradient_of_images<T: Real>(&self, dy: &[T], weight: &[T], dx: &mut [T]) {
+        let [depth, per_group] = self.group;
+        let planes = dx.par_chunks_mut(self.image[0] * self.image[1]).enumerate();
         planes.for_each(|(at, dx)| {
-            let (image, channel) = (at / sizes.inputs, at % sizes.inputs);
+            let (image, channel) = (at / self.inputs, at % self.inputs);
             let (group, input) = (channel / depth, channel % depth);
             for output in group * per_group..(group + 1) * per_group {
-                let dy = plane(dy, image * sizes.outputs + output, sizes.result);
-                let weight = plane(weight, output * depth + input, sizes.filter);
-                self.rows(sizes, |tap, from, to, len| {
+                let dy = plane(dy, image * self.outputs + output, self.result);
+                let weight = plane(weight, output * depth + input, self.filter);
+                self.rows(|tap, from, to, len| {
                     let dx = dx[to..].iter_mut().step_by(self.stride);
                     dx.zip(&dy[from..from + len]).for_each(|(dx, &dy)| *dx += weight[tap] * dy);
                 });
@@ -132,18 +130,18 @@ impl Conv2d {
     }
 
     /// Sums are f64, rounded once.
-    fn gradient_of_filters<T: Real>(&self, sizes: &Sizes, x: &[T], dy: &[T], dweight: &mut [T]) {
-        let [depth, per_group] = sizes.per_group();
-        let images = dy.len() / (sizes.outputs * sizes.result[0] * sizes.result[1]);
-        let filters = dweight.par_chunks_mut(sizes.filter[0] * sizes.filter[1]).enumerate();
+    fn gradient_of_filters<T: Real>(&self, x: &[T], dy: &[T], dweight: &mut [T]) {
+        let [depth, per_group] = self.group;
+        let images = dy.len() / (self.outputs * self.result[0] * self.result[1]);
+        let filters = dweight.par_chunks_mut(self.filter[0] * self.filter[1]).enumerate();
         filters.for_each(|(at, dweight)| {
             let (output, input) = (at / depth, at % depth);
             let channel = output / per_group * depth + input;
             let mut sums = vec![0.0; dweight.len()];
             for image in 0..images {
-                let x = plane(x, image * sizes.inputs + channel, sizes.image);
-                let dy = plane(dy, image * sizes.outputs + output, sizes.result);
-                self.rows(sizes, |tap, y, from, len| {
+                let x = plane(x, image * self.inputs + channel, self.image);
+                let dy = plane(dy, image * self.outputs + output, self.result);
+                self.rows(|tap, y, from, len| {
                     let x = x[from..].iter().step_by(self.stride);
                     let products =
                         x.zip(&dy[y..y + len]).map(|(x, dy)| x.into_f64() * dy.into_f64());
@@ -174,7 +172,7 @@ impl Operation for Conv2d {
         let shape = self.output(&[x.shape(), weight.shape()]);
         let y = with_real!(x, T => {
             let mut y = vec![T::default(); shape.numel()];
-            self.forward(&sizes, x.values::<T>(), weight.values(), &mut y);
+            sizes.forward(x.values::<T>(), weight.values(), &mut y);
             made(y, shape, x)
         });
         (y, save.then(|| Saved::new(inputs.swap_remove(0))))
@@ -187,12 +185,12 @@ impl Operation for Conv2d {
             let dy = pass.gradient.values::<T>();
             let dx = pass.wanted[0].then(|| {
                 let mut dx = vec![T::default(); x.numel()];
-                self.gradient_of_images(&sizes, dy, weight.values(), &mut dx);
+                sizes.gradient_of_images(dy, weight.values(), &mut dx);
                 made(dx, x.shape(), &x)
             });
             let dweight = pass.wanted[1].then(|| {
                 let mut dweight = vec![T::default(); weight.numel()];
-                self.gradient_of_filters(&sizes, x.values(), dy, &mut dweight);
+                sizes.gradient_of_filters(x.values(), dy, &mut dweight);
                 made(dweight, weight.shape(), weight)
             });
             vec![dx, dweight]
@@ -201,7 +199,7 @@ impl Operation for Conv2d {
 
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let [_, depth, kh, kw] = inputs[1].dims();
-        let macs = (self.output(inputs).numel() * depth * kh * kw) as f64;
-        Cost { macs, saved_bytes: (inputs[0].numel() * 4) as f64, ..Cost::default() }
+        let macs = self.output(inputs).numel() * depth * kh * kw;
+        Cost::products(macs).saving(inputs[0].numel(), Precision::F32)
     }
 }

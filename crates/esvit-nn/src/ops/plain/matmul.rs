@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{Real, made, with_real};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
+use crate::ops::Precision;
 use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
@@ -87,7 +88,7 @@ impl Operation for Matmul {
     }
 
     fn cost(&self, inputs: &[Shape]) -> Cost {
-        let macs = sizes(&inputs[0], &inputs[1]).iter().product::<usize>() as f64;
-        Cost { macs, saved_bytes: (inputs[0].numel() * 4) as f64, ..Cost::default() }
+        let macs = sizes(&inputs[0], &inputs[1]).iter().product();
+        Cost::products(macs).saving(inputs[0].numel(), Precision::F32)
     }
 }

@@ -30,9 +30,13 @@ const TASK_VALUES: usize = 1 << 15;
 /// f32 and f64.
 trait Real: Element + Float + AddAssign + DivAssign {
     /// The nearest number of this type.
-    fn from_f64(value: f64) -> Self;
+    fn from_f64(value: f64) -> Self {
+        num_traits::cast(value).expect("f32 and f64 have every number")
+    }
 
-    fn into_f64(self) -> f64;
+    fn into_f64(self) -> f64 {
+        self.to_f64().expect("f64 has every number")
+    }
 
     /// The error function.
     fn erf(self) -> Self;
@@ -48,14 +52,6 @@ trait Real: Element + Float + AddAssign + DivAssign {
 }
 
 impl Real for f32 {
-    fn from_f64(value: f64) -> Self {
-        value as Self
-    }
-
-    fn into_f64(self) -> f64 {
-        f64::from(self)
-    }
-
     fn erf(self) -> Self {
         libm::erff(self)
     }
@@ -74,14 +70,6 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
-    fn from_f64(value: f64) -> Self {
-        value
-    }
-
-    fn into_f64(self) -> f64 {
-        self
-    }
-
     fn erf(self) -> Self {
         libm::erf(self)
     }

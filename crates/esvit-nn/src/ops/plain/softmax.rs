@@ -14,7 +14,7 @@ impl Tensor {
     /// When `axis` is another dimension.
     #[must_use]
     pub fn softmax(self, axis: usize) -> Self {
-        self.normalize(axis, false)
+        apply(Softmax { axis, is_log: false }, [self])
     }
 
     /// `x - log sum e^x` over the last dimension, `axis`.
@@ -23,22 +23,13 @@ impl Tensor {
     /// When `axis` is another dimension.
     #[must_use]
     pub fn log_softmax(self, axis: usize) -> Self {
-        self.normalize(axis, true)
-    }
-
-    fn normalize(self, axis: usize, is_log: bool) -> Self {
-        assert_eq!(
-            axis + 1,
-            self.shape().len(),
-            "softmax over the last axis of {:?}",
-            self.shape()
-        );
-        apply(Softmax { is_log }, [self])
+        apply(Softmax { axis, is_log: true }, [self])
     }
 }
 
 #[derive(Debug)]
 struct Softmax {
+    axis: usize,
     is_log: bool,
 }
 
@@ -74,6 +65,11 @@ impl Softmax {
 }
 
 impl Operation for Softmax {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        assert_eq!(self.axis + 1, inputs[0].len(), "softmax over the last axis of {:?}", inputs[0]);
+        inputs[0]
+    }
+
     fn cost(&self, inputs: &[Shape]) -> Cost {
         Cost::default().saving(inputs[0].numel(), Precision::F32)
     }
@@ -86,7 +82,7 @@ impl Operation for Softmax {
 
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let (x, shape) = (&inputs[0], inputs[0].shape());
-        let width = shape[shape.len() - 1];
+        let width = shape[self.axis];
         let y = with_real!(x, T => {
             let mut y = T::uninit(shape.numel());
             chunks(x.values::<T>(), width, &mut y, width, &|x, y| self.row(x, y));
@@ -98,7 +94,7 @@ impl Operation for Softmax {
 
     fn backward(&self, mut pass: Backward<'_>) -> InputGradients {
         let y: Tensor = pass.saved.take();
-        let width = y.shape()[y.shape().len() - 1];
+        let width = y.shape()[self.axis];
         with_real!(y, T => {
             let gradients = pass.gradient.values_mut::<T>();
             chunks(y.values(), width, gradients, width, &|y, g| self.differentiate(y, g));
