@@ -140,20 +140,17 @@ pub struct ParamList {
 
 impl ParamList {
     fn new(specs: Vec<ParamSpec>) -> Self {
-        let mut offsets = vec![0; specs.len()];
-        let (mut total, mut trained) = (0, 0);
-        for role in [Role::Trained, Role::Frozen, Role::Buffer] {
-            for (spec, offset) in specs.iter().zip(&mut offsets) {
-                if spec.role == role {
-                    *offset = total;
-                    total += spec.len();
-                }
-            }
-            if role == Role::Trained {
-                trained = total;
-            }
-        }
-        Self { specs, offsets, trained, total }
+        let len_of = |role| specs.iter().filter(|s| s.role == role).map(ParamSpec::len).sum();
+        let [trained, frozen, buffers]: [usize; 3] =
+            [Role::Trained, Role::Frozen, Role::Buffer].map(len_of);
+        let mut next = [0, trained, trained + frozen];
+        let offset = |spec: &ParamSpec| {
+            let next = &mut next[spec.role as usize];
+            *next += spec.len();
+            *next - spec.len()
+        };
+        let offsets = specs.iter().map(offset).collect();
+        Self { specs, offsets, trained, total: trained + frozen + buffers }
     }
 
     /// Where the values of parameter `index` are in the buffer.
@@ -358,7 +355,7 @@ impl Params {
         let mut values = values.into_iter();
         let leaf = |spec: &ParamSpec| (spec.role == Role::Trained).then(|| values.next()).flatten();
         let leaves = self.list.iter().map(leaf).collect();
-        Self { list: self.list.clone(), flat: self.flat.clone(), leaves, packed: None }
+        Self { leaves, packed: None, ..self.clone() }
     }
 
     /// The same values, those of trained parameters as leaves of `tape`, in order of the list.

@@ -59,13 +59,12 @@ impl TokenMaps {
         if self.segments.iter().all(|segment| segment.prefix == 0) {
             return self;
         }
-        let (mut kept, mut first) = (Vec::new(), 0);
+        let (mut kept, mut row) = (Vec::new(), 0);
         for segment in &self.segments {
             for _ in 0..segment.images {
-                kept.extend(
-                    (first + segment.prefix..first + segment.tokens()).map(|row| row as i32),
-                );
-                first += segment.tokens();
+                let end = row + segment.tokens();
+                kept.extend((row + segment.prefix..end).map(|row| row as i32));
+                row = end;
             }
         }
         let segments = self.segments.iter().map(|&segment| Segment { prefix: 0, ..segment });

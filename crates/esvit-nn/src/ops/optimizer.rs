@@ -107,19 +107,12 @@ pub fn update(
                 optimizer::adamw(values, gradients, moments, to, &settings);
             }
             (UpdateRule::Sgd { momentum }, [buffer]) => {
-                let trust = match trust {
-                    Some(coefficient) => {
-                        let norm = optimizer::norm(values);
-                        let step = optimizer::decayed_norm(
-                            gradients,
-                            gradient_scale,
-                            values,
-                            weight_decay,
-                        );
-                        if norm > 0.0 && step > 0.0 { coefficient * norm / step } else { 1.0 }
-                    }
-                    None => 1.0,
-                };
+                let trust = trust.map_or(1.0, |share| {
+                    let norm = optimizer::norm(values);
+                    let step =
+                        optimizer::decayed_norm(gradients, gradient_scale, values, weight_decay);
+                    if norm > 0.0 && step > 0.0 { share * norm / step } else { 1.0 }
+                });
                 let settings = Momentum { gradient_scale, lr, weight_decay, momentum, trust };
                 optimizer::momentum(values, gradients, &mut buffer[range()], to, &settings);
             }

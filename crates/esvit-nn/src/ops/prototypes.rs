@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use esvit_kernels::{best_match, prototypes};
+use esvit_kernels::{best_match, optimizer, prototypes};
 
 use super::Precision;
-use super::cpu::{made, made_like, values, values_mut};
+use super::cpu::{gradients as gradients_of, made, made_like, values, values_mut};
 use super::precision::with_element;
 use crate::device::Device;
 use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
@@ -121,12 +121,10 @@ pub fn prototype_cross_entropy(
     temperatures: [f64; 2],
     precision: Precision,
 ) -> Tensor {
-    let teacher = teacher.detach();
     let temperatures = temperatures.map(|temperature| temperature as f32);
     let operation = CrossEntropy { pairs, temperatures, precision };
-    let [student, teacher] = [student, teacher].map(|side| [side.z, side.v, side.g]);
-    let inputs: Vec<Tensor> = student.into_iter().chain(teacher).collect();
-    apply(operation, [inputs, vec![center.detach()]].concat())
+    let (s, t) = (student, teacher.detach());
+    apply(operation, [s.z, s.v, s.g, t.z, t.v, t.g, center.detach()])
 }
 
 #[derive(Debug)]
@@ -158,24 +156,21 @@ impl Operation for CrossEntropy {
             prototypes::cross_entropy::<T>(&student, &teacher, center, &pairs, save)
         });
         // The loss is the root of the graph, so its gradients are computed in the forward pass.
-        let saved = gradients.map(|gradients| {
-            let z = made_like(gradients.z, &inputs[0]);
-            let v = made_like(gradients.v, &inputs[1]);
-            Saved::new([z, v, made_like(gradients.g, &inputs[2])])
+        let saved = gradients.map(|prototypes::Gradients { z, v, g }| {
+            Saved::new(gradients_of(Some(made_like(z, &inputs[0])), [v, g], &inputs[1..]))
         });
         (made(vec![loss], [1]), saved)
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
         let upstream = values(&pass.gradient)[0];
-        let gradients: [Tensor; 3] = pass.saved.take();
-        let scaled = gradients.map(|mut gradient| {
-            if upstream != 1.0 {
-                esvit_kernels::optimizer::scale(values_mut(&mut gradient), upstream);
+        let mut gradients: InputGradients = pass.saved.take();
+        if upstream != 1.0 {
+            for gradient in gradients.iter_mut().flatten() {
+                optimizer::scale(values_mut(gradient), upstream);
             }
-            Some(gradient)
-        });
-        scaled.into()
+        }
+        gradients
     }
 }
 

@@ -9,6 +9,7 @@ use super::save::Entry;
 use crate::Params;
 use crate::ops::WindowMap;
 use crate::params::ParamSpec;
+use crate::tensor::Tensor;
 
 /// All parameters as `naming` names them, stored as `float`; heads have official names in all
 /// of them. Index tables that the other program stores as buffers are added.
@@ -25,12 +26,7 @@ pub fn exported(params: &Params, naming: Naming, float: Float) -> Vec<Entry> {
 }
 
 /// The tensors that hold a parameter: equal parts of its rows.
-fn parts(
-    spec: &ParamSpec,
-    value: &crate::tensor::Tensor,
-    naming: Naming,
-    float: Float,
-) -> Vec<Entry> {
+fn parts(spec: &ParamSpec, value: &Tensor, naming: Naming, float: Float) -> Vec<Entry> {
     let names = naming.names(&spec.name);
     let mut shape = spec.shape.clone();
     shape[0] /= names.len();

@@ -13,20 +13,17 @@ impl Tensor {
     /// When `axes` is not a permutation of the dimensions.
     #[must_use]
     pub fn permute(self, axes: &[usize]) -> Self {
-        let whole = Strided::new(self.shape());
-        let shape = self.shape();
-        let is_permutation =
-            axes.len() == shape.len() && (0..shape.len()).all(|a| axes.contains(&a));
+        let (shape, rank) = (self.shape(), self.shape().len());
+        let is_permutation = axes.len() == rank && (0..rank).all(|axis| axes.contains(&axis));
         assert!(is_permutation, "a permutation of the dimensions of {shape:?}, not {axes:?}");
-        let mut permuted = whole;
-        let mut order = [0; MAX_RANK];
-        order[..axes.len()].copy_from_slice(axes);
-        permuted.kind = Kind::Permuted(order);
+        let (whole, mut permuted, mut order) =
+            (Strided::new(shape), Strided::new(shape), [0; MAX_RANK]);
         for (to, &from) in axes.iter().enumerate() {
             permuted.shape = permuted.shape.with(to, shape[from]);
             permuted.strides[to] = whole.strides[from];
+            order[to] = from;
         }
-        apply(permuted, [self])
+        apply(Strided { kind: Kind::Permuted(order), ..permuted }, [self])
     }
 
     /// Two dimensions swapped.
@@ -141,12 +138,8 @@ impl Strided {
 
     fn expand(from: Shape, shape: Shape) -> Self {
         let whole = Self::new(from);
-        let fits = shape.len() >= from.len()
-            && from
-                .iter()
-                .rev()
-                .zip(shape.iter().rev())
-                .all(|(&from, &to)| from == to || from == 1);
+        let mut pairs = from.iter().rev().zip(shape.iter().rev());
+        let fits = shape.len() >= from.len() && pairs.all(|(&from, &to)| from == to || from == 1);
         assert!(fits, "{from:?} cannot be broadcast to {shape:?}");
         let mut expanded = Self { shape, strides: [0; MAX_RANK], ..whole };
         for axis in (0..from.len()).filter(|&axis| from[axis] != 1) {
