@@ -101,9 +101,7 @@ impl Head {
     /// Logits `[rows, K]` of features `[rows, C]`, in factored form.
     pub fn forward(&self, params: &Params, x: Tensor, ctx: &ForwardCtx) -> PrototypeLogits {
         let z = self.embed(params, x, ctx);
-        let prototypes = self.prototypes;
-        let g = params.tensor(self.weight_g).reshape([prototypes]);
-        PrototypeLogits { z, v: params.tensor(self.weight_v), g }
+        PrototypeLogits { z, v: params.tensor(self.weight_v), g: params.vector(self.weight_g) }
     }
 
     /// The L2-normalized bottleneck, `[rows, bottleneck_dim]`, of features `[rows, C]`.

@@ -41,10 +41,10 @@ impl<'de> Deserialize<'de> for BackboneConfig {
             serde_path_to_error::deserialize(Value::from(fields)).map_err(E::custom)
         }
         let mut stored = Map::deserialize(deserializer)?;
-        let config = match stored.remove("family") {
-            None => Self::Swin(fields(stored)?),
-            Some(family) if family == "swin" => Self::Swin(fields(stored)?),
-            Some(family) => {
+        let family = stored.remove("family").unwrap_or_else(|| "swin".into());
+        let config = match family.as_str() {
+            Some("swin") => Self::Swin(fields(stored)?),
+            _ => {
                 let error = format!("`family` is {family}: this program has \"swin\"");
                 return Err(D::Error::custom(error));
             }

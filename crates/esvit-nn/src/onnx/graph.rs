@@ -114,6 +114,7 @@ impl Attribute<'_> {
 
 /// An ONNX graph under construction, and the operation that adds its nodes. Values are referred to
 /// by name; rows of all images are one dimension, of dynamic length.
+#[derive(Default)]
 pub struct Nodes<'a> {
     body: Message,
     count: usize,
@@ -146,17 +147,7 @@ impl<'a> Nodes<'a> {
         let params = params.iter().map(|(spec, value)| (spec.name.as_str(), (spec, value)));
         let mut body = Message::default();
         body.bytes(field::GRAPH_NAME, b"backbone");
-        Self {
-            body,
-            count: 0,
-            constants: HashSet::new(),
-            tables: HashMap::new(),
-            params: params.collect(),
-            transposed: HashSet::new(),
-            float,
-            inputs: Vec::new(),
-            twin: None,
-        }
+        Self { body, params: params.collect(), float, ..Self::default() }
     }
 
     /// Adds a node with one output and returns the output's name.
@@ -237,8 +228,8 @@ impl<'a> Nodes<'a> {
         self.node("Expand", &[x, &sizes], &[])
     }
 
-    /// Adds an initializer stored as `float`, once per name, and returns the name of its f32 form: a
-    /// `Cast` node converts 16-bit values.
+    /// Adds values stored as `float`, once per name, and returns the name of their f32 form: a `Cast`
+    /// node converts 16-bit values.
     pub(super) fn floats(
         &mut self,
         name: &str,
@@ -246,12 +237,12 @@ impl<'a> Nodes<'a> {
         values: &[f32],
         float: Float,
     ) -> String {
-        if !self.constants.insert(name.into()) {
-            return name.into();
+        if float == Float::F32 {
+            return self.constant(name, shape, values);
         }
-        let stored = if float == Float::F32 { name.into() } else { format!("{name}.stored") };
-        self.tensor(&stored, shape, type_of(float), &float.to_bytes(values));
-        if float != Float::F32 {
+        let bytes = || float.to_bytes(values);
+        let stored = self.once(&format!("{name}.stored"), shape, type_of(float), bytes);
+        if self.constants.insert(name.into()) {
             let to = Attribute::Integer(TYPE_F32 as i64);
             self.named_node("Cast", &[&stored], &[("to", to)], name);
         }
@@ -280,6 +271,7 @@ impl<'a> Nodes<'a> {
         self.once(name, shape, TYPE_F32, || Float::F32.to_bytes(values))
     }
 
+    /// Adds an initializer, once per name.
     fn once(
         &mut self,
         name: &str,
@@ -288,20 +280,16 @@ impl<'a> Nodes<'a> {
         bytes: impl FnOnce() -> Vec<u8>,
     ) -> String {
         if self.constants.insert(name.into()) {
-            self.tensor(name, shape, kind, &bytes());
+            let mut tensor = Message::default();
+            for &dimension in shape {
+                tensor.integer(field::TENSOR_DIMENSION, dimension as u64);
+            }
+            tensor.integer(field::TENSOR_TYPE, kind);
+            tensor.bytes(field::TENSOR_NAME, name.as_bytes());
+            tensor.bytes(field::TENSOR_BYTES, &bytes());
+            self.body.message(field::GRAPH_INITIALIZER, &tensor);
         }
         name.into()
-    }
-
-    fn tensor(&mut self, name: &str, shape: &[usize], kind: u64, bytes: &[u8]) {
-        let mut tensor = Message::default();
-        for &dimension in shape {
-            tensor.integer(field::TENSOR_DIMENSION, dimension as u64);
-        }
-        tensor.integer(field::TENSOR_TYPE, kind);
-        tensor.bytes(field::TENSOR_NAME, name.as_bytes());
-        tensor.bytes(field::TENSOR_BYTES, bytes);
-        self.body.message(field::GRAPH_INITIALIZER, &tensor);
     }
 
     /// Declares an input of the graph in a shape whose first dimension is dynamic: `rest` are the

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::device::Device;
-use esvit_weights::WeightsFile;
+use esvit_weights::{TensorInfo, WeightsFile};
 
 use super::naming::Naming;
 use super::recognize::{self, Location, networks};
@@ -56,13 +56,11 @@ impl<'a> StoredNetwork<'a> {
         let all = networks(file);
         let named = |name: &str| all.iter().filter(|at| at.network() == name).collect::<Vec<_>>();
         let mut wanted = named(key.unwrap_or(PREFERRED));
-        if wanted.is_empty() && key.is_none() {
-            wanted = all.iter().collect();
-        }
         // A single network without the name of a role is found under any key.
-        if wanted.is_empty() && all.len() == 1 && all[0].group.is_empty() {
-            let is_named = matches!(all[0].network(), "teacher" | "student");
-            wanted = if is_named { Vec::new() } else { all.iter().collect() };
+        let is_role = |at: &Location| matches!(at.network(), "teacher" | "student");
+        let is_nameless = matches!(&all[..], [at] if at.group.is_empty() && !is_role(at));
+        if wanted.is_empty() && (key.is_none() || is_nameless) {
+            wanted = all.iter().collect();
         }
         match wanted.as_slice() {
             [location] => Ok(Self { file, location: (*location).clone() }),
@@ -109,12 +107,12 @@ impl<'a> StoredNetwork<'a> {
         let is_in = |name: &str, start: &str| {
             name.strip_prefix(start).is_some_and(|name| !is_classifier(name))
         };
-        let group = &self.location.group;
-        self.file
-            .tensors()
-            .iter()
-            .filter(|tensor| tensor.group == *group)
-            .any(|tensor| starts.iter().any(|start| is_in(&tensor.name, start)))
+        self.tensors().any(|tensor| starts.iter().any(|start| is_in(&tensor.name, start)))
+    }
+
+    /// The tensors of its dictionary.
+    fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.file.tensors().iter().filter(|tensor| tensor.group == self.location.group)
     }
 
     /// Values of all of `specs`. Relative position biases are resized to the network's windows;
@@ -239,11 +237,10 @@ impl<'a> StoredNetwork<'a> {
 
     /// Adds unused tensors to the report; returns those that there is no reason to ignore.
     fn rest(&self, used: &HashSet<String>, report: &mut Report) -> Vec<String> {
-        let Location { group, prefix, .. } = &self.location;
-        let [_, above] = self.location.head_prefixes();
+        let [prefix, above] = self.location.head_prefixes();
         let mut unknown = Vec::new();
-        for tensor in self.file.tensors().iter().filter(|tensor| tensor.group == *group) {
-            let inside = tensor.name.strip_prefix(prefix.as_str());
+        for tensor in self.tensors() {
+            let inside = tensor.name.strip_prefix(prefix);
             let Some(below) = inside.or_else(|| tensor.name.strip_prefix(above)) else { continue };
             if used.contains(&tensor.name) {
                 continue;

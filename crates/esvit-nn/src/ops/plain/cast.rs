@@ -5,8 +5,12 @@ use crate::onnx::Nodes;
 use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Dtype, Tensor};
 
-pub(super) fn to_dtype(x: Tensor, dtype: Dtype) -> Tensor {
-    if x.dtype() == dtype { x } else { apply(Cast(dtype), [x]) }
+impl Tensor {
+    /// The values as another type, f32 or f64.
+    #[must_use]
+    pub fn to_dtype(self, dtype: Dtype) -> Self {
+        if self.dtype() == dtype { self } else { apply(Cast(dtype), [self]) }
+    }
 }
 
 #[derive(Debug)]

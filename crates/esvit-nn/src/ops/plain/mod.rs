@@ -22,7 +22,7 @@ use num_traits::Float;
 use rayon::prelude::*;
 
 use crate::device::Device;
-use crate::tensor::{Dtype, Element, Shape, Tensor};
+use crate::tensor::{Element, Shape, Tensor};
 
 /// Values per task of elementwise work; less runs on the calling thread.
 const TASK_VALUES: usize = 1 << 15;
@@ -170,11 +170,5 @@ impl Tensor {
     /// When the number of values or the types differ.
     pub(crate) fn add_assign(&mut self, other: &Self) {
         with_real!(self, T => T::add(self.values_mut(), other.values()));
-    }
-
-    /// The values as another type, f32 or f64.
-    #[must_use]
-    pub fn to_dtype(self, dtype: Dtype) -> Self {
-        cast::to_dtype(self, dtype)
     }
 }

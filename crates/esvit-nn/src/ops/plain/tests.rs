@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::tape::{Origin, Tape};
-use crate::tensor::MAX_RANK;
+use crate::tensor::{Dtype, MAX_RANK};
 
 const CPU: Device = Device::Cpu;
 /// Width of the steps of finite differences, whose formula is wrong by `STEP^4 / 30` fifth
