@@ -240,9 +240,9 @@ impl<'a> Nodes<'a> {
         if float == Float::F32 {
             return self.constant(name, shape, values);
         }
-        let bytes = || float.to_bytes(values);
-        let stored = self.once(&format!("{name}.stored"), shape, type_of(float), bytes);
         if self.constants.insert(name.into()) {
+            let bytes = || float.to_bytes(values);
+            let stored = self.once(&format!("{name}.stored"), shape, type_of(float), bytes);
             let to = Attribute::Integer(TYPE_F32 as i64);
             self.named_node("Cast", &[&stored], &[("to", to)], name);
         }

@@ -15,13 +15,16 @@ use crate::onnx::Nodes;
 use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
 use crate::tensor::{Shape, Tensor};
 
-/// Layers of an attention branch; `table [(2 w - 1)^2, heads]` is the relative position bias.
+/// Layers of an attention branch in windows of side `w`.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "the names are the usual ones")]
 pub struct AttentionValues {
+    /// The norm before all.
     pub norm: NormValues,
+    /// Queries, keys and values, `[3 C, C]`.
     pub qkv: LinearValues,
+    /// The projection of what attention gives, `[C, C]`.
     pub proj: LinearValues,
+    /// Relative position bias, `[(2 w - 1)^2, heads]`.
     pub table: Tensor,
 }
 

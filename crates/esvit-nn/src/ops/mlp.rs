@@ -15,18 +15,21 @@ use crate::tensor::{Shape, Tensor};
 
 /// Layer normalization: `gamma`, `beta` `[C]`.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "the names are the usual ones")]
 pub struct NormValues {
+    /// The scale.
     pub gamma: Tensor,
+    /// The shift.
     pub beta: Tensor,
+    /// Added to the variance.
     pub eps: f64,
 }
 
-/// A linear layer: `weight [out, in]`, `bias [out]`.
+/// A linear layer, `x weight^T + bias`.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "the names are the usual ones")]
 pub struct LinearValues {
+    /// `[out, in]`.
     pub weight: Tensor,
+    /// `[out]`.
     pub bias: Tensor,
 }
 

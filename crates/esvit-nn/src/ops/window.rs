@@ -106,13 +106,11 @@ fn bias_rows(window: usize) -> Vec<i32> {
     rows.collect()
 }
 
-/// Size of a map, side of its windows, shift.
-type Layout = ([usize; 2], usize, usize);
-
 /// The tables of every map size used so far.
 #[derive(Debug, Default)]
 pub struct WindowMaps {
-    made: Mutex<HashMap<Layout, Arc<WindowMap>>>,
+    /// By size of the map, side of its windows and shift.
+    made: Mutex<HashMap<([usize; 2], usize, usize), Arc<WindowMap>>>,
 }
 
 impl WindowMaps {

@@ -7,13 +7,16 @@ use esvit_kernels::element::Bf16;
 
 /// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are the usual ones")]
 pub enum Dtype {
+    /// 32-bit floating point.
     F32,
-    /// For references in tests.
+    /// 64-bit floating point, for references in tests.
     F64,
+    /// Brain floating point.
     Bf16,
+    /// Bytes.
     U8,
+    /// Signed integers.
     I32,
 }
 

@@ -177,31 +177,25 @@ impl Operation for Binary {
         let (x, from): (Option<Tensor>, Shape) = saved.take();
         let x = || x.as_ref().expect("saved, as the right operand is no number");
         let y = &parameters[0];
-        with_real!(gradient, T => {
-            let dy = wanted[1].then(|| {
-                let mut dy = gradient.clone();
-                match self.arithmetic {
-                    Arithmetic::Add => {}
-                    Arithmetic::Sub => map::<T>(dy.values_mut(), |dz| -dz),
-                    Arithmetic::Mul => combine::<T>(&mut dy, x(), |dz, x| dz * x),
-                    Arithmetic::Div => {
-                        combine::<T>(&mut dy, x(), |dz, x| -dz * x);
-                        combine::<T>(&mut dy, y, |dz, y| dz / y / y);
-                    }
-                }
-                dy.sum_to(y.shape())
-            });
-            let dx = wanted[0].then(|| {
-                let mut dx = gradient;
-                match self.arithmetic {
-                    Arithmetic::Add | Arithmetic::Sub => {}
-                    Arithmetic::Mul => combine::<T>(&mut dx, y, |dz, y| dz * y),
-                    Arithmetic::Div => combine::<T>(&mut dx, y, |dz, y| dz / y),
-                }
-                dx.sum_to(from)
-            });
-            vec![dx, dy]
-        })
+        let dy = wanted[1].then(|| {
+            let dz = gradient.clone();
+            let dy = match self.arithmetic {
+                Arithmetic::Add => dz,
+                Arithmetic::Sub => -dz,
+                Arithmetic::Mul => dz * x(),
+                Arithmetic::Div => -dz * x() / y / y,
+            };
+            dy.sum_to(y.shape())
+        });
+        let dx = wanted[0].then(|| {
+            let dx = match self.arithmetic {
+                Arithmetic::Add | Arithmetic::Sub => gradient,
+                Arithmetic::Mul => gradient * y,
+                Arithmetic::Div => gradient / y,
+            };
+            dx.sum_to(from)
+        });
+        vec![dx, dy]
     }
 }
 

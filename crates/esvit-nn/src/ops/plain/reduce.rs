@@ -1,6 +1,6 @@
 //! Sums, means and maxima.
 
-use super::{Real, chunks, made, map, with_real};
+use super::{Real, chunks, made, with_real};
 use crate::cost::Cost;
 use crate::onnx::Nodes;
 use crate::ops::Precision;
@@ -120,11 +120,9 @@ impl Operation for Sum {
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let (shape, mut gradient): (Shape, _) = (pass.saved.take(), pass.gradient);
-        if self.is_mean {
-            let count = shape[self.axis] as f64;
-            with_real!(gradient, T => map::<T>(gradient.values_mut(), |g| g / T::from_f64(count)));
-        }
+        let shape: Shape = pass.saved.take();
+        let count = shape[self.axis] as f64;
+        let gradient = if self.is_mean { pass.gradient / count } else { pass.gradient };
         vec![Some(gradient.expand(shape))]
     }
 }
