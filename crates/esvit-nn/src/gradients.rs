@@ -45,7 +45,7 @@ impl ParamGradients {
                 return None;
             }
             let len = spec.len();
-            if !buckets.last().is_some_and(|last| last.len.max(len) < BUCKET_VALUES) {
+            if buckets.last().is_none_or(|last| last.len.max(len) >= BUCKET_VALUES) {
                 buckets.push(Bucket { len: 0, values: None });
             }
             let bucket = buckets.len() - 1;
