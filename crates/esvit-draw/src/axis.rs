@@ -55,15 +55,10 @@ impl Axis {
         let last = (high / step.value()).ceil();
         let count = (last - first).round().max(1.0) as usize;
         let values: Vec<f64> = (0..=count).map(|i| (first + i as f64) * step.value()).collect();
-        let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
-        let ticks: Vec<(f64, String)> =
-            values.into_iter().map(|value| (value, step.label(value, largest))).collect();
-        Self {
-            low: ticks.first().map_or(low, |tick| tick.0),
-            high: ticks.last().map_or(high, |tick| tick.0),
-            ticks,
-            logarithmic: false,
-        }
+        let (low, high) = (values[0], values[count]);
+        let largest = low.abs().max(high.abs());
+        let ticks = values.into_iter().map(|value| (value, step.label(value, largest))).collect();
+        Self { low, high, ticks, logarithmic: false }
     }
 
     fn logarithmic(low: f64, high: f64) -> Self {
@@ -71,17 +66,12 @@ impl Axis {
         // Keeps it below a dozen ticks: beyond that, decades are skipped.
         let stride = (last - first).div_euclid(6).max(1);
         let powers = (first..=last).step_by(stride as usize);
-        let ticks = powers.map(|power| {
+        let tick = |power: i32| {
             let value = 10f64.powi(power);
-            let step = Step { mantissa: 1, power };
-            (value, step.label(value, value))
-        });
-        Self {
-            low: 10f64.powi(first),
-            high: 10f64.powi(last),
-            ticks: ticks.collect(),
-            logarithmic: true,
-        }
+            (value, Step { mantissa: 1, power }.label(value, value))
+        };
+        let [low, high] = [first, last].map(|power| 10f64.powi(power));
+        Self { low, high, ticks: powers.map(tick).collect(), logarithmic: true }
     }
 
     /// Position of a value on the axis: 0 at `low`, 1 at `high`.

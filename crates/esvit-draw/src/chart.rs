@@ -66,26 +66,21 @@ impl Chart {
             return String::new();
         }
         let last = points().map(|point| point[0]).fold(0.0, f64::max);
-        let (low, high) = points()
-            .map(|point| point[1])
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
+        let low = points().map(|point| point[1]).fold(f64::INFINITY, f64::min);
+        let high = points().map(|point| point[1]).fold(f64::NEG_INFINITY, f64::max);
         let [ticks_across, ticks_up] = if self.small { TICKS_SMALL } else { TICKS };
         let x_axis = Axis::counted(last, ticks_across);
         let y_axis = Axis::new(low, high, self.scale, ticks_up);
+        let unit = if self.unit.is_empty() { String::new() } else { format!("{}, ", self.unit) };
         format!(
             "<figure class=\"chart\">\n<figcaption><b>{}</b> <span>{}</span></figcaption>\n{}\
              <div class=\"plot\">\n{}{}</div>\n</figure>\n",
             escape(&self.title),
-            escape(&self.unit_and_axis()),
+            escape(&format!("{unit}by {}", self.x_name)),
             legend(&shown),
             self.lines(&shown, &x_axis, &y_axis),
             labels(&x_axis, &y_axis),
         )
-    }
-
-    fn unit_and_axis(&self) -> String {
-        let x_name = format!("by {}", self.x_name);
-        if self.unit.is_empty() { x_name } else { format!("{}, {x_name}", self.unit) }
     }
 
     fn lines(&self, shown: &[&Series], x_axis: &Axis, y_axis: &Axis) -> String {
@@ -115,13 +110,12 @@ impl Chart {
                 // A zero-length line with round caps is a dot that stays round when the SVG is
                 // stretched.
                 for (point, place) in series.points.iter().zip(&path) {
+                    let [x, y] = point.map(rounded);
                     let _ = writeln!(
                         svg,
-                        "<path class=\"{class} dot\" d=\"M{place}h.01\"><title>{} {}: \
-                         {}</title></path>",
+                        "<path class=\"{class} dot\" d=\"M{place}h.01\"><title>{} {x}: \
+                         {y}</title></path>",
                         self.x_name,
-                        rounded(point[0]),
-                        rounded(point[1])
                     );
                 }
             }
@@ -133,14 +127,14 @@ impl Chart {
 /// CSS class of each line: `line c1`, `line c2`, ... and `line reference`.
 fn classes(shown: &[&Series]) -> Vec<String> {
     let mut color = 0;
-    let mut class = |series: &&Series| {
+    let class = |series: &&Series| {
         if series.reference {
             return "line reference".into();
         }
         color += 1;
         format!("line c{color}")
     };
-    shown.iter().map(&mut class).collect()
+    shown.iter().map(class).collect()
 }
 
 /// Names of the lines and their last values.

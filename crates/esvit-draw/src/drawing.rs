@@ -4,7 +4,7 @@
 //! from it with the built-in font.
 
 use std::fmt::{Display, Write};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -27,17 +27,14 @@ pub struct Drawing {
 
 /// A drawing cannot be rendered as PNG.
 #[derive(Debug, thiserror::Error)]
-pub enum DrawError {
-    /// The drawing cannot be rendered.
-    #[error("a drawing of {width} x {height} pixels cannot be rendered: {reason}")]
-    Render {
-        /// Width in pixels.
-        width: f64,
-        /// Height in pixels.
-        height: f64,
-        /// Why.
-        reason: String,
-    },
+#[error("a drawing of {width} x {height} pixels cannot be rendered: {reason}")]
+pub struct DrawError {
+    /// Width in pixels.
+    pub width: f64,
+    /// Height in pixels.
+    pub height: f64,
+    /// Why.
+    pub reason: String,
 }
 
 /// Horizontal alignment of text at its point.
@@ -173,20 +170,16 @@ impl Drawing {
     /// # Errors
     /// [`DrawError`] if the drawing is empty or too large to be rendered.
     pub fn png(&self, scale: f64) -> Result<Vec<u8>, DrawError> {
-        let fail = |reason: String| DrawError::Render {
-            width: self.width * scale,
-            height: self.height * scale,
-            reason,
-        };
+        let [width, height] = [self.width, self.height].map(|side| side * scale);
+        let fail = |reason: String| DrawError { width, height, reason };
         let options = usvg::Options {
-            fontdb: font(),
+            fontdb: FONTS.clone(),
             font_family: FAMILY.into(),
             ..usvg::Options::default()
         };
         let tree =
             usvg::Tree::from_str(&self.svg(), &options).map_err(|error| fail(error.to_string()))?;
-        let [width, height] = [self.width, self.height].map(|side| (side * scale).ceil() as u32);
-        let mut pixels = Pixmap::new(width, height)
+        let mut pixels = Pixmap::new(width.ceil() as u32, height.ceil() as u32)
             .ok_or_else(|| fail("it has no pixels, or too many".into()))?;
         let scale = Transform::from_scale(scale as f32, scale as f32);
         resvg::render(&tree, scale, &mut pixels.as_mut());
@@ -195,16 +188,12 @@ impl Drawing {
 }
 
 /// The built-in font, parsed once.
-fn font() -> Arc<fontdb::Database> {
-    static FONTS: OnceLock<Arc<fontdb::Database>> = OnceLock::new();
-    let load = || {
-        let mut fonts = fontdb::Database::new();
-        fonts.load_font_data(FONT.to_vec());
-        fonts.set_sans_serif_family(FAMILY);
-        Arc::new(fonts)
-    };
-    FONTS.get_or_init(load).clone()
-}
+static FONTS: LazyLock<Arc<fontdb::Database>> = LazyLock::new(|| {
+    let mut fonts = fontdb::Database::new();
+    fonts.load_font_data(FONT.to_vec());
+    fonts.set_sans_serif_family(FAMILY);
+    Arc::new(fonts)
+});
 
 #[cfg(test)]
 mod tests {
