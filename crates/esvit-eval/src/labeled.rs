@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use esvit_data::{DecodeLimits, Folder, FolderError, MaterialsTask, Source, SourceError};
+use esvit_data::{
+    DecodeLimits, Folder, FolderError, MaterialsTask, Preprocess, Source, SourceError,
+};
 use esvit_kernels::rng::Rng;
-
-use esvit_data::Preprocess;
-use esvit_model::features::{self, Features};
+use esvit_model::PretrainedBackbone;
+use esvit_model::features::{self, Features, view_forward};
 
 /// RNG purpose of the choice of images.
 const CHOICE_PURPOSE: u64 = 0xC401CE;
@@ -50,22 +51,16 @@ pub enum TaskError {
     Source(#[from] SourceError),
     /// The folder is not organized in one subfolder per class.
     #[error(
-        "`{folder}` has no labels: its images are not in one folder per class\n\
+        "`{0}` has no labels: its images are not in one folder per class\n\
          hint: labels are read from `FOLDER/<class>/<image>`"
     )]
-    NoLabels {
-        /// The folder.
-        folder: String,
-    },
+    NoLabels(String),
     /// There are too few images to hold any out.
     #[error(
-        "`{folder}` holds one image only, and some must be held out as queries\n\
+        "`{0}` holds one image only, and some must be held out as queries\n\
          hint: name a folder of query images with `--val`"
     )]
-    OneImage {
-        /// The folder.
-        folder: String,
-    },
+    OneImage(String),
     /// The two folders share no class.
     #[error("`{train}` and `{queries}` have no class in common")]
     Classes {
@@ -119,7 +114,7 @@ impl LabeledTask {
                 (LabeledSet::all(folder), LabeledSet { classes: numbers, ..LabeledSet::all(other) })
             }
             None if folder.len() < 2 => {
-                return Err(TaskError::OneImage { folder: train.display().to_string() });
+                return Err(TaskError::OneImage(train.display().to_string()));
             }
             None => {
                 description.push_str(", every fifth image set aside");
@@ -140,7 +135,7 @@ impl LabeledTask {
 fn open(path: &Path, limits: &DecodeLimits) -> Result<Arc<Folder>, TaskError> {
     let folder = Folder::open(path, limits)?;
     if folder.classes().is_empty() {
-        return Err(TaskError::NoLabels { folder: path.display().to_string() });
+        return Err(TaskError::NoLabels(path.display().to_string()));
     }
     Ok(Arc::new(folder))
 }
@@ -188,6 +183,16 @@ impl LabeledSet {
         features.rows.labels = features.images.iter().map(|&index| self.label(index)).collect();
         features
     }
+
+    /// View features of all images.
+    pub fn view_features(
+        &self,
+        backbone: &PretrainedBackbone,
+        done: impl FnMut(usize),
+    ) -> Features {
+        let PretrainedBackbone { network, params, preprocess, .. } = backbone;
+        self.features(preprocess, view_forward(&**network, params, preprocess), done)
+    }
 }
 
 /// Splits `0..len` in a fixed pseudo-random order: (rest, one in `one_in`).
@@ -215,14 +220,9 @@ fn map_classes(known: &[String], other: &[String]) -> Option<Vec<u32>> {
     if !other.iter().any(|name| numbers.contains_key(name.as_str())) {
         return None;
     }
-    let unknown = known.len() as u32..;
-    Some(
-        other
-            .iter()
-            .zip(unknown)
-            .map(|(name, unknown)| numbers.get(name.as_str()).copied().unwrap_or(unknown))
-            .collect(),
-    )
+    let new = known.len() as u32..;
+    let number = |(name, new): (&String, u32)| numbers.get(name.as_str()).copied().unwrap_or(new);
+    Some(other.iter().zip(new).map(number).collect())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::labeled::{LabeledTask, TaskError};
-use crate::probe::{Metrics, Probe, ProbeError, ProbeTask, SplitFeatures};
+use crate::probe::{Metrics, Probe, ProbeError, SplitFeatures};
 use esvit_model::PretrainedBackbone;
 
 /// Names of the folder of query images in a dataset, in order of preference.
@@ -118,17 +118,12 @@ pub fn fingerprint(backbone: &PretrainedBackbone) -> String {
     format!("{hash:016x}")
 }
 
-/// Probes a backbone on one dataset. `extract` computes the features of the largest number of last
-/// blocks that the probe tries.
+/// Probes a backbone on one dataset, by features of the largest number of last blocks that the
+/// probe tries.
 ///
 /// # Errors
 /// As [`Probe::run`].
-pub fn measure(
-    probe: &Probe,
-    task: &ProbeTask,
-    extract: impl FnOnce(&ProbeTask) -> SplitFeatures,
-) -> Result<DatasetResult, TransferError> {
-    let splits = extract(task);
+pub fn measure(probe: &Probe, splits: &SplitFeatures) -> Result<DatasetResult, TransferError> {
     let best = probe.run(&splits.train, &splits.queries, None)?.best;
     let (metric, interval) = match best.metrics {
         Metrics::Classes(accuracy) => ("top1", accuracy.interval),
@@ -215,10 +210,8 @@ impl Summary {
         };
         let others: Vec<f64> = values.iter().filter_map(|value| value.1).collect();
         let count = |holds: fn(f64, f64) -> bool| {
-            values
-                .iter()
-                .filter(|(own, other)| other.is_some_and(|other| holds(*own, other)))
-                .count()
+            let pairs = values.iter().filter_map(|&(own, other)| Some((own, other?)));
+            pairs.filter(|&(own, other)| holds(own, other)).count()
         };
         Self {
             sets: values.len(),
@@ -347,14 +340,7 @@ mod tests {
             train_images: vec![],
             left_out: vec![],
         };
-        let set = crate::testing::Images::default().set();
-        let task = LabeledTask {
-            train: set.clone(),
-            queries: set,
-            classes: vec![],
-            description: String::new(),
-        };
-        let found = measure(&probe, &task.into(), |_| splits).unwrap();
+        let found = measure(&probe, &splits).unwrap();
         assert_eq!((found.metric.as_str(), found.value), ("top1", 75.0));
         assert_eq!(found.interval, crate::probe::wilson_interval(3, 4));
         assert_eq!(found.best["top1"], 75.0);

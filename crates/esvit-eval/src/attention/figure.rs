@@ -75,9 +75,8 @@ impl<'a> Figure<'a> {
         (input.image.pixels(), input.size(), &attention.visible).hash(&mut hasher);
         let suffix = format!("{:016x}", hasher.finish());
         let mut figure = Self { input, attention, part: [0.0; 4], scale: 1.0, suffix };
-        figure.part = figure.visible_bounds();
-        let [_, _, width, height] = figure.part;
-        figure.scale = fit([width, height], PANEL);
+        let part @ [_, _, width, height] = figure.visible_bounds();
+        (figure.part, figure.scale) = (part, fit([width, height], PANEL));
         figure
     }
 
@@ -150,12 +149,7 @@ impl<'a> Figure<'a> {
         frame.draw(drawing, |drawing| {
             self.use_element(drawing, "image", "");
             if self.is_zoomed() {
-                let [x, y, width, height] = self.part;
-                drawing.element(format_args!(
-                    "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" \
-                     fill=\"none\" stroke=\"#ffffff\" stroke-width=\"{:.3}\"/>",
-                    1.5 / frame.scale
-                ));
+                self.outline_part(drawing, "#ffffff", frame.scale);
             }
             self.draw_border(drawing, frame);
         });
@@ -187,12 +181,7 @@ impl<'a> Figure<'a> {
         frame.draw(drawing, |drawing| {
             drawing.image(&map, [0.0, 0.0, width, height], true);
             self.use_element(drawing, "unseen", &format!("fill=\"url(#hatch-{})\"", self.suffix));
-            let [x, y, width, height] = self.part;
-            drawing.element(format_args!(
-                "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"none\" \
-                 stroke=\"#c9ced4\" stroke-width=\"{:.3}\"/>",
-                1.5 / self.scale
-            ));
+            self.outline_part(drawing, "#c9ced4", self.scale);
         });
         drawing.dot(frame.at(self.query()), 3.0, color::QUERY);
 
@@ -205,6 +194,16 @@ impl<'a> Figure<'a> {
         });
         drawing.dot(frame.at(self.query()), 3.0, color::QUERY);
         Ok(())
+    }
+
+    /// Draws the border of the part that panels show.
+    fn outline_part(&self, drawing: &mut Drawing, color: &str, scale: f64) {
+        let [x, y, width, height] = self.part;
+        drawing.element(format_args!(
+            "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"none\" \
+             stroke=\"{color}\" stroke-width=\"{:.3}\"/>",
+            1.5 / scale
+        ));
     }
 
     /// Draws the mask in red, with an outline.

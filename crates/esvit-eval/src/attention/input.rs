@@ -1,12 +1,11 @@
 //! The network's input for one image of any shape, and the mapping of pixels to it.
 
-use esvit_data::{EvalTransform, Image, resize};
+use esvit_data::{EvalTransform, Image, Preprocess, resize};
 
 use super::AttentionError;
-use esvit_data::Preprocess;
 
 /// Maximum number of input pixels: every token of every head has a row of weights.
-const MAX_PIXELS: u64 = 1 << 22;
+pub(super) const MAX_PIXELS: u64 = 1 << 22;
 
 /// Which part of an image is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +106,7 @@ impl InputImage {
 /// Checks the size of the input.
 fn check([width, height]: [u64; 2], patch: usize) -> Result<(), AttentionError> {
     if width.min(height) < patch as u64 || width.saturating_mul(height) > MAX_PIXELS {
-        return Err(AttentionError::Size { width, height, patch, largest: MAX_PIXELS });
+        return Err(AttentionError::Size { width, height, patch });
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use esvit_data::ImageError;
 use esvit_nn::backbone::{NoAttention, Stage};
 use serde::Serialize;
 
+use self::input::MAX_PIXELS;
 pub use figure::draw;
 pub use input::{Framing, InputImage};
 pub use measure::{entropy, jensen_shannon, threshold_mask};
@@ -29,7 +30,7 @@ pub use statistics::{AttentionStatistics, BlockStatistics, HeadStatistics, stati
 pub const MASS: f64 = 0.6;
 
 /// Position of a block; indices count from 0, as in parameter names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct BlockPosition {
     /// Index over all stages.
     pub block: usize,
@@ -52,10 +53,8 @@ impl BlockPosition {
             }
             block_in_stage -= blocks;
         }
-        Err(AttentionError::Block {
-            block,
-            last: stages.iter().map(|stage| stage.blocks).sum::<usize>() - 1,
-        })
+        let blocks: usize = stages.iter().map(|stage| stage.blocks).sum();
+        Err(AttentionError::Block { block, last: blocks - 1 })
     }
 }
 
@@ -95,15 +94,12 @@ pub enum AttentionError {
         rows: [u32; 2],
     },
     /// The mask's share of the attention is out of range.
-    #[error("a mask cannot keep {mass} of the attention, give a share above 0 and at most 1")]
-    Mass {
-        /// The requested value.
-        mass: f64,
-    },
+    #[error("a mask cannot keep {0} of the attention, give a share above 0 and at most 1")]
+    Mass(f64),
     /// The input size is out of range.
     #[error(
         "the network's input would be {width} x {height} pixels, which must be at least one \
-         patch of {patch} and at most {largest} pixels in all"
+         patch of {patch} and at most {MAX_PIXELS} pixels in all"
     )]
     Size {
         /// Width in pixels.
@@ -112,18 +108,13 @@ pub enum AttentionError {
         height: u64,
         /// Patch size.
         patch: usize,
-        /// Largest number of pixels.
-        largest: u64,
     },
     /// Rollout is undefined for the network.
     #[error(
-        "attention rollout needs blocks that all see the same tokens: {reason}\n\
+        "attention rollout needs blocks that all see the same tokens: {0}\n\
          hint: without `--rollout` the attention of single blocks is shown"
     )]
-    Rollout {
-        /// Why.
-        reason: String,
-    },
+    Rollout(String),
     /// The network has no attention.
     #[error(transparent)]
     NoAttention(#[from] NoAttention),

@@ -112,16 +112,14 @@ impl Axes {
     /// Grid lines, tick labels and title of the y axis.
     fn draw(&self, drawing: &mut Drawing, title: &str) {
         let step = round_step(self.largest / if self.height > 200.0 { 6.0 } else { 4.0 });
-        let mut tick = 0;
-        while f64::from(tick) * step <= self.largest {
-            let value = f64::from(tick) * step;
+        let values = (0..).map(|tick| (tick, f64::from(tick) * step));
+        for (tick, value) in values.take_while(|(_, value)| *value <= self.largest) {
             let [_, y] = self.point(0, 0.0, value);
             let line = if tick == 0 { color::FAINT } else { "#eceef1" };
             drawing.line([LEFT, y], [WIDTH - RIGHT, y], line, 1.0);
             let decimals = (-step.log10().floor()).max(0.0) as usize;
             let number = format!("{value:.decimals$}");
             drawing.text([LEFT - 7.0, y + 4.0], &number, 11.0, color::FAINT, Anchor::End);
-            tick += 1;
         }
         let (x, y) = (14.0, self.top + self.height / 2.0);
         drawing.element(format_args!(
@@ -137,13 +135,8 @@ impl Axes {
         let every = self.blocks.div_ceil(26).max(1);
         for block in (0..self.blocks).step_by(every) {
             let [x, _] = self.point(block, 0.0, 0.0);
-            drawing.text(
-                [x, bottom + 17.0],
-                &block.to_string(),
-                11.0,
-                color::FAINT,
-                Anchor::Middle,
-            );
+            let number = block.to_string();
+            drawing.text([x, bottom + 17.0], &number, 11.0, color::FAINT, Anchor::Middle);
         }
         let middle = (LEFT + WIDTH - RIGHT) / 2.0;
         for stage in blocks.chunk_by(|a, b| a.position.stage == b.position.stage) {

@@ -9,7 +9,7 @@ use super::measure::{entropy, threshold_mask};
 use super::{AttentionError, BlockPosition, InputImage};
 
 /// Attention of one query.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct QueryAttention {
     /// The block.
     pub position: BlockPosition,
@@ -108,13 +108,10 @@ pub fn query_attention(
     let position = BlockPosition::of(&stages, block)?;
     check_mass(mass)?;
     let images = images(input, params);
-    let (weights, windows) = pool::run(|| {
-        let found = network.block_attention(params, images, block)?;
-        let AttentionMap { weights, windows } = found.expect("a block that exists");
-        let dims = weights.dims();
-        Ok::<_, AttentionError>(((weights.to_vec::<f32>(), dims), windows))
-    })?;
-    let (weights, [_, heads, side, _]) = weights;
+    let found = pool::run(|| network.block_attention(params, images, block))?;
+    let AttentionMap { weights, windows } = found.expect("a block that exists");
+    let [_, heads, side, _] = weights.dims();
+    let weights = weights.to_vec::<f32>();
 
     let (token, mut attention) = without_weights(&stages, position, windows.map, query, mass);
     let slot = windows.token_slot[token] as usize;
@@ -146,7 +143,7 @@ pub fn query_attention(
 
 pub(super) fn check_mass(mass: f64) -> Result<(), AttentionError> {
     let is_share = mass > 0.0 && mass <= 1.0;
-    if is_share { Ok(()) } else { Err(AttentionError::Mass { mass }) }
+    is_share.then_some(()).ok_or(AttentionError::Mass(mass))
 }
 
 /// The input as a batch of one, `[1, 3, height, width]`.
@@ -167,18 +164,9 @@ pub(super) fn without_weights(
     let cell = stages[position.stage - 1].stride;
     let at = |position: f64, cells: usize| ((position / cell as f64) as usize).min(cells - 1);
     let query = [at(y, map[0]), at(x, map[1])];
-    let attention = QueryAttention {
-        position,
-        map,
-        cell,
-        query,
-        window: 0,
-        shift: 0,
-        visible: vec![false; map[0] * map[1]],
-        padding_keys: 0,
-        mass,
-        heads: Vec::new(),
-    };
+    let visible = vec![false; map[0] * map[1]];
+    let attention =
+        QueryAttention { position, map, cell, query, visible, mass, ..Default::default() };
     (query[0] * map[1] + query[1], attention)
 }
 

@@ -28,7 +28,7 @@ pub fn rollout(
     let stages = network.stages();
     let position = BlockPosition::of(&stages, block)?;
     check_mass(mass)?;
-    let refuse = |reason: String| Err(AttentionError::Rollout { reason });
+    let refuse = |reason: String| Err(AttentionError::Rollout(reason));
     if stages.len() > 1 {
         return refuse(format!(
             "this network has {} stages, and patch merging changes the tokens",
@@ -39,17 +39,11 @@ pub fn rollout(
     let images = images(input, params);
     let mut blocks = Vec::new();
     let mut shape = ([0; 2], 0);
-    pool::run(|| {
-        network.attention(
-            params,
-            images,
-            0..block + 1,
-            &mut |_, AttentionMap { weights, windows }| {
-                shape = (windows.map, windows.window);
-                blocks.push(weights.to_vec::<f32>());
-            },
-        )
-    })?;
+    let mut tap = |_, AttentionMap { weights, windows }: AttentionMap| {
+        shape = (windows.map, windows.window);
+        blocks.push(weights.to_vec::<f32>());
+    };
+    pool::run(|| network.attention(params, images, 0..block + 1, &mut tap))?;
     let ([height, width], window) = shape;
     if [height, width] != [window, window] {
         return refuse(format!(

@@ -1,6 +1,5 @@
 //! Attention statistics over many images: all blocks, heads, windows and queries.
 
-use esvit_data::Source;
 use esvit_kernels::pool;
 use esvit_nn::backbone::{AttentionMap, NoAttention, Stage};
 use esvit_nn::ops::WindowMap;
@@ -11,8 +10,10 @@ use serde::Serialize;
 use super::BlockPosition;
 use super::measure::{entropy, jensen_shannon};
 use super::query::visible_keys;
-use esvit_data::Preprocess;
-use esvit_model::features::{SkippedImage, extract};
+use crate::labeled::LabeledSet;
+use crate::probe::MeanStd;
+use esvit_model::PretrainedBackbone;
+use esvit_model::features::{Features, SkippedImage};
 
 /// Images processed at a time, which bounds the memory for attention weights.
 const BATCH: usize = 4;
@@ -69,20 +70,18 @@ pub struct AttentionStatistics {
     pub left_out: Vec<SkippedImage>,
 }
 
-/// Attention statistics over `images` (indices into `source`), preprocessed as in evaluations.
+/// Attention statistics over the images of a set, preprocessed as in evaluations.
 /// Queries are all tokens of the map; padding tokens are no queries, since their outputs are
 /// dropped. `done` is called with the number of images processed in each batch.
 ///
 /// # Errors
 /// [`NoAttention`] if the network has none.
 pub fn statistics(
-    network: &dyn Backbone,
-    params: &Params,
-    preprocess: &Preprocess,
-    source: &dyn Source,
-    images: &[usize],
-    mut done: impl FnMut(usize),
+    backbone: &PretrainedBackbone,
+    set: &LabeledSet,
+    done: impl FnMut(usize),
 ) -> Result<AttentionStatistics, NoAttention> {
+    let PretrainedBackbone { network, params, preprocess, .. } = backbone;
     let size = preprocess.size();
     let device = params.values()[0].device();
     let mut layouts: Vec<BlockGeometry> = Vec::new();
@@ -92,7 +91,7 @@ pub fn statistics(
         for pixels in pixels.chunks(BATCH * 3 * size * size) {
             let count = pixels.len() / (3 * size * size);
             let images = Tensor::new(pixels.to_vec(), [count, 3, size, size], &device);
-            match pool::run(|| measure(network, params, images, count)) {
+            match pool::run(|| measure(&**network, params, images, count)) {
                 Ok((found, measured)) => {
                     layouts = found;
                     rows.extend(measured);
@@ -102,23 +101,13 @@ pub fn statistics(
         }
         rows
     };
-    let features = extract(source, images, preprocess, forward, &mut done);
+    let Features { rows, images, left_out } = set.features(preprocess, forward, done);
     if let Some(error) = refused {
         return Err(error);
     }
-    let rows: Vec<&[f32]> = match features.images.len() {
-        0 => Vec::new(),
-        _ => features.rows.values.chunks_exact(features.rows.width).collect(),
-    };
-    Ok(AttentionStatistics {
-        blocks: if rows.is_empty() {
-            Vec::new()
-        } else {
-            blocks(&network.stages(), &layouts, &rows)
-        },
-        images: rows.len(),
-        left_out: features.left_out,
-    })
+    let rows: Vec<&[f32]> = rows.values.chunks_exact(rows.width.max(1)).collect();
+    let blocks = blocks(&network.stages(), &layouts, &rows);
+    Ok(AttentionStatistics { blocks, images: images.len(), left_out })
 }
 
 /// Geometry of a block, the same for all images.
@@ -140,11 +129,6 @@ impl BlockGeometry {
         let largest_entropy = logs.sum::<f64>() / windows.tokens() as f64;
         let WindowMap { map, window, shift, .. } = *windows;
         Self { map, window, shift, heads, largest_entropy }
-    }
-
-    /// Number of values per image: entropy of each head, diversity, padding.
-    fn value_count(&self) -> usize {
-        self.heads + 2
     }
 }
 
@@ -209,18 +193,18 @@ fn blocks(stages: &[Stage], layouts: &[BlockGeometry], rows: &[&[f32]]) -> Vec<B
     let mut at = 0;
     let mut blocks = Vec::new();
     for (block, layout) in layouts.iter().enumerate() {
-        let column = |number: usize| -> Vec<f64> {
-            rows.iter().map(|row| f64::from(row[at + number])).collect()
+        let column = |number: usize| {
+            let values: Vec<f64> = rows.iter().map(|row| f64::from(row[at + number])).collect();
+            MeanStd::of(&values)
         };
         let share =
             |entropy: f64| (layout.largest_entropy > 0.0).then(|| entropy / layout.largest_entropy);
         let heads: Vec<HeadStatistics> = (0..layout.heads)
             .map(|head| {
-                let (entropy, entropy_std) = mean_and_deviation(&column(head));
-                HeadStatistics { head, entropy, entropy_std, share: share(entropy) }
+                let MeanStd { mean, std } = column(head);
+                HeadStatistics { head, entropy: mean, entropy_std: std, share: share(mean) }
             })
             .collect();
-        let mean = |number| mean_and_deviation(&column(number)).0;
         let entropy = heads.iter().map(|head| head.entropy).sum::<f64>() / heads.len() as f64;
         blocks.push(BlockStatistics {
             position: BlockPosition::of(stages, block).expect("a block of the network"),
@@ -230,31 +214,24 @@ fn blocks(stages: &[Stage], layouts: &[BlockGeometry], rows: &[&[f32]]) -> Vec<B
             entropy,
             largest_entropy: layout.largest_entropy,
             share: share(entropy),
-            diversity: (layout.heads > 1).then(|| mean(layout.heads)),
-            padding_mass: mean(layout.heads + 1),
+            diversity: (layout.heads > 1).then(|| column(layout.heads).mean),
+            padding_mass: column(layout.heads + 1).mean,
             heads,
         });
-        at += layout.value_count();
+        // The entropy of each head, diversity, padding.
+        at += layout.heads + 2;
     }
     blocks
-}
-
-/// Mean and sample standard deviation (`None` for one value).
-fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (mean, (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esvit_data::{Image, InMemory, ViewsConfig};
-    use esvit_nn::BackboneConfig;
-    use esvit_nn::Device;
+    use std::sync::Arc;
+
+    use esvit_data::{Image, InMemory, Preprocess, ViewsConfig};
     use esvit_nn::backbone::swin::SwinConfig;
-    use esvit_testing::tiny_swin;
+    use esvit_testing::{tiny_swin, untrained};
 
     fn measured(img_size: usize, crop: u32, images: u32) -> AttentionStatistics {
         let config = SwinConfig {
@@ -264,17 +241,15 @@ mod tests {
             num_heads: vec![1, 4],
             ..tiny_swin()
         };
-        let (network, specs) = BackboneConfig::Swin(config).build(0.0);
-        let params = Params::init(&specs, 3, &Device::Cpu);
+        let mut backbone = untrained(&config, 3, 0);
+        backbone.preprocess = Preprocess::new(crop, 0, &ViewsConfig::default());
         let mut source = InMemory::new(Vec::new());
         for number in 0..images {
             let pixels = (0..40u32 * 40 * 3)
                 .map(|i| ((i + 7919 * number).wrapping_mul(2_654_435_761) >> 24) as u8);
             source.push(number.to_string(), None, Image::new(40, 40, pixels.collect()).unwrap());
         }
-        let all: Vec<usize> = (0..source.len()).collect();
-        let preprocess = Preprocess::new(crop, 0, &ViewsConfig::default());
-        statistics(&*network, &params, &preprocess, &source, &all, |_| ()).unwrap()
+        statistics(&backbone, &LabeledSet::all(Arc::new(source)), |_| ()).unwrap()
     }
 
     /// All windows and queries take part: the number for a shifted block is the mean over queries
@@ -345,7 +320,7 @@ mod tests {
 
     #[test]
     fn deviations_are_those_of_a_sample() {
-        assert_eq!(mean_and_deviation(&[1.0, 3.0]), (2.0, Some(2f64.sqrt())));
-        assert_eq!(mean_and_deviation(&[5.0]), (5.0, None));
+        assert_eq!(MeanStd::of(&[1.0, 3.0]), MeanStd { mean: 2.0, std: Some(2f64.sqrt()) });
+        assert_eq!(MeanStd::of(&[5.0]), MeanStd { mean: 5.0, std: None });
     }
 }

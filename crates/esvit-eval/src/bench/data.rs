@@ -1,20 +1,11 @@
 //! Benchmark of JPEG decoding and multi-crop augmentation on one core.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use esvit_data::{DecodeLimits, Policy, ViewsConfig, decode};
 use serde::Serialize;
 
 use super::{BenchError, median, repeat};
-
-/// Settings of the benchmark.
-#[derive(Debug, Clone)]
-pub struct DataBench {
-    /// Image file; `None` for a built-in one.
-    pub image: Option<PathBuf>,
-    /// Number of timed repetitions.
-    pub iterations: usize,
-}
 
 /// Results, on one core.
 #[derive(Debug, Clone, Serialize)]
@@ -32,13 +23,13 @@ pub struct DataReport {
     pub images_per_s: f64,
 }
 
-/// Times decoding and augmentation.
+/// Times decoding and augmentation of an image file, or of a built-in one.
 ///
 /// # Errors
 /// [`BenchError::Image`] if the image cannot be read.
-pub fn data(bench: &DataBench) -> Result<DataReport, BenchError> {
+pub fn data(image: Option<&Path>, iterations: usize) -> Result<DataReport, BenchError> {
     let fail = |error: &dyn std::fmt::Display| BenchError::Image(error.to_string());
-    let bytes = match &bench.image {
+    let bytes = match image {
         Some(path) => std::fs::read(path)
             .map_err(|error| fail(&format!("cannot read `{}`: {error}", path.display())))?,
         None => esvit_data::sample_jpeg().to_vec(),
@@ -49,11 +40,11 @@ pub fn data(bench: &DataBench) -> Result<DataReport, BenchError> {
     let normalization = config.normalization();
     let largest = config.sizes().iter().map(|&size| 3 * (size * size) as usize).max().unwrap_or(0);
     let mut out = vec![0.0; largest];
-    let mut decoding = repeat(bench.iterations, |_| {
+    let mut decoding = repeat(iterations, |_| {
         decode(&bytes, &limits).map(|image| drop(std::hint::black_box(image)))
     })
     .map_err(|error| fail(&error))?;
-    let mut views = repeat(bench.iterations, |sample| {
+    let mut views = repeat(iterations, |sample| {
         let views = config.views(&image, 0, 0, sample as u64).map_err(|error| fail(&error))?;
         for view in views {
             let values = 3 * (view.size() * view.size()) as usize;

@@ -1,8 +1,7 @@
 //! Benchmark of the forward pass.
 
 use esvit_kernels::pool;
-use esvit_nn::Device;
-use esvit_nn::{ForwardCtx, Params};
+use esvit_nn::{Device, ForwardCtx, Params};
 
 use super::train_step::images;
 use super::{Bench, BenchError, Report, architecture, time};

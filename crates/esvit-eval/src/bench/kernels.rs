@@ -31,15 +31,12 @@ const STAGES: [[usize; 2]; 4] = [[43_520, 96], [10_880, 192], [2_720, 384], [680
 /// Peak GEMM throughput in GFLOP/s, and a report for each kernel and stage.
 pub fn kernels(precision: Precision, iterations: usize) -> (f64, Vec<KernelReport>) {
     let peak = peak_gflops(precision);
-    let reports = match precision {
-        Precision::F32 => all::<f32>(iterations, peak),
-        Precision::Bf16 => all::<Bf16>(iterations, peak),
+    let stage = match precision {
+        Precision::F32 => stage::<f32>,
+        Precision::Bf16 => stage::<Bf16>,
     };
-    (peak, reports)
-}
-
-fn all<T: Element>(iterations: usize, peak: f64) -> Vec<KernelReport> {
-    STAGES.into_iter().flat_map(|[rows, width]| stage::<T>(rows, width, iterations, peak)).collect()
+    let reports = STAGES.into_iter().flat_map(|[rows, width]| stage(rows, width, iterations, peak));
+    (peak, reports.collect())
 }
 
 fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) -> Vec<KernelReport> {

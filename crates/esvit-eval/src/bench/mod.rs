@@ -17,7 +17,7 @@ use esvit_nn::ops::Precision;
 use serde::Serialize;
 
 pub use architecture::{MONOLITHIC, architecture};
-pub use data::{DataBench, DataReport, data};
+pub use data::{DataReport, data};
 pub use forward::forward;
 pub use kernels::{KernelReport, kernels};
 pub use knn::{KnnBench, KnnReport, knn};

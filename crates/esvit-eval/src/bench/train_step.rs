@@ -154,13 +154,10 @@ pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
     let center = Tensor::zeros([k], &Device::Cpu);
     let seconds = time(bench.iterations, |_| {
         let tape = Tape::new();
-        let student = PrototypeLogits {
-            z: tape.watch(student.z.clone()),
-            v: tape.watch(student.v.clone()),
-            g: tape.watch(student.g.clone()),
-        };
+        let PrototypeLogits { z, v, g } = student.clone();
+        let [z, v, g] = [z, v, g].map(|tensor| tape.watch(tensor));
         let loss = ops::prototype_cross_entropy(
-            student,
+            PrototypeLogits { z, v, g },
             teacher.clone(),
             center.clone(),
             pairs.clone(),

@@ -22,15 +22,11 @@ pub struct Matches {
 /// If the second view has no cells.
 pub fn match_cells(first: &[f32], second: &[f32], width: usize) -> Matches {
     let [cells, others] = [first, second].map(|view| view.len() / width);
-    let best_match: Vec<usize> = best_matches(first, second, width, &[(0..cells, 0..others)])
-        .into_iter()
-        .map(|cell| cell as usize)
-        .collect();
-    let similarity: Vec<f32> = first
-        .chunks_exact(width)
-        .zip(&best_match)
-        .map(|(cell, &other)| cosine(cell, &second[other * width..][..width]))
-        .collect();
+    let found = best_matches(first, second, width, &[(0..cells, 0..others)]);
+    let best_match: Vec<usize> = found.into_iter().map(|cell| cell as usize).collect();
+    let pairs = first.chunks_exact(width).zip(&best_match);
+    let similarity: Vec<f32> =
+        pairs.map(|(cell, &other)| cosine(cell, &second[other * width..][..width])).collect();
     let mut order: Vec<usize> = (0..cells).collect();
     order.sort_by(|&a, &b| similarity[b].total_cmp(&similarity[a]));
     Matches { best_match, similarity, order }

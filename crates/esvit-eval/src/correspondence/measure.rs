@@ -1,15 +1,14 @@
 //! Measures correspondence over the images of a source.
 
-use esvit_data::{Image, Source};
+use esvit_data::{Image, Preprocess};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
-use esvit_nn::ForwardCtx;
-use esvit_nn::{Device, Tensor};
+use esvit_nn::{Device, ForwardCtx, Tensor};
 use rayon::prelude::*;
 
 use super::score::{Scores, Summary};
 use super::{CorrespondenceError, Grid, View, match_cells};
-use esvit_data::Preprocess;
+use crate::labeled::LabeledSet;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::SkippedImage;
 
@@ -71,16 +70,8 @@ struct ViewPair {
     truth: Vec<Option<[f64; 2]>>,
 }
 
-/// Scores of the images measured so far.
-#[derive(Default)]
-struct ScoreLists {
-    networks: Vec<Vec<Scores>>,
-    chance: Vec<Scores>,
-    best: Vec<Scores>,
-}
-
-/// Measures networks of one configuration on `images` (indices into `source`). `done` is called
-/// with the number of images processed in each batch.
+/// Measures networks of one configuration on the images of a set. `done` is called with the number
+/// of images processed in each batch.
 ///
 /// # Errors
 /// [`CorrespondenceError`] if there is no such stage, views are not a whole number of its cells, or
@@ -89,16 +80,16 @@ struct ScoreLists {
 /// # Panics
 /// If `networks` is empty.
 pub fn measure(
-    source: &dyn Source,
-    images: &[usize],
+    LabeledSet { source, images, .. }: &LabeledSet,
     preprocess: &Preprocess,
     protocol: &Protocol,
     networks: &[&PretrainedBackbone],
     mut done: impl FnMut(usize),
 ) -> Result<CorrespondenceResults, CorrespondenceError> {
     let grid = Grid::new(&networks[0].config, protocol.stage, [preprocess.size(); 2])?;
-    let mut tally =
-        ScoreLists { networks: vec![Vec::new(); networks.len()], ..ScoreLists::default() };
+    let mut scores: Vec<Vec<Scores>> = vec![Vec::new(); networks.len()];
+    // Of random matches, and of always choosing the right cell.
+    let mut references: Vec<(Scores, Scores)> = Vec::new();
     let (mut disjoint, mut left_out) = (0, Vec::new());
     for batch in images.chunks(BATCH) {
         let prepared: Vec<Result<ViewPair, String>> = batch
@@ -118,23 +109,29 @@ pub fn measure(
                 }
             }
         }
-        tally.add(&usable, preprocess, protocol, &grid, networks);
+        for (scores, network) in scores.iter_mut().zip(networks) {
+            scores.extend(network_scores(network, &usable, preprocess.size(), protocol, &grid));
+        }
+        references.par_extend(usable.par_iter().filter_map(|ViewPair { truth, .. }| {
+            let truth: Vec<[f64; 2]> = truth.iter().flatten().copied().collect();
+            Some((Scores::random_chance(&truth, &grid)?, Scores::upper_bound(&truth, &grid)?))
+        }));
         done(batch.len());
     }
-    let images_measured = tally.chance.len();
-    if images_measured == 0 {
+    if references.is_empty() {
         return Err(match disjoint {
-            0 => CorrespondenceError::Unreadable { images: images.len() },
+            0 => CorrespondenceError::Unreadable(images.len()),
             _ => CorrespondenceError::Disjoint,
         });
     }
+    let (chance, best): (Vec<_>, Vec<_>) = references.into_iter().unzip();
     Ok(CorrespondenceResults {
         grid,
-        images: images_measured,
+        images: chance.len(),
         disjoint,
-        networks: tally.networks.iter().map(|scores| Summary::from_scores(scores)).collect(),
-        chance: Summary::from_scores(&tally.chance),
-        best: Summary::from_scores(&tally.best),
+        networks: scores.iter().map(|scores| Summary::from_scores(scores)).collect(),
+        chance: Summary::from_scores(&chance),
+        best: Summary::from_scores(&best),
         left_out,
     })
 }
@@ -170,58 +167,34 @@ fn prepare(
     Ok(ViewPair { pixels, truth: first.truth(grid, &second, grid) })
 }
 
-impl ScoreLists {
-    fn add(
-        &mut self,
-        prepared: &[ViewPair],
-        preprocess: &Preprocess,
-        protocol: &Protocol,
-        grid: &Grid,
-        networks: &[&PretrainedBackbone],
-    ) {
-        if prepared.is_empty() {
-            return;
-        }
-        for (scores, network) in self.networks.iter_mut().zip(networks) {
-            let (values, width) = region_features(network, prepared, preprocess, protocol.stage);
-            let (firsts, seconds) = values.split_at(values.len() / 2);
-            let map = grid.cells() * width;
-            let found = prepared
-                .par_iter()
-                .zip(firsts.par_chunks(map).zip(seconds.par_chunks(map)))
-                .filter_map(|(ViewPair { truth, .. }, (first, second))| {
-                    match_cells(first, second, width).scores(truth, grid, protocol.pairs)
-                });
-            scores.extend(found.collect::<Vec<_>>());
-        }
-        let references = prepared.par_iter().filter_map(|ViewPair { truth, .. }| {
-            let truth: Vec<[f64; 2]> = truth.iter().flatten().copied().collect();
-            Some((Scores::random_chance(&truth, grid)?, Scores::upper_bound(&truth, grid)?))
-        });
-        let (chance, best): (Vec<_>, Vec<_>) = references.collect::<Vec<_>>().into_iter().unzip();
-        self.chance.extend(chance);
-        self.best.extend(best);
-    }
-}
-
-/// Features of all cells, `[2 * images * cells, width]`: all first views, then all second views.
-/// Also returns the width.
-fn region_features(
+/// Scores of a network on pairs of views of `size` pixels.
+fn network_scores(
     network: &PretrainedBackbone,
-    prepared: &[ViewPair],
-    preprocess: &Preprocess,
-    stage: usize,
-) -> (Vec<f32>, usize) {
-    let views = [0, 1].into_iter().flat_map(|view| prepared.iter().map(move |p| &p.pixels[view]));
+    pairs: &[ViewPair],
+    size: usize,
+    protocol: &Protocol,
+    grid: &Grid,
+) -> Vec<Scores> {
+    if pairs.is_empty() {
+        return Vec::new();
+    }
+    // All first views, then all second views.
+    let views = [0, 1].into_iter().flat_map(|view| pairs.iter().map(move |p| &p.pixels[view]));
     let pixels = views.flatten().copied().collect();
-    let size = preprocess.size();
-    let images = Tensor::new(pixels, [2 * prepared.len(), 3, size, size], &Device::Cpu);
-    pool::run(|| {
-        let features =
-            network.network.stage_features(&network.params, images, stage, &ForwardCtx::eval());
+    let images = Tensor::new(pixels, [2 * pairs.len(), 3, size, size], &Device::Cpu);
+    let PretrainedBackbone { network, params, .. } = network;
+    let (values, width) = pool::run(|| {
+        let features = network.stage_features(params, images, protocol.stage, &ForwardCtx::eval());
         let region = features.expect("the stage was checked").region;
         (region.to_vec::<f32>(), region.shape()[2])
-    })
+    });
+    let (firsts, seconds) = values.split_at(values.len() / 2);
+    let map = grid.cells() * width;
+    let maps = firsts.par_chunks(map).zip(seconds.par_chunks(map));
+    let scores = pairs.par_iter().zip(maps).filter_map(|(pair, (first, second))| {
+        match_cells(first, second, width).scores(&pair.truth, grid, protocol.pairs)
+    });
+    scores.collect()
 }
 
 #[cfg(test)]
@@ -279,10 +252,10 @@ mod tests {
         source.list[3].2 = None;
         let [one, two] = [backbone(1), backbone(2)];
         let protocol = Protocol { geometry: Geometry::Mirror, pairs: 5, stage: 0, seed: 0 };
-        let all: Vec<usize> = (0..40).collect();
+        let set = source.set();
         let mut seen = 0;
         let networks = [&one, &two];
-        let found = measure(&source, &all, &one.preprocess, &protocol, &networks, |n| seen += n);
+        let found = measure(&set, &one.preprocess, &protocol, &networks, |n| seen += n);
         let found = found.unwrap();
         assert_eq!((found.images, found.disjoint, seen, found.grid), (39, 0, 40, GRID));
         assert_eq!((found.left_out.len(), found.left_out[0].index), (1, 3));
@@ -290,7 +263,7 @@ mod tests {
         assert_eq!(found.networks.len(), 2);
         assert!(found.networks[0] != found.networks[1]);
         assert!(found.networks.iter().all(|n| n.accuracy.mean > found.chance.accuracy.mean));
-        let alone = measure(&source, &all, &one.preprocess, &protocol, &[&two], |_| ()).unwrap();
+        let alone = measure(&set, &one.preprocess, &protocol, &[&two], |_| ()).unwrap();
         assert_eq!(alone.networks[0], found.networks[1]);
     }
 }

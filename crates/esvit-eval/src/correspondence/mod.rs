@@ -10,6 +10,8 @@ mod measure;
 mod score;
 mod view;
 
+use esvit_data::ImageError;
+
 pub use grid::Grid;
 pub use interval::{Estimate, estimate};
 pub use matches::{Matches, match_cells};
@@ -21,7 +23,7 @@ pub use view::{RATIO, View};
 pub const MEASURED_PAIRS: usize = 10;
 
 /// Cells cannot be matched.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum CorrespondenceError {
     /// The stage does not exist.
     #[error("there is no stage {stage}: the network has stages 1 to {stages}")]
@@ -44,15 +46,12 @@ pub enum CorrespondenceError {
         cell: usize,
     },
     /// No image can be read.
-    #[error("none of the {images} images can be read")]
-    Unreadable {
-        /// Number of images.
-        images: usize,
-    },
+    #[error("none of the {0} images can be read")]
+    Unreadable(usize),
     /// The two views overlap for no image.
-    #[error(
-        "the two views overlap for no image\n\
-         hint: take larger crops"
-    )]
+    #[error("the two views overlap for no image\nhint: take larger crops")]
     Disjoint,
+    /// An image cannot be resized.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }

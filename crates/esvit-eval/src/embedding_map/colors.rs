@@ -41,12 +41,11 @@ impl ClassColors {
 /// A color from hue in degrees, saturation and lightness.
 fn hsl(hue: f64, saturation: f64, lightness: f64) -> String {
     let reach = saturation * lightness.min(1.0 - lightness);
-    let channel = |offset: f64| {
+    color::hex([0.0, 8.0, 4.0].map(|offset| {
         let place = (offset + hue / 30.0) % 12.0;
         let value = lightness - reach * (place - 3.0).min(9.0 - place).clamp(-1.0, 1.0);
         (value * 255.0).round() as u8
-    };
-    format!("#{:02x}{:02x}{:02x}", channel(0.0), channel(8.0), channel(4.0))
+    }))
 }
 
 #[cfg(test)]

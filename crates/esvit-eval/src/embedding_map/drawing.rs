@@ -7,8 +7,7 @@ use super::colors::{ClassColors, PALETTE};
 use super::placement::select_non_overlapping;
 use super::{EmbeddingMap, Method, Point};
 use crate::thumbnail::load_thumbnail;
-use esvit_draw::{Anchor, Drawing, color, escape};
-use esvit_draw::{ellipsize, text_width};
+use esvit_draw::{Anchor, Drawing, color, ellipsize, escape, text_width};
 
 const MARGIN: f64 = 24.0;
 /// Width of the plot area, and bounds of its height as multiples of the width.
@@ -89,13 +88,11 @@ pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Draw
 /// Scales coordinates to the plot area without distortion, `border` away from its edges; also
 /// returns its height.
 fn fit_to_plot(points: &[Point], border: f64) -> (Vec<[f64; 2]>, f64) {
-    let range = |values: &dyn Fn(&Point) -> f64| {
-        let values = points.iter().map(values);
-        values.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], value| {
-            [low.min(value), high.max(value)]
-        })
+    let range = |of: fn(&Point) -> f64| {
+        let values = || points.iter().map(of);
+        [values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max)]
     };
-    let [x, y] = [range(&|point| point.x), range(&|point| point.y)];
+    let [x, y] = [range(|point| point.x), range(|point| point.y)];
     let [wide, high] = [x, y].map(|[low, high]| high - low);
     let center = |[low, high]: [f64; 2]| (low + high) / 2.0;
     let room = WIDTH - 2.0 * border;

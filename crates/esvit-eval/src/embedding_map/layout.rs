@@ -57,21 +57,18 @@ pub fn layout(
     let components = PrincipalComponents::fit(values, width, wanted)?;
     let coordinates = components.project(values);
     // Rows on a line have no second coordinate.
-    let component = |row: &[f64], index: usize| row.get(index).copied().unwrap_or(0.0);
-    let first_two: Vec<[f64; 2]> = coordinates
-        .chunks_exact(components.count())
-        .map(|row| [component(row, 0), component(row, 1)])
-        .collect();
+    let first_two = |row: &[f64]| [0, 1].map(|index| row.get(index).copied().unwrap_or(0.0));
+    let first_coordinates: Vec<[f64; 2]> =
+        coordinates.chunks_exact(components.count()).map(first_two).collect();
     let layout = Layout { method, explained_variance: None, perplexity: None };
     Ok(match method {
         Method::Pca => {
-            let explained = components.explained();
-            let explained = [0, 1].map(|index| component(&explained, index));
-            (Layout { explained_variance: Some(explained), ..layout }, first_two)
+            let explained_variance = Some(first_two(&components.explained()));
+            (Layout { explained_variance, ..layout }, first_coordinates)
         }
         Method::Tsne => {
             let perplexity = tsne::perplexity(rows);
-            let coords = tsne::run(&coordinates, components.count(), &first_two, done)?;
+            let coords = tsne::run(&coordinates, components.count(), &first_coordinates, done)?;
             (Layout { perplexity: Some(perplexity), ..layout }, coords)
         }
     })

@@ -4,18 +4,21 @@ mod colors;
 mod drawing;
 mod layout;
 mod placement;
-mod table;
 mod tsne;
 
+use std::io::Write;
+use std::path::Path;
+
 use esvit_data::Source;
+use esvit_files::{FileError, write_atomically};
 use serde::{Deserialize, Serialize};
 
 use crate::thumbnail::class_name;
+use esvit_model::embedding::quote;
 use esvit_model::features::Features;
 
 pub use drawing::draw;
 pub use layout::{Layout, MIN_TSNE, MapError, layout};
-pub use table::write_csv;
 pub use tsne::STEPS;
 
 /// Projection to two dimensions.
@@ -91,6 +94,20 @@ impl EmbeddingMap {
         let points = features.images.iter().zip(&coords).map(point).collect();
         Ok(Self { layout, points, classes: source.classes().to_vec() })
     }
+
+    /// Writes a CSV file with the columns name, label, x, y; the label is empty if there is none.
+    ///
+    /// # Errors
+    /// [`FileError`] if the file cannot be written; an existing file is then unchanged.
+    pub fn write_csv(&self, path: &Path) -> Result<(), FileError> {
+        write_atomically(path, |file| {
+            writeln!(file, "name,label,x,y")?;
+            self.points.iter().try_for_each(|Point { name, class, x, y, .. }| {
+                let class = class.as_deref().unwrap_or_default();
+                writeln!(file, "{},{},{x},{y}", quote(name), quote(class))
+            })
+        })
+    }
 }
 
 #[cfg(test)]
@@ -136,7 +153,7 @@ mod tests {
         (map.points[1].x, map.points[1].y) = (2.0, 3.0);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("map.csv");
-        write_csv(&path, &map).unwrap();
+        map.write_csv(&path).unwrap();
         let text = std::fs::read_to_string(path).unwrap();
         let expected = "name,label,x,y\n0.png,\"dog, small\",0.5,-1.25\n\"a\"\"b,c\",,2,3\n";
         assert_eq!(text, expected);

@@ -86,10 +86,8 @@ impl<'a> Batches<'a> {
 
     fn crop(&self, epoch: u64, index: usize) -> Result<Vec<f32>, String> {
         let image = self.set.source.load(index).map_err(|error| error.to_string())?;
-        let view = self
-            .views
-            .first_view(&image, self.seed, epoch, index as u64)
-            .map_err(|error| error.to_string())?;
+        let view = self.views.first_view(&image, self.seed, epoch, index as u64);
+        let view = view.map_err(|error| error.to_string())?;
         let side = view.size() as usize;
         let mut values = vec![0.0; 3 * side * side];
         view.write(&self.normalization, &mut values).map_err(|error| error.to_string())?;

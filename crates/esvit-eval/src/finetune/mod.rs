@@ -10,6 +10,7 @@ mod settings;
 use esvit_kernels::pool;
 use esvit_nn::ops::Precision;
 use esvit_nn::{Params, Tensor};
+use esvit_train::learner::NotFinite;
 use esvit_train::objective::{MicroBatch, StepInfo};
 use serde::Serialize;
 
@@ -31,54 +32,22 @@ pub enum FinetuneError {
     /// A setting is invalid.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// All training images have the same class.
-    #[error(
-        "all {images} training images are of one class, `{class}`\n\
-         hint: classes are the subfolders of `--train`"
-    )]
-    OneClass {
-        /// Number of images.
-        images: usize,
-        /// Their class.
-        class: String,
-    },
-    /// A set is empty.
-    #[error("there are no {set} images\nhint: name a folder of them with `--{option}`")]
-    Empty {
-        /// `training` or `query`.
-        set: &'static str,
-        /// The command-line option for it.
-        option: &'static str,
-    },
-    /// No image of a set can be read.
-    #[error("none of the {images} {set} images can be read")]
-    Unreadable {
-        /// `training` or `query`.
-        set: &'static str,
-        /// Number of its images.
-        images: usize,
-    },
+    /// There are no training or query images, none can be read, or all are of one class.
+    #[error("{0}")]
+    Images(String),
     /// The loss or its gradient is not finite.
-    #[error(
-        "in step {step} the loss is {loss} and the norm of its gradient {grad_norm}\n\
-         hint: lower `--lr`, which is {lr}{}", remedy(*precision)
-    )]
-    NotFinite {
-        /// Step, from 1.
-        step: u64,
-        /// The loss.
-        loss: f32,
-        /// Global gradient norm.
-        grad_norm: f32,
-        /// The configured learning rate.
-        lr: f64,
-        /// Precision of the step.
-        precision: Precision,
-    },
+    #[error("{0}")]
+    NotFinite(String),
 }
 
-fn remedy(precision: Precision) -> &'static str {
-    if precision == Precision::F32 { "" } else { ", or take `--precision f32`" }
+fn not_finite(error: &NotFinite, step: u64, settings: &Settings) -> FinetuneError {
+    let NotFinite { loss, grad_norm } = error;
+    let Settings { lr, precision, .. } = settings;
+    let remedy = if *precision == Precision::F32 { "" } else { ", or take `--precision f32`" };
+    FinetuneError::NotFinite(format!(
+        "in step {step} the loss is {loss} and the norm of its gradient {grad_norm}\n\
+         hint: lower `--lr`, which is {lr}{remedy}"
+    ))
 }
 
 /// Progress events.
@@ -168,10 +137,9 @@ pub fn finetune(
     for epoch in 0..settings.epochs {
         let (mut loss_sum, mut images_seen, mut lr) = (0.0, 0, 0.0);
         for images in batches.order(epoch).chunks(batches.size()) {
-            let mut batch = batches.load(epoch, images);
-            let left_out = std::mem::take(&mut batch.left_out);
-            if !left_out.is_empty() {
-                observer(&Event::SkippedImage(&left_out));
+            let batch = batches.load(epoch, images);
+            if !batch.left_out.is_empty() {
+                observer(&Event::SkippedImage(&batch.left_out));
             }
             lr = schedule.at(step);
             let images = batch.labels.len();
@@ -188,14 +156,7 @@ pub fn finetune(
                 let pixels = Tensor::new(batch.pixels, shape, &learner.device());
                 let batch = MicroBatch { views: vec![pixels], labels: batch.labels };
                 let result = pool::run(|| learner.step(&[batch], &at));
-                let result = result.map_err(|error| FinetuneError::NotFinite {
-                    step: step + 1,
-                    loss: error.loss,
-                    grad_norm: error.grad_norm,
-                    lr: settings.lr,
-                    precision: settings.precision,
-                })?;
-                let loss = result.loss;
+                let loss = result.map_err(|error| not_finite(&error, step + 1, settings))?.loss;
                 loss_sum += f64::from(loss) * images as f64;
                 images_seen += images;
                 observer(&Event::Step { step: step + 1, steps, images, loss, lr });
@@ -205,13 +166,8 @@ pub fn finetune(
         if images_seen == 0 {
             return Err(unreadable("training", &task.train));
         }
-        let (accuracy, left_out) = evaluate(
-            learner.network.backbone(),
-            &head,
-            &learner.student,
-            preprocess,
-            &task.queries,
-        );
+        let (network, student) = (learner.network.backbone(), &learner.student);
+        let (accuracy, left_out) = evaluate(network, &head, student, preprocess, &task.queries);
         if epoch == 0 && !left_out.is_empty() {
             observer(&Event::SkippedImage(&left_out));
         }
@@ -224,8 +180,8 @@ pub fn finetune(
     Ok(Finetuned { params: learner.student, steps: step, epochs })
 }
 
-fn unreadable(set: &'static str, images: &LabeledSet) -> FinetuneError {
-    FinetuneError::Unreadable { set, images: images.images.len() }
+fn unreadable(set: &str, images: &LabeledSet) -> FinetuneError {
+    FinetuneError::Images(format!("none of the {} {set} images can be read", images.images.len()))
 }
 
 /// Checks that both sets have images and training images have at least two classes.
@@ -234,16 +190,20 @@ fn check(task: &LabeledTask) -> Result<(), FinetuneError> {
         [("training", "train", &task.train.images), ("query", "val", &task.queries.images)]
     {
         if images.is_empty() {
-            return Err(FinetuneError::Empty { set, option });
+            return Err(FinetuneError::Images(format!(
+                "there are no {set} images\nhint: name a folder of them with `--{option}`"
+            )));
         }
     }
     let mut labels = task.train.images.iter().map(|&index| task.train.label(index));
     let first = labels.next().unwrap_or(0);
     if labels.all(|label| label == first) {
-        return Err(FinetuneError::OneClass {
-            images: task.train.images.len(),
-            class: task.classes[first as usize].clone(),
-        });
+        return Err(FinetuneError::Images(format!(
+            "all {} training images are of one class, `{}`\n\
+             hint: classes are the subfolders of `--train`",
+            task.train.images.len(),
+            task.classes[first as usize]
+        )));
     }
     Ok(())
 }

@@ -1,15 +1,13 @@
 //! Settings of fine-tuning.
 
 use esvit_data::augment::RandAugment;
-use esvit_data::{Policy, ViewsConfig};
+use esvit_data::{Policy, Preprocess, ViewsConfig};
 use esvit_nn::ops::Precision;
 use esvit_settings::{SettingError, check};
 use esvit_train::config::LR_BATCH;
 use esvit_train::mixup::{ALPHA_RANGE, MixupConfig};
 use esvit_train::schedule::CosineSchedule;
 use serde::Serialize;
-
-use esvit_data::Preprocess;
 
 /// Default warm-up, as a share of the epochs.
 const WARMUP_SHARE: f64 = 0.1;
@@ -117,13 +115,8 @@ impl Settings {
         let warmup_steps = (self.warmup_epochs * steps_per_epoch as f64).round() as u64;
         let total_steps = self.epochs * steps_per_epoch;
         // Warm-up does not start at 0, where the first step would change nothing.
-        CosineSchedule {
-            start: base / warmup_steps.max(1) as f64,
-            base,
-            last: 0.0,
-            warmup_steps,
-            total_steps,
-        }
+        let start = base / warmup_steps.max(1) as f64;
+        CosineSchedule { start, base, last: 0.0, warmup_steps, total_steps }
     }
 
     /// The mixup configuration, if enabled.
@@ -134,13 +127,8 @@ impl Settings {
             (false, true) => 1.0,
             (true, true) => 0.5,
         };
-        Some(MixupConfig {
-            enabled: true,
-            mixup_alpha: self.mixup,
-            cutmix_alpha: self.cutmix,
-            switch_prob,
-            views: 1,
-        })
+        let (mixup_alpha, cutmix_alpha) = (self.mixup, self.cutmix);
+        Some(MixupConfig { enabled: true, mixup_alpha, cutmix_alpha, switch_prob, views: 1 })
     }
 
     /// Augmentation of training images: the first of these views is used.

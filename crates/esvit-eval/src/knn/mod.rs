@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use esvit_kernels::nearest::Neighbor;
 pub use measure::{KnnResults, accuracy, pixel_accuracy};
-pub use stored::{STORED_FILES, StoredError, StoredFeatures};
+pub use stored::{STORED_FILES, StoredError, StoredFeatures, StoredResults};
 pub use vote::accuracies;
 
 /// Temperature of the protocol.
@@ -81,13 +81,8 @@ pub fn classify(
 ) -> Result<Vec<Accuracy>, KnnError> {
     let size = |set: &LabeledFeatures| (set.labels.len(), set.width);
     KnnError::check(size(train), size(queries))?;
-    let neighbors = nearest(train, queries, max_k(ks));
+    let neighbors = nearest(train, queries, ks.iter().copied().max().unwrap_or(0));
     Ok(accuracies(&neighbors, &train.labels, &queries.labels, ks, temperature))
-}
-
-/// The largest k.
-fn max_k(ks: &[usize]) -> usize {
-    ks.iter().copied().max().unwrap_or(0)
 }
 
 /// The `k` most similar training rows of each query, in descending order.

@@ -7,7 +7,7 @@ use esvit_kernels::pool;
 
 use esvit_model::features::normalize;
 
-use super::{Accuracy, KnnError, accuracies, max_k};
+use super::{Accuracy, KnnError, accuracies};
 use esvit_model::npy::{self, NpyError, NpyReader};
 
 /// Rows read at a time.
@@ -87,8 +87,7 @@ impl StoredFeatures {
             STORED_FILES.map(|name| self.folder.join(name));
         let (mut train, train_labels) = open(&train, &train_labels)?;
         let (mut queries, query_labels) = open(&queries, &query_labels)?;
-        let widths = [&train, &queries].map(|file| file.shape()[1]);
-        let [width, query_width] = widths;
+        let [width, query_width] = [&train, &queries].map(|file| file.shape()[1]);
         if width != query_width {
             return Err(KnnError::Width { train: width, queries: query_width }.into());
         }
@@ -103,7 +102,7 @@ impl StoredFeatures {
             Ok(values)
         };
         let queries = read(&mut queries, query_labels.len())?;
-        let mut search = Search::new(&queries, width, max_k(ks));
+        let mut search = Search::new(&queries, width, ks.iter().copied().max().unwrap_or(0));
         loop {
             let rows = read(&mut train, ROWS)?;
             if rows.is_empty() {

@@ -3,16 +3,15 @@
 
 mod drawing;
 
+use esvit_data::Image;
 use esvit_data::augment::CropBox;
-use esvit_data::{Image, ImageError};
 use esvit_kernels::best_match::best_matches;
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
-use esvit_nn::ForwardCtx;
-use esvit_nn::{Device, Tensor};
+use esvit_nn::{Device, ForwardCtx, Tensor};
 use serde::Serialize;
 
-use crate::correspondence::{CorrespondenceError, Grid, View, match_cells};
+use crate::correspondence::{CorrespondenceError, Grid, MEASURED_PAIRS, View, match_cells};
 use esvit_model::PretrainedBackbone;
 
 pub use drawing::draw;
@@ -37,6 +36,14 @@ pub struct MatchSettings {
     pub stage: usize,
     /// Keep only mutual best matches.
     pub mutual: bool,
+}
+
+impl MatchSettings {
+    /// The settings of the paper: features of the last stage at the size of evaluations.
+    pub fn usual(backbone: &PretrainedBackbone) -> Self {
+        let (size, stages) = (backbone.preprocess.size(), backbone.config.stages().len());
+        Self { pairs: MEASURED_PAIRS, size, stage: stages - 1, mutual: false }
+    }
 }
 
 /// The most similar cells of two views.
@@ -92,28 +99,17 @@ pub struct CellPosition {
     pub image: [f64; 2],
 }
 
-/// Images cannot be matched.
-#[derive(Debug, thiserror::Error)]
-pub enum MatchError {
-    /// The stage or the size does not fit the network.
-    #[error(transparent)]
-    Correspondence(#[from] CorrespondenceError),
-    /// An image cannot be resized.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-}
-
 /// Matches two images. Aspect ratios are preserved up to whole cells; very long images are cropped
 /// to their middle.
 ///
 /// # Errors
-/// [`MatchError`] if there is no such stage, views are not a whole number of its cells, or an image
-/// cannot be resized.
+/// [`CorrespondenceError`] if there is no such stage, views are not a whole number of its cells, or
+/// an image cannot be resized.
 pub fn two_images(
     backbone: &PretrainedBackbone,
     images: [&Image; 2],
     settings: &MatchSettings,
-) -> Result<Matching, MatchError> {
+) -> Result<Matching, CorrespondenceError> {
     let [first, second] = images.map(whole);
     let views = [
         ViewFeatures::new(backbone, images[0], first, settings)?,
@@ -133,7 +129,7 @@ pub fn two_views(
     image: &Image,
     seed: u64,
     settings: &MatchSettings,
-) -> Result<Matching, MatchError> {
+) -> Result<Matching, CorrespondenceError> {
     let mut rng = Rng::for_purpose(seed, VIEWS, [0; 3]);
     let second = View::random([image.width(), image.height()], SECOND_SCALE, &mut rng)
         .with_color_jitter(SECOND_GRAYSCALE, rng);
@@ -172,7 +168,7 @@ impl ViewFeatures {
         image: &Image,
         view: View,
         settings: &MatchSettings,
-    ) -> Result<Self, MatchError> {
+    ) -> Result<Self, CorrespondenceError> {
         let cell = Grid::new(&backbone.config, settings.stage, [settings.size; 2])?.cell;
         let CropBox { width, height, .. } = view.crop;
         let along = |side: u32, other: u32| {
@@ -190,18 +186,14 @@ impl ViewFeatures {
         view: View,
         [width, height]: [u32; 2],
         stage: usize,
-    ) -> Result<Self, MatchError> {
+    ) -> Result<Self, CorrespondenceError> {
         let [columns, rows] = [width, height].map(|side| side as usize);
         let grid = Grid::new(&backbone.config, stage, [columns, rows])?;
         let pixels = backbone.preprocess.normalize(&view.render(image, [width, height])?);
         let images = Tensor::new(pixels, [1, 3, rows, columns], &Device::Cpu);
+        let PretrainedBackbone { network, params, .. } = backbone;
         let (cells, global) = pool::run(|| {
-            let features = backbone.network.stage_features(
-                &backbone.params,
-                images,
-                stage,
-                &ForwardCtx::eval(),
-            );
+            let features = network.stage_features(params, images, stage, &ForwardCtx::eval());
             let features = features.expect("the stage was checked");
             (features.region.to_vec::<f32>(), features.view.to_vec::<f32>())
         });
@@ -227,8 +219,8 @@ fn match_views(views: [ViewFeatures; 2], settings: &MatchSettings, same_image: b
     let [first, second] = &views;
     let width = first.global.len();
     let found = match_cells(&first.cells, &second.cells, width);
-    let reverse =
-        settings.mutual.then(|| match_cells(&second.cells, &first.cells, width).best_match);
+    let reverse = || match_cells(&second.cells, &first.cells, width).best_match;
+    let reverse = settings.mutual.then(reverse);
     let truth = same_image.then(|| first.view.truth(&first.grid, &second.view, &second.grid));
     let mutual = |cell: usize| {
         reverse.as_ref().is_none_or(|reverse| reverse[found.best_match[cell]] == cell)
@@ -242,16 +234,14 @@ fn match_views(views: [ViewFeatures; 2], settings: &MatchSettings, same_image: b
     };
     let chosen = found.order.iter().filter(|&&cell| mutual(cell)).take(settings.pairs);
     let pairs = chosen.enumerate().map(pair).collect();
-    let nearest = [
-        [first.nearest(&first.global), first.nearest(&second.global)],
-        [second.nearest(&second.global), second.nearest(&first.global)],
-    ];
-    let mut nearest = nearest.into_iter();
-    let views = views.map(|ViewFeatures { view, shown, grid, .. }| {
-        let [nearest_own, nearest_other] = nearest.next().unwrap_or_default();
-        MatchedView { shown, view, grid, nearest_own, nearest_other }
-    });
-    Matching { views, pairs }
+    let matched = |own: &ViewFeatures, other: &ViewFeatures| MatchedView {
+        shown: own.shown.clone(),
+        view: own.view.clone(),
+        grid: own.grid,
+        nearest_own: own.nearest(&own.global),
+        nearest_other: own.nearest(&other.global),
+    };
+    Matching { views: [matched(first, second), matched(second, first)], pairs }
 }
 
 #[cfg(test)]

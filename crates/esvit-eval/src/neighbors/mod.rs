@@ -11,12 +11,11 @@ use esvit_data::{Image, Source};
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
-use crate::knn::nearest;
+use crate::knn::{Neighbor, nearest};
 use crate::labeled::LabeledSet;
 use crate::thumbnail::{class_name, load_thumbnail};
 use esvit_model::PretrainedBackbone;
-use esvit_model::features::LabeledFeatures;
-use esvit_model::features::{Features, SkippedImage, view_forward};
+use esvit_model::features::{Features, LabeledFeatures, SkippedImage};
 
 pub use sheet::sheet;
 
@@ -82,11 +81,8 @@ pub struct ImageEntry {
 #[derive(Debug, thiserror::Error)]
 pub enum NeighborsError {
     /// No query can be read.
-    #[error("none of the {tried} query images can be read")]
-    NoQueries {
-        /// Number of images tried.
-        tried: usize,
-    },
+    #[error("none of the {0} query images can be read")]
+    NoQueries(usize),
     /// The gallery is too small.
     #[error(
         "there are too few images to find neighbors in ({images}): an image is not its \
@@ -117,8 +113,7 @@ pub fn find(
     mut done: impl FnMut(usize),
 ) -> Result<Neighbors, NeighborsError> {
     let mut unit_features = |set: &LabeledSet| {
-        let forward = view_forward(&*backbone.network, &backbone.params, &backbone.preprocess);
-        let mut features = set.features(&backbone.preprocess, forward, &mut done);
+        let mut features = set.view_features(backbone, &mut done);
         features.rows.normalize();
         features
     };
@@ -126,14 +121,14 @@ pub fn find(
     let (source, mut query) = match queries {
         Some(queries) => {
             let mut some = queries.clone();
-            some.images = select(&queries.images, options);
+            let places = select(queries.images.len(), options);
+            some.images = places.iter().map(|&place| queries.images[place]).collect();
             (&queries.source, unit_features(&some))
         }
         None => (&gallery.source, select_features(&base, options)),
     };
-    let tried = query.images.len() + query.left_out.len();
     if query.images.is_empty() && !base.images.is_empty() {
-        return Err(NeighborsError::NoQueries { tried });
+        return Err(NeighborsError::NoQueries(query.left_out.len()));
     }
     if base.images.len() < if queries.is_some() { 1 } else { 2 } {
         return Err(NeighborsError::TooFew { images: base.images.len() });
@@ -147,19 +142,17 @@ pub fn find(
     let has_classes = queries.is_some() || classes.len() < base.rows.labels.len();
     // One more, since an image finds itself.
     let found = nearest(&base.rows, &query.rows, options.k + 1);
-    let rows = found.iter().zip(&query.images).map(|(found, &query)| {
-        let query_image = SourceImage { source, index: query };
-        let others = found
-            .iter()
-            .map(|near| (base.images[near.row], near.similarity))
-            .filter(|&(index, _)| !query_image.is(&SourceImage { source: &gallery.source, index }));
-        let neighbors = others.take(options.k).map(|(index, similarity)| NeighborImage {
-            entry: SourceImage { source: &gallery.source, index }.entry(has_classes),
+    let row = |(found, &index): (&Vec<Neighbor>, &usize)| {
+        let query = SourceImage { source, index };
+        let image = |row: usize| SourceImage { source: &gallery.source, index: base.images[row] };
+        let others = found.iter().filter(|near| !query.is(&image(near.row))).take(options.k);
+        let neighbors = others.map(|&Neighbor { row, similarity }| NeighborImage {
+            entry: image(row).entry(has_classes),
             similarity,
         });
-        Row { query: query_image.entry(has_classes), neighbors: neighbors.collect() }
-    });
-    let rows: Vec<Row> = rows.collect();
+        Row { neighbors: neighbors.collect(), query: query.entry(has_classes) }
+    };
+    let rows: Vec<Row> = found.iter().zip(&query.images).map(row).collect();
     if rows.iter().all(|row| row.neighbors.is_empty()) {
         return Err(NeighborsError::TooFew { images: base.images.len() });
     }
@@ -171,11 +164,10 @@ impl Neighbors {
     /// Share of neighbors with the class of their query, 0 to 1, among pairs with known classes;
     /// `None` if there are none.
     pub fn same_class(&self) -> Option<f64> {
-        let verdicts: Vec<bool> = self
-            .rows
-            .iter()
-            .flat_map(|row| row.neighbors.iter().filter_map(|found| found.agrees(&row.query)))
-            .collect();
+        let verdicts = self.rows.iter().flat_map(|Row { query, neighbors }| {
+            neighbors.iter().filter_map(|found| found.agrees(query))
+        });
+        let verdicts: Vec<bool> = verdicts.collect();
         let agreeing = verdicts.iter().filter(|&&agrees| agrees).count();
         (!verdicts.is_empty()).then(|| agreeing as f64 / verdicts.len() as f64)
     }
@@ -217,25 +209,22 @@ impl SourceImage<'_> {
     }
 }
 
-/// Chooses as many of `items` as there are queries, in their order.
-fn select<T: Copy>(items: &[T], options: QueryOptions) -> Vec<T> {
-    let rows = options.rows.min(items.len());
-    let mut places: Vec<usize> = (0..items.len()).collect();
-    match options.seed {
-        Some(seed) => {
-            Rng::for_purpose(seed, QUERY_PURPOSE, [0; 3]).shuffle(&mut places);
-            places.truncate(rows);
-            places.sort_unstable();
-        }
-        None => places = (0..rows).map(|row| row * items.len() / rows).collect(),
-    }
-    places.into_iter().map(|place| items[place]).collect()
+/// Chooses as many of `len` places as there are queries, ascending.
+fn select(len: usize, options: QueryOptions) -> Vec<usize> {
+    let rows = options.rows.min(len);
+    let Some(seed) = options.seed else {
+        return (0..rows).map(|row| row * len / rows).collect();
+    };
+    let mut places: Vec<usize> = (0..len).collect();
+    Rng::for_purpose(seed, QUERY_PURPOSE, [0; 3]).shuffle(&mut places);
+    places.truncate(rows);
+    places.sort_unstable();
+    places
 }
 
 /// Chooses as many rows of `features` as there are queries.
 fn select_features(features: &Features, options: QueryOptions) -> Features {
-    let places: Vec<usize> = (0..features.images.len()).collect();
-    let places = select(&places, options);
+    let places = select(features.images.len(), options);
     let width = features.rows.width;
     let row = |&place: &usize| &features.rows.values[place * width..][..width];
     Features {

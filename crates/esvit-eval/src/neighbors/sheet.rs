@@ -3,8 +3,7 @@
 use super::{ImageEntry, Neighbors};
 use crate::thumbnail::file_name;
 use esvit_data::{PngError, encode_png};
-use esvit_draw::{Anchor, Drawing, color};
-use esvit_draw::{ellipsize, text_width};
+use esvit_draw::{Anchor, Drawing, color, ellipsize, text_width};
 
 /// Frame colors of neighbors with the query's class, and with another.
 const SAME: &str = "#1a9641";

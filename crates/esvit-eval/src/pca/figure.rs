@@ -5,8 +5,7 @@ use esvit_data::{Image, PngError, encode_png};
 
 use super::{PcaError, PrincipalComponents, RegionMap};
 use crate::thumbnail::file_name;
-use esvit_draw::{Anchor, Drawing, color};
-use esvit_draw::{ellipsize, text_width};
+use esvit_draw::{Anchor, Drawing, color, ellipsize, text_width};
 
 /// Percentiles of a component that are mapped to 0 and 1.
 const PERCENTILES: [f64; 2] = [0.01, 0.99];
@@ -59,8 +58,8 @@ impl ColorMap {
     pub fn fit(images: &[RegionImage]) -> Result<Self, PcaError> {
         let values: Vec<f32> =
             images.iter().flat_map(|image| image.regions.values.iter().copied()).collect();
-        let regions = images.iter().map(|image| image.regions.map.iter().product::<usize>());
-        let regions: usize = regions.sum();
+        let regions: usize =
+            images.iter().map(|image| image.regions.map.iter().product::<usize>()).sum();
         let width = values.len() / regions.max(1);
         let components = PrincipalComponents::fit(&values, width, CHANNELS.len())?;
         let coordinates = components.project(&values);
@@ -200,11 +199,11 @@ fn upsample(regions: &RegionMap, colors: &[[f64; 3]], upsampling: Upsampling) ->
         let rows = taps(y, high);
         for column in &columns {
             let mut color = [0.0; 3];
-            for (&(row, a), &(column, b)) in
-                rows.iter().flat_map(|row| column.iter().map(move |column| (row, column)))
-            {
-                let region = colors[row * wide + column];
-                color.iter_mut().zip(region).for_each(|(sum, value)| *sum += a * b * value);
+            for &(row, a) in &rows {
+                for &(column, b) in column {
+                    let region = colors[row * wide + column];
+                    color.iter_mut().zip(region).for_each(|(sum, value)| *sum += a * b * value);
+                }
             }
             pixels.extend(color.map(|value| (value * 255.0).round().clamp(0.0, 255.0) as u8));
         }

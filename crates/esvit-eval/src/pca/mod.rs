@@ -32,10 +32,7 @@ pub enum PcaError {
     #[error("there is only one feature (of an image or region), and at least two are needed")]
     Single,
     /// All rows are equal.
-    #[error(
-        "all {rows} features are equal\n\
-         hint: if the images differ, the network has collapsed"
-    )]
+    #[error("all {rows} features are equal\nhint: if the images differ, the network has collapsed")]
     Equal {
         /// Number of rows.
         rows: usize,
@@ -74,11 +71,8 @@ impl PrincipalComponents {
 
         // X X^T and X^T X have the same nonzero eigenvalues: the smaller matrix is cheaper.
         let few_rows = rows < width;
-        let product = if few_rows {
-            centered.transpose() * &centered
-        } else {
-            &centered * centered.transpose()
-        };
+        let transposed = centered.transpose();
+        let product = if few_rows { transposed * &centered } else { &centered * transposed };
         let eigen = SymmetricEigen::try_new(product, f64::EPSILON, MAX_SWEEPS)
             .ok_or(PcaError::NotConverged)?;
         let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();

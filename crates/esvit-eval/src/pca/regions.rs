@@ -94,14 +94,6 @@ impl Framing {
             Err(RegionsError::Size { width, height, patch })
         }
     }
-
-    fn frame(&self, image: &Image, patch: usize, shorter: u32) -> Result<Image, RegionsError> {
-        let [width, height] = self.sides(image, patch)?.map(|side| side as u32);
-        if self.whole {
-            return Ok(resize(image, width, height, Interpolation::Bicubic)?);
-        }
-        Ok(EvalTransform { resize: shorter, ..EvalTransform::new(width) }.apply(image)?)
-    }
 }
 
 /// Region features of a stage (from 1) of a frozen backbone, after the final norm for the last
@@ -119,9 +111,14 @@ pub fn region_map(
     // Resize and crop keep the ratio used in evaluations.
     let usual = &backbone.preprocess.transform;
     let margin = f64::from(usual.resize) / f64::from(usual.crop.max(1));
-    let resize = (framing.size as f64 * margin).round() as u32;
-    let input = framing.frame(image, stages[0].stride, resize)?;
-    let [width, height] = [input.width(), input.height()].map(|side| side as usize);
+    let shorter = (framing.size as f64 * margin).round() as u32;
+    let sides @ [width, height] = framing.sides(image, stages[0].stride)?;
+    let [shown_width, shown_height] = sides.map(|side| side as u32);
+    let input = if framing.whole {
+        resize(image, shown_width, shown_height, Interpolation::Bicubic)?
+    } else {
+        EvalTransform { resize: shorter, ..EvalTransform::new(shown_width) }.apply(image)?
+    };
 
     let pixels = backbone.preprocess.normalize(&input);
     let device = backbone.params.values()[0].device();

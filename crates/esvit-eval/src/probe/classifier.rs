@@ -20,20 +20,14 @@ pub struct LinearClassifier {
 }
 
 impl LinearClassifier {
-    /// Number of outputs.
-    pub fn outputs(&self) -> usize {
-        self.bias.len()
-    }
-
     /// Logits of all rows, `[rows, outputs]`.
     pub fn logits(&self, subset: &Subset<'_>) -> Vec<f32> {
         let columns = subset.examples.width - self.first;
-        let mut logits = Vec::with_capacity(subset.len() * self.outputs());
+        let mut logits = Vec::with_capacity(subset.len() * self.bias.len());
         for start in (0..subset.len()).step_by(CHUNK) {
             let x = subset.gather(start..(start + CHUNK).min(subset.len()), self.first);
-            let bias = Some(&self.bias[..]);
-            logits
-                .extend(forward::<f32>(&x, columns, Activation::None, &self.weight, bias, false).0);
+            let (act, bias) = (Activation::None, Some(&self.bias[..]));
+            logits.extend(forward::<f32>(&x, columns, act, &self.weight, bias, false).0);
         }
         logits
     }

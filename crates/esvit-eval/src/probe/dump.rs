@@ -39,11 +39,9 @@ pub fn dump(folder: &Path, splits: &SplitFeatures) -> Result<(), DumpError> {
     std::fs::create_dir_all(folder)
         .map_err(|source| DumpError::Folder { path: folder.into(), source })?;
     for (name, side) in [("train", &splits.train), ("query", &splits.queries)] {
-        write(
-            side,
-            &folder.join(format!("{name}_features.npy")),
-            &folder.join(format!("{name}_labels.npy")),
-        )?;
+        let [features, labels] =
+            ["features", "labels"].map(|part| folder.join(format!("{name}_{part}.npy")));
+        write(side, &features, &labels)?;
     }
     Ok(())
 }
@@ -61,10 +59,8 @@ fn write(side: &Examples, features: &Path, labels: &Path) -> Result<(), NpyError
         Targets::Labels { of, count } => {
             let mut file = NpyWriter::create(labels, *count)?;
             for positives in of {
-                let row: Vec<f32> = (0..*count as u32)
-                    .map(|label| f32::from(u8::from(positives.contains(&label))))
-                    .collect();
-                file.append(&row)?;
+                let held = |label| f32::from(u8::from(positives.contains(&label)));
+                file.append(&(0..*count as u32).map(held).collect::<Vec<f32>>())?;
             }
             file.finish()?;
         }

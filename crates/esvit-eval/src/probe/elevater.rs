@@ -7,7 +7,7 @@
 use super::metrics::Score;
 use super::sweep::Trials;
 use super::{
-    LastBlocks, LinearClassifier, ProbeError, Setting, Sgd, Subset, Sweep, check_positive, sgd,
+    LastBlocks, LinearClassifier, Result, Setting, Sgd, Subset, Sweep, check_positive, sgd,
 };
 
 /// Learning rates of the protocol.
@@ -64,7 +64,7 @@ fn l2_penalty(point: usize) -> f64 {
 }
 
 impl Elevater {
-    pub(super) fn check(&self) -> Result<(), ProbeError> {
+    pub(super) fn check(&self) -> Result<()> {
         self.tuning.check()?;
         Sgd { epochs: self.final_epochs, ..self.tuning }.check()?;
         check_positive("a learning rate", &self.lrs)
@@ -75,58 +75,41 @@ impl Elevater {
         fit: &Subset<'_>,
         validation: &Subset<'_>,
         blocks: &[LastBlocks],
-    ) -> Result<Sweep, ProbeError> {
+    ) -> Result<Sweep> {
         let mut searches: Vec<Search> = blocks
             .iter()
             .flat_map(|&blocks| self.lrs.iter().map(move |&lr| Search { blocks, lr, best: None }))
             .collect();
         let mut trials = Trials::default();
-        let coarse: Vec<usize> = (0..POINTS).step_by(COARSE).collect();
-        let first = vec![coarse; searches.len()];
-        self.round(&mut searches, first, fit, validation, &mut trials)?;
-        for distance in REFINEMENTS {
-            let points = searches.iter().map(|search| search.neighbors(distance)).collect();
-            self.round(&mut searches, points, fit, validation, &mut trials)?;
+        for distance in [None].into_iter().chain(REFINEMENTS.map(Some)) {
+            let points = |(index, search): (usize, &Search)| -> Vec<(usize, usize)> {
+                let points = match distance {
+                    None => (0..POINTS).step_by(COARSE).collect(),
+                    Some(distance) => search.neighbors(distance),
+                };
+                points.into_iter().map(|point| (index, point)).collect()
+            };
+            let tried: Vec<(usize, usize)> = searches.iter().enumerate().flat_map(points).collect();
+            let settings = tried.iter().map(|&(search, point)| searches[search].setting(point));
+            let settings: Vec<Setting> = settings.collect();
+            // Heads for the points of all searches, in one pass over the rows.
+            let heads: Vec<_> = settings.iter().map(sgd::head).collect();
+            let classifiers = sgd::train_heads(fit, &heads, &self.tuning)?;
+            for (((search, point), setting), classifier) in
+                tried.into_iter().zip(settings).zip(classifiers)
+            {
+                let best = &mut searches[search].best;
+                if let Some(score) = trials.add(setting, &classifier, validation)
+                    && best.is_none_or(|(_, best)| score.is_better_than(&best))
+                {
+                    *best = Some((point, score));
+                }
+            }
         }
         Ok(trials.finish())
     }
 
-    /// Trains heads for some points of every search, all in one pass over the rows.
-    fn round(
-        &self,
-        searches: &mut [Search],
-        points: Vec<Vec<usize>>,
-        fit: &Subset<'_>,
-        validation: &Subset<'_>,
-        trials: &mut Trials,
-    ) -> Result<(), ProbeError> {
-        let tried: Vec<(usize, usize)> = points
-            .into_iter()
-            .enumerate()
-            .flat_map(|(search, points)| points.into_iter().map(move |point| (search, point)))
-            .collect();
-        let settings: Vec<Setting> =
-            tried.iter().map(|&(search, point)| searches[search].setting(point)).collect();
-        let heads: Vec<_> = settings.iter().map(sgd::head).collect();
-        let classifiers = sgd::train_heads(fit, &heads, &self.tuning)?;
-        for ((setting, classifier), (search, point)) in
-            settings.into_iter().zip(classifiers).zip(tried)
-        {
-            let best = &mut searches[search].best;
-            if let Some(score) = trials.add(setting, &classifier, validation)
-                && best.is_none_or(|(_, best)| score.is_better_than(&best))
-            {
-                *best = Some((point, score));
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn fit(
-        &self,
-        setting: &Setting,
-        data: &Subset<'_>,
-    ) -> Result<LinearClassifier, ProbeError> {
+    pub(super) fn fit(&self, setting: &Setting, data: &Subset<'_>) -> Result<LinearClassifier> {
         sgd::fit(&Sgd { epochs: self.final_epochs, ..self.tuning }, setting, data)
     }
 }

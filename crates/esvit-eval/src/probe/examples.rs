@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{ProbeError, Standardization};
+use super::{ProbeError, Result, Standardization};
 
 /// Classification targets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub struct Examples {
 }
 
 /// Computes augmented features `[rows, width]` of some rows for an epoch.
-pub type Augmented<'a> = dyn Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + Sync + 'a;
+pub type Augmented<'a> = dyn Fn(usize, &[usize]) -> Result<Vec<f32>> + Sync + 'a;
 
 /// A subset of the rows of [`Examples`].
 #[derive(Clone)]
@@ -54,16 +54,11 @@ pub(super) struct EpochValues<'s> {
 
 impl Targets {
     /// Number of rows.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Classes { of, .. } => of.len(),
             Self::Labels { of, .. } => of.len(),
         }
-    }
-
-    /// Whether there are no rows.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Number of classifier outputs.
@@ -74,21 +69,18 @@ impl Targets {
     }
 
     /// Returns an error unless the rows differ in their targets.
-    pub(super) fn check_contrast(&self, rows: &[usize]) -> Result<(), ProbeError> {
+    pub(super) fn check_contrast(&self, rows: &[usize]) -> Result<()> {
         match self {
             Self::Classes { of, .. } => {
-                let first = rows.first().map(|&row| of[row]);
-                let differ = rows.iter().any(|&row| Some(of[row]) != first);
-                if differ { Ok(()) } else { Err(ProbeError::OneClass) }
+                let differ = rows.iter().any(|&row| of[row] != of[rows[0]]);
+                differ.then_some(()).ok_or(ProbeError::OneClass)
             }
             Self::Labels { of, count } => {
                 let mut positives = vec![0; *count];
-                rows.iter()
-                    .flat_map(|&row| &of[row])
-                    .for_each(|&label| positives[label as usize] += 1);
-                let contrast =
-                    positives.iter().any(|&positives| positives > 0 && positives < rows.len());
-                if contrast { Ok(()) } else { Err(ProbeError::NoContrast) }
+                let labels = rows.iter().flat_map(|&row| &of[row]);
+                labels.for_each(|&label| positives[label as usize] += 1);
+                let contrast = positives.iter().any(|count| (1..rows.len()).contains(count));
+                contrast.then_some(()).ok_or(ProbeError::NoContrast)
             }
         }
     }
@@ -96,13 +88,8 @@ impl Targets {
 
 impl Examples {
     /// Number of rows.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.targets.len()
-    }
-
-    /// Whether there are no rows.
-    pub fn is_empty(&self) -> bool {
-        self.targets.is_empty()
     }
 }
 
@@ -123,13 +110,8 @@ impl<'a> Subset<'a> {
     }
 
     /// Number of rows.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows.len()
-    }
-
-    /// Whether there are no rows.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
     }
 
     /// Mean and variance of each column.
@@ -144,28 +126,20 @@ impl<'a> Subset<'a> {
 
     /// Gathers the columns from `first` on of the rows at `places` in the subset.
     pub(super) fn gather(&self, places: std::ops::Range<usize>, first: usize) -> Vec<f32> {
-        let (places, rows): (Vec<usize>, _) = (places.collect(), &self.rows);
-        self.gather_from(&self.examples.values, &places, |place| rows[place], first)
+        self.gather_rows(&self.examples.values, &self.rows[places], first)
     }
 
     /// Features in an epoch.
-    pub(super) fn epoch(&self, epoch: usize) -> Result<EpochValues<'_>, ProbeError> {
+    pub(super) fn epoch(&self, epoch: usize) -> Result<EpochValues<'_>> {
         let augmented = self.augmented.map(|augmented| augmented(epoch, &self.rows)).transpose()?;
         Ok(EpochValues { subset: self, augmented })
     }
 
-    fn gather_from(
-        &self,
-        values: &[f32],
-        places: &[usize],
-        row_at: impl Fn(usize) -> usize + Sync,
-        first: usize,
-    ) -> Vec<f32> {
+    fn gather_rows(&self, values: &[f32], rows: &[usize], first: usize) -> Vec<f32> {
         let (width, norm) = (self.examples.width, self.norm);
-        let mut gathered = vec![0.0; places.len() * (width - first)];
-        gathered.par_chunks_mut(width - first).zip(places).for_each(|(to, &place)| {
-            let row = row_at(place) * width;
-            to.copy_from_slice(&values[row + first..row + width]);
+        let mut gathered = vec![0.0; rows.len() * (width - first)];
+        gathered.par_chunks_mut(width - first).zip(rows).for_each(|(to, &row)| {
+            to.copy_from_slice(&values[row * width..][first..width]);
             if let Some(norm) = norm {
                 norm.apply(to, first);
             }
@@ -175,15 +149,12 @@ impl<'a> Subset<'a> {
 }
 
 impl EpochValues<'_> {
-    /// Gathers the columns from `first` on of the rows at `places` in the subset.
-    pub(super) fn gather(&self, places: &[usize], first: usize) -> Vec<f32> {
-        let subset = self.subset;
+    /// Gathers the columns from `first` on of the rows at `places` in the subset, which are `rows`
+    /// of the examples.
+    pub(super) fn gather(&self, places: &[usize], rows: &[usize], first: usize) -> Vec<f32> {
         match &self.augmented {
-            Some(augmented) => subset.gather_from(augmented, places, |place| place, first),
-            None => {
-                let rows = &subset.rows;
-                subset.gather_from(&subset.examples.values, places, |place| rows[place], first)
-            }
+            Some(augmented) => self.subset.gather_rows(augmented, places, first),
+            None => self.subset.gather_rows(&self.subset.examples.values, rows, first),
         }
     }
 }

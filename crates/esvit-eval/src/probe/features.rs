@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use esvit_data::augment::{CropBox, horizontal_flip};
-use esvit_data::{Image, ImageError, resized_crop};
+use esvit_data::{Image, ImageError, Preprocess, resized_crop};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::backbone::Stage;
-use esvit_nn::{Backbone, BackboneConfig, ForwardCtx, Params, Tensor};
+use esvit_nn::{BackboneConfig, ForwardCtx, Tensor};
+use serde::Serialize;
 
-use super::{Examples, ProbeError, Targets};
+use super::{Examples, ProbeError, Result, Targets};
 use crate::labeled::{LabeledSet, LabeledTask};
-use esvit_data::Preprocess;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::{self, Features, SkippedImage};
 
@@ -24,11 +24,12 @@ const CROP_RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
 const FLIP: f64 = 0.5;
 
 /// The columns of the last `n` blocks in a matrix of features of at least as many blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct LastBlocks {
     /// Number of blocks.
     pub n: usize,
     /// First column.
+    #[serde(skip)]
     pub first: usize,
 }
 
@@ -37,7 +38,7 @@ pub struct LastBlocks {
 ///
 /// # Errors
 /// [`ProbeError::Setting`] if `ns` is empty or exceeds the number of blocks.
-pub fn last_blocks(config: &BackboneConfig, ns: &[usize]) -> Result<Vec<LastBlocks>, ProbeError> {
+pub fn last_blocks(config: &BackboneConfig, ns: &[usize]) -> Result<Vec<LastBlocks>> {
     let stages = config.stages().into_iter().rev();
     let widths: Vec<usize> =
         stages.flat_map(|Stage { blocks, width, .. }| vec![width; blocks]).collect();
@@ -47,7 +48,7 @@ pub fn last_blocks(config: &BackboneConfig, ns: &[usize]) -> Result<Vec<LastBloc
     let wrong = ns.iter().find(|&&n| n == 0 || n > widths.len()).copied();
     if let Some(n) = wrong.or(ns.is_empty().then_some(0)) {
         let need = format!("between 1 and {}, the blocks of the network", widths.len());
-        return Err(ProbeError::Setting { name: "`n`", value: n.to_string(), need });
+        return Err(ProbeError::setting("`n`", n, need));
     }
     let width = |n: usize| widths[..n].iter().sum::<usize>();
     let all = ns.last().map_or(0, |&n| width(n));
@@ -55,12 +56,11 @@ pub fn last_blocks(config: &BackboneConfig, ns: &[usize]) -> Result<Vec<LastBloc
 }
 
 /// The `forward` of [`features::extract`] for features of the last `n` blocks.
-pub fn last_blocks_forward<'a>(
-    network: &'a dyn Backbone,
-    params: &'a Params,
-    preprocess: &Preprocess,
+fn last_blocks_forward(
+    backbone: &PretrainedBackbone,
     n: usize,
-) -> impl FnMut(Vec<f32>, usize) -> Vec<f32> + use<'a> {
+) -> impl FnMut(Vec<f32>, usize) -> Vec<f32> {
+    let PretrainedBackbone { network, params, preprocess, .. } = backbone;
     let size = preprocess.size();
     let device = params.values()[0].device();
     move |pixels, count| {
@@ -114,10 +114,8 @@ impl ProbeTask {
         n: usize,
         mut done: impl FnMut(usize),
     ) -> SplitFeatures {
-        let preprocess = &backbone.preprocess;
         let mut extract = |set: &LabeledSet| {
-            let forward = last_blocks_forward(&*backbone.network, &backbone.params, preprocess, n);
-            set.features(preprocess, forward, &mut done)
+            set.features(&backbone.preprocess, last_blocks_forward(backbone, n), &mut done)
         };
         let [mut train, mut queries] = [&self.task.train, &self.task.queries].map(&mut extract);
         let left_out = train.left_out.drain(..).chain(queries.left_out.drain(..)).collect();
@@ -149,7 +147,7 @@ impl ProbeTask {
         n: usize,
         images: &'a [usize],
         seed: u64,
-    ) -> impl Fn(usize, &[usize]) -> Result<Vec<f32>, ProbeError> + Sync + 'a {
+    ) -> impl Fn(usize, &[usize]) -> Result<Vec<f32>> + Sync + 'a {
         let preprocess = &backbone.preprocess;
         move |epoch, rows| {
             let shown: Vec<usize> = rows.iter().map(|&row| images[row]).collect();
@@ -157,8 +155,7 @@ impl ProbeTask {
                 let place = [epoch as u64, index as u64, 0];
                 augment(image, preprocess, Rng::for_purpose(seed, AUGMENT_PURPOSE, place))
             };
-            let forward = last_blocks_forward(&*backbone.network, &backbone.params, preprocess, n);
-            let source = &*self.task.train.source;
+            let (source, forward) = (&*self.task.train.source, last_blocks_forward(backbone, n));
             let features = features::extract_with(source, &shown, prepare, forward, |_| ());
             match features.left_out.into_iter().next() {
                 Some(SkippedImage { name, reason, .. }) => Err(ProbeError::Image { name, reason }),

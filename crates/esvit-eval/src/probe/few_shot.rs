@@ -3,7 +3,9 @@
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
-use super::{Augmented, Best, ClassAccuracy, Examples, Metrics, Probe, ProbeError, Targets};
+use super::{
+    Augmented, Best, ClassAccuracy, Examples, Metrics, Probe, ProbeError, Result, Targets,
+};
 
 /// RNG purpose of the draws.
 const DRAW_PURPOSE: u64 = 0x11E5807;
@@ -44,18 +46,18 @@ pub struct FewShotResult {
     pub draws: Vec<Draw>,
     /// Number of classes with fewer training images than requested.
     pub smaller_classes: usize,
-    /// Top-1 over the draws.
+    /// Top-1 over the draws, in percent.
     pub top1: MeanStd,
-    /// Top-5 over the draws.
+    /// Top-5 over the draws, in percent.
     pub top5: MeanStd,
 }
 
-/// Mean and standard deviation of a sample.
+/// Mean and standard deviation of a sample, in the unit of its values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MeanStd {
-    /// Mean in percent.
+    /// The mean.
     pub mean: f64,
-    /// Standard deviation in percentage points; `None` for one value.
+    /// The standard deviation; `None` for one value.
     pub std: Option<f64>,
 }
 
@@ -70,17 +72,13 @@ pub fn few_shot(
     queries: &Examples,
     augmented: Option<&Augmented<'_>>,
     options: &FewShot,
-) -> Result<FewShotResult, ProbeError> {
-    let need = |name, value: usize, need: &str| ProbeError::Setting {
-        name,
-        value: value.to_string(),
-        need: need.into(),
-    };
+) -> Result<FewShotResult> {
     if options.shots == 0 || options.draws == 0 {
-        return Err(need("the number of shots or draws", 0, "at least 1"));
+        return Err(ProbeError::setting("the number of shots or draws", 0, "at least 1"));
     }
     let Targets::Classes { of, count } = &train.targets else {
-        return Err(need("the number of shots", options.shots, "left out for multi-label tasks"));
+        let (name, need) = ("the number of shots", "left out for multi-label tasks");
+        return Err(ProbeError::setting(name, options.shots, need));
     };
     let mut classes = vec![Vec::new(); *count];
     for (row, &class) in of.iter().enumerate() {
@@ -131,7 +129,8 @@ fn sample_draw(classes: &[Vec<usize>], options: &FewShot, draw: usize) -> (Vec<u
 }
 
 impl MeanStd {
-    fn of(values: &[f64]) -> Self {
+    /// Of the values of a sample.
+    pub(crate) fn of(values: &[f64]) -> Self {
         let count = values.len() as f64;
         let mean = values.iter().sum::<f64>() / count;
         let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();

@@ -14,9 +14,7 @@ use esvit_kernels::linear::{backward, forward};
 use rayon::prelude::*;
 
 use super::sweep::Trials;
-use super::{
-    LastBlocks, LinearClassifier, ProbeError, Setting, Subset, Sweep, check_positive, loss,
-};
+use super::{LastBlocks, LinearClassifier, Result, Setting, Subset, Sweep, check_positive, loss};
 
 /// Rows per chunk of the gradient.
 const CHUNK: usize = 4096;
@@ -50,7 +48,7 @@ impl Default for Logistic {
 }
 
 impl Logistic {
-    pub(super) fn check(&self) -> Result<(), ProbeError> {
+    pub(super) fn check(&self) -> Result<()> {
         check_positive("the strength of the penalty", &self.l2s)
     }
 
@@ -59,7 +57,7 @@ impl Logistic {
         fit: &Subset<'_>,
         validation: &Subset<'_>,
         blocks: &[LastBlocks],
-    ) -> Result<Sweep, ProbeError> {
+    ) -> Result<Sweep> {
         let mut l2s = self.l2s.clone();
         l2s.sort_by(|a, b| b.total_cmp(a));
         let mut trials = Trials::default();
@@ -106,11 +104,8 @@ impl<'a> Problem<'a> {
             mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += f64::from(*x));
         }
         mean.iter_mut().for_each(|mean| *mean /= data.len() as f64);
-        let squares: f64 = x
-            .chunks_exact(columns)
-            .flat_map(|row| row.iter().zip(&mean))
-            .map(|(x, mean)| (f64::from(*x) - mean).powi(2))
-            .sum();
+        let pairs = x.chunks_exact(columns).flat_map(|row| row.iter().zip(&mean));
+        let squares: f64 = pairs.map(|(x, mean)| (f64::from(*x) - mean).powi(2)).sum();
         let scale = match (squares / x.len() as f64).sqrt() {
             scale if scale > 0.0 => scale,
             _ => 1.0,
@@ -131,41 +126,35 @@ impl<'a> Problem<'a> {
 
     fn classifier(&self, point: &[f64]) -> LinearClassifier {
         let (weight, bias) = point.split_at(self.outputs * self.columns);
-        let bias = bias.iter().zip(weight.chunks_exact(self.columns)).map(|(bias, weight)| {
+        let shifted = |(bias, weight): (&f64, &[f64])| {
             let of_mean: f64 = weight.iter().zip(&self.mean).map(|(w, mean)| w * mean).sum();
             (bias - of_mean / self.scale) as f32
-        });
-        let bias = bias.collect();
+        };
+        let bias = bias.iter().zip(weight.chunks_exact(self.columns)).map(shifted).collect();
         let weight = weight.iter().map(|weight| (weight / self.scale) as f32).collect();
         LinearClassifier { first: self.first, weight, bias }
-    }
-
-    fn split(&self, point: &[f64]) -> (Vec<f32>, Vec<f32>) {
-        let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
-        let (weight, bias) = point.split_at(self.outputs * self.columns);
-        (narrow(weight), narrow(bias))
     }
 
     /// The objective and its gradient.
     fn evaluate(&self, point: &[f64], l2: f64) -> (f64, Vec<f64>) {
         let l2 = l2 / (self.scale * self.scale);
-        let (weight, bias) = self.split(point);
+        let weights = self.outputs * self.columns;
+        let narrow: Vec<f32> = point.iter().map(|&value| value as f32).collect();
+        let (weight, bias) = narrow.split_at(weights);
         let mut gradient = vec![0.0; point.len()];
         let mut cost = 0.0;
         let chunks = self.x.chunks(CHUNK * self.columns).zip(self.data.rows.chunks(CHUNK));
         for (x, rows) in chunks {
             let share = rows.len() as f64 / self.data.len() as f64;
             let act = Activation::None;
-            let (mut logits, kept) =
-                forward::<f32>(x, self.columns, act, &weight, Some(&bias), true);
+            let (mut logits, kept) = forward::<f32>(x, self.columns, act, weight, Some(bias), true);
             cost +=
                 share * loss::replace_by_gradient(&mut logits, &self.data.examples.targets, rows);
             let Some(kept) = kept else { continue };
-            let part = backward(kept, self.columns, act, &weight, &logits, false);
+            let part = backward(kept, self.columns, act, weight, &logits, false);
             let values = part.weight.iter().chain(&part.bias);
             gradient.iter_mut().zip(values).for_each(|(sum, v)| *sum += share * f64::from(*v));
         }
-        let weights = self.outputs * self.columns;
         let penalty: f64 = point[..weights].iter().map(|value| value * value).sum();
         let penalized = gradient[..weights].iter_mut().zip(point);
         penalized.for_each(|(gradient, value)| *gradient += l2 * value);

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{LinearClassifier, ProbeError, Subset, Targets, loss};
+use super::{LinearClassifier, ProbeError, Result, Subset, Targets, loss};
 
 /// Two-sided 95 % quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
@@ -85,44 +85,34 @@ impl Metrics {
     ///
     /// # Errors
     /// [`ProbeError`] if it diverged, or no row has a label.
-    pub fn of(classifier: &LinearClassifier, queries: &Subset<'_>) -> Result<Self, ProbeError> {
+    pub fn of(classifier: &LinearClassifier, queries: &Subset<'_>) -> Result<Self> {
         Self::of_logits(&classifier.logits(queries), queries, "query")
     }
 
-    fn of_logits(
-        logits: &[f32],
-        subset: &Subset<'_>,
-        set: &'static str,
-    ) -> Result<Self, ProbeError> {
+    fn of_logits(logits: &[f32], subset: &Subset<'_>, set: &'static str) -> Result<Self> {
         if logits.iter().any(|logit| !logit.is_finite()) {
             return Err(ProbeError::Diverged);
         }
         let rows = &subset.rows;
         match &subset.examples.targets {
             Targets::Classes { of, count } => {
-                let ranks: Vec<usize> = logits
-                    .par_chunks_exact(*count)
-                    .zip(rows)
-                    .map(|(logits, &row)| rank(logits, of[row] as usize))
-                    .collect();
+                let rank = |(logits, &row): (&[f32], &usize)| rank(logits, of[row] as usize);
+                let ranks: Vec<usize> =
+                    logits.par_chunks_exact(*count).zip(rows).map(rank).collect();
                 Ok(Self::Classes(ClassAccuracy::of_ranks(&ranks)))
             }
             Targets::Labels { of, count } => {
-                let precisions: Vec<(f64, f64)> = (0..*count)
-                    .into_par_iter()
-                    .filter_map(|label| {
-                        let scored: Vec<(f32, bool)> = rows
-                            .iter()
-                            .zip(logits.chunks_exact(*count))
-                            .map(|(&row, logits)| {
-                                (logits[label], of[row].contains(&(label as u32)))
-                            })
-                            .collect();
-                        Some((average_precision(&scored)?, eleven_point_precision(&scored)?))
-                    })
-                    .collect();
+                let precision = |label: u32| {
+                    let rows = rows.iter().zip(logits.chunks_exact(*count));
+                    let scored: Vec<(f32, bool)> = rows
+                        .map(|(&row, logits)| (logits[label as usize], of[row].contains(&label)))
+                        .collect();
+                    Some((average_precision(&scored)?, eleven_point_precision(&scored)?))
+                };
+                let precisions: Vec<(f64, f64)> =
+                    (0..*count as u32).into_par_iter().filter_map(precision).collect();
                 if precisions.is_empty() {
-                    return Err(ProbeError::NoPositive { set });
+                    return Err(ProbeError::NoPositive(set));
                 }
                 let mean = |of: fn(&(f64, f64)) -> f64| {
                     100.0 * precisions.iter().map(of).sum::<f64>() / precisions.len() as f64

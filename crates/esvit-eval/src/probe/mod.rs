@@ -22,7 +22,7 @@ pub use classifier::LinearClassifier;
 pub use dump::{DumpError, dump, read_dump};
 pub use elevater::{ELEVATER_LRS, Elevater};
 pub use examples::{Augmented, Examples, Subset, Targets};
-pub use features::{LastBlocks, ProbeTask, SplitFeatures, last_blocks, last_blocks_forward};
+pub use features::{LastBlocks, ProbeTask, SplitFeatures, last_blocks};
 pub use few_shot::{Draw, FewShot, FewShotResult, MeanStd, few_shot};
 pub use logistic::{Logistic, logistic_l2s};
 pub(crate) use metrics::rank;
@@ -38,6 +38,9 @@ use serde::Serialize;
 
 use crate::knn::KnnError;
 use crate::labeled::{HELD_OUT, held_out};
+
+/// What a probe gives, or why there is none.
+type Result<T, E = ProbeError> = std::result::Result<T, E>;
 
 /// Solver of a probe.
 #[derive(Debug, Clone)]
@@ -105,11 +108,8 @@ pub enum ProbeError {
     #[error("every label is held by all training images or by none, nothing can be learned")]
     NoContrast,
     /// Average precision is undefined.
-    #[error("no {set} image holds a label, average precision needs at least one")]
-    NoPositive {
-        /// `query` or `validation`.
-        set: &'static str,
-    },
+    #[error("no {0} image holds a label, average precision needs at least one")]
+    NoPositive(&'static str),
     /// There are no validation images.
     #[error(
         "no training image is left to choose a setting on\n\
@@ -152,7 +152,7 @@ impl Solver {
         }
     }
 
-    fn check(&self) -> Result<(), ProbeError> {
+    fn check(&self) -> Result<()> {
         match self {
             Self::Sgd { lrs, sgd } => {
                 sgd.check()?;
@@ -167,15 +167,13 @@ impl Solver {
     fn only_setting(&self, blocks: &[LastBlocks]) -> Option<Setting> {
         let &[blocks] = blocks else { return None };
         match self {
-            Self::Sgd { lrs, .. } => match lrs[..] {
-                [lr] => Some(Setting { blocks, lr: Some(lr), l2: None }),
-                _ => None,
-            },
-            Self::Logistic(logistic) => match logistic.l2s[..] {
-                [l2] => Some(Setting { blocks, lr: None, l2: Some(l2) }),
-                _ => None,
-            },
-            Self::Elevater(_) => None,
+            Self::Sgd { lrs, .. } if lrs.len() == 1 => {
+                Some(Setting { blocks, lr: Some(lrs[0]), l2: None })
+            }
+            Self::Logistic(Logistic { l2s, .. }) if l2s.len() == 1 => {
+                Some(Setting { blocks, lr: None, l2: Some(l2s[0]) })
+            }
+            _ => None,
         }
     }
 
@@ -184,7 +182,7 @@ impl Solver {
         fit: &Subset<'_>,
         validation: &Subset<'_>,
         blocks: &[LastBlocks],
-    ) -> Result<Sweep, ProbeError> {
+    ) -> Result<Sweep> {
         match self {
             Self::Sgd { lrs, sgd } => sgd::sweep(sgd, lrs, fit, validation, blocks),
             Self::Logistic(logistic) => logistic.sweep(fit, validation, blocks),
@@ -193,7 +191,7 @@ impl Solver {
     }
 
     /// Fits the classifier of one setting.
-    fn fit(&self, setting: &Setting, data: &Subset<'_>) -> Result<LinearClassifier, ProbeError> {
+    fn fit(&self, setting: &Setting, data: &Subset<'_>) -> Result<LinearClassifier> {
         match self {
             Self::Sgd { sgd, .. } => sgd::fit(sgd, setting, data),
             Self::Logistic(logistic) => Ok(logistic.fit(setting, data)),
@@ -202,7 +200,18 @@ impl Solver {
     }
 }
 
+impl ProbeError {
+    fn setting(name: &'static str, value: impl ToString, need: impl Into<String>) -> Self {
+        Self::Setting { name, value: value.to_string(), need: need.into() }
+    }
+}
+
 impl Probe {
+    /// The largest number of last blocks that it tries.
+    pub fn last_blocks(&self) -> usize {
+        self.blocks.last().map_or(0, |blocks| blocks.n)
+    }
+
     /// Fits to `train` and evaluates on `queries`. If there is more than one setting, every fifth
     /// training row is held out for validation. `augmented` recomputes training features for each
     /// epoch.
@@ -214,7 +223,7 @@ impl Probe {
         train: &Examples,
         queries: &Examples,
         augmented: Option<&Augmented<'_>>,
-    ) -> Result<ProbeResult, ProbeError> {
+    ) -> Result<ProbeResult> {
         let (fit, validation) = held_out(train.len(), HELD_OUT);
         self.run_on(train, queries, augmented, fit, validation)
     }
@@ -230,7 +239,7 @@ impl Probe {
         augmented: Option<&Augmented<'_>>,
         fit: Vec<usize>,
         validation: Vec<usize>,
-    ) -> Result<ProbeResult, ProbeError> {
+    ) -> Result<ProbeResult> {
         self.solver.check()?;
         let size = |set: &Examples| (set.len(), set.width);
         KnnError::check(size(train), size(queries))?;
@@ -265,7 +274,7 @@ impl Probe {
         data: Subset<'_>,
         queries: &Examples,
         chosen_on: usize,
-    ) -> Result<ProbeResult, ProbeError> {
+    ) -> Result<ProbeResult> {
         data.examples.targets.check_contrast(&data.rows)?;
         let norm = self.standardize.then(|| data.standardization());
         let mut queries = Subset::all(queries);
@@ -278,11 +287,9 @@ impl Probe {
     }
 }
 
-fn check_positive(name: &'static str, values: &[f64]) -> Result<(), ProbeError> {
+fn check_positive(name: &'static str, values: &[f64]) -> Result<()> {
     match values.iter().find(|value| !(value.is_finite() && **value > 0.0)) {
-        Some(value) => {
-            Err(ProbeError::Setting { name, value: value.to_string(), need: "above 0".into() })
-        }
+        Some(value) => Err(ProbeError::setting(name, value, "above 0")),
         None => Ok(()),
     }
 }

@@ -30,45 +30,10 @@ pub enum LabelsError {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The header is wrong.
-    #[error(
-        "the first line of `{path}` is not `{HEADER}`\n\
-         hint: every further line is an image's path from the folder of the file, a comma and the \
-         image's labels with `;` between them",
-        path = path.display()
-    )]
-    Header {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A line is invalid.
-    #[error("line {line} of `{path}` {problem}", path = path.display())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// Line number, from 1.
-        line: usize,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The file has no labels.
-    #[error("`{path}` names no label", path = path.display())]
-    NoLabels {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file lists no image of the folder.
-    #[error(
-        "`{file}` names no image in `{folder}`\n\
-         hint: images are named by their path from the folder that the file lies in",
-        file = file.display(), folder = folder.display()
-    )]
-    NoImages {
-        /// The file.
-        file: PathBuf,
-        /// The folder.
-        folder: PathBuf,
-    },
+    /// The file does not list images with their labels, or none of the folder's: says what is wrong
+    /// and where.
+    #[error("{0}")]
+    Table(String),
 }
 
 /// The parsed file.
@@ -83,24 +48,28 @@ struct Table {
 impl Table {
     fn parse(text: &str, path: &Path) -> Result<Self, LabelsError> {
         let mut lines = text.trim_start_matches('\u{feff}').lines();
+        let path = path.display();
         if lines.next().map(str::trim) != Some(HEADER) {
-            return Err(LabelsError::Header { path: path.into() });
+            return Err(LabelsError::Table(format!(
+                "the first line of `{path}` is not `{HEADER}`\n\
+                 hint: every further line is an image's path from the folder of the file, a comma \
+                 and the image's labels with `;` between them"
+            )));
         }
         let mut rows: HashMap<String, Vec<&str>> = HashMap::new();
         for (line, number) in lines.zip(2..).filter(|(line, _)| !line.trim().is_empty()) {
             let wrong =
-                |problem: String| LabelsError::Line { path: path.into(), line: number, problem };
-            let (image, labels) =
-                line.rsplit_once(',').ok_or_else(|| wrong("has no comma".into()))?;
+                |problem: &str| LabelsError::Table(format!("line {number} of `{path}` {problem}"));
+            let (image, labels) = line.rsplit_once(',').ok_or_else(|| wrong("has no comma"))?;
             let labels = labels.split(';').map(str::trim).filter(|label| !label.is_empty());
             let image = image.trim().replace('\\', "/");
             if rows.insert(image.clone(), labels.collect()).is_some() {
-                return Err(wrong(format!("lists `{image}` again")));
+                return Err(wrong(&format!("lists `{image}` again")));
             }
         }
         let names: BTreeSet<&str> = rows.values().flatten().copied().collect();
         if names.is_empty() {
-            return Err(LabelsError::NoLabels { path: path.into() });
+            return Err(LabelsError::Table(format!("`{path}` names no label")));
         }
         let numbers: HashMap<&str, u32> = names.iter().copied().zip(0..).collect();
         let numbered = |labels: Vec<&str>| {
@@ -129,22 +98,21 @@ pub fn multi_label_task(
         .map_err(|source| LabelsError::Io { path: file.into(), source })?;
     let table = Table::parse(&text, file)?;
     let mut description = format!("`{}`", train.display());
-    let (train_set, train_labels) = labeled(file, &table, train, limits)?;
-    let (train_set, query_set, query_labels) = match queries {
+    let (mut train, train_labels) = labeled(file, &table, train, limits)?;
+    let (queries, query_labels) = match queries {
         Some(path) => {
             description.push_str(&format!(" and `{}`", path.display()));
-            let (set, labels) = labeled(file, &table, path, limits)?;
-            (train_set, set, labels)
+            labeled(file, &table, path, limits)?
         }
         None => {
             description.push_str(", every fifth image set aside");
-            let (rest, held_out_set) = train_set.split(HELD_OUT);
-            (rest, held_out_set, train_labels.clone())
+            let (rest, queries) = train.split(HELD_OUT);
+            train = rest;
+            (queries, train_labels.clone())
         }
     };
     description.push_str(&format!(", labels of `{}`", file.display()));
-    let task =
-        LabeledTask { train: train_set, queries: query_set, classes: table.names, description };
+    let task = LabeledTask { train, queries, classes: table.names, description };
     Ok(ProbeTask { task, labels: Some([train_labels, query_labels]) })
 }
 
@@ -171,7 +139,12 @@ fn labeled(
     let labels: Vec<Option<Vec<u32>>> = (0..count).map(labels_of).collect();
     let named: Vec<usize> = (0..count).filter(|&index| labels[index].is_some()).collect();
     if named.is_empty() {
-        return Err(LabelsError::NoImages { file: file.into(), folder: folder.into() });
+        return Err(LabelsError::Table(format!(
+            "`{}` names no image in `{}`\n\
+             hint: images are named by their path from the folder that the file lies in",
+            file.display(),
+            folder.display()
+        )));
     }
     let mut set = LabeledSet::all(Arc::new(images));
     set.images = named;

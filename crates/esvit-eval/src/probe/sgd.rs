@@ -11,7 +11,7 @@ use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 
 use super::sweep::Trials;
-use super::{LastBlocks, LinearClassifier, ProbeError, Setting, Subset, Sweep, loss};
+use super::{LastBlocks, LinearClassifier, ProbeError, Result, Setting, Subset, Sweep, loss};
 
 /// Default learning rates, for a batch size of 256.
 pub const SGD_LRS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
@@ -44,11 +44,10 @@ impl Default for Sgd {
 }
 
 impl Sgd {
-    pub(super) fn check(&self) -> Result<(), ProbeError> {
+    pub(super) fn check(&self) -> Result<()> {
         for (name, value) in [("the number of epochs", self.epochs), ("the batch", self.batch)] {
             if value == 0 {
-                let (value, need) = (value.to_string(), "at least 1".into());
-                return Err(ProbeError::Setting { name, value, need });
+                return Err(ProbeError::setting(name, value, "at least 1"));
             }
         }
         Ok(())
@@ -155,11 +154,7 @@ impl HeadGroup {
 ///
 /// # Errors
 /// [`ProbeError::Image`] if an image cannot be augmented.
-pub fn train_heads(
-    data: &Subset<'_>,
-    heads: &[Head],
-    sgd: &Sgd,
-) -> Result<Vec<LinearClassifier>, ProbeError> {
+pub fn train_heads(data: &Subset<'_>, heads: &[Head], sgd: &Sgd) -> Result<Vec<LinearClassifier>> {
     let outputs = data.examples.targets.outputs();
     let mut firsts: Vec<usize> = heads.iter().map(|head| head.first).collect();
     firsts.sort_unstable();
@@ -175,7 +170,7 @@ pub fn train_heads(
         for batch in order.chunks(sgd.batch) {
             let rows: Vec<usize> = batch.iter().map(|&place| data.rows[place]).collect();
             for group in &mut groups {
-                let x = values.gather(batch, group.first);
+                let x = values.gather(batch, &rows, group.first);
                 group.step(&x, data, &rows, sgd, lr_scale);
             }
         }
@@ -193,7 +188,7 @@ pub(super) fn sweep(
     fit: &Subset<'_>,
     validation: &Subset<'_>,
     blocks: &[LastBlocks],
-) -> Result<Sweep, ProbeError> {
+) -> Result<Sweep> {
     let settings: Vec<Setting> = blocks
         .iter()
         .flat_map(|&blocks| lrs.iter().map(move |&lr| Setting { blocks, lr: Some(lr), l2: None }))
@@ -207,11 +202,7 @@ pub(super) fn sweep(
 }
 
 /// Fits the classifier of one setting.
-pub(super) fn fit(
-    sgd: &Sgd,
-    setting: &Setting,
-    data: &Subset<'_>,
-) -> Result<LinearClassifier, ProbeError> {
+pub(super) fn fit(sgd: &Sgd, setting: &Setting, data: &Subset<'_>) -> Result<LinearClassifier> {
     Ok(train_heads(data, &[head(setting)], sgd)?.swap_remove(0))
 }
 

@@ -1,6 +1,6 @@
 //! Settings tried, and the best of them.
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::metrics::Score;
 use super::{LastBlocks, LinearClassifier, Subset};
@@ -9,7 +9,7 @@ use super::{LastBlocks, LinearClassifier, Subset};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Setting {
     /// Number of last blocks.
-    #[serde(rename = "n", serialize_with = "number_of_blocks")]
+    #[serde(flatten)]
     pub blocks: LastBlocks,
     /// Learning rate for a batch size of 256.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -17,10 +17,6 @@ pub struct Setting {
     /// L2 penalty: `l2 / 2 |weight|^2` is added to the mean loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub l2: Option<f64>,
-}
-
-fn number_of_blocks<S: Serializer>(blocks: &LastBlocks, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(blocks.n as u64)
 }
 
 /// A setting that was tried.

@@ -21,25 +21,21 @@ const SPACE: f64 = 28.0;
 pub(super) fn figure(run: &Run) -> Figure {
     let source = run.source.as_ref().map_err(String::clone)?;
     let config = run.config.as_ref().ok_or("the settings of the run cannot be read")?;
-    let crops = preview::crops(config, source.as_ref(), IMAGES, 0).map_err(|e| e.to_string())?;
-    let mut text = String::from(
+    let crops = preview::crops(config, source.as_ref(), IMAGES, 0)?;
+    let left_out = crops.left_out.iter().map(|error| format!("\nleft out: {error}"));
+    let text = format!(
         "Training crops of some images in the first epoch: the two global crops, which go to \
-         student and teacher, and beside them the local ones.",
+         student and teacher, and beside them the local ones.{}",
+        left_out.collect::<String>()
     );
-    for left_out in &crops.left_out {
-        text.push_str(&format!("\nleft out: {left_out}"));
-    }
-    let drawing = drawing(&crops.rows).map_err(|error| error.to_string())?;
+    let drawing = drawing(&crops.rows)?;
     Ok((text, drawing))
 }
 
-/// A crop and its top-left corner.
-type Placed<'a> = (&'a Image, [f64; 2]);
-
-/// The crops of one image: total size, and their positions.
+/// The crops of one image: total size, and their top-left corners.
 struct Group<'a> {
     size: [f64; 2],
-    crops: Vec<Placed<'a>>,
+    crops: Vec<(&'a Image, [f64; 2])>,
 }
 
 impl<'a> Group<'a> {
@@ -47,8 +43,7 @@ impl<'a> Group<'a> {
     fn new(crops: &'a [Image], scale: f64) -> Self {
         let side = |crop: &Image| scale * f64::from(crop.width().max(crop.height()));
         let largest = crops.iter().map(side).fold(0.0, f64::max);
-        let mut bottom = 0.0;
-        let (mut left, mut top, mut right) = (0.0, 0.0, 0.0);
+        let [mut left, mut top, mut right, mut bottom] = [0.0; 4];
         let mut placed = Vec::new();
         for crop in crops {
             if top > 0.0 && top + side(crop) > largest + 2.0 * GAP {

@@ -10,11 +10,8 @@ use esvit_draw::chart::{Chart, Series};
 pub(super) fn charts(run: &Run) -> String {
     let group = |class: &str, charts: &[Chart]| {
         let charts: String = charts.iter().map(Chart::html).collect();
-        if charts.is_empty() {
-            charts
-        } else {
-            format!("<div class=\"{class}\">\n{charts}</div>\n")
-        }
+        let html = format!("<div class=\"{class}\">\n{charts}</div>\n");
+        if charts.is_empty() { charts } else { html }
     };
     let large = [loss(run), knn(run), entropy(run), feature_std(run), grad_norm(run), speed(run)];
     group("charts", &large) + &group("charts small", &schedules(run))

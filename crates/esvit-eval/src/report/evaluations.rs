@@ -82,13 +82,13 @@ fn knn(record: &EvalRecord) -> Option<String> {
     };
     let rows: Vec<Vec<String>> = rows.iter().map(row).collect::<Option<_>>()?;
     let count = |key: &str| results.get(key).and_then(Value::as_i64).map(grouped);
-    let note = match (count("query_images"), count("train_images")) {
-        (Some(queries), Some(train)) => format!(
+    let mut html = table(&head, &rows, 1);
+    if let (Some(queries), Some(train)) = (count("query_images"), count("train_images")) {
+        html += &format!(
             "<p class=\"note\">Percent of {queries} images, classified by {train} others.</p>\n"
-        ),
-        _ => String::new(),
-    };
-    Some(table(&head, &rows, 1) + &note)
+        );
+    }
+    Some(html)
 }
 
 /// Any JSON: scalars of an object as a two-column table, lists of objects as tables.

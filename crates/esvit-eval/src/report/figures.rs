@@ -1,12 +1,14 @@
 //! Drawings of the report, with captions.
 
+use std::error::Error;
+
 use super::run::Run;
 use super::{crops, learned};
 use esvit_draw::Drawing;
 use esvit_draw::html::message_html;
 
 /// Caption and drawing, or why there is none; text with backticks.
-pub(super) type Figure = Result<(String, Drawing), String>;
+pub(super) type Figure = Result<(String, Drawing), Box<dyn Error>>;
 
 /// A section of the page.
 pub(super) struct Section {
@@ -37,7 +39,10 @@ pub(super) fn sections(run: &Run) -> String {
                 drawing.svg()
             ),
             Err(reason) => {
-                format!("<p class=\"missing\">Not shown: {}</p>\n", message_html(&reason))
+                format!(
+                    "<p class=\"missing\">Not shown: {}</p>\n",
+                    message_html(&reason.to_string())
+                )
             }
         };
         super::section(anchor, title, &body)

@@ -9,23 +9,19 @@ const MIN_CHECKS: usize = 5;
 
 /// Problems of a run, as text with backticks; a next step follows `hint:`.
 pub(super) fn findings(run: &Run) -> Vec<String> {
-    let mut found = Vec::new();
-    found.extend(not_finite(run));
-    found.extend(collapse(run));
-    found.extend(no_better(run));
-    found.extend(unfinished(run));
-    found
+    let found = [not_finite(run), collapse(run), no_better(run), unfinished(run)];
+    found.into_iter().flatten().collect()
 }
 
 fn not_finite(run: &Run) -> Option<String> {
-    let step = |name: &String| -> Option<u64> {
-        name.strip_suffix("-state.safetensors")?.strip_prefix("step=")?.parse().ok()
-    };
-    let steps: Vec<String> =
-        run.failures.iter().filter_map(step).map(|step| (step + 1).to_string()).collect();
     if run.failures.is_empty() {
         return None;
     }
+    let step = |name: &String| -> Option<String> {
+        let step = name.strip_suffix("-state.safetensors")?.strip_prefix("step=")?;
+        Some((step.parse::<u64>().ok()? + 1).to_string())
+    };
+    let steps: Vec<String> = run.failures.iter().filter_map(step).collect();
     let when = match steps.as_slice() {
         [] => "of a step".into(),
         steps => format!("of step {}", steps.join(", ")),

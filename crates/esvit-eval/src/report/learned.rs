@@ -1,11 +1,13 @@
 //! Drawings of what the best backbone of the run has learned, on training images.
 
-use esvit_data::{Image, Source};
+use std::error::Error;
+use std::sync::Arc;
+
+use esvit_data::{Image, Source, SourceError};
 
 use super::figures::Figure;
 use super::run::Run;
 use crate::attention::{self, Framing, MASS};
-use crate::correspondence::MEASURED_PAIRS;
 use crate::labeled::LabeledSet;
 use crate::matching::{self, MatchSettings};
 use crate::neighbors::{self, QueryOptions};
@@ -26,9 +28,9 @@ pub(super) fn neighbors(run: &Run) -> Figure {
     let all = gallery.images.len();
     gallery.limit(GALLERY);
     gallery.images.sort_unstable();
-    let found = neighbors::find(&backbone, &gallery, None, NEIGHBORS, |_| ()).map_err(to_text)?;
+    let found = neighbors::find(&backbone, &gallery, None, NEIGHBORS, |_| ())?;
     let about = format!("cosine similarity of view features, among {} images", found.images);
-    let drawing = neighbors::sheet(&found, &about).map_err(to_text)?;
+    let drawing = neighbors::sheet(&found, &about)?;
     let mut text =
         String::from("Training images and their nearest neighbors in the teacher's feature space.");
     if all > GALLERY {
@@ -41,17 +43,12 @@ pub(super) fn neighbors(run: &Run) -> Figure {
 pub(super) fn matches(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
     let (_, image) = sample_images(&*source, 1).swap_remove(0)?;
-    let settings = MatchSettings {
-        pairs: MEASURED_PAIRS,
-        size: backbone.preprocess.size(),
-        stage: backbone.config.stages().len() - 1,
-        mutual: false,
-    };
-    let found = matching::two_views(&backbone, &image, 0, &settings).map_err(to_text)?;
+    let settings = MatchSettings::usual(&backbone);
+    let found = matching::two_views(&backbone, &image, 0, &settings)?;
     let text = "The most similar pairs of regions of two views of an image, the task that L_R \
                 trains. A ring marks the region most similar to its own view feature, a triangle \
                 the one most similar to the other view's.";
-    Ok((text.into(), matching::draw(&found).map_err(to_text)?))
+    Ok((text.into(), matching::draw(&found)?))
 }
 
 /// Attention of all heads of the last block, for the center of an image.
@@ -61,14 +58,13 @@ pub(super) fn attention(run: &Run) -> Figure {
     let PretrainedBackbone { config, network, params, preprocess, .. } = &backbone;
     let patch = config.stages()[0].stride;
     let input =
-        attention::InputImage::new(&image, preprocess, Framing::Center, preprocess.size(), patch)
-            .map_err(to_text)?;
+        attention::InputImage::new(&image, preprocess, Framing::Center, preprocess.size(), patch)?;
     let block = config.blocks() - 1;
-    let found = attention::query_attention(&**network, params, &input, input.center(), block, MASS)
-        .map_err(to_text)?;
+    let found =
+        attention::query_attention(&**network, params, &input, input.center(), block, MASS)?;
     let text = "Attention of the center of an image in the last block, head by head, in \
                 descending order of entropy.";
-    Ok((text.into(), attention::draw(&input, &found).map_err(to_text)?))
+    Ok((text.into(), attention::draw(&input, &found)?))
 }
 
 /// Regions colored by principal components.
@@ -80,36 +76,32 @@ pub(super) fn regions(run: &Run) -> Figure {
     let mut images = Vec::new();
     for image in sample_images(&*source, REGION_IMAGES) {
         let (name, image) = image?;
-        let regions = pca::region_map(&backbone, &image, framing, stage).map_err(to_text)?;
+        let regions = pca::region_map(&backbone, &image, framing, stage)?;
         images.push(RegionImage { name, regions });
     }
-    let colors = ColorMap::fit(&images).map_err(to_text)?;
+    let colors = ColorMap::fit(&images)?;
     let about = format!("{} regions, {size} pixels a side", colors.regions());
-    let drawing = pca::draw(&images, &colors, Upsampling::Sharp, &about).map_err(to_text)?;
+    let drawing = pca::draw(&images, &colors, Upsampling::Sharp, &about)?;
     let text = "The first three principal components of the region features of these images \
                 as red, green and blue: regions with similar features have similar colors.";
     Ok((text.into(), drawing))
 }
 
 /// The backbone and the images of the run.
-fn open(run: &Run) -> Result<(PretrainedBackbone, std::sync::Arc<dyn Source>), String> {
+fn open(run: &Run) -> Result<(PretrainedBackbone, Arc<dyn Source>), Box<dyn Error>> {
     let source = run.source.as_ref().map_err(String::clone)?;
     let path = run.checkpoint().ok_or("there is no checkpoint that can be read")?;
-    let backbone = PretrainedBackbone::open(&path).map_err(to_text)?;
+    let backbone = PretrainedBackbone::open(&path)?;
     Ok((backbone, source.clone()))
 }
 
 /// `count` images (at least one) with their names, evenly spaced.
-fn sample_images(source: &dyn Source, count: usize) -> Vec<Result<(String, Image), String>> {
+fn sample_images(source: &dyn Source, count: usize) -> Vec<Result<(String, Image), SourceError>> {
     let count = count.clamp(1, source.len().max(1));
     // From the middle of each part: the first image of a set is often atypical.
     let places = (0..count).map(|part| (2 * part + 1) * source.len() / (2 * count));
-    let load = |index| Ok((source.name(index), source.load(index).map_err(to_text)?));
+    let load = |index| Ok((source.name(index), source.load(index)?));
     places.map(load).collect()
-}
-
-fn to_text(error: impl std::fmt::Display) -> String {
-    error.to_string()
 }
 
 #[cfg(test)]
@@ -121,7 +113,7 @@ mod tests {
     fn images_are_taken_from_the_middle_of_each_part() {
         let source = Images::labeled((0..12).map(|i| (0, noise(4, 4, i))).collect());
         let names = |count| {
-            let name = |image: Result<(String, Image), String>| image.unwrap().0;
+            let name = |image: Result<(String, Image), SourceError>| image.unwrap().0;
             sample_images(&source, count).into_iter().map(name).collect::<Vec<String>>()
         };
         assert_eq!((names(2), names(1)), (vec!["3".into(), "9".into()], vec!["6".to_owned()]));

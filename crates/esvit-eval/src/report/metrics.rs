@@ -57,9 +57,8 @@ impl Metrics {
 
     /// Number of optimizer steps logged.
     pub(super) fn steps_done(&self) -> u64 {
-        let last = |step: Option<u64>| step.unwrap_or(0);
-        last(self.steps.last().map(|line| line.step))
-            .max(last(self.knn.last().map(|line| line.step)))
+        let step = self.steps.last().map_or(0, |line| line.step);
+        step.max(self.knn.last().map_or(0, |line| line.step))
     }
 }
 

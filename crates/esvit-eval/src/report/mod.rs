@@ -28,14 +28,11 @@ const FILE: &str = "report.html";
 pub enum ReportError {
     /// The folder is not a run folder.
     #[error(
-        "there is no run in `{path}`: it has neither `config.toml` nor `metrics.jsonl`\n\
+        "there is no run in `{}`: it has neither `config.toml` nor `metrics.jsonl`\n\
          hint: give the folder that `esvit pretrain --out FOLDER` has written",
-        path = path.display()
+        .0.display()
     )]
-    NotARun {
-        /// The folder.
-        path: PathBuf,
-    },
+    NotARun(PathBuf),
     /// The page cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -89,17 +86,16 @@ fn page(run: &Run, findings: &[String]) -> String {
 }
 
 fn navigation() -> String {
+    let link = |(anchor, title)| format!("<a href=\"#{anchor}\">{title}</a>\n");
     let figures = figures::SECTIONS.iter().map(|section| (section.anchor, section.title));
-    let links: String = std::iter::once(("curves", "Curves"))
-        .chain(figures)
-        .chain([
-            ("evaluations", "Evaluations"),
-            ("checkpoints", "Checkpoints"),
-            ("settings", "Settings"),
-            ("environment", "Environment"),
-        ])
-        .map(|(anchor, title)| format!("<a href=\"#{anchor}\">{title}</a>\n"))
-        .collect();
+    let after = [
+        ("evaluations", "Evaluations"),
+        ("checkpoints", "Checkpoints"),
+        ("settings", "Settings"),
+        ("environment", "Environment"),
+    ];
+    let links: String =
+        [("curves", "Curves")].into_iter().chain(figures).chain(after).map(link).collect();
     format!("<nav>\n{links}</nav>\n")
 }
 
@@ -114,18 +110,15 @@ fn curves(run: &Run) -> String {
 }
 
 fn evaluations(run: &Run) -> String {
-    let body = if run.evaluations.is_empty() {
-        let next = match run.checkpoint() {
-            Some(path) => {
-                let path = escape(&path.display().to_string());
-                format!(", for instance with <code>esvit eval knn --checkpoint {path}</code>")
-            }
-            None => String::new(),
-        };
-        format!("<p class=\"missing\">Nothing has been evaluated yet{next}.</p>\n")
-    } else {
-        evaluations::sections(&run.evaluations)
-    };
+    let mut body = evaluations::sections(&run.evaluations);
+    if body.is_empty() {
+        let next = run.checkpoint().map(|path| {
+            let path = escape(&path.display().to_string());
+            format!(", for instance with <code>esvit eval knn --checkpoint {path}</code>")
+        });
+        let next = next.unwrap_or_default();
+        body = format!("<p class=\"missing\">Nothing has been evaluated yet{next}.</p>\n");
+    }
     section("evaluations", "Evaluations", &body)
 }
 

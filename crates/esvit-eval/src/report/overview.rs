@@ -15,17 +15,15 @@ pub(super) fn summary(run: &Run) -> String {
     let Some(config) = &run.config else {
         return "A run whose settings cannot be read.".into();
     };
-    let images = match (&run.source, &config.data.path) {
-        (Ok(source), None) => format!("{} built-in images", grouped(source.len() as i64)),
-        (Ok(source), Some(path)) => format!(
-            "{} images of <code>{}</code>",
-            grouped(source.len() as i64),
-            escape(&path.display().to_string())
-        ),
-        (Err(_), Some(path)) => {
-            format!("the images of <code>{}</code>", escape(&path.display().to_string()))
+    let count = match &run.source {
+        Ok(source) => grouped(source.len() as i64),
+        Err(_) => "the".into(),
+    };
+    let images = match &config.data.path {
+        Some(path) => {
+            format!("{count} images of <code>{}</code>", escape(&path.display().to_string()))
         }
-        (Err(_), None) => "the built-in images".into(),
+        None => format!("{count} built-in images"),
     };
     let repeat = match config.data.repeat {
         1 => String::new(),
@@ -96,12 +94,11 @@ fn steps(run: &Run) -> Tile {
 fn training_time(run: &Run) -> Option<Tile> {
     let last = run.metrics.steps.last()?;
     let seconds = run.metrics.training_seconds();
-    let note = format!("{} a step", seconds_words(seconds / last.step.max(1) as f64));
+    let note = match seconds / last.step.max(1) as f64 {
+        step if step < 1.0 => format!("{:.0} ms a step", 1e3 * step),
+        step => format!("{step:.2} s a step"),
+    };
     Some(Tile { name: "Training time", value: duration(seconds), unit: "", note })
-}
-
-fn seconds_words(seconds: f64) -> String {
-    if seconds < 1.0 { format!("{:.0} ms", 1e3 * seconds) } else { format!("{seconds:.2} s") }
 }
 
 /// Mean speed and data wait over the whole run.
@@ -112,12 +109,8 @@ fn speed(run: &Run) -> Option<Tile> {
     let waits = run.metrics.steps.iter().map(|figures| figures.data_wait);
     let wait = 100.0 * waits.sum::<f64>() / run.metrics.steps.len() as f64;
     let value = rounded((batch * steps / seconds.max(1e-9)).round());
-    Some(Tile {
-        name: "Speed",
-        value,
-        unit: "img/s",
-        note: format!("{wait:.1} % waiting for images"),
-    })
+    let note = format!("{wait:.1} % waiting for images");
+    Some(Tile { name: "Speed", value, unit: "img/s", note })
 }
 
 fn parameters(config: &Config) -> Tile {

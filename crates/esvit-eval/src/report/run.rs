@@ -1,5 +1,6 @@
 //! Reads a run folder, as far as possible.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,9 +53,8 @@ const BEST: &str = "best.safetensors";
 impl Run {
     /// Reads everything that can be read.
     pub(super) fn read(path: &Path) -> Result<Self, ReportError> {
-        let is_run = ["config.toml", "metrics.jsonl"].iter().any(|name| path.join(name).is_file());
-        if !is_run {
-            return Err(ReportError::NotARun { path: path.into() });
+        if !["config.toml", "metrics.jsonl"].iter().any(|name| path.join(name).is_file()) {
+            return Err(ReportError::NotARun(path.into()));
         }
         let mut reader = Reader { folder: path, problems: Vec::new() };
         let settings = reader.text("config.toml");
@@ -140,8 +140,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// The text of a file; invalid UTF-8 is replaced.
     fn text(&mut self, name: &str) -> Option<String> {
-        let bytes = std::fs::read(self.folder.join(name));
-        let bytes = match bytes {
+        let bytes = match std::fs::read(self.folder.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.problems.push(format!("`{name}` is missing"));
                 return None;
@@ -151,11 +150,7 @@ impl Reader<'_> {
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn ok_or_record<T, E: std::fmt::Display>(
-        &mut self,
-        name: &str,
-        result: Result<T, E>,
-    ) -> Option<T> {
+    fn ok_or_record<T, E: Display>(&mut self, name: &str, result: Result<T, E>) -> Option<T> {
         result.map_err(|error| self.problems.push(format!("`{name}`: {error}"))).ok()
     }
 
@@ -207,11 +202,10 @@ fn epochs_done(log: &str) -> u64 {
 fn latest(records: Vec<EvalRecord>) -> Vec<EvalRecord> {
     let mut kept: Vec<EvalRecord> = Vec::new();
     for record in records {
-        let key = |record: &EvalRecord| {
-            let EvalRecord { evaluation, task, checkpoint, network, .. } = record;
-            [evaluation, task, checkpoint, network].map(String::clone)
-        };
-        match kept.iter_mut().find(|other| key(other) == key(&record)) {
+        let EvalRecord { evaluation, task, checkpoint, network, .. } = &record;
+        let key = [evaluation, task, checkpoint, network];
+        let same = |r: &&mut EvalRecord| [&r.evaluation, &r.task, &r.checkpoint, &r.network] == key;
+        match kept.iter_mut().find(same) {
             Some(other) => *other = record,
             None => kept.push(record),
         }

@@ -4,7 +4,7 @@ use esvit_data::augment::{self, CropBox};
 use esvit_data::{EvalTransform, Image, ImageError, Interpolation, resized_crop};
 use serde::Deserialize;
 
-use super::{Case, CaseError, Check, Outcome};
+use super::{Case, CaseError, Check, Outcome, Result};
 
 const MEAN_TOLERANCE: f64 = 0.5;
 const BLUR_MEAN_TOLERANCE: f64 = 1.0;
@@ -26,42 +26,36 @@ struct Step {
 #[derive(Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 enum Operation {
-    ResizedCrop {
-        top: u32,
-        left: u32,
-        height: u32,
-        width: u32,
-        size: u32,
-        interpolation: Interpolation,
-    },
-    EvalTransform {
-        resize_shorter: u32,
-        center_crop: u32,
-        interpolation: Interpolation,
-    },
+    ResizedCrop(ResizedCrop),
+    EvalTransform(Transform),
     HorizontalFlip,
-    Brightness {
-        factor: f64,
-    },
-    Contrast {
-        factor: f64,
-    },
-    Saturation {
-        factor: f64,
-    },
-    Hue {
-        factor: f64,
-    },
+    Brightness { factor: f64 },
+    Contrast { factor: f64 },
+    Saturation { factor: f64 },
+    Hue { factor: f64 },
     Grayscale,
-    GaussianBlur {
-        radius: f64,
-    },
-    Solarize {
-        threshold: u32,
-    },
+    GaussianBlur { radius: f64 },
+    Solarize { threshold: u32 },
 }
 
-pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+#[derive(Clone, Copy, Deserialize)]
+struct ResizedCrop {
+    top: u32,
+    left: u32,
+    height: u32,
+    width: u32,
+    size: u32,
+    interpolation: Interpolation,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+struct Transform {
+    resize_shorter: u32,
+    center_crop: u32,
+    interpolation: Interpolation,
+}
+
+pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
     let mut checks = Vec::new();
     for (index, step) in settings.operations.iter().enumerate() {
@@ -73,12 +67,8 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         let name = case.settings["operations"][index]["op"].as_str().unwrap_or_default();
         let blurred = matches!(step.operation, Operation::GaussianBlur { .. });
         let tolerance = if blurred { BLUR_MEAN_TOLERANCE } else { MEAN_TOLERANCE };
-        checks.push(Check { what: format!("{name} ({index}), mean"), difference: mean, tolerance });
-        checks.push(Check {
-            what: format!("{name} ({index}), largest"),
-            difference: largest,
-            tolerance: LARGEST_TOLERANCE,
-        });
+        checks.push(Check::new(format!("{name} ({index}), mean"), mean, tolerance));
+        checks.push(Check::new(format!("{name} ({index}), largest"), largest, LARGEST_TOLERANCE));
     }
     Ok(Outcome::Compared(checks))
 }
@@ -86,14 +76,13 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
 impl Operation {
     fn apply(&self, mut image: Image) -> Result<Image, ImageError> {
         match *self {
-            Self::ResizedCrop { top, left, height, width, size, interpolation } => {
+            Self::ResizedCrop(ResizedCrop { top, left, height, width, size, interpolation }) => {
                 let area = CropBox { left, top, width, height };
                 return resized_crop(&image, area, size, interpolation);
             }
-            Self::EvalTransform { resize_shorter, center_crop, interpolation } => {
-                let transform =
-                    EvalTransform { resize: resize_shorter, crop: center_crop, interpolation };
-                return transform.apply(&image);
+            Self::EvalTransform(Transform { resize_shorter, center_crop, interpolation }) => {
+                let (resize, crop) = (resize_shorter, center_crop);
+                return EvalTransform { resize, crop, interpolation }.apply(&image);
             }
             Self::HorizontalFlip => augment::horizontal_flip(&mut image),
             Self::Brightness { factor } => augment::brightness(&mut image, factor),
@@ -109,7 +98,7 @@ impl Operation {
 }
 
 /// An image stored as bytes `[height, width, 3]`.
-fn image(case: &Case, name: &str) -> Result<Image, CaseError> {
+fn image(case: &Case, name: &str) -> Result<Image> {
     let (shape, pixels) = case.bytes(name)?;
     let &[height, width, 3] = shape.as_slice() else {
         return Err(CaseError::Settings(format!("`{name}` has shape {shape:?}")));

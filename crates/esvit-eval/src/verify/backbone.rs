@@ -1,9 +1,9 @@
 //! Cases of kind `backbone`: features and attention of a network.
 
-use esvit_nn::{BackboneConfig, ForwardCtx};
+use esvit_nn::{BackboneConfig, ForwardCtx, Tensor};
 use serde::Deserialize;
 
-use super::{Case, CaseError, Outcome, absolute_error};
+use super::{Case, CaseError, Outcome, Result};
 
 const TOLERANCE: f64 = 2e-4;
 
@@ -14,35 +14,30 @@ struct Settings {
     inputs: usize,
 }
 
-pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
     let (network, specs) = settings.config.build(0.0);
     let params = case.params("param.", &specs)?;
+    let (ctx, n) = (ForwardCtx::eval(), settings.n_last_blocks);
     let mut checks = Vec::new();
     for input in 0..settings.inputs {
         let images = case.load::<4>(&format!("input.{input}"))?;
-        let features = network.forward(&params, images.clone(), &ForwardCtx::eval());
-        let last_blocks = network.last_blocks(
-            &params,
-            images.clone(),
-            settings.n_last_blocks,
-            &ForwardCtx::eval(),
-        );
-        let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
+        let features = network.forward(&params, images.clone(), &ctx);
+        let last_blocks = network.last_blocks(&params, images.clone(), n, &ctx);
+        let mut compare = |name: &str, found: &Tensor| -> Result<()> {
             let name = format!("{name}.{input}");
-            let (_, expected) = case.tensor(&name)?;
-            checks.push(absolute_error(name, &found, &expected, TOLERANCE));
+            checks.push(case.absolute_error(&name, found, TOLERANCE)?);
             Ok(())
         };
-        compare("cls", features.view.to_vec::<f32>())?;
-        compare("region", features.region.to_vec::<f32>())?;
-        compare("last_blocks", last_blocks.to_vec::<f32>())?;
+        compare("cls", &features.view)?;
+        compare("region", &features.region)?;
+        compare("last_blocks", &last_blocks)?;
         if case.tensors.find("", &format!("last_attention.{input}")).is_some() {
             let found = network
                 .block_attention(&params, images, settings.config.blocks() - 1)
                 .map_err(|e| CaseError::Computation(e.to_string()))?;
             if let Some(attention) = found {
-                compare("last_attention", attention.weights.to_vec::<f32>())?;
+                compare("last_attention", &attention.weights)?;
             }
         }
     }

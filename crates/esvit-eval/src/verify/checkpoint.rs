@@ -3,7 +3,7 @@
 use esvit_nn::{BackboneConfig, ForwardCtx, Params};
 use serde::Deserialize;
 
-use super::{Case, CaseError, Check, Outcome, absolute_error};
+use super::{Case, CaseError, Check, Outcome, Result};
 use esvit_model::OpenOptions;
 
 const TOLERANCE: f64 = 2e-4;
@@ -15,17 +15,12 @@ struct Settings {
     key: Option<String>,
     /// Epoch that must be read from the file.
     epoch: Option<u64>,
-    #[serde(default = "default_file")]
-    file: String,
+    file: Option<String>,
 }
 
-fn default_file() -> String {
-    "checkpoint.pth".into()
-}
-
-pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
-    let path = case.folder.join(&settings.file);
+    let path = case.folder.join(settings.file.as_deref().unwrap_or("checkpoint.pth"));
     let backbone = OpenOptions::default()
         .key(settings.key.as_deref())
         .open(&path)
@@ -33,7 +28,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
     let mut checks = Vec::new();
     let mut equal = |what: &str, is_equal: bool| {
         let difference = f64::from(u8::from(!is_equal));
-        checks.push(Check { what: what.into(), difference, tolerance: 0.0 });
+        checks.push(Check::new(what, difference, 0.0));
     };
     if let Some(config) = &settings.config {
         equal("shape", backbone.config == *config);
@@ -47,11 +42,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         values.next().unwrap_or_default()
     });
     let features = backbone.network.forward(&params, images, &ForwardCtx::eval());
-    for (name, found) in
-        [("cls", features.view.to_vec::<f32>()), ("region", features.region.to_vec::<f32>())]
-    {
-        let (_, expected) = case.tensor(name)?;
-        checks.push(absolute_error(name, &found, &expected, TOLERANCE));
-    }
+    checks.push(case.absolute_error("cls", &features.view, TOLERANCE)?);
+    checks.push(case.absolute_error("region", &features.region, TOLERANCE)?);
     Ok(Outcome::Compared(checks))
 }

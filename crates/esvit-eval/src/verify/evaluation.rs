@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Case, CaseError, Check, Outcome, absolute_error};
+use super::{Case, CaseError, Check, Outcome, Result, absolute_error};
 use crate::correspondence::{Grid, View, match_cells};
 use crate::knn::classify;
 use esvit_model::features::LabeledFeatures;
@@ -24,7 +24,7 @@ struct KnnResult {
     top5_range: Option<[f64; 2]>,
 }
 
-pub(super) fn knn(case: &Case) -> Result<Outcome, CaseError> {
+pub(super) fn knn(case: &Case) -> Result<Outcome> {
     let settings: KnnSettings = case.settings()?;
     let (train, queries) = (labeled(case, "train")?, labeled(case, "test")?);
     let ks: Vec<usize> = settings
@@ -43,13 +43,13 @@ pub(super) fn knn(case: &Case) -> Result<Outcome, CaseError> {
             let [low, high] = range.unwrap_or([exact, exact]);
             let difference = (low - found).max(found - high).max(0.0);
             let what = format!("{what}, k = {}", accuracy.k);
-            checks.push(Check { what, difference, tolerance: 1e-9 });
+            checks.push(Check::new(what, difference, 1e-9));
         }
     }
     Ok(Outcome::Compared(checks))
 }
 
-fn labeled(case: &Case, set: &str) -> Result<LabeledFeatures, CaseError> {
+fn labeled(case: &Case, set: &str) -> Result<LabeledFeatures> {
     let (shape, values) = case.tensor(&format!("{set}_features"))?;
     let labels = case.integers(&format!("{set}_labels"))?;
     let labels = labels
@@ -68,7 +68,7 @@ struct CorrespondenceSettings {
     distance_error: f64,
 }
 
-pub(super) fn correspondence(case: &Case) -> Result<Outcome, CaseError> {
+pub(super) fn correspondence(case: &Case) -> Result<Outcome> {
     let settings: CorrespondenceSettings = case.settings()?;
     let (shape, first) = case.tensor("features1")?;
     let (_, second) = case.tensor("features2")?;
@@ -88,15 +88,10 @@ pub(super) fn correspondence(case: &Case) -> Result<Outcome, CaseError> {
         .scores(&truth, &grid, pairs)
         .ok_or_else(|| CaseError::Settings("there are no pairs".into()))?;
     let (_, similarity) = case.tensor("similarity")?;
-    let check = |what: &str, difference: f64, tolerance: f64| Check {
-        what: what.into(),
-        difference,
-        tolerance,
-    };
     Ok(Outcome::Compared(vec![
-        check("best_match, cells that differ", (wrong + missing) as f64, 0.0),
+        Check::new("best_match, cells that differ", (wrong + missing) as f64, 0.0),
         absolute_error("similarity", &found.similarity, &similarity, 1e-5),
-        check("accuracy", (scores.accuracy - settings.accuracy).abs(), 1e-9),
-        check("distance_error", (scores.distance - settings.distance_error).abs(), 1e-4),
+        Check::new("accuracy", (scores.accuracy - settings.accuracy).abs(), 1e-9),
+        Check::new("distance_error", (scores.distance - settings.distance_error).abs(), 1e-4),
     ]))
 }

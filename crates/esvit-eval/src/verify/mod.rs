@@ -11,17 +11,18 @@ mod objective;
 mod pretrain;
 mod schedule;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use esvit_nn::Params;
 use esvit_nn::params::ParamList;
 use esvit_nn::weights::{StoredNetwork, WeightsError, WeightsFile};
-use esvit_nn::{Device, Tensor};
+use esvit_nn::{Device, Params, Tensor};
 use esvit_weights::{TensorInfo, WeightsError as FileError};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+/// What a case gives, or why it cannot be computed.
+type Result<T, E = CaseError> = std::result::Result<T, E>;
 
 /// One comparison of a case.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +36,10 @@ pub struct Check {
 }
 
 impl Check {
+    fn new(what: impl Into<String>, difference: f64, tolerance: f64) -> Self {
+        Self { what: what.into(), difference, tolerance }
+    }
+
     /// Whether the difference is allowed; NaN is not.
     pub fn passed(&self) -> bool {
         self.difference <= self.tolerance
@@ -109,44 +114,32 @@ pub enum CaseError {
 ///
 /// # Errors
 /// [`CaseError::Read`] if the folder cannot be read or holds no case.
-pub fn run(
-    folder: &Path,
-    device: &Device,
-    mut show: impl FnMut(&Report),
-) -> Result<Vec<Report>, CaseError> {
-    let read = |e: std::io::Error| CaseError::Read { path: folder.into(), reason: e.to_string() };
-    let mut cases = Vec::new();
-    if folder.join("case.json").is_file() {
-        cases.push(folder.to_path_buf());
-    } else {
-        for entry in std::fs::read_dir(folder).map_err(read)? {
-            let path = entry.map_err(read)?.path();
-            if path.join("case.json").is_file() {
-                cases.push(path);
-            }
-        }
+pub fn run(folder: &Path, device: &Device, mut show: impl FnMut(&Report)) -> Result<Vec<Report>> {
+    let unreadable = |reason: String| CaseError::Read { path: folder.into(), reason };
+    let is_case = |path: &PathBuf| path.join("case.json").is_file();
+    let mut cases = vec![folder.to_path_buf()];
+    if !is_case(&cases[0]) {
+        let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let entries = entries.map_err(|e| unreadable(e.to_string()))?;
+        cases = entries.iter().map(std::fs::DirEntry::path).filter(is_case).collect();
     }
     if cases.is_empty() {
-        let reason = "no folder in it has a `case.json`".into();
-        return Err(CaseError::Read { path: folder.into(), reason });
+        return Err(unreadable("no folder in it has a `case.json`".into()));
     }
     cases.sort();
-    let mut reports = Vec::new();
-    for path in cases {
+    let report = |path: PathBuf| {
         let report = run_case(&path, device);
         show(&report);
-        reports.push(report);
-    }
-    Ok(reports)
+        report
+    };
+    Ok(cases.into_iter().map(report).collect())
 }
 
 fn run_case(folder: &Path, device: &Device) -> Report {
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let case = match Case::open(folder, device) {
         Ok(case) => case,
-        Err(error) => {
-            return Report { name, kind: String::new(), outcome: Outcome::Failed(error) };
-        }
+        Err(e) => return Report { name, kind: String::new(), outcome: Outcome::Failed(e) },
     };
     let result = match case.kind.as_str() {
         "backbone" | "pretrain" | "checkpoint" if case.settings["family"] != "swin" => {
@@ -177,7 +170,7 @@ struct Case {
 }
 
 impl Case {
-    fn open(folder: &Path, device: &Device) -> Result<Self, CaseError> {
+    fn open(folder: &Path, device: &Device) -> Result<Self> {
         let path = folder.join("case.json");
         let text = std::fs::read_to_string(&path)
             .map_err(|e| CaseError::Read { path: path.clone(), reason: e.to_string() })?;
@@ -193,22 +186,22 @@ impl Case {
     }
 
     /// The settings, deserialized for a kind.
-    fn settings<T: DeserializeOwned>(&self) -> Result<T, CaseError> {
+    fn settings<T: DeserializeOwned>(&self) -> Result<T> {
         T::deserialize(&self.settings).map_err(|e| CaseError::Settings(e.to_string()))
     }
 
     /// Shape and values of a tensor.
-    fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), CaseError> {
+    fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         self.read(name, WeightsFile::read_f32)
     }
 
     /// Values of an integer tensor.
-    fn integers(&self, name: &str) -> Result<Vec<i64>, CaseError> {
+    fn integers(&self, name: &str) -> Result<Vec<i64>> {
         Ok(self.read(name, WeightsFile::read_i64)?.1)
     }
 
     /// Shape and values of a tensor of bytes.
-    fn bytes(&self, name: &str) -> Result<(Vec<usize>, Vec<u8>), CaseError> {
+    fn bytes(&self, name: &str) -> Result<(Vec<usize>, Vec<u8>)> {
         self.read(name, WeightsFile::read_u8)
     }
 
@@ -216,20 +209,26 @@ impl Case {
         &self,
         name: &str,
         read: impl Fn(&WeightsFile, &TensorInfo) -> Result<Vec<T>, FileError>,
-    ) -> Result<(Vec<usize>, Vec<T>), CaseError> {
+    ) -> Result<(Vec<usize>, Vec<T>)> {
         let tensor = self.tensors.find("", name).ok_or_else(|| CaseError::Tensor(name.into()))?;
         let values = read(&self.tensors, tensor).map_err(WeightsError::from)?;
         Ok((tensor.shape.clone(), values))
     }
 
+    /// Compares values with a tensor, as [`absolute_error`] does.
+    fn absolute_error(&self, name: &str, found: &Tensor, tolerance: f64) -> Result<Check> {
+        let (_, expected) = self.tensor(name)?;
+        Ok(absolute_error(name, &found.to_vec::<f32>(), &expected, tolerance))
+    }
+
     /// Parameters stored under `prefix` + name.
-    fn params(&self, prefix: &str, specs: &Arc<ParamList>) -> Result<Params, CaseError> {
+    fn params(&self, prefix: &str, specs: &Arc<ParamList>) -> Result<Params> {
         let stored = StoredNetwork::at(&self.tensors, prefix);
         Ok(stored.load(specs, &self.device, |_| None)?.0)
     }
 
     /// A tensor of `D` dimensions on the device.
-    fn load<const D: usize>(&self, name: &str) -> Result<Tensor, CaseError> {
+    fn load<const D: usize>(&self, name: &str) -> Result<Tensor> {
         let (shape, values) = self.tensor(name)?;
         let shape: [usize; D] = shape.try_into().map_err(|shape| {
             CaseError::Settings(format!("tensor `{name}` has shape {shape:?}, not {D} dimensions"))
@@ -252,31 +251,19 @@ fn max_abs(values: &[f32]) -> f64 {
 }
 
 /// Compares the largest absolute difference with a tolerance.
-fn absolute_error(
-    what: impl fmt::Display,
-    found: &[f32],
-    expected: &[f32],
-    tolerance: f64,
-) -> Check {
-    let difference = max_abs_difference(found, expected);
-    Check { what: what.to_string(), difference, tolerance }
+fn absolute_error(what: &str, found: &[f32], expected: &[f32], tolerance: f64) -> Check {
+    Check::new(what, max_abs_difference(found, expected), tolerance)
 }
 
 /// Compares the largest absolute difference, divided by the largest expected entry, with a
 /// tolerance.
-fn relative_to_max(
-    what: impl fmt::Display,
-    found: &[f32],
-    expected: &[f32],
-    tolerance: f64,
-) -> Check {
+fn relative_to_max(what: &str, found: &[f32], expected: &[f32], tolerance: f64) -> Check {
     let scale = max_abs(expected).max(f64::MIN_POSITIVE);
-    let difference = max_abs_difference(found, expected) / scale;
-    Check { what: what.to_string(), difference, tolerance }
+    Check::new(what, max_abs_difference(found, expected) / scale, tolerance)
 }
 
 /// Compares the relative difference of two numbers with a tolerance.
-fn relative_error(what: impl fmt::Display, found: f64, expected: f64, tolerance: f64) -> Check {
+fn relative_error(what: &str, found: f64, expected: f64, tolerance: f64) -> Check {
     let difference = (found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE);
-    Check { what: what.to_string(), difference, tolerance }
+    Check::new(what, difference, tolerance)
 }

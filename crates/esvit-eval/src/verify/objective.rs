@@ -8,7 +8,7 @@ use esvit_train::objective::{GLOBAL_VIEWS, Views};
 use esvit_train::schedule::TemperatureSchedule;
 use serde::Deserialize;
 
-use super::{Case, CaseError, Outcome, relative_error, relative_to_max};
+use super::{Case, Outcome, Result, relative_error, relative_to_max};
 
 const LOSS_TOLERANCE: f64 = 1e-5;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
@@ -28,7 +28,7 @@ struct Settings {
     #[serde(default)]
     mixup: bool,
     loss: f64,
-    weights: Option<LossWeights>,
+    weights: Option<Weights>,
 }
 
 /// Teacher temperature schedule, as written in cases.
@@ -47,82 +47,53 @@ impl TeacherTemp {
     }
 }
 
-#[derive(Deserialize, Clone, Copy)]
-struct LossWeights {
-    view: f64,
-    region: f64,
-}
-
-pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
     let tape = Tape::new();
-    let student_view = tape.watch(case.load::<2>("student_view")?);
-    let mut student_region = None;
-    let teacher_region = match settings.region_task {
-        true => Some(RegionPredictions {
-            logits: PrototypeLogits::from_matrix(case.load::<2>("teacher_region")?),
-            features: case.load::<2>("teacher_features")?,
-            tokens: vec![settings.teacher_regions; GLOBAL_VIEWS],
-        }),
-        false => None,
+    // The logits of one of the networks; gradients are those of the student's.
+    let logits = |network: &str, task: &str| -> Result<PrototypeLogits> {
+        let logits = case.load::<2>(&format!("{network}_{task}"))?;
+        let logits = if network == "student" { tape.watch(logits) } else { logits };
+        Ok(PrototypeLogits::from_matrix(logits))
     };
-    if settings.region_task {
-        student_region = Some(RegionPredictions {
-            logits: PrototypeLogits::from_matrix(tape.watch(case.load::<2>("student_region")?)),
-            features: case.load::<2>("student_features")?,
-            tokens: settings.student_regions.clone().unwrap_or_else(|| {
-                let mut tokens = vec![settings.teacher_regions; GLOBAL_VIEWS];
-                tokens.extend(vec![settings.local_regions; settings.local_crops]);
-                tokens
-            }),
-        });
-    }
-    // The objective does not use view features.
-    let unused = Tensor::zeros([1, 1], &case.device);
-    let student = Predictions {
-        view_features: unused.clone(),
-        view_logits: PrototypeLogits::from_matrix(student_view.clone()),
-        region: student_region.clone(),
+    let predictions = |network: &str, tokens: Vec<usize>| -> Result<Predictions> {
+        let region = || -> Result<RegionPredictions> {
+            let features = case.load::<2>(&format!("{network}_features"))?;
+            Ok(RegionPredictions { logits: logits(network, "region")?, features, tokens })
+        };
+        Ok(Predictions {
+            // The objective does not use them.
+            view_features: Tensor::zeros([1, 1], &case.device),
+            view_logits: logits(network, "view")?,
+            region: settings.region_task.then(region).transpose()?,
+        })
     };
-    let teacher = Predictions {
-        view_features: unused,
-        view_logits: PrototypeLogits::from_matrix(case.load::<2>("teacher_view")?),
-        region: teacher_region,
-    };
-    let center = |name: &str| -> Result<Tensor, CaseError> {
+    let global_tokens = vec![settings.teacher_regions; GLOBAL_VIEWS];
+    let student_tokens = settings.student_regions.clone().unwrap_or_else(|| {
+        [global_tokens.clone(), vec![settings.local_regions; settings.local_crops]].concat()
+    });
+    let student = predictions("student", student_tokens)?;
+    let teacher = predictions("teacher", global_tokens)?;
+    let center = |name: &str| -> Result<Tensor> {
         let center = case.load::<2>(name)?;
         let prototypes = center.shape()[1];
         Ok(center.reshape([prototypes]))
     };
     let region_center = settings.region_task.then(|| center("center_grid")).transpose()?;
     let mut centers = Centers::new(center("center")?, region_center);
-    let weights = match settings.weights {
-        Some(LossWeights { view, region }) => Weights::Free { view, region },
-        None => Weights::Named(NamedWeights::Reference),
-    };
-    let mixing: Option<Vec<Vec<f32>>> = settings
-        .mixup
-        .then(|| {
-            let crops = GLOBAL_VIEWS + settings.local_crops;
-            let matrix = |crop| Ok(case.tensor(&format!("mixup_target.{crop}"))?.1);
-            (0..crops).map(matrix).collect::<Result<_, CaseError>>()
-        })
-        .transpose()?;
+    let crops = GLOBAL_VIEWS + settings.local_crops;
+    let matrix = |crop| Ok(case.tensor(&format!("mixup_target.{crop}"))?.1);
+    let matrices = || (0..crops).map(matrix).collect::<Result<Vec<Vec<f32>>>>();
+    let mixing = settings.mixup.then(matrices).transpose()?;
 
     let loss_settings = LossSettings {
         student_temp: settings.student_temp,
         teacher_temp: settings.teacher_temp.at(settings.epoch),
-        weights,
+        weights: settings.weights.unwrap_or(Weights::Named(NamedWeights::Reference)),
         precision: Precision::F32,
     };
-    let loss = esvit::loss(
-        &student,
-        &teacher,
-        &Views::all(GLOBAL_VIEWS + settings.local_crops),
-        &centers,
-        &loss_settings,
-        mixing.as_deref(),
-    );
+    let (views, mixing) = (Views::all(crops), mixing.as_deref());
+    let loss = esvit::loss(&student, &teacher, &views, &centers, &loss_settings, mixing);
     let total = loss.total();
     let gradients = tape.backward(&total);
     centers.observe(&teacher);
@@ -130,16 +101,18 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
 
     let found = f64::from(total.item());
     let mut checks = vec![relative_error("loss", found, settings.loss, LOSS_TOLERANCE)];
-    let mut compare = |name: &str, found: Vec<f32>| -> Result<(), CaseError> {
+    let mut compare = |name: &str, found: Vec<f32>| -> Result<()> {
         let (_, expected) = case.tensor(name)?;
         checks.push(relative_to_max(name, &found, &expected, GRADIENT_TOLERANCE));
         Ok(())
     };
-    let gradient = |tensor: &Tensor| gradients.of(tensor).map(|g| g.to_vec::<f32>());
-    compare("grad_student_view", gradient(&student_view).unwrap_or_default())?;
+    let gradient = |logits: &PrototypeLogits| {
+        gradients.of(&logits.z).map(|gradient| gradient.to_vec::<f32>()).unwrap_or_default()
+    };
+    compare("grad_student_view", gradient(&student.view_logits))?;
     compare("center_after", centers.view.to_vec::<f32>())?;
-    if let (Some(region), Some(center)) = (&student_region, &centers.region) {
-        compare("grad_student_region", gradient(&region.logits.z).unwrap_or_default())?;
+    if let (Some(region), Some(center)) = (&student.region, &centers.region) {
+        compare("grad_student_region", gradient(&region.logits))?;
         compare("center_grid_after", center.to_vec::<f32>())?;
     }
     Ok(Outcome::Compared(checks))

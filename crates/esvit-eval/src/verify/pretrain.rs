@@ -2,11 +2,9 @@
 
 use std::any::Any;
 
-use esvit_nn::Tensor;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
-use esvit_nn::params::Params;
-use esvit_nn::{BackboneConfig, ForwardCtx, Network};
+use esvit_nn::{BackboneConfig, ForwardCtx, Network, Tensor};
 use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::esvit::{Esvit, EsvitConfig};
 use esvit_train::objective::{GLOBAL_VIEWS, MicroBatch, Objective, Setup, StepInfo};
@@ -16,7 +14,8 @@ use serde::Deserialize;
 
 use super::objective::TeacherTemp;
 use super::{
-    Case, CaseError, Check, Outcome, absolute_error, max_abs, relative_error, relative_to_max,
+    Case, CaseError, Check, Outcome, Result, absolute_error, max_abs, relative_error,
+    relative_to_max,
 };
 
 const OUTPUT_TOLERANCE: f64 = 2e-4;
@@ -74,7 +73,7 @@ struct Step {
     loss: f64,
 }
 
-pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
     let mut learner = learner(case, &settings)?;
     let mut checks = Vec::new();
@@ -94,7 +93,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         };
         esvit(&mut learner).config.momentum_teacher = values.momentum;
         if step == 0 {
-            outputs(case, &mut learner, &views, &mut checks)?;
+            checks.extend(outputs(case, &mut learner, &views)?);
             gradients(case, &settings, &mut learner, &views, &at, &mut checks)?;
         }
         let result = learner
@@ -102,10 +101,10 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
             .map_err(|e| CaseError::Computation(e.to_string()))?;
         let tolerance = if step == 0 { FIRST_LOSS_TOLERANCE } else { LATER_LOSS_TOLERANCE };
         let what = format!("loss of step {step}");
-        checks.push(relative_error(what, f64::from(result.loss), values.loss, tolerance));
+        checks.push(relative_error(&what, f64::from(result.loss), values.loss, tolerance));
     }
     let drift = settings.steps.iter().map(|step| step.lr).sum();
-    let mut compare = |part: &str, end: &str, found: &Tensor| -> Result<(), CaseError> {
+    let mut compare = |part: &str, end: &str, found: &Tensor| -> Result<()> {
         let [start, name] = [part.to_owned(), format!("{part}_after")].map(|part| part + end);
         let ((_, before), (_, after)) = (case.tensor(&start)?, case.tensor(&name)?);
         let found = found.to_vec::<f32>();
@@ -121,8 +120,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
         }
         Ok(())
     };
-    let networks = [("student", Some(&learner.student)), ("teacher", learner.teacher.as_ref())];
-    for (part, params) in networks.into_iter().filter_map(|(part, params)| Some((part, params?))) {
+    for (part, params) in [("student", &learner.student), ("teacher", learner.evaluated())] {
         for (spec, value) in params.iter() {
             compare(part, &format!(".{}", spec.name), &value)?;
         }
@@ -154,18 +152,18 @@ fn changes(
         pairs.map(|(_, (a, b))| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
     };
     let difference = distance(found) / distance(before).max(f64::MIN_POSITIVE);
-    let mut checks = vec![Check { what: name.to_owned(), difference, tolerance: CHANGE_TOLERANCE }];
+    let mut checks = vec![Check::new(name, difference, CHANGE_TOLERANCE)];
     let [found, after] = [found, after].map(|values| -> Vec<f32> {
         let values = values.iter().enumerate().filter(|(i, _)| is_rounding(*i));
         values.map(|(_, value)| *value).collect()
     });
     if !found.is_empty() {
-        checks.push(absolute_error(format!("{name} (rounding)"), &found, &after, drift));
+        checks.push(absolute_error(&format!("{name} (rounding)"), &found, &after, drift));
     }
     checks
 }
 
-fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
+fn learner(case: &Case, settings: &Settings) -> Result<Learner> {
     let head = HeadConfig {
         out_dim: settings.prototypes,
         hidden_dim: settings.head.hidden_dim,
@@ -187,7 +185,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         head,
         ..EsvitConfig::default()
     };
-    let (network, objective) = Network::new(&settings.config, 0.0, |scope, width| {
+    let (network, mut objective) = Network::new(&settings.config, 0.0, |scope, width| {
         let setup = Setup {
             width,
             blocks: settings.config.blocks(),
@@ -206,10 +204,8 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner, CaseError> {
         crop_chunks: CropChunks::All,
         activation_checkpointing: false,
     };
-    let params =
-        |prefix: &str| -> Result<Params, CaseError> { case.params(prefix, network.specs()) };
-    let (student, teacher) = (params("student.")?, params("teacher.")?);
-    let mut objective = objective;
+    let student = case.params("student.", network.specs())?;
+    let teacher = case.params("teacher.", network.specs())?;
     for state in objective.state() {
         let value = case.load::<2>(state.name)?.reshape([settings.prototypes]);
         objective.set_state(state.name, value);
@@ -228,12 +224,8 @@ fn esvit(learner: &mut Learner) -> &mut Esvit {
 }
 
 /// Compares the outputs of both networks for the crops of the first step.
-fn outputs(
-    case: &Case,
-    learner: &mut Learner,
-    views: &[Tensor],
-    checks: &mut Vec<Check>,
-) -> Result<(), CaseError> {
+fn outputs(case: &Case, learner: &mut Learner, views: &[Tensor]) -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
     let heads = esvit(learner).heads.clone();
     let networks = [
         ("student", &learner.student, views),
@@ -244,10 +236,9 @@ fn outputs(
         let ctx = ForwardCtx::teacher();
         let features = learner.network.features(params, views, &ctx);
         let predictions = heads.forward(params, features, views[0].shape()[0], &ctx);
-        let mut compare = |part: &str, found: &Tensor| -> Result<(), CaseError> {
+        let mut compare = |part: &str, found: &Tensor| -> Result<()> {
             let name = format!("out.{name}_{part}");
-            let (_, expected) = case.tensor(&name)?;
-            checks.push(absolute_error(name, &found.to_vec::<f32>(), &expected, OUTPUT_TOLERANCE));
+            checks.push(case.absolute_error(&name, found, OUTPUT_TOLERANCE)?);
             Ok(())
         };
         compare("view_logits", &predictions.view_logits.matrix())?;
@@ -256,7 +247,7 @@ fn outputs(
             compare("region_features", &region.features)?;
         }
     }
-    Ok(())
+    Ok(checks)
 }
 
 /// Compares the gradients of the first step before clipping.
@@ -267,13 +258,11 @@ fn gradients(
     views: &[Tensor],
     at: &StepInfo,
     checks: &mut Vec<Check>,
-) -> Result<(), CaseError> {
+) -> Result<()> {
     let gradients = learner.gradients(&[MicroBatch::unlabeled(views.to_vec())], at);
     for (index, spec) in learner.network.specs().iter().enumerate() {
-        let gradient = gradients.values.get(index);
         let name = format!("grad.{}", spec.name);
-        let expected = case.tensor(&name);
-        match (gradient, expected) {
+        match (gradients.values.get(index), case.tensor(&name)) {
             (Some(gradient), Ok((_, expected))) => {
                 let found = gradient.to_vec::<f32>();
                 let mut check = relative_to_max(&name, &found, &expected, GRADIENT_TOLERANCE);

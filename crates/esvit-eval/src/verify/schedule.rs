@@ -4,7 +4,7 @@ use esvit_train::schedule::CosineSchedule;
 use serde::Deserialize;
 
 use super::objective::TeacherTemp;
-use super::{Case, CaseError, Check, Outcome};
+use super::{Case, Check, Outcome, Result};
 
 const TOLERANCE: f64 = 1e-7;
 
@@ -33,7 +33,7 @@ struct Temperature {
     epochs: u64,
 }
 
-pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
+pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
     let mut checks = Vec::new();
     for (index, schedule) in settings.schedules.iter().enumerate() {
@@ -56,12 +56,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome, CaseError> {
 }
 
 /// Expected values are f32, so ours are rounded first.
-fn compare(
-    case: &Case,
-    name: &str,
-    length: u64,
-    value: impl Fn(u64) -> f64,
-) -> Result<Check, CaseError> {
+fn compare(case: &Case, name: &str, length: u64, value: impl Fn(u64) -> f64) -> Result<Check> {
     let (_, expected) = case.tensor(name)?;
     let mut difference = if expected.len() as u64 == length { 0.0 } else { f64::INFINITY };
     for (i, &expected) in (0..length).zip(&expected) {
@@ -70,5 +65,5 @@ fn compare(
         let relative = (found - expected).abs() / scale;
         difference = if relative.is_nan() { f64::INFINITY } else { difference.max(relative) };
     }
-    Ok(Check { what: name.into(), difference, tolerance: TOLERANCE })
+    Ok(Check::new(name, difference, TOLERANCE))
 }

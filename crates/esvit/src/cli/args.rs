@@ -8,12 +8,10 @@ use esvit_data::{DecodeLimits, Folder, InMemory, MaterialsTask};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::record::{self, EvalRecord};
 use esvit_model::{OpenOptions, PretrainedBackbone};
-use esvit_nn::BackboneConfig;
 use esvit_train::Config;
 use serde::Serialize;
 
-use super::output::Output;
-use super::weights_report;
+use super::{Output, weights_report};
 
 /// Selects a network in a weights file.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -28,21 +26,12 @@ pub(super) struct NetworkArgs {
 }
 
 impl NetworkArgs {
-    /// Value of `--key`.
-    pub(super) fn key(&self) -> Option<&str> {
-        self.key.as_deref()
-    }
-
-    /// Configuration of `--arch`.
-    pub(super) fn shape(&self) -> Result<Option<BackboneConfig>> {
-        let Some(name) = &self.arch else { return Ok(None) };
-        let layer = esvit_train::config_text::parse_override(&format!("model.arch={name}"))?;
-        Ok(Some(Config::resolve(vec![layer])?.model.backbone))
-    }
-
     /// Options to load the backbone with.
     pub(super) fn options(&self) -> Result<OpenOptions> {
-        Ok(OpenOptions::default().key(self.key()).shape(self.shape()?))
+        let options = OpenOptions::default().key(self.key.as_deref());
+        let Some(name) = &self.arch else { return Ok(options) };
+        let layer = esvit_train::config_text::parse_override(&format!("model.arch={name}"))?;
+        Ok(options.shape(Some(Config::resolve(vec![layer])?.model.backbone)))
     }
 
     /// Loads the backbone and reports how the tensors of its file were matched.
@@ -69,7 +58,8 @@ impl BackboneArgs {
         self.network.open(&self.checkpoint, output)
     }
 
-    /// Appends results to the folder of the run that the checkpoint belongs to, if any.
+    /// Appends results to the folder of the run that the checkpoint belongs to, if any, where
+    /// `esvit report` reads them.
     pub(super) fn save_record(
         &self,
         backbone: &PretrainedBackbone,
@@ -80,15 +70,10 @@ impl BackboneArgs {
     ) -> Result<()> {
         let Some(run) = record::run_folder_of(&self.checkpoint) else { return Ok(()) };
         let record = EvalRecord::new(evaluation, task, backbone, &self.checkpoint, results)?;
-        save_record(&run, &record, output)
+        let kept = record::append(&run, &record)?;
+        output.note(format!("saved in `{}`", kept.display()));
+        Ok(())
     }
-}
-
-/// Appends results to a run folder, where `esvit report` reads them.
-pub(super) fn save_record(run: &Path, record: &EvalRecord, output: &Output) -> Result<()> {
-    let kept = record::append(run, record)?;
-    output.note(format!("saved in `{}`", kept.display()));
-    Ok(())
 }
 
 /// A labeled dataset.

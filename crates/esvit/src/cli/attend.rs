@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use esvit_eval::attention::{self, Framing, HeadAttention, InputImage, MASS, QueryAttention};
+use esvit_eval::attention::{
+    self, BlockPosition, Framing, HeadAttention, InputImage, MASS, QueryAttention,
+};
 use serde_json::{Value, json};
 
-use super::args::BackboneArgs;
-use super::exit::Exit;
 use super::images::{self, DrawingFiles};
-use super::output::Output;
+use super::{BackboneArgs, Exit, Output};
 
 /// Options of `esvit attend`.
 #[derive(Debug, clap::Args)]
@@ -61,10 +61,8 @@ impl Attend {
         let input = InputImage::new(&image, &backbone.preprocess, framing, size, patch)?;
         let place = self.query.map_or(Ok(input.center()), |pixel| input.map_pixel(pixel))?;
         let block = self.block.unwrap_or(config.blocks() - 1);
-        let mut attention = match self.rollout {
-            true => attention::rollout(network, params, &input, place, block, self.mass)?,
-            false => attention::query_attention(network, params, &input, place, block, self.mass)?,
-        };
+        let compute = if self.rollout { attention::rollout } else { attention::query_attention };
+        let mut attention = compute(network, params, &input, place, block, self.mass)?;
         if !self.head.is_empty() {
             attention.keep_heads(&self.head)?;
         }
@@ -118,28 +116,21 @@ fn report(path: &Path, input: &InputImage, attention: &QueryAttention) -> Value 
 
 /// The results as a table.
 fn table(attention: &QueryAttention) -> String {
-    let [rows, columns] = attention.map;
+    let QueryAttention { position, query: [row, column], padding_keys, .. } = attention;
+    let BlockPosition { block, stage, block_in_stage } = position;
     let mut text = format!(
-        "block {} (layers.{}.blocks.{}): the query at row {}, column {} sees {} of {} cells",
-        attention.position.block,
-        attention.position.stage - 1,
-        attention.position.block_in_stage,
-        attention.query[0],
-        attention.query[1],
+        "block {block} (layers.{}.blocks.{block_in_stage}): the query at row {row}, column \
+         {column} sees {} of {} cells",
+        stage - 1,
         attention.visible_cells(),
-        rows * columns
+        attention.visible.len()
     );
-    if attention.padding_keys > 0 {
-        text.push_str(&format!(" and {} padding tokens", attention.padding_keys));
+    if *padding_keys > 0 {
+        text.push_str(&format!(" and {padding_keys} padding tokens"));
     }
     text.push_str(&format!(
-        "\nlargest possible entropy {:.2} bits\n{:>7} {:>8} {:>10} {:>8} {:>10}",
+        "\nlargest possible entropy {:.2} bits\n   head     bits max weight  padding mask cells",
         attention.largest_entropy(),
-        "head",
-        "bits",
-        "max weight",
-        "padding",
-        "mask cells"
     ));
     for head_attention in &attention.heads {
         let name = head_attention.head.map_or("rollout".into(), |head| head.to_string());

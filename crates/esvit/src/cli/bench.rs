@@ -4,15 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Subcommand, ValueEnum};
-use esvit_eval::bench::{self, DataBench, KernelReport, KnnBench, Report};
+use clap::{Args, Subcommand};
+use esvit_eval::bench::{self, BenchError, DataReport, KernelReport, KnnBench, KnnReport, Report};
 use esvit_kernels::isa::{self, Isa};
 use esvit_kernels::profile;
 use esvit_nn::ops::Precision;
 
-use super::exit::Exit;
-use super::output::Output;
 use super::profile_table::profile_table;
+use super::{Exit, Output};
 
 /// Options of `esvit bench`.
 #[derive(Debug, Args)]
@@ -48,8 +47,8 @@ enum Benchmark {
     /// Single kernels, and the peak GEMM throughput of this machine.
     Kernels {
         /// Precision of GEMM operands.
-        #[arg(long, default_value = "auto")]
-        precision: PrecisionArg,
+        #[arg(long, default_value = "auto", value_parser = precision_parser())]
+        precision: Precision,
     },
     /// k-NN classification of synthetic features, generated and searched in chunks.
     Knn {
@@ -107,25 +106,17 @@ struct StepArgs {
     #[arg(long)]
     view_only: bool,
     /// Precision of GEMM operands and saved activations.
-    #[arg(long, default_value = "auto")]
-    precision: PrecisionArg,
+    #[arg(long, default_value = "auto", value_parser = precision_parser())]
+    precision: Precision,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum PrecisionArg {
-    Auto,
-    F32,
-    Bf16,
-}
-
-impl PrecisionArg {
-    pub(super) fn resolve(self) -> Precision {
-        match self {
-            Self::Auto => Precision::auto(),
-            Self::F32 => Precision::F32,
-            Self::Bf16 => Precision::Bf16,
-        }
-    }
+/// Parses a precision.
+pub(super) fn precision_parser() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(["auto", "f32", "bf16"]).map(|name| match name.as_str() {
+        "f32" => Precision::F32,
+        "bf16" => Precision::Bf16,
+        _ => Precision::auto(),
+    })
 }
 
 /// Parses the name of an instruction set.
@@ -138,73 +129,41 @@ fn isa_parser() -> impl TypedValueParser<Value = Isa> {
 impl Bench {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if let Some(threads) = self.threads {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global()
-                .context("cannot set the number of threads")?;
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            pool.build_global().context("cannot set the number of threads")?;
         }
         if let Some(isa) = self.isa {
             isa::limit(isa);
         }
         let iterations = self.iterations;
         profile::enable(self.profile);
+        let step = |bench: fn(&_) -> Result<Report, BenchError>, step: &StepArgs| {
+            self.show(output, &bench(&step.bench(iterations))?)
+        };
         match &self.benchmark {
-            Benchmark::TrainStep(shape) => {
-                self.show(output, &bench::train_step(&shape.bench(iterations))?)?;
-            }
-            Benchmark::Forward(shape) => {
-                self.show(output, &bench::forward(&shape.bench(iterations))?)?
-            }
-            Benchmark::Objective(shape) => {
-                self.show(output, &bench::objective(&shape.bench(iterations))?)?;
-            }
-            Benchmark::Kernels { precision } => {
-                let precision = precision.resolve();
+            Benchmark::TrainStep(args) => step(bench::train_step, args)?,
+            Benchmark::Forward(args) => step(bench::forward, args)?,
+            Benchmark::Objective(args) => step(bench::objective, args)?,
+            &Benchmark::Kernels { precision } => {
                 let (peak, kernels) = bench::kernels(precision, iterations);
-                output.print(
-                    self.json,
-                    &serde_json::json!({
-                        "isa": isa::current().name(),
-                        "precision": precision.name(),
-                        "peak_gflops": peak,
-                        "kernels": kernels,
-                    }),
-                    || kernel_table(precision, peak, &kernels),
-                )?;
+                let report = serde_json::json!({
+                    "isa": isa::current().name(),
+                    "precision": precision.name(),
+                    "peak_gflops": peak,
+                    "kernels": kernels,
+                });
+                output.print(self.json, &report, || kernel_table(precision, peak, &kernels))?;
             }
-            Benchmark::Knn { train, queries, width, k } => {
-                let [train, queries, width, k] = [train, queries, width, k].map(|n| *n);
+            &Benchmark::Knn { train, queries, width, k } => {
                 if [train, queries, width, k].contains(&0) {
                     bail!("`--train`, `--queries`, `--width` and `--k` must be at least 1");
                 }
                 let report = bench::knn(&KnnBench { train, queries, width, k });
-                output.print(self.json, &report, || {
-                    format!(
-                        "{:.1} s, {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
-                         {:.0} MB peak memory, {} threads",
-                        report.seconds,
-                        report.gflops,
-                        100.0 * report.share_of_peak,
-                        report.peak_gflops,
-                        report.peak_rss_mb,
-                        report.threads
-                    )
-                })?;
+                output.print(self.json, &report, || knn_text(&report))?;
             }
             Benchmark::Data { image } => {
-                let report = bench::data(&DataBench { image: image.clone(), iterations })?;
-                output.print(self.json, &report, || {
-                    format!(
-                        "{} x {}: decoding {:.2} ms, ten views {:.2} ms, total {:.2} ms \
-                         ({:.1} images per second on one core)",
-                        report.size[0],
-                        report.size[1],
-                        report.decode_ms,
-                        report.views_ms,
-                        report.total_ms,
-                        report.images_per_s
-                    )
-                })?;
+                let report = bench::data(image.as_deref(), iterations)?;
+                output.print(self.json, &report, || data_text(&report))?;
             }
         }
         Ok(Exit::Success)
@@ -213,19 +172,13 @@ impl Bench {
     fn show(&self, output: &Output, report: &Report) -> Result<()> {
         let repetitions = report.seconds.len();
         output.print(self.json, report, || {
+            let Report { median_s, images_per_s, gflops, share_of_peak, peak_gflops, .. } = report;
+            let Report { peak_rss_mb, precision, threads, .. } = report;
             format!(
-                "{:.3} s (median of {}), {:.2} images per second\n\
-                 {:.0} GFLOP/s, {:.0} % of peak GEMM ({:.0} GFLOP/s)\n\
-                 {:.0} MB peak memory, {}, {} threads",
-                report.median_s,
-                report.seconds.len(),
-                report.images_per_s,
-                report.gflops,
-                100.0 * report.share_of_peak,
-                report.peak_gflops,
-                report.peak_rss_mb,
-                report.precision,
-                report.threads
+                "{median_s:.3} s (median of {repetitions}), {images_per_s:.2} images per second\n\
+                 {gflops:.0} GFLOP/s, {:.0} % of peak GEMM ({peak_gflops:.0} GFLOP/s)\n\
+                 {peak_rss_mb:.0} MB peak memory, {precision}, {threads} threads",
+                100.0 * share_of_peak,
             )
         })?;
         if self.profile {
@@ -248,32 +201,51 @@ impl StepArgs {
             micro_batch: self.micro_batch,
             prototypes: self.prototypes,
             region: !self.view_only,
-            precision: self.precision.resolve(),
+            precision: self.precision,
             iterations,
         }
     }
 }
 
+fn knn_text(report: &KnnReport) -> String {
+    let KnnReport { seconds, gflops, share_of_peak, peak_gflops, peak_rss_mb, threads, .. } =
+        report;
+    format!(
+        "{seconds:.1} s, {gflops:.0} GFLOP/s, {:.0} % of peak GEMM ({peak_gflops:.0} GFLOP/s)\n\
+         {peak_rss_mb:.0} MB peak memory, {threads} threads",
+        100.0 * share_of_peak,
+    )
+}
+
+fn data_text(report: &DataReport) -> String {
+    let DataReport { size: [width, height], decode_ms, views_ms, total_ms, images_per_s } = report;
+    format!(
+        "{width} x {height}: decoding {decode_ms:.2} ms, ten views {views_ms:.2} ms, total \
+         {total_ms:.2} ms ({images_per_s:.1} images per second on one core)"
+    )
+}
+
 fn kernel_table(precision: Precision, peak: f64, kernels: &[KernelReport]) -> String {
     let mut text = format!(
-        "{}, {}: peak GEMM {peak:.0} GFLOP/s\n{:16} {:>20} {:>10} {:>9} {:>7}",
+        "{}, {}: peak GEMM {peak:.0} GFLOP/s\n\
+         kernel                rows x in x out     median   GFLOP/s   share",
         isa::current().name(),
         precision.name(),
-        "kernel",
-        "rows x in x out",
-        "median",
-        "GFLOP/s",
-        "share"
     );
-    for report in kernels {
-        let [rows, inputs, outputs] = report.shape;
+    for KernelReport {
+        kernel,
+        shape: [rows, inputs, outputs],
+        median_s,
+        gflops,
+        share_of_peak,
+        ..
+    } in kernels
+    {
         text.push_str(&format!(
-            "\n{:16} {:>20} {:>7.2} ms {:>9.0} {:>5.0} %",
-            report.kernel,
+            "\n{kernel:16} {:>20} {:>7.2} ms {gflops:>9.0} {:>5.0} %",
             format!("{rows} x {inputs} x {outputs}"),
-            report.median_s * 1e3,
-            report.gflops,
-            100.0 * report.share_of_peak
+            median_s * 1e3,
+            100.0 * share_of_peak
         ));
     }
     text

@@ -9,23 +9,14 @@ use esvit_data::contact_sheet;
 use esvit_eval::preview;
 use esvit_files::write_atomically;
 
-use super::exit::Exit;
-use super::output::{Output, check_writable};
 use super::settings::Settings;
+use super::{Exit, Output, check_writable};
 
 /// Subcommands of `esvit data`.
 #[derive(Debug, Subcommand)]
 pub(super) enum Data {
     /// Write a contact sheet of training crops: one row per image, the two global crops first.
     Preview(Preview),
-}
-
-impl Data {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        match self {
-            Self::Preview(command) => command.run(output),
-        }
-    }
 }
 
 /// Options of `esvit data preview`.
@@ -48,7 +39,7 @@ pub(super) struct Preview {
 }
 
 impl Preview {
-    fn run(self, output: &Output) -> Result<Exit> {
+    pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if let Some(out) = &self.out {
             check_writable(out, self.overwrite)?;
         }

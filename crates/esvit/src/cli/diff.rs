@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use esvit_model::difference::{Comparison, Tensors, compare};
+use esvit_model::difference::{Comparison, Difference, Tensors, compare};
 use esvit_nn::weights::WeightsFile;
 
-use super::exit::Exit;
-use super::output::Output;
+use super::{Exit, Output};
 
 /// Options of `esvit diff`.
 #[derive(Debug, clap::Args)]
@@ -29,8 +28,7 @@ const MAX_SHOWN: usize = 20;
 
 impl Diff {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        let [a, b] = [&self.a, &self.b].map(|path: &PathBuf| WeightsFile::open(path));
-        let [a, b] = [a?, b?];
+        let (a, b) = (WeightsFile::open(&self.a)?, WeightsFile::open(&self.b)?);
         let tensors = |file| Tensors::of(file, self.key.as_deref());
         let comparison = compare(&tensors(&a), &tensors(&b))?;
         output.print(self.json, &comparison, || table(&self.a, &self.b, &comparison))?;
@@ -43,8 +41,8 @@ fn table(a: &Path, b: &Path, comparison: &Comparison) -> String {
     let mut lines = vec![format!("{equal} tensors are equal")];
     if !different.is_empty() {
         lines.push(format!("{} tensors differ, by at most", different.len()));
-        let line = |d: &esvit_model::difference::Difference| {
-            format!("  {:<12.3e} of {:<12.3e} {}", d.largest, d.scale, d.name)
+        let line = |Difference { name, largest, scale }: &Difference| {
+            format!("  {largest:<12.3e} of {scale:<12.3e} {name}")
         };
         lines.extend(truncate(different.iter().map(line).collect()));
     }

@@ -9,9 +9,7 @@ use esvit_model::embedding::{
 };
 use esvit_model::features::{normalize, stream, view_forward};
 
-use super::args::{BackboneArgs, image_set};
-use super::exit::Exit;
-use super::output::{Output, check_writable};
+use super::{BackboneArgs, Exit, Output, check_writable, image_set};
 
 /// Options of `esvit embed`.
 #[derive(Debug, clap::Args)]

@@ -1,16 +1,13 @@
 //! `esvit export`.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use esvit_model::export::{self, Options, Target};
 use esvit_train::official;
 use esvit_weights::Float;
 
-use super::args::NetworkArgs;
-use super::exit::Exit;
-use super::output::Output;
+use super::{Exit, NetworkArgs, Output};
 
 /// Options of `esvit export`.
 #[derive(Debug, clap::Args)]
@@ -33,27 +30,20 @@ pub(super) struct Export {
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     precision: Float,
     /// Input size of an ONNX graph: a side in pixels, or HEIGHTxWIDTH [default: as in evaluations]
-    #[arg(long, value_name = "PIXELS")]
-    size: Option<Size>,
+    #[arg(long, value_name = "PIXELS", value_parser = size)]
+    size: Option<[usize; 2]>,
     /// Overwrite existing files.
     #[arg(long)]
     overwrite: bool,
 }
 
-/// Height and width in pixels.
-#[derive(Debug, Clone, Copy)]
-struct Size([usize; 2]);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (height, width) = text.split_once('x').unwrap_or((text, text));
-        let side = |text: &str| text.parse().ok().filter(|&side| (1..=1 << 14).contains(&side));
-        match (side(height), side(width)) {
-            (Some(height), Some(width)) => Ok(Self([height, width])),
-            _ => Err("give a number of pixels, or two as in `192x256`".into()),
-        }
+/// Parses height and width in pixels.
+fn size(text: &str) -> Result<[usize; 2], String> {
+    let (height, width) = text.split_once('x').unwrap_or((text, text));
+    let side = |text: &str| text.parse().ok().filter(|&side| (1..=1 << 14).contains(&side));
+    match (side(height), side(width)) {
+        (Some(height), Some(width)) => Ok([height, width]),
+        _ => Err("give a number of pixels, or two as in `192x256`".into()),
     }
 }
 
@@ -77,7 +67,7 @@ impl Export {
             return Ok(Exit::Success);
         }
         let backbone = self.network.open(&self.checkpoint, output)?;
-        let size = self.size.map_or([backbone.preprocess.size(); 2], |Size(size)| size);
+        let size = self.size.unwrap_or([backbone.preprocess.size(); 2]);
         let options = Options { target: self.format, float: self.precision, size };
         for file in export::write(&backbone, out, &options)? {
             output.result(file.display())?;

@@ -62,9 +62,7 @@ const COMMANDS: [&str; 2] = ["pretrain", "train"];
 
 /// Translates the scripts' flags in a command line.
 pub(super) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
-    let is_pretrain =
-        arguments.get(1).and_then(|name| name.to_str()).is_some_and(|n| COMMANDS.contains(&n));
-    if !is_pretrain {
+    if !arguments.get(1).is_some_and(|name| COMMANDS.iter().any(|command| name == command)) {
         return arguments;
     }
     let mut translated: Vec<OsString> = arguments[..2].to_vec();
@@ -75,23 +73,24 @@ pub(super) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
             continue;
         };
         let mut values: Vec<OsString> = inline_value.map(Into::into).into_iter().collect();
-        let is_value = |next: &OsString| !next.to_string_lossy().starts_with("--");
         let wanted = match translation {
             List(_) => usize::MAX,
             _ => 1,
         };
-        while values.len() < wanted && rest.peek().is_some_and(is_value) {
-            let next = rest.peek().map(|next| next.to_string_lossy().into_owned());
-            // A bare flag takes no value, and a list ends where settings begin.
-            let fits = next.is_some_and(|next| match translation {
+        // A bare flag takes no value, and a list ends where settings begin.
+        let is_value = |next: &OsString| {
+            let next = next.to_string_lossy();
+            let fits = match translation {
                 Bool(_) => parse_bool(&next).is_some(),
                 List(_) => next.parse::<f64>().is_ok(),
                 _ => true,
-            });
-            if !fits {
-                break;
-            }
-            values.extend(rest.next());
+            };
+            fits && !next.starts_with("--")
+        };
+        while values.len() < wanted
+            && let Some(value) = rest.next_if(is_value)
+        {
+            values.push(value);
         }
         let text: Vec<String> =
             values.iter().map(|value| value.to_string_lossy().into_owned()).collect();

@@ -9,7 +9,7 @@ use esvit_data::{DecodeLimits, Folder, Image, InMemory, Source, decode};
 use esvit_draw::Drawing;
 use esvit_files::write_atomically;
 
-use super::output::{Output, check_writable};
+use super::{Output, check_writable};
 
 /// Pixels of a PNG file per pixel of the drawing, for high-DPI screens and print.
 const PNG_SCALE: f64 = 2.0;

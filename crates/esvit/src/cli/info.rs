@@ -11,13 +11,10 @@ use esvit_nn::{BackboneConfig, ForwardCtx, zoo};
 use esvit_train::Config;
 use esvit_train::config_text::Origin;
 use esvit_train::objective::ObjectiveConfig;
-use esvit_train::recipe::RECIPES;
+use esvit_train::recipe::{RECIPES, Recipe};
 use serde_json::{Value, json};
 
-use super::args::NetworkArgs;
-use super::exit::Exit;
-use super::output::Output;
-use super::weights_report;
+use super::{Exit, NetworkArgs, Output, weights_report};
 
 /// Options of `esvit info`.
 #[derive(Debug, clap::Args)]
@@ -39,24 +36,20 @@ type Properties = Vec<(&'static str, Value)>;
 
 impl Info {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        match &self.file {
-            Some(path) => {
-                let file = WeightsFile::open(path)?;
-                let mut properties = self.container(&file);
-                let backbone = self.network.options().and_then(|options| Ok(options.read(&file)?));
-                match &backbone {
-                    Ok(backbone) => properties.extend(backbone_properties(backbone)),
-                    Err(error) => properties.push(("does_not_load", error.to_string().into())),
-                }
-                let map: BTreeMap<&str, Value> = properties.iter().cloned().collect();
-                output.print(self.json, &map, || lines(&properties))?;
-                Ok(if backbone.is_ok() { Exit::Success } else { Exit::CheckFailed })
-            }
-            None => {
-                output.print(self.json, &listing(), tables)?;
-                Ok(Exit::Success)
-            }
+        let Some(path) = &self.file else {
+            output.print(self.json, &listing(), tables)?;
+            return Ok(Exit::Success);
+        };
+        let file = WeightsFile::open(path)?;
+        let mut properties = self.container(&file);
+        let backbone = self.network.options().and_then(|options| Ok(options.read(&file)?));
+        match &backbone {
+            Ok(backbone) => properties.extend(backbone_properties(backbone)),
+            Err(error) => properties.push(("does_not_load", error.to_string().into())),
         }
+        let map: BTreeMap<&str, Value> = properties.iter().cloned().collect();
+        output.print(self.json, &map, || lines(&properties))?;
+        Ok(if backbone.is_ok() { Exit::Success } else { Exit::CheckFailed })
     }
 
     /// Properties of the file, whether or not it holds a backbone.
@@ -109,11 +102,13 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
             Err(error) => properties.push(("settings", error.to_string().into())),
         }
     }
-    properties.push(("shape", json!(config)));
-    properties.push(("preprocess", json!(preprocess)));
-    properties.push(("matched", source.report.matched.into()));
-    properties.push(("resized", json!(source.report.resized)));
-    properties.push(("left_out", json!(source.report.left_out)));
+    properties.extend([
+        ("shape", json!(config)),
+        ("preprocess", json!(preprocess)),
+        ("matched", source.report.matched.into()),
+        ("resized", json!(source.report.resized)),
+        ("left_out", json!(source.report.left_out)),
+    ]);
     properties
 }
 
@@ -127,47 +122,39 @@ fn lines(properties: &Properties) -> String {
     let mut lines = Vec::new();
     for (name, value) in properties {
         let name = name.replace('_', " ");
-        match value {
-            Value::Null => {}
-            Value::String(text) => lines.push(format!("{name:20} {text}")),
+        let texts: Vec<String> = match value {
+            Value::Null => Vec::new(),
+            Value::String(text) => vec![text.clone()],
             Value::Object(reasons) if name == "left out" => {
-                for (reason, names) in reasons {
-                    lines.push(format!("{name:20} {}", weights_report::left_out(reason, names)));
-                }
+                let texts = reasons.iter();
+                texts.map(|(reason, names)| weights_report::left_out(reason, names)).collect()
             }
-            Value::Array(items) if items.is_empty() => {}
             Value::Array(items) if items.iter().all(Value::is_string) => {
-                for item in items {
-                    lines.push(format!("{name:20} {}", item.as_str().unwrap_or_default()));
-                }
+                items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
             }
-            value => lines.push(format!("{name:20} {value}")),
-        }
+            value => vec![value.to_string()],
+        };
+        lines.extend(texts.iter().map(|text| format!("{name:20} {text}")));
     }
     lines.join("\n")
 }
 
-fn listing() -> serde_json::Value {
-    let architectures: Vec<_> = zoo::ARCHITECTURES
-        .iter()
-        .map(|arch| {
-            let config = arch.config();
-            let macs = SIZES.map(|size| macs(&config, size));
-            serde_json::json!({
-                "name": arch.name,
-                "parameters": parameters(&config),
-                "feature_width": config.output_width(),
-                "macs_224": macs[0],
-                "macs_96": macs[1],
-                "drop_path": arch.drop_path,
-            })
+fn listing() -> Value {
+    let architectures = zoo::ARCHITECTURES.each_ref().map(|arch| {
+        let config = arch.config();
+        let [large, small] = SIZES.map(|size| macs(&config, size));
+        json!({
+            "name": arch.name,
+            "parameters": parameters(&config),
+            "feature_width": config.output_width(),
+            "macs_224": large,
+            "macs_96": small,
+            "drop_path": arch.drop_path,
         })
-        .collect();
-    let recipes: Vec<_> = RECIPES
-        .iter()
-        .map(|recipe| serde_json::json!({ "name": recipe.name, "summary": recipe.summary() }))
-        .collect();
-    serde_json::json!({ "architectures": architectures, "recipes": recipes })
+    });
+    let recipe = |recipe: &Recipe| json!({ "name": recipe.name, "summary": recipe.summary() });
+    let recipes: Vec<Value> = RECIPES.iter().map(recipe).collect();
+    json!({ "architectures": &architectures[..], "recipes": recipes })
 }
 
 fn tables() -> String {

@@ -5,12 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use esvit_eval::embedding_map::{self, EmbeddingMap, MIN_TSNE, Method};
-use esvit_model::features::view_forward;
 
-use super::args::{BackboneArgs, image_set};
-use super::exit::Exit;
 use super::images::DrawingFiles;
-use super::output::Output;
+use super::{BackboneArgs, Exit, Output, image_set};
 
 /// Options of `esvit map`.
 #[derive(Debug, clap::Args)]
@@ -62,10 +59,7 @@ impl Map {
             output.note(format!("{} of the {all} images are shown", set.images.len()));
         }
         let backbone = self.backbone.open(output)?;
-        let bar = output.bar(set.images.len());
-        let forward = view_forward(&*backbone.network, &backbone.params, &backbone.preprocess);
-        let features = set.features(&backbone.preprocess, forward, |n| bar.inc(n as u64));
-        bar.finish_and_clear();
+        let features = output.with_bar(set.images.len(), |done| set.view_features(&backbone, done));
         output.warn_skipped(&features.left_out);
         let count = features.images.len();
         if count == 0 {
@@ -73,9 +67,9 @@ impl Map {
         }
 
         let method = self.method(count, output);
-        let bar = output.bar(embedding_map::STEPS);
-        let map = EmbeddingMap::new(features, &*set.source, method, || bar.inc(1))?;
-        bar.finish_and_clear();
+        let map = output.with_bar(embedding_map::STEPS, |done| {
+            EmbeddingMap::new(features, &*set.source, method, || done(1))
+        })?;
         let about = match map.classes.len() {
             0 => format!("{count} images without labels"),
             classes => format!("{count} images of {classes} classes"),
@@ -83,7 +77,7 @@ impl Map {
         let drawing = embedding_map::draw(&map, &*set.source, &about)?;
         self.files.write(&drawing, &png, output)?;
         if let Some(csv) = &self.csv {
-            embedding_map::write_csv(csv, &map)?;
+            map.write_csv(csv)?;
             output.note(format!("wrote `{}`", csv.display()));
         }
         output.print(self.json, &map, || format!("{} map of {about}", method.name()))?;

@@ -9,10 +9,8 @@ use esvit_eval::correspondence::MEASURED_PAIRS;
 use esvit_eval::matching::{self, MatchSettings, MatchedView, Matching, Pair};
 use serde_json::{Value, json};
 
-use super::args::BackboneArgs;
-use super::exit::Exit;
 use super::images::{self, DrawingFiles};
-use super::output::Output;
+use super::{BackboneArgs, Exit, Output};
 
 /// Options of `esvit match`.
 #[derive(Debug, clap::Args)]
@@ -58,11 +56,11 @@ impl Match {
         let first = images::read(&self.first)?;
         let second = self.second.as_deref().map(images::read).transpose()?;
         let backbone = self.backbone.open(output)?;
-        let stages = backbone.config.stages().len();
+        let usual = MatchSettings::usual(&backbone);
         let settings = MatchSettings {
             pairs: self.pairs,
-            size: self.size.map_or(backbone.preprocess.size(), NonZeroUsize::get),
-            stage: self.stage.map_or(stages, NonZeroUsize::get) - 1,
+            size: self.size.map_or(usual.size, NonZeroUsize::get),
+            stage: self.stage.map_or(usual.stage, |stage| stage.get() - 1),
             mutual: self.mutual,
         };
         let matching = match &second {

@@ -30,8 +30,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use exit::{FAILED, USAGE};
-use output::{Output, Quiet};
+use args::{BackboneArgs, NetworkArgs, TaskArgs, image_set};
+use data::Data;
+use eval::Eval;
+use exit::{Exit, FAILED, USAGE};
+use output::{Output, check_writable};
 
 /// Self-supervised pre-training of vision transformers (EsViT, DINO), with evaluation,
 /// visualization and export.
@@ -54,7 +57,7 @@ enum Command {
     Resume(pretrain::Resume),
     /// Evaluate a backbone: k-NN, linear probe, fine-tuning, correspondence, attention, efficiency.
     #[command(subcommand)]
-    Eval(eval::Eval),
+    Eval(Eval),
     /// Draw the attention of a query pixel, head by head.
     Attend(attend::Attend),
     /// Write an HTML report of a run: curves, crops, evaluations, settings.
@@ -82,7 +85,7 @@ enum Command {
     Bench(bench::Bench),
     /// Inspect training data.
     #[command(subcommand)]
-    Data(data::Data),
+    Data(Data),
 }
 
 /// Parses the command line and runs the command.
@@ -96,11 +99,17 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    let output = Output::new(if cli.quiet { Quiet::Yes } else { Quiet::No });
+    let output = Output::new(cli.quiet);
     let result = match cli.command {
         Command::Pretrain(command) => command.run(&output),
         Command::Resume(command) => command.run(&output),
-        Command::Eval(command) => command.run(&output),
+        Command::Eval(Eval::Knn(command)) => command.run(&output),
+        Command::Eval(Eval::Linear(command)) => command.run(&output),
+        Command::Eval(Eval::Transfer(command)) => command.run(&output),
+        Command::Eval(Eval::Finetune(command)) => command.run(&output),
+        Command::Eval(Eval::Correspondence(command)) => command.run(&output),
+        Command::Eval(Eval::Attention(command)) => command.run(&output),
+        Command::Eval(Eval::Efficiency(command)) => command.run(&output),
         Command::Attend(command) => command.run(&output),
         Command::Report(command) => command.run(&output),
         Command::Embed(command) => command.run(&output),
@@ -113,7 +122,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Info(command) => command.run(&output),
         Command::Verify(command) => command.run(&output),
         Command::Bench(command) => command.run(&output),
-        Command::Data(command) => command.run(&output),
+        Command::Data(Data::Preview(command)) => command.run(&output),
     };
     match result {
         Ok(exit) => exit.into(),

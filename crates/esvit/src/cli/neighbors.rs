@@ -4,13 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
-use esvit_eval::neighbors::{QueryOptions, find, sheet};
+use esvit_eval::neighbors::{NeighborImage, QueryOptions, Row, find, sheet};
 use serde_json::json;
 
-use super::args::{BackboneArgs, image_set};
-use super::exit::Exit;
 use super::images::{self, DrawingFiles};
-use super::output::Output;
+use super::{BackboneArgs, Exit, Output, image_set};
 
 /// Options of `esvit neighbors`.
 #[derive(Debug, clap::Args)]
@@ -50,33 +48,30 @@ impl Neighbors {
         let backbone = self.backbone.open(output)?;
         let options = QueryOptions { rows: self.rows, k: self.k, seed: self.seed };
         let asked = queries.as_ref().map_or(0, |queries| self.rows.min(queries.images.len()));
-        let bar = output.bar(gallery.images.len() + asked);
-        let done = |count| bar.inc(count as u64);
-        let found = find(&backbone, &gallery, queries.as_ref(), options, done)?;
-        bar.finish_and_clear();
+        let found = output.with_bar(gallery.images.len() + asked, |done| {
+            find(&backbone, &gallery, queries.as_ref(), options, done)
+        })?;
         output.warn_skipped(&found.left_out);
 
         let about = format!("cosine similarity of view features, among {} images", found.images);
         let drawing = sheet(&found, &about)?;
         self.files.write(&drawing, &png, output)?;
-        if self.json {
-            output.json(&json!({
-                "images": found.images,
-                "same_class": found.same_class(),
-                "rows": found.rows,
-            }))?;
-            return Ok(Exit::Success);
-        }
-        for row in &found.rows {
-            output.result(&row.query.name)?;
-            for near in &row.neighbors {
-                output.result(format!("{:7.3}  {}", near.similarity, near.entry.name))?;
+        let same_class = found.same_class();
+        let report =
+            json!({ "images": found.images, "same_class": same_class, "rows": found.rows });
+        output.print(self.json, &report, || {
+            let mut lines = Vec::new();
+            for Row { query, neighbors } in &found.rows {
+                lines.push(query.name.clone());
+                let line =
+                    |near: &NeighborImage| format!("{:7.3}  {}", near.similarity, near.entry.name);
+                lines.extend(neighbors.iter().map(line));
             }
-        }
-        if let Some(share) = found.same_class() {
-            let percent = 100.0 * share;
-            output.result(format!("{percent:.1} % of the neighbors have their query's class"))?;
-        }
+            lines.extend(same_class.map(|share| {
+                format!("{:.1} % of the neighbors have their query's class", 100.0 * share)
+            }));
+            lines.join("\n")
+        })?;
         Ok(Exit::Success)
     }
 

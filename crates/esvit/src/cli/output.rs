@@ -8,17 +8,11 @@ use anyhow::bail;
 use esvit_model::features::SkippedImage;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// Whether notes and progress bars are off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Quiet {
-    Yes,
-    No,
-}
-
 /// The output streams of the program.
 #[derive(Debug)]
 pub(super) struct Output {
-    quiet: Quiet,
+    /// Whether notes and progress bars are off.
+    quiet: bool,
     terminal: bool,
     color: bool,
     /// Progress bars; messages are written above them.
@@ -30,7 +24,7 @@ const YELLOW: &str = "33";
 const CYAN: &str = "36";
 
 impl Output {
-    pub(super) fn new(quiet: Quiet) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal();
         let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { quiet, terminal, color, bars: MultiProgress::new() }
@@ -38,17 +32,12 @@ impl Output {
 
     /// Whether progress bars are drawn.
     pub(super) fn shows_progress(&self) -> bool {
-        self.terminal && self.quiet == Quiet::No
+        self.terminal && !self.quiet
     }
 
     /// Writes a result to stdout.
     pub(super) fn result(&self, text: impl Display) -> io::Result<()> {
         self.bars.suspend(|| writeln!(io::stdout().lock(), "{text}"))
-    }
-
-    /// Writes a value as JSON to stdout.
-    pub(super) fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
-        Ok(self.result(serde_json::to_string_pretty(value)?)?)
     }
 
     /// Writes results to stdout, as JSON or as text.
@@ -58,12 +47,12 @@ impl Output {
         value: &impl serde::Serialize,
         text: impl FnOnce() -> String,
     ) -> anyhow::Result<()> {
-        if json { self.json(value) } else { Ok(self.result(text())?) }
+        Ok(self.result(if json { serde_json::to_string_pretty(value)? } else { text() })?)
     }
 
     /// Writes a note to stderr, unless quiet.
     pub(super) fn note(&self, text: impl Display) {
-        if self.quiet == Quiet::No {
+        if !self.quiet {
             self.eprint(&text.to_string());
         }
     }
@@ -74,6 +63,19 @@ impl Output {
             true => self.bars.add(ProgressBar::new(len as u64)),
             false => ProgressBar::hidden(),
         }
+    }
+
+    /// Shows a progress bar of `len` steps during `work`, which calls its argument with the number
+    /// of steps done.
+    pub(super) fn with_bar<T>(
+        &self,
+        len: usize,
+        work: impl FnOnce(&mut (dyn FnMut(usize) + Send)) -> T,
+    ) -> T {
+        let bar = self.bar(len);
+        let result = work(&mut |steps| bar.inc(steps as u64));
+        bar.finish_and_clear();
+        result
     }
 
     /// A progress bar of `steps` training steps with their time and a message, likewise.

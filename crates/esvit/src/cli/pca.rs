@@ -6,10 +6,8 @@ use anyhow::{Result, bail};
 use esvit_eval::pca::{ColorMap, Framing, RegionImage, Upsampling, draw, region_map};
 use serde_json::json;
 
-use super::args::BackboneArgs;
-use super::exit::Exit;
 use super::images::{self, DrawingFiles};
-use super::output::Output;
+use super::{BackboneArgs, Exit, Output};
 
 /// Maximum number of images in a drawing.
 const MAX_IMAGES: usize = 64;
@@ -83,26 +81,22 @@ impl Pca {
         let upsampling = if self.smooth { Upsampling::Smooth } else { Upsampling::Sharp };
         let drawing = draw(&shown, &colors, upsampling, &about)?;
         self.files.write(&drawing, &png, output)?;
-        if self.json {
-            let maps = shown.iter().map(|image| {
-                let [height, width] = image.regions.map;
-                json!({ "image": image.name, "height": height, "width": width })
-            });
-            output.json(&json!({
-                "stage": stage,
-                "size": size,
-                "regions": colors.regions(),
-                "explained_variance": explained,
-                "maps": maps.collect::<Vec<_>>(),
-            }))?;
-        } else {
-            let shares: Vec<String> =
-                explained.iter().map(|share| format!("{:.1}", 100.0 * share)).collect();
-            output.result(format!(
-                "{about}\npercent of the variance by component: {}",
-                shares.join(", ")
-            ))?;
-        }
+        let map = |RegionImage { name, regions }: &RegionImage| {
+            let [height, width] = regions.map;
+            json!({ "image": name, "height": height, "width": width })
+        };
+        let report = json!({
+            "stage": stage,
+            "size": size,
+            "regions": colors.regions(),
+            "explained_variance": explained,
+            "maps": shown.iter().map(map).collect::<Vec<_>>(),
+        });
+        output.print(self.json, &report, || {
+            let share = |share: &f64| format!("{:.1}", 100.0 * share);
+            let shares: Vec<String> = explained.iter().map(share).collect();
+            format!("{about}\npercent of the variance by component: {}", shares.join(", "))
+        })?;
         Ok(Exit::Success)
     }
 }

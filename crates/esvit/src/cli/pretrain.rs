@@ -8,22 +8,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use esvit_data::{Preprocess, Source};
 use esvit_eval::bench::peak_gflops;
-use esvit_eval::knn;
 use esvit_eval::labeled::LabeledTask;
-use esvit_eval::preview;
-use esvit_eval::record::EvalRecord;
+use esvit_eval::{knn, preview};
 use esvit_kernels::profile;
 use esvit_nn::{Network, Params};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 
-use super::args::{NetworkArgs, save_record};
-use super::eval;
-use super::exit::Exit;
-use super::output::Output;
 use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
 use super::settings::Settings;
+use super::{BackboneArgs, Exit, NetworkArgs, Output, eval};
 
 /// Options of `esvit pretrain`.
 #[derive(Debug, clap::Args)]
@@ -311,32 +306,20 @@ fn report(
     }
     if let Some(task) = task {
         let (ks, temperature) = ([config.knn.k], config.knn.temperature);
-        let backbone = NetworkArgs::default().open(&outcome.checkpoint, output)?;
-        let rows = eval::knn::compare(&backbone, task, &ks, temperature, output)?;
-        let (about, images) = (&task.description, task.images());
-        output.result(eval::knn::table(&rows, about, images))?;
-        let report = eval::knn::report(about, images, temperature, &rows);
-        save_record(
-            out,
-            &EvalRecord::new("knn", about, &backbone, &outcome.checkpoint, &report)?,
-            output,
-        )?;
+        let checkpoint = outcome.checkpoint.clone();
+        let backbone = BackboneArgs { checkpoint, network: NetworkArgs::default() };
+        eval::knn::evaluate(&backbone, task, &ks, temperature, false, output)?;
     }
     let checkpoint = outcome.checkpoint.display();
     output.note("next steps:");
     output.note(format!("  esvit report {}", out.display()));
-    let labeled = match (&config.data.path, task) {
-        (None, _) => Some(String::new()),
-        (Some(path), Some(_)) => Some(format!(" --train {}", path.display())),
-        (Some(_), None) => None,
-    };
-    if let Some(data) = labeled {
+    let path = config.data.path.as_ref();
+    let option = |name: &str| path.map(|path| format!(" {name} {}", path.display()));
+    if path.is_none() || task.is_some() {
+        let data = option("--train").unwrap_or_default();
         output.note(format!("  esvit eval linear --checkpoint {checkpoint}{data}"));
     }
-    let data = match &config.data.path {
-        Some(path) => format!(" --data {}", path.display()),
-        None => String::new(),
-    };
+    let data = option("--data").unwrap_or_default();
     output.note(format!("  esvit embed --checkpoint {checkpoint}{data} --out features.npy"));
     Ok(Exit::Success)
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use esvit_train::run::{Event, KnnMetrics, Observer, Plan, StepMetrics};
+use esvit_train::run::{Event, KnnMetrics, Observer, StepMetrics};
 use indicatif::ProgressBar;
 
-use super::output::Output;
+use super::Output;
 
 /// Progress bar and log lines of a run.
 pub(super) struct Progress<'a> {
@@ -18,41 +18,21 @@ impl<'a> Progress<'a> {
     pub(super) fn new(output: &'a Output) -> Self {
         Self { output, bar: ProgressBar::hidden(), total: 0 }
     }
-
-    fn begin(&mut self, plan: &Plan) {
-        self.output.note(plan);
-        self.total = plan.total_steps;
-        self.bar = self.output.steps_bar(plan.total_steps);
-        self.bar.set_position(plan.first_step);
-        self.bar.reset_eta();
-    }
-
-    fn knn(&self, metrics: &KnnMetrics) {
-        self.output.note(format!(
-            "epoch {}  k-NN top-1 {:.1} %, top-5 {:.1} % (k = {})",
-            metrics.epoch, metrics.knn_top1, metrics.knn_top5, metrics.knn_k
-        ));
-    }
 }
 
 /// A line about the last steps of a run of `total` steps.
 fn line(metrics: &StepMetrics, total: u64) -> String {
-    let parts = metrics.loss_parts().map(|(name, loss)| format!("{name} {loss:.3}"));
-    let parts: Vec<String> = parts.collect();
+    let parts: Vec<String> =
+        metrics.loss_parts().map(|(name, loss)| format!("{name} {loss:.3}")).collect();
     // A single part is the whole loss.
     let parts = if parts.len() > 1 { format!(" ({})", parts.join(", ")) } else { String::new() };
     let left =
         Duration::from_secs_f64(metrics.batch_time * (total - metrics.step.min(total)) as f64);
     let health = metrics.summary.as_ref().map(|summary| format!("  {summary}"));
+    let StepMetrics { step, epoch, train_loss, lr, img_per_s, .. } = metrics;
     format!(
-        "step {}/{} epoch {}  loss {:.4}{parts}  lr {:.2e}  {:.0} img/s  data wait {:.0} %  \
-         left {}{}",
-        metrics.step,
-        total,
-        metrics.epoch,
-        metrics.train_loss,
-        metrics.lr,
-        metrics.img_per_s,
+        "step {step}/{total} epoch {epoch}  loss {train_loss:.4}{parts}  lr {lr:.2e}  \
+         {img_per_s:.0} img/s  data wait {:.0} %  left {}{}",
         100.0 * metrics.data_wait,
         clock(left),
         health.unwrap_or_default(),
@@ -73,13 +53,23 @@ pub(super) fn clock(time: Duration) -> String {
 impl Observer for Progress<'_> {
     fn notice(&mut self, event: &Event<'_>) {
         match event {
-            Event::Begin(plan) => self.begin(plan),
+            Event::Begin(plan) => {
+                self.output.note(plan);
+                self.total = plan.total_steps;
+                self.bar = self.output.steps_bar(plan.total_steps);
+                self.bar.set_position(plan.first_step);
+                self.bar.reset_eta();
+            }
             Event::Step { step, loss } => {
                 self.bar.set_position(*step);
                 self.bar.set_message(format!("loss {loss:.3}"));
             }
             Event::Figures(metrics) => self.output.note(line(metrics, self.total)),
-            Event::Knn(metrics) => self.knn(metrics),
+            Event::Knn(KnnMetrics { epoch, knn_top1, knn_top5, knn_k, .. }) => {
+                self.output.note(format!(
+                    "epoch {epoch}  k-NN top-1 {knn_top1:.1} %, top-5 {knn_top5:.1} % (k = {knn_k})"
+                ));
+            }
             Event::Broken(broken) => {
                 self.output.warning(format!("left out `{}`: {}", broken.name, broken.reason));
             }

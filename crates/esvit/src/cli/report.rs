@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use esvit_eval::report;
 
-use super::exit::Exit;
-use super::output::Output;
+use super::{Exit, Output};
 
 /// Options of `esvit report`.
 #[derive(Debug, clap::Args)]

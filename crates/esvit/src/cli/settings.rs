@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use esvit_train::Config;
 use esvit_train::config::recipe_layers;
 use esvit_train::config_text::{Layer, parse_file, parse_override};
-use esvit_train::recipe;
+use esvit_train::{Config, recipe};
 
 /// Sources of settings.
 #[derive(Debug, clap::Args)]

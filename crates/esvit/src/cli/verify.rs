@@ -6,8 +6,7 @@ use anyhow::Result;
 use esvit_eval::verify::{Check, Outcome, Report, run};
 use esvit_nn::Device;
 
-use super::exit::Exit;
-use super::output::Output;
+use super::{Exit, Output};
 
 /// Options of `esvit verify`.
 #[derive(Debug, clap::Args)]

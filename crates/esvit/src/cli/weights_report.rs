@@ -6,7 +6,7 @@ use esvit_model::{PretrainedBackbone, SourceFile};
 use esvit_nn::weights::reason;
 use serde_json::Value;
 
-use super::output::Output;
+use super::Output;
 
 /// Maximum number of tensor names shown.
 const MAX_SHOWN: usize = 3;

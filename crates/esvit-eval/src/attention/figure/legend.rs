@@ -27,12 +27,12 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
     };
     drawing.text([left, top + 15.0], &title, 16.0, color::INK, Anchor::Start);
     let shifted = if *shift > 0 { format!(", shifted by {shift}") } else { String::new() };
-    let details = format!(
-        "{} × {} cells of {cell} × {cell} pixels in windows of {window} × {window}{shifted}",
-        map[0], map[1]
-    );
     let close = if figure.is_zoomed() { "; the part in white is shown below" } else { "" };
-    let details = format!("{details}{close}");
+    let [rows, columns] = map;
+    let details = format!(
+        "{rows} × {columns} cells of {cell} × {cell} pixels in windows of \
+         {window} × {window}{shifted}{close}"
+    );
     drawing.text([left, top + 15.0 + LINE], &details, 11.0, color::FAINT, Anchor::Start);
 
     let entry = |line: usize| top + 17.0 + LINE * line as f64;
@@ -41,16 +41,15 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
     };
     let swatch = |line: usize| [left, entry(line) - 6.0, 18.0, 12.0];
 
-    let padding = match figure.attention.padding_keys {
-        0 => String::new(),
-        keys => format!(" and {keys} padding tokens"),
+    let (padding, on_image) = match figure.attention.padding_keys {
+        0 => (String::new(), ""),
+        keys => (format!(" and {keys} padding tokens"), " on the image"),
     };
+    let [row, column] = query;
     let sees = format!(
-        "query at row {}, column {}; sees {} of {} cells{padding}",
-        query[0],
-        query[1],
+        "query at row {row}, column {column}; sees {} of {} cells{padding}",
         figure.attention.visible_cells(),
-        map[0] * map[1]
+        rows * columns
     );
     drawing.dot([left + 9.0, entry(2)], 5.0, color::QUERY);
     words(drawing, 2, &sees);
@@ -66,11 +65,8 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
     drawing.rect(swatch(4), "#ff0000", 0.5);
     let share = format!("{:.4}", 100.0 * figure.attention.mass);
     let share = share.trim_end_matches('0').trim_end_matches('.');
-    let words_of_mask = match figure.attention.padding_keys {
-        0 => format!("smallest set of cells with {share} % of the attention"),
-        _ => format!("smallest set of cells with {share} % of the attention on the image"),
-    };
-    words(drawing, 4, &words_of_mask);
+    let mask = format!("smallest set of cells with {share} % of the attention{on_image}");
+    words(drawing, 4, &mask);
 
     if figure.attention.visible_cells() < figure.attention.visible.len() {
         let [x, y, width, height] = swatch(5);

@@ -10,11 +10,8 @@ use esvit_eval::record;
 use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
-use crate::cli::args::{BackboneArgs, image_set};
-use crate::cli::exit::Exit;
-use crate::cli::images;
-use crate::cli::output::{Output, check_writable};
 use crate::cli::pca::pluralize;
+use crate::cli::{BackboneArgs, Exit, Output, check_writable, image_set, images};
 
 /// Value of `--against` for a newly initialized network.
 const UNTRAINED: &str = "untrained";
@@ -48,7 +45,7 @@ pub(in crate::cli) struct Attention {
 }
 
 impl Attention {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         if self.images == 0 {
             bail!("`--images` is 0, at least one image is needed");
         }
@@ -63,42 +60,28 @@ impl Attention {
             Some(path) => Some((path, self.backbone.network.open(path, output)?)),
             None => None,
         };
-        let measured = measure(&backbone, &set, output)?;
-        output.warn_skipped(&measured.left_out);
-        let other = match other {
-            Some((path, backbone)) => Some((path, measure(&backbone, &set, output)?)),
-            None => None,
-        };
-
-        let mut networks = vec![(name(&self.backbone.checkpoint), measured.blocks.as_slice())];
-        if let Some((path, other)) = &other {
-            networks.push((name(path), other.blocks.as_slice()));
-        }
-        self.draw(&networks, output)?;
-        let mut report = json!({
-            "task": task,
-            "images": measured.images,
-            "blocks": measured.blocks,
-        });
-        if let Some((path, other)) = &other {
+        let AttentionStatistics { blocks, images, left_out } = measure(&backbone, &set, output)?;
+        output.warn_skipped(&left_out);
+        let mut report = json!({ "task": task, "images": images, "blocks": blocks });
+        let mut networks = vec![(name(&self.backbone.checkpoint), blocks)];
+        if let Some((path, backbone)) = other {
+            let blocks = measure(&backbone, &set, output)?.blocks;
             report["against"] =
-                json!({ "checkpoint": path.display().to_string(), "blocks": other.blocks });
+                json!({ "checkpoint": path.display().to_string(), "blocks": blocks });
+            networks.push((name(path), blocks));
         }
+        let plotted: Vec<(&str, &[BlockStatistics])> =
+            networks.iter().map(|(name, blocks)| (&name[..], &blocks[..])).collect();
+        let drawing = attention::plot(&plotted);
+        images::write(&drawing, self.out.as_deref(), self.svg.as_deref(), output)?;
         output.print(self.json, &report, || {
-            let images = pluralize(measured.images, "image");
+            let images = pluralize(images, "image");
             let title = |name: &str| format!("{name}, {images} of {task}");
             let tables = networks.iter().map(|(name, blocks)| table(&title(name), blocks));
             tables.collect::<Vec<_>>().join("\n")
         })?;
         self.backbone.save_record(&backbone, "attention", &task, &report, output)?;
         Ok(Exit::Success)
-    }
-
-    fn draw(&self, networks: &[(String, &[BlockStatistics])], output: &Output) -> Result<()> {
-        let networks: Vec<(&str, &[BlockStatistics])> =
-            networks.iter().map(|(name, blocks)| (name.as_str(), *blocks)).collect();
-        let drawing = attention::plot(&networks);
-        images::write(&drawing, self.out.as_deref(), self.svg.as_deref(), output)
     }
 }
 
@@ -107,19 +90,11 @@ fn measure(
     set: &LabeledSet,
     output: &Output,
 ) -> Result<AttentionStatistics> {
-    let bar = output.bar(set.images.len());
-    let measured = attention::statistics(
-        &*backbone.network,
-        &backbone.params,
-        &backbone.preprocess,
-        &*set.source,
-        &set.images,
-        |count| bar.inc(count as u64),
-    )?;
-    bar.finish_and_clear();
+    let count = set.images.len();
+    let measured = output.with_bar(count, |done| attention::statistics(backbone, set, done))?;
     if measured.images == 0 {
         output.warn_skipped(&measured.left_out);
-        bail!("none of the {} images can be read", set.images.len());
+        bail!("none of the {count} images can be read");
     }
     Ok(measured)
 }
@@ -136,32 +111,22 @@ fn name(checkpoint: &Path) -> String {
 /// The statistics of one network as a table.
 fn table(title: &str, blocks: &[BlockStatistics]) -> String {
     let mut text = format!(
-        "attention entropy in bits: {title}\n{:>5} {:>5} {:>8} {:>6} {:>6} {:>8} {:>10} {:>14} {:>9} {:>8}",
-        "block",
-        "stage",
-        "map",
-        "window",
-        "heads",
-        "entropy",
-        "of largest",
-        "lowest-highest",
-        "diversity",
-        "padding"
+        "attention entropy in bits: {title}\n\
+         block stage      map window  heads  entropy of largest lowest-highest diversity  padding"
     );
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for block in blocks {
         let entropies = || block.heads.iter().map(|head| head.entropy);
-        let (lowest, highest) =
-            (entropies().fold(f64::INFINITY, f64::min), entropies().fold(0.0, f64::max));
+        let lowest = entropies().fold(f64::INFINITY, f64::min);
+        let highest = entropies().fold(0.0, f64::max);
+        let BlockStatistics { position, map: [rows, columns], window, heads, entropy, .. } = block;
         let _ = write!(
             text,
-            "\n{:>5} {:>5} {:>8} {:>6} {:>6} {:>8.3} {:>10} {:>14} {:>9} {:>7.1}%",
-            block.position.block,
-            block.position.stage,
-            format!("{}x{}", block.map[0], block.map[1]),
-            block.window,
-            block.heads.len(),
-            block.entropy,
+            "\n{:>5} {:>5} {:>8} {window:>6} {:>6} {entropy:>8.3} {:>10} {:>14} {:>9} {:>7.1}%",
+            position.block,
+            position.stage,
+            format!("{rows}x{columns}"),
+            heads.len(),
             or_none(block.share.map(|share| format!("{:.1}%", 100.0 * share))),
             format!("{lowest:.2}-{highest:.2}"),
             or_none(block.diversity.map(|diversity| format!("{diversity:.4}"))),

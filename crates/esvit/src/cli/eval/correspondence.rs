@@ -6,16 +6,13 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use esvit_data::{EvalTransform, Preprocess};
+use esvit_data::EvalTransform;
 use esvit_eval::correspondence::{
     CorrespondenceResults, Estimate, Geometry, Grid, MEASURED_PAIRS, Protocol, Summary, measure,
 };
-use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 
-use crate::cli::args::{BackboneArgs, image_set};
-use crate::cli::exit::Exit;
-use crate::cli::output::Output;
+use crate::cli::{BackboneArgs, Exit, Output, image_set};
 
 /// Options of `esvit eval correspondence`.
 #[derive(Debug, clap::Args)]
@@ -71,47 +68,48 @@ struct Row {
 }
 
 impl Correspondence {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         let (mut set, task) = image_set(self.data.as_deref(), |task| task.queries)?;
         set.limit(self.images.map_or(usize::MAX, NonZeroUsize::get));
         let backbone = self.backbone.open(output)?;
-        let preprocess = self.preprocess(&backbone)?;
+        let mut preprocess = backbone.preprocess.clone();
+        if let Some(size) = self.size {
+            preprocess.transform = EvalTransform::new(u32::try_from(size.get())?);
+        }
         let config = &backbone.config;
-        let stages = config.stages().len();
-        let stage = self.stage.map_or(stages, NonZeroUsize::get);
+        let stage = self.stage.map_or(config.stages().len(), NonZeroUsize::get);
         let protocol = self.protocol(stage - 1)?;
         let grid = Grid::new(config, stage - 1, [preprocess.size(); 2])?;
         if self.geometry == GeometryArg::Mirror && protocol.pairs > grid.cells() {
             output.warning(few_cells_warning(&grid, stage));
         }
 
-        let untrained = backbone.untrained();
-        let bar = output.bar(set.images.len());
-        let measured = measure(
-            &*set.source,
-            &set.images,
-            &preprocess,
-            &protocol,
-            &[&untrained, &backbone],
-            |count| bar.inc(count as u64),
-        )?;
-        bar.finish_and_clear();
-        output.warn_skipped(&measured.left_out);
-        if measured.disjoint > 0 {
+        let networks = [&backbone.untrained(), &backbone];
+        let CorrespondenceResults { images, disjoint, left_out, networks, chance, best, .. } =
+            output.with_bar(set.images.len(), |done| {
+                measure(&set, &preprocess, &protocol, &networks, done)
+            })?;
+        output.warn_skipped(&left_out);
+        if disjoint > 0 {
             output.note(format!(
-                "{} images are not measured: their two crops do not overlap",
-                measured.disjoint
+                "{disjoint} images are not measured: their two crops do not overlap"
             ));
+        }
+        let names = ["chance", "untrained", "trained", "best possible"];
+        let summaries = [chance].into_iter().chain(networks).chain([best]);
+        let rows = names.into_iter().zip(summaries);
+        let mut rows: Vec<Row> =
+            rows.map(|(features, summary)| Row { features, summary }).collect();
+        // Mirrored cells map onto whole cells, so the best possible score is perfect.
+        if self.geometry == GeometryArg::Mirror {
+            rows.pop();
         }
 
         let pairs = (protocol.pairs < grid.cells()).then_some(protocol.pairs);
-        let (images, disjoint) = (measured.images, measured.disjoint);
-        let left_out = measured.left_out.len();
-        let rows = self.rows(measured);
         let report = serde_json::json!({
             "task": task,
             "images": images,
-            "left_out": left_out,
+            "left_out": left_out.len(),
             "disjoint": disjoint,
             "geometry": self.geometry,
             "scale": (self.geometry == GeometryArg::Crops).then_some(&self.scale),
@@ -124,20 +122,15 @@ impl Correspondence {
             "results": rows,
         });
         output.print(self.json, &report, || {
-            let pairs_text = match (pairs, self.geometry) {
-                (Some(pairs), _) => format!("the {pairs} most similar"),
-                (None, GeometryArg::Mirror) => "all".into(),
-                (None, GeometryArg::Crops) => "those visible in both".into(),
+            let (views, all) = match self.geometry {
+                GeometryArg::Mirror => ("an image and its mirror image", "all"),
+                GeometryArg::Crops => ("two crops of an image", "those visible in both"),
             };
-            let views = match self.geometry {
-                GeometryArg::Mirror => "an image and its mirror image",
-                GeometryArg::Crops => "two crops of an image",
-            };
+            let pairs = pairs.map_or(all.into(), |pairs| format!("the {pairs} most similar"));
+            let Grid { rows: high, columns: wide, .. } = grid;
             format!(
-                "correspondence on {task}: {images} images, {views}, {pairs_text} of {} x {} \
+                "correspondence on {task}: {images} images, {views}, {pairs} of {high} x {wide} \
                  cells\n{}",
-                grid.rows,
-                grid.columns,
                 table(&rows)
             )
         })?;
@@ -145,24 +138,12 @@ impl Correspondence {
         Ok(Exit::Success)
     }
 
-    fn preprocess(&self, backbone: &PretrainedBackbone) -> Result<Preprocess> {
-        let usual = backbone.preprocess.clone();
-        Ok(match self.size {
-            Some(size) => {
-                let transform = EvalTransform::new(u32::try_from(size.get())?);
-                Preprocess { transform, ..usual }
-            }
-            None => usual,
-        })
-    }
-
     fn protocol(&self, stage: usize) -> Result<Protocol> {
-        let scale = [self.scale[0], self.scale[1]];
-        if !(0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0) {
+        let scale @ [low, high] = [self.scale[0], self.scale[1]];
+        if !(0.0 < low && low <= high && high <= 1.0) {
             bail!(
-                "`--scale` is {} {}: both must be above 0 and at most 1, the smaller one first",
-                scale[0],
-                scale[1]
+                "`--scale` is {low} {high}: both must be above 0 and at most 1, the smaller one \
+                 first"
             );
         }
         let (geometry, pairs) = match self.geometry {
@@ -171,20 +152,6 @@ impl Correspondence {
         };
         let pairs = self.pairs.map_or(pairs, NonZeroUsize::get);
         Ok(Protocol { geometry, pairs, stage, seed: self.seed })
-    }
-
-    fn rows(&self, measured: CorrespondenceResults) -> Vec<Row> {
-        let CorrespondenceResults { chance, best, networks, .. } = measured;
-        let mut rows = vec![Row { features: "chance", summary: chance }];
-        let names = ["untrained", "trained"];
-        rows.extend(
-            names.into_iter().zip(networks).map(|(features, summary)| Row { features, summary }),
-        );
-        // Mirrored cells map onto whole cells, so the best possible score is perfect.
-        if self.geometry == GeometryArg::Crops {
-            rows.push(Row { features: "best possible", summary: best });
-        }
-        rows
     }
 }
 
@@ -200,28 +167,18 @@ fn few_cells_warning(grid: &Grid, stage: usize) -> String {
 /// The results as a table.
 fn table(rows: &[Row]) -> String {
     let mut text = format!("{:14}{:>23}{:>23}", "matches", "accuracy", "distance in pixels");
-    let summary = |row: &Row| row.summary.clone();
-    for pck in rows.first().map(|row| summary(row).pck).unwrap_or_default() {
+    for pck in rows.first().map(|row| &row.summary.pck[..]).unwrap_or_default() {
         let _ = write!(text, "{:>23}", format!("PCK@{}", pck.alpha));
     }
-    let next = rows.iter().any(|row| row.summary.next_similarity.is_some());
-    if next {
+    if rows.iter().any(|row| row.summary.next_similarity.is_some()) {
         let _ = write!(text, "{:>23}", "next similarity");
     }
-    for row in rows {
-        let Summary { accuracy, distance, pck, next_similarity } = summary(row);
-        let _ = write!(
-            text,
-            "\n{:14}{}{}",
-            row.features,
-            format_estimate(&accuracy, 3),
-            format_estimate(&distance, 1)
-        );
-        for pck in pck {
-            text.push_str(&format_estimate(&pck.share, 3));
-        }
-        if let Some(next) = next_similarity {
-            text.push_str(&format_estimate(&next, 3));
+    for Row { features, summary: Summary { accuracy, distance, pck, next_similarity } } in rows {
+        let _ = write!(text, "\n{features:14}");
+        text.push_str(&format_estimate(accuracy, 3));
+        text.push_str(&format_estimate(distance, 1));
+        for share in pck.iter().map(|pck| &pck.share).chain(next_similarity) {
+            text.push_str(&format_estimate(share, 3));
         }
     }
     text

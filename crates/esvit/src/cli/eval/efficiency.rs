@@ -8,8 +8,7 @@ use esvit_eval::efficiency::{self, BackboneCost, Cost, StepCosts};
 use esvit_nn::ForwardCtx;
 use serde_json::Value;
 
-use crate::cli::exit::Exit;
-use crate::cli::output::Output;
+use crate::cli::{Exit, Output};
 
 /// Options of `esvit eval efficiency`.
 #[derive(Debug, clap::Args)]
@@ -47,21 +46,18 @@ pub(in crate::cli) struct Efficiency {
 const FORWARD_BATCH: usize = 8;
 
 impl Efficiency {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         let backbones: Vec<BackboneCost> =
             self.models.iter().map(|model| self.measure(model, output)).collect::<Result<_>>()?;
-        output.print(
-            self.json,
-            &serde_json::json!({
-                "prototypes": self.prototypes,
-                "global_size": self.global_size,
-                "local_size": self.local_size,
-                "local_crops": self.local_crops,
-                "precision": self.precision,
-                "backbones": backbones,
-            }),
-            || efficiency::table(&backbones),
-        )?;
+        let report = serde_json::json!({
+            "prototypes": self.prototypes,
+            "global_size": self.global_size,
+            "local_size": self.local_size,
+            "local_crops": self.local_crops,
+            "precision": self.precision,
+            "backbones": backbones,
+        });
+        output.print(self.json, &report, || efficiency::table(&backbones))?;
         Ok(Exit::Success)
     }
 

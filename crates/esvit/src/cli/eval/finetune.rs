@@ -1,18 +1,18 @@
 //! `esvit eval finetune`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use esvit_eval::finetune::{self, EpochResult, Event, Finetuned, Settings};
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::probe::ClassAccuracy;
+use esvit_nn::ops::Precision;
 use indicatif::ProgressBar;
 
 use crate::cli::args::{BackboneArgs, TaskArgs};
-use crate::cli::bench::PrecisionArg;
-use crate::cli::exit::Exit;
-use crate::cli::output::{Output, check_writable};
+use crate::cli::bench::precision_parser;
+use crate::cli::{Exit, Output, check_writable};
 
 /// Default number of epochs.
 const EPOCHS: u64 = 30;
@@ -69,8 +69,8 @@ pub(in crate::cli) struct Finetune {
     #[arg(long, value_name = "RATE", default_value_t = defaults().drop_path)]
     drop_path: f64,
     /// Precision of GEMM operands and saved activations.
-    #[arg(long, default_value = "auto")]
-    precision: PrecisionArg,
+    #[arg(long, default_value = "auto", value_parser = precision_parser())]
+    precision: Precision,
     /// Random seed.
     #[arg(long, default_value_t = defaults().seed)]
     seed: u64,
@@ -90,11 +90,14 @@ fn defaults() -> Settings {
 }
 
 impl Finetune {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         let settings = self.settings();
         settings.validate()?;
         if let Some(out) = &self.out {
-            check_out(out, self.overwrite)?;
+            if out.extension().is_none_or(|ending| ending != "safetensors") {
+                bail!("`--out {}` does not end in `.safetensors`", out.display());
+            }
+            check_writable(out, self.overwrite)?;
         }
         let task = self.task.open()?;
         let backbone = self.backbone.open(output)?;
@@ -112,7 +115,6 @@ impl Finetune {
         let finetuned =
             finetune::finetune(&backbone, &task, &settings, |event| progress.notice(event))?;
         drop(progress);
-        let (best, last) = (finetuned.best(), finetuned.last());
         let report = serde_json::json!({
             "task": task.description,
             "classes": classes,
@@ -120,13 +122,13 @@ impl Finetune {
             "query_images": queries,
             "settings": settings,
             "epochs": finetuned.epochs,
-            "best": best,
-            "last": last,
+            "best": finetuned.best(),
+            "last": finetuned.last(),
         });
         if let Some(out) = &self.out {
             finetune::save(out, &finetuned, &backbone, self.from_scratch, &task.classes)?;
-            output
-                .note(format!("backbone and classifier of the last epoch in `{}`", out.display()));
+            let out = out.display();
+            output.note(format!("backbone and classifier of the last epoch in `{out}`"));
         }
         output.print(self.json, &report, || table(&finetuned, &task))?;
         self.backbone.save_record(&backbone, "finetune", &task.description, &report, output)?;
@@ -148,19 +150,11 @@ impl Finetune {
             cutmix: self.cutmix,
             label_smoothing: self.label_smoothing,
             drop_path: self.drop_path,
-            precision: self.precision.resolve(),
+            precision: self.precision,
             seed: self.seed,
             ..usual
         }
     }
-}
-
-/// Checks before training that the result can be saved.
-fn check_out(out: &Path, overwrite: bool) -> Result<()> {
-    if out.extension().is_none_or(|ending| ending != "safetensors") {
-        bail!("`--out {}` does not end in `.safetensors`", out.display());
-    }
-    check_writable(out, overwrite)
 }
 
 fn warn_unknown_classes(task: &LabeledTask, output: &Output) {
@@ -182,7 +176,7 @@ fn table(finetuned: &Finetuned, task: &LabeledTask) -> String {
     };
     [
         format!("fine-tuned on {}: {train} training, {queries} query images", task.description),
-        format!("{:5} {:>6} {:>24} {:>8}", "", "epoch", "top-1 (95 % interval)", "top-5"),
+        "       epoch    top-1 (95 % interval)    top-5".into(),
         row("best", finetuned.best()),
         row("last", finetuned.last()),
     ]
@@ -204,17 +198,8 @@ struct Progress<'a> {
 
 impl<'a> Progress<'a> {
     fn new(output: &'a Output, settings: &Settings) -> Self {
-        let bar = output.steps_bar(0);
-        let now = Instant::now();
-        Self {
-            output,
-            bar,
-            epochs: settings.epochs,
-            epoch_start: now,
-            images: 0,
-            speed: 0.0,
-            last_note: now,
-        }
+        let (bar, epochs, now) = (output.steps_bar(0), settings.epochs, Instant::now());
+        Self { output, bar, epochs, epoch_start: now, images: 0, speed: 0.0, last_note: now }
     }
 
     fn notice(&mut self, event: &Event<'_>) {
@@ -232,16 +217,12 @@ impl<'a> Progress<'a> {
                 }
                 self.bar.set_message(metrics);
             }
-            Event::Epoch(result) => {
+            Event::Epoch(EpochResult { epoch, loss, lr, accuracy }) => {
+                let ClassAccuracy { top1, top5, .. } = accuracy;
                 self.output.note(format!(
-                    "epoch {}/{}  loss {:.4}  lr {:.2e}  top-1 {:.1} %, top-5 {:.1} %  {:.0} img/s",
-                    result.epoch,
-                    self.epochs,
-                    result.loss,
-                    result.lr,
-                    result.accuracy.top1,
-                    result.accuracy.top5,
-                    self.speed,
+                    "epoch {epoch}/{}  loss {loss:.4}  lr {lr:.2e}  top-1 {top1:.1} %, \
+                     top-5 {top5:.1} %  {:.0} img/s",
+                    self.epochs, self.speed,
                 ));
                 self.last_note = Instant::now();
                 (self.epoch_start, self.images) = (self.last_note, 0);

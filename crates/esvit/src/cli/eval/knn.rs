@@ -1,18 +1,18 @@
 //! `esvit eval knn`.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use esvit_eval::knn::{self, Accuracy, KnnResults, NEIGHBORS, StoredFeatures, TEMPERATURE};
+use esvit_eval::knn::{
+    self, Accuracy, KnnResults, NEIGHBORS, StoredFeatures, StoredResults, TEMPERATURE,
+};
 use esvit_eval::labeled::LabeledTask;
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cli::args::{BackboneArgs, NetworkArgs, TaskArgs};
-use crate::cli::exit::Exit;
-use crate::cli::output::Output;
+use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output, TaskArgs};
 
 /// Options of `esvit eval knn`.
 #[derive(Debug, clap::Args)]
@@ -42,72 +42,77 @@ pub(in crate::cli) struct Knn {
 
 /// Accuracies of one kind of features.
 #[derive(Debug, Serialize)]
-pub(in crate::cli) struct Row {
+struct Row {
     features: &'static str,
     accuracies: Vec<Accuracy>,
 }
 
 impl Knn {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         if self.k.contains(&0) {
             bail!("`--k` is 0, at least one neighbor must vote");
         }
-        match (&self.features, self.checkpoint.clone()) {
-            (Some(folder), _) => self.stored(folder, output),
+        match (self.features, self.checkpoint) {
+            (Some(folder), _) => {
+                let task = StoredFeatures::new(&folder);
+                let StoredResults { accuracies, images } = output
+                    .with_bar(task.rows()?, |done| {
+                        task.accuracy(&self.k, self.temperature, done)
+                    })?;
+                let rows = [Row { features: "stored", accuracies }];
+                let task = format!("features in `{}`", folder.display());
+                print(self.json, &task, images, self.temperature, &rows, output)?;
+            }
             (None, Some(checkpoint)) => {
-                let network = self.network.clone();
-                self.images(&BackboneArgs { checkpoint, network }, output)
+                let task = self.task.open()?;
+                let backbone = BackboneArgs { checkpoint, network: self.network };
+                evaluate(&backbone, &task, &self.k, self.temperature, self.json, output)?;
             }
             (None, None) => {
                 bail!("nothing to evaluate\nhint: give `--checkpoint FILE` or `--features FOLDER`")
             }
         }
-    }
-
-    fn images(&self, choice: &BackboneArgs, output: &Output) -> Result<Exit> {
-        let task = self.task.open()?;
-        let backbone = choice.open(output)?;
-        let rows = compare(&backbone, &task, &self.k, self.temperature, output)?;
-        let report = report(&task.description, task.images(), self.temperature, &rows);
-        output.print(self.json, &report, || table(&rows, &task.description, task.images()))?;
-        choice.save_record(&backbone, "knn", &task.description, &report, output)?;
-        Ok(Exit::Success)
-    }
-
-    fn stored(&self, folder: &Path, output: &Output) -> Result<Exit> {
-        let task = StoredFeatures::new(folder);
-        let bar = output.bar(task.rows()?);
-        let found = task.accuracy(&self.k, self.temperature, |rows| bar.inc(rows as u64))?;
-        bar.finish_and_clear();
-        let rows = [Row { features: "stored", accuracies: found.accuracies }];
-        let description = format!("features in `{}`", folder.display());
-        output.print(
-            self.json,
-            &report(&description, found.images, self.temperature, &rows),
-            || table(&rows, &description, found.images),
-        )?;
         Ok(Exit::Success)
     }
 }
 
-/// The JSON results.
-pub(in crate::cli) fn report(
+/// Measures a checkpoint on a task, prints the results and keeps them with its run.
+pub(in crate::cli) fn evaluate(
+    choice: &BackboneArgs,
+    task: &LabeledTask,
+    ks: &[usize],
+    temperature: f64,
+    json: bool,
+    output: &Output,
+) -> Result<()> {
+    let backbone = choice.open(output)?;
+    let rows = compare(&backbone, task, ks, temperature, output)?;
+    let report = print(json, &task.description, task.images(), temperature, &rows, output)?;
+    choice.save_record(&backbone, "knn", &task.description, &report, output)
+}
+
+/// Prints the accuracies, and returns them as JSON.
+fn print(
+    json: bool,
     task: &str,
-    (train, queries): (usize, usize),
+    images @ (train, queries): (usize, usize),
     temperature: f64,
     rows: &[Row],
-) -> Value {
-    json!({
+    output: &Output,
+) -> Result<Value> {
+    let report = json!({
         "task": task,
         "train_images": train,
         "query_images": queries,
         "temperature": temperature,
         "results": rows,
-    })
+    });
+    output.print(json, &report, || table(rows, task, images))?;
+    Ok(report)
 }
 
 /// Accuracies of raw pixels, of the network newly initialized, and of the trained network.
-pub(in crate::cli) fn compare(
+fn compare(
     trained: &PretrainedBackbone,
     task: &LabeledTask,
     ks: &[usize],
@@ -131,12 +136,10 @@ pub(in crate::cli) fn compare(
 }
 
 /// The accuracies as a table.
-pub(in crate::cli) fn table(rows: &[Row], task: &str, images: (usize, usize)) -> String {
-    let (train, queries) = images;
+fn table(rows: &[Row], task: &str, (train, queries): (usize, usize)) -> String {
     let mut text =
         format!("k-NN on {task}: {queries} images classified by {train}\n{:12}", "features");
-    let accuracies = rows.first().map(|row| row.accuracies.as_slice()).unwrap_or_default();
-    for accuracy in accuracies {
+    for accuracy in rows.first().map(|row| row.accuracies.as_slice()).unwrap_or_default() {
         let _ = write!(text, "{:>18}", format!("k={} top-1/top-5", accuracy.k));
     }
     for row in rows {

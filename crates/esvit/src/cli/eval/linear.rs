@@ -15,8 +15,7 @@ use serde_json::{Value, json};
 use super::linear_table::{sweep_table, table};
 use super::probe_args::ProbeArgs;
 use crate::cli::args::{BackboneArgs, TaskArgs};
-use crate::cli::exit::Exit;
-use crate::cli::output::Output;
+use crate::cli::{Exit, Output};
 
 /// Options of `esvit eval linear`.
 #[derive(Debug, clap::Args)]
@@ -61,7 +60,7 @@ pub(super) enum LinearResult {
 }
 
 impl Linear {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         self.check_dump()?;
         let task = self.open_task()?;
         let backbone = self.backbone.open(output)?;
@@ -69,28 +68,36 @@ impl Linear {
         if self.augment && probe.solver.name() == "logistic" {
             bail!("`--augment` is not used by `--solver logistic`, which has no epochs");
         }
-        let n = probe.blocks.last().map_or(0, |blocks| blocks.n);
-        let splits = self.splits(&task, &backbone, n, output);
+        let splits = probe_features(&probe, &task, &backbone, output);
         output.warn_skipped(&splits.left_out);
         if let Some(folder) = &self.dump {
             dump(folder, &splits)?;
             output.note(format!("features and labels in `{}`", folder.display()));
         }
         let trained = self.measure(&probe, &task, &backbone, &splits)?;
-        let untrained = match self.no_baseline {
-            true => None,
-            false => {
-                let backbone = backbone.untrained();
-                let splits = self.splits(&task, &backbone, n, output);
-                Some(self.measure(&probe, &task, &backbone, &splits)?)
-            }
-        };
-        if let LinearResult::Whole(result) = &trained {
-            warn_at_grid_edge(result, output);
+        let mut untrained = None;
+        if !self.no_baseline {
+            let backbone = backbone.untrained();
+            let splits = probe_features(&probe, &task, &backbone, output);
+            untrained = Some(self.measure(&probe, &task, &backbone, &splits)?);
         }
-        let report = self.report(&probe, &task, &trained, untrained.as_ref());
-        output
-            .print(self.json, &report, || self.text(&probe, &task, &trained, untrained.as_ref()))?;
+        if let LinearResult::Whole(result) = &trained {
+            note_grid_edge(result, output);
+        }
+        let (train_images, query_images) = task.task.images();
+        let report = Report {
+            task: &task.task.description,
+            train_images,
+            query_images,
+            solver: probe.solver.name(),
+            standardize: probe.standardize,
+            augment: self.augment,
+            refit: probe.refit && self.shots.is_none(),
+            seed: self.probe.seed,
+            result: &trained,
+            untrained: untrained.as_ref().map(LinearResult::short),
+        };
+        output.print(self.json, &report, || text(&probe, &task, &trained, untrained.as_ref()))?;
         self.backbone.save_record(&backbone, "linear", &task.task.description, &report, output)?;
         Ok(Exit::Success)
     }
@@ -114,20 +121,6 @@ impl Linear {
         })
     }
 
-    fn splits(
-        &self,
-        task: &ProbeTask,
-        backbone: &PretrainedBackbone,
-        n: usize,
-        output: &Output,
-    ) -> SplitFeatures {
-        let (train, queries) = task.task.images();
-        let bar = output.bar(train + queries);
-        let splits = task.splits(backbone, n, |count| bar.inc(count as u64));
-        bar.finish_and_clear();
-        splits
-    }
-
     fn measure(
         &self,
         probe: &Probe,
@@ -135,7 +128,7 @@ impl Linear {
         backbone: &PretrainedBackbone,
         splits: &SplitFeatures,
     ) -> Result<LinearResult> {
-        let n = probe.blocks.last().map_or(0, |blocks| blocks.n);
+        let n = probe.last_blocks();
         let resample = task.augmented(backbone, n, &splits.train_images, self.probe.seed);
         let augmented = self.augment.then_some(&resample as &Augmented<'_>);
         let (train, queries) = (&splits.train, &splits.queries);
@@ -147,75 +140,57 @@ impl Linear {
             }
         })
     }
+}
 
-    /// The results as text.
-    fn text(
-        &self,
-        probe: &Probe,
-        task: &ProbeTask,
-        trained: &LinearResult,
-        untrained: Option<&LinearResult>,
-    ) -> String {
-        let (train, queries) = task.task.images();
-        let mut text = format!(
-            "linear probe ({}) on {}: {train} training, {queries} query images\n\n",
-            probe.solver.name(),
-            task.task.description,
-        );
-        let rows = untrained.map(|result| ("untrained", result)).into_iter();
-        text += &table(&rows.chain([("trained", trained)]).collect::<Vec<_>>());
-        match trained {
-            LinearResult::Whole(result) if result.chosen_on > 0 => {
-                text += &sweep_table(result, task.is_multi_label());
-                let then = match probe.refit {
-                    true => "then refit to all of them",
-                    false => "not refit",
-                };
-                let (fitted, chosen) = (result.fitted_to, result.chosen_on);
-                text += &format!(
-                    "\n\nchosen on {chosen} held-out training images, {then}: {fitted} images"
-                );
-            }
-            LinearResult::Whole(result) => {
-                text += &format!("\n\nfitted to {} images", result.fitted_to);
-            }
-            LinearResult::FewShot(spread) => {
-                text += &format!(
-                    "\n\n{} images per class, {} draws; settings chosen on other training \
-                     images",
-                    spread.shots,
-                    spread.draws.len(),
-                );
-                if spread.smaller_classes > 0 {
-                    text += &format!("; {} classes have fewer", spread.smaller_classes);
-                }
+/// Features of a task's images for a probe.
+pub(super) fn probe_features(
+    probe: &Probe,
+    task: &ProbeTask,
+    backbone: &PretrainedBackbone,
+    output: &Output,
+) -> SplitFeatures {
+    let (train, queries) = task.task.images();
+    output.with_bar(train + queries, |done| task.splits(backbone, probe.last_blocks(), done))
+}
+
+/// The results as text.
+fn text(
+    probe: &Probe,
+    task: &ProbeTask,
+    trained: &LinearResult,
+    untrained: Option<&LinearResult>,
+) -> String {
+    let (train, queries) = task.task.images();
+    let mut text = format!(
+        "linear probe ({}) on {}: {train} training, {queries} query images\n\n",
+        probe.solver.name(),
+        task.task.description,
+    );
+    let rows = untrained.map(|result| ("untrained", result)).into_iter();
+    text += &table(&rows.chain([("trained", trained)]).collect::<Vec<_>>());
+    match trained {
+        LinearResult::Whole(result @ ProbeResult { fitted_to, chosen_on: 1.., .. }) => {
+            text += &sweep_table(result, task.is_multi_label());
+            let then = if probe.refit { "then refit to all of them" } else { "not refit" };
+            text += &format!(
+                "\n\nchosen on {} held-out training images, {then}: {fitted_to} images",
+                result.chosen_on
+            );
+        }
+        LinearResult::Whole(result) => {
+            text += &format!("\n\nfitted to {} images", result.fitted_to);
+        }
+        LinearResult::FewShot(FewShotResult { shots, draws, smaller_classes, .. }) => {
+            text += &format!(
+                "\n\n{shots} images per class, {} draws; settings chosen on other training images",
+                draws.len(),
+            );
+            if *smaller_classes > 0 {
+                text += &format!("; {smaller_classes} classes have fewer");
             }
         }
-        text
     }
-
-    /// The JSON results.
-    fn report<'a>(
-        &self,
-        probe: &Probe,
-        task: &'a ProbeTask,
-        result: &'a LinearResult,
-        untrained: Option<&LinearResult>,
-    ) -> Report<'a> {
-        let (train_images, query_images) = task.task.images();
-        Report {
-            task: &task.task.description,
-            train_images,
-            query_images,
-            solver: probe.solver.name(),
-            standardize: probe.standardize,
-            augment: self.augment,
-            refit: probe.refit && self.shots.is_none(),
-            seed: self.probe.seed,
-            result,
-            untrained: untrained.map(LinearResult::short),
-        }
-    }
+    text
 }
 
 /// The JSON results.
@@ -245,22 +220,16 @@ impl LinearResult {
 }
 
 /// Notes that the best value is at the end of the grid: the optimum may lie beyond.
-fn warn_at_grid_edge(result: &ProbeResult, output: &Output) {
-    let tried = |of: fn(&Setting) -> Option<f64>| {
-        let mut values: Vec<f64> =
-            result.sweep.iter().filter_map(|trial| of(&trial.setting)).collect();
-        values.sort_by(f64::total_cmp);
-        values.dedup();
-        values
-    };
-    let chosen = &result.best.setting;
-    let ends: [(&str, Option<f64>, Vec<f64>); 2] =
-        [("--lr", chosen.lr, tried(|s| s.lr)), ("--l2", chosen.l2, tried(|s| s.l2))];
-    for (option, chosen, tried) in ends {
-        let (first, last) = (tried.first().copied(), tried.last().copied());
-        if tried.len() > 1 && chosen.is_some() && (chosen == first || chosen == last) {
-            let end = if chosen == first { "smallest" } else { "largest" };
+fn note_grid_edge(result: &ProbeResult, output: &Output) {
+    let note = |option: &str, of: fn(&Setting) -> Option<f64>| {
+        let tried = || result.sweep.iter().filter_map(|trial| of(&trial.setting));
+        let (smallest, largest) = (tried().reduce(f64::min), tried().reduce(f64::max));
+        let chosen = of(&result.best.setting);
+        if smallest < largest && (chosen == smallest || chosen == largest) {
+            let end = if chosen == smallest { "smallest" } else { "largest" };
             output.note(format!("the best `{option}` is the {end} that was tried"));
         }
-    }
+    };
+    note("--lr", |setting| setting.lr);
+    note("--l2", |setting| setting.l2);
 }

@@ -4,48 +4,39 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::linear::LinearResult;
-use esvit_eval::probe::{ClassAccuracy, MeanStd, Metrics, ProbeResult, Setting, Trial};
+use esvit_eval::probe::{
+    ClassAccuracy, FewShotResult, MeanStd, Metrics, ProbeResult, Setting, Trial,
+};
 
 /// The main table: one row per network.
 pub(super) fn table(rows: &[(&str, &LinearResult)]) -> String {
-    let header = match rows.first() {
-        Some((_, LinearResult::FewShot(_))) => {
-            ["features", "top-1 mean +- std", "top-5 mean +- std", ""].map(String::from)
-        }
-        Some((_, LinearResult::Whole(result))) => match result.best.metrics {
-            Metrics::Classes(_) => {
-                ["features", "top-1 (95 % interval)", "top-5", "setting"].map(String::from)
-            }
-            Metrics::Labels { .. } => {
-                ["features", "mAP", "11-point mAP", "setting"].map(String::from)
-            }
+    let Some((_, first)) = rows.first() else { return String::new() };
+    let [value, second, setting] = match first {
+        LinearResult::FewShot(_) => ["top-1 mean +- std", "top-5 mean +- std", ""],
+        LinearResult::Whole(result) => match result.best.metrics {
+            Metrics::Classes(_) => ["top-1 (95 % interval)", "top-5", "setting"],
+            Metrics::Labels { .. } => ["mAP", "11-point mAP", "setting"],
         },
-        None => return String::new(),
     };
-    let cells = |(name, row): &(&str, &LinearResult)| match row {
+    let line = |name: &str, value: &str, second: &str, setting: &str| {
+        format!("{name:10}  {value:22}  {second:18}  {setting}").trim_end().to_string()
+    };
+    let row = |(name, row): &(&str, &LinearResult)| match row {
         LinearResult::Whole(ProbeResult { best, .. }) => {
             let [value, second] = format_metrics(&best.metrics);
-            [name.to_string(), value, second, format_setting(&best.setting)]
+            line(name, &value, &second, &format_setting(&best.setting))
         }
-        LinearResult::FewShot(spread) => [
-            name.to_string(),
-            format_mean_std(&spread.top1),
-            format_mean_std(&spread.top5),
-            String::new(),
-        ],
+        LinearResult::FewShot(FewShotResult { top1, top5, .. }) => {
+            line(name, &format_mean_std(top1), &format_mean_std(top5), "")
+        }
     };
-    let lines: Vec<String> = [header]
-        .into_iter()
-        .chain(rows.iter().map(cells))
-        .map(|[name, value, second, setting]| {
-            format!("{name:10}  {value:22}  {second:18}  {setting}").trim_end().to_string()
-        })
-        .collect();
+    let mut lines = vec![line("features", value, second, setting)];
+    lines.extend(rows.iter().map(row));
     lines.join("\n")
 }
 
 /// The metrics in two columns.
-pub(super) fn format_metrics(metrics: &Metrics) -> [String; 2] {
+fn format_metrics(metrics: &Metrics) -> [String; 2] {
     match metrics {
         Metrics::Classes(ClassAccuracy { top1, top5, interval: [low, high] }) => {
             [format!("{top1:.1} ({low:.1} to {high:.1})"), format!("{top5:.1}")]
@@ -64,7 +55,7 @@ fn format_mean_std(MeanStd { mean, std }: &MeanStd) -> String {
 }
 
 /// A setting, such as `n=4 lr=0.1`.
-pub(super) fn format_setting(setting: &Setting) -> String {
+fn format_setting(setting: &Setting) -> String {
     let mut text = format!("n={}", setting.blocks.n);
     for (name, value) in [("lr", setting.lr), ("l2", setting.l2)] {
         if let Some(value) = value {

@@ -1,20 +1,16 @@
 //! `esvit eval`.
 
-mod attention;
-mod correspondence;
-mod efficiency;
+pub(super) mod attention;
+pub(super) mod correspondence;
+pub(super) mod efficiency;
 pub(super) mod finetune;
 pub(super) mod knn;
-mod linear;
+pub(super) mod linear;
 mod linear_table;
 mod probe_args;
-mod transfer;
+pub(super) mod transfer;
 
-use anyhow::Result;
 use clap::Subcommand;
-
-use super::exit::Exit;
-use super::output::Output;
 
 /// Subcommands of `esvit eval`.
 #[derive(Debug, Subcommand)]
@@ -33,18 +29,4 @@ pub(super) enum Eval {
     Attention(attention::Attention),
     /// Parameters, speed and memory of backbones, with and without the region loss.
     Efficiency(efficiency::Efficiency),
-}
-
-impl Eval {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        match self {
-            Self::Knn(command) => command.run(output),
-            Self::Linear(command) => command.run(output),
-            Self::Transfer(command) => command.run(output),
-            Self::Finetune(command) => command.run(output),
-            Self::Correspondence(command) => command.run(output),
-            Self::Attention(command) => command.run(output),
-            Self::Efficiency(command) => command.run(output),
-        }
-    }
 }

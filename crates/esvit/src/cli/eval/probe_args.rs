@@ -69,8 +69,8 @@ impl ProbeArgs {
         })
     }
 
+    /// The solver; fails for options that it does not use.
     fn solver(&self) -> Result<Solver> {
-        self.reject_unused_options()?;
         let or = |given: &[f64], default: &[f64]| {
             if given.is_empty() { default.to_vec() } else { given.to_vec() }
         };
@@ -80,7 +80,7 @@ impl ProbeArgs {
             seed: self.seed,
             ..Sgd::default()
         };
-        Ok(match self.solver {
+        let solver = match self.solver {
             SolverArg::Sgd => Solver::Sgd { lrs: or(&self.lr, &SGD_LRS), sgd },
             SolverArg::Logistic => {
                 let logistic = Logistic::default();
@@ -91,11 +91,7 @@ impl ProbeArgs {
                 let tuning = Sgd { epochs: elevater.tuning.epochs, ..sgd };
                 Solver::Elevater(Elevater { lrs: or(&self.lr, &elevater.lrs), tuning, ..elevater })
             }
-        })
-    }
-
-    /// Refuses options that the solver does not use.
-    fn reject_unused_options(&self) -> Result<()> {
+        };
         let given = [
             ("--lr", !self.lr.is_empty(), &[SolverArg::Sgd, SolverArg::Elevater][..]),
             ("--l2", !self.l2.is_empty(), &[SolverArg::Logistic]),
@@ -104,19 +100,9 @@ impl ProbeArgs {
         ];
         for (option, given, used_by) in given {
             if given && !used_by.contains(&self.solver) {
-                bail!("`{option}` is not used by `--solver {}`", self.solver.name());
+                bail!("`{option}` is not used by `--solver {}`", solver.name());
             }
         }
-        Ok(())
-    }
-}
-
-impl SolverArg {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Sgd => "sgd",
-            Self::Logistic => "logistic",
-            Self::Elevater => "elevater",
-        }
+        Ok(solver)
     }
 }

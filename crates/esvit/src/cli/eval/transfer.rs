@@ -5,17 +5,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use esvit_data::DecodeLimits;
-use esvit_eval::labeled::LabeledTask;
-use esvit_eval::probe::{Probe, ProbeTask};
+use esvit_eval::probe::Probe;
 use esvit_eval::transfer::{self, DatasetResult, Key, Results, Summary};
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::linear::probe_features;
 use super::probe_args::ProbeArgs;
-use crate::cli::args::{BackboneArgs, NetworkArgs};
-use crate::cli::exit::Exit;
-use crate::cli::output::Output;
+use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output};
 
 /// Options of `esvit eval transfer`.
 #[derive(Debug, clap::Args)]
@@ -65,12 +63,10 @@ struct Failed {
 }
 
 impl Transfer {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         let own = self.candidate(self.backbone.open(output)?)?;
-        let other = match &self.against {
-            Some(path) => Some(self.candidate(NetworkArgs::default().open(path, output)?)?),
-            None => None,
-        };
+        let open = |path| self.candidate(NetworkArgs::default().open(path, output)?);
+        let other = self.against.as_deref().map(open).transpose()?;
         if let Some(folder) = self.out.parent() {
             std::fs::create_dir_all(folder)?;
         }
@@ -86,20 +82,13 @@ impl Transfer {
                 }
             }
         }
-        let values: Vec<(f64, Option<f64>)> = rows
-            .iter()
-            .map(|row| (row.result.value, row.against.as_ref().map(|other| other.value)))
-            .collect();
-        let summary = Summary::of(&values);
-        let report = json!({
-            "solver": own.probe.solver.name(),
-            "sets": rows,
-            "failed": failed,
-            "summary": summary,
-        });
-        output.print(self.json, &report, || {
-            table(own.probe.solver.name(), &rows, &failed, &summary)
-        })?;
+        let value =
+            |row: &Row| (row.result.value, row.against.as_ref().map(|against| against.value));
+        let summary = Summary::of(&rows.iter().map(value).collect::<Vec<_>>());
+        let solver = own.probe.solver.name();
+        let report =
+            json!({ "solver": solver, "sets": rows, "failed": failed, "summary": summary });
+        output.print(self.json, &report, || table(solver, &rows, &failed, &summary))?;
         if rows.is_empty() {
             bail!("none of the {} sets could be measured", failed.len());
         }
@@ -123,49 +112,24 @@ impl Transfer {
     ) -> Result<Row> {
         let task = transfer::open_dataset(folder, &DecodeLimits::default())?;
         let (train_images, query_images) = task.images();
-        let mut result = |candidate| self.result(folder, &task, candidate, results, output);
-        Ok(Row {
-            set: folder.display().to_string(),
-            train_images,
-            query_images,
-            result: result(own)?,
-            against: other.map(result).transpose()?,
-        })
-    }
-
-    /// The stored result, or a new one.
-    fn result(
-        &self,
-        folder: &Path,
-        task: &LabeledTask,
-        candidate: &ProbedBackbone,
-        results: &mut Results,
-        output: &Output,
-    ) -> Result<DatasetResult> {
-        let (train_images, query_images) = task.images();
-        let key = Key {
-            set: folder.display().to_string(),
-            weights: candidate.fingerprint.clone(),
-            probe: json!(self.probe),
-            train_images,
-            query_images,
-        };
-        if let Some(known) = results.find(&key) {
-            output.note(format!("`{}` is in `{}` already", key.set, self.out.display()));
-            return Ok(known.clone());
-        }
-        let ProbedBackbone { backbone, probe, .. } = candidate;
-        let n = probe.blocks.last().map_or(0, |blocks| blocks.n);
-        let bar = output.bar(train_images + query_images);
-        let result = transfer::measure(probe, &ProbeTask::from(task.clone()), |task| {
-            let splits = task.splits(backbone, n, |count| bar.inc(count as u64));
+        let set = folder.display().to_string();
+        // The stored result, or a new one.
+        let mut result = |candidate: &ProbedBackbone| -> Result<DatasetResult> {
+            let ProbedBackbone { backbone, probe, fingerprint } = candidate;
+            let (set, weights, probe_args) = (set.clone(), fingerprint.clone(), json!(self.probe));
+            let key = Key { set, weights, probe: probe_args, train_images, query_images };
+            if let Some(known) = results.find(&key) {
+                output.note(format!("`{}` is in `{}` already", key.set, self.out.display()));
+                return Ok(known.clone());
+            }
+            let splits = probe_features(probe, &task.clone().into(), backbone, output);
             output.warn_skipped(&splits.left_out);
-            splits
-        });
-        bar.finish_and_clear();
-        let result = result?;
-        results.add(key, result.clone())?;
-        Ok(result)
+            let result = transfer::measure(probe, &splits)?;
+            results.add(key, result.clone())?;
+            Ok(result)
+        };
+        let (result, against) = (result(own)?, other.map(result).transpose()?);
+        Ok(Row { set, train_images, query_images, result, against })
     }
 }
 
