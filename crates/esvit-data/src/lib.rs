@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
 pub mod augment;
+mod crops;
 mod decode;
 mod folder;
 mod loader;
@@ -21,6 +22,7 @@ mod sheet;
 mod source;
 
 pub use augment::{Policy, View, ViewsConfig};
+pub use crops::Crops;
 pub use decode::{DecodeError, DecodeLimits, decode};
 pub use folder::{Folder, FolderError};
 pub use loader::{Batch, Batches, BrokenImage, Loader, LoaderConfig, LoaderError};

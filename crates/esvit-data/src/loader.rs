@@ -23,8 +23,7 @@ use esvit_settings::{SettingError, check, settings};
 pub use broken::BrokenImage;
 
 use self::worker::{Job, Pending, Shared};
-use crate::augment::SliceLength;
-use crate::{ImageError, Source, ViewsConfig};
+use crate::{Crops, ImageError, Source, ViewsConfig};
 
 /// RNG purpose of the order of an epoch.
 const ORDER: u64 = u64::from_be_bytes(*b"  order ");
@@ -32,8 +31,12 @@ const ORDER: u64 = u64::from_be_bytes(*b"  order ");
 settings! {
     /// Settings of a loader.
     pub struct LoaderConfig {
-        /// Images per batch.
+        /// Images per batch, over all processes.
         pub batch: usize = 64,
+        /// Number of processes, which share every batch.
+        pub world: usize = 1,
+        /// This process, from 0: it gets the images of its place in the batch.
+        pub rank: usize = 0,
         /// How often each image comes up in an epoch, with other views every time.
         pub repeat: u32 = 1,
         /// Worker threads; 0 means one per processor.
@@ -87,9 +90,6 @@ pub enum LoaderError {
         /// What went wrong.
         source: ImageError,
     },
-    /// A view does not fit its place in the batch.
-    #[error(transparent)]
-    Write(#[from] SliceLength),
     /// The program is at fault.
     #[error(
         "loading `{name}` panicked: {message}\nhint: leave that image out and report the fault"
@@ -111,7 +111,7 @@ pub enum LoaderError {
 /// The result of preparing a batch.
 type JobResult = Result<(), LoaderError>;
 
-/// A batch of views.
+/// A batch of views: those of this process.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// The epoch, from 0.
@@ -120,8 +120,8 @@ pub struct Batch {
     pub step: u64,
     /// Index in the source of every image, replacements included.
     pub samples: Vec<u64>,
-    /// One buffer per view, `[batch, 3, size, size]`, in the order of [`ViewsConfig::sizes`].
-    pub views: Vec<Vec<f32>>,
+    /// The crops of every view, in the order of [`ViewsConfig::sizes`].
+    pub views: Vec<Crops>,
     /// Time spent waiting for the batch.
     pub wait_time: Duration,
 }
@@ -144,6 +144,9 @@ impl Loader {
     ) -> Result<Self, LoaderError> {
         views.validate()?;
         check(config.batch > 0, "batch", config.batch, "a batch has at least 1 image")?;
+        let is_shared = config.rank < config.world && config.batch.is_multiple_of(config.world);
+        let need = format!("{} processes share it equally", config.world);
+        check(is_shared, "batch", config.batch, need)?;
         let share = (0.0..=1.0).contains(&config.max_broken);
         check(share, "max_broken", config.max_broken, "give a share between 0 and 1")?;
         let need = "every image comes up at least once in an epoch";
@@ -260,18 +263,19 @@ impl Batches<'_> {
         if self.order.0 != epoch {
             self.order = (epoch, Arc::new(self.loader.order(epoch)));
         }
-        let first = (step % per_epoch) as usize * batch;
+        let shared = &self.loader.shared;
+        let first = (step % per_epoch) as usize * batch + shared.rank * shared.share;
         let pending = Arc::new(Pending::new(
             epoch,
             step,
             first,
             Arc::clone(&self.order.1),
-            &self.loader.shared,
+            shared,
             Arc::clone(&self.stop),
         ));
         // Capacity 1: only the first message of a batch counts, completion or first error.
         let (result_sender, receiver) = bounded(1);
-        for slot in 0..batch {
+        for slot in 0..shared.share {
             let job =
                 Job { pending: Arc::clone(&pending), slot, result_sender: result_sender.clone() };
             // If the workers are gone, so are all senders of results, which `next` notices.

@@ -62,23 +62,15 @@ pub fn forward(
     });
 }
 
-/// Gradients from that of the output, `dy [rows, C]`: of `x` into `dx`, and returns those of
-/// `gamma` and `beta`. `statistics` are those of `x` itself.
+/// Gradients of `gamma` and `beta` from that of the output, `dy [rows, C]`: the sums over rows of
+/// `dy * xhat` and of `dy`.
 ///
 /// # Panics
 /// When lengths do not match.
-pub fn backward(
-    x: &[f32],
-    statistics: &Statistics,
-    gamma: &[f32],
-    eps: f32,
-    dy: &[f32],
-    dx: &mut [f32],
-) -> (Vec<f32>, Vec<f32>) {
-    let width = gamma.len();
-    assert_eq!((x.len(), x.len()), (dy.len(), dx.len()), "gradients");
+pub fn backward_affine(x: &[f32], statistics: &Statistics, eps: f32, dy: &[f32]) -> [Vec<f32>; 2] {
+    assert_eq!(x.len(), dy.len(), "gradients");
+    let width = statistics.mean.len();
     let (mean, rstd) = (&statistics.mean, statistics.rstd(eps));
-    let rows = x.len() / width;
     let task = TASK_VALUES.div_ceil(width) * width;
     let parts = x.par_chunks(task).zip(dy.par_chunks(task)).map(|(x, dy)| {
         let mut sums = [vec![0.0; width], vec![0.0; width]];
@@ -89,17 +81,38 @@ pub fn backward(
         }
         sums
     });
-    let [dgamma, dbeta] = sum_in_order(parts, [width; 2]);
+    sum_in_order(parts, [width; 2])
+}
+
+/// The gradient of `x` into `dx`, from that of the output, `dy [rows, C]`, and the sums of
+/// [`backward_affine`] over the `rows` that `statistics` are those of.
+///
+/// # Panics
+/// When lengths do not match.
+#[expect(clippy::too_many_arguments, reason = "all of one operation")]
+pub fn backward_input(
+    x: &[f32],
+    statistics: &Statistics,
+    gamma: &[f32],
+    eps: f32,
+    dy: &[f32],
+    [dgamma, dbeta]: [&[f32]; 2],
+    rows: usize,
+    dx: &mut [f32],
+) {
+    let width = gamma.len();
+    assert_eq!((x.len(), x.len()), (dy.len(), dx.len()), "gradients");
+    let (mean, rstd) = (&statistics.mean, statistics.rstd(eps));
+    let task = TASK_VALUES.div_ceil(width) * width;
     let share = 1.0 / rows as f32;
     dx.par_chunks_mut(task).zip(x.par_chunks(task).zip(dy.par_chunks(task))).for_each(
         |(dx, (x, dy))| {
             let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
             for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
-                normalize_backward(x, mean, &rstd, gamma, dy, &dgamma, &dbeta, share, dx);
+                normalize_backward(x, mean, &rstd, gamma, dy, dgamma, dbeta, share, dx);
             }
         },
     );
-    (dgamma, dbeta)
 }
 
 /// Sum over rows of what `add_row` adds for each.
@@ -173,7 +186,9 @@ mod tests {
         let statistics = Statistics::of(&x, width);
         let (mut y, mut dx) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
         forward(&x, &statistics, [&gamma, &beta], eps, &mut y);
-        let (dgamma, dbeta) = backward(&x, &statistics, &gamma, eps, &dy, &mut dx);
+        let [dgamma, dbeta] = backward_affine(&x, &statistics, eps, &dy);
+        let sums = [&dgamma[..], &dbeta];
+        backward_input(&x, &statistics, &gamma, eps, &dy, sums, rows, &mut dx);
         let found = [statistics.mean, statistics.variance, dgamma, dbeta];
 
         let (x, dy, eps) = (wide(&x), wide(&dy), f64::from(eps));

@@ -24,6 +24,7 @@ mod testing;
 
 pub mod depthwise;
 pub mod element;
+pub mod images;
 pub mod isa;
 pub mod layer_norm;
 pub mod linear;

@@ -38,7 +38,7 @@ pub fn philox4x64(mut counter: [u64; 4], mut key: [u64; 2]) -> [u64; 4] {
 /// let mut b = Rng::new(7, [3, 1042, 0]);
 /// assert_eq!(a.next_u64(), b.next_u64());
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rng {
     key: [u64; 2],
     place: [u64; 3],

@@ -153,7 +153,7 @@ pub fn view_forward<'a>(
     preprocess: &Preprocess,
 ) -> impl FnMut(Vec<f32>, usize) -> Vec<f32> + use<'a> {
     let size = preprocess.size();
-    let device = params.values()[0].device();
+    let device = params.device();
     move |pixels, count| {
         let images = Tensor::new(pixels, [count, 3, size, size], &device);
         pool::run(|| network.forward(params, images, &ForwardCtx::eval()).view.to_vec::<f32>())

@@ -75,6 +75,7 @@ pub enum BackboneError {
 pub struct OpenOptions {
     key: Option<String>,
     shape: Option<BackboneConfig>,
+    device: Device,
 }
 
 impl OpenOptions {
@@ -90,6 +91,13 @@ impl OpenOptions {
     #[must_use]
     pub fn shape(mut self, shape: Option<BackboneConfig>) -> Self {
         self.shape = shape;
+        self
+    }
+
+    /// Holds the parameters on this device, where the network then runs.
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
         self
     }
 
@@ -124,7 +132,7 @@ impl OpenOptions {
             .check_image("preprocess.crop", [preprocess.size(); 2])
             .map_err(|source| BackboneError::Images { path: file.path().into(), source })?;
         let (network, specs) = model.build(0.0);
-        let (params, report) = stored.load(&specs, &Device::Cpu, |_| None)?;
+        let (params, report) = stored.load(&specs, &self.device, |_| None)?;
         source.location = Some(stored.location().clone());
         source.report = report;
         let params = params.for_inference();
@@ -148,7 +156,7 @@ impl PretrainedBackbone {
         let seed = self.source.seed.unwrap_or(0);
         let config = self.config.clone();
         let (network, specs) = config.build(0.0);
-        let params = Params::init(&specs, seed, &Device::Cpu).for_inference();
+        let params = Params::init(&specs, seed, &self.params.device()).for_inference();
         let preprocess = self.preprocess.clone();
         Self { config, network, params, preprocess, source: SourceFile::default() }
     }

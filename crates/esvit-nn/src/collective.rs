@@ -1,7 +1,9 @@
 //! Communication among the processes of a run.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
+use crate::device::Device;
 use crate::tensor::Tensor;
 
 /// Collective operations among `world` processes, each of which calls the same ones in the same
@@ -27,11 +29,29 @@ pub trait Collective: Debug + Send + Sync {
 
     /// The tensor of process `root`.
     fn broadcast(&self, tensor: Tensor, root: usize) -> Tensor;
+
+    /// Returns when all processes have called it.
+    fn barrier(&self) {
+        self.all_reduce(Tensor::zeros([1], &Device::Cpu));
+    }
+
+    /// Whether `flag` is set in any process.
+    fn any(&self, flag: bool) -> bool {
+        let count = Tensor::full(f32::from(flag), [1], &Device::Cpu);
+        self.world() > 1 && self.all_reduce(count).item() > 0.0 || flag
+    }
 }
 
 /// A process alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Solo;
+
+impl Solo {
+    /// A process alone, behind a pointer.
+    pub fn shared() -> Arc<dyn Collective> {
+        Arc::new(Self)
+    }
+}
 
 impl Collective for Solo {
     fn rank(&self) -> usize {

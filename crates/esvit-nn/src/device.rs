@@ -1,5 +1,7 @@
 //! Devices by name.
 
+use std::str::FromStr;
+
 /// What holds tensors and runs operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
@@ -14,11 +16,19 @@ pub enum Device {
 pub struct DeviceError(String);
 
 impl Device {
+    /// Its name, as it is parsed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = DeviceError;
+
     /// The device of this name: `cpu`, or with its number `cpu:0`.
-    ///
-    /// # Errors
-    /// When there is no such device in this build.
-    pub fn find(name: &str) -> Result<Self, DeviceError> {
+    fn from_str(name: &str) -> Result<Self, DeviceError> {
         match name {
             "cpu" | "cpu:0" => Ok(Self::Cpu),
             _ => Err(DeviceError(name.to_owned())),
@@ -33,10 +43,10 @@ mod tests {
     #[test]
     fn names() {
         for name in ["cpu", "cpu:0"] {
-            assert_eq!(Device::find(name), Ok(Device::Cpu), "{name}");
+            assert_eq!(name.parse(), Ok(Device::Cpu), "{name}");
         }
         for name in ["gpu", "cpu:1", "cuda:0", ""] {
-            assert_eq!(Device::find(name), Err(DeviceError(name.into())), "{name}");
+            assert_eq!(name.parse::<Device>(), Err(DeviceError(name.into())), "{name}");
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The context of one forward pass: mode, precision, drop path, running statistics.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
+use crate::collective::{Collective, Solo};
 use crate::tensor::Tensor;
 use esvit_kernels::rng::Rng;
 
@@ -23,17 +25,34 @@ pub struct DropPathKey {
 }
 
 /// How a network runs: evaluation, or training with or without drop path.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ForwardCtx {
     /// The type of GEMM operands and saved activations.
     pub precision: Precision,
     /// Saves only the inputs of branches and recomputes the rest in the backward pass.
     pub activation_checkpointing: bool,
+    /// The processes whose images batch statistics are of.
+    pub collective: Arc<dyn Collective>,
     training: bool,
     is_expected: bool,
     drop_path: Option<DropPathKey>,
     images_before: usize,
     statistics: RefCell<Vec<(ParamId, Tensor)>>,
+}
+
+impl Default for ForwardCtx {
+    fn default() -> Self {
+        Self {
+            precision: Precision::default(),
+            activation_checkpointing: false,
+            collective: Solo::shared(),
+            training: false,
+            is_expected: false,
+            drop_path: None,
+            images_before: 0,
+            statistics: RefCell::default(),
+        }
+    }
 }
 
 impl ForwardCtx {
@@ -62,6 +81,12 @@ impl ForwardCtx {
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same context as one of several processes.
+    #[must_use]
+    pub fn with_collective(self, collective: &Arc<dyn Collective>) -> Self {
+        Self { collective: collective.clone(), ..self }
     }
 
     /// Settings of an operation whose packed weights are cached in `packing`.

@@ -145,7 +145,9 @@ impl BatchNorm {
         let [rows, channels] = x.dims();
         let [weight, bias] = [self.weight, self.bias].map(|id| params.vector(id));
         if ctx.is_training() {
-            let (y, [mean, variance]) = ops::batch_norm(x, weight, bias, Self::EPS);
+            let (y, [mean, variance]) =
+                ops::batch_norm(x, weight, bias, Self::EPS, &ctx.collective);
+            let rows = rows * ctx.collective.world();
             // PyTorch's running variance is unbiased.
             let unbiased = variance * (rows as f64 / (rows.max(2) - 1) as f64);
             self.blend(params, ctx, self.running_mean, mean);

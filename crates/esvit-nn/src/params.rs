@@ -52,12 +52,27 @@ pub enum Part {
     FinalNorm,
     /// The head of this name, such as `head`, `head_dense` or `classifier`.
     Head(Arc<str>),
+    /// A head of the student alone, such as BYOL's predictor.
+    StudentHead(Arc<str>),
 }
 
 impl Part {
     /// Whether it is a part of the backbone.
     pub fn is_backbone(&self) -> bool {
-        !matches!(self, Self::Head(_))
+        self.head().is_none()
+    }
+
+    /// The name of the head, if it is one.
+    pub fn head(&self) -> Option<&str> {
+        match self {
+            Self::Head(name) | Self::StudentHead(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether a teacher has no use for it.
+    pub fn is_student_only(&self) -> bool {
+        matches!(self, Self::StudentHead(_))
     }
 }
 
@@ -217,6 +232,11 @@ impl Scope<'_> {
         self.at(name).part(Part::Head(name.into()))
     }
 
+    /// The scope of the head `name` below this one, which a teacher does not have.
+    pub fn student_head(&mut self, name: &str) -> Scope<'_> {
+        self.at(name).part(Part::StudentHead(name.into()))
+    }
+
     /// Registers a trained parameter.
     pub fn param(&mut self, name: &str, shape: &[usize], init: Init) -> ParamId {
         self.register(name, shape, init, Role::Trained)
@@ -296,6 +316,16 @@ impl Params {
     /// The flat value `[len]` of every parameter, in the order of the list.
     pub fn values(&self) -> Vec<Tensor> {
         (0..self.list.len()).map(|index| self.value(index)).collect()
+    }
+
+    /// Whether all values are finite numbers.
+    pub fn is_finite(&self) -> bool {
+        self.flat.values::<f32>().iter().all(|value| value.is_finite())
+    }
+
+    /// The device that holds them.
+    pub fn device(&self) -> Device {
+        self.flat.device()
     }
 
     /// The buffer with the values of all parameters, [`ParamList::range`] by range.

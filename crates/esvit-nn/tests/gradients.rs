@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use esvit_nn::backbone::swin::SwinConfig;
@@ -14,9 +15,10 @@ use esvit_nn::ops::{
 };
 use esvit_nn::params::{Params, Registry, Role};
 use esvit_nn::tensor::Dtype;
-use esvit_nn::{BackboneConfig, Device, ForwardCtx, Tape, Tensor};
+use esvit_nn::{BackboneConfig, Collective, Device, ForwardCtx, Solo, Tape, Tensor};
 use esvit_testing::{
-    assert_alike, check_gradients, composed, fill, hashed, hashed_tensor, hashed_times, tiny_swin,
+    Pair, assert_alike, check_gradients, composed, fill, hashed, hashed_tensor, hashed_times,
+    tiny_swin,
 };
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, micro_batch: 1 };
@@ -65,6 +67,7 @@ fn layer_norm() {
 
 #[test]
 fn batch_norm() {
+    let solo = Solo::shared();
     for [rows, channels] in [[2, 3], [5, 1], [18, 37]] {
         let data =
             [hashed_times(1, rows * channels, 2.0), hashed(2, channels), hashed(3, channels)];
@@ -72,16 +75,55 @@ fn batch_norm() {
         check_both(
             "batch_norm",
             &data,
-            |v| flat(ops::batch_norm(x(v), v[1].clone(), v[2].clone(), 1e-5).0),
+            |v| flat(ops::batch_norm(x(v), v[1].clone(), v[2].clone(), 1e-5, &solo).0),
             |v| flat(composed::batch_norm(x(v), v[1].clone(), v[2].clone(), 1e-5).0),
         );
         let x: Tensor = Tensor::new(data[0].clone(), [rows, channels], &Device::Cpu);
         let ones = Tensor::from_vec(vec![1f32; channels], &Device::Cpu);
-        let (_, found) = ops::batch_norm(x.clone(), ones.clone(), ones.clone(), 1e-5);
+        let (_, found) = ops::batch_norm(x.clone(), ones.clone(), ones.clone(), 1e-5, &solo);
         let (_, expected) = composed::batch_norm(x, ones.clone(), ones, 1e-5);
         for (found, expected) in found.iter().zip(&expected) {
             assert_alike("statistics", &found.to_vec::<f32>(), &expected.to_vec::<f32>(), 1e-6);
         }
+    }
+}
+
+/// Two processes with half of the rows each have the statistics and the gradients of all rows.
+#[test]
+fn batch_norm_over_processes() {
+    let [rows, channels] = [8, 37];
+    let tensor = |seed, rows| {
+        Tensor::new(hashed_times(seed, rows * channels, 2.0), [rows, channels], &Device::Cpu)
+    };
+    let (x, weights) = (tensor(1, rows), tensor(2, rows));
+    // The output, the statistics and the gradients of x, gamma and beta.
+    let run = |part: Range<usize>, collective: &Arc<dyn Collective>| -> Vec<Vec<f32>> {
+        let part_of = |tensor: &Tensor| {
+            let values = tensor.view(part.start * channels, part.len() * channels);
+            values.reshape([part.len(), channels])
+        };
+        let tape = Tape::new();
+        let [x, gamma, beta] = [part_of(&x), tensor(3, 1), tensor(4, 1)].map(|t| tape.watch(t));
+        let [row, column] = [&gamma, &beta].map(|v| v.clone().reshape([channels]));
+        let (y, [mean, variance]) = ops::batch_norm(x.clone(), row, column, 1e-5, collective);
+        let gradients = tape.backward(&(y.clone() * part_of(&weights)).sum());
+        let of = |leaf: &Tensor| gradients.of(leaf).unwrap().to_vec();
+        vec![y.to_vec(), mean.to_vec(), variance.to_vec(), of(&x), of(&gamma), of(&beta)]
+    };
+    let whole = run(0..rows, &Solo::shared());
+    let [first, second] = Pair::run(|pair| run(4 * pair.rank()..4 * pair.rank() + 4, &pair));
+    let joined = |at: usize| [first[at].clone(), second[at].clone()].concat();
+    let sum = |at: usize| first[at].iter().zip(&second[at]).map(|(a, b)| a + b).collect();
+    assert_eq!((&first[1], &first[2]), (&second[1], &second[2]));
+    for (name, found, expected) in [
+        ("y", joined(0), &whole[0]),
+        ("mean", first[1].clone(), &whole[1]),
+        ("variance", first[2].clone(), &whole[2]),
+        ("dx", joined(3), &whole[3]),
+        ("dgamma", sum(4), &whole[4]),
+        ("dbeta", sum(5), &whole[5]),
+    ] {
+        assert_alike(name, &found, expected, 1e-5);
     }
 }
 

@@ -7,8 +7,10 @@ pub mod composed;
 mod gradients;
 mod hash;
 mod network;
+mod pair;
 
 pub use close::{assert_alike, assert_close};
 pub use gradients::check_gradients;
 pub use hash::{fill, hash, hashed, hashed_tensor, hashed_times};
 pub use network::{tiny_swin, untrained};
+pub use pair::Pair;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use esvit_data::Preprocess;
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::Tensor;
-use esvit_nn::params::{ParamSpec, Part, Role};
+use esvit_nn::params::{ParamSpec, Role};
 use esvit_nn::weights::{
     self, Entry, METADATA_KEY, Report, StoredNetwork, WeightsError, WeightsFile, entry,
 };
@@ -132,7 +132,10 @@ pub enum CheckpointError {
 pub fn save(path: &Path, learner: &Learner, mut metadata: Metadata) -> Result<(), CheckpointError> {
     let mut entries = weights::entries(STUDENT, &learner.student);
     if let Some(teacher) = &learner.teacher {
-        entries.extend(weights::entries(TEACHER, teacher));
+        let all =
+            weights::entries(TEACHER, teacher).into_iter().zip(learner.network.specs().iter());
+        entries
+            .extend(all.filter(|(_, spec)| !spec.part.is_student_only()).map(|(entry, _)| entry));
     }
     let state = learner.objective.state();
     entries.extend(state.iter().map(|state| entry(state.name, &state.shape, &state.value)));
@@ -228,8 +231,12 @@ impl Checkpoint {
         let specs = learner.network.specs().clone();
         let device = learner.device();
         let network = |prefix| -> Result<Params, CheckpointError> {
+            let unused = |spec: &ParamSpec| {
+                let is_unused = prefix == TEACHER && spec.part.is_student_only();
+                is_unused.then(|| vec![0.0; spec.len()])
+            };
             let (params, report) =
-                StoredNetwork::at(&self.file, prefix).load(&specs, &device, |_| None)?;
+                StoredNetwork::at(&self.file, prefix).load(&specs, &device, unused)?;
             match report.resized.first() {
                 None => Ok(params),
                 Some(table) => Err(CheckpointError::NotARun {
@@ -375,8 +382,5 @@ fn load_partial(
 
 /// The name of the part that a parameter belongs to, in messages.
 fn part_name(spec: &ParamSpec) -> &str {
-    match &spec.part {
-        Part::Head(name) => name,
-        _ => "backbone",
-    }
+    spec.part.head().unwrap_or("backbone")
 }

@@ -480,7 +480,8 @@ impl TrainConfig {
         at_least_one("train.batch_size", self.batch_size as u64)?;
         at_least_one("train.accumulate", self.accumulate as u64)?;
         at_least_one("train.log_every", self.log_every)?;
-        esvit_nn::Device::find(&self.device)
+        self.device
+            .parse::<esvit_nn::Device>()
             .map_err(|error| SettingError::new("train.device", &self.device, error.to_string()))?;
         Ok(())
     }

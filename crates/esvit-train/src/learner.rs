@@ -68,6 +68,8 @@ pub struct Gradients {
     pub values: ParamGradients,
     losses: Losses,
     buffers: Buffers,
+    /// Number of micro-batches of all processes.
+    micro_batches: usize,
 }
 
 /// Sums over micro-batches: the total and its parts, each `[1]`.
@@ -128,13 +130,18 @@ impl Learner {
         let optimizer = Optimizer::new(kind, network.specs(), device);
         let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
         let teacher = follows.then(|| student.clone());
-        let collective = Arc::new(Solo);
+        let collective = Solo::shared();
         Self { network, student, teacher, objective, optimizer, settings, collective }
     }
 
     /// The device of the parameters.
     pub fn device(&self) -> Device {
-        self.student.flat().device()
+        self.student.device()
+    }
+
+    /// Whether all parameters are finite numbers.
+    pub fn is_finite(&self) -> bool {
+        self.student.is_finite() && self.teacher.as_ref().is_none_or(Params::is_finite)
     }
 
     /// The parameters to evaluate: the teacher's, or the student's if there is none.
@@ -142,22 +149,22 @@ impl Learner {
         self.teacher.as_ref().unwrap_or(&self.student)
     }
 
-    /// One optimizer step on one or more micro-batches of equal size. Gradients are averaged;
-    /// objective and teacher are updated once.
+    /// One optimizer step on one or more micro-batches of equal size, each asked for when the one
+    /// before is done. Gradients are averaged; objective and teacher are updated once.
     ///
     /// # Errors
     /// When the loss or its gradient is not finite. Nothing is updated then, but a teacher that
     /// follows before the forward pass has done so.
     pub fn step(
         &mut self,
-        micro_batches: &[MicroBatch],
+        micro_batches: impl IntoIterator<Item = MicroBatch, IntoIter: ExactSizeIterator>,
         at: &StepInfo,
     ) -> Result<StepResult, NotFinite> {
         let mut gradients = self.gradients(micro_batches, at);
         let (grad_norm, scales) = profile::time("norms of gradients", 0, || {
             optim::clip(&gradients.values, self.settings.clip_grad, self.settings.clip_scope)
         });
-        let mut scalars = self.scalars(&gradients.losses, grad_norm, micro_batches.len());
+        let mut scalars = self.scalars(&gradients, grad_norm);
         let (loss, grad_norm) = (scalars.remove(0), scalars.pop().unwrap_or(0.0));
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(NotFinite { loss, grad_norm });
@@ -189,7 +196,13 @@ impl Learner {
     }
 
     /// Gradients of the mean loss of `micro_batches`. The objective notes what it will commit.
-    pub fn gradients(&mut self, micro_batches: &[MicroBatch], at: &StepInfo) -> Gradients {
+    pub fn gradients(
+        &mut self,
+        micro_batches: impl IntoIterator<Item = MicroBatch, IntoIter: ExactSizeIterator>,
+        at: &StepInfo,
+    ) -> Gradients {
+        let micro_batches = micro_batches.into_iter();
+        let own = micro_batches.len();
         self.objective.begin_step(&mut self.student, at);
         if let (Some(teacher), Teacher::Ema { timing: EmaTiming::BeforeForward, momentum }) =
             (&mut self.teacher, self.objective.teacher(at))
@@ -200,27 +213,27 @@ impl Learner {
             values: ParamGradients::new(self.network.specs(), &self.device()),
             losses: Losses::default(),
             buffers: Buffers::default(),
+            micro_batches: own * self.collective.world(),
         };
         // Micro-batches are counted over all processes, so that random numbers do not depend on
         // how many there are.
-        let first = self.collective.rank() * micro_batches.len();
+        let first = self.collective.rank() * own;
         for (index, batch) in (first..).zip(micro_batches) {
-            self.accumulate(&mut sum, batch, index as u64, at);
+            self.accumulate(&mut sum, &batch, index as u64, at);
         }
         if self.collective.world() > 1 {
             sum.values.all_reduce(&*self.collective);
         }
-        let count = micro_batches.len() * self.collective.world();
-        if count > 1 {
-            sum.values.scale((1.0 / count as f64) as f32);
+        if sum.micro_batches > 1 {
+            sum.values.scale((1.0 / sum.micro_batches as f64) as f32);
         }
         sum
     }
 
     /// Mean loss, its parts in order, and the norm of the gradient: what a step reads back.
-    fn scalars(&self, losses: &Losses, grad_norm: Tensor, micro_batches: usize) -> Vec<f32> {
-        let sums = self.collective.all_reduce(losses.joined());
-        let share = (1.0 / (micro_batches * self.collective.world()) as f64) as f32;
+    fn scalars(&self, gradients: &Gradients, grad_norm: Tensor) -> Vec<f32> {
+        let sums = self.collective.all_reduce(gradients.losses.joined());
+        let share = (1.0 / gradients.micro_batches as f64) as f32;
         Tensor::cat(vec![sums * f64::from(share), grad_norm], 0).to_vec()
     }
 
@@ -228,7 +241,9 @@ impl Learner {
     fn accumulate(&mut self, sum: &mut Gradients, batch: &MicroBatch, index: u64, at: &StepInfo) {
         let precision = self.settings.precision;
         let images = batch.images();
-        let teacher_ctx = ForwardCtx::teacher().with_precision(precision);
+        let collective = &self.collective;
+        let teacher_ctx =
+            ForwardCtx::teacher().with_precision(precision).with_collective(collective);
         let frozen;
         let teacher = match self.objective.teacher(at) {
             Teacher::None => None,
@@ -257,6 +272,7 @@ impl Learner {
         for at_hand in self.settings.crop_chunks.cut(&sides, images) {
             let mut ctx = ForwardCtx::student(key)
                 .with_precision(precision)
+                .with_collective(&self.collective)
                 .after_images(at_hand.start * images);
             ctx.activation_checkpointing = self.settings.activation_checkpointing;
             let tape = Tape::new();

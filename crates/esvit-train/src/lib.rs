@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod config_text;
 pub mod crop_chunks;
+pub mod input;
 pub mod learner;
 pub mod memory;
 pub mod mixup;

@@ -71,9 +71,11 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         micro_batch as f64 * image + most.min(micro_batch as f64 * logits)
     };
     let activations = passes.into_iter().map(|crops| pass(&sizes[crops])).fold(0.0, f64::max);
-    let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64 * 4.0).sum();
+    let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64).sum();
     let loader = pixels * config.global_batch() as f64 * (config.data.prefetch as f64 + 2.0);
-    BASE + MARGIN * (state + activations) + loader
+    // Pixels of 8 bits, and normalized.
+    let input = pixels * micro_batch as f64 * 5.0;
+    BASE + MARGIN * (state + activations) + loader + input
 }
 
 /// Batch settings that fit into an amount of memory.
@@ -220,9 +222,11 @@ mod tests {
         // 3,072; the heads see 17 rows, 2 * 16 + 16 wide.
         let image = (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 34 * 48 * 8) as f64;
         let exponentials = ((34 + 34) * 64 * 4) as f64;
-        let pixels = ((2 * 3 * 32 * 32 + 3 * 16 * 16) * 4) as f64;
+        let pixels = (2 * 3 * 32 * 32 + 3 * 16 * 16) as f64;
         let expected = |state: f64, images: f64| {
-            200e6 + 1.2 * (state + images * (image + exponentials)) + pixels * 8.0 * (2.0 + 2.0)
+            200e6
+                + 1.2 * (state + images * (image + exponentials))
+                + pixels * (8.0 * (2.0 + 2.0) + images * (1.0 + 4.0))
         };
         let check = |found: f64, expected: f64| {
             assert!((found / expected - 1.0).abs() < 1e-12, "{found} instead of {expected}");
@@ -254,7 +258,7 @@ mod tests {
         let state = (4 * (2 * all + 4 * (all - 64))) as f64;
         let image =
             (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
-        let expected = 200e6 + 1.2 * (state + 4.0 * image) + pixels * 8.0 * 4.0;
+        let expected = 200e6 + 1.2 * (state + 4.0 * image) + pixels * (8.0 * 4.0 + 4.0 * 5.0);
         check(estimate(&view, 4), expected);
     }
 
@@ -270,7 +274,8 @@ mod tests {
             let others = (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 34 * 48 * 8) as f64;
             let [four, two] =
                 [4.0, 2.0].map(|images| image.max(EXPONENTIALS_BYTES as f64).min(images * image));
-            let expected = 1.2 * (2.0 * others + four - two);
+            let pixels = (2 * 3 * 32 * 32 + 3 * 16 * 16) as f64;
+            let expected = 1.2 * (2.0 * others + four - two) + 2.0 * 5.0 * pixels;
             assert!((added - expected).abs() < 1e3, "{added} instead of {expected}");
         }
     }

@@ -213,7 +213,7 @@ fn accumulation() {
     let new = || learner(OptimizerKind::Sgd, false, false);
 
     let [by_half, at_once] =
-        [&halves[..], &whole[..]].map(|batches| new().gradients(batches, &STEP));
+        [&halves[..], &whole[..]].map(|batches| new().gradients(batches.to_vec(), &STEP));
     for (index, spec) in new().network.specs().iter().enumerate() {
         let [by_half, at_once] = [&by_half, &at_once].map(|g| gradient(&g.values, index));
         assert_alike(&spec.name, &by_half, &at_once, 1e-5);
@@ -222,8 +222,8 @@ fn accumulation() {
     let [mut by_half, mut at_once] = [new(), new()];
     for step in 0..2 {
         let at = StepInfo { step, ..STEP };
-        let half = by_half.step(&halves, &at).unwrap();
-        let whole = at_once.step(&whole, &at).unwrap();
+        let half = by_half.step(halves.clone(), &at).unwrap();
+        let whole = at_once.step(whole.clone(), &at).unwrap();
         assert_eq!([half.parts.len(), whole.parts.len()], [2; 2]);
         for [half, whole] in [
             [half.loss, whole.loss],
@@ -258,7 +258,7 @@ fn less_memory_gives_the_same_gradients() {
         let mut learner = learner_with_drop_path(OptimizerKind::Sgd, false, false, 0.5);
         learner.settings.crop_chunks = crop_chunks;
         learner.settings.activation_checkpointing = activation_checkpointing;
-        learner.gradients(&batch, &STEP).values
+        learner.gradients(batch.clone(), &STEP).values
     };
     let expected = gradients(CropChunks::All, false);
     let specs = learner(OptimizerKind::Sgd, false, false).network.specs().clone();
@@ -288,7 +288,7 @@ fn frozen_last_layer() {
         for epoch in [1, 2, 0] {
             let freeze_last_layer = epoch < 2;
             let before = (learner.student.clone(), learner.optimizer.clone());
-            learner.step(&[batch(2)], &StepInfo { epoch, ..STEP }).unwrap();
+            learner.step([batch(2)], &StepInfo { epoch, ..STEP }).unwrap();
             let mut last_layers = 0;
             for (i, (spec, value)) in learner.student.iter().enumerate() {
                 let last_layer = spec.name.contains("last_layer");
@@ -313,19 +313,19 @@ fn frozen_last_layer() {
 fn a_step_that_is_not_finite_changes_nothing() {
     for kind in [OptimizerKind::AdamW, OptimizerKind::Sgd, OptimizerKind::Lars] {
         let mut learner = learner(kind, false, true);
-        learner.step(&[batch(2)], &STEP).unwrap();
+        learner.step([batch(2)], &STEP).unwrap();
         let before = state(&learner);
         for bad in [f32::NAN, f32::INFINITY] {
             for crop in [0, 3] {
                 let mut bad_batch = batch(2);
                 bad_batch.views[crop].write(0, &[bad]);
                 let at = StepInfo { health: true, ..STEP };
-                let error = learner.step(&[batch(2), bad_batch], &at).unwrap_err();
+                let error = learner.step([batch(2), bad_batch], &at).unwrap_err();
                 assert!(!error.loss.is_finite() || !error.grad_norm.is_finite(), "{error}");
                 assert!(state(&learner) == before, "{kind:?}, {bad} in crop {crop}");
             }
         }
-        learner.step(&[batch(2)], &STEP).unwrap();
+        learner.step([batch(2)], &STEP).unwrap();
         assert!(state(&learner) != before);
     }
 }
@@ -340,11 +340,11 @@ fn what_a_failed_step_has_noted_is_forgotten() {
     // The teacher sees nothing of it, so that its logits are finite.
     bad.views[3].write(0, &[f32::NAN]);
     bad.views[0] = bad.views[0].clone() * -2.0;
-    learner.step(&[bad.clone(), bad], &StepInfo { health: true, ..STEP }).unwrap_err();
+    learner.step([bad.clone(), bad], &StepInfo { health: true, ..STEP }).unwrap_err();
     let other = crops(2).into_iter().map(|crop| crop * 0.5).collect();
-    learner.gradients(&[MicroBatch::unlabeled(other)], &STEP);
+    learner.gradients([MicroBatch::unlabeled(other)], &STEP);
     let [found, expected] =
-        [&mut learner, &mut alone].map(|learner| learner.step(&[batch(2)], &STEP).unwrap());
+        [&mut learner, &mut alone].map(|learner| learner.step([batch(2)], &STEP).unwrap());
     assert_eq!(found, expected);
     assert!(state(&learner) == state(&alone));
 }
@@ -383,7 +383,7 @@ fn moving_average() {
     // In a step, the student's frozen lengths stay, and both networks note their own statistics.
     learner.student = student.clone();
     learner.teacher = Some(old.clone());
-    learner.step(&[batch(2)], &STEP).unwrap();
+    learner.step([batch(2)], &STEP).unwrap();
     for (i, spec) in specs.iter().enumerate() {
         let [student, before, teacher, old] =
             [&learner.student, &student, teacher_of(&learner), &old]
@@ -407,7 +407,7 @@ fn moving_average() {
 
 /// All values of the gradients of some micro-batches, one after the other.
 fn all_gradients(learner: &Learner, batches: &[MicroBatch], at: &StepInfo) -> Vec<f32> {
-    let gradients = learner_like(learner).gradients(batches, at);
+    let gradients = learner_like(learner).gradients(batches.to_vec(), at);
     let found = (0..learner.network.specs().len()).filter_map(|i| gradients.values.get(i));
     found.flat_map(|gradient| gradient.to_vec::<f32>()).collect()
 }
@@ -419,7 +419,7 @@ fn all_gradients(learner: &Learner, batches: &[MicroBatch], at: &StepInfo) -> Ve
 fn loss_and_gradient_must_both_be_finite() {
     for infinite_gradient in [true, false] {
         let mut learner = learner(OptimizerKind::AdamW, true, false);
-        learner.step(&[batch(2)], &STEP).unwrap();
+        learner.step([batch(2)], &STEP).unwrap();
         let at = StepInfo { step: 1, health: true, ..STEP };
         let specs = learner.network.specs().clone();
         let mut set = |end: &str, factor: f64, summand: f64| {
@@ -448,12 +448,12 @@ fn loss_and_gradient_must_both_be_finite() {
             2
         } else {
             // As many as it takes for the sum of their finite losses.
-            let one = learner_like(&learner).step(&[batch(2)], &at).unwrap().loss;
+            let one = learner_like(&learner).step([batch(2)], &at).unwrap().loss;
             assert!(one > 1e36, "{one}");
             (f32::MAX / one) as usize + 2
         };
         let before = state(&learner);
-        let error = learner.step(&vec![batch(2); count], &at).unwrap_err();
+        let error = learner.step(vec![batch(2); count], &at).unwrap_err();
         assert_eq!(error.loss.is_finite(), infinite_gradient, "{error}");
         assert_eq!(error.grad_norm.is_finite(), !infinite_gradient, "{error}");
         assert!(state(&learner) == before, "{error}");
@@ -492,7 +492,7 @@ fn only_the_students_images_are_mixed() {
     let mut result = |mixup: MixupConfig| {
         esvit_mut(&mut learner).config.mixup = mixup;
         let mut learner = learner_like(&learner);
-        let result = learner.step(&[batch(2)], &at).unwrap();
+        let result = learner.step([batch(2)], &at).unwrap();
         (result, centers(&learner).view.to_vec::<f32>())
     };
     let off = MixupConfig::default();
@@ -513,9 +513,9 @@ fn a_step_by_hand() {
         learner.settings.clip_grad = Some(LIMIT);
         esvit_mut(&mut learner).config.center_momentum = 0.8;
         let before = learner_like(&learner);
-        let gradients = learner.gradients(&[batch(2)], &STEP).values;
+        let gradients = learner.gradients([batch(2)], &STEP).values;
         assert!(state(&learner) == state(&before), "gradients alone change nothing");
-        let result = learner.step(&[batch(2)], &STEP).unwrap();
+        let result = learner.step([batch(2)], &STEP).unwrap();
         let mut squares = 0.0;
         for (i, spec) in before.network.specs().iter().enumerate() {
             let [old, new, old_teacher, new_teacher] =
@@ -600,10 +600,10 @@ fn health_of_a_step() {
     assert_eq!(expected.signal("rows"), Some(4.0));
     let other = crops(2).into_iter().map(|crop| crop * 0.5).collect();
     let batches = [batch(2), MicroBatch::unlabeled(other)];
-    let result = learner.step(&batches, &StepInfo { health: true, ..STEP }).unwrap();
+    let result = learner.step(batches.clone(), &StepInfo { health: true, ..STEP }).unwrap();
     assert_eq!(result.health, Some(expected));
     // A step that does not ask for it has not that of an earlier one.
-    assert_eq!(learner.step(&batches, &STEP).unwrap().health, None);
+    assert_eq!(learner.step(batches.clone(), &STEP).unwrap().health, None);
 }
 
 /// Half as many bits: loss and gradients are nearly the same, and not quite. Rounding grows where the
@@ -618,8 +618,8 @@ fn bf16_is_near_f32() {
         objective.precision = precision;
         learner.settings.precision = precision;
         learner.settings.activation_checkpointing = activation_checkpointing;
-        let gradients = learner.gradients(&[batch(16)], &at);
-        let result = learner.step(&[batch(16)], &at).unwrap();
+        let gradients = learner.gradients([batch(16)], &at);
+        let result = learner.step([batch(16)], &at).unwrap();
         (gradients.values, result, learner)
     };
     let (expected, result, _) = run(Precision::F32, false);
@@ -660,6 +660,17 @@ fn bf16_is_near_f32() {
 
 /// A step reads its loss and the norm of its gradient back, once, however many micro-batches, chunks
 /// and parameters there are; on a device every other read would wait for all work before it.
+/// Once there are gradients, nothing holds the parameters any more, which the update would copy then.
+#[test]
+fn an_update_is_in_place() {
+    for mixup in [false, true] {
+        let mut learner = learner(OptimizerKind::AdamW, false, false);
+        esvit_mut(&mut learner).config.mixup.enabled = mixup;
+        learner.gradients([batch(2), batch(2)], &STEP);
+        assert!(!learner.student.flat().is_shared() && !teacher_of(&learner).flat().is_shared());
+    }
+}
+
 #[test]
 fn a_step_reads_from_the_device_once() {
     use esvit_nn::tensor::host_reads;
@@ -670,7 +681,7 @@ fn a_step_reads_from_the_device_once() {
         for micro_batches in [1, 3] {
             let batches = vec![MicroBatch::unlabeled(crops(2)); micro_batches];
             let before = host_reads();
-            learner.step(&batches, &STEP).unwrap();
+            learner.step(batches.clone(), &STEP).unwrap();
             assert_eq!(host_reads() - before, 1, "{micro_batches}, region {region}");
         }
     }

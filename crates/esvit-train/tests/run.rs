@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "run/processes.rs"]
+mod processes;
 #[path = "run/supervised.rs"]
 mod supervised;
 
@@ -10,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use esvit_data::{Image, InMemory, Source, SourceError};
-use esvit_nn::{Network, Params};
+use esvit_nn::{Collective, Device, Network, Params, Solo};
 use esvit_train::checkpoint::{Best, Checkpoint};
 use esvit_train::config_text::parse_override;
+use esvit_train::input::network_input;
 use esvit_train::run::{
     End, Event, KnnAccuracy, KnnMetrics, Observer, Options, Outcome, RunError, Start, StepMetrics,
 };
@@ -112,6 +115,7 @@ struct Bench {
     config: Config,
     source: Arc<dyn Source>,
     start: Start,
+    overwrite: bool,
     stop_after: u64,
     /// Top-1 of the checks, in order; none for no checks.
     top1: Option<Vec<f64>>,
@@ -124,6 +128,7 @@ impl Bench {
             config: config(settings),
             source: Arc::new(images(6, 100)),
             start: Start::New,
+            overwrite: false,
             stop_after: 0,
             top1: None,
         }
@@ -134,7 +139,17 @@ impl Bench {
     }
 
     fn run(&self, out: &str) -> (Result<Outcome, RunError>, Reported) {
-        let mut reported = Reported { stop_after: self.stop_after, ..Reported::default() };
+        self.run_as(out, Solo::shared(), self.stop_after)
+    }
+
+    /// The run as one of several processes.
+    fn run_as(
+        &self,
+        out: &str,
+        collective: Arc<dyn Collective>,
+        stop_after: u64,
+    ) -> (Result<Outcome, RunError>, Reported) {
+        let mut reported = Reported { stop_after, ..Reported::default() };
         let stop = reported.stop.clone();
         let mut top1 = self.top1.clone().unwrap_or_default().into_iter();
         let mut knn = |_: &Network, _: &Params| {
@@ -143,9 +158,10 @@ impl Bench {
         };
         let options = Options {
             out: self.path(out),
-            overwrite: false,
+            overwrite: self.overwrite,
             start: self.start.clone(),
             source: self.source.clone(),
+            collective,
             stop,
             environment: serde_json::json!({ "machine": "a test" }),
             observer: &mut reported,
@@ -606,11 +622,43 @@ fn a_step_that_is_not_finite_is_kept_for_inspection() {
         esvit_data::LoaderConfig { batch: 2, workers: 1, ..Default::default() },
     );
     let batch = loader.unwrap().batches(*step..step + 1).next().unwrap().unwrap();
-    for (view, pixels) in batch.views.iter().enumerate() {
-        for (part, pixels) in pixels.chunks_exact(pixels.len() / 2).enumerate() {
+    let normalization = bench.config.views.normalization();
+    for (view, crops) in batch.views.iter().enumerate() {
+        for part in 0..2 {
+            let input = network_input(crops, part..part + 1, &normalization, &Device::Cpu);
             let tensor = inputs.file().find("", &format!("batch.{part}.view.{view}")).unwrap();
-            assert_eq!(inputs.file().read_f32(tensor).unwrap(), pixels);
+            assert_eq!(inputs.file().read_f32(tensor).unwrap(), input.to_vec::<f32>());
         }
+    }
+}
+
+/// A check that fails ends the run after its state is saved.
+#[test]
+fn a_failed_check_loses_nothing() {
+    let mut bench = Bench::new(&["knn.every_epochs=1", "checkpoint.every_epochs=2"]);
+    bench.top1 = Some(Vec::new());
+    let (outcome, _) = bench.run("run");
+    assert!(matches!(outcome, Err(RunError::Knn(_))), "{outcome:?}");
+    assert_eq!(bench.kept("run"), [numbered(0, 0), numbered(1, 3)]);
+}
+
+/// An update out of all bounds, whose loss was finite: nothing of it is saved, and what was stays.
+#[test]
+fn weights_that_are_not_finite_are_not_saved() {
+    for settings in
+        [&["train.epochs=1"][..], &["checkpoint.every_steps=1", "checkpoint.keep_last=1"]]
+    {
+        let mut bench = Bench::new(&[&["optim.warmup_epochs=0"], settings].concat());
+        bench.config.optim.lr = 1e300;
+        bench.config.train.log_every = 1;
+        if settings.len() == 1 {
+            // The only step is the last.
+            bench.source = Arc::new(images(2, 100));
+        }
+        let (outcome, _) = bench.run("run");
+        let Err(RunError::Weights { step, checkpoint }) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((step, checkpoint), (1, bench.checkpoint("run", 0, 0)));
+        assert_eq!(bench.kept("run"), [numbered(0, 0)]);
     }
 }
 

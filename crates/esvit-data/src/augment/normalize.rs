@@ -1,13 +1,17 @@
 //! Normalization of 8-bit pixels, and back.
 
+use esvit_kernels::images;
+
 use crate::Image;
 use crate::pixels::CHANNELS;
 
 /// `(value / 255 - mean) / std` by channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normalization {
-    scale: [f32; CHANNELS],
-    shift: [f32; CHANNELS],
+    /// Factor of an 8-bit value.
+    pub scale: [f32; CHANNELS],
+    /// What is added to the product.
+    pub shift: [f32; CHANNELS],
 }
 
 /// A slice whose length does not fit an image.
@@ -35,13 +39,8 @@ impl Normalization {
 
     /// Writes normalized values `[3, height, width]` into `out`, which must have that length.
     pub fn write(&self, image: &Image, out: &mut [f32]) -> Result<(), SliceLength> {
-        let pixels = check_length(image.width(), image.height(), out.len())?;
-        for (channel, plane) in out.chunks_exact_mut(pixels).enumerate() {
-            let (scale, shift) = (self.scale[channel], self.shift[channel]);
-            for (value, pixel) in plane.iter_mut().zip(image.pixels().as_chunks::<CHANNELS>().0) {
-                *value = f32::from(pixel[channel]) * scale + shift;
-            }
-        }
+        check_length(image.width(), image.height(), out.len())?;
+        images::normalize(image.pixels(), self.scale, self.shift, out);
         Ok(())
     }
 

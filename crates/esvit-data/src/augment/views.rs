@@ -4,7 +4,6 @@ use esvit_kernels::rng::Rng;
 
 use super::color::{grayscale, jitter};
 use super::config::ViewsConfig;
-use super::normalize::SliceLength;
 use super::{CropBox, Normalization, gaussian_blur, horizontal_flip, solarize};
 use crate::pixels::CHANNELS;
 use crate::{Image, ImageError, resized_crop};
@@ -19,11 +18,27 @@ pub struct View {
 }
 
 /// A rectangle of normal noise, which replaces normalized values.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ErasedRect {
     /// The rectangle.
     pub rect: CropBox,
     noise: Rng,
+}
+
+impl ErasedRect {
+    /// The noise, row by row of every channel: `row(x, y, channel, values)` is called with the values
+    /// from column `x` on.
+    pub fn for_each_row(&self, mut row: impl FnMut(usize, usize, usize, &[f32])) {
+        let Self { rect, noise } = self;
+        let mut noise = noise.clone();
+        let mut values = vec![0.0; rect.width as usize];
+        for channel in 0..CHANNELS {
+            for y in rect.top..rect.top + rect.height {
+                values.fill_with(|| noise.normal() as f32);
+                row(rect.left as usize, y as usize, channel, &values);
+            }
+        }
+    }
 }
 
 impl ViewsConfig {
@@ -98,36 +113,19 @@ impl View {
         self.image.width()
     }
 
-    /// Writes the network's input `[3, size, size]` into `out`, which must have that length.
-    pub fn write(&self, normalization: &Normalization, out: &mut [f32]) -> Result<(), SliceLength> {
-        normalization.write(&self.image, out)?;
-        let side = self.size() as usize;
-        self.for_each_erased(|x, y, channel, value| out[(channel * side + y) * side + x] = value);
-        Ok(())
-    }
-
     /// The view as an image, noise included.
     pub fn to_image(&self, normalization: &Normalization) -> Image {
         let mut image = self.image.clone();
         let side = self.size() as usize;
-        self.for_each_erased(|x, y, channel, value| {
-            image.pixels_mut()[(y * side + x) * CHANNELS + channel] =
-                normalization.byte(value, channel);
-        });
-        image
-    }
-
-    /// Calls `set(x, y, channel, value)` for every value of the noise.
-    fn for_each_erased(&self, mut set: impl FnMut(usize, usize, usize, f32)) {
-        let Some(ErasedRect { rect, noise }) = &self.erased else { return };
-        let mut noise = noise.clone();
-        for channel in 0..CHANNELS {
-            for y in rect.top..rect.top + rect.height {
-                for x in rect.left..rect.left + rect.width {
-                    set(x as usize, y as usize, channel, noise.normal() as f32);
+        if let Some(erased) = &self.erased {
+            erased.for_each_row(|x, y, channel, values| {
+                let pixels = image.pixels_mut().as_chunks_mut::<CHANNELS>().0;
+                for (pixel, &value) in pixels[y * side + x..].iter_mut().zip(values) {
+                    pixel[channel] = normalization.byte(value, channel);
                 }
-            }
+            });
         }
+        image
     }
 }
 
@@ -136,6 +134,7 @@ mod tests {
     use esvit_kernels::rng::Rng;
 
     use super::*;
+    use crate::Crops;
     use crate::augment::config::{Blur, Policy, Solarize};
     use crate::augment::erase::Erase;
     use crate::augment::randaugment::RandAugment;
@@ -158,6 +157,16 @@ mod tests {
         views.iter().map(|view| view.image.pixels()).collect()
     }
 
+    /// The network's input of a view.
+    fn input(view: &View, config: &ViewsConfig) -> Vec<f32> {
+        let mut crops = Crops::new(1, view.size() as usize);
+        crops.set(0, view);
+        let mut values = vec![f32::NAN; crops.pixels.len()];
+        config.normalization().write(&view.image, &mut values).unwrap();
+        crops.for_each_erased(0..1, |at, row| values[at..at + row.len()].copy_from_slice(row));
+        values
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
@@ -172,8 +181,7 @@ mod tests {
             let sizes: Vec<u32> = views.iter().map(View::size).collect();
             prop_assert_eq!(sizes, config.sizes());
             for view in views {
-                let mut values = vec![f32::NAN; 3 * (view.size() * view.size()) as usize];
-                view.write(&config.normalization(), &mut values).unwrap();
+                let values = input(&view, &config);
                 prop_assert!(values.iter().all(|value| value.is_finite()));
             }
         }
@@ -378,15 +386,13 @@ mod tests {
             ViewsConfig { erase: Erase { p: 1.0, ..Erase::default() }, ..small(Policy::Basic) };
         let view = &config.views(&Image::filled(40, 40, [124, 116, 104]), 1, 0, 0).unwrap()[0];
         let rect = view.erased.as_ref().unwrap().rect;
-        let mut values = vec![0.0; 3 * 32 * 32];
-        view.write(&config.normalization(), &mut values).unwrap();
+        let values = input(view, &config);
         // The color is the mean, so only noise is far from zero.
         let far = values.iter().filter(|value| value.abs() > 0.05).count();
         let erased = (3 * rect.width * rect.height) as usize;
         assert!(far <= erased && far > erased * 9 / 10, "{far} of {erased}");
         let shown = config.normalization().denormalize(&values, 32, 32).unwrap();
         assert_eq!(shown, view.to_image(&config.normalization()));
-        assert!(view.write(&config.normalization(), &mut values[1..]).is_err());
     }
 
     #[test]
@@ -399,8 +405,7 @@ mod tests {
         let view = config.first_view(&Image::filled(40, 40, [200; 3]), 1, 0, 0).unwrap();
         let rect = view.erased.as_ref().unwrap().rect;
         assert_eq!((rect.width, rect.height), (80, 40));
-        let (mut values, mut plain) = (vec![0.0; 30_000], vec![0.0; 30_000]);
-        view.write(&config.normalization(), &mut values).unwrap();
+        let (values, mut plain) = (input(&view, &config), vec![0.0; 30_000]);
         config.normalization().write(&view.image, &mut plain).unwrap();
         let mut noise = Vec::new();
         for (i, (value, plain)) in values.into_iter().zip(plain).enumerate() {

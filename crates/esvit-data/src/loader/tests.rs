@@ -65,7 +65,7 @@ fn loader(source: Made, config: LoaderConfig) -> Loader {
     Loader::new(Arc::new(source), views(), config).unwrap()
 }
 
-type Content = (u64, u64, Vec<u64>, Vec<Vec<f32>>);
+type Content = (u64, u64, Vec<u64>, Vec<Crops>);
 
 fn contents(loader: &Loader, steps: Range<u64>) -> Vec<Content> {
     loader
@@ -110,13 +110,39 @@ fn batches_hold_the_views_of_their_samples() {
             let image = noise(20, 16, sample);
             let made = views.views(&image, 7, batch.epoch, sample).unwrap();
             assert_eq!(made.len(), batch.views.len());
-            for (view, buffer) in made.iter().zip(&batch.views) {
-                let mut values = vec![0.0; 3 * (view.size() * view.size()) as usize];
-                view.write(&views.normalization(), &mut values).unwrap();
-                assert_eq!(buffer.len(), 4 * values.len());
-                assert_eq!(buffer[slot * values.len()..][..values.len()], values[..]);
+            for (view, crops) in made.iter().zip(&batch.views) {
+                assert_eq!(crops.pixels.len(), 4 * view.image.pixels().len());
+                assert_eq!(crops.pixels_of(slot..slot + 1), view.image.pixels());
             }
         }
+    }
+}
+
+/// Processes share a batch: one after the other, they have what a process alone has.
+#[test]
+fn processes_share_batches() {
+    let config = LoaderConfig { batch: 6, ..config() };
+    let source = || Made { len: 20, broken: vec![3, 11], ..Made::default() };
+    let alone = contents(&loader(source(), config.clone()), 0..7);
+    let [first, second, third] = [0, 1, 2].map(|rank| {
+        let loader = loader(source(), LoaderConfig { world: 3, rank, ..config.clone() });
+        assert_eq!(loader.steps_per_epoch(), 3);
+        contents(&loader, 0..7)
+    });
+    for (at, (epoch, step, samples, views)) in alone.into_iter().enumerate() {
+        let parts = [&first[at], &second[at], &third[at]];
+        assert!(parts.iter().all(|part| (part.0, part.1) == (epoch, step)));
+        assert_eq!(parts.map(|part| part.2.clone()).concat(), samples);
+        for (view, crops) in views.iter().enumerate() {
+            let parts = parts.map(|part| part.3[view].pixels.clone());
+            assert_eq!(parts.concat(), crops.pixels);
+        }
+    }
+    for (world, rank) in [(4, 0), (0, 0), (2, 2)] {
+        let config = LoaderConfig { world, rank, ..config.clone() };
+        let error = Loader::new(Arc::new(source()), views(), config).unwrap_err();
+        let text = format!("`batch` is 6: {world} processes share it equally");
+        assert_eq!(error.to_string(), text);
     }
 }
 
@@ -145,8 +171,7 @@ fn a_small_set_comes_up_several_times_with_other_views() {
     for batch in &epoch {
         for (slot, &sample) in batch.samples.iter().enumerate() {
             times[sample as usize] += 1;
-            let view = &batch.views[0][slot * 192..(slot + 1) * 192];
-            globals.insert(view.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+            globals.insert(batch.views[0].pixels_of(slot..slot + 1));
         }
     }
     assert_eq!(times, [4; 5]);
@@ -270,11 +295,9 @@ fn a_replacement_has_its_own_views() {
     let loader = loader(source, LoaderConfig { max_broken: 0.9, ..config() });
     let views = views();
     let made = views.views(&noise(20, 16, 0), 7, 0, 0).unwrap();
-    let mut values = vec![0.0; 192];
-    made[0].write(&views.normalization(), &mut values).unwrap();
-    for (_, _, samples, buffers) in contents(&loader, 0..2) {
+    for (_, _, samples, crops) in contents(&loader, 0..2) {
         assert_eq!(samples, [0; 4]);
-        assert_eq!(buffers[0], values.repeat(4));
+        assert_eq!(crops[0].pixels, made[0].image.pixels().repeat(4));
     }
 }
 
@@ -289,7 +312,7 @@ fn the_seed_chooses_order_and_views() {
         let (_, mut content) = with(seed);
         let (_, _, samples, views) = content.remove(0);
         let slot = samples.iter().position(|&sample| sample == 0).unwrap();
-        views[0][slot * 192..(slot + 1) * 192].to_vec()
+        views[0].pixels_of(slot..slot + 1).to_vec()
     };
     assert_eq!(first_views(1), first_views(1));
     assert_ne!(first_views(1), first_views(2));
@@ -306,8 +329,18 @@ fn there_are_as_many_workers_as_asked() {
 
 #[test]
 fn defaults() {
-    let LoaderConfig { batch, repeat, workers, prefetch, seed, max_broken, cache_bytes } =
-        LoaderConfig::default();
+    let LoaderConfig {
+        batch,
+        world,
+        rank,
+        repeat,
+        workers,
+        prefetch,
+        seed,
+        max_broken,
+        cache_bytes,
+    } = LoaderConfig::default();
+    assert_eq!((world, rank), (1, 0));
     assert_eq!((batch, repeat, workers, prefetch, seed), (64, 1, 0, 2, 0));
     assert_eq!((max_broken, cache_bytes), (0.5, 512 * 1024 * 1024));
 }

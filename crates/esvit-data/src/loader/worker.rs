@@ -11,8 +11,7 @@ use esvit_kernels::rng::Rng;
 use super::broken::Broken;
 use super::cache::Cache;
 use super::{Batch, JobResult, LoaderConfig, LoaderError};
-use crate::augment::Normalization;
-use crate::{Image, Source, ViewsConfig};
+use crate::{Crops, Image, Source, ViewsConfig};
 
 /// RNG purpose of replacements for broken images.
 const REPLACEMENT: u64 = u64::from_be_bytes(*b"replace ");
@@ -25,12 +24,14 @@ const ATTEMPTS: u64 = 1000;
 pub(super) struct Shared {
     pub(super) source: Arc<dyn Source>,
     pub(super) batch: usize,
+    pub(super) rank: usize,
+    /// Images of this process in a batch.
+    pub(super) share: usize,
     pub(super) seed: u64,
     repeat: usize,
     pub(super) broken: Broken,
     views: ViewsConfig,
     sizes: Vec<u32>,
-    normalization: Normalization,
     cache: Cache,
 }
 
@@ -38,12 +39,12 @@ pub(super) struct Shared {
 pub(super) struct Pending {
     epoch: u64,
     step: u64,
-    /// Index of the batch's first image in the epoch's order.
+    /// Index of the first image of this process in the epoch's order.
     first: usize,
     order: Arc<Vec<usize>>,
     samples: Vec<AtomicU64>,
     /// One lock per view, so that workers can write different views at the same time.
-    views: Vec<Mutex<Vec<f32>>>,
+    views: Vec<Mutex<Crops>>,
     /// Number of images still missing.
     left: AtomicUsize,
     stop: Arc<AtomicBool>,
@@ -66,23 +67,25 @@ impl Pending {
         shared: &Shared,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let values = |&size: &u32| vec![0.0; shared.batch * values_per_view(size)];
+        let share = shared.share;
+        let crops = |&size: &u32| Mutex::new(Crops::new(share, size as usize));
         Self {
             epoch,
             step,
             first,
             order,
-            samples: (0..shared.batch).map(|_| AtomicU64::new(0)).collect(),
-            views: shared.sizes.iter().map(|size| Mutex::new(values(size))).collect(),
-            left: AtomicUsize::new(shared.batch),
+            samples: (0..share).map(|_| AtomicU64::new(0)).collect(),
+            views: shared.sizes.iter().map(crops).collect(),
+            left: AtomicUsize::new(share),
             stop,
         }
     }
 
     /// The complete batch.
     pub(super) fn take(&self, wait_time: Duration) -> Batch {
-        let take = |view: &Mutex<Vec<f32>>| {
-            std::mem::take(&mut *view.lock().unwrap_or_else(PoisonError::into_inner))
+        let take = |view: &Mutex<Crops>| {
+            let mut view = view.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *view, Crops::new(0, 0))
         };
         Batch {
             epoch: self.epoch,
@@ -98,11 +101,12 @@ impl Shared {
     pub(super) fn new(source: Arc<dyn Source>, views: ViewsConfig, config: &LoaderConfig) -> Self {
         Self {
             batch: config.batch,
+            rank: config.rank,
+            share: config.batch / config.world,
             seed: config.seed,
             repeat: config.repeat as usize,
             broken: Broken::new(source.len(), config.max_broken),
             sizes: views.sizes(),
-            normalization: views.normalization(),
             cache: Cache::new(config.cache_bytes),
             source,
             views,
@@ -154,9 +158,7 @@ impl Shared {
             .views(&image, self.seed, pending.epoch, key)
             .map_err(|source| LoaderError::Views { name: name.clone(), source })?;
         for (view, batch) in views.iter().zip(&pending.views) {
-            let length = values_per_view(view.size());
-            let mut batch = batch.lock().unwrap_or_else(PoisonError::into_inner);
-            view.write(&self.normalization, &mut batch[slot * length..(slot + 1) * length])?;
+            batch.lock().unwrap_or_else(PoisonError::into_inner).set(slot, view);
         }
         Ok(())
     }
@@ -202,10 +204,6 @@ impl Shared {
             }
         }
     }
-}
-
-fn values_per_view(size: u32) -> usize {
-    3 * size as usize * size as usize
 }
 
 /// The message of a panic.

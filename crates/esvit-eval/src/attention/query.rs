@@ -149,7 +149,7 @@ pub(super) fn check_mass(mass: f64) -> Result<(), AttentionError> {
 /// The input as a batch of one, `[1, 3, height, width]`.
 pub(super) fn images(input: &InputImage, params: &Params) -> Tensor {
     let [height, width] = input.size();
-    let device = params.values()[0].device();
+    let device = params.device();
     Tensor::new(input.pixels.clone(), [1, 3, height, width], &device)
 }
 

@@ -83,7 +83,7 @@ pub fn statistics(
 ) -> Result<AttentionStatistics, NoAttention> {
     let PretrainedBackbone { network, params, preprocess, .. } = backbone;
     let size = preprocess.size();
-    let device = params.values()[0].device();
+    let device = params.device();
     let mut layouts: Vec<BlockGeometry> = Vec::new();
     let mut refused = None;
     let forward = |pixels: Vec<f32>, _| {

@@ -1,7 +1,7 @@
 //! Benchmark of the forward pass.
 
 use esvit_kernels::pool;
-use esvit_nn::{Device, ForwardCtx, Params};
+use esvit_nn::{ForwardCtx, Params};
 
 use super::train_step::images;
 use super::{Bench, BenchError, Report, architecture, time};
@@ -13,8 +13,8 @@ use super::{Bench, BenchError, Report, architecture, time};
 pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
     let (config, _) = architecture(&bench.model)?;
     let (network, specs) = config.build(0.0);
-    let params = Params::init(&specs, 0, &Device::Cpu).for_inference();
-    let images = images(bench.batch, bench.global_size, [0, 0]);
+    let params = Params::init(&specs, 0, &bench.device).for_inference();
+    let images = images(bench, bench.batch, bench.global_size, [0, 0]);
     let seconds = time(bench.iterations, |_| {
         let view = pool::run(|| {
             let pass = ForwardCtx::eval().with_precision(bench.precision);

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use esvit_kernels::element::Bf16;
 use esvit_kernels::{peak, profile};
+use esvit_nn::Device;
 use esvit_nn::ops::Precision;
 use serde::Serialize;
 
@@ -51,6 +52,8 @@ pub struct Bench {
     pub precision: Precision,
     /// Number of timed repetitions, after one warm-up.
     pub iterations: usize,
+    /// The device.
+    pub device: Device,
 }
 
 /// Results of a benchmark.
@@ -196,6 +199,7 @@ mod tests {
             region: false,
             precision: Precision::F32,
             iterations: 1,
+            device: esvit_nn::Device::Cpu,
         }
     }
 

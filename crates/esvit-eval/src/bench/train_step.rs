@@ -4,7 +4,7 @@ use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::{self, Pairs, PrototypeLogits, TeacherRows};
-use esvit_nn::{BackboneConfig, Device, ForwardCtx, Network, Tape, Tensor};
+use esvit_nn::{BackboneConfig, ForwardCtx, Network, Tape, Tensor};
 use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::esvit::EsvitConfig;
 use esvit_train::objective::{GLOBAL_VIEWS, MicroBatch, ObjectiveSettings, Setup, StepInfo};
@@ -36,7 +36,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     let head =
         HeadConfig { out_dim: bench.prototypes, norm_last_layer: false, ..HeadConfig::default() };
     let objective = EsvitConfig { region: bench.region, head, ..EsvitConfig::default() };
-    let device = Device::Cpu;
+    let device = bench.device;
     let (network, objective) = Network::new(&config, drop_path, |scope, width| {
         let (blocks, precision) = (config.blocks(), bench.precision);
         let setup = Setup { width, blocks, classes: 0, seed: 0, precision, device };
@@ -56,7 +56,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     };
     let mut learner = Learner::new(network, objective, OptimizerKind::AdamW, settings, &device);
     let crops = |size: usize, count: usize, stream: u64| {
-        (0..count as u64).map(move |crop| images(micro_batch, size, [stream, crop]))
+        (0..count as u64).map(move |crop| images(bench, micro_batch, size, [stream, crop]))
     };
     let micro_batches: Vec<MicroBatch> = (0..bench.batch / micro_batch)
         .map(|part| {
@@ -76,7 +76,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
             weight_decay: 0.04,
             health: false,
         };
-        pool::run(|| learner.step(&micro_batches, &at))
+        pool::run(|| learner.step(micro_batches.clone(), &at))
             .map(|_| ())
             .map_err(|error| BenchError::Step(error.to_string()))
     })?;
@@ -84,10 +84,10 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
 }
 
 /// Synthetic normalized images `[B, 3, size, size]`.
-pub(super) fn images(batch: usize, size: usize, place: [u64; 2]) -> Tensor {
+pub(super) fn images(bench: &Bench, batch: usize, size: usize, place: [u64; 2]) -> Tensor {
     let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place[0], place[1], size as u64]);
     let values = (0..batch * 3 * size * size).map(|_| rng.uniform_in(-2.0, 2.0) as f32);
-    Tensor::new(values.collect(), [batch, 3, size, size], &Device::Cpu)
+    Tensor::new(values.collect(), [batch, 3, size, size], &bench.device)
 }
 
 /// Lower bound of the multiply-accumulates of a step's GEMMs: padding and dropped residual
@@ -138,20 +138,20 @@ pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
         let count = if row < teachers { 1 } else { 2 };
         pairs.push((0..count).map(|i| ((row + i * teachers / 2) % teachers, 1.0 / rows as f32)));
     }
-    let pairs = TeacherRows::new(&pairs, &Device::Cpu);
+    let pairs = TeacherRows::new(&pairs, &bench.device);
     let random = |rows: usize, width: usize, place: u64| -> Tensor {
         let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place, rows as u64, width as u64]);
         let values = (0..rows * width).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect();
-        Tensor::new(values, [rows, width], &Device::Cpu)
+        Tensor::new(values, [rows, width], &bench.device)
     };
     let k = bench.prototypes;
     let logits = |rows: usize, place: u64| PrototypeLogits {
         z: ops::l2_normalize(random(rows, BOTTLENECK, place)),
         v: random(k, BOTTLENECK, place + 1),
-        g: Tensor::ones([k], &Device::Cpu),
+        g: Tensor::ones([k], &bench.device),
     };
     let (student, teacher) = (logits(rows, 0), logits(teachers, 2));
-    let center = Tensor::zeros([k], &Device::Cpu);
+    let center = Tensor::zeros([k], &bench.device);
     let seconds = time(bench.iterations, |_| {
         let tape = Tape::new();
         let PrototypeLogits { z, v, g } = student.clone();
@@ -192,6 +192,7 @@ mod tests {
             region: true,
             precision: esvit_nn::ops::Precision::F32,
             iterations: 1,
+            device: esvit_nn::Device::Cpu,
         };
         let [global, local] =
             [64, 32].map(|size| config.cost([size; 2], 0.0, &ForwardCtx::eval()).macs);

@@ -3,7 +3,7 @@
 use esvit_data::{Image, Preprocess};
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
-use esvit_nn::{Device, ForwardCtx, Tensor};
+use esvit_nn::{ForwardCtx, Tensor};
 use rayon::prelude::*;
 
 use super::score::{Scores, Summary};
@@ -181,7 +181,7 @@ fn network_scores(
     // All first views, then all second views.
     let views = [0, 1].into_iter().flat_map(|view| pairs.iter().map(move |p| &p.pixels[view]));
     let pixels = views.flatten().copied().collect();
-    let images = Tensor::new(pixels, [2 * pairs.len(), 3, size, size], &Device::Cpu);
+    let images = Tensor::new(pixels, [2 * pairs.len(), 3, size, size], &network.params.device());
     let PretrainedBackbone { network, params, .. } = network;
     let (values, width) = pool::run(|| {
         let features = network.stage_features(params, images, protocol.stage, &ForwardCtx::eval());

@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 
-use esvit_data::ViewsConfig;
-use esvit_data::augment::Normalization;
+use esvit_data::{Crops, View, ViewsConfig};
 use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 
@@ -14,10 +13,10 @@ use esvit_model::features::SkippedImage;
 const ORDER_PURPOSE: u64 = 0xF17E;
 
 /// A batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
-    /// Normalized pixels `[B, 3, size, size]`.
-    pub pixels: Vec<f32>,
+    /// The crops, one of each image.
+    pub crops: Crops,
     /// Class index of each image.
     pub labels: Vec<u32>,
     /// Images that could not be read, unless already reported.
@@ -29,7 +28,6 @@ pub struct Batch {
 pub struct Batches<'a> {
     set: &'a LabeledSet,
     views: ViewsConfig,
-    normalization: Normalization,
     size: usize,
     seed: u64,
     broken: HashSet<usize>,
@@ -39,8 +37,7 @@ impl<'a> Batches<'a> {
     /// Batches of at most `size` images, each the first of `views`.
     pub fn new(set: &'a LabeledSet, views: ViewsConfig, size: usize, seed: u64) -> Self {
         let size = size.clamp(1, set.images.len().max(1));
-        let normalization = views.normalization();
-        Self { set, views, normalization, size, seed, broken: HashSet::new() }
+        Self { set, views, size, seed, broken: HashSet::new() }
     }
 
     /// Batch size, except for the last batch of an epoch.
@@ -62,16 +59,21 @@ impl<'a> Batches<'a> {
 
     /// Loads and augments some images of an epoch.
     pub fn load(&mut self, epoch: u64, images: &[usize]) -> Batch {
-        let crops: Vec<(usize, Result<Vec<f32>, String>)> = images
+        let views: Vec<(usize, Result<View, String>)> = images
             .par_iter()
             .filter(|index| !self.broken.contains(index))
-            .map(|&index| (index, self.crop(epoch, index)))
+            .map(|&index| (index, self.view(epoch, index)))
             .collect();
-        let mut batch = Batch::default();
-        for (index, crop) in crops {
-            match crop {
-                Ok(values) => {
-                    batch.pixels.extend(values);
+        let whole = views.iter().filter(|(_, view)| view.is_ok()).count();
+        let mut batch = Batch {
+            crops: Crops::new(whole, self.views.global_size as usize),
+            labels: Vec::new(),
+            left_out: Vec::new(),
+        };
+        for (index, view) in views {
+            match view {
+                Ok(view) => {
+                    batch.crops.set(batch.labels.len(), &view);
                     batch.labels.push(self.set.label(index));
                 }
                 Err(reason) => {
@@ -84,14 +86,10 @@ impl<'a> Batches<'a> {
         batch
     }
 
-    fn crop(&self, epoch: u64, index: usize) -> Result<Vec<f32>, String> {
+    fn view(&self, epoch: u64, index: usize) -> Result<View, String> {
         let image = self.set.source.load(index).map_err(|error| error.to_string())?;
         let view = self.views.first_view(&image, self.seed, epoch, index as u64);
-        let view = view.map_err(|error| error.to_string())?;
-        let side = view.size() as usize;
-        let mut values = vec![0.0; 3 * side * side];
-        view.write(&self.normalization, &mut values).map_err(|error| error.to_string())?;
-        Ok(values)
+        view.map_err(|error| error.to_string())
     }
 }
 
@@ -139,10 +137,10 @@ mod tests {
     fn crops_change_from_epoch_to_epoch_and_not_with_the_batch() {
         let set = set(4);
         let mut batches = Batches::new(&set, views(), 2, 1);
-        let one = batches.load(0, &[2]).pixels;
-        assert_eq!(batches.load(0, &[3, 2]).pixels[3 * 64..], one);
-        assert_ne!(batches.load(1, &[2]).pixels, one);
-        assert_ne!(Batches::new(&set, views(), 2, 2).load(0, &[2]).pixels, one);
+        let one = batches.load(0, &[2]).crops;
+        assert_eq!(batches.load(0, &[3, 2]).crops.pixels_of(1..2), one.pixels);
+        assert_ne!(batches.load(1, &[2]).crops, one);
+        assert_ne!(Batches::new(&set, views(), 2, 2).load(0, &[2]).crops, one);
     }
 
     #[test]
@@ -152,7 +150,7 @@ mod tests {
         let set = source.set();
         let mut batches = Batches::new(&set, views(), 4, 1);
         let first = batches.load(0, &[3, 1, 2]);
-        assert_eq!((first.labels, first.pixels.len()), (vec![0, 2], 2 * 3 * 64));
+        assert_eq!((first.labels, first.crops.pixels.len()), (vec![0, 2], 2 * 3 * 64));
         assert_eq!((first.left_out.len(), first.left_out[0].index), (1, 1));
         let again = batches.load(1, &[1, 0]);
         assert_eq!((again.labels, again.left_out.len()), (vec![0], 0));

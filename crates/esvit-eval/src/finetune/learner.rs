@@ -25,7 +25,7 @@ pub fn learner(
         layer_decay: settings.layer_decay,
         mixup,
     };
-    let device = backbone.params.flat().device();
+    let device = backbone.params.device();
     let shape = &backbone.config;
     let (network, objective) = Network::new(shape, settings.drop_path, |scope, width| {
         let setup = Setup {

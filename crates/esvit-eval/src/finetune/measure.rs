@@ -25,7 +25,7 @@ pub fn evaluate(
     let forward = view_forward(network, params, preprocess);
     let features = set.features(preprocess, forward, |_| ());
     let (rows, width) = (&features.rows, features.rows.width.max(1));
-    let device = params.values()[0].device();
+    let device = params.device();
     let mut ranks = Vec::with_capacity(rows.labels.len());
     for (values, labels) in rows.values.chunks(ROWS * width).zip(rows.labels.chunks(ROWS)) {
         let values = Tensor::new(values.to_vec(), [labels.len(), width], &device);

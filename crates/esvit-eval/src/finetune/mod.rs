@@ -8,8 +8,9 @@ mod save;
 mod settings;
 
 use esvit_kernels::pool;
+use esvit_nn::Params;
 use esvit_nn::ops::Precision;
-use esvit_nn::{Params, Tensor};
+use esvit_train::input::network_input;
 use esvit_train::learner::NotFinite;
 use esvit_train::objective::{MicroBatch, StepInfo};
 use serde::Serialize;
@@ -128,8 +129,8 @@ pub fn finetune(
     check(task)?;
     let preprocess = &backbone.preprocess;
     let (mut learner, head) = learner(backbone, task.classes.len(), settings);
-    let size = preprocess.size();
     let views = settings.views(preprocess);
+    let normalization = views.normalization();
     let mut batches = Batches::new(&task.train, views, settings.batch_size, settings.seed);
     let schedule = settings.schedule(batches.per_epoch(), batches.size());
     let (mut step, steps) = (0, schedule.total_steps);
@@ -152,10 +153,10 @@ pub fn finetune(
                     weight_decay: settings.weight_decay,
                     health: false,
                 };
-                let shape = [images, 3, size, size];
-                let pixels = Tensor::new(batch.pixels, shape, &learner.device());
-                let batch = MicroBatch { views: vec![pixels], labels: batch.labels };
-                let result = pool::run(|| learner.step(&[batch], &at));
+                let device = learner.device();
+                let views = vec![network_input(&batch.crops, 0..images, &normalization, &device)];
+                let batch = MicroBatch { views, labels: batch.labels };
+                let result = pool::run(|| learner.step([batch], &at));
                 let loss = result.map_err(|error| not_finite(&error, step + 1, settings))?.loss;
                 loss_sum += f64::from(loss) * images as f64;
                 images_seen += images;

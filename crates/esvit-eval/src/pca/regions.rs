@@ -121,7 +121,7 @@ pub fn region_map(
     };
 
     let pixels = backbone.preprocess.normalize(&input);
-    let device = backbone.params.values()[0].device();
+    let device = backbone.params.device();
     let images = Tensor::new(pixels, [1, 3, height, width], &device);
     let forward = || {
         let index = stage.checked_sub(1)?;

@@ -62,7 +62,7 @@ fn last_blocks_forward(
 ) -> impl FnMut(Vec<f32>, usize) -> Vec<f32> {
     let PretrainedBackbone { network, params, preprocess, .. } = backbone;
     let size = preprocess.size();
-    let device = params.values()[0].device();
+    let device = params.device();
     move |pixels, count| {
         let images = Tensor::new(pixels, [count, 3, size, size], &device);
         pool::run(|| network.last_blocks(params, images, n, &ForwardCtx::eval()).to_vec::<f32>())

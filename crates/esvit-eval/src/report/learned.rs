@@ -12,7 +12,7 @@ use crate::labeled::LabeledSet;
 use crate::matching::{self, MatchSettings};
 use crate::neighbors::{self, QueryOptions};
 use crate::pca::{self, ColorMap, RegionImage, Upsampling};
-use esvit_model::PretrainedBackbone;
+use esvit_model::{OpenOptions, PretrainedBackbone};
 
 /// Maximum size of the gallery, to bound the time that a report takes.
 const GALLERY: usize = 1000;
@@ -91,7 +91,7 @@ pub(super) fn regions(run: &Run) -> Figure {
 fn open(run: &Run) -> Result<(PretrainedBackbone, Arc<dyn Source>), Box<dyn Error>> {
     let source = run.source.as_ref().map_err(String::clone)?;
     let path = run.checkpoint().ok_or("there is no checkpoint that can be read")?;
-    let backbone = PretrainedBackbone::open(&path)?;
+    let backbone = OpenOptions::default().device(run.device).open(&path)?;
     Ok((backbone, source.clone()))
 }
 

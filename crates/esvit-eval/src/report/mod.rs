@@ -16,6 +16,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use esvit_files::{FileError, write_atomically};
+use esvit_nn::Device;
 
 use esvit_draw::{escape, html, number};
 use run::Run;
@@ -49,13 +50,17 @@ pub struct WrittenReport {
     pub problems: Vec<String>,
 }
 
-/// Writes a report of the run in `folder` to `out`, by default `report.html` in the folder. Files
-/// that cannot be read are listed in the page.
+/// Writes a report of the run in `folder` to `out`, by default `report.html` in the folder. The
+/// network runs on `device`. Files that cannot be read are listed in the page.
 ///
 /// # Errors
 /// [`ReportError`] if there is no run, or the page cannot be written.
-pub fn write(folder: &Path, out: Option<&Path>) -> Result<WrittenReport, ReportError> {
-    let run = Run::read(folder)?;
+pub fn write(
+    folder: &Path,
+    out: Option<&Path>,
+    device: Device,
+) -> Result<WrittenReport, ReportError> {
+    let run = Run::read(folder, device)?;
     let findings = findings::findings(&run);
     let page = page(&run, &findings);
     let path = out.map_or_else(|| folder.join(FILE), Path::to_path_buf);
@@ -184,7 +189,7 @@ mod tests {
              \"network\":\"<script>\",\"epochs\":null,\"steps\":null,\
              \"results\":{\"<script>\":[{\"<script>\":\"<script>\"},\"<script>\"]}}\n",
         );
-        let written = super::write(&folder, None).unwrap();
+        let written = super::write(&folder, None, Device::Cpu).unwrap();
         let page = std::fs::read_to_string(written.path).unwrap();
         assert!(page.matches("&lt;script&gt;").count() > 10 && !page.contains("<script"), "{page}");
         assert!(page.contains("Not shown: ") && page.contains("there is no folder"), "{page}");
@@ -197,7 +202,8 @@ mod tests {
         std::fs::write(place.path().join("config.toml"), Config::default().to_toml()).unwrap();
         std::fs::write(place.path().join("metrics.jsonl"), step_line(10, 6.5)).unwrap();
         let page = |name: &str| {
-            let written = super::write(place.path(), Some(&place.path().join(name))).unwrap();
+            let written =
+                super::write(place.path(), Some(&place.path().join(name)), Device::Cpu).unwrap();
             std::fs::read(written.path).unwrap()
         };
         assert_eq!(page("a.html"), page("b.html"));
@@ -210,7 +216,7 @@ mod tests {
         let lines: String =
             (1..=100_000).map(|line| step_line(line * 10, 6.5 + (line as f64).sin())).collect();
         std::fs::write(place.path().join("metrics.jsonl"), lines).unwrap();
-        let written = super::write(place.path(), None).unwrap();
+        let written = super::write(place.path(), None, Device::Cpu).unwrap();
         let page = std::fs::read_to_string(written.path).unwrap();
         assert!(page.len() < 300_000, "{} bytes", page.len());
         assert!(page.contains("<b>1,000,000</b>"));

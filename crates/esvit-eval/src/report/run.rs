@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_data::Source;
+use esvit_nn::Device;
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config_text::Origin;
@@ -36,6 +37,8 @@ pub(super) struct Run {
     pub(super) failures: Vec<String>,
     /// The training images, if still available.
     pub(super) source: Result<Arc<dyn Source>, String>,
+    /// The device that runs the network.
+    pub(super) device: Device,
     /// Files that could not be read, and why.
     pub(super) problems: Vec<String>,
 }
@@ -52,7 +55,7 @@ const BEST: &str = "best.safetensors";
 
 impl Run {
     /// Reads everything that can be read.
-    pub(super) fn read(path: &Path) -> Result<Self, ReportError> {
+    pub(super) fn read(path: &Path, device: Device) -> Result<Self, ReportError> {
         if !["config.toml", "metrics.jsonl"].iter().any(|name| path.join(name).is_file()) {
             return Err(ReportError::NotARun(path.into()));
         }
@@ -91,6 +94,7 @@ impl Run {
             checkpoints,
             failures,
             source,
+            device,
             problems: reader.problems,
         })
     }
@@ -275,6 +279,7 @@ pub(super) fn example() -> Run {
         checkpoints: Vec::new(),
         failures: Vec::new(),
         source: Err("gone".into()),
+        device: Device::Cpu,
         problems: Vec::new(),
     }
 }
@@ -335,7 +340,7 @@ mod tests {
     #[test]
     fn a_folder_without_a_run_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Run::read(folder.path()).err().unwrap().to_string();
+        let error = Run::read(folder.path(), Device::Cpu).err().unwrap().to_string();
         assert!(error.contains("no run") && error.contains("\nhint: "), "{error}");
     }
 
@@ -347,7 +352,7 @@ mod tests {
         std::fs::write(folder.path().join("env.json"), "{").unwrap();
         std::fs::create_dir(folder.path().join("checkpoints")).unwrap();
         std::fs::write(folder.path().join("checkpoints/best.safetensors"), "no").unwrap();
-        let run = Run::read(folder.path()).unwrap();
+        let run = Run::read(folder.path(), Device::Cpu).unwrap();
         let ok_or_record = run.problems.join("\n");
         for part in [
             "`config.toml` is missing",

@@ -97,7 +97,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
             gradients(case, &settings, &mut learner, &views, &at, &mut checks)?;
         }
         let result = learner
-            .step(&[MicroBatch::unlabeled(views)], &at)
+            .step([MicroBatch::unlabeled(views)], &at)
             .map_err(|e| CaseError::Computation(e.to_string()))?;
         let tolerance = if step == 0 { FIRST_LOSS_TOLERANCE } else { LATER_LOSS_TOLERANCE };
         let what = format!("loss of step {step}");
@@ -259,7 +259,7 @@ fn gradients(
     at: &StepInfo,
     checks: &mut Vec<Check>,
 ) -> Result<()> {
-    let gradients = learner.gradients(&[MicroBatch::unlabeled(views.to_vec())], at);
+    let gradients = learner.gradients([MicroBatch::unlabeled(views.to_vec())], at);
     for (index, spec) in learner.network.specs().iter().enumerate() {
         let name = format!("grad.{}", spec.name);
         match (gradients.values.get(index), case.tensor(&name)) {

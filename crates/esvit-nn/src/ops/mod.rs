@@ -8,6 +8,7 @@ mod attention;
 mod batch_norm;
 mod cpu;
 mod depthwise;
+mod images;
 mod linear;
 mod mlp;
 mod norm;
@@ -24,6 +25,7 @@ pub use attention::{
 };
 pub use batch_norm::batch_norm;
 pub use depthwise::depthwise;
+pub use images::normalize_images;
 pub use linear::{Activation, linear};
 pub use mlp::{LinearValues, NormValues, Scales, mlp_branch};
 pub use norm::{global_average_pool, l2_normalize, layer_norm};

@@ -106,11 +106,13 @@ fn bias_rows(window: usize) -> Vec<i32> {
     rows.collect()
 }
 
+/// Size of a map, side of its windows and shift.
+type MapSizes = ([usize; 2], usize, usize);
+
 /// The tables of every map size used so far.
 #[derive(Debug, Default)]
 pub struct WindowMaps {
-    /// By size of the map, side of its windows and shift.
-    made: Mutex<HashMap<([usize; 2], usize, usize), Arc<WindowMap>>>,
+    made: Mutex<HashMap<MapSizes, Arc<WindowMap>>>,
 }
 
 impl WindowMaps {

@@ -153,6 +153,11 @@ impl Tensor {
         self
     }
 
+    /// Whether another tensor holds the same values, so that writing would copy them.
+    pub fn is_shared(&self) -> bool {
+        matches!(&self.storage, Storage::Cpu(buffer, _) if Arc::strong_count(buffer) > 1)
+    }
+
     /// Whether operations on it are recorded.
     pub fn is_tracked(&self) -> bool {
         self.node.is_some()

@@ -9,7 +9,7 @@ use esvit_nn::layers::{LayerNorm, Linear};
 use esvit_nn::ops::{self, Activation, LinearValues, NormValues, Packing, Precision, Segment};
 use esvit_nn::params::{Init, ParamId, ParamList, Registry};
 use esvit_nn::tensor::Dtype;
-use esvit_nn::{Backbone, Device, ForwardCtx, Params, Tape, Tensor, onnx};
+use esvit_nn::{Backbone, Device, ForwardCtx, Params, Solo, Tape, Tensor, onnx};
 use esvit_testing::{assert_close, fill, hashed, hashed_times};
 use esvit_weights::Float;
 use proptest::prelude::*;
@@ -352,7 +352,10 @@ fn what_has_no_form_is_an_error() {
             "`Exp` takes [2, 3, 3, 2] for one image and [3, 3, 3, 2] for two",
         ),
         (
-            |p, ids, x| ops::batch_norm(rows(x), p.vector(ids.row), p.vector(ids.row), 0.1).0,
+            |p, ids, x| {
+                ops::batch_norm(rows(x), p.vector(ids.row), p.vector(ids.row), 0.1, &Solo::shared())
+                    .0
+            },
             "a value that was taken off the tape",
         ),
         (
@@ -528,7 +531,7 @@ fn saved_values_of_plain_operations() {
             "batch norm and its statistics",
             |x| {
                 let row = Tensor::ones([5], &Device::Cpu);
-                ops::batch_norm(x.reshape([24, 5]), row.clone(), row, 0.1).0
+                ops::batch_norm(x.reshape([24, 5]), row.clone(), row, 0.1, &Solo::shared()).0
             },
             120,
         ),

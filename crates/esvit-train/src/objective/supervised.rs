@@ -122,7 +122,7 @@ impl Objective for Supervised {
         let layers_after = match &spec.part {
             Part::Embedding => self.blocks + 1,
             Part::Block(block) => self.blocks - block,
-            Part::FinalNorm | Part::Head(_) => 0,
+            Part::FinalNorm | Part::Head(_) | Part::StudentHead(_) => 0,
         };
         self.config.layer_decay.powi(layers_after as i32)
     }

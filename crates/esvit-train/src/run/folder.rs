@@ -107,6 +107,11 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// A folder that another process has created or opened.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// The folder itself.
     pub fn path(&self) -> &Path {
         &self.path

@@ -83,8 +83,11 @@ pub struct EpochMetrics {
     pub epoch: u64,
 }
 
+/// The log of a run. Only the first of several processes writes it.
+pub(super) struct MetricsLog(Option<Files>);
+
 /// The open files.
-pub(super) struct MetricsLog {
+struct Files {
     log: LineLog,
     metrics: LineLog,
     epochs: LineLog,
@@ -119,19 +122,25 @@ impl MetricsLog {
         } else {
             TensorBoard::resume(folder.path(), step + 1)
         };
-        Ok(Self {
+        Ok(Self(Some(Files {
             log: LineLog::open(&log)?,
             metrics: LineLog::open(&metrics)?,
             epochs: LineLog::open(&log_txt)?,
             tensorboard: tensorboard?,
-        })
+        })))
+    }
+
+    /// The log of a process that does not write it.
+    pub(super) fn closed() -> Self {
+        Self(None)
     }
 
     /// Writes to `train.log`.
     pub(super) fn say(&mut self, line: &str) -> Result<(), RunError> {
+        let Some(files) = &mut self.0 else { return Ok(()) };
         let time = humantime::format_rfc3339_seconds(SystemTime::now());
         for line in line.lines() {
-            self.log.append_line(&format!("{time} {line}"))?;
+            files.log.append_line(&format!("{time} {line}"))?;
         }
         Ok(())
     }
@@ -145,14 +154,17 @@ impl MetricsLog {
     }
 
     pub(super) fn epoch(&mut self, figures: &EpochMetrics) -> Result<(), RunError> {
-        self.epochs.append_line(&json(figures))?;
+        if let Some(files) = &mut self.0 {
+            files.epochs.append_line(&json(figures))?;
+        }
         Ok(())
     }
 
     /// Writes a structure to `metrics.jsonl`, and its numbers to TensorBoard.
     fn line(&mut self, figures: &impl Serialize, step: u64) -> Result<(), RunError> {
+        let Some(files) = &mut self.0 else { return Ok(()) };
         let text = json(figures);
-        self.metrics.append_line(&text)?;
+        files.metrics.append_line(&text)?;
         let values: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(&text).unwrap_or_default();
         let scalars: Vec<(&str, f32)> = values
@@ -160,13 +172,15 @@ impl MetricsLog {
             .filter(|(name, _)| *name != "step")
             .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()? as f32)))
             .collect();
-        self.tensorboard.scalars(step, now(), &scalars)?;
+        files.tensorboard.scalars(step, now(), &scalars)?;
         Ok(())
     }
 
     /// Flushes what would be lost if the process were killed.
     pub(super) fn flush(&mut self) -> Result<(), RunError> {
-        self.tensorboard.flush()?;
+        if let Some(files) = &mut self.0 {
+            files.tensorboard.flush()?;
+        }
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use esvit_data::{BrokenImage, LoaderError, Source};
 use esvit_nn::device::DeviceError;
-use esvit_nn::{Network, Params};
+use esvit_nn::{Collective, Network, Params};
 
 pub use figures::Figures;
 pub use folder::{FolderError, RunFolder};
@@ -52,7 +52,10 @@ pub struct Options<'a> {
     pub start: Start,
     /// The images.
     pub source: Arc<dyn Source>,
-    /// Set by the caller to stop after the current step.
+    /// The processes of the run. All have the same settings and images; they share every batch, and
+    /// the first writes the folder.
+    pub collective: Arc<dyn Collective>,
+    /// Set by the caller to stop after the current step, in any process.
     pub stop: Arc<AtomicBool>,
     /// Machine and program, for `env.json`.
     pub environment: serde_json::Value,
@@ -202,6 +205,20 @@ pub enum RunError {
         /// The reason.
         source: CheckpointError,
     },
+    /// An update has made values that are no finite numbers.
+    #[error(
+        "the weights after step {step} are not finite numbers and are not saved; the last good \
+         checkpoint is `{checkpoint}`\n\
+         hint: lower `optim.lr`, or lengthen `optim.warmup_epochs`, and start again from that \
+         checkpoint with `--init-from`",
+        checkpoint = checkpoint.display()
+    )]
+    Weights {
+        /// Steps done.
+        step: u64,
+        /// The last good checkpoint.
+        checkpoint: PathBuf,
+    },
     /// The loss is not a finite number.
     #[error(
         "step {step}: {source}; nothing was updated\n\
@@ -228,7 +245,7 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`] has a hint; checkpoints written before the error stay intact.
 pub fn pretrain<'a>(config: &'a Config, options: Options<'a>) -> Result<Outcome, RunError> {
-    let loader = plan::loader(config, options.source.clone())?;
+    let loader = plan::loader(config, options.source.clone(), &*options.collective)?;
     let mut session = Session::open(config, options, &loader)?;
     let result = session.run(&loader);
     // Broken images of the last batches are reported even if the run fails.

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use esvit_data::{Loader, LoaderConfig, LoaderError, Source};
-use esvit_nn::Device;
 use esvit_nn::ops::Precision;
+use esvit_nn::{Collective, Device};
 
 use crate::Learner;
 use crate::config::{Config, LR_BATCH};
@@ -22,7 +22,7 @@ pub struct Plan {
     pub total_steps: u64,
     /// Steps per epoch.
     pub steps_per_epoch: u64,
-    /// Images per step.
+    /// Images per step, over all processes.
     pub global_batch: usize,
     /// Images in the source.
     pub images: usize,
@@ -49,7 +49,7 @@ impl Plan {
         let steps_per_epoch = loader.steps_per_epoch();
         let total_steps = steps_per_epoch * config.train.epochs;
         let optim = &config.optim;
-        let global_batch = config.global_batch();
+        let global_batch = config.global_batch() * learner.collective.world();
         let lr = CosineSchedule {
             start: 0.0,
             base: optim.lr * global_batch as f64 / LR_BATCH,
@@ -145,10 +145,16 @@ fn describe(config: &Config, learner: &Learner) -> String {
 }
 
 /// The loader of a run: one batch per optimizer step.
-pub(super) fn loader(config: &Config, source: Arc<dyn Source>) -> Result<Loader, LoaderError> {
+pub(super) fn loader(
+    config: &Config,
+    source: Arc<dyn Source>,
+    collective: &dyn Collective,
+) -> Result<Loader, LoaderError> {
     let data = &config.data;
     let settings = LoaderConfig {
-        batch: config.global_batch(),
+        batch: config.global_batch() * collective.world(),
+        world: collective.world(),
+        rank: collective.rank(),
         repeat: data.repeat,
         workers: data.workers,
         prefetch: data.prefetch,
@@ -160,7 +166,12 @@ pub(super) fn loader(config: &Config, source: Arc<dyn Source>) -> Result<Loader,
 }
 
 /// An initialized learner, for images of `classes` classes.
-pub(super) fn learner(config: &Config, device: &Device, classes: usize) -> Learner {
+pub(super) fn learner(
+    config: &Config,
+    device: &Device,
+    classes: usize,
+    collective: Arc<dyn Collective>,
+) -> Learner {
     let (network, objective) = config.network(device, classes);
     let settings = LearnerSettings {
         seed: config.seed,
@@ -170,7 +181,8 @@ pub(super) fn learner(config: &Config, device: &Device, classes: usize) -> Learn
         crop_chunks: config.crop_chunks(),
         activation_checkpointing: config.train.activation_checkpointing,
     };
-    Learner::new(network, objective, config.optim.name, settings, device)
+    let learner = Learner::new(network, objective, config.optim.name, settings, device);
+    Learner { collective, ..learner }
 }
 
 #[cfg(test)]
@@ -191,7 +203,7 @@ mod tests {
     use esvit_data::{Image, InMemory, Policy, ViewsConfig};
     use esvit_nn::backbone::swin::SwinConfig;
     use esvit_nn::head::HeadConfig;
-    use esvit_nn::{BackboneConfig, Network};
+    use esvit_nn::{BackboneConfig, Network, Solo};
     use toml::{Table, Value};
 
     fn mixup() -> MixupConfig {
@@ -322,8 +334,8 @@ mod tests {
 
     fn plan(config: &Config, first_step: u64) -> Plan {
         let source = source();
-        let loader = loader(config, source.clone()).unwrap();
-        let learner = learner(config, &Device::Cpu, 3);
+        let loader = loader(config, source.clone(), &Solo).unwrap();
+        let learner = learner(config, &Device::Cpu, 3, Solo::shared());
         Plan::new(config, &loader, source.len(), &learner, first_step)
     }
 
@@ -362,7 +374,7 @@ mod tests {
     #[test]
     fn scheduled_values_at_every_border() {
         let plan = plan(&unusual(), 6);
-        let objective = learner(&unusual(), &Device::Cpu, 0).objective;
+        let objective = learner(&unusual(), &Device::Cpu, 0, Solo::shared()).objective;
         assert_eq!((plan.first_step, plan.total_steps, plan.steps_per_epoch), (6, 20, 5));
         assert_eq!((plan.global_batch, plan.images), (4, 10));
         assert_eq!(plan.precision, Precision::Bf16);
@@ -442,7 +454,7 @@ mod tests {
         swin.embed_dim = 32;
         config.views.local_counts = vec![0];
         let plan = super::tests::plan(&config, 0);
-        let specs = learner(&config, &Device::Cpu, 0).network.specs().clone();
+        let specs = learner(&config, &Device::Cpu, 0, Solo::shared()).network.specs().clone();
         let [backbone, heads] = [false, true].map(|is_head| {
             let specs = specs.iter().filter(|spec| spec.name.starts_with("head") == is_head);
             specs.map(|spec| spec.len()).sum::<usize>() as f64 / 1e6
@@ -498,7 +510,7 @@ mod tests {
         let objective = esvit(&mut both);
         (objective.region, objective.mixup.enabled) = (true, false);
         for mut config in [unusual(), both, unusual_supervised()] {
-            let learner = learner(&config, &Device::Cpu, 3);
+            let learner = learner(&config, &Device::Cpu, 3, Solo::shared());
             let expected = LearnerSettings {
                 seed: 7,
                 clip_grad: Some(2.0),
@@ -531,6 +543,8 @@ mod tests {
         let config = unusual();
         let expected = LoaderConfig {
             batch: 4,
+            world: 1,
+            rank: 0,
             repeat: 2,
             workers: 1,
             prefetch: 3,
@@ -538,7 +552,7 @@ mod tests {
             max_broken: 0.25,
             cache_bytes: 5 * 1024 * 1024,
         };
-        let by_plan = loader(&config, source()).unwrap();
+        let by_plan = loader(&config, source(), &Solo).unwrap();
         assert_eq!(by_plan.steps_per_epoch(), 5);
         let by_hand = Loader::new(source(), config.views, expected).unwrap();
         let [found, expected] =

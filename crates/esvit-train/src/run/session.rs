@@ -1,4 +1,4 @@
-//! The training loop of one process.
+//! The training loop of a process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use esvit_data::{Batch, Loader, Source};
 use esvit_kernels::pool;
-use esvit_nn::Tensor;
+use esvit_nn::Device;
 use esvit_nn::weights::entry;
 
 use super::folder::RunFolder;
@@ -17,6 +17,7 @@ use super::{End, Event, KnnCheck, Observer, Options, Outcome, Plan, RunError};
 use crate::Learner;
 use crate::checkpoint::{self, Best, Metadata};
 use crate::config::Config;
+use crate::input::network_input;
 use crate::learner::{NotFinite, StepResult};
 use crate::objective::{CollapseDetector, MicroBatch, StepInfo};
 use esvit_files::write_atomically;
@@ -43,14 +44,19 @@ impl<'a> Session<'a> {
         options: Options<'a>,
         loader: &Loader,
     ) -> Result<Self, RunError> {
-        let Options { out, overwrite, start, source, stop, environment, observer, knn } = options;
+        let Options { out, overwrite, start, source, collective, stop, environment, observer, knn } =
+            options;
         let (started, folder) =
-            Started::prepare(config, &start, &out, overwrite, loader, &*source)?;
+            Started::prepare(config, &start, &out, overwrite, loader, &*source, &collective)?;
         let Started { learner, first_step, best, newest, notes } = started;
         let plan = Plan::new(config, loader, source.len(), &learner, first_step);
-        write_text(&folder.config(), &config.to_toml())?;
-        write_text(&folder.file("env.json"), &format!("{environment:#}\n"))?;
-        let log = MetricsLog::open(&folder, first_step, plan.epochs_done(first_step))?;
+        let log = if learner.collective.rank() == 0 {
+            write_text(&folder.config(), &config.to_toml())?;
+            write_text(&folder.file("env.json"), &format!("{environment:#}\n"))?;
+            MetricsLog::open(&folder, first_step, plan.epochs_done(first_step))?
+        } else {
+            MetricsLog::closed()
+        };
         let mut session = Self {
             config,
             folder,
@@ -94,7 +100,7 @@ impl<'a> Session<'a> {
             let begin = Instant::now();
             let waited = batch.wait_time;
             let at = self.plan.step(done);
-            let result = self.step(batch, &at)?;
+            let result = self.step(&batch, &at)?;
             done += 1;
             let spent = begin.elapsed() + waited;
             training += spent;
@@ -106,7 +112,8 @@ impl<'a> Session<'a> {
                 window = LogWindow::default();
             }
             let saved = self.end_of_epoch(done, &at, &mut epoch_loss)?;
-            if self.stop.load(Ordering::Relaxed) && done < total_steps {
+            let stop = self.learner.collective.any(self.stop.load(Ordering::Relaxed));
+            if stop && done < total_steps {
                 if !saved {
                     self.save(done)?;
                 }
@@ -119,38 +126,18 @@ impl<'a> Session<'a> {
     }
 
     /// One optimizer step; if the loss is not finite, its inputs and the state are saved.
-    fn step(&mut self, batch: Batch, at: &StepInfo) -> Result<StepResult, RunError> {
-        let micro_batches = self.micro_batches(batch);
+    fn step(&mut self, batch: &Batch, at: &StepInfo) -> Result<StepResult, RunError> {
+        let (device, config, source) = (self.learner.device(), self.config, self.source.clone());
+        let micro_batch = |part| micro_batch(batch, part, config, &*source, &device);
+        let micro_batches = (0..config.train.accumulate).map(micro_batch);
         let learner = &mut self.learner;
-        pool::run(|| learner.step(&micro_batches, at))
-            .or_else(|error| Err(self.not_finite(&micro_batches, at, error)?))
-    }
-
-    /// Splits the batch into micro-batches.
-    fn micro_batches(&self, batch: Batch) -> Vec<MicroBatch> {
-        let device = self.learner.device();
-        let images = self.config.train.batch_size;
-        let sizes = self.config.views.sizes();
-        let needs_labels = self.config.objective.settings().needs_labels();
-        let micro_batch = |part: usize| -> MicroBatch {
-            let views = batch.views.iter().zip(&sizes).map(|(view, &size)| {
-                let size = size as usize;
-                let length = images * 3 * size * size;
-                let values = view[part * length..(part + 1) * length].to_vec();
-                Tensor::new(values, [images, 3, size, size], &device)
-            });
-            let samples = &batch.samples[part * images..(part + 1) * images];
-            let label = |&sample: &u64| self.source.label(sample as usize).unwrap_or(0);
-            let labels =
-                if needs_labels { samples.iter().map(label).collect() } else { Vec::new() };
-            MicroBatch { views: views.collect(), labels }
-        };
-        (0..self.config.train.accumulate).map(micro_batch).collect()
+        pool::run(|| learner.step(micro_batches.clone(), at))
+            .or_else(|error| Err(self.not_finite(micro_batches, at, error)?))
     }
 
     fn not_finite(
         &mut self,
-        micro_batches: &[MicroBatch],
+        micro_batches: impl Iterator<Item = MicroBatch>,
         at: &StepInfo,
         source: NotFinite,
     ) -> Result<RunError, RunError> {
@@ -160,16 +147,22 @@ impl<'a> Session<'a> {
             RunError::Folder(super::FolderError::Io { path: folder.clone(), source })
         })?;
         let mut entries = Vec::new();
-        for (part, batch) in micro_batches.iter().enumerate() {
+        for (part, batch) in micro_batches.enumerate() {
             for (view, crop) in batch.views.iter().enumerate() {
                 let name = format!("batch.{part}.view.{view}");
                 entries.push(entry(name, &crop.shape(), crop));
             }
         }
-        let inputs = folder.join(format!("step={step:08}-inputs.safetensors"));
+        let process = match (self.learner.collective.world(), self.learner.collective.rank()) {
+            (1, _) => String::new(),
+            (_, rank) => format!("-process={rank}"),
+        };
+        let inputs = folder.join(format!("step={step:08}-inputs{process}.safetensors"));
         checkpoint::write(&inputs, &entries, &serde_json::json!({ "step": step }))?;
-        let state = folder.join(format!("step={step:08}-state.safetensors"));
-        checkpoint::save(&state, &self.learner, self.metadata(step))?;
+        if self.is_first() {
+            let state = folder.join(format!("step={step:08}-state.safetensors"));
+            checkpoint::save(&state, &self.learner, self.metadata(step))?;
+        }
         Ok(RunError::NotFinite { step, source, saved: folder, checkpoint: self.newest.clone() })
     }
 
@@ -225,7 +218,7 @@ impl<'a> Session<'a> {
         let is_end = done.is_multiple_of(self.plan.steps_per_epoch);
         let every_steps = self.config.checkpoint.every_steps;
         let mut due = every_steps > 0 && done.is_multiple_of(every_steps);
-        let mut improved = false;
+        let mut improved = Ok(false);
         if is_end {
             let figures = EpochMetrics {
                 train_loss: epoch_loss.mean(),
@@ -237,22 +230,25 @@ impl<'a> Session<'a> {
             self.log.epoch(&figures)?;
             let every = self.config.knn.every_epochs;
             if every > 0 && (epoch.is_multiple_of(every) || last) {
-                improved = self.check(done, epoch)?;
+                improved = self.check(done, epoch);
             }
             due |= last || epoch.is_multiple_of(self.config.checkpoint.every_epochs);
         }
-        if due || improved {
+        // A check that fails ends the run, and not without what it has learned.
+        let saves = due || !matches!(improved, Ok(false));
+        if saves {
             self.save(done)?;
-            if improved {
-                self.folder.mark_best(&self.newest)?;
-            }
         }
-        Ok(due || improved)
+        if improved? {
+            self.folder.mark_best(&self.newest)?;
+        }
+        Ok(saves)
     }
 
     /// Runs the k-NN check; returns whether it is the best so far.
     fn check(&mut self, done: u64, epoch: u64) -> Result<bool, RunError> {
-        let Some(knn) = &mut self.knn else { return Ok(false) };
+        let is_first = self.is_first();
+        let Some(knn) = self.knn.as_mut().filter(|_| is_first) else { return Ok(false) };
         let accuracy =
             knn(&self.learner.network, self.learner.evaluated()).map_err(RunError::Knn)?;
         let figures = KnnMetrics {
@@ -272,16 +268,26 @@ impl<'a> Session<'a> {
         Ok(improved)
     }
 
+    /// Whether this is the process that writes the folder.
+    fn is_first(&self) -> bool {
+        self.learner.collective.rank() == 0
+    }
+
     fn metadata(&self, step: u64) -> Metadata {
         Metadata::new(step, self.plan.epochs_done(step), self.config, self.best)
     }
 
     fn save(&mut self, step: u64) -> Result<(), RunError> {
         let path = self.folder.checkpoint(self.plan.epochs_done(step), step);
-        checkpoint::save(&path, &self.learner, self.metadata(step))?;
-        self.log.flush()?;
-        self.folder.prune(self.config.checkpoint.keep_last)?;
-        self.observer.notice(&Event::Checkpoint(&path));
+        if !self.learner.is_finite() {
+            return Err(RunError::Weights { step, checkpoint: self.newest.clone() });
+        }
+        if self.is_first() {
+            checkpoint::save(&path, &self.learner, self.metadata(step))?;
+            self.log.flush()?;
+            self.folder.prune(self.config.checkpoint.keep_last)?;
+            self.observer.notice(&Event::Checkpoint(&path));
+        }
         self.newest = path;
         Ok(())
     }
@@ -316,6 +322,26 @@ impl<'a> Session<'a> {
             broken: loader.broken().len(),
         }
     }
+}
+
+/// A part of a batch.
+fn micro_batch(
+    batch: &Batch,
+    part: usize,
+    config: &Config,
+    source: &dyn Source,
+    device: &Device,
+) -> MicroBatch {
+    let images = config.train.batch_size;
+    let range = part * images..(part + 1) * images;
+    let normalization = config.views.normalization();
+    let input = |crops| network_input(crops, range.clone(), &normalization, device);
+    let views = batch.views.iter().map(input).collect();
+    let samples = &batch.samples[range.clone()];
+    let label = |&sample: &u64| source.label(sample as usize).unwrap_or(0);
+    let needs_labels = config.objective.settings().needs_labels();
+    let labels = if needs_labels { samples.iter().map(label).collect() } else { Vec::new() };
+    MicroBatch { views, labels }
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), RunError> {

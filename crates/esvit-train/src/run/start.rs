@@ -1,9 +1,10 @@
 //! How a run starts: initialized, from weights, from another run's state, or resumed.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use esvit_data::{Loader, Source};
-use esvit_nn::Device;
+use esvit_nn::{Collective, Device};
 
 use super::folder::RunFolder;
 use super::{RunError, Start, plan};
@@ -24,8 +25,8 @@ pub(super) struct Started {
 }
 
 impl Started {
-    /// The state that `start` asks for, and the run's folder. Files to start from are read before
-    /// anything is written or deleted.
+    /// The state that `start` asks for, and the run's folder. Files to start from are read by all
+    /// processes before the first one writes or deletes anything.
     pub(super) fn prepare(
         config: &Config,
         start: &Start,
@@ -33,31 +34,34 @@ impl Started {
         overwrite: bool,
         loader: &Loader,
         source: &dyn Source,
+        collective: &Arc<dyn Collective>,
     ) -> Result<(Self, RunFolder), RunError> {
         let classes = classes(config, source)?;
+        let device: Device = config.train.device.parse()?;
         let mut started = Self {
-            learner: plan::learner(config, &Device::find(&config.train.device)?, classes),
+            learner: plan::learner(config, &device, classes, collective.clone()),
             first_step: 0,
             best: None,
             newest: PathBuf::new(),
             notes: Vec::new(),
         };
-        let folder = match start {
-            Start::New => RunFolder::create(out, overwrite)?,
-            Start::InitFrom(path) => {
-                started.init_from(path, config)?;
-                RunFolder::create(out, overwrite)?
-            }
-            Start::ContinueFrom(path) => {
-                started.continue_from(path, config, loader)?;
-                RunFolder::create(out, overwrite)?
-            }
+        let is_first = collective.rank() == 0;
+        match start {
+            Start::New => {}
+            Start::InitFrom(path) => started.init_from(path, config)?,
+            Start::ContinueFrom(path) => started.continue_from(path, config, loader)?,
             Start::Resume => {
-                let folder = RunFolder::reopen(out)?;
+                let folder =
+                    if is_first { RunFolder::reopen(out)? } else { RunFolder::at(out.into()) };
+                collective.barrier();
                 started.resume(&folder, loader)?;
-                folder
+                collective.barrier();
+                return Ok((started, folder));
             }
-        };
+        }
+        collective.barrier();
+        let folder =
+            if is_first { RunFolder::create(out, overwrite)? } else { RunFolder::at(out.into()) };
         Ok((started, folder))
     }
 
@@ -106,7 +110,8 @@ impl Started {
         let metadata = file.run().map_err(failed)?;
         (self.first_step, self.best) = (metadata.step, metadata.best);
         let epoch_ended = self.first_step.is_multiple_of(loader.steps_per_epoch());
-        if epoch_ended && self.best.is_some_and(|best| best.epoch == metadata.epoch) {
+        let is_first = self.learner.collective.rank() == 0;
+        if is_first && epoch_ended && self.best.is_some_and(|best| best.epoch == metadata.epoch) {
             // The process may have been killed after writing and before marking it.
             folder.mark_best(&path)?;
         }

@@ -14,7 +14,7 @@ fn trained(kind: OptimizerKind) -> Learner {
     let mut learner = learner(kind, true, true);
     esvit_mut(&mut learner).config.freeze_last_layer = 1;
     for step in 0..2 {
-        learner.step(&[batch(2)], &StepInfo { step, epoch: step, ..STEP }).unwrap();
+        learner.step([batch(2)], &StepInfo { step, epoch: step, ..STEP }).unwrap();
     }
     learner
 }

@@ -1,65 +1,12 @@
 //! Two learners on two threads, each with half of a step's images, are one with all of them.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use esvit_nn::Collective;
+use esvit_testing::Pair;
 use esvit_train::learner::NotFinite;
 
 use super::*;
-
-/// One of two, which sends the other its values.
-#[derive(Debug)]
-struct Pair {
-    rank: usize,
-    to: Sender<Vec<f32>>,
-    from: Mutex<Receiver<Vec<f32>>>,
-}
-
-impl Pair {
-    fn connected() -> [Arc<dyn Collective>; 2] {
-        let ((to_first, of_first), (to_second, of_second)) = (channel(), channel());
-        [(0, to_second, of_first), (1, to_first, of_second)].map(|(rank, to, from)| {
-            let pair: Arc<dyn Collective> = Arc::new(Self { rank, to, from: Mutex::new(from) });
-            pair
-        })
-    }
-
-    /// The values of both, by rank.
-    fn both(&self, tensor: &Tensor) -> [Tensor; 2] {
-        self.to.send(tensor.to_vec()).unwrap();
-        let other = self.from.lock().unwrap().recv().unwrap();
-        let other = Tensor::new(other, tensor.shape(), &Device::Cpu);
-        if self.rank == 0 { [tensor.clone(), other] } else { [other, tensor.clone()] }
-    }
-}
-
-impl Collective for Pair {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn world(&self) -> usize {
-        2
-    }
-
-    fn all_reduce(&self, tensor: Tensor) -> Tensor {
-        let [first, second] = self.both(&tensor);
-        first + second
-    }
-
-    fn all_gather(&self, tensor: Tensor) -> Tensor {
-        Tensor::cat(self.both(&tensor).to_vec(), 0)
-    }
-
-    fn all_gather_grad(&self, _tensor: Tensor) -> Tensor {
-        panic!("no loss here needs it")
-    }
-
-    fn broadcast(&self, tensor: Tensor, root: usize) -> Tensor {
-        self.both(&tensor)[root].clone()
-    }
-}
 
 /// What is left of a learner and its last step.
 struct Left {
@@ -78,14 +25,11 @@ fn apart(new: fn() -> Learner, steps: &[Vec<MicroBatch>]) -> [Left; 2] {
             let half = batches.len() / 2;
             let own = &batches[rank * half..(rank + 1) * half];
             let at = StepInfo { step, health: true, ..STEP };
-            result = Some(learner.step(own, &at));
+            result = Some(learner.step(own.to_vec(), &at));
         }
         Left { result: result.unwrap(), state: state(&learner) }
     };
-    std::thread::scope(|scope| {
-        let threads = Pair::connected().map(|collective| scope.spawn(|| run(collective)));
-        threads.map(|thread| thread.join().unwrap())
-    })
+    Pair::run(run)
 }
 
 /// All of them on one.
@@ -93,7 +37,7 @@ fn together(new: fn() -> Learner, steps: &[Vec<MicroBatch>]) -> Left {
     let mut learner = new();
     let mut result = None;
     for (step, batches) in (0..).zip(steps) {
-        result = Some(learner.step(batches, &StepInfo { step, health: true, ..STEP }));
+        result = Some(learner.step(batches.clone(), &StepInfo { step, health: true, ..STEP }));
     }
     Left { result: result.unwrap(), state: state(&learner) }
 }
@@ -175,6 +119,32 @@ fn a_step_fails_on_both() {
         for (before, after) in before.into_iter().zip(after) {
             assert!(after.result.is_err(), "{bad}");
             assert!(before.state == after.state, "{bad}");
+        }
+    }
+}
+
+/// Heads with batch norm have the statistics of the images of both, student and teacher, as one
+/// learner with all of these in a micro-batch has.
+#[test]
+fn batch_statistics_are_those_of_both() {
+    let new = || learner(OptimizerKind::Sgd, false, true);
+    let whole = crops(4);
+    let halves = [0, 2].map(|first| {
+        let half = whole.iter().map(|crop| crop.clone().narrow(0, first, 2));
+        MicroBatch::unlabeled(half.collect())
+    });
+    let expected = together(new, &[vec![MicroBatch::unlabeled(whole)]]);
+    let [first, second] = apart(new, &[halves.to_vec()]);
+    assert!(first.state == second.state, "both have the same bits");
+    for (found, expected) in first.state.iter().zip(&expected.state) {
+        let values =
+            |bits: &[u32]| -> Vec<f32> { bits.iter().map(|&bits| f32::from_bits(bits)).collect() };
+        let (found, expected) = (values(found), values(expected));
+        // The gradient of a bias before a batch norm is rounding alone.
+        if expected.iter().any(|value| value.abs() > 1e-6) {
+            assert_alike("state", &found, &expected, 2e-5);
+        } else {
+            assert!(found.iter().all(|value| value.abs() < 1e-6));
         }
     }
 }

@@ -79,7 +79,7 @@ fn loss_of_labels() {
             let expected = by_hand(&logits(&learner, &crops(3)), &labels, smoothing);
             let other = by_hand(&logits(&learner, &crops(3)), &[1, 0, 2], smoothing);
             assert!((expected / other - 1.0).abs() > 1e-3, "labels make a difference");
-            let result = learner.step(&[labeled(&labels)], &STEP).unwrap();
+            let result = learner.step([labeled(&labels)], &STEP).unwrap();
             assert_close("loss", &[result.loss, part(&result, "class")], &[expected; 2], 1e-5);
             assert_eq!((result.parts.len(), result.health), (1, None));
         }
@@ -97,7 +97,7 @@ fn loss_of_labels() {
         }
     }
     let chance = learner.objective.chance_loss();
-    let result = learner.step(&[labeled(&labels)], &STEP).unwrap();
+    let result = learner.step([labeled(&labels)], &STEP).unwrap();
     assert_close("chance", &[result.loss], &[chance], 1e-6);
 }
 
@@ -124,12 +124,12 @@ fn labels_are_mixed_with_their_images() {
         let unmixed = by_hand(&logits, &labels, 0.1);
         let same = (unmixed / expected - 1.0).abs() < 1e-6;
         assert_eq!(same, labels[0] == labels[1], "{unmixed} {expected}");
-        let result = learner.step(&[labeled(&labels)], &STEP).unwrap();
+        let result = learner.step([labeled(&labels)], &STEP).unwrap();
         assert_close("mixed", &[result.loss], &[expected], 1e-5);
         // Passes of some views have the targets of these views.
         let mut learner = supervised(&config, &tiny_backbone());
         learner.settings.crop_chunks = CropChunks::Crops(1);
-        let result = learner.step(&[labeled(&labels)], &STEP).unwrap();
+        let result = learner.step([labeled(&labels)], &STEP).unwrap();
         assert_close("mixed, one at a time", &[result.loss], &[expected], 1e-5);
     }
 }

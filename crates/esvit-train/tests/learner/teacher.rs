@@ -219,7 +219,7 @@ fn every_kind_of_teacher() {
         let has_teacher = matches!(kind, Kind::Ema(_));
         let (student, teacher) = (learner.student.clone(), learner.teacher.clone());
         let outside_before = bits(&outside.params);
-        learner.step(&[labeled(3)], &STEP).unwrap();
+        learner.step([labeled(3)], &STEP).unwrap();
 
         let given = given.lock().unwrap().clone();
         let seen = if matches!(kind, Kind::None) { None } else { Some((Views::all(2), 3)) };
@@ -269,7 +269,7 @@ fn every_kind_of_teacher() {
 #[test]
 fn no_gradient_flows_through_a_teacher() {
     let gradients = |learner: &mut Learner| -> Vec<Vec<f32>> {
-        let gradients = learner.gradients(&[labeled(2)], &STEP).values;
+        let gradients = learner.gradients([labeled(2)], &STEP).values;
         (0..learner.network.specs().len()).map(|index| gradient(&gradients, index)).collect()
     };
     let (mut shared, _) = simple(Kind::Shared, OptimizerKind::Sgd);
@@ -284,7 +284,7 @@ fn a_single_view() {
     let (mut learner, given) = simple(Kind::Shared, OptimizerKind::Sgd);
     let mut one = labeled(2);
     one.views.truncate(1);
-    learner.step(&[one], &STEP).unwrap();
+    learner.step([one], &STEP).unwrap();
     let calls = &given.lock().unwrap().calls;
     let expected = format!("targets [0, 1] {:?}", Some((Views::all(1), 2)));
     assert_eq!(calls[1], expected);
@@ -300,14 +300,14 @@ fn frozen_parameters_keep_values_and_moments() {
         let specs = learner.network.specs().clone();
         for is_frozen in [true, false, true] {
             let grad_norm = |learner: &mut Learner| {
-                let gradients = learner.gradients(&[labeled(2)], &STEP).values;
+                let gradients = learner.gradients([labeled(2)], &STEP).values;
                 optim::clip(&gradients, None, ClipScope::Tensor).0.item()
             };
             let expected = grad_norm(&mut learner);
             distance(&mut learner).is_frozen = is_frozen;
             let before = (learner.student.clone(), teacher_of(&learner).clone());
             let optimizer = learner.optimizer.clone();
-            let result = learner.step(&[labeled(2)], &STEP).unwrap();
+            let result = learner.step([labeled(2)], &STEP).unwrap();
             assert_eq!(result.grad_norm, expected);
             for (index, spec) in specs.iter().enumerate() {
                 let stays = is_frozen && spec.name == "distance.weight";
@@ -334,7 +334,7 @@ fn rates_of_parts() {
             let (mut learner, _) = simple(Kind::None, kind);
             distance(&mut learner).scales = scales;
             let before = learner.student.values();
-            learner.step(&[labeled(2)], &STEP).unwrap();
+            learner.step([labeled(2)], &STEP).unwrap();
             let pairs = learner.student.values().into_iter().zip(before);
             let change = |(new, old): (Tensor, Tensor)| -> Vec<f64> {
                 let pairs = new.to_vec::<f32>().into_iter().zip(old.to_vec::<f32>());
@@ -403,7 +403,7 @@ fn parts_of_a_loss_add_up() {
     ] {
         let (mut learner, given) = simple(Kind::None, OptimizerKind::Sgd);
         learner.settings.crop_chunks = crop_chunks;
-        let result = learner.step(&batches, &STEP).unwrap();
+        let result = learner.step(batches.clone(), &STEP).unwrap();
         let names: Vec<&str> = result.parts.iter().map(|part| part.0).collect();
         assert_eq!(names, ["distance", "size"]);
         let found = [result.loss, part(&result, "distance"), part(&result, "size")];
@@ -432,7 +432,7 @@ fn a_failed_step_is_not_committed() {
     let before = state(&learner);
     let mut bad = labeled(2);
     bad.views[2].write(0, &[f32::NAN]);
-    learner.step(&[bad], &StepInfo { step: 4, ..STEP }).unwrap_err();
+    learner.step([bad], &StepInfo { step: 4, ..STEP }).unwrap_err();
     assert!(state(&learner) == before);
     let calls = &given.lock().unwrap().calls;
     assert_eq!(calls.first().map(String::as_str), Some("begin 4"));

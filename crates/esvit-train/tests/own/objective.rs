@@ -1,15 +1,13 @@
 //! An objective: every view tells its image from the others by a momentum encoder's keys (InfoNCE, as in
 //! MoCo-v3), from which a running mean is taken.
 
+use esvit_nn::Collective;
 use esvit_nn::layers::Linear;
 use esvit_nn::ops::{self, Activation};
 use esvit_nn::params::Scope;
-use esvit_nn::{Collective, Device, Network, Tensor};
-use esvit_train::objective::{
-    EmaTiming, Loss, MicroBatch, Objective, Pass, StateTensor, StepInfo, Teacher,
-};
+use esvit_train::objective::{EmaTiming, Loss, Pass, StateTensor, Teacher};
 
-use super::{IMAGES, learner, trained};
+use super::*;
 
 const TEMPERATURE: f64 = 0.2;
 const WIDTH: usize = 8;
@@ -17,6 +15,8 @@ const WIDTH: usize = 8;
 #[derive(Debug)]
 struct Contrast {
     head: Linear,
+    /// Only the student has it.
+    predictor: Linear,
     mean: Tensor,
     /// Keys of the micro-batch at hand, `[2 B, WIDTH]`, and their mean.
     keys: Option<[Tensor; 2]>,
@@ -25,7 +25,8 @@ struct Contrast {
 impl Contrast {
     fn new(scope: &mut Scope<'_>, width: usize) -> Self {
         let head = Linear::new(&mut scope.head("projector"), width, WIDTH);
-        Self { head, mean: Tensor::zeros([WIDTH], &Device::Cpu), keys: None }
+        let predictor = Linear::new(&mut scope.student_head("predictor"), WIDTH, WIDTH);
+        Self { head, predictor, mean: Tensor::zeros([WIDTH], &Device::Cpu), keys: None }
     }
 
     fn embed(&self, Pass { params, features, ctx, .. }: Pass<'_>) -> Tensor {
@@ -57,7 +58,10 @@ impl Objective for Contrast {
 
     fn loss(&self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
         let batch = student.batch;
+        let (params, ctx) = (student.params, student.ctx);
         let queries = self.embed(student);
+        let step = self.predictor.forward(params, queries.clone(), Activation::None, ctx);
+        let queries = queries + step;
         let queries = ops::l2_normalize(queries - self.mean.clone().reshape([1, WIDTH]));
         let [keys, _] = self.keys.as_ref().unwrap();
         let of = |rows: &Tensor, view: usize| rows.clone().narrow(0, view * batch, batch);
@@ -85,7 +89,8 @@ impl Objective for Contrast {
     }
 }
 
-/// It learns, and its state is in the checkpoint: without it a resumed run would differ.
+/// It learns, and its state is in the checkpoint: without it a resumed run would differ. What only
+/// the student has is stored once.
 #[test]
 fn an_objective_of_ones_own() {
     let new = || {
@@ -98,4 +103,27 @@ fn an_objective_of_ones_own() {
     assert!(last < first && last < 0.8 * chance, "{first} {last} {chance}");
     let [state] = &learner.objective.state()[..] else { panic!("one tensor") };
     assert!(state.value.to_vec::<f32>().iter().any(|&value| value != 0.0));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("last.safetensors");
+    checkpoint::save(&path, &learner, Metadata::new(STEPS, 1, &Config::default(), None)).unwrap();
+    let file = Checkpoint::open(&path).unwrap();
+    let tensors = file.file().tensors().iter().map(|tensor| tensor.name.as_str());
+    let with_predictor = tensors.filter(|name| name.contains("predictor.weight"));
+    assert_eq!(
+        with_predictor.collect::<Vec<_>>(),
+        [
+            "optimizer.exp_avg.predictor.weight",
+            "optimizer.exp_avg_sq.predictor.weight",
+            "student.predictor.weight"
+        ]
+    );
+    for load in [Checkpoint::initialize, Checkpoint::continue_from] {
+        let mut next = new();
+        let loaded = load(&file, &mut next).unwrap();
+        assert_eq!(
+            (loaded.found, loaded.new),
+            (["backbone", "projector", "predictor"].map(String::from).into(), vec![])
+        );
+        assert!(next.student.flat().to_vec::<f32>() == learner.student.flat().to_vec::<f32>());
+    }
 }

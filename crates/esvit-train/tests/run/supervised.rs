@@ -3,7 +3,7 @@
 use std::any::Any;
 
 use esvit_nn::weights::StoredNetwork;
-use esvit_nn::{Device, ForwardCtx, Tensor};
+use esvit_nn::{Device, ForwardCtx};
 use esvit_train::objective::supervised::Supervised;
 
 use super::*;
@@ -60,7 +60,8 @@ fn right(bench: &Bench, checkpoint: &Path) -> usize {
     let loader =
         esvit_data::Loader::new(bench.source.clone(), bench.config.views.clone(), settings);
     let batch = loader.unwrap().batches(0..1).next().unwrap().unwrap();
-    let images = Tensor::new(batch.views[0].clone(), [6, 3, 16, 16], &Device::Cpu);
+    let normalization = bench.config.views.normalization();
+    let images = network_input(&batch.views[0], 0..6, &normalization, &Device::Cpu);
     let ctx = ForwardCtx::eval();
     let features = network.features(&params, &[images], &ctx).view;
     let logits = head.forward(&params, features, &ctx).to_vec::<f32>();

@@ -8,6 +8,7 @@ use esvit_data::{DecodeLimits, Folder, InMemory, MaterialsTask};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::record::{self, EvalRecord};
 use esvit_model::{OpenOptions, PretrainedBackbone};
+use esvit_nn::Device;
 use esvit_train::Config;
 use serde::Serialize;
 
@@ -23,12 +24,20 @@ pub(super) struct NetworkArgs {
     /// window sizes differ [default: that of the file]
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
+    /// Device that runs the network.
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    device: Device,
 }
 
 impl NetworkArgs {
+    /// The network that is the default, on a device.
+    pub(super) fn on(device: Device) -> Self {
+        Self { device, ..Self::default() }
+    }
+
     /// Options to load the backbone with.
     pub(super) fn options(&self) -> Result<OpenOptions> {
-        let options = OpenOptions::default().key(self.key.as_deref());
+        let options = OpenOptions::default().key(self.key.as_deref()).device(self.device);
         let Some(name) = &self.arch else { return Ok(options) };
         let layer = esvit_train::config_text::parse_override(&format!("model.arch={name}"))?;
         Ok(options.shape(Some(Config::resolve(vec![layer])?.model.backbone)))

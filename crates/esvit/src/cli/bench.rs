@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use esvit_eval::bench::{self, BenchError, DataReport, KernelReport, KnnBench, KnnReport, Report};
 use esvit_kernels::isa::{self, Isa};
 use esvit_kernels::profile;
+use esvit_nn::Device;
 use esvit_nn::ops::Precision;
 
 use super::profile_table::profile_table;
@@ -27,6 +28,9 @@ pub(super) struct Bench {
     /// Do not use instruction sets beyond this one.
     #[arg(long, global = true, value_name = "NAME", value_parser = isa_parser())]
     isa: Option<Isa>,
+    /// Device of training step, forward pass and objective.
+    #[arg(long, global = true, default_value = "cpu", value_name = "NAME")]
+    device: Device,
     /// Print the time spent in each phase.
     #[arg(long, global = true)]
     profile: bool,
@@ -138,7 +142,7 @@ impl Bench {
         let iterations = self.iterations;
         profile::enable(self.profile);
         let step = |bench: fn(&_) -> Result<Report, BenchError>, step: &StepArgs| {
-            self.show(output, &bench(&step.bench(iterations))?)
+            self.show(output, &bench(&step.bench(iterations, self.device))?)
         };
         match &self.benchmark {
             Benchmark::TrainStep(args) => step(bench::train_step, args)?,
@@ -189,7 +193,7 @@ impl Bench {
 }
 
 impl StepArgs {
-    fn bench(&self, iterations: usize) -> bench::Bench {
+    fn bench(&self, iterations: usize, device: Device) -> bench::Bench {
         bench::Bench {
             model: self.model.clone(),
             batch: self.batch,
@@ -203,6 +207,7 @@ impl StepArgs {
             region: !self.view_only,
             precision: self.precision,
             iterations,
+            device,
         }
     }
 }

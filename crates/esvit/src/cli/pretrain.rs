@@ -11,7 +11,7 @@ use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::{knn, preview};
 use esvit_kernels::profile;
-use esvit_nn::{Network, Params};
+use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
 
@@ -196,6 +196,7 @@ fn train(
         overwrite,
         start,
         source,
+        collective: Solo::shared(),
         stop,
         environment: environment(),
         observer: &mut progress,
@@ -307,7 +308,8 @@ fn report(
     if let Some(task) = task {
         let (ks, temperature) = ([config.knn.k], config.knn.temperature);
         let checkpoint = outcome.checkpoint.clone();
-        let backbone = BackboneArgs { checkpoint, network: NetworkArgs::default() };
+        let network = NetworkArgs::on(config.train.device.parse()?);
+        let backbone = BackboneArgs { checkpoint, network };
         eval::knn::evaluate(&backbone, task, &ks, temperature, false, output)?;
     }
     let checkpoint = outcome.checkpoint.display();

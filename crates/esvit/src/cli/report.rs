@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use esvit_eval::report;
+use esvit_nn::Device;
 
 use super::{Exit, Output};
 
@@ -15,11 +16,14 @@ pub(super) struct Report {
     /// HTML file to write [default: report.html in the run folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Device that runs the network.
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    device: Device,
 }
 
 impl Report {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        let written = report::write(&self.run, self.out.as_deref())?;
+        let written = report::write(&self.run, self.out.as_deref(), self.device)?;
         for problem in &written.problems {
             output.warning(format!("not in the report: {problem}"));
         }

@@ -19,7 +19,7 @@ pub(super) struct Verify {
     strict: bool,
     /// Device: `cpu`, or one that this build supports.
     #[arg(long, default_value = "cpu", value_name = "NAME")]
-    device: String,
+    device: Device,
     /// Show every comparison, not only the one closest to its tolerance.
     #[arg(long)]
     all: bool,
@@ -28,7 +28,7 @@ pub(super) struct Verify {
 impl Verify {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let mut shown = Ok(());
-        let reports = run(&self.cases, &Device::find(&self.device)?, |report| {
+        let reports = run(&self.cases, &self.device, |report| {
             let lines = describe(report, self.all);
             shown = std::mem::replace(&mut shown, Ok(())).and_then(|()| output.result(lines));
         })?;

@@ -153,3 +153,37 @@ fn info_tells_what_there_is() {
     let other = place.run(&format!("info {file} --arch swin_tiny_w7")).expect(1);
     assert!(other.stdout.contains("does not load"), "{other}");
 }
+
+/// Every command that runs a network takes the device, and none takes another one in its place.
+#[test]
+fn a_device_that_the_build_lacks_is_refused() {
+    let place = Place::new();
+    for (command, status) in [
+        ("pretrain --dry-run", 1),
+        ("resume run", 1),
+        ("info x.pth", 2),
+        ("embed --checkpoint x.pth --data set --out x.npy", 2),
+        ("export --checkpoint x.pth --format onnx --out x.onnx", 2),
+        ("eval knn --checkpoint x.pth", 2),
+        ("eval linear --checkpoint x.pth", 2),
+        ("eval finetune --checkpoint x.pth", 2),
+        ("eval correspondence --checkpoint x.pth", 2),
+        ("eval attention --checkpoint x.pth", 2),
+        ("eval transfer --checkpoint x.pth --solver logistic --n 2 --sets set", 2),
+        ("eval efficiency", 2),
+        ("attend x.png --checkpoint x.pth", 2),
+        ("match x.png --checkpoint x.pth", 2),
+        ("pca x.png --checkpoint x.pth", 2),
+        ("neighbors --checkpoint x.pth --data set", 2),
+        ("map --checkpoint x.pth --data set", 2),
+        ("report run", 2),
+        ("verify", 2),
+        ("bench forward", 2),
+    ] {
+        if command.starts_with("resume") {
+            place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+        }
+        let ended = place.run(&format!("{command} --device cuda:0"));
+        ended.expect(status).says(&["there is no device `cuda:0` in this build", "`cpu`"]);
+    }
+}

@@ -81,7 +81,7 @@ fn memory_cuts_a_step_into_parts_that_fit() {
         assert_eq!(config.batch_size * config.accumulate, 512, "{memory}");
         config
     };
-    let [small, more, all] = ["9G", "9GiB", "1T"].map(fitted);
+    let [small, more, all] = ["6G", "6GiB", "1T"].map(fitted);
     assert!(small.batch_size < usual.train.batch_size, "{small:?}");
     assert!(more.batch_size >= small.batch_size && all.batch_size == 512, "{more:?} {all:?}");
     assert!(!all.activation_checkpointing);

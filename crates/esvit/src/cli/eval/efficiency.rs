@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 use esvit_eval::bench::{MONOLITHIC, architecture};
 use esvit_eval::efficiency::{self, BackboneCost, Cost, StepCosts};
-use esvit_nn::ForwardCtx;
+use esvit_nn::{Device, ForwardCtx};
 use serde_json::Value;
 
 use crate::cli::{Exit, Output};
@@ -34,6 +34,9 @@ pub(in crate::cli) struct Efficiency {
     /// Precision of GEMM operands: `auto`, `f32` or `bf16`.
     #[arg(long, default_value = "auto")]
     precision: String,
+    /// Device.
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    device: Device,
     /// Number of timed repetitions of each step.
     #[arg(long, default_value_t = 3)]
     iterations: usize,
@@ -102,6 +105,7 @@ impl Efficiency {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let mut command = Command::new(program);
         command.args(["bench", what, "--json", "--model", model, "--precision", &self.precision]);
+        command.args(["--device", self.device.name()]);
         for (flag, value) in [
             ("--batch", batch),
             ("--prototypes", self.prototypes),
