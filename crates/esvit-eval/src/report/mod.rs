@@ -34,6 +34,12 @@ pub enum ReportError {
         .0.display()
     )]
     NotARun(PathBuf),
+    /// There is another file in the page's place.
+    #[error(
+        "`{}` is no report of a run, so it is not replaced\nhint: choose another name with `--out`",
+        .0.display()
+    )]
+    Foreign(PathBuf),
     /// The page cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -51,7 +57,8 @@ pub struct WrittenReport {
 }
 
 /// Writes a report of the run in `folder` to `out`, by default `report.html` in the folder. The
-/// network runs on `device`. Files that cannot be read are listed in the page.
+/// network runs on `device`. Files that cannot be read are listed in the page. An earlier report is
+/// replaced, another file is not.
 ///
 /// # Errors
 /// [`ReportError`] if there is no run, or the page cannot be written.
@@ -60,19 +67,30 @@ pub fn write(
     out: Option<&Path>,
     device: Device,
 ) -> Result<WrittenReport, ReportError> {
+    let path = out.map_or_else(|| folder.join(FILE), Path::to_path_buf);
+    if path.exists() && !is_report(&path) {
+        return Err(ReportError::Foreign(path));
+    }
     let run = Run::read(folder, device)?;
     let findings = findings::findings(&run);
     let page = page(&run, &findings);
-    let path = out.map_or_else(|| folder.join(FILE), Path::to_path_buf);
     write_atomically(&path, |file| file.write_all(page.as_bytes()))?;
     Ok(WrittenReport { path, findings, problems: run.problems })
+}
+
+/// What a page says of itself.
+const KIND: &str = "<p class=\"kind\">EsViT run</p>";
+
+/// Whether a file is a page that was written here.
+fn is_report(path: &Path) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text.contains(KIND))
 }
 
 /// The HTML of the page.
 fn page(run: &Run, findings: &[String]) -> String {
     let name = escape(&run.name);
     let header = format!(
-        "<header>\n<p class=\"kind\">EsViT run</p>\n<h1>{name}</h1>\n<p class=\"sentence\">{}</p>\n{}{}{}</header>\n",
+        "<header>\n{KIND}\n<h1>{name}</h1>\n<p class=\"sentence\">{}</p>\n{}{}{}</header>\n",
         overview::summary(run),
         overview::key_figures(run),
         overview::warnings(findings, &run.problems),
@@ -207,6 +225,16 @@ mod tests {
             std::fs::read(written.path).unwrap()
         };
         assert_eq!(page("a.html"), page("b.html"));
+        // Written again over itself, and not over anything else.
+        assert_eq!(page("a.html"), page("b.html"));
+        for name in ["config.toml", "other.html"] {
+            std::fs::write(place.path().join("other.html"), "<html><p>mine</p></html>").unwrap();
+            let path = place.path().join(name);
+            let before = std::fs::read(&path).unwrap();
+            let error = super::write(place.path(), Some(&path), Device::Cpu).unwrap_err();
+            assert!(matches!(error, ReportError::Foreign(_)), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), before);
+        }
     }
 
     /// A run of 100,000 lines makes a page that still opens on a phone.

@@ -221,6 +221,10 @@ fn what_is_measured_is_what_was_asked_for() {
         assert_eq!(answer[key], expected, "{answer}");
     }
     place.run("bench knn --k 0").expect(1).says(&["must be at least 1"]);
+    for temperature in ["nan", "0", "-1", "inf"] {
+        let line = format!("eval knn --features features --temperature={temperature}");
+        place.run(&line).expect(1).says(&["`--temperature` is", "above 0"]);
+    }
     let forward = "bench forward --batch 1 --global-size 64 --prototypes 32 --iterations 1 --json";
     let answer = place.well(&format!("{forward} --precision f32 --view-only --threads 1")).json();
     assert_eq!((&answer["region"], &answer["precision"]), (&false.into(), &"f32".into()));

@@ -52,6 +52,9 @@ impl Knn {
         if self.k.contains(&0) {
             bail!("`--k` is 0, at least one neighbor must vote");
         }
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            bail!("`--temperature` is {}, it must be a number above 0", self.temperature);
+        }
         match (self.features, self.checkpoint) {
             (Some(folder), _) => {
                 let task = StoredFeatures::new(&folder);
