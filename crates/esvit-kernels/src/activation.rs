@@ -1,7 +1,7 @@
 //! Activations of the form `act(x) = x * gate(x)`, so that kernels are generic over the gate.
 
 use crate::element::Element;
-use crate::simd::{dispatch, exp};
+use crate::simd::{dispatch, exp, update};
 
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +111,7 @@ dispatch! {
         to_row: usize,
     ) {
         for (x, active) in x.chunks_exact(width).zip(active.chunks_mut(to_row)) {
-            let (x, active) = (&x[..columns], &mut active[..columns]);
-            for i in 0..columns {
-                active[i] = T::from_f32(x[i] * gate.gate(x[i]));
-            }
+            update(&mut active[..columns], [x], |_, [x]| x * gate.gate(x));
         }
     }
 }

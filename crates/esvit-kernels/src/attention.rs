@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
-use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
+use crate::gemm::{Lhs, Matrix, PackedRhs, layer_gradients};
 use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
 use crate::reduce::sum_in_order;
@@ -329,13 +329,8 @@ pub fn backward<T: Element>(
                 linear(Lhs::from_rows(dbranch, row), rows.len(), &weight, dcontext, row);
             });
     });
-    let mut proj_weight = Buffer::<f32>::scratch(width * width);
-    let mut proj_bias = vec![0.0; width];
-    let branches = Matrix::new(&dbranch, width);
-    profile::time("attention backward, weights", macs, || {
-        let context = Matrix::new(&context, width);
-        gemm_tn(branches, context, &mut proj_weight, &mut proj_bias, false);
-    });
+    let [dy, x] = [&dbranch, &context].map(|rows| Matrix::new(rows, width));
+    let (proj_weight, proj_bias) = layer_gradients("attention backward, weights", dy, x);
     drop((dbranch, context));
 
     let mut dqkv = Buffer::<T>::scratch_kept_rows(kept, total, 3 * width);
@@ -365,13 +360,8 @@ pub fn backward<T: Element>(
                 rows.add_input_gradients(Lhs::from_rows(dqkv, row3), &weight, xhat, rstd);
             });
     });
-    let mut qkv_weight = Buffer::<f32>::scratch(3 * width * width);
-    let mut qkv_bias = vec![0.0; 3 * width];
-    let outputs = Matrix::new(&dqkv, 3 * width);
-    let inputs = Matrix::new(&xhat, width);
-    profile::time("attention backward, weights", macs, || {
-        gemm_tn(outputs, inputs, &mut qkv_weight, &mut qkv_bias, false);
-    });
+    let (dy, x) = (Matrix::new(&dqkv, 3 * width), Matrix::new(&xhat, width));
+    let (mut qkv_weight, mut qkv_bias) = layer_gradients("attention backward, weights", dy, x);
     let (gamma, beta) = folded_affine_backward(
         &mut qkv_weight,
         attention.qkv_weight,
@@ -380,7 +370,6 @@ pub fn backward<T: Element>(
         &qkv_bias,
     );
     qkv_bias.iter_mut().zip(dpadding).for_each(|(sum, padding)| *sum += padding);
-    let (qkv_weight, proj_weight) = (qkv_weight.into_vec(), proj_weight.into_vec());
     Gradients { gamma, beta, qkv_weight, qkv_bias, bias_table, proj_weight, proj_bias }
 }
 

@@ -6,9 +6,8 @@
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
-use crate::elementwise::add;
+use crate::elementwise::{add, scale, update};
 use crate::reduce::sum_in_order;
-use crate::simd::{dispatch, update};
 
 /// Mean and variance of every channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,11 +25,12 @@ impl Statistics {
     /// When there are no whole rows.
     pub fn of(x: &[f32], width: usize) -> Self {
         assert!(!x.is_empty() && x.len().is_multiple_of(width), "whole rows");
-        let count = (x.len() / width) as f32;
-        let mean = scaled(sums(x, width, add), 1.0 / count);
+        let mean = means(x, width, add);
         // In a second pass: E[x^2] - E[x]^2 would cancel.
-        let squares = sums(x, width, |row, sums| add_squares(row, &mean, sums));
-        Self { variance: scaled(squares, 1.0 / count), mean }
+        let variance = means(x, width, |row, sums| {
+            update(sums, [row, &mean], |sum, [x, mean]| sum + (x - mean) * (x - mean));
+        });
+        Self { mean, variance }
     }
 
     fn rstd(&self, eps: f32) -> Vec<f32> {
@@ -57,7 +57,8 @@ pub fn forward(
     let task = TASK_VALUES.div_ceil(width) * width;
     y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            affine(x, &statistics.mean, &slope, beta, y);
+            let from = [x, &statistics.mean, &slope, beta];
+            update(y, from, |_, [x, mean, slope, beta]| (x - mean) * slope + beta);
         }
     });
 }
@@ -77,7 +78,8 @@ pub fn backward_affine(x: &[f32], statistics: &Statistics, eps: f32, dy: &[f32])
         let [dgamma, dbeta] = &mut sums;
         for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
             add(dy, dbeta);
-            add_products(x, mean, &rstd, dy, dgamma);
+            let from = [x, mean, &rstd, dy];
+            update(dgamma, from, |sum, [x, mean, rstd, dy]| sum + (x - mean) * rstd * dy);
         }
         sums
     });
@@ -109,65 +111,27 @@ pub fn backward_input(
         |(dx, (x, dy))| {
             let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
             for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
-                normalize_backward(x, mean, &rstd, gamma, dy, dgamma, dbeta, share, dx);
+                let from = [x, mean, &rstd, gamma, dy, dgamma, dbeta];
+                update(dx, from, |_, [x, mean, rstd, gamma, dy, dgamma, dbeta]| {
+                    let z = (x - mean) * rstd;
+                    (dy - share * (dbeta + z * dgamma)) * gamma * rstd
+                });
             }
         },
     );
 }
 
-/// Sum over rows of what `add_row` adds for each.
-fn sums(x: &[f32], width: usize, add_row: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
+/// Mean over rows of what `add_row` adds for each.
+fn means(x: &[f32], width: usize, add_row: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
     let task = TASK_VALUES.div_ceil(width) * width;
     let parts = x.par_chunks(task).map(|x| {
         let mut sums = vec![0.0; width];
         x.chunks_exact(width).for_each(|row| add_row(row, &mut sums));
         [sums]
     });
-    let [total] = sum_in_order(parts, [width]);
-    total
-}
-
-fn scaled(mut values: Vec<f32>, factor: f32) -> Vec<f32> {
-    values.iter_mut().for_each(|value| *value *= factor);
-    values
-}
-
-dispatch! {
-    fn add_squares(row: &[f32], mean: &[f32], sums: &mut [f32]) {
-        update(sums, [row, mean], |sum, [x, mean]| sum + (x - mean) * (x - mean));
-    }
-}
-
-dispatch! {
-    fn affine(x: &[f32], mean: &[f32], slope: &[f32], beta: &[f32], y: &mut [f32]) {
-        update(y, [x, mean, slope, beta], |_, [x, mean, slope, beta]| (x - mean) * slope + beta);
-    }
-}
-
-dispatch! {
-    fn add_products(x: &[f32], mean: &[f32], rstd: &[f32], dy: &[f32], sums: &mut [f32]) {
-        update(sums, [x, mean, rstd, dy], |sum, [x, mean, rstd, dy]| sum + (x - mean) * rstd * dy);
-    }
-}
-
-dispatch! {
-    fn normalize_backward(
-        x: &[f32],
-        mean: &[f32],
-        rstd: &[f32],
-        gamma: &[f32],
-        dy: &[f32],
-        dgamma: &[f32],
-        dbeta: &[f32],
-        share: f32,
-        dx: &mut [f32],
-    ) {
-        let from = [x, mean, rstd, gamma, dy, dgamma, dbeta];
-        update(dx, from, |_, [x, mean, rstd, gamma, dy, dgamma, dbeta]| {
-            let z = (x - mean) * rstd;
-            (dy - share * (dbeta + z * dgamma)) * gamma * rstd
-        });
-    }
+    let [mut means] = sum_in_order(parts, [width]);
+    scale(&mut means, 1.0 / (x.len() / width) as f32);
+    means
 }
 
 #[cfg(test)]

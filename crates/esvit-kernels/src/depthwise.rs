@@ -4,8 +4,8 @@
 
 use rayon::prelude::*;
 
+use crate::elementwise::update;
 use crate::reduce::sum_in_order;
-use crate::simd::{dispatch, update};
 
 /// Shape of feature maps `[images, height, width, C]` and of the filters.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +74,7 @@ pub fn forward(maps: &FeatureMaps, x: &[f32], weight: &[f32], y: &mut [f32]) {
             let y = &mut y[out * channels..][..columns * channels];
             let x = &x[input * channels..][..columns * channels];
             for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                accumulate(x, &weight[tap.clone()], y);
+                update(y, [x, &weight[tap.clone()]], |y, [x, weight]| y + x * weight);
             }
         }
     });
@@ -107,7 +107,7 @@ pub fn backward(
                 let dy = &dy[out * channels..][..columns * channels];
                 let x = &x[input * channels..][..columns * channels];
                 for (dy, x) in dy.chunks_exact(channels).zip(x.chunks_exact(channels)) {
-                    accumulate(x, dy, &mut dw[tap.clone()]);
+                    update(&mut dw[tap.clone()], [x, dy], |dw, [x, dy]| dw + x * dy);
                 }
             }
         }
@@ -115,12 +115,6 @@ pub fn backward(
     });
     let [dw] = sum_in_order(parts, [weight.len()]);
     dw
-}
-
-dispatch! {
-    fn accumulate(a: &[f32], b: &[f32], sums: &mut [f32]) {
-        update(sums, [a, b], |sum, [a, b]| sum + a * b);
-    }
 }
 
 #[cfg(test)]

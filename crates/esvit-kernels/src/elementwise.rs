@@ -1,19 +1,27 @@
-//! Elementwise operations on rows that several kernels share.
+//! The loops of [`crate::simd`] as functions of their own, and those that several kernels share.
 
 use crate::element::Element;
-use crate::simd::{dispatch, sum_pairs};
+use crate::simd::{self, dispatch};
 
 dispatch! {
-    /// `sums += row`.
-    pub(crate) fn add<T: Element>(row: &[T], sums: &mut [f32]) {
-        let sums = &mut sums[..row.len()];
-        for i in 0..row.len() {
-            sums[i] += row[i].to_f32();
-        }
+    /// `to = f(to, from)`, value by value, of rows of which none is shorter than `to`.
+    pub(crate) fn update<const N: usize, T: Element, U: Element>(
+        to: &mut [U],
+        from: [&[T]; N],
+        f: impl Fn(f32, [f32; N]) -> f32,
+    ) {
+        simd::update(to, from, f);
     }
-}
 
-dispatch! {
+    /// `sum(term(a, b))` over two slices of equal length.
+    pub(crate) fn sum_pairs<T: Element>(
+        a: &[T],
+        b: &[f32],
+        term: impl Fn(f32, f32) -> f32,
+    ) -> f32 {
+        simd::sum_pairs(a, b, |a, b| term(a.to_f32(), b))
+    }
+
     /// `row *= factor`.
     pub(crate) fn scale(row: &mut [f32], factor: f32) {
         for value in row {
@@ -22,18 +30,16 @@ dispatch! {
     }
 }
 
-dispatch! {
-    /// `to = row * factor`.
-    pub(crate) fn scale_into<T: Element, U: Element>(row: &[T], factor: f32, to: &mut [U]) {
-        let to = &mut to[..row.len()];
-        for i in 0..row.len() {
-            to[i] = U::from_f32(row[i].to_f32() * factor);
-        }
-    }
+/// `sums += row`.
+pub(crate) fn add<T: Element>(row: &[T], sums: &mut [f32]) {
+    update(&mut sums[..row.len()], [row], |sum, [value]| sum + value);
 }
 
-dispatch! {
-    pub(crate) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
-        sum_pairs(a, b, |a, b| a.to_f32() * b)
-    }
+/// `to = row * factor`.
+pub(crate) fn scale_into<T: Element, U: Element>(row: &[T], factor: f32, to: &mut [U]) {
+    update(&mut to[..row.len()], [row], |_, [value]| value * factor);
+}
+
+pub(crate) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
+    sum_pairs(a, b, |a, b| a * b)
 }

@@ -11,7 +11,7 @@ use crate::element::{Element, padded_row_len};
 use crate::elementwise::dot;
 use crate::reduce::sum_in_order;
 use crate::rows::slots;
-use crate::simd::{dispatch, sum, sum_pairs};
+use crate::simd::{dispatch, sum, sum_pairs, update};
 use crate::{TASK_VALUES, profile};
 
 /// What the backward pass needs: `xhat [rows, C]` (rows of [`padded_row_len`]) and `rstd [rows]`.
@@ -116,15 +116,10 @@ dispatch! {
         let mean = sum(x, |x| x) / count;
         let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
         let rstd = 1.0 / (variance + eps).sqrt();
-        let xhat = &mut xhat[..width];
-        for i in 0..width {
-            xhat[i] = T::from_f32((x[i] - mean) * rstd);
-        }
+        update(&mut xhat[..width], [x], |_, [x]| (x - mean) * rstd);
         rstd
     }
-}
 
-dispatch! {
     /// Turns the gradient of `xhat` in place into that of `x`:
     /// `dx = rstd * (g - mean(g) - xhat * mean(g * xhat))`.
     pub(crate) fn normalize_backward<T: Element>(
@@ -140,9 +135,7 @@ dispatch! {
             gradient[i] = (gradient[i] - mean - xhat[i].to_f32() * slope) * rstd;
         }
     }
-}
 
-dispatch! {
     fn affine<T: Element>(xhat: &[T], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
         let width = y.len();
         let (xhat, gamma, beta) = (&xhat[..width], &gamma[..width], &beta[..width]);
@@ -150,9 +143,7 @@ dispatch! {
             y[i] = xhat[i].to_f32() * gamma[i] + beta[i];
         }
     }
-}
 
-dispatch! {
     fn affine_backward<T: Element>(
         xhat: &[T],
         gamma: &[f32],

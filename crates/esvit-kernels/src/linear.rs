@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::activation::{Activation, Gate, activate, with_gate};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
-use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
+use crate::gemm::{Lhs, Matrix, PackedRhs, layer_gradients};
 use crate::profile;
 use crate::rows::{block_rows, linear, slots, store};
 use crate::simd::dispatch;
@@ -113,13 +113,9 @@ pub fn backward<T: Element>(
             }
         })
     });
-    let mut dweight = Buffer::<f32>::scratch(weight.len());
-    let mut bias = vec![0.0; outputs];
-    let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&active, inputs));
-    profile::time("linear backward, weights", count * inputs * outputs, || {
-        gemm_tn(lhs, rhs, &mut dweight, &mut bias, false);
-    });
-    Gradients { x: input.then(|| dx.into_vec()), weight: dweight.into_vec(), bias }
+    let (dy, x) = (Matrix::new(&gradients, outputs), Matrix::new(&active, inputs));
+    let (weight, bias) = layer_gradients("linear backward, weights", dy, x);
+    Gradients { x: input.then(|| dx.into_vec()), weight, bias }
 }
 
 dispatch! {

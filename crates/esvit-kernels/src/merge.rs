@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
-use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
+use crate::gemm::{Lhs, Matrix, PackedRhs, layer_gradients};
 use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward, normalize};
 use crate::profile;
 use crate::rows::{Rows, SampleScales, block_rows, linear, slots, store};
@@ -127,15 +127,11 @@ pub fn backward<T: Element>(
             x[to as usize * width..][..width].copy_from_slice(from);
         }
     }
-    let mut dweight = Buffer::<f32>::scratch(merge.weight.len());
-    let mut sums = vec![0.0; outputs];
-    let (lhs, rhs) = (Matrix::new(&gradients, outputs), Matrix::new(&xhat, wide));
-    profile::time("merge backward, weights", macs, || {
-        gemm_tn(lhs, rhs, &mut dweight, &mut sums, false);
-    });
+    let (dy, input) = (Matrix::new(&gradients, outputs), Matrix::new(&xhat, wide));
+    let (mut weight, sums) = layer_gradients("merge backward, weights", dy, input);
     let (gamma, beta) =
-        folded_affine_backward(&mut dweight, merge.weight, merge.gamma, merge.beta, &sums);
-    Gradients { x: x.into_vec(), gamma, beta, weight: dweight.into_vec() }
+        folded_affine_backward(&mut weight, merge.weight, merge.gamma, merge.beta, &sums);
+    Gradients { x: x.into_vec(), gamma, beta, weight }
 }
 
 #[cfg(test)]

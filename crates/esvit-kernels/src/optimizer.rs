@@ -3,8 +3,9 @@
 
 use rayon::prelude::*;
 
-use crate::simd::{dispatch, sum, sum_pairs, update};
-use crate::{TASK_VALUES, elementwise};
+use crate::TASK_VALUES;
+use crate::elementwise::{self, dot, sum_pairs, update};
+use crate::simd::dispatch;
 
 /// An exponential moving average of the parameters (the teacher), updated in the same pass.
 #[derive(Debug)]
@@ -166,22 +167,14 @@ dispatch! {
 /// `|scale * gradients + decay * values|`, the norm that LARS divides by; f32 within a task, f64
 /// over tasks.
 pub fn decayed_norm(gradients: &[f32], scale: f64, values: &[f32], decay: f64) -> f64 {
-    let numbers = [scale as f32, decay as f32];
-    let pieces: Vec<f64> = gradients
-        .par_chunks(TASK_VALUES)
-        .zip(values.par_chunks(TASK_VALUES))
-        .map(|(gradients, values)| f64::from(decayed_square_sum(gradients, values, numbers)))
-        .collect();
-    pieces.iter().sum::<f64>().sqrt()
-}
-
-dispatch! {
-    fn decayed_square_sum(gradients: &[f32], values: &[f32], numbers: [f32; 2]) -> f32 {
+    let (scale, decay) = (scale as f32, decay as f32);
+    let tasks = gradients.par_chunks(TASK_VALUES).zip(values.par_chunks(TASK_VALUES));
+    root_of_sum(tasks.map(|(gradients, values)| {
         sum_pairs(gradients, values, |gradient, value| {
-            let step = gradient * numbers[0] + value * numbers[1];
+            let step = gradient * scale + value * decay;
             step * step
         })
-    }
+    }))
 }
 
 /// `ema = momentum * ema + (1 - momentum) * values`.
@@ -190,16 +183,10 @@ dispatch! {
 /// When lengths differ.
 pub fn ema_update(ema: &mut [f32], values: &[f32], momentum: f64) {
     assert_eq!(ema.len(), values.len(), "EMA and values");
-    let shares = [momentum as f32, (1.0 - momentum) as f32];
+    let (old, new) = (momentum as f32, (1.0 - momentum) as f32);
     ema.par_chunks_mut(TASK_VALUES)
         .zip(values.par_chunks(TASK_VALUES))
-        .for_each(|(ema, values)| ema_task(ema, values, shares));
-}
-
-dispatch! {
-    fn ema_task(ema: &mut [f32], values: &[f32], shares: [f32; 2]) {
-        update(ema, [values], |ema, [value]| ema * shares[0] + value * shares[1]);
-    }
+        .for_each(|(ema, values)| update(ema, [values], |ema, [value]| ema * old + value * new));
 }
 
 /// `values *= factor`.
@@ -220,15 +207,12 @@ pub fn add(sums: &mut [f32], values: &[f32]) {
 
 /// Euclidean norm; f32 within a task, f64 over tasks.
 pub fn norm(values: &[f32]) -> f64 {
-    let pieces: Vec<f64> =
-        values.par_chunks(TASK_VALUES).map(|values| f64::from(square_sum(values))).collect();
-    pieces.iter().sum::<f64>().sqrt()
+    root_of_sum(values.par_chunks(TASK_VALUES).map(|values| dot(values, values)))
 }
 
-dispatch! {
-    fn square_sum(values: &[f32]) -> f32 {
-        sum(values, |value| value * value)
-    }
+fn root_of_sum(parts: impl IndexedParallelIterator<Item = f32>) -> f64 {
+    let parts: Vec<f32> = parts.collect();
+    parts.into_iter().map(f64::from).sum::<f64>().sqrt()
 }
 
 #[cfg(test)]

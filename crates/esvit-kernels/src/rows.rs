@@ -8,7 +8,7 @@ use crate::element::{Element, padded_row_len};
 use crate::elementwise::{add, scale_into};
 use crate::gemm::{Dims, LANES, Lhs, Output, PackedRhs};
 use crate::layer_norm::{normalize, normalize_backward};
-use crate::simd::dispatch;
+use crate::simd::{dispatch, update};
 
 /// Maximum bytes of the widest row buffer of a block, so that it stays in L2.
 const BLOCK_BYTES: usize = 384 << 10;
@@ -284,15 +284,10 @@ dispatch! {
         to_row: usize,
     ) {
         for (tile, to) in tile.chunks_exact(width).zip(to.chunks_mut(to_row)) {
-            let (tile, to) = (&tile[..columns], &mut to[..columns]);
-            for i in 0..columns {
-                to[i] = T::from_f32(tile[i]);
-            }
+            update(&mut to[..columns], [tile], |_, [value]| value);
         }
     }
-}
 
-dispatch! {
     /// Adds a panel's result `[rows, width]`, times the scale of its row, to `columns` columns of
     /// `to` from `first` on.
     fn add_scaled(
@@ -308,10 +303,7 @@ dispatch! {
                 Some(scales) => scales[row],
                 None => 1.0,
             };
-            let (tile, to) = (&tile[..columns], &mut to[first..first + columns]);
-            for i in 0..columns {
-                to[i] += tile[i] * scale;
-            }
+            update(&mut to[first..first + columns], [tile], |to, [value]| to + value * scale);
         }
     }
 }

@@ -1,35 +1,37 @@
 //! Auto-vectorized loops: one source, compiled for several instruction sets, dispatched at run
 //! time.
 
+use crate::element::Element;
+
 /// Independent accumulators of a reduction, so that it vectorizes: one AVX-512 register of f32.
 pub(crate) const LANES: usize = 16;
 
-/// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA and for the target's
-/// baseline, and which calls the best one within [`crate::isa::current`].
+/// Defines functions whose bodies are compiled for AVX-512, for AVX2 with FMA and for the target's
+/// baseline, and which call the best one within [`crate::isa::current`].
 macro_rules! dispatch {
-    (
+    ($(
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident $(<$($generic:ident: $bound:ident),+>)? (
+        $vis:vis fn $name:ident $(<$($($generic:ident)+: $bound:ident),+>)? (
             $($arg:ident: $ty:ty),* $(,)?
         ) $(-> $out:ty)? $body:block
-    ) => {
+    )+) => {$(
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
+        $vis fn $name $(<$($($generic)+: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? $body
+            fn body $(<$($($generic)+: $bound),+>)? ($($arg: $ty),*) $(-> $out)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx512 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
+                fn avx512 $(<$($($generic)+: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
                     body($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx2 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
+                fn avx2 $(<$($($generic)+: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
                     body($($arg),*)
                 }
                 let isa = $crate::isa::current();
@@ -44,7 +46,7 @@ macro_rules! dispatch {
             }
             body($($arg),*)
         }
-    };
+    )+};
 }
 pub(crate) use dispatch;
 
@@ -66,14 +68,14 @@ pub(crate) fn prefetch<T>(values: &[T], row: usize, columns: usize) {
 
 /// `to = f(to, from)`, value by value, of rows of which none is shorter than `to`.
 #[inline(always)]
-pub(crate) fn update<const N: usize>(
-    to: &mut [f32],
-    from: [&[f32]; N],
+pub(crate) fn update<const N: usize, T: Element, U: Element>(
+    to: &mut [U],
+    from: [&[T]; N],
     f: impl Fn(f32, [f32; N]) -> f32,
 ) {
     let from = from.map(|row| &row[..to.len()]);
     for i in 0..to.len() {
-        to[i] = f(to[i], from.map(|row| row[i]));
+        to[i] = U::from_f32(f(to[i].to_f32(), from.map(|row| row[i].to_f32())));
     }
 }
 

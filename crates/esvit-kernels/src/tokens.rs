@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::elementwise::scale_into;
+use crate::elementwise::{self, scale_into};
 use crate::simd::{dispatch, sum, sum_pairs, update};
 use crate::{TASK_VALUES, buffer};
 
@@ -15,9 +15,9 @@ pub type Nchw = [usize; 4];
 /// Non-overlapping patches of `images [B, C, H, W]` as rows `[B h w, C p p]` of maps of
 /// `h = H / p` by `w = W / p`; pixels beyond the last whole patch are left out.
 pub fn patchify(images: &[f32], sizes: Nchw, patch: usize) -> Vec<f32> {
-    let mut rows = buffer::uninit(patch_count(sizes, patch) * patch_values(sizes, patch));
-    let [_, channels, height, width] = sizes;
-    let one = (height / patch) * (width / patch) * patch_values(sizes, patch);
+    let [count, channels, height, width] = sizes;
+    let one = patched_values(sizes, patch);
+    let mut rows = buffer::uninit(count * one);
     rows.par_chunks_mut(one.max(1)).zip(images.par_chunks(channels * height * width)).for_each(
         |(rows, image)| {
             for_each_line(sizes, patch, |at, from| {
@@ -32,7 +32,7 @@ pub fn patchify(images: &[f32], sizes: Nchw, patch: usize) -> Vec<f32> {
 pub fn patchify_backward(rows: &[f32], sizes: Nchw, patch: usize) -> Vec<f32> {
     let mut images = vec![0.0; sizes.iter().product()];
     let [_, channels, height, width] = sizes;
-    let one = (height / patch) * (width / patch) * patch_values(sizes, patch);
+    let one = patched_values(sizes, patch);
     images.par_chunks_mut(channels * height * width).zip(rows.par_chunks(one.max(1))).for_each(
         |(image, rows)| {
             for_each_line(sizes, patch, |at, to| {
@@ -43,12 +43,9 @@ pub fn patchify_backward(rows: &[f32], sizes: Nchw, patch: usize) -> Vec<f32> {
     images
 }
 
-fn patch_count([images, _, height, width]: Nchw, patch: usize) -> usize {
-    images * (height / patch) * (width / patch)
-}
-
-fn patch_values([_, channels, ..]: Nchw, patch: usize) -> usize {
-    channels * patch * patch
+/// Values of all whole patches of an image.
+fn patched_values([_, channels, height, width]: Nchw, patch: usize) -> usize {
+    (height / patch) * (width / patch) * channels * patch * patch
 }
 
 /// Calls `visit(row offset, image offset)` for every line of `patch` pixels of every patch of an
@@ -110,9 +107,7 @@ dispatch! {
         }
         norm
     }
-}
 
-dispatch! {
     fn l2_normalize_row_backward(y: &[f32], norm: f32, gradient: &mut [f32]) {
         let y = &y[..gradient.len()];
         // A clamped divisor is constant.
@@ -134,7 +129,8 @@ pub fn global_average_pool(x: &[f32], width: usize, seq_lens: &[usize]) -> Vec<f
         let (image, tail) = rest.split_at(tokens * width);
         rest = tail;
         for row in image.chunks_exact(width) {
-            add_scaled(row, 1.0 / tokens as f32, mean);
+            let share = 1.0 / tokens as f32;
+            elementwise::update(mean, [row], |mean, [value]| mean + value * share);
         }
     }
     means
@@ -157,12 +153,6 @@ pub fn global_average_pool_backward(
         }
     }
     rows
-}
-
-dispatch! {
-    fn add_scaled(from: &[f32], scale: f32, to: &mut [f32]) {
-        update(to, [from], |to, [from]| to + from * scale);
-    }
 }
 
 #[cfg(test)]

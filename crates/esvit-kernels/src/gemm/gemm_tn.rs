@@ -8,6 +8,7 @@ use super::{Dims, LANES, Lhs, Output, RhsPanel};
 use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::elementwise;
+use crate::profile;
 use crate::rows::slots;
 
 /// K rows that are packed and multiplied at a time, so that the packed operands stay in the caches.
@@ -91,6 +92,21 @@ pub(crate) fn gemm_tn<T: Element>(
             },
         );
     }
+}
+
+/// Gradients of weight `[out, in]` and bias `[out]` of a linear layer, from those of its output,
+/// `dy [rows, out]`, and its input, `x [rows, in]`: the `phase` of a profile.
+pub(crate) fn layer_gradients<T: Element>(
+    phase: &'static str,
+    dy: Matrix<'_, T>,
+    x: Matrix<'_, T>,
+) -> (Vec<f32>, Vec<f32>) {
+    let mut weight = Buffer::<f32>::scratch(dy.columns * x.columns);
+    let mut bias = vec![0.0; dy.columns];
+    profile::time(phase, dy.rows() * weight.len(), || {
+        gemm_tn(dy, x, &mut weight, &mut bias, false);
+    });
+    (weight.into_vec(), bias)
 }
 
 /// GEMM with a panel wider than the remaining columns of `out [M, columns]`, from `first` on.

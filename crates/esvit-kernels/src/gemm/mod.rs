@@ -16,7 +16,7 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use gemm_tn::{Matrix, gemm_tn};
+pub(crate) use gemm_tn::{Matrix, gemm_tn, layer_gradients};
 pub(crate) use pack::{PackedRhs, convert, pack_vnni, transpose_rows};
 
 use crate::element::{Bf16, Element};

@@ -7,7 +7,7 @@ use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::isa;
 use crate::profile;
-use crate::simd::dispatch;
+use crate::simd::{dispatch, update};
 
 /// Panel width for an RHS of `columns` columns: panels of equal width suit widths that are
 /// multiples of 96 best.
@@ -151,22 +151,11 @@ dispatch! {
     pub(crate) fn convert<T: Element>(from: &[f32], scale: Option<&[f32]>, to: &mut [T]) {
         let to = &mut to[..from.len()];
         match scale {
-            Some(scale) => {
-                let scale = &scale[..from.len()];
-                for i in 0..from.len() {
-                    to[i] = T::from_f32(from[i] * scale[i]);
-                }
-            }
-            None => {
-                for i in 0..from.len() {
-                    to[i] = T::from_f32(from[i]);
-                }
-            }
+            Some(scale) => update(to, [from, scale], |_, [value, scale]| value * scale),
+            None => update(to, [from], |_, [value]| value),
         }
     }
-}
 
-dispatch! {
     /// Stores one K step of a panel: the values of one row (f32) or of two rows interleaved (bf16),
     /// each times the scale of its column.
     fn convert_vnni<T: Element>(
@@ -190,9 +179,7 @@ dispatch! {
             }
         }
     }
-}
 
-dispatch! {
     /// Packs a row-major matrix into VNNI layout: K step `s` of `to` (`step` values apart) gets the
     /// first `columns` values of rows `K_PACK s .. K_PACK (s + 1)` of `from` (`row` values apart),
     /// interleaved. A missing last row counts as zeros.

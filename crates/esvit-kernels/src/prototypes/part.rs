@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::lanes::{exponentiate, scale_logits, sub_scaled, weight_norm_backward};
+use super::lanes::{exponentiate, scale_logits, weight_norm_backward};
 use super::pairs::{Pairs, Part};
 use super::{Chunking, Gradients, Side};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
-use crate::elementwise::{dot, scale_into};
+use crate::elementwise::{dot, scale_into, update};
 use crate::gemm::{Dims, LANES, Lhs, PackedRhs, convert, gemm, pack_vnni};
 use crate::profile;
 
@@ -256,7 +256,8 @@ fn logit_gradients<T: Element>(
         for (teacher, weight) in pairs.of(row) {
             let [largest, _] = chunk.teacher[teacher];
             let share = (largest - teacher_log_sums[teacher]).exp() * weight / temperature;
-            sub_scaled(&teacher_exps[teacher * lanes..][..count], share, &mut sums);
+            let exps = &teacher_exps[teacher * lanes..];
+            update(&mut sums, [exps], |sum, [exp]| sum - exp * share);
         }
         convert(&sums, None, &mut to[..count]);
     }

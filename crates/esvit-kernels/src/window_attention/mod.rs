@@ -16,7 +16,7 @@ use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::gemm::LANES;
 use crate::reduce::sum_in_order;
-use crate::simd::dispatch;
+use crate::simd::{dispatch, update};
 use head::Head;
 use softmax::MASK_VALUE;
 
@@ -113,10 +113,7 @@ dispatch! {
         for (row, from) in from.chunks_exact(width).enumerate() {
             // SAFETY: each window and head is in one task, and has its own rows and columns.
             let to = unsafe { to.at(place + row * step, d) };
-            let from = &from[..d];
-            for i in 0..d {
-                to[i] = T::from_f32(from[i]);
-            }
+            update(to, [from], |_, [value]| value);
         }
     }
 }

@@ -69,9 +69,7 @@ dispatch! {
             *largest = max(logits);
         }
     }
-}
 
-dispatch! {
     /// ForwardCtx 2: `e = exp(s - max)`, and replaces the maximum by `1 / sum(e)`.
     fn exponentiate(logits: &mut [f32], lanes: usize, of_rows: &mut [f32]) {
         for (logits, of_row) in logits.chunks_exact_mut(lanes).zip(of_rows) {
@@ -82,9 +80,7 @@ dispatch! {
             *of_row = 1.0 / sum(logits, |weight| weight);
         }
     }
-}
 
-dispatch! {
     /// ForwardCtx 3: `p = e / sum(e)`.
     fn normalize<T: Element>(
         exponentials: &mut [f32],
@@ -131,9 +127,7 @@ dispatch! {
             *row_sum = sum_pairs(weights, gradients, |weight, gradient| weight * gradient);
         }
     }
-}
 
-dispatch! {
     fn logit_gradients<T: Element>(
         weights: &[f32],
         gradients: &mut [f32],
@@ -152,9 +146,7 @@ dispatch! {
             }
         }
     }
-}
 
-dispatch! {
     /// Adds the row of every query to the row of its slot.
     fn add_rows(rows: &[f32], lanes: usize, queries: &[usize], to: &mut [f32]) {
         for (&query, row) in queries.iter().zip(rows.chunks_exact(lanes)) {
