@@ -86,19 +86,31 @@ impl ErrorKind {
         WeightsError { path: path.into(), kind: self }
     }
 
-    pub(crate) fn corrupt(reason: impl Into<String>) -> Self {
-        Self::Corrupt(reason.into())
-    }
-
     /// An error if there are more than `limit`.
-    pub(crate) fn check_limit<N: Copy + PartialOrd + TryInto<u64>>(
+    pub(crate) fn check_limit<N: Copy + Ord + TryInto<u64>>(
         what: &'static str,
         count: N,
         limit: N,
     ) -> Result<(), Self> {
-        if count <= limit {
-            return Ok(());
-        }
-        Err(Self::Limit { what, limit: limit.try_into().unwrap_or(u64::MAX) })
+        ensure!(count <= limit, Self::Limit { what, limit: limit.try_into().unwrap_or(u64::MAX) });
+        Ok(())
     }
 }
+
+/// The error of a damaged file, for a reason as [`format!`] makes it.
+macro_rules! corrupt {
+    ($($reason:tt)+) => {
+        $crate::error::ErrorKind::Corrupt(format!($($reason)+))
+    };
+}
+pub(crate) use corrupt;
+
+/// Returns an error unless a condition holds.
+macro_rules! ensure {
+    ($condition:expr, $error:expr $(,)?) => {
+        if !$condition {
+            return Err($error);
+        }
+    };
+}
+pub(crate) use ensure;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::dtype::{Dtype, extend_f32, extend_i64};
-use crate::error::{ErrorKind, WeightsError};
+use crate::error::{ErrorKind, WeightsError, ensure};
 use crate::layout::{Layout, gather_strided};
 use crate::recognize::{Container, recognize};
 use crate::source::{Source, try_with_capacity};
@@ -169,9 +169,7 @@ impl WeightsFile {
     ) -> Result<Vec<T>, WeightsError> {
         let dtype = tensor.dtype;
         let read = || {
-            if !fits {
-                return Err(ErrorKind::DtypeMismatch { tensor: tensor.path(), dtype, wanted });
-            }
+            ensure!(fits, ErrorKind::DtypeMismatch { tensor: tensor.path(), dtype, wanted });
             // The description may have been changed by the caller, or be of another file.
             let extent = tensor
                 .layout

@@ -1,6 +1,7 @@
 //! Where the elements of a tensor are in a file.
 
 use crate::dtype::Dtype;
+use crate::error::ensure;
 use crate::limits::{MAX_EXPANDED, MAX_RANK};
 
 /// A tensor's storage in the file, and its strides.
@@ -35,16 +36,9 @@ impl Layout {
 
     /// Checks that all elements are within the storage; the error is the reason.
     pub(crate) fn extent(&self, dtype: Dtype, shape: &[usize]) -> Result<Extent, String> {
-        if shape.len() > MAX_RANK {
-            return Err(format!("has {} dimensions, more than {MAX_RANK}", shape.len()));
-        }
-        if shape.len() != self.strides.len() {
-            return Err(format!(
-                "has {} dimensions and {} strides",
-                shape.len(),
-                self.strides.len()
-            ));
-        }
+        let [rank, strides] = [shape.len(), self.strides.len()];
+        ensure!(rank <= MAX_RANK, format!("has {rank} dimensions, more than {MAX_RANK}"));
+        ensure!(rank == strides, format!("has {rank} dimensions and {strides} strides"));
         // Dimensions of size 0 are ignored, so that no product of the others overflows.
         let full = shape.iter().filter(|&&size| size > 0);
         let product = full.copied().try_fold(1usize, usize::checked_mul);
@@ -69,11 +63,12 @@ impl Layout {
                 self.strides, self.offset
             ));
         };
-        if count > available && count > MAX_EXPANDED {
-            return Err(format!(
+        ensure!(
+            count <= available || count <= MAX_EXPANDED,
+            format!(
                 "repeats the {available} elements of its storage to {count}, more than {MAX_EXPANDED}"
-            ));
-        }
+            )
+        );
         let expected = contiguous_strides(shape);
         let contiguous = (0..shape.len()).all(|i| shape[i] == 1 || self.strides[i] == expected[i]);
         Ok(Extent { count, span: last + 1, contiguous })

@@ -7,7 +7,7 @@ use safetensors::tensor::TensorInfo as Info;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::dtype::Dtype;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt, ensure};
 use crate::file::{Parsed, TensorInfo};
 use crate::layout::Layout;
 use crate::limits::{MAX_HEADER, MAX_NAME, MAX_TENSORS};
@@ -22,13 +22,10 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
     let mut length = [0; LENGTH as usize];
     source.read_exact_at(0, &mut length)?;
     let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER {
-        return Err(ErrorKind::corrupt(format!("its header claims to have {length} bytes")));
-    }
+    ensure!(length <= MAX_HEADER, corrupt!("its header claims to have {length} bytes"));
     let header = source.read(LENGTH, length)?;
-    let mut header: Header = serde_json::from_slice(&header).map_err(|error| {
-        ErrorKind::corrupt(format!("its header is no safetensors header: {error}"))
-    })?;
+    let mut header: Header = serde_json::from_slice(&header)
+        .map_err(|error| corrupt!("its header is no safetensors header: {error}"))?;
     ErrorKind::check_limit("tensors", header.tensors.len(), MAX_TENSORS)?;
     header.tensors.sort_by_key(|(_, info)| info.data_offsets);
 
@@ -55,22 +52,18 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
         let length = (to - from) as u64;
         let layout = Layout::contiguous(data + from as u64, length, &info.shape);
         let count = layout.extent(dtype, &info.shape).map_err(corrupt)?.count;
-        if count * dtype.size() as u64 != length {
-            return Err(corrupt(format!(
-                "of shape {:?} in {dtype} has {length} bytes",
-                info.shape
-            )));
-        }
         let (group, shape) = (String::new(), info.shape);
+        ensure!(
+            count * dtype.size() as u64 == length,
+            corrupt(format!("of shape {shape:?} in {dtype} has {length} bytes"))
+        );
         parsed.tensors.push(TensorInfo { group, name, dtype, shape, layout });
     }
-    if data.checked_add(end as u64) != Some(source.length()) {
-        return Err(ErrorKind::corrupt(format!(
-            "its tensors end at byte {}, the file at {}",
-            data.saturating_add(end as u64),
-            source.length()
-        )));
-    }
+    let (end, length) = (data.checked_add(end as u64), source.length());
+    ensure!(
+        end == Some(length),
+        corrupt!("its tensors end at byte {}, the file at {length}", end.unwrap_or(u64::MAX))
+    );
     Ok(parsed)
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt, ensure};
 
 /// Bytes to read at any position, from several threads.
 #[derive(Debug)]
@@ -60,12 +60,11 @@ impl Source {
 
     /// The `count` bytes from `position` on. Nothing is allocated for bytes beyond the end.
     pub(crate) fn read(&self, position: u64, count: u64) -> Result<Vec<u8>, ErrorKind> {
-        if position.checked_add(count).is_none_or(|end| end > self.length) {
-            return Err(ErrorKind::corrupt(format!(
-                "{count} bytes at {position} lie beyond its end at {}",
-                self.length
-            )));
-        }
+        let length = self.length;
+        ensure!(
+            position.checked_add(count).is_some_and(|end| end <= length),
+            corrupt!("{count} bytes at {position} lie beyond its end at {length}")
+        );
         let mut buffer = try_with_capacity(count)?;
         buffer.resize(count as usize, 0);
         self.read_exact_at(position, &mut buffer)?;

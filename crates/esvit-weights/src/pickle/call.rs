@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::node::{Id, Node, Object};
 use super::unpickler::Unpickler;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt};
 
 /// Bytes of the longest NumPy scalar.
 const MAX_SCALAR: usize = 8;
@@ -13,7 +13,7 @@ const MAX_SCALAR: usize = 8;
 impl Unpickler<'_, '_> {
     pub(super) fn call(&mut self, callable: Id, arguments: Id) -> Result<Id, ErrorKind> {
         let Some(given) = self.arena.tuple(arguments) else {
-            return Err(ErrorKind::corrupt("a call has no tuple of arguments"));
+            return Err(corrupt!("a call has no tuple of arguments"));
         };
         let Node::Global(global) = self.arena.get(callable) else {
             return self.object(callable, arguments);
@@ -82,8 +82,8 @@ impl Unpickler<'_, '_> {
     /// A dictionary: empty, or from a dictionary or a list of pairs.
     fn dict(&mut self, given: &[Id]) -> Result<Node, ErrorKind> {
         let entries = match given.first().map(|&first| self.arena.get(first)) {
-            None => Vec::new(),
-            Some(Node::Dict(entries)) => entries.clone(),
+            None => Some(Vec::new()),
+            Some(Node::Dict(entries)) => Some(entries.clone()),
             Some(Node::List(items)) => {
                 let pair = |&item: &Id| match *self.arena.tuple(item)? {
                     [key, value] => Some((key, value)),
@@ -92,11 +92,11 @@ impl Unpickler<'_, '_> {
                         _ => None,
                     },
                 };
-                let pairs: Option<Vec<_>> = items.iter().map(pair).collect();
-                pairs.ok_or_else(|| ErrorKind::corrupt("a dictionary is not made of pairs"))?
+                items.iter().map(pair).collect()
             }
-            Some(_) => return Err(ErrorKind::corrupt("a dictionary is not made of pairs")),
+            Some(_) => None,
         };
+        let entries = entries.ok_or_else(|| corrupt!("a dictionary is not made of pairs"))?;
         self.arena.charge(entries.len())?;
         Ok(Node::Dict(entries))
     }
@@ -158,7 +158,7 @@ impl Unpickler<'_, '_> {
         match self.arena.get_mut(top) {
             Node::List(list) => list.extend(items),
             Node::Object(object) => object.items.extend(items),
-            _ => return Err(ErrorKind::corrupt("something is appended to what is not a list")),
+            _ => return Err(corrupt!("something is appended to what is not a list")),
         }
         Ok(())
     }
@@ -169,7 +169,7 @@ impl Unpickler<'_, '_> {
         match self.arena.get_mut(top) {
             Node::Dict(entries) => entries.extend(pairs),
             Node::Object(object) => object.entries.extend(pairs),
-            _ => return Err(ErrorKind::corrupt("a pair is added to what is not a dictionary")),
+            _ => return Err(corrupt!("a pair is added to what is not a dictionary")),
         }
         Ok(())
     }
@@ -179,7 +179,7 @@ impl Unpickler<'_, '_> {
         match self.arena.get_mut(object) {
             Node::Object(object) => object.state = Some(state),
             Node::Dict(_) | Node::List(_) | Node::Tensor(_) => {}
-            _ => return Err(ErrorKind::corrupt("attributes are given to what has none")),
+            _ => return Err(corrupt!("attributes are given to what has none")),
         }
         Ok(())
     }

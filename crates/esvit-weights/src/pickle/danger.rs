@@ -1,105 +1,41 @@
 //! Functions that only an attack would call.
 
-/// Modules of which nothing may be called. Matched exactly: a project may have a package `code`.
-const MODULES: &[&str] = &[
-    "_io",
-    "_operator",
-    "_pickle",
-    "_posixsubprocess",
-    "bdb",
-    "cProfile",
-    "code",
-    "codeop",
-    "commands",
-    "ftplib",
-    "imaplib",
-    "io",
-    "marshal",
-    "nt",
-    "ntpath",
-    "operator",
-    "pdb",
-    "pickle",
-    "pkgutil",
-    "platform",
-    "popen2",
-    "poplib",
-    "posix",
-    "posixpath",
-    "profile",
-    "pty",
-    "runpy",
-    "shutil",
-    "signal",
-    "site",
-    "smtplib",
-    "socket",
-    "socketserver",
-    "subprocess",
-    "sys",
-    "telnetlib",
-    "tempfile",
-    "threading",
-    "timeit",
-    "trace",
-    "urllib2",
-    "webbrowser",
-    "zipimport",
-];
-
-/// Packages of which nothing may be called, in any module.
-const PACKAGES: &[&str] = &[
-    "asyncio",
-    "ctypes",
-    "dill",
-    "http",
-    "importlib",
-    "multiprocessing",
-    "os",
-    "pip",
-    "pydoc",
-    "requests",
-    "urllib",
-    "venv",
-];
-
-/// Functions of builtins, which also have harmless ones.
-const FUNCTIONS: &[&str] = &[
-    "apply",
-    "breakpoint",
-    "compile",
-    "delattr",
-    "eval",
-    "exec",
-    "execfile",
-    "exit",
-    "file",
-    "getattr",
-    "globals",
-    "help",
-    "input",
-    "locals",
-    "open",
-    "quit",
-    "raw_input",
-    "reload",
-    "setattr",
-    "vars",
-    "__import__",
-    "__build_class__",
-];
-
 /// Whether a call of the function could affect the machine.
 pub(crate) fn is_dangerous(module: &str, name: &str) -> bool {
-    let package = module.split('.').next().unwrap_or(module);
-    if matches!(module, "builtins" | "__builtin__" | "__builtins__") {
-        // `open.__call__` is `open`.
-        return FUNCTIONS.contains(&name.split('.').next().unwrap_or(name));
+    let [package, function] = [module, name].map(|path| path.split('.').next().unwrap_or(path));
+    match (module, package, function) {
+        // Builtins also have harmless functions. `open.__call__` is `open`.
+        (
+            "builtins" | "__builtin__" | "__builtins__",
+            _,
+            "apply" | "breakpoint" | "compile" | "delattr" | "eval" | "exec" | "execfile" | "exit"
+            | "file" | "getattr" | "globals" | "help" | "input" | "locals" | "open" | "quit"
+            | "raw_input" | "reload" | "setattr" | "vars" | "__import__" | "__build_class__",
+        ) => true,
+        // Modules of which nothing may be called. A project may have a package `code`, so they are
+        // matched exactly.
+        (
+            "_io" | "_operator" | "_pickle" | "_posixsubprocess" | "bdb" | "cProfile" | "code"
+            | "codeop" | "commands" | "ftplib" | "imaplib" | "io" | "marshal" | "nt" | "ntpath"
+            | "operator" | "pdb" | "pickle" | "pkgutil" | "platform" | "popen2" | "poplib"
+            | "posix" | "posixpath" | "profile" | "pty" | "runpy" | "shutil" | "signal" | "site"
+            | "smtplib" | "socket" | "socketserver" | "subprocess" | "sys" | "telnetlib"
+            | "tempfile" | "threading" | "timeit" | "trace" | "urllib2" | "webbrowser"
+            | "zipimport",
+            _,
+            _,
+        ) => true,
+        // Packages of which nothing may be called, in any module.
+        (
+            _,
+            "asyncio" | "ctypes" | "dill" | "http" | "importlib" | "multiprocessing" | "os" | "pip"
+            | "pydoc" | "requests" | "urllib" | "venv",
+            _,
+        ) => true,
+        ("torch.hub" | "numpy.testing._private.utils", _, _) => true,
+        ("torch" | "torch.serialization", _, _) => name == "load",
+        _ => false,
     }
-    MODULES.contains(&module)
-        || PACKAGES.contains(&package)
-        || matches!((module, name), ("torch" | "torch.serialization", "load"))
-        || matches!(module, "torch.hub" | "numpy.testing._private.utils")
 }
 
 #[cfg(test)]

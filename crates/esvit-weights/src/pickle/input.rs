@@ -1,6 +1,6 @@
 //! Buffered bytes of a pickle: a legacy file does not say where its pickles end.
 
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt, ensure};
 use crate::limits::MAX_PICKLE;
 use crate::source::Source;
 
@@ -43,14 +43,15 @@ impl<'a> Input<'a> {
             return Ok(());
         }
         let needed = count - available;
-        if needed > self.end.saturating_sub(self.next) {
-            let position = self.position();
-            let reason = format!("its pickle is cut off: {count} bytes are missing at {position}");
-            return Err(ErrorKind::corrupt(reason));
-        }
-        if needed > self.limit.saturating_sub(self.next) {
-            return Err(ErrorKind::Limit { what: "bytes of pickle", limit: MAX_PICKLE });
-        }
+        let position = self.position();
+        ensure!(
+            needed <= self.end.saturating_sub(self.next),
+            corrupt!("its pickle is cut off: {count} bytes are missing at {position}")
+        );
+        ensure!(
+            needed <= self.limit.saturating_sub(self.next),
+            ErrorKind::Limit { what: "bytes of pickle", limit: MAX_PICKLE }
+        );
         let more = needed.max(READ_AHEAD).min(self.end - self.next);
         self.buffer.drain(..self.used);
         self.used = 0;
@@ -97,9 +98,7 @@ impl<'a> Input<'a> {
                 b'\n' => break,
                 byte => line.push(byte),
             }
-            if line.len() > MAX_LINE {
-                return Err(ErrorKind::corrupt("a line of its pickle does not end"));
-            }
+            ensure!(line.len() <= MAX_LINE, corrupt!("a line of its pickle does not end"));
         }
         if line.last() == Some(&b'\r') {
             line.pop();

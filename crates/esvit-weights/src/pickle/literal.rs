@@ -3,7 +3,7 @@
 use super::input::Input;
 use super::node::Node;
 use super::opcode as op;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt, ensure};
 
 /// Digits of an integer beyond 64 bits, at most.
 const MAX_DIGITS: usize = 1024;
@@ -22,7 +22,7 @@ pub(super) fn literal(code: u8, input: &mut Input<'_>) -> Result<Option<Node>, E
         op::LONG4 => long(input.prefixed::<4>()?)?,
         op::FLOAT => {
             let number = utf8(&input.line()?).ok().and_then(|text| text.parse().ok());
-            Node::Float(number.ok_or_else(|| ErrorKind::corrupt("a number has no digits"))?)
+            Node::Float(number.ok_or_else(|| corrupt!("a number has no digits"))?)
         }
         op::BINFLOAT => Node::Float(f64::from_be_bytes(input.array()?)),
         op::SHORT_BINUNICODE => text(input.prefixed::<1>()?)?,
@@ -55,7 +55,7 @@ fn decimal_int(line: &[u8]) -> Result<Node, ErrorKind> {
     if whole.bytes().all(|byte| byte.is_ascii_digit()) && (1..=MAX_DIGITS).contains(&whole.len()) {
         return Ok(Node::BigInt(digits.into()));
     }
-    Err(ErrorKind::corrupt("a number has no digits"))
+    Err(corrupt!("a number has no digits"))
 }
 
 /// A signed little-endian integer, in two's complement.
@@ -70,9 +70,7 @@ fn long(bytes: &[u8]) -> Result<Node, ErrorKind> {
         wide.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         return Ok(Node::Int(i64::from_le_bytes(wide)));
     }
-    if bytes.len() > MAX_DIGITS {
-        return Err(ErrorKind::corrupt("an integer has too many digits"));
-    }
+    ensure!(bytes.len() <= MAX_DIGITS, corrupt!("an integer has too many digits"));
     let digits: String = bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect();
     Ok(Node::BigInt(format!("0x{digits}").into()))
 }
@@ -80,7 +78,7 @@ fn long(bytes: &[u8]) -> Result<Node, ErrorKind> {
 fn quoted_string(line: &[u8]) -> Result<Node, ErrorKind> {
     match line {
         [b'\'', inner @ .., b'\''] | [b'"', inner @ .., b'"'] => Ok(text_or_bytes(inner)),
-        _ => Err(ErrorKind::corrupt("a string has no quotes")),
+        _ => Err(corrupt!("a string has no quotes")),
     }
 }
 
@@ -94,5 +92,5 @@ fn text_or_bytes(bytes: &[u8]) -> Node {
 }
 
 pub(super) fn utf8(bytes: &[u8]) -> Result<&str, ErrorKind> {
-    std::str::from_utf8(bytes).map_err(|_| ErrorKind::corrupt("text is not UTF-8"))
+    std::str::from_utf8(bytes).map_err(|_| corrupt!("text is not UTF-8"))
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use super::node::{Arena, Element, Id, Node, Storage, View};
 use super::unpickler::Unpickler;
 use crate::dtype::Dtype;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt};
 use crate::limits::{MAX_RANK, MAX_TENSORS};
 
 impl Unpickler<'_, '_> {
     /// An object outside the pickle: a storage, or a class whose source is stored too.
     pub(super) fn persistent_load(&mut self, id: Id) -> Result<Id, ErrorKind> {
-        let bad = || ErrorKind::corrupt("a reference to a storage is not as torch.save writes it");
+        let bad = || corrupt!("a reference to a storage is not as torch.save writes it");
         let parts = self.arena.tuple(id).ok_or_else(bad)?;
         let kind = parts.first().and_then(|&kind| self.arena.text(kind)).ok_or_else(bad)?;
         match (&**kind, &parts[1..]) {
@@ -38,8 +38,7 @@ impl Unpickler<'_, '_> {
             }
             _ => return Ok(None),
         };
-        let view =
-            view.ok_or_else(|| ErrorKind::corrupt("a tensor is not as torch.save writes it"))?;
+        let view = view.ok_or_else(|| corrupt!("a tensor is not as torch.save writes it"))?;
         self.arena.charge(view.shape.len())?;
         Ok(Some(Node::Tensor(Box::new(view))))
     }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::node::{Id, Node, Object, Storage, View};
 use super::unpickler::Pickle;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt};
 use crate::file::{Parsed, TensorInfo, join};
 use crate::layout::Layout;
 use crate::limits::{MAX_NAME, MAX_NESTING, MAX_NODES, MAX_TENSORS};
@@ -110,7 +110,7 @@ impl<F: FnMut(&Storage) -> Result<ByteRange, ErrorKind>> Tree<'_, F> {
         ErrorKind::check_limit("levels of nesting", self.open.len() + 1, MAX_NESTING)?;
         if !self.open.insert(id) {
             let place = if path.group.is_empty() { "the file's content" } else { &path.group };
-            return Err(ErrorKind::corrupt(format!("`{place}` contains itself")));
+            return Err(corrupt!("`{place}` contains itself"));
         }
         self.charge(path.group.len() + path.modules.len())?;
         let outer = std::mem::replace(&mut self.path, path);

@@ -9,7 +9,7 @@ use super::input::Input;
 use super::literal::{literal, utf8};
 use super::node::{Arena, Global, Id, Node, Storage};
 use super::opcode as op;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt, ensure};
 use crate::limits::MAX_INSTRUCTIONS;
 
 /// The result of a pickle.
@@ -50,10 +50,9 @@ impl<'i, 's> Unpickler<'i, 's> {
                 return Ok(Pickle { arena: unpickler.arena, root, storages: unpickler.storages });
             }
             unpickler.step(code).map_err(|kind| match kind {
-                ErrorKind::Corrupt(reason) => ErrorKind::Corrupt(format!(
-                    "{reason} (instruction {} at byte {position})",
-                    op::name(code)
-                )),
+                ErrorKind::Corrupt(reason) => {
+                    corrupt!("{reason} (instruction {} at byte {position})", op::name(code))
+                }
                 other => other,
             })?;
         }
@@ -119,7 +118,7 @@ impl<'i, 's> Unpickler<'i, 's> {
             }
             op::GET | op::BINGET | op::LONG_BINGET => {
                 let key = self.memo_key(code)?;
-                let missing = || ErrorKind::corrupt(format!("nothing is kept as {key}"));
+                let missing = || corrupt!("nothing is kept as {key}");
                 self.stack.push(self.memo.get(&key).copied().ok_or_else(missing)?);
             }
 
@@ -131,7 +130,7 @@ impl<'i, 's> Unpickler<'i, 's> {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let text = |id| self.arena.text(id).cloned();
                 let (Some(module), Some(name)) = (text(module), text(name)) else {
-                    return Err(ErrorKind::corrupt("a class has no name"));
+                    return Err(corrupt!("a class has no name"));
                 };
                 self.push(Node::Global(Arc::new(Global { module, name })))?;
             }
@@ -151,9 +150,8 @@ impl<'i, 's> Unpickler<'i, 's> {
             }
             op::OBJ => {
                 let items = self.pop_mark()?;
-                let (&callable, arguments) = items
-                    .split_first()
-                    .ok_or_else(|| ErrorKind::corrupt("an object has no class"))?;
+                let (&callable, arguments) =
+                    items.split_first().ok_or_else(|| corrupt!("an object has no class"))?;
                 self.reduce_items(callable, arguments)?;
             }
             op::BUILD => {
@@ -168,9 +166,9 @@ impl<'i, 's> Unpickler<'i, 's> {
             }
 
             op::PERSID | op::EXT1 | op::EXT2 | op::EXT4 | op::NEXT_BUFFER => {
-                return Err(ErrorKind::corrupt("torch.save writes no such instruction"));
+                return Err(corrupt!("torch.save writes no such instruction"));
             }
-            _ => return Err(ErrorKind::corrupt("there is no such instruction")),
+            _ => return Err(corrupt!("there is no such instruction")),
         }
         Ok(())
     }
@@ -210,18 +208,17 @@ impl<'i, 's> Unpickler<'i, 's> {
 
     pub(super) fn top(&self) -> Result<Id, ErrorKind> {
         let above = self.stack.get(self.stack_base()..).unwrap_or_default();
-        above.last().copied().ok_or_else(|| ErrorKind::corrupt("the stack of its pickle is empty"))
+        above.last().copied().ok_or_else(|| corrupt!("the stack of its pickle is empty"))
     }
 
     fn pop_mark(&mut self) -> Result<Vec<Id>, ErrorKind> {
-        let mark = self.marks.pop().ok_or_else(|| ErrorKind::corrupt("a mark is missing"))?;
+        let mark = self.marks.pop().ok_or_else(|| corrupt!("a mark is missing"))?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
 
     fn tuple(&mut self, count: usize) -> Result<(), ErrorKind> {
-        if self.stack.len() < self.stack_base() + count {
-            return Err(ErrorKind::corrupt("the stack of its pickle is empty"));
-        }
+        let has_items = self.stack.len() >= self.stack_base() + count;
+        ensure!(has_items, corrupt!("the stack of its pickle is empty"));
         let items = self.stack.split_off(self.stack.len() - count);
         self.push(Node::Tuple(items.into()))
     }
@@ -231,7 +228,7 @@ impl<'i, 's> Unpickler<'i, 's> {
         match code {
             op::PUT | op::GET => {
                 let key = utf8(&self.input.line()?).ok().and_then(|text| text.parse().ok());
-                key.ok_or_else(|| ErrorKind::corrupt("a key is not a number"))
+                key.ok_or_else(|| corrupt!("a key is not a number"))
             }
             op::BINPUT | op::BINGET => self.input.uint::<1>(),
             op::LONG_BINPUT | op::LONG_BINGET => self.input.uint::<4>(),
@@ -249,6 +246,6 @@ impl<'i, 's> Unpickler<'i, 's> {
 fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, ErrorKind> {
     match items.as_chunks::<2>() {
         (pairs, []) => Ok(pairs.iter().map(|&[key, value]| (key, value)).collect()),
-        _ => Err(ErrorKind::corrupt("a key has no value")),
+        _ => Err(corrupt!("a key has no value")),
     }
 }

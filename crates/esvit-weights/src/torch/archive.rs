@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt, ensure};
 use crate::limits::{MAX_DIRECTORY, MAX_NAME};
 use crate::source::Source;
 
@@ -38,35 +38,31 @@ pub(crate) fn read(source: &Source) -> Result<HashMap<String, Entry>, ErrorKind>
     let (count, start, length) = central_directory(source)?;
     ErrorKind::check_limit("bytes of archive directory", length, MAX_DIRECTORY)?;
     let bytes = source.read(start, length)?;
-    if count > length / CENTRAL_LENGTH as u64 {
-        return Err(ErrorKind::corrupt(format!(
-            "its archive claims {count} entries in {length} bytes"
-        )));
-    }
+    ensure!(
+        count <= length / CENTRAL_LENGTH as u64,
+        corrupt!("its archive claims {count} entries in {length} bytes")
+    );
     let mut entries = HashMap::new();
     let mut extents = Vec::new();
     let mut rest = &bytes[..];
     for _ in 0..count {
-        let (name, entry) = entry(&mut rest).ok_or_else(|| {
-            ErrorKind::corrupt("an entry of its archive's directory is incomplete")
-        })?;
+        let (name, entry) = entry(&mut rest)
+            .ok_or_else(|| corrupt!("an entry of its archive's directory is incomplete"))?;
         let name = String::from_utf8(name.into())
-            .map_err(|_| ErrorKind::corrupt("a name in its archive is not UTF-8"))?;
+            .map_err(|_| corrupt!("a name in its archive is not UTF-8"))?;
         ErrorKind::check_limit("bytes of a name", name.len(), MAX_NAME)?;
         let end = entry.header.checked_add(LOCAL_LENGTH + name.len() as u64);
         let end = end.and_then(|end| end.checked_add(entry.stored)).filter(|&end| end <= start);
         let Some(end) = end else {
-            return Err(ErrorKind::corrupt(format!("entry `{name}` lies beyond its archive")));
+            return Err(corrupt!("entry `{name}` lies beyond its archive"));
         };
         extents.push((entry.header, end));
-        if entries.insert(name.clone(), entry).is_some() {
-            return Err(ErrorKind::corrupt(format!("entry `{name}` is in its archive twice")));
-        }
+        let is_new = entries.insert(name.clone(), entry).is_none();
+        ensure!(is_new, corrupt!("entry `{name}` is in its archive twice"));
     }
     extents.sort_unstable();
-    if extents.windows(2).any(|pair| pair[0].1 > pair[1].0) {
-        return Err(ErrorKind::corrupt("entries of its archive overlap"));
-    }
+    let are_apart = extents.windows(2).all(|pair| pair[0].1 <= pair[1].0);
+    ensure!(are_apart, corrupt!("entries of its archive overlap"));
     Ok(entries)
 }
 
@@ -76,15 +72,14 @@ pub(crate) fn data_offset(source: &Source, name: &str, entry: &Entry) -> Result<
     let lengths = u64::from(u16_at(&header, 26)) + u64::from(u16_at(&header, 28));
     let start = entry.header + LOCAL_LENGTH + lengths;
     let fits = start.checked_add(entry.length).is_some_and(|end| end <= source.length());
-    if !header.starts_with(LOCAL) || !fits {
-        return Err(ErrorKind::corrupt(format!("entry `{name}` is not where its archive says")));
-    }
+    let is_there = header.starts_with(LOCAL) && fits;
+    ensure!(is_there, corrupt!("entry `{name}` is not where its archive says"));
     Ok(start)
 }
 
 /// Number of entries, position and length of the central directory.
 fn central_directory(source: &Source) -> Result<(u64, u64, u64), ErrorKind> {
-    let none = || ErrorKind::corrupt("the directory at the end of its archive is missing");
+    let none = || corrupt!("the directory at the end of its archive is missing");
     let total = source.length();
     // A comment of up to 65535 bytes may follow the end record.
     let tail_length = total.min(END_LENGTH as u64 + u64::from(u16::MAX));
@@ -105,16 +100,12 @@ fn central_directory(source: &Source) -> Result<(u64, u64, u64), ErrorKind> {
         let record = source.read(record_at, END64_LENGTH)?;
         let (length, start) = (u64_at(&record, 40), u64_at(&record, 48));
         let whole = start.checked_add(length).is_some_and(|end| end <= record_at);
-        if !record.starts_with(END64) || !whole {
-            return Err(none());
-        }
+        ensure!(record.starts_with(END64) && whole, none());
         return Ok((u64_at(&record, 32), start, length));
     }
     let record = &tail[at..];
     let (length, start) = (u64::from(u32_at(record, 12)), u64::from(u32_at(record, 16)));
-    if start + length > position {
-        return Err(none());
-    }
+    ensure!(start + length <= position, none());
     Ok((u64::from(u16_at(record, 10)), start, length))
 }
 

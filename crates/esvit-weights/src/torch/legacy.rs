@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::zip::big_endian;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt, ensure};
 use crate::file::Parsed;
 use crate::pickle::{ByteRange, Element, Input, Pickle, Unpickler, expand};
 use crate::source::Source;
@@ -29,36 +29,35 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
         }
         _ => false,
     };
-    if !is_magic {
-        return Err(ErrorKind::UnknownFormat {
+    ensure!(
+        is_magic,
+        ErrorKind::UnknownFormat {
             found: "it is a pickle that `torch.save` did not write".into(),
             hint: "load it with what wrote it, and save its arrays as safetensors",
-        });
-    }
+        }
+    );
     if plain(&Unpickler::run(&mut input)?)?.as_i64() != Some(VERSION) {
         let found = "it is of an unknown version of the legacy format".into();
         let hint = "load it in PyTorch and save it again";
         return Err(ErrorKind::Unsupported { found, hint });
     }
     let system = plain(&Unpickler::run(&mut input)?)?;
-    if system.get("little_endian").and_then(Value::as_bool) == Some(false) {
-        return Err(big_endian());
-    }
+    ensure!(system.get("little_endian").and_then(Value::as_bool) != Some(false), big_endian());
 
     let pickle = Unpickler::run(&mut input)?;
     let Value::List(keys) = plain(&Unpickler::run(&mut input)?)? else {
-        return Err(ErrorKind::corrupt("its list of storages is missing"));
+        return Err(corrupt!("its list of storages is missing"));
     };
     let storages = storages(source, input.position(), &pickle, &keys)?;
     expand(&pickle, |storage| {
         let found = storages.get(&*storage.key).copied();
-        found.ok_or_else(|| ErrorKind::corrupt(format!("misses its storage `{}`", storage.key)))
+        found.ok_or_else(|| corrupt!("misses its storage `{}`", storage.key))
     })
 }
 
 /// Contents of a pickle without tensors.
 fn plain(pickle: &Pickle) -> Result<Value, ErrorKind> {
-    let none = |_: &_| Err(ErrorKind::corrupt("a tensor is where none is expected"));
+    let none = |_: &_| Err(corrupt!("a tensor is where none is expected"));
     Ok(expand(pickle, none)?.metadata)
 }
 
@@ -76,22 +75,19 @@ fn storages<'k>(
     }
     let mut found = HashMap::new();
     for key in keys {
-        let key =
-            key.as_str().ok_or_else(|| ErrorKind::corrupt("the key of a storage is not text"))?;
-        let element = elements
-            .get(key)
-            .ok_or_else(|| ErrorKind::corrupt(format!("no tensor is of its storage `{key}`")))?;
+        let key = key.as_str().ok_or_else(|| corrupt!("the key of a storage is not text"))?;
+        let element =
+            elements.get(key).ok_or_else(|| corrupt!("no tensor is of its storage `{key}`"))?;
         let mut count = [0; COUNT as usize];
         count.copy_from_slice(&source.read(position, COUNT)?);
         let start = position + COUNT;
         let length = u64::from_le_bytes(count).checked_mul(element.size);
         let end = length.and_then(|length| start.checked_add(length));
         let (Some(length), Some(end)) = (length, end.filter(|&end| end <= source.length())) else {
-            return Err(ErrorKind::corrupt(format!("its storage `{key}` is cut off")));
+            return Err(corrupt!("its storage `{key}` is cut off"));
         };
-        if found.insert(key, (start, length)).is_some() {
-            return Err(ErrorKind::corrupt(format!("its storage `{key}` is in it twice")));
-        }
+        let is_new = found.insert(key, (start, length)).is_none();
+        ensure!(is_new, corrupt!("its storage `{key}` is in it twice"));
         position = end;
     }
     Ok(found)

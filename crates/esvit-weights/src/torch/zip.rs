@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::archive::{self, Entry};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, corrupt};
 use crate::file::Parsed;
 use crate::limits::MAX_PICKLE;
 use crate::pickle::{ByteRange, Input, Unpickler, expand};
@@ -50,7 +50,7 @@ impl Archive<'_> {
         });
         match (prefixes.next(), prefixes.next()) {
             (Some(prefix), None) => Ok(prefix.into()),
-            (Some(_), Some(_)) => Err(ErrorKind::corrupt("its archive has several `data.pkl`")),
+            (Some(_), Some(_)) => Err(corrupt!("its archive has several `data.pkl`")),
             (None, _) => Err(ErrorKind::UnknownFormat {
                 found: "it is a zip archive without `data.pkl`".into(),
                 hint: "if it holds a file of weights, unpack it and name that file",
@@ -60,7 +60,7 @@ impl Archive<'_> {
 
     /// Position and length of an entry's data.
     fn find(&self, name: &str) -> Result<ByteRange, ErrorKind> {
-        let missing = || ErrorKind::corrupt(format!("misses the entry `{name}` in its archive"));
+        let missing = || corrupt!("misses the entry `{name}` in its archive");
         let entry = self.entries.get(name).ok_or_else(missing)?;
         if entry.method != 0 {
             return Err(ErrorKind::Unsupported {

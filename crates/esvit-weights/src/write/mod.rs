@@ -15,6 +15,7 @@ pub use safetensors::write_safetensors;
 pub use torch::{Tree, write_torch};
 
 use crate::dtype::Dtype;
+use crate::error::ensure;
 use crate::float::Float;
 
 /// Values to convert at a time.
@@ -153,4 +154,12 @@ pub enum WriteError {
         /// The limit.
         limit: u64,
     },
+}
+
+impl WriteError {
+    /// An error if there are more than `limit`.
+    fn check_limit(what: &'static str, count: u64, limit: u64) -> Result<(), Self> {
+        ensure!(count <= limit, Self::Limit { what, limit });
+        Ok(())
+    }
 }

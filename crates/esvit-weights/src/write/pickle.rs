@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::torch::Tree;
 use super::{Tensor, WriteError};
+use crate::error::ensure;
 use crate::file::join;
 use crate::limits::{MAX_NAME, MAX_NESTING, MAX_PICKLE, MAX_TENSORS};
 use crate::pickle::opcode as op;
@@ -25,12 +26,8 @@ impl<'t, 'a> Pickler<'t, 'a> {
     }
 
     fn node(&mut self, tree: &'t Tree<'a>, path: &str, depth: usize) -> Result<(), WriteError> {
-        if depth > MAX_NESTING {
-            return Err(WriteError::Limit { what: "levels of nesting", limit: MAX_NESTING as u64 });
-        }
-        if self.bytes.len() as u64 > MAX_PICKLE {
-            return Err(WriteError::Limit { what: "bytes of pickle", limit: MAX_PICKLE });
-        }
+        WriteError::check_limit("levels of nesting", depth as u64, MAX_NESTING as u64)?;
+        WriteError::check_limit("bytes of pickle", self.bytes.len() as u64, MAX_PICKLE)?;
         match tree {
             Tree::None => self.bytes.push(op::NONE),
             Tree::Bool(value) => self.bool(*value),
@@ -52,9 +49,8 @@ impl<'t, 'a> Pickler<'t, 'a> {
                 let mut keys = HashSet::new();
                 for (key, value) in pairs {
                     let path = join(path, key);
-                    if !keys.insert(key) || path.len() > MAX_NAME {
-                        return Err(WriteError::Name(path));
-                    }
+                    let is_free = keys.insert(key) && path.len() <= MAX_NAME;
+                    ensure!(is_free, WriteError::Name(path));
                     self.text(key)?;
                     self.node(value, &path, depth + 1)?;
                 }
@@ -70,9 +66,7 @@ impl<'t, 'a> Pickler<'t, 'a> {
         let count = tensor.length(path)? / tensor.dtype.size() as u64;
         let too_large = || WriteError::Size { tensor: path.into(), shape: tensor.shape.clone() };
         let count = i64::try_from(count).map_err(|_| too_large())?;
-        if self.tensors.len() >= MAX_TENSORS {
-            return Err(WriteError::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
-        }
+        WriteError::check_limit("tensors", self.tensors.len() as u64 + 1, MAX_TENSORS as u64)?;
         self.global("torch._utils", "_rebuild_tensor_v2");
         self.bytes.push(op::MARK);
         self.bytes.push(op::MARK);
@@ -118,10 +112,9 @@ impl<'t, 'a> Pickler<'t, 'a> {
     }
 
     fn text(&mut self, text: &str) -> Result<(), WriteError> {
-        let length = u32::try_from(text.len())
-            .map_err(|_| WriteError::Limit { what: "bytes of text", limit: u32::MAX.into() })?;
+        WriteError::check_limit("bytes of text", text.len() as u64, u32::MAX.into())?;
         self.bytes.push(op::BINUNICODE);
-        self.bytes.extend(length.to_le_bytes());
+        self.bytes.extend((text.len() as u32).to_le_bytes());
         self.bytes.extend(text.as_bytes());
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! Writes safetensors files.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::io::Write;
+use std::io::{self, Write};
+
+use serde::{Serialize, Serializer};
 
 use super::{Tensor, WriteError};
-use crate::dtype::Dtype;
+use crate::error::ensure;
 use crate::limits::{MAX_HEADER, MAX_NAME, MAX_TENSORS};
 
 /// The reserved name of metadata in the header.
@@ -29,64 +30,50 @@ pub fn write_safetensors(
 
     let header = header(&order, metadata)?;
     writer.write_all(&(header.len() as u64).to_le_bytes())?;
-    writer.write_all(header.as_bytes())?;
+    writer.write_all(&header)?;
     for (name, tensor) in order {
         tensor.write(name, |bytes| writer.write_all(bytes))?;
     }
     Ok(())
 }
 
+/// An entry of the header.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry<'a> {
+    Metadata(&'a BTreeMap<String, String>),
+    Tensor { dtype: String, shape: &'a [usize], data_offsets: [u64; 2] },
+}
+
 /// The header, in a fixed order.
 fn header(
     tensors: &[&(String, Tensor<'_>)],
     metadata: &BTreeMap<String, String>,
-) -> Result<String, WriteError> {
-    let quoted_string = |text: &str| serde_json::Value::from(text).to_string();
-    let mut parts = Vec::new();
+) -> Result<Vec<u8>, WriteError> {
+    let mut entries = Vec::new();
     if !metadata.is_empty() {
-        let pair = |(key, value): (&String, &String)| {
-            format!("{}:{}", quoted_string(key), quoted_string(value))
-        };
-        let pairs: Vec<String> = metadata.iter().map(pair).collect();
-        parts.push(format!("{}:{{{}}}", quoted_string(METADATA), pairs.join(",")));
+        entries.push((METADATA, Entry::Metadata(metadata)));
     }
     let mut names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(WriteError::Name(pair[0].into()));
     }
-    if names.len() > MAX_TENSORS {
-        return Err(WriteError::Limit { what: "tensors", limit: MAX_TENSORS as u64 });
-    }
+    WriteError::check_limit("tensors", names.len() as u64, MAX_TENSORS as u64)?;
     let mut start = 0u64;
     for (name, tensor) in tensors {
-        if name == METADATA || name.len() > MAX_NAME {
-            return Err(WriteError::Name(name.clone()));
-        }
-        let shape = tensor.shape.clone();
-        let too_large = || WriteError::Size { tensor: name.clone(), shape: shape.clone() };
+        let is_free = name != METADATA && name.len() <= MAX_NAME;
+        ensure!(is_free, WriteError::Name(name.clone()));
+        let too_large = || WriteError::Size { tensor: name.clone(), shape: tensor.shape.clone() };
         let end = start.checked_add(tensor.length(name)?).ok_or_else(too_large)?;
-        let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
-        let mut part = quoted_string(name);
-        let (dtype, shape) = (dtype_name(tensor.dtype), shape.join(","));
-        let _ = write!(
-            part,
-            r#":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{start},{end}]}}"#
-        );
-        parts.push(part);
+        let (dtype, data_offsets) = (tensor.dtype.to_string().to_uppercase(), [start, end]);
+        entries.push((name, Entry::Tensor { dtype, shape: &tensor.shape, data_offsets }));
         start = end;
     }
-    let mut header = format!("{{{}}}", parts.join(","));
+    let mut header = Vec::new();
+    serde_json::Serializer::new(&mut header).collect_map(entries).map_err(io::Error::from)?;
     // The format requires values aligned to 8 bytes.
-    while !header.len().is_multiple_of(8) {
-        header.push(' ');
-    }
-    if header.len() as u64 > MAX_HEADER {
-        return Err(WriteError::Limit { what: "bytes of header", limit: MAX_HEADER });
-    }
+    header.resize(header.len().next_multiple_of(8), b' ');
+    WriteError::check_limit("bytes of header", header.len() as u64, MAX_HEADER)?;
     Ok(header)
-}
-
-fn dtype_name(dtype: Dtype) -> String {
-    dtype.to_string().to_ascii_uppercase()
 }
