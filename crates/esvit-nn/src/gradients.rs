@@ -97,10 +97,15 @@ impl ParamGradients {
         }
     }
 
-    /// The values of a trained parameter, once its bucket is made.
-    fn values_mut(&mut self, index: usize) -> Option<&mut [f32]> {
-        let (bucket, place) = self.places[index].clone()?;
-        Some(&mut self.buckets[bucket].values.as_mut()?.values_mut()[place])
+    /// Changes the values of parameters that have a gradient, or that have none, in all buckets that
+    /// are made.
+    fn change_values(&mut self, is_set: bool, change: impl Fn(&mut [f32])) {
+        for (place, _) in self.places.iter().zip(&self.is_set).filter(|(_, set)| **set == is_set) {
+            let Some((bucket, range)) = place.clone() else { continue };
+            if let Some(values) = &mut self.buckets[bucket].values {
+                change(&mut values.values_mut()[range]);
+            }
+        }
     }
 
     /// The gradient `[len]` of the parameter of this index, if it has one.
@@ -117,13 +122,7 @@ impl ParamGradients {
     /// Sums over all processes, a bucket at a time.
     pub fn all_reduce(&mut self, collective: &dyn Collective) {
         // What was not added to is arbitrary.
-        for index in 0..self.list.len() {
-            if !self.is_set[index]
-                && let Some(values) = self.values_mut(index)
-            {
-                values.fill(0.0);
-            }
-        }
+        self.change_values(false, |values| values.fill(0.0));
         for Bucket { values, .. } in &mut self.buckets {
             *values = values.take().map(|values| collective.all_reduce(values));
         }
@@ -131,13 +130,7 @@ impl ParamGradients {
 
     /// Multiplies all gradients.
     pub fn scale(&mut self, factor: f32) {
-        for index in 0..self.list.len() {
-            if self.is_set[index]
-                && let Some(values) = self.values_mut(index)
-            {
-                optimizer::scale(values, factor);
-            }
-        }
+        self.change_values(true, |values| optimizer::scale(values, factor));
     }
 
     /// The Euclidean norm of every parameter's gradient, 0 without one: f64 `[parameters]`.

@@ -7,7 +7,7 @@
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use esvit_kernels::rng::Rng;
+use esvit_kernels::rng::{Rng, fnv1a};
 
 use crate::device::Device;
 use crate::ops::{PackedWeights, Packing};
@@ -107,7 +107,7 @@ impl ParamSpec {
     /// Initial values under `seed`. They depend on the name, not on the position in the list, so
     /// that a backbone starts alike whichever heads it has.
     pub fn initial_values(&self, seed: u64) -> Vec<f32> {
-        let mut rng = Rng::for_purpose(seed, INIT_PURPOSE, [hash_name(&self.name), 0, 0]);
+        let mut rng = Rng::for_purpose(seed, INIT_PURPOSE, [fnv1a(self.name.bytes()), 0, 0]);
         let mut draw = || match self.init {
             Init::Zeros => 0.0,
             Init::Ones => 1.0,
@@ -121,13 +121,6 @@ impl ParamSpec {
         };
         (0..self.len()).map(|_| draw() as f32).collect()
     }
-}
-
-/// 64-bit FNV-1a, which unlike the standard library's hash never changes.
-fn hash_name(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// Index of a parameter in its network's list.
@@ -447,8 +440,8 @@ mod tests {
         assert_eq!(spec("layers.0.weight", &[8], init).initial_values(1)[..4], first);
         // The same in every release: FNV-1a of the name, and the numbers of the stream, by Philox
         // 4x64-10 written in another language.
-        assert_eq!(hash_name(""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(hash_name("foobar"), 0x8594_4171_f739_67e8);
+        assert_eq!(fnv1a("".bytes()), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a("foobar".bytes()), 0x8594_4171_f739_67e8);
         assert_eq!(first, [0.434_088_2, 0.017_845_701, -0.818_080_6, 0.443_900_7]);
         let normal = spec("layers.0.weight", &[3], Init::TruncatedNormal(0.02)).initial_values(1);
         for (found, expected) in normal.iter().zip([-0.031_730_116, -0.001_531_433, -0.028_349_97])

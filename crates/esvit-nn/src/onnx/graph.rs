@@ -21,49 +21,32 @@ const PRODUCER: &[u8] = b"esvit";
 /// Name of the input.
 pub(super) const IMAGES: &str = "images";
 
-/// Field numbers of `onnx.proto`.
-mod field {
-    pub(super) const MODEL_IR_VERSION: u64 = 1;
-    pub(super) const MODEL_PRODUCER: u64 = 2;
-    pub(super) const MODEL_PRODUCER_VERSION: u64 = 3;
-    pub(super) const MODEL_GRAPH: u64 = 7;
-    pub(super) const MODEL_OPERATOR_SET: u64 = 8;
-    pub(super) const MODEL_METADATA: u64 = 14;
-    pub(super) const OPERATOR_SET_VERSION: u64 = 2;
-    pub(super) const ENTRY_KEY: u64 = 1;
-    pub(super) const ENTRY_VALUE: u64 = 2;
+/// Defines a module of field numbers for each message.
+macro_rules! messages {
+    ($($message:ident { $($field:ident = $number:literal),* })*) => {$(
+        mod $message {
+            $(pub(super) const $field: u64 = $number;)*
+        }
+    )*};
+}
 
-    pub(super) const GRAPH_NODE: u64 = 1;
-    pub(super) const GRAPH_NAME: u64 = 2;
-    pub(super) const GRAPH_INITIALIZER: u64 = 5;
-    pub(super) const GRAPH_INPUT: u64 = 11;
-    pub(super) const GRAPH_OUTPUT: u64 = 12;
-
-    pub(super) const NODE_INPUT: u64 = 1;
-    pub(super) const NODE_OUTPUT: u64 = 2;
-    pub(super) const NODE_NAME: u64 = 3;
-    pub(super) const NODE_OPERATOR: u64 = 4;
-    pub(super) const NODE_ATTRIBUTE: u64 = 5;
-
-    pub(super) const ATTRIBUTE_NAME: u64 = 1;
-    pub(super) const ATTRIBUTE_FLOAT: u64 = 2;
-    pub(super) const ATTRIBUTE_INTEGER: u64 = 3;
-    pub(super) const ATTRIBUTE_INTEGERS: u64 = 8;
-    pub(super) const ATTRIBUTE_KIND: u64 = 20;
-
-    pub(super) const TENSOR_DIMENSION: u64 = 1;
-    pub(super) const TENSOR_TYPE: u64 = 2;
-    pub(super) const TENSOR_NAME: u64 = 8;
-    pub(super) const TENSOR_BYTES: u64 = 9;
-
-    pub(super) const VALUE_NAME: u64 = 1;
-    pub(super) const VALUE_TYPE: u64 = 2;
-    pub(super) const TYPE_TENSOR: u64 = 1;
-    pub(super) const TENSOR_TYPE_ELEMENT: u64 = 1;
-    pub(super) const TENSOR_TYPE_SHAPE: u64 = 2;
-    pub(super) const SHAPE_DIMENSION: u64 = 1;
-    pub(super) const DIMENSION_VALUE: u64 = 1;
-    pub(super) const DIMENSION_NAME: u64 = 2;
+// As in `onnx.proto`.
+messages! {
+    model {
+        IR_VERSION = 1, PRODUCER = 2, PRODUCER_VERSION = 3, GRAPH = 7, OPERATOR_SET = 8,
+        METADATA = 14
+    }
+    operator_set { VERSION = 2 }
+    entry { KEY = 1, VALUE = 2 }
+    graph { NODE = 1, NAME = 2, INITIALIZER = 5, INPUT = 11, OUTPUT = 12 }
+    node { INPUT = 1, OUTPUT = 2, NAME = 3, OPERATOR = 4, ATTRIBUTE = 5 }
+    attribute { NAME = 1, FLOAT = 2, INTEGER = 3, INTEGERS = 8, KIND = 20 }
+    tensor { DIMENSION = 1, TYPE = 2, NAME = 8, BYTES = 9 }
+    value_info { NAME = 1, TYPE = 2 }
+    value_type { TENSOR = 1 }
+    tensor_type { ELEMENT = 1, SHAPE = 2 }
+    shape { DIMENSION = 1 }
+    dimension { VALUE = 1, NAME = 2 }
 }
 
 const TYPE_F32: u64 = 1;
@@ -90,24 +73,24 @@ pub(crate) enum Attribute<'a> {
 impl Attribute<'_> {
     fn message(&self, name: &str) -> Message {
         let mut message = Message::default();
-        message.bytes(field::ATTRIBUTE_NAME, name.as_bytes());
+        message.bytes(attribute::NAME, name.as_bytes());
         let kind = match self {
             Self::Float(value) => {
-                message.float(field::ATTRIBUTE_FLOAT, *value);
+                message.float(attribute::FLOAT, *value);
                 1
             }
             Self::Integer(value) => {
-                message.integer(field::ATTRIBUTE_INTEGER, *value as u64);
+                message.integer(attribute::INTEGER, *value as u64);
                 2
             }
             Self::Integers(values) => {
                 for &value in *values {
-                    message.integer(field::ATTRIBUTE_INTEGERS, value as u64);
+                    message.integer(attribute::INTEGERS, value as u64);
                 }
                 7
             }
         };
-        message.integer(field::ATTRIBUTE_KIND, kind);
+        message.integer(attribute::KIND, kind);
         message
     }
 }
@@ -146,7 +129,7 @@ impl<'a> Nodes<'a> {
     pub(super) fn new(params: &'a Params, float: Float) -> Self {
         let params = params.iter().map(|(spec, value)| (spec.name.as_str(), (spec, value)));
         let mut body = Message::default();
-        body.bytes(field::GRAPH_NAME, b"backbone");
+        body.bytes(graph::NAME, b"backbone");
         Self { body, params: params.collect(), float, ..Self::default() }
     }
 
@@ -173,15 +156,15 @@ impl<'a> Nodes<'a> {
     ) {
         let mut node = Message::default();
         for input in inputs {
-            node.bytes(field::NODE_INPUT, input.as_bytes());
+            node.bytes(node::INPUT, input.as_bytes());
         }
-        node.bytes(field::NODE_OUTPUT, output.as_bytes());
-        node.bytes(field::NODE_NAME, output.as_bytes());
-        node.bytes(field::NODE_OPERATOR, operator.as_bytes());
+        node.bytes(node::OUTPUT, output.as_bytes());
+        node.bytes(node::NAME, output.as_bytes());
+        node.bytes(node::OPERATOR, operator.as_bytes());
         for (name, attribute) in attributes {
-            node.message(field::NODE_ATTRIBUTE, &attribute.message(name));
+            node.message(node::ATTRIBUTE, &attribute.message(name));
         }
-        self.body.message(field::GRAPH_NODE, &node);
+        self.body.message(graph::NODE, &node);
     }
 
     /// A value in a shape whose first dimension is dynamic: `rest` are the others.
@@ -282,12 +265,12 @@ impl<'a> Nodes<'a> {
         if self.constants.insert(name.into()) {
             let mut tensor = Message::default();
             for &dimension in shape {
-                tensor.integer(field::TENSOR_DIMENSION, dimension as u64);
+                tensor.integer(tensor::DIMENSION, dimension as u64);
             }
-            tensor.integer(field::TENSOR_TYPE, kind);
-            tensor.bytes(field::TENSOR_NAME, name.as_bytes());
-            tensor.bytes(field::TENSOR_BYTES, &bytes());
-            self.body.message(field::GRAPH_INITIALIZER, &tensor);
+            tensor.integer(tensor::TYPE, kind);
+            tensor.bytes(tensor::NAME, name.as_bytes());
+            tensor.bytes(tensor::BYTES, &bytes());
+            self.body.message(graph::INITIALIZER, &tensor);
         }
         name.into()
     }
@@ -295,12 +278,12 @@ impl<'a> Nodes<'a> {
     /// Declares an input of the graph in a shape whose first dimension is dynamic: `rest` are the
     /// others.
     pub(super) fn graph_input(&mut self, name: &str, rest: &[usize]) {
-        self.body.message(field::GRAPH_INPUT, &value(name, rest));
+        self.body.message(graph::INPUT, &value(name, rest));
     }
 
     /// Declares an output, likewise.
     pub(super) fn graph_output(&mut self, name: &str, rest: &[usize]) {
-        self.body.message(field::GRAPH_OUTPUT, &value(name, rest));
+        self.body.message(graph::OUTPUT, &value(name, rest));
     }
 
     /// Writes the graph as a model with `metadata`.
@@ -310,20 +293,20 @@ impl<'a> Nodes<'a> {
         metadata: &[(&str, &str)],
     ) -> io::Result<()> {
         let mut model = Message::default();
-        model.integer(field::MODEL_IR_VERSION, IR_VERSION);
-        model.bytes(field::MODEL_PRODUCER, PRODUCER);
-        model.bytes(field::MODEL_PRODUCER_VERSION, env!("CARGO_PKG_VERSION").as_bytes());
+        model.integer(model::IR_VERSION, IR_VERSION);
+        model.bytes(model::PRODUCER, PRODUCER);
+        model.bytes(model::PRODUCER_VERSION, env!("CARGO_PKG_VERSION").as_bytes());
         let mut set = Message::default();
-        set.integer(field::OPERATOR_SET_VERSION, OPERATOR_SET);
-        model.message(field::MODEL_OPERATOR_SET, &set);
+        set.integer(operator_set::VERSION, OPERATOR_SET);
+        model.message(model::OPERATOR_SET, &set);
         for (key, value) in metadata {
             let mut entry = Message::default();
-            entry.bytes(field::ENTRY_KEY, key.as_bytes());
-            entry.bytes(field::ENTRY_VALUE, value.as_bytes());
-            model.message(field::MODEL_METADATA, &entry);
+            entry.bytes(entry::KEY, key.as_bytes());
+            entry.bytes(entry::VALUE, value.as_bytes());
+            model.message(model::METADATA, &entry);
         }
         // The graph comes last, written from its own buffer instead of copied into the message.
-        model.key_of_bytes(field::MODEL_GRAPH, self.body.as_bytes().len());
+        model.key_of_bytes(model::GRAPH, self.body.as_bytes().len());
         writer.write_all(model.as_bytes())?;
         writer.write_all(self.body.as_bytes())
     }
@@ -335,21 +318,21 @@ fn le_bytes<I: Copy + Into<i64>>(values: &[I]) -> Vec<u8> {
 
 fn value(name: &str, rest: &[usize]) -> Message {
     let mut batch = Message::default();
-    batch.bytes(field::DIMENSION_NAME, b"batch");
+    batch.bytes(dimension::NAME, b"batch");
     let mut dimensions = Message::default();
-    dimensions.message(field::SHAPE_DIMENSION, &batch);
+    dimensions.message(shape::DIMENSION, &batch);
     for &size in rest {
         let mut dimension = Message::default();
-        dimension.integer(field::DIMENSION_VALUE, size as u64);
-        dimensions.message(field::SHAPE_DIMENSION, &dimension);
+        dimension.integer(dimension::VALUE, size as u64);
+        dimensions.message(shape::DIMENSION, &dimension);
     }
     let mut tensor = Message::default();
-    tensor.integer(field::TENSOR_TYPE_ELEMENT, TYPE_F32);
-    tensor.message(field::TENSOR_TYPE_SHAPE, &dimensions);
+    tensor.integer(tensor_type::ELEMENT, TYPE_F32);
+    tensor.message(tensor_type::SHAPE, &dimensions);
     let mut kind = Message::default();
-    kind.message(field::TYPE_TENSOR, &tensor);
+    kind.message(value_type::TENSOR, &tensor);
     let mut value = Message::default();
-    value.bytes(field::VALUE_NAME, name.as_bytes());
-    value.message(field::VALUE_TYPE, &kind);
+    value.bytes(value_info::NAME, name.as_bytes());
+    value.message(value_info::TYPE, &kind);
     value
 }

@@ -8,12 +8,8 @@ use esvit_kernels::window_attention::Windows;
 
 use super::cpu::{gradients, values, values_mut};
 use super::mlp::{LinearValues, NormValues, Scales};
-use super::precision::with_element;
+use super::prelude::*;
 use super::{Compute, Segment, WindowMap, common_size, tokens_per_image};
-use crate::cost::Cost;
-use crate::onnx::Nodes;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
 
 /// Layers of an attention branch in windows of side `w`.
 #[derive(Debug, Clone)]

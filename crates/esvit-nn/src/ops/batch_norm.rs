@@ -5,12 +5,9 @@ use std::sync::Arc;
 use esvit_kernels::batch_norm::{self, Statistics};
 use esvit_kernels::buffer;
 
-use super::Precision;
 use super::cpu::{gradients, made, made_like, values};
+use super::prelude::*;
 use crate::collective::Collective;
-use crate::cost::Cost;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
 
 /// Batch normalization of `x [rows, C]` with the statistics of these rows, those of all processes
 /// together (PyTorch's `SyncBatchNorm`), each of which has as many; `gamma`, `beta` are `[C]`.

@@ -3,12 +3,9 @@
 use esvit_kernels::buffer;
 use esvit_kernels::depthwise::{self, FeatureMaps};
 
+use super::Segment;
 use super::cpu::{gradients, made_like, values};
-use super::{Precision, Segment};
-use crate::cost::Cost;
-use crate::onnx::Nodes;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
+use super::prelude::*;
 
 /// Depthwise convolution of the maps of `segment`, `x [rows, C]`, with `weight [k, k, C]`: stride
 /// 1, zero padding of `k / 2`.

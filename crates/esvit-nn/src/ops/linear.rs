@@ -2,13 +2,8 @@
 
 use esvit_kernels::linear;
 
-use super::Precision;
 use super::cpu::{gradients, made, values};
-use super::precision::with_element;
-use crate::cost::Cost;
-use crate::onnx::Nodes;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
+use super::prelude::*;
 
 pub use esvit_kernels::activation::Activation;
 

@@ -6,12 +6,8 @@ use esvit_kernels::{SampleScales, mlp};
 
 use super::cpu::{gradients, values, values_mut};
 use super::linear::Activation;
-use super::precision::with_element;
+use super::prelude::*;
 use super::{Compute, Segment, tokens_per_image};
-use crate::cost::Cost;
-use crate::onnx::Nodes;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
 
 /// Layer normalization: `gamma`, `beta` `[C]`.
 #[derive(Debug, Clone)]

@@ -17,6 +17,7 @@ mod packing;
 mod patch;
 mod plain;
 mod precision;
+mod prelude;
 mod prototypes;
 mod window;
 

@@ -2,13 +2,9 @@
 
 use esvit_kernels::{buffer, layer_norm, tokens};
 
+use super::common_size;
 use super::cpu::{gradients, made, made_like, values, values_mut};
-use super::precision::with_element;
-use super::{Precision, common_size};
-use crate::cost::Cost;
-use crate::onnx::{Attribute, Nodes};
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
+use super::prelude::*;
 
 /// Layer normalization of `x [rows, C]` with biased variance; `gamma`, `beta` are `[C]`.
 pub fn layer_norm(

@@ -2,14 +2,10 @@
 
 use esvit_kernels::{merge, tokens};
 
+use super::Segment;
 use super::cpu::{gradients, made, values};
-use super::precision::with_element;
-use super::{Precision, Segment};
-use crate::cost::Cost;
+use super::prelude::*;
 use crate::device::Device;
-use crate::onnx::{Attribute, Nodes};
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
 
 /// Non-overlapping patches of `[B, 3, H, W]` as rows `[B * h * w, 3 * p * p]`, row-major over the
 /// map of `h = H / p` by `w = W / p`; pixels beyond the last whole patch are dropped.

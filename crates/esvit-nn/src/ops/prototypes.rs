@@ -4,12 +4,9 @@ use std::ops::Range;
 
 use esvit_kernels::{best_match, optimizer, prototypes};
 
-use super::Precision;
 use super::cpu::{gradients as gradients_of, made, made_like, values, values_mut};
-use super::precision::with_element;
+use super::prelude::*;
 use crate::device::Device;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
 
 pub use esvit_kernels::prototypes::{EXPONENTIALS_BYTES, Pairs};
 

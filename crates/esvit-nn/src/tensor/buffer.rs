@@ -20,18 +20,6 @@ pub enum Dtype {
     I32,
 }
 
-impl Dtype {
-    /// Bytes per element.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 | Self::I32 => 4,
-            Self::F64 => 8,
-            Self::Bf16 => 2,
-            Self::U8 => 1,
-        }
-    }
-}
-
 /// Values in the CPU's memory. Those of f32 go back to the kernels' buffer pool.
 pub(super) struct Buffer<T: Element>(pub(super) Vec<T>);
 

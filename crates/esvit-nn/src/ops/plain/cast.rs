@@ -1,9 +1,8 @@
 //! Between f32 and f64.
 
 use super::{Real, made, with_real};
-use crate::onnx::Nodes;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Dtype, Tensor};
+use crate::ops::prelude::*;
+use crate::tensor::Dtype;
 
 impl Tensor {
     /// The values as another type, f32 or f64.

@@ -4,11 +4,8 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use super::{Real, map, with_real, zip};
-use crate::cost::Cost;
-use crate::onnx::Nodes;
-use crate::ops::Precision;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{MAX_RANK, Shape, Tensor};
+use crate::ops::prelude::*;
+use crate::tensor::MAX_RANK;
 
 /// What stands at the right of `+ - * /`: a tensor, or a number, which is rounded to the type of
 /// the tensor at the left.
@@ -200,11 +197,17 @@ impl Operation for Binary {
 }
 
 macro_rules! functions {
-    ($($(#[$doc:meta])* $method:ident $function:ident $(($argument:ident))?;)*) => {
+    ($($(#[$doc:meta])* $method:ident $function:ident $(($argument:ident: $number:ty))?;)*) => {
+        /// Named as in ONNX, where it has the function.
+        #[derive(Debug, Clone, Copy)]
+        enum Unary {
+            $($function $(($number))?),*
+        }
+
         impl Tensor {$(
             $(#[$doc])*
             #[must_use]
-            pub fn $method(self $(, $argument: f64)?) -> Self {
+            pub fn $method(self $(, $argument: $number)?) -> Self {
                 apply(Unary::$function $(($argument))?, [self])
             }
         )*}
@@ -233,26 +236,9 @@ functions! {
     /// The error function.
     erf Erf;
     /// `max(x, low)`; its derivative at `low` is 1.
-    clamp_min ClampMin(low);
+    clamp_min ClampMin(low: f64);
     /// `x^exponent`.
-    powf Powf(exponent);
-}
-
-/// Named as in ONNX, where it has the function.
-#[derive(Debug, Clone, Copy)]
-enum Unary {
-    Exp,
-    Log,
-    Sqrt,
-    Square,
-    Abs,
-    Sigmoid,
-    Tanh,
-    Relu,
-    Gelu,
-    Erf,
-    ClampMin(f64),
-    Powf(f64),
+    powf Powf(exponent: f64);
 }
 
 impl Unary {

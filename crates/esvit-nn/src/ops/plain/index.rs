@@ -1,9 +1,8 @@
 //! Selecting by index, and joining.
 
 use super::{Real, made, with_real};
-use crate::onnx::{Attribute, Nodes, Sizes};
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
+use crate::onnx::Sizes;
+use crate::ops::prelude::*;
 
 impl Tensor {
     /// The slices at `indices` of a dimension, in their order; an index may occur repeatedly.

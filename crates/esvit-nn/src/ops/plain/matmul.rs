@@ -3,11 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Real, made, with_real};
-use crate::cost::Cost;
-use crate::onnx::Nodes;
-use crate::ops::Precision;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
+use crate::ops::prelude::*;
 
 impl Tensor {
     /// The product of the matrices in the last two dimensions, `[.., m, k]` by `[.., k, n]`, with

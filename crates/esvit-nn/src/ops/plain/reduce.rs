@@ -1,11 +1,8 @@
 //! Sums, means and maxima.
 
 use super::{Real, chunks, made, with_real};
-use crate::cost::Cost;
-use crate::onnx::Nodes;
-use crate::ops::Precision;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Dtype, Shape, Tensor};
+use crate::ops::prelude::*;
+use crate::tensor::Dtype;
 
 impl Tensor {
     /// The sum over a dimension, which stays with size 1.

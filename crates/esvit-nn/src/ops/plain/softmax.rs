@@ -1,11 +1,7 @@
 //! Softmax and its logarithm.
 
 use super::{Real, chunks, made, with_real};
-use crate::cost::Cost;
-use crate::onnx::{Attribute, Nodes};
-use crate::ops::Precision;
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{Shape, Tensor};
+use crate::ops::prelude::*;
 
 impl Tensor {
     /// `e^x / sum e^x` over the last dimension, `axis`.

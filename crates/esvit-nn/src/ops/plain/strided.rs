@@ -2,9 +2,9 @@
 //! broadcasting read the same values with other strides.
 
 use super::{Real, made, with_real};
-use crate::onnx::{Nodes, Sizes};
-use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
-use crate::tensor::{MAX_RANK, Shape, Tensor};
+use crate::onnx::Sizes;
+use crate::ops::prelude::*;
+use crate::tensor::MAX_RANK;
 
 impl Tensor {
     /// The dimensions in another order: dimension `i` of the result is `axes[i]` of this tensor.

@@ -1,0 +1,8 @@
+//! What every operation is written with.
+
+pub(super) use super::Precision;
+pub(super) use super::precision::with_element;
+pub(super) use crate::cost::Cost;
+pub(super) use crate::onnx::{Attribute, Nodes};
+pub(super) use crate::tape::{Backward, InputGradients, Operation, Saved, apply};
+pub(super) use crate::tensor::{Shape, Tensor};
