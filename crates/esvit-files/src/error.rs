@@ -80,6 +80,11 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// The file at `path` cannot be read.
+    pub fn reading(path: &Path, source: io::Error) -> Self {
+        Self::new(FileStep::Read, path, source)
+    }
+
     pub(crate) fn new(step: FileStep, path: &Path, source: io::Error) -> Self {
         Self::Io { step, path: path.to_owned(), source }
     }

@@ -98,12 +98,13 @@ fn parse<T: DeserializeOwned>(value: Value) -> Result<T, MetadataError> {
 }
 
 impl RunBackbone {
-    /// For checkpoints of early versions, whose only description is the run's settings as TOML
-    /// text: tables of one `key = value` per line, with values that are also valid JSON.
+    /// For checkpoints of early versions, whose only description is the run's settings as TOML.
     fn from_settings(settings: &str) -> Result<Self, MetadataError> {
+        let settings: Value = toml::from_str(settings).unwrap_or_default();
         let get = |table: &str, key: &str| {
             let missing = || MetadataError::Missing { key: format!("{table}.{key}") };
-            value_of(settings, table, key).ok_or_else(missing)
+            let table = if table.is_empty() { Some(&settings) } else { settings.get(table) };
+            table.and_then(|table| table.get(key)).cloned().ok_or_else(missing)
         };
         let mut model = Map::new();
         for key in MODEL_KEYS {
@@ -131,19 +132,3 @@ const MODEL_KEYS: [&str; 8] = [
     "mlp_ratio",
     "norm_eps",
 ];
-
-/// The value of `key` in `[table]` of TOML text; the top-level table is `""`.
-fn value_of(settings: &str, table: &str, key: &str) -> Option<Value> {
-    let mut current = "";
-    for line in settings.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            current = name;
-        } else if current == table
-            && let Some((name, value)) = line.split_once('=')
-            && name.trim() == key
-        {
-            return serde_json::from_str(value.trim()).ok();
-        }
-    }
-    None
-}

@@ -24,17 +24,9 @@ const READ_CHUNK: usize = 1 << 16;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NpyError {
-    /// The file could not be written.
+    /// The file could not be written or read.
     #[error(transparent)]
-    Write(#[from] FileError),
-    /// The file could not be read.
-    #[error("cannot read `{path}`")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The error of the operating system.
-        source: io::Error,
-    },
+    File(#[from] FileError),
     /// A matrix needs at least one column.
     #[error("cannot write `{path}` as a matrix without columns")]
     NoColumns {
@@ -126,7 +118,7 @@ impl<E: Element> NpyWriter<E> {
     /// Starts a matrix of `columns` columns.
     ///
     /// # Errors
-    /// [`NpyError::NoColumns`], and [`NpyError::Write`] if the file cannot be created.
+    /// [`NpyError::NoColumns`], and [`NpyError::File`] if the file cannot be created.
     pub fn create(path: &Path, columns: usize) -> Result<Self, NpyError> {
         if columns == 0 {
             return Err(NpyError::NoColumns { path: path.to_owned() });
@@ -137,7 +129,7 @@ impl<E: Element> NpyWriter<E> {
     /// Starts a vector.
     ///
     /// # Errors
-    /// [`NpyError::Write`] if the file cannot be created.
+    /// [`NpyError::File`] if the file cannot be created.
     pub fn create_vector(path: &Path) -> Result<Self, NpyError> {
         Self::start(path, None)
     }
@@ -151,7 +143,7 @@ impl<E: Element> NpyWriter<E> {
     /// Appends one or more whole rows.
     ///
     /// # Errors
-    /// [`NpyError::PartialRow`], after which the writer is still usable, and [`NpyError::Write`].
+    /// [`NpyError::PartialRow`], after which the writer is still usable, and [`NpyError::File`].
     pub fn append(&mut self, rows: &[E]) -> Result<(), NpyError> {
         let columns = self.columns.unwrap_or(1);
         if !rows.len().is_multiple_of(columns) {
@@ -166,7 +158,7 @@ impl<E: Element> NpyWriter<E> {
     /// Fills in the number of rows, renames the file to its final name and returns that number.
     ///
     /// # Errors
-    /// [`NpyError::Write`]; no file is left.
+    /// [`NpyError::File`]; no file is left.
     pub fn finish(mut self) -> Result<usize, NpyError> {
         let rows = self.values / self.columns.unwrap_or(1);
         self.file.overwrite(0, &header::<E>(rows, self.columns))?;
@@ -225,7 +217,7 @@ impl<E: Element> NpyReader<E> {
     /// # Errors
     /// [`NpyError`].
     pub fn open(path: &Path) -> Result<Self, NpyError> {
-        let read_error = |source| NpyError::Read { path: path.to_owned(), source };
+        let read_error = |source| FileError::reading(path, source);
         let file = File::open(path).map_err(read_error)?;
         let length = file.metadata().map_err(read_error)?.len();
         Self::new(BufReader::new(file), length, path)
@@ -235,7 +227,7 @@ impl<E: Element> NpyReader<E> {
 impl<E: Element, R: Read> NpyReader<E, R> {
     /// Reads an array of `length` bytes, header included; `path` is for messages.
     fn new(mut reader: R, length: u64, path: &Path) -> Result<Self, NpyError> {
-        let read_error = |source| NpyError::Read { path: path.to_owned(), source };
+        let read_error = |source| FileError::reading(path, source);
         let unusable = |reason| NpyError::Unusable { path: path.to_owned(), reason };
         let text = read_header_text(&mut reader).map_err(read_error)?.map_err(unusable)?;
         let (element, shape) = parse_header(&text).map_err(unusable)?;
@@ -268,12 +260,12 @@ impl<E: Element, R: Read> NpyReader<E, R> {
     /// Reads at most `count` rows; empty at the end.
     ///
     /// # Errors
-    /// [`NpyError::Read`], also if there is not enough memory.
+    /// [`NpyError::File`], also if there is not enough memory.
     pub fn rows(&mut self, count: usize) -> Result<Vec<E>, NpyError> {
         let row: usize = self.shape.iter().skip(1).product();
         let wanted = count.saturating_mul(row).min(self.left);
         let values = read_values(&mut self.reader, wanted)
-            .map_err(|source| NpyError::Read { path: self.path.clone(), source })?;
+            .map_err(|source| FileError::reading(&self.path, source))?;
         self.left -= wanted;
         Ok(values)
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use esvit_data::Source;
 use esvit_files::FileError;
+use esvit_kernels::rng::fnv1a;
 use esvit_weights::WeightsError;
 use serde::{Deserialize, Serialize};
 
@@ -57,17 +58,9 @@ pub enum EmbeddingError {
         /// The file.
         path: PathBuf,
     },
-    /// A file cannot be written.
+    /// A file cannot be written or read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A file cannot be read.
-    #[error("cannot read `{path}`", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The error of the operating system.
-        source: std::io::Error,
-    },
     /// A `.npy` file cannot be read.
     #[error(transparent)]
     Npy(#[from] NpyError),
@@ -123,36 +116,11 @@ impl Job {
         source: &dyn Source,
         normalize: bool,
     ) -> Self {
-        let mut images = Fingerprint::default();
-        images.add(&source.len().to_le_bytes());
-        for index in 0..source.len() {
-            images.add(source.name(index).as_bytes());
-            images.add(&[0]);
-        }
-        let mut network = Fingerprint::default();
+        let names = (0..source.len()).flat_map(|index| (source.name(index) + "\0").into_bytes());
+        let images = fnv1a(source.len().to_le_bytes().into_iter().chain(names));
         let about = serde_json::to_vec(&backbone.metadata()).expect("plain values");
-        network.add(&about);
-        for values in backbone.params.values() {
-            let values = values.to_vec::<f32>();
-            values.iter().for_each(|value| network.add(&value.to_le_bytes()));
-        }
-        Self { format, backbone: network.0, images: images.0, normalize }
-    }
-}
-
-/// 64-bit FNV-1a.
-struct Fingerprint(u64);
-
-impl Default for Fingerprint {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fingerprint {
-    fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
+        let values = backbone.params.values().into_iter().flat_map(|values| values.to_vec::<f32>());
+        let backbone = fnv1a(about.into_iter().chain(values.flat_map(f32::to_le_bytes)));
+        Self { format, backbone, images, normalize }
     }
 }

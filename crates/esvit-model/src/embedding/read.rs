@@ -7,6 +7,7 @@ use std::path::Path;
 use super::layout::{TENSOR, unescape};
 use super::{EmbeddingError, Format, csv};
 use crate::npy::{self, NpyReader};
+use esvit_files::FileError;
 use esvit_weights::WeightsFile;
 
 /// Features with the names and classes of their images.
@@ -86,8 +87,7 @@ fn read_csv(path: &Path) -> Result<Embeddings, EmbeddingError> {
 }
 
 fn read_text(path: &Path) -> Result<String, EmbeddingError> {
-    std::fs::read_to_string(path)
-        .map_err(|source| EmbeddingError::Read { path: path.into(), source })
+    Ok(std::fs::read_to_string(path).map_err(|source| FileError::reading(path, source))?)
 }
 
 /// Whether the file at `path` looks like a feature file, judging by its header.
