@@ -39,8 +39,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     let device = bench.device;
     let (network, objective) = Network::new(&config, drop_path, |scope, width| {
         let (blocks, precision) = (config.blocks(), bench.precision);
-        let setup = Setup { width, blocks, classes: 0, seed: 0, precision, device };
-        objective.build(scope, &setup)
+        objective.build(scope, &Setup { width, blocks, precision, device, ..Setup::default() })
     });
     let crop_chunks = match bench.crops_per_forward {
         0 => CropChunks::within_memory(&config, bench.precision, bench.activation_checkpointing),

@@ -24,8 +24,8 @@ impl LinearClassifier {
     pub fn logits(&self, subset: &Subset<'_>) -> Vec<f32> {
         let columns = subset.examples.width - self.first;
         let mut logits = Vec::with_capacity(subset.len() * self.bias.len());
-        for start in (0..subset.len()).step_by(CHUNK) {
-            let x = subset.gather(start..(start + CHUNK).min(subset.len()), self.first);
+        for rows in subset.rows.chunks(CHUNK) {
+            let x = subset.gather(&subset.examples.values, rows, self.first);
             let (act, bias) = (Activation::None, Some(&self.bias[..]));
             logits.extend(forward::<f32>(&x, columns, act, &self.weight, bias, false).0);
         }

@@ -5,10 +5,8 @@
 //! twice.)
 
 use super::metrics::Score;
-use super::sweep::Trials;
-use super::{
-    LastBlocks, LinearClassifier, Result, Setting, Sgd, Subset, Sweep, check_positive, sgd,
-};
+use super::sweep::Sweep;
+use super::{LastBlocks, LinearClassifier, Result, Setting, Sgd, Subset, check_positive, sgd};
 
 /// Learning rates of the protocol.
 pub const ELEVATER_LRS: [f64; 6] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1];
@@ -80,7 +78,7 @@ impl Elevater {
             .iter()
             .flat_map(|&blocks| self.lrs.iter().map(move |&lr| Search { blocks, lr, best: None }))
             .collect();
-        let mut trials = Trials::default();
+        let mut sweep = Sweep::default();
         for distance in [None].into_iter().chain(REFINEMENTS.map(Some)) {
             let points = |(index, search): (usize, &Search)| -> Vec<(usize, usize)> {
                 let points = match distance {
@@ -99,14 +97,14 @@ impl Elevater {
                 tried.into_iter().zip(settings).zip(classifiers)
             {
                 let best = &mut searches[search].best;
-                if let Some(score) = trials.add(setting, &classifier, validation)
+                if let Some(score) = sweep.add(setting, &classifier, validation)
                     && best.is_none_or(|(_, best)| score.is_better_than(&best))
                 {
                     *best = Some((point, score));
                 }
             }
         }
-        Ok(trials.finish())
+        Ok(sweep)
     }
 
     pub(super) fn fit(&self, setting: &Setting, data: &Subset<'_>) -> Result<LinearClassifier> {

@@ -46,12 +46,6 @@ pub struct Subset<'a> {
     augmented: Option<&'a Augmented<'a>>,
 }
 
-/// Features of a subset in one epoch.
-pub(super) struct EpochValues<'s> {
-    subset: &'s Subset<'s>,
-    augmented: Option<Vec<f32>>,
-}
-
 impl Targets {
     /// Number of rows.
     pub(crate) fn len(&self) -> usize {
@@ -119,23 +113,19 @@ impl<'a> Subset<'a> {
         Standardization::of(&self.examples.values, self.examples.width, &self.rows)
     }
 
-    /// Standardizes features from now on.
-    pub fn standardize(&mut self, norm: Option<&'a Standardization>) {
-        self.norm = norm;
+    /// The same rows with standardized features.
+    #[must_use]
+    pub fn standardized(self, norm: Option<&'a Standardization>) -> Self {
+        Self { norm, ..self }
     }
 
-    /// Gathers the columns from `first` on of the rows at `places` in the subset.
-    pub(super) fn gather(&self, places: std::ops::Range<usize>, first: usize) -> Vec<f32> {
-        self.gather_rows(&self.examples.values, &self.rows[places], first)
+    /// Features of the rows in an epoch, if they are recomputed.
+    pub(super) fn augmented(&self, epoch: usize) -> Result<Option<Vec<f32>>> {
+        self.augmented.map(|augmented| augmented(epoch, &self.rows)).transpose()
     }
 
-    /// Features in an epoch.
-    pub(super) fn epoch(&self, epoch: usize) -> Result<EpochValues<'_>> {
-        let augmented = self.augmented.map(|augmented| augmented(epoch, &self.rows)).transpose()?;
-        Ok(EpochValues { subset: self, augmented })
-    }
-
-    fn gather_rows(&self, values: &[f32], rows: &[usize], first: usize) -> Vec<f32> {
+    /// Gathers the columns from `first` on of some rows of `values`.
+    pub(super) fn gather(&self, values: &[f32], rows: &[usize], first: usize) -> Vec<f32> {
         let (width, norm) = (self.examples.width, self.norm);
         let mut gathered = vec![0.0; rows.len() * (width - first)];
         gathered.par_chunks_mut(width - first).zip(rows).for_each(|(to, &row)| {
@@ -145,16 +135,5 @@ impl<'a> Subset<'a> {
             }
         });
         gathered
-    }
-}
-
-impl EpochValues<'_> {
-    /// Gathers the columns from `first` on of the rows at `places` in the subset, which are `rows`
-    /// of the examples.
-    pub(super) fn gather(&self, places: &[usize], rows: &[usize], first: usize) -> Vec<f32> {
-        match &self.augmented {
-            Some(augmented) => self.subset.gather_rows(augmented, places, first),
-            None => self.subset.gather_rows(&self.subset.examples.values, rows, first),
-        }
     }
 }

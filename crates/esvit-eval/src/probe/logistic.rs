@@ -13,8 +13,8 @@ use esvit_kernels::activation::Activation;
 use esvit_kernels::linear::{backward, forward};
 use rayon::prelude::*;
 
-use super::sweep::Trials;
-use super::{LastBlocks, LinearClassifier, Result, Setting, Subset, Sweep, check_positive, loss};
+use super::sweep::Sweep;
+use super::{LastBlocks, LinearClassifier, Result, Setting, Subset, check_positive, loss};
 
 /// Rows per chunk of the gradient.
 const CHUNK: usize = 4096;
@@ -60,17 +60,17 @@ impl Logistic {
     ) -> Result<Sweep> {
         let mut l2s = self.l2s.clone();
         l2s.sort_by(|a, b| b.total_cmp(a));
-        let mut trials = Trials::default();
+        let mut sweep = Sweep::default();
         for &blocks in blocks {
             let problem = Problem::new(fit, blocks.first);
             let mut point = problem.zeros();
             for &l2 in &l2s {
                 point = problem.minimize(point, l2, self.max_iterations);
                 let setting = Setting { blocks, lr: None, l2: Some(l2) };
-                trials.add(setting, &problem.classifier(&point), validation);
+                sweep.add(setting, &problem.classifier(&point), validation);
             }
         }
-        Ok(trials.finish())
+        Ok(sweep)
     }
 
     pub(super) fn fit(&self, setting: &Setting, data: &Subset<'_>) -> LinearClassifier {
@@ -98,7 +98,7 @@ struct Problem<'a> {
 impl<'a> Problem<'a> {
     fn new(data: &'a Subset<'a>, first: usize) -> Self {
         let columns = data.examples.width - first;
-        let mut x = data.gather(0..data.len(), first);
+        let mut x = data.gather(&data.examples.values, &data.rows, first);
         let mut mean = vec![0.0; columns];
         for row in x.chunks_exact(columns) {
             mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += f64::from(*x));

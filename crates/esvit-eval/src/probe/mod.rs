@@ -32,10 +32,11 @@ pub use metrics::{
 pub use multi_label::{LabelsError, multi_label_task};
 pub use sgd::{Head, SGD_LRS, Sgd, train_heads};
 pub use standardize::Standardization;
-pub use sweep::{Setting, Sweep, Trial};
+pub use sweep::{Setting, Trial};
 
 use serde::Serialize;
 
+use self::sweep::Sweep;
 use crate::knn::KnnError;
 use crate::labeled::{HELD_OUT, held_out};
 
@@ -255,15 +256,15 @@ impl Probe {
         let mut data = Subset::new(train, fit, augmented);
         let mut validation = Subset::new(train, validation, None);
         let norm = self.standardize.then(|| data.standardization());
-        let (mut fit, mut tried_on) = (data.clone(), validation.clone());
-        fit.standardize(norm.as_ref());
-        tried_on.standardize(norm.as_ref());
+        let fit = data.clone().standardized(norm.as_ref());
+        let tried_on = validation.clone().standardized(norm.as_ref());
         let Sweep { trials, best } = self.solver.sweep(&fit, &tried_on, &self.blocks)?;
+        let (setting, _) = best.ok_or(ProbeError::Diverged)?;
         let chosen_on = validation.len();
         if self.refit {
             data.rows.append(&mut validation.rows);
         }
-        self.report(best.ok_or(ProbeError::Diverged)?, trials, data, queries, chosen_on)
+        self.report(setting, trials, data, queries, chosen_on)
     }
 
     /// Fits a setting and evaluates it on the query images.
@@ -277,13 +278,11 @@ impl Probe {
     ) -> Result<ProbeResult> {
         data.examples.targets.check_contrast(&data.rows)?;
         let norm = self.standardize.then(|| data.standardization());
-        let mut queries = Subset::all(queries);
-        let fitted_to = data.len();
-        let mut data = data.clone();
-        data.standardize(norm.as_ref());
-        queries.standardize(norm.as_ref());
+        let data = data.standardized(norm.as_ref());
+        let queries = Subset::all(queries).standardized(norm.as_ref());
         let metrics = Metrics::of(&self.solver.fit(&setting, &data)?, &queries)?;
-        Ok(ProbeResult { best: Best { setting, metrics }, sweep, fitted_to, chosen_on })
+        let best = Best { setting, metrics };
+        Ok(ProbeResult { best, sweep, fitted_to: data.len(), chosen_on })
     }
 }
 

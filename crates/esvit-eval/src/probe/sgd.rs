@@ -10,8 +10,8 @@ use esvit_kernels::linear::{backward, forward};
 use esvit_kernels::rng::Rng;
 use rayon::prelude::*;
 
-use super::sweep::Trials;
-use super::{LastBlocks, LinearClassifier, ProbeError, Result, Setting, Subset, Sweep, loss};
+use super::sweep::Sweep;
+use super::{LastBlocks, LinearClassifier, ProbeError, Result, Setting, Subset, loss};
 
 /// Default learning rates, for a batch size of 256.
 pub const SGD_LRS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
@@ -111,30 +111,21 @@ impl HeadGroup {
             backward(kept, self.columns, Activation::None, &self.weight, &logits, false);
 
         let momentum = sgd.momentum as f32;
-        let outputs = self.bias.len() / self.heads.len();
-        let update =
-            |head: &Head, l2: f64, values: &mut [f32], velocity: &mut [f32], gradient: &[f32]| {
-                let (lr, l2) = ((head.lr * lr_scale) as f32, l2 as f32);
+        let update = |values: &mut [f32], velocity: &mut [f32], gradient: &[f32], decays: bool| {
+            let size = values.len() / self.heads.len();
+            let velocities = velocity.par_chunks_mut(size).zip(gradient.par_chunks(size));
+            let parts = values.par_chunks_mut(size).zip(velocities).zip(&self.heads);
+            parts.for_each(|((values, (velocity, gradient)), head)| {
+                let lr = (head.lr * lr_scale) as f32;
+                let l2 = if decays { head.l2 as f32 } else { 0.0 };
                 for ((value, velocity), gradient) in values.iter_mut().zip(velocity).zip(gradient) {
                     *velocity = momentum * *velocity + (gradient + l2 * *value);
                     *value -= lr * *velocity;
                 }
-            };
-        let size = outputs * self.columns;
-        self.weight
-            .par_chunks_mut(size)
-            .zip(self.weight_velocity.par_chunks_mut(size))
-            .zip(gradients.weight.par_chunks(size))
-            .zip(&self.heads)
-            .for_each(|(((values, velocity), gradient), head)| {
-                update(head, head.l2, values, velocity, gradient);
             });
-        let biases = self.bias.chunks_mut(outputs).zip(self.bias_velocity.chunks_mut(outputs));
-        for (((values, velocity), gradient), head) in
-            biases.zip(gradients.bias.chunks(outputs)).zip(&self.heads)
-        {
-            update(head, 0.0, values, velocity, gradient);
-        }
+        };
+        update(&mut self.weight, &mut self.weight_velocity, &gradients.weight, true);
+        update(&mut self.bias, &mut self.bias_velocity, &gradients.bias, false);
     }
 
     /// The heads with their indices.
@@ -163,14 +154,17 @@ pub fn train_heads(data: &Subset<'_>, heads: &[Head], sgd: &Sgd) -> Result<Vec<L
         |&first: &usize| HeadGroup::new(first, heads, data.examples.width, outputs, sgd.seed);
     let mut groups: Vec<HeadGroup> = firsts.iter().map(group).collect();
     for epoch in 0..sgd.epochs {
-        let values = data.epoch(epoch)?;
+        let augmented = data.augmented(epoch)?;
         let mut order: Vec<usize> = (0..data.len()).collect();
         Rng::for_purpose(sgd.seed, ORDER_PURPOSE, [epoch as u64, 0, 0]).shuffle(&mut order);
         let lr_scale = sgd.lr_scale(epoch);
         for batch in order.chunks(sgd.batch) {
             let rows: Vec<usize> = batch.iter().map(|&place| data.rows[place]).collect();
             for group in &mut groups {
-                let x = values.gather(batch, &rows, group.first);
+                let x = match &augmented {
+                    Some(values) => data.gather(values, batch, group.first),
+                    None => data.gather(&data.examples.values, &rows, group.first),
+                };
                 group.step(&x, data, &rows, sgd, lr_scale);
             }
         }
@@ -194,11 +188,11 @@ pub(super) fn sweep(
         .flat_map(|&blocks| lrs.iter().map(move |&lr| Setting { blocks, lr: Some(lr), l2: None }))
         .collect();
     let heads: Vec<Head> = settings.iter().map(head).collect();
-    let mut trials = Trials::default();
+    let mut sweep = Sweep::default();
     for (setting, classifier) in settings.into_iter().zip(train_heads(fit, &heads, sgd)?) {
-        trials.add(setting, &classifier, validation);
+        sweep.add(setting, &classifier, validation);
     }
-    Ok(trials.finish())
+    Ok(sweep)
 }
 
 /// Fits the classifier of one setting.

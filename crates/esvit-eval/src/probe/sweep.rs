@@ -34,21 +34,14 @@ pub struct Trial {
 
 /// All trials, and the best.
 #[derive(Debug, Default)]
-pub struct Sweep {
+pub(super) struct Sweep {
     /// In the order of evaluation.
-    pub trials: Vec<Trial>,
-    /// The best setting, the first of equals; `None` if all diverged.
-    pub best: Option<Setting>,
+    pub(super) trials: Vec<Trial>,
+    /// The best setting and its score, the first of equals; `None` if all diverged.
+    pub(super) best: Option<(Setting, Score)>,
 }
 
-/// A sweep in progress.
-#[derive(Debug, Default)]
-pub(super) struct Trials {
-    sweep: Sweep,
-    best: Option<Score>,
-}
-
-impl Trials {
+impl Sweep {
     /// Evaluates the classifier of a setting on `validation`.
     pub(super) fn add(
         &mut self,
@@ -57,21 +50,16 @@ impl Trials {
         validation: &Subset<'_>,
     ) -> Option<Score> {
         let score = Score::of(classifier, validation);
-        self.sweep.trials.push(Trial {
+        self.trials.push(Trial {
             setting,
             validation: score.map(|score| score.value),
             validation_loss: score.map(|score| score.loss),
         });
         if let Some(score) = score
-            && self.best.is_none_or(|best| score.is_better_than(&best))
+            && self.best.is_none_or(|(_, best)| score.is_better_than(&best))
         {
-            self.best = Some(score);
-            self.sweep.best = Some(setting);
+            self.best = Some((setting, score));
         }
         score
-    }
-
-    pub(super) fn finish(self) -> Sweep {
-        self.sweep
     }
 }

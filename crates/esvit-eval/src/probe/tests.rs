@@ -329,13 +329,13 @@ fn of_equal_settings_the_first_is_best() {
     let classifier = LinearClassifier { first: 0, weight: vec![0.5; 6], bias: vec![0.0; 3] };
     let blocks = LastBlocks { n: 1, first: 0 };
     let setting = |lr| Setting { blocks, lr: Some(lr), l2: None };
-    let mut trials = sweep::Trials::default();
-    trials.add(setting(1.0), &classifier, &subset);
-    trials.add(setting(2.0), &classifier, &subset);
+    let mut sweep = Sweep::default();
+    sweep.add(setting(1.0), &classifier, &subset);
+    sweep.add(setting(2.0), &classifier, &subset);
     let broken = LinearClassifier { bias: vec![f32::NAN; 3], ..classifier.clone() };
-    assert!(trials.add(setting(3.0), &broken, &subset).is_none());
-    let sweep = trials.finish();
-    assert_eq!((sweep.best, sweep.trials.len()), (Some(setting(1.0)), 3));
+    assert!(sweep.add(setting(3.0), &broken, &subset).is_none());
+    let best = sweep.best.map(|(setting, _)| setting);
+    assert_eq!((best, sweep.trials.len()), (Some(setting(1.0)), 3));
     assert_eq!(Metrics::of(&broken, &subset), Err(ProbeError::Diverged));
 }
 
@@ -366,7 +366,7 @@ fn the_search_closes_in_on_the_best_point() {
         seen += around.len();
     }
     assert_eq!(seen, points.len());
-    let setting = sweep.best.unwrap();
+    let (setting, _) = sweep.best.unwrap();
     let last = elevater.fit(&setting, &Subset::all(&fit)).unwrap();
     let head = Head { first: 0, lr: 0.5, l2: setting.l2.unwrap() };
     let long = Sgd { epochs: 7, ..tuning };

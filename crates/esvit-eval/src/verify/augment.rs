@@ -26,33 +26,39 @@ struct Step {
 #[derive(Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 enum Operation {
-    ResizedCrop(ResizedCrop),
-    EvalTransform(Transform),
+    ResizedCrop {
+        top: u32,
+        left: u32,
+        height: u32,
+        width: u32,
+        size: u32,
+        interpolation: Interpolation,
+    },
+    EvalTransform {
+        resize_shorter: u32,
+        center_crop: u32,
+        interpolation: Interpolation,
+    },
     HorizontalFlip,
-    Brightness { factor: f64 },
-    Contrast { factor: f64 },
-    Saturation { factor: f64 },
-    Hue { factor: f64 },
+    Brightness {
+        factor: f64,
+    },
+    Contrast {
+        factor: f64,
+    },
+    Saturation {
+        factor: f64,
+    },
+    Hue {
+        factor: f64,
+    },
     Grayscale,
-    GaussianBlur { radius: f64 },
-    Solarize { threshold: u32 },
-}
-
-#[derive(Clone, Copy, Deserialize)]
-struct ResizedCrop {
-    top: u32,
-    left: u32,
-    height: u32,
-    width: u32,
-    size: u32,
-    interpolation: Interpolation,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-struct Transform {
-    resize_shorter: u32,
-    center_crop: u32,
-    interpolation: Interpolation,
+    GaussianBlur {
+        radius: f64,
+    },
+    Solarize {
+        threshold: u32,
+    },
 }
 
 pub(super) fn run(case: &Case) -> Result<Outcome> {
@@ -76,12 +82,11 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
 impl Operation {
     fn apply(&self, mut image: Image) -> Result<Image, ImageError> {
         match *self {
-            Self::ResizedCrop(ResizedCrop { top, left, height, width, size, interpolation }) => {
+            Self::ResizedCrop { top, left, height, width, size, interpolation } => {
                 let area = CropBox { left, top, width, height };
                 return resized_crop(&image, area, size, interpolation);
             }
-            Self::EvalTransform(Transform { resize_shorter, center_crop, interpolation }) => {
-                let (resize, crop) = (resize_shorter, center_crop);
+            Self::EvalTransform { resize_shorter: resize, center_crop: crop, interpolation } => {
                 return EvalTransform { resize, crop, interpolation }.apply(&image);
             }
             Self::HorizontalFlip => augment::horizontal_flip(&mut image),

@@ -186,15 +186,8 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner> {
         ..EsvitConfig::default()
     };
     let (network, mut objective) = Network::new(&settings.config, 0.0, |scope, width| {
-        let setup = Setup {
-            width,
-            blocks: settings.config.blocks(),
-            classes: 0,
-            seed: 0,
-            precision: Precision::F32,
-            device: case.device,
-        };
-        Esvit::new(&config, scope, &setup)
+        let (blocks, device) = (settings.config.blocks(), case.device);
+        Esvit::new(&config, scope, &Setup { width, blocks, device, ..Setup::default() })
     });
     let learner_settings = LearnerSettings {
         seed: 0,
