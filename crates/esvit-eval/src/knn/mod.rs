@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use esvit_kernels::nearest::Neighbor;
 pub use measure::{KnnResults, accuracy, pixel_accuracy};
-pub use stored::{STORED_FILES, StoredError, StoredFeatures, StoredResults};
+pub(crate) use stored::open;
+pub use stored::{STORED_FILES, StoredError, StoredResults, stored_accuracy, stored_rows};
 pub use vote::accuracies;
 
 /// Temperature of the protocol.

@@ -17,12 +17,6 @@ const ROWS: usize = 8192;
 pub const STORED_FILES: [&str; 4] =
     ["train_features.npy", "train_labels.npy", "query_features.npy", "query_labels.npy"];
 
-/// A folder of stored features.
-#[derive(Debug, Clone)]
-pub struct StoredFeatures {
-    folder: PathBuf,
-}
-
 /// Stored features cannot be evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum StoredError {
@@ -57,64 +51,49 @@ pub enum StoredError {
     },
 }
 
-impl StoredFeatures {
-    /// The features in `folder`.
-    pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.into() }
-    }
+/// Number of training rows in a folder of features.
+///
+/// # Errors
+/// [`StoredError`] if the file cannot be read.
+pub fn stored_rows(folder: &Path) -> Result<usize, StoredError> {
+    let file = NpyReader::<f32>::open(&folder.join(STORED_FILES[0]))?;
+    Ok(file.shape().first().copied().unwrap_or(0))
+}
 
-    /// Number of training rows.
-    ///
-    /// # Errors
-    /// [`StoredError`] if the file cannot be read.
-    pub fn rows(&self) -> Result<usize, StoredError> {
-        let file = NpyReader::<f32>::open(&self.folder.join(STORED_FILES[0]))?;
-        Ok(file.shape().first().copied().unwrap_or(0))
+/// k-NN accuracy of a folder of features. Only query features and their current neighbors are held
+/// in memory. `done` is called with the number of training rows of each chunk.
+///
+/// # Errors
+/// [`StoredError`] if a file cannot be read or the files do not fit together.
+pub fn stored_accuracy(
+    folder: &Path,
+    ks: &[usize],
+    temperature: f64,
+    mut done: impl FnMut(usize),
+) -> Result<StoredResults, StoredError> {
+    let [(mut train, train_labels), (mut queries, query_labels)] = open(folder)?;
+    let [width, query_width] = [&train, &queries].map(|file| file.shape()[1]);
+    // A file without columns has no values either.
+    let rows = |labels: &[u32]| if width == 0 { 0 } else { labels.len() };
+    KnnError::check((rows(&train_labels), width), (rows(&query_labels), query_width))?;
+    let read = |file: &mut NpyReader<f32>, rows: usize| -> Result<Vec<f32>, NpyError> {
+        let mut values = file.rows(rows)?;
+        normalize(&mut values, width);
+        Ok(values)
+    };
+    let queries = read(&mut queries, query_labels.len())?;
+    let mut search = Search::new(&queries, width, ks.iter().copied().max().unwrap_or(0));
+    loop {
+        let rows = read(&mut train, ROWS)?;
+        if rows.is_empty() {
+            break;
+        }
+        pool::run(|| search.add(&rows));
+        done(rows.len() / width);
     }
-
-    /// k-NN accuracy. Only query features and their current neighbors are held in memory. `done` is
-    /// called with the number of training rows of each chunk.
-    ///
-    /// # Errors
-    /// [`StoredError`] if a file cannot be read or the files do not fit together.
-    pub fn accuracy(
-        &self,
-        ks: &[usize],
-        temperature: f64,
-        mut done: impl FnMut(usize),
-    ) -> Result<StoredResults, StoredError> {
-        let [train, train_labels, queries, query_labels] =
-            STORED_FILES.map(|name| self.folder.join(name));
-        let (mut train, train_labels) = open(&train, &train_labels)?;
-        let (mut queries, query_labels) = open(&queries, &query_labels)?;
-        let [width, query_width] = [&train, &queries].map(|file| file.shape()[1]);
-        if width != query_width {
-            return Err(KnnError::Width { train: width, queries: query_width }.into());
-        }
-        for (set, labels) in [("training", &train_labels), ("query", &query_labels)] {
-            if labels.is_empty() || width == 0 {
-                return Err(KnnError::Empty { set }.into());
-            }
-        }
-        let read = |file: &mut NpyReader<f32>, rows: usize| -> Result<Vec<f32>, NpyError> {
-            let mut values = file.rows(rows)?;
-            normalize(&mut values, width);
-            Ok(values)
-        };
-        let queries = read(&mut queries, query_labels.len())?;
-        let mut search = Search::new(&queries, width, ks.iter().copied().max().unwrap_or(0));
-        loop {
-            let rows = read(&mut train, ROWS)?;
-            if rows.is_empty() {
-                break;
-            }
-            pool::run(|| search.add(&rows));
-            done(rows.len() / width);
-        }
-        let neighbors = search.finish();
-        let accuracies = accuracies(&neighbors, &train_labels, &query_labels, ks, temperature);
-        Ok(StoredResults { accuracies, images: (train_labels.len(), query_labels.len()) })
-    }
+    let neighbors = search.finish();
+    let accuracies = accuracies(&neighbors, &train_labels, &query_labels, ks, temperature);
+    Ok(StoredResults { accuracies, images: (train_labels.len(), query_labels.len()) })
 }
 
 /// Accuracies of stored features.
@@ -126,7 +105,16 @@ pub struct StoredResults {
     pub images: (usize, usize),
 }
 
-fn open(features: &Path, labels: &Path) -> Result<(NpyReader<f32>, Vec<u32>), StoredError> {
+/// Features, still to be read, and labels.
+type Side = (NpyReader<f32>, Vec<u32>);
+
+/// The training and the query side of a folder of features.
+pub(crate) fn open(folder: &Path) -> Result<[Side; 2], StoredError> {
+    let [train, train_labels, queries, query_labels] = STORED_FILES.map(|name| folder.join(name));
+    Ok([open_side(&train, &train_labels)?, open_side(&queries, &query_labels)?])
+}
+
+fn open_side(features: &Path, labels: &Path) -> Result<Side, StoredError> {
     let file = NpyReader::open(features)?;
     let numbers = npy::read::<i64>(labels)?.values;
     if file.shape().len() != 2 || file.shape()[0] != numbers.len() {
@@ -174,9 +162,8 @@ mod tests {
         store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &train);
         store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &queries);
         let mut seen = 0;
-        let stored = StoredFeatures::new(folder.path())
-            .accuracy(&[5, 20], TEMPERATURE, |rows| seen += rows)
-            .unwrap();
+        let stored =
+            stored_accuracy(folder.path(), &[5, 20], TEMPERATURE, |rows| seen += rows).unwrap();
         train.normalize();
         queries.normalize();
         assert_eq!(stored.accuracies, classify(&train, &queries, &[5, 20], TEMPERATURE).unwrap());
@@ -188,13 +175,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let set = features(4, 1);
         store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &set);
-        let task = StoredFeatures::new(folder.path());
-        let error =
-            |task: &StoredFeatures| task.accuracy(&[1], 1.0, |_| ()).unwrap_err().to_string();
-        assert!(error(&task).contains("query_features.npy"));
+        let error = || stored_accuracy(folder.path(), &[1], 1.0, |_| ()).unwrap_err().to_string();
+        assert!(error().contains("query_features.npy"));
         store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &set);
         store(folder.path(), ["other.npy", STORED_FILES[3]], &features(3, 1));
-        assert!(error(&task).contains("query_labels.npy` has 3 labels"), "{}", error(&task));
+        assert!(error().contains("query_labels.npy` has 3 labels"), "{}", error());
     }
 
     #[test]
@@ -203,19 +188,18 @@ mod tests {
         let set = features(4, 1);
         store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &set);
         store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &set);
-        let task = StoredFeatures::new(folder.path());
-        assert_eq!((task.rows().unwrap(), task.accuracy(&[1], 1.0, |_| ()).is_ok()), (4, true));
-        let error =
-            |task: &StoredFeatures| task.accuracy(&[1], 1.0, |_| ()).unwrap_err().to_string();
+        let accuracy = || stored_accuracy(folder.path(), &[1], 1.0, |_| ());
+        assert_eq!((stored_rows(folder.path()).unwrap(), accuracy().is_ok()), (4, true));
+        let error = || accuracy().unwrap_err().to_string();
 
         let mut labels = NpyWriter::create_vector(&folder.path().join(STORED_FILES[1])).unwrap();
         labels.append(&[0i64, -3, 1, 2]).unwrap();
         labels.finish().unwrap();
-        assert!(error(&task).contains("label -3"), "{}", error(&task));
+        assert!(error().contains("label -3"), "{}", error());
         store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], &set);
         let mut narrow = set.clone();
         (narrow.width, narrow.values) = (5, set.values[..20].to_vec());
         store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], &narrow);
-        assert_eq!(error(&task), "training features have 6 values and query features 5");
+        assert_eq!(error(), "training features have 6 values and query features 5");
     }
 }

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::{Examples, SplitFeatures, Targets};
-use esvit_model::npy::{self, NpyError, NpyWriter};
+use crate::knn::{self, STORED_FILES, StoredError};
+use esvit_model::npy::{NpyError, NpyReader, NpyWriter};
 
-/// Features cannot be written or read.
+/// Features cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
-    /// A file cannot be written or read.
+    /// A file cannot be written.
     #[error(transparent)]
     Npy(#[from] NpyError),
     /// The folder cannot be created.
@@ -19,31 +20,19 @@ pub enum DumpError {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// Features and labels do not fit together.
-    #[error("`{folder}` cannot be probed: {reason}", folder = folder.display())]
-    Mismatch {
-        /// The folder.
-        folder: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
 }
 
-/// Writes `train_features.npy` and `query_features.npy`, `[rows, width]` f32, and
-/// `train_labels.npy` and `query_labels.npy`: class indices `[rows]` (i64), or multi-hot labels
-/// `[rows, labels]` (f32).
+/// Writes the [`STORED_FILES`]: features `[rows, width]` f32, and class indices `[rows]` (i64), or
+/// multi-hot labels `[rows, labels]` (f32).
 ///
 /// # Errors
 /// [`DumpError`] if the folder or a file cannot be written.
 pub fn dump(folder: &Path, splits: &SplitFeatures) -> Result<(), DumpError> {
     std::fs::create_dir_all(folder)
         .map_err(|source| DumpError::Folder { path: folder.into(), source })?;
-    for (name, side) in [("train", &splits.train), ("query", &splits.queries)] {
-        let [features, labels] =
-            ["features", "labels"].map(|part| folder.join(format!("{name}_{part}.npy")));
-        write(side, &features, &labels)?;
-    }
-    Ok(())
+    let [train, train_labels, queries, query_labels] = STORED_FILES.map(|name| folder.join(name));
+    write(&splits.train, &train, &train_labels)?;
+    Ok(write(&splits.queries, &queries, &query_labels)?)
 }
 
 fn write(side: &Examples, features: &Path, labels: &Path) -> Result<(), NpyError> {
@@ -71,26 +60,15 @@ fn write(side: &Examples, features: &Path, labels: &Path) -> Result<(), NpyError
 /// Reads training and query features with one class per row, in the format of [`dump`].
 ///
 /// # Errors
-/// [`DumpError`] if a file cannot be read, or features and labels do not fit together.
-pub fn read_dump(folder: &Path) -> Result<[Examples; 2], DumpError> {
-    let wrong = |reason| DumpError::Mismatch { folder: folder.into(), reason };
-    let side = |name: &str| {
-        let features = npy::read::<f32>(&folder.join(format!("{name}_features.npy")))?;
-        let labels = npy::read::<i64>(&folder.join(format!("{name}_labels.npy")))?.values;
-        let (rows, width) = match features.shape[..] {
-            [rows, width] => (rows, width),
-            _ => return Err(wrong(format!("`{name}_features.npy` is not a matrix"))),
-        };
-        if rows != labels.len() {
-            return Err(wrong(format!("`{name}` has {rows} features and {} labels", labels.len())));
-        }
-        let classes: Result<Vec<u32>, _> = labels.into_iter().map(u32::try_from).collect();
-        let of = classes.map_err(|_| wrong(format!("a label of `{name}` is not a class index")))?;
+/// [`StoredError`] if a file cannot be read, or features and labels do not fit together.
+pub fn read_dump(folder: &Path) -> Result<[Examples; 2], StoredError> {
+    let [train, queries] = knn::open(folder)?;
+    let examples = |(mut features, of): (NpyReader<f32>, Vec<u32>)| -> Result<_, NpyError> {
         let count = of.iter().max().map_or(0, |&largest| largest as usize + 1);
-        let targets = Targets::Classes { of, count };
-        Ok(Examples { values: features.values, width, targets })
+        let (values, width) = (features.rows(usize::MAX)?, features.shape()[1]);
+        Ok(Examples { values, width, targets: Targets::Classes { of, count } })
     };
-    Ok([side("train")?, side("query")?])
+    Ok([examples(train)?, examples(queries)?])
 }
 
 #[cfg(test)]
@@ -120,12 +98,12 @@ mod tests {
         labels.append(&[-1i64]).unwrap();
         labels.finish().unwrap();
         let error = read_dump(&path).unwrap_err().to_string();
-        assert!(error.contains("a label of `query` is not a class index"), "{error}");
+        assert!(error.contains("query_labels.npy` holds the label -1"), "{error}");
         let mut labels = NpyWriter::create_vector(&path.join("train_labels.npy")).unwrap();
         labels.append(&[1i64, 2]).unwrap();
         labels.finish().unwrap();
         let error = read_dump(&path).unwrap_err().to_string();
-        assert!(error.contains("`train` has 3 features and 2 labels"), "{error}");
+        assert!(error.contains("train_labels.npy` has 2 labels"), "{error}");
     }
 
     #[test]
@@ -136,7 +114,7 @@ mod tests {
             count: 3,
         };
         dump(folder.path(), &splits(labels(&[&[0, 2], &[]]), labels(&[&[1]]))).unwrap();
-        let read = |name: &str| npy::read::<f32>(&folder.path().join(name)).unwrap();
+        let read = |name: &str| esvit_model::npy::read::<f32>(&folder.path().join(name)).unwrap();
         let train = read("train_labels.npy");
         assert_eq!((train.shape, train.values), (vec![2, 3], vec![1.0, 0.0, 1.0, 0.0, 0.0, 0.0]));
         assert_eq!(read("query_labels.npy").values, [0.0, 1.0, 0.0]);

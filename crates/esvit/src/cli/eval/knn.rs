@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use esvit_eval::knn::{
-    self, Accuracy, KnnResults, NEIGHBORS, StoredFeatures, StoredResults, TEMPERATURE,
+    self, Accuracy, KnnResults, NEIGHBORS, StoredResults, TEMPERATURE, stored_accuracy, stored_rows,
 };
 use esvit_eval::labeled::LabeledTask;
 use esvit_model::PretrainedBackbone;
@@ -57,10 +57,9 @@ impl Knn {
         }
         match (self.features, self.checkpoint) {
             (Some(folder), _) => {
-                let task = StoredFeatures::new(&folder);
                 let StoredResults { accuracies, images } = output
-                    .with_bar(task.rows()?, |done| {
-                        task.accuracy(&self.k, self.temperature, done)
+                    .with_bar(stored_rows(&folder)?, |done| {
+                        stored_accuracy(&folder, &self.k, self.temperature, done)
                     })?;
                 let rows = [Row { features: "stored", accuracies }];
                 let task = format!("features in `{}`", folder.display());
