@@ -28,7 +28,7 @@ pub struct ColorMap {
     /// Values of each component that are mapped to 0 and to 1.
     ranges: Vec<[f64; 2]>,
     /// Number of regions that the components are fitted to.
-    regions: usize,
+    pub regions: usize,
 }
 
 /// Interpolation of maps.
@@ -76,11 +76,6 @@ impl ColorMap {
     /// Explained variance of each component, 0 to 1.
     pub fn explained(&self) -> Vec<f64> {
         self.components.explained()
-    }
-
-    /// Number of regions that the components are fitted to.
-    pub fn regions(&self) -> usize {
-        self.regions
     }
 
     /// RGB color of each region, 0 to 1; missing components are 0.5.
@@ -269,7 +264,7 @@ mod tests {
         let regions = RegionMap { input, values, map: [1, 101], stride: 1 };
         let image = RegionImage { name: "ramp".into(), regions };
         let colors = ColorMap::fit(std::slice::from_ref(&image)).unwrap();
-        assert_eq!(colors.regions(), 101);
+        assert_eq!(colors.regions, 101);
         let shades = colors.colors(&image.regions);
         let red = |region: usize| shades[region][0];
         assert!(

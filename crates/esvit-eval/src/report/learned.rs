@@ -80,7 +80,7 @@ pub(super) fn regions(run: &Run) -> Figure {
         images.push(RegionImage { name, regions });
     }
     let colors = ColorMap::fit(&images)?;
-    let about = format!("{} regions, {size} pixels a side", colors.regions());
+    let about = format!("{} regions, {size} pixels a side", colors.regions);
     let drawing = pca::draw(&images, &colors, Upsampling::Sharp, &about)?;
     let text = "The first three principal components of the region features of these images \
                 as red, green and blue: regions with similar features have similar colors.";

@@ -86,69 +86,60 @@ fn is_report(path: &Path) -> bool {
     std::fs::read_to_string(path).is_ok_and(|text| text.contains(KIND))
 }
 
+/// A section of the page: its HTML id, its heading and its body.
+type Section = (&'static str, &'static str, String);
+
 /// The HTML of the page.
 fn page(run: &Run, findings: &[String]) -> String {
+    let mut sections = vec![("curves", "Curves", curves(run))];
+    sections.extend(figures::sections(run));
+    sections.extend([
+        ("evaluations", "Evaluations", evaluations(run)),
+        ("checkpoints", "Checkpoints", checkpoints(run)),
+        ("settings", "Settings", settings(run)),
+        ("environment", "Environment", environment(run)),
+    ]);
+    let link = |(anchor, title, _): &Section| format!("<a href=\"#{anchor}\">{title}</a>\n");
+    let links: String = sections.iter().map(link).collect();
     let name = escape(&run.name);
     let header = format!(
-        "<header>\n{KIND}\n<h1>{name}</h1>\n<p class=\"sentence\">{}</p>\n{}{}{}</header>\n",
+        "<header>\n{KIND}\n<h1>{name}</h1>\n<p class=\"sentence\">{}</p>\n{}{}\
+         <nav>\n{links}</nav>\n</header>\n",
         overview::summary(run),
         overview::key_figures(run),
         overview::warnings(findings, &run.problems),
-        navigation(),
     );
-    let body = [
-        header,
-        curves(run),
-        figures::sections(run),
-        evaluations(run),
-        checkpoints(run),
-        settings(run),
-        environment(run),
-    ];
-    html::page(&format!("{name} – EsViT run"), &body.concat())
+    let section = |(anchor, title, body): &Section| {
+        format!("<section id=\"{anchor}\">\n<h2>{title}</h2>\n{body}</section>\n")
+    };
+    let body: String = sections.iter().map(section).collect();
+    html::page(&format!("{name} – EsViT run"), &(header + &body))
 }
 
-fn navigation() -> String {
-    let link = |(anchor, title)| format!("<a href=\"#{anchor}\">{title}</a>\n");
-    let figures = figures::SECTIONS.iter().map(|section| (section.anchor, section.title));
-    let after = [
-        ("evaluations", "Evaluations"),
-        ("checkpoints", "Checkpoints"),
-        ("settings", "Settings"),
-        ("environment", "Environment"),
-    ];
-    let links: String =
-        [("curves", "Curves")].into_iter().chain(figures).chain(after).map(link).collect();
-    format!("<nav>\n{links}</nav>\n")
-}
-
-fn section(anchor: &str, title: &str, body: &str) -> String {
-    format!("<section id=\"{anchor}\">\n<h2>{title}</h2>\n{body}</section>\n")
+/// What a section says instead of a body.
+fn missing(what: &str) -> String {
+    format!("<p class=\"missing\">{what}</p>\n")
 }
 
 fn curves(run: &Run) -> String {
     let charts = curves::charts(run);
-    let none = "<p class=\"missing\">No metrics are logged yet.</p>\n";
-    section("curves", "Curves", if charts.is_empty() { none } else { &charts })
+    if charts.is_empty() { missing("No metrics are logged yet.") } else { charts }
 }
 
 fn evaluations(run: &Run) -> String {
-    let mut body = evaluations::sections(&run.evaluations);
-    if body.is_empty() {
-        let next = run.checkpoint().map(|path| {
-            let path = escape(&path.display().to_string());
-            format!(", for instance with <code>esvit eval knn --checkpoint {path}</code>")
-        });
-        let next = next.unwrap_or_default();
-        body = format!("<p class=\"missing\">Nothing has been evaluated yet{next}.</p>\n");
+    if !run.evaluations.is_empty() {
+        return evaluations::sections(&run.evaluations);
     }
-    section("evaluations", "Evaluations", &body)
+    let next = run.checkpoint().map(|path| {
+        let path = escape(&path.display().to_string());
+        format!(", for instance with <code>esvit eval knn --checkpoint {path}</code>")
+    });
+    missing(&format!("Nothing has been evaluated yet{}.", next.unwrap_or_default()))
 }
 
 fn checkpoints(run: &Run) -> String {
     if run.checkpoints.is_empty() {
-        let none = "<p class=\"missing\">There are no checkpoints yet.</p>\n";
-        return section("checkpoints", "Checkpoints", none);
+        return missing("There are no checkpoints yet.");
     }
     let row = |file: &run::CheckpointFile| {
         let (step, epoch) = match &file.state {
@@ -159,28 +150,25 @@ fn checkpoints(run: &Run) -> String {
         vec![name, epoch, step, number::bytes(file.bytes)]
     };
     let head = ["File", "Epochs", "Steps", "Size"].map(String::from);
-    let rows: Vec<Vec<String>> = run.checkpoints.iter().map(row).collect();
-    section("checkpoints", "Checkpoints", &html::table(&head, &rows, 1))
+    html::table(&head, &run.checkpoints.iter().map(row).collect::<Vec<_>>(), 1)
 }
 
 fn settings(run: &Run) -> String {
-    let body = match &run.settings {
+    match &run.settings {
         Some(text) => format!(
             "<details>\n<summary>Every setting, defaults included (<code>config.toml</code>)\
              </summary>\n<pre>{}</pre>\n</details>\n",
             html::lines(text)
         ),
-        None => "<p class=\"missing\"><code>config.toml</code> cannot be read.</p>\n".into(),
-    };
-    section("settings", "Settings", &body)
+        None => missing("<code>config.toml</code> cannot be read."),
+    }
 }
 
 fn environment(run: &Run) -> String {
-    let body = match &run.environment {
-        Some(object_table) => evaluations::object_table(object_table),
-        None => "<p class=\"missing\"><code>env.json</code> cannot be read.</p>\n".into(),
-    };
-    section("environment", "Environment", &body)
+    match &run.environment {
+        Some(values) => evaluations::object_table(values),
+        None => missing("<code>env.json</code> cannot be read."),
+    }
 }
 
 #[cfg(test)]

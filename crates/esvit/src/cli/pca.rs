@@ -74,7 +74,7 @@ impl Pca {
         let norm = if stage == stages { " after the final norm" } else { "" };
         let about = format!(
             "{} regions in {}, {size} pixels {}, stage {stage} of {stages}{norm}",
-            colors.regions(),
+            colors.regions,
             pluralize(shown.len(), "image"),
             if self.whole { "on the shorter side" } else { "a side" },
         );
@@ -88,7 +88,7 @@ impl Pca {
         let report = json!({
             "stage": stage,
             "size": size,
-            "regions": colors.regions(),
+            "regions": colors.regions,
             "explained_variance": explained,
             "maps": shown.iter().map(map).collect::<Vec<_>>(),
         });
