@@ -5,11 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use esvit_data::{
-    DecodeLimits, Folder, FolderError, MaterialsTask, Preprocess, Source, SourceError,
+    DecodeLimits, Folder, FolderError, Image, ImageError, MaterialsTask, Preprocess, Source,
+    SourceError,
 };
 use esvit_kernels::rng::Rng;
 use esvit_model::PretrainedBackbone;
-use esvit_model::features::{self, Features, view_forward};
+use esvit_model::features::{self, Features, SkippedImage, view_forward};
+use rayon::prelude::*;
 
 /// RNG purpose of the choice of images.
 const CHOICE_PURPOSE: u64 = 0xC401CE;
@@ -182,6 +184,28 @@ impl LabeledSet {
             features::extract(&*self.source, &self.images, preprocess, forward, done);
         features.rows.labels = features.images.iter().map(|&index| self.label(index)).collect();
         features
+    }
+
+    /// Loads and prepares some images; also returns those that could not be.
+    pub(crate) fn prepare<T: Send>(
+        &self,
+        images: &[usize],
+        prepare: impl Fn(usize, &Image) -> Result<T, ImageError> + Sync,
+    ) -> (Vec<(usize, T)>, Vec<SkippedImage>) {
+        let prepared = |&index: &usize| {
+            let image = self.source.load(index).map_err(|error| error.to_string())?;
+            prepare(index, &image).map_err(|error| error.to_string())
+        };
+        let all: Vec<Result<T, String>> = images.par_iter().map(prepared).collect();
+        let (mut whole, mut left_out) = (Vec::new(), Vec::new());
+        for (&index, prepared) in images.iter().zip(all) {
+            let name = || self.source.name(index);
+            match prepared {
+                Ok(prepared) => whole.push((index, prepared)),
+                Err(reason) => left_out.push(SkippedImage { index, name: name(), reason }),
+            }
+        }
+        (whole, left_out)
     }
 
     /// View features of all images.

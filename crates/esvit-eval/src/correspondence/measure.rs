@@ -80,7 +80,7 @@ struct ViewPair {
 /// # Panics
 /// If `networks` is empty.
 pub fn measure(
-    LabeledSet { source, images, .. }: &LabeledSet,
+    set: &LabeledSet,
     preprocess: &Preprocess,
     protocol: &Protocol,
     networks: &[&PretrainedBackbone],
@@ -91,24 +91,14 @@ pub fn measure(
     // Of random matches, and of always choosing the right cell.
     let mut references: Vec<(Scores, Scores)> = Vec::new();
     let (mut disjoint, mut left_out) = (0, Vec::new());
-    for batch in images.chunks(BATCH) {
-        let prepared: Vec<Result<ViewPair, String>> = batch
-            .par_iter()
-            .map(|&index| {
-                let image = source.load(index).map_err(|e| e.to_string())?;
-                prepare(&image, index, preprocess, protocol, &grid).map_err(|e| e.to_string())
-            })
-            .collect();
-        let mut usable = Vec::new();
-        for (&index, prepared) in batch.iter().zip(prepared) {
-            match prepared {
-                Ok(prepared) if prepared.truth.iter().all(Option::is_none) => disjoint += 1,
-                Ok(prepared) => usable.push(prepared),
-                Err(reason) => {
-                    left_out.push(SkippedImage { index, name: source.name(index), reason })
-                }
-            }
-        }
+    for batch in set.images.chunks(BATCH) {
+        let (pairs, skipped) =
+            set.prepare(batch, |index, image| prepare(image, index, preprocess, protocol, &grid));
+        let pairs = pairs.into_iter().map(|(_, pair)| pair);
+        let (usable, apart): (Vec<ViewPair>, Vec<ViewPair>) =
+            pairs.partition(|pair| pair.truth.iter().any(Option::is_some));
+        disjoint += apart.len();
+        left_out.extend(skipped);
         for (scores, network) in scores.iter_mut().zip(networks) {
             scores.extend(network_scores(network, &usable, preprocess.size(), protocol, &grid));
         }
@@ -120,7 +110,7 @@ pub fn measure(
     }
     if references.is_empty() {
         return Err(match disjoint {
-            0 => CorrespondenceError::Unreadable(images.len()),
+            0 => CorrespondenceError::Unreadable(set.images.len()),
             _ => CorrespondenceError::Disjoint,
         });
     }

@@ -2,9 +2,8 @@
 
 use std::collections::HashSet;
 
-use esvit_data::{Crops, View, ViewsConfig};
+use esvit_data::{Crops, Image, ViewsConfig};
 use esvit_kernels::rng::Rng;
-use rayon::prelude::*;
 
 use crate::labeled::LabeledSet;
 use esvit_model::features::SkippedImage;
@@ -59,37 +58,16 @@ impl<'a> Batches<'a> {
 
     /// Loads and augments some images of an epoch.
     pub fn load(&mut self, epoch: u64, images: &[usize]) -> Batch {
-        let views: Vec<(usize, Result<View, String>)> = images
-            .par_iter()
-            .filter(|index| !self.broken.contains(index))
-            .map(|&index| (index, self.view(epoch, index)))
-            .collect();
-        let whole = views.iter().filter(|(_, view)| view.is_ok()).count();
-        let mut batch = Batch {
-            crops: Crops::new(whole, self.views.global_size as usize),
-            labels: Vec::new(),
-            left_out: Vec::new(),
+        let images = images.iter().copied().filter(|index| !self.broken.contains(index));
+        let view = |index: usize, image: &Image| {
+            self.views.first_view(image, self.seed, epoch, index as u64)
         };
-        for (index, view) in views {
-            match view {
-                Ok(view) => {
-                    batch.crops.set(batch.labels.len(), &view);
-                    batch.labels.push(self.set.label(index));
-                }
-                Err(reason) => {
-                    self.broken.insert(index);
-                    let name = self.set.source.name(index);
-                    batch.left_out.push(SkippedImage { index, name, reason });
-                }
-            }
-        }
-        batch
-    }
-
-    fn view(&self, epoch: u64, index: usize) -> Result<View, String> {
-        let image = self.set.source.load(index).map_err(|error| error.to_string())?;
-        let view = self.views.first_view(&image, self.seed, epoch, index as u64);
-        view.map_err(|error| error.to_string())
+        let (views, left_out) = self.set.prepare(&images.collect::<Vec<_>>(), view);
+        self.broken.extend(left_out.iter().map(|image| image.index));
+        let mut crops = Crops::new(views.len(), self.views.global_size as usize);
+        views.iter().enumerate().for_each(|(place, (_, view))| crops.set(place, view));
+        let labels = views.iter().map(|&(index, _)| self.set.label(index)).collect();
+        Batch { crops, labels, left_out }
     }
 }
 
@@ -99,7 +77,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{Images, noise};
-    use esvit_data::{Image, InMemory};
+    use esvit_data::InMemory;
 
     fn set(count: u8) -> LabeledSet {
         let mut source = InMemory::new(vec!["a".into(), "b".into()]);
