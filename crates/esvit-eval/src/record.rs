@@ -1,6 +1,7 @@
 //! Results of evaluations, stored with their run: one JSON object per line of
 //! `RUN/eval/results.jsonl`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use esvit_files::{FileError, LineLog};
@@ -34,29 +35,26 @@ pub enum RecordError {
     /// The file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The folder or the file cannot be used.
+    /// The folder or the file cannot be used, a result not be serialized, or a line not be parsed.
     #[error("cannot use `{path}`: {source}", path = path.display())]
-    Io {
+    Unusable {
         /// The folder or the file.
         path: PathBuf,
-        /// The error of the operating system.
-        source: std::io::Error,
-    },
-    /// A result cannot be serialized, or a line cannot be parsed.
-    #[error("cannot use `{path}`: {source}", path = path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
         /// What is wrong.
-        source: serde_json::Error,
+        source: io::Error,
     },
+}
+
+/// Makes an error about a path.
+fn unusable<E: Into<io::Error>>(path: &Path) -> impl Fn(E) -> RecordError {
+    |source| RecordError::Unusable { path: path.into(), source: source.into() }
 }
 
 impl EvalRecord {
     /// A record of `results` for `backbone`, loaded from `checkpoint`.
     ///
     /// # Errors
-    /// [`RecordError::Json`] if the results cannot be serialized.
+    /// [`RecordError::Unusable`] if the results cannot be serialized.
     pub fn new(
         evaluation: &str,
         task: &str,
@@ -64,8 +62,7 @@ impl EvalRecord {
         checkpoint: &Path,
         results: &impl Serialize,
     ) -> Result<Self, RecordError> {
-        let results = serde_json::to_value(results)
-            .map_err(|source| RecordError::Json { path: checkpoint.into(), source })?;
+        let results = serde_json::to_value(results).map_err(unusable(checkpoint))?;
         Ok(Self {
             evaluation: evaluation.into(),
             task: task.into(),
@@ -98,9 +95,8 @@ pub fn results_path(run: &Path) -> PathBuf {
 pub fn append(run: &Path, record: &EvalRecord) -> Result<PathBuf, RecordError> {
     let path = results_path(run);
     let folder = run.join("eval");
-    std::fs::create_dir_all(&folder).map_err(|source| RecordError::Io { path: folder, source })?;
-    let line = serde_json::to_string(record)
-        .map_err(|source| RecordError::Json { path: path.clone(), source })?;
+    std::fs::create_dir_all(&folder).map_err(unusable(&folder))?;
+    let line = serde_json::to_string(record).map_err(unusable(&path))?;
     let mut log = LineLog::open(&path)?;
     log.append_line(&line)?;
     log.sync()?;
@@ -114,14 +110,10 @@ pub fn append(run: &Path, record: &EvalRecord) -> Result<PathBuf, RecordError> {
 pub fn read(run: &Path) -> Result<Vec<EvalRecord>, RecordError> {
     let path = results_path(run);
     let text = match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text.map_err(|source| RecordError::Io { path: path.clone(), source })?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.map_err(unusable(&path))?,
     };
-    let record = |line| {
-        serde_json::from_str(line)
-            .map_err(|source| RecordError::Json { path: path.clone(), source })
-    };
-    text.lines().map(record).collect()
+    text.lines().map(|line| serde_json::from_str(line).map_err(unusable(&path))).collect()
 }
 
 #[cfg(test)]
@@ -162,7 +154,7 @@ mod tests {
         };
         assert_eq!(records[1], expected);
         std::fs::write(results_path(&run), "no result\n").unwrap();
-        assert!(matches!(read(&run), Err(RecordError::Json { .. })));
+        assert!(matches!(read(&run), Err(RecordError::Unusable { .. })));
     }
 
     #[test]

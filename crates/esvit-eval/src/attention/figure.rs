@@ -61,6 +61,8 @@ pub fn draw(input: &InputImage, attention: &QueryAttention) -> Result<Drawing, P
 struct Figure<'a> {
     input: &'a InputImage,
     attention: &'a QueryAttention,
+    /// The input, `[0, 0, width, height]` in its pixels.
+    whole: [f64; 4],
     /// Part of the input that the panels show, `[left, top, width, height]` in input pixels.
     part: [f64; 4],
     /// Size of an input pixel in a panel.
@@ -74,7 +76,9 @@ impl<'a> Figure<'a> {
         let mut hasher = DefaultHasher::new();
         (input.image.pixels(), input.size(), &attention.visible).hash(&mut hasher);
         let suffix = format!("{:016x}", hasher.finish());
-        let mut figure = Self { input, attention, part: [0.0; 4], scale: 1.0, suffix };
+        let [height, width] = input.size().map(|side| side as f64);
+        let whole = [0.0, 0.0, width, height];
+        let mut figure = Self { input, attention, whole, part: whole, scale: 1.0, suffix };
         let part @ [_, _, width, height] = figure.visible_bounds();
         (figure.part, figure.scale) = (part, fit([width, height], PANEL));
         figure
@@ -83,7 +87,7 @@ impl<'a> Figure<'a> {
     /// The bounding box of the visible cells, extended by half its size on each side, if that is
     /// less than a quarter of the image; else the whole image.
     fn visible_bounds(&self) -> [f64; 4] {
-        let [height, width] = self.input.size().map(|side| side as f64);
+        let [_, _, width, height] = self.whole;
         let [mut left, mut top, mut right, mut bottom] = [width, height, 0.0, 0.0];
         for cell in (0..self.attention.visible.len()).filter(|&c| self.attention.visible[c]) {
             let columns = self.attention.map[1];
@@ -95,13 +99,12 @@ impl<'a> Figure<'a> {
         (left, top) = ((left - aside).max(0.0), (top - above).max(0.0));
         (right, bottom) = ((right + aside).min(width), (bottom + above).min(height));
         let part = [left, top, right - left, bottom - top];
-        if 4.0 * part[2] * part[3] < width * height { part } else { [0.0, 0.0, width, height] }
+        if 4.0 * part[2] * part[3] < width * height { part } else { self.whole }
     }
 
     /// Whether panels show only a part of the image.
     fn is_zoomed(&self) -> bool {
-        let [height, width] = self.input.size().map(|side| side as f64);
-        self.part != [0.0, 0.0, width, height]
+        self.part != self.whole
     }
 
     /// Width and height of a panel.
@@ -116,17 +119,16 @@ impl<'a> Figure<'a> {
 
     /// The frame of the overview.
     fn overview_frame(&self) -> Frame {
-        let [height, width] = self.input.size().map(|side| side as f64);
+        let [_, _, width, height] = self.whole;
         let scale = fit([width, height], OVERVIEW_SCALE * PANEL);
-        Frame { corner: [MARGIN; 2], part: [0.0, 0.0, width, height], scale }
+        Frame { corner: [MARGIN; 2], part: self.whole, scale }
     }
 
     /// Defines the image and the mask of invisible cells once, for use in all panels.
     fn define(&self, drawing: &mut Drawing) -> Result<(), PngError> {
         let Self { suffix, scale, .. } = self;
-        let [height, width] = self.input.size().map(|side| side as f64);
         drawing.element(format_args!("<defs><g id=\"image-{suffix}\">"));
-        drawing.image(&encode_png(&self.input.image)?, [0.0, 0.0, width, height], false);
+        drawing.image(&encode_png(&self.input.image)?, self.whole, false);
         // Short lines in the corners make the hatch pattern tile seamlessly.
         let side = 5.0 / scale;
         drawing.element(format_args!(
@@ -175,11 +177,9 @@ impl<'a> Figure<'a> {
         drawing.text([right, baseline], &details, 10.0, color::FAINT, Anchor::End);
 
         let frame = self.frame([left, top + CAPTION]);
-        let map = self.map(head_attention);
-        let [height, width] = self.input.size().map(|side| side as f64);
-        let map = encode_png(&map)?;
+        let map = encode_png(&self.map(head_attention))?;
         frame.draw(drawing, |drawing| {
-            drawing.image(&map, [0.0, 0.0, width, height], true);
+            drawing.image(&map, self.whole, true);
             self.use_element(drawing, "unseen", &format!("fill=\"url(#hatch-{})\"", self.suffix));
             self.outline_part(drawing, "#c9ced4", self.scale);
         });

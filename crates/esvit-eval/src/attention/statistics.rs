@@ -1,5 +1,7 @@
 //! Attention statistics over many images: all blocks, heads, windows and queries.
 
+use std::sync::Arc;
+
 use esvit_kernels::pool;
 use esvit_nn::backbone::{AttentionMap, NoAttention, Stage};
 use esvit_nn::ops::WindowMap;
@@ -84,7 +86,7 @@ pub fn statistics(
     let PretrainedBackbone { network, params, preprocess, .. } = backbone;
     let size = preprocess.size();
     let device = params.device();
-    let mut layouts: Vec<BlockGeometry> = Vec::new();
+    let mut layouts: Vec<Layout> = Vec::new();
     let mut refused = None;
     let forward = |pixels: Vec<f32>, _| {
         let mut rows = Vec::new();
@@ -110,46 +112,36 @@ pub fn statistics(
     Ok(AttentionStatistics { blocks, images: images.len(), left_out })
 }
 
-/// Geometry of a block, the same for all images.
-#[derive(Debug, Clone)]
-struct BlockGeometry {
-    map: [usize; 2],
-    window: usize,
-    shift: usize,
-    heads: usize,
-    largest_entropy: f64,
+/// Windows and number of heads of a block, the same for all images.
+type Layout = (Arc<WindowMap>, usize);
+
+/// See [`BlockStatistics::largest_entropy`].
+fn largest_entropy(windows: &WindowMap) -> f64 {
+    let logs = windows.token_slot.iter().map(|&slot| {
+        let keys = visible_keys(windows, slot as usize).into_iter().filter(|&key| key).count();
+        (keys as f64).log2()
+    });
+    logs.sum::<f64>() / windows.tokens() as f64
 }
 
-impl BlockGeometry {
-    fn of(windows: &WindowMap, heads: usize) -> Self {
-        let logs = windows.token_slot.iter().map(|&slot| {
-            let keys = visible_keys(windows, slot as usize).into_iter().filter(|&key| key).count();
-            (keys as f64).log2()
-        });
-        let largest_entropy = logs.sum::<f64>() / windows.tokens() as f64;
-        let WindowMap { map, window, shift, .. } = *windows;
-        Self { map, window, shift, heads, largest_entropy }
-    }
-}
-
-/// Geometry of all blocks, and the values of all blocks for each of `count` images.
+/// Layouts of all blocks, and the values of all blocks for each of `count` images.
 fn measure(
     network: &dyn Backbone,
     params: &Params,
     images: Tensor,
     count: usize,
-) -> Result<(Vec<BlockGeometry>, Vec<f32>), NoAttention> {
+) -> Result<(Vec<Layout>, Vec<f32>), NoAttention> {
     let mut layouts = Vec::new();
     let mut rows = vec![Vec::new(); count];
     let blocks = 0..network.blocks();
     network.attention(params, images, blocks, &mut |_, AttentionMap { weights, windows }| {
         let heads = weights.shape()[1];
-        layouts.push(BlockGeometry::of(&windows, heads));
         let weights = weights.to_vec::<f32>();
         let of_image = weights.len() / count;
         rows.par_iter_mut()
             .zip(weights.par_chunks_exact(of_image))
             .for_each(|(row, weights)| row.extend(image_statistics(weights, heads, &windows)));
+        layouts.push((windows, heads));
     })?;
     Ok((layouts, rows.concat()))
 }
@@ -189,17 +181,17 @@ fn image_statistics(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f
 }
 
 /// Statistics of all blocks from the values of all images.
-fn blocks(stages: &[Stage], layouts: &[BlockGeometry], rows: &[&[f32]]) -> Vec<BlockStatistics> {
+fn blocks(stages: &[Stage], layouts: &[Layout], rows: &[&[f32]]) -> Vec<BlockStatistics> {
     let mut at = 0;
     let mut blocks = Vec::new();
-    for (block, layout) in layouts.iter().enumerate() {
+    for (block, &(ref windows, count)) in layouts.iter().enumerate() {
+        let largest_entropy = largest_entropy(windows);
         let column = |number: usize| {
             let values: Vec<f64> = rows.iter().map(|row| f64::from(row[at + number])).collect();
             MeanStd::of(&values)
         };
-        let share =
-            |entropy: f64| (layout.largest_entropy > 0.0).then(|| entropy / layout.largest_entropy);
-        let heads: Vec<HeadStatistics> = (0..layout.heads)
+        let share = |entropy: f64| (largest_entropy > 0.0).then(|| entropy / largest_entropy);
+        let heads: Vec<HeadStatistics> = (0..count)
             .map(|head| {
                 let MeanStd { mean, std } = column(head);
                 HeadStatistics { head, entropy: mean, entropy_std: std, share: share(mean) }
@@ -208,18 +200,18 @@ fn blocks(stages: &[Stage], layouts: &[BlockGeometry], rows: &[&[f32]]) -> Vec<B
         let entropy = heads.iter().map(|head| head.entropy).sum::<f64>() / heads.len() as f64;
         blocks.push(BlockStatistics {
             position: BlockPosition::of(stages, block).expect("a block of the network"),
-            map: layout.map,
-            window: layout.window,
-            shift: layout.shift,
+            map: windows.map,
+            window: windows.window,
+            shift: windows.shift,
             entropy,
-            largest_entropy: layout.largest_entropy,
+            largest_entropy,
             share: share(entropy),
-            diversity: (layout.heads > 1).then(|| column(layout.heads).mean),
-            padding_mass: column(layout.heads + 1).mean,
+            diversity: (count > 1).then(|| column(count).mean),
+            padding_mass: column(count + 1).mean,
             heads,
         });
         // The entropy of each head, diversity, padding.
-        at += layout.heads + 2;
+        at += count + 2;
     }
     blocks
 }
@@ -227,7 +219,6 @@ fn blocks(stages: &[Stage], layouts: &[BlockGeometry], rows: &[&[f32]]) -> Vec<B
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     use esvit_data::{Image, InMemory, Preprocess, ViewsConfig};
     use esvit_nn::backbone::swin::SwinConfig;

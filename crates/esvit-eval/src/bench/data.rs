@@ -37,15 +37,15 @@ pub fn data(image: Option<&Path>, iterations: usize) -> Result<DataReport, Bench
     let limits = DecodeLimits::default();
     let image = decode(&bytes, &limits).map_err(|error| fail(&error))?;
     let config = ViewsConfig::for_policy(Policy::Dino);
-    let mut decoding = repeat(iterations, |_| {
+    let decoding = repeat(iterations, |_| {
         decode(&bytes, &limits).map(|image| drop(std::hint::black_box(image)))
     })
     .map_err(|error| fail(&error))?;
-    let mut views = repeat(iterations, |sample| {
+    let views = repeat(iterations, |sample| {
         config.views(&image, 0, 0, sample as u64).map(|views| drop(std::hint::black_box(views)))
     })
     .map_err(|error| fail(&error))?;
-    let [decode_ms, views_ms] = [&mut decoding, &mut views].map(|seconds| median(seconds) * 1e3);
+    let [decode_ms, views_ms] = [&decoding, &views].map(|seconds| median(seconds) * 1e3);
     let total_ms = decode_ms + views_ms;
     Ok(DataReport {
         size: [image.width(), image.height()],

@@ -54,7 +54,7 @@ fn stage<T: Element>(rows: usize, width: usize, iterations: usize, peak: f64) ->
         gflops: 2e-9 * macs as f64 / seconds,
         share_of_peak: 2e-9 * macs as f64 / seconds / peak,
     };
-    let timed = |call: &mut dyn FnMut()| -> f64 { median(&mut time(iterations, |_| call())) };
+    let timed = |call: &mut dyn FnMut()| -> f64 { median(&time(iterations, |_| call())) };
     let act = Activation::None;
     let forward = |keep| linear::forward::<T>(&x, width, act, &weight, Some(&bias), keep);
     let kept = forward(true).1;

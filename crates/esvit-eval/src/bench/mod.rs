@@ -89,11 +89,10 @@ pub struct Report {
 
 impl Report {
     /// From the times of all repetitions of `macs` multiply-accumulates each.
-    fn new(bench: &Bench, mut seconds: Vec<f64>, macs: u64) -> Self {
+    fn new(bench: &Bench, seconds: Vec<f64>, macs: u64) -> Self {
         // Read before the peak GEMM measurement, which allocates too.
         let peak_rss_mb = peak_rss_mb();
-        let all = seconds.clone();
-        let median_s = median(&mut seconds);
+        let median_s = median(&seconds);
         let gflops = 2e-9 * macs as f64 / median_s;
         let peak_gflops = peak_gflops(bench.precision);
         Self {
@@ -104,7 +103,7 @@ impl Report {
             precision: bench.precision.name(),
             threads: rayon::current_num_threads(),
             median_s,
-            seconds: all,
+            seconds,
             images_per_s: bench.batch as f64 / median_s,
             gflops,
             share_of_peak: gflops / peak_gflops,
@@ -167,10 +166,11 @@ fn time(iterations: usize, mut call: impl FnMut(usize)) -> Vec<f64> {
     seconds.unwrap_or_else(|never| match never {})
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
 
 /// Peak resident memory in MiB, from `/proc`; 0 if unknown.
@@ -205,8 +205,8 @@ mod tests {
 
     #[test]
     fn medians_of_odd_and_even_numbers() {
-        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&mut [4.0, 1.0, 3.0, 2.0]), 2.5);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
     }
 
     #[test]

@@ -84,9 +84,15 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
 
 /// Synthetic normalized images `[B, 3, size, size]`.
 pub(super) fn images(bench: &Bench, batch: usize, size: usize, place: [u64; 2]) -> Tensor {
-    let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place[0], place[1], size as u64]);
-    let values = (0..batch * 3 * size * size).map(|_| rng.uniform_in(-2.0, 2.0) as f32);
-    Tensor::new(values.collect(), [batch, 3, size, size], &bench.device)
+    let [first, second] = place;
+    random(bench, [batch, 3, size, size], 2.0, [first, second, size as u64])
+}
+
+/// Values between `-bound` and `bound`.
+fn random<const D: usize>(bench: &Bench, shape: [usize; D], bound: f64, place: [u64; 3]) -> Tensor {
+    let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, place);
+    let values = (0..shape.iter().product()).map(|_| rng.uniform_in(-bound, bound) as f32);
+    Tensor::new(values.collect(), shape, &bench.device)
 }
 
 /// Lower bound of the multiply-accumulates of a step's GEMMs: padding and dropped residual
@@ -138,10 +144,8 @@ pub fn objective(bench: &Bench) -> Result<Report, BenchError> {
         pairs.push((0..count).map(|i| ((row + i * teachers / 2) % teachers, 1.0 / rows as f32)));
     }
     let pairs = TeacherRows::new(&pairs, &bench.device);
-    let random = |rows: usize, width: usize, place: u64| -> Tensor {
-        let mut rng = Rng::for_purpose(0, IMAGES_PURPOSE, [place, rows as u64, width as u64]);
-        let values = (0..rows * width).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect();
-        Tensor::new(values, [rows, width], &bench.device)
+    let random = |rows: usize, width: usize, place: u64| {
+        random(bench, [rows, width], 1.0, [place, rows as u64, width as u64])
     };
     let k = bench.prototypes;
     let logits = |rows: usize, place: u64| PrototypeLogits {

@@ -4,7 +4,6 @@ mod sheet;
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use esvit_data::{Image, Source};
@@ -201,11 +200,9 @@ impl SourceImage<'_> {
         if Arc::ptr_eq(self.source, other.source) {
             return self.index == other.index;
         }
-        self.file().is_some_and(|file| other.file() == Some(file))
-    }
-
-    fn file(&self) -> Option<PathBuf> {
-        fs::canonicalize(self.source.name(self.index)).ok()
+        let [own, other] =
+            [self, other].map(|image| fs::canonicalize(image.source.name(image.index)).ok());
+        own.is_some() && own == other
     }
 }
 
