@@ -1,7 +1,7 @@
 //! Classification tasks: labeled training (gallery) images and labeled query images.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_data::{
@@ -48,6 +48,18 @@ pub enum TaskError {
     /// A folder cannot be read.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// A file or folder cannot be read.
+    #[error("cannot read `{path}`: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: std::io::Error,
+    },
+    /// A file of labels does not list images with their labels, or none of the folder's: says what
+    /// is wrong and where.
+    #[error("{0}")]
+    Table(String),
     /// The built-in images cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),

@@ -19,12 +19,9 @@ pub enum PreviewError {
     /// A crop cannot be made.
     #[error(transparent)]
     Crop(#[from] ImageError),
-    /// No image can be read.
-    #[error("none of the {tried} images that were tried can be read")]
-    NothingReadable {
-        /// Number of images.
-        tried: usize,
-    },
+    /// None of the images, of which this is the number, can be read.
+    #[error("none of the {0} images that were tried can be read")]
+    NothingReadable(usize),
 }
 
 /// Crops of several images.
@@ -78,7 +75,7 @@ pub fn crops(
         }
     }
     if crops.rows.is_empty() {
-        return Err(PreviewError::NothingReadable { tried });
+        return Err(PreviewError::NothingReadable(tried));
     }
     Ok(crops)
 }
@@ -106,6 +103,6 @@ mod tests {
         assert_eq!((shown.rows, shown.left_out.len()), (vec![views(0, 0), views(8, 0)], 1));
         source.list.iter_mut().for_each(|image| image.2 = None);
         let error = crops(&config, &source, 50, 0).unwrap_err();
-        assert!(matches!(error, PreviewError::NothingReadable { tried: 12 }), "{error}");
+        assert!(matches!(error, PreviewError::NothingReadable(12)), "{error}");
     }
 }

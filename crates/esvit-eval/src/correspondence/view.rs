@@ -16,14 +16,8 @@ pub struct View {
     pub crop: CropBox,
     /// Whether it is mirrored horizontally.
     pub mirrored: bool,
-    colors: Option<Colors>,
-}
-
-/// Color augmentation: DINO's color jitter, then grayscale with some probability.
-#[derive(Debug, Clone)]
-struct Colors {
-    grayscale: f64,
-    rng: Rng,
+    /// Color augmentation: DINO's color jitter, then grayscale with this probability.
+    colors: Option<(f64, Rng)>,
 }
 
 impl View {
@@ -56,7 +50,7 @@ impl View {
     /// probability `grayscale`.
     #[must_use]
     pub fn with_color_jitter(self, grayscale: f64, rng: Rng) -> Self {
-        Self { colors: Some(Colors { grayscale, rng }), ..self }
+        Self { colors: Some((grayscale, rng)), ..self }
     }
 
     /// Renders the view of `image` with `[width, height]` pixels.
@@ -73,7 +67,7 @@ impl View {
         if self.mirrored {
             horizontal_flip(&mut shown);
         }
-        if let Some(Colors { grayscale: p, rng }) = &self.colors {
+        if let Some((p, rng)) = &self.colors {
             let mut rng = rng.clone();
             jitter(&mut shown, &ColorJitter::default(), &mut rng);
             if rng.chance(*p) {

@@ -27,12 +27,9 @@ pub enum MapError {
     /// The features have no principal components.
     #[error(transparent)]
     Pca(#[from] PcaError),
-    /// Too few images for t-SNE.
-    #[error("t-SNE needs at least {MIN_TSNE} images, there are {images}\nhint: PCA needs only two")]
-    TooFew {
-        /// Number of images.
-        images: usize,
-    },
+    /// Too few images, of which this is the number, for t-SNE.
+    #[error("t-SNE needs at least {MIN_TSNE} images, there are {0}\nhint: PCA needs only two")]
+    TooFew(usize),
     /// No thread can be started.
     #[error("no thread can be started: {0}")]
     Thread(#[from] rayon::ThreadPoolBuildError),
@@ -51,7 +48,7 @@ pub fn layout(
 ) -> Result<(Layout, Vec<[f64; 2]>), MapError> {
     let rows = values.len() / width.max(1);
     if method == Method::Tsne && rows < MIN_TSNE {
-        return Err(MapError::TooFew { images: rows });
+        return Err(MapError::TooFew(rows));
     }
     let wanted = if method == Method::Tsne { TSNE_COMPONENTS } else { 2 };
     let components = PrincipalComponents::fit(values, width, wanted)?;
@@ -146,10 +143,10 @@ mod tests {
             coords(&groups(MIN_TSNE, 4), 4, Method::Tsne).iter().flatten().all(|v| v.is_finite())
         );
         let error = layout(&groups(9, 4), 4, Method::Tsne, || ()).unwrap_err();
-        assert!(matches!(error, MapError::TooFew { images: 9 }));
+        assert!(matches!(error, MapError::TooFew(9)));
         for method in [Method::Pca, Method::Tsne] {
             let error = layout(&[0.5; 60], 3, method, || ()).unwrap_err();
-            assert!(matches!(error, MapError::Pca(PcaError::Equal { rows: 20 })));
+            assert!(matches!(error, MapError::Pca(PcaError::Equal(20))));
         }
         let error = layout(&[0.5; 3], 3, Method::Pca, || ()).unwrap_err();
         assert!(matches!(error, MapError::Pca(PcaError::Single)));

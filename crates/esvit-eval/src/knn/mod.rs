@@ -38,12 +38,9 @@ pub struct Accuracy {
 /// Accuracy cannot be computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KnnError {
-    /// One of the two sets has no rows.
-    #[error("the {set} set has no images")]
-    Empty {
-        /// `training` or `query`.
-        set: &'static str,
-    },
+    /// One of the two sets, `training` or `query`, has no rows.
+    #[error("the {0} set has no images")]
+    Empty(&'static str),
     /// The two sets have different feature dimensions.
     #[error("training features have {train} values and query features {queries}")]
     Width {
@@ -59,7 +56,7 @@ impl KnnError {
     pub(crate) fn check(train: (usize, usize), queries: (usize, usize)) -> Result<(), Self> {
         for (set, (rows, _)) in [("training", train), ("query", queries)] {
             if rows == 0 {
-                return Err(Self::Empty { set });
+                return Err(Self::Empty(set));
             }
         }
         if train.1 != queries.1 {
@@ -143,7 +140,7 @@ mod tests {
         assert!(accuracy.iter().all(|a| a.top1 == 100.0 && a.top5 == 100.0));
         let none = LabeledFeatures { width: 4, ..Default::default() };
         let error = classify(&none, &one, &[1], TEMPERATURE).unwrap_err();
-        assert_eq!(error, KnnError::Empty { set: "training" });
+        assert_eq!(error, KnnError::Empty("training"));
         let wide = features(1, 5, 1, 4);
         assert!(matches!(classify(&wide, &one, &[1], 0.1), Err(KnnError::Width { .. })));
     }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Accuracy, Neighbor};
+use crate::probe::ClassAccuracy;
 
 /// Accuracy for each k in `ks`, from the neighbors of each query in descending order of similarity.
 /// Equal votes are ranked by class index.
@@ -22,10 +23,8 @@ pub fn accuracies(
             rank(&votes, &classes, label)
         };
         let ranks: Vec<usize> = neighbors.par_iter().zip(query_labels).map(rank).collect();
-        let share = |limit: usize| {
-            100.0 * ranks.iter().filter(|&&rank| rank < limit).count() as f64 / ranks.len() as f64
-        };
-        Accuracy { k, top1: share(1), top5: share(5) }
+        let ClassAccuracy { top1, top5, .. } = ClassAccuracy::of_ranks(&ranks);
+        Accuracy { k, top1, top5 }
     };
     ks.iter().map(accuracy).collect()
 }

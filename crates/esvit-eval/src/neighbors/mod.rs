@@ -82,16 +82,13 @@ pub enum NeighborsError {
     /// No query can be read.
     #[error("none of the {0} query images can be read")]
     NoQueries(usize),
-    /// The gallery is too small.
+    /// The gallery, of as many readable images, is too small.
     #[error(
-        "there are too few images to find neighbors in ({images}): an image is not its \
+        "there are too few images to find neighbors in ({0}): an image is not its \
          own neighbor\n\
          hint: give a folder of at least two images that can be read"
     )]
-    TooFew {
-        /// Number of readable images.
-        images: usize,
-    },
+    TooFew(usize),
     /// Features are not finite.
     #[error("the features hold values that are not finite, so the network is broken")]
     NotFinite,
@@ -130,7 +127,7 @@ pub fn find(
         return Err(NeighborsError::NoQueries(query.left_out.len()));
     }
     if base.images.len() < if queries.is_some() { 1 } else { 2 } {
-        return Err(NeighborsError::TooFew { images: base.images.len() });
+        return Err(NeighborsError::TooFew(base.images.len()));
     }
     if base.rows.values.iter().chain(&query.rows.values).any(|value| !value.is_finite()) {
         return Err(NeighborsError::NotFinite);
@@ -153,7 +150,7 @@ pub fn find(
     };
     let rows: Vec<Row> = found.iter().zip(&query.images).map(row).collect();
     if rows.iter().all(|row| row.neighbors.is_empty()) {
-        return Err(NeighborsError::TooFew { images: base.images.len() });
+        return Err(NeighborsError::TooFew(base.images.len()));
     }
     base.left_out.append(&mut query.left_out);
     Ok(Neighbors { rows, images: base.images.len(), left_out: base.left_out })
@@ -299,7 +296,7 @@ mod tests {
         let options = QueryOptions { rows: 3, k: 2, seed: None };
         let find = |set: Images| find(&backbone, &set.set(), None, options, |_| ());
         let error = find(Images::labeled(vec![(0, noise(20, 20, 1))])).unwrap_err();
-        assert!(matches!(error, NeighborsError::TooFew { images: 1 }), "{error}");
+        assert!(matches!(error, NeighborsError::TooFew(1)), "{error}");
         let mut set = Images::labeled((0..4).map(|i| (0, noise(20, 20, i))).collect());
         set.list[0].2 = None;
         let found = find(set).unwrap();

@@ -28,9 +28,15 @@ pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
     let columns = neighbors.rows.iter().map(|row| row.neighbors.len()).max().unwrap_or(0);
     let images = SIDE + QUERY_GAP + columns as f64 * (SIDE + GAP) - GAP;
     let title = "Nearest neighbors";
-    let verdict = neighbors.same_class().map(verdict);
-    let lines = [Some(about.to_owned()), verdict];
-    let lines: Vec<String> = lines.into_iter().flatten().collect();
+    let mut lines = vec![about.to_owned()];
+    // The colors of the frames.
+    lines.extend(neighbors.same_class().map(|share| {
+        format!(
+            "{:.1} % of these neighbors have the query's class (green frame), the others another \
+             (red)",
+            100.0 * share
+        )
+    }));
     let heading = lines.iter().map(|line| text_width(line, 12.0)).fold(0.0, f64::max);
     let width = images.max(heading).max(text_width(title, 18.0)) + 2.0 * MARGIN;
     let top = MARGIN + 34.0 + 18.0 * lines.len() as f64 + 28.0;
@@ -74,14 +80,6 @@ pub fn sheet(neighbors: &Neighbors, about: &str) -> Result<Drawing, PngError> {
         }
     }
     Ok(drawing)
-}
-
-/// Explains the frame colors.
-fn verdict(same_class: f64) -> String {
-    format!(
-        "{:.1} % of these neighbors have the query's class (green frame), the others another (red)",
-        100.0 * same_class
-    )
 }
 
 fn draw_thumbnail(

@@ -31,12 +31,9 @@ pub enum PcaError {
     /// There are fewer than two rows.
     #[error("there is only one feature (of an image or region), and at least two are needed")]
     Single,
-    /// All rows are equal.
-    #[error("all {rows} features are equal\nhint: if the images differ, the network has collapsed")]
-    Equal {
-        /// Number of rows.
-        rows: usize,
-    },
+    /// All rows, of which this is the number, are equal.
+    #[error("all {0} features are equal\nhint: if the images differ, the network has collapsed")]
+    Equal(usize),
     /// A value is not finite.
     #[error("the features hold values that are not finite, so the network is broken")]
     NotFinite,
@@ -66,7 +63,7 @@ impl PrincipalComponents {
             return Err(PcaError::Single);
         }
         if total <= MIN_VARIANCE_SHARE * size {
-            return Err(PcaError::Equal { rows });
+            return Err(PcaError::Equal(rows));
         }
 
         // X X^T and X^T X have the same nonzero eigenvalues: the smaller matrix is cheaper.
@@ -200,7 +197,7 @@ mod tests {
     #[test]
     fn what_has_no_components_is_told() {
         let equal = PrincipalComponents::fit(&[0.3, 0.7, 0.3, 0.7, 0.3, 0.7], 2, 2);
-        assert_eq!(equal.unwrap_err(), PcaError::Equal { rows: 3 });
+        assert_eq!(equal.unwrap_err(), PcaError::Equal(3));
         assert_eq!(PrincipalComponents::fit(&[1.0, 2.0], 2, 2).unwrap_err(), PcaError::Single);
         let broken = PrincipalComponents::fit(&[1.0, f32::NAN, 0.0, 1.0], 2, 2);
         assert_eq!(broken.unwrap_err(), PcaError::NotFinite);

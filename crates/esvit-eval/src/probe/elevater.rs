@@ -91,8 +91,7 @@ impl Elevater {
             let settings = tried.iter().map(|&(search, point)| searches[search].setting(point));
             let settings: Vec<Setting> = settings.collect();
             // Heads for the points of all searches, in one pass over the rows.
-            let heads: Vec<_> = settings.iter().map(sgd::head).collect();
-            let classifiers = sgd::train_heads(fit, &heads, &self.tuning)?;
+            let classifiers = sgd::train_heads(fit, &settings, &self.tuning)?;
             for (((search, point), setting), classifier) in
                 tried.into_iter().zip(settings).zip(classifiers)
             {

@@ -29,8 +29,8 @@ pub(crate) use metrics::rank;
 pub use metrics::{
     ClassAccuracy, Metrics, average_precision, eleven_point_precision, wilson_interval,
 };
-pub use multi_label::{LabelsError, multi_label_task};
-pub use sgd::{Head, SGD_LRS, Sgd, train_heads};
+pub use multi_label::multi_label_task;
+pub use sgd::{SGD_LRS, Sgd, train_heads};
 pub use standardize::Standardization;
 pub use sweep::{Setting, Trial};
 

@@ -5,36 +5,16 @@
 //! labels.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use esvit_data::{DecodeLimits, Folder, FolderError};
+use esvit_data::{DecodeLimits, Folder};
 
 use super::ProbeTask;
 use super::features::ImageLabels;
-use crate::labeled::{HELD_OUT, LabeledSet, LabeledTask};
+use crate::labeled::{HELD_OUT, LabeledSet, LabeledTask, TaskError};
 
 const HEADER: &str = "image,labels";
-
-/// A multi-label task cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum LabelsError {
-    /// A folder cannot be read.
-    #[error(transparent)]
-    Folder(#[from] FolderError),
-    /// A file or folder cannot be read.
-    #[error("cannot read `{path}`: {source}", path = path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// The error of the operating system.
-        source: std::io::Error,
-    },
-    /// The file does not list images with their labels, or none of the folder's: says what is wrong
-    /// and where.
-    #[error("{0}")]
-    Table(String),
-}
 
 /// The parsed file.
 #[derive(Debug, PartialEq)]
@@ -46,11 +26,11 @@ struct Table {
 }
 
 impl Table {
-    fn parse(text: &str, path: &Path) -> Result<Self, LabelsError> {
+    fn parse(text: &str, path: &Path) -> Result<Self, TaskError> {
         let mut lines = text.trim_start_matches('\u{feff}').lines();
         let path = path.display();
         if lines.next().map(str::trim) != Some(HEADER) {
-            return Err(LabelsError::Table(format!(
+            return Err(TaskError::Table(format!(
                 "the first line of `{path}` is not `{HEADER}`\n\
                  hint: every further line is an image's path from the folder of the file, a comma \
                  and the image's labels with `;` between them"
@@ -59,7 +39,7 @@ impl Table {
         let mut rows: HashMap<String, Vec<&str>> = HashMap::new();
         for (line, number) in lines.zip(2..).filter(|(line, _)| !line.trim().is_empty()) {
             let wrong =
-                |problem: &str| LabelsError::Table(format!("line {number} of `{path}` {problem}"));
+                |problem: &str| TaskError::Table(format!("line {number} of `{path}` {problem}"));
             let (image, labels) = line.rsplit_once(',').ok_or_else(|| wrong("has no comma"))?;
             let labels = labels.split(';').map(str::trim).filter(|label| !label.is_empty());
             let image = image.trim().replace('\\', "/");
@@ -69,7 +49,7 @@ impl Table {
         }
         let names: BTreeSet<&str> = rows.values().flatten().copied().collect();
         if names.is_empty() {
-            return Err(LabelsError::Table(format!("`{path}` names no label")));
+            return Err(TaskError::Table(format!("`{path}` names no label")));
         }
         let numbers: HashMap<&str, u32> = names.iter().copied().zip(0..).collect();
         let numbered = |labels: Vec<&str>| {
@@ -87,15 +67,15 @@ impl Table {
 /// not used. Without `queries`, every fifth image is held out as query.
 ///
 /// # Errors
-/// [`LabelsError`] if the file or a folder cannot be read, or they do not fit together.
+/// [`TaskError`] if the file or a folder cannot be read, or they do not fit together.
 pub fn multi_label_task(
     file: &Path,
     train: &Path,
     queries: Option<&Path>,
     limits: &DecodeLimits,
-) -> Result<ProbeTask, LabelsError> {
+) -> Result<ProbeTask, TaskError> {
     let text = std::fs::read_to_string(file)
-        .map_err(|source| LabelsError::Io { path: file.into(), source })?;
+        .map_err(|source| TaskError::Io { path: file.into(), source })?;
     let table = Table::parse(&text, file)?;
     let mut description = format!("`{}`", train.display());
     let (mut train, train_labels) = labeled(file, &table, train, limits)?;
@@ -122,11 +102,11 @@ fn labeled(
     table: &Table,
     folder: &Path,
     limits: &DecodeLimits,
-) -> Result<(LabeledSet, ImageLabels), LabelsError> {
+) -> Result<(LabeledSet, ImageLabels), TaskError> {
     let images = Folder::open(folder, limits)?;
     let real = |path: &Path| {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        path.canonicalize().map_err(|source| LabelsError::Io { path: path.into(), source })
+        path.canonicalize().map_err(|source| TaskError::Io { path: path.into(), source })
     };
     let (base, root) = (real(file.parent().unwrap_or(Path::new(".")))?, real(folder)?);
     let labels_of = |index: usize| {
@@ -139,7 +119,7 @@ fn labeled(
     let labels: Vec<Option<Vec<u32>>> = (0..count).map(labels_of).collect();
     let named: Vec<usize> = (0..count).filter(|&index| labels[index].is_some()).collect();
     if named.is_empty() {
-        return Err(LabelsError::Table(format!(
+        return Err(TaskError::Table(format!(
             "`{}` names no image in `{}`\n\
              hint: images are named by their path from the folder that the file lies in",
             file.display(),

@@ -60,24 +60,13 @@ impl Sgd {
     }
 }
 
-/// A head.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Head {
-    /// First feature column used.
-    pub first: usize,
-    /// Learning rate for a batch size of 256.
-    pub lr: f64,
-    /// L2 penalty on the weight.
-    pub l2: f64,
-}
-
 /// Heads on the same columns.
 struct HeadGroup {
     first: usize,
     columns: usize,
     /// Index of each head among all.
     places: Vec<usize>,
-    heads: Vec<Head>,
+    heads: Vec<Setting>,
     /// `[heads * outputs, columns]`, and its momentum buffer.
     weight: Vec<f32>,
     weight_velocity: Vec<f32>,
@@ -87,10 +76,10 @@ struct HeadGroup {
 }
 
 impl HeadGroup {
-    fn new(first: usize, heads: &[Head], width: usize, outputs: usize, seed: u64) -> Self {
+    fn new(first: usize, heads: &[Setting], width: usize, outputs: usize, seed: u64) -> Self {
         let columns = width - first;
-        let own = heads.iter().enumerate().filter(|(_, head)| head.first == first);
-        let (places, heads): (Vec<usize>, Vec<Head>) = own.unzip();
+        let own = heads.iter().enumerate().filter(|(_, head)| head.blocks.first == first);
+        let (places, heads): (Vec<usize>, Vec<Setting>) = own.unzip();
         let mut rng = Rng::for_purpose(seed, INIT_PURPOSE, [columns as u64, 0, 0]);
         let start: Vec<f32> =
             (0..outputs * columns).map(|_| (INIT_STD * rng.normal()) as f32).collect();
@@ -116,8 +105,8 @@ impl HeadGroup {
             let velocities = velocity.par_chunks_mut(size).zip(gradient.par_chunks(size));
             let parts = values.par_chunks_mut(size).zip(velocities).zip(&self.heads);
             parts.for_each(|((values, (velocity, gradient)), head)| {
-                let lr = (head.lr * lr_scale) as f32;
-                let l2 = if decays { head.l2 as f32 } else { 0.0 };
+                let lr = (head.lr.unwrap_or(0.0) * lr_scale) as f32;
+                let l2 = head.l2.filter(|_| decays).unwrap_or(0.0) as f32;
                 for ((value, velocity), gradient) in values.iter_mut().zip(velocity).zip(gradient) {
                     *velocity = momentum * *velocity + (gradient + l2 * *value);
                     *value -= lr * *velocity;
@@ -141,13 +130,18 @@ impl HeadGroup {
     }
 }
 
-/// Trains heads on the rows of `data` in one pass per epoch for all of them; returns them in order.
+/// Trains a head for each setting on the rows of `data`, in one pass per epoch for all of them;
+/// returns them in order. A setting without a learning rate or penalty has none (0).
 ///
 /// # Errors
 /// [`ProbeError::Image`] if an image cannot be augmented.
-pub fn train_heads(data: &Subset<'_>, heads: &[Head], sgd: &Sgd) -> Result<Vec<LinearClassifier>> {
+pub fn train_heads(
+    data: &Subset<'_>,
+    heads: &[Setting],
+    sgd: &Sgd,
+) -> Result<Vec<LinearClassifier>> {
     let outputs = data.examples.targets.outputs();
-    let mut firsts: Vec<usize> = heads.iter().map(|head| head.first).collect();
+    let mut firsts: Vec<usize> = heads.iter().map(|head| head.blocks.first).collect();
     firsts.sort_unstable();
     firsts.dedup();
     let group =
@@ -187,9 +181,8 @@ pub(super) fn sweep(
         .iter()
         .flat_map(|&blocks| lrs.iter().map(move |&lr| Setting { blocks, lr: Some(lr), l2: None }))
         .collect();
-    let heads: Vec<Head> = settings.iter().map(head).collect();
     let mut sweep = Sweep::default();
-    for (setting, classifier) in settings.into_iter().zip(train_heads(fit, &heads, sgd)?) {
+    for (&setting, classifier) in settings.iter().zip(train_heads(fit, &settings, sgd)?) {
         sweep.add(setting, &classifier, validation);
     }
     Ok(sweep)
@@ -197,14 +190,5 @@ pub(super) fn sweep(
 
 /// Fits the classifier of one setting.
 pub(super) fn fit(sgd: &Sgd, setting: &Setting, data: &Subset<'_>) -> Result<LinearClassifier> {
-    Ok(train_heads(data, &[head(setting)], sgd)?.swap_remove(0))
-}
-
-/// The head of a setting.
-pub(super) fn head(setting: &Setting) -> Head {
-    Head {
-        first: setting.blocks.first,
-        lr: setting.lr.unwrap_or(0.0),
-        l2: setting.l2.unwrap_or(0.0),
-    }
+    Ok(train_heads(data, &[*setting], sgd)?.swap_remove(0))
 }

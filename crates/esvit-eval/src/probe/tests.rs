@@ -26,6 +26,11 @@ pub(super) fn clusters(
     Examples { values, width, targets: Targets::Classes { of, count: classes as usize } }
 }
 
+/// The head of a setting.
+fn head(first: usize, lr: f64, l2: f64) -> Setting {
+    Setting { blocks: LastBlocks { n: 1, first }, lr: Some(lr), l2: Some(l2) }
+}
+
 fn halves(width: usize) -> Vec<LastBlocks> {
     vec![LastBlocks { n: 1, first: width / 2 }, LastBlocks { n: 4, first: 0 }]
 }
@@ -69,8 +74,8 @@ fn heads_become_the_same_alone_and_together() {
     let train = clusters(90, 24, 7, 1.0, 3);
     let subset = Subset::all(&train);
     let sgd = Sgd { epochs: 3, batch: 32, ..Sgd::default() };
-    let heads: Vec<Head> = [(0, 0.1, 0.0), (8, 1.0, 0.0), (0, 3.0, 1e-2), (8, 0.01, 1e-3)]
-        .map(|(first, lr, l2)| Head { first, lr, l2 })
+    let heads: Vec<Setting> = [(0, 0.1, 0.0), (8, 1.0, 0.0), (0, 3.0, 1e-2), (8, 0.01, 1e-3)]
+        .map(|(first, lr, l2)| head(first, lr, l2))
         .to_vec();
     let together = train_heads(&subset, &heads, &sgd).unwrap();
     for (head, together) in heads.iter().zip(&together) {
@@ -85,10 +90,9 @@ fn steps_are_those_of_momentum_and_a_cosine() {
     let targets = Targets::Classes { of: vec![0, 1], count: 2 };
     let train = Examples { values: vec![1.0, -2.0], width: 1, targets };
     let sgd = Sgd { epochs: 2, batch: 256, momentum: 0.9, seed: 4 };
-    let start =
-        train_heads(&Subset::all(&train), &[Head { first: 0, lr: 0.0, l2: 0.0 }], &sgd).unwrap();
+    let start = train_heads(&Subset::all(&train), &[head(0, 0.0, 0.0)], &sgd).unwrap();
     let (lr, l2) = (0.5, 0.01);
-    let found = train_heads(&Subset::all(&train), &[Head { first: 0, lr, l2 }], &sgd).unwrap();
+    let found = train_heads(&Subset::all(&train), &[head(0, lr, l2)], &sgd).unwrap();
     let mut w: Vec<f64> = start[0].weight.iter().map(|&w| f64::from(w)).collect();
     let (mut b, mut vw, mut vb) = ([0.0; 2], [0.0; 2], [0.0; 2]);
     for epoch in 0..2 {
@@ -148,7 +152,7 @@ fn odd_sets_work_or_are_refused() {
     let solver = || solvers().into_iter().next().unwrap();
     let queries = clusters(6, 4, 3, 0.1, 2);
     let run = |train: &Examples| probe(solver(), 4).run(train, &queries, None);
-    assert_eq!(run(&clusters(0, 4, 3, 0.1, 1)), Err(KnnError::Empty { set: "training" }.into()));
+    assert_eq!(run(&clusters(0, 4, 3, 0.1, 1)), Err(KnnError::Empty("training").into()));
     assert_eq!(run(&clusters(1, 4, 3, 0.1, 1)), Err(ProbeError::OneClass));
     assert_eq!(run(&clusters(9, 4, 1, 0.1, 1)), Err(ProbeError::OneClass));
     assert!(run(&clusters(2, 4, 3, 0.1, 1)).is_ok());
@@ -208,13 +212,11 @@ fn steps_of_several_batches_with_a_penalty() {
     let values = rows.iter().map(|row| row.0 as f32).collect();
     let train = Examples { values, width: 1, targets: Targets::Classes { of, count: 2 } };
     let sgd = Sgd { epochs: 2, batch: 2, momentum: 0.9, seed: 1 };
-    let head = |lr, l2| {
-        train_heads(&Subset::all(&train), &[Head { first: 0, lr, l2 }], &sgd)
-            .unwrap()
-            .swap_remove(0)
+    let trained_head = |lr, l2| {
+        train_heads(&Subset::all(&train), &[head(0, lr, l2)], &sgd).unwrap().swap_remove(0)
     };
     let (lr, l2) = (40.0, 0.5);
-    let (start, found) = (head(0.0, 0.0), head(lr, l2));
+    let (start, found) = (trained_head(0.0, 0.0), trained_head(lr, l2));
     let wide = |values: &[f32]| [f64::from(values[0]), f64::from(values[1])];
     let trained = |batches: [[usize; 2]; 4]| {
         let (mut w, mut b) = (wide(&start.weight), [0.0; 2]);
@@ -265,10 +267,10 @@ fn heads_see_the_rows_of_a_subset_and_start_by_the_seed() {
         targets: Targets::Classes { of: rows.iter().map(|&row| of[row]).collect(), count: *count },
     };
     let sgd = Sgd { epochs: 2, batch: 8, ..Sgd::default() };
-    let head = Head { first: 2, lr: 1.0, l2: 1e-3 };
+    let head = head(2, 1.0, 1e-3);
     let some = train_heads(&Subset::new(&train, rows, None), &[head], &sgd).unwrap();
     assert_eq!(some, train_heads(&Subset::all(&picked), &[head], &sgd).unwrap());
-    let still = Head { lr: 0.0, ..head };
+    let still = Setting { lr: Some(0.0), ..head };
     let start = |seed| {
         train_heads(&Subset::all(&picked), &[still], &Sgd { seed, ..sgd }).unwrap().swap_remove(0)
     };
@@ -368,7 +370,7 @@ fn the_search_closes_in_on_the_best_point() {
     assert_eq!(seen, points.len());
     let (setting, _) = sweep.best.unwrap();
     let last = elevater.fit(&setting, &Subset::all(&fit)).unwrap();
-    let head = Head { first: 0, lr: 0.5, l2: setting.l2.unwrap() };
+    let head = head(0, 0.5, setting.l2.unwrap());
     let long = Sgd { epochs: 7, ..tuning };
     assert_eq!(last, train_heads(&Subset::all(&fit), &[head], &long).unwrap()[0]);
 }
