@@ -27,7 +27,8 @@ pub struct Batch {
 pub struct Batches<'a> {
     set: &'a LabeledSet,
     views: ViewsConfig,
-    size: usize,
+    /// Batch size, except for the last batch of an epoch.
+    pub size: usize,
     seed: u64,
     broken: HashSet<usize>,
 }
@@ -37,11 +38,6 @@ impl<'a> Batches<'a> {
     pub fn new(set: &'a LabeledSet, views: ViewsConfig, size: usize, seed: u64) -> Self {
         let size = size.clamp(1, set.images.len().max(1));
         Self { set, views, size, seed, broken: HashSet::new() }
-    }
-
-    /// Batch size, except for the last batch of an epoch.
-    pub fn size(&self) -> usize {
-        self.size
     }
 
     /// Number of batches per epoch, including the last partial one.
@@ -97,7 +93,7 @@ mod tests {
     fn an_epoch_shows_every_image_once() {
         let set = set(7);
         let mut batches = Batches::new(&set, views(), 3, 1);
-        assert_eq!((batches.size(), batches.per_epoch()), (3, 3));
+        assert_eq!((batches.size, batches.per_epoch()), (3, 3));
         let order = batches.order(0);
         assert_ne!(order, batches.order(1));
         let mut sorted = order.clone();
@@ -108,7 +104,7 @@ mod tests {
         assert_eq!(counts, [3, 3, 1]);
         // A batch is never larger than the set.
         let batches = Batches::new(&set, views(), 64, 1);
-        assert_eq!((batches.size(), batches.per_epoch()), (7, 1));
+        assert_eq!((batches.size, batches.per_epoch()), (7, 1));
     }
 
     #[test]

@@ -132,12 +132,12 @@ pub fn finetune(
     let views = settings.views(preprocess);
     let normalization = views.normalization();
     let mut batches = Batches::new(&task.train, views, settings.batch_size, settings.seed);
-    let schedule = settings.schedule(batches.per_epoch(), batches.size());
+    let schedule = settings.schedule(batches.per_epoch(), batches.size);
     let (mut step, steps) = (0, schedule.total_steps);
     let mut epochs = Vec::new();
     for epoch in 0..settings.epochs {
         let (mut loss_sum, mut images_seen, mut lr) = (0.0, 0, 0.0);
-        for images in batches.order(epoch).chunks(batches.size()) {
+        for images in batches.order(epoch).chunks(batches.size) {
             let batch = batches.load(epoch, images);
             if !batch.left_out.is_empty() {
                 observer(&Event::SkippedImage(&batch.left_out));

@@ -98,12 +98,6 @@ impl PrincipalComponents {
         self.variances.len()
     }
 
-    /// Unit vector of a component, `[width]`, if it exists.
-    pub fn direction(&self, component: usize) -> Option<Vec<f64>> {
-        let direction = || self.directions.column(component).iter().copied().collect();
-        (component < self.count()).then(direction)
-    }
-
     /// Explained variance of each component, 0 to 1.
     pub fn explained(&self) -> Vec<f64> {
         self.variances.iter().map(|variance| variance / self.total).collect()
@@ -152,6 +146,11 @@ mod tests {
         (values, directions)
     }
 
+    /// Unit vector of a component.
+    fn direction(components: &PrincipalComponents, component: usize) -> Vec<f64> {
+        components.directions.column(component).iter().copied().collect()
+    }
+
     fn cosine(a: &[f64], b: &[f64]) -> f64 {
         a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()
     }
@@ -164,7 +163,7 @@ mod tests {
             let components = PrincipalComponents::fit(&values, width, 5).unwrap();
             assert_eq!(components.count(), 3, "rows vary in three directions only");
             for (index, expected) in directions.iter().enumerate() {
-                let found = components.direction(index).unwrap();
+                let found = direction(&components, index);
                 assert!(cosine(&found, expected).abs() > 0.99, "{count} {width} {index}");
                 assert!((cosine(&found, &found) - 1.0).abs() < 1e-9);
             }
@@ -188,7 +187,7 @@ mod tests {
         let mirrored: Vec<f32> = values.iter().map(|value| -value).collect();
         let [a, b] = [&values, &mirrored].map(|rows| PrincipalComponents::fit(rows, 6, 3).unwrap());
         for component in 0..3 {
-            let (a, b) = (a.direction(component).unwrap(), b.direction(component).unwrap());
+            let [a, b] = [&a, &b].map(|components| direction(components, component));
             assert!(cosine(&a, &b) > 0.999_999);
             assert!(a.iter().fold(0.0, |m: f64, &v| if v.abs() > m.abs() { v } else { m }) > 0.0);
         }

@@ -1,6 +1,6 @@
 //! Cases of kind `checkpoint`: a weights file of another program, and the features of its network.
 
-use esvit_nn::{BackboneConfig, ForwardCtx, Params};
+use esvit_nn::{BackboneConfig, ForwardCtx};
 use serde::Deserialize;
 
 use super::{Case, CaseError, Check, Outcome, Result};
@@ -23,6 +23,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
     let path = case.folder.join(settings.file.as_deref().unwrap_or("checkpoint.pth"));
     let backbone = OpenOptions::default()
         .key(settings.key.as_deref())
+        .device(case.device)
         .open(&path)
         .map_err(|e| CaseError::Computation(e.to_string()))?;
     let mut checks = Vec::new();
@@ -37,11 +38,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
         equal("epoch", backbone.source.epochs == settings.epoch);
     }
     let images = case.load::<4>("input")?;
-    let mut values = backbone.params.values().into_iter().map(|value| value.to_vec());
-    let params = Params::from_fn(backbone.params.specs(), &case.device, |_| {
-        values.next().unwrap_or_default()
-    });
-    let features = backbone.network.forward(&params, images, &ForwardCtx::eval());
+    let features = backbone.network.forward(&backbone.params, images, &ForwardCtx::eval());
     checks.push(case.absolute_error("cls", &features.view, TOLERANCE)?);
     checks.push(case.absolute_error("region", &features.region, TOLERANCE)?);
     Ok(Outcome::Compared(checks))
