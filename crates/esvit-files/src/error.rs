@@ -85,6 +85,11 @@ impl FileError {
         Self::new(FileStep::Read, path, source)
     }
 
+    /// A step of writing the file at `path` failed.
+    pub fn at(step: FileStep, path: &Path, source: io::Error) -> Self {
+        Self::writing(step, path, 0, 0, source)
+    }
+
     pub(crate) fn new(step: FileStep, path: &Path, source: io::Error) -> Self {
         Self::Io { step, path: path.to_owned(), source }
     }

@@ -181,21 +181,14 @@ pub enum PrecisionChoice {
     Bf16,
 }
 
-impl PrecisionChoice {
-    /// The precision on this machine's CPU.
-    pub fn resolve(self) -> Precision {
-        match self {
-            Self::Auto => Precision::auto(),
-            Self::F32 => Precision::F32,
-            Self::Bf16 => Precision::Bf16,
-        }
-    }
-}
-
 impl TrainConfig {
     /// The precision on this machine.
     pub fn precision(&self) -> Precision {
-        self.precision.resolve()
+        match self.precision {
+            PrecisionChoice::Auto => Precision::auto(),
+            PrecisionChoice::F32 => Precision::F32,
+            PrecisionChoice::Bf16 => Precision::Bf16,
+        }
     }
 }
 
@@ -247,28 +240,14 @@ pub enum ConfigError {
     /// The text is invalid.
     #[error(transparent)]
     Text(#[from] TextError),
-    /// There is no recipe of this name.
-    #[error("there is no recipe `{name}`\nhint: choose one of {known}")]
-    Recipe {
+    /// There is no recipe, architecture or objective of this name.
+    #[error("there is no {what} `{name}`\nhint: choose one of {known}")]
+    Unknown {
+        /// What was looked for.
+        what: &'static str,
         /// The name.
         name: String,
-        /// The recipes that exist.
-        known: String,
-    },
-    /// There is no architecture of this name.
-    #[error("there is no architecture `{name}`\nhint: choose one of {known}, or `custom`")]
-    Architecture {
-        /// The name.
-        name: String,
-        /// The architectures that exist.
-        known: String,
-    },
-    /// There is no objective of this name.
-    #[error("there is no objective `{name}`\nhint: choose one of {known}")]
-    Objective {
-        /// The name.
-        name: String,
-        /// The objectives that exist.
+        /// What there is.
         known: String,
     },
     /// A setting is invalid.
@@ -522,10 +501,8 @@ fn objective(layers: &mut [Layer]) -> Result<ObjectiveConfig, ConfigError> {
             layer.table.remove("objective");
         }
     }
-    ObjectiveConfig::named(&chosen).ok_or_else(|| ConfigError::Objective {
-        name: chosen,
-        known: quoted(ObjectiveConfig::NAMES.iter().copied()),
-    })
+    ObjectiveConfig::named(&chosen)
+        .ok_or_else(|| unknown("objective", &chosen, ObjectiveConfig::NAMES.iter().copied()))
 }
 
 fn text<'a>(table: &'a Table, section: &str, key: &str) -> Option<&'a str> {
@@ -533,10 +510,8 @@ fn text<'a>(table: &'a Table, section: &str, key: &str) -> Option<&'a str> {
 }
 
 fn architecture(name: &str) -> Result<&'static zoo::Architecture, ConfigError> {
-    zoo::find(name).ok_or_else(|| ConfigError::Architecture {
-        name: name.into(),
-        known: quoted(zoo::ARCHITECTURES.iter().map(|arch| arch.name)),
-    })
+    let names = zoo::ARCHITECTURES.iter().map(|arch| arch.name).chain([CUSTOM]);
+    zoo::find(name).ok_or_else(|| unknown("architecture", name, names))
 }
 
 /// A recipe as the lowest layers.
@@ -544,10 +519,8 @@ fn architecture(name: &str) -> Result<&'static zoo::Architecture, ConfigError> {
 /// # Errors
 /// When there is none of this name.
 pub fn recipe_layers(name: &str) -> Result<Vec<Layer>, ConfigError> {
-    let (recipe, over) = recipe::find(name).ok_or_else(|| ConfigError::Recipe {
-        name: name.into(),
-        known: quoted(recipe::RECIPES.iter().map(|recipe| recipe.name)),
-    })?;
+    let names = recipe::RECIPES.iter().map(|recipe| recipe.name);
+    let (recipe, over) = recipe::find(name).ok_or_else(|| unknown("recipe", name, names))?;
     let layers = [recipe.text, over].into_iter().map(|text| {
         let origin = config_text::Origin::Recipe(name.into());
         config_text::parse_text(text, origin).map_err(ConfigError::from)
@@ -555,8 +528,13 @@ pub fn recipe_layers(name: &str) -> Result<Vec<Layer>, ConfigError> {
     layers.collect()
 }
 
-fn quoted<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+fn unknown<'a>(
+    what: &'static str,
+    name: &str,
+    known: impl Iterator<Item = &'a str>,
+) -> ConfigError {
+    let known = known.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    ConfigError::Unknown { what, name: name.into(), known }
 }
 
 #[cfg(test)]

@@ -13,9 +13,10 @@ use crate::objective::GLOBAL_VIEWS;
 const SAVED_BYTES: f64 = (1u64 << 30) as f64 * 61_264_896.0 / 57_200_640.0;
 
 /// How many crops of every image are in one forward pass of the student.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum CropChunks {
     /// All.
+    #[default]
     All,
     /// A number of crops.
     Crops(usize),

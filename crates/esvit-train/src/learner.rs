@@ -15,7 +15,7 @@ use crate::objective::{EmaTiming, Health, MicroBatch, Objective, Pass, StepInfo,
 use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 
 /// Settings that are constant over a run.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct LearnerSettings {
     /// The run's seed, for initialization and drop path.
     pub seed: u64,

@@ -156,10 +156,11 @@ pub fn follow(teacher: &mut Params, student: &Params, momentum: f64) {
 }
 
 /// What gradient clipping applies to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClipScope {
     /// Each tensor by its own norm, as the official code does.
+    #[default]
     Tensor,
     /// All tensors by the norm of all together.
     Global,

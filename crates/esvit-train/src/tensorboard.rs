@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use esvit_files::protobuf::Message;
+use esvit_files::{FileError, FileStep};
 
 const FILE_PREFIX: &str = "events.out.tfevents.";
 /// From version 2 on, TensorBoard takes a session's start for a resumed run.
@@ -29,19 +30,6 @@ const VALUE_SIMPLE_VALUE: u64 = 2;
 const SESSION_LOG_STATUS: u64 = 1;
 const SESSION_START: u64 = 1;
 
-/// An event file that could not be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} TensorBoard events `{path}`")]
-pub struct TensorBoardError {
-    /// What failed.
-    pub action: &'static str,
-    /// The event file, or its folder while there is no file yet.
-    pub path: PathBuf,
-    /// The error of the operating system.
-    #[source]
-    pub source: io::Error,
-}
-
 /// Writes the scalars of one run to an event file of its own.
 ///
 /// Dropping it writes out what is still buffered, but only [`flush`](Self::flush) reports a
@@ -57,13 +45,10 @@ impl TensorBoard {
     /// files of a folder as one run.
     ///
     /// # Errors
-    /// [`TensorBoardError`] with the path.
-    pub fn create(folder: &Path) -> Result<Self, TensorBoardError> {
-        let (file, path) = create_event_file(folder).map_err(|source| TensorBoardError {
-            action: "create",
-            path: folder.to_owned(),
-            source,
-        })?;
+    /// [`FileError`] with the path.
+    pub fn create(folder: &Path) -> Result<Self, FileError> {
+        let created = create_event_file(folder);
+        let (file, path) = created.map_err(|e| FileError::at(FileStep::Open, folder, e))?;
         let mut board = Self { writer: BufWriter::new(file), path };
         let mut event = event_at(seconds_since_epoch(), 0);
         event.bytes(EVENT_FILE_VERSION, FILE_VERSION);
@@ -78,8 +63,8 @@ impl TensorBoard {
     /// arrives, its slower Python loader for all at once.)
     ///
     /// # Errors
-    /// [`TensorBoardError`] with the path.
-    pub fn resume(folder: &Path, first_step: u64) -> Result<Self, TensorBoardError> {
+    /// [`FileError`] with the path.
+    pub fn resume(folder: &Path, first_step: u64) -> Result<Self, FileError> {
         let mut board = Self::create(folder)?;
         let mut session = Message::default();
         session.integer(SESSION_LOG_STATUS, SESSION_START);
@@ -98,13 +83,13 @@ impl TensorBoard {
     /// Adds one point at `step` to the curve of each tag; `wall_time` is in seconds since 1970.
     ///
     /// # Errors
-    /// [`TensorBoardError`] with the path.
+    /// [`FileError`] with the path.
     pub fn scalars(
         &mut self,
         step: u64,
         wall_time: f64,
         values: &[(&str, f32)],
-    ) -> Result<(), TensorBoardError> {
+    ) -> Result<(), FileError> {
         let mut summary = Message::default();
         for (tag, value) in values {
             let mut entry = Message::default();
@@ -121,17 +106,17 @@ impl TensorBoard {
     /// this process.
     ///
     /// # Errors
-    /// [`TensorBoardError`] with the path.
-    pub fn flush(&mut self) -> Result<(), TensorBoardError> {
+    /// [`FileError`] with the path.
+    pub fn flush(&mut self) -> Result<(), FileError> {
         self.writer.flush().map_err(|source| self.write_error(source))
     }
 
-    fn record(&mut self, event: &Message) -> Result<(), TensorBoardError> {
+    fn record(&mut self, event: &Message) -> Result<(), FileError> {
         write_record(&mut self.writer, event.as_bytes()).map_err(|source| self.write_error(source))
     }
 
-    fn write_error(&self, source: io::Error) -> TensorBoardError {
-        TensorBoardError { action: "write", path: self.path.clone(), source }
+    fn write_error(&self, source: io::Error) -> FileError {
+        FileError::at(FileStep::Write, &self.path, source)
     }
 }
 
@@ -362,8 +347,7 @@ mod tests {
     fn a_folder_that_cannot_be_made_is_named() -> TestResult {
         let file = tempfile::NamedTempFile::new()?;
         let error = TensorBoard::create(file.path()).expect_err("a file is in the way");
-        let expected = format!("cannot create TensorBoard events `{}`", file.path().display());
-        assert_eq!(error.to_string(), expected);
+        assert!(error.to_string().ends_with(&format!("`{}`", file.path().display())), "{error}");
         Ok(())
     }
 

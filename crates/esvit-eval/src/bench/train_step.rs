@@ -8,7 +8,7 @@ use esvit_nn::{BackboneConfig, ForwardCtx, Network, Tape, Tensor};
 use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::esvit::EsvitConfig;
 use esvit_train::objective::{GLOBAL_VIEWS, MicroBatch, ObjectiveSettings, Setup, StepInfo};
-use esvit_train::optim::{ClipScope, OptimizerKind};
+use esvit_train::optim::OptimizerKind;
 use esvit_train::{CropChunks, Learner};
 
 use super::{Bench, BenchError, Report, architecture, repeat, time};
@@ -46,12 +46,11 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
         count => CropChunks::Crops(count),
     };
     let settings = LearnerSettings {
-        seed: 0,
         clip_grad: Some(3.0),
-        clip_scope: ClipScope::Tensor,
         precision: bench.precision,
         crop_chunks,
         activation_checkpointing: bench.activation_checkpointing,
+        ..LearnerSettings::default()
     };
     let mut learner = Learner::new(network, objective, OptimizerKind::AdamW, settings, &device);
     let crops = |size: usize, count: usize, stream: u64| {

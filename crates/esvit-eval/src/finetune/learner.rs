@@ -2,12 +2,12 @@
 
 use esvit_model::PretrainedBackbone;
 use esvit_nn::{Network, Params};
+use esvit_train::Learner;
 use esvit_train::learner::LearnerSettings;
 use esvit_train::mixup::MixupConfig;
 use esvit_train::objective::Setup;
 use esvit_train::objective::supervised::{ClassifierHead, Supervised, SupervisedConfig};
 use esvit_train::optim::{ClipScope, OptimizerKind};
-use esvit_train::{CropChunks, Learner};
 
 use super::Settings;
 
@@ -44,8 +44,7 @@ pub fn learner(
         clip_grad: Some(settings.clip_grad).filter(|&limit| limit > 0.0),
         clip_scope: ClipScope::Global,
         precision: settings.precision,
-        crop_chunks: CropChunks::All,
-        activation_checkpointing: false,
+        ..LearnerSettings::default()
     };
     let kind = OptimizerKind::AdamW;
     let mut learner = Learner::new(network, Box::new(objective), kind, learner_settings, &device);

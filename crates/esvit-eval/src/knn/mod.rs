@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 pub use esvit_kernels::nearest::Neighbor;
 pub use measure::{KnnResults, accuracy, pixel_accuracy};
-pub(crate) use stored::open;
 pub use stored::{STORED_FILES, StoredError, StoredResults, stored_accuracy, stored_rows};
 pub use vote::accuracies;
 

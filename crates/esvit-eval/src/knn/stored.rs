@@ -71,7 +71,9 @@ pub fn stored_accuracy(
     temperature: f64,
     mut done: impl FnMut(usize),
 ) -> Result<StoredResults, StoredError> {
-    let [(mut train, train_labels), (mut queries, query_labels)] = open(folder)?;
+    let [train, train_labels, queries, query_labels] = STORED_FILES.map(|name| folder.join(name));
+    let (mut train, train_labels) = open(&train, &train_labels)?;
+    let (mut queries, query_labels) = open(&queries, &query_labels)?;
     let [width, query_width] = [&train, &queries].map(|file| file.shape()[1]);
     // A file without columns has no values either.
     let rows = |labels: &[u32]| if width == 0 { 0 } else { labels.len() };
@@ -105,16 +107,8 @@ pub struct StoredResults {
     pub images: (usize, usize),
 }
 
-/// Features, still to be read, and labels.
-type Side = (NpyReader<f32>, Vec<u32>);
-
-/// The training and the query side of a folder of features.
-pub(crate) fn open(folder: &Path) -> Result<[Side; 2], StoredError> {
-    let [train, train_labels, queries, query_labels] = STORED_FILES.map(|name| folder.join(name));
-    Ok([open_side(&train, &train_labels)?, open_side(&queries, &query_labels)?])
-}
-
-fn open_side(features: &Path, labels: &Path) -> Result<Side, StoredError> {
+/// Features, still to be read, and their labels.
+fn open(features: &Path, labels: &Path) -> Result<(NpyReader<f32>, Vec<u32>), StoredError> {
     let file = NpyReader::open(features)?;
     let numbers = npy::read::<i64>(labels)?.values;
     if file.shape().len() != 2 || file.shape()[0] != numbers.len() {

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{Examples, SplitFeatures, Targets};
-use crate::knn::{self, STORED_FILES, StoredError};
-use esvit_model::npy::{NpyError, NpyReader, NpyWriter};
+use crate::knn::STORED_FILES;
+use esvit_model::npy::{NpyError, NpyWriter};
 
 /// Features cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -57,20 +57,6 @@ fn write(side: &Examples, features: &Path, labels: &Path) -> Result<(), NpyError
     Ok(())
 }
 
-/// Reads training and query features with one class per row, in the format of [`dump`].
-///
-/// # Errors
-/// [`StoredError`] if a file cannot be read, or features and labels do not fit together.
-pub fn read_dump(folder: &Path) -> Result<[Examples; 2], StoredError> {
-    let [train, queries] = knn::open(folder)?;
-    let examples = |(mut features, of): (NpyReader<f32>, Vec<u32>)| -> Result<_, NpyError> {
-        let count = of.iter().max().map_or(0, |&largest| largest as usize + 1);
-        let (values, width) = (features.rows(usize::MAX)?, features.shape()[1]);
-        Ok(Examples { values, width, targets: Targets::Classes { of, count } })
-    };
-    Ok([examples(train)?, examples(queries)?])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,20 +76,13 @@ mod tests {
         let path = folder.path().join("new");
         let classes = |of: &[u32]| Targets::Classes { of: of.to_vec(), count: 9 };
         dump(&path, &splits(classes(&[4, 0, 2]), classes(&[1]))).unwrap();
-        let [train, queries] = read_dump(&path).unwrap();
-        assert_eq!((train.values, train.width), (vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 2));
-        assert_eq!(train.targets, Targets::Classes { of: vec![4, 0, 2], count: 5 });
-        assert_eq!((queries.values, queries.targets.outputs()), (vec![100.0, 101.0], 2));
-        let mut labels = NpyWriter::create_vector(&path.join("query_labels.npy")).unwrap();
-        labels.append(&[-1i64]).unwrap();
-        labels.finish().unwrap();
-        let error = read_dump(&path).unwrap_err().to_string();
-        assert!(error.contains("query_labels.npy` holds the label -1"), "{error}");
-        let mut labels = NpyWriter::create_vector(&path.join("train_labels.npy")).unwrap();
-        labels.append(&[1i64, 2]).unwrap();
-        labels.finish().unwrap();
-        let error = read_dump(&path).unwrap_err().to_string();
-        assert!(error.contains("train_labels.npy` has 2 labels"), "{error}");
+        let read = |name: &str| esvit_model::npy::read::<f32>(&path.join(name)).unwrap();
+        let labels = |name: &str| esvit_model::npy::read::<i64>(&path.join(name)).unwrap().values;
+        let train = read("train_features.npy");
+        assert_eq!((train.values, train.shape), (vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], vec![3, 2]));
+        assert_eq!(labels("train_labels.npy"), [4, 0, 2]);
+        assert_eq!(read("query_features.npy").values, [100.0, 101.0]);
+        assert_eq!(labels("query_labels.npy"), [1]);
     }
 
     #[test]

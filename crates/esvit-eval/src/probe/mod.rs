@@ -19,7 +19,7 @@ mod standardize;
 mod sweep;
 
 pub use classifier::LinearClassifier;
-pub use dump::{DumpError, dump, read_dump};
+pub use dump::{DumpError, dump};
 pub use elevater::{ELEVATER_LRS, Elevater};
 pub use examples::{Augmented, Examples, Subset, Targets};
 pub use features::{LastBlocks, ProbeTask, SplitFeatures, last_blocks};

@@ -3,13 +3,12 @@
 use std::any::Any;
 
 use esvit_nn::head::HeadConfig;
-use esvit_nn::ops::Precision;
 use esvit_nn::{BackboneConfig, ForwardCtx, Network, Tensor};
+use esvit_train::Learner;
 use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::esvit::{Esvit, EsvitConfig};
 use esvit_train::objective::{GLOBAL_VIEWS, MicroBatch, Objective, Setup, StepInfo};
-use esvit_train::optim::{ClipScope, OptimizerKind};
-use esvit_train::{CropChunks, Learner};
+use esvit_train::optim::OptimizerKind;
 use serde::Deserialize;
 
 use super::objective::TeacherTemp;
@@ -190,12 +189,8 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner> {
         Esvit::new(&config, scope, &Setup { width, blocks, device, ..Setup::default() })
     });
     let learner_settings = LearnerSettings {
-        seed: 0,
         clip_grad: Some(settings.clip_grad_per_parameter),
-        clip_scope: ClipScope::Tensor,
-        precision: Precision::F32,
-        crop_chunks: CropChunks::All,
-        activation_checkpointing: false,
+        ..LearnerSettings::default()
     };
     let student = case.params("student.", network.specs())?;
     let teacher = case.params("teacher.", network.specs())?;

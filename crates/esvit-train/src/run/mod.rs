@@ -24,7 +24,6 @@ pub use plan::Plan;
 use crate::checkpoint::CheckpointError;
 use crate::config::{Config, ConfigError};
 use crate::learner::NotFinite;
-use crate::tensorboard::TensorBoardError;
 use esvit_files::FileError;
 use session::Session;
 
@@ -157,9 +156,6 @@ pub enum RunError {
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// TensorBoard's events cannot be written.
-    #[error(transparent)]
-    TensorBoard(#[from] TensorBoardError),
     /// The images cannot be loaded in batches.
     #[error("{0}")]
     Data(#[from] LoaderError),

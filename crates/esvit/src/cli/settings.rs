@@ -64,17 +64,15 @@ impl Settings {
         if let Some(path) = &self.config {
             layers.push(parse_file(path)?);
         }
-        if let Some(arch) = &self.arch {
-            layers.push(parse_override(&format!("model.arch={arch}"))?);
-        }
-        if let Some(objective) = &self.objective {
-            layers.push(parse_override(&format!("objective.name={objective}"))?);
-        }
-        if let Some(device) = &self.device {
-            layers.push(parse_override(&format!("train.device={device}"))?);
-        }
-        for text in &self.overrides {
-            layers.push(parse_override(text)?);
+        let options = [
+            ("model.arch", &self.arch),
+            ("objective.name", &self.objective),
+            ("train.device", &self.device),
+        ];
+        let options = options.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        let options = options.map(|(key, value)| format!("{key}={value}"));
+        for text in options.chain(self.overrides.iter().cloned()) {
+            layers.push(parse_override(&text)?);
         }
         let mut config = Config::resolve(layers)?;
         if let Some(data) = &self.data {
