@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{DecodeLimits, Image, Source, SourceError, decode};
+use crate::{DecodeLimits, FileStamp, Image, Source, SourceError, decode};
 
 /// Extensions of files to list, in lower case. Formats are recognized by content.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif"];
@@ -182,6 +182,11 @@ impl Source for Folder {
 
     fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    fn stamp(&self, index: usize) -> Option<FileStamp> {
+        let metadata = fs::metadata(self.path(index)?).ok()?;
+        Some(FileStamp { len: metadata.len(), modified: metadata.modified().ok()? })
     }
 
     fn load(&self, index: usize) -> Result<Image, SourceError> {

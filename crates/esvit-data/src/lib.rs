@@ -33,4 +33,4 @@ pub use png::{PngError, encode_png};
 pub use preprocess::Preprocess;
 pub use resize::{EvalTransform, Interpolation, resize, resized_crop, resized_crop_to};
 pub use sheet::contact_sheet;
-pub use source::{Source, SourceError};
+pub use source::{FileStamp, Source, SourceError};

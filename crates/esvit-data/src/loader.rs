@@ -1,9 +1,9 @@
 //! Batches of views, prefetched by worker threads.
 //!
-//! A batch is one job per image. Workers take jobs in order, so that all of them work on the batch
-//! that is needed next; a job decodes its image once for all views and writes these into the batch.
-//! Batches are returned in the order of their steps. They depend only on seed and step, not on
-//! threads.
+//! A step's images come in micro-batches, so that few of them are in memory. A micro-batch is one job
+//! per image. Workers take jobs in order, so that all of them work on the micro-batch that is needed
+//! next; a job decodes its image once for all views and writes these into the micro-batch. They are
+//! returned in order and depend only on seed and step, not on threads.
 
 mod broken;
 mod cache;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use esvit_kernels::rng::Rng;
 use esvit_settings::{SettingError, check, settings};
 
@@ -31,8 +31,10 @@ const ORDER: u64 = u64::from_be_bytes(*b"  order ");
 settings! {
     /// Settings of a loader.
     pub struct LoaderConfig {
-        /// Images per batch, over all processes.
+        /// Images per step, over all processes.
         pub batch: usize = 64,
+        /// Images that are returned at once, of this process; 0 for its whole share of a step.
+        pub micro_batch: usize = 0,
         /// Number of processes, which share every batch.
         pub world: usize = 1,
         /// This process, from 0: it gets the images of its place in the batch.
@@ -41,7 +43,7 @@ settings! {
         pub repeat: u32 = 1,
         /// Worker threads; 0 means one per processor.
         pub workers: usize = 0,
-        /// Batches to prepare ahead.
+        /// Micro-batches to prepare ahead.
         pub prefetch: usize = 2,
         /// Seed of the order and of the views.
         pub seed: u64 = 0,
@@ -61,8 +63,9 @@ pub enum LoaderError {
     /// Not even one batch can be filled.
     #[error(
         "{len} images do not fill one batch of {batch}\n\
-         hint: lower the batch size to at most {len}, add images, or let each come up several \
-         times in an epoch with `repeat`"
+         hint: lower `train.batch_size` to at most {len}, add images, or let each come up \
+         {times} times in an epoch with `data.repeat={times}`",
+        times = batch.div_ceil((*len).max(1))
     )]
     TooFewImages {
         /// Number of images in the source.
@@ -111,13 +114,15 @@ pub enum LoaderError {
 /// The result of preparing a batch.
 type JobResult = Result<(), LoaderError>;
 
-/// A batch of views: those of this process.
+/// A micro-batch of views: those of this process.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// The epoch, from 0.
     pub epoch: u64,
     /// The step, from 0, counted over all epochs.
     pub step: u64,
+    /// Its place among the micro-batches of the step, from 0.
+    pub part: usize,
     /// Index in the source of every image, replacements included.
     pub samples: Vec<u64>,
     /// The crops of every view, in the order of [`ViewsConfig::sizes`].
@@ -147,6 +152,10 @@ impl Loader {
         let is_shared = config.rank < config.world && config.batch.is_multiple_of(config.world);
         let need = format!("{} processes share it equally", config.world);
         check(is_shared, "batch", config.batch, need)?;
+        let share = config.batch / config.world;
+        let fits = config.micro_batch == 0 || share.is_multiple_of(config.micro_batch);
+        let need = format!("the {share} images of a step are cut into equal parts");
+        check(fits, "micro_batch", config.micro_batch, need)?;
         let share = (0.0..=1.0).contains(&config.max_broken);
         check(share, "max_broken", config.max_broken, "give a share between 0 and 1")?;
         let need = "every image comes up at least once in an epoch";
@@ -158,7 +167,7 @@ impl Loader {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             count => count,
         };
-        // Unbounded: `Batches` has at most `prefetch + 1` batches in flight, and a sender that
+        // Unbounded: `Batches` has at most `prefetch + 1` micro-batches in flight, and a sender that
         // never blocks cannot take part in a deadlock.
         let (jobs, receiver) = unbounded();
         let mut loader = Self {
@@ -178,10 +187,15 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Batches per epoch. Images that do not fill the last batch are left out, a different set
-    /// in each epoch.
+    /// Steps per epoch. Images that do not fill the last one are left out, a different set in each
+    /// epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         (self.shared.samples_per_epoch() / self.shared.batch) as u64
+    }
+
+    /// Micro-batches per step.
+    pub fn parts(&self) -> usize {
+        self.shared.parts
     }
 
     /// The order of an epoch, a permutation of its visits; visit `v` is of image `v % len`.
@@ -191,15 +205,17 @@ impl Loader {
         order
     }
 
-    /// The batches of `steps`, counted over all epochs. Prefetching starts at once and continues
-    /// across epochs.
+    /// The micro-batches of `steps`, counted over all epochs. Prefetching starts at once and
+    /// continues across epochs.
     pub fn batches(&self, steps: Range<u64>) -> Batches<'_> {
         let mut batches = Batches {
             loader: self,
             remaining: steps,
+            part: 0,
             order: (u64::MAX, Arc::default()),
             in_flight: VecDeque::new(),
             stop: Arc::default(),
+            interrupt: Arc::default(),
         };
         batches.fill_queue(self.prefetch);
         batches
@@ -236,38 +252,59 @@ impl Drop for Loader {
     }
 }
 
-/// An iterator over batches, in the order of their steps. It ends after an error.
+/// An iterator over micro-batches, in order. It ends after an error.
 pub struct Batches<'a> {
     loader: &'a Loader,
-    /// Steps not started yet.
+    /// Steps of which micro-batches are not started yet.
     remaining: Range<u64>,
+    /// The first such micro-batch of the first such step.
+    part: usize,
     /// An epoch and its order.
     order: (u64, Arc<Vec<usize>>),
-    /// Batches in flight, in order.
+    /// Micro-batches in flight, in order.
     in_flight: VecDeque<(Arc<Pending>, Receiver<JobResult>)>,
     /// Makes workers skip the remaining jobs.
     stop: Arc<AtomicBool>,
+    /// Ends the iterator when it is set.
+    interrupt: Arc<AtomicBool>,
 }
 
+/// How often a wait for a micro-batch looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(50);
+
 impl Batches<'_> {
+    /// The same micro-batches until `interrupt` is set, which also ends a wait for images that never
+    /// come, as from a network drive that hangs.
+    #[must_use]
+    pub fn until(mut self, interrupt: Arc<AtomicBool>) -> Self {
+        self.interrupt = interrupt;
+        self
+    }
+
     fn fill_queue(&mut self, count: usize) {
-        while self.in_flight.len() < count {
-            let Some(step) = self.remaining.next() else { return };
-            self.start(step);
+        while self.in_flight.len() < count && !self.remaining.is_empty() {
+            let (step, part) = (self.remaining.start, self.part);
+            self.part = (part + 1) % self.loader.parts();
+            if self.part == 0 {
+                self.remaining.start += 1;
+            }
+            self.start(step, part);
         }
     }
 
-    fn start(&mut self, step: u64) {
+    fn start(&mut self, step: u64, part: usize) {
         let (per_epoch, batch) = (self.loader.steps_per_epoch(), self.loader.shared.batch);
         let epoch = step / per_epoch;
         if self.order.0 != epoch {
             self.order = (epoch, Arc::new(self.loader.order(epoch)));
         }
         let shared = &self.loader.shared;
-        let first = (step % per_epoch) as usize * batch + shared.rank * shared.share;
+        let first = (step % per_epoch) as usize * batch
+            + shared.rank * shared.share
+            + part * shared.micro_batch;
         let pending = Arc::new(Pending::new(
             epoch,
-            step,
+            [step, part as u64],
             first,
             Arc::clone(&self.order.1),
             shared,
@@ -275,7 +312,7 @@ impl Batches<'_> {
         ));
         // Capacity 1: only the first message of a batch counts, completion or first error.
         let (result_sender, receiver) = bounded(1);
-        for slot in 0..shared.share {
+        for slot in 0..shared.micro_batch {
             let job =
                 Job { pending: Arc::clone(&pending), slot, result_sender: result_sender.clone() };
             // If the workers are gone, so are all senders of results, which `next` notices.
@@ -298,7 +335,17 @@ impl Iterator for Batches<'_> {
         self.fill_queue(self.loader.prefetch + 1);
         let (pending, receiver) = self.in_flight.pop_front()?;
         let began = Instant::now();
-        let result = receiver.recv().unwrap_or(Err(LoaderError::WorkersEnded));
+        let result = loop {
+            if self.interrupt.load(Ordering::Relaxed) {
+                self.end();
+                return None;
+            }
+            match receiver.recv_timeout(LOOK) {
+                Ok(result) => break result,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break Err(LoaderError::WorkersEnded),
+            }
+        };
         let wait_time = began.elapsed();
         if result.is_err() {
             self.end();

@@ -1,6 +1,7 @@
 //! Sources of images.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use crate::{DecodeError, Image};
 
@@ -23,8 +24,23 @@ pub trait Source: Send + Sync {
     /// Names of the classes in the order of the labels; empty if unlabeled.
     fn classes(&self) -> &[String];
 
+    /// The file of image `index`, for sources that read files. `None` if it cannot be looked at.
+    fn stamp(&self, index: usize) -> Option<FileStamp> {
+        let _ = index;
+        None
+    }
+
     /// Reads and decodes image `index`.
     fn load(&self, index: usize) -> Result<Image, SourceError>;
+}
+
+/// What tells a file from a changed one of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStamp {
+    /// Length in bytes.
+    pub len: u64,
+    /// When it was last modified.
+    pub modified: SystemTime,
 }
 
 /// Why an image of a source could not be loaded.

@@ -107,7 +107,7 @@ impl AtomicFile {
 
 /// Writes a whole file through `write`; on any failure the file at `path` is unchanged.
 ///
-/// A symbolic link at `path` is replaced, not followed.
+/// A symbolic link at `path` is replaced, not followed; a device or a pipe takes the bytes and stays.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -127,9 +127,19 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), FileError> {
+    if is_device(path) {
+        let fail = |error| FileError::new(FileStep::Write, path, error);
+        let mut device = BufWriter::new(File::options().write(true).open(path).map_err(fail)?);
+        return write(&mut device).and_then(|()| device.flush()).map_err(fail);
+    }
     let mut file = AtomicFile::create(path)?;
     write(&mut file.writer).map_err(|error| file.error(FileStep::Write, error))?;
     file.commit()
+}
+
+/// Whether something is at `path` that is neither a file nor a folder: a device, a pipe, a socket.
+pub fn is_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
 /// A name beside `destination` that no other writer of this machine uses.

@@ -62,6 +62,16 @@ impl GrowingFile {
             .map_err(|e| FileError::writing(FileStep::Write, &self.destination, length, 0, e))
     }
 
+    /// Where the file will appear.
+    pub fn destination(&self) -> &Path {
+        &self.destination
+    }
+
+    /// Whether the destination exists and holds the same bytes.
+    pub fn equals_destination(&self) -> bool {
+        matches!((fs::read(&self.part), fs::read(&self.destination)), (Ok(a), Ok(b)) if a == b)
+    }
+
     /// Flushes to the disk and returns the length in bytes.
     ///
     /// # Errors
@@ -123,6 +133,11 @@ mod tests {
         let busy = GrowingFile::open(&path, 7).unwrap_err();
         assert!(std::error::Error::source(&busy).unwrap().to_string().contains("another process"));
         file.append(b"two").unwrap();
+        assert!(!file.equals_destination());
+        fs::write(&path, "headonetwo").unwrap();
+        assert!(file.equals_destination());
+        fs::write(&path, "headonetwo, and more").unwrap();
+        assert!(!file.equals_destination());
         file.commit(b"HEAD").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "HEADonetwo");
         assert_eq!(GrowingFile::length(&path), None);

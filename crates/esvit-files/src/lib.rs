@@ -10,7 +10,7 @@ mod line_log;
 pub mod protobuf;
 
 pub use atomic::{
-    AtomicFile, is_temporary, remove_stale_temporaries, temporary_path, write_atomically,
+    AtomicFile, is_device, is_temporary, remove_stale_temporaries, temporary_path, write_atomically,
 };
 pub use error::{FileError, FileStep};
 pub use growing::GrowingFile;

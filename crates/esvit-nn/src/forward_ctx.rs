@@ -1,6 +1,7 @@
 //! The context of one forward pass: mode, precision, drop path, running statistics.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::collective::{Collective, Solo};
@@ -20,8 +21,18 @@ pub struct DropPathKey {
     pub seed: u64,
     /// Optimizer step.
     pub step: u64,
-    /// Micro-batch of that step.
-    pub micro_batch: u64,
+}
+
+/// The place of a pass in a step: its rows are those of some views, view-major, of some of the
+/// step's images.
+#[derive(Debug, Clone)]
+pub struct StepPart {
+    /// The first view.
+    pub first_view: usize,
+    /// The images, out of those of all micro-batches and processes.
+    pub images: Range<usize>,
+    /// Images of the step.
+    pub step_images: usize,
 }
 
 /// How a network runs: evaluation, or training with or without drop path.
@@ -36,7 +47,7 @@ pub struct ForwardCtx {
     training: bool,
     is_expected: bool,
     drop_path: Option<DropPathKey>,
-    images_before: usize,
+    part: Option<StepPart>,
     statistics: RefCell<Vec<(ParamId, Tensor)>>,
 }
 
@@ -49,7 +60,7 @@ impl Default for ForwardCtx {
             training: false,
             is_expected: false,
             drop_path: None,
-            images_before: 0,
+            part: None,
             statistics: RefCell::default(),
         }
     }
@@ -98,11 +109,11 @@ impl ForwardCtx {
         }
     }
 
-    /// The context for the images from index `images` on. Drop path depends on an image's index in
-    /// the batch, not on how the batch is split into forward passes.
+    /// The context for a part of a step; without it, the pass has the whole step. Drop path depends
+    /// on the view and on the image's place in the step, not on how the step is split into passes.
     #[must_use]
-    pub fn after_images(self, images: usize) -> Self {
-        Self { images_before: images, ..self }
+    pub fn for_part(self, part: StepPart) -> Self {
+        Self { part: Some(part), ..self }
     }
 
     /// Whether batch statistics are used.
@@ -110,19 +121,28 @@ impl ForwardCtx {
         self.training
     }
 
-    /// Stochastic depth: a factor per image, 0 with probability `rate`, else `1 / (1 - rate)`.
-    /// `branch` selects the random numbers. None when nothing is dropped.
-    pub fn drop_path(&self, images: usize, rate: f64, branch: u64) -> Scales {
+    /// Stochastic depth: a factor per row of the pass, 0 with probability `rate`, else
+    /// `1 / (1 - rate)`. `branch` selects the random numbers. None when nothing is dropped.
+    pub fn drop_path(&self, rows: usize, rate: f64, branch: u64) -> Scales {
         if self.is_expected && rate > 0.0 {
-            return Some((0..images).map(|_| (1.0 - rate) as f32).collect());
+            return Some((0..rows).map(|_| (1.0 - rate) as f32).collect());
         }
-        let DropPathKey { seed, step, micro_batch } = self.drop_path.filter(|_| rate > 0.0)?;
-        let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, micro_batch, branch]);
+        let DropPathKey { seed, step } = self.drop_path.filter(|_| rate > 0.0)?;
+        let mut rng = Rng::for_purpose(seed, DROP_PATH_PURPOSE, [step, 0, branch]);
         let scale = (1.0 / (1.0 - rate)) as f32;
-        let scales = (0..self.images_before + images)
-            .map(|_| if rng.chance(rate) { 0.0 } else { scale })
-            .skip(self.images_before);
-        Some(scales.collect())
+        let mut draws = std::iter::repeat_with(|| if rng.chance(rate) { 0.0 } else { scale });
+        let Some(StepPart { first_view, images, step_images }) = &self.part else {
+            return Some(draws.take(rows).collect());
+        };
+        // Draws of the views before, and in each view of the images before and after.
+        let before = first_view * step_images + images.start;
+        let mut scales: Vec<f32> = Vec::with_capacity(rows);
+        draws.by_ref().take(before).for_each(drop);
+        while scales.len() < rows {
+            scales.extend(draws.by_ref().take(images.len()));
+            draws.by_ref().take(step_images - images.len()).for_each(drop);
+        }
+        Some(scales.into())
     }
 
     /// Stores the new value of a running statistic.
@@ -140,7 +160,7 @@ impl ForwardCtx {
 mod tests {
     use super::*;
 
-    const KEY: DropPathKey = DropPathKey { seed: 3, step: 5, micro_batch: 1 };
+    const KEY: DropPathKey = DropPathKey { seed: 3, step: 5 };
 
     /// Every part of the key, the branch and the place of an image have draws of their own.
     #[test]
@@ -153,18 +173,25 @@ mod tests {
         for (what, other) in [
             ("seed", draws(DropPathKey { seed: 4, ..KEY }, 2)),
             ("step", draws(DropPathKey { step: 6, ..KEY }, 2)),
-            ("micro-batch", draws(DropPathKey { micro_batch: 2, ..KEY }, 2)),
             ("branch", draws(KEY, 3)),
         ] {
             assert_ne!(other, first, "{what}");
         }
         // In another purpose than that of other random numbers with this key.
-        let mut rng = Rng::for_purpose(3, 0x1417, [5, 1, 2]);
+        let mut rng = Rng::for_purpose(3, 0x1417, [5, 0, 2]);
         let others: Vec<bool> = (0..64).map(|_| rng.chance(0.5)).collect();
         assert_ne!(first.iter().map(|&scale| scale == 0.0).collect::<Vec<_>>(), others);
-        // However the images are cut into passes.
-        let rest = ForwardCtx::student(KEY).after_images(40).drop_path(24, 0.5, 2).unwrap();
-        assert_eq!(rest[..], first[40..]);
+        // However views and images are cut into passes: four views of 16 images.
+        for (views, images) in [(1..4, 0..16), (0..4, 5..9), (2..3, 15..16)] {
+            let rows: Vec<usize> = views
+                .clone()
+                .flat_map(|view| images.clone().map(move |image| view * 16 + image))
+                .collect();
+            let part = StepPart { first_view: views.start, images, step_images: 16 };
+            let pass = ForwardCtx::student(KEY).for_part(part);
+            let found = pass.drop_path(rows.len(), 0.5, 2).unwrap();
+            assert_eq!(found.to_vec(), rows.iter().map(|&row| first[row]).collect::<Vec<_>>());
+        }
     }
 
     #[test]
@@ -182,7 +209,8 @@ mod tests {
             (ForwardCtx::teacher(), true, false),
             (ForwardCtx::student(KEY), true, true),
         ] {
-            let pass = pass.with_precision(Precision::Bf16).after_images(3);
+            let part = StepPart { first_view: 0, images: 1..3, step_images: 4 };
+            let pass = pass.with_precision(Precision::Bf16).for_part(part);
             assert_eq!(pass.is_training(), training);
             assert_eq!(pass.drop_path(4, 0.5, 0).is_some(), drops);
             assert!(pass.drop_path(4, 0.0, 0).is_none());

@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::config::ConfigError;
 use crate::config_text::Origin;
 use crate::objective::StateTensor;
+use crate::run::ImageSet;
 use crate::{Config, Learner};
 
 const FORMAT: u32 = 1;
@@ -42,6 +43,9 @@ pub struct Metadata {
     pub config: String,
     /// The best k-NN top-1 so far and its epoch.
     pub best: Option<Best>,
+    /// The images that it was trained on; `None` in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImageSet>,
     /// Updates of every parameter by the optimizer, unless 0.
     updates: BTreeMap<String, u64>,
     /// The backbone, for readers without training code; None in older files.
@@ -64,6 +68,19 @@ pub struct Best {
     pub top1: f64,
     /// Epochs done at that time.
     pub epoch: u64,
+    /// Steps done at that time; `None` in older files, whose checks were at ends of epochs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
+}
+
+impl Best {
+    /// Whether it was measured of the state that has this metadata.
+    pub fn is_of(&self, metadata: &Metadata, steps_per_epoch: u64) -> bool {
+        match self.step {
+            Some(step) => step == metadata.step,
+            None => self.epoch == metadata.epoch && metadata.step.is_multiple_of(steps_per_epoch),
+        }
+    }
 }
 
 impl Metadata {
@@ -76,6 +93,7 @@ impl Metadata {
             epoch,
             config: config.to_toml(),
             best,
+            images: None,
             updates: BTreeMap::new(),
             backbone: Some(BackboneFacts {
                 model: config.model.backbone.clone(),
@@ -83,6 +101,12 @@ impl Metadata {
                 seed: config.seed,
             }),
         }
+    }
+
+    /// The same metadata of a run on these images.
+    #[must_use]
+    pub fn with_images(self, images: &ImageSet) -> Self {
+        Self { images: Some(images.clone()), ..self }
     }
 
     /// The run's settings. `path` is the checkpoint, for errors.

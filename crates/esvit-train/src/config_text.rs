@@ -289,7 +289,8 @@ fn last_origin(layers: &[Layer], path: &serde_path_to_error::Path) -> Origin {
     last.map_or(Origin::Defaults, |layer| layer.origin.clone())
 }
 
-fn merge(base: &mut Table, over: &Table) {
+/// Merges `over` into `base`, key by key.
+pub(crate) fn merge(base: &mut Table, over: &Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
             (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
@@ -313,42 +314,50 @@ fn join(prefix: &str, key: &str) -> String {
     if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
 }
 
-/// Serializes `None` as the word `none`, for `#[serde(with = "none_word")]` on an `Option` field.
+/// A module that serializes `None` as a word, for `#[serde(with = "..")]` on an `Option` field.
 ///
-/// The key is then part of the serialized defaults, can be cleared by `key = "none"`, and a stored
-/// `None` replaces a default that is `Some`.
-pub mod none_word {
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+/// The key is then part of the serialized defaults, can be cleared by that word, and a stored `None`
+/// replaces a default that is `Some`.
+macro_rules! word {
+    ($module:ident, $word:expr) => {
+        #[doc = concat!("`Option` fields whose `None` is written `", $word, "`.")]
+        pub mod $module {
+            use serde::de::Error;
+            use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    /// The value, or `none`.
-    ///
-    /// # Errors
-    /// Those of the value and of the format.
-    pub fn serialize<T: Serialize, S: Serializer>(
-        value: &Option<T>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => value.serialize(serializer),
-            None => serializer.serialize_str(super::NONE),
-        }
-    }
+            /// The value, or the word.
+            ///
+            /// # Errors
+            /// Those of the value and of the format.
+            pub fn serialize<T: Serialize, S: Serializer>(
+                value: &Option<T>,
+                serializer: S,
+            ) -> Result<S::Ok, S::Error> {
+                match value {
+                    Some(value) => value.serialize(serializer),
+                    None => serializer.serialize_str($word),
+                }
+            }
 
-    /// `None` for the word `none`, else the value.
-    ///
-    /// # Errors
-    /// Those of the value and of the format.
-    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<T>, D::Error> {
-        let value = toml::Value::deserialize(deserializer)?;
-        if value.as_str() == Some(super::NONE) {
-            return Ok(None);
+            /// `None` for the word, else the value.
+            ///
+            /// # Errors
+            /// Those of the value and of the format.
+            pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+                deserializer: D,
+            ) -> Result<Option<T>, D::Error> {
+                let value = toml::Value::deserialize(deserializer)?;
+                if value.as_str() == Some($word) {
+                    return Ok(None);
+                }
+                T::deserialize(value).map(Some).map_err(|error| D::Error::custom(error.message()))
+            }
         }
-        T::deserialize(value).map(Some).map_err(|error| D::Error::custom(error.message()))
-    }
+    };
 }
+
+word!(none_word, "none");
+word!(auto_word, "auto");
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use esvit_kernels::{buffer, profile};
-use esvit_nn::forward_ctx::DropPathKey;
+use esvit_nn::forward_ctx::{DropPathKey, StepPart};
 use esvit_nn::ops::Precision;
 use esvit_nn::params::ParamId;
 use esvit_nn::{
@@ -61,7 +61,8 @@ pub struct NotFinite {
     pub grad_norm: f32,
 }
 
-/// Gradients of the loss of micro-batches, and statistics of their forward passes.
+/// Gradients of the loss of a step's micro-batches, summed or averaged, and statistics of their
+/// forward passes.
 #[derive(Debug)]
 pub struct Gradients {
     /// Of the network's trained parameters.
@@ -70,6 +71,10 @@ pub struct Gradients {
     buffers: Buffers,
     /// Number of micro-batches of all processes.
     micro_batches: usize,
+    /// The next of them.
+    next: usize,
+    /// A teacher that follows before the forward pass, as it was.
+    teacher_before: Option<Params>,
 }
 
 /// Sums over micro-batches: the total and its parts, each `[1]`.
@@ -153,20 +158,33 @@ impl Learner {
     /// before is done. Gradients are averaged; objective and teacher are updated once.
     ///
     /// # Errors
-    /// When the loss or its gradient is not finite. Nothing is updated then, but a teacher that
-    /// follows before the forward pass has done so.
+    /// When the loss or its gradient is not finite. Nothing is updated then.
     pub fn step(
         &mut self,
         micro_batches: impl IntoIterator<Item = MicroBatch, IntoIter: ExactSizeIterator>,
         at: &StepInfo,
     ) -> Result<StepResult, NotFinite> {
-        let mut gradients = self.gradients(micro_batches, at);
+        let gradients = self.sum(micro_batches, at);
+        self.update(gradients, at)
+    }
+
+    /// Ends a step of which all micro-batches were added: clipping, optimizer, teacher, objective.
+    ///
+    /// # Errors
+    /// When the loss or its gradient is not finite. Nothing is updated then.
+    pub fn update(
+        &mut self,
+        mut gradients: Gradients,
+        at: &StepInfo,
+    ) -> Result<StepResult, NotFinite> {
+        self.average(&mut gradients);
         let (grad_norm, scales) = profile::time("norms of gradients", 0, || {
             optim::clip(&gradients.values, self.settings.clip_grad, self.settings.clip_scope)
         });
         let mut scalars = self.scalars(&gradients, grad_norm);
         let (loss, grad_norm) = (scalars.remove(0), scalars.pop().unwrap_or(0.0));
         if !loss.is_finite() || !grad_norm.is_finite() {
+            self.abandon(gradients);
             return Err(NotFinite { loss, grad_norm });
         }
         for id in self.objective.frozen(at) {
@@ -201,33 +219,61 @@ impl Learner {
         micro_batches: impl IntoIterator<Item = MicroBatch, IntoIter: ExactSizeIterator>,
         at: &StepInfo,
     ) -> Gradients {
+        let mut gradients = self.sum(micro_batches, at);
+        self.average(&mut gradients);
+        gradients
+    }
+
+    fn sum(
+        &mut self,
+        micro_batches: impl IntoIterator<Item = MicroBatch, IntoIter: ExactSizeIterator>,
+        at: &StepInfo,
+    ) -> Gradients {
         let micro_batches = micro_batches.into_iter();
-        let own = micro_batches.len();
+        let mut gradients = self.begin(micro_batches.len(), at);
+        for batch in micro_batches {
+            self.add(&mut gradients, &batch, at, &|| false);
+        }
+        gradients
+    }
+
+    /// Begins a step of so many micro-batches of this process.
+    pub fn begin(&mut self, micro_batches: usize, at: &StepInfo) -> Gradients {
         self.objective.begin_step(&mut self.student, at);
+        let mut teacher_before = None;
         if let (Some(teacher), Teacher::Ema { timing: EmaTiming::BeforeForward, momentum }) =
             (&mut self.teacher, self.objective.teacher(at))
         {
+            teacher_before = Some(teacher.clone());
             optim::follow(teacher, &self.student, momentum);
         }
-        let mut sum = Gradients {
+        Gradients {
             values: ParamGradients::new(self.network.specs(), &self.device()),
             losses: Losses::default(),
             buffers: Buffers::default(),
-            micro_batches: own * self.collective.world(),
-        };
-        // Micro-batches are counted over all processes, so that random numbers do not depend on
-        // how many there are.
-        let first = self.collective.rank() * own;
-        for (index, batch) in (first..).zip(micro_batches) {
-            self.accumulate(&mut sum, &batch, index as u64, at);
+            micro_batches: micro_batches * self.collective.world(),
+            // Micro-batches are counted over all processes, so that random numbers do not depend on
+            // how many there are.
+            next: self.collective.rank() * micro_batches,
+            teacher_before,
         }
+    }
+
+    /// Means over the micro-batches of all processes.
+    fn average(&self, gradients: &mut Gradients) {
         if self.collective.world() > 1 {
-            sum.values.all_reduce(&*self.collective);
+            gradients.values.all_reduce(&*self.collective);
         }
-        if sum.micro_batches > 1 {
-            sum.values.scale((1.0 / sum.micro_batches as f64) as f32);
+        if gradients.micro_batches > 1 {
+            gradients.values.scale((1.0 / gradients.micro_batches as f64) as f32);
         }
-        sum
+    }
+
+    /// Takes back what a step has changed that will not be ended.
+    pub fn abandon(&mut self, gradients: Gradients) {
+        if gradients.teacher_before.is_some() {
+            self.teacher = gradients.teacher_before;
+        }
     }
 
     /// Mean loss, its parts in order, and the norm of the gradient: what a step reads back.
@@ -237,8 +283,17 @@ impl Learner {
         Tensor::cat(vec![sums * f64::from(share), grad_norm], 0).to_vec()
     }
 
-    /// Adds the losses and gradients of one micro-batch.
-    fn accumulate(&mut self, sum: &mut Gradients, batch: &MicroBatch, index: u64, at: &StepInfo) {
+    /// Adds the losses and gradients of a step's next micro-batch. Before every pass `stop` is asked;
+    /// returns whether all was added.
+    pub fn add(
+        &mut self,
+        sum: &mut Gradients,
+        batch: &MicroBatch,
+        at: &StepInfo,
+        stop: &dyn Fn() -> bool,
+    ) -> bool {
+        let index = sum.next;
+        sum.next += 1;
         let precision = self.settings.precision;
         let images = batch.images();
         let collective = &self.collective;
@@ -265,15 +320,24 @@ impl Learner {
             batch: images,
         });
         self.objective.targets(batch, teacher, at, &*self.collective);
-        let views = self.objective.student_views(batch, [at.step, index]);
-        let key = DropPathKey { seed: self.settings.seed, step: at.step, micro_batch: index };
+        let views = self.objective.student_views(batch, [at.step, index as u64]);
+        let key = DropPathKey { seed: self.settings.seed, step: at.step };
         let sides: Vec<usize> = views.iter().map(|view| view.shape()[2]).collect();
         let mut statistics = Vec::new();
         for at_hand in self.settings.crop_chunks.cut(&sides, images) {
+            if stop() {
+                self.objective.end_micro_batch();
+                return false;
+            }
+            let part = StepPart {
+                first_view: at_hand.start,
+                images: index * images..(index + 1) * images,
+                step_images: sum.micro_batches * images,
+            };
             let mut ctx = ForwardCtx::student(key)
                 .with_precision(precision)
                 .with_collective(&self.collective)
-                .after_images(at_hand.start * images);
+                .for_part(part);
             ctx.activation_checkpointing = self.settings.activation_checkpointing;
             let tape = Tape::new();
             let params = self.student.tracked(&tape);
@@ -296,5 +360,6 @@ impl Learner {
         }
         self.objective.end_micro_batch();
         sum.buffers = [statistics, teacher_ctx.into_statistics()];
+        true
     }
 }

@@ -14,9 +14,11 @@ pub mod optim;
 pub mod recipe;
 pub mod run;
 pub mod schedule;
+pub mod span;
 pub mod tensorboard;
 
 pub use config::Config;
 pub use crop_chunks::CropChunks;
+pub use esvit_settings::SettingError;
 pub use learner::Learner;
 pub use run::pretrain;

@@ -7,8 +7,7 @@ use esvit_nn::params::Role;
 use esvit_nn::{Device, ForwardCtx};
 
 use crate::config::Config;
-use crate::objective::{StepInfo, Teacher};
-use crate::optim::OptimizerKind;
+use crate::objective::{Chunking, StepInfo, Teacher};
 
 /// Program, loader and allocator, in bytes.
 const BASE: f64 = 200e6;
@@ -26,13 +25,10 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         let specs = specs.filter(|spec| !trained || spec.role == Role::Trained);
         specs.map(|spec| spec.len() as f64).sum()
     };
-    let moments = match config.optim.name {
-        OptimizerKind::AdamW => 2.0,
-        OptimizerKind::Sgd | OptimizerKind::Lars => 1.0,
-    };
+    let moments = config.optim.name.moments() as f64;
     let sizes: Vec<usize> = config.views.sizes().iter().map(|&size| size as usize).collect();
     let passes = config.crop_chunks().cut(&sizes, micro_batch);
-    let several = passes.len() > 1 || micro_batch < config.global_batch();
+    let several = passes.len() > 1 || micro_batch < config.train.batch_size;
     let sums = if several { 1.0 } else { 0.0 };
     let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
     let networks = if follows { 2.0 } else { 1.0 };
@@ -72,10 +68,59 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     };
     let activations = passes.into_iter().map(|crops| pass(&sizes[crops])).fold(0.0, f64::max);
     let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64).sum();
-    let loader = pixels * config.global_batch() as f64 * (config.data.prefetch as f64 + 2.0);
+    let loader = pixels * micro_batch as f64 * (config.data.prefetch as f64 + 2.0)
+        + (config.data.cache_mb << 20) as f64;
     // Pixels of 8 bits, and normalized.
     let input = pixels * micro_batch as f64 * 5.0;
     BASE + MARGIN * (state + activations) + loader + input
+}
+
+/// Operations of a micro-batch that is large enough to use the CPU well, and small enough for a run
+/// to react within seconds.
+const MICRO_BATCH_FLOP: f64 = 1e12;
+
+/// The micro-batch of a run that does not choose one: the largest equal part of a process's share of
+/// the batch that is of no more than [`MICRO_BATCH_FLOP`] operations and takes no more than half of
+/// the memory that is `available`, if that is known. An objective that compares all images of a
+/// micro-batch gets all of them.
+pub fn micro_batch(config: &Config, world: usize, available: Option<f64>) -> usize {
+    let share = config.train.batch_size / world;
+    if config.objective.settings().chunking() == Chunking::Whole {
+        return share;
+    }
+    let ctx = ForwardCtx::expected().with_precision(config.train.precision());
+    let macs = |size: u32| config.model.backbone.cost([size as usize; 2], 0.0, &ctx).macs;
+    // Forward and backward pass of all views, two operations a multiply-accumulate.
+    let flop = 6.0 * config.views.sizes().into_iter().map(macs).sum::<f64>();
+    let fits = |&images: &usize| {
+        share.is_multiple_of(images)
+            && images as f64 * flop <= MICRO_BATCH_FLOP
+            && available.is_none_or(|bytes| estimate(config, images) <= 0.5 * bytes)
+    };
+    (1..=share).rev().find(fits).unwrap_or(1)
+}
+
+/// Size of a checkpoint in bytes: parameters of all networks and moments of the optimizer.
+pub fn checkpoint_bytes(config: &Config) -> f64 {
+    let (network, objective) = config.network(&Device::Cpu, 0);
+    let values: usize = network.specs().iter().map(|spec| spec.len()).sum();
+    let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
+    4.0 * values as f64 * (if follows { 2.0 } else { 1.0 } + config.optim.name.moments() as f64)
+}
+
+/// Memory that is free for this process, in bytes: what the system has available, and what a control
+/// group leaves. `None` where that cannot be told.
+pub fn available() -> Option<f64> {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<f64>().ok();
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let system = line.trim().trim_end_matches(" kB").parse::<f64>().ok()? * 1024.0;
+    // Of what the group uses, cached files can be dropped.
+    let stat = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
+    let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0.0) - cached.unwrap_or(0.0);
+    let group = number("/sys/fs/cgroup/memory.max").map(|limit| limit - used);
+    Some(group.map_or(system, |group| group.clamp(0.0, system)))
 }
 
 /// Batch settings that fit into an amount of memory.
@@ -83,8 +128,6 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
 pub struct Fit {
     /// Images per micro-batch.
     pub micro_batch: usize,
-    /// Micro-batches per step.
-    pub accumulate: usize,
     /// Whether activation checkpointing is on.
     pub activation_checkpointing: bool,
     /// Estimated peak memory, in bytes.
@@ -106,22 +149,21 @@ pub struct DoesNotFit {
     pub given: f64,
 }
 
-/// The largest micro-batch that divides the global batch and fits into `bytes`. Activation
+/// The largest micro-batch that divides the batch and fits into `bytes`. Activation
 /// checkpointing is turned on only when nothing fits without.
 ///
 /// # Errors
 /// When not even one image at a time fits.
 pub fn fit(config: &Config, bytes: f64) -> Result<Fit, DoesNotFit> {
-    let global = config.global_batch();
+    let batch = config.train.batch_size;
     let mut config = config.clone();
     let mut need = f64::INFINITY;
     for activation_checkpointing in [config.train.activation_checkpointing, true] {
         config.train.activation_checkpointing = activation_checkpointing;
-        for micro_batch in (1..=global).rev().filter(|&size| global.is_multiple_of(size)) {
+        for micro_batch in (1..=batch).rev().filter(|&size| batch.is_multiple_of(size)) {
             need = estimate(&config, micro_batch);
             if need <= bytes {
-                let accumulate = global / micro_batch;
-                return Ok(Fit { micro_batch, accumulate, activation_checkpointing, bytes: need });
+                return Ok(Fit { micro_batch, activation_checkpointing, bytes: need });
             }
         }
     }
@@ -131,9 +173,10 @@ pub fn fit(config: &Config, bytes: f64) -> Result<Fit, DoesNotFit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::recipe_layers;
+    use crate::config::{PrecisionChoice, recipe_layers};
     use crate::objective::ObjectiveConfig;
     use crate::objective::esvit::EsvitConfig;
+    use crate::optim::OptimizerKind;
 
     fn recipe() -> Config {
         Config::resolve(recipe_layers("swin_tiny_w7").unwrap()).unwrap()
@@ -159,7 +202,7 @@ mod tests {
         for gigabytes in [8.0, 16.0, 64.0] {
             let fit = fit(&config, gigabytes * 1e9).unwrap();
             assert!(fit.bytes <= gigabytes * 1e9);
-            assert_eq!(fit.micro_batch * fit.accumulate, config.global_batch());
+            assert!(config.train.batch_size.is_multiple_of(fit.micro_batch));
             assert!(fit.micro_batch >= last);
             last = fit.micro_batch;
         }
@@ -170,7 +213,7 @@ mod tests {
     fn more_local_crops_take_little_more_memory() {
         let take = |local: u32| {
             let mut config = recipe();
-            (config.train.batch_size, config.train.accumulate) = (16, 1);
+            config.train.batch_size = 16;
             config.views.local_counts = vec![local];
             estimate(&config, 16)
         };
@@ -199,8 +242,8 @@ mod tests {
             "views.global_size=32",
             "views.local_sizes=[16]",
             "views.local_counts=[1]",
-            "train.batch_size=4",
-            "train.accumulate=2",
+            "train.batch_size=8",
+            "data.cache_mb=1",
             "train.crops_per_forward=2",
             "train.precision=f32",
         ];
@@ -226,7 +269,8 @@ mod tests {
         let expected = |state: f64, images: f64| {
             200e6
                 + 1.2 * (state + images * (image + exponentials))
-                + pixels * (8.0 * (2.0 + 2.0) + images * (1.0 + 4.0))
+                + pixels * images * (2.0 + 2.0 + 1.0 + 4.0)
+                + 1048576.0
         };
         let check = |found: f64, expected: f64| {
             assert!((found / expected - 1.0).abs() < 1e-12, "{found} instead of {expected}");
@@ -243,9 +287,9 @@ mod tests {
             let found = estimate(&with(&|config| config.optim.name = name), 4);
             check(found, expected(state(1, 1), 4.0));
         }
-        // One more batch in the queue.
+        // One more micro-batch in the queue.
         let found = estimate(&with(&|config| config.data.prefetch = 3), 4);
-        check(found, expected(state(2, 1), 4.0) + pixels * 8.0);
+        check(found, expected(state(2, 1), 4.0) + pixels * 4.0);
         // One pass of all crops: no sum, and the local crop (320 values in blocks, 768 + 128 + 128 +
         // 64 beside them, 5 rows) beside the others.
         let all_at_once = with(&|config| config.train.crops_per_forward = 3);
@@ -258,8 +302,25 @@ mod tests {
         let state = (4 * (2 * all + 4 * (all - 64))) as f64;
         let image =
             (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
-        let expected = 200e6 + 1.2 * (state + 4.0 * image) + pixels * (8.0 * 4.0 + 4.0 * 5.0);
+        let expected = 200e6 + 1.2 * (state + 4.0 * image) + pixels * 4.0 * 9.0 + 1048576.0;
         check(estimate(&view, 4), expected);
+    }
+
+    /// As much as is quick, or as half of the memory holds; all at once where all are compared.
+    #[test]
+    fn a_micro_batch_that_suits() {
+        let mut config = recipe();
+        config.train.precision = PrecisionChoice::F32;
+        // Two crops of 4.5 and eight of 0.83 billion multiply-accumulates, six operations each.
+        assert_eq!(micro_batch(&config, 1, None), 8);
+        assert_eq!(micro_batch(&config, 128, None), 4);
+        let half = |images| 2.0 * estimate(&config, images);
+        assert_eq!(micro_batch(&config, 1, Some(half(4))), 4);
+        assert_eq!(micro_batch(&config, 1, Some(half(4) - 1.0)), 2);
+        assert_eq!(micro_batch(&config, 1, Some(1.0)), 1);
+        assert_eq!(micro_batch(&small(), 1, None), 8);
+        esvit(&mut config).head.use_bn_in_head = true;
+        assert_eq!(micro_batch(&config, 2, Some(1.0)), 256);
     }
 
     /// Exponentials of logits are made some rows at a time: of a large batch they take no more
@@ -275,7 +336,7 @@ mod tests {
             let [four, two] =
                 [4.0, 2.0].map(|images| image.max(EXPONENTIALS_BYTES as f64).min(images * image));
             let pixels = (2 * 3 * 32 * 32 + 3 * 16 * 16) as f64;
-            let expected = 1.2 * (2.0 * others + four - two) + 2.0 * 5.0 * pixels;
+            let expected = 1.2 * (2.0 * others + four - two) + 2.0 * 9.0 * pixels;
             assert!((added - expected).abs() < 1e3, "{added} instead of {expected}");
         }
     }
@@ -290,9 +351,9 @@ mod tests {
             config.train.activation_checkpointing = again;
             estimate(&config, images)
         };
-        for (micro_batch, accumulate) in [(8, 1), (4, 2), (2, 4), (1, 8)] {
+        for micro_batch in [8, 4, 2, 1] {
             let bytes = need(micro_batch, false);
-            let expected = Fit { micro_batch, accumulate, activation_checkpointing: false, bytes };
+            let expected = Fit { micro_batch, activation_checkpointing: false, bytes };
             assert_eq!(fit(&config, bytes), Ok(expected));
         }
         let given = need(1, false) - 1.0;

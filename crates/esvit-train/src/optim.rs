@@ -28,6 +28,11 @@ const MOMENTUM: f64 = 0.9;
 const TRUST: f64 = 0.001;
 
 impl OptimizerKind {
+    /// Number of moments per value.
+    pub fn moments(self) -> usize {
+        self.rule().moments()
+    }
+
     fn rule(self) -> UpdateRule {
         match self {
             Self::AdamW => UpdateRule::AdamW { betas: [BETA1, BETA2], eps: EPS },

@@ -37,23 +37,23 @@ impl CosineSchedule {
     }
 }
 
-/// The teacher's temperature, constant within an epoch: it grows linearly from `warmup` to `last`
-/// over `warmup_epochs`, both included.
+/// The teacher's temperature: it grows linearly from `warmup` to `last` over `length` epochs or
+/// steps, both included.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TemperatureSchedule {
-    /// Value in the first epoch.
+    /// The first value.
     pub warmup: f64,
-    /// Value in the last warm-up epoch and in every later one.
+    /// Value at the end of the warm-up and from there on.
     pub last: f64,
-    /// Number of epochs of the warm-up.
-    pub warmup_epochs: u64,
+    /// Length of the warm-up.
+    pub length: u64,
 }
 
 impl TemperatureSchedule {
-    /// The value in an epoch, counted from 0.
-    pub fn at(&self, epoch: u64) -> f64 {
-        if epoch < self.warmup_epochs {
-            linspace(self.warmup, self.last, self.warmup_epochs, epoch)
+    /// The value in an epoch or step, counted from 0.
+    pub fn at(&self, place: u64) -> f64 {
+        if place < self.length {
+            linspace(self.warmup, self.last, self.length, place)
         } else {
             self.last
         }
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn temperature() {
-        let schedule = TemperatureSchedule { warmup: 0.04, last: 0.07, warmup_epochs: 30 };
+        let schedule = TemperatureSchedule { warmup: 0.04, last: 0.07, length: 30 };
         for (epoch, expected) in
             [(0, 0.04), (1, 0.04103448), (15, 0.05551724), (29, 0.07), (30, 0.07), (299, 0.07)]
         {

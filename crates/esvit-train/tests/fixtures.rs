@@ -19,7 +19,7 @@ use esvit_train::schedule::TemperatureSchedule;
 const CENTER_MOMENTUM: f64 = 0.9;
 
 fn settings(epoch: u64) -> LossSettings {
-    let teacher = TemperatureSchedule { warmup: 0.04, last: 0.07, warmup_epochs: 30 };
+    let teacher = TemperatureSchedule { warmup: 0.04, last: 0.07, length: 30 };
     LossSettings {
         student_temp: 0.1,
         teacher_temp: teacher.at(epoch),

@@ -28,13 +28,14 @@ use esvit_train::mixup::MixupConfig;
 use esvit_train::objective::esvit::{Centers, Esvit, EsvitConfig, examine};
 use esvit_train::objective::{MicroBatch, Setup, StepInfo};
 use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
+use esvit_train::span::{RunLength, Span};
 use esvit_train::{CropChunks, Learner};
 
 /// A step at the start of a long run: the teacher's momentum is that of the settings.
 const STEP: StepInfo = StepInfo {
     step: 0,
     epoch: 0,
-    total_steps: u64::MAX,
+    run: RunLength { total_steps: u64::MAX, steps_per_epoch: u64::MAX },
     lr: 0.1,
     weight_decay: 0.04,
     health: false,
@@ -102,7 +103,7 @@ fn learner_with_drop_path(
     let config = EsvitConfig {
         teacher_temp: TEACHER_TEMP,
         momentum_teacher: MOMENTUM,
-        freeze_last_layer: 0,
+        freeze_last_layer: Span::NONE,
         head: head(norm_last_layer, use_bn_in_head),
         ..EsvitConfig::default()
     };
@@ -284,7 +285,7 @@ fn less_memory_gives_the_same_gradients() {
 fn frozen_last_layer() {
     for kind in [OptimizerKind::AdamW, OptimizerKind::Sgd, OptimizerKind::Lars] {
         let mut learner = learner(kind, false, false);
-        esvit_mut(&mut learner).config.freeze_last_layer = 2;
+        esvit_mut(&mut learner).config.freeze_last_layer = Span::Epochs(2.0);
         for epoch in [1, 2, 0] {
             let freeze_last_layer = epoch < 2;
             let before = (learner.student.clone(), learner.optimizer.clone());

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use esvit_data::{Image, InMemory, Source, SourceError};
 use esvit_nn::{Collective, Device, Network, Params, Solo};
+use esvit_testing::assert_alike;
 use esvit_train::checkpoint::{Best, Checkpoint};
 use esvit_train::config_text::parse_override;
 use esvit_train::input::network_input;
@@ -43,9 +44,9 @@ const TINY: [&str; 22] = [
     "train.precision=f32",
     "data.workers=1",
     "optim.lr=0.64",
-    "optim.warmup_epochs=1.0",
+    "optim.warmup=1.0",
     "objective.freeze_last_layer=0",
-    "knn.every_epochs=0",
+    "knn.every=0",
 ];
 
 fn config(settings: &[&str]) -> Config {
@@ -76,6 +77,8 @@ struct Reported {
     notes: Vec<String>,
     warnings: Vec<String>,
     stop_after: u64,
+    /// A step, from 0, and the number of its micro-batches after which it is asked to stop, too.
+    stop_within: Option<(u64, usize)>,
     stop: Arc<AtomicBool>,
 }
 
@@ -86,6 +89,11 @@ impl Observer for Reported {
             Event::Step { step, loss } => {
                 self.losses.push(*loss);
                 if *step == self.stop_after {
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+            }
+            Event::MicroBatch { step, done, .. } => {
+                if self.stop_within == Some((*step, *done)) {
                     self.stop.store(true, Ordering::Relaxed);
                 }
             }
@@ -117,6 +125,7 @@ struct Bench {
     start: Start,
     overwrite: bool,
     stop_after: u64,
+    stop_within: Option<(u64, usize)>,
     /// Top-1 of the checks, in order; none for no checks.
     top1: Option<Vec<f64>>,
 }
@@ -130,6 +139,7 @@ impl Bench {
             start: Start::New,
             overwrite: false,
             stop_after: 0,
+            stop_within: None,
             top1: None,
         }
     }
@@ -149,7 +159,8 @@ impl Bench {
         collective: Arc<dyn Collective>,
         stop_after: u64,
     ) -> (Result<Outcome, RunError>, Reported) {
-        let mut reported = Reported { stop_after, ..Reported::default() };
+        let stop_within = self.stop_within;
+        let mut reported = Reported { stop_after, stop_within, ..Reported::default() };
         let stop = reported.stop.clone();
         let mut top1 = self.top1.clone().unwrap_or_default().into_iter();
         let mut knn = |_: &Network, _: &Params| {
@@ -208,8 +219,7 @@ fn close(what: &str, found: f64, expected: f64) {
 /// Every second of three epochs: the last has its check and its checkpoint all the same.
 #[test]
 fn the_last_epoch_is_checked_and_kept() {
-    let mut bench =
-        Bench::new(&["train.epochs=3", "knn.every_epochs=2", "checkpoint.every_epochs=2"]);
+    let mut bench = Bench::new(&["train.epochs=3", "knn.every=2", "checkpoint.every=2"]);
     bench.top1 = Some(vec![50.0, 40.0]);
     let (outcome, reported) = bench.well("run");
     assert_eq!((outcome.end, outcome.step, outcome.broken), (End::Finished, 9, 0));
@@ -230,8 +240,8 @@ fn the_last_epoch_is_checked_and_kept() {
 fn of_equal_accuracies_the_first_is_the_best() {
     let mut bench = Bench::new(&[
         "train.epochs=5",
-        "knn.every_epochs=1",
-        "checkpoint.every_epochs=5",
+        "knn.every=1",
+        "checkpoint.every=5",
         "checkpoint.keep_last=9",
     ]);
     bench.top1 = Some(vec![40.0, 40.0, 60.0, 55.0, 60.0]);
@@ -243,16 +253,22 @@ fn of_equal_accuracies_the_first_is_the_best() {
     let third = bench.checkpoint("run", 3, 9);
     assert_eq!(bytes(&bench.path("run/checkpoints/best.safetensors")), bytes(&third));
     assert_eq!(best(&bench.checkpoint("run", 0, 0)), None);
-    assert_eq!(best(&bench.checkpoint("run", 1, 3)), Some(Best { top1: 40.0, epoch: 1 }));
-    assert_eq!(best(&third), Some(Best { top1: 60.0, epoch: 3 }));
-    assert_eq!(best(&bench.checkpoint("run", 5, 15)), Some(Best { top1: 60.0, epoch: 3 }));
+    assert_eq!(
+        best(&bench.checkpoint("run", 1, 3)),
+        Some(Best { top1: 40.0, epoch: 1, step: Some(3) })
+    );
+    assert_eq!(best(&third), Some(Best { top1: 60.0, epoch: 3, step: Some(9) }));
+    assert_eq!(
+        best(&bench.checkpoint("run", 5, 15)),
+        Some(Best { top1: 60.0, epoch: 3, step: Some(9) })
+    );
 }
 
 #[test]
 fn checkpoints_within_an_epoch_and_only_the_newest() {
-    let bench = Bench::new(&["checkpoint.every_steps=2", "checkpoint.keep_last=2"]);
+    let bench = Bench::new(&["checkpoint.every=2 steps", "checkpoint.keep_last=2"]);
     let (_, reported) = bench.well("run");
-    let steps = [(0, 0), (0, 2), (1, 3), (1, 4), (2, 6)];
+    let steps = [(0, 0), (0, 2), (1, 4), (2, 6)];
     assert_eq!(reported.checkpoints, steps.map(|(epoch, step)| numbered(epoch, step)));
     assert_eq!(bench.kept("run"), [numbered(1, 4), numbered(2, 6)]);
     let metadata = Checkpoint::open(&bench.checkpoint("run", 1, 4)).unwrap().metadata.unwrap();
@@ -364,8 +380,8 @@ fn figures_are_means_of_their_own_steps() {
 fn a_step_may_be_cut() {
     let settings = ["train.log_every=1", "model.drop_path=0.0"];
     let [whole, cut] = [
-        ["train.batch_size=2", "train.accumulate=1"],
-        ["train.batch_size=1", "train.accumulate=2"],
+        ["train.batch_size=2", "train.micro_batch=2"],
+        ["train.batch_size=2", "train.micro_batch=1"],
     ]
     .map(|batch| Bench::new(&[&settings[..], &batch].concat()).well("run").1.figures);
     for (whole, cut) in whole.iter().zip(&cut) {
@@ -395,11 +411,68 @@ fn a_run_stops_after_a_step_and_not_after_the_last() {
     assert_eq!(reported.notes, Vec::<String>::new());
 }
 
+/// A step that is cut short leaves no trace: the state before it is saved, and the run that goes on
+/// from there ends as one that was not stopped.
+#[test]
+fn a_run_stops_within_a_step() {
+    let settings = ["train.micro_batch=1", "checkpoint.keep_last=9"];
+    let (whole, _) = Bench::new(&settings).well("run");
+    for (stop_within, step, checkpoints) in [
+        ((0, 1), 0, vec![numbered(0, 0)]),
+        ((1, 1), 1, vec![numbered(0, 0), numbered(0, 1)]),
+        ((3, 1), 3, vec![numbered(0, 0), numbered(1, 3)]),
+        // All of its micro-batches are done: the step ends.
+        ((4, 2), 5, vec![numbered(0, 0), numbered(1, 3), numbered(1, 5)]),
+    ] {
+        let mut bench = Bench::new(&settings);
+        bench.stop_within = Some(stop_within);
+        let (outcome, reported) = bench.well("run");
+        assert_eq!((outcome.end, outcome.step), (End::Stopped, step), "{stop_within:?}");
+        assert_eq!(reported.losses.len() as u64, step);
+        assert_eq!(reported.checkpoints, checkpoints, "{stop_within:?}");
+        let note = format!("stopped after step {step} of 6, state saved");
+        assert_eq!(reported.notes, [note]);
+        (bench.start, bench.stop_within) = (Start::Resume, None);
+        let (outcome, _) = bench.well("run");
+        assert!(bytes(&outcome.checkpoint) == bytes(&whole.checkpoint), "{stop_within:?}");
+    }
+}
+
+/// How a step is cut changes the last bits alone, dropped branches included.
+#[test]
+fn micro_batches_change_rounding_alone() {
+    let losses = |micro_batch: &str| {
+        let settings = ["train.batch_size=6", "model.drop_path=0.5", "train.epochs=3", micro_batch];
+        Bench::new(&settings).well("run").1.losses
+    };
+    let whole = losses("train.micro_batch=6");
+    assert_eq!(whole.len(), 3);
+    for cut in ["train.micro_batch=1", "train.micro_batch=2", "train.micro_batch=3"] {
+        assert_alike(cut, &losses(cut), &whole, 1e-4);
+    }
+}
+
+/// A time becomes steps, which are stored.
+#[test]
+fn a_run_of_a_given_time() {
+    let mut bench = Bench::new(&["train.time=2s", "train.log_every=1000", "checkpoint.every=100%"]);
+    let (outcome, reported) = bench.well("run");
+    assert!(reported.notes[0].ends_with(" fit 2s"), "{:?}", reported.notes);
+    let stored = bench.read("run/config.toml");
+    let steps = format!("steps = {}", outcome.step);
+    assert!(stored.contains(&steps) && stored.contains("time = \"none\""), "{stored}");
+    // More time later adds to what was done.
+    let done = outcome.step;
+    bench.start = Start::Resume;
+    let (outcome, _) = bench.well("run");
+    assert!(outcome.end == End::Finished && outcome.step > done, "{}", outcome.step);
+}
+
 /// Stopped after each step in turn: the state at the end, the lines of the steps and the best
 /// check are those of a run that was not stopped. Lines after the checkpoint are written anew.
 #[test]
 fn a_run_goes_on_as_if_nothing_had_happened() {
-    let settings = ["train.log_every=1", "knn.every_epochs=1", "checkpoint.keep_last=9"];
+    let settings = ["train.log_every=1", "knn.every=1", "checkpoint.keep_last=9"];
     let mut whole = Bench::new(&settings);
     whole.top1 = Some(vec![70.0, 60.0]);
     let (outcome, reported) = whole.well("run");
@@ -473,7 +546,7 @@ fn a_run_goes_on_as_if_nothing_had_happened() {
 
 #[test]
 fn a_broken_checkpoint_is_passed_over_and_reported() {
-    let mut bench = Bench::new(&["checkpoint.every_steps=1", "checkpoint.keep_last=9"]);
+    let mut bench = Bench::new(&["checkpoint.every=1 steps", "checkpoint.keep_last=9"]);
     let (outcome, _) = bench.well("run");
     let expected = bytes(&outcome.checkpoint);
     for step in [4, 5, 6] {
@@ -574,12 +647,12 @@ fn a_step_that_is_not_finite_is_kept_for_inspection() {
     let settings = [
         "optim.lr=1e30",
         "optim.clip_grad=none",
-        "optim.warmup_epochs=0.0",
+        "optim.warmup=0.0",
         "optim.name=sgd",
         "optim.weight_decay_end=0.04",
-        "train.accumulate=2",
-        "train.batch_size=1",
-        "checkpoint.every_steps=1",
+        "train.batch_size=2",
+        "train.micro_batch=1",
+        "checkpoint.every=1 steps",
         "checkpoint.keep_last=9",
     ];
     let bench = Bench::new(&settings);
@@ -635,7 +708,7 @@ fn a_step_that_is_not_finite_is_kept_for_inspection() {
 /// A check that fails ends the run after its state is saved.
 #[test]
 fn a_failed_check_loses_nothing() {
-    let mut bench = Bench::new(&["knn.every_epochs=1", "checkpoint.every_epochs=2"]);
+    let mut bench = Bench::new(&["knn.every=1", "checkpoint.every=2"]);
     bench.top1 = Some(Vec::new());
     let (outcome, _) = bench.run("run");
     assert!(matches!(outcome, Err(RunError::Knn(_))), "{outcome:?}");
@@ -646,9 +719,9 @@ fn a_failed_check_loses_nothing() {
 #[test]
 fn weights_that_are_not_finite_are_not_saved() {
     for settings in
-        [&["train.epochs=1"][..], &["checkpoint.every_steps=1", "checkpoint.keep_last=1"]]
+        [&["train.epochs=1"][..], &["checkpoint.every=1 steps", "checkpoint.keep_last=1"]]
     {
-        let mut bench = Bench::new(&[&["optim.warmup_epochs=0"], settings].concat());
+        let mut bench = Bench::new(&[&["optim.warmup=0"], settings].concat());
         bench.config.optim.lr = 1e300;
         bench.config.train.log_every = 1;
         if settings.len() == 1 {
@@ -720,7 +793,7 @@ fn a_collapse_is_reported() {
 
 #[test]
 fn what_a_run_writes_down() {
-    let mut bench = Bench::new(&["train.log_every=2", "knn.every_epochs=2", "knn.k=7"]);
+    let mut bench = Bench::new(&["train.log_every=2", "knn.every=2", "knn.k=7"]);
     bench.top1 = Some(vec![12.5]);
     let (outcome, reported) = bench.well("run");
     assert_eq!(bench.read("run/config.toml"), bench.config.to_toml());

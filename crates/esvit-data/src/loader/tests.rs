@@ -86,6 +86,66 @@ fn batches_do_not_depend_on_threads_queue_or_cache() {
     }
 }
 
+/// However a step is cut, it has the same images and views in the same order; each of two processes
+/// has its half.
+#[test]
+fn micro_batches_make_up_the_step() {
+    let source = || Made { len: 30, broken: vec![3, 11], ..Made::default() };
+    let joined = |config: LoaderConfig| -> Vec<(u64, Vec<u64>, Vec<Vec<u8>>)> {
+        let loader = loader(source(), config);
+        let mut steps: Vec<(u64, Vec<u64>, Vec<Vec<u8>>)> = Vec::new();
+        for (count, batch) in loader.batches(1..5).map(|batch| batch.unwrap()).enumerate() {
+            assert_eq!(
+                (batch.step, batch.part),
+                (1 + (count / loader.parts()) as u64, count % loader.parts())
+            );
+            if batch.part == 0 {
+                steps.push((batch.epoch, Vec::new(), vec![Vec::new(); batch.views.len()]));
+            }
+            let (_, samples, views) = steps.last_mut().unwrap();
+            samples.extend(batch.samples);
+            for (all, crops) in views.iter_mut().zip(&batch.views) {
+                all.extend(&crops.pixels);
+            }
+        }
+        steps
+    };
+    let whole = LoaderConfig { batch: 12, ..config() };
+    let expected = joined(whole.clone());
+    assert_eq!(expected.len(), 4);
+    for micro_batch in [1, 2, 3, 4, 6, 12] {
+        let found = joined(LoaderConfig { micro_batch, ..whole.clone() });
+        assert!(found == expected, "{micro_batch}");
+    }
+    let halves =
+        [0, 1].map(|rank| joined(LoaderConfig { world: 2, rank, micro_batch: 3, ..whole.clone() }));
+    for (step, (_, samples, _)) in expected.iter().enumerate() {
+        assert_eq!([&halves[0][step].1[..], &halves[1][step].1[..]].concat(), *samples);
+    }
+    for micro_batch in [5, 24] {
+        let config = LoaderConfig { micro_batch, ..whole.clone() };
+        let error = Loader::new(Arc::new(source()), views(), config).unwrap_err().to_string();
+        assert!(error.contains("`micro_batch`") && error.contains("12 images"), "{error}");
+    }
+}
+
+/// A wait for images that do not come ends when it is told to.
+#[test]
+fn an_interrupted_wait_ends() {
+    let source = Arc::new(Made { len: 30, ..Made::default() });
+    let gate = source.gate.lock().unwrap();
+    let loader = Loader::new(source.clone(), views(), config()).unwrap();
+    let interrupt = Arc::new(AtomicBool::new(false));
+    let mut batches = loader.batches(0..9).until(interrupt.clone());
+    let setter = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        interrupt.store(true, Ordering::Relaxed);
+    });
+    assert!(batches.next().is_none() && batches.next().is_none());
+    setter.join().unwrap();
+    drop(gate);
+}
+
 #[test]
 fn a_run_can_begin_anywhere() {
     let source = || Made { len: 14, broken: vec![3, 11], ..Made::default() };
@@ -331,6 +391,7 @@ fn there_are_as_many_workers_as_asked() {
 fn defaults() {
     let LoaderConfig {
         batch,
+        micro_batch,
         world,
         rank,
         repeat,
@@ -340,7 +401,7 @@ fn defaults() {
         max_broken,
         cache_bytes,
     } = LoaderConfig::default();
-    assert_eq!((world, rank), (1, 0));
+    assert_eq!((micro_batch, world, rank), (0, 1, 0));
     assert_eq!((batch, repeat, workers, prefetch, seed), (64, 1, 0, 2, 0));
     assert_eq!((max_broken, cache_bytes), (0.5, 512 * 1024 * 1024));
 }
@@ -363,7 +424,7 @@ fn senseless_settings_are_refused() {
     };
     let error = new(3, views(), config());
     assert!(matches!(error, LoaderError::TooFewImages { len: 3, batch: 4 }));
-    assert!(error.to_string().contains("lower the batch size to at most 3"), "{error}");
+    assert!(error.to_string().contains("lower `train.batch_size` to at most 3"), "{error}");
     let error = new(9, views(), LoaderConfig { batch: 0, ..config() });
     assert!(error.to_string().starts_with("`batch` is 0: "), "{error}");
     for max_broken in [f64::NAN, -0.1, 1.1] {

@@ -25,8 +25,11 @@ pub(super) struct Shared {
     pub(super) source: Arc<dyn Source>,
     pub(super) batch: usize,
     pub(super) rank: usize,
-    /// Images of this process in a batch.
+    /// Images of this process in a step.
     pub(super) share: usize,
+    pub(super) micro_batch: usize,
+    /// Micro-batches of this process in a step.
+    pub(super) parts: usize,
     pub(super) seed: u64,
     repeat: usize,
     pub(super) broken: Broken,
@@ -35,11 +38,12 @@ pub(super) struct Shared {
     cache: Cache,
 }
 
-/// A batch in preparation.
+/// A micro-batch in preparation.
 pub(super) struct Pending {
     epoch: u64,
-    step: u64,
-    /// Index of the first image of this process in the epoch's order.
+    /// Its step and its place in it.
+    place: [u64; 2],
+    /// Index of its first image in the epoch's order.
     first: usize,
     order: Arc<Vec<usize>>,
     samples: Vec<AtomicU64>,
@@ -50,38 +54,38 @@ pub(super) struct Pending {
     stop: Arc<AtomicBool>,
 }
 
-/// One image of a batch.
+/// One image of a micro-batch.
 pub(super) struct Job {
     pub(super) pending: Arc<Pending>,
     pub(super) slot: usize,
-    /// Receives the result when the batch is complete or has failed.
+    /// Receives the result when the micro-batch is complete or has failed.
     pub(super) result_sender: Sender<JobResult>,
 }
 
 impl Pending {
     pub(super) fn new(
         epoch: u64,
-        step: u64,
+        place: [u64; 2],
         first: usize,
         order: Arc<Vec<usize>>,
         shared: &Shared,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let share = shared.share;
-        let crops = |&size: &u32| Mutex::new(Crops::new(share, size as usize));
+        let images = shared.micro_batch;
+        let crops = |&size: &u32| Mutex::new(Crops::new(images, size as usize));
         Self {
             epoch,
-            step,
+            place,
             first,
             order,
-            samples: (0..share).map(|_| AtomicU64::new(0)).collect(),
+            samples: (0..images).map(|_| AtomicU64::new(0)).collect(),
             views: shared.sizes.iter().map(crops).collect(),
-            left: AtomicUsize::new(share),
+            left: AtomicUsize::new(images),
             stop,
         }
     }
 
-    /// The complete batch.
+    /// The complete micro-batch.
     pub(super) fn take(&self, wait_time: Duration) -> Batch {
         let take = |view: &Mutex<Crops>| {
             let mut view = view.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +93,8 @@ impl Pending {
         };
         Batch {
             epoch: self.epoch,
-            step: self.step,
+            step: self.place[0],
+            part: self.place[1] as usize,
             samples: self.samples.iter().map(|sample| sample.load(Ordering::Relaxed)).collect(),
             views: self.views.iter().map(take).collect(),
             wait_time,
@@ -99,10 +104,14 @@ impl Pending {
 
 impl Shared {
     pub(super) fn new(source: Arc<dyn Source>, views: ViewsConfig, config: &LoaderConfig) -> Self {
+        let share = config.batch / config.world;
+        let micro_batch = if config.micro_batch == 0 { share } else { config.micro_batch };
         Self {
             batch: config.batch,
             rank: config.rank,
-            share: config.batch / config.world,
+            share,
+            micro_batch,
+            parts: share / micro_batch,
             seed: config.seed,
             repeat: config.repeat as usize,
             broken: Broken::new(source.len(), config.max_broken),

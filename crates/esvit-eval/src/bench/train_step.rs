@@ -9,6 +9,7 @@ use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::esvit::EsvitConfig;
 use esvit_train::objective::{GLOBAL_VIEWS, MicroBatch, ObjectiveSettings, Setup, StepInfo};
 use esvit_train::optim::OptimizerKind;
+use esvit_train::span::RunLength;
 use esvit_train::{CropChunks, Learner};
 
 use super::{Bench, BenchError, Report, architecture, repeat, time};
@@ -69,7 +70,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
             step: step as u64,
             // Prototypes are frozen in the first epoch.
             epoch: 1,
-            total_steps: u64::MAX,
+            run: RunLength { total_steps: u64::MAX, steps_per_epoch: u64::MAX },
             lr: 5e-4,
             weight_decay: 0.04,
             health: false,

@@ -13,6 +13,7 @@ use esvit_nn::ops::Precision;
 use esvit_train::input::network_input;
 use esvit_train::learner::NotFinite;
 use esvit_train::objective::{MicroBatch, StepInfo};
+use esvit_train::span::RunLength;
 use serde::Serialize;
 
 pub use data::{Batch, Batches};
@@ -134,6 +135,7 @@ pub fn finetune(
     let mut batches = Batches::new(&task.train, views, settings.batch_size, settings.seed);
     let schedule = settings.schedule(batches.per_epoch(), batches.size);
     let (mut step, steps) = (0, schedule.total_steps);
+    let run = RunLength { total_steps: steps, steps_per_epoch: batches.per_epoch() };
     let mut epochs = Vec::new();
     for epoch in 0..settings.epochs {
         let (mut loss_sum, mut images_seen, mut lr) = (0.0, 0, 0.0);
@@ -148,7 +150,7 @@ pub fn finetune(
                 let at = StepInfo {
                     step,
                     epoch,
-                    total_steps: steps,
+                    run,
                     lr,
                     weight_decay: settings.weight_decay,
                     health: false,

@@ -28,7 +28,7 @@ fn not_finite(run: &Run) -> Option<String> {
     };
     Some(format!(
         "the loss {when} was not finite: its inputs and the state before it are in `failures/`\n\
-         hint: lower `optim.lr`, or lengthen `optim.warmup_epochs`, and start again with \
+         hint: lower `optim.lr`, or lengthen `optim.warmup`, and start again with \
          `--init-from` the last good checkpoint"
     ))
 }
@@ -62,12 +62,11 @@ fn no_better(run: &Run) -> Option<String> {
 }
 
 fn unfinished(run: &Run) -> Option<String> {
-    let planned = run.config.as_ref()?.train.epochs;
     (run.is_finished() == Some(false)).then(|| {
         format!(
-            "{} of {planned} epochs are done: the run is still going, or it was stopped\n\
+            "{} are done: the run is still going, or it was stopped\n\
              hint: `esvit resume {}` continues a stopped one",
-            run.epochs,
+            run.progress(),
             run.path.display()
         )
     })

@@ -31,13 +31,13 @@ pub(super) fn summary(run: &Run) -> String {
     };
     let backbone = &config.model.backbone;
     format!(
-        "{} <code>{}</code> ({}) trained with {} on {images}{repeat}: {} epochs, {} images per step.",
+        "{} <code>{}</code> ({}) trained with {} on {images}{repeat}: {}, {} images per step.",
         backbone.family(),
         escape(&config.model.arch),
         backbone.describe(),
         objective(&config.objective),
-        grouped(config.train.epochs as i64),
-        grouped(config.global_batch() as i64),
+        config.train.length(),
+        grouped(config.train.batch_size as i64),
     )
 }
 
@@ -83,12 +83,8 @@ fn loss(run: &Run) -> Option<Tile> {
 }
 
 fn steps(run: &Run) -> Tile {
-    let epochs = match &run.config {
-        Some(config) => format!("{} of {} epochs", run.epochs, config.train.epochs),
-        None => format!("{} epochs", run.epochs),
-    };
     let value = grouped(run.metrics.steps_done() as i64);
-    Tile { name: "Steps", value, unit: "", note: epochs }
+    Tile { name: "Steps", value, unit: "", note: run.progress() }
 }
 
 fn training_time(run: &Run) -> Option<Tile> {
@@ -105,7 +101,7 @@ fn training_time(run: &Run) -> Option<Tile> {
 fn speed(run: &Run) -> Option<Tile> {
     let seconds = run.metrics.training_seconds();
     let steps = run.metrics.steps.last()?.step as f64;
-    let batch = run.config.as_ref()?.global_batch() as f64;
+    let batch = run.config.as_ref()?.train.batch_size as f64;
     let waits = run.metrics.steps.iter().map(|figures| figures.data_wait);
     let wait = 100.0 * waits.sum::<f64>() / run.metrics.steps.len() as f64;
     let value = rounded((batch * steps / seconds.max(1e-9)).round());

@@ -105,9 +105,21 @@ impl Run {
         Some(self.path.join("checkpoints").join(&file.name))
     }
 
-    /// Whether all epochs are done; `None` if the settings cannot be read.
+    /// Whether all steps are done; `None` if the settings cannot be read.
     pub(super) fn is_finished(&self) -> Option<bool> {
-        Some(self.epochs >= self.config.as_ref()?.train.epochs)
+        let train = &self.config.as_ref()?.train;
+        let steps = train.steps.map(|steps| self.metrics.steps_done() >= steps);
+        steps.or_else(|| Some(self.epochs >= train.epochs?))
+    }
+
+    /// How far the run is, in epochs or steps, as its length is given.
+    pub(super) fn progress(&self) -> String {
+        let train = self.config.as_ref().map(|config| &config.train);
+        match train.map(|train| (train.steps, train.epochs)) {
+            Some((Some(steps), _)) => format!("{} of {steps} steps", self.metrics.steps_done()),
+            Some((None, Some(epochs))) => format!("{} of {epochs} epochs", self.epochs),
+            _ => format!("{} epochs", self.epochs),
+        }
     }
 
     /// k-NN top-1 of the untrained network in percent, from an evaluation that repeats one of the
@@ -259,7 +271,7 @@ pub(super) fn example() -> Run {
         knn_top5: knn_top1 + 20.0,
     };
     let mut config = Config::default();
-    (config.train.epochs, config.train.batch_size, config.train.accumulate) = (4, 8, 2);
+    (config.train.epochs, config.train.batch_size) = (Some(4), 16);
     if let ObjectiveConfig::Esvit(objective) = &mut config.objective {
         (objective.head.out_dim, objective.head.hidden_dim) = (32, 16);
     }

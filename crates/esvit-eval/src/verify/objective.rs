@@ -43,7 +43,7 @@ pub(super) struct TeacherTemp {
 impl TeacherTemp {
     pub(super) fn at(&self, epoch: u64) -> f64 {
         let Self { warmup, last, warmup_epochs } = *self;
-        TemperatureSchedule { warmup, last, warmup_epochs }.at(epoch)
+        TemperatureSchedule { warmup, last, length: warmup_epochs }.at(epoch)
     }
 }
 

@@ -9,6 +9,7 @@ use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::esvit::{Esvit, EsvitConfig};
 use esvit_train::objective::{GLOBAL_VIEWS, MicroBatch, Objective, Setup, StepInfo};
 use esvit_train::optim::OptimizerKind;
+use esvit_train::span::{RunLength, Span};
 use serde::Deserialize;
 
 use super::objective::TeacherTemp;
@@ -85,7 +86,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
             step: step as u64,
             epoch: values.epoch,
             // The case says what the momentum is: it is that of the start of a long run.
-            total_steps: u64::MAX,
+            run: RunLength { total_steps: u64::MAX, steps_per_epoch: 1 },
             lr: values.lr,
             weight_decay: values.weight_decay,
             health: false,
@@ -178,9 +179,9 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner> {
         student_temp: settings.student_temp,
         teacher_temp: last,
         warmup_teacher_temp: warmup,
-        warmup_teacher_temp_epochs: warmup_epochs,
+        teacher_temp_warmup: Span::Epochs(warmup_epochs as f64),
         center_momentum: settings.center_momentum,
-        freeze_last_layer: settings.freeze_last_layer_epochs,
+        freeze_last_layer: Span::Epochs(settings.freeze_last_layer_epochs as f64),
         head,
         ..EsvitConfig::default()
     };

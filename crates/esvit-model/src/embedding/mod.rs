@@ -11,8 +11,9 @@ mod read;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
-use esvit_data::Source;
+use esvit_data::{FileStamp, Source};
 use esvit_files::FileError;
 use esvit_kernels::rng::fnv1a;
 use esvit_weights::WeightsError;
@@ -56,6 +57,16 @@ pub enum EmbeddingError {
     )]
     NotFeatures {
         /// The file.
+        path: PathBuf,
+    },
+    /// The list of names that is there is not that of these features.
+    #[error(
+        "`{path}` is not the list of the images of these features: it is not replaced\n\
+         hint: choose another name for the features, or move it away",
+        path = path.display()
+    )]
+    OtherNames {
+        /// The list.
         path: PathBuf,
     },
     /// A file cannot be written or read.
@@ -102,7 +113,8 @@ impl Format {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     format: Format,
-    /// Fingerprints of the network with its preprocessing, and of the image names.
+    /// Fingerprints of the network with its preprocessing, and of the images: their names and the
+    /// lengths and times of their files.
     backbone: u64,
     images: u64,
     normalize: bool,
@@ -116,8 +128,14 @@ impl Job {
         source: &dyn Source,
         normalize: bool,
     ) -> Self {
-        let names = (0..source.len()).flat_map(|index| (source.name(index) + "\0").into_bytes());
-        let images = fnv1a(source.len().to_le_bytes().into_iter().chain(names));
+        let stamp = |index| -> Vec<u8> {
+            let Some(FileStamp { len, modified }) = source.stamp(index) else { return Vec::new() };
+            let since_epoch = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+            [&len.to_le_bytes()[..], &since_epoch.as_nanos().to_le_bytes()].concat()
+        };
+        let file = |index| [(source.name(index) + "\0").into_bytes(), stamp(index)].concat();
+        let images = (0..source.len()).flat_map(file);
+        let images = fnv1a(source.len().to_le_bytes().into_iter().chain(images));
         let about = serde_json::to_vec(&backbone.metadata()).expect("plain values");
         let values = backbone.params.values().into_iter().flat_map(|values| values.to_vec::<f32>());
         let backbone = fnv1a(about.into_iter().chain(values.flat_map(f32::to_le_bytes)));

@@ -31,6 +31,8 @@ pub struct EmbeddingWriter {
     format: Format,
     file: GrowingFile,
     names: Option<GrowingFile>,
+    /// Whether there was a file of names that no feature file of this name and format has made.
+    shares_names: bool,
     log: LineLog,
     log_path: PathBuf,
     progress: Progress,
@@ -41,17 +43,17 @@ impl EmbeddingWriter {
     /// file of another job is dropped.
     ///
     /// # Errors
-    /// [`EmbeddingError::NotFeatures`] if the file of names would replace one that belongs to no
-    /// feature file; [`EmbeddingError::File`] if a file cannot be written.
+    /// [`EmbeddingError::OtherNames`] if there is a file of names that would not be the same;
+    /// [`EmbeddingError::File`] if a file cannot be written.
     pub fn open(path: &Path, job: &Job, source: &dyn Source) -> Result<Self, EmbeddingError> {
         let format = job.format;
         let names_path = format.names_file(path);
-        if let Some(names) = names_path.as_ref().filter(|names| names.exists())
-            && !is_feature_file(path, format)
-            && !matches_image_names(names, source)
-        {
-            return Err(EmbeddingError::NotFeatures { path: names.clone() });
+        let existing = names_path.as_ref().filter(|names| names.exists());
+        let shared = existing.filter(|_| !is_feature_file(path, format));
+        if let Some(names) = shared.filter(|names| !lists_images(names, source)) {
+            return Err(EmbeddingError::OtherNames { path: names.clone() });
         }
+        let shares_names = shared.is_some();
         let log_path = progress_log_path(path);
         let text = fs::read_to_string(&log_path).unwrap_or_default();
         let progress = last_progress(&text, job).filter(|progress| {
@@ -71,7 +73,7 @@ impl EmbeddingWriter {
         if progress.images == 0 {
             log.append_line(&serde_json::to_string(job).expect("plain values"))?;
         }
-        Ok(Self { format, file, names, log, log_path, progress })
+        Ok(Self { format, file, names, shares_names, log, log_path, progress })
     }
 
     /// Progress so far: the next batch starts at image `images` of the source.
@@ -113,9 +115,13 @@ impl EmbeddingWriter {
     /// Completes the file: names and features appear under their final names, in this order.
     ///
     /// # Errors
+    /// [`EmbeddingError::OtherNames`] if the list of names that was there is another one, and
     /// [`EmbeddingError::File`]; all rows are then kept for another attempt.
     pub fn finish(self) -> Result<Progress, EmbeddingError> {
         if let Some(names) = self.names {
+            if self.shares_names && !names.equals_destination() {
+                return Err(EmbeddingError::OtherNames { path: names.destination().into() });
+            }
             names.commit(&[])?;
         }
         self.file.commit(&self.format.header(self.progress.rows, self.progress.width))?;
@@ -134,9 +140,9 @@ impl EmbeddingWriter {
     }
 }
 
-/// Whether every line of a file is the name of an image of `source`, in its order: then it was
-/// written for features of the same images in another format.
-fn matches_image_names(file: &Path, source: &dyn Source) -> bool {
+/// Whether every line of a file is the name of an image of `source`, in its order: then it may be
+/// the list of names of the same features in another format.
+fn lists_images(file: &Path, source: &dyn Source) -> bool {
     let Ok(text) = fs::read_to_string(file) else { return false };
     let mut names = (0..source.len()).map(|image| escape(&source.name(image)));
     !text.is_empty() && text.lines().all(|line| names.any(|name| name == line))
@@ -273,5 +279,39 @@ mod tests {
         assert!(error.contains("notes.txt") && error.contains("not replaced"), "{error}");
         std::fs::write(&path, "not a matrix").unwrap();
         assert!(EmbeddingWriter::open(&path, &job(Format::Npy), &source(3)).is_err());
+    }
+
+    /// A list of some of the images may be that of the same features in another format, or
+    /// somebody's choice: only the same list is written over it, and no row is lost.
+    #[test]
+    fn a_list_of_names_is_shared_or_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, list) = (folder.path().join("f.npy"), folder.path().join("f.txt"));
+        let source = source(4);
+        let open = || EmbeddingWriter::open(&path, &job(Format::Npy), &source);
+        let names = |images: &[usize]| -> String {
+            images.iter().map(|&image| escape(&source.name(image)) + "\n").collect()
+        };
+        std::fs::write(&list, names(&[0, 2])).unwrap();
+        let mut writer = open().unwrap();
+        writer.append(&source, &batch(0..4)).unwrap();
+        let error = writer.finish().unwrap_err();
+        assert!(matches!(&error, EmbeddingError::OtherNames { path } if *path == list), "{error}");
+        assert_eq!(std::fs::read_to_string(&list).unwrap(), names(&[0, 2]));
+        std::fs::remove_file(&list).unwrap();
+        let writer = open().unwrap();
+        assert_eq!(writer.progress().rows, 4);
+        writer.finish().unwrap();
+        assert_eq!(std::fs::read_to_string(&list).unwrap(), names(&[0, 1, 2, 3]));
+        // The same features in another format, whose last image could not be read then either.
+        let other = folder.path().join("f.safetensors");
+        for (images, is_shared) in [(&[0, 1, 2][..], true), (&[0, 1, 2, 3], false)] {
+            std::fs::write(&list, names(images)).unwrap();
+            let job = job(Format::Safetensors);
+            let mut writer = EmbeddingWriter::open(&other, &job, &source).unwrap();
+            writer.append(&source, &batch(0..3)).unwrap();
+            assert_eq!(writer.finish().is_ok(), is_shared);
+            std::fs::remove_file(&other).unwrap_or_default();
+        }
     }
 }

@@ -21,6 +21,8 @@ use esvit_nn::backbone::RowFeatures;
 use esvit_nn::params::{ParamId, ParamSpec};
 use esvit_nn::{Collective, ForwardCtx, Network, Params, Tensor};
 
+use crate::span::{RunLength, Span};
+
 pub(crate) use config::read;
 pub use config::{HeadMemory, ObjectiveConfig, ObjectiveSettings, Setup};
 pub use health::{Collapse, CollapseDetector, Health};
@@ -36,8 +38,8 @@ pub struct StepInfo {
     pub step: u64,
     /// Its epoch, from 0.
     pub epoch: u64,
-    /// Steps of the whole run.
-    pub total_steps: u64,
+    /// Length of the run.
+    pub run: RunLength,
     /// Learning rate.
     pub lr: f64,
     /// Weight decay of decayed parameters.
@@ -48,8 +50,25 @@ pub struct StepInfo {
 
 impl StepInfo {
     /// The first step of a run of one step, which learns nothing.
-    pub const FIRST: Self =
-        Self { step: 0, epoch: 0, total_steps: 1, lr: 0.0, weight_decay: 0.0, health: false };
+    pub const FIRST: Self = Self {
+        step: 0,
+        epoch: 0,
+        run: RunLength { total_steps: 1, steps_per_epoch: 1 },
+        lr: 0.0,
+        weight_decay: 0.0,
+        health: false,
+    };
+
+    /// Whether the step is in a phase at the start of the run.
+    pub fn is_within(&self, phase: Span) -> bool {
+        let steps = phase.phase(self.run);
+        match phase {
+            Span::Epochs(epochs) if epochs.fract() == 0.0 && steps == phase.steps(self.run) => {
+                self.epoch < epochs as u64
+            }
+            _ => self.step < steps,
+        }
+    }
 }
 
 /// Images that go through the networks together.

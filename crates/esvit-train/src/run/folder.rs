@@ -1,8 +1,11 @@
 //! The folder of a run.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use esvit_files::FileError;
+
+use super::lock::{LOCK, LockError, RunLock};
 
 /// A folder that cannot be used for a run.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +33,30 @@ pub enum FolderError {
         /// A file in it.
         file: String,
     },
+    /// Another process uses it.
+    #[error(
+        "`{path}` is in use: {holder} is training in it\n\
+         hint: wait until that run has ended, or choose another folder with `--out`",
+        path = path.display()
+    )]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// The process.
+        holder: String,
+    },
+    /// Its logs are of later steps than any of its checkpoints.
+    #[error(
+        "`{path}` has metrics up to step {step} and no checkpoint\n\
+         hint: bring its checkpoints back, or start again with `--overwrite`",
+        path = path.display()
+    )]
+    CheckpointsGone {
+        /// The folder.
+        path: PathBuf,
+        /// The last step of its metrics.
+        step: u64,
+    },
     /// The system reports an error.
     #[error(
         "cannot use `{path}` as the run's folder: {source}\n\
@@ -47,17 +74,9 @@ pub enum FolderError {
     File(#[from] FileError),
 }
 
-/// Names of all that a run and its report write at the top of the folder, event files excepted.
-const OWN_FILES: [&str; 8] = [
-    "config.toml",
-    "env.json",
-    "train.log",
-    "metrics.jsonl",
-    "log.txt",
-    "report.html",
-    "checkpoints",
-    "failures",
-];
+/// Files that a run and its report write at the top of the folder, event files excepted.
+const OWN_FILES: [&str; 6] =
+    ["config.toml", "env.json", "train.log", "metrics.jsonl", "log.txt", "report.html"];
 const EVENT_PREFIX: &str = "events.out.tfevents.";
 const BEST: &str = "best.safetensors";
 
@@ -65,6 +84,8 @@ const BEST: &str = "best.safetensors";
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
+    /// Held by a run that writes the folder.
+    lock: Option<Arc<RunLock>>,
 }
 
 impl RunFolder {
@@ -74,25 +95,64 @@ impl RunFolder {
     /// # Errors
     /// When the folder cannot be used.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, FolderError> {
-        let folder = Self { path: path.into() };
-        let names = folder.names()?;
-        if !names.is_empty() {
-            if !overwrite {
-                return Err(FolderError::NotEmpty { path: path.into() });
-            }
-            let foreign = names.iter().find(|name| {
-                !OWN_FILES.contains(&name.as_str())
-                    && !name.starts_with(EVENT_PREFIX)
-                    && !esvit_files::is_temporary(name)
-                    && *name != "eval"
-            });
-            if let Some(file) = foreign {
-                return Err(FolderError::Foreign { path: path.into(), file: file.clone() });
-            }
-            folder.io(std::fs::remove_dir_all(path))?;
+        let mut folder = Self::at(path.into());
+        let mut names = folder.names(path)?;
+        names.retain(|name| name != LOCK);
+        if !names.is_empty() && !overwrite {
+            return Err(FolderError::NotEmpty { path: path.into() });
+        }
+        folder.io(std::fs::create_dir_all(path))?;
+        folder.lock()?;
+        if let Some(file) = folder.foreign()? {
+            return Err(FolderError::Foreign { path: path.into(), file });
+        }
+        for name in names {
+            let path = path.join(name);
+            let is_folder = folder.io(std::fs::symlink_metadata(&path))?.is_dir();
+            let remove = if is_folder { std::fs::remove_dir_all } else { std::fs::remove_file };
+            folder.io(remove(&path))?;
         }
         folder.io(std::fs::create_dir_all(folder.checkpoints()))?;
         Ok(folder)
+    }
+
+    /// A file below the folder that no run writes.
+    fn foreign(&self) -> Result<Option<String>, FolderError> {
+        for name in self.names(&self.path)? {
+            let is_own: fn(&str) -> bool = match name.as_str() {
+                "checkpoints" => |name| name == BEST || step_of(name).is_some(),
+                "eval" => |name| name == "results.jsonl",
+                "failures" => |name| name.starts_with("step=") && name.ends_with(".safetensors"),
+                name => {
+                    let is_own = OWN_FILES.contains(&name)
+                        || name == LOCK
+                        || name.starts_with(EVENT_PREFIX)
+                        || esvit_files::is_temporary(name);
+                    if !is_own {
+                        return Ok(Some(name.into()));
+                    }
+                    continue;
+                }
+            };
+            let within = self.path.join(&name);
+            if !within.is_dir() {
+                return Ok(Some(name));
+            }
+            let is_foreign = |name: &String| !is_own(name) && !esvit_files::is_temporary(name);
+            if let Some(file) = self.names(&within)?.into_iter().find(is_foreign) {
+                return Ok(Some(format!("{name}/{file}")));
+            }
+        }
+        Ok(None)
+    }
+
+    fn lock(&mut self) -> Result<(), FolderError> {
+        let path = self.path.clone();
+        self.lock = Some(Arc::new(RunLock::acquire(&path).map_err(|error| match error {
+            LockError::Held(holder) => FolderError::InUse { path, holder: holder.to_string() },
+            LockError::Io(source) => FolderError::Io { path, source },
+        })?));
+        Ok(())
     }
 
     /// The folder of an existing run. Temporary files of a killed process are deleted.
@@ -100,16 +160,17 @@ impl RunFolder {
     /// # Errors
     /// When the folder cannot be used.
     pub fn reopen(path: &Path) -> Result<Self, FolderError> {
-        let folder = Self { path: path.into() };
+        let mut folder = Self::at(path.into());
         folder.io(std::fs::create_dir_all(folder.checkpoints()))?;
+        folder.lock()?;
         esvit_files::remove_stale_temporaries(path)?;
         esvit_files::remove_stale_temporaries(&folder.checkpoints())?;
         Ok(folder)
     }
 
-    /// A folder that another process has created or opened.
-    pub(super) fn at(path: PathBuf) -> Self {
-        Self { path }
+    /// A folder that has been created or opened before.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path, lock: None }
     }
 
     /// The folder itself.
@@ -151,11 +212,7 @@ impl RunFolder {
         for entry in self.io(std::fs::read_dir(self.checkpoints()))? {
             let path = self.io(entry)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let step = name
-                .strip_suffix(".safetensors")
-                .and_then(|stem| stem.rsplit_once("-step="))
-                .and_then(|(_, step)| step.parse().ok());
-            if let Some(step) = step {
+            if let Some(step) = step_of(&name) {
                 found.push((step, path));
             }
         }
@@ -179,6 +236,17 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Deletes all numbered checkpoints but one.
+    ///
+    /// # Errors
+    /// When one cannot be deleted.
+    pub fn keep_only(&self, kept: &Path) -> Result<(), FolderError> {
+        for (_, path) in self.list()?.into_iter().filter(|(_, path)| path != kept) {
+            self.io(std::fs::remove_file(path))?;
+        }
+        Ok(())
+    }
+
     /// Deletes all but the newest `keep` checkpoints.
     ///
     /// # Errors
@@ -190,8 +258,8 @@ impl RunFolder {
         Ok(())
     }
 
-    fn names(&self) -> Result<Vec<String>, FolderError> {
-        let entries = match std::fs::read_dir(&self.path) {
+    fn names(&self, folder: &Path) -> Result<Vec<String>, FolderError> {
+        let entries = match std::fs::read_dir(folder) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => self.io(entries)?,
         };
@@ -203,6 +271,13 @@ impl RunFolder {
     fn io<T>(&self, result: std::io::Result<T>) -> Result<T, FolderError> {
         result.map_err(|source| FolderError::Io { path: self.path.clone(), source })
     }
+}
+
+/// The step of a checkpoint called `epoch=E-step=N.safetensors`.
+fn step_of(name: &str) -> Option<u64> {
+    let (epoch, step) = name.strip_prefix("epoch=")?.split_once("-step=")?;
+    epoch.parse::<u64>().ok()?;
+    step.strip_suffix(".safetensors")?.parse().ok()
 }
 
 #[cfg(test)]
@@ -232,22 +307,35 @@ mod tests {
             "metrics.jsonl",
             "log.txt",
             "report.html",
-            "failures",
-            "eval",
+            "failures/step=00000003-inputs.safetensors",
+            "eval/results.jsonl",
             "events.out.tfevents.1.host.2.0",
             ".metrics.jsonl.1-0.esvit-tmp",
         ] {
+            std::fs::create_dir_all(path.join(own).parent().unwrap()).unwrap();
             std::fs::write(path.join(own), "old").unwrap();
         }
+        std::fs::write(path.join("checkpoints/best.safetensors"), "old").unwrap();
         std::fs::write(path.join("checkpoints/epoch=0000-step=00000000.safetensors"), "").unwrap();
         let error = RunFolder::create(&path, false).unwrap_err();
         assert!(matches!(error, FolderError::NotEmpty { .. }), "{error}");
         assert_eq!(names(&path).len(), 11);
-        for foreign in ["thesis.tex", "config.toml.orig", "best.safetensors"] {
+        for foreign in [
+            "thesis.tex",
+            "config.toml.orig",
+            "best.safetensors",
+            "checkpoints/keep.safetensors",
+            "checkpoints/mine-step=1.safetensors",
+            "eval/notes.md",
+            "failures/f.txt",
+        ] {
             std::fs::write(path.join(foreign), "mine").unwrap();
             let error = RunFolder::create(&path, true).unwrap_err();
-            assert!(matches!(&error, FolderError::Foreign { file, .. } if file == foreign));
-            assert_eq!(names(&path).len(), 12);
+            assert!(
+                matches!(&error, FolderError::Foreign { file, .. } if file == foreign),
+                "{error}"
+            );
+            assert!(path.join("config.toml").exists());
             std::fs::remove_file(path.join(foreign)).unwrap();
         }
         let folder = RunFolder::create(&path, true).unwrap();
@@ -276,8 +364,13 @@ mod tests {
         for (step, path) in &paths {
             std::fs::write(path, step.to_string()).unwrap();
         }
-        for other in ["best.safetensors", "step=7.safetensors", "a-step=x.safetensors", "b-step=7"]
-        {
+        let others = [
+            "best.safetensors",
+            "step=7.safetensors",
+            "epoch=0001-step=x.safetensors",
+            "mine-step=7.safetensors",
+        ];
+        for other in others {
             std::fs::write(folder.checkpoints().join(other), "").unwrap();
         }
         let [first, second, third] = paths;

@@ -1,5 +1,6 @@
 //! The logs of a run: `train.log`, `metrics.jsonl`, `log.txt` and TensorBoard events.
 
+use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -7,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::RunError;
 use super::figures::Figures;
 use super::folder::RunFolder;
+use super::start::Renumbering;
 use crate::tensorboard::TensorBoard;
-use esvit_files::{LineLog, retain_lines_while};
+use esvit_files::{LineLog, retain_lines_while, write_atomically};
 
 /// Metrics of the steps since the last line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -128,6 +130,24 @@ impl MetricsLog {
             epochs: LineLog::open(&log_txt)?,
             tensorboard: tensorboard?,
         })))
+    }
+
+    /// Gives the lines of a run that goes on with steps of another size the numbers of its steps.
+    pub(super) fn renumber(folder: &RunFolder, moved: &Renumbering) -> Result<(), RunError> {
+        let path = folder.file("metrics.jsonl");
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let renumbered = |line: &str| -> Option<String> {
+            let mut values: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_str(line).ok()?;
+            let step = values.get("step")?.as_u64()?;
+            values.insert("step".into(), moved.step(step).into());
+            serde_json::to_string(&values).ok()
+        };
+        // A line that cannot be read is one that was cut off.
+        let lines = text.lines().filter_map(renumbered).map(|line| line + "\n");
+        let text: String = lines.collect();
+        write_atomically(&path, |file| file.write_all(text.as_bytes()))?;
+        Ok(())
     }
 
     /// The log of a process that does not write it.

@@ -2,9 +2,12 @@
 
 mod figures;
 mod folder;
+mod images;
+mod lock;
 mod metrics_log;
 mod plan;
 mod session;
+mod settle;
 mod start;
 
 use std::path::{Path, PathBuf};
@@ -18,8 +21,10 @@ use esvit_nn::{Collective, Network, Params};
 
 pub use figures::Figures;
 pub use folder::{FolderError, RunFolder};
+pub use images::ImageSet;
 pub use metrics_log::{EpochMetrics, KnnMetrics, StepMetrics};
 pub use plan::Plan;
+pub use settle::{settled, step_time};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::{Config, ConfigError};
@@ -89,6 +94,15 @@ pub trait Observer {
 pub enum Event<'a> {
     /// The run starts or continues, with this plan.
     Begin(&'a Plan),
+    /// A micro-batch of a step went through the networks.
+    MicroBatch {
+        /// The step, counted from 0.
+        step: u64,
+        /// Micro-batches of the step that are done.
+        done: usize,
+        /// Micro-batches of the step.
+        of: usize,
+    },
     /// A step was done.
     Step {
         /// Steps done.
@@ -180,7 +194,7 @@ pub enum RunError {
     /// No step is left.
     #[error(
         "nothing to do: `{path}` is at step {done} and the run would end at step {total}\n\
-         hint: raise `train.epochs` above {epochs}",
+         hint: give the run more than {length}, with `train.steps` or `train.epochs`",
         path = path.display()
     )]
     NoStepLeft {
@@ -190,8 +204,8 @@ pub enum RunError {
         done: u64,
         /// Steps of the whole run.
         total: u64,
-        /// Epochs of the whole run.
-        epochs: u64,
+        /// Its length in words.
+        length: String,
     },
     /// The checkpoint to start from cannot be read or does not fit.
     #[error("cannot start from `{path}`: {source}", path = path.display())]
@@ -205,7 +219,7 @@ pub enum RunError {
     #[error(
         "the weights after step {step} are not finite numbers and are not saved; the last good \
          checkpoint is `{checkpoint}`\n\
-         hint: lower `optim.lr`, or lengthen `optim.warmup_epochs`, and start again from that \
+         hint: lower `optim.lr`, or lengthen `optim.warmup`, and start again from that \
          checkpoint with `--init-from`",
         checkpoint = checkpoint.display()
     )]
@@ -220,7 +234,7 @@ pub enum RunError {
         "step {step}: {source}; nothing was updated\n\
          its inputs and the state before it are in `{saved}`, the last good checkpoint is \
          `{checkpoint}`\n\
-         hint: lower `optim.lr`, or lengthen `optim.warmup_epochs`, and start again from that \
+         hint: lower `optim.lr`, or lengthen `optim.warmup`, and start again from that \
          checkpoint with `--init-from`",
         saved = saved.display(), checkpoint = checkpoint.display()
     )]
@@ -236,13 +250,43 @@ pub enum RunError {
     },
 }
 
+/// The plan of a new run, without starting it.
+///
+/// # Errors
+/// When the images do not suit the settings.
+pub fn plan(
+    config: &Config,
+    source: &Arc<dyn Source>,
+    collective: &Arc<dyn Collective>,
+) -> Result<Plan, RunError> {
+    let config = &settled(config, &**source, collective.world());
+    let loader = plan::loader(config, source.clone(), &**collective)?;
+    let device = config.train.device.parse()?;
+    let classes = source.classes().len();
+    let learner = plan::learner(config, &device, classes, collective.clone());
+    Ok(Plan::new(config, &loader, source.len(), &learner, 0))
+}
+
 /// Pre-trains a student and its teacher.
 ///
 /// # Errors
 /// [`RunError`] has a hint; checkpoints written before the error stay intact.
-pub fn pretrain<'a>(config: &'a Config, options: Options<'a>) -> Result<Outcome, RunError> {
-    let loader = plan::loader(config, options.source.clone(), &*options.collective)?;
-    let mut session = Session::open(config, options, &loader)?;
+pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunError> {
+    let Options { source, collective, stop, .. } = &options;
+    let given = config.train.batch_size;
+    let config = settled(config, &**source, collective.world());
+    let step_time = match config.train.time {
+        Some(_) => Some(step_time(&config, source, collective, stop)?),
+        None => None,
+    };
+    let loader = plan::loader(&config, source.clone(), &**collective)?;
+    let batch = config.train.batch_size;
+    let mut session = Session::open(config, step_time, options, &loader)?;
+    if batch < given {
+        session.note(&format!(
+            "a step has {batch} images instead of {given} (`train.batch_size`): there are no more"
+        ))?;
+    }
     let result = session.run(&loader);
     // Broken images of the last batches are reported even if the run fails.
     let reported = session.report_broken(&loader);

@@ -12,6 +12,7 @@ use crate::config::{Config, LR_BATCH};
 use crate::learner::LearnerSettings;
 use crate::objective::StepInfo;
 use crate::schedule::CosineSchedule;
+use crate::span::RunLength;
 
 /// The plan of a run: lengths and schedules.
 #[derive(Debug, Clone)]
@@ -23,7 +24,11 @@ pub struct Plan {
     /// Steps per epoch.
     pub steps_per_epoch: u64,
     /// Images per step, over all processes.
-    pub global_batch: usize,
+    pub batch: usize,
+    /// Steps from one checkpoint to the next.
+    pub checkpoint_every: u64,
+    /// Steps from one k-NN check to the next, if there are any.
+    pub knn_every: Option<u64>,
     /// Images in the source.
     pub images: usize,
     /// CPU threads.
@@ -46,22 +51,24 @@ impl Plan {
         learner: &Learner,
         first_step: u64,
     ) -> Self {
-        let steps_per_epoch = loader.steps_per_epoch();
-        let total_steps = steps_per_epoch * config.train.epochs;
+        let run = length(config, loader);
+        let RunLength { total_steps, steps_per_epoch } = run;
         let optim = &config.optim;
-        let global_batch = config.global_batch() * learner.collective.world();
+        let batch = config.train.batch_size;
         let lr = CosineSchedule {
             start: 0.0,
-            base: optim.lr * global_batch as f64 / LR_BATCH,
+            base: optim.lr * batch as f64 / LR_BATCH,
             last: optim.min_lr,
-            warmup_steps: (optim.warmup_epochs * steps_per_epoch as f64).round() as u64,
+            warmup_steps: optim.warmup.phase(run),
             total_steps,
         };
         Self {
             first_step,
             total_steps,
             steps_per_epoch,
-            global_batch,
+            batch,
+            checkpoint_every: config.checkpoint.every.interval(run).unwrap_or(total_steps),
+            knn_every: config.knn.every.interval(run),
             images,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             precision: learner.settings.precision,
@@ -77,6 +84,16 @@ impl Plan {
         }
     }
 
+    /// The length of the run.
+    pub fn run(&self) -> RunLength {
+        RunLength { total_steps: self.total_steps, steps_per_epoch: self.steps_per_epoch }
+    }
+
+    /// Whether something that comes up every so many steps, and at the end, is due after `done`.
+    pub(super) fn is_due(&self, done: u64, every: u64) -> bool {
+        done.is_multiple_of(every) || done == self.total_steps
+    }
+
     /// Whole epochs done after a number of steps.
     pub fn epochs_done(&self, steps: u64) -> u64 {
         steps / self.steps_per_epoch.max(1)
@@ -87,7 +104,7 @@ impl Plan {
         StepInfo {
             step,
             epoch: self.epochs_done(step),
-            total_steps: self.total_steps,
+            run: self.run(),
             lr: self.lr.at(step),
             weight_decay: self.weight_decay.at(step),
             health: self.is_logged(step + 1),
@@ -96,21 +113,21 @@ impl Plan {
 
     /// Whether metrics are logged after `done` steps.
     pub(super) fn is_logged(&self, done: u64) -> bool {
-        done.is_multiple_of(self.log_every) || done == self.total_steps
+        self.is_due(done, self.log_every)
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let epochs = self.total_steps / self.steps_per_epoch.max(1);
         writeln!(f, "{}", self.description)?;
         write!(
             f,
-            "{} images, {epochs} epochs of {} steps of {} images, {} threads, {}; a loss of {:.2} \
+            "{} images, {} steps of {} images, {} steps an epoch, {} threads, {}; a loss of {:.2} \
              is that of chance",
             self.images,
+            self.total_steps,
+            self.batch,
             self.steps_per_epoch,
-            self.global_batch,
             self.threads,
             self.precision.name(),
             self.chance_loss,
@@ -144,7 +161,14 @@ fn describe(config: &Config, learner: &Learner) -> String {
     )
 }
 
-/// The loader of a run: one batch per optimizer step.
+/// The length of a run with these settings. Where it depends on a time, it has no step yet.
+pub(super) fn length(config: &Config, loader: &Loader) -> RunLength {
+    let steps_per_epoch = loader.steps_per_epoch();
+    let total_steps = config.train.total_steps(steps_per_epoch).unwrap_or(0);
+    RunLength { total_steps, steps_per_epoch }
+}
+
+/// The loader of a run.
 pub(super) fn loader(
     config: &Config,
     source: Arc<dyn Source>,
@@ -152,7 +176,8 @@ pub(super) fn loader(
 ) -> Result<Loader, LoaderError> {
     let data = &config.data;
     let settings = LoaderConfig {
-        batch: config.global_batch() * collective.world(),
+        batch: config.train.batch_size,
+        micro_batch: config.train.micro_batch().min(config.train.batch_size / collective.world()),
         world: collective.world(),
         rank: collective.rank(),
         repeat: data.repeat,
@@ -200,6 +225,7 @@ mod tests {
     use crate::objective::supervised::SupervisedConfig;
     use crate::objective::{EmaTiming, Objective, ObjectiveConfig, Setup, Teacher};
     use crate::optim::{ClipScope, OptimizerKind};
+    use crate::span::Span;
     use esvit_data::{Image, InMemory, Policy, ViewsConfig};
     use esvit_nn::backbone::swin::SwinConfig;
     use esvit_nn::head::HeadConfig;
@@ -272,9 +298,9 @@ mod tests {
                 student_temp: 0.2,
                 teacher_temp: 0.07,
                 warmup_teacher_temp: 0.05,
-                warmup_teacher_temp_epochs: 3,
+                teacher_temp_warmup: Span::Epochs(3.0),
                 center_momentum: 0.8,
-                freeze_last_layer: 2,
+                freeze_last_layer: Span::Epochs(2.0),
                 momentum_teacher: 0.9,
                 mixup: mixup(),
                 head: HeadConfig {
@@ -290,25 +316,27 @@ mod tests {
                 name: OptimizerKind::Lars,
                 lr: 0.64,
                 min_lr: 1e-3,
-                warmup_epochs: 1.6,
+                warmup: Span::Epochs(1.6),
                 weight_decay: 0.03,
                 weight_decay_end: 0.5,
                 clip_grad: Some(2.0),
                 clip_scope: ClipScope::Global,
             },
             train: TrainConfig {
-                epochs: 4,
-                batch_size: 2,
-                accumulate: 2,
+                epochs: Some(4),
+                steps: None,
+                time: None,
+                batch_size: 4,
+                micro_batch: Some(2),
                 crops_per_forward: 3,
                 activation_checkpointing: true,
                 device: "cpu:0".into(),
                 precision: PrecisionChoice::Bf16,
                 log_every: 3,
             },
-            checkpoint: CheckpointConfig { every_epochs: 2, every_steps: 5, keep_last: 4 },
+            checkpoint: CheckpointConfig { every: Span::Steps(3), keep_last: 4 },
             knn: KnnConfig {
-                every_epochs: 3,
+                every: Span::Percent(40.0),
                 train: Some("train".into()),
                 val: Some("val".into()),
                 k: 3,
@@ -364,8 +392,8 @@ mod tests {
             found.remove("views");
             let mut names = Vec::new();
             alike("", &found, &default, &mut names);
-            // What chooses the settings of a table, and is not one.
-            assert_eq!(names, [".model.family", ".objective.name"]);
+            // What chooses the settings of a table, and is not one; other ways to give a length.
+            assert_eq!(names, [".model.family", ".objective.name", ".train.steps", ".train.time"]);
         }
     }
 
@@ -376,7 +404,8 @@ mod tests {
         let plan = plan(&unusual(), 6);
         let objective = learner(&unusual(), &Device::Cpu, 0, Solo::shared()).objective;
         assert_eq!((plan.first_step, plan.total_steps, plan.steps_per_epoch), (6, 20, 5));
-        assert_eq!((plan.global_batch, plan.images), (4, 10));
+        assert_eq!((plan.batch, plan.images), (4, 10));
+        assert_eq!((plan.checkpoint_every, plan.knn_every), (3, Some(8)));
         assert_eq!(plan.precision, Precision::Bf16);
         assert_eq!([0, 4, 5, 9, 10, 20].map(|steps| plan.epochs_done(steps)), [0, 0, 1, 1, 2, 4]);
         for (step, [lr, weight_decay, momentum, teacher_temp], freeze_last_layer, health) in [
@@ -411,24 +440,56 @@ mod tests {
             assert_eq!(!objective.frozen(&found).is_empty(), freeze_last_layer, "{step}");
             // The rest; a value that is added must be compared here too.
             let StepInfo { lr, weight_decay, .. } = found;
-            let (epoch, total_steps) = (step / 5, 20);
-            let expected = StepInfo { step, epoch, total_steps, lr, weight_decay, health };
+            let (epoch, run) = (step / 5, RunLength { total_steps: 20, steps_per_epoch: 5 });
+            let expected = StepInfo { step, epoch, run, lr, weight_decay, health };
             assert_eq!(found, expected);
         }
     }
 
     #[test]
     fn the_rate_follows_the_images_of_a_step() {
-        for (batch_size, accumulate, expected) in
-            [(2, 2, 0.01), (4, 1, 0.01), (1, 4, 0.01), (2, 1, 0.005), (1, 5, 0.0125)]
+        for (batch, micro_batch, expected) in
+            [(4, 2, 0.01), (4, 4, 0.01), (4, 1, 0.01), (2, 1, 0.005), (5, 1, 0.0125)]
         {
             let mut config = unusual();
-            (config.train.batch_size, config.train.accumulate) = (batch_size, accumulate);
-            config.optim.warmup_epochs = 0.0;
+            (config.train.batch_size, config.train.micro_batch) = (batch, Some(micro_batch));
+            config.optim.warmup = Span::NONE;
             let plan = plan(&config, 0);
-            close(&format!("{batch_size} x {accumulate}"), plan.step(0).lr, expected);
-            assert_eq!(plan.global_batch, batch_size * accumulate);
+            close(&format!("{batch} in parts of {micro_batch}"), plan.step(0).lr, expected);
+            assert_eq!(plan.batch, batch);
         }
+    }
+
+    /// In steps and per cent as in epochs; phases longer than the run are a tenth of it.
+    #[test]
+    fn lengths_in_any_unit() {
+        let at = |change: &dyn Fn(&mut Config), step: u64| {
+            let mut config = unusual();
+            change(&mut config);
+            let at = plan(&config, 0).step(step);
+            let objective = learner(&config, &Device::Cpu, 0, Solo::shared()).objective;
+            let temperature = objective.schedule(&at)[1].1;
+            (at.run.total_steps, at.lr, temperature, objective.frozen(&at).is_empty())
+        };
+        let set = |span: Span| {
+            move |config: &mut Config| {
+                config.optim.warmup = span;
+                (config.train.epochs, config.train.steps) = (None, Some(40));
+                let objective = esvit(config);
+                (objective.teacher_temp_warmup, objective.freeze_last_layer) = (span, span);
+            }
+        };
+        for span in [Span::Steps(20), Span::Percent(50.0), Span::Epochs(4.0)] {
+            let (steps, rate, temperature, is_free) = at(&set(span), 19);
+            assert_eq!((steps, is_free), (40, false), "{span}");
+            close("rate at the end of the warm-up", rate, 0.01);
+            close("temperature at the end of the warm-up", temperature, 0.07);
+            assert!(at(&set(span), 20).3, "{span}");
+        }
+        close("in the middle", at(&set(Span::Steps(21)), 10).2, 0.06);
+        let too_long = set(Span::Steps(41));
+        assert!(!at(&too_long, 3).3 && at(&too_long, 4).3);
+        close("after a tenth", at(&too_long, 4).1, 0.01);
     }
 
     #[test]
@@ -441,8 +502,8 @@ mod tests {
                 "L_V to 6 prototypes, Swin `custom` (1-2 blocks, width 4, window 3, 0.00 M \
                  parameters, heads 0.00 M)\n\
                  views 2 x 16 px + 3 x 8 px\n\
-                 10 images, 4 epochs of 5 steps of 4 images, {threads} threads, bf16; a loss of \
-                 1.25 is that of chance"
+                 10 images, 20 steps of 4 images, 5 steps an epoch, {threads} threads, bf16; a \
+                 loss of 1.25 is that of chance"
             )
         );
         // The view task has a weight of 0.7.
@@ -543,6 +604,7 @@ mod tests {
         let config = unusual();
         let expected = LoaderConfig {
             batch: 4,
+            micro_batch: 2,
             world: 1,
             rank: 0,
             repeat: 2,
@@ -553,7 +615,7 @@ mod tests {
             cache_bytes: 5 * 1024 * 1024,
         };
         let by_plan = loader(&config, source(), &Solo).unwrap();
-        assert_eq!(by_plan.steps_per_epoch(), 5);
+        assert_eq!((by_plan.steps_per_epoch(), by_plan.parts()), (5, 2));
         let by_hand = Loader::new(source(), config.views, expected).unwrap();
         let [found, expected] =
             [by_plan, by_hand].map(|loader| loader.batches(3..4).next().unwrap().unwrap());

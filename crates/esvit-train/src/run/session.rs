@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use esvit_data::{Batch, Loader, Source};
+use esvit_data::{Batch, Batches, Loader, Source};
 use esvit_kernels::pool;
 use esvit_nn::Device;
 use esvit_nn::weights::entry;
+use serde_json::Value;
 
 use super::folder::RunFolder;
+use super::images::ImageSet;
 use super::metrics_log::{EpochMetrics, KnnMetrics, MetricsLog, StepMetrics, peak_memory};
+use super::settle::steps_within;
 use super::start::Started;
 use super::{End, Event, KnnCheck, Observer, Options, Outcome, Plan, RunError};
 use crate::Learner;
@@ -23,7 +26,7 @@ use crate::objective::{CollapseDetector, MicroBatch, StepInfo};
 use esvit_files::write_atomically;
 
 pub(super) struct Session<'a> {
-    config: &'a Config,
+    config: Config,
     folder: RunFolder,
     log: MetricsLog,
     observer: &'a mut dyn Observer,
@@ -31,28 +34,46 @@ pub(super) struct Session<'a> {
     stop: Arc<AtomicBool>,
     source: Arc<dyn Source>,
     learner: Learner,
+    images: ImageSet,
     plan: Plan,
     collapse: CollapseDetector,
     best: Option<Best>,
     newest: PathBuf,
+    /// The step whose state the newest checkpoint has.
+    saved: Option<u64>,
     last_knn: Option<KnnMetrics>,
 }
 
 impl<'a> Session<'a> {
+    /// `step_time` is that of a step, for a run whose length is a time.
     pub(super) fn open(
-        config: &'a Config,
+        mut config: Config,
+        step_time: Option<Duration>,
         options: Options<'a>,
         loader: &Loader,
     ) -> Result<Self, RunError> {
         let Options { out, overwrite, start, source, collective, stop, environment, observer, knn } =
             options;
+        let images = ImageSet::of(&*source, loader.steps_per_epoch());
         let (started, folder) =
-            Started::prepare(config, &start, &out, overwrite, loader, &*source, &collective)?;
-        let Started { learner, first_step, best, newest, notes } = started;
-        let plan = Plan::new(config, loader, source.len(), &learner, first_step);
+            Started::prepare(&mut config, &start, &out, overwrite, loader, &*source, &collective)?;
+        let Started { learner, first_step, best, newest, moved, mut notes } = started;
+        if let (Some(time), Some(step)) = (config.train.time, step_time) {
+            let steps = steps_within(time.0, step);
+            notes.push(format!("{steps} steps of {:.3} s fit {time}", step.as_secs_f64()));
+            (config.train.steps, config.train.time) = (Some(first_step + steps), None);
+        }
+        let plan = Plan::new(&config, loader, source.len(), &learner, first_step);
         let log = if learner.collective.rank() == 0 {
-            write_text(&folder.config(), &config.to_toml())?;
-            write_text(&folder.file("env.json"), &format!("{environment:#}\n"))?;
+            // A run that has no step left is not one with other settings.
+            if first_step < plan.total_steps || !folder.config().exists() {
+                write_text(&folder.config(), &config.to_toml())?;
+                let path = folder.file("env.json");
+                write_text(&path, &format!("{:#}\n", with_earlier(&path, environment)))?;
+            }
+            if let Some(moved) = moved {
+                MetricsLog::renumber(&folder, &moved)?;
+            }
             MetricsLog::open(&folder, first_step, plan.epochs_done(first_step))?
         } else {
             MetricsLog::closed()
@@ -66,9 +87,11 @@ impl<'a> Session<'a> {
             stop,
             source,
             learner,
+            images,
             plan,
             collapse: CollapseDetector::default(),
             best,
+            saved: (!newest.as_os_str().is_empty()).then_some(first_step),
             newest,
             last_knn: None,
         };
@@ -89,20 +112,31 @@ impl<'a> Session<'a> {
         if self.newest.as_os_str().is_empty() {
             // A run that fails before its first checkpoint can start again from this one.
             self.save(first_step)?;
+            if self.is_first() {
+                self.folder.keep_only(&self.newest)?;
+            }
         }
         let mut window = LogWindow::default();
         let mut epoch_loss = Mean::default();
         let mut training = Duration::ZERO;
         let mut done = first_step;
-        for batch in loader.batches(first_step..total_steps) {
-            let batch = batch?;
-            self.report_broken(loader)?;
+        let mut batches = loader.batches(first_step..total_steps);
+        if self.learner.collective.world() == 1 {
+            batches = batches.until(self.stop.clone());
+        }
+        while done < total_steps {
             let begin = Instant::now();
-            let waited = batch.wait_time;
+            let mut waited = Duration::ZERO;
             let at = self.plan.step(done);
-            let result = self.step(&batch, &at)?;
+            let Some(result) = self.step(&mut batches, loader, &at, &mut waited)? else {
+                if self.saved != Some(done) {
+                    self.save(done)?;
+                }
+                self.note(&format!("stopped after step {done} of {total_steps}, state saved"))?;
+                return Ok(self.outcome(End::Stopped, done, training, loader));
+            };
             done += 1;
-            let spent = begin.elapsed() + waited;
+            let spent = begin.elapsed();
             training += spent;
             epoch_loss.add(f64::from(result.loss));
             window.add(&result, spent, waited);
@@ -111,33 +145,65 @@ impl<'a> Session<'a> {
                 self.figures(&window, &at, &result)?;
                 window = LogWindow::default();
             }
-            let saved = self.end_of_epoch(done, &at, &mut epoch_loss)?;
-            let stop = self.learner.collective.any(self.stop.load(Ordering::Relaxed));
-            if stop && done < total_steps {
-                if !saved {
-                    self.save(done)?;
-                }
-                self.note(&format!("stopped after step {done} of {total_steps}, state saved"))?;
-                return Ok(self.outcome(End::Stopped, done, training, loader));
-            }
+            self.end_of_step(done, &at, &mut epoch_loss)?;
         }
         self.log.flush()?;
         Ok(self.outcome(End::Finished, done, training, loader))
     }
 
-    /// One optimizer step; if the loss is not finite, its inputs and the state are saved.
-    fn step(&mut self, batch: &Batch, at: &StepInfo) -> Result<StepResult, RunError> {
-        let (device, config, source) = (self.learner.device(), self.config, self.source.clone());
-        let micro_batch = |part| micro_batch(batch, part, config, &*source, &device);
-        let micro_batches = (0..config.train.accumulate).map(micro_batch);
+    /// One optimizer step; `None` if the run is to stop, which leaves the state as it was. If the
+    /// loss is not finite, its inputs and the state are saved.
+    fn step(
+        &mut self,
+        batches: &mut Batches<'_>,
+        loader: &Loader,
+        at: &StepInfo,
+        waited: &mut Duration,
+    ) -> Result<Option<StepResult>, RunError> {
+        let parts = loader.parts();
+        let mut gradients = self.learner.begin(parts, at);
+        for part in 0..parts {
+            let is_added = match self.next_micro_batch(batches, waited)? {
+                None => false,
+                Some(batch) => {
+                    let stop = self.stop.clone();
+                    let alone = self.learner.collective.world() == 1;
+                    let asked = move || alone && stop.load(Ordering::Relaxed);
+                    let (learner, gradients) = (&mut self.learner, &mut gradients);
+                    pool::run(|| learner.add(gradients, &batch, at, &asked))
+                }
+            };
+            if !is_added {
+                self.learner.abandon(gradients);
+                return Ok(None);
+            }
+            self.report_broken(loader)?;
+            self.observer.notice(&Event::MicroBatch { step: at.step, done: part + 1, of: parts });
+        }
         let learner = &mut self.learner;
-        pool::run(|| learner.step(micro_batches.clone(), at))
-            .or_else(|error| Err(self.not_finite(micro_batches, at, error)?))
+        match pool::run(|| learner.update(gradients, at)) {
+            Ok(result) => Ok(Some(result)),
+            Err(error) => Err(self.not_finite(loader, at, error)?),
+        }
+    }
+
+    /// The next micro-batch; `None` if a process of the run is to stop.
+    fn next_micro_batch(
+        &mut self,
+        batches: &mut Batches<'_>,
+        waited: &mut Duration,
+    ) -> Result<Option<MicroBatch>, RunError> {
+        if self.learner.collective.any(self.stop.load(Ordering::Relaxed)) {
+            return Ok(None);
+        }
+        let Some(batch) = batches.next().transpose()? else { return Ok(None) };
+        *waited += batch.wait_time;
+        Ok(Some(micro_batch(&batch, &self.config, &*self.source, &self.learner.device())))
     }
 
     fn not_finite(
         &mut self,
-        micro_batches: impl Iterator<Item = MicroBatch>,
+        loader: &Loader,
         at: &StepInfo,
         source: NotFinite,
     ) -> Result<RunError, RunError> {
@@ -147,8 +213,12 @@ impl<'a> Session<'a> {
             RunError::Folder(super::FolderError::Io { path: folder.clone(), source })
         })?;
         let mut entries = Vec::new();
-        for (part, batch) in micro_batches.enumerate() {
-            for (view, crop) in batch.views.iter().enumerate() {
+        for batch in loader.batches(step..step + 1) {
+            let batch = batch?;
+            let part = batch.part;
+            let views =
+                micro_batch(&batch, &self.config, &*self.source, &self.learner.device()).views;
+            for (view, crop) in views.iter().enumerate() {
                 let name = format!("batch.{part}.view.{view}");
                 entries.push(entry(name, &crop.shape(), crop));
             }
@@ -186,7 +256,7 @@ impl<'a> Session<'a> {
             grad_norm: window.grad_norm.mean(),
             batch_time: window.spent.as_secs_f64() / window.loss.count as f64,
             data_wait: window.waited.as_secs_f64() / window.spent.as_secs_f64().max(1e-9),
-            img_per_s: self.plan.global_batch as f64 * window.loss.count as f64
+            img_per_s: self.plan.batch as f64 * window.loss.count as f64
                 / window.spent.as_secs_f64().max(1e-9),
             max_mem: peak_memory(),
             objective: parts.chain(scheduled).filter(|(_, value)| value.is_finite()).collect(),
@@ -206,47 +276,38 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Runs check and checkpoint when due; returns whether the state was saved.
-    fn end_of_epoch(
+    /// Ends an epoch, and runs check and checkpoint, when they are due.
+    fn end_of_step(
         &mut self,
         done: u64,
         at: &StepInfo,
         epoch_loss: &mut Mean,
-    ) -> Result<bool, RunError> {
-        let last = done == self.plan.total_steps;
-        let epoch = self.plan.epochs_done(done);
-        let is_end = done.is_multiple_of(self.plan.steps_per_epoch);
-        let every_steps = self.config.checkpoint.every_steps;
-        let mut due = every_steps > 0 && done.is_multiple_of(every_steps);
-        let mut improved = Ok(false);
-        if is_end {
+    ) -> Result<(), RunError> {
+        if done.is_multiple_of(self.plan.steps_per_epoch) {
             let figures = EpochMetrics {
                 train_loss: epoch_loss.mean(),
                 train_lr: at.lr,
                 train_wd: at.weight_decay,
-                epoch: epoch - 1,
+                epoch: at.epoch,
             };
             *epoch_loss = Mean::default();
             self.log.epoch(&figures)?;
-            let every = self.config.knn.every_epochs;
-            if every > 0 && (epoch.is_multiple_of(every) || last) {
-                improved = self.check(done, epoch);
-            }
-            due |= last || epoch.is_multiple_of(self.config.checkpoint.every_epochs);
         }
+        let check = self.plan.knn_every.is_some_and(|every| self.plan.is_due(done, every));
+        let improved = if check { self.check(done) } else { Ok(false) };
         // A check that fails ends the run, and not without what it has learned.
-        let saves = due || !matches!(improved, Ok(false));
-        if saves {
+        if self.plan.is_due(done, self.plan.checkpoint_every) || !matches!(improved, Ok(false)) {
             self.save(done)?;
         }
         if improved? {
             self.folder.mark_best(&self.newest)?;
         }
-        Ok(saves)
+        Ok(())
     }
 
     /// Runs the k-NN check; returns whether it is the best so far.
-    fn check(&mut self, done: u64, epoch: u64) -> Result<bool, RunError> {
+    fn check(&mut self, done: u64) -> Result<bool, RunError> {
+        let epoch = self.plan.epochs_done(done);
         let is_first = self.is_first();
         let Some(knn) = self.knn.as_mut().filter(|_| is_first) else { return Ok(false) };
         let accuracy =
@@ -263,7 +324,7 @@ impl<'a> Session<'a> {
         self.last_knn = Some(figures);
         let improved = self.best.is_none_or(|best| accuracy.top1 > best.top1);
         if improved {
-            self.best = Some(Best { top1: accuracy.top1, epoch });
+            self.best = Some(Best { top1: accuracy.top1, epoch, step: Some(done) });
         }
         Ok(improved)
     }
@@ -274,7 +335,8 @@ impl<'a> Session<'a> {
     }
 
     fn metadata(&self, step: u64) -> Metadata {
-        Metadata::new(step, self.plan.epochs_done(step), self.config, self.best)
+        let epoch = self.plan.epochs_done(step);
+        Metadata::new(step, epoch, &self.config, self.best).with_images(&self.images)
     }
 
     fn save(&mut self, step: u64) -> Result<(), RunError> {
@@ -288,7 +350,7 @@ impl<'a> Session<'a> {
             self.folder.prune(self.config.checkpoint.keep_last)?;
             self.observer.notice(&Event::Checkpoint(&path));
         }
-        self.newest = path;
+        (self.newest, self.saved) = (path, Some(step));
         Ok(())
     }
 
@@ -306,7 +368,7 @@ impl<'a> Session<'a> {
         let _ = self.log.say(&format!("error: {error}"));
     }
 
-    fn note(&mut self, note: &str) -> Result<(), RunError> {
+    pub(super) fn note(&mut self, note: &str) -> Result<(), RunError> {
         self.log.say(note)?;
         self.observer.notice(&Event::Note(note));
         Ok(())
@@ -324,24 +386,32 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A part of a batch.
-fn micro_batch(
+/// What goes through the networks of a batch of crops.
+pub(super) fn micro_batch(
     batch: &Batch,
-    part: usize,
     config: &Config,
     source: &dyn Source,
     device: &Device,
 ) -> MicroBatch {
-    let images = config.train.batch_size;
-    let range = part * images..(part + 1) * images;
     let normalization = config.views.normalization();
-    let input = |crops| network_input(crops, range.clone(), &normalization, device);
+    let images = 0..batch.samples.len();
+    let input = |crops| network_input(crops, images.clone(), &normalization, device);
     let views = batch.views.iter().map(input).collect();
-    let samples = &batch.samples[range.clone()];
     let label = |&sample: &u64| source.label(sample as usize).unwrap_or(0);
     let needs_labels = config.objective.settings().needs_labels();
-    let labels = if needs_labels { samples.iter().map(label).collect() } else { Vec::new() };
+    let labels = if needs_labels { batch.samples.iter().map(label).collect() } else { Vec::new() };
     MicroBatch { views, labels }
+}
+
+/// The machine and command of a run, and of those that went on with it.
+fn with_earlier(path: &Path, environment: Value) -> Value {
+    let earlier = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let Some(Value::Object(mut first)) = earlier else { return environment };
+    let resumed = first.entry("resumed").or_insert_with(|| Value::Array(Vec::new()));
+    if let Value::Array(resumed) = resumed {
+        resumed.push(environment);
+    }
+    Value::Object(first)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), RunError> {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use esvit_data::{Loader, Source};
 use esvit_nn::{Collective, Device};
 
-use super::folder::RunFolder;
+use super::folder::{FolderError, RunFolder};
+use super::images::ImageSet;
 use super::{RunError, Start, plan};
 use crate::Learner;
-use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded};
+use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded, Metadata};
 use crate::config::Config;
 
 /// The state at the start of a run.
@@ -20,15 +21,32 @@ pub(super) struct Started {
     pub(super) best: Option<Best>,
     /// The newest checkpoint of the run's folder; empty if there is none.
     pub(super) newest: PathBuf,
+    /// How steps are numbered anew, if they are.
+    pub(super) moved: Option<Renumbering>,
     /// Remarks for the log.
     pub(super) notes: Vec<String>,
+}
+
+/// Steps of another size take the place of those of a run that goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Renumbering {
+    /// Steps per epoch before and now.
+    steps_per_epoch: [u64; 2],
+}
+
+impl Renumbering {
+    /// The step that is as far through the images as `step` was, rounded down.
+    pub(super) fn step(&self, step: u64) -> u64 {
+        let [before, now] = self.steps_per_epoch.map(u128::from);
+        (u128::from(step) * now / before.max(1)) as u64
+    }
 }
 
 impl Started {
     /// The state that `start` asks for, and the run's folder. Files to start from are read by all
     /// processes before the first one writes or deletes anything.
     pub(super) fn prepare(
-        config: &Config,
+        config: &mut Config,
         start: &Start,
         out: &Path,
         overwrite: bool,
@@ -43,6 +61,7 @@ impl Started {
             first_step: 0,
             best: None,
             newest: PathBuf::new(),
+            moved: None,
             notes: Vec::new(),
         };
         let is_first = collective.rank() == 0;
@@ -54,7 +73,7 @@ impl Started {
                 let folder =
                     if is_first { RunFolder::reopen(out)? } else { RunFolder::at(out.into()) };
                 collective.barrier();
-                started.resume(&folder, loader)?;
+                started.resume(&folder, loader, config, source)?;
                 collective.barrier();
                 return Ok((started, folder));
             }
@@ -91,34 +110,127 @@ impl Started {
             file.continue_from(&mut self.learner)
         })?;
         self.notes.push(describe("the state", path, &loaded));
-        let total = loader.steps_per_epoch() * config.train.epochs;
-        if self.first_step >= total {
-            let (done, epochs) = (self.first_step, config.train.epochs);
-            return Err(RunError::NoStepLeft { path: path.into(), done, total, epochs });
+        let total = plan::length(config, loader).total_steps;
+        if config.train.time.is_none() && self.first_step >= total {
+            let (done, length) = (self.first_step, config.train.length());
+            return Err(RunError::NoStepLeft { path: path.into(), done, total, length });
         }
         Ok(())
     }
 
+    /// Restores the newest checkpoint of the folder that is whole; others before it are named in the
+    /// notes.
+    fn restore_newest(
+        &mut self,
+        folder: &RunFolder,
+    ) -> Result<Option<(PathBuf, Metadata)>, RunError> {
+        let mut first_error = None;
+        for (_, path) in folder.list()? {
+            let restored = Checkpoint::open(&path).and_then(|file| {
+                file.restore(&mut self.learner)?;
+                file.run().cloned()
+            });
+            match restored {
+                Ok(metadata) => return Ok(Some((path, metadata))),
+                Err(source) => {
+                    self.notes.push(format!("passing over a broken checkpoint: {source}"));
+                    first_error.get_or_insert(RunError::Start { path, source });
+                }
+            }
+        }
+        // If checkpoints exist but none can be read, starting over would hide the loss.
+        first_error.map_or(Ok(None), Err)
+    }
+
     /// Restores the newest checkpoint in the folder.
-    fn resume(&mut self, folder: &RunFolder, loader: &Loader) -> Result<(), RunError> {
-        let Some((path, file)) = newest_whole(folder, &mut self.notes)? else {
+    fn resume(
+        &mut self,
+        folder: &RunFolder,
+        loader: &Loader,
+        config: &mut Config,
+        source: &dyn Source,
+    ) -> Result<(), RunError> {
+        let Some((path, metadata)) = self.restore_newest(folder)? else {
+            let step = last_step(&folder.file("metrics.jsonl"));
+            if step > 0 {
+                let path = folder.path().into();
+                return Err(FolderError::CheckpointsGone { path, step }.into());
+            }
             self.notes.push("no checkpoint yet, starting from the beginning".into());
             return Ok(());
         };
-        let failed = |source| RunError::Start { path: path.clone(), source };
-        file.restore(&mut self.learner).map_err(failed)?;
-        let metadata = file.run().map_err(failed)?;
         (self.first_step, self.best) = (metadata.step, metadata.best);
-        let epoch_ended = self.first_step.is_multiple_of(loader.steps_per_epoch());
         let is_first = self.learner.collective.rank() == 0;
-        if is_first && epoch_ended && self.best.is_some_and(|best| best.epoch == metadata.epoch) {
+        if is_first && self.best.is_some_and(|best| best.is_of(&metadata, loader.steps_per_epoch()))
+        {
             // The process may have been killed after writing and before marking it.
             folder.mark_best(&path)?;
         }
         self.notes.push(format!("going on after step {} (`{}`)", self.first_step, path.display()));
-        self.newest = path;
+        self.keep_place(&metadata, &path, loader, config, source)?;
+        // A checkpoint of another numbering is not that of the step where the run goes on.
+        self.newest = if self.moved.is_some() { PathBuf::new() } else { path };
         Ok(())
     }
+
+    /// Says what is not as it was, and keeps the run's place in its images where steps have another
+    /// size, because of the batch or of the number of images.
+    fn keep_place(
+        &mut self,
+        metadata: &Metadata,
+        path: &Path,
+        loader: &Loader,
+        config: &mut Config,
+        source: &dyn Source,
+    ) -> Result<(), RunError> {
+        let before = metadata.config(path)?;
+        let changed = config.differences(&before);
+        if !changed.is_empty() {
+            self.notes.push(format!("settings other than before: {}", changed.join(", ")));
+        }
+        let now = loader.steps_per_epoch();
+        let images = ImageSet::of(source, now);
+        if let Some(differences) = metadata.images.as_ref().and_then(|set| images.differences(set))
+        {
+            self.notes.push(format!("the images are not those of the run before: {differences}"));
+        }
+        let visits = |config: &Config, images: usize| {
+            images as u64 * u64::from(config.data.repeat) / config.train.batch_size as u64
+        };
+        let steps_per_epoch = match &metadata.images {
+            Some(set) => [set.steps_per_epoch, now],
+            // The images of older runs are not known: they are taken to be the same.
+            None => [visits(&before, source.len()), now],
+        };
+        if steps_per_epoch[0] == now || steps_per_epoch[0] == 0 {
+            return Ok(());
+        }
+        let moved = Renumbering { steps_per_epoch };
+        let step = moved.step(self.first_step);
+        if let Some(steps) = config.train.steps.filter(|_| config.train.steps == before.train.steps)
+        {
+            // A length in steps is one in images, too.
+            config.train.steps = Some(moved.step(steps).max(1));
+        }
+        let [steps_before, steps_now] = steps_per_epoch;
+        self.notes.push(format!(
+            "an epoch has {steps_now} steps instead of {steps_before}: what was step {} is now step \
+             {step}, at the same place in the images",
+            self.first_step
+        ));
+        if let Some(best) = &mut self.best {
+            best.step = best.step.map(|step| moved.step(step));
+        }
+        (self.first_step, self.moved) = (step, Some(moved));
+        Ok(())
+    }
+}
+
+/// The last step in a log of metrics, 0 without one.
+fn last_step(path: &Path) -> u64 {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let step = |line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
+    text.lines().filter_map(step).max().unwrap_or(0)
 }
 
 /// Number of classes of the images. An objective with labels needs two at least, and the label of
@@ -162,23 +274,4 @@ fn describe(what: &str, path: &Path, loaded: &Loaded) -> String {
         text.push_str(&format!("; resized {line}"));
     }
     text
-}
-
-/// The newest checkpoint that can be read; others before it are named in `notes`.
-fn newest_whole(
-    folder: &RunFolder,
-    notes: &mut Vec<String>,
-) -> Result<Option<(PathBuf, Checkpoint)>, RunError> {
-    let mut first_error = None;
-    for (_, path) in folder.list()? {
-        match Checkpoint::open(&path) {
-            Ok(file) => return Ok(Some((path, file))),
-            Err(source) => {
-                notes.push(format!("passing over a broken checkpoint: {source}"));
-                first_error.get_or_insert(RunError::Start { path, source });
-            }
-        }
-    }
-    // If checkpoints exist but none can be read, starting over would hide the loss.
-    first_error.map_or(Ok(None), Err)
 }

@@ -12,7 +12,7 @@ use super::*;
 /// A learner after two steps, the first with frozen prototypes.
 fn trained(kind: OptimizerKind) -> Learner {
     let mut learner = learner(kind, true, true);
-    esvit_mut(&mut learner).config.freeze_last_layer = 1;
+    esvit_mut(&mut learner).config.freeze_last_layer = Span::Epochs(1.0);
     for step in 0..2 {
         learner.step([batch(2)], &StepInfo { step, epoch: step, ..STEP }).unwrap();
     }
@@ -25,7 +25,7 @@ fn settings() -> Config {
 }
 
 fn metadata() -> Metadata {
-    Metadata::new(12, 3, &settings(), Some(Best { top1: 51.5, epoch: 2 }))
+    Metadata::new(12, 3, &settings(), Some(Best { top1: 51.5, epoch: 2, step: None }))
 }
 
 struct Place(tempfile::TempDir);
@@ -96,7 +96,7 @@ fn all_of_a_state_is_restored() {
         assert_eq!(found.map(updates), [1, 2, 0]);
         let metadata = file.run().unwrap();
         assert_eq!((metadata.step, metadata.epoch), (12, 3));
-        assert_eq!(metadata.best, Some(Best { top1: 51.5, epoch: 2 }));
+        assert_eq!(metadata.best, Some(Best { top1: 51.5, epoch: 2, step: None }));
         assert_eq!(metadata.config(Path::new("")).unwrap(), settings());
         assert_eq!(metadata.program, env!("CARGO_PKG_VERSION"));
         let text: serde_json::Value = serde_json::from_str(&stored_metadata(&file)).unwrap();

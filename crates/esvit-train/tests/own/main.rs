@@ -12,6 +12,7 @@ use esvit_train::checkpoint::{self, Checkpoint, Metadata};
 use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::{MicroBatch, Objective, StepInfo};
 use esvit_train::optim::{ClipScope, OptimizerKind};
+use esvit_train::span::RunLength;
 use esvit_train::{Config, CropChunks, Learner};
 
 const IMAGES: usize = 8;
@@ -35,7 +36,8 @@ fn batch(step: u64, sides: &[usize]) -> MicroBatch {
 }
 
 fn at(step: u64) -> StepInfo {
-    StepInfo { step, epoch: 1, total_steps: STEPS, lr: 3e-4, weight_decay: 0.0, health: true }
+    let run = RunLength { total_steps: STEPS, steps_per_epoch: STEPS };
+    StepInfo { step, epoch: 1, run, lr: 3e-4, weight_decay: 0.0, health: true }
 }
 
 fn learner(network: Network, objective: Box<dyn Objective>) -> Learner {

@@ -1,14 +1,14 @@
 //! A run of two processes: it learns as one of both does, and the first writes its folder.
 
-use esvit_testing::{Pair, assert_alike};
+use esvit_testing::Pair;
 
 use super::*;
 
 /// One image and one micro-batch from each process, by a rule that does not magnify rounding.
 const HALF: [&str; 5] = [
-    "train.batch_size=1",
+    "train.micro_batch=1",
     "optim.name=sgd",
-    "checkpoint.every_steps=1",
+    "checkpoint.every=1 steps",
     "checkpoint.keep_last=9",
     "train.log_every=1",
 ];
@@ -32,8 +32,7 @@ fn tensors(path: &Path) -> Vec<(String, Vec<f32>)> {
 #[test]
 fn two_processes_are_one_run() {
     let bench = Bench::new(&HALF);
-    let mut one = Bench::new(&HALF);
-    one.config.train.accumulate = 2;
+    let one = Bench::new(&HALF);
     let (outcome, alone) = one.well("run");
     let [(first, of_first), (second, of_second)] = both(&bench, "run", 0);
     for (outcome, name) in [(first.unwrap(), "first"), (second.unwrap(), "second")] {

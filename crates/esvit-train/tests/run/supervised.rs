@@ -6,6 +6,8 @@ use esvit_nn::weights::StoredNetwork;
 use esvit_nn::{Device, ForwardCtx};
 use esvit_train::objective::supervised::Supervised;
 
+use esvit_train::span::Span;
+
 use super::*;
 
 const SUPERVISED: [&str; 6] = [
@@ -13,7 +15,7 @@ const SUPERVISED: [&str; 6] = [
     "objective.label_smoothing=0.0",
     "views.policy=basic",
     "views.global_count=1",
-    "optim.warmup_epochs=1.0",
+    "optim.warmup=1.0",
     "train.log_every=1",
 ];
 
@@ -73,7 +75,7 @@ fn right(bench: &Bench, checkpoint: &Path) -> usize {
 #[test]
 fn a_run_with_labels_learns() {
     let mut bench = bench(&["objective.mixup.enabled=false", "train.epochs=16"]);
-    bench.config.knn.every_epochs = 16;
+    bench.config.knn.every = Span::Epochs(16.0);
     bench.top1 = Some(vec![75.0]);
     let (outcome, reported) = bench.well("run");
     assert_eq!((outcome.end, outcome.step), (End::Finished, 48));

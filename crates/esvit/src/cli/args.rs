@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use esvit_data::{DecodeLimits, Folder, InMemory, MaterialsTask};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::record::{self, EvalRecord};
 use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::Device;
 use esvit_train::Config;
+use esvit_train::run::RunFolder;
 use serde::Serialize;
 
 use super::{Output, weights_report};
@@ -51,11 +53,29 @@ impl NetworkArgs {
     }
 }
 
+/// Parses the path of a file of weights, or of the folder of a run: it stands for its best
+/// checkpoint, or else its newest.
+pub(super) fn run_or_file() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(|text| {
+        let path = PathBuf::from(text);
+        if !path.join("config.toml").is_file() {
+            return Ok(path);
+        }
+        let run = RunFolder::at(path);
+        if run.best().is_file() {
+            return Ok(run.best());
+        }
+        let newest = run.list().map_err(|error| error.to_string())?.into_iter().next();
+        let none = || format!("the run `{}` has no checkpoint yet", run.path().display());
+        newest.map(|(_, path)| path).ok_or_else(none)
+    })
+}
+
 /// A backbone to load.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct BackboneArgs {
-    /// Checkpoint of a run, or a weights file.
-    #[arg(long, value_name = "FILE", alias = "pretrained_weights")]
+    /// Run (its best checkpoint, or else its newest), checkpoint or weights file.
+    #[arg(long, short, value_name = "PATH", alias = "pretrained_weights", value_parser = run_or_file())]
     pub(super) checkpoint: PathBuf,
     #[command(flatten)]
     pub(super) network: NetworkArgs,

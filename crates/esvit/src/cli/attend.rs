@@ -50,7 +50,7 @@ pub(super) struct Attend {
 
 impl Attend {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        let png = self.files.check("attend")?;
+        let png = self.files.check("attend", &[&self.image, &self.backbone.checkpoint], &[])?;
         let image = images::read(&self.image)?;
         let backbone = self.backbone.open(output)?;
         let (network, params) = (&*backbone.network, &backbone.params);

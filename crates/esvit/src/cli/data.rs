@@ -3,12 +3,13 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Subcommand;
 use esvit_data::contact_sheet;
 use esvit_eval::preview;
 use esvit_files::write_atomically;
 
+use super::images::free_name;
 use super::settings::Settings;
 use super::{Exit, Output, check_writable};
 
@@ -24,8 +25,8 @@ pub(super) enum Data {
 pub(super) struct Preview {
     #[command(flatten)]
     settings: Settings,
-    /// PNG file to write [default: preview.png, overwritten]
-    #[arg(long, value_name = "FILE")]
+    /// PNG file to write [default: preview.png]
+    #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Overwrite an existing file.
     #[arg(long)]
@@ -41,10 +42,14 @@ pub(super) struct Preview {
 impl Preview {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if let Some(out) = &self.out {
-            check_writable(out, self.overwrite)?;
+            check_writable(out, self.overwrite, &[])?;
+            if !out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+                let hint = "let its name end in `.png`";
+                bail!("the preview is a PNG file, and `{}` is none\nhint: {hint}", out.display());
+            }
         }
-        let out = self.out.unwrap_or_else(|| "preview.png".into());
-        let config = self.settings.resolve()?;
+        let out = self.out.unwrap_or_else(|| free_name("preview"));
+        let config = self.settings.resolve(output)?;
         let source = preview::source(&config)?;
         let crops = preview::crops(&config, source.as_ref(), self.images, self.epoch)?;
         for error in &crops.left_out {

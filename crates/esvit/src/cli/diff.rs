@@ -6,14 +6,17 @@ use anyhow::Result;
 use esvit_model::difference::{Comparison, Difference, Tensors, compare};
 use esvit_nn::weights::WeightsFile;
 
+use super::args::run_or_file;
 use super::{Exit, Output};
 
 /// Options of `esvit diff`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Diff {
-    /// First weights file.
+    /// First run, checkpoint or weights file.
+    #[arg(value_name = "A", value_parser = run_or_file())]
     a: PathBuf,
-    /// Second weights file.
+    /// The second one.
+    #[arg(value_name = "B", value_parser = run_or_file())]
     b: PathBuf,
     /// Network to compare [default: the teacher, or the only network]
     #[arg(long, value_name = "NAME")]

@@ -17,11 +17,11 @@ pub(super) struct Embed {
     #[command(flatten)]
     backbone: BackboneArgs,
     /// Folder of images [default: the gallery of the built-in task]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, short, value_name = "FOLDER")]
     data: Option<PathBuf>,
     /// Output file: `.npy`, `.safetensors` or `.csv`. For `.npy` and `.safetensors`, image names go
     /// into a `.txt` file beside it, one per line.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
     /// L2-normalize the features.
     #[arg(long)]
@@ -34,7 +34,7 @@ pub(super) struct Embed {
 impl Embed {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let format = Format::of(&self.out)?;
-        check_writable(&self.out, self.overwrite)?;
+        check_writable(&self.out, self.overwrite, &[&self.backbone.checkpoint])?;
         if self.out.exists() && !is_feature_file(&self.out, format) {
             return Err(EmbeddingError::NotFeatures { path: self.out }.into());
         }

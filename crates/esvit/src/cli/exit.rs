@@ -1,14 +1,48 @@
 //! How a command ends, and with which exit code.
 
+use std::fmt;
 use std::process::ExitCode;
+
+use esvit_train::SettingError;
+use esvit_train::config::{ConfigError, TextError};
+use esvit_train::run::RunError;
 
 /// Exit code of a run that was stopped and has saved its state (`EX_TEMPFAIL`: schedulers may
 /// requeue the job).
 const STOPPED: u8 = 75;
 /// Exit code of a command that failed.
-pub(super) const FAILED: u8 = 1;
-/// Exit code of a wrong command line.
+const FAILED: u8 = 1;
+/// Exit code of a command line that makes no sense.
 pub(super) const USAGE: u8 = 2;
+
+/// A command line that makes no sense, in words.
+#[derive(Debug)]
+pub(super) struct Usage(pub(super) String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// The exit code of an error: a setting or a recipe that makes no sense is a wrong command line, as
+/// is an option.
+pub(super) fn code_of(error: &anyhow::Error) -> u8 {
+    let is_usage = error.chain().any(|cause| {
+        cause.is::<Usage>()
+            || cause.is::<ConfigError>()
+            || cause.is::<TextError>()
+            || cause.is::<SettingError>()
+    });
+    let of_run = error.downcast_ref::<RunError>();
+    if is_usage || matches!(of_run, Some(RunError::Config(_) | RunError::Device(_))) {
+        USAGE
+    } else {
+        FAILED
+    }
+}
 
 /// How a command ended, if it did not return an error.
 pub(super) enum Exit {

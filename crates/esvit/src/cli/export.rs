@@ -7,13 +7,14 @@ use esvit_model::export::{self, Options, Target};
 use esvit_train::official;
 use esvit_weights::Float;
 
+use super::args::run_or_file;
 use super::{Exit, NetworkArgs, Output};
 
 /// Options of `esvit export`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Export {
-    /// Checkpoint of a run, or a weights file.
-    #[arg(long, value_name = "FILE")]
+    /// Run (its best checkpoint, or else its newest), checkpoint or weights file.
+    #[arg(long, short, value_name = "PATH", value_parser = run_or_file())]
     checkpoint: PathBuf,
     #[command(flatten)]
     network: NetworkArgs,
@@ -21,7 +22,7 @@ pub(super) struct Export {
     #[arg(long, value_name = "NAME")]
     format: Target,
     /// Output file (`.safetensors`, `.pth` or `.onnx`) or folder.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, short, value_name = "PATH")]
     out: PathBuf,
     /// Export student and teacher with heads and centers, as a checkpoint of the official code.
     #[arg(long)]

@@ -1,36 +1,48 @@
-//! The flags of DINO's and EsViT's scripts, so that published command lines can be pasted.
+//! The options of DINO's and EsViT's scripts, so that published command lines can be pasted.
 //!
-//! `--batch_size_per_gpu 32` becomes the setting `train.batch_size=32`, and so on. Booleans may be
-//! given as a value or as a bare flag, as there.
+//! `--batch_size_per_gpu 32` is the setting `train.batch_size=32`, and so on. Booleans may be given as
+//! a value or as a bare flag, as there; what a script needs and this program does not is noted.
 
-use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
-/// How a flag is translated.
-enum Translation {
-    /// An alias of one of our flags.
-    Flag(&'static str),
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+
+/// What an option means here.
+enum Meaning {
     /// A setting that takes the value.
     Setting(&'static str),
     /// A boolean setting.
     Bool(&'static str),
     /// A list setting that takes all values that follow.
     List(&'static str),
+    /// The folder of images.
+    Data,
+    /// The folder of the run.
+    Out,
+    /// The file of the architecture, whose name says which one it is.
+    Architecture,
+    /// The run to go on from.
+    ContinueFrom,
+    /// Nothing, and why.
+    Ignored(&'static str),
 }
 
-use Translation::{Bool, Flag, List, Setting};
+use Meaning::{Architecture, Bool, ContinueFrom, Data, Ignored, List, Out, Setting};
 
-/// The scripts' flags, with underscores.
-const FLAGS: &[(&str, Translation)] = &[
-    ("arch", Flag("--arch")),
-    ("data_path", Flag("--data")),
-    ("output_dir", Flag("--out")),
+const ONE_PROCESS: &str = "this run is one process";
+
+/// The scripts' options. What is called the same here (`--arch`, `--epochs`, `--lr`, `--seed`) is
+/// not among them.
+const OPTIONS: &[(&str, Meaning)] = &[
+    ("data_path", Data),
+    ("output_dir", Out),
+    ("cfg", Architecture),
+    ("pretrained_weights_ckpt", ContinueFrom),
     ("batch_size_per_gpu", Setting("train.batch_size")),
-    ("batch_size", Setting("train.batch_size")),
-    ("epochs", Setting("train.epochs")),
-    ("lr", Setting("optim.lr")),
     ("min_lr", Setting("optim.min_lr")),
     ("optimizer", Setting("optim.name")),
-    ("warmup_epochs", Setting("optim.warmup_epochs")),
+    ("warmup_epochs", Setting("optim.warmup")),
     ("weight_decay", Setting("optim.weight_decay")),
     ("weight_decay_end", Setting("optim.weight_decay_end")),
     ("clip_grad", Setting("optim.clip_grad")),
@@ -38,7 +50,7 @@ const FLAGS: &[(&str, Translation)] = &[
     ("momentum_teacher", Setting("objective.momentum_teacher")),
     ("teacher_temp", Setting("objective.teacher_temp")),
     ("warmup_teacher_temp", Setting("objective.warmup_teacher_temp")),
-    ("warmup_teacher_temp_epochs", Setting("objective.warmup_teacher_temp_epochs")),
+    ("warmup_teacher_temp_epochs", Setting("objective.teacher_temp_warmup")),
     ("use_dense_prediction", Bool("objective.region")),
     ("use_mixup", Bool("objective.mixup.enabled")),
     ("num_mixup_views", Setting("objective.mixup.views")),
@@ -52,74 +64,114 @@ const FLAGS: &[(&str, Translation)] = &[
     ("local_crops_scale", List("views.local_scale")),
     ("local_crops_number", List("views.local_counts")),
     ("local_crops_size", List("views.local_sizes")),
-    ("saveckp_freq", Setting("checkpoint.every_epochs")),
+    ("saveckp_freq", Setting("checkpoint.every")),
     ("num_workers", Setting("data.workers")),
-    ("seed", Setting("seed")),
+    ("use_fp16", Ignored("`--precision` chooses f32 or bf16, which needs no scaling of the loss")),
+    ("zip_mode", Ignored("images are read from a folder: unpack the archive")),
+    ("tsv_mode", Ignored("images are read from a folder")),
+    ("dataset", Ignored("images are read from `--data`, whatever they are called")),
+    ("sampler", Ignored("every epoch shows all images in random order")),
+    ("dist_url", Ignored(ONE_PROCESS)),
+    ("local_rank", Ignored(ONE_PROCESS)),
+    ("num_nodes", Ignored(ONE_PROCESS)),
+    ("ngpus", Ignored(ONE_PROCESS)),
 ];
 
-/// Commands whose flags are translated.
-const COMMANDS: [&str; 2] = ["pretrain", "train"];
-
-/// Translates the scripts' flags in a command line.
-pub(super) fn translate(arguments: Vec<OsString>) -> Vec<OsString> {
-    if !arguments.get(1).is_some_and(|name| COMMANDS.iter().any(|command| name == command)) {
-        return arguments;
-    }
-    let mut translated: Vec<OsString> = arguments[..2].to_vec();
-    let mut rest = arguments.into_iter().skip(2).peekable();
-    while let Some(argument) = rest.next() {
-        let Some((translation, inline_value)) = argument.to_str().and_then(find_flag) else {
-            translated.push(argument);
-            continue;
-        };
-        let mut values: Vec<OsString> = inline_value.map(Into::into).into_iter().collect();
-        let wanted = match translation {
-            List(_) => usize::MAX,
-            _ => 1,
-        };
-        // A bare flag takes no value, and a list ends where settings begin.
-        let is_value = |next: &OsString| {
-            let next = next.to_string_lossy();
-            let fits = match translation {
-                Bool(_) => parse_bool(&next).is_some(),
-                List(_) => next.parse::<f64>().is_ok(),
-                _ => true,
-            };
-            fits && !next.starts_with("--")
-        };
-        while values.len() < wanted
-            && let Some(value) = rest.next_if(is_value)
-        {
-            values.push(value);
-        }
-        let text: Vec<String> =
-            values.iter().map(|value| value.to_string_lossy().into_owned()).collect();
-        match *translation {
-            Flag(flag) => {
-                translated.push(flag.into());
-                translated.extend(values);
-            }
-            Setting(key) => translated.push(format!("{key}={}", text.join(" ")).into()),
-            Bool(key) => {
-                let value = text.first().map_or(Some(true), |text| parse_bool(text));
-                let value = value.map_or_else(|| text.join(" "), |value| value.to_string());
-                translated.push(format!("{key}={value}").into());
-            }
-            List(key) => translated.push(format!("{key}=[{}]", text.join(", ")).into()),
-        }
-    }
-    translated
+/// What the options of a script say.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ScriptOptions {
+    /// `KEY=VALUE`.
+    pub(super) settings: Vec<String>,
+    /// The folder of images.
+    pub(super) data: Option<PathBuf>,
+    /// The folder of the run.
+    pub(super) out: Option<PathBuf>,
+    /// The run to go on from.
+    pub(super) continue_from: Option<PathBuf>,
+    /// The file of the architecture.
+    pub(super) architecture: Option<PathBuf>,
+    /// Lines about what was ignored.
+    pub(super) notes: Vec<String>,
 }
 
-/// The translation of a flag, and the value after its `=`; `None` for other flags.
-fn find_flag(argument: &str) -> Option<(&'static Translation, Option<String>)> {
-    let name = argument.strip_prefix("--")?;
-    let (name, value) = match name.split_once('=') {
-        Some((name, value)) => (name, Some(value.to_owned())),
-        None => (name, None),
-    };
-    let name = name.replace('-', "_");
-    FLAGS.iter().find(|(flag, _)| *flag == name).map(|(_, translation)| (translation, value))
+impl ScriptOptions {
+    /// Whether this is a command line of such a script, whose defaults hold.
+    pub(super) fn is_script(&self) -> bool {
+        self.data.is_some() || self.architecture.is_some()
+    }
+
+    fn take(&mut self, name: &str, meaning: &Meaning, mut values: Vec<String>) {
+        // A bare flag takes no value, and a list ends where settings begin.
+        let is_value = |text: &String| match meaning {
+            Bool(_) => parse_bool(text).is_some() || !text.contains('='),
+            List(_) => text.parse::<f64>().is_ok() || !text.contains('='),
+            _ => true,
+        };
+        let end = values.iter().position(|text| !is_value(text)).unwrap_or(values.len());
+        self.settings.extend(values.split_off(end));
+        let first = || values.first().cloned().unwrap_or_default();
+        match meaning {
+            Setting(key) => self.settings.push(format!("{key}={}", first())),
+            Bool(key) => {
+                let value = values.first().map_or(Some(true), |text| parse_bool(text));
+                let value = value.map_or_else(first, |value| value.to_string());
+                self.settings.push(format!("{key}={value}"));
+            }
+            List(key) => self.settings.push(format!("{key}=[{}]", values.join(", "))),
+            Data => self.data = Some(first().into()),
+            Out => self.out = Some(first().into()),
+            ContinueFrom => self.continue_from = Some(first().into()),
+            Architecture => self.architecture = Some(first().into()),
+            Ignored(why) => self.notes.push(format!("`--{name}` has no effect: {why}")),
+        }
+    }
+}
+
+impl FromArgMatches for ScriptOptions {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut options = Self::default();
+        options.update_from_arg_matches(matches)?;
+        Ok(options)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for (name, meaning) in OPTIONS {
+            if matches.value_source(name) == Some(ValueSource::CommandLine) {
+                let values = matches.get_many::<String>(name).into_iter().flatten();
+                self.take(name, meaning, values.cloned().collect());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Args for ScriptOptions {
+    fn augment_args(command: Command) -> Command {
+        OPTIONS.iter().fold(command, |command, (name, meaning)| {
+            let values = match meaning {
+                Bool(_) | Ignored(_) => 0..=1,
+                List(_) => 1..=usize::MAX,
+                _ => 1..=1,
+            };
+            let dashed = name.replace('_', "-");
+            let option = Arg::new(*name).long(*name).num_args(values).hide(true);
+            let option = option.overrides_with(*name);
+            command.arg(if dashed == *name { option } else { option.alias(dashed) })
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+/// The architecture that a script's `--arch` and the name of its file (`--cfg`) stand for: the window
+/// is in the latter alone, as in `swin_tiny_patch4_window14_224.yaml`.
+pub(super) fn architecture(arch: Option<&str>, file: &Path) -> Option<String> {
+    let stem = file.file_stem()?.to_str()?;
+    let (family, rest) = stem.split_once("_patch")?;
+    let window = rest.split_once("_window")?.1.split('_').next()?;
+    Some(format!("{}_w{window}", arch.unwrap_or(family)))
 }
 
 /// Parses the booleans that the scripts accept.
@@ -134,57 +186,92 @@ fn parse_bool(text: &str) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
-    fn translated(line: &str) -> String {
-        let words = line.split_whitespace().map(OsString::from).collect();
-        let words = translate(words);
-        words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        script: ScriptOptions,
+        #[arg(long)]
+        epochs: Option<u64>,
+        settings: Vec<String>,
+    }
+
+    fn settings(line: &str) -> Vec<String> {
+        let line = Line::try_parse_from(format!("esvit {line}").split_whitespace()).unwrap();
+        [line.script.settings, line.settings].concat()
     }
 
     #[test]
     fn the_published_command_line() {
-        let found = translated(
-            "esvit pretrain --arch swin_tiny --data_path imagenet/train --output_dir runs/tiny \
-             --batch_size_per_gpu 32 --epochs 300 --teacher_temp 0.07 --warmup_epochs 10 \
-             --warmup_teacher_temp_epochs 30 --norm_last_layer false --use_dense_prediction True",
-        );
+        let line = "esvit --data_path imagenet/train --output_dir runs/tiny --epochs 300 \
+                    --batch_size_per_gpu 32 --teacher_temp 0.07 --warmup_epochs 10 \
+                    --warmup_teacher_temp_epochs 30 --norm_last_layer false \
+                    --use_dense_prediction True --dist_url env:// --use_fp16 false \
+                    --cfg experiments/imagenet/swin/swin_tiny_patch4_window14_224.yaml";
+        let line = Line::try_parse_from(line.split_whitespace()).unwrap();
+        let mut found = line.script.settings.clone();
+        found.sort();
         assert_eq!(
             found,
-            "esvit pretrain --arch swin_tiny --data imagenet/train --out runs/tiny \
-             train.batch_size=32 train.epochs=300 objective.teacher_temp=0.07 \
-             optim.warmup_epochs=10 objective.warmup_teacher_temp_epochs=30 \
-             objective.head.norm_last_layer=false objective.region=true"
+            [
+                "objective.head.norm_last_layer=false",
+                "objective.region=true",
+                "objective.teacher_temp=0.07",
+                "objective.teacher_temp_warmup=30",
+                "optim.warmup=10",
+                "train.batch_size=32",
+            ]
         );
+        assert_eq!(line.epochs, Some(300));
+        assert!(line.script.is_script());
+        assert_eq!(line.script.data.as_deref(), Some(Path::new("imagenet/train")));
+        assert_eq!(line.script.out.as_deref(), Some(Path::new("runs/tiny")));
+        assert_eq!(line.script.notes.len(), 2);
+        let file = line.script.architecture.unwrap();
+        assert_eq!(architecture(None, &file).as_deref(), Some("swin_tiny_w14"));
+        assert_eq!(architecture(Some("swin_base"), &file).as_deref(), Some("swin_base_w14"));
+        assert_eq!(architecture(None, Path::new("cvt_v4_s1.yaml")), None);
     }
 
     #[test]
     fn lists_bare_flags_dashes_and_attached_values() {
+        let found = settings(
+            "--local_crops_size 96 64 --local-crops-number=8 --use_mixup --weight-decay=1e-3 \
+             data.workers=2",
+        );
+        let expected = [
+            "optim.weight_decay=1e-3",
+            "objective.mixup.enabled=true",
+            "views.local_counts=[8]",
+            "views.local_sizes=[96, 64]",
+            "data.workers=2",
+        ];
         assert_eq!(
-            translated(
-                "esvit pretrain --local_crops_size 96 64 --local-crops-number=8 --use_mixup \
-                 --resume --lr=1e-3 data.workers=2"
-            ),
-            "esvit pretrain views.local_sizes=[96, 64] views.local_counts=[8] \
-             objective.mixup.enabled=true --resume optim.lr=1e-3 data.workers=2"
+            found.iter().collect::<std::collections::BTreeSet<_>>(),
+            expected.map(str::to_owned).iter().collect()
         );
     }
 
     #[test]
     fn a_bare_flag_or_a_list_leaves_the_next_word_alone() {
-        assert_eq!(
-            translated(
-                "esvit train --use_mixup train.epochs=3 --norm_last_layer 0 --use_bn_in_head maybe \
-                 --local_crops_number 6 2 seed=1 --global_crops_scale 0.4 1 --epochs"
-            ),
-            "esvit train objective.mixup.enabled=true train.epochs=3 objective.head.norm_last_layer=false \
-             objective.head.use_bn_in_head=true maybe views.local_counts=[6, 2] seed=1 \
-             views.global_scale=[0.4, 1] train.epochs="
+        let mut found = settings(
+            "--use_mixup train.epochs=3 --norm_last_layer 0 --local_crops_number 6 2 seed=1 \
+             --teacher_temp 0.05 --teacher_temp 0.06",
         );
-    }
-
-    #[test]
-    fn other_commands_are_left_alone() {
-        let line = "esvit embed --batch_size 3";
-        assert_eq!(translated(line), line);
+        found.sort();
+        assert_eq!(
+            found,
+            [
+                "objective.head.norm_last_layer=false",
+                "objective.mixup.enabled=true",
+                "objective.teacher_temp=0.06",
+                "seed=1",
+                "train.epochs=3",
+                "views.local_counts=[6, 2]",
+            ]
+        );
+        // A value that is none is left to the settings to refuse.
+        assert_eq!(settings("--use_bn_in_head maybe"), ["objective.head.use_bn_in_head=maybe"]);
     }
 }

@@ -47,8 +47,8 @@ pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>
 /// Options for the files that a drawing is written to.
 #[derive(Debug, clap::Args)]
 pub(super) struct DrawingFiles {
-    /// PNG file to write [default: one named after the command in the current folder, overwritten]
-    #[arg(long, value_name = "FILE")]
+    /// File to write, `.png` or `.svg` [default: a PNG file named after the command]
+    #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Also write the drawing as SVG.
     #[arg(long, value_name = "FILE")]
@@ -59,41 +59,84 @@ pub(super) struct DrawingFiles {
 }
 
 impl DrawingFiles {
-    /// The PNG file of a command. Call it before long computations: it fails if a file would be
-    /// overwritten without `--overwrite`.
-    pub(super) fn check(&self, command: &str) -> Result<PathBuf> {
-        for file in [&self.out, &self.svg].into_iter().flatten() {
-            self.check_writable(file)?;
-        }
-        Ok(self.out.clone().unwrap_or_else(|| format!("{command}.png").into()))
+    /// The main file of a command that reads `inputs` and writes `others` too. Call it before long
+    /// computations: it fails if a file would be overwritten without `--overwrite`.
+    pub(super) fn check(
+        &self,
+        command: &str,
+        inputs: &[&Path],
+        others: &[&Path],
+    ) -> Result<PathBuf> {
+        let drawings = [self.out.as_deref(), self.svg.as_deref()];
+        check_files(drawings, others, self.overwrite, inputs)?;
+        Ok(self.out.clone().unwrap_or_else(|| free_name(command)))
     }
 
-    /// The same check for another output file of the command.
-    pub(super) fn check_writable(&self, file: &Path) -> Result<()> {
-        check_writable(file, self.overwrite)
-    }
-
-    /// Writes the drawing as PNG and, if requested, as SVG.
-    pub(super) fn write(&self, drawing: &Drawing, png: &Path, output: &Output) -> Result<()> {
-        write(drawing, Some(png), self.svg.as_deref(), output)
+    /// Writes the drawing to the main file and, if requested, as SVG.
+    pub(super) fn write(&self, drawing: &Drawing, main: &Path, output: &Output) -> Result<()> {
+        write(drawing, [Some(main), self.svg.as_deref()], output)
     }
 }
 
-/// Writes a drawing as PNG, SVG or both.
-pub(super) fn write(
-    drawing: &Drawing,
-    png: Option<&Path>,
-    svg: Option<&Path>,
-    output: &Output,
+/// Checks the files of a drawing and other files that are written with it.
+pub(super) fn check_files(
+    drawings: [Option<&Path>; 2],
+    others: &[&Path],
+    overwrite: bool,
+    inputs: &[&Path],
 ) -> Result<()> {
-    if let Some(png) = png {
-        let bytes = drawing.png(PNG_SCALE)?;
-        write_atomically(png, |file| file.write_all(&bytes))?;
-        output.note(format!("wrote `{}`", png.display()));
+    let drawings: Vec<&Path> = drawings.into_iter().flatten().collect();
+    for &file in &drawings {
+        kind(file)?;
     }
-    if let Some(svg) = svg {
-        write_atomically(svg, |file| file.write_all(drawing.svg().as_bytes()))?;
-        output.note(format!("wrote `{}`", svg.display()));
+    let files = [&drawings[..], others].concat();
+    for (index, file) in files.iter().enumerate() {
+        check_writable(file, overwrite, inputs)?;
+        if files[..index].contains(file) {
+            bail!("`{}` is given twice\nhint: choose another name for one", file.display());
+        }
+    }
+    Ok(())
+}
+
+/// The first of `map.png`, `map-2.png` and so on that does not exist: nobody's file is replaced
+/// without being named.
+pub(super) fn free_name(command: &str) -> PathBuf {
+    let names = (2..).map(|number| format!("{command}-{number}.png"));
+    let mut names = std::iter::once(format!("{command}.png")).chain(names).map(PathBuf::from);
+    names.find(|name| name.symlink_metadata().is_err()).unwrap_or_default()
+}
+
+enum Kind {
+    Png,
+    Svg,
+}
+
+/// The kind of a drawing's file.
+fn kind(file: &Path) -> Result<Kind> {
+    let extension = file.extension().and_then(|text| text.to_str()).unwrap_or_default();
+    match extension.to_ascii_lowercase().as_str() {
+        "png" => Ok(Kind::Png),
+        "svg" => Ok(Kind::Svg),
+        // As in `--out /dev/stdout`.
+        _ if esvit_files::is_device(file) => Ok(Kind::Png),
+        _ => bail!(
+            "drawings are written as PNG or SVG, and `{}` is neither\n\
+             hint: let its name end in `.png` or `.svg`",
+            file.display()
+        ),
+    }
+}
+
+/// Writes a drawing to files of the kinds that their names say.
+pub(super) fn write(drawing: &Drawing, files: [Option<&Path>; 2], output: &Output) -> Result<()> {
+    for file in files.into_iter().flatten() {
+        let bytes = match kind(file)? {
+            Kind::Png => drawing.png(PNG_SCALE)?,
+            Kind::Svg => drawing.svg().into_bytes(),
+        };
+        write_atomically(file, |file| file.write_all(&bytes))?;
+        output.note(format!("wrote `{}`", file.display()));
     }
     Ok(())
 }

@@ -14,12 +14,14 @@ use esvit_train::objective::ObjectiveConfig;
 use esvit_train::recipe::{RECIPES, Recipe};
 use serde_json::{Value, json};
 
+use super::args::run_or_file;
 use super::{Exit, NetworkArgs, Output, weights_report};
 
 /// Options of `esvit info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Info {
-    /// Checkpoint or weights file; without it, architectures and recipes are listed.
+    /// Run, checkpoint or weights file; without it, architectures and recipes are listed.
+    #[arg(value_name = "PATH", value_parser = run_or_file())]
     file: Option<PathBuf>,
     #[command(flatten)]
     network: NetworkArgs,

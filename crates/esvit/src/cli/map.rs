@@ -1,6 +1,6 @@
 //! `esvit map`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -15,7 +15,7 @@ pub(super) struct Map {
     #[command(flatten)]
     backbone: BackboneArgs,
     /// Folder of images [default: the gallery of the built-in task]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, short, value_name = "FOLDER")]
     data: Option<PathBuf>,
     /// Projection [default: t-SNE, or PCA if there are too few images]
     #[arg(long, value_enum)]
@@ -47,10 +47,8 @@ impl Map {
         if self.max == 0 {
             bail!("`--max` is 0, a map needs images");
         }
-        let png = self.files.check("map")?;
-        if let Some(csv) = &self.csv {
-            self.files.check_writable(csv)?;
-        }
+        let others: Vec<&Path> = self.csv.as_deref().into_iter().collect();
+        let png = self.files.check("map", &[&self.backbone.checkpoint], &others)?;
         let (mut set, _) = image_set(self.data.as_deref(), |task| task.gallery)?;
         let all = set.images.len();
         set.limit(self.max);

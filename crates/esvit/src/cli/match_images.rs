@@ -52,7 +52,9 @@ impl Match {
         if self.pairs == 0 {
             bail!("`--pairs` is 0, at least one pair must be drawn");
         }
-        let png = self.files.check("match")?;
+        let second = self.second.as_deref().unwrap_or(&self.first);
+        let inputs = [&*self.first, second, &self.backbone.checkpoint];
+        let png = self.files.check("match", &inputs, &[])?;
         let first = images::read(&self.first)?;
         let second = self.second.as_deref().map(images::read).transpose()?;
         let backbone = self.backbone.open(output)?;

@@ -17,11 +17,14 @@ mod match_images;
 mod neighbors;
 mod output;
 mod pca;
+mod plan;
 mod pretrain;
 mod profile_table;
 mod progress;
 mod report;
 mod settings;
+mod shell;
+mod signals;
 mod verify;
 mod weights_report;
 
@@ -33,8 +36,8 @@ use clap::{Parser, Subcommand};
 use args::{BackboneArgs, NetworkArgs, TaskArgs, image_set};
 use data::Data;
 use eval::Eval;
-use exit::{Exit, FAILED, USAGE};
-use output::{Output, check_writable};
+use exit::{Exit, USAGE};
+use output::{GENERAL, Output, OutputArgs, check_writable};
 
 /// Self-supervised pre-training of vision transformers (EsViT, DINO), with evaluation,
 /// visualization and export.
@@ -43,9 +46,11 @@ use output::{Output, check_writable};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// No progress and no notes, only results, warnings and errors.
-    #[arg(long, short, global = true)]
-    quiet: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N", global = true, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = GENERAL)]
+    threads: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,7 +95,6 @@ enum Command {
 
 /// Parses the command line and runs the command.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let arguments = flags::translate(arguments);
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
@@ -99,7 +103,12 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    let output = Output::new(cli.quiet);
+    let output = Output::new(&cli.output);
+    if let Some(threads) = cli.threads {
+        // Before anything runs on it: it cannot have been made already.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+        pool.build_global().expect("the pool is made once");
+    }
     let result = match cli.command {
         Command::Pretrain(command) => command.run(&output),
         Command::Resume(command) => command.run(&output),
@@ -130,7 +139,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output.error(&error);
-            ExitCode::from(FAILED)
+            ExitCode::from(exit::code_of(&error))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `esvit neighbors`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
@@ -16,7 +16,7 @@ pub(super) struct Neighbors {
     #[command(flatten)]
     backbone: BackboneArgs,
     /// Folder of images to search [default: the gallery of the built-in task]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, short, value_name = "FOLDER")]
     data: Option<PathBuf>,
     /// Query images, or one folder of them [default: images of the searched folder, or the queries
     /// of the built-in task]
@@ -43,7 +43,9 @@ impl Neighbors {
         if self.k == 0 || self.rows == 0 {
             bail!("`--k` and `--rows` must be at least 1");
         }
-        let png = self.files.check("neighbors")?;
+        let mut inputs: Vec<&Path> = self.queries.iter().map(PathBuf::as_path).collect();
+        inputs.push(&self.backbone.checkpoint);
+        let png = self.files.check("neighbors", &inputs, &[])?;
         let (gallery, queries) = self.sets(output)?;
         let backbone = self.backbone.open(output)?;
         let options = QueryOptions { rows: self.rows, k: self.k, seed: self.seed };

@@ -8,12 +8,42 @@ use anyhow::bail;
 use esvit_model::features::SkippedImage;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+/// How much the program says, and in what form.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct OutputArgs {
+    /// No progress and no notes, only results, warnings and errors.
+    #[arg(long, short, global = true, help_heading = GENERAL)]
+    quiet: bool,
+    /// More lines about what is going on.
+    #[arg(long, short, global = true, conflicts_with = "quiet", help_heading = GENERAL)]
+    verbose: bool,
+    /// No live progress, also on a terminal.
+    #[arg(long, global = true, help_heading = GENERAL)]
+    no_progress: bool,
+    /// When to use colors.
+    #[arg(long, value_name = "WHEN", global = true, default_value = "auto", help_heading = GENERAL)]
+    color: Color,
+}
+
+/// Heading of options that all commands have.
+pub(super) const GENERAL: &str = "General";
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
 /// The output streams of the program.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Output {
     /// Whether notes and progress bars are off.
     quiet: bool,
-    terminal: bool,
+    verbose: bool,
+    /// Whether progress bars are drawn.
+    progress: bool,
     color: bool,
     /// Progress bars; messages are written above them.
     pub(super) bars: MultiProgress,
@@ -24,15 +54,33 @@ const YELLOW: &str = "33";
 const CYAN: &str = "36";
 
 impl Output {
-    pub(super) fn new(quiet: bool) -> Self {
+    pub(super) fn new(args: &OutputArgs) -> Self {
+        let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let terminal = io::stderr().is_terminal();
-        let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { quiet, terminal, color, bars: MultiProgress::new() }
+        let is_dumb = std::env::var_os("TERM").is_some_and(|name| name == "dumb");
+        let color = match args.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal && !is_dumb && !is_set("NO_COLOR"),
+        };
+        let progress = terminal && !is_dumb && !args.quiet && !args.no_progress;
+        let OutputArgs { quiet, verbose, .. } = *args;
+        Self { quiet, verbose, progress, color, bars: MultiProgress::new() }
     }
 
     /// Whether progress bars are drawn.
     pub(super) fn shows_progress(&self) -> bool {
-        self.terminal && !self.quiet
+        self.progress
+    }
+
+    /// Whether notes are shown.
+    pub(super) fn shows_notes(&self) -> bool {
+        !self.quiet
+    }
+
+    /// Whether more was asked for.
+    pub(super) fn is_verbose(&self) -> bool {
+        self.verbose
     }
 
     /// Writes a result to stdout.
@@ -80,7 +128,7 @@ impl Output {
 
     /// A progress bar of `steps` training steps with their time and a message, likewise.
     pub(super) fn steps_bar(&self, steps: u64) -> ProgressBar {
-        let template = "{bar:24} {pos}/{len} steps  {elapsed_precise} left {eta_precise}  {msg}";
+        let template = "{bar:16} {pos}/{len} steps  {elapsed_precise}  {wide_msg}";
         let style = ProgressStyle::with_template(template);
         let bar = self.bar(steps as usize);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -136,10 +184,22 @@ pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Checks before a long computation that its result can be written: the file must not exist (unless
-/// `overwrite` is set), and its folder must.
-pub(super) fn check_writable(file: &Path, overwrite: bool) -> anyhow::Result<()> {
-    if file.exists() && !overwrite {
+/// `overwrite` is set or it is a device), must not be one of the `inputs`, and its folder must exist.
+pub(super) fn check_writable(file: &Path, overwrite: bool, inputs: &[&Path]) -> anyhow::Result<()> {
+    if file.is_dir() {
+        bail!("`{}` is a folder\nhint: give the name of a file in it", file.display());
+    }
+    // A link that leads nowhere is something, too.
+    let exists = file.symlink_metadata().is_ok() && !esvit_files::is_device(file);
+    if exists && !overwrite {
         bail!("`{}` already exists\nhint: add `--overwrite`", file.display());
+    }
+    let real = file.canonicalize().ok();
+    if real.is_some() && inputs.iter().any(|input| input.canonicalize().ok() == real) {
+        bail!(
+            "`{}` is what is read, it is not written over\nhint: choose another name",
+            file.display()
+        );
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {

@@ -1,6 +1,6 @@
 //! `esvit pca`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use esvit_eval::pca::{ColorMap, Framing, RegionImage, Upsampling, draw, region_map};
@@ -42,7 +42,9 @@ pub(super) struct Pca {
 
 impl Pca {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        let png = self.files.check("pca")?;
+        let mut inputs: Vec<&Path> = self.images.iter().map(PathBuf::as_path).collect();
+        inputs.push(&self.backbone.checkpoint);
+        let png = self.files.check("pca", &inputs, &[])?;
         let source = images::open(&self.images, output)?;
         if source.len() > MAX_IMAGES {
             bail!("{} images are too many for a drawing, at most {MAX_IMAGES}", source.len());

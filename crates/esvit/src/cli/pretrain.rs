@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use esvit_data::{Preprocess, Source};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
@@ -13,23 +13,29 @@ use esvit_eval::{knn, preview};
 use esvit_kernels::profile;
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
-use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Start};
+use esvit_train::run::{End, KnnAccuracy, Options, Outcome, RunFolder, Start};
 
+use super::args::run_or_file;
+use super::flags::ScriptOptions;
+use super::plan;
 use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
 use super::settings::Settings;
+use super::shell::{program, quoted};
+use super::signals::stop_on_signal;
 use super::{BackboneArgs, Exit, NetworkArgs, Output, eval};
 
 /// Options of `esvit pretrain`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The flags of DINO's and EsViT's scripts are accepted too, with their \
-                        underscores: --batch_size_per_gpu, --teacher_temp, --use_dense_prediction \
-                        and so on.")]
+#[command(after_help = "The options of DINO's and EsViT's scripts are accepted too, with their \
+                        underscores: --data_path, --batch_size_per_gpu, --teacher_temp and so on.")]
 pub(super) struct Pretrain {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    script: ScriptOptions,
     /// Run folder [default: runs/<recipe>-<number>]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, short, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Resume the run in the folder, if there is one.
     #[arg(long, conflicts_with_all = ["overwrite", "init_from", "continue_from"])]
@@ -37,12 +43,12 @@ pub(super) struct Pretrain {
     /// Delete an earlier run in the folder.
     #[arg(long)]
     overwrite: bool,
-    /// Initialize from the weights in this file; everything else starts afresh.
-    #[arg(long, value_name = "FILE", conflicts_with = "continue_from")]
+    /// Initialize from the weights in this file, or of this run; everything else starts afresh.
+    #[arg(long, value_name = "PATH", conflicts_with = "continue_from", value_parser = run_or_file())]
     init_from: Option<PathBuf>,
-    /// Continue in a new folder from the full state of a checkpoint, with other settings, for
-    /// instance to add the region loss.
-    #[arg(long, value_name = "FILE")]
+    /// Continue in a new folder from the full state of a checkpoint or run, with its settings and
+    /// what is changed here, for instance to add the region loss.
+    #[arg(long, value_name = "PATH", value_parser = run_or_file())]
     continue_from: Option<PathBuf>,
     /// Memory limit, for instance `8G`: splits each step into micro-batches that fit.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
@@ -50,7 +56,8 @@ pub(super) struct Pretrain {
     /// Print the time spent in each phase.
     #[arg(long)]
     profile: bool,
-    /// Prints the settings of the run as TOML instead of starting it.
+    /// Say what the run would do, and print its settings, instead of starting it. A few steps are
+    /// timed, unless `--quiet`.
     #[arg(long)]
     dry_run: bool,
 }
@@ -68,42 +75,50 @@ pub(super) struct Resume {
 }
 
 impl Pretrain {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(super) fn run(mut self, output: &Output) -> Result<Exit> {
+        self.settings.add(&self.script, output)?;
         let recipe = self.settings.recipe().to_owned();
-        let out = match self.out {
+        let continue_from = self.continue_from.or(self.script.continue_from);
+        let out = match self.out.or(self.script.out) {
             Some(out) => out,
             None => run_folder(Path::new("runs"), &recipe, self.resume)?,
         };
         if self.resume {
             return resume(&out, &self.settings, self.dry_run, output);
         }
-        let mut config = self.settings.resolve()?;
+        let mut config = match &continue_from {
+            Some(checkpoint) => self.settings.resolve_continued(checkpoint, output)?,
+            None => self.settings.resolve(output)?,
+        };
         if let Some(memory) = self.memory {
             let fit = esvit_train::memory::fit(&config, memory)?;
-            config.train.batch_size = fit.micro_batch;
-            config.train.accumulate = fit.accumulate;
+            config.train.micro_batch = Some(fit.micro_batch);
             config.train.activation_checkpointing = fit.activation_checkpointing;
             let activation_checkpointing =
                 if fit.activation_checkpointing { ", with activation checkpointing" } else { "" };
             output.note(format!(
-                "within {:.1} GB: micro-batches of {} images, {} per \
+                "within {:.1} GB: micro-batches of {} of the {} images of a \
                  step{activation_checkpointing} (about {:.1} GB)",
                 memory / 1e9,
                 fit.micro_batch,
-                fit.accumulate,
+                config.train.batch_size,
                 fit.bytes / 1e9
             ));
         }
         if self.dry_run {
+            if output.shows_notes() {
+                let (source, _) = images(&config, output)?;
+                plan::show(&config, &source, &out, output)?;
+            }
             return show_settings(&config, output);
         }
-        let start = match (self.init_from, self.continue_from) {
+        let start = match (self.init_from, continue_from) {
             (Some(path), _) => Start::InitFrom(path),
             (None, Some(path)) => Start::ContinueFrom(path),
             (None, None) => Start::New,
         };
         profile::enable(self.profile);
-        let done = train(&config, &out, start, self.overwrite, output)?;
+        let done = train(&config, &out, start, self.overwrite, self.memory.is_none(), output)?;
         if self.profile {
             let peak = peak_gflops(config.train.precision());
             output.note(profile_table(peak, None));
@@ -145,13 +160,15 @@ fn bytes(text: &str) -> Result<f64, String> {
 
 /// Resumes the run in a folder; a folder without one gets a new run.
 fn resume(out: &Path, settings: &Settings, dry_run: bool, output: &Output) -> Result<Exit> {
-    let stored = out.join("config.toml");
-    let config =
-        if stored.is_file() { settings.resolve_stored(&stored)? } else { settings.resolve()? };
+    let run = RunFolder::at(out.into());
+    let config = match run.config().is_file() {
+        true => settings.resolve_stored(&run, output)?,
+        false => settings.resolve(output)?,
+    };
     if dry_run {
         return show_settings(&config, output);
     }
-    train(&config, out, Start::Resume, false, output)
+    train(&config, out, Start::Resume, false, true, output)
 }
 
 /// The settings of a run, to stdout.
@@ -182,12 +199,16 @@ fn train(
     out: &Path,
     start: Start,
     overwrite: bool,
+    checks_memory: bool,
     output: &Output,
 ) -> Result<Exit> {
     output.note(format!("run folder `{}`", out.display()));
     let (source, task) = images(config, output)?;
+    if checks_memory {
+        plan::check_memory(config, &*source)?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
-    stop_on_signal(&stop)?;
+    stop_on_signal(&stop, output)?;
     let preprocess = config.preprocess();
     let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
     let mut progress = Progress::new(output);
@@ -212,14 +233,14 @@ fn train(
 fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
     let source = preview::source(config)?;
     let Some(path) = &config.data.path else {
-        let task = (config.knn.every_epochs > 0).then(LabeledTask::materials).transpose()?;
+        let task = (!config.knn.every.is_none()).then(LabeledTask::materials).transpose()?;
         return Ok((source, task));
     };
     output.note(format!("{} images in `{}`", source.len(), path.display()));
     let knn = &config.knn;
     let train = knn.train.as_deref().unwrap_or(path);
     let asked = knn.train.is_some() || knn.val.is_some();
-    let task = if knn.every_epochs > 0 && (asked || source.classes().len() > 1) {
+    let task = if !knn.every.is_none() && (asked || source.classes().len() > 1) {
         let val = knn.val.clone().or_else(|| validation_folder(train));
         let limits = preview::decode_limits(config);
         let task = LabeledTask::folders(train, val.as_deref(), &limits, knn.max_images)?;
@@ -250,19 +271,6 @@ fn knn_check<'a>(
         let accuracy = measured.accuracies.first().ok_or("no accuracy")?;
         Ok(KnnAccuracy { top1: accuracy.top1, top5: accuracy.top5 })
     }
-}
-
-/// The first SIGINT or SIGTERM stops the run after the current step, the second at once.
-fn stop_on_signal(stop: &Arc<AtomicBool>) -> Result<()> {
-    let stop = stop.clone();
-    let handler = move || {
-        if stop.swap(true, Ordering::Relaxed) {
-            // Files on disk are complete at any time.
-            #[expect(clippy::exit, reason = "a second signal ends the process at once")]
-            std::process::exit(130);
-        }
-    };
-    ctrlc::set_handler(handler).context("cannot listen for signals")
 }
 
 /// Machine and program, stored with the run.
@@ -299,30 +307,30 @@ fn report(
         ));
     }
     if outcome.end == End::Stopped {
-        output.note(format!("to resume: esvit resume {}", out.display()));
+        output.note(format!("to resume: {} resume {}", program(), quoted(out)));
         return Ok(Exit::Stopped);
     }
     if outcome.training > Duration::ZERO {
         output.note(format!("{} steps in {}", outcome.step, clock(outcome.training)));
     }
-    if let Some(task) = task {
+    if let Some(task) = task.filter(|_| outcome.end == End::Finished) {
         let (ks, temperature) = ([config.knn.k], config.knn.temperature);
         let checkpoint = outcome.checkpoint.clone();
         let network = NetworkArgs::on(config.train.device.parse()?);
         let backbone = BackboneArgs { checkpoint, network };
         eval::knn::evaluate(&backbone, task, &ks, temperature, false, output)?;
     }
-    let checkpoint = outcome.checkpoint.display();
+    let (program, run) = (program(), quoted(out));
     output.note("next steps:");
-    output.note(format!("  esvit report {}", out.display()));
+    output.note(format!("  {program} report {run}"));
     let path = config.data.path.as_ref();
-    let option = |name: &str| path.map(|path| format!(" {name} {}", path.display()));
+    let option = |name: &str| path.map(|path| format!(" {name} {}", quoted(path)));
     if path.is_none() || task.is_some() {
         let data = option("--train").unwrap_or_default();
-        output.note(format!("  esvit eval linear --checkpoint {checkpoint}{data}"));
+        output.note(format!("  {program} eval linear --checkpoint {run}{data}"));
     }
     let data = option("--data").unwrap_or_default();
-    output.note(format!("  esvit embed --checkpoint {checkpoint}{data} --out features.npy"));
+    output.note(format!("  {program} embed --checkpoint {run}{data} --out features.npy"));
     Ok(Exit::Success)
 }
 

@@ -1,52 +1,117 @@
-//! Progress bar and log lines of a run.
+//! Progress of a run: a live line on a terminal, else a line now and then.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use esvit_train::run::{Event, KnnMetrics, Observer, StepMetrics};
 use indicatif::ProgressBar;
 
 use super::Output;
 
-/// Progress bar and log lines of a run.
+/// Time after which the first line is due, and the time between lines.
+const FIRST: Duration = Duration::from_secs(10);
+const BETWEEN: Duration = Duration::from_secs(60);
+
+/// Shows the progress of a run. On a terminal one line is kept up to date; elsewhere, or when asked
+/// for details, lines are added.
 pub(super) struct Progress<'a> {
     output: &'a Output,
     bar: ProgressBar,
+    pace: Pace,
+    /// When the last line was written, and how many there are.
+    lines: (Instant, usize),
+    loss: Option<f32>,
+}
+
+/// How fast a run goes.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    began: Instant,
+    first: u64,
     total: u64,
+    /// Steps done; of the next one, the share of its micro-batches.
+    done: f64,
+}
+
+impl Pace {
+    /// Time for the rest at the pace so far, checks and checkpoints included; `None` before there is
+    /// one.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let done = self.done - self.first as f64;
+        let spent = now.saturating_duration_since(self.began);
+        (done > 0.0).then(|| spent.mul_f64((self.total as f64 - self.done).max(0.0) / done))
+    }
+
+    fn left_in_words(&self) -> String {
+        self.left(Instant::now()).map_or_else(|| "?".into(), clock)
+    }
 }
 
 impl<'a> Progress<'a> {
     pub(super) fn new(output: &'a Output) -> Self {
-        Self { output, bar: ProgressBar::hidden(), total: 0 }
+        let now = Instant::now();
+        Self {
+            output,
+            bar: ProgressBar::hidden(),
+            pace: Pace { began: now, first: 0, total: 0, done: 0.0 },
+            lines: (now, 0),
+            loss: None,
+        }
+    }
+
+    /// Whether a line is due.
+    fn is_due(&self) -> bool {
+        let (last, count) = self.lines;
+        !self.output.shows_progress() && last.elapsed() >= if count == 0 { FIRST } else { BETWEEN }
+    }
+
+    fn line(&mut self, text: &str) {
+        self.output.note(text);
+        self.lines = (Instant::now(), self.lines.1 + 1);
+    }
+
+    /// Updates the live line.
+    fn show(&self, parts: Option<(usize, usize)>) {
+        let parts = parts.filter(|(_, of)| *of > 1);
+        let parts = parts.map_or_else(String::new, |(done, of)| format!("part {done}/{of}  "));
+        let loss = self.loss.map_or_else(String::new, |loss| format!("loss {loss:.3}"));
+        self.bar.set_position(self.pace.done as u64);
+        self.bar.set_message(format!("{parts}left {}  {loss}", self.pace.left_in_words()));
     }
 }
 
-/// A line about the last steps of a run of `total` steps.
-fn line(metrics: &StepMetrics, total: u64) -> String {
+/// What a line says of the last steps.
+fn details(metrics: &StepMetrics) -> String {
     let parts: Vec<String> =
         metrics.loss_parts().map(|(name, loss)| format!("{name} {loss:.3}")).collect();
     // A single part is the whole loss.
     let parts = if parts.len() > 1 { format!(" ({})", parts.join(", ")) } else { String::new() };
-    let left =
-        Duration::from_secs_f64(metrics.batch_time * (total - metrics.step.min(total)) as f64);
     let health = metrics.summary.as_ref().map(|summary| format!("  {summary}"));
-    let StepMetrics { step, epoch, train_loss, lr, img_per_s, .. } = metrics;
+    let StepMetrics { epoch, train_loss, lr, img_per_s, .. } = metrics;
     format!(
-        "step {step}/{total} epoch {epoch}  loss {train_loss:.4}{parts}  lr {lr:.2e}  \
-         {img_per_s:.0} img/s  data wait {:.0} %  left {}{}",
+        "epoch {epoch}  loss {train_loss:.4}{parts}  lr {lr:.2e}  {} img/s  data wait {:.0} %{}",
+        speed(*img_per_s),
         100.0 * metrics.data_wait,
-        clock(left),
         health.unwrap_or_default(),
     )
 }
 
-/// `M:SS`, or `H:MM:SS` from one hour on.
+/// A speed with two digits at least.
+fn speed(per_second: f64) -> String {
+    match per_second {
+        slow if slow < 1.0 => format!("{slow:.2}"),
+        slow if slow < 10.0 => format!("{slow:.1}"),
+        fast => format!("{fast:.0}"),
+    }
+}
+
+/// `M:SS`, `H:MM:SS` from one hour on, days and hours from four days on.
 pub(super) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 {
-        format!("{hours}:{minutes:02}:{seconds:02}")
-    } else {
-        format!("{minutes}:{seconds:02}")
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        1..96 => format!("{hours}:{minutes:02}:{seconds:02}"),
+        hours => format!("{} days {} h", hours / 24, hours % 24),
     }
 }
 
@@ -55,19 +120,48 @@ impl Observer for Progress<'_> {
         match event {
             Event::Begin(plan) => {
                 self.output.note(plan);
-                self.total = plan.total_steps;
                 self.bar = self.output.steps_bar(plan.total_steps);
-                self.bar.set_position(plan.first_step);
-                self.bar.reset_eta();
+                let (first, total) = (plan.first_step, plan.total_steps);
+                let began = Instant::now();
+                self.pace = Pace { began, first, total, done: first as f64 };
+                self.lines.0 = began;
+                self.show(None);
+            }
+            Event::MicroBatch { step, done, of } => {
+                self.pace.done = *step as f64 + *done as f64 / *of as f64;
+                self.show(Some((*done, *of)));
+                if self.is_due() && done < of {
+                    let left = self.pace.left_in_words();
+                    self.line(&format!(
+                        "step {step}/{}  part {done}/{of}  left {left}",
+                        self.pace.total
+                    ));
+                }
             }
             Event::Step { step, loss } => {
-                self.bar.set_position(*step);
-                self.bar.set_message(format!("loss {loss:.3}"));
+                (self.pace.done, self.loss) = (*step as f64, Some(*loss));
+                self.show(None);
+                // The first line does not wait for figures, which come every few steps.
+                if self.lines.1 == 0 && self.is_due() {
+                    let left = self.pace.left_in_words();
+                    self.line(&format!(
+                        "step {step}/{}  loss {loss:.4}  left {left}",
+                        self.pace.total
+                    ));
+                }
             }
-            Event::Figures(metrics) => self.output.note(line(metrics, self.total)),
-            Event::Knn(KnnMetrics { epoch, knn_top1, knn_top5, knn_k, .. }) => {
+            Event::Figures(metrics) => {
+                let is_last = metrics.step == self.pace.total;
+                if self.output.is_verbose() || is_last || self.is_due() {
+                    let left = self.pace.left_in_words();
+                    let (step, total) = (metrics.step, self.pace.total);
+                    self.line(&format!("step {step}/{total} {}  left {left}", details(metrics)));
+                }
+            }
+            Event::Knn(KnnMetrics { step, epoch, knn_top1, knn_top5, knn_k, .. }) => {
                 self.output.note(format!(
-                    "epoch {epoch}  k-NN top-1 {knn_top1:.1} %, top-5 {knn_top5:.1} % (k = {knn_k})"
+                    "step {step} epoch {epoch}  k-NN top-1 {knn_top1:.1} %, top-5 {knn_top5:.1} % \
+                     (k = {knn_k})"
                 ));
             }
             Event::Broken(broken) => {
@@ -92,12 +186,42 @@ mod tests {
 
     #[test]
     fn clocks_have_hours_where_there_are_any() {
-        let shown = [0, 59, 61, 3599, 3600, 7325].map(|s| clock(Duration::from_secs(s)));
-        assert_eq!(shown, ["0:00", "0:59", "1:01", "59:59", "1:00:00", "2:02:05"]);
+        let shown = [0, 59, 61, 3599, 3600, 7325, 345_599, 345_600, 777_600]
+            .map(|s| clock(Duration::from_secs(s)));
+        let expected = [
+            "0:00",
+            "0:59",
+            "1:01",
+            "59:59",
+            "1:00:00",
+            "2:02:05",
+            "95:59:59",
+            "4 days 0 h",
+            "9 days 0 h",
+        ];
+        assert_eq!(shown, expected);
     }
 
     #[test]
-    fn a_line_says_what_is_left_and_what_was_waited_for() {
+    fn speeds_below_ten_have_decimals() {
+        assert_eq!([0.123, 4.56, 9.96, 12.6].map(speed), ["0.12", "4.6", "10.0", "13"]);
+    }
+
+    #[test]
+    fn what_is_left_follows_the_pace() {
+        let began = Instant::now();
+        let pace = Pace { began, first: 100, total: 300, done: 100.0 };
+        let now = began + Duration::from_secs(30);
+        assert_eq!(pace.left(now), None);
+        let half = Pace { done: 100.5, ..pace };
+        assert_eq!(half.left(now), Some(Duration::from_secs(199 * 60 + 30)));
+        let most = Pace { done: 250.0, ..pace };
+        assert_eq!(most.left(now), Some(Duration::from_secs(10)));
+        assert_eq!(Pace { done: 300.0, ..pace }.left(now), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_line_says_what_was_measured() {
         let metrics = StepMetrics {
             step: 40,
             epoch: 3,
@@ -113,13 +237,12 @@ mod tests {
             summary: Some("teacher entropy 1.00".into()),
         };
         assert_eq!(
-            line(&metrics, 100),
-            "step 40/100 epoch 3  loss 5.5000 (view 4.250, region 6.750)  lr 1.00e-3  8 img/s  data \
-             wait 25 %  left 2:00  teacher entropy 1.00"
+            details(&metrics),
+            "epoch 3  loss 5.5000 (view 4.250, region 6.750)  lr 1.00e-3  8.0 img/s  data wait 25 %  \
+             teacher entropy 1.00"
         );
         let objective = [("view_loss", 4.25)].into_iter().collect();
-        let alone = StepMetrics { objective, summary: None, step: 100, ..metrics };
-        assert!(line(&alone, 100).starts_with("step 100/100 epoch 3  loss 5.5000  lr"));
-        assert!(line(&alone, 100).ends_with("left 0:00"));
+        let alone = StepMetrics { objective, summary: None, ..metrics };
+        assert!(details(&alone).starts_with("epoch 3  loss 5.5000  lr"));
     }
 }

@@ -14,7 +14,7 @@ pub(super) struct Report {
     /// Run folder.
     run: PathBuf,
     /// HTML file to write [default: report.html in the run folder]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Device that runs the network.
     #[arg(long, default_value = "cpu", value_name = "NAME")]

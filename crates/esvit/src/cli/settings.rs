@@ -3,35 +3,80 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::recipe_layers;
-use esvit_train::config_text::{Layer, parse_file, parse_override};
+use esvit_train::config_text::{Layer, Origin, parse_file, parse_override, parse_text};
+use esvit_train::run::RunFolder;
 use esvit_train::{Config, recipe};
+
+use super::Output;
+use super::exit::Usage;
+use super::flags::{self, ScriptOptions};
+use super::shell::quoted;
 
 /// Sources of settings.
 #[derive(Debug, clap::Args)]
 pub(super) struct Settings {
     /// Folder of images, flat or nested [default: the built-in images]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, short, value_name = "FOLDER", help_heading = DATA)]
     pub(super) data: Option<PathBuf>,
+    /// Threads that decode and augment images [default: one per core]
+    #[arg(long, value_name = "N", help_heading = DATA)]
+    workers: Option<usize>,
     /// Built-in recipe (see `esvit info`).
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, short, value_name = "NAME", help_heading = WHAT)]
     recipe: Option<String>,
     /// TOML file of settings.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = WHAT)]
     config: Option<PathBuf>,
-    /// Objective, same as `objective.name=NAME`; without `--recipe`, also its recipe unless that of
-    /// the built-in images has this objective.
-    #[arg(long, value_name = "NAME")]
+    /// Objective; without `--recipe`, also its recipe unless that of the built-in images has this
+    /// objective.
+    #[arg(long, value_name = "NAME", help_heading = WHAT)]
     objective: Option<String>,
-    /// Architecture, same as `model.arch=NAME`.
-    #[arg(long, value_name = "NAME")]
+    /// Architecture.
+    #[arg(long, value_name = "NAME", alias = "model", help_heading = WHAT)]
     arch: Option<String>,
-    /// Device, same as `train.device=NAME`.
-    #[arg(long, value_name = "NAME")]
+    /// Length of the run in epochs.
+    #[arg(long, value_name = "N", help_heading = LENGTH)]
+    epochs: Option<String>,
+    /// Length of the run in steps.
+    #[arg(long, value_name = "N", help_heading = LENGTH)]
+    steps: Option<String>,
+    /// Length of the run as a time, such as `2h`.
+    #[arg(long, value_name = "TIME", help_heading = LENGTH)]
+    time: Option<String>,
+    /// Images of a step.
+    #[arg(long, value_name = "N", alias = "batch_size", help_heading = LENGTH)]
+    batch_size: Option<String>,
+    /// Learning rate, for a batch of 256.
+    #[arg(long, value_name = "RATE", help_heading = LENGTH)]
+    lr: Option<String>,
+    /// Seed of all random numbers.
+    #[arg(long, value_name = "N", help_heading = LENGTH)]
+    seed: Option<String>,
+    /// Device that trains.
+    #[arg(long, value_name = "NAME", help_heading = COMPUTE)]
     device: Option<String>,
-    /// Settings, for instance `train.epochs=50 optim.lr=1e-3`; later ones win.
+    /// `f32`, `bf16` or `auto`.
+    #[arg(long, value_name = "NAME", help_heading = COMPUTE)]
+    precision: Option<String>,
+    /// Any setting, for instance `optim.warmup=5% views.flip=0` (see `esvit config`).
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// Whether the defaults are those of the official scripts.
+    #[arg(skip)]
+    is_script: bool,
+}
+
+const DATA: &str = "Images";
+const WHAT: &str = "What is trained";
+const LENGTH: &str = "Training";
+const COMPUTE: &str = "Compute";
+
+/// The settings in a checkpoint.
+fn stored(checkpoint: &Path) -> Result<Layer> {
+    let file = Checkpoint::open(checkpoint)?;
+    Ok(parse_text(&file.run()?.config, Origin::File(checkpoint.into()))?)
 }
 
 /// The recipe for the built-in images.
@@ -50,31 +95,101 @@ impl Settings {
     }
 
     /// The settings of a new run.
-    pub(super) fn resolve(&self) -> Result<Config> {
-        self.merge_over(recipe_layers(self.recipe())?)
+    pub(super) fn resolve(&self, output: &Output) -> Result<Config> {
+        let layers = if self.is_script { Vec::new() } else { recipe_layers(self.recipe())? };
+        self.merge_over(layers, output)
     }
 
-    /// The settings of a resumed run: those stored in `file`, overridden by those given now. The
-    /// stored ones include the recipe.
-    pub(super) fn resolve_stored(&self, file: &Path) -> Result<Config> {
-        self.merge_over(vec![parse_file(file)?])
+    /// The settings of a resumed run: those of its newest checkpoint, under those of its file, under
+    /// those given now. The stored ones include the recipe.
+    pub(super) fn resolve_stored(&self, run: &RunFolder, output: &Output) -> Result<Config> {
+        let newest = run.list().unwrap_or_default().into_iter().map(|(_, path)| path);
+        let mut layers: Vec<Layer> = newest.filter_map(|path| stored(&path).ok()).take(1).collect();
+        layers.push(parse_file(&run.config())?);
+        self.merge_over(layers, output)
     }
 
-    fn merge_over(&self, mut layers: Vec<Layer>) -> Result<Config> {
-        if let Some(path) = &self.config {
-            layers.push(parse_file(path)?);
+    /// The settings of a run that goes on from a checkpoint of another: those of that one, under a
+    /// recipe if one is named, under those given now.
+    pub(super) fn resolve_continued(&self, checkpoint: &Path, output: &Output) -> Result<Config> {
+        let mut layers = vec![stored(checkpoint)?];
+        if let Some(recipe) = &self.recipe {
+            layers.extend(recipe_layers(recipe)?);
         }
+        self.merge_over(layers, output)
+    }
+
+    /// Adds what the options of a script say.
+    ///
+    /// # Errors
+    /// When they and the options of this program say the same thing twice.
+    pub(super) fn add(&mut self, script: &ScriptOptions, output: &Output) -> Result<()> {
+        script.notes.iter().for_each(|note| output.note(note));
+        if let (Some(ours), Some(theirs)) = (&self.data, &script.data) {
+            return Err(Usage(format!(
+                "`--data {}` and `--data_path {}` are both given\nhint: keep one of them",
+                ours.display(),
+                theirs.display()
+            ))
+            .into());
+        }
+        self.data = self.data.take().or_else(|| script.data.clone());
+        if let Some(file) = &script.architecture {
+            let Some(arch) = flags::architecture(self.arch.as_deref(), file) else {
+                return Err(Usage(format!(
+                    "`--cfg {}` does not name an architecture of this program\n\
+                     hint: choose one with `--arch` (`esvit info` lists them)",
+                    file.display()
+                ))
+                .into());
+            };
+            output.note(format!("`--cfg {}` stands for `--arch {arch}`", file.display()));
+            self.arch = Some(arch);
+        }
+        self.overrides.splice(0..0, script.settings.iter().cloned());
+        self.is_script = script.is_script() && self.recipe.is_none();
+        Ok(())
+    }
+
+    /// The options as settings, then the settings themselves.
+    fn overrides(&self) -> Result<Vec<Layer>> {
+        let workers = self.workers.map(|count| count.to_string());
         let options = [
             ("model.arch", &self.arch),
             ("objective.name", &self.objective),
+            ("train.epochs", &self.epochs),
+            ("train.steps", &self.steps),
+            ("train.time", &self.time),
+            ("train.batch_size", &self.batch_size),
             ("train.device", &self.device),
+            ("train.precision", &self.precision),
+            ("optim.lr", &self.lr),
+            ("data.workers", &workers),
+            ("seed", &self.seed),
         ];
-        let options = options.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
-        let options = options.map(|(key, value)| format!("{key}={value}"));
-        for text in options.chain(self.overrides.iter().cloned()) {
-            layers.push(parse_override(&text)?);
+        let given = options.into_iter().filter_map(|(key, value)| {
+            value.as_ref().map(|value| parse_override(&format!("{key}={value}")))
+        });
+        if let Some(word) = self.overrides.iter().find(|text| !text.contains('=')) {
+            let meant = match Path::new(word).exists() {
+                true => format!("did you mean `--data {}`?", quoted(word)),
+                false => "a setting is written `table.key=value`, images are given with `--data \
+                          FOLDER`"
+                    .into(),
+            };
+            return Err(Usage(format!("`{word}` is no setting\nhint: {meant}")).into());
         }
-        let mut config = Config::resolve(layers)?;
+        let settings = self.overrides.iter().map(|text| parse_override(text));
+        Ok(given.chain(settings).collect::<Result<_, _>>()?)
+    }
+
+    fn merge_over(&self, mut layers: Vec<Layer>, output: &Output) -> Result<Config> {
+        if let Some(path) = &self.config {
+            layers.push(parse_file(path)?);
+        }
+        layers.extend(self.overrides()?);
+        let (mut config, notes) = Config::resolve_with_notes(layers)?;
+        notes.iter().for_each(|note| output.note(note));
         if let Some(data) = &self.data {
             config.data.path = Some(data.clone());
         }

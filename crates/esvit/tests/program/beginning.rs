@@ -12,8 +12,8 @@ use crate::place::{Place, TINY, metadata};
 fn a_run_from_nothing_leaves_a_whole_folder() {
     let place = Place::new();
     let line = format!(
-        "pretrain --out runs/first {TINY} train.log_every=5 checkpoint.every_steps=7 \
-         checkpoint.keep_last=2 knn.every_epochs=1"
+        "pretrain --out runs/first {TINY} train.log_every=5 checkpoint.every=7steps \
+         checkpoint.keep_last=2 knn.every=1"
     );
     let ended = place.well(&line).says(&[
         "run folder `runs/first`",
@@ -72,7 +72,7 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
     );
     let text = run.text("config.toml");
     let config = Config::parse(&text, Origin::File(Path::new("config.toml").into())).unwrap();
-    assert_eq!((config.seed, config.train.epochs, config.checkpoint.keep_last), (1, 3, 2));
+    assert_eq!((config.seed, config.train.epochs, config.checkpoint.keep_last), (1, Some(3), 2));
     assert_eq!(metadata(&run.newest())["config"], text.as_str());
     assert!(run.text("train.log").contains("L_V + L_R"));
     let environment: serde_json::Value = serde_json::from_str(&run.text("env.json")).unwrap();
@@ -85,7 +85,7 @@ fn a_labeled_folder_is_checked_with_the_val_folder_beside_it() {
     labeled(&place, "set/train", 6);
     labeled(&place, "set/val", 2);
     place
-        .well(&format!("pretrain --data set/train --out run {TINY} knn.every_epochs=3 knn.k=3"))
+        .well(&format!("pretrain --data set/train --out run {TINY} knn.every=3 knn.k=3"))
         .says(&["18 images in `set/train`", "k-NN check on `set/train` and `set/val`"])
         .says(&["k-NN top-1", "esvit embed --checkpoint run/", "--data set/train"]);
     let metrics = place.folder("run").lines("metrics.jsonl");

@@ -9,7 +9,7 @@ use crate::place::{Place, TINY, metadata};
 fn the_last_epoch_is_checked_and_saved_and_the_first_of_equals_is_best() {
     let place = Place::new();
     // Nothing is learned, so that all checks find the same.
-    let due = "checkpoint.every_epochs=2 knn.every_epochs=2 optim.lr=0 optim.min_lr=0 optim.momentum_teacher=1";
+    let due = "checkpoint.every=2 knn.every=2 optim.lr=0 optim.min_lr=0 optim.momentum_teacher=1";
     place.well(&format!("pretrain --out run {TINY} {due}"));
     let run = place.folder("run");
     assert_eq!(run.steps(), [0, 50, 75]);
@@ -37,8 +37,7 @@ fn the_check_has_settings_of_its_own() {
     class("set/few", 4, 10);
     class("others/few", 12, 10);
     // At this temperature all ten images vote alike, so that the class with six of them wins.
-    let settings =
-        "train.epochs=1 knn.every_epochs=1 knn.k=10 knn.temperature=1e9 knn.max_images=10";
+    let settings = "train.epochs=1 knn.every=1 knn.k=10 knn.temperature=1e9 knn.max_images=10";
     let line = format!("pretrain --data set --out run {TINY} {settings} knn.val=others");
     place.well(&line).says(&["k-NN check on `set` and `others`"]);
     let run = place.folder("run");
@@ -68,9 +67,9 @@ fn only_labels_that_are_there_are_checked() {
     labeled(&place, "pair/train", 2);
     good(&place, "one/train/class", 6);
     good(&place, "one/val/class", 6);
-    // What is checked is said before such a batch is refused.
+    // What is checked is said before such a file is refused.
     let line = |data: &str| {
-        let settings = "knn.every_epochs=1 train.batch_size=4000";
+        let settings = "knn.every=1 --init-from nowhere.safetensors";
         place.run(&format!("pretrain --out run {TINY} {settings} --data {data}")).expect(1)
     };
     let checks = |text: &str| {
@@ -85,7 +84,7 @@ fn only_labels_that_are_there_are_checked() {
     // Folders that are named are used as they are.
     let named = line("one/train knn.train=set/photos");
     assert_eq!(checks(&named.stderr), [on("set/photos")]);
-    assert!(checks(&line("set/photos knn.every_epochs=0").stderr).is_empty());
+    assert!(checks(&line("set/photos knn.every=0").stderr).is_empty());
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
     let place = Place::new();
     let disk = SmallDisk::mount(place.path("disk"), "size=800k");
     // The first checkpoint has 200 kB, those with an optimizer's moments 370 kB.
-    let line = format!("pretrain --out disk/run {TINY} checkpoint.every_steps=10");
+    let line = format!("pretrain --out disk/run {TINY} checkpoint.every=10steps");
     let ended = place.run(&line).expect(1).says(&[
         "the disk is full: `disk/run/checkpoints/epoch=0000-step=00000020.safetensors`",
         "has room for",
@@ -53,7 +53,7 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_led_to_it() {
     let place = Place::new();
-    let line = format!("pretrain --out run {TINY} optim.lr=1e30 optim.warmup_epochs=0");
+    let line = format!("pretrain --out run {TINY} optim.lr=1e30 optim.warmup=0");
     let message = [
         "step 1: the loss is",
         "nothing was updated",

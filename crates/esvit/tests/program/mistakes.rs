@@ -79,7 +79,7 @@ fn run_folders_that_cannot_be_used() {
     fails(&place, "resume foreign", &["no run in `foreign`"]);
     fails(&place, "resume new", &["no run in `new`", "--out new"]);
     // Nothing is deleted for a run that cannot begin.
-    for rest in ["--data nowhere", "train.batch_size=4000", "--init-from nowhere.safetensors"] {
+    for rest in ["--data nowhere", "--memory 1M", "--init-from nowhere.safetensors"] {
         fails(&place, &line(&format!("--out run --overwrite {rest}")), &["error:"]);
     }
     place.well(&line("--out run --overwrite train.epochs=2 checkpoint.keep_last=1"));

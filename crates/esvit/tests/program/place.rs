@@ -19,8 +19,8 @@ use tempfile::TempDir;
 /// it is the same on every processor.
 pub(crate) const TINY: &str = "--recipe materials seed=1 train.epochs=3 train.batch_size=4 train.precision=f32 \
     data.repeat=1 model.depths=[1,1] model.embed_dim=16 model.num_heads=[1,2] model.mlp_ratio=4.0 \
-    head.out_dim=32 head.hidden_dim=16 head.bottleneck_dim=8 views.local_counts=[1] optim.warmup_epochs=1 \
-    knn.every_epochs=0";
+    head.out_dim=32 head.hidden_dim=16 head.bottleneck_dim=8 views.local_counts=[1] optim.warmup=1 \
+    knn.every=0";
 
 /// Nothing here takes that long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -85,7 +85,7 @@ impl Place {
 
     /// The settings that a command for a run resolves to.
     pub(crate) fn settings(&self, line: &str) -> Config {
-        let text = self.well(&format!("{line} --dry-run")).stdout;
+        let text = self.well(&format!("{line} --quiet --dry-run")).stdout;
         Config::parse(&text, Origin::File("settings".into())).unwrap()
     }
 

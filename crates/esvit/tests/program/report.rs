@@ -67,7 +67,7 @@ fn is_one_whole_file(page: &str) {
 #[test]
 fn a_run_with_checks_and_an_evaluation() {
     let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} train.epochs=2 knn.every_epochs=1"));
+    place.well(&format!("pretrain --out run {TINY} train.epochs=2 knn.every=1"));
     place.well("eval knn --checkpoint run/checkpoints/best.safetensors --k 10");
     let ended = place.well("report run");
     assert_eq!(ended.stdout, "run/report.html\n");

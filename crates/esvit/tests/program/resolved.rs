@@ -22,7 +22,7 @@ fn the_recipe_follows_from_the_images() {
     let own = place.settings("pretrain --data photos");
     let prototypes = esvit(own.objective).head.out_dim;
     assert_eq!((own.model.arch.as_str(), prototypes), ("swin_tiny_w7", 65_536));
-    assert_eq!((own.train.batch_size, own.train.accumulate), (32, 16));
+    assert_eq!((own.train.batch_size, own.train.micro_batch), (512, None));
     let base = place.settings("train --data photos --recipe swin_base_w14");
     assert_eq!(base.model.arch, "swin_base_w14");
     assert!(esvit(base.objective).head.norm_last_layer, "as in the published run");
@@ -31,7 +31,7 @@ fn the_recipe_follows_from_the_images() {
     let supervised = place.settings("pretrain --data photos --objective supervised");
     assert_eq!((supervised.objective.name(), supervised.views.global_count), ("supervised", 1));
     let no_name = "pretrain --data photos --objective dino3 --dry-run";
-    place.run(no_name).expect(1).says(&["no objective `dino3`", "`esvit`", "`supervised`"]);
+    place.run(no_name).expect(2).says(&["no objective `dino3`", "`esvit`", "`supervised`"]);
     assert!(place.files("").is_empty(), "a dry run leaves nothing behind");
 }
 
@@ -43,17 +43,17 @@ fn later_settings_win_over_earlier_ones() {
         "seed = 3\n[data]\npath = \"in-file\"\n[model]\narch = \"swin_small_w7\"\n[train]\nepochs = 7\n",
     );
     let file = place.settings("pretrain --config own.toml");
-    assert_eq!((file.seed, file.train.epochs), (3, 7));
+    assert_eq!((file.seed, file.train.epochs), (3, Some(7)));
     assert_eq!(file.data.path.as_deref(), Some(Path::new("in-file")));
     assert_eq!(file.model.arch, "swin_small_w7");
     let line = place.settings(
         "pretrain --config own.toml --data photos --arch swin_base_w7 train.epochs=18 train.epochs=19 --device cpu",
     );
     assert_eq!(line.data.path.as_deref(), Some(Path::new("photos")));
-    assert_eq!((line.model.arch.as_str(), line.train.epochs), ("swin_base_w7", 19));
+    assert_eq!((line.model.arch.as_str(), line.train.epochs), ("swin_base_w7", Some(19)));
     place
         .run("pretrain --device nowhere:0 --dry-run")
-        .expect(1)
+        .expect(2)
         .says(&["`train.device`", "nowhere"]);
 }
 
@@ -65,7 +65,7 @@ fn published_flags_are_settings() {
     let config = place.settings(line);
     assert_eq!(config.data.path.as_deref(), Some(Path::new("photos")));
     assert_eq!((config.model.arch.as_str(), config.train.batch_size), ("swin_tiny_w14", 8));
-    assert_eq!((config.optim.lr, config.seed, config.train.epochs), (1e-3, 5, 12));
+    assert_eq!((config.optim.lr, config.seed, config.train.epochs), (1e-3, 5, Some(12)));
     let objective = esvit(config.objective);
     assert!(objective.mixup.enabled && !objective.region && objective.head.norm_last_layer);
     assert_eq!(config.views.sizes(), [224, 224, 64, 64, 64, 64]);
@@ -75,32 +75,30 @@ fn published_flags_are_settings() {
 fn memory_cuts_a_step_into_parts_that_fit() {
     let place = Place::new();
     let line = "pretrain --data photos --arch swin_tiny_w7 train.precision=f32";
-    let usual = place.settings(line);
     let fitted = |memory: &str| {
         let config = place.settings(&format!("{line} --memory {memory}")).train;
-        assert_eq!(config.batch_size * config.accumulate, 512, "{memory}");
-        config
+        assert_eq!(config.batch_size, 512, "{memory}");
+        let micro_batch = config.micro_batch.unwrap();
+        assert!(512 % micro_batch == 0, "{memory}: {micro_batch}");
+        (micro_batch, config.activation_checkpointing)
     };
     let [small, more, all] = ["6G", "6GiB", "1T"].map(fitted);
-    assert!(small.batch_size < usual.train.batch_size, "{small:?}");
-    assert!(more.batch_size >= small.batch_size && all.batch_size == 512, "{more:?} {all:?}");
-    assert!(!all.activation_checkpointing);
+    assert!(small.0 < 64 && more.0 >= small.0, "{small:?} {more:?}");
+    assert_eq!(all, (512, false));
     let refused = place.run(&format!("{line} --memory 1M")).expect(1).says(&["hint:"]).stderr;
     // With what one image at a time takes, and not much more, blocks are computed again.
     let need = refused.split_once("one image at a time takes about ").unwrap().1;
     let need: f64 = need.split_once(' ').unwrap().0.parse().unwrap();
     let least = fitted(&format!("{}G", need + 0.1));
-    assert!(least.activation_checkpointing && least.batch_size < small.batch_size, "{least:?}");
+    assert!(least.1 && least.0 < small.0, "{least:?}");
     for wrong in ["0G", "-1G", "8X", "G", "infG", ""] {
         place.run(&format!("{line} --memory={wrong}")).expect(2).says(&["a size such as `8G`"]);
     }
     // What is said is what the run has.
-    let run = format!(
-        "pretrain --out run {TINY} train.epochs=1 --memory 8G train.batch_size=2 train.accumulate=4"
-    );
-    place.well(&run).says(&["within 8.0 GB: micro-batches of 8 images, 1 per step"]);
+    let run = format!("pretrain --out run {TINY} train.epochs=1 --memory 8G train.batch_size=8");
+    place.well(&run).says(&["within 8.0 GB: micro-batches of 8 of the 8 images of a step"]);
     let stored = place.settings("resume run").train;
-    assert_eq!((stored.batch_size, stored.accumulate, stored.epochs), (8, 1, 1));
+    assert_eq!((stored.batch_size, stored.micro_batch, stored.epochs), (8, Some(8), Some(1)));
 }
 
 #[test]
@@ -120,7 +118,7 @@ fn a_run_without_a_folder_is_numbered_and_the_newest_goes_on() {
     let steps = [1, 2].map(|number| place.folder(&format!("runs/materials-{number}")).steps());
     assert_eq!(steps, [vec![0, 25], vec![0, 25, 50]]);
     // The settings of a run that goes on are its own.
-    assert_eq!(place.settings("pretrain --resume").train.epochs, 2);
+    assert_eq!(place.settings("pretrain --resume").train.epochs, Some(2));
     let next = place.run(&format!("pretrain {TINY} --data nowhere")).expect(1);
     next.says(&["run folder `runs/materials-3`", "there is no folder `nowhere`"]);
     place.run("pretrain --data nowhere").expect(1).says(&["run folder `runs/esvit-1`"]);

@@ -56,9 +56,9 @@ fn loader_threads_change_nothing_and_the_seed_changes_everything() {
 }
 
 #[test]
-fn accumulated_batches_have_the_loss_of_one_large_batch() {
+fn micro_batches_have_the_loss_of_one_large_batch() {
     let whole = result("train.batch_size=4");
-    let parts = result("train.batch_size=2 train.accumulate=2");
+    let parts = result("train.batch_size=4 train.micro_batch=2");
     // The learning rate follows the size of the step.
     assert_eq!(column(&whole.steps, "lr"), column(&parts.steps, "lr"));
     let [whole, parts] = [whole, parts].map(|run| column(&run.steps, "train_loss")[0]);

@@ -21,7 +21,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 fn quiet_leaves_results_warnings_and_errors() {
     let place = Place::new();
     labeled(&place, "set", 3);
-    let line = format!("--data set --out run {TINY} train.epochs=1 knn.every_epochs=1 knn.k=1");
+    let line = format!("--data set --out run {TINY} train.epochs=1 knn.every=1 knn.k=1");
     let ended = place.well(&format!("--quiet pretrain {line}"));
     assert!(ended.stderr.is_empty() && ended.stdout.starts_with("k-NN on `set`"), "{ended}");
     place.write("set/red/broken.jpg", &unusable()[1].1);

@@ -10,6 +10,7 @@ use super::{Esvit, health};
 use crate::mixup::MixupConfig;
 use crate::objective::config::HeadMemory;
 use crate::objective::{Chunking, Collapse, Objective, ObjectiveSettings, Setup};
+use crate::span::Span;
 
 settings! {
     /// The tasks, the teacher and its targets, and the heads.
@@ -24,14 +25,15 @@ settings! {
         pub teacher_temp: f64 = 0.04,
         /// The teacher's temperature in the first epoch.
         pub warmup_teacher_temp: f64 = 0.04,
-        /// Epochs over which the teacher's temperature grows.
-        pub warmup_teacher_temp_epochs: u64 = 0,
+        /// Length over which the teacher's temperature grows: `30 epochs`, `500 steps` or `10%`.
+        pub teacher_temp_warmup: Span = Span::Epochs(0.0),
         /// EMA momentum of the teacher at the start; it grows to 1.
         pub momentum_teacher: f64 = 0.996,
         /// EMA momentum of the centers.
         pub center_momentum: f64 = 0.9,
-        /// Epochs during which the prototypes are frozen.
-        pub freeze_last_layer: u64 = 1,
+        /// Length during which the prototypes are frozen: `1 epoch`, `500 steps` or `10%`. One that
+        /// is longer than the run becomes a tenth of it.
+        pub freeze_last_layer: Span = Span::Epochs(1.0),
         /// Mixup and CutMix of the student's images; view task only.
         pub mixup: MixupConfig = MixupConfig::default(),
         /// The projection heads.

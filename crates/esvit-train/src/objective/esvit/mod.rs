@@ -26,6 +26,7 @@ use super::{
 };
 use crate::mixup;
 use crate::schedule::{CosineSchedule, TemperatureSchedule};
+use crate::span::Span;
 
 const CENTER: &str = "center";
 const CENTER_GRID: &str = "center_grid";
@@ -66,21 +67,21 @@ impl Esvit {
         }
     }
 
-    /// The teacher's temperature in an epoch.
-    pub fn teacher_temp(&self, epoch: u64) -> f64 {
-        let EsvitConfig { warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs, .. } =
+    /// The teacher's temperature in a step: constant within an epoch, as in the official code, if its
+    /// warm-up is given in whole epochs.
+    pub fn teacher_temp(&self, at: &StepInfo) -> f64 {
+        let EsvitConfig { warmup_teacher_temp, teacher_temp, teacher_temp_warmup, .. } =
             self.config;
-        let schedule = TemperatureSchedule {
-            warmup: warmup_teacher_temp,
-            last: teacher_temp,
-            warmup_epochs: warmup_teacher_temp_epochs,
+        let (length, place) = match teacher_temp_warmup {
+            Span::Epochs(epochs) if epochs.fract() == 0.0 => (epochs as u64, at.epoch),
+            span => (span.steps(at.run), at.step),
         };
-        schedule.at(epoch)
+        TemperatureSchedule { warmup: warmup_teacher_temp, last: teacher_temp, length }.at(place)
     }
 
     /// EMA momentum of the teacher: it grows to 1.
     pub fn momentum(&self, at: &StepInfo) -> f64 {
-        CosineSchedule::new(self.config.momentum_teacher, 1.0, at.total_steps).at(at.step)
+        CosineSchedule::new(self.config.momentum_teacher, 1.0, at.run.total_steps).at(at.step)
     }
 }
 
@@ -96,7 +97,8 @@ impl Objective for Esvit {
     }
 
     fn frozen(&self, at: &StepInfo) -> Vec<ParamId> {
-        if at.epoch < self.config.freeze_last_layer { self.heads.last_layers() } else { Vec::new() }
+        let is_frozen = at.is_within(self.config.freeze_last_layer);
+        if is_frozen { self.heads.last_layers() } else { Vec::new() }
     }
 
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {
@@ -115,7 +117,7 @@ impl Objective for Esvit {
         let teacher = self.heads.forward(params, features, batch, ctx);
         profile::time("centers", 0, || self.centers.observe(&teacher));
         if at.health && self.health.is_none() {
-            let temperature = self.teacher_temp(at.epoch);
+            let temperature = self.teacher_temp(at);
             self.health = Some(examine(&teacher, &self.centers, temperature));
         }
         self.teacher = Some(teacher);
@@ -135,7 +137,7 @@ impl Objective for Esvit {
         let student = self.heads.forward(params, features, batch, ctx);
         let settings = LossSettings {
             student_temp: self.config.student_temp,
-            teacher_temp: self.teacher_temp(at.epoch),
+            teacher_temp: self.teacher_temp(at),
             weights: self.config.weights,
             precision: self.precision,
         };
@@ -169,7 +171,7 @@ impl Objective for Esvit {
     }
 
     fn schedule(&self, at: &StepInfo) -> Vec<(&'static str, f64)> {
-        vec![("momentum", self.momentum(at)), ("teacher_temp", self.teacher_temp(at.epoch))]
+        vec![("momentum", self.momentum(at)), ("teacher_temp", self.teacher_temp(at))]
     }
 
     fn health(&self) -> Option<Health> {

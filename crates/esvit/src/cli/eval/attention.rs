@@ -11,7 +11,7 @@ use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
 use crate::cli::pca::pluralize;
-use crate::cli::{BackboneArgs, Exit, Output, check_writable, image_set, images};
+use crate::cli::{BackboneArgs, Exit, Output, image_set, images};
 
 /// Value of `--against` for a newly initialized network.
 const UNTRAINED: &str = "untrained";
@@ -22,7 +22,7 @@ pub(in crate::cli) struct Attention {
     #[command(flatten)]
     backbone: BackboneArgs,
     /// Folder of images [default: the built-in images]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, short, value_name = "FOLDER")]
     data: Option<PathBuf>,
     /// Maximum number of images, chosen at random.
     #[arg(long, value_name = "N", default_value_t = 100, alias = "pictures")]
@@ -31,7 +31,7 @@ pub(in crate::cli) struct Attention {
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
     /// Also write a plot as PNG.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Also write the plot as SVG.
     #[arg(long, value_name = "FILE")]
@@ -49,9 +49,10 @@ impl Attention {
         if self.images == 0 {
             bail!("`--images` is 0, at least one image is needed");
         }
-        for file in [&self.out, &self.svg].into_iter().flatten() {
-            check_writable(file, self.overwrite)?;
-        }
+        let files = [self.out.as_deref(), self.svg.as_deref()];
+        let mut inputs = vec![&*self.backbone.checkpoint];
+        inputs.extend(self.against.as_deref());
+        images::check_files(files, &[], self.overwrite, &inputs)?;
         let (mut set, task) = image_set(self.data.as_deref(), |task| task.gallery)?;
         set.limit(self.images);
         let backbone = self.backbone.open(output)?;
@@ -73,7 +74,7 @@ impl Attention {
         let plotted: Vec<(&str, &[BlockStatistics])> =
             networks.iter().map(|(name, blocks)| (&name[..], &blocks[..])).collect();
         let drawing = attention::plot(&plotted);
-        images::write(&drawing, self.out.as_deref(), self.svg.as_deref(), output)?;
+        images::write(&drawing, files, output)?;
         output.print(self.json, &report, || {
             let images = pluralize(images, "image");
             let title = |name: &str| format!("{name}, {images} of {task}");

@@ -20,7 +20,7 @@ pub(in crate::cli) struct Correspondence {
     #[command(flatten)]
     backbone: BackboneArgs,
     /// Folder of images [default: the held-out parts of the built-in images]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, short, value_name = "FOLDER")]
     data: Option<PathBuf>,
     /// Maximum number of images, chosen at random.
     #[arg(long, value_name = "N", alias = "pictures")]

@@ -12,6 +12,7 @@ use indicatif::ProgressBar;
 
 use crate::cli::args::{BackboneArgs, TaskArgs};
 use crate::cli::bench::precision_parser;
+use crate::cli::progress::clock;
 use crate::cli::{Exit, Output, check_writable};
 
 /// Default number of epochs.
@@ -75,7 +76,7 @@ pub(in crate::cli) struct Finetune {
     #[arg(long, default_value_t = defaults().seed)]
     seed: u64,
     /// Save backbone and classifier to this `.safetensors` file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Overwrite an existing file.
     #[arg(long, requires = "out")]
@@ -97,7 +98,7 @@ impl Finetune {
             if out.extension().is_none_or(|ending| ending != "safetensors") {
                 bail!("`--out {}` does not end in `.safetensors`", out.display());
             }
-            check_writable(out, self.overwrite)?;
+            check_writable(out, self.overwrite, &[&self.backbone.checkpoint])?;
         }
         let task = self.task.open()?;
         let backbone = self.backbone.open(output)?;
@@ -215,7 +216,7 @@ impl<'a> Progress<'a> {
                     self.output.note(format!("step {step}/{steps}  {metrics}"));
                     self.last_note = Instant::now();
                 }
-                self.bar.set_message(metrics);
+                self.bar.set_message(format!("left {}  {metrics}", clock(self.bar.eta())));
             }
             Event::Epoch(EpochResult { epoch, loss, lr, accuracy }) => {
                 let ClassAccuracy { top1, top5, .. } = accuracy;

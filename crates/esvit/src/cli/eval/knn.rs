@@ -12,13 +12,14 @@ use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::cli::args::run_or_file;
 use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output, TaskArgs};
 
 /// Options of `esvit eval knn`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Knn {
-    /// Checkpoint of a run, or a weights file.
-    #[arg(long, value_name = "FILE", alias = "pretrained_weights")]
+    /// Run (its best checkpoint, or else its newest), checkpoint or weights file.
+    #[arg(long, short, value_name = "PATH", alias = "pretrained_weights", value_parser = run_or_file())]
     checkpoint: Option<PathBuf>,
     #[command(flatten)]
     network: NetworkArgs,

@@ -28,7 +28,7 @@ pub(in crate::cli) struct Transfer {
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
     /// Results file, appended to after each dataset; results it already has are reused.
-    #[arg(long, value_name = "FILE", default_value = "transfer.jsonl")]
+    #[arg(long, short, value_name = "FILE", default_value = "transfer.jsonl")]
     out: PathBuf,
     #[command(flatten)]
     probe: ProbeArgs,

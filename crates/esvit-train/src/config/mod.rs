@@ -1,0 +1,378 @@
+//! The settings of a run: one table per topic, defaults beside the fields.
+
+mod former;
+mod tables;
+
+use std::collections::BTreeSet;
+
+use esvit_data::{Policy, Preprocess, ViewsConfig};
+use esvit_nn::zoo::CUSTOM;
+use esvit_nn::{Device, Network, zoo};
+use esvit_settings::{SettingError, check};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::config_text::{self, Layer, Origin, Schema};
+use crate::crop_chunks::CropChunks;
+use crate::objective::{Chunking, Objective, ObjectiveConfig, Setup};
+use crate::recipe;
+use tables::{above_zero, at_least_one};
+
+pub use crate::config_text::ConfigError as TextError;
+pub use tables::{
+    CheckpointConfig, DataConfig, KnnConfig, LR_BATCH, ModelConfig, OptimConfig, PrecisionChoice,
+    TrainConfig,
+};
+
+/// All settings of a pre-training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Seed of all random numbers: runs with equal seeds are equal.
+    pub seed: u64,
+    /// Where images come from.
+    pub data: DataConfig,
+    /// How images are augmented into views.
+    pub views: ViewsConfig,
+    /// The backbone.
+    pub model: ModelConfig,
+    /// What is learned: heads, losses, teacher.
+    pub objective: ObjectiveConfig,
+    /// Optimizer and its schedules.
+    pub optim: OptimConfig,
+    /// Length of the run and size of its batches.
+    pub train: TrainConfig,
+    /// Checkpoints on disk.
+    pub checkpoint: CheckpointConfig,
+    /// The k-NN check during training.
+    pub knn: KnnConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::with(ModelConfig::default(), ObjectiveConfig::default(), Policy::default())
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The text is invalid.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// There is no recipe, architecture or objective of this name.
+    #[error("there is no {what} `{name}`\nhint: choose one of {known}")]
+    Unknown {
+        /// What was looked for.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A setting is invalid.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// Settings exclude each other.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+impl Config {
+    fn with(model: ModelConfig, objective: ObjectiveConfig, policy: Policy) -> Self {
+        Self {
+            seed: 0,
+            data: DataConfig::default(),
+            views: ViewsConfig::for_policy(policy),
+            model,
+            objective,
+            optim: OptimConfig::default(),
+            train: TrainConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+            knn: KnnConfig::default(),
+        }
+    }
+
+    /// Merges `layers`, lowest first, over the defaults. The last `model.arch`, `objective.name` and
+    /// `views.policy` select the defaults of their tables. A named architecture also discards what
+    /// earlier layers set in `model`, and an objective what they set for another one.
+    ///
+    /// # Errors
+    /// Names key and layer of the first error.
+    pub fn resolve(layers: Vec<Layer>) -> Result<Self, ConfigError> {
+        Ok(Self::resolve_with_notes(layers)?.0)
+    }
+
+    /// The same, with a line about every layer whose settings are those of an earlier version.
+    ///
+    /// # Errors
+    /// Names key and layer of the first error.
+    pub fn resolve_with_notes(layers: Vec<Layer>) -> Result<(Self, Vec<String>), ConfigError> {
+        let mut layers = joined(layers);
+        let mut notes = Vec::new();
+        for layer in &mut layers {
+            notes.extend(former::convert(layer)?);
+            decide_length(layer)?;
+            decide_micro_batch(layer);
+        }
+        Ok((Self::merge(layers)?, notes))
+    }
+
+    fn merge(mut layers: Vec<Layer>) -> Result<Self, ConfigError> {
+        let arch = layers.iter().rposition(|layer| text(&layer.table, "model", "arch").is_some());
+        let model = match arch.and_then(|i| text(&layers[i].table, "model", "arch")) {
+            None | Some(CUSTOM) => ModelConfig::default(),
+            Some(name) => ModelConfig::named(architecture(name)?),
+        };
+        for layer in &mut layers[..arch.unwrap_or(0)] {
+            layer.table.remove("model");
+        }
+        if let Some(layer) = arch.map(|i| &mut layers[i])
+            && let Some(Value::Table(table)) = layer.table.get_mut("model")
+            && table.get("arch").and_then(Value::as_str) != Some(CUSTOM)
+        {
+            // The full name, even if a short one was given.
+            table.insert("arch".into(), model.arch.clone().into());
+        }
+        let objective = objective(&mut layers)?;
+        let policy = layers
+            .iter()
+            .rev()
+            .find_map(|layer| layer.table.get("views")?.as_table()?.get("policy").cloned());
+        let policy = match policy.map(Policy::deserialize) {
+            Some(Ok(policy)) => policy,
+            // An unknown name is reported with its place below.
+            _ => Policy::default(),
+        };
+        let schema = Schema::of(&Self::with(model, objective, policy))?;
+        let config: Self = config_text::resolve(&schema, &layers)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Parses stored settings.
+    ///
+    /// # Errors
+    /// When the text is not a valid configuration.
+    pub fn parse(text: &str, origin: config_text::Origin) -> Result<Self, ConfigError> {
+        Self::resolve(vec![config_text::parse_text(text, origin)?])
+    }
+
+    /// What is not as in an earlier configuration, such as `optim.lr = 0.1 (it was 0.2)`.
+    pub fn differences(&self, before: &Self) -> Vec<String> {
+        fn add(path: &str, now: &Table, before: &Table, found: &mut Vec<String>) {
+            let none = Value::from("none");
+            let keys: BTreeSet<&String> = now.keys().chain(before.keys()).collect();
+            for key in keys {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                match (now.get(key).unwrap_or(&none), before.get(key).unwrap_or(&none)) {
+                    (Value::Table(now), Value::Table(before)) => add(&path, now, before, found),
+                    (now, before) if now != before => {
+                        found.push(format!("{path} = {now} (it was {before})"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let [now, before] = [self, before].map(|config| {
+            Table::try_from(config).expect("a configuration is a table of plain values")
+        });
+        let mut found = Vec::new();
+        add("", &now, &before, &mut found);
+        found
+    }
+
+    /// All settings as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a configuration is a table of plain values")
+    }
+
+    /// Preprocessing for the run's evaluations.
+    pub fn preprocess(&self) -> Preprocess {
+        let crop = match self.knn.crop {
+            0 => self.views.global_size,
+            crop => crop,
+        };
+        Preprocess::new(crop, self.knn.resize, &self.views)
+    }
+
+    /// How crops are split into forward passes of the student.
+    pub fn crop_chunks(&self) -> CropChunks {
+        let TrainConfig { crops_per_forward, activation_checkpointing, .. } = self.train;
+        match crops_per_forward {
+            0 if self.objective.settings().chunking() == Chunking::Whole => CropChunks::All,
+            0 => {
+                let precision = self.train.precision();
+                CropChunks::within_memory(&self.model.backbone, precision, activation_checkpointing)
+            }
+            count => CropChunks::Crops(count),
+        }
+    }
+
+    /// The network, whose parameters are not made yet, and its objective, for images of `classes`
+    /// classes.
+    pub fn network(&self, device: &Device, classes: usize) -> (Network, Box<dyn Objective>) {
+        let backbone = &self.model.backbone;
+        Network::new(backbone, self.model.drop_path, |scope, width| {
+            let setup = Setup {
+                width,
+                blocks: backbone.blocks(),
+                classes,
+                seed: self.seed,
+                precision: self.train.precision(),
+                device: *device,
+            };
+            self.objective.settings().build(scope, &setup)
+        })
+    }
+
+    /// Checks each table, then their combinations.
+    fn validate(&self) -> Result<(), ConfigError> {
+        self.data.validate()?;
+        self.views.validate().map_err(|error| error.within("views"))?;
+        self.model.validate()?;
+        let objective = self.objective.settings();
+        objective.validate().map_err(|error| error.within("objective"))?;
+        self.optim.validate()?;
+        self.train.validate()?;
+        let (every, need) = (self.checkpoint.every, "it must be above 0");
+        check(!every.is_none(), "checkpoint.every", every, need)?;
+        at_least_one("checkpoint.keep_last", self.checkpoint.keep_last as u64)?;
+        at_least_one("knn.k", self.knn.k as u64)?;
+        above_zero("knn.temperature", self.knn.temperature)?;
+        let (need, given) = (objective.global_views(), self.views.global_count);
+        check(
+            given >= need,
+            "views.global_count",
+            given,
+            format!("`{}` needs {need} global views", self.objective.name()),
+        )?;
+        let fail = |message: String| Err(ConfigError::Conflict(message));
+        let TrainConfig { epochs, steps, time, .. } = &self.train;
+        if (epochs, steps, time) == (&None, &None, &None) {
+            return fail(
+                "the run has no length\nhint: give `train.epochs`, `train.steps` or `train.time`"
+                    .into(),
+            );
+        }
+        if objective.chunking() == Chunking::Whole && self.train.crops_per_forward > 0 {
+            return fail(
+                "`train.crops_per_forward` does not go with this objective, whose loss (or \
+                 `objective.head.use_bn_in_head`) sees all crops of a step at once\n\
+                 hint: set it to 0, and `train.activation_checkpointing=true` for less memory"
+                    .into(),
+            );
+        }
+        self.preprocess().validate().map_err(|error| error.within("knn"))?;
+        let size = self.preprocess().size();
+        self.model.backbone.check_image("knn.crop", [size; 2])?;
+        let smallest = self.views.sizes().into_iter().min().unwrap_or(0) as usize;
+        if self.model.backbone.last_map(smallest) == 0 {
+            let stride = self.model.backbone.stages()[0].stride;
+            return fail(format!(
+                "views of {smallest} pixels hold no patch of {stride} (`model.patch_size`)\n\
+                 hint: raise `views.local_sizes`, or choose another `model.arch`"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Overrides on the command line are one layer: their order does not matter, and what excludes each
+/// other is seen.
+fn joined(layers: Vec<Layer>) -> Vec<Layer> {
+    let mut joined: Vec<Layer> = Vec::new();
+    for layer in layers {
+        match joined.last_mut().filter(|last| last.origin == layer.origin) {
+            Some(last) if layer.origin == Origin::CommandLine => {
+                config_text::merge(&mut last.table, &layer.table);
+            }
+            _ => joined.push(layer),
+        }
+    }
+    joined
+}
+
+/// The settings that give the length of a run.
+const LENGTHS: [&str; 3] = ["epochs", "steps", "time"];
+
+/// A layer that gives the length of the run in one way takes back what earlier layers gave in
+/// another.
+fn decide_length(layer: &mut Layer) -> Result<(), ConfigError> {
+    let Some(Value::Table(train)) = layer.table.get_mut("train") else { return Ok(()) };
+    let is_given = |key: &&str| train.get(*key).is_some_and(|value| value.as_str() != Some("none"));
+    let given: Vec<&str> = LENGTHS.into_iter().filter(is_given).collect();
+    if let [first, second, ..] = given[..] {
+        return Err(ConfigError::Conflict(format!(
+            "`train.{first}` and `train.{second}` are both given {}\n\
+             hint: give one of them, the length of the run",
+            layer.origin
+        )));
+    }
+    if let [given] = given[..] {
+        for key in LENGTHS.into_iter().filter(|&key| key != given) {
+            train.insert(key.into(), "none".into());
+        }
+    }
+    Ok(())
+}
+
+/// How an earlier batch was to be cut says nothing of a new one.
+fn decide_micro_batch(layer: &mut Layer) {
+    if let Some(Value::Table(train)) = layer.table.get_mut("train")
+        && train.contains_key("batch_size")
+    {
+        train.entry("micro_batch").or_insert_with(|| "auto".into());
+    }
+}
+
+/// The defaults of the objective that `layers` choose. What they set for another one is removed.
+fn objective(layers: &mut [Layer]) -> Result<ObjectiveConfig, ConfigError> {
+    let default = ObjectiveConfig::default().name();
+    let name = |layer: &Layer| text(&layer.table, "objective", "name").map(str::to_owned);
+    let chosen = layers.iter().rev().find_map(name).unwrap_or_else(|| default.into());
+    let mut current = default.to_owned();
+    for layer in layers {
+        current = name(layer).unwrap_or(current);
+        if current != chosen {
+            layer.table.remove("objective");
+        }
+    }
+    ObjectiveConfig::named(&chosen)
+        .ok_or_else(|| unknown("objective", &chosen, ObjectiveConfig::NAMES.iter().copied()))
+}
+
+fn text<'a>(table: &'a Table, section: &str, key: &str) -> Option<&'a str> {
+    table.get(section)?.as_table()?.get(key)?.as_str()
+}
+
+fn architecture(name: &str) -> Result<&'static zoo::Architecture, ConfigError> {
+    let names = zoo::ARCHITECTURES.iter().map(|arch| arch.name).chain([CUSTOM]);
+    zoo::find(name).ok_or_else(|| unknown("architecture", name, names))
+}
+
+/// A recipe as the lowest layers.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn recipe_layers(name: &str) -> Result<Vec<Layer>, ConfigError> {
+    let names = recipe::RECIPES.iter().map(|recipe| recipe.name);
+    let (recipe, over) = recipe::find(name).ok_or_else(|| unknown("recipe", name, names))?;
+    let layers = [recipe.text, over].into_iter().map(|text| {
+        let origin = config_text::Origin::Recipe(name.into());
+        config_text::parse_text(text, origin).map_err(ConfigError::from)
+    });
+    layers.collect()
+}
+
+fn unknown<'a>(
+    what: &'static str,
+    name: &str,
+    known: impl Iterator<Item = &'a str>,
+) -> ConfigError {
+    let known = known.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    ConfigError::Unknown { what, name: name.into(), known }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,286 @@
+//! The tables of a run's settings.
+
+use std::path::PathBuf;
+
+use esvit_nn::ops::Precision;
+use esvit_nn::{BackboneConfig, zoo};
+use esvit_settings::{SettingError, check, settings};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::Table;
+
+use crate::config_text::{auto_word, none_word};
+use crate::objective::read;
+use crate::optim::{ClipScope, OptimizerKind};
+use crate::span::{Span, Time};
+
+settings! {
+    /// Where images come from.
+    pub struct DataConfig {
+        /// A folder of images, nested or flat; `none` for the built-in ones.
+        #[serde(with = "none_word")]
+        pub path: Option<PathBuf> = None,
+        /// How often each image comes up in an epoch, with other crops every time (repeated
+        /// augmentation). For sets smaller than a few batches.
+        pub repeat: u32 = 1,
+        /// Threads that decode and augment; 0 for one per core.
+        pub workers: usize = 0,
+        /// Number of micro-batches prepared ahead.
+        pub prefetch: usize = 2,
+        /// Largest share of images that may be broken; above it the run stops.
+        pub max_broken: f64 = 0.5,
+        /// Largest image to decode, in pixels.
+        pub max_pixels: u64 = 178_956_970,
+        /// Cache for decoded images, in MiB.
+        pub cache_mb: usize = 512,
+    }
+}
+
+/// The backbone.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelConfig {
+    /// A named architecture, which gives the defaults of this table, or `custom`.
+    pub arch: String,
+    /// Stochastic depth: rate of the last block; it grows linearly from 0 at the first.
+    pub drop_path: f64,
+    /// Family and shape.
+    #[serde(flatten)]
+    pub backbone: BackboneConfig,
+}
+
+impl<'de> Deserialize<'de> for ModelConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Head {
+            arch: String,
+            drop_path: f64,
+        }
+        let mut table = Table::deserialize(deserializer)?;
+        let head = ["arch", "drop_path"]
+            .into_iter()
+            .filter_map(|key| Some((key.to_owned(), table.remove(key)?)));
+        let Head { arch, drop_path } = read(head.collect()).map_err(D::Error::custom)?;
+        Ok(Self { arch, drop_path, backbone: read(table).map_err(D::Error::custom)? })
+    }
+}
+
+impl ModelConfig {
+    /// The settings of a named architecture.
+    pub fn named(arch: &zoo::Architecture) -> Self {
+        Self { arch: arch.name.into(), drop_path: arch.drop_path, backbone: arch.config() }
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self::named(&zoo::ARCHITECTURES[0])
+    }
+}
+
+settings! {
+    /// Optimizer and its schedules.
+    pub struct OptimConfig {
+        /// `adamw`, `sgd` or `lars`.
+        pub name: OptimizerKind = OptimizerKind::AdamW,
+        /// Learning rate at the end of the warm-up for a global batch of 256; it is scaled linearly
+        /// with the global batch.
+        pub lr: f64 = 5e-4,
+        /// Learning rate at the end of the run, not scaled.
+        pub min_lr: f64 = 1e-6,
+        /// Length of the warm-up, over which the learning rate grows from 0: `10 epochs`,
+        /// `500 steps` or `10%`. One that is longer than the run becomes a tenth of it.
+        pub warmup: Span = Span::Epochs(10.0),
+        /// Weight decay at the start.
+        pub weight_decay: f64 = 0.04,
+        /// Weight decay at the end.
+        pub weight_decay_end: f64 = 0.4,
+        /// Gradients are clipped to this norm; `none` for no clipping.
+        #[serde(with = "none_word")]
+        pub clip_grad: Option<f64> = Some(3.0),
+        /// Clips each `tensor` by its own norm, as in the official code, or by the `global` norm.
+        pub clip_scope: ClipScope = ClipScope::Tensor,
+    }
+}
+
+/// The global batch that [`OptimConfig::lr`] refers to.
+pub const LR_BATCH: f64 = 256.0;
+
+settings! {
+    /// Length of the run and size of its batches. The length is given by one of `epochs`, `steps`
+    /// and `time`.
+    pub struct TrainConfig {
+        /// Length of the run in epochs.
+        #[serde(with = "none_word")]
+        pub epochs: Option<u64> = Some(100),
+        /// Length of the run in optimizer steps.
+        #[serde(with = "none_word")]
+        pub steps: Option<u64> = None,
+        /// Length of the run as a time, such as `2h`. A few steps are timed at the start, and as
+        /// many as fit become `steps`.
+        #[serde(with = "none_word")]
+        pub time: Option<Time> = None,
+        /// Images of an optimizer step, over all processes.
+        pub batch_size: usize = 64,
+        /// Images that go through the networks together: an equal part of the batch. It changes
+        /// memory and, by rounding alone, the result. `auto` for what suits the network and the
+        /// machine's memory.
+        #[serde(with = "auto_word")]
+        pub micro_batch: Option<usize> = None,
+        /// Crops per forward pass of the student, global and local ones apart unless this is all of
+        /// them; 0 for as many as fit a budget of saved activations.
+        pub crops_per_forward: usize = 0,
+        /// Saves only inputs of branches and recomputes the rest in the backward pass: less memory,
+        /// about a quarter more time. CPU only.
+        pub activation_checkpointing: bool = false,
+        /// Device: `cpu`.
+        pub device: String = "cpu".into(),
+        /// The type of GEMM operands and saved activations.
+        pub precision: PrecisionChoice = PrecisionChoice::Auto,
+        /// Steps between lines of the log.
+        pub log_every: u64 = 10,
+    }
+}
+
+/// A precision, or `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionChoice {
+    /// bf16 where the CPU multiplies it in hardware, else f32.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// bfloat16, accumulated in f32.
+    Bf16,
+}
+
+impl TrainConfig {
+    /// The precision on this machine.
+    pub fn precision(&self) -> Precision {
+        match self.precision {
+            PrecisionChoice::Auto => Precision::auto(),
+            PrecisionChoice::F32 => Precision::F32,
+            PrecisionChoice::Bf16 => Precision::Bf16,
+        }
+    }
+
+    /// Images that go through the networks together; the whole batch while that is not decided.
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch.unwrap_or(self.batch_size)
+    }
+
+    /// Steps of the whole run, in epochs of so many; `None` while they depend on a time.
+    pub fn total_steps(&self, steps_per_epoch: u64) -> Option<u64> {
+        let epochs = self.epochs.map(|epochs| epochs.saturating_mul(steps_per_epoch));
+        self.steps.or(epochs)
+    }
+
+    /// The length in words.
+    pub fn length(&self) -> String {
+        match (self.steps, self.epochs, self.time) {
+            (Some(steps), ..) => Span::Steps(steps).to_string(),
+            (None, Some(epochs), _) => Span::Epochs(epochs as f64).to_string(),
+            (None, None, Some(time)) => time.to_string(),
+            (None, None, None) => "no length".into(),
+        }
+    }
+}
+
+settings! {
+    /// Checkpoints on disk.
+    pub struct CheckpointConfig {
+        /// Length from one checkpoint to the next: `1 epoch`, `500 steps` or `5%`. The last step
+        /// always has one.
+        pub every: Span = Span::Epochs(1.0),
+        /// Number of checkpoints to keep, besides the best.
+        pub keep_last: usize = 3,
+    }
+}
+
+settings! {
+    /// The k-NN check during training, the only use of labels.
+    pub struct KnnConfig {
+        /// Length from one check to the next: `5 epochs`, `500 steps` or `10%`; 0 for none.
+        pub every: Span = Span::Epochs(5.0),
+        /// Labeled folder of the gallery; `none` for the training folder, if it is labeled.
+        #[serde(with = "none_word")]
+        pub train: Option<PathBuf> = None,
+        /// Labeled folder of the queries; `none` for a part of the gallery.
+        #[serde(with = "none_word")]
+        pub val: Option<PathBuf> = None,
+        /// Number of neighbors.
+        pub k: usize = 20,
+        /// Temperature of the votes.
+        pub temperature: f64 = 0.07,
+        /// Most images to use of each folder.
+        pub max_images: usize = 10_000,
+        /// Side of the center crop in pixels; 0 for `views.global_size`.
+        pub crop: u32 = 0,
+        /// Shorter side before that crop, in pixels; 0 for 256/224 of it.
+        pub resize: u32 = 0,
+    }
+}
+
+impl DataConfig {
+    pub(super) fn validate(&self) -> Result<(), SettingError> {
+        at_least_one("data.repeat", self.repeat.into())
+    }
+}
+
+impl ModelConfig {
+    pub(super) fn validate(&self) -> Result<(), SettingError> {
+        self.backbone.validate().map_err(|error| error.within("model"))?;
+        let need = "give a rate of at least 0 and below 1: 1 leaves nothing of a block";
+        check((0.0..1.0).contains(&self.drop_path), "model.drop_path", self.drop_path, need)
+    }
+}
+
+impl OptimConfig {
+    pub(super) fn validate(&self) -> Result<(), SettingError> {
+        for (key, value) in [
+            ("optim.lr", self.lr),
+            ("optim.min_lr", self.min_lr),
+            ("optim.weight_decay", self.weight_decay),
+            ("optim.weight_decay_end", self.weight_decay_end),
+        ] {
+            check(value.is_finite() && value >= 0.0, key, value, "it must not be negative")?;
+        }
+        if let Some(limit) = self.clip_grad {
+            let need = "it must be above 0, or `none` for no limit";
+            check(limit.is_finite() && limit > 0.0, "optim.clip_grad", limit, need)?;
+        }
+        Ok(())
+    }
+}
+
+/// Most steps and epochs of a run.
+const LONGEST: u64 = 1_000_000_000;
+
+impl TrainConfig {
+    pub(super) fn validate(&self) -> Result<(), SettingError> {
+        for (key, length) in [("train.epochs", self.epochs), ("train.steps", self.steps)] {
+            let Some(length) = length else { continue };
+            let need = format!("it must be from 1 to {LONGEST}");
+            check((1..=LONGEST).contains(&length), key, length, need)?;
+        }
+        at_least_one("train.batch_size", self.batch_size as u64)?;
+        if let Some(images) = self.micro_batch {
+            let need = format!("it must divide `train.batch_size`, which is {}", self.batch_size);
+            let divides = images > 0 && self.batch_size.is_multiple_of(images);
+            check(divides, "train.micro_batch", images, need)?;
+        }
+        at_least_one("train.log_every", self.log_every)?;
+        self.device
+            .parse::<esvit_nn::Device>()
+            .map_err(|error| SettingError::new("train.device", &self.device, error.to_string()))?;
+        Ok(())
+    }
+}
+
+pub(super) fn at_least_one(key: &str, value: u64) -> Result<(), SettingError> {
+    check(value > 0, key, value, "it must be at least 1")
+}
+
+pub(super) fn above_zero(key: &str, value: f64) -> Result<(), SettingError> {
+    check(value.is_finite() && value > 0.0, key, value, "it must be above 0")
+}

@@ -1,0 +1,620 @@
+//! Tests of the settings as a whole.
+
+use super::*;
+use crate::config_text::{Origin, parse_override, parse_text};
+use crate::mixup::MixupConfig;
+use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
+use crate::objective::supervised::SupervisedConfig;
+use crate::optim::{ClipScope, OptimizerKind};
+use crate::span::{Span, Time};
+use esvit_nn::BackboneConfig;
+use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::head::HeadConfig;
+use esvit_nn::ops::Precision;
+
+fn resolve(overrides: &[&str]) -> Result<Config, ConfigError> {
+    Config::resolve(overrides.iter().map(|text| parse_override(text).unwrap()).collect())
+}
+
+fn recipe(name: &str) -> Config {
+    Config::resolve(recipe_layers(name).unwrap()).unwrap()
+}
+
+fn swin(model: &ModelConfig) -> &SwinConfig {
+    let BackboneConfig::Swin(config) = &model.backbone;
+    config
+}
+
+fn esvit(config: &Config) -> &EsvitConfig {
+    match &config.objective {
+        ObjectiveConfig::Esvit(config) => config,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_stored_configuration_is_read_back() {
+    let config = resolve(&["optim.clip_grad=none", "views.policy=deit", "seed=7"]).unwrap();
+    let again = Config::parse(&config.to_toml(), Origin::Defaults).unwrap();
+    assert_eq!(again, config);
+    assert_eq!(config.optim.clip_grad, None);
+}
+
+#[test]
+fn differences_by_key() {
+    let before = resolve(&["optim.lr=0.2"]).unwrap();
+    assert_eq!(before.differences(&before), [""; 0]);
+    let now = resolve(&["optim.lr=0.1", "train.steps=7", "data.path=photos"]).unwrap();
+    assert_eq!(
+        now.differences(&before),
+        [
+            "data.path = \"photos\" (it was \"none\")",
+            "optim.lr = 0.1 (it was 0.2)",
+            "train.epochs = \"none\" (it was 100)",
+            "train.steps = 7 (it was \"none\")",
+        ]
+    );
+}
+
+#[test]
+fn evaluations_show_images_as_the_settings_say() {
+    let mut config = Config::default();
+    (config.views.global_size, config.knn.crop, config.knn.resize) = (160, 0, 0);
+    assert_eq!(config.preprocess().size(), 160);
+    (config.knn.crop, config.knn.resize) = (96, 100);
+    let run = config.preprocess();
+    assert_eq!((run.size(), run.transform.resize, run.mean), (96, 100, config.views.mean));
+}
+
+#[test]
+fn settings_by_their_old_names_are_read() {
+    let old = "data.queue=7 knn.max_pictures=9 train.crops_per_pass=3 \
+               train.checkpoint_blocks=true";
+    let config = resolve(&old.split(' ').collect::<Vec<_>>()).unwrap();
+    assert_eq!((config.data.prefetch, config.knn.max_images), (7, 9));
+    assert_eq!(config.train.crops_per_forward, 3);
+    assert!(config.train.activation_checkpointing);
+}
+
+/// The batch was given as micro-batches and their number, lengths in epochs or steps alone.
+#[test]
+fn settings_with_their_old_meanings_are_read() {
+    let old = "[train]\nepochs = 3\nbatch_size = 8\naccumulate = 4\n[optim]\nwarmup_epochs = 1.5\n\
+               [checkpoint]\nevery_epochs = 2\nevery_steps = 0\n[knn]\nevery_epochs = 4\n\
+               [objective]\nwarmup_teacher_temp_epochs = 30";
+    let file = |text: &str| parse_text(text, Origin::File("old.toml".into())).unwrap();
+    let (config, notes) = Config::resolve_with_notes(vec![file(old)]).unwrap();
+    let TrainConfig { epochs, batch_size, micro_batch, .. } = config.train;
+    assert_eq!((epochs, batch_size, micro_batch), (Some(3), 32, Some(8)));
+    assert_eq!(config.optim.warmup, Span::Epochs(1.5));
+    assert_eq!((config.checkpoint.every, config.knn.every), (Span::Epochs(2.0), Span::Epochs(4.0)));
+    assert_eq!(esvit(&config).teacher_temp_warmup, Span::Epochs(30.0));
+    assert_eq!(notes.len(), 1);
+    for part in [
+        "settings of an earlier version in `old.toml`: `train.batch_size` 8 and `train.accumulate` 4 \
+         are now `train.batch_size = 32` and `train.micro_batch = 8`",
+        "`optim.warmup_epochs` is now `optim.warmup = \"1.5 epochs\"`",
+        "`knn.every_epochs` is now `knn.every = \"4 epochs\"`",
+    ] {
+        assert!(notes[0].contains(part), "{}", notes[0]);
+    }
+    let steps = "[checkpoint]\nevery_epochs = 2\nevery_steps = 7";
+    let (config, _) = Config::resolve_with_notes(vec![file(steps)]).unwrap();
+    assert_eq!(config.checkpoint.every, Span::Steps(7));
+    let again = parse_text(&config.to_toml(), Origin::File("new.toml".into())).unwrap();
+    assert_eq!(Config::resolve_with_notes(vec![again]).unwrap(), (config, Vec::new()));
+    // On the command line they are one as well, in any order.
+    let found = resolve(&["train.accumulate=2", "seed=1", "train.batch_size=3"]).unwrap().train;
+    assert_eq!((found.batch_size, found.micro_batch), (6, Some(3)));
+    let error = resolve(&["train.accumulate=2"]).unwrap_err().to_string();
+    assert!(error.contains("hint: give `train.batch_size`, the images of a step"), "{error}");
+}
+
+/// The last length counts, in whatever unit, and a new batch is cut anew.
+#[test]
+fn layers_decide_about_length_and_batch() {
+    let file = "[train]\nepochs = 3\nbatch_size = 8\nmicro_batch = 4";
+    let over = |texts: &[&str]| {
+        let mut layers = vec![parse_text(file, Origin::File("run.toml".into())).unwrap()];
+        layers.extend(texts.iter().map(|text| parse_override(text).unwrap()));
+        Config::resolve(layers).unwrap().train
+    };
+    let length =
+        |train: TrainConfig| (train.epochs, train.steps, train.time.map(|time| time.0.as_secs()));
+    assert_eq!(length(over(&[])), (Some(3), None, None));
+    assert_eq!(length(over(&["train.steps=70"])), (None, Some(70), None));
+    assert_eq!(length(over(&["train.time=2m"])), (None, None, Some(120)));
+    assert_eq!(length(over(&["train.epochs=5"])), (Some(5), None, None));
+    let batch = |train: TrainConfig| (train.batch_size, train.micro_batch);
+    assert_eq!(batch(over(&[])), (8, Some(4)));
+    assert_eq!(batch(over(&["train.micro_batch=2"])), (8, Some(2)));
+    assert_eq!(batch(over(&["train.batch_size=6"])), (6, None));
+    assert_eq!(batch(over(&["train.batch_size=6", "train.micro_batch=3"])), (6, Some(3)));
+    let error = resolve(&["train.epochs=none"]).unwrap_err().to_string();
+    assert!(error.contains("the run has no length\nhint: give `train.epochs`"), "{error}");
+    let time = |text: &str| text.parse::<Time>().unwrap();
+    let lengths = [(Some(1), None, None), (None, Some(5), None), (None, None, Some(time("90m")))];
+    let lengths = lengths.map(|(epochs, steps, time)| {
+        let train = TrainConfig { epochs, steps, time, ..TrainConfig::default() };
+        (train.length(), train.total_steps(10))
+    });
+    let expected = [("1 epoch", Some(10)), ("5 steps", Some(5)), ("1h 30m", None)];
+    assert_eq!(lengths, expected.map(|(text, steps)| (text.to_owned(), steps)));
+}
+
+/// Teacher, frozen prototypes and heads were in tables of their own: each alone, all in a file,
+/// below and above their new places.
+#[test]
+fn settings_in_their_old_tables_are_read() {
+    for [old, new] in [
+        ["optim.momentum_teacher=0.9", "objective.momentum_teacher=0.9"],
+        ["optim.freeze_last_layer=3", "objective.freeze_last_layer=3"],
+        ["head.out_dim=7", "objective.head.out_dim=7"],
+        ["head.hidden_dim=7", "objective.head.hidden_dim=7"],
+        ["head.bottleneck_dim=7", "objective.head.bottleneck_dim=7"],
+        ["head.layers=2", "objective.head.layers=2"],
+        ["head.use_bn_in_head=true", "objective.head.use_bn_in_head=true"],
+        ["head.norm_last_layer=false", "objective.head.norm_last_layer=false"],
+    ] {
+        let found = resolve(&[old]).unwrap();
+        assert_ne!(found, Config::default(), "{old}");
+        assert_eq!(found, resolve(&[new]).unwrap(), "{old}");
+    }
+    let file = "[optim]\nlr = 0.1\nmomentum_teacher = 0.9\nfreeze_last_layer = 3\n\
+                [head]\nout_dim = 7\nlayers = 2\n[objective]\nregion = false";
+    let file = || parse_text(file, Origin::File("old.toml".into())).unwrap();
+    let over = |text: &str| parse_override(text).unwrap();
+    let found = Config::resolve(vec![file()]).unwrap();
+    let expected = EsvitConfig {
+        region: false,
+        momentum_teacher: 0.9,
+        freeze_last_layer: Span::Epochs(3.0),
+        head: HeadConfig { out_dim: 7, layers: 2, ..HeadConfig::default() },
+        ..EsvitConfig::default()
+    };
+    assert_eq!((esvit(&found), found.optim.lr), (&expected, 0.1));
+    // Layers count as ever, wherever their settings stand.
+    let found =
+        Config::resolve(vec![over("objective.head.out_dim=9"), file(), over("head.layers=4")]);
+    let expected = HeadConfig { out_dim: 7, layers: 4, ..HeadConfig::default() };
+    assert_eq!(esvit(&found.unwrap()).head, expected);
+    let found = Config::resolve(vec![file(), over("objective.head.out_dim=9")]).unwrap();
+    assert_eq!(esvit(&found).head.out_dim, 9);
+    // They were EsViT's.
+    let found = Config::resolve(vec![file(), over("objective.name=supervised")]).unwrap();
+    assert_eq!(found.objective, ObjectiveConfig::Supervised(SupervisedConfig::default()));
+    let error = resolve(&["head.outdim=7"]).unwrap_err().to_string();
+    assert!(error.contains("`objective.head.outdim`"), "{error}");
+}
+
+/// The last name decides; what a file says of another objective does not count.
+#[test]
+fn layers_decide_about_the_objective() {
+    let smoothing = "objective.label_smoothing=0.3";
+    let file = |text: &str| parse_text(text, Origin::File("run.toml".into())).unwrap();
+    let over = |texts: &[&str]| texts.iter().map(|text| parse_override(text).unwrap()).collect();
+    let resolved = |text: &str, texts: &[&str]| {
+        let mut layers: Vec<Layer> = over(texts);
+        layers.insert(0, file(text));
+        Config::resolve(layers)
+    };
+    let found = resolved("objective.region = false", &["objective.name=supervised", smoothing]);
+    let expected = SupervisedConfig { label_smoothing: 0.3, ..SupervisedConfig::default() };
+    assert_eq!(found.unwrap().objective, ObjectiveConfig::Supervised(expected));
+    let text = "objective.name = 'supervised'\nobjective.label_smoothing = 0.3";
+    assert_eq!(resolved(text, &["objective.name=esvit"]).unwrap(), Config::default());
+    // On one command line both are meant.
+    for of_another in ["objective.region=false", "head.out_dim=5"] {
+        let error = resolve(&[of_another, "objective.name=supervised"]).unwrap_err().to_string();
+        assert!(error.contains("unknown key `objective."), "{error}");
+    }
+    let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
+    let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `supervised`";
+    assert_eq!(error, expected);
+    for (text, expected) in [
+        (smoothing, "`objective.label_smoothing`"),
+        ("objective.name=3", "bad value for `objective` on the command line: `name` is 3"),
+    ] {
+        let error = resolve(&[text]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let names = ["objective.name=supervised", "views.global_count=1"];
+    let config = resolve(&names).unwrap();
+    let again = Config::parse(&config.to_toml(), Origin::Defaults).unwrap();
+    assert_eq!(again, config);
+}
+
+#[test]
+fn a_named_architecture_replaces_an_earlier_shape() {
+    let recipe = "[model]\narch = 'custom'\nembed_dim = 48\ndepths = [2, 2]\nnum_heads = [2, 4]";
+    let recipe = parse_text(recipe, Origin::Recipe("small".into())).unwrap();
+    let custom = Config::resolve(vec![recipe.clone()]).unwrap();
+    assert_eq!((swin(&custom.model).embed_dim, swin(&custom.model).depths.len()), (48, 2));
+    let base = parse_override("model.arch=swin_base").unwrap();
+    let named = Config::resolve(vec![recipe, base]).unwrap();
+    assert_eq!(named.model.arch, "swin_base_w7");
+    assert_eq!((swin(&named.model).embed_dim, named.model.drop_path), (128, 0.2));
+}
+
+#[test]
+fn weights_by_name_and_by_number() {
+    let factors = |text: &str| esvit(&resolve(&[text]).unwrap()).weights.factors(true);
+    assert_eq!(factors("objective.weights=reference"), (0.5, 0.5));
+    assert_eq!(factors("objective.weights=paper"), (1.0, 1.0));
+    assert_eq!(factors("objective.weights={view=0.7,region=0.3}"), (0.7, 0.3));
+}
+
+#[test]
+fn senseless_settings_are_refused_by_name() {
+    for (text, key) in [
+        ("train.epochs=0", "train.epochs"),
+        ("optim.warmup=soon", "optim.warmup"),
+        ("objective.teacher_temp=0.0", "objective.teacher_temp"),
+        ("model.num_heads=[5,6,12,24]", "num_heads"),
+        ("model.arch=swin_huge", "swin_huge"),
+        ("objective.mixup.enabled=true", "objective.mixup"),
+        ("objective.mixup.mixup_alpha=0.0", "objective.mixup.mixup_alpha"),
+        ("objective.mixup.cutmix_alpha=6.0", "objective.mixup.cutmix_alpha"),
+        ("objective.mixup.cutmix_alpha=nan", "objective.mixup.cutmix_alpha"),
+        ("objective.mixup.switch_prob=1.5", "objective.mixup.switch_prob"),
+        ("optim.rl=1", "optim.rl"),
+        ("model.drop_path=1.0", "model.drop_path"),
+    ] {
+        let error = resolve(&[text]).unwrap_err().to_string();
+        assert!(error.contains(key), "{text}: {error}");
+    }
+}
+
+#[test]
+fn every_recipe_is_a_run() {
+    for name in recipe::RECIPES.iter().map(|recipe| recipe.name).chain(FORMER) {
+        recipe(name);
+    }
+}
+
+/// One line for every setting that is checked, and the nearest value that is allowed.
+#[test]
+fn every_setting_has_its_bounds() {
+    for (refused, allowed) in [
+        ("train.epochs=0", "train.epochs=1"),
+        ("train.epochs=1000000001", "train.epochs=1000000000"),
+        ("train.steps=0", "train.steps=1"),
+        ("train.steps=1000000001", "train.steps=1000000000"),
+        ("train.batch_size=0", "train.batch_size=1"),
+        ("train.micro_batch=0", "train.micro_batch=1"),
+        ("train.micro_batch=24", "train.micro_batch=32"),
+        ("train.log_every=0", "train.log_every=1"),
+        ("data.repeat=0", "data.repeat=1"),
+        ("objective.head.out_dim=0", "objective.head.out_dim=1"),
+        ("objective.head.hidden_dim=0", "objective.head.hidden_dim=1"),
+        ("objective.head.bottleneck_dim=0", "objective.head.bottleneck_dim=1"),
+        ("objective.head.layers=0", "objective.head.layers=1"),
+        ("checkpoint.every=0", "checkpoint.every=1"),
+        ("checkpoint.every=0%", "checkpoint.every=0.1%"),
+        ("checkpoint.keep_last=0", "checkpoint.keep_last=1"),
+        ("knn.k=0", "knn.k=1"),
+        ("objective.student_temp=0.0", "objective.student_temp=1e-3"),
+        ("objective.student_temp=nan", "objective.student_temp=2.0"),
+        ("objective.teacher_temp=-0.1", "objective.teacher_temp=1e-3"),
+        ("objective.warmup_teacher_temp=0.0", "objective.warmup_teacher_temp=1e-3"),
+        ("knn.temperature=0.0", "knn.temperature=1e-3"),
+        ("knn.temperature=inf", "knn.temperature=2.0"),
+        ("objective.center_momentum=1.5", "objective.center_momentum=1.0"),
+        ("objective.center_momentum=-0.1", "objective.center_momentum=0.0"),
+        ("objective.momentum_teacher=1.5", "objective.momentum_teacher=1.0"),
+        ("objective.momentum_teacher=-0.1", "objective.momentum_teacher=0.0"),
+        ("model.drop_path=-0.1", "model.drop_path=0.0"),
+        ("model.drop_path=1.0", "model.drop_path=0.99"),
+        ("optim.lr=-1.0", "optim.lr=0.0"),
+        ("optim.lr=inf", "optim.lr=10.0"),
+        ("optim.min_lr=-1.0", "optim.min_lr=0.0"),
+        ("optim.weight_decay=-0.1", "optim.weight_decay=0.0"),
+        ("optim.weight_decay_end=-0.1", "optim.weight_decay_end=0.0"),
+        ("optim.warmup=-1.0", "optim.warmup=0.0"),
+        ("optim.warmup=101%", "optim.warmup=100%"),
+        ("train.time=0s", "train.time=1s"),
+        ("optim.clip_grad=0.0", "optim.clip_grad=1e-3"),
+        ("optim.clip_grad=-1.0", "optim.clip_grad=none"),
+        ("optim.clip_grad=inf", "optim.clip_grad=1e6"),
+        ("train.device=gpu", "train.device=cpu"),
+        ("train.device=cpu:1", "train.device=cpu:0"),
+        ("views.global_count=1", "views.global_count=2"),
+    ] {
+        let key = refused.split('=').next().unwrap();
+        let error = resolve(&[refused]).expect_err(refused).to_string();
+        assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
+        resolve(&[allowed]).expect(allowed);
+    }
+    for (refused, allowed) in [
+        ("objective.label_smoothing=1.0", "objective.label_smoothing=0.99"),
+        ("objective.label_smoothing=-0.1", "objective.label_smoothing=0.0"),
+        ("objective.layer_decay=0.0", "objective.layer_decay=1e-3"),
+        ("objective.layer_decay=1.1", "objective.layer_decay=1.0"),
+        ("objective.mixup.mixup_alpha=0.0", "objective.mixup.mixup_alpha=0.01"),
+        ("views.global_count=0", "views.global_count=1"),
+    ] {
+        let name = "objective.name=supervised";
+        let key = refused.split('=').next().unwrap();
+        let error = resolve(&[name, refused]).expect_err(refused).to_string();
+        assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
+        resolve(&[name, allowed]).expect(allowed);
+    }
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_refused() {
+    for (refused, allowed, needed) in [
+        (
+            ["views.local_sizes=[3]", "views.local_counts=[1]"],
+            ["views.local_sizes=[4]", "views.local_counts=[1]"],
+            "views of 3 pixels hold no patch of 4 (`model.patch_size`)",
+        ),
+        (
+            ["head.use_bn_in_head=true", "train.crops_per_forward=2"],
+            ["head.use_bn_in_head=true", "train.crops_per_forward=0"],
+            "`train.crops_per_forward` does not go with this objective, whose loss (or \
+             `objective.head.use_bn_in_head`) sees all crops of a step at once",
+        ),
+        (
+            ["objective.mixup.enabled=true", "objective.region=true"],
+            ["objective.mixup.enabled=true", "objective.region=false"],
+            "hint: set `objective.region=false`",
+        ),
+        (
+            ["train.epochs=5", "train.steps=5"],
+            ["train.epochs=none", "train.steps=5"],
+            "`train.epochs` and `train.steps` are both given on the command line",
+        ),
+        (
+            ["train.steps=5", "train.time=2h"],
+            ["train.steps=none", "train.time=2h"],
+            "`train.steps` and `train.time` are both given on the command line",
+        ),
+        (
+            ["train.batch_size=12", "train.micro_batch=8"],
+            ["train.batch_size=12", "train.micro_batch=6"],
+            "it must divide `train.batch_size`, which is 12",
+        ),
+        (
+            ["optim.warmup_epochs=5", "optim.warmup=5"],
+            ["optim.lr=5", "optim.warmup=5"],
+            "`optim.warmup_epochs` is the former name of `optim.warmup`",
+        ),
+    ] {
+        let error = resolve(&refused).expect_err(needed).to_string();
+        assert!(error.contains(needed), "{error}");
+        resolve(&allowed).expect(needed);
+    }
+}
+
+/// The published settings, which are the defaults, as numbers.
+#[test]
+fn defaults_are_the_published_settings() {
+    let config = resolve(&["model.arch=swin_small"]).unwrap();
+    let model = ModelConfig {
+        arch: "swin_small_w7".into(),
+        drop_path: 0.2,
+        backbone: BackboneConfig::Swin(SwinConfig {
+            img_size: 224,
+            patch_size: 4,
+            embed_dim: 96,
+            depths: vec![2, 2, 18, 2],
+            num_heads: vec![3, 6, 12, 24],
+            window_size: 7,
+            mlp_ratio: 4.0,
+            norm_eps: 1e-6,
+        }),
+    };
+    assert_eq!(config.model, model);
+    assert_eq!(Config::default().model.arch, "swin_tiny_w7");
+    let objective = EsvitConfig {
+        region: true,
+        weights: Weights::Named(NamedWeights::Reference),
+        student_temp: 0.1,
+        teacher_temp: 0.04,
+        warmup_teacher_temp: 0.04,
+        teacher_temp_warmup: Span::Epochs(0.0),
+        center_momentum: 0.9,
+        mixup: MixupConfig {
+            enabled: false,
+            mixup_alpha: 0.8,
+            cutmix_alpha: 1.0,
+            switch_prob: 0.5,
+            views: 10,
+        },
+        freeze_last_layer: Span::Epochs(1.0),
+        momentum_teacher: 0.996,
+        head: HeadConfig {
+            out_dim: 65_536,
+            hidden_dim: 2048,
+            bottleneck_dim: 256,
+            layers: 3,
+            use_bn_in_head: false,
+            norm_last_layer: true,
+        },
+    };
+    assert_eq!(config.objective, ObjectiveConfig::Esvit(objective));
+    let optim = OptimConfig {
+        name: OptimizerKind::AdamW,
+        lr: 5e-4,
+        min_lr: 1e-6,
+        warmup: Span::Epochs(10.0),
+        weight_decay: 0.04,
+        weight_decay_end: 0.4,
+        clip_grad: Some(3.0),
+        clip_scope: ClipScope::Tensor,
+    };
+    assert_eq!(config.optim, optim);
+    let train = TrainConfig {
+        epochs: Some(100),
+        steps: None,
+        time: None,
+        batch_size: 64,
+        micro_batch: None,
+        crops_per_forward: 0,
+        activation_checkpointing: false,
+        device: "cpu".into(),
+        precision: PrecisionChoice::Auto,
+        log_every: 10,
+    };
+    assert_eq!(config.train, train);
+    let checkpoint = CheckpointConfig { every: Span::Epochs(1.0), keep_last: 3 };
+    assert_eq!(config.checkpoint, checkpoint);
+    let data = DataConfig {
+        path: None,
+        repeat: 1,
+        workers: 0,
+        prefetch: 2,
+        max_broken: 0.5,
+        // The limit of Pillow, above which it warns of a bomb.
+        max_pixels: 178_956_970,
+        cache_mb: 512,
+    };
+    assert_eq!(config.data, data);
+    let knn = KnnConfig {
+        every: Span::Epochs(5.0),
+        train: None,
+        val: None,
+        k: 20,
+        temperature: 0.07,
+        max_images: 10_000,
+        crop: 0,
+        resize: 0,
+    };
+    assert_eq!(config.knn, knn);
+    assert_eq!((config.seed, LR_BATCH), (0, 256.0));
+}
+
+/// Recipes by their former names.
+const FORMER: [&str; 6] = [
+    "swin_tiny_w7",
+    "swin_tiny_w14",
+    "swin_small_w7",
+    "swin_small_w14",
+    "swin_base_w7",
+    "swin_base_w14",
+];
+
+#[test]
+fn published_recipes_are_the_papers() {
+    for name in FORMER.into_iter().chain(["esvit"]) {
+        let config = recipe(name);
+        let arch = if name == "esvit" { "swin_tiny_w7" } else { name };
+        let expected = Config {
+            objective: ObjectiveConfig::Esvit(EsvitConfig {
+                warmup_teacher_temp: 0.04,
+                teacher_temp: 0.07,
+                teacher_temp_warmup: Span::Epochs(30.0),
+                // Only the largest model was trained with prototypes of unit length.
+                head: HeadConfig {
+                    norm_last_layer: name == "swin_base_w14",
+                    ..HeadConfig::default()
+                },
+                ..EsvitConfig::default()
+            }),
+            train: TrainConfig { epochs: Some(300), batch_size: 512, ..TrainConfig::default() },
+            // The architecture of that name.
+            ..resolve(&[&format!("model.arch={arch}")]).unwrap()
+        };
+        assert_eq!(config, expected, "{name}");
+    }
+    let (found, over) = recipe::find("swin_base_w7").unwrap();
+    assert_eq!((found.name, over), ("esvit", "model.arch = 'swin_base_w7'"));
+    let expected = "The published EsViT run on ImageNet-1K: L_V + L_R, 300 epochs, Swin-Tiny \
+                    unless `--arch` says otherwise.";
+    assert_eq!(found.summary(), expected);
+    assert_eq!(recipe::find("swin_base"), None);
+}
+
+/// Swin's own training, in the terms of its code: a rate of 1e-3 at 1,024 images, RandAugment
+/// of two operations, erasing of a quarter, one view an image.
+#[test]
+fn the_supervised_recipe_is_the_published_one() {
+    let config = recipe("supervised");
+    let objective = SupervisedConfig {
+        label_smoothing: 0.1,
+        layer_decay: 1.0,
+        mixup: MixupConfig {
+            enabled: true,
+            mixup_alpha: 0.8,
+            cutmix_alpha: 1.0,
+            switch_prob: 0.5,
+            views: 10,
+        },
+    };
+    assert_eq!(config.objective, ObjectiveConfig::Supervised(objective));
+    assert_eq!((config.model.arch.as_str(), config.model.drop_path), ("swin_tiny_w7", 0.2));
+    assert_eq!((config.train.batch_size, config.train.epochs), (1024, Some(300)));
+    let rate = config.optim.lr * config.train.batch_size as f64 / LR_BATCH;
+    assert!((rate - 1e-3).abs() < 1e-12, "{rate}");
+    let optim = OptimConfig {
+        name: OptimizerKind::AdamW,
+        lr: 2.5e-4,
+        min_lr: 1e-5,
+        warmup: Span::Epochs(20.0),
+        weight_decay: 0.05,
+        weight_decay_end: 0.05,
+        clip_grad: Some(5.0),
+        clip_scope: ClipScope::Global,
+    };
+    assert_eq!(config.optim, optim);
+    assert_eq!(config.views.sizes(), [224]);
+    assert_eq!((config.views.jitter.p, config.views.randaugment.ops), (0.0, 2));
+    assert_eq!(config.views.erase.p, 0.25);
+}
+
+#[test]
+fn crops_that_go_through_at_a_time() {
+    let crop_chunks = |texts: &[&str]| resolve(texts).unwrap().crop_chunks();
+    assert_eq!(crop_chunks(&["train.crops_per_forward=3"]), CropChunks::Crops(3));
+    assert_eq!(crop_chunks(&["head.use_bn_in_head=true"]), CropChunks::All);
+    let shape = Config::default().model.backbone;
+    for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
+        for again in [false, true] {
+            let texts = [
+                format!("train.precision={precision}"),
+                format!("train.activation_checkpointing={again}"),
+            ];
+            let found = crop_chunks(&texts.each_ref().map(String::as_str));
+            assert_eq!(found, CropChunks::within_memory(&shape, named, again));
+        }
+    }
+}
+
+#[test]
+fn layers_decide_about_architecture_and_policy() {
+    // The last layer that names an architecture decides; later layers change it.
+    let file = parse_text("model.window_size = 14", Origin::File("run.toml".into())).unwrap();
+    let over = |text: &str| parse_override(text).unwrap();
+    let layers = vec![file, over("model.arch=swin_base"), over("model.drop_path=0.3")];
+    let model = Config::resolve(layers).unwrap().model;
+    assert_eq!((model.arch.as_str(), swin(&model).window_size), ("swin_base_w7", 7));
+    assert_eq!((swin(&model).embed_dim, model.drop_path), (128, 0.3));
+    // `custom` keeps the shape of the default where nothing is said.
+    let model = resolve(&["model.arch=custom", "model.embed_dim=48"]).unwrap().model;
+    let SwinConfig { embed_dim, window_size, .. } = *swin(&model);
+    assert_eq!((model.arch.as_str(), embed_dim, window_size), ("custom", 48, 7));
+    // The last policy decides, and what is set beside it stays.
+    let views = resolve(&["views.policy=deit", "views.flip=0.1", "views.policy=basic"]);
+    let expected = ViewsConfig { flip: 0.1, ..ViewsConfig::for_policy(Policy::Basic) };
+    assert_eq!(views.unwrap().views, expected);
+    let error = resolve(&["views.policy=simclr"]).unwrap_err().to_string();
+    assert!(error.contains("`views.policy`"), "{error}");
+    let error = recipe_layers("swin_tiny").unwrap_err().to_string();
+    assert!(
+        error.starts_with("there is no recipe `swin_tiny`\nhint: choose one of `mat"),
+        "{error}"
+    );
+}
+
+#[test]
+fn how_evaluations_show_images() {
+    let preprocess = |texts: &[&str]| resolve(texts).unwrap().preprocess();
+    let views = ViewsConfig::default();
+    assert_eq!(preprocess(&[]), Preprocess::new(224, 0, &views));
+    let found = preprocess(&["views.global_size=64", "knn.resize=70"]);
+    assert_eq!(found, Preprocess::new(64, 70, &views));
+    assert_eq!(preprocess(&["knn.crop=32"]), Preprocess::new(32, 0, &views));
+    let other = ViewsConfig { mean: [0.1, 0.2, 0.3], ..views };
+    assert_eq!(preprocess(&["views.mean=[0.1,0.2,0.3]"]), Preprocess::new(224, 0, &other));
+}

@@ -1,0 +1,71 @@
+//! What a run is about to do, before it does it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Result, bail};
+use esvit_data::Source;
+use esvit_nn::Solo;
+use esvit_train::run::{plan, settled, step_time};
+use esvit_train::{Config, memory};
+
+use super::Output;
+use super::progress::clock;
+
+/// Refuses settings that need more memory than there is, unless the user has given an amount.
+pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
+    let config = settled(config, source, 1);
+    let need = memory::estimate(&config, config.train.micro_batch());
+    let Some(available) = memory::available().filter(|&available| need > available) else {
+        return Ok(());
+    };
+    let [need, available] = [need, available].map(|bytes| bytes / 1e9);
+    bail!(
+        "the run takes about {need:.1} GB of memory and {available:.1} GB are free\n\
+         hint: `--memory {:.1}G` cuts its steps so that they fit; a smaller network \
+         (`--arch`), fewer prototypes (`objective.head.out_dim`) or a smaller cache \
+         (`data.cache_mb`) take less",
+        0.9 * available
+    )
+}
+
+/// Says what a new run would do: network, steps, time, memory, disk and files. A few steps are timed.
+pub(super) fn show(
+    config: &Config,
+    source: &Arc<dyn Source>,
+    out: &Path,
+    output: &Output,
+) -> Result<()> {
+    let config = settled(config, &**source, 1);
+    let collective: Arc<dyn esvit_nn::Collective> = Solo::shared();
+    let stop = Arc::new(AtomicBool::new(false));
+    let step = step_time(&config, source, &collective, &stop)?;
+    let mut planned = config.clone();
+    if let Some(time) = config.train.time {
+        let steps = (time.0.as_secs_f64() / step.as_secs_f64().max(1e-6)) as u64;
+        (planned.train.steps, planned.train.time) = (Some(steps.max(1)), None);
+    }
+    let plan = plan(&planned, source, &collective)?;
+    output.note(&plan);
+    output.note(format!(
+        "time: about {} ({:.2} s a step, measured), besides checks",
+        clock(step.mul_f64(plan.total_steps as f64)),
+        step.as_secs_f64()
+    ));
+    let need = memory::estimate(&config, config.train.micro_batch());
+    let free = memory::available()
+        .map_or_else(String::new, |bytes| format!(" of {:.1} GB that are free", bytes / 1e9));
+    output.note(format!(
+        "memory: about {:.1} GB{free}, with micro-batches of {} images",
+        need / 1e9,
+        config.train.micro_batch()
+    ));
+    let checkpoint = memory::checkpoint_bytes(&config) / 1e6;
+    let kept = config.checkpoint.keep_last + 1;
+    output.note(format!(
+        "disk: {kept} checkpoints and the best one, {checkpoint:.1} MB each, in `{}`",
+        out.display()
+    ));
+    Ok(())
+}
