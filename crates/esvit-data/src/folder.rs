@@ -1,22 +1,38 @@
 //! A folder of image files.
 
+mod listing;
+mod walk;
+
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{DecodeLimits, FileStamp, Image, Source, SourceError, decode};
+pub use self::listing::{Listing, Split, Unlisted};
+use self::walk::Walk;
+use crate::{
+    Conversion, DecodeLimits, FileStamp, Image, SampleType, Source, SourceError, decode, names,
+    printable, read,
+};
 
 /// Extensions of files to list, in lower case. Formats are recognized by content.
-const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif"];
+const EXTENSIONS: [&str; 12] =
+    ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "tif", "tiff", "bmp", "dib", "gif"];
+
+/// Folders of these names beside each other are the parts of a set, not classes.
+const SPLITS: [&str; 5] = ["train", "val", "valid", "validation", "test"];
 
 /// All images below a folder, at any depth.
 ///
 /// Images are ordered by path, compared component by component and byte by byte, so that the order
 /// is the same on every machine. Hidden files and folders are skipped. Symbolic links are followed,
-/// except to a folder that contains them.
+/// except to a folder that contains the root; what is reached twice is listed once. Folders that
+/// cannot be listed are left out. [`listing`](Self::listing) says what was.
 ///
 /// If all images are in subfolders, the first folder of an image's path is its class
-/// (`root/<class>/...`). With images directly in the root there are no labels.
+/// (`root/<class>/...`). With images directly in the root there are no labels. If these folders are
+/// called `train`, `val` (`valid`, `validation`) and `test`, they are splits, and classes are the
+/// folders in them.
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
@@ -25,6 +41,7 @@ pub struct Folder {
     folders: Vec<PathBuf>,
     files: Vec<File>,
     classes: Vec<String>,
+    listing: Listing,
 }
 
 #[derive(Debug)]
@@ -38,19 +55,19 @@ struct File {
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// There is nothing at the path.
-    #[error("there is no folder `{}`\nhint: check the path", path.display())]
+    #[error("there is no folder `{}`\nhint: check the path", printable(path))]
     Missing {
         /// The path.
         path: PathBuf,
     },
     /// There is something else at the path.
-    #[error("`{}` is a file\nhint: give the folder that holds the images", path.display())]
+    #[error("`{}` is a file\nhint: give the folder that holds the images", printable(path))]
     NotAFolder {
         /// The path.
         path: PathBuf,
     },
     /// A folder could not be listed.
-    #[error("cannot list `{}`: {source}\nhint: check its permissions", path.display())]
+    #[error("cannot list `{}`: {source}\nhint: check its permissions", printable(path))]
     Read {
         /// The folder.
         path: PathBuf,
@@ -59,13 +76,24 @@ pub enum FolderError {
     },
     /// No file with a known extension.
     #[error(
-        "no images in `{}` or below\nhint: files named {} are looked for",
-        path.display(),
+        "no images in `{}` or below{}\nhint: files named {} are looked for",
+        printable(path),
+        listing::in_a_sentence(left_out),
         EXTENSIONS.map(|extension| format!("`.{extension}`")).join(" ")
     )]
     NoImages {
         /// The folder.
         path: PathBuf,
+        /// What was found instead, a line each.
+        left_out: Vec<String>,
+    },
+    /// The folder has no such split.
+    #[error("`{}` has no folder `{name}`", printable(path))]
+    NoSplit {
+        /// The folder.
+        path: PathBuf,
+        /// The split.
+        name: String,
     },
 }
 
@@ -81,76 +109,93 @@ impl Folder {
             }
             Err(source) => return Err(FolderError::Read { path: root, source }),
         }
-        let mut folder = Self {
-            root: root.clone(),
-            limits: *limits,
-            folders: Vec::new(),
-            files: Vec::new(),
-            classes: Vec::new(),
-        };
-        let real = root
-            .canonicalize()
-            .map_err(|source| FolderError::Read { path: root.clone(), source })?;
-        folder.walk(PathBuf::new(), &mut vec![real])?;
-        if folder.files.is_empty() {
-            return Err(FolderError::NoImages { path: root });
+        let Walk { folders, files, listing, .. } =
+            Walk::of(&root).map_err(|source| FolderError::Read { path: root.clone(), source })?;
+        if files.is_empty() {
+            return Err(FolderError::NoImages { path: root, left_out: listing.notes() });
         }
+        let mut folder =
+            Self { root, limits: *limits, folders, files, classes: Vec::new(), listing };
+        folder.find_splits();
         folder.assign_labels();
         Ok(folder)
     }
 
-    /// Adds the contents of `relative`. `ancestors` has the real paths of the folders from the root
-    /// to this one: following a link to one of them would never end.
-    fn walk(&mut self, relative: PathBuf, ancestors: &mut Vec<PathBuf>) -> Result<(), FolderError> {
-        let path = self.root.join(&relative);
-        let failed = |source| FolderError::Read { path: path.clone(), source };
-        let mut entries: Vec<(OsString, fs::FileType)> = Vec::new();
-        for entry in fs::read_dir(&path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-                entries.push((entry.file_name(), entry.file_type().map_err(failed)?));
-            }
+    /// The images to train with: those of the split `train` if there is one, else all.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_for_training(
+        path: impl AsRef<Path>,
+        limits: &DecodeLimits,
+    ) -> Result<Self, FolderError> {
+        let mut folder = Self::open(path, limits)?;
+        let is_train = |split: &&Split| split.name.eq_ignore_ascii_case("train");
+        if let Some(train) = folder.listing.splits.iter().find(is_train) {
+            let name = train.name.clone();
+            folder.keep_split(&name)?;
         }
-        entries.sort_unstable_by(|(a, _), (b, _)| a.as_encoded_bytes().cmp(b.as_encoded_bytes()));
+        Ok(folder)
+    }
 
-        let index = self.folders.len() as u32;
-        self.folders.push(relative.clone());
-        for (name, kind) in entries {
-            let is_folder = kind.is_dir() || (kind.is_symlink() && path.join(&name).is_dir());
-            if is_folder {
-                let real = if kind.is_symlink() {
-                    path.join(&name).canonicalize().map_err(failed)?
-                } else {
-                    ancestors.last().map(|parent| parent.join(&name)).unwrap_or_default()
-                };
-                if !ancestors.contains(&real) {
-                    ancestors.push(real);
-                    self.walk(relative.join(&name), ancestors)?;
-                    ancestors.pop();
-                }
-            } else if (kind.is_file() || kind.is_symlink()) && is_image(&name) {
-                // A dangling link is listed too: loading it fails with a reason.
-                self.files.push(File { folder: index, label: 0, name: name.into_boxed_os_str() });
-            }
+    /// Leaves only the images of a split.
+    ///
+    /// # Errors
+    /// [`FolderError::NoSplit`] if there is none of that name.
+    pub fn keep_split(&mut self, name: &str) -> Result<(), FolderError> {
+        if !self.listing.splits.iter().any(|split| split.name == name) {
+            return Err(FolderError::NoSplit { path: self.root.clone(), name: name.into() });
         }
+        let folders = &self.folders;
+        self.files
+            .retain(|file| folders[file.folder as usize].iter().next() == Some(OsStr::new(name)));
+        self.listing.used_split = Some(name.into());
+        self.assign_labels();
         Ok(())
     }
 
-    /// Sets classes and labels if all images are in subfolders.
+    /// What the listing left out and how it understood the folders.
+    pub fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
+    /// Finds out whether the folders of the root that have images are splits.
+    fn find_splits(&mut self) {
+        let mut counts: BTreeMap<&OsStr, usize> = BTreeMap::new();
+        for file in &self.files {
+            // A file in the root itself is in no split.
+            let Some(top) = self.folders[file.folder as usize].iter().next() else { return };
+            *counts.entry(top).or_default() += 1;
+        }
+        let name = |top: &OsStr| {
+            let name = top.to_str()?;
+            SPLITS.iter().any(|split| split.eq_ignore_ascii_case(name)).then(|| name.to_owned())
+        };
+        let splits =
+            counts.into_iter().map(|(top, images)| Some(Split { name: name(top)?, images }));
+        self.listing.splits = splits.collect::<Option<_>>().unwrap_or_default();
+    }
+
+    /// Sets classes and labels if all images are in subfolders, of the root or of its splits.
+    /// Classes are told apart by their whole names, also where these are no text.
     fn assign_labels(&mut self) {
-        let class_of =
-            |folder: &Path| folder.iter().next().map(|class| class.to_string_lossy().into_owned());
-        let classes: Vec<Option<String>> = self.folders.iter().map(|f| class_of(f)).collect();
-        if self.files.iter().any(|file| classes[file.folder as usize].is_none()) {
-            return;
+        let level = usize::from(!self.listing.splits.is_empty());
+        let class_of = |folder: &PathBuf| folder.iter().nth(level).map(OsStr::to_owned);
+        let classes: Vec<Option<OsString>> = self.folders.iter().map(class_of).collect();
+        let mut labels: BTreeMap<&[u8], (u32, &OsStr)> = BTreeMap::new();
+        self.classes.clear();
+        for file in &self.files {
+            let Some(class) = &classes[file.folder as usize] else { return };
+            labels.insert(class.as_encoded_bytes(), (0, class));
+        }
+        for ((label, class), number) in labels.values_mut().zip(0..) {
+            *label = number;
+            self.classes.push(printable(class));
         }
         for file in &mut self.files {
-            // Files are in the order of their folders, so a new class is always the last.
-            let class = classes[file.folder as usize].as_ref();
-            if self.classes.last() != class {
-                self.classes.extend(class.cloned());
+            if let Some(class) = &classes[file.folder as usize] {
+                file.label = labels[class.as_encoded_bytes()].0;
             }
-            file.label = self.classes.len() as u32 - 1;
         }
     }
 
@@ -159,12 +204,21 @@ impl Folder {
         let file = self.files.get(index)?;
         Some(self.root.join(&self.folders[file.folder as usize]).join(&*file.name))
     }
+
+    fn bytes(&self, index: usize) -> Result<Vec<u8>, SourceError> {
+        let path =
+            self.path(index).ok_or(SourceError::NoSuchImage { index, len: self.files.len() })?;
+        read::read_file(&path, &self.limits)
+    }
+}
+
+/// The extension in lower case, as text.
+fn extension(name: &OsStr) -> Option<String> {
+    Some(printable(Path::new(name).extension()?).to_lowercase())
 }
 
 fn is_image(name: &OsStr) -> bool {
-    Path::new(name).extension().and_then(OsStr::to_str).is_some_and(|extension| {
-        EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(extension))
-    })
+    extension(name).is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 
 impl Source for Folder {
@@ -173,7 +227,7 @@ impl Source for Folder {
     }
 
     fn name(&self, index: usize) -> String {
-        self.path(index).map(|path| path.display().to_string()).unwrap_or_default()
+        self.path(index).map(names::text_of).unwrap_or_default()
     }
 
     fn label(&self, index: usize) -> Option<u32> {
@@ -190,11 +244,25 @@ impl Source for Folder {
     }
 
     fn load(&self, index: usize) -> Result<Image, SourceError> {
-        let path =
-            self.path(index).ok_or(SourceError::NoSuchImage { index, len: self.files.len() })?;
-        let bytes = fs::read(&path).map_err(|source| SourceError::Read { path, source })?;
-        decode(&bytes, &self.limits)
+        self.load_as(index, &Conversion::default())
+    }
+
+    fn load_as(&self, index: usize, conversion: &Conversion) -> Result<Image, SourceError> {
+        decode::decode_as(&self.bytes(index)?, &self.limits, conversion)
             .map_err(|source| SourceError::Decode { name: self.name(index), source })
+    }
+
+    fn deep_values(
+        &self,
+        index: usize,
+        most: usize,
+    ) -> Result<Option<(SampleType, Vec<f64>)>, SourceError> {
+        decode::deep_values(&self.bytes(index)?, &self.limits, most)
+            .map_err(|source| SourceError::Decode { name: self.name(index), source })
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.listing.notes()
     }
 }
 
@@ -235,7 +303,10 @@ mod tests {
     #[test]
     fn all_formats_are_listed() {
         let dir = tempfile::tempdir().unwrap();
-        let all = ["a.bmp", "a.gif", "a.jpeg", "a.jpg", "a.png", "a.tif", "a.tiff", "a.webp"];
+        let all = [
+            "a.JFIF", "a.apng", "a.bmp", "a.dib", "a.gif", "a.jfif", "a.jpe", "a.jpeg", "a.jpg",
+            "a.png", "a.tif", "a.tiff", "a.webp",
+        ];
         touch(dir.path(), &all);
         assert_eq!(names(&open(dir.path())), all);
     }
@@ -307,23 +378,140 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_are_followed_but_not_in_circles() {
+    fn links_are_followed_and_what_is_reached_twice_counts_once() {
         use std::os::unix::fs::symlink;
         let dir = tempfile::tempdir().unwrap();
-        let other = tempfile::tempdir().unwrap();
-        touch(other.path(), &["o.png"]);
-        touch(dir.path(), &["a/1.png", "b/2.png"]);
-        symlink(dir.path().join("b"), dir.path().join("a/x")).unwrap();
-        symlink(dir.path().join("a"), dir.path().join("b/y")).unwrap();
-        symlink(dir.path(), dir.path().join("a/up")).unwrap();
-        symlink(other.path(), dir.path().join("c")).unwrap();
-        symlink(other.path().join("o.png"), dir.path().join("a/l.png")).unwrap();
-        fs::hard_link(dir.path().join("a/1.png"), dir.path().join("a/h.png")).unwrap();
-        let expected =
-            ["a/1.png", "a/h.png", "a/l.png", "a/x/2.png", "b/2.png", "b/y/1.png", "b/y/h.png"];
+        let (root, other) = (dir.path().join("root"), tempfile::tempdir().unwrap());
+        touch(other.path(), &["o.png", "p.png"]);
+        touch(&root, &["a/1.png", "b/2.png"]);
+        symlink(root.join("b"), root.join("a/x")).unwrap();
+        symlink(root.join("a"), root.join("b/y")).unwrap();
+        symlink(&root, root.join("a/up")).unwrap();
+        symlink(dir.path(), root.join("a/out")).unwrap();
+        symlink("/proc", root.join("a/proc")).unwrap();
+        symlink("/", root.join("a/all")).unwrap();
+        symlink(other.path(), root.join("c")).unwrap();
+        symlink(other.path(), root.join("d")).unwrap();
+        symlink(other.path().join("o.png"), root.join("a/l.png")).unwrap();
+        symlink(other.path().join("o.png"), root.join("b/l.png")).unwrap();
+        symlink("1.png", root.join("a/0.png")).unwrap();
+        // A hard link is a file of its own.
+        fs::hard_link(root.join("a/1.png"), root.join("a/h.png")).unwrap();
+        let folder = open(&root);
+        assert_eq!(names(&folder), ["a/1.png", "a/h.png", "a/l.png", "b/2.png", "c/p.png"]);
+        assert_eq!(folder.classes(), ["a", "b", "c"]);
+        let relative = |paths: &[PathBuf]| -> Vec<String> {
+            let relative = |path: &PathBuf| path.strip_prefix(&root).unwrap().display().to_string();
+            let mut all: Vec<_> = paths.iter().map(relative).collect();
+            all.sort();
+            all
+        };
+        let twice = ["a/0.png", "a/up", "a/x", "b/l.png", "b/y", "c/o.png", "d"];
+        assert_eq!(relative(&folder.listing().twice), twice);
+        assert_eq!(relative(&folder.listing().not_followed), ["a/all", "a/out", "a/proc"]);
+        let notes = folder.notes();
+        assert!(notes[0].starts_with("7 links lead to what is listed already"), "{notes:?}");
+        assert!(notes[1].starts_with("links not followed, to a folder around"), "{notes:?}");
+        assert_eq!(names(&open(&root)), names(&folder));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_no_text_stay_apart() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        for class in [b"p\xe9che".as_slice(), b"p\xe8che", b"z", b"a\x1b[2J"] {
+            let class = dir.path().join(OsStr::from_bytes(class));
+            fs::create_dir(&class).unwrap();
+            fs::write(class.join(OsStr::from_bytes(b"\xff.png")), b"").unwrap();
+            fs::write(class.join(OsStr::from_bytes(b"\xfe.png")), b"").unwrap();
+        }
         let folder = open(dir.path());
-        assert_eq!(names(&folder)[..7], expected);
-        assert_eq!(names(&folder)[7..], ["b/y/l.png", "c/o.png"]);
+        assert_eq!(folder.classes(), ["a\\x1b[2J", "p\\xe8che", "p\\xe9che", "z"]);
+        let labels: Vec<_> = (0..8).map(|i| folder.label(i).unwrap()).collect();
+        assert_eq!(labels, [0, 0, 1, 1, 2, 2, 3, 3]);
+        assert!(folder.name(2).ends_with("p\\xe8che/\\xfe.png"), "{}", folder.name(2));
+        // Names are exact but for such bytes; messages show control characters.
+        assert!(folder.name(0).ends_with("a\x1b[2J/\\xfe.png"));
+        let error = folder.load(0).unwrap_err().to_string();
+        assert!(error.contains("a\\x1b[2J") && !error.contains('\x1b'), "{error}");
+    }
+
+    #[test]
+    fn splits_are_no_classes() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = ["train/dog/1.png", "train/cat/2.png", "Val/dog/3.png", "Val/cat/4.png"];
+        touch(dir.path(), &images);
+        touch(dir.path(), &["labels.csv", "annotations/a.json"]);
+        let folder = open(dir.path());
+        let labels = |folder: &Folder| -> Vec<u32> {
+            (0..folder.len()).map(|i| folder.label(i).unwrap()).collect()
+        };
+        assert_eq!(folder.classes(), ["cat", "dog"]);
+        assert_eq!(labels(&folder), [0, 1, 0, 1]);
+        let split = |name: &str| Split { name: name.into(), images: 2 };
+        assert_eq!(folder.listing().splits, [split("Val"), split("train")]);
+        assert_eq!(
+            folder.notes()[0],
+            "`Val` (2), `train` (2) are splits, not classes: all are used"
+        );
+
+        let limits = DecodeLimits::default();
+        let train = Folder::open_for_training(dir.path(), &limits).unwrap();
+        assert_eq!(names(&train), ["train/cat/2.png", "train/dog/1.png"]);
+        assert_eq!((labels(&train), train.classes().len()), (vec![0, 1], 2));
+        assert!(train.notes()[0].ends_with("are splits, not classes: only `train` is used"));
+        let mut val = open(dir.path());
+        val.keep_split("Val").unwrap();
+        assert_eq!(names(&val), ["Val/cat/4.png", "Val/dog/3.png"]);
+        assert!(matches!(val.keep_split("test"), Err(FolderError::NoSplit { .. })));
+
+        // A split alone; without folders in it there are no labels.
+        let alone = tempfile::tempdir().unwrap();
+        touch(alone.path(), &["train/1.png", "train/a/2.png"]);
+        let folder = open(alone.path());
+        assert_eq!((folder.listing().splits.len(), folder.classes().len()), (1, 0));
+        // Other classes beside, or images in the root.
+        for other in ["cat/1.png", "1.png"] {
+            let dir = tempfile::tempdir().unwrap();
+            touch(dir.path(), &["train/a/1.png", "val/a/1.png", other]);
+            let folder = Folder::open_for_training(dir.path(), &limits).unwrap();
+            assert!(folder.listing().splits.is_empty() && folder.len() == 3, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        touch(dir.path(), &["a.jpg", "b.HEIC", "x/c.heic", "d.avif", "README", ".hidden", "e.mov"]);
+        let notes = open(dir.path()).notes();
+        let line = "4 files with other extensions left out: 2 .heic, 1 .avif, 1 .mov";
+        assert_eq!(notes, [format!("{line}; 1 without extension")]);
+        fs::remove_file(dir.path().join("a.jpg")).unwrap();
+        let error = Folder::open(dir.path(), &DecodeLimits::default()).unwrap_err().to_string();
+        assert!(error.contains(&format!("or below; {line}; 1 without")), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_cannot_be_listed_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        touch(dir.path(), &["a/1.png", "b/2.png"]);
+        // A link to itself cannot be followed, whoever asks.
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        let closed = |mode| {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(dir.path().join("b"), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        closed(0);
+        let folder = open(dir.path());
+        // The administrator may list everything.
+        if fs::read_dir(dir.path().join("b")).is_err() {
+            assert_eq!(names(&folder), ["a/1.png"]);
+            let note = format!("left out the folder `{}/b`: ", dir.path().display());
+            assert!(folder.notes().iter().any(|line| line.starts_with(&note)));
+            closed(0o755);
+        }
     }
 
     #[cfg(unix)]

@@ -8,29 +8,37 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
 pub mod augment;
+mod conversion;
 mod crops;
 mod decode;
 mod folder;
 mod loader;
 mod materials;
 mod memory;
+mod names;
 mod pixels;
 mod png;
 mod preprocess;
+mod range;
+mod read;
 mod resize;
 mod sheet;
 mod source;
 
 pub use augment::{Policy, View, ViewsConfig};
+pub use conversion::{Background, Conversion, Levels, RangeSetting, SampleType};
 pub use crops::Crops;
-pub use decode::{DecodeError, DecodeLimits, decode};
-pub use folder::{Folder, FolderError};
-pub use loader::{Batch, Batches, BrokenImage, Loader, LoaderConfig, LoaderError};
+pub use decode::{DecodeError, DecodeLimits, decode, decode_as};
+pub use folder::{Folder, FolderError, Listing, Split, Unlisted};
+pub use loader::{Batch, Batches, BrokenImage, Loader, LoaderConfig, LoaderError, MAX_WORKERS};
 pub use materials::{MATERIALS_LICENSE, MaterialsTask, sample_jpeg, training_materials};
 pub use memory::InMemory;
+pub use names::{list_reasons, printable};
 pub use pixels::{Image, ImageError};
 pub use png::{PngError, encode_png};
 pub use preprocess::Preprocess;
+pub use range::ChosenRange;
+pub use read::{ImageFiles, read_image};
 pub use resize::{EvalTransform, Interpolation, resize, resized_crop, resized_crop_to};
 pub use sheet::contact_sheet;
 pub use source::{FileStamp, Source, SourceError};

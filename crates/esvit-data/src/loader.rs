@@ -23,7 +23,16 @@ use esvit_settings::{SettingError, check, settings};
 pub use broken::BrokenImage;
 
 use self::worker::{Job, Pending, Shared};
-use crate::{Crops, ImageError, Source, ViewsConfig};
+use crate::{Background, Crops, ImageError, Levels, Source, ViewsConfig, printable};
+
+/// Most worker threads: more are a typing error, and no machine has as many processors.
+pub const MAX_WORKERS: usize = 1024;
+
+/// How often a wait for a batch asks whether to stop.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+
+/// How long a loader that is dropped waits for workers that are reading.
+const END_WITHIN: Duration = Duration::from_secs(2);
 
 /// RNG purpose of the order of an epoch.
 const ORDER: u64 = u64::from_be_bytes(*b"  order ");
@@ -51,6 +60,10 @@ settings! {
         pub max_broken: f64 = 0.5,
         /// Cache for decoded images, in bytes.
         pub cache_bytes: usize = 512 << 20,
+        /// What becomes black and white in images of more than 8 bits.
+        pub levels: Levels = Levels::default(),
+        /// What transparent pixels show.
+        pub background: Background = Background::Mean,
     }
 }
 
@@ -82,11 +95,11 @@ pub enum LoaderError {
         len: usize,
         /// Number of broken images allowed.
         limit: usize,
-        /// The first twenty of them.
+        /// The first ten of them.
         first: Vec<BrokenImage>,
     },
     /// Views of an image could not be made.
-    #[error("cannot make views of `{name}`: {source}")]
+    #[error("cannot make views of `{}`: {source}", printable(name))]
     Views {
         /// Path or name of the image.
         name: String,
@@ -95,7 +108,8 @@ pub enum LoaderError {
     },
     /// The program is at fault.
     #[error(
-        "loading `{name}` panicked: {message}\nhint: leave that image out and report the fault"
+        "loading `{}` panicked: {message}\nhint: leave that image out and report the fault",
+        printable(name)
     )]
     Panic {
         /// Path or name of the image.
@@ -160,7 +174,12 @@ impl Loader {
         check(share, "max_broken", config.max_broken, "give a share between 0 and 1")?;
         let need = "every image comes up at least once in an epoch";
         check(config.repeat > 0, "repeat", config.repeat, need)?;
-        if source.len().saturating_mul(config.repeat as usize) < config.batch {
+        let need = format!("at most {MAX_WORKERS} threads can be started");
+        check(config.workers <= MAX_WORKERS, "workers", config.workers, need)?;
+        let visits = source.len() as u64 * u64::from(config.repeat);
+        let need = "it times the number of images must be less than 4294967296";
+        check(visits <= u64::from(u32::MAX), "repeat", config.repeat, need)?;
+        if (visits as usize) < config.batch {
             return Err(LoaderError::TooFewImages { len: source.len(), batch: config.batch });
         }
         let count = match config.workers {
@@ -215,7 +234,6 @@ impl Loader {
             order: (u64::MAX, Arc::default()),
             in_flight: VecDeque::new(),
             stop: Arc::default(),
-            interrupt: Arc::default(),
         };
         batches.fill_queue(self.prefetch);
         batches
@@ -245,7 +263,13 @@ impl Drop for Loader {
     fn drop(&mut self) {
         // Dropping the sender closes the channel, which ends the workers.
         self.jobs = None;
-        for worker in self.workers.drain(..) {
+        // A worker that reads from a drive that does not answer is left alone: it ends with its
+        // job, or with the process.
+        let until = Instant::now() + END_WITHIN;
+        while self.workers.iter().any(|worker| !worker.is_finished()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for worker in self.workers.drain(..).filter(JoinHandle::is_finished) {
             // A worker catches panics of its jobs, so that there is nothing to report.
             let _ = worker.join();
         }
@@ -265,22 +289,9 @@ pub struct Batches<'a> {
     in_flight: VecDeque<(Arc<Pending>, Receiver<JobResult>)>,
     /// Makes workers skip the remaining jobs.
     stop: Arc<AtomicBool>,
-    /// Ends the iterator when it is set.
-    interrupt: Arc<AtomicBool>,
 }
 
-/// How often a wait for a micro-batch looks whether it is to end.
-const LOOK: Duration = Duration::from_millis(50);
-
 impl Batches<'_> {
-    /// The same micro-batches until `interrupt` is set, which also ends a wait for images that never
-    /// come, as from a network drive that hangs.
-    #[must_use]
-    pub fn until(mut self, interrupt: Arc<AtomicBool>) -> Self {
-        self.interrupt = interrupt;
-        self
-    }
-
     fn fill_queue(&mut self, count: usize) {
         while self.in_flight.len() < count && !self.remaining.is_empty() {
             let (step, part) = (self.remaining.start, self.part);
@@ -328,22 +339,26 @@ impl Batches<'_> {
     }
 }
 
-impl Iterator for Batches<'_> {
-    type Item = Result<Batch, LoaderError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+impl Batches<'_> {
+    /// The next micro-batch, or `None` if there are no more, or if `should_stop` says so while it is
+    /// waited for, as from a network drive that hangs; it is asked every few milliseconds. None
+    /// follows then.
+    pub fn next_unless(
+        &mut self,
+        should_stop: impl Fn() -> bool,
+    ) -> Option<Result<Batch, LoaderError>> {
         self.fill_queue(self.loader.prefetch + 1);
         let (pending, receiver) = self.in_flight.pop_front()?;
         let began = Instant::now();
         let result = loop {
-            if self.interrupt.load(Ordering::Relaxed) {
-                self.end();
-                return None;
-            }
-            match receiver.recv_timeout(LOOK) {
+            match receiver.recv_timeout(ASK_EVERY) {
                 Ok(result) => break result,
-                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break Err(LoaderError::WorkersEnded),
+                Err(RecvTimeoutError::Timeout) if should_stop() => {
+                    self.end();
+                    return None;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
         };
         let wait_time = began.elapsed();
@@ -351,6 +366,14 @@ impl Iterator for Batches<'_> {
             self.end();
         }
         Some(result.map(|()| pending.take(wait_time)))
+    }
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Result<Batch, LoaderError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_unless(|| false)
     }
 }
 

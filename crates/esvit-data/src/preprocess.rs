@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::Normalization;
 use crate::resize::Interpolation;
-use crate::{EvalTransform, Image, ImageError, ViewsConfig};
+use crate::{Background, Conversion, EvalTransform, Image, ImageError, Levels, ViewsConfig};
 
 /// Preprocessing for a frozen backbone: resizing, center crop, normalization. Stored with weights;
 /// what is deserialized is valid.
@@ -19,6 +19,16 @@ pub struct Preprocess {
     pub mean: [f64; 3],
     /// Standard deviation of the channels.
     pub std: [f64; 3],
+    /// What becomes black and white in images of more than 8 bits.
+    #[serde(skip_serializing_if = "Levels::is_full")]
+    pub range: Levels,
+    /// What transparent pixels show.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub background: Background,
+}
+
+fn is_usual(background: &Background) -> bool {
+    *background == Background::default()
 }
 
 /// The stored form, each field of which errors name.
@@ -30,15 +40,19 @@ struct Stored {
     interpolation: Interpolation,
     mean: [f64; 3],
     std: [f64; 3],
+    #[serde(default)]
+    range: Levels,
+    #[serde(default)]
+    background: Background,
 }
 
 impl TryFrom<Stored> for Preprocess {
     type Error = SettingError;
 
     fn try_from(stored: Stored) -> Result<Self, SettingError> {
-        let Stored { resize, crop, interpolation, mean, std } = stored;
+        let Stored { resize, crop, interpolation, mean, std, range, background } = stored;
         let transform = EvalTransform { resize, crop, interpolation };
-        let preprocess = Self { transform, mean, std };
+        let preprocess = Self { transform, mean, std, range, background };
         preprocess.validate()?;
         Ok(preprocess)
     }
@@ -66,12 +80,18 @@ impl Preprocess {
         if resize > 0 {
             transform.resize = resize;
         }
-        Self { transform, mean: views.mean, std: views.std }
+        let (range, background) = Default::default();
+        Self { transform, mean: views.mean, std: views.std, range, background }
     }
 
     /// Preprocessing of published networks, to `crop` pixels: ImageNet's mean and deviation.
     pub fn published(crop: u32) -> Self {
         Self::new(crop, 0, &ViewsConfig::default())
+    }
+
+    /// How images are to be loaded.
+    pub fn conversion(&self) -> Conversion {
+        Conversion { levels: self.range, background: self.background }
     }
 
     /// Side of the network's input, in pixels.
@@ -121,6 +141,23 @@ mod tests {
             let error = read(key, value).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn range_and_background_travel_along() {
+        let usual = Preprocess::published(32);
+        let stored = serde_json::to_value(&usual).unwrap();
+        assert!(stored.get("range").is_none() && stored.get("background").is_none());
+        let shown = Preprocess {
+            range: Levels::default().with(crate::SampleType::Uint16, [0.0, 4095.0]),
+            background: Background::Color([1, 2, 3]),
+            ..usual
+        };
+        let stored = serde_json::to_value(&shown).unwrap();
+        assert_eq!(stored["range"], "uint16 0..4095");
+        assert_eq!(serde_json::from_value::<Preprocess>(stored).unwrap(), shown);
+        let conversion = shown.conversion();
+        assert_eq!((conversion.levels, conversion.background), (shown.range, shown.background));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::{DecodeError, Image};
+use crate::{Conversion, DecodeError, Image, SampleType, printable};
 
 /// A fixed list of images, loaded one by one from any thread.
 pub trait Source: Send + Sync {
@@ -15,7 +15,7 @@ pub trait Source: Send + Sync {
         self.len() == 0
     }
 
-    /// Path or name of image `index`, for messages. Empty outside the list.
+    /// Path or name of image `index`. Empty outside the list. Messages show it as [`printable`].
     fn name(&self, index: usize) -> String;
 
     /// Index into [`classes`](Self::classes) of image `index`, or `None` if unlabeled.
@@ -30,8 +30,31 @@ pub trait Source: Send + Sync {
         None
     }
 
-    /// Reads and decodes image `index`.
+    /// Reads and decodes image `index` with the usual [`Conversion`].
     fn load(&self, index: usize) -> Result<Image, SourceError>;
+
+    /// Reads and decodes image `index` as `conversion` says. Images that have 8-bit colors already
+    /// are the same under each.
+    fn load_as(&self, index: usize, conversion: &Conversion) -> Result<Image, SourceError> {
+        let _ = conversion;
+        self.load(index)
+    }
+
+    /// The type of the stored values of image `index` and about `most` of them, if they have more
+    /// than 8 bits.
+    fn deep_values(
+        &self,
+        index: usize,
+        most: usize,
+    ) -> Result<Option<(SampleType, Vec<f64>)>, SourceError> {
+        let _ = (index, most);
+        Ok(None)
+    }
+
+    /// What is worth knowing about how the images were found, a line each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What tells a file from a changed one of the same name.
@@ -49,7 +72,7 @@ pub enum SourceError {
     /// The file could not be read.
     #[error(
         "cannot read `{}`: {source}\nhint: check that it exists and may be read",
-        path.display()
+        printable(path)
     )]
     Read {
         /// The file.
@@ -58,7 +81,7 @@ pub enum SourceError {
         source: std::io::Error,
     },
     /// The file was read but is not a usable image.
-    #[error("`{name}`: {source}")]
+    #[error("`{}`: {source}", printable(name))]
     Decode {
         /// Path or name of the image.
         name: String,
@@ -73,4 +96,17 @@ pub enum SourceError {
         /// Number of images.
         len: usize,
     },
+}
+
+impl SourceError {
+    /// The reason alone, for messages that name the image themselves: without its name.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Read { source, .. } => {
+                format!("cannot be read: {source}\nhint: check that it exists and may be read")
+            }
+            Self::Decode { source, .. } => source.to_string(),
+            Self::NoSuchImage { .. } => self.to_string(),
+        }
+    }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_data::{
-    DecodeLimits, Folder, FolderError, Image, ImageError, MaterialsTask, Preprocess, Source,
-    SourceError,
+    Conversion, DecodeLimits, Folder, FolderError, Image, ImageError, MaterialsTask, Preprocess,
+    Source, SourceError,
 };
 use esvit_kernels::rng::Rng;
 use esvit_model::PretrainedBackbone;
@@ -102,7 +102,7 @@ impl LabeledTask {
     }
 
     /// A task of labeled folders. Without `queries`, every fifth image of `train` is held out as
-    /// query. At most `max_images` of each set are used, chosen at random.
+    /// query, or the split `val` if `train` has splits. At most `max_images` of each set are used, chosen at random.
     ///
     /// # Errors
     /// [`TaskError`] if a folder cannot be read or has no labels, or the two share no class.
@@ -113,6 +113,11 @@ impl LabeledTask {
         max_images: usize,
     ) -> Result<Self, TaskError> {
         let folder = open(train, limits)?;
+        if queries.is_none()
+            && let Some([train, queries]) = splits(&folder, train)
+        {
+            return Self::folders(&train, Some(&queries), limits, max_images);
+        }
         let classes = folder.classes().to_vec();
         let mut description = format!("`{}`", train.display());
         let (mut train, mut queries) = match queries {
@@ -144,6 +149,17 @@ impl LabeledTask {
     pub fn images(&self) -> (usize, usize) {
         (self.train.images.len(), self.queries.images.len())
     }
+}
+
+/// The folders of training and query images in a folder that has both.
+fn splits(folder: &Folder, root: &Path) -> Option<[PathBuf; 2]> {
+    let path = |names: &[&str]| {
+        let mut splits = names.iter().filter_map(|name| {
+            folder.listing().splits.iter().find(|split| split.name.eq_ignore_ascii_case(name))
+        });
+        splits.next().map(|split| root.join(&split.name))
+    };
+    Some([path(&["train"])?, path(&["val", "valid", "validation", "test"])?])
 }
 
 fn open(path: &Path, limits: &DecodeLimits) -> Result<Arc<Folder>, TaskError> {
@@ -198,14 +214,15 @@ impl LabeledSet {
         features
     }
 
-    /// Loads and prepares some images; also returns those that could not be.
+    /// Loads, as `conversion` says, and prepares some images; also returns those that could not be.
     pub(crate) fn prepare<T: Send>(
         &self,
         images: &[usize],
+        conversion: &Conversion,
         prepare: impl Fn(usize, &Image) -> Result<T, ImageError> + Sync,
     ) -> (Vec<(usize, T)>, Vec<SkippedImage>) {
         let prepared = |&index: &usize| {
-            let image = self.source.load(index).map_err(|error| error.to_string())?;
+            let image = self.source.load_as(index, conversion).map_err(|error| error.reason())?;
             prepare(index, &image).map_err(|error| error.to_string())
         };
         let all: Vec<Result<T, String>> = images.par_iter().map(prepared).collect();

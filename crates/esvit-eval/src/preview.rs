@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use esvit_data::{
-    DecodeLimits, Folder, FolderError, Image, ImageError, Source, SourceError, training_materials,
+    ChosenRange, DecodeLimits, Folder, FolderError, Image, ImageError, RangeSetting, Source,
+    SourceError, list_reasons, training_materials,
 };
+use esvit_model::features::SkippedImage;
 use esvit_train::Config;
 
 /// Crops cannot be made.
@@ -19,9 +21,14 @@ pub enum PreviewError {
     /// A crop cannot be made.
     #[error(transparent)]
     Crop(#[from] ImageError),
-    /// None of the images, of which this is the number, can be read.
-    #[error("none of the {0} images that were tried can be read")]
-    NothingReadable(usize),
+    /// No image can be read.
+    #[error("none of the {tried} images that were tried can be read{reasons}")]
+    NothingReadable {
+        /// Number of images.
+        tried: usize,
+        /// Some of them, with what is wrong with each.
+        reasons: String,
+    },
 }
 
 /// Crops of several images.
@@ -30,8 +37,8 @@ pub struct Crops {
     /// Crops of each image, the two global ones first, as seen by the network (normalization
     /// undone).
     pub rows: Vec<Vec<Image>>,
-    /// Errors of images that could not be read.
-    pub left_out: Vec<SourceError>,
+    /// Images that could not be read.
+    pub left_out: Vec<SkippedImage>,
 }
 
 /// Limits on the images of a configuration.
@@ -46,9 +53,20 @@ pub fn decode_limits(config: &Config) -> DecodeLimits {
 pub fn source(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
     let limits = decode_limits(config);
     Ok(match &config.data.path {
-        Some(path) => Arc::new(Folder::open(path, &limits)?),
+        Some(path) => Arc::new(Folder::open_for_training(path, &limits)?),
         None => Arc::new(training_materials()?),
     })
+}
+
+/// Decides on a range that is chosen from the images (`data.range=auto`); a line that says so, if
+/// it is not the whole range. Preprocessing follows from the settings, so this comes first.
+pub fn choose_range(config: &mut Config, source: &dyn Source) -> Option<String> {
+    if config.data.range != RangeSetting::Auto {
+        return None;
+    }
+    let chosen = ChosenRange::of(source);
+    config.data.range = RangeSetting::Levels(chosen.levels);
+    (!chosen.levels.is_full()).then(|| chosen.to_string())
 }
 
 /// Crops of `images` images, evenly spaced over the dataset, with the augmentations of `epoch`.
@@ -63,19 +81,24 @@ pub fn crops(
 ) -> Result<Crops, PreviewError> {
     let views = &config.views;
     let normalization = views.normalization();
+    let conversion = config.preprocess().conversion();
     let mut crops = Crops { rows: Vec::new(), left_out: Vec::new() };
     let tried = images.clamp(1, source.len().max(1));
     for index in (0..tried).map(|place| place * source.len() / tried) {
-        match source.load(index) {
+        match source.load_as(index, &conversion) {
             Ok(image) => {
                 let views = views.views(&image, config.seed, epoch, index as u64)?;
                 crops.rows.push(views.iter().map(|view| view.to_image(&normalization)).collect());
             }
-            Err(error) => crops.left_out.push(error),
+            Err(error) => {
+                let (name, reason) = (source.name(index), error.reason());
+                crops.left_out.push(SkippedImage { index, name, reason });
+            }
         }
     }
     if crops.rows.is_empty() {
-        return Err(PreviewError::NothingReadable(tried));
+        let reasons = crops.left_out.iter().map(|image| (&image.name, &image.reason));
+        return Err(PreviewError::NothingReadable { tried, reasons: list_reasons(reasons, tried) });
     }
     Ok(crops)
 }
@@ -103,6 +126,8 @@ mod tests {
         assert_eq!((shown.rows, shown.left_out.len()), (vec![views(0, 0), views(8, 0)], 1));
         source.list.iter_mut().for_each(|image| image.2 = None);
         let error = crops(&config, &source, 50, 0).unwrap_err();
-        assert!(matches!(error, PreviewError::NothingReadable(12)), "{error}");
+        assert!(matches!(error, PreviewError::NothingReadable { tried: 12, .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.lines().count() == 12 && text.ends_with("\n  and 2 more"), "{text}");
     }
 }

@@ -1,6 +1,6 @@
 //! Features of many images by a frozen backbone.
 
-use esvit_data::{Image, ImageError, Preprocess, Source};
+use esvit_data::{Conversion, Image, ImageError, Preprocess, Source};
 use esvit_kernels::pool;
 use esvit_nn::{Backbone, ForwardCtx, Params, Tensor};
 use rayon::prelude::*;
@@ -75,10 +75,12 @@ impl FeatureBatch {
 
 /// Streams the features of `images` (indices into `source`), with one batch in memory at a time.
 /// `prepare` turns an image (with its index) into normalized pixels `[3, size, size]`; `forward`
-/// maps pixels `[B, 3, size, size]` and B to B rows. Images that cannot be read are left out.
+/// maps pixels `[B, 3, size, size]` and B to B rows. Images are loaded as `conversion` says; those
+/// that cannot be read are left out.
 pub fn stream<'a>(
     source: &'a dyn Source,
     images: impl IntoIterator<Item = usize> + 'a,
+    conversion: Conversion,
     prepare: impl Fn(usize, &Image) -> Result<Vec<f32>, ImageError> + Sync + 'a,
     mut forward: impl FnMut(Vec<f32>, usize) -> Vec<f32> + 'a,
 ) -> impl Iterator<Item = FeatureBatch> + 'a {
@@ -89,7 +91,7 @@ pub fn stream<'a>(
             return None;
         }
         let prepared = |&index: &usize| {
-            let image = source.load(index).map_err(|e| e.to_string())?;
+            let image = source.load_as(index, &conversion).map_err(|e| e.reason())?;
             prepare(index, &image).map_err(|e| e.to_string())
         };
         let prepared: Vec<Result<Vec<f32>, String>> = indices.par_iter().map(prepared).collect();
@@ -120,19 +122,21 @@ pub fn extract(
     forward: impl FnMut(Vec<f32>, usize) -> Vec<f32>,
     done: impl FnMut(usize),
 ) -> Features {
-    extract_with(source, images, |_, image| preprocess.apply(image), forward, done)
+    let prepare = |_, image: &Image| preprocess.apply(image);
+    extract_with(source, images, preprocess.conversion(), prepare, forward, done)
 }
 
 /// Like [`extract`], with images prepared by `prepare`, which also gets their index.
 pub fn extract_with(
     source: &dyn Source,
     images: &[usize],
+    conversion: Conversion,
     prepare: impl Fn(usize, &Image) -> Result<Vec<f32>, ImageError> + Sync,
     forward: impl FnMut(Vec<f32>, usize) -> Vec<f32>,
     mut done: impl FnMut(usize),
 ) -> Features {
     let mut features = Features::default();
-    for batch in stream(source, images.iter().copied(), prepare, forward) {
+    for batch in stream(source, images.iter().copied(), conversion, prepare, forward) {
         done(batch.images.len() + batch.left_out.len());
         if !batch.images.is_empty() {
             features.rows.width = batch.width();

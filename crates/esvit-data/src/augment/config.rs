@@ -65,6 +65,10 @@ settings! {
         pub interpolation: Interpolation = Interpolation::Bicubic,
         /// Probability of a horizontal flip.
         pub flip: f64 = 0.5,
+        /// Probability of a vertical flip, for images without an up and a down.
+        pub flip_vertical: f64 = 0.0,
+        /// Probability of a turn by 90, 180 or 270 degrees, each as likely as the others.
+        pub rotate90: f64 = 0.0,
         /// Color jitter.
         pub jitter: ColorJitter = ColorJitter::default(),
         /// Probability of grayscale.
@@ -192,6 +196,8 @@ impl ViewsConfig {
         check(share(self.local_scale), "local_scale", &self.local_scale, SHARE)?;
         check(positive(self.ratio), "ratio", &self.ratio, POSITIVE)?;
         probability("flip", self.flip)?;
+        probability("flip_vertical", self.flip_vertical)?;
+        probability("rotate90", self.rotate90)?;
         probability("jitter.p", self.jitter.p)?;
         let strengths = [
             ("jitter.brightness", self.jitter.brightness),
@@ -260,6 +266,8 @@ mod tests {
             "ratio": [0.75, 4.0 / 3.0],
             "interpolation": "bicubic",
             "flip": 0.5,
+            "flip_vertical": 0.0,
+            "rotate90": 0.0,
             "jitter": {"p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1},
             "grayscale": 0.2,
             "blur": {"p_global1": 1.0, "p_global2": 0.1, "p_local": 0.5, "radius": [0.1, 2.0]},
@@ -386,6 +394,8 @@ mod tests {
             (r#"{"local_scale": [0, 1]}"#, "local_scale"),
             (r#"{"ratio": [2, 1]}"#, "ratio"),
             (r#"{"flip": 1.5}"#, "flip"),
+            (r#"{"flip_vertical": -0.5}"#, "flip_vertical"),
+            (r#"{"rotate90": 1.5}"#, "rotate90"),
             (r#"{"jitter": {"p": -1}}"#, "jitter.p"),
             (r#"{"jitter": {"brightness": -1}}"#, "jitter.brightness"),
             (r#"{"jitter": {"contrast": -1}}"#, "jitter.contrast"),

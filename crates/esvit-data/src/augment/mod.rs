@@ -26,7 +26,7 @@ pub use color::{ColorJitter, brightness, contrast, grayscale, hue, jitter, satur
 pub use config::{Blur, Policy, Solarize, ViewsConfig};
 pub use crop::CropBox;
 pub use erase::Erase;
-pub use flip::horizontal_flip;
+pub use flip::{horizontal_flip, rotate90, vertical_flip};
 pub use normalize::{Normalization, SliceLength};
 pub use randaugment::RandAugment;
 pub use solarize::solarize;

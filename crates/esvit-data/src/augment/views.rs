@@ -4,9 +4,14 @@ use esvit_kernels::rng::Rng;
 
 use super::color::{grayscale, jitter};
 use super::config::ViewsConfig;
-use super::{CropBox, Normalization, gaussian_blur, horizontal_flip, solarize};
+use super::{
+    CropBox, Normalization, gaussian_blur, horizontal_flip, rotate90, solarize, vertical_flip,
+};
 use crate::pixels::CHANNELS;
 use crate::{Image, ImageError, resized_crop};
+
+/// RNG purpose of vertical flips and turns.
+const TURNS: u64 = u64::from_be_bytes(*b"  turns ");
 
 /// An augmented square crop of an image.
 #[derive(Debug, Clone)]
@@ -54,9 +59,7 @@ impl ViewsConfig {
         self.sizes()
             .into_iter()
             .enumerate()
-            .map(|(v, size)| {
-                self.view(image, v, size, &mut Rng::new(seed, [epoch, sample, v as u64]))
-            })
+            .map(|(v, size)| self.view(image, v, size, seed, [epoch, sample, v as u64]))
             .collect()
     }
 
@@ -68,7 +71,7 @@ impl ViewsConfig {
         epoch: u64,
         sample: u64,
     ) -> Result<View, ImageError> {
-        self.view(image, 0, self.global_size, &mut Rng::new(seed, [epoch, sample, 0]))
+        self.view(image, 0, self.global_size, seed, [epoch, sample, 0])
     }
 
     /// Normalization of the network's input.
@@ -76,13 +79,29 @@ impl ViewsConfig {
         Normalization::new(self.mean, self.std)
     }
 
-    fn view(&self, image: &Image, v: usize, size: u32, rng: &mut Rng) -> Result<View, ImageError> {
+    fn view(
+        &self,
+        image: &Image,
+        v: usize,
+        size: u32,
+        seed: u64,
+        at: [u64; 3],
+    ) -> Result<View, ImageError> {
+        let rng = &mut Rng::new(seed, at);
+        let turns = &mut Rng::for_purpose(seed, TURNS, at);
         let is_global = v < self.global_count as usize;
         let scale = if is_global { self.global_scale } else { self.local_scale };
         let crop = CropBox::random(image.width(), image.height(), scale, self.ratio, rng);
         let mut view = resized_crop(image, crop, size, self.interpolation)?;
         if rng.chance(self.flip) {
             horizontal_flip(&mut view);
+        }
+        // Numbers of their own: the others are the same with and without.
+        if turns.chance(self.flip_vertical) {
+            vertical_flip(&mut view);
+        }
+        if turns.chance(self.rotate90) {
+            rotate90(&mut view, 1 + turns.below(3) as u32);
         }
         jitter(&mut view, &self.jitter, rng);
         if rng.chance(self.grayscale) {
@@ -232,6 +251,57 @@ mod tests {
                 mirrored += usize::from(left > right);
             }
             assert_share(mirrored, all, p);
+        }
+    }
+
+    #[test]
+    fn views_are_turned_as_often_as_asked_and_all_else_stays() {
+        let gradient = places(100, 100);
+        for p in [0.0, 0.3, 1.0] {
+            let plain = ViewsConfig { flip: 0.0, ratio: [1.0, 1.0], ..small(Policy::Basic) };
+            let flipped = ViewsConfig { flip_vertical: p, ..plain.clone() };
+            let turned = ViewsConfig { rotate90: p, ..plain.clone() };
+            let (mut flips, mut quarters, mut all) = (0, [0; 4], 0);
+            for sample in 0..100 {
+                let sets = [&plain, &flipped, &turned].map(|set| views(set, &gradient, sample));
+                for v in 0..sets[0].len() {
+                    // The crop is the same, and every pixel is where the turn puts it.
+                    let mut upside_down = sets[0][v].clone();
+                    vertical_flip(&mut upside_down);
+                    flips += usize::from(sets[1][v] == upside_down);
+                    assert!(sets[1][v] == upside_down || sets[1][v] == sets[0][v]);
+                    let quarter = (0..4).find(|&quarter| {
+                        let mut view = sets[0][v].clone();
+                        rotate90(&mut view, quarter);
+                        view == sets[2][v]
+                    });
+                    quarters[quarter.unwrap() as usize] += 1;
+                    all += 1;
+                }
+            }
+            assert_share(flips, all, p);
+            (1..4).for_each(|quarter| assert_share(quarters[quarter], all, p / 3.0));
+        }
+    }
+
+    /// Colors are drawn as without turns.
+    #[test]
+    fn turns_come_before_colors_and_leave_them_alone() {
+        let image = noise(60, 50, 1);
+        let config = ViewsConfig { flip: 0.0, ..small(Policy::Dino) };
+        let turned = ViewsConfig { flip_vertical: 1.0, ..config.clone() };
+        let calm = |config: &ViewsConfig| ViewsConfig {
+            // Blur sums in an order of its own.
+            blur: Blur { p_global1: 0.0, p_global2: 0.0, p_local: 0.0, ..Blur::default() },
+            ..config.clone()
+        };
+        for sample in 0..10 {
+            let plain = views(&calm(&config), &image, sample);
+            for (mut view, turned) in plain.into_iter().zip(views(&calm(&turned), &image, sample)) {
+                vertical_flip(&mut view);
+                let near = |(a, b): (&u8, &u8)| a.abs_diff(*b) <= 1;
+                assert!(view.pixels().iter().zip(turned.pixels()).all(near));
+            }
         }
     }
 

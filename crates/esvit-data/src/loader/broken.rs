@@ -1,13 +1,12 @@
 //! Images that cannot be loaded.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{LoaderError, SourceError};
+use crate::{LoaderError, SourceError, list_reasons};
 
 /// Number of images that an error names.
-const MAX_NAMED: usize = 20;
+const MAX_NAMED: usize = 10;
 
 /// An image that could not be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +15,7 @@ pub struct BrokenImage {
     pub sample: u64,
     /// Its path or name.
     pub name: String,
-    /// Why it could not be loaded, in one line.
+    /// Why it could not be loaded, in one line without its name.
     pub reason: String,
 }
 
@@ -59,7 +58,7 @@ impl Broken {
         let mut found = self.found();
         if !found.all.contains_key(&sample) {
             // Lists of broken images have one hint for all.
-            let reason = reason.to_string().split("\nhint:").take(1).collect();
+            let reason = reason.reason().split("\nhint:").take(1).collect();
             let image = BrokenImage { sample: sample as u64, name, reason };
             found.new.push(image.clone());
             found.all.insert(sample, image);
@@ -91,15 +90,10 @@ impl Broken {
 
 /// The message of [`LoaderError::TooManyBroken`].
 pub(super) fn describe(count: usize, len: usize, limit: usize, first: &[BrokenImage]) -> String {
-    let mut text =
-        format!("{count} of {len} images are broken, and at most {limit} may be (`max_broken`)");
-    for image in first {
-        // Writing to a string does not fail. The reason names the file.
-        let _ = write!(text, "\n  {}", image.reason);
-    }
-    if count > first.len() {
-        let _ = write!(text, "\n  and {} more", count - first.len());
-    }
+    let images = first.iter().map(|image| (&image.name, &image.reason));
+    let text =
+        format!("{count} of {len} images are broken, and at most {limit} may be (`max_broken`)")
+            + &list_reasons(images, count);
     text + "\nhint: mend or remove them"
 }
 
@@ -128,16 +122,16 @@ mod tests {
     }
 
     #[test]
-    fn twenty_are_named_in_their_order_and_the_others_counted() {
+    fn ten_are_named_in_their_order_and_the_others_counted() {
         let broken = Broken::new(100, 1.0);
         (0..22).rev().for_each(|sample| assert!(record(&broken, sample)));
         let text = broken.too_many().to_string();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 23);
+        assert_eq!(lines.len(), 13);
         assert_eq!(lines[0], "22 of 100 images are broken, and at most 100 may be (`max_broken`)");
         assert_eq!(lines[1], "  `0.png`: the file is empty (0 bytes)");
-        assert_eq!(lines[20], "  `19.png`: the file is empty (0 bytes)");
-        assert_eq!(lines[21..], ["  and 2 more", "hint: mend or remove them"]);
+        assert_eq!(lines[10], "  `9.png`: the file is empty (0 bytes)");
+        assert_eq!(lines[11..], ["  and 12 more", "hint: mend or remove them"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use esvit_kernels::rng::Rng;
 use super::broken::Broken;
 use super::cache::Cache;
 use super::{Batch, JobResult, LoaderConfig, LoaderError};
-use crate::{Crops, Image, Source, ViewsConfig};
+use crate::{Conversion, Crops, Image, Source, ViewsConfig};
 
 /// RNG purpose of replacements for broken images.
 const REPLACEMENT: u64 = u64::from_be_bytes(*b"replace ");
@@ -34,6 +34,7 @@ pub(super) struct Shared {
     repeat: usize,
     pub(super) broken: Broken,
     views: ViewsConfig,
+    conversion: Conversion,
     sizes: Vec<u32>,
     cache: Cache,
 }
@@ -117,6 +118,7 @@ impl Shared {
             broken: Broken::new(source.len(), config.max_broken),
             sizes: views.sizes(),
             cache: Cache::new(config.cache_bytes),
+            conversion: Conversion { levels: config.levels, background: config.background },
             source,
             views,
         }
@@ -201,7 +203,7 @@ impl Shared {
         if self.broken.contains(sample) {
             return Ok(None);
         }
-        match self.source.load(sample) {
+        match self.source.load_as(sample, &self.conversion) {
             Ok(image) => {
                 let image = Arc::new(image);
                 self.cache.insert(sample, &image);

@@ -92,8 +92,8 @@ pub fn measure(
     let mut references: Vec<(Scores, Scores)> = Vec::new();
     let (mut disjoint, mut left_out) = (0, Vec::new());
     for batch in set.images.chunks(BATCH) {
-        let (pairs, skipped) =
-            set.prepare(batch, |index, image| prepare(image, index, preprocess, protocol, &grid));
+        let prepare = |index, image: &Image| prepare(image, index, preprocess, protocol, &grid);
+        let (pairs, skipped) = set.prepare(batch, &preprocess.conversion(), prepare);
         let pairs = pairs.into_iter().map(|(_, pair)| pair);
         let (usable, apart): (Vec<ViewPair>, Vec<ViewPair>) =
             pairs.partition(|pair| pair.truth.iter().any(Option::is_some));

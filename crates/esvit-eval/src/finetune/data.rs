@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use esvit_data::{Crops, Image, ViewsConfig};
+use esvit_data::{Conversion, Crops, Image, ViewsConfig};
 use esvit_kernels::rng::Rng;
 
 use crate::labeled::LabeledSet;
@@ -31,13 +31,21 @@ pub struct Batches<'a> {
     pub size: usize,
     seed: u64,
     broken: HashSet<usize>,
+    conversion: Conversion,
 }
 
 impl<'a> Batches<'a> {
     /// Batches of at most `size` images, each the first of `views`.
     pub fn new(set: &'a LabeledSet, views: ViewsConfig, size: usize, seed: u64) -> Self {
         let size = size.clamp(1, set.images.len().max(1));
-        Self { set, views, size, seed, broken: HashSet::new() }
+        let conversion = Conversion::default();
+        Self { set, views, size, seed, broken: HashSet::new(), conversion }
+    }
+
+    /// The same batches of images that are loaded as `conversion` says.
+    #[must_use]
+    pub fn converted(self, conversion: Conversion) -> Self {
+        Self { conversion, ..self }
     }
 
     /// Number of batches per epoch, including the last partial one.
@@ -58,7 +66,8 @@ impl<'a> Batches<'a> {
         let view = |index: usize, image: &Image| {
             self.views.first_view(image, self.seed, epoch, index as u64)
         };
-        let (views, left_out) = self.set.prepare(&images.collect::<Vec<_>>(), view);
+        let (views, left_out) =
+            self.set.prepare(&images.collect::<Vec<_>>(), &self.conversion, view);
         self.broken.extend(left_out.iter().map(|image| image.index));
         let mut crops = Crops::new(views.len(), self.views.global_size as usize);
         views.iter().enumerate().for_each(|(place, (_, view))| crops.set(place, view));

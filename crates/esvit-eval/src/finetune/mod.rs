@@ -132,7 +132,8 @@ pub fn finetune(
     let (mut learner, head) = learner(backbone, task.classes.len(), settings);
     let views = settings.views(preprocess);
     let normalization = views.normalization();
-    let mut batches = Batches::new(&task.train, views, settings.batch_size, settings.seed);
+    let mut batches = Batches::new(&task.train, views, settings.batch_size, settings.seed)
+        .converted(preprocess.conversion());
     let schedule = settings.schedule(batches.per_epoch(), batches.size);
     let (mut step, steps) = (0, schedule.total_steps);
     let run = RunLength { total_steps: steps, steps_per_epoch: batches.per_epoch() };

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::sync::Arc;
 
-use esvit_data::{Image, Source};
+use esvit_data::{Image, Source, list_reasons};
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
@@ -80,15 +80,20 @@ pub struct ImageEntry {
 #[derive(Debug, thiserror::Error)]
 pub enum NeighborsError {
     /// No query can be read.
-    #[error("none of the {0} query images can be read")]
-    NoQueries(usize),
-    /// The gallery, of as many readable images, is too small.
+    #[error("none of the {0} query images can be read{1}")]
+    NoQueries(usize, String),
+    /// The gallery is too small.
     #[error(
-        "there are too few images to find neighbors in ({0}): an image is not its \
-         own neighbor\n\
+        "there are too few images to find neighbors in ({images}): an image is not its \
+         own neighbor{reasons}\n\
          hint: give a folder of at least two images that can be read"
     )]
-    TooFew(usize),
+    TooFew {
+        /// Number of readable images.
+        images: usize,
+        /// Some of the others, with what is wrong with each.
+        reasons: String,
+    },
     /// Features are not finite.
     #[error("the features hold values that are not finite, so the network is broken")]
     NotFinite,
@@ -100,6 +105,12 @@ pub enum NeighborsError {
 ///
 /// # Errors
 /// [`NeighborsError`] if no query can be read, the gallery has no other image, or features are not
+/// What is wrong with images that were left out.
+fn reasons(features: &Features) -> String {
+    let images = features.left_out.iter().map(|image| (&image.name, &image.reason));
+    list_reasons(images, features.left_out.len())
+}
+
 /// finite.
 pub fn find(
     backbone: &PretrainedBackbone,
@@ -124,10 +135,10 @@ pub fn find(
         None => (&gallery.source, select_features(&base, options)),
     };
     if query.images.is_empty() && !base.images.is_empty() {
-        return Err(NeighborsError::NoQueries(query.left_out.len()));
+        return Err(NeighborsError::NoQueries(query.left_out.len(), reasons(&query)));
     }
     if base.images.len() < if queries.is_some() { 1 } else { 2 } {
-        return Err(NeighborsError::TooFew(base.images.len()));
+        return Err(NeighborsError::TooFew { images: base.images.len(), reasons: reasons(&base) });
     }
     if base.rows.values.iter().chain(&query.rows.values).any(|value| !value.is_finite()) {
         return Err(NeighborsError::NotFinite);
@@ -150,7 +161,7 @@ pub fn find(
     };
     let rows: Vec<Row> = found.iter().zip(&query.images).map(row).collect();
     if rows.iter().all(|row| row.neighbors.is_empty()) {
-        return Err(NeighborsError::TooFew(base.images.len()));
+        return Err(NeighborsError::TooFew { images: base.images.len(), reasons: reasons(&base) });
     }
     base.left_out.append(&mut query.left_out);
     Ok(Neighbors { rows, images: base.images.len(), left_out: base.left_out })
@@ -296,7 +307,7 @@ mod tests {
         let options = QueryOptions { rows: 3, k: 2, seed: None };
         let find = |set: Images| find(&backbone, &set.set(), None, options, |_| ());
         let error = find(Images::labeled(vec![(0, noise(20, 20, 1))])).unwrap_err();
-        assert!(matches!(error, NeighborsError::TooFew(1)), "{error}");
+        assert!(matches!(error, NeighborsError::TooFew { images: 1, .. }), "{error}");
         let mut set = Images::labeled((0..4).map(|i| (0, noise(20, 20, i))).collect());
         set.list[0].2 = None;
         let found = find(set).unwrap();

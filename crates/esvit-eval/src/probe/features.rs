@@ -156,7 +156,9 @@ impl ProbeTask {
                 augment(image, preprocess, Rng::for_purpose(seed, AUGMENT_PURPOSE, place))
             };
             let (source, forward) = (&*self.task.train.source, last_blocks_forward(backbone, n));
-            let features = features::extract_with(source, &shown, prepare, forward, |_| ());
+            let conversion = preprocess.conversion();
+            let features =
+                features::extract_with(source, &shown, conversion, prepare, forward, |_| ());
             match features.left_out.into_iter().next() {
                 Some(SkippedImage { name, reason, .. }) => Err(ProbeError::Image { name, reason }),
                 None => Ok(features.rows.values),

@@ -1,6 +1,6 @@
 //! Training crops of some images.
 
-use esvit_data::{Image, PngError, encode_png};
+use esvit_data::{Image, PngError, encode_png, printable};
 
 use super::figures::Figure;
 use super::run::Run;
@@ -22,7 +22,10 @@ pub(super) fn figure(run: &Run) -> Figure {
     let source = run.source.as_ref().map_err(String::clone)?;
     let config = run.config.as_ref().ok_or("the settings of the run cannot be read")?;
     let crops = preview::crops(config, source.as_ref(), IMAGES, 0)?;
-    let left_out = crops.left_out.iter().map(|error| format!("\nleft out: {error}"));
+    let left_out = crops.left_out.iter().map(|image| {
+        let name = printable(&image.name);
+        format!("\nleft out: `{name}`: {}", image.reason)
+    });
     let text = format!(
         "Training crops of some images in the first epoch: the two global crops, which go to \
          student and teacher, and beside them the local ones.{}",

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use esvit_data::{Image, Source, SourceError};
+use esvit_data::{Conversion, Image, Source, SourceError};
 
 use super::figures::Figure;
 use super::run::Run;
@@ -42,7 +42,8 @@ pub(super) fn neighbors(run: &Run) -> Figure {
 /// Matching regions of two views of an image.
 pub(super) fn matches(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
-    let (_, image) = sample_images(&*source, 1).swap_remove(0)?;
+    let (_, image) =
+        sample_images(&*source, 1, &backbone.preprocess.conversion()).swap_remove(0)?;
     let settings = MatchSettings::usual(&backbone);
     let found = matching::two_views(&backbone, &image, 0, &settings)?;
     let text = "The most similar pairs of regions of two views of an image, the task that L_R \
@@ -54,7 +55,8 @@ pub(super) fn matches(run: &Run) -> Figure {
 /// Attention of all heads of the last block, for the center of an image.
 pub(super) fn attention(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
-    let (_, image) = sample_images(&*source, 1).swap_remove(0)?;
+    let (_, image) =
+        sample_images(&*source, 1, &backbone.preprocess.conversion()).swap_remove(0)?;
     let PretrainedBackbone { config, network, params, preprocess, .. } = &backbone;
     let patch = config.stages()[0].stride;
     let input =
@@ -74,7 +76,7 @@ pub(super) fn regions(run: &Run) -> Figure {
     let size = pca::Framing::default_size(&backbone, stage);
     let framing = pca::Framing { size, whole: false };
     let mut images = Vec::new();
-    for image in sample_images(&*source, REGION_IMAGES) {
+    for image in sample_images(&*source, REGION_IMAGES, &backbone.preprocess.conversion()) {
         let (name, image) = image?;
         let regions = pca::region_map(&backbone, &image, framing, stage)?;
         images.push(RegionImage { name, regions });
@@ -96,11 +98,15 @@ fn open(run: &Run) -> Result<(PretrainedBackbone, Arc<dyn Source>), Box<dyn Erro
 }
 
 /// `count` images (at least one) with their names, evenly spaced.
-fn sample_images(source: &dyn Source, count: usize) -> Vec<Result<(String, Image), SourceError>> {
+fn sample_images(
+    source: &dyn Source,
+    count: usize,
+    conversion: &Conversion,
+) -> Vec<Result<(String, Image), SourceError>> {
     let count = count.clamp(1, source.len().max(1));
     // From the middle of each part: the first image of a set is often atypical.
     let places = (0..count).map(|part| (2 * part + 1) * source.len() / (2 * count));
-    let load = |index| Ok((source.name(index), source.load(index)?));
+    let load = |index| Ok((source.name(index), source.load_as(index, conversion)?));
     places.map(load).collect()
 }
 
@@ -114,10 +120,13 @@ mod tests {
         let source = Images::labeled((0..12).map(|i| (0, noise(4, 4, i))).collect());
         let names = |count| {
             let name = |image: Result<(String, Image), SourceError>| image.unwrap().0;
-            sample_images(&source, count).into_iter().map(name).collect::<Vec<String>>()
+            sample_images(&source, count, &Conversion::default())
+                .into_iter()
+                .map(name)
+                .collect::<Vec<String>>()
         };
         assert_eq!((names(2), names(1)), (vec!["3".into(), "9".into()], vec!["6".to_owned()]));
         assert_eq!((names(12).len(), names(50).len(), names(0).len()), (12, 12, 1));
-        assert!(sample_images(&Images::default(), 3)[0].is_err());
+        assert!(sample_images(&Images::default(), 3, &Conversion::default())[0].is_err());
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use esvit_nn::backbone::AttentionMap;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::esvit_heads::{EsvitHeads, Predictions};
-use esvit_nn::forward_ctx::DropPathKey;
+use esvit_nn::forward_ctx::{DropPathKey, StepPart};
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
     self, Activation, AttentionValues, Compute, LinearValues, NormValues, Pairs, Precision,

@@ -122,8 +122,10 @@ pub(super) fn means(rows: &Tensor, segments: &[Segment]) -> Vec<f32> {
 fn a_network_is_its_layers() {
     let (swin, params) = swin();
     let inputs = [images(1000, [3, 3, 16, 16]), images(1001, [2, 3, 11, 14])];
+    let part = || StepPart { first_view: 1, images: 2..7, step_images: 9 };
+    let student = || ForwardCtx::student(KEY);
     for pass in
-        [ForwardCtx::eval, || ForwardCtx::student(KEY), || ForwardCtx::student(KEY).after_images(4)]
+        [&ForwardCtx::eval as &dyn Fn() -> ForwardCtx, &student, &|| student().for_part(part())]
     {
         let expected = by_hand(&params, &inputs, &pass(), None);
         let found = swin.features(&params, inputs.to_vec(), &pass());

@@ -193,7 +193,11 @@ impl Config {
             0 => self.views.global_size,
             crop => crop,
         };
-        Preprocess::new(crop, self.knn.resize, &self.views)
+        Preprocess {
+            range: self.data.range.levels(),
+            background: self.data.background,
+            ..Preprocess::new(crop, self.knn.resize, &self.views)
+        }
     }
 
     /// How crops are split into forward passes of the student.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use esvit_data::{Background, MAX_WORKERS, RangeSetting};
 use esvit_nn::ops::Precision;
 use esvit_nn::{BackboneConfig, zoo};
 use esvit_settings::{SettingError, check, settings};
@@ -31,6 +32,13 @@ settings! {
         pub max_broken: f64 = 0.5,
         /// Largest image to decode, in pixels.
         pub max_pixels: u64 = 178_956_970,
+        /// What becomes black and white in images of more than 8 bits: `auto` chooses it from a
+        /// sample of the images, `full` is the range of their type (0 to 1 for floating-point
+        /// numbers); or `[low, high]`.
+        pub range: RangeSetting = RangeSetting::Auto,
+        /// What transparent pixels show: `mean`, the mean color of the visible ones, or `[r, g, b]`
+        /// from 0 to 255.
+        pub background: Background = Background::Mean,
         /// Cache for decoded images, in MiB.
         pub cache_mb: usize = 512,
     }
@@ -223,7 +231,12 @@ settings! {
 
 impl DataConfig {
     pub(super) fn validate(&self) -> Result<(), SettingError> {
-        at_least_one("data.repeat", self.repeat.into())
+        at_least_one("data.repeat", self.repeat.into())?;
+        at_least_one("data.max_pixels", self.max_pixels)?;
+        let need = format!("at most {MAX_WORKERS} threads can be started");
+        check(self.workers <= MAX_WORKERS, "data.workers", self.workers, need)?;
+        let share = (0.0..=1.0).contains(&self.max_broken);
+        check(share, "data.max_broken", self.max_broken, "give a share between 0 and 1")
     }
 }
 

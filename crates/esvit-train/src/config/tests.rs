@@ -7,6 +7,7 @@ use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
 use crate::objective::supervised::SupervisedConfig;
 use crate::optim::{ClipScope, OptimizerKind};
 use crate::span::{Span, Time};
+use esvit_data::{Background, RangeSetting};
 use esvit_nn::BackboneConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::head::HeadConfig;
@@ -285,6 +286,10 @@ fn every_setting_has_its_bounds() {
         ("train.micro_batch=24", "train.micro_batch=32"),
         ("train.log_every=0", "train.log_every=1"),
         ("data.repeat=0", "data.repeat=1"),
+        ("data.max_pixels=0", "data.max_pixels=1"),
+        ("data.workers=1025", "data.workers=1024"),
+        ("data.max_broken=1.1", "data.max_broken=1"),
+        ("data.max_broken=nan", "data.max_broken=0"),
         ("objective.head.out_dim=0", "objective.head.out_dim=1"),
         ("objective.head.hidden_dim=0", "objective.head.hidden_dim=1"),
         ("objective.head.bottleneck_dim=0", "objective.head.bottleneck_dim=1"),
@@ -468,6 +473,8 @@ fn defaults_are_the_published_settings() {
         max_broken: 0.5,
         // The limit of Pillow, above which it warns of a bomb.
         max_pixels: 178_956_970,
+        range: RangeSetting::Auto,
+        background: Background::Mean,
         cache_mb: 512,
     };
     assert_eq!(config.data, data);
@@ -615,6 +622,9 @@ fn how_evaluations_show_images() {
     let found = preprocess(&["views.global_size=64", "knn.resize=70"]);
     assert_eq!(found, Preprocess::new(64, 70, &views));
     assert_eq!(preprocess(&["knn.crop=32"]), Preprocess::new(32, 0, &views));
+    let found = preprocess(&["data.range=[3,300]", "data.background=[1,2,3]"]);
+    assert_eq!(found.range, esvit_data::Levels::all([3.0, 300.0]));
+    assert_eq!(found.background, Background::Color([1, 2, 3]));
     let other = ViewsConfig { mean: [0.1, 0.2, 0.3], ..views };
     assert_eq!(preprocess(&["views.mean=[0.1,0.2,0.3]"]), Preprocess::new(224, 0, &other));
 }

@@ -186,6 +186,8 @@ pub(super) fn loader(
         seed: config.seed,
         max_broken: data.max_broken,
         cache_bytes: data.cache_mb << 20,
+        levels: data.range.levels(),
+        background: data.background,
     };
     Loader::new(source, config.views.clone(), settings)
 }
@@ -226,7 +228,7 @@ mod tests {
     use crate::objective::{EmaTiming, Objective, ObjectiveConfig, Setup, Teacher};
     use crate::optim::{ClipScope, OptimizerKind};
     use crate::span::Span;
-    use esvit_data::{Image, InMemory, Policy, ViewsConfig};
+    use esvit_data::{Background, Image, InMemory, Levels, Policy, RangeSetting, ViewsConfig};
     use esvit_nn::backbone::swin::SwinConfig;
     use esvit_nn::head::HeadConfig;
     use esvit_nn::{BackboneConfig, Network, Solo};
@@ -269,6 +271,8 @@ mod tests {
                 prefetch: 3,
                 max_broken: 0.25,
                 max_pixels: 1000,
+                range: RangeSetting::Levels(Levels::all([3.0, 300.0])),
+                background: Background::Color([1, 2, 3]),
                 cache_mb: 5,
             },
             // Handed on whole.
@@ -613,6 +617,8 @@ mod tests {
             seed: 7,
             max_broken: 0.25,
             cache_bytes: 5 * 1024 * 1024,
+            levels: Levels::all([3.0, 300.0]),
+            background: Background::Color([1, 2, 3]),
         };
         let by_plan = loader(&config, source(), &Solo).unwrap();
         assert_eq!((by_plan.steps_per_epoch(), by_plan.parts()), (5, 2));

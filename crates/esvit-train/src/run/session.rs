@@ -121,9 +121,6 @@ impl<'a> Session<'a> {
         let mut training = Duration::ZERO;
         let mut done = first_step;
         let mut batches = loader.batches(first_step..total_steps);
-        if self.learner.collective.world() == 1 {
-            batches = batches.until(self.stop.clone());
-        }
         while done < total_steps {
             let begin = Instant::now();
             let mut waited = Duration::ZERO;
@@ -196,7 +193,10 @@ impl<'a> Session<'a> {
         if self.learner.collective.any(self.stop.load(Ordering::Relaxed)) {
             return Ok(None);
         }
-        let Some(batch) = batches.next().transpose()? else { return Ok(None) };
+        // Several processes stop together, between micro-batches.
+        let alone = self.learner.collective.world() == 1;
+        let should_stop = || alone && self.stop.load(Ordering::Relaxed);
+        let Some(batch) = batches.next_unless(should_stop).transpose()? else { return Ok(None) };
         *waited += batch.wait_time;
         Ok(Some(micro_batch(&batch, &self.config, &*self.source, &self.learner.device())))
     }
@@ -356,7 +356,8 @@ impl<'a> Session<'a> {
 
     pub(super) fn report_broken(&mut self, loader: &Loader) -> Result<(), RunError> {
         for broken in loader.take_new_broken() {
-            self.log.say(&format!("left out `{}`: {}", broken.name, broken.reason))?;
+            let name = esvit_data::printable(&broken.name);
+            self.log.say(&format!("left out `{name}`: {}", broken.reason))?;
             self.observer.notice(&Event::Broken(&broken));
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use esvit_data::{DecodeLimits, Folder, InMemory, MaterialsTask};
+use esvit_data::{DecodeLimits, Folder, InMemory, MaterialsTask, Source};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::record::{self, EvalRecord};
 use esvit_model::{OpenOptions, PretrainedBackbone};
@@ -118,23 +118,29 @@ pub(super) struct TaskArgs {
 
 impl TaskArgs {
     /// Opens the dataset.
-    pub(super) fn open(&self) -> Result<LabeledTask> {
+    pub(super) fn open(&self, output: &Output) -> Result<LabeledTask> {
+        let Some(train) = &self.train else { return Ok(LabeledTask::materials()?) };
         let limits = DecodeLimits::default();
-        Ok(match &self.train {
-            Some(train) => LabeledTask::folders(train, self.val.as_deref(), &limits, usize::MAX)?,
-            None => LabeledTask::materials()?,
-        })
+        let task = LabeledTask::folders(train, self.val.as_deref(), &limits, usize::MAX)?;
+        let mut notes = task.train.source.notes();
+        if !Arc::ptr_eq(&task.train.source, &task.queries.source) {
+            notes.extend(task.queries.source.notes());
+        }
+        notes.iter().for_each(|note| output.note(note));
+        Ok(task)
     }
 }
 
 /// The images of a folder, or the built-in ones that `built_in` selects; with a description.
 pub(super) fn image_set(
     data: Option<&Path>,
+    output: &Output,
     built_in: impl FnOnce(MaterialsTask) -> InMemory,
 ) -> Result<(LabeledSet, String)> {
     Ok(match data {
         Some(path) => {
             let folder = Folder::open(path, &DecodeLimits::default())?;
+            folder.notes().iter().for_each(|note| output.note(note));
             (LabeledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
         }
         None => {

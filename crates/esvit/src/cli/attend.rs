@@ -51,8 +51,8 @@ pub(super) struct Attend {
 impl Attend {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let png = self.files.check("attend", &[&self.image, &self.backbone.checkpoint], &[])?;
-        let image = images::read(&self.image)?;
         let backbone = self.backbone.open(output)?;
+        let image = images::read(&self.image, &backbone)?;
         let (network, params) = (&*backbone.network, &backbone.params);
         let config = &backbone.config;
         let framing = if self.whole { Framing::Whole } else { Framing::Center };

@@ -49,12 +49,13 @@ impl Preview {
             }
         }
         let out = self.out.unwrap_or_else(|| free_name("preview"));
-        let config = self.settings.resolve(output)?;
+        let mut config = self.settings.resolve(output)?;
         let source = preview::source(&config)?;
+        source.notes().iter().for_each(|note| output.note(note));
+        let range = preview::choose_range(&mut config, &*source);
+        range.iter().for_each(|line| output.note(line));
         let crops = preview::crops(&config, source.as_ref(), self.images, self.epoch)?;
-        for error in &crops.left_out {
-            output.warning(format!("left out: {error}"));
-        }
+        output.warn_skipped(&crops.left_out);
         let png = contact_sheet(&crops.rows)?;
         write_atomically(&out, |file| file.write_all(&png))?;
         output.note(format!(

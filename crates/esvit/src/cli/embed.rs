@@ -39,7 +39,7 @@ impl Embed {
             return Err(EmbeddingError::NotFeatures { path: self.out }.into());
         }
         let backbone = self.backbone.open(output)?;
-        let source = image_set(self.data.as_deref(), |task| task.gallery)?.0.source;
+        let source = image_set(self.data.as_deref(), output, |task| task.gallery)?.0.source;
         let job = Job::new(format, &backbone, &*source, self.normalize);
         let mut writer = EmbeddingWriter::open(&self.out, &job, &*source)?;
         let resumed = writer.progress();
@@ -52,6 +52,7 @@ impl Embed {
         let batches = stream(
             &*source,
             resumed.images..source.len(),
+            preprocess.conversion(),
             |_, image| preprocess.apply(image),
             view_forward(&**network, params, preprocess),
         );

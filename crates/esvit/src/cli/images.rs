@@ -5,43 +5,46 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use esvit_data::{DecodeLimits, Folder, Image, InMemory, Source, decode};
+use esvit_data::{
+    DecodeLimits, Folder, Image, ImageFiles, Source, SourceError, printable, read_image,
+};
 use esvit_draw::Drawing;
 use esvit_files::write_atomically;
+use esvit_model::PretrainedBackbone;
 
 use super::{Output, check_writable};
 
 /// Pixels of a PNG file per pixel of the drawing, for high-DPI screens and print.
 const PNG_SCALE: f64 = 2.0;
 
-/// Reads an image file.
-pub(super) fn read(path: &Path) -> Result<Image> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    decode(&bytes, &DecodeLimits::default())
-        .with_context(|| format!("`{}` is not a usable image", path.display()))
+/// Reads an image file as a backbone is shown images.
+pub(super) fn read(path: &Path, backbone: &PretrainedBackbone) -> Result<Image> {
+    let conversion = backbone.preprocess.conversion();
+    read_image(path, &DecodeLimits::default(), &conversion).map_err(|error| match error {
+        SourceError::Decode { source, .. } => anyhow::Error::new(source)
+            .context(format!("`{}` is not a usable image", printable(path))),
+        error => error.into(),
+    })
 }
 
-/// Opens one folder, or image files. Files that cannot be decoded are left out with a warning.
+/// Opens one folder, or image files.
 pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>> {
     let limits = DecodeLimits::default();
     if let [folder] = paths
         && folder.is_dir()
     {
-        return Ok(Arc::new(Folder::open(folder, &limits)?));
+        let folder = Folder::open(folder, &limits)?;
+        folder.notes().iter().for_each(|note| output.note(note));
+        return Ok(Arc::new(folder));
     }
-    let mut images = InMemory::new(Vec::new());
+    if let Some(folder) = paths.iter().find(|path| path.is_dir()) {
+        let name = printable(folder);
+        bail!("`{name}` is a folder\nhint: give one folder alone, or image files");
+    }
     for path in paths {
-        let name = path.display();
-        if path.is_dir() {
-            bail!("`{name}` is a folder\nhint: give one folder alone, or image files");
-        }
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read `{name}`"))?;
-        match decode(&bytes, &limits) {
-            Ok(image) => images.push(name.to_string(), None, image),
-            Err(error) => output.warning(format!("left out `{name}`: {error}")),
-        }
+        std::fs::metadata(path).with_context(|| format!("cannot read `{}`", printable(path)))?;
     }
-    Ok(Arc::new(images))
+    Ok(Arc::new(ImageFiles::new(paths.to_vec(), &limits)))
 }
 
 /// Options for the files that a drawing is written to.

@@ -49,7 +49,7 @@ impl Map {
         }
         let others: Vec<&Path> = self.csv.as_deref().into_iter().collect();
         let png = self.files.check("map", &[&self.backbone.checkpoint], &others)?;
-        let (mut set, _) = image_set(self.data.as_deref(), |task| task.gallery)?;
+        let (mut set, _) = image_set(self.data.as_deref(), output, |task| task.gallery)?;
         let all = set.images.len();
         set.limit(self.max);
         set.images.sort_unstable();

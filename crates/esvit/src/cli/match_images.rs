@@ -55,9 +55,10 @@ impl Match {
         let second = self.second.as_deref().unwrap_or(&self.first);
         let inputs = [&*self.first, second, &self.backbone.checkpoint];
         let png = self.files.check("match", &inputs, &[])?;
-        let first = images::read(&self.first)?;
-        let second = self.second.as_deref().map(images::read).transpose()?;
         let backbone = self.backbone.open(output)?;
+        let read = |path: &PathBuf| images::read(path, &backbone);
+        let first = read(&self.first)?;
+        let second = self.second.as_ref().map(read).transpose()?;
         let usual = MatchSettings::usual(&backbone);
         let settings = MatchSettings {
             pairs: self.pairs,

@@ -84,7 +84,7 @@ impl Neighbors {
             paths => Some(LabeledSet::all(images::open(paths, output)?)),
         };
         Ok(match &self.data {
-            Some(folder) => (image_set(Some(folder), |task| task.gallery)?.0, given),
+            Some(folder) => (image_set(Some(folder), output, |task| task.gallery)?.0, given),
             None => {
                 let task = LabeledTask::materials()?;
                 (task.train, Some(given.unwrap_or(task.queries)))

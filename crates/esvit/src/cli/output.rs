@@ -3,8 +3,11 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::bail;
+use esvit_data::printable;
 use esvit_model::features::SkippedImage;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -47,11 +50,25 @@ pub(super) struct Output {
     color: bool,
     /// Progress bars; messages are written above them.
     pub(super) bars: MultiProgress,
+    /// Number of images that were left out.
+    left_out: Arc<AtomicUsize>,
 }
+
+/// Images that were left out are named up to this many, and then counted.
+const MOST_NAMED: usize = 10;
 
 const RED: &str = "31";
 const YELLOW: &str = "33";
 const CYAN: &str = "36";
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        let more = self.left_out.swap(0, Ordering::Relaxed).saturating_sub(MOST_NAMED);
+        if more > 0 {
+            self.warning(format!("left out {more} more images"));
+        }
+    }
+}
 
 impl Output {
     pub(super) fn new(args: &OutputArgs) -> Self {
@@ -65,7 +82,14 @@ impl Output {
         };
         let progress = terminal && !is_dumb && !args.quiet && !args.no_progress;
         let OutputArgs { quiet, verbose, .. } = *args;
-        Self { quiet, verbose, progress, color, bars: MultiProgress::new() }
+        Self {
+            quiet,
+            verbose,
+            progress,
+            color,
+            bars: MultiProgress::new(),
+            left_out: Arc::default(),
+        }
     }
 
     /// Whether progress bars are drawn.
@@ -138,7 +162,15 @@ impl Output {
     /// Warns of images that could not be read.
     pub(super) fn warn_skipped(&self, left_out: &[SkippedImage]) {
         for SkippedImage { name, reason, .. } in left_out {
-            self.warning(format!("left out `{name}`: {reason}"));
+            self.warn_left_out(name, reason);
+        }
+    }
+
+    /// Warns of an image that could not be read: the first ten are named, the others counted when
+    /// the command ends.
+    pub(super) fn warn_left_out(&self, name: &str, reason: &str) {
+        if self.left_out.fetch_add(1, Ordering::Relaxed) < MOST_NAMED {
+            self.warning(format!("left out `{}`: {reason}", printable(name)));
         }
     }
 

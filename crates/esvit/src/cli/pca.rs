@@ -58,12 +58,12 @@ impl Pca {
         let mut shown = Vec::new();
         for index in 0..source.len() {
             let name = source.name(index);
-            match source.load(index) {
+            match source.load_as(index, &backbone.preprocess.conversion()) {
                 Ok(image) => {
                     let regions = region_map(&backbone, &image, framing, stage)?;
                     shown.push(RegionImage { name, regions });
                 }
-                Err(error) => output.warning(format!("left out `{name}`: {error}")),
+                Err(error) => output.warn_left_out(&name, &error.reason()),
             }
             bar.inc(1);
         }

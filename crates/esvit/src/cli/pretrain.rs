@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use esvit_data::{Preprocess, Source};
+use esvit_data::{Preprocess, RangeSetting, Source, printable};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::{knn, preview};
@@ -207,6 +207,13 @@ fn train(
     if checks_memory {
         plan::check_memory(config, &*source)?;
     }
+    // What a run of an earlier version was shown had the whole range.
+    let mut config = config.clone();
+    if start == Start::Resume && out.join("config.toml").is_file() {
+        config.data.range = RangeSetting::Levels(config.data.range.levels());
+    }
+    preview::choose_range(&mut config, &*source).iter().for_each(|line| output.note(line));
+    let config = &config;
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signal(&stop, output)?;
     let preprocess = config.preprocess();
@@ -236,7 +243,8 @@ fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<L
         let task = (!config.knn.every.is_none()).then(LabeledTask::materials).transpose()?;
         return Ok((source, task));
     };
-    output.note(format!("{} images in `{}`", source.len(), path.display()));
+    output.note(format!("{} images in `{}`", source.len(), printable(path)));
+    source.notes().iter().for_each(|note| output.note(note));
     let knn = &config.knn;
     let train = knn.train.as_deref().unwrap_or(path);
     let asked = knn.train.is_some() || knn.val.is_some();

@@ -165,7 +165,7 @@ impl Observer for Progress<'_> {
                 ));
             }
             Event::Broken(broken) => {
-                self.output.warning(format!("left out `{}`: {}", broken.name, broken.reason));
+                self.output.warn_left_out(&broken.name, &broken.reason);
             }
             Event::Note(note) => self.output.note(note),
             Event::Warning(warning) => self.output.warning(warning),

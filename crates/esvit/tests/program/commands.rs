@@ -108,7 +108,7 @@ fn the_crops_of_a_preview_are_an_image() {
         place.write(&format!("set/{name}"), bytes);
     }
     place.well("data preview --recipe materials --data set --images 10 --out set.png").says(&[
-        "left out:",
+        "left out `",
         "set/cut.jpg",
         "4 images",
     ]);

@@ -53,7 +53,7 @@ impl Attention {
         let mut inputs = vec![&*self.backbone.checkpoint];
         inputs.extend(self.against.as_deref());
         images::check_files(files, &[], self.overwrite, &inputs)?;
-        let (mut set, task) = image_set(self.data.as_deref(), |task| task.gallery)?;
+        let (mut set, task) = image_set(self.data.as_deref(), output, |task| task.gallery)?;
         set.limit(self.images);
         let backbone = self.backbone.open(output)?;
         let other = match &self.against {

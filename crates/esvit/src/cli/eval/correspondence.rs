@@ -69,7 +69,7 @@ struct Row {
 
 impl Correspondence {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
-        let (mut set, task) = image_set(self.data.as_deref(), |task| task.queries)?;
+        let (mut set, task) = image_set(self.data.as_deref(), output, |task| task.queries)?;
         set.limit(self.images.map_or(usize::MAX, NonZeroUsize::get));
         let backbone = self.backbone.open(output)?;
         let mut preprocess = backbone.preprocess.clone();

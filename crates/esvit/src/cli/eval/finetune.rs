@@ -100,7 +100,7 @@ impl Finetune {
             }
             check_writable(out, self.overwrite, &[&self.backbone.checkpoint])?;
         }
-        let task = self.task.open()?;
+        let task = self.task.open(output)?;
         let backbone = self.backbone.open(output)?;
         let (train, queries) = task.images();
         let classes = task.classes.len();

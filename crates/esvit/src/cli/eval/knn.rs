@@ -67,7 +67,7 @@ impl Knn {
                 print(self.json, &task, images, self.temperature, &rows, output)?;
             }
             (None, Some(checkpoint)) => {
-                let task = self.task.open()?;
+                let task = self.task.open(output)?;
                 let backbone = BackboneArgs { checkpoint, network: self.network };
                 evaluate(&backbone, &task, &self.k, self.temperature, self.json, output)?;
             }

@@ -62,7 +62,7 @@ pub(super) enum LinearResult {
 impl Linear {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         self.check_dump()?;
-        let task = self.open_task()?;
+        let task = self.open_task(output)?;
         let backbone = self.backbone.open(output)?;
         let probe = self.probe.probe(&backbone.config)?;
         if self.augment && probe.solver.name() == "logistic" {
@@ -111,13 +111,13 @@ impl Linear {
         Ok(())
     }
 
-    fn open_task(&self) -> Result<ProbeTask> {
+    fn open_task(&self, output: &Output) -> Result<ProbeTask> {
         Ok(match (&self.labels, &self.task.train) {
             (Some(labels), Some(train)) => {
                 let queries = self.task.val.as_deref();
                 multi_label_task(labels, train, queries, &DecodeLimits::default())?
             }
-            _ => self.task.open()?.into(),
+            _ => self.task.open(output)?.into(),
         })
     }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::augment::test_images::noise;
+use crate::conversion::{Background, Levels};
 
 fn read(bytes: &[u8]) -> Result<Image, DecodeError> {
     decode(bytes, &DecodeLimits::default())
@@ -90,11 +91,34 @@ fn what_is_no_image_is_described() {
     assert!(text.starts_with("not an image: it begins with the text `<!DOCTYPE html>"), "{text}");
     let bytes = read(&[0, 159, 146, 150]).unwrap_err().to_string();
     assert!(bytes.contains("the bytes `00 9f 92 96`"), "{bytes}");
-    // A format that is known but not read.
-    assert!(matches!(
-        read(b"qoif\0\0\0\x01\0\0\0\x01\x03\0"),
-        Err(DecodeError::UnknownFormat { .. })
-    ));
+    assert!(matches!(read(&[0, 159, 146, 150]), Err(DecodeError::UnknownFormat { .. })));
+}
+
+/// Whatever the file is called.
+#[test]
+fn formats_that_are_known_but_not_read_are_named() {
+    let ftyp = |brands: &str| [b"\0\0\0\x1cftyp", brands.as_bytes()].concat();
+    for (head, name) in [
+        (ftyp("heic\0\0\0\0mif1heic"), "HEIC"),
+        (ftyp("heix\0\0\0\0mif1"), "HEIC"),
+        (ftyp("mif1\0\0\0\0mif1heic"), "HEIC"),
+        (ftyp("avif\0\0\0\0mif1avif"), "AVIF"),
+        (ftyp("mif1\0\0\0\0miafavif"), "AVIF"),
+        (ftyp("qt  \0\0\0\0"), "MP4 or QuickTime"),
+        (b"qoif\0\0\0\x01\0\0\0\x01\x03\0".to_vec(), "QOI"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n".to_vec(), "JPEG XL"),
+        (b"8BPS\0\x01".to_vec(), "Photoshop"),
+    ] {
+        let error = read(&head).unwrap_err();
+        let expected =
+            format!("the file is {name}, which is not read\nhint: convert it to JPEG or PNG");
+        assert_eq!(error.to_string(), expected);
+        assert!(check_head(&head).is_err());
+    }
+    for format in FORMATS {
+        let bytes = encode(&detailed(9, 9), format);
+        assert!(check_head(&bytes[..HEAD]).is_ok(), "{format:?}");
+    }
 }
 
 #[test]
@@ -181,10 +205,108 @@ fn gray_deep_and_transparent_pixels_become_rgb() {
         let image = read(&encode(&deep.clone().into(), format)).unwrap();
         assert_eq!(image.pixel(0, 0), Some([0, 100, 255]), "{format:?}");
     }
+}
 
-    // The color under full transparency is kept, as Pillow keeps it.
+/// One hidden, one half visible and one visible pixel.
+const HIDDEN: [[u8; 4]; 3] = [[255, 0, 9, 0], [200, 100, 0, 128], [50, 100, 200, 255]];
+
+#[test]
+fn transparent_pixels_show_the_mean_of_the_visible_ones_or_a_color() {
+    let pixels = HIDDEN.concat();
+    let eight: DynamicImage = image::RgbaImage::from_raw(3, 1, pixels.clone()).unwrap().into();
+    let deep = pixels.iter().map(|&value| u16::from(value) * 257).collect();
+    let deep: DynamicImage =
+        image::ImageBuffer::<image::Rgba<u16>, Vec<u16>>::from_raw(3, 1, deep).unwrap().into();
+    // Weights 128 and 255: (200*128 + 50*255) / 383 = 100.13 and so on.
+    let mean = [100, 100, 133];
+    let half = |color: u8, behind: f64| {
+        (f64::from(color) * 128.0 / 255.0 + behind * 127.0 / 255.0).round() as u8
+    };
+    let means = [100.130_548, 100.0, 133.159_269];
+    let expected = [mean, [0, 1, 2].map(|c| half(HIDDEN[1][c], means[c])), [50, 100, 200]];
+    for (image, format) in [
+        (&eight, ImageFormat::Png),
+        (&eight, ImageFormat::WebP),
+        (&eight, ImageFormat::Tiff),
+        (&deep, ImageFormat::Png),
+        (&deep, ImageFormat::Tiff),
+    ] {
+        let bytes = encode(image, format);
+        assert_eq!(read(&bytes).unwrap().pixels(), expected.concat(), "{format:?}");
+        let conversion =
+            Conversion { background: Background::Color([0, 255, 10]), ..Conversion::default() };
+        let shown = decode_as(&bytes, &DecodeLimits::default(), &conversion).unwrap();
+        let over = [0.0, 255.0, 10.0];
+        let expected =
+            [[0, 255, 10], [0, 1, 2].map(|c| half(HIDDEN[1][c], over[c])), [50, 100, 200]];
+        assert_eq!(shown.pixels(), expected.concat(), "{format:?}");
+    }
+    // GIF has only all or nothing.
+    let gif: DynamicImage =
+        image::RgbaImage::from_raw(2, 1, vec![255, 0, 0, 0, 0, 0, 255, 255]).unwrap().into();
+    let gif = read(&encode(&gif, ImageFormat::Gif)).unwrap();
+    assert_eq!(gif.pixel(0, 0), gif.pixel(1, 0));
+}
+
+#[test]
+fn what_is_opaque_keeps_its_colors_and_what_is_invisible_is_gray() {
+    let color = image::RgbaImage::from_pixel(3, 2, image::Rgba([10, 20, 30, 255])).into();
+    assert_eq!(read(&encode(&color, ImageFormat::Png)).unwrap().pixel(1, 1), Some([10, 20, 30]));
+    let gray = image::GrayAlphaImage::from_raw(2, 1, vec![90, 255, 7, 0]).unwrap().into();
+    assert_eq!(read(&encode(&gray, ImageFormat::Png)).unwrap().pixels(), [90; 6]);
     let clear = image::RgbaImage::from_pixel(3, 2, image::Rgba([10, 20, 30, 0])).into();
-    assert_eq!(read(&encode(&clear, ImageFormat::Png)).unwrap().pixel(1, 1), Some([10, 20, 30]));
+    assert_eq!(read(&encode(&clear, ImageFormat::Png)).unwrap().pixel(1, 1), Some([128; 3]));
+    // The fourth byte of a BMP file is often left unused.
+    assert_eq!(read(&encode(&clear, ImageFormat::Bmp)).unwrap().pixel(1, 1), Some([10, 20, 30]));
+}
+
+#[test]
+fn sixteen_bits_are_rounded_to_eight() {
+    let values: Vec<u16> = (0..=u16::MAX).collect();
+    let gray = image::ImageBuffer::<image::Luma<u16>, _>::from_raw(256, 256, values).unwrap();
+    let image = read(&encode(&gray.into(), ImageFormat::Png)).unwrap();
+    let expected = (0..=u32::from(u16::MAX)).map(|value| ((value + 128) / 257) as u8);
+    assert!(image.pixels().iter().step_by(3).copied().eq(expected));
+}
+
+#[test]
+fn levels_say_what_is_black_and_white() {
+    let gray: Vec<u16> = vec![0, 100, 2100, 4100, 65535];
+    let gray = image::ImageBuffer::<image::Luma<u16>, _>::from_raw(5, 1, gray).unwrap();
+    let levels = Levels::default().with(SampleType::Uint16, [100.0, 4100.0]);
+    let conversion = Conversion { levels, ..Conversion::default() };
+    for format in [ImageFormat::Png, ImageFormat::Tiff] {
+        let bytes = encode(&gray.clone().into(), format);
+        let image = decode_as(&bytes, &DecodeLimits::default(), &conversion).unwrap();
+        assert!(image.pixels().iter().step_by(3).eq(&[0, 0, 128, 255, 255]), "{format:?}");
+    }
+    let eight = encode(&detailed(4, 4), ImageFormat::Png);
+    let image = decode_as(&eight, &DecodeLimits::default(), &conversion).unwrap();
+    assert_eq!(image, read(&eight).unwrap());
+}
+
+#[test]
+fn a_png_without_its_end_is_read_if_the_image_is_whole() {
+    for image in [detailed(64, 64), detailed(300, 300)] {
+        let bytes = encode(&image, ImageFormat::Png);
+        let whole = read(&bytes).unwrap();
+        for missing in 1..=12 {
+            assert_eq!(read(&bytes[..bytes.len() - missing]).unwrap(), whole, "{missing}");
+        }
+        // Inside of the image data, and between two chunks of them.
+        let cut = &bytes[..bytes.len() - 13];
+        assert!(matches!(read(cut), Err(DecodeError::Truncated { .. })));
+        let mut halved = bytes.clone();
+        let at = bytes.windows(4).position(|kind| kind == b"IDAT").unwrap();
+        let body: Vec<u8> = bytes[at + 4..at + 104].to_vec();
+        halved.truncate(at - 4);
+        halved.extend(100u32.to_be_bytes());
+        halved.extend(b"IDAT");
+        halved.extend(&body);
+        halved.extend(crc32(&[b"IDAT", body.as_slice()].concat()).to_be_bytes());
+        let error = read(&halved).unwrap_err();
+        assert!(matches!(error, DecodeError::Truncated { .. }), "{error}");
+    }
 }
 
 #[test]
@@ -250,6 +372,43 @@ fn the_orientation_is_applied() {
         let image = read(&jpeg).unwrap();
         assert_eq!((image.width(), image.height()), size);
     }
+}
+
+#[test]
+fn the_orientation_may_be_a_long_and_stand_behind_the_image() {
+    let exif =
+        [b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x04\0\0\0\x01\0\0\0\x06".as_slice(), &[0; 4]].concat();
+    let image = detailed(6, 4);
+    for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP] {
+        let mut bytes = Vec::new();
+        match format {
+            ImageFormat::Jpeg => {
+                let mut encoder = JpegEncoder::new(&mut bytes);
+                encoder.set_exif_metadata(exif.clone()).unwrap();
+                image.write_with_encoder(encoder).unwrap();
+            }
+            ImageFormat::Png => {
+                let mut encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+                encoder.set_exif_metadata(exif.clone()).unwrap();
+                image.write_with_encoder(encoder).unwrap();
+            }
+            _ => {
+                let mut encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut bytes);
+                encoder.set_exif_metadata(exif.clone()).unwrap();
+                image.write_with_encoder(encoder).unwrap();
+            }
+        }
+        let seen = read(&bytes).unwrap();
+        assert_eq!((seen.width(), seen.height()), (4, 6), "{format:?}");
+    }
+    let mut late = encode(&image, ImageFormat::Png);
+    late.truncate(late.len() - 12);
+    late.extend((exif.len() as u32).to_be_bytes());
+    let body = [b"eXIf", exif.as_slice()].concat();
+    late.extend(&body);
+    late.extend(crc32(&body).to_be_bytes());
+    late.extend(crate::decode::png::END);
+    assert_eq!(read(&late).unwrap().width(), 4);
 }
 
 /// A JPEG of one 8 x 8 block whose four components are constant, marked by Adobe's segment as
