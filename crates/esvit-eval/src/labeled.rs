@@ -1,5 +1,7 @@
 //! Classification tasks: labeled training (gallery) images and labeled query images.
 
+pub(crate) mod remarks;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,8 +12,10 @@ use esvit_data::{
 };
 use esvit_kernels::rng::Rng;
 use esvit_model::PretrainedBackbone;
-use esvit_model::features::{self, Features, SkippedImage, view_forward};
+use esvit_model::features::{self, Features, NotFinite, SkippedImage, view_forward};
 use rayon::prelude::*;
+
+pub use remarks::Remarks;
 
 /// RNG purpose of the choice of images.
 const CHOICE_PURPOSE: u64 = 0xC401CE;
@@ -40,6 +44,8 @@ pub struct LabeledTask {
     pub classes: Vec<String>,
     /// Description for output.
     pub description: String,
+    /// What should be said of it.
+    pub remarks: Remarks,
 }
 
 /// A task cannot be set up.
@@ -98,11 +104,13 @@ impl LabeledTask {
             train: LabeledSet::all(Arc::new(train)),
             queries: LabeledSet::all(Arc::new(queries)),
             description: "built-in materials".into(),
+            remarks: Remarks::default(),
         })
     }
 
-    /// A task of labeled folders. Without `queries`, every fifth image of `train` is held out as
-    /// query, or the split `val` if `train` has splits. At most `max_images` of each set are used, chosen at random.
+    /// A task of labeled folders. A folder that holds `train` and `val` stands for these. Without
+    /// `queries`, every fifth image of `train` is held out as query. At most `max_images` of each
+    /// set are used, chosen at random.
     ///
     /// # Errors
     /// [`TaskError`] if a folder cannot be read or has no labels, or the two share no class.
@@ -112,37 +120,46 @@ impl LabeledTask {
         limits: &DecodeLimits,
         max_images: usize,
     ) -> Result<Self, TaskError> {
-        let folder = open(train, limits)?;
-        if queries.is_none()
-            && let Some([train, queries]) = splits(&folder, train)
-        {
-            return Self::folders(&train, Some(&queries), limits, max_images);
-        }
+        let mut remarks = Remarks::default();
+        let (train_path, query_path) = remarks::sides(train, queries, &mut remarks);
+        let folder = open(&train_path, limits)?;
         let classes = folder.classes().to_vec();
-        let mut description = format!("`{}`", train.display());
-        let (mut train, mut queries) = match queries {
+        let mut description = format!("`{}`", train_path.display());
+        let (mut train, mut queries, query_folder) = match &query_path {
             Some(path) => {
                 description.push_str(&format!(" and `{}`", path.display()));
                 let other = open(path, limits)?;
                 let numbers =
                     map_classes(&classes, other.classes()).ok_or_else(|| TaskError::Classes {
-                        train: train.display().to_string(),
+                        train: train_path.display().to_string(),
                         queries: path.display().to_string(),
                     })?;
                 let numbers = Some(numbers.into());
-                (LabeledSet::all(folder), LabeledSet { classes: numbers, ..LabeledSet::all(other) })
+                let queries = LabeledSet { classes: numbers, ..LabeledSet::all(other.clone()) };
+                (LabeledSet::all(folder.clone()), queries, other)
             }
             None if folder.len() < 2 => {
-                return Err(TaskError::OneImage(train.display().to_string()));
+                return Err(TaskError::OneImage(train_path.display().to_string()));
             }
             None => {
                 description.push_str(", every fifth image set aside");
-                LabeledSet::all(folder).split(HELD_OUT)
+                let (rest, queries) = LabeledSet::all(folder.clone()).split(HELD_OUT);
+                (rest, queries, folder.clone())
             }
         };
         train.limit(max_images);
         queries.limit(max_images);
-        Ok(Self { train, queries, classes, description })
+        let files = [(&folder, &train), (&query_folder, &queries)]
+            .map(|(folder, set)| paths(folder, &set.images));
+        let shared = remarks::shared_images(
+            (&train_path, &files[0]),
+            (query_path.as_ref().unwrap_or(&train_path), &files[1]),
+            query_path.is_none(),
+        );
+        let one_class = remarks::one_class(&train, &classes);
+        let unknown = remarks::unknown_classes(&train, &queries, &classes);
+        remarks.warnings.extend([one_class, unknown, shared].into_iter().flatten());
+        Ok(Self { train, queries, classes, description, remarks })
     }
 
     /// Number of training and of query images.
@@ -151,23 +168,17 @@ impl LabeledTask {
     }
 }
 
-/// The folders of training and query images in a folder that has both.
-fn splits(folder: &Folder, root: &Path) -> Option<[PathBuf; 2]> {
-    let path = |names: &[&str]| {
-        let mut splits = names.iter().filter_map(|name| {
-            folder.listing().splits.iter().find(|split| split.name.eq_ignore_ascii_case(name))
-        });
-        splits.next().map(|split| root.join(&split.name))
-    };
-    Some([path(&["train"])?, path(&["val", "valid", "validation", "test"])?])
-}
-
 fn open(path: &Path, limits: &DecodeLimits) -> Result<Arc<Folder>, TaskError> {
     let folder = Folder::open(path, limits)?;
     if folder.classes().is_empty() {
         return Err(TaskError::NoLabels(path.display().to_string()));
     }
     Ok(Arc::new(folder))
+}
+
+/// Paths of some images of a folder.
+pub(crate) fn paths(folder: &Folder, images: &[usize]) -> Vec<PathBuf> {
+    images.iter().filter_map(|&index| folder.path(index)).collect()
 }
 
 impl LabeledSet {
@@ -202,16 +213,19 @@ impl LabeledSet {
     }
 
     /// Features of all images with the task's class indices; see [`features::extract`].
+    ///
+    /// # Errors
+    /// [`NotFinite`] if a value is not finite.
     pub fn features(
         &self,
         preprocess: &Preprocess,
         forward: impl FnMut(Vec<f32>, usize) -> Vec<f32>,
         done: impl FnMut(usize),
-    ) -> Features {
+    ) -> Result<Features, NotFinite> {
         let mut features =
-            features::extract(&*self.source, &self.images, preprocess, forward, done);
+            features::extract(&*self.source, &self.images, preprocess, forward, done)?;
         features.rows.labels = features.images.iter().map(|&index| self.label(index)).collect();
-        features
+        Ok(features)
     }
 
     /// Loads, as `conversion` says, and prepares some images; also returns those that could not be.
@@ -238,11 +252,14 @@ impl LabeledSet {
     }
 
     /// View features of all images.
+    ///
+    /// # Errors
+    /// [`NotFinite`] if a value is not finite.
     pub fn view_features(
         &self,
         backbone: &PretrainedBackbone,
         done: impl FnMut(usize),
-    ) -> Features {
+    ) -> Result<Features, NotFinite> {
         let PretrainedBackbone { network, params, preprocess, .. } = backbone;
         self.features(preprocess, view_forward(&**network, params, preprocess), done)
     }
@@ -289,6 +306,49 @@ mod tests {
         let numbers = map_classes(&known, &names(&["bee", "cat", "dog"])).unwrap();
         assert_eq!(numbers, [1, 2, 5]);
         assert_eq!(map_classes(&known, &names(&["dog"])), None);
+    }
+
+    /// Files are no images: only their bytes matter.
+    #[test]
+    fn what_a_task_is_worth_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        };
+        let task = |train: &str, queries: Option<&str>| {
+            let queries = queries.map(|name| folder.path().join(name));
+            let limits = DecodeLimits::default();
+            let train = folder.path().join(train);
+            LabeledTask::folders(&train, queries.as_deref(), &limits, usize::MAX).unwrap()
+        };
+        for (class, image) in [("a", 0), ("a", 1), ("a", 2), ("b", 3), ("b", 4), ("b", 5)] {
+            write(&format!("train/{class}/{image}.png"), &format!("t{image}"));
+        }
+        write("val/a/1.png", "v1");
+        write("val/b/2.png", "v2");
+        assert_eq!(task("train", Some("val")).remarks, Remarks::default());
+        assert_eq!(task("train", None).remarks, Remarks::default());
+
+        let root = task("", None);
+        assert_eq!(root.images(), (6, 2));
+        assert_eq!((root.classes, root.remarks.warnings.len()), (vec!["a".into(), "b".into()], 0));
+        assert!(root.remarks.notes[0].ends_with("are those in `train`"), "{:?}", root.remarks);
+
+        write("val/c/1.png", "v3");
+        write("val/a/2.png", "t4");
+        let warnings = task("train", Some("val")).remarks.warnings;
+        assert!(warnings[0].starts_with("1 query images are of classes without"), "{warnings:?}");
+        assert!(warnings[0].contains("such as `c`"), "{warnings:?}");
+        assert!(warnings[1].starts_with("1 of 4 query images are training"), "{warnings:?}");
+        let warnings = task("train", Some("train")).remarks.warnings;
+        assert!(warnings[0].contains("are the same folder"), "{warnings:?}");
+
+        write("one/a/1.png", "1");
+        write("one/a/2.png", "2");
+        let warnings = task("one", None).remarks.warnings;
+        assert!(warnings[0].starts_with("all 1 training images are of one class, `a`"));
     }
 
     fn set(count: usize, classes: Option<Vec<u32>>) -> LabeledSet {

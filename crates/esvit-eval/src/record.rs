@@ -109,11 +109,21 @@ pub fn append(run: &Path, record: &EvalRecord) -> Result<PathBuf, RecordError> {
 /// [`RecordError`] if the file exists and cannot be read.
 pub fn read(run: &Path) -> Result<Vec<EvalRecord>, RecordError> {
     let path = results_path(run);
-    let text = match std::fs::read_to_string(&path) {
+    let bytes = match read_regular(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text.map_err(unusable(&path))?,
+        bytes => bytes.map_err(unusable(&path))?,
     };
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let text = String::from_utf8(bytes).map_err(invalid).map_err(unusable(&path))?;
     text.lines().map(|line| serde_json::from_str(line).map_err(unusable(&path))).collect()
+}
+
+/// The bytes of a regular file: a pipe would wait for a writer, a device may have no end.
+pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    std::fs::read(path)
 }
 
 #[cfg(test)]

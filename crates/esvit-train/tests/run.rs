@@ -187,6 +187,13 @@ impl Bench {
         (outcome.unwrap(), reported)
     }
 
+    /// The settings with what a run decides.
+    fn settled(&self) -> Config {
+        let mut config = self.config.clone();
+        config.train.micro_batch = Some(config.train.batch_size);
+        config
+    }
+
     fn checkpoint(&self, run: &str, epoch: u64, step: u64) -> PathBuf {
         self.path(run).join("checkpoints").join(numbered(epoch, step))
     }
@@ -273,7 +280,7 @@ fn checkpoints_within_an_epoch_and_only_the_newest() {
     assert_eq!(bench.kept("run"), [numbered(1, 4), numbered(2, 6)]);
     let metadata = Checkpoint::open(&bench.checkpoint("run", 1, 4)).unwrap().metadata.unwrap();
     assert_eq!((metadata.step, metadata.epoch, metadata.best), (4, 1, None));
-    assert_eq!(metadata.config(Path::new("")).unwrap(), bench.config);
+    assert_eq!(metadata.config(Path::new("")).unwrap(), bench.settled());
     assert_eq!(metadata.program, env!("CARGO_PKG_VERSION"));
 }
 
@@ -615,7 +622,7 @@ fn a_run_starts_from_another() {
         bench.run("nothing left").0.unwrap_err().to_string()
     };
     assert!(error.contains("is at step 6 and the run would end at step 6"), "{error}");
-    assert!(error.contains("hint: raise `train.epochs` above 2"), "{error}");
+    assert!(error.contains("hint: give the run more than 2 epochs"), "{error}");
     assert!(!bench.path("nothing left").exists());
 
     // Weights alone, from the first step.
@@ -796,7 +803,7 @@ fn what_a_run_writes_down() {
     let mut bench = Bench::new(&["train.log_every=2", "knn.every=2", "knn.k=7"]);
     bench.top1 = Some(vec![12.5]);
     let (outcome, reported) = bench.well("run");
-    assert_eq!(bench.read("run/config.toml"), bench.config.to_toml());
+    assert_eq!(bench.read("run/config.toml"), bench.settled().to_toml());
     assert_eq!(bench.read("run/env.json"), "{\n  \"machine\": \"a test\"\n}\n");
     let log = bench.read("run/train.log");
     let lines: Vec<&str> = log.lines().map(|line| line.split_once(' ').unwrap().1).collect();

@@ -14,6 +14,7 @@ mod rollout;
 mod statistics;
 
 use esvit_data::ImageError;
+use esvit_model::features::NotFinite;
 use esvit_nn::backbone::{NoAttention, Stage};
 use serde::Serialize;
 
@@ -118,6 +119,9 @@ pub enum AttentionError {
     /// The network has no attention.
     #[error(transparent)]
     NoAttention(#[from] NoAttention),
+    /// The attention of an image is not finite.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
     /// The image cannot be resized.
     #[error(transparent)]
     Image(#[from] ImageError),

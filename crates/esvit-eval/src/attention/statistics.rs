@@ -9,9 +9,9 @@ use esvit_nn::{Backbone, Params, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::BlockPosition;
 use super::measure::{entropy, jensen_shannon};
 use super::query::visible_keys;
+use super::{AttentionError, BlockPosition};
 use crate::labeled::LabeledSet;
 use crate::probe::MeanStd;
 use esvit_model::PretrainedBackbone;
@@ -77,12 +77,12 @@ pub struct AttentionStatistics {
 /// dropped. `done` is called with the number of images processed in each batch.
 ///
 /// # Errors
-/// [`NoAttention`] if the network has none.
+/// [`AttentionError`] if the network has none, or it is not finite.
 pub fn statistics(
     backbone: &PretrainedBackbone,
     set: &LabeledSet,
     done: impl FnMut(usize),
-) -> Result<AttentionStatistics, NoAttention> {
+) -> Result<AttentionStatistics, AttentionError> {
     let PretrainedBackbone { network, params, preprocess, .. } = backbone;
     let size = preprocess.size();
     let device = params.device();
@@ -103,9 +103,9 @@ pub fn statistics(
         }
         rows
     };
-    let Features { rows, images, left_out } = set.features(preprocess, forward, done);
+    let Features { rows, images, left_out } = set.features(preprocess, forward, done)?;
     if let Some(error) = refused {
-        return Err(error);
+        return Err(error.into());
     }
     let rows: Vec<&[f32]> = rows.values.chunks_exact(rows.width.max(1)).collect();
     let blocks = blocks(&network.stages(), &layouts, &rows);

@@ -8,22 +8,25 @@ use rayon::prelude::*;
 use crate::labeled::LabeledSet;
 use crate::probe::{ClassAccuracy, rank};
 use esvit_data::Preprocess;
-use esvit_model::features::{SkippedImage, view_forward};
+use esvit_model::features::{NotFinite, SkippedImage, view_forward};
 
 /// Rows whose logits are computed at a time.
 const ROWS: usize = 512;
 
 /// Accuracy on a set, preprocessed as in evaluations. Images of classes without an output count as
 /// wrong. `None` if no image can be read.
+///
+/// # Errors
+/// [`NotFinite`] if the features of an image are not finite.
 pub fn evaluate(
     network: &dyn Backbone,
     head: &ClassifierHead,
     params: &Params,
     preprocess: &Preprocess,
     set: &LabeledSet,
-) -> (Option<ClassAccuracy>, Vec<SkippedImage>) {
+) -> Result<(Option<ClassAccuracy>, Vec<SkippedImage>), NotFinite> {
     let forward = view_forward(network, params, preprocess);
-    let features = set.features(preprocess, forward, |_| ());
+    let features = set.features(preprocess, forward, |_| ())?;
     let (rows, width) = (&features.rows, features.rows.width.max(1));
     let device = params.device();
     let mut ranks = Vec::with_capacity(rows.labels.len());
@@ -36,5 +39,5 @@ pub fn evaluate(
         ranks.par_extend(scores.par_chunks(classes).zip(labels).map(rank));
     }
     let accuracy = (!ranks.is_empty()).then(|| ClassAccuracy::of_ranks(&ranks));
-    (accuracy, features.left_out)
+    Ok((accuracy, features.left_out))
 }

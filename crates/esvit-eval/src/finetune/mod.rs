@@ -23,6 +23,7 @@ pub use measure::evaluate;
 pub use save::save;
 pub use settings::Settings;
 
+use crate::labeled::remarks::one_class;
 use crate::labeled::{LabeledSet, LabeledTask};
 use crate::probe::ClassAccuracy;
 use esvit_model::PretrainedBackbone;
@@ -37,7 +38,7 @@ pub enum FinetuneError {
     /// There are no training or query images, none can be read, or all are of one class.
     #[error("{0}")]
     Images(String),
-    /// The loss or its gradient is not finite.
+    /// The loss, its gradient or the features of an image are not finite.
     #[error("{0}")]
     NotFinite(String),
 }
@@ -171,7 +172,8 @@ pub fn finetune(
             return Err(unreadable("training", &task.train));
         }
         let (network, student) = (learner.network.backbone(), &learner.student);
-        let (accuracy, left_out) = evaluate(network, &head, student, preprocess, &task.queries);
+        let (accuracy, left_out) = evaluate(network, &head, student, preprocess, &task.queries)
+            .map_err(|error| FinetuneError::NotFinite(error.to_string()))?;
         if epoch == 0 && !left_out.is_empty() {
             observer(&Event::SkippedImage(&left_out));
         }
@@ -199,17 +201,10 @@ fn check(task: &LabeledTask) -> Result<(), FinetuneError> {
             )));
         }
     }
-    let mut labels = task.train.images.iter().map(|&index| task.train.label(index));
-    let first = labels.next().unwrap_or(0);
-    if labels.all(|label| label == first) {
-        return Err(FinetuneError::Images(format!(
-            "all {} training images are of one class, `{}`\n\
-             hint: classes are the subfolders of `--train`",
-            task.train.images.len(),
-            task.classes[first as usize]
-        )));
+    match one_class(&task.train, &task.classes) {
+        Some(reason) => Err(FinetuneError::Images(reason)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

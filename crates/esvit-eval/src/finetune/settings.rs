@@ -83,19 +83,25 @@ impl Settings {
             check(good && value.is_finite(), key, value, need)
         };
         const SHARE: &str = "it must be at least 0 and below 1";
-        const NOT_NEGATIVE: &str = "it must be 0 or more";
+        const DECAY: &str = "it must be 0 to 100";
+        const NORM: &str = "it must be 0 to 1e6";
         const MIX: &str = "give 0 for none, or 0.01 to 5";
         let mixes = |value| value == 0.0 || (ALPHA_RANGE[0]..=ALPHA_RANGE[1]).contains(&value);
         let [low, high] = self.scale;
-        check(self.epochs > 0, "--epochs", 0, "there must be at least one")?;
-        check(self.batch_size > 0, "--batch-size", 0, "a step takes at least one image")?;
-        number("--lr", self.lr, self.lr > 0.0, "it must be above 0")?;
+        let epochs = (1..=100_000).contains(&self.epochs);
+        check(epochs, "--epochs", self.epochs, "it must be 1 to 100000")?;
+        let batch = (1..=65_536).contains(&self.batch_size);
+        check(batch, "--batch-size", self.batch_size, "it must be 1 to 65536")?;
+        let lr = 0.0 < self.lr && self.lr <= 100.0;
+        number("--lr", self.lr, lr, "it must be above 0 and at most 100")?;
         let warmup = (0.0..=self.epochs as f64).contains(&self.warmup_epochs);
         number("--warmup-epochs", self.warmup_epochs, warmup, "give 0 to the number of epochs")?;
         let decays = 0.0 < self.layer_decay && self.layer_decay <= 1.0;
         number("--layer-decay", self.layer_decay, decays, "it must be above 0 and at most 1")?;
-        number("--weight-decay", self.weight_decay, self.weight_decay >= 0.0, NOT_NEGATIVE)?;
-        number("--clip-grad", self.clip_grad, self.clip_grad >= 0.0, NOT_NEGATIVE)?;
+        let decay = (0.0..=100.0).contains(&self.weight_decay);
+        number("--weight-decay", self.weight_decay, decay, DECAY)?;
+        let norm = (0.0..=1e6).contains(&self.clip_grad);
+        number("--clip-grad", self.clip_grad, norm, NORM)?;
         check(
             0.0 < low && low <= high && high <= 1.0,
             "--scale",
@@ -176,6 +182,12 @@ mod tests {
             ("layer-decay", Settings { layer_decay: 1.5, ..good.clone() }),
             ("scale", Settings { scale: [0.5, 0.2], ..good.clone() }),
             // Drawing from these distributions would hardly ever end.
+            ("epochs", Settings { epochs: u64::MAX, ..good.clone() }),
+            ("batch-size", Settings { batch_size: usize::MAX, ..good.clone() }),
+            ("lr", Settings { lr: 1e30, ..good.clone() }),
+            ("lr", Settings { lr: f64::INFINITY, ..good.clone() }),
+            ("weight-decay", Settings { weight_decay: 1e30, ..good.clone() }),
+            ("clip-grad", Settings { clip_grad: 1e30, ..good.clone() }),
             ("mixup", Settings { mixup: 100.0, ..good.clone() }),
             ("cutmix", Settings { cutmix: 1e-9, ..good.clone() }),
             ("label-smoothing", Settings { label_smoothing: 1.0, ..good.clone() }),

@@ -5,7 +5,7 @@ use esvit_nn::{Backbone, Params};
 use super::{Accuracy, KnnError, classify};
 use crate::labeled::{LabeledSet, LabeledTask};
 use esvit_data::Preprocess;
-use esvit_model::features::{Features, SkippedImage, view_forward};
+use esvit_model::features::{Features, NotFinite, SkippedImage, view_forward, zero_rows};
 
 /// Accuracies, and the images that were left out.
 #[derive(Debug)]
@@ -14,12 +14,15 @@ pub struct KnnResults {
     pub accuracies: Vec<Accuracy>,
     /// Images that could not be read.
     pub left_out: Vec<SkippedImage>,
+    /// Names of images whose features are all zero: they are equally similar to every image.
+    pub zeros: Vec<String>,
 }
 
 /// k-NN accuracy of a frozen backbone.
 ///
 /// # Errors
-/// [`KnnError`] if no training or no query image can be read.
+/// [`KnnError`] if no training or no query image can be read, features are not finite, or a setting
+/// is out of range.
 pub fn accuracy(
     task: &LabeledTask,
     (network, params): (&dyn Backbone, &Params),
@@ -36,7 +39,8 @@ pub fn accuracy(
 /// k-NN accuracy of normalized raw pixels.
 ///
 /// # Errors
-/// [`KnnError`] if no training or no query image can be read.
+/// [`KnnError`] if no training or no query image can be read, features are not finite, or a setting
+/// is out of range.
 pub fn pixel_accuracy(
     task: &LabeledTask,
     preprocess: &Preprocess,
@@ -50,16 +54,21 @@ fn measure(
     task: &LabeledTask,
     ks: &[usize],
     temperature: f64,
-    mut extract: impl FnMut(&LabeledSet) -> Features,
+    mut extract: impl FnMut(&LabeledSet) -> Result<Features, NotFinite>,
 ) -> Result<KnnResults, KnnError> {
-    let mut sides = [&task.train, &task.queries].map(|set| {
-        let mut features = extract(set);
+    KnnError::check_settings(ks, temperature)?;
+    let mut zeros = Vec::new();
+    let mut side = |set: &LabeledSet| -> Result<Features, NotFinite> {
+        let mut features = extract(set)?;
+        let rows = zero_rows(&features.rows.values, features.rows.width);
+        zeros.extend(rows.map(|row| set.source.name(features.images[row])));
         features.rows.normalize();
-        features
-    });
+        Ok(features)
+    };
+    let mut sides = [side(&task.train)?, side(&task.queries)?];
     let accuracies = classify(&sides[0].rows, &sides[1].rows, ks, temperature)?;
     let left_out = sides.iter_mut().flat_map(|side| side.left_out.drain(..)).collect();
-    Ok(KnnResults { accuracies, left_out })
+    Ok(KnnResults { accuracies, left_out, zeros })
 }
 
 #[cfg(test)]
@@ -72,7 +81,13 @@ mod tests {
             let images = side.iter().map(|&(class, color)| (class, plain(color)));
             Images::labeled(images.collect()).set()
         });
-        LabeledTask { train, queries, classes: vec![], description: String::new() }
+        LabeledTask {
+            train,
+            queries,
+            classes: vec![],
+            description: String::new(),
+            remarks: Default::default(),
+        }
     }
 
     /// Around the mean color, which is 0 to a network: a little red, and much of red and green. A
@@ -100,6 +115,7 @@ mod tests {
             queries,
             classes: vec![],
             description: String::new(),
+            remarks: Default::default(),
         };
         let mut seen = 0;
         let networks = (&*backbone.network, &backbone.params);

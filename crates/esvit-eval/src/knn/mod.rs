@@ -10,7 +10,7 @@ mod vote;
 
 use esvit_kernels::nearest::Search;
 use esvit_kernels::pool;
-use esvit_model::features::LabeledFeatures;
+use esvit_model::features::{LabeledFeatures, NotFinite, first_not_finite};
 use serde::{Deserialize, Serialize};
 
 pub use esvit_kernels::nearest::Neighbor;
@@ -22,12 +22,17 @@ pub use vote::accuracies;
 pub const TEMPERATURE: f64 = 0.07;
 /// Numbers of neighbors of the protocol.
 pub const NEIGHBORS: [usize; 4] = [10, 20, 100, 200];
+/// Largest number of neighbors, which bounds the memory of a search.
+pub const MAX_NEIGHBORS: usize = 1_000_000;
 
 /// Accuracy for one number of neighbors, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
-    /// Number of neighbors requested; all training rows vote if there are fewer.
+    /// Number of neighbors requested.
     pub k: usize,
+    /// Number of neighbors that voted: `k`, or all training rows if there are fewer.
+    #[serde(default)]
+    pub neighbors: usize,
     /// Queries whose class is ranked first.
     pub top1: f64,
     /// Queries whose class is among the first five.
@@ -35,7 +40,7 @@ pub struct Accuracy {
 }
 
 /// Accuracy cannot be computed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum KnnError {
     /// One of the two sets, `training` or `query`, has no rows.
     #[error("the {0} set has no images")]
@@ -48,9 +53,39 @@ pub enum KnnError {
         /// Dimension of the query features.
         queries: usize,
     },
+    /// A number of neighbors is out of range.
+    #[error("the number of neighbors is {0}, it must be 1 to {MAX_NEIGHBORS}")]
+    Neighbors(usize),
+    /// The temperature is out of range.
+    #[error("the temperature is {0}, it must be finite and above 0")]
+    Temperature(f64),
+    /// A network makes features that are not finite.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+    /// Features are not finite.
+    #[error("row {row} of the {set} features, counted from 0, holds {value}")]
+    Values {
+        /// `training` or `query`.
+        set: &'static str,
+        /// The first such row.
+        row: usize,
+        /// The value.
+        value: f32,
+    },
 }
 
 impl KnnError {
+    /// Checks the settings of a vote.
+    pub(crate) fn check_settings(ks: &[usize], temperature: f64) -> Result<(), Self> {
+        if let Some(&k) = ks.iter().find(|k| !(1..=MAX_NEIGHBORS).contains(*k)) {
+            return Err(Self::Neighbors(k));
+        }
+        if !(temperature.is_finite() && temperature > 0.0) {
+            return Err(Self::Temperature(temperature));
+        }
+        Ok(())
+    }
+
     /// Checks that both sets, of `(rows, width)`, have rows of one width.
     pub(crate) fn check(train: (usize, usize), queries: (usize, usize)) -> Result<(), Self> {
         for (set, (rows, _)) in [("training", train), ("query", queries)] {
@@ -69,7 +104,8 @@ impl KnnError {
 /// are broken by row, for equal similarities, and by class index, for equal votes.
 ///
 /// # Errors
-/// [`KnnError`] if a set is empty or the dimensions differ.
+/// [`KnnError`] if a set is empty, the dimensions differ, a value is not finite, or a setting is out
+/// of range.
 pub fn classify(
     train: &LabeledFeatures,
     queries: &LabeledFeatures,
@@ -77,13 +113,20 @@ pub fn classify(
     temperature: f64,
 ) -> Result<Vec<Accuracy>, KnnError> {
     let size = |set: &LabeledFeatures| (set.labels.len(), set.width);
+    KnnError::check_settings(ks, temperature)?;
     KnnError::check(size(train), size(queries))?;
+    for (set, rows) in [("training", train), ("query", queries)] {
+        if let Some((row, value)) = first_not_finite(&rows.values, rows.width) {
+            return Err(KnnError::Values { set, row, value });
+        }
+    }
     let neighbors = nearest(train, queries, ks.iter().copied().max().unwrap_or(0));
     Ok(accuracies(&neighbors, &train.labels, &queries.labels, ks, temperature))
 }
 
 /// The `k` most similar training rows of each query, in descending order.
 pub fn nearest(train: &LabeledFeatures, queries: &LabeledFeatures, k: usize) -> Vec<Vec<Neighbor>> {
+    let k = k.min(train.labels.len());
     pool::run(|| {
         let mut search = Search::new(&queries.values, train.width, k);
         search.add(&train.values);
@@ -142,6 +185,48 @@ mod tests {
         assert_eq!(error, KnnError::Empty("training"));
         let wide = features(1, 5, 1, 4);
         assert!(matches!(classify(&wide, &one, &[1], 0.1), Err(KnnError::Width { .. })));
+    }
+
+    #[test]
+    fn what_gives_no_votes_is_refused() {
+        let set = features(6, 4, 3, 5);
+        for temperature in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0, -1.0] {
+            let error = classify(&set, &set, &[1], temperature).unwrap_err();
+            assert!(error.to_string().contains(&format!("is {temperature},")), "{error}");
+        }
+        for k in [0, MAX_NEIGHBORS + 1, usize::MAX] {
+            let error = classify(&set, &set, &[1, k], TEMPERATURE).unwrap_err();
+            assert_eq!(error, KnnError::Neighbors(k));
+            assert!(error.to_string().ends_with(&format!("is {k}, it must be 1 to 1000000")));
+        }
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut broken = set.clone();
+            (broken.values[9], broken.values[20]) = (value, value);
+            let of = |train, queries| classify(train, queries, &[1], TEMPERATURE).unwrap_err();
+            let error = of(&broken, &set).to_string();
+            assert!(error.starts_with("row 2 of the training features"), "{error}");
+            let error = of(&set, &broken).to_string();
+            assert!(error.starts_with("row 2 of the query") && error.ends_with(&value.to_string()));
+        }
+    }
+
+    /// Accuracy depends on angles alone.
+    #[test]
+    fn the_scale_of_features_changes_nothing() {
+        let scaled = |scale: f32, stream| {
+            let mut set = features(60, 6, 4, stream);
+            set.values.iter_mut().for_each(|value| *value *= scale);
+            set.normalize();
+            set
+        };
+        let of = |train, queries| {
+            classify(&scaled(train, 6), &scaled(queries, 7), &[1, 5, 20], TEMPERATURE).unwrap()
+        };
+        let expected = of(1.0, 1.0);
+        for scale in [1e20, 1e30, 1e-25, 1e-30] {
+            assert_eq!(of(scale, scale), expected, "{scale}");
+            assert_eq!(of(scale, 1.0), expected, "{scale}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use esvit_kernels::nearest::Search;
 use esvit_kernels::pool;
 
-use esvit_model::features::normalize;
+use esvit_model::features::{first_not_finite, normalize, zero_rows};
 
 use super::{Accuracy, KnnError, accuracies};
 use esvit_model::npy::{self, NpyError, NpyReader};
@@ -41,6 +41,20 @@ pub enum StoredError {
         /// Number of labels.
         count: usize,
     },
+    /// A row is not finite, or has no direction: says what it holds.
+    #[error(
+        "row {row} of `{features}`, counted from 0, {what}\n\
+         hint: look for what is wrong with the image or the network that it is of, or leave the \
+         row out"
+    )]
+    Row {
+        /// The file of features.
+        features: PathBuf,
+        /// The first such row.
+        row: usize,
+        /// `holds NaN`, `holds inf`, `is all zeros, ...`.
+        what: String,
+    },
     /// A label is negative or too large.
     #[error("`{labels}` holds the label {label}, which is not a class index")]
     Label {
@@ -71,6 +85,7 @@ pub fn stored_accuracy(
     temperature: f64,
     mut done: impl FnMut(usize),
 ) -> Result<StoredResults, StoredError> {
+    KnnError::check_settings(ks, temperature)?;
     let [train, train_labels, queries, query_labels] = STORED_FILES.map(|name| folder.join(name));
     let (mut train, train_labels) = open(&train, &train_labels)?;
     let (mut queries, query_labels) = open(&queries, &query_labels)?;
@@ -78,24 +93,53 @@ pub fn stored_accuracy(
     // A file without columns has no values either.
     let rows = |labels: &[u32]| if width == 0 { 0 } else { labels.len() };
     KnnError::check((rows(&train_labels), width), (rows(&query_labels), query_width))?;
-    let read = |file: &mut NpyReader<f32>, rows: usize| -> Result<Vec<f32>, NpyError> {
-        let mut values = file.rows(rows)?;
-        normalize(&mut values, width);
-        Ok(values)
-    };
-    let queries = read(&mut queries, query_labels.len())?;
-    let mut search = Search::new(&queries, width, ks.iter().copied().max().unwrap_or(0));
+    let [train_file, _, query_file, _] = STORED_FILES.map(|name| folder.join(name));
+    let queries = unit_rows(&mut queries, query_labels.len(), 0, &query_file)?;
+    let k = ks.iter().copied().max().unwrap_or(0).min(train_labels.len());
+    let mut search = Search::new(&queries, width, k);
+    let mut first = 0;
     loop {
-        let rows = read(&mut train, ROWS)?;
+        let rows = unit_rows(&mut train, ROWS, first, &train_file)?;
         if rows.is_empty() {
             break;
         }
+        first += rows.len() / width;
         pool::run(|| search.add(&rows));
         done(rows.len() / width);
     }
     let neighbors = search.finish();
     let accuracies = accuracies(&neighbors, &train_labels, &query_labels, ks, temperature);
     Ok(StoredResults { accuracies, images: (train_labels.len(), query_labels.len()) })
+}
+
+/// Reads the next `count` rows of a file, of which the first has index `first`, and normalizes them.
+fn unit_rows(
+    file: &mut NpyReader<f32>,
+    count: usize,
+    first: usize,
+    path: &Path,
+) -> Result<Vec<f32>, StoredError> {
+    let width = file.shape()[1];
+    let mut values = file.rows(count)?;
+    check_finite(&values, width, first, path)?;
+    if let Some(row) = zero_rows(&values, width).next() {
+        let what = "is all zeros, which is as similar to one row as to another".into();
+        return Err(StoredError::Row { features: path.into(), row: first + row, what });
+    }
+    normalize(&mut values, width);
+    Ok(values)
+}
+
+/// Checks rows of a file, of which the first has index `first`.
+pub(crate) fn check_finite(
+    values: &[f32],
+    width: usize,
+    first: usize,
+    path: &Path,
+) -> Result<(), StoredError> {
+    let Some((row, value)) = first_not_finite(values, width) else { return Ok(()) };
+    let what = format!("holds {value}");
+    Err(StoredError::Row { features: path.into(), row: first + row, what })
 }
 
 /// Accuracies of stored features.
@@ -162,6 +206,42 @@ mod tests {
         queries.normalize();
         assert_eq!(stored.accuracies, classify(&train, &queries, &[5, 20], TEMPERATURE).unwrap());
         assert_eq!((stored.images, seen), ((ROWS + 50, 30), ROWS + 50));
+    }
+
+    /// Also beyond the first rows that are read.
+    #[test]
+    fn rows_that_have_no_direction_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (train, queries) = (features(ROWS + 50, 1), features(30, 2));
+        let error = |temperature| {
+            stored_accuracy(folder.path(), &[5], temperature, |_| ()).unwrap_err().to_string()
+        };
+        let store_both = |train: &LabeledFeatures, queries: &LabeledFeatures| {
+            store(folder.path(), [STORED_FILES[0], STORED_FILES[1]], train);
+            store(folder.path(), [STORED_FILES[2], STORED_FILES[3]], queries);
+        };
+        for (value, what) in
+            [(f32::NAN, "holds NaN"), (f32::INFINITY, "holds inf"), (0.0, "is all zeros")]
+        {
+            let broken = |set: &LabeledFeatures, row: usize| {
+                let mut set = set.clone();
+                set.values[row * 6..][..6].fill(value);
+                set
+            };
+            store_both(&broken(&train, ROWS + 7), &queries);
+            let found = error(TEMPERATURE);
+            assert!(found.starts_with(&format!("row {} of ", ROWS + 7)), "{found}");
+            assert!(found.contains("train_features.npy") && found.contains(what), "{found}");
+            store_both(&train, &broken(&queries, 3));
+            let found = error(TEMPERATURE);
+            assert!(found.contains("query_features.npy") && found.contains(what), "{found}");
+        }
+        store_both(&train, &queries);
+        for temperature in [f64::NAN, f64::INFINITY, 0.0, -1.0] {
+            assert!(error(temperature).starts_with("the temperature is"), "{temperature}");
+        }
+        let found = stored_accuracy(folder.path(), &[100_000], TEMPERATURE, |_| ()).unwrap();
+        assert_eq!(found.accuracies[0].neighbors, ROWS + 50);
     }
 
     #[test]

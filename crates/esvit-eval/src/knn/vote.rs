@@ -6,7 +6,8 @@ use super::{Accuracy, Neighbor};
 use crate::probe::ClassAccuracy;
 
 /// Accuracy for each k in `ks`, from the neighbors of each query in descending order of similarity.
-/// Equal votes are ranked by class index.
+/// Classes are ranked by their votes, equal ones by class index. A class without votes has no rank:
+/// a query of it counts as wrong, also among the first five.
 pub fn accuracies(
     neighbors: &[Vec<Neighbor>],
     train_labels: &[u32],
@@ -14,27 +15,26 @@ pub fn accuracies(
     ks: &[usize],
     temperature: f64,
 ) -> Vec<Accuracy> {
-    let mut classes = train_labels.to_vec();
-    classes.sort_unstable();
-    classes.dedup();
     let accuracy = |&k: &usize| {
         let rank = |(found, &label): (&Vec<Neighbor>, &u32)| {
             let votes = votes(&found[..k.min(found.len())], train_labels, temperature);
-            rank(&votes, &classes, label)
+            rank(&votes, label).unwrap_or(usize::MAX)
         };
         let ranks: Vec<usize> = neighbors.par_iter().zip(query_labels).map(rank).collect();
         let ClassAccuracy { top1, top5, .. } = ClassAccuracy::of_ranks(&ranks);
-        Accuracy { k, top1, top5 }
+        Accuracy { k, neighbors: k.min(train_labels.len()), top1, top5 }
     };
     ks.iter().map(accuracy).collect()
 }
 
-/// Sums of votes `(class, sum)`, for classes with any.
+/// Sums of votes `(class, sum)`, for classes with any. All are divided by the vote of the nearest
+/// neighbor, which keeps them finite at any temperature.
 fn votes(neighbors: &[Neighbor], labels: &[u32], temperature: f64) -> Vec<(u32, f64)> {
     let mut votes: Vec<(u32, f64)> = Vec::new();
+    let nearest = neighbors.first().map_or(0.0, |nearest| f64::from(nearest.similarity));
     for neighbor in neighbors {
         let class = labels[neighbor.row];
-        let vote = (f64::from(neighbor.similarity) / temperature).exp();
+        let vote = ((f64::from(neighbor.similarity) - nearest) / temperature).exp();
         match votes.iter_mut().find(|(known, _)| *known == class) {
             Some((_, sum)) => *sum += vote,
             None => votes.push((class, vote)),
@@ -43,19 +43,11 @@ fn votes(neighbors: &[Neighbor], labels: &[u32], temperature: f64) -> Vec<(u32, 
     votes
 }
 
-/// Rank of `label` among the sorted `classes`, from 0.
-fn rank(votes: &[(u32, f64)], classes: &[u32], label: u32) -> usize {
-    match votes.iter().find(|(class, _)| *class == label) {
-        Some(&(_, own)) => {
-            votes.iter().filter(|&&(class, sum)| sum > own || (sum == own && class < label)).count()
-        }
-        None => {
-            // A class without votes is tied with all others without votes.
-            let before = classes.partition_point(|&class| class < label);
-            let voted = votes.iter().filter(|(class, _)| *class < label).count();
-            votes.len() + before - voted
-        }
-    }
+/// Rank of `label`, from 0, among the classes with votes; `None` if it has none.
+fn rank(votes: &[(u32, f64)], label: u32) -> Option<usize> {
+    let &(_, own) = votes.iter().find(|(class, _)| *class == label)?;
+    let before = |&&(class, sum): &&(u32, f64)| sum > own || (sum == own && class < label);
+    Some(votes.iter().filter(before).count())
 }
 
 #[cfg(test)]
@@ -66,19 +58,52 @@ mod tests {
     fn ranks_of_classes_with_and_without_votes() {
         let neighbor = |row| Neighbor { row, similarity: 1.0 };
         let labels = [4, 2, 2, 9, 7];
-        let classes = [2, 4, 7, 9];
         let votes = votes(&[0, 1, 2].map(neighbor), &labels, 1.0);
-        // 2 has two votes, 4 has one; of 7 and 9 the lower one comes first.
-        assert_eq!([2, 4, 7, 9].map(|label| rank(&votes, &classes, label)), [0, 1, 2, 3]);
-        // A class that no training image has comes after those of lower number.
-        assert_eq!((rank(&votes, &classes, 3), rank(&votes, &classes, 10)), (2, 4));
+        // 2 has two votes, 4 has one; 7 and 9 have none, 3 and 10 are of no training image.
+        assert_eq!([2, 4].map(|label| rank(&votes, label)), [Some(0), Some(1)]);
+        assert_eq!([7, 9, 3, 10].map(|label| rank(&votes, label)), [None; 4]);
+    }
+
+    /// Two classes at hand and five places: neither a class of the gallery that no neighbor has nor
+    /// one of no training image is among the first five.
+    #[test]
+    fn a_class_without_a_vote_is_never_right() {
+        let neighbors = [0, 1].map(|row| Neighbor { row, similarity: 0.9 - 0.1 * row as f32 });
+        let found = |label, k| {
+            let of = accuracies(&[neighbors.to_vec()], &[3, 4, 5], &[label], &[k], 0.07);
+            [of[0].top1, of[0].top5]
+        };
+        assert_eq!([found(3, 2), found(4, 2)], [[100.0, 100.0], [0.0, 100.0]]);
+        assert_eq!([5, 0, 1000].map(|label| found(label, 2)), [[0.0, 0.0]; 3]);
+        // Of one vote there is one class.
+        assert_eq!([found(3, 1), found(4, 1)], [[100.0, 100.0], [0.0, 0.0]]);
+    }
+
+    #[test]
+    fn more_neighbors_than_there_are_is_all_of_them() {
+        let neighbors = [0, 1].map(|row| Neighbor { row, similarity: 0.9 });
+        let found = accuracies(&[neighbors.to_vec()], &[3, 4], &[3], &[1, 2, usize::MAX], 0.07);
+        let used: Vec<_> = found.iter().map(|of| (of.k, of.neighbors)).collect();
+        assert_eq!(used, [(1, 1), (2, 2), (usize::MAX, 2)]);
+    }
+
+    /// exp(0.9 / 1e-3) is beyond f64; as an infinite vote it would be tied with any other.
+    #[test]
+    fn votes_stay_finite_at_a_low_temperature() {
+        let neighbors = [(0, 0.9), (1, 0.85)].map(|(row, similarity)| Neighbor { row, similarity });
+        for temperature in [1e-3, 1e-100, f64::MIN_POSITIVE] {
+            let top1 = |label| {
+                accuracies(&[neighbors.to_vec()], &[7, 3], &[label], &[2], temperature)[0].top1
+            };
+            assert_eq!((top1(7), top1(3)), (100.0, 0.0), "{temperature}");
+        }
     }
 
     #[test]
     fn equal_votes_count_in_the_order_of_the_classes() {
         let neighbor = |row| Neighbor { row, similarity: 0.5 };
         let votes = votes(&[0, 1].map(neighbor), &[7, 3], 1.0);
-        assert_eq!([3, 7].map(|label| rank(&votes, &[3, 7], label)), [0, 1]);
+        assert_eq!([3, 7].map(|label| rank(&votes, label)), [Some(0), Some(1)]);
     }
 
     /// One neighbor that is nearer by 0.1 outweighs exp(0.1 / 0.07) = 4.17 others, of those asked.

@@ -14,7 +14,7 @@ use crate::knn::{Neighbor, nearest};
 use crate::labeled::LabeledSet;
 use crate::thumbnail::{class_name, load_thumbnail};
 use esvit_model::PretrainedBackbone;
-use esvit_model::features::{Features, LabeledFeatures, SkippedImage};
+use esvit_model::features::{Features, LabeledFeatures, NotFinite, SkippedImage};
 
 pub use sheet::sheet;
 
@@ -95,8 +95,8 @@ pub enum NeighborsError {
         reasons: String,
     },
     /// Features are not finite.
-    #[error("the features hold values that are not finite, so the network is broken")]
-    NotFinite,
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
 }
 
 /// Finds the neighbors in `gallery` of queries from `queries`, or from the gallery itself. An image
@@ -119,18 +119,18 @@ pub fn find(
     options: QueryOptions,
     mut done: impl FnMut(usize),
 ) -> Result<Neighbors, NeighborsError> {
-    let mut unit_features = |set: &LabeledSet| {
-        let mut features = set.view_features(backbone, &mut done);
+    let mut unit_features = |set: &LabeledSet| -> Result<Features, NotFinite> {
+        let mut features = set.view_features(backbone, &mut done)?;
         features.rows.normalize();
-        features
+        Ok(features)
     };
-    let mut base = unit_features(gallery);
+    let mut base = unit_features(gallery)?;
     let (source, mut query) = match queries {
         Some(queries) => {
             let mut some = queries.clone();
             let places = select(queries.images.len(), options);
             some.images = places.iter().map(|&place| queries.images[place]).collect();
-            (&queries.source, unit_features(&some))
+            (&queries.source, unit_features(&some)?)
         }
         None => (&gallery.source, select_features(&base, options)),
     };
@@ -139,9 +139,6 @@ pub fn find(
     }
     if base.images.len() < if queries.is_some() { 1 } else { 2 } {
         return Err(NeighborsError::TooFew { images: base.images.len(), reasons: reasons(&base) });
-    }
-    if base.rows.values.iter().chain(&query.rows.values).any(|value| !value.is_finite()) {
-        return Err(NeighborsError::NotFinite);
     }
 
     // If every image has its own class, as with unlabeled names, classes say nothing.

@@ -108,23 +108,26 @@ impl ProbeTask {
 
     /// Features of the last `n` blocks of a backbone, without augmentation. `done` is called with
     /// the number of images processed in each batch.
+    ///
+    /// # Errors
+    /// [`ProbeError`] if a value is not finite.
     pub fn splits(
         &self,
         backbone: &PretrainedBackbone,
         n: usize,
         mut done: impl FnMut(usize),
-    ) -> SplitFeatures {
+    ) -> Result<SplitFeatures> {
         let mut extract = |set: &LabeledSet| {
             set.features(&backbone.preprocess, last_blocks_forward(backbone, n), &mut done)
         };
-        let [mut train, mut queries] = [&self.task.train, &self.task.queries].map(&mut extract);
+        let (mut train, mut queries) = (extract(&self.task.train)?, extract(&self.task.queries)?);
         let left_out = train.left_out.drain(..).chain(queries.left_out.drain(..)).collect();
-        SplitFeatures {
+        Ok(SplitFeatures {
             train_images: train.images.clone(),
             train: self.examples(train, 0),
             queries: self.examples(queries, 1),
             left_out,
-        }
+        })
     }
 
     fn examples(&self, features: Features, side: usize) -> Examples {
@@ -158,7 +161,7 @@ impl ProbeTask {
             let (source, forward) = (&*self.task.train.source, last_blocks_forward(backbone, n));
             let conversion = preprocess.conversion();
             let features =
-                features::extract_with(source, &shown, conversion, prepare, forward, |_| ());
+                features::extract_with(source, &shown, conversion, prepare, forward, |_| ())?;
             match features.left_out.into_iter().next() {
                 Some(SkippedImage { name, reason, .. }) => Err(ProbeError::Image { name, reason }),
                 None => Ok(features.rows.values),
@@ -202,8 +205,9 @@ mod tests {
         let images = (0..6).map(|i| (i % 2, noise(24, 20, i.into()))).collect();
         let set = Images::labeled(images).set();
         let classes = vec!["a".into(), "b".into()];
-        let task =
-            LabeledTask { train: set.clone(), queries: set, classes, description: String::new() };
+        let (description, remarks) = Default::default();
+        let train = set.clone();
+        let task = LabeledTask { train, queries: set, classes, description, remarks };
         let task = ProbeTask::from(task);
         let images = [5, 4, 3, 2, 1, 0];
         let features = |seed, epoch, rows: &[usize]| {
@@ -216,7 +220,7 @@ mod tests {
         assert_ne!(features(3, 1, &[2]), one);
         assert_ne!(features(4, 0, &[2]), one);
         assert_ne!(features(3, 0, &[1]), one);
-        let splits = task.splits(&backbone, 1, |_| ());
+        let splits = task.splits(&backbone, 1, |_| ()).unwrap();
         assert_eq!((splits.train.width, splits.train_images), (16, vec![0, 1, 2, 3, 4, 5]));
         assert_eq!(splits.train.targets.outputs(), 2);
     }

@@ -7,6 +7,10 @@ use super::{
     Augmented, Best, ClassAccuracy, Examples, Metrics, Probe, ProbeError, Result, Targets,
 };
 
+/// Most training images per class, and most draws.
+const MAX_SHOTS: usize = 1_000_000;
+const MAX_DRAWS: usize = 1000;
+
 /// RNG purpose of the draws.
 const DRAW_PURPOSE: u64 = 0x11E5807;
 /// Maximum validation images per class, as in CoOp (Zhou et al. 2022).
@@ -73,8 +77,14 @@ pub fn few_shot(
     augmented: Option<&Augmented<'_>>,
     options: &FewShot,
 ) -> Result<FewShotResult> {
-    if options.shots == 0 || options.draws == 0 {
-        return Err(ProbeError::setting("the number of shots or draws", 0, "at least 1"));
+    for (name, value, most) in [
+        ("the number of shots", options.shots, MAX_SHOTS),
+        ("the number of draws", options.draws, MAX_DRAWS),
+    ] {
+        if !(1..=most).contains(&value) {
+            let need = format!("at least 1 and at most {most}");
+            return Err(ProbeError::setting(name, value, need));
+        }
     }
     let Targets::Classes { of, count } = &train.targets else {
         let (name, need) = ("the number of shots", "left out for multi-label tasks");

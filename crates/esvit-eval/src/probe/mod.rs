@@ -39,6 +39,10 @@ use serde::Serialize;
 use self::sweep::Sweep;
 use crate::knn::KnnError;
 use crate::labeled::{HELD_OUT, held_out};
+use esvit_model::features::NotFinite;
+
+/// Largest learning rate and L2 penalty, far above any that is of use.
+const MAX_STRENGTH: f64 = 1e6;
 
 /// What a probe gives, or why there is none.
 type Result<T, E = ProbeError> = std::result::Result<T, E>;
@@ -97,8 +101,11 @@ pub struct Best {
 }
 
 /// A probe cannot be fitted or evaluated.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ProbeError {
+    /// A network makes features that are not finite.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
     /// A set is empty, or the dimensions differ.
     #[error(transparent)]
     Features(#[from] KnnError),
@@ -287,8 +294,10 @@ impl Probe {
 }
 
 fn check_positive(name: &'static str, values: &[f64]) -> Result<()> {
-    match values.iter().find(|value| !(value.is_finite() && **value > 0.0)) {
-        Some(value) => Err(ProbeError::setting(name, value, "above 0")),
+    match values.iter().find(|&&value| !(value > 0.0 && value <= MAX_STRENGTH)) {
+        Some(value) => {
+            Err(ProbeError::setting(name, value, format!("above 0 and at most {MAX_STRENGTH}")))
+        }
         None => Ok(()),
     }
 }

@@ -43,11 +43,15 @@ impl Default for Sgd {
     }
 }
 
+/// Most epochs and images of a batch.
+const MAX_COUNT: usize = 1_000_000;
+
 impl Sgd {
     pub(super) fn check(&self) -> Result<()> {
         for (name, value) in [("the number of epochs", self.epochs), ("the batch", self.batch)] {
-            if value == 0 {
-                return Err(ProbeError::setting(name, value, "at least 1"));
+            if !(1..=MAX_COUNT).contains(&value) {
+                let need = format!("at least 1 and at most {MAX_COUNT}");
+                return Err(ProbeError::setting(name, value, need));
             }
         }
         Ok(())

@@ -26,13 +26,19 @@ pub(super) fn figure(run: &Run) -> Figure {
         let name = printable(&image.name);
         format!("\nleft out: `{name}`: {}", image.reason)
     });
-    let text = format!(
-        "Training crops of some images in the first epoch: the two global crops, which go to \
-         student and teacher, and beside them the local ones.{}",
-        left_out.collect::<String>()
-    );
+    let text = caption(run) + &left_out.collect::<String>();
     let drawing = drawing(&crops.rows)?;
     Ok((text, drawing))
+}
+
+/// What the crops are for, as far as the objective says.
+fn caption(run: &Run) -> String {
+    let teacher = if run.has_teacher() { ", which go to student and teacher" } else { "" };
+    let local = run.config.as_ref().is_none_or(|config| !config.views.local_sizes.is_empty());
+    let beside = if local { ", and beside them the local ones" } else { "" };
+    format!(
+        "Training crops of some images in the first epoch: the two global crops{teacher}{beside}."
+    )
 }
 
 /// The crops of one image: total size, and their top-left corners.
@@ -96,6 +102,19 @@ mod tests {
     fn squares(sides: &[u32]) -> Vec<Image> {
         let square = |&side: &u32| Image::new(side, side, vec![0; (3 * side * side) as usize]);
         sides.iter().map(|side| square(side).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_caption_knows_of_a_teacher_where_there_is_one() {
+        let mut run = crate::report::run::example();
+        assert!(
+            caption(&run)
+                .ends_with("which go to student and teacher, and beside them the local ones.")
+        );
+        let config = run.config.as_mut().unwrap();
+        config.objective = esvit_train::objective::ObjectiveConfig::named("supervised").unwrap();
+        config.views.local_sizes.clear();
+        assert!(caption(&run).ends_with(": the two global crops."), "{}", caption(&run));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::tables;
 use crate::record::EvalRecord;
 use esvit_draw::escape;
 use esvit_draw::html::table;
@@ -53,42 +54,9 @@ fn result(record: &EvalRecord) -> String {
         vec![format!("<code>{}</code>", escape(&record.checkpoint)), escape(&record.network)];
     about.extend(record.epochs.map(|epochs| format!("epoch {}", grouped(epochs as i64))));
     about.extend(record.steps.map(|steps| format!("step {}", grouped(steps as i64))));
-    let results = knn(record).unwrap_or_else(|| generic(&record.results));
+    about.extend(tables::settings_in_words(record));
+    let results = tables::results(record).unwrap_or_else(|| generic(&record.results));
     format!("<p class=\"about\">{}</p>\n{results}", about.join(", "))
-}
-
-/// Accuracies of a k-NN evaluation: one row per kind of features, two columns per k. `None` if the
-/// results have another form.
-fn knn(record: &EvalRecord) -> Option<String> {
-    if record.evaluation != "knn" {
-        return None;
-    }
-    let results = &record.results;
-    let rows = results.get("results")?.as_array()?;
-    let accuracies = |row: &Value| row.get("accuracies")?.as_array().cloned();
-    let mut head = vec!["Features".to_string()];
-    for entry in accuracies(rows.first()?)? {
-        let k = entry.get("k")?.as_u64()?;
-        head.extend([format!("k={k}<br>top-1"), format!("k={k}<br>top-5")]);
-    }
-    let row = |row: &Value| -> Option<Vec<String>> {
-        let mut cells = vec![escape(row.get("features")?.as_str()?)];
-        for entry in accuracies(row)? {
-            for key in ["top1", "top5"] {
-                cells.push(format!("{:.1}", entry.get(key)?.as_f64()?));
-            }
-        }
-        (cells.len() == head.len()).then_some(cells)
-    };
-    let rows: Vec<Vec<String>> = rows.iter().map(row).collect::<Option<_>>()?;
-    let count = |key: &str| results.get(key).and_then(Value::as_i64).map(grouped);
-    let mut html = table(&head, &rows, 1);
-    if let (Some(queries), Some(train)) = (count("query_images"), count("train_images")) {
-        html += &format!(
-            "<p class=\"note\">Percent of {queries} images, classified by {train} others.</p>\n"
-        );
-    }
-    Some(html)
 }
 
 /// Any JSON: scalars of an object as a two-column table, lists of objects as tables.

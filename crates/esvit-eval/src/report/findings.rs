@@ -45,18 +45,22 @@ fn collapse(run: &Run) -> Option<String> {
     let mut watch = CollapseDetector::default();
     let warned = looks.iter().any(|look| watch.look(*look).is_some());
     warned.then(|| {
-        "the teacher's outputs were collapsed for some time; it has recovered since".into()
+        let whose = if run.has_teacher() { "the teacher's" } else { "the network's" };
+        format!("{whose} outputs were collapsed for some time; it has recovered since")
     })
 }
 
 fn no_better(run: &Run) -> Option<String> {
     let (best, untrained) = (run.metrics.best_knn()?.knn_top1, run.untrained_top1()?);
+    let labels = run.config.as_ref().is_some_and(|c| c.objective.settings().needs_labels());
     (best <= untrained).then(|| {
+        // What is learned from: labels, or what the crops of an image have in common.
+        let check =
+            if labels { "still show what their labels say" } else { "of one image overlap" };
         format!(
             "k-NN top-1 is {best:.1} %, no better than the {untrained:.1} % of the same network \
              untrained\n\
-             hint: train for longer, and check with `esvit data preview` that crops of one image \
-             overlap"
+             hint: train for longer, and check with `esvit data preview` that crops {check}"
         )
     })
 }
@@ -110,6 +114,17 @@ mod tests {
                 first_finding(&run)
             );
         }
+    }
+
+    #[test]
+    fn the_next_step_is_that_of_the_objective() {
+        let mut run = example();
+        run.epochs = 4;
+        run.evaluations = vec![evaluated(2, 31.0, 30.0)];
+        assert!(first_finding(&run).contains("crops of one image overlap"));
+        run.config.as_mut().unwrap().objective =
+            esvit_train::objective::ObjectiveConfig::named("supervised").unwrap();
+        assert!(first_finding(&run).contains("still show what their labels say"));
     }
 
     #[test]

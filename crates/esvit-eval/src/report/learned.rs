@@ -31,8 +31,8 @@ pub(super) fn neighbors(run: &Run) -> Figure {
     let found = neighbors::find(&backbone, &gallery, None, NEIGHBORS, |_| ())?;
     let about = format!("cosine similarity of view features, among {} images", found.images);
     let drawing = neighbors::sheet(&found, &about)?;
-    let mut text =
-        String::from("Training images and their nearest neighbors in the teacher's feature space.");
+    let whose = if run.has_teacher() { "the teacher's" } else { "the network's" };
+    let mut text = format!("Training images and their nearest neighbors in {whose} feature space.");
     if all > GALLERY {
         text.push_str(&format!(" {GALLERY} of the {all} images were searched."));
     }
@@ -46,10 +46,12 @@ pub(super) fn matches(run: &Run) -> Figure {
         sample_images(&*source, 1, &backbone.preprocess.conversion()).swap_remove(0)?;
     let settings = MatchSettings::usual(&backbone);
     let found = matching::two_views(&backbone, &image, 0, &settings)?;
-    let text = "The most similar pairs of regions of two views of an image, the task that L_R \
-                trains. A ring marks the region most similar to its own view feature, a triangle \
-                the one most similar to the other view's.";
-    Ok((text.into(), matching::draw(&found)?))
+    let task = if run.matches_regions() { ", the task that L_R trains" } else { "" };
+    let text = format!(
+        "The most similar pairs of regions of two views of an image{task}. A ring marks the region \
+         most similar to its own view feature, a triangle the one most similar to the other view's."
+    );
+    Ok((text, matching::draw(&found)?))
 }
 
 /// Attention of all heads of the last block, for the center of an image.

@@ -11,6 +11,7 @@ mod learned;
 mod metrics;
 mod overview;
 mod run;
+mod tables;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::Device;
 
+use crate::record::read_regular;
 use esvit_draw::{escape, html, number};
 use run::Run;
 
@@ -68,7 +70,7 @@ pub fn write(
     device: Device,
 ) -> Result<WrittenReport, ReportError> {
     let path = out.map_or_else(|| folder.join(FILE), Path::to_path_buf);
-    if path.exists() && !is_report(&path) {
+    if path.exists() && !esvit_files::is_device(&path) && !is_report(&path) {
         return Err(ReportError::Foreign(path));
     }
     let run = Run::read(folder, device)?;
@@ -83,7 +85,7 @@ const KIND: &str = "<p class=\"kind\">EsViT run</p>";
 
 /// Whether a file is a page that was written here.
 fn is_report(path: &Path) -> bool {
-    std::fs::read_to_string(path).is_ok_and(|text| text.contains(KIND))
+    read_regular(path).is_ok_and(|text| String::from_utf8_lossy(&text).contains(KIND))
 }
 
 /// A section of the page: its HTML id, its heading and its body.

@@ -10,12 +10,15 @@ use esvit_nn::Device;
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config_text::Origin;
+use esvit_train::objective::esvit::EsvitConfig;
+use esvit_train::objective::{ObjectiveConfig, StepInfo, Teacher};
 use serde_json::Value;
 
 use super::ReportError;
 use super::metrics::Metrics;
+use super::tables;
 use crate::preview;
-use crate::record::{self, EvalRecord};
+use crate::record::{self, EvalRecord, read_regular};
 
 /// The contents of a run folder.
 pub(super) struct Run {
@@ -29,7 +32,7 @@ pub(super) struct Run {
     pub(super) metrics: Metrics,
     /// Whole epochs done.
     pub(super) epochs: u64,
-    /// Latest results of each evaluation.
+    /// Latest results of each evaluation with the same settings.
     pub(super) evaluations: Vec<EvalRecord>,
     /// The best first, then by file name.
     pub(super) checkpoints: Vec<CheckpointFile>,
@@ -105,6 +108,20 @@ impl Run {
         Some(self.path.join("checkpoints").join(&file.name))
     }
 
+    /// Whether a teacher is made from the student while it learns. True if the settings cannot be
+    /// read.
+    pub(super) fn has_teacher(&self) -> bool {
+        let Some(config) = &self.config else { return true };
+        let (_, objective) = config.network(&Device::Cpu, 0);
+        !matches!(objective.teacher(&StepInfo::FIRST), Teacher::None | Teacher::Shared)
+    }
+
+    /// Whether regions are matched while it learns.
+    pub(super) fn matches_regions(&self) -> bool {
+        let objective = self.config.as_ref().map(|config| &config.objective);
+        matches!(objective, Some(ObjectiveConfig::Esvit(EsvitConfig { region: true, .. })))
+    }
+
     /// Whether all steps are done; `None` if the settings cannot be read.
     pub(super) fn is_finished(&self) -> Option<bool> {
         let train = &self.config.as_ref()?.train;
@@ -139,7 +156,11 @@ impl Run {
             })
         };
         let k = self.metrics.knn.last()?.knn_k;
-        let checks = self.evaluations.iter().filter(|record| record.evaluation == "knn");
+        let temperature = self.config.as_ref().map(|config| config.knn.temperature);
+        let checks = self.evaluations.iter().filter(|record| {
+            let own = record.results.get("temperature").and_then(Value::as_f64);
+            record.evaluation == "knn" && (own.is_none() || own == temperature)
+        });
         let mut repeated = checks.filter(|record| {
             top1(record, "trained", k).is_some_and(|trained| same(record, trained, k))
         });
@@ -156,7 +177,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// The text of a file; invalid UTF-8 is replaced.
     fn text(&mut self, name: &str) -> Option<String> {
-        let bytes = match std::fs::read(self.folder.join(name)) {
+        let bytes = match read_regular(&self.folder.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.problems.push(format!("`{name}` is missing"));
                 return None;
@@ -188,7 +209,11 @@ impl Reader<'_> {
         let names = names.filter(|name| name.ends_with(".safetensors") && !name.starts_with('.'));
         let file = |name: String| {
             let path = self.folder.join("checkpoints").join(&name);
-            let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            let about = std::fs::metadata(&path);
+            let bytes = about.as_ref().map_or(0, |about| about.len());
+            if about.is_ok_and(|about| !about.is_file()) {
+                return CheckpointFile { name, bytes, state: Err("not a regular file".into()) };
+            }
             let state = Checkpoint::open(&path)
                 .and_then(|file| file.run().map(|run| [run.step, run.epoch]))
                 .map_err(|error| error.to_string());
@@ -213,14 +238,17 @@ fn epochs_done(log: &str) -> u64 {
     log.lines().filter_map(epoch).max().map_or(0, |last| last + 1)
 }
 
-/// The latest record of each evaluation, task, checkpoint and network, in order of first
+/// The latest record of each evaluation, task, checkpoint, network and settings, in order of first
 /// occurrence.
 fn latest(records: Vec<EvalRecord>) -> Vec<EvalRecord> {
     let mut kept: Vec<EvalRecord> = Vec::new();
     for record in records {
         let EvalRecord { evaluation, task, checkpoint, network, .. } = &record;
-        let key = [evaluation, task, checkpoint, network];
-        let same = |r: &&mut EvalRecord| [&r.evaluation, &r.task, &r.checkpoint, &r.network] == key;
+        let (key, settings) = ([evaluation, task, checkpoint, network], tables::settings(&record));
+        let same = |r: &&mut EvalRecord| {
+            [&r.evaluation, &r.task, &r.checkpoint, &r.network] == key
+                && tables::settings(r) == settings
+        };
         match kept.iter_mut().find(same) {
             Some(other) => *other = record,
             None => kept.push(record),
@@ -233,7 +261,6 @@ fn latest(records: Vec<EvalRecord>) -> Vec<EvalRecord> {
 /// every figure another number.
 #[cfg(test)]
 pub(super) fn example() -> Run {
-    use esvit_train::objective::ObjectiveConfig;
     use esvit_train::run::{KnnMetrics, StepMetrics};
 
     let figures = |step: u64, loss: f64| StepMetrics {
@@ -343,6 +370,48 @@ mod tests {
         assert_eq!(results, [&Value::from(4), &Value::from(2), &Value::from(3)]);
     }
 
+    /// Another temperature is another evaluation; of the same one the newest counts.
+    #[test]
+    fn results_with_other_settings_stay() {
+        let knn = |temperature: f64, top1: u32| {
+            record("knn", "a", serde_json::json!({"temperature": temperature, "top1": top1}))
+        };
+        let kept = latest(vec![knn(0.07, 1), knn(0.5, 2), knn(0.07, 3)]);
+        let top1: Vec<&Value> = kept.iter().map(|record| &record.results["top1"]).collect();
+        assert_eq!(top1, [3, 2]);
+    }
+
+    /// A pipe has no writer here: to read it would wait for ever.
+    #[cfg(unix)]
+    #[test]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir_all(path("eval")).unwrap();
+        std::fs::create_dir(path("checkpoints")).unwrap();
+        std::fs::write(path("config.toml"), Config::default().to_toml()).unwrap();
+        for name in ["metrics.jsonl", "eval/results.jsonl", "checkpoints/best.safetensors"] {
+            let made = std::process::Command::new("mkfifo").arg(path(name)).status().unwrap();
+            assert!(made.success());
+        }
+        std::os::unix::fs::symlink("/dev/zero", path("log.txt")).unwrap();
+        let run = Run::read(folder.path(), Device::Cpu).unwrap();
+        let problems = run.problems.join("\n");
+        for name in ["metrics.jsonl", "log.txt", "results.jsonl"] {
+            assert!(problems.contains(name), "{problems}");
+        }
+        assert_eq!(problems.matches("it is not a regular file").count(), 3, "{problems}");
+        assert!(run.checkpoints[0].state.is_err());
+    }
+
+    #[test]
+    fn the_objective_says_whether_there_is_a_teacher() {
+        let mut run = example();
+        assert!(run.has_teacher() && run.matches_regions());
+        run.config.as_mut().unwrap().objective = ObjectiveConfig::named("supervised").unwrap();
+        assert!(!run.has_teacher() && !run.matches_regions());
+    }
+
     #[test]
     fn epochs_are_counted_by_the_last_whole_line() {
         assert_eq!(epochs_done("{\"epoch\":0}\n{\"epoch\":1}\n{\"epo"), 2);
@@ -404,6 +473,11 @@ mod tests {
         other.evaluation = "linear".into();
         assert_eq!(untrained(vec![other]), None);
         assert_eq!(untrained(vec![evaluated(2, 9.0, 29.0), evaluated(2, 14.5, 30.0)]), Some(14.5));
+        // At another temperature the same accuracy is a coincidence.
+        let mut warm = evaluated(2, 9.0, 30.0);
+        warm.results["temperature"] = 0.5.into();
+        assert_eq!(untrained(vec![warm.clone()]), None);
+        assert_eq!(untrained(vec![warm, evaluated(2, 14.5, 30.0)]), Some(14.5));
     }
 
     #[test]

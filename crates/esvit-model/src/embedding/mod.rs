@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::npy::NpyError;
 
-pub use csv::quote;
+pub use csv::{Record, quote, records};
 pub use read::{Embeddings, is_feature_file, read};
 pub use writer::{EmbeddingWriter, Progress};
 

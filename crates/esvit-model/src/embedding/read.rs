@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::layout::{TENSOR, unescape};
 use super::{EmbeddingError, Format, csv};
+use crate::features::first_not_finite;
 use crate::npy::{self, NpyReader};
 use esvit_files::FileError;
 use esvit_weights::WeightsFile;
@@ -26,9 +27,20 @@ pub struct Embeddings {
 /// Reads a file written by [`EmbeddingWriter`](super::EmbeddingWriter), and its names.
 ///
 /// # Errors
-/// [`EmbeddingError`] if it cannot be read, is damaged, or has a different number of names and
-/// rows.
+/// [`EmbeddingError`] if it cannot be read, is damaged, has a different number of names and rows,
+/// or values that are not finite.
 pub fn read(path: &Path) -> Result<Embeddings, EmbeddingError> {
+    let found = read_unchecked(path)?;
+    match first_not_finite(&found.values, found.width) {
+        Some((row, value)) => Err(EmbeddingError::Damaged {
+            path: path.into(),
+            reason: format!("row {row}, counted from 0, holds {value}"),
+        }),
+        None => Ok(found),
+    }
+}
+
+fn read_unchecked(path: &Path) -> Result<Embeddings, EmbeddingError> {
     let damaged = |reason: String| EmbeddingError::Damaged { path: path.into(), reason };
     let format = Format::of(path)?;
     let (shape, values) = match format {
@@ -63,7 +75,9 @@ pub fn read(path: &Path) -> Result<Embeddings, EmbeddingError> {
 
 fn read_csv(path: &Path) -> Result<Embeddings, EmbeddingError> {
     let damaged = |reason: String| EmbeddingError::Damaged { path: path.into(), reason };
-    let mut records = csv::records(&read_text(path)?).into_iter();
+    let records = csv::records(&read_text(path)?)
+        .map_err(|line| damaged(format!("a quote on line {line} is not closed")))?;
+    let mut records = records.into_iter().map(|record| record.fields);
     let width = records.next().map_or(0, |head| head.len().saturating_sub(2));
     let (mut names, mut labels, mut values) = (Vec::new(), Vec::new(), Vec::new());
     for (record, line) in records.zip(2..) {
@@ -80,8 +94,8 @@ fn read_csv(path: &Path) -> Result<Embeddings, EmbeddingError> {
                     .map_err(|_| damaged(format!("record {line}: `{value}` is no number")))?,
             );
         }
-        names.push(name.clone());
-        labels.push(label.clone());
+        names.push(csv::unguard(name).to_owned());
+        labels.push(csv::unguard(label).to_owned());
     }
     Ok(Embeddings { names, labels, values, width })
 }
@@ -135,6 +149,19 @@ mod tests {
         for (names, are_right) in [("a\n", false), ("a\nb\n", true), ("a\nb\nc\n", false)] {
             std::fs::write(folder.path().join("f.txt"), names).unwrap();
             assert_eq!(read(&path).is_ok(), are_right, "{names}");
+        }
+    }
+
+    #[test]
+    fn features_that_are_not_finite_are_refused_with_their_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.csv");
+        for value in ["NaN", "inf", "-inf"] {
+            let text = format!("name,label,f0,f1\na,,1,2\nb,,3,{value}\n");
+            std::fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            let expected = format!("row 1, counted from 0, holds {value}");
+            assert!(error.contains("f.csv") && error.contains(&expected), "{error}");
         }
     }
 

@@ -56,7 +56,8 @@ impl Embed {
             |_, image| preprocess.apply(image),
             view_forward(&**network, params, preprocess),
         );
-        for mut batch in batches {
+        for batch in batches {
+            let mut batch = batch?;
             output.warn_skipped(&batch.left_out);
             if self.normalize {
                 let width = batch.width();

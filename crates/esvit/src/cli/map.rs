@@ -57,7 +57,8 @@ impl Map {
             output.note(format!("{} of the {all} images are shown", set.images.len()));
         }
         let backbone = self.backbone.open(output)?;
-        let features = output.with_bar(set.images.len(), |done| set.view_features(&backbone, done));
+        let features =
+            output.with_bar(set.images.len(), |done| set.view_features(&backbone, done))?;
         output.warn_skipped(&features.left_out);
         let count = features.images.len();
         if count == 0 {

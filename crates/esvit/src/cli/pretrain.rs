@@ -209,7 +209,8 @@ fn train(
     }
     // What a run of an earlier version was shown had the whole range.
     let mut config = config.clone();
-    if start == Start::Resume && out.join("config.toml").is_file() {
+    let is_resumed = start == Start::Resume && out.join("config.toml").is_file();
+    if is_resumed || matches!(start, Start::ContinueFrom(_)) {
         config.data.range = RangeSetting::Levels(config.data.range.levels());
     }
     preview::choose_range(&mut config, &*source).iter().for_each(|line| output.note(line));

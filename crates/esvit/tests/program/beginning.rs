@@ -17,7 +17,7 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
     );
     let ended = place.well(&line).says(&[
         "run folder `runs/first`",
-        "101 images, 3 epochs of 25 steps of 4 images",
+        "101 images, 75 steps of 4 images, 25 steps an epoch",
         "step 75/75",
         "saved in `runs/first/eval/results.jsonl`",
         "esvit report runs/first",

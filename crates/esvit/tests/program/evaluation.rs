@@ -34,7 +34,7 @@ fn knn_on_the_built_in_task() {
     }
     assert_ne!(answer["results"][1]["accuracies"], answer["results"][2]["accuracies"]);
     let zero = place.run(&format!("eval knn --checkpoint {CHECKPOINT} --k 10 0")).expect(1);
-    zero.says(&["`--k` is 0"]);
+    zero.says(&["`--k` is 0", "1 to 1000000"]);
     let table = place.well(&format!("eval knn --checkpoint {CHECKPOINT} --key student --k 5"));
     assert!(
         table.stdout.contains("k=5 top-1/top-5") && table.stdout.contains("untrained"),
@@ -161,6 +161,13 @@ fn knn_on_stored_features() {
         let found = accuracies(&place.well(&line).json(), 0, "stored")[0].1;
         assert!((found - top1).abs() < 1e-9, "{found} at {temperature}");
     }
+    let table = place.well("eval knn --features stored --k 2 6 200");
+    let table = table.says(&["the gallery has 6 images"]);
+    for part in ["k=2 top-1/top-5", "k=6 top-1/top-5", "k=200 of 6 top-1/top-5"] {
+        assert!(table.stdout.contains(part), "{table}");
+    }
+    let huge = place.run(&format!("eval knn --features stored --k {}", u64::MAX)).expect(1);
+    huge.says(&["`--k` is 18446744073709551615", "1 to 1000000"]);
     std::fs::remove_file(place.path("stored/query_labels.npy")).unwrap();
     place.run("eval knn --features stored").expect(1).says(&["stored/query_labels.npy"]);
     place.run("eval knn").expect(1).says(&["--checkpoint FILE", "--features FOLDER"]);

@@ -137,6 +137,8 @@ fn probes_that_make_no_sense() {
         ("set --solver logistic --augment", "`--augment` is not used by `--solver logistic`"),
         ("set --shots 2", "no training image is left to choose a setting on"),
         ("set --shots 0", "at least 1"),
+        ("set --shots 2 --draws 18446744073709551615", "at least 1 and at most 1000"),
+        ("set --lr 1e30", "above 0 and at most 1000000"),
     ] {
         let ended = place.run(&format!("{line} {rest}")).expect(1).says(&[message]);
         assert!(!ended.stderr.contains("panicked"), "{ended}");

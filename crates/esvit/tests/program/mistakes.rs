@@ -6,8 +6,17 @@ use crate::place::{Place, TINY};
 /// Runs `line` in `place`, where it must fail with one message that has all `parts`, and leave
 /// everything outside the folder `new` as it was.
 fn fails(place: &Place, line: &str, parts: &[&str]) {
+    fails_with(1, place, line, parts);
+}
+
+/// The same of a command line that makes no sense.
+fn refuses(place: &Place, line: &str, parts: &[&str]) {
+    fails_with(2, place, line, parts);
+}
+
+fn fails_with(code: i32, place: &Place, line: &str, parts: &[&str]) {
     let before = place.files("new");
-    let ended = place.run(line).expect(1).says(parts);
+    let ended = place.run(line).expect(code).says(parts);
     assert_eq!(ended.stderr.matches("error:").count(), 1, "not one message\n{ended}");
     assert!(!ended.stderr.contains("panicked"), "{ended}");
     let after = place.files("new");
@@ -36,8 +45,11 @@ fn folders_without_usable_images() {
     fails(&place, &format!("{} data.max_broken=1.0", line("broken")), &all);
     let some = ["of 6 images are broken, and at most 3 may be"];
     fails(&place, &line("broken"), &some);
+    // Fewer than a batch are a smaller one.
     good(&place, "few", 3);
-    fails(&place, &line("few"), &["3 images do not fill one batch of 4"]);
+    let few = format!("pretrain --data few --out few-run {TINY} train.epochs=2");
+    place.well(&few).says(&["a step has 3 images instead of 4", "2 steps of 3 images"]);
+    assert_eq!(place.settings("resume few-run").train.batch_size, 3);
 }
 
 #[test]
@@ -46,21 +58,28 @@ fn settings_that_make_no_sense() {
     place.write("settings.toml", "[optim]\nlearning_rate = 1.0\n");
     place.write("typo.toml", "[optim\n");
     let line = |rest: &str| format!("pretrain --out new {TINY} {rest}");
-    fails(
+    refuses(
         &place,
         &line("train.epoch=3"),
         &["unknown key `train.epoch` on the command line", "did you mean `train.epochs`"],
     );
-    fails(&place, &line("--config settings.toml"), &["`optim.learning_rate` in `settings.toml`"]);
-    fails(&place, &line("--config typo.toml"), &["invalid TOML in `typo.toml`"]);
-    fails(&place, &line("--config nothing.toml"), &["`nothing.toml`", "No such file"]);
-    fails(&place, &line("train.epochs=many"), &["bad value for `train.epochs`", "\"many\""]);
-    fails(&place, &line("train.epochs=0"), &["`train.epochs` is 0"]);
-    fails(&place, &line("optim.name=adam"), &["`optim.name`", "adamw"]);
-    fails(&place, "pretrain --out new --recipe nothing", &["no recipe `nothing`", "`materials`"]);
-    fails(&place, &line("--arch swin_huge"), &["no architecture `swin_huge`", "`swin_tiny_w7`"]);
-    fails(&place, &line("model.num_heads=[3,3]"), &["num_heads"]);
+    refuses(&place, &line("--config settings.toml"), &["`optim.learning_rate` in `settings.toml`"]);
+    refuses(&place, &line("--config typo.toml"), &["invalid TOML in `typo.toml`"]);
+    refuses(&place, &line("--config nothing.toml"), &["`nothing.toml`", "No such file"]);
+    refuses(&place, &line("train.epochs=many"), &["bad value for `train.epochs`", "\"many\""]);
+    refuses(&place, &line("train.epochs=0"), &["`train.epochs` is 0"]);
+    refuses(&place, &line("optim.name=adam"), &["`optim.name`", "adamw"]);
+    refuses(&place, "pretrain --out new --recipe nothing", &["no recipe `nothing`", "`materials`"]);
+    refuses(&place, &line("--arch swin_huge"), &["no architecture `swin_huge`", "`swin_tiny_w7`"]);
+    refuses(&place, &line("model.num_heads=[3,3]"), &["num_heads"]);
     place.run("pretrain --nonsense").expect(2).says(&["--nonsense"]);
+    // What was meant.
+    good(&place, "photos", 1);
+    refuses(&place, "pretrain photos --out new", &["`photos` is no setting", "`--data photos`?"]);
+    refuses(&place, "pretrain --data photos --data_path photos", &["keep one of them"]);
+    refuses(&place, &line("--epochs 3 --steps 5"), &["`train.epochs` and `train.steps` are both"]);
+    refuses(&place, "pretrain --data photos --cfg cvt_v4_s1.yaml", &["`--cfg cvt_v4_s1.yaml`"]);
+    refuses(&place, &line("train.accumulate=2"), &["hint: give `train.batch_size`"]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use esvit_eval::record;
 use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
+use super::warn_unsaved;
 use crate::cli::pca::pluralize;
 use crate::cli::{BackboneArgs, Exit, Output, image_set, images};
 
@@ -81,7 +82,8 @@ impl Attention {
             let tables = networks.iter().map(|(name, blocks)| table(&title(name), blocks));
             tables.collect::<Vec<_>>().join("\n")
         })?;
-        self.backbone.save_record(&backbone, "attention", &task, &report, output)?;
+        let saved = self.backbone.save_record(&backbone, "attention", &task, &report, output);
+        warn_unsaved(saved, output);
         Ok(Exit::Success)
     }
 }

@@ -12,7 +12,11 @@ use esvit_eval::correspondence::{
 };
 use serde::Serialize;
 
+use super::warn_unsaved;
 use crate::cli::{BackboneArgs, Exit, Output, image_set};
+
+/// Largest view in pixels: a map of the first stage has a token for every 4 x 4 of them.
+const MAX_SIZE: usize = 4096;
 
 /// Options of `esvit eval correspondence`.
 #[derive(Debug, clap::Args)]
@@ -74,7 +78,10 @@ impl Correspondence {
         let backbone = self.backbone.open(output)?;
         let mut preprocess = backbone.preprocess.clone();
         if let Some(size) = self.size {
-            preprocess.transform = EvalTransform::new(u32::try_from(size.get())?);
+            if size.get() > MAX_SIZE {
+                bail!("`--size` is {size}, it must be 1 to {MAX_SIZE}");
+            }
+            preprocess.transform = EvalTransform::new(size.get() as u32);
         }
         let config = &backbone.config;
         let stage = self.stage.map_or(config.stages().len(), NonZeroUsize::get);
@@ -134,7 +141,8 @@ impl Correspondence {
                 table(&rows)
             )
         })?;
-        self.backbone.save_record(&backbone, "correspondence", &task, &report, output)?;
+        let saved = self.backbone.save_record(&backbone, "correspondence", &task, &report, output);
+        warn_unsaved(saved, output);
         Ok(Exit::Success)
     }
 

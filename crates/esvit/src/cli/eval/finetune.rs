@@ -10,6 +10,7 @@ use esvit_eval::probe::ClassAccuracy;
 use esvit_nn::ops::Precision;
 use indicatif::ProgressBar;
 
+use super::{remark, warn_unsaved};
 use crate::cli::args::{BackboneArgs, TaskArgs};
 use crate::cli::bench::precision_parser;
 use crate::cli::progress::clock;
@@ -111,7 +112,7 @@ impl Finetune {
             backbone.architecture(),
             task.description
         ));
-        warn_unknown_classes(&task, output);
+        remark(&task, output);
         let mut progress = Progress::new(output, &settings);
         let finetuned =
             finetune::finetune(&backbone, &task, &settings, |event| progress.notice(event))?;
@@ -132,7 +133,13 @@ impl Finetune {
             output.note(format!("backbone and classifier of the last epoch in `{out}`"));
         }
         output.print(self.json, &report, || table(&finetuned, &task))?;
-        self.backbone.save_record(&backbone, "finetune", &task.description, &report, output)?;
+        if self.from_scratch {
+            output.note("not kept with a run: the checkpoint's values were not used");
+        } else {
+            let kept = &self.backbone;
+            let saved = kept.save_record(&backbone, "finetune", &task.description, &report, output);
+            warn_unsaved(saved, output);
+        }
         Ok(Exit::Success)
     }
 
@@ -155,16 +162,6 @@ impl Finetune {
             seed: self.seed,
             ..usual
         }
-    }
-}
-
-fn warn_unknown_classes(task: &LabeledTask, output: &Output) {
-    let unknown = |&&index: &&usize| task.queries.label(index) as usize >= task.classes.len();
-    let count = task.queries.images.iter().filter(unknown).count();
-    if count > 0 {
-        output.warning(format!(
-            "{count} query images are of classes without training images: they count as wrong"
-        ));
     }
 }
 

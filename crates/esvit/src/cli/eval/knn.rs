@@ -5,13 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use esvit_eval::knn::{
-    self, Accuracy, KnnResults, NEIGHBORS, StoredResults, TEMPERATURE, stored_accuracy, stored_rows,
+    self, Accuracy, KnnResults, MAX_NEIGHBORS, NEIGHBORS, StoredResults, TEMPERATURE,
+    stored_accuracy, stored_rows,
 };
 use esvit_eval::labeled::LabeledTask;
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::{remark, warn_unsaved};
 use crate::cli::args::run_or_file;
 use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output, TaskArgs};
 
@@ -50,8 +52,8 @@ struct Row {
 
 impl Knn {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
-        if self.k.contains(&0) {
-            bail!("`--k` is 0, at least one neighbor must vote");
+        if let Some(k) = self.k.iter().find(|k| !(1..=MAX_NEIGHBORS).contains(*k)) {
+            bail!("`--k` is {k}, it must be 1 to {MAX_NEIGHBORS}");
         }
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             bail!("`--temperature` is {}, it must be a number above 0", self.temperature);
@@ -88,10 +90,13 @@ pub(in crate::cli) fn evaluate(
     json: bool,
     output: &Output,
 ) -> Result<()> {
+    remark(task, output);
     let backbone = choice.open(output)?;
     let rows = compare(&backbone, task, ks, temperature, output)?;
     let report = print(json, &task.description, task.images(), temperature, &rows, output)?;
-    choice.save_record(&backbone, "knn", &task.description, &report, output)
+    let saved = choice.save_record(&backbone, "knn", &task.description, &report, output);
+    warn_unsaved(saved, output);
+    Ok(())
 }
 
 /// Prints the accuracies, and returns them as JSON.
@@ -111,6 +116,14 @@ fn print(
         "results": rows,
     });
     output.print(json, &report, || table(rows, task, images))?;
+    let more_than_there_are = |of: &&Accuracy| of.neighbors < of.k;
+    let accuracies = rows.last().map(|row| &row.accuracies[..]).unwrap_or_default();
+    if let Some(of) = accuracies.iter().find(more_than_there_are) {
+        output.note(format!(
+            "the gallery has {} images: all of them vote where `--k` is larger",
+            of.neighbors
+        ));
+    }
     Ok(report)
 }
 
@@ -130,6 +143,13 @@ fn compare(
     };
     let measured = measure(trained)?;
     output.warn_skipped(&measured.left_out);
+    if let Some(first) = measured.zeros.first() {
+        output.warning(format!(
+            "the features of {} images are all zeros, those of `{first}` first: no image is more \
+             similar to them than another",
+            measured.zeros.len()
+        ));
+    }
     let row = |features, measured: KnnResults| Row { features, accuracies: measured.accuracies };
     Ok(vec![
         row("raw pixels", knn::pixel_accuracy(task, preprocess, ks, temperature)?),
@@ -142,14 +162,23 @@ fn compare(
 fn table(rows: &[Row], task: &str, (train, queries): (usize, usize)) -> String {
     let mut text =
         format!("k-NN on {task}: {queries} images classified by {train}\n{:12}", "features");
-    for accuracy in rows.first().map(|row| row.accuracies.as_slice()).unwrap_or_default() {
-        let _ = write!(text, "{:>18}", format!("k={} top-1/top-5", accuracy.k));
+    let accuracies = rows.first().map(|row| row.accuracies.as_slice()).unwrap_or_default();
+    let longest = accuracies.iter().map(|accuracy| neighbors(accuracy).len()).max();
+    let width = 15 + longest.unwrap_or(0).max(3);
+    for accuracy in accuracies {
+        let _ = write!(text, "{:>width$}", format!("k={} top-1/top-5", neighbors(accuracy)));
     }
     for row in rows {
         let _ = write!(text, "\n{:12}", row.features);
         for accuracy in &row.accuracies {
-            let _ = write!(text, "{:>18}", format!("{:.1} / {:.1}", accuracy.top1, accuracy.top5));
+            let cell = format!("{:.1} / {:.1}", accuracy.top1, accuracy.top5);
+            let _ = write!(text, "{cell:>width$}");
         }
     }
     text
+}
+
+/// The number of neighbors asked for, and of those there are, if they are fewer.
+fn neighbors(&Accuracy { k, neighbors, .. }: &Accuracy) -> String {
+    if neighbors < k { format!("{k} of {neighbors}") } else { k.to_string() }
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::linear_table::{sweep_table, table};
 use super::probe_args::ProbeArgs;
+use super::{remark, warn_unsaved};
 use crate::cli::args::{BackboneArgs, TaskArgs};
 use crate::cli::{Exit, Output};
 
@@ -63,12 +64,13 @@ impl Linear {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         self.check_dump()?;
         let task = self.open_task(output)?;
+        remark(&task.task, output);
         let backbone = self.backbone.open(output)?;
         let probe = self.probe.probe(&backbone.config)?;
         if self.augment && probe.solver.name() == "logistic" {
             bail!("`--augment` is not used by `--solver logistic`, which has no epochs");
         }
-        let splits = probe_features(&probe, &task, &backbone, output);
+        let splits = probe_features(&probe, &task, &backbone, output)?;
         output.warn_skipped(&splits.left_out);
         if let Some(folder) = &self.dump {
             dump(folder, &splits)?;
@@ -78,7 +80,7 @@ impl Linear {
         let mut untrained = None;
         if !self.no_baseline {
             let backbone = backbone.untrained();
-            let splits = probe_features(&probe, &task, &backbone, output);
+            let splits = probe_features(&probe, &task, &backbone, output)?;
             untrained = Some(self.measure(&probe, &task, &backbone, &splits)?);
         }
         if let LinearResult::Whole(result) = &trained {
@@ -94,11 +96,14 @@ impl Linear {
             augment: self.augment,
             refit: probe.refit && self.shots.is_none(),
             seed: self.probe.seed,
+            probe: &self.probe,
             result: &trained,
             untrained: untrained.as_ref().map(LinearResult::short),
         };
         output.print(self.json, &report, || text(&probe, &task, &trained, untrained.as_ref()))?;
-        self.backbone.save_record(&backbone, "linear", &task.task.description, &report, output)?;
+        let saved =
+            self.backbone.save_record(&backbone, "linear", &task.task.description, &report, output);
+        warn_unsaved(saved, output);
         Ok(Exit::Success)
     }
 
@@ -148,9 +153,9 @@ pub(super) fn probe_features(
     task: &ProbeTask,
     backbone: &PretrainedBackbone,
     output: &Output,
-) -> SplitFeatures {
+) -> Result<SplitFeatures> {
     let (train, queries) = task.task.images();
-    output.with_bar(train + queries, |done| task.splits(backbone, probe.last_blocks(), done))
+    Ok(output.with_bar(train + queries, |done| task.splits(backbone, probe.last_blocks(), done))?)
 }
 
 /// The results as text.
@@ -204,6 +209,7 @@ struct Report<'a> {
     augment: bool,
     refit: bool,
     seed: u64,
+    probe: &'a ProbeArgs,
     #[serde(flatten)]
     result: &'a LinearResult,
     untrained: Option<Value>,

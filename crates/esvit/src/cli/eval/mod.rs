@@ -10,7 +10,25 @@ mod linear_table;
 mod probe_args;
 pub(super) mod transfer;
 
+use anyhow::Result;
 use clap::Subcommand;
+use esvit_eval::labeled::{LabeledTask, Remarks};
+
+use crate::cli::Output;
+
+/// Says what was noticed about a task.
+fn remark(task: &LabeledTask, output: &Output) {
+    let Remarks { notes, warnings } = &task.remarks;
+    notes.iter().for_each(|note| output.note(note));
+    warnings.iter().for_each(|warning| output.warning(warning));
+}
+
+/// Results that are shown already are not lost with the record of them.
+fn warn_unsaved(saved: Result<()>, output: &Output) {
+    if let Err(error) = saved {
+        output.warning(format!("the results are not kept with the run: {error}"));
+    }
+}
 
 /// Subcommands of `esvit eval`.
 #[derive(Debug, Subcommand)]

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::linear::probe_features;
 use super::probe_args::ProbeArgs;
+use super::{remark, warn_unsaved};
 use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output};
 
 /// Options of `esvit eval transfer`.
@@ -86,14 +87,20 @@ impl Transfer {
             |row: &Row| (row.result.value, row.against.as_ref().map(|against| against.value));
         let summary = Summary::of(&rows.iter().map(value).collect::<Vec<_>>());
         let solver = own.probe.solver.name();
-        let report =
-            json!({ "solver": solver, "sets": rows, "failed": failed, "summary": summary });
+        let report = json!({
+            "solver": solver,
+            "probe": self.probe,
+            "sets": rows,
+            "failed": failed,
+            "summary": summary,
+        });
         output.print(self.json, &report, || table(solver, &rows, &failed, &summary))?;
         if rows.is_empty() {
             bail!("none of the {} sets could be measured", failed.len());
         }
         let task = format!("{} sets", rows.len());
-        self.backbone.save_record(&own.backbone, "transfer", &task, &report, output)?;
+        let saved = self.backbone.save_record(&own.backbone, "transfer", &task, &report, output);
+        warn_unsaved(saved, output);
         Ok(if failed.is_empty() { Exit::Success } else { Exit::CheckFailed })
     }
 
@@ -111,6 +118,7 @@ impl Transfer {
         output: &Output,
     ) -> Result<Row> {
         let task = transfer::open_dataset(folder, &DecodeLimits::default())?;
+        remark(&task, output);
         let (train_images, query_images) = task.images();
         let set = folder.display().to_string();
         // The stored result, or a new one.
@@ -122,7 +130,7 @@ impl Transfer {
                 output.note(format!("`{}` is in `{}` already", key.set, self.out.display()));
                 return Ok(known.clone());
             }
-            let splits = probe_features(probe, &task.clone().into(), backbone, output);
+            let splits = probe_features(probe, &task.clone().into(), backbone, output)?;
             output.warn_skipped(&splits.left_out);
             let result = transfer::measure(probe, &splits)?;
             results.add(key, result.clone())?;

@@ -1,0 +1,151 @@
+//! Runs that go on under other circumstances: in use, cut off, with other settings or images.
+
+use std::fs;
+
+use crate::images::{good, textured};
+use crate::place::{Place, TINY, metadata};
+
+/// Two processes never write one folder, whatever they were told.
+#[test]
+fn a_run_in_use_is_left_alone() {
+    let place = Place::new();
+    let run = place.folder("run");
+    let mut running = place.start(&format!("pretrain --out run {TINY} --epochs 400"));
+    running.wait_until(|| run.steps() == [0]);
+    let in_use = "`run` is in use: process ";
+    place.run("resume run").expect(1).says(&[in_use, "hint: wait until that run has ended"]);
+    place.run(&format!("pretrain --out run --overwrite {TINY}")).expect(1).says(&[in_use]);
+    assert!(run.file("config.toml").is_file(), "nothing was deleted");
+    #[cfg(unix)]
+    {
+        running.signal(&["TERM"]);
+        running.wait().expect(75).says(&["state saved"]);
+        place.well("resume run --epochs 1");
+    }
+}
+
+#[test]
+fn checkpoints_that_are_gone_are_not_replaced_by_a_new_start() {
+    let place = Place::with_a_run();
+    let checkpoints = place.path("run/checkpoints");
+    fs::rename(&checkpoints, place.path("elsewhere")).unwrap();
+    let metrics = fs::read(place.path("run/metrics.jsonl")).unwrap();
+    place.run("resume run --epochs 2").expect(1).says(&[
+        "`run` has metrics up to step 25 and no checkpoint",
+        "hint: bring its checkpoints back, or start again with `--overwrite`",
+    ]);
+    assert_eq!(fs::read(place.path("run/metrics.jsonl")).unwrap(), metrics);
+    fs::remove_dir(&checkpoints).unwrap();
+    fs::rename(place.path("elsewhere"), &checkpoints).unwrap();
+    place.well("resume run --epochs 2").says(&["going on after step 25"]);
+}
+
+/// What a run was begun with stands in its checkpoints, too: a settings file that was cut off or edited
+/// changes what it says, and that is said.
+#[test]
+fn settings_that_are_gone_come_from_the_checkpoint() {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} --epochs 1 --lr 0.5"));
+    let text = place.folder("run").text("config.toml");
+    let cut = &text[..text.find("[optim]").unwrap()];
+    place.write("run/config.toml", cut.replace("seed = 1", "seed = 5"));
+    place
+        .well("resume run --epochs 2")
+        .says(&["settings other than before: seed = 5 (it was 1), train.epochs = 2 (it was 1)"]);
+    let stored = place.settings("resume run");
+    assert_eq!((stored.optim.lr, stored.seed), (0.5, 5));
+    // A run that is done is not one with other settings.
+    place.well("resume run --lr 0.25").says(&["nothing to do: all 50 steps"]);
+    assert_eq!(place.settings("resume run").optim.lr, 0.5);
+    let environment: serde_json::Value =
+        serde_json::from_str(&place.folder("run").text("env.json")).unwrap();
+    let words = |command: &serde_json::Value| command.as_array().unwrap()[1].clone();
+    assert_eq!(words(&environment["command"]), "pretrain");
+    assert_eq!(environment["resumed"].as_array().unwrap().len(), 1);
+    assert_eq!(words(&environment["resumed"][0]["command"]), "resume");
+}
+
+/// A run that goes on elsewhere has all settings of the first but those that are given.
+#[test]
+fn a_continued_run_takes_its_settings_along() {
+    let place = Place::new();
+    place.well(&format!("pretrain --out a {TINY} --epochs 1 --lr 0.0123 views.flip=0"));
+    place.well("pretrain --out b --continue-from a --epochs 2").says(&["the state of"]);
+    let [first, second] = ["a", "b"].map(|run| place.settings(&format!("resume {run}")));
+    assert_eq!((first.train.epochs, second.train.epochs), (Some(1), Some(2)));
+    let mut expected = first;
+    expected.train.epochs = Some(2);
+    assert_eq!(second, expected);
+    assert_eq!((second.optim.lr, second.views.flip, second.seed), (0.0123, 0.0, 1));
+}
+
+/// 25 steps of 4 images an epoch become 50 of 2, or 12 of 8: the run's place in the images stays, and
+/// so do the lines of its log.
+#[test]
+fn another_batch_keeps_the_place_in_the_images() {
+    for (batch, steps_per_epoch) in [(2, 50), (8, 12)] {
+        let place = Place::new();
+        let run = place.folder("run");
+        place.well(&format!("pretrain --out run {TINY} --epochs 2 train.log_every=5"));
+        let before = run.losses();
+        let done = 2 * steps_per_epoch;
+        place.well(&format!("resume run --batch-size {batch} --epochs 3")).says(&[&format!(
+            "an epoch has {steps_per_epoch} steps instead of 25: what was step 50 is now step {done}"
+        )]);
+        let total = 3 * steps_per_epoch;
+        assert_eq!(run.steps().last(), Some(&total));
+        assert!(run.steps().iter().all(|&step| step >= done), "{:?}", run.steps());
+        let after = run.losses();
+        let old: Vec<f64> = after.iter().filter(|(step, _)| *step <= done).map(|l| l.1).collect();
+        assert_eq!(old, before.iter().map(|line| line.1).collect::<Vec<_>>());
+        assert!(after.windows(2).all(|pair| pair[0].0 < pair[1].0), "{after:?}");
+        assert_eq!(metadata(&run.newest())["images"]["steps_per_epoch"], steps_per_epoch);
+    }
+}
+
+#[test]
+fn images_that_have_changed_are_told() {
+    let place = Place::new();
+    good(&place, "photos", 8);
+    let line = format!("pretrain --data photos --out run {TINY} --epochs 1");
+    place.well(&line);
+    let quiet = place.well("resume run --epochs 2");
+    assert!(!quiet.stderr.contains("the images are not those"), "{quiet}");
+    place.write(
+        "photos/good-01.png",
+        crate::images::encoded(textured(9, 9, 1), image::ImageFormat::Png),
+    );
+    place.well("resume run --epochs 3").says(&[
+        "the images are not those of the run before: files of the same names have other contents",
+    ]);
+    fs::rename(place.path("photos/good-02.webp"), place.path("photos/other.webp")).unwrap();
+    place.well("resume run --epochs 4").says(&["images or classes have other names"]);
+    good(&place, "photos", 12);
+    place
+        .well("resume run --epochs 5")
+        .says(&["13 images instead of 8", "an epoch has 3 steps instead of 2"]);
+}
+
+/// Values that are no numbers are damage as a cut file is: the checkpoint before is used.
+#[test]
+fn a_checkpoint_of_values_that_are_no_numbers_is_passed_over() {
+    let place = Place::new();
+    let run = place.folder("run");
+    place.well(&format!("pretrain --out run {TINY} --epochs 2"));
+    let newest = run.newest();
+    let mut bytes = fs::read(&newest).unwrap();
+    let end = bytes.len();
+    // The last tensor is the teacher's or a moment: some value of it becomes NaN.
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let text = String::from_utf8(bytes[8..8 + header].to_vec()).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let offsets = &value["student.patch_embed.proj.bias"]["data_offsets"];
+    let start = 8 + header + offsets[0].as_u64().unwrap() as usize;
+    bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert_eq!(bytes.len(), end);
+    fs::write(&newest, bytes).unwrap();
+    place
+        .well("resume run --epochs 3")
+        .says(&["passing over a broken checkpoint", "going on after step 25"]);
+    assert_eq!(run.steps().last(), Some(&75));
+}
