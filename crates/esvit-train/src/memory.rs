@@ -80,7 +80,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
 const MICRO_BATCH_FLOP: f64 = 1e12;
 
 /// The micro-batch of a run that does not choose one: the largest equal part of a process's share of
-/// the batch that is of no more than [`MICRO_BATCH_FLOP`] operations and takes no more than half of
+/// the batch that is of no more than a trillion operations and takes no more than half of
 /// the memory that is `available`, if that is known. An objective that compares all images of a
 /// micro-batch gets all of them.
 pub fn micro_batch(config: &Config, world: usize, available: Option<f64>) -> usize {

@@ -263,17 +263,18 @@ mod tests {
             let turned = ViewsConfig { rotate90: p, ..plain.clone() };
             let (mut flips, mut quarters, mut all) = (0, [0; 4], 0);
             for sample in 0..100 {
-                let sets = [&plain, &flipped, &turned].map(|set| views(set, &gradient, sample));
-                for v in 0..sets[0].len() {
+                let [plain, flipped, turned] =
+                    [&plain, &flipped, &turned].map(|set| views(set, &gradient, sample));
+                for ((plain, flipped), turned) in plain.iter().zip(&flipped).zip(&turned) {
                     // The crop is the same, and every pixel is where the turn puts it.
-                    let mut upside_down = sets[0][v].clone();
+                    let mut upside_down = plain.clone();
                     vertical_flip(&mut upside_down);
-                    flips += usize::from(sets[1][v] == upside_down);
-                    assert!(sets[1][v] == upside_down || sets[1][v] == sets[0][v]);
+                    flips += usize::from(*flipped == upside_down);
+                    assert!(*flipped == upside_down || flipped == plain);
                     let quarter = (0..4).find(|&quarter| {
-                        let mut view = sets[0][v].clone();
+                        let mut view = plain.clone();
                         rotate90(&mut view, quarter);
-                        view == sets[2][v]
+                        view == *turned
                     });
                     quarters[quarter.unwrap() as usize] += 1;
                     all += 1;

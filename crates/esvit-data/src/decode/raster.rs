@@ -102,7 +102,9 @@ impl Raster {
         let has_alpha = self.alpha != Alpha::None;
         if has_alpha && values.chunks_exact(self.channels).all(|pixel| pixel.ends_with(&[0])) {
             let mut at = 0..;
-            values.retain(|_| at.next().is_some_and(|at: usize| (at + 1) % self.channels != 0));
+            values.retain(|_| {
+                at.next().is_some_and(|at: usize| !(at + 1).is_multiple_of(self.channels))
+            });
             (self.alpha, self.channels) = (Alpha::None, self.channels - 1);
         }
     }

@@ -10,7 +10,7 @@ use super::score::{Scores, Summary};
 use super::{CorrespondenceError, Grid, View, match_cells};
 use crate::labeled::LabeledSet;
 use esvit_model::PretrainedBackbone;
-use esvit_model::features::SkippedImage;
+use esvit_model::features::{NotFinite, SkippedImage, first_not_finite};
 
 /// Images per forward pass.
 const BATCH: usize = 32;
@@ -64,6 +64,8 @@ pub struct CorrespondenceResults {
 
 /// Two views of an image, ready for a network.
 struct ViewPair {
+    /// Index in the source.
+    index: usize,
     /// Normalized `[3, size, size]`.
     pixels: [Vec<f32>; 2],
     /// Position in the second view of each cell of the first.
@@ -100,7 +102,13 @@ pub fn measure(
         disjoint += apart.len();
         left_out.extend(skipped);
         for (scores, network) in scores.iter_mut().zip(networks) {
-            scores.extend(network_scores(network, &usable, preprocess.size(), protocol, &grid));
+            let size = preprocess.size();
+            let found = network_scores(network, &usable, size, protocol, &grid);
+            let name = |(index, value): (usize, f32)| NotFinite {
+                image: set.source.name(index),
+                value: value.to_string(),
+            };
+            scores.extend(found.map_err(name)?);
         }
         references.par_extend(usable.par_iter().filter_map(|ViewPair { truth, .. }| {
             let truth: Vec<[f64; 2]> = truth.iter().flatten().copied().collect();
@@ -154,19 +162,20 @@ fn prepare(
         preprocess.normalize(&first.render(base, size)?),
         preprocess.normalize(&second.render(base, size)?),
     ];
-    Ok(ViewPair { pixels, truth: first.truth(grid, &second, grid) })
+    Ok(ViewPair { index, pixels, truth: first.truth(grid, &second, grid) })
 }
 
-/// Scores of a network on pairs of views of `size` pixels.
+/// Scores of a network on pairs of views of `size` pixels; index and value of the first image whose
+/// features are not finite.
 fn network_scores(
     network: &PretrainedBackbone,
     pairs: &[ViewPair],
     size: usize,
     protocol: &Protocol,
     grid: &Grid,
-) -> Vec<Scores> {
+) -> Result<Vec<Scores>, (usize, f32)> {
     if pairs.is_empty() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     // All first views, then all second views.
     let views = [0, 1].into_iter().flat_map(|view| pairs.iter().map(move |p| &p.pixels[view]));
@@ -180,11 +189,14 @@ fn network_scores(
     });
     let (firsts, seconds) = values.split_at(values.len() / 2);
     let map = grid.cells() * width;
+    if let Some((view, value)) = first_not_finite(&values, map) {
+        return Err((pairs[view % pairs.len()].index, value));
+    }
     let maps = firsts.par_chunks(map).zip(seconds.par_chunks(map));
     let scores = pairs.par_iter().zip(maps).filter_map(|(pair, (first, second))| {
         match_cells(first, second, width).scores(&pair.truth, grid, protocol.pairs)
     });
-    scores.collect()
+    Ok(scores.collect())
 }
 
 #[cfg(test)]
@@ -194,11 +206,24 @@ mod tests {
 
     const GRID: Grid = Grid { rows: 4, columns: 4, cell: 4 };
 
+    #[test]
+    fn features_that_are_not_finite_are_refused() {
+        let mut backbone = backbone(1);
+        let set = Images::labeled((0..3).map(|i| (0, noise(30, 20, i))).collect()).set();
+        backbone.preprocess.std = [0.0; 3];
+        let protocol = Protocol { geometry: Geometry::Mirror, pairs: 3, stage: 0, seed: 1 };
+        let preprocess = &backbone.preprocess;
+        let found = measure(&set, preprocess, &protocol, &[&backbone], |_| ());
+        let error = found.err().unwrap().to_string();
+        assert!(error.contains("features of `0` hold NaN"), "{error}");
+    }
+
     fn prepared(geometry: Geometry, seed: u64) -> ([Vec<f32>; 2], Vec<Option<[f64; 2]>>) {
         let preprocess = backbone(1).preprocess;
         let protocol = Protocol { geometry, pairs: 3, stage: 0, seed };
         let image = noise(30, 20, 7);
-        let ViewPair { pixels, truth } = prepare(&image, 2, &preprocess, &protocol, &GRID).unwrap();
+        let ViewPair { pixels, truth, .. } =
+            prepare(&image, 2, &preprocess, &protocol, &GRID).unwrap();
         let levels = pixels.map(|values| {
             let channels = values.chunks(256).enumerate();
             let level = |(channel, values): (usize, &[f32])| {

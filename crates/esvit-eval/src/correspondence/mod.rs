@@ -11,6 +11,7 @@ mod score;
 mod view;
 
 use esvit_data::ImageError;
+use esvit_model::features::NotFinite;
 
 pub use grid::Grid;
 pub use interval::{Estimate, estimate};
@@ -54,4 +55,7 @@ pub enum CorrespondenceError {
     /// An image cannot be resized.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The features of an image are not finite.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
 }

@@ -84,7 +84,7 @@ impl Settings {
         };
         const SHARE: &str = "it must be at least 0 and below 1";
         const DECAY: &str = "it must be 0 to 100";
-        const NORM: &str = "it must be 0 to 1e6";
+        const NORM: &str = "it must be 0 to 1e12";
         const MIX: &str = "give 0 for none, or 0.01 to 5";
         let mixes = |value| value == 0.0 || (ALPHA_RANGE[0]..=ALPHA_RANGE[1]).contains(&value);
         let [low, high] = self.scale;
@@ -100,7 +100,7 @@ impl Settings {
         number("--layer-decay", self.layer_decay, decays, "it must be above 0 and at most 1")?;
         let decay = (0.0..=100.0).contains(&self.weight_decay);
         number("--weight-decay", self.weight_decay, decay, DECAY)?;
-        let norm = (0.0..=1e6).contains(&self.clip_grad);
+        let norm = (0.0..=1e12).contains(&self.clip_grad);
         number("--clip-grad", self.clip_grad, norm, NORM)?;
         check(
             0.0 < low && low <= high && high <= 1.0,

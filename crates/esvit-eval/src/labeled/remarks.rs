@@ -1,6 +1,6 @@
 //! What is said of a labeled task before it is measured.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -144,35 +144,25 @@ struct Candidate<'a> {
 /// Queries that have a training file of the same bytes: indices of both. Only files of a size that
 /// occurs on both sides are opened, and of these only those with the same end read.
 fn equal_files(train: &[PathBuf], queries: &[PathBuf]) -> Vec<(usize, usize)> {
-    let side = |files: &'_ [PathBuf], is_query: bool| -> Vec<(bool, usize, PathBuf)> {
-        files.iter().enumerate().map(|(index, path)| (is_query, index, path.clone())).collect()
-    };
-    let files = [side(train, false), side(queries, true)].concat();
-    let of = |(is_query, index, path): &'_ (bool, usize, PathBuf)| -> Option<_> {
-        let about = fs::metadata(path).ok()?;
-        // A file without bytes is no image, and a pipe would wait.
-        (about.is_file() && about.len() > 0).then_some((*is_query, *index, about.len()))
-    };
-    let sized: Vec<(bool, usize, u64)> = files.par_iter().filter_map(of).collect();
-    let candidates = sized.iter().map(|&(is_query, index, size)| Candidate {
-        is_query,
-        index,
-        path: if is_query { &queries[index] } else { &train[index] },
-        hash: size,
-    });
-    let candidates = on_both_sides(candidates.collect());
+    let candidates = on_both_sides([sized(train, false), sized(queries, true)].concat());
     let candidates = on_both_sides(rehashed(&candidates, tail));
     let candidates = on_both_sides(rehashed(&candidates, whole));
-    let mut pairs: Vec<(usize, usize)> = candidates
-        .iter()
-        .filter(|file| file.is_query)
-        .filter_map(|query| {
-            let same = |other: &&Candidate<'_>| !other.is_query && other.hash == query.hash;
-            Some((query.index, candidates.iter().find(same)?.index))
-        })
-        .collect();
-    pairs.sort_unstable();
-    pairs
+    let (queries, train): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|file| file.is_query);
+    // The first of equal training files.
+    let first: HashMap<u64, usize> =
+        train.iter().rev().map(|file| (file.hash, file.index)).collect();
+    queries.iter().filter_map(|file| Some((file.index, *first.get(&file.hash)?))).collect()
+}
+
+/// The regular files of a side by their size. A file without bytes is no image.
+fn sized(files: &[PathBuf], is_query: bool) -> Vec<Candidate<'_>> {
+    let sized = |(index, path): (usize, &'_ PathBuf)| {
+        let size = fs::metadata(path).ok().filter(fs::Metadata::is_file)?.len();
+        Some((index, size)).filter(|_| size > 0)
+    };
+    let sized: Vec<(usize, u64)> = files.par_iter().enumerate().filter_map(sized).collect();
+    let file = |(index, hash)| Candidate { is_query, index, path: files[index].as_path(), hash };
+    sized.into_iter().map(file).collect()
 }
 
 /// Files whose hash occurs on both sides.

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::correspondence::{CorrespondenceError, Grid, MEASURED_PAIRS, View, match_cells};
 use esvit_model::PretrainedBackbone;
+use esvit_model::features::{NotFinite, first_not_finite};
 
 pub use drawing::draw;
 
@@ -197,6 +198,10 @@ impl ViewFeatures {
             let features = features.expect("the stage was checked");
             (features.region.to_vec::<f32>(), features.view.to_vec::<f32>())
         });
+        if let Some((_, value)) = first_not_finite(&cells, global.len()) {
+            let (image, value) = ("the image".into(), value.to_string());
+            return Err(NotFinite { image, value }.into());
+        }
         let shown = view.render(image, drawing::resolution(&view, [width, height]))?;
         Ok(Self { view, shown, grid, cells, global })
     }

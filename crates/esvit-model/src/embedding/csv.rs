@@ -27,7 +27,7 @@ pub(super) fn line(source: &dyn Source, image: usize, row: &[f32]) -> String {
 }
 
 /// A field for a CSV file: quoted if it contains a separator, a quote or a line break, and with an
-/// apostrophe before what a spreadsheet would take for a formula, which [`unguard`] takes off.
+/// apostrophe before what a spreadsheet would take for a formula, which reading takes off.
 pub fn quote(field: &str) -> String {
     let field = if is_formula(field) { format!("'{field}") } else { field.into() };
     if field.contains([',', '"', '\n', '\r']) {

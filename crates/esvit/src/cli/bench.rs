@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use esvit_eval::bench::{self, BenchError, DataReport, KernelReport, KnnBench, KnnReport, Report};
@@ -19,9 +19,6 @@ use super::{Exit, Output};
 pub(super) struct Bench {
     #[command(subcommand)]
     benchmark: Benchmark,
-    /// Number of threads [default: one per core]
-    #[arg(long, global = true, value_name = "N")]
-    threads: Option<usize>,
     /// Number of timed repetitions.
     #[arg(long, global = true, default_value_t = 5, value_name = "N")]
     iterations: usize,
@@ -132,10 +129,6 @@ fn isa_parser() -> impl TypedValueParser<Value = Isa> {
 
 impl Bench {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        if let Some(threads) = self.threads {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-            pool.build_global().context("cannot set the number of threads")?;
-        }
         if let Some(isa) = self.isa {
             isa::limit(isa);
         }

@@ -30,12 +30,11 @@ impl std::error::Error for Usage {}
 /// The exit code of an error: a setting or a recipe that makes no sense is a wrong command line, as
 /// is an option.
 pub(super) fn code_of(error: &anyhow::Error) -> u8 {
-    let is_usage = error.chain().any(|cause| {
-        cause.is::<Usage>()
-            || cause.is::<ConfigError>()
-            || cause.is::<TextError>()
-            || cause.is::<SettingError>()
-    });
+    // Not a cause of another error, such as settings in a damaged file.
+    let is_usage = error.is::<Usage>()
+        || error.is::<ConfigError>()
+        || error.is::<TextError>()
+        || error.is::<SettingError>();
     let of_run = error.downcast_ref::<RunError>();
     if is_usage || matches!(of_run, Some(RunError::Config(_) | RunError::Device(_))) {
         USAGE

@@ -89,12 +89,12 @@ pub(super) fn check_files(
     inputs: &[&Path],
 ) -> Result<()> {
     let drawings: Vec<&Path> = drawings.into_iter().flatten().collect();
-    for &file in &drawings {
-        kind(file)?;
-    }
     let files = [&drawings[..], others].concat();
     for (index, file) in files.iter().enumerate() {
         check_writable(file, overwrite, inputs)?;
+        if index < drawings.len() {
+            kind(file)?;
+        }
         if files[..index].contains(file) {
             bail!("`{}` is given twice\nhint: choose another name for one", file.display());
         }

@@ -42,7 +42,13 @@ use output::{GENERAL, Output, OutputArgs, check_writable};
 /// Self-supervised pre-training of vision transformers (EsViT, DINO), with evaluation,
 /// visualization and export.
 #[derive(Debug, Parser)]
-#[command(name = "esvit", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "esvit",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    args_override_self = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -60,7 +60,7 @@ pub(super) struct Settings {
     /// `f32`, `bf16` or `auto`.
     #[arg(long, value_name = "NAME", help_heading = COMPUTE)]
     precision: Option<String>,
-    /// Any setting, for instance `optim.warmup=5% views.flip=0` (see `esvit config`).
+    /// Any setting, for instance `optim.warmup=5% views.flip=0`; `--dry-run` prints all of them.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// Whether the defaults are those of the official scripts.
@@ -167,9 +167,22 @@ impl Settings {
             ("data.workers", &workers),
             ("seed", &self.seed),
         ];
-        let given = options.into_iter().filter_map(|(key, value)| {
+        let given = options.iter().filter_map(|(key, value)| {
             value.as_ref().map(|value| parse_override(&format!("{key}={value}")))
         });
+        for (key, option) in options.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)))
+        {
+            let settings = self.overrides.iter().filter_map(|text| text.split_once('='));
+            let mut others =
+                settings.filter(|(other, value)| other.trim() == *key && value != option);
+            if let Some((_, value)) = others.next() {
+                return Err(Usage(format!(
+                    "`{key}` is given twice: {option} by its option and {value} as a setting\n\
+                     hint: keep one of them"
+                ))
+                .into());
+            }
+        }
         if let Some(word) = self.overrides.iter().find(|text| !text.contains('=')) {
             let meant = match Path::new(word).exists() {
                 true => format!("did you mean `--data {}`?", quoted(word)),

@@ -21,7 +21,7 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
         "step 75/75",
         "saved in `runs/first/eval/results.jsonl`",
         "esvit report runs/first",
-        "esvit eval linear --checkpoint runs/first/checkpoints/",
+        "esvit eval linear --checkpoint runs/first",
     ]);
     for row in ["raw pixels", "untrained", "trained"] {
         assert!(ended.stdout.contains(row), "{ended}");
@@ -87,7 +87,7 @@ fn a_labeled_folder_is_checked_with_the_val_folder_beside_it() {
     place
         .well(&format!("pretrain --data set/train --out run {TINY} knn.every=3 knn.k=3"))
         .says(&["18 images in `set/train`", "k-NN check on `set/train` and `set/val`"])
-        .says(&["k-NN top-1", "esvit embed --checkpoint run/", "--data set/train"]);
+        .says(&["k-NN top-1", "esvit embed --checkpoint run --data set/train"]);
     let metrics = place.folder("run").lines("metrics.jsonl");
     assert_eq!(metrics.iter().filter(|line| line["knn_top1"].is_number()).count(), 1);
 }

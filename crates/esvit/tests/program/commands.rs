@@ -17,7 +17,8 @@ fn init_from_takes_weights_and_nothing_else() {
     let place = Place::new();
     place.well(&format!("pretrain --out first {TINY} train.epochs=1"));
     let source = "first/checkpoints/epoch=0001-step=00000025.safetensors";
-    let settings = "train.epochs=2 checkpoint.keep_last=100 train.log_every=1";
+    let settings =
+        "train.epochs=2 objective.region=true checkpoint.keep_last=100 train.log_every=1";
     let ended =
         place.well(&format!("pretrain --out second {TINY} {settings} --init-from {source}"));
     assert!(!ended.stderr.contains("ms a step"), "{ended}");
@@ -44,10 +45,13 @@ fn the_region_task_is_added_to_a_run_of_the_view_task() {
     let place = Place::new();
     place.well(&format!("pretrain --out view {TINY} train.epochs=1 objective.region=false"));
     let source = "view/checkpoints/epoch=0001-step=00000025.safetensors";
-    let settings = "train.epochs=2 checkpoint.keep_last=100 train.log_every=1";
+    let settings =
+        "train.epochs=2 objective.region=true checkpoint.keep_last=100 train.log_every=1";
     assert_eq!(place.well(&format!("info {source} --json")).json()["objective"], "L_V");
     place
-        .well(&format!("pretrain --out both {TINY} {settings} --continue-from {source} --profile"))
+        .well(&format!(
+            "pretrain --out both {TINY} {settings} --continue-from {source} --profile -v"
+        ))
         .says(&["the state of `backbone`, `head` from", "`head_dense` start anew"])
         .says(&["step 26/50", "step 50/50", "ms a step", "optimizer and teacher", "all of these"]);
     let run = place.folder("both");
@@ -159,8 +163,8 @@ fn info_tells_what_there_is() {
 fn a_device_that_the_build_lacks_is_refused() {
     let place = Place::new();
     for (command, status) in [
-        ("pretrain --dry-run", 1),
-        ("resume run", 1),
+        ("pretrain --dry-run", 2),
+        ("resume run", 2),
         ("info x.pth", 2),
         ("embed --checkpoint x.pth --data set --out x.npy", 2),
         ("export --checkpoint x.pth --format onnx --out x.onnx", 2),

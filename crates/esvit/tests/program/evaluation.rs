@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 
-use crate::images::{labeled, unusable};
+use crate::images::{encoded, labeled, textured, unusable};
 use crate::place::{Ended, Place};
 use esvit_model::npy::NpyWriter;
 use esvit_weights::WeightsFile;
+use image::ImageFormat;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
 
@@ -199,6 +200,52 @@ fn results_are_kept_with_the_run() {
     assert_eq!((&lines[1]["evaluation"], &lines[1]["network"]), (&"knn".into(), &"teacher".into()));
     assert_eq!((&lines[1]["steps"], &lines[1]["epochs"]), (&25.into(), &1.into()));
     assert_eq!(accuracies(&lines[1]["results"], 2, "trained").len(), 1);
+}
+
+/// A run that may not be written to: the figures are shown all the same.
+#[test]
+fn results_that_cannot_be_kept_are_shown() {
+    let place = Place::with_a_run();
+    labeled(&place, "set", 4);
+    place.write("run/eval", "no folder");
+    let line = format!("--checkpoint {CHECKPOINT} --json --train set");
+    for evaluation in ["knn --k 1", "linear --n 1 --lr 1 --epochs 2", "finetune --epochs 1"] {
+        let ended = place.well(&format!("eval {evaluation} {line}"));
+        let ended = ended.says(&["the results are not kept with the run", "run/eval"]);
+        assert_eq!(ended.json()["train_images"], 9, "{ended}");
+    }
+    place
+        .well(&format!("eval correspondence --checkpoint {CHECKPOINT} --data set"))
+        .says(&["the results are not kept with the run"]);
+}
+
+/// One check of the task for all that measure accuracy.
+#[test]
+fn what_a_set_is_worth_is_said() {
+    let place = Place::with_a_run();
+    labeled(&place, "set/train", 4);
+    labeled(&place, "set/val", 2);
+    place.write("set/val/unknown/1.png", encoded(textured(40, 40, 9), ImageFormat::Png));
+    std::fs::copy(place.path("set/train/red/1.png"), place.path("set/val/red/copy.png")).unwrap();
+    for evaluation in ["knn --k 1", "linear --n 1 --lr 1 --epochs 2", "finetune --epochs 1"] {
+        let line = format!("eval {evaluation} --checkpoint {CHECKPOINT} --json --train");
+        let ended = place.well(&format!("{line} set")).says(&[
+            "the training images of `set` are those in `train`",
+            "the query images of `set` are those in `val`",
+            "1 query images are of classes without training images, such as `unknown`",
+            "training images too, byte for byte",
+        ]);
+        let answer = ended.json();
+        assert_eq!((&answer["train_images"], &answer["query_images"]), (&12.into(), &8.into()));
+        place
+            .well(&format!("{line} set/train --val set/train"))
+            .says(&["are the same folder, `set/train`"]);
+    }
+    std::fs::remove_dir_all(place.path("set/train/green")).unwrap();
+    std::fs::remove_dir_all(place.path("set/train/blue")).unwrap();
+    place
+        .well(&format!("eval knn --k 1 --checkpoint {CHECKPOINT} --train set/train"))
+        .says(&["training images are of one class, `red`"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::place::{Place, TINY, metadata};
 fn a_run_in_use_is_left_alone() {
     let place = Place::new();
     let run = place.folder("run");
-    let mut running = place.start(&format!("pretrain --out run {TINY} --epochs 400"));
+    let mut running = place.start(&format!("pretrain --out run {TINY} train.epochs=400"));
     running.wait_until(|| run.steps() == [0]);
     let in_use = "`run` is in use: process ";
     place.run("resume run").expect(1).says(&[in_use, "hint: wait until that run has ended"]);
@@ -20,7 +20,7 @@ fn a_run_in_use_is_left_alone() {
     {
         running.signal(&["TERM"]);
         running.wait().expect(75).says(&["state saved"]);
-        place.well("resume run --epochs 1");
+        place.well("resume run train.epochs=1");
     }
 }
 
@@ -30,14 +30,14 @@ fn checkpoints_that_are_gone_are_not_replaced_by_a_new_start() {
     let checkpoints = place.path("run/checkpoints");
     fs::rename(&checkpoints, place.path("elsewhere")).unwrap();
     let metrics = fs::read(place.path("run/metrics.jsonl")).unwrap();
-    place.run("resume run --epochs 2").expect(1).says(&[
+    place.run("resume run train.epochs=2").expect(1).says(&[
         "`run` has metrics up to step 25 and no checkpoint",
         "hint: bring its checkpoints back, or start again with `--overwrite`",
     ]);
     assert_eq!(fs::read(place.path("run/metrics.jsonl")).unwrap(), metrics);
     fs::remove_dir(&checkpoints).unwrap();
     fs::rename(place.path("elsewhere"), &checkpoints).unwrap();
-    place.well("resume run --epochs 2").says(&["going on after step 25"]);
+    place.well("resume run train.epochs=2").says(&["going on after step 25"]);
 }
 
 /// What a run was begun with stands in its checkpoints, too: a settings file that was cut off or edited
@@ -45,17 +45,17 @@ fn checkpoints_that_are_gone_are_not_replaced_by_a_new_start() {
 #[test]
 fn settings_that_are_gone_come_from_the_checkpoint() {
     let place = Place::new();
-    place.well(&format!("pretrain --out run {TINY} --epochs 1 --lr 0.5"));
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1 optim.lr=0.5"));
     let text = place.folder("run").text("config.toml");
     let cut = &text[..text.find("[optim]").unwrap()];
     place.write("run/config.toml", cut.replace("seed = 1", "seed = 5"));
     place
-        .well("resume run --epochs 2")
+        .well("resume run train.epochs=2")
         .says(&["settings other than before: seed = 5 (it was 1), train.epochs = 2 (it was 1)"]);
     let stored = place.settings("resume run");
     assert_eq!((stored.optim.lr, stored.seed), (0.5, 5));
     // A run that is done is not one with other settings.
-    place.well("resume run --lr 0.25").says(&["nothing to do: all 50 steps"]);
+    place.well("resume run optim.lr=0.25").says(&["nothing to do: all 50 steps"]);
     assert_eq!(place.settings("resume run").optim.lr, 0.5);
     let environment: serde_json::Value =
         serde_json::from_str(&place.folder("run").text("env.json")).unwrap();
@@ -69,8 +69,8 @@ fn settings_that_are_gone_come_from_the_checkpoint() {
 #[test]
 fn a_continued_run_takes_its_settings_along() {
     let place = Place::new();
-    place.well(&format!("pretrain --out a {TINY} --epochs 1 --lr 0.0123 views.flip=0"));
-    place.well("pretrain --out b --continue-from a --epochs 2").says(&["the state of"]);
+    place.well(&format!("pretrain --out a {TINY} train.epochs=1 optim.lr=0.0123 views.flip=0"));
+    place.well("pretrain --out b --continue-from a train.epochs=2").says(&["the state of"]);
     let [first, second] = ["a", "b"].map(|run| place.settings(&format!("resume {run}")));
     assert_eq!((first.train.epochs, second.train.epochs), (Some(1), Some(2)));
     let mut expected = first;
@@ -86,10 +86,10 @@ fn another_batch_keeps_the_place_in_the_images() {
     for (batch, steps_per_epoch) in [(2, 50), (8, 12)] {
         let place = Place::new();
         let run = place.folder("run");
-        place.well(&format!("pretrain --out run {TINY} --epochs 2 train.log_every=5"));
+        place.well(&format!("pretrain --out run {TINY} train.epochs=2 train.log_every=5"));
         let before = run.losses();
         let done = 2 * steps_per_epoch;
-        place.well(&format!("resume run --batch-size {batch} --epochs 3")).says(&[&format!(
+        place.well(&format!("resume run train.batch_size={batch} train.epochs=3")).says(&[&format!(
             "an epoch has {steps_per_epoch} steps instead of 25: what was step 50 is now step {done}"
         )]);
         let total = 3 * steps_per_epoch;
@@ -107,22 +107,22 @@ fn another_batch_keeps_the_place_in_the_images() {
 fn images_that_have_changed_are_told() {
     let place = Place::new();
     good(&place, "photos", 8);
-    let line = format!("pretrain --data photos --out run {TINY} --epochs 1");
+    let line = format!("pretrain --data photos --out run {TINY} train.epochs=1");
     place.well(&line);
-    let quiet = place.well("resume run --epochs 2");
+    let quiet = place.well("resume run train.epochs=2");
     assert!(!quiet.stderr.contains("the images are not those"), "{quiet}");
     place.write(
         "photos/good-01.png",
         crate::images::encoded(textured(9, 9, 1), image::ImageFormat::Png),
     );
-    place.well("resume run --epochs 3").says(&[
+    place.well("resume run train.epochs=3").says(&[
         "the images are not those of the run before: files of the same names have other contents",
     ]);
     fs::rename(place.path("photos/good-02.webp"), place.path("photos/other.webp")).unwrap();
-    place.well("resume run --epochs 4").says(&["images or classes have other names"]);
+    place.well("resume run train.epochs=4").says(&["images or classes have other names"]);
     good(&place, "photos", 12);
     place
-        .well("resume run --epochs 5")
+        .well("resume run train.epochs=5")
         .says(&["13 images instead of 8", "an epoch has 3 steps instead of 2"]);
 }
 
@@ -131,7 +131,7 @@ fn images_that_have_changed_are_told() {
 fn a_checkpoint_of_values_that_are_no_numbers_is_passed_over() {
     let place = Place::new();
     let run = place.folder("run");
-    place.well(&format!("pretrain --out run {TINY} --epochs 2"));
+    place.well(&format!("pretrain --out run {TINY} train.epochs=2"));
     let newest = run.newest();
     let mut bytes = fs::read(&newest).unwrap();
     let end = bytes.len();
@@ -145,7 +145,7 @@ fn a_checkpoint_of_values_that_are_no_numbers_is_passed_over() {
     assert_eq!(bytes.len(), end);
     fs::write(&newest, bytes).unwrap();
     place
-        .well("resume run --epochs 3")
+        .well("resume run train.epochs=3")
         .says(&["passing over a broken checkpoint", "going on after step 25"]);
     assert_eq!(run.steps().last(), Some(&75));
 }

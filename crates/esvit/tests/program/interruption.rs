@@ -100,7 +100,7 @@ fn asked_to_stop_it_saves_and_goes_on() {
         running.wait_until(|| run.steps().last().is_some_and(|step| *step > last + 20));
         std::thread::sleep(some_of(whole.took / 20));
         running.signal(&[signal]);
-        let ended = running.wait().expect(75).says(&["to resume: esvit resume run"]);
+        let ended = running.wait().expect(75).says(&["to resume: ", "esvit resume run"]);
         last = *run.steps().last().unwrap();
         assert!(last < 400, "{ended}");
         let ended = ended.says(&[&format!("stopped after step {last} of 400, state saved")]);

@@ -77,9 +77,15 @@ fn settings_that_make_no_sense() {
     good(&place, "photos", 1);
     refuses(&place, "pretrain photos --out new", &["`photos` is no setting", "`--data photos`?"]);
     refuses(&place, "pretrain --data photos --data_path photos", &["keep one of them"]);
-    refuses(&place, &line("--epochs 3 --steps 5"), &["`train.epochs` and `train.steps` are both"]);
+    refuses(
+        &place,
+        "pretrain --epochs 3 --steps 5",
+        &["`train.epochs` and `train.steps` are both"],
+    );
     refuses(&place, "pretrain --data photos --cfg cvt_v4_s1.yaml", &["`--cfg cvt_v4_s1.yaml`"]);
-    refuses(&place, &line("train.accumulate=2"), &["hint: give `train.batch_size`"]);
+    let twice = ["`train.epochs` is given twice: 2 by its option and 3 as a setting"];
+    refuses(&place, &line("--epochs 2"), &twice);
+    refuses(&place, "pretrain --out new train.accumulate=2", &["hint: give `train.batch_size`"]);
 }
 
 #[test]
@@ -136,7 +142,7 @@ fn checkpoints_that_do_not_fit() {
         &[
             "nothing to do",
             "is at step 25 and the run would end at step 25",
-            "`train.epochs` above 1",
+            "hint: give the run more than 1 epoch",
         ],
     );
     for command in ["info", "eval knn --checkpoint", "embed --out new.npy --checkpoint"] {

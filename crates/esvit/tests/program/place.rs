@@ -19,7 +19,7 @@ use tempfile::TempDir;
 /// it is the same on every processor.
 pub(crate) const TINY: &str = "--recipe materials seed=1 train.epochs=3 train.batch_size=4 train.precision=f32 \
     data.repeat=1 model.depths=[1,1] model.embed_dim=16 model.num_heads=[1,2] model.mlp_ratio=4.0 \
-    head.out_dim=32 head.hidden_dim=16 head.bottleneck_dim=8 views.local_counts=[1] optim.warmup=1 \
+    objective.head.out_dim=32 objective.head.hidden_dim=16 objective.head.bottleneck_dim=8 views.local_counts=[1] optim.warmup=1 \
     knn.every=0";
 
 /// Nothing here takes that long.
@@ -65,6 +65,8 @@ impl Place {
             ["stdout", "stderr"].map(|name| File::create(outputs.path().join(name)).unwrap());
         let child = Command::new(env!("CARGO_BIN_EXE_esvit"))
             .args(line.split_whitespace())
+            // Which is set where this runs under cargo.
+            .env_remove("CARGO")
             .current_dir(self.0.path())
             .stdin(Stdio::null())
             .stdout(stdout)

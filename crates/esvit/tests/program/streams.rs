@@ -7,7 +7,7 @@ use crate::place::{Place, TINY};
 
 #[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
-    for line in [&["info"][..], &["info", "--json"], &["pretrain", "--dry-run"]] {
+    for line in [&["info"][..], &["info", "--json"], &["pretrain", "-q", "--dry-run"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = Command::new(env!("CARGO_BIN_EXE_esvit"));
@@ -40,10 +40,11 @@ fn a_cause_is_told_once() {
     let place = Place::with_a_run();
     let checkpoint = "run/checkpoints/epoch=0001-step=00000025.safetensors";
     // One message ends in its cause, the other does not.
-    for line in
-        ["pretrain --config nothing.toml", &format!("attend none.png --checkpoint {checkpoint}")]
-    {
-        let ended = place.run(line).expect(1);
+    for (line, code) in [
+        ("pretrain --config nothing.toml", 2),
+        (&*format!("attend none.png --checkpoint {checkpoint}"), 1),
+    ] {
+        let ended = place.run(line).expect(code);
         assert_eq!(ended.stderr.matches("No such file").count(), 1, "{ended}");
         assert_eq!(ended.stderr.matches("error:").count(), 1, "{ended}");
     }
