@@ -24,7 +24,7 @@ pub use folder::{FolderError, RunFolder};
 pub use images::ImageSet;
 pub use metrics_log::{EpochMetrics, KnnMetrics, StepMetrics};
 pub use plan::Plan;
-pub use settle::{settled, step_time};
+pub use settle::{settled, step_time, steps_within};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::{Config, ConfigError};

@@ -51,7 +51,7 @@ impl Plan {
         learner: &Learner,
         first_step: u64,
     ) -> Self {
-        let run = length(config, loader);
+        let run = length(config, loader.steps_per_epoch());
         let RunLength { total_steps, steps_per_epoch } = run;
         let optim = &config.optim;
         let batch = config.train.batch_size;
@@ -162,8 +162,7 @@ fn describe(config: &Config, learner: &Learner) -> String {
 }
 
 /// The length of a run with these settings. Where it depends on a time, it has no step yet.
-pub(super) fn length(config: &Config, loader: &Loader) -> RunLength {
-    let steps_per_epoch = loader.steps_per_epoch();
+pub(super) fn length(config: &Config, steps_per_epoch: u64) -> RunLength {
     let total_steps = config.train.total_steps(steps_per_epoch).unwrap_or(0);
     RunLength { total_steps, steps_per_epoch }
 }

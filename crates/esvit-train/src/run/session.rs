@@ -56,7 +56,7 @@ impl<'a> Session<'a> {
             options;
         let images = ImageSet::of(&*source, loader.steps_per_epoch());
         let (started, folder) =
-            Started::prepare(&mut config, &start, &out, overwrite, loader, &*source, &collective)?;
+            Started::prepare(&mut config, &start, &out, overwrite, &*source, &images, &collective)?;
         let Started { learner, first_step, best, newest, moved, mut notes } = started;
         if let (Some(time), Some(step)) = (config.train.time, step_time) {
             let steps = steps_within(time.0, step);

@@ -82,7 +82,7 @@ pub fn step_time(
     Ok(Duration::from_secs_f32(all.into_iter().fold(0.0, f32::max)))
 }
 
-/// Steps that fit a time, at least one.
-pub(super) fn steps_within(time: Duration, step: Duration) -> u64 {
+/// Steps that fit a time beside checks and checkpoints, at least one.
+pub fn steps_within(time: Duration, step: Duration) -> u64 {
     ((FOR_STEPS * time.as_secs_f64() / step.as_secs_f64().max(1e-6)) as u64).max(1)
 }

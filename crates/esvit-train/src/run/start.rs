@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use esvit_data::{Loader, Source};
+use esvit_data::Source;
 use esvit_nn::{Collective, Device};
 
 use super::folder::{FolderError, RunFolder};
@@ -50,8 +50,8 @@ impl Started {
         start: &Start,
         out: &Path,
         overwrite: bool,
-        loader: &Loader,
         source: &dyn Source,
+        images: &ImageSet,
         collective: &Arc<dyn Collective>,
     ) -> Result<(Self, RunFolder), RunError> {
         let classes = classes(config, source)?;
@@ -68,12 +68,12 @@ impl Started {
         match start {
             Start::New => {}
             Start::InitFrom(path) => started.init_from(path, config)?,
-            Start::ContinueFrom(path) => started.continue_from(path, config, loader)?,
+            Start::ContinueFrom(path) => started.continue_from(path, config, images)?,
             Start::Resume => {
                 let folder =
                     if is_first { RunFolder::reopen(out)? } else { RunFolder::at(out.into()) };
                 collective.barrier();
-                started.resume(&folder, loader, config, source)?;
+                started.resume(&folder, config, images)?;
                 collective.barrier();
                 return Ok((started, folder));
             }
@@ -103,14 +103,14 @@ impl Started {
         &mut self,
         path: &Path,
         config: &Config,
-        loader: &Loader,
+        images: &ImageSet,
     ) -> Result<(), RunError> {
         let loaded = from_file(path, |file| {
             self.first_step = file.run()?.step;
             file.continue_from(&mut self.learner)
         })?;
         self.notes.push(describe("the state", path, &loaded));
-        let total = plan::length(config, loader).total_steps;
+        let total = plan::length(config, images.steps_per_epoch).total_steps;
         if config.train.time.is_none() && self.first_step >= total {
             let (done, length) = (self.first_step, config.train.length());
             return Err(RunError::NoStepLeft { path: path.into(), done, total, length });
@@ -146,9 +146,8 @@ impl Started {
     fn resume(
         &mut self,
         folder: &RunFolder,
-        loader: &Loader,
         config: &mut Config,
-        source: &dyn Source,
+        images: &ImageSet,
     ) -> Result<(), RunError> {
         let Some((path, metadata)) = self.restore_newest(folder)? else {
             let step = last_step(&folder.file("metrics.jsonl"));
@@ -161,13 +160,12 @@ impl Started {
         };
         (self.first_step, self.best) = (metadata.step, metadata.best);
         let is_first = self.learner.collective.rank() == 0;
-        if is_first && self.best.is_some_and(|best| best.is_of(&metadata, loader.steps_per_epoch()))
-        {
+        if is_first && self.best.is_some_and(|best| best.is_of(&metadata, images.steps_per_epoch)) {
             // The process may have been killed after writing and before marking it.
             folder.mark_best(&path)?;
         }
         self.notes.push(format!("going on after step {} (`{}`)", self.first_step, path.display()));
-        self.keep_place(&metadata, &path, loader, config, source)?;
+        self.keep_place(&metadata, &path, config, images)?;
         // A checkpoint of another numbering is not that of the step where the run goes on.
         self.newest = if self.moved.is_some() { PathBuf::new() } else { path };
         Ok(())
@@ -179,28 +177,26 @@ impl Started {
         &mut self,
         metadata: &Metadata,
         path: &Path,
-        loader: &Loader,
         config: &mut Config,
-        source: &dyn Source,
+        images: &ImageSet,
     ) -> Result<(), RunError> {
         let before = metadata.config(path)?;
         let changed = config.differences(&before);
         if !changed.is_empty() {
             self.notes.push(format!("settings other than before: {}", changed.join(", ")));
         }
-        let now = loader.steps_per_epoch();
-        let images = ImageSet::of(source, now);
+        let now = images.steps_per_epoch;
         if let Some(differences) = metadata.images.as_ref().and_then(|set| images.differences(set))
         {
             self.notes.push(format!("the images are not those of the run before: {differences}"));
         }
-        let visits = |config: &Config, images: usize| {
-            images as u64 * u64::from(config.data.repeat) / config.train.batch_size as u64
-        };
         let steps_per_epoch = match &metadata.images {
             Some(set) => [set.steps_per_epoch, now],
             // The images of older runs are not known: they are taken to be the same.
-            None => [visits(&before, source.len()), now],
+            None => {
+                let visits = images.images as u64 * u64::from(before.data.repeat);
+                [visits / before.train.batch_size as u64, now]
+            }
         };
         if steps_per_epoch[0] == now || steps_per_epoch[0] == 0 {
             return Ok(());

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Result, bail};
 use esvit_data::Source;
 use esvit_nn::Solo;
-use esvit_train::run::{plan, settled, step_time};
+use esvit_train::run::{plan, settled, step_time, steps_within};
 use esvit_train::{Config, memory};
 
 use super::Output;
@@ -43,8 +43,7 @@ pub(super) fn show(
     let step = step_time(&config, source, &collective, &stop)?;
     let mut planned = config.clone();
     if let Some(time) = config.train.time {
-        let steps = (time.0.as_secs_f64() / step.as_secs_f64().max(1e-6)) as u64;
-        (planned.train.steps, planned.train.time) = (Some(steps.max(1)), None);
+        (planned.train.steps, planned.train.time) = (Some(steps_within(time.0, step)), None);
     }
     let plan = plan(&planned, source, &collective)?;
     output.note(&plan);
