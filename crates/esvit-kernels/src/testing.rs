@@ -96,8 +96,22 @@ pub(crate) fn xhat_backward(x: &[f64], eps: f64, g: &[f64]) -> Vec<f64> {
 /// floor of 1e-3 an entry is added to the norm, for vectors that are zero.
 #[track_caller]
 pub(crate) fn assert_near(what: &str, found: &[f32], expected: &[f64], within: f64) {
+    assert_near_for(what, found, expected, expected, within);
+}
+
+/// As [`assert_near`], with the norm of `sizes`: the sums of the absolute values of the terms whose
+/// sums are expected. Rounding is relative to these where terms cancel.
+#[track_caller]
+pub(crate) fn assert_near_for(
+    what: &str,
+    found: &[f32],
+    expected: &[f64],
+    sizes: &[f64],
+    within: f64,
+) {
     assert_eq!(found.len(), expected.len(), "{what}");
-    let norm = dot(expected, expected).sqrt() + 1e-3 * (expected.len().max(1) as f64).sqrt();
+    assert_eq!(found.len(), sizes.len(), "{what}");
+    let norm = dot(sizes, sizes).sqrt() + 1e-3 * (expected.len().max(1) as f64).sqrt();
     let squares = found.iter().zip(expected).map(|(&a, b)| (f64::from(a) - b).powi(2));
     let error = squares.sum::<f64>().sqrt() / norm;
     // Not `error > within`, which NaN passes.
