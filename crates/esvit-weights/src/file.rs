@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::dtype::{Dtype, extend_f32, extend_i64};
-use crate::error::{ErrorKind, WeightsError, ensure};
+use crate::error::{ErrorKind, WeightsError, corrupt, ensure};
 use crate::layout::{Layout, gather_strided};
+use crate::limits::MAX_TENSORS;
+use crate::parts;
 use crate::recognize::{Container, recognize};
 use crate::source::{Source, try_with_capacity};
 use crate::value::Value;
@@ -27,6 +29,8 @@ pub struct TensorInfo {
     /// Its dimensions.
     pub shape: Vec<usize>,
     pub(crate) layout: Layout,
+    /// Which of the file's parts holds it.
+    pub(crate) part: usize,
 }
 
 impl TensorInfo {
@@ -61,7 +65,8 @@ impl Default for Parsed {
 #[derive(Debug)]
 pub struct WeightsFile {
     path: PathBuf,
-    source: Source,
+    /// Where the elements are: several, if the weights are a set of files.
+    sources: Vec<Source>,
     container: Container,
     parsed: Parsed,
     /// Indices into the list of tensors, by group and name.
@@ -70,11 +75,22 @@ pub struct WeightsFile {
 
 impl WeightsFile {
     /// Opens a file, recognizes its container by content and reads the descriptions of its tensors.
+    /// The index of a set of files (`model.safetensors.index.json`) and each of its parts
+    /// (`model-00001-of-00003.safetensors`) stand for the whole set.
     ///
     /// # Errors
     /// When it cannot be read, is not a file of weights, is incomplete, or calls dangerous code.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        Source::open(path).and_then(|source| Self::read(path, source)).map_err(|kind| kind.at(path))
+        let mut all: Option<Self> = None;
+        for part in parts::of(path).map_err(|kind| kind.at(path))? {
+            let source = Source::open(&part).map_err(|kind| kind.at(&part))?;
+            let found = Self::read(path, source).map_err(|kind| kind.at(&part))?;
+            match &mut all {
+                None => all = Some(found),
+                Some(all) => all.append(found).map_err(|kind| kind.at(&part))?,
+            }
+        }
+        all.ok_or_else(|| corrupt!("it has no parts").at(path))
     }
 
     /// The same for a file in memory; `path` is its name in errors.
@@ -92,15 +108,38 @@ impl WeightsFile {
             Container::TorchZip => torch::zip::read(&source)?,
             Container::TorchLegacy => torch::legacy::read(&source)?,
         };
-        let mut index: HashMap<String, HashMap<String, usize>> = HashMap::new();
-        for (position, tensor) in parsed.tensors.iter().enumerate() {
-            let names = index.entry(tensor.group.clone()).or_default();
+        let (path, sources) = (path.into(), vec![source]);
+        let mut file = Self { path, sources, container, parsed, index: HashMap::new() };
+        file.index_tensors(0)?;
+        Ok(file)
+    }
+
+    /// Adds the tensors of another part of the same set; metadata is that of the first one.
+    fn append(&mut self, part: Self) -> Result<(), ErrorKind> {
+        let (first, number) = (self.parsed.tensors.len(), self.sources.len());
+        ErrorKind::check_limit("tensors", first + part.parsed.tensors.len(), MAX_TENSORS)?;
+        self.sources.extend(part.sources);
+        let tensors = part.parsed.tensors.into_iter();
+        self.parsed.tensors.extend(tensors.map(|tensor| TensorInfo { part: number, ..tensor }));
+        self.parsed.unsupported.extend(part.parsed.unsupported);
+        self.index_tensors(first)
+    }
+
+    /// Enters the tensors from `first` on into the index.
+    fn index_tensors(&mut self, first: usize) -> Result<(), ErrorKind> {
+        for (position, tensor) in self.parsed.tensors.iter().enumerate().skip(first) {
+            let names = self.index.entry(tensor.group.clone()).or_default();
             if names.insert(tensor.name.clone(), position).is_some() {
                 let reason = "stands in the file twice".into();
                 return Err(ErrorKind::CorruptTensor { tensor: tensor.path(), reason });
             }
         }
-        Ok(Self { path: path.into(), source, container, parsed, index })
+        Ok(())
+    }
+
+    /// Number of files that hold the weights: more than one for a set of parts.
+    pub fn parts(&self) -> usize {
+        self.sources.len()
     }
 
     /// The file's path.
@@ -197,13 +236,18 @@ impl WeightsFile {
         if count == 0 {
             return Ok(());
         }
+        // The description may be of another file.
+        let source = self.sources.get(tensor.part).ok_or(ErrorKind::CorruptTensor {
+            tensor: tensor.path(),
+            reason: "is in a part that this file does not have".into(),
+        })?;
         let size = count * tensor.dtype.size() as u64;
         let first = tensor.layout.first_byte(tensor.dtype);
         let mut block = vec![0; BLOCK.min(size as usize)];
         let mut done = 0;
         while done < size {
             let length = (size - done).min(BLOCK as u64) as usize;
-            self.source.read_exact_at(first + done, &mut block[..length])?;
+            source.read_exact_at(first + done, &mut block[..length])?;
             sink(&block[..length]);
             done += length as u64;
         }

@@ -10,6 +10,7 @@ mod file;
 mod float;
 mod layout;
 pub mod limits;
+mod parts;
 mod pickle;
 mod recognize;
 mod safetensors;
@@ -24,4 +25,6 @@ pub use file::{TensorInfo, WeightsFile};
 pub use float::Float;
 pub use recognize::Container;
 pub use value::Value;
-pub use write::{Tensor, Tree, Values, WriteError, write_safetensors, write_torch};
+pub use write::{
+    Tensor, Tree, Values, WriteError, write_safetensors, write_torch, write_torch_with,
+};

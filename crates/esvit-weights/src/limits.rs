@@ -13,6 +13,12 @@ pub const MAX_DIRECTORY: u64 = 256 << 20;
 /// Number of tensors in a file.
 pub const MAX_TENSORS: usize = 1 << 20;
 
+/// Files that hold one network together.
+pub const MAX_PARTS: usize = 10_000;
+
+/// Bytes of metadata beside a PyTorch state dictionary.
+pub const MAX_EXTRA: u64 = 16 << 20;
+
 /// Bytes of a tensor's name, its group included.
 pub const MAX_NAME: usize = 4096;
 

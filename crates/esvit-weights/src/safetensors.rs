@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use safetensors::tensor::TensorInfo as Info;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::dtype::Dtype;
 use crate::error::{ErrorKind, corrupt, ensure};
@@ -44,7 +44,8 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
             return Err(corrupt(reason));
         }
         end = to;
-        let dtype_name = format!("{:?}", info.dtype);
+        let dtype_name = info.dtype;
+        ErrorKind::check_limit("bytes of a type's name", dtype_name.len(), MAX_NAME)?;
         let Some(dtype) = Dtype::from_safetensors(&dtype_name) else {
             parsed.unsupported.push((name, dtype_name));
             continue;
@@ -57,7 +58,7 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
             count * dtype.size() as u64 == length,
             corrupt(format!("of shape {shape:?} in {dtype} has {length} bytes"))
         );
-        parsed.tensors.push(TensorInfo { group, name, dtype, shape, layout });
+        parsed.tensors.push(TensorInfo { group, name, dtype, shape, layout, part: 0 });
     }
     let (end, length) = (data.checked_add(end as u64), source.length());
     ensure!(
@@ -65,6 +66,14 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
         corrupt!("its tensors end at byte {}, the file at {length}", end.unwrap_or(u64::MAX))
     );
     Ok(parsed)
+}
+
+/// A tensor of the header. Its type is text, so that one that is unknown can be named.
+#[derive(Deserialize)]
+struct Info {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
 }
 
 /// The header as it is written: the map of the format's own library would hide duplicate names.

@@ -327,8 +327,12 @@ fn headers_of_safetensors_are_checked() {
     };
     let file = read(&safetensors(&x("F32", "[2]", "[0,8]"), 8)).unwrap();
     assert_eq!(file.tensors()[0].name, "x");
-    let other = read(&safetensors(&x("C64", "[1]", "[0,8]"), 8)).unwrap();
-    assert_eq!(other.unsupported(), [("x".to_owned(), "C64".to_owned())]);
+    // Also types that came after this program.
+    for dtype in ["C64", "F8_E4M3", "F4", "F33"] {
+        let other = read(&safetensors(&x(dtype, "[1]", "[0,8]"), 8)).unwrap();
+        assert_eq!(other.unsupported(), [("x".to_owned(), dtype.to_owned())]);
+        assert!(other.tensors().is_empty());
+    }
     for (header, data, part) in [
         (x("F32", "[2]", "[0,8]"), 9, "its tensors end at byte"),
         (x("F32", "[2]", "[0,8]"), 7, "its tensors end at byte"),
@@ -338,7 +342,8 @@ fn headers_of_safetensors_are_checked() {
         (x("F32", "[4294967296,4294967296,4]", "[0,8]"), 8, "beyond all memory"),
         (x("F32", "[2]", "[0,18446744073709551615]"), 8, ""),
         (x("F32", "[-2]", "[0,8]"), 8, "no safetensors header"),
-        (x("F33", "[2]", "[0,8]"), 8, "no safetensors header"),
+        (x("F33", "[2]", "[4,8]"), 8, "lies at 4..8"),
+        (x(&"F".repeat(5000), "[2]", "[0,8]"), 8, "more than 4096 bytes of a type's name"),
         ("{".repeat(1000), 0, "no safetensors header"),
         (format!("{{\"x\":{}", "[".repeat(100_000)), 0, "no safetensors header"),
         ("{}".into(), 1, "its tensors end"),

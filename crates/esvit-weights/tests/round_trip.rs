@@ -8,6 +8,7 @@ use std::path::Path;
 
 use esvit_weights::{
     Dtype, Tensor, Tree, Value, Values, WeightsFile, WriteError, write_safetensors, write_torch,
+    write_torch_with,
 };
 use proptest::prelude::*;
 
@@ -278,4 +279,57 @@ fn written_files_are_those_of_the_formats() {
         let found = bytes.windows(part.len()).filter(|window| *window == part).count();
         assert!(found > 0, "{}", part.escape_ascii());
     }
+}
+
+/// Texts beside a state dictionary are read with it; the tree itself stays as it is.
+#[test]
+fn texts_beside_a_state_dictionary_come_back() {
+    let values = [1.0f32, 2.0];
+    let tree = Tree::Dict(vec![("x".into(), Tree::Tensor(Tensor::f32(&[2], &values)))]);
+    let written = |beside: &[(&str, &str)]| {
+        let mut writer = Cursor::new(Vec::new());
+        write_torch_with(&mut writer, &tree, beside).unwrap();
+        WeightsFile::from_bytes(Path::new("a.pth"), writer.into_inner()).unwrap()
+    };
+    let file = written(&[("about", "{\"é\": 1}"), ("other", "")]);
+    let text = |key| file.metadata().get(key).and_then(|value| value.as_str());
+    assert_eq!((text("about"), text("other")), (Some("{\"é\": 1}"), Some("")));
+    assert_eq!(file.read_f32(&file.tensors()[0]).unwrap(), values);
+    assert_eq!(written(&[]).metadata().get("about"), None);
+}
+
+/// The parts of a set are one file, whichever of them or of their index is named.
+#[test]
+fn parts_of_a_set_are_read_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let names = ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"];
+    for (name, tensors) in names.iter().zip([["a", "b"], ["c", "d"]]) {
+        let values: Vec<[f32; 2]> =
+            tensors.iter().map(|name| [f32::from(name.as_bytes()[0]), 0.5]).collect();
+        let entries = tensors.iter().zip(&values);
+        let entries: Vec<(String, Tensor<'_>)> =
+            entries.map(|(n, v)| ((*n).to_string(), Tensor::f32(&[2], v))).collect();
+        let mut file = std::fs::File::create(path(name)).unwrap();
+        write_safetensors(&mut file, &entries, &BTreeMap::new()).unwrap();
+    }
+    let index = r#"{"weight_map": {"a": "m-00001-of-00002.safetensors",
+        "c": "m-00002-of-00002.safetensors"}}"#;
+    std::fs::write(path("m.safetensors.index.json"), index).unwrap();
+    for name in [names[0], names[1], "m.safetensors.index.json"] {
+        let file = WeightsFile::open(&path(name)).unwrap();
+        assert_eq!((file.parts(), file.tensors().len()), (2, 4));
+        for tensor in ["a", "b", "c", "d"] {
+            let info = file.find("", tensor).unwrap();
+            let expected = [f32::from(tensor.as_bytes()[0]), 0.5];
+            assert_eq!(file.read_f32(info).unwrap(), expected, "{tensor} of {name}");
+        }
+    }
+    // A tensor in two parts is in neither for certain.
+    std::fs::copy(path(names[0]), path(names[1])).unwrap();
+    let error = WeightsFile::open(&path(names[0])).unwrap_err().to_string();
+    assert!(error.contains("`a` stands in the file twice"), "{error}");
+    std::fs::remove_file(path(names[1])).unwrap();
+    let error = WeightsFile::open(&path(names[0])).unwrap_err().to_string();
+    assert!(error.contains("set of 2 files") && error.contains(names[1]), "{error}");
 }

@@ -263,7 +263,7 @@ impl<F: FnMut(&Storage) -> Result<ByteRange, ErrorKind>> Tree<'_, F> {
         let layout = layout.and_then(|layout| layout.extent(dtype, &view.shape).map(|_| layout));
         let layout = layout.map_err(|reason| ErrorKind::CorruptTensor { tensor: path, reason })?;
         let shape = view.shape.clone();
-        self.parsed.tensors.push(TensorInfo { group, name, dtype, shape, layout });
+        self.parsed.tensors.push(TensorInfo { group, name, dtype, shape, layout, part: 0 });
         Ok(Value::Tensor(self.parsed.tensors.len() - 1))
     }
 

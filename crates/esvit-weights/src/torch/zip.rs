@@ -5,9 +5,13 @@ use std::collections::HashMap;
 use super::archive::{self, Entry};
 use crate::error::{ErrorKind, corrupt};
 use crate::file::Parsed;
-use crate::limits::MAX_PICKLE;
+use crate::limits::{MAX_EXTRA, MAX_PICKLE};
 use crate::pickle::{ByteRange, Input, Unpickler, expand};
 use crate::source::Source;
+use crate::value::Value;
+
+/// Folder of the archive for texts beside the pickle, which PyTorch passes over.
+pub(crate) const EXTRA: &str = "extra/";
 
 /// Bytes of the entry `byteorder` to read.
 const MAX_BYTE_ORDER: u64 = 16;
@@ -25,7 +29,7 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
     ErrorKind::check_limit("bytes of pickle", length, MAX_PICKLE)?;
     let pickle = Unpickler::run(&mut Input::new(source, start, start + length))?;
     let mut found: HashMap<String, ByteRange> = HashMap::new();
-    expand(&pickle, |storage| {
+    let mut parsed = expand(&pickle, |storage| {
         let name = format!("{prefix}data/{}", storage.key);
         if let Some(&bytes) = found.get(&name) {
             return Ok(bytes);
@@ -33,7 +37,11 @@ pub(crate) fn read(source: &Source) -> Result<Parsed, ErrorKind> {
         let bytes = archive.find(&name)?;
         found.insert(name, bytes);
         Ok(bytes)
-    })
+    })?;
+    if let Value::Dict(entries) = &mut parsed.metadata {
+        entries.extend(archive.extra(&prefix)?);
+    }
+    Ok(parsed)
 }
 
 struct Archive<'s> {
@@ -69,6 +77,25 @@ impl Archive<'_> {
             });
         }
         Ok((archive::data_offset(self.source, name, entry)?, entry.length))
+    }
+
+    /// Texts beside the pickle, by name.
+    fn extra(&self, prefix: &str) -> Result<Vec<(Value, Value)>, ErrorKind> {
+        let prefix = format!("{prefix}{EXTRA}");
+        let mut names: Vec<&String> =
+            self.entries.keys().filter(|name| name.starts_with(&prefix)).collect();
+        names.sort_unstable();
+        let mut texts = Vec::new();
+        let mut total = 0u64;
+        for name in names {
+            let (start, length) = self.find(name)?;
+            total = total.saturating_add(length);
+            ErrorKind::check_limit("bytes of metadata", total, MAX_EXTRA)?;
+            let text = String::from_utf8(self.source.read(start, length)?);
+            let text = text.map_err(|_| corrupt!("entry `{name}` of its archive is no text"))?;
+            texts.push((Value::Str(name[prefix.len()..].into()), Value::Str(text)));
+        }
+        Ok(texts)
     }
 
     fn check_byte_order(&self, name: &str) -> Result<(), ErrorKind> {

@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 
 pub use safetensors::write_safetensors;
-pub use torch::{Tree, write_torch};
+pub use torch::{Tree, write_torch, write_torch_with};
 
 use crate::dtype::Dtype;
 use crate::error::ensure;

@@ -7,6 +7,7 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::pickle::Pickler;
 use super::{Tensor, WriteError};
+use crate::torch::zip::EXTRA;
 
 /// Prefix of the archive's entries; PyTorch accepts any.
 const PREFIX: &str = "archive";
@@ -48,6 +49,19 @@ pub enum Tree<'a> {
 /// their tensor, or the tree is deeper than [`MAX_NESTING`](crate::limits::MAX_NESTING). The file
 /// is then incomplete.
 pub fn write_torch<W: Write + Seek>(writer: &mut W, tree: &Tree<'_>) -> Result<(), WriteError> {
+    write_torch_with(writer, tree, &[])
+}
+
+/// Like [`write_torch`], with named texts beside the tree: PyTorch passes over them, and
+/// [`WeightsFile::metadata`](crate::WeightsFile::metadata) has them as entries of the dictionary.
+///
+/// # Errors
+/// As [`write_torch`].
+pub fn write_torch_with<W: Write + Seek>(
+    writer: &mut W,
+    tree: &Tree<'_>,
+    beside: &[(&str, &str)],
+) -> Result<(), WriteError> {
     let pickler = Pickler::of(tree)?;
     let mut archive = ZipWriter::new(writer);
     let start = |archive: &mut ZipWriter<_>, name: &str, length: u64| {
@@ -61,6 +75,10 @@ pub fn write_torch<W: Write + Seek>(writer: &mut W, tree: &Tree<'_>) -> Result<(
     for (key, (name, tensor)) in pickler.tensors.iter().enumerate() {
         start(&mut archive, &format!("data/{key}"), tensor.length(name)?)?;
         tensor.write(name, |bytes| archive.write_all(bytes))?;
+    }
+    for (name, text) in beside {
+        start(&mut archive, &format!("{EXTRA}{name}"), text.len() as u64)?;
+        archive.write_all(text.as_bytes())?;
     }
     start(&mut archive, "version", 0)?;
     archive.write_all(b"3\n")?;
