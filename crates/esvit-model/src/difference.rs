@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use esvit_nn::params::ParamSpec;
-use esvit_nn::weights::{StoredNetwork, WeightsError, WeightsFile};
+use esvit_nn::weights::{StoredNetwork, WeightsError, WeightsFile, networks};
 use serde::Serialize;
 
 /// The floating-point tensors of a file, under the names by which they are compared.
@@ -53,10 +53,16 @@ impl Comparison {
 }
 
 impl<'a> Tensors<'a> {
-    /// The network called `key` (the default one for `None`), or all tensors by their own names if
-    /// it is not found.
-    pub fn of(file: &'a WeightsFile, key: Option<&str>) -> Self {
-        let stored = StoredNetwork::find(file, key).ok();
+    /// The network called `key`; for `None` the default one, or all tensors by their own names if
+    /// there is none.
+    ///
+    /// # Errors
+    /// [`WeightsError`] if the file has no network of that name.
+    pub fn of(file: &'a WeightsFile, key: Option<&str>) -> Result<Self, WeightsError> {
+        let stored = match StoredNetwork::find(file, key) {
+            Err(error) if key.is_some() => return Err(error),
+            found => found.ok(),
+        };
         let found = stored.and_then(|stored| {
             let shape = stored.shape().ok()?;
             let (_, specs) = shape.build(0.0);
@@ -67,7 +73,17 @@ impl<'a> Tensors<'a> {
             let floats = file.tensors().iter().filter(|tensor| tensor.dtype.is_float());
             plain.extend(floats.map(|tensor| (tensor.path(), tensor)));
         }
-        Self { file, network: found, plain }
+        Ok(Self { file, network: found, plain })
+    }
+
+    /// Name of the network, unless all tensors of the file are meant.
+    pub fn network(&self) -> Option<&str> {
+        self.network.as_ref().map(|(stored, _)| stored.location().network())
+    }
+
+    /// Number of networks in the file.
+    pub fn networks(&self) -> usize {
+        networks(self.file).len()
     }
 
     fn shapes(&self) -> BTreeMap<String, Vec<usize>> {

@@ -18,6 +18,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
+mod card;
 pub mod difference;
 pub mod embedding;
 pub mod export;
@@ -27,4 +28,4 @@ pub mod npy;
 mod pretrained;
 
 pub use metadata::ModelMetadata;
-pub use pretrained::{BackboneError, OpenOptions, PretrainedBackbone, SourceFile};
+pub use pretrained::{BackboneError, EmbedError, OpenOptions, PretrainedBackbone, SourceFile};

@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_data::{Image, ImageError, Preprocess};
-use esvit_nn::weights::{Location, Report, StoredNetwork, WeightsError, WeightsFile};
+use esvit_nn::weights::{
+    Known, Location, NetworkRole, Report, StoredNetwork, WeightsError, WeightsFile,
+};
 use esvit_nn::{Backbone, BackboneConfig, Device, Params, zoo};
 use esvit_settings::SettingError;
 
-use crate::features::view_forward;
+use crate::card::Card;
+use crate::features::{NotFinite, first_not_finite, view_forward};
 use crate::metadata::{FileMetadata, MetadataError, ModelMetadata};
 
 /// A backbone without heads, with its parameters.
@@ -44,6 +47,10 @@ pub struct SourceFile {
     pub steps: Option<u64>,
     /// Whole epochs done, if the file says.
     pub epochs: Option<u64>,
+    /// A line for everything that was assumed of the network, since the file does not say it.
+    pub assumed: Vec<String>,
+    /// The file; empty for a newly initialized network.
+    pub path: PathBuf,
 }
 
 /// A backbone cannot be loaded.
@@ -60,6 +67,14 @@ pub enum BackboneError {
         /// What is wrong.
         source: MetadataError,
     },
+    /// The network cannot be made for images of the size that was asked for.
+    #[error("`{path}` cannot be read for images of that size: {source}", path = path.display())]
+    Asked {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SettingError,
+    },
     /// The network cannot compute images as the file prepares them.
     #[error("the metadata in `{path}` is damaged: {source}", path = path.display())]
     Images {
@@ -70,11 +85,28 @@ pub enum BackboneError {
     },
 }
 
+/// Images have no features.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbedError {
+    /// An image cannot be resized.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Features are not finite.
+    #[error("`{path}`: {source}", path = path.display())]
+    NotFinite {
+        /// The file of the network.
+        path: PathBuf,
+        /// The image, by its number among those given, from 1.
+        source: NotFinite,
+    },
+}
+
 /// Options for loading a backbone.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     key: Option<String>,
     shape: Option<BackboneConfig>,
+    img_size: Option<usize>,
     device: Device,
 }
 
@@ -91,6 +123,14 @@ impl OpenOptions {
     #[must_use]
     pub fn shape(mut self, shape: Option<BackboneConfig>) -> Self {
         self.shape = shape;
+        self
+    }
+
+    /// Takes the network for one that was made for images of this size in pixels, from which its
+    /// windows follow; images are cropped to it.
+    #[must_use]
+    pub fn img_size(mut self, img_size: Option<usize>) -> Self {
+        self.img_size = img_size;
         self
     }
 
@@ -117,27 +157,76 @@ impl OpenOptions {
         let FileMetadata { model, preprocess, mut source } = FileMetadata::read(file)
             .map_err(|source| BackboneError::Metadata { path: file.path().into(), source })?;
         let stored = StoredNetwork::find(file, self.key.as_deref())?;
-        let model = match (&self.shape, model) {
+        let mut card = None;
+        let mut model = match (&self.shape, model) {
             (Some(shape), file_model) => {
                 let norm_eps = file_model.map(|file_model| file_model.norm_eps());
                 let norm_eps = norm_eps.unwrap_or_else(|| stored.location().naming.norm_eps());
                 shape.clone().with_norm_eps(norm_eps)
             }
             (None, Some(file_model)) => file_model,
-            (None, None) => stored.shape()?,
+            (None, None) => {
+                let (model, assumed);
+                (model, assumed, card) = self.inferred(&stored, file.path())?;
+                source.assumed = assumed;
+                model
+            }
         };
-        let preprocess =
-            preprocess.unwrap_or_else(|| Preprocess::published(model.img_size() as u32));
+        if let Some(size) = self.img_size {
+            model = model.with_img_size(size);
+            model
+                .validate()
+                .map_err(|source| BackboneError::Asked { path: file.path().into(), source })?;
+        }
+        let size = model.img_size() as u32;
+        let preprocess = match (preprocess, card) {
+            (Some(stored), _) if self.img_size.is_some() => resized(stored, size),
+            (Some(stored), _) => stored,
+            (None, Some(card)) => card.preprocess(size),
+            (None, None) => Preprocess::published(size),
+        };
         model
             .check_image("preprocess.crop", [preprocess.size(); 2])
             .map_err(|source| BackboneError::Images { path: file.path().into(), source })?;
         let (network, specs) = model.build(0.0);
         let (params, report) = stored.load(&specs, &self.device, |_| None)?;
         source.location = Some(stored.location().clone());
+        source.path = file.path().into();
         source.report = report;
         let params = params.for_inference();
         Ok(PretrainedBackbone { config: model, network, params, preprocess, source })
     }
+
+    /// The shape of a network whose file does not state it, what of it was assumed, and the card
+    /// beside the file if it is that of the network.
+    fn inferred(
+        &self,
+        stored: &StoredNetwork<'_>,
+        path: &Path,
+    ) -> Result<(BackboneConfig, Vec<String>, Option<Card>), BackboneError> {
+        let mut card = Card::beside(path);
+        let known = |card: &Option<Card>| Known {
+            asked_size: self.img_size,
+            stated_size: card.as_ref().and_then(|card| card.img_size),
+            stated_eps: card.as_ref().and_then(|card| card.norm_eps),
+        };
+        let (mut model, mut assumed) = stored.shape_given(&known(&card))?;
+        if card.as_ref().is_some_and(|card| !card.is_of(&model)) {
+            card = None;
+            (model, assumed) = stored.shape_given(&known(&card))?;
+            assumed.push("`config.json` beside it is of another network".into());
+        }
+        Ok((model, assumed, card))
+    }
+}
+
+/// The same preprocessing for images of another size: as much of an image is seen.
+fn resized(mut preprocess: Preprocess, size: u32) -> Preprocess {
+    let transform = &mut preprocess.transform;
+    let share = f64::from(transform.resize) / f64::from(transform.crop.max(1));
+    transform.resize = (f64::from(size) * share).round() as u32;
+    transform.crop = size;
+    preprocess
 }
 
 impl PretrainedBackbone {
@@ -164,8 +253,8 @@ impl PretrainedBackbone {
     /// View features, one row of [`width`](Self::width) values per image, not normalized.
     ///
     /// # Errors
-    /// [`ImageError`] if an image cannot be resized.
-    pub fn embed(&self, images: &[Image]) -> Result<Vec<Vec<f32>>, ImageError> {
+    /// [`EmbedError`] if an image cannot be resized, or has features that are not finite.
+    pub fn embed(&self, images: &[Image]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let mut forward = view_forward(&*self.network, &self.params, &self.preprocess);
         let mut features = Vec::with_capacity(images.len());
         for batch in images.chunks(BATCH) {
@@ -174,6 +263,11 @@ impl PretrainedBackbone {
                 pixels.extend(self.preprocess.apply(image)?);
             }
             let rows = forward(pixels, batch.len());
+            if let Some((row, value)) = first_not_finite(&rows, self.width()) {
+                let image = format!("image {} of {}", features.len() + row + 1, images.len());
+                let source = NotFinite { image, value: value.to_string() };
+                return Err(EmbedError::NotFinite { path: self.source.path.clone(), source });
+            }
             features.extend(rows.chunks(self.width()).map(<[f32]>::to_vec));
         }
         Ok(features)
@@ -192,7 +286,8 @@ impl PretrainedBackbone {
     /// `student` or `teacher`; a network from a file without both counts as teacher.
     pub fn network_name(&self) -> &'static str {
         let location = self.source.location.as_ref();
-        let is_student = location.is_some_and(|location| location.network() == "student");
+        let role = location.and_then(Location::role);
+        let is_student = role == Some(NetworkRole::Student);
         if is_student { "student" } else { "teacher" }
     }
 

@@ -41,8 +41,8 @@ fn what_is_exported_is_opened_again() {
     for (target, name, keeps_metadata) in [
         (Target::Timm, "timm", true),
         (Target::Timm, "timm.safetensors", true),
-        (Target::Timm, "timm.pt", false),
-        (Target::Torchvision, "torchvision.PTH", false),
+        (Target::Timm, "timm.pt", true),
+        (Target::Torchvision, "torchvision.PTH", true),
         (Target::Transformers, "transformers", true),
         (Target::Esvit, "esvit.pth", true),
     ] {
@@ -103,6 +103,39 @@ fn other_programs_find_their_settings() {
     assert!(snippet.ends_with("torch.load('a.pth', weights_only=True)['teacher']"), "{snippet}");
     let snippet = load_snippet(&backbone, Path::new("a.safetensors"), &options(Target::Timm));
     assert!(snippet.contains("load_file('a.safetensors')"), "{snippet}");
+    // Imports are what the lines use.
+    for (target, name) in [
+        (Target::Timm, "timm"),
+        (Target::Timm, "a.pth"),
+        (Target::Timm, "a.safetensors"),
+        (Target::Torchvision, "a.pth"),
+        (Target::Torchvision, "a.safetensors"),
+        (Target::Transformers, "transformers"),
+        (Target::Esvit, "a.pth"),
+        (Target::Esvit, "a.safetensors"),
+        (Target::Onnx, "a.onnx"),
+    ] {
+        let snippet = load_snippet(&backbone, &folder.path().join(name), &options(target));
+        let (first, lines) = snippet.split_once('\n').unwrap();
+        let imported: Vec<&str> = first.strip_prefix("import ").unwrap().split(", ").collect();
+        let known = [
+            "functools",
+            "numpy",
+            "onnxruntime",
+            "safetensors.torch",
+            "timm",
+            "torch",
+            "torchvision",
+            "transformers",
+        ];
+        for library in known {
+            let calls = [" ", "(", "=", "\n", ","].map(|before| format!("{before}{library}."));
+            let is_used = calls.iter().any(|call| lines.contains(call));
+            assert_eq!(imported.contains(&library), is_used, "{library} in {snippet}");
+        }
+        let is_model = lines.contains("model = ");
+        assert_eq!(lines.contains(".eval()"), is_model, "{snippet}");
+    }
 }
 
 #[test]
@@ -302,7 +335,7 @@ fn differences_are_told_with_the_largest_first() {
         ("small", &[2.5]),
         ("zero", &[-0.0]),
     ]);
-    let [of_a, of_b] = [&a, &b].map(|file| Tensors::of(file, None));
+    let [of_a, of_b] = [&a, &b].map(|file| Tensors::of(file, None).unwrap());
     let found = compare(&of_a, &of_b).unwrap();
     assert!(!found.is_equal());
     assert_eq!(found.equal, 1);
@@ -315,7 +348,11 @@ fn differences_are_told_with_the_largest_first() {
     assert!(compare(&of_a, &of_a).unwrap().is_equal());
     // A shape alone is a difference too.
     let [long, short] = [tensors(&[("x", &[1.0, 2.0])]), tensors(&[("x", &[1.0])])];
-    assert!(!compare(&Tensors::of(&long, None), &Tensors::of(&short, None)).unwrap().is_equal());
+    assert!(
+        !compare(&Tensors::of(&long, None).unwrap(), &Tensors::of(&short, None).unwrap())
+            .unwrap()
+            .is_equal()
+    );
 }
 
 #[test]
@@ -327,7 +364,75 @@ fn networks_are_compared_under_their_official_names() {
         write_safetensors(&mut bytes, &state, &BTreeMap::new()).unwrap();
         WeightsFile::from_bytes(Path::new("a.safetensors"), bytes).unwrap()
     });
-    let found = compare(&Tensors::of(&a, None), &Tensors::of(&b, None)).unwrap();
+    let found = compare(&Tensors::of(&a, None).unwrap(), &Tensors::of(&b, None).unwrap()).unwrap();
     assert!(found.is_equal(), "{found:?}");
     assert_eq!(found.equal, backbone.params.specs().len());
+}
+
+#[test]
+fn a_network_that_a_file_lacks_is_not_compared() {
+    let backbone = untrained(&tiny_swin(), 1, 40);
+    let about = serde_json::to_string(&backbone.metadata()).unwrap();
+    let file = checkpoint(&about, [1, 2]);
+    let error = Tensors::of(&file, Some("foo")).unwrap_err().to_string();
+    assert!(error.contains("no network `foo`, only `student`, `teacher`"), "{error}");
+    let student = Tensors::of(&file, Some("student")).unwrap();
+    assert_eq!((student.network(), student.networks()), (Some("student"), 2));
+    let plain = tensors(&[("x", &[1.0])]);
+    assert!(Tensors::of(&plain, Some("foo")).is_err());
+    assert_eq!(Tensors::of(&plain, None).unwrap().network(), None);
+}
+
+/// A file of a larger image and the same windows; what is beside it says so, or the user does.
+#[test]
+fn the_size_of_images_is_taken_from_what_says_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = SwinConfig { img_size: 64, norm_eps: 1e-5, ..tiny_swin() };
+    let backbone = untrained(&shape, 1, 40);
+    let path = folder.path().join("model.safetensors");
+    let mut file = fs::File::create(&path).unwrap();
+    let state = exported(&backbone.params, Naming::Transformers, Float::F32);
+    write_safetensors(&mut file, &state, &BTreeMap::new()).unwrap();
+    let opened = PretrainedBackbone::open(&path).unwrap();
+    assert_eq!((opened.config.img_size(), opened.source.assumed.len()), (32, 2));
+
+    let card = json!({ "model_type": "swin", "image_size": 64, "layer_norm_eps": 1e-4,
+        "embed_dim": shape.embed_dim, "depths": shape.depths, "num_heads": shape.num_heads });
+    fs::write(folder.path().join("config.json"), card.to_string()).unwrap();
+    let images = json!({ "image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2] });
+    fs::write(folder.path().join("preprocessor_config.json"), images.to_string()).unwrap();
+    let opened = PretrainedBackbone::open(&path).unwrap();
+    assert_eq!((opened.config.img_size(), opened.config.norm_eps()), (64, 1e-4));
+    assert_eq!((opened.preprocess.size(), opened.preprocess.mean), (64, [0.5; 3]));
+    assert!(opened.source.assumed.is_empty(), "{:?}", opened.source.assumed);
+    let asked = OpenOptions::default().img_size(Some(96)).open(&path).unwrap();
+    assert_eq!((asked.config.img_size(), asked.preprocess.size()), (96, 96));
+
+    // Of another network.
+    let other = card.to_string().replace("\"depths\":[1,1]", "\"depths\":[2,2]");
+    fs::write(folder.path().join("config.json"), other).unwrap();
+    let opened = PretrainedBackbone::open(&path).unwrap();
+    assert_eq!((opened.config.img_size(), opened.preprocess.mean[0]), (32, 0.485));
+    assert!(opened.source.assumed[2].contains("of another network"), "{:?}", opened.source);
+
+    // What the file itself says can be overruled, with as much of the image in sight.
+    let own = write(&backbone, &folder.path().join("own.pth"), &options(Target::Timm)).unwrap();
+    let asked = OpenOptions::default().img_size(Some(96)).open(&own[0]).unwrap();
+    assert_eq!((asked.config.img_size(), asked.preprocess.size()), (96, 96));
+    assert_eq!(asked.preprocess.transform.resize, 40 * 96 / 64);
+    let error = OpenOptions::default().img_size(Some(4)).open(&own[0]).unwrap_err();
+    assert!(error.to_string().contains("`img_size` is 4: it leaves no token"), "{error}");
+}
+
+#[test]
+fn features_that_are_not_finite_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let backbone = untrained(&tiny_swin(), 1, 40);
+    let files = write(&backbone, &folder.path().join("own.pth"), &options(Target::Timm)).unwrap();
+    let mut opened = PretrainedBackbone::open(&files[0]).unwrap();
+    let images = vec![Image::new(4, 4, vec![7; 48]).unwrap(); 66];
+    assert!(opened.embed(&images).is_ok());
+    opened.preprocess.mean = [f64::NAN; 3];
+    let error = opened.embed(&images[..2]).unwrap_err().to_string();
+    assert!(error.contains("own.pth") && error.contains("`image 1 of 2` hold NaN"), "{error}");
 }

@@ -283,6 +283,11 @@ fn positions_are_exported_where_the_program_stores_them() {
         (Naming::Timm, "relative_position_index", None),
         (Naming::Transformers, "relative_position_index", None),
         (Naming::Transformers5, "relative_position_index", None),
+        (
+            Naming::OpenMmLab,
+            "stages.2.blocks.0.attn.w_msa.relative_position_index",
+            Some(vec![4, 4]),
+        ),
     ] {
         let file = opened(&exported(&params, naming, Float::F32));
         let tables: Vec<_> =
@@ -535,4 +540,212 @@ fn own_files_of_weights() {
     assert!(same_bits(&found, &params));
     assert!(report.left_out.is_empty(), "what is beside the prefix is not looked at");
     assert!(StoredNetwork::at(&file, "teacher.").load(&specs, &Device::Cpu, |_| None).is_err());
+}
+
+/// Student and teacher (or what they are called) in one dictionary, and which are loaded.
+#[test]
+fn networks_that_share_a_dictionary_are_told_apart() {
+    let specs = specs(&config());
+    let [first, second] = [1, 2].map(|seed| Params::init(&specs, seed, &Device::Cpu));
+    for (group, prefixes, preferred) in [
+        ("state_dict", ["student_backbone", "teacher_backbone"], true),
+        ("model", ["student.backbone", "teacher.backbone"], true),
+        ("model", ["encoder", "encoder_k"], false),
+        ("state_dict", ["backbone", "momentum_backbone"], false),
+    ] {
+        let of = |prefix: &str, params| {
+            prefixed(&format!("{prefix}."), exported(params, Naming::Esvit, Float::F32))
+        };
+        let both = joined([of(prefixes[0], &first), of(prefixes[1], &second)]);
+        let file = opened_torch(vec![(group, both)]);
+        for (prefix, params) in prefixes.into_iter().zip([&first, &second]) {
+            for key in [prefix.to_owned(), format!("{group}/{prefix}")] {
+                assert!(same_bits(&load(&file, Some(&key)).unwrap().0, params), "{key}");
+            }
+        }
+        match load(&file, None) {
+            Ok((found, _)) => assert!(preferred && same_bits(&found, &second)),
+            Err(error) => {
+                let expected = format!(
+                    "several networks: `{}`, `{}`\nhint: choose with `--key`, for instance \
+                     `--key {}`",
+                    prefixes[0], prefixes[1], prefixes[1]
+                );
+                assert!(!preferred && error.to_string().ends_with(&expected), "{error}");
+            }
+        }
+    }
+}
+
+/// Patch merging by hand: OpenMMLab has the four patches of a channel side by side, row by row, the
+/// official code (0, 0), (1, 0), (0, 1), (1, 1) one after the other.
+#[test]
+fn patch_merging_of_openmmlab_is_put_in_order() {
+    let params = params(&specs(&config()));
+    let mut entries = prefixed("backbone.", exported(&params, Naming::OpenMmLab, Float::F32));
+    // Mmdetection has norms of all stages.
+    for stage in 0..3 {
+        entries.push(floats(&format!("backbone.norm{stage}.weight"), &[1], vec![0.0]));
+    }
+    entries.push(floats("neck.conv.weight", &[1], vec![0.0]));
+    let name = "backbone.stages.0.downsample.norm.weight";
+    let at = entries.iter().position(|(other, _)| other == name).unwrap();
+    let width = config().embed_dim;
+    let place =
+        |channel: usize, row: usize, column: usize| (100 * channel + 10 * row + column) as f32;
+    let merged = (0..width).flat_map(|channel| {
+        [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(row, column)| place(channel, row, column))
+    });
+    entries[at] = floats(name, &[4 * width], merged.collect());
+    let file = opened_torch(vec![("state_dict", entries)]);
+    let (found, report) = load(&file, None).unwrap();
+    assert_eq!(networks(&file)[0].naming, Naming::OpenMmLab);
+    let (_, norm) =
+        found.iter().find(|(spec, _)| spec.name == "layers.0.downsample.norm.weight").unwrap();
+    let expected: Vec<f32> = [(0, 0), (1, 0), (0, 1), (1, 1)]
+        .into_iter()
+        .flat_map(|(row, column)| (0..width).map(move |channel| place(channel, row, column)))
+        .collect();
+    assert_eq!(norm.to_vec::<f32>(), expected);
+    assert_eq!(report.left_out[reason::STAGE_NORM].len(), 3);
+    assert_eq!(report.left_out[reason::BESIDE], ["neck.conv.weight"]);
+    let all = params.iter().zip(found.iter());
+    for ((spec, value), (_, found)) in
+        all.filter(|((spec, _), _)| spec.name != "layers.0.downsample.norm.weight")
+    {
+        assert_eq!(value.to_vec::<f32>(), found.to_vec::<f32>(), "{}", spec.name);
+    }
+}
+
+/// Microsoft's code for detection has the official names but for the norms.
+#[test]
+fn norms_of_stages_stand_for_the_norm_of_the_network() {
+    let params = params(&specs(&config()));
+    let mut entries = exported(&params, Naming::Esvit, Float::F32);
+    for (name, _) in &mut entries {
+        *name = name.replace("norm.weight", "norm3.weight").replace("norm.bias", "norm3.bias");
+        *name = name
+            .replace("embed.norm3", "embed.norm")
+            .replace("downsample.norm3", "downsample.norm");
+    }
+    entries.push(floats("norm0.weight", &[8], vec![0.0; 8]));
+    let file = opened_torch(vec![("state_dict", prefixed("backbone.", entries))]);
+    assert_eq!(networks(&file)[0].naming, Naming::Microsoft);
+    let (found, report) = load(&file, None).unwrap();
+    assert!(same_bits(&found, &params));
+    assert_eq!(report.left_out[reason::STAGE_NORM], ["backbone.norm0.weight"]);
+}
+
+#[test]
+fn what_masked_image_modeling_adds_is_left_out() {
+    let params = params(&specs(&config()));
+    for (naming, prefix, token) in [
+        (Naming::Esvit, "encoder.", "encoder.mask_token"),
+        (Naming::Transformers, "swin.", "swin.embeddings.mask_token"),
+        (Naming::Esvit, "backbone.", "backbone.masked_embed"),
+        (Naming::OpenMmLab, "backbone.", "backbone.mask_token"),
+    ] {
+        let mut entries = prefixed(prefix, exported(&params, naming, Float::F32));
+        entries.push(floats(token, &[1, 1, 8], vec![0.0; 8]));
+        entries.push(floats("decoder.0.weight", &[1], vec![0.0]));
+        let (found, report) = load(&opened(&entries), None).unwrap();
+        assert!(same_bits(&found, &params));
+        let left_out = &report.left_out[reason::PRETEXT];
+        assert!(left_out.len() == 2 && left_out.contains(&token.into()), "{left_out:?}");
+    }
+}
+
+/// Of a type that is not read there may be all tensors, or a few.
+#[test]
+fn types_that_are_not_read_are_named() {
+    let with = |types: &[(&str, &str)]| {
+        let mut bytes = Vec::new();
+        let entries = exported(&params(&specs(&config())), Naming::Esvit, Float::F32);
+        write_safetensors(&mut bytes, &entries, &BTreeMap::new()).unwrap();
+        let (length, rest) = bytes.split_at(8);
+        let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+        let mut header = String::from_utf8(header.into()).unwrap();
+        for (name, dtype) in types {
+            let at = header.find(name).unwrap();
+            let found = at + header[at..].find("\"F32\"").unwrap();
+            header.replace_range(found..found + 5, &format!("\"{dtype}\""));
+        }
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat();
+        WeightsFile::from_bytes(Path::new("weights"), bytes).unwrap()
+    };
+    let error = load(&with(&[("\"norm.bias", "F8_E4M3")]), None).unwrap_err().to_string();
+    let expected =
+        "`norm.bias` is stored as `F8_E4M3`, which this program does not read\nhint: convert";
+    assert!(error.contains(expected), "{error}");
+    let table = "layers.0.blocks.0.attn.relative_position_bias_table";
+    let file = with(&[(table, "F4"), ("\"norm.bias", "C64")]);
+    let error = load(&file, None).unwrap_err().to_string();
+    let count = file.tensors().len() + 2;
+    let expected = format!("2 of its {count} tensors are stored as `C64`, `F4`\nhint: convert");
+    assert!(error.contains(&expected), "{error}");
+}
+
+#[test]
+fn values_that_are_not_finite_have_a_hint_of_their_own() {
+    let mut entries = exported(&params(&specs(&config())), Naming::Timm, Float::F32);
+    let at = entries.iter().position(|(name, _)| name == "norm.bias").unwrap();
+    entries[at] = floats("norm.bias", &[64], vec![f32::NAN; 64]);
+    let error = load(&opened(&entries), None).unwrap_err().to_string();
+    assert!(error.ends_with("take an earlier file"), "{error}");
+}
+
+/// What neither tensors nor anything else say is assumed, and said to be.
+#[test]
+fn what_is_assumed_is_told() {
+    use esvit_nn::weights::Known;
+    let file = opened(&exported(&params(&specs(&config())), Naming::Timm, Float::F32));
+    let stored = StoredNetwork::find(&file, None).unwrap();
+    let (_, assumed) = stored.shape_given(&Known::default()).unwrap();
+    assert_eq!(
+        assumed,
+        [
+            "the image size is 64 pixels, the smallest usual one in which no window is cut",
+            "`eps` of LayerNorm is 1e-5, as in timm",
+        ]
+    );
+    let known = Known { stated_size: Some(64), stated_eps: Some(1e-3), ..Known::default() };
+    let (shape, assumed) = stored.shape_given(&known).unwrap();
+    assert_eq!((shape.img_size(), shape.norm_eps(), assumed.len()), (64, 1e-3, 0));
+    let known = Known { asked_size: Some(96), ..known };
+    assert_eq!(stored.shape_given(&known).unwrap().0.img_size(), 96);
+}
+
+/// Windows of 4 tokens do for 32 pixels as for 64; the masks of shifted windows tell them apart.
+#[test]
+fn masks_in_a_file_tell_the_size_of_its_images() {
+    use esvit_nn::weights::Known;
+    let config = SwinConfig { img_size: 64, depths: vec![2, 2], ..tiny_swin() };
+    for naming in [Naming::Microsoft, Naming::Timm] {
+        let mut entries = exported(&params(&specs(&config)), naming, Float::F32);
+        let shape = |entries: &[Entry]| {
+            let file = opened(&prefixed_all("module.", entries));
+            let stored = StoredNetwork::find(&file, None).unwrap();
+            let (shape, assumed) = stored.shape_given(&Known::default()).unwrap();
+            (shape.img_size(), assumed.len())
+        };
+        assert_eq!(shape(&entries), (32, 2));
+        for (stage, windows) in [(0, 16), (1, 4)] {
+            let name = format!("layers.{stage}.blocks.1.attn_mask");
+            entries.push(floats(&name, &[windows, 16, 16], vec![0.0; windows * 256]));
+        }
+        assert_eq!(shape(&entries), (64, 1), "{naming:?}");
+    }
+}
+
+/// The same tensors, that can be written again.
+fn prefixed_all(prefix: &str, entries: &[Entry]) -> Vec<Entry> {
+    let mut bytes = Vec::new();
+    write_safetensors(&mut bytes, entries, &BTreeMap::new()).unwrap();
+    let file = WeightsFile::from_bytes(Path::new("weights"), bytes).unwrap();
+    let floats = file.tensors().iter().filter(|tensor| tensor.dtype.is_float());
+    let entry = |info: &esvit_weights::TensorInfo| {
+        let values = file.read_f32(info).unwrap();
+        self::floats(&format!("{prefix}{}", info.name), &info.shape, values)
+    };
+    floats.map(entry).collect()
 }

@@ -12,7 +12,7 @@ use esvit_files::{FileError, write_atomically};
 use esvit_nn::Tensor;
 use esvit_nn::params::{ParamSpec, Role};
 use esvit_nn::weights::{
-    self, Entry, METADATA_KEY, Report, StoredNetwork, WeightsError, WeightsFile, entry,
+    self, Entry, METADATA_KEY, NetworkRole, Report, StoredNetwork, WeightsError, WeightsFile, entry,
 };
 use esvit_nn::{BackboneConfig, Params};
 use serde::{Deserialize, Serialize};
@@ -198,7 +198,15 @@ pub struct Checkpoint {
 fn stored_metadata(text: &str) -> Result<Option<Metadata>, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     if value.get("config").is_some() {
-        return serde_path_to_error::deserialize(value).map(Some).map_err(|e| e.to_string());
+        let metadata: Metadata =
+            serde_path_to_error::deserialize(value).map_err(|error| error.to_string())?;
+        return match metadata.format {
+            FORMAT => Ok(Some(metadata)),
+            other => Err(format!(
+                "format: it is {other}, this program reads {FORMAT}\n\
+                 hint: a later version wrote it; use that"
+            )),
+        };
     }
     let model = value.get("model").map(BackboneConfig::deserialize);
     model.transpose().map(|_| None).map_err(|error| format!("model: {error}"))
@@ -273,7 +281,7 @@ impl Checkpoint {
         if learner.teacher.is_some() {
             learner.teacher = Some(network(TEACHER)?);
         }
-        self.restore_moments(learner, metadata)?;
+        self.restore_moments(learner, metadata, &[])?;
         let missing = self.restore_objective(learner)?;
         match missing.first() {
             None => Ok(()),
@@ -285,18 +293,24 @@ impl Checkpoint {
     }
 
     /// Loads weights only; optimizer and objective are reset. Student and teacher are both loaded
-    /// from a file that has only one network, of any program. Heads may be missing.
+    /// from the network called `key`, or from that of a file that has only one, of any program; else
+    /// each from its own. Heads may be missing.
     ///
     /// # Errors
-    /// When the backbone or a head in the file does not fit.
-    pub fn initialize(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
+    /// When the backbone or a head in the file does not fit, or `key` names no network.
+    pub fn initialize(
+        &self,
+        learner: &mut Learner,
+        key: Option<&str>,
+    ) -> Result<Loaded, CheckpointError> {
         let networks = esvit_nn::weights::networks(&self.file);
-        let has = |name| networks.iter().any(|at| at.network() == name);
-        let keys = match has("student") && has("teacher") {
+        let has = |role| networks.iter().any(|at| at.role() == Some(role));
+        let has_both = has(NetworkRole::Student) && has(NetworkRole::Teacher);
+        let keys = match has_both && key.is_none() {
             true if learner.teacher.is_some() => [Some("student"), Some("teacher")],
             // A student alone goes on from the network that is evaluated.
             true => [Some("teacher"); 2],
-            false => [None; 2],
+            false => [key; 2],
         };
         let student = StoredNetwork::find(&self.file, keys[0])?;
         let teacher = StoredNetwork::find(&self.file, keys[1])?;
@@ -326,7 +340,7 @@ impl Checkpoint {
         if let Some(present) = &learner.teacher {
             learner.teacher = Some(load_partial(&teacher, present, learner)?.0);
         }
-        self.restore_moments(learner, metadata)?;
+        self.restore_moments(learner, metadata, &loaded.new)?;
         self.restore_objective(learner)?;
         Ok(loaded)
     }
@@ -356,18 +370,33 @@ impl Checkpoint {
         Ok(Some(self.file.read_f32(tensor).map_err(WeightsError::from)?))
     }
 
+    /// Restores the optimizer; moments of the parts `new` start anew, and all do if it is another one.
     fn restore_moments(
         &self,
         learner: &mut Learner,
         metadata: &Metadata,
+        new: &[String],
     ) -> Result<(), CheckpointError> {
         let specs = learner.network.specs().clone();
+        // The moments of one optimizer mean nothing to another one.
+        let stored = metadata.config(self.file.path()).map(|config| config.optim.name);
+        let kind = learner.optimizer.kind();
+        let has = |prefix: &&&str| self.file.tensors().iter().any(|t| t.name.starts_with(**prefix));
+        let is_same = stored.map_or(true, |stored| stored == kind)
+            || MOMENTS.iter().filter(has).count() == kind.moments();
+        let prefixes = if is_same { &MOMENTS[..kind.moments()] } else { &[] };
         for (index, spec) in specs.iter().enumerate().filter(|(_, s)| s.role == Role::Trained) {
-            let mut moments = Vec::new();
-            for prefix in MOMENTS {
-                moments.extend(self.state(&format!("{prefix}{}", spec.name), &spec.shape)?);
-            }
             let updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);
+            let mut moments = Vec::new();
+            for prefix in prefixes {
+                let name = format!("{prefix}{}", spec.name);
+                let is_needed = updates > 0 && !new.iter().any(|part| part == part_name(spec));
+                if is_needed && self.file.find("", &name).is_none() {
+                    let reason = format!("`{name}` is missing");
+                    return Err(CheckpointError::NotARun { path: self.file.path().into(), reason });
+                }
+                moments.extend(self.state(&name, &spec.shape)?);
+            }
             learner.optimizer.restore(index, &moments, updates);
         }
         Ok(())

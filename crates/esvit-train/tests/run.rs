@@ -637,7 +637,7 @@ fn a_run_starts_from_another() {
     assert!(!bench.path("nothing left").exists());
 
     // Weights alone, from the first step.
-    bench.start = Start::InitFrom(old.checkpoint.clone());
+    bench.start = Start::InitFrom { path: old.checkpoint.clone(), key: None };
     let (outcome, reported) = bench.well("begun");
     assert_eq!((outcome.step, reported.losses.len()), (6, 6));
     let expected = format!(
@@ -653,7 +653,7 @@ fn a_run_starts_from_another() {
             None => assert!(is_new(&name) || name.contains("head_dense"), "{name}"),
         }
     }
-    bench.start = Start::InitFrom(bench.path("missing.safetensors"));
+    bench.start = Start::InitFrom { path: bench.path("missing.safetensors"), key: None };
     let error = bench.run("no start").0.unwrap_err().to_string();
     assert!(error.contains("missing.safetensors") && !bench.path("no start").exists(), "{error}");
 }

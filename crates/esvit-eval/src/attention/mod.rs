@@ -97,6 +97,13 @@ pub enum AttentionError {
     /// The mask's share of the attention is out of range.
     #[error("a mask cannot keep {0} of the attention, give a share above 0 and at most 1")]
     Mass(f64),
+    /// A weight is not finite.
+    #[error(
+        "the attention holds {0}: it is not finite\n\
+         hint: the weights, or the mean and standard deviation of the images, are damaged; \
+         `esvit info` shows what the file says of itself"
+    )]
+    Weights(f32),
     /// The input size is out of range.
     #[error(
         "the network's input would be {width} x {height} pixels, which must be at least one \

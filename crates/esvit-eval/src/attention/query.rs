@@ -95,7 +95,7 @@ impl QueryAttention {
 /// stages; masks keep the share `mass`.
 ///
 /// # Errors
-/// [`AttentionError`] if there is no such block, or `mass` is out of range.
+/// [`AttentionError`] if there is no such block, `mass` is out of range, or a weight is not finite.
 pub fn query_attention(
     network: &dyn Backbone,
     params: &Params,
@@ -112,6 +112,7 @@ pub fn query_attention(
     let AttentionMap { weights, windows } = found.expect("a block that exists");
     let [_, heads, side, _] = weights.dims();
     let weights = weights.to_vec::<f32>();
+    check_finite(&weights)?;
 
     let (token, mut attention) = without_weights(&stages, position, windows.map, query, mass);
     let slot = windows.token_slot[token] as usize;
@@ -139,6 +140,12 @@ pub fn query_attention(
     }
     attention.heads.sort_by(|a, b| b.entropy.total_cmp(&a.entropy));
     Ok(QueryAttention { window: windows.window, shift: windows.shift, ..attention })
+}
+
+/// Checks the weights of a block.
+pub(super) fn check_finite(weights: &[f32]) -> Result<(), AttentionError> {
+    let wrong = weights.iter().find(|weight| !weight.is_finite());
+    wrong.map_or(Ok(()), |&weight| Err(AttentionError::Weights(weight)))
 }
 
 pub(super) fn check_mass(mass: f64) -> Result<(), AttentionError> {
@@ -213,6 +220,16 @@ mod tests {
     fn attention(query: [f64; 2], block: usize) -> QueryAttention {
         let (network, params) = untrained();
         query_attention(&*network, &params, &oblong(), query, block, MASS).unwrap()
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_refused() {
+        let (network, params) = untrained();
+        let broken = Params::from_fn(params.specs(), &Device::Cpu, |spec| {
+            vec![if spec.name.ends_with("qkv.bias") { f32::NAN } else { 0.1 }; spec.len()]
+        });
+        let error = query_attention(&*network, &broken, &oblong(), [0.0; 2], 0, MASS).unwrap_err();
+        assert!(matches!(error, AttentionError::Weights(value) if value.is_nan()), "{error}");
     }
 
     /// Rows and columns of the visible cells.

@@ -4,7 +4,7 @@ use esvit_kernels::pool;
 use esvit_nn::backbone::AttentionMap;
 use esvit_nn::{Backbone, Params};
 
-use super::query::{check_mass, images, without_weights};
+use super::query::{check_finite, check_mass, images, without_weights};
 use super::{AttentionError, BlockPosition, HeadAttention, InputImage, QueryAttention};
 
 /// Rollout of the cell at `query` (`[x, y]` in input pixels) up to `block`: the query's row of the
@@ -44,6 +44,7 @@ pub fn rollout(
         blocks.push(weights.to_vec::<f32>());
     };
     pool::run(|| network.attention(params, images, 0..block + 1, &mut tap))?;
+    blocks.iter().try_for_each(|weights| check_finite(weights))?;
     let ([height, width], window) = shape;
     if [height, width] != [window, window] {
         return refuse(format!(

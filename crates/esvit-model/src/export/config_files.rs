@@ -1,7 +1,4 @@
-//! Configuration files that timm and `transformers` expect beside the weights, and the Python code
-//! that loads an export.
-
-use std::path::Path;
+//! Configuration files that timm and `transformers` expect beside the weights.
 
 use esvit_data::Preprocess;
 use esvit_nn::backbone::swin::SwinConfig;
@@ -33,7 +30,7 @@ pub(super) fn config_files(
 
 /// timm's model name for this width and depth, and the keyword arguments by which the network
 /// differs from that model.
-fn timm_name(model: &SwinConfig) -> (&'static str, Value) {
+pub(super) fn timm_name(model: &SwinConfig) -> (&'static str, Value) {
     let depths = model.depths.as_slice();
     let name = match (model.embed_dim, depths) {
         (96, [2, 2, 18, 2]) => "swin_small_patch4_window7_224",
@@ -135,67 +132,4 @@ fn processor(preprocess: &Preprocess) -> Value {
         "image_mean": preprocess.mean,
         "image_std": preprocess.std,
     })
-}
-
-/// Python code that loads the export, ready to be pasted.
-pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
-    let BackboneConfig::Swin(model) = &backbone.config;
-    let path = out.display();
-    let is_torch = out.extension().is_some_and(|ending| ending != "safetensors");
-    let load = if is_torch {
-        format!("torch.load('{path}', weights_only=True)")
-    } else {
-        format!("safetensors.torch.load_file('{path}')")
-    };
-    let norm = format!("functools.partial(torch.nn.LayerNorm, eps={:e})", model.norm_eps);
-    match options.target {
-        Target::Timm if out.is_dir() => format!(
-            "import functools, timm, torch\n\
-             model = timm.create_model('local-dir:{path}', pretrained=True, norm_layer={norm})"
-        ),
-        Target::Timm => {
-            let (name, arguments) = timm_name(model);
-            let arguments: String = arguments
-                .as_object()
-                .into_iter()
-                .flatten()
-                .map(|(name, value)| format!(", {name}={value}"))
-                .collect();
-            format!(
-                "import functools, safetensors.torch, timm, torch\n\
-                 model = timm.create_model('{name}', num_classes=0, norm_layer={norm}{arguments})\n\
-                 model.load_state_dict({load})"
-            )
-        }
-        Target::Torchvision => format!(
-            "import functools, safetensors.torch, torch, torchvision\n\
-             model = torchvision.models.SwinTransformer(patch_size=[{p}, {p}], embed_dim={}, \
-             depths={:?}, num_heads={:?}, window_size=[{w}, {w}], mlp_ratio={:?}, \
-             norm_layer={norm})\n\
-             model.head = torch.nn.Identity()\n\
-             model.load_state_dict({load})",
-            model.embed_dim,
-            model.depths,
-            model.num_heads,
-            model.mlp_ratio,
-            p = model.patch_size,
-            w = model.window_size,
-        ),
-        Target::Transformers => format!(
-            "import transformers\n\
-             model = transformers.AutoModel.from_pretrained('{path}')\n\
-             processor = transformers.AutoImageProcessor.from_pretrained('{path}')"
-        ),
-        Target::Esvit if is_torch => {
-            format!(
-                "import torch\nstate = torch.load('{path}', weights_only=True)['{}']",
-                backbone.network_name()
-            )
-        }
-        Target::Esvit => format!("import safetensors.torch\nstate = {load}"),
-        Target::Onnx => format!(
-            "import onnxruntime\n\
-             view, region = onnxruntime.InferenceSession('{path}').run(None, {{'images': images}})"
-        ),
-    }
 }

@@ -1,6 +1,7 @@
 //! Exports backbones to the file formats of other programs.
 
 mod config_files;
+mod snippet;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,11 +11,12 @@ use std::str::FromStr;
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported, write_error};
 use esvit_nn::{BackboneConfig, onnx};
-use esvit_weights::{Float, Tree, write_safetensors, write_torch};
+use esvit_weights::{Float, Tree, write_safetensors, write_torch_with};
 
 use crate::PretrainedBackbone;
 
-pub use config_files::load_snippet;
+pub use snippet::full_snippet;
+pub use snippet::load_snippet;
 
 /// The program that the export is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,11 +98,11 @@ pub enum ExportError {
         source: std::io::Error,
     },
     /// The file extension does not fit the target.
-    #[error("{target} is no `{ending}` file\nhint: `--out` takes {fitting}")]
+    #[error("{target} {}\nhint: `--out` takes {fitting}", no(ending))]
     Ending {
         /// The target.
         target: Target,
-        /// The extension.
+        /// The extension; empty for a folder.
         ending: String,
         /// The extensions that fit.
         fitting: &'static str,
@@ -132,6 +134,14 @@ pub enum ExportError {
         /// Side of a patch.
         patch: usize,
     },
+}
+
+/// What a target is not.
+fn no(ending: &str) -> String {
+    match ending {
+        "" => "is no folder, which a name without an ending stands for".into(),
+        ending => format!("is no `{ending}` file"),
+    }
 }
 
 /// Kinds of output, by file extension.
@@ -199,12 +209,16 @@ pub fn write(
             let tree = match options.target {
                 Target::Esvit => Tree::Dict(vec![
                     (backbone.network_name().into(), state),
-                    (METADATA_KEY.into(), Tree::Str(about)),
+                    (METADATA_KEY.into(), Tree::Str(about.clone())),
                 ]),
-                // Only the state dict: `load_state_dict(strict=True)` refuses other entries.
                 _ => state,
             };
-            write_atomically(out, |file| write_torch(file, &tree).map_err(write_error))?;
+            // Beside a state dict alone: `load_state_dict(strict=True)` refuses other entries.
+            let beside = [(METADATA_KEY, about.as_str())];
+            let beside = if options.target == Target::Esvit { &[][..] } else { &beside };
+            write_atomically(out, |file| {
+                write_torch_with(file, &tree, beside).map_err(write_error)
+            })?;
         }
         OutputKind::Onnx => {
             if options.float == Float::Bf16 {

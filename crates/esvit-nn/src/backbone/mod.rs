@@ -149,6 +149,14 @@ impl BackboneConfig {
         }
     }
 
+    /// The same shape for images of another size, from which its windows follow.
+    #[must_use]
+    pub fn with_img_size(self, img_size: usize) -> Self {
+        match self {
+            Self::Swin(config) => Self::Swin(SwinConfig { img_size, ..config }),
+        }
+    }
+
     /// Registers the parameters. `drop_path` is the rate of the last block; rates grow linearly
     /// from 0 at the first.
     pub fn build_in(&self, scope: &mut Scope<'_>, drop_path: f64) -> Arc<dyn Backbone> {
@@ -372,7 +380,8 @@ mod tests {
         assert_eq!(config.stages(), expected);
         assert_eq!((config.blocks(), config.output_width(), config.img_size()), (4, 24, 32));
         assert_eq!((config.last_map(36), config.norm_eps()), (3, 1e-5));
-        assert_eq!(config.with_norm_eps(1e-3).norm_eps(), 1e-3);
+        assert_eq!(config.clone().with_norm_eps(1e-3).norm_eps(), 1e-3);
+        assert_eq!(config.with_img_size(48).img_size(), 48);
     }
 
     /// For 36 pixels: maps of 9, 5 and 3 tokens a side, padded to 9, 6 and 4 in windows.

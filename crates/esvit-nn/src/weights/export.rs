@@ -31,12 +31,14 @@ fn parts(spec: &ParamSpec, value: &Tensor, naming: Naming, float: Float) -> Vec<
     let mut shape = spec.shape.clone();
     shape[0] /= names.len();
     let len: usize = shape.iter().product();
+    let row = shape.last().copied().unwrap_or(1);
     let part = |(index, name): (usize, String)| {
-        let value = value.clone().detach();
+        let (value, official) = (value.clone().detach(), spec.name.clone());
         let values = move || {
             let mut values = value.to_vec::<f32>();
             values.drain(..index * len);
             values.truncate(len);
+            let values = naming.order_in_file(&official, values, row);
             Ok(Values::F32(Cow::Owned(values)))
         };
         (name, esvit_weights::Tensor::new(&shape, float.dtype(), values))
@@ -49,7 +51,7 @@ fn positions(block: &str, window: usize, naming: Naming) -> Option<Entry> {
     let tables = WindowMap::new([window; 2], window, 0);
     let tokens = tables.window_tokens();
     let shape = match naming {
-        Naming::Esvit | Naming::Microsoft => vec![tokens, tokens],
+        Naming::Esvit | Naming::Microsoft | Naming::OpenMmLab => vec![tokens, tokens],
         Naming::Torchvision => vec![tokens * tokens],
         Naming::Timm | Naming::Transformers | Naming::Transformers5 => return None,
     };

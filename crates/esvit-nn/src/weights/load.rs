@@ -6,14 +6,12 @@ use std::sync::Arc;
 use crate::device::Device;
 use esvit_weights::{TensorInfo, WeightsFile};
 
+use super::location::{self, Location};
 use super::naming::Naming;
-use super::recognize::{self, Location, networks};
-use super::{WeightsError, resize};
+use super::recognize::{self, Known, networks};
+use super::{NOT_FINITE, NOT_READ, WeightsError, resize};
 use crate::backbone::BackboneConfig;
 use crate::params::{ParamList, ParamSpec, Params};
-
-/// The network to take from a file that holds several.
-const PREFERRED: &str = "teacher";
 
 /// A network in an opened file.
 #[derive(Debug)]
@@ -43,31 +41,29 @@ pub mod reason {
     pub const CLASSES: &str = "class head: features are those before it";
     /// Parts of a larger network outside the backbone.
     pub const BESIDE: &str = "outside the backbone";
+    /// What a masked image was filled with and reconstructed by.
+    pub const PRETEXT: &str = "of masked image modeling: features of whole images do not use it";
+    /// A norm of an earlier stage, in code for detection and segmentation.
+    pub const STAGE_NORM: &str = "norm of an earlier stage: features are those of the last";
     /// Optimizer state and centers.
     pub const STATE: &str = "state of a run";
 }
 
 impl<'a> StoredNetwork<'a> {
-    /// The network called `key`; without a key the teacher if there is one, else the only network.
+    /// The network that `key` names, by [its name](Location::network), its path or parts of that;
+    /// without a key the teacher if there is one, else the only network.
     ///
     /// # Errors
     /// When there is no such network, or more than one.
     pub fn find(file: &'a WeightsFile, key: Option<&str>) -> Result<Self, WeightsError> {
         let all = networks(file);
-        let named = |name: &str| all.iter().filter(|at| at.network() == name).collect::<Vec<_>>();
-        let mut wanted = named(key.unwrap_or(PREFERRED));
-        // A single network without the name of a role is found under any key.
-        let is_role = |at: &Location| matches!(at.network(), "teacher" | "student");
-        let is_nameless = matches!(&all[..], [at] if at.group.is_empty() && !is_role(at));
-        if wanted.is_empty() && (key.is_none() || is_nameless) {
-            wanted = all.iter().collect();
-        }
-        match wanted.as_slice() {
-            [location] => Ok(Self { file, location: (*location).clone() }),
+        match location::chosen(&all, key)[..] {
+            [location] => Ok(Self { file, location: location.clone() }),
             [] if all.is_empty() => Err(WeightsError::NoBackbone {
                 path: file.path().into(),
                 found: recognize::other_backbone(file),
                 tensors: file.tensors().len(),
+                unreadable: file.unsupported().iter().map(|(_, dtype)| dtype.clone()).collect(),
             }),
             _ => Err(WeightsError::Which {
                 path: file.path().into(),
@@ -79,9 +75,7 @@ impl<'a> StoredNetwork<'a> {
 
     /// The network with official names after `prefix`.
     pub fn at(file: &'a WeightsFile, prefix: &str) -> Self {
-        let location =
-            Location { naming: Naming::Esvit, group: String::new(), prefix: prefix.into() };
-        Self { file, location }
+        Self { file, location: Location::new(Naming::Esvit, "", prefix) }
     }
 
     /// Where it is in the file, and its naming.
@@ -94,8 +88,20 @@ impl<'a> StoredNetwork<'a> {
     /// # Errors
     /// When they are not those of a Swin transformer.
     pub fn shape(&self) -> Result<BackboneConfig, WeightsError> {
-        recognize::shape(self.file, &self.location)
-            .map(BackboneConfig::Swin)
+        self.shape_given(&Known::default()).map(|(shape, _)| shape)
+    }
+
+    /// Its shape, given what is known from elsewhere; and a line for everything that was assumed,
+    /// since neither the tensors nor anything else says it.
+    ///
+    /// # Errors
+    /// As [`StoredNetwork::shape`].
+    pub fn shape_given(
+        &self,
+        known: &Known,
+    ) -> Result<(BackboneConfig, Vec<String>), WeightsError> {
+        recognize::shape(self.file, &self.location, known)
+            .map(|(shape, assumed)| (BackboneConfig::Swin(shape), assumed))
             .map_err(|reason| WeightsError::Shape { path: self.file.path().into(), reason })
     }
 
@@ -135,10 +141,7 @@ impl<'a> StoredNetwork<'a> {
             match self.values(spec, &mut used, &mut report) {
                 Ok(values) => match values.or_else(|| other(spec)) {
                     Some(values) => found.push(values),
-                    None => {
-                        let names = self.names(spec).join("`, `");
-                        differences.push(format!("`{names}` {:?} is missing", spec.shape));
-                    }
+                    None => differences.push(self.missing(spec)),
                 },
                 Err(WeightsError::Mismatch { differences: found, .. }) => differences.extend(found),
                 Err(error) => return Err(error),
@@ -162,6 +165,24 @@ impl<'a> StoredNetwork<'a> {
             .ok_or_else(|| self.mismatch(vec![format!("`{}` is missing", spec.name)]))
     }
 
+    /// The line about a parameter that the file lacks.
+    fn missing(&self, spec: &ParamSpec) -> String {
+        let names = self.names(spec);
+        let group = &self.location.group;
+        let path = |name: &String| match group.as_str() {
+            "" => name.clone(),
+            group => format!("{group}/{name}"),
+        };
+        let paths: Vec<String> = names.iter().map(path).collect();
+        let mut unreadable = self.file.unsupported().iter();
+        match unreadable.find(|(found, _)| paths.contains(found)) {
+            Some((_, dtype)) => {
+                format!("`{}` is stored as `{dtype}`, {NOT_READ}", names.join("`, `"))
+            }
+            None => format!("`{}` {:?} is missing", names.join("`, `"), spec.shape),
+        }
+    }
+
     fn mismatch(&self, differences: Vec<String>) -> WeightsError {
         WeightsError::Mismatch { path: self.file.path().into(), differences }
     }
@@ -180,6 +201,13 @@ impl<'a> StoredNetwork<'a> {
             names.map(move |name| format!("{prefix}{name}"))
         });
         let exists = |name: &String| self.file.find(&self.location.group, name).is_some();
+        if spec.part.is_backbone()
+            && !names.iter().all(exists)
+            && let Some(rest) = official.strip_prefix("norm.")
+            && let Some(norm) = recognize::last_norm(self.file, &self.location)
+        {
+            return vec![format!("{prefix}{norm}.{rest}")];
+        }
         if !spec.part.is_backbone() && !names.iter().all(exists) {
             others.into_iter().find(exists).map_or(names, |name| vec![name])
         } else {
@@ -222,9 +250,11 @@ impl<'a> StoredNetwork<'a> {
             let part = self.file.read_f32(tensor)?;
             if values.is_empty() { values = part } else { values.extend(part) }
         }
+        let row = shape.last().copied().unwrap_or(1);
+        let mut values = self.location.naming.official_order(&spec.name, values, row);
         let broken = values.iter().filter(|value| !value.is_finite()).count();
         if broken > 0 {
-            return Err(differs(format!("holds {broken} values that are not finite")));
+            return Err(differs(format!("holds {broken} {NOT_FINITE}")));
         }
         if shape != spec.shape {
             values = resize::relative_positions(&values, heads, spec.shape[0])
@@ -241,7 +271,10 @@ impl<'a> StoredNetwork<'a> {
         let mut unknown = Vec::new();
         for tensor in self.tensors() {
             let inside = tensor.name.strip_prefix(prefix);
-            let Some(below) = inside.or_else(|| tensor.name.strip_prefix(above)) else { continue };
+            let below = inside.or_else(|| tensor.name.strip_prefix(above));
+            // What a masked image was reconstructed with stands beside the network.
+            let is_decoder = below.is_none() && tensor.name.starts_with(DECODER);
+            let Some(below) = below.or(is_decoder.then_some(DECODER)) else { continue };
             if used.contains(&tensor.name) {
                 continue;
             }
@@ -269,9 +302,29 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
         Some(reason::CLASSES)
     } else if name == "center" || name == "center_grid" || name.starts_with("optimizer.") {
         Some(reason::STATE)
+    } else if is_pretext(name, is_backbone) {
+        Some(reason::PRETEXT)
+    } else if is_backbone && is_stage_norm(name) {
+        Some(reason::STAGE_NORM)
     } else {
         (!is_backbone).then_some(reason::BESIDE)
     }
+}
+
+/// Beginning of the decoder's names in SimMIM.
+const DECODER: &str = "decoder.";
+
+/// Whether a tensor serves masked image modeling alone: SimMIM's and iBOT's tokens in place of hidden
+/// patches, and the decoder beside the network.
+fn is_pretext(name: &str, is_backbone: bool) -> bool {
+    let token = name.rsplit('.').next().unwrap_or_default();
+    matches!(token, "mask_token" | "masked_embed") || !is_backbone && name.starts_with(DECODER)
+}
+
+/// Whether a tensor belongs to the norm of one stage: `norm0.weight`.
+fn is_stage_norm(name: &str) -> bool {
+    let stage = name.strip_prefix("norm").and_then(|rest| rest.split_once('.'));
+    stage.is_some_and(|(stage, _)| stage.parse::<usize>().is_ok())
 }
 
 /// Whether a parameter, named relative to its head, belongs to a projection head.

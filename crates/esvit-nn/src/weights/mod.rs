@@ -4,20 +4,25 @@
 //! error; no parameter stays randomly initialized unless the caller says so.
 
 mod export;
+mod image_size;
 mod load;
+mod location;
+mod merge_order;
 mod naming;
 mod recognize;
 mod resize;
 mod save;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 pub use esvit_weights::WeightsFile;
 
 pub use export::exported;
 pub use load::{Report, StoredNetwork, reason};
+pub use location::{Location, NetworkRole};
 pub use naming::Naming;
-pub use recognize::{Location, networks};
+pub use recognize::{Known, networks};
 pub use save::{Entry, METADATA_KEY, entries, entry, save, write_error};
 
 /// Number of differing tensors that an error lists.
@@ -31,11 +36,11 @@ pub enum WeightsError {
     File(#[from] esvit_weights::WeightsError),
     /// Names or shapes differ from those of the network.
     #[error(
-        "`{path}` does not fit this network, {count} tensors differ:\n{list}\n\
-         hint: use the model settings that the file was made with",
+        "`{path}` does not fit this network, {count} tensors differ:\n{list}\n{hint}",
         path = path.display(),
         count = differences.len(),
-        list = listed(differences)
+        list = listed(differences),
+        hint = way_out(differences)
     )]
     Mismatch {
         /// The file.
@@ -44,14 +49,20 @@ pub enum WeightsError {
         differences: Vec<String>,
     },
     /// The file holds no supported backbone.
-    #[error("`{path}` holds {what}", path = path.display(), what = other(*found, *tensors))]
+    #[error(
+        "`{path}` holds {what}",
+        path = path.display(),
+        what = other(*found, *tensors, unreadable)
+    )]
     NoBackbone {
         /// The file.
         path: PathBuf,
         /// The unsupported backbone that it seems to hold.
         found: Option<&'static str>,
-        /// Number of its tensors.
+        /// Number of its tensors that can be read.
         tensors: usize,
+        /// Types of its tensors that cannot be read.
+        unreadable: Vec<String>,
     },
     /// The file holds several networks, or not the requested one.
     #[error("`{path}` {what}", path = path.display(), what = choice(key.as_deref(), networks))]
@@ -83,8 +94,30 @@ fn listed(differences: &[String]) -> String {
     shown.chain(rest).map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
-fn other(found: Option<&'static str>, tensors: usize) -> String {
+/// What ends the lines about values and types, which no settings change.
+const NOT_FINITE: &str = "values that are not finite";
+const NOT_READ: &str = "which this program does not read";
+
+/// What to do about differences.
+fn way_out(differences: &[String]) -> &'static str {
+    let all = |end| differences.iter().all(|line: &String| line.ends_with(end));
+    if all(NOT_FINITE) {
+        "hint: the training diverged or the file is damaged; take an earlier file"
+    } else if all(NOT_READ) {
+        CONVERT
+    } else {
+        "hint: use the model settings that the file was made with"
+    }
+}
+
+fn other(found: Option<&'static str>, tensors: usize, unreadable: &[String]) -> String {
+    let count = unreadable.len();
     match found {
+        _ if count > 0 => format!(
+            "no backbone that can be read: {count} of its {} tensors are stored as {}\n{CONVERT}",
+            count + tensors,
+            types(unreadable)
+        ),
         Some(backbone) => {
             format!(
                 "{backbone}, a backbone that this program does not have\n\
@@ -98,15 +131,33 @@ fn other(found: Option<&'static str>, tensors: usize) -> String {
     }
 }
 
+/// What to do with tensors of a type that cannot be read.
+const CONVERT: &str =
+    "hint: convert them in PyTorch, with `tensor.float()`, and save the file again";
+
+/// The types of a list, each once.
+fn types(all: &[String]) -> String {
+    let all: BTreeSet<&String> = all.iter().collect();
+    all.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
 fn choice(key: Option<&str>, networks: &[String]) -> String {
     let names = networks.iter().map(|name| match name.as_str() {
-        "" => "(without a name)".to_owned(),
+        "" => "`` (without a name)".to_owned(),
         name => format!("`{name}`"),
     });
     let names = names.collect::<Vec<_>>().join(", ");
+    // Later ones are means of the weights, as a rule.
+    let one = networks.iter().rev().find(|name| !name.is_empty());
+    let one = one.map(|name| format!(", for instance `--key {name}`")).unwrap_or_default();
     match key {
-        Some(key) => format!("has no network `{key}`, only {names}\nhint: choose with `--key`"),
-        None => format!("holds several networks: {names}\nhint: choose with `--key`"),
+        Some(key) if networks.iter().any(|name| name == key) => {
+            format!("has several networks `{key}`: {names}")
+        }
+        Some(key) => {
+            format!("has no network `{key}`, only {names}\nhint: choose with `--key`{one}")
+        }
+        None => format!("holds several networks: {names}\nhint: choose with `--key`{one}"),
     }
 }
 

@@ -1,4 +1,6 @@
-//! Names of a Swin's parameters in the files of other programs.
+//! Names of a Swin's parameters in the files of other programs, and the order of their values.
+
+use super::merge_order;
 
 /// How a file names the parameters of a Swin transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub enum Naming {
     Transformers,
     /// `transformers` 5, as named in memory.
     Transformers5,
+    /// OpenMMLab: mmpretrain, mmdetection, mmsegmentation.
+    OpenMmLab,
 }
 
 /// A parameter's place in the network, with the official name within it.
@@ -53,13 +57,14 @@ impl<'a> Place<'a> {
 
 impl Naming {
     /// All namings, in the order in which files are searched for them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Esvit,
         Self::Microsoft,
         Self::Timm,
         Self::Torchvision,
         Self::Transformers,
         Self::Transformers5,
+        Self::OpenMmLab,
     ];
 
     /// Name in reports.
@@ -70,6 +75,7 @@ impl Naming {
             Self::Timm => "timm",
             Self::Torchvision => "torchvision",
             Self::Transformers | Self::Transformers5 => "transformers",
+            Self::OpenMmLab => "OpenMMLab",
         }
     }
 
@@ -102,7 +108,29 @@ impl Naming {
                 let qkv = ["q", "k", "v"].map(|part| format!("attention.{part}_proj"));
                 transformers(place, official, qkv, TRANSFORMERS_5)
             }
+            Self::OpenMmLab => vec![openmmlab(place, official)],
         }
+    }
+
+    /// Values of a parameter in the official order, given those of a file in rows of `row`.
+    pub(super) fn official_order(self, official: &str, values: Vec<f32>, row: usize) -> Vec<f32> {
+        match self.unfolds(official) {
+            true => merge_order::concatenated(&values, row),
+            false => values,
+        }
+    }
+
+    /// The inverse of [`Self::official_order`].
+    pub(super) fn order_in_file(self, official: &str, values: Vec<f32>, row: usize) -> Vec<f32> {
+        match self.unfolds(official) {
+            true => merge_order::unfolded(&values, row),
+            false => values,
+        }
+    }
+
+    /// Whether the parameter is one of patch merging, and has its channels as `nn.Unfold` does.
+    fn unfolds(self, official: &str) -> bool {
+        self == Self::OpenMmLab && matches!(Place::of(official), Place::Merge(..))
     }
 }
 
@@ -128,6 +156,13 @@ const TRANSFORMERS_5: &Renamed = &[
     ("attn.relative", "attention.relative_position_bias.relative"),
 ];
 
+const OPENMMLAB: &Renamed = &[
+    ("proj.", "projection."),
+    ("attn.", "attn.w_msa."),
+    ("mlp.fc1.", "ffn.layers.0.0."),
+    ("mlp.fc2.", "ffn.layers.1."),
+];
+
 /// The name by the first entry that begins like it.
 fn renamed(rest: &str, table: &Renamed) -> String {
     let name =
@@ -144,6 +179,20 @@ fn torchvision(place: Place<'_>) -> Option<String> {
         Place::Merge(stage, rest) => format!("features.{}.{rest}", 2 * stage + 2),
         Place::Norm(_) | Place::Other => return None,
     })
+}
+
+/// Every stage has a norm of its own there: the last one is that of the whole network, here of the
+/// four stages that published networks have.
+fn openmmlab(place: Place<'_>, official: &str) -> String {
+    match place {
+        Place::Embed(rest) => format!("patch_embed.{}", renamed(rest, OPENMMLAB)),
+        Place::Block(stage, block, rest) => {
+            format!("stages.{stage}.blocks.{block}.{}", renamed(rest, OPENMMLAB))
+        }
+        Place::Merge(stage, rest) => format!("stages.{stage}.downsample.{rest}"),
+        Place::Norm(rest) => format!("norm3.{rest}"),
+        Place::Other => official.into(),
+    }
 }
 
 /// `qkv` are the names of the query's, the key's and the value's layer.
@@ -239,6 +288,19 @@ mod tests {
                 assert_eq!(naming.names(official), [expected], "{naming:?}");
             }
             assert_eq!(Naming::Esvit.names(official), [official]);
+        }
+        for (official, expected) in [
+            ("patch_embed.proj.bias", "patch_embed.projection.bias"),
+            ("patch_embed.norm.bias", "patch_embed.norm.bias"),
+            ("layers.1.blocks.3.attn.qkv.weight", "stages.1.blocks.3.attn.w_msa.qkv.weight"),
+            ("layers.1.blocks.3.attn.proj.bias", "stages.1.blocks.3.attn.w_msa.proj.bias"),
+            ("layers.1.blocks.3.norm2.bias", "stages.1.blocks.3.norm2.bias"),
+            ("layers.0.blocks.1.mlp.fc1.weight", "stages.0.blocks.1.ffn.layers.0.0.weight"),
+            ("layers.0.blocks.1.mlp.fc2.bias", "stages.0.blocks.1.ffn.layers.1.bias"),
+            ("layers.2.downsample.reduction.weight", "stages.2.downsample.reduction.weight"),
+            ("norm.weight", "norm3.weight"),
+        ] {
+            assert_eq!(Naming::OpenMmLab.names(official), [expected]);
         }
         let queries = Naming::Transformers.names("layers.0.blocks.1.attn.qkv.bias");
         assert_eq!(queries[2], "encoder.layers.0.blocks.1.attention.self.value.bias");

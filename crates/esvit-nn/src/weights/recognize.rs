@@ -1,53 +1,19 @@
 //! Finds the networks in a file of weights and infers their shapes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use esvit_weights::{TensorInfo, WeightsFile};
 
+use super::image_size::{self, Masks};
+use super::location::{self, Location};
 use super::naming::Naming;
 use crate::backbone::swin::SwinConfig;
 
 /// A parameter that every Swin transformer has, and no other network.
 const TABLE: &str = "layers.0.blocks.0.attn.relative_position_bias_table";
 
-/// Image sides of published weights, tried first.
-const USUAL_SIZES: [usize; 6] = [224, 384, 256, 192, 448, 512];
 /// More stages than any Swin transformer has; the width doubles with each.
 const MAX_STAGES: usize = 8;
-/// Largest image side to try, as a multiple of the last stage's stride or of the patch.
-const MAX_SIZE_FACTOR: usize = 64;
-
-/// A network in a file: where its tensors are, and their naming.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Location {
-    /// How they are named.
-    pub naming: Naming,
-    /// The dictionary that holds the tensors, as in [`TensorInfo::group`].
-    pub group: String,
-    /// Prefix of all names.
-    pub prefix: String,
-}
-
-impl Location {
-    /// Name of the network: its dictionary, or the first part of its prefix. Empty where neither
-    /// exists.
-    pub fn network(&self) -> &str {
-        let group = self.group.split('/').next().unwrap_or_default();
-        let prefix = self.prefix.split('.').next().unwrap_or_default();
-        if group.is_empty() { prefix } else { group }
-    }
-
-    /// Prefixes of heads: inside the backbone in the official code, beside it in DINO's. The second
-    /// is that of the whole network.
-    pub(super) fn head_prefixes(&self) -> [&str; 2] {
-        [&self.prefix, self.prefix.strip_suffix("backbone.").unwrap_or(&self.prefix)]
-    }
-
-    /// The tensor called `prefix` + `name`.
-    pub(super) fn find<'a>(&self, file: &'a WeightsFile, name: &str) -> Option<&'a TensorInfo> {
-        file.find(&self.group, &format!("{}{name}", self.prefix))
-    }
-}
 
 /// All Swin transformers in a file, optimizer states under the same names excluded.
 pub fn networks(file: &WeightsFile) -> Vec<Location> {
@@ -65,14 +31,14 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
             if !is_whole || is_state(prefix) || is_state(&tensor.group) {
                 continue;
             }
-            let location =
-                Location { naming, group: tensor.group.clone(), prefix: prefix.to_owned() };
+            let location = Location::new(naming, &tensor.group, prefix);
             found.push(match naming {
                 Naming::Esvit => disambiguate(file, location),
                 _ => location,
             });
         }
     }
+    location::name(&mut found);
     found
 }
 
@@ -86,19 +52,47 @@ fn disambiguate(file: &WeightsFile, location: Location) -> Location {
     };
     let naming = if !merges(0) && merges(1) {
         Naming::Timm
-    } else if has("head.weight") || location.group == "model" || has_mask() {
+    } else if has("head.weight")
+        || location.group == "model"
+        || has_mask()
+        || last_norm(file, &location).is_some()
+    {
         Naming::Microsoft
     } else {
         Naming::Esvit
     };
-    Location { naming, ..location }
+    location.with_naming(naming)
 }
 
-/// Infers a network's shape from its tensors.
+/// The name of the last stage's norm, where each stage has its own, as in code for detection and
+/// segmentation: `norm3`.
+pub(super) fn last_norm(file: &WeightsFile, location: &Location) -> Option<String> {
+    let name = |stage: usize| format!("norm{stage}");
+    let exists = |name: &String| location.find(file, &format!("{name}.weight")).is_some();
+    (0..MAX_STAGES).rev().map(name).find(exists)
+}
+
+/// What is known of a network from elsewhere than its tensors.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Known {
+    /// Side of the images, as the user says; windows are then made for it.
+    pub asked_size: Option<usize>,
+    /// Side of the images, as a file beside the weights says.
+    pub stated_size: Option<usize>,
+    /// `eps` of LayerNorm, as a file beside the weights says.
+    pub stated_eps: Option<f64>,
+}
+
+/// Infers a network's shape from its tensors; with a line for everything that was assumed, since
+/// nothing says it.
 ///
 /// # Errors
 /// Names the tensor that is missing or has another shape.
-pub(super) fn shape(file: &WeightsFile, location: &Location) -> Result<SwinConfig, String> {
+pub(super) fn shape(
+    file: &WeightsFile,
+    location: &Location,
+    known: &Known,
+) -> Result<(SwinConfig, Vec<String>), String> {
     let naming = location.naming;
     let find = |official: &str| -> Result<&TensorInfo, String> {
         let name = naming.names(official).swap_remove(0);
@@ -145,27 +139,46 @@ pub(super) fn shape(file: &WeightsFile, location: &Location) -> Result<SwinConfi
         mlp_ratio,
         norm_eps: naming.norm_eps(),
     };
-    config.img_size = image_size(&config, &windows).ok_or_else(|| {
-        format!("windows of {windows:?} tokens by stage follow from no size of image")
-    })?;
+    let mut assumed = Vec::new();
+    let masks = masks(file, location, &config.depths);
+    config.img_size = match known.asked_size {
+        Some(size) => size,
+        None => {
+            let found =
+                image_size::of(&config, &windows, &masks, known.stated_size).ok_or_else(|| {
+                    format!("windows of {windows:?} tokens by stage follow from no size of image")
+                })?;
+            assumed.extend(found.assumption());
+            found.side
+        }
+    };
+    match known.stated_eps {
+        Some(eps) => config.norm_eps = eps,
+        None => assumed.push(format!(
+            "`eps` of LayerNorm is {:e}, as in {}",
+            config.norm_eps,
+            naming.label()
+        )),
+    }
     config.validate().map_err(|error| error.to_string())?;
-    Ok(config)
+    Ok((config, assumed))
 }
 
-/// The side of the images that lead to these windows, one per stage.
-fn image_size(config: &SwinConfig, windows: &[usize]) -> Option<usize> {
-    let step = config.patch_size.checked_shl(windows.len() as u32 - 1).filter(|&step| step > 0)?;
-    let multiples =
-        |of: usize| (1..=MAX_SIZE_FACTOR).filter_map(move |factor| of.checked_mul(factor));
-    let sizes = multiples(step).chain(multiples(config.patch_size));
-    USUAL_SIZES.into_iter().chain(sizes).find(|&img_size| {
-        let config = SwinConfig { img_size, ..config.clone() };
-        windows.iter().enumerate().all(|(stage, &window)| config.window(stage) == window)
-    })
+/// Number of windows in the masks that the second blocks of stages have, if the file has any.
+fn masks(file: &WeightsFile, location: &Location, depths: &[usize]) -> Masks {
+    let mask = |(stage, &depth): (usize, &usize)| {
+        let mask = location.find(file, &format!("layers.{stage}.blocks.1.attn_mask"));
+        let windows = mask.map(|mask| mask.shape.first().copied().unwrap_or(0));
+        (depth > 1).then_some((stage, windows))
+    };
+    let masks: BTreeMap<_, _> = depths.iter().enumerate().filter_map(mask).collect();
+    let has_any = masks.values().any(Option::is_some);
+    if has_any { masks } else { Masks::new() }
 }
 
 /// Unsupported backbones, by a suffix of names that only they have.
-const OTHERS: [(&str, &str); 11] = [
+const OTHERS: [(&str, &str); 12] = [
+    ("attn.w_msa.logit_scale", "a Swin transformer of version 2"),
     ("attn.logit_scale", "a Swin transformer of version 2"),
     ("attention.self.logit_scale", "a Swin transformer of version 2"),
     ("local_relative_position_bias_table", "a vision longformer (ViL)"),

@@ -38,7 +38,13 @@ pub enum Start {
     /// From initial values, in a new folder.
     New,
     /// From the weights of a file, in a new folder.
-    InitFrom(PathBuf),
+    InitFrom {
+        /// The file.
+        path: PathBuf,
+        /// The network in it, as [`Checkpoint::initialize`](crate::checkpoint::Checkpoint::initialize)
+        /// takes it.
+        key: Option<String>,
+    },
     /// From the whole state in a checkpoint of another run, at its step, in a new folder. A task
     /// may be added.
     ContinueFrom(PathBuf),

@@ -67,7 +67,7 @@ impl Started {
         let is_first = collective.rank() == 0;
         match start {
             Start::New => {}
-            Start::InitFrom(path) => started.init_from(path, config)?,
+            Start::InitFrom { path, key } => started.init_from(path, key.as_deref(), config)?,
             Start::ContinueFrom(path) => started.continue_from(path, config, images)?,
             Start::Resume => {
                 let folder =
@@ -85,9 +85,15 @@ impl Started {
     }
 
     /// Loads weights only.
-    fn init_from(&mut self, path: &Path, config: &Config) -> Result<(), RunError> {
-        let loaded = from_file(path, |file| file.initialize(&mut self.learner))?;
-        self.notes.push(describe("weights", path, &loaded));
+    fn init_from(
+        &mut self,
+        path: &Path,
+        key: Option<&str>,
+        config: &Config,
+    ) -> Result<(), RunError> {
+        let loaded = from_file(path, |file| file.initialize(&mut self.learner, key))?;
+        let what = key.map_or("weights".into(), |key| format!("weights of `{key}`: those"));
+        self.notes.push(describe(&what, path, &loaded));
         let norm_eps = config.model.backbone.norm_eps();
         if let Some(eps) = loaded.norm_eps.filter(|&eps| eps != norm_eps) {
             self.notes.push(format!(
@@ -184,6 +190,9 @@ impl Started {
         let changed = config.differences(&before);
         if !changed.is_empty() {
             self.notes.push(format!("settings other than before: {}", changed.join(", ")));
+        }
+        if config.optim.name.moments() != before.optim.name.moments() {
+            self.notes.push("the moments of the optimizer start anew: it is another one".into());
         }
         let now = images.steps_per_epoch;
         if let Some(differences) = metadata.images.as_ref().and_then(|set| images.differences(set))

@@ -112,6 +112,35 @@ fn all_of_a_state_is_restored() {
     }
 }
 
+/// The moments of one optimizer mean nothing to another one.
+#[test]
+fn another_optimizer_starts_anew() {
+    for [before, now] in
+        [[OptimizerKind::AdamW, OptimizerKind::Sgd], [OptimizerKind::Lars, OptimizerKind::AdamW]]
+    {
+        let place = Place::new();
+        let learner = trained(before);
+        let file = place.saved(&learner);
+        let text = stored_metadata(&file);
+        let name = |kind| match kind {
+            OptimizerKind::AdamW => "adamw",
+            OptimizerKind::Sgd => "sgd",
+            OptimizerKind::Lars => "lars",
+        };
+        // The settings beside them say which optimizer it was.
+        let text =
+            text.replace("name = \\\"adamw\\\"", &format!("name = \\\"{}\\\"", name(before)));
+        let file = place.written(&entries(&file, &[]), &text);
+        let mut other = super::learner(now, true, true);
+        file.restore(&mut other).unwrap();
+        assert!(other.student.flat().to_vec::<f32>() == learner.student.flat().to_vec::<f32>());
+        for index in 0..learner.network.specs().len() {
+            let found = &other.optimizer;
+            assert!(found.moments(index).is_empty() && found.updates(index) == 0);
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_not_restored() {
     let place = Place::new();
@@ -122,11 +151,22 @@ fn what_does_not_fit_is_not_restored() {
         ("center", "`center` of shape [1, 6] is missing"),
         ("center_grid", "`center_grid` of shape [1, 6] is missing"),
         ("teacher.norm.weight", "`teacher.norm.weight` [8] is missing"),
+        ("optimizer.exp_avg.norm.weight", "`optimizer.exp_avg.norm.weight` is missing"),
+        ("optimizer.exp_avg_sq.", "`optimizer.exp_avg_sq."),
+        ("optimizer", "`optimizer.exp_avg."),
     ] {
         let file = place.written(&entries(&file, &[without]), &text);
         let error = file.restore(&mut fresh()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+    // Written by a later version.
+    let later = text.replace("\"format\":1", "\"format\":2");
+    let path = place.path("written.safetensors");
+    let mut bytes = Vec::new();
+    weights::save(&mut bytes, &entries(&file, &[]), &later).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let error = Checkpoint::open(&path).unwrap_err().to_string();
+    assert!(error.contains("format: it is 2, this program reads 1\nhint: "), "{error}");
     let mut other = fresh();
     let BackboneConfig::Swin(swin) = tiny_backbone();
     let wider = BackboneConfig::Swin(SwinConfig { window_size: 4, ..swin });
@@ -164,6 +204,24 @@ fn what_does_not_fit_is_not_restored() {
     assert!(error.contains("/nonexistent"), "{error}");
 }
 
+/// Both networks begin as the one that is named.
+#[test]
+fn a_learner_begins_from_the_network_of_its_key() {
+    let place = Place::new();
+    let learner = trained(OptimizerKind::AdamW);
+    let file = place.saved(&learner);
+    for (key, expected) in [("student", &learner.student), ("teacher", teacher_of(&learner))] {
+        let mut begun = super::learner(OptimizerKind::AdamW, true, true);
+        file.initialize(&mut begun, Some(key)).unwrap();
+        for found in [&begun.student, teacher_of(&begun)] {
+            assert!(part(found, "layers.") == part(expected, "layers."), "{key}");
+        }
+    }
+    let mut begun = super::learner(OptimizerKind::AdamW, true, true);
+    let error = file.initialize(&mut begun, Some("ema")).unwrap_err().to_string();
+    assert!(error.contains("has no network `ema`, only `student`, `teacher`"), "{error}");
+}
+
 /// Weights alone: the student's and the teacher's of a run, or one network's for both.
 #[test]
 fn weights_to_begin_with() {
@@ -172,7 +230,7 @@ fn weights_to_begin_with() {
     let file = place.saved(&learner);
     let fresh = || super::learner(OptimizerKind::AdamW, true, true);
     let mut begun = fresh();
-    let loaded = file.initialize(&mut begun).unwrap();
+    let loaded = file.initialize(&mut begun, None).unwrap();
     assert_eq!(loaded.found, ["backbone", "head", "head_dense"]);
     assert!(loaded.new.is_empty() && loaded.report.resized.is_empty());
     assert_eq!(loaded.norm_eps, None, "the run's settings say");
@@ -197,7 +255,7 @@ fn weights_to_begin_with() {
     esvit_weights::write_safetensors(&mut bytes, &values, &Default::default()).unwrap();
     std::fs::write(&path, bytes).unwrap();
     let mut begun = fresh();
-    let loaded = Checkpoint::open(&path).unwrap().initialize(&mut begun).unwrap();
+    let loaded = Checkpoint::open(&path).unwrap().initialize(&mut begun, None).unwrap();
     assert_eq!(
         (loaded.found, loaded.new),
         (vec!["backbone".to_owned(), "head".to_owned()], vec!["head_dense".to_owned()])

@@ -94,7 +94,7 @@ fn stopped_and_resumed_together() {
 fn started_from_the_run_that_is_overwritten() {
     let mut bench = Bench::new(&HALF);
     let [(outcome, _), _] = both(&bench, "run", 0);
-    bench.start = Start::InitFrom(outcome.unwrap().checkpoint);
+    bench.start = Start::InitFrom { path: outcome.unwrap().checkpoint, key: None };
     bench.overwrite = true;
     for (outcome, _) in both(&bench, "run", 0) {
         assert_eq!(outcome.unwrap().step, 6);

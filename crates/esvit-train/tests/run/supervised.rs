@@ -184,7 +184,7 @@ fn runs_lend_each_other_their_backbones() {
         format!("{what} of `backbone` from `{path}`; `head`, `head_dense` start anew")
     };
     for (out, start, what, step) in [
-        ("begun", Start::InitFrom(labeled.checkpoint.clone()), "weights", 0),
+        ("begun", Start::InitFrom { path: labeled.checkpoint.clone(), key: None }, "weights", 0),
         ("continued", Start::ContinueFrom(labeled.checkpoint.clone()), "the state", 6),
     ] {
         bench.start = start;
@@ -209,7 +209,7 @@ fn runs_lend_each_other_their_backbones() {
     let begun = bench.checkpoint("begun", 3, 9);
     let from = tensors(&begun);
     let mut other = super::supervised::bench(&["train.epochs=1"]);
-    other.start = Start::InitFrom(begun.clone());
+    other.start = Start::InitFrom { path: begun.clone(), key: None };
     let (_, reported) = other.well("run");
     let expected =
         format!("weights of `backbone` from `{}`; `classifier` start anew", begun.display());

@@ -26,6 +26,10 @@ pub(super) struct NetworkArgs {
     /// window sizes differ [default: that of the file]
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
+    /// Image size that the network was made for, from which its windows follow, and to which images
+    /// are cropped [default: what the file says, or else what fits its windows]
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    img_size: Option<u32>,
     /// Device that runs the network.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     device: Device,
@@ -37,9 +41,21 @@ impl NetworkArgs {
         Self { device, ..Self::default() }
     }
 
+    /// The same for another file, whose network is the one that `key` names.
+    pub(super) fn with_key(self, key: Option<String>) -> Self {
+        Self { key, ..self }
+    }
+
+    /// Whether a network is named.
+    pub(super) fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// Options to load the backbone with.
     pub(super) fn options(&self) -> Result<OpenOptions> {
-        let options = OpenOptions::default().key(self.key.as_deref()).device(self.device);
+        let size = self.img_size.map(|size| size as usize);
+        let options = OpenOptions::default().key(self.key.as_deref()).img_size(size);
+        let options = options.device(self.device);
         let Some(name) = &self.arch else { return Ok(options) };
         let layer = esvit_train::config_text::parse_override(&format!("model.arch={name}"))?;
         Ok(options.shape(Some(Config::resolve(vec![layer])?.model.backbone)))

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use esvit_eval::attention::{
-    self, BlockPosition, Framing, HeadAttention, InputImage, MASS, QueryAttention,
+    self, AttentionError, BlockPosition, Framing, HeadAttention, InputImage, MASS, QueryAttention,
 };
 use serde_json::{Value, json};
 
@@ -62,7 +62,15 @@ impl Attend {
         let place = self.query.map_or(Ok(input.center()), |pixel| input.map_pixel(pixel))?;
         let block = self.block.unwrap_or(config.blocks() - 1);
         let compute = if self.rollout { attention::rollout } else { attention::query_attention };
-        let mut attention = compute(network, params, &input, place, block, self.mass)?;
+        let mut attention = compute(network, params, &input, place, block, self.mass).map_err(
+            |error| match error {
+                AttentionError::Weights(_) => {
+                    let (image, file) = (self.image.display(), self.backbone.checkpoint.display());
+                    anyhow!("`{image}` with `{file}`: {error}")
+                }
+                error => error.into(),
+            },
+        )?;
         if !self.head.is_empty() {
             attention.keep_heads(&self.head)?;
         }

@@ -33,7 +33,14 @@ impl Diff {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let (a, b) = (WeightsFile::open(&self.a)?, WeightsFile::open(&self.b)?);
         let tensors = |file| Tensors::of(file, self.key.as_deref());
-        let comparison = compare(&tensors(&a), &tensors(&b))?;
+        let (one, other) = (tensors(&a)?, tensors(&b)?);
+        for (path, tensors) in [(&self.a, &one), (&self.b, &other)] {
+            // Of several networks only one is compared.
+            if let Some(name) = tensors.network().filter(|_| tensors.networks() > 1) {
+                output.note(format!("`{}`: comparing the network `{name}`", path.display()));
+            }
+        }
+        let comparison = compare(&one, &other)?;
         output.print(self.json, &comparison, || table(&self.a, &self.b, &comparison))?;
         Ok(if comparison.is_equal() { Exit::Success } else { Exit::CheckFailed })
     }

@@ -65,6 +65,7 @@ impl Export {
             }
             official::write(&self.checkpoint, out, self.precision)?;
             output.result(out.display())?;
+            output.note(format!("to load it:\n{}", export::full_snippet(out)));
             return Ok(Exit::Success);
         }
         let backbone = self.network.open(&self.checkpoint, output)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use esvit_eval::efficiency::parameters;
 use esvit_model::PretrainedBackbone;
 use esvit_nn::weights::{WeightsFile, networks};
@@ -39,6 +39,11 @@ type Properties = Vec<(&'static str, Value)>;
 impl Info {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let Some(path) = &self.file else {
+            if self.network.has_key() {
+                bail!(
+                    "`--key` chooses a network of a file\nhint: name the file, `esvit info FILE`"
+                );
+            }
             output.print(self.json, &listing(), tables)?;
             return Ok(Exit::Success);
         };
@@ -63,13 +68,21 @@ impl Info {
         }
         let networks = networks(file);
         let networks: Vec<&str> = networks.iter().map(|location| location.network()).collect();
-        vec![
-            ("file", json!(self.file)),
-            ("format", file.container().to_string().into()),
-            ("tensors", file.tensors().len().into()),
-            ("values", json!(values)),
-            ("networks", json!(networks)),
-        ]
+        let mut properties =
+            vec![("file", json!(self.file)), ("format", file.container().to_string().into())];
+        if file.parts() > 1 {
+            properties.push(("parts", file.parts().into()));
+        }
+        properties.push(("tensors", file.tensors().len().into()));
+        if !file.unsupported().is_empty() {
+            let mut unread: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for (name, dtype) in file.unsupported() {
+                unread.entry(dtype).or_default().push(name);
+            }
+            properties.push(("not_read", json!(unread)));
+        }
+        properties.extend([("values", json!(values)), ("networks", json!(networks))]);
+        properties
     }
 }
 
@@ -107,6 +120,7 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
     properties.extend([
         ("shape", json!(config)),
         ("preprocess", json!(preprocess)),
+        ("assumed", json!(source.assumed)),
         ("matched", source.report.matched.into()),
         ("resized", json!(source.report.resized)),
         ("left_out", json!(source.report.left_out)),
@@ -125,20 +139,38 @@ fn lines(properties: &Properties) -> String {
     for (name, value) in properties {
         let name = name.replace('_', " ");
         let texts: Vec<String> = match value {
-            Value::Null => Vec::new(),
-            Value::String(text) => vec![text.clone()],
-            Value::Object(reasons) if name == "left out" => {
+            Value::Object(reasons) if name == "left out" || name == "not read" => {
                 let texts = reasons.iter();
                 texts.map(|(reason, names)| weights_report::left_out(reason, names)).collect()
             }
             Value::Array(items) if items.iter().all(Value::is_string) => {
-                items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+                items.iter().map(plain).collect()
             }
-            value => vec![value.to_string()],
+            value => vec![plain(value)],
         };
-        lines.extend(texts.iter().map(|text| format!("{name:20} {text}")));
+        let texts = texts.iter().filter(|text| !text.is_empty());
+        lines.extend(texts.map(|text| format!("{name:20} {text}")));
     }
     lines.join("\n")
+}
+
+/// A value as text: an object as its keys and values, nothing for what is unknown or empty.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Object(fields) => {
+            let field = |(key, value): (&String, &Value)| {
+                format!("{} {}", key.replace('_', " "), plain(value))
+            };
+            fields.iter().map(field).collect::<Vec<_>>().join(", ")
+        }
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(plain).collect();
+            format!("[{}]", items.join(", "))
+        }
+        other => other.to_string(),
+    }
 }
 
 fn listing() -> Value {

@@ -46,6 +46,10 @@ pub(super) struct Pretrain {
     /// Initialize from the weights in this file, or of this run; everything else starts afresh.
     #[arg(long, value_name = "PATH", conflicts_with = "continue_from", value_parser = run_or_file())]
     init_from: Option<PathBuf>,
+    /// Network of `--init-from` to take, such as `student` [default: the teacher, or the only
+    /// network; student and teacher of a run each from their own]
+    #[arg(long, value_name = "NAME", requires = "init_from")]
+    key: Option<String>,
     /// Continue in a new folder from the full state of a checkpoint or run, with its settings and
     /// what is changed here, for instance to add the region loss.
     #[arg(long, value_name = "PATH", value_parser = run_or_file())]
@@ -113,7 +117,7 @@ impl Pretrain {
             return show_settings(&config, output);
         }
         let start = match (self.init_from, continue_from) {
-            (Some(path), _) => Start::InitFrom(path),
+            (Some(path), _) => Start::InitFrom { path, key: self.key },
             (None, Some(path)) => Start::ContinueFrom(path),
             (None, None) => Start::New,
         };

@@ -17,10 +17,19 @@ pub(super) fn print_load_report(path: &Path, backbone: &PretrainedBackbone, outp
     if config.is_none() {
         output.note(format!("`{}`: {}", path.display(), summary(backbone)));
     }
+    let assumed = &backbone.source.assumed;
+    if !assumed.is_empty() {
+        let has_size = assumed.iter().any(|line| line.contains("image size"));
+        let other = if has_size { " (`--img-size` gives another size)" } else { "" };
+        let (path, assumed) = (path.display(), assumed.join("; "));
+        output.note(format!("assumed, as `{path}` does not say it: {assumed}{other}"));
+    }
     for line in &report.resized {
         output.note(format!("resized {line}"));
     }
-    if let Some(names) = report.left_out.get(reason::CLASSES) {
+    // The head of a run is no surprise.
+    let classes = report.left_out.get(reason::CLASSES).filter(|_| config.is_none());
+    if let Some(names) = classes {
         output.warning(format!(
             "`{}` has a classification head ({}), which is ignored: features are taken before it",
             path.display(),

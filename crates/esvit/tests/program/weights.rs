@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use esvit_weights::{Dtype, Tensor, Values, WeightsFile, write_safetensors};
+use esvit_weights::{Dtype, Tensor, Tree, Values, WeightsFile, write_safetensors, write_torch};
 
 use crate::place::{Place, TINY};
 
@@ -33,12 +33,10 @@ fn what_is_exported_comes_back_to_the_bit() {
         place.well(&format!("diff {CHECKPOINT} {weights}"));
         let facts = place.well(&format!("info {weights} --json")).json();
         assert_eq!(facts["shape"]["embed_dim"], 16, "{facts}");
-        // A state dictionary alone cannot say how its norms and images are meant.
-        if weights != "timm.pth" && weights != "torchvision.pth" {
-            assert_eq!(facts["image_size"], 32, "{facts}");
-            place.well(&format!("embed --checkpoint {weights} --out again.npy --overwrite"));
-            assert!(std::fs::read(place.path("again.npy")).unwrap() == expected, "{weights}");
-        }
+        assert_eq!(facts["image_size"], 32, "{facts}");
+        assert_eq!(facts["assumed"], serde_json::json!([]), "{facts}");
+        place.well(&format!("embed --checkpoint {weights} --out again.npy --overwrite"));
+        assert!(std::fs::read(place.path("again.npy")).unwrap() == expected, "{weights}");
     }
     // What is there is replaced when that is asked for, here by half as much.
     let line = format!("export --checkpoint {CHECKPOINT} --format timm --out timm.safetensors");
@@ -71,13 +69,15 @@ fn a_graph_is_written_for_the_images_that_are_asked_for() {
     assert!(place.path("small.onnx").metadata().unwrap().len() > 10_000);
     place.run(&format!("{line} tiny.onnx --size 2")).expect(1).says(&["smaller than a patch of 4"]);
     place.run(&format!("{line} graph.pth")).expect(1).says(&["onnx is no `pth` file"]);
+    let folder = format!("export --checkpoint {CHECKPOINT} --format torchvision --out tv");
+    place.run(&folder).expect(1).says(&["torchvision is no folder", "`.safetensors` or `.pth`"]);
 }
 
 #[test]
 fn both_networks_of_a_run_leave_with_their_heads() {
     let place = Place::with_a_run();
     let line = format!("export --checkpoint {CHECKPOINT} --format esvit --full --out full.pth");
-    place.well(&line);
+    place.well(&line).says(&["to load it:", "import torch", "checkpoint['teacher']"]);
     let facts = place.well("info full.pth --json").json();
     assert_eq!(facts["networks"], serde_json::json!(["student", "teacher"]), "{facts}");
     assert_eq!(facts["epochs"], 1, "{facts}");
@@ -158,4 +158,90 @@ fn files_that_are_no_backbone_of_ours_are_explained() {
     ] {
         place.run(&format!("eval knn --checkpoint {file}")).expect(1).says(&[words, file]);
     }
+}
+
+/// The student and the teacher of the run as the dictionaries `names` of a PyTorch file.
+fn in_one_file(place: &Place, names: [&str; 2], out: &str) {
+    let mut networks = Vec::new();
+    for (key, name) in ["student", "teacher"].into_iter().zip(names) {
+        let part = format!("{key}.safetensors");
+        place.well(&format!(
+            "export --checkpoint {CHECKPOINT} --key {key} --format timm --out {part} --overwrite"
+        ));
+        let file = WeightsFile::open(&place.path(&part)).unwrap();
+        let tensor = |info: &esvit_weights::TensorInfo| {
+            let values = file.read_f32(info).unwrap();
+            let values = move || Ok(Values::F32(Cow::Owned(values.clone())));
+            let tensor = Tensor::new(&info.shape, Dtype::F32, values);
+            (info.name.clone(), Tree::Tensor(tensor))
+        };
+        networks.push((name.to_owned(), Tree::Dict(file.tensors().iter().map(tensor).collect())));
+    }
+    let mut file = File::create(place.path(out)).unwrap();
+    write_torch(&mut file, &Tree::Dict(networks)).unwrap();
+}
+
+/// Every hint about a network that must be chosen can be followed where it is given.
+#[test]
+fn a_run_begins_from_the_network_that_is_named() {
+    let place = Place::with_a_run();
+    in_one_file(&place, ["state_dict", "state_dict_ema"], "ema.pth");
+    let line = format!("pretrain {TINY} train.epochs=1 --init-from ema.pth");
+    let several = "several networks: `state_dict`, `state_dict_ema`";
+    place.run(&format!("{line} --out none")).expect(1).says(&[several, "--key state_dict_ema"]);
+    place
+        .well(&format!("{line} --out next --key state_dict_ema optim.lr=1e-30"))
+        .says(&["weights of `state_dict_ema`"]);
+    // At such a rate the weights are still those of the teacher.
+    let newest = "next/checkpoints/epoch=0001-step=00000025.safetensors";
+    place
+        .run(&format!("diff {CHECKPOINT} {newest} --key foo"))
+        .expect(1)
+        .says(&["no network `foo`"]);
+    let same = |key: &str| {
+        let left = format!("{key}.safetensors");
+        let found = place.run(&format!("diff {left} {newest} --json")).json();
+        let largest = found["different"].as_array().unwrap().iter();
+        largest.map(|one| one["largest"].as_f64().unwrap()).fold(0.0, f64::max)
+    };
+    assert!(same("teacher") < 1e-6 && same("student") > 1e-4);
+    place.run("info --key student").expect(1).says(&["name the file"]);
+    place.run(&format!("pretrain {TINY} --key student")).expect(2);
+}
+
+/// A table for people has neither empty rows nor JSON.
+#[test]
+fn facts_are_shown_in_words() {
+    let place = Place::with_a_run();
+    in_one_file(&place, ["student", "teacher"], "both.pth");
+    for file in [CHECKPOINT, "both.pth", "student.safetensors"] {
+        let text = place.well(&format!("info {file}")).stdout;
+        for line in text.lines() {
+            let value = line.get(20..).unwrap_or_default().trim();
+            assert!(!value.is_empty() && !line.contains(['{', '"']), "`{line}` of {file}");
+        }
+    }
+    let text = place.well("info both.pth").stdout;
+    assert!(text.contains("networks             student\nnetworks             teacher"), "{text}");
+    assert!(text.contains("assumed              the image size is 32 pixels"), "{text}");
+    let well = place.well("embed --checkpoint both.pth --out f.npy --img-size 64");
+    well.says(&["`eps` of LayerNorm is 1e-5, as in timm"]);
+    let facts = place.well("info both.pth --img-size 64 --json").json();
+    assert_eq!(facts["preprocess"]["crop"], 64, "{facts}");
+}
+
+/// The head of a run with labels is its own: no warning.
+#[test]
+fn a_run_with_labels_knows_its_head() {
+    let place = Place::new();
+    crate::images::labeled(&place, "set", 4);
+    place.well(
+        "pretrain --out run --data set --objective supervised model.arch=custom model.img_size=32 \
+         views.global_size=32 model.embed_dim=16 model.depths=[1,1] model.num_heads=[1,2] \
+         model.window_size=4 train.batch_size=4 train.epochs=1 optim.warmup=0 knn.every=0",
+    );
+    let embed = place.well("embed --checkpoint run --data set --out features.npy");
+    assert!(!embed.stderr.contains("classification head"), "{embed}");
+    let info = place.well("info run").stdout;
+    assert!(info.contains("class head: features are those before it"), "{info}");
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use esvit_data::DecodeLimits;
 use esvit_eval::probe::Probe;
 use esvit_eval::transfer::{self, DatasetResult, Key, Results, Summary};
@@ -28,6 +28,9 @@ pub(in crate::cli) struct Transfer {
     /// Second checkpoint or weights file to compare with.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
+    /// Network of `--against` to load [default: the teacher, or the only network]
+    #[arg(long, value_name = "NAME", requires = "against")]
+    against_key: Option<String>,
     /// Results file, appended to after each dataset; results it already has are reused.
     #[arg(long, short, value_name = "FILE", default_value = "transfer.jsonl")]
     out: PathBuf,
@@ -66,7 +69,14 @@ struct Failed {
 impl Transfer {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         let own = self.candidate(self.backbone.open(output)?)?;
-        let open = |path| self.candidate(NetworkArgs::default().open(path, output)?);
+        let open = |path| {
+            let network = NetworkArgs::default().with_key(self.against_key.clone());
+            // The hint is to name the option that is meant.
+            let named = |error: anyhow::Error| {
+                anyhow!("{}", format!("{error:#}").replace("`--key", "`--against-key"))
+            };
+            self.candidate(network.open(path, output).map_err(named)?)
+        };
         let other = self.against.as_deref().map(open).transpose()?;
         if let Some(folder) = self.out.parent() {
             std::fs::create_dir_all(folder)?;

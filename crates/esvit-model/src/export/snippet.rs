@@ -1,0 +1,125 @@
+//! The Python code that loads an export.
+
+use std::path::Path;
+
+use esvit_nn::BackboneConfig;
+
+use super::config_files::timm_name;
+use super::{Options, Target};
+use crate::PretrainedBackbone;
+
+/// Python code that loads the export, ready to be pasted; it imports what it needs and no more. Models
+/// are ready for inference.
+pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
+    let BackboneConfig::Swin(model) = &backbone.config;
+    let path = quoted(&out.display().to_string());
+    let is_torch = out.extension().is_some_and(|ending| ending != "safetensors");
+    let (load, library) = if is_torch {
+        (format!("torch.load({path}, weights_only=True)"), "")
+    } else {
+        (format!("safetensors.torch.load_file({path})"), "safetensors.torch, ")
+    };
+    let norm = format!("functools.partial(torch.nn.LayerNorm, eps={:e})", model.norm_eps);
+    let loaded = format!("model.load_state_dict({load})\nmodel.eval()");
+    match options.target {
+        Target::Timm if out.is_dir() => {
+            let name = quoted(&format!("local-dir:{}", out.display()));
+            format!(
+                "import functools, timm, torch\n\
+                 model = timm.create_model({name}, pretrained=True, norm_layer={norm})\n\
+                 model.eval()"
+            )
+        }
+        Target::Timm => {
+            let (name, arguments) = timm_name(model);
+            let arguments: String = arguments
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(name, value)| format!(", {name}={value}"))
+                .collect();
+            format!(
+                "import functools, {library}timm, torch\n\
+                 model = timm.create_model('{name}', num_classes=0, norm_layer={norm}{arguments})\n\
+                 {loaded}"
+            )
+        }
+        Target::Torchvision => format!(
+            "import functools, {library}torch, torchvision\n\
+             model = torchvision.models.SwinTransformer(patch_size=[{p}, {p}], embed_dim={}, \
+             depths={:?}, num_heads={:?}, window_size=[{w}, {w}], mlp_ratio={:?}, \
+             norm_layer={norm})\n\
+             model.head = torch.nn.Identity()\n\
+             {loaded}",
+            model.embed_dim,
+            model.depths,
+            model.num_heads,
+            model.mlp_ratio,
+            p = model.patch_size,
+            w = model.window_size,
+        ),
+        Target::Transformers => format!(
+            "import transformers\n\
+             model = transformers.AutoModel.from_pretrained({path}).eval()\n\
+             processor = transformers.AutoImageProcessor.from_pretrained({path})"
+        ),
+        Target::Esvit if is_torch => {
+            format!("import torch\nstate = {load}['{}']", backbone.network_name())
+        }
+        Target::Esvit => format!("import safetensors.torch\nstate = {load}"),
+        Target::Onnx => {
+            let [height, width] = options.size;
+            format!(
+                "import numpy, onnxruntime\n\
+                 images = numpy.zeros([1, 3, {height}, {width}], numpy.float32)\n\
+                 session = onnxruntime.InferenceSession({path})\n\
+                 view, region = session.run(None, {{'images': images}})"
+            )
+        }
+    }
+}
+
+/// Python code that loads a checkpoint of the official code, with both networks.
+pub fn full_snippet(out: &Path) -> String {
+    let path = quoted(&out.display().to_string());
+    format!(
+        "import torch\n\
+         checkpoint = torch.load({path}, weights_only=True)\n\
+         student, teacher = checkpoint['student'], checkpoint['teacher']"
+    )
+}
+
+/// A string of Python.
+fn quoted(text: &str) -> String {
+    let mut out = String::new();
+    for letter in text.chars() {
+        match letter {
+            '\'' | '\\' => out.extend(['\\', letter]),
+            '\n' => out.push_str("\\n"),
+            control if control.is_control() => {
+                out.push_str(&format!("\\U{:08x}", u32::from(control)));
+            }
+            plain => out.push(plain),
+        }
+    }
+    format!("'{out}'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_strings_of_python() {
+        for (path, expected) in [
+            ("a b", "'a b'"),
+            ("back'bone", r"'back\'bone'"),
+            (r"C:\x", r"'C:\\x'"),
+            ("say \"x\"", "'say \"x\"'"),
+            ("a\nb\u{1b}c", r"'a\nb\U0000001bc'"),
+            ("été", "'été'"),
+        ] {
+            assert_eq!(quoted(path), expected);
+        }
+    }
+}
