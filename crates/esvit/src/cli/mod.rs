@@ -63,7 +63,7 @@ struct Cli {
 enum Command {
     /// Pre-train a backbone on a folder of unlabeled images, or on the built-in ones.
     #[command(visible_alias = "train")]
-    Pretrain(pretrain::Pretrain),
+    Pretrain(Box<pretrain::Pretrain>),
     /// Resume a run from its newest checkpoint.
     Resume(pretrain::Resume),
     /// Evaluate a backbone: k-NN, linear probe, fine-tuning, correspondence, attention, efficiency.
