@@ -24,6 +24,7 @@ mod read;
 mod resize;
 mod sheet;
 mod source;
+mod survey;
 
 pub use augment::{Policy, View, ViewsConfig};
 pub use conversion::{Background, Conversion, Levels, RangeSetting, SampleType};
@@ -42,3 +43,4 @@ pub use read::{ImageFiles, read_image};
 pub use resize::{EvalTransform, Interpolation, resize, resized_crop, resized_crop_to};
 pub use sheet::contact_sheet;
 pub use source::{FileStamp, Source, SourceError};
+pub use survey::Survey;

@@ -58,6 +58,8 @@ settings! {
         pub seed: u64 = 0,
         /// Largest share of images that may be broken.
         pub max_broken: f64 = 0.5,
+        /// Larger images are shrunk to this shorter side, in pixels, when they are read; 0 for none.
+        pub max_side: u32 = 0,
         /// Cache for decoded images, in bytes.
         pub cache_bytes: usize = 512 << 20,
         /// What becomes black and white in images of more than 8 bits.
@@ -210,6 +212,11 @@ impl Loader {
     /// epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         (self.shared.samples_per_epoch() / self.shared.batch) as u64
+    }
+
+    /// The share of images that the cache will hold, by the size of those read so far.
+    pub fn cached_share(&self) -> f64 {
+        self.shared.cached_share()
     }
 
     /// Micro-batches per step.

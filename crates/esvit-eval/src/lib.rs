@@ -15,6 +15,7 @@ pub mod preview;
 pub mod probe;
 pub mod record;
 pub mod report;
+pub mod retrieval;
 pub mod thumbnail;
 pub mod transfer;
 pub mod verify;

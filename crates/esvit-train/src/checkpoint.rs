@@ -61,9 +61,23 @@ struct BackboneFacts {
     seed: u64,
 }
 
-/// The best k-NN check of a run.
+/// What is measured of checkpoints to choose the best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Measure {
+    /// k-NN accuracy.
+    #[default]
+    Knn,
+    /// How often the other crop of an image is found.
+    Retrieval,
+}
+
+/// The best check of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
+    /// What was measured.
+    #[serde(default)]
+    pub by: Measure,
     /// Top-1 in percent.
     pub top1: f64,
     /// Epochs done at that time.

@@ -1,5 +1,6 @@
 //! Training: objectives, schedules, optimizers, the loop and the run folder.
 
+pub mod auto;
 pub mod checkpoint;
 pub mod config;
 pub mod config_text;

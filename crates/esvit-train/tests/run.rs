@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use esvit_data::{Image, InMemory, Source, SourceError};
 use esvit_nn::{Collective, Device, Network, Params, Solo};
 use esvit_testing::assert_alike;
-use esvit_train::checkpoint::{Best, Checkpoint};
+use esvit_train::checkpoint::{Best, Checkpoint, Measure};
 use esvit_train::config_text::parse_override;
 use esvit_train::input::network_input;
 use esvit_train::run::{
-    End, Event, KnnAccuracy, KnnMetrics, Observer, Options, Outcome, RunError, Start, StepMetrics,
+    End, Event, KnnAccuracy, KnnMetrics, Observer, Options, Outcome, Retrieval, RetrievalMetrics,
+    RunError, Start, StepMetrics,
 };
 use esvit_train::{Config, official, pretrain};
 use esvit_weights::{Float, WeightsFile};
@@ -76,6 +77,7 @@ struct Reported {
     losses: Vec<f32>,
     figures: Vec<StepMetrics>,
     knn: Vec<KnnMetrics>,
+    retrieval: Vec<RetrievalMetrics>,
     checkpoints: Vec<String>,
     broken: Vec<String>,
     notes: Vec<String>,
@@ -101,6 +103,7 @@ impl Observer for Reported {
             }
             Event::Figures(figures) => self.figures.push((*figures).clone()),
             Event::Knn(figures) => self.knn.push(**figures),
+            Event::Retrieval(figures) => self.retrieval.push(**figures),
             Event::Checkpoint(path) => self.checkpoints.push(name(path)),
             Event::Broken(broken) => self.broken.push(broken.name.clone()),
             Event::Note(note) => self.notes.push((*note).into()),
@@ -130,6 +133,8 @@ struct Bench {
     stop_within: Option<(u64, usize)>,
     /// Top-1 of the checks, in order; none for no checks.
     top1: Option<Vec<f64>>,
+    /// How often the other crop is found, likewise.
+    found: Option<Vec<f64>>,
 }
 
 impl Bench {
@@ -143,6 +148,7 @@ impl Bench {
             stop_after: 0,
             stop_within: None,
             top1: None,
+            found: None,
         }
     }
 
@@ -169,6 +175,10 @@ impl Bench {
             let top1 = top1.next().ok_or("a check too many")?;
             Ok(KnnAccuracy { top1, top5: top1 + 1.0 })
         };
+        let mut found = self.found.clone().unwrap_or_default().into_iter();
+        let mut retrieval = |_: &Network, _: &Params| {
+            Ok(Retrieval { images: 6, top1: found.next().ok_or("a check too many")? })
+        };
         let options = Options {
             out: self.path(out),
             overwrite: self.overwrite,
@@ -179,6 +189,7 @@ impl Bench {
             environment: serde_json::json!({ "machine": "a test" }),
             observer: &mut reported,
             knn: if self.top1.is_some() { Some(&mut knn) } else { None },
+            retrieval: if self.found.is_some() { Some(&mut retrieval) } else { None },
         };
         let outcome = pretrain(&self.config, options);
         (outcome, reported)
@@ -264,13 +275,57 @@ fn of_equal_accuracies_the_first_is_the_best() {
     assert_eq!(best(&bench.checkpoint("run", 0, 0)), None);
     assert_eq!(
         best(&bench.checkpoint("run", 1, 3)),
-        Some(Best { top1: 40.0, epoch: 1, step: Some(3) })
+        Some(Best { by: Measure::Knn, top1: 40.0, epoch: 1, step: Some(3) })
     );
-    assert_eq!(best(&third), Some(Best { top1: 60.0, epoch: 3, step: Some(9) }));
+    assert_eq!(best(&third), Some(Best { by: Measure::Knn, top1: 60.0, epoch: 3, step: Some(9) }));
     assert_eq!(
         best(&bench.checkpoint("run", 5, 15)),
-        Some(Best { top1: 60.0, epoch: 3, step: Some(9) })
+        Some(Best { by: Measure::Knn, top1: 60.0, epoch: 3, step: Some(9) })
     );
+}
+
+/// Without labels the crops that are found choose the best checkpoint, and with labels they do not.
+/// They are measured before the first step, once, and what is measured then is not the best.
+#[test]
+fn crops_that_are_found_choose_where_nothing_else_does() {
+    let settings = ["train.epochs=3", "knn.every=1", "checkpoint.every=3"];
+    let mut bench = Bench::new(&settings);
+    bench.found = Some(vec![70.0, 20.0, 50.0, 30.0]);
+    bench.stop_after = 7;
+    let (_, reported) = bench.well("run");
+    let found: Vec<_> = reported.retrieval.iter().map(|f| (f.step, f.retrieval_top1)).collect();
+    assert_eq!(found, [(0, 70.0), (3, 20.0), (6, 50.0)]);
+    let second = Some(Best { by: Measure::Retrieval, top1: 50.0, epoch: 2, step: Some(6) });
+    assert_eq!(best(&bench.path("run/checkpoints/best.safetensors")), second);
+
+    // The last check only, and the first of the run from its log.
+    (bench.start, bench.stop_after, bench.found) = (Start::Resume, 0, Some(vec![30.0]));
+    let (outcome, reported) = bench.well("run");
+    assert_eq!(reported.retrieval.len(), 1);
+    let ends = outcome.retrieval.unwrap().map(|f| (f.step, f.retrieval_top1, f.retrieval_images));
+    assert_eq!(ends, [(0, 70.0, 6), (9, 30.0, 6)]);
+    assert_eq!(best(&outcome.checkpoint), second);
+
+    let mut labeled = Bench::new(&settings);
+    labeled.found = Some(vec![0.0, 90.0, 80.0, 70.0]);
+    labeled.top1 = Some(vec![10.0, 20.0, 15.0]);
+    let (outcome, reported) = labeled.well("run");
+    assert_eq!((reported.retrieval.len(), reported.knn.len()), (4, 3));
+    let by_labels = Some(Best { by: Measure::Knn, top1: 20.0, epoch: 2, step: Some(6) });
+    assert_eq!(best(&outcome.checkpoint), by_labels);
+}
+
+/// A figure of another kind is no measure for those to come.
+#[test]
+fn labels_that_come_later_choose_afresh() {
+    let mut bench = Bench::new(&["train.epochs=3", "knn.every=1", "checkpoint.every=3"]);
+    (bench.found, bench.stop_after) = (Some(vec![5.0, 80.0, 90.0]), 7);
+    bench.well("run");
+    (bench.start, bench.stop_after) = (Start::Resume, 0);
+    (bench.found, bench.top1) = (Some(vec![95.0]), Some(vec![12.0]));
+    let (outcome, _) = bench.well("run");
+    let by_labels = Some(Best { by: Measure::Knn, top1: 12.0, epoch: 3, step: Some(9) });
+    assert_eq!(best(&outcome.checkpoint), by_labels);
 }
 
 #[test]
@@ -729,7 +784,7 @@ fn a_failed_check_loses_nothing() {
     let mut bench = Bench::new(&["knn.every=1", "checkpoint.every=2"]);
     bench.top1 = Some(Vec::new());
     let (outcome, _) = bench.run("run");
-    assert!(matches!(outcome, Err(RunError::Knn(_))), "{outcome:?}");
+    assert!(matches!(outcome, Err(RunError::Check(_))), "{outcome:?}");
     assert_eq!(bench.kept("run"), [numbered(0, 0), numbered(1, 3)]);
 }
 

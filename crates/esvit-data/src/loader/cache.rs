@@ -28,6 +28,13 @@ impl Cache {
         state.images.get(&sample).cloned()
     }
 
+    /// The share of `images` images that will be cached, by the size of those that are.
+    pub(super) fn share(&self, images: usize) -> f64 {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = state.bytes as f64 / state.images.len().max(1) as f64 * images as f64;
+        if all == 0.0 { 0.0 } else { (self.max_bytes as f64 / all).min(1.0) }
+    }
+
     pub(super) fn insert(&self, sample: usize, image: &Arc<Image>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = state.bytes + image.pixels().len();
@@ -51,6 +58,16 @@ mod tests {
         }
         assert!(cache.get(7).is_some() && cache.get(8).is_some());
         assert!(cache.get(9).is_none());
+    }
+
+    #[test]
+    fn the_share_that_fits_follows_from_the_first_images() {
+        let cache = Cache::new(100);
+        assert_eq!(cache.share(8), 0.0, "nothing is known");
+        cache.insert(3, &Arc::new(Image::filled(5, 1, [1; 3])));
+        cache.insert(4, &Arc::new(Image::filled(5, 3, [1; 3])));
+        assert_eq!((cache.share(2), cache.share(3), cache.share(8)), (1.0, 1.0, 100.0 / 240.0));
+        assert_eq!(Cache::new(0).share(5), 0.0);
     }
 
     #[test]

@@ -448,6 +448,7 @@ fn defaults() {
         prefetch,
         seed,
         max_broken,
+        max_side,
         cache_bytes,
         levels,
         background,
@@ -455,7 +456,7 @@ fn defaults() {
     assert!(levels.is_full() && background == Background::Mean);
     assert_eq!((micro_batch, world, rank), (0, 1, 0));
     assert_eq!((batch, repeat, workers, prefetch, seed), (64, 1, 0, 2, 0));
-    assert_eq!((max_broken, cache_bytes), (0.5, 512 * 1024 * 1024));
+    assert_eq!((max_broken, max_side, cache_bytes), (0.5, 0, 512 * 1024 * 1024));
 }
 
 #[test]

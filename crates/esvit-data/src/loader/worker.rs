@@ -11,7 +11,7 @@ use esvit_kernels::rng::Rng;
 use super::broken::Broken;
 use super::cache::Cache;
 use super::{Batch, JobResult, LoaderConfig, LoaderError};
-use crate::{Conversion, Crops, Image, Source, ViewsConfig};
+use crate::{Conversion, Crops, Image, Interpolation, Source, ViewsConfig, resize};
 
 /// RNG purpose of replacements for broken images.
 const REPLACEMENT: u64 = u64::from_be_bytes(*b"replace ");
@@ -35,6 +35,7 @@ pub(super) struct Shared {
     pub(super) broken: Broken,
     views: ViewsConfig,
     conversion: Conversion,
+    max_side: u32,
     sizes: Vec<u32>,
     cache: Cache,
 }
@@ -118,10 +119,16 @@ impl Shared {
             broken: Broken::new(source.len(), config.max_broken),
             sizes: views.sizes(),
             cache: Cache::new(config.cache_bytes),
+            max_side: config.max_side,
             conversion: Conversion { levels: config.levels, background: config.background },
             source,
             views,
         }
+    }
+
+    /// The share of images that will be cached.
+    pub(super) fn cached_share(&self) -> f64 {
+        self.cache.share(self.source.len())
     }
 
     /// Images per epoch, repetitions included.
@@ -205,7 +212,7 @@ impl Shared {
         }
         match self.source.load_as(sample, &self.conversion) {
             Ok(image) => {
-                let image = Arc::new(image);
+                let image = Arc::new(shrunk(image, self.max_side));
                 self.cache.insert(sample, &image);
                 Ok(Some(image))
             }
@@ -217,6 +224,21 @@ impl Shared {
     }
 }
 
+/// The image with a shorter side of at most `side` pixels, if that is not 0.
+fn shrunk(image: Image, side: u32) -> Image {
+    let (width, height) = (image.width(), image.height());
+    let shorter = width.min(height);
+    if side == 0 || shorter <= side {
+        return image;
+    }
+    let scaled = |length: u32| {
+        let length = (f64::from(length) * f64::from(side) / f64::from(shorter)).round();
+        length as u32
+    };
+    // No side is 0.
+    resize(&image, scaled(width), scaled(height), Interpolation::Bilinear).unwrap_or(image)
+}
+
 /// The message of a panic.
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     panic
@@ -224,4 +246,24 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .map(|text| text.to_string())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shorter_side_is_limited() {
+        let sides = |width, height, side| {
+            let image = shrunk(Image::filled(width, height, [7, 8, 9]), side);
+            assert!(image.pixels().as_chunks::<3>().0.iter().all(|pixel| *pixel == [7, 8, 9]));
+            (image.width(), image.height())
+        };
+        assert_eq!(sides(30, 20, 0), (30, 20));
+        assert_eq!(sides(30, 20, 20), (30, 20));
+        assert_eq!(sides(30, 20, 10), (15, 10));
+        assert_eq!(sides(20, 31, 10), (10, 16));
+        assert_eq!(sides(1, 900, 10), (1, 900));
+        assert_eq!(sides(2, 900, 1), (1, 450));
+    }
 }

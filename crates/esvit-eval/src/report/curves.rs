@@ -13,7 +13,15 @@ pub(super) fn charts(run: &Run) -> String {
         let html = format!("<div class=\"{class}\">\n{charts}</div>\n");
         if charts.is_empty() { charts } else { html }
     };
-    let large = [loss(run), knn(run), entropy(run), feature_std(run), grad_norm(run), speed(run)];
+    let large = [
+        loss(run),
+        knn(run),
+        retrieval(run),
+        entropy(run),
+        feature_std(run),
+        grad_norm(run),
+        speed(run),
+    ];
     group("charts", &large) + &group("charts small", &schedules(run))
 }
 
@@ -68,6 +76,13 @@ fn knn(run: &Run) -> Chart {
         series.push(Series::reference("untrained top-1", ends));
     }
     Chart { x_name: "epoch", ..chart("k-NN accuracy", "%", Scale::FromZero, series) }
+}
+
+fn retrieval(run: &Run) -> Chart {
+    let checks = run.metrics.retrieval.iter();
+    let found = checks.map(|check| [check.step as f64, check.retrieval_top1]);
+    let series = vec![Series::new("found", found)];
+    chart("Other crop found", "%", Scale::FromZero, series)
 }
 
 fn entropy(run: &Run) -> Chart {
@@ -156,6 +171,7 @@ mod tests {
                 "%, by epoch",
                 &[("top-1", "30"), ("top-5", "50"), ("untrained top-1", "14.5")],
             ),
+            ("Other crop found", "%, by step", &[("found", "12.5")]),
             (
                 "Teacher entropy",
                 "nats, by step",

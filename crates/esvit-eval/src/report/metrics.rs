@@ -1,6 +1,6 @@
 //! Metrics of a run, from `metrics.jsonl`.
 
-use esvit_train::run::{KnnMetrics, StepMetrics};
+use esvit_train::run::{KnnMetrics, RetrievalMetrics, StepMetrics};
 use serde::Deserialize;
 
 /// All lines that could be parsed.
@@ -10,6 +10,8 @@ pub(super) struct Metrics {
     pub(super) steps: Vec<StepMetrics>,
     /// k-NN checks, in file order.
     pub(super) knn: Vec<KnnMetrics>,
+    /// How often the other crop of an image was found, in file order.
+    pub(super) retrieval: Vec<RetrievalMetrics>,
     /// Number of other complete lines.
     pub(super) unreadable: usize,
 }
@@ -19,6 +21,7 @@ pub(super) struct Metrics {
 enum Line {
     Step(StepMetrics),
     Knn(KnnMetrics),
+    Retrieval(RetrievalMetrics),
 }
 
 impl Metrics {
@@ -31,6 +34,7 @@ impl Metrics {
             match serde_json::from_str(line) {
                 Ok(Line::Step(figures)) => metrics.steps.push(figures),
                 Ok(Line::Knn(figures)) => metrics.knn.push(figures),
+                Ok(Line::Retrieval(figures)) => metrics.retrieval.push(figures),
                 Err(_) => metrics.unreadable += 1,
             }
         }

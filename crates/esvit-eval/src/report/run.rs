@@ -261,7 +261,7 @@ fn latest(records: Vec<EvalRecord>) -> Vec<EvalRecord> {
 /// every figure another number.
 #[cfg(test)]
 pub(super) fn example() -> Run {
-    use esvit_train::run::{KnnMetrics, StepMetrics};
+    use esvit_train::run::{KnnMetrics, RetrievalMetrics, StepMetrics};
 
     let figures = |step: u64, loss: f64| StepMetrics {
         step,
@@ -297,6 +297,12 @@ pub(super) fn example() -> Run {
         knn_top1,
         knn_top5: knn_top1 + 20.0,
     };
+    let found = |(epoch, retrieval_top1)| RetrievalMetrics {
+        step: 20 * epoch,
+        epoch,
+        retrieval_images: 40,
+        retrieval_top1,
+    };
     let mut config = Config::default();
     (config.train.epochs, config.train.batch_size) = (Some(4), 16);
     if let ObjectiveConfig::Esvit(objective) = &mut config.objective {
@@ -311,6 +317,7 @@ pub(super) fn example() -> Run {
         metrics: Metrics {
             steps: vec![figures(10, 6.0), figures(40, 5.0)],
             knn: vec![check(1, 21.0), check(2, 30.0)],
+            retrieval: [(0, 2.5), (1, 7.5), (2, 12.5)].map(found).into(),
             unreadable: 0,
         },
         epochs: 2,

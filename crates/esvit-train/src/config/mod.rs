@@ -12,6 +12,7 @@ use esvit_settings::{SettingError, check};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::auto;
 use crate::config_text::{self, Layer, Origin, Schema};
 use crate::crop_chunks::CropChunks;
 use crate::objective::{Chunking, Objective, ObjectiveConfig, Setup};
@@ -360,7 +361,7 @@ fn architecture(name: &str) -> Result<&'static zoo::Architecture, ConfigError> {
 /// # Errors
 /// When there is none of this name.
 pub fn recipe_layers(name: &str) -> Result<Vec<Layer>, ConfigError> {
-    let names = recipe::RECIPES.iter().map(|recipe| recipe.name);
+    let names = recipe::RECIPES.iter().map(|recipe| recipe.name).chain([auto::NAME]);
     let (recipe, over) = recipe::find(name).ok_or_else(|| unknown("recipe", name, names))?;
     let layers = [recipe.text, over].into_iter().map(|text| {
         let origin = config_text::Origin::Recipe(name.into());

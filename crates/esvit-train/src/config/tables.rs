@@ -39,6 +39,9 @@ settings! {
         /// What transparent pixels show: `mean`, the mean color of the visible ones, or `[r, g, b]`
         /// from 0 to 255.
         pub background: Background = Background::Mean,
+        /// Larger images are shrunk to this shorter side, in pixels, when they are read: crops of
+        /// them are made faster, and more images fit the cache. 0 for none.
+        pub max_side: u32 = 0,
         /// Cache for decoded images, in MiB.
         pub cache_mb: usize = 512,
     }

@@ -475,6 +475,7 @@ fn defaults_are_the_published_settings() {
         max_pixels: 178_956_970,
         range: RangeSetting::Auto,
         background: Background::Mean,
+        max_side: 0,
         cache_mb: 512,
     };
     assert_eq!(config.data, data);

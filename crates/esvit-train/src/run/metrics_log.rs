@@ -72,6 +72,19 @@ pub struct KnnMetrics {
     pub knn_top5: f64,
 }
 
+/// How often the other crop of an image is found among those of all.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RetrievalMetrics {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: u64,
+    /// Number of images.
+    pub retrieval_images: usize,
+    /// Crops whose most similar one is of the same image, in percent.
+    pub retrieval_top1: f64,
+}
+
 /// Metrics of an epoch, in the form of DINO's `log.txt`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct EpochMetrics {
@@ -94,6 +107,13 @@ struct Files {
     metrics: LineLog,
     epochs: LineLog,
     tensorboard: TensorBoard,
+}
+
+/// How often the other crop of an image was found before the first step, by the log of a run.
+pub(super) fn untrained(folder: &RunFolder) -> Option<RetrievalMetrics> {
+    let text = std::fs::read_to_string(folder.file("metrics.jsonl")).ok()?;
+    let measured = |line| serde_json::from_str::<RetrievalMetrics>(line).ok();
+    text.lines().filter_map(measured).find(|figures| figures.step == 0)
 }
 
 /// A line's position in the run.
@@ -170,6 +190,10 @@ impl MetricsLog {
     }
 
     pub(super) fn knn(&mut self, figures: &KnnMetrics) -> Result<(), RunError> {
+        self.line(figures, figures.step)
+    }
+
+    pub(super) fn retrieval(&mut self, figures: &RetrievalMetrics) -> Result<(), RunError> {
         self.line(figures, figures.step)
     }
 

@@ -22,9 +22,9 @@ use esvit_nn::{Collective, Network, Params};
 pub use figures::Figures;
 pub use folder::{FolderError, RunFolder};
 pub use images::ImageSet;
-pub use metrics_log::{EpochMetrics, KnnMetrics, StepMetrics};
+pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
 pub use plan::Plan;
-pub use settle::{settled, step_time, steps_within};
+pub use settle::{FOR_STEPS, StepTime, TIMED, settled, step_time, steps_within};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::{Config, ConfigError};
@@ -72,12 +72,15 @@ pub struct Options<'a> {
     /// Receives the events of the run.
     pub observer: &'a mut dyn Observer,
     /// Measures the k-NN accuracy of the teacher, or of the student if there is none.
-    pub knn: Option<&'a mut KnnCheck<'a>>,
+    pub knn: Option<&'a mut Check<'a, KnnAccuracy>>,
+    /// Measures, before the first step too, how often the other crop of an image is found. It
+    /// chooses the best checkpoint where there is no k-NN accuracy.
+    pub retrieval: Option<&'a mut Check<'a, Retrieval>>,
 }
 
-/// Measures the k-NN accuracy of a network with these parameters.
-pub type KnnCheck<'a> = dyn FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>>
-    + 'a;
+/// Measures a network with these parameters.
+pub type Check<'a, T> =
+    dyn FnMut(&Network, &Params) -> Result<T, Box<dyn std::error::Error + Send + Sync>> + 'a;
 
 /// k-NN accuracy, in percent.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -86,6 +89,15 @@ pub struct KnnAccuracy {
     pub top1: f64,
     /// Share of images whose class is among the first five.
     pub top5: f64,
+}
+
+/// How often the other crop of an image is found among those of all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Retrieval {
+    /// Number of images.
+    pub images: usize,
+    /// Crops whose most similar one is of the same image, in percent.
+    pub top1: f64,
 }
 
 /// Receives the events of a run.
@@ -120,6 +132,8 @@ pub enum Event<'a> {
     Figures(&'a StepMetrics),
     /// A k-NN check.
     Knn(&'a KnnMetrics),
+    /// How often the other crop of an image is found.
+    Retrieval(&'a RetrievalMetrics),
     /// A checkpoint was written.
     Checkpoint(&'a Path),
     /// An image cannot be decoded and is left out.
@@ -141,6 +155,8 @@ pub struct Outcome {
     pub checkpoint: PathBuf,
     /// The last k-NN check of this session.
     pub knn: Option<KnnMetrics>,
+    /// How often the other crop of an image was found before the first step of the run, and at last.
+    pub retrieval: Option<[RetrievalMetrics; 2]>,
     /// Time spent in steps, in this session.
     pub training: Duration,
     /// Number of images left out.
@@ -179,9 +195,9 @@ pub enum RunError {
     /// The images cannot be loaded in batches.
     #[error("{0}")]
     Data(#[from] LoaderError),
-    /// The k-NN check failed.
-    #[error("the k-NN check failed: {0}")]
-    Knn(Box<dyn std::error::Error + Send + Sync>),
+    /// A check failed.
+    #[error("the check of the network failed: {0}")]
+    Check(Box<dyn std::error::Error + Send + Sync>),
     /// The objective needs labels.
     #[error(
         "the objective `{objective}` needs labeled images of two classes at least, there are \
@@ -282,7 +298,7 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     let given = config.train.batch_size;
     let config = settled(config, &**source, collective.world());
     let step_time = match config.train.time {
-        Some(_) => Some(step_time(&config, source, collective, stop)?),
+        Some(_) => Some(step_time(&config, source, collective, stop, TIMED)?),
         None => None,
     };
     let loader = plan::loader(&config, source.clone(), &**collective)?;

@@ -184,6 +184,7 @@ pub(super) fn loader(
         prefetch: data.prefetch,
         seed: config.seed,
         max_broken: data.max_broken,
+        max_side: data.max_side,
         cache_bytes: data.cache_mb << 20,
         levels: data.range.levels(),
         background: data.background,
@@ -272,6 +273,7 @@ mod tests {
                 max_pixels: 1000,
                 range: RangeSetting::Levels(Levels::all([3.0, 300.0])),
                 background: Background::Color([1, 2, 3]),
+                max_side: 12,
                 cache_mb: 5,
             },
             // Handed on whole.
@@ -615,6 +617,7 @@ mod tests {
             prefetch: 3,
             seed: 7,
             max_broken: 0.25,
+            max_side: 12,
             cache_bytes: 5 * 1024 * 1024,
             levels: Levels::all([3.0, 300.0]),
             background: Background::Color([1, 2, 3]),

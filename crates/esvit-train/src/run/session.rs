@@ -13,12 +13,16 @@ use serde_json::Value;
 
 use super::folder::RunFolder;
 use super::images::ImageSet;
-use super::metrics_log::{EpochMetrics, KnnMetrics, MetricsLog, StepMetrics, peak_memory};
-use super::settle::steps_within;
+use super::metrics_log::{
+    EpochMetrics, KnnMetrics, MetricsLog, RetrievalMetrics, StepMetrics, peak_memory, untrained,
+};
+use super::settle::{StepTime, steps_within};
 use super::start::Started;
-use super::{End, Event, KnnCheck, Observer, Options, Outcome, Plan, RunError};
+use super::{
+    Check, End, Event, KnnAccuracy, Observer, Options, Outcome, Plan, Retrieval, RunError,
+};
 use crate::Learner;
-use crate::checkpoint::{self, Best, Metadata};
+use crate::checkpoint::{self, Best, Measure, Metadata};
 use crate::config::Config;
 use crate::input::network_input;
 use crate::learner::{NotFinite, StepResult};
@@ -30,7 +34,8 @@ pub(super) struct Session<'a> {
     folder: RunFolder,
     log: MetricsLog,
     observer: &'a mut dyn Observer,
-    knn: Option<&'a mut KnnCheck<'a>>,
+    knn: Option<&'a mut Check<'a, KnnAccuracy>>,
+    retrieval: Option<&'a mut Check<'a, Retrieval>>,
     stop: Arc<AtomicBool>,
     source: Arc<dyn Source>,
     learner: Learner,
@@ -42,25 +47,27 @@ pub(super) struct Session<'a> {
     /// The step whose state the newest checkpoint has.
     saved: Option<u64>,
     last_knn: Option<KnnMetrics>,
+    /// The first of the run, before its first step, and the last.
+    found: [Option<RetrievalMetrics>; 2],
 }
 
 impl<'a> Session<'a> {
     /// `step_time` is that of a step, for a run whose length is a time.
     pub(super) fn open(
         mut config: Config,
-        step_time: Option<Duration>,
+        step_time: Option<StepTime>,
         options: Options<'a>,
         loader: &Loader,
     ) -> Result<Self, RunError> {
-        let Options { out, overwrite, start, source, collective, stop, environment, observer, knn } =
-            options;
+        let Options { out, overwrite, start, source, collective, stop, .. } = options;
+        let Options { environment, observer, knn, retrieval, .. } = options;
         let images = ImageSet::of(&*source, loader.steps_per_epoch());
         let (started, folder) =
             Started::prepare(&mut config, &start, &out, overwrite, &*source, &images, &collective)?;
         let Started { learner, first_step, best, newest, moved, mut notes } = started;
         if let (Some(time), Some(step)) = (config.train.time, step_time) {
-            let steps = steps_within(time.0, step);
-            notes.push(format!("{steps} steps of {:.3} s fit {time}", step.as_secs_f64()));
+            let steps = steps_within(time.0, &step, loader.steps_per_epoch());
+            notes.push(format!("{steps} steps of {:.3} s fit {time}", step.later.as_secs_f64()));
             (config.train.steps, config.train.time) = (Some(first_step + steps), None);
         }
         let plan = Plan::new(&config, loader, source.len(), &learner, first_step);
@@ -78,22 +85,26 @@ impl<'a> Session<'a> {
         } else {
             MetricsLog::closed()
         };
+        let measure = if knn.is_some() { Measure::Knn } else { Measure::Retrieval };
+        let found = [untrained(&folder), None];
         let mut session = Self {
             config,
             folder,
             log,
             observer,
             knn,
+            retrieval,
             stop,
             source,
             learner,
             images,
             plan,
             collapse: CollapseDetector::default(),
-            best,
+            best: best.filter(|best| best.by == measure),
             saved: (!newest.as_os_str().is_empty()).then_some(first_step),
             newest,
             last_knn: None,
+            found,
         };
         for note in notes {
             session.note(&note)?;
@@ -108,6 +119,9 @@ impl<'a> Session<'a> {
         if first_step >= total_steps {
             self.note(&format!("nothing to do: all {total_steps} steps of this run are done"))?;
             return Ok(self.outcome(End::NothingToDo, first_step, Duration::ZERO, loader));
+        }
+        if first_step == 0 && self.found[0].is_none() && self.plan.knn_every.is_some() {
+            self.find_crops(first_step)?;
         }
         if self.newest.as_os_str().is_empty() {
             // A run that fails before its first checkpoint can start again from this one.
@@ -305,13 +319,41 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Runs the k-NN check; returns whether it is the best so far.
+    /// Measures the network; returns whether it is the best so far.
     fn check(&mut self, done: u64) -> Result<bool, RunError> {
+        let found = self.find_crops(done)?.map(|top1| (Measure::Retrieval, top1));
+        let accuracy = self.knn_accuracy(done)?.map(|top1| (Measure::Knn, top1));
+        let Some((by, top1)) = accuracy.or(found) else { return Ok(false) };
+        let improved = self.best.is_none_or(|best| top1 > best.top1);
+        if improved {
+            let epoch = self.plan.epochs_done(done);
+            self.best = Some(Best { by, top1, epoch, step: Some(done) });
+        }
+        Ok(improved)
+    }
+
+    /// Measures how often the other crop of an image is found, in percent.
+    fn find_crops(&mut self, done: u64) -> Result<Option<f64>, RunError> {
         let epoch = self.plan.epochs_done(done);
         let is_first = self.is_first();
-        let Some(knn) = self.knn.as_mut().filter(|_| is_first) else { return Ok(false) };
+        let Some(retrieval) = self.retrieval.as_mut().filter(|_| is_first) else { return Ok(None) };
+        let Retrieval { images, top1 } =
+            retrieval(&self.learner.network, self.learner.evaluated()).map_err(RunError::Check)?;
+        let (retrieval_images, retrieval_top1) = (images, top1);
+        let figures = RetrievalMetrics { step: done, epoch, retrieval_images, retrieval_top1 };
+        self.log.retrieval(&figures)?;
+        self.observer.notice(&Event::Retrieval(&figures));
+        self.found[usize::from(done > 0)] = Some(figures);
+        Ok(Some(top1))
+    }
+
+    /// Measures the k-NN accuracy, in percent.
+    fn knn_accuracy(&mut self, done: u64) -> Result<Option<f64>, RunError> {
+        let epoch = self.plan.epochs_done(done);
+        let is_first = self.is_first();
+        let Some(knn) = self.knn.as_mut().filter(|_| is_first) else { return Ok(None) };
         let accuracy =
-            knn(&self.learner.network, self.learner.evaluated()).map_err(RunError::Knn)?;
+            knn(&self.learner.network, self.learner.evaluated()).map_err(RunError::Check)?;
         let figures = KnnMetrics {
             step: done,
             epoch,
@@ -322,11 +364,7 @@ impl<'a> Session<'a> {
         self.log.knn(&figures)?;
         self.observer.notice(&Event::Knn(&figures));
         self.last_knn = Some(figures);
-        let improved = self.best.is_none_or(|best| accuracy.top1 > best.top1);
-        if improved {
-            self.best = Some(Best { top1: accuracy.top1, epoch, step: Some(done) });
-        }
-        Ok(improved)
+        Ok(Some(accuracy.top1))
     }
 
     /// Whether this is the process that writes the folder.
@@ -381,6 +419,7 @@ impl<'a> Session<'a> {
             step,
             checkpoint: self.newest.clone(),
             knn: self.last_knn,
+            retrieval: self.found[0].zip(self.found[1]).map(|(first, last)| [first, last]),
             training,
             broken: loader.broken().len(),
         }

@@ -4,21 +4,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use esvit_data::Source;
+use esvit_data::{Loader, Source};
 use esvit_kernels::pool;
 use esvit_nn::{Collective, Device, Tensor};
 
 use super::session::micro_batch;
 use super::{RunError, plan};
 use crate::config::Config;
+use crate::learner::{Gradients, Learner};
 use crate::memory;
 use crate::objective::StepInfo;
 
-/// How long steps are timed.
-const TIMED: Duration = Duration::from_secs(4);
+/// How long the steps of a run are timed.
+pub const TIMED: Duration = Duration::from_secs(4);
 
 /// Share of a run's time that its steps may take; the rest is for checks and checkpoints.
-const FOR_STEPS: f64 = 0.92;
+pub const FOR_STEPS: f64 = 0.92;
 
 /// The settings with a batch that the images fill and a size of micro-batches. Fewer images than a
 /// batch make a smaller one.
@@ -34,8 +35,25 @@ pub fn settled(config: &Config, source: &dyn Source, world: usize) -> Config {
     config
 }
 
+/// The time of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepTime {
+    /// While images are read for the first time.
+    pub first: Duration,
+    /// In later epochs, as far as images are in the cache then.
+    pub later: Duration,
+}
+
+impl StepTime {
+    /// The time of so many steps.
+    pub fn of(&self, steps: u64, steps_per_epoch: u64) -> Duration {
+        let first = steps.min(steps_per_epoch);
+        self.first.mul_f64(first as f64) + self.later.mul_f64((steps - first) as f64)
+    }
+}
+
 /// The time of a step, measured on the first images of the run with networks that are dropped
-/// afterwards. The first micro-batch is not counted: it fills buffers and caches.
+/// afterwards, over about twice the time `timed`.
 ///
 /// # Errors
 /// When the images cannot be loaded or the device does not exist.
@@ -44,25 +62,54 @@ pub fn step_time(
     source: &Arc<dyn Source>,
     collective: &Arc<dyn Collective>,
     stop: &Arc<AtomicBool>,
-) -> Result<Duration, RunError> {
+    timed: Duration,
+) -> Result<StepTime, RunError> {
     let config = settled(config, &**source, collective.world());
     let device: Device = config.train.device.parse()?;
     let classes = source.classes().len();
     let mut learner = plan::learner(&config, &device, classes, collective.clone());
     let loader = plan::loader(&config, source.clone(), &**collective)?;
-    let parts = loader.parts();
-    let at = StepInfo::FIRST;
+    let pass = |learner: &mut _| time_of_part(&config, learner, &loader, &**source, timed, stop);
+    let (first, gradients) = pass(&mut learner)?;
+    learner.abandon(gradients);
+    let (again, gradients) = pass(&mut learner)?;
+    let cached = loader.cached_share();
+    let later = again.mul_f64(cached) + first.mul_f64(1.0 - cached);
+    let began = Instant::now();
+    // Its loss is not looked at.
+    let _ = pool::run(|| learner.update(gradients, &StepInfo::FIRST));
+    let update = began.elapsed();
+    let [first, later] = [first, later].map(|part| {
+        let own = part.mul_f64(loader.parts() as f64) + update;
+        let all = Tensor::full(own.as_secs_f32(), [1], &Device::Cpu);
+        let slowest = collective.all_gather(all).to_vec().into_iter().fold(0.0, f32::max);
+        Duration::from_secs_f32(slowest)
+    });
+    Ok(StepTime { first, later })
+}
+
+/// The mean time of a micro-batch, from the first of the run on, over about the time `timed`, and the
+/// gradients of the last ones. The very first is not counted: it fills buffers.
+fn time_of_part(
+    config: &Config,
+    learner: &mut Learner,
+    loader: &Loader,
+    source: &dyn Source,
+    timed: Duration,
+    stop: &AtomicBool,
+) -> Result<(Duration, Gradients), RunError> {
+    let (parts, at, device) = (loader.parts(), StepInfo::FIRST, learner.device());
     let mut gradients = learner.begin(parts, &at);
     let (mut count, mut spent) = (0, Duration::ZERO);
     let mut began = Instant::now();
-    let limit = Instant::now() + 2 * TIMED;
+    let limit = Instant::now() + 2 * timed;
     for (index, batch) in loader.batches(0..u64::MAX).enumerate() {
-        let batch = micro_batch(&batch?, &config, &**source, &device);
+        let batch = micro_batch(&batch?, config, source, &device);
         pool::run(|| learner.add(&mut gradients, &batch, &at, &|| false));
         if index > 0 {
             (count, spent) = (count + 1, spent + began.elapsed());
         }
-        let ends = spent >= TIMED || Instant::now() >= limit || stop.load(Ordering::Relaxed);
+        let ends = spent >= timed || Instant::now() >= limit || stop.load(Ordering::Relaxed);
         if count > 0 && ends {
             break;
         }
@@ -73,16 +120,18 @@ pub fn step_time(
         }
         began = Instant::now();
     }
-    let began = Instant::now();
-    // Its loss is not looked at.
-    let _ = pool::run(|| learner.update(gradients, &at));
-    let update = began.elapsed();
-    let own = spent.mul_f64(parts as f64 / f64::from(count.max(1))) + update;
-    let all = collective.all_gather(Tensor::full(own.as_secs_f32(), [1], &Device::Cpu)).to_vec();
-    Ok(Duration::from_secs_f32(all.into_iter().fold(0.0, f32::max)))
+    Ok((spent.div_f64(f64::from(count.max(1))), gradients))
 }
 
 /// Steps that fit a time beside checks and checkpoints, at least one.
-pub fn steps_within(time: Duration, step: Duration) -> u64 {
-    ((FOR_STEPS * time.as_secs_f64() / step.as_secs_f64().max(1e-6)) as u64).max(1)
+pub fn steps_within(time: Duration, step: &StepTime, steps_per_epoch: u64) -> u64 {
+    let time = time.mul_f64(FOR_STEPS);
+    let epoch = step.first.mul_f64(steps_per_epoch as f64);
+    let within =
+        |time: Duration, step: Duration| (time.as_secs_f64() / step.as_secs_f64().max(1e-6)) as u64;
+    let steps = match time.checked_sub(epoch) {
+        Some(rest) => steps_per_epoch + within(rest, step.later),
+        None => within(time, step.first),
+    };
+    steps.max(1)
 }

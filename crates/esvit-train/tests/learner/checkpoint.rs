@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use esvit_nn::weights::{self, Entry, METADATA_KEY, entry};
 use esvit_train::Config;
-use esvit_train::checkpoint::{self, Best, Checkpoint, CheckpointError, Metadata};
+use esvit_train::checkpoint::{self, Best, Checkpoint, CheckpointError, Measure, Metadata};
 
 use super::*;
 
@@ -25,7 +25,12 @@ fn settings() -> Config {
 }
 
 fn metadata() -> Metadata {
-    Metadata::new(12, 3, &settings(), Some(Best { top1: 51.5, epoch: 2, step: None }))
+    Metadata::new(
+        12,
+        3,
+        &settings(),
+        Some(Best { by: Measure::Knn, top1: 51.5, epoch: 2, step: None }),
+    )
 }
 
 struct Place(tempfile::TempDir);
@@ -96,7 +101,10 @@ fn all_of_a_state_is_restored() {
         assert_eq!(found.map(updates), [1, 2, 0]);
         let metadata = file.run().unwrap();
         assert_eq!((metadata.step, metadata.epoch), (12, 3));
-        assert_eq!(metadata.best, Some(Best { top1: 51.5, epoch: 2, step: None }));
+        assert_eq!(
+            metadata.best,
+            Some(Best { by: Measure::Knn, top1: 51.5, epoch: 2, step: None })
+        );
         assert_eq!(metadata.config(Path::new("")).unwrap(), settings());
         assert_eq!(metadata.program, env!("CARGO_PKG_VERSION"));
         let text: serde_json::Value = serde_json::from_str(&stored_metadata(&file)).unwrap();

@@ -9,6 +9,7 @@ use esvit_model::PretrainedBackbone;
 use esvit_nn::weights::{WeightsFile, networks};
 use esvit_nn::{BackboneConfig, ForwardCtx, zoo};
 use esvit_train::Config;
+use esvit_train::auto;
 use esvit_train::config_text::Origin;
 use esvit_train::objective::ObjectiveConfig;
 use esvit_train::recipe::{RECIPES, Recipe};
@@ -187,7 +188,8 @@ fn listing() -> Value {
         })
     });
     let recipe = |recipe: &Recipe| json!({ "name": recipe.name, "summary": recipe.summary() });
-    let recipes: Vec<Value> = RECIPES.iter().map(recipe).collect();
+    let auto = json!({ "name": auto::NAME, "summary": auto::SUMMARY });
+    let recipes: Vec<Value> = [auto].into_iter().chain(RECIPES.iter().map(recipe)).collect();
     json!({ "architectures": &architectures[..], "recipes": recipes })
 }
 
@@ -207,8 +209,9 @@ fn tables() -> String {
         ));
     }
     text.push_str("\n\nrecipes (`esvit pretrain --recipe NAME`)");
-    for recipe in RECIPES {
-        text.push_str(&format!("\n{:16} {}", recipe.name, recipe.summary()));
+    let named = RECIPES.iter().map(|recipe| (recipe.name, recipe.summary()));
+    for (name, summary) in [(auto::NAME, auto::SUMMARY)].into_iter().chain(named) {
+        text.push_str(&format!("\n{name:16} {summary}"));
     }
     text
 }

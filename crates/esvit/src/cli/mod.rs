@@ -123,6 +123,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Eval(Eval::Transfer(command)) => command.run(&output),
         Command::Eval(Eval::Finetune(command)) => command.run(&output),
         Command::Eval(Eval::Correspondence(command)) => command.run(&output),
+        Command::Eval(Eval::Retrieval(command)) => command.run(&output),
         Command::Eval(Eval::Attention(command)) => command.run(&output),
         Command::Eval(Eval::Efficiency(command)) => command.run(&output),
         Command::Attend(command) => command.run(&output),

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Result, bail};
 use esvit_data::Source;
 use esvit_nn::Solo;
-use esvit_train::run::{plan, settled, step_time, steps_within};
+use esvit_train::run::{TIMED, plan, settled, step_time, steps_within};
 use esvit_train::{Config, memory};
 
 use super::Output;
@@ -40,17 +40,19 @@ pub(super) fn show(
     let config = settled(config, &**source, 1);
     let collective: Arc<dyn esvit_nn::Collective> = Solo::shared();
     let stop = Arc::new(AtomicBool::new(false));
-    let step = step_time(&config, source, &collective, &stop)?;
+    let step = step_time(&config, source, &collective, &stop, TIMED)?;
     let mut planned = config.clone();
     if let Some(time) = config.train.time {
-        (planned.train.steps, planned.train.time) = (Some(steps_within(time.0, step)), None);
+        (planned.train.steps, planned.train.time) = (Some(1), None);
+        let steps_per_epoch = plan(&planned, source, &collective)?.steps_per_epoch;
+        planned.train.steps = Some(steps_within(time.0, &step, steps_per_epoch));
     }
     let plan = plan(&planned, source, &collective)?;
     output.note(&plan);
     output.note(format!(
         "time: about {} ({:.2} s a step, measured), besides checks",
-        clock(step.mul_f64(plan.total_steps as f64)),
-        step.as_secs_f64()
+        clock(step.of(plan.total_steps, plan.steps_per_epoch)),
+        step.later.as_secs_f64()
     ));
     let need = memory::estimate(&config, config.train.micro_batch());
     let free = memory::available()

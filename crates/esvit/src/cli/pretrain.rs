@@ -9,11 +9,12 @@ use anyhow::{Result, bail};
 use esvit_data::{Preprocess, RangeSetting, Source, printable};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
+use esvit_eval::retrieval::{IMAGES, RetrievalTask};
 use esvit_eval::{knn, preview};
 use esvit_kernels::profile;
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
-use esvit_train::run::{End, KnnAccuracy, Options, Outcome, RunFolder, Start};
+use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Retrieval, RunFolder, Start};
 
 use super::args::run_or_file;
 use super::flags::ScriptOptions;
@@ -81,7 +82,7 @@ pub(super) struct Resume {
 impl Pretrain {
     pub(super) fn run(mut self, output: &Output) -> Result<Exit> {
         self.settings.add(&self.script, output)?;
-        let recipe = self.settings.recipe().to_owned();
+        let recipe = self.settings.recipe()?;
         let continue_from = self.continue_from.or(self.script.continue_from);
         let out = match self.out.or(self.script.out) {
             Some(out) => out,
@@ -223,6 +224,8 @@ fn train(
     stop_on_signal(&stop, output)?;
     let preprocess = config.preprocess();
     let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
+    let crops = RetrievalTask::new(source.clone(), IMAGES);
+    let mut retrieval = retrieval_check(&crops, &preprocess);
     let mut progress = Progress::new(output);
     let options = Options {
         out: out.into(),
@@ -234,10 +237,12 @@ fn train(
         environment: environment(),
         observer: &mut progress,
         knn: check.as_mut().map(|check| check as _),
+        retrieval: (crops.len() > 1).then_some(&mut retrieval as _),
     };
     let outcome = esvit_train::pretrain(config, options)?;
     drop(progress);
     drop(check);
+    drop(retrieval);
     report(config, &outcome, task.as_ref(), out, output)
 }
 
@@ -286,6 +291,17 @@ fn knn_check<'a>(
     }
 }
 
+fn retrieval_check<'a>(
+    task: &'a RetrievalTask,
+    preprocess: &'a Preprocess,
+) -> impl FnMut(&Network, &Params) -> Result<Retrieval, Box<dyn std::error::Error + Send + Sync>> + 'a
+{
+    move |network, teacher| {
+        let (found, _) = task.measure((network.backbone(), teacher), preprocess)?;
+        Ok(Retrieval { images: found.images, top1: found.top1 })
+    }
+}
+
 /// Machine and program, stored with the run.
 fn environment() -> serde_json::Value {
     serde_json::json!({
@@ -325,6 +341,21 @@ fn report(
     }
     if outcome.training > Duration::ZERO {
         output.note(format!("{} steps in {}", outcome.step, clock(outcome.training)));
+    }
+    if let Some([first, last]) = outcome.retrieval {
+        let (before, after) = (first.retrieval_top1, last.retrieval_top1);
+        output.note(format!(
+            "the other crop of an image is found among {} images: {before:.1} % untrained, \
+             {after:.1} % trained",
+            last.retrieval_images
+        ));
+        // Among few images, chance alone moves it by more than training does.
+        if after <= before && last.retrieval_images >= 100 {
+            output.warning(
+                "the network tells these images apart no better than before training\n\
+                 hint: train longer, or look at what it sees with `esvit data preview`",
+            );
+        }
     }
     if let Some(task) = task.filter(|_| outcome.end == End::Finished) {
         let (ks, temperature) = ([config.knn.k], config.knn.temperature);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use esvit_train::run::{Event, KnnMetrics, Observer, StepMetrics};
+use esvit_train::run::{Event, KnnMetrics, Observer, RetrievalMetrics, StepMetrics};
 use indicatif::ProgressBar;
 
 use super::Output;
@@ -162,6 +162,14 @@ impl Observer for Progress<'_> {
                 self.output.note(format!(
                     "step {step} epoch {epoch}  k-NN top-1 {knn_top1:.1} %, top-5 {knn_top5:.1} % \
                      (k = {knn_k})"
+                ));
+            }
+            Event::Retrieval(RetrievalMetrics {
+                step, retrieval_images, retrieval_top1, ..
+            }) => {
+                self.output.note(format!(
+                    "step {step}  the other crop of an image is found in {retrieval_top1:.1} % of \
+                     cases, among {retrieval_images} images"
                 ));
             }
             Event::Broken(broken) => {

@@ -2,7 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use anyhow::Result;
+use esvit_data::Survey;
+use esvit_eval::preview;
+use esvit_train::auto;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::recipe_layers;
 use esvit_train::config_text::{Layer, Origin, parse_file, parse_override, parse_text};
@@ -23,14 +29,13 @@ pub(super) struct Settings {
     /// Threads that decode and augment images [default: one per core]
     #[arg(long, value_name = "N", help_heading = DATA)]
     workers: Option<usize>,
-    /// Built-in recipe (see `esvit info`).
+    /// Built-in recipe (see `esvit info`) [default: `auto`, and `materials` for the built-in images]
     #[arg(long, short, value_name = "NAME", help_heading = WHAT)]
     recipe: Option<String>,
     /// TOML file of settings.
     #[arg(long, value_name = "FILE", help_heading = WHAT)]
     config: Option<PathBuf>,
-    /// Objective; without `--recipe`, also its recipe unless that of the built-in images has this
-    /// objective.
+    /// Objective; without `--recipe`, also its recipe.
     #[arg(long, value_name = "NAME", help_heading = WHAT)]
     objective: Option<String>,
     /// Architecture.
@@ -81,23 +86,63 @@ fn stored(checkpoint: &Path) -> Result<Layer> {
 
 /// The recipe for the built-in images.
 pub(super) const BUILT_IN: &str = "materials";
-/// The recipe for other images.
-const DEFAULT: &str = "esvit";
+/// The objective of the recipes for any images.
+const OBJECTIVE: &str = "esvit";
 
 impl Settings {
     /// Name of the recipe that a new run starts from.
-    pub(super) fn recipe(&self) -> &str {
-        let default = if self.data.is_none() { BUILT_IN } else { DEFAULT };
-        let of_objective = self.objective.as_deref().filter(|name| recipe::find(name).is_some());
-        // The recipe of the built-in images has an objective too.
-        let of_objective = of_objective.filter(|&name| name != DEFAULT || self.data.is_some());
-        self.recipe.as_deref().or(of_objective).unwrap_or(default)
+    ///
+    /// # Errors
+    /// When the settings that are given cannot be read.
+    pub(super) fn recipe(&self) -> Result<String> {
+        let has_path = |layer: &Layer| {
+            let path = layer.table.get("data").and_then(|data| data.as_table()?.get("path"));
+            path.is_some_and(|path| path.as_str() != Some("none"))
+        };
+        let has_data = self.data.is_some() || self.given()?.iter().any(has_path);
+        let default = if has_data { auto::NAME } else { BUILT_IN };
+        let of_objective = self.objective.as_deref();
+        let of_objective =
+            of_objective.filter(|&name| name != OBJECTIVE && recipe::find(name).is_some());
+        Ok(self.recipe.as_deref().or(of_objective).unwrap_or(default).to_owned())
     }
 
     /// The settings of a new run.
     pub(super) fn resolve(&self, output: &Output) -> Result<Config> {
-        let layers = if self.is_script { Vec::new() } else { recipe_layers(self.recipe())? };
+        let layers =
+            if self.is_script { Vec::new() } else { self.layers(&self.recipe()?, output)? };
         self.merge_over(layers, output)
+    }
+
+    /// The settings of a recipe; those of `auto` are chosen for the images.
+    fn layers(&self, recipe: &str, output: &Output) -> Result<Vec<Layer>> {
+        if recipe != auto::NAME {
+            return Ok(recipe_layers(recipe)?);
+        }
+        let given = self.given()?;
+        let mut config = Config::resolve(given.clone())?;
+        config.data.path = self.data.clone().or(config.data.path);
+        let source = preview::source(&config)?;
+        preview::choose_range(&mut config, &*source);
+        let survey = Survey::of(&*source, &config.preprocess().conversion());
+        let choice = auto::choose(&source, &survey, &given, &Arc::new(AtomicBool::new(false)))?;
+        output.note(format!(
+            "recipe `auto`, for {} images of about {} pixels:",
+            source.len(),
+            survey.side
+        ));
+        choice.reasons.iter().for_each(|reason| output.note(format!("  {reason}")));
+        Ok(vec![choice.layer])
+    }
+
+    /// What is given by a file and on the command line.
+    fn given(&self) -> Result<Vec<Layer>> {
+        let mut layers = Vec::new();
+        if let Some(path) = &self.config {
+            layers.push(parse_file(path)?);
+        }
+        layers.extend(self.overrides()?);
+        Ok(layers)
     }
 
     /// The settings of a resumed run: those of its newest checkpoint, under those of its file, under
@@ -114,7 +159,7 @@ impl Settings {
     pub(super) fn resolve_continued(&self, checkpoint: &Path, output: &Output) -> Result<Config> {
         let mut layers = vec![stored(checkpoint)?];
         if let Some(recipe) = &self.recipe {
-            layers.extend(recipe_layers(recipe)?);
+            layers.extend(self.layers(recipe, output)?);
         }
         self.merge_over(layers, output)
     }
@@ -197,10 +242,7 @@ impl Settings {
     }
 
     fn merge_over(&self, mut layers: Vec<Layer>, output: &Output) -> Result<Config> {
-        if let Some(path) = &self.config {
-            layers.push(parse_file(path)?);
-        }
-        layers.extend(self.overrides()?);
+        layers.extend(self.given()?);
         let (mut config, notes) = Config::resolve_with_notes(layers)?;
         notes.iter().for_each(|note| output.note(note));
         if let Some(data) = &self.data {

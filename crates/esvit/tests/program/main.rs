@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod attend;
+mod auto;
 mod beginning;
 mod broken_images;
 mod checks;

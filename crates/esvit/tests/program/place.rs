@@ -281,9 +281,10 @@ impl Folder {
         self.text(name).lines().map(line).collect()
     }
 
-    /// Whole lines of `metrics.jsonl` by now.
+    /// Steps recorded in `metrics.jsonl` by now.
     pub(crate) fn losses_so_far(&self) -> usize {
-        fs::read_to_string(self.file("metrics.jsonl")).map_or(0, |text| text.matches('\n').count())
+        fs::read_to_string(self.file("metrics.jsonl"))
+            .map_or(0, |text| text.matches("train_loss").count())
     }
 
     /// Step and loss of every line of `metrics.jsonl` that has a loss.

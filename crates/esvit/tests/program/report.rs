@@ -86,8 +86,8 @@ fn a_run_with_checks_and_an_evaluation() {
     assert!(page.contains(&format!("; untrained {:.1} %", top1(1))), "{rows}");
     assert!(page.contains(&format!("<td>trained</td><td class=\"number\">{best:.1}</td>")));
 
-    // Loss, k-NN, entropy, feature spread, gradients, speed and four schedules.
-    assert_eq!(page.matches("<figure class=\"chart\">").count(), 10);
+    // Loss, k-NN, the other crop, entropy, feature spread, gradients, speed and four schedules.
+    assert_eq!(page.matches("<figure class=\"chart\">").count(), 11);
     assert_eq!(section(&page, "crops").matches("<image ").count(), 8 * 3);
     assert_eq!(section(&page, "neighbors").matches("<image ").count(), 5 * (1 + 6));
     for anchor in ["matches", "attention", "regions"] {

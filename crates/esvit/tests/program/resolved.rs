@@ -19,18 +19,19 @@ fn the_recipe_follows_from_the_images() {
     let place = Place::new();
     let built_in = place.settings("pretrain");
     assert_eq!((built_in.data.path, built_in.model.backbone.stages()[0].width), (None, 64));
-    let own = place.settings("pretrain --data photos");
+    let own = place.settings("pretrain --data photos --recipe esvit");
     let prototypes = esvit(own.objective).head.out_dim;
     assert_eq!((own.model.arch.as_str(), prototypes), ("swin_tiny_w7", 65_536));
     assert_eq!((own.train.batch_size, own.train.micro_batch), (512, None));
     let base = place.settings("train --data photos --recipe swin_base_w14");
     assert_eq!(base.model.arch, "swin_base_w14");
     assert!(esvit(base.objective).head.norm_last_layer, "as in the published run");
-    let objective = place.settings("pretrain --data photos --objective esvit --arch swin_base_w14");
+    let line = "pretrain --data photos --recipe esvit --objective esvit --arch swin_base_w14";
+    let objective = place.settings(line);
     assert_eq!(objective.model, base.model);
     let supervised = place.settings("pretrain --data photos --objective supervised");
     assert_eq!((supervised.objective.name(), supervised.views.global_count), ("supervised", 1));
-    let no_name = "pretrain --data photos --objective dino3 --dry-run";
+    let no_name = "pretrain --objective dino3 --dry-run";
     place.run(no_name).expect(2).says(&["no objective `dino3`", "`esvit`", "`supervised`"]);
     assert!(place.files("").is_empty(), "a dry run leaves nothing behind");
 }
@@ -42,12 +43,12 @@ fn later_settings_win_over_earlier_ones() {
         "own.toml",
         "seed = 3\n[data]\npath = \"in-file\"\n[model]\narch = \"swin_small_w7\"\n[train]\nepochs = 7\n",
     );
-    let file = place.settings("pretrain --config own.toml");
+    let file = place.settings("pretrain --config own.toml --recipe esvit");
     assert_eq!((file.seed, file.train.epochs), (3, Some(7)));
     assert_eq!(file.data.path.as_deref(), Some(Path::new("in-file")));
     assert_eq!(file.model.arch, "swin_small_w7");
     let line = place.settings(
-        "pretrain --config own.toml --data photos --arch swin_base_w7 train.epochs=18 train.epochs=19 --device cpu",
+        "pretrain --recipe esvit --config own.toml --data photos --arch swin_base_w7 train.epochs=18 train.epochs=19 --device cpu",
     );
     assert_eq!(line.data.path.as_deref(), Some(Path::new("photos")));
     assert_eq!((line.model.arch.as_str(), line.train.epochs), ("swin_base_w7", Some(19)));
@@ -74,7 +75,7 @@ fn published_flags_are_settings() {
 #[test]
 fn memory_cuts_a_step_into_parts_that_fit() {
     let place = Place::new();
-    let line = "pretrain --data photos --arch swin_tiny_w7 train.precision=f32";
+    let line = "pretrain --recipe esvit --data photos --arch swin_tiny_w7 train.precision=f32";
     let fitted = |memory: &str| {
         let config = place.settings(&format!("{line} --memory {memory}")).train;
         assert_eq!(config.batch_size, 512, "{memory}");
@@ -121,5 +122,7 @@ fn a_run_without_a_folder_is_numbered_and_the_newest_goes_on() {
     assert_eq!(place.settings("pretrain --resume").train.epochs, Some(2));
     let next = place.run(&format!("pretrain {TINY} --data nowhere")).expect(1);
     next.says(&["run folder `runs/materials-3`", "there is no folder `nowhere`"]);
-    place.run("pretrain --data nowhere").expect(1).says(&["run folder `runs/esvit-1`"]);
+    let published = place.run("pretrain --recipe esvit --data nowhere").expect(1);
+    published.says(&["run folder `runs/esvit-1`"]);
+    place.run("pretrain --data nowhere").expect(1).says(&["there is no folder `nowhere`"]);
 }

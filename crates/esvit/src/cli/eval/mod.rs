@@ -8,6 +8,7 @@ pub(super) mod knn;
 pub(super) mod linear;
 mod linear_table;
 mod probe_args;
+pub(super) mod retrieval;
 pub(super) mod transfer;
 
 use anyhow::Result;
@@ -43,6 +44,8 @@ pub(super) enum Eval {
     Finetune(finetune::Finetune),
     /// Dense correspondence: how well regions are matched between two views of an image.
     Correspondence(correspondence::Correspondence),
+    /// How often the other crop of an image is found among those of all: needs no labels.
+    Retrieval(retrieval::Retrieval),
     /// Entropy and diversity of attention heads.
     Attention(attention::Attention),
     /// Parameters, speed and memory of backbones, with and without the region loss.

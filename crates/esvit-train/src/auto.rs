@@ -1,0 +1,465 @@
+//! The recipe `auto`: settings that suit the images, this machine and the time there is.
+//!
+//! The largest network is chosen that sees enough images in the time; all else follows from the
+//! network, the number of images and the number of steps. Where the numbers come from is in
+//! docs/recipes.md.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use esvit_data::{Source, Survey};
+use esvit_nn::{Collective, ForwardCtx, Solo};
+use toml::{Table, Value};
+
+use crate::Config;
+use crate::config_text::{Layer, Origin, merge, parse_override};
+use crate::memory;
+use crate::run::{FOR_STEPS, RunError, settled, step_time};
+use crate::span::Time;
+
+/// Its name on the command line.
+pub const NAME: &str = "auto";
+
+/// What it is for.
+pub const SUMMARY: &str = "Settings that suit the images, this machine and the time (`--time`): the default for a folder.";
+
+/// The time of a run that does not say how long it may take.
+const TIME: Duration = Duration::from_secs(3600);
+
+/// How long the smallest network is timed.
+const TIMED: Duration = Duration::from_millis(1500);
+
+/// A network that can be chosen.
+struct Network {
+    /// What it is called in messages.
+    name: &'static str,
+    settings: &'static [&'static str],
+    /// Sides of its global and local views, in pixels.
+    sides: [u32; 2],
+    /// Images, each with all its views, that it must see before it is better than a smaller one.
+    images: f64,
+}
+
+/// The smallest first.
+const NETWORKS: [Network; 3] = [
+    Network {
+        name: "a Swin of two stages",
+        settings: &[
+            "model.arch=custom",
+            "model.img_size=32",
+            "model.patch_size=4",
+            "model.embed_dim=64",
+            "model.depths=[2, 2]",
+            "model.num_heads=[2, 4]",
+            "model.window_size=4",
+            "model.mlp_ratio=2.0",
+            "model.drop_path=0.0",
+        ],
+        sides: [32, 16],
+        images: 0.0,
+    },
+    Network {
+        name: "a Swin of three stages",
+        settings: &[
+            "model.arch=custom",
+            "model.img_size=64",
+            "model.patch_size=4",
+            "model.embed_dim=64",
+            "model.depths=[2, 2, 2]",
+            "model.num_heads=[2, 4, 8]",
+            "model.window_size=4",
+            "model.mlp_ratio=2.0",
+            "model.drop_path=0.0",
+        ],
+        sides: [64, 32],
+        images: 100_000.0,
+    },
+    Network {
+        name: "Swin-Tiny",
+        settings: &["model.arch=swin_tiny_w7"],
+        sides: [224, 96],
+        images: 2_000_000.0,
+    },
+];
+
+/// Images of a step, and widths of the heads' hidden layers and bottleneck, for features of at least
+/// such a width.
+const SIZES: [(usize, (usize, [u32; 2])); 3] =
+    [(384, (64, [2048, 256])), (192, (32, [512, 128])), (0, (16, [256, 64]))];
+
+/// Images are shrunk to so many times the side of a global view: crops of a tenth of their area still
+/// have the pixels of a local view.
+const SHRUNK: u32 = 4;
+
+/// Below so many images it is said that a published network may be better.
+const FEW: usize = 1000;
+
+/// Prototypes for sets of at least so many images.
+const PROTOTYPES: [(usize, u32); 4] =
+    [(500_000, 65_536), (100_000, 16_384), (20_000, 4096), (0, 1024)];
+
+/// Momentum of the teacher for runs of at least so many steps: it forgets in a small part of a run.
+const MOMENTUM: [(u64, f64); 3] = [(50_000, 0.996), (10_000, 0.99), (0, 0.98)];
+
+/// The settings that were chosen.
+#[derive(Debug)]
+pub struct Choice {
+    /// They come under those that are given.
+    pub layer: Layer,
+    /// What was chosen and why, a line each.
+    pub reasons: Vec<String>,
+}
+
+/// The choice in the making.
+struct Choosing<'a> {
+    given: &'a [Layer],
+    table: Table,
+    reasons: Vec<String>,
+}
+
+impl Choosing<'_> {
+    /// Chooses some settings.
+    fn set(&mut self, settings: &[impl AsRef<str>]) {
+        for setting in settings {
+            let layer = parse_override(setting.as_ref()).expect("a key and a value");
+            merge(&mut self.table, &layer.table);
+        }
+    }
+
+    /// Says what was chosen and why. What is given is not chosen.
+    fn say(&mut self, key: &str, what: &str, value: String, reason: &str) {
+        let is_given = |layer: &Layer| {
+            let table = Value::Table(layer.table.clone());
+            key.split('.').try_fold(&table, |value, key| value.get(key)).is_some()
+        };
+        if !self.given.iter().any(is_given) {
+            self.reasons.push(format!("{what:<11} {value}: {reason}"));
+        }
+    }
+
+    fn layer(&self) -> Layer {
+        Layer { origin: Origin::Recipe(NAME.into()), table: self.table.clone() }
+    }
+
+    /// The settings so far, under those that are given.
+    fn config(&self) -> Result<Config, RunError> {
+        let layers = [self.layer()].into_iter().chain(self.given.iter().cloned());
+        Ok(Config::resolve(layers.collect())?)
+    }
+}
+
+/// Chooses settings for the images of `source`. `given` are the settings that go over them: what
+/// they say is not chosen, and is taken into account. The smallest network is timed on some images.
+///
+/// # Errors
+/// When the settings that are given are not valid, or the images cannot be loaded.
+pub fn choose(
+    source: &Arc<dyn Source>,
+    survey: &Survey,
+    given: &[Layer],
+    stop: &Arc<AtomicBool>,
+) -> Result<Choice, RunError> {
+    let mut choosing = Choosing { given, table: Table::new(), reasons: Vec::new() };
+    let images = source.len();
+    choosing.set(&[format!("train.time={}", Time(TIME))]);
+    let time = choosing.config()?.train.time.map_or(TIME, |time| time.0);
+    choosing.set(&[
+        "optim.warmup=10%",
+        "optim.weight_decay_end=0.1",
+        "objective.freeze_last_layer=0",
+        "objective.head.norm_last_layer=true",
+        "checkpoint.every=10%",
+        "knn.every=10%",
+        "knn.k=10",
+        "views.local_counts=[4]",
+        "views.local_scale=[0.15, 0.5]",
+        "views.jitter.p=1.0",
+        "views.jitter.saturation=0.4",
+        "views.solarize.p=0.0",
+    ]);
+    if survey.is_gray {
+        choosing.set(&[
+            "views.grayscale=0.0",
+            "views.jitter.saturation=0.0",
+            "views.jitter.hue=0.0",
+        ]);
+        choosing.say("views.grayscale", "colors", "not changed".into(), "the images are gray");
+    }
+    let prototypes = at_least(&PROTOTYPES, images);
+    choosing.set(&[format!("objective.head.out_dim={prototypes}")]);
+    let pace = network(&mut choosing, source, survey, time, stop)?;
+
+    let batch = choosing.config()?.train.batch_size;
+    let rate = 7.5e-4 * (batch as f64 / 16.0).sqrt();
+    choosing.set(&[format!("optim.lr={:?}", rate * crate::config::LR_BATCH / batch as f64)]);
+    let reason = match batch == images / 8 {
+        true => "an eighth of the images",
+        false => "a small batch makes more steps",
+    };
+    choosing.say("train.batch_size", "batch", format!("{batch} images a step"), reason);
+    let config = choosing.config()?;
+    if survey.side > config.data.max_side {
+        choosing.say(
+            "data.max_side",
+            "images",
+            format!("shrunk to {} pixels as they are read", config.data.max_side),
+            &format!("they have about {}, and views {}", survey.side, config.views.global_size),
+        );
+    }
+    let steps = match config.train.total_steps((images / batch.max(1)).max(1) as u64) {
+        Some(steps) => steps,
+        None => {
+            let step = pace * macs(&config) * batch as f64;
+            (FOR_STEPS * time.as_secs_f64() / step) as u64
+        }
+    };
+    let momentum = at_least(&MOMENTUM, steps);
+    choosing.set(&[format!("objective.momentum_teacher={momentum}")]);
+    if let Some(time) = config.train.time {
+        let what = format!("length      {time}, about {steps} steps");
+        choosing.reasons.push(format!("{what}: `--time`, `--steps` and `--epochs` change it"));
+    }
+    choosing.say(
+        "objective.head.out_dim",
+        "prototypes",
+        prototypes.to_string(),
+        &format!("there are {images} images"),
+    );
+    choosing.say(
+        "objective.momentum_teacher",
+        "teacher",
+        format!("momentum {momentum}"),
+        &format!("there are about {steps} steps"),
+    );
+    if images < FEW {
+        choosing.reasons.push(format!(
+            "{images} images are few: a published network will serve most purposes better than one \
+             that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
+             `--init-from FILE` to go on from it)"
+        ));
+    }
+    if survey.has_no_up {
+        choosing.reasons.push(
+            "the images look the same after a quarter turn: if they have no up and down, \
+             `views.flip_vertical=0.5 views.rotate90=0.75` makes more of them"
+                .into(),
+        );
+    }
+    Ok(Choice { layer: choosing.layer(), reasons: choosing.reasons })
+}
+
+/// Chooses the network, and what depends on it alone; returns the seconds that a multiply-accumulate
+/// takes.
+fn network(
+    choosing: &mut Choosing<'_>,
+    source: &Arc<dyn Source>,
+    survey: &Survey,
+    time: Duration,
+    stop: &Arc<AtomicBool>,
+) -> Result<f64, RunError> {
+    let is_given = choosing.given.iter().any(|layer| layer.table.contains_key("model"));
+    if is_given {
+        let side = choosing.config()?.model.backbone.img_size() as u32;
+        // As 96 to 224, in whole patches of usual networks.
+        let local = (side * 3 / 7 / 16 * 16).max(side.min(16));
+        let config = configure(choosing, &[], [side, local], source.len(), survey)?;
+        return pace(&config, source, stop);
+    }
+    let all = NETWORKS.iter().map(|network| {
+        let config = configure(choosing, network.settings, network.sides, source.len(), survey)?;
+        Ok((network, config))
+    });
+    let all = all.collect::<Result<Vec<_>, RunError>>()?;
+    let pace = pace(&all[0].1, source, stop)?;
+    let seen = |config: &Config| FOR_STEPS * time.as_secs_f64() / (pace * macs(config));
+    let is_fit = |&(network, ref config): &(&Network, Config)| {
+        let config = settled(config, &**source, 1);
+        let need = memory::estimate(&config, config.train.micro_batch());
+        2 * network.sides[0] <= 3 * survey.side
+            && seen(&config) >= network.images
+            && memory::available().is_none_or(|free| need <= 0.8 * free)
+    };
+    let place = all.iter().rposition(is_fit).unwrap_or(0);
+    let (network, config) = &all[place];
+    configure(choosing, network.settings, network.sides, source.len(), survey)?;
+    let sees = |config| thousands(seen(config));
+    let reason = match all.get(place + 1) {
+        _ if place > 0 => format!(
+            "it sees about {} images in {}, and is better than a smaller one from {} on",
+            sees(config),
+            Time(time),
+            thousands(network.images)
+        ),
+        Some((next, _)) if 2 * next.sides[0] > 3 * survey.side => {
+            format!("the images have about {} pixels", survey.side)
+        }
+        Some((next, config)) => format!(
+            "it sees about {} images in {}; a larger one would see {} and needs {}",
+            sees(&all[place].1),
+            Time(time),
+            sees(config),
+            thousands(next.images)
+        ),
+        None => String::new(),
+    };
+    let value = format!("{}, views of {} pixels", network.name, network.sides[0]);
+    choosing.say("model.arch", "network", value, &reason);
+    Ok(pace)
+}
+
+/// A number of images, rounded to a thousand.
+fn thousands(images: f64) -> String {
+    format!("{},000", (images / 1000.0).round().max(1.0))
+}
+
+/// Chooses settings of a network, and what follows from its size; returns all settings.
+fn configure(
+    choosing: &mut Choosing<'_>,
+    network: &[&str],
+    [side, local]: [u32; 2],
+    images: usize,
+    survey: &Survey,
+) -> Result<Config, RunError> {
+    if !network.is_empty() {
+        choosing.table.remove("model");
+    }
+    choosing.set(network);
+    let width = choosing.config()?.model.backbone.output_width();
+    let (batch, [hidden, bottleneck]) = at_least(&SIZES, width);
+    choosing.set(&[
+        format!("views.global_size={side}"),
+        format!("views.local_sizes=[{local}]"),
+        // The published radius suits 224 pixels. At 32 it would wipe out the texture.
+        format!("views.blur.radius=[0.1, {:?}]", (2.0 * f64::from(side) / 224.0).max(0.4)),
+        format!("knn.crop={side}"),
+        format!("data.max_side={}", SHRUNK * side),
+        format!("data.cache_mb={}", cache_mb(survey.side.min(SHRUNK * side), images)),
+        format!("objective.head.hidden_dim={hidden}"),
+        format!("objective.head.bottleneck_dim={bottleneck}"),
+        format!("train.batch_size={}", batch.min(images / 8).max(1)),
+    ]);
+    choosing.config()
+}
+
+/// A cache for so many images of a shorter side, in MiB: a quarter of the free memory at most.
+fn cache_mb(side: u32, images: usize) -> usize {
+    // Red, green and blue, and a longer side of 4 : 3.
+    let need = images as f64 * 4.0 * f64::from(side).powi(2) / f64::from(1 << 20);
+    let most = memory::available().map_or(0.0, |bytes| bytes / 4.0 / f64::from(1 << 20));
+    (need.ceil() as usize).min(most as usize).max(512)
+}
+
+/// Seconds that a multiply-accumulate takes in training.
+fn pace(
+    config: &Config,
+    source: &Arc<dyn Source>,
+    stop: &Arc<AtomicBool>,
+) -> Result<f64, RunError> {
+    let alone: Arc<dyn Collective> = Solo::shared();
+    let step = step_time(config, source, &alone, stop, TIMED)?;
+    Ok(step.later.as_secs_f64() / (macs(config) * config.train.batch_size as f64))
+}
+
+/// Multiply-accumulates of an image: of the student's three passes (forward, and backward for inputs
+/// and for weights) over all views, and of the teacher's over the global ones.
+fn macs(config: &Config) -> f64 {
+    let ctx = ForwardCtx::expected().with_precision(config.train.precision());
+    let views = &config.views;
+    let of = |size: u32| config.model.backbone.cost([size as usize; 2], 0.0, &ctx).macs;
+    let teacher = f64::from(views.global_count) * of(views.global_size);
+    teacher + 3.0 * views.sizes().into_iter().map(of).sum::<f64>()
+}
+
+/// The value of the first row whose bound is reached.
+fn at_least<B: PartialOrd + Copy, T: Copy>(rows: &[(B, T)], count: B) -> T {
+    let row = rows.iter().find(|row| count >= row.0).or(rows.last());
+    row.expect("a row").1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esvit_data::{Conversion, Image, InMemory};
+
+    /// `count` images of `side` pixels.
+    fn set(count: usize, side: u32, pixel: [u8; 3]) -> Arc<dyn Source> {
+        let mut source = InMemory::new(Vec::new());
+        for index in 0..count {
+            let pixels = pixel.repeat((side * side) as usize);
+            source.push(index.to_string(), None, Image::new(side, side, pixels).unwrap());
+        }
+        Arc::new(source)
+    }
+
+    /// The settings of a run, and the lines about them.
+    fn chosen(source: &Arc<dyn Source>, given: &[&str]) -> (Config, Vec<String>) {
+        let given: Vec<Layer> = given.iter().map(|text| parse_override(text).unwrap()).collect();
+        let survey = Survey::of(&**source, &Conversion::default());
+        let Choice { layer, reasons } = choose(source, &survey, &given, &Arc::default()).unwrap();
+        let layers = [layer].into_iter().chain(given);
+        (Config::resolve(layers.collect()).unwrap(), reasons)
+    }
+
+    #[test]
+    fn settings_follow_from_the_images() {
+        let (config, reasons) = chosen(&set(40, 40, [10, 20, 30]), &["train.time=1m"]);
+        let (views, train) = (&config.views, &config.train);
+        assert_eq!((views.global_size, &views.local_sizes[..]), (32, &[16][..]));
+        assert_eq!((train.batch_size, train.epochs, train.steps), (5, None, None));
+        assert_eq!(train.time, Some(Time(Duration::from_secs(60))));
+        let rate = config.optim.lr * 5.0 / 256.0;
+        assert!((rate - 7.5e-4 * (5.0_f64 / 16.0).sqrt()).abs() < 1e-9, "{rate}");
+        let lines = ["network", "batch       5", "length      1m", "prototypes  1024", "teacher"];
+        for (line, found) in lines.iter().zip(&reasons) {
+            assert!(found.starts_with(line), "{found}");
+        }
+        assert!(reasons[5].starts_with("40 images are few"), "{reasons:?}");
+
+        let (config, reasons) = chosen(&set(200, 300, [7; 3]), &["train.steps=12000"]);
+        assert_eq!((config.train.batch_size, config.data.max_side), (16, 128));
+        assert_eq!((config.train.steps, config.train.time), (Some(12_000), None));
+        assert_eq!(config.views.grayscale, 0.0);
+        let says = |text: &str| reasons.iter().any(|line| line.contains(text));
+        assert!(says("the images are gray") && says("shrunk to 128 pixels") && says("0.99"));
+        assert!(!says("length"), "it is given");
+    }
+
+    #[test]
+    fn what_is_given_is_not_chosen() {
+        let given = [
+            "train.batch_size=4",
+            "train.steps=5",
+            "objective.head.out_dim=64",
+            "objective.momentum_teacher=0.9",
+            "model.arch=custom",
+            "model.img_size=48",
+            "model.patch_size=4",
+            "model.embed_dim=32",
+            "model.depths=[1]",
+            "model.num_heads=[2]",
+            "model.window_size=4",
+        ];
+        let (config, reasons) = chosen(&set(2000, 20, [1, 2, 3]), &given);
+        assert_eq!((config.train.batch_size, config.train.steps), (4, Some(5)));
+        assert_eq!((config.views.global_size, config.views.local_sizes[0]), (48, 16));
+        assert_eq!(config.model.backbone.output_width(), 32);
+        let expected: [&str; 1] =
+            ["the images look the same after a quarter turn: if they have no up and down, \
+              `views.flip_vertical=0.5 views.rotate90=0.75` makes more of them"];
+        assert_eq!(reasons, expected);
+    }
+
+    #[test]
+    fn bounds_are_the_first_of_their_row() {
+        let prototypes = |images| at_least(&PROTOTYPES, images);
+        assert_eq!([0, 19_999, 20_000, 99_999].map(prototypes), [1024, 1024, 4096, 4096]);
+        assert_eq!([100_000, 499_999, 500_000].map(prototypes), [16_384, 16_384, 65_536]);
+        let momentum = |steps| at_least(&MOMENTUM, steps);
+        assert_eq!([9_999, 10_000, 49_999, 50_000].map(momentum), [0.98, 0.99, 0.99, 0.996]);
+        assert_eq!(cache_mb(10, 100), 512);
+        assert_eq!(cache_mb(256, 4000), 1000);
+        let most = memory::available().unwrap() / 4.0 / f64::from(1 << 20);
+        assert!(cache_mb(4000, 1_000_000) as f64 <= most.max(512.0) * 1.1);
+    }
+}

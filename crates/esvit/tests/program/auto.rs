@@ -1,0 +1,79 @@
+//! The recipe for one's own images, and the figure of quality without labels.
+
+use esvit_train::checkpoint::{Checkpoint, Measure};
+
+use crate::images::{good, labeled};
+use crate::place::Place;
+
+/// The whole way with nothing but a folder.
+#[test]
+fn a_folder_is_enough() {
+    let place = Place::new();
+    good(&place, "photos", 40);
+    let ended = place.well("pretrain --data photos --out run --steps 12 train.log_every=4");
+    let ended = ended.says(&[
+        "recipe `auto`, for 40 images of about ",
+        "network     a Swin of two stages, views of 32 pixels",
+        "batch       5 images a step: an eighth of the images",
+        "40 images are few",
+        "step 0  the other crop of an image is found in",
+        "among 40 images",
+        "% untrained",
+        "next steps:",
+    ]);
+    assert!(!ended.stderr.contains("length      "), "the length is given");
+    let run = place.folder("run");
+    let best = Checkpoint::open(&run.file("checkpoints/best.safetensors")).unwrap();
+    let best = best.metadata.unwrap().best.unwrap();
+    assert_eq!(best.by, Measure::Retrieval);
+    let found: Vec<u64> = run
+        .lines("metrics.jsonl")
+        .iter()
+        .filter(|line| line["retrieval_top1"].is_f64())
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!((found[0], found.last()), (0, Some(&12)));
+
+    // What the run has chosen stays, and the report draws what was measured.
+    place.well("resume run").says(&["nothing to do"]);
+    place.well("report run");
+    assert!(run.text("report.html").contains("Other crop found"));
+    let measured = place.well("eval retrieval --checkpoint run --data photos --json").json();
+    let features: Vec<&str> = measured["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["features"].as_str().unwrap())
+        .collect();
+    assert_eq!(features, ["raw pixels", "untrained", "trained"]);
+    assert_eq!(measured["images"], 40);
+    let table = place.well("eval retrieval --checkpoint run --data photos --images 10");
+    assert!(table.stdout.contains("among those of 10 images of `photos`"), "{table}");
+}
+
+#[test]
+fn labels_measure_and_are_not_trained_on() {
+    let place = Place::new();
+    labeled(&place, "classes", 6);
+    let config = place.settings("pretrain --data classes");
+    assert_eq!(config.objective.name(), "esvit");
+    // One hour, unless something else is said.
+    assert_eq!(config.train.time.unwrap().to_string(), "1h");
+    place.write("time.toml", "[train]\nepochs = 3\n");
+    let config = place.settings("pretrain --config time.toml data.path=classes");
+    assert_eq!(config.train.epochs, Some(3));
+}
+
+#[test]
+fn what_cannot_be_chosen_is_said() {
+    let place = Place::new();
+    place.run("pretrain --data nowhere").expect(1).says(&["there is no folder `nowhere`"]);
+    place.write("letters/letter.txt", "no image");
+    place.run("pretrain --data letters").expect(1).says(&["no images in `letters`"]);
+    place.write("broken/a.png", "no image");
+    place.run("pretrain --data broken").expect(1).says(&["broken/a.png"]);
+    good(&place, "photos", 9);
+    let unknown = place.run("pretrain --data photos --recipe autom").expect(2);
+    unknown.says(&["there is no recipe `autom`", "`auto`"]);
+    assert!(!place.path("runs").exists(), "no run was begun");
+}
