@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use esvit_settings::describe::{Describe, Value, json, one_of};
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -186,6 +187,24 @@ impl<'de> Deserialize<'de> for RangeSetting {
             Stored::Text(text) if text == "auto" => Ok(Self::Auto),
             stored => stored.levels("`auto`, `full` or `[low, high]`").map(Self::Levels),
         }
+    }
+}
+
+impl Describe for Levels {
+    fn schema() -> Value {
+        json!({ "anyOf": [one_of(&["full"]), <[f64; 2]>::schema()] })
+    }
+}
+
+impl Describe for RangeSetting {
+    fn schema() -> Value {
+        json!({ "anyOf": [one_of(&["auto", "full"]), <[f64; 2]>::schema()] })
+    }
+}
+
+impl Describe for Background {
+    fn schema() -> Value {
+        json!({ "anyOf": [one_of(&["mean"]), <[u8; 3]>::schema()] })
     }
 }
 

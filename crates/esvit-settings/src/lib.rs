@@ -28,6 +28,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
+pub mod describe;
+
 use std::fmt::Display;
 
 /// An invalid setting.
@@ -98,7 +100,8 @@ whole!(u32, f64, [f64; 2], [f64; 3], Vec<u32>);
 ///
 /// With a second name, as in `pub struct Blur / PartialBlur`, it also declares that struct, in
 /// which every field is optional, and implements [`Overlay`], for settings that override other
-/// values than the defaults. `Deserialize` is then left to the caller.
+/// values than the defaults. `Deserialize` is then left to the caller. Without any defaults, every
+/// field must be given. All of them implement [`Describe`](describe::Describe).
 #[macro_export]
 macro_rules! settings {
     (
@@ -119,6 +122,43 @@ macro_rules! settings {
                 Self { $($field: $default,)* }
             }
         }
+
+        impl $crate::describe::Describe for $name {
+            fn schema() -> $crate::describe::Value {
+                $crate::describe::table([
+                    $((
+                        stringify!($field),
+                        &[$(stringify!($about_field)),*] as &[&str],
+                        <$kind as $crate::describe::Describe>::schema(),
+                    ),)*
+                ])
+            }
+        }
+    };
+    (
+        $(#[$about:meta])*
+        pub struct $name:ident {
+            $($(#[$about_field:meta])* pub $field:ident: $kind:ty,)*
+        }
+    ) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$about_field])* pub $field: $kind,)*
+        }
+
+        impl $crate::describe::Describe for $name {
+            fn schema() -> $crate::describe::Value {
+                $crate::describe::table([
+                    $((
+                        stringify!($field),
+                        &[$(stringify!($about_field)),*] as &[&str],
+                        <$kind as $crate::describe::Describe>::schema(),
+                    ),)*
+                ])
+            }
+        }
     };
     (
         $(#[$about:meta])*
@@ -135,6 +175,18 @@ macro_rules! settings {
         impl ::std::default::Default for $name {
             fn default() -> Self {
                 Self { $($field: $default,)* }
+            }
+        }
+
+        impl $crate::describe::Describe for $name {
+            fn schema() -> $crate::describe::Value {
+                $crate::describe::table([
+                    $((
+                        stringify!($field),
+                        &[$(stringify!($about_field)),*] as &[&str],
+                        <$kind as $crate::describe::Describe>::schema(),
+                    ),)*
+                ])
             }
         }
 

@@ -207,7 +207,7 @@ pub fn choose(
             &format!("they have about {}, and views {}", survey.side, config.views.global_size),
         );
     }
-    let steps = match config.train.total_steps((images / batch.max(1)).max(1) as u64) {
+    let steps = match given_steps(&config, images) {
         Some(steps) => steps,
         None => {
             let step = pace * macs(&config) * batch as f64;
@@ -272,7 +272,13 @@ fn network(
     });
     let all = all.collect::<Result<Vec<_>, RunError>>()?;
     let pace = pace(&all[0].1, source, stop)?;
-    let seen = |config: &Config| FOR_STEPS * time.as_secs_f64() / (pace * macs(config));
+    let seen = |config: &Config| {
+        let in_time = FOR_STEPS * time.as_secs_f64() / (pace * macs(config));
+        match given_steps(config, source.len()) {
+            Some(steps) => in_time.min(steps as f64 * config.train.batch_size as f64),
+            None => in_time,
+        }
+    };
     let is_fit = |&(network, ref config): &(&Network, Config)| {
         let config = settled(config, &**source, 1);
         let need = memory::estimate(&config, config.train.micro_batch());
@@ -284,11 +290,12 @@ fn network(
     let (network, config) = &all[place];
     configure(choosing, network.settings, network.sides, source.len(), survey)?;
     let sees = |config| thousands(seen(config));
+    let length = config.train.length();
     let reason = match all.get(place + 1) {
         _ if place > 0 => format!(
             "it sees about {} images in {}, and is better than a smaller one from {} on",
             sees(config),
-            Time(time),
+            length,
             thousands(network.images)
         ),
         Some((next, _)) if 2 * next.sides[0] > 3 * survey.side => {
@@ -297,7 +304,7 @@ fn network(
         Some((next, config)) => format!(
             "it sees about {} images in {}; a larger one would see {} and needs {}",
             sees(&all[place].1),
-            Time(time),
+            length,
             sees(config),
             thousands(next.images)
         ),
@@ -306,6 +313,11 @@ fn network(
     let value = format!("{}, views of {} pixels", network.name, network.sides[0]);
     choosing.say("model.arch", "network", value, &reason);
     Ok(pace)
+}
+
+/// The steps of a run whose length is not given as a time.
+fn given_steps(config: &Config, images: usize) -> Option<u64> {
+    config.train.total_steps((images / config.train.batch_size.max(1)).max(1) as u64)
 }
 
 /// A number of images, rounded to a thousand.
@@ -416,13 +428,20 @@ mod tests {
         }
         assert!(reasons[5].starts_with("40 images are few"), "{reasons:?}");
 
-        let (config, reasons) = chosen(&set(200, 300, [7; 3]), &["train.steps=12000"]);
+        // However fast the machine is, so few steps see too few images for a larger network.
+        let (config, reasons) = chosen(&set(200, 300, [7; 3]), &["train.steps=3000"]);
         assert_eq!((config.train.batch_size, config.data.max_side), (16, 128));
-        assert_eq!((config.train.steps, config.train.time), (Some(12_000), None));
-        assert_eq!(config.views.grayscale, 0.0);
+        assert_eq!((config.train.steps, config.train.time), (Some(3000), None));
+        assert_eq!((config.views.grayscale, config.views.global_size), (0.0, 32));
         let says = |text: &str| reasons.iter().any(|line| line.contains(text));
-        assert!(says("the images are gray") && says("shrunk to 128 pixels") && says("0.99"));
+        assert!(says("the images are gray") && says("shrunk to 128 pixels") && says("0.98"));
+        assert!(says("images in 3000 steps; a larger one would see"), "{reasons:?}");
         assert!(!says("length"), "it is given");
+
+        let (config, reasons) = chosen(&set(200, 40, [7; 3]), &["train.steps=12000"]);
+        assert_eq!(config.data.max_side, 128);
+        let says = |text: &str| reasons.iter().any(|line| line.contains(text));
+        assert!(says("the images have about 40 pixels") && says("momentum 0.99:"), "{reasons:?}");
     }
 
     #[test]

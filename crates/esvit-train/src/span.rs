@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use esvit_settings::describe::{Describe, Value, json};
 use serde::{Deserialize, Serialize};
 
 /// The length of a run.
@@ -27,6 +28,18 @@ pub enum Span {
     Percent(f64),
 }
 
+impl Describe for Span {
+    fn schema() -> Value {
+        json!({ "type": ["string", "number"], "minimum": 0 })
+    }
+}
+
+impl Describe for Time {
+    fn schema() -> Value {
+        json!({ "type": "string" })
+    }
+}
+
 impl Span {
     /// No length.
     pub const NONE: Self = Self::Steps(0);
@@ -46,8 +59,17 @@ impl Span {
     }
 
     /// Steps between events that come up once in this length, at least one; `None` for no events.
+    /// A share is rounded up, so that the last of its events falls on the end of the run and not
+    /// some steps before it.
     pub fn interval(self, run: RunLength) -> Option<u64> {
-        (!self.is_none()).then(|| self.steps(run).max(1))
+        let steps = match self {
+            // What a product has too much by rounding makes no step more.
+            Self::Percent(percent) => {
+                (percent / 100.0 * run.total_steps as f64 - 1e-6).ceil() as u64
+            }
+            span => span.steps(run),
+        };
+        (!self.is_none()).then_some(steps.max(1))
     }
 
     /// The steps of a phase at the start of a run. One that is longer than the run becomes a tenth
@@ -215,6 +237,12 @@ mod tests {
     fn intervals_and_phases() {
         assert_eq!(Span::Percent(0.01).interval(RUN), Some(1));
         assert_eq!(Span::Epochs(2.0).interval(RUN), Some(100));
+        // The tenth of them is the end.
+        let run = RunLength { total_steps: 7771, steps_per_epoch: 8 };
+        assert_eq!(Span::Percent(10.0).interval(run), Some(778));
+        for percent in 1..=100 {
+            assert_eq!(Span::Percent(percent.into()).interval(RUN), Some(10 * percent as u64));
+        }
         for none in [Span::NONE, Span::Epochs(0.0), Span::Percent(0.0)] {
             assert_eq!(none.interval(RUN), None);
         }

@@ -1,6 +1,6 @@
 //! Settings of augmentation.
 
-use esvit_settings::{Overlay, SettingError, check, settings, whole};
+use esvit_settings::{Overlay, SettingError, check, settings, whole, words};
 use serde::{Deserialize, Serialize};
 
 use super::color::ColorJitter;
@@ -9,6 +9,11 @@ use super::randaugment::RandAugment;
 use crate::Interpolation;
 
 whole!(Interpolation, Policy);
+
+words! {
+    Interpolation: "bilinear", "bicubic";
+    Policy: "dino", "deit", "moco_v2", "basic";
+}
 
 /// A published set of augmentations, which gives the defaults of [`ViewsConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

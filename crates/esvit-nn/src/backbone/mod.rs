@@ -11,6 +11,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use esvit_settings::SettingError;
+use esvit_settings::describe::{Describe, json};
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -51,6 +52,14 @@ impl<'de> Deserialize<'de> for BackboneConfig {
         };
         config.validate().map_err(D::Error::custom)?;
         Ok(config)
+    }
+}
+
+impl Describe for BackboneConfig {
+    fn schema() -> Value {
+        let mut swin = SwinConfig::schema();
+        swin["properties"]["family"] = json!({ "const": "swin", "description": "Family." });
+        json!({ "oneOf": [swin] })
     }
 }
 

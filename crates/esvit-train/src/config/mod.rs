@@ -1,6 +1,7 @@
 //! The settings of a run: one table per topic, defaults beside the fields.
 
 mod former;
+pub mod listing;
 mod tables;
 
 use std::collections::BTreeSet;
@@ -8,8 +9,8 @@ use std::collections::BTreeSet;
 use esvit_data::{Policy, Preprocess, ViewsConfig};
 use esvit_nn::zoo::CUSTOM;
 use esvit_nn::{Device, Network, zoo};
-use esvit_settings::{SettingError, check};
-use serde::{Deserialize, Serialize};
+use esvit_settings::{SettingError, check, settings};
+use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::auto;
@@ -25,34 +26,45 @@ pub use tables::{
     TrainConfig,
 };
 
-/// All settings of a pre-training run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Seed of all random numbers: runs with equal seeds are equal.
-    pub seed: u64,
-    /// Where images come from.
-    pub data: DataConfig,
-    /// How images are augmented into views.
-    pub views: ViewsConfig,
-    /// The backbone.
-    pub model: ModelConfig,
-    /// What is learned: heads, losses, teacher.
-    pub objective: ObjectiveConfig,
-    /// Optimizer and its schedules.
-    pub optim: OptimConfig,
-    /// Length of the run and size of its batches.
-    pub train: TrainConfig,
-    /// Checkpoints on disk.
-    pub checkpoint: CheckpointConfig,
-    /// The k-NN check during training.
-    pub knn: KnnConfig,
+settings! {
+    /// All settings of a pre-training run.
+    pub struct Config {
+        /// Seed of all random numbers: runs with equal seeds are equal.
+        pub seed: u64,
+        /// Where images come from.
+        pub data: DataConfig,
+        /// How images are augmented into views.
+        pub views: ViewsConfig,
+        /// The backbone.
+        pub model: ModelConfig,
+        /// What is learned: heads, losses, teacher.
+        pub objective: ObjectiveConfig,
+        /// Optimizer and its schedules.
+        pub optim: OptimConfig,
+        /// Length of the run and size of its batches.
+        pub train: TrainConfig,
+        /// Checkpoints on disk.
+        pub checkpoint: CheckpointConfig,
+        /// The k-NN check during training.
+        pub knn: KnnConfig,
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self::with(ModelConfig::default(), ObjectiveConfig::default(), Policy::default())
     }
+}
+
+/// A configuration and what it was made of.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The settings.
+    pub config: Config,
+    /// What gave them, lowest first, by the names of this version.
+    pub layers: Vec<Layer>,
+    /// A line about every layer whose settings were those of an earlier version.
+    pub notes: Vec<String>,
 }
 
 /// Why a configuration cannot be used.
@@ -101,14 +113,14 @@ impl Config {
     /// # Errors
     /// Names key and layer of the first error.
     pub fn resolve(layers: Vec<Layer>) -> Result<Self, ConfigError> {
-        Ok(Self::resolve_with_notes(layers)?.0)
+        Ok(Self::resolve_with_notes(layers)?.config)
     }
 
-    /// The same, with a line about every layer whose settings are those of an earlier version.
+    /// The same, with what it was made of.
     ///
     /// # Errors
     /// Names key and layer of the first error.
-    pub fn resolve_with_notes(layers: Vec<Layer>) -> Result<(Self, Vec<String>), ConfigError> {
+    pub fn resolve_with_notes(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
         let mut layers = joined(layers);
         let mut notes = Vec::new();
         for layer in &mut layers {
@@ -116,7 +128,7 @@ impl Config {
             decide_length(layer)?;
             decide_micro_batch(layer);
         }
-        Ok((Self::merge(layers)?, notes))
+        Ok(Resolved { config: Self::merge(layers.clone())?, layers, notes })
     }
 
     fn merge(mut layers: Vec<Layer>) -> Result<Self, ConfigError> {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use esvit_data::{Background, MAX_WORKERS, RangeSetting};
 use esvit_nn::ops::Precision;
 use esvit_nn::{BackboneConfig, zoo};
-use esvit_settings::{SettingError, check, settings};
+use esvit_settings::describe::{Describe, Value, one_of};
+use esvit_settings::{SettingError, check, settings, words};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
@@ -79,6 +80,27 @@ impl ModelConfig {
     /// The settings of a named architecture.
     pub fn named(arch: &zoo::Architecture) -> Self {
         Self { arch: arch.name.into(), drop_path: arch.drop_path, backbone: arch.config() }
+    }
+}
+
+impl Describe for ModelConfig {
+    fn schema() -> Value {
+        let mut schema = BackboneConfig::schema();
+        let names: Vec<&str> =
+            zoo::ARCHITECTURES.iter().map(|arch| arch.name).chain([zoo::CUSTOM]).collect();
+        let mut arch = one_of(&names);
+        arch["description"] = "A named architecture, which gives the defaults of this table, or \
+                               `custom`."
+            .into();
+        let mut drop_path = f64::schema();
+        drop_path["description"] = "Stochastic depth: rate of the last block; it grows linearly \
+                                    from 0 at the first."
+            .into();
+        for family in schema["oneOf"].as_array_mut().into_iter().flatten() {
+            family["properties"]["arch"] = arch.clone();
+            family["properties"]["drop_path"] = drop_path.clone();
+        }
+        schema
     }
 }
 
@@ -163,6 +185,12 @@ pub enum PrecisionChoice {
     F32,
     /// bfloat16, accumulated in f32.
     Bf16,
+}
+
+words! {
+    PrecisionChoice: "auto", "f32", "bf16";
+    OptimizerKind: "adamw", "sgd", "lars";
+    ClipScope: "tensor", "global";
 }
 
 impl TrainConfig {

@@ -84,7 +84,7 @@ fn settings_with_their_old_meanings_are_read() {
                [checkpoint]\nevery_epochs = 2\nevery_steps = 0\n[knn]\nevery_epochs = 4\n\
                [objective]\nwarmup_teacher_temp_epochs = 30";
     let file = |text: &str| parse_text(text, Origin::File("old.toml".into())).unwrap();
-    let (config, notes) = Config::resolve_with_notes(vec![file(old)]).unwrap();
+    let Resolved { config, notes, .. } = Config::resolve_with_notes(vec![file(old)]).unwrap();
     let TrainConfig { epochs, batch_size, micro_batch, .. } = config.train;
     assert_eq!((epochs, batch_size, micro_batch), (Some(3), 32, Some(8)));
     assert_eq!(config.optim.warmup, Span::Epochs(1.5));
@@ -100,10 +100,11 @@ fn settings_with_their_old_meanings_are_read() {
         assert!(notes[0].contains(part), "{}", notes[0]);
     }
     let steps = "[checkpoint]\nevery_epochs = 2\nevery_steps = 7";
-    let (config, _) = Config::resolve_with_notes(vec![file(steps)]).unwrap();
+    let Resolved { config, .. } = Config::resolve_with_notes(vec![file(steps)]).unwrap();
     assert_eq!(config.checkpoint.every, Span::Steps(7));
     let again = parse_text(&config.to_toml(), Origin::File("new.toml".into())).unwrap();
-    assert_eq!(Config::resolve_with_notes(vec![again]).unwrap(), (config, Vec::new()));
+    let again = Config::resolve_with_notes(vec![again]).unwrap();
+    assert_eq!((again.config, again.notes), (config, Vec::new()));
     // On the command line they are one as well, in any order.
     let found = resolve(&["train.accumulate=2", "seed=1", "train.batch_size=3"]).unwrap().train;
     assert_eq!((found.batch_size, found.micro_batch), (6, Some(3)));

@@ -6,9 +6,10 @@ use esvit_nn::Device;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
 use esvit_settings::SettingError;
+use esvit_settings::describe::{Describe, Value, json};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
-use toml::{Table, Value};
+use toml::Table;
 
 use super::esvit::EsvitConfig;
 use super::supervised::SupervisedConfig;
@@ -113,6 +114,11 @@ macro_rules! objectives {
                 }
             }
 
+            /// The schema of each, by name.
+            fn schemas() -> Vec<(&'static str, Value)> {
+                vec![$(($name, <$config>::schema())),*]
+            }
+
             fn from_table(name: &str, table: Table) -> Option<Result<Self, String>> {
                 match name {
                     $($name => Some(read(table).map(Self::$variant)),)*
@@ -130,6 +136,19 @@ objectives! {
     Supervised(SupervisedConfig) = "supervised",
 }
 
+impl Describe for ObjectiveConfig {
+    fn schema() -> Value {
+        let choices = Self::schemas().into_iter().map(|(name, mut schema)| {
+            schema["properties"]["name"] = json!({
+                "const": name,
+                "description": "What is trained; it gives the defaults of this table.",
+            });
+            schema
+        });
+        json!({ "oneOf": choices.collect::<Vec<_>>() })
+    }
+}
+
 impl Default for ObjectiveConfig {
     fn default() -> Self {
         Self::Esvit(EsvitConfig::default())
@@ -141,7 +160,7 @@ impl<'de> Deserialize<'de> for ObjectiveConfig {
         let mut table = Table::deserialize(deserializer)?;
         let name = match table.remove("name") {
             None => "esvit".to_owned(),
-            Some(Value::String(name)) => name,
+            Some(toml::Value::String(name)) => name,
             Some(other) => return Err(D::Error::custom(format!("`name` is {other}, not a text"))),
         };
         Self::from_table(&name, table)
@@ -155,6 +174,6 @@ impl<'de> Deserialize<'de> for ObjectiveConfig {
 
 /// Settings from a table; errors begin with the key.
 pub(crate) fn read<T: serde::de::DeserializeOwned>(table: Table) -> Result<T, String> {
-    serde_path_to_error::deserialize(Value::Table(table))
+    serde_path_to_error::deserialize(toml::Value::Table(table))
         .map_err(|error| format!("`{}`: {}", error.path(), error.inner().message()))
 }

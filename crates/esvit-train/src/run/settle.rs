@@ -70,15 +70,19 @@ pub fn step_time(
     let mut learner = plan::learner(&config, &device, classes, collective.clone());
     let loader = plan::loader(&config, source.clone(), &**collective)?;
     let pass = |learner: &mut _| time_of_part(&config, learner, &loader, &**source, timed, stop);
+    // The losses are not looked at.
+    let update = |learner: &mut Learner, gradients| {
+        let began = Instant::now();
+        let _ = pool::run(|| learner.update(gradients, &StepInfo::FIRST));
+        began.elapsed()
+    };
     let (first, gradients) = pass(&mut learner)?;
-    learner.abandon(gradients);
+    // It allocates the moments, which no later one does.
+    update(&mut learner, gradients);
     let (again, gradients) = pass(&mut learner)?;
     let cached = loader.cached_share();
     let later = again.mul_f64(cached) + first.mul_f64(1.0 - cached);
-    let began = Instant::now();
-    // Its loss is not looked at.
-    let _ = pool::run(|| learner.update(gradients, &StepInfo::FIRST));
-    let update = began.elapsed();
+    let update = update(&mut learner, gradients);
     let [first, later] = [first, later].map(|part| {
         let own = part.mul_f64(loader.parts() as f64) + update;
         let all = Tensor::full(own.as_secs_f32(), [1], &Device::Cpu);

@@ -3,6 +3,7 @@
 mod args;
 mod attend;
 mod bench;
+mod config;
 mod data;
 mod diff;
 mod embed;
@@ -66,6 +67,8 @@ enum Command {
     Pretrain(Box<pretrain::Pretrain>),
     /// Resume a run from its newest checkpoint.
     Resume(pretrain::Resume),
+    /// Print the settings that a run would have, each with what it is and where it comes from.
+    Config(Box<config::ConfigCommand>),
     /// Evaluate a backbone: k-NN, linear probe, fine-tuning, correspondence, attention, efficiency.
     #[command(subcommand)]
     Eval(Eval),
@@ -118,6 +121,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Pretrain(command) => command.run(&output),
         Command::Resume(command) => command.run(&output),
+        Command::Config(command) => command.run(&output),
         Command::Eval(Eval::Knn(command)) => command.run(&output),
         Command::Eval(Eval::Linear(command)) => command.run(&output),
         Command::Eval(Eval::Transfer(command)) => command.run(&output),

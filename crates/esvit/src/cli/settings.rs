@@ -10,7 +10,7 @@ use esvit_data::Survey;
 use esvit_eval::preview;
 use esvit_train::auto;
 use esvit_train::checkpoint::Checkpoint;
-use esvit_train::config::recipe_layers;
+use esvit_train::config::{Resolved, recipe_layers};
 use esvit_train::config_text::{Layer, Origin, parse_file, parse_override, parse_text};
 use esvit_train::run::RunFolder;
 use esvit_train::{Config, recipe};
@@ -109,9 +109,14 @@ impl Settings {
 
     /// The settings of a new run.
     pub(super) fn resolve(&self, output: &Output) -> Result<Config> {
+        Ok(self.resolve_with_layers(output)?.0)
+    }
+
+    /// The same, and what gave them, lowest first.
+    pub(super) fn resolve_with_layers(&self, output: &Output) -> Result<(Config, Vec<Layer>)> {
         let layers =
             if self.is_script { Vec::new() } else { self.layers(&self.recipe()?, output)? };
-        self.merge_over(layers, output)
+        self.merge_with_layers(layers, output)
     }
 
     /// The settings of a recipe; those of `auto` are chosen for the images.
@@ -241,13 +246,22 @@ impl Settings {
         Ok(given.chain(settings).collect::<Result<_, _>>()?)
     }
 
-    fn merge_over(&self, mut layers: Vec<Layer>, output: &Output) -> Result<Config> {
+    fn merge_over(&self, layers: Vec<Layer>, output: &Output) -> Result<Config> {
+        Ok(self.merge_with_layers(layers, output)?.0)
+    }
+
+    fn merge_with_layers(
+        &self,
+        mut layers: Vec<Layer>,
+        output: &Output,
+    ) -> Result<(Config, Vec<Layer>)> {
         layers.extend(self.given()?);
-        let (mut config, notes) = Config::resolve_with_notes(layers)?;
+        let Resolved { mut config, mut layers, notes } = Config::resolve_with_notes(layers)?;
         notes.iter().for_each(|note| output.note(note));
         if let Some(data) = &self.data {
             config.data.path = Some(data.clone());
+            layers.push(parse_override(&format!("data.path={}", data.display()))?);
         }
-        Ok(config)
+        Ok((config, layers))
     }
 }

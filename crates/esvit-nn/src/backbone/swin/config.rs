@@ -1,7 +1,6 @@
 //! The shape of a Swin transformer.
 
-use esvit_settings::{SettingError, check};
-use serde::{Deserialize, Serialize};
+use esvit_settings::{SettingError, check, settings};
 
 use crate::backbone::Stage;
 use crate::limits::{self, check_count};
@@ -9,27 +8,27 @@ use crate::limits::{self, check_count};
 /// `eps` of LayerNorm in the official code.
 pub const NORM_EPS: f64 = 1e-6;
 
-/// The shape of a Swin transformer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SwinConfig {
-    /// Side of the image in pixels, from which windows are derived. Inputs may have any size.
-    pub img_size: usize,
-    /// Side of a patch in pixels.
-    pub patch_size: usize,
-    /// Width of the first stage; every further stage doubles it.
-    pub embed_dim: usize,
-    /// Number of blocks per stage.
-    pub depths: Vec<usize>,
-    /// Number of attention heads per stage.
-    pub num_heads: Vec<usize>,
-    /// Side of a window in tokens.
-    pub window_size: usize,
-    /// Width of an MLP's hidden layer, as a multiple of the stage's width.
-    pub mlp_ratio: f64,
-    /// `eps` of every LayerNorm.
-    #[serde(default = "norm_eps")]
-    pub norm_eps: f64,
+settings! {
+    /// The shape of a Swin transformer.
+    pub struct SwinConfig {
+        /// Side of the image in pixels, from which windows are derived. Inputs may have any size.
+        pub img_size: usize,
+        /// Side of a patch in pixels.
+        pub patch_size: usize,
+        /// Width of the first stage; every further stage doubles it.
+        pub embed_dim: usize,
+        /// Number of blocks per stage.
+        pub depths: Vec<usize>,
+        /// Number of attention heads per stage.
+        pub num_heads: Vec<usize>,
+        /// Side of a window in tokens.
+        pub window_size: usize,
+        /// Width of an MLP's hidden layer, as a multiple of the stage's width.
+        pub mlp_ratio: f64,
+        /// `eps` of every LayerNorm.
+        #[serde(default = "norm_eps")]
+        pub norm_eps: f64,
+    }
 }
 
 fn norm_eps() -> f64 {

@@ -3,6 +3,7 @@
 use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
+use esvit_settings::describe::{Describe, Value, json, one_of, table};
 use esvit_settings::{SettingError, check, settings};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,13 @@ pub enum NamedWeights {
     Reference,
     /// The paper's formula: L_V + L_R.
     Paper,
+}
+
+impl Describe for Weights {
+    fn schema() -> Value {
+        let free = table([("view", &[], f64::schema()), ("region", &[], f64::schema())]);
+        json!({ "anyOf": [one_of(&["reference", "paper"]), free] })
+    }
 }
 
 impl Weights {
