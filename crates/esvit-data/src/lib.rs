@@ -42,5 +42,5 @@ pub use range::ChosenRange;
 pub use read::{ImageFiles, read_image};
 pub use resize::{EvalTransform, Interpolation, resize, resized_crop, resized_crop_to};
 pub use sheet::contact_sheet;
-pub use source::{FileStamp, Source, SourceError};
+pub use source::{FileStamp, Source, SourceError, evenly_spaced};
 pub use survey::Survey;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::{Levels, SampleType, Source};
+use crate::{Levels, SampleType, Source, evenly_spaced};
 
 /// Most images that are looked at.
 const IMAGES: usize = 64;
@@ -34,9 +34,8 @@ impl ChosenRange {
     /// than half of their type's range, or floating-point values leave 0..=1, the 0.1 and 99.9
     /// percentiles of their values become black and white. Images that cannot be read do not count.
     pub fn of(source: &dyn Source) -> Self {
-        let tried = source.len().min(IMAGES);
         let mut found: BTreeMap<SampleType, (usize, Vec<f64>)> = BTreeMap::new();
-        for index in (0..tried).map(|place| place * source.len() / tried) {
+        for index in evenly_spaced(source.len(), IMAGES) {
             if let Ok(Some((kind, values))) = source.deep_values(index, VALUES) {
                 let (images, all) = found.entry(kind).or_default();
                 *images += 1;

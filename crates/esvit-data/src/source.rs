@@ -110,3 +110,22 @@ impl SourceError {
         }
     }
 }
+
+/// The places of at most `limit` of `len` images, evenly spaced, beginning with the first.
+pub fn evenly_spaced(len: usize, limit: usize) -> impl Iterator<Item = usize> {
+    let count = len.min(limit);
+    (0..count).map(move |place| place * len / count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_evenly_spaced() {
+        let places = |len, limit| evenly_spaced(len, limit).collect::<Vec<_>>();
+        assert_eq!(places(10, 4), [0, 2, 5, 7]);
+        assert_eq!(places(3, 8), [0, 1, 2]);
+        assert!(places(0, 3).is_empty() && places(3, 0).is_empty());
+    }
+}

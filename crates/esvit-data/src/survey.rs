@@ -5,7 +5,7 @@ use esvit_kernels::rng::Rng;
 
 use crate::augment::{CropBox, rotate90};
 use crate::pixels::CHANNELS;
-use crate::{Conversion, Image, Interpolation, Source, resized_crop};
+use crate::{Conversion, Image, Interpolation, Source, evenly_spaced, resized_crop};
 
 /// Most images that are looked at.
 const IMAGES: usize = 128;
@@ -35,15 +35,14 @@ pub struct Survey {
 impl Survey {
     /// Looks at up to 128 images, evenly spaced. Those that cannot be read do not count.
     pub fn of(source: &dyn Source, conversion: &Conversion) -> Self {
-        let tried = source.len().min(IMAGES);
-        let places: Vec<usize> = (0..tried).map(|place| place * source.len() / tried).collect();
+        let places: Vec<usize> = evenly_spaced(source.len(), IMAGES).collect();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let look = &|indices: &[usize]| -> Vec<Seen> {
             let load = |&index: &usize| source.load_as(index, conversion).ok();
             indices.iter().filter_map(load).map(|image| Seen::of(&image)).collect()
         };
         let seen: Vec<Seen> = std::thread::scope(|scope| {
-            let parts = places.chunks(tried.div_ceil(threads).max(1));
+            let parts = places.chunks(places.len().div_ceil(threads).max(1));
             let parts: Vec<_> = parts.map(|part| scope.spawn(move || look(part))).collect();
             parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
         });

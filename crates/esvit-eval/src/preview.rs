@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use esvit_data::{
     ChosenRange, DecodeLimits, Folder, FolderError, Image, ImageError, RangeSetting, Source,
-    SourceError, list_reasons, training_materials,
+    SourceError, evenly_spaced, list_reasons, training_materials,
 };
 use esvit_model::features::SkippedImage;
 use esvit_train::Config;
@@ -84,7 +84,7 @@ pub fn crops(
     let conversion = config.preprocess().conversion();
     let mut crops = Crops { rows: Vec::new(), left_out: Vec::new() };
     let tried = images.clamp(1, source.len().max(1));
-    for index in (0..tried).map(|place| place * source.len() / tried) {
+    for index in evenly_spaced(source.len(), tried) {
         match source.load_as(index, &conversion) {
             Ok(image) => {
                 let views = views.views(&image, config.seed, epoch, index as u64)?;

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use esvit_data::{Preprocess, Source, ViewsConfig};
+use esvit_data::{Preprocess, Source, ViewsConfig, evenly_spaced};
 use esvit_model::features::{Features, NotFinite, SkippedImage, extract_with, view_forward};
 use esvit_nn::{Backbone, Params};
 use serde::{Deserialize, Serialize};
@@ -53,8 +53,7 @@ pub struct RetrievalTask {
 impl RetrievalTask {
     /// At most `limit` images, evenly spaced.
     pub fn new(source: Arc<dyn Source>, limit: usize) -> Self {
-        let (len, count) = (source.len(), source.len().min(limit));
-        let images = (0..count).map(|place| place * len / count).collect();
+        let images = evenly_spaced(source.len(), limit).collect();
         Self { source, images }
     }
 

@@ -95,6 +95,25 @@ macro_rules! whole {
 
 whole!(u32, f64, [f64; 2], [f64; 3], Vec<u32>);
 
+/// Implements [`Describe`](describe::Describe) for a struct of these fields; a part of [`settings!`].
+#[doc(hidden)]
+#[macro_export]
+macro_rules! described {
+    ($name:ident { $($(#[$about:meta])* $field:ident: $kind:ty,)* }) => {
+        impl $crate::describe::Describe for $name {
+            fn schema() -> $crate::describe::Value {
+                $crate::describe::table([
+                    $((
+                        stringify!($field),
+                        &[$(stringify!($about)),*] as &[&str],
+                        <$kind as $crate::describe::Describe>::schema(),
+                    ),)*
+                ])
+            }
+        }
+    };
+}
+
 /// Declares a struct of settings with the default beside each field. When it is deserialized,
 /// missing fields take their defaults and unknown names are refused.
 ///
@@ -123,17 +142,7 @@ macro_rules! settings {
             }
         }
 
-        impl $crate::describe::Describe for $name {
-            fn schema() -> $crate::describe::Value {
-                $crate::describe::table([
-                    $((
-                        stringify!($field),
-                        &[$(stringify!($about_field)),*] as &[&str],
-                        <$kind as $crate::describe::Describe>::schema(),
-                    ),)*
-                ])
-            }
-        }
+        $crate::described!($name { $($(#[$about_field])* $field: $kind,)* });
     };
     (
         $(#[$about:meta])*
@@ -148,17 +157,7 @@ macro_rules! settings {
             $($(#[$about_field])* pub $field: $kind,)*
         }
 
-        impl $crate::describe::Describe for $name {
-            fn schema() -> $crate::describe::Value {
-                $crate::describe::table([
-                    $((
-                        stringify!($field),
-                        &[$(stringify!($about_field)),*] as &[&str],
-                        <$kind as $crate::describe::Describe>::schema(),
-                    ),)*
-                ])
-            }
-        }
+        $crate::described!($name { $($(#[$about_field])* $field: $kind,)* });
     };
     (
         $(#[$about:meta])*
@@ -178,17 +177,7 @@ macro_rules! settings {
             }
         }
 
-        impl $crate::describe::Describe for $name {
-            fn schema() -> $crate::describe::Value {
-                $crate::describe::table([
-                    $((
-                        stringify!($field),
-                        &[$(stringify!($about_field)),*] as &[&str],
-                        <$kind as $crate::describe::Describe>::schema(),
-                    ),)*
-                ])
-            }
-        }
+        $crate::described!($name { $($(#[$about_field])* $field: $kind,)* });
 
         #[doc = concat!("[`", stringify!($name), "`] with every field optional.")]
         #[derive(Debug, Default, ::serde::Deserialize)]

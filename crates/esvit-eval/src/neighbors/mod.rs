@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::sync::Arc;
 
-use esvit_data::{Image, Source, list_reasons};
+use esvit_data::{Image, Source, evenly_spaced, list_reasons};
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
@@ -215,7 +215,7 @@ impl SourceImage<'_> {
 fn select(len: usize, options: QueryOptions) -> Vec<usize> {
     let rows = options.rows.min(len);
     let Some(seed) = options.seed else {
-        return (0..rows).map(|row| row * len / rows).collect();
+        return evenly_spaced(len, rows).collect();
     };
     let mut places: Vec<usize> = (0..len).collect();
     Rng::for_purpose(seed, QUERY_PURPOSE, [0; 3]).shuffle(&mut places);

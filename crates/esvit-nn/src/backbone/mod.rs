@@ -59,7 +59,7 @@ impl Describe for BackboneConfig {
     fn schema() -> Value {
         let mut swin = SwinConfig::schema();
         swin["properties"]["family"] = json!({ "const": "swin", "description": "Family." });
-        json!({ "oneOf": [swin] })
+        json!({ "anyOf": [swin] })
     }
 }
 

@@ -27,20 +27,17 @@ pub fn schema() -> Value {
     let mut schema = Config::schema();
     let defaults = serde_json::to_value(Config::default()).expect("plain values");
     with_defaults(&mut schema, &defaults);
-    let families = &mut schema["properties"]["model"]["oneOf"];
+    let families = &mut schema["properties"]["model"]["anyOf"];
     defaults_of_choices(families, |_| Some(json!(ModelConfig::default())));
-    let objectives = &mut schema["properties"]["objective"]["oneOf"];
+    let objectives = &mut schema["properties"]["objective"]["anyOf"];
     defaults_of_choices(objectives, |choice| {
         let name = choice["properties"]["name"]["const"].as_str()?;
         Some(json!(ObjectiveConfig::named(name)?))
     });
+    // Their defaults are those of each choice.
     for table in ["model", "objective"] {
         if let Value::Object(table) = &mut schema["properties"][table] {
             table.remove("default");
-            // Without the name that tells them apart, more than one may match.
-            if let Some(choices) = table.remove("oneOf") {
-                table.insert("anyOf".into(), choices);
-            }
         }
     }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
@@ -201,7 +198,7 @@ pub fn page() -> String {
         "# Settings\n\n\
          What `esvit pretrain` and `esvit resume` take as `key=value`, or a file with `--config`. `esvit config` prints them as a command \
          resolves them, each with where it comes from; `esvit config --schema` prints a JSON Schema for editors. Lengths are \
-         `500 steps`, `10 epochs` or `10%` of the run. The defaults here are those of the published run (`--recipe esvit`).\n",
+         `500 steps`, `10 epochs` or `10%` of the run. The defaults hold where the recipe and the architecture say nothing else.\n",
     );
     let mut top = Vec::new();
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {

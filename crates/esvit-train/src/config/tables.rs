@@ -96,7 +96,7 @@ impl Describe for ModelConfig {
         drop_path["description"] = "Stochastic depth: rate of the last block; it grows linearly \
                                     from 0 at the first."
             .into();
-        for family in schema["oneOf"].as_array_mut().into_iter().flatten() {
+        for family in schema["anyOf"].as_array_mut().into_iter().flatten() {
             family["properties"]["arch"] = arch.clone();
             family["properties"]["drop_path"] = drop_path.clone();
         }

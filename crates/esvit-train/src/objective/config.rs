@@ -145,7 +145,7 @@ impl Describe for ObjectiveConfig {
             });
             schema
         });
-        json!({ "oneOf": choices.collect::<Vec<_>>() })
+        json!({ "anyOf": choices.collect::<Vec<_>>() })
     }
 }
 

@@ -349,8 +349,8 @@ fn report(
              {after:.1} % trained",
             last.retrieval_images
         ));
-        // Among few images, chance alone moves it by more than training does.
-        if after <= before && last.retrieval_images >= 100 {
+        // Among few images, chance alone moves it by more than training does. Labels judge better.
+        if task.is_none() && after <= before && last.retrieval_images >= 100 {
             output.warning(
                 "the network tells these images apart no better than before training\n\
                  hint: train longer, or look at what it sees with `esvit data preview`",

@@ -258,6 +258,7 @@ impl Settings {
         layers.extend(self.given()?);
         let Resolved { mut config, mut layers, notes } = Config::resolve_with_notes(layers)?;
         notes.iter().for_each(|note| output.note(note));
+        // A path need not be text; among the layers it says where the setting comes from.
         if let Some(data) = &self.data {
             config.data.path = Some(data.clone());
             layers.push(parse_override(&format!("data.path={}", data.display()))?);
