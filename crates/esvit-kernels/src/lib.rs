@@ -36,6 +36,7 @@ pub mod peak;
 pub mod pool;
 pub mod profile;
 pub mod prototypes;
+pub mod resample;
 pub mod rng;
 pub mod tokens;
 pub mod window_attention;
