@@ -1,5 +1,5 @@
 //! The operations against Pillow's and torchvision's own results: the case `augment` of the
-//! repository's `goldens/`, or of the folder that `ESVIT_GOLDENS` names. `esvit verify` compares the
+//! workspace's `crates/esvit-eval/goldens/`, or of the folder that `ESVIT_GOLDENS` names. `esvit verify` compares the
 //! same; this needs no tensors, and so tells sooner.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may fail and tell why")]
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 #[test]
 fn augment() {
-    let own = || concat!(env!("CARGO_MANIFEST_DIR"), "/../../goldens").into();
+    let own = || concat!(env!("CARGO_MANIFEST_DIR"), "/../esvit-eval/goldens").into();
     let other = std::env::var_os("ESVIT_GOLDENS").filter(|folder| !folder.is_empty());
     let folder = PathBuf::from(other.unwrap_or_else(own)).join("augment");
     let case: Value =

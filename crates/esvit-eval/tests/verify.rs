@@ -21,7 +21,7 @@ struct Case {
 
 impl Case {
     fn open(name: &str) -> Self {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens").join(name);
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens").join(name);
         let text = std::fs::read_to_string(folder.join("case.json")).unwrap();
         let file = WeightsFile::open(&folder.join("tensors.safetensors")).unwrap();
         let tensors = file.tensors().iter().map(|tensor| {
@@ -504,7 +504,7 @@ fn what_cannot_be_compared_is_no_success() {
     let family = family.report();
     assert!(!family.failed() && !family.passed(), "{family:?}");
     // Cases are run in the order of their names, a folder without one is an error.
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens");
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens");
     let mut shown = Vec::new();
     let folder = tempfile::tempdir().unwrap();
     for name in ["knn-ten-classes", "knn-few-classes"] {

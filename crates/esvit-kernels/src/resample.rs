@@ -182,12 +182,12 @@ fn transpose_words<const N: usize>(words: &mut [[u64; N]; 8]) {
     const MASKS: [u64; 3] = [0x0000_0000_ffff_ffff, 0x0000_ffff_0000_ffff, 0x00ff_00ff_00ff_00ff];
     for (round, mask) in MASKS.into_iter().enumerate() {
         let distance = 4 >> round;
-        for upper in (0..8).filter(|row| row & distance == 0) {
-            for lane in 0..N {
-                let (a, b) = (words[upper][lane], words[upper + distance][lane]);
-                let change = (a >> (distance * 8) ^ b) & mask;
-                words[upper][lane] = a ^ change << (distance * 8);
-                words[upper + distance][lane] = b ^ change;
+        for row in (0..8).filter(|row| row & distance == 0) {
+            let (upper, lower) = words.split_at_mut(row + distance);
+            for (a, b) in upper[row].iter_mut().zip(&mut lower[0]) {
+                let change = (*a >> (distance * 8) ^ *b) & mask;
+                *a ^= change << (distance * 8);
+                *b ^= change;
             }
         }
     }

@@ -5,6 +5,7 @@
 
 mod augment;
 mod backbone;
+mod built_in;
 mod checkpoint;
 mod evaluation;
 mod objective;
@@ -20,6 +21,8 @@ use esvit_nn::{Device, Params, Tensor};
 use esvit_weights::{TensorInfo, WeightsError as FileError};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use self::built_in::{BuiltIn, CASES};
 
 /// What a case gives, or why it cannot be computed.
 type Result<T, E = CaseError> = std::result::Result<T, E>;
@@ -128,16 +131,26 @@ pub fn run(folder: &Path, device: &Device, mut show: impl FnMut(&Report)) -> Res
     }
     cases.sort();
     let report = |path: PathBuf| {
-        let report = run_case(&path, device);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let report = report(name, Case::open(&path, device));
         show(&report);
         report
     };
     Ok(cases.into_iter().map(report).collect())
 }
 
-fn run_case(folder: &Path, device: &Device) -> Report {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let case = match Case::open(folder, device) {
+/// Runs the cases inside of the program, likewise.
+pub fn run_built_in(device: &Device, mut show: impl FnMut(&Report)) -> Vec<Report> {
+    let report = |case: &BuiltIn| {
+        let report = report(case.name.into(), Case::built_in(case, device));
+        show(&report);
+        report
+    };
+    CASES.iter().map(report).collect()
+}
+
+fn report(name: String, case: Result<Case>) -> Report {
+    let case = match case {
         Ok(case) => case,
         Err(e) => return Report { name, kind: String::new(), outcome: Outcome::Failed(e) },
     };
@@ -160,8 +173,9 @@ fn run_case(folder: &Path, device: &Device) -> Report {
     Report { name, kind: case.kind, outcome }
 }
 
-/// A case on disk.
+/// A case that has been read.
 struct Case {
+    /// Where its further files are, if it has some.
     folder: PathBuf,
     kind: String,
     settings: Value,
@@ -174,14 +188,30 @@ impl Case {
         let path = folder.join("case.json");
         let text = std::fs::read_to_string(&path)
             .map_err(|e| CaseError::Read { path: path.clone(), reason: e.to_string() })?;
+        let tensors = WeightsFile::open(&folder.join("tensors.safetensors"));
+        Self::new(folder, &text, tensors, device)
+    }
+
+    fn built_in(case: &BuiltIn, device: &Device) -> Result<Self> {
+        let folder = Path::new(case.name);
+        let tensors =
+            WeightsFile::from_bytes(&folder.join("tensors.safetensors"), case.tensors.into());
+        Self::new(folder, case.settings, tensors, device)
+    }
+
+    fn new(
+        folder: &Path,
+        settings: &str,
+        tensors: Result<WeightsFile, FileError>,
+        device: &Device,
+    ) -> Result<Self> {
         let settings: Value =
-            serde_json::from_str(&text).map_err(|e| CaseError::Settings(e.to_string()))?;
+            serde_json::from_str(settings).map_err(|e| CaseError::Settings(e.to_string()))?;
         let kind = settings["kind"]
             .as_str()
             .ok_or_else(|| CaseError::Settings("`kind` is missing".into()))?
             .to_owned();
-        let tensors =
-            WeightsFile::open(&folder.join("tensors.safetensors")).map_err(WeightsError::from)?;
+        let tensors = tensors.map_err(WeightsError::from)?;
         Ok(Self { folder: folder.into(), kind, settings, tensors, device: *device })
     }
 

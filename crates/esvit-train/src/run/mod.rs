@@ -174,6 +174,17 @@ pub enum End {
     Stopped,
 }
 
+impl End {
+    /// Its name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::NothingToDo => "nothing to do",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use esvit_data::contact_sheet;
 use esvit_eval::preview;
 use esvit_files::write_atomically;
+use serde_json::json;
 
 use super::images::free_name;
 use super::settings::Settings;
@@ -37,6 +38,9 @@ pub(super) struct Preview {
     /// Epoch whose augmentations are shown.
     #[arg(long, default_value_t = 0)]
     epoch: u64,
+    /// Print what was written as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Preview {
@@ -58,12 +62,11 @@ impl Preview {
         output.warn_skipped(&crops.left_out);
         let png = contact_sheet(&crops.rows)?;
         write_atomically(&out, |file| file.write_all(&png))?;
-        output.note(format!(
-            "{} images, {} crops each, in `{}`",
-            crops.rows.len(),
-            config.views.sizes().len(),
-            out.display()
-        ));
+        let (images, views) = (crops.rows.len(), config.views.sizes().len());
+        if self.json {
+            output.result(json!({ "out": out, "images": images, "crops_per_image": views }))?;
+        }
+        output.note(format!("{images} images, {views} crops each, in `{}`", out.display()));
         Ok(Exit::Success)
     }
 }

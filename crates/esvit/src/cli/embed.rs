@@ -9,6 +9,8 @@ use esvit_model::embedding::{
 };
 use esvit_model::features::{normalize, stream, view_forward};
 
+use serde_json::json;
+
 use super::{BackboneArgs, Exit, Output, check_writable, image_set};
 
 /// Options of `esvit embed`.
@@ -29,6 +31,9 @@ pub(super) struct Embed {
     /// Overwrite an existing file.
     #[arg(long)]
     overwrite: bool,
+    /// Print what was written as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Embed {
@@ -73,6 +78,15 @@ impl Embed {
         }
         let Progress { rows, width, .. } = writer.finish()?;
         let names = format.names_file(&self.out);
+        if self.json {
+            output.result(json!({
+                "out": self.out,
+                "names": names,
+                "images": source.len(),
+                "features": rows,
+                "width": width,
+            }))?;
+        }
         let names = names.map(|names| format!(", names in `{}`", names.display()));
         output.note(format!(
             "{rows} features of {width} values in `{}`{}",

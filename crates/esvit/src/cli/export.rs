@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use esvit_model::export::{self, Options, Target};
 use esvit_train::official;
 use esvit_weights::Float;
+use serde_json::json;
 
 use super::args::run_or_file;
 use super::{Exit, NetworkArgs, Output};
@@ -36,6 +37,9 @@ pub(super) struct Export {
     /// Overwrite existing files.
     #[arg(long)]
     overwrite: bool,
+    /// Print JSON instead of the names of the files.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Parses height and width in pixels.
@@ -64,17 +68,27 @@ impl Export {
                 bail!("`--full` is for `--format esvit`: other programs have no student");
             }
             official::write(&self.checkpoint, out, self.precision)?;
-            output.result(out.display())?;
+            self.print(std::slice::from_ref(out), output)?;
             output.note(format!("to load it:\n{}", export::full_snippet(out)));
             return Ok(Exit::Success);
         }
         let backbone = self.network.open(&self.checkpoint, output)?;
         let size = self.size.unwrap_or([backbone.preprocess.size(); 2]);
         let options = Options { target: self.format, float: self.precision, size };
-        for file in export::write(&backbone, out, &options)? {
-            output.result(file.display())?;
-        }
+        self.print(&export::write(&backbone, out, &options)?, output)?;
         output.note(format!("to load it:\n{}", export::load_snippet(&backbone, out, &options)));
         Ok(Exit::Success)
+    }
+
+    fn print(&self, files: &[PathBuf], output: &Output) -> Result<()> {
+        output.print(
+            self.json,
+            &json!({ "format": self.format.to_string(), "files": files }),
+            || {
+                let names: Vec<String> =
+                    files.iter().map(|file| file.display().to_string()).collect();
+                names.join("\n")
+            },
+        )
     }
 }

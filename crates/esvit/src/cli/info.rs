@@ -45,7 +45,8 @@ impl Info {
                     "`--key` chooses a network of a file\nhint: name the file, `esvit info FILE`"
                 );
             }
-            output.print(self.json, &listing(), tables)?;
+            let listing = listing();
+            output.print(self.json, &listing, || tables(&listing))?;
             return Ok(Exit::Success);
         };
         let file = WeightsFile::open(path)?;
@@ -193,25 +194,27 @@ fn listing() -> Value {
     json!({ "architectures": &architectures[..], "recipes": recipes })
 }
 
-fn tables() -> String {
-    let mut text = format!(
+fn tables(listing: &Value) -> String {
+    let rows = |of: &str| listing[of].as_array().into_iter().flatten();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let scaled = |value: &Value, unit: f64| value.as_f64().unwrap_or(f64::NAN) / unit;
+    let mut table = format!(
         "{:16} {:>12} {:>9} {:>12} {:>12}",
         "architecture", "parameters", "features", "MACs at 224", "MACs at 96"
     );
-    for arch in &zoo::ARCHITECTURES {
-        let config = arch.config();
-        let [large, small] = SIZES.map(|size| format!("{:.2} G", macs(&config, size) as f64 / 1e9));
-        let parameters = format!("{:.2} M", parameters(&config) as f64 / 1e6);
-        text.push_str(&format!(
-            "\n{:16} {parameters:>12} {:>9} {large:>12} {small:>12}",
-            arch.name,
-            config.output_width()
+    for arch in rows("architectures") {
+        table.push_str(&format!(
+            "\n{:16} {:>10.2} M {:>9} {:>10.2} G {:>10.2} G",
+            text(&arch["name"]),
+            scaled(&arch["parameters"], 1e6),
+            arch["feature_width"],
+            scaled(&arch["macs_224"], 1e9),
+            scaled(&arch["macs_96"], 1e9),
         ));
     }
-    text.push_str("\n\nrecipes (`esvit pretrain --recipe NAME`)");
-    let named = RECIPES.iter().map(|recipe| (recipe.name, recipe.summary()));
-    for (name, summary) in [(auto::NAME, auto::SUMMARY)].into_iter().chain(named) {
-        text.push_str(&format!("\n{name:16} {summary}"));
+    table.push_str("\n\nrecipes (`esvit pretrain --recipe NAME`)");
+    for recipe in rows("recipes") {
+        table.push_str(&format!("\n{:16} {}", text(&recipe["name"]), text(&recipe["summary"])));
     }
-    text
+    table
 }

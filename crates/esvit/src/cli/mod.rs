@@ -3,6 +3,7 @@
 mod args;
 mod attend;
 mod bench;
+mod completions;
 mod config;
 mod data;
 mod diff;
@@ -13,6 +14,7 @@ mod export;
 mod flags;
 mod images;
 mod info;
+mod man;
 mod map;
 mod match_images;
 mod neighbors;
@@ -32,7 +34,7 @@ mod weights_report;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand};
 
 use args::{BackboneArgs, NetworkArgs, TaskArgs, image_set};
 use data::Data;
@@ -46,13 +48,16 @@ use output::{GENERAL, Output, OutputArgs, check_writable};
 #[command(
     name = "esvit",
     version,
-    propagate_version = true,
     max_term_width = 100,
-    args_override_self = true
+    args_override_self = true,
+    disable_help_flag = true
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Print help; `esvit help COMMAND` says what each value means
+    #[arg(long, short, global = true, action = ArgAction::HelpShort, help_heading = GENERAL)]
+    help: (),
     #[command(flatten)]
     output: OutputArgs,
     /// CPU threads [default: one per core]
@@ -100,6 +105,10 @@ enum Command {
     /// Inspect training data.
     #[command(subcommand)]
     Data(Data),
+    /// Print a script that completes commands and options in a shell.
+    Completions(completions::Completions),
+    /// Write man pages.
+    Man(man::Man),
 }
 
 /// Parses the command line and runs the command.
@@ -143,6 +152,8 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Verify(command) => command.run(&output),
         Command::Bench(command) => command.run(&output),
         Command::Data(Data::Preview(command)) => command.run(&output),
+        Command::Completions(command) => command.run(&output),
+        Command::Man(command) => command.run(&output),
     };
     match result {
         Ok(exit) => exit.into(),

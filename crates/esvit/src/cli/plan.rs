@@ -9,6 +9,7 @@ use esvit_data::Source;
 use esvit_nn::Solo;
 use esvit_train::run::{TIMED, plan, settled, step_time, steps_within};
 use esvit_train::{Config, memory};
+use serde_json::{Value, json};
 
 use super::Output;
 use super::progress::clock;
@@ -30,13 +31,14 @@ pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
     )
 }
 
-/// Says what a new run would do: network, steps, time, memory, disk and files. A few steps are timed.
+/// Says what a new run would do: network, steps, time, memory, disk and files, and returns the same as
+/// JSON. A few steps are timed.
 pub(super) fn show(
     config: &Config,
     source: &Arc<dyn Source>,
     out: &Path,
     output: &Output,
-) -> Result<()> {
+) -> Result<Value> {
     let config = settled(config, &**source, 1);
     let collective: Arc<dyn esvit_nn::Collective> = Solo::shared();
     let stop = Arc::new(AtomicBool::new(false));
@@ -49,24 +51,41 @@ pub(super) fn show(
     }
     let plan = plan(&planned, source, &collective)?;
     output.note(&plan);
+    let time = step.of(plan.total_steps, plan.steps_per_epoch);
     output.note(format!(
         "time: about {} ({:.2} s a step, measured), besides checks",
-        clock(step.of(plan.total_steps, plan.steps_per_epoch)),
+        clock(time),
         step.later.as_secs_f64()
     ));
     let need = memory::estimate(&config, config.train.micro_batch());
-    let free = memory::available()
+    let available = memory::available();
+    let free = available
         .map_or_else(String::new, |bytes| format!(" of {:.1} GB that are free", bytes / 1e9));
     output.note(format!(
         "memory: about {:.1} GB{free}, with micro-batches of {} images",
         need / 1e9,
         config.train.micro_batch()
     ));
-    let checkpoint = memory::checkpoint_bytes(&config) / 1e6;
+    let checkpoint = memory::checkpoint_bytes(&config);
     let kept = config.checkpoint.keep_last + 1;
     output.note(format!(
-        "disk: {kept} checkpoints and the best one, {checkpoint:.1} MB each, in `{}`",
+        "disk: {kept} checkpoints and the best one, {:.1} MB each, in `{}`",
+        checkpoint / 1e6,
         out.display()
     ));
-    Ok(())
+    Ok(json!({
+        "images": plan.images,
+        "batch_size": plan.batch,
+        "micro_batch": config.train.micro_batch(),
+        "steps": plan.total_steps,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "threads": plan.threads,
+        "precision": plan.precision.name(),
+        "seconds": time.as_secs_f64(),
+        "seconds_per_step": step.later.as_secs_f64(),
+        "memory_bytes": need,
+        "available_memory_bytes": available,
+        "checkpoint_bytes": checkpoint,
+        "checkpoints": kept + 1,
+    }))
 }

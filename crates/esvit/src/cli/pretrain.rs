@@ -15,13 +15,14 @@ use esvit_kernels::profile;
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Retrieval, RunFolder, Start};
+use serde_json::json;
 
 use super::args::run_or_file;
 use super::flags::ScriptOptions;
 use super::plan;
 use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
-use super::settings::Settings;
+use super::settings::{Given, Settings};
 use super::shell::{program, quoted};
 use super::signals::stop_on_signal;
 use super::{BackboneArgs, Exit, NetworkArgs, Output, eval};
@@ -55,6 +56,13 @@ pub(super) struct Pretrain {
     /// what is changed here, for instance to add the region loss.
     #[arg(long, value_name = "PATH", value_parser = run_or_file())]
     continue_from: Option<PathBuf>,
+    #[command(flatten)]
+    how: How,
+}
+
+/// Options of new and of resumed runs.
+#[derive(Debug, clap::Args)]
+struct How {
     /// Memory limit, for instance `8G`: splits each step into micro-batches that fit.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<f64>,
@@ -65,6 +73,9 @@ pub(super) struct Pretrain {
     /// timed, unless `--quiet`.
     #[arg(long)]
     dry_run: bool,
+    /// Print what came of the run as JSON; with `--dry-run`, what it would do.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Options of `esvit resume`.
@@ -73,10 +84,9 @@ pub(super) struct Resume {
     /// Run folder.
     run: PathBuf,
     #[command(flatten)]
-    settings: Settings,
-    /// Prints the settings of the run as TOML instead of going on with it.
-    #[arg(long)]
-    dry_run: bool,
+    given: Given,
+    #[command(flatten)]
+    how: How,
 }
 
 impl Pretrain {
@@ -88,13 +98,33 @@ impl Pretrain {
             Some(out) => out,
             None => run_folder(Path::new("runs"), &recipe, self.resume)?,
         };
-        if self.resume {
-            return resume(&out, &self.settings, self.dry_run, output);
+        if self.resume && RunFolder::at(out.clone()).config().is_file() {
+            return resume(&out, &self.settings.given, &self.how, output);
         }
-        let mut config = match &continue_from {
+        let config = match &continue_from {
             Some(checkpoint) => self.settings.resolve_continued(checkpoint, output)?,
             None => self.settings.resolve(output)?,
         };
+        let start = match (self.init_from, continue_from) {
+            (Some(path), _) => Start::InitFrom { path, key: self.key },
+            (None, Some(path)) => Start::ContinueFrom(path),
+            (None, None) if self.resume => Start::Resume,
+            (None, None) => Start::New,
+        };
+        self.how.start(config, &out, start, self.overwrite, output)
+    }
+}
+
+impl How {
+    /// Does what a run with these settings is asked for.
+    fn start(
+        &self,
+        mut config: Config,
+        out: &Path,
+        start: Start,
+        overwrite: bool,
+        output: &Output,
+    ) -> Result<Exit> {
         if let Some(memory) = self.memory {
             let fit = esvit_train::memory::fit(&config, memory)?;
             config.train.micro_batch = Some(fit.micro_batch);
@@ -111,19 +141,19 @@ impl Pretrain {
             ));
         }
         if self.dry_run {
-            if output.shows_notes() {
-                let (source, _) = images(&config, output)?;
-                plan::show(&config, &source, &out, output)?;
-            }
-            return show_settings(&config, output);
+            let plan = match output.shows_notes() {
+                true => {
+                    let (source, _) = images(&config, output)?;
+                    Some(plan::show(&config, &source, out, output)?)
+                }
+                false => None,
+            };
+            let would = json!({ "run": out, "plan": plan, "settings": config });
+            output.print(self.json, &would, || config.to_toml().trim_end().to_owned())?;
+            return Ok(Exit::Success);
         }
-        let start = match (self.init_from, continue_from) {
-            (Some(path), _) => Start::InitFrom { path, key: self.key },
-            (None, Some(path)) => Start::ContinueFrom(path),
-            (None, None) => Start::New,
-        };
         profile::enable(self.profile);
-        let done = train(&config, &out, start, self.overwrite, self.memory.is_none(), output)?;
+        let done = self.train(&config, out, start, overwrite, output)?;
         if self.profile {
             let peak = peak_gflops(config.train.precision());
             output.note(profile_table(peak, None));
@@ -141,7 +171,7 @@ impl Resume {
                 self.run.display()
             );
         }
-        resume(&self.run, &self.settings, self.dry_run, output)
+        resume(&self.run, &self.given, &self.how, output)
     }
 }
 
@@ -163,23 +193,10 @@ fn bytes(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Resumes the run in a folder; a folder without one gets a new run.
-fn resume(out: &Path, settings: &Settings, dry_run: bool, output: &Output) -> Result<Exit> {
-    let run = RunFolder::at(out.into());
-    let config = match run.config().is_file() {
-        true => settings.resolve_stored(&run, output)?,
-        false => settings.resolve(output)?,
-    };
-    if dry_run {
-        return show_settings(&config, output);
-    }
-    train(&config, out, Start::Resume, false, true, output)
-}
-
-/// The settings of a run, to stdout.
-fn show_settings(config: &Config, output: &Output) -> Result<Exit> {
-    output.result(config.to_toml().trim_end())?;
-    Ok(Exit::Success)
+/// Resumes the run in a folder.
+fn resume(out: &Path, given: &Given, how: &How, output: &Output) -> Result<Exit> {
+    let config = given.resolve_stored(&RunFolder::at(out.into()), output)?;
+    how.start(config, out, Start::Resume, false, output)
 }
 
 /// The folder `name-N` in `parent`: the last existing one if `last` is set, else the first free
@@ -199,51 +216,53 @@ fn run_folder(parent: &Path, name: &str, last: bool) -> Result<PathBuf> {
     Ok(folder(free - 1))
 }
 
-fn train(
-    config: &Config,
-    out: &Path,
-    start: Start,
-    overwrite: bool,
-    checks_memory: bool,
-    output: &Output,
-) -> Result<Exit> {
-    output.note(format!("run folder `{}`", out.display()));
-    let (source, task) = images(config, output)?;
-    if checks_memory {
-        plan::check_memory(config, &*source)?;
+impl How {
+    fn train(
+        &self,
+        config: &Config,
+        out: &Path,
+        start: Start,
+        overwrite: bool,
+        output: &Output,
+    ) -> Result<Exit> {
+        output.note(format!("run folder `{}`", out.display()));
+        let (source, task) = images(config, output)?;
+        if self.memory.is_none() {
+            plan::check_memory(config, &*source)?;
+        }
+        // What a run of an earlier version was shown had the whole range.
+        let mut config = config.clone();
+        let is_resumed = start == Start::Resume && out.join("config.toml").is_file();
+        if is_resumed || matches!(start, Start::ContinueFrom(_)) {
+            config.data.range = RangeSetting::Levels(config.data.range.levels());
+        }
+        preview::choose_range(&mut config, &*source).iter().for_each(|line| output.note(line));
+        let config = &config;
+        let stop = Arc::new(AtomicBool::new(false));
+        stop_on_signal(&stop, output)?;
+        let preprocess = config.preprocess();
+        let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
+        let crops = RetrievalTask::new(source.clone(), IMAGES);
+        let mut retrieval = retrieval_check(&crops, &preprocess);
+        let mut progress = Progress::new(output);
+        let options = Options {
+            out: out.into(),
+            overwrite,
+            start,
+            source,
+            collective: Solo::shared(),
+            stop,
+            environment: environment(),
+            observer: &mut progress,
+            knn: check.as_mut().map(|check| check as _),
+            retrieval: (crops.len() > 1).then_some(&mut retrieval as _),
+        };
+        let outcome = esvit_train::pretrain(config, options)?;
+        drop(progress);
+        drop(check);
+        drop(retrieval);
+        report(config, &outcome, task.as_ref(), out, self.json, output)
     }
-    // What a run of an earlier version was shown had the whole range.
-    let mut config = config.clone();
-    let is_resumed = start == Start::Resume && out.join("config.toml").is_file();
-    if is_resumed || matches!(start, Start::ContinueFrom(_)) {
-        config.data.range = RangeSetting::Levels(config.data.range.levels());
-    }
-    preview::choose_range(&mut config, &*source).iter().for_each(|line| output.note(line));
-    let config = &config;
-    let stop = Arc::new(AtomicBool::new(false));
-    stop_on_signal(&stop, output)?;
-    let preprocess = config.preprocess();
-    let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
-    let crops = RetrievalTask::new(source.clone(), IMAGES);
-    let mut retrieval = retrieval_check(&crops, &preprocess);
-    let mut progress = Progress::new(output);
-    let options = Options {
-        out: out.into(),
-        overwrite,
-        start,
-        source,
-        collective: Solo::shared(),
-        stop,
-        environment: environment(),
-        observer: &mut progress,
-        knn: check.as_mut().map(|check| check as _),
-        retrieval: (crops.len() > 1).then_some(&mut retrieval as _),
-    };
-    let outcome = esvit_train::pretrain(config, options)?;
-    drop(progress);
-    drop(check);
-    drop(retrieval);
-    report(config, &outcome, task.as_ref(), out, output)
 }
 
 /// The images of a run, and its k-NN task if there are labels.
@@ -304,7 +323,7 @@ fn retrieval_check<'a>(
 
 /// Machine and program, stored with the run.
 fn environment() -> serde_json::Value {
-    serde_json::json!({
+    json!({
         "program": env!("CARGO_PKG_VERSION"),
         "command": std::env::args().collect::<Vec<_>>(),
         "system": std::env::consts::OS,
@@ -326,8 +345,18 @@ fn report(
     outcome: &Outcome,
     task: Option<&LabeledTask>,
     out: &Path,
+    json: bool,
     output: &Output,
 ) -> Result<Exit> {
+    let mut result = json!({
+        "run": out,
+        "end": outcome.end.name(),
+        "steps": outcome.step,
+        "seconds": outcome.training.as_secs_f64(),
+        "checkpoint": outcome.checkpoint,
+        "left_out": outcome.broken,
+        "retrieval": outcome.retrieval,
+    });
     if outcome.broken > 0 {
         output.warning(format!(
             "{} images were left out, `{}` names them",
@@ -336,6 +365,9 @@ fn report(
         ));
     }
     if outcome.end == End::Stopped {
+        if json {
+            output.result(serde_json::to_string_pretty(&result)?)?;
+        }
         output.note(format!("to resume: {} resume {}", program(), quoted(out)));
         return Ok(Exit::Stopped);
     }
@@ -362,7 +394,15 @@ fn report(
         let checkpoint = outcome.checkpoint.clone();
         let network = NetworkArgs::on(config.train.device.parse()?);
         let backbone = BackboneArgs { checkpoint, network };
-        eval::knn::evaluate(&backbone, task, &ks, temperature, false, output)?;
+        let measured = eval::knn::measure(&backbone, task, &ks, temperature, output)?;
+        if json {
+            result["knn"] = measured.report();
+        } else {
+            measured.print(false, output)?;
+        }
+    }
+    if json {
+        output.result(serde_json::to_string_pretty(&result)?)?;
     }
     let (program, run) = (program(), quoted(out));
     output.note("next steps:");

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use esvit_eval::report;
 use esvit_nn::Device;
+use serde_json::json;
 
 use super::{Exit, Output};
 
@@ -19,6 +20,9 @@ pub(super) struct Report {
     /// Device that runs the network.
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     device: Device,
+    /// Print JSON instead of the name of the file.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Report {
@@ -30,7 +34,12 @@ impl Report {
         for finding in &written.findings {
             output.warning(finding);
         }
-        output.result(written.path.display())?;
+        let summary = json!({
+            "out": written.path,
+            "not_in_the_report": written.problems,
+            "findings": written.findings,
+        });
+        output.print(self.json, &summary, || written.path.display().to_string())?;
         Ok(Exit::Success)
     }
 }

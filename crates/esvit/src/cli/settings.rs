@@ -20,18 +20,28 @@ use super::exit::Usage;
 use super::flags::{self, ScriptOptions};
 use super::shell::quoted;
 
-/// Sources of settings.
+/// Sources of the settings of a new run.
 #[derive(Debug, clap::Args)]
 pub(super) struct Settings {
-    /// Folder of images, flat or nested [default: the built-in images]
+    /// Built-in recipe (see `esvit info`) [default: `auto`, and `materials` for the built-in images]
+    #[arg(long, short, value_name = "NAME", help_heading = WHAT)]
+    recipe: Option<String>,
+    #[command(flatten)]
+    pub(super) given: Given,
+    /// Whether the defaults are those of the official scripts.
+    #[arg(skip)]
+    is_script: bool,
+}
+
+/// Settings that are given, over those of a recipe or of a run.
+#[derive(Debug, clap::Args)]
+pub(super) struct Given {
+    /// Folder of images, flat or nested.
     #[arg(long, short, value_name = "FOLDER", help_heading = DATA)]
     pub(super) data: Option<PathBuf>,
     /// Threads that decode and augment images [default: one per core]
     #[arg(long, value_name = "N", help_heading = DATA)]
     workers: Option<usize>,
-    /// Built-in recipe (see `esvit info`) [default: `auto`, and `materials` for the built-in images]
-    #[arg(long, short, value_name = "NAME", help_heading = WHAT)]
-    recipe: Option<String>,
     /// TOML file of settings.
     #[arg(long, value_name = "FILE", help_heading = WHAT)]
     config: Option<PathBuf>,
@@ -68,9 +78,6 @@ pub(super) struct Settings {
     /// Any setting, for instance `optim.warmup=5% views.flip=0`; `--dry-run` prints all of them.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Whether the defaults are those of the official scripts.
-    #[arg(skip)]
-    is_script: bool,
 }
 
 const DATA: &str = "Images";
@@ -99,9 +106,9 @@ impl Settings {
             let path = layer.table.get("data").and_then(|data| data.as_table()?.get("path"));
             path.is_some_and(|path| path.as_str() != Some("none"))
         };
-        let has_data = self.data.is_some() || self.given()?.iter().any(has_path);
+        let has_data = self.given.data.is_some() || self.given.layers()?.iter().any(has_path);
         let default = if has_data { auto::NAME } else { BUILT_IN };
-        let of_objective = self.objective.as_deref();
+        let of_objective = self.given.objective.as_deref();
         let of_objective =
             of_objective.filter(|&name| name != OBJECTIVE && recipe::find(name).is_some());
         Ok(self.recipe.as_deref().or(of_objective).unwrap_or(default).to_owned())
@@ -116,7 +123,7 @@ impl Settings {
     pub(super) fn resolve_with_layers(&self, output: &Output) -> Result<(Config, Vec<Layer>)> {
         let layers =
             if self.is_script { Vec::new() } else { self.layers(&self.recipe()?, output)? };
-        self.merge_with_layers(layers, output)
+        self.given.merge_with_layers(layers, output)
     }
 
     /// The settings of a recipe; those of `auto` are chosen for the images.
@@ -124,9 +131,9 @@ impl Settings {
         if recipe != auto::NAME {
             return Ok(recipe_layers(recipe)?);
         }
-        let given = self.given()?;
+        let given = self.given.layers()?;
         let mut config = Config::resolve(given.clone())?;
-        config.data.path = self.data.clone().or(config.data.path);
+        config.data.path = self.given.data.clone().or(config.data.path);
         let source = preview::source(&config)?;
         preview::choose_range(&mut config, &*source);
         let survey = Survey::of(&*source, &config.preprocess().conversion());
@@ -140,8 +147,52 @@ impl Settings {
         Ok(vec![choice.layer])
     }
 
+    /// The settings of a run that goes on from a checkpoint of another: those of that one, under a
+    /// recipe if one is named, under those given now.
+    pub(super) fn resolve_continued(&self, checkpoint: &Path, output: &Output) -> Result<Config> {
+        let mut layers = vec![stored(checkpoint)?];
+        if let Some(recipe) = &self.recipe {
+            layers.extend(self.layers(recipe, output)?);
+        }
+        self.given.merge_over(layers, output)
+    }
+
+    /// Adds what the options of a script say.
+    ///
+    /// # Errors
+    /// When they and the options of this program say the same thing twice.
+    pub(super) fn add(&mut self, script: &ScriptOptions, output: &Output) -> Result<()> {
+        script.notes.iter().for_each(|note| output.note(note));
+        if let (Some(ours), Some(theirs)) = (&self.given.data, &script.data) {
+            return Err(Usage(format!(
+                "`--data {}` and `--data_path {}` are both given\nhint: keep one of them",
+                ours.display(),
+                theirs.display()
+            ))
+            .into());
+        }
+        self.given.data = self.given.data.take().or_else(|| script.data.clone());
+        if let Some(file) = &script.architecture {
+            let Some(arch) = flags::architecture(self.given.arch.as_deref(), file) else {
+                return Err(Usage(format!(
+                    "`--cfg {}` does not name an architecture of this program\n\
+                     hint: choose one with `--arch` (`esvit info` lists them)",
+                    file.display()
+                ))
+                .into());
+            };
+            output.note(format!("`--cfg {}` stands for `--arch {arch}`", file.display()));
+            self.given.arch = Some(arch);
+        }
+        self.given.overrides.splice(0..0, script.settings.iter().cloned());
+        self.is_script = script.is_script() && self.recipe.is_none();
+        Ok(())
+    }
+}
+
+impl Given {
     /// What is given by a file and on the command line.
-    fn given(&self) -> Result<Vec<Layer>> {
+    fn layers(&self) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         if let Some(path) = &self.config {
             layers.push(parse_file(path)?);
@@ -157,48 +208,6 @@ impl Settings {
         let mut layers: Vec<Layer> = newest.filter_map(|path| stored(&path).ok()).take(1).collect();
         layers.push(parse_file(&run.config())?);
         self.merge_over(layers, output)
-    }
-
-    /// The settings of a run that goes on from a checkpoint of another: those of that one, under a
-    /// recipe if one is named, under those given now.
-    pub(super) fn resolve_continued(&self, checkpoint: &Path, output: &Output) -> Result<Config> {
-        let mut layers = vec![stored(checkpoint)?];
-        if let Some(recipe) = &self.recipe {
-            layers.extend(self.layers(recipe, output)?);
-        }
-        self.merge_over(layers, output)
-    }
-
-    /// Adds what the options of a script say.
-    ///
-    /// # Errors
-    /// When they and the options of this program say the same thing twice.
-    pub(super) fn add(&mut self, script: &ScriptOptions, output: &Output) -> Result<()> {
-        script.notes.iter().for_each(|note| output.note(note));
-        if let (Some(ours), Some(theirs)) = (&self.data, &script.data) {
-            return Err(Usage(format!(
-                "`--data {}` and `--data_path {}` are both given\nhint: keep one of them",
-                ours.display(),
-                theirs.display()
-            ))
-            .into());
-        }
-        self.data = self.data.take().or_else(|| script.data.clone());
-        if let Some(file) = &script.architecture {
-            let Some(arch) = flags::architecture(self.arch.as_deref(), file) else {
-                return Err(Usage(format!(
-                    "`--cfg {}` does not name an architecture of this program\n\
-                     hint: choose one with `--arch` (`esvit info` lists them)",
-                    file.display()
-                ))
-                .into());
-            };
-            output.note(format!("`--cfg {}` stands for `--arch {arch}`", file.display()));
-            self.arch = Some(arch);
-        }
-        self.overrides.splice(0..0, script.settings.iter().cloned());
-        self.is_script = script.is_script() && self.recipe.is_none();
-        Ok(())
     }
 
     /// The options as settings, then the settings themselves.
@@ -255,7 +264,7 @@ impl Settings {
         mut layers: Vec<Layer>,
         output: &Output,
     ) -> Result<(Config, Vec<Layer>)> {
-        layers.extend(self.given()?);
+        layers.extend(self.layers()?);
         let Resolved { mut config, mut layers, notes } = Config::resolve_with_notes(layers)?;
         notes.iter().for_each(|note| output.note(note));
         // A path need not be text; among the layers it says where the setting comes from.

@@ -3,17 +3,18 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use esvit_eval::verify::{Check, Outcome, Report, run};
+use esvit_eval::verify::{Check, Outcome, Report, run, run_built_in};
 use esvit_nn::Device;
+use serde_json::{Value, json};
 
 use super::{Exit, Output};
 
 /// Options of `esvit verify`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Verify {
-    /// Folder of cases, or one case.
-    #[arg(value_name = "FOLDER", default_value = "goldens")]
-    cases: PathBuf,
+    /// Folder of cases, or one case [default: the built-in cases]
+    #[arg(value_name = "FOLDER")]
+    cases: Option<PathBuf>,
     /// Also fail if a case is not supported.
     #[arg(long)]
     strict: bool,
@@ -23,23 +24,67 @@ pub(super) struct Verify {
     /// Show every comparison, not only the one closest to its tolerance.
     #[arg(long)]
     all: bool,
+    /// Print JSON instead of lines, with every comparison.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Verify {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let mut shown = Ok(());
-        let reports = run(&self.cases, &self.device, |report| {
-            let lines = describe(report, self.all);
-            shown = std::mem::replace(&mut shown, Ok(())).and_then(|()| output.result(lines));
-        })?;
+        let show = |report: &Report| {
+            if !self.json {
+                let lines = describe(report, self.all);
+                shown = std::mem::replace(&mut shown, Ok(())).and_then(|()| output.result(lines));
+            }
+        };
+        let reports = match &self.cases {
+            Some(folder) => run(folder, &self.device, show)?,
+            None => run_built_in(&self.device, show),
+        };
         shown?;
         let failed = reports.iter().filter(|report| report.failed()).count();
         let passed = reports.iter().filter(|report| report.passed()).count();
         let unsupported = reports.len() - passed - failed;
-        output.result(format!("{passed} passed, {failed} failed, {unsupported} not supported"))?;
+        let summary = json!({
+            "cases": reports.iter().map(as_json).collect::<Vec<_>>(),
+            "passed": passed,
+            "failed": failed,
+            "not_supported": unsupported,
+        });
+        output.print(self.json, &summary, || {
+            format!("{passed} passed, {failed} failed, {unsupported} not supported")
+        })?;
         let bad = failed > 0 || (self.strict && unsupported > 0);
         Ok(if bad { Exit::CheckFailed } else { Exit::Success })
     }
+}
+
+fn as_json(report: &Report) -> Value {
+    let (comparisons, reason) = match &report.outcome {
+        Outcome::Compared(checks) => (&checks[..], None),
+        Outcome::NotSupported(what) => (&[][..], Some(what.clone())),
+        Outcome::Failed(error) => (&[][..], Some(error.to_string())),
+    };
+    let comparison = |check: &Check| {
+        json!({
+            "what": check.what,
+            "difference": check.difference,
+            "tolerance": check.tolerance,
+            "passed": check.passed(),
+        })
+    };
+    json!({
+        "name": report.name,
+        "kind": report.kind,
+        "outcome": match report {
+            report if report.passed() => "passed",
+            report if report.failed() => "failed",
+            _ => "not supported",
+        },
+        "reason": reason,
+        "comparisons": comparisons.iter().map(comparison).collect::<Vec<_>>(),
+    })
 }
 
 fn describe(report: &Report, all: bool) -> String {

@@ -29,7 +29,7 @@ fn others<'a>(reports: &'a [Report], holds: impl Fn(&Report) -> bool) -> Vec<Str
 
 #[test]
 fn own_cases_pass() {
-    let reports = reports(&workspace().join("goldens"));
+    let reports = reports(&workspace().join("crates/esvit-eval/goldens"));
     let others = others(&reports, Report::passed);
     assert!(others.is_empty(), "{}", others.join("\n"));
 }
@@ -49,7 +49,9 @@ fn cases_from_elsewhere_do_not_fail() {
 fn cases(kind: &str) -> Place {
     let place = Place::new();
     for file in ["case.json", "tensors.safetensors"] {
-        let bytes = std::fs::read(workspace().join("goldens/schedule").join(file)).unwrap();
+        let bytes =
+            std::fs::read(workspace().join("crates/esvit-eval/goldens/schedule").join(file))
+                .unwrap();
         place.write(&format!("cases/schedule/{file}"), &bytes);
         place.write(&format!("cases/other/{file}"), &bytes);
     }
@@ -61,8 +63,9 @@ fn cases(kind: &str) -> Place {
 fn the_program_counts_cases() {
     let last = |text: &str| text.lines().last().unwrap_or_default().to_owned();
     let place = Place::new();
-    let goldens = workspace().join("goldens");
-    let ended = place.well(&format!("verify {} --strict", goldens.display()));
+    let goldens = workspace().join("crates/esvit-eval/goldens");
+    // From anywhere, with the cases inside of the program.
+    let ended = place.well("verify --strict");
     let count = std::fs::read_dir(&goldens)
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().path().join("case.json").is_file())
@@ -79,5 +82,10 @@ fn the_program_counts_cases() {
     let ended = place.run("verify cases").expect(1);
     assert_eq!(last(&ended.stdout), "1 passed, 1 failed, 0 not supported", "{ended}");
     assert!(ended.stdout.contains("unknown kind `nonsense`"), "{ended}");
+    let json = place.run("verify cases --json").expect(1).json();
+    assert_eq!((&json["passed"], &json["failed"]), (&1.into(), &1.into()), "{json}");
+    assert_eq!(json["cases"][0]["reason"], "unknown kind `nonsense`", "{json}");
+    let comparison = &json["cases"][1]["comparisons"][0];
+    assert!(comparison["passed"] == true && comparison["tolerance"].is_number(), "{json}");
     place.run("verify nowhere").expect(1).says(&["`nowhere`"]);
 }

@@ -58,73 +58,81 @@ impl Knn {
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             bail!("`--temperature` is {}, it must be a number above 0", self.temperature);
         }
-        match (self.features, self.checkpoint) {
+        let measured = match (self.features, self.checkpoint) {
             (Some(folder), _) => {
                 let StoredResults { accuracies, images } = output
                     .with_bar(stored_rows(&folder)?, |done| {
                         stored_accuracy(&folder, &self.k, self.temperature, done)
                     })?;
-                let rows = [Row { features: "stored", accuracies }];
+                let rows = vec![Row { features: "stored", accuracies }];
                 let task = format!("features in `{}`", folder.display());
-                print(self.json, &task, images, self.temperature, &rows, output)?;
+                Measured { task, images, temperature: self.temperature, rows }
             }
             (None, Some(checkpoint)) => {
                 let task = self.task.open(output)?;
                 let backbone = BackboneArgs { checkpoint, network: self.network };
-                evaluate(&backbone, &task, &self.k, self.temperature, self.json, output)?;
+                measure(&backbone, &task, &self.k, self.temperature, output)?
             }
             (None, None) => {
                 bail!("nothing to evaluate\nhint: give `--checkpoint FILE` or `--features FOLDER`")
             }
-        }
+        };
+        measured.print(self.json, output)?;
         Ok(Exit::Success)
     }
 }
 
-/// Measures a checkpoint on a task, prints the results and keeps them with its run.
-pub(in crate::cli) fn evaluate(
+/// Measures a checkpoint on a task, and keeps the results with its run.
+pub(in crate::cli) fn measure(
     choice: &BackboneArgs,
     task: &LabeledTask,
     ks: &[usize],
     temperature: f64,
-    json: bool,
     output: &Output,
-) -> Result<()> {
+) -> Result<Measured> {
     remark(task, output);
     let backbone = choice.open(output)?;
     let rows = compare(&backbone, task, ks, temperature, output)?;
-    let report = print(json, &task.description, task.images(), temperature, &rows, output)?;
-    let saved = choice.save_record(&backbone, "knn", &task.description, &report, output);
+    let (images, task) = (task.images(), task.description.clone());
+    let measured = Measured { task, images, temperature, rows };
+    let saved = choice.save_record(&backbone, "knn", &measured.task, &measured.report(), output);
     warn_unsaved(saved, output);
-    Ok(())
+    Ok(measured)
 }
 
-/// Prints the accuracies, and returns them as JSON.
-fn print(
-    json: bool,
-    task: &str,
-    images @ (train, queries): (usize, usize),
+/// Accuracies on a task.
+pub(in crate::cli) struct Measured {
+    task: String,
+    /// Numbers of gallery and query images.
+    images: (usize, usize),
     temperature: f64,
-    rows: &[Row],
-    output: &Output,
-) -> Result<Value> {
-    let report = json!({
-        "task": task,
-        "train_images": train,
-        "query_images": queries,
-        "temperature": temperature,
-        "results": rows,
-    });
-    output.print(json, &report, || table(rows, task, images))?;
-    let more_than_there_are = |of: &&Accuracy| of.neighbors < of.k;
-    let accuracies = rows.last().map(|row| &row.accuracies[..]).unwrap_or_default();
-    if let Some(of) = accuracies.iter().find(more_than_there_are) {
-        output.note(format!(
-            "the gallery has {} images: all of them vote where `--k` is larger",
-            of.neighbors
-        ));
+    rows: Vec<Row>,
+}
+
+impl Measured {
+    pub(in crate::cli) fn report(&self) -> Value {
+        json!({
+            "task": self.task,
+            "train_images": self.images.0,
+            "query_images": self.images.1,
+            "temperature": self.temperature,
+            "results": self.rows,
+        })
     }
-    Ok(report)
+
+    /// Prints the accuracies, as JSON or as a table.
+    pub(in crate::cli) fn print(&self, json: bool, output: &Output) -> Result<()> {
+        output.print(json, &self.report(), || table(&self.rows, &self.task, self.images))?;
+        let more_than_there_are = |of: &&Accuracy| of.neighbors < of.k;
+        let accuracies = self.rows.last().map(|row| &row.accuracies[..]).unwrap_or_default();
+        if let Some(of) = accuracies.iter().find(more_than_there_are) {
+            output.note(format!(
+                "the gallery has {} images: all of them vote where `--k` is larger",
+                of.neighbors
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Accuracies of raw pixels, of the network newly initialized, and of the trained network.
