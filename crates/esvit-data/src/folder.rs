@@ -87,6 +87,21 @@ pub enum FolderError {
         /// What was found instead, a line each.
         left_out: Vec<String>,
     },
+    /// A folder lies in another one that is given, too.
+    #[error(
+        "`{}` lies in `{}`, and its images would count twice\nhint: give one of them",
+        printable(inner),
+        printable(outer)
+    )]
+    Nested {
+        /// The folder.
+        inner: PathBuf,
+        /// The folder around it.
+        outer: PathBuf,
+    },
+    /// A list of folders is empty.
+    #[error("a list of no folders\nhint: name at least one")]
+    NoFolders,
     /// The folder has no such split.
     #[error("`{}` has no folder `{name}`", printable(path))]
     NoSplit {
@@ -197,6 +212,11 @@ impl Folder {
                 file.label = labels[class.as_encoded_bytes()].0;
             }
         }
+    }
+
+    /// The path that was opened.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Path of image `index`, starting with the path that was opened.

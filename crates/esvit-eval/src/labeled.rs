@@ -108,6 +108,17 @@ impl LabeledTask {
         })
     }
 
+    /// The labeled images of a source, every fifth of them held out as query; at most `max_images` of
+    /// each, chosen at random.
+    pub fn held_out(source: Arc<dyn Source>, name: &str, max_images: usize) -> Self {
+        let classes = source.classes().to_vec();
+        let (mut train, mut queries) = LabeledSet::all(source).split(HELD_OUT);
+        train.limit(max_images);
+        queries.limit(max_images);
+        let description = format!("{name}, every fifth image set aside");
+        Self { train, queries, classes, description, remarks: Remarks::default() }
+    }
+
     /// A task of labeled folders. A folder that holds `train` and `val` stands for these. Without
     /// `queries`, every fifth image of `train` is held out as query. At most `max_images` of each
     /// set are used, chosen at random.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use esvit_data::{
-    ChosenRange, DecodeLimits, Folder, FolderError, Image, ImageError, RangeSetting, Source,
-    SourceError, evenly_spaced, list_reasons, training_materials,
+    ChosenRange, DecodeLimits, FolderError, Image, ImageError, RangeSetting, Source, SourceError,
+    evenly_spaced, list_reasons, training_materials,
 };
 use esvit_model::features::SkippedImage;
 use esvit_train::Config;
@@ -53,7 +53,7 @@ pub fn decode_limits(config: &Config) -> DecodeLimits {
 pub fn source(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
     let limits = decode_limits(config);
     Ok(match &config.data.path {
-        Some(path) => Arc::new(Folder::open_for_training(path, &limits)?),
+        Some(folders) => folders.open_for_training(&limits)?,
         None => Arc::new(training_materials()?),
     })
 }

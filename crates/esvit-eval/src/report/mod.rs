@@ -187,7 +187,7 @@ mod tests {
         std::fs::create_dir_all(folder.join("eval")).unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
         let mut config = Config::default();
-        config.data.path = Some("/nowhere/<script>".into());
+        config.data.path = esvit_data::Folders::of(&["/nowhere/<script>".into()]);
         write("config.toml", &config.to_toml());
         write("env.json", r#"{"<script>": "<script>", "command": ["<script>", "a"]}"#);
         write("metrics.jsonl", &step_line(10, 6.5));

@@ -1,5 +1,7 @@
 //! Header of the page: a summary sentence, key figures and warnings.
 
+use std::path::PathBuf;
+
 use esvit_nn::Device;
 use esvit_train::Config;
 use esvit_train::objective::ObjectiveConfig;
@@ -20,8 +22,11 @@ pub(super) fn summary(run: &Run) -> String {
         Err(_) => "the".into(),
     };
     let images = match &config.data.path {
-        Some(path) => {
-            format!("{count} images of <code>{}</code>", escape(&path.display().to_string()))
+        Some(folders) => {
+            let code =
+                |path: &PathBuf| format!("<code>{}</code>", escape(&path.display().to_string()));
+            let names: Vec<String> = folders.paths().iter().map(code).collect();
+            format!("{count} images of {}", names.join(", "))
         }
         None => format!("{count} built-in images"),
     };
@@ -196,7 +201,7 @@ mod tests {
     fn the_sentence_says_what_was_trained_on_what() {
         let mut run = example();
         let config = run.config.as_mut().unwrap();
-        (config.data.path, config.data.repeat) = (Some("photos".into()), 3);
+        (config.data.path, config.data.repeat) = (esvit_data::Folders::of(&["photos".into()]), 3);
         let text = summary(&run);
         for part in [
             "the images of <code>photos</code>, each 3 times per epoch",

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use esvit_data::{Background, MAX_WORKERS, RangeSetting};
+use esvit_data::{Background, Folders, MAX_WORKERS, RangeSetting};
 use esvit_nn::ops::Precision;
 use esvit_nn::{BackboneConfig, zoo};
 use esvit_settings::describe::{Describe, Value, one_of};
@@ -19,9 +19,9 @@ use crate::span::{Span, Time};
 settings! {
     /// Where images come from.
     pub struct DataConfig {
-        /// A folder of images, nested or flat; `none` for the built-in ones.
+        /// A folder of images, nested or flat, or a list of folders; `none` for the built-in ones.
         #[serde(with = "none_word")]
-        pub path: Option<PathBuf> = None,
+        pub path: Option<Folders> = None,
         /// How often each image comes up in an epoch, with other crops every time (repeated
         /// augmentation). For sets smaller than a few batches.
         pub repeat: u32 = 1,

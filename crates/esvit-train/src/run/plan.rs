@@ -265,7 +265,7 @@ mod tests {
         Config {
             seed: 7,
             data: DataConfig {
-                path: Some("images".into()),
+                path: esvit_data::Folders::of(&["images".into()]),
                 repeat: 2,
                 workers: 1,
                 prefetch: 3,

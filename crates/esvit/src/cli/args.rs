@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use esvit_data::{DecodeLimits, Folder, InMemory, MaterialsTask, Source};
+use esvit_data::{DecodeLimits, Folders, InMemory, MaterialsTask};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::record::{self, EvalRecord};
 use esvit_model::{OpenOptions, PretrainedBackbone};
@@ -147,17 +147,17 @@ impl TaskArgs {
     }
 }
 
-/// The images of a folder, or the built-in ones that `built_in` selects; with a description.
+/// The images of folders, or the built-in ones that `built_in` selects; with a description.
 pub(super) fn image_set(
-    data: Option<&Path>,
+    data: &[PathBuf],
     output: &Output,
     built_in: impl FnOnce(MaterialsTask) -> InMemory,
 ) -> Result<(LabeledSet, String)> {
-    Ok(match data {
-        Some(path) => {
-            let folder = Folder::open(path, &DecodeLimits::default())?;
-            folder.notes().iter().for_each(|note| output.note(note));
-            (LabeledSet::all(Arc::new(folder)), format!("`{}`", path.display()))
+    Ok(match Folders::of(data) {
+        Some(folders) => {
+            let source = folders.open(&DecodeLimits::default())?;
+            source.notes().iter().for_each(|note| output.note(note));
+            (LabeledSet::all(source), folders.to_string())
         }
         None => {
             let images = built_in(MaterialsTask::new()?);

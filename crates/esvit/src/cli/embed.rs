@@ -18,9 +18,9 @@ use super::{BackboneArgs, Exit, Output, check_writable, image_set};
 pub(super) struct Embed {
     #[command(flatten)]
     backbone: BackboneArgs,
-    /// Folder of images [default: the gallery of the built-in task]
+    /// Folder of images, or several: `-d A -d B` [default: the gallery of the built-in task]
     #[arg(long, short, value_name = "FOLDER")]
-    data: Option<PathBuf>,
+    data: Vec<PathBuf>,
     /// Output file: `.npy`, `.safetensors` or `.csv`. For `.npy` and `.safetensors`, image names go
     /// into a `.txt` file beside it, one per line.
     #[arg(long, short, value_name = "FILE")]
@@ -44,7 +44,7 @@ impl Embed {
             return Err(EmbeddingError::NotFeatures { path: self.out }.into());
         }
         let backbone = self.backbone.open(output)?;
-        let source = image_set(self.data.as_deref(), output, |task| task.gallery)?.0.source;
+        let source = image_set(&self.data, output, |task| task.gallery)?.0.source;
         let job = Job::new(format, &backbone, &*source, self.normalize);
         let mut writer = EmbeddingWriter::open(&self.out, &job, &*source)?;
         let resumed = writer.progress();

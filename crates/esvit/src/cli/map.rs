@@ -14,9 +14,9 @@ use super::{BackboneArgs, Exit, Output, image_set};
 pub(super) struct Map {
     #[command(flatten)]
     backbone: BackboneArgs,
-    /// Folder of images [default: the gallery of the built-in task]
+    /// Folder of images, or several: `-d A -d B` [default: the gallery of the built-in task]
     #[arg(long, short, value_name = "FOLDER")]
-    data: Option<PathBuf>,
+    data: Vec<PathBuf>,
     /// Projection [default: t-SNE, or PCA if there are too few images]
     #[arg(long, value_enum)]
     method: Option<MethodArg>,
@@ -49,7 +49,7 @@ impl Map {
         }
         let others: Vec<&Path> = self.csv.as_deref().into_iter().collect();
         let png = self.files.check("map", &[&self.backbone.checkpoint], &others)?;
-        let (mut set, _) = image_set(self.data.as_deref(), output, |task| task.gallery)?;
+        let (mut set, _) = image_set(&self.data, output, |task| task.gallery)?;
         let all = set.images.len();
         set.limit(self.max);
         set.images.sort_unstable();

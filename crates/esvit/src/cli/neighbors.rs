@@ -15,9 +15,9 @@ use super::{BackboneArgs, Exit, Output, image_set};
 pub(super) struct Neighbors {
     #[command(flatten)]
     backbone: BackboneArgs,
-    /// Folder of images to search [default: the gallery of the built-in task]
+    /// Folder of images to search, or several: `-d A -d B` [default: the gallery of the built-in task]
     #[arg(long, short, value_name = "FOLDER")]
-    data: Option<PathBuf>,
+    data: Vec<PathBuf>,
     /// Query images, or one folder of them [default: images of the searched folder, or the queries
     /// of the built-in task]
     #[arg(long, value_name = "IMAGE", num_args = 1..)]
@@ -83,12 +83,10 @@ impl Neighbors {
             [] => None,
             paths => Some(LabeledSet::all(images::open(paths, output)?)),
         };
-        Ok(match &self.data {
-            Some(folder) => (image_set(Some(folder), output, |task| task.gallery)?.0, given),
-            None => {
-                let task = LabeledTask::materials()?;
-                (task.train, Some(given.unwrap_or(task.queries)))
-            }
-        })
+        if self.data.is_empty() {
+            let task = LabeledTask::materials()?;
+            return Ok((task.train, Some(given.unwrap_or(task.queries))));
+        }
+        Ok((image_set(&self.data, output, |task| task.gallery)?.0, given))
     }
 }

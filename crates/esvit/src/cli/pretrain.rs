@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use esvit_data::{Preprocess, RangeSetting, Source, printable};
+use esvit_data::{Folders, Preprocess, RangeSetting, Source};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
@@ -268,19 +268,27 @@ impl How {
 /// The images of a run, and its k-NN task if there are labels.
 fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
     let source = preview::source(config)?;
-    let Some(path) = &config.data.path else {
+    let Some(folders) = &config.data.path else {
         let task = (!config.knn.every.is_none()).then(LabeledTask::materials).transpose()?;
         return Ok((source, task));
     };
-    output.note(format!("{} images in `{}`", source.len(), printable(path)));
+    output.note(format!("{} images in {folders}", source.len()));
     source.notes().iter().for_each(|note| output.note(note));
     let knn = &config.knn;
-    let train = knn.train.as_deref().unwrap_or(path);
     let asked = knn.train.is_some() || knn.val.is_some();
     let task = if !knn.every.is_none() && (asked || source.classes().len() > 1) {
-        let val = knn.val.clone().or_else(|| validation_folder(train));
         let limits = preview::decode_limits(config);
-        let task = LabeledTask::folders(train, val.as_deref(), &limits, knn.max_images)?;
+        let task = match knn.train.as_deref().or_else(|| folders.one()) {
+            Some(train) => {
+                let val = knn.val.clone().or_else(|| validation_folder(train));
+                LabeledTask::folders(train, val.as_deref(), &limits, knn.max_images)?
+            }
+            None if knn.val.is_some() => bail!(
+                "`knn.val` has no folder of labeled images to go with: the images are in several\n\
+                 hint: name it with `knn.train`"
+            ),
+            None => LabeledTask::held_out(source.clone(), &folders.to_string(), knn.max_images),
+        };
         output.note(format!("k-NN check on {}", task.description));
         Some(task)
     } else {
@@ -407,13 +415,14 @@ fn report(
     let (program, run) = (program(), quoted(out));
     output.note("next steps:");
     output.note(format!("  {program} report {run}"));
-    let path = config.data.path.as_ref();
-    let option = |name: &str| path.map(|path| format!(" {name} {}", quoted(path)));
-    if path.is_none() || task.is_some() {
-        let data = option("--train").unwrap_or_default();
-        output.note(format!("  {program} eval linear --checkpoint {run}{data}"));
+    let folders = config.data.path.as_ref().map_or(&[][..], Folders::paths);
+    let option = |name: &str| -> String {
+        folders.iter().map(|path| format!(" {name} {}", quoted(path))).collect()
+    };
+    if folders.is_empty() || (task.is_some() && folders.len() == 1) {
+        output.note(format!("  {program} eval linear --checkpoint {run}{}", option("--train")));
     }
-    let data = option("--data").unwrap_or_default();
+    let data = option("--data");
     output.note(format!("  {program} embed --checkpoint {run}{data} --out features.npy"));
     Ok(Exit::Success)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use esvit_data::Survey;
+use esvit_data::{Folders, Survey};
 use esvit_eval::preview;
 use esvit_train::auto;
 use esvit_train::checkpoint::Checkpoint;
@@ -36,9 +36,9 @@ pub(super) struct Settings {
 /// Settings that are given, over those of a recipe or of a run.
 #[derive(Debug, clap::Args)]
 pub(super) struct Given {
-    /// Folder of images, flat or nested.
+    /// Folder of images, flat or nested, or several: `-d A -d B`
     #[arg(long, short, value_name = "FOLDER", help_heading = DATA)]
-    pub(super) data: Option<PathBuf>,
+    pub(super) data: Vec<PathBuf>,
     /// Threads that decode and augment images [default: one per core]
     #[arg(long, value_name = "N", help_heading = DATA)]
     workers: Option<usize>,
@@ -106,7 +106,7 @@ impl Settings {
             let path = layer.table.get("data").and_then(|data| data.as_table()?.get("path"));
             path.is_some_and(|path| path.as_str() != Some("none"))
         };
-        let has_data = self.given.data.is_some() || self.given.layers()?.iter().any(has_path);
+        let has_data = !self.given.data.is_empty() || self.given.layers()?.iter().any(has_path);
         let default = if has_data { auto::NAME } else { BUILT_IN };
         let of_objective = self.given.objective.as_deref();
         let of_objective =
@@ -133,7 +133,7 @@ impl Settings {
         }
         let given = self.given.layers()?;
         let mut config = Config::resolve(given.clone())?;
-        config.data.path = self.given.data.clone().or(config.data.path);
+        config.data.path = Folders::of(&self.given.data).or(config.data.path);
         let source = preview::source(&config)?;
         preview::choose_range(&mut config, &*source);
         let survey = Survey::of(&*source, &config.preprocess().conversion());
@@ -163,7 +163,7 @@ impl Settings {
     /// When they and the options of this program say the same thing twice.
     pub(super) fn add(&mut self, script: &ScriptOptions, output: &Output) -> Result<()> {
         script.notes.iter().for_each(|note| output.note(note));
-        if let (Some(ours), Some(theirs)) = (&self.given.data, &script.data) {
+        if let (Some(ours), Some(theirs)) = (self.given.data.first(), &script.data) {
             return Err(Usage(format!(
                 "`--data {}` and `--data_path {}` are both given\nhint: keep one of them",
                 ours.display(),
@@ -171,7 +171,7 @@ impl Settings {
             ))
             .into());
         }
-        self.given.data = self.given.data.take().or_else(|| script.data.clone());
+        self.given.data.extend(script.data.clone());
         if let Some(file) = &script.architecture {
             let Some(arch) = flags::architecture(self.given.arch.as_deref(), file) else {
                 return Err(Usage(format!(
@@ -268,9 +268,13 @@ impl Given {
         let Resolved { mut config, mut layers, notes } = Config::resolve_with_notes(layers)?;
         notes.iter().for_each(|note| output.note(note));
         // A path need not be text; among the layers it says where the setting comes from.
-        if let Some(data) = &self.data {
-            config.data.path = Some(data.clone());
-            layers.push(parse_override(&format!("data.path={}", data.display()))?);
+        if let Some(folders) = Folders::of(&self.data) {
+            let names = match folders.one() {
+                Some(path) => path.display().to_string(),
+                None => serde_json::to_string(&folders)?,
+            };
+            config.data.path = Some(folders);
+            layers.push(parse_override(&format!("data.path={names}"))?);
         }
         Ok((config, layers))
     }

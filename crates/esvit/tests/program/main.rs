@@ -27,5 +27,6 @@ mod place;
 mod report;
 mod resolved;
 mod settings;
+mod several_folders;
 mod streams;
 mod weights;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use esvit_data::Folders;
 use esvit_train::objective::ObjectiveConfig;
 use esvit_train::objective::esvit::EsvitConfig;
 
@@ -45,12 +46,12 @@ fn later_settings_win_over_earlier_ones() {
     );
     let file = place.settings("pretrain --config own.toml --recipe esvit");
     assert_eq!((file.seed, file.train.epochs), (3, Some(7)));
-    assert_eq!(file.data.path.as_deref(), Some(Path::new("in-file")));
+    assert_eq!(file.data.path.as_ref().and_then(Folders::one), Some(Path::new("in-file")));
     assert_eq!(file.model.arch, "swin_small_w7");
     let line = place.settings(
         "pretrain --recipe esvit --config own.toml --data photos --arch swin_base_w7 train.epochs=18 train.epochs=19 --device cpu",
     );
-    assert_eq!(line.data.path.as_deref(), Some(Path::new("photos")));
+    assert_eq!(line.data.path.as_ref().and_then(Folders::one), Some(Path::new("photos")));
     assert_eq!((line.model.arch.as_str(), line.train.epochs), ("swin_base_w7", Some(19)));
     place
         .run("pretrain --device nowhere:0 --dry-run")
@@ -64,7 +65,7 @@ fn published_flags_are_settings() {
     let line = "pretrain --arch swin_tiny_w14 --data_path photos --batch_size_per_gpu 8 --lr 1e-3 --use_mixup \
         --use_dense_prediction False --local_crops_number 4 --local_crops_size 64 seed=5 --norm_last_layer train.epochs=12";
     let config = place.settings(line);
-    assert_eq!(config.data.path.as_deref(), Some(Path::new("photos")));
+    assert_eq!(config.data.path.as_ref().and_then(Folders::one), Some(Path::new("photos")));
     assert_eq!((config.model.arch.as_str(), config.train.batch_size), ("swin_tiny_w14", 8));
     assert_eq!((config.optim.lr, config.seed, config.train.epochs), (1e-3, 5, Some(12)));
     let objective = esvit(config.objective);

@@ -22,9 +22,9 @@ const UNTRAINED: &str = "untrained";
 pub(in crate::cli) struct Attention {
     #[command(flatten)]
     backbone: BackboneArgs,
-    /// Folder of images [default: the built-in images]
+    /// Folder of images, or several: `-d A -d B` [default: the built-in images]
     #[arg(long, short, value_name = "FOLDER")]
-    data: Option<PathBuf>,
+    data: Vec<PathBuf>,
     /// Maximum number of images, chosen at random.
     #[arg(long, value_name = "N", default_value_t = 100, alias = "pictures")]
     images: usize,
@@ -54,7 +54,7 @@ impl Attention {
         let mut inputs = vec![&*self.backbone.checkpoint];
         inputs.extend(self.against.as_deref());
         images::check_files(files, &[], self.overwrite, &inputs)?;
-        let (mut set, task) = image_set(self.data.as_deref(), output, |task| task.gallery)?;
+        let (mut set, task) = image_set(&self.data, output, |task| task.gallery)?;
         set.limit(self.images);
         let backbone = self.backbone.open(output)?;
         let other = match &self.against {

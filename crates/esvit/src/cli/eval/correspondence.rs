@@ -23,9 +23,9 @@ const MAX_SIZE: usize = 4096;
 pub(in crate::cli) struct Correspondence {
     #[command(flatten)]
     backbone: BackboneArgs,
-    /// Folder of images [default: the held-out parts of the built-in images]
+    /// Folder of images, or several: `-d A -d B` [default: the held-out parts of the built-in images]
     #[arg(long, short, value_name = "FOLDER")]
-    data: Option<PathBuf>,
+    data: Vec<PathBuf>,
     /// Maximum number of images, chosen at random.
     #[arg(long, value_name = "N", alias = "pictures")]
     images: Option<NonZeroUsize>,
@@ -73,7 +73,7 @@ struct Row {
 
 impl Correspondence {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
-        let (mut set, task) = image_set(self.data.as_deref(), output, |task| task.queries)?;
+        let (mut set, task) = image_set(&self.data, output, |task| task.queries)?;
         set.limit(self.images.map_or(usize::MAX, NonZeroUsize::get));
         let backbone = self.backbone.open(output)?;
         let mut preprocess = backbone.preprocess.clone();

@@ -18,9 +18,9 @@ use crate::cli::{BackboneArgs, Exit, Output, image_set};
 pub(in crate::cli) struct Retrieval {
     #[command(flatten)]
     backbone: BackboneArgs,
-    /// Folder of images [default: the held-out parts of the built-in images]
+    /// Folder of images, or several: `-d A -d B` [default: the held-out parts of the built-in images]
     #[arg(long, short, value_name = "FOLDER")]
-    data: Option<PathBuf>,
+    data: Vec<PathBuf>,
     /// Maximum number of images, evenly spaced.
     #[arg(long, value_name = "N", default_value_t = NonZeroUsize::new(IMAGES).expect("not 0"))]
     images: NonZeroUsize,
@@ -38,7 +38,7 @@ struct Row {
 
 impl Retrieval {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
-        let (set, name) = image_set(self.data.as_deref(), output, |task| task.queries)?;
+        let (set, name) = image_set(&self.data, output, |task| task.queries)?;
         let task = RetrievalTask::new(set.source, self.images.get());
         let backbone = self.backbone.open(output)?;
         let preprocess = &backbone.preprocess;
