@@ -36,7 +36,7 @@ pub use folders::Folders;
 pub use loader::{Batch, Batches, BrokenImage, Loader, LoaderConfig, LoaderError, MAX_WORKERS};
 pub use materials::{MATERIALS_LICENSE, MaterialsTask, sample_jpeg, training_materials};
 pub use memory::InMemory;
-pub use names::{list_reasons, printable};
+pub use names::{counted, list_reasons, printable};
 pub use pixels::{Image, ImageError};
 pub use png::{PngError, encode_png};
 pub use preprocess::Preprocess;

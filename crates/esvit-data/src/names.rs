@@ -60,6 +60,11 @@ fn escape(name: &OsStr, is_escaped: impl Fn(char) -> bool) -> String {
     text
 }
 
+/// A count and its noun.
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use esvit_data::{Source, Survey};
+use esvit_data::{Source, Survey, counted};
 use esvit_nn::{Collective, ForwardCtx, Solo};
 use toml::{Table, Value};
 
@@ -197,7 +197,12 @@ pub fn choose(
         true => "an eighth of the images",
         false => "a small batch makes more steps",
     };
-    choosing.say("train.batch_size", "batch", format!("{batch} images a step"), reason);
+    choosing.say(
+        "train.batch_size",
+        "batch",
+        format!("{} a step", counted(batch, "image")),
+        reason,
+    );
     let config = choosing.config()?;
     if survey.side > config.data.max_side {
         choosing.say(
@@ -217,24 +222,24 @@ pub fn choose(
     let momentum = at_least(&MOMENTUM, steps);
     choosing.set(&[format!("objective.momentum_teacher={momentum}")]);
     if let Some(time) = config.train.time {
-        let what = format!("length      {time}, about {steps} steps");
+        let what = format!("length      {time}, about {}", counted(steps as usize, "step"));
         choosing.reasons.push(format!("{what}: `--time`, `--steps` and `--epochs` change it"));
     }
     choosing.say(
         "objective.head.out_dim",
         "prototypes",
         prototypes.to_string(),
-        &format!("there are {images} images"),
+        &format!("for {}", counted(images, "image")),
     );
     choosing.say(
         "objective.momentum_teacher",
         "teacher",
         format!("momentum {momentum}"),
-        &format!("there are about {steps} steps"),
+        &format!("for about {}", counted(steps as usize, "step")),
     );
     if images < FEW {
         choosing.reasons.push(format!(
-            "{images} images are few: a published network will serve most purposes better than one \
+            "few images ({images}): a published network will serve most purposes better than one \
              that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
              `--init-from FILE` to go on from it)"
         ));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use esvit_data::{Loader, LoaderConfig, LoaderError, Source};
+use esvit_data::{Loader, LoaderConfig, LoaderError, Source, counted};
 use esvit_nn::ops::Precision;
 use esvit_nn::{Collective, Device};
 
@@ -122,13 +122,12 @@ impl fmt::Display for Plan {
         writeln!(f, "{}", self.description)?;
         write!(
             f,
-            "{} images, {} steps of {} images, {} steps an epoch, {} threads, {}; a loss of {:.2} \
-             is that of chance",
-            self.images,
-            self.total_steps,
-            self.batch,
-            self.steps_per_epoch,
-            self.threads,
+            "{}, {} of {}, {} an epoch, {}, {}; a loss of {:.2} is that of chance",
+            counted(self.images, "image"),
+            counted(self.total_steps as usize, "step"),
+            counted(self.batch, "image"),
+            counted(self.steps_per_epoch as usize, "step"),
+            counted(self.threads, "thread"),
             self.precision.name(),
             self.chance_loss,
         )

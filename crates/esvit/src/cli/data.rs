@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use esvit_data::contact_sheet;
+use esvit_data::{contact_sheet, counted};
 use esvit_eval::preview;
 use esvit_files::write_atomically;
 use serde_json::json;
@@ -66,7 +66,9 @@ impl Preview {
         if self.json {
             output.result(json!({ "out": out, "images": images, "crops_per_image": views }))?;
         }
-        output.note(format!("{images} images, {views} crops each, in `{}`", out.display()));
+        let [images, views] =
+            [(images, "image"), (views, "crop")].map(|(n, noun)| counted(n, noun));
+        output.note(format!("{images}, {views} each, in `{}`", out.display()));
         Ok(Exit::Success)
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use esvit_data::counted;
 use esvit_model::PretrainedBackbone;
 use esvit_model::embedding::{
     EmbeddingError, EmbeddingWriter, Format, Job, Progress, is_feature_file,
@@ -49,7 +50,7 @@ impl Embed {
         let mut writer = EmbeddingWriter::open(&self.out, &job, &*source)?;
         let resumed = writer.progress();
         if resumed.images > 0 {
-            output.note(format!("resuming after {} images", resumed.images));
+            output.note(format!("resuming after {}", counted(resumed.images, "image")));
         }
         let bar = output.bar(source.len());
         bar.set_position(resumed.images as u64);
@@ -89,7 +90,8 @@ impl Embed {
         }
         let names = names.map(|names| format!(", names in `{}`", names.display()));
         output.note(format!(
-            "{rows} features of {width} values in `{}`{}",
+            "{} of {width} values in `{}`{}",
+            counted(rows, "feature"),
             self.out.display(),
             names.unwrap_or_default()
         ));

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use esvit_data::counted;
 use esvit_eval::embedding_map::{self, EmbeddingMap, MIN_TSNE, Method};
 
 use super::images::DrawingFiles;
@@ -70,7 +71,7 @@ impl Map {
             EmbeddingMap::new(features, &*set.source, method, || done(1))
         })?;
         let about = match map.classes.len() {
-            0 => format!("{count} images without labels"),
+            0 => format!("{} without labels", counted(count, "image")),
             classes => format!("{count} images of {classes} classes"),
         };
         let drawing = embedding_map::draw(&map, &*set.source, &about)?;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use esvit_data::counted;
 use esvit_eval::pca::{ColorMap, Framing, RegionImage, Upsampling, draw, region_map};
 use serde_json::json;
 
@@ -77,7 +78,7 @@ impl Pca {
         let about = format!(
             "{} regions in {}, {size} pixels {}, stage {stage} of {stages}{norm}",
             colors.regions,
-            pluralize(shown.len(), "image"),
+            counted(shown.len(), "image"),
             if self.whole { "on the shorter side" } else { "a side" },
         );
         let upsampling = if self.smooth { Upsampling::Smooth } else { Upsampling::Sharp };
@@ -101,9 +102,4 @@ impl Pca {
         })?;
         Ok(Exit::Success)
     }
-}
-
-/// A count and its noun.
-pub(super) fn pluralize(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

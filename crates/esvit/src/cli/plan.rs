@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
-use esvit_data::Source;
+use esvit_data::{Source, counted};
 use esvit_nn::Solo;
 use esvit_train::run::{TIMED, plan, settled, step_time, steps_within};
 use esvit_train::{Config, memory};
@@ -62,14 +62,15 @@ pub(super) fn show(
     let free = available
         .map_or_else(String::new, |bytes| format!(" of {:.1} GB that are free", bytes / 1e9));
     output.note(format!(
-        "memory: about {:.1} GB{free}, with micro-batches of {} images",
+        "memory: about {:.1} GB{free}, with micro-batches of {}",
         need / 1e9,
-        config.train.micro_batch()
+        counted(config.train.micro_batch(), "image")
     ));
     let checkpoint = memory::checkpoint_bytes(&config);
     let kept = config.checkpoint.keep_last + 1;
     output.note(format!(
-        "disk: {kept} checkpoints and the best one, {:.1} MB each, in `{}`",
+        "disk: {} and the best one, {:.1} MB each, in `{}`",
+        counted(kept, "checkpoint"),
         checkpoint / 1e6,
         out.display()
     ));

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use esvit_data::{Folders, Preprocess, RangeSetting, Source};
+use esvit_data::{Folders, Preprocess, RangeSetting, Source, counted};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
@@ -272,7 +272,7 @@ fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<L
         let task = (!config.knn.every.is_none()).then(LabeledTask::materials).transpose()?;
         return Ok((source, task));
     };
-    output.note(format!("{} images in {folders}", source.len()));
+    output.note(format!("{} in {folders}", counted(source.len(), "image")));
     source.notes().iter().for_each(|note| output.note(note));
     let knn = &config.knn;
     let asked = knn.train.is_some() || knn.val.is_some();
@@ -367,8 +367,8 @@ fn report(
     });
     if outcome.broken > 0 {
         output.warning(format!(
-            "{} images were left out, `{}` names them",
-            outcome.broken,
+            "{} left out, `{}` names them",
+            counted(outcome.broken, "image"),
             out.join("train.log").display()
         ));
     }
@@ -380,7 +380,8 @@ fn report(
         return Ok(Exit::Stopped);
     }
     if outcome.training > Duration::ZERO {
-        output.note(format!("{} steps in {}", outcome.step, clock(outcome.training)));
+        let steps = counted(outcome.step as usize, "step");
+        output.note(format!("{steps} in {}", clock(outcome.training)));
     }
     if let Some([first, last]) = outcome.retrieval {
         let (before, after) = (first.retrieval_top1, last.retrieval_top1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use esvit_data::{Folders, Survey};
+use esvit_data::{Folders, Survey, counted};
 use esvit_eval::preview;
 use esvit_train::auto;
 use esvit_train::checkpoint::Checkpoint;
@@ -139,8 +139,8 @@ impl Settings {
         let survey = Survey::of(&*source, &config.preprocess().conversion());
         let choice = auto::choose(&source, &survey, &given, &Arc::new(AtomicBool::new(false)))?;
         output.note(format!(
-            "recipe `auto`, for {} images of about {} pixels:",
-            source.len(),
+            "recipe `auto`, for {} of about {} pixels:",
+            counted(source.len(), "image"),
             survey.side
         ));
         choice.reasons.iter().for_each(|reason| output.note(format!("  {reason}")));

@@ -15,7 +15,7 @@ fn a_folder_is_enough() {
         "recipe `auto`, for 40 images of about ",
         "network     a Swin of two stages, views of 32 pixels",
         "batch       5 images a step: an eighth of the images",
-        "40 images are few",
+        "few images (40)",
         "step 0  the other crop of an image is found in",
         "among 40 images",
         "% untrained",

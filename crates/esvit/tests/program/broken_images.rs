@@ -12,7 +12,7 @@ fn a_folder_of_odd_files_trains_to_the_end_and_names_what_it_leaves_out() {
     }
     let ended = place
         .well(&format!("pretrain --data set --out run {TINY}"))
-        .says(&["26 images in `set`", "6 images were left out, `run/train.log` names them"]);
+        .says(&["26 images in `set`", "6 images left out, `run/train.log` names them"]);
     let log = place.folder("run").text("train.log");
     for told in [&ended.stderr, &log] {
         for (name, _) in unusable() {

@@ -96,6 +96,6 @@ fn images_above_the_largest_size_are_left_out() {
     place
         .well(&format!("pretrain --data set --out run {TINY} train.epochs=1 train.batch_size=3 data.max_pixels=2500"))
         .says(&["left out `set/large.png`", "60x60 is 3600 pixels, more than `max_pixels`"])
-        .says(&["1 images were left out, `run/train.log` names them"]);
+        .says(&["1 image left out, `run/train.log` names them"]);
     assert_eq!(place.folder("run").steps(), [0, 3]);
 }

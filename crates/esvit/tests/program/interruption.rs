@@ -147,7 +147,7 @@ fn a_signal_within_a_step_drops_it_however_often_it_comes() {
         ]);
         let run = place.folder("run");
         assert!(run.steps() == [0] && run.losses().is_empty(), "{signals:?}: {ended}");
-        place.well("resume run").says(&["going on after step 0", "1 steps in"]);
+        place.well("resume run").says(&["going on after step 0", "1 step in"]);
         assert_eq!(run.steps(), [0, 1]);
     }
 }

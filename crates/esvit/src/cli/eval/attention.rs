@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use esvit_data::counted;
 use esvit_eval::attention::{self, AttentionStatistics, BlockStatistics};
 use esvit_eval::labeled::LabeledSet;
 use esvit_eval::record;
@@ -11,7 +12,6 @@ use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
 use super::warn_unsaved;
-use crate::cli::pca::pluralize;
 use crate::cli::{BackboneArgs, Exit, Output, image_set, images};
 
 /// Value of `--against` for a newly initialized network.
@@ -77,7 +77,7 @@ impl Attention {
         let drawing = attention::plot(&plotted);
         images::write(&drawing, files, output)?;
         output.print(self.json, &report, || {
-            let images = pluralize(images, "image");
+            let images = counted(images, "image");
             let title = |name: &str| format!("{name}, {images} of {task}");
             let tables = networks.iter().map(|(name, blocks)| table(&title(name), blocks));
             tables.collect::<Vec<_>>().join("\n")
