@@ -431,7 +431,7 @@ mod tests {
         for (line, found) in lines.iter().zip(&reasons) {
             assert!(found.starts_with(line), "{found}");
         }
-        assert!(reasons[5].starts_with("40 images are few"), "{reasons:?}");
+        assert!(reasons[5].starts_with("few images (40)"), "{reasons:?}");
 
         // However fast the machine is, so few steps see too few images for a larger network.
         let (config, reasons) = chosen(&set(200, 300, [7; 3]), &["train.steps=3000"]);

@@ -301,11 +301,19 @@ mod tests {
             },
             parse_override("train.batch_size=32").unwrap(),
             Layer { origin: Origin::Recipe("own".into()), ..parse_override("optim.lr=1").unwrap() },
+            // Steps take the place of epochs.
+            Layer {
+                origin: Origin::Recipe("own".into()),
+                ..parse_override("train.epochs=7").unwrap()
+            },
+            parse_override("train.steps=9").unwrap(),
         ];
         let text = Config::resolve(layers.clone()).unwrap().annotated(&layers);
         for line in [
             "batch_size = 32  # on the command line",
             "lr = 1.0  # in recipe `own`",
+            "epochs = \"none\"  # default",
+            "steps = 9  # on the command line",
             "# Seed of all random numbers: runs with equal seeds are equal.\nseed = 0  # default",
         ] {
             assert!(text.contains(line), "{line}: {text}");

@@ -130,6 +130,31 @@ fn a_run_with_labels_goes_on_as_if_nothing_had_happened() {
     }
 }
 
+/// Images of which one has a label beyond the classes.
+struct Beyond(InMemory);
+
+impl Source for Beyond {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.0.name(index)
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        if index == 4 { Some(2) } else { self.0.label(index) }
+    }
+
+    fn classes(&self) -> &[String] {
+        self.0.classes()
+    }
+
+    fn load(&self, index: usize) -> Result<Image, SourceError> {
+        self.0.load(index)
+    }
+}
+
 #[test]
 fn images_without_labels_are_refused() {
     let one_class = {
@@ -138,7 +163,7 @@ fn images_without_labels_are_refused() {
         (0..6).for_each(|index| source.push(format!("{index}"), Some(0), image.clone()));
         source
     };
-    let [gap, beyond] = [None, Some(2)].map(|label| {
+    let two_classes = |label| {
         let mut source = InMemory::new(vec!["a".into(), "b".into()]);
         let image = Image::new(24, 24, vec![7; 24 * 24 * 3]).unwrap();
         for index in 0..6 {
@@ -146,16 +171,17 @@ fn images_without_labels_are_refused() {
             source.push(format!("{index}"), label, image.clone());
         }
         source
-    });
+    };
     let nameless = "image 0".to_owned();
-    for (source, expected, name) in [
-        (images(6, 100), 0, Some(nameless)),
-        (one_class, 1, None),
-        (gap, 2, Some("4".to_owned())),
-        (beyond, 2, Some("4".to_owned())),
-    ] {
+    let cases: [(Arc<dyn Source>, usize, Option<String>); 4] = [
+        (Arc::new(images(6, 100)), 0, Some(nameless)),
+        (Arc::new(one_class), 1, None),
+        (Arc::new(two_classes(None)), 2, Some("4".to_owned())),
+        (Arc::new(Beyond(two_classes(Some(0)))), 2, Some("4".to_owned())),
+    ];
+    for (source, expected, name) in cases {
         let mut bench = bench(&[]);
-        bench.source = Arc::new(source);
+        bench.source = source;
         let (result, reported) = bench.run("run");
         let error = result.unwrap_err();
         let RunError::NoLabels { objective: "supervised", classes, ref unlabeled } = error else {

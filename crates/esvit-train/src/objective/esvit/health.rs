@@ -144,6 +144,7 @@ mod tests {
             look([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]].repeat(2).try_into().unwrap());
         assert_eq!(watch.look(collapse_of(&healthy)), None);
         assert_eq!((0..4).filter(|_| watch.look(collapsed).is_some()).count(), 0);
+        assert_eq!(watch.look(collapsed), collapsed, "it is told of again");
     }
 
     /// Distributions of known entropy behind a center of length 3, at a temperature of 0.5, and
