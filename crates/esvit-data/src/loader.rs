@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_settings::{SettingError, check, settings};
 
@@ -185,7 +186,7 @@ impl Loader {
             return Err(LoaderError::TooFewImages { len: source.len(), batch: config.batch });
         }
         let count = match config.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => pool::threads(),
             count => count,
         };
         // Unbounded: `Batches` has at most `prefetch + 1` micro-batches in flight, and a sender that

@@ -1,6 +1,7 @@
 //! What a sample of a set says of its images: their size, whether they are gray, whether they have an
 //! up and a down.
 
+use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 
 use crate::augment::{CropBox, rotate90};
@@ -36,7 +37,7 @@ impl Survey {
     /// Looks at up to 128 images, evenly spaced. Those that cannot be read do not count.
     pub fn of(source: &dyn Source, conversion: &Conversion) -> Self {
         let places: Vec<usize> = evenly_spaced(source.len(), IMAGES).collect();
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = pool::threads();
         let look = &|indices: &[usize]| -> Vec<Seen> {
             let load = |&index: &usize| source.load_as(index, conversion).ok();
             indices.iter().filter_map(load).map(|image| Seen::of(&image)).collect()

@@ -6,6 +6,11 @@ pub fn run<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| work())
 }
 
+/// Threads of the pool: one per core, unless the program has chosen another number.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

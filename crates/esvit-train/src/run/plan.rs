@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use esvit_data::{Loader, LoaderConfig, LoaderError, Source, counted};
+use esvit_kernels::pool;
 use esvit_nn::ops::Precision;
 use esvit_nn::{Collective, Device};
 
@@ -70,7 +71,7 @@ impl Plan {
             checkpoint_every: config.checkpoint.every.interval(run).unwrap_or(total_steps),
             knn_every: config.knn.every.interval(run),
             images,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: pool::threads(),
             precision: learner.settings.precision,
             chance_loss: learner.objective.chance_loss(),
             description: describe(config, learner),

@@ -11,7 +11,7 @@ use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
 use esvit_eval::{knn, preview};
-use esvit_kernels::profile;
+use esvit_kernels::{pool, profile};
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Retrieval, RunFolder, Start};
@@ -336,7 +336,7 @@ fn environment() -> serde_json::Value {
         "command": std::env::args().collect::<Vec<_>>(),
         "system": std::env::consts::OS,
         "architecture": std::env::consts::ARCH,
-        "threads": std::thread::available_parallelism().map_or(1, usize::from),
+        "threads": pool::threads(),
         "processor": processor(),
     })
 }

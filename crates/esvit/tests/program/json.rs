@@ -6,7 +6,8 @@ use crate::place::{Place, TINY};
 #[test]
 fn what_came_of_a_run() {
     let place = Place::new();
-    let done = place.well(&format!("pretrain --out run {TINY} train.epochs=2 knn.every=1 --json"));
+    let done = place
+        .well(&format!("pretrain --out run {TINY} train.epochs=2 knn.every=1 --threads 1 --json"));
     let result = done.json();
     assert_eq!((&result["run"], &result["end"]), (&"run".into(), &"finished".into()), "{done}");
     assert_eq!((&result["steps"], &result["left_out"]), (&50.into(), &0.into()), "{done}");
@@ -16,6 +17,9 @@ fn what_came_of_a_run() {
     let knn = &result["knn"]["results"];
     assert_eq!(knn[2]["features"], "trained", "{done}");
     assert!(knn[2]["accuracies"][0]["top1"].is_number(), "{done}");
+
+    let environment = place.folder("run").text("env.json");
+    assert!(environment.contains("\"threads\": 1"), "{environment}");
 
     let result = place.well("resume run --json").json();
     assert_eq!(result["end"], "nothing to do", "{result}");
@@ -36,6 +40,8 @@ fn what_a_run_would_do() {
         ["seconds", "seconds_per_step", "memory_bytes"].map(|key| plan[key].as_f64().unwrap());
     assert!(per_step > 0.0 && seconds > 74.0 * per_step && memory > 1e6, "{would}");
     assert_eq!(would["settings"]["objective"]["head"]["out_dim"], 32, "{would}");
+    let line = format!("pretrain --out run {TINY} --dry-run --json --threads 3");
+    assert_eq!(place.well(&line).json()["plan"]["threads"], 3);
     // Without a plan nothing is timed.
     let would = place.well(&format!("pretrain --out run {TINY} --dry-run --json --quiet")).json();
     assert!(would["plan"].is_null() && would["settings"].is_object(), "{would}");
