@@ -55,7 +55,10 @@ struct File {
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// There is nothing at the path.
-    #[error("there is no folder `{}`\nhint: check the path", printable(path))]
+    #[error(
+        "there is no folder `{}`\nhint: check the path, or name another folder",
+        printable(path)
+    )]
     Missing {
         /// The path.
         path: PathBuf,
@@ -89,7 +92,8 @@ pub enum FolderError {
     },
     /// A folder lies in another one that is given, too.
     #[error(
-        "`{}` lies in `{}`, and its images would count twice\nhint: give one of them",
+        "`{}` lies in `{}` or is the same folder: its images would count twice\n\
+         hint: give one of them",
         printable(inner),
         printable(outer)
     )]

@@ -180,8 +180,8 @@ impl Loader {
         let need = format!("at most {MAX_WORKERS} threads can be started");
         check(config.workers <= MAX_WORKERS, "workers", config.workers, need)?;
         let visits = source.len() as u64 * u64::from(config.repeat);
-        let need = "it times the number of images must be less than 4294967296";
-        check(visits <= u64::from(u32::MAX), "repeat", config.repeat, need)?;
+        let need = "it times the number of images must be at most 268435456";
+        check(visits <= 1 << 28, "repeat", config.repeat, need)?;
         if (visits as usize) < config.batch {
             return Err(LoaderError::TooFewImages { len: source.len(), batch: config.batch });
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::{Levels, SampleType, Source, evenly_spaced};
+use crate::{Levels, SampleType, Source, counted, evenly_spaced};
 
 /// Most images that are looked at.
 const IMAGES: usize = 64;
@@ -81,7 +81,8 @@ impl fmt::Display for ChosenRange {
             write!(
                 f,
                 "{comma}{name} images: {low} becomes black and {high} white, the 0.1 and 99.9 \
-                 percentiles of {images} images (`data.range`)"
+                 percentiles of {} (`data.range`)",
+                counted(*images, "image")
             )?;
         }
         Ok(())

@@ -350,7 +350,7 @@ mod tests {
         write("val/c/1.png", "v3");
         write("val/a/2.png", "t4");
         let warnings = task("train", Some("val")).remarks.warnings;
-        assert!(warnings[0].starts_with("1 query images are of classes without"), "{warnings:?}");
+        assert!(warnings[0].starts_with("1 query image of classes without"), "{warnings:?}");
         assert!(warnings[0].contains("such as `c`"), "{warnings:?}");
         assert!(warnings[1].starts_with("1 of 4 query images are training"), "{warnings:?}");
         let warnings = task("train", Some("train")).remarks.warnings;

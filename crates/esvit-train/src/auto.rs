@@ -193,9 +193,10 @@ pub fn choose(
     let batch = choosing.config()?.train.batch_size;
     let rate = 7.5e-4 * (batch as f64 / 16.0).sqrt();
     choosing.set(&[format!("optim.lr={:?}", rate * crate::config::LR_BATCH / batch as f64)]);
-    let reason = match batch == images / 8 {
-        true => "an eighth of the images",
-        false => "a small batch makes more steps",
+    let reason = match images / 8 {
+        0 => "there are few images",
+        eighth if eighth == batch => "an eighth of the images",
+        _ => "a small batch makes more steps",
     };
     choosing.say(
         "train.batch_size",
@@ -294,24 +295,30 @@ fn network(
     let place = all.iter().rposition(is_fit).unwrap_or(0);
     let (network, config) = &all[place];
     configure(choosing, network.settings, network.sides, source.len(), survey)?;
-    let sees = |config| thousands(seen(config));
+    let sees = |config| rounded(seen(config));
     let length = config.train.length();
+    let has_steps = given_steps(config, source.len()).is_some();
     let reason = match all.get(place + 1) {
         _ if place > 0 => format!(
             "it sees about {} images in {}, and is better than a smaller one from {} on",
             sees(config),
             length,
-            thousands(network.images)
+            rounded(network.images)
         ),
         Some((next, _)) if 2 * next.sides[0] > 3 * survey.side => {
             format!("the images have about {} pixels", survey.side)
         }
-        Some((next, config)) => format!(
-            "it sees about {} images in {}; a larger one would see {} and needs {}",
-            sees(&all[place].1),
-            length,
+        // What a larger one would see in as many steps is no less, but takes longer.
+        Some((next, _)) if has_steps => format!(
+            "it sees about {} images in {length}; a larger one needs {}",
             sees(config),
-            thousands(next.images)
+            rounded(next.images)
+        ),
+        Some((next, larger)) => format!(
+            "it sees about {} images in {length}; a larger one would see {} and needs {}",
+            sees(config),
+            sees(larger),
+            rounded(next.images)
         ),
         None => String::new(),
     };
@@ -325,9 +332,12 @@ fn given_steps(config: &Config, images: usize) -> Option<u64> {
     config.train.total_steps((images / config.train.batch_size.max(1)).max(1) as u64)
 }
 
-/// A number of images, rounded to a thousand.
-fn thousands(images: f64) -> String {
-    format!("{},000", (images / 1000.0).round().max(1.0))
+/// A number of images, from a thousand on rounded to thousands.
+fn rounded(images: f64) -> String {
+    match images {
+        few if few < 1000.0 => format!("{few:.0}"),
+        many => format!("{:.0},000", many / 1000.0),
+    }
 }
 
 /// Chooses settings of a network, and what follows from its size; returns all settings.
@@ -440,7 +450,7 @@ mod tests {
         assert_eq!((config.views.grayscale, config.views.global_size), (0.0, 32));
         let says = |text: &str| reasons.iter().any(|line| line.contains(text));
         assert!(says("the images are gray") && says("shrunk to 128 pixels") && says("0.98"));
-        assert!(says("images in 3000 steps; a larger one would see"), "{reasons:?}");
+        assert!(says("images in 3000 steps; a larger one needs 100,000"), "{reasons:?}");
         assert!(!says("length"), "it is given");
 
         let (config, reasons) = chosen(&set(200, 40, [7; 3]), &["train.steps=12000"]);

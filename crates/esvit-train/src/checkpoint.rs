@@ -329,9 +329,10 @@ impl Checkpoint {
         let student = StoredNetwork::find(&self.file, keys[0])?;
         let teacher = StoredNetwork::find(&self.file, keys[1])?;
         let loaded;
-        (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
+        let others = OtherHeads::StartAnew;
+        (learner.student, loaded) = load_partial(&student, &learner.student, learner, others)?;
         if let Some(present) = &learner.teacher {
-            learner.teacher = Some(load_partial(&teacher, present, learner)?.0);
+            learner.teacher = Some(load_partial(&teacher, present, learner, others)?.0);
         }
         let says_more = self.file.metadata().get(METADATA_KEY).is_some();
         let norm_eps = student.location().naming.norm_eps();
@@ -350,9 +351,10 @@ impl Checkpoint {
         let [student, teacher] = [STUDENT, if has_teacher { TEACHER } else { STUDENT }]
             .map(|prefix| StoredNetwork::at(&self.file, prefix));
         let loaded;
-        (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
+        let others = OtherHeads::Differ;
+        (learner.student, loaded) = load_partial(&student, &learner.student, learner, others)?;
         if let Some(present) = &learner.teacher {
-            learner.teacher = Some(load_partial(&teacher, present, learner)?.0);
+            learner.teacher = Some(load_partial(&teacher, present, learner, others)?.0);
         }
         self.restore_moments(learner, metadata, &loaded.new)?;
         self.restore_objective(learner)?;
@@ -381,7 +383,12 @@ impl Checkpoint {
     fn state(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, CheckpointError> {
         let found = self.file.find("", name).filter(|tensor| tensor.shape == shape);
         let Some(tensor) = found else { return Ok(None) };
-        Ok(Some(self.file.read_f32(tensor).map_err(WeightsError::from)?))
+        let values = self.file.read_f32(tensor).map_err(WeightsError::from)?;
+        if !values.iter().all(|value| value.is_finite()) {
+            let reason = format!("`{name}` holds values that are no finite numbers");
+            return Err(CheckpointError::NotARun { path: self.file.path().into(), reason });
+        }
+        Ok(Some(values))
     }
 
     /// Restores the optimizer; moments of the parts `new` start anew, and all do if it is another one.
@@ -417,17 +424,30 @@ impl Checkpoint {
     }
 }
 
+/// What heads of other shapes than the network's are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OtherHeads {
+    /// Heads that the file lacks.
+    StartAnew,
+    /// A reason to refuse the file.
+    Differ,
+}
+
 /// Loads the parts of the network that the file has; the others stay as in `present`. Heads that
 /// the network does not have are ignored.
 fn load_partial(
     stored: &StoredNetwork<'_>,
     present: &Params,
     learner: &Learner,
+    others: OtherHeads,
 ) -> Result<(Params, Loaded), CheckpointError> {
     let mut loaded = Loaded::default();
-    for spec in present.specs().iter() {
+    let specs = present.specs();
+    for spec in specs.iter() {
         let part = part_name(spec).to_owned();
-        let parts = if spec.part.is_backbone() || stored.has_part(&part) {
+        let of_part = || specs.iter().filter(|other| part_name(other) == part);
+        let fits = || others == OtherHeads::Differ || of_part().all(|spec| stored.has_shape(spec));
+        let parts = if spec.part.is_backbone() || (stored.has_part(&part) && fits()) {
             &mut loaded.found
         } else {
             &mut loaded.new

@@ -6,7 +6,7 @@
 //! fields of type `Option`, since TOML has no null.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 use toml::{Table, Value};
 
+/// Bytes of the largest file of settings that is read.
+const LARGEST: u64 = 16 << 20;
 const NONE: &str = "none";
 const MAX_SUGGESTIONS: usize = 3;
 
@@ -221,8 +223,15 @@ pub fn parse_text(text: &str, origin: Origin) -> Result<Layer, ConfigError> {
 /// # Errors
 /// [`ConfigError::Read`] and [`ConfigError::Syntax`], both with the path.
 pub fn parse_file(path: &Path) -> Result<Layer, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let read = || {
+        let mut text = String::new();
+        let mut file = std::fs::File::open(path)?.take(LARGEST + 1);
+        match file.read_to_string(&mut text)? as u64 > LARGEST {
+            true => Err(io::Error::other("it is larger than any file of settings")),
+            false => Ok(text),
+        }
+    };
+    let text = read().map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     parse_text(&text, Origin::File(path.to_owned()))
 }
 
@@ -266,24 +275,38 @@ pub fn resolve<T: DeserializeOwned>(schema: &Schema, layers: &[Layer]) -> Result
         schema.check(layer)?;
         merge(&mut merged, &layer.table);
     }
-    serde_path_to_error::deserialize(Value::Table(merged)).map_err(|error| ConfigError::Value {
-        key: error.path().to_string(),
-        origin: last_origin(layers, error.path()),
-        message: error.inner().message().to_owned(),
+    serde_path_to_error::deserialize(Value::Table(merged)).map_err(|error| {
+        let mut key = error.path().to_string();
+        let names = |segment: &Segment| match segment {
+            Segment::Map { key } => Some(key.clone()),
+            _ => None,
+        };
+        let mut keys: Vec<String> = error.path().iter().map_while(names).collect();
+        let mut message = error.inner().message();
+        // Tables whose type depends on a word are read apart, and begin with the key within them.
+        if let Some((inner, rest)) =
+            message.strip_prefix('`').and_then(|message| message.split_once("`: "))
+        {
+            key = format!("{key}.{inner}");
+            keys.extend(inner.split(['.', '[']).map(str::to_owned));
+            message = rest;
+        }
+        ConfigError::Value { key, origin: last_origin(layers, &keys), message: message.to_owned() }
     })
 }
 
-fn last_origin(layers: &[Layer], path: &serde_path_to_error::Path) -> Origin {
-    let keys: Vec<&str> = path
-        .iter()
-        .map_while(|segment| match segment {
-            Segment::Map { key } => Some(key.as_str()),
-            _ => None,
-        })
-        .collect();
+/// The last layer that sets a key, or the table or list that it is in.
+fn last_origin(layers: &[Layer], keys: &[String]) -> Origin {
     let sets_it = |layer: &Layer| {
         let (first, rest) = keys.split_first()?;
-        rest.iter().try_fold(layer.table.get(*first)?, |value, key| value.get(key)).map(|_| ())
+        let mut value = layer.table.get(first)?;
+        for key in rest {
+            match value {
+                Value::Table(table) => value = table.get(key)?,
+                _ => break,
+            }
+        }
+        Some(())
     };
     let last = layers.iter().rev().find(|layer| sets_it(layer).is_some());
     last.map_or(Origin::Defaults, |layer| layer.origin.clone())

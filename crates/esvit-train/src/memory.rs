@@ -134,13 +134,19 @@ pub struct Fit {
     pub bytes: f64,
 }
 
+/// A number of bytes, in a unit that shows it.
+fn size(bytes: f64) -> String {
+    if bytes >= 1e9 { format!("{:.1} GB", bytes / 1e9) } else { format!("{:.0} MB", bytes / 1e6) }
+}
+
 /// No micro-batch fits.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[error(
-    "one image at a time takes about {:.1} GB, and {:.1} GB were given\n\
-     hint: a smaller network (`model.arch`) or fewer prototypes (`objective.head.out_dim`) take less",
-    need / 1e9,
-    given / 1e9
+    "one image at a time takes about {}, and {} were given\n\
+     hint: a smaller network (`model.arch`), fewer prototypes (`objective.head.out_dim`) or a \
+     smaller cache (`data.cache_mb`) take less",
+    size(*need),
+    size(*given)
 )]
 pub struct DoesNotFit {
     /// Bytes for one image at a time.
@@ -224,6 +230,8 @@ mod tests {
     fn too_little_is_said() {
         let error = fit(&recipe(), 1e9).unwrap_err();
         assert!(error.to_string().contains("1.0 GB were given"), "{error}");
+        let error = fit(&recipe(), 4e7).unwrap_err();
+        assert!(error.to_string().contains("40 MB were given"), "{error}");
     }
 
     /// Two stages of 8 and 16 values, two global crops of 32 pixels and a local one of 16, eight

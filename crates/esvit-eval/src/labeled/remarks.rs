@@ -1,5 +1,6 @@
 //! What is said of a labeled task before it is measured.
 
+use esvit_data::counted;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -99,8 +100,8 @@ pub(crate) fn unknown_classes(
     let name = classes.get(queries.label(first) as usize).cloned();
     let own = || queries.source.classes().get(queries.source.label(first)? as usize).cloned();
     Some(format!(
-        "{} query images are of classes without training images, such as `{}`: they count as wrong",
-        unknown.len(),
+        "{} of classes without training images, such as `{}`, count as wrong",
+        counted(unknown.len(), "query image"),
         name.or_else(own).unwrap_or_default()
     ))
 }

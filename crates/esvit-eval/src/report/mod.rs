@@ -201,7 +201,8 @@ mod tests {
         let page = std::fs::read_to_string(written.path).unwrap();
         assert!(page.matches("&lt;script&gt;").count() > 10 && !page.contains("<script"), "{page}");
         assert!(page.contains("Not shown: ") && page.contains("there is no folder"), "{page}");
-        assert_eq!(written.problems, ["`log.txt` is missing"]);
+        assert_eq!(written.problems[0], "`log.txt` is missing");
+        assert!(written.problems[1].starts_with("the training images: there is no folder"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config_text::Origin;
 use esvit_train::objective::esvit::EsvitConfig;
 use esvit_train::objective::{ObjectiveConfig, StepInfo, Teacher};
+use esvit_train::run::RunFolder;
 use serde_json::Value;
 
 use super::ReportError;
@@ -66,7 +67,9 @@ impl Run {
         let settings = reader.text("config.toml");
         let config = settings.as_ref().and_then(|text| {
             let origin = Origin::File(path.join("config.toml"));
-            reader.ok_or_record("config.toml", Config::parse(text, origin))
+            let mut config = reader.ok_or_record("config.toml", Config::parse(text, origin))?;
+            RunFolder::at(path.into()).find_images(&mut config);
+            Some(config)
         });
         let environment = reader
             .text("env.json")
@@ -82,7 +85,10 @@ impl Run {
         let checkpoints = reader.checkpoints();
         let failures = reader.names("failures");
         let source = match &config {
-            Some(config) => preview::source(config).map_err(|error| error.to_string()),
+            Some(config) => preview::source(config).map_err(|error| {
+                reader.problems.push(format!("the training images: {error}"));
+                error.to_string()
+            }),
             None => Err("the training images are unknown without the settings".into()),
         };
         Ok(Self {

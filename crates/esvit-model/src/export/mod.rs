@@ -139,7 +139,7 @@ pub enum ExportError {
 /// What a target is not.
 fn no(ending: &str) -> String {
     match ending {
-        "" => "is no folder, which a name without an ending stands for".into(),
+        "" => "is one file, and a name without an ending stands for a folder".into(),
         ending => format!("is no `{ending}` file"),
     }
 }

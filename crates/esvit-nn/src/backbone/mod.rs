@@ -39,7 +39,12 @@ pub enum BackboneConfig {
 impl<'de> Deserialize<'de> for BackboneConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         fn fields<T: DeserializeOwned, E: Error>(fields: Map<String, Value>) -> Result<T, E> {
-            serde_path_to_error::deserialize(Value::from(fields)).map_err(E::custom)
+            serde_path_to_error::deserialize(Value::from(fields)).map_err(|error| {
+                match error.path().iter().next() {
+                    Some(_) => E::custom(format_args!("`{}`: {}", error.path(), error.inner())),
+                    None => E::custom(error.inner()),
+                }
+            })
         }
         let mut stored = Map::deserialize(deserializer)?;
         let family = stored.remove("family").unwrap_or_else(|| "swin".into());
@@ -369,7 +374,7 @@ mod tests {
         for (from, to, expected) in [
             ("\"swin\"", "\"vit\"", "`family` is \"vit\": this program has \"swin\""),
             ("\"depths\":[2,1,1],", "", "missing field `depths`"),
-            ("\"depths\":[2,", "\"depths\":[-2,", "depths[0]: invalid value: integer `-2`"),
+            ("\"depths\":[2,", "\"depths\":[-2,", "`depths[0]`: invalid value: integer `-2`"),
             ("\"depths\"", "\"depth\"", "unknown field `depth`"),
             ("[2,1,1]", "[2,0,1]", "`depths` is [2, 0, 1]: every stage needs a block"),
         ] {

@@ -122,7 +122,7 @@ impl<'a> StoredNetwork<'a> {
     }
 
     /// Values of all of `specs`. Relative position biases are resized to the network's windows;
-    /// `other` may supply parameters that the file lacks.
+    /// `other` may supply parameters that the file lacks, and those of heads in place of the file's.
     ///
     /// # Errors
     /// Lists all parameters that are missing, misshapen or not finite, and all tensors of the
@@ -138,6 +138,12 @@ impl<'a> StoredNetwork<'a> {
         let mut differences = Vec::new();
         let mut found = Vec::with_capacity(specs.len());
         for spec in specs.iter() {
+            let instead = if spec.part.is_backbone() { None } else { other(spec) };
+            if let Some(values) = instead {
+                used.extend(self.names(spec));
+                found.push(values);
+                continue;
+            }
             match self.values(spec, &mut used, &mut report) {
                 Ok(values) => match values.or_else(|| other(spec)) {
                     Some(values) => found.push(values),
@@ -163,6 +169,14 @@ impl<'a> StoredNetwork<'a> {
     pub fn parameter(&self, spec: &ParamSpec) -> Result<Vec<f32>, WeightsError> {
         self.values(spec, &mut HashSet::new(), &mut Report::default())?
             .ok_or_else(|| self.mismatch(vec![format!("`{}` is missing", spec.name)]))
+    }
+
+    /// Whether the file has a parameter of a head in its shape.
+    pub fn has_shape(&self, spec: &ParamSpec) -> bool {
+        self.names(spec).iter().all(|name| {
+            let found = self.file.find(&self.location.group, name);
+            found.is_some_and(|tensor| tensor.shape == spec.shape)
+        })
     }
 
     /// The line about a parameter that the file lacks.

@@ -256,6 +256,7 @@ impl Config {
         check(!every.is_none(), "checkpoint.every", every, need)?;
         at_least_one("checkpoint.keep_last", self.checkpoint.keep_last as u64)?;
         at_least_one("knn.k", self.knn.k as u64)?;
+        at_least_one("knn.max_images", self.knn.max_images as u64)?;
         above_zero("knn.temperature", self.knn.temperature)?;
         let (need, given) = (objective.global_views(), self.views.global_count);
         check(

@@ -11,7 +11,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
 
-use crate::config_text::{auto_word, none_word};
+use crate::config_text::{ConfigError, Layer, Origin, auto_word, none_word};
 use crate::objective::read;
 use crate::optim::{ClipScope, OptimizerKind};
 use crate::span::{Span, Time};
@@ -68,6 +68,11 @@ impl<'de> Deserialize<'de> for ModelConfig {
             drop_path: f64,
         }
         let mut table = Table::deserialize(deserializer)?;
+        // Which would be nulls where the shape is read.
+        let odd = |value: &toml::Value| value.as_float().is_some_and(|value| !value.is_finite());
+        if let Some((key, value)) = table.iter().find(|(_, value)| odd(value)) {
+            return Err(D::Error::custom(format_args!("`{key}`: {value} is not a finite number")));
+        }
         let head = ["arch", "drop_path"]
             .into_iter()
             .filter_map(|key| Some((key.to_owned(), table.remove(key)?)));
@@ -80,6 +85,22 @@ impl ModelConfig {
     /// The settings of a named architecture.
     pub fn named(arch: &zoo::Architecture) -> Self {
         Self { arch: arch.name.into(), drop_path: arch.drop_path, backbone: arch.config() }
+    }
+}
+
+impl Layer {
+    /// The settings of a network of this shape: those of the architecture that has it, or else without
+    /// stochastic depth.
+    ///
+    /// # Errors
+    /// [`ConfigError::Defaults`] if a value has no form in TOML.
+    pub fn of_network(backbone: &BackboneConfig, origin: Origin) -> Result<Self, ConfigError> {
+        let known = zoo::ARCHITECTURES.iter().find(|arch| arch.config() == *backbone);
+        let custom =
+            || ModelConfig { arch: zoo::CUSTOM.into(), drop_path: 0.0, backbone: backbone.clone() };
+        let model = known.map_or_else(custom, ModelConfig::named);
+        let model = Table::try_from(model).map_err(ConfigError::Defaults)?;
+        Ok(Self { origin, table: Table::from_iter([("model".to_owned(), model.into())]) })
     }
 }
 

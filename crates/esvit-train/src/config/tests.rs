@@ -215,7 +215,7 @@ fn layers_decide_about_the_objective() {
     assert_eq!(error, expected);
     for (text, expected) in [
         (smoothing, "`objective.label_smoothing`"),
-        ("objective.name=3", "bad value for `objective` on the command line: `name` is 3"),
+        ("objective.name=3", "bad value for `objective.name` on the command line: 3 is not"),
     ] {
         let error = resolve(&[text]).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

@@ -161,7 +161,7 @@ impl<'de> Deserialize<'de> for ObjectiveConfig {
         let name = match table.remove("name") {
             None => "esvit".to_owned(),
             Some(toml::Value::String(name)) => name,
-            Some(other) => return Err(D::Error::custom(format!("`name` is {other}, not a text"))),
+            Some(other) => return Err(D::Error::custom(format!("`name`: {other} is not a text"))),
         };
         Self::from_table(&name, table)
             .unwrap_or_else(|| {
@@ -172,8 +172,14 @@ impl<'de> Deserialize<'de> for ObjectiveConfig {
     }
 }
 
-/// Settings from a table; errors begin with the key.
+/// Settings from a table; errors begin with the key, as [`crate::config_text::resolve`] reads them.
 pub(crate) fn read<T: serde::de::DeserializeOwned>(table: Table) -> Result<T, String> {
-    serde_path_to_error::deserialize(toml::Value::Table(table))
-        .map_err(|error| format!("`{}`: {}", error.path(), error.inner().message()))
+    serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
+        let message = error.inner().message();
+        match error.path().iter().next() {
+            Some(_) => format!("`{}`: {message}", error.path()),
+            // Of the table as a whole, or of a key that the message names itself.
+            None => message.to_owned(),
+        }
+    })
 }

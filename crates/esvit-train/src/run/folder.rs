@@ -1,9 +1,13 @@
 //! The folder of a run.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use esvit_data::Folders;
 use esvit_files::FileError;
+
+use crate::Config;
 
 use super::lock::{LOCK, LockError, RunLock};
 
@@ -23,7 +27,7 @@ pub enum FolderError {
     },
     /// It is to be overwritten but holds a file that no run writes.
     #[error(
-        "`{path}` holds `{file}`, which no run has written, so it is not deleted\n\
+        "`{path}` holds `{file}`, which no run has written, so nothing is written or deleted there\n\
          hint: choose another folder with `--out`",
         path = path.display()
     )]
@@ -36,7 +40,7 @@ pub enum FolderError {
     /// Another process uses it.
     #[error(
         "`{path}` is in use: {holder} is training in it\n\
-         hint: wait until that run has ended, or choose another folder with `--out`",
+         hint: wait until that run has ended, or take another folder",
         path = path.display()
     )]
     InUse {
@@ -60,7 +64,7 @@ pub enum FolderError {
     /// The system reports an error.
     #[error(
         "cannot use `{path}` as the run's folder: {source}\n\
-         hint: choose a folder that you may write to with `--out`",
+         hint: give yourself the right to write there, or take another folder",
         path = path.display()
     )]
     Io {
@@ -89,6 +93,24 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
+    /// Tells whether a new run may have the folder, without making it: it is empty or not there, or
+    /// holds an earlier run alone and is to be overwritten.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn check_free(path: &Path, overwrite: bool) -> Result<(), FolderError> {
+        let folder = Self::at(path.into());
+        let is_used = path.exists() && folder.names(path)?.iter().any(|name| name != LOCK);
+        match is_used {
+            true => match folder.foreign()? {
+                Some(file) => Err(FolderError::Foreign { path: path.into(), file }),
+                None if overwrite => Ok(()),
+                None => Err(FolderError::NotEmpty { path: path.into() }),
+            },
+            false => Ok(()),
+        }
+    }
+
     /// Creates the folder of a new run. If it is not empty, it is refused, or with `overwrite`
     /// deleted, provided that everything in it comes from a run.
     ///
@@ -99,7 +121,10 @@ impl RunFolder {
         let mut names = folder.names(path)?;
         names.retain(|name| name != LOCK);
         if !names.is_empty() && !overwrite {
-            return Err(FolderError::NotEmpty { path: path.into() });
+            return Err(match folder.foreign()? {
+                Some(file) => FolderError::Foreign { path: path.into(), file },
+                None => FolderError::NotEmpty { path: path.into() },
+            });
         }
         folder.io(std::fs::create_dir_all(path))?;
         folder.lock()?;
@@ -114,6 +139,44 @@ impl RunFolder {
         }
         folder.io(std::fs::create_dir_all(folder.checkpoints()))?;
         Ok(folder)
+    }
+
+    /// The run that a file belongs to: one of its settings, logs, checkpoints or results.
+    pub fn of_file(file: &Path) -> Option<PathBuf> {
+        let name = file.file_name()?.to_str()?;
+        let folder = file.parent()?;
+        let is_run =
+            |path: &Path| path.join("config.toml").is_file() && path.join("checkpoints").is_dir();
+        if OWN_FILES.contains(&name) || name.starts_with(EVENT_PREFIX) {
+            return is_run(folder).then(|| folder.into());
+        }
+        let within = ["checkpoints", "eval", "failures"].map(OsStr::new);
+        let run = folder.parent().filter(|run| is_run(run))?;
+        folder.file_name().is_some_and(|name| within.contains(&name)).then(|| run.into())
+    }
+
+    /// Finds images whose relative paths are meant from where the run was started, and are not there
+    /// from here.
+    pub fn find_images(&self, config: &mut Config) {
+        let environment = std::fs::read_to_string(self.file("env.json")).unwrap_or_default();
+        let environment: serde_json::Value = serde_json::from_str(&environment).unwrap_or_default();
+        let Some(start) = environment["folder"].as_str().map(Path::new) else { return };
+        let found = |path: &PathBuf| {
+            let from_start = start.join(path);
+            let is_moved = path.is_relative() && !path.exists() && from_start.exists();
+            is_moved.then_some(from_start)
+        };
+        if let Some(folders) = &config.data.path {
+            let paths = folders.paths().iter();
+            let paths: Vec<PathBuf> =
+                paths.map(|path| found(path).unwrap_or_else(|| path.clone())).collect();
+            config.data.path = Folders::of(&paths);
+        }
+        for path in [&mut config.knn.train, &mut config.knn.val] {
+            if let Some(found) = path.as_ref().and_then(found) {
+                *path = Some(found);
+            }
+        }
     }
 
     /// A file below the folder that no run writes.

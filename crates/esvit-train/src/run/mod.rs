@@ -151,6 +151,8 @@ pub struct Outcome {
     pub end: End,
     /// Optimizer steps done, over all sessions.
     pub step: u64,
+    /// Optimizer steps done in this session.
+    pub session_steps: u64,
     /// The newest checkpoint.
     pub checkpoint: PathBuf,
     /// The last k-NN check of this session.

@@ -32,6 +32,8 @@ pub struct Plan {
     pub knn_every: Option<u64>,
     /// Images in the source.
     pub images: usize,
+    /// How often each image comes up in an epoch.
+    pub repeat: u32,
     /// CPU threads.
     pub threads: usize,
     /// The type of GEMM operands and saved activations.
@@ -71,6 +73,7 @@ impl Plan {
             checkpoint_every: config.checkpoint.every.interval(run).unwrap_or(total_steps),
             knn_every: config.knn.every.interval(run),
             images,
+            repeat: config.data.repeat,
             threads: pool::threads(),
             precision: learner.settings.precision,
             chance_loss: learner.objective.chance_loss(),
@@ -123,11 +126,15 @@ impl fmt::Display for Plan {
         writeln!(f, "{}", self.description)?;
         write!(
             f,
-            "{}, {} of {}, {} an epoch, {}, {}; a loss of {:.2} is that of chance",
+            "{}, {} of {}, {} an epoch{}, {}, {}; a loss of {:.2} is that of chance",
             counted(self.images, "image"),
             counted(self.total_steps as usize, "step"),
             counted(self.batch, "image"),
             counted(self.steps_per_epoch as usize, "step"),
+            match self.repeat {
+                1 => String::new(),
+                repeat => format!(" (each image {repeat} times)"),
+            },
             counted(self.threads, "thread"),
             self.precision.name(),
             self.chance_loss,
@@ -507,7 +514,7 @@ mod tests {
                 "L_V to 6 prototypes, Swin `custom` (1-2 blocks, width 4, window 3, 0.00 M \
                  parameters, heads 0.00 M)\n\
                  views 2 x 16 px + 3 x 8 px\n\
-                 10 images, 20 steps of 4 images, 5 steps an epoch, {threads} threads, bf16; a \
+                 10 images, 20 steps of 4 images, 5 steps an epoch (each image 2 times), {threads} threads, bf16; a \
                  loss of 1.25 is that of chance"
             )
         );

@@ -417,6 +417,7 @@ impl<'a> Session<'a> {
         Outcome {
             end,
             step,
+            session_steps: step - self.plan.first_step,
             checkpoint: self.newest.clone(),
             knn: self.last_knn,
             retrieval: self.found[0].zip(self.found[1]).map(|(first, last)| [first, last]),

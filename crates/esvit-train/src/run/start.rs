@@ -131,10 +131,16 @@ impl Started {
         folder: &RunFolder,
     ) -> Result<Option<(PathBuf, Metadata)>, RunError> {
         let mut first_error = None;
-        for (_, path) in folder.list()? {
+        for (named, path) in folder.list()? {
             let restored = Checkpoint::open(&path).and_then(|file| {
+                let metadata = file.run()?;
+                if metadata.step != named {
+                    let step = metadata.step;
+                    let reason = format!("its name says step {named}, and it says step {step}");
+                    return Err(CheckpointError::NotARun { path: path.clone(), reason });
+                }
                 file.restore(&mut self.learner)?;
-                file.run().cloned()
+                Ok(metadata.clone())
             });
             match restored {
                 Ok(metadata) => return Ok(Some((path, metadata))),

@@ -69,22 +69,42 @@ impl NetworkArgs {
     }
 }
 
-/// Parses the path of a file of weights, or of the folder of a run: it stands for its best
-/// checkpoint, or else its newest.
+/// Parses the path of a file of weights, or of a folder that stands for one: that of a run for its best
+/// checkpoint, or else its newest, and an exported one for its weights.
 pub(super) fn run_or_file() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().try_map(|text| {
         let path = PathBuf::from(text);
         if !path.join("config.toml").is_file() {
-            return Ok(path);
+            return Ok(weights_in(&path).unwrap_or(path));
         }
         let run = RunFolder::at(path);
-        if run.best().is_file() {
-            return Ok(run.best());
-        }
-        let newest = run.list().map_err(|error| error.to_string())?.into_iter().next();
-        let none = || format!("the run `{}` has no checkpoint yet", run.path().display());
-        newest.map(|(_, path)| path).ok_or_else(none)
+        if run.best().is_file() { Ok(run.best()) } else { newest(&run) }
     })
+}
+
+/// Parses the path of a checkpoint, or of the folder of a run: it stands for its newest one.
+pub(super) fn newest_or_file() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(|text| {
+        let path = PathBuf::from(text);
+        if path.join("config.toml").is_file() { newest(&RunFolder::at(path)) } else { Ok(path) }
+    })
+}
+
+fn newest(run: &RunFolder) -> Result<PathBuf, String> {
+    let newest = run.list().map_err(|error| error.to_string())?.into_iter().next();
+    let none = || format!("the run `{}` has no checkpoint yet", run.path().display());
+    newest.map(|(_, path)| path).ok_or_else(none)
+}
+
+/// The file of weights in a folder as `esvit export`, timm and `transformers` write it.
+fn weights_in(folder: &Path) -> Option<PathBuf> {
+    const NAMES: [&str; 4] = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ];
+    NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file())
 }
 
 /// A backbone to load.

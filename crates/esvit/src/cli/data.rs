@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use esvit_data::{contact_sheet, counted};
+use esvit_data::{contact_sheet, counted, printable};
 use esvit_eval::preview;
 use esvit_files::write_atomically;
 use serde_json::json;
@@ -64,7 +64,9 @@ impl Preview {
         write_atomically(&out, |file| file.write_all(&png))?;
         let (images, views) = (crops.rows.len(), config.views.sizes().len());
         if self.json {
-            output.result(json!({ "out": out, "images": images, "crops_per_image": views }))?;
+            output.result(
+                json!({ "out": printable(&out), "images": images, "crops_per_image": views }),
+            )?;
         }
         let [images, views] =
             [(images, "image"), (views, "crop")].map(|(n, noun)| counted(n, noun));

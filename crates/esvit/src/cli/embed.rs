@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use esvit_data::counted;
+use esvit_data::{counted, printable};
 use esvit_model::PretrainedBackbone;
 use esvit_model::embedding::{
     EmbeddingError, EmbeddingWriter, Format, Job, Progress, is_feature_file,
@@ -81,8 +81,8 @@ impl Embed {
         let names = format.names_file(&self.out);
         if self.json {
             output.result(json!({
-                "out": self.out,
-                "names": names,
+                "out": printable(&self.out),
+                "names": names.as_ref().map(printable),
                 "images": source.len(),
                 "features": rows,
                 "width": width,

@@ -1,15 +1,16 @@
 //! `esvit export`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use esvit_data::printable;
 use esvit_model::export::{self, Options, Target};
 use esvit_train::official;
 use esvit_weights::Float;
 use serde_json::json;
 
 use super::args::run_or_file;
-use super::{Exit, NetworkArgs, Output};
+use super::{Exit, NetworkArgs, Output, check_writable};
 
 /// Options of `esvit export`.
 #[derive(Debug, clap::Args)]
@@ -55,10 +56,21 @@ fn size(text: &str) -> Result<[usize; 2], String> {
 impl Export {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let out = &self.out;
-        let is_there =
-            out.is_file() || out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-        if is_there && !self.overwrite {
-            bail!("`{}` already exists\nhint: add `--overwrite`", out.display());
+        match out.read_dir() {
+            Ok(mut entries) => {
+                if entries.next().is_some() && !self.overwrite {
+                    bail!("`{}` already exists\nhint: add `--overwrite`", out.display());
+                }
+                let [out, read] = [out, &self.checkpoint].map(|path| path.canonicalize().ok());
+                if out.is_some() && out.as_deref() == read.as_deref().and_then(Path::parent) {
+                    bail!(
+                        "what is read lies in `{}`, it is not written over\n\
+                         hint: choose another folder",
+                        self.out.display()
+                    );
+                }
+            }
+            Err(_) => check_writable(out, self.overwrite, &[&self.checkpoint])?,
         }
         if self.size.is_some() && self.format != Target::Onnx {
             bail!("`--size` is for `--format onnx`: weights do not depend on the image size");
@@ -81,14 +93,8 @@ impl Export {
     }
 
     fn print(&self, files: &[PathBuf], output: &Output) -> Result<()> {
-        output.print(
-            self.json,
-            &json!({ "format": self.format.to_string(), "files": files }),
-            || {
-                let names: Vec<String> =
-                    files.iter().map(|file| file.display().to_string()).collect();
-                names.join("\n")
-            },
-        )
+        let names: Vec<String> = files.iter().map(printable).collect();
+        let written = json!({ "format": self.format.to_string(), "files": names });
+        output.print(self.json, &written, || names.join("\n"))
     }
 }

@@ -3,6 +3,7 @@
 //! `--batch_size_per_gpu 32` is the setting `train.batch_size=32`, and so on. Booleans may be given as
 //! a value or as a bare flag, as there; what a script needs and this program does not is noted.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
@@ -73,9 +74,29 @@ const OPTIONS: &[(&str, Meaning)] = &[
     ("sampler", Ignored("every epoch shows all images in random order")),
     ("dist_url", Ignored(ONE_PROCESS)),
     ("local_rank", Ignored(ONE_PROCESS)),
+    ("nproc_per_node", Ignored(ONE_PROCESS)),
+    ("nnodes", Ignored(ONE_PROCESS)),
+    ("node_rank", Ignored(ONE_PROCESS)),
+    ("master_addr", Ignored(ONE_PROCESS)),
+    ("master_port", Ignored(ONE_PROCESS)),
     ("num_nodes", Ignored(ONE_PROCESS)),
     ("ngpus", Ignored(ONE_PROCESS)),
 ];
+
+/// A command line without the launcher of a script that was pasted with it, such as
+/// `python -m torch.distributed.launch --nproc_per_node=8 main_esvit.py`.
+pub(super) fn without_launcher(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let text = |argument: &OsString| argument.to_string_lossy().into_owned();
+    let is_launcher =
+        |word: String| word.starts_with("python") || word == "torchrun" || word == "-m";
+    if arguments.get(2).map(text).is_some_and(is_launcher) {
+        let script = arguments.iter().position(|argument| text(argument).ends_with(".py"));
+        if let Some(script) = script {
+            arguments.drain(2..=script);
+        }
+    }
+    arguments
+}
 
 /// What the options of a script say.
 #[derive(Debug, Clone, Default)]

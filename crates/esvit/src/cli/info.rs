@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use esvit_data::printable;
 use esvit_eval::efficiency::parameters;
 use esvit_model::PretrainedBackbone;
 use esvit_nn::weights::{WeightsFile, networks};
@@ -70,8 +71,10 @@ impl Info {
         }
         let networks = networks(file);
         let networks: Vec<&str> = networks.iter().map(|location| location.network()).collect();
-        let mut properties =
-            vec![("file", json!(self.file)), ("format", file.container().to_string().into())];
+        let mut properties = vec![
+            ("file", json!(self.file.as_ref().map(printable))),
+            ("format", file.container().to_string().into()),
+        ];
         if file.parts() > 1 {
             properties.push(("parts", file.parts().into()));
         }

@@ -37,7 +37,9 @@ impl Man {
         for (name, page) in &pages {
             let path: &Path = &path(name);
             write_atomically(path, |file| file.write_all(page))?;
-            output.result(path.display())?;
+        }
+        for (name, _) in &pages {
+            output.result(path(name).display())?;
         }
         Ok(Exit::Success)
     }

@@ -74,7 +74,7 @@ enum Command {
     Resume(pretrain::Resume),
     /// Print the settings that a run would have, each with what it is and where it comes from.
     Config(Box<config::ConfigCommand>),
-    /// Evaluate a backbone: k-NN, linear probe, fine-tuning, correspondence, attention, efficiency.
+    /// Evaluate a backbone: k-NN, linear probe, transfer, fine-tuning, retrieval, correspondence, ...
     #[command(subcommand)]
     Eval(Eval),
     /// Draw the attention of a query pixel, head by head.
@@ -113,7 +113,7 @@ enum Command {
 
 /// Parses the command line and runs the command.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match Cli::try_parse_from(flags::without_launcher(arguments)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come as errors; clap knows which stream each goes to.
@@ -121,6 +121,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
+    signals::survive_file_limits();
     let output = Output::new(&cli.output);
     if let Some(threads) = cli.threads {
         // Before anything runs on it: it cannot have been made already.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::bail;
-use esvit_data::printable;
+use esvit_data::{counted, printable};
 use esvit_model::features::SkippedImage;
+use esvit_train::run::RunFolder;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// How much the program says, and in what form.
@@ -63,10 +64,7 @@ const CYAN: &str = "36";
 
 impl Drop for Output {
     fn drop(&mut self) {
-        let more = self.left_out.swap(0, Ordering::Relaxed).saturating_sub(MOST_NAMED);
-        if more > 0 {
-            self.warning(format!("left out {more} more images"));
-        }
+        self.count_left_out();
     }
 }
 
@@ -174,6 +172,14 @@ impl Output {
         }
     }
 
+    /// Says how many images were left out besides those that were named.
+    pub(super) fn count_left_out(&self) {
+        let more = self.left_out.swap(0, Ordering::Relaxed).saturating_sub(MOST_NAMED);
+        if more > 0 {
+            self.warning(format!("left out {} more", counted(more, "image")));
+        }
+    }
+
     /// Writes a warning to stderr, also when quiet.
     pub(super) fn warning(&self, text: impl Display) {
         let text = self.hints(&text.to_string());
@@ -231,6 +237,13 @@ pub(super) fn check_writable(file: &Path, overwrite: bool, inputs: &[&Path]) -> 
         bail!(
             "`{}` is what is read, it is not written over\nhint: choose another name",
             file.display()
+        );
+    }
+    if let Some(run) = RunFolder::of_file(file).filter(|_| exists) {
+        bail!(
+            "`{}` belongs to the run `{}`, it is not written over\nhint: choose another name",
+            file.display(),
+            run.display()
         );
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());

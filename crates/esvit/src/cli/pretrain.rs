@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use esvit_data::{Folders, Preprocess, RangeSetting, Source, counted};
+use esvit_data::{Folders, Preprocess, RangeSetting, Source, counted, printable};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
@@ -17,7 +17,7 @@ use esvit_train::Config;
 use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Retrieval, RunFolder, Start};
 use serde_json::json;
 
-use super::args::run_or_file;
+use super::args::{newest_or_file, run_or_file};
 use super::flags::ScriptOptions;
 use super::plan;
 use super::profile_table::profile_table;
@@ -52,9 +52,9 @@ pub(super) struct Pretrain {
     /// network; student and teacher of a run each from their own]
     #[arg(long, value_name = "NAME", requires = "init_from")]
     key: Option<String>,
-    /// Continue in a new folder from the full state of a checkpoint or run, with its settings and
-    /// what is changed here, for instance to add the region loss.
-    #[arg(long, value_name = "PATH", value_parser = run_or_file())]
+    /// Continue in a new folder from the full state of a checkpoint, or of the newest one of a run,
+    /// with its settings and what is changed here, for instance to add the region loss.
+    #[arg(long, value_name = "PATH", value_parser = newest_or_file())]
     continue_from: Option<PathBuf>,
     #[command(flatten)]
     how: How,
@@ -99,8 +99,17 @@ impl Pretrain {
             None => run_folder(Path::new("runs"), &recipe, self.resume)?,
         };
         if self.resume && RunFolder::at(out.clone()).config().is_file() {
+            if self.settings.has_recipe() {
+                output.note(
+                    "`--recipe` is for new runs: this one goes on with the settings that it has",
+                );
+            }
             return resume(&out, &self.settings.given, &self.how, output);
         }
+        if !self.resume && !self.how.dry_run {
+            RunFolder::check_free(&out, self.overwrite)?;
+        }
+        self.settings.weights = self.init_from.clone().map(|path| (path, self.key.clone()));
         let config = match &continue_from {
             Some(checkpoint) => self.settings.resolve_continued(checkpoint, output)?,
             None => self.settings.resolve(output)?,
@@ -148,7 +157,7 @@ impl How {
                 }
                 false => None,
             };
-            let would = json!({ "run": out, "plan": plan, "settings": config });
+            let would = json!({ "run": printable(out), "plan": plan, "settings": config });
             output.print(self.json, &would, || config.to_toml().trim_end().to_owned())?;
             return Ok(Exit::Success);
         }
@@ -166,8 +175,8 @@ impl Resume {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if !self.run.join("config.toml").is_file() {
             bail!(
-                "there is no run in `{}`\nhint: start one with `esvit pretrain --out {}`",
-                self.run.display(),
+                "there is no run in `{}`, which would have a `config.toml`\n\
+                 hint: name the folder that `--out` named; without it, runs are in `runs`",
                 self.run.display()
             );
         }
@@ -207,13 +216,8 @@ fn run_folder(parent: &Path, name: &str, last: bool) -> Result<PathBuf> {
     if !last {
         return Ok(folder(free));
     }
-    if free == 1 {
-        bail!(
-            "there is no run `{}` to resume\nhint: name its folder with `--out`",
-            folder(1).display()
-        );
-    }
-    Ok(folder(free - 1))
+    // Without a run there is nothing to resume, and one is started.
+    Ok(folder((free - 1).max(1)))
 }
 
 impl How {
@@ -290,11 +294,26 @@ fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<L
             None => LabeledTask::held_out(source.clone(), &folders.to_string(), knn.max_images),
         };
         output.note(format!("k-NN check on {}", task.description));
+        if !asked {
+            let classes = list_some(source.classes());
+            output.note(format!(
+                "its folders are taken for classes: {classes}; they judge the run and do not \
+                 teach it (`knn.every=0` for no checks)"
+            ));
+        }
         Some(task)
     } else {
         None
     };
     Ok((source, task))
+}
+
+/// The first of some names, and how many there are.
+fn list_some(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let first: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    let more = if names.len() > SHOWN { ", ..." } else { "" };
+    format!("{} ({}{more})", names.len(), first.join(", "))
 }
 
 /// The `val` folder beside a folder called `train`, as in ImageNet.
@@ -333,11 +352,12 @@ fn retrieval_check<'a>(
 fn environment() -> serde_json::Value {
     json!({
         "program": env!("CARGO_PKG_VERSION"),
-        "command": std::env::args().collect::<Vec<_>>(),
+        "command": std::env::args_os().map(printable).collect::<Vec<_>>(),
         "system": std::env::consts::OS,
         "architecture": std::env::consts::ARCH,
         "threads": pool::threads(),
         "processor": processor(),
+        "folder": std::env::current_dir().ok().as_deref().and_then(Path::to_str),
     })
 }
 
@@ -357,11 +377,12 @@ fn report(
     output: &Output,
 ) -> Result<Exit> {
     let mut result = json!({
-        "run": out,
+        "run": printable(out),
         "end": outcome.end.name(),
         "steps": outcome.step,
+        "session_steps": outcome.session_steps,
         "seconds": outcome.training.as_secs_f64(),
-        "checkpoint": outcome.checkpoint,
+        "checkpoint": printable(&outcome.checkpoint),
         "left_out": outcome.broken,
         "retrieval": outcome.retrieval,
     });
@@ -379,15 +400,16 @@ fn report(
         output.note(format!("to resume: {} resume {}", program(), quoted(out)));
         return Ok(Exit::Stopped);
     }
+    output.count_left_out();
     if outcome.training > Duration::ZERO {
-        let steps = counted(outcome.step as usize, "step");
+        let steps = counted(outcome.session_steps as usize, "step");
         output.note(format!("{steps} in {}", clock(outcome.training)));
     }
     if let Some([first, last]) = outcome.retrieval {
         let (before, after) = (first.retrieval_top1, last.retrieval_top1);
         output.note(format!(
-            "the other crop of an image is found among {} images: {before:.1} % untrained, \
-             {after:.1} % trained",
+            "the other crop of an image is found among {} images: {before:.1} % before training, \
+             {after:.1} % after it",
             last.retrieval_images
         ));
         // Among few images, chance alone moves it by more than training does. Labels judge better.
@@ -413,7 +435,14 @@ fn report(
     if json {
         output.result(serde_json::to_string_pretty(&result)?)?;
     }
+    let best = RunFolder::at(out.into()).best();
+    output.note(match best.is_file() {
+        true => format!("weights: `{}`, and those of the last step", best.display()),
+        false => format!("weights: `{}`", outcome.checkpoint.display()),
+    });
     let (program, run) = (program(), quoted(out));
+    let name = out.file_name().unwrap_or_else(|| "features".as_ref());
+    let features = quoted(Path::new(name).with_added_extension("npy"));
     output.note("next steps:");
     output.note(format!("  {program} report {run}"));
     let folders = config.data.path.as_ref().map_or(&[][..], Folders::paths);
@@ -424,7 +453,7 @@ fn report(
         output.note(format!("  {program} eval linear --checkpoint {run}{}", option("--train")));
     }
     let data = option("--data");
-    output.note(format!("  {program} embed --checkpoint {run}{data} --out features.npy"));
+    output.note(format!("  {program} embed --checkpoint {run}{data} --out {features}"));
     Ok(Exit::Success)
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Progress<'a> {
     /// When the last line was written, and how many there are.
     lines: (Instant, usize),
     loss: Option<f32>,
+    /// What the live line says of the last figures.
+    figures: String,
 }
 
 /// How fast a run goes.
@@ -55,6 +57,7 @@ impl<'a> Progress<'a> {
             pace: Pace { began: now, first: 0, total: 0, done: 0.0 },
             lines: (now, 0),
             loss: None,
+            figures: String::new(),
         }
     }
 
@@ -75,7 +78,8 @@ impl<'a> Progress<'a> {
         let parts = parts.map_or_else(String::new, |(done, of)| format!("part {done}/{of}  "));
         let loss = self.loss.map_or_else(String::new, |loss| format!("loss {loss:.3}"));
         self.bar.set_position(self.pace.done as u64);
-        self.bar.set_message(format!("{parts}left {}  {loss}", self.pace.left_in_words()));
+        let left = self.pace.left_in_words();
+        self.bar.set_message(format!("{parts}left {left}  {loss}{}", self.figures));
     }
 }
 
@@ -93,6 +97,12 @@ fn details(metrics: &StepMetrics) -> String {
         100.0 * metrics.data_wait,
         health.unwrap_or_default(),
     )
+}
+
+/// What the live line says besides the loss: how fast it is, and the teacher's health.
+fn live(metrics: &StepMetrics) -> String {
+    let health = metrics.summary.as_ref().map(|summary| format!("  {summary}"));
+    format!("  {} img/s{}", speed(metrics.img_per_s), health.unwrap_or_default())
 }
 
 /// A speed with two digits at least.
@@ -151,6 +161,7 @@ impl Observer for Progress<'_> {
                 }
             }
             Event::Figures(metrics) => {
+                self.figures = live(metrics);
                 let is_last = metrics.step == self.pace.total;
                 if self.output.is_verbose() || is_last || self.is_due() {
                     let left = self.pace.left_in_words();

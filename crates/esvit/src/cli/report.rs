@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use esvit_data::printable;
 use esvit_eval::report;
 use esvit_nn::Device;
 use serde_json::json;
@@ -35,7 +36,7 @@ impl Report {
             output.warning(finding);
         }
         let summary = json!({
-            "out": written.path,
+            "out": printable(&written.path),
             "not_in_the_report": written.problems,
             "findings": written.findings,
         });

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use esvit_data::{Folders, Survey, counted};
+use esvit_data::{Folders, Survey, counted, printable};
 use esvit_eval::preview;
+use esvit_model::OpenOptions;
 use esvit_train::auto;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::{Resolved, recipe_layers};
@@ -31,6 +32,9 @@ pub(super) struct Settings {
     /// Whether the defaults are those of the official scripts.
     #[arg(skip)]
     is_script: bool,
+    /// The weights to begin with, and which of the networks in their file: `auto` takes theirs.
+    #[arg(skip)]
+    pub(super) weights: Option<(PathBuf, Option<String>)>,
 }
 
 /// Settings that are given, over those of a recipe or of a run.
@@ -75,7 +79,7 @@ pub(super) struct Given {
     /// `f32`, `bf16` or `auto`.
     #[arg(long, value_name = "NAME", help_heading = COMPUTE)]
     precision: Option<String>,
-    /// Any setting, for instance `optim.warmup=5% views.flip=0`; `--dry-run` prints all of them.
+    /// Any setting, for instance `optim.warmup=5% views.flip=0`; `esvit config` prints all of them.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }
@@ -97,6 +101,11 @@ pub(super) const BUILT_IN: &str = "materials";
 const OBJECTIVE: &str = "esvit";
 
 impl Settings {
+    /// Whether a recipe is named.
+    pub(super) fn has_recipe(&self) -> bool {
+        self.recipe.is_some()
+    }
+
     /// Name of the recipe that a new run starts from.
     ///
     /// # Errors
@@ -131,7 +140,9 @@ impl Settings {
         if recipe != auto::NAME {
             return Ok(recipe_layers(recipe)?);
         }
-        let given = self.given.layers()?;
+        let mut given = self.given.layers()?;
+        let of_weights = self.network_of_weights(&given, output)?;
+        given.splice(0..0, of_weights.clone());
         let mut config = Config::resolve(given.clone())?;
         config.data.path = Folders::of(&self.given.data).or(config.data.path);
         let source = preview::source(&config)?;
@@ -144,7 +155,19 @@ impl Settings {
             survey.side
         ));
         choice.reasons.iter().for_each(|reason| output.note(format!("  {reason}")));
-        Ok(vec![choice.layer])
+        Ok([choice.layer].into_iter().chain(of_weights).collect())
+    }
+
+    /// The network of the weights to begin with, unless another one is given.
+    fn network_of_weights(&self, given: &[Layer], output: &Output) -> Result<Option<Layer>> {
+        let is_given = given.iter().any(|layer| layer.table.contains_key("model"));
+        let Some((path, key)) = self.weights.as_ref().filter(|_| !is_given) else {
+            return Ok(None);
+        };
+        let backbone = OpenOptions::default().key(key.as_deref()).open(path)?;
+        let (family, shape) = (backbone.config.family(), backbone.config.describe());
+        output.note(format!("the network is that of `{}`: {family} ({shape})", path.display()));
+        Ok(Some(Layer::of_network(&backbone.config, Origin::File(path.clone()))?))
     }
 
     /// The settings of a run that goes on from a checkpoint of another: those of that one, under a
@@ -207,7 +230,9 @@ impl Given {
         let newest = run.list().unwrap_or_default().into_iter().map(|(_, path)| path);
         let mut layers: Vec<Layer> = newest.filter_map(|path| stored(&path).ok()).take(1).collect();
         layers.push(parse_file(&run.config())?);
-        self.merge_over(layers, output)
+        let mut config = self.merge_over(layers, output)?;
+        run.find_images(&mut config);
+        Ok(config)
     }
 
     /// The options as settings, then the settings themselves.
@@ -227,8 +252,22 @@ impl Given {
             ("seed", &self.seed),
         ];
         let given = options.iter().filter_map(|(key, value)| {
-            value.as_ref().map(|value| parse_override(&format!("{key}={value}")))
+            value.as_ref().map(|value| match *key {
+                // A number alone lacks its unit, and is to be refused for that.
+                "train.time" => parse_override(&format!("{key}='{value}'")),
+                key => parse_override(&format!("{key}={value}")),
+            })
         });
+        let data =
+            |text: &&String| text.split_once('=').is_some_and(|(key, _)| key.trim() == "data.path");
+        if let (Some(option), Some(setting)) = (self.data.first(), self.overrides.iter().find(data))
+        {
+            return Err(Usage(format!(
+                "`data.path` is given twice: `--data {}` and `{setting}`\nhint: keep one of them",
+                option.display()
+            ))
+            .into());
+        }
         for (key, option) in options.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)))
         {
             let settings = self.overrides.iter().filter_map(|text| text.split_once('='));
@@ -243,7 +282,9 @@ impl Given {
             }
         }
         if let Some(word) = self.overrides.iter().find(|text| !text.contains('=')) {
+            let run = RunFolder::at(word.into()).config();
             let meant = match Path::new(word).exists() {
+                _ if run.is_file() => format!("did you mean `--config {}`?", quoted(run)),
                 true => format!("did you mean `--data {}`?", quoted(word)),
                 false => "a setting is written `table.key=value`, images are given with `--data \
                           FOLDER`"
@@ -268,7 +309,21 @@ impl Given {
         let Resolved { mut config, mut layers, notes } = Config::resolve_with_notes(layers)?;
         notes.iter().for_each(|note| output.note(note));
         // A path need not be text; among the layers it says where the setting comes from.
-        if let Some(folders) = Folders::of(&self.data) {
+        if let Some(path) = self.data.iter().find(|path| path.to_str().is_none()) {
+            return Err(Usage(format!(
+                "`{}` is not UTF-8, and the settings of a run cannot hold it\n\
+                 hint: rename the folder, or name a link to it",
+                printable(path)
+            ))
+            .into());
+        }
+        // Which stands for no folder among the settings.
+        let named = |path: &PathBuf| match path.as_os_str() == "none" {
+            true => Path::new(".").join(path),
+            false => path.clone(),
+        };
+        let data: Vec<PathBuf> = self.data.iter().map(named).collect();
+        if let Some(folders) = Folders::of(&data) {
             let names = match folders.one() {
                 Some(path) => path.display().to_string(),
                 None => serde_json::to_string(&folders)?,

@@ -21,7 +21,7 @@ pub(super) fn stop_on_signal(stop: &Arc<AtomicBool>, output: &Output) -> Result<
     listen(move |is_interrupt| match answer(&mut first, is_interrupt, Instant::now()) {
         Answer::Stop => {
             stop.store(true, Ordering::Relaxed);
-            output.note("stopping after this part of a step, Ctrl-C again to stop at once");
+            output.note("stopping: the step at hand is dropped, the state before it saved (Ctrl-C again ends at once)");
         }
         Answer::Exit => {
             #[expect(clippy::exit, reason = "a second interrupt ends the process at once")]
@@ -30,6 +30,13 @@ pub(super) fn stop_on_signal(stop: &Arc<AtomicBool>, output: &Output) -> Result<
         Answer::Nothing => {}
     })
     .context("cannot listen for signals")
+}
+
+/// Where a file may not grow further, the write is to fail and say so, and not to end the process.
+pub(super) fn survive_file_limits() {
+    #[cfg(unix)]
+    // Without it the process ends as it did.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
 }
 
 /// What a signal does.
@@ -55,12 +62,10 @@ fn answer(first: &mut Option<Instant>, is_interrupt: bool, now: Instant) -> Answ
 /// Calls `handle` at every signal, on a thread of its own, with whether it is an interrupt.
 #[cfg(unix)]
 fn listen(mut handle: impl FnMut(bool) + Send + 'static) -> std::io::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 
     let asks = [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU];
     let mut signals = signal_hook::iterator::Signals::new(asks)?;
-    // Where a file may not grow further, the write is to fail and say so.
-    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         signals.forever().for_each(|signal| handle(signal == SIGINT));
     })?;

@@ -18,10 +18,11 @@ fn a_folder_is_enough() {
         "few images (40)",
         "step 0  the other crop of an image is found in",
         "among 40 images",
-        "% untrained",
+        "% before training",
         "next steps:",
     ]);
     assert!(!ended.stderr.contains("length      "), "the length is given");
+    assert!(!ended.stderr.contains("eval linear"), "there are no labels");
     let run = place.folder("run");
     let best = Checkpoint::open(&run.file("checkpoints/best.safetensors")).unwrap();
     let best = best.metadata.unwrap().best.unwrap();

@@ -232,7 +232,7 @@ fn what_a_set_is_worth_is_said() {
         let ended = place.well(&format!("{line} set")).says(&[
             "the training images of `set` are those in `train`",
             "the query images of `set` are those in `val`",
-            "1 query images are of classes without training images, such as `unknown`",
+            "1 query image of classes without training images, such as `unknown`",
             "training images too, byte for byte",
         ]);
         let answer = ended.json();
@@ -281,6 +281,22 @@ fn what_is_measured_is_what_was_asked_for() {
     }
     let forward = "bench forward --batch 1 --global-size 64 --prototypes 32 --iterations 1 --json";
     let answer = place.well(&format!("{forward} --precision f32 --view-only --threads 1")).json();
+    let kernels = "bench kernels --iterations 1 --isa baseline --precision f32 --json";
+    assert_eq!(place.well(kernels).json()["isa"], "baseline");
     assert_eq!((&answer["region"], &answer["precision"]), (&false.into(), &"f32".into()));
     assert_eq!((&answer["threads"], answer["seconds"].as_array().unwrap().len()), (&1.into(), 1));
+}
+
+#[test]
+fn the_temperature_of_the_votes_counts() {
+    let place = Place::with_a_run();
+    labeled(&place, "set", 12);
+    // As good as equal votes of all images, and the nearest image alone.
+    let accuracies = ["1e6", "1e-4"].map(|temperature| {
+        let line = format!("eval knn -c run --train set --k 28 --temperature {temperature} --json");
+        place.well(&line).json()["results"].clone()
+    });
+    assert_ne!(accuracies[0], accuracies[1]);
+    let fit = "embed -c run -d set --arch swin_tiny_w7 --out features.npy";
+    place.run(fit).expect(1).says(&["does not fit", "embed.proj.weight"]);
 }

@@ -129,23 +129,35 @@ fn images_that_have_changed_are_told() {
 /// Values that are no numbers are damage as a cut file is: the checkpoint before is used.
 #[test]
 fn a_checkpoint_of_values_that_are_no_numbers_is_passed_over() {
+    for tensor in ["student.patch_embed.proj.bias", "center", "optimizer.exp_avg.norm.weight"] {
+        let place = Place::new();
+        let run = place.folder("run");
+        place.well(&format!("pretrain --out run {TINY} train.epochs=2"));
+        let newest = run.newest();
+        let mut bytes = fs::read(&newest).unwrap();
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let text = String::from_utf8(bytes[8..8 + header].to_vec()).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let offsets = &value[tensor]["data_offsets"];
+        let start = 8 + header + offsets[0].as_u64().unwrap() as usize;
+        bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(&newest, bytes).unwrap();
+        place
+            .well("resume run train.epochs=3")
+            .says(&["passing over a broken checkpoint", "going on after step 25"]);
+        assert_eq!(run.steps().last(), Some(&75), "{tensor}");
+    }
+}
+
+#[test]
+fn a_checkpoint_under_the_name_of_another_step_is_passed_over() {
     let place = Place::new();
-    let run = place.folder("run");
     place.well(&format!("pretrain --out run {TINY} train.epochs=2"));
-    let newest = run.newest();
-    let mut bytes = fs::read(&newest).unwrap();
-    let end = bytes.len();
-    // The last tensor is the teacher's or a moment: some value of it becomes NaN.
-    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let text = String::from_utf8(bytes[8..8 + header].to_vec()).unwrap();
-    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let offsets = &value["student.patch_embed.proj.bias"]["data_offsets"];
-    let start = 8 + header + offsets[0].as_u64().unwrap() as usize;
-    bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    assert_eq!(bytes.len(), end);
-    fs::write(&newest, bytes).unwrap();
-    place
-        .well("resume run train.epochs=3")
-        .says(&["passing over a broken checkpoint", "going on after step 25"]);
-    assert_eq!(run.steps().last(), Some(&75));
+    let path = |name: &str| place.path(&format!("run/checkpoints/{name}.safetensors"));
+    fs::copy(path("epoch=0001-step=00000025"), path("epoch=0040-step=00001000")).unwrap();
+    place.well("resume run train.epochs=3").says(&[
+        "its name says step 1000, and it says step 25",
+        "going on after step 50",
+        "step 75/75",
+    ]);
 }

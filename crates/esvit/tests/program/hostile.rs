@@ -47,7 +47,7 @@ fn shapes() -> Vec<(&'static str, Value, &'static str)> {
         ("depths", json!([1_u64 << 62, 1_u64 << 62]), "`depths` is [46116860184273879"),
         ("depths", json!(vec![1; 100_000]), "`depths` is a list of 100000: "),
         ("depths", json!([1, 1, 1]), "`num_heads` is [1, 2]: `depths` has 3 stages"),
-        ("depths", json!("x"), "depths: invalid type: string \"x\""),
+        ("depths", json!("x"), "`depths`: invalid type: string \"x\""),
         ("depths", Value::Null, "missing field `depths`"),
         ("num_heads", json!([]), "`num_heads` is []: "),
         ("num_heads", json!([1, 0]), "`num_heads[1]` is 0: "),

@@ -141,7 +141,7 @@ fn a_signal_within_a_step_drops_it_however_often_it_comes() {
     ] {
         let place = Place::new();
         let ended = signalled(&place, ONE_STEP, signals).expect(75).says(&[
-            "stopping after this part of a step",
+            "stopping: the step at hand is dropped",
             "stopped after step 0 of 1, state saved",
             "to resume: ",
         ]);
@@ -150,6 +150,28 @@ fn a_signal_within_a_step_drops_it_however_often_it_comes() {
         place.well("resume run").says(&["going on after step 0", "1 step in"]);
         assert_eq!(run.steps(), [0, 1]);
     }
+}
+
+/// Within a part of a step that takes many seconds.
+#[test]
+fn a_second_interrupt_after_a_second_ends_at_once() {
+    let place = Place::new();
+    let run = place.folder("run");
+    let slow = "train.epochs=1 optim.warmup=0 data.repeat=2 train.batch_size=200 train.micro_batch=200 \
+                model.embed_dim=128 model.depths=[2,18] model.num_heads=[4,8] --threads 1 \
+                train.activation_checkpointing=true";
+    let mut running = place.start(&format!("pretrain --out run {TINY} {slow}"));
+    running.wait_until(|| run.steps() == [0]);
+    // Crops are made before the networks see them.
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    running.signal(&["INT"]);
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    running.signal(&["INT"]);
+    let ended = running.wait().expect(130).says(&["stopping: the step at hand is dropped"]);
+    assert!(!ended.stderr.contains("state saved"), "{ended}");
+    // What is on disk is whole.
+    assert_eq!(run.steps(), [0]);
+    place.well("info run/checkpoints/epoch=0000-step=00000000.safetensors");
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod linear;
 mod maps;
 mod mistakes;
 mod outputs;
+mod paths;
 mod place;
 mod report;
 mod resolved;

@@ -98,11 +98,11 @@ fn run_folders_that_cannot_be_used() {
     fails(&place, &line("--out foreign/letter.txt/run"), &["`foreign/letter.txt/run`"]);
     fails(&place, &line("--out foreign/letter.txt"), &["`foreign/letter.txt`"]);
     fails(&place, &line("--out run"), &["`run` is not empty", "--resume", "--overwrite"]);
-    fails(&place, &line("--out foreign"), &["`foreign` is not empty"]);
+    fails(&place, &line("--out foreign"), &["`foreign` holds `letter.txt`"]);
     fails(&place, &line("--out foreign --overwrite"), &["`foreign` holds `letter.txt`"]);
     fails(&place, &line("--out run-and-more --overwrite"), &["holds `thesis.tex`"]);
     fails(&place, "resume foreign", &["no run in `foreign`"]);
-    fails(&place, "resume new", &["no run in `new`", "--out new"]);
+    fails(&place, "resume new", &["no run in `new`", "name the folder"]);
     // Nothing is deleted for a run that cannot begin.
     for rest in ["--data nowhere", "--memory 1M", "--init-from nowhere.safetensors"] {
         fails(&place, &line(&format!("--out run --overwrite {rest}")), &["error:"]);

@@ -1,6 +1,7 @@
 //! A fresh folder, the program run in it, and what it left there.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
@@ -60,14 +61,20 @@ impl Place {
 
     /// Starts the program with a command line of words without spaces.
     pub(crate) fn start(&self, line: &str) -> Running {
+        self.start_in("", line, &[])
+    }
+
+    /// Starts it in a folder of the place, with arguments that need not be text after the line.
+    fn start_in(&self, folder: &str, line: &str, more: &[&OsStr]) -> Running {
         let outputs = tempfile::tempdir().unwrap();
         let [stdout, stderr] =
             ["stdout", "stderr"].map(|name| File::create(outputs.path().join(name)).unwrap());
         let child = Command::new(env!("CARGO_BIN_EXE_esvit"))
             .args(line.split_whitespace())
+            .args(more)
             // Which is set where this runs under cargo.
             .env_remove("CARGO")
-            .current_dir(self.0.path())
+            .current_dir(self.path(folder))
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(stderr)
@@ -78,6 +85,16 @@ impl Place {
 
     pub(crate) fn run(&self, line: &str) -> Ended {
         self.start(line).wait()
+    }
+
+    /// Runs it in a folder of the place.
+    pub(crate) fn run_in(&self, folder: &str, line: &str) -> Ended {
+        self.start_in(folder, line, &[]).wait()
+    }
+
+    /// Runs it with arguments that need not be text after the line.
+    pub(crate) fn run_with(&self, line: &str, more: &[&OsStr]) -> Ended {
+        self.start_in("", line, more).wait()
     }
 
     /// Runs a command that must succeed.

@@ -6,6 +6,8 @@ use esvit_data::Folders;
 use esvit_train::objective::ObjectiveConfig;
 use esvit_train::objective::esvit::EsvitConfig;
 
+use serde_json::json;
+
 use crate::place::{Place, TINY};
 
 fn esvit(objective: ObjectiveConfig) -> EsvitConfig {
@@ -106,7 +108,8 @@ fn memory_cuts_a_step_into_parts_that_fit() {
 #[test]
 fn a_run_without_a_folder_is_numbered_and_the_newest_goes_on() {
     let place = Place::with_a_run();
-    place.run("pretrain --resume").expect(1).says(&["no run `runs/materials-1`", "hint:"]);
+    // Without a run there is a new one.
+    assert_eq!(place.settings("pretrain --resume").train.epochs, Some(25));
     for (path, bytes) in place.files("") {
         let name = path.strip_prefix(place.path("run")).unwrap().to_str().unwrap();
         place.write(&format!("runs/materials-1/{name}"), &bytes);
@@ -126,4 +129,61 @@ fn a_run_without_a_folder_is_numbered_and_the_newest_goes_on() {
     let published = place.run("pretrain --recipe esvit --data nowhere").expect(1);
     published.says(&["run folder `runs/esvit-1`"]);
     place.run("pretrain --data nowhere").expect(1).says(&["there is no folder `nowhere`"]);
+}
+
+#[test]
+fn the_launcher_of_a_pasted_line_is_left_out() {
+    let place = Place::new();
+    let script =
+        "main_esvit.py --arch swin_tiny --data_path photos --epochs 3 --batch_size_per_gpu 8";
+    for launcher in [
+        "python -m torch.distributed.launch --nproc_per_node=8",
+        "python3 -m torch.distributed.run --nnodes 2 --node_rank 0",
+        "torchrun --nproc_per_node 4",
+        "-m torch.distributed.launch --nproc_per_node=2",
+        "python",
+    ] {
+        let config = place.settings(&format!("pretrain {launcher} {script}"));
+        assert_eq!((config.train.epochs, config.train.batch_size), (Some(3), 8), "{launcher}");
+    }
+    let ended = place.well(&format!("pretrain --nproc_per_node=8 {} -q --dry-run", &script[14..]));
+    ended.says(&[]);
+}
+
+#[test]
+fn every_flag_of_the_scripts_has_its_setting() {
+    let flags = [
+        ("--min_lr 2e-6", "/optim/min_lr", json!(2e-6)),
+        ("--optimizer sgd", "/optim/name", json!("sgd")),
+        ("--warmup_epochs 3", "/optim/warmup", json!("3 epochs")),
+        ("--weight_decay 0.03", "/optim/weight_decay", json!(0.03)),
+        ("--weight_decay_end 0.3", "/optim/weight_decay_end", json!(0.3)),
+        ("--clip_grad 1.5", "/optim/clip_grad", json!(1.5)),
+        ("--freeze_last_layer 2", "/objective/freeze_last_layer", json!("2 epochs")),
+        ("--momentum_teacher 0.97", "/objective/momentum_teacher", json!(0.97)),
+        ("--teacher_temp 0.06", "/objective/teacher_temp", json!(0.06)),
+        ("--warmup_teacher_temp 0.03", "/objective/warmup_teacher_temp", json!(0.03)),
+        ("--warmup_teacher_temp_epochs 4", "/objective/teacher_temp_warmup", json!("4 epochs")),
+        ("--use_dense_prediction false", "/objective/region", json!(false)),
+        ("--use_mixup true", "/objective/mixup/enabled", json!(true)),
+        ("--num_mixup_views 4", "/objective/mixup/views", json!(4)),
+        ("--out_dim 77", "/objective/head/out_dim", json!(77)),
+        ("--norm_last_layer false", "/objective/head/norm_last_layer", json!(false)),
+        ("--use_bn_in_head true", "/objective/head/use_bn_in_head", json!(true)),
+        ("--drop_path_rate 0.3", "/model/drop_path", json!(0.3)),
+        ("--aug_opt deit_aug", "/views/policy", json!("deit")),
+        ("--global_crops_scale 0.3 0.9", "/views/global_scale", json!([0.3, 0.9])),
+        ("--local_crops_scale 0.1 0.2", "/views/local_scale", json!([0.1, 0.2])),
+        ("--local_crops_number 3", "/views/local_counts", json!([3])),
+        ("--local_crops_size 64", "/views/local_sizes", json!([64])),
+        ("--saveckp_freq 7", "/checkpoint/every", json!("7 epochs")),
+        ("--num_workers 3", "/data/workers", json!(3)),
+        ("--batch_size_per_gpu 24", "/train/batch_size", json!(24)),
+    ];
+    let line: String = flags.iter().map(|(flag, ..)| format!(" {flag}")).collect();
+    let line = format!("pretrain --arch swin_tiny --data_path photos --dry-run -q --json{line}");
+    let settings = &Place::new().well(&line).json()["settings"];
+    for (flag, key, expected) in flags {
+        assert_eq!(settings.pointer(key), Some(&expected), "{flag}");
+    }
 }

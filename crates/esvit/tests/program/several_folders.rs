@@ -10,7 +10,7 @@ fn a_run_on_several_folders() {
     good(&place, "right", 5);
     let ended =
         place.well(&format!("pretrain --data left -d right --out run {TINY} train.epochs=2"));
-    ended.says(&["11 images in `left`, `right`", " --data left --data right --out features.npy"]);
+    ended.says(&["11 images in `left`, `right`", " --data left --data right --out run.npy"]);
     let run = place.folder("run");
     assert!(run.text("config.toml").contains(r#"path = ["left", "right"]"#));
     // Later commands have both, from the settings of the run or named again.
@@ -43,6 +43,14 @@ fn labels_of_several_folders() {
     let ended = place.well(&line);
     let ended = ended.says(&["k-NN check on `a`, `b`, every fifth image set aside", "step 0"]);
     assert!(ended.stdout.contains("trained"), "{ended}");
+    assert!(!ended.stderr.contains("eval linear"), "which takes one folder: {ended}");
+    let one = place.well(&format!("pretrain -d a --out one {TINY} train.epochs=1 knn.every=1"));
+    one.says(&[
+        "its folders are taken for classes: 3 (`blue`, `green`, `red`)",
+        "eval linear --checkpoint one --train a",
+        "embed --checkpoint one --data a --out one.npy",
+        "weights: `one/checkpoints/best.safetensors`",
+    ]);
     let ended = place.run(&format!("{line} knn.val=a --overwrite")).expect(1);
     ended.says(&["`knn.train`"]);
 }

@@ -70,7 +70,7 @@ fn a_graph_is_written_for_the_images_that_are_asked_for() {
     place.run(&format!("{line} tiny.onnx --size 2")).expect(1).says(&["smaller than a patch of 4"]);
     place.run(&format!("{line} graph.pth")).expect(1).says(&["onnx is no `pth` file"]);
     let folder = format!("export --checkpoint {CHECKPOINT} --format torchvision --out tv");
-    place.run(&folder).expect(1).says(&["torchvision is no folder", "`.safetensors` or `.pth`"]);
+    place.run(&folder).expect(1).says(&["torchvision is one file", "`.safetensors` or `.pth`"]);
 }
 
 #[test]

@@ -44,7 +44,7 @@ settings! {
 
 /// Weights of the two tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected `reference`, `paper` or two numbers, `view` and `region`")]
 pub enum Weights {
     /// A named choice.
     Named(NamedWeights),
@@ -109,6 +109,15 @@ impl ObjectiveSettings for EsvitConfig {
         above_zero("warmup_teacher_temp", self.warmup_teacher_temp)?;
         share("momentum_teacher", self.momentum_teacher)?;
         share("center_momentum", self.center_momentum)?;
+        let (view, region) = self.weights.factors(self.region);
+        let need = "one of them must be above 0, and none below";
+        let is_used = view.max(region) > 0.0 && view.min(region) >= 0.0;
+        check(
+            is_used && (view + region).is_finite(),
+            "weights",
+            format!("{view}, {region}"),
+            need,
+        )?;
         self.head.validate().map_err(|error| error.within("head"))?;
         self.mixup.validate("mixup")?;
         let need = "regions of mixed images have no match\n\

@@ -12,6 +12,7 @@ use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
 use super::warn_unsaved;
+use crate::cli::args::run_or_file;
 use crate::cli::{BackboneArgs, Exit, Output, image_set, images};
 
 /// Value of `--against` for a newly initialized network.
@@ -28,8 +29,8 @@ pub(in crate::cli) struct Attention {
     /// Maximum number of images, chosen at random.
     #[arg(long, value_name = "N", default_value_t = 100, alias = "pictures")]
     images: usize,
-    /// Checkpoint to compare with, or `untrained` for the same network newly initialized.
-    #[arg(long, value_name = "FILE")]
+    /// Run or checkpoint to compare with, or `untrained` for the same network newly initialized.
+    #[arg(long, value_name = "PATH", value_parser = run_or_file())]
     against: Option<PathBuf>,
     /// Also write a plot as PNG.
     #[arg(long, short, value_name = "FILE")]
