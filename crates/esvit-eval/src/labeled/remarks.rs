@@ -1,12 +1,12 @@
 //! What is said of a labeled task before it is measured.
 
-use esvit_data::counted;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use esvit_data::counted;
 use rayon::prelude::*;
 
 use super::LabeledSet;

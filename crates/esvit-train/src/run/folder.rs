@@ -120,12 +120,7 @@ impl RunFolder {
         let mut folder = Self::at(path.into());
         let mut names = folder.names(path)?;
         names.retain(|name| name != LOCK);
-        if !names.is_empty() && !overwrite {
-            return Err(match folder.foreign()? {
-                Some(file) => FolderError::Foreign { path: path.into(), file },
-                None => FolderError::NotEmpty { path: path.into() },
-            });
-        }
+        Self::check_free(path, overwrite)?;
         folder.io(std::fs::create_dir_all(path))?;
         folder.lock()?;
         if let Some(file) = folder.foreign()? {

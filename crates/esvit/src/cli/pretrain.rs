@@ -96,7 +96,7 @@ impl Pretrain {
         let continue_from = self.continue_from.or(self.script.continue_from);
         let out = match self.out.or(self.script.out) {
             Some(out) => out,
-            None => run_folder(Path::new("runs"), &recipe, self.resume)?,
+            None => run_folder(Path::new("runs"), &recipe, self.resume),
         };
         if self.resume && RunFolder::at(out.clone()).config().is_file() {
             if self.settings.has_recipe() {
@@ -208,16 +208,13 @@ fn resume(out: &Path, given: &Given, how: &How, output: &Output) -> Result<Exit>
     how.start(config, out, Start::Resume, false, output)
 }
 
-/// The folder `name-N` in `parent`: the last existing one if `last` is set, else the first free
-/// one.
-fn run_folder(parent: &Path, name: &str, last: bool) -> Result<PathBuf> {
+/// The folder `name-N` in `parent`: the last existing one if `last` is set and there is one, else the
+/// first free one.
+fn run_folder(parent: &Path, name: &str, last: bool) -> PathBuf {
     let folder = |number: u32| parent.join(format!("{name}-{number}"));
     let free = (1..).find(|&number| !folder(number).exists()).unwrap_or(1);
-    if !last {
-        return Ok(folder(free));
-    }
     // Without a run there is nothing to resume, and one is started.
-    Ok(folder((free - 1).max(1)))
+    folder(if last { (free - 1).max(1) } else { free })
 }
 
 impl How {
