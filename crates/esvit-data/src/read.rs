@@ -5,7 +5,10 @@ use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use crate::decode::{HEAD, check_head};
-use crate::{Conversion, DecodeError, DecodeLimits, Image, Source, SourceError, decode_as, names};
+use crate::{
+    Conversion, DecodeError, DecodeLimits, Image, SampleType, Source, SourceError, decode,
+    decode_as, names,
+};
 
 /// Reads and decodes an image file.
 ///
@@ -65,6 +68,16 @@ impl Source for ImageFiles {
 
     fn load_as(&self, index: usize, conversion: &Conversion) -> Result<Image, SourceError> {
         read_image(self.path(index)?, &self.limits, conversion)
+    }
+
+    fn deep_values(
+        &self,
+        index: usize,
+        most: usize,
+    ) -> Result<Option<(SampleType, Vec<f64>)>, SourceError> {
+        let path = self.path(index)?;
+        decode::deep_values(&read_file(path, &self.limits)?, &self.limits, most)
+            .map_err(|error| decode_error(path, error))
     }
 }
 

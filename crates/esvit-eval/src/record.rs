@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use esvit_files::{FileError, LineLog};
+use esvit_files::{FileError, LineLog, read_regular};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -116,14 +116,6 @@ pub fn read(run: &Path) -> Result<Vec<EvalRecord>, RecordError> {
     let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     let text = String::from_utf8(bytes).map_err(invalid).map_err(unusable(&path))?;
     text.lines().map(|line| serde_json::from_str(line).map_err(unusable(&path))).collect()
-}
-
-/// The bytes of a regular file: a pipe would wait for a writer, a device may have no end.
-pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    std::fs::read(path)
 }
 
 #[cfg(test)]

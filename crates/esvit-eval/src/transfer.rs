@@ -150,7 +150,7 @@ impl Results {
     /// # Errors
     /// [`TransferError`] if it cannot be read or written, or has a line that is not a result.
     pub fn open(path: &Path) -> Result<Self, TransferError> {
-        let text = match std::fs::read_to_string(path) {
+        let text = match esvit_files::read_text(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             text => text.map_err(|source| TransferError::Read { path: path.into(), source })?,
         };

@@ -107,6 +107,19 @@ fn a_checkpoint_holds_where_it_comes_from() {
     assert_eq!(resized.config, wide.with_norm_eps(1e-4));
 }
 
+#[test]
+fn a_checkpoint_of_a_later_version_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = run(folder.path());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let format = br#"\"format\":1"#;
+    let at = bytes.windows(format.len()).position(|window| window == format).unwrap();
+    bytes[at + format.len() - 1] = b'2';
+    std::fs::write(&path, bytes).unwrap();
+    let error = PretrainedBackbone::open(&path).unwrap_err().to_string();
+    assert!(error.contains("format: it is 2, this program reads 1\nhint: "), "{error}");
+}
+
 /// The first versions wrote no family; a shape that is none is refused with the file's name.
 #[test]
 fn stored_shapes_are_read_and_checked() {

@@ -520,3 +520,28 @@ fn what_cannot_be_compared_is_no_success() {
     let empty = tempfile::tempdir().unwrap();
     assert!(run(empty.path(), &Device::Cpu, |_| ()).is_err());
 }
+
+#[test]
+fn settings_that_do_not_fit_the_tensors_are_refused() {
+    let huge = json!(10_u64.pow(18));
+    for (name, key, value, expected) in [
+        ("correspondence-7x7", "grid", huge.clone(), "do not fill a grid"),
+        ("correspondence-7x7", "stride", huge.clone(), "`stride`"),
+        ("backbone-swin-w7", "n_last_blocks", json!(0), "`n_last_blocks` is 0"),
+        ("backbone-swin-w7", "n_last_blocks", huge.clone(), "`n_last_blocks`"),
+        ("objective-region-no-locals", "teacher_regions", huge.clone(), "`teacher_region` has 54"),
+        ("objective-region-two-sizes", "teacher_regions", huge.clone(), "`teacher_region` has 54"),
+        ("objective-region-two-sizes", "student_regions", json!([]), "0 numbers for 5 views"),
+        ("objective-region-weights", "local_crops", huge.clone(), "`student_view` has 15"),
+        ("objective-view-mixup", "local_crops", json!(0), "`student_view` has 20"),
+        ("objective-view-region", "local_regions", huge.clone(), "`student_region` has 90"),
+        ("objective-view-region", "local_regions", Value::Null, "null"),
+        ("pretrain-sgd-region", "views", json!({"global_crops": 1, "local_crops": 3}), "`global_c"),
+    ] {
+        let mut case = Case::open(name);
+        case.settings[key] = value;
+        let report = case.report();
+        let Outcome::Failed(error) = report.outcome else { panic!("{name}, {key}") };
+        assert!(error.to_string().contains(expected), "{name}, {key}: {error}");
+    }
+}

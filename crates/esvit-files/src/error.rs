@@ -134,15 +134,23 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
+/// Free bytes on the disk of a folder, which need not exist yet, if the system says.
 #[cfg(unix)]
-fn free_bytes(folder: &Path) -> Option<u64> {
-    let status = rustix::fs::statvfs(folder).ok()?;
+pub fn free_bytes(folder: &Path) -> Option<u64> {
+    let status = rustix::fs::statvfs(existing(folder)).ok()?;
     Some(status.f_bavail.saturating_mul(status.f_frsize))
 }
 
+/// Free bytes on the disk of a folder, if the system says.
 #[cfg(not(unix))]
-fn free_bytes(_folder: &Path) -> Option<u64> {
+pub fn free_bytes(_folder: &Path) -> Option<u64> {
     None
+}
+
+/// The folder, or the nearest one above it that exists.
+#[cfg(unix)]
+fn existing(folder: &Path) -> &Path {
+    folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
@@ -161,6 +169,14 @@ mod tests {
         for (bytes, expected) in cases {
             assert_eq!(format_bytes(bytes), expected);
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_free_where_nothing_is_yet() {
+        assert_eq!(existing(Path::new("/tmp/none/of/these")), Path::new("/tmp"));
+        assert_eq!(existing(Path::new("none/of/these")), Path::new("."));
+        assert!(free_bytes(Path::new("none/of/these")).is_some_and(|bytes| bytes > 0));
     }
 
     #[test]

@@ -8,10 +8,12 @@ mod error;
 mod growing;
 mod line_log;
 pub mod protobuf;
+mod regular;
 
 pub use atomic::{
     AtomicFile, is_device, is_temporary, remove_stale_temporaries, temporary_path, write_atomically,
 };
-pub use error::{FileError, FileStep};
+pub use error::{FileError, FileStep, free_bytes};
 pub use growing::GrowingFile;
 pub use line_log::{LineLog, retain_lines_while};
+pub use regular::{read_regular, read_text};

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
+use crate::regular::check_regular;
 use crate::{FileError, FileStep};
 
 /// A line log, such as `metrics.jsonl`, of which a kill can spoil no more than the last line.
@@ -67,7 +68,11 @@ impl LineLog {
 /// # Errors
 /// [`FileError`] with the path and the step that failed.
 pub fn retain_lines_while(path: &Path, keep: impl FnMut(&str) -> bool) -> Result<u64, FileError> {
-    let file = match OpenOptions::new().read(true).write(true).open(path) {
+    let opened = || {
+        check_regular(path)?;
+        OpenOptions::new().read(true).write(true).open(path)
+    };
+    let file = match opened() {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(FileError::new(FileStep::Open, path, error)),

@@ -2,7 +2,7 @@
 
 use esvit_data::Preprocess;
 use esvit_nn::BackboneConfig;
-use esvit_nn::weights::{METADATA_KEY, WeightsFile};
+use esvit_nn::weights::{CHECKPOINT_FORMAT, METADATA_KEY, WeightsFile};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -35,11 +35,21 @@ pub enum MetadataError {
         /// The dotted key.
         key: String,
     },
+    /// A later version wrote the checkpoint.
+    #[error(
+        "format: it is {found}, this program reads {CHECKPOINT_FORMAT}\n\
+         hint: a later version wrote it; use that"
+    )]
+    Format {
+        /// The format that the file says.
+        found: u32,
+    },
 }
 
 /// Metadata of a training checkpoint, as far as it is needed here.
 #[derive(Deserialize)]
 struct Run {
+    format: u32,
     step: u64,
     epoch: u64,
     config: String,
@@ -76,7 +86,10 @@ impl FileMetadata {
             let source = SourceFile { steps, epochs, ..SourceFile::default() };
             return Ok(Self { model: Some(model), preprocess: Some(preprocess), source });
         }
-        let Run { step, epoch, config, backbone } = parse(value)?;
+        let Run { format, step, epoch, config, backbone } = parse(value)?;
+        if format != CHECKPOINT_FORMAT {
+            return Err(MetadataError::Format { found: format });
+        }
         let RunBackbone { model, preprocess, seed } = match backbone {
             Some(backbone) => backbone,
             None => RunBackbone::from_settings(&config)?,

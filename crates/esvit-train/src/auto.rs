@@ -95,6 +95,9 @@ const SHRUNK: u32 = 4;
 /// Below so many images it is said that a published network may be better.
 const FEW: usize = 1000;
 
+/// Below so many steps it is said that the run is short.
+const SHORT: u64 = 1000;
+
 /// Prototypes for sets of at least so many images.
 const PROTOTYPES: [(usize, u32); 4] =
     [(500_000, 65_536), (100_000, 16_384), (20_000, 4096), (0, 1024)];
@@ -238,6 +241,12 @@ pub fn choose(
         format!("momentum {momentum}"),
         &format!("for about {}", counted(steps as usize, "step")),
     );
+    if steps < SHORT {
+        choosing.reasons.push(format!(
+            "a short run ({}): in its first thousand a network learns little",
+            counted(steps as usize, "step")
+        ));
+    }
     if images < FEW {
         choosing.reasons.push(format!(
             "few images ({images}): a published network will serve most purposes better than one \
@@ -360,11 +369,16 @@ fn configure(
         // The published radius suits 224 pixels. At 32 it would wipe out the texture.
         format!("views.blur.radius=[0.1, {:?}]", (2.0 * f64::from(side) / 224.0).max(0.4)),
         format!("knn.crop={side}"),
-        format!("data.max_side={}", SHRUNK * side),
-        format!("data.cache_mb={}", cache_mb(survey.side.min(SHRUNK * side), images)),
+        // That of a smaller network would be too small for these views.
+        "data.max_side=0".into(),
         format!("objective.head.hidden_dim={hidden}"),
         format!("objective.head.bottleneck_dim={bottleneck}"),
         format!("train.batch_size={}", batch.min(images / 8).max(1)),
+    ]);
+    let shrunk = SHRUNK * choosing.config()?.views.global_size;
+    choosing.set(&[
+        format!("data.max_side={shrunk}"),
+        format!("data.cache_mb={}", cache_mb(survey.side.min(shrunk), images)),
     ]);
     choosing.config()
 }
@@ -441,7 +455,8 @@ mod tests {
         for (line, found) in lines.iter().zip(&reasons) {
             assert!(found.starts_with(line), "{found}");
         }
-        assert!(reasons[5].starts_with("few images (40)"), "{reasons:?}");
+        let few = |line: &String| line.starts_with("few images (40)");
+        assert!(reasons.iter().any(few), "{reasons:?}");
 
         // However fast the machine is, so few steps see too few images for a larger network.
         let (config, reasons) = chosen(&set(200, 300, [7; 3]), &["train.steps=3000"]);
@@ -457,6 +472,16 @@ mod tests {
         assert_eq!(config.data.max_side, 128);
         let says = |text: &str| reasons.iter().any(|line| line.contains(text));
         assert!(says("the images have about 40 pixels") && says("momentum 0.99:"), "{reasons:?}");
+        assert!(!says("a short run"), "{reasons:?}");
+
+        // Larger views than the network's need larger images.
+        let (config, reasons) =
+            chosen(&set(200, 300, [7; 3]), &["train.steps=900", "views.global_size=48"]);
+        assert_eq!((config.views.global_size, config.data.max_side), (48, 192));
+        assert!(
+            reasons.iter().any(|line| line.starts_with("a short run (900 steps)")),
+            "{reasons:?}"
+        );
     }
 
     #[test]
@@ -481,7 +506,8 @@ mod tests {
         let expected: [&str; 1] =
             ["the images look the same after a quarter turn: if they have no up and down, \
               `views.flip_vertical=0.5 views.rotate90=0.75` makes more of them"];
-        assert_eq!(reasons, expected);
+        assert!(reasons[0].starts_with("a short run (5 steps)"), "{reasons:?}");
+        assert_eq!(reasons[1..], expected);
     }
 
     #[test]

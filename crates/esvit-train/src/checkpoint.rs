@@ -12,7 +12,8 @@ use esvit_files::{FileError, write_atomically};
 use esvit_nn::Tensor;
 use esvit_nn::params::{ParamSpec, Role};
 use esvit_nn::weights::{
-    self, Entry, METADATA_KEY, NetworkRole, Report, StoredNetwork, WeightsError, WeightsFile, entry,
+    self, CHECKPOINT_FORMAT, Entry, METADATA_KEY, NetworkRole, Report, StoredNetwork, WeightsError,
+    WeightsFile, entry,
 };
 use esvit_nn::{BackboneConfig, Params};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,6 @@ use crate::objective::StateTensor;
 use crate::run::ImageSet;
 use crate::{Config, Learner};
 
-const FORMAT: u32 = 1;
 const STUDENT: &str = "student.";
 const TEACHER: &str = "teacher.";
 const MOMENTS: [&str; 2] = ["optimizer.exp_avg.", "optimizer.exp_avg_sq."];
@@ -101,7 +101,7 @@ impl Metadata {
     /// The metadata after `step` steps of a run with these settings.
     pub fn new(step: u64, epoch: u64, config: &Config, best: Option<Best>) -> Self {
         Self {
-            format: FORMAT,
+            format: CHECKPOINT_FORMAT,
             program: env!("CARGO_PKG_VERSION").into(),
             step,
             epoch,
@@ -215,9 +215,9 @@ fn stored_metadata(text: &str) -> Result<Option<Metadata>, String> {
         let metadata: Metadata =
             serde_path_to_error::deserialize(value).map_err(|error| error.to_string())?;
         return match metadata.format {
-            FORMAT => Ok(Some(metadata)),
+            CHECKPOINT_FORMAT => Ok(Some(metadata)),
             other => Err(format!(
-                "format: it is {other}, this program reads {FORMAT}\n\
+                "format: it is {other}, this program reads {CHECKPOINT_FORMAT}\n\
                  hint: a later version wrote it; use that"
             )),
         };

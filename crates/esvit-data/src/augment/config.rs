@@ -175,11 +175,11 @@ impl ViewsConfig {
         };
         // The upper bound keeps a typo from taking all memory.
         let side = |size: u32| (1..=4096).contains(&size);
-        let share = |[low, high]: [f64; 2]| 0.0 < low && low <= high && high <= 1.0;
-        let positive = |[low, high]: [f64; 2]| 0.0 < low && low <= high && high.is_finite();
+        let share = |[low, high]: [f64; 2]| 1e-4 <= low && low <= high && high <= 1.0;
+        let aspect = |[low, high]: [f64; 2]| 0.01 <= low && low <= high && high <= 100.0;
         const SIDE: &str = "a view's side is between 1 and 4096 pixels";
-        const SHARE: &str = "give `[low, high]` with 0 < low <= high <= 1";
-        const POSITIVE: &str = "give `[low, high]` with 0 < low <= high";
+        const SHARE: &str = "give `[low, high]` with 0.0001 <= low <= high <= 1";
+        const ASPECT: &str = "give `[low, high]` with 0.01 <= low <= high <= 100";
 
         check(side(self.global_size), "global_size", &self.global_size, SIDE)?;
         let (count, need) = (self.global_count, "there are 1 or 2 global views");
@@ -199,7 +199,7 @@ impl ViewsConfig {
             "at most 1024 local views can be made",
         )?;
         check(share(self.local_scale), "local_scale", &self.local_scale, SHARE)?;
-        check(positive(self.ratio), "ratio", &self.ratio, POSITIVE)?;
+        check(aspect(self.ratio), "ratio", &self.ratio, ASPECT)?;
         probability("flip", self.flip)?;
         probability("flip_vertical", self.flip_vertical)?;
         probability("rotate90", self.rotate90)?;
@@ -210,7 +210,7 @@ impl ViewsConfig {
             ("jitter.saturation", self.jitter.saturation),
         ];
         for (field, x) in strengths {
-            check(x >= 0.0 && x.is_finite(), field, &x, "a strength is 0 or more")?;
+            check((0.0..=100.0).contains(&x), field, &x, "a strength is from 0 to 100")?;
         }
         let hue = self.jitter.hue;
         check((0.0..=0.5).contains(&hue), "jitter.hue", &hue, "give 0 to 0.5 (half a turn)")?;
@@ -240,14 +240,11 @@ impl ViewsConfig {
         }
         probability("erase.p", self.erase.p)?;
         check(share(self.erase.area), "erase.area", &self.erase.area, SHARE)?;
-        check(positive(self.erase.aspect), "erase.aspect", &self.erase.aspect, POSITIVE)?;
-        check(self.mean.iter().all(|x| x.is_finite()), "mean", &self.mean, "give three numbers")?;
-        check(
-            self.std.iter().all(|&x| x > 0.0 && x.is_finite()),
-            "std",
-            &self.std,
-            "give three numbers above 0",
-        )
+        check(aspect(self.erase.aspect), "erase.aspect", &self.erase.aspect, ASPECT)?;
+        let is_mean = self.mean.iter().all(|mean| mean.abs() <= 1e6);
+        check(is_mean, "mean", &self.mean, "give three numbers up to 1e6")?;
+        let is_std = self.std.iter().all(|std| (1e-6..=1e6).contains(std));
+        check(is_std, "std", &self.std, "give three numbers from 1e-6 to 1e6")
     }
 }
 
@@ -374,11 +371,11 @@ mod tests {
     fn extreme_settings_are_accepted() {
         for json in [
             r#"{"global_size": 1, "local_sizes": [4096], "local_counts": [1024]}"#,
-            r#"{"global_scale": [1, 1], "local_scale": [1e-9, 1e-9], "ratio": [2, 2]}"#,
-            r#"{"flip": 0, "grayscale": 1, "jitter": {"p": 1, "brightness": 9, "hue": 0.5}}"#,
+            r#"{"global_scale": [1, 1], "local_scale": [1e-4, 1e-4], "ratio": [0.01, 100]}"#,
+            r#"{"flip": 0, "grayscale": 1, "jitter": {"p": 1, "brightness": 100, "hue": 0.5}}"#,
             r#"{"blur": {"radius": [0, 1000]}, "solarize": {"threshold": 256}}"#,
             r#"{"randaugment": {"ops": 15, "magnitude": 10, "magnitude_std": 0}}"#,
-            r#"{"erase": {"p": 1, "area": [1, 1], "aspect": [5, 5]}}"#,
+            r#"{"erase": {"p": 1, "area": [1, 1], "aspect": [0.01, 100]}}"#,
         ] {
             read(json).validate().expect(json);
         }
@@ -396,13 +393,16 @@ mod tests {
             (r#"{"local_sizes": [96, 64]}"#, "local_counts"),
             (r#"{"local_counts": [4294967295]}"#, "local_counts"),
             (r#"{"local_sizes": [8, 8], "local_counts": [1, 1024]}"#, "local_counts"),
-            (r#"{"local_scale": [0, 1]}"#, "local_scale"),
+            (r#"{"local_scale": [9e-5, 1]}"#, "local_scale"),
             (r#"{"ratio": [2, 1]}"#, "ratio"),
+            (r#"{"ratio": [9e-3, 1]}"#, "ratio"),
+            (r#"{"ratio": [1, 101]}"#, "ratio"),
             (r#"{"flip": 1.5}"#, "flip"),
             (r#"{"flip_vertical": -0.5}"#, "flip_vertical"),
             (r#"{"rotate90": 1.5}"#, "rotate90"),
             (r#"{"jitter": {"p": -1}}"#, "jitter.p"),
             (r#"{"jitter": {"brightness": -1}}"#, "jitter.brightness"),
+            (r#"{"jitter": {"brightness": 101}}"#, "jitter.brightness"),
             (r#"{"jitter": {"contrast": -1}}"#, "jitter.contrast"),
             (r#"{"jitter": {"saturation": -1}}"#, "jitter.saturation"),
             (r#"{"jitter": {"hue": 0.6}}"#, "jitter.hue"),
@@ -423,7 +423,9 @@ mod tests {
             (r#"{"erase": {"p": 2}}"#, "erase.p"),
             (r#"{"erase": {"area": [0.5, 0.1]}}"#, "erase.area"),
             (r#"{"erase": {"aspect": [0, 1]}}"#, "erase.aspect"),
-            (r#"{"std": [1, 1, 0]}"#, "std"),
+            (r#"{"mean": [0, 0, 1.1e6]}"#, "mean"),
+            (r#"{"std": [1, 1, 9e-7]}"#, "std"),
+            (r#"{"std": [1, 1, 1.1e6]}"#, "std"),
         ] {
             let error = read(json).validate().expect_err(json);
             assert_eq!(error.key, field);

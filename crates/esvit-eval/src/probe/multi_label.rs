@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use esvit_data::{DecodeLimits, Folder};
+use esvit_files::read_text;
 
 use super::ProbeTask;
 use super::features::ImageLabels;
@@ -105,8 +106,7 @@ pub fn multi_label_task(
     queries: Option<&Path>,
     limits: &DecodeLimits,
 ) -> Result<ProbeTask, TaskError> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|source| TaskError::Io { path: file.into(), source })?;
+    let text = read_text(file).map_err(|source| TaskError::Io { path: file.into(), source })?;
     let table = Table::parse(&text, file)?;
     let mut remarks = Remarks::default();
     let (train_path, query_path) = sides(train, queries, &mut remarks);

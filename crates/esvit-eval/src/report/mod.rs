@@ -16,10 +16,9 @@ mod tables;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use esvit_files::{FileError, write_atomically};
+use esvit_files::{FileError, read_regular, write_atomically};
 use esvit_nn::Device;
 
-use crate::record::read_regular;
 use esvit_draw::{escape, html, number};
 use run::Run;
 

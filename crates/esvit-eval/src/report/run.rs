@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_data::Source;
+use esvit_files::read_regular;
 use esvit_nn::Device;
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
@@ -19,7 +20,7 @@ use super::ReportError;
 use super::metrics::Metrics;
 use super::tables;
 use crate::preview;
-use crate::record::{self, EvalRecord, read_regular};
+use crate::record::{self, EvalRecord};
 
 /// The contents of a run folder.
 pub(super) struct Run {

@@ -16,6 +16,11 @@ struct Settings {
 
 pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
+    let blocks = settings.config.blocks();
+    if !(1..=blocks).contains(&settings.n_last_blocks) {
+        let message = format!("`n_last_blocks` is {}, of {blocks} blocks", settings.n_last_blocks);
+        return Err(CaseError::Settings(message));
+    }
     let (network, specs) = settings.config.build(0.0);
     let params = case.params("param.", &specs)?;
     let (ctx, n) = (ForwardCtx::eval(), settings.n_last_blocks);
@@ -34,7 +39,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
         compare("last_blocks", &last_blocks)?;
         if case.tensors.find("", &format!("last_attention.{input}")).is_some() {
             let found = network
-                .block_attention(&params, images, settings.config.blocks() - 1)
+                .block_attention(&params, images, blocks - 1)
                 .map_err(|e| CaseError::Computation(e.to_string()))?;
             if let Some(attention) = found {
                 compare("last_attention", &attention.weights)?;

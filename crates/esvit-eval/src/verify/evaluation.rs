@@ -98,13 +98,15 @@ pub(super) fn correspondence(case: &Case) -> Result<Outcome> {
     let wrong = found.best_match.iter().zip(&expected).filter(|&(&a, &b)| a as i64 != b).count();
     let missing = found.best_match.len().abs_diff(expected.len());
     let CorrespondenceSettings { grid: side, stride, pairs, .. } = settings;
-    let grid = Grid { rows: side, columns: side, cell: stride };
-    let whole = View::whole([(side * stride) as u32; 2]);
-    let truth = whole.truth(&grid, &whole.clone().mirrored(), &grid);
-    if found.order.len() != truth.len() {
+    if side.checked_mul(side) != Some(found.order.len()) {
         let cells = found.order.len();
         return Err(CaseError::Settings(format!("{cells} cells do not fill a grid of {side}")));
     }
+    let extent = side.checked_mul(stride).and_then(|extent| u32::try_from(extent).ok());
+    let extent = extent.ok_or_else(|| CaseError::Settings(format!("`stride` is {stride}")))?;
+    let grid = Grid { rows: side, columns: side, cell: stride };
+    let whole = View::whole([extent; 2]);
+    let truth = whole.truth(&grid, &whole.clone().mirrored(), &grid);
     let scores = found
         .scores(&truth, &grid, pairs)
         .ok_or_else(|| CaseError::Settings("there are no pairs".into()))?;

@@ -186,7 +186,7 @@ struct Case {
 impl Case {
     fn open(folder: &Path, device: &Device) -> Result<Self> {
         let path = folder.join("case.json");
-        let text = std::fs::read_to_string(&path)
+        let text = esvit_files::read_text(&path)
             .map_err(|e| CaseError::Read { path: path.clone(), reason: e.to_string() })?;
         let tensors = WeightsFile::open(&folder.join("tensors.safetensors"));
         Self::new(folder, &text, tensors, device)
@@ -218,6 +218,12 @@ impl Case {
     /// The settings, deserialized for a kind.
     fn settings<T: DeserializeOwned>(&self) -> Result<T> {
         T::deserialize(&self.settings).map_err(|e| CaseError::Settings(e.to_string()))
+    }
+
+    /// Shape of a tensor.
+    fn shape(&self, name: &str) -> Result<&[usize]> {
+        let tensor = self.tensors.find("", name).ok_or_else(|| CaseError::Tensor(name.into()))?;
+        Ok(&tensor.shape)
     }
 
     /// Shape and values of a tensor.

@@ -8,7 +8,7 @@ use esvit_train::objective::{GLOBAL_VIEWS, Views};
 use esvit_train::schedule::TemperatureSchedule;
 use serde::Deserialize;
 
-use super::{Case, Outcome, Result, relative_error, relative_to_max};
+use super::{Case, CaseError, Outcome, Result, relative_error, relative_to_max};
 
 const LOSS_TOLERANCE: f64 = 1e-5;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
@@ -47,8 +47,51 @@ impl TeacherTemp {
     }
 }
 
+impl Settings {
+    /// Checks the tensors' rows and returns the regions of each of the student's views.
+    fn student_tokens(&self, case: &Case) -> Result<Vec<usize>> {
+        let check = |name: &str, rows: Option<usize>, what: &str| -> Result<()> {
+            let found = case.shape(name)?.first().copied();
+            if rows.is_some() && found == rows {
+                return Ok(());
+            }
+            let found = found.unwrap_or(0);
+            Err(CaseError::Settings(format!("tensor `{name}` has {found} rows, not {what}")))
+        };
+        let views = GLOBAL_VIEWS.saturating_add(self.local_crops);
+        let batch = case.shape("teacher_view")?.first().copied().unwrap_or(0) / GLOBAL_VIEWS;
+        check("teacher_view", batch.checked_mul(GLOBAL_VIEWS), "two for each image")?;
+        check("student_view", batch.checked_mul(views), "one for each image and view")?;
+        for view in (0..views).filter(|_| self.mixup) {
+            check(&format!("mixup_target.{view}"), Some(batch), "one for each image")?;
+        }
+        let tokens = self.student_regions.clone().unwrap_or_else(|| {
+            let local = std::iter::repeat_n(self.local_regions, self.local_crops);
+            std::iter::repeat_n(self.teacher_regions, GLOBAL_VIEWS).chain(local).collect()
+        });
+        if tokens.len() != views {
+            let message =
+                format!("`student_regions` has {} numbers for {views} views", tokens.len());
+            return Err(CaseError::Settings(message));
+        }
+        if self.region_task {
+            let sum = tokens.iter().try_fold(0, |sum: usize, &n| sum.checked_add(n));
+            let student = sum.and_then(|sum| sum.checked_mul(batch));
+            let teacher = self.teacher_regions.checked_mul(batch * GLOBAL_VIEWS);
+            for (network, rows) in [("student", student), ("teacher", teacher)] {
+                for tensor in ["region", "features"] {
+                    let name = format!("{network}_{tensor}");
+                    check(&name, rows, "one for each region of each image and view")?;
+                }
+            }
+        }
+        Ok(tokens)
+    }
+}
+
 pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
+    let student_tokens = settings.student_tokens(case)?;
     let tape = Tape::new();
     // The logits of one of the networks; gradients are those of the student's.
     let logits = |network: &str, task: &str| -> Result<PrototypeLogits> {
@@ -69,9 +112,6 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
         })
     };
     let global_tokens = vec![settings.teacher_regions; GLOBAL_VIEWS];
-    let student_tokens = settings.student_regions.clone().unwrap_or_else(|| {
-        [global_tokens.clone(), vec![settings.local_regions; settings.local_crops]].concat()
-    });
     let student = predictions("student", student_tokens)?;
     let teacher = predictions("teacher", global_tokens)?;
     let center = |name: &str| -> Result<Tensor> {

@@ -75,10 +75,15 @@ struct Step {
 
 pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
+    let Views { global_crops, .. } = settings.views;
+    if global_crops != GLOBAL_VIEWS {
+        let message = format!("`global_crops` is {global_crops}, not {GLOBAL_VIEWS}");
+        return Err(CaseError::Settings(message));
+    }
     let mut learner = learner(case, &settings)?;
     let mut checks = Vec::new();
     for (step, values) in settings.steps.iter().enumerate() {
-        let crops = settings.views.global_crops + settings.views.local_crops;
+        let crops = GLOBAL_VIEWS.saturating_add(settings.views.local_crops);
         let views: Vec<Tensor> = (0..crops)
             .map(|view| case.load::<4>(&format!("step.{step}.view.{view}")))
             .collect::<Result<_, _>>()?;

@@ -101,7 +101,7 @@ fn read_csv(path: &Path) -> Result<Embeddings, EmbeddingError> {
 }
 
 fn read_text(path: &Path) -> Result<String, EmbeddingError> {
-    Ok(std::fs::read_to_string(path).map_err(|source| FileError::reading(path, source))?)
+    Ok(esvit_files::read_text(path).map_err(|source| FileError::reading(path, source))?)
 }
 
 /// Whether the file at `path` looks like a feature file, judging by its header.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use esvit_data::Source;
-use esvit_files::{GrowingFile, LineLog};
+use esvit_files::{GrowingFile, LineLog, read_text};
 use serde::{Deserialize, Serialize};
 
 use super::layout::escape;
@@ -55,7 +55,7 @@ impl EmbeddingWriter {
         }
         let shares_names = shared.is_some();
         let log_path = progress_log_path(path);
-        let text = fs::read_to_string(&log_path).unwrap_or_default();
+        let text = read_text(&log_path).unwrap_or_default();
         let progress = last_progress(&text, job).filter(|progress| {
             let lengths =
                 [Some(path), names_path.as_deref()].map(|path| path.and_then(GrowingFile::length));
@@ -143,7 +143,7 @@ impl EmbeddingWriter {
 /// Whether every line of a file is the name of an image of `source`, in its order: then it may be
 /// the list of names of the same features in another format.
 fn lists_images(file: &Path, source: &dyn Source) -> bool {
-    let Ok(text) = fs::read_to_string(file) else { return false };
+    let Ok(text) = read_text(file) else { return false };
     let mut names = (0..source.len()).map(|image| escape(&source.name(image)));
     !text.is_empty() && text.lines().all(|line| names.any(|name| name == line))
 }

@@ -23,7 +23,7 @@ pub use load::{Report, StoredNetwork, reason};
 pub use location::{Location, NetworkRole};
 pub use naming::Naming;
 pub use recognize::{Known, networks};
-pub use save::{Entry, METADATA_KEY, entries, entry, save, write_error};
+pub use save::{CHECKPOINT_FORMAT, Entry, METADATA_KEY, entries, entry, save, write_error};
 
 /// Number of differing tensors that an error lists.
 const LISTED_DIFFERENCES: usize = 12;

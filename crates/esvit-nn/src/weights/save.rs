@@ -12,6 +12,9 @@ use crate::params::Params;
 /// Key of our metadata in the file.
 pub const METADATA_KEY: &str = "esvit";
 
+/// The format of training checkpoints that this version writes and reads: `format` in our metadata.
+pub const CHECKPOINT_FORMAT: u32 = 1;
+
 /// A named tensor to write; its values are read from the device when it is written.
 pub type Entry = (String, esvit_weights::Tensor<'static>);
 

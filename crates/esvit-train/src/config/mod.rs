@@ -281,6 +281,10 @@ impl Config {
                     .into(),
             );
         }
+        let (side, largest) = (self.data.max_side, self.views.sizes().into_iter().max());
+        let largest = largest.unwrap_or(0);
+        let need = format!("views have {largest} pixels: give at least that, or 0 to shrink none");
+        check(side == 0 || side >= largest, "data.max_side", side, need)?;
         self.preprocess().validate().map_err(|error| error.within("knn"))?;
         let size = self.preprocess().size();
         self.model.backbone.check_image("knn.crop", [size; 2])?;

@@ -311,8 +311,8 @@ impl OptimConfig {
             check(value.is_finite() && value >= 0.0, key, value, "it must not be negative")?;
         }
         if let Some(limit) = self.clip_grad {
-            let need = "it must be above 0, or `none` for no limit";
-            check(limit.is_finite() && limit > 0.0, "optim.clip_grad", limit, need)?;
+            let need = "it must be at least 1e-6, or `none` for no limit";
+            check(limit.is_finite() && limit >= 1e-6, "optim.clip_grad", limit, need)?;
         }
         Ok(())
     }

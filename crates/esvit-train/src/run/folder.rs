@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_data::Folders;
-use esvit_files::FileError;
+use esvit_files::{FileError, read_text};
 
 use crate::Config;
 
@@ -153,7 +153,7 @@ impl RunFolder {
     /// Finds images whose relative paths are meant from where the run was started, and are not there
     /// from here.
     pub fn find_images(&self, config: &mut Config) {
-        let environment = std::fs::read_to_string(self.file("env.json")).unwrap_or_default();
+        let environment = read_text(&self.file("env.json")).unwrap_or_default();
         let environment: serde_json::Value = serde_json::from_str(&environment).unwrap_or_default();
         let Some(start) = environment["folder"].as_str().map(Path::new) else { return };
         let found = |path: &PathBuf| {

@@ -74,7 +74,7 @@ impl RunLock {
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let this = Holder::this();
-        let stored = std::fs::read(&path)?;
+        let stored = esvit_files::read_regular(&path)?;
         let holder: Option<Holder> = serde_json::from_slice(&stored).ok();
         match file.try_lock() {
             Ok(()) => {}

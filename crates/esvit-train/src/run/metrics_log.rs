@@ -10,7 +10,7 @@ use super::figures::Figures;
 use super::folder::RunFolder;
 use super::start::Renumbering;
 use crate::tensorboard::TensorBoard;
-use esvit_files::{LineLog, retain_lines_while, write_atomically};
+use esvit_files::{LineLog, read_text, retain_lines_while, write_atomically};
 
 /// Metrics of the steps since the last line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,7 +111,7 @@ struct Files {
 
 /// How often the other crop of an image was found before the first step, by the log of a run.
 pub(super) fn untrained(folder: &RunFolder) -> Option<RetrievalMetrics> {
-    let text = std::fs::read_to_string(folder.file("metrics.jsonl")).ok()?;
+    let text = read_text(&folder.file("metrics.jsonl")).ok()?;
     let measured = |line| serde_json::from_str::<RetrievalMetrics>(line).ok();
     text.lines().filter_map(measured).find(|figures| figures.step == 0)
 }
@@ -155,7 +155,7 @@ impl MetricsLog {
     /// Gives the lines of a run that goes on with steps of another size the numbers of its steps.
     pub(super) fn renumber(folder: &RunFolder, moved: &Renumbering) -> Result<(), RunError> {
         let path = folder.file("metrics.jsonl");
-        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let Ok(text) = read_text(&path) else { return Ok(()) };
         let renumbered = |line: &str| -> Option<String> {
             let mut values: serde_json::Map<String, serde_json::Value> =
                 serde_json::from_str(line).ok()?;

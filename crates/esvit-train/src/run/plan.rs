@@ -280,7 +280,7 @@ mod tests {
                 max_pixels: 1000,
                 range: RangeSetting::Levels(Levels::all([3.0, 300.0])),
                 background: Background::Color([1, 2, 3]),
-                max_side: 12,
+                max_side: 16,
                 cache_mb: 5,
             },
             // Handed on whole.
@@ -624,7 +624,7 @@ mod tests {
             prefetch: 3,
             seed: 7,
             max_broken: 0.25,
-            max_side: 12,
+            max_side: 16,
             cache_bytes: 5 * 1024 * 1024,
             levels: Levels::all([3.0, 300.0]),
             background: Background::Color([1, 2, 3]),

@@ -446,7 +446,8 @@ pub(super) fn micro_batch(
 
 /// The machine and command of a run, and of those that went on with it.
 fn with_earlier(path: &Path, environment: Value) -> Value {
-    let earlier = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let earlier =
+        esvit_files::read_regular(path).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let Some(Value::Object(mut first)) = earlier else { return environment };
     let resumed = first.entry("resumed").or_insert_with(|| Value::Array(Vec::new()));
     if let Value::Array(resumed) = resumed {

@@ -239,7 +239,7 @@ impl Started {
 
 /// The last step in a log of metrics, 0 without one.
 fn last_step(path: &Path) -> u64 {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = esvit_files::read_text(path).unwrap_or_default();
     let step = |line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
     text.lines().filter_map(step).max().unwrap_or(0)
 }

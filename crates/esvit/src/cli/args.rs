@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use esvit_data::{DecodeLimits, Folders, InMemory, MaterialsTask};
+use esvit_data::{ChosenRange, DecodeLimits, Folders, InMemory, MaterialsTask, Source, counted};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::record::{self, EvalRecord};
-use esvit_model::{OpenOptions, PretrainedBackbone};
+use esvit_model::{OpenOptions, PretrainedBackbone, SourceFile};
 use esvit_nn::Device;
 use esvit_train::Config;
+use esvit_train::config_text::Origin;
 use esvit_train::run::RunFolder;
 use serde::Serialize;
 
@@ -153,30 +154,38 @@ pub(super) struct TaskArgs {
 }
 
 impl TaskArgs {
-    /// Opens the dataset.
-    pub(super) fn open(&self, output: &Output) -> Result<LabeledTask> {
+    /// Opens the dataset, to be shown to a backbone.
+    pub(super) fn open(
+        &self,
+        backbone: &PretrainedBackbone,
+        output: &Output,
+    ) -> Result<LabeledTask> {
         let Some(train) = &self.train else { return Ok(LabeledTask::materials()?) };
-        let limits = DecodeLimits::default();
+        let limits = limits_of(backbone);
         let task = LabeledTask::folders(train, self.val.as_deref(), &limits, usize::MAX)?;
         let mut notes = task.train.source.notes();
         if !Arc::ptr_eq(&task.train.source, &task.queries.source) {
             notes.extend(task.queries.source.notes());
         }
         notes.iter().for_each(|note| output.note(note));
+        warn_of_range(&*task.train.source, backbone, output);
         Ok(task)
     }
 }
 
-/// The images of folders, or the built-in ones that `built_in` selects; with a description.
+/// The images of folders, or the built-in ones that `built_in` selects, to be shown to a backbone;
+/// with a description.
 pub(super) fn image_set(
     data: &[PathBuf],
+    backbone: &PretrainedBackbone,
     output: &Output,
     built_in: impl FnOnce(MaterialsTask) -> InMemory,
 ) -> Result<(LabeledSet, String)> {
     Ok(match Folders::of(data) {
         Some(folders) => {
-            let source = folders.open(&DecodeLimits::default())?;
+            let source = folders.open(&limits_of(backbone))?;
             source.notes().iter().for_each(|note| output.note(note));
+            warn_of_range(&*source, backbone, output);
             (LabeledSet::all(source), folders.to_string())
         }
         None => {
@@ -184,4 +193,32 @@ pub(super) fn image_set(
             (LabeledSet::all(Arc::new(images)), "built-in materials".into())
         }
     })
+}
+
+/// The largest images that are read: those that the backbone's run reads, if it has one.
+pub(super) fn limits_of(backbone: &PretrainedBackbone) -> DecodeLimits {
+    let limits = DecodeLimits::default();
+    let SourceFile { path, config, .. } = &backbone.source;
+    let settings = config.as_ref().map(|text| Config::parse(text, Origin::File(path.clone())));
+    match settings {
+        Some(Ok(config)) => DecodeLimits { max_pixels: config.data.max_pixels, ..limits },
+        _ => limits,
+    }
+}
+
+/// Warns of images that use another range of values than the backbone is shown.
+pub(super) fn warn_of_range(images: &dyn Source, backbone: &PretrainedBackbone, output: &Output) {
+    let used = ChosenRange::of(images);
+    for &(kind, count) in &used.images {
+        let ([low, high], [black, white]) = (used.levels.of(kind), kind.full());
+        if backbone.preprocess.range.of(kind) == [black, white] {
+            output.warning(format!(
+                "{} of those looked at: their values are {low} to {high}, and this network is shown \
+                 {black} as black and {white} as white\n\
+                 hint: scale them to that range, or train on them, which chooses theirs \
+                 (`data.range`)",
+                counted(count, &format!("{} image", kind.name())),
+            ));
+        }
+    }
 }

@@ -52,7 +52,7 @@ impl Attend {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let png = self.files.check("attend", &[&self.image, &self.backbone.checkpoint], &[])?;
         let backbone = self.backbone.open(output)?;
-        let image = images::read(&self.image, &backbone)?;
+        let image = images::read(&self.image, &backbone, output)?;
         let (network, params) = (&*backbone.network, &backbone.params);
         let config = &backbone.config;
         let framing = if self.whole { Framing::Whole } else { Framing::Center };

@@ -22,7 +22,7 @@ pub(super) struct ConfigCommand {
 impl ConfigCommand {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if self.schema {
-            output.result(&serde_json::to_string_pretty(&listing::schema())?)?;
+            output.json(&listing::schema())?;
             return Ok(Exit::Success);
         }
         let (config, layers) = self.settings.resolve_with_layers(output)?;

@@ -64,8 +64,8 @@ impl Preview {
         write_atomically(&out, |file| file.write_all(&png))?;
         let (images, views) = (crops.rows.len(), config.views.sizes().len());
         if self.json {
-            output.result(
-                json!({ "out": printable(&out), "images": images, "crops_per_image": views }),
+            output.json(
+                &json!({ "out": printable(&out), "images": images, "crops_per_image": views }),
             )?;
         }
         let [images, views] =

@@ -45,7 +45,7 @@ impl Embed {
             return Err(EmbeddingError::NotFeatures { path: self.out }.into());
         }
         let backbone = self.backbone.open(output)?;
-        let source = image_set(&self.data, output, |task| task.gallery)?.0.source;
+        let source = image_set(&self.data, &backbone, output, |task| task.gallery)?.0.source;
         let job = Job::new(format, &backbone, &*source, self.normalize);
         let mut writer = EmbeddingWriter::open(&self.out, &job, &*source)?;
         let resumed = writer.progress();
@@ -80,13 +80,14 @@ impl Embed {
         let Progress { rows, width, .. } = writer.finish()?;
         let names = format.names_file(&self.out);
         if self.json {
-            output.result(json!({
+            let written = json!({
                 "out": printable(&self.out),
                 "names": names.as_ref().map(printable),
                 "images": source.len(),
                 "features": rows,
                 "width": width,
-            }))?;
+            });
+            output.json(&written)?;
         }
         let names = names.map(|names| format!(", names in `{}`", names.display()));
         output.note(format!(

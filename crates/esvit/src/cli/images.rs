@@ -5,36 +5,42 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use esvit_data::{
-    DecodeLimits, Folder, Image, ImageFiles, Source, SourceError, printable, read_image,
-};
+use esvit_data::{Folder, Image, ImageFiles, Source, SourceError, printable, read_image};
 use esvit_draw::Drawing;
 use esvit_files::write_atomically;
 use esvit_model::PretrainedBackbone;
 
+use super::args::{limits_of, warn_of_range};
 use super::{Output, check_writable};
 
 /// Pixels of a PNG file per pixel of the drawing, for high-DPI screens and print.
 const PNG_SCALE: f64 = 2.0;
 
 /// Reads an image file as a backbone is shown images.
-pub(super) fn read(path: &Path, backbone: &PretrainedBackbone) -> Result<Image> {
+pub(super) fn read(path: &Path, backbone: &PretrainedBackbone, output: &Output) -> Result<Image> {
+    let limits = limits_of(backbone);
+    warn_of_range(&ImageFiles::new(vec![path.into()], &limits), backbone, output);
     let conversion = backbone.preprocess.conversion();
-    read_image(path, &DecodeLimits::default(), &conversion).map_err(|error| match error {
+    read_image(path, &limits, &conversion).map_err(|error| match error {
         SourceError::Decode { source, .. } => anyhow::Error::new(source)
             .context(format!("`{}` is not a usable image", printable(path))),
         error => error.into(),
     })
 }
 
-/// Opens one folder, or image files.
-pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>> {
-    let limits = DecodeLimits::default();
+/// Opens one folder, or image files, to be shown to a backbone.
+pub(super) fn open(
+    paths: &[PathBuf],
+    backbone: &PretrainedBackbone,
+    output: &Output,
+) -> Result<Arc<dyn Source>> {
+    let limits = limits_of(backbone);
     if let [folder] = paths
         && folder.is_dir()
     {
         let folder = Folder::open(folder, &limits)?;
         folder.notes().iter().for_each(|note| output.note(note));
+        warn_of_range(&folder, backbone, output);
         return Ok(Arc::new(folder));
     }
     if let Some(folder) = paths.iter().find(|path| path.is_dir()) {
@@ -44,7 +50,9 @@ pub(super) fn open(paths: &[PathBuf], output: &Output) -> Result<Arc<dyn Source>
     for path in paths {
         std::fs::metadata(path).with_context(|| format!("cannot read `{}`", printable(path)))?;
     }
-    Ok(Arc::new(ImageFiles::new(paths.to_vec(), &limits)))
+    let files = ImageFiles::new(paths.to_vec(), &limits);
+    warn_of_range(&files, backbone, output);
+    Ok(Arc::new(files))
 }
 
 /// Options for the files that a drawing is written to.

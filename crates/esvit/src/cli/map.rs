@@ -50,14 +50,14 @@ impl Map {
         }
         let others: Vec<&Path> = self.csv.as_deref().into_iter().collect();
         let png = self.files.check("map", &[&self.backbone.checkpoint], &others)?;
-        let (mut set, _) = image_set(&self.data, output, |task| task.gallery)?;
+        let backbone = self.backbone.open(output)?;
+        let (mut set, _) = image_set(&self.data, &backbone, output, |task| task.gallery)?;
         let all = set.images.len();
         set.limit(self.max);
         set.images.sort_unstable();
         if set.images.len() < all {
             output.note(format!("{} of the {all} images are shown", set.images.len()));
         }
-        let backbone = self.backbone.open(output)?;
         let features =
             output.with_bar(set.images.len(), |done| set.view_features(&backbone, done))?;
         output.warn_skipped(&features.left_out);

@@ -56,7 +56,7 @@ impl Match {
         let inputs = [&*self.first, second, &self.backbone.checkpoint];
         let png = self.files.check("match", &inputs, &[])?;
         let backbone = self.backbone.open(output)?;
-        let read = |path: &PathBuf| images::read(path, &backbone);
+        let read = |path: &PathBuf| images::read(path, &backbone, output);
         let first = read(&self.first)?;
         let second = self.second.as_ref().map(read).transpose()?;
         let usual = MatchSettings::usual(&backbone);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::neighbors::{NeighborImage, QueryOptions, Row, find, sheet};
+use esvit_model::PretrainedBackbone;
 use serde_json::json;
 
 use super::images::{self, DrawingFiles};
@@ -46,8 +47,8 @@ impl Neighbors {
         let mut inputs: Vec<&Path> = self.queries.iter().map(PathBuf::as_path).collect();
         inputs.push(&self.backbone.checkpoint);
         let png = self.files.check("neighbors", &inputs, &[])?;
-        let (gallery, queries) = self.sets(output)?;
         let backbone = self.backbone.open(output)?;
+        let (gallery, queries) = self.sets(&backbone, output)?;
         let options = QueryOptions { rows: self.rows, k: self.k, seed: self.seed };
         let asked = queries.as_ref().map_or(0, |queries| self.rows.min(queries.images.len()));
         let found = output.with_bar(gallery.images.len() + asked, |done| {
@@ -78,15 +79,19 @@ impl Neighbors {
     }
 
     /// The gallery, and the queries if they are a set of their own.
-    fn sets(&self, output: &Output) -> Result<(LabeledSet, Option<LabeledSet>)> {
+    fn sets(
+        &self,
+        backbone: &PretrainedBackbone,
+        output: &Output,
+    ) -> Result<(LabeledSet, Option<LabeledSet>)> {
         let given = match self.queries.as_slice() {
             [] => None,
-            paths => Some(LabeledSet::all(images::open(paths, output)?)),
+            paths => Some(LabeledSet::all(images::open(paths, backbone, output)?)),
         };
         if self.data.is_empty() {
             let task = LabeledTask::materials()?;
             return Ok((task.train, Some(given.unwrap_or(task.queries))));
         }
-        Ok((image_set(&self.data, output, |task| task.gallery)?.0, given))
+        Ok((image_set(&self.data, backbone, output, |task| task.gallery)?.0, given))
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use esvit_data::{counted, printable};
 use esvit_model::features::SkippedImage;
 use esvit_train::run::RunFolder;
@@ -106,8 +106,9 @@ impl Output {
     }
 
     /// Writes a result to stdout.
-    pub(super) fn result(&self, text: impl Display) -> io::Result<()> {
-        self.bars.suspend(|| writeln!(io::stdout().lock(), "{text}"))
+    pub(super) fn result(&self, text: impl Display) -> anyhow::Result<()> {
+        let written = self.bars.suspend(|| writeln!(io::stdout().lock(), "{text}"));
+        written.context("cannot write to the standard output")
     }
 
     /// Writes results to stdout, as JSON or as text.
@@ -117,13 +118,18 @@ impl Output {
         value: &impl serde::Serialize,
         text: impl FnOnce() -> String,
     ) -> anyhow::Result<()> {
-        Ok(self.result(if json { serde_json::to_string_pretty(value)? } else { text() })?)
+        if json { self.json(value) } else { self.result(text()) }
+    }
+
+    /// Writes a result to stdout as JSON.
+    pub(super) fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.result(serde_json::to_string_pretty(value)?)
     }
 
     /// Writes a note to stderr, unless quiet.
     pub(super) fn note(&self, text: impl Display) {
         if !self.quiet {
-            self.eprint(&text.to_string());
+            self.eprint(&shown(&text.to_string()));
         }
     }
 
@@ -182,7 +188,7 @@ impl Output {
 
     /// Writes a warning to stderr, also when quiet.
     pub(super) fn warning(&self, text: impl Display) {
-        let text = self.hints(&text.to_string());
+        let text = self.hints(&shown(&text.to_string()));
         self.eprint(&format!("{} {text}", self.paint(YELLOW, "warning:")));
     }
 
@@ -196,7 +202,7 @@ impl Output {
                 text.push_str(&format!("\ncause: {cause}"));
             }
         }
-        self.eprint(&format!("{} {}", self.paint(RED, "error:"), self.hints(&text)));
+        self.eprint(&format!("{} {}", self.paint(RED, "error:"), self.hints(&shown(&text))));
     }
 
     fn eprint(&self, text: &str) {
@@ -211,6 +217,11 @@ impl Output {
     fn paint(&self, color: &str, text: &str) -> String {
         if self.color { format!("\x1b[1;{color}m{text}\x1b[0m") } else { text.into() }
     }
+}
+
+/// A text without control characters but its line breaks: names of files may hold any.
+fn shown(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Whether the error is a broken pipe.

@@ -46,11 +46,11 @@ impl Pca {
         let mut inputs: Vec<&Path> = self.images.iter().map(PathBuf::as_path).collect();
         inputs.push(&self.backbone.checkpoint);
         let png = self.files.check("pca", &inputs, &[])?;
-        let source = images::open(&self.images, output)?;
+        let backbone = self.backbone.open(output)?;
+        let source = images::open(&self.images, &backbone, output)?;
         if source.len() > MAX_IMAGES {
             bail!("{} images are too many for a drawing, at most {MAX_IMAGES}", source.len());
         }
-        let backbone = self.backbone.open(output)?;
         let stages = backbone.config.stages().len();
         let stage = self.stage.unwrap_or(stages);
         let size = self.size.unwrap_or_else(|| Framing::default_size(&backbone, stage));

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
 use esvit_data::{Source, counted};
+use esvit_files::free_bytes;
 use esvit_nn::Solo;
 use esvit_train::run::{TIMED, plan, settled, step_time, steps_within};
 use esvit_train::{Config, memory};
@@ -68,12 +69,24 @@ pub(super) fn show(
     ));
     let checkpoint = memory::checkpoint_bytes(&config);
     let kept = config.checkpoint.keep_last + 1;
+    let free_disk = free_bytes(out);
+    let free = free_disk
+        .map_or_else(String::new, |bytes| format!(", where {:.1} GB are free", bytes as f64 / 1e9));
     output.note(format!(
-        "disk: {} and the best one, {:.1} MB each, in `{}`",
+        "disk: {} and the best one, {:.1} MB each, in `{}`{free}",
         counted(kept, "checkpoint"),
         checkpoint / 1e6,
         out.display()
     ));
+    // One more lies there while it is written.
+    let disk = checkpoint * (kept + 2) as f64;
+    if free_disk.is_some_and(|free| disk > free as f64) {
+        output.warning(format!(
+            "the checkpoints take up to {:.1} GB, more than is free\n\
+             hint: make room, choose another `--out`, or lower `checkpoint.keep_last`",
+            disk / 1e9
+        ));
+    }
     Ok(json!({
         "images": plan.images,
         "batch_size": plan.batch,
@@ -88,5 +101,6 @@ pub(super) fn show(
         "available_memory_bytes": available,
         "checkpoint_bytes": checkpoint,
         "checkpoints": kept + 1,
+        "free_disk_bytes": free_disk,
     }))
 }

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use esvit_data::{Folders, Preprocess, RangeSetting, Source, counted, printable};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
 use esvit_eval::{knn, preview};
+use esvit_files::FileError;
 use esvit_kernels::{pool, profile};
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
-use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Retrieval, RunFolder, Start};
+use esvit_train::checkpoint::CheckpointError;
+use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Retrieval, RunError, RunFolder, Start};
 use serde_json::json;
 
 use super::args::{newest_or_file, run_or_file};
@@ -150,6 +152,13 @@ impl How {
             ));
         }
         if self.dry_run {
+            let step = newest(out).filter(|_| start == Start::Resume).map_or(0, |(step, _)| step);
+            if start == Start::Resume {
+                output.note(match step {
+                    0 => "the run begins anew: it has no steps yet".to_owned(),
+                    step => format!("the run goes on after step {step}"),
+                });
+            }
             let plan = match output.shows_notes() {
                 true => {
                     let (source, _) = images(&config, output)?;
@@ -157,7 +166,12 @@ impl How {
                 }
                 false => None,
             };
-            let would = json!({ "run": printable(out), "plan": plan, "settings": config });
+            let would = json!({
+                "run": printable(out),
+                "first_step": step,
+                "plan": plan,
+                "settings": config,
+            });
             output.print(self.json, &would, || config.to_toml().trim_end().to_owned())?;
             return Ok(Exit::Success);
         }
@@ -258,11 +272,34 @@ impl How {
             knn: check.as_mut().map(|check| check as _),
             retrieval: (crops.len() > 1).then_some(&mut retrieval as _),
         };
-        let outcome = esvit_train::pretrain(config, options)?;
+        let outcome =
+            esvit_train::pretrain(config, options).map_err(|error| on_full(error, out))?;
         drop(progress);
         drop(check);
         drop(retrieval);
         report(config, &outcome, task.as_ref(), out, self.json, output)
+    }
+}
+
+/// The newest checkpoint of a run and its step.
+fn newest(run: &Path) -> Option<(u64, PathBuf)> {
+    RunFolder::at(run.into()).list().ok()?.into_iter().next()
+}
+
+/// An error, with how the run goes on if it is that of a full disk.
+fn on_full(error: RunError, out: &Path) -> anyhow::Error {
+    let is_full = matches!(
+        error,
+        RunError::File(FileError::DiskFull { .. })
+            | RunError::Checkpoint(CheckpointError::File(FileError::DiskFull { .. }))
+    );
+    match newest(out).filter(|_| is_full) {
+        Some((step, _)) => anyhow!(
+            "{error}\nhint: with room on the disk, `{} resume {}` goes on after step {step}",
+            program(),
+            quoted(out)
+        ),
+        None => error.into(),
     }
 }
 
@@ -392,7 +429,7 @@ fn report(
     }
     if outcome.end == End::Stopped {
         if json {
-            output.result(serde_json::to_string_pretty(&result)?)?;
+            output.json(&result)?;
         }
         output.note(format!("to resume: {} resume {}", program(), quoted(out)));
         return Ok(Exit::Stopped);
@@ -421,8 +458,9 @@ fn report(
         let (ks, temperature) = ([config.knn.k], config.knn.temperature);
         let checkpoint = outcome.checkpoint.clone();
         let network = NetworkArgs::on(config.train.device.parse()?);
-        let backbone = BackboneArgs { checkpoint, network };
-        let measured = eval::knn::measure(&backbone, task, &ks, temperature, output)?;
+        let choice = BackboneArgs { checkpoint, network };
+        let backbone = choice.open(output)?;
+        let measured = eval::knn::measure(&choice, &backbone, task, (&ks, temperature), output)?;
         if json {
             result["knn"] = measured.report();
         } else {
@@ -430,7 +468,7 @@ fn report(
         }
     }
     if json {
-        output.result(serde_json::to_string_pretty(&result)?)?;
+        output.json(&result)?;
     }
     let best = RunFolder::at(out.into()).best();
     output.note(match best.is_file() {

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use esvit_data::printable;
-use esvit_eval::report;
+use esvit_eval::report::{self, ReportError};
 use esvit_nn::Device;
 use serde_json::json;
 
@@ -28,7 +28,14 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        let written = report::write(&self.run, self.out.as_deref(), self.device)?;
+        let hint = |error| match (error, &self.out) {
+            (ReportError::File(error), None) => {
+                let error = anyhow::Error::from(error);
+                anyhow!("{error:#}\nhint: `--out FILE` writes it elsewhere")
+            }
+            (error, _) => error.into(),
+        };
+        let written = report::write(&self.run, self.out.as_deref(), self.device).map_err(hint)?;
         for problem in &written.problems {
             output.warning(format!("not in the report: {problem}"));
         }

@@ -41,6 +41,19 @@ fn knn_on_the_built_in_task() {
         table.stdout.contains("k=5 top-1/top-5") && table.stdout.contains("untrained"),
         "{table}"
     );
+    let student = place.well(&format!("eval knn --checkpoint {CHECKPOINT} --key student --json"));
+    let student = accuracies(&student.json(), 2, "trained")[0].1;
+    let table = place.well(&format!("eval knn --checkpoint {CHECKPOINT} --key student")).stdout;
+    let bounds =
+        table.lines().last().unwrap().strip_prefix(
+            "95 % interval of trained top-1 at k=10, by the number of query images: ",
+        );
+    let bounds: Vec<f64> =
+        bounds.unwrap().split(" to ").map(|bound| bound.parse().unwrap()).collect();
+    // The normal distribution's, of 404 images, is nearly the same.
+    let half = 1.96 * (student * (100.0 - student) / 404.0).sqrt();
+    assert!((bounds[1] - bounds[0] - 2.0 * half).abs() < 0.5, "{table}");
+    assert!(bounds[0] < student && student < bounds[1], "{table}");
 }
 
 #[test]

@@ -39,6 +39,7 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
     let ended = place.run(&line).expect(1).says(&[
         "the disk is full: `disk/run/checkpoints/epoch=0000-step=00000020.safetensors`",
         "has room for",
+        "resume disk/run` goes on after step 10",
     ]);
     assert_eq!(ended.stderr.matches("error:").count(), 1, "{ended}");
     let run = place.folder("disk/run");

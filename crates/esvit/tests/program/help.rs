@@ -57,6 +57,9 @@ fn shells_complete_commands_and_options() {
         for word in ["pretrain", "neighbors", "batch-size"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
+        let names = ["swin_tiny_w14", "materials", "supervised", "bf16"];
+        let has_names = ["bash", "zsh", "fish"].contains(&shell);
+        assert!(!has_names || names.iter().all(|name| script.contains(name)), "{shell}");
     }
     place.run("completions tcsh").expect(2).says(&["tcsh", "bash"]);
 }

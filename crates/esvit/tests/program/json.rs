@@ -40,6 +40,7 @@ fn what_a_run_would_do() {
         ["seconds", "seconds_per_step", "memory_bytes"].map(|key| plan[key].as_f64().unwrap());
     assert!(per_step > 0.0 && seconds > 49.0 * per_step && memory > 1e6, "{would}");
     assert_eq!(would["settings"]["objective"]["head"]["out_dim"], 32, "{would}");
+    assert!(plan["free_disk_bytes"].as_f64().unwrap() > 1e6 && would["first_step"] == 0, "{would}");
     let line = format!("pretrain --out run {TINY} --dry-run --json --threads 3");
     assert_eq!(place.well(&line).json()["plan"]["threads"], 3);
     // Without a plan nothing is timed.
@@ -73,7 +74,8 @@ fn memory_is_limited_in_resumed_runs_too() {
     place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
     let ended = place.well("resume run train.epochs=2 --memory 2G --dry-run --json");
     assert_eq!(ended.json()["settings"]["train"]["micro_batch"], 4, "{ended}");
-    ended.says(&["within 2.0 GB: micro-batches of 4"]);
+    assert_eq!(ended.json()["first_step"], 25, "{ended}");
+    ended.says(&["within 2.0 GB: micro-batches of 4", "the run goes on after step 25"]);
     place.run("resume run train.epochs=2 --memory 64M").expect(1).says(&["64 MB were given"]);
     place.run("resume run --recipe auto").expect(2).says(&["--recipe"]);
 }

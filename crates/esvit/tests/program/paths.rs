@@ -130,6 +130,19 @@ fn names_that_are_no_text_end_nothing() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn messages_show_names_and_do_not_obey_them() {
+    let place = Place::with_a_run();
+    let name = "red\u{1b}[31m";
+    std::fs::rename(place.path("run"), place.path(name)).unwrap();
+    let ended = place.well(&format!("resume {name} train.epochs=1"));
+    let ended = ended.says(&["nothing to do", "run folder `red\\x1b[31m`"]);
+    assert!(!ended.stderr.contains('\u{1b}'), "{ended}");
+    let missing = place.run(&format!("info {name}/none")).expect(1).says(&["`red\\x1b[31m/none`"]);
+    assert!(!missing.stderr.contains('\u{1b}'), "{missing}");
+}
+
 #[test]
 fn a_folder_called_none_is_a_folder() {
     let place = Place::new();

@@ -98,15 +98,15 @@ impl ObjectiveSettings for EsvitConfig {
     }
 
     fn validate(&self) -> Result<(), SettingError> {
-        let above_zero = |key: &str, value: f64| {
-            check(value.is_finite() && value > 0.0, key, value, "it must be above 0")
+        let temperature = |key: &str, value: f64| {
+            check((1e-3..=1e3).contains(&value), key, value, "it must be from 0.001 to 1000")
         };
         let share = |key: &str, value: f64| {
             check((0.0..=1.0).contains(&value), key, value, "it must be between 0 and 1")
         };
-        above_zero("student_temp", self.student_temp)?;
-        above_zero("teacher_temp", self.teacher_temp)?;
-        above_zero("warmup_teacher_temp", self.warmup_teacher_temp)?;
+        temperature("student_temp", self.student_temp)?;
+        temperature("teacher_temp", self.teacher_temp)?;
+        temperature("warmup_teacher_temp", self.warmup_teacher_temp)?;
         share("momentum_teacher", self.momentum_teacher)?;
         share("center_momentum", self.center_momentum)?;
         let (view, region) = self.weights.factors(self.region);
@@ -119,6 +119,8 @@ impl ObjectiveSettings for EsvitConfig {
             need,
         )?;
         self.head.validate().map_err(|error| error.within("head"))?;
+        let (prototypes, need) = (self.head.out_dim, "one prototype tells no two images apart");
+        check(prototypes > 1, "head.out_dim", prototypes, need)?;
         self.mixup.validate("mixup")?;
         let need = "regions of mixed images have no match\n\
                     hint: set `objective.region=false` to train the view task alone with mixup";

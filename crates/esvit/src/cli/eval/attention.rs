@@ -55,9 +55,9 @@ impl Attention {
         let mut inputs = vec![&*self.backbone.checkpoint];
         inputs.extend(self.against.as_deref());
         images::check_files(files, &[], self.overwrite, &inputs)?;
-        let (mut set, task) = image_set(&self.data, output, |task| task.gallery)?;
-        set.limit(self.images);
         let backbone = self.backbone.open(output)?;
+        let (mut set, task) = image_set(&self.data, &backbone, output, |task| task.gallery)?;
+        set.limit(self.images);
         let other = match &self.against {
             Some(path) if path == Path::new(UNTRAINED) => Some((path, backbone.untrained())),
             Some(path) => Some((path, self.backbone.network.open(path, output)?)),

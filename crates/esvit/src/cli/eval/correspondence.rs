@@ -73,9 +73,9 @@ struct Row {
 
 impl Correspondence {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
-        let (mut set, task) = image_set(&self.data, output, |task| task.queries)?;
-        set.limit(self.images.map_or(usize::MAX, NonZeroUsize::get));
         let backbone = self.backbone.open(output)?;
+        let (mut set, task) = image_set(&self.data, &backbone, output, |task| task.queries)?;
+        set.limit(self.images.map_or(usize::MAX, NonZeroUsize::get));
         let mut preprocess = backbone.preprocess.clone();
         if let Some(size) = self.size {
             if size.get() > MAX_SIZE {

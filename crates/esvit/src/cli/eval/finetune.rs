@@ -101,8 +101,8 @@ impl Finetune {
             }
             check_writable(out, self.overwrite, &[&self.backbone.checkpoint])?;
         }
-        let task = self.task.open(output)?;
         let backbone = self.backbone.open(output)?;
+        let task = self.task.open(&backbone, output)?;
         let (train, queries) = task.images();
         let classes = task.classes.len();
         let from = if self.from_scratch { "from scratch" } else { "from the checkpoint's values" };

@@ -9,6 +9,7 @@ use esvit_eval::knn::{
     stored_accuracy, stored_rows,
 };
 use esvit_eval::labeled::LabeledTask;
+use esvit_eval::probe::wilson_interval;
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -69,9 +70,10 @@ impl Knn {
                 Measured { task, images, temperature: self.temperature, rows }
             }
             (None, Some(checkpoint)) => {
-                let task = self.task.open(output)?;
-                let backbone = BackboneArgs { checkpoint, network: self.network };
-                measure(&backbone, &task, &self.k, self.temperature, output)?
+                let choice = BackboneArgs { checkpoint, network: self.network };
+                let backbone = choice.open(output)?;
+                let task = self.task.open(&backbone, output)?;
+                measure(&choice, &backbone, &task, (&self.k, self.temperature), output)?
             }
             (None, None) => {
                 bail!("nothing to evaluate\nhint: give `--checkpoint FILE` or `--features FOLDER`")
@@ -82,20 +84,20 @@ impl Knn {
     }
 }
 
-/// Measures a checkpoint on a task, and keeps the results with its run.
+/// Measures a checkpoint on a task with these numbers of neighbors and this temperature, and keeps
+/// the results with its run.
 pub(in crate::cli) fn measure(
     choice: &BackboneArgs,
+    backbone: &PretrainedBackbone,
     task: &LabeledTask,
-    ks: &[usize],
-    temperature: f64,
+    (ks, temperature): (&[usize], f64),
     output: &Output,
 ) -> Result<Measured> {
     remark(task, output);
-    let backbone = choice.open(output)?;
-    let rows = compare(&backbone, task, ks, temperature, output)?;
+    let rows = compare(backbone, task, ks, temperature, output)?;
     let (images, task) = (task.images(), task.description.clone());
     let measured = Measured { task, images, temperature, rows };
-    let saved = choice.save_record(&backbone, "knn", &measured.task, &measured.report(), output);
+    let saved = choice.save_record(backbone, "knn", &measured.task, &measured.report(), output);
     warn_unsaved(saved, output);
     Ok(measured)
 }
@@ -182,6 +184,17 @@ fn table(rows: &[Row], task: &str, (train, queries): (usize, usize)) -> String {
             let cell = format!("{:.1} / {:.1}", accuracy.top1, accuracy.top5);
             let _ = write!(text, "{cell:>width$}");
         }
+    }
+    let last = rows.last().and_then(|row| Some((row.features, row.accuracies.first()?)));
+    if let Some((features, accuracy)) = last {
+        let hits = (accuracy.top1 / 100.0 * queries as f64).round() as usize;
+        let [low, high] = wilson_interval(hits, queries);
+        let k = neighbors(accuracy);
+        let _ = write!(
+            text,
+            "\n95 % interval of {features} top-1 at k={k}, by the number of query images: \
+             {low:.1} to {high:.1}"
+        );
     }
     text
 }

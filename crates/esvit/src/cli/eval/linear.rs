@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use esvit_data::DecodeLimits;
 use esvit_eval::probe::{
     Augmented, FewShot, FewShotResult, Probe, ProbeResult, ProbeTask, Setting, SplitFeatures, dump,
     few_shot, multi_label_task,
@@ -15,7 +14,7 @@ use serde_json::{Value, json};
 use super::linear_table::{sweep_table, table};
 use super::probe_args::ProbeArgs;
 use super::{remark, warn_unsaved};
-use crate::cli::args::{BackboneArgs, TaskArgs};
+use crate::cli::args::{BackboneArgs, TaskArgs, limits_of, warn_of_range};
 use crate::cli::{Exit, Output};
 
 /// Options of `esvit eval linear`.
@@ -63,9 +62,9 @@ pub(super) enum LinearResult {
 impl Linear {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
         self.check_dump()?;
-        let task = self.open_task(output)?;
-        remark(&task.task, output);
         let backbone = self.backbone.open(output)?;
+        let task = self.open_task(&backbone, output)?;
+        remark(&task.task, output);
         let probe = self.probe.probe(&backbone.config)?;
         if self.augment && probe.solver.name() == "logistic" {
             bail!("`--augment` is not used by `--solver logistic`, which has no epochs");
@@ -116,13 +115,15 @@ impl Linear {
         Ok(())
     }
 
-    fn open_task(&self, output: &Output) -> Result<ProbeTask> {
+    fn open_task(&self, backbone: &PretrainedBackbone, output: &Output) -> Result<ProbeTask> {
         Ok(match (&self.labels, &self.task.train) {
             (Some(labels), Some(train)) => {
                 let queries = self.task.val.as_deref();
-                multi_label_task(labels, train, queries, &DecodeLimits::default())?
+                let task = multi_label_task(labels, train, queries, &limits_of(backbone))?;
+                warn_of_range(&*task.task.train.source, backbone, output);
+                task
             }
-            _ => self.task.open(output)?.into(),
+            _ => self.task.open(backbone, output)?.into(),
         })
     }
 

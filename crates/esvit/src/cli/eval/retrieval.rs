@@ -38,9 +38,9 @@ struct Row {
 
 impl Retrieval {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
-        let (set, name) = image_set(&self.data, output, |task| task.queries)?;
-        let task = RetrievalTask::new(set.source, self.images.get());
         let backbone = self.backbone.open(output)?;
+        let (set, name) = image_set(&self.data, &backbone, output, |task| task.queries)?;
+        let task = RetrievalTask::new(set.source, self.images.get());
         let preprocess = &backbone.preprocess;
         let measure = |backbone: &PretrainedBackbone| {
             task.measure((&*backbone.network, &backbone.params), preprocess)

@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
-use esvit_data::DecodeLimits;
 use esvit_eval::probe::Probe;
 use esvit_eval::transfer::{self, DatasetResult, Key, Results, Summary};
 use esvit_model::PretrainedBackbone;
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 use super::linear::probe_features;
 use super::probe_args::ProbeArgs;
 use super::{remark, warn_unsaved};
+use crate::cli::args::{limits_of, warn_of_range};
 use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output};
 
 /// Options of `esvit eval transfer`.
@@ -127,8 +127,9 @@ impl Transfer {
         results: &mut Results,
         output: &Output,
     ) -> Result<Row> {
-        let task = transfer::open_dataset(folder, &DecodeLimits::default())?;
+        let task = transfer::open_dataset(folder, &limits_of(&own.backbone))?;
         remark(&task, output);
+        warn_of_range(&*task.train.source, &own.backbone, output);
         let (train_images, query_images) = task.images();
         let set = folder.display().to_string();
         // The stored result, or a new one.

@@ -1,0 +1,108 @@
+//! Checks during a run, and which checkpoints are kept.
+
+use super::*;
+
+/// Every second of three epochs: the last has its check and its checkpoint all the same.
+#[test]
+fn the_last_epoch_is_checked_and_kept() {
+    let mut bench = Bench::new(&["train.epochs=3", "knn.every=2", "checkpoint.every=2"]);
+    bench.top1 = Some(vec![50.0, 40.0]);
+    let (outcome, reported) = bench.well("run");
+    assert_eq!((outcome.end, outcome.step, outcome.broken), (End::Finished, 9, 0));
+    let found: Vec<_> = reported.knn.iter().map(|check| (check.step, check.epoch)).collect();
+    assert_eq!(found, [(6, 2), (9, 3)]);
+    let first = KnnMetrics { step: 6, epoch: 2, knn_k: 20, knn_top1: 50.0, knn_top5: 51.0 };
+    assert_eq!(reported.knn[0], first);
+    assert_eq!(outcome.knn.unwrap(), reported.knn[1]);
+    let checkpoints = [numbered(0, 0), numbered(2, 6), numbered(3, 9)];
+    assert_eq!(reported.checkpoints, checkpoints);
+    assert_eq!(outcome.checkpoint, bench.checkpoint("run", 3, 9));
+    assert_eq!(bench.kept("run"), [&["best.safetensors".into()], &checkpoints[..]].concat());
+}
+
+/// A better check makes a checkpoint where none is due. Of equal accuracies the first stays the
+/// best, and so does an earlier better one.
+#[test]
+fn of_equal_accuracies_the_first_is_the_best() {
+    let mut bench = Bench::new(&[
+        "train.epochs=5",
+        "knn.every=1",
+        "checkpoint.every=5",
+        "checkpoint.keep_last=9",
+    ]);
+    bench.top1 = Some(vec![40.0, 40.0, 60.0, 55.0, 60.0]);
+    let (_, reported) = bench.well("run");
+    assert_eq!(
+        reported.checkpoints,
+        [numbered(0, 0), numbered(1, 3), numbered(3, 9), numbered(5, 15)]
+    );
+    let third = bench.checkpoint("run", 3, 9);
+    assert_eq!(bytes(&bench.path("run/checkpoints/best.safetensors")), bytes(&third));
+    assert_eq!(best(&bench.checkpoint("run", 0, 0)), None);
+    assert_eq!(
+        best(&bench.checkpoint("run", 1, 3)),
+        Some(Best { by: Measure::Knn, top1: 40.0, epoch: 1, step: Some(3) })
+    );
+    assert_eq!(best(&third), Some(Best { by: Measure::Knn, top1: 60.0, epoch: 3, step: Some(9) }));
+    assert_eq!(
+        best(&bench.checkpoint("run", 5, 15)),
+        Some(Best { by: Measure::Knn, top1: 60.0, epoch: 3, step: Some(9) })
+    );
+}
+
+/// Without labels the crops that are found choose the best checkpoint, and with labels they do not.
+/// They are measured before the first step, once, and what is measured then is not the best.
+#[test]
+fn crops_that_are_found_choose_where_nothing_else_does() {
+    let settings = ["train.epochs=3", "knn.every=1", "checkpoint.every=3"];
+    let mut bench = Bench::new(&settings);
+    bench.found = Some(vec![70.0, 20.0, 50.0, 30.0]);
+    bench.stop_after = 7;
+    let (_, reported) = bench.well("run");
+    let found: Vec<_> = reported.retrieval.iter().map(|f| (f.step, f.retrieval_top1)).collect();
+    assert_eq!(found, [(0, 70.0), (3, 20.0), (6, 50.0)]);
+    let second = Some(Best { by: Measure::Retrieval, top1: 50.0, epoch: 2, step: Some(6) });
+    assert_eq!(best(&bench.path("run/checkpoints/best.safetensors")), second);
+
+    // The last check only, and the first of the run from its log.
+    (bench.start, bench.stop_after, bench.found) = (Start::Resume, 0, Some(vec![30.0]));
+    let (outcome, reported) = bench.well("run");
+    assert_eq!(reported.retrieval.len(), 1);
+    let ends = outcome.retrieval.unwrap().map(|f| (f.step, f.retrieval_top1, f.retrieval_images));
+    assert_eq!(ends, [(0, 70.0, 6), (9, 30.0, 6)]);
+    assert_eq!(best(&outcome.checkpoint), second);
+
+    let mut labeled = Bench::new(&settings);
+    labeled.found = Some(vec![0.0, 90.0, 80.0, 70.0]);
+    labeled.top1 = Some(vec![10.0, 20.0, 15.0]);
+    let (outcome, reported) = labeled.well("run");
+    assert_eq!((reported.retrieval.len(), reported.knn.len()), (4, 3));
+    let by_labels = Some(Best { by: Measure::Knn, top1: 20.0, epoch: 2, step: Some(6) });
+    assert_eq!(best(&outcome.checkpoint), by_labels);
+}
+
+/// A figure of another kind is no measure for those to come.
+#[test]
+fn labels_that_come_later_choose_afresh() {
+    let mut bench = Bench::new(&["train.epochs=3", "knn.every=1", "checkpoint.every=3"]);
+    (bench.found, bench.stop_after) = (Some(vec![5.0, 80.0, 90.0]), 7);
+    bench.well("run");
+    (bench.start, bench.stop_after) = (Start::Resume, 0);
+    (bench.found, bench.top1) = (Some(vec![95.0]), Some(vec![12.0]));
+    let (outcome, _) = bench.well("run");
+    let by_labels = Some(Best { by: Measure::Knn, top1: 12.0, epoch: 3, step: Some(9) });
+    assert_eq!(best(&outcome.checkpoint), by_labels);
+}
+
+#[test]
+fn checkpoints_within_an_epoch_and_only_the_newest() {
+    let bench = Bench::new(&["checkpoint.every=2 steps", "checkpoint.keep_last=2"]);
+    let (_, reported) = bench.well("run");
+    let steps = [(0, 0), (0, 2), (1, 4), (2, 6)];
+    assert_eq!(reported.checkpoints, steps.map(|(epoch, step)| numbered(epoch, step)));
+    assert_eq!(bench.kept("run"), [numbered(1, 4), numbered(2, 6)]);
+    let metadata = Checkpoint::open(&bench.checkpoint("run", 1, 4)).unwrap().metadata.unwrap();
+    assert_eq!((metadata.step, metadata.epoch, metadata.best), (4, 1, None));
+    assert_eq!(metadata.config(Path::new("")).unwrap(), bench.settled());
+    assert_eq!(metadata.program, env!("CARGO_PKG_VERSION"));
+}

@@ -1,0 +1,103 @@
+//! How a step is cut, and how a run stops.
+
+use super::*;
+
+/// The rate at the end of the warm-up is that of all images of a step, however it is cut, and
+/// centers and losses are those of the same images.
+#[test]
+fn a_step_may_be_cut() {
+    let settings = ["train.log_every=1", "model.drop_path=0.0"];
+    let [whole, cut] = [
+        ["train.batch_size=2", "train.micro_batch=2"],
+        ["train.batch_size=2", "train.micro_batch=1"],
+    ]
+    .map(|batch| Bench::new(&[&settings[..], &batch].concat()).well("run").1.figures);
+    for (whole, cut) in whole.iter().zip(&cut) {
+        assert_eq!((whole.lr, whole.step), (cut.lr, cut.step));
+        assert!((whole.train_loss / cut.train_loss - 1.0).abs() < 1e-3, "{whole:?}\n{cut:?}");
+    }
+    close("rate", whole[2].lr, 0.64 * 2.0 / 256.0);
+    assert_eq!(whole.len(), cut.len());
+}
+
+#[test]
+fn a_run_stops_after_a_step_and_not_after_the_last() {
+    let mut bench = Bench::new(&[]);
+    bench.stop_after = 2;
+    let (outcome, reported) = bench.well("run");
+    assert_eq!((outcome.end, outcome.step), (End::Stopped, 2));
+    assert_eq!(reported.checkpoints, [numbered(0, 0), numbered(0, 2)]);
+    assert_eq!(reported.notes, ["stopped after step 2 of 6, state saved"]);
+    // Where the step has a checkpoint already, it gets no second one.
+    bench.stop_after = 3;
+    let (outcome, reported) = bench.well("at the end of an epoch");
+    assert_eq!((outcome.end, outcome.step), (End::Stopped, 3));
+    assert_eq!(reported.checkpoints, [numbered(0, 0), numbered(1, 3)]);
+    bench.stop_after = 6;
+    let (outcome, reported) = bench.well("at the end");
+    assert_eq!((outcome.end, outcome.step), (End::Finished, 6));
+    assert_eq!(reported.notes, Vec::<String>::new());
+}
+
+/// A step that is cut short leaves no trace: the state before it is saved, and the run that goes on
+/// from there ends as one that was not stopped.
+#[test]
+fn a_run_stops_within_a_step() {
+    let settings = ["train.micro_batch=1", "checkpoint.keep_last=9"];
+    let bench = Bench::new(&settings);
+    let expected = bytes(&bench.well("run").0.checkpoint);
+    for (stop_within, step, checkpoints) in [
+        ((0, 1), 0, vec![numbered(0, 0)]),
+        ((1, 1), 1, vec![numbered(0, 0), numbered(0, 1)]),
+        ((3, 1), 3, vec![numbered(0, 0), numbered(1, 3)]),
+        // All of its micro-batches are done: the step ends.
+        ((4, 2), 5, vec![numbered(0, 0), numbered(1, 3), numbered(1, 5)]),
+    ] {
+        let mut bench = Bench::new(&settings);
+        bench.stop_within = Some(stop_within);
+        let (outcome, reported) = bench.well("run");
+        assert_eq!((outcome.end, outcome.step), (End::Stopped, step), "{stop_within:?}");
+        assert_eq!(reported.losses.len() as u64, step);
+        assert_eq!(reported.checkpoints, checkpoints, "{stop_within:?}");
+        let note = format!("stopped after step {step} of 6, state saved");
+        assert_eq!(reported.notes, [note]);
+        (bench.start, bench.stop_within) = (Start::Resume, None);
+        let (outcome, _) = bench.well("run");
+        assert!(bytes(&outcome.checkpoint) == expected, "{stop_within:?}");
+    }
+}
+
+/// How a step is cut changes the last bits alone, dropped branches included.
+#[test]
+fn micro_batches_change_rounding_alone() {
+    let losses = |micro_batch: &str| {
+        let settings = ["train.batch_size=6", "model.drop_path=0.5", "train.epochs=3", micro_batch];
+        Bench::new(&settings).well("run").1.losses
+    };
+    let whole = losses("train.micro_batch=6");
+    assert_eq!(whole.len(), 3);
+    for cut in ["train.micro_batch=1", "train.micro_batch=2", "train.micro_batch=3"] {
+        assert_alike(cut, &losses(cut), &whole, 1e-4);
+    }
+}
+
+/// A time becomes steps, which are stored.
+#[test]
+fn a_run_of_a_given_time() {
+    let mut bench = Bench::new(&[
+        "train.epochs=none",
+        "train.time=2s",
+        "train.log_every=1000",
+        "checkpoint.every=100%",
+    ]);
+    let (outcome, reported) = bench.well("run");
+    assert!(reported.notes[0].ends_with(" fit 2s"), "{:?}", reported.notes);
+    let stored = bench.read("run/config.toml");
+    let steps = format!("steps = {}", outcome.step);
+    assert!(stored.contains(&steps) && stored.contains("time = \"none\""), "{stored}");
+    // More time later adds to what was done.
+    let done = outcome.step;
+    bench.start = Start::Resume;
+    let (outcome, _) = bench.well("run");
+    assert!(outcome.end == End::Finished && outcome.step > done, "{}", outcome.step);
+}
