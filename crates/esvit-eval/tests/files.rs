@@ -245,7 +245,7 @@ fn lines_that_load_name_the_nearest_architecture() {
         "{small}"
     );
     assert!(line(named("swin_base_w7")).contains("'swin_base_patch4_window7_224'"));
-    let BackboneConfig::Swin(tiny) = named("swin_tiny_w7");
+    let BackboneConfig::Swin(tiny) = named("swin_tiny_w7") else { panic!("a Swin") };
     let wide = line(BackboneConfig::Swin(SwinConfig { window_size: 14, ..tiny }));
     assert!(wide.contains(", window_size=14") && !wide.contains("embed_dim"), "{wide}");
     let own = line(BackboneConfig::Swin(shape()));

@@ -4,10 +4,14 @@ use std::path::Path;
 
 use esvit_data::Preprocess;
 use esvit_nn::BackboneConfig;
+use esvit_nn::backbone::Stage;
 use serde_json::{Value, json};
 
 /// The largest file to read, in bytes.
 const LARGEST: u64 = 1 << 20;
+
+/// Families in `transformers`.
+const MODEL_TYPES: [&str; 5] = ["swin", "vit", "deit", "dinov2", "dinov2_with_registers"];
 
 /// What is said of images and norms.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -16,6 +20,8 @@ pub(crate) struct Card {
     pub(crate) img_size: Option<usize>,
     /// `eps` of LayerNorm.
     pub(crate) norm_eps: Option<f64>,
+    /// Number of attention heads, where all blocks have the same.
+    pub(crate) num_heads: Option<usize>,
     /// Widths and depths, for comparison.
     shape: Vec<(&'static str, Value)>,
     mean: Option<[f64; 3]>,
@@ -25,7 +31,7 @@ pub(crate) struct Card {
 }
 
 impl Card {
-    /// The card in the folder of `weights`, if there is one of a Swin transformer.
+    /// The card in the folder of `weights`, if there is one of a family that is read.
     pub(crate) fn beside(weights: &Path) -> Option<Self> {
         let mut card = Self::parse(&json(weights, "config.json")?)?;
         // `transformers` describes images in a file of their own.
@@ -39,10 +45,12 @@ impl Card {
     fn parse(card: &Value) -> Option<Self> {
         let is_timm = card.get("pretrained_cfg").is_some();
         let name = &card[if is_timm { "architecture" } else { "model_type" }];
-        let is_swin = name
-            .as_str()
-            .is_some_and(|name| if is_timm { name.starts_with("swin_") } else { name == "swin" });
-        if !is_swin {
+        let name = name.as_str()?;
+        let known = match is_timm {
+            true => ["swin_", "vit_", "deit"].iter().any(|start| name.starts_with(start)),
+            false => MODEL_TYPES.contains(&name),
+        };
+        if !known {
             return None;
         }
         let shape = |keys: &[&'static str]| {
@@ -55,6 +63,7 @@ impl Card {
             return Some(Self {
                 img_size: side(size.unwrap_or(&Value::Null)),
                 norm_eps: None,
+                num_heads: None,
                 shape: shape(&["num_features"]),
                 mean: three(&images["mean"]),
                 std: three(&images["std"]),
@@ -64,19 +73,22 @@ impl Card {
         Some(Self {
             img_size: side(&card["image_size"]),
             norm_eps: card["layer_norm_eps"].as_f64(),
-            shape: shape(&["embed_dim", "depths", "num_heads"]),
+            num_heads: side(&card["num_attention_heads"]),
+            shape: shape(&["embed_dim", "depths", "num_heads", "hidden_size", "num_hidden_layers"]),
             ..Self::default()
         })
     }
 
     /// Whether it describes a network of this shape: it may be that of other weights.
     pub(crate) fn is_of(&self, config: &BackboneConfig) -> bool {
-        let BackboneConfig::Swin(swin) = config;
+        let stages = config.stages();
+        let each = |of: fn(&Stage) -> usize| json!(stages.iter().map(of).collect::<Vec<_>>());
         self.shape.iter().all(|(key, value)| match *key {
-            "num_features" => *value == config.output_width(),
-            "embed_dim" => *value == swin.embed_dim,
-            "depths" => *value == json!(swin.depths),
-            "num_heads" => *value == json!(swin.num_heads),
+            "num_features" | "hidden_size" => *value == config.output_width(),
+            "num_hidden_layers" => *value == config.blocks(),
+            "embed_dim" => *value == stages[0].width,
+            "depths" => *value == each(|stage| stage.blocks),
+            "num_heads" => *value == each(|stage| stage.heads),
             _ => true,
         })
     }
@@ -157,7 +169,7 @@ mod tests {
             card["image_size"] = size;
             assert_eq!(Card::parse(&card).unwrap().img_size, expected);
         }
-        assert!(Card::parse(&json!({ "model_type": "vit", "image_size": 256 })).is_none());
+        assert!(Card::parse(&json!({ "model_type": "convnext", "image_size": 256 })).is_none());
         assert!(Card::parse(&json!([1])).is_none());
     }
 
@@ -180,7 +192,7 @@ mod tests {
         assert_eq!(Card::parse(&card).unwrap().preprocess(256), Preprocess::published(256));
         card["num_features"] = json!(768);
         assert!(!Card::parse(&card).unwrap().is_of(&swin()));
-        card["architecture"] = json!("vit_base");
+        card["architecture"] = json!("resnet50");
         assert!(Card::parse(&card).is_none());
     }
 }

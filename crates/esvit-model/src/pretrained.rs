@@ -161,7 +161,7 @@ impl OpenOptions {
         let mut model = match (&self.shape, model) {
             (Some(shape), file_model) => {
                 let norm_eps = file_model.map(|file_model| file_model.norm_eps());
-                let norm_eps = norm_eps.unwrap_or_else(|| stored.location().naming.norm_eps());
+                let norm_eps = norm_eps.unwrap_or_else(|| stored.location().norm_eps());
                 shape.clone().with_norm_eps(norm_eps)
             }
             (None, Some(file_model)) => file_model,
@@ -209,6 +209,7 @@ impl OpenOptions {
             asked_size: self.img_size,
             stated_size: card.as_ref().and_then(|card| card.img_size),
             stated_eps: card.as_ref().and_then(|card| card.norm_eps),
+            stated_heads: card.as_ref().and_then(|card| card.num_heads),
         };
         let (mut model, mut assumed) = stored.shape_given(&known(&card))?;
         if card.as_ref().is_some_and(|card| !card.is_of(&model)) {

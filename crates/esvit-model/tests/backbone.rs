@@ -12,6 +12,7 @@ use esvit_model::difference::{Tensors, compare};
 use esvit_model::embedding::{Format, Job};
 use esvit_model::export::{Options, Target, load_snippet, write};
 use esvit_model::{OpenOptions, PretrainedBackbone};
+use esvit_nn::backbone::Family;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::weights::{Entry, Naming, entries, exported, save};
 use esvit_nn::{BackboneConfig, Params};
@@ -248,7 +249,7 @@ fn the_network_is_the_one_that_is_asked_for() {
 fn epochs_of_a_pytorch_file_are_not_negative() {
     for (epoch, expected) in [(-1, 0), (12, 12)] {
         let backbone = untrained(&tiny_swin(), 1, 40);
-        let state = exported(&backbone.params, Naming::Esvit, Float::F32).into_iter();
+        let state = exported(&backbone.params, Family::Swin, Naming::Esvit, Float::F32).into_iter();
         let state = state.map(|(name, tensor)| (name, Tree::Tensor(tensor))).collect();
         let tree = Tree::Dict(vec![
             ("teacher".into(), Tree::Dict(state)),
@@ -360,7 +361,7 @@ fn networks_are_compared_under_their_official_names() {
     let backbone = untrained(&tiny_swin(), 1, 40);
     let [a, b] = [Naming::Torchvision, Naming::Transformers].map(|naming| {
         let mut bytes = Vec::new();
-        let state = exported(&backbone.params, naming, Float::F32);
+        let state = exported(&backbone.params, Family::Swin, naming, Float::F32);
         write_safetensors(&mut bytes, &state, &BTreeMap::new()).unwrap();
         WeightsFile::from_bytes(Path::new("a.safetensors"), bytes).unwrap()
     });
@@ -391,7 +392,7 @@ fn the_size_of_images_is_taken_from_what_says_it() {
     let backbone = untrained(&shape, 1, 40);
     let path = folder.path().join("model.safetensors");
     let mut file = fs::File::create(&path).unwrap();
-    let state = exported(&backbone.params, Naming::Transformers, Float::F32);
+    let state = exported(&backbone.params, Family::Swin, Naming::Transformers, Float::F32);
     write_safetensors(&mut file, &state, &BTreeMap::new()).unwrap();
     let opened = PretrainedBackbone::open(&path).unwrap();
     assert_eq!((opened.config.img_size(), opened.source.assumed.len()), (32, 2));

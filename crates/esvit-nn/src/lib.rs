@@ -4,6 +4,7 @@
 //! are two sets of values for it. [`network::Network`] is backbone and heads together.
 
 pub mod backbone;
+mod bicubic;
 pub mod collective;
 pub mod cost;
 pub mod device;

@@ -29,6 +29,18 @@ pub(crate) fn check_count(key: &str, value: usize, most: usize) -> Result<(), Se
     check((1..=most).contains(&value), key, value, format!("it must be between 1 and {most}"))
 }
 
+/// Checks the width of an MLP's hidden layer, as a multiple of the block's `width`.
+pub(crate) fn check_mlp_ratio(ratio: f64, width: usize) -> Result<(), SettingError> {
+    let is_ratio = width as f64 * ratio >= 1.0 && ratio <= MLP_RATIO;
+    check(is_ratio, "mlp_ratio", ratio, format!("it must be positive and at most {MLP_RATIO}"))
+}
+
+/// Checks the `eps` of a normalization, which is f32 where it is used.
+pub(crate) fn check_norm_eps(eps: f64) -> Result<(), SettingError> {
+    let is_eps = eps as f32 > 0.0 && eps <= 1.0;
+    check(is_eps, "norm_eps", eps, "it must be positive and at most 1")
+}
+
 /// Checks a number of parameters against [`PARAMETERS`]; `key` is a setting that it depends on.
 pub(crate) fn check_parameters(
     key: &str,

@@ -24,6 +24,8 @@ pub enum Init {
     Zeros,
     /// All one.
     Ones,
+    /// All this number.
+    Constant(f64),
     /// Normal with mean 0 and this standard deviation, truncated to `[-2, 2]`.
     TruncatedNormal(f64),
     /// Uniform in `[-bound, bound)`.
@@ -111,6 +113,7 @@ impl ParamSpec {
         let mut draw = || match self.init {
             Init::Zeros => 0.0,
             Init::Ones => 1.0,
+            Init::Constant(value) => value,
             Init::Uniform(bound) => rng.uniform_in(-bound, bound),
             Init::TruncatedNormal(std) => loop {
                 let value = rng.normal() * std;

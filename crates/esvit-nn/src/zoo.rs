@@ -1,7 +1,8 @@
 //! Named architectures, with the settings of the official configuration files.
 
 use crate::backbone::BackboneConfig;
-use crate::backbone::swin::{NORM_EPS, SwinConfig};
+use crate::backbone::swin::{self, SwinConfig};
+use crate::backbone::vit::{self, PositionResize, PositionTable, VitConfig};
 
 /// The architecture whose shape is given by its settings.
 pub const CUSTOM: &str = "custom";
@@ -13,9 +14,25 @@ pub struct Architecture {
     pub name: &'static str,
     /// The published drop-path rate.
     pub drop_path: f64,
-    embed_dim: usize,
-    depths: [usize; 4],
-    window_size: usize,
+    shape: Shape,
+}
+
+/// What tells the architectures of a family apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Shape {
+    Swin { embed_dim: usize, depths: [usize; 4], window_size: usize },
+    Vit { embed_dim: usize, depth: usize, num_heads: usize, patch_size: usize, kind: Vit },
+}
+
+/// Forms of vision transformers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Vit {
+    /// DeiT and DINO.
+    Plain,
+    /// DeiT with a distillation token.
+    Distilled,
+    /// DINOv2 with four registers, in timm's form.
+    Registers,
 }
 
 const fn swin(
@@ -25,11 +42,20 @@ const fn swin(
     window_size: usize,
     drop_path: f64,
 ) -> Architecture {
-    Architecture { name, drop_path, embed_dim, depths, window_size }
+    Architecture { name, drop_path, shape: Shape::Swin { embed_dim, depths, window_size } }
+}
+
+const fn vit(
+    name: &'static str,
+    [embed_dim, depth, num_heads, patch_size]: [usize; 4],
+    kind: Vit,
+) -> Architecture {
+    let shape = Shape::Vit { embed_dim, depth, num_heads, patch_size, kind };
+    Architecture { name, drop_path: 0.1, shape }
 }
 
 /// Every named architecture.
-pub const ARCHITECTURES: [Architecture; 8] = [
+pub const ARCHITECTURES: &[Architecture] = &[
     swin("swin_tiny_w7", 96, [2, 2, 6, 2], 7, 0.1),
     swin("swin_tiny_w14", 96, [2, 2, 6, 2], 14, 0.1),
     swin("swin_small_w7", 96, [2, 2, 18, 2], 7, 0.2),
@@ -38,6 +64,19 @@ pub const ARCHITECTURES: [Architecture; 8] = [
     swin("swin_base_w14", 128, [2, 2, 18, 2], 14, 0.2),
     swin("swin_large_w7", 192, [2, 2, 18, 2], 7, 0.2),
     swin("swin_large_w14", 192, [2, 2, 18, 2], 14, 0.2),
+    vit("vit_tiny16", [192, 12, 3, 16], Vit::Plain),
+    vit("vit_small16", [384, 12, 6, 16], Vit::Plain),
+    vit("vit_small8", [384, 12, 6, 8], Vit::Plain),
+    vit("vit_base16", [768, 12, 12, 16], Vit::Plain),
+    vit("vit_base8", [768, 12, 12, 8], Vit::Plain),
+    vit("vit_large16", [1024, 24, 16, 16], Vit::Plain),
+    vit("vit_huge14", [1280, 32, 16, 14], Vit::Plain),
+    vit("deit_tiny16_distilled", [192, 12, 3, 16], Vit::Distilled),
+    vit("deit_small16_distilled", [384, 12, 6, 16], Vit::Distilled),
+    vit("deit_base16_distilled", [768, 12, 12, 16], Vit::Distilled),
+    vit("vit_small14_reg4", [384, 12, 6, 14], Vit::Registers),
+    vit("vit_base14_reg4", [768, 12, 12, 14], Vit::Registers),
+    vit("vit_large14_reg4", [1024, 24, 16, 14], Vit::Registers),
 ];
 
 /// The architecture of this name; `swin_tiny` without a window means window 7.
@@ -48,10 +87,8 @@ pub fn find(name: &str) -> Option<&'static Architecture> {
 
 /// The architecture of this shape, `norm_eps` ignored.
 pub fn of_shape(shape: &BackboneConfig) -> Option<&'static Architecture> {
-    let BackboneConfig::Swin(shape) = shape;
-    ARCHITECTURES
-        .iter()
-        .find(|arch| SwinConfig { norm_eps: shape.norm_eps, ..arch.swin() } == *shape)
+    let eps = shape.norm_eps();
+    ARCHITECTURES.iter().find(|arch| arch.config().with_norm_eps(eps) == *shape)
 }
 
 /// A single stage like DeiT-S/16: 12 blocks of width 384 over patches of 16 pixels, with attention
@@ -65,27 +102,48 @@ pub fn single_stage() -> BackboneConfig {
         num_heads: vec![6],
         window_size: 14,
         mlp_ratio: 4.0,
-        norm_eps: NORM_EPS,
+        norm_eps: swin::NORM_EPS,
     })
 }
 
 impl Architecture {
     /// The shape of the network.
     pub fn config(&self) -> BackboneConfig {
-        BackboneConfig::Swin(self.swin())
-    }
-
-    fn swin(&self) -> SwinConfig {
-        SwinConfig {
-            img_size: 224,
-            patch_size: 4,
-            embed_dim: self.embed_dim,
-            depths: self.depths.to_vec(),
-            // Every head is 32 values wide.
-            num_heads: (0..4).map(|stage| (self.embed_dim << stage) / 32).collect(),
-            window_size: self.window_size,
-            mlp_ratio: 4.0,
-            norm_eps: NORM_EPS,
+        match self.shape {
+            Shape::Swin { embed_dim, depths, window_size } => BackboneConfig::Swin(SwinConfig {
+                img_size: 224,
+                patch_size: 4,
+                embed_dim,
+                depths: depths.to_vec(),
+                // Every head is 32 values wide.
+                num_heads: (0..4).map(|stage| (embed_dim << stage) / 32).collect(),
+                window_size,
+                mlp_ratio: 4.0,
+                norm_eps: swin::NORM_EPS,
+            }),
+            Shape::Vit { embed_dim, depth, num_heads, patch_size, kind } => {
+                let has_registers = kind == Vit::Registers;
+                BackboneConfig::Vit(VitConfig {
+                    img_size: 224,
+                    patch_size,
+                    embed_dim,
+                    depth,
+                    num_heads,
+                    mlp_ratio: 4.0,
+                    norm_eps: vit::NORM_EPS,
+                    register_tokens: if has_registers { 4 } else { 0 },
+                    distillation_token: kind == Vit::Distilled,
+                    layer_scale: has_registers,
+                    position_table: match kind {
+                        Vit::Registers => PositionTable::Patches,
+                        Vit::Plain | Vit::Distilled => PositionTable::ClassAndPatches,
+                    },
+                    position_resize: match kind {
+                        Vit::Plain => PositionResize::Esvit,
+                        Vit::Distilled | Vit::Registers => PositionResize::Timm,
+                    },
+                })
+            }
         }
     }
 }
@@ -106,6 +164,15 @@ mod tests {
             ("swin_base_w7", 86_743_224),
             ("swin_base_w14", 86_917_944),
             ("swin_large_w7", 194_995_476),
+            ("vit_tiny16", 5_524_416),
+            ("vit_small16", 21_665_664),
+            ("vit_small8", 21_670_272),
+            ("vit_base16", 85_798_656),
+            ("vit_base8", 85_807_872),
+            ("vit_large16", 303_301_632),
+            ("deit_tiny16_distilled", 5_524_800),
+            ("deit_small16_distilled", 21_666_432),
+            ("deit_base16_distilled", 85_800_192),
         ] {
             let (_, list) = find(name).unwrap().config().build(0.0);
             let count: usize = list.iter().map(|spec| spec.len()).sum();
@@ -121,6 +188,12 @@ mod tests {
             ("swin_tiny_w14", 4.892e9),
             ("swin_small_w7", 8.746e9),
             ("swin_base_w7", 15.437e9),
+            ("vit_tiny16", 1.254e9),
+            ("vit_small16", 4.599e9),
+            ("vit_small8", 22.405e9),
+            ("vit_base16", 17.563e9),
+            ("vit_large16", 61.554e9),
+            ("deit_small16_distilled", 4.623e9),
         ] {
             let config = find(name).unwrap().config();
             let cost = config.cost([224; 2], 0.0, &ForwardCtx::eval());
@@ -164,7 +237,9 @@ mod tests {
             }
             assert_eq!(find(name).unwrap().name, format!("{name}_w7"));
         }
-        assert_eq!(ARCHITECTURES.map(|arch| arch.name).to_vec(), names);
+        let listed = ARCHITECTURES.iter().map(|arch| arch.name);
+        let listed: Vec<&str> = listed.filter(|name| name.starts_with("swin")).collect();
+        assert_eq!(listed, names);
         assert_eq!(["swin", "swin_tiny_w", "swin_tiny_w7_w7", ""].map(find), [None; 4]);
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use esvit_nn::Device;
+use esvit_nn::backbone::Family;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::params::{ParamList, ParamSpec};
@@ -89,7 +90,7 @@ fn every_layout_is_recognized_and_read_back_to_the_bit() {
     let params = params(&specs);
     for naming in Naming::ALL {
         for prefix in ["", "module.", "backbone.", "swin."] {
-            let mut entries = prefixed(prefix, exported(&params, naming, Float::F32));
+            let mut entries = prefixed(prefix, exported(&params, Family::Swin, naming, Float::F32));
             if naming == Naming::Microsoft {
                 entries.push(floats(
                     &format!("{prefix}layers.0.blocks.1.attn_mask"),
@@ -100,7 +101,7 @@ fn every_layout_is_recognized_and_read_back_to_the_bit() {
             let file = opened(&entries);
             let stored = StoredNetwork::find(&file, None).unwrap();
             assert_eq!(stored.location().naming, naming, "{prefix}");
-            let expected = SwinConfig { norm_eps: naming.norm_eps(), ..config() };
+            let expected = SwinConfig { norm_eps: naming.norm_eps(Family::Swin), ..config() };
             assert_eq!(stored.shape().unwrap(), BackboneConfig::Swin(expected), "{naming:?}");
             let (found, report) = load(&file, None).unwrap();
             assert!(same_bits(&found, &params), "{naming:?}");
@@ -116,8 +117,17 @@ fn networks_of_a_run_are_told_apart() {
     let teacher = params(&specs);
     let student = Params::init(&specs, 1, &Device::Cpu);
     let file = opened_torch(vec![
-        ("student", prefixed("module.backbone.", exported(&student, Naming::Esvit, Float::F32))),
-        ("teacher", prefixed("backbone.", exported(&teacher, Naming::Esvit, Float::F32))),
+        (
+            "student",
+            prefixed(
+                "module.backbone.",
+                exported(&student, Family::Swin, Naming::Esvit, Float::F32),
+            ),
+        ),
+        (
+            "teacher",
+            prefixed("backbone.", exported(&teacher, Family::Swin, Naming::Esvit, Float::F32)),
+        ),
     ]);
     assert_eq!(networks(&file).len(), 2);
     assert!(same_bits(&load(&file, None).unwrap().0, &teacher));
@@ -129,7 +139,7 @@ fn networks_of_a_run_are_told_apart() {
 
 #[test]
 fn a_network_of_several_must_be_chosen() {
-    let entries = || exported(&params(&specs(&config())), Naming::Timm, Float::F32);
+    let entries = || exported(&params(&specs(&config())), Family::Swin, Naming::Timm, Float::F32);
     let file = opened_torch(vec![("model", entries()), ("model_ema", entries())]);
     let error = load(&file, None).unwrap_err().to_string();
     assert!(error.contains("several networks: `model`, `model_ema`"), "{error}");
@@ -139,12 +149,12 @@ fn a_network_of_several_must_be_chosen() {
 #[test]
 fn what_is_left_out_has_a_reason() {
     let params = params(&specs(&config()));
-    let mut entries = exported(&params, Naming::Timm, Float::F32);
+    let mut entries = exported(&params, Family::Swin, Naming::Timm, Float::F32);
     entries.push(floats("head.fc.weight", &[10, 64], vec![0.0; 640]));
     let (_, report) = load(&opened(&entries), None).unwrap();
     assert_eq!(report.left_out[reason::CLASSES], ["head.fc.weight"]);
 
-    let mut entries = exported(&params, Naming::Esvit, Float::F32);
+    let mut entries = exported(&params, Family::Swin, Naming::Esvit, Float::F32);
     entries.push(floats("head.mlp.0.weight", &[2, 64], vec![0.0; 128]));
     entries.push(floats("head_dense.last_layer.weight_g", &[2, 1], vec![0.0; 2]));
     entries.push(floats("center", &[1, 2], vec![0.0; 2]));
@@ -157,7 +167,7 @@ fn what_is_left_out_has_a_reason() {
 #[test]
 fn what_does_not_fit_is_listed() {
     let params = params(&specs(&config()));
-    let mut entries = exported(&params, Naming::Timm, Float::F32);
+    let mut entries = exported(&params, Family::Swin, Naming::Timm, Float::F32);
     let at = |entries: &[Entry], name: &str| entries.iter().position(|(n, _)| n == name).unwrap();
     let missing = at(&entries, "layers.1.blocks.0.mlp.fc2.bias");
     entries.remove(missing);
@@ -182,7 +192,8 @@ fn what_does_not_fit_is_listed() {
 
 #[test]
 fn parts_of_a_parameter_must_be_alike() {
-    let mut entries = exported(&params(&specs(&config())), Naming::Transformers, Float::F32);
+    let mut entries =
+        exported(&params(&specs(&config())), Family::Swin, Naming::Transformers, Float::F32);
     let name = "encoder.layers.0.blocks.0.attention.self.key.weight";
     let at = entries.iter().position(|(n, _)| n == name).unwrap();
     entries[at] = floats(name, &[8, 3], vec![0.0; 24]);
@@ -205,7 +216,7 @@ fn more_stages_than_there_can_be_are_refused() {
 #[test]
 fn tables_are_resized_to_the_windows_of_the_network() {
     let other = SwinConfig { window_size: 2, ..config() };
-    let file = opened(&exported(&params(&specs(&other)), Naming::Esvit, Float::F32));
+    let file = opened(&exported(&params(&specs(&other)), Family::Swin, Naming::Esvit, Float::F32));
     let (found, report) = load(&file, None).unwrap();
     assert_eq!(report.resized.len(), 4, "{:?}", report.resized);
     assert!(report.resized[0].ends_with("from [9, 1] to [49, 1]"), "{:?}", report.resized);
@@ -233,7 +244,7 @@ fn other_backbones_are_named() {
 
 #[test]
 fn tensors_that_are_no_swin_are_explained() {
-    let mut entries = exported(&params(&specs(&config())), Naming::Esvit, Float::F32);
+    let mut entries = exported(&params(&specs(&config())), Family::Swin, Naming::Esvit, Float::F32);
     let table = |(name, _): &Entry| name == "layers.0.blocks.0.attn.relative_position_bias_table";
     let table = entries.iter().position(table).unwrap();
     let name = entries[table].0.clone();
@@ -252,7 +263,7 @@ fn heads_come_with_their_network_under_both_names_of_the_last_layer() {
     });
     let values = params(network.specs());
     for renamed in [false, true] {
-        let mut entries = exported(&values, Naming::Esvit, Float::F32);
+        let mut entries = exported(&values, Family::Swin, Naming::Esvit, Float::F32);
         for (name, _) in &mut entries {
             if renamed {
                 *name = name
@@ -289,7 +300,7 @@ fn positions_are_exported_where_the_program_stores_them() {
             Some(vec![4, 4]),
         ),
     ] {
-        let file = opened(&exported(&params, naming, Float::F32));
+        let file = opened(&exported(&params, Family::Swin, naming, Float::F32));
         let tables: Vec<_> =
             file.tensors().iter().filter(|t| t.name.ends_with("relative_position_index")).collect();
         match shape {
@@ -311,7 +322,7 @@ fn weights_are_exported_in_16_bits_too() {
     for (float, dtype, keeps) in
         [(Float::F32, Dtype::F32, 24), (Float::F16, Dtype::F16, 11), (Float::Bf16, Dtype::Bf16, 8)]
     {
-        let file = opened(&exported(&params, Naming::Timm, float));
+        let file = opened(&exported(&params, Family::Swin, Naming::Timm, float));
         assert_eq!(file.tensors().len(), params.specs().len());
         let tensor = file.find("", &spec.name).unwrap();
         assert_eq!((tensor.dtype, &tensor.shape), (dtype, &spec.shape));
@@ -325,7 +336,7 @@ fn weights_are_exported_in_16_bits_too() {
 fn layouts_that_share_their_names_are_told_apart() {
     let params = params(&specs(&config()));
     let layout_of = |file: &WeightsFile| networks(file)[0].naming;
-    let esvit = || exported(&params, Naming::Esvit, Float::F32);
+    let esvit = || exported(&params, Family::Swin, Naming::Esvit, Float::F32);
     assert_eq!(layout_of(&opened(&esvit())), Naming::Esvit);
     for (name, expected) in [
         ("head.weight", Naming::Microsoft),
@@ -354,7 +365,7 @@ fn joined(parts: [Vec<Entry>; 2]) -> Vec<Entry> {
 #[test]
 fn states_of_an_optimizer_are_no_networks() {
     let params = params(&specs(&config()));
-    let esvit = || exported(&params, Naming::Esvit, Float::F32);
+    let esvit = || exported(&params, Family::Swin, Naming::Esvit, Float::F32);
     let entries = joined([prefixed("student.", esvit()), prefixed("optimizer.exp_avg.", esvit())]);
     let found = networks(&opened(&entries));
     assert_eq!(found.iter().map(|at| at.network()).collect::<Vec<_>>(), ["student"]);
@@ -380,12 +391,13 @@ fn sizes_of_images_follow_from_the_windows() {
         [(224, 7, 4), (384, 12, 4), (224, 14, 2), (96, 5, 4), (40, 5, 4)]
     {
         let expected = SwinConfig { img_size, window_size, patch_size, ..base.clone() };
-        let file = opened(&exported(&params(&specs(&expected)), Naming::Esvit, Float::F32));
+        let file =
+            opened(&exported(&params(&specs(&expected)), Family::Swin, Naming::Esvit, Float::F32));
         let found = StoredNetwork::find(&file, None).unwrap().shape().unwrap();
         assert_eq!(found, BackboneConfig::Swin(expected));
     }
     // Stages whose windows grow follow from no size.
-    let mut entries = exported(&params(&specs(&base)), Naming::Esvit, Float::F32);
+    let mut entries = exported(&params(&specs(&base)), Family::Swin, Naming::Esvit, Float::F32);
     let name = "layers.3.blocks.0.attn.relative_position_bias_table";
     let at = entries.iter().position(|(other, _)| other == name).unwrap();
     entries[at] = floats(name, &[361, 1], vec![0.0; 361]);
@@ -398,7 +410,7 @@ fn sizes_of_images_follow_from_the_windows() {
         ("layers.1.blocks.0.attn.relative_position_bias_table", vec![64, 1], "64 rows, no odd"),
         ("layers.1.blocks.0.attn.relative_position_bias_table", vec![49], "not [positions, heads]"),
     ] {
-        let mut entries = exported(&params(&specs(&base)), Naming::Esvit, Float::F32);
+        let mut entries = exported(&params(&specs(&base)), Family::Swin, Naming::Esvit, Float::F32);
         let at = entries.iter().position(|(other, _)| other == name).unwrap();
         entries[at] = floats(name, &shape, vec![0.0; shape.iter().product()]);
         let error =
@@ -428,7 +440,8 @@ fn every_backbone_that_is_known_by_its_names() {
 #[test]
 fn every_reason_to_leave_a_tensor_out() {
     let params = params(&specs(&config()));
-    let mut entries = prefixed("module.backbone.", exported(&params, Naming::Timm, Float::F32));
+    let mut entries =
+        prefixed("module.backbone.", exported(&params, Family::Swin, Naming::Timm, Float::F32));
     let of = |reason| match reason {
         reason::DERIVED => {
             vec!["layers.0.blocks.1.attn_mask", "head.mlp.1.num_batches_tracked"]
@@ -465,7 +478,7 @@ fn every_reason_to_leave_a_tensor_out() {
 fn one_parameter_and_parts_of_a_network() {
     let specs = specs(&config());
     let params = params(&specs);
-    let mut entries = exported(&params, Naming::Transformers, Float::F32);
+    let mut entries = exported(&params, Family::Swin, Naming::Transformers, Float::F32);
     entries.push(floats("head.weight", &[2], vec![0.0; 2]));
     let file = opened(&entries);
     let stored = StoredNetwork::find(&file, None).unwrap();
@@ -481,7 +494,7 @@ fn one_parameter_and_parts_of_a_network() {
     assert!(error.contains("is [8], the network has [7]"), "{error}");
 
     // What a file lacks may come from somewhere else; lists of differences are cut off.
-    let few: Vec<Entry> = exported(&params, Naming::Esvit, Float::F32)
+    let few: Vec<Entry> = exported(&params, Family::Swin, Naming::Esvit, Float::F32)
         .into_iter()
         .filter(|(name, _)| !name.contains(".blocks.0.mlp") && !name.contains(".norm1."))
         .collect();
@@ -508,7 +521,7 @@ fn one_parameter_and_parts_of_a_network() {
 #[test]
 fn heads_of_a_table_are_resized_apart() {
     let other = SwinConfig { window_size: 2, ..config() };
-    let mut entries = exported(&params(&specs(&other)), Naming::Esvit, Float::F32);
+    let mut entries = exported(&params(&specs(&other)), Family::Swin, Naming::Esvit, Float::F32);
     let name = "layers.1.blocks.0.attn.relative_position_bias_table";
     let at = entries.iter().position(|(other, _)| other == name).unwrap();
     let values = (0..9).flat_map(|_| [2.0, -3.0]).collect();
@@ -554,7 +567,10 @@ fn networks_that_share_a_dictionary_are_told_apart() {
         ("state_dict", ["backbone", "momentum_backbone"], false),
     ] {
         let of = |prefix: &str, params| {
-            prefixed(&format!("{prefix}."), exported(params, Naming::Esvit, Float::F32))
+            prefixed(
+                &format!("{prefix}."),
+                exported(params, Family::Swin, Naming::Esvit, Float::F32),
+            )
         };
         let both = joined([of(prefixes[0], &first), of(prefixes[1], &second)]);
         let file = opened_torch(vec![(group, both)]);
@@ -582,7 +598,8 @@ fn networks_that_share_a_dictionary_are_told_apart() {
 #[test]
 fn patch_merging_of_openmmlab_is_put_in_order() {
     let params = params(&specs(&config()));
-    let mut entries = prefixed("backbone.", exported(&params, Naming::OpenMmLab, Float::F32));
+    let mut entries =
+        prefixed("backbone.", exported(&params, Family::Swin, Naming::OpenMmLab, Float::F32));
     // Mmdetection has norms of all stages.
     for stage in 0..3 {
         entries.push(floats(&format!("backbone.norm{stage}.weight"), &[1], vec![0.0]));
@@ -621,7 +638,7 @@ fn patch_merging_of_openmmlab_is_put_in_order() {
 #[test]
 fn norms_of_stages_stand_for_the_norm_of_the_network() {
     let params = params(&specs(&config()));
-    let mut entries = exported(&params, Naming::Esvit, Float::F32);
+    let mut entries = exported(&params, Family::Swin, Naming::Esvit, Float::F32);
     for (name, _) in &mut entries {
         *name = name.replace("norm.weight", "norm3.weight").replace("norm.bias", "norm3.bias");
         *name = name
@@ -645,7 +662,7 @@ fn what_masked_image_modeling_adds_is_left_out() {
         (Naming::Esvit, "backbone.", "backbone.masked_embed"),
         (Naming::OpenMmLab, "backbone.", "backbone.mask_token"),
     ] {
-        let mut entries = prefixed(prefix, exported(&params, naming, Float::F32));
+        let mut entries = prefixed(prefix, exported(&params, Family::Swin, naming, Float::F32));
         entries.push(floats(token, &[1, 1, 8], vec![0.0; 8]));
         entries.push(floats("decoder.0.weight", &[1], vec![0.0]));
         let (found, report) = load(&opened(&entries), None).unwrap();
@@ -660,7 +677,7 @@ fn what_masked_image_modeling_adds_is_left_out() {
 fn types_that_are_not_read_are_named() {
     let with = |types: &[(&str, &str)]| {
         let mut bytes = Vec::new();
-        let entries = exported(&params(&specs(&config())), Naming::Esvit, Float::F32);
+        let entries = exported(&params(&specs(&config())), Family::Swin, Naming::Esvit, Float::F32);
         write_safetensors(&mut bytes, &entries, &BTreeMap::new()).unwrap();
         let (length, rest) = bytes.split_at(8);
         let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
@@ -687,7 +704,7 @@ fn types_that_are_not_read_are_named() {
 
 #[test]
 fn values_that_are_not_finite_have_a_hint_of_their_own() {
-    let mut entries = exported(&params(&specs(&config())), Naming::Timm, Float::F32);
+    let mut entries = exported(&params(&specs(&config())), Family::Swin, Naming::Timm, Float::F32);
     let at = entries.iter().position(|(name, _)| name == "norm.bias").unwrap();
     entries[at] = floats("norm.bias", &[64], vec![f32::NAN; 64]);
     let error = load(&opened(&entries), None).unwrap_err().to_string();
@@ -698,7 +715,8 @@ fn values_that_are_not_finite_have_a_hint_of_their_own() {
 #[test]
 fn what_is_assumed_is_told() {
     use esvit_nn::weights::Known;
-    let file = opened(&exported(&params(&specs(&config())), Naming::Timm, Float::F32));
+    let file =
+        opened(&exported(&params(&specs(&config())), Family::Swin, Naming::Timm, Float::F32));
     let stored = StoredNetwork::find(&file, None).unwrap();
     let (_, assumed) = stored.shape_given(&Known::default()).unwrap();
     assert_eq!(
@@ -721,7 +739,7 @@ fn masks_in_a_file_tell_the_size_of_its_images() {
     use esvit_nn::weights::Known;
     let config = SwinConfig { img_size: 64, depths: vec![2, 2], ..tiny_swin() };
     for naming in [Naming::Microsoft, Naming::Timm] {
-        let mut entries = exported(&params(&specs(&config)), naming, Float::F32);
+        let mut entries = exported(&params(&specs(&config)), Family::Swin, naming, Float::F32);
         let shape = |entries: &[Entry]| {
             let file = opened(&prefixed_all("module.", entries));
             let stored = StoredNetwork::find(&file, None).unwrap();

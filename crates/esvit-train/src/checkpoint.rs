@@ -335,7 +335,7 @@ impl Checkpoint {
             learner.teacher = Some(load_partial(&teacher, present, learner, others)?.0);
         }
         let says_more = self.file.metadata().get(METADATA_KEY).is_some();
-        let norm_eps = student.location().naming.norm_eps();
+        let norm_eps = student.location().norm_eps();
         Ok(Loaded { norm_eps: (!says_more).then_some(norm_eps), ..loaded })
     }
 

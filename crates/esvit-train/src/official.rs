@@ -76,7 +76,7 @@ pub fn write(checkpoint: &Path, out: &Path, float: Float) -> Result<(), Official
     for (name, prefix) in [("student", "module."), ("teacher", "")] {
         let stored = StoredNetwork::at(file.file(), &format!("{name}."));
         let (params, _) = stored.load(network.specs(), &Device::Cpu, |_| None)?;
-        let tensors = exported(&params, Naming::Esvit, float).into_iter();
+        let tensors = exported(&params, model.family(), Naming::Esvit, float).into_iter();
         let tensors =
             tensors.map(|(name, tensor)| (format!("{prefix}{name}"), Tree::Tensor(tensor)));
         entries.push((name.to_owned(), Tree::Dict(tensors.collect())));

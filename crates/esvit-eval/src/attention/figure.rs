@@ -170,8 +170,13 @@ impl<'a> Figure<'a> {
         let baseline = top + 13.0;
         drawing.text([left, baseline], &entropy, 12.0, color::INK, Anchor::Start);
         let mut details = format!("max {:.2}", head_attention.largest());
-        if head_attention.padding_mass >= 0.005 {
-            details = format!("padding {:.0} % · {details}", 100.0 * head_attention.padding_mass);
+        for (mass, name) in [
+            (head_attention.padding_mass, "padding"),
+            (head_attention.prefix_mass, legend::prefix(self.attention.prefix_keys)),
+        ] {
+            if mass >= 0.005 {
+                details = format!("{name} {:.0} % · {details}", 100.0 * mass);
+            }
         }
         let right = left + 2.0 * self.panel()[0] + GAPS[0];
         drawing.text([right, baseline], &details, 10.0, color::FAINT, Anchor::End);
@@ -276,12 +281,12 @@ mod tests {
             map,
             cell: 4,
             query: [0, 1],
-            window: 2,
-            shift: 0,
+            window: Some([2, 0]),
             visible,
             padding_keys: 0,
+            prefix_keys: 0,
             mass: 0.6,
-            heads: vec![HeadAttention::new(Some(0), weights, &[], 0.6)],
+            heads: vec![HeadAttention::new(Some(0), weights, [&[]; 2], 0.6)],
         }
     }
 
@@ -343,7 +348,8 @@ mod tests {
     fn every_head_has_two_panels() {
         let input = input(16, 8);
         let mut attention = attention([2, 4], &[0, 1, 4, 5], vec![0.125; 8]);
-        let heads = (1..6).map(|head| HeadAttention::new(Some(head), vec![0.25; 8], &[0.5], 0.6));
+        let heads =
+            (1..6).map(|head| HeadAttention::new(Some(head), vec![0.25; 8], [&[0.5], &[]], 0.6));
         attention.heads.extend(heads);
         let drawing = draw(&input, &attention).unwrap();
         let svg = drawing.svg();

@@ -177,13 +177,14 @@ mod tests {
         BlockStatistics {
             position: super::super::BlockPosition { block, stage: 1 + block, block_in_stage: 0 },
             map: [4, 4],
-            window: 4,
-            shift: 0,
+            window: Some(4),
+            shift: Some(0),
             entropy: 2.0,
             largest_entropy: 4.0,
             share: Some(0.5),
             diversity: Some(0.1),
             padding_mass: 0.0,
+            prefix_mass: 0.0,
             heads: heads.collect(),
         }
     }

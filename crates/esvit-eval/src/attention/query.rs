@@ -1,8 +1,7 @@
 //! Attention of one query as maps over the tokens of a block.
 
 use esvit_kernels::pool;
-use esvit_nn::backbone::{AttentionMap, Stage};
-use esvit_nn::ops::WindowMap;
+use esvit_nn::backbone::{AttentionMap, Key, Stage};
 use esvit_nn::{Backbone, Params, Tensor};
 
 use super::measure::{entropy, threshold_mask};
@@ -19,14 +18,14 @@ pub struct QueryAttention {
     pub cell: usize,
     /// Row and column of the query cell.
     pub query: [usize; 2],
-    /// Window size in tokens.
-    pub window: usize,
-    /// Cyclic shift of the windows in tokens.
-    pub shift: usize,
+    /// Side and cyclic shift of the windows in tokens; `None` where all tokens see each other.
+    pub window: Option<[usize; 2]>,
     /// Whether the query can attend to each cell, row-major.
     pub visible: Vec<bool>,
     /// Number of padding tokens that the query can attend to.
     pub padding_keys: usize,
+    /// Number of tokens before those of the map (class token, registers) that it can attend to.
+    pub prefix_keys: usize,
     /// Share of the attention that masks keep.
     pub mass: f64,
     /// One entry per head, in descending order of entropy; a single one for rollout.
@@ -40,21 +39,30 @@ pub struct HeadAttention {
     pub head: Option<usize>,
     /// Weight of each cell, row-major; 0 outside the query's window.
     pub weights: Vec<f32>,
-    /// Attention to padding; adds up to 1 with the weights.
+    /// Attention to padding; adds up to 1 with the weights and `prefix_mass`.
     pub padding_mass: f64,
-    /// Entropy over all keys including padding, in bits.
+    /// Attention to tokens before those of the map.
+    pub prefix_mass: f64,
+    /// Entropy over all keys, in bits.
     pub entropy: f64,
     /// The smallest set of cells with the share `mass` of the attention on the image.
     pub mask: Vec<usize>,
 }
 
 impl HeadAttention {
-    /// From the weights of cells and of padding tokens.
-    pub(super) fn new(head: Option<usize>, weights: Vec<f32>, padding: &[f32], mass: f64) -> Self {
+    /// From the weights of cells, and of padding and tokens before those of the map.
+    pub(super) fn new(
+        head: Option<usize>,
+        weights: Vec<f32>,
+        [padding, prefix]: [&[f32]; 2],
+        mass: f64,
+    ) -> Self {
+        let sum = |weights: &[f32]| weights.iter().fold(0.0, |sum, &w| sum + f64::from(w));
         Self {
             head,
-            padding_mass: padding.iter().fold(0.0, |sum, &weight| sum + f64::from(weight)),
-            entropy: entropy(&weights) + entropy(padding),
+            padding_mass: sum(padding),
+            prefix_mass: sum(prefix),
+            entropy: entropy(&weights) + entropy(padding) + entropy(prefix),
             mask: threshold_mask(&weights, mass),
             weights,
         }
@@ -74,7 +82,7 @@ impl QueryAttention {
 
     /// Entropy of uniform attention to all visible keys, in bits.
     pub fn largest_entropy(&self) -> f64 {
-        ((self.visible_cells() + self.padding_keys) as f64).log2()
+        ((self.visible_cells() + self.padding_keys + self.prefix_keys) as f64).log2()
     }
 
     /// Keeps only these heads, in the existing order.
@@ -109,37 +117,37 @@ pub fn query_attention(
     check_mass(mass)?;
     let images = images(input, params);
     let found = pool::run(|| network.block_attention(params, images, block))?;
-    let AttentionMap { weights, windows } = found.expect("a block that exists");
+    let AttentionMap { weights, layout } = found.expect("a block that exists");
     let [_, heads, side, _] = weights.dims();
     let weights = weights.to_vec::<f32>();
     check_finite(&weights)?;
 
-    let (token, mut attention) = without_weights(&stages, position, windows.map, query, mass);
-    let slot = windows.token_slot[token] as usize;
-    let (window, row) = (slot / side, slot % side);
-    let keys = visible_keys(&windows, slot);
-    let tokens = &windows.slot_token[window * side..][..side];
-    let is_cell = |key: usize| (tokens[key] as usize) < windows.tokens();
-    for key in (0..side).filter(|&key| keys[key]) {
-        match is_cell(key) {
-            true => attention.visible[tokens[key] as usize] = true,
-            false => attention.padding_keys += 1,
+    let (token, attention) = without_weights(&stages, position, layout.map(), query, mass);
+    let mut attention = QueryAttention { window: layout.window(), ..attention };
+    let [group, row] = layout.query(token);
+    let keys = layout.group_keys(group);
+    for (key, _) in keys.iter().zip(layout.visible([group, row])).filter(|(_, visible)| *visible) {
+        match *key {
+            Key::Cell(cell) => attention.visible[cell] = true,
+            Key::Padding => attention.padding_keys += 1,
+            Key::Prefix(_) => attention.prefix_keys += 1,
         }
     }
     for head in 0..heads {
-        let row = &weights[((window * heads + head) * side + row) * side..][..side];
-        let mut cells = vec![0.0; windows.tokens()];
-        let mut padding = Vec::new();
-        for (key, &weight) in row.iter().enumerate() {
-            match is_cell(key) {
-                true => cells[tokens[key] as usize] = weight,
-                false => padding.push(weight),
+        let row = &weights[((group * heads + head) * side + row) * side..][..side];
+        let mut cells = vec![0.0; layout.tokens()];
+        let (mut padding, mut prefix) = (Vec::new(), Vec::new());
+        for (key, &weight) in keys.iter().zip(row) {
+            match *key {
+                Key::Cell(cell) => cells[cell] = weight,
+                Key::Padding => padding.push(weight),
+                Key::Prefix(_) => prefix.push(weight),
             }
         }
-        attention.heads.push(HeadAttention::new(Some(head), cells, &padding, mass));
+        attention.heads.push(HeadAttention::new(Some(head), cells, [&padding, &prefix], mass));
     }
     attention.heads.sort_by(|a, b| b.entropy.total_cmp(&a.entropy));
-    Ok(QueryAttention { window: windows.window, shift: windows.shift, ..attention })
+    Ok(attention)
 }
 
 /// Checks the weights of a block.
@@ -175,15 +183,6 @@ pub(super) fn without_weights(
     let attention =
         QueryAttention { position, map, cell, query, visible, mass, ..Default::default() };
     (query[0] * map[1] + query[1], attention)
-}
-
-/// Whether a slot can attend to each key of its window.
-pub(super) fn visible_keys(windows: &WindowMap, slot: usize) -> Vec<bool> {
-    let side = windows.window_tokens();
-    match &windows.mask {
-        Some(mask) => mask[slot * side..][..side].iter().map(|&added| added == 0.0).collect(),
-        None => vec![true; side],
-    }
 }
 
 #[cfg(test)]
@@ -269,7 +268,7 @@ mod tests {
         let range = |from: usize, to: usize| (from..to).collect::<BTreeSet<_>>();
         // Without a shift: the second window across, whose last row is padding.
         let plain = attention([20.0, 2.0], 0);
-        assert_eq!((plain.map, plain.cell, plain.shift), ([7, 11], 4, 0));
+        assert_eq!((plain.map, plain.cell, plain.window), ([7, 11], 4, Some([4, 0])));
         assert_eq!(plain.query, [0, 5]);
         assert_eq!(visible(&plain), [range(0, 4), range(4, 8)]);
         assert_eq!(plain.padding_keys, 0);
@@ -278,7 +277,7 @@ mod tests {
         assert_eq!(corner.padding_keys, 16 - 9);
         // Shifted by 2: the first two rows see each other only, and columns 2 to 5.
         let shifted = attention([20.0, 2.0], 1);
-        assert_eq!(shifted.shift, 2);
+        assert_eq!(shifted.window, Some([4, 2]));
         assert_eq!(visible(&shifted), [range(0, 2), range(2, 6)]);
         assert_eq!((shifted.visible_cells(), shifted.padding_keys), (8, 0));
     }

@@ -11,8 +11,8 @@ use super::{AttentionError, BlockPosition, HeadAttention, InputImage, QueryAtten
 /// product over blocks of `(A + I) / 2`, where `A` is the mean attention over heads and `I` stands
 /// for the residual path.
 ///
-/// Defined only if all blocks attend over the same tokens: one stage with a single window, as in a
-/// ViT.
+/// Defined only if all blocks attend over the same tokens, as in a ViT: one stage, of a single window if
+/// it has windows. Tokens before those of the map take part.
 ///
 /// # Errors
 /// [`AttentionError`] if rollout is undefined for the network or input size, there is no such
@@ -38,30 +38,33 @@ pub fn rollout(
 
     let images = images(input, params);
     let mut blocks = Vec::new();
-    let mut shape = ([0; 2], 0);
-    let mut tap = |_, AttentionMap { weights, windows }: AttentionMap| {
-        shape = (windows.map, windows.window);
+    let mut found = None;
+    let mut tap = |_, AttentionMap { weights, layout }: AttentionMap| {
+        found = Some(layout);
         blocks.push(weights.to_vec::<f32>());
     };
     pool::run(|| network.attention(params, images, 0..block + 1, &mut tap))?;
     blocks.iter().try_for_each(|weights| check_finite(weights))?;
-    let ([height, width], window) = shape;
-    if [height, width] != [window, window] {
+    let layout = found.expect("a block that exists");
+    let [height, width] = layout.map();
+    if let Some([window, _]) = layout.window().filter(|[window, _]| [height, width] != [*window; 2])
+    {
         return refuse(format!(
             "a map of {height} x {width} tokens is not one window of {window} x {window}"
         ));
     }
     let (token, mut attention) = without_weights(&stages, position, [height, width], query, mass);
-    let tokens = height * width;
-    let mut row = vec![0.0; tokens];
-    row[token] = 1.0;
+    let prefix = layout.keys() - layout.tokens();
+    let mut row = vec![0.0; layout.keys()];
+    row[layout.query(token)[1]] = 1.0;
     for weights in blocks.iter().rev() {
         row = rollout_step(&row, weights, stages[0].heads);
     }
-    let weights = row.iter().map(|&weight| weight as f32).collect();
+    let mut beside: Vec<f32> = row.iter().map(|&weight| weight as f32).collect();
+    let weights = beside.split_off(prefix);
     attention.visible.fill(true);
-    attention.heads.push(HeadAttention::new(None, weights, &[], mass));
-    Ok(QueryAttention { window, ..attention })
+    attention.heads.push(HeadAttention::new(None, weights, [&[], &beside], mass));
+    Ok(QueryAttention { window: layout.window(), prefix_keys: prefix, ..attention })
 }
 
 /// `row (A + I) / 2`, with `A` the mean over heads of `weights [heads, tokens, tokens]`.

@@ -1,16 +1,12 @@
 //! Attention statistics over many images: all blocks, heads, windows and queries.
 
-use std::sync::Arc;
-
 use esvit_kernels::pool;
-use esvit_nn::backbone::{AttentionMap, NoAttention, Stage};
-use esvit_nn::ops::WindowMap;
+use esvit_nn::backbone::{AttentionLayout, AttentionMap, Key, NoAttention, Stage};
 use esvit_nn::{Backbone, Params, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::measure::{entropy, jensen_shannon};
-use super::query::visible_keys;
 use super::{AttentionError, BlockPosition};
 use crate::labeled::LabeledSet;
 use crate::probe::MeanStd;
@@ -28,14 +24,14 @@ pub struct BlockStatistics {
     pub position: BlockPosition,
     /// Height and width of its token map.
     pub map: [usize; 2],
-    /// Window size in tokens.
-    pub window: usize,
+    /// Window size in tokens; `None` where all tokens see each other.
+    pub window: Option<usize>,
     /// Cyclic shift of the windows in tokens.
-    pub shift: usize,
+    pub shift: Option<usize>,
     /// Mean entropy of the heads, in bits.
     pub entropy: f64,
     /// Entropy of uniform attention in bits: mean over queries of the log2 of the number of visible
-    /// keys, including padding.
+    /// keys, including padding and tokens before those of the map.
     pub largest_entropy: f64,
     /// Mean entropy divided by the largest; `None` if every query has one key only.
     pub share: Option<f64>,
@@ -44,6 +40,8 @@ pub struct BlockStatistics {
     pub diversity: Option<f64>,
     /// Mean share of the attention to padding.
     pub padding_mass: f64,
+    /// Mean share of the attention to tokens before those of the map.
+    pub prefix_mass: f64,
     /// Heads by index.
     pub heads: Vec<HeadStatistics>,
 }
@@ -112,16 +110,16 @@ pub fn statistics(
     Ok(AttentionStatistics { blocks, images: images.len(), left_out })
 }
 
-/// Windows and number of heads of a block, the same for all images.
-type Layout = (Arc<WindowMap>, usize);
+/// Keys and number of heads of a block, the same for all images.
+type Layout = (AttentionLayout, usize);
 
 /// See [`BlockStatistics::largest_entropy`].
-fn largest_entropy(windows: &WindowMap) -> f64 {
-    let logs = windows.token_slot.iter().map(|&slot| {
-        let keys = visible_keys(windows, slot as usize).into_iter().filter(|&key| key).count();
-        (keys as f64).log2()
+fn largest_entropy(layout: &AttentionLayout) -> f64 {
+    let logs = (0..layout.tokens()).map(|token| {
+        let visible = layout.visible(layout.query(token));
+        (visible.into_iter().filter(|&key| key).count() as f64).log2()
     });
-    logs.sum::<f64>() / windows.tokens() as f64
+    logs.sum::<f64>() / layout.tokens() as f64
 }
 
 /// Layouts of all blocks, and the values of all blocks for each of `count` images.
@@ -134,36 +132,41 @@ fn measure(
     let mut layouts = Vec::new();
     let mut rows = vec![Vec::new(); count];
     let blocks = 0..network.blocks();
-    network.attention(params, images, blocks, &mut |_, AttentionMap { weights, windows }| {
+    network.attention(params, images, blocks, &mut |_, AttentionMap { weights, layout }| {
         let heads = weights.shape()[1];
         let weights = weights.to_vec::<f32>();
         let of_image = weights.len() / count;
         rows.par_iter_mut()
             .zip(weights.par_chunks_exact(of_image))
-            .for_each(|(row, weights)| row.extend(image_statistics(weights, heads, &windows)));
-        layouts.push((windows, heads));
+            .for_each(|(row, weights)| row.extend(image_statistics(weights, heads, &layout)));
+        layouts.push((layout, heads));
     })?;
     Ok((layouts, rows.concat()))
 }
 
-/// Entropy of each head, diversity and attention to padding: means over the queries of one image's
-/// weights `[windows, heads, window^2, window^2]`.
-fn image_statistics(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f32> {
-    let side = windows.window_tokens();
+/// Entropy of each head, diversity, and attention to padding and to tokens before those of the map:
+/// means over the queries of one image's weights `[groups, heads, queries, keys]`.
+fn image_statistics(weights: &[f32], heads: usize, layout: &AttentionLayout) -> Vec<f32> {
+    let side = layout.keys();
     let mut entropies = vec![0.0; heads];
-    let (mut divergence, mut padding) = (0.0, 0.0);
+    let (mut divergence, mut padding, mut prefix) = (0.0, 0.0, 0.0);
     let mut query_attention = vec![0.0; heads];
-    for &slot in &windows.token_slot {
-        let (window, query) = (slot as usize / side, slot as usize % side);
-        let row = |head: usize| &weights[((window * heads + head) * side + query) * side..][..side];
-        let tokens = &windows.slot_token[window * side..][..side];
+    let mut keys = (usize::MAX, Vec::new());
+    for token in 0..layout.tokens() {
+        let [group, query] = layout.query(token);
+        if keys.0 != group {
+            keys = (group, layout.group_keys(group));
+        }
+        let row = |head: usize| &weights[((group * heads + head) * side + query) * side..][..side];
         for head in 0..heads {
             query_attention[head] = entropy(row(head));
             entropies[head] += query_attention[head];
-            if windows.is_padded() {
-                let padded = tokens.iter().map(|&token| token as usize >= windows.tokens());
-                let keys = row(head).iter().zip(padded).filter(|(_, padded)| *padded);
-                padding += keys.map(|(&weight, _)| f64::from(weight)).sum::<f64>();
+            for (&weight, key) in row(head).iter().zip(&keys.1) {
+                match key {
+                    Key::Cell(_) => {}
+                    Key::Padding => padding += f64::from(weight),
+                    Key::Prefix(_) => prefix += f64::from(weight),
+                }
             }
         }
         for first in 0..heads {
@@ -173,10 +176,11 @@ fn image_statistics(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f
             }
         }
     }
-    let queries = windows.tokens() as f64;
+    let queries = layout.tokens() as f64;
     let pairs = (heads * (heads - 1) / 2).max(1) as f64;
     let entropies = entropies.iter().map(|sum| sum / queries);
-    let others = [divergence / queries / pairs, padding / queries / heads as f64];
+    let beside = [padding, prefix].map(|mass: f64| mass / queries / heads as f64);
+    let others = [divergence / queries / pairs, beside[0], beside[1]];
     entropies.chain(others).map(|value| value as f32).collect()
 }
 
@@ -184,8 +188,8 @@ fn image_statistics(weights: &[f32], heads: usize, windows: &WindowMap) -> Vec<f
 fn blocks(stages: &[Stage], layouts: &[Layout], rows: &[&[f32]]) -> Vec<BlockStatistics> {
     let mut at = 0;
     let mut blocks = Vec::new();
-    for (block, &(ref windows, count)) in layouts.iter().enumerate() {
-        let largest_entropy = largest_entropy(windows);
+    for (block, &(ref layout, count)) in layouts.iter().enumerate() {
+        let largest_entropy = largest_entropy(layout);
         let column = |number: usize| {
             let values: Vec<f64> = rows.iter().map(|row| f64::from(row[at + number])).collect();
             MeanStd::of(&values)
@@ -200,28 +204,32 @@ fn blocks(stages: &[Stage], layouts: &[Layout], rows: &[&[f32]]) -> Vec<BlockSta
         let entropy = heads.iter().map(|head| head.entropy).sum::<f64>() / heads.len() as f64;
         blocks.push(BlockStatistics {
             position: BlockPosition::of(stages, block).expect("a block of the network"),
-            map: windows.map,
-            window: windows.window,
-            shift: windows.shift,
+            map: layout.map(),
+            window: layout.window().map(|[side, _]| side),
+            shift: layout.window().map(|[_, shift]| shift),
             entropy,
             largest_entropy,
             share: share(entropy),
             diversity: (count > 1).then(|| column(count).mean),
             padding_mass: column(count + 1).mean,
+            prefix_mass: column(count + 2).mean,
             heads,
         });
-        // The entropy of each head, diversity, padding.
-        at += count + 2;
+        // The entropy of each head, diversity, padding, prefix.
+        at += count + 3;
     }
     blocks
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     use esvit_data::{Image, InMemory, Preprocess, ViewsConfig};
     use esvit_nn::backbone::swin::SwinConfig;
+    use esvit_nn::ops::WindowMap;
     use esvit_testing::{tiny_swin, untrained};
 
     fn measured(img_size: usize, crop: u32, images: u32) -> AttentionStatistics {
@@ -248,7 +256,8 @@ mod tests {
     #[test]
     fn the_largest_entropy_is_that_of_the_visible_keys() {
         let blocks = measured(32, 32, 3).blocks;
-        let maps: Vec<_> = blocks.iter().map(|b| (b.map, b.window, b.shift)).collect();
+        let maps: Vec<_> =
+            blocks.iter().map(|b| (b.map, b.window.unwrap(), b.shift.unwrap())).collect();
         assert_eq!(maps, [([8, 8], 4, 0), ([8, 8], 4, 2), ([4, 4], 4, 0)]);
         let largest: Vec<f64> = blocks.iter().map(|b| b.largest_entropy).collect();
         // Of 64 tokens 16 are in the middle window, 32 at an edge and 16 in a corner.
@@ -285,7 +294,7 @@ mod tests {
     #[test]
     fn means_over_queries_by_hand() {
         // One window of two tokens: a map of 1 x 2 in windows of 2, half of it padding.
-        let windows = WindowMap::new([1, 2], 2, 0);
+        let windows = AttentionLayout::Windows(Arc::new(WindowMap::new([1, 2], 2, 0)));
         let even = [0.25; 4];
         let sure = [1.0, 0.0, 0.0, 0.0];
         let unused = [9.0; 4];
@@ -294,19 +303,28 @@ mod tests {
         let weights = [head(even, even), head(sure, even)].concat();
         let found = image_statistics(&weights, 2, &windows);
         let divergence = super::super::jensen_shannon([&even, &sure], [2.0, 0.0]) / 2.0;
-        assert_eq!(found, [2.0, 1.0, divergence as f32, 0.375]);
+        assert_eq!(found, [2.0, 1.0, divergence as f32, 0.375, 0.0]);
+    }
+
+    /// The first of three tokens is before those of the map: it is a key and no query.
+    #[test]
+    fn tokens_before_the_map_are_keys_alone() {
+        let layout = AttentionLayout::Whole { map: [1, 2], prefix: 1 };
+        let weights = [[9.0; 3], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]].concat();
+        assert_eq!(image_statistics(&weights, 1, &layout), [0.5, 0.0, 0.0, 0.75]);
+        assert!((largest_entropy(&layout) - 3f64.log2()).abs() < 1e-12);
     }
 
     /// Three heads make three pairs.
     #[test]
     fn diversity_is_a_mean_over_pairs_of_heads() {
-        let windows = WindowMap::new([2, 2], 2, 0);
+        let windows = AttentionLayout::Windows(Arc::new(WindowMap::new([2, 2], 2, 0)));
         let [even, first, last] = [[0.25; 4], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]];
         let weights = [even, first, last].map(|row| [row; 4].concat()).concat();
         let found = image_statistics(&weights, 3, &windows);
         let apart = super::super::jensen_shannon([&even, &first], [2.0, 0.0]);
         let diversity = ((2.0 * apart + 1.0) / 3.0) as f32;
-        assert_eq!(found, [2.0, 0.0, 0.0, diversity, 0.0]);
+        assert_eq!(found, [2.0, 0.0, 0.0, diversity, 0.0, 0.0]);
     }
 
     #[test]

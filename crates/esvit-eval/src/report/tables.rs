@@ -332,7 +332,7 @@ fn block_table(blocks: &Value) -> Option<String> {
             plain(block.get("block")?),
             plain(block.get("stage")?),
             format!("{}x{}", block["map"][0], block["map"][1]),
-            plain(block.get("window")?),
+            or_none(block["window"].as_u64().map(|window| window.to_string())),
             entropies.len().to_string(),
             digits(block.get("entropy")?, 3)?,
             or_none(percent(&block["share"])),

@@ -1,6 +1,9 @@
 //! Cases of kind `backbone`: features and attention of a network.
 
-use esvit_nn::{BackboneConfig, ForwardCtx, Tensor};
+use std::ops::ControlFlow;
+
+use esvit_nn::backbone::BlockOutput;
+use esvit_nn::{Backbone, BackboneConfig, ForwardCtx, Params, Tensor};
 use serde::Deserialize;
 
 use super::{Case, CaseError, Outcome, Result};
@@ -12,23 +15,30 @@ struct Settings {
     config: BackboneConfig,
     n_last_blocks: usize,
     inputs: usize,
+    /// Further numbers of last blocks.
+    #[serde(default)]
+    other_n_last_blocks: Vec<usize>,
+    /// Whether there are features with the mean of the last block's patches appended, too.
+    #[serde(default)]
+    patch_average: bool,
 }
 
 pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
     let blocks = settings.config.blocks();
-    if !(1..=blocks).contains(&settings.n_last_blocks) {
-        let message = format!("`n_last_blocks` is {}, of {blocks} blocks", settings.n_last_blocks);
+    let numbers = [&[settings.n_last_blocks], &settings.other_n_last_blocks[..]].concat();
+    if let Some(n) = numbers.iter().find(|n| !(1..=blocks).contains(*n)) {
+        let message = format!("`n_last_blocks` is {n}, of {blocks} blocks");
         return Err(CaseError::Settings(message));
     }
     let (network, specs) = settings.config.build(0.0);
     let params = case.params("param.", &specs)?;
-    let (ctx, n) = (ForwardCtx::eval(), settings.n_last_blocks);
+    let ctx = ForwardCtx::eval();
     let mut checks = Vec::new();
     for input in 0..settings.inputs {
         let images = case.load::<4>(&format!("input.{input}"))?;
         let features = network.forward(&params, images.clone(), &ctx);
-        let last_blocks = network.last_blocks(&params, images.clone(), n, &ctx);
+        let last_blocks = |n| network.last_blocks(&params, images.clone(), n, &ctx);
         let mut compare = |name: &str, found: &Tensor| -> Result<()> {
             let name = format!("{name}.{input}");
             checks.push(case.absolute_error(&name, found, TOLERANCE)?);
@@ -36,10 +46,23 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
         };
         compare("cls", &features.view)?;
         compare("region", &features.region)?;
-        compare("last_blocks", &last_blocks)?;
+        compare("last_blocks", &last_blocks(settings.n_last_blocks))?;
+        for &n in &settings.other_n_last_blocks {
+            compare(&format!("last_blocks_n{n}"), &last_blocks(n))?;
+        }
+        for &n in numbers.iter().filter(|_| settings.patch_average) {
+            let average = features.region.clone().mean_dim(1);
+            let [batch, width] = features.view.dims();
+            let average = average.reshape([batch, width]);
+            let found = Tensor::cat(vec![last_blocks(n), average], 1);
+            compare(&format!("last_blocks_n{n}_avg"), &found)?;
+        }
+        if let Some(found) = registers(&*network, &params, &images, &settings.config) {
+            compare("registers", &found)?;
+        }
         if case.tensors.find("", &format!("last_attention.{input}")).is_some() {
             let found = network
-                .block_attention(&params, images, blocks - 1)
+                .block_attention(&params, images.clone(), blocks - 1)
                 .map_err(|e| CaseError::Computation(e.to_string()))?;
             if let Some(attention) = found {
                 compare("last_attention", &attention.weights)?;
@@ -47,4 +70,23 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Compared(checks))
+}
+
+/// The normalized register tokens `[B, registers, C]`, if the network has some.
+fn registers(
+    network: &dyn Backbone,
+    params: &Params,
+    images: &Tensor,
+    config: &BackboneConfig,
+) -> Option<Tensor> {
+    let BackboneConfig::Vit(vit) = config else { return None };
+    let (count, ctx) = (vit.register_tokens, ForwardCtx::eval());
+    let go_on = &mut |_: BlockOutput<'_>| ControlFlow::Continue(());
+    let maps = network.run(params, vec![images.clone()].into(), &ctx, go_on)?;
+    let maps = network.normalize(params, maps, &ctx);
+    let [rows, width] = maps.rows.dims();
+    let tokens = maps.segments[0].tokens();
+    let tokens = maps.rows.reshape([rows / tokens, tokens, width]);
+    // They follow class and distillation token.
+    (count > 0).then(|| tokens.narrow(1, vit.prefix() - count, count))
 }

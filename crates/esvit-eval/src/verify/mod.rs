@@ -15,6 +15,7 @@ mod schedule;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use esvit_nn::backbone::Family;
 use esvit_nn::params::ParamList;
 use esvit_nn::weights::{StoredNetwork, WeightsError, WeightsFile};
 use esvit_nn::{Device, Params, Tensor};
@@ -155,7 +156,7 @@ fn report(name: String, case: Result<Case>) -> Report {
         Err(e) => return Report { name, kind: String::new(), outcome: Outcome::Failed(e) },
     };
     let result = match case.kind.as_str() {
-        "backbone" | "pretrain" | "checkpoint" if case.settings["family"] != "swin" => {
+        "backbone" | "pretrain" | "checkpoint" if !has_known_family(&case.settings) => {
             let family = case.settings["family"].as_str().unwrap_or("unknown");
             Ok(Outcome::NotSupported(format!("networks of family `{family}`")))
         }
@@ -171,6 +172,26 @@ fn report(name: String, case: Result<Case>) -> Report {
     };
     let outcome = result.unwrap_or_else(Outcome::Failed);
     Report { name, kind: case.kind, outcome }
+}
+
+fn has_known_family(settings: &Value) -> bool {
+    Family::ALL.iter().any(|family| settings["family"] == family.name())
+}
+
+/// Makes the shape of a case's network one of ours: with its family, and how its positions are resized.
+fn complete_shape(settings: &mut Value) {
+    let (family, resize) = (settings["family"].clone(), settings["position_resize"].clone());
+    let Some(shape) = settings["config"].as_object_mut() else { return };
+    shape.insert("family".into(), family);
+    match resize.as_str() {
+        // They are resized as by timm.
+        Some("dinov2-registers") => drop(shape.insert("position_resize".into(), "timm".into())),
+        Some(_) => drop(shape.insert("position_resize".into(), resize)),
+        None => {}
+    }
+    if let Some(Value::String(table)) = shape.get_mut("position_table") {
+        *table = table.replace(' ', "_");
+    }
 }
 
 /// A case that has been read.
@@ -205,8 +226,9 @@ impl Case {
         tensors: Result<WeightsFile, FileError>,
         device: &Device,
     ) -> Result<Self> {
-        let settings: Value =
+        let mut settings: Value =
             serde_json::from_str(settings).map_err(|e| CaseError::Settings(e.to_string()))?;
+        complete_shape(&mut settings);
         let kind = settings["kind"]
             .as_str()
             .ok_or_else(|| CaseError::Settings("`kind` is missing".into()))?

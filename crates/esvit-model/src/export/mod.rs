@@ -118,6 +118,16 @@ pub enum ExportError {
         /// Window size of each stage.
         windows: Vec<usize>,
     },
+    /// The target has no such networks.
+    #[error(
+        "{target} has no networks of this family with {lacks}\nhint: timm, esvit and onnx can take it"
+    )]
+    Lacks {
+        /// The target.
+        target: Target,
+        /// What it lacks.
+        lacks: &'static str,
+    },
     /// ONNX graphs are not stored in bf16.
     #[error(
         "an ONNX graph is not stored in bf16, which few runtimes read\n\
@@ -192,13 +202,9 @@ pub fn write(
     options: &Options,
 ) -> Result<Vec<PathBuf>, ExportError> {
     let about = serde_json::to_string(&backbone.metadata()).expect("plain values");
-    let BackboneConfig::Swin(model) = &backbone.config;
-    let windows = model.windows();
-    let is_uneven = windows.iter().any(|window| *window != windows[0]);
-    if is_uneven && matches!(options.target, Target::Torchvision | Target::Transformers) {
-        return Err(ExportError::Windows { target: options.target, windows });
-    }
-    let tensors = || exported(&backbone.params, options.target.naming(), options.float);
+    check_target(&backbone.config, options.target)?;
+    let (family, naming) = (backbone.config.family(), options.target.naming());
+    let tensors = || exported(&backbone.params, family, naming, options.float);
     match OutputKind::of(options.target, out)? {
         OutputKind::Folder => return folder(backbone, out, options, &tensors(), &about),
         OutputKind::Safetensors => safetensors(out, &tensors(), &about)?,
@@ -225,7 +231,7 @@ pub fn write(
                 return Err(ExportError::Bf16Graph);
             }
             let [height, width] = options.size;
-            let patch = model.patch_size;
+            let patch = backbone.config.stages()[0].stride;
             if height < patch || width < patch {
                 return Err(ExportError::Size { height, width, patch });
             }
@@ -237,6 +243,27 @@ pub fn write(
         }
     }
     Ok(vec![out.into()])
+}
+
+/// Whether the target has networks of this shape.
+fn check_target(config: &BackboneConfig, target: Target) -> Result<(), ExportError> {
+    match config {
+        BackboneConfig::Swin(model) => {
+            let windows = model.windows();
+            let is_uneven = windows.iter().any(|window| *window != windows[0]);
+            if is_uneven && matches!(target, Target::Torchvision | Target::Transformers) {
+                return Err(ExportError::Windows { target, windows });
+            }
+        }
+        BackboneConfig::Vit(model) => {
+            let is_plain = model.prefix() == 1 && !model.layer_scale;
+            if !is_plain && target == Target::Torchvision {
+                let lacks = "registers, distillation token or LayerScale";
+                return Err(ExportError::Lacks { target, lacks });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes weights and their configuration files into a folder.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use esvit_nn::BackboneConfig;
+use serde_json::Value;
 
 use super::config_files::timm_name;
 use super::{Options, Target};
@@ -11,7 +12,7 @@ use crate::PretrainedBackbone;
 /// Python code that loads the export, ready to be pasted; it imports what it needs and no more. Models
 /// are ready for inference.
 pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
-    let BackboneConfig::Swin(model) = &backbone.config;
+    let model = &backbone.config;
     let path = quoted(&out.display().to_string());
     let is_torch = out.extension().is_some_and(|ending| ending != "safetensors");
     let (load, library) = if is_torch {
@@ -19,7 +20,7 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
     } else {
         (format!("safetensors.torch.load_file({path})"), "safetensors.torch, ")
     };
-    let norm = format!("functools.partial(torch.nn.LayerNorm, eps={:e})", model.norm_eps);
+    let norm = format!("functools.partial(torch.nn.LayerNorm, eps={:e})", model.norm_eps());
     let loaded = format!("model.load_state_dict({load})\nmodel.eval()");
     match options.target {
         Target::Timm if out.is_dir() => {
@@ -32,11 +33,14 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
         }
         Target::Timm => {
             let (name, arguments) = timm_name(model);
+            let python = |value: &Value| match value.as_bool() {
+                Some(true) => "True".to_owned(),
+                Some(false) => "False".to_owned(),
+                None => value.to_string(),
+            };
             let arguments: String = arguments
-                .as_object()
-                .into_iter()
-                .flatten()
-                .map(|(name, value)| format!(", {name}={value}"))
+                .iter()
+                .map(|(name, value)| format!(", {name}={}", python(value)))
                 .collect();
             format!(
                 "import functools, {library}timm, torch\n\
@@ -46,22 +50,17 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
         }
         Target::Torchvision => format!(
             "import functools, {library}torch, torchvision\n\
-             model = torchvision.models.SwinTransformer(patch_size=[{p}, {p}], embed_dim={}, \
-             depths={:?}, num_heads={:?}, window_size=[{w}, {w}], mlp_ratio={:?}, \
-             norm_layer={norm})\n\
-             model.head = torch.nn.Identity()\n\
+             model = torchvision.models.{}, norm_layer={norm})\n\
+             model.{} = torch.nn.Identity()\n\
              {loaded}",
-            model.embed_dim,
-            model.depths,
-            model.num_heads,
-            model.mlp_ratio,
-            p = model.patch_size,
-            w = model.window_size,
+            torchvision(model),
+            if matches!(model, BackboneConfig::Vit(_)) { "heads" } else { "head" }
         ),
         Target::Transformers => format!(
             "import transformers\n\
-             model = transformers.AutoModel.from_pretrained({path}).eval()\n\
-             processor = transformers.AutoImageProcessor.from_pretrained({path})"
+             model = transformers.AutoModel.from_pretrained({path}{}).eval()\n\
+             processor = transformers.AutoImageProcessor.from_pretrained({path})",
+            if matches!(model, BackboneConfig::Vit(_)) { ", add_pooling_layer=False" } else { "" }
         ),
         Target::Esvit if is_torch => {
             format!("import torch\nstate = {load}['{}']", backbone.network_name())
@@ -76,6 +75,30 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
                  view, region = session.run(None, {{'images': images}})"
             )
         }
+    }
+}
+
+/// The beginning of torchvision's constructor.
+fn torchvision(model: &BackboneConfig) -> String {
+    match model {
+        BackboneConfig::Swin(model) => {
+            let (p, w) = (model.patch_size, model.window_size);
+            format!(
+                "SwinTransformer(patch_size=[{p}, {p}], embed_dim={}, depths={:?}, num_heads={:?}, \
+                 window_size=[{w}, {w}], mlp_ratio={:?}",
+                model.embed_dim, model.depths, model.num_heads, model.mlp_ratio
+            )
+        }
+        BackboneConfig::Vit(model) => format!(
+            "VisionTransformer(image_size={}, patch_size={}, num_layers={}, num_heads={}, \
+             hidden_dim={}, mlp_dim={}",
+            model.img_size,
+            model.patch_size,
+            model.depth,
+            model.num_heads,
+            model.embed_dim,
+            (model.embed_dim as f64 * model.mlp_ratio) as usize
+        ),
     }
 }
 

@@ -94,15 +94,13 @@ pub struct RowFeatures {
     pub segments: Vec<Segment>,
 }
 
-impl From<TokenMaps> for RowFeatures {
-    /// View features are the means of the maps; prefix tokens are left out.
-    fn from(maps: TokenMaps) -> Self {
-        let maps = maps.without_prefix();
-        Self { view: maps.means(), region: maps.rows, segments: maps.segments }
-    }
-}
-
 impl RowFeatures {
+    /// View features and the maps' tokens, without those before them.
+    pub(super) fn new(view: Tensor, maps: TokenMaps) -> Self {
+        let TokenMaps { rows, segments } = maps.without_prefix();
+        Self { view, region: rows, segments }
+    }
+
     /// The features of images that all have one size.
     ///
     /// # Panics

@@ -3,10 +3,12 @@
 //! A family is a file here with its configuration and its network, an arm of [`BackboneConfig`], and
 //! its named shapes in [`crate::zoo`].
 
+mod attention_map;
 mod maps;
 pub mod swin;
+pub mod vit;
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -18,12 +20,13 @@ use serde_json::{Map, Value};
 
 use crate::cost::Cost;
 use crate::forward_ctx::ForwardCtx;
-use crate::ops::WindowMap;
 use crate::params::{ParamList, Params, Registry, Scope};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 use swin::{Swin, SwinConfig};
+use vit::{Vit, VitConfig};
 
+pub use attention_map::{AttentionLayout, AttentionMap, Key};
 pub use maps::{Features, Input, RowFeatures, TokenMaps, TokenMask};
 
 /// The shape of a backbone, as files store it. What is deserialized is valid.
@@ -32,6 +35,44 @@ pub use maps::{Features, Input, RowFeatures, TokenMaps, TokenMask};
 pub enum BackboneConfig {
     /// A Swin transformer.
     Swin(SwinConfig),
+    /// A vision transformer.
+    Vit(VitConfig),
+}
+
+/// Families of backbones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Swin transformers.
+    Swin,
+    /// Vision transformers.
+    Vit,
+}
+
+impl Family {
+    /// All families.
+    pub const ALL: [Self; 2] = [Self::Swin, Self::Vit];
+
+    /// Its name in files and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Swin => "swin",
+            Self::Vit => "vit",
+        }
+    }
+
+    /// Its name in messages.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Swin => "Swin",
+            Self::Vit => "ViT",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
 }
 
 /// By hand, as serde's own tags hide which field is wrong. The first versions had no other family
@@ -50,8 +91,10 @@ impl<'de> Deserialize<'de> for BackboneConfig {
         let family = stored.remove("family").unwrap_or_else(|| "swin".into());
         let config = match family.as_str() {
             Some("swin") => Self::Swin(fields(stored)?),
+            Some("vit") => Self::Vit(fields(stored)?),
             _ => {
-                let error = format!("`family` is {family}: this program has \"swin\"");
+                let known = Family::ALL.map(|family| format!("{:?}", family.name())).join(" and ");
+                let error = format!("`family` is {family}: this program has {known}");
                 return Err(D::Error::custom(error));
             }
         };
@@ -62,9 +105,16 @@ impl<'de> Deserialize<'de> for BackboneConfig {
 
 impl Describe for BackboneConfig {
     fn schema() -> Value {
-        let mut swin = SwinConfig::schema();
-        swin["properties"]["family"] = json!({ "const": "swin", "description": "Family." });
-        json!({ "anyOf": [swin] })
+        let of = |family: Family| {
+            let mut schema = match family {
+                Family::Swin => SwinConfig::schema(),
+                Family::Vit => VitConfig::schema(),
+            };
+            schema["properties"]["family"] =
+                json!({ "const": family.name(), "description": "Family." });
+            schema
+        };
+        json!({ "anyOf": Family::ALL.map(of) })
     }
 }
 
@@ -82,10 +132,11 @@ pub struct Stage {
 }
 
 impl BackboneConfig {
-    /// The family's name in messages.
-    pub fn family(&self) -> &'static str {
+    /// The family.
+    pub fn family(&self) -> Family {
         match self {
-            Self::Swin(_) => "Swin",
+            Self::Swin(_) => Family::Swin,
+            Self::Vit(_) => Family::Vit,
         }
     }
 
@@ -93,6 +144,7 @@ impl BackboneConfig {
     pub fn describe(&self) -> String {
         match self {
             Self::Swin(config) => config.describe(),
+            Self::Vit(config) => config.describe(),
         }
     }
 
@@ -103,6 +155,7 @@ impl BackboneConfig {
     pub fn validate(&self) -> Result<(), SettingError> {
         match self {
             Self::Swin(config) => config.validate(),
+            Self::Vit(config) => config.validate(),
         }
     }
 
@@ -114,6 +167,7 @@ impl BackboneConfig {
     pub fn check_image(&self, key: &str, sides: [usize; 2]) -> Result<(), SettingError> {
         match self {
             Self::Swin(config) => config.check_image(key, sides),
+            Self::Vit(config) => config.check_image(key, sides),
         }
     }
 
@@ -121,6 +175,7 @@ impl BackboneConfig {
     pub fn stages(&self) -> Vec<Stage> {
         match self {
             Self::Swin(config) => config.stage_table(),
+            Self::Vit(config) => config.stage_table(),
         }
     }
 
@@ -128,6 +183,7 @@ impl BackboneConfig {
     pub fn img_size(&self) -> usize {
         match self {
             Self::Swin(config) => config.img_size,
+            Self::Vit(config) => config.img_size,
         }
     }
 
@@ -145,6 +201,7 @@ impl BackboneConfig {
     pub fn last_map(&self, size: usize) -> usize {
         match self {
             Self::Swin(config) => config.last_map(size),
+            Self::Vit(config) => config.last_map(size),
         }
     }
 
@@ -152,6 +209,7 @@ impl BackboneConfig {
     pub fn norm_eps(&self) -> f64 {
         match self {
             Self::Swin(config) => config.norm_eps,
+            Self::Vit(config) => config.norm_eps,
         }
     }
 
@@ -160,14 +218,16 @@ impl BackboneConfig {
     pub fn with_norm_eps(self, norm_eps: f64) -> Self {
         match self {
             Self::Swin(config) => Self::Swin(SwinConfig { norm_eps, ..config }),
+            Self::Vit(config) => Self::Vit(VitConfig { norm_eps, ..config }),
         }
     }
 
-    /// The same shape for images of another size, from which its windows follow.
+    /// The same shape for images of another size, from which windows and position tables follow.
     #[must_use]
     pub fn with_img_size(self, img_size: usize) -> Self {
         match self {
             Self::Swin(config) => Self::Swin(SwinConfig { img_size, ..config }),
+            Self::Vit(config) => Self::Vit(VitConfig { img_size, ..config }),
         }
     }
 
@@ -176,6 +236,7 @@ impl BackboneConfig {
     pub fn build_in(&self, scope: &mut Scope<'_>, drop_path: f64) -> Arc<dyn Backbone> {
         match self {
             Self::Swin(config) => Arc::new(Swin::new(scope, config, drop_path)),
+            Self::Vit(config) => Arc::new(Vit::new(scope, config, drop_path)),
         }
     }
 
@@ -220,6 +281,20 @@ pub trait Backbone: Debug + Send + Sync {
     /// The final norm, of maps of the last stage.
     fn normalize(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps;
 
+    /// The view feature of maps, `[images, C]`: the mean of the map's tokens, or what the family has
+    /// for it.
+    fn view(&self, maps: &TokenMaps) -> Tensor {
+        maps.means()
+    }
+
+    /// The linear probe's feature of a block, `[images, C]`: the mean of the map's tokens, after the
+    /// final norm in the last stage, or what the family has for it.
+    fn block_feature(&self, params: &Params, block: &BlockOutput<'_>, ctx: &ForwardCtx) -> Tensor {
+        let maps = block.maps.clone();
+        let is_last = block.stage + 1 == self.stages().len();
+        self.view(&if is_last { self.normalize(params, maps, ctx) } else { maps })
+    }
+
     /// Calls `observe` with index and attention weights of each of `blocks`, counted over all
     /// stages, for `images [B, 3, H, W]`. Later blocks are not computed.
     ///
@@ -249,16 +324,6 @@ pub struct BlockOutput<'a> {
     pub maps: &'a TokenMaps,
 }
 
-/// Attention weights of a block.
-#[derive(Debug, Clone)]
-pub struct AttentionMap {
-    /// `[B * windows, heads, tokens of a window, tokens of a window]`, windows row-major within an
-    /// image.
-    pub weights: Tensor,
-    /// The windows.
-    pub windows: Arc<WindowMap>,
-}
-
 /// The family has no attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a {family} backbone has no attention")]
@@ -286,7 +351,8 @@ impl dyn Backbone + '_ {
         ctx: &ForwardCtx,
     ) -> RowFeatures {
         let maps = self.run(params, input.into(), ctx, &mut |_| ControlFlow::Continue(()));
-        self.normalize(params, maps.expect("the pass was not ended"), ctx).into()
+        let maps = self.normalize(params, maps.expect("the pass was not ended"), ctx);
+        RowFeatures::new(self.view(&maps), maps)
     }
 
     /// View and region features of `images [B, 3, H, W]`, normalized, of any size.
@@ -314,11 +380,12 @@ impl dyn Backbone + '_ {
             }
             ControlFlow::Continue(())
         });
-        Some(RowFeatures::from(found?).of_one_size())
+        let maps = found?;
+        Some(RowFeatures::new(self.view(&maps), maps).of_one_size())
     }
 
-    /// The linear probe's features of `images [B, 3, H, W]`: the mean tokens of the last `n`
-    /// blocks, concatenated in order; the final norm is applied in the last stage only.
+    /// The linear probe's features of `images [B, 3, H, W]`: those of the last `n` blocks,
+    /// concatenated in order.
     pub fn last_blocks(
         &self,
         params: &Params,
@@ -326,14 +393,11 @@ impl dyn Backbone + '_ {
         n: usize,
         ctx: &ForwardCtx,
     ) -> Tensor {
-        let (blocks, last_stage) = (self.blocks(), self.stages().len() - 1);
+        let blocks = self.blocks();
         let mut features = Vec::new();
         self.run(params, vec![images].into(), ctx, &mut |block| {
             if block.index + n >= blocks {
-                let maps = block.maps.clone();
-                let is_last = block.stage == last_stage;
-                let maps = if is_last { self.normalize(params, maps, ctx) } else { maps };
-                features.push(maps.means());
+                features.push(self.block_feature(params, &block, ctx));
             }
             ControlFlow::Continue(())
         });
@@ -372,7 +436,7 @@ mod tests {
         let old = text.replace(r#""family":"swin","#, "");
         assert_eq!(serde_json::from_str::<BackboneConfig>(&old).unwrap(), config);
         for (from, to, expected) in [
-            ("\"swin\"", "\"vit\"", "`family` is \"vit\": this program has \"swin\""),
+            ("\"swin\"", "\"bit\"", "`family` is \"bit\": this program has \"swin\" and \"vit\""),
             ("\"depths\":[2,1,1],", "", "missing field `depths`"),
             ("\"depths\":[2,", "\"depths\":[-2,", "`depths[0]`: invalid value: integer `-2`"),
             ("\"depths\"", "\"depth\"", "unknown field `depth`"),

@@ -102,6 +102,18 @@ pub fn window_attention_weights(
     logits.softmax(3)
 }
 
+/// The attention weights of [`plain_attention_branch`] for images of `tokens` each, `[B, heads, tokens,
+/// tokens]`. `qkv [B * tokens, 3 C]` is the layer's output.
+pub fn plain_attention_weights(qkv: Tensor, tokens: usize, heads: usize) -> Tensor {
+    let [rows, width] = qkv.dims();
+    let (batch, head_dim) = (rows / tokens, width / 3 / heads);
+    let qkv = qkv.reshape([batch, tokens, 3, heads, head_dim]).permute(&[2, 0, 3, 1, 4]);
+    let [queries, keys] =
+        [0, 1].map(|part| qkv.clone().narrow(0, part, 1).reshape([batch, heads, tokens, head_dim]));
+    let scale = (head_dim as f64).powf(-0.5);
+    (queries * scale).matmul(keys.transpose()).softmax(3)
+}
+
 #[derive(Debug)]
 struct AttentionBranch {
     /// Number of tokens of every image.

@@ -22,7 +22,8 @@ mod prototypes;
 mod window;
 
 pub use attention::{
-    AttentionValues, attention_branch, plain_attention_branch, window_attention_weights,
+    AttentionValues, attention_branch, plain_attention_branch, plain_attention_weights,
+    window_attention_weights,
 };
 pub use batch_norm::batch_norm;
 pub use depthwise::depthwise;

@@ -7,16 +7,17 @@ use esvit_weights::{Dtype, Float, Values};
 use super::naming::Naming;
 use super::save::Entry;
 use crate::Params;
+use crate::backbone::Family;
 use crate::ops::WindowMap;
 use crate::params::ParamSpec;
 use crate::tensor::Tensor;
 
-/// All parameters as `naming` names them, stored as `float`; heads have official names in all
+/// All parameters of a family's network as `naming` names them, stored as `float`; heads have official names in all
 /// of them. Index tables that the other program stores as buffers are added.
-pub fn exported(params: &Params, naming: Naming, float: Float) -> Vec<Entry> {
+pub fn exported(params: &Params, family: Family, naming: Naming, float: Float) -> Vec<Entry> {
     let mut tensors = Vec::new();
     for (spec, value) in params.iter() {
-        tensors.extend(parts(spec, &value, naming, float));
+        tensors.extend(parts(spec, &value, (family, naming), float));
         if let Some(block) = spec.name.strip_suffix(".relative_position_bias_table") {
             let window = spec.shape[0].isqrt().div_ceil(2);
             tensors.extend(positions(block, window, naming));
@@ -26,8 +27,13 @@ pub fn exported(params: &Params, naming: Naming, float: Float) -> Vec<Entry> {
 }
 
 /// The tensors that hold a parameter: equal parts of its rows.
-fn parts(spec: &ParamSpec, value: &Tensor, naming: Naming, float: Float) -> Vec<Entry> {
-    let names = naming.names(&spec.name);
+fn parts(
+    spec: &ParamSpec,
+    value: &Tensor,
+    (family, naming): (Family, Naming),
+    float: Float,
+) -> Vec<Entry> {
+    let names = naming.names(family, &spec.name);
     let mut shape = spec.shape.clone();
     shape[0] /= names.len();
     let len: usize = shape.iter().product();
@@ -38,7 +44,7 @@ fn parts(spec: &ParamSpec, value: &Tensor, naming: Naming, float: Float) -> Vec<
             let mut values = value.to_vec::<f32>();
             values.drain(..index * len);
             values.truncate(len);
-            let values = naming.order_in_file(&official, values, row);
+            let values = naming.order_in_file(family, &official, values, row);
             Ok(Values::F32(Cow::Owned(values)))
         };
         (name, esvit_weights::Tensor::new(&shape, float.dtype(), values))
@@ -56,7 +62,8 @@ fn positions(block: &str, window: usize, naming: Naming) -> Option<Entry> {
         Naming::Timm | Naming::Transformers | Naming::Transformers5 => return None,
     };
     let rows: Vec<i64> = tables.bias_row.iter().map(|&row| i64::from(row)).collect();
-    let name = naming.names(&format!("{block}.relative_position_index")).swap_remove(0);
+    let name =
+        naming.names(Family::Swin, &format!("{block}.relative_position_index")).swap_remove(0);
     let values = move || Ok(Values::I64(Cow::Owned(rows.clone())));
     Some((name, esvit_weights::Tensor::new(&shape, Dtype::I64, values)))
 }

@@ -10,7 +10,7 @@ use super::location::{self, Location};
 use super::naming::Naming;
 use super::recognize::{self, Known, networks};
 use super::{NOT_FINITE, NOT_READ, WeightsError, resize};
-use crate::backbone::BackboneConfig;
+use crate::backbone::{BackboneConfig, Family};
 use crate::params::{ParamList, ParamSpec, Params};
 
 /// A network in an opened file.
@@ -73,9 +73,9 @@ impl<'a> StoredNetwork<'a> {
         }
     }
 
-    /// The network with official names after `prefix`.
+    /// The network with official names after `prefix`, whatever its family: these stay as they are.
     pub fn at(file: &'a WeightsFile, prefix: &str) -> Self {
-        Self { file, location: Location::new(Naming::Esvit, "", prefix) }
+        Self { file, location: Location::new(Family::Swin, Naming::Esvit, "", prefix) }
     }
 
     /// Where it is in the file, and its naming.
@@ -86,7 +86,7 @@ impl<'a> StoredNetwork<'a> {
     /// Its shape, inferred from the shapes of its tensors.
     ///
     /// # Errors
-    /// When they are not those of a Swin transformer.
+    /// When they are not those of its family.
     pub fn shape(&self) -> Result<BackboneConfig, WeightsError> {
         self.shape_given(&Known::default()).map(|(shape, _)| shape)
     }
@@ -100,9 +100,11 @@ impl<'a> StoredNetwork<'a> {
         &self,
         known: &Known,
     ) -> Result<(BackboneConfig, Vec<String>), WeightsError> {
-        recognize::shape(self.file, &self.location, known)
-            .map(|(shape, assumed)| (BackboneConfig::Swin(shape), assumed))
-            .map_err(|reason| WeightsError::Shape { path: self.file.path().into(), reason })
+        recognize::shape(self.file, &self.location, known).map_err(|reason| WeightsError::Shape {
+            path: self.file.path().into(),
+            family: self.location.family.label(),
+            reason,
+        })
     }
 
     /// Whether the file has the head `part`. One called `head` or `head_dense` is a projection head;
@@ -205,7 +207,7 @@ impl<'a> StoredNetwork<'a> {
     fn names(&self, spec: &ParamSpec) -> Vec<String> {
         let official = spec.name.as_str();
         let prefix = &self.location.prefix;
-        let names = self.location.naming.names(official);
+        let names = self.location.names(official);
         let names: Vec<String> = names.into_iter().map(|name| format!("{prefix}{name}")).collect();
         // Only heads have alternative prefixes and names.
         let [_, above] = self.location.head_prefixes();
@@ -254,8 +256,9 @@ impl<'a> StoredNetwork<'a> {
             }
         }
         let heads = spec.shape.last().copied().unwrap_or(0);
-        let is_table = spec.name.ends_with("relative_position_bias_table");
-        let can_resize = is_table && shape.len() == 2 && shape[1] == heads;
+        let is_table = spec.name.ends_with("relative_position_bias_table") && shape.len() == 2;
+        let is_positions = spec.name == "pos_embed" && shape.len() == 3;
+        let can_resize = (is_table || is_positions) && shape.last() == spec.shape.last();
         if shape != spec.shape && !can_resize {
             return Err(differs(format!("is {shape:?}, the network has {:?}", spec.shape)));
         }
@@ -265,14 +268,19 @@ impl<'a> StoredNetwork<'a> {
             if values.is_empty() { values = part } else { values.extend(part) }
         }
         let row = shape.last().copied().unwrap_or(1);
-        let mut values = self.location.naming.official_order(&spec.name, values, row);
+        let Location { family, naming, .. } = self.location;
+        let mut values = naming.official_order(family, &spec.name, values, row);
         let broken = values.iter().filter(|value| !value.is_finite()).count();
         if broken > 0 {
             return Err(differs(format!("holds {broken} {NOT_FINITE}")));
         }
         if shape != spec.shape {
-            values = resize::relative_positions(&values, heads, spec.shape[0])
-                .ok_or_else(|| differs(format!("{shape:?} is no square of positions")))?;
+            let resized = match is_positions {
+                true => resize::positions(&values, heads, spec.shape[1]),
+                false => resize::relative_positions(&values, heads, spec.shape[0]),
+            };
+            values =
+                resized.ok_or_else(|| differs(format!("{shape:?} is no square of positions")))?;
             report.resized.push(format!("`{shown}` from {shape:?} to {:?}", spec.shape));
         }
         report.matched += 1;
@@ -312,7 +320,7 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
         Some(reason::DERIVED)
     } else if head.is_some_and(is_projection) {
         Some(reason::PROJECTION)
-    } else if head.is_some() || name.starts_with("classifier.") || name.starts_with("fc.") {
+    } else if head.is_some() || CLASS_HEADS.iter().any(|start| name.starts_with(start)) {
         Some(reason::CLASSES)
     } else if name == "center" || name == "center_grid" || name.starts_with("optimizer.") {
         Some(reason::STATE)
@@ -324,6 +332,9 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
         (!is_backbone).then_some(reason::BESIDE)
     }
 }
+
+/// Beginnings of the names of class heads, and of what stands between features and them.
+const CLASS_HEADS: [&str; 5] = ["classifier.", "fc.", "heads.", "head_dist.", "pooler."];
 
 /// Beginning of the decoder's names in SimMIM.
 const DECODER: &str = "decoder.";

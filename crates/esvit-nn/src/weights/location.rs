@@ -3,10 +3,13 @@
 use esvit_weights::{TensorInfo, WeightsFile};
 
 use super::naming::Naming;
+use crate::backbone::Family;
 
-/// A network in a file: where its tensors are, and their naming.
+/// A network in a file: its family, where its tensors are, and their naming.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
+    /// Its family.
+    pub family: Family,
     /// How they are named.
     pub naming: Naming,
     /// The dictionary that holds the tensors, as in [`TensorInfo::group`].
@@ -28,9 +31,9 @@ pub enum NetworkRole {
 
 impl Location {
     /// The only network of a file.
-    pub(super) fn new(naming: Naming, group: &str, prefix: &str) -> Self {
+    pub(super) fn new(family: Family, naming: Naming, group: &str, prefix: &str) -> Self {
         let (group, prefix) = (group.to_owned(), prefix.to_owned());
-        let mut location = Self { naming, group, prefix, name: String::new() };
+        let mut location = Self { family, naming, group, prefix, name: String::new() };
         location.name = location.parts().first().copied().unwrap_or_default().to_owned();
         location
     }
@@ -44,6 +47,16 @@ impl Location {
     /// Empty for the only network of a plain dictionary of tensors.
     pub fn network(&self) -> &str {
         &self.name
+    }
+
+    /// Names of the tensors, after the prefix, that hold the parameter with this official name.
+    pub(super) fn names(&self, official: &str) -> Vec<String> {
+        self.naming.names(self.family, official)
+    }
+
+    /// `eps` of the normalization layers, by the program that names its parameters so.
+    pub fn norm_eps(&self) -> f64 {
+        self.naming.norm_eps(self.family)
     }
 
     /// Its dictionary and prefix, such as `state_dict/teacher_backbone` or `student/module.backbone`.
@@ -139,7 +152,9 @@ mod tests {
 
     /// Locations of these groups and prefixes, named.
     fn networks(places: &[(&str, &str)]) -> Vec<Location> {
-        let place = |(group, prefix): &(&str, &str)| Location::new(Naming::Esvit, group, prefix);
+        let place = |(group, prefix): &(&str, &str)| {
+            Location::new(Family::Swin, Naming::Esvit, group, prefix)
+        };
         let mut networks: Vec<Location> = places.iter().map(place).collect();
         name(&mut networks);
         networks
@@ -220,7 +235,7 @@ mod tests {
             ("student_backbone.", "student_backbone."),
             ("encoder.", "encoder."),
         ] {
-            let location = Location::new(Naming::Esvit, "", prefix);
+            let location = Location::new(Family::Swin, Naming::Esvit, "", prefix);
             assert_eq!(location.head_prefixes(), [prefix, above]);
         }
     }

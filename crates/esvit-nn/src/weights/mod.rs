@@ -7,7 +7,6 @@ mod export;
 mod image_size;
 mod load;
 mod location;
-mod merge_order;
 mod naming;
 mod recognize;
 mod resize;
@@ -74,14 +73,13 @@ pub enum WeightsError {
         /// The file's networks.
         networks: Vec<String>,
     },
-    /// The tensors' shapes are not those of a Swin transformer.
-    #[error(
-        "`{path}` names its tensors as a Swin transformer does, but {reason}",
-        path = path.display()
-    )]
+    /// The tensors' shapes are not those of a network of the family.
+    #[error("`{path}` names its tensors as a {family} does, but {reason}", path = path.display())]
     Shape {
         /// The file.
         path: PathBuf,
+        /// The family.
+        family: &'static str,
         /// What does not fit.
         reason: String,
     },
@@ -125,7 +123,7 @@ fn other(found: Option<&'static str>, tensors: usize, unreadable: &[String]) -> 
             )
         }
         None => format!(
-            "no backbone: none of its {tensors} tensors is named like one of a Swin transformer\n\
+            "no backbone: none of its {tensors} tensors is named like one of a backbone\n\
              hint: `esvit info` lists the backbones that this program has"
         ),
     }

@@ -1,7 +1,6 @@
-//! Resizes relative position biases to other window sizes.
+//! Resizes tables of positions to other windows and maps.
 
-/// The coefficient of PyTorch's bicubic interpolation.
-const A: f64 = -0.75;
+use crate::bicubic;
 
 /// Resizes a table `[positions, heads]` to `rows` positions: each head is an image with sides of
 /// `2 * window - 1`, interpolated bicubically with `align_corners=False`, as in the official code.
@@ -12,7 +11,8 @@ pub(super) fn relative_positions(table: &[f32], heads: usize, rows: usize) -> Op
     if old == 0 || old * old * heads != table.len() || new * new != rows {
         return None;
     }
-    let taps: Vec<[(usize, f64); 4]> = (0..new).map(|position| taps(position, old, new)).collect();
+    let taps: Vec<[(usize, f64); 4]> =
+        (0..new).map(|position| bicubic::taps(old, new as f64, position)).collect();
     let mut resized = Vec::with_capacity(rows * heads);
     for down in &taps {
         for across in &taps {
@@ -32,27 +32,35 @@ pub(super) fn relative_positions(table: &[f32], heads: usize, rows: usize) -> Op
     Some(resized)
 }
 
-/// Source positions and weights of an output position.
-fn taps(position: usize, old: usize, new: usize) -> [(usize, f64); 4] {
-    let center = (position as f64 + 0.5) * old as f64 / new as f64 - 0.5;
-    let floor = center.floor();
-    let fraction = center - floor;
-    let distances = [1.0 + fraction, fraction, 1.0 - fraction, 2.0 - fraction];
-    let mut offset = -1.0;
-    distances.map(|distance| {
-        let at = (floor + offset).clamp(0.0, old as f64 - 1.0) as usize;
-        offset += 1.0;
-        (at, cubic(distance))
-    })
-}
-
-/// Keys' cubic convolution kernel.
-fn cubic(x: f64) -> f64 {
-    if x <= 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else {
-        ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A
+/// Resizes a table of absolute positions `[tokens, width]` to `rows` tokens as timm does, with
+/// antialiasing. Both have as many tokens before those of a square map, which stay. None if they do not.
+pub(super) fn positions(table: &[f32], width: usize, rows: usize) -> Option<Vec<f32>> {
+    let old_rows = table.len().checked_div(width)?;
+    let side = |tokens: usize| Some(tokens.isqrt()).filter(|side| side * side == tokens);
+    // Class and distillation token.
+    let sides = |prefix: usize| {
+        let [old, new] = [old_rows, rows].map(|rows| side(rows.checked_sub(prefix)?));
+        Some((prefix, old?, new?))
+    };
+    let (prefix, old, new) = (0..=2).find_map(sides)?;
+    let (kept, map) = table.split_at(prefix * width);
+    let weights: Vec<Vec<f64>> =
+        (0..new).map(|position| bicubic::antialiased(old, new, position)).collect();
+    let mut resized = kept.to_vec();
+    for down in &weights {
+        for across in &weights {
+            let mut sums = vec![0.0; width];
+            for (y, weight_y) in down.iter().enumerate() {
+                for (x, weight_x) in across.iter().enumerate() {
+                    let token = &map[(y * old + x) * width..][..width];
+                    let weight = weight_y * weight_x;
+                    sums.iter_mut().zip(token).for_each(|(sum, v)| *sum += weight * f64::from(*v));
+                }
+            }
+            resized.extend(sums.into_iter().map(|sum| sum as f32));
+        }
     }
+    Some(resized)
 }
 
 #[cfg(test)]

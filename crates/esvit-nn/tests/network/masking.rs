@@ -13,7 +13,7 @@ const TOKENS: usize = 2 * 64 + 24;
 
 fn mask(is_masked: impl Fn(usize) -> bool) -> TokenMask {
     let rows = (0..TOKENS).map(|token| f32::from(u8::from(is_masked(token)))).collect();
-    let BackboneConfig::Swin(config) = config();
+    let BackboneConfig::Swin(config) = config() else { panic!("a Swin") };
     let token = Tensor::from_vec(hashed(9, config.embed_dim), &Device::Cpu);
     TokenMask { rows: Tensor::from_vec(rows, &Device::Cpu), token }
 }

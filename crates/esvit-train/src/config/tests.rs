@@ -22,7 +22,7 @@ fn recipe(name: &str) -> Config {
 }
 
 fn swin(model: &ModelConfig) -> &SwinConfig {
-    let BackboneConfig::Swin(config) = &model.backbone;
+    let BackboneConfig::Swin(config) = &model.backbone else { panic!("a Swin") };
     config
 }
 

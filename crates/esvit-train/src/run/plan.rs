@@ -523,7 +523,7 @@ mod tests {
         let mut config = unusual();
         let objective = esvit(&mut config);
         (objective.region, objective.head.out_dim) = (true, 10_000);
-        let BackboneConfig::Swin(swin) = &mut config.model.backbone;
+        let BackboneConfig::Swin(swin) = &mut config.model.backbone else { panic!("a Swin") };
         swin.embed_dim = 32;
         config.views.local_counts = vec![0];
         let plan = super::tests::plan(&config, 0);

@@ -176,7 +176,7 @@ fn what_does_not_fit_is_not_restored() {
     let error = Checkpoint::open(&path).unwrap_err().to_string();
     assert!(error.contains("format: it is 2, this program reads 1\nhint: "), "{error}");
     let mut other = fresh();
-    let BackboneConfig::Swin(swin) = tiny_backbone();
+    let BackboneConfig::Swin(swin) = tiny_backbone() else { panic!("a Swin") };
     let wider = BackboneConfig::Swin(SwinConfig { window_size: 4, ..swin });
     let config = EsvitConfig { head: head(true, true), ..EsvitConfig::default() };
     (other.network, _) = network(&wider, 0.0, &config, 0);

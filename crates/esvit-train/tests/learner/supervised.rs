@@ -137,7 +137,7 @@ fn labels_are_mixed_with_their_images() {
 /// Each block learns at half the rate of the block after it.
 #[test]
 fn rates_decay_by_block() {
-    let BackboneConfig::Swin(swin) = tiny_backbone();
+    let BackboneConfig::Swin(swin) = tiny_backbone() else { panic!("a Swin") };
     let backbone = BackboneConfig::Swin(SwinConfig { depths: vec![1, 2], ..swin });
     let config = SupervisedConfig { layer_decay: 0.5, ..plain(0.0) };
     let learner = supervised(&config, &backbone);

@@ -177,7 +177,7 @@ fn labeled(images: usize) -> MicroBatch {
 
 /// A backbone of another width and depth, which is nowhere near the student.
 fn frozen_teacher() -> Arc<FrozenTeacher> {
-    let BackboneConfig::Swin(swin) = tiny_backbone();
+    let BackboneConfig::Swin(swin) = tiny_backbone() else { panic!("a Swin") };
     let swin = SwinConfig { embed_dim: 6, depths: vec![2, 1], ..swin };
     let (network, ()) = Network::new(&BackboneConfig::Swin(swin), 0.0, |_, _| ());
     let params = fill(network.specs(), 500);

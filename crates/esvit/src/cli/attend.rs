@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
+use esvit_data::counted;
 use esvit_eval::attention::{
     self, AttentionError, BlockPosition, Framing, HeadAttention, InputImage, MASS, QueryAttention,
 };
@@ -99,6 +100,7 @@ fn report(path: &Path, input: &InputImage, attention: &QueryAttention) -> Value 
             "share": (largest > 0.0).then(|| head_attention.entropy / largest),
             "largest_weight": head_attention.largest(),
             "padding_mass": head_attention.padding_mass,
+            "prefix_mass": head_attention.prefix_mass,
             "mask_cells": head_attention.mask.len(),
         })
     };
@@ -111,11 +113,12 @@ fn report(path: &Path, input: &InputImage, attention: &QueryAttention) -> Value 
         "rollout": attention.heads.iter().any(|head_attention| head_attention.head.is_none()),
         "map": attention.map,
         "cell": attention.cell,
-        "window": attention.window,
-        "shift": attention.shift,
+        "window": attention.window.map(|[side, _]| side),
+        "shift": attention.window.map(|[_, shift]| shift),
         "query": { "row": attention.query[0], "column": attention.query[1] },
         "visible_cells": attention.visible_cells(),
         "padding_keys": attention.padding_keys,
+        "prefix_keys": attention.prefix_keys,
         "largest_entropy": largest,
         "mass": attention.mass,
         "heads": attention.heads.iter().map(row).collect::<Vec<_>>(),
@@ -124,7 +127,8 @@ fn report(path: &Path, input: &InputImage, attention: &QueryAttention) -> Value 
 
 /// The results as a table.
 fn table(attention: &QueryAttention) -> String {
-    let QueryAttention { position, query: [row, column], padding_keys, .. } = attention;
+    let QueryAttention { position, query: [row, column], padding_keys, prefix_keys, .. } =
+        attention;
     let BlockPosition { block, stage, block_in_stage } = position;
     let mut text = format!(
         "block {block} (layers.{}.blocks.{block_in_stage}): the query at row {row}, column \
@@ -133,11 +137,14 @@ fn table(attention: &QueryAttention) -> String {
         attention.visible_cells(),
         attention.visible.len()
     );
+    if *prefix_keys > 0 {
+        text.push_str(&format!(" and {} before them", counted(*prefix_keys, "token")));
+    }
     if *padding_keys > 0 {
         text.push_str(&format!(" and {padding_keys} padding tokens"));
     }
     text.push_str(&format!(
-        "\nlargest possible entropy {:.2} bits\n   head     bits max weight  padding mask cells",
+        "\nlargest possible entropy {:.2} bits\n   head     bits max weight   beside mask cells",
         attention.largest_entropy(),
     ));
     for head_attention in &attention.heads {
@@ -146,7 +153,7 @@ fn table(attention: &QueryAttention) -> String {
             "\n{name:>7} {:>8.3} {:>10.4} {:>7.1}% {:>10}",
             head_attention.entropy,
             head_attention.largest(),
-            100.0 * head_attention.padding_mass.max(0.0),
+            100.0 * (head_attention.padding_mass + head_attention.prefix_mass).max(0.0),
             head_attention.mask.len()
         ));
     }

@@ -179,7 +179,7 @@ fn plain(value: &Value) -> String {
 }
 
 fn listing() -> Value {
-    let architectures = zoo::ARCHITECTURES.each_ref().map(|arch| {
+    let architecture = |arch: &zoo::Architecture| {
         let config = arch.config();
         let [large, small] = SIZES.map(|size| macs(&config, size));
         json!({
@@ -190,11 +190,12 @@ fn listing() -> Value {
             "macs_96": small,
             "drop_path": arch.drop_path,
         })
-    });
+    };
+    let architectures: Vec<Value> = zoo::ARCHITECTURES.iter().map(architecture).collect();
     let recipe = |recipe: &Recipe| json!({ "name": recipe.name, "summary": recipe.summary() });
     let auto = json!({ "name": auto::NAME, "summary": auto::SUMMARY });
     let recipes: Vec<Value> = [auto].into_iter().chain(RECIPES.iter().map(recipe)).collect();
-    json!({ "architectures": &architectures[..], "recipes": recipes })
+    json!({ "architectures": architectures, "recipes": recipes })
 }
 
 fn tables(listing: &Value) -> String {

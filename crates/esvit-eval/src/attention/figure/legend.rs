@@ -11,9 +11,14 @@ pub(super) const WIDTH: f64 = 470.0;
 /// Height of all lines.
 pub(super) const HEIGHT: f64 = 6.0 * LINE;
 
+/// What so many tokens before those of the map are called.
+pub(super) fn prefix(count: usize) -> &'static str {
+    if count == 1 { "class token" } else { "tokens before the map" }
+}
+
 /// Draws title, facts and legend.
 pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64; 2]) {
-    let QueryAttention { position, map, cell, query, window, shift, .. } = figure.attention;
+    let QueryAttention { position, map, cell, query, window, .. } = figure.attention;
     let title = match figure.attention.heads.first() {
         Some(HeadAttention { head: None, .. }) => {
             format!("Attention rollout over blocks 0 to {}", position.block)
@@ -26,13 +31,13 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
         ),
     };
     drawing.text([left, top + 15.0], &title, 16.0, color::INK, Anchor::Start);
-    let shifted = if *shift > 0 { format!(", shifted by {shift}") } else { String::new() };
+    let windows = window.map_or_else(String::new, |[window, shift]| {
+        let shifted = if shift > 0 { format!(", shifted by {shift}") } else { String::new() };
+        format!(" in windows of {window} × {window}{shifted}")
+    });
     let close = if figure.is_zoomed() { "; the part in white is shown below" } else { "" };
     let [rows, columns] = map;
-    let details = format!(
-        "{rows} × {columns} cells of {cell} × {cell} pixels in windows of \
-         {window} × {window}{shifted}{close}"
-    );
+    let details = format!("{rows} × {columns} cells of {cell} × {cell} pixels{windows}{close}");
     drawing.text([left, top + 15.0 + LINE], &details, 11.0, color::FAINT, Anchor::Start);
 
     let entry = |line: usize| top + 17.0 + LINE * line as f64;
@@ -41,9 +46,11 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
     };
     let swatch = |line: usize| [left, entry(line) - 6.0, 18.0, 12.0];
 
-    let (padding, on_image) = match figure.attention.padding_keys {
-        0 => (String::new(), ""),
-        keys => (format!(" and {keys} padding tokens"), " on the image"),
+    let QueryAttention { padding_keys, prefix_keys, .. } = *figure.attention;
+    let (padding, on_image) = match (padding_keys, prefix_keys) {
+        (0, 0) => (String::new(), ""),
+        (0, keys) => (format!(" and the {}", prefix(keys)), " on the image"),
+        (keys, _) => (format!(" and {keys} padding tokens"), " on the image"),
     };
     let [row, column] = query;
     let sees = format!(

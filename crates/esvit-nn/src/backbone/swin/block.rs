@@ -116,7 +116,7 @@ impl Block {
         let qkv = qkv.reshape([rows / windows.tokens(), windows.tokens(), width]);
         let table = params.tensor(self.table);
         let weights = ops::window_attention_weights(qkv, bias, table, &windows);
-        AttentionMap { weights, windows }
+        AttentionMap::in_windows(weights, windows)
     }
 }
 

@@ -69,11 +69,8 @@ impl SwinConfig {
         ] {
             check_count(key, value, most)?;
         }
-        let is_ratio = self.embed_dim as f64 * mlp_ratio >= 1.0 && *mlp_ratio <= limits::MLP_RATIO;
-        let need = format!("it must be positive and at most {}", limits::MLP_RATIO);
-        check(is_ratio, "mlp_ratio", mlp_ratio, need)?;
-        let is_eps = *norm_eps as f32 > 0.0 && *norm_eps <= 1.0;
-        check(is_eps, "norm_eps", norm_eps, "it must be positive and at most 1")?;
+        limits::check_mlp_ratio(*mlp_ratio, self.embed_dim)?;
+        limits::check_norm_eps(*norm_eps)?;
         for (stage, &heads) in num_heads.iter().enumerate() {
             let width = self.width(stage);
             check(

@@ -12,7 +12,7 @@ use std::ops::{ControlFlow, Range};
 
 use crate::tensor::Tensor;
 
-use super::{AttentionMap, Backbone, BlockOutput, Input, NoAttention, TokenMaps};
+use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::LayerNorm;
 use crate::ops::{self, Activation, WindowMaps};
@@ -89,7 +89,7 @@ impl Swin {
 
 impl Backbone for Swin {
     fn family(&self) -> &'static str {
-        "Swin"
+        Family::Swin.label()
     }
 
     fn stages(&self) -> Vec<super::Stage> {

@@ -116,7 +116,7 @@ fn name(checkpoint: &Path) -> String {
 fn table(title: &str, blocks: &[BlockStatistics]) -> String {
     let mut text = format!(
         "attention entropy in bits: {title}\n\
-         block stage      map window  heads  entropy of largest lowest-highest diversity  padding"
+         block stage      map window  heads  entropy of largest lowest-highest diversity   beside"
     );
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for block in blocks {
@@ -126,15 +126,16 @@ fn table(title: &str, blocks: &[BlockStatistics]) -> String {
         let BlockStatistics { position, map: [rows, columns], window, heads, entropy, .. } = block;
         let _ = write!(
             text,
-            "\n{:>5} {:>5} {:>8} {window:>6} {:>6} {entropy:>8.3} {:>10} {:>14} {:>9} {:>7.1}%",
+            "\n{:>5} {:>5} {:>8} {:>6} {:>6} {entropy:>8.3} {:>10} {:>14} {:>9} {:>7.1}%",
             position.block,
             position.stage,
             format!("{rows}x{columns}"),
+            or_none(window.map(|side| side.to_string())),
             heads.len(),
             or_none(block.share.map(|share| format!("{:.1}%", 100.0 * share))),
             format!("{lowest:.2}-{highest:.2}"),
             or_none(block.diversity.map(|diversity| format!("{diversity:.4}"))),
-            100.0 * block.padding_mass.max(0.0)
+            100.0 * (block.padding_mass + block.prefix_mass).max(0.0)
         );
     }
     text

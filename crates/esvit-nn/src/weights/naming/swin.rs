@@ -1,28 +1,10 @@
-//! Names of a Swin's parameters in the files of other programs, and the order of their values.
+//! Names of a Swin transformer's parameters in the files of other programs, and the order of their
+//! values.
 
-use super::merge_order;
-
-/// How a file names the parameters of a Swin transformer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Naming {
-    /// The official EsViT code, and ours.
-    Esvit,
-    /// Microsoft's Swin code, and timm before 0.9.
-    Microsoft,
-    /// timm since 0.9: patch merging is the first layer of a stage, not the last of the one before.
-    Timm,
-    /// torchvision.
-    Torchvision,
-    /// Hugging Face `transformers`, as stored on disk.
-    Transformers,
-    /// `transformers` 5, as named in memory.
-    Transformers5,
-    /// OpenMMLab: mmpretrain, mmdetection, mmsegmentation.
-    OpenMmLab,
-}
+use super::{Naming, Renamed, renamed};
 
 /// A parameter's place in the network, with the official name within it.
-enum Place<'a> {
+pub(super) enum Place<'a> {
     Embed(&'a str),
     /// Of a stage and a block.
     Block(usize, usize, &'a str),
@@ -55,87 +37,34 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Naming {
-    /// All namings, in the order in which files are searched for them.
-    pub const ALL: [Self; 7] = [
-        Self::Esvit,
-        Self::Microsoft,
-        Self::Timm,
-        Self::Torchvision,
-        Self::Transformers,
-        Self::Transformers5,
-        Self::OpenMmLab,
-    ];
-
-    /// Name in reports.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Esvit => "EsViT",
-            Self::Microsoft => "Microsoft's Swin",
-            Self::Timm => "timm",
-            Self::Torchvision => "torchvision",
-            Self::Transformers | Self::Transformers5 => "transformers",
-            Self::OpenMmLab => "OpenMMLab",
-        }
-    }
-
-    /// `eps` of every LayerNorm in the program of this naming; weights do not store it.
-    pub fn norm_eps(self) -> f64 {
-        match self {
-            Self::Esvit => 1e-6,
-            _ => 1e-5,
-        }
-    }
-
-    /// Names of the tensors that hold the parameter with this official name: several hold equal
-    /// parts of its rows, in order.
-    pub fn names(self, official: &str) -> Vec<String> {
-        let place = Place::of(official);
-        match self {
-            Self::Esvit | Self::Microsoft => vec![official.into()],
-            Self::Timm => match place {
-                Place::Merge(stage, rest) => {
-                    vec![format!("layers.{}.downsample.{rest}", stage + 1)]
-                }
-                _ => vec![official.into()],
-            },
-            Self::Torchvision => vec![torchvision(place).unwrap_or_else(|| official.into())],
-            Self::Transformers => {
-                let qkv = ["query", "key", "value"].map(|part| format!("attention.self.{part}"));
-                transformers(place, official, qkv, TRANSFORMERS)
+/// Names of the tensors that hold the parameter with this official name.
+pub(super) fn names(naming: Naming, official: &str) -> Vec<String> {
+    let place = Place::of(official);
+    match naming {
+        Naming::Esvit | Naming::Microsoft => vec![official.into()],
+        Naming::Timm => match place {
+            Place::Merge(stage, rest) => {
+                vec![format!("layers.{}.downsample.{rest}", stage + 1)]
             }
-            Self::Transformers5 => {
-                let qkv = ["q", "k", "v"].map(|part| format!("attention.{part}_proj"));
-                transformers(place, official, qkv, TRANSFORMERS_5)
-            }
-            Self::OpenMmLab => vec![openmmlab(place, official)],
+            _ => vec![official.into()],
+        },
+        Naming::Torchvision => vec![torchvision(place).unwrap_or_else(|| official.into())],
+        Naming::Transformers => {
+            let qkv = ["query", "key", "value"].map(|part| format!("attention.self.{part}"));
+            transformers(place, official, qkv, TRANSFORMERS)
         }
-    }
-
-    /// Values of a parameter in the official order, given those of a file in rows of `row`.
-    pub(super) fn official_order(self, official: &str, values: Vec<f32>, row: usize) -> Vec<f32> {
-        match self.unfolds(official) {
-            true => merge_order::concatenated(&values, row),
-            false => values,
+        Naming::Transformers5 => {
+            let qkv = ["q", "k", "v"].map(|part| format!("attention.{part}_proj"));
+            transformers(place, official, qkv, TRANSFORMERS_5)
         }
-    }
-
-    /// The inverse of [`Self::official_order`].
-    pub(super) fn order_in_file(self, official: &str, values: Vec<f32>, row: usize) -> Vec<f32> {
-        match self.unfolds(official) {
-            true => merge_order::unfolded(&values, row),
-            false => values,
-        }
-    }
-
-    /// Whether the parameter is one of patch merging, and has its channels as `nn.Unfold` does.
-    fn unfolds(self, official: &str) -> bool {
-        self == Self::OpenMmLab && matches!(Place::of(official), Place::Merge(..))
+        Naming::OpenMmLab => vec![openmmlab(place, official)],
     }
 }
 
-/// Beginnings of official names within a place, and what another program has for them.
-type Renamed = [(&'static str, &'static str)];
+/// Whether the parameter is one of patch merging, and has its channels as `nn.Unfold` does.
+pub(super) fn unfolds(naming: Naming, official: &str) -> bool {
+    naming == Naming::OpenMmLab && matches!(Place::of(official), Place::Merge(..))
+}
 
 const TORCHVISION: &Renamed =
     &[("proj.", "0."), ("norm.", "2."), ("mlp.fc1.", "mlp.0."), ("mlp.fc2.", "mlp.3.")];
@@ -162,13 +91,6 @@ const OPENMMLAB: &Renamed = &[
     ("mlp.fc1.", "ffn.layers.0.0."),
     ("mlp.fc2.", "ffn.layers.1."),
 ];
-
-/// The name by the first entry that begins like it.
-fn renamed(rest: &str, table: &Renamed) -> String {
-    let name =
-        table.iter().find_map(|(from, to)| Some(format!("{to}{}", rest.strip_prefix(from)?)));
-    name.unwrap_or_else(|| rest.into())
-}
 
 fn torchvision(place: Place<'_>) -> Option<String> {
     Some(match place {
@@ -220,6 +142,7 @@ fn transformers(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backbone::Family;
 
     #[test]
     fn every_place_in_every_layout() {
@@ -285,9 +208,9 @@ mod tests {
             let layouts =
                 [Naming::Timm, Naming::Torchvision, Naming::Transformers, Naming::Transformers5];
             for (naming, expected) in layouts.into_iter().zip(expected) {
-                assert_eq!(naming.names(official), [expected], "{naming:?}");
+                assert_eq!(naming.names(Family::Swin, official), [expected], "{naming:?}");
             }
-            assert_eq!(Naming::Esvit.names(official), [official]);
+            assert_eq!(Naming::Esvit.names(Family::Swin, official), [official]);
         }
         for (official, expected) in [
             ("patch_embed.proj.bias", "patch_embed.projection.bias"),
@@ -300,11 +223,12 @@ mod tests {
             ("layers.2.downsample.reduction.weight", "stages.2.downsample.reduction.weight"),
             ("norm.weight", "norm3.weight"),
         ] {
-            assert_eq!(Naming::OpenMmLab.names(official), [expected]);
+            assert_eq!(Naming::OpenMmLab.names(Family::Swin, official), [expected]);
         }
-        let queries = Naming::Transformers.names("layers.0.blocks.1.attn.qkv.bias");
+        let queries = Naming::Transformers.names(Family::Swin, "layers.0.blocks.1.attn.qkv.bias");
         assert_eq!(queries[2], "encoder.layers.0.blocks.1.attention.self.value.bias");
-        let queries = Naming::Transformers5.names("layers.0.blocks.1.attn.qkv.weight");
+        let queries =
+            Naming::Transformers5.names(Family::Swin, "layers.0.blocks.1.attn.qkv.weight");
         assert_eq!(queries[0], "encoder.layers.0.blocks.1.attention.q_proj.weight");
     }
 }

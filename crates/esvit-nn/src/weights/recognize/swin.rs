@@ -1,44 +1,34 @@
-//! Finds the networks in a file of weights and infers their shapes.
+//! Swin transformers in a file of weights.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use esvit_weights::{TensorInfo, WeightsFile};
 
-use super::image_size::{self, Masks};
-use super::location::{self, Location};
-use super::naming::Naming;
+use super::{Known, MAX_STAGES, marked};
+use crate::backbone::Family;
 use crate::backbone::swin::SwinConfig;
+use crate::weights::image_size::{self, Masks};
+use crate::weights::location::Location;
+use crate::weights::naming::Naming;
 
 /// A parameter that every Swin transformer has, and no other network.
 const TABLE: &str = "layers.0.blocks.0.attn.relative_position_bias_table";
 
-/// More stages than any Swin transformer has; the width doubles with each.
-const MAX_STAGES: usize = 8;
-
 /// All Swin transformers in a file, optimizer states under the same names excluded.
-pub fn networks(file: &WeightsFile) -> Vec<Location> {
+pub(super) fn networks(file: &WeightsFile) -> Vec<Location> {
     let mut found = Vec::new();
     for naming in Naming::ALL {
         // These share EsViT's names; `disambiguate` decides.
         if matches!(naming, Naming::Microsoft | Naming::Timm) {
             continue;
         }
-        let table = naming.names(TABLE).swap_remove(0);
-        for tensor in file.tensors() {
-            let Some(prefix) = tensor.name.strip_suffix(&table) else { continue };
-            let is_whole = prefix.is_empty() || prefix.ends_with('.');
-            let is_state = |path: &str| path.starts_with("optimizer");
-            if !is_whole || is_state(prefix) || is_state(&tensor.group) {
-                continue;
-            }
-            let location = Location::new(naming, &tensor.group, prefix);
-            found.push(match naming {
+        found.extend(marked(file, Family::Swin, naming, TABLE).into_iter().map(|location| {
+            match naming {
                 Naming::Esvit => disambiguate(file, location),
                 _ => location,
-            });
-        }
+            }
+        }));
     }
-    location::name(&mut found);
     found
 }
 
@@ -55,32 +45,13 @@ fn disambiguate(file: &WeightsFile, location: Location) -> Location {
     } else if has("head.weight")
         || location.group == "model"
         || has_mask()
-        || last_norm(file, &location).is_some()
+        || super::last_norm(file, &location).is_some()
     {
         Naming::Microsoft
     } else {
         Naming::Esvit
     };
     location.with_naming(naming)
-}
-
-/// The name of the last stage's norm, where each stage has its own, as in code for detection and
-/// segmentation: `norm3`.
-pub(super) fn last_norm(file: &WeightsFile, location: &Location) -> Option<String> {
-    let name = |stage: usize| format!("norm{stage}");
-    let exists = |name: &String| location.find(file, &format!("{name}.weight")).is_some();
-    (0..MAX_STAGES).rev().map(name).find(exists)
-}
-
-/// What is known of a network from elsewhere than its tensors.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Known {
-    /// Side of the images, as the user says; windows are then made for it.
-    pub asked_size: Option<usize>,
-    /// Side of the images, as a file beside the weights says.
-    pub stated_size: Option<usize>,
-    /// `eps` of LayerNorm, as a file beside the weights says.
-    pub stated_eps: Option<f64>,
 }
 
 /// Infers a network's shape from its tensors; with a line for everything that was assumed, since
@@ -93,9 +64,8 @@ pub(super) fn shape(
     location: &Location,
     known: &Known,
 ) -> Result<(SwinConfig, Vec<String>), String> {
-    let naming = location.naming;
     let find = |official: &str| -> Result<&TensorInfo, String> {
-        let name = naming.names(official).swap_remove(0);
+        let name = location.names(official).swap_remove(0);
         location.find(file, &name).ok_or_else(|| format!("`{}{name}` is missing", location.prefix))
     };
     let exists = |official: &str| find(official).is_ok();
@@ -137,7 +107,7 @@ pub(super) fn shape(
         num_heads,
         window_size: windows.iter().copied().max().unwrap_or(0),
         mlp_ratio,
-        norm_eps: naming.norm_eps(),
+        norm_eps: location.norm_eps(),
     };
     let mut assumed = Vec::new();
     let masks = masks(file, location, &config.depths);
@@ -157,7 +127,7 @@ pub(super) fn shape(
         None => assumed.push(format!(
             "`eps` of LayerNorm is {:e}, as in {}",
             config.norm_eps,
-            naming.label()
+            location.naming.label()
         )),
     }
     config.validate().map_err(|error| error.to_string())?;
@@ -174,29 +144,4 @@ fn masks(file: &WeightsFile, location: &Location, depths: &[usize]) -> Masks {
     let masks: BTreeMap<_, _> = depths.iter().enumerate().filter_map(mask).collect();
     let has_any = masks.values().any(Option::is_some);
     if has_any { masks } else { Masks::new() }
-}
-
-/// Unsupported backbones, by a suffix of names that only they have.
-const OTHERS: [(&str, &str); 12] = [
-    ("attn.w_msa.logit_scale", "a Swin transformer of version 2"),
-    ("attn.logit_scale", "a Swin transformer of version 2"),
-    ("attention.self.logit_scale", "a Swin transformer of version 2"),
-    ("local_relative_position_bias_table", "a vision longformer (ViL)"),
-    ("attn.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
-    ("0.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
-    ("patch_embed1.proj.weight", "a pyramid vision transformer (PVT)"),
-    ("dwconv.weight", "a ConvNeXt"),
-    ("conv_dw.weight", "a ConvNeXt"),
-    ("layer1.0.conv1.weight", "a ResNet"),
-    ("cls_token", "a vision transformer (ViT)"),
-    ("class_token", "a vision transformer (ViT)"),
-];
-
-/// The unsupported backbone that a file seems to hold.
-pub(super) fn other_backbone(file: &WeightsFile) -> Option<&'static str> {
-    let names: HashSet<&str> = file.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
-    OTHERS
-        .into_iter()
-        .find(|(end, _)| names.iter().any(|name| name.ends_with(end)))
-        .map(|(_, backbone)| backbone)
 }

@@ -1,0 +1,168 @@
+//! Attention weights, and the tokens that they are between.
+
+use std::sync::Arc;
+
+use crate::ops::{Segment, WindowMap};
+use crate::tensor::Tensor;
+
+/// Attention weights of a block.
+#[derive(Debug, Clone)]
+pub struct AttentionMap {
+    /// `[B * groups, heads, queries, keys]`: within an image, groups in order.
+    pub weights: Tensor,
+    /// What queries and keys are.
+    pub layout: AttentionLayout,
+}
+
+/// Which tokens of an image attend to which.
+#[derive(Debug, Clone)]
+pub enum AttentionLayout {
+    /// Those of a window to each other: a group is a window.
+    Windows(Arc<WindowMap>),
+    /// All to all, in one group: first the tokens before the map, then those of the map, row-major.
+    Whole {
+        /// Height and width of the map in tokens.
+        map: [usize; 2],
+        /// Tokens before those of the map.
+        prefix: usize,
+    },
+}
+
+/// What a query attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// A token of the map, by its number.
+    Cell(usize),
+    /// A token before those of the map, by its number.
+    Prefix(usize),
+    /// Padding beside the map.
+    Padding,
+}
+
+impl AttentionMap {
+    /// Of windows: `weights [B * windows, heads, window^2, window^2]`.
+    pub(super) fn in_windows(weights: Tensor, windows: Arc<WindowMap>) -> Self {
+        Self { weights, layout: AttentionLayout::Windows(windows) }
+    }
+
+    /// Of whole images: `weights [B, heads, tokens, tokens]`.
+    pub(super) fn whole(weights: Tensor, segment: Segment) -> Self {
+        let Segment { map, prefix, .. } = segment;
+        Self { weights, layout: AttentionLayout::Whole { map, prefix } }
+    }
+}
+
+impl AttentionLayout {
+    /// Height and width of the map in tokens.
+    pub fn map(&self) -> [usize; 2] {
+        match self {
+            Self::Windows(windows) => windows.map,
+            Self::Whole { map, .. } => *map,
+        }
+    }
+
+    /// Number of tokens in the map.
+    pub fn tokens(&self) -> usize {
+        self.map().iter().product()
+    }
+
+    /// Side and shift of the windows in tokens; None without windows.
+    pub fn window(&self) -> Option<[usize; 2]> {
+        match self {
+            Self::Windows(windows) => Some([windows.window, windows.shift]),
+            Self::Whole { .. } => None,
+        }
+    }
+
+    /// Number of keys of a query, and of queries of a group.
+    pub fn keys(&self) -> usize {
+        match self {
+            Self::Windows(windows) => windows.window_tokens(),
+            Self::Whole { map, prefix } => prefix + map[0] * map[1],
+        }
+    }
+
+    /// The group of a token of the map, and its number among the group's queries.
+    pub fn query(&self, token: usize) -> [usize; 2] {
+        match self {
+            Self::Windows(windows) => {
+                let (slot, side) = (windows.token_slot[token] as usize, windows.window_tokens());
+                [slot / side, slot % side]
+            }
+            Self::Whole { prefix, .. } => [0, prefix + token],
+        }
+    }
+
+    /// What the keys of a group are.
+    pub fn group_keys(&self, group: usize) -> Vec<Key> {
+        match self {
+            Self::Windows(windows) => {
+                let side = windows.window_tokens();
+                let tokens = &windows.slot_token[group * side..][..side];
+                let key = |&token: &i32| match token as usize {
+                    token if token < windows.tokens() => Key::Cell(token),
+                    _ => Key::Padding,
+                };
+                tokens.iter().map(key).collect()
+            }
+            Self::Whole { map, prefix } => {
+                let cells = (0..map[0] * map[1]).map(Key::Cell);
+                (0..*prefix).map(Key::Prefix).chain(cells).collect()
+            }
+        }
+    }
+
+    /// Whether a query, by its group and its number in that, can attend to each key.
+    pub fn visible(&self, [group, query]: [usize; 2]) -> Vec<bool> {
+        let keys = self.keys();
+        match self {
+            Self::Windows(windows) => match &windows.mask {
+                Some(mask) => {
+                    let row = &mask[(group * keys + query) * keys..][..keys];
+                    row.iter().map(|&added| added == 0.0).collect()
+                }
+                None => vec![true; keys],
+            },
+            Self::Whole { .. } => vec![true; keys],
+        }
+    }
+
+    /// Whether some keys are padding.
+    pub fn is_padded(&self) -> bool {
+        match self {
+            Self::Windows(windows) => windows.is_padded(),
+            Self::Whole { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A map of 3 x 3 tokens in windows of 2, padded to 4 x 4 and shifted by 1.
+    #[test]
+    fn windows_are_groups() {
+        let layout = AttentionLayout::Windows(Arc::new(WindowMap::new([3, 3], 2, 1)));
+        assert_eq!((layout.map(), layout.tokens(), layout.keys()), ([3, 3], 9, 4));
+        assert_eq!((layout.window(), layout.is_padded()), (Some([2, 1]), true));
+        // The first window begins at the second row and column.
+        assert_eq!(layout.group_keys(0), [4, 5, 7, 8].map(Key::Cell));
+        assert_eq!(layout.query(8), [0, 3]);
+        // The last one holds the first token, which came around, and padding.
+        let [group, query] = layout.query(0);
+        assert_eq!((group, layout.group_keys(group)[query]), (3, Key::Cell(0)));
+        let visible = layout.visible([group, query]);
+        assert_eq!(visible.iter().filter(|&&visible| visible).count(), 1);
+    }
+
+    #[test]
+    fn whole_images_are_one_group() {
+        let layout = AttentionLayout::Whole { map: [2, 3], prefix: 2 };
+        assert_eq!((layout.tokens(), layout.keys(), layout.query(4)), (6, 8, [0, 6]));
+        let keys = layout.group_keys(0);
+        assert_eq!(keys[..3], [Key::Prefix(0), Key::Prefix(1), Key::Cell(0)]);
+        assert_eq!((keys[7], layout.visible([0, 3])), (Key::Cell(5), vec![true; 8]));
+        assert_eq!((layout.window(), layout.is_padded()), (None, false));
+    }
+}

@@ -1,0 +1,233 @@
+//! Vision transformers: ViT (Dosovitskiy et al., 2021) in the forms of DeiT, DINO, DINOv2 and timm.
+//!
+//! Tokens are the class token, the distillation token, registers, then the patches, row-major. All of
+//! an image attend to each other in every block. The view feature is the class token after the final
+//! norm (with a distillation token the mean of both), region features are the patches' tokens.
+
+mod block;
+mod config;
+mod positions;
+
+use std::ops::{ControlFlow, Range};
+
+use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
+use crate::forward_ctx::ForwardCtx;
+use crate::layers::{LayerNorm, WEIGHT_STD};
+use crate::ops::{self, Activation, Segment};
+use crate::params::{Init, ParamId, Params, Part, Scope};
+use crate::tensor::Tensor;
+use block::Block;
+use positions::PositionMatrices;
+
+pub use config::{NORM_EPS, PositionResize, PositionTable, VitConfig};
+
+/// Channels of an image.
+const CHANNELS: usize = 3;
+
+/// A vision transformer over parameters with the names of DINO's and timm's files.
+#[derive(Debug)]
+pub struct Vit {
+    config: VitConfig,
+    class_token: ParamId,
+    register_tokens: Option<ParamId>,
+    distillation_token: Option<ParamId>,
+    positions: ParamId,
+    patch_weight: ParamId,
+    patch_bias: ParamId,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    matrices: PositionMatrices,
+}
+
+impl Vit {
+    /// Registers the parameters in the official order. `drop_path` is the rate of the last block;
+    /// rates grow linearly from 0 at the first.
+    pub fn new(scope: &mut Scope<'_>, config: &VitConfig, drop_path: f64) -> Self {
+        let width = config.embed_dim;
+        let init = Init::TruncatedNormal(WEIGHT_STD);
+        let class_token = scope.param("cls_token", &[1, 1, width], init);
+        // DINOv2, whose table has a row for the class token, has another name than timm.
+        let name = match config.position_table {
+            PositionTable::ClassAndPatches => "register_tokens",
+            PositionTable::Patches => "reg_token",
+        };
+        let count = config.register_tokens;
+        let register_tokens =
+            (count > 0).then(|| scope.param(name, &[1, count, width], Init::TruncatedNormal(1e-6)));
+        let positions = scope.param("pos_embed", &[1, config.table_rows(), width], init);
+        let distillation_token =
+            config.distillation_token.then(|| scope.param("dist_token", &[1, 1, width], init));
+        let fan_in = CHANNELS * config.patch_size * config.patch_size;
+        // PyTorch's default for convolutions, which the official code does not change.
+        let uniform = Init::Uniform((fan_in as f64).powf(-0.5));
+        let mut embed = scope.at("patch_embed.proj");
+        let shape = [width, CHANNELS, config.patch_size, config.patch_size];
+        let patch_weight = embed.param("weight", &shape, uniform);
+        let patch_bias = embed.param("bias", &[width], uniform);
+
+        let block = |index: usize| {
+            let rate = drop_path * index as f64 / (config.depth.max(2) - 1) as f64;
+            let mut scope = scope.at(format_args!("blocks.{index}")).part(Part::Block(index));
+            Block::new(&mut scope, config, index, rate)
+        };
+        let blocks = (0..config.depth).map(block).collect();
+        let mut scope = scope.at("norm").part(Part::FinalNorm);
+        let norm = LayerNorm::new(&mut scope, width, config.norm_eps);
+        let matrices = PositionMatrices::new(config.grid(), config.position_resize);
+        Self {
+            config: config.clone(),
+            class_token,
+            register_tokens,
+            distillation_token,
+            positions,
+            patch_weight,
+            patch_bias,
+            blocks,
+            norm,
+            matrices,
+        }
+    }
+
+    /// The tokens of all images, with their positions.
+    fn embed(&self, params: &Params, input: Input<'_>, ctx: &ForwardCtx) -> TokenMaps {
+        let Input { images, mask } = input;
+        let VitConfig { patch_size, embed_dim: width, .. } = self.config;
+        let (mut rows, segments): (Vec<_>, Vec<_>) =
+            images.into_iter().map(|images| ops::patchify(images, patch_size)).unzip();
+        let rows = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) };
+        let columns = CHANNELS * patch_size * patch_size;
+        let weight = params.vector(self.patch_weight).reshape([width, columns]);
+        let bias = params.vector(self.patch_bias);
+        let rows = ops::linear(rows, weight, bias, Activation::None, ctx.precision);
+        let rows = match mask {
+            Some(mask) => mask.apply(rows),
+            None => rows,
+        };
+        let mut start = 0;
+        let parts = segments.iter().map(|segment| {
+            let count = segment.images * segment.tokens();
+            // A pass over shapes has to see that all rows are one image's, or not.
+            let patches = match segments.len() {
+                1 => rows.clone(),
+                _ => rows.clone().narrow(0, start, count),
+            };
+            start += count;
+            self.with_prefix(params, patches, segment)
+        });
+        let mut parts: Vec<Tensor> = parts.collect();
+        let rows = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) };
+        let prefix = self.config.prefix();
+        let segments = segments.into_iter().map(|segment| Segment { prefix, ..segment });
+        TokenMaps { rows, segments: segments.collect() }
+    }
+
+    /// The patches of images of one size, with the tokens before them and all positions.
+    fn with_prefix(&self, params: &Params, patches: Tensor, segment: &Segment) -> Tensor {
+        let Segment { images, map, .. } = *segment;
+        let (width, placed) = (self.config.embed_dim, self.config.placed_prefix());
+        let side = self.config.grid();
+        let table = params.vector(self.positions).reshape([placed + side * side, width]);
+        let own = table.clone().narrow(0, placed, side * side);
+        let own = match self.matrices.get(map, &table.device()) {
+            Some(matrix) => matrix.matmul(own),
+            None => own,
+        };
+        let patches = patches.reshape([images, map[0] * map[1], width]);
+        let patches = patches + own.reshape([1, map[0] * map[1], width]);
+
+        let token = |id: ParamId, count: usize| params.vector(id).reshape([count, width]);
+        let mut tokens = vec![token(self.class_token, 1)];
+        tokens.extend(self.distillation_token.map(|id| token(id, 1)));
+        let mut prefix = if tokens.len() == 1 { tokens.remove(0) } else { Tensor::cat(tokens, 0) };
+        if placed > 0 {
+            prefix = prefix + table.narrow(0, 0, placed);
+        }
+        let registers = self.config.register_tokens;
+        if let Some(id) = self.register_tokens {
+            prefix = Tensor::cat(vec![prefix, token(id, registers)], 0);
+        }
+        let prefix = prefix.reshape([1, self.config.prefix(), width]);
+        let prefix = prefix.expand([images, self.config.prefix(), width]);
+        let rows = Tensor::cat(vec![prefix, patches], 1);
+        rows.reshape([images * (self.config.prefix() + map[0] * map[1]), width])
+    }
+
+    /// A token before those of the map, by its number: a row of every image.
+    fn token(maps: &TokenMaps, number: usize) -> Tensor {
+        let (mut places, mut row) = (Vec::new(), 0);
+        for segment in &maps.segments {
+            places.extend(
+                (0..segment.images).map(|image| (row + image * segment.tokens() + number) as i32),
+            );
+            row += segment.images * segment.tokens();
+        }
+        maps.rows.clone().index_select(0, places)
+    }
+}
+
+impl Backbone for Vit {
+    fn family(&self) -> &'static str {
+        Family::Vit.label()
+    }
+
+    fn stages(&self) -> Vec<super::Stage> {
+        self.config.stage_table()
+    }
+
+    fn run(
+        &self,
+        params: &Params,
+        input: Input<'_>,
+        ctx: &ForwardCtx,
+        tap: &mut dyn FnMut(BlockOutput<'_>) -> ControlFlow<()>,
+    ) -> Option<TokenMaps> {
+        let mut maps = self.embed(params, input, ctx);
+        for (index, block) in self.blocks.iter().enumerate() {
+            maps = block.forward(params, maps, ctx);
+            let ends_stage = index + 1 == self.blocks.len();
+            if tap(BlockOutput { index, stage: 0, ends_stage, maps: &maps }).is_break() {
+                return None;
+            }
+        }
+        Some(maps)
+    }
+
+    fn normalize(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
+        TokenMaps { rows: self.norm.forward(params, maps.rows, ctx), ..maps }
+    }
+
+    /// The class token, or the mean of it and the distillation token.
+    fn view(&self, maps: &TokenMaps) -> Tensor {
+        let class = Self::token(maps, 0);
+        match self.distillation_token {
+            Some(_) => (class + Self::token(maps, 1)) * 0.5,
+            None => class,
+        }
+    }
+
+    /// Of every block the view feature after the final norm, as in DINO's evaluation.
+    fn block_feature(&self, params: &Params, block: &BlockOutput<'_>, ctx: &ForwardCtx) -> Tensor {
+        self.view(&self.normalize(params, block.maps.clone(), ctx))
+    }
+
+    fn attention(
+        &self,
+        params: &Params,
+        images: Tensor,
+        blocks: Range<usize>,
+        observe: &mut dyn FnMut(usize, AttentionMap),
+    ) -> Result<(), NoAttention> {
+        let ctx = ForwardCtx::eval();
+        let mut maps = self.embed(params, vec![images].into(), &ctx);
+        for (index, block) in self.blocks.iter().enumerate() {
+            if blocks.contains(&index) {
+                observe(index, block.attention(params, &maps));
+            }
+            if index + 1 >= blocks.end {
+                break;
+            }
+            maps = block.forward(params, maps, &ctx);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! Position tables for the maps of images of any size.
+//!
+//! A table is resized by bicubic interpolation, which is linear: `resized = M table`, with a matrix
+//! that depends on the sizes alone.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::config::PositionResize;
+use crate::bicubic;
+use crate::device::Device;
+use crate::tensor::Tensor;
+
+/// The matrices `[height * width, side * side]` that resize a table of `side` x `side` positions to
+/// maps, made once per map.
+#[derive(Debug)]
+pub(super) struct PositionMatrices {
+    side: usize,
+    resize: PositionResize,
+    made: Mutex<HashMap<[usize; 2], Tensor>>,
+}
+
+impl PositionMatrices {
+    pub(super) fn new(side: usize, resize: PositionResize) -> Self {
+        Self { side, resize, made: Mutex::default() }
+    }
+
+    /// The matrix for a map; None where the table is of that map.
+    pub(super) fn get(&self, map: [usize; 2], device: &Device) -> Option<Tensor> {
+        if map == [self.side; 2] {
+            return None;
+        }
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let matrix = made.entry(map).or_insert_with(|| {
+            let [rows, columns] = map.map(|length| weights(self.side, length, self.resize));
+            let values = rows
+                .iter()
+                .flat_map(|row| columns.iter().flat_map(move |column| outer(row, column)));
+            let shape = [map[0] * map[1], self.side * self.side];
+            Tensor::new(values.map(|weight| weight as f32).collect(), shape, device)
+        });
+        Some(matrix.clone())
+    }
+}
+
+/// The products of two rows of weights, row-major.
+fn outer<'a>(row: &'a [f64], column: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+    row.iter().flat_map(move |a| column.iter().map(move |b| a * b))
+}
+
+/// The weights of `from` positions along an axis in each of `to`, `[to, from]`.
+fn weights(from: usize, to: usize, resize: PositionResize) -> Vec<Vec<f64>> {
+    let scaled = match resize {
+        // A table of that length is left as it is.
+        PositionResize::Dino if from != to => to as f64 + 0.1,
+        _ => to as f64,
+    };
+    let row = |at| match resize {
+        PositionResize::Esvit | PositionResize::Dino => {
+            let mut row = vec![0.0; from];
+            for (place, weight) in bicubic::taps(from, scaled, at) {
+                row[place] += weight;
+            }
+            row
+        }
+        PositionResize::Timm => bicubic::antialiased(from, to, at),
+    };
+    (0..to).map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// DINO's scale is that of a tenth of a position more, unless the length stays.
+    #[test]
+    fn kinds_differ() {
+        use PositionResize::{Dino, Esvit, Timm};
+        let rows = [Esvit, Dino, Timm].map(|resize| weights(6, 4, resize));
+        assert!(rows[0] != rows[1] && rows[1] != rows[2]);
+        assert!((rows[1][0][1] - bicubic::taps(6, 4.1, 0)[2].1).abs() < 1e-12);
+        let same = [Esvit, Dino, Timm].map(|resize| weights(6, 6, resize));
+        for rows in same {
+            let is_one = |(at, row): (usize, &Vec<f64>)| (row[at] - 1.0).abs() < 1e-12;
+            assert!(rows.iter().enumerate().all(is_one), "{rows:?}");
+        }
+    }
+
+    /// Two rows and three columns of a table of 2 x 2: the matrix is the outer product of both.
+    #[test]
+    fn maps_need_not_be_square() {
+        let matrices = PositionMatrices::new(2, PositionResize::Timm);
+        assert!(matrices.get([2, 2], &Device::Cpu).is_none());
+        let matrix = matrices.get([2, 3], &Device::Cpu).unwrap();
+        assert_eq!(matrix.dims(), [6, 4]);
+        let columns = weights(2, 3, PositionResize::Timm);
+        let found = matrix.to_vec::<f32>();
+        for (column, weights) in columns.iter().enumerate() {
+            let row = &found[column * 4..][..4];
+            let expected = [weights[0] as f32, weights[1] as f32, 0.0, 0.0];
+            assert_eq!(row, expected);
+        }
+    }
+}

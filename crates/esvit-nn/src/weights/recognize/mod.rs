@@ -1,0 +1,104 @@
+//! Finds the networks in a file of weights and infers their shapes.
+
+mod swin;
+mod vit;
+
+use std::collections::HashSet;
+
+use esvit_weights::WeightsFile;
+
+use super::location::{self, Location};
+use super::naming::Naming;
+use crate::backbone::{BackboneConfig, Family};
+
+/// More stages than any network has.
+const MAX_STAGES: usize = 8;
+
+/// All networks in a file, optimizer states under the same names excluded.
+pub fn networks(file: &WeightsFile) -> Vec<Location> {
+    let mut found = swin::networks(file);
+    found.extend(vit::networks(file));
+    location::name(&mut found);
+    found
+}
+
+/// The networks that have a parameter which all of a family have, under the names of a program.
+fn marked(file: &WeightsFile, family: Family, naming: Naming, mark: &str) -> Vec<Location> {
+    let mark = naming.names(family, mark).swap_remove(0);
+    let is_state = |path: &str| path.starts_with("optimizer");
+    let place = |tensor: &esvit_weights::TensorInfo| {
+        let prefix = tensor.name.strip_suffix(&mark)?;
+        let is_whole = prefix.is_empty() || prefix.ends_with('.');
+        let is_network = is_whole && !is_state(prefix) && !is_state(&tensor.group);
+        is_network.then(|| Location::new(family, naming, &tensor.group, prefix))
+    };
+    file.tensors().iter().filter_map(place).collect()
+}
+
+/// The name of the last stage's norm, where each stage has its own, as in code for detection and
+/// segmentation: `norm3`.
+pub(super) fn last_norm(file: &WeightsFile, location: &Location) -> Option<String> {
+    let name = |stage: usize| format!("norm{stage}");
+    let exists = |name: &String| location.find(file, &format!("{name}.weight")).is_some();
+    (0..MAX_STAGES).rev().map(name).find(exists)
+}
+
+/// What is known of a network from elsewhere than its tensors.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Known {
+    /// Side of the images, as the user says; windows are then made for it.
+    pub asked_size: Option<usize>,
+    /// Side of the images, as a file beside the weights says.
+    pub stated_size: Option<usize>,
+    /// `eps` of LayerNorm, as a file beside the weights says.
+    pub stated_eps: Option<f64>,
+    /// Number of attention heads, as a file beside the weights says.
+    pub stated_heads: Option<usize>,
+}
+
+/// Infers a network's shape from its tensors; with a line for everything that was assumed, since
+/// nothing says it.
+///
+/// # Errors
+/// Names the tensor that is missing or has another shape.
+pub(super) fn shape(
+    file: &WeightsFile,
+    location: &Location,
+    known: &Known,
+) -> Result<(BackboneConfig, Vec<String>), String> {
+    match location.family {
+        Family::Swin => {
+            let (shape, assumed) = swin::shape(file, location, known)?;
+            Ok((BackboneConfig::Swin(shape), assumed))
+        }
+        Family::Vit => {
+            let (shape, assumed) = vit::shape(file, location, known)?;
+            Ok((BackboneConfig::Vit(shape), assumed))
+        }
+    }
+}
+
+/// Unsupported backbones, by a suffix of names that only they have.
+const OTHERS: [(&str, &str); 12] = [
+    ("attn.w_msa.logit_scale", "a Swin transformer of version 2"),
+    ("attn.logit_scale", "a Swin transformer of version 2"),
+    ("attention.self.logit_scale", "a Swin transformer of version 2"),
+    ("local_relative_position_bias_table", "a vision longformer (ViL)"),
+    ("attn.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
+    ("0.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
+    ("patch_embed1.proj.weight", "a pyramid vision transformer (PVT)"),
+    ("dwconv.weight", "a ConvNeXt"),
+    ("conv_dw.weight", "a ConvNeXt"),
+    ("layer1.0.conv1.weight", "a ResNet"),
+    ("cls_token", "a vision transformer (ViT)"),
+    ("class_token", "a vision transformer (ViT)"),
+];
+
+/// The unsupported backbone that a file seems to hold.
+pub(super) fn other_backbone(file: &WeightsFile) -> Option<&'static str> {
+    let names: HashSet<&str> = file.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+    OTHERS
+        .into_iter()
+        .find(|(end, _)| names.iter().any(|name| name.ends_with(end)))
+        .map(|(_, backbone)| backbone)
+}
