@@ -100,6 +100,13 @@ impl ForwardCtx {
         Self { collective: collective.clone(), ..self }
     }
 
+    /// The same context after other passes of the step: running statistics go on from those that
+    /// [`ForwardCtx::into_statistics`] returned.
+    #[must_use]
+    pub fn after(self, statistics: Vec<(ParamId, Tensor)>) -> Self {
+        Self { statistics: statistics.into(), ..self }
+    }
+
     /// Settings of an operation whose packed weights are cached in `packing`.
     pub fn compute(&self, packing: Packing) -> Compute {
         Compute {
@@ -145,9 +152,19 @@ impl ForwardCtx {
         Some(scales.into())
     }
 
-    /// Stores the new value of a running statistic.
+    /// Stores the new value of a running statistic, in place of an earlier one.
     pub(crate) fn record(&self, id: ParamId, value: Tensor) {
-        self.statistics.borrow_mut().push((id, value));
+        let mut statistics = self.statistics.borrow_mut();
+        match statistics.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, stored)) => *stored = value,
+            None => statistics.push((id, value)),
+        }
+    }
+
+    /// The value of a running statistic that was stored last.
+    pub(crate) fn recorded(&self, id: ParamId) -> Option<Tensor> {
+        let statistics = self.statistics.borrow();
+        statistics.iter().find(|(other, _)| *other == id).map(|(_, value)| value.clone())
     }
 
     /// The running statistics after the pass, for [`crate::Params::set_buffers`].

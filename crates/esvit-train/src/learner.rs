@@ -297,8 +297,12 @@ impl Learner {
         let precision = self.settings.precision;
         let images = batch.images();
         let collective = &self.collective;
-        let teacher_ctx =
-            ForwardCtx::teacher().with_precision(precision).with_collective(collective);
+        // Every pass moves the running statistics on, as a network that runs once for each would.
+        let [mut statistics, of_teacher] = std::mem::take(&mut sum.buffers);
+        let teacher_ctx = ForwardCtx::teacher()
+            .with_precision(precision)
+            .with_collective(collective)
+            .after(of_teacher);
         let frozen;
         let teacher = match self.objective.teacher(at) {
             Teacher::None => None,
@@ -323,7 +327,6 @@ impl Learner {
         let views = self.objective.student_views(batch, [at.step, index as u64]);
         let key = DropPathKey { seed: self.settings.seed, step: at.step };
         let sides: Vec<usize> = views.iter().map(|view| view.shape()[2]).collect();
-        let mut statistics = Vec::new();
         for at_hand in self.settings.crop_chunks.cut(&sides, images) {
             if stop() {
                 self.objective.end_micro_batch();
@@ -337,7 +340,8 @@ impl Learner {
             let mut ctx = ForwardCtx::student(key)
                 .with_precision(precision)
                 .with_collective(&self.collective)
-                .for_part(part);
+                .for_part(part)
+                .after(statistics);
             ctx.activation_checkpointing = self.settings.activation_checkpointing;
             let tape = Tape::new();
             let params = self.student.tracked(&tape);

@@ -7,7 +7,7 @@ use esvit_nn::params::Role;
 use esvit_nn::{Device, ForwardCtx};
 
 use crate::config::Config;
-use crate::objective::{Chunking, StepInfo, Teacher};
+use crate::objective::{StepInfo, Teacher};
 
 /// Program, loader and allocator, in bytes.
 const BASE: f64 = 200e6;
@@ -82,10 +82,10 @@ const MICRO_BATCH_FLOP: f64 = 1e12;
 /// The micro-batch of a run that does not choose one: the largest equal part of a process's share of
 /// the batch that is of no more than a trillion operations and takes no more than half of
 /// the memory that is `available`, if that is known. An objective that compares all images of a
-/// micro-batch gets all of them.
+/// micro-batch gets all of them, and so does a network that normalizes by them.
 pub fn micro_batch(config: &Config, world: usize, available: Option<f64>) -> usize {
     let share = config.train.batch_size / world;
-    if config.objective.settings().chunking() == Chunking::Whole {
+    if config.sees_all_at_once() {
         return share;
     }
     let ctx = ForwardCtx::expected().with_precision(config.train.precision());

@@ -10,7 +10,7 @@ use crate::gemm::{Dims, LANES, Lhs, gemm, pack_vnni, transpose_rows};
 
 /// Maximum queries of a block: their attention weights stay in L2, and the `n x n` matrix of a
 /// large window is never materialized.
-pub(super) const QUERIES: usize = 64;
+pub(crate) const QUERIES: usize = 64;
 
 /// Matrices of one head in one window. Queries are the `m` real tokens, in blocks; keys and values
 /// include the padding, `n` in all.
@@ -214,7 +214,7 @@ fn copy<T: Element>(from: &[T], to: &mut [T]) {
 
 /// Rows in pairs, steps `step` values apart: laid out in `to`, unless they lie like that already or
 /// `lay` says that it has been done.
-fn vnni_packed<'a, T: Element>(
+pub(crate) fn vnni_packed<'a, T: Element>(
     rows: &'a [T],
     row: usize,
     [count, columns]: [usize; 2],

@@ -13,7 +13,7 @@ pub(super) const MASK_VALUE: f32 = -1e30;
 ///
 /// Each pass covers all rows before the next one: the tree reduction of a row has a long latency,
 /// and independent rows overlap.
-pub(super) fn softmax<T: Element>(
+pub(crate) fn softmax<T: Element>(
     logits: &mut [f32],
     scale: f32,
     position_bias: Option<&[f32]>,
@@ -100,7 +100,7 @@ dispatch! {
 
 /// Softmax backward: `dS = P * (dP - rowsum(P * dP))`, in place of dP; stores `scale * dS`, and
 /// accumulates dS into the relative position bias gradient. ForwardCtx by pass over all rows, as above.
-pub(super) fn softmax_backward<T: Element>(
+pub(crate) fn softmax_backward<T: Element>(
     weights: &[f32],
     gradients: &mut [f32],
     dposition_bias: Option<&mut [f32]>,

@@ -6,7 +6,9 @@
 
 mod attention;
 mod batch_norm;
+mod convolution;
 mod cpu;
+mod cross_attention;
 mod depthwise;
 mod images;
 mod linear;
@@ -25,7 +27,9 @@ pub use attention::{
     AttentionValues, attention_branch, plain_attention_branch, plain_attention_weights,
     window_attention_weights,
 };
-pub use batch_norm::batch_norm;
+pub use batch_norm::{batch_norm, batch_norm_of_runs, fixed_batch_norm};
+pub use convolution::{convolution, max_pool};
+pub use cross_attention::{cross_attention, cross_attention_weights};
 pub use depthwise::depthwise;
 pub use images::normalize_images;
 pub use linear::{Activation, linear};

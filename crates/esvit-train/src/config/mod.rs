@@ -213,11 +213,18 @@ impl Config {
         }
     }
 
+    /// Whether a step needs all crops, and all images of a process, in one pass: the objective
+    /// compares them, or the network normalizes by them.
+    pub(crate) fn sees_all_at_once(&self) -> bool {
+        self.objective.settings().chunking() == Chunking::Whole
+            || self.model.backbone.has_batch_norm()
+    }
+
     /// How crops are split into forward passes of the student.
     pub fn crop_chunks(&self) -> CropChunks {
         let TrainConfig { crops_per_forward, activation_checkpointing, .. } = self.train;
         match crops_per_forward {
-            0 if self.objective.settings().chunking() == Chunking::Whole => CropChunks::All,
+            0 if self.sees_all_at_once() => CropChunks::All,
             0 => {
                 let precision = self.train.precision();
                 CropChunks::within_memory(&self.model.backbone, precision, activation_checkpointing)
@@ -278,6 +285,13 @@ impl Config {
                 "`train.crops_per_forward` does not go with this objective, whose loss (or \
                  `objective.head.use_bn_in_head`) sees all crops of a step at once\n\
                  hint: set it to 0, and `train.activation_checkpointing=true` for less memory"
+                    .into(),
+            );
+        }
+        if self.model.backbone.has_batch_norm() && self.train.crops_per_forward > 0 {
+            return fail(
+                "`train.crops_per_forward` does not go with this `model.arch`, whose batch \
+                 normalization sees all crops of a size at once\nhint: set it to 0"
                     .into(),
             );
         }

@@ -1,0 +1,349 @@
+//! Convolution over token maps, channels last, as a product of matrices: the values under a filter
+//! are a row (im2col), and GEMM multiplies rows with all filters.
+//!
+//! Rows are made a block at a time, so that they stay in the caches; the backward pass makes them
+//! again, since they are as many times larger than the maps as a filter has places.
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
+use crate::buffer::Buffer;
+use crate::element::{Element, padded_row_len};
+use crate::elementwise::add;
+use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
+use crate::maps::{Filter, Maps};
+use crate::profile;
+use crate::rows::{block_rows, linear, store};
+
+/// Values of the rows that the backward pass makes at a time, unless one image has more.
+const BAND_VALUES: usize = 1 << 23;
+
+/// Filters as a packed GEMM operand of the forward pass.
+#[derive(Debug)]
+pub struct PackedFilters<T: Element> {
+    rhs: PackedRhs<T>,
+}
+
+/// Gradients of a convolution.
+#[derive(Debug)]
+pub struct Gradients {
+    /// Of the input, if asked for.
+    pub x: Option<Vec<f32>>,
+    /// Of the filters.
+    pub weight: Vec<f32>,
+    /// Of the bias.
+    pub bias: Vec<f32>,
+}
+
+/// Packs `weight [out, C, side, side]` and `bias [out]` for [`forward`].
+///
+/// # Panics
+/// When lengths do not match.
+pub fn pack<T: Element>(filter: &Filter, weight: &[f32], bias: Option<&[f32]>) -> PackedFilters<T> {
+    let columns = filter.values();
+    assert!(weight.len().is_multiple_of(columns), "whole filters");
+    let rhs = PackedRhs::from_transposed(&channels_last(filter, weight), columns, None);
+    PackedFilters { rhs: if let Some(bias) = bias { rhs.with_bias(bias.to_vec()) } else { rhs } }
+}
+
+/// Filters with the channel as their last axis, `[out, side, side, C]`.
+fn channels_last<'a>(filter: &Filter, weight: &'a [f32]) -> Cow<'a, [f32]> {
+    let (channels, taps) = (filter.channels, filter.side * filter.side);
+    if taps == 1 || channels == 1 {
+        return weight.into();
+    }
+    let mut ordered = vec![0.0; weight.len()];
+    let filters = ordered.par_chunks_mut(filter.values()).zip(weight.par_chunks(filter.values()));
+    filters.for_each(|(to, from)| {
+        for (tap, to) in to.chunks_exact_mut(channels).enumerate() {
+            to.iter_mut().zip(from[tap..].iter().step_by(taps)).for_each(|(to, from)| *to = *from);
+        }
+    });
+    ordered.into()
+}
+
+/// The inverse of [`channels_last`].
+fn channels_first(filter: &Filter, weight: Vec<f32>) -> Vec<f32> {
+    let (channels, taps) = (filter.channels, filter.side * filter.side);
+    if taps == 1 || channels == 1 {
+        return weight;
+    }
+    let mut ordered = vec![0.0; weight.len()];
+    let filters = ordered.par_chunks_mut(filter.values()).zip(weight.par_chunks(filter.values()));
+    filters.for_each(|(to, from)| {
+        for (channel, to) in to.chunks_exact_mut(taps).enumerate() {
+            let from = from[channel..].iter().step_by(channels);
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        }
+    });
+    ordered
+}
+
+/// The values under the filter at the positions from `first` on, counted over all images of one
+/// size: a row of `rows` for each, padded.
+fn gather<T: Element>(x: &[f32], maps: &Maps, filter: &Filter, first: usize, rows: &mut [T]) {
+    let [down, across] = filter.positions(maps.size);
+    let image = maps.tokens() * filter.channels;
+    for (at, row) in rows.chunks_exact_mut(padded_row_len::<T>(filter.values())).enumerate() {
+        let (position, of_image) = (first + at, down * across);
+        let x = &x[position / of_image * image..][..image];
+        let place = position % of_image;
+        if filter.padding > 0 {
+            row.fill(T::default());
+        }
+        filter.runs(maps.size, [place / across, place % across], |to, from, len| {
+            convert(&x[from..from + len], None, &mut row[to..to + len]);
+        });
+    }
+}
+
+/// Adds the gradients of the rows of an image, of [`Filter::values`] each, to that of its map.
+fn scatter(rows: &[f32], size: [usize; 2], filter: &Filter, dx: &mut [f32]) {
+    let [_, across] = filter.positions(size);
+    for (position, row) in rows.chunks_exact(filter.values()).enumerate() {
+        filter.runs(size, [position / across, position % across], |from, to, len| {
+            add(&row[from..from + len], &mut dx[to..to + len]);
+        });
+    }
+}
+
+/// Convolves the maps of `x [rows, C]`, those of all images of the first size, then of the next:
+/// `y [positions, out]` in the same order.
+///
+/// # Panics
+/// When lengths do not match.
+pub fn forward<T: Element>(
+    x: &[f32],
+    maps: &[Maps],
+    filter: &Filter,
+    packed: &PackedFilters<T>,
+) -> Vec<f32> {
+    let (columns, outputs) = (filter.values(), packed.rhs.n());
+    let total: usize = maps.iter().map(|maps| maps.images * filter.output(maps).tokens()).sum();
+    let mut y = Buffer::<f32>::uninit(total * outputs);
+    let (mut x, mut rest) = (x, &mut y[..]);
+    profile::time("convolution forward", total * columns * outputs, || {
+        for maps in maps {
+            let count = maps.images * filter.output(maps).tokens();
+            let (own, others) = x.split_at(maps.images * maps.tokens() * filter.channels);
+            x = others;
+            let (to, others) = std::mem::take(&mut rest).split_at_mut(count * outputs);
+            rest = others;
+            let size = block_rows::<T>(count, columns.max(outputs));
+            to.par_chunks_mut(size * outputs).enumerate().for_each(|(at, y)| {
+                let count = y.len() / outputs;
+                let mut rows = Buffer::<T>::rows(count, columns);
+                gather(own, maps, filter, at * size, &mut rows);
+                let lhs = Lhs::from_rows(&rows, padded_row_len::<T>(columns));
+                linear(lhs, count, &packed.rhs, y, outputs);
+            });
+        }
+    });
+    assert!(x.is_empty(), "rows of all maps");
+    y.into_vec()
+}
+
+/// Gradients from that of the output, `dy [positions, out]`, for the arguments of [`forward`] and
+/// `weight [out, C, side, side]`; that of the input only with `input`.
+///
+/// # Panics
+/// When lengths do not match.
+pub fn backward<T: Element>(
+    x: &[f32],
+    maps: &[Maps],
+    filter: &Filter,
+    weight: &[f32],
+    dy: &[f32],
+    input: bool,
+) -> Gradients {
+    let columns = filter.values();
+    let outputs = weight.len() / columns;
+    let packed =
+        input.then(|| PackedRhs::<T>::from_rows(&channels_last(filter, weight), columns, None));
+    let mut dx = Buffer::<f32>::scratch(if input { x.len() } else { 0 });
+    dx.fill(0.0);
+    let (mut dweight, mut dbias) = (vec![0.0; weight.len()], vec![0.0; outputs]);
+    let (mut first_row, mut first_position, mut is_first) = (0, 0, true);
+    for maps in maps {
+        let (tokens, positions) = (maps.tokens(), filter.output(maps).tokens());
+        // Bands of whole images depend on sizes alone, not on the number of threads.
+        let most = (BAND_VALUES / (positions * columns).max(1)).max(1);
+        for start in (0..maps.images).step_by(most) {
+            let images = most.min(maps.images - start);
+            let (end_row, end_position) =
+                (first_row + images * tokens, first_position + images * positions);
+            let own = first_row * filter.channels..end_row * filter.channels;
+            let dx: &mut [f32] = if input { &mut dx[own.clone()] } else { &mut [] };
+            let band = Band {
+                x: &x[own],
+                maps: Maps { images, ..*maps },
+                filter,
+                dy: &dy[first_position * outputs..end_position * outputs],
+            };
+            band.backward(packed.as_ref(), [&mut dweight, &mut dbias], !is_first, dx);
+            (first_row, first_position, is_first) = (end_row, end_position, false);
+        }
+    }
+    assert_eq!(
+        [x.len(), dy.len()],
+        [first_row * filter.channels, first_position * outputs],
+        "rows of all maps"
+    );
+    let weight = channels_first(filter, dweight);
+    Gradients { x: input.then(|| dx.into_vec()), weight, bias: dbias }
+}
+
+/// Images that go through the GEMMs of the backward pass together.
+struct Band<'a> {
+    x: &'a [f32],
+    maps: Maps,
+    filter: &'a Filter,
+    dy: &'a [f32],
+}
+
+impl Band<'_> {
+    /// Gradients of filters, channels last, and bias, added to what is there with `is_added`; with
+    /// the filters, adds that of the input to `dx`.
+    fn backward<T: Element>(
+        &self,
+        packed: Option<&PackedRhs<T>>,
+        [dweight, dbias]: [&mut [f32]; 2],
+        is_added: bool,
+        dx: &mut [f32],
+    ) {
+        let Self { x, maps, filter, dy } = self;
+        let (columns, outputs) = (filter.values(), dbias.len());
+        let (row, out_row) = (padded_row_len::<T>(columns), padded_row_len::<T>(outputs));
+        let positions = filter.output(maps).tokens();
+        let count = maps.images * positions;
+        let size = block_rows::<T>(count, columns.max(outputs));
+        let mut rows = Buffer::<T>::scratch_rows(count, columns);
+        let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
+        (rows.par_chunks_mut(size * row))
+            .zip(gradients.par_chunks_mut(size * out_row).zip(dy.par_chunks(size * outputs)))
+            .enumerate()
+            .for_each(|(at, (rows, (gradients, dy)))| {
+                gather(x, maps, filter, at * size, rows);
+                store(dy, outputs, outputs, gradients, out_row);
+            });
+        let macs = count * columns * outputs;
+        profile::time("convolution backward, weights", macs, || {
+            let (dy, x) = (Matrix::new(&gradients, outputs), Matrix::new(&rows, columns));
+            gemm_tn(dy, x, dweight, dbias, is_added);
+        });
+        drop(rows);
+        let Some(packed) = packed else { return };
+        profile::time("convolution backward, rows", macs, || {
+            let mut drows = Buffer::<f32>::scratch(count * columns);
+            let blocks = drows.par_chunks_mut(size * columns);
+            blocks.zip(gradients.par_chunks(size * out_row)).for_each(|(drows, gradients)| {
+                let lhs = Lhs::from_rows(gradients, out_row);
+                linear(lhs, drows.len() / columns, packed, drows, columns);
+            });
+            let images = dx.par_chunks_mut((maps.tokens() * filter.channels).max(1));
+            images.zip(drows.par_chunks((positions * columns).max(1))).for_each(|(dx, drows)| {
+                scatter(drows, maps.size, filter, dx);
+            });
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::Bf16;
+    use crate::isa::tests::under_each;
+    use crate::maps::tests::meetings;
+    use crate::testing::{assert_near_for, normal, rounded, wide};
+    use proptest::prelude::*;
+
+    /// Output and gradients of input, filters (channels last) and bias in f64.
+    fn definition(
+        [x, weight, bias, dy]: [&[f64]; 4],
+        maps: &[Maps],
+        filter: &Filter,
+    ) -> [Vec<f64>; 4] {
+        let (columns, outputs) = (filter.values(), bias.len());
+        let mut y: Vec<f64> = bias.iter().copied().cycle().take(dy.len()).collect();
+        let (mut dx, mut dweight) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
+        let (mut row, mut position) = (0, 0);
+        for maps in maps {
+            for [from, tap, to] in meetings(maps, filter) {
+                for output in 0..outputs {
+                    let from = row * filter.channels + from;
+                    let (to, at) = ((position + to) * outputs + output, output * columns + tap);
+                    y[to] += x[from] * weight[at];
+                    dx[from] += dy[to] * weight[at];
+                    dweight[at] += dy[to] * x[from];
+                }
+            }
+            row += maps.images * maps.tokens();
+            position += maps.images * filter.output(maps).tokens();
+        }
+        let dbias = (0..outputs).map(|o| dy.iter().skip(o).step_by(outputs).sum()).collect();
+        [y, dx, dweight, dbias]
+    }
+
+    /// Compares output and gradients with the definition.
+    fn check<T: Element>(maps: &[Maps], filter: &Filter, outputs: usize, within: f64) {
+        let tokens: usize = maps.iter().map(|maps| maps.images * maps.tokens()).sum();
+        let positions = maps.iter().map(|maps| maps.images * filter.output(maps).tokens());
+        let positions: usize = positions.sum();
+        let x = normal(tokens * filter.channels, 1);
+        let weight = normal(filter.values() * outputs, 2);
+        let (bias, dy) = (normal(outputs, 3), normal(positions * outputs, 4));
+        let ordered = channels_last(filter, &weight);
+        assert_eq!(channels_first(filter, ordered.to_vec()), weight);
+        let values = [rounded::<T>(&x), rounded::<T>(&ordered), wide(&bias), rounded::<T>(&dy)];
+        let expected = definition(values.each_ref().map(Vec::as_slice), maps, filter);
+        let sizes = values.map(|v| v.into_iter().map(f64::abs).collect::<Vec<_>>());
+        let sizes = definition(sizes.each_ref().map(Vec::as_slice), maps, filter);
+        let near = |i: usize, name: &str, found: &[f32]| {
+            let what = format!("{name}: {} {maps:?} {filter:?}", T::NAME);
+            assert_near_for(&what, found, &expected[i], &sizes[i], within);
+        };
+
+        near(0, "y", &forward(&x, maps, filter, &pack::<T>(filter, &weight, Some(&bias))));
+        let without = forward(&x, maps, filter, &pack::<T>(filter, &weight, None));
+        let added = without.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b);
+        near(0, "without bias", &added.collect::<Vec<f32>>());
+        let found = backward::<T>(&x, maps, filter, &weight, &dy, true);
+        let without = backward::<T>(&x, maps, filter, &weight, &dy, false);
+        assert_eq!((&found.weight, &found.bias), (&without.weight, &without.bias));
+        assert!(without.x.is_none());
+        near(1, "dx", &found.x.unwrap());
+        near(2, "dweight", &channels_last(filter, &found.weight));
+        near(3, "dbias", &found.bias);
+    }
+
+    fn check_all(maps: &[Maps], filter: &Filter, outputs: usize) {
+        check::<f32>(maps, filter, outputs, 1e-6);
+        check::<Bf16>(maps, filter, outputs, 4e-3);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn against_the_definition(
+            images in 1usize..3, height in 1usize..8, width in 1usize..8, channels in 1usize..7,
+            outputs in 1usize..20, side in 1usize..4, stride in 1usize..3, padding in 0usize..3,
+        ) {
+            let filter = Filter { channels, side, stride, padding: padding.min(side / 2) };
+            // Two sizes in one pass.
+            let maps = [
+                Maps { images, size: [height.max(side), width.max(side)] },
+                Maps { images: 1, size: [side, side + 1] },
+            ];
+            under_each(|_| check_all(&maps, &filter, outputs));
+        }
+    }
+
+    /// A filter that is larger than the map, and several blocks of positions.
+    #[test]
+    fn large_filters_and_many_positions() {
+        let stem = Filter { channels: 3, side: 7, stride: 2, padding: 3 };
+        let maps = [Maps { images: 2, size: [3, 41] }, Maps { images: 3, size: [20, 9] }];
+        under_each(|_| check_all(&maps, &stem, 17));
+    }
+}

@@ -1,0 +1,184 @@
+//! Convolution and max pooling over maps of tokens.
+
+use esvit_kernels::convolution::{self, Gradients};
+use esvit_kernels::maps::{Filter, Maps};
+use esvit_kernels::pooling;
+
+use super::cpu::{gradients, made, made_like, values};
+use super::prelude::*;
+use super::{Compute, Segment};
+
+/// Convolution of the maps of `x [rows, in]` with square filters `weight [out, in, k, k]` and
+/// `bias [out]`: rows `[.., out]` and their segments. `stride` pixels lie between two places of a
+/// filter, `padding` zeros around a map; what lies beyond the last whole step is dropped.
+///
+/// # Panics
+/// When a segment has prefix tokens, a filter is not square, or a map is smaller than it.
+pub fn convolution(
+    x: Tensor,
+    segments: &[Segment],
+    weight: Tensor,
+    bias: Option<Tensor>,
+    [stride, padding]: [usize; 2],
+    compute: Compute,
+) -> (Tensor, Vec<Segment>) {
+    let [_, channels, side, across] = weight.dims();
+    assert_eq!(side, across, "a square filter");
+    let filter = Filter { channels, side, stride, padding };
+    let (maps, moved) = moved(segments, &filter, "a convolution");
+    let inputs: Vec<Tensor> = [x, weight].into_iter().chain(bias).collect();
+    (apply(Convolution { maps, filter, compute }, inputs), moved)
+}
+
+/// The largest values of the maps of `x [rows, C]` under a square window of `side` pixels at every
+/// place, `stride` apart, also with its middle at most `padding` pixels from a border: rows
+/// `[.., C]` and their segments.
+///
+/// # Panics
+/// When a segment has prefix tokens, or a map is smaller than the window.
+pub fn max_pool(
+    x: Tensor,
+    segments: &[Segment],
+    [side, stride, padding]: [usize; 3],
+) -> (Tensor, Vec<Segment>) {
+    let [_, channels] = x.dims();
+    let filter = Filter { channels, side, stride, padding };
+    let (maps, moved) = moved(segments, &filter, "max pooling");
+    (apply(MaxPool { maps, filter }, [x]), moved)
+}
+
+/// The maps of segments, and the segments that a filter makes of them.
+fn moved(segments: &[Segment], filter: &Filter, what: &str) -> (Vec<Maps>, Vec<Segment>) {
+    let of = |segment: &Segment| {
+        segment.assert_map(what);
+        let maps = Maps { images: segment.images, size: segment.map };
+        let map = filter.positions(segment.map);
+        assert!(!map.contains(&0), "{what} of {filter:?} over maps of {:?}", segment.map);
+        (maps, Segment { map, ..*segment })
+    };
+    segments.iter().map(of).unzip()
+}
+
+/// Rows that a filter makes of maps.
+fn positions(maps: &[Maps], filter: &Filter) -> usize {
+    maps.iter().map(|maps| maps.images * filter.output(maps).tokens()).sum()
+}
+
+/// The maps of rows as images, `[n, channels, height, width]`, if they have one size.
+fn image_nodes(nodes: &mut Nodes<'_>, maps: &[Maps], channels: usize) -> Option<String> {
+    let [Maps { size: [height, width], .. }] = *maps else { return None };
+    let x = nodes.input(0);
+    let images = nodes.reshape(&x, &[height, width, channels]);
+    Some(nodes.transpose(&images, &[0, 3, 1, 2]))
+}
+
+/// Images as rows.
+fn row_nodes(nodes: &mut Nodes<'_>, images: &str, channels: usize) -> String {
+    let rows = nodes.transpose(images, &[0, 2, 3, 1]);
+    nodes.reshape(&rows, &[channels])
+}
+
+/// Inputs: `x`, `weight` and, if there is one, `bias`.
+#[derive(Debug)]
+struct Convolution {
+    maps: Vec<Maps>,
+    filter: Filter,
+    compute: Compute,
+}
+
+impl Operation for Convolution {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        let [_, channels] = inputs[0].dims();
+        assert_eq!(channels, self.filter.channels, "channels of maps and filters");
+        [positions(&self.maps, &self.filter), inputs[1][0]].into()
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        let macs = positions(&self.maps, &self.filter) * inputs[1].numel();
+        Cost::products(macs).saving(inputs[0].numel(), Precision::F32)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let Filter { channels, side, stride, padding } = self.filter;
+        let images = image_nodes(nodes, &self.maps, channels)?;
+        let (weight, outputs) = (nodes.input(1), nodes.shape(1)[0]);
+        let images = nodes.conv(&images, &weight, [side; 2], stride, padding, 1);
+        let rows = row_nodes(nodes, &images, outputs);
+        if nodes.count() < 3 {
+            return Some(rows);
+        }
+        let bias = nodes.parameter(2);
+        Some(nodes.node("Add", &[&rows, &bias], &[]))
+    }
+
+    fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
+        let Self { maps, filter, compute } = self;
+        let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
+        let (bias, outputs) = (inputs.get(2).map(values), inputs[1].shape()[0]);
+        let y = with_element!(compute.precision, T => {
+            let packed = compute.packing.get(compute.precision, || {
+                convolution::pack::<T>(filter, weight, bias)
+            });
+            convolution::forward(x, maps, filter, &packed)
+        });
+        let shape = [y.len() / outputs, outputs];
+        (made(y, shape), save.then(|| Saved::new(inputs.swap_remove(0))))
+    }
+
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let x: Tensor = pass.saved.take();
+        let (weight, dy) = (values(&pass.parameters[0]), values(&pass.gradient));
+        let Gradients { x: dx, weight, bias } = with_element!(self.compute.precision, T => {
+            let input = pass.wanted[0];
+            convolution::backward::<T>(values(&x), &self.maps, &self.filter, weight, dy, input)
+        });
+        let dx = dx.map(|dx| made_like(dx, &x));
+        // Without a bias, its gradient is left over.
+        gradients(dx, [weight, bias], pass.parameters)
+    }
+}
+
+#[derive(Debug)]
+struct MaxPool {
+    maps: Vec<Maps>,
+    filter: Filter,
+}
+
+impl Operation for MaxPool {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        inputs[0].with(0, positions(&self.maps, &self.filter))
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        // A byte for every value.
+        let saved_bytes = self.output(inputs).numel() as f64;
+        Cost { saved_bytes, ..Cost::default() }
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let Filter { channels, side, stride, padding } = self.filter;
+        let images = image_nodes(nodes, &self.maps, channels)?;
+        let attributes = [
+            ("kernel_shape", Attribute::Integers(&[side as i64; 2])),
+            ("strides", Attribute::Integers(&[stride as i64; 2])),
+            ("pads", Attribute::Integers(&[padding as i64; 4])),
+        ];
+        let images = nodes.node("MaxPool", &[&images], &attributes);
+        Some(row_nodes(nodes, &images, channels))
+    }
+
+    fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
+        let (y, places) = pooling::max_pool(values(&inputs[0]), &self.maps, &self.filter);
+        let channels = self.filter.channels;
+        let shape = [y.len() / channels, channels];
+        (made(y, shape), save.then(|| Saved::new(places)))
+    }
+
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let places: Vec<u8> = pass.saved.take();
+        let dy = values(&pass.gradient);
+        let dx = pooling::max_pool_backward(dy, &places, &self.maps, &self.filter);
+        let shape = [dx.len() / self.filter.channels, self.filter.channels];
+        vec![Some(made(dx, shape))]
+    }
+}
