@@ -5,6 +5,7 @@
 
 pub mod backbone;
 mod bicubic;
+mod bilinear;
 pub mod collective;
 pub mod cost;
 pub mod device;

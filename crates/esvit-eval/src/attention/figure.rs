@@ -239,7 +239,7 @@ impl<'a> Figure<'a> {
     }
 
     /// The heat map, at the resolution of the first stage's patches: cells of the last row and
-    /// column may extend beyond the image.
+    /// column may extend beyond the image, or leave a margin that no cell has.
     fn map(&self, head_attention: &HeadAttention) -> Image {
         let QueryAttention { cell, map, position, .. } = self.attention;
         let patch = cell >> (position.stage - 1);
@@ -248,7 +248,10 @@ impl<'a> Figure<'a> {
         let per_cell = 1 << (position.stage - 1);
         let pixels = (0..height * width).flat_map(|pixel| {
             let [row, column] = [pixel / width, pixel % width].map(|place| place / per_cell);
-            color::blue(f64::from(head_attention.weights[row * map[1] + column]) / largest)
+            let is_cell = row < map[0] && column < map[1];
+            let weight =
+                if is_cell { head_attention.weights[row * map[1] + column] } else { 0.0 };
+            color::blue(f64::from(weight) / largest)
         });
         Image::new(width as u32, height as u32, pixels.collect()).expect("a pixel a patch")
     }
@@ -265,6 +268,7 @@ mod tests {
     use crate::testing::noise;
     use esvit_data::Preprocess;
     use esvit_data::ViewsConfig;
+    use esvit_nn::backbone::{AttentionLayout, Key};
 
     /// An image of `width` x `height` pixels in cells of 4, of which a query sees some.
     fn input(width: u32, height: u32) -> InputImage {
@@ -274,7 +278,15 @@ mod tests {
         InputImage::new(&image, &preprocess, Framing::Whole, size, 4).unwrap()
     }
 
+    /// A head with these weights of cells, and of padding.
+    fn head(head: usize, weights: &[f32], padding: &[f32]) -> HeadAttention {
+        let layout = AttentionLayout::Whole { map: [1, weights.len()], prefix: 0 };
+        let keys = [layout.group_keys(0), vec![Key::Padding; padding.len()]].concat();
+        HeadAttention::new(Some(head), &keys, &[weights, padding].concat(), &layout, 0.6)
+    }
+
     fn attention(map: [usize; 2], visible: &[usize], weights: Vec<f32>) -> QueryAttention {
+        let map_keys = visible.len();
         let visible = (0..map[0] * map[1]).map(|cell| visible.contains(&cell)).collect();
         QueryAttention {
             position: BlockPosition { block: 0, stage: 1, block_in_stage: 0 },
@@ -283,10 +295,11 @@ mod tests {
             query: [0, 1],
             window: Some([2, 0]),
             visible,
+            map_keys,
             padding_keys: 0,
             prefix_keys: 0,
             mass: 0.6,
-            heads: vec![HeadAttention::new(Some(0), weights, [&[]; 2], 0.6)],
+            heads: vec![head(0, &weights, &[])],
         }
     }
 
@@ -322,6 +335,21 @@ mod tests {
         }
     }
 
+    /// Of 3 x 5 patches, a map of 1 x 2 cells of the second stage has the first 2 x 4.
+    #[test]
+    fn a_margin_without_cells_has_no_weight() {
+        let input = input(20, 12);
+        let mut attention = attention([1, 2], &[0, 1], vec![0.5, 0.5]);
+        (attention.cell, attention.position.stage) = (8, 2);
+        let figure = Figure::new(&input, &attention);
+        let map = figure.map(&attention.heads[0]);
+        assert_eq!((map.width(), map.height()), (5, 3));
+        assert_eq!(map.pixel(3, 1), map.pixel(0, 0));
+        let nothing = map.pixel(4, 0).unwrap();
+        assert_ne!(map.pixel(3, 1).unwrap(), nothing);
+        assert_eq!(map.pixel(0, 2).unwrap(), nothing);
+    }
+
     #[test]
     fn small_surroundings_are_shown_closely() {
         let input = input(64, 32);
@@ -348,9 +376,7 @@ mod tests {
     fn every_head_has_two_panels() {
         let input = input(16, 8);
         let mut attention = attention([2, 4], &[0, 1, 4, 5], vec![0.125; 8]);
-        let heads =
-            (1..6).map(|head| HeadAttention::new(Some(head), vec![0.25; 8], [&[0.5], &[]], 0.6));
-        attention.heads.extend(heads);
+        attention.heads.extend((1..6).map(|number| head(number, &[0.25; 8], &[0.5])));
         let drawing = draw(&input, &attention).unwrap();
         let svg = drawing.svg();
         let count = |part: &str| svg.matches(part).count();

@@ -3,7 +3,8 @@
 //!
 //! In a Swin, a query attends to the tokens of its window, except those that the cyclic shift moved
 //! there from the other side of the map (masked), and to padding tokens if the map is not a
-//! multiple of the window size. All three are accounted for separately here.
+//! multiple of the window size. All three are accounted for separately here. In a PVT it attends to
+//! tokens of a coarser map, each of which stands for a square of cells.
 
 mod figure;
 mod input;

@@ -1,7 +1,7 @@
 //! Attention of one query as maps over the tokens of a block.
 
 use esvit_kernels::pool;
-use esvit_nn::backbone::{AttentionMap, Key, Stage};
+use esvit_nn::backbone::{AttentionLayout, AttentionMap, Key, Stage};
 use esvit_nn::{Backbone, Params, Tensor};
 
 use super::measure::{entropy, threshold_mask};
@@ -22,6 +22,8 @@ pub struct QueryAttention {
     pub window: Option<[usize; 2]>,
     /// Whether the query can attend to each cell, row-major.
     pub visible: Vec<bool>,
+    /// Number of keys on the map that it can attend to: cells, or squares of them.
+    pub map_keys: usize,
     /// Number of padding tokens that the query can attend to.
     pub padding_keys: usize,
     /// Number of tokens before those of the map (class token, registers) that it can attend to.
@@ -37,7 +39,8 @@ pub struct QueryAttention {
 pub struct HeadAttention {
     /// Index of the head; `None` for rollout.
     pub head: Option<usize>,
-    /// Weight of each cell, row-major; 0 outside the query's window.
+    /// Weight of each cell, row-major; 0 outside the query's window. Where keys stand for squares of
+    /// cells, each has an equal share of its square's.
     pub weights: Vec<f32>,
     /// Attention to padding; adds up to 1 with the weights and `prefix_mass`.
     pub padding_mass: f64,
@@ -50,22 +53,29 @@ pub struct HeadAttention {
 }
 
 impl HeadAttention {
-    /// From the weights of cells, and of padding and tokens before those of the map.
+    /// From the weights of `keys`, for cells of the layout, with a mask of the share `mass`.
     pub(super) fn new(
         head: Option<usize>,
-        weights: Vec<f32>,
-        [padding, prefix]: [&[f32]; 2],
+        keys: &[Key],
+        row: &[f32],
+        layout: &AttentionLayout,
         mass: f64,
     ) -> Self {
-        let sum = |weights: &[f32]| weights.iter().fold(0.0, |sum, &w| sum + f64::from(w));
-        Self {
-            head,
-            padding_mass: sum(padding),
-            prefix_mass: sum(prefix),
-            entropy: entropy(&weights) + entropy(padding) + entropy(prefix),
-            mask: threshold_mask(&weights, mass),
-            weights,
+        let mut weights = vec![0.0; layout.tokens()];
+        let (mut padding_mass, mut prefix_mass) = (0.0, 0.0);
+        for (&key, &weight) in keys.iter().zip(row) {
+            match key {
+                Key::Cell(cell) => weights[cell] = weight,
+                Key::Square(_) => {
+                    let cells = layout.cells(key);
+                    cells.iter().for_each(|&cell| weights[cell] = weight / cells.len() as f32);
+                }
+                Key::Padding => padding_mass += f64::from(weight),
+                Key::Prefix(_) => prefix_mass += f64::from(weight),
+            }
         }
+        let mask = threshold_mask(&weights, mass);
+        Self { head, weights, padding_mass, prefix_mass, entropy: entropy(row), mask }
     }
 
     /// Largest weight of a cell.
@@ -82,7 +92,7 @@ impl QueryAttention {
 
     /// Entropy of uniform attention to all visible keys, in bits.
     pub fn largest_entropy(&self) -> f64 {
-        ((self.visible_cells() + self.padding_keys + self.prefix_keys) as f64).log2()
+        ((self.map_keys + self.padding_keys + self.prefix_keys) as f64).log2()
     }
 
     /// Keeps only these heads, in the existing order.
@@ -118,7 +128,7 @@ pub fn query_attention(
     let images = images(input, params);
     let found = pool::run(|| network.block_attention(params, images, block))?;
     let AttentionMap { weights, layout } = found.expect("a block that exists");
-    let [_, heads, side, _] = weights.dims();
+    let [_, heads, queries, count] = weights.dims();
     let weights = weights.to_vec::<f32>();
     check_finite(&weights)?;
 
@@ -128,23 +138,17 @@ pub fn query_attention(
     let keys = layout.group_keys(group);
     for (key, _) in keys.iter().zip(layout.visible([group, row])).filter(|(_, visible)| *visible) {
         match *key {
-            Key::Cell(cell) => attention.visible[cell] = true,
+            Key::Cell(_) | Key::Square(_) => {
+                attention.map_keys += 1;
+                layout.cells(*key).into_iter().for_each(|cell| attention.visible[cell] = true);
+            }
             Key::Padding => attention.padding_keys += 1,
             Key::Prefix(_) => attention.prefix_keys += 1,
         }
     }
     for head in 0..heads {
-        let row = &weights[((group * heads + head) * side + row) * side..][..side];
-        let mut cells = vec![0.0; layout.tokens()];
-        let (mut padding, mut prefix) = (Vec::new(), Vec::new());
-        for (key, &weight) in keys.iter().zip(row) {
-            match *key {
-                Key::Cell(cell) => cells[cell] = weight,
-                Key::Padding => padding.push(weight),
-                Key::Prefix(_) => prefix.push(weight),
-            }
-        }
-        attention.heads.push(HeadAttention::new(Some(head), cells, [&padding, &prefix], mass));
+        let row = &weights[((group * heads + head) * queries + row) * count..][..count];
+        attention.heads.push(HeadAttention::new(Some(head), &keys, row, &layout, mass));
     }
     attention.heads.sort_by(|a, b| b.entropy.total_cmp(&a.entropy));
     Ok(attention)

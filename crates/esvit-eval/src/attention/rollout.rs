@@ -54,17 +54,18 @@ pub fn rollout(
         ));
     }
     let (token, mut attention) = without_weights(&stages, position, [height, width], query, mass);
-    let prefix = layout.keys() - layout.tokens();
-    let mut row = vec![0.0; layout.keys()];
+    let keys = layout.group_keys(0);
+    let mut row = vec![0.0; keys.len()];
     row[layout.query(token)[1]] = 1.0;
     for weights in blocks.iter().rev() {
         row = rollout_step(&row, weights, stages[0].heads);
     }
-    let mut beside: Vec<f32> = row.iter().map(|&weight| weight as f32).collect();
-    let weights = beside.split_off(prefix);
+    let row: Vec<f32> = row.iter().map(|&weight| weight as f32).collect();
     attention.visible.fill(true);
-    attention.heads.push(HeadAttention::new(None, weights, [&[], &beside], mass));
-    Ok(QueryAttention { window: layout.window(), prefix_keys: prefix, ..attention })
+    attention.heads.push(HeadAttention::new(None, &keys, &row, &layout, mass));
+    let map_keys = layout.tokens();
+    let prefix_keys = keys.len() - map_keys;
+    Ok(QueryAttention { window: layout.window(), map_keys, prefix_keys, ..attention })
 }
 
 /// `row (A + I) / 2`, with `A` the mean over heads of `weights [heads, tokens, tokens]`.

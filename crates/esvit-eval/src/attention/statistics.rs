@@ -147,7 +147,7 @@ fn measure(
 /// Entropy of each head, diversity, and attention to padding and to tokens before those of the map:
 /// means over the queries of one image's weights `[groups, heads, queries, keys]`.
 fn image_statistics(weights: &[f32], heads: usize, layout: &AttentionLayout) -> Vec<f32> {
-    let side = layout.keys();
+    let (queries, count) = (layout.queries(), layout.keys());
     let mut entropies = vec![0.0; heads];
     let (mut divergence, mut padding, mut prefix) = (0.0, 0.0, 0.0);
     let mut query_attention = vec![0.0; heads];
@@ -157,13 +157,14 @@ fn image_statistics(weights: &[f32], heads: usize, layout: &AttentionLayout) -> 
         if keys.0 != group {
             keys = (group, layout.group_keys(group));
         }
-        let row = |head: usize| &weights[((group * heads + head) * side + query) * side..][..side];
+        let row =
+            |head: usize| &weights[((group * heads + head) * queries + query) * count..][..count];
         for head in 0..heads {
             query_attention[head] = entropy(row(head));
             entropies[head] += query_attention[head];
             for (&weight, key) in row(head).iter().zip(&keys.1) {
                 match key {
-                    Key::Cell(_) => {}
+                    Key::Cell(_) | Key::Square(_) => {}
                     Key::Padding => padding += f64::from(weight),
                     Key::Prefix(_) => prefix += f64::from(weight),
                 }
@@ -313,6 +314,17 @@ mod tests {
         let weights = [[9.0; 3], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]].concat();
         assert_eq!(image_statistics(&weights, 1, &layout), [0.5, 0.0, 0.0, 0.75]);
         assert!((largest_entropy(&layout) - 3f64.log2()).abs() < 1e-12);
+    }
+
+    /// Ten tokens attend to the two squares of a coarser map.
+    #[test]
+    fn keys_of_a_coarser_map() {
+        let layout = AttentionLayout::Reduced { map: [2, 3], prefix: 0, ratio: 1 };
+        assert_eq!(largest_entropy(&layout), 6f64.log2());
+        let layout = AttentionLayout::Reduced { map: [2, 5], prefix: 0, ratio: 2 };
+        let weights = [[0.5, 0.5], [1.0, 0.0]].map(|row| [row; 5].concat()).concat();
+        assert_eq!(image_statistics(&weights, 1, &layout), [0.5, 0.0, 0.0, 0.0]);
+        assert_eq!(largest_entropy(&layout), 1.0);
     }
 
     /// Three heads make three pairs.

@@ -26,6 +26,17 @@ pub enum AttentionLayout {
         /// Tokens before those of the map.
         prefix: usize,
     },
+    /// All to those of a coarser map, in one group: queries as in [`AttentionLayout::Whole`], keys
+    /// the tokens before the map, then those of the coarser one, row-major.
+    Reduced {
+        /// Height and width of the map in tokens.
+        map: [usize; 2],
+        /// Tokens before those of the map.
+        prefix: usize,
+        /// Side of the square of cells that a key stands for. Cells beyond the last whole square
+        /// have no key.
+        ratio: usize,
+    },
 }
 
 /// What a query attends to.
@@ -33,6 +44,9 @@ pub enum AttentionLayout {
 pub enum Key {
     /// A token of the map, by its number.
     Cell(usize),
+    /// A token of a coarser map, by its number: [`AttentionLayout::cells`] are those that it stands
+    /// for.
+    Square(usize),
     /// A token before those of the map, by its number.
     Prefix(usize),
     /// Padding beside the map.
@@ -50,6 +64,12 @@ impl AttentionMap {
         let Segment { map, prefix, .. } = segment;
         Self { weights, layout: AttentionLayout::Whole { map, prefix } }
     }
+
+    /// Of whole images to squares of `ratio` x `ratio` tokens: `weights [B, heads, tokens, keys]`.
+    pub(super) fn reduced(weights: Tensor, segment: Segment, ratio: usize) -> Self {
+        let Segment { map, prefix, .. } = segment;
+        Self { weights, layout: AttentionLayout::Reduced { map, prefix, ratio } }
+    }
 }
 
 impl AttentionLayout {
@@ -57,7 +77,7 @@ impl AttentionLayout {
     pub fn map(&self) -> [usize; 2] {
         match self {
             Self::Windows(windows) => windows.map,
-            Self::Whole { map, .. } => *map,
+            Self::Whole { map, .. } | Self::Reduced { map, .. } => *map,
         }
     }
 
@@ -70,15 +90,40 @@ impl AttentionLayout {
     pub fn window(&self) -> Option<[usize; 2]> {
         match self {
             Self::Windows(windows) => Some([windows.window, windows.shift]),
-            Self::Whole { .. } => None,
+            Self::Whole { .. } | Self::Reduced { .. } => None,
         }
     }
 
-    /// Number of keys of a query, and of queries of a group.
-    pub fn keys(&self) -> usize {
+    /// Number of queries of a group.
+    pub fn queries(&self) -> usize {
         match self {
             Self::Windows(windows) => windows.window_tokens(),
-            Self::Whole { map, prefix } => prefix + map[0] * map[1],
+            Self::Whole { map, prefix } | Self::Reduced { map, prefix, .. } => {
+                prefix + map[0] * map[1]
+            }
+        }
+    }
+
+    /// Number of keys of a query.
+    pub fn keys(&self) -> usize {
+        match self {
+            Self::Windows(_) | Self::Whole { .. } => self.queries(),
+            Self::Reduced { map, prefix, ratio } => prefix + (map[0] / ratio) * (map[1] / ratio),
+        }
+    }
+
+    /// The tokens of the map that a key stands for: none of padding and of tokens before the map.
+    pub fn cells(&self, key: Key) -> Vec<usize> {
+        match (key, self) {
+            (Key::Cell(cell), _) => vec![cell],
+            (Key::Square(square), Self::Reduced { map: [_, width], ratio, .. }) => {
+                let across = width / ratio;
+                let [row, column] = [square / across * ratio, square % across * ratio];
+                let cells = (row..row + ratio)
+                    .flat_map(|row| (column..column + ratio).map(move |at| row * width + at));
+                cells.collect()
+            }
+            (Key::Square(_) | Key::Prefix(_) | Key::Padding, _) => Vec::new(),
         }
     }
 
@@ -89,7 +134,7 @@ impl AttentionLayout {
                 let (slot, side) = (windows.token_slot[token] as usize, windows.window_tokens());
                 [slot / side, slot % side]
             }
-            Self::Whole { prefix, .. } => [0, prefix + token],
+            Self::Whole { prefix, .. } | Self::Reduced { prefix, .. } => [0, prefix + token],
         }
     }
 
@@ -109,6 +154,10 @@ impl AttentionLayout {
                 let cells = (0..map[0] * map[1]).map(Key::Cell);
                 (0..*prefix).map(Key::Prefix).chain(cells).collect()
             }
+            Self::Reduced { prefix, .. } => {
+                let squares = (0..self.keys() - prefix).map(Key::Square);
+                (0..*prefix).map(Key::Prefix).chain(squares).collect()
+            }
         }
     }
 
@@ -123,7 +172,7 @@ impl AttentionLayout {
                 }
                 None => vec![true; keys],
             },
-            Self::Whole { .. } => vec![true; keys],
+            Self::Whole { .. } | Self::Reduced { .. } => vec![true; keys],
         }
     }
 
@@ -131,7 +180,7 @@ impl AttentionLayout {
     pub fn is_padded(&self) -> bool {
         match self {
             Self::Windows(windows) => windows.is_padded(),
-            Self::Whole { .. } => false,
+            Self::Whole { .. } | Self::Reduced { .. } => false,
         }
     }
 }
@@ -163,6 +212,26 @@ mod tests {
         let keys = layout.group_keys(0);
         assert_eq!(keys[..3], [Key::Prefix(0), Key::Prefix(1), Key::Cell(0)]);
         assert_eq!((keys[7], layout.visible([0, 3])), (Key::Cell(5), vec![true; 8]));
+        assert_eq!((layout.window(), layout.is_padded()), (None, false));
+        assert_eq!((layout.queries(), layout.cells(keys[3])), (8, vec![1]));
+        assert!(layout.cells(Key::Prefix(1)).is_empty() && layout.cells(Key::Padding).is_empty());
+    }
+
+    /// A map of 5 x 7 tokens after two others, in squares of 2: the last row and column have none.
+    #[test]
+    fn keys_of_a_coarser_map_stand_for_squares() {
+        let layout = AttentionLayout::Reduced { map: [5, 7], prefix: 2, ratio: 2 };
+        assert_eq!((layout.map(), layout.tokens()), ([5, 7], 35));
+        assert_eq!((layout.queries(), layout.keys(), layout.query(4)), (37, 8, [0, 6]));
+        let keys = layout.group_keys(0);
+        assert_eq!(keys[..3], [Key::Prefix(0), Key::Prefix(1), Key::Square(0)]);
+        assert_eq!((keys.len(), keys[7]), (8, Key::Square(5)));
+        assert_eq!(layout.cells(keys[2]), [0, 1, 7, 8]);
+        // The second row of squares, the third column.
+        assert_eq!(layout.cells(keys[7]), [18, 19, 25, 26]);
+        let all: Vec<usize> = keys.iter().flat_map(|&key| layout.cells(key)).collect();
+        assert_eq!(all.len(), 24);
+        assert_eq!(layout.visible([0, 36]), [true; 8]);
         assert_eq!((layout.window(), layout.is_padded()), (None, false));
     }
 }

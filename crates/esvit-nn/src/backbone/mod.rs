@@ -5,6 +5,8 @@
 
 mod attention_map;
 mod maps;
+pub mod pvt;
+pub mod resnet;
 pub mod swin;
 pub mod vit;
 
@@ -23,6 +25,8 @@ use crate::forward_ctx::ForwardCtx;
 use crate::params::{ParamList, Params, Registry, Scope};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
+use pvt::{Pvt, PvtConfig};
+use resnet::{ResNet, ResNetConfig};
 use swin::{Swin, SwinConfig};
 use vit::{Vit, VitConfig};
 
@@ -37,6 +41,11 @@ pub enum BackboneConfig {
     Swin(SwinConfig),
     /// A vision transformer.
     Vit(VitConfig),
+    /// A pyramid vision transformer.
+    Pvt(PvtConfig),
+    /// A residual network.
+    #[serde(rename = "resnet")]
+    ResNet(ResNetConfig),
 }
 
 /// Families of backbones.
@@ -46,17 +55,23 @@ pub enum Family {
     Swin,
     /// Vision transformers.
     Vit,
+    /// Pyramid vision transformers.
+    Pvt,
+    /// Residual networks.
+    ResNet,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 2] = [Self::Swin, Self::Vit];
+    pub const ALL: [Self; 4] = [Self::Swin, Self::Vit, Self::Pvt, Self::ResNet];
 
     /// Its name in files and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Swin => "swin",
             Self::Vit => "vit",
+            Self::Pvt => "pvt",
+            Self::ResNet => "resnet",
         }
     }
 
@@ -65,6 +80,8 @@ impl Family {
         match self {
             Self::Swin => "Swin",
             Self::Vit => "ViT",
+            Self::Pvt => "PVT",
+            Self::ResNet => "ResNet",
         }
     }
 }
@@ -92,8 +109,10 @@ impl<'de> Deserialize<'de> for BackboneConfig {
         let config = match family.as_str() {
             Some("swin") => Self::Swin(fields(stored)?),
             Some("vit") => Self::Vit(fields(stored)?),
+            Some("pvt") => Self::Pvt(fields(stored)?),
+            Some("resnet") => Self::ResNet(fields(stored)?),
             _ => {
-                let known = Family::ALL.map(|family| format!("{:?}", family.name())).join(" and ");
+                let known = Family::ALL.map(|family| format!("{:?}", family.name())).join(", ");
                 let error = format!("`family` is {family}: this program has {known}");
                 return Err(D::Error::custom(error));
             }
@@ -109,6 +128,8 @@ impl Describe for BackboneConfig {
             let mut schema = match family {
                 Family::Swin => SwinConfig::schema(),
                 Family::Vit => VitConfig::schema(),
+                Family::Pvt => PvtConfig::schema(),
+                Family::ResNet => ResNetConfig::schema(),
             };
             schema["properties"]["family"] =
                 json!({ "const": family.name(), "description": "Family." });
@@ -137,7 +158,14 @@ impl BackboneConfig {
         match self {
             Self::Swin(_) => Family::Swin,
             Self::Vit(_) => Family::Vit,
+            Self::Pvt(_) => Family::Pvt,
+            Self::ResNet(_) => Family::ResNet,
         }
+    }
+
+    /// Whether it normalizes by the statistics of the images of a pass, and keeps running ones.
+    pub fn has_batch_norm(&self) -> bool {
+        matches!(self, Self::ResNet(_))
     }
 
     /// The shape in a few words.
@@ -145,6 +173,8 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.describe(),
             Self::Vit(config) => config.describe(),
+            Self::Pvt(config) => config.describe(),
+            Self::ResNet(config) => config.describe(),
         }
     }
 
@@ -156,6 +186,8 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.validate(),
             Self::Vit(config) => config.validate(),
+            Self::Pvt(config) => config.validate(),
+            Self::ResNet(config) => config.validate(),
         }
     }
 
@@ -168,6 +200,8 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.check_image(key, sides),
             Self::Vit(config) => config.check_image(key, sides),
+            Self::Pvt(config) => config.check_image(key, sides),
+            Self::ResNet(config) => config.check_image(key, sides),
         }
     }
 
@@ -176,6 +210,8 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.stage_table(),
             Self::Vit(config) => config.stage_table(),
+            Self::Pvt(config) => config.stage_table(),
+            Self::ResNet(config) => config.stage_table(),
         }
     }
 
@@ -184,6 +220,8 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.img_size,
             Self::Vit(config) => config.img_size,
+            Self::Pvt(config) => config.img_size,
+            Self::ResNet(config) => config.img_size,
         }
     }
 
@@ -202,6 +240,8 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.last_map(size),
             Self::Vit(config) => config.last_map(size),
+            Self::Pvt(config) => config.last_map(size),
+            Self::ResNet(config) => config.last_map(size),
         }
     }
 
@@ -210,6 +250,8 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.norm_eps,
             Self::Vit(config) => config.norm_eps,
+            Self::Pvt(config) => config.norm_eps,
+            Self::ResNet(config) => config.norm_eps,
         }
     }
 
@@ -219,6 +261,8 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => Self::Swin(SwinConfig { norm_eps, ..config }),
             Self::Vit(config) => Self::Vit(VitConfig { norm_eps, ..config }),
+            Self::Pvt(config) => Self::Pvt(PvtConfig { norm_eps, ..config }),
+            Self::ResNet(config) => Self::ResNet(ResNetConfig { norm_eps, ..config }),
         }
     }
 
@@ -228,15 +272,20 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => Self::Swin(SwinConfig { img_size, ..config }),
             Self::Vit(config) => Self::Vit(VitConfig { img_size, ..config }),
+            Self::Pvt(config) => Self::Pvt(PvtConfig { img_size, ..config }),
+            Self::ResNet(config) => Self::ResNet(ResNetConfig { img_size, ..config }),
         }
     }
 
     /// Registers the parameters. `drop_path` is the rate of the last block; rates grow linearly
-    /// from 0 at the first.
+    /// from 0 at the first. A ResNet has no stochastic depth.
     pub fn build_in(&self, scope: &mut Scope<'_>, drop_path: f64) -> Arc<dyn Backbone> {
         match self {
             Self::Swin(config) => Arc::new(Swin::new(scope, config, drop_path)),
             Self::Vit(config) => Arc::new(Vit::new(scope, config, drop_path)),
+            Self::Pvt(config) => Arc::new(Pvt::new(scope, config, drop_path)),
+            // Blocks are never dropped.
+            Self::ResNet(config) => Arc::new(ResNet::new(scope, config)),
         }
     }
 
@@ -293,6 +342,11 @@ pub trait Backbone: Debug + Send + Sync {
         let maps = block.maps.clone();
         let is_last = block.stage + 1 == self.stages().len();
         self.view(&if is_last { self.normalize(params, maps, ctx) } else { maps })
+    }
+
+    /// Of how many last blocks the linear probe's feature is that is asked for of `n`.
+    fn probed_blocks(&self, n: usize) -> usize {
+        n
     }
 
     /// Calls `observe` with index and attention weights of each of `blocks`, counted over all
@@ -384,8 +438,8 @@ impl dyn Backbone + '_ {
         Some(RowFeatures::new(self.view(&maps), maps).of_one_size())
     }
 
-    /// The linear probe's features of `images [B, 3, H, W]`: those of the last `n` blocks,
-    /// concatenated in order.
+    /// The linear probe's features of `images [B, 3, H, W]`: those of the last `n` blocks, or of
+    /// [as many as the family takes](Backbone::probed_blocks), concatenated in order.
     pub fn last_blocks(
         &self,
         params: &Params,
@@ -393,7 +447,7 @@ impl dyn Backbone + '_ {
         n: usize,
         ctx: &ForwardCtx,
     ) -> Tensor {
-        let blocks = self.blocks();
+        let (blocks, n) = (self.blocks(), self.probed_blocks(n));
         let mut features = Vec::new();
         self.run(params, vec![images].into(), ctx, &mut |block| {
             if block.index + n >= blocks {
@@ -436,7 +490,7 @@ mod tests {
         let old = text.replace(r#""family":"swin","#, "");
         assert_eq!(serde_json::from_str::<BackboneConfig>(&old).unwrap(), config);
         for (from, to, expected) in [
-            ("\"swin\"", "\"bit\"", "`family` is \"bit\": this program has \"swin\" and \"vit\""),
+            ("\"swin\"", "\"bit\"", "`family` is \"bit\": this program has \"swin\", \"vit\""),
             ("\"depths\":[2,1,1],", "", "missing field `depths`"),
             ("\"depths\":[2,", "\"depths\":[-2,", "`depths[0]`: invalid value: integer `-2`"),
             ("\"depths\"", "\"depth\"", "unknown field `depth`"),
@@ -488,6 +542,66 @@ mod tests {
         let expected =
             embed + merges + 2 * block(81, 81, 9, 6) + block(25, 25, 9, 12) + block(9, 9, 4, 24);
         assert_eq!(all.macs, expected as f64);
+    }
+
+    /// Every family's shape is stored under its name.
+    #[test]
+    fn families_by_name() {
+        let configs = [
+            BackboneConfig::Pvt(pvt::tests::config()),
+            BackboneConfig::ResNet(resnet::tests::config()),
+        ];
+        for config in configs {
+            let text = serde_json::to_string(&config).unwrap();
+            let start = format!(r#"{{"family":"{}","img_size":"#, config.family().name());
+            assert!(text.starts_with(&start), "{text}");
+            assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
+            assert_eq!(config.clone().with_norm_eps(1e-2).norm_eps(), 1e-2);
+            assert_eq!(config.clone().with_img_size(64).img_size(), 64);
+            let (backbone, _) = config.build(0.0);
+            assert_eq!(backbone.stages(), config.stages());
+            assert_eq!(backbone.family(), config.family().label());
+        }
+    }
+
+    /// For 48 pixels: maps of 12, 6 and 3 tokens a side, keys on maps of 3, and a class token in the
+    /// last stage.
+    #[test]
+    fn multiply_accumulates_of_a_pvt_by_hand() {
+        let config = BackboneConfig::Pvt(pvt::tests::config());
+        let block = |tokens: u64, keys: u64, width: u64, reduced: u64, hidden: u64| {
+            let attention = tokens * 2 * width * width + keys * 2 * width * width;
+            let reduction = keys * width * width * reduced;
+            attention + reduction + 2 * tokens * keys * width + tokens * 2 * width * hidden
+        };
+        let embed = 144 * 48 * 6 + 36 * 24 * 8 + 9 * 32 * 12;
+        let expected = embed
+            + 2 * block(144, 9, 6, 16, 9)
+            + block(36, 9, 8, 4, 16)
+            + block(10, 10, 12, 0, 30);
+        let cost = config.cost([48; 2], 0.0, &ForwardCtx::eval());
+        assert_eq!(cost.official_macs(), expected);
+    }
+
+    /// For 40 pixels: maps of 20 tokens a side after the first convolution, then 10, 5 and 3.
+    #[test]
+    fn multiply_accumulates_of_a_resnet_by_hand() {
+        let config = BackboneConfig::ResNet(resnet::tests::config());
+        // A block on `before` tokens of `inputs` channels that makes `after` tokens.
+        let block = |before: u64, after: u64, inputs: u64, width: u64| {
+            before * inputs * width + after * 9 * width * width + after * width * 4 * width
+        };
+        let stem = 400 * 147 * 6;
+        let shortcuts = 100 * 6 * 12 + 25 * 12 * 16 + 9 * 16 * 20;
+        let expected = stem
+            + shortcuts
+            + block(100, 100, 6, 3)
+            + block(100, 100, 12, 3)
+            + block(100, 25, 12, 4)
+            + block(25, 9, 16, 5);
+        let cost = config.cost([40; 2], 0.0, &ForwardCtx::eval());
+        assert_eq!(cost.official_macs(), expected);
+        assert_eq!(config.cost([40; 2], 0.0, &ForwardCtx::expected()).macs, expected as f64);
     }
 
     /// For 52 pixels: maps of 13, 7 and 4 tokens a side.

@@ -117,6 +117,7 @@ fn report(path: &Path, input: &InputImage, attention: &QueryAttention) -> Value 
         "shift": attention.window.map(|[_, shift]| shift),
         "query": { "row": attention.query[0], "column": attention.query[1] },
         "visible_cells": attention.visible_cells(),
+        "map_keys": attention.map_keys,
         "padding_keys": attention.padding_keys,
         "prefix_keys": attention.prefix_keys,
         "largest_entropy": largest,

@@ -53,9 +53,10 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
         (keys, _) => (format!(" and {keys} padding tokens"), " on the image"),
     };
     let [row, column] = query;
+    let (visible, keys) = (figure.attention.visible_cells(), figure.attention.map_keys);
+    let squares = if keys < visible { format!(" in {keys} squares") } else { String::new() };
     let sees = format!(
-        "query at row {row}, column {column}; sees {} of {} cells{padding}",
-        figure.attention.visible_cells(),
+        "query at row {row}, column {column}; sees {visible} of {} cells{squares}{padding}",
         rows * columns
     );
     drawing.dot([left + 9.0, entry(2)], 5.0, color::QUERY);

@@ -1,0 +1,129 @@
+//! A block of a residual network.
+
+use super::selective::SelectiveKernels;
+use super::shortcut::Shortcut;
+use super::{BlockKind, ResNetConfig, he_normal, relu};
+use crate::backbone::TokenMaps;
+use crate::forward_ctx::ForwardCtx;
+use crate::layers::{BatchNorm, Conv};
+use crate::params::{Params, Scope};
+
+/// A convolution and its norm.
+#[derive(Debug)]
+pub(super) struct ConvNorm {
+    conv: Conv,
+    norm: BatchNorm,
+}
+
+impl ConvNorm {
+    /// From `inputs` to `outputs` channels with filters of `side` pixels, under two names.
+    pub(super) fn new(
+        scope: &mut Scope<'_>,
+        [conv, norm]: [&str; 2],
+        sizes @ [_, outputs, side]: [usize; 3],
+        stride: usize,
+        norm_eps: f64,
+    ) -> Self {
+        let init = he_normal(outputs, side);
+        Self {
+            conv: Conv::new(&mut scope.at(conv), sizes, stride, init),
+            norm: BatchNorm::new(&mut scope.at(norm), outputs, norm_eps),
+        }
+    }
+
+    pub(super) fn forward(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
+        let maps = self.conv.forward(params, maps, ctx);
+        self.norm.forward_maps(params, maps, ctx)
+    }
+}
+
+/// A part of a block's branch.
+#[derive(Debug)]
+enum Step {
+    Conv(ConvNorm),
+    Selective(SelectiveKernels),
+}
+
+impl Step {
+    /// Convolution number `number` of a branch.
+    fn conv(
+        scope: &mut Scope<'_>,
+        number: usize,
+        sizes: [usize; 3],
+        stride: usize,
+        norm_eps: f64,
+    ) -> Self {
+        let (conv, norm) = (format!("conv{number}"), format!("bn{number}"));
+        Self::Conv(ConvNorm::new(scope, [&conv, &norm], sizes, stride, norm_eps))
+    }
+}
+
+/// A block: convolutions, and a shortcut around them.
+#[derive(Debug)]
+pub(super) struct Block {
+    /// Index among the blocks of all stages.
+    pub(super) index: usize,
+    pub(super) stage: usize,
+    pub(super) ends_stage: bool,
+    steps: Vec<Step>,
+    /// What makes the input as wide and small as the branch; nothing where it is.
+    shortcut: Option<Shortcut>,
+}
+
+impl Block {
+    /// Block number `block` of a stage, on maps of `inputs` channels; `index` counts over all
+    /// stages.
+    pub(super) fn new(
+        scope: &mut Scope<'_>,
+        config: &ResNetConfig,
+        [stage, block, index]: [usize; 3],
+        inputs: usize,
+    ) -> Self {
+        let (width, outputs) = (config.widths[stage], config.width(stage));
+        // The first stage's maps are those of the stem.
+        let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+        let eps = config.norm_eps;
+        let steps = match config.block {
+            BlockKind::Basic => vec![
+                Step::conv(scope, 1, [inputs, width, 3], stride, eps),
+                Step::conv(scope, 2, [width, outputs, 3], 1, eps),
+            ],
+            BlockKind::Bottleneck => vec![
+                Step::conv(scope, 1, [inputs, width, 1], 1, eps),
+                if config.selective_kernels {
+                    let mut scope = scope.at("conv2");
+                    Step::Selective(SelectiveKernels::new(&mut scope, width, stride, eps))
+                } else {
+                    Step::conv(scope, 2, [width, width, 3], stride, eps)
+                },
+                Step::conv(scope, 3, [width, outputs, 1], 1, eps),
+            ],
+        };
+        let differs = stride > 1 || inputs != outputs;
+        let shortcut = differs
+            .then(|| Shortcut::new(&mut scope.at("downsample"), config, [inputs, outputs], stride));
+        let ends_stage = block + 1 == config.layers[stage];
+        Self { index, stage, ends_stage, steps, shortcut }
+    }
+
+    /// `relu(branch(x) + shortcut(x))`, with a ReLU after every convolution of the branch but the
+    /// last.
+    pub(super) fn forward(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
+        let last = self.steps.len() - 1;
+        let mut branch = maps.clone();
+        for (number, step) in self.steps.iter().enumerate() {
+            branch = match step {
+                Step::Conv(conv) => conv.forward(params, branch, ctx),
+                Step::Selective(selective) => selective.forward(params, branch, ctx),
+            };
+            if number < last && matches!(step, Step::Conv(_)) {
+                branch = relu(branch);
+            }
+        }
+        let shortcut = match &self.shortcut {
+            Some(shortcut) => shortcut.forward(params, maps, ctx),
+            None => maps,
+        };
+        relu(TokenMaps { rows: branch.rows + shortcut.rows, ..branch })
+    }
+}

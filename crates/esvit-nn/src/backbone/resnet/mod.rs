@@ -1,0 +1,151 @@
+//! Residual networks, ResNet (He et al., 2016), as torchvision has them: the stride of a block is in
+//! its convolution of 3 pixels. With selective kernels those of SimCLR v2.
+//!
+//! Batch normalization has the statistics of the images of a pass, those of every size apart; with the
+//! running ones in evaluation. The region features are the last map after its ReLU, without a norm,
+//! and the view feature is their mean.
+
+mod block;
+mod config;
+mod selective;
+mod shortcut;
+
+use std::ops::ControlFlow;
+
+use super::{Backbone, BlockOutput, Family, Input, TokenMaps};
+use crate::forward_ctx::ForwardCtx;
+use crate::layers::{BatchNorm, Conv};
+use crate::ops;
+use crate::params::{Init, Params, Part, Scope};
+use crate::tensor::Tensor;
+use block::{Block, ConvNorm};
+#[cfg(test)]
+pub(super) use config::tests;
+
+pub use config::{BlockKind, ResNetConfig};
+
+/// Channels of an image.
+const CHANNELS: usize = 3;
+
+/// A residual network over parameters with torchvision's names.
+#[derive(Debug)]
+pub struct ResNet {
+    config: ResNetConfig,
+    stem: Stem,
+    blocks: Vec<Block>,
+}
+
+impl ResNet {
+    /// Registers the parameters in torchvision's order.
+    pub fn new(scope: &mut Scope<'_>, config: &ResNetConfig) -> Self {
+        let stem = Stem::new(scope, config);
+        let mut blocks = Vec::new();
+        let mut inputs = config.stem_width;
+        for (stage, &layers) in config.layers.iter().enumerate() {
+            for block in 0..layers {
+                let index = blocks.len();
+                let name = format!("layer{}.{block}", stage + 1);
+                let mut scope = scope.at(name).part(Part::Block(index));
+                blocks.push(Block::new(&mut scope, config, [stage, block, index], inputs));
+                inputs = config.width(stage);
+            }
+        }
+        Self { config: config.clone(), stem, blocks }
+    }
+}
+
+/// What makes a map of an image: convolutions, and max pooling.
+#[derive(Debug)]
+struct Stem {
+    /// In ResNet-D, convolutions of 3 pixels before the last one.
+    before: Vec<ConvNorm>,
+    conv: Conv,
+    norm: BatchNorm,
+}
+
+impl Stem {
+    fn new(scope: &mut Scope<'_>, config: &ResNetConfig) -> Self {
+        let (width, eps) = (config.stem_width, config.norm_eps);
+        if !config.selective_kernels {
+            let init = he_normal(width, 7);
+            let conv = Conv::new(&mut scope.at("conv1"), [CHANNELS, width, 7], 2, init);
+            let norm = BatchNorm::new(&mut scope.at("bn1"), width, eps);
+            return Self { before: Vec::new(), conv, norm };
+        }
+        // Named as in timm: convolutions, norms and ReLUs are one sequence.
+        let mut sequence = scope.at("conv1");
+        let half = width / 2;
+        let first = ConvNorm::new(&mut sequence, ["0", "1"], [CHANNELS, half, 3], 2, eps);
+        let second = ConvNorm::new(&mut sequence, ["3", "4"], [half, half, 3], 1, eps);
+        let init = he_normal(width, 3);
+        let conv = Conv::new(&mut sequence.at("6"), [half, width, 3], 1, init);
+        let norm = BatchNorm::new(&mut scope.at("bn1"), width, eps);
+        Self { before: vec![first, second], conv, norm }
+    }
+
+    fn forward(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> TokenMaps {
+        let (mut rows, segments): (Vec<_>, Vec<_>) =
+            images.into_iter().map(|images| ops::patchify(images, 1)).unzip();
+        let rows = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) };
+        let mut maps = TokenMaps { rows, segments };
+        for conv in &self.before {
+            maps = relu(conv.forward(params, maps, ctx));
+        }
+        let maps = self.conv.forward(params, maps, ctx);
+        let TokenMaps { rows, segments } = relu(self.norm.forward_maps(params, maps, ctx));
+        let (rows, segments) = ops::max_pool(rows, &segments, [3, 2, 1]);
+        TokenMaps { rows, segments }
+    }
+}
+
+/// He et al.'s normal distribution for `outputs` filters of `side` pixels before a ReLU, whose
+/// variance keeps that of gradients (PyTorch's `fan_out`).
+fn he_normal(outputs: usize, side: usize) -> Init {
+    Init::TruncatedNormal((2.0 / (outputs * side * side) as f64).sqrt())
+}
+
+fn relu(maps: TokenMaps) -> TokenMaps {
+    TokenMaps { rows: maps.rows.relu(), ..maps }
+}
+
+impl Backbone for ResNet {
+    fn family(&self) -> &'static str {
+        Family::ResNet.label()
+    }
+
+    fn stages(&self) -> Vec<super::Stage> {
+        self.config.stage_table()
+    }
+
+    /// Tokens are masked after the stem.
+    fn run(
+        &self,
+        params: &Params,
+        input: Input<'_>,
+        ctx: &ForwardCtx,
+        tap: &mut dyn FnMut(BlockOutput<'_>) -> ControlFlow<()>,
+    ) -> Option<TokenMaps> {
+        let mut maps = self.stem.forward(params, input.images, ctx);
+        if let Some(mask) = input.mask {
+            maps.rows = mask.apply(maps.rows);
+        }
+        for block in &self.blocks {
+            maps = block.forward(params, maps, ctx);
+            let Block { index, stage, ends_stage, .. } = *block;
+            if tap(BlockOutput { index, stage, ends_stage, maps: &maps }).is_break() {
+                return None;
+            }
+        }
+        Some(maps)
+    }
+
+    /// There is no final norm.
+    fn normalize(&self, _: &Params, maps: TokenMaps, _: &ForwardCtx) -> TokenMaps {
+        maps
+    }
+
+    /// The mean of the last map whatever `n`, as in DINO's evaluation.
+    fn probed_blocks(&self, _: usize) -> usize {
+        1
+    }
+}
