@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 const LARGEST: u64 = 1 << 20;
 
 /// Families in `transformers`.
-const MODEL_TYPES: [&str; 5] = ["swin", "vit", "deit", "dinov2", "dinov2_with_registers"];
+const MODEL_TYPES: [&str; 6] =
+    ["swin", "vit", "deit", "dinov2", "dinov2_with_registers", "resnet"];
 
 /// What is said of images and norms.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -47,7 +48,7 @@ impl Card {
         let name = &card[if is_timm { "architecture" } else { "model_type" }];
         let name = name.as_str()?;
         let known = match is_timm {
-            true => ["swin_", "vit_", "deit"].iter().any(|start| name.starts_with(start)),
+            true => ["swin_", "vit_", "deit", "resnet"].iter().any(|start| name.starts_with(start)),
             false => MODEL_TYPES.contains(&name),
         };
         if !known {
@@ -74,7 +75,14 @@ impl Card {
             img_size: side(&card["image_size"]),
             norm_eps: card["layer_norm_eps"].as_f64(),
             num_heads: side(&card["num_attention_heads"]),
-            shape: shape(&["embed_dim", "depths", "num_heads", "hidden_size", "num_hidden_layers"]),
+            shape: shape(&[
+                "embed_dim",
+                "depths",
+                "num_heads",
+                "hidden_size",
+                "hidden_sizes",
+                "num_hidden_layers",
+            ]),
             ..Self::default()
         })
     }
@@ -88,6 +96,7 @@ impl Card {
             "num_hidden_layers" => *value == config.blocks(),
             "embed_dim" => *value == stages[0].width,
             "depths" => *value == each(|stage| stage.blocks),
+            "hidden_sizes" => *value == each(|stage| stage.width),
             "num_heads" => *value == each(|stage| stage.heads),
             _ => true,
         })
@@ -133,6 +142,7 @@ fn three(value: &Value) -> Option<[f64; 3]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use esvit_nn::backbone::resnet::{BlockKind, ResNetConfig};
     use esvit_nn::backbone::swin::SwinConfig;
 
     fn swin() -> BackboneConfig {
@@ -192,7 +202,26 @@ mod tests {
         assert_eq!(Card::parse(&card).unwrap().preprocess(256), Preprocess::published(256));
         card["num_features"] = json!(768);
         assert!(!Card::parse(&card).unwrap().is_of(&swin()));
-        card["architecture"] = json!("resnet50");
+        card["architecture"] = json!("convnext_tiny");
         assert!(Card::parse(&card).is_none());
+    }
+
+    #[test]
+    fn widths_and_depths_of_a_resnet() {
+        let config = BackboneConfig::ResNet(ResNetConfig {
+            img_size: 224,
+            block: BlockKind::Bottleneck,
+            stem_width: 8,
+            widths: vec![8, 16],
+            layers: vec![2, 3],
+            selective_kernels: false,
+            norm_eps: 1e-5,
+        });
+        let card = json!({ "model_type": "resnet", "hidden_sizes": [32, 64], "depths": [2, 3] });
+        assert!(Card::parse(&card).unwrap().is_of(&config));
+        let card = json!({ "model_type": "resnet", "hidden_sizes": [32, 128], "depths": [2, 3] });
+        assert!(!Card::parse(&card).unwrap().is_of(&config));
+        let card = json!({ "architecture": "resnet50", "num_features": 64, "pretrained_cfg": {} });
+        assert!(Card::parse(&card).unwrap().is_of(&config));
     }
 }

@@ -1,8 +1,11 @@
 //! Named architectures, with the settings of the official configuration files.
 
 use crate::backbone::BackboneConfig;
+use crate::backbone::pvt::{self, PvtConfig};
+use crate::backbone::resnet::{BlockKind, ResNetConfig};
 use crate::backbone::swin::{self, SwinConfig};
 use crate::backbone::vit::{self, PositionResize, PositionTable, VitConfig};
+use crate::layers::BATCH_NORM_EPS;
 
 /// The architecture whose shape is given by its settings.
 pub const CUSTOM: &str = "custom";
@@ -22,6 +25,8 @@ pub struct Architecture {
 enum Shape {
     Swin { embed_dim: usize, depths: [usize; 4], window_size: usize },
     Vit { embed_dim: usize, depth: usize, num_heads: usize, patch_size: usize, kind: Vit },
+    Pvt { depths: [usize; 4] },
+    ResNet { block: BlockKind, layers: [usize; 4], times: usize, selective_kernels: bool },
 }
 
 /// Forms of vision transformers.
@@ -54,6 +59,25 @@ const fn vit(
     Architecture { name, drop_path: 0.1, shape }
 }
 
+const fn pvt(name: &'static str, depths: [usize; 4], drop_path: f64) -> Architecture {
+    Architecture { name, drop_path, shape: Shape::Pvt { depths } }
+}
+
+/// All widths are `times` the usual ones. Nobody has published ResNets with stochastic depth here.
+const fn resnet(
+    name: &'static str,
+    block: BlockKind,
+    layers: [usize; 4],
+    times: usize,
+    selective_kernels: bool,
+) -> Architecture {
+    let shape = Shape::ResNet { block, layers, times, selective_kernels };
+    Architecture { name, drop_path: 0.0, shape }
+}
+
+const BASIC: BlockKind = BlockKind::Basic;
+const BOTTLENECK: BlockKind = BlockKind::Bottleneck;
+
 /// Every named architecture.
 pub const ARCHITECTURES: &[Architecture] = &[
     swin("swin_tiny_w7", 96, [2, 2, 6, 2], 7, 0.1),
@@ -77,6 +101,24 @@ pub const ARCHITECTURES: &[Architecture] = &[
     vit("vit_small14_reg4", [384, 12, 6, 14], Vit::Registers),
     vit("vit_base14_reg4", [768, 12, 12, 14], Vit::Registers),
     vit("vit_large14_reg4", [1024, 24, 16, 14], Vit::Registers),
+    pvt("pvt_tiny", [2, 2, 2, 2], 0.1),
+    pvt("pvt_small", [3, 4, 6, 3], 0.1),
+    pvt("pvt_medium", [3, 4, 18, 3], 0.3),
+    pvt("pvt_large", [3, 8, 27, 3], 0.3),
+    // The depths that EsViT's paper names.
+    pvt("pvt_2262", [2, 2, 6, 2], 0.1),
+    resnet("resnet18", BASIC, [2, 2, 2, 2], 1, false),
+    resnet("resnet34", BASIC, [3, 4, 6, 3], 1, false),
+    resnet("resnet50", BOTTLENECK, [3, 4, 6, 3], 1, false),
+    resnet("resnet50_w2", BOTTLENECK, [3, 4, 6, 3], 2, false),
+    resnet("resnet50_w4", BOTTLENECK, [3, 4, 6, 3], 4, false),
+    resnet("resnet50_w5", BOTTLENECK, [3, 4, 6, 3], 5, false),
+    resnet("resnet50_sk", BOTTLENECK, [3, 4, 6, 3], 1, true),
+    resnet("resnet101", BOTTLENECK, [3, 4, 23, 3], 1, false),
+    resnet("resnet152", BOTTLENECK, [3, 8, 36, 3], 1, false),
+    resnet("resnet152_w3_sk", BOTTLENECK, [3, 8, 36, 3], 3, true),
+    resnet("resnet200", BOTTLENECK, [3, 24, 36, 3], 1, false),
+    resnet("resnet200_w2", BOTTLENECK, [3, 24, 36, 3], 2, false),
 ];
 
 /// The architecture of this name; `swin_tiny` without a window means window 7.
@@ -144,6 +186,27 @@ impl Architecture {
                     },
                 })
             }
+            Shape::Pvt { depths } => BackboneConfig::Pvt(PvtConfig {
+                img_size: 224,
+                patch_size: 4,
+                embed_dims: vec![64, 128, 320, 512],
+                depths: depths.to_vec(),
+                num_heads: vec![1, 2, 5, 8],
+                mlp_ratios: vec![8.0, 8.0, 4.0, 4.0],
+                sr_ratios: vec![8, 4, 2, 1],
+                norm_eps: pvt::NORM_EPS,
+            }),
+            Shape::ResNet { block, layers, times, selective_kernels } => {
+                BackboneConfig::ResNet(ResNetConfig {
+                    img_size: 224,
+                    block,
+                    stem_width: 64 * times,
+                    widths: [64, 128, 256, 512].map(|width| width * times).to_vec(),
+                    layers: layers.to_vec(),
+                    selective_kernels,
+                    norm_eps: BATCH_NORM_EPS,
+                })
+            }
         }
     }
 }
@@ -152,6 +215,7 @@ impl Architecture {
 mod tests {
     use super::*;
     use crate::forward_ctx::ForwardCtx;
+    use crate::params::Role;
 
     /// Parameters of the backbone, without heads, as the official code counts them.
     #[test]
@@ -173,10 +237,46 @@ mod tests {
             ("deit_tiny16_distilled", 5_524_800),
             ("deit_small16_distilled", 21_666_432),
             ("deit_base16_distilled", 85_800_192),
+            ("pvt_tiny", 12_716_288),
+            ("pvt_small", 23_972_864),
+            ("pvt_medium", 43_695_104),
+            ("pvt_large", 60_856_320),
+            ("pvt_2262", 19_290_368),
+            ("resnet18", 11_176_512),
+            ("resnet34", 21_284_672),
+            ("resnet50", 23_508_032),
+            ("resnet101", 42_500_160),
+            ("resnet152", 58_143_808),
+            // Published as 94, 375, 586, 35, 795 and 250 million.
+            ("resnet50_w2", 93_907_072),
+            ("resnet50_w4", 375_378_176),
+            ("resnet50_w5", 586_450_240),
+            ("resnet50_sk", 35_215_584),
+            ("resnet152_w3_sk", 794_704_160),
+            ("resnet200_w2", 250_128_512),
         ] {
             let (_, list) = find(name).unwrap().config().build(0.0);
-            let count: usize = list.iter().map(|spec| spec.len()).sum();
+            let trained = list.iter().filter(|spec| spec.role != Role::Buffer);
+            let count: usize = trained.map(|spec| spec.len()).sum();
             assert_eq!(count, expected, "{name}");
+        }
+    }
+
+    /// Tensors of the official files, without heads: those of batch norm with two statistics and a
+    /// number of batches.
+    #[test]
+    fn tensor_counts() {
+        for (name, expected) in [
+            ("pvt_tiny", 159),
+            ("pvt_small", 299),
+            ("pvt_medium", 515),
+            ("pvt_large", 749),
+            ("pvt_2262", 231),
+            ("resnet50", 318),
+        ] {
+            let (_, list) = find(name).unwrap().config().build(0.0);
+            let norms = list.iter().filter(|spec| spec.name.ends_with("running_mean")).count();
+            assert_eq!(list.len() + norms, expected, "{name}");
         }
     }
 
@@ -194,6 +294,12 @@ mod tests {
             ("vit_base16", 17.563e9),
             ("vit_large16", 61.554e9),
             ("deit_small16_distilled", 4.623e9),
+            ("pvt_tiny", 1.932e9),
+            ("pvt_small", 3.815e9),
+            ("pvt_medium", 6.659e9),
+            ("pvt_large", 9.813e9),
+            ("pvt_2262", 2.88e9),
+            ("resnet50", 4.087e9),
         ] {
             let config = find(name).unwrap().config();
             let cost = config.cost([224; 2], 0.0, &ForwardCtx::eval());

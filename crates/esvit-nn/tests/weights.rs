@@ -232,7 +232,7 @@ fn other_backbones_are_named() {
     for (name, backbone) in [
         ("blocks.0.attn.qkv.weight", "no backbone"),
         ("cls_token", "a vision transformer (ViT)"),
-        ("layer1.0.conv1.weight", "a ResNet"),
+        ("layer1.0.conv1.weight", "a residual network of another form"),
         ("stage0.1.layers.0.0.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
         ("layers.0.blocks.0.attn.logit_scale", "a Swin transformer of version 2"),
     ] {
@@ -425,7 +425,7 @@ fn every_backbone_that_is_known_by_its_names() {
         ("encoder.layers.0.blocks.0.attention.self.logit_scale", "a Swin transformer of version 2"),
         ("layers.0.local_relative_position_bias_table", "a vision longformer (ViL)"),
         ("stage0.0.attn.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
-        ("patch_embed1.proj.weight", "a pyramid vision transformer (PVT)"),
+        ("patch_embed1.proj.weight", "a pyramid vision transformer of version 2 (PVTv2)"),
         ("downsample.dwconv.weight", "a ConvNeXt"),
         ("stages.0.conv_dw.weight", "a ConvNeXt"),
         ("class_token", "a vision transformer (ViT)"),

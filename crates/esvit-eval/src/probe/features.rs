@@ -34,7 +34,7 @@ pub struct LastBlocks {
 }
 
 /// Columns of the features of each number of last blocks in `ns`, in a matrix for the largest of
-/// them; ascending, without duplicates.
+/// them; ascending, without duplicates. A family may have the same features for all of them.
 ///
 /// # Errors
 /// [`ProbeError::Setting`] if `ns` is empty or exceeds the number of blocks.
@@ -50,7 +50,7 @@ pub fn last_blocks(config: &BackboneConfig, ns: &[usize]) -> Result<Vec<LastBloc
         let need = format!("between 1 and {}, the blocks of the network", widths.len());
         return Err(ProbeError::setting("`n`", n, need));
     }
-    let width = |n: usize| widths[..n].iter().sum::<usize>();
+    let width = |n: usize| widths[..config.probed_blocks(n)].iter().sum::<usize>();
     let all = ns.last().map_or(0, |&n| width(n));
     Ok(ns.into_iter().map(|n| LastBlocks { n, first: all - width(n) }).collect())
 }

@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 
 use esvit_nn::backbone::BlockOutput;
+use esvit_nn::params::Role;
 use esvit_nn::{Backbone, BackboneConfig, ForwardCtx, Params, Tensor};
 use serde::Deserialize;
 
-use super::{Case, CaseError, Outcome, Result};
+use super::{Case, CaseError, Check, Outcome, Result};
 
 const TOLERANCE: f64 = 2e-4;
 
@@ -21,6 +22,9 @@ struct Settings {
     /// Whether there are features with the mean of the last block's patches appended, too.
     #[serde(default)]
     patch_average: bool,
+    /// Whether there is a pass in training mode, after which running statistics are compared.
+    #[serde(default)]
+    train: bool,
 }
 
 pub(super) fn run(case: &Case) -> Result<Outcome> {
@@ -69,7 +73,27 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
             }
         }
     }
+    if settings.train {
+        checks.extend(training(case, &*network, params)?);
+    }
     Ok(Outcome::Compared(checks))
+}
+
+/// A pass in training mode: features by the statistics of its images, and the running statistics
+/// after it.
+fn training(case: &Case, network: &dyn Backbone, mut params: Params) -> Result<Vec<Check>> {
+    let ctx = ForwardCtx::teacher();
+    let features = network.forward(&params, case.load::<4>("train.input")?, &ctx);
+    params.set_buffers(ctx.into_statistics());
+    let mut checks = vec![
+        case.absolute_error("train.cls", &features.view, TOLERANCE)?,
+        case.absolute_error("train.region", &features.region, TOLERANCE)?,
+    ];
+    for (spec, value) in params.iter().filter(|(spec, _)| spec.role == Role::Buffer) {
+        let name = format!("train.after.{}", spec.name);
+        checks.push(case.absolute_error(&name, &value, TOLERANCE)?);
+    }
+    Ok(checks)
 }
 
 /// The normalized register tokens `[B, registers, C]`, if the network has some.

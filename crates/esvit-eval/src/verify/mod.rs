@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_nn::backbone::Family;
-use esvit_nn::params::ParamList;
-use esvit_nn::weights::{StoredNetwork, WeightsError, WeightsFile};
+use esvit_nn::params::{ParamList, ParamSpec};
+use esvit_nn::weights::{ESVIT_WRAPPER, Naming, StoredNetwork, WeightsError, WeightsFile};
 use esvit_nn::{Device, Params, Tensor};
 use esvit_weights::{TensorInfo, WeightsError as FileError};
 use serde::de::DeserializeOwned;
@@ -279,9 +279,30 @@ impl Case {
         Ok(absolute_error(name, &found.to_vec::<f32>(), &expected, tolerance))
     }
 
+    /// Prefix of the names of the backbone's parameters, if the case has one.
+    fn backbone_prefix(&self) -> Option<&str> {
+        self.settings["backbone_prefix"].as_str()
+    }
+
+    /// The name that a parameter has in the case.
+    fn name(&self, spec: &ParamSpec) -> String {
+        let prefix = self.backbone_prefix().filter(|_| spec.part.is_backbone());
+        format!("{}{}", prefix.unwrap_or_default(), spec.name)
+    }
+
     /// Parameters stored under `prefix` + name.
     fn params(&self, prefix: &str, specs: &Arc<ParamList>) -> Result<Params> {
-        let stored = StoredNetwork::at(&self.tensors, prefix);
+        let stored = match self.backbone_prefix() {
+            None => StoredNetwork::at(&self.tensors, prefix),
+            Some(ESVIT_WRAPPER) => {
+                let (family, naming) = (Family::ResNet, Naming::Esvit);
+                StoredNetwork::named(&self.tensors, family, naming, prefix)
+            }
+            Some(other) => {
+                let reason = format!("`backbone_prefix` is `{other}`, not `{ESVIT_WRAPPER}`");
+                return Err(CaseError::Settings(reason));
+            }
+        };
         Ok(stored.load(specs, &self.device, |_| None)?.0)
     }
 

@@ -127,7 +127,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
     };
     for (part, params) in [("student", &learner.student), ("teacher", learner.evaluated())] {
         for (spec, value) in params.iter() {
-            compare(part, &format!(".{}", spec.name), &value)?;
+            compare(part, &format!(".{}", case.name(spec)), &value)?;
         }
     }
     for state in learner.objective.state() {
@@ -255,7 +255,7 @@ fn gradients(
 ) -> Result<()> {
     let gradients = learner.gradients([MicroBatch::unlabeled(views.to_vec())], at);
     for (index, spec) in learner.network.specs().iter().enumerate() {
-        let name = format!("grad.{}", spec.name);
+        let name = format!("grad.{}", case.name(spec));
         match (gradients.values.get(index), case.tensor(&name)) {
             (Some(gradient), Ok((_, expected))) => {
                 let found = gradient.to_vec::<f32>();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use esvit_files::{FileError, write_atomically};
+use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported, write_error};
 use esvit_nn::{BackboneConfig, onnx};
 use esvit_weights::{Float, Tree, write_safetensors, write_torch_with};
@@ -127,6 +128,14 @@ pub enum ExportError {
         target: Target,
         /// What it lacks.
         lacks: &'static str,
+    },
+    /// The target has no networks of the family, or none of this shape.
+    #[error("{target} has no {what}\nhint: esvit and onnx can take it")]
+    Family {
+        /// The target.
+        target: Target,
+        /// What it has not.
+        what: String,
     },
     /// ONNX graphs are not stored in bf16.
     #[error(
@@ -262,8 +271,34 @@ fn check_target(config: &BackboneConfig, target: Target) -> Result<(), ExportErr
                 return Err(ExportError::Lacks { target, lacks });
             }
         }
+        BackboneConfig::Pvt(_) => {
+            if !matches!(target, Target::Esvit | Target::Onnx) {
+                let what = format!("{} of version 1", config.family());
+                return Err(ExportError::Family { target, what });
+            }
+        }
+        BackboneConfig::ResNet(model) => {
+            if let Some(what) = missing_resnet(model, target) {
+                return Err(ExportError::Family { target, what: what.into() });
+            }
+        }
     }
     Ok(())
+}
+
+/// What a target has not of a ResNet of this shape.
+fn missing_resnet(model: &ResNetConfig, target: Target) -> Option<&'static str> {
+    let is_usual = config_files::resnet::has_usual_widths(model);
+    match target {
+        Target::Esvit | Target::Onnx => None,
+        _ if model.selective_kernels => Some("selective kernels like those of SimCLR v2"),
+        Target::Torchvision if !is_usual => Some("ResNet of other widths than 64, 128, 256, 512"),
+        Target::Timm if model.stem_width != 64 => Some("ResNet whose first convolution is wider"),
+        Target::Transformers if model.norm_eps != 1e-5 => {
+            Some("ResNet with another `eps` of BatchNorm than 1e-5")
+        }
+        _ => None,
+    }
 }
 
 /// Writes weights and their configuration files into a folder.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use esvit_nn::BackboneConfig;
+use esvit_nn::backbone::resnet::BlockKind;
 use serde_json::Value;
 
 use super::config_files::timm_name;
@@ -20,7 +21,8 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
     } else {
         (format!("safetensors.torch.load_file({path})"), "safetensors.torch, ")
     };
-    let norm = format!("functools.partial(torch.nn.LayerNorm, eps={:e})", model.norm_eps());
+    let layer = if model.has_batch_norm() { "BatchNorm2d" } else { "LayerNorm" };
+    let norm = format!("functools.partial(torch.nn.{layer}, eps={:e})", model.norm_eps());
     let loaded = format!("model.load_state_dict({load})\nmodel.eval()");
     match options.target {
         Target::Timm if out.is_dir() => {
@@ -54,7 +56,11 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
              model.{} = torch.nn.Identity()\n\
              {loaded}",
             torchvision(model),
-            if matches!(model, BackboneConfig::Vit(_)) { "heads" } else { "head" }
+            match model {
+                BackboneConfig::Vit(_) => "heads",
+                BackboneConfig::ResNet(_) => "fc",
+                BackboneConfig::Swin(_) | BackboneConfig::Pvt(_) => "head",
+            }
         ),
         Target::Transformers => format!(
             "import transformers\n\
@@ -99,6 +105,14 @@ fn torchvision(model: &BackboneConfig) -> String {
             model.embed_dim,
             (model.embed_dim as f64 * model.mlp_ratio) as usize
         ),
+        BackboneConfig::ResNet(model) => {
+            let block = match model.block {
+                BlockKind::Bottleneck => "Bottleneck",
+                BlockKind::Basic => "BasicBlock",
+            };
+            format!("ResNet(torchvision.models.resnet.{block}, {:?}", model.layers)
+        }
+        BackboneConfig::Pvt(_) => unreachable!("refused before"),
     }
 }
 

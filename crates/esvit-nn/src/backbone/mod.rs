@@ -235,6 +235,15 @@ impl BackboneConfig {
         self.stages().last().map_or(0, |stage| stage.width)
     }
 
+    /// Of how many last blocks the linear probe's feature is that is asked for of `n`: see
+    /// [`Backbone::probed_blocks`].
+    pub fn probed_blocks(&self, n: usize) -> usize {
+        match self {
+            Self::Swin(_) | Self::Vit(_) | Self::Pvt(_) => n,
+            Self::ResNet(_) => resnet::PROBED_BLOCKS,
+        }
+    }
+
     /// Side of the last map in tokens, for a square image of `size` pixels.
     pub fn last_map(&self, size: usize) -> usize {
         match self {

@@ -12,8 +12,9 @@ use crate::ops::WindowMap;
 use crate::params::ParamSpec;
 use crate::tensor::Tensor;
 
-/// All parameters of a family's network as `naming` names them, stored as `float`; heads have official names in all
-/// of them. Index tables that the other program stores as buffers are added.
+/// All parameters of a family's network as `naming` names them, stored as `float`; heads have
+/// official names in all of them. What the other program stores as buffers is added: tables of
+/// indices, and numbers of batches.
 pub fn exported(params: &Params, family: Family, naming: Naming, float: Float) -> Vec<Entry> {
     let mut tensors = Vec::new();
     for (spec, value) in params.iter() {
@@ -22,8 +23,18 @@ pub fn exported(params: &Params, family: Family, naming: Naming, float: Float) -
             let window = spec.shape[0].isqrt().div_ceil(2);
             tensors.extend(positions(block, window, naming));
         }
+        if let Some(norm) = spec.name.strip_suffix(".running_mean") {
+            tensors.push(batches(norm, family, naming));
+        }
     }
     tensors
+}
+
+/// The number of batches that a norm has seen, which nothing depends on: PyTorch expects one.
+fn batches(norm: &str, family: Family, naming: Naming) -> Entry {
+    let name = naming.names(family, &format!("{norm}.num_batches_tracked")).swap_remove(0);
+    let values = || Ok(Values::I64(Cow::Owned(vec![0])));
+    (name, esvit_weights::Tensor::new(&[], Dtype::I64, values))
 }
 
 /// The tensors that hold a parameter: equal parts of its rows.

@@ -75,7 +75,12 @@ impl<'a> StoredNetwork<'a> {
 
     /// The network with official names after `prefix`, whatever its family: these stay as they are.
     pub fn at(file: &'a WeightsFile, prefix: &str) -> Self {
-        Self { file, location: Location::new(Family::Swin, Naming::Esvit, "", prefix) }
+        Self::named(file, Family::Swin, Naming::Esvit, prefix)
+    }
+
+    /// The network of a family whose parameters another program has named, after `prefix`.
+    pub fn named(file: &'a WeightsFile, family: Family, naming: Naming, prefix: &str) -> Self {
+        Self { file, location: Location::new(family, naming, "", prefix) }
     }
 
     /// Where it is in the file, and its naming.
@@ -257,7 +262,7 @@ impl<'a> StoredNetwork<'a> {
         }
         let heads = spec.shape.last().copied().unwrap_or(0);
         let is_table = spec.name.ends_with("relative_position_bias_table") && shape.len() == 2;
-        let is_positions = spec.name == "pos_embed" && shape.len() == 3;
+        let is_positions = spec.name.starts_with("pos_embed") && shape.len() == 3;
         let can_resize = (is_table || is_positions) && shape.last() == spec.shape.last();
         if shape != spec.shape && !can_resize {
             return Err(differs(format!("is {shape:?}, the network has {:?}", spec.shape)));
@@ -275,9 +280,10 @@ impl<'a> StoredNetwork<'a> {
             return Err(differs(format!("holds {broken} {NOT_FINITE}")));
         }
         if shape != spec.shape {
-            let resized = match is_positions {
-                true => resize::positions(&values, heads, spec.shape[1]),
-                false => resize::relative_positions(&values, heads, spec.shape[0]),
+            let resized = match (is_positions, spec.name.as_str()) {
+                (true, "pos_embed") => resize::positions(&values, heads, spec.shape[1]),
+                (true, _) => resize::bilinear_positions(&values, heads, spec.shape[1]),
+                (false, _) => resize::relative_positions(&values, heads, spec.shape[0]),
             };
             values =
                 resized.ok_or_else(|| differs(format!("{shape:?} is no square of positions")))?;

@@ -20,7 +20,7 @@ pub use esvit_weights::WeightsFile;
 pub use export::exported;
 pub use load::{Report, StoredNetwork, reason};
 pub use location::{Location, NetworkRole};
-pub use naming::Naming;
+pub use naming::{ESVIT_WRAPPER, Naming};
 pub use recognize::{Known, networks};
 pub use save::{CHECKPOINT_FORMAT, Entry, METADATA_KEY, entries, entry, save, write_error};
 

@@ -1,6 +1,6 @@
 //! Resizes tables of positions to other windows and maps.
 
-use crate::bicubic;
+use crate::{bicubic, bilinear};
 
 /// Resizes a table `[positions, heads]` to `rows` positions: each head is an image with sides of
 /// `2 * window - 1`, interpolated bicubically with `align_corners=False`, as in the official code.
@@ -35,6 +35,28 @@ pub(super) fn relative_positions(table: &[f32], heads: usize, rows: usize) -> Op
 /// Resizes a table of absolute positions `[tokens, width]` to `rows` tokens as timm does, with
 /// antialiasing. Both have as many tokens before those of a square map, which stay. None if they do not.
 pub(super) fn positions(table: &[f32], width: usize, rows: usize) -> Option<Vec<f32>> {
+    separable(table, width, rows, bicubic::antialiased)
+}
+
+/// The same by bilinear interpolation, as a pyramid vision transformer does.
+pub(super) fn bilinear_positions(table: &[f32], width: usize, rows: usize) -> Option<Vec<f32>> {
+    separable(table, width, rows, |old, new, position| {
+        let mut weights = vec![0.0; old];
+        for (place, weight) in bilinear::taps(old, new, position) {
+            weights[place] += weight;
+        }
+        weights
+    })
+}
+
+/// Interpolates a square map along both axes: `weights(old, new, position)` are those of all old
+/// positions of an axis in a new one.
+fn separable(
+    table: &[f32],
+    width: usize,
+    rows: usize,
+    weights: impl Fn(usize, usize, usize) -> Vec<f64>,
+) -> Option<Vec<f32>> {
     let old_rows = table.len().checked_div(width)?;
     let side = |tokens: usize| Some(tokens.isqrt()).filter(|side| side * side == tokens);
     // Class and distillation token.
@@ -44,8 +66,7 @@ pub(super) fn positions(table: &[f32], width: usize, rows: usize) -> Option<Vec<
     };
     let (prefix, old, new) = (0..=2).find_map(sides)?;
     let (kept, map) = table.split_at(prefix * width);
-    let weights: Vec<Vec<f64>> =
-        (0..new).map(|position| bicubic::antialiased(old, new, position)).collect();
+    let weights: Vec<Vec<f64>> = (0..new).map(|position| weights(old, new, position)).collect();
     let mut resized = kept.to_vec();
     for down in &weights {
         for across in &weights {
@@ -83,6 +104,15 @@ mod tests {
         for (found, expected) in found.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-4, "{found} {expected}");
         }
+    }
+
+    /// The class token stays; of two positions to three, the middle one is their mean.
+    #[test]
+    fn positions_of_a_pyramid() {
+        let table = [9.0, 0.0, 4.0, 10.0, 14.0];
+        let found = bilinear_positions(&table, 1, 10).unwrap();
+        assert_eq!(found, [9.0, 0.0, 2.0, 4.0, 5.0, 7.0, 9.0, 10.0, 12.0, 14.0]);
+        assert!(bilinear_positions(&table, 1, 9).is_none());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Configuration files that timm and `transformers` expect beside the weights.
 
+pub(super) mod resnet;
 mod swin;
 mod vit;
 
@@ -25,6 +26,8 @@ pub(super) fn config_files(
             let mut card = match config {
                 BackboneConfig::Swin(model) => swin::transformers(model),
                 BackboneConfig::Vit(model) => vit::transformers(model),
+                BackboneConfig::ResNet(model) => resnet::transformers(model),
+                BackboneConfig::Pvt(_) => unreachable!("refused before"),
             };
             card["dtype"] = options.float.torch_name().into();
             vec![("config.json", card), ("preprocessor_config.json", processor(preprocess))]
@@ -38,16 +41,22 @@ pub(super) fn timm_name(config: &BackboneConfig) -> (&'static str, Map<String, V
     match config {
         BackboneConfig::Swin(model) => swin::timm_name(model),
         BackboneConfig::Vit(model) => vit::timm_name(model),
+        BackboneConfig::ResNet(model) => resnet::timm_name(model),
+        BackboneConfig::Pvt(_) => unreachable!("refused before"),
     }
 }
 
 fn timm(config: &BackboneConfig, preprocess: &Preprocess) -> Value {
     let (name, arguments) = timm_name(config);
     let size = preprocess.size();
-    let (pool, classifier, pool_size) = match config {
-        BackboneConfig::Swin(model) => ("avg", "head.fc", Some([model.last_map(size); 2])),
-        BackboneConfig::Vit(_) => ("token", "head", None),
+    let (pool, classifier, first_conv) = match config {
+        BackboneConfig::Swin(_) => ("avg", "head.fc", "patch_embed.proj"),
+        BackboneConfig::Vit(_) | BackboneConfig::Pvt(_) => ("token", "head", "patch_embed.proj"),
+        BackboneConfig::ResNet(_) => ("avg", "fc", "conv1"),
     };
+    let pool_size = (pool == "avg").then(|| [config.last_map(size); 2]);
+    // A ResNet has nothing that is made for a size.
+    let is_fixed = !matches!(config, BackboneConfig::ResNet(_));
     json!({
         "architecture": name,
         "num_classes": 0,
@@ -56,7 +65,7 @@ fn timm(config: &BackboneConfig, preprocess: &Preprocess) -> Value {
         "model_args": arguments,
         "pretrained_cfg": {
             "input_size": [3, size, size],
-            "fixed_input_size": true,
+            "fixed_input_size": is_fixed,
             "pool_size": pool_size,
             "crop_pct": f64::from(preprocess.transform.crop) / f64::from(preprocess.transform.resize),
             "crop_mode": "center",
@@ -64,7 +73,7 @@ fn timm(config: &BackboneConfig, preprocess: &Preprocess) -> Value {
             "mean": preprocess.mean,
             "std": preprocess.std,
             "num_classes": 0,
-            "first_conv": "patch_embed.proj",
+            "first_conv": first_conv,
             "classifier": classifier,
         },
     })

@@ -27,6 +27,9 @@ pub use config::{BlockKind, ResNetConfig};
 /// Channels of an image.
 const CHANNELS: usize = 3;
 
+/// The linear probe's feature is that of the last block whatever is asked for, as in DINO's evaluation.
+pub(super) const PROBED_BLOCKS: usize = 1;
+
 /// A residual network over parameters with torchvision's names.
 #[derive(Debug)]
 pub struct ResNet {
@@ -144,8 +147,7 @@ impl Backbone for ResNet {
         maps
     }
 
-    /// The mean of the last map whatever `n`, as in DINO's evaluation.
     fn probed_blocks(&self, _: usize) -> usize {
-        1
+        PROBED_BLOCKS
     }
 }

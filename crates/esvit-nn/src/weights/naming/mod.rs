@@ -1,10 +1,13 @@
 //! Names of parameters in the files of other programs, and the order of their values.
 
 mod merge_order;
+mod resnet;
 mod swin;
 mod vit;
 
 use crate::backbone::Family;
+
+pub use resnet::ESVIT_WRAPPER;
 
 /// How a file names the parameters of a backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,11 +52,11 @@ impl Naming {
         }
     }
 
-    /// `eps` of every LayerNorm in the program of this naming; weights do not store it.
+    /// `eps` of the norms in the program of this naming; weights do not store it.
     pub fn norm_eps(self, family: Family) -> f64 {
         match (family, self) {
-            (Family::Swin, Self::Esvit) => 1e-6,
-            (Family::Swin, _) => 1e-5,
+            (Family::Swin, Self::Esvit) | (Family::Pvt, _) => 1e-6,
+            (Family::Swin | Family::ResNet, _) => 1e-5,
             (Family::Vit, Self::Transformers | Self::Transformers5) => 1e-12,
             (Family::Vit, _) => 1e-6,
         }
@@ -65,6 +68,8 @@ impl Naming {
         match family {
             Family::Swin => swin::names(self, official),
             Family::Vit => vit::names(self, official),
+            Family::Pvt => vec![official.into()],
+            Family::ResNet => resnet::names(self, official),
         }
     }
 

@@ -1,11 +1,13 @@
 //! Finds the networks in a file of weights and infers their shapes.
 
+mod pvt;
+mod resnet;
 mod swin;
 mod vit;
 
 use std::collections::HashSet;
 
-use esvit_weights::WeightsFile;
+use esvit_weights::{TensorInfo, WeightsFile};
 
 use super::location::{self, Location};
 use super::naming::Naming;
@@ -18,6 +20,8 @@ const MAX_STAGES: usize = 8;
 pub fn networks(file: &WeightsFile) -> Vec<Location> {
     let mut found = swin::networks(file);
     found.extend(vit::networks(file));
+    found.extend(pvt::networks(file));
+    found.extend(resnet::networks(file));
     location::name(&mut found);
     found
 }
@@ -26,13 +30,35 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
 fn marked(file: &WeightsFile, family: Family, naming: Naming, mark: &str) -> Vec<Location> {
     let mark = naming.names(family, mark).swap_remove(0);
     let is_state = |path: &str| path.starts_with("optimizer");
-    let place = |tensor: &esvit_weights::TensorInfo| {
+    let place = |tensor: &TensorInfo| {
         let prefix = tensor.name.strip_suffix(&mark)?;
         let is_whole = prefix.is_empty() || prefix.ends_with('.');
         let is_network = is_whole && !is_state(prefix) && !is_state(&tensor.group);
         is_network.then(|| Location::new(family, naming, &tensor.group, prefix))
     };
     file.tensors().iter().filter_map(place).collect()
+}
+
+/// The tensor that holds the parameter with this official name.
+fn find<'a>(file: &'a WeightsFile, location: &Location, official: &str) -> Option<&'a TensorInfo> {
+    location.find(file, &location.names(official).swap_remove(0))
+}
+
+/// The sizes of the tensor that holds a parameter; `form` says what they are.
+///
+/// # Errors
+/// Names the tensor that is missing or has another number of dimensions.
+fn sizes<const D: usize>(
+    file: &WeightsFile,
+    location: &Location,
+    official: &str,
+    form: &str,
+) -> Result<[usize; D], String> {
+    let name = location.names(official).swap_remove(0);
+    let tensor = find(file, location, official)
+        .ok_or_else(|| format!("`{}{name}` is missing", location.prefix))?;
+    let shape = tensor.shape.as_slice();
+    shape.try_into().map_err(|_| format!("`{}` is {shape:?}, not {form}", tensor.name))
 }
 
 /// The name of the last stage's norm, where each stage has its own, as in code for detection and
@@ -75,6 +101,14 @@ pub(super) fn shape(
             let (shape, assumed) = vit::shape(file, location, known)?;
             Ok((BackboneConfig::Vit(shape), assumed))
         }
+        Family::Pvt => {
+            let (shape, assumed) = pvt::shape(file, location, known)?;
+            Ok((BackboneConfig::Pvt(shape), assumed))
+        }
+        Family::ResNet => {
+            let (shape, assumed) = resnet::shape(file, location, known)?;
+            Ok((BackboneConfig::ResNet(shape), assumed))
+        }
     }
 }
 
@@ -86,10 +120,10 @@ const OTHERS: [(&str, &str); 12] = [
     ("local_relative_position_bias_table", "a vision longformer (ViL)"),
     ("attn.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
     ("0.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
-    ("patch_embed1.proj.weight", "a pyramid vision transformer (PVT)"),
+    ("patch_embed1.proj.weight", "a pyramid vision transformer of version 2 (PVTv2)"),
     ("dwconv.weight", "a ConvNeXt"),
     ("conv_dw.weight", "a ConvNeXt"),
-    ("layer1.0.conv1.weight", "a ResNet"),
+    ("layer1.0.conv1.weight", "a residual network of another form"),
     ("cls_token", "a vision transformer (ViT)"),
     ("class_token", "a vision transformer (ViT)"),
 ];
