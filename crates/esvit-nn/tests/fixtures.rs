@@ -16,6 +16,8 @@ use esvit_testing::{assert_close, fill, hash, hashed_tensor, hashed_times};
 const TOLERANCE: f64 = 3e-5;
 /// Sums over hundreds of values.
 const SUM_TOLERANCE: f64 = 1e-3;
+/// Deep networks of random weights, whose errors grow.
+const DEEP_TOLERANCE: f64 = 2e-3;
 
 fn swin(architecture: &str) -> (Arc<dyn Backbone>, Params) {
     let (swin, list) = zoo::find(architecture).unwrap().config().build(0.0);
@@ -56,20 +58,98 @@ struct Expected {
 }
 
 fn check_features(architecture: &str, expected: [Expected; 2]) {
-    let (swin, params) = swin(architecture);
+    check_features_within(architecture, [TOLERANCE, SUM_TOLERANCE], expected);
+}
+
+/// `tolerance` is that of values, and of sums over hundreds of them.
+fn check_features_within(architecture: &str, tolerance: [f64; 2], expected: [Expected; 2]) {
+    let (network, params) = swin(architecture);
+    let width = network.output_width();
     for Expected { size, view, view_sum, region, region_norm } in expected {
         let what = |part: &str| format!("{architecture}, {size} pixels, {part}");
-        let found = swin.forward(&params, image(size), &ForwardCtx::eval());
+        let found = network.forward(&params, image(size), &ForwardCtx::eval());
         let side = size.div_ceil(32);
-        assert_eq!(found.region.dims(), [1, side * side, 768]);
+        assert_eq!(found.region.dims(), [1, side * side, width]);
         let (views, regions) = (found.view.to_vec::<f32>(), found.region.to_vec::<f32>());
-        assert_close(&what("view"), &views[..4], &view, TOLERANCE);
-        assert_close(&what("sum"), &[sum(&views) as f32], &[view_sum], SUM_TOLERANCE);
-        assert_close(&what("region"), &regions[5 * 768..][..3], &region, TOLERANCE);
+        assert_close(&what("view"), &views[..4], &view, tolerance[0]);
+        assert_close(&what("sum"), &[sum(&views) as f32], &[view_sum], tolerance[1]);
+        assert_close(&what("region"), &regions[5 * width..][..3], &region, tolerance[0]);
         let squares: Vec<f32> = regions.iter().map(|value| value * value).collect();
         let norm = sum(&squares).sqrt() as f32;
-        assert_close(&what("norm"), &[norm], &[region_norm], SUM_TOLERANCE);
+        assert_close(&what("norm"), &[norm], &[region_norm], tolerance[1]);
     }
+}
+
+#[test]
+fn pvt_small() {
+    check_features_within(
+        "pvt_small",
+        [DEEP_TOLERANCE, 0.05],
+        [
+            Expected {
+                size: 224,
+                view: [2.09899, -1.35220, 0.54038, 0.19211],
+                view_sum: 0.63614,
+                region: [1.74236, -2.10681, 0.76484],
+                region_norm: 160.70821,
+            },
+            Expected {
+                size: 96,
+                view: [1.78613, -0.99143, 0.83955, 0.00134],
+                view_sum: -0.30896,
+                region: [1.23518, -1.93097, 0.97706],
+                region_norm: 68.24362,
+            },
+        ],
+    );
+}
+
+#[test]
+fn pvt_2262() {
+    check_features_within(
+        "pvt_2262",
+        [DEEP_TOLERANCE, 0.05],
+        [
+            Expected {
+                size: 224,
+                view: [-0.66145, -0.04243, 1.25360, -0.91899],
+                view_sum: -0.34707,
+                region: [-1.13752, 0.24409, 0.46442],
+                region_norm: 159.14444,
+            },
+            Expected {
+                size: 96,
+                view: [-0.14838, -0.15344, 1.44465, -0.63972],
+                view_sum: -0.90532,
+                region: [-0.51092, 0.26964, 1.08320],
+                region_norm: 68.37298,
+            },
+        ],
+    );
+}
+
+#[test]
+fn resnet50() {
+    check_features_within(
+        "resnet50",
+        [DEEP_TOLERANCE, 0.5],
+        [
+            Expected {
+                size: 224,
+                view: [0.05559, 3.05509, 0.04395, 0.69249],
+                view_sum: 2428.26831,
+                region: [0.0, 2.67893, 0.0],
+                region_norm: 585.09283,
+            },
+            Expected {
+                size: 96,
+                view: [0.20648, 2.18786, 0.11559, 0.59669],
+                view_sum: 1982.72461,
+                region: [0.34512, 2.48472, 0.0],
+                region_norm: 207.50728,
+            },
+        ],
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::{Input, TokenMask};
 use esvit_nn::forward_ctx::DropPathKey;
@@ -18,7 +19,7 @@ use esvit_nn::tensor::Dtype;
 use esvit_nn::{BackboneConfig, Collective, Device, ForwardCtx, Solo, Tape, Tensor};
 use esvit_testing::{
     Pair, assert_alike, check_gradients, composed, fill, hashed, hashed_tensor, hashed_times,
-    tiny_swin,
+    tiny_pvt, tiny_swin,
 };
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5 };
@@ -125,6 +126,146 @@ fn batch_norm_over_processes() {
     ] {
         assert_alike(name, &found, expected, 1e-5);
     }
+}
+
+/// Runs of rows have their own statistics: as many calls for one each.
+#[test]
+fn batch_norm_of_runs() {
+    let (solo, runs, channels) = (Solo::shared(), [4, 7, 2], 5);
+    let data = [hashed_times(1, 13 * channels, 2.0), hashed(2, channels), hashed(3, channels)];
+    let x = |v: &[Tensor]| v[0].clone().reshape([13, channels]);
+    let by_kernels = |v: &[Tensor]| {
+        let (gamma, beta) = (v[1].clone(), v[2].clone());
+        flat(ops::batch_norm_of_runs(x(v), gamma, beta, 1e-5, &runs, &solo).0)
+    };
+    let composed = |v: &[Tensor]| {
+        let (gamma, beta) = (v[1].clone(), v[2].clone());
+        flat(composed::batch_norm_of_runs(x(v), gamma, beta, 1e-5, &runs))
+    };
+    check_both("batch_norm_of_runs", &data, by_kernels, composed);
+    let rows = hashed_tensor(1, [13, channels]) * 2.0;
+    let ones = Tensor::from_vec(vec![1f32; channels], &Device::Cpu);
+    let (_, found) =
+        ops::batch_norm_of_runs(rows.clone(), ones.clone(), ones.clone(), 1e-5, &runs, &solo);
+    let mut first = 0;
+    for (rows_of_run, found) in runs.into_iter().zip(found) {
+        let own = rows.clone().narrow(0, first, rows_of_run);
+        first += rows_of_run;
+        let (_, expected) = composed::batch_norm(own, ones.clone(), ones.clone(), 1e-5);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_alike("statistics", &found.to_vec::<f32>(), &expected.to_vec::<f32>(), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn fixed_batch_norm() {
+    for [rows, channels] in [[1, 3], [18, 37]] {
+        let data =
+            [hashed_times(1, rows * channels, 2.0), hashed(2, channels), hashed(3, channels)];
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, channels]);
+        let affine = |v: &[Tensor]| [v[1].clone(), v[2].clone()];
+        let fixed = |like: &Tensor| {
+            let [mean, variance] = [4, 5].map(|stream| hashed_tensor(stream, [channels]));
+            [mean, variance.abs() + 0.2].map(|v| v.to_dtype(like.dtype()))
+        };
+        check_both(
+            "fixed_batch_norm",
+            &data,
+            |v| flat(ops::fixed_batch_norm(x(v), affine(v), fixed(&v[0]), 1e-3)),
+            |v| flat(composed::fixed_batch_norm(x(v), affine(v), fixed(&v[0]), 1e-3)),
+        );
+    }
+}
+
+/// Maps of two sizes, with and without margin, stride and bias, and filters over the whole map.
+#[test]
+fn convolution() {
+    for (maps, [inputs, outputs, side], stride, padding, has_bias) in [
+        (vec![(1, [1, 1])], [1, 1, 1], 1, 0, true),
+        (vec![(2, [4, 5]), (1, [3, 3])], [3, 4, 3], 1, 1, false),
+        (vec![(1, [5, 4]), (2, [2, 3])], [2, 5, 3], 2, 1, true),
+        (vec![(2, [5, 7])], [3, 2, 2], 2, 0, true),
+        (vec![(1, [6, 3])], [2, 3, 7], 2, 3, false),
+        (vec![(2, [3, 4])], [5, 17, 1], 2, 0, false),
+    ] {
+        let segments: Vec<Segment> =
+            maps.iter().map(|&(images, map)| Segment::new(images, map)).collect();
+        let rows: usize = ops::tokens_per_image(&segments).iter().sum();
+        let mut data = vec![hashed(1, rows * inputs), hashed(2, outputs * inputs * side * side)];
+        data.extend(has_bias.then(|| hashed(3, outputs)));
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, inputs]);
+        let weight = |v: &[Tensor]| v[1].clone().reshape([outputs, inputs, side, side]);
+        let moves = [stride, padding];
+        let by_kernels = |v: &[Tensor]| {
+            let (bias, compute) = (v.get(2).cloned(), Compute::default());
+            flat(ops::convolution(x(v), &segments, weight(v), bias, moves, compute).0)
+        };
+        let composed = |v: &[Tensor]| {
+            flat(composed::convolution(x(v), &segments, weight(v), v.get(2).cloned(), moves))
+        };
+        check_both(&format!("maps {maps:?}, side {side}"), &data, by_kernels, composed);
+        let [x, w] = [data[0].clone(), data[1].clone()];
+        let x = Tensor::new(x, [rows, inputs], &Device::Cpu);
+        let w = Tensor::new(w, [outputs, inputs, side, side], &Device::Cpu);
+        let (y, moved) = ops::convolution(x, &segments, w, None, moves, Compute::default());
+        let found: usize = ops::tokens_per_image(&moved).iter().sum();
+        assert_eq!(y.dims(), [found, outputs]);
+    }
+}
+
+/// Values that are well apart, so that small steps do not change which is the largest.
+#[test]
+fn max_pool() {
+    for (maps, channels, side, stride, padding) in [
+        (vec![(1, [2, 2])], 1, 2, 2, 0),
+        (vec![(2, [5, 4]), (1, [3, 1])], 3, 3, 2, 1),
+        (vec![(1, [4, 4])], 2, 3, 1, 1),
+    ] {
+        let segments: Vec<Segment> =
+            maps.iter().map(|&(images, map)| Segment::new(images, map)).collect();
+        let rows: usize = ops::tokens_per_image(&segments).iter().sum();
+        let len = rows * channels;
+        let apart = |at: usize| ((at * 37) % 101) as f32 * 0.1;
+        let data = [(0..len).map(apart).collect::<Vec<f32>>()];
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, channels]);
+        let window = [side, stride, padding];
+        check_both(
+            &format!("maps {maps:?}, side {side}"),
+            &data,
+            |v| flat(ops::max_pool(x(v), &segments, window).0),
+            |v| flat(composed::max_pool(x(v), &segments, window)),
+        );
+    }
+}
+
+/// Images of several numbers of queries and keys.
+#[test]
+fn cross_attention() {
+    for (heads, head_dim, images) in
+        [(1, 3, vec![[1, 1]]), (2, 3, vec![[5, 2], [5, 2], [2, 7]]), (3, 4, vec![[70, 9], [9, 1]])]
+    {
+        let width = heads * head_dim;
+        let [queries, keys]: [usize; 2] =
+            [0, 1].map(|of| images.iter().map(|image: &[usize; 2]| image[of]).sum());
+        let data = [hashed_times(1, queries * width, 2.0), hashed(2, keys * 2 * width)];
+        let q = |v: &[Tensor]| v[0].clone().reshape([queries, width]);
+        let kv = |v: &[Tensor]| v[1].clone().reshape([keys, 2 * width]);
+        check_both(
+            &format!("images {images:?}"),
+            &data,
+            |v| flat(ops::cross_attention(q(v), kv(v), &images, heads, Precision::F32)),
+            |v| flat(composed::cross_attention(q(v), kv(v), &images, heads)),
+        );
+    }
+    // The weights of images of one size, by what they make of the values.
+    let (q, kv) = (hashed_tensor(1, [2 * 5, 6]), hashed_tensor(2, [2 * 3, 12]));
+    let weights = ops::cross_attention_weights(q.clone(), kv.clone(), [5, 3], 2);
+    assert_eq!(weights.dims(), [2, 2, 5, 3]);
+    let values = kv.clone().narrow(1, 6, 6).reshape([2, 3, 2, 3]).swap_dims(1, 2);
+    let found = weights.matmul(values).swap_dims(1, 2).reshape([60]).to_vec::<f32>();
+    let expected = ops::cross_attention(q, kv, &[[5, 3]; 2], 2, Precision::F32);
+    assert_alike("by weights", &found, &flat(expected).to_vec::<f32>(), 1e-5);
 }
 
 #[test]
@@ -524,6 +665,22 @@ fn swin() {
         check_network("swin", pixels.clone(), &params, |params, x| {
             let features = swin.forward(params, x.reshape([2, 3, 11, 14]), &pass());
             assert_eq!(features.map, [3, 4]);
+            Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
+        });
+    }
+}
+
+/// Three stages with reduced maps, pixels cut off, resized position tables, and drop-path.
+#[test]
+fn pvt() {
+    let config = PvtConfig { depths: vec![1, 1, 1], ..tiny_pvt() };
+    let (pvt, list) = BackboneConfig::Pvt(config).build(0.5);
+    let params = fill(&list, 0);
+    let pixels = hashed_times(1000, 2 * 3 * 17 * 34, 3f64.sqrt());
+    for pass in [ForwardCtx::eval, || ForwardCtx::student(KEY)] {
+        check_network("pvt", pixels.clone(), &params, |params, x| {
+            let features = pvt.forward(params, x.reshape([2, 3, 17, 34]), &pass());
+            assert_eq!(features.map, [1, 2]);
             Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
         });
     }

@@ -9,9 +9,10 @@ mod plain;
 
 use std::sync::Arc;
 
+use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Params, Tensor, onnx};
-use esvit_testing::{assert_alike, fill, hashed_times};
+use esvit_testing::{assert_alike, fill, hashed_times, tiny_pvt, tiny_resnet};
 use esvit_weights::Float;
 use interpreter::{Model, Value};
 
@@ -67,6 +68,40 @@ fn the_graph_computes_the_network() {
                     &expected,
                     tolerance,
                 );
+            }
+        }
+    }
+}
+
+/// Reduced maps, resized tables and a class token; convolutions, pooling and running statistics; both
+/// for one image and for two, which the graph has to tell apart from each other.
+#[test]
+fn the_graph_computes_other_families() {
+    let selective = ResNetConfig { selective_kernels: true, ..tiny_resnet() };
+    for (config, size, map) in [
+        (BackboneConfig::Pvt(tiny_pvt()), [32, 32], [2, 2]),
+        (BackboneConfig::Pvt(tiny_pvt()), [17, 50], [1, 3]),
+        (BackboneConfig::ResNet(tiny_resnet()), [19, 32], [3, 4]),
+        (BackboneConfig::ResNet(tiny_resnet()), [8, 8], [1, 1]),
+        (BackboneConfig::ResNet(selective), [19, 27], [3, 4]),
+    ] {
+        let [height, width] = size;
+        let (backbone, list) = config.build(0.0);
+        let params = fill(&list, 0);
+        for batch in [1, 2] {
+            let pixels = hashed_times(1000, batch * 3 * height * width, 3f64.sqrt());
+            let shape = [batch, 3, height, width];
+            let images = Tensor::new(pixels.clone(), shape, &Device::Cpu);
+            let expected = backbone.forward(&params, images, &ForwardCtx::eval());
+            assert_eq!(expected.map, map);
+            let model = written(&*backbone, &params, size, Float::F32);
+            let input = pixels.iter().map(|&value| value.into()).collect();
+            let values = model.run("images", Value::new(&shape, input));
+            for (name, expected) in [("view", expected.view), ("region", expected.region)] {
+                assert_eq!(values[name].shape, *expected.shape(), "{name}");
+                let found: Vec<f32> = values[name].data.iter().map(|&value| value as f32).collect();
+                let what = format!("{name} of {size:?}, {config:?}");
+                assert_alike(&what, &found, &expected.to_vec::<f32>(), 1e-5);
             }
         }
     }

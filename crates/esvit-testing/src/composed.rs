@@ -51,6 +51,114 @@ pub fn depthwise(x: Tensor, segment: Segment, weight: Tensor) -> Tensor {
     maps.permute(&[0, 2, 3, 1]).reshape([images * height * width, channels])
 }
 
+/// Batch normalization of runs of rows, each with its own statistics.
+pub fn batch_norm_of_runs(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: f64,
+    runs: &[usize],
+) -> Tensor {
+    let mut first = 0;
+    let parts = runs.iter().map(|&rows| {
+        let own = x.clone().narrow(0, first, rows);
+        first += rows;
+        batch_norm(own, gamma.clone(), beta.clone(), eps).0
+    });
+    Tensor::cat(parts.collect(), 0)
+}
+
+/// Batch normalization with a given mean and variance.
+pub fn fixed_batch_norm(
+    x: Tensor,
+    [gamma, beta]: [Tensor; 2],
+    [mean, variance]: [Tensor; 2],
+    eps: f64,
+) -> Tensor {
+    (x - mean) / (variance + eps).sqrt() * gamma + beta
+}
+
+/// The maps of every segment of rows as images `[n, C, height, width]`.
+fn images(x: &Tensor, segments: &[Segment]) -> Vec<Tensor> {
+    let ([_, channels], mut first) = (x.dims(), 0);
+    let images = segments.iter().map(|segment| {
+        let Segment { images, map: [height, width], .. } = *segment;
+        let rows = images * height * width;
+        let maps = x.clone().narrow(0, first, rows).reshape([images, height, width, channels]);
+        first += rows;
+        maps.permute(&[0, 3, 1, 2])
+    });
+    images.collect()
+}
+
+/// Images as rows.
+fn rows(images: Vec<Tensor>) -> Tensor {
+    let rows = images.into_iter().map(|images| {
+        let [count, channels, height, width] = images.dims();
+        images.permute(&[0, 2, 3, 1]).reshape([count * height * width, channels])
+    });
+    Tensor::cat(rows.collect(), 0)
+}
+
+/// Convolution of the maps of segments.
+pub fn convolution(
+    x: Tensor,
+    segments: &[Segment],
+    weight: Tensor,
+    bias: Option<Tensor>,
+    [stride, padding]: [usize; 2],
+) -> Tensor {
+    let maps = images(&x, segments).into_iter();
+    let maps = maps.map(|maps| maps.conv2d(weight.clone(), bias.clone(), stride, padding, 1));
+    rows(maps.collect())
+}
+
+/// The largest values of the maps of segments under a moving window. What is beyond a border counts
+/// as what is at it, which is under the window too.
+pub fn max_pool(x: Tensor, segments: &[Segment], [side, stride, padding]: [usize; 3]) -> Tensor {
+    let [_, channels] = x.dims();
+    let (mut places, mut first) = (Vec::new(), 0);
+    for &Segment { images, map: [height, width], .. } in segments {
+        let positions = |side_of_map: usize| (side_of_map + 2 * padding - side) / stride + 1;
+        for _ in 0..images {
+            for position in 0..positions(height) * positions(width) {
+                let corner = [position / positions(width), position % positions(width)];
+                for tap in 0..side * side {
+                    let inside = |at: usize, tap: usize, length: usize| {
+                        (at * stride + tap).saturating_sub(padding).min(length - 1)
+                    };
+                    let row = inside(corner[0], tap / side, height);
+                    let column = inside(corner[1], tap % side, width);
+                    places.push((first + row * width + column) as i32);
+                }
+            }
+            first += height * width;
+        }
+    }
+    let count = places.len() / (side * side);
+    let under = x.index_select(0, places).reshape([count, side * side, channels]);
+    under.max_dim(1).reshape([count, channels])
+}
+
+/// Attention of `q [queries, C]` to `kv [keys, 2 C]` within images.
+pub fn cross_attention(q: Tensor, kv: Tensor, images: &[[usize; 2]], heads: usize) -> Tensor {
+    let [_, width] = q.dims();
+    let depth = width / heads;
+    let mut first = [0, 0];
+    let context = images.iter().map(|&[queries, keys]| {
+        let q = q.clone().narrow(0, first[0], queries).reshape([1, queries, heads, depth]);
+        let kv = kv.clone().narrow(0, first[1], keys).reshape([1, keys, 2, heads, depth]);
+        first = [first[0] + queries, first[1] + keys];
+        let [keys, values] = [0, 1].map(|part| {
+            let part = kv.clone().narrow(2, part, 1);
+            part.reshape([1, keys, heads, depth]).swap_dims(1, 2)
+        });
+        let context = weights(q.swap_dims(1, 2), keys, None).matmul(values).swap_dims(1, 2);
+        context.reshape([queries, width])
+    });
+    Tensor::cat(context.collect(), 0)
+}
+
 /// Multiplies rows by the scale of their image; `images` lists the rows of every image.
 fn scaled(branch: Tensor, images: &[usize], scales: Scales) -> Tensor {
     let Some(scales) = scales else { return branch };

@@ -2,6 +2,8 @@
 
 use esvit_data::Preprocess;
 use esvit_model::{PretrainedBackbone, SourceFile};
+use esvit_nn::backbone::pvt::PvtConfig;
+use esvit_nn::backbone::resnet::{BlockKind, ResNetConfig};
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::{BackboneConfig, Device, Params};
 
@@ -17,6 +19,33 @@ pub fn tiny_swin() -> SwinConfig {
         window_size: 4,
         mlp_ratio: 2.0,
         norm_eps: 1e-6,
+    }
+}
+
+/// Three stages for images of 32 pixels: maps of 8, 4 and 2 tokens, attended to as maps of 2.
+pub fn tiny_pvt() -> PvtConfig {
+    PvtConfig {
+        img_size: 32,
+        patch_size: 4,
+        embed_dims: vec![4, 6, 8],
+        depths: vec![1, 2, 1],
+        num_heads: vec![1, 2, 2],
+        mlp_ratios: vec![2.0, 1.5, 1.0],
+        sr_ratios: vec![4, 2, 1],
+        norm_eps: 1e-6,
+    }
+}
+
+/// Two stages of one and two blocks for images of 32 pixels: maps of 8 and 4 tokens.
+pub fn tiny_resnet() -> ResNetConfig {
+    ResNetConfig {
+        img_size: 32,
+        block: BlockKind::Bottleneck,
+        stem_width: 6,
+        widths: vec![3, 4],
+        layers: vec![1, 2],
+        selective_kernels: false,
+        norm_eps: 1e-5,
     }
 }
 

@@ -6,6 +6,8 @@ mod heads;
 mod masking;
 mod operations;
 mod prefix;
+mod pvt;
+mod resnet;
 mod swin;
 
 use std::sync::Arc;
@@ -22,7 +24,8 @@ use esvit_nn::ops::{
 use esvit_nn::params::{Init, Registry, Role, Scope};
 use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Network, Params, Tape, Tensor};
 use esvit_testing::{
-    assert_alike, assert_close, composed, fill, hashed, hashed_tensor, hashed_times, tiny_swin,
+    assert_alike, assert_close, composed, fill, hashed, hashed_tensor, hashed_times, tiny_pvt,
+    tiny_resnet, tiny_swin,
 };
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5 };

@@ -301,6 +301,26 @@ impl Node {
         })
     }
 
+    fn max_pool(&self, x: &Value) -> Value {
+        let [side, strides, pads] = ["kernel_shape", "strides", "pads"].map(|a| self.integers(a));
+        let size = |axis: usize| {
+            let padded = x.shape[2 + axis] as i64 + pads[axis] + pads[2 + axis];
+            ((padded - side[axis]) / strides[axis] + 1) as usize
+        };
+        Value::made(&[x.shape[0], x.shape[1], size(0), size(1)], |place| {
+            let mut largest = f64::NEG_INFINITY;
+            for tap in 0..side[0] * side[1] {
+                let tap = [tap / side[1], tap % side[1]];
+                let at = [0, 1].map(|a| place[2 + a] as i64 * strides[a] + tap[a] - pads[a]);
+                if (0..2).all(|a| (0..x.shape[2 + a] as i64).contains(&at[a])) {
+                    let pixel = [place[0], place[1], at[0] as usize, at[1] as usize];
+                    largest = largest.max(x.at(&pixel));
+                }
+            }
+            largest
+        })
+    }
+
     fn compute(&self, inputs: &[&Value]) -> Value {
         match (self.operator.as_str(), inputs) {
             ("Identity", [x]) => (*x).clone(),
@@ -470,6 +490,7 @@ impl Node {
                 })
             }
             ("Conv", [x, weight]) => self.convolution(x, weight),
+            ("MaxPool", [x]) => self.max_pool(x),
             (operator, inputs) => panic!("{operator} of {} inputs", inputs.len()),
         }
     }

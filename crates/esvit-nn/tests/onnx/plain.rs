@@ -263,6 +263,31 @@ const OPERATIONS: &[(&str, Compute)] = &[
         let rows = x.permute(&[0, 2, 3, 1]).reshape([batch * height * width, channels]);
         ops::depthwise(rows, Segment::new(batch, [height, width]), p.tensor(ids.depthwise))
     }),
+    ("convolution", |p, ids, x| {
+        let [batch, _, height, width] = x.dims();
+        let maps = Segment::new(batch, [height, width]);
+        let rows = x.permute(&[0, 2, 3, 1]).reshape([batch * height * width, 3]);
+        let filters = p.tensor(ids.depthwise).reshape([1, 3, 3, 3]);
+        let bias = p.vector(ids.bias).narrow(0, 1, 1);
+        let padded = ops::convolution(rows, &[maps], filters, Some(bias), [2, 1], ForwardCtx::eval().compute(Packing::default()));
+        let filters = p.vector(ids.filter_bias).reshape([6, 1, 1, 1]);
+        ops::convolution(padded.0, &padded.1, filters, None, [1, 0], ForwardCtx::eval().compute(Packing::default())).0
+    }),
+    ("max_pool", |_, _, x| {
+        let [batch, channels, height, width] = x.dims();
+        let rows = x.permute(&[0, 2, 3, 1]).reshape([batch * height * width, channels]);
+        ops::max_pool(rows, &[Segment::new(batch, [height, width])], [3, 2, 1]).0
+    }),
+    ("cross_attention", |p, ids, x| {
+        let (batch, image) = (x.shape()[0], 3 * x.shape()[2]);
+        let q = rows(x.clone()).matmul(p.tensor(ids.matrix)).index_select(1, [0, 1, 2, 3]);
+        let kv = tokens(x).narrow(1, 0, 2).matmul(p.tensor(ids.matrix)).index_select(2, [4, 3, 2, 1, 0, 1, 2, 3]);
+        ops::cross_attention(q, kv.reshape([2 * batch, 8]), &vec![[image, 2]; batch], 2, Precision::F32)
+    }),
+    ("fixed_batch_norm", |p, ids, x| {
+        let row = p.vector(ids.row);
+        ops::fixed_batch_norm(rows(x), [row.clone(), row.clone()], [row.clone(), row.square()], 1e-2)
+    }),
     ("l2_normalize", |_, _, x| ops::l2_normalize(rows(x))),
     ("l2_normalize of zeros", |_, _, x| ops::l2_normalize(rows(x.clone() - x.clone()) + 1e-13)),
     ("global_average_pool of parts", |_, _, x| {
@@ -501,7 +526,7 @@ type Saving = fn(Tensor) -> Tensor;
 /// What operations save, in values for `x [2, 3, 4, 5]`.
 #[test]
 fn saved_values_of_plain_operations() {
-    let cases: [(&str, Saving, usize); 14] = [
+    let cases: [(&str, Saving, usize); 16] = [
         ("a number", |x| x * 2.0 + 1.0, 0),
         ("a quotient by a number", |x| x / 2.0, 0),
         // A computed right operand is kept by the tape.
@@ -525,6 +550,25 @@ fn saved_values_of_plain_operations() {
         (
             "a convolution",
             |x| x.conv2d(Tensor::ones([2, 3, 1, 1], &Device::Cpu), None, 1, 0, 1),
+            120,
+        ),
+        (
+            "convolution over maps",
+            |x| {
+                let weight = Tensor::ones([2, 5, 1, 1], &Device::Cpu);
+                let compute = ForwardCtx::eval().compute(Packing::default());
+                let maps = [Segment::new(2, [3, 4])];
+                ops::convolution(x.reshape([24, 5]), &maps, weight, None, [2, 0], compute).0
+            },
+            120,
+        ),
+        (
+            "batch norm of evaluations",
+            |x| {
+                let row = || Tensor::ones([5], &Device::Cpu);
+                let statistics = [row(), row()];
+                ops::fixed_batch_norm(x.reshape([24, 5]), [row(), row()], statistics, 0.1)
+            },
             120,
         ),
         (
