@@ -305,6 +305,11 @@ fn pyramid_vision_transformers_are_recognized() {
     let (shape, assumed) = stored.shape_given(&Known::default()).unwrap();
     assert_eq!((shape, assumed.len()), (BackboneConfig::Pvt(config.clone()), 2));
     assert!(same_bits(&stored.load(&list, &Device::Cpu, |_| None).unwrap().0, &written));
+    // Version 2 has no tables of positions.
+    let mut without = entries();
+    without.retain(|(name, _)| !name.starts_with("pos_embed"));
+    let error = StoredNetwork::find(&opened(&without), None).unwrap_err().to_string();
+    assert!(error.contains("of version 2"), "{error}");
     // Of maps of 8, 4 and 2 tokens, of 16, 8 and 4.
     let larger = Known { asked_size: Some(64), ..Known::default() };
     let (shape, _) = stored.shape_given(&larger).unwrap();

@@ -22,7 +22,9 @@ use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Role;
 use esvit_nn::{BackboneConfig, Device, ForwardCtx, Network, ParamGradients, Params, Tensor};
-use esvit_testing::{assert_alike, assert_close, fill, hashed_tensor, tiny_swin};
+use esvit_testing::{
+    assert_alike, assert_close, fill, hashed_tensor, tiny_resnet, tiny_swin,
+};
 use esvit_train::learner::{LearnerSettings, StepResult};
 use esvit_train::mixup::MixupConfig;
 use esvit_train::objective::esvit::{Centers, Esvit, EsvitConfig, examine};
@@ -348,6 +350,43 @@ fn what_a_failed_step_has_noted_is_forgotten() {
         [&mut learner, &mut alone].map(|learner| learner.step([batch(2)], &STEP).unwrap());
     assert_eq!(found, expected);
     assert!(state(&learner) == state(&alone));
+}
+
+/// Running statistics of a backbone move with every micro-batch, from where the one before has left
+/// them, and however crops are cut into passes.
+#[test]
+fn running_statistics_move_with_every_pass() {
+    let backbone = BackboneConfig::ResNet(tiny_resnet());
+    let new = |crop_chunks: CropChunks| {
+        let config = EsvitConfig { head: head(false, false), ..EsvitConfig::default() };
+        let (network, objective) = network(&backbone, 0.0, &config, SETTINGS.seed);
+        let (settings, device) = (LearnerSettings { crop_chunks, ..SETTINGS }, Device::Cpu);
+        let mut learner =
+            Learner::new(network, Box::new(objective), OptimizerKind::Sgd, settings, &device);
+        learner.student = fill(learner.network.specs(), 100);
+        learner
+    };
+    let statistics = |learner: &Learner| -> Vec<f32> {
+        let buffers = learner.student.iter().filter(|(spec, _)| spec.role == Role::Buffer);
+        buffers.flat_map(|(_, value)| value.to_vec::<f32>()).collect()
+    };
+    // Nothing is learned in between.
+    let at = StepInfo { lr: 0.0, ..STEP };
+    let other = || {
+        MicroBatch::unlabeled(crops(2).into_iter().map(|crop| crop * 0.5).collect::<Vec<_>>())
+    };
+    let mut both = new(CropChunks::All);
+    both.step([batch(2), other()], &at).unwrap();
+    let mut each = new(CropChunks::All);
+    each.step([batch(2)], &at).unwrap();
+    let first = statistics(&each);
+    each.step([other()], &at).unwrap();
+    assert_alike("micro-batches", &statistics(&both), &statistics(&each), 1e-6);
+    assert_ne!(statistics(&both), first);
+    // Global and local crops in a pass each.
+    let mut cut = new(CropChunks::Crops(2));
+    cut.step([batch(2)], &at).unwrap();
+    assert_alike("crops", &statistics(&cut), &first, 1e-6);
 }
 
 /// `weight_g` is averaged even where it is not trained; running statistics are each one's own.

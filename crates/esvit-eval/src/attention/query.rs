@@ -201,7 +201,7 @@ mod tests {
     use esvit_nn::BackboneConfig;
     use esvit_nn::Device;
     use esvit_nn::backbone::swin::SwinConfig;
-    use esvit_testing::tiny_swin;
+    use esvit_testing::{tiny_pvt, tiny_swin};
 
     /// Two stages of two blocks for images of 32 pixels: maps of 8 and 4 in windows of 4.
     fn untrained() -> (Arc<dyn Backbone>, Params) {
@@ -284,6 +284,28 @@ mod tests {
         assert_eq!(shifted.window, Some([4, 2]));
         assert_eq!(visible(&shifted), [range(0, 2), range(2, 6)]);
         assert_eq!((shifted.visible_cells(), shifted.padding_keys), (8, 0));
+    }
+
+    /// Two keys for squares of 4 x 4 cells, which leave three rows and columns of the map without.
+    #[test]
+    fn keys_that_stand_for_squares_share_their_weight() {
+        let (network, specs) = BackboneConfig::Pvt(tiny_pvt()).build(0.0);
+        let params = Params::init(&specs, 3, &Device::Cpu);
+        let query = [20.0, 2.0];
+        let attention = query_attention(&*network, &params, &oblong(), query, 0, MASS).unwrap();
+        assert_eq!((attention.map, attention.map_keys), ([7, 11], 2));
+        let squares = [(0..4).collect::<BTreeSet<_>>(), (0..8).collect()];
+        assert_eq!((visible(&attention), attention.visible_cells()), (squares, 32));
+        assert_eq!((attention.window, attention.largest_entropy()), (None, 1.0));
+        let HeadAttention { weights, entropy, .. } = &attention.heads[0];
+        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        assert_eq!((weights[0], weights[4]), (weights[3 * 11 + 3], weights[3 * 11 + 7]));
+        let [first, second] = [weights[0], weights[4]].map(|weight| 16.0 * f64::from(weight));
+        let expected = -first * first.log2() - second * second.log2();
+        assert!((entropy - expected).abs() < 1e-5, "{entropy} {expected}");
+        // In the last stage the class token is a key.
+        let last = query_attention(&*network, &params, &oblong(), query, 3, MASS).unwrap();
+        assert_eq!((last.map, last.map_keys, last.prefix_keys), ([1, 2], 2, 1));
     }
 
     #[test]

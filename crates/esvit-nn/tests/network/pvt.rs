@@ -1,7 +1,9 @@
 //! Pyramid vision transformers.
 
+use std::ops::ControlFlow;
+
 use esvit_nn::backbone::pvt::PvtConfig;
-use esvit_nn::backbone::{AttentionLayout, Key, RowFeatures};
+use esvit_nn::backbone::{AttentionLayout, Input, Key, RowFeatures, TokenMask};
 
 use super::*;
 
@@ -105,4 +107,44 @@ fn the_first_block_as_written_out() {
     let found = pvt.stage_features(&params, input, 0, &ForwardCtx::eval()).unwrap();
     let found = found.region.to_vec::<f32>();
     assert_alike("block", &found, &x.to_vec::<f32>(), 1e-4);
+}
+
+/// An image whose branches stochastic depth drops passes through a block as it is, no other does.
+#[test]
+fn dropped_images_stay() {
+    let (pvt, list) = BackboneConfig::Pvt(tiny_pvt()).build(0.9);
+    let params = fill(&list, 0);
+    let input = images(1000, [16, 3, 16, 24]);
+    let ctx = ForwardCtx::student(KEY);
+    let mut found = Vec::new();
+    pvt.run(&params, vec![input].into(), &ctx, &mut |block| {
+        found.push(block.maps.rows.to_vec::<f32>());
+        ControlFlow::Continue(())
+    });
+    // The third of four blocks has two thirds of the rate.
+    let scales = [4, 5].map(|branch| ctx.drop_path(16, 0.6, branch).unwrap());
+    let of_image = found[2].len() / 16;
+    let mut stayed = 0;
+    for image in 0..16 {
+        let [before, after] = [1, 2].map(|block| &found[block][image * of_image..][..of_image]);
+        let is_dropped = scales.iter().all(|scales| scales[image] == 0.0);
+        assert_eq!(before == after, is_dropped, "{image}");
+        stayed += usize::from(is_dropped);
+    }
+    assert!((1..16).contains(&stayed), "{stayed}");
+}
+
+/// Of masked images nothing is seen but where their tokens are.
+#[test]
+fn masked_tokens_have_their_places() {
+    let (pvt, params) = network();
+    let rows = Tensor::from_vec(vec![1f32; 2 * 64], &Device::Cpu);
+    let mask = TokenMask { rows, token: hashed_tensor(9, [4]) };
+    let features = |images: Tensor| {
+        let input = Input { images: vec![images], mask: Some(&mask) };
+        pvt.features(&params, input, &ForwardCtx::eval()).region.to_vec::<f32>()
+    };
+    let found = features(images(1000, [2, 3, 32, 32]));
+    assert_eq!(found, features(images(1001, [2, 3, 32, 32])));
+    assert_ne!(found[..8], found[8..16]);
 }

@@ -163,7 +163,10 @@ mod tests {
         assert_eq!(same.to_vec::<f32>(), values);
         let wide = resized(table.clone(), 2, [2, 3]);
         assert_eq!(wide.to_vec::<f32>(), [0.0, 2.0, 4.0, 10.0, 12.0, 14.0]);
-        let high = resized(table, 2, [3, 1]);
+        let high = resized(table.clone(), 2, [3, 1]);
         assert_eq!(high.to_vec::<f32>(), [2.0, 7.0, 12.0]);
+        // As many tokens in another shape.
+        let long = resized(table, 2, [1, 4]);
+        assert_eq!(long.to_vec::<f32>(), [5.0, 6.0, 8.0, 9.0]);
     }
 }
