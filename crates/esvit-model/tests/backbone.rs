@@ -13,10 +13,11 @@ use esvit_model::embedding::{Format, Job};
 use esvit_model::export::{Options, Target, load_snippet, write};
 use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::backbone::Family;
+use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::weights::{Entry, Naming, entries, exported, save};
-use esvit_nn::{BackboneConfig, Params};
-use esvit_testing::{tiny_swin, untrained};
+use esvit_nn::{BackboneConfig, Device, Params};
+use esvit_testing::{tiny_pvt, tiny_resnet, tiny_swin, untrained};
 use esvit_weights::{
     Dtype, Float, Tensor, Tree, Values, WeightsFile, write_safetensors, write_torch,
 };
@@ -61,6 +62,98 @@ fn what_is_exported_is_opened_again() {
             assert_eq!(is_state, target != Target::Esvit, "{name}");
         }
     }
+}
+
+/// An untrained backbone of any family.
+fn untrained_of(config: BackboneConfig) -> PretrainedBackbone {
+    let (network, specs) = config.build(0.0);
+    let params = Params::init(&specs, 3, &Device::Cpu);
+    let preprocess = Preprocess::new(config.img_size() as u32, 40, &Default::default());
+    PretrainedBackbone { config, network, params, preprocess, source: Default::default() }
+}
+
+/// A ResNet of the usual widths, as shallow as it can be.
+fn resnet() -> ResNetConfig {
+    let (widths, layers) = (vec![64, 128, 256, 512], vec![1, 1, 1, 1]);
+    ResNetConfig { img_size: 32, stem_width: 64, widths, layers, ..tiny_resnet() }
+}
+
+#[test]
+fn residual_networks_are_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let backbone = untrained_of(BackboneConfig::ResNet(resnet()));
+    for (target, name) in [
+        (Target::Timm, "timm"),
+        (Target::Torchvision, "torchvision.pth"),
+        (Target::Transformers, "transformers"),
+        (Target::Esvit, "esvit.pth"),
+        (Target::Esvit, "esvit.safetensors"),
+    ] {
+        let files = write(&backbone, &folder.path().join(name), &options(target)).unwrap();
+        let opened = PretrainedBackbone::open(&files[0]).unwrap();
+        assert_eq!(values(&opened.params), values(&backbone.params), "{name}");
+        assert_eq!(opened.config, backbone.config, "{name}");
+        // What PyTorch's batch norm has besides.
+        let file = WeightsFile::open(&files[0]).unwrap();
+        let tensors = file.tensors().iter();
+        let counts = tensors.filter(|tensor| tensor.name.ends_with("num_batches_tracked"));
+        assert_eq!(counts.count(), 17, "{name}");
+    }
+    let config = json_file(&folder.path().join("timm").join("config.json"));
+    assert_eq!(config["architecture"], json!("resnet50"));
+    assert_eq!(config["num_features"], json!(2048));
+    assert_eq!(config["model_args"], json!({ "layers": [1, 1, 1, 1] }));
+    assert_eq!(config["pretrained_cfg"]["first_conv"], json!("conv1"));
+    assert_eq!(config["pretrained_cfg"]["pool_size"], json!([1, 1]));
+    let config = json_file(&folder.path().join("transformers").join("config.json"));
+    assert_eq!(config["hidden_sizes"], json!([256, 512, 1024, 2048]));
+    assert_eq!(config["layer_type"], json!("bottleneck"));
+    assert_eq!(config["embedding_size"], json!(64));
+    let snippet = load_snippet(&backbone, Path::new("a.pth"), &options(Target::Torchvision));
+    let model = "ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1]";
+    for part in [model, "BatchNorm2d", "model.fc"] {
+        assert!(snippet.contains(part), "{snippet}");
+    }
+}
+
+/// Other forms of ResNets, and pyramid vision transformers.
+#[test]
+fn families_that_a_target_does_not_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |config: BackboneConfig, target: Target, name: &str| {
+        let out = folder.path().join(name);
+        let error = write(&untrained_of(config), &out, &options(target)).unwrap_err().to_string();
+        assert!(!out.exists() && error.ends_with("hint: esvit and onnx can take it"), "{error}");
+        error
+    };
+    let pvt = || BackboneConfig::Pvt(tiny_pvt());
+    for (target, name) in
+        [(Target::Timm, "a"), (Target::Torchvision, "a.pth"), (Target::Transformers, "a")]
+    {
+        let error = refused(pvt(), target, name);
+        assert!(error.contains(&format!("{target} has no PVT of version 1")), "{error}");
+        let selective = ResNetConfig { selective_kernels: true, ..resnet() };
+        let error = refused(BackboneConfig::ResNet(selective), target, name);
+        assert!(error.contains("selective kernels"), "{error}");
+    }
+    let narrow = || BackboneConfig::ResNet(tiny_resnet());
+    assert!(refused(narrow(), Target::Torchvision, "a.pth").contains("of other widths"));
+    assert!(refused(narrow(), Target::Timm, "a").contains("first convolution"));
+    let eps = BackboneConfig::ResNet(ResNetConfig { norm_eps: 1e-3, ..resnet() });
+    assert!(refused(eps, Target::Transformers, "a").contains("`eps` of BatchNorm"));
+    for config in [pvt(), narrow()] {
+        let backbone = untrained_of(config);
+        for (target, name) in [(Target::Esvit, "b.pth"), (Target::Onnx, "b.onnx")] {
+            let files = write(&backbone, &folder.path().join(name), &options(target)).unwrap();
+            if target == Target::Esvit {
+                let opened = PretrainedBackbone::open(&files[0]).unwrap();
+                assert_eq!(values(&opened.params), values(&backbone.params));
+            }
+        }
+    }
+    let small = Options { size: [15, 32], ..options(Target::Onnx) };
+    let error = write(&untrained_of(pvt()), &folder.path().join("c.onnx"), &small).unwrap_err();
+    assert!(error.to_string().contains("15 x 32 pixels are smaller than a patch of 16"), "{error}");
 }
 
 #[test]

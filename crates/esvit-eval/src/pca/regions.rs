@@ -66,7 +66,7 @@ impl Framing {
     /// evaluations.
     pub fn default_size(backbone: &PretrainedBackbone, stage: usize) -> usize {
         let stages = backbone.config.stages();
-        let patch = stages[0].stride;
+        let patch = backbone.config.least_side();
         let evaluated = backbone.preprocess.size().next_multiple_of(patch);
         evaluated
             .max(16 * stages[stage.clamp(1, stages.len()) - 1].stride)
@@ -112,7 +112,7 @@ pub fn region_map(
     let usual = &backbone.preprocess.transform;
     let margin = f64::from(usual.resize) / f64::from(usual.crop.max(1));
     let shorter = (framing.size as f64 * margin).round() as u32;
-    let sides @ [width, height] = framing.sides(image, stages[0].stride)?;
+    let sides @ [width, height] = framing.sides(image, backbone.config.least_side())?;
     let [shown_width, shown_height] = sides.map(|side| side as u32);
     let input = if framing.whole {
         resize(image, shown_width, shown_height, Interpolation::Bicubic)?

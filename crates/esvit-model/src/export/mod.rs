@@ -143,7 +143,7 @@ pub enum ExportError {
          hint: `--precision f16` is as small and ten times as close"
     )]
     Bf16Graph,
-    /// The input size is smaller than a patch.
+    /// The input size is smaller than a patch, or than what a stage needs.
     #[error("images of {height} x {width} pixels are smaller than a patch of {patch}")]
     Size {
         /// Height in pixels.
@@ -240,7 +240,7 @@ pub fn write(
                 return Err(ExportError::Bf16Graph);
             }
             let [height, width] = options.size;
-            let patch = backbone.config.stages()[0].stride;
+            let patch = backbone.config.least_side();
             if height < patch || width < patch {
                 return Err(ExportError::Size { height, width, patch });
             }

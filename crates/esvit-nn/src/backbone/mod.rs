@@ -205,6 +205,15 @@ impl BackboneConfig {
         }
     }
 
+    /// Side in pixels of the smallest images that it takes: a patch, or more where a map is reduced
+    /// before tokens attend to it.
+    pub fn least_side(&self) -> usize {
+        match self {
+            Self::Pvt(config) => config.least_side(),
+            Self::Swin(_) | Self::Vit(_) | Self::ResNet(_) => self.stages()[0].stride,
+        }
+    }
+
     /// The stages, first to last.
     pub fn stages(&self) -> Vec<Stage> {
         match self {

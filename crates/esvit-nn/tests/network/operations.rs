@@ -219,6 +219,23 @@ fn bf16_is_near_f32_in_every_operation() {
             }),
         ),
         (
+            "cross-attention",
+            vec![input(), hashed(2, 12 * 2 * width)],
+            Box::new(|v, precision, _| {
+                let kv = v[1].clone().reshape([12, 2 * width]);
+                flat(ops::cross_attention(x(v), kv, &[[14, 5], [14, 7]], 2, precision))
+            }),
+        ),
+        (
+            "convolution",
+            vec![input(), hashed_times(4, 6 * 9 * width, small / 3.0), hashed(5, 6)],
+            Box::new(|v, precision, again| {
+                let (weight, bias) = (v[1].clone().reshape([6, width, 3, 3]), Some(v[2].clone()));
+                let compute = compute(precision, again);
+                flat(ops::convolution(x(v), &segments, weight, bias, [2, 1], compute).0)
+            }),
+        ),
+        (
             "mlp",
             vec![
                 input(),

@@ -303,10 +303,10 @@ impl Config {
         let size = self.preprocess().size();
         self.model.backbone.check_image("knn.crop", [size; 2])?;
         let smallest = self.views.sizes().into_iter().min().unwrap_or(0) as usize;
-        if self.model.backbone.last_map(smallest) == 0 {
-            let stride = self.model.backbone.stages()[0].stride;
+        let least = self.model.backbone.least_side();
+        if smallest < least {
             return fail(format!(
-                "views of {smallest} pixels hold no patch of {stride} (`model.patch_size`)\n\
+                "views of {smallest} pixels hold no patch of {least} (`model.patch_size`)\n\
                  hint: raise `views.local_sizes`, or choose another `model.arch`"
             ));
         }

@@ -357,6 +357,12 @@ fn settings_that_do_not_go_together_are_refused() {
             "views of 3 pixels hold no patch of 4 (`model.patch_size`)",
         ),
         (
+            ["model.arch=resnet50", "train.crops_per_forward=2"],
+            ["model.arch=resnet50", "train.crops_per_forward=0"],
+            "`train.crops_per_forward` does not go with this `model.arch`, whose batch \
+             normalization sees all crops of a size at once",
+        ),
+        (
             ["head.use_bn_in_head=true", "train.crops_per_forward=2"],
             ["head.use_bn_in_head=true", "train.crops_per_forward=0"],
             "`train.crops_per_forward` does not go with this objective, whose loss (or \
@@ -578,6 +584,7 @@ fn crops_that_go_through_at_a_time() {
     let crop_chunks = |texts: &[&str]| resolve(texts).unwrap().crop_chunks();
     assert_eq!(crop_chunks(&["train.crops_per_forward=3"]), CropChunks::Crops(3));
     assert_eq!(crop_chunks(&["head.use_bn_in_head=true"]), CropChunks::All);
+    assert_eq!(crop_chunks(&["model.arch=resnet50"]), CropChunks::All);
     let shape = Config::default().model.backbone;
     for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
         for again in [false, true] {

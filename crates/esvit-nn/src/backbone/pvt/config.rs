@@ -109,7 +109,7 @@ impl PvtConfig {
     }
 
     /// Side of the smallest image that leaves tokens to attend to in all stages.
-    fn least_side(&self) -> usize {
+    pub(crate) fn least_side(&self) -> usize {
         let side = |(stage, ratio): (usize, &usize)| ratio * (self.patch_size << stage);
         self.sr_ratios.iter().enumerate().map(side).max().unwrap_or(0)
     }
