@@ -81,17 +81,21 @@ fn a_network_is_its_layers() {
         for block in 0..3 {
             let name = |part: &str| format!("blocks.{block}.{part}");
             let normed = composed::layer_norm(rows.clone(), named.norm(&name("norm1")));
-            let qkv = composed::linear(normed, named.linear(&name("attn.qkv"), 8), Activation::None);
+            let qkv =
+                composed::linear(normed, named.linear(&name("attn.qkv"), 8), Activation::None);
             let part = |index: usize| {
                 qkv.clone().narrow(1, 8 * index, 8).reshape([13, 2, 4]).permute(&[1, 0, 2])
             };
             let logits = (part(0) * 0.5).matmul(part(1).transpose());
             let context = logits.softmax(2).matmul(part(2)).permute(&[1, 0, 2]).reshape([13, 8]);
-            let proj = composed::linear(context, named.linear(&name("attn.proj"), 8), Activation::None);
+            let proj =
+                composed::linear(context, named.linear(&name("attn.proj"), 8), Activation::None);
             rows = rows + proj * named.vector(&name("ls1.gamma")).reshape([1, 8]);
             let normed = composed::layer_norm(rows.clone(), named.norm(&name("norm2")));
-            let hidden = composed::linear(normed, named.linear(&name("mlp.fc1"), 8), Activation::None);
-            let branch = composed::linear(hidden, named.linear(&name("mlp.fc2"), 12), Activation::Gelu);
+            let hidden =
+                composed::linear(normed, named.linear(&name("mlp.fc1"), 8), Activation::None);
+            let branch =
+                composed::linear(hidden, named.linear(&name("mlp.fc2"), 12), Activation::Gelu);
             rows = rows + branch * named.vector(&name("ls2.gamma")).reshape([1, 8]);
         }
         let rows = composed::layer_norm(rows, named.norm("norm"));
