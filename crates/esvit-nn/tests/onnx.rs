@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::backbone::vit::{PositionResize, PositionTable, VitConfig};
 use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Params, Tensor, onnx};
 use esvit_testing::{assert_alike, fill, hashed_times, tiny_pvt, tiny_resnet};
 use esvit_weights::Float;
@@ -45,19 +46,55 @@ fn written(backbone: &dyn Backbone, params: &Params, size: [usize; 2], float: Fl
 #[test]
 fn the_graph_computes_the_network() {
     let (_, backbone, params) = network();
-    for (size, map) in [([11, 14], [2, 2]), ([16, 16], [2, 2]), ([8, 30], [1, 4])] {
+    let sizes = [([11, 14], [2, 2]), ([16, 16], [2, 2]), ([8, 30], [1, 4])];
+    graphs_compute(&*backbone, &params, 24, &sizes);
+}
+
+/// Class, distillation and register tokens, LayerScale, and positions of other maps.
+#[test]
+fn the_graph_computes_a_vision_transformer() {
+    for position_table in [PositionTable::ClassAndPatches, PositionTable::Patches] {
+        let config = BackboneConfig::Vit(VitConfig {
+            img_size: 16,
+            patch_size: 4,
+            embed_dim: 8,
+            depth: 2,
+            num_heads: 2,
+            mlp_ratio: 1.5,
+            norm_eps: 0.01,
+            register_tokens: 3,
+            distillation_token: true,
+            layer_scale: true,
+            position_table,
+            position_resize: PositionResize::Timm,
+        });
+        let (backbone, list) = config.build(0.0);
+        let params = fill(&list, 0);
+        let sizes = [([16, 16], [4, 4]), ([9, 22], [2, 5])];
+        graphs_compute(&*backbone, &params, 8, &sizes);
+    }
+}
+
+/// That the graphs for images of some sizes, with maps of others, compute the network.
+fn graphs_compute(
+    backbone: &dyn Backbone,
+    params: &Params,
+    features: usize,
+    sizes: &[([usize; 2], [usize; 2])],
+) {
+    for &(size, map) in sizes {
         let [height, width] = size;
         let pixels = hashed_times(1000, 2 * 3 * height * width, 3f64.sqrt());
         let images = Tensor::new(pixels.clone(), [2, 3, height, width], &Device::Cpu);
-        let expected = backbone.forward(&params, images, &ForwardCtx::eval());
+        let expected = backbone.forward(params, images, &ForwardCtx::eval());
         assert_eq!(expected.map, map);
         for (float, tolerance) in [(Float::F32, 2e-6), (Float::Bf16, 0.05)] {
-            let model = written(&*backbone, &params, size, float);
+            let model = written(backbone, params, size, float);
             let input = pixels.iter().map(|&value| value.into()).collect();
             let values = model.run("images", Value::new(&[2, 3, height, width], input));
-            let shape = [2, map[0] * map[1], 24];
+            let shape = [2, map[0] * map[1], features];
             for (name, shape, expected) in [
-                ("view", &[2, 24][..], expected.view.to_vec::<f32>()),
+                ("view", &[2, features][..], expected.view.to_vec::<f32>()),
                 ("region", &shape[..], expected.region.to_vec::<f32>()),
             ] {
                 assert_eq!(values[name].shape, shape, "{name}");

@@ -1,5 +1,7 @@
 //! Feature maps as rows of tokens.
 
+use std::ops::Range;
+
 use crate::ops::{self, Segment};
 use crate::tensor::Tensor;
 
@@ -71,16 +73,31 @@ impl TokenMaps {
         if self.segments.iter().all(|segment| segment.prefix == 0) {
             return self;
         }
-        let (mut kept, mut row) = (Vec::new(), 0);
-        for segment in &self.segments {
-            for _ in 0..segment.images {
-                let end = row + segment.tokens();
-                kept.extend((row + segment.prefix..end).map(|row| row as i32));
-                row = end;
-            }
-        }
+        let rows = self.select(|segment| segment.prefix..segment.tokens());
         let segments = self.segments.iter().map(|&segment| Segment { prefix: 0, ..segment });
-        Self { rows: self.rows.index_select(0, kept), segments: segments.collect() }
+        Self { rows, segments: segments.collect() }
+    }
+
+    /// Some tokens of every image, `[tokens of all images, C]`: their numbers by segment.
+    pub(super) fn select(&self, tokens: impl Fn(&Segment) -> Range<usize>) -> Tensor {
+        let width = self.rows.shape()[1];
+        let mut start = 0;
+        let parts = self.segments.iter().map(|segment| {
+            let Segment { images, .. } = *segment;
+            let count = images * segment.tokens();
+            // In a pass over shapes, all rows are those of any number of images.
+            let rows = match self.segments.len() {
+                1 => self.rows.clone(),
+                _ => self.rows.clone().narrow(0, start, count),
+            };
+            start += count;
+            let range = tokens(segment);
+            let rows = rows.reshape([images, segment.tokens(), width]);
+            let rows = rows.narrow(1, range.start, range.len());
+            rows.reshape([images * range.len(), width])
+        });
+        let mut parts: Vec<Tensor> = parts.collect();
+        if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
     }
 }
 
@@ -108,7 +125,7 @@ pub struct RowFeatures {
 
 impl RowFeatures {
     /// View features and the maps' tokens, without those before them.
-    pub(super) fn new(view: Tensor, maps: TokenMaps) -> Self {
+    pub fn new(view: Tensor, maps: TokenMaps) -> Self {
         let TokenMaps { rows, segments } = maps.without_prefix();
         Self { view, region: rows, segments }
     }

@@ -9,6 +9,7 @@ mod prefix;
 mod pvt;
 mod resnet;
 mod swin;
+mod vit;
 
 use std::sync::Arc;
 

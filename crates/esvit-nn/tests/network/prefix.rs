@@ -25,8 +25,8 @@ fn features_are_those_of_the_maps() {
         let rows = hashed_tensor(1, [is_map.len(), 4]);
         let tape = Tape::new();
         let watched = tape.watch(rows.clone());
-        let features =
-            RowFeatures::from(TokenMaps { rows: watched.clone(), segments: segments(prefix) });
+        let maps = TokenMaps { rows: watched.clone(), segments: segments(prefix) };
+        let features = RowFeatures::new(maps.means(), maps);
         assert_eq!(features.segments, segments(0));
         let values = rows.to_vec::<f32>();
         let kept = values.chunks(4).zip(&is_map).filter(|(_, is_map)| **is_map);

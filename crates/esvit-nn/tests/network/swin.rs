@@ -1,6 +1,8 @@
 //! The backbone against the same written out layer by layer.
 
 use super::heads::network;
+use esvit_nn::backbone::AttentionLayout;
+
 use super::*;
 
 /// What each block gives, and the last map under the final norm, of plain operations.
@@ -234,7 +236,12 @@ fn attention_of_every_block() {
     let (swin, params) = swin();
     let input = images(1001, [2, 3, 11, 14]);
     let mut seen = Vec::new();
-    let mut observe = |block, AttentionMap { weights, windows }: AttentionMap| {
+    let windows_of = |layout| match layout {
+        AttentionLayout::Windows(windows) => windows,
+        other => panic!("{other:?}"),
+    };
+    let mut observe = |block, AttentionMap { weights, layout }: AttentionMap| {
+        let windows = windows_of(layout);
         assert_eq!(weights.shape()[0], 2 * windows.windows());
         let side = windows.window_tokens();
         assert!(
@@ -258,7 +265,8 @@ fn attention_of_every_block() {
     let named = Named(&params);
     let first = by_hand(&params, std::slice::from_ref(&input), &ForwardCtx::eval(), None);
     let found = swin.block_attention(&params, input.clone(), 0).unwrap();
-    let AttentionMap { weights, windows } = found.unwrap();
+    let AttentionMap { weights, layout } = found.unwrap();
+    let windows = windows_of(layout);
     let patches = composed::patchify(input, 2);
     let x = composed::linear(patches, named.linear("patch_embed.proj", 12), Activation::None);
     let norm = |x: Tensor, name: &str| composed::layer_norm(x, named.norm(name));

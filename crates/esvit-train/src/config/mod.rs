@@ -133,8 +133,12 @@ impl Config {
 
     fn merge(mut layers: Vec<Layer>) -> Result<Self, ConfigError> {
         let arch = layers.iter().rposition(|layer| text(&layer.table, "model", "arch").is_some());
+        let family = layers[arch.unwrap_or(0)..]
+            .iter()
+            .rev()
+            .find_map(|layer| text(&layer.table, "model", "family"));
         let model = match arch.and_then(|i| text(&layers[i].table, "model", "arch")) {
-            None | Some(CUSTOM) => ModelConfig::default(),
+            None | Some(CUSTOM) => ModelConfig::of_family(family),
             Some(name) => ModelConfig::named(architecture(name)?),
         };
         for layer in &mut layers[..arch.unwrap_or(0)] {

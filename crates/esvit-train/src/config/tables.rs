@@ -82,6 +82,12 @@ impl<'de> Deserialize<'de> for ModelConfig {
 }
 
 impl ModelConfig {
+    /// The settings of the first architecture of a family; of the first of all without one.
+    pub fn of_family(family: Option<&str>) -> Self {
+        let is_of = |arch: &&zoo::Architecture| family == Some(arch.config().family().name());
+        Self::named(zoo::ARCHITECTURES.iter().find(is_of).unwrap_or(&zoo::ARCHITECTURES[0]))
+    }
+
     /// The settings of a named architecture.
     pub fn named(arch: &zoo::Architecture) -> Self {
         Self { arch: arch.name.into(), drop_path: arch.drop_path, backbone: arch.config() }
@@ -127,7 +133,7 @@ impl Describe for ModelConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self::named(&zoo::ARCHITECTURES[0])
+        Self::of_family(None)
     }
 }
 

@@ -151,18 +151,6 @@ impl Vit {
         let rows = Tensor::cat(vec![prefix, patches], 1);
         rows.reshape([images * (self.config.prefix() + map[0] * map[1]), width])
     }
-
-    /// A token before those of the map, by its number: a row of every image.
-    fn token(maps: &TokenMaps, number: usize) -> Tensor {
-        let (mut places, mut row) = (Vec::new(), 0);
-        for segment in &maps.segments {
-            places.extend(
-                (0..segment.images).map(|image| (row + image * segment.tokens() + number) as i32),
-            );
-            row += segment.images * segment.tokens();
-        }
-        maps.rows.clone().index_select(0, places)
-    }
 }
 
 impl Backbone for Vit {
@@ -198,10 +186,10 @@ impl Backbone for Vit {
 
     /// The class token, or the mean of it and the distillation token.
     fn view(&self, maps: &TokenMaps) -> Tensor {
-        let class = Self::token(maps, 0);
+        let token = |number: usize| maps.select(|_| number..number + 1);
         match self.distillation_token {
-            Some(_) => (class + Self::token(maps, 1)) * 0.5,
-            None => class,
+            Some(_) => (token(0) + token(1)) * 0.5,
+            None => token(0),
         }
     }
 

@@ -51,8 +51,8 @@ fn outer<'a>(row: &'a [f64], column: &'a [f64]) -> impl Iterator<Item = f64> + '
 /// The weights of `from` positions along an axis in each of `to`, `[to, from]`.
 fn weights(from: usize, to: usize, resize: PositionResize) -> Vec<Vec<f64>> {
     let scaled = match resize {
-        // A table of that length is left as it is.
-        PositionResize::Dino if from != to => to as f64 + 0.1,
+        // Also along an axis whose length stays.
+        PositionResize::Dino => to as f64 + 0.1,
         _ => to as f64,
     };
     let row = |at| match resize {
@@ -72,18 +72,18 @@ fn weights(from: usize, to: usize, resize: PositionResize) -> Vec<Vec<f64>> {
 mod tests {
     use super::*;
 
-    /// DINO's scale is that of a tenth of a position more, unless the length stays.
+    /// DINO's scale is that of a tenth of a position more.
     #[test]
     fn kinds_differ() {
         use PositionResize::{Dino, Esvit, Timm};
         let rows = [Esvit, Dino, Timm].map(|resize| weights(6, 4, resize));
         assert!(rows[0] != rows[1] && rows[1] != rows[2]);
         assert!((rows[1][0][1] - bicubic::taps(6, 4.1, 0)[2].1).abs() < 1e-12);
-        let same = [Esvit, Dino, Timm].map(|resize| weights(6, 6, resize));
-        for rows in same {
-            let is_one = |(at, row): (usize, &Vec<f64>)| (row[at] - 1.0).abs() < 1e-12;
-            assert!(rows.iter().enumerate().all(is_one), "{rows:?}");
-        }
+        let keeps = |resize| {
+            let rows = weights(6, 6, resize);
+            rows.iter().enumerate().all(|(at, row)| (row[at] - 1.0).abs() < 1e-12)
+        };
+        assert_eq!([Esvit, Dino, Timm].map(keeps), [true, false, true]);
     }
 
     /// Two rows and three columns of a table of 2 x 2: the matrix is the outer product of both.
