@@ -55,18 +55,6 @@ impl TokenMaps {
         ops::global_average_pool(maps.rows, &ops::tokens_per_image(&maps.segments))
     }
 
-    /// A token before those of the map, by its number: a row of every image, `[images, C]`.
-    pub(super) fn token(&self, number: usize) -> Tensor {
-        let (mut places, mut row) = (Vec::new(), 0);
-        for segment in &self.segments {
-            for _ in 0..segment.images {
-                places.push((row + number) as i32);
-                row += segment.tokens();
-            }
-        }
-        self.rows.clone().index_select(0, places)
-    }
-
     /// The same maps without the tokens before them.
     #[must_use]
     pub fn without_prefix(self) -> Self {

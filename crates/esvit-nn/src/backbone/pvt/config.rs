@@ -24,8 +24,8 @@ settings! {
         pub num_heads: Vec<usize>,
         /// Width of an MLP's hidden layer per stage, as a multiple of the stage's width.
         pub mlp_ratios: Vec<f64>,
-        /// Tokens of the map on the side of one that is attended to, per stage: 1 for attention to all
-        /// tokens, as in the last stage.
+        /// Side of the squares of tokens that are attended to as one, per stage: 1 for attention to
+        /// all tokens, as in the last stage.
         pub sr_ratios: Vec<usize>,
         /// `eps` of the LayerNorms in blocks and of the last one. Those after the embeddings and of
         /// reduced maps have 1e-5.

@@ -6,7 +6,8 @@
 //!
 //! Norms after embeddings and of reduced maps have PyTorch's `eps`, the others `1e-6`. Each table is
 //! resized where its own map differs; the official code compares with the map of the first stage,
-//! fails for images of twice the size, and keeps a table for a map of as many tokens in another shape.
+//! fails for images of twice the size, and keeps a table for a map of as many tokens in another
+//! shape.
 
 mod block;
 mod config;
@@ -144,7 +145,7 @@ impl Backbone for Pvt {
     /// The class token, and where there is none the mean of the map.
     fn view(&self, maps: &TokenMaps) -> Tensor {
         if maps.segments.iter().all(|segment| segment.prefix > 0) {
-            maps.token(0)
+            maps.select(|_| 0..1)
         } else {
             maps.means()
         }

@@ -1,7 +1,7 @@
 //! Residual networks, ResNet (He et al., 2016), as torchvision has them: the stride of a block is in
 //! its convolution of 3 pixels. With selective kernels those of SimCLR v2.
 //!
-//! Batch normalization has the statistics of the images of a pass, those of every size apart; with the
+//! Batch normalization has the statistics of the images of a pass, those of every size apart, and the
 //! running ones in evaluation. The region features are the last map after its ReLU, without a norm,
 //! and the view feature is their mean.
 
@@ -27,7 +27,8 @@ pub use config::{BlockKind, ResNetConfig};
 /// Channels of an image.
 const CHANNELS: usize = 3;
 
-/// The linear probe's feature is that of the last block whatever is asked for, as in DINO's evaluation.
+/// The linear probe's feature is that of the last block, whatever is asked for, as in DINO's
+/// evaluation.
 pub(super) const PROBED_BLOCKS: usize = 1;
 
 /// A residual network over parameters with torchvision's names.

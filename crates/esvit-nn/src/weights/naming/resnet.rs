@@ -1,5 +1,5 @@
-//! Names of a ResNet's parameters in the files of other programs: torchvision's are the official ones,
-//! which timm, DINO, SwAV and OpenMMLab share.
+//! Names of a ResNet's parameters in the files of other programs: torchvision's are the official
+//! ones, which timm, DINO, SwAV and OpenMMLab share.
 
 use super::Naming;
 
