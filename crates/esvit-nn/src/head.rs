@@ -5,7 +5,7 @@ use crate::tensor::Tensor;
 use esvit_settings::{SettingError, settings};
 
 use crate::forward_ctx::ForwardCtx;
-use crate::layers::Linear;
+use crate::layers::{BatchNorm, Linear};
 use crate::limits::{self, check_count};
 use crate::ops::{self, Activation, PrototypeLogits};
 use crate::params::{Init, ParamId, Params, Role, Scope};
@@ -115,54 +115,6 @@ impl Head {
             activation = Activation::Gelu;
         }
         ops::l2_normalize(self.bottleneck.forward(params, x, activation, ctx))
-    }
-}
-
-/// Batch normalization over rows, with PyTorch's defaults.
-#[derive(Debug, Clone)]
-struct BatchNorm {
-    weight: ParamId,
-    bias: ParamId,
-    running_mean: ParamId,
-    running_var: ParamId,
-}
-
-impl BatchNorm {
-    const EPS: f64 = 1e-5;
-    /// Weight of the new batch in the running statistics.
-    const MOMENTUM: f64 = 0.1;
-
-    fn new(scope: &mut Scope<'_>, channels: usize) -> Self {
-        Self {
-            weight: scope.param("weight", &[channels], Init::Ones),
-            bias: scope.param("bias", &[channels], Init::Zeros),
-            running_mean: scope.register("running_mean", &[channels], Init::Zeros, Role::Buffer),
-            running_var: scope.register("running_var", &[channels], Init::Ones, Role::Buffer),
-        }
-    }
-
-    fn forward(&self, params: &Params, x: Tensor, ctx: &ForwardCtx) -> Tensor {
-        let [rows, channels] = x.dims();
-        let [weight, bias] = [self.weight, self.bias].map(|id| params.vector(id));
-        if ctx.is_training() {
-            let (y, [mean, variance]) =
-                ops::batch_norm(x, weight, bias, Self::EPS, &ctx.collective);
-            let rows = rows * ctx.collective.world();
-            // PyTorch's running variance is unbiased.
-            let unbiased = variance * (rows as f64 / (rows.max(2) - 1) as f64);
-            self.blend(params, ctx, self.running_mean, mean);
-            self.blend(params, ctx, self.running_var, unbiased);
-            return y;
-        }
-        let row = |v: Tensor| v.reshape([1, channels]);
-        let [mean, variance] =
-            [self.running_mean, self.running_var].map(|id| row(params.vector(id)));
-        (x - mean) / (variance + Self::EPS).sqrt() * row(weight) + row(bias)
-    }
-
-    fn blend(&self, params: &Params, ctx: &ForwardCtx, id: ParamId, batch: Tensor) {
-        let old = params.vector(id).detach();
-        ctx.record(id, old * (1.0 - Self::MOMENTUM) + batch * Self::MOMENTUM);
     }
 }
 
