@@ -1,6 +1,7 @@
 //! Named architectures, with the settings of the official configuration files.
 
 use crate::backbone::BackboneConfig;
+use crate::backbone::cvt::{self, CvtConfig};
 use crate::backbone::swin::{self, SwinConfig};
 use crate::backbone::vit::{self, PositionResize, PositionTable, VitConfig};
 
@@ -22,6 +23,7 @@ pub struct Architecture {
 enum Shape {
     Swin { embed_dim: usize, depths: [usize; 4], window_size: usize },
     Vit { embed_dim: usize, depth: usize, num_heads: usize, patch_size: usize, kind: Vit },
+    Cvt { size: Cvt, window_sizes: [usize; 4], res_stem: bool },
 }
 
 /// Forms of vision transformers.
@@ -33,6 +35,13 @@ enum Vit {
     Distilled,
     /// DINOv2 with four registers, in timm's form.
     Registers,
+}
+
+/// Sizes of convolutional vision transformers, as in the official configuration files.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Cvt {
+    S1,
+    S3,
 }
 
 const fn swin(
@@ -52,6 +61,19 @@ const fn vit(
 ) -> Architecture {
     let shape = Shape::Vit { embed_dim, depth, num_heads, patch_size, kind };
     Architecture { name, drop_path: 0.1, shape }
+}
+
+const fn cvt(
+    name: &'static str,
+    size: Cvt,
+    window_sizes: [usize; 4],
+    res_stem: bool,
+) -> Architecture {
+    let drop_path = match size {
+        Cvt::S1 => 0.1,
+        Cvt::S3 => 0.2,
+    };
+    Architecture { name, drop_path, shape: Shape::Cvt { size, window_sizes, res_stem } }
 }
 
 /// Every named architecture.
@@ -77,6 +99,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
     vit("vit_small14_reg4", [384, 12, 6, 14], Vit::Registers),
     vit("vit_base14_reg4", [768, 12, 12, 14], Vit::Registers),
     vit("vit_large14_reg4", [1024, 24, 16, 14], Vit::Registers),
+    cvt("cvt_tiny", Cvt::S1, [7; 4], false),
+    cvt("cvt_tiny_w14", Cvt::S1, [14, 14, 14, 7], false),
+    cvt("cvt_tiny_stem_w14", Cvt::S1, [14, 14, 14, 7], true),
+    cvt("cvt_s3", Cvt::S3, [7; 4], false),
+    cvt("cvt_s3_w14", Cvt::S3, [14, 14, 14, 7], false),
+    cvt("cvt_s3_stem_w14", Cvt::S3, [14, 14, 14, 7], true),
 ];
 
 /// The architecture of this name; `swin_tiny` without a window means window 7.
@@ -144,6 +172,25 @@ impl Architecture {
                     },
                 })
             }
+            Shape::Cvt { size, window_sizes, res_stem } => {
+                let [embed_dims, num_heads, depths] = match size {
+                    Cvt::S1 => [[64, 192, 384, 768], [1, 3, 6, 12], [2, 2, 6, 2]],
+                    Cvt::S3 => [[64, 128, 256, 512], [2, 4, 8, 16], [2, 2, 10, 4]],
+                };
+                BackboneConfig::Cvt(CvtConfig {
+                    img_size: 224,
+                    embed_dims: embed_dims.into(),
+                    depths: depths.into(),
+                    num_heads: num_heads.into(),
+                    patch_sizes: vec![7, 3, 3, 3],
+                    patch_strides: vec![4, 2, 2, 2],
+                    patch_paddings: vec![2, 1, 1, 1],
+                    window_sizes: window_sizes.into(),
+                    mlp_ratios: vec![4.0; 4],
+                    res_stem,
+                    norm_eps: cvt::NORM_EPS,
+                })
+            }
         }
     }
 }
@@ -173,10 +220,26 @@ mod tests {
             ("deit_tiny16_distilled", 5_524_800),
             ("deit_small16_distilled", 21_666_432),
             ("deit_base16_distilled", 85_800_192),
+            ("cvt_tiny", 29_303_616),
+            ("cvt_tiny_w14", 29_303_616),
+            ("cvt_tiny_stem_w14", 29_369_856),
+            ("cvt_s3", 22_620_160),
+            ("cvt_s3_stem_w14", 22_686_400),
         ] {
             let (_, list) = find(name).unwrap().config().build(0.0);
-            let count: usize = list.iter().map(|spec| spec.len()).sum();
-            assert_eq!(count, expected, "{name}");
+            assert_eq!(list.parameters(), expected, "{name}");
+        }
+    }
+
+    /// Entries of the official state, with the number of batches that each batch norm has seen.
+    #[test]
+    fn entries_of_the_state() {
+        for (name, expected) in
+            [("swin_tiny_w7", 171), ("cvt_tiny", 234), ("cvt_tiny_stem_w14", 248), ("cvt_s3", 342)]
+        {
+            let (_, list) = find(name).unwrap().config().build(0.0);
+            let norms = list.iter().filter(|spec| spec.name.ends_with("running_mean")).count();
+            assert_eq!(list.len() + norms, expected, "{name}");
         }
     }
 

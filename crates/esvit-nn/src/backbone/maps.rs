@@ -69,24 +69,35 @@ impl TokenMaps {
     /// Some tokens of every image, `[tokens of all images, C]`: their numbers by segment.
     pub(super) fn select(&self, tokens: impl Fn(&Segment) -> Range<usize>) -> Tensor {
         let width = self.rows.shape()[1];
+        let parts = self.parts().into_iter().zip(&self.segments).map(|(part, segment)| {
+            let range = tokens(segment);
+            let rows = part.narrow(1, range.start, range.len());
+            rows.reshape([segment.images * range.len(), width])
+        });
+        joined(parts.collect())
+    }
+
+    /// The rows of each segment, `[images, tokens, C]`.
+    pub(super) fn parts(&self) -> Vec<Tensor> {
+        let width = self.rows.shape()[1];
         let mut start = 0;
-        let parts = self.segments.iter().map(|segment| {
-            let Segment { images, .. } = *segment;
-            let count = images * segment.tokens();
+        let part = |segment: &Segment| {
+            let count = segment.images * segment.tokens();
             // In a pass over shapes, all rows are those of any number of images.
             let rows = match self.segments.len() {
                 1 => self.rows.clone(),
                 _ => self.rows.clone().narrow(0, start, count),
             };
             start += count;
-            let range = tokens(segment);
-            let rows = rows.reshape([images, segment.tokens(), width]);
-            let rows = rows.narrow(1, range.start, range.len());
-            rows.reshape([images * range.len(), width])
-        });
-        let mut parts: Vec<Tensor> = parts.collect();
-        if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+            rows.reshape([segment.images, segment.tokens(), width])
+        };
+        self.segments.iter().map(part).collect()
     }
+}
+
+/// Rows `[rows, C]` of segments, one after another.
+pub(super) fn joined(mut parts: Vec<Tensor>) -> Tensor {
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
 }
 
 /// Features of images of one size.

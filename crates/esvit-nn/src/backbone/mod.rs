@@ -4,6 +4,7 @@
 //! its named shapes in [`crate::zoo`].
 
 mod attention_map;
+pub mod cvt;
 mod maps;
 pub mod swin;
 pub mod vit;
@@ -23,6 +24,7 @@ use crate::forward_ctx::ForwardCtx;
 use crate::params::{ParamList, Params, Registry, Scope};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
+use cvt::{Cvt, CvtConfig};
 use swin::{Swin, SwinConfig};
 use vit::{Vit, VitConfig};
 
@@ -37,6 +39,8 @@ pub enum BackboneConfig {
     Swin(SwinConfig),
     /// A vision transformer.
     Vit(VitConfig),
+    /// A convolutional vision transformer.
+    Cvt(CvtConfig),
 }
 
 /// Families of backbones.
@@ -46,17 +50,20 @@ pub enum Family {
     Swin,
     /// Vision transformers.
     Vit,
+    /// Convolutional vision transformers.
+    Cvt,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 2] = [Self::Swin, Self::Vit];
+    pub const ALL: [Self; 3] = [Self::Swin, Self::Vit, Self::Cvt];
 
     /// Its name in files and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Swin => "swin",
             Self::Vit => "vit",
+            Self::Cvt => "cvt",
         }
     }
 
@@ -65,6 +72,7 @@ impl Family {
         match self {
             Self::Swin => "Swin",
             Self::Vit => "ViT",
+            Self::Cvt => "CvT",
         }
     }
 }
@@ -92,6 +100,7 @@ impl<'de> Deserialize<'de> for BackboneConfig {
         let config = match family.as_str() {
             Some("swin") => Self::Swin(fields(stored)?),
             Some("vit") => Self::Vit(fields(stored)?),
+            Some("cvt") => Self::Cvt(fields(stored)?),
             _ => {
                 let known = Family::ALL.map(|family| format!("{:?}", family.name())).join(" and ");
                 let error = format!("`family` is {family}: this program has {known}");
@@ -109,6 +118,7 @@ impl Describe for BackboneConfig {
             let mut schema = match family {
                 Family::Swin => SwinConfig::schema(),
                 Family::Vit => VitConfig::schema(),
+                Family::Cvt => CvtConfig::schema(),
             };
             schema["properties"]["family"] =
                 json!({ "const": family.name(), "description": "Family." });
@@ -137,6 +147,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(_) => Family::Swin,
             Self::Vit(_) => Family::Vit,
+            Self::Cvt(_) => Family::Cvt,
         }
     }
 
@@ -145,6 +156,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.describe(),
             Self::Vit(config) => config.describe(),
+            Self::Cvt(config) => config.describe(),
         }
     }
 
@@ -156,6 +168,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.validate(),
             Self::Vit(config) => config.validate(),
+            Self::Cvt(config) => config.validate(),
         }
     }
 
@@ -168,6 +181,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.check_image(key, sides),
             Self::Vit(config) => config.check_image(key, sides),
+            Self::Cvt(config) => config.check_image(key, sides),
         }
     }
 
@@ -176,6 +190,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.stage_table(),
             Self::Vit(config) => config.stage_table(),
+            Self::Cvt(config) => config.stage_table(),
         }
     }
 
@@ -184,6 +199,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.img_size,
             Self::Vit(config) => config.img_size,
+            Self::Cvt(config) => config.img_size,
         }
     }
 
@@ -202,6 +218,16 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.last_map(size),
             Self::Vit(config) => config.last_map(size),
+            Self::Cvt(config) => config.last_map(size),
+        }
+    }
+
+    /// Whether training normalizes by statistics of the batch: those of all images of a size, which
+    /// must then be in one pass.
+    pub fn has_batch_norm(&self) -> bool {
+        match self {
+            Self::Swin(_) | Self::Vit(_) => false,
+            Self::Cvt(_) => true,
         }
     }
 
@@ -210,6 +236,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.norm_eps,
             Self::Vit(config) => config.norm_eps,
+            Self::Cvt(config) => config.norm_eps,
         }
     }
 
@@ -219,6 +246,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => Self::Swin(SwinConfig { norm_eps, ..config }),
             Self::Vit(config) => Self::Vit(VitConfig { norm_eps, ..config }),
+            Self::Cvt(config) => Self::Cvt(CvtConfig { norm_eps, ..config }),
         }
     }
 
@@ -228,6 +256,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => Self::Swin(SwinConfig { img_size, ..config }),
             Self::Vit(config) => Self::Vit(VitConfig { img_size, ..config }),
+            Self::Cvt(config) => Self::Cvt(CvtConfig { img_size, ..config }),
         }
     }
 
@@ -237,6 +266,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => Arc::new(Swin::new(scope, config, drop_path)),
             Self::Vit(config) => Arc::new(Vit::new(scope, config, drop_path)),
+            Self::Cvt(config) => Arc::new(Cvt::new(scope, config, drop_path)),
         }
     }
 
