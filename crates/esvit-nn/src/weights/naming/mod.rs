@@ -56,6 +56,7 @@ impl Naming {
             (Family::Swin, _) => 1e-5,
             (Family::Vit, Self::Transformers | Self::Transformers5) => 1e-12,
             (Family::Vit, _) => 1e-6,
+            (Family::Cvt, _) => 1e-5,
         }
     }
 
@@ -65,6 +66,8 @@ impl Naming {
         match family {
             Family::Swin => swin::names(self, official),
             Family::Vit => vit::names(self, official),
+            // No other program has its layout.
+            Family::Cvt => vec![official.into()],
         }
     }
 

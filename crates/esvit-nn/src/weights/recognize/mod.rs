@@ -1,5 +1,6 @@
 //! Finds the networks in a file of weights and infers their shapes.
 
+mod cvt;
 mod swin;
 mod vit;
 
@@ -18,6 +19,7 @@ const MAX_STAGES: usize = 8;
 pub fn networks(file: &WeightsFile) -> Vec<Location> {
     let mut found = swin::networks(file);
     found.extend(vit::networks(file));
+    found.extend(cvt::networks(file));
     location::name(&mut found);
     found
 }
@@ -75,17 +77,20 @@ pub(super) fn shape(
             let (shape, assumed) = vit::shape(file, location, known)?;
             Ok((BackboneConfig::Vit(shape), assumed))
         }
+        Family::Cvt => {
+            let (shape, assumed) = cvt::shape(file, location, known)?;
+            Ok((BackboneConfig::Cvt(shape), assumed))
+        }
     }
 }
 
 /// Unsupported backbones, by a suffix of names that only they have.
-const OTHERS: [(&str, &str); 12] = [
+const OTHERS: [(&str, &str); 11] = [
     ("attn.w_msa.logit_scale", "a Swin transformer of version 2"),
     ("attn.logit_scale", "a Swin transformer of version 2"),
     ("attention.self.logit_scale", "a Swin transformer of version 2"),
     ("local_relative_position_bias_table", "a vision longformer (ViL)"),
-    ("attn.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
-    ("0.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
+    ("fn.qkv.dw.weight", "a convolutional vision transformer (CvT) in another form than EsViT's"),
     ("patch_embed1.proj.weight", "a pyramid vision transformer (PVT)"),
     ("dwconv.weight", "a ConvNeXt"),
     ("conv_dw.weight", "a ConvNeXt"),
