@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use esvit_files::{FileError, write_atomically};
+use esvit_nn::backbone::Family;
 use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported, write_error};
 use esvit_nn::{BackboneConfig, onnx};
 use esvit_weights::{Float, Tree, write_safetensors, write_torch_with};
@@ -117,6 +118,14 @@ pub enum ExportError {
         target: Target,
         /// Window size of each stage.
         windows: Vec<usize>,
+    },
+    /// The target has no networks of the family.
+    #[error("{target} has no {family} networks\nhint: esvit and onnx can take it")]
+    Family {
+        /// The target.
+        target: Target,
+        /// The family.
+        family: Family,
     },
     /// The target has no such networks.
     #[error(
@@ -231,8 +240,8 @@ pub fn write(
                 return Err(ExportError::Bf16Graph);
             }
             let [height, width] = options.size;
-            let patch = backbone.config.stages()[0].stride;
-            if height < patch || width < patch {
+            if options.size.map(|side| backbone.config.last_map(side)).contains(&0) {
+                let patch = backbone.config.stages()[0].stride;
                 return Err(ExportError::Size { height, width, patch });
             }
             let metadata = [(METADATA_KEY, about.as_str())];
@@ -260,6 +269,11 @@ fn check_target(config: &BackboneConfig, target: Target) -> Result<(), ExportErr
             if !is_plain && target == Target::Torchvision {
                 let lacks = "registers, distillation token or LayerScale";
                 return Err(ExportError::Lacks { target, lacks });
+            }
+        }
+        BackboneConfig::Cvt(_) => {
+            if !matches!(target, Target::Esvit | Target::Onnx) {
+                return Err(ExportError::Family { target, family: config.family() });
             }
         }
     }

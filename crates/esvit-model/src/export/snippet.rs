@@ -5,12 +5,15 @@ use std::path::Path;
 use esvit_nn::BackboneConfig;
 use serde_json::Value;
 
-use super::config_files::timm_name;
+use super::config_files::{REFUSED, timm_name};
 use super::{Options, Target};
 use crate::PretrainedBackbone;
 
 /// Python code that loads the export, ready to be pasted; it imports what it needs and no more. Models
 /// are ready for inference.
+///
+/// # Panics
+/// When the target does not have the network, which [`super::write()`] refuses.
 pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
     let model = &backbone.config;
     let path = quoted(&out.display().to_string());
@@ -99,6 +102,7 @@ fn torchvision(model: &BackboneConfig) -> String {
             model.embed_dim,
             (model.embed_dim as f64 * model.mlp_ratio) as usize
         ),
+        BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
     }
 }
 

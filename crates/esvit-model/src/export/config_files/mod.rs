@@ -13,6 +13,9 @@ use crate::PretrainedBackbone;
 /// `PIL.Image.BICUBIC`.
 const PIL_BICUBIC: u32 = 3;
 
+/// Why another program's words for a network are not asked for.
+pub(super) const REFUSED: &str = "networks that a target does not have are refused before";
+
 /// Files beside the weights: name and JSON contents.
 pub(super) fn config_files(
     options: &Options,
@@ -25,6 +28,7 @@ pub(super) fn config_files(
             let mut card = match config {
                 BackboneConfig::Swin(model) => swin::transformers(model),
                 BackboneConfig::Vit(model) => vit::transformers(model),
+                BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
             };
             card["dtype"] = options.float.torch_name().into();
             vec![("config.json", card), ("preprocessor_config.json", processor(preprocess))]
@@ -38,6 +42,7 @@ pub(super) fn timm_name(config: &BackboneConfig) -> (&'static str, Map<String, V
     match config {
         BackboneConfig::Swin(model) => swin::timm_name(model),
         BackboneConfig::Vit(model) => vit::timm_name(model),
+        BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
     }
 }
 
@@ -47,6 +52,7 @@ fn timm(config: &BackboneConfig, preprocess: &Preprocess) -> Value {
     let (pool, classifier, pool_size) = match config {
         BackboneConfig::Swin(model) => ("avg", "head.fc", Some([model.last_map(size); 2])),
         BackboneConfig::Vit(_) => ("token", "head", None),
+        BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
     };
     json!({
         "architecture": name,
