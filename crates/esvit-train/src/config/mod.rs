@@ -221,13 +221,19 @@ impl Config {
     pub fn crop_chunks(&self) -> CropChunks {
         let TrainConfig { crops_per_forward, activation_checkpointing, .. } = self.train;
         match crops_per_forward {
-            0 if self.objective.settings().chunking() == Chunking::Whole => CropChunks::All,
+            0 if self.needs_all_crops() => CropChunks::All,
             0 => {
                 let precision = self.train.precision();
                 CropChunks::within_memory(&self.model.backbone, precision, activation_checkpointing)
             }
             count => CropChunks::Crops(count),
         }
+    }
+
+    /// Whether one forward pass of the student must have all crops.
+    fn needs_all_crops(&self) -> bool {
+        let chunking = self.objective.settings().chunking();
+        chunking == Chunking::Whole || self.model.backbone.has_batch_norm()
     }
 
     /// The network, whose parameters are not made yet, and its objective, for images of `classes`
@@ -284,6 +290,14 @@ impl Config {
                  hint: set it to 0, and `train.activation_checkpointing=true` for less memory"
                     .into(),
             );
+        }
+        if self.needs_all_crops() && self.train.crops_per_forward > 0 {
+            return fail(format!(
+                "`train.crops_per_forward` does not go with a {} backbone, whose batch \
+                 normalization sees all crops of a size at once\n\
+                 hint: set it to 0, and `train.micro_batch` to fewer images for less memory",
+                self.model.backbone.family()
+            ));
         }
         let (side, largest) = (self.data.max_side, self.views.sizes().into_iter().max());
         let largest = largest.unwrap_or(0);

@@ -363,6 +363,11 @@ fn settings_that_do_not_go_together_are_refused() {
              `objective.head.use_bn_in_head`) sees all crops of a step at once",
         ),
         (
+            ["model.arch=cvt_tiny", "train.crops_per_forward=2"],
+            ["model.arch=cvt_tiny", "train.crops_per_forward=0"],
+            "`train.crops_per_forward` does not go with a CvT backbone, whose batch normalization",
+        ),
+        (
             ["objective.mixup.enabled=true", "objective.region=true"],
             ["objective.mixup.enabled=true", "objective.region=false"],
             "hint: set `objective.region=false`",
@@ -578,6 +583,7 @@ fn crops_that_go_through_at_a_time() {
     let crop_chunks = |texts: &[&str]| resolve(texts).unwrap().crop_chunks();
     assert_eq!(crop_chunks(&["train.crops_per_forward=3"]), CropChunks::Crops(3));
     assert_eq!(crop_chunks(&["head.use_bn_in_head=true"]), CropChunks::All);
+    assert_eq!(crop_chunks(&["model.arch=cvt_tiny"]), CropChunks::All);
     let shape = Config::default().model.backbone;
     for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
         for again in [false, true] {
