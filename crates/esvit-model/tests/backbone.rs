@@ -15,8 +15,8 @@ use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::backbone::Family;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::weights::{Entry, Naming, entries, exported, save};
-use esvit_nn::{BackboneConfig, Params};
-use esvit_testing::{tiny_swin, untrained};
+use esvit_nn::{BackboneConfig, Device, Params};
+use esvit_testing::{tiny_cvt, tiny_swin, untrained};
 use esvit_weights::{
     Dtype, Float, Tensor, Tree, Values, WeightsFile, write_safetensors, write_torch,
 };
@@ -59,6 +59,39 @@ fn what_is_exported_is_opened_again() {
             // Nothing but the state dictionary, for the programs that would refuse it.
             let is_state = file.tensors().iter().all(|tensor| tensor.group.is_empty());
             assert_eq!(is_state, target != Target::Esvit, "{name}");
+        }
+    }
+}
+
+/// Running statistics are exported with the parameters.
+#[test]
+fn networks_that_a_target_does_not_have_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = BackboneConfig::Cvt(tiny_cvt());
+    let (network, specs) = config.build(0.0);
+    let params = Params::from_fn(&specs, &Device::Cpu, |spec| vec![0.5; spec.len()]);
+    let swin = untrained(&tiny_swin(), 3, 40);
+    let backbone = PretrainedBackbone { config, network, params, ..swin };
+    for (target, name) in [
+        (Target::Esvit, "esvit.pth"),
+        (Target::Esvit, "esvit.safetensors"),
+        (Target::Onnx, "cvt.onnx"),
+        (Target::Timm, "timm"),
+        (Target::Torchvision, "torchvision.pth"),
+        (Target::Transformers, "transformers"),
+    ] {
+        let written = write(&backbone, &folder.path().join(name), &options(target));
+        match target {
+            Target::Esvit => {
+                let opened = PretrainedBackbone::open(&written.unwrap()[0]).unwrap();
+                assert_eq!(values(&opened.params), values(&backbone.params), "{name}");
+                assert!(opened.metadata() == backbone.metadata(), "{name}");
+            }
+            Target::Onnx => drop(written.unwrap()),
+            Target::Timm | Target::Torchvision | Target::Transformers => {
+                let error = written.unwrap_err().to_string();
+                assert!(error.contains("has no CvT networks\nhint: esvit and onnx"), "{error}");
+            }
         }
     }
 }
