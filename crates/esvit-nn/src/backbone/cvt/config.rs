@@ -191,7 +191,7 @@ impl CvtConfig {
     }
 
     /// Side of the windows of a map.
-    pub(super) fn window(&self, stage: usize, [height, width]: [usize; 2]) -> usize {
+    fn window(&self, stage: usize, [height, width]: [usize; 2]) -> usize {
         self.window_sizes[stage].min(height).min(width)
     }
 
