@@ -64,7 +64,7 @@ pub struct BackboneCost {
 
 /// Number of parameters of a backbone, without heads.
 pub fn parameters(config: &BackboneConfig) -> usize {
-    config.build(0.0).1.iter().map(|spec| spec.len()).sum()
+    config.build(0.0).1.parameters()
 }
 
 /// The results as text.

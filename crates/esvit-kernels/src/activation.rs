@@ -10,7 +10,7 @@ pub enum Activation {
     None,
     /// GELU, exact: `x * cdf(x)` with the cdf of the standard normal distribution.
     Gelu,
-    /// QuickGELU, `x * sigmoid(1.702 x)`. Groundwork: no model of this workspace uses it yet.
+    /// QuickGELU, `x * sigmoid(1.702 x)`.
     QuickGelu,
 }
 

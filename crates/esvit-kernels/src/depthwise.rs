@@ -1,6 +1,5 @@
 //! Depthwise convolution over token maps, channels last: stride 1, zero padding ("same"), one
-//! square filter per channel. Groundwork for convolutional backbones: no model of this workspace
-//! uses it yet.
+//! square filter per channel.
 
 use rayon::prelude::*;
 

@@ -34,7 +34,8 @@ impl Filter {
     pub fn positions(&self, size: [usize; 2]) -> [usize; 2] {
         size.map(|side| {
             let rest = (side + 2 * self.padding).checked_sub(self.side);
-            rest.map_or(0, |rest| rest / self.stride + 1)
+            // Padding alone is no map.
+            rest.filter(|_| side > 0).map_or(0, |rest| rest / self.stride + 1)
         })
     }
 
@@ -110,6 +111,8 @@ pub(crate) mod tests {
         assert_eq!(filter(3, 2, 1).positions([112, 1]), [56, 1]);
         assert_eq!(filter(2, 2, 0).positions([7, 1]), [3, 0]);
         assert_eq!(filter(1, 2, 0).positions([7, 8]), [4, 4]);
+        assert_eq!(filter(7, 4, 2).positions([2, 3]), [0, 1]);
+        assert_eq!(filter(3, 2, 2).positions([0, 1]), [0, 2]);
     }
 
     #[test]

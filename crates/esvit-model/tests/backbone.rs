@@ -17,7 +17,7 @@ use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::weights::{Entry, Naming, entries, exported, save};
 use esvit_nn::{BackboneConfig, Device, Params};
-use esvit_testing::{tiny_pvt, tiny_resnet, tiny_swin, untrained};
+use esvit_testing::{tiny_cvt, tiny_pvt, tiny_resnet, tiny_swin, untrained};
 use esvit_weights::{
     Dtype, Float, Tensor, Tree, Values, WeightsFile, write_safetensors, write_torch,
 };
@@ -116,7 +116,8 @@ fn residual_networks_are_exported() {
     }
 }
 
-/// Other forms of ResNets, and pyramid vision transformers.
+/// Other forms of ResNets, and families that no other program has; running statistics are exported
+/// with the parameters.
 #[test]
 fn families_that_a_target_does_not_have() {
     let folder = tempfile::tempdir().unwrap();
@@ -126,12 +127,14 @@ fn families_that_a_target_does_not_have() {
         assert!(!out.exists() && error.ends_with("hint: esvit and onnx can take it"), "{error}");
         error
     };
-    let pvt = || BackboneConfig::Pvt(tiny_pvt());
+    let [pvt, cvt] = [BackboneConfig::Pvt(tiny_pvt()), BackboneConfig::Cvt(tiny_cvt())];
     for (target, name) in
         [(Target::Timm, "a"), (Target::Torchvision, "a.pth"), (Target::Transformers, "a")]
     {
-        let error = refused(pvt(), target, name);
-        assert!(error.contains(&format!("{target} has no PVT of version 1")), "{error}");
+        for (config, what) in [(&pvt, "PVT of version 1"), (&cvt, "CvT networks")] {
+            let error = refused(config.clone(), target, name);
+            assert!(error.contains(&format!("{target} has no {what}")), "{error}");
+        }
         let selective = ResNetConfig { selective_kernels: true, ..resnet() };
         let error = refused(BackboneConfig::ResNet(selective), target, name);
         assert!(error.contains("selective kernels"), "{error}");
@@ -141,18 +144,19 @@ fn families_that_a_target_does_not_have() {
     assert!(refused(narrow(), Target::Timm, "a").contains("first convolution"));
     let eps = BackboneConfig::ResNet(ResNetConfig { norm_eps: 1e-3, ..resnet() });
     assert!(refused(eps, Target::Transformers, "a").contains("`eps` of BatchNorm"));
-    for config in [pvt(), narrow()] {
+    for config in [pvt.clone(), narrow(), cvt] {
         let backbone = untrained_of(config);
         for (target, name) in [(Target::Esvit, "b.pth"), (Target::Onnx, "b.onnx")] {
             let files = write(&backbone, &folder.path().join(name), &options(target)).unwrap();
             if target == Target::Esvit {
                 let opened = PretrainedBackbone::open(&files[0]).unwrap();
                 assert_eq!(values(&opened.params), values(&backbone.params));
+                assert!(opened.metadata() == backbone.metadata());
             }
         }
     }
     let small = Options { size: [15, 32], ..options(Target::Onnx) };
-    let error = write(&untrained_of(pvt()), &folder.path().join("c.onnx"), &small).unwrap_err();
+    let error = write(&untrained_of(pvt), &folder.path().join("c.onnx"), &small).unwrap_err();
     assert!(error.to_string().contains("15 x 32 pixels are smaller than a patch of 16"), "{error}");
 }
 

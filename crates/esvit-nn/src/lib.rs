@@ -13,6 +13,7 @@ pub mod esvit_heads;
 pub mod forward_ctx;
 pub mod gradients;
 pub mod head;
+mod interpolation;
 pub mod layers;
 mod limits;
 pub mod network;

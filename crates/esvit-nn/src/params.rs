@@ -169,6 +169,12 @@ impl ParamList {
         self.offsets[index]..self.offsets[index] + self.specs[index].len()
     }
 
+    /// Number of values of all parameters, running statistics not counted.
+    pub fn parameters(&self) -> usize {
+        let specs = self.specs.iter().filter(|spec| spec.role != Role::Buffer);
+        specs.map(ParamSpec::len).sum()
+    }
+
     /// Number of values of all trained parameters: the length of a buffer of gradients.
     pub fn trained_len(&self) -> usize {
         self.trained

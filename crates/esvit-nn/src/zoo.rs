@@ -1,6 +1,7 @@
 //! Named architectures, with the settings of the official configuration files.
 
 use crate::backbone::BackboneConfig;
+use crate::backbone::cvt::{self, CvtConfig};
 use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
 use crate::backbone::swin::{self, SwinConfig};
@@ -27,6 +28,7 @@ enum Shape {
     Vit { embed_dim: usize, depth: usize, num_heads: usize, patch_size: usize, kind: Vit },
     Pvt { depths: [usize; 4] },
     ResNet { block: BlockKind, layers: [usize; 4], times: usize, selective_kernels: bool },
+    Cvt { size: Cvt, window_sizes: [usize; 4], res_stem: bool },
 }
 
 /// Forms of vision transformers.
@@ -38,6 +40,13 @@ enum Vit {
     Distilled,
     /// DINOv2 with four registers, in timm's form.
     Registers,
+}
+
+/// Sizes of convolutional vision transformers, as in the official configuration files.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Cvt {
+    S1,
+    S3,
 }
 
 const fn swin(
@@ -77,6 +86,19 @@ const fn resnet(
 
 const BASIC: BlockKind = BlockKind::Basic;
 const BOTTLENECK: BlockKind = BlockKind::Bottleneck;
+
+const fn cvt(
+    name: &'static str,
+    size: Cvt,
+    window_sizes: [usize; 4],
+    res_stem: bool,
+) -> Architecture {
+    let drop_path = match size {
+        Cvt::S1 => 0.1,
+        Cvt::S3 => 0.2,
+    };
+    Architecture { name, drop_path, shape: Shape::Cvt { size, window_sizes, res_stem } }
+}
 
 /// Every named architecture.
 pub const ARCHITECTURES: &[Architecture] = &[
@@ -119,6 +141,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
     resnet("resnet152_w3_sk", BOTTLENECK, [3, 8, 36, 3], 3, true),
     resnet("resnet200", BOTTLENECK, [3, 24, 36, 3], 1, false),
     resnet("resnet200_w2", BOTTLENECK, [3, 24, 36, 3], 2, false),
+    cvt("cvt_tiny", Cvt::S1, [7; 4], false),
+    cvt("cvt_tiny_w14", Cvt::S1, [14, 14, 14, 7], false),
+    cvt("cvt_tiny_stem_w14", Cvt::S1, [14, 14, 14, 7], true),
+    cvt("cvt_s3", Cvt::S3, [7; 4], false),
+    cvt("cvt_s3_w14", Cvt::S3, [14, 14, 14, 7], false),
+    cvt("cvt_s3_stem_w14", Cvt::S3, [14, 14, 14, 7], true),
 ];
 
 /// The architecture of this name; `swin_tiny` without a window means window 7.
@@ -207,6 +235,25 @@ impl Architecture {
                     norm_eps: BATCH_NORM_EPS,
                 })
             }
+            Shape::Cvt { size, window_sizes, res_stem } => {
+                let [embed_dims, num_heads, depths] = match size {
+                    Cvt::S1 => [[64, 192, 384, 768], [1, 3, 6, 12], [2, 2, 6, 2]],
+                    Cvt::S3 => [[64, 128, 256, 512], [2, 4, 8, 16], [2, 2, 10, 4]],
+                };
+                BackboneConfig::Cvt(CvtConfig {
+                    img_size: 224,
+                    embed_dims: embed_dims.into(),
+                    depths: depths.into(),
+                    num_heads: num_heads.into(),
+                    patch_sizes: vec![7, 3, 3, 3],
+                    patch_strides: vec![4, 2, 2, 2],
+                    patch_paddings: vec![2, 1, 1, 1],
+                    window_sizes: window_sizes.into(),
+                    mlp_ratios: vec![4.0; 4],
+                    res_stem,
+                    norm_eps: cvt::NORM_EPS,
+                })
+            }
         }
     }
 }
@@ -215,7 +262,6 @@ impl Architecture {
 mod tests {
     use super::*;
     use crate::forward_ctx::ForwardCtx;
-    use crate::params::Role;
 
     /// Parameters of the backbone, without heads, as the official code counts them.
     #[test]
@@ -254,25 +300,32 @@ mod tests {
             ("resnet50_sk", 35_215_584),
             ("resnet152_w3_sk", 794_704_160),
             ("resnet200_w2", 250_128_512),
+            ("cvt_tiny", 29_303_616),
+            ("cvt_tiny_w14", 29_303_616),
+            ("cvt_tiny_stem_w14", 29_369_856),
+            ("cvt_s3", 22_620_160),
+            ("cvt_s3_stem_w14", 22_686_400),
         ] {
             let (_, list) = find(name).unwrap().config().build(0.0);
-            let trained = list.iter().filter(|spec| spec.role != Role::Buffer);
-            let count: usize = trained.map(|spec| spec.len()).sum();
-            assert_eq!(count, expected, "{name}");
+            assert_eq!(list.parameters(), expected, "{name}");
         }
     }
 
-    /// Tensors of the official files, without heads: those of batch norm with two statistics and a
-    /// number of batches.
+    /// Tensors of the official files, without heads and tables of indices: those of batch norm with
+    /// two statistics and a number of batches.
     #[test]
     fn tensor_counts() {
         for (name, expected) in [
+            ("swin_tiny_w7", 171),
             ("pvt_tiny", 159),
             ("pvt_small", 299),
             ("pvt_medium", 515),
             ("pvt_large", 749),
             ("pvt_2262", 231),
             ("resnet50", 318),
+            ("cvt_tiny", 234),
+            ("cvt_tiny_stem_w14", 248),
+            ("cvt_s3", 342),
         ] {
             let (_, list) = find(name).unwrap().config().build(0.0);
             let norms = list.iter().filter(|spec| spec.name.ends_with("running_mean")).count();

@@ -198,6 +198,29 @@ fn swin_tiny_w14() {
     );
 }
 
+#[test]
+fn cvt_tiny() {
+    check_features(
+        "cvt_tiny",
+        [
+            Expected {
+                size: 224,
+                view: [-0.18498, -1.4744, -0.14373, -0.2648],
+                view_sum: 1.06076,
+                region: [-0.45269, -1.17099, 0.29608],
+                region_norm: 193.78702,
+            },
+            Expected {
+                size: 96,
+                view: [-1.11966, -1.51238, -0.79342, -0.59314],
+                view_sum: 0.40203,
+                region: [-2.05907, -1.77545, -0.42876],
+                region_norm: 82.97545,
+            },
+        ],
+    );
+}
+
 /// The linear probe's feature and the last block's attention, Swin-T with window 7.
 #[test]
 fn last_blocks_and_attention() {

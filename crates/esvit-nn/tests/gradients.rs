@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use esvit_nn::backbone::cvt::CvtConfig;
 use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::{Input, TokenMask};
@@ -19,7 +20,7 @@ use esvit_nn::tensor::Dtype;
 use esvit_nn::{BackboneConfig, Collective, Device, ForwardCtx, Solo, Tape, Tensor};
 use esvit_testing::{
     Pair, assert_alike, check_gradients, composed, fill, hashed, hashed_tensor, hashed_times,
-    tiny_pvt, tiny_swin,
+    tiny_cvt, tiny_pvt, tiny_swin,
 };
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5 };
@@ -681,6 +682,23 @@ fn pvt() {
         check_network("pvt", pixels.clone(), &params, |params, x| {
             let features = pvt.forward(params, x.reshape([2, 3, 17, 34]), &pass());
             assert_eq!(features.map, [1, 2]);
+            Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
+        });
+    }
+}
+
+/// Overlapping patches, padded windows, running statistics and those of the batch, and drop-path.
+#[test]
+fn cvt() {
+    let config = CvtConfig { norm_eps: 1e-3, ..tiny_cvt() };
+    config.validate().unwrap();
+    let (cvt, list) = BackboneConfig::Cvt(config).build(0.5);
+    let params = fill(&list, 0);
+    let pixels = hashed_times(1000, 2 * 3 * 15 * 22, 3f64.sqrt());
+    for pass in [ForwardCtx::eval, || ForwardCtx::student(KEY)] {
+        check_network("cvt", pixels.clone(), &params, |params, x| {
+            let features = cvt.forward(params, x.reshape([2, 3, 15, 22]), &pass());
+            assert_eq!(features.map, [2, 3]);
             Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
         });
     }

@@ -9,11 +9,15 @@ mod plain;
 
 use std::sync::Arc;
 
+use esvit_nn::backbone::cvt::CvtConfig;
 use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::vit::{PositionResize, PositionTable, VitConfig};
+use esvit_nn::params::Role;
 use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Params, Tensor, onnx};
-use esvit_testing::{assert_alike, fill, hashed_times, tiny_pvt, tiny_resnet};
+use esvit_testing::{
+    assert_alike, fill, hashed_tensor, hashed_times, tiny_cvt, tiny_pvt, tiny_resnet,
+};
 use esvit_weights::Float;
 use interpreter::{Model, Value};
 
@@ -72,6 +76,24 @@ fn the_graph_computes_a_vision_transformer() {
         let params = fill(&list, 0);
         let sizes = [([16, 16], [4, 4]), ([9, 22], [2, 5])];
         graphs_compute(&*backbone, &params, 8, &sizes);
+    }
+}
+
+/// Overlapping patches, padded windows, the stem, and running statistics that are not all alike.
+#[test]
+fn the_graph_computes_a_convolutional_transformer() {
+    for res_stem in [false, true] {
+        let config = BackboneConfig::Cvt(CvtConfig { norm_eps: 0.01, res_stem, ..tiny_cvt() });
+        let (backbone, list) = config.build(0.0);
+        let mut params = fill(&list, 0);
+        for (index, spec) in list.iter().enumerate() {
+            if spec.role == Role::Buffer {
+                let value = params.value(index) + hashed_tensor(5, [spec.len()]) * 0.3;
+                params.set(index, &value.to_vec());
+            }
+        }
+        let sizes = [([22, 31], [3, 4]), ([32, 32], [4, 4]), ([13, 9], [2, 1])];
+        graphs_compute(&*backbone, &params, 12, &sizes[..if res_stem { 2 } else { 3 }]);
     }
 }
 

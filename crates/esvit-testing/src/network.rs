@@ -2,6 +2,7 @@
 
 use esvit_data::Preprocess;
 use esvit_model::{PretrainedBackbone, SourceFile};
+use esvit_nn::backbone::cvt::CvtConfig;
 use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::resnet::{BlockKind, ResNetConfig};
 use esvit_nn::backbone::swin::SwinConfig;
@@ -45,6 +46,24 @@ pub fn tiny_resnet() -> ResNetConfig {
         widths: vec![3, 4],
         layers: vec![1, 2],
         selective_kernels: false,
+        norm_eps: 1e-5,
+    }
+}
+
+/// Two stages of one block each, for images of 32 pixels: maps of 8 tokens, which windows of 3 do not
+/// divide, and of 4.
+pub fn tiny_cvt() -> CvtConfig {
+    CvtConfig {
+        img_size: 32,
+        embed_dims: vec![8, 12],
+        depths: vec![1, 1],
+        num_heads: vec![2, 3],
+        patch_sizes: vec![7, 3],
+        patch_strides: vec![4, 2],
+        patch_paddings: vec![2, 1],
+        window_sizes: vec![3, 4],
+        mlp_ratios: vec![2.0, 1.5],
+        res_stem: false,
         norm_eps: 1e-5,
     }
 }

@@ -43,6 +43,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
         objective.build(scope, &Setup { width, blocks, precision, device, ..Setup::default() })
     });
     let crop_chunks = match bench.crops_per_forward {
+        0 if config.has_batch_norm() => CropChunks::All,
         0 => CropChunks::within_memory(&config, bench.precision, bench.activation_checkpointing),
         count => CropChunks::Crops(count),
     };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use esvit_nn::Device;
+use esvit_nn::params::Role;
 use esvit_train::Config;
 use esvit_train::objective::ObjectiveConfig;
 use esvit_train::objective::esvit::EsvitConfig;
@@ -118,6 +119,7 @@ fn parameters(config: &Config) -> Tile {
     let (network, _) = config.network(&Device::Cpu, 0);
     let millions = |of_backbone: bool| -> String {
         let specs = network.specs().iter();
+        let specs = specs.filter(|spec| spec.role != Role::Buffer);
         let specs = specs.filter(|spec| spec.part.is_backbone() == of_backbone);
         format!("{:.2}", specs.map(|spec| spec.len()).sum::<usize>() as f64 / 1e6)
     };

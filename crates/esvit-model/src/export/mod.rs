@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use esvit_files::{FileError, write_atomically};
+use esvit_nn::backbone::Family;
 use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported, write_error};
 use esvit_nn::{BackboneConfig, onnx};
@@ -271,15 +272,19 @@ fn check_target(config: &BackboneConfig, target: Target) -> Result<(), ExportErr
                 return Err(ExportError::Lacks { target, lacks });
             }
         }
-        BackboneConfig::Pvt(_) => {
-            if !matches!(target, Target::Esvit | Target::Onnx) {
-                let what = format!("{} of version 1", config.family());
-                return Err(ExportError::Family { target, what });
-            }
-        }
         BackboneConfig::ResNet(model) => {
             if let Some(what) = missing_resnet(model, target) {
                 return Err(ExportError::Family { target, what: what.into() });
+            }
+        }
+        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => {
+            if !matches!(target, Target::Esvit | Target::Onnx) {
+                let what = match config.family() {
+                    // timm has version 2.
+                    Family::Pvt => "PVT of version 1".into(),
+                    family => format!("{family} networks"),
+                };
+                return Err(ExportError::Family { target, what });
             }
         }
     }

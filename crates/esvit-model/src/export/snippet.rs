@@ -6,12 +6,15 @@ use esvit_nn::BackboneConfig;
 use esvit_nn::backbone::resnet::BlockKind;
 use serde_json::Value;
 
-use super::config_files::timm_name;
+use super::config_files::{REFUSED, timm_name};
 use super::{Options, Target};
 use crate::PretrainedBackbone;
 
 /// Python code that loads the export, ready to be pasted; it imports what it needs and no more. Models
 /// are ready for inference.
+///
+/// # Panics
+/// When the target does not have the network, which [`super::write()`] refuses.
 pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options) -> String {
     let model = &backbone.config;
     let path = quoted(&out.display().to_string());
@@ -59,7 +62,8 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
             match model {
                 BackboneConfig::Vit(_) => "heads",
                 BackboneConfig::ResNet(_) => "fc",
-                BackboneConfig::Swin(_) | BackboneConfig::Pvt(_) => "head",
+                BackboneConfig::Swin(_) => "head",
+                BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
             }
         ),
         Target::Transformers => format!(
@@ -112,7 +116,7 @@ fn torchvision(model: &BackboneConfig) -> String {
             };
             format!("ResNet(torchvision.models.resnet.{block}, {:?}", model.layers)
         }
-        BackboneConfig::Pvt(_) => unreachable!("refused before"),
+        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
     }
 }
 

@@ -49,6 +49,13 @@ pub struct TokenMaps {
 }
 
 impl TokenMaps {
+    /// Images `[B, C, H, W]` as maps of their pixels.
+    pub(super) fn of_pixels(images: Vec<Tensor>) -> Self {
+        let (rows, segments): (Vec<_>, Vec<_>) =
+            images.into_iter().map(|images| ops::patchify(images, 1)).unzip();
+        Self { rows: joined(rows), segments }
+    }
+
     /// Global average pooling of the maps' tokens, `[images, C]`.
     pub fn means(&self) -> Tensor {
         let maps = self.clone().without_prefix();
@@ -69,24 +76,42 @@ impl TokenMaps {
     /// Some tokens of every image, `[tokens of all images, C]`: their numbers by segment.
     pub(super) fn select(&self, tokens: impl Fn(&Segment) -> Range<usize>) -> Tensor {
         let width = self.rows.shape()[1];
+        let parts = self.parts().into_iter().zip(&self.segments).map(|(part, segment)| {
+            let range = tokens(segment);
+            let rows = part.narrow(1, range.start, range.len());
+            rows.reshape([segment.images * range.len(), width])
+        });
+        joined(parts.collect())
+    }
+
+    /// The tokens of each segment, `[images, tokens, C]`.
+    pub(super) fn parts(&self) -> Vec<Tensor> {
+        let width = self.rows.shape()[1];
         let mut start = 0;
-        let parts = self.segments.iter().map(|segment| {
-            let Segment { images, .. } = *segment;
-            let count = images * segment.tokens();
+        let part = |segment: &Segment| {
+            let count = segment.images * segment.tokens();
             // In a pass over shapes, all rows are those of any number of images.
             let rows = match self.segments.len() {
                 1 => self.rows.clone(),
                 _ => self.rows.clone().narrow(0, start, count),
             };
             start += count;
-            let range = tokens(segment);
-            let rows = rows.reshape([images, segment.tokens(), width]);
-            let rows = rows.narrow(1, range.start, range.len());
-            rows.reshape([images * range.len(), width])
-        });
-        let mut parts: Vec<Tensor> = parts.collect();
-        if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+            rows.reshape([segment.images, segment.tokens(), width])
+        };
+        self.segments.iter().map(part).collect()
     }
+}
+
+/// Rows `[rows, C]` of segments, one after another.
+pub(super) fn joined(mut parts: Vec<Tensor>) -> Tensor {
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+}
+
+/// Tokens `[images, n, C]` with a token of zeros after those of each image, `[images, n + 1, C]`.
+pub(super) fn with_zero_token(tokens: Tensor) -> Tensor {
+    let [images, _, width] = tokens.dims();
+    let zero = Tensor::zeros([images, 1, width], &tokens.device());
+    Tensor::cat(vec![tokens, zero], 1)
 }
 
 /// Features of images of one size.

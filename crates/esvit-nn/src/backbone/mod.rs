@@ -4,6 +4,8 @@
 //! its named shapes in [`crate::zoo`].
 
 mod attention_map;
+pub mod cvt;
+mod drop_path;
 mod maps;
 pub mod pvt;
 pub mod resnet;
@@ -25,6 +27,7 @@ use crate::forward_ctx::ForwardCtx;
 use crate::params::{ParamList, Params, Registry, Scope};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
+use cvt::{Cvt, CvtConfig};
 use pvt::{Pvt, PvtConfig};
 use resnet::{ResNet, ResNetConfig};
 use swin::{Swin, SwinConfig};
@@ -46,6 +49,8 @@ pub enum BackboneConfig {
     /// A residual network.
     #[serde(rename = "resnet")]
     ResNet(ResNetConfig),
+    /// A convolutional vision transformer.
+    Cvt(CvtConfig),
 }
 
 /// Families of backbones.
@@ -59,11 +64,13 @@ pub enum Family {
     Pvt,
     /// Residual networks.
     ResNet,
+    /// Convolutional vision transformers.
+    Cvt,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 4] = [Self::Swin, Self::Vit, Self::Pvt, Self::ResNet];
+    pub const ALL: [Self; 5] = [Self::Swin, Self::Vit, Self::Pvt, Self::ResNet, Self::Cvt];
 
     /// Its name in files and settings.
     pub fn name(self) -> &'static str {
@@ -72,6 +79,7 @@ impl Family {
             Self::Vit => "vit",
             Self::Pvt => "pvt",
             Self::ResNet => "resnet",
+            Self::Cvt => "cvt",
         }
     }
 
@@ -82,6 +90,7 @@ impl Family {
             Self::Vit => "ViT",
             Self::Pvt => "PVT",
             Self::ResNet => "ResNet",
+            Self::Cvt => "CvT",
         }
     }
 }
@@ -111,6 +120,7 @@ impl<'de> Deserialize<'de> for BackboneConfig {
             Some("vit") => Self::Vit(fields(stored)?),
             Some("pvt") => Self::Pvt(fields(stored)?),
             Some("resnet") => Self::ResNet(fields(stored)?),
+            Some("cvt") => Self::Cvt(fields(stored)?),
             _ => {
                 let known = Family::ALL.map(|family| format!("{:?}", family.name())).join(", ");
                 let error = format!("`family` is {family}: this program has {known}");
@@ -130,6 +140,7 @@ impl Describe for BackboneConfig {
                 Family::Vit => VitConfig::schema(),
                 Family::Pvt => PvtConfig::schema(),
                 Family::ResNet => ResNetConfig::schema(),
+                Family::Cvt => CvtConfig::schema(),
             };
             schema["properties"]["family"] =
                 json!({ "const": family.name(), "description": "Family." });
@@ -160,12 +171,17 @@ impl BackboneConfig {
             Self::Vit(_) => Family::Vit,
             Self::Pvt(_) => Family::Pvt,
             Self::ResNet(_) => Family::ResNet,
+            Self::Cvt(_) => Family::Cvt,
         }
     }
 
-    /// Whether it normalizes by the statistics of the images of a pass, and keeps running ones.
+    /// Whether training normalizes by statistics of the batch: those of all images of a size, which
+    /// must then be in one pass.
     pub fn has_batch_norm(&self) -> bool {
-        matches!(self, Self::ResNet(_))
+        match self {
+            Self::Swin(_) | Self::Vit(_) | Self::Pvt(_) => false,
+            Self::ResNet(_) | Self::Cvt(_) => true,
+        }
     }
 
     /// The shape in a few words.
@@ -175,6 +191,7 @@ impl BackboneConfig {
             Self::Vit(config) => config.describe(),
             Self::Pvt(config) => config.describe(),
             Self::ResNet(config) => config.describe(),
+            Self::Cvt(config) => config.describe(),
         }
     }
 
@@ -188,6 +205,7 @@ impl BackboneConfig {
             Self::Vit(config) => config.validate(),
             Self::Pvt(config) => config.validate(),
             Self::ResNet(config) => config.validate(),
+            Self::Cvt(config) => config.validate(),
         }
     }
 
@@ -202,15 +220,17 @@ impl BackboneConfig {
             Self::Vit(config) => config.check_image(key, sides),
             Self::Pvt(config) => config.check_image(key, sides),
             Self::ResNet(config) => config.check_image(key, sides),
+            Self::Cvt(config) => config.check_image(key, sides),
         }
     }
 
-    /// Side in pixels of the smallest images that it takes: a patch, or more where a map is reduced
-    /// before tokens attend to it.
+    /// Side in pixels of the smallest images that it takes: a patch, or more where a later stage
+    /// needs it. Of images whose sides are multiples of it, no pixels are cut off.
     pub fn least_side(&self) -> usize {
         match self {
-            Self::Pvt(config) => config.least_side(),
             Self::Swin(_) | Self::Vit(_) | Self::ResNet(_) => self.stages()[0].stride,
+            Self::Pvt(config) => config.least_side(),
+            Self::Cvt(config) => config.least_side(),
         }
     }
 
@@ -221,6 +241,7 @@ impl BackboneConfig {
             Self::Vit(config) => config.stage_table(),
             Self::Pvt(config) => config.stage_table(),
             Self::ResNet(config) => config.stage_table(),
+            Self::Cvt(config) => config.stage_table(),
         }
     }
 
@@ -231,6 +252,7 @@ impl BackboneConfig {
             Self::Vit(config) => config.img_size,
             Self::Pvt(config) => config.img_size,
             Self::ResNet(config) => config.img_size,
+            Self::Cvt(config) => config.img_size,
         }
     }
 
@@ -260,6 +282,7 @@ impl BackboneConfig {
             Self::Vit(config) => config.last_map(size),
             Self::Pvt(config) => config.last_map(size),
             Self::ResNet(config) => config.last_map(size),
+            Self::Cvt(config) => config.last_map(size),
         }
     }
 
@@ -270,6 +293,7 @@ impl BackboneConfig {
             Self::Vit(config) => config.norm_eps,
             Self::Pvt(config) => config.norm_eps,
             Self::ResNet(config) => config.norm_eps,
+            Self::Cvt(config) => config.norm_eps,
         }
     }
 
@@ -281,6 +305,7 @@ impl BackboneConfig {
             Self::Vit(config) => Self::Vit(VitConfig { norm_eps, ..config }),
             Self::Pvt(config) => Self::Pvt(PvtConfig { norm_eps, ..config }),
             Self::ResNet(config) => Self::ResNet(ResNetConfig { norm_eps, ..config }),
+            Self::Cvt(config) => Self::Cvt(CvtConfig { norm_eps, ..config }),
         }
     }
 
@@ -292,6 +317,7 @@ impl BackboneConfig {
             Self::Vit(config) => Self::Vit(VitConfig { img_size, ..config }),
             Self::Pvt(config) => Self::Pvt(PvtConfig { img_size, ..config }),
             Self::ResNet(config) => Self::ResNet(ResNetConfig { img_size, ..config }),
+            Self::Cvt(config) => Self::Cvt(CvtConfig { img_size, ..config }),
         }
     }
 
@@ -304,6 +330,7 @@ impl BackboneConfig {
             Self::Pvt(config) => Arc::new(Pvt::new(scope, config, drop_path)),
             // Blocks are never dropped.
             Self::ResNet(config) => Arc::new(ResNet::new(scope, config)),
+            Self::Cvt(config) => Arc::new(Cvt::new(scope, config, drop_path)),
         }
     }
 
@@ -494,156 +521,4 @@ impl dyn Backbone + '_ {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::Precision;
-
-    /// Shapes are stored with their family; those of the first versions, without, are Swin's.
-    #[test]
-    fn shapes_are_stored_with_their_family() {
-        let config = BackboneConfig::Swin(swin::tests::config());
-        let text = serde_json::to_string(&config).unwrap();
-        assert!(text.starts_with(r#"{"family":"swin","img_size":"#), "{text}");
-        assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
-        let old = text.replace(r#""family":"swin","#, "");
-        assert_eq!(serde_json::from_str::<BackboneConfig>(&old).unwrap(), config);
-        for (from, to, expected) in [
-            ("\"swin\"", "\"bit\"", "`family` is \"bit\": this program has \"swin\", \"vit\""),
-            ("\"depths\":[2,1,1],", "", "missing field `depths`"),
-            ("\"depths\":[2,", "\"depths\":[-2,", "`depths[0]`: invalid value: integer `-2`"),
-            ("\"depths\"", "\"depth\"", "unknown field `depth`"),
-            ("[2,1,1]", "[2,0,1]", "`depths` is [2, 0, 1]: every stage needs a block"),
-        ] {
-            let damaged = text.replace(from, to);
-            assert_ne!(damaged, text);
-            let error = serde_json::from_str::<BackboneConfig>(&damaged).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    /// Maps of 8, 4 and 2 tokens a side.
-    #[test]
-    fn the_table_of_stages() {
-        let config = BackboneConfig::Swin(swin::tests::config());
-        let expected = [(2, 6, 4, 1), (1, 12, 8, 2), (1, 24, 16, 3)]
-            .map(|(blocks, width, stride, heads)| Stage { blocks, width, stride, heads });
-        assert_eq!(config.stages(), expected);
-        assert_eq!((config.blocks(), config.output_width(), config.img_size()), (4, 24, 32));
-        assert_eq!((config.last_map(36), config.norm_eps()), (3, 1e-5));
-        assert_eq!(config.clone().with_norm_eps(1e-3).norm_eps(), 1e-3);
-        assert_eq!(config.with_img_size(48).img_size(), 48);
-    }
-
-    /// For 36 pixels: maps of 9, 5 and 3 tokens a side, padded to 9, 6 and 4 in windows.
-    #[test]
-    fn multiply_accumulates_by_hand() {
-        let config = BackboneConfig::Swin(swin::tests::config());
-        let attention =
-            |tokens: u64, slots: u64, width: u64| tokens * (4 * width * width + 2 * slots * width);
-        let mlp = |tokens: u64, width: u64| tokens * 2 * width * (width * 3 / 2);
-        let embed = 81 * 48 * 6;
-        let merges = 25 * 24 * 12 + 9 * 48 * 24;
-        let block = |tokens: u64, padded: u64, slots: u64, width: u64| {
-            attention(padded, slots, width) + mlp(tokens, width)
-        };
-        let expected =
-            embed + 2 * block(81, 81, 9, 6) + merges + block(25, 36, 9, 12) + block(9, 16, 4, 24);
-        let all = config.cost([36; 2], 0.0, &ForwardCtx::eval());
-        assert_eq!(all.official_macs(), expected);
-        // Without padding, and of four blocks a share is dropped: 0, 0.1, 0.2 and 0.3.
-        let expected = (embed + merges) as f64
-            + 1.9 * block(81, 81, 9, 6) as f64
-            + 0.8 * block(25, 25, 9, 12) as f64
-            + 0.7 * block(9, 9, 4, 24) as f64;
-        let found = config.cost([36; 2], 0.3, &ForwardCtx::expected()).macs;
-        assert!((found / expected - 1.0).abs() < 1e-7, "{found} instead of {expected}");
-        let expected =
-            embed + merges + 2 * block(81, 81, 9, 6) + block(25, 25, 9, 12) + block(9, 9, 4, 24);
-        assert_eq!(all.macs, expected as f64);
-    }
-
-    /// Every family's shape is stored under its name.
-    #[test]
-    fn families_by_name() {
-        let configs = [
-            BackboneConfig::Pvt(pvt::tests::config()),
-            BackboneConfig::ResNet(resnet::tests::config()),
-        ];
-        for config in configs {
-            let text = serde_json::to_string(&config).unwrap();
-            let start = format!(r#"{{"family":"{}","img_size":"#, config.family().name());
-            assert!(text.starts_with(&start), "{text}");
-            assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
-            assert_eq!(config.clone().with_norm_eps(1e-2).norm_eps(), 1e-2);
-            assert_eq!(config.clone().with_img_size(64).img_size(), 64);
-            let (backbone, _) = config.build(0.0);
-            assert_eq!(backbone.stages(), config.stages());
-            assert_eq!(backbone.family(), config.family().label());
-        }
-    }
-
-    /// For 48 pixels: maps of 12, 6 and 3 tokens a side, keys on maps of 3, and a class token in the
-    /// last stage.
-    #[test]
-    fn multiply_accumulates_of_a_pvt_by_hand() {
-        let config = BackboneConfig::Pvt(pvt::tests::config());
-        let block = |tokens: u64, keys: u64, width: u64, reduced: u64, hidden: u64| {
-            let attention = tokens * 2 * width * width + keys * 2 * width * width;
-            let reduction = keys * width * width * reduced;
-            attention + reduction + 2 * tokens * keys * width + tokens * 2 * width * hidden
-        };
-        let embed = 144 * 48 * 6 + 36 * 24 * 8 + 9 * 32 * 12;
-        let expected = embed
-            + 2 * block(144, 9, 6, 16, 9)
-            + block(36, 9, 8, 4, 16)
-            + block(10, 10, 12, 0, 30);
-        let cost = config.cost([48; 2], 0.0, &ForwardCtx::eval());
-        assert_eq!(cost.official_macs(), expected);
-    }
-
-    /// For 40 pixels: maps of 20 tokens a side after the first convolution, then 10, 5 and 3.
-    #[test]
-    fn multiply_accumulates_of_a_resnet_by_hand() {
-        let config = BackboneConfig::ResNet(resnet::tests::config());
-        // A block on `before` tokens of `inputs` channels that makes `after` tokens.
-        let block = |before: u64, after: u64, inputs: u64, width: u64| {
-            before * inputs * width + after * 9 * width * width + after * width * 4 * width
-        };
-        let stem = 400 * 147 * 6;
-        let shortcuts = 100 * 6 * 12 + 25 * 12 * 16 + 9 * 16 * 20;
-        let expected = stem
-            + shortcuts
-            + block(100, 100, 6, 3)
-            + block(100, 100, 12, 3)
-            + block(100, 25, 12, 4)
-            + block(25, 9, 16, 5);
-        let cost = config.cost([40; 2], 0.0, &ForwardCtx::eval());
-        assert_eq!(cost.official_macs(), expected);
-        assert_eq!(config.cost([40; 2], 0.0, &ForwardCtx::expected()).macs, expected as f64);
-    }
-
-    /// For 52 pixels: maps of 13, 7 and 4 tokens a side.
-    #[test]
-    fn saved_values_by_hand() {
-        let config = BackboneConfig::Swin(swin::tests::config());
-        // Per value two norms, query, key, value, what attention gives, and 1.5 hidden ones.
-        let blocks = (2 * 169 * 6 + 49 * 12 + 16 * 24) as f64;
-        // Patches and their norm, merging, the last norm.
-        let others = (169 * 48 + 169 * 6 + 49 * 24 + 16 * 48 + 16 * 24) as f64;
-        let saved = |precision, again| {
-            let mut ctx = ForwardCtx::expected().with_precision(precision);
-            ctx.activation_checkpointing = again;
-            config.cost([52; 2], 0.0, &ctx).saved_bytes
-        };
-        assert_eq!(saved(Precision::F32, false), blocks * 30.0 + others * 4.0);
-        assert_eq!(saved(Precision::Bf16, false), blocks * 15.0 + others * 2.0);
-        assert_eq!(saved(Precision::F32, true), blocks * 8.0 + others * 4.0);
-        assert_eq!(saved(Precision::Bf16, true), blocks * 8.0 + others * 2.0);
-        // The patches, and in a wide network the first stage.
-        let largest =
-            |config: &BackboneConfig| config.cost([52; 2], 0.0, &ForwardCtx::eval()).largest;
-        assert_eq!(largest(&config), 169.0 * 48.0);
-        let wide = SwinConfig { embed_dim: 60, ..swin::tests::config() };
-        assert_eq!(largest(&BackboneConfig::Swin(wide)), 169.0 * 60.0);
-    }
-}
+mod tests;

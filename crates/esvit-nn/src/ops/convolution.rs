@@ -1,12 +1,14 @@
 //! Convolution and max pooling over maps of tokens.
 
 use esvit_kernels::convolution::{self, Gradients};
-use esvit_kernels::maps::{Filter, Maps};
+use esvit_kernels::maps::Maps;
 use esvit_kernels::pooling;
 
 use super::cpu::{gradients, made, made_like, values};
 use super::prelude::*;
 use super::{Compute, Segment};
+
+pub use esvit_kernels::maps::Filter;
 
 /// Convolution of the maps of `x [rows, in]` with square filters `weight [out, in, k, k]` and
 /// `bias [out]`: rows `[.., out]` and their segments. `stride` pixels lie between two places of a

@@ -28,7 +28,7 @@ pub use attention::{
     window_attention_weights,
 };
 pub use batch_norm::{batch_norm, batch_norm_of_runs, fixed_batch_norm};
-pub use convolution::{convolution, max_pool};
+pub use convolution::{Filter, convolution, max_pool};
 pub use cross_attention::{cross_attention, cross_attention_weights};
 pub use depthwise::depthwise;
 pub use images::normalize_images;

@@ -1,6 +1,6 @@
 //! Resizes tables of positions to other windows and maps.
 
-use crate::{bicubic, bilinear};
+use crate::{bicubic, bilinear, interpolation};
 
 /// Resizes a table `[positions, heads]` to `rows` positions: each head is an image with sides of
 /// `2 * window - 1`, interpolated bicubically with `align_corners=False`, as in the official code.
@@ -41,11 +41,7 @@ pub(super) fn positions(table: &[f32], width: usize, rows: usize) -> Option<Vec<
 /// The same by bilinear interpolation, as a pyramid vision transformer does.
 pub(super) fn bilinear_positions(table: &[f32], width: usize, rows: usize) -> Option<Vec<f32>> {
     separable(table, width, rows, |old, new, position| {
-        let mut weights = vec![0.0; old];
-        for (place, weight) in bilinear::taps(old, new, position) {
-            weights[place] += weight;
-        }
-        weights
+        interpolation::row(old, bilinear::taps(old, new, position))
     })
 }
 

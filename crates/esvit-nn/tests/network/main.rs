@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cvt;
 mod heads;
 mod masking;
 mod operations;

@@ -28,7 +28,10 @@ pub fn schema() -> Value {
     let defaults = serde_json::to_value(Config::default()).expect("plain values");
     with_defaults(&mut schema, &defaults);
     let families = &mut schema["properties"]["model"]["anyOf"];
-    defaults_of_choices(families, |_| Some(json!(ModelConfig::default())));
+    defaults_of_choices(families, |choice| {
+        let family = choice["properties"]["family"]["const"].as_str();
+        Some(json!(ModelConfig::of_family(family)))
+    });
     let objectives = &mut schema["properties"]["objective"]["anyOf"];
     defaults_of_choices(objectives, |choice| {
         let name = choice["properties"]["name"]["const"].as_str()?;

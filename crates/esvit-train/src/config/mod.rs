@@ -292,12 +292,14 @@ impl Config {
                     .into(),
             );
         }
-        if self.model.backbone.has_batch_norm() && self.train.crops_per_forward > 0 {
-            return fail(
-                "`train.crops_per_forward` does not go with this `model.arch`, whose batch \
-                 normalization sees all crops of a size at once\nhint: set it to 0"
-                    .into(),
-            );
+        let backbone = &self.model.backbone;
+        if backbone.has_batch_norm() && self.train.crops_per_forward > 0 {
+            return fail(format!(
+                "`train.crops_per_forward` does not go with a {} backbone, whose batch \
+                 normalization sees all crops of a size at once\n\
+                 hint: set it to 0, and `train.micro_batch` to fewer images for less memory",
+                backbone.family()
+            ));
         }
         let (side, largest) = (self.data.max_side, self.views.sizes().into_iter().max());
         let largest = largest.unwrap_or(0);

@@ -359,7 +359,7 @@ fn settings_that_do_not_go_together_are_refused() {
         (
             ["model.arch=resnet50", "train.crops_per_forward=2"],
             ["model.arch=resnet50", "train.crops_per_forward=0"],
-            "`train.crops_per_forward` does not go with this `model.arch`, whose batch \
+            "`train.crops_per_forward` does not go with a ResNet backbone, whose batch \
              normalization sees all crops of a size at once",
         ),
         (
@@ -367,6 +367,11 @@ fn settings_that_do_not_go_together_are_refused() {
             ["head.use_bn_in_head=true", "train.crops_per_forward=0"],
             "`train.crops_per_forward` does not go with this objective, whose loss (or \
              `objective.head.use_bn_in_head`) sees all crops of a step at once",
+        ),
+        (
+            ["model.arch=cvt_tiny", "train.crops_per_forward=2"],
+            ["model.arch=cvt_tiny", "train.crops_per_forward=0"],
+            "`train.crops_per_forward` does not go with a CvT backbone, whose batch normalization",
         ),
         (
             ["objective.mixup.enabled=true", "objective.region=true"],
@@ -585,6 +590,7 @@ fn crops_that_go_through_at_a_time() {
     assert_eq!(crop_chunks(&["train.crops_per_forward=3"]), CropChunks::Crops(3));
     assert_eq!(crop_chunks(&["head.use_bn_in_head=true"]), CropChunks::All);
     assert_eq!(crop_chunks(&["model.arch=resnet50"]), CropChunks::All);
+    assert_eq!(crop_chunks(&["model.arch=cvt_tiny"]), CropChunks::All);
     let shape = Config::default().model.backbone;
     for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
         for again in [false, true] {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use esvit_data::{Loader, LoaderConfig, LoaderError, Source, counted};
 use esvit_kernels::pool;
 use esvit_nn::ops::Precision;
+use esvit_nn::params::Role;
 use esvit_nn::{Collective, Device};
 
 use crate::Learner;
@@ -144,7 +145,7 @@ impl fmt::Display for Plan {
 
 fn describe(config: &Config, learner: &Learner) -> String {
     let parameters = |of_backbone: bool| -> f64 {
-        let specs = learner.network.specs().iter();
+        let specs = learner.network.specs().iter().filter(|spec| spec.role != Role::Buffer);
         let specs = specs.filter(|spec| spec.part.is_backbone() == of_backbone);
         specs.map(|spec| spec.len()).sum::<usize>() as f64 / 1e6
     };

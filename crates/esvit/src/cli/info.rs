@@ -100,7 +100,7 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
         ("network", json!(location.map(|location| location.network()))),
         ("naming", json!(location.map(|location| location.naming.label()))),
         ("architecture", backbone.architecture().into()),
-        ("backbone_parameters", params.specs().iter().map(|spec| spec.len()).sum::<usize>().into()),
+        ("backbone_parameters", params.specs().parameters().into()),
         ("feature_width", config.output_width().into()),
         ("image_size", size.into()),
         ("macs", macs(config, size).into()),

@@ -14,6 +14,9 @@ use crate::PretrainedBackbone;
 /// `PIL.Image.BICUBIC`.
 const PIL_BICUBIC: u32 = 3;
 
+/// Why another program's words for a network are not asked for.
+pub(super) const REFUSED: &str = "networks that a target does not have are refused before";
+
 /// Files beside the weights: name and JSON contents.
 pub(super) fn config_files(
     options: &Options,
@@ -27,7 +30,7 @@ pub(super) fn config_files(
                 BackboneConfig::Swin(model) => swin::transformers(model),
                 BackboneConfig::Vit(model) => vit::transformers(model),
                 BackboneConfig::ResNet(model) => resnet::transformers(model),
-                BackboneConfig::Pvt(_) => unreachable!("refused before"),
+                BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
             };
             card["dtype"] = options.float.torch_name().into();
             vec![("config.json", card), ("preprocessor_config.json", processor(preprocess))]
@@ -42,7 +45,7 @@ pub(super) fn timm_name(config: &BackboneConfig) -> (&'static str, Map<String, V
         BackboneConfig::Swin(model) => swin::timm_name(model),
         BackboneConfig::Vit(model) => vit::timm_name(model),
         BackboneConfig::ResNet(model) => resnet::timm_name(model),
-        BackboneConfig::Pvt(_) => unreachable!("refused before"),
+        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
     }
 }
 
@@ -51,8 +54,9 @@ fn timm(config: &BackboneConfig, preprocess: &Preprocess) -> Value {
     let size = preprocess.size();
     let (pool, classifier, first_conv) = match config {
         BackboneConfig::Swin(_) => ("avg", "head.fc", "patch_embed.proj"),
-        BackboneConfig::Vit(_) | BackboneConfig::Pvt(_) => ("token", "head", "patch_embed.proj"),
+        BackboneConfig::Vit(_) => ("token", "head", "patch_embed.proj"),
         BackboneConfig::ResNet(_) => ("avg", "fc", "conv1"),
+        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
     };
     let pool_size = (pool == "avg").then(|| [config.last_map(size); 2]);
     // A ResNet has nothing that is made for a size.

@@ -1,9 +1,10 @@
 //! A block of a pyramid vision transformer: attention to a reduced map, and an MLP.
 
 use super::{AttentionMap, EMBED_EPS, PvtConfig, TokenMaps};
+use crate::backbone::drop_path::scaled;
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{Conv, LayerNorm, Linear};
-use crate::ops::{self, Activation, Scales, Segment};
+use crate::ops::{self, Activation, Segment};
 use crate::params::{Params, Scope};
 use crate::tensor::Tensor;
 
@@ -72,17 +73,6 @@ impl Block {
         let segments = maps.segments.clone();
         self.attention.weights(params, TokenMaps { rows, segments }, &ctx)
     }
-}
-
-/// Multiplies the rows of every image by its scale.
-fn scaled(branch: Tensor, segments: &[Segment], scales: Scales) -> Tensor {
-    let Some(scales) = scales else { return branch };
-    let images = ops::tokens_per_image(segments);
-    let rows = images.iter().zip(&*scales).flat_map(|(&tokens, &s)| std::iter::repeat_n(s, tokens));
-    let rows: Vec<f32> = rows.collect();
-    let shape = [rows.len(), 1];
-    let scales = Tensor::new(rows, shape, &branch.device());
-    branch * scales
 }
 
 /// Attention of all tokens to those of a reduced map (spatial reduction), or to each other.

@@ -2,12 +2,13 @@
 //! class token.
 
 use super::{EMBED_EPS, PvtConfig};
+use crate::backbone::maps::joined;
 use crate::backbone::{Input, TokenMaps};
 use crate::bilinear;
-use crate::device::Device;
 use crate::forward_ctx::ForwardCtx;
+use crate::interpolation;
 use crate::layers::{Conv, LayerNorm};
-use crate::ops::{self, Segment};
+use crate::ops::Segment;
 use crate::params::{ParamId, Params, Scope};
 use crate::tensor::Tensor;
 
@@ -52,10 +53,7 @@ impl Embed {
         ctx: &ForwardCtx,
     ) -> TokenMaps {
         let Input { images, mask } = input;
-        let (mut rows, segments): (Vec<_>, Vec<_>) =
-            images.into_iter().map(|images| ops::patchify(images, 1)).unzip();
-        let rows = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) };
-        let maps = self.embedded(params, TokenMaps { rows, segments }, ctx);
+        let maps = self.embedded(params, TokenMaps::of_pixels(images), ctx);
         let rows = match mask {
             Some(mask) => mask.apply(maps.rows),
             None => maps.rows,
@@ -82,26 +80,16 @@ impl Embed {
 
     /// The tokens with their positions, after the class token if the stage has it.
     fn placed(&self, params: &Params, maps: TokenMaps, class_token: &Tensor) -> TokenMaps {
-        let TokenMaps { rows, segments } = maps;
-        let mut start = 0;
-        let parts = segments.iter().map(|segment| {
-            let count = segment.images * segment.tokens();
-            // A pass over shapes has to see that all rows are one image's, or not.
-            let tokens = match segments.len() {
-                1 => rows.clone(),
-                _ => rows.clone().narrow(0, start, count),
-            };
-            start += count;
-            self.placed_part(params, tokens, segment, class_token)
-        });
-        let mut parts: Vec<Tensor> = parts.collect();
-        let rows = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) };
+        let parts = maps.parts().into_iter().zip(&maps.segments);
+        let parts = parts
+            .map(|(tokens, segment)| self.placed_part(params, tokens, segment, class_token))
+            .collect();
         let prefix = self.prefix;
-        let segments = segments.into_iter().map(|segment| Segment { prefix, ..segment });
-        TokenMaps { rows, segments: segments.collect() }
+        let segments = maps.segments.into_iter().map(|segment| Segment { prefix, ..segment });
+        TokenMaps { rows: joined(parts), segments: segments.collect() }
     }
 
-    /// Those of images of one size.
+    /// Those of images of one size, `[images, tokens, C]`, as rows.
     fn placed_part(
         &self,
         params: &Params,
@@ -114,7 +102,7 @@ impl Embed {
         let count = map[0] * map[1];
         let table = params.vector(self.positions).reshape([prefix + grid * grid, width]);
         let own = resized(table.clone().narrow(0, prefix, grid * grid), grid, map);
-        let tokens = tokens.reshape([images, count, width]) + own.reshape([1, count, width]);
+        let tokens = tokens + own.reshape([1, count, width]);
         if prefix == 0 {
             return tokens.reshape([images * count, width]);
         }
@@ -131,7 +119,10 @@ fn resized(table: Tensor, side: usize, map: [usize; 2]) -> Tensor {
         return table;
     }
     let [_, channels] = table.dims();
-    let [down, across] = map.map(|length| matrix(side, length, &table.device()));
+    let [down, across] = map.map(|length| {
+        let row = |at| interpolation::row(side, bilinear::taps(side, length, at));
+        interpolation::matrix(&(0..length).map(row).collect::<Vec<_>>(), &table.device())
+    });
     let columns = down.matmul(table.reshape([side, side * channels]));
     let columns = columns.reshape([map[0], side, channels]).swap_dims(0, 1);
     let rows = across.matmul(columns.reshape([side, map[0] * channels]));
@@ -139,20 +130,10 @@ fn resized(table: Tensor, side: usize, map: [usize; 2]) -> Tensor {
     rows.reshape([map[0] * map[1], channels])
 }
 
-/// The weights of `from` positions along an axis in each of `to`, `[to, from]`.
-fn matrix(from: usize, to: usize, device: &Device) -> Tensor {
-    let mut weights = vec![0.0f32; to * from];
-    for at in 0..to {
-        for (place, weight) in bilinear::taps(from, to, at) {
-            weights[at * from + place] += weight as f32;
-        }
-    }
-    Tensor::new(weights, [to, from], device)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     /// Rows and columns have their own scales: `x` of two columns to three, rows as they are.
     #[test]

@@ -88,10 +88,7 @@ impl Stem {
     }
 
     fn forward(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> TokenMaps {
-        let (mut rows, segments): (Vec<_>, Vec<_>) =
-            images.into_iter().map(|images| ops::patchify(images, 1)).unzip();
-        let rows = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) };
-        let mut maps = TokenMaps { rows, segments };
+        let mut maps = TokenMaps::of_pixels(images);
         for conv in &self.before {
             maps = relu(conv.forward(params, maps, ctx));
         }

@@ -12,6 +12,7 @@ use std::ops::{ControlFlow, Range};
 
 use crate::tensor::Tensor;
 
+use super::maps::joined;
 use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::LayerNorm;
@@ -71,13 +72,12 @@ impl Swin {
     fn embed(&self, params: &Params, input: Input<'_>, ctx: &ForwardCtx) -> TokenMaps {
         let Input { images, mask } = input;
         let patch = self.config.patch_size;
-        let (mut rows, segments): (Vec<_>, Vec<_>) =
+        let (rows, segments): (Vec<_>, Vec<_>) =
             images.into_iter().map(|images| ops::patchify(images, patch)).unzip();
-        let rows = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) };
         let columns = CHANNELS * patch * patch;
         let weight = params.vector(self.patch_weight).reshape([self.config.embed_dim, columns]);
         let bias = params.vector(self.patch_bias);
-        let rows = ops::linear(rows, weight, bias, Activation::None, ctx.precision);
+        let rows = ops::linear(joined(rows), weight, bias, Activation::None, ctx.precision);
         let rows = self.patch_norm.forward(params, rows, ctx);
         let rows = match mask {
             Some(mask) => mask.apply(rows),

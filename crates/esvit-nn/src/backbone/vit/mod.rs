@@ -10,6 +10,7 @@ mod positions;
 
 use std::ops::{ControlFlow, Range};
 
+use super::maps::joined;
 use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{LayerNorm, WEIGHT_STD};
@@ -92,36 +93,26 @@ impl Vit {
     fn embed(&self, params: &Params, input: Input<'_>, ctx: &ForwardCtx) -> TokenMaps {
         let Input { images, mask } = input;
         let VitConfig { patch_size, embed_dim: width, .. } = self.config;
-        let (mut rows, segments): (Vec<_>, Vec<_>) =
+        let (rows, segments): (Vec<_>, Vec<_>) =
             images.into_iter().map(|images| ops::patchify(images, patch_size)).unzip();
-        let rows = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) };
         let columns = CHANNELS * patch_size * patch_size;
         let weight = params.vector(self.patch_weight).reshape([width, columns]);
         let bias = params.vector(self.patch_bias);
-        let rows = ops::linear(rows, weight, bias, Activation::None, ctx.precision);
+        let rows = ops::linear(joined(rows), weight, bias, Activation::None, ctx.precision);
         let rows = match mask {
             Some(mask) => mask.apply(rows),
             None => rows,
         };
-        let mut start = 0;
-        let parts = segments.iter().map(|segment| {
-            let count = segment.images * segment.tokens();
-            // A pass over shapes has to see that all rows are one image's, or not.
-            let patches = match segments.len() {
-                1 => rows.clone(),
-                _ => rows.clone().narrow(0, start, count),
-            };
-            start += count;
-            self.with_prefix(params, patches, segment)
-        });
-        let mut parts: Vec<Tensor> = parts.collect();
-        let rows = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) };
-        let prefix = self.config.prefix();
-        let segments = segments.into_iter().map(|segment| Segment { prefix, ..segment });
+        let maps = TokenMaps { rows, segments };
+        let parts = maps.parts().into_iter().zip(&maps.segments);
+        let parts = parts.map(|(patches, segment)| self.with_prefix(params, patches, segment));
+        let (rows, prefix) = (joined(parts.collect()), self.config.prefix());
+        let segments = maps.segments.into_iter().map(|segment| Segment { prefix, ..segment });
         TokenMaps { rows, segments: segments.collect() }
     }
 
-    /// The patches of images of one size, with the tokens before them and all positions.
+    /// The patches `[images, patches, C]` of images of one size, with the tokens before them and all
+    /// positions, as rows.
     fn with_prefix(&self, params: &Params, patches: Tensor, segment: &Segment) -> Tensor {
         let Segment { images, map, .. } = *segment;
         let (width, placed) = (self.config.embed_dim, self.config.placed_prefix());
@@ -132,13 +123,12 @@ impl Vit {
             Some(matrix) => matrix.matmul(own),
             None => own,
         };
-        let patches = patches.reshape([images, map[0] * map[1], width]);
         let patches = patches + own.reshape([1, map[0] * map[1], width]);
 
         let token = |id: ParamId, count: usize| params.vector(id).reshape([count, width]);
         let mut tokens = vec![token(self.class_token, 1)];
         tokens.extend(self.distillation_token.map(|id| token(id, 1)));
-        let mut prefix = if tokens.len() == 1 { tokens.remove(0) } else { Tensor::cat(tokens, 0) };
+        let mut prefix = joined(tokens);
         if placed > 0 {
             prefix = prefix + table.narrow(0, 0, placed);
         }

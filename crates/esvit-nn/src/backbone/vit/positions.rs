@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use super::config::PositionResize;
 use crate::bicubic;
 use crate::device::Device;
+use crate::interpolation;
 use crate::tensor::Tensor;
 
 /// The matrices `[height * width, side * side]` that resize a table of `side` x `side` positions to
@@ -33,19 +34,10 @@ impl PositionMatrices {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let matrix = made.entry(map).or_insert_with(|| {
             let [rows, columns] = map.map(|length| weights(self.side, length, self.resize));
-            let values = rows
-                .iter()
-                .flat_map(|row| columns.iter().flat_map(move |column| outer(row, column)));
-            let shape = [map[0] * map[1], self.side * self.side];
-            Tensor::new(values.map(|weight| weight as f32).collect(), shape, device)
+            interpolation::image_matrix(&rows, &columns, device)
         });
         Some(matrix.clone())
     }
-}
-
-/// The products of two rows of weights, row-major.
-fn outer<'a>(row: &'a [f64], column: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
-    row.iter().flat_map(move |a| column.iter().map(move |b| a * b))
 }
 
 /// The weights of `from` positions along an axis in each of `to`, `[to, from]`.
@@ -57,11 +49,7 @@ fn weights(from: usize, to: usize, resize: PositionResize) -> Vec<Vec<f64>> {
     };
     let row = |at| match resize {
         PositionResize::Esvit | PositionResize::Dino => {
-            let mut row = vec![0.0; from];
-            for (place, weight) in bicubic::taps(from, scaled, at) {
-                row[place] += weight;
-            }
-            row
+            interpolation::row(from, bicubic::taps(from, scaled, at))
         }
         PositionResize::Timm => bicubic::antialiased(from, to, at),
     };

@@ -56,7 +56,7 @@ impl Naming {
     pub fn norm_eps(self, family: Family) -> f64 {
         match (family, self) {
             (Family::Swin, Self::Esvit) | (Family::Pvt, _) => 1e-6,
-            (Family::Swin | Family::ResNet, _) => 1e-5,
+            (Family::Swin | Family::ResNet | Family::Cvt, _) => 1e-5,
             (Family::Vit, Self::Transformers | Self::Transformers5) => 1e-12,
             (Family::Vit, _) => 1e-6,
         }
@@ -68,8 +68,9 @@ impl Naming {
         match family {
             Family::Swin => swin::names(self, official),
             Family::Vit => vit::names(self, official),
-            Family::Pvt => vec![official.into()],
             Family::ResNet => resnet::names(self, official),
+            // No other program has their layout.
+            Family::Pvt | Family::Cvt => vec![official.into()],
         }
     }
 

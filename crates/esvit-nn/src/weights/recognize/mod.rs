@@ -1,5 +1,6 @@
 //! Finds the networks in a file of weights and infers their shapes.
 
+mod cvt;
 mod pvt;
 mod resnet;
 mod swin;
@@ -22,6 +23,7 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
     found.extend(vit::networks(file));
     found.extend(pvt::networks(file));
     found.extend(resnet::networks(file));
+    found.extend(cvt::networks(file));
     location::name(&mut found);
     found
 }
@@ -92,34 +94,28 @@ pub(super) fn shape(
     location: &Location,
     known: &Known,
 ) -> Result<(BackboneConfig, Vec<String>), String> {
+    fn of<S>(
+        found: Result<(S, Vec<String>), String>,
+        config: fn(S) -> BackboneConfig,
+    ) -> Result<(BackboneConfig, Vec<String>), String> {
+        found.map(|(shape, assumed)| (config(shape), assumed))
+    }
     match location.family {
-        Family::Swin => {
-            let (shape, assumed) = swin::shape(file, location, known)?;
-            Ok((BackboneConfig::Swin(shape), assumed))
-        }
-        Family::Vit => {
-            let (shape, assumed) = vit::shape(file, location, known)?;
-            Ok((BackboneConfig::Vit(shape), assumed))
-        }
-        Family::Pvt => {
-            let (shape, assumed) = pvt::shape(file, location, known)?;
-            Ok((BackboneConfig::Pvt(shape), assumed))
-        }
-        Family::ResNet => {
-            let (shape, assumed) = resnet::shape(file, location, known)?;
-            Ok((BackboneConfig::ResNet(shape), assumed))
-        }
+        Family::Swin => of(swin::shape(file, location, known), BackboneConfig::Swin),
+        Family::Vit => of(vit::shape(file, location, known), BackboneConfig::Vit),
+        Family::Pvt => of(pvt::shape(file, location, known), BackboneConfig::Pvt),
+        Family::ResNet => of(resnet::shape(file, location, known), BackboneConfig::ResNet),
+        Family::Cvt => of(cvt::shape(file, location, known), BackboneConfig::Cvt),
     }
 }
 
 /// Unsupported backbones, by a suffix of names that only they have.
-const OTHERS: [(&str, &str); 12] = [
+const OTHERS: [(&str, &str); 11] = [
     ("attn.w_msa.logit_scale", "a Swin transformer of version 2"),
     ("attn.logit_scale", "a Swin transformer of version 2"),
     ("attention.self.logit_scale", "a Swin transformer of version 2"),
     ("local_relative_position_bias_table", "a vision longformer (ViL)"),
-    ("attn.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
-    ("0.fn.qkv.dw.weight", "a convolutional vision transformer (CvT)"),
+    ("fn.qkv.dw.weight", "a convolutional vision transformer (CvT) in another form than EsViT's"),
     ("patch_embed1.proj.weight", "a pyramid vision transformer of version 2 (PVTv2)"),
     ("dwconv.weight", "a ConvNeXt"),
     ("conv_dw.weight", "a ConvNeXt"),

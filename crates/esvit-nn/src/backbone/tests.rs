@@ -1,0 +1,190 @@
+//! Backbones by their configuration: what is stored, costs, sizes.
+
+use super::*;
+use crate::ops::Precision;
+use crate::params::Part;
+
+/// Shapes are stored with their family; those of the first versions, without, are Swin's.
+#[test]
+fn shapes_are_stored_with_their_family() {
+    let config = BackboneConfig::Swin(swin::tests::config());
+    let text = serde_json::to_string(&config).unwrap();
+    assert!(text.starts_with(r#"{"family":"swin","img_size":"#), "{text}");
+    assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
+    let old = text.replace(r#""family":"swin","#, "");
+    assert_eq!(serde_json::from_str::<BackboneConfig>(&old).unwrap(), config);
+    for (from, to, expected) in [
+        ("\"swin\"", "\"bit\"", "`family` is \"bit\": this program has \"swin\", \"vit\", \"pvt\""),
+        ("\"depths\":[2,1,1],", "", "missing field `depths`"),
+        ("\"depths\":[2,", "\"depths\":[-2,", "`depths[0]`: invalid value: integer `-2`"),
+        ("\"depths\"", "\"depth\"", "unknown field `depth`"),
+        ("[2,1,1]", "[2,0,1]", "`depths` is [2, 0, 1]: every stage needs a block"),
+    ] {
+        let damaged = text.replace(from, to);
+        assert_ne!(damaged, text);
+        let error = serde_json::from_str::<BackboneConfig>(&damaged).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// Maps of 8, 4 and 2 tokens a side.
+#[test]
+fn the_table_of_stages() {
+    let config = BackboneConfig::Swin(swin::tests::config());
+    let expected = [(2, 6, 4, 1), (1, 12, 8, 2), (1, 24, 16, 3)]
+        .map(|(blocks, width, stride, heads)| Stage { blocks, width, stride, heads });
+    assert_eq!(config.stages(), expected);
+    assert_eq!((config.blocks(), config.output_width(), config.img_size()), (4, 24, 32));
+    assert_eq!((config.last_map(36), config.norm_eps()), (3, 1e-5));
+    assert_eq!(config.clone().with_norm_eps(1e-3).norm_eps(), 1e-3);
+    assert_eq!(config.with_img_size(48).img_size(), 48);
+}
+
+/// For 36 pixels: maps of 9, 5 and 3 tokens a side, padded to 9, 6 and 4 in windows.
+#[test]
+fn multiply_accumulates_by_hand() {
+    let config = BackboneConfig::Swin(swin::tests::config());
+    let attention =
+        |tokens: u64, slots: u64, width: u64| tokens * (4 * width * width + 2 * slots * width);
+    let mlp = |tokens: u64, width: u64| tokens * 2 * width * (width * 3 / 2);
+    let embed = 81 * 48 * 6;
+    let merges = 25 * 24 * 12 + 9 * 48 * 24;
+    let block = |tokens: u64, padded: u64, slots: u64, width: u64| {
+        attention(padded, slots, width) + mlp(tokens, width)
+    };
+    let expected =
+        embed + 2 * block(81, 81, 9, 6) + merges + block(25, 36, 9, 12) + block(9, 16, 4, 24);
+    let all = config.cost([36; 2], 0.0, &ForwardCtx::eval());
+    assert_eq!(all.official_macs(), expected);
+    // Without padding, and of four blocks a share is dropped: 0, 0.1, 0.2 and 0.3.
+    let expected = (embed + merges) as f64
+        + 1.9 * block(81, 81, 9, 6) as f64
+        + 0.8 * block(25, 25, 9, 12) as f64
+        + 0.7 * block(9, 9, 4, 24) as f64;
+    let found = config.cost([36; 2], 0.3, &ForwardCtx::expected()).macs;
+    assert!((found / expected - 1.0).abs() < 1e-7, "{found} instead of {expected}");
+    let expected =
+        embed + merges + 2 * block(81, 81, 9, 6) + block(25, 25, 9, 12) + block(9, 9, 4, 24);
+    assert_eq!(all.macs, expected as f64);
+}
+
+/// Every family's shape is stored under its name.
+#[test]
+fn families_by_name() {
+    let configs = [
+        BackboneConfig::Pvt(pvt::tests::config()),
+        BackboneConfig::ResNet(resnet::tests::config()),
+        BackboneConfig::Cvt(cvt::tests::config()),
+    ];
+    for config in configs {
+        let text = serde_json::to_string(&config).unwrap();
+        let start = format!(r#"{{"family":"{}","img_size":"#, config.family().name());
+        assert!(text.starts_with(&start), "{text}");
+        assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
+        assert_eq!(config.clone().with_norm_eps(1e-2).norm_eps(), 1e-2);
+        assert_eq!(config.clone().with_img_size(64).img_size(), 64);
+        let (backbone, _) = config.build(0.0);
+        assert_eq!(backbone.stages(), config.stages());
+        assert_eq!(backbone.family(), config.family().label());
+    }
+}
+
+/// For 48 pixels: maps of 12, 6 and 3 tokens a side, keys on maps of 3, and a class token in the
+/// last stage.
+#[test]
+fn multiply_accumulates_of_a_pvt_by_hand() {
+    let config = BackboneConfig::Pvt(pvt::tests::config());
+    let block = |tokens: u64, keys: u64, width: u64, reduced: u64, hidden: u64| {
+        let attention = tokens * 2 * width * width + keys * 2 * width * width;
+        let reduction = keys * width * width * reduced;
+        attention + reduction + 2 * tokens * keys * width + tokens * 2 * width * hidden
+    };
+    let embed = 144 * 48 * 6 + 36 * 24 * 8 + 9 * 32 * 12;
+    let expected =
+        embed + 2 * block(144, 9, 6, 16, 9) + block(36, 9, 8, 4, 16) + block(10, 10, 12, 0, 30);
+    let cost = config.cost([48; 2], 0.0, &ForwardCtx::eval());
+    assert_eq!(cost.official_macs(), expected);
+}
+
+/// For 40 pixels: maps of 20 tokens a side after the first convolution, then 10, 5 and 3.
+#[test]
+fn multiply_accumulates_of_a_resnet_by_hand() {
+    let config = BackboneConfig::ResNet(resnet::tests::config());
+    // A block on `before` tokens of `inputs` channels that makes `after` tokens.
+    let block = |before: u64, after: u64, inputs: u64, width: u64| {
+        before * inputs * width + after * 9 * width * width + after * width * 4 * width
+    };
+    let stem = 400 * 147 * 6;
+    let shortcuts = 100 * 6 * 12 + 25 * 12 * 16 + 9 * 16 * 20;
+    let expected = stem
+        + shortcuts
+        + block(100, 100, 6, 3)
+        + block(100, 100, 12, 3)
+        + block(100, 25, 12, 4)
+        + block(25, 9, 16, 5);
+    let cost = config.cost([40; 2], 0.0, &ForwardCtx::eval());
+    assert_eq!(cost.official_macs(), expected);
+    assert_eq!(config.cost([40; 2], 0.0, &ForwardCtx::expected()).macs, expected as f64);
+}
+
+/// For 52 pixels: maps of 13, 7 and 4 tokens a side.
+#[test]
+fn saved_values_by_hand() {
+    let config = BackboneConfig::Swin(swin::tests::config());
+    // Per value two norms, query, key, value, what attention gives, and 1.5 hidden ones.
+    let blocks = (2 * 169 * 6 + 49 * 12 + 16 * 24) as f64;
+    // Patches and their norm, merging, the last norm.
+    let others = (169 * 48 + 169 * 6 + 49 * 24 + 16 * 48 + 16 * 24) as f64;
+    let saved = |precision, again| {
+        let mut ctx = ForwardCtx::expected().with_precision(precision);
+        ctx.activation_checkpointing = again;
+        config.cost([52; 2], 0.0, &ctx).saved_bytes
+    };
+    assert_eq!(saved(Precision::F32, false), blocks * 30.0 + others * 4.0);
+    assert_eq!(saved(Precision::Bf16, false), blocks * 15.0 + others * 2.0);
+    assert_eq!(saved(Precision::F32, true), blocks * 8.0 + others * 4.0);
+    assert_eq!(saved(Precision::Bf16, true), blocks * 8.0 + others * 2.0);
+    // The patches, and in a wide network the first stage.
+    let largest = |config: &BackboneConfig| config.cost([52; 2], 0.0, &ForwardCtx::eval()).largest;
+    assert_eq!(largest(&config), 169.0 * 48.0);
+    let wide = SwinConfig { embed_dim: 60, ..swin::tests::config() };
+    assert_eq!(largest(&BackboneConfig::Swin(wide)), 169.0 * 60.0);
+}
+
+/// Maps of 10, 5 and 3 tokens a side, padded to 12, 8 and 3 in windows of 3, 4 and 3.
+#[test]
+fn multiply_accumulates_of_a_cvt_by_hand() {
+    let block = |tokens: u64, padded: u64, window: u64, width: u64, hidden: u64| {
+        let attention = 2 * window.pow(2) * width;
+        padded * (9 * width + 3 * width * width + attention)
+            + tokens * (width * width + 2 * width * hidden)
+    };
+    let convolutions = 100 * 49 * 3 * 6 + 25 * 9 * 6 * 8 + 9 * 9 * 8 * 9;
+    let expected = convolutions
+        + block(100, 144, 3, 6, 9)
+        + 2 * block(25, 64, 4, 8, 16)
+        + block(9, 9, 3, 9, 27);
+    let config = BackboneConfig::Cvt(cvt::tests::config());
+    let cost = config.cost([40; 2], 0.0, &ForwardCtx::eval());
+    assert_eq!(cost.official_macs(), expected);
+    // In training more is saved, and dropped branches count less.
+    let training = config.cost([40; 2], 0.5, &ForwardCtx::expected());
+    assert!(training.macs < cost.macs && training.saved_bytes > 0.0);
+}
+
+#[test]
+fn parts_of_a_cvt() {
+    let (_, list) = BackboneConfig::Cvt(cvt::tests::config()).build(0.0);
+    for (name, part) in [
+        ("stage0.0.proj.weight", Part::Embedding),
+        ("stage0.1.layers.0.1.norm.bias", Part::Block(0)),
+        ("stage1.0.norm.weight", Part::Block(0)),
+        ("stage1.1.layers.1.0.fn.qkv.bn.running_var", Part::Block(2)),
+        ("stage2.0.proj.bias", Part::Block(2)),
+        ("stage2.1.layers.0.1.fn.net.2.weight", Part::Block(3)),
+        ("norm.bias", Part::FinalNorm),
+    ] {
+        let found = list.iter().find(|spec| spec.name == name).map(|spec| spec.part.clone());
+        assert_eq!(found, Some(part), "{name}");
+    }
+}

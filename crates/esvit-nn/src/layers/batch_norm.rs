@@ -1,0 +1,126 @@
+//! Batch normalization.
+
+use crate::backbone::TokenMaps;
+use crate::forward_ctx::ForwardCtx;
+use crate::ops;
+use crate::params::{Init, ParamId, Params, Role, Scope};
+use crate::tensor::Tensor;
+
+/// PyTorch's `eps` of batch normalization.
+pub(crate) const BATCH_NORM_EPS: f64 = 1e-5;
+
+/// Batch normalization over rows, with running statistics for evaluation.
+#[derive(Debug, Clone)]
+pub struct BatchNorm {
+    weight: ParamId,
+    bias: ParamId,
+    running_mean: ParamId,
+    running_var: ParamId,
+    eps: f64,
+}
+
+impl BatchNorm {
+    /// Weight of the new batch in the running statistics, as in PyTorch.
+    const MOMENTUM: f64 = 0.1;
+
+    /// A norm of rows of `channels` values.
+    pub fn new(scope: &mut Scope<'_>, channels: usize, eps: f64) -> Self {
+        Self {
+            weight: scope.param("weight", &[channels], Init::Ones),
+            bias: scope.param("bias", &[channels], Init::Zeros),
+            running_mean: scope.register("running_mean", &[channels], Init::Zeros, Role::Buffer),
+            running_var: scope.register("running_var", &[channels], Init::Ones, Role::Buffer),
+            eps,
+        }
+    }
+
+    /// `[rows, C]` to `[rows, C]`: in training by the statistics of these rows, which the running
+    /// ones follow; else by the running ones.
+    pub fn forward(&self, params: &Params, x: Tensor, ctx: &ForwardCtx) -> Tensor {
+        let rows = [x.shape()[0]];
+        self.forward_runs(params, x, &rows, ctx)
+    }
+
+    /// The same of maps. In training the maps of every size are a batch of their own, as if the
+    /// network ran once for each size, and the running statistics follow them in order.
+    pub fn forward_maps(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
+        let runs: Vec<usize> = maps.segments.iter().map(|s| s.images * s.tokens()).collect();
+        TokenMaps { rows: self.forward_runs(params, maps.rows, &runs, ctx), ..maps }
+    }
+
+    fn forward_runs(&self, params: &Params, x: Tensor, runs: &[usize], ctx: &ForwardCtx) -> Tensor {
+        let affine = [self.weight, self.bias].map(|id| params.vector(id));
+        if !ctx.is_training() {
+            let running = [self.running_mean, self.running_var].map(|id| params.vector(id));
+            return ops::fixed_batch_norm(x, affine, running, self.eps);
+        }
+        let [weight, bias] = affine;
+        let (y, statistics) =
+            ops::batch_norm_of_runs(x, weight, bias, self.eps, runs, &ctx.collective);
+        for (&rows, [mean, variance]) in runs.iter().zip(statistics) {
+            let rows = rows * ctx.collective.world();
+            // PyTorch's running variance is unbiased.
+            let unbiased = variance * (rows as f64 / (rows.max(2) - 1) as f64);
+            self.blend(params, ctx, self.running_mean, mean);
+            self.blend(params, ctx, self.running_var, unbiased);
+        }
+        y
+    }
+
+    /// Moves a running statistic, from where an earlier batch of the pass has moved it.
+    fn blend(&self, params: &Params, ctx: &ForwardCtx, id: ParamId, batch: Tensor) {
+        let old = ctx.recorded(id).unwrap_or_else(|| params.vector(id).detach());
+        ctx.record(id, old * (1.0 - Self::MOMENTUM) + batch * Self::MOMENTUM);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::ops::Segment;
+    use crate::params::Registry;
+
+    fn rows(first: i32, count: usize) -> Tensor {
+        let values = (0..2 * count as i32).map(|i| ((first + i * i) % 7) as f32 * 0.5).collect();
+        Tensor::new(values, [count, 2], &Device::Cpu)
+    }
+
+    /// Maps of two sizes in one pass are those of two passes, each with the statistics that the one
+    /// before left; evaluation takes what the last one left.
+    #[test]
+    fn sizes_follow_each_other() {
+        let mut registry = Registry::default();
+        let norm = BatchNorm::new(&mut registry.root(), 2, 1e-3);
+        let params = Params::init(&registry.finish(), 0, &Device::Cpu);
+        let runs = || [rows(1, 6), rows(4, 3)];
+
+        let ctx = ForwardCtx::teacher();
+        let segments = vec![Segment::new(2, [1, 3]), Segment::new(1, [3, 1])];
+        let both = TokenMaps { rows: Tensor::cat(runs().to_vec(), 0), segments };
+        let together = norm.forward_maps(&params, both, &ctx).rows;
+        let mut found = params.clone();
+        found.set_buffers(ctx.into_statistics());
+
+        let mut expected = params.clone();
+        let alone = runs().map(|run| {
+            let ctx = ForwardCtx::teacher();
+            let alone = norm.forward(&expected, run, &ctx).to_vec::<f32>();
+            expected.set_buffers(ctx.into_statistics());
+            alone
+        });
+        assert_eq!(together.to_vec::<f32>(), alone.concat());
+        assert_eq!(found.flat().to_vec::<f32>(), expected.flat().to_vec::<f32>());
+        assert_ne!(found.flat().to_vec::<f32>(), params.flat().to_vec::<f32>());
+
+        let ctx = ForwardCtx::eval();
+        let evaluated = norm.forward(&found, rows(1, 5), &ctx).to_vec::<f32>();
+        assert!(ctx.into_statistics().is_empty());
+        let [mean, variance] =
+            [norm.running_mean, norm.running_var].map(|id| found.vector(id).to_vec::<f32>());
+        for (i, (value, x)) in evaluated.iter().zip(rows(1, 5).to_vec::<f32>()).enumerate() {
+            let expected = (x - mean[i % 2]) / (variance[i % 2] + 1e-3).sqrt();
+            assert!((value - expected).abs() < 1e-5, "{value} instead of {expected}");
+        }
+    }
+}
