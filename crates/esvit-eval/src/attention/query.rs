@@ -118,7 +118,7 @@ pub fn query_attention(
     let images = images(input, params);
     let found = pool::run(|| network.block_attention(params, images, block))?;
     let AttentionMap { weights, layout } = found.expect("a block that exists");
-    let [_, heads, side, _] = weights.dims();
+    let [_, heads, queries, count] = weights.dims();
     let weights = weights.to_vec::<f32>();
     check_finite(&weights)?;
 
@@ -134,12 +134,13 @@ pub fn query_attention(
         }
     }
     for head in 0..heads {
-        let row = &weights[((group * heads + head) * side + row) * side..][..side];
+        let row = &weights[((group * heads + head) * queries + row) * count..][..count];
         let mut cells = vec![0.0; layout.tokens()];
         let (mut padding, mut prefix) = (Vec::new(), Vec::new());
         for (key, &weight) in keys.iter().zip(row) {
             match *key {
-                Key::Cell(cell) => cells[cell] = weight,
+                // A cell may be several keys, where windows go on at the opposite border.
+                Key::Cell(cell) => cells[cell] += weight,
                 Key::Padding => padding.push(weight),
                 Key::Prefix(_) => prefix.push(weight),
             }

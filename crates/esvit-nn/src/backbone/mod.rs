@@ -6,6 +6,7 @@
 mod attention_map;
 mod maps;
 pub mod swin;
+pub mod vil;
 pub mod vit;
 
 use std::fmt::{self, Debug};
@@ -24,6 +25,7 @@ use crate::params::{ParamList, Params, Registry, Scope};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 use swin::{Swin, SwinConfig};
+use vil::{Vil, VilConfig};
 use vit::{Vit, VitConfig};
 
 pub use attention_map::{AttentionLayout, AttentionMap, Key};
@@ -37,6 +39,8 @@ pub enum BackboneConfig {
     Swin(SwinConfig),
     /// A vision transformer.
     Vit(VitConfig),
+    /// A vision longformer.
+    Vil(VilConfig),
 }
 
 /// Families of backbones.
@@ -46,17 +50,20 @@ pub enum Family {
     Swin,
     /// Vision transformers.
     Vit,
+    /// Vision longformers.
+    Vil,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 2] = [Self::Swin, Self::Vit];
+    pub const ALL: [Self; 3] = [Self::Swin, Self::Vit, Self::Vil];
 
     /// Its name in files and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Swin => "swin",
             Self::Vit => "vit",
+            Self::Vil => "vil",
         }
     }
 
@@ -65,6 +72,7 @@ impl Family {
         match self {
             Self::Swin => "Swin",
             Self::Vit => "ViT",
+            Self::Vil => "ViL",
         }
     }
 }
@@ -92,8 +100,9 @@ impl<'de> Deserialize<'de> for BackboneConfig {
         let config = match family.as_str() {
             Some("swin") => Self::Swin(fields(stored)?),
             Some("vit") => Self::Vit(fields(stored)?),
+            Some("vil") => Self::Vil(fields(stored)?),
             _ => {
-                let known = Family::ALL.map(|family| format!("{:?}", family.name())).join(" and ");
+                let known = Family::ALL.map(|family| format!("{:?}", family.name())).join(", ");
                 let error = format!("`family` is {family}: this program has {known}");
                 return Err(D::Error::custom(error));
             }
@@ -109,6 +118,7 @@ impl Describe for BackboneConfig {
             let mut schema = match family {
                 Family::Swin => SwinConfig::schema(),
                 Family::Vit => VitConfig::schema(),
+                Family::Vil => VilConfig::schema(),
             };
             schema["properties"]["family"] =
                 json!({ "const": family.name(), "description": "Family." });
@@ -137,6 +147,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(_) => Family::Swin,
             Self::Vit(_) => Family::Vit,
+            Self::Vil(_) => Family::Vil,
         }
     }
 
@@ -145,6 +156,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.describe(),
             Self::Vit(config) => config.describe(),
+            Self::Vil(config) => config.describe(),
         }
     }
 
@@ -156,6 +168,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.validate(),
             Self::Vit(config) => config.validate(),
+            Self::Vil(config) => config.validate(),
         }
     }
 
@@ -168,6 +181,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.check_image(key, sides),
             Self::Vit(config) => config.check_image(key, sides),
+            Self::Vil(config) => config.check_image(key, sides),
         }
     }
 
@@ -176,6 +190,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.stage_table(),
             Self::Vit(config) => config.stage_table(),
+            Self::Vil(config) => config.stage_table(),
         }
     }
 
@@ -184,6 +199,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.img_size,
             Self::Vit(config) => config.img_size,
+            Self::Vil(config) => config.img_size,
         }
     }
 
@@ -202,6 +218,17 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.last_map(size),
             Self::Vit(config) => config.last_map(size),
+            Self::Vil(config) => config.last_map(size),
+        }
+    }
+
+    /// Side in pixels of the smallest image that has a token in every stage. Of images whose sides are
+    /// multiples of it, no pixels are cut off.
+    pub fn least_side(&self) -> usize {
+        match self {
+            Self::Swin(config) => config.patch_size,
+            Self::Vit(config) => config.patch_size,
+            Self::Vil(config) => config.least_side(),
         }
     }
 
@@ -210,6 +237,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => config.norm_eps,
             Self::Vit(config) => config.norm_eps,
+            Self::Vil(config) => config.norm_eps,
         }
     }
 
@@ -219,6 +247,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => Self::Swin(SwinConfig { norm_eps, ..config }),
             Self::Vit(config) => Self::Vit(VitConfig { norm_eps, ..config }),
+            Self::Vil(config) => Self::Vil(VilConfig { norm_eps, ..config }),
         }
     }
 
@@ -228,6 +257,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => Self::Swin(SwinConfig { img_size, ..config }),
             Self::Vit(config) => Self::Vit(VitConfig { img_size, ..config }),
+            Self::Vil(config) => Self::Vil(VilConfig { img_size, ..config }),
         }
     }
 
@@ -237,6 +267,7 @@ impl BackboneConfig {
         match self {
             Self::Swin(config) => Arc::new(Swin::new(scope, config, drop_path)),
             Self::Vit(config) => Arc::new(Vit::new(scope, config, drop_path)),
+            Self::Vil(config) => Arc::new(Vil::new(scope, config, drop_path)),
         }
     }
 
@@ -436,7 +467,11 @@ mod tests {
         let old = text.replace(r#""family":"swin","#, "");
         assert_eq!(serde_json::from_str::<BackboneConfig>(&old).unwrap(), config);
         for (from, to, expected) in [
-            ("\"swin\"", "\"bit\"", "`family` is \"bit\": this program has \"swin\" and \"vit\""),
+            (
+                "\"swin\"",
+                "\"bit\"",
+                "`family` is \"bit\": this program has \"swin\", \"vit\", \"vil\"",
+            ),
             ("\"depths\":[2,1,1],", "", "missing field `depths`"),
             ("\"depths\":[2,", "\"depths\":[-2,", "`depths[0]`: invalid value: integer `-2`"),
             ("\"depths\"", "\"depth\"", "unknown field `depth`"),
@@ -460,6 +495,44 @@ mod tests {
         assert_eq!((config.last_map(36), config.norm_eps()), (3, 1e-5));
         assert_eq!(config.clone().with_norm_eps(1e-3).norm_eps(), 1e-3);
         assert_eq!(config.with_img_size(48).img_size(), 48);
+    }
+
+    /// Maps of 20, 10 and 5 tokens a side.
+    #[test]
+    fn stages_of_a_vision_longformer() {
+        let config = BackboneConfig::Vil(vil::tests::config());
+        let expected = [(2, 8, 2, 2), (1, 12, 4, 3), (1, 16, 8, 4)]
+            .map(|(blocks, width, stride, heads)| Stage { blocks, width, stride, heads });
+        assert_eq!(config.stages(), expected);
+        assert_eq!(
+            (config.family(), config.least_side(), config.last_map(47)),
+            (Family::Vil, 8, 5)
+        );
+        assert_eq!(config.clone().with_norm_eps(1e-3).norm_eps(), 1e-3);
+        assert_eq!(config.clone().with_img_size(48).img_size(), 48);
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.starts_with(r#"{"family":"vil","img_size":40,"stages":"l1,h2,"#), "{text}");
+        assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
+        let damaged = text.replace("l2,h3", "l2,h");
+        let error = serde_json::from_str::<BackboneConfig>(&damaged).unwrap_err().to_string();
+        assert!(error.contains("`stages`: stage 2, `h`: `h` is followed by a whole"), "{error}");
+        let damaged = text.replace("l2,h3", "l2,h5");
+        let error = serde_json::from_str::<BackboneConfig>(&damaged).unwrap_err().to_string();
+        assert!(error.contains("`stages.l2.h` is 5: it must divide `d`, which is 12"), "{error}");
+    }
+
+    /// Of 40 pixels: 7 x 7 windows of 9 slots, each with 82 keys; then 102 tokens and 25 in all pairs.
+    #[test]
+    fn multiply_accumulates_of_a_vision_longformer() {
+        let config = BackboneConfig::Vil(vil::tests::config());
+        // Four products with matrices of the width, and the MLP.
+        let layers = |tokens: u64, width: u64| tokens * (4 + 8) * width * width;
+        let pairs = |queries: u64, keys: u64, width: u64| 2 * queries * keys * width;
+        let sparse = layers(401, 8) + pairs(49 * 9, 82, 8) + pairs(1, 401, 8);
+        let full = |tokens: u64, width: u64| layers(tokens, width) + pairs(tokens, tokens, width);
+        let embed = 400 * 12 * 8 + 100 * 32 * 12 + 25 * 48 * 16;
+        let expected = embed + 2 * sparse + full(102, 12) + full(25, 16);
+        assert_eq!(config.cost([40; 2], 0.0, &ForwardCtx::eval()).macs, expected as f64);
     }
 
     /// For 36 pixels: maps of 9, 5 and 3 tokens a side, padded to 9, 6 and 4 in windows.
