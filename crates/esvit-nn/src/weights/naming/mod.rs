@@ -2,9 +2,12 @@
 
 mod merge_order;
 mod swin;
+mod vil;
 mod vit;
 
 use crate::backbone::Family;
+
+pub(super) use vil::second_name;
 
 /// How a file names the parameters of a backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +58,7 @@ impl Naming {
             (Family::Swin, Self::Esvit) => 1e-6,
             (Family::Swin, _) => 1e-5,
             (Family::Vit, Self::Transformers | Self::Transformers5) => 1e-12,
-            (Family::Vit, _) => 1e-6,
+            (Family::Vit | Family::Vil, _) => 1e-6,
         }
     }
 
@@ -65,6 +68,8 @@ impl Naming {
         match family {
             Family::Swin => swin::names(self, official),
             Family::Vit => vit::names(self, official),
+            // Only the official code has it.
+            Family::Vil => vec![official.into()],
         }
     }
 

@@ -1,6 +1,7 @@
 //! Finds the networks in a file of weights and infers their shapes.
 
 mod swin;
+mod vil;
 mod vit;
 
 use std::collections::HashSet;
@@ -18,6 +19,7 @@ const MAX_STAGES: usize = 8;
 pub fn networks(file: &WeightsFile) -> Vec<Location> {
     let mut found = swin::networks(file);
     found.extend(vit::networks(file));
+    found.extend(vil::networks(file));
     location::name(&mut found);
     found
 }
@@ -74,6 +76,10 @@ pub(super) fn shape(
         Family::Vit => {
             let (shape, assumed) = vit::shape(file, location, known)?;
             Ok((BackboneConfig::Vit(shape), assumed))
+        }
+        Family::Vil => {
+            let (shape, assumed) = vil::shape(file, location, known)?;
+            Ok((BackboneConfig::Vil(shape), assumed))
         }
     }
 }
