@@ -60,7 +60,7 @@ pub(super) fn attention(run: &Run) -> Figure {
     let (_, image) =
         sample_images(&*source, 1, &backbone.preprocess.conversion()).swap_remove(0)?;
     let PretrainedBackbone { config, network, params, preprocess, .. } = &backbone;
-    let patch = config.stages()[0].stride;
+    let patch = config.least_side();
     let input =
         attention::InputImage::new(&image, preprocess, Framing::Center, preprocess.size(), patch)?;
     let block = config.blocks() - 1;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use esvit_files::{FileError, write_atomically};
+use esvit_nn::backbone::Family;
 use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported, write_error};
 use esvit_nn::{BackboneConfig, onnx};
 use esvit_weights::{Float, Tree, write_safetensors, write_torch_with};
@@ -128,13 +129,23 @@ pub enum ExportError {
         /// What it lacks.
         lacks: &'static str,
     },
+    /// The target has no networks of the family.
+    #[error(
+        "{target} has no {family} networks\nhint: `--format esvit` and `--format onnx` can take it"
+    )]
+    Family {
+        /// The target.
+        target: Target,
+        /// The family.
+        family: Family,
+    },
     /// ONNX graphs are not stored in bf16.
     #[error(
         "an ONNX graph is not stored in bf16, which few runtimes read\n\
          hint: `--precision f16` is as small and ten times as close"
     )]
     Bf16Graph,
-    /// The input size is smaller than a patch.
+    /// The input size is smaller than a patch, or than a token of the last stage.
     #[error("images of {height} x {width} pixels are smaller than a patch of {patch}")]
     Size {
         /// Height in pixels.
@@ -231,7 +242,7 @@ pub fn write(
                 return Err(ExportError::Bf16Graph);
             }
             let [height, width] = options.size;
-            let patch = backbone.config.stages()[0].stride;
+            let patch = backbone.config.least_side();
             if height < patch || width < patch {
                 return Err(ExportError::Size { height, width, patch });
             }
@@ -260,6 +271,11 @@ fn check_target(config: &BackboneConfig, target: Target) -> Result<(), ExportErr
             if !is_plain && target == Target::Torchvision {
                 let lacks = "registers, distillation token or LayerScale";
                 return Err(ExportError::Lacks { target, lacks });
+            }
+        }
+        BackboneConfig::Vil(_) => {
+            if !matches!(target, Target::Esvit | Target::Onnx) {
+                return Err(ExportError::Family { target, family: config.family() });
             }
         }
     }

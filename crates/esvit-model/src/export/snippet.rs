@@ -5,7 +5,7 @@ use std::path::Path;
 use esvit_nn::BackboneConfig;
 use serde_json::Value;
 
-use super::config_files::timm_name;
+use super::config_files::{NO_VIL, timm_name};
 use super::{Options, Target};
 use crate::PretrainedBackbone;
 
@@ -99,6 +99,7 @@ fn torchvision(model: &BackboneConfig) -> String {
             model.embed_dim,
             (model.embed_dim as f64 * model.mlp_ratio) as usize
         ),
+        BackboneConfig::Vil(_) => unreachable!("{NO_VIL}"),
     }
 }
 

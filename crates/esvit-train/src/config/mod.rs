@@ -293,12 +293,17 @@ impl Config {
         let size = self.preprocess().size();
         self.model.backbone.check_image("knn.crop", [size; 2])?;
         let smallest = self.views.sizes().into_iter().min().unwrap_or(0) as usize;
-        if self.model.backbone.last_map(smallest) == 0 {
-            let stride = self.model.backbone.stages()[0].stride;
-            return fail(format!(
-                "views of {smallest} pixels hold no patch of {stride} (`model.patch_size`)\n\
-                 hint: raise `views.local_sizes`, or choose another `model.arch`"
-            ));
+        let (backbone, hint) = (
+            &self.model.backbone,
+            "hint: raise `views.local_sizes`, or choose another `model.arch`",
+        );
+        if backbone.last_map(smallest) == 0 {
+            let (stride, least) = (backbone.stages()[0].stride, backbone.least_side());
+            let what = match least == stride {
+                true => format!("hold no patch of {stride} (`model.patch_size`)"),
+                false => format!("leave no token in the last stage, which takes {least} for one"),
+            };
+            return fail(format!("views of {smallest} pixels {what}\n{hint}"));
         }
         Ok(())
     }

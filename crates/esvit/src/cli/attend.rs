@@ -58,7 +58,7 @@ impl Attend {
         let config = &backbone.config;
         let framing = if self.whole { Framing::Whole } else { Framing::Center };
         let size = self.size.unwrap_or(backbone.preprocess.size());
-        let patch = config.stages()[0].stride;
+        let patch = config.least_side();
         let input = InputImage::new(&image, &backbone.preprocess, framing, size, patch)?;
         let place = self.query.map_or(Ok(input.center()), |pixel| input.map_pixel(pixel))?;
         let block = self.block.unwrap_or(config.blocks() - 1);

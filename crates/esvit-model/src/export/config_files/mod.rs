@@ -10,6 +10,8 @@ use serde_json::{Map, Value, json};
 use super::{Options, Target};
 use crate::PretrainedBackbone;
 
+/// Why an export to another program never comes here.
+pub(super) const NO_VIL: &str = "only EsViT's code has vision longformers";
 /// `PIL.Image.BICUBIC`.
 const PIL_BICUBIC: u32 = 3;
 
@@ -25,6 +27,7 @@ pub(super) fn config_files(
             let mut card = match config {
                 BackboneConfig::Swin(model) => swin::transformers(model),
                 BackboneConfig::Vit(model) => vit::transformers(model),
+                BackboneConfig::Vil(_) => unreachable!("{NO_VIL}"),
             };
             card["dtype"] = options.float.torch_name().into();
             vec![("config.json", card), ("preprocessor_config.json", processor(preprocess))]
@@ -38,6 +41,7 @@ pub(super) fn timm_name(config: &BackboneConfig) -> (&'static str, Map<String, V
     match config {
         BackboneConfig::Swin(model) => swin::timm_name(model),
         BackboneConfig::Vit(model) => vit::timm_name(model),
+        BackboneConfig::Vil(_) => unreachable!("{NO_VIL}"),
     }
 }
 
@@ -47,6 +51,7 @@ fn timm(config: &BackboneConfig, preprocess: &Preprocess) -> Value {
     let (pool, classifier, pool_size) = match config {
         BackboneConfig::Swin(model) => ("avg", "head.fc", Some([model.last_map(size); 2])),
         BackboneConfig::Vit(_) => ("token", "head", None),
+        BackboneConfig::Vil(_) => unreachable!("{NO_VIL}"),
     };
     json!({
         "architecture": name,
