@@ -1,6 +1,9 @@
 //! Files of weights in every naming: written, recognized, read, and refused.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
 
+#[path = "weights/vil.rs"]
+mod vil;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;

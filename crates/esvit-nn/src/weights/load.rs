@@ -302,6 +302,7 @@ impl<'a> StoredNetwork<'a> {
     ) -> Result<(), WeightsError> {
         let Some(second) = naming::second_name(&spec.name) else { return Ok(()) };
         let Some(tensor) = self.location.find(self.file, &second) else { return Ok(()) };
+        used.insert(tensor.name.clone());
         if tensor.shape != spec.shape || self.file.read_f32(tensor)? != values {
             let line = format!(
                 "`{}` differs from `{}`, which is one layer for all tokens here",
@@ -309,7 +310,6 @@ impl<'a> StoredNetwork<'a> {
             );
             return Err(self.mismatch(vec![line]));
         }
-        used.insert(tensor.name.clone());
         report.left_out.entry(reason::SECOND_NAME).or_default().push(tensor.name.clone());
         Ok(())
     }

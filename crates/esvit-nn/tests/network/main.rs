@@ -7,6 +7,7 @@ mod masking;
 mod operations;
 mod prefix;
 mod swin;
+mod vil;
 mod vit;
 
 use std::sync::Arc;

@@ -357,6 +357,11 @@ fn settings_that_do_not_go_together_are_refused() {
             "views of 3 pixels hold no patch of 4 (`model.patch_size`)",
         ),
         (
+            ["views.local_sizes=[31]", "model.arch=vil_tiny"],
+            ["views.local_sizes=[32]", "model.arch=vil_tiny"],
+            "views of 31 pixels leave no token in the last stage, which takes 32 for one",
+        ),
+        (
             ["head.use_bn_in_head=true", "train.crops_per_forward=2"],
             ["head.use_bn_in_head=true", "train.crops_per_forward=0"],
             "`train.crops_per_forward` does not go with this objective, whose loss (or \
