@@ -17,7 +17,7 @@ use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::weights::{Entry, Naming, entries, exported, save};
 use esvit_nn::{BackboneConfig, Device, Params};
-use esvit_testing::{tiny_cvt, tiny_pvt, tiny_resnet, tiny_swin, untrained};
+use esvit_testing::{tiny_cvt, tiny_pvt, tiny_resnet, tiny_swin, tiny_vil, untrained};
 use esvit_weights::{
     Dtype, Float, Tensor, Tree, Values, WeightsFile, write_safetensors, write_torch,
 };
@@ -128,10 +128,13 @@ fn families_that_a_target_does_not_have() {
         error
     };
     let [pvt, cvt] = [BackboneConfig::Pvt(tiny_pvt()), BackboneConfig::Cvt(tiny_cvt())];
+    let vil = BackboneConfig::Vil(tiny_vil());
     for (target, name) in
         [(Target::Timm, "a"), (Target::Torchvision, "a.pth"), (Target::Transformers, "a")]
     {
-        for (config, what) in [(&pvt, "PVT of version 1"), (&cvt, "CvT networks")] {
+        for (config, what) in
+            [(&pvt, "PVT of version 1"), (&cvt, "CvT networks"), (&vil, "ViL networks")]
+        {
             let error = refused(config.clone(), target, name);
             assert!(error.contains(&format!("{target} has no {what}")), "{error}");
         }
@@ -144,7 +147,7 @@ fn families_that_a_target_does_not_have() {
     assert!(refused(narrow(), Target::Timm, "a").contains("first convolution"));
     let eps = BackboneConfig::ResNet(ResNetConfig { norm_eps: 1e-3, ..resnet() });
     assert!(refused(eps, Target::Transformers, "a").contains("`eps` of BatchNorm"));
-    for config in [pvt.clone(), narrow(), cvt] {
+    for config in [pvt.clone(), narrow(), cvt, vil] {
         let backbone = untrained_of(config);
         for (target, name) in [(Target::Esvit, "b.pth"), (Target::Onnx, "b.onnx")] {
             let files = write(&backbone, &folder.path().join(name), &options(target)).unwrap();

@@ -13,8 +13,10 @@ use crate::params::ParamId;
 
 /// RNG purpose of drop path.
 const DROP_PATH_PURPOSE: u64 = 0xD209;
+/// RNG purpose of what layers draw.
+const CHOICE_PURPOSE: u64 = 0x4E16;
 
-/// Key of the random numbers of a student's forward pass.
+/// Key of the random numbers of a student's forward pass, those of drop path and those that layers draw.
 #[derive(Debug, Clone, Copy)]
 pub struct DropPathKey {
     /// The run's seed.
@@ -152,6 +154,16 @@ impl ForwardCtx {
         Some(scales.into())
     }
 
+    /// A number below `choices` that layer `layer` draws in this step of the student, the same for all
+    /// images. 0 in a pass over expected shapes; None where nothing is drawn.
+    pub fn choice(&self, layer: u64, choices: u64) -> Option<u64> {
+        if self.is_expected {
+            return Some(0);
+        }
+        let DropPathKey { seed, step } = self.drop_path?;
+        Some(Rng::for_purpose(seed, CHOICE_PURPOSE, [step, 0, layer]).below(choices))
+    }
+
     /// Stores the new value of a running statistic, in place of an earlier one.
     pub(crate) fn record(&self, id: ParamId, value: Tensor) {
         let mut statistics = self.statistics.borrow_mut();
@@ -217,6 +229,24 @@ mod tests {
         let dropped: Vec<usize> = (0..16).filter(|&image| scales[image] == 0.0).collect();
         // By Philox 4x64-10 written in another language.
         assert_eq!(dropped, [2, 7, 9, 12, 13, 14, 15]);
+    }
+
+    /// Layers draw by seed, step and layer, however a step is cut into passes; a teacher draws nothing.
+    #[test]
+    fn choices_by_step_and_layer() {
+        let choices = |key: DropPathKey| -> Vec<u64> {
+            (0..6).map(|layer| ForwardCtx::student(key).choice(layer, 8).unwrap()).collect()
+        };
+        // By Philox 4x64-10 written in another language.
+        assert_eq!(choices(KEY), [1, 1, 4, 5, 6, 7]);
+        assert_eq!(choices(DropPathKey { step: 6, ..KEY }), [2, 3, 0, 0, 4, 2]);
+        assert_eq!(choices(DropPathKey { seed: 4, ..KEY }), [6, 7, 3, 0, 7, 4]);
+        let part = StepPart { first_view: 2, images: 1..3, step_images: 4 };
+        assert_eq!(ForwardCtx::student(KEY).for_part(part).choice(5, 8), Some(7));
+        assert_eq!(ForwardCtx::expected().choice(5, 8), Some(0));
+        for pass in [ForwardCtx::eval(), ForwardCtx::teacher()] {
+            assert_eq!(pass.choice(5, 8), None);
+        }
     }
 
     #[test]

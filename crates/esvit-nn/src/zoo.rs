@@ -5,6 +5,7 @@ use crate::backbone::cvt::{self, CvtConfig};
 use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
 use crate::backbone::swin::{self, SwinConfig};
+use crate::backbone::vil::{self, BiasResize, VilConfig};
 use crate::backbone::vit::{self, PositionResize, PositionTable, VitConfig};
 use crate::layers::BATCH_NORM_EPS;
 
@@ -29,6 +30,7 @@ enum Shape {
     Pvt { depths: [usize; 4] },
     ResNet { block: BlockKind, layers: [usize; 4], times: usize, selective_kernels: bool },
     Cvt { size: Cvt, window_sizes: [usize; 4], res_stem: bool },
+    Vil { stages: &'static str, mode: i32 },
 }
 
 /// Forms of vision transformers.
@@ -100,6 +102,10 @@ const fn cvt(
     Architecture { name, drop_path, shape: Shape::Cvt { size, window_sizes, res_stem } }
 }
 
+const fn vil(name: &'static str, stages: &'static str, mode: i32) -> Architecture {
+    Architecture { name, drop_path: 0.1, shape: Shape::Vil { stages, mode } }
+}
+
 /// Every named architecture.
 pub const ARCHITECTURES: &[Architecture] = &[
     swin("swin_tiny_w7", 96, [2, 2, 6, 2], 7, 0.1),
@@ -147,6 +153,25 @@ pub const ARCHITECTURES: &[Architecture] = &[
     cvt("cvt_s3", Cvt::S3, [7; 4], false),
     cvt("cvt_s3_w14", Cvt::S3, [14, 14, 14, 7], false),
     cvt("cvt_s3_stem_w14", Cvt::S3, [14, 14, 14, 7], true),
+    // That of EsViT's experiments; the other two are the files' own, with absolute positions.
+    vil(
+        "vil_2262",
+        "l1,h3,d96,n2,s1,g1,p4,f7,a0_l2,h6,d192,n2,s1,g1,p2,f7,a0_\
+         l3,h12,d384,n6,s0,g1,p2,f7,a0_l4,h24,d768,n2,s0,g0,p2,f7,a0",
+        1,
+    ),
+    vil(
+        "vil_small",
+        "l1,h3,d96,n1,s1,g1,p4,f7_l2,h3,d192,n2,s1,g1,p2,f7_\
+         l3,h6,d384,n8,s0,g1,p2,f7_l4,h12,d768,n1,s0,g0,p2,f7",
+        0,
+    ),
+    vil(
+        "vil_tiny",
+        "l1,h1,d48,n1,s1,g1,p4,f7_l2,h3,d96,n1,s1,g1,p2,f7_\
+         l3,h3,d192,n9,s0,g1,p2,f7_l4,h6,d384,n1,s0,g0,p2,f7",
+        0,
+    ),
 ];
 
 /// The architecture of this name; `swin_tiny` without a window means window 7.
@@ -254,6 +279,15 @@ impl Architecture {
                     norm_eps: cvt::NORM_EPS,
                 })
             }
+            Shape::Vil { stages, mode } => BackboneConfig::Vil(VilConfig {
+                img_size: 224,
+                stages: stages.parse().expect("a table of valid stages"),
+                mode,
+                fixed_neighbor: false,
+                exact: 0,
+                bias_resize: BiasResize::Pairs,
+                norm_eps: vil::NORM_EPS,
+            }),
         }
     }
 }
@@ -305,6 +339,9 @@ mod tests {
             ("cvt_tiny_stem_w14", 29_369_856),
             ("cvt_s3", 22_620_160),
             ("cvt_s3_stem_w14", 22_686_400),
+            ("vil_2262", 27_569_352),
+            ("vil_small", 23_866_752),
+            ("vil_tiny", 6_322_080),
         ] {
             let (_, list) = find(name).unwrap().config().build(0.0);
             assert_eq!(list.parameters(), expected, "{name}");
@@ -358,6 +395,24 @@ mod tests {
             let cost = config.cost([224; 2], 0.0, &ForwardCtx::eval());
             let macs = cost.official_macs() as f64;
             assert!((macs / expected - 1.0).abs() < 0.005, "{name}: {macs}");
+        }
+    }
+
+    /// Those of EsViT's code, whatever its files leave out; `mode` is that of its recipe and of its files.
+    #[test]
+    fn vision_longformers() {
+        for (name, mode, last) in [
+            ("vil_2262", 1, "l4,h24,d768,n2,s0,g0,p2,f7,a0"),
+            ("vil_small", 0, "l4,h12,d768,n1,s0,g0,p2,f7,a1"),
+            ("vil_tiny", 0, "l4,h6,d384,n1,s0,g0,p2,f7,a1"),
+        ] {
+            let arch = find(name).unwrap();
+            let config = arch.config();
+            config.validate().unwrap();
+            let BackboneConfig::Vil(shape) = &config else { panic!("a ViL") };
+            assert!(shape.stages.to_string().ends_with(last), "{}", shape.stages);
+            assert_eq!((shape.mode, shape.img_size, shape.norm_eps), (mode, 224, 1e-6));
+            assert_eq!((arch.drop_path, of_shape(&config)), (0.1, Some(arch)));
         }
     }
 

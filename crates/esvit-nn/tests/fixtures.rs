@@ -221,6 +221,30 @@ fn cvt_tiny() {
     );
 }
 
+/// The paper's, with relative positions in all stages; at 96 pixels biases of full attention are resized.
+#[test]
+fn vil_2262() {
+    check_features(
+        "vil_2262",
+        [
+            Expected {
+                size: 224,
+                view: [1.47249, -1.62647, -0.7692, 0.8077],
+                view_sum: 0.687,
+                region: [1.45208, -1.68569, -0.96132],
+                region_norm: 194.37276,
+            },
+            Expected {
+                size: 96,
+                view: [1.35096, -1.49017, 0.06201, 0.61836],
+                view_sum: -0.05631,
+                region: [1.1789, -1.59875, 0.07574],
+                region_norm: 83.59159,
+            },
+        ],
+    );
+}
+
 /// The linear probe's feature and the last block's attention, Swin-T with window 7.
 #[test]
 fn last_blocks_and_attention() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use esvit_nn::backbone::cvt::CvtConfig;
 use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::backbone::vil::{BiasResize, VilConfig};
 use esvit_nn::backbone::{Input, TokenMask};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
@@ -681,6 +682,41 @@ fn pvt() {
     for pass in [ForwardCtx::eval, || ForwardCtx::student(KEY)] {
         check_network("pvt", pixels.clone(), &params, |params, x| {
             let features = pvt.forward(params, x.reshape([2, 3, 17, 34]), &pass());
+            assert_eq!(features.map, [1, 2]);
+            Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
+        });
+    }
+}
+
+/// Windows with relative positions, drawn neighbors in training, full attention with resized biases, absolute
+/// positions, global tokens, pixels cut off, and drop-path.
+#[test]
+fn vil() {
+    let cases: [(&str, fn() -> ForwardCtx); 2] = [
+        ("l1,h2,d8,n1,s1,g1,p2,f3,a0_l2,h2,d8,n1,s0,g2,p2,a0_l3,h2,d8,n1,g0,p2,a0", || {
+            ForwardCtx::student(KEY)
+        }),
+        (
+            "l1,h2,d8,n1,s1,g1,p2,f2,a1_l2,h1,d4,n1,s1,g0,p2,f2,a0_l3,h1,d4,n1,s0,g1,p2,a1",
+            ForwardCtx::eval,
+        ),
+    ];
+    for (stages, pass) in cases {
+        let config = VilConfig {
+            img_size: 16,
+            stages: stages.parse().unwrap(),
+            mode: 1,
+            fixed_neighbor: false,
+            exact: 0,
+            bias_resize: BiasResize::Pairs,
+            norm_eps: 1e-2,
+        };
+        config.validate().unwrap();
+        let (vil, list) = BackboneConfig::Vil(config).build(0.5);
+        let params = fill(&list, 0);
+        let pixels = hashed_times(1000, 2 * 3 * 9 * 16, 3f64.sqrt());
+        check_network("vil", pixels, &params, |params, x| {
+            let features = vil.forward(params, x.reshape([2, 3, 9, 16]), &pass());
             assert_eq!(features.map, [1, 2]);
             Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
         });

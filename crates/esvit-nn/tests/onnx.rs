@@ -12,6 +12,7 @@ use std::sync::Arc;
 use esvit_nn::backbone::cvt::CvtConfig;
 use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::backbone::vil::{BiasResize, VilConfig};
 use esvit_nn::backbone::vit::{PositionResize, PositionTable, VitConfig};
 use esvit_nn::params::Role;
 use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Params, Tensor, onnx};
@@ -94,6 +95,35 @@ fn the_graph_computes_a_convolutional_transformer() {
         }
         let sizes = [([22, 31], [3, 4]), ([32, 32], [4, 4]), ([13, 9], [2, 1])];
         graphs_compute(&*backbone, &params, 12, &sizes[..if res_stem { 2 } else { 3 }]);
+    }
+}
+
+/// Windows with their neighbors, also drawn, cyclic and sliding ones; full attention with biases of other maps;
+/// global tokens in the last stage and none; absolute positions.
+#[test]
+fn the_graph_computes_a_vision_longformer() {
+    let relative = "l1,h2,d8,n1,s1,g2,p2,f3,a0_l2,h2,d12,n1,s0,g1,p2,a0_l3,h2,d8,n1,g0,p2,a0";
+    let absolute = "l1,h2,d8,n1,s1,g1,p2,f2,a1_l2,h2,d12,n1,s1,g0,p2,f2,a0_l3,h2,d8,n1,g2,p2,a1";
+    for (stages, mode, exact, bias_resize) in [
+        (relative, 0, 0, BiasResize::Pairs),
+        (relative, 0, -1, BiasResize::Table),
+        (absolute, 0, 1, BiasResize::Pairs),
+        (absolute, 3, 0, BiasResize::Pairs),
+    ] {
+        let config = BackboneConfig::Vil(VilConfig {
+            img_size: 16,
+            stages: stages.parse().unwrap(),
+            mode,
+            fixed_neighbor: true,
+            exact,
+            bias_resize,
+            norm_eps: 0.01,
+        });
+        config.validate().unwrap();
+        let (backbone, list) = config.build(0.0);
+        let params = fill(&list, 0);
+        let sizes = [([16, 16], [2, 2]), ([9, 25], [1, 3])];
+        graphs_compute(&*backbone, &params, 8, &sizes);
     }
 }
 

@@ -1,6 +1,15 @@
 //! Files of weights in every naming: written, recognized, read, and refused.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
 
+#[path = "weights/cvt.rs"]
+mod cvt;
+#[path = "weights/pvt.rs"]
+mod pvt;
+#[path = "weights/resnet.rs"]
+mod resnet;
+#[path = "weights/vil.rs"]
+mod vil;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,18 +17,14 @@ use std::sync::Arc;
 
 use esvit_nn::Device;
 use esvit_nn::backbone::Family;
-use esvit_nn::backbone::cvt::CvtConfig;
-use esvit_nn::backbone::pvt::PvtConfig;
-use esvit_nn::backbone::resnet::{BlockKind, ResNetConfig};
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::head::HeadConfig;
 use esvit_nn::params::{ParamList, ParamSpec};
 use esvit_nn::weights::{
-    Entry, Known, Naming, Report, StoredNetwork, WeightsError, WeightsFile, exported, networks,
-    reason,
+    Entry, Naming, Report, StoredNetwork, WeightsError, WeightsFile, exported, networks, reason,
 };
-use esvit_nn::{BackboneConfig, EsvitHeads, Network, Params, zoo};
-use esvit_testing::{tiny_cvt, tiny_pvt, tiny_resnet, tiny_swin};
+use esvit_nn::{BackboneConfig, EsvitHeads, Network, Params};
+use esvit_testing::tiny_swin;
 use esvit_weights::{Dtype, Float, Tensor, Tree, Values, write_safetensors, write_torch};
 
 /// Small, and of another window in its last stage than in its first.
@@ -229,114 +234,6 @@ fn tables_are_resized_to_the_windows_of_the_network() {
     let old = params(&specs(&other));
     let (_, old) = old.iter().find(|(spec, _)| spec.name.ends_with("bias_table")).unwrap();
     assert!((middle - old.to_vec::<f32>()[4]).abs() < 1e-3, "the middle stays where it is");
-}
-
-/// Residual networks of all kinds under the names of every program, and where these put them.
-#[test]
-fn residual_networks_are_recognized() {
-    let selective = ResNetConfig { selective_kernels: true, ..tiny_resnet() };
-    let basic = ResNetConfig { block: BlockKind::Basic, ..tiny_resnet() };
-    for (config, naming, prefix) in [
-        (tiny_resnet(), Naming::Torchvision, ""),
-        (tiny_resnet(), Naming::Transformers, "resnet."),
-        (tiny_resnet(), Naming::Esvit, ""),
-        (tiny_resnet(), Naming::Esvit, "module."),
-        (tiny_resnet(), Naming::Torchvision, "module.backbone."),
-        (basic, Naming::Torchvision, "module.encoder_q."),
-        (selective, Naming::Torchvision, ""),
-    ] {
-        let config = BackboneConfig::ResNet(ResNetConfig { img_size: 224, ..config });
-        let (_, list) = config.build(0.0);
-        let written = params(&list);
-        let entries = exported(&written, Family::ResNet, naming, Float::F32);
-        let mut entries = prefixed(prefix, entries);
-        // A classifier, which is left out.
-        let classes = if naming == Naming::Esvit { "head.weight" } else { "fc.weight" };
-        entries.push(floats(&format!("{prefix}{classes}"), &[2, 3], vec![0.0; 6]));
-        let file = opened(&entries);
-        let stored = StoredNetwork::find(&file, None).unwrap();
-        let what = format!("{naming:?}, {prefix}");
-        assert_eq!(stored.location().family, Family::ResNet, "{what}");
-        assert_eq!(stored.location().naming, naming, "{what}");
-        let (shape, assumed) = stored.shape_given(&Known::default()).unwrap();
-        assert_eq!((shape, assumed.len()), (config, 2), "{what}");
-        let (found, report) = stored.load(&list, &Device::Cpu, |_| None).unwrap();
-        assert!(same_bits(&found, &written), "{what}");
-        assert_eq!(report.left_out[reason::CLASSES].len(), 1, "{what}");
-        let norms = list.iter().filter(|spec| spec.name.ends_with("running_var")).count();
-        assert_eq!(report.left_out[reason::DERIVED].len(), norms, "{what}");
-    }
-    let asked = Known { asked_size: Some(96), stated_eps: Some(1e-3), ..Known::default() };
-    let (_, list) = BackboneConfig::ResNet(tiny_resnet()).build(0.0);
-    let entries = || exported(&params(&list), Family::ResNet, Naming::Timm, Float::F32);
-    let file = opened(&entries());
-    let stored = StoredNetwork::find(&file, None).unwrap();
-    let (shape, assumed) = stored.shape_given(&asked).unwrap();
-    assert_eq!((shape.img_size(), shape.norm_eps(), assumed.len()), (96, 1e-3, 0));
-    for (name, shape, expected) in [
-        ("conv1.weight", vec![6, 3, 3, 3], "of 3 channels and 3 pixels, not of 3 and 7"),
-        ("conv1.weight", vec![6], "`conv1.weight` is [6], not [width, inputs, side, side]"),
-        ("layer2.0.conv2.weight", vec![4, 2, 3, 3], "that is a ResNeXt"),
-        ("layer1.0.conv3.weight", vec![6, 3, 1, 1], "makes 6 of 3 channels, not four times"),
-    ] {
-        let mut entries = entries();
-        let at = entries.iter().position(|(other, _)| other == name).unwrap();
-        entries[at] = floats(name, &shape, vec![0.0; shape.iter().product()]);
-        let error =
-            StoredNetwork::find(&opened(&entries), None).unwrap().shape().unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
-    }
-}
-
-/// Pyramid vision transformers, whose heads are 64 channels wide; tables are resized where another
-/// size is asked for.
-#[test]
-fn pyramid_vision_transformers_are_recognized() {
-    let config = PvtConfig {
-        embed_dims: vec![64, 128, 64],
-        num_heads: vec![1, 2, 1],
-        mlp_ratios: vec![0.5, 0.25, 1.0],
-        ..tiny_pvt()
-    };
-    let (_, list) = BackboneConfig::Pvt(config.clone()).build(0.0);
-    let written = params(&list);
-    let entries = || exported(&written, Family::Pvt, Naming::Esvit, Float::F32);
-    let file = opened(&prefixed("module.", entries()));
-    let stored = StoredNetwork::find(&file, None).unwrap();
-    let (shape, assumed) = stored.shape_given(&Known::default()).unwrap();
-    assert_eq!((shape, assumed.len()), (BackboneConfig::Pvt(config.clone()), 2));
-    assert!(same_bits(&stored.load(&list, &Device::Cpu, |_| None).unwrap().0, &written));
-    // Version 2 has no tables of positions.
-    let mut without = entries();
-    without.retain(|(name, _)| !name.starts_with("pos_embed"));
-    let error = StoredNetwork::find(&opened(&without), None).unwrap_err().to_string();
-    assert!(error.contains("of version 2"), "{error}");
-    // Of maps of 8, 4 and 2 tokens, of 16, 8 and 4.
-    let larger = Known { asked_size: Some(64), ..Known::default() };
-    let (shape, _) = stored.shape_given(&larger).unwrap();
-    let (_, larger) = shape.build(0.0);
-    let (found, report) = stored.load(&larger, &Device::Cpu, |_| None).unwrap();
-    assert_eq!(report.resized.len(), 3, "{report:?}");
-    let value = |params: &Params, name: &str| {
-        let (_, value) = params.iter().find(|(spec, _)| spec.name == name).unwrap();
-        value.to_vec::<f32>()
-    };
-    let [table, before] = [&found, &written].map(|params| value(params, "pos_embed3"));
-    assert_eq!((table.len(), &table[..64]), (17 * 64, &before[..64]));
-    // Corners stay: they are beyond the middle of the old corners.
-    assert_eq!(table[64..128], before[64..128]);
-    for (name, shape, expected) in [
-        ("patch_embed1.proj.weight", vec![64, 3, 4, 2], "4 x 2 pixels are no squares"),
-        ("pos_embed1", vec![1, 63, 64], "has 63 rows, of no square map"),
-        ("block1.0.attn.q.weight", vec![60, 60], "how many attention heads the 60 channels"),
-    ] {
-        let mut entries = entries();
-        let at = entries.iter().position(|(other, _)| other == name).unwrap();
-        entries[at] = floats(name, &shape, vec![0.0; shape.iter().product()]);
-        let error =
-            StoredNetwork::find(&opened(&entries), None).unwrap().shape().unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
-    }
 }
 
 #[test]
@@ -881,64 +778,4 @@ fn prefixed_all(prefix: &str, entries: &[Entry]) -> Vec<Entry> {
         self::floats(&format!("{prefix}{}", info.name), &info.shape, values)
     };
     floats.map(entry).collect()
-}
-
-/// Running statistics are read like parameters; the number of batches that they are of is left out,
-/// as are heads. Networks of the official code have a prefix.
-#[test]
-fn running_statistics_are_read_back() {
-    for res_stem in [false, true] {
-        let config = BackboneConfig::Cvt(CvtConfig { res_stem, ..tiny_cvt() });
-        let (_, specs) = config.build(0.0);
-        let values = params(&specs);
-        let mut entries = exported(&values, Family::Cvt, Naming::Esvit, Float::F32);
-        entries.push(floats("head.mlp.0.weight", &[2, 12], vec![0.0; 24]));
-        let file = opened(&prefixed("module.", entries));
-        let stored = StoredNetwork::find(&file, None).unwrap();
-        assert_eq!((stored.location().family, networks(&file).len()), (Family::Cvt, 1));
-        let (found, report) = stored.load(&specs, &Device::Cpu, |_| None).unwrap();
-        assert!(same_bits(&found, &values));
-        let norms = specs.iter().filter(|spec| spec.name.ends_with("running_var")).count();
-        assert_eq!(report.left_out[reason::DERIVED].len(), norms);
-        assert_eq!(report.left_out[reason::PROJECTION], ["module.head.mlp.0.weight"]);
-        // Without one of them it is another network.
-        let names = values.iter().map(|(spec, _)| spec.name.clone());
-        let statistic = names.filter(|name| name.ends_with("running_var")).last().unwrap();
-        let mut entries = exported(&values, Family::Cvt, Naming::Esvit, Float::F32);
-        entries.retain(|(name, _)| *name != statistic);
-        let file = opened(&entries);
-        let stored = StoredNetwork::find(&file, None).unwrap();
-        let error = stored.load(&specs, &Device::Cpu, |_| None).unwrap_err().to_string();
-        assert!(error.contains(&format!("`{statistic}` [12] is missing")), "{error}");
-    }
-}
-
-/// Tensors tell widths, depths and filters; the rest is that of the published network.
-#[test]
-fn shapes_of_convolutional_transformers_are_those_of_published_ones() {
-    let needed = ["0.norm.weight", "fn.net.0.bias", "0.proj.weight", "stem.0.weight", "dw.weight"];
-    for name in ["cvt_s3", "cvt_s3_stem_w14"] {
-        let expected = zoo::find(name).unwrap().config();
-        let (_, specs) = expected.build(0.0);
-        let specs = specs.iter().filter(|spec| needed.iter().any(|end| spec.name.ends_with(end)));
-        let zeros = |spec: &ParamSpec| floats(&spec.name, &spec.shape, vec![0.0; spec.len()]);
-        let mut entries: Vec<Entry> = specs.map(zeros).collect();
-        let shape = |entries: &[Entry]| {
-            let file = opened(entries);
-            StoredNetwork::find(&file, None).unwrap().shape().map_err(|error| error.to_string())
-        };
-        assert_eq!(shape(&entries).unwrap(), expected);
-        let at = |name: &str| entries.iter().position(|(other, _)| other == name).unwrap();
-        let filters = at("stage3.0.proj.weight");
-        let whole = std::mem::replace(
-            &mut entries[filters],
-            floats("stage3.0.proj.weight", &[4, 2, 3], vec![0.0; 24]),
-        );
-        let error = shape(&entries).unwrap_err();
-        assert!(error.contains("is [4, 2, 3], not [width, inputs, side, side]"), "{error}");
-        entries[filters] = whole;
-        entries.retain(|(name, _)| !name.starts_with("stage3"));
-        let error = shape(&entries).unwrap_err();
-        assert!(error.contains("no published network has [2, 2, 10] blocks of widths"), "{error}");
-    }
 }

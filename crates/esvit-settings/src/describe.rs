@@ -73,6 +73,7 @@ describe! {
     { "type": "boolean" }: bool;
     { "type": "number" }: f64;
     { "type": "integer", "minimum": 0 }: u8, u32, u64, usize;
+    { "type": "integer" }: i32;
     { "type": "string" }: String, std::path::PathBuf;
 }
 

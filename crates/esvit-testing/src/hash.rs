@@ -33,8 +33,9 @@ pub fn hashed_tensor<const D: usize>(stream: u32, shape: [usize; D]) -> Tensor {
     Tensor::new(hashed(stream, shape.iter().product()), shape, &Device::Cpu)
 }
 
-/// Tables of positions, and tokens.
-const OF_HALF: [&str; 5] = ["bias_table", "pos_embed", "cls_token", "dist_token", "reg_token"];
+/// Parts of the names of positions and tokens, which have no inputs to scale by.
+const POSITIONS: [&str; 5] =
+    ["relative_position_bias", "pos_embed", "cls_token", "dist_token", "reg_token"];
 
 /// Parameters filled from the hash, number `p` in the list (buffers not counted) from stream
 /// `first_stream + p`: scaled to keep the variance of what passes through.
@@ -47,7 +48,7 @@ pub fn fill(specs: &Arc<ParamList>, first_stream: u32) -> Params {
         let (name, len) = (&spec.name, spec.len());
         let values = if name.ends_with("weight_g") {
             vec![1.0; len]
-        } else if OF_HALF.iter().any(|part| name.contains(part)) {
+        } else if POSITIONS.iter().any(|part| name.contains(part)) {
             hashed_times(stream, len, 0.5)
         } else if spec.shape.len() == 1 {
             let center = if name.ends_with("weight") { 1.0 } else { 0.0 };

@@ -6,6 +6,7 @@ use esvit_nn::backbone::cvt::CvtConfig;
 use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::resnet::{BlockKind, ResNetConfig};
 use esvit_nn::backbone::swin::SwinConfig;
+use esvit_nn::backbone::vil::{BiasResize, VilConfig};
 use esvit_nn::{BackboneConfig, Device, Params};
 
 /// Two stages of one block each, for images of 32 pixels: maps of 8 and 4 tokens, windows of 4. A
@@ -65,6 +66,21 @@ pub fn tiny_cvt() -> CvtConfig {
         mlp_ratios: vec![2.0, 1.5],
         res_stem: false,
         norm_eps: 1e-5,
+    }
+}
+
+/// Three stages of one block each for images of 32 pixels: maps of 16 tokens in windows of 3, and of 8
+/// tokens twice, after a global token but for the last.
+pub fn tiny_vil() -> VilConfig {
+    let stages = "l1,h2,d8,n1,s1,g1,p2,f3,a0_l2,h2,d8,n1,s0,g1,p2,a0_l3,h2,d8,n1,g0,p1,a0";
+    VilConfig {
+        img_size: 32,
+        stages: stages.parse().expect("valid stages"),
+        mode: 0,
+        fixed_neighbor: false,
+        exact: 0,
+        bias_resize: BiasResize::Pairs,
+        norm_eps: 1e-6,
     }
 }
 

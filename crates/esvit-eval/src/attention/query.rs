@@ -65,7 +65,8 @@ impl HeadAttention {
         let (mut padding_mass, mut prefix_mass) = (0.0, 0.0);
         for (&key, &weight) in keys.iter().zip(row) {
             match key {
-                Key::Cell(cell) => weights[cell] = weight,
+                // A cell may be several keys, where windows go on at the opposite border.
+                Key::Cell(cell) => weights[cell] += weight,
                 Key::Square(_) => {
                     let cells = layout.cells(key);
                     cells.iter().for_each(|&cell| weights[cell] = weight / cells.len() as f32);
@@ -201,7 +202,7 @@ mod tests {
     use esvit_nn::BackboneConfig;
     use esvit_nn::Device;
     use esvit_nn::backbone::swin::SwinConfig;
-    use esvit_testing::{tiny_pvt, tiny_swin};
+    use esvit_testing::{tiny_pvt, tiny_swin, tiny_vil};
 
     /// Two stages of two blocks for images of 32 pixels: maps of 8 and 4 in windows of 4.
     fn untrained() -> (Arc<dyn Backbone>, Params) {
@@ -315,6 +316,31 @@ mod tests {
         assert_eq!((last.map, last.cell, last.query), ([4, 6], 8, [3, 5]));
         let position = BlockPosition { block: 3, stage: 2, block_in_stage: 1 };
         assert_eq!(last.position, position);
+    }
+
+    /// Windows of three and those around them, after a token before the map.
+    #[test]
+    fn windows_may_see_their_neighbors() {
+        let (network, specs) = BackboneConfig::Vil(tiny_vil()).build(0.0);
+        let params = Params::init(&specs, 3, &Device::Cpu);
+        // A map of 14 x 22 tokens of 2 pixels; the query is in the last row of windows.
+        let of = |block| {
+            query_attention(&*network, &params, &oblong(), [43.0, 27.0], block, MASS).unwrap()
+        };
+        let range = |from: usize, to: usize| (from..to).collect::<BTreeSet<_>>();
+        let sparse = of(0);
+        assert_eq!((sparse.map, sparse.query, sparse.window), ([14, 22], [13, 21], Some([3, 0])));
+        assert_eq!(visible(&sparse), [range(9, 14), range(18, 22)]);
+        assert_eq!((sparse.padding_keys, sparse.prefix_keys), (0, 1));
+        let full = of(1);
+        assert_eq!((full.visible_cells(), full.prefix_keys, full.window), (7 * 11, 1, None));
+        for head in sparse.heads.iter().chain(&full.heads) {
+            let all = f64::from(head.weights.iter().sum::<f32>()) + head.prefix_mass;
+            assert!((all - 1.0).abs() < 1e-5 && head.prefix_mass > 0.0, "{all}");
+        }
+        for (&weight, &visible) in sparse.heads[0].weights.iter().zip(&sparse.visible) {
+            assert_eq!(weight > 1e-12, visible);
+        }
     }
 
     #[test]

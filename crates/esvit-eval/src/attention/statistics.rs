@@ -177,11 +177,11 @@ fn image_statistics(weights: &[f32], heads: usize, layout: &AttentionLayout) -> 
             }
         }
     }
-    let queries = layout.tokens() as f64;
+    let tokens = layout.tokens() as f64;
     let pairs = (heads * (heads - 1) / 2).max(1) as f64;
-    let entropies = entropies.iter().map(|sum| sum / queries);
-    let beside = [padding, prefix].map(|mass: f64| mass / queries / heads as f64);
-    let others = [divergence / queries / pairs, beside[0], beside[1]];
+    let entropies = entropies.iter().map(|sum| sum / tokens);
+    let beside = [padding, prefix].map(|mass: f64| mass / tokens / heads as f64);
+    let others = [divergence / tokens / pairs, beside[0], beside[1]];
     entropies.chain(others).map(|value| value as f32).collect()
 }
 
@@ -230,7 +230,7 @@ mod tests {
 
     use esvit_data::{Image, InMemory, Preprocess, ViewsConfig};
     use esvit_nn::backbone::swin::SwinConfig;
-    use esvit_nn::ops::WindowMap;
+    use esvit_nn::ops::{Border, NeighborMap, Neighbors, WindowMap};
     use esvit_testing::{tiny_swin, untrained};
 
     fn measured(img_size: usize, crop: u32, images: u32) -> AttentionStatistics {
@@ -325,6 +325,20 @@ mod tests {
         let weights = [[0.5, 0.5], [1.0, 0.0]].map(|row| [row; 5].concat()).concat();
         assert_eq!(image_statistics(&weights, 1, &layout), [0.5, 0.0, 0.0, 0.0]);
         assert_eq!(largest_entropy(&layout), 1.0);
+    }
+
+    /// Two windows of a token that see each other and one token before the map: one query a group, ten keys.
+    #[test]
+    fn windows_may_have_more_keys_than_queries() {
+        let windows = NeighborMap::new([1, 2], 1, Neighbors::All, Border::Closed);
+        let layout = AttentionLayout::Neighbors { windows: Arc::new(windows), prefix: 1 };
+        let mut weights = vec![0.0; 2 * 10];
+        // The token before the map, the window itself, that on the right.
+        (weights[0], weights[1 + 4], weights[1 + 5]) = (0.5, 0.25, 0.25);
+        // The window on the left, the window itself.
+        (weights[10 + 1 + 3], weights[10 + 1 + 4]) = (0.5, 0.5);
+        assert_eq!(image_statistics(&weights, 1, &layout), [1.25, 0.0, 0.0, 0.25]);
+        assert!((largest_entropy(&layout) - 3f64.log2()).abs() < 1e-12);
     }
 
     /// Three heads make three pairs.

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use esvit_nn::backbone::BlockOutput;
+use esvit_nn::backbone::vil::VilConfig;
 use esvit_nn::params::Role;
 use esvit_nn::{Backbone, BackboneConfig, ForwardCtx, Params, Tensor};
 use serde::Deserialize;
@@ -19,6 +20,9 @@ struct Settings {
     /// Further numbers of last blocks.
     #[serde(default)]
     other_n_last_blocks: Vec<usize>,
+    /// Modes of the windows of a vision longformer, each in every pass. Then these are all.
+    #[serde(default)]
+    modes: Vec<i32>,
     /// Whether there are features with the mean of the last block's patches appended, too.
     #[serde(default)]
     patch_average: bool,
@@ -29,6 +33,9 @@ struct Settings {
 
 pub(super) fn run(case: &Case) -> Result<Outcome> {
     let settings: Settings = case.settings()?;
+    if !settings.modes.is_empty() {
+        return modes(case, &settings);
+    }
     let blocks = settings.config.blocks();
     let numbers = [&[settings.n_last_blocks], &settings.other_n_last_blocks[..]].concat();
     if let Some(n) = numbers.iter().find(|n| !(1..=blocks).contains(*n)) {
@@ -96,6 +103,27 @@ fn training(case: &Case, network: &dyn Backbone, mut params: Params) -> Result<V
         checks.push(case.absolute_error(&name, &value, TOLERANCE)?);
     }
     Ok(checks)
+}
+
+/// Compares the features of the same parameters and images in several modes.
+fn modes(case: &Case, settings: &Settings) -> Result<Outcome> {
+    let BackboneConfig::Vil(shape) = &settings.config else {
+        let message = format!("`modes` are for `vil`, not for {}", settings.config.family());
+        return Err(CaseError::Settings(message));
+    };
+    let mut checks = Vec::new();
+    for &mode in &settings.modes {
+        let config = VilConfig { mode, fixed_neighbor: true, ..shape.clone() };
+        config.validate().map_err(|error| CaseError::Settings(error.to_string()))?;
+        let (network, specs) = BackboneConfig::Vil(config).build(0.0);
+        let params = case.params("param.", &specs)?;
+        let images = case.load::<4>("input.0")?;
+        let features = network.forward(&params, images, &ForwardCtx::eval());
+        for (part, found) in [("cls", &features.view), ("region", &features.region)] {
+            checks.push(case.absolute_error(&format!("{part}.mode.{mode}"), found, TOLERANCE)?);
+        }
+    }
+    Ok(Outcome::Compared(checks))
 }
 
 /// The normalized register tokens `[B, registers, C]`, if the network has some.

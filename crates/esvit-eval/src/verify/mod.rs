@@ -178,10 +178,17 @@ fn has_known_family(settings: &Value) -> bool {
     Family::ALL.iter().any(|family| settings["family"] == family.name())
 }
 
-/// Makes the shape of a case's network one of ours: with its family, and how its positions are resized.
+/// Makes the shape of a case's network one of ours: with its family, how its positions are resized, and
+/// without what says a thing twice.
 fn complete_shape(settings: &mut Value) {
     let (family, resize) = (settings["family"].clone(), settings["position_resize"].clone());
     let Some(shape) = settings["config"].as_object_mut() else { return };
+    if family == "vil" {
+        shape.remove("depths_n");
+        if let Some(stages) = shape.remove("arch") {
+            shape.insert("stages".into(), stages);
+        }
+    }
     shape.insert("family".into(), family);
     match resize.as_str() {
         // They are resized as by timm.

@@ -277,7 +277,7 @@ fn check_target(config: &BackboneConfig, target: Target) -> Result<(), ExportErr
                 return Err(ExportError::Family { target, what: what.into() });
             }
         }
-        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => {
+        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
             if !matches!(target, Target::Esvit | Target::Onnx) {
                 let what = match config.family() {
                     // timm has version 2.

@@ -63,7 +63,8 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
                 BackboneConfig::Vit(_) => "heads",
                 BackboneConfig::ResNet(_) => "fc",
                 BackboneConfig::Swin(_) => "head",
-                BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
+                BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) =>
+                    unreachable!("{REFUSED}"),
             }
         ),
         Target::Transformers => format!(
@@ -116,7 +117,9 @@ fn torchvision(model: &BackboneConfig) -> String {
             };
             format!("ResNet(torchvision.models.resnet.{block}, {:?}", model.layers)
         }
-        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
+        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
+            unreachable!("{REFUSED}")
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::ops::{Segment, WindowMap};
+use crate::ops::{NeighborMap, Segment, WindowMap};
 use crate::tensor::Tensor;
 
 /// Attention weights of a block.
@@ -19,6 +19,13 @@ pub struct AttentionMap {
 pub enum AttentionLayout {
     /// Those of a window to each other: a group is a window.
     Windows(Arc<WindowMap>),
+    /// Those of a window to the tokens before the map, then to windows around it: a group is a window.
+    Neighbors {
+        /// The windows.
+        windows: Arc<NeighborMap>,
+        /// Tokens before those of the map.
+        prefix: usize,
+    },
     /// All to all, in one group: first the tokens before the map, then those of the map, row-major.
     Whole {
         /// Height and width of the map in tokens.
@@ -59,6 +66,15 @@ impl AttentionMap {
         Self { weights, layout: AttentionLayout::Windows(windows) }
     }
 
+    /// Of windows and those around them: `weights [B * windows, heads, window^2, prefix + keys]`.
+    pub(super) fn among_neighbors(
+        weights: Tensor,
+        windows: Arc<NeighborMap>,
+        prefix: usize,
+    ) -> Self {
+        Self { weights, layout: AttentionLayout::Neighbors { windows, prefix } }
+    }
+
     /// Of whole images: `weights [B, heads, tokens, tokens]`.
     pub(super) fn whole(weights: Tensor, segment: Segment) -> Self {
         let Segment { map, prefix, .. } = segment;
@@ -77,6 +93,7 @@ impl AttentionLayout {
     pub fn map(&self) -> [usize; 2] {
         match self {
             Self::Windows(windows) => windows.map,
+            Self::Neighbors { windows, .. } => windows.map,
             Self::Whole { map, .. } | Self::Reduced { map, .. } => *map,
         }
     }
@@ -90,6 +107,7 @@ impl AttentionLayout {
     pub fn window(&self) -> Option<[usize; 2]> {
         match self {
             Self::Windows(windows) => Some([windows.window, windows.shift]),
+            Self::Neighbors { windows, .. } => Some([windows.window, 0]),
             Self::Whole { .. } | Self::Reduced { .. } => None,
         }
     }
@@ -98,6 +116,7 @@ impl AttentionLayout {
     pub fn queries(&self) -> usize {
         match self {
             Self::Windows(windows) => windows.window_tokens(),
+            Self::Neighbors { windows, .. } => windows.window_tokens(),
             Self::Whole { map, prefix } | Self::Reduced { map, prefix, .. } => {
                 prefix + map[0] * map[1]
             }
@@ -108,6 +127,7 @@ impl AttentionLayout {
     pub fn keys(&self) -> usize {
         match self {
             Self::Windows(_) | Self::Whole { .. } => self.queries(),
+            Self::Neighbors { windows, prefix } => prefix + windows.keys(),
             Self::Reduced { map, prefix, ratio } => prefix + (map[0] / ratio) * (map[1] / ratio),
         }
     }
@@ -129,11 +149,10 @@ impl AttentionLayout {
 
     /// The group of a token of the map, and its number among the group's queries.
     pub fn query(&self, token: usize) -> [usize; 2] {
+        let in_group = |slot: i32| [slot as usize / self.queries(), slot as usize % self.queries()];
         match self {
-            Self::Windows(windows) => {
-                let (slot, side) = (windows.token_slot[token] as usize, windows.window_tokens());
-                [slot / side, slot % side]
-            }
+            Self::Windows(windows) => in_group(windows.token_slot[token]),
+            Self::Neighbors { windows, .. } => in_group(windows.token_slot[token]),
             Self::Whole { prefix, .. } | Self::Reduced { prefix, .. } => [0, prefix + token],
         }
     }
@@ -143,12 +162,12 @@ impl AttentionLayout {
         match self {
             Self::Windows(windows) => {
                 let side = windows.window_tokens();
-                let tokens = &windows.slot_token[group * side..][..side];
-                let key = |&token: &i32| match token as usize {
-                    token if token < windows.tokens() => Key::Cell(token),
-                    _ => Key::Padding,
-                };
-                tokens.iter().map(key).collect()
+                self.keys_of(&windows.slot_token[group * side..][..side]).collect()
+            }
+            Self::Neighbors { windows, prefix } => {
+                let keys = windows.keys();
+                let cells = self.keys_of(&windows.key_token[group * keys..][..keys]);
+                (0..*prefix).map(Key::Prefix).chain(cells).collect()
             }
             Self::Whole { map, prefix } => {
                 let cells = (0..map[0] * map[1]).map(Key::Cell);
@@ -159,6 +178,14 @@ impl AttentionLayout {
                 (0..*prefix).map(Key::Prefix).chain(squares).collect()
             }
         }
+    }
+
+    /// Tokens of the map as keys; beyond the last one there is padding.
+    fn keys_of<'a>(&'a self, tokens: &'a [i32]) -> impl Iterator<Item = Key> + 'a {
+        tokens.iter().map(|&token| match token as usize {
+            token if token < self.tokens() => Key::Cell(token),
+            _ => Key::Padding,
+        })
     }
 
     /// Whether a query, by its group and its number in that, can attend to each key.
@@ -172,6 +199,10 @@ impl AttentionLayout {
                 }
                 None => vec![true; keys],
             },
+            Self::Neighbors { windows, prefix } => {
+                let seen = windows.hidden(group, query).iter().map(|hidden| !hidden);
+                std::iter::repeat_n(true, *prefix).chain(seen).collect()
+            }
             Self::Whole { .. } | Self::Reduced { .. } => vec![true; keys],
         }
     }
@@ -180,6 +211,10 @@ impl AttentionLayout {
     pub fn is_padded(&self) -> bool {
         match self {
             Self::Windows(windows) => windows.is_padded(),
+            // Beyond the border there are keys that no token sees, or padding.
+            Self::Neighbors { windows, .. } => {
+                windows.key_token.iter().any(|&token| token as usize == windows.tokens())
+            }
             Self::Whole { .. } | Self::Reduced { .. } => false,
         }
     }
@@ -188,6 +223,7 @@ impl AttentionLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::{Border, Neighbors};
 
     /// A map of 3 x 3 tokens in windows of 2, padded to 4 x 4 and shifted by 1.
     #[test]
@@ -203,6 +239,34 @@ mod tests {
         assert_eq!((group, layout.group_keys(group)[query]), (3, Key::Cell(0)));
         let visible = layout.visible([group, query]);
         assert_eq!(visible.iter().filter(|&&visible| visible).count(), 1);
+    }
+
+    /// A map of 3 x 3 tokens in windows of 2 after two other tokens: the last window has one token, and sees
+    /// all four.
+    #[test]
+    fn windows_with_neighbors_are_groups() {
+        let windows = NeighborMap::new([3, 3], 2, Neighbors::All, Border::Closed);
+        let layout = AttentionLayout::Neighbors { windows: Arc::new(windows), prefix: 2 };
+        assert_eq!((layout.map(), layout.tokens(), layout.window()), ([3, 3], 9, Some([2, 0])));
+        assert_eq!((layout.queries(), layout.keys(), layout.is_padded()), (4, 38, true));
+        assert_eq!([layout.query(4), layout.query(8)], [[0, 3], [3, 0]]);
+        let keys = layout.group_keys(3);
+        assert_eq!(
+            keys[..6],
+            [
+                Key::Prefix(0),
+                Key::Prefix(1),
+                Key::Cell(0),
+                Key::Cell(1),
+                Key::Cell(3),
+                Key::Cell(4),
+            ]
+        );
+        let pairs = keys.iter().zip(layout.visible([3, 0]));
+        let visible: Vec<Key> =
+            pairs.filter(|(_, visible)| *visible).map(|(key, _)| *key).collect();
+        let cells = [0, 1, 3, 4, 2, 5, 6, 7, 8].map(Key::Cell);
+        assert_eq!(visible, [&[Key::Prefix(0), Key::Prefix(1)][..], &cells].concat());
     }
 
     #[test]

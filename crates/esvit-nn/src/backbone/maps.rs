@@ -86,20 +86,25 @@ impl TokenMaps {
 
     /// The tokens of each segment, `[images, tokens, C]`.
     pub(super) fn parts(&self) -> Vec<Tensor> {
-        let width = self.rows.shape()[1];
-        let mut start = 0;
-        let part = |segment: &Segment| {
-            let count = segment.images * segment.tokens();
-            // In a pass over shapes, all rows are those of any number of images.
-            let rows = match self.segments.len() {
-                1 => self.rows.clone(),
-                _ => self.rows.clone().narrow(0, start, count),
-            };
-            start += count;
-            rows.reshape([segment.images, segment.tokens(), width])
-        };
-        self.segments.iter().map(part).collect()
+        parts(&self.rows, &self.segments)
     }
+}
+
+/// Rows `[tokens of all images, C]` as the tokens of each segment, `[images, tokens, C]`.
+pub(super) fn parts(rows: &Tensor, segments: &[Segment]) -> Vec<Tensor> {
+    let width = rows.shape()[1];
+    let mut start = 0;
+    let part = |segment: &Segment| {
+        let count = segment.images * segment.tokens();
+        // In a pass over shapes, all rows are those of any number of images.
+        let own = match segments.len() {
+            1 => rows.clone(),
+            _ => rows.clone().narrow(0, start, count),
+        };
+        start += count;
+        own.reshape([segment.images, segment.tokens(), width])
+    };
+    segments.iter().map(part).collect()
 }
 
 /// Rows `[rows, C]` of segments, one after another.

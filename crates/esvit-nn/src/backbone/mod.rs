@@ -10,6 +10,7 @@ mod maps;
 pub mod pvt;
 pub mod resnet;
 pub mod swin;
+pub mod vil;
 pub mod vit;
 
 use std::fmt::{self, Debug};
@@ -31,6 +32,7 @@ use cvt::{Cvt, CvtConfig};
 use pvt::{Pvt, PvtConfig};
 use resnet::{ResNet, ResNetConfig};
 use swin::{Swin, SwinConfig};
+use vil::{Vil, VilConfig};
 use vit::{Vit, VitConfig};
 
 pub use attention_map::{AttentionLayout, AttentionMap, Key};
@@ -51,6 +53,8 @@ pub enum BackboneConfig {
     ResNet(ResNetConfig),
     /// A convolutional vision transformer.
     Cvt(CvtConfig),
+    /// A vision longformer.
+    Vil(VilConfig),
 }
 
 /// Families of backbones.
@@ -66,11 +70,14 @@ pub enum Family {
     ResNet,
     /// Convolutional vision transformers.
     Cvt,
+    /// Vision longformers.
+    Vil,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 5] = [Self::Swin, Self::Vit, Self::Pvt, Self::ResNet, Self::Cvt];
+    pub const ALL: [Self; 6] =
+        [Self::Swin, Self::Vit, Self::Pvt, Self::ResNet, Self::Cvt, Self::Vil];
 
     /// Its name in files and settings.
     pub fn name(self) -> &'static str {
@@ -80,6 +87,7 @@ impl Family {
             Self::Pvt => "pvt",
             Self::ResNet => "resnet",
             Self::Cvt => "cvt",
+            Self::Vil => "vil",
         }
     }
 
@@ -91,6 +99,7 @@ impl Family {
             Self::Pvt => "PVT",
             Self::ResNet => "ResNet",
             Self::Cvt => "CvT",
+            Self::Vil => "ViL",
         }
     }
 }
@@ -121,6 +130,7 @@ impl<'de> Deserialize<'de> for BackboneConfig {
             Some("pvt") => Self::Pvt(fields(stored)?),
             Some("resnet") => Self::ResNet(fields(stored)?),
             Some("cvt") => Self::Cvt(fields(stored)?),
+            Some("vil") => Self::Vil(fields(stored)?),
             _ => {
                 let known = Family::ALL.map(|family| format!("{:?}", family.name())).join(", ");
                 let error = format!("`family` is {family}: this program has {known}");
@@ -141,6 +151,7 @@ impl Describe for BackboneConfig {
                 Family::Pvt => PvtConfig::schema(),
                 Family::ResNet => ResNetConfig::schema(),
                 Family::Cvt => CvtConfig::schema(),
+                Family::Vil => VilConfig::schema(),
             };
             schema["properties"]["family"] =
                 json!({ "const": family.name(), "description": "Family." });
@@ -172,6 +183,7 @@ impl BackboneConfig {
             Self::Pvt(_) => Family::Pvt,
             Self::ResNet(_) => Family::ResNet,
             Self::Cvt(_) => Family::Cvt,
+            Self::Vil(_) => Family::Vil,
         }
     }
 
@@ -179,7 +191,7 @@ impl BackboneConfig {
     /// must then be in one pass.
     pub fn has_batch_norm(&self) -> bool {
         match self {
-            Self::Swin(_) | Self::Vit(_) | Self::Pvt(_) => false,
+            Self::Swin(_) | Self::Vit(_) | Self::Pvt(_) | Self::Vil(_) => false,
             Self::ResNet(_) | Self::Cvt(_) => true,
         }
     }
@@ -192,6 +204,7 @@ impl BackboneConfig {
             Self::Pvt(config) => config.describe(),
             Self::ResNet(config) => config.describe(),
             Self::Cvt(config) => config.describe(),
+            Self::Vil(config) => config.describe(),
         }
     }
 
@@ -206,6 +219,7 @@ impl BackboneConfig {
             Self::Pvt(config) => config.validate(),
             Self::ResNet(config) => config.validate(),
             Self::Cvt(config) => config.validate(),
+            Self::Vil(config) => config.validate(),
         }
     }
 
@@ -221,6 +235,7 @@ impl BackboneConfig {
             Self::Pvt(config) => config.check_image(key, sides),
             Self::ResNet(config) => config.check_image(key, sides),
             Self::Cvt(config) => config.check_image(key, sides),
+            Self::Vil(config) => config.check_image(key, sides),
         }
     }
 
@@ -231,6 +246,7 @@ impl BackboneConfig {
             Self::Swin(_) | Self::Vit(_) | Self::ResNet(_) => self.stages()[0].stride,
             Self::Pvt(config) => config.least_side(),
             Self::Cvt(config) => config.least_side(),
+            Self::Vil(config) => config.least_side(),
         }
     }
 
@@ -242,6 +258,7 @@ impl BackboneConfig {
             Self::Pvt(config) => config.stage_table(),
             Self::ResNet(config) => config.stage_table(),
             Self::Cvt(config) => config.stage_table(),
+            Self::Vil(config) => config.stage_table(),
         }
     }
 
@@ -253,6 +270,7 @@ impl BackboneConfig {
             Self::Pvt(config) => config.img_size,
             Self::ResNet(config) => config.img_size,
             Self::Cvt(config) => config.img_size,
+            Self::Vil(config) => config.img_size,
         }
     }
 
@@ -283,6 +301,7 @@ impl BackboneConfig {
             Self::Pvt(config) => config.last_map(size),
             Self::ResNet(config) => config.last_map(size),
             Self::Cvt(config) => config.last_map(size),
+            Self::Vil(config) => config.last_map(size),
         }
     }
 
@@ -294,6 +313,7 @@ impl BackboneConfig {
             Self::Pvt(config) => config.norm_eps,
             Self::ResNet(config) => config.norm_eps,
             Self::Cvt(config) => config.norm_eps,
+            Self::Vil(config) => config.norm_eps,
         }
     }
 
@@ -306,6 +326,7 @@ impl BackboneConfig {
             Self::Pvt(config) => Self::Pvt(PvtConfig { norm_eps, ..config }),
             Self::ResNet(config) => Self::ResNet(ResNetConfig { norm_eps, ..config }),
             Self::Cvt(config) => Self::Cvt(CvtConfig { norm_eps, ..config }),
+            Self::Vil(config) => Self::Vil(VilConfig { norm_eps, ..config }),
         }
     }
 
@@ -318,6 +339,7 @@ impl BackboneConfig {
             Self::Pvt(config) => Self::Pvt(PvtConfig { img_size, ..config }),
             Self::ResNet(config) => Self::ResNet(ResNetConfig { img_size, ..config }),
             Self::Cvt(config) => Self::Cvt(CvtConfig { img_size, ..config }),
+            Self::Vil(config) => Self::Vil(VilConfig { img_size, ..config }),
         }
     }
 
@@ -331,6 +353,7 @@ impl BackboneConfig {
             // Blocks are never dropped.
             Self::ResNet(config) => Arc::new(ResNet::new(scope, config)),
             Self::Cvt(config) => Arc::new(Cvt::new(scope, config, drop_path)),
+            Self::Vil(config) => Arc::new(Vil::new(scope, config, drop_path)),
         }
     }
 

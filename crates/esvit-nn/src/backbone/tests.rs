@@ -14,7 +14,11 @@ fn shapes_are_stored_with_their_family() {
     let old = text.replace(r#""family":"swin","#, "");
     assert_eq!(serde_json::from_str::<BackboneConfig>(&old).unwrap(), config);
     for (from, to, expected) in [
-        ("\"swin\"", "\"bit\"", "`family` is \"bit\": this program has \"swin\", \"vit\", \"pvt\""),
+        (
+            "\"swin\"",
+            "\"bit\"",
+            "`family` is \"bit\": this program has \"swin\", \"vit\", \"pvt\", \"resnet\", \"cvt\", \"vil\"",
+        ),
         ("\"depths\":[2,1,1],", "", "missing field `depths`"),
         ("\"depths\":[2,", "\"depths\":[-2,", "`depths[0]`: invalid value: integer `-2`"),
         ("\"depths\"", "\"depth\"", "unknown field `depth`"),
@@ -75,6 +79,7 @@ fn families_by_name() {
         BackboneConfig::Pvt(pvt::tests::config()),
         BackboneConfig::ResNet(resnet::tests::config()),
         BackboneConfig::Cvt(cvt::tests::config()),
+        BackboneConfig::Vil(vil::tests::config()),
     ];
     for config in configs {
         let text = serde_json::to_string(&config).unwrap();
@@ -187,4 +192,39 @@ fn parts_of_a_cvt() {
         let found = list.iter().find(|spec| spec.name == name).map(|spec| spec.part.clone());
         assert_eq!(found, Some(part), "{name}");
     }
+}
+
+/// Maps of 20, 10 and 5 tokens a side.
+#[test]
+fn stages_of_a_vision_longformer() {
+    let config = BackboneConfig::Vil(vil::tests::config());
+    let expected = [(2, 8, 2, 2), (1, 12, 4, 3), (1, 16, 8, 4)]
+        .map(|(blocks, width, stride, heads)| Stage { blocks, width, stride, heads });
+    assert_eq!(config.stages(), expected);
+    assert_eq!((config.family(), config.least_side(), config.last_map(47)), (Family::Vil, 8, 5));
+    assert_eq!(config.clone().with_norm_eps(1e-3).norm_eps(), 1e-3);
+    assert_eq!(config.clone().with_img_size(48).img_size(), 48);
+    let text = serde_json::to_string(&config).unwrap();
+    assert!(text.starts_with(r#"{"family":"vil","img_size":40,"stages":"l1,h2,"#), "{text}");
+    assert_eq!(serde_json::from_str::<BackboneConfig>(&text).unwrap(), config);
+    let damaged = text.replace("l2,h3", "l2,h");
+    let error = serde_json::from_str::<BackboneConfig>(&damaged).unwrap_err().to_string();
+    assert!(error.contains("`stages`: stage 2, `h`: `h` is followed by a whole"), "{error}");
+    let damaged = text.replace("l2,h3", "l2,h5");
+    let error = serde_json::from_str::<BackboneConfig>(&damaged).unwrap_err().to_string();
+    assert!(error.contains("`stages.l2.h` is 5: it must divide `d`, which is 12"), "{error}");
+}
+
+/// Of 40 pixels: 7 x 7 windows of 9 slots, each with 82 keys; then 102 tokens and 25 in all pairs.
+#[test]
+fn multiply_accumulates_of_a_vision_longformer() {
+    let config = BackboneConfig::Vil(vil::tests::config());
+    // Four products with matrices of the width, and the MLP.
+    let layers = |tokens: u64, width: u64| tokens * (4 + 8) * width * width;
+    let pairs = |queries: u64, keys: u64, width: u64| 2 * queries * keys * width;
+    let sparse = layers(401, 8) + pairs(49 * 9, 82, 8) + pairs(1, 401, 8);
+    let full = |tokens: u64, width: u64| layers(tokens, width) + pairs(tokens, tokens, width);
+    let embed = 400 * 12 * 8 + 100 * 32 * 12 + 25 * 48 * 16;
+    let expected = embed + 2 * sparse + full(102, 12) + full(25, 16);
+    assert_eq!(config.cost([40; 2], 0.0, &ForwardCtx::eval()).macs, expected as f64);
 }

@@ -4,11 +4,11 @@ use std::borrow::Cow;
 
 use esvit_weights::{Dtype, Float, Values};
 
-use super::naming::Naming;
+use super::naming::{Naming, second_name};
 use super::save::Entry;
 use crate::Params;
 use crate::backbone::Family;
-use crate::ops::WindowMap;
+use crate::ops::{Border, NeighborMap, Neighbors, WindowMap};
 use crate::params::ParamSpec;
 use crate::tensor::Tensor;
 
@@ -19,6 +19,9 @@ pub fn exported(params: &Params, family: Family, naming: Naming, float: Float) -
     let mut tensors = Vec::new();
     for (spec, value) in params.iter() {
         tensors.extend(parts(spec, &value, (family, naming), float));
+        if family == Family::Vil && naming == Naming::Esvit {
+            tensors.extend(beside_vil(params, spec, &value, float));
+        }
         if let Some(block) = spec.name.strip_suffix(".relative_position_bias_table") {
             let window = spec.shape[0].isqrt().div_ceil(2);
             tensors.extend(positions(block, window, naming));
@@ -61,6 +64,51 @@ fn parts(
         (name, esvit_weights::Tensor::new(&shape, float.dtype(), values))
     };
     names.into_iter().enumerate().map(part).collect()
+}
+
+/// What the official code stores beside a vision longformer's parameter: shared layers under a second
+/// name, index tables, and the positions of global tokens where there are none.
+fn beside_vil(params: &Params, spec: &ParamSpec, value: &Tensor, float: Float) -> Vec<Entry> {
+    let has = |name: String| params.specs().iter().any(|other| other.name == name);
+    let mut tensors = Vec::new();
+    let (stage, _) = spec.name.split_once('.').unwrap_or_default();
+    let has_globals = has(format!("{stage}.0.cls_token"));
+    if let Some((block, table)) = spec.name.split_once(".attn.") {
+        let is_sparse = has(format!("{block}.attn.query.weight"));
+        if let Some(second) = second_name(&spec.name).filter(|_| is_sparse && has_globals) {
+            let (value, shape) = (value.clone().detach(), spec.shape.clone());
+            let values = move || Ok(Values::F32(Cow::Owned(value.to_vec())));
+            tensors.push((second, esvit_weights::Tensor::new(&shape, float.dtype(), values)));
+        }
+        if table == "local_relative_position_bias_table" {
+            let name = format!("{block}.attn.relative_position_index");
+            tensors.push(vil_positions(name, spec.shape[0].isqrt(), is_sparse));
+        }
+    }
+    if spec.name.ends_with(".x_pos_embed") && !has_globals {
+        let shape = [1, 0, 2 * spec.shape[2]];
+        let none = || Ok(Values::F32(Cow::Owned(Vec::new())));
+        let name = format!("{stage}.0.cls_pos_embed");
+        tensors.push((name, esvit_weights::Tensor::new(&shape, float.dtype(), none)));
+    }
+    tensors
+}
+
+/// The index of a table with `side` relative positions along an axis: for windows and those around
+/// them, or for all pairs of tokens.
+fn vil_positions(name: String, side: usize, is_sparse: bool) -> Entry {
+    let (rows, queries) = if is_sparse {
+        let window = side.div_ceil(4);
+        let tables = NeighborMap::new([window; 2], window, Neighbors::All, Border::Closed);
+        (tables.bias_row, window * window)
+    } else {
+        let side = side.div_ceil(2);
+        (WindowMap::new([side; 2], side, 0).bias_row, side * side)
+    };
+    let shape = [queries, rows.len() / queries];
+    let rows: Vec<i64> = rows.into_iter().map(i64::from).collect();
+    let values = move || Ok(Values::I64(Cow::Owned(rows.clone())));
+    (name, esvit_weights::Tensor::new(&shape, Dtype::I64, values))
 }
 
 /// A block's `relative_position_index`, if the naming stores one.

@@ -7,7 +7,7 @@ use crate::device::Device;
 use esvit_weights::{TensorInfo, WeightsFile};
 
 use super::location::{self, Location};
-use super::naming::Naming;
+use super::naming::{self, Naming};
 use super::recognize::{self, Known, networks};
 use super::{NOT_FINITE, NOT_READ, WeightsError, resize};
 use crate::backbone::{BackboneConfig, Family};
@@ -45,6 +45,10 @@ pub mod reason {
     pub const PRETEXT: &str = "of masked image modeling: features of whole images do not use it";
     /// A norm of an earlier stage, in code for detection and segmentation.
     pub const STAGE_NORM: &str = "norm of an earlier stage: features are those of the last";
+    /// A layer that the official code stores twice.
+    pub const SECOND_NAME: &str = "the same layer under a second name";
+    /// A tensor without values.
+    pub const EMPTY: &str = "it holds no values";
     /// Optimizer state and centers.
     pub const STATE: &str = "state of a run";
 }
@@ -289,8 +293,31 @@ impl<'a> StoredNetwork<'a> {
                 resized.ok_or_else(|| differs(format!("{shape:?} is no square of positions")))?;
             report.resized.push(format!("`{shown}` from {shape:?} to {:?}", spec.shape));
         }
+        self.check_second_name(spec, &values, used, report)?;
         report.matched += 1;
         Ok(Some(values))
+    }
+
+    /// Checks that a parameter which the file has under a second name, too, has the same values there.
+    fn check_second_name(
+        &self,
+        spec: &ParamSpec,
+        values: &[f32],
+        used: &mut HashSet<String>,
+        report: &mut Report,
+    ) -> Result<(), WeightsError> {
+        let Some(second) = naming::second_name(&spec.name) else { return Ok(()) };
+        let Some(tensor) = self.location.find(self.file, &second) else { return Ok(()) };
+        used.insert(tensor.name.clone());
+        if tensor.shape != spec.shape || self.file.read_f32(tensor)? != values {
+            let line = format!(
+                "`{}` differs from `{}`, which is one layer for all tokens here",
+                tensor.name, spec.name
+            );
+            return Err(self.mismatch(vec![line]));
+        }
+        report.left_out.entry(reason::SECOND_NAME).or_default().push(tensor.name.clone());
+        Ok(())
     }
 
     /// Adds unused tensors to the report; returns those that there is no reason to ignore.
@@ -306,7 +333,8 @@ impl<'a> StoredNetwork<'a> {
             if used.contains(&tensor.name) {
                 continue;
             }
-            match ignore_reason(below, inside.is_some()) {
+            let empty = tensor.shape.contains(&0).then_some(reason::EMPTY);
+            match empty.or_else(|| ignore_reason(below, inside.is_some())) {
                 Some(reason) => {
                     report.left_out.entry(reason).or_default().push(tensor.name.clone());
                 }

@@ -10,6 +10,7 @@ mod prefix;
 mod pvt;
 mod resnet;
 mod swin;
+mod vil;
 mod vit;
 
 use std::sync::Arc;

@@ -309,10 +309,16 @@ impl Config {
         let size = self.preprocess().size();
         self.model.backbone.check_image("knn.crop", [size; 2])?;
         let smallest = self.views.sizes().into_iter().min().unwrap_or(0) as usize;
-        let least = self.model.backbone.least_side();
+        let least = backbone.least_side();
         if smallest < least {
+            let what = match backbone {
+                BackboneConfig::Swin(_) | BackboneConfig::Vit(_) => {
+                    format!("hold no patch of {least} (`model.patch_size`)")
+                }
+                _ => format!("leave a stage without tokens, they need at least {least}"),
+            };
             return fail(format!(
-                "views of {smallest} pixels hold no patch of {least} (`model.patch_size`)\n\
+                "views of {smallest} pixels {what}\n\
                  hint: raise `views.local_sizes`, or choose another `model.arch`"
             ));
         }

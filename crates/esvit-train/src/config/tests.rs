@@ -363,6 +363,11 @@ fn settings_that_do_not_go_together_are_refused() {
              normalization sees all crops of a size at once",
         ),
         (
+            ["views.local_sizes=[31]", "model.arch=vil_tiny"],
+            ["views.local_sizes=[32]", "model.arch=vil_tiny"],
+            "views of 31 pixels leave a stage without tokens, they need at least 32",
+        ),
+        (
             ["head.use_bn_in_head=true", "train.crops_per_forward=2"],
             ["head.use_bn_in_head=true", "train.crops_per_forward=0"],
             "`train.crops_per_forward` does not go with this objective, whose loss (or \

@@ -30,7 +30,9 @@ pub(super) fn config_files(
                 BackboneConfig::Swin(model) => swin::transformers(model),
                 BackboneConfig::Vit(model) => vit::transformers(model),
                 BackboneConfig::ResNet(model) => resnet::transformers(model),
-                BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
+                BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
+                    unreachable!("{REFUSED}")
+                }
             };
             card["dtype"] = options.float.torch_name().into();
             vec![("config.json", card), ("preprocessor_config.json", processor(preprocess))]
@@ -45,7 +47,9 @@ pub(super) fn timm_name(config: &BackboneConfig) -> (&'static str, Map<String, V
         BackboneConfig::Swin(model) => swin::timm_name(model),
         BackboneConfig::Vit(model) => vit::timm_name(model),
         BackboneConfig::ResNet(model) => resnet::timm_name(model),
-        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
+        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
+            unreachable!("{REFUSED}")
+        }
     }
 }
 
@@ -56,7 +60,9 @@ fn timm(config: &BackboneConfig, preprocess: &Preprocess) -> Value {
         BackboneConfig::Swin(_) => ("avg", "head.fc", "patch_embed.proj"),
         BackboneConfig::Vit(_) => ("token", "head", "patch_embed.proj"),
         BackboneConfig::ResNet(_) => ("avg", "fc", "conv1"),
-        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) => unreachable!("{REFUSED}"),
+        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
+            unreachable!("{REFUSED}")
+        }
     };
     let pool_size = (pool == "avg").then(|| [config.last_map(size); 2]);
     // A ResNet has nothing that is made for a size.

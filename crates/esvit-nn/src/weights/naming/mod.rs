@@ -3,11 +3,13 @@
 mod merge_order;
 mod resnet;
 mod swin;
+mod vil;
 mod vit;
 
 use crate::backbone::Family;
 
 pub use resnet::ESVIT_WRAPPER;
+pub(super) use vil::second_name;
 
 /// How a file names the parameters of a backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Naming {
             (Family::Swin, Self::Esvit) | (Family::Pvt, _) => 1e-6,
             (Family::Swin | Family::ResNet | Family::Cvt, _) => 1e-5,
             (Family::Vit, Self::Transformers | Self::Transformers5) => 1e-12,
-            (Family::Vit, _) => 1e-6,
+            (Family::Vit | Family::Vil, _) => 1e-6,
         }
     }
 
@@ -70,7 +72,7 @@ impl Naming {
             Family::Vit => vit::names(self, official),
             Family::ResNet => resnet::names(self, official),
             // No other program has their layout.
-            Family::Pvt | Family::Cvt => vec![official.into()],
+            Family::Pvt | Family::Cvt | Family::Vil => vec![official.into()],
         }
     }
 

@@ -4,6 +4,7 @@ mod cvt;
 mod pvt;
 mod resnet;
 mod swin;
+mod vil;
 mod vit;
 
 use std::collections::HashSet;
@@ -24,6 +25,7 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
     found.extend(pvt::networks(file));
     found.extend(resnet::networks(file));
     found.extend(cvt::networks(file));
+    found.extend(vil::networks(file));
     location::name(&mut found);
     found
 }
@@ -106,6 +108,7 @@ pub(super) fn shape(
         Family::Pvt => of(pvt::shape(file, location, known), BackboneConfig::Pvt),
         Family::ResNet => of(resnet::shape(file, location, known), BackboneConfig::ResNet),
         Family::Cvt => of(cvt::shape(file, location, known), BackboneConfig::Cvt),
+        Family::Vil => of(vil::shape(file, location, known), BackboneConfig::Vil),
     }
 }
 

@@ -1,0 +1,139 @@
+//! What both forms of attention share: heads, images of one size, and the biases of global tokens.
+
+use super::full::FullAttention;
+use super::sparse::SparseAttention;
+use super::{AttentionMap, TokenMaps};
+use crate::backbone::maps::{joined, parts};
+use crate::forward_ctx::ForwardCtx;
+use crate::layers::WEIGHT_STD;
+use crate::ops::Segment;
+use crate::params::{Init, ParamId, Params, Scope};
+use crate::tensor::Tensor;
+
+/// Attention of a block.
+#[derive(Debug)]
+pub(super) enum Attention {
+    /// Over windows and global tokens.
+    Sparse(SparseAttention),
+    /// Over whole images.
+    Full(FullAttention),
+}
+
+impl Attention {
+    /// What attention of normalized rows `[tokens, C]` gives, after the projection.
+    pub(super) fn forward(
+        &self,
+        params: &Params,
+        normed: Tensor,
+        segments: &[Segment],
+        ctx: &ForwardCtx,
+    ) -> Tensor {
+        match self {
+            Self::Sparse(attention) => attention.forward(params, normed, segments, ctx),
+            Self::Full(attention) => attention.forward(params, normed, segments, ctx),
+        }
+    }
+
+    /// The weights for images of one size, given normalized maps.
+    pub(super) fn weights(&self, params: &Params, normed: TokenMaps) -> AttentionMap {
+        match self {
+            Self::Sparse(attention) => attention.weights(params, normed),
+            Self::Full(attention) => attention.weights(params, normed),
+        }
+    }
+}
+
+/// Relative position biases of a block.
+#[derive(Debug)]
+pub(super) struct RelativeBias {
+    /// `[positions, heads]`, of tokens of a map to each other.
+    pub(super) table: ParamId,
+    globals: Option<GlobalBias>,
+}
+
+/// Biases where global tokens are queries or keys.
+#[derive(Debug)]
+struct GlobalBias {
+    /// `[2, heads, globals]`: of global queries to tokens of the map, and the other way around.
+    between: ParamId,
+    /// `[heads, globals, globals]`.
+    among: ParamId,
+}
+
+impl RelativeBias {
+    /// Registers a table of `rows` positions.
+    pub(super) fn new(scope: &mut Scope<'_>, rows: usize, [heads, globals]: [usize; 2]) -> Self {
+        let init = Init::TruncatedNormal(WEIGHT_STD);
+        let table = scope.param("local_relative_position_bias_table", &[rows, heads], init);
+        let globals = (globals > 0).then(|| GlobalBias {
+            between: scope.param("g2l_relative_position_bias", &[2, heads, globals], init),
+            among: scope.param("g2g_relative_position_bias", &[heads, globals, globals], init),
+        });
+        Self { table, globals }
+    }
+
+    /// Biases of tokens of the map to global tokens, then as in `local [1, heads, queries, keys]`:
+    /// `[1, heads, queries, globals + keys]`.
+    pub(super) fn of_locals(&self, params: &Params, local: Tensor) -> Tensor {
+        let Some(GlobalBias { between, .. }) = &self.globals else { return local };
+        let [_, heads, queries, _] = local.dims();
+        let to_globals = params.tensor(*between).narrow(0, 1, 1);
+        let globals = to_globals.shape()[2];
+        let to_globals = to_globals.reshape([1, heads, 1, globals]);
+        Tensor::cat(vec![to_globals.expand([1, heads, queries, globals]), local], 3)
+    }
+
+    /// Biases of global tokens to each other and to the `tokens` of a map, `[1, heads, globals,
+    /// globals + tokens]`; None without global tokens.
+    pub(super) fn of_globals(&self, params: &Params, tokens: usize) -> Option<Tensor> {
+        let GlobalBias { between, among } = self.globals.as_ref()?;
+        let among = params.tensor(*among);
+        let [heads, globals, _] = among.dims();
+        let to_map = params.tensor(*between).narrow(0, 0, 1).reshape([1, heads, globals, 1]);
+        let to_map = to_map.expand([1, heads, globals, tokens]);
+        Some(Tensor::cat(vec![among.reshape([1, heads, globals, globals]), to_map], 3))
+    }
+}
+
+/// Calls `each` with the rows of every segment, as `[images, tokens, width]` of each tensor of `rows
+/// [tokens of all images, width]`, and joins the rows that it gives.
+pub(super) fn by_segment<const N: usize>(
+    rows: [Tensor; N],
+    segments: &[Segment],
+    mut each: impl FnMut(&Segment, [Tensor; N]) -> Tensor,
+) -> Tensor {
+    let mut parts = rows.map(|rows| parts(&rows, segments).into_iter());
+    let results = segments.iter().map(|segment| {
+        let own = parts.each_mut().map(|parts| parts.next().expect("a part for each segment"));
+        each(segment, own)
+    });
+    joined(results.collect())
+}
+
+/// Heads apart: `[n, heads, tokens, depth]` of `[n, tokens, heads * depth]`.
+pub(super) fn by_head(x: Tensor, heads: usize) -> Tensor {
+    let [n, tokens, width] = x.dims();
+    x.reshape([n, tokens, heads, width / heads]).permute(&[0, 2, 1, 3])
+}
+
+/// Means of `values [n, heads, keys, depth]` by `weights [n, heads, queries, keys]`, heads together
+/// again: `[n, queries, heads * depth]`.
+pub(super) fn context(weights: Tensor, values: Tensor) -> Tensor {
+    let [n, heads, queries, _] = weights.dims();
+    let depth = values.shape()[3];
+    weights.matmul(values).permute(&[0, 2, 1, 3]).reshape([n, queries, heads * depth])
+}
+
+/// What queries are multiplied by before products with keys.
+pub(super) fn scale(width: usize, heads: usize) -> f64 {
+    ((width / heads) as f64).powf(-0.5)
+}
+
+/// `softmax(queries keys^T + bias)` of `[n, heads, tokens, depth]`.
+pub(super) fn softmax(queries: Tensor, keys: Tensor, bias: Option<Tensor>) -> Tensor {
+    let logits = queries.matmul(keys.transpose());
+    match bias {
+        Some(bias) => (logits + bias).softmax(3),
+        None => logits.softmax(3),
+    }
+}

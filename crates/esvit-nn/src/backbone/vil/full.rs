@@ -1,0 +1,109 @@
+//! Attention over all tokens of an image.
+
+use std::sync::Arc;
+
+use super::attention::{RelativeBias, by_head, by_segment, context, scale, softmax};
+use super::resize::{BiasMaps, PairBiases};
+use super::{AttentionMap, TokenMaps, VilConfig};
+use crate::forward_ctx::ForwardCtx;
+use crate::layers::Linear;
+use crate::ops::{Activation, Segment};
+use crate::params::{Params, Scope};
+use crate::tensor::Tensor;
+
+/// Attention over all tokens of an image, global ones first.
+#[derive(Debug)]
+pub(super) struct FullAttention {
+    heads: usize,
+    bias: Option<RelativeBias>,
+    qkv: Linear,
+    proj: Linear,
+    maps: Arc<BiasMaps>,
+}
+
+impl FullAttention {
+    /// Of a block of stage `stage`, whose blocks share `maps`.
+    pub(super) fn new(
+        scope: &mut Scope<'_>,
+        config: &VilConfig,
+        stage: usize,
+        maps: &Arc<BiasMaps>,
+    ) -> Self {
+        let shape = config.stages[stage];
+        let (heads, width) = (shape.heads, shape.width);
+        let rows = config.table_rows(stage);
+        let bias =
+            (!shape.absolute).then(|| RelativeBias::new(scope, rows, [heads, shape.globals]));
+        let qkv = Linear::new(&mut scope.at("qkv"), width, 3 * width);
+        let proj = Linear::new(&mut scope.at("proj"), width, width);
+        Self { heads, bias, qkv, proj, maps: maps.clone() }
+    }
+
+    pub(super) fn forward(
+        &self,
+        params: &Params,
+        normed: Tensor,
+        segments: &[Segment],
+        ctx: &ForwardCtx,
+    ) -> Tensor {
+        let qkv = self.qkv.forward(params, normed, Activation::None, ctx);
+        let context = by_segment([qkv], segments, |segment, [qkv]| {
+            let values = self.part(&qkv, 2);
+            let width = qkv.shape()[2] / 3;
+            let context = context(self.softmax(params, qkv, segment), values);
+            context.reshape([segment.images * segment.tokens(), width])
+        });
+        self.proj.forward(params, context, Activation::None, ctx)
+    }
+
+    pub(super) fn weights(&self, params: &Params, normed: TokenMaps) -> AttentionMap {
+        let segment = normed.segments[0];
+        let ctx = ForwardCtx::eval();
+        let qkv = self.qkv.forward(params, normed.rows, Activation::None, &ctx);
+        let width = qkv.shape()[1];
+        let qkv = qkv.reshape([segment.images, segment.tokens(), width]);
+        AttentionMap::whole(self.softmax(params, qkv, &segment), segment)
+    }
+
+    /// Queries, keys or values `[n, heads, tokens, depth]` of `qkv [n, tokens, 3 C]`.
+    fn part(&self, qkv: &Tensor, part: usize) -> Tensor {
+        let width = qkv.shape()[2] / 3;
+        by_head(qkv.clone().narrow(2, part * width, width), self.heads)
+    }
+
+    /// Attention weights `[n, heads, tokens, tokens]` of `qkv [n, tokens, 3 C]`.
+    fn softmax(&self, params: &Params, qkv: Tensor, segment: &Segment) -> Tensor {
+        let scale = scale(qkv.shape()[2] / 3, self.heads);
+        let [queries, keys] = [0, 1].map(|part| self.part(&qkv, part));
+        let bias = self.bias.as_ref().map(|bias| self.biases(params, bias, segment));
+        softmax(queries * scale, keys, bias)
+    }
+
+    /// The bias of every pair of tokens, `[1, heads, tokens, tokens]`.
+    fn biases(&self, params: &Params, bias: &RelativeBias, segment: &Segment) -> Tensor {
+        let map = self.maps.get(segment.map, &params.device());
+        let local = bias.of_locals(params, self.among_locals(params, bias, &map));
+        match bias.of_globals(params, segment.map[0] * segment.map[1]) {
+            Some(global) => Tensor::cat(vec![global, local], 2),
+            None => local,
+        }
+    }
+
+    /// The bias of every pair of tokens of the map, `[1, heads, n, n]`.
+    fn among_locals(&self, params: &Params, bias: &RelativeBias, map: &PairBiases) -> Tensor {
+        let mut table = params.tensor(bias.table);
+        if let Some(matrix) = &map.table {
+            table = matrix.clone().matmul(table);
+        }
+        let (heads, tokens) = (self.heads, map.rows.len().isqrt());
+        let biases = table.index_select(0, map.rows.clone()).reshape([tokens, tokens, heads]);
+        let Some(matrix) = &map.pairs else {
+            return biases.permute(&[2, 0, 1]).reshape([1, heads, tokens, tokens]);
+        };
+        // `M^T B M`, with the pairs' matrix transposed before each product.
+        let columns = biases.permute(&[2, 1, 0]).matmul(matrix.clone());
+        let resized = columns.transpose().matmul(matrix.clone());
+        let tokens = matrix.shape()[1];
+        resized.reshape([1, heads, tokens, tokens])
+    }
+}
