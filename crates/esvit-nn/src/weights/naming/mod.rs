@@ -57,10 +57,10 @@ impl Naming {
     /// `eps` of the norms in the program of this naming; weights do not store it.
     pub fn norm_eps(self, family: Family) -> f64 {
         match (family, self) {
-            (Family::Swin, Self::Esvit) | (Family::Pvt, _) => 1e-6,
+            (Family::Swin, Self::Esvit) | (Family::Pvt | Family::Vil, _) => 1e-6,
             (Family::Swin | Family::ResNet | Family::Cvt, _) => 1e-5,
             (Family::Vit, Self::Transformers | Self::Transformers5) => 1e-12,
-            (Family::Vit | Family::Vil, _) => 1e-6,
+            (Family::Vit, _) => 1e-6,
         }
     }
 
