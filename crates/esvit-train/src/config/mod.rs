@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use esvit_data::{Policy, Preprocess, ViewsConfig};
 use esvit_nn::zoo::CUSTOM;
-use esvit_nn::{Device, Network, zoo};
+use esvit_nn::{BackboneConfig, Device, Network, zoo};
 use esvit_settings::{SettingError, check, settings};
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -307,7 +307,7 @@ impl Config {
         check(side == 0 || side >= largest, "data.max_side", side, need)?;
         self.preprocess().validate().map_err(|error| error.within("knn"))?;
         let size = self.preprocess().size();
-        self.model.backbone.check_image("knn.crop", [size; 2])?;
+        backbone.check_image("knn.crop", [size; 2])?;
         let smallest = self.views.sizes().into_iter().min().unwrap_or(0) as usize;
         let least = backbone.least_side();
         if smallest < least {
