@@ -288,7 +288,7 @@ impl BackboneConfig {
     /// [`Backbone::probed_blocks`].
     pub fn probed_blocks(&self, n: usize) -> usize {
         match self {
-            Self::Swin(_) | Self::Vit(_) | Self::Pvt(_) => n,
+            Self::Swin(_) | Self::Vit(_) | Self::Pvt(_) | Self::Cvt(_) | Self::Vil(_) => n,
             Self::ResNet(_) => resnet::PROBED_BLOCKS,
         }
     }

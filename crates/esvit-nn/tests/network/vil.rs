@@ -286,7 +286,7 @@ fn attention_of_every_block() {
         let kind = match found.layout {
             AttentionLayout::Neighbors { prefix, .. } => ("windows", prefix),
             AttentionLayout::Whole { prefix, .. } => ("whole", prefix),
-            AttentionLayout::Windows(_) => panic!("windows without neighbors"),
+            other => panic!("{other:?}"),
         };
         seen.push((block, kind, groups, heads));
     })
