@@ -709,7 +709,8 @@ fn vil() {
             fixed_neighbor: false,
             exact: 0,
             bias_resize: BiasResize::Pairs,
-            norm_eps: 1e-2,
+            // Norms that vary slowly over the steps of finite differences.
+            norm_eps: 0.1,
         };
         config.validate().unwrap();
         let (vil, list) = BackboneConfig::Vil(config).build(0.5);
