@@ -49,11 +49,17 @@ pub enum MetadataError {
 /// Metadata of a training checkpoint, as far as it is needed here.
 #[derive(Deserialize)]
 struct Run {
+    /// Those of early versions do not say it.
+    #[serde(default = "known_format")]
     format: u32,
     step: u64,
     epoch: u64,
     config: String,
     backbone: Option<RunBackbone>,
+}
+
+fn known_format() -> u32 {
+    CHECKPOINT_FORMAT
 }
 
 /// The backbone's part of that metadata.
