@@ -500,7 +500,7 @@ fn what_cannot_be_compared_is_no_success() {
     assert!(report(&|case| drop(case.tensors.remove("center"))).failed());
     assert!(report(&|case| case.settings["kind"] = Value::Null).failed());
     let mut family = Case::open("backbone-swin-w7");
-    family.settings["family"] = "vit".into();
+    family.settings["family"] = "bit".into();
     let family = family.report();
     assert!(!family.failed() && !family.passed(), "{family:?}");
     // Cases are run in the order of their names, a folder without one is an error.
