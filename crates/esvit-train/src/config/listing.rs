@@ -240,12 +240,16 @@ fn section(title: &str, about: &str, schema: &Value, prefix: &str, text: &mut St
 mod tests {
     use super::*;
     use crate::config_text::parse_override;
+    use esvit_nn::backbone::Family;
 
-    /// Every key of every objective has a description, and there is no description of another key.
+    /// Every key of every objective and family has a description, and there is no description of
+    /// another key.
     #[test]
     fn every_setting_is_described() {
-        for name in ObjectiveConfig::NAMES {
-            let layer = parse_override(&format!("objective.name={name}")).unwrap();
+        let objectives = ObjectiveConfig::NAMES.iter().map(|name| format!("objective.name={name}"));
+        let families = Family::ALL.iter().map(|family| format!("model.family={}", family.name()));
+        for chosen in objectives.chain(families) {
+            let layer = parse_override(&chosen).unwrap();
             let config = Config::resolve(vec![layer]).unwrap();
             let mut keys = Vec::new();
             leaves("", &toml::Value::try_from(&config).unwrap(), &mut keys);
@@ -272,23 +276,30 @@ mod tests {
     /// What the schema lists as words is accepted.
     #[test]
     fn words_of_the_schema_are_accepted() {
-        fn words(key: &str, schema: &Value) {
+        /// `given` chooses the family or the objective whose setting it is.
+        fn words(key: &str, schema: &Value, given: Option<&str>) {
             for word in schema["enum"].as_array().into_iter().flatten().chain(schema.get("const")) {
-                let layer = parse_override(&format!("{key}={}", word.as_str().unwrap())).unwrap();
+                let own = format!("{key}={}", word.as_str().unwrap());
+                let layers = given.into_iter().chain([&*own]);
+                let layers = layers.map(|text| parse_override(text).unwrap()).collect();
                 // `train.epochs=none` leaves a run without a length, which is another matter.
-                if let Err(error) = Config::resolve(vec![layer]) {
+                if let Err(error) = Config::resolve(layers) {
                     assert!(error.to_string().contains("no length"), "{key} = {word}: {error}");
                 }
             }
             for choice in schema["anyOf"].as_array().into_iter().flatten() {
-                words(key, choice);
+                let tag = ["family", "name"].into_iter().find_map(|tag| {
+                    let word = choice["properties"][tag]["const"].as_str()?;
+                    Some(format!("{key}.{tag}={word}"))
+                });
+                words(key, choice, tag.as_deref().or(given));
             }
             for (name, field) in schema["properties"].as_object().into_iter().flatten() {
                 let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-                words(&inner, field);
+                words(&inner, field, given);
             }
         }
-        words("", &schema());
+        words("", &schema(), None);
     }
 
     #[test]

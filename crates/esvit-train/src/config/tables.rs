@@ -113,18 +113,20 @@ impl Layer {
 impl Describe for ModelConfig {
     fn schema() -> Value {
         let mut schema = BackboneConfig::schema();
-        let names: Vec<&str> =
-            zoo::ARCHITECTURES.iter().map(|arch| arch.name).chain([zoo::CUSTOM]).collect();
-        let mut arch = one_of(&names);
-        arch["description"] = "A named architecture, which gives the defaults of this table, or \
-                               `custom`."
-            .into();
         let mut drop_path = f64::schema();
         drop_path["description"] = "Stochastic depth: rate of the last block; it grows linearly \
                                     from 0 at the first."
             .into();
         for family in schema["anyOf"].as_array_mut().into_iter().flatten() {
-            family["properties"]["arch"] = arch.clone();
+            let of_family = |arch: &&zoo::Architecture| {
+                family["properties"]["family"]["const"] == arch.config().family().name()
+            };
+            let named = zoo::ARCHITECTURES.iter().filter(of_family).map(|arch| arch.name);
+            let mut arch = one_of(&named.chain([zoo::CUSTOM]).collect::<Vec<_>>());
+            arch["description"] = "A named architecture, which gives the defaults of this table, \
+                                   or `custom`."
+                .into();
+            family["properties"]["arch"] = arch;
             family["properties"]["drop_path"] = drop_path.clone();
         }
         schema
