@@ -55,7 +55,7 @@ fn shapes() -> Vec<(&'static str, Value, &'static str)> {
         ("mlp_ratio", json!(1e300), "`mlp_ratio` is 1000"),
         ("norm_eps", json!(-1), "`norm_eps` is -1: "),
         ("norm_eps", json!(1e9), "`norm_eps` is 1000000000: "),
-        ("family", json!("vit"), "`family` is \"vit\": "),
+        ("family", json!("bit"), "`family` is \"bit\": "),
     ]
 }
 
