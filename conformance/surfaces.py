@@ -68,7 +68,8 @@ def write(found, count, out):
                 x = places.randrange(left, right - SIDE + 1)
                 y = places.randrange(0, image.height - SIDE + 1)
                 image.crop((x, y, x + SIDE, y + SIDE)).save(folder / f"{square:02}.jpg")
-    print(f"{count} images of {min(classes, len(found))} textures in {out}")
+    used = min(classes, len(found))
+    print(f"{used * each} images of {used} textures in {out / str(count)}")
 
 
 def main():
