@@ -49,17 +49,11 @@ pub enum MetadataError {
 /// Metadata of a training checkpoint, as far as it is needed here.
 #[derive(Deserialize)]
 struct Run {
-    /// Those of early versions do not say it.
-    #[serde(default = "known_format")]
-    format: u32,
+    format: Option<u32>,
     step: u64,
     epoch: u64,
     config: String,
     backbone: Option<RunBackbone>,
-}
-
-fn known_format() -> u32 {
-    CHECKPOINT_FORMAT
 }
 
 /// The backbone's part of that metadata.
@@ -93,8 +87,8 @@ impl FileMetadata {
             return Ok(Self { model: Some(model), preprocess: Some(preprocess), source });
         }
         let Run { format, step, epoch, config, backbone } = parse(value)?;
-        if format != CHECKPOINT_FORMAT {
-            return Err(MetadataError::Format { found: format });
+        if let Some(found) = format.filter(|&format| format != CHECKPOINT_FORMAT) {
+            return Err(MetadataError::Format { found });
         }
         let RunBackbone { model, preprocess, seed } = match backbone {
             Some(backbone) => backbone,

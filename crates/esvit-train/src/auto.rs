@@ -15,6 +15,7 @@ use toml::{Table, Value};
 use crate::Config;
 use crate::config_text::{Layer, Origin, merge, parse_override};
 use crate::memory;
+use crate::objective::ObjectiveConfig;
 use crate::run::{FOR_STEPS, RunError, settled, step_time};
 use crate::span::Time;
 
@@ -87,6 +88,9 @@ const NETWORKS: [Network; 3] = [
 /// such a width.
 const SIZES: [(usize, (usize, [u32; 2])); 3] =
     [(384, (64, [2048, 256])), (192, (32, [512, 128])), (0, (16, [256, 64]))];
+
+/// Side of the last map, in tokens, from which on both tasks count alike, as published.
+const MAP: usize = 7;
 
 /// Images are shrunk to so many times the side of a global view: crops of a tenth of their area still
 /// have the pixels of a local view.
@@ -193,6 +197,7 @@ pub fn choose(
     choosing.set(&[format!("objective.head.out_dim={prototypes}")]);
     let pace = network(&mut choosing, source, survey, time, stop)?;
 
+    weights(&mut choosing)?;
     let batch = choosing.config()?.train.batch_size;
     let rate = 7.5e-4 * (batch as f64 / 16.0).sqrt();
     choosing.set(&[format!("optim.lr={:?}", rate * crate::config::LR_BATCH / batch as f64)]);
@@ -262,6 +267,24 @@ pub fn choose(
         );
     }
     Ok(Choice { layer: choosing.layer(), reasons: choosing.reasons })
+}
+
+/// Chooses how much both tasks count: on small maps a region has few others to be told from, and at
+/// equal weights its task gets in the way of the view's.
+fn weights(choosing: &mut Choosing<'_>) -> Result<(), RunError> {
+    let config = choosing.config()?;
+    let map = config.model.backbone.last_map(config.views.global_size as usize);
+    let has_region = matches!(&config.objective, ObjectiveConfig::Esvit(esvit) if esvit.region);
+    if has_region && map < MAP {
+        choosing.set(&["objective.weights={view=0.8, region=0.2}"]);
+        choosing.say(
+            "objective.weights",
+            "tasks",
+            "0.8 for views, 0.2 for regions".into(),
+            &format!("maps of {map} x {map} tokens are small"),
+        );
+    }
+    Ok(())
 }
 
 /// Chooses the network, and what depends on it alone; returns the seconds that a multiply-accumulate
@@ -451,12 +474,25 @@ mod tests {
         assert_eq!(train.time, Some(Time(Duration::from_secs(60))));
         let rate = config.optim.lr * 5.0 / 256.0;
         assert!((rate - 7.5e-4 * (5.0_f64 / 16.0).sqrt()).abs() < 1e-9, "{rate}");
-        let lines = ["network", "batch       5", "length      1m", "prototypes  1024", "teacher"];
+        let lines =
+            ["network", "tasks", "batch       5", "length      1m", "prototypes  1024", "teacher"];
         for (line, found) in lines.iter().zip(&reasons) {
             assert!(found.starts_with(line), "{found}");
         }
         let few = |line: &String| line.starts_with("few images (40)");
         assert!(reasons.iter().any(few), "{reasons:?}");
+
+        let factors = |config: &Config| match &config.objective {
+            ObjectiveConfig::Esvit(esvit) => esvit.weights.factors(true),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(factors(&config), (0.8, 0.2));
+        let (large, _) = chosen(&set(40, 40, [7; 3]), &["train.steps=5", "views.global_size=56"]);
+        assert_eq!(factors(&large), (0.5, 0.5), "a map of 7 x 7");
+        let alone = &["train.steps=5", "objective.region=false"];
+        let (alone, reasons) = chosen(&set(40, 40, [7; 3]), alone);
+        assert_eq!(factors(&alone), (0.5, 0.5));
+        assert!(!reasons.iter().any(|line| line.starts_with("tasks")), "{reasons:?}");
 
         // However fast the machine is, so few steps see too few images for a larger network.
         let (config, reasons) = chosen(&set(200, 300, [7; 3]), &["train.steps=3000"]);

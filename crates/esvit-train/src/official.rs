@@ -92,7 +92,7 @@ pub fn write(checkpoint: &Path, out: &Path, float: Float) -> Result<(), Official
     }
     entries.push(("dino_loss".into(), Tree::Dict(centers)));
     entries.push(("epoch".into(), Tree::Int(run.epoch as i64)));
-    // `esvit_model::ModelMetadata`.
+    // What `esvit_model::ModelMetadata` reads.
     let about = json!({ "model": model, "preprocess": config.preprocess(), "steps": run.step });
     entries.push((METADATA_KEY.into(), Tree::Str(about.to_string())));
     write_atomically(out, |file| write_torch(file, &Tree::Dict(entries)).map_err(write_error))?;

@@ -249,10 +249,13 @@ impl Case {
         T::deserialize(&self.settings).map_err(|e| CaseError::Settings(e.to_string()))
     }
 
+    fn find(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensors.find("", name).ok_or_else(|| CaseError::Tensor(name.into()))
+    }
+
     /// Shape of a tensor.
     fn shape(&self, name: &str) -> Result<&[usize]> {
-        let tensor = self.tensors.find("", name).ok_or_else(|| CaseError::Tensor(name.into()))?;
-        Ok(&tensor.shape)
+        Ok(&self.find(name)?.shape)
     }
 
     /// Shape and values of a tensor.
@@ -275,7 +278,7 @@ impl Case {
         name: &str,
         read: impl Fn(&WeightsFile, &TensorInfo) -> Result<Vec<T>, FileError>,
     ) -> Result<(Vec<usize>, Vec<T>)> {
-        let tensor = self.tensors.find("", name).ok_or_else(|| CaseError::Tensor(name.into()))?;
+        let tensor = self.find(name)?;
         let values = read(&self.tensors, tensor).map_err(WeightsError::from)?;
         Ok((tensor.shape.clone(), values))
     }

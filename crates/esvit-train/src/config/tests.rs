@@ -244,6 +244,12 @@ fn weights_by_name_and_by_number() {
     assert_eq!(factors("objective.weights=reference"), (0.5, 0.5));
     assert_eq!(factors("objective.weights=paper"), (1.0, 1.0));
     assert_eq!(factors("objective.weights={view=0.7,region=0.3}"), (0.7, 0.3));
+    assert_eq!(factors("objective.weights={view=0.0,region=1.0}"), (0.0, 1.0));
+    for nothing in ["view=0.0,region=0.0", "view=-0.1,region=1.0", "view=1.0,region=inf"] {
+        let error =
+            resolve(&[&format!("objective.weights={{{nothing}}}")]).unwrap_err().to_string();
+        assert!(error.contains("`objective.weights`"), "{nothing}: {error}");
+    }
 }
 
 #[test]

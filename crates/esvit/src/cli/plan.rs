@@ -68,18 +68,19 @@ pub(super) fn show(
         counted(config.train.micro_batch(), "image")
     ));
     let checkpoint = memory::checkpoint_bytes(&config);
-    let kept = config.checkpoint.keep_last + 1;
+    // The kept ones and the one being written; the best one is a file of its own once they are gone.
+    let recent = config.checkpoint.keep_last + 1;
+    let checkpoints = recent + 1;
     let free_disk = free_bytes(out);
     let free = free_disk
         .map_or_else(String::new, |bytes| format!(", where {:.1} GB are free", bytes as f64 / 1e9));
     output.note(format!(
         "disk: {} and the best one, {:.1} MB each, in `{}`{free}",
-        counted(kept, "checkpoint"),
+        counted(recent, "checkpoint"),
         checkpoint / 1e6,
         out.display()
     ));
-    // One more lies there while it is written.
-    let disk = checkpoint * (kept + 2) as f64;
+    let disk = checkpoint * checkpoints as f64;
     if free_disk.is_some_and(|free| disk > free as f64) {
         output.warning(format!(
             "the checkpoints take up to {:.1} GB, more than is free\n\
@@ -100,7 +101,7 @@ pub(super) fn show(
         "memory_bytes": need,
         "available_memory_bytes": available,
         "checkpoint_bytes": checkpoint,
-        "checkpoints": kept + 1,
+        "checkpoints": checkpoints,
         "free_disk_bytes": free_disk,
     }))
 }

@@ -158,7 +158,7 @@ fn a_second_interrupt_after_a_second_ends_at_once() {
     let place = Place::new();
     let run = place.folder("run");
     let slow = "train.epochs=1 optim.warmup=0 data.repeat=2 train.batch_size=200 train.micro_batch=200 \
-                model.embed_dim=128 model.depths=[2,18] model.num_heads=[4,8] --threads 1 \
+                model.embed_dim=128 model.depths=[2,72] model.num_heads=[4,8] --threads 1 \
                 train.activation_checkpointing=true";
     let mut running = place.start(&format!("pretrain --out run {TINY} {slow}"));
     running.wait_until(|| run.steps() == [0]);

@@ -23,7 +23,9 @@ fn what_came_of_a_run() {
 
     let result = place.well("resume run --json").json();
     assert_eq!(result["end"], "nothing to do", "{result}");
-    let result = place.well("resume run train.epochs=3 --json").json();
+    let resumed = place.well("resume run train.epochs=3 --json");
+    let result = resumed.json();
+    resumed.says(&["\n25 steps in "]);
     assert_eq!((&result["end"], &result["steps"]), (&"finished".into(), &75.into()), "{result}");
 }
 

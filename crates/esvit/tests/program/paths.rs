@@ -72,7 +72,8 @@ fn weights_decide_the_network() {
     // Another network is asked for, and the weights do not fit it.
     let line = "pretrain -d set --init-from run --out other --steps 2 model.arch=custom \
         model.embed_dim=32 model.num_heads=[1,2,4,8]";
-    place.run(line).expect(1).says(&["does not fit this network"]);
+    let ended = place.run(line).expect(1).says(&["does not fit this network"]);
+    assert!(!ended.stderr.contains("the network is that of"), "{ended}");
 }
 
 #[test]

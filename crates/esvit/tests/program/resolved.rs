@@ -110,6 +110,8 @@ fn a_run_without_a_folder_is_numbered_and_the_newest_goes_on() {
     let place = Place::with_a_run();
     // Without a run there is a new one.
     assert_eq!(place.settings("pretrain --resume").train.epochs, Some(25));
+    let would = place.well("pretrain --resume --dry-run --json --quiet").json();
+    assert_eq!(would["run"], "runs/materials-1", "{would}");
     for (path, bytes) in place.files("") {
         let name = path.strip_prefix(place.path("run")).unwrap().to_str().unwrap();
         place.write(&format!("runs/materials-1/{name}"), &bytes);
