@@ -1,10 +1,9 @@
 //! The operations against Pillow's and torchvision's own results: the case `augment` of the
-//! workspace's `crates/esvit-eval/goldens/`, or of the folder that `ESVIT_GOLDENS` names. `esvit verify` compares the
-//! same; this needs no tensors, and so tells sooner.
+//! workspace's `crates/esvit-eval/goldens/`. `esvit verify` compares the same; this needs no tensors, and so tells sooner.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may fail and tell why")]
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use esvit_data::augment::{self, CropBox};
 use esvit_data::{EvalTransform, Image, Interpolation, resized_crop};
@@ -14,9 +13,7 @@ use serde_json::Value;
 
 #[test]
 fn augment() {
-    let own = || concat!(env!("CARGO_MANIFEST_DIR"), "/../esvit-eval/goldens").into();
-    let other = std::env::var_os("ESVIT_GOLDENS").filter(|folder| !folder.is_empty());
-    let folder = PathBuf::from(other.unwrap_or_else(own)).join("augment");
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../esvit-eval/goldens/augment"));
     let case: Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
     let file = std::fs::read(folder.join("tensors.safetensors")).unwrap();
