@@ -1,6 +1,9 @@
-//! Named architectures, with the settings of the official configuration files.
+//! Named architectures, with the settings of the official configuration files, and one small one a
+//! family for images of 32 pixels.
 
-use crate::backbone::BackboneConfig;
+mod micro;
+
+use crate::backbone::{BackboneConfig, Family};
 use crate::backbone::cvt::{self, CvtConfig};
 use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
@@ -31,6 +34,7 @@ enum Shape {
     ResNet { block: BlockKind, layers: [usize; 4], times: usize, selective_kernels: bool },
     Cvt { size: Cvt, window_sizes: [usize; 4], res_stem: bool },
     Vil { stages: &'static str, mode: i32 },
+    Micro(Family),
 }
 
 /// Forms of vision transformers.
@@ -106,6 +110,11 @@ const fn vil(name: &'static str, stages: &'static str, mode: i32) -> Architectur
     Architecture { name, drop_path: 0.1, shape: Shape::Vil { stages, mode } }
 }
 
+/// A network for images of 32 pixels, such as the built-in ones, and two cores. Nobody has published it.
+const fn micro(name: &'static str, family: Family) -> Architecture {
+    Architecture { name, drop_path: 0.0, shape: Shape::Micro(family) }
+}
+
 /// Every named architecture.
 pub const ARCHITECTURES: &[Architecture] = &[
     swin("swin_tiny_w7", 96, [2, 2, 6, 2], 7, 0.1),
@@ -172,6 +181,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
          l3,h3,d192,n9,s0,g1,p2,f7_l4,h6,d384,n1,s0,g0,p2,f7",
         0,
     ),
+    micro("swin_micro", Family::Swin),
+    micro("vit_micro", Family::Vit),
+    micro("pvt_micro", Family::Pvt),
+    micro("resnet_micro", Family::ResNet),
+    micro("cvt_micro", Family::Cvt),
+    micro("vil_micro", Family::Vil),
 ];
 
 /// The architecture of this name; `swin_tiny` without a window means window 7.
@@ -288,6 +303,7 @@ impl Architecture {
                 bias_resize: BiasResize::Pairs,
                 norm_eps: vil::NORM_EPS,
             }),
+            Shape::Micro(family) => micro::config(family),
         }
     }
 }
@@ -451,6 +467,7 @@ mod tests {
             }
             assert_eq!(find(name).unwrap().name, format!("{name}_w7"));
         }
+        names.push("swin_micro".into());
         let listed = ARCHITECTURES.iter().map(|arch| arch.name);
         let listed: Vec<&str> = listed.filter(|name| name.starts_with("swin")).collect();
         assert_eq!(listed, names);

@@ -46,17 +46,7 @@ struct Network {
 const NETWORKS: [Network; 3] = [
     Network {
         name: "a Swin of two stages",
-        settings: &[
-            "model.arch=custom",
-            "model.img_size=32",
-            "model.patch_size=4",
-            "model.embed_dim=64",
-            "model.depths=[2, 2]",
-            "model.num_heads=[2, 4]",
-            "model.window_size=4",
-            "model.mlp_ratio=2.0",
-            "model.drop_path=0.0",
-        ],
+        settings: &["model.arch=swin_micro"],
         sides: [32, 16],
         images: 0.0,
     },

@@ -405,8 +405,8 @@ fn architecture(name: &str) -> Result<&'static zoo::Architecture, ConfigError> {
 /// When there is none of this name.
 pub fn recipe_layers(name: &str) -> Result<Vec<Layer>, ConfigError> {
     let names = recipe::RECIPES.iter().map(|recipe| recipe.name).chain([auto::NAME]);
-    let (recipe, over) = recipe::find(name).ok_or_else(|| unknown("recipe", name, names))?;
-    let layers = [recipe.text, over].into_iter().map(|text| {
+    let recipe = recipe::find(name).ok_or_else(|| unknown("recipe", name, names))?;
+    let layers = [recipe.text, recipe.over].into_iter().map(|text| {
         let origin = config_text::Origin::Recipe(name.into());
         config_text::parse_text(text, origin).map_err(ConfigError::from)
     });

@@ -202,13 +202,15 @@ fn tables(listing: &Value) -> String {
     let rows = |of: &str| listing[of].as_array().into_iter().flatten();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let scaled = |value: &Value, unit: f64| value.as_f64().unwrap_or(f64::NAN) / unit;
+    let names = rows("architectures").map(|arch| text(&arch["name"]).len());
+    let wide = names.max().unwrap_or(0);
     let mut table = format!(
-        "{:16} {:>12} {:>9} {:>12} {:>12}",
+        "{:wide$} {:>12} {:>9} {:>12} {:>12}",
         "architecture", "parameters", "features", "MACs at 224", "MACs at 96"
     );
     for arch in rows("architectures") {
         table.push_str(&format!(
-            "\n{:16} {:>10.2} M {:>9} {:>10.2} G {:>10.2} G",
+            "\n{:wide$} {:>10.2} M {:>9} {:>10.2} G {:>10.2} G",
             text(&arch["name"]),
             scaled(&arch["parameters"], 1e6),
             arch["feature_width"],
