@@ -1,5 +1,6 @@
 //! Backbones by their configuration: what is stored, costs, sizes.
 
+use super::swin::SwinConfig;
 use super::*;
 use crate::ops::Precision;
 use crate::params::Part;
