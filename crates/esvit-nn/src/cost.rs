@@ -33,9 +33,11 @@ impl Tape {
                 total.padding_macs += cost.padding_macs;
                 total.saved_bytes += cost.saved_bytes;
                 // The tape keeps computed operands for the backward pass, like parameters.
-                for (value, shape) in recorded.inputs.iter().skip(1) {
-                    let computed = value
-                        .filter(|&value| matches!(entries[value].origin, Origin::Operation(_)));
+                for (index, (value, shape)) in recorded.inputs.iter().enumerate().skip(1) {
+                    let computed = value.filter(|&value| {
+                        matches!(entries[value].origin, Origin::Operation(_))
+                            && recorded.operation.keeps(index)
+                    });
                     if computed.is_some_and(|value| operands.insert(value)) {
                         total = total.saving(shape.numel(), Precision::F32);
                     }

@@ -36,7 +36,7 @@ impl Saved {
 pub struct Backward<'a> {
     /// What the forward pass saved.
     pub saved: Saved,
-    /// The inputs but the first.
+    /// The inputs but the first; of those that are not [kept](Operation::keeps) the shapes alone.
     pub parameters: &'a [Tensor],
     /// The gradient of the result.
     pub gradient: Tensor,
@@ -72,6 +72,12 @@ pub trait Operation: Any + Debug + Send + Sync {
     /// The default is for operations without a derivative.
     fn backward(&self, _pass: Backward<'_>) -> InputGradients {
         panic!("{self:?} has no derivative")
+    }
+
+    /// Whether [`Operation::backward`] reads the values of an input, from the second (1) on: else the
+    /// tape keeps its shape alone.
+    fn keeps(&self, _input: usize) -> bool {
+        true
     }
 
     /// Multiply-accumulates, and bytes saved for the backward pass.
@@ -287,7 +293,14 @@ fn run(operation: Arc<dyn Operation>, mut inputs: Vec<Tensor>) -> Tensor {
     let (result, parameters, saved) = if is_symbolic {
         (Tensor::symbolic(shape, dtype), Vec::new(), None)
     } else {
-        let parameters = inputs[1..].to_vec();
+        let kept = inputs.iter().enumerate().skip(1).map(|(index, input)| {
+            if operation.keeps(index) {
+                input.clone()
+            } else {
+                Tensor::symbolic(input.shape(), input.dtype())
+            }
+        });
+        let parameters = kept.collect();
         let (result, saved) = operation.forward(inputs, true);
         debug_assert_eq!(result.shape(), shape, "{operation:?}");
         (result, parameters, saved)

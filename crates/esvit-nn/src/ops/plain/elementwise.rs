@@ -145,6 +145,10 @@ impl Operation for Binary {
         broadcast(&inputs[0], &inputs[1])
     }
 
+    fn keeps(&self, _right: usize) -> bool {
+        matches!(self.arithmetic, Arithmetic::Mul | Arithmetic::Div)
+    }
+
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let saved = if self.needs_left() { inputs[0].numel() } else { 0 };
         Cost::default().saving(saved, Precision::F32)

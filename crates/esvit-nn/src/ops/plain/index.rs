@@ -131,6 +131,10 @@ impl Operation for Cat {
         inputs[0].with(self.axis, inputs.iter().map(|shape| shape[self.axis]).sum())
     }
 
+    fn keeps(&self, _part: usize) -> bool {
+        false
+    }
+
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
         let inputs: Vec<String> = (0..nodes.count()).map(|index| nodes.input(index)).collect();
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
