@@ -1,11 +1,12 @@
 //! Batch norm over the rows of every channel: `xhat = (x - mean) * rstd`,
-//! `rstd = 1 / sqrt(variance + eps)`, `y = xhat * gamma + beta`.
+//! `rstd = 1 / sqrt(variance + eps)`, `y = xhat * gamma + beta`, alone or with ReLU.
 //!
 //! Backward, with means over rows: `dx = gamma * rstd * (dy - mean(dy) - xhat * mean(dy * xhat))`.
 
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
+use crate::element::Element;
 use crate::elementwise::{add, scale, update};
 use crate::reduce::sum_in_order;
 
@@ -18,6 +19,29 @@ pub struct Statistics {
     pub variance: Vec<f32>,
 }
 
+/// Batch norm by given statistics: `y = (x - mean) * slope + beta`, `slope = rstd * gamma`.
+#[derive(Debug, Clone)]
+pub struct Normalization {
+    mean: Vec<f32>,
+    rstd: Vec<f32>,
+    slope: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+/// Values of whole rows of `width` that one task takes.
+fn task(width: usize) -> usize {
+    TASK_VALUES.div_ceil(width) * width
+}
+
+/// NaN stays NaN.
+fn relu(value: f32) -> f32 {
+    if value < 0.0 { 0.0 } else { value }
+}
+
+fn normalized(x: f32, mean: f32, slope: f32, beta: f32) -> f32 {
+    (x - mean) * slope + beta
+}
+
 impl Statistics {
     /// Statistics of the rows of `x [rows, C]`, `C = width`.
     ///
@@ -25,118 +49,187 @@ impl Statistics {
     /// When there are no whole rows.
     pub fn of(x: &[f32], width: usize) -> Self {
         assert!(!x.is_empty() && x.len().is_multiple_of(width), "whole rows");
-        let mean = means(x, width, add);
-        // In a second pass: E[x^2] - E[x]^2 would cancel.
-        let variance = means(x, width, |row, sums| {
-            update(sums, [row, &mean], |sum, [x, mean]| sum + (x - mean) * (x - mean));
+        let parts = x.par_chunks(task(width)).map(|x| (x.len(), Self::of_few(x, width)));
+        // In order, so that the result does not depend on the number of threads.
+        let parts: Vec<(usize, Self)> = parts.collect();
+        let all = parts.into_iter().reduce(|(count, all), (more, part)| {
+            (count + more, all.with(part, more as f32 / (count + more) as f32))
         });
+        all.expect("a part").1
+    }
+
+    /// Those of few rows, which stay in the cache for a second pass: `E[x^2] - E[x]^2` would cancel.
+    fn of_few(x: &[f32], width: usize) -> Self {
+        let rows = (x.len() / width) as f32;
+        let [mut mean, mut variance] = [vec![0.0; width], vec![0.0; width]];
+        x.chunks_exact(width).for_each(|row| add(row, &mut mean));
+        scale(&mut mean, 1.0 / rows);
+        for row in x.chunks_exact(width) {
+            update(&mut variance, [row, &mean], |sum, [x, mean]| sum + (x - mean) * (x - mean));
+        }
+        scale(&mut variance, 1.0 / rows);
         Self { mean, variance }
     }
 
-    fn rstd(&self, eps: f32) -> Vec<f32> {
-        self.variance.iter().map(|variance| 1.0 / (variance + eps).sqrt()).collect()
+    /// Those of these rows and others, which are `share` of all (Chan et al., 1979).
+    fn with(self, other: Self, share: f32) -> Self {
+        let Self { mut mean, mut variance } = self;
+        let from = [&mean[..], &other.mean, &other.variance];
+        update(&mut variance, from, |own, [mean, other_mean, other]| {
+            let distance = other_mean - mean;
+            own + share * (other - own + (1.0 - share) * distance * distance)
+        });
+        update(&mut mean, [&other.mean[..]], |own, [other]| own + share * (other - own));
+        Self { mean, variance }
     }
 }
 
-/// Batch norm of `x [rows, C]` into `y` with `gamma`, `beta [C]` and `statistics` of the batch or
-/// running ones.
-///
-/// # Panics
-/// When lengths do not match.
-pub fn forward(
-    x: &[f32],
-    statistics: &Statistics,
-    [gamma, beta]: [&[f32]; 2],
-    eps: f32,
-    y: &mut [f32],
-) {
-    let width = gamma.len();
-    assert_eq!((x.len(), beta.len(), statistics.mean.len()), (y.len(), width, width), "lengths");
-    let rstd = statistics.rstd(eps);
-    let slope: Vec<f32> = rstd.iter().zip(gamma).map(|(rstd, gamma)| rstd * gamma).collect();
-    let task = TASK_VALUES.div_ceil(width) * width;
-    y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
-        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            let from = [x, &statistics.mean, &slope, beta];
-            update(y, from, |_, [x, mean, slope, beta]| (x - mean) * slope + beta);
-        }
-    });
-}
+impl Normalization {
+    /// By `statistics` of the batch or running ones, with `gamma`, `beta [C]`.
+    ///
+    /// # Panics
+    /// When lengths do not match.
+    pub fn new(statistics: &Statistics, [gamma, beta]: [&[f32]; 2], eps: f32) -> Self {
+        let Statistics { mean, variance } = statistics;
+        assert_eq!([mean.len(), variance.len(), beta.len()], [gamma.len(); 3], "channels");
+        let rstd: Vec<f32> =
+            variance.iter().map(|variance| 1.0 / (variance + eps).sqrt()).collect();
+        let slope = rstd.iter().zip(gamma).map(|(rstd, gamma)| rstd * gamma).collect();
+        Self { mean: mean.clone(), rstd, slope, beta: beta.to_vec() }
+    }
 
-/// Gradients of `gamma` and `beta` from that of the output, `dy [rows, C]`: the sums over rows of
-/// `dy * xhat` and of `dy`.
-///
-/// # Panics
-/// When lengths do not match.
-pub fn backward_affine(x: &[f32], statistics: &Statistics, eps: f32, dy: &[f32]) -> [Vec<f32>; 2] {
-    assert_eq!(x.len(), dy.len(), "gradients");
-    let width = statistics.mean.len();
-    let (mean, rstd) = (&statistics.mean, statistics.rstd(eps));
-    let task = TASK_VALUES.div_ceil(width) * width;
-    let parts = x.par_chunks(task).zip(dy.par_chunks(task)).map(|(x, dy)| {
-        let mut sums = [vec![0.0; width], vec![0.0; width]];
-        let [dgamma, dbeta] = &mut sums;
-        for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
-            add(dy, dbeta);
-            let from = [x, mean, &rstd, dy];
-            update(dgamma, from, |sum, [x, mean, rstd, dy]| sum + (x - mean) * rstd * dy);
-        }
-        sums
-    });
-    sum_in_order(parts, [width; 2])
-}
+    fn width(&self) -> usize {
+        self.mean.len()
+    }
 
-/// The gradient of `x` into `dx`, from that of the output, `dy [rows, C]`, and the sums of
-/// [`backward_affine`] over the `rows` that `statistics` are those of.
-///
-/// # Panics
-/// When lengths do not match.
-#[expect(clippy::too_many_arguments, reason = "all of one operation")]
-pub fn backward_input(
-    x: &[f32],
-    statistics: &Statistics,
-    gamma: &[f32],
-    eps: f32,
-    dy: &[f32],
-    [dgamma, dbeta]: [&[f32]; 2],
-    rows: usize,
-    dx: &mut [f32],
-) {
-    let width = gamma.len();
-    assert_eq!((x.len(), x.len()), (dy.len(), dx.len()), "gradients");
-    let (mean, rstd) = (&statistics.mean, statistics.rstd(eps));
-    let task = TASK_VALUES.div_ceil(width) * width;
-    let share = 1.0 / rows as f32;
-    dx.par_chunks_mut(task).zip(x.par_chunks(task).zip(dy.par_chunks(task))).for_each(
-        |(dx, (x, dy))| {
-            let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
-            for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
-                let from = [x, mean, &rstd, gamma, dy, dgamma, dbeta];
-                update(dx, from, |_, [x, mean, rstd, gamma, dy, dgamma, dbeta]| {
-                    let z = (x - mean) * rstd;
-                    (dy - share * (dbeta + z * dgamma)) * gamma * rstd
+    /// `y` of the rows `x [rows, C]`.
+    ///
+    /// # Panics
+    /// When lengths do not match.
+    pub fn forward(&self, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len(), "lengths");
+        let task = task(self.width());
+        y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
+            for (y, x) in self.rows_of(y).zip(x.chunks_exact(self.width())) {
+                let from = [x, &self.mean, &self.slope, &self.beta];
+                update(y, from, |_, [x, mean, slope, beta]| normalized(x, mean, slope, beta));
+            }
+        });
+    }
+
+    /// `relu(y)` of the rows `x [rows, C]`, in any element type; not in parallel.
+    pub(crate) fn relu_rows<T: Element>(&self, x: &[f32], y: &mut [T]) {
+        for (y, x) in self.rows_of(y).zip(x.chunks_exact(self.width())) {
+            let from = [x, &self.mean, &self.slope, &self.beta];
+            update(y, from, |_, [x, mean, slope, beta]| relu(normalized(x, mean, slope, beta)));
+        }
+    }
+
+    /// `relu(y)` of the rows `x [rows, C]`.
+    ///
+    /// # Panics
+    /// When lengths do not match.
+    pub fn relu<T: Element>(&self, x: &[f32], y: &mut [T]) {
+        assert_eq!(x.len(), y.len(), "lengths");
+        let task = task(self.width());
+        let tasks = y.par_chunks_mut(task).zip(x.par_chunks(task));
+        tasks.for_each(|(y, x)| self.relu_rows(x, y));
+    }
+
+    /// `relu(y + shortcut)` of the rows `x [rows, C]`.
+    ///
+    /// # Panics
+    /// When lengths do not match.
+    pub fn relu_with_shortcut(&self, x: &[f32], shortcut: &[f32], y: &mut [f32]) {
+        assert_eq!([x.len(), shortcut.len()], [y.len(); 2], "lengths");
+        let (width, task) = (self.width(), task(self.width()));
+        let from = x.par_chunks(task).zip(shortcut.par_chunks(task));
+        y.par_chunks_mut(task).zip(from).for_each(|(y, (x, shortcut))| {
+            let from = x.chunks_exact(width).zip(shortcut.chunks_exact(width));
+            for (y, (x, shortcut)) in self.rows_of(y).zip(from) {
+                let from = [x, &self.mean, &self.slope, &self.beta, shortcut];
+                update(y, from, |_, [x, mean, slope, beta, shortcut]| {
+                    relu(normalized(x, mean, slope, beta) + shortcut)
                 });
             }
-        },
-    );
+        });
+    }
+
+    /// Gradients of `gamma` and `beta` from that of the output, `dy [rows, C]`: the sums over rows of
+    /// `dy * xhat` and of `dy`. With ReLU, `dy` is that of `relu(y)`, and becomes that of `y`.
+    ///
+    /// # Panics
+    /// When lengths do not match.
+    pub fn backward_affine(&self, x: &[f32], has_relu: bool, dy: &mut [f32]) -> [Vec<f32>; 2] {
+        assert_eq!(x.len(), dy.len(), "gradients");
+        let (width, task) = (self.width(), task(self.width()));
+        let parts = x.par_chunks(task).zip(dy.par_chunks_mut(task)).map(|(x, dy)| {
+            let mut sums = [vec![0.0; width], vec![0.0; width]];
+            let [dgamma, dbeta] = &mut sums;
+            for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact_mut(width)) {
+                if has_relu {
+                    let from = [x, &self.mean, &self.slope, &self.beta];
+                    update(dy, from, |dy, [x, mean, slope, beta]| {
+                        if normalized(x, mean, slope, beta) > 0.0 { dy } else { 0.0 }
+                    });
+                }
+                add(&*dy, dbeta);
+                let from = [x, &self.mean, &self.rstd, &*dy];
+                update(dgamma, from, |sum, [x, mean, rstd, dy]| sum + (x - mean) * rstd * dy);
+            }
+            sums
+        });
+        sum_in_order(parts, [width; 2])
+    }
+
+    /// Makes the gradient of `x` of that of `y`, `dy [rows, C]`. `of_affine` has the sums of
+    /// [`Normalization::backward_affine`] over all `rows` that the statistics are of.
+    ///
+    /// # Panics
+    /// When lengths do not match.
+    pub fn backward_input(&self, x: &[f32], of_affine: [&[f32]; 2], rows: usize, dy: &mut [f32]) {
+        let (width, [dgamma, dbeta]) = (self.width(), of_affine);
+        assert_eq!([x.len(), dgamma.len(), dbeta.len()], [dy.len(), width, width], "gradients");
+        let (task, share) = (task(width), 1.0 / rows as f32);
+        dy.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(dy, x)| {
+            for (dy, x) in self.rows_of(dy).zip(x.chunks_exact(width)) {
+                let from = [x, &self.mean, &self.rstd, &self.slope, dgamma, dbeta];
+                update(dy, from, |dy, [x, mean, rstd, slope, dgamma, dbeta]| {
+                    (dy - share * (dbeta + (x - mean) * rstd * dgamma)) * slope
+                });
+            }
+        });
+    }
+
+    /// The same for statistics that do not depend on `x`: the gradient is multiplied by the slope.
+    pub fn backward_fixed(&self, dy: &mut [f32]) {
+        dy.par_chunks_mut(task(self.width())).for_each(|dy| {
+            for dy in self.rows_of(dy) {
+                update(dy, [&self.slope[..]], |dy, [slope]| dy * slope);
+            }
+        });
+    }
+
+    fn rows_of<'y, T>(&self, y: &'y mut [T]) -> std::slice::ChunksExactMut<'y, T> {
+        y.chunks_exact_mut(self.width())
+    }
 }
 
-/// Mean over rows of what `add_row` adds for each.
-fn means(x: &[f32], width: usize, add_row: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
-    let task = TASK_VALUES.div_ceil(width) * width;
-    let parts = x.par_chunks(task).map(|x| {
-        let mut sums = vec![0.0; width];
-        x.chunks_exact(width).for_each(|row| add_row(row, &mut sums));
-        [sums]
+/// Sets the gradients of values that ReLU has made 0, of `y = relu(..)`, to 0.
+///
+/// # Panics
+/// When lengths do not match.
+pub fn relu_backward(y: &[f32], dy: &mut [f32]) {
+    assert_eq!(y.len(), dy.len(), "gradients");
+    dy.par_chunks_mut(TASK_VALUES).zip(y.par_chunks(TASK_VALUES)).for_each(|(dy, y)| {
+        update(dy, [y], |dy, [y]| if y > 0.0 { dy } else { 0.0 });
     });
-    let [mut means] = sum_in_order(parts, [width]);
-    scale(&mut means, 1.0 / (x.len() / width) as f32);
-    means
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::element::Bf16;
     use crate::isa::tests::under_each;
     use crate::testing::{assert_near, normal, wide, xhat, xhat_backward};
     use proptest::prelude::*;
@@ -148,11 +241,13 @@ mod tests {
         let (gamma, beta) = (normal(width, 3), normal(width, 4));
         let eps = 0.1;
         let statistics = Statistics::of(&x, width);
-        let (mut y, mut dx) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
-        forward(&x, &statistics, [&gamma, &beta], eps, &mut y);
-        let [dgamma, dbeta] = backward_affine(&x, &statistics, eps, &dy);
-        let sums = [&dgamma[..], &dbeta];
-        backward_input(&x, &statistics, &gamma, eps, &dy, sums, rows, &mut dx);
+        let norm = Normalization::new(&statistics, [&gamma, &beta], eps);
+        let (mut y, mut dx) = (vec![f32::NAN; x.len()], dy.clone());
+        norm.forward(&x, &mut y);
+        let [dgamma, dbeta] = norm.backward_affine(&x, false, &mut dx);
+        assert_eq!(dx, dy);
+        norm.backward_input(&x, [&dgamma, &dbeta], rows, &mut dx);
+        check_relu(&norm, &x, &y);
         let found = [statistics.mean, statistics.variance, dgamma, dbeta];
 
         let (x, dy, eps) = (wide(&x), wide(&dy), f64::from(eps));
@@ -200,6 +295,32 @@ mod tests {
         }
     }
 
+    /// ReLU of what the norm gives, with and without a shortcut, and what its gradients leave.
+    fn check_relu(norm: &Normalization, x: &[f32], y: &[f32]) {
+        let (shortcut, dy) = (normal(x.len(), 5), normal(x.len(), 6));
+        let above = |value: f32| if value > 0.0 { value } else { 0.0 };
+        let (mut found, mut rounded) = (vec![f32::NAN; x.len()], vec![Bf16::default(); x.len()]);
+        norm.relu(x, &mut found);
+        assert_eq!(found, y.iter().copied().map(above).collect::<Vec<_>>());
+        norm.relu(x, &mut rounded);
+        assert_eq!(rounded, found.iter().copied().map(Bf16::from_f32).collect::<Vec<_>>());
+
+        let masked = |y: &[f32]| -> Vec<f32> {
+            y.iter().zip(&dy).map(|(&y, &dy)| if y > 0.0 { dy } else { 0.0 }).collect()
+        };
+        let (mut gradient, mut plain) = (dy.clone(), masked(y));
+        let with_relu = norm.backward_affine(x, true, &mut gradient);
+        assert_eq!(with_relu, norm.backward_affine(x, false, &mut plain));
+        assert_eq!(gradient, plain);
+
+        norm.relu_with_shortcut(x, &shortcut, &mut found);
+        let sums = y.iter().zip(&shortcut).map(|(y, shortcut)| above(y + shortcut));
+        assert_eq!(found, sums.collect::<Vec<_>>());
+        let mut gradient = dy.clone();
+        relu_backward(&found, &mut gradient);
+        assert_eq!(gradient, masked(&found));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
@@ -218,10 +339,15 @@ mod tests {
     #[test]
     fn other_statistics() {
         let statistics = Statistics { mean: vec![1.0, -2.0], variance: vec![0.25, 3.0] };
+        let norm = Normalization::new(&statistics, [&[2.0, 1.0], &[0.5, 0.0]], 1.0);
         let mut y = [0.0; 4];
-        forward(&[2.0, 0.0, 1.0, 2.0], &statistics, [&[2.0, 1.0], &[0.5, 0.0]], 1.0, &mut y);
+        norm.forward(&[2.0, 0.0, 1.0, 2.0], &mut y);
         let expected = [2.0 / 1.25f64.sqrt() + 0.5, 1.0, 0.5, 2.0];
         assert_near("y", &y, &expected, 1e-6);
+        let mut dy = [1.0, 1.0, 3.0, -2.0];
+        norm.backward_fixed(&mut dy);
+        let slope = 2.0 / 1.25f64.sqrt();
+        assert_near("dx", &dy, &[slope, 0.5, 3.0 * slope, -1.0], 1e-6);
     }
 
     #[test]
@@ -230,5 +356,8 @@ mod tests {
         x[4] = f32::NAN;
         let statistics = Statistics::of(&x, 3);
         assert!(statistics.mean[1].is_nan() && statistics.mean[0].is_finite());
+        let norm = Normalization::new(&statistics, [&[1.0; 3], &[0.0; 3]], 1.0);
+        norm.relu(&x.clone(), &mut x);
+        assert!(x[1].is_nan() && x[0].is_finite());
     }
 }

@@ -2,12 +2,15 @@
 //! are a row (im2col), and GEMM multiplies rows with all filters.
 //!
 //! Rows are made a block at a time, so that they stay in the caches; the backward pass makes them
-//! again, since they are as many times larger than the maps as a filter has places.
+//! again, since they are as many times larger than the maps as a filter has places. Batch norm and
+//! ReLU before a convolution are part of it, so that what they give is never stored.
 
 use std::borrow::Cow;
 
 use rayon::prelude::*;
 
+use crate::TASK_VALUES;
+use crate::batch_norm::Normalization;
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
 use crate::elementwise::add;
@@ -80,21 +83,54 @@ fn channels_first(filter: &Filter, weight: Vec<f32>) -> Vec<f32> {
     ordered
 }
 
-/// The values under the filter at the positions from `first` on, counted over all images of one
-/// size: a row of `rows` for each, padded.
-fn gather<T: Element>(x: &[f32], maps: &Maps, filter: &Filter, first: usize, rows: &mut [T]) {
-    let [down, across] = filter.positions(maps.size);
-    let image = maps.tokens() * filter.channels;
-    for (at, row) in rows.chunks_exact_mut(padded_row_len::<T>(filter.values())).enumerate() {
-        let (position, of_image) = (first + at, down * across);
-        let x = &x[position / of_image * image..][..image];
-        let place = position % of_image;
-        if filter.padding > 0 {
-            row.fill(T::default());
+/// Maps of one size as operands: their values, or `relu(norm(..))` of them.
+struct Operand<'a, T: Element> {
+    x: &'a [f32],
+    norm: Option<&'a Normalization>,
+    /// All of them, where most come under several places of the filter.
+    converted: Option<Buffer<T>>,
+}
+
+impl<'a, T: Element> Operand<'a, T> {
+    fn new(x: &'a [f32], filter: &Filter, norm: Option<&'a Normalization>) -> Self {
+        let mut operand = Self { x, norm, converted: None };
+        let changes = norm.is_some() || T::K_PACK > 1;
+        if changes && filter.side > filter.stride {
+            let mut converted = Buffer::<T>::scratch(x.len());
+            let task = TASK_VALUES.div_ceil(filter.channels) * filter.channels;
+            let tasks = converted.par_chunks_mut(task).enumerate();
+            tasks.for_each(|(at, to)| operand.put(at * task, to));
+            operand.converted = Some(converted);
         }
-        filter.runs(maps.size, [place / across, place % across], |to, from, len| {
-            convert(&x[from..from + len], None, &mut row[to..to + len]);
-        });
+        operand
+    }
+
+    /// The values of whole pixels from `from` on.
+    fn put(&self, from: usize, to: &mut [T]) {
+        let own = from..from + to.len();
+        match (&self.converted, self.norm) {
+            (Some(converted), _) => to.copy_from_slice(&converted[own]),
+            (None, Some(norm)) => norm.relu_rows(&self.x[own], to),
+            (None, None) => convert(&self.x[own], None, to),
+        }
+    }
+
+    /// The values under the filter at the positions from `first` on, counted over all images: a row of
+    /// `rows` for each, padded.
+    fn gather(&self, maps: &Maps, filter: &Filter, first: usize, rows: &mut [T]) {
+        let [down, across] = filter.positions(maps.size);
+        let image = maps.tokens() * filter.channels;
+        for (at, row) in rows.chunks_exact_mut(padded_row_len::<T>(filter.values())).enumerate() {
+            let (position, of_image) = (first + at, down * across);
+            let start = position / of_image * image;
+            let place = position % of_image;
+            if filter.padding > 0 {
+                row.fill(T::default());
+            }
+            filter.runs(maps.size, [place / across, place % across], |to, from, len| {
+                self.put(start + from, &mut row[to..to + len]);
+            });
+        }
     }
 }
 
@@ -109,7 +145,8 @@ fn scatter(rows: &[f32], size: [usize; 2], filter: &Filter, dx: &mut [f32]) {
 }
 
 /// Convolves the maps of `x [rows, C]`, those of all images of the first size, then of the next:
-/// `y [positions, out]` in the same order.
+/// `y [positions, out]` in the same order. With `norms`, one for each size, they are normalized and go
+/// through ReLU first.
 ///
 /// # Panics
 /// When lengths do not match.
@@ -117,6 +154,7 @@ pub fn forward<T: Element>(
     x: &[f32],
     maps: &[Maps],
     filter: &Filter,
+    norms: Option<&[Normalization]>,
     packed: &PackedFilters<T>,
 ) -> Vec<f32> {
     let (columns, outputs) = (filter.values(), packed.rhs.n());
@@ -124,17 +162,18 @@ pub fn forward<T: Element>(
     let mut y = Buffer::<f32>::uninit(total * outputs);
     let (mut x, mut rest) = (x, &mut y[..]);
     profile::time("convolution forward", total * columns * outputs, || {
-        for maps in maps {
+        for (number, maps) in maps.iter().enumerate() {
             let count = maps.images * filter.output(maps).tokens();
             let (own, others) = x.split_at(maps.images * maps.tokens() * filter.channels);
             x = others;
             let (to, others) = std::mem::take(&mut rest).split_at_mut(count * outputs);
             rest = others;
+            let operand = Operand::<T>::new(own, filter, norms.map(|norms| &norms[number]));
             let size = block_rows::<T>(count, columns.max(outputs));
             to.par_chunks_mut(size * outputs).enumerate().for_each(|(at, y)| {
                 let count = y.len() / outputs;
                 let mut rows = Buffer::<T>::rows(count, columns);
-                gather(own, maps, filter, at * size, &mut rows);
+                operand.gather(maps, filter, at * size, &mut rows);
                 let lhs = Lhs::from_rows(&rows, padded_row_len::<T>(columns));
                 linear(lhs, count, &packed.rhs, y, outputs);
             });
@@ -145,7 +184,8 @@ pub fn forward<T: Element>(
 }
 
 /// Gradients from that of the output, `dy [positions, out]`, for the arguments of [`forward`] and
-/// `weight [out, C, side, side]`; that of the input only with `input`.
+/// `weight [out, C, side, side]`; that of the input only with `input`. With `norms` it is the gradient
+/// of what they and ReLU make of it.
 ///
 /// # Panics
 /// When lengths do not match.
@@ -153,6 +193,7 @@ pub fn backward<T: Element>(
     x: &[f32],
     maps: &[Maps],
     filter: &Filter,
+    norms: Option<&[Normalization]>,
     weight: &[f32],
     dy: &[f32],
     input: bool,
@@ -162,10 +203,12 @@ pub fn backward<T: Element>(
     let packed =
         input.then(|| PackedRhs::<T>::from_rows(&channels_last(filter, weight), columns, None));
     let mut dx = Buffer::<f32>::scratch(if input { x.len() } else { 0 });
-    dx.fill(0.0);
+    if !filter.is_pointwise() {
+        dx.fill(0.0);
+    }
     let (mut dweight, mut dbias) = (vec![0.0; weight.len()], vec![0.0; outputs]);
     let (mut first_row, mut first_position, mut is_first) = (0, 0, true);
-    for maps in maps {
+    for (number, maps) in maps.iter().enumerate() {
         let (tokens, positions) = (maps.tokens(), filter.output(maps).tokens());
         // Bands of whole images depend on sizes alone, not on the number of threads.
         let most = (BAND_VALUES / (positions * columns).max(1)).max(1);
@@ -177,6 +220,7 @@ pub fn backward<T: Element>(
             let dx: &mut [f32] = if input { &mut dx[own.clone()] } else { &mut [] };
             let band = Band {
                 x: &x[own],
+                norm: norms.map(|norms| &norms[number]),
                 maps: Maps { images, ..*maps },
                 filter,
                 dy: &dy[first_position * outputs..end_position * outputs],
@@ -197,6 +241,7 @@ pub fn backward<T: Element>(
 /// Images that go through the GEMMs of the backward pass together.
 struct Band<'a> {
     x: &'a [f32],
+    norm: Option<&'a Normalization>,
     maps: Maps,
     filter: &'a Filter,
     dy: &'a [f32],
@@ -212,19 +257,20 @@ impl Band<'_> {
         is_added: bool,
         dx: &mut [f32],
     ) {
-        let Self { x, maps, filter, dy } = self;
+        let Self { x, norm, maps, filter, dy } = self;
         let (columns, outputs) = (filter.values(), dbias.len());
         let (row, out_row) = (padded_row_len::<T>(columns), padded_row_len::<T>(outputs));
         let positions = filter.output(maps).tokens();
         let count = maps.images * positions;
         let size = block_rows::<T>(count, columns.max(outputs));
+        let operand = Operand::<T>::new(x, filter, *norm);
         let mut rows = Buffer::<T>::scratch_rows(count, columns);
         let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
         (rows.par_chunks_mut(size * row))
             .zip(gradients.par_chunks_mut(size * out_row).zip(dy.par_chunks(size * outputs)))
             .enumerate()
             .for_each(|(at, (rows, (gradients, dy)))| {
-                gather(x, maps, filter, at * size, rows);
+                operand.gather(maps, filter, at * size, rows);
                 store(dy, outputs, outputs, gradients, out_row);
             });
         let macs = count * columns * outputs;
@@ -232,15 +278,21 @@ impl Band<'_> {
             let (dy, x) = (Matrix::new(&gradients, outputs), Matrix::new(&rows, columns));
             gemm_tn(dy, x, dweight, dbias, is_added);
         });
-        drop(rows);
+        drop((operand, rows));
         let Some(packed) = packed else { return };
         profile::time("convolution backward, rows", macs, || {
+            let times = |drows: &mut [f32]| {
+                let blocks = drows.par_chunks_mut(size * columns);
+                blocks.zip(gradients.par_chunks(size * out_row)).for_each(|(drows, gradients)| {
+                    let lhs = Lhs::from_rows(gradients, out_row);
+                    linear(lhs, drows.len() / columns, packed, drows, columns);
+                });
+            };
+            if filter.is_pointwise() {
+                return times(dx);
+            }
             let mut drows = Buffer::<f32>::scratch(count * columns);
-            let blocks = drows.par_chunks_mut(size * columns);
-            blocks.zip(gradients.par_chunks(size * out_row)).for_each(|(drows, gradients)| {
-                let lhs = Lhs::from_rows(gradients, out_row);
-                linear(lhs, drows.len() / columns, packed, drows, columns);
-            });
+            times(&mut drows);
             let images = dx.par_chunks_mut((maps.tokens() * filter.channels).max(1));
             images.zip(drows.par_chunks((positions * columns).max(1))).for_each(|(dx, drows)| {
                 scatter(drows, maps.size, filter, dx);
@@ -252,6 +304,7 @@ impl Band<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch_norm::Statistics;
     use crate::element::Bf16;
     use crate::isa::tests::under_each;
     use crate::maps::tests::meetings;
@@ -287,6 +340,7 @@ mod tests {
 
     /// Compares output and gradients with the definition.
     fn check<T: Element>(maps: &[Maps], filter: &Filter, outputs: usize, within: f64) {
+        check_with_norms::<T>(maps, filter, outputs);
         let tokens: usize = maps.iter().map(|maps| maps.images * maps.tokens()).sum();
         let positions = maps.iter().map(|maps| maps.images * filter.output(maps).tokens());
         let positions: usize = positions.sum();
@@ -304,17 +358,45 @@ mod tests {
             assert_near_for(&what, found, &expected[i], &sizes[i], within);
         };
 
-        near(0, "y", &forward(&x, maps, filter, &pack::<T>(filter, &weight, Some(&bias))));
-        let without = forward(&x, maps, filter, &pack::<T>(filter, &weight, None));
+        near(0, "y", &forward(&x, maps, filter, None, &pack::<T>(filter, &weight, Some(&bias))));
+        let without = forward(&x, maps, filter, None, &pack::<T>(filter, &weight, None));
         let added = without.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b);
         near(0, "without bias", &added.collect::<Vec<f32>>());
-        let found = backward::<T>(&x, maps, filter, &weight, &dy, true);
-        let without = backward::<T>(&x, maps, filter, &weight, &dy, false);
+        let found = backward::<T>(&x, maps, filter, None, &weight, &dy, true);
+        let without = backward::<T>(&x, maps, filter, None, &weight, &dy, false);
         assert_eq!((&found.weight, &found.bias), (&without.weight, &without.bias));
         assert!(without.x.is_none());
         near(1, "dx", &found.x.unwrap());
         near(2, "dweight", &channels_last(filter, &found.weight));
         near(3, "dbias", &found.bias);
+    }
+
+    /// A norm and ReLU before the convolution give what they give apart from it, every size its own.
+    fn check_with_norms<T: Element>(maps: &[Maps], filter: &Filter, outputs: usize) {
+        let channels = filter.channels;
+        let of_size = |seed: u64| {
+            let [mean, gamma, beta] = [0, 1, 2].map(|of| normal(channels, 10 * seed + of));
+            let variance = gamma.iter().map(|value| value * value).collect();
+            Normalization::new(&Statistics { mean, variance }, [&gamma, &beta], 0.1)
+        };
+        let norms: Vec<Normalization> = (1..=maps.len() as u64).map(of_size).collect();
+        let values = |maps: &Maps| maps.images * maps.tokens() * channels;
+        let x = normal(maps.iter().map(values).sum(), 1);
+        let mut first = 0;
+        let mut apart = vec![0.0; x.len()];
+        for (norm, maps) in norms.iter().zip(maps) {
+            let own = first..first + values(maps);
+            norm.relu(&x[own.clone()], &mut apart[own.clone()]);
+            first = own.end;
+        }
+        let weight = normal(filter.values() * outputs, 2);
+        let packed = pack::<T>(filter, &weight, None);
+        let y = forward(&x, maps, filter, Some(&norms), &packed);
+        assert_eq!(y, forward(&apart, maps, filter, None, &packed));
+        let dy = normal(y.len(), 4);
+        let found = backward::<T>(&x, maps, filter, Some(&norms), &weight, &dy, true);
+        let expected = backward::<T>(&apart, maps, filter, None, &weight, &dy, true);
+        assert_eq!((found.x, found.weight), (expected.x, expected.weight));
     }
 
     fn check_all(maps: &[Maps], filter: &Filter, outputs: usize) {

@@ -2,6 +2,11 @@
 
 use std::fmt::Debug;
 
+use rayon::prelude::*;
+
+use crate::TASK_VALUES;
+use crate::buffer::Buffer;
+use crate::elementwise::update;
 use crate::gemm::Gemm;
 
 /// A storage type: f32 or bf16. Arithmetic and accumulation are in f32.
@@ -86,6 +91,22 @@ pub fn padded_row_len<T: Element>(n: usize) -> usize {
     n.next_multiple_of(T::K_PACK)
 }
 
+/// Values in bf16, rounded.
+pub fn rounded(values: &[f32]) -> Buffer<Bf16> {
+    let mut rounded = Buffer::uninit(values.len());
+    let tasks = rounded.par_chunks_mut(TASK_VALUES).zip(values.par_chunks(TASK_VALUES));
+    tasks.for_each(|(to, from)| update(to, [from], |_, [value]| value));
+    rounded
+}
+
+/// The values of bf16 in f32.
+pub fn widened(values: &[Bf16]) -> Vec<f32> {
+    let mut widened = Buffer::<f32>::scratch(values.len());
+    let tasks = widened.par_chunks_mut(TASK_VALUES).zip(values.par_chunks(TASK_VALUES));
+    tasks.for_each(|(to, from)| update(to, [from], |_, [value]| value));
+    widened.into_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +131,17 @@ mod tests {
         assert!(Bf16::from_f32(f32::from_bits(0x7fff_ffff)).to_f32().is_nan());
         assert!(Bf16::from_f32(f32::from_bits(0x7f80_0001)).to_f32().is_nan());
         assert_eq!(Bf16(0xc2f7).to_f32(), -123.5);
+    }
+
+    /// More values than one task has.
+    #[test]
+    fn rows_are_rounded_and_widened() {
+        let values = crate::testing::normal(TASK_VALUES + 7, 1);
+        let found = rounded(&values);
+        let expected: Vec<Bf16> = values.iter().copied().map(Bf16::from_f32).collect();
+        assert_eq!(found[..], expected);
+        let wide: Vec<f32> = expected.iter().map(|value| value.to_f32()).collect();
+        assert_eq!(widened(&found), wide);
     }
 
     #[test]

@@ -44,6 +44,11 @@ impl Filter {
         Maps { images: maps.images, size: self.positions(maps.size) }
     }
 
+    /// Whether it sees one token at every position, each once.
+    pub fn is_pointwise(&self) -> bool {
+        (self.side, self.stride, self.padding) == (1, 1, 0)
+    }
+
     /// Values under the filter.
     pub fn values(&self) -> usize {
         self.side * self.side * self.channels

@@ -13,7 +13,7 @@ use esvit_nn::backbone::{Input, TokenMask};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
-    self, Activation, AttentionValues, Compute, LinearValues, NormValues, Pairs, Precision,
+    self, Activation, AttentionValues, BatchNormValues, Compute, LinearValues, NormValues, Pairs, Precision,
     PrototypeLogits, Scales, Segment, TeacherRows, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role};
@@ -213,6 +213,101 @@ fn convolution() {
         let (y, moved) = ops::convolution(x, &segments, w, None, moves, Compute::default());
         let found: usize = ops::tokens_per_image(&moved).iter().sum();
         assert_eq!(y.dims(), [found, outputs]);
+    }
+}
+
+/// How rows of two sizes are normalized, from `v[1]`, `v[2]`: by their own statistics, or by others.
+fn norm_of(v: &[Tensor], x: &Tensor, runs: &[usize], is_fixed: bool) -> BatchNormValues {
+    let affine = [v[1].clone(), v[2].clone()];
+    if is_fixed {
+        let [mean, variance] = [4, 5].map(|stream| hashed_tensor(stream, [affine[0].numel()]));
+        return BatchNormValues::fixed(affine, [mean, variance.abs() + 0.2], 1e-3);
+    }
+    BatchNormValues::of_runs(x, affine, 1e-3, runs, &Solo::shared()).0
+}
+
+/// What [`norm_of`] makes of the rows.
+fn composed_norm(v: &[Tensor], x: Tensor, runs: &[usize], is_fixed: bool) -> Tensor {
+    let [gamma, beta] = [v[1].clone(), v[2].clone()];
+    if is_fixed {
+        let [mean, variance] = [4, 5].map(|stream| hashed_tensor(stream, [gamma.numel()]));
+        let statistics = [mean, variance.abs() + 0.2].map(|v| v.to_dtype(x.dtype()));
+        return composed::fixed_batch_norm(x, [gamma, beta], statistics, 1e-3);
+    }
+    composed::batch_norm_of_runs(x, gamma, beta, 1e-3, runs)
+}
+
+#[test]
+fn batch_norm_relu() {
+    let (runs, channels) = ([6, 9], 5);
+    let rows: usize = runs.iter().sum();
+    for (is_fixed, has_shortcut) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut data =
+            vec![hashed_times(1, rows * channels, 2.0), hashed(2, channels), hashed(3, channels)];
+        data.extend(has_shortcut.then(|| hashed(4, rows * channels)));
+        let matrix = |v: &Tensor| v.clone().reshape([rows, channels]);
+        let by_kernels = |v: &[Tensor]| {
+            let (x, shortcut) = (matrix(&v[0]), v.get(3).map(matrix));
+            let norm = norm_of(v, &x, &runs, is_fixed);
+            flat(ops::batch_norm_relu(x, norm, shortcut, Precision::F32))
+        };
+        let composed = |v: &[Tensor]| {
+            let y = composed_norm(v, matrix(&v[0]), &runs, is_fixed);
+            let y = match v.get(3) {
+                Some(shortcut) => y + matrix(shortcut),
+                None => y,
+            };
+            flat(y.relu())
+        };
+        let what = format!("fixed {is_fixed}, shortcut {has_shortcut}");
+        check_both(&what, &data, by_kernels, composed);
+    }
+}
+
+/// Maps of two sizes that are normalized before a convolution of one pixel, of three, and with stride.
+#[test]
+fn batch_norm_relu_convolution() {
+    let segments = [Segment::new(2, [3, 4]), Segment::new(1, [4, 2])];
+    let (rows, runs, [inputs, outputs]) = (32, [24, 8], [3, 4]);
+    for (is_fixed, side, moves) in
+        [(false, 1, [1, 0]), (true, 1, [1, 0]), (false, 3, [1, 1]), (true, 3, [2, 1])]
+    {
+        let data = [
+            hashed_times(1, rows * inputs, 2.0),
+            hashed(2, inputs),
+            hashed(3, inputs),
+            hashed(6, outputs * inputs * side * side),
+        ];
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, inputs]);
+        let weight = |v: &[Tensor]| v[3].clone().reshape([outputs, inputs, side, side]);
+        let convolved = |v: &[Tensor], precision: Precision| {
+            let (x, compute) = (x(v), Compute { precision, ..Compute::default() });
+            let norm = norm_of(v, &x, &runs, is_fixed);
+            let weight = weight(v);
+            flat(ops::batch_norm_relu_convolution(x, norm, &segments, weight, moves, compute).0)
+        };
+        let composed = |v: &[Tensor]| {
+            let y = composed_norm(v, x(v), &runs, is_fixed).relu();
+            flat(composed::convolution(y, &segments, weight(v), None, moves))
+        };
+        let what = format!("fixed {is_fixed}, side {side}");
+        check_both(&what, &data, |v| convolved(v, Precision::F32), composed);
+
+        // In bf16 rows and products are rounded, gradients about as much.
+        let gradients = |precision: Precision| -> Vec<Vec<f32>> {
+            let tape = Tape::new();
+            let leaves = data.clone().map(|v| tape.watch(Tensor::from_vec(v, &Device::Cpu)));
+            let y = convolved(&leaves, precision);
+            let projection = Tensor::from_vec(hashed(7000, y.numel()), &Device::Cpu);
+            let gradients = tape.backward(&(y.clone() * projection).sum());
+            let of = |leaf: &Tensor| gradients.of(leaf).unwrap().to_vec();
+            [vec![y.to_vec()], leaves.iter().map(of).collect()].concat()
+        };
+        let [exact, rounded] = [Precision::F32, Precision::Bf16].map(gradients);
+        for (found, expected) in rounded.iter().zip(&exact) {
+            assert_alike(&format!("{what}, bf16"), found, expected, 0.05);
+            assert_ne!(found, expected);
+        }
     }
 }
 

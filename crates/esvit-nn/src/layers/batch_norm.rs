@@ -2,7 +2,7 @@
 
 use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
-use crate::ops;
+use crate::ops::BatchNormValues;
 use crate::params::{Init, ParamId, Params, Role, Scope};
 use crate::tensor::Tensor;
 
@@ -44,19 +44,35 @@ impl BatchNorm {
     /// The same of maps. In training the maps of every size are a batch of their own, as if the
     /// network ran once for each size, and the running statistics follow them in order.
     pub fn forward_maps(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        let runs: Vec<usize> = maps.segments.iter().map(|s| s.images * s.tokens()).collect();
+        let runs = runs(&maps);
         TokenMaps { rows: self.forward_runs(params, maps.rows, &runs, ctx), ..maps }
     }
 
     fn forward_runs(&self, params: &Params, x: Tensor, runs: &[usize], ctx: &ForwardCtx) -> Tensor {
+        let norm = self.values_of_runs(params, &x, runs, ctx);
+        norm.forward(x)
+    }
+
+    /// What the norm does to maps: in training by their statistics, those of every size apart, which
+    /// the running ones follow; else by the running ones.
+    pub fn values(&self, params: &Params, maps: &TokenMaps, ctx: &ForwardCtx) -> BatchNormValues {
+        self.values_of_runs(params, &maps.rows, &runs(maps), ctx)
+    }
+
+    fn values_of_runs(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        runs: &[usize],
+        ctx: &ForwardCtx,
+    ) -> BatchNormValues {
         let affine = [self.weight, self.bias].map(|id| params.vector(id));
         if !ctx.is_training() {
             let running = [self.running_mean, self.running_var].map(|id| params.vector(id));
-            return ops::fixed_batch_norm(x, affine, running, self.eps);
+            return BatchNormValues::fixed(affine, running, self.eps);
         }
-        let [weight, bias] = affine;
-        let (y, statistics) =
-            ops::batch_norm_of_runs(x, weight, bias, self.eps, runs, &ctx.collective);
+        let (norm, statistics) =
+            BatchNormValues::of_runs(x, affine, self.eps, runs, &ctx.collective);
         for (&rows, [mean, variance]) in runs.iter().zip(statistics) {
             let rows = rows * ctx.collective.world();
             // PyTorch's running variance is unbiased.
@@ -64,7 +80,7 @@ impl BatchNorm {
             self.blend(params, ctx, self.running_mean, mean);
             self.blend(params, ctx, self.running_var, unbiased);
         }
-        y
+        norm
     }
 
     /// Moves a running statistic, from where an earlier batch of the pass has moved it.
@@ -72,6 +88,11 @@ impl BatchNorm {
         let old = ctx.recorded(id).unwrap_or_else(|| params.vector(id).detach());
         ctx.record(id, old * (1.0 - Self::MOMENTUM) + batch * Self::MOMENTUM);
     }
+}
+
+/// The rows of every size of maps.
+fn runs(maps: &TokenMaps) -> Vec<usize> {
+    maps.segments.iter().map(|segment| segment.images * segment.tokens()).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
-use crate::ops::{self, Filter};
+use crate::ops::{self, BatchNormValues, Filter};
 use crate::params::{Init, ParamId, Params, Scope};
 
 /// A convolution over token maps with square filters: `weight [out, in, k, k]` and, where it has
@@ -63,6 +63,29 @@ impl Conv {
             &maps.segments,
             params.tensor(self.weight),
             self.bias.map(|id| params.vector(id)),
+            [self.stride, self.padding],
+            ctx.compute(params.packing(self.weight)),
+        );
+        TokenMaps { rows, segments }
+    }
+
+    /// The same of maps that `norm` normalizes and that go through ReLU first.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`], and when the convolution has a bias.
+    pub fn forward_normalized(
+        &self,
+        params: &Params,
+        maps: TokenMaps,
+        norm: BatchNormValues,
+        ctx: &ForwardCtx,
+    ) -> TokenMaps {
+        assert!(self.bias.is_none(), "a convolution without bias");
+        let (rows, segments) = ops::batch_norm_relu_convolution(
+            maps.rows,
+            norm,
+            &maps.segments,
+            params.tensor(self.weight),
             [self.stride, self.padding],
             ctx.compute(params.packing(self.weight)),
         );

@@ -1,11 +1,12 @@
-//! Batch normalization.
+//! Batch normalization, alone and with ReLU.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use esvit_kernels::batch_norm::{self, Statistics};
+use esvit_kernels::batch_norm::{self, Normalization, Statistics};
 use esvit_kernels::buffer;
 
-use super::cpu::{gradients, made, made_like, values};
+use super::cpu::{gradients, made, made_like, values, values_mut};
 use super::prelude::*;
 use crate::collective::Collective;
 
@@ -34,25 +35,74 @@ pub fn batch_norm_of_runs(
     runs: &[usize],
     collective: &Arc<dyn Collective>,
 ) -> (Tensor, Vec<[Tensor; 2]>) {
-    let (channels, runs) = (gamma.numel(), runs.to_vec());
-    let collective = collective.clone();
-    let statistics = RunStatistics { runs: runs.clone(), collective: collective.clone() };
-    let all = apply(statistics, [x.clone().detach()]);
-    let of_run = |run: usize| [0, 1].map(|row| all.view((2 * run + row) * channels, channels));
-    let statistics = (0..runs.len()).map(of_run).collect();
-    let operation = BatchNorm { runs, eps: eps as f32, collective };
-    (apply(operation, [x, gamma, beta, all]), statistics)
+    let (norm, statistics) = BatchNormValues::of_runs(&x, [gamma, beta], eps, runs, collective);
+    (norm.forward(x), statistics)
 }
 
 /// Batch normalization of `x [rows, C]` with a given mean and variance, `[C]` each, which get no
 /// gradient: that of evaluation.
 pub fn fixed_batch_norm(
     x: Tensor,
-    [gamma, beta]: [Tensor; 2],
-    [mean, variance]: [Tensor; 2],
+    affine: [Tensor; 2],
+    statistics: [Tensor; 2],
     eps: f64,
 ) -> Tensor {
-    apply(FixedBatchNorm { eps: eps as f32 }, [x, gamma, beta, mean, variance])
+    BatchNormValues::fixed(affine, statistics, eps).forward(x)
+}
+
+/// `relu(norm(x))` of rows `x [rows, C]`, or with a `shortcut` of the same shape `relu(norm(x) +
+/// shortcut)`. Rows are saved in `precision`.
+pub fn batch_norm_relu(
+    x: Tensor,
+    norm: BatchNormValues,
+    shortcut: Option<Tensor>,
+    precision: Precision,
+) -> Tensor {
+    let BatchNormValues { norm, parameters } = norm;
+    let has_shortcut = shortcut.is_some();
+    let inputs: Vec<Tensor> = [x].into_iter().chain(parameters).chain(shortcut).collect();
+    apply(BatchNormRelu { norm, has_shortcut, precision }, inputs)
+}
+
+/// What batch normalization does to rows: by their own statistics, or by given ones.
+#[derive(Debug, Clone)]
+pub struct BatchNormValues {
+    pub(super) norm: Norm,
+    /// `gamma`, `beta`, and the statistics.
+    pub(super) parameters: Vec<Tensor>,
+}
+
+impl BatchNormValues {
+    /// By the statistics of every run of rows of `x [rows, C]`; also returns their means and
+    /// variances.
+    pub fn of_runs(
+        x: &Tensor,
+        [gamma, beta]: [Tensor; 2],
+        eps: f64,
+        runs: &[usize],
+        collective: &Arc<dyn Collective>,
+    ) -> (Self, Vec<[Tensor; 2]>) {
+        let (channels, runs) = (gamma.numel(), runs.to_vec());
+        let collective = collective.clone();
+        let operation = RunStatistics { runs: runs.clone(), collective: collective.clone() };
+        let all = apply(operation, [x.clone().detach()]);
+        let of_run = |run: usize| [0, 1].map(|row| all.view((2 * run + row) * channels, channels));
+        let statistics = (0..runs.len()).map(of_run).collect();
+        let norm = Norm { eps: eps as f32, batch: Some(Batch { runs, collective }) };
+        (Self { norm, parameters: vec![gamma, beta, all] }, statistics)
+    }
+
+    /// By a given mean and variance, `[C]` each, which get no gradient.
+    pub fn fixed([gamma, beta]: [Tensor; 2], [mean, variance]: [Tensor; 2], eps: f64) -> Self {
+        let norm = Norm { eps: eps as f32, batch: None };
+        Self { norm, parameters: vec![gamma, beta, mean, variance] }
+    }
+
+    /// The normalized rows of `x [rows, C]`.
+    pub fn forward(self, x: Tensor) -> Tensor {
+        let inputs: Vec<Tensor> = [x].into_iter().chain(self.parameters).collect();
+        apply(BatchNorm { norm: self.norm }, inputs)
+    }
 }
 
 /// The rows of every run.
@@ -128,51 +178,76 @@ fn joint(all: &Tensor, runs: usize) -> Tensor {
     made(joined, [2 * runs, channels])
 }
 
-/// Inputs: `x`, `gamma`, `beta`, and [`RunStatistics`].
-#[derive(Debug)]
-struct BatchNorm {
-    runs: Vec<usize>,
+/// How rows are normalized. Its inputs in an operation are `gamma`, `beta`, and [`RunStatistics`] or
+/// mean and variance.
+#[derive(Debug, Clone)]
+pub(super) struct Norm {
     eps: f32,
+    /// Of the statistics of a batch; None for given ones.
+    batch: Option<Batch>,
+}
+
+#[derive(Debug, Clone)]
+struct Batch {
+    /// The rows of every run.
+    runs: Vec<usize>,
     collective: Arc<dyn Collective>,
 }
 
-/// The statistics of every run.
-fn statistics(all: &Tensor) -> Vec<Statistics> {
-    let channels = all.shape()[1];
-    let runs = values(all).chunks_exact(2 * channels);
-    let of_run = |run: &[f32]| {
-        let (mean, variance) = run.split_at(channels);
-        Statistics { mean: mean.to_vec(), variance: variance.to_vec() }
-    };
-    runs.map(of_run).collect()
-}
-
-impl Operation for BatchNorm {
-    fn cost(&self, inputs: &[Shape]) -> Cost {
-        Cost::default().saving(inputs[0].numel(), Precision::F32)
+impl Norm {
+    /// Number of inputs.
+    pub(super) fn inputs(&self) -> usize {
+        if self.batch.is_some() { 3 } else { 4 }
     }
 
-    fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
-        let [x, gamma, beta] = [0, 1, 2].map(|i| values(&inputs[i]));
-        let mut y = buffer::uninit(x.len());
-        let parts = split(x, &self.runs, gamma.len()).into_iter();
-        let parts = parts.zip(split_mut(&mut y, &self.runs, gamma.len()));
-        for ((x, y), statistics) in parts.zip(statistics(&inputs[3])) {
-            batch_norm::forward(x, &statistics, [gamma, beta], self.eps, y);
+    /// The rows of every run, of `rows` in all.
+    fn runs(&self, rows: usize) -> Vec<usize> {
+        self.batch.as_ref().map_or_else(|| vec![rows], |batch| batch.runs.clone())
+    }
+
+    /// That of every run.
+    fn of_runs(&self, inputs: &[Tensor]) -> Vec<Normalization> {
+        let affine = [values(&inputs[0]), values(&inputs[1])];
+        let channels = affine[0].len();
+        let own = |mean: &[f32], variance: &[f32]| {
+            let statistics = Statistics { mean: mean.to_vec(), variance: variance.to_vec() };
+            Normalization::new(&statistics, affine, self.eps)
+        };
+        match self.batch {
+            None => vec![own(values(&inputs[2]), values(&inputs[3]))],
+            Some(_) => {
+                let runs = values(&inputs[2]).chunks_exact(2 * channels);
+                runs.map(|run| own(&run[..channels], &run[channels..])).collect()
+            }
         }
-        let y = made_like(y, &inputs[0]);
-        (y, save.then(|| Saved::new(inputs.swap_remove(0))))
     }
 
-    fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let (x, dy): (Tensor, _) = (pass.saved.take(), values(&pass.gradient));
-        let (gamma, statistics) = (values(&pass.parameters[0]), statistics(&pass.parameters[2]));
-        let (width, eps) = (gamma.len(), self.eps);
-        let [x, dy] = [values(&x), dy].map(|rows| split(rows, &self.runs, width));
-        let parts = || x.iter().zip(&dy).zip(&statistics);
+    /// That of each of `count` sizes of maps, whose rows are the runs.
+    pub(super) fn of_maps(&self, inputs: &[Tensor], count: usize) -> Vec<Normalization> {
+        let mut norms = self.of_runs(inputs);
+        if self.batch.is_none() {
+            norms = vec![norms.remove(0); count];
+        }
+        assert_eq!(norms.len(), count, "statistics of every size");
+        norms
+    }
+
+    /// Makes the gradient of `x [rows, C]` of that of what the norm gives, `dy`, or ReLU after it;
+    /// returns those of `gamma` and `beta`.
+    pub(super) fn backward(
+        &self,
+        x: &[f32],
+        inputs: &[Tensor],
+        has_relu: bool,
+        dy: &mut [f32],
+    ) -> [Vec<f32>; 2] {
+        let (norms, width) = (self.of_runs(inputs), inputs[0].numel());
+        let runs = self.runs(x.len() / width);
+        let parts = split(x, &runs, width).into_iter().zip(&norms);
         // Those of `gamma` and `beta` by run, `[2 * runs, C]`.
-        let own: Vec<f32> = parts()
-            .flat_map(|((x, dy), run)| batch_norm::backward_affine(x, run, eps, dy).concat())
+        let own: Vec<f32> = parts
+            .zip(split_mut(dy, &runs, width))
+            .flat_map(|((x, norm), dy)| norm.backward_affine(x, has_relu, dy).concat())
             .collect();
         let mut affine = [vec![0.0; width], vec![0.0; width]];
         for run in own.chunks_exact(2 * width) {
@@ -180,69 +255,147 @@ impl Operation for BatchNorm {
                 sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
             }
         }
+        let Some(Batch { collective, .. }) = &self.batch else {
+            norms[0].backward_fixed(dy);
+            return affine;
+        };
         // The statistics depend on the rows of all processes; their gradients of `gamma` and `beta`
         // are added later, with those of all parameters.
-        let world = self.collective.world();
+        let world = collective.world();
         let sums = match world {
             1 => own,
-            _ => {
-                let own = made(own, [2 * self.runs.len(), width]);
-                values(&self.collective.all_reduce(own)).to_vec()
-            }
+            _ => values(&collective.all_reduce(made(own, [2 * runs.len(), width]))).to_vec(),
         };
-        let mut dx = buffer::uninit(pass.gradient.numel());
-        let to = split_mut(&mut dx, &self.runs, width).into_iter();
-        for ((((x, dy), run), dx), sums) in parts().zip(to).zip(sums.chunks_exact(2 * width)) {
-            let (sums, rows) = (sums.split_at(width).into(), world * x.len() / width);
-            batch_norm::backward_input(x, run, gamma, eps, dy, sums, rows, dx);
+        let parts = split(x, &runs, width).into_iter().zip(split_mut(dy, &runs, width));
+        for ((norm, (x, dy)), sums) in norms.iter().zip(parts).zip(sums.chunks_exact(2 * width)) {
+            norm.backward_input(x, sums.split_at(width).into(), world * x.len() / width, dy);
         }
-        gradients(Some(made_like(dx, &pass.gradient)), affine, pass.parameters)
+        affine
+    }
+
+    /// The nodes of the norm of a value, whose own inputs are those from `first` on; None for the
+    /// statistics of a batch.
+    pub(super) fn nodes(&self, nodes: &mut Nodes<'_>, x: &str, first: usize) -> Option<String> {
+        if self.batch.is_some() {
+            return None;
+        }
+        let [gamma, beta, mean, variance] =
+            [0, 1, 2, 3].map(|index| nodes.parameter(first + index));
+        let eps = nodes.number(f64::from(self.eps));
+        let variance = nodes.node("Add", &[&variance, &eps], &[]);
+        let deviation = nodes.node("Sqrt", &[&variance], &[]);
+        let slope = nodes.node("Div", &[&gamma, &deviation], &[]);
+        let centered = nodes.node("Sub", &[x, &mean], &[]);
+        let scaled = nodes.node("Mul", &[&centered, &slope], &[]);
+        Some(nodes.node("Add", &[&scaled, &beta], &[]))
     }
 }
 
-/// Inputs: `x`, `gamma`, `beta`, mean and variance.
+/// Inputs: `x`, and those of the norm.
 #[derive(Debug)]
-struct FixedBatchNorm {
-    eps: f32,
+struct BatchNorm {
+    norm: Norm,
 }
 
-impl Operation for FixedBatchNorm {
+impl Operation for BatchNorm {
     fn cost(&self, inputs: &[Shape]) -> Cost {
         Cost::default().saving(inputs[0].numel(), Precision::F32)
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
         let x = nodes.input(0);
-        let [gamma, beta, mean, variance] = [1, 2, 3, 4].map(|index| nodes.parameter(index));
-        let eps = nodes.number(f64::from(self.eps));
-        let variance = nodes.node("Add", &[&variance, &eps], &[]);
-        let deviation = nodes.node("Sqrt", &[&variance], &[]);
-        let slope = nodes.node("Div", &[&gamma, &deviation], &[]);
-        let centered = nodes.node("Sub", &[&x, &mean], &[]);
-        let scaled = nodes.node("Mul", &[&centered, &slope], &[]);
-        Some(nodes.node("Add", &[&scaled, &beta], &[]))
+        self.norm.nodes(nodes, &x, 1)
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
-        let [x, gamma, beta, mean, variance] = [0, 1, 2, 3, 4].map(|i| values(&inputs[i]));
-        let statistics = Statistics { mean: mean.to_vec(), variance: variance.to_vec() };
+        let (x, width) = (values(&inputs[0]), inputs[1].numel());
+        let runs = self.norm.runs(x.len() / width);
         let mut y = buffer::uninit(x.len());
-        batch_norm::forward(x, &statistics, [gamma, beta], self.eps, &mut y);
+        let parts = split(x, &runs, width).into_iter().zip(split_mut(&mut y, &runs, width));
+        for ((x, y), norm) in parts.zip(self.norm.of_runs(&inputs[1..])) {
+            norm.forward(x, y);
+        }
         let y = made_like(y, &inputs[0]);
         (y, save.then(|| Saved::new(inputs.swap_remove(0))))
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let (x, dy): (Tensor, _) = (pass.saved.take(), values(&pass.gradient));
-        let gamma = values(&pass.parameters[0]);
-        let [mean, variance] = [2, 3].map(|i| values(&pass.parameters[i]).to_vec());
-        let statistics = Statistics { mean, variance };
-        let affine = batch_norm::backward_affine(values(&x), &statistics, self.eps, dy);
-        // A function `slope x + constant`: the gradient is multiplied by the slope.
-        let zeros = vec![0.0; gamma.len()];
-        let slope = Statistics { mean: zeros.clone(), ..statistics };
-        let mut dx = buffer::uninit(dy.len());
-        batch_norm::forward(dy, &slope, [gamma, &zeros], self.eps, &mut dx);
-        gradients(Some(made_like(dx, &pass.gradient)), affine, pass.parameters)
+        let (x, mut dx): (Tensor, _) = (pass.saved.take(), pass.gradient);
+        let affine = self.norm.backward(values(&x), pass.parameters, false, values_mut(&mut dx));
+        gradients(Some(dx), affine, pass.parameters)
+    }
+}
+
+/// Inputs: `x`, those of the norm, and the shortcut, if there is one.
+#[derive(Debug)]
+struct BatchNormRelu {
+    norm: Norm,
+    has_shortcut: bool,
+    precision: Precision,
+}
+
+impl BatchNormRelu {
+    /// Indices of the norm's inputs.
+    fn of_norm(&self) -> Range<usize> {
+        1..1 + self.norm.inputs()
+    }
+}
+
+impl Operation for BatchNormRelu {
+    fn keeps(&self, input: usize) -> bool {
+        self.of_norm().contains(&input)
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        // The result, by which ReLU with a shortcut is turned back, is saved by what takes it.
+        Cost::default().saving(inputs[0].numel(), self.precision)
+    }
+
+    fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
+        let x = nodes.input(0);
+        let mut y = self.norm.nodes(nodes, &x, 1)?;
+        if self.has_shortcut {
+            let shortcut = nodes.input(self.of_norm().end);
+            y = nodes.node("Add", &[&y, &shortcut], &[]);
+        }
+        Some(nodes.node("Relu", &[&y], &[]))
+    }
+
+    fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
+        let (x, width) = (values(&inputs[0]), inputs[1].numel());
+        let runs = self.norm.runs(x.len() / width);
+        let norms = self.norm.of_runs(&inputs[self.of_norm()]);
+        let mut y = buffer::uninit(x.len());
+        let parts = split(x, &runs, width).into_iter().zip(split_mut(&mut y, &runs, width));
+        if self.has_shortcut {
+            let shortcut = split(values(&inputs[self.of_norm().end]), &runs, width);
+            for (((x, y), shortcut), norm) in parts.zip(shortcut).zip(norms) {
+                norm.relu_with_shortcut(x, shortcut, y);
+            }
+        } else {
+            parts.zip(norms).for_each(|((x, y), norm)| norm.relu(x, y));
+        }
+        let y = made_like(y, &inputs[0]);
+        let saved = save.then(|| {
+            let x = self.precision.save(inputs.swap_remove(0));
+            Saved::new((x, self.has_shortcut.then(|| y.clone())))
+        });
+        (y, saved)
+    }
+
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let (x, y): (SavedRows, Option<Tensor>) = pass.saved.take();
+        let (x, mut dx) = (x.restored(), pass.gradient);
+        if let Some(y) = &y {
+            batch_norm::relu_backward(values(y), values_mut(&mut dx));
+        }
+        let shortcut = y.map(|_| dx.clone());
+        let parameters = &pass.parameters[..self.norm.inputs()];
+        let has_relu = shortcut.is_none();
+        let affine = self.norm.backward(values(&x), parameters, has_relu, values_mut(&mut dx));
+        let mut found = gradients(Some(dx), affine, parameters);
+        found.resize(1 + self.norm.inputs(), None);
+        found.extend(shortcut.map(Some));
+        found
     }
 }

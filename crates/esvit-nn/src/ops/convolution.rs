@@ -1,9 +1,11 @@
 //! Convolution and max pooling over maps of tokens.
 
+use esvit_kernels::batch_norm::Normalization;
 use esvit_kernels::convolution::{self, Gradients};
 use esvit_kernels::maps::Maps;
 use esvit_kernels::pooling;
 
+use super::batch_norm::{BatchNormValues, Norm};
 use super::cpu::{gradients, made, made_like, values};
 use super::prelude::*;
 use super::{Compute, Segment};
@@ -29,7 +31,29 @@ pub fn convolution(
     let filter = Filter { channels, side, stride, padding };
     let (maps, moved) = moved(segments, &filter, "a convolution");
     let inputs: Vec<Tensor> = [x, weight].into_iter().chain(bias).collect();
-    (apply(Convolution { maps, filter, compute }, inputs), moved)
+    (apply(Convolution { maps, filter, norm: None, compute }, inputs), moved)
+}
+
+/// The same without bias of maps that are normalized and go through ReLU first: `convolution(
+/// relu(norm(x)))`. What these give is not saved. With statistics of runs the runs are the segments.
+///
+/// # Panics
+/// When a segment has prefix tokens, a filter is not square, or a map is smaller than it.
+pub fn batch_norm_relu_convolution(
+    x: Tensor,
+    norm: BatchNormValues,
+    segments: &[Segment],
+    weight: Tensor,
+    [stride, padding]: [usize; 2],
+    compute: Compute,
+) -> (Tensor, Vec<Segment>) {
+    let [_, channels, side, across] = weight.dims();
+    assert_eq!(side, across, "a square filter");
+    let filter = Filter { channels, side, stride, padding };
+    let (maps, moved) = moved(segments, &filter, "a convolution");
+    let BatchNormValues { norm, parameters } = norm;
+    let inputs: Vec<Tensor> = [x, weight].into_iter().chain(parameters).collect();
+    (apply(Convolution { maps, filter, norm: Some(norm), compute }, inputs), moved)
 }
 
 /// The largest values of the maps of `x [rows, C]` under a square window of `side` pixels at every
@@ -67,10 +91,9 @@ fn positions(maps: &[Maps], filter: &Filter) -> usize {
 }
 
 /// The maps of rows as images, `[n, channels, height, width]`, if they have one size.
-fn image_nodes(nodes: &mut Nodes<'_>, maps: &[Maps], channels: usize) -> Option<String> {
+fn image_nodes(nodes: &mut Nodes<'_>, x: &str, maps: &[Maps], channels: usize) -> Option<String> {
     let [Maps { size: [height, width], .. }] = *maps else { return None };
-    let x = nodes.input(0);
-    let images = nodes.reshape(&x, &[height, width, channels]);
+    let images = nodes.reshape(x, &[height, width, channels]);
     Some(nodes.transpose(&images, &[0, 3, 1, 2]))
 }
 
@@ -80,12 +103,20 @@ fn row_nodes(nodes: &mut Nodes<'_>, images: &str, channels: usize) -> String {
     nodes.reshape(&rows, &[channels])
 }
 
-/// Inputs: `x`, `weight` and, if there is one, `bias`.
+/// Inputs: `x`, `weight` and, if there is one, `bias`, or those of a norm before the convolution.
 #[derive(Debug)]
 struct Convolution {
     maps: Vec<Maps>,
     filter: Filter,
+    norm: Option<Norm>,
     compute: Compute,
+}
+
+impl Convolution {
+    /// The norm of every size of maps, with inputs `x`, `weight` and so on.
+    fn norms(&self, of_norm: &[Tensor]) -> Option<Vec<Normalization>> {
+        self.norm.as_ref().map(|norm| norm.of_maps(of_norm, self.maps.len()))
+    }
 }
 
 impl Operation for Convolution {
@@ -97,16 +128,21 @@ impl Operation for Convolution {
 
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let macs = positions(&self.maps, &self.filter) * inputs[1].numel();
-        Cost::products(macs).saving(inputs[0].numel(), Precision::F32)
+        Cost::products(macs).saving(inputs[0].numel(), self.compute.precision)
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
         let Filter { channels, side, stride, padding } = self.filter;
-        let images = image_nodes(nodes, &self.maps, channels)?;
+        let mut x = nodes.input(0);
+        if let Some(norm) = &self.norm {
+            let y = norm.nodes(nodes, &x, 2)?;
+            x = nodes.node("Relu", &[&y], &[]);
+        }
+        let images = image_nodes(nodes, &x, &self.maps, channels)?;
         let (weight, outputs) = (nodes.input(1), nodes.shape(1)[0]);
         let images = nodes.conv(&images, &weight, [side; 2], stride, padding, 1);
         let rows = row_nodes(nodes, &images, outputs);
-        if nodes.count() < 3 {
+        if self.norm.is_some() || nodes.count() < 3 {
             return Some(rows);
         }
         let bias = nodes.parameter(2);
@@ -114,29 +150,43 @@ impl Operation for Convolution {
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
-        let Self { maps, filter, compute } = self;
+        let Self { maps, filter, norm, compute } = self;
         let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
-        let (bias, outputs) = (inputs.get(2).map(values), inputs[1].shape()[0]);
+        let bias = inputs.get(2).filter(|_| norm.is_none()).map(values);
+        let (norms, outputs) = (self.norms(&inputs[2..]), inputs[1].shape()[0]);
         let y = with_element!(compute.precision, T => {
             let packed = compute.packing.get(compute.precision, || {
                 convolution::pack::<T>(filter, weight, bias)
             });
-            convolution::forward(x, maps, filter, &packed)
+            convolution::forward(x, maps, filter, norms.as_deref(), &packed)
         });
         let shape = [y.len() / outputs, outputs];
-        (made(y, shape), save.then(|| Saved::new(inputs.swap_remove(0))))
+        let saved = save.then(|| Saved::new(compute.precision.save(inputs.swap_remove(0))));
+        (made(y, shape), saved)
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let x: Tensor = pass.saved.take();
+        let x = pass.saved.take::<SavedRows>().restored();
         let (weight, dy) = (values(&pass.parameters[0]), values(&pass.gradient));
+        let of_norm = &pass.parameters[1..];
+        let norms = self.norms(of_norm);
         let Gradients { x: dx, weight, bias } = with_element!(self.compute.precision, T => {
-            let input = pass.wanted[0];
-            convolution::backward::<T>(values(&x), &self.maps, &self.filter, weight, dy, input)
+            let input = pass.wanted[0] || norms.is_some();
+            let (x, norms) = (values(&x), norms.as_deref());
+            convolution::backward::<T>(x, &self.maps, &self.filter, norms, weight, dy, input)
         });
-        let dx = dx.map(|dx| made_like(dx, &x));
-        // Without a bias, its gradient is left over.
-        gradients(dx, [weight, bias], pass.parameters)
+        let Some(norm) = &self.norm else {
+            let dx = dx.map(|dx| made_like(dx, &x));
+            // Without a bias, its gradient is left over.
+            return gradients(dx, [weight, bias], pass.parameters);
+        };
+        let mut dx = dx.expect("asked for");
+        let affine = norm.backward(values(&x), of_norm, true, &mut dx);
+        let mut found = gradients(Some(made_like(dx, &x)), [weight], pass.parameters);
+        let affine = affine.into_iter().zip(of_norm);
+        found.extend(affine.map(|(gradient, parameter)| Some(made_like(gradient, parameter))));
+        found.resize(1 + pass.parameters.len(), None);
+        found
     }
 }
 
@@ -159,7 +209,8 @@ impl Operation for MaxPool {
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
         let Filter { channels, side, stride, padding } = self.filter;
-        let images = image_nodes(nodes, &self.maps, channels)?;
+        let x = nodes.input(0);
+        let images = image_nodes(nodes, &x, &self.maps, channels)?;
         let attributes = [
             ("kernel_shape", Attribute::Integers(&[side as i64; 2])),
             ("strides", Attribute::Integers(&[stride as i64; 2])),

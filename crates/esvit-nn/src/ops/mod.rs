@@ -28,8 +28,10 @@ pub use attention::{
     AttentionValues, attention_branch, plain_attention_branch, plain_attention_weights,
     window_attention_weights,
 };
-pub use batch_norm::{batch_norm, batch_norm_of_runs, fixed_batch_norm};
-pub use convolution::{Filter, convolution, max_pool};
+pub use batch_norm::{
+    BatchNormValues, batch_norm, batch_norm_of_runs, batch_norm_relu, fixed_batch_norm,
+};
+pub use convolution::{Filter, batch_norm_relu_convolution, convolution, max_pool};
 pub use cross_attention::{cross_attention, cross_attention_weights};
 pub use depthwise::depthwise;
 pub use images::normalize_images;

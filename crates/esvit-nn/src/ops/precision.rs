@@ -2,14 +2,15 @@
 
 use std::any::Any;
 
-use esvit_kernels::buffer::{recycle, uninit};
+use esvit_kernels::buffer::{Buffer, recycle, uninit};
+use esvit_kernels::element::{Bf16, rounded, widened};
 use esvit_kernels::isa;
 use serde::{Deserialize, Serialize};
 
 use super::Packing;
-use super::cpu::{values, values_mut};
+use super::cpu::{made, values, values_mut};
 use crate::tape::Saved;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// The type of GEMM operands and saved activations. Parameters, reductions, softmax, losses and
 /// everything between operations are always f32.
@@ -29,11 +30,36 @@ impl Precision {
         if isa::has_bf16() { Self::Bf16 } else { Self::F32 }
     }
 
+    /// Keeps rows for the backward pass.
+    pub(super) fn save(self, x: Tensor) -> SavedRows {
+        match self {
+            Self::F32 => SavedRows::F32(x),
+            Self::Bf16 => SavedRows::Bf16(rounded(values(&x)), x.shape()),
+        }
+    }
+
     /// Its name in settings and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// Rows that are saved for the backward pass.
+#[derive(Debug)]
+pub(super) enum SavedRows {
+    F32(Tensor),
+    Bf16(Buffer<Bf16>, Shape),
+}
+
+impl SavedRows {
+    /// The rows in f32.
+    pub(super) fn restored(self) -> Tensor {
+        match self {
+            Self::F32(x) => x,
+            Self::Bf16(x, shape) => made(widened(&x), shape),
         }
     }
 }

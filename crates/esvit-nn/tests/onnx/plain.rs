@@ -6,7 +6,9 @@ use std::ops::ControlFlow;
 use esvit_nn::backbone::{BlockOutput, Input, Stage, TokenMaps};
 use esvit_nn::cost::Cost;
 use esvit_nn::layers::{LayerNorm, Linear};
-use esvit_nn::ops::{self, Activation, LinearValues, NormValues, Packing, Precision, Segment};
+use esvit_nn::ops::{
+    self, Activation, BatchNormValues, LinearValues, NormValues, Packing, Precision, Segment,
+};
 use esvit_nn::params::{Init, ParamId, ParamList, Registry};
 use esvit_nn::tensor::Dtype;
 use esvit_nn::{Backbone, Device, ForwardCtx, Params, Solo, Tape, Tensor, onnx};
@@ -287,6 +289,21 @@ const OPERATIONS: &[(&str, Compute)] = &[
     ("fixed_batch_norm", |p, ids, x| {
         let row = p.vector(ids.row);
         ops::fixed_batch_norm(rows(x), [row.clone(), row.clone()], [row.clone(), row.square()], 1e-2)
+    }),
+    ("batch_norm_relu with a shortcut", |p, ids, x| {
+        let (row, x) = (p.vector(ids.row), rows(x));
+        let norm = BatchNormValues::fixed([row.clone(), row.clone()], [row.clone(), row.square()], 1e-2);
+        ops::batch_norm_relu(x.clone() * 0.5, norm, Some(x), Precision::F32)
+    }),
+    ("batch_norm_relu_convolution", |p, ids, x| {
+        let [batch, _, height, width] = x.dims();
+        let rows = x.permute(&[0, 2, 3, 1]).reshape([batch * height * width, 3]);
+        let filters = p.tensor(ids.depthwise).reshape([1, 3, 3, 3]);
+        let row = p.vector(ids.bias).narrow(0, 0, 3);
+        let norm = BatchNormValues::fixed([row.clone(), row.clone()], [row.clone(), row.square()], 1e-2);
+        let maps = [Segment::new(batch, [height, width])];
+        let compute = ForwardCtx::eval().compute(Packing::default());
+        ops::batch_norm_relu_convolution(rows, norm, &maps, filters, [1, 1], compute).0
     }),
     ("l2_normalize", |_, _, x| ops::l2_normalize(rows(x))),
     ("l2_normalize of zeros", |_, _, x| ops::l2_normalize(rows(x.clone() - x.clone()) + 1e-13)),

@@ -2,17 +2,19 @@
 
 use super::selective::SelectiveKernels;
 use super::shortcut::Shortcut;
-use super::{BlockKind, ResNetConfig, he_normal, relu};
+use super::{BlockKind, ResNetConfig, he_normal};
 use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{BatchNorm, Conv};
+use crate::ops::{self, BatchNormValues};
 use crate::params::{Params, Scope};
+use crate::tensor::Tensor;
 
-/// A convolution and its norm.
+/// A convolution and the norm after it.
 #[derive(Debug)]
 pub(super) struct ConvNorm {
-    conv: Conv,
-    norm: BatchNorm,
+    pub(super) conv: Conv,
+    pub(super) norm: BatchNorm,
 }
 
 impl ConvNorm {
@@ -31,9 +33,58 @@ impl ConvNorm {
         }
     }
 
-    pub(super) fn forward(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        let maps = self.conv.forward(params, maps, ctx);
-        self.norm.forward_maps(params, maps, ctx)
+    /// The convolution, after the norm and the ReLU that its input still lacks.
+    pub(super) fn forward(&self, params: &Params, input: Branch, ctx: &ForwardCtx) -> Branch {
+        let maps = match input {
+            Branch::Maps(maps) => self.conv.forward(params, maps, ctx),
+            Branch::Unnormalized(maps, norm) => {
+                self.conv.forward_normalized(params, maps, norm, ctx)
+            }
+        };
+        let norm = self.norm.values(params, &maps, ctx);
+        Branch::Unnormalized(maps, norm)
+    }
+}
+
+/// Maps within a branch.
+pub(super) enum Branch {
+    /// As the next layer takes them.
+    Maps(TokenMaps),
+    /// To be normalized, and then mostly to go through ReLU: what comes next does both, so that the
+    /// results need not be stored.
+    Unnormalized(TokenMaps, BatchNormValues),
+}
+
+impl Branch {
+    pub(super) fn normalized(self) -> TokenMaps {
+        match self {
+            Self::Maps(maps) => maps,
+            Self::Unnormalized(maps, norm) => {
+                TokenMaps { rows: norm.forward(maps.rows), segments: maps.segments }
+            }
+        }
+    }
+
+    /// `relu(norm(x))`.
+    pub(super) fn relu(self, ctx: &ForwardCtx) -> TokenMaps {
+        self.relu_with(None, ctx)
+    }
+
+    /// `relu(norm(x) + shortcut)`.
+    pub(super) fn relu_with(self, shortcut: Option<Tensor>, ctx: &ForwardCtx) -> TokenMaps {
+        match self {
+            Self::Maps(maps) => {
+                let rows = match shortcut {
+                    Some(shortcut) => maps.rows + shortcut,
+                    None => maps.rows,
+                };
+                TokenMaps { rows: rows.relu(), segments: maps.segments }
+            }
+            Self::Unnormalized(maps, norm) => {
+                let rows = ops::batch_norm_relu(maps.rows, norm, shortcut, ctx.precision);
+                TokenMaps { rows, segments: maps.segments }
+            }
+        }
     }
 }
 
@@ -109,21 +160,19 @@ impl Block {
     /// `relu(branch(x) + shortcut(x))`, with a ReLU after every convolution of the branch but the
     /// last.
     pub(super) fn forward(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        let last = self.steps.len() - 1;
-        let mut branch = maps.clone();
-        for (number, step) in self.steps.iter().enumerate() {
+        let mut branch = Branch::Maps(maps.clone());
+        for step in &self.steps {
             branch = match step {
                 Step::Conv(conv) => conv.forward(params, branch, ctx),
-                Step::Selective(selective) => selective.forward(params, branch, ctx),
+                Step::Selective(selective) => {
+                    Branch::Maps(selective.forward(params, branch, ctx))
+                }
             };
-            if number < last && matches!(step, Step::Conv(_)) {
-                branch = relu(branch);
-            }
         }
         let shortcut = match &self.shortcut {
             Some(shortcut) => shortcut.forward(params, maps, ctx),
             None => maps,
         };
-        relu(TokenMaps { rows: branch.rows + shortcut.rows, ..branch })
+        branch.relu_with(Some(shortcut.rows), ctx)
     }
 }

@@ -18,7 +18,7 @@ use crate::layers::{BatchNorm, Conv};
 use crate::ops;
 use crate::params::{Init, Params, Part, Scope};
 use crate::tensor::Tensor;
-use block::{Block, ConvNorm};
+use block::{Block, Branch, ConvNorm};
 #[cfg(test)]
 pub(super) use config::tests;
 
@@ -61,39 +61,34 @@ impl ResNet {
 /// What makes a map of an image: convolutions, and max pooling.
 #[derive(Debug)]
 struct Stem {
-    /// In ResNet-D, convolutions of 3 pixels before the last one.
-    before: Vec<ConvNorm>,
-    conv: Conv,
-    norm: BatchNorm,
+    /// One of 7 pixels, or in ResNet-D three of 3.
+    convs: Vec<ConvNorm>,
 }
 
 impl Stem {
     fn new(scope: &mut Scope<'_>, config: &ResNetConfig) -> Self {
         let (width, eps) = (config.stem_width, config.norm_eps);
         if !config.selective_kernels {
-            let init = he_normal(width, 7);
-            let conv = Conv::new(&mut scope.at("conv1"), [CHANNELS, width, 7], 2, init);
-            let norm = BatchNorm::new(&mut scope.at("bn1"), width, eps);
-            return Self { before: Vec::new(), conv, norm };
+            let sizes = [CHANNELS, width, 7];
+            return Self { convs: vec![ConvNorm::new(scope, ["conv1", "bn1"], sizes, 2, eps)] };
         }
-        // Named as in timm: convolutions, norms and ReLUs are one sequence.
+        // Named as in timm: convolutions, norms and ReLUs are one sequence, but for the last norm.
         let mut sequence = scope.at("conv1");
         let half = width / 2;
         let first = ConvNorm::new(&mut sequence, ["0", "1"], [CHANNELS, half, 3], 2, eps);
         let second = ConvNorm::new(&mut sequence, ["3", "4"], [half, half, 3], 1, eps);
-        let init = he_normal(width, 3);
-        let conv = Conv::new(&mut sequence.at("6"), [half, width, 3], 1, init);
+        let sizes = [half, width, 3];
+        let conv = Conv::new(&mut sequence.at("6"), sizes, 1, he_normal(width, 3));
         let norm = BatchNorm::new(&mut scope.at("bn1"), width, eps);
-        Self { before: vec![first, second], conv, norm }
+        Self { convs: vec![first, second, ConvNorm { conv, norm }] }
     }
 
     fn forward(&self, params: &Params, images: Vec<Tensor>, ctx: &ForwardCtx) -> TokenMaps {
-        let mut maps = TokenMaps::of_pixels(images);
-        for conv in &self.before {
-            maps = relu(conv.forward(params, maps, ctx));
+        let mut branch = Branch::Maps(TokenMaps::of_pixels(images));
+        for conv in &self.convs {
+            branch = conv.forward(params, branch, ctx);
         }
-        let maps = self.conv.forward(params, maps, ctx);
-        let TokenMaps { rows, segments } = relu(self.norm.forward_maps(params, maps, ctx));
+        let TokenMaps { rows, segments } = branch.relu(ctx);
         let (rows, segments) = ops::max_pool(rows, &segments, [3, 2, 1]);
         TokenMaps { rows, segments }
     }
@@ -103,10 +98,6 @@ impl Stem {
 /// variance keeps that of gradients (PyTorch's `fan_out`).
 fn he_normal(outputs: usize, side: usize) -> Init {
     Init::TruncatedNormal((2.0 / (outputs * side * side) as f64).sqrt())
-}
-
-fn relu(maps: TokenMaps) -> TokenMaps {
-    TokenMaps { rows: maps.rows.relu(), ..maps }
 }
 
 impl Backbone for ResNet {

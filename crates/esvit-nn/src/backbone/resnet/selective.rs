@@ -1,8 +1,8 @@
 //! Selective kernels (Li et al., 2019) as in SimCLR v2: two convolutions, weighed against each other
 //! in every channel by what the whole image holds.
 
-use super::block::ConvNorm;
-use super::{he_normal, relu};
+use super::block::{Branch, ConvNorm};
+use super::he_normal;
 use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::Conv;
@@ -37,8 +37,8 @@ impl SelectiveKernels {
         Self { width, both, reduce, select }
     }
 
-    pub(super) fn forward(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        let TokenMaps { rows, segments } = relu(self.both.forward(params, maps, ctx));
+    pub(super) fn forward(&self, params: &Params, branch: Branch, ctx: &ForwardCtx) -> TokenMaps {
+        let TokenMaps { rows, segments } = self.both.forward(params, branch, ctx).relu(ctx);
         let half = |of: usize| rows.clone().narrow(1, of * self.width, self.width);
         let (x, y) = (half(0), half(1));
 
@@ -46,7 +46,7 @@ impl SelectiveKernels {
         let means = ops::global_average_pool(x.clone() + y.clone(), &images);
         let of_images = segments.iter().map(|segment| Segment::new(segment.images, [1, 1]));
         let means = TokenMaps { rows: means, segments: of_images.collect() };
-        let hidden = relu(self.reduce.forward(params, means, ctx));
+        let hidden = self.reduce.forward(params, Branch::Maps(means), ctx).relu(ctx);
         let logits = self.select.forward(params, hidden, ctx).rows;
         let logit = |of: usize| logits.clone().narrow(1, of * self.width, self.width);
         // The softmax of two is a sigmoid of their difference.

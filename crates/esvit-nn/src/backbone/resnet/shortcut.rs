@@ -1,6 +1,6 @@
 //! What stands in a block's shortcut where its branch changes the map.
 
-use super::block::ConvNorm;
+use super::block::{Branch, ConvNorm};
 use super::ResNetConfig;
 use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
@@ -42,7 +42,7 @@ impl Shortcut {
             Some(stride) => averaged(maps, stride),
             None => maps,
         };
-        self.conv.forward(params, maps, ctx)
+        self.conv.forward(params, Branch::Maps(maps), ctx).normalized()
     }
 }
 
