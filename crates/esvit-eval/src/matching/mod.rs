@@ -11,9 +11,7 @@ use esvit_kernels::rng::Rng;
 use esvit_nn::{Device, ForwardCtx, Tensor};
 use serde::Serialize;
 
-use crate::correspondence::{
-    CorrespondenceError, Grid, MEASURED_PAIRS, Scores, View, match_cells,
-};
+use crate::correspondence::{CorrespondenceError, Grid, MEASURED_PAIRS, Scores, View, match_cells};
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::{NotFinite, first_not_finite};
 
