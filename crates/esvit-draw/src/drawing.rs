@@ -59,6 +59,12 @@ impl Drawing {
         [self.width, self.height]
     }
 
+    /// Draws another drawing with its top left corner at a point.
+    pub fn place(&mut self, other: &Self, [left, top]: [f64; 2]) {
+        let body = &other.body;
+        self.element(format_args!("<g transform=\"translate({left} {top})\">\n{body}</g>"));
+    }
+
     /// Appends a raw SVG element.
     pub fn element(&mut self, element: impl Display) {
         let _ = writeln!(self.body, "{element}");

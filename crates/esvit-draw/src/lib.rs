@@ -10,9 +10,11 @@ pub mod color;
 mod drawing;
 pub mod html;
 pub mod number;
+mod rows;
 mod thin;
 mod words;
 
 pub use drawing::{Anchor, DrawError, Drawing};
 pub use html::escape;
+pub use rows::labeled_rows;
 pub use words::{ellipsize, text_width};

@@ -74,7 +74,8 @@ struct Figure<'a> {
 impl<'a> Figure<'a> {
     fn new(input: &'a InputImage, attention: &'a QueryAttention) -> Self {
         let mut hasher = DefaultHasher::new();
-        (input.image.pixels(), input.size(), &attention.visible).hash(&mut hasher);
+        let QueryAttention { map, cell, visible, .. } = attention;
+        (input.image.pixels(), input.size(), map, cell, visible).hash(&mut hasher);
         let suffix = format!("{:016x}", hasher.finish());
         let [height, width] = input.size().map(|side| side as f64);
         let whole = [0.0, 0.0, width, height];
@@ -348,6 +349,15 @@ mod tests {
         let nothing = map.pixel(4, 0).unwrap();
         assert_ne!(map.pixel(3, 1).unwrap(), nothing);
         assert_eq!(map.pixel(0, 2).unwrap(), nothing);
+    }
+
+    /// Two networks that one page shows may have maps of as many cells.
+    #[test]
+    fn ids_tell_maps_apart() {
+        let input = input(16, 8);
+        let suffix = |map| Figure::new(&input, &attention(map, &[0, 1], vec![0.5; 8])).suffix;
+        assert_ne!(suffix([2, 4]), suffix([1, 8]));
+        assert_eq!(suffix([2, 4]), suffix([2, 4]));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{MatchedView, Matching};
 use crate::correspondence::View;
 use esvit_data::{PngError, encode_png};
-use esvit_draw::{Anchor, Drawing, color};
+use esvit_draw::{Anchor, Drawing, color, labeled_rows};
 
 /// Shorter side of a view in the drawing.
 const SHORTER: f64 = 448.0;
@@ -54,14 +54,38 @@ impl Panel<'_> {
 /// # Errors
 /// [`PngError`] if a view cannot be encoded.
 pub fn draw(matching: &Matching) -> Result<Drawing, PngError> {
+    Ok(with_legend(&side_by_side(matching)?, &[matching.pairs.len()]))
+}
+
+/// Draws matchings below each other, each under its label, with one legend.
+///
+/// # Errors
+/// [`PngError`] if a view cannot be encoded.
+pub fn draw_rows(rows: &[(String, Matching)]) -> Result<Drawing, PngError> {
+    let row = |(label, matching): &(String, Matching)| Ok((label.clone(), side_by_side(matching)?));
+    let drawn = rows.iter().map(row).collect::<Result<Vec<_>, PngError>>()?;
+    let pairs: Vec<usize> = rows.iter().map(|(_, matching)| matching.pairs.len()).collect();
+    Ok(with_legend(&labeled_rows(&drawn), &pairs))
+}
+
+/// Views, with the legend below them. `pairs` are the numbers of pairs in each row.
+fn with_legend(views: &Drawing, pairs: &[usize]) -> Drawing {
+    let [width, height] = views.size();
+    let mut drawing = Drawing::new(width, height + LEGEND);
+    drawing.place(views, [0.0; 2]);
+    legend(&mut drawing, pairs, height + LEGEND - MARGIN - 7.0);
+    drawing
+}
+
+/// The two views with all marks.
+fn side_by_side(matching: &Matching) -> Result<Drawing, PngError> {
     let sizes = matching.views.each_ref().map(|side| {
         let [width, height] = side.grid.size();
         [width, height].map(|length| SHORTER * length / width.min(height))
     });
     let high = sizes[0][1].max(sizes[1][1]);
-    let (width, height) =
-        (2.0 * MARGIN + sizes[0][0] + GAP + sizes[1][0], 2.0 * MARGIN + high + LEGEND);
-    let mut drawing = Drawing::new(width, height);
+    let width = 2.0 * MARGIN + sizes[0][0] + GAP + sizes[1][0];
+    let mut drawing = Drawing::new(width, 2.0 * MARGIN + high);
     let panel = |at: usize, left: f64| {
         let [wide, tall] = sizes[at];
         let top = MARGIN + (high - tall) / 2.0;
@@ -86,7 +110,6 @@ pub fn draw(matching: &Matching) -> Result<Drawing, PngError> {
         let lift = if ends.contains_key(&nearest) { BADGE + 0.5 * TRIANGLE } else { 0.0 };
         drawing.triangle([x, y - lift], TRIANGLE, color::FOUND);
     }
-    legend(&mut drawing, matching, height - MARGIN - 7.0);
     Ok(drawing)
 }
 
@@ -134,10 +157,12 @@ fn ranks(drawing: &mut Drawing, ends: &BTreeMap<usize, Vec<String>>, panel: &Pan
     }
 }
 
-fn legend(drawing: &mut Drawing, matching: &Matching, y: f64) {
-    let pairs = match matching.pairs.len() {
+fn legend(drawing: &mut Drawing, pairs: &[usize], y: f64) {
+    let most = pairs.iter().copied().max().unwrap_or(0);
+    let up_to = if pairs.iter().all(|&count| count == most) { "" } else { "up to " };
+    let pairs = match most {
         1 => "the most similar pair".into(),
-        count => format!("{count} most similar pairs, 0 first"),
+        count => format!("{up_to}{count} most similar pairs, 0 first"),
     };
     let middle = y - 0.35 * LETTERS;
     let mut x = MARGIN;

@@ -1,4 +1,4 @@
-//! The most similar cells of two images, or of two views of one image, and a drawing of them
+//! The most similar cells of two images, or of two views of one image, and drawings of them
 //! (Figure 4 of the EsViT paper).
 
 mod drawing;
@@ -11,11 +11,11 @@ use esvit_kernels::rng::Rng;
 use esvit_nn::{Device, ForwardCtx, Tensor};
 use serde::Serialize;
 
-use crate::correspondence::{CorrespondenceError, Grid, MEASURED_PAIRS, View, match_cells};
+use crate::correspondence::{CorrespondenceError, Grid, MEASURED_PAIRS, Scores, View, match_cells};
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::{NotFinite, first_not_finite};
 
-pub use drawing::draw;
+pub use drawing::{draw, draw_rows};
 
 /// RNG purpose of the second view of an image.
 const VIEWS: u64 = u64::from_be_bytes(*b"matching");
@@ -54,6 +54,16 @@ pub struct Matching {
     pub views: [MatchedView; 2],
     /// Pairs of cells, most similar first.
     pub pairs: Vec<Pair>,
+}
+
+impl Matching {
+    /// Share of the pairs whose second cell contains the true position of the first, of those where
+    /// it is known; `None` if it is for none.
+    pub fn accuracy(&self) -> Option<f64> {
+        let pairs = self.pairs.iter();
+        let known = pairs.filter_map(|pair| Some((pair.second.cell, pair.true_place?)));
+        Some(Scores::new(known, &self.views[1].grid)?.accuracy)
+    }
 }
 
 /// One of the two views.
@@ -138,6 +148,22 @@ pub fn two_views(
     let views = [
         ViewFeatures::new(backbone, image, whole(image), settings)?,
         ViewFeatures::sized(backbone, image, second, [side; 2], settings.stage)?,
+    ];
+    Ok(match_views(views, settings, true))
+}
+
+/// Matches an image with its mirror image: the true position of `x` is the width less `x`.
+///
+/// # Errors
+/// As [`two_images`].
+pub fn mirror_image(
+    backbone: &PretrainedBackbone,
+    image: &Image,
+    settings: &MatchSettings,
+) -> Result<Matching, CorrespondenceError> {
+    let views = [
+        ViewFeatures::new(backbone, image, whole(image), settings)?,
+        ViewFeatures::new(backbone, image, whole(image).mirrored(), settings)?,
     ];
     Ok(match_views(views, settings, true))
 }
@@ -347,6 +373,64 @@ mod tests {
         assert!(seen > 10 && seen < found.pairs.len(), "{seen}");
         let again = two_views(&backbone(), &image, 7, &settings).unwrap();
         assert_eq!((found.pairs, &found.views[1].shown), (again.pairs, &again.views[1].shown));
+    }
+
+    /// Of 60 x 40 pixels, on 12 x 8 cells of 4: columns are counted from the other side.
+    #[test]
+    fn cells_of_the_mirror_image_are_known() {
+        let settings = MatchSettings { pairs: usize::MAX, ..SETTINGS };
+        let mut found = mirror_image(&backbone(), &noise(60, 40, 4), &settings).unwrap();
+        let mirrored = |cell: usize| cell / 12 * 12 + 11 - cell % 12;
+        assert_eq!(found.pairs.len(), 96);
+        for pair in &found.pairs {
+            let [x, y] = pair.first.view;
+            let [true_x, true_y] = pair.true_place.unwrap();
+            assert!((true_x - 48.0 + x).abs() < 1e-9 && (true_y - y).abs() < 1e-9, "{pair:?}");
+            let is_right = pair.second.cell == mirrored(pair.first.cell);
+            assert_eq!(pair.error.unwrap() < 1e-9, is_right, "{pair:?}");
+        }
+        let [first, second] = found.views.each_ref().map(|side| &side.shown);
+        let width = first.width();
+        assert!((0..width).all(|x| first.pixel(x, 9) == second.pixel(width - 1 - x, 9)));
+        // Three in four right.
+        for (index, pair) in found.pairs.iter_mut().enumerate() {
+            let right = mirrored(pair.first.cell);
+            pair.second.cell = if index % 4 == 0 { (right + 1) % 96 } else { right };
+        }
+        assert_eq!(found.accuracy(), Some(0.75));
+    }
+
+    /// Nothing is known of two images, and of what the other view does not show.
+    #[test]
+    fn accuracy_is_that_of_known_positions() {
+        let (backbone, image) = (backbone(), noise(80, 60, 4));
+        let two = two_images(&backbone, [&image, &image], &SETTINGS).unwrap();
+        assert_eq!(two.accuracy(), None);
+        let settings = MatchSettings { pairs: usize::MAX, ..SETTINGS };
+        let mut found = two_views(&backbone, &image, 7, &settings).unwrap();
+        let grid = found.views[1].grid;
+        for pair in &mut found.pairs {
+            pair.second.cell = pair.true_place.map_or(0, |place| grid.cell_at(place).unwrap());
+        }
+        assert_eq!(found.accuracy(), Some(1.0));
+        found.pairs.retain(|pair| pair.true_place.is_none());
+        assert_eq!((found.pairs.is_empty(), found.accuracy()), (false, None));
+    }
+
+    #[test]
+    fn rows_share_a_legend() {
+        let found = |pairs| {
+            let settings = MatchSettings { pairs, ..SETTINGS };
+            mirror_image(&backbone(), &noise(64, 64, 5), &settings).unwrap()
+        };
+        let svg = draw_rows(&[("first".into(), found(3)), ("second".into(), found(5))]).unwrap();
+        let svg = svg.svg();
+        let count = |part: &str| svg.matches(part).count();
+        assert_eq!((count("<image"), count(">first<"), count(">second<")), (4, 1, 1));
+        assert_eq!(count("up to 5 most similar pairs, 0 first"), 1, "{svg}");
+        assert_eq!(count("nearest to its own view"), 1);
+        let alone = draw(&found(3)).unwrap().svg();
+        assert!(alone.contains(">3 most similar pairs, 0 first"), "{alone}");
     }
 
     #[test]

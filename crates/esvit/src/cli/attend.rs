@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
-use esvit_data::counted;
+use anyhow::Result;
+use esvit_data::{Image, counted};
+use esvit_draw::labeled_rows;
 use esvit_eval::attention::{
     self, AttentionError, BlockPosition, Framing, HeadAttention, InputImage, MASS, QueryAttention,
 };
+use esvit_model::PretrainedBackbone;
 use serde_json::{Value, json};
 
+use super::candidates::{self, Candidate, CandidateArgs};
 use super::images::{self, DrawingFiles};
-use super::{BackboneArgs, Exit, Output};
+use super::{Exit, Output};
 
 /// Options of `esvit attend`.
 #[derive(Debug, clap::Args)]
@@ -19,7 +22,7 @@ pub(super) struct Attend {
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
     #[command(flatten)]
-    backbone: BackboneArgs,
+    backbones: CandidateArgs,
     /// Block, counted from 0 over all stages [default: the last]
     #[arg(long, value_name = "N")]
     block: Option<usize>,
@@ -51,35 +54,61 @@ pub(super) struct Attend {
 
 impl Attend {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
-        let png = self.files.check("attend", &[&self.image, &self.backbone.checkpoint], &[])?;
-        let backbone = self.backbone.open(output)?;
-        let image = images::read(&self.image, &backbone, output)?;
+        let inputs = [vec![&*self.image], self.backbones.paths()].concat();
+        let png = self.files.check("attend", &inputs, &[])?;
+        let backbones = self.backbones.open(output)?;
+        backbones.iter().try_for_each(check_attention)?;
+        let (mut rows, mut results) = (Vec::new(), Vec::new());
+        for candidate in &backbones {
+            let image = images::read(&self.image, &candidate.backbone, output)?;
+            let found = self.attention(&image, &candidate.backbone);
+            let (input, attention) = found.map_err(|error| candidate.error(error))?;
+            rows.push((candidate.label(), attention::draw(&input, &attention)?));
+            results.push((report(&self.image, &input, &attention), table(&attention)));
+        }
+        let drawing = match &rows[..] {
+            [(_, alone)] => alone.clone(),
+            rows => labeled_rows(rows),
+        };
+        self.files.write(&drawing, &png, output)?;
+        candidates::print(&backbones, results, self.json, output)?;
+        Ok(Exit::Success)
+    }
+
+    /// What a backbone is shown of the image, and its attention there.
+    fn attention(
+        &self,
+        image: &Image,
+        backbone: &PretrainedBackbone,
+    ) -> Result<(InputImage, QueryAttention), AttentionError> {
         let (network, params) = (&*backbone.network, &backbone.params);
         let config = &backbone.config;
         let framing = if self.whole { Framing::Whole } else { Framing::Center };
         let size = self.size.unwrap_or(backbone.preprocess.size());
         let patch = config.least_side();
-        let input = InputImage::new(&image, &backbone.preprocess, framing, size, patch)?;
+        let input = InputImage::new(image, &backbone.preprocess, framing, size, patch)?;
         let place = self.query.map_or(Ok(input.center()), |pixel| input.map_pixel(pixel))?;
         let block = self.block.unwrap_or(config.blocks() - 1);
         let compute = if self.rollout { attention::rollout } else { attention::query_attention };
-        let mut attention = compute(network, params, &input, place, block, self.mass).map_err(
-            |error| match error {
-                AttentionError::Weights(_) => {
-                    let (image, file) = (self.image.display(), self.backbone.checkpoint.display());
-                    anyhow!("`{image}` with `{file}`: {error}")
-                }
-                error => error.into(),
-            },
-        )?;
+        let mut attention = compute(network, params, &input, place, block, self.mass)?;
         if !self.head.is_empty() {
             attention.keep_heads(&self.head)?;
         }
-        let drawing = attention::draw(&input, &attention)?;
-        self.files.write(&drawing, &png, output)?;
-        output.print(self.json, &report(&self.image, &input, &attention), || table(&attention))?;
-        Ok(Exit::Success)
+        Ok((input, attention))
     }
+}
+
+/// Refuses a backbone without attention.
+fn check_attention(candidate: &Candidate) -> Result<()> {
+    let config = &candidate.backbone.config;
+    if config.stages().iter().any(|stage| stage.heads > 0) {
+        return Ok(());
+    }
+    Err(candidate.error(format_args!(
+        "a {} backbone has no attention\n\
+         hint: leave it out; `esvit match` and `esvit pca` draw its features",
+        config.family()
+    )))
 }
 
 /// Parses a pixel `X,Y`.

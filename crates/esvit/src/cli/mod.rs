@@ -3,6 +3,7 @@
 mod args;
 mod attend;
 mod bench;
+mod candidates;
 mod completions;
 mod config;
 mod data;

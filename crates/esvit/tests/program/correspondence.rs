@@ -123,3 +123,30 @@ fn two_images_and_two_views_are_drawn() {
     let line = format!("match a.png b.png --checkpoint {CHECKPOINT} --mutual --out two.png");
     assert!(place.well(&line).stdout.contains("similarity"));
 }
+
+#[test]
+fn an_image_is_matched_with_its_mirror_image() {
+    let place = with_a_run();
+    let line = format!("match a.png --view flip --checkpoint {CHECKPOINT} --stage 1");
+    let answer = place.well(&format!("{line} --pairs 20 --json --out flip.png")).json();
+    let [first, second] = [0, 1].map(|view| &answer["views"][view]);
+    assert!(answer["seed"].is_null() && second["mirrored"] == true, "{answer}");
+    assert_eq!((&first["crop"], &first["map"]), (&second["crop"], &second["map"]));
+    let columns = second["map"][1].as_u64().unwrap();
+    let pairs = answer["pairs"].as_array().unwrap();
+    let is_right = |pair: &serde_json::Value| {
+        let [a, b] = ["first", "second"].map(|end| pair[end]["cell"].as_u64().unwrap());
+        a / columns == b / columns && a % columns + b % columns == columns - 1
+    };
+    for pair in pairs {
+        assert_eq!(pair["error"].as_f64().unwrap() < 1e-6, is_right(pair), "{pair}");
+    }
+    let right = pairs.iter().filter(|pair| is_right(pair)).count() as f64;
+    assert!((answer["accuracy"].as_f64().unwrap() - right / 20.0).abs() < 1e-9, "{answer}");
+    let table = place.well(&format!("{line} --out table.png")).stdout;
+    assert!(table.contains("error in view") && table.contains("\naccuracy "), "{table}");
+    let seed = place.run(&format!("{line} --seed 1")).expect(2);
+    seed.says(&["`--view flip` is not random", "hint: leave out `--seed`"]);
+    let two = format!("match a.png b.png --view flip --checkpoint {CHECKPOINT}");
+    place.run(&two).expect(2).says(&["--view", "cannot be used with"]);
+}

@@ -129,6 +129,8 @@ fn names_that_are_no_text_end_nothing() {
         let ended = place.run_with(line, &[written(name).as_os_str()]).expect(0);
         assert!(ended.stdout.contains("\\xe8") || ended.stdout.contains("\u{fffd}"), "{ended}");
     }
+    let image = Path::new("").join(odd).join("good-01.png");
+    place.run_with("match -c run --json", &[image.as_os_str()]).expect(0);
 }
 
 #[cfg(unix)]
