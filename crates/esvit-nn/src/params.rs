@@ -223,6 +223,12 @@ impl Scope<'_> {
         Scope { registry: self.registry, prefix, part }
     }
 
+    /// This scope, until something else is registered.
+    pub fn reborrow(&mut self) -> Scope<'_> {
+        let (prefix, part) = (self.prefix.clone(), self.part.clone());
+        Scope { registry: self.registry, prefix, part }
+    }
+
     /// The same scope for another part.
     #[must_use]
     pub fn part(self, part: Part) -> Self {

@@ -240,7 +240,7 @@ fn tables_are_resized_to_the_windows_of_the_network() {
 fn other_backbones_are_named() {
     for (name, backbone) in [
         ("blocks.0.attn.qkv.weight", "no backbone"),
-        ("cls_token", "a vision transformer (ViT)"),
+        ("cls_token", "a vision transformer (ViT) of another form"),
         ("layer1.0.conv1.weight", "a residual network of another form"),
         ("stages.0.0.fn.qkv.dw.weight", "a convolutional vision transformer (CvT) in another form"),
         ("layers.0.blocks.0.attn.logit_scale", "a Swin transformer of version 2"),
@@ -432,7 +432,7 @@ fn sizes_of_images_follow_from_the_windows() {
 fn every_backbone_that_is_known_by_its_names() {
     for (name, backbone) in [
         ("encoder.layers.0.blocks.0.attention.self.logit_scale", "a Swin transformer of version 2"),
-        ("layers.0.local_relative_position_bias_table", "a vision longformer (ViL)"),
+        ("layers.0.local_relative_position_bias_table", "a vision longformer (ViL) of another form"),
         (
             "stage0.0.attn.fn.qkv.dw.weight",
             "a convolutional vision transformer (CvT) in another form than EsViT's",
@@ -440,7 +440,7 @@ fn every_backbone_that_is_known_by_its_names() {
         ("patch_embed1.proj.weight", "a pyramid vision transformer of version 2 (PVTv2)"),
         ("downsample.dwconv.weight", "a ConvNeXt"),
         ("stages.0.conv_dw.weight", "a ConvNeXt"),
-        ("class_token", "a vision transformer (ViT)"),
+        ("class_token", "a vision transformer (ViT) of another form"),
     ] {
         let error = load(&opened(&[floats(name, &[1], vec![0.0])]), None).unwrap_err().to_string();
         assert!(error.contains(&format!("holds {backbone}, a backbone that")), "{error}");

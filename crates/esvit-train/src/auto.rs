@@ -288,9 +288,10 @@ fn network(
 ) -> Result<f64, RunError> {
     let is_given = choosing.given.iter().any(|layer| layer.table.contains_key("model"));
     if is_given {
-        let side = choosing.config()?.model.backbone.img_size() as u32;
-        // As 96 to 224, in whole patches of usual networks.
-        let local = (side * 3 / 7 / 16 * 16).max(side.min(16));
+        let backbone = choosing.config()?.model.backbone;
+        let (side, least) = (backbone.img_size() as u32, backbone.least_side() as u32);
+        // As 96 to 224, in whole patches of usual networks, and no less than the network takes.
+        let local = (side * 3 / 7 / 16 * 16).max(side.min(16)).max(least).min(side);
         let config = configure(choosing, &[], [side, local], source.len(), survey)?;
         return pace(&config, source, stop);
     }

@@ -287,7 +287,7 @@ impl Checkpoint {
                 None => Ok(params),
                 Some(table) => Err(CheckpointError::NotARun {
                     path: self.file.path().into(),
-                    reason: format!("its windows have another size, {table}"),
+                    reason: format!("its network was made for another size of images or windows: {table}"),
                 }),
             }
         };

@@ -32,11 +32,12 @@ impl CropChunks {
         precision: Precision,
         activation_checkpointing: bool,
     ) -> Self {
-        const SIDE: usize = 224;
+        // Saved values grow with the pixels, about.
+        let side = backbone.least_side().max(224);
         let mut ctx = ForwardCtx::expected().with_precision(precision);
         ctx.activation_checkpointing = activation_checkpointing;
-        let saved = backbone.cost([SIDE; 2], 0.0, &ctx).saved_bytes;
-        Self::Pixels(SAVED_BYTES / saved * (SIDE * SIDE) as f64)
+        let saved = backbone.cost([side; 2], 0.0, &ctx).saved_bytes;
+        Self::Pixels(SAVED_BYTES / saved * (side * side) as f64)
     }
 
     /// Splits crops with these sides, the two global ones first, of `images` each. Global and local

@@ -64,16 +64,20 @@ pub fn write(checkpoint: &Path, out: &Path, float: Float) -> Result<(), Official
     let file = Checkpoint::open(checkpoint)?;
     let run = file.run()?;
     let config = run.config(checkpoint)?;
-    if !matches!(config.objective, ObjectiveConfig::Esvit(_)) {
+    let ObjectiveConfig::Esvit(esvit) = &config.objective else {
         return Err(OfficialError::Objective {
             path: checkpoint.into(),
             objective: config.objective.name(),
         });
-    }
+    };
     let model = config.model.backbone.clone();
     let (network, _) = config.network(&Device::Cpu, 0);
     let mut entries = Vec::new();
-    for (name, prefix) in [("student", "module."), ("teacher", "")] {
+    // A teacher with batch normalization is a distributed module as well, and files without its prefix
+    // would be passed over in silence.
+    let has_batch_norm = model.has_batch_norm() || esvit.head.use_bn_in_head;
+    let of_teacher = if has_batch_norm { "module." } else { "" };
+    for (name, prefix) in [("student", "module."), ("teacher", of_teacher)] {
         let stored = StoredNetwork::at(file.file(), &format!("{name}."));
         let (params, _) = stored.load(network.specs(), &Device::Cpu, |_| None)?;
         let tensors = exported(&params, model.family(), Naming::Esvit, float).into_iter();

@@ -242,11 +242,10 @@ impl<'a> Figure<'a> {
     /// The heat map, at the resolution of the first stage's patches: cells of the last row and
     /// column may extend beyond the image, or leave a margin that no cell has.
     fn map(&self, head_attention: &HeadAttention) -> Image {
-        let QueryAttention { cell, map, position, .. } = self.attention;
-        let patch = cell >> (position.stage - 1);
+        let QueryAttention { cell, patch, map, .. } = self.attention;
         let [height, width] = self.input.size().map(|side| side / patch);
         let largest = f64::from(head_attention.largest()).max(f64::MIN_POSITIVE);
-        let per_cell = 1 << (position.stage - 1);
+        let per_cell = cell / patch;
         let pixels = (0..height * width).flat_map(|pixel| {
             let [row, column] = [pixel / width, pixel % width].map(|place| place / per_cell);
             let is_cell = row < map[0] && column < map[1];
@@ -293,6 +292,7 @@ mod tests {
             position: BlockPosition { block: 0, stage: 1, block_in_stage: 0 },
             map,
             cell: 4,
+            patch: 4,
             query: [0, 1],
             window: Some([2, 0]),
             visible,

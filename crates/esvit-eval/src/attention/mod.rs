@@ -17,6 +17,7 @@ mod statistics;
 use esvit_data::ImageError;
 use esvit_model::features::NotFinite;
 use esvit_nn::backbone::{NoAttention, Stage};
+use esvit_settings::SettingError;
 use serde::Serialize;
 
 use self::input::MAX_PIXELS;
@@ -71,6 +72,9 @@ pub enum AttentionError {
         /// Index of the last block.
         last: usize,
     },
+    /// The network does not take images of this size.
+    #[error(transparent)]
+    Input(#[from] SettingError),
     /// The head does not exist.
     #[error("there is no head {head}: the block's heads are 0 to {last}")]
     Head {

@@ -16,6 +16,8 @@ pub struct QueryAttention {
     pub map: [usize; 2],
     /// Cell size in input pixels. The last row and column may extend beyond the image.
     pub cell: usize,
+    /// Size of the first stage's cells.
+    pub patch: usize,
     /// Row and column of the query cell.
     pub query: [usize; 2],
     /// Side and cyclic shift of the windows in tokens; `None` where all tokens see each other.
@@ -181,12 +183,12 @@ pub(super) fn without_weights(
     [x, y]: [f64; 2],
     mass: f64,
 ) -> (usize, QueryAttention) {
-    let cell = stages[position.stage - 1].stride;
+    let [patch, cell] = [0, position.stage - 1].map(|stage| stages[stage].stride);
     let at = |position: f64, cells: usize| ((position / cell as f64) as usize).min(cells - 1);
     let query = [at(y, map[0]), at(x, map[1])];
     let visible = vec![false; map[0] * map[1]];
     let attention =
-        QueryAttention { position, map, cell, query, visible, mass, ..Default::default() };
+        QueryAttention { position, map, cell, patch, query, visible, mass, ..Default::default() };
     (query[0] * map[1] + query[1], attention)
 }
 

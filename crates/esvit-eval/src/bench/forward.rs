@@ -12,6 +12,7 @@ use super::{Bench, BenchError, Report, architecture, time};
 /// [`BenchError::Architecture`] for an unknown name.
 pub fn forward(bench: &Bench) -> Result<Report, BenchError> {
     let (config, _) = architecture(&bench.model)?;
+    config.check_image("size", [bench.global_size; 2])?;
     let (network, specs) = config.build(0.0);
     let params = Params::init(&specs, 0, &bench.device).for_inference();
     let images = images(bench, bench.batch, bench.global_size, [0, 0]);

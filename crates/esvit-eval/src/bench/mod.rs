@@ -15,6 +15,7 @@ use esvit_kernels::element::Bf16;
 use esvit_kernels::{peak, profile};
 use esvit_nn::Device;
 use esvit_nn::ops::Precision;
+use esvit_settings::SettingError;
 use serde::Serialize;
 
 pub use architecture::{MONOLITHIC, architecture};
@@ -122,6 +123,9 @@ pub enum BenchError {
     /// A setting is invalid.
     #[error("{0}")]
     Setting(String),
+    /// The network does not take images of this size.
+    #[error(transparent)]
+    Size(#[from] SettingError),
     /// A training step failed.
     #[error("a step failed: {0}")]
     Step(String),

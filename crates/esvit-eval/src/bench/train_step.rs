@@ -27,6 +27,10 @@ const BOTTLENECK: usize = 256;
 /// [`BenchError`] for invalid settings.
 pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     let (config, drop_path) = architecture(&bench.model)?;
+    config.check_image("global size", [bench.global_size; 2])?;
+    if bench.local_crops > 0 {
+        config.check_image("local size", [bench.local_size; 2])?;
+    }
     let micro_batch = if bench.micro_batch == 0 { bench.batch } else { bench.micro_batch };
     if bench.batch == 0 || !bench.batch.is_multiple_of(micro_batch) {
         return Err(BenchError::Setting(format!(

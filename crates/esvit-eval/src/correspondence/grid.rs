@@ -37,7 +37,13 @@ impl Grid {
                 return Err(CorrespondenceError::Size { size, cell });
             }
         }
-        Ok(Self { rows: height / cell, columns: width / cell, cell })
+        config.check_image("size", [height, width])?;
+        let [rows, columns] = [height, width].map(|side| side / cell);
+        let map = config.map(stage, [height, width]);
+        if map != [rows, columns] {
+            return Err(CorrespondenceError::Map { map, view: [height, width], cell });
+        }
+        Ok(Self { rows, columns, cell })
     }
 
     /// Number of cells.

@@ -12,6 +12,7 @@ mod view;
 
 use esvit_data::ImageError;
 use esvit_model::features::NotFinite;
+use esvit_settings::SettingError;
 
 pub use grid::Grid;
 pub use interval::{Estimate, estimate};
@@ -43,6 +44,21 @@ pub enum CorrespondenceError {
     Size {
         /// View size in pixels.
         size: usize,
+        /// Cell size in pixels.
+        cell: usize,
+    },
+    /// The network does not take views of this size.
+    #[error(transparent)]
+    View(#[from] SettingError),
+    /// The convolutions' margins are not those for which tokens divide the view.
+    #[error(
+        "tokens of {cell} pixels would divide a view of {view:?} pixels, but its map has {map:?} of them"
+    )]
+    Map {
+        /// Height and width of the map in tokens.
+        map: [usize; 2],
+        /// Height and width of the view in pixels.
+        view: [usize; 2],
         /// Cell size in pixels.
         cell: usize,
     },

@@ -3,6 +3,7 @@
 use esvit_data::{EvalTransform, Image, ImageError, Interpolation, resize};
 use esvit_kernels::pool;
 use esvit_nn::{ForwardCtx, Tensor};
+use esvit_settings::SettingError;
 
 use esvit_model::PretrainedBackbone;
 
@@ -37,6 +38,9 @@ pub enum RegionsError {
     /// The image cannot be resized.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The network does not take images of this size.
+    #[error(transparent)]
+    Input(#[from] SettingError),
     /// The stage does not exist.
     #[error("there is no stage {stage}: the network has {stages}, the first is 1")]
     Stage {
@@ -113,6 +117,7 @@ pub fn region_map(
     let margin = f64::from(usual.resize) / f64::from(usual.crop.max(1));
     let shorter = (framing.size as f64 * margin).round() as u32;
     let sides @ [width, height] = framing.sides(image, backbone.config.least_side())?;
+    backbone.config.check_image("size", [height, width])?;
     let [shown_width, shown_height] = sides.map(|side| side as u32);
     let input = if framing.whole {
         resize(image, shown_width, shown_height, Interpolation::Bicubic)?

@@ -13,6 +13,7 @@ use esvit_nn::backbone::Family;
 use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported, write_error};
 use esvit_nn::{BackboneConfig, onnx};
+use esvit_settings::SettingError;
 use esvit_weights::{Float, Tree, write_safetensors, write_torch_with};
 
 use crate::PretrainedBackbone;
@@ -144,17 +145,37 @@ pub enum ExportError {
          hint: `--precision f16` is as small and ten times as close"
     )]
     Bf16Graph,
+    /// The graph would be larger than ONNX files can be.
+    #[error(
+        "{:.1} GB of weights do not fit an ONNX file, which has at most 2 GiB\n\
+         hint: `--precision f16` needs half of it, or export the weights in another format",
+        (parameters * value) as f64 / 1e9
+    )]
+    LargeGraph {
+        /// Number of parameters.
+        parameters: usize,
+        /// Bytes of each.
+        value: usize,
+    },
+    /// The network cannot compute images of this size.
+    #[error(transparent)]
+    Image(#[from] SettingError),
     /// The input size is smaller than a patch, or than what a stage needs.
-    #[error("images of {height} x {width} pixels are smaller than a patch of {patch}")]
+    #[error(
+        "images of {height} x {width} pixels are smaller than what the network needs, {patch} pixels a side"
+    )]
     Size {
         /// Height in pixels.
         height: usize,
         /// Width in pixels.
         width: usize,
-        /// Side of a patch.
+        /// Least side.
         patch: usize,
     },
 }
+
+/// Most bytes of weights in an ONNX file: protocol buffers end at 2 GiB, and a graph has more than weights.
+const GRAPH_BYTES: usize = (1 << 31) - (16 << 20);
 
 /// What a target is not.
 fn no(ending: &str) -> String {
@@ -244,6 +265,11 @@ pub fn write(
             let patch = backbone.config.least_side();
             if height < patch || width < patch {
                 return Err(ExportError::Size { height, width, patch });
+            }
+            backbone.config.check_image("size", options.size)?;
+            let (parameters, value) = (backbone.params.flat().numel(), options.float.dtype().size());
+            if parameters * value > GRAPH_BYTES {
+                return Err(ExportError::LargeGraph { parameters, value });
             }
             let metadata = [(METADATA_KEY, about.as_str())];
             let (network, params) = (&*backbone.network, &backbone.params);

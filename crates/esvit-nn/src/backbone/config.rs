@@ -232,6 +232,20 @@ impl BackboneConfig {
         with_settings!(self, config => config.last_map(size))
     }
 
+    /// Height and width in tokens of the maps of a stage, for an image of `[height, width]` pixels that
+    /// are multiples of the stage's stride.
+    pub fn map(&self, stage: usize, sides: [usize; 2]) -> [usize; 2] {
+        match self {
+            Self::Cvt(config) => config.map(stage, sides),
+            _ => sides.map(|side| side / self.stages()[stage].stride),
+        }
+    }
+
+    /// Whether blocks have stochastic depth.
+    pub fn has_drop_path(&self) -> bool {
+        !matches!(self, Self::ResNet(_))
+    }
+
     /// `eps` of the normalization layers.
     pub fn norm_eps(&self) -> f64 {
         with_settings!(self, config => config.norm_eps)

@@ -266,8 +266,12 @@ impl<'a> StoredNetwork<'a> {
         }
         let heads = spec.shape.last().copied().unwrap_or(0);
         let is_table = spec.name.ends_with("relative_position_bias_table") && shape.len() == 2;
-        let is_positions = spec.name.starts_with("pos_embed") && shape.len() == 3;
-        let can_resize = (is_table || is_positions) && shape.last() == spec.shape.last();
+        let is_positions = spec.name.starts_with("pos_embed") && shape.len() == 3 && shape[0] == 1;
+        let is_axis = ["x_pos_embed", "y_pos_embed"].iter().any(|name| spec.name.ends_with(name))
+            && shape.len() == 3
+            && shape[0] == 1;
+        let is_resizable = is_table || is_positions || is_axis;
+        let can_resize = is_resizable && shape.last() == spec.shape.last();
         if shape != spec.shape && !can_resize {
             return Err(differs(format!("is {shape:?}, the network has {:?}", spec.shape)));
         }
@@ -284,10 +288,11 @@ impl<'a> StoredNetwork<'a> {
             return Err(differs(format!("holds {broken} {NOT_FINITE}")));
         }
         if shape != spec.shape {
-            let resized = match (is_positions, spec.name.as_str()) {
-                (true, "pos_embed") => resize::positions(&values, heads, spec.shape[1]),
-                (true, _) => resize::bilinear_positions(&values, heads, spec.shape[1]),
-                (false, _) => resize::relative_positions(&values, heads, spec.shape[0]),
+            let resized = match spec.name.as_str() {
+                "pos_embed" => resize::positions(&values, heads, spec.shape[1]),
+                _ if is_positions => resize::bilinear_positions(&values, heads, spec.shape[1]),
+                _ if is_axis => resize::axis_positions(&values, heads, spec.shape[1]),
+                _ => resize::relative_positions(&values, heads, spec.shape[0]),
             };
             values =
                 resized.ok_or_else(|| differs(format!("{shape:?} is no square of positions")))?;

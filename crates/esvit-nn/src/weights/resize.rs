@@ -45,6 +45,21 @@ pub(super) fn bilinear_positions(table: &[f32], width: usize, rows: usize) -> Op
     })
 }
 
+/// Resizes positions along one axis, `[from, width]`, to `to` by bicubic interpolation, as a vision
+/// longformer has them for rows and columns.
+pub(super) fn axis_positions(table: &[f32], width: usize, to: usize) -> Option<Vec<f32>> {
+    let from = table.len().checked_div(width).filter(|&from| from > 0)?;
+    let mut resized = Vec::with_capacity(to * width);
+    for at in 0..to {
+        let weights = interpolation::row(from, bicubic::taps(from, to as f64, at));
+        resized.extend((0..width).map(|channel| {
+            let values = table[channel..].iter().step_by(width);
+            values.zip(&weights).map(|(value, weight)| f64::from(*value) * weight).sum::<f64>() as f32
+        }));
+    }
+    Some(resized)
+}
+
 /// Interpolates a square map along both axes: `weights(old, new, position)` are those of all old
 /// positions of an axis in a new one.
 fn separable(
@@ -57,7 +72,8 @@ fn separable(
     let side = |tokens: usize| Some(tokens.isqrt()).filter(|side| side * side == tokens);
     // Class and distillation token.
     let sides = |prefix: usize| {
-        let [old, new] = [old_rows, rows].map(|rows| side(rows.checked_sub(prefix)?));
+        let map = |rows: usize| side(rows.checked_sub(prefix)?).filter(|&side| side > 0);
+        let [old, new] = [old_rows, rows].map(map);
         Some((prefix, old?, new?))
     };
     let (prefix, old, new) = (0..=2).find_map(sides)?;
@@ -109,6 +125,22 @@ mod tests {
         let found = bilinear_positions(&table, 1, 10).unwrap();
         assert_eq!(found, [9.0, 0.0, 2.0, 4.0, 5.0, 7.0, 9.0, 10.0, 12.0, 14.0]);
         assert!(bilinear_positions(&table, 1, 9).is_none());
+        // A class token alone has no map.
+        assert!(bilinear_positions(&[9.0], 1, 10).is_none() && positions(&[9.0], 1, 10).is_none());
+    }
+
+    /// The same along one axis as of a table whose columns are all alike.
+    #[test]
+    fn positions_along_an_axis() {
+        let axis = [1.0, -2.0, 4.0, 0.5, 9.0, 3.0];
+        assert_eq!(axis_positions(&axis, 2, 3).unwrap(), axis);
+        let found = axis_positions(&axis, 2, 5).unwrap();
+        let table: Vec<f32> = axis.chunks(2).flat_map(|row| [row, row, row].concat()).collect();
+        let expected = relative_positions(&table, 2, 25).unwrap();
+        for (found, expected) in found.chunks(2).zip(expected.chunks(10)) {
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+        assert!(axis_positions(&[], 2, 3).is_none() && axis_positions(&axis, 0, 3).is_none());
     }
 
     #[test]

@@ -304,7 +304,10 @@ impl ModelConfig {
     pub(super) fn validate(&self) -> Result<(), SettingError> {
         self.backbone.validate().map_err(|error| error.within("model"))?;
         let need = "give a rate of at least 0 and below 1: 1 leaves nothing of a block";
-        check((0.0..1.0).contains(&self.drop_path), "model.drop_path", self.drop_path, need)
+        check((0.0..1.0).contains(&self.drop_path), "model.drop_path", self.drop_path, need)?;
+        let fits = self.drop_path == 0.0 || self.backbone.has_drop_path();
+        let need = format!("a {} has no stochastic depth: give 0", self.backbone.family());
+        check(fits, "model.drop_path", self.drop_path, need)
     }
 }
 

@@ -182,7 +182,7 @@ fn what_does_not_fit_is_not_restored() {
     (other.network, _) = network(&wider, 0.0, &config, 0);
     let error = file.restore(&mut other).unwrap_err();
     assert!(matches!(error, CheckpointError::NotARun { .. }), "{error}");
-    assert!(error.to_string().contains("its windows have another size, "), "{error}");
+    assert!(error.to_string().contains("made for another size of images or windows: "), "{error}");
 
     // The description is that of no network.
     let damaged = text.replace("\"num_heads\":[3,", "\"num_heads\":[5,");

@@ -23,12 +23,12 @@ pub(super) struct NetworkArgs {
     /// Network to load, such as `student` [default: the teacher, or the only network]
     #[arg(long, value_name = "NAME", alias = "checkpoint_key")]
     key: Option<String>,
-    /// Architecture to load the weights into; relative position bias tables are resized if the
-    /// window sizes differ [default: that of the file]
+    /// Architecture to load the weights into; tables of positions are resized where window or image
+    /// sizes differ [default: that of the file]
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
-    /// Image size that the network was made for, from which its windows follow, and to which images
-    /// are cropped [default: what the file says, or else what fits its windows]
+    /// Image size that the network was made for, from which windows and tables of positions follow, and
+    /// to which images are cropped [default: what the file says, or else what fits its windows]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
     img_size: Option<u32>,
     /// Device that runs the network.

@@ -87,6 +87,7 @@ impl Attend {
         let size = self.size.unwrap_or(backbone.preprocess.size());
         let patch = config.least_side();
         let input = InputImage::new(image, &backbone.preprocess, framing, size, patch)?;
+        config.check_image("size", input.size())?;
         let place = self.query.map_or(Ok(input.center()), |pixel| input.map_pixel(pixel))?;
         let block = self.block.unwrap_or(config.blocks() - 1);
         let compute = if self.rollout { attention::rollout } else { attention::query_attention };
@@ -161,9 +162,8 @@ fn table(attention: &QueryAttention) -> String {
         attention;
     let BlockPosition { block, stage, block_in_stage } = position;
     let mut text = format!(
-        "block {block} (layers.{}.blocks.{block_in_stage}): the query at row {row}, column \
+        "block {block} (stage {stage}, block {block_in_stage} of it): the query at row {row}, column \
          {column} sees {} of {} cells",
-        stage - 1,
         attention.visible_cells(),
         attention.visible.len()
     );

@@ -150,7 +150,7 @@ fn files_that_are_no_backbone_of_ours_are_explained() {
     for (file, words) in [
         (
             "vit.safetensors",
-            "a vision transformer (ViT), a backbone that this program does not have",
+            "a vision transformer (ViT) of another form, a backbone that this program does not have",
         ),
         ("page.pth", "hint:"),
         ("cut.pth", "is damaged"),

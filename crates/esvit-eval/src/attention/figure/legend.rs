@@ -24,10 +24,8 @@ pub(super) fn draw(figure: &Figure<'_>, drawing: &mut Drawing, [left, top]: [f64
             format!("Attention rollout over blocks 0 to {}", position.block)
         }
         _ => format!(
-            "Attention of block {} (layers.{}.blocks.{})",
-            position.block,
-            position.stage - 1,
-            position.block_in_stage
+            "Attention of block {} (stage {}, block {} of it)",
+            position.block, position.stage, position.block_in_stage
         ),
     };
     drawing.text([left, top + 15.0], &title, 16.0, color::INK, Anchor::Start);

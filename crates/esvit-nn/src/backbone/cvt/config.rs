@@ -224,6 +224,11 @@ impl CvtConfig {
         least.checked_next_multiple_of(self.stride(0)).unwrap_or(least)
     }
 
+    /// Height and width in tokens of the maps of a stage, for an image of `[height, width]` pixels.
+    pub(crate) fn map(&self, stage: usize, sides: [usize; 2]) -> [usize; 2] {
+        sides.map(|side| (0..=stage).fold(side, |length, stage| self.count(stage, length)))
+    }
+
     /// Side of the last map in tokens, for a square image of `size` pixels; 0 when none is left.
     pub fn last_map(&self, size: usize) -> usize {
         (0..self.stages()).fold(size, |length, stage| self.count(stage, length))

@@ -54,12 +54,20 @@ impl Pvt {
     /// rates grow linearly from 0 at the first.
     pub fn new(scope: &mut Scope<'_>, config: &PvtConfig, drop_path: f64) -> Self {
         let init = Init::TruncatedNormal(WEIGHT_STD);
+        // What lies between two stages belongs to the block before.
+        let before = |stage: usize| {
+            let blocks: usize = config.depths[..stage].iter().sum();
+            blocks.checked_sub(1).map_or(Part::Embedding, Part::Block)
+        };
         let table = |stage: usize| {
             let shape = [1, config.table_rows(stage), config.embed_dims[stage]];
+            let mut scope = scope.reborrow().part(before(stage));
             scope.param(&format!("pos_embed{}", stage + 1), &shape, init)
         };
         let tables: Vec<ParamId> = (0..config.stages()).map(table).collect();
-        let class_token = scope.param("cls_token", &[1, 1, config.output_width()], init);
+        let last = before(config.stages() - 1);
+        let shape = [1, 1, config.output_width()];
+        let class_token = scope.reborrow().part(last).param("cls_token", &shape, init);
         let total: usize = config.depths.iter().sum();
         let mut index = 0;
         let stage = |(stage, table): (usize, ParamId)| {

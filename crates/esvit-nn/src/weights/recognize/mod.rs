@@ -117,14 +117,14 @@ const OTHERS: [(&str, &str); 11] = [
     ("attn.w_msa.logit_scale", "a Swin transformer of version 2"),
     ("attn.logit_scale", "a Swin transformer of version 2"),
     ("attention.self.logit_scale", "a Swin transformer of version 2"),
-    ("local_relative_position_bias_table", "a vision longformer (ViL)"),
+    ("local_relative_position_bias_table", "a vision longformer (ViL) of another form"),
     ("fn.qkv.dw.weight", "a convolutional vision transformer (CvT) in another form than EsViT's"),
     ("patch_embed1.proj.weight", "a pyramid vision transformer of version 2 (PVTv2)"),
     ("dwconv.weight", "a ConvNeXt"),
     ("conv_dw.weight", "a ConvNeXt"),
     ("layer1.0.conv1.weight", "a residual network of another form"),
-    ("cls_token", "a vision transformer (ViT)"),
-    ("class_token", "a vision transformer (ViT)"),
+    ("cls_token", "a vision transformer (ViT) of another form"),
+    ("class_token", "a vision transformer (ViT) of another form"),
 ];
 
 /// The unsupported backbone that a file seems to hold.

@@ -86,7 +86,7 @@ pub(super) fn shape(
         eps
     });
     let config = PvtConfig {
-        img_size: known.asked_size.unwrap_or(side * patch_size),
+        img_size: known.asked_size.unwrap_or(side.saturating_mul(patch_size)),
         patch_size,
         embed_dims,
         depths,

@@ -67,9 +67,10 @@ pub(in crate::cli) struct Finetune {
     /// Label smoothing.
     #[arg(long, value_name = "SHARE", default_value_t = defaults().label_smoothing)]
     label_smoothing: f64,
-    /// Stochastic depth rate of the last block, increasing linearly from 0 at the first.
-    #[arg(long, value_name = "RATE", default_value_t = defaults().drop_path)]
-    drop_path: f64,
+    /// Stochastic depth rate of the last block, increasing linearly from 0 at the first [default: 0.1,
+    /// and 0 for a ResNet, which has none]
+    #[arg(long, value_name = "RATE")]
+    drop_path: Option<f64>,
     /// Precision of GEMM operands and saved activations.
     #[arg(long, default_value = "auto", value_parser = precision_parser())]
     precision: Precision,
@@ -93,7 +94,7 @@ fn defaults() -> Settings {
 
 impl Finetune {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
-        let settings = self.settings();
+        let mut settings = self.settings();
         settings.validate()?;
         if let Some(out) = &self.out {
             if out.extension().is_none_or(|ending| ending != "safetensors") {
@@ -102,6 +103,13 @@ impl Finetune {
             check_writable(out, self.overwrite, &[&self.backbone.checkpoint])?;
         }
         let backbone = self.backbone.open(output)?;
+        if !backbone.config.has_drop_path() {
+            if let Some(rate) = self.drop_path.filter(|&rate| rate > 0.0) {
+                let family = backbone.config.family();
+                bail!("`--drop-path` is {rate}: a {family} has no stochastic depth");
+            }
+            settings.drop_path = 0.0;
+        }
         let task = self.task.open(&backbone, output)?;
         let (train, queries) = task.images();
         let classes = task.classes.len();
@@ -157,7 +165,7 @@ impl Finetune {
             mixup: self.mixup,
             cutmix: self.cutmix,
             label_smoothing: self.label_smoothing,
-            drop_path: self.drop_path,
+            drop_path: self.drop_path.unwrap_or(usual.drop_path),
             precision: self.precision,
             seed: self.seed,
             ..usual
