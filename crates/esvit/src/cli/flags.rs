@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use esvit_nn::zoo;
 
 /// What an option means here.
 enum Meaning {
@@ -187,12 +188,28 @@ impl Args for ScriptOptions {
 }
 
 /// The architecture that a script's `--arch` and the name of its file (`--cfg`) stand for: the window
-/// is in the latter alone, as in `swin_tiny_patch4_window14_224.yaml`.
+/// is in the latter alone, as in `swin_tiny_patch4_window14_224.yaml` and `cvt_v4/res_stem/s1_w14.yaml`.
 pub(super) fn architecture(arch: Option<&str>, file: &Path) -> Option<String> {
     let stem = file.file_stem()?.to_str()?;
+    let folders: Vec<&str> = file.iter().filter_map(|folder| folder.to_str()).collect();
+    if folders.contains(&"cvt_v4") {
+        let size = if stem.starts_with("s1") { "cvt_tiny" } else { "cvt_s3" };
+        let of_stem = if folders.contains(&"res_stem") { "_stem" } else { "" };
+        let window = if stem.ends_with("_w14") { "_w14" } else { "" };
+        return Some(format!("{size}{of_stem}{window}")).filter(|name| zoo::find(name).is_some());
+    }
     let (family, rest) = stem.split_once("_patch")?;
     let window = rest.split_once("_window")?.1.split('_').next()?;
     Some(format!("{}_w{window}", arch.unwrap_or(family)))
+}
+
+/// The vision transformer that a script's `--arch` and `--patch_size` stand for, if they do: `vit_small`
+/// or `deit_small`, with patches of 16 pixels unless the settings say otherwise.
+pub(super) fn vision_transformer(arch: &str, settings: &[String]) -> Option<String> {
+    let (_, size) = arch.split_once('_').filter(|(family, _)| ["vit", "deit"].contains(family))?;
+    let given = settings.iter().rev().find_map(|text| text.strip_prefix("model.patch_size="));
+    let name = format!("vit_{size}{}", given.unwrap_or("16"));
+    ["tiny", "small", "base"].contains(&size).then_some(name)
 }
 
 /// Parses the booleans that the scripts accept.
@@ -253,6 +270,28 @@ mod tests {
         assert_eq!(architecture(None, &file).as_deref(), Some("swin_tiny_w14"));
         assert_eq!(architecture(Some("swin_base"), &file).as_deref(), Some("swin_base_w14"));
         assert_eq!(architecture(None, Path::new("cvt_v4_s1.yaml")), None);
+        for (file, expected) in [
+            ("experiments/cvt_v4/s1.yaml", "cvt_tiny"),
+            ("cvt_v4/s3.yaml", "cvt_s3"),
+            ("cvt_v4/win_size/s3_w14.yaml", "cvt_s3_w14"),
+            ("cvt_v4/res_stem/s1_w14.yaml", "cvt_tiny_stem_w14"),
+        ] {
+            assert_eq!(architecture(None, Path::new(file)).as_deref(), Some(expected));
+        }
+        assert_eq!(architecture(None, Path::new("cvt_v4/res_stem/s1.yaml")), None);
+    }
+
+    #[test]
+    fn vision_transformers_of_the_scripts() {
+        let found = |arch, settings: &[&str]| {
+            let settings: Vec<String> = settings.iter().map(|text| (*text).into()).collect();
+            vision_transformer(arch, &settings)
+        };
+        assert_eq!(found("deit_small", &[]).as_deref(), Some("vit_small16"));
+        let eight = ["optim.lr=1", "model.patch_size=8"];
+        assert_eq!(found("vit_base", &eight).as_deref(), Some("vit_base8"));
+        assert_eq!(found("vit_small16", &eight), None);
+        assert_eq!(found("swin_small", &[]), None);
     }
 
     #[test]

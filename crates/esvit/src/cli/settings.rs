@@ -207,6 +207,9 @@ impl Settings {
             output.note(format!("`--cfg {}` stands for `--arch {arch}`", file.display()));
             self.given.arch = Some(arch);
         }
+        let arch = self.given.arch.as_deref();
+        let arch = arch.and_then(|arch| flags::vision_transformer(arch, &script.settings));
+        self.given.arch = arch.or(self.given.arch.take());
         self.given.overrides.splice(0..0, script.settings.iter().cloned());
         self.is_script = script.is_script() && self.recipe.is_none();
         Ok(())
