@@ -192,7 +192,7 @@ settings! {
         /// them; 0 for as many as fit a budget of saved activations.
         pub crops_per_forward: usize = 0,
         /// Saves only inputs of branches and recomputes the rest in the backward pass: less memory,
-        /// about a quarter more time. CPU only.
+        /// about a quarter more time. For Swin and ViT, and the MLPs of CvT, ViL and PVT. CPU only.
         pub activation_checkpointing: bool = false,
         /// Device: `cpu`.
         pub device: String = "cpu".into(),
