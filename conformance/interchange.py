@@ -30,6 +30,7 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
+import interchange_families as families
 from reference.network import HeadConfig, SelfSupervisedNetwork
 from reference.swin import LAYER_NORM_EPS, Swin, SwinConfig
 
@@ -51,6 +52,9 @@ def perturb(module: nn.Module, seed: int) -> nn.Module:
                 value.add_(0.1 * noise)
             elif name.endswith("relative_position_bias_table"):
                 value.copy_(0.5 * noise)
+        for name, value in module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                value.add_(0.2 * torch.rand(value.shape, generator=generator))
     return module.eval()
 
 
@@ -63,6 +67,7 @@ class Given:
     save: Callable[[Path], None]
     features: Callable[[Tensor], Features]
     key: str | None = None
+    family: str = "swin"
 
 
 def timm_model(name: str, **settings: object) -> nn.Module:
@@ -177,6 +182,15 @@ def given() -> Iterator[Given]:
         lambda path: torch.save({"model": microsoft_state(older), "epoch": 1}, path),
         functools.partial(timm_features, older),
     )
+    for foreign in families.foreign():
+        model = perturb(foreign.create(), seed=9)
+        yield Given(
+            foreign.name,
+            foreign.file,
+            functools.partial(foreign.save, model),
+            functools.partial(foreign.features, model),
+            family=foreign.family,
+        )
 
 
 def microsoft_state(model: nn.Module) -> dict[str, Tensor]:
@@ -204,7 +218,7 @@ def write_cases(folder: Path) -> None:
         tensors = {"input": images, "cls": view, "region": region}
         tensors = {name: value.contiguous().clone() for name, value in tensors.items()}
         safetensors.torch.save_file(tensors, path / "tensors.safetensors")
-        settings = {"kind": "checkpoint", "family": "swin", "file": case.file, "key": case.key}
+        settings = {"kind": "checkpoint", "family": case.family, "file": case.file, "key": case.key}
         (path / "case.json").write_text(json.dumps(settings))
 
 
@@ -286,6 +300,35 @@ def check_exports(esvit: str, folder: Path, failures: Failures) -> None:
         failures.report("esvit, buffers of the official code", abs(len(state) - 183), 0)
         compare("esvit", swin_features(model, images))
         same_bits("esvit", out)
+
+
+def check_other_families(esvit: str, folder: Path, failures: Failures) -> None:
+    """Networks of other families, exported for the program that they came from, and as graphs."""
+    images = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    for foreign in families.foreign():
+        model = perturb(foreign.create(), seed=9)
+        with torch.inference_mode():
+            view, region = foreign.features(model, images)
+        source = folder / "cases" / foreign.name / foreign.file
+        out = folder / ("back" if foreign.target == "transformers" else "back.safetensors")
+        command = [esvit, "--quiet", "export", "--checkpoint", str(source), "--overwrite"]
+        subprocess.run([*command, "--format", foreign.target, "--out", str(out)], check=True)
+        with torch.inference_mode():
+            found = foreign.features(foreign.load(out), images)
+        for what, value, expected in zip(("view", "region"), found, (view, region), strict=True):
+            failures.report(f"{foreign.name}, {what}", largest(value, expected), FEATURE_TOLERANCE)
+        back = out / "model.safetensors" if out.is_dir() else out
+        difference = subprocess.run([esvit, "diff", str(source), str(back)], capture_output=True)
+        failures.report(f"{foreign.name}, back again", difference.returncode, 0)
+
+        graph = folder / "family.onnx"
+        subprocess.run([*command, "--format", "onnx", "--out", str(graph)], check=True)
+        session = onnxruntime.InferenceSession(graph)
+        found = session.run(["view", "region"], {"images": images.numpy()})
+        for what, value, expected in zip(("view", "region"), found, (view, region), strict=True):
+            scale = expected.abs().max().item()
+            difference = largest(value, expected) / max(scale, 1.0)
+            failures.report(f"{foreign.name}, ONNX, {what}", difference, ONNX_TOLERANCE)
 
 
 # Name, width, depths, heads: as the official configuration files have them.
@@ -374,6 +417,7 @@ def main() -> int:
     read = subprocess.run([arguments.esvit, "verify", "--strict", str(cases)])
     failures = Failures()
     check_exports(arguments.esvit, arguments.work, failures)
+    check_other_families(arguments.esvit, arguments.work, failures)
     check_large_checkpoint(arguments.esvit, arguments.work, failures)
     check_graphs(arguments.esvit, arguments.work, arguments.tract, failures)
     print(f"{failures.count} comparisons of exports failed")
