@@ -9,6 +9,9 @@ use esvit_nn::backbone::cvt::CvtConfig;
 use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::vil::{BiasResize, VilConfig};
+use esvit_nn::backbone::vit::{
+    MlpKind, MlpNorm, PatchEmbedding, PositionTable, QkvBias, VitConfig,
+};
 use esvit_nn::backbone::{Input, TokenMask};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
@@ -21,7 +24,7 @@ use esvit_nn::tensor::Dtype;
 use esvit_nn::{BackboneConfig, Collective, Device, ForwardCtx, Solo, Tape, Tensor};
 use esvit_testing::{
     Pair, assert_alike, check_gradients, composed, fill, hashed, hashed_tensor, hashed_times,
-    tiny_cvt, tiny_pvt, tiny_swin,
+    tiny_cvt, tiny_pvt, tiny_swin, tiny_vit,
 };
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5 };
@@ -685,6 +688,40 @@ fn pvt() {
             assert_eq!(features.map, [1, 2]);
             Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
         });
+    }
+}
+
+/// Two kinds of positions, MLPs, norms and biases, tokens before a map, pixels cut off, and drop-path.
+#[test]
+fn vit() {
+    let gated = VitConfig { mlp: MlpKind::SwiGlu, layer_scale: true, ..tiny_vit() };
+    let turned = VitConfig {
+        position_table: PositionTable::Rotary,
+        qkv_bias: QkvBias::QueriesAndValues,
+        register_tokens: 2,
+        ..tiny_vit()
+    };
+    let normed = VitConfig {
+        position_table: PositionTable::SineCosine,
+        patch_embedding: PatchEmbedding::Frozen,
+        mlp_norm: MlpNorm::BatchNorm,
+        ..tiny_vit()
+    };
+    for config in [gated, turned, normed] {
+        // Norms that vary slowly over the steps of finite differences.
+        let config = VitConfig { norm_eps: 0.1, patch_size: 4, ..config };
+        config.validate().unwrap();
+        let what = format!("{config:?}");
+        let (vit, list) = BackboneConfig::Vit(config).build(0.5);
+        let params = fill(&list, 0);
+        let pixels = hashed_times(1000, 2 * 3 * 9 * 12, 3f64.sqrt());
+        for pass in [ForwardCtx::eval, || ForwardCtx::student(KEY)] {
+            check_network(&what, pixels.clone(), &params, |params, x| {
+                let features = vit.forward(params, x.reshape([2, 3, 9, 12]), &pass());
+                assert_eq!(features.map, [2, 3]);
+                Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
+            });
+        }
     }
 }
 

@@ -4,7 +4,9 @@ use esvit_weights::{TensorInfo, WeightsFile};
 
 use super::{Known, marked};
 use crate::backbone::Family;
-use crate::backbone::vit::{PositionResize, PositionTable, VitConfig};
+use crate::backbone::vit::{
+    MlpKind, MlpNorm, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
+};
 use crate::weights::location::Location;
 use crate::weights::naming::Naming;
 
@@ -106,6 +108,10 @@ pub(super) fn shape(
         layer_scale: exists("blocks.0.ls1.gamma"),
         position_table,
         position_resize: resize(file, location, position_table, registers.is_some()),
+        patch_embedding: PatchEmbedding::Linear,
+        qkv_bias: QkvBias::All,
+        mlp: MlpKind::Gelu,
+        mlp_norm: MlpNorm::LayerNorm,
     };
     config.validate().map_err(|error| error.to_string())?;
     Ok((config, assumed))
