@@ -118,7 +118,7 @@ fn positions(block: &str, window: usize, naming: Naming) -> Option<Entry> {
     let shape = match naming {
         Naming::Esvit | Naming::Microsoft | Naming::OpenMmLab => vec![tokens, tokens],
         Naming::Torchvision => vec![tokens * tokens],
-        Naming::Timm | Naming::Transformers | Naming::Transformers5 => return None,
+        _ => return None,
     };
     let rows: Vec<i64> = tables.bias_row.iter().map(|&row| i64::from(row)).collect();
     let name =
