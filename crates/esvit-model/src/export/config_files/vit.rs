@@ -115,15 +115,18 @@ fn dinov2(model: &VitConfig) -> Value {
         whole if whole.fract() == 0.0 => json!(whole as u64),
         ratio => json!(ratio),
     };
-    json!({
+    let mut own = json!({
         "mlp_ratio": ratio,
         "qkv_bias": model.qkv_bias == QkvBias::All,
         "use_swiglu_ffn": model.mlp == MlpKind::SwiGlu,
         "layerscale_value": LAYER_SCALE,
-        "num_register_tokens": model.register_tokens,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-    })
+    });
+    if model.register_tokens > 0 {
+        own["num_register_tokens"] = model.register_tokens.into();
+    }
+    own
 }
 
 /// What DINOv3 has of its own.
